@@ -27,6 +27,7 @@ def write_clip(
     size: tuple[int, int] = SIZE,
     subtitles: tuple[str, Sequence[tuple[float, float, bytes]]] | None = None,
     keyframes: int = 250,
+    begin: int = 0,
 ) -> Path:
     """Writes a clip; the container follows from the suffix.
 
@@ -38,6 +39,7 @@ def write_clip(
         size: Width and height in pixels.
         subtitles: A codec, and start, end and packet of each.
         keyframes: Frames from one to the next at most.
+        begin: Seconds at which its times begin.
     """
     options = {"movflags": "faststart"} if path.suffix == ".mp4" else {}
     with av.open(str(path), "w", options=options) as container:
@@ -46,7 +48,7 @@ def write_clip(
         words = None if subtitles is None else container.add_mux_stream(subtitles[0])
         for number in range(fps * seconds):
             frame = av.VideoFrame.from_image(drawn(number // fps, size))
-            frame.pts, frame.time_base = number, Fraction(1, fps)
+            frame.pts, frame.time_base = begin * fps + number, Fraction(1, fps)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
         for start, end, content in () if subtitles is None else subtitles[1]:

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import os
 import random
 import shutil
 from contextlib import suppress
@@ -17,7 +18,18 @@ from bridgetower import extras
 from bridgetower.data import moments
 from bridgetower.data.frames import Cue, Video, frame_of, opened_video, read_subtitles
 from bridgetower.data.items import Columns, SourceItem, read_blocks, units_of
-from bridgetower.data.moments import Cutting, Moment, at_most, cuts_of, merged, moments_of, subtitles_of, windows
+from bridgetower.data.moments import (
+    Cutting,
+    Moment,
+    at_most,
+    cuts_of,
+    images_of_video,
+    merged,
+    moments_of,
+    subtitles_of,
+    windows,
+)
+from bridgetower.data.tars import tar_samples
 from videos import SAID, SIZE, SRT, write_clip
 
 RED, LIME, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -127,9 +139,12 @@ class TestMoments:
         )
         assert [item.texts for item in items(talk)] == [("A red square",), ("is <followed> by",)]
 
-    def test_subtitles_in_utf16_and_with_carriage_returns(self, talk: Path) -> None:
-        talk.with_suffix(".srt").write_bytes(SRT.replace("\n", "\r\n").encode("utf-16"))
-        assert [item.texts for item in items(talk)] == [(text,) for text in SAID]
+    @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+    @pytest.mark.parametrize("first", ["A red", "\u00c4\u00f6\u00fc", "\u65e5\u672c\u8a9e", "\u041f\u0440\u0438"])
+    def test_subtitles_in_utf16_and_with_carriage_returns(self, talk: Path, encoding: str, first: str) -> None:
+        text = "\ufeff" + SRT.replace("\n", "\r\n").replace("A red", first)
+        talk.with_suffix(".srt").write_bytes(text.encode(encoding))
+        assert [item.texts for item in items(talk)] == [(text.replace("A red", first),) for text in SAID]
 
     @pytest.mark.parametrize(
         ("name", "codec", "packets"),
@@ -237,7 +252,10 @@ class TestMerging:
             ([(2, 4, "b"), (0, 2, "a")], [(0, 2, "a"), (2, 4, "b")]),
             # Rolling: each line comes again above the next.
             ([(0, 2, "a b"), (2, 4, "a b\nc d"), (4, 6, "c d\ne")], [(0, 2, "a b"), (2, 4, "c d"), (4, 6, "e")]),
-            ([(0, 4, "a b"), (2, 6, "b c"), (4, 8, "c d")], [(0, 2, "a b"), (2, 4, "c"), (4, 8, "d")]),
+            ([(0, 4, "a\nb"), (2, 6, "b\nc"), (4, 8, "c\nd")], [(0, 2, "a b"), (2, 4, "c"), (4, 8, "d")]),
+            ([(0, 4, "a\\Nb"), (2, 6, "b\\Nc")], [(0, 2, "a b"), (2, 6, "c")]),
+            # A line that begins with the last word of the one before.
+            ([(0, 2, "\u266a la"), (2, 4, "la la land")], [(0, 2, "\u266a la"), (2, 4, "la la land")]),
             ([(0, 2, "a b"), (2, 2.01, "a b"), (2.01, 4, "a b\nc")], [(0, 2.01, "a b"), (2.01, 4, "c")]),
             # Lines that overlap and do not repeat each other.
             ([(0, 4, "a"), (2, 6, "b"), (4, 8, "c")], [(0, 2, "a"), (2, 4, "b"), (4, 8, "c")]),
@@ -280,6 +298,33 @@ class TestDamage:
             assert (last.id, last.image) == (name, None)
             assert "of 12.0 s; copy it again" in str(last.problem)
 
+    @pytest.mark.parametrize(("name", "codec"), [("a.mkv", "libx264"), ("a.ts", "mpeg2video")])
+    def test_a_whole_video_whose_times_begin_late(self, tmp_path: Path, name: str, codec: str) -> None:
+        said = ("subrip", [(36_001.0, 36_003.0, b"A red square")]) if name == "a.mkv" else None
+        path = write_clip(tmp_path / name, codec=codec, subtitles=said, begin=36_000)
+        moments, problems = moments_of(path, Cutting(every=4))
+        assert problems == []
+        assert np.allclose(times(moments), [(0, 4), (4, 8), (8, 12)], atol=0.3)
+        assert moments[0].text == ("A red square" if said else "")
+        assert colour(frame_of(path, 4)) == LIME
+
+    def test_a_matroska_video_that_is_cut_in_its_header(self, tmp_path: Path) -> None:
+        path = write_clip(tmp_path / "a.mkv")
+        path.write_bytes(path.read_bytes()[:100])
+        (item,) = items(path)
+        assert "a.mkv cannot be read (it is cut off or damaged)" in str(item.problem)
+
+    def test_what_is_no_file(self, tmp_path: Path) -> None:
+        """A pipe would be waited for, and a link to itself has no end."""
+        os.mkfifo(tmp_path / "pipe.mp4")
+        (tmp_path / "circle.mp4").symlink_to(tmp_path / "circle.mp4")
+        for path, message in ((tmp_path / "pipe.mp4", "is no file"), (tmp_path / "circle.mp4", "symbolic links")):
+            _, problem = images_of_video(path, path.name, Cutting())
+            assert message in str(problem)
+        os.mkfifo(tmp_path / "pipe.tar")
+        with pytest.raises(ValueError, match="is no file"):
+            next(tar_samples(tmp_path / "pipe.tar"))
+
     def test_a_video_without_its_end_of_which_nothing_can_be_read(self, tmp_path: Path) -> None:
         path = write_clip(tmp_path / "a.mov")
         path.write_bytes(path.read_bytes()[:3000])
@@ -320,7 +365,10 @@ class TestDamage:
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            ("1\n00:00:01,000 --> 00:00:02,000\nnée\n".encode("latin-1"), "talk.srt is not UTF-8; save it as UTF-8"),
+            (
+                "1\n00:00:01,000 --> 00:00:02,000\nnée\n".encode("latin-1"),
+                "talk.srt has 1 subtitles that are not UTF-8; save it as UTF-8",
+            ),
             (b"", "talk.srt"),
             (b"\0" * 5000, "talk.srt"),
             (b"1\n00:00:99,000 --> nonsense\nwords\n", "talk.srt"),
@@ -344,12 +392,13 @@ class TestDamage:
 
     def test_what_can_be_read_of_subtitles_is_kept(self, talk: Path) -> None:
         cues = [
-            f"{n}\n00:00:0{n},000 --> 00:00:0{n},900\n".encode() + word for n, word in enumerate((b"a", b"\xff"), 1)
+            f"{n}\n00:00:0{n},000 --> 00:00:0{n},900\n".encode() + word
+            for n, word in enumerate((b"a", b"\xff", b"c"), 1)
         ]
         talk.with_suffix(".srt").write_bytes(b"\n\n".join(cues))
         said, problem = read_subtitles(talk.with_suffix(".srt"))
-        assert [cue.text for cue in said] == ["a"]
-        assert "not UTF-8" in str(problem)
+        assert [cue.text for cue in said] == ["a", "c"]
+        assert "has 1 subtitles that are not UTF-8" in str(problem)
 
     def test_subtitles_without_words(self, talk: Path) -> None:
         talk.with_suffix(".srt").write_text("1\n00:00:01,000 --> 00:00:02,000\n \n")

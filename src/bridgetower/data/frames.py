@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
+import errno
 import io
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,12 +55,14 @@ class Cue:
     text: str
 
 
-def _opened(path: Path, formats: str) -> Any:
-    """Opens a file as one of some formats, none of which names other files."""
-    path.stat()
+def _opened(path: Path, formats: str, content: bytes | None = None) -> Any:
+    """Opens a file, or its content, as one of some formats, none of which names other files."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError(f"{path} is no file; remove it")
     with _named(path):
         options = {"format_whitelist": formats, "protocol_whitelist": "file"}
-        return av.open(str(path), options=options, metadata_errors="replace")
+        opened = str(path) if content is None else io.BytesIO(content)
+        return av.open(opened, options=options, metadata_errors="replace")
 
 
 @contextmanager
@@ -66,7 +71,9 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except av.FFmpegError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}); copy it again") from error
+        # Of a Matroska file that is cut off, FFmpeg says "Operation not permitted" or "Input/output error".
+        reason = "it is cut off or damaged" if error.errno in (errno.EPERM, errno.EIO) else error.strerror
+        raise ValueError(f"{path} cannot be read ({reason}); copy it again") from error
 
 
 class Video:
@@ -92,7 +99,8 @@ class Video:
         self._stream.thread_type = "AUTO"
         self._check_size(self._stream.width, self._stream.height)
         self._first = (container.start_time or 0) / _MICROSECONDS
-        self.duration = max(0.0, (container.duration or 0) / _MICROSECONDS)
+        before = self._first if "matroska" in container.format.name else 0.0  # there it is the time of the end
+        self.duration = max(0.0, (container.duration or 0) / _MICROSECONDS - before)
         self._shown: Any = None
         self._ahead: Any = None
         self._frames: Iterator[Any] = iter(())
@@ -272,14 +280,21 @@ def read_subtitles(path: Path) -> tuple[list[Cue], str | None]:
         OSError: There is no such file.
     """
     cues: list[Cue] = []
+    num_bad = 0
     try:
-        with _opened(path, _SUBTITLES) as container:
-            packets = (packet for packet in container.demux(container.streams[0]) if packet.pts is not None)
-            for packet in packets:
-                cues += _cues_in(packet, float(packet.pts * packet.time_base))
-    except (av.FFmpegError, ValueError) as error:
-        is_decoding = isinstance(error, av.FFmpegError)
-        return cues, f"{path} is not UTF-8; save it as UTF-8" if is_decoding else str(error)
+        content = path.read_bytes() if path.is_file() else b""
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            content = content.decode("utf-16", errors="replace").encode()
+        with _opened(path, _SUBTITLES, content) as container:
+            for packet in container.demux(container.streams[0]):
+                try:
+                    cues += [] if packet.pts is None else _cues_in(packet, float(packet.pts * packet.time_base))
+                except av.FFmpegError:
+                    num_bad += 1
+    except ValueError as error:
+        return cues, str(error)
+    if num_bad:
+        return cues, f"{path} has {num_bad} subtitles that are not UTF-8; save it as UTF-8"
     return cues, None if cues else f"{path} has no subtitles; expected WebVTT or SubRip"
 
 

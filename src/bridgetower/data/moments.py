@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -39,7 +40,7 @@ _SHORTEST = 1.0  # seconds of a scene
 _MISSING = 2.0  # seconds that a whole video may end before the end that the file names
 _MARKS = re.compile(r"\{[^}]*\}")
 _LANGUAGE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]+)*(\.(forced|sdh))?", re.ASCII)  # en, zh-Hans, en.sdh
-_VERSION = 2  # of how moments are found; those in the cache are of it
+_VERSION = 3  # of how moments are found; those in the cache are of it
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +141,9 @@ def moments_of(video: Path, cutting: Cutting) -> tuple[list[Moment], list[str]]:
         ValueError: Nothing of it can be read.
     """
     subtitles = subtitles_of(video)
-    files = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in (video, subtitles) if path]
+    files = [
+        (os.path.realpath(path), path.stat().st_size, path.stat().st_mtime_ns) for path in (video, subtitles) if path
+    ]
     key = hashlib.sha256(json.dumps([_VERSION, files, asdict(cutting)]).encode()).hexdigest()
     cached = cache_folder() / "moments" / f"{key}.json"
     if cached.is_file():
@@ -190,19 +193,20 @@ def merged(cues: Iterable[Cue]) -> list[Moment]:
     """Returns what is said as segments that follow each other.
 
     Subtitles that begin together are one segment. Of others that overlap, the first ends where the next
-    begins. Words that a subtitle repeats from the one before, as rolling captions do, are left out.
+    begins. Lines that a subtitle repeats from the one before, as rolling captions do, are left out.
     """
     segments: list[Moment] = []
-    shown: list[str] = []  # words of the subtitle before
+    shown: list[str] = []  # lines of the subtitle before
     until = 0.0  # which it was shown
     for cue in sorted(cues, key=lambda one: (one.start, one.end)):
         start, end = max(0.0, cue.start), cue.end if cue.end > cue.start else cue.start + _SHOWN_FOR
-        words = _MARKS.sub(" ", cue.text[:_LONGEST_CUE]).replace("\\N", " ").replace("\\h", " ").split()
-        if not words or end <= 0:
+        text = _MARKS.sub(" ", cue.text[:_LONGEST_CUE]).replace("\\N", "\n").replace("\\h", " ")
+        lines = [line for line in (" ".join(line.split()) for line in text.split("\n")) if line]
+        if not lines or end <= 0:
             continue
         last = segments[-1] if segments else None
         follows = last is not None and start <= until + 0.1
-        new = words[_num_repeated(shown, words) if follows else 0 :]
+        new = lines[_num_repeated(shown, lines) if follows else 0 :]
         if last is not None and follows and not new:
             segments[-1] = replace(last, end=max(last.end, end))
         elif last is not None and start - last.start <= _TOGETHER * min(last.end - last.start, end - start):
@@ -211,13 +215,13 @@ def merged(cues: Iterable[Cue]) -> list[Moment]:
             if last is not None:
                 segments[-1] = replace(last, end=min(last.end, start))
             segments.append(Moment(start, end, " ".join(new)))
-        shown, until = words, max(until, end) if follows else end
+        shown, until = lines, max(until, end) if follows else end
     return [one for one in segments if one.end > one.start]
 
 
-def _num_repeated(before: Sequence[str], words: Sequence[str]) -> int:
-    """Returns how many words at the start are those at the end of what was shown before."""
-    return next((n for n in range(min(len(before), len(words)), 0, -1) if before[-n:] == words[:n]), 0)
+def _num_repeated(before: Sequence[str], lines: Sequence[str]) -> int:
+    """Returns how many lines at the start are those at the end of what was shown before."""
+    return next((n for n in range(min(len(before), len(lines)), 0, -1) if before[-n:] == lines[:n]), 0)
 
 
 def silences(segments: Sequence[Moment], end: float) -> Iterator[tuple[float, float]]:

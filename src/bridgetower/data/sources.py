@@ -161,8 +161,8 @@ def split_of(source: Path, place: str, cells: Cells) -> str | None:
 
 
 def cell_text(value: object) -> str:
-    """Returns the text in a cell; empty if there is none."""
-    return "" if value is None else str(value)
+    """Returns the text in a cell; empty if there is none, which pandas writes as NaN."""
+    return "" if value is None or value != value else str(value)
 
 
 def cell_image(root: Path, cell: object) -> ImageRef:

@@ -46,6 +46,8 @@ def tar_samples(path: Path) -> Iterator[Sample]:
     Raises:
         ValueError: If the file is no tar archive, is cut off, or a text in it cannot be read.
     """
+    if not path.is_file():  # a pipe would be waited for
+        raise ValueError(f"{path} is no file; remove it")
     try:
         # "r:": compressed shards could not be read from the middle.
         with tarfile.open(path, "r:", tarinfo=_Header) as archive:

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from bridgetower.data.config import PrepareConfig
@@ -41,6 +43,15 @@ def test_as_img2dataset_writes_them(
         NO_PICTURE: [ROWS[3][0], ROWS[7][0]],
         "image of which there is no link": ["link http://elsewhere.example.org/1.jpg"],
     }
+
+
+@pytest.mark.parametrize(("name", "publish"), [("cc3m", write_cc3m), ("sbu", write_sbu)])
+def test_images_in_parquet_without_their_links(tmp_path: Path, name: str, publish: Callable[[Path], None]) -> None:
+    publish(tmp_path / "set")
+    table = pa.table({"image": [{"bytes": jpeg(1), "path": "1.jpg"}]})
+    pq.write_table(table, tmp_path / "set" / "other.parquet")
+    with pytest.raises(ValueError, match=r"has no link; expected the column url of img2dataset"):
+        prepared(name, tmp_path / "set", tmp_path / "out")
 
 
 def test_cc3m_by_the_numbers_of_its_lines(tmp_path: Path) -> None:

@@ -63,8 +63,10 @@ def _keep_downloads(originals: Originals, manifest: Manifest, found: Lookup) -> 
     for table in counted(tables, "reading tables", shown=originals.progress and bool(tables)):
         for row in parquet_rows(table):
             image = next((cell for cell in row.values() if isinstance(cell, ImageRef)), None)
-            if image:  # None: the download failed
+            if image and row.get("url"):
                 _keep(found, f"link {row['url']}", image)
+            elif image:  # None: the download failed
+                manifest.bad(f"{image.name} has no link; expected the column url of img2dataset")
 
 
 def _keep_files(
