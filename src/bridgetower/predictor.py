@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bridgetower.batches import compute_items, compute_pairs, decoded, match_all
-from bridgetower.checkpoints import Checkpoint, fingerprint, read_checkpoint
+from bridgetower.checkpoints import Checkpoint, HubOptions, fingerprint, read_checkpoint
 from bridgetower.engines.config import EngineRequest, Precision
 from bridgetower.engines.engine import Engine
 from bridgetower.engines.start import EngineChoice, chosen_engine
@@ -75,12 +75,13 @@ def load(
     overrides: Mapping[str, Any] | None = None,
     fast_decode: bool = False,
     extensions: Extensions = NO_EXTENSIONS,
+    **hub: Unpack[HubOptions],
 ) -> Predictor:
     """Loads a model for use.
 
     Args:
-        source: Hub id, folder (of this package, exported or not, of transformers, or of a training run), or official
-            `.ckpt`.
+        source: Hub id (also `owner/name/FILE.ckpt`), folder (of this package, exported or not, of transformers, or of
+            a training run), or official `.ckpt`.
         revision: Branch, tag or commit of a hub id; the commit that was loaded is in `Predictor.source`.
         image_size: Pixels; position embeddings are resized if it is not the checkpoint's own.
         device: Such as `cpu` or `cuda:0`; None takes a GPU if there is one.
@@ -97,6 +98,7 @@ def load(
         fast_decode: Decode large JPEG files at reduced scale, which changes pixels a little; a model that was trained
             so does it anyway.
         extensions: Towers, bridges and heads of one's own that the model's config names.
+        hub: For hub ids: `token`, `subfolder`, `cache_dir` and `local_files_only`, as in `huggingface_hub`.
 
     Raises:
         FileNotFoundError: Nothing is there, or the engine's packages are not installed.
@@ -113,6 +115,7 @@ def load(
         overrides=overrides,
         dtype=choice.dtype,
         extensions=extensions,
+        **hub,
     )
     unchanged = image_size in (None, checkpoint.config.vision.image_size)
     if image_size is not None:

@@ -1,15 +1,21 @@
 """Hub ids, read from a local cache of the hub without a network."""
 
+import json
 import os
 import subprocess
 import sys
+import threading
+import zlib
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import huggingface_hub
 import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils import filter_repo_objects
 
+import official
 import tiny
 from bridgetower.checkpoints import Checkpoint, read_checkpoint
 from bridgetower.checkpoints.hub import download
@@ -25,10 +31,12 @@ def add(cache: Path, repo: str, folder: Path, commit: str, *refs: str) -> Path:
     snapshot = place / "snapshots" / commit
     snapshot.mkdir(parents=True)
     (place / "blobs").mkdir(exist_ok=True)
-    for file in folder.iterdir():
+    for file in (path for path in folder.rglob("*") if path.is_file()):
+        inside = snapshot / file.relative_to(folder)
+        inside.parent.mkdir(exist_ok=True)
         blob = place / "blobs" / f"{commit}-{file.name}"
         blob.write_bytes(file.read_bytes())
-        (snapshot / file.name).symlink_to(os.path.relpath(blob, snapshot))
+        inside.symlink_to(os.path.relpath(blob, inside.parent))
     for ref in refs:
         (place / "refs" / ref).parent.mkdir(parents=True, exist_ok=True)
         (place / "refs" / ref).write_text(commit)
@@ -56,13 +64,14 @@ class TestCached:
     def test_an_unpinned_id_is_told_how_to_pin(self, cache: Path, safe: Path, caplog: pytest.LogCaptureFixture) -> None:
         add(cache, "owner/tower", safe, NEW, "main")
         read_checkpoint("owner/tower")
-        assert f"owner/tower is at commit {NEW}; pass revision='{NEW}' to pin it" in caplog.text
+        pinned = f"owner/tower is at commit {NEW}; pin it by its name owner/tower@{NEW} (or --revision)"
+        assert pinned in caplog.text
 
     def test_a_pinned_commit(self, cache: Path, safe: Path, own: Path, caplog: pytest.LogCaptureFixture) -> None:
         add(cache, "owner/tower", own, OLD)
         add(cache, "owner/tower", safe, NEW, "main")
         assert read_checkpoint("owner/tower", revision=OLD).source == f"owner/tower@{OLD}"
-        assert "to pin it" not in caplog.text
+        assert "pin it" not in caplog.text
         assert read_checkpoint("owner/tower").source == f"owner/tower@{NEW}"
 
     def test_an_id_with_its_commit(self, cache: Path, safe: Path, own: Path) -> None:
@@ -82,6 +91,139 @@ class TestCached:
     def test_a_pull_request(self, cache: Path, own: Path) -> None:
         add(cache, "owner/tower", own, OLD, "refs/pr/1")
         assert read_checkpoint("owner/tower@refs/pr/1").source == f"owner/tower@{OLD}"
+
+
+class TestCkpt:
+    """Official files in a repository."""
+
+    @pytest.fixture
+    def made(self, tmp_path: Path) -> Path:
+        widths = {"text.hidden_size": 192, "vision.hidden_size": 192, "vision.num_heads": 3}
+        return official.make(widths).save(tmp_path / "repository" / "pt_base.ckpt")
+
+    def test_the_only_one(self, cache: Path, made: Path, caplog: pytest.LogCaptureFixture) -> None:
+        add(cache, "owner/tower", made.parent, NEW, "main")
+        read = read_checkpoint("owner/tower")
+        assert read.source == f"owner/tower/pt_base.ckpt@{NEW}"
+        assert tiny.equal(read.tensors, read_checkpoint(made).tensors)
+        assert f"pin it by its name {read.source} (or --revision)" in caplog.text
+        caplog.clear()
+        assert read_checkpoint(read.source).source == read.source
+        assert not caplog.text
+
+    def test_one_of_several(self, cache: Path, made: Path) -> None:
+        (made.parent / "tuned").mkdir()
+        other = official.make({"heads.vqa": 5, "text.hidden_size": 192}).save(made.parent / "tuned" / "vqa.ckpt")
+        add(cache, "owner/tower", made.parent, NEW, "main")
+        with pytest.raises(
+            ValueError,
+            match=r"several checkpoints: pt_base.ckpt, tuned/vqa.ckpt; name one, as in owner/tower/pt_base.ckpt",
+        ):
+            read_checkpoint("owner/tower")
+        named = read_checkpoint("owner/tower/tuned/vqa.ckpt", revision=NEW)
+        assert (named.source, named.config.heads.vqa) == (f"owner/tower/tuned/vqa.ckpt@{NEW}", 5)
+        assert tiny.equal(named.tensors, read_checkpoint(other).tensors)
+        assert read_checkpoint("owner/tower", subfolder="tuned").source == named.source
+        assert read_checkpoint("owner/tower/vqa.ckpt", subfolder="tuned").source == named.source
+
+    def test_one_that_is_not_there(self, cache: Path, made: Path) -> None:
+        add(cache, "owner/tower", made.parent, NEW, "main")
+        with pytest.raises(FileNotFoundError, match="owner/tower is no local path and could not be fetched"):
+            read_checkpoint("owner/tower/other.ckpt")
+
+    def test_a_path_stays_one(self, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(made.parent.parent)
+        assert read_checkpoint("repository/pt_base.ckpt").source == "repository/pt_base.ckpt"
+        with pytest.raises(FileNotFoundError, match=r"repository/nothing.ckpt does not exist"):
+            read_checkpoint("repository/nothing.ckpt")
+
+
+class TestOptions:
+    def test_a_folder_inside_of_a_repository(self, cache: Path, safe: Path, tmp_path: Path) -> None:
+        (tmp_path / "repository").mkdir()
+        safe.rename(tmp_path / "repository" / "inner")
+        add(cache, "owner/models", tmp_path / "repository", NEW, "main")
+        read = read_checkpoint("owner/models", subfolder="inner")
+        assert read.config == read_checkpoint(tmp_path / "repository" / "inner").config
+        assert read.processor is not None
+        with pytest.raises(FileNotFoundError, match=r"owner/models has neither a config\.json nor a \.ckpt"):
+            read_checkpoint("owner/models")
+
+    def test_another_cache_without_a_network(self, safe: Path, tmp_path: Path) -> None:
+        add(tmp_path / "other", "owner/tower", safe, NEW, "main")
+        here = {"cache_dir": tmp_path / "other", "local_files_only": True}
+        assert read_checkpoint("owner/tower", **here).source == f"owner/tower@{NEW}"
+
+    def test_they_are_for_the_hub(self, safe: Path) -> None:
+        with pytest.raises(ValueError, match=f"subfolder 'x' is for hub ids, but {safe} is a local path; leave it out"):
+            read_checkpoint(safe, subfolder="x")
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub as its client asks for, with a repository `owner/gated` for who has the token."""
+
+    files: ClassVar[dict[str, bytes]] = {}
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        _, _, file = self.path.partition("/resolve/")
+        file = file.partition("/")[2]
+        if self.headers.get("Authorization") != "Bearer secret":
+            status, headers, body = 401, {"X-Error-Code": "GatedRepo", "X-Error-Message": "gated"}, b""
+        elif file in self.files:
+            body = self.files[file]
+            status, headers = 200, {"ETag": f'"{zlib.crc32(body):08x}"', "X-Repo-Commit": NEW}
+        elif self.path.startswith("/api/models/owner/gated/tree/"):
+            tree = [
+                {"type": "file", "path": name, "size": len(content), "oid": f"{zlib.crc32(content):08x}"}
+                for name, content in self.files.items()
+            ]
+            status, headers, body = 200, {"Content-Type": "application/json"}, json.dumps(tree).encode()
+        elif self.path.startswith("/api/models/owner/gated"):
+            info = {"id": "owner/gated", "sha": NEW, "siblings": [{"rfilename": name} for name in self.files]}
+            status, headers, body = 200, {"Content-Type": "application/json"}, json.dumps(info).encode()
+        else:
+            status, headers, body = 404, {"X-Error-Code": "EntryNotFound"}, b""
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+def test_a_gated_repository_of_a_server(tmp_path: Path) -> None:
+    """As a user has it: `HF_TOKEN` or `token`, over HTTP."""
+    widths = {"text.hidden_size": 192, "vision.hidden_size": 192, "vision.num_heads": 3}
+    Hub.files = {"README.md": b"text", "a.ckpt": official.make(widths).save(tmp_path / "a.ckpt").read_bytes()}
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    environment |= {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_DISABLE_XET": "1"}
+
+    def load(cache: str, call: str, **more: str) -> subprocess.CompletedProcess[str]:
+        command = f"from bridgetower import read_checkpoint; print(read_checkpoint({call}).source)"
+        where = {**environment, "HF_HOME": str(tmp_path / cache), **more}
+        return subprocess.run([sys.executable, "-c", command], env=where, capture_output=True, text=True, check=False)
+
+    try:
+        given = load("one", "'owner/gated', token='secret'")
+        assert given.stdout.strip() == f"owner/gated/a.ckpt@{NEW}", given.stderr
+        named = load("two", "'owner/gated/a.ckpt'", HF_TOKEN="secret")
+        assert named.stdout.strip() == f"owner/gated/a.ckpt@{NEW}", named.stderr
+        refused = load("three", "'owner/gated'")
+        assert (
+            "could not be fetched from the hub (GatedRepoError); check the name, the network, and your access"
+            in (refused.stderr.splitlines()[-1])
+        )
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 class TestTowers:
@@ -113,6 +255,7 @@ def test_files_that_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         patterns.append(allow_patterns)
         for name in filter_repo_objects(files, allow_patterns=allow_patterns):
             (tmp_path / name).touch()
+        assert Path(tmp_path / "config.json").exists()
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)

@@ -2,7 +2,7 @@
 
 from bridgetower.checkpoints.checkpoint import Checkpoint
 from bridgetower.checkpoints.fingerprint import fingerprint
-from bridgetower.checkpoints.hub import is_downloaded
+from bridgetower.checkpoints.hub import HubOptions, is_downloaded
 from bridgetower.checkpoints.io import convert, read_checkpoint, update_weights, write_checkpoint, write_reranking
 from bridgetower.checkpoints.reranking import ITC_ALONE, ITC_WEIGHT, UNMEASURED, Calibration, Gain, Reranking, described
 
@@ -13,6 +13,7 @@ __all__ = [
     "Calibration",
     "Checkpoint",
     "Gain",
+    "HubOptions",
     "Reranking",
     "convert",
     "described",

@@ -6,13 +6,13 @@ import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import torch
 
 from bridgetower.checkpoints import huggingface, microsoft
 from bridgetower.checkpoints.checkpoint import Checkpoint, check_tensors, finite
-from bridgetower.checkpoints.hub import download, looks_like_hub_id
+from bridgetower.checkpoints.hub import HubOptions, download, download_ckpt, parse_hub_id
 from bridgetower.checkpoints.reranking import ITC_WEIGHT, UNMEASURED, Reranking
 from bridgetower.checkpoints.tensors import (
     SHARD_BYTES,
@@ -48,38 +48,50 @@ def read_checkpoint(
     overrides: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
     extensions: Extensions = NO_EXTENSIONS,
+    **hub: Unpack[HubOptions],
 ) -> Checkpoint:
     """Reads a checkpoint of any published kind, recognised by what it holds.
 
     Args:
         source: A folder of this package or of transformers, an official `.ckpt`, or a hub id (`owner/name`,
-            `owner/name@revision`).
+            `owner/name@revision`, `owner/name/FILE.ckpt`).
         revision: Branch, tag or commit of a hub id.
         tokenizer: Folder or file with the tokenizer, for sources without one (an official `.ckpt`).
         answers: JSON file with the list of answers of the VQA head, for sources without one (an official `.ckpt`).
         overrides: Dotted model config fields that an official `.ckpt` cannot tell, such as `{"text.num_heads": 12}`.
         dtype: Of the tensors, converted while they are read; None keeps each as it is stored.
         extensions: Towers, bridges and heads of one's own that a folder of this package names in its config.
+        hub: For hub ids: `token`, `subfolder`, `cache_dir` and `local_files_only`, as in `huggingface_hub`.
 
     Raises:
         FileNotFoundError: Nothing is there.
         ValueError: What is there is damaged, of no known kind, or does not fit together.
     """
     path = Path(source)
-    if revision is not None and path.exists():
-        raise ValueError(f"revision {revision!r} is for hub ids, but {source} is a local path; leave it out")
+    if (revision is not None or hub) and path.exists():
+        given = {"revision": revision, **hub} if revision is not None else hub
+        settings = ", ".join(f"{name} {value!r}" for name, value in given.items() if name != "token")
+        raise ValueError(f"{settings or 'token'} is for hub ids, but {source} is a local path; leave it out")
     if path.is_dir():
         checkpoint = _read_folder(path, str(source), overrides or {}, dtype, extensions)
     elif path.is_file():
         checkpoint = _read_official(path, overrides or {}, dtype)
-    elif looks_like_hub_id(str(source)):
-        repo, _, named = str(source).partition("@")
+    elif hub_id := parse_hub_id(str(source)):
+        repo, file, named = hub_id
         if named and revision is not None:
             raise ValueError(f"{source} names a revision, and revision is {revision!r}; leave one of them out")
-        folder, commit = download(repo, named or revision)
-        if commit not in (named, revision):
-            logger.warning("%s is at commit %s; pass revision=%r to pin it", source, commit, commit)
-        checkpoint = _read_folder(folder, f"{repo}@{commit}", overrides or {}, dtype, extensions)
+        wanted = named or revision
+        if file is None:
+            place, commit = download(repo, wanted, **hub)
+        if file is None and any((place / name).exists() for name in ("config.json", "best/config.json")):
+            name = f"{repo}@{commit}"
+            checkpoint = _read_folder(place, name, overrides or {}, dtype, extensions)
+        else:
+            place, file, commit = download_ckpt(repo, wanted, file, **hub)
+            name = f"{repo}/{file}@{commit}"
+            checkpoint = replace(_read_official(place, overrides or {}, dtype), source=name)
+        if commit != wanted:
+            logger.warning("%s is at commit %s; pin it by its name %s (or --revision)", source, commit, name)
     else:
         raise FileNotFoundError(f"{source} does not exist; expected a folder, an official .ckpt file or a hub id")
     if checkpoint.dropped:

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from bridgetower.checkpoints.checkpoint import check_sources, finite, resized_vision
-from bridgetower.checkpoints.hub import download, looks_like_hub_id
+from bridgetower.checkpoints.hub import download, parse_hub_id
 from bridgetower.checkpoints.keymap import import_tensors, rule_table
 from bridgetower.checkpoints.tensors import extent, only_tensors, read_safetensors, read_torch_archive, read_weights
 from bridgetower.checkpoints.tower_formats import (
@@ -236,9 +236,9 @@ def _open(source: str) -> _Found:
         return _Found(source, _read_file(path), {}, None)
     if path.is_dir():
         folder, name = path, source
-    elif looks_like_hub_id(source):
-        repo, _, revision = source.partition("@")
-        folder, commit = download(repo, revision or None)
+    elif (hub_id := parse_hub_id(source)) and hub_id[1] is None:
+        repo, _, revision = hub_id
+        folder, commit = download(repo, revision)
         name = f"{repo}@{commit}"
         if revision != commit:
             logger.warning("%s is at commit %s; %s pins it", source, commit, name)

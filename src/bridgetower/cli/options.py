@@ -20,7 +20,7 @@ from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.table import RECIPES
 
 if TYPE_CHECKING:
-    from bridgetower.checkpoints import Checkpoint
+    from bridgetower.checkpoints import Checkpoint, HubOptions
     from bridgetower.predictor import Predictor
 
 
@@ -72,6 +72,7 @@ class ReadOptions:
 
     Attributes:
         revision: Branch, tag or commit of a hub id.
+        subfolder: Folder of the model inside of the hub's repository.
         image_size: Resize the position embeddings to this many pixels.
         tokenizer: Folder or file with a tokenizer, for an official .ckpt.
         answers: JSON file with the list of answers, for an official .ckpt with a VQA head.
@@ -79,10 +80,16 @@ class ReadOptions:
     """
 
     revision: str | None = None
+    subfolder: str | None = None
     image_size: int | None = None
     tokenizer: Path | None = None
     answers: Path | None = None
     extensions: str | None = None
+
+    @property
+    def hub(self) -> HubOptions:
+        """What is set of the hub."""
+        return {} if self.subfolder is None else {"subfolder": self.subfolder}
 
     def read(self, source: str) -> Checkpoint:
         """Returns the checkpoint at a source."""
@@ -94,6 +101,7 @@ class ReadOptions:
             tokenizer=self.tokenizer,
             answers=self.answers,
             extensions=own_extensions(self.extensions),
+            **self.hub,
         )
         return checkpoint if self.image_size is None else checkpoint.resized(self.image_size)
 
@@ -129,7 +137,8 @@ class LoadOptions(ReadOptions):
         """Returns a model, loaded."""
         from bridgetower.predictor import load
 
-        return load(model, **vars(self) | {"extensions": own_extensions(self.extensions)})
+        values = {name: value for name, value in vars(self).items() if name != "subfolder"}
+        return load(model, **values | {"extensions": own_extensions(self.extensions)}, **self.hub)
 
 
 Loading = Annotated[LoadOptions, arg(name="")]

@@ -57,7 +57,8 @@ def serve(
         index: What `bridgetower index` made, for searches; default: none.
         root: Folder of the index's images, if it is elsewhere now.
         answer_model: What answers questions; default: the model itself if it has a head for that, or without --model
-            what the demo trained for it. --revision, --image-size, --tokenizer and --answers are not for this one.
+            what the demo trained for it. --revision, --subfolder, --image-size, --tokenizer and --answers are for the
+            other.
         options: How it is served.
         loading: How the model is loaded.
     """
@@ -135,7 +136,9 @@ def _answering(answer_model: str | None, predictor: Predictor, loading: LoadOpti
     if answer_model == predictor.source:
         answering = predictor
     else:
-        answering = replace(loading, revision=None, image_size=None, tokenizer=None, answers=None).load(answer_model)
+        answering = replace(loading, revision=None, subfolder=None, image_size=None, tokenizer=None, answers=None).load(
+            answer_model
+        )
     try:
         answering.class_names("vqa")
     except ValueError as error:
