@@ -51,6 +51,29 @@ class TestImages:
         with pytest.raises(ValueError, match=r"weights\.pth lacks tensors"):
             read_vision_tower(f"timm:test_vit4={tmp_path / 'weights.pth'}")
 
+    def test_a_file_of_another_width(self, tmp_path: Path) -> None:
+        torch.save(timm.create_model("vit_tiny_patch16_224", img_size=112).state_dict(), tmp_path / "weights.pth")
+        with pytest.raises(ValueError, match=r"weights\.pth does not fit timm's vit_small_patch16_224 "):
+            read_vision_tower(f"timm:vit_small_patch16_224={tmp_path / 'weights.pth'}")
+
+    @pytest.mark.parametrize("prefix", ["", "timm:"])
+    @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "eva02_tiny_patch14_224"])
+    def test_a_folder_that_timm_saved(self, name: str, prefix: str, tmp_path: Path) -> None:
+        arguments = {"depth": 2, "img_size": [112, 112]}
+        model = timm.create_model(name, **arguments).eval()
+        timm.models.save_for_hf(model, str(tmp_path), model_args=arguments, safe_serialization=True)
+        assert json.loads((tmp_path / "config.json").read_text())["model_args"]["img_size"] == [112, 112]
+        weights = read_vision_tower(f"{prefix}{tmp_path}")
+        assert weights.config.image_size == 112
+        if weights.config.architecture == "timm":
+            assert images_off(weights, model) < 1e-5
+        (tmp_path / "config.json").write_text(
+            (tmp_path / "config.json").read_text().replace("112,\n      112", "112,\n      224")
+        )
+        if weights.config.architecture == "timm":
+            with pytest.raises(ValueError, match=r"takes images of \[112, 224\] pixels; expected a square"):
+                read_vision_tower(f"{prefix}{tmp_path}")
+
     def test_a_plain_vit_of_a_folder_is_a_tower_of_this_package(self, tmp_path: Path) -> None:
         name, sizes = "vit_tiny_patch16_224", {"depth": 3, "img_size": 32}
         save_file(timm.create_model(name, **sizes).state_dict(), tmp_path / "model.safetensors")

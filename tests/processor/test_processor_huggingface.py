@@ -53,6 +53,17 @@ def test_hub_settings(photo: Photo, tmp_path: Path) -> None:
     assert torch.equal(processor.images([photo(100, 333)]), expected)
 
 
+def test_bilinear(photo: Photo, tmp_path: Path) -> None:
+    processor = Processor.from_huggingface(_folder(tmp_path, HUB | {"resample": 2}), patch_size=16)
+    image = photo(400, 333)
+    expected = BridgeTowerImageProcessor.from_pretrained(tmp_path)(image, return_tensors="pt").pixel_values
+    assert torch.equal(processor.images([image]), expected)
+    bicubic = replace(processor.config, interpolation="bicubic")
+    assert not torch.equal(Processor(bicubic, None).images([image]), expected)
+    processor.save_huggingface(tmp_path / "back")
+    assert json.loads((tmp_path / "back" / "preprocessor_config.json").read_text())["resample"] == 2
+
+
 def test_an_absent_crop_is_as_large_as_the_short_side(photo: Photo, tmp_path: Path) -> None:
     folder = _folder(tmp_path, HUB | {"size": {"shortest_edge": 294}})
     processor = Processor.from_huggingface(folder, patch_size=14)
@@ -96,7 +107,7 @@ def test_settings_that_are_carried_out(settings: dict[str, Any], fields: dict[st
         {"do_rescale": False},
         {"do_normalize": False},
         {"do_center_crop": False},
-        {"resample": 2},
+        {"resample": 0},
         {"rescale_factor": 1.0},
         {"pad_size": {"height": 300, "width": 300}},
         {"size": {"shortest_edge": 288, "longest_edge": 400}},

@@ -187,11 +187,18 @@ def _timm_tower(found: _Found, overrides: Values) -> VisionWeights:
     architecture = str(found.settings["architecture"])
     arguments = dict(found.settings.get("model_args") or {})
     data = timm_data_config(architecture, found.settings.get("pretrained_cfg"))
-    config = timm_config(architecture, arguments, arguments.pop("img_size", data["input_size"][1]))
+    size = arguments.pop("img_size", data["input_size"][1])
+    sides = set(size) if isinstance(size, list | tuple) else {size}  # timm writes both
+    if len(sides) != 1:
+        raise ValueError(f"{found.name} takes images of {size} pixels; expected a square")
+    config = timm_config(architecture, arguments, sides.pop())
     check_overrides(found.name, "vision", vars(config), overrides)
     with on_meta():
         tower = TimmTower(config)
-    tensors = tower.converted(found.tensors)
+    try:
+        tensors = tower.converted(found.tensors)
+    except RuntimeError as error:
+        raise ValueError(f"{found.name} does not fit timm's {architecture} ({error}); give its own name") from error
     shapes = {f"vision.{name}": tensor.shape for name, tensor in tower.state_dict().items()}
     table = rule_table(shapes, [(r"vision\.model\.(.+)", ("{0}",))], {}, {})
     check_sources(found.name, shapes, tensors, table, (r"(head|head_dist|pre_logits)\..*",))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bridgetower.files import read_json
-from bridgetower.processor.config import CLIP_MEAN, CLIP_STD, ProcessorConfig, Profile
+from bridgetower.processor.config import CLIP_MEAN, CLIP_STD, Interpolation, ProcessorConfig, Profile
 from bridgetower.processor.text import SpecialTokens
 
 BRIDGETOWER_TYPES = ("BridgeTowerImageProcessor", "BridgeTowerImageProcessorFast")
@@ -24,12 +24,22 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "do_resize": (True,),
     "do_rescale": (True,),
     "do_normalize": (True,),
-    "resample": (3,),  # PIL's number of bicubic
     "rescale_factor": (1 / 255,),
     "default_to_square": (False,),
     "data_format": ("channels_first",),
 }
-_READ = ("size", "crop_size", "size_divisor", "image_mean", "image_std", "do_center_crop", "do_convert_rgb", "do_pad")
+_INTERPOLATIONS: dict[Any, Interpolation] = {3: "bicubic", 2: "bilinear"}  # by PIL's numbers
+_READ = (
+    "resample",
+    "size",
+    "crop_size",
+    "size_divisor",
+    "image_mean",
+    "image_std",
+    "do_center_crop",
+    "do_convert_rgb",
+    "do_pad",
+)
 # Names and hardware: they do not change a pixel.
 _INERT = (
     "image_processor_type",
@@ -69,8 +79,12 @@ def read_config(folder: Path, *, patch_size: int, max_length: int | None = None)
         sizes, fills = _clip_sizes(path, settings), True
     else:
         raise ValueError(f"{path} is for {kind}; expected one of {', '.join(BRIDGETOWER_TYPES + CLIP_TYPES)}")
+    resample = settings.get("resample", 3)
+    if resample not in _INTERPOLATIONS:
+        raise ValueError(f"{path} sets resample to {resample!r}; expected 3 (bicubic) or 2 (bilinear)")
     return ProcessorConfig(
         **sizes,
+        interpolation=_INTERPOLATIONS[resample],
         max_length=_read_max_length(folder) if max_length is None else max_length,
         image_mean=channels(path, "image_mean", settings.get("image_mean", CLIP_MEAN)),
         image_std=channels(path, "image_std", settings.get("image_std", CLIP_STD)),
@@ -115,7 +129,7 @@ def image_settings(config: ProcessorConfig) -> dict[str, Any]:
         "do_resize": True,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
-        "resample": 3 if config.interpolation == "bicubic" else 2,
+        "resample": next(number for number, name in _INTERPOLATIONS.items() if name == config.interpolation),
         "do_normalize": True,
         "image_mean": list(config.image_mean),
         "image_std": list(config.image_std),
