@@ -1,6 +1,7 @@
 """A user's images: rows about an image become one entry, bad ones are named, splits are given."""
 
 import json
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -51,6 +52,13 @@ class TestListRows:
         listed(manifest, root, rows)
         assert captions(manifest) == {"00.png": ("first", "second", "first"), "01.png": ("other",)}
         assert manifest.errors() == []
+
+    def test_a_missing_value_of_pandas_is_no_caption(self, manifest: Manifest, root: Path) -> None:
+        rows = [{"image": "00.png", "captions": math.nan}, {"image": "01.png", "captions": [math.nan, "b"]}]
+        listed(manifest, root, rows)
+        assert captions(manifest) == {"01.png": ("b",)}
+        assert len(manifest.errors()) == 2
+        assert all("empty caption" in error for error in manifest.errors())
 
     def test_missing_pictures_and_empty_captions_are_named(self, manifest: Manifest, root: Path) -> None:
         rows = [

@@ -1,6 +1,7 @@
 """A user's own files: rows of tables, folders of images with captions, and tar shards."""
 
 import csv
+import math
 import os
 import re
 from collections import Counter
@@ -162,7 +163,7 @@ def split_of(source: Path, place: str, cells: Cells) -> str | None:
 
 def cell_text(value: object) -> str:
     """Returns the text in a cell; empty if there is none, which pandas writes as NaN."""
-    return "" if value is None or value != value else str(value)
+    return "" if value is None or (isinstance(value, float) and math.isnan(value)) else str(value)
 
 
 def cell_image(root: Path, cell: object) -> ImageRef:

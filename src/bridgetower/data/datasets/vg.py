@@ -163,7 +163,8 @@ def _usable(pairs: Iterable[Mapping[str, Any]], known: Container[str], manifest:
 def _arrow(stem: str) -> ArrowFiles:
     return asked(
         layout=f"{stem}_{{train,val}}",
-        split_rule="as the files have them; validation holds the images of Karpathy's val and test splits of COCO",
+        split_rule="as the files have them; validation holds the images of Karpathy's val and test splits of COCO, and "
+        "in vgqa further ones",
         stems={"train": (f"{stem}_train",), "validation": (f"{stem}_val",)},
         annotators=1,
     )
