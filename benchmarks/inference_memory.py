@@ -90,7 +90,7 @@ def make_set(folder: Path, count: int) -> Path:
 
 def loading(folder: Path) -> dict[str, int]:
     """Loads a model with all of its weights in use."""
-    before, model = resident("VmRSS"), read_checkpoint(folder).model()
+    before, model = resident("VmRSS"), read_checkpoint(folder).model(copy=False)
     total = sum(float(parameter.detach().sum()) for parameter in model.parameters())
     assert np.isfinite(total)
     return {"peak": resident("VmHWM") - before}

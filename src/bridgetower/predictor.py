@@ -160,6 +160,17 @@ class Predictor:
         """The network in PyTorch, in evaluation mode; once used on a CPU, its weights are packed."""
         return self.engine.model
 
+    def save(self, folder: str | Path) -> None:
+        """Writes a folder for `load`: weights as they are computed with, preprocessing, labels and calibration.
+
+        Args:
+            folder: New or empty; it appears as a whole or not at all.
+
+        Raises:
+            FileExistsError: The folder holds something else.
+        """
+        self.model.save(folder)
+
     @property
     def device(self) -> torch.device:
         """Where the engine's results are."""

@@ -20,17 +20,18 @@ def checkpoint() -> Checkpoint:
 
 
 class TestModel:
-    def test_weights_are_not_copied(self, checkpoint: Checkpoint) -> None:
-        model = checkpoint.model()
-        pointers = {name: value.data_ptr() for name, value in model.named_parameters()}
-        assert pointers == {name: value.data_ptr() for name, value in checkpoint.tensors.items()}
-
-    def test_two_models_share_them(self, checkpoint: Checkpoint) -> None:
+    def test_training_changes_nothing_else(self, checkpoint: Checkpoint) -> None:
+        before = {name: tensor.clone() for name, tensor in checkpoint.tensors.items()}
         one, other = checkpoint.model(), checkpoint.model()
-        assert all(
-            value.data_ptr() == same.data_ptr()
-            for value, same in zip(one.parameters(), other.parameters(), strict=True)
-        )
+        with torch.no_grad():
+            for parameter in one.parameters():
+                parameter.add_(1)
+        assert tiny.equal(checkpoint.tensors, before)
+        assert tiny.equal(other.state_dict(), before)
+
+    def test_weights_are_not_copied_if_so_asked(self, checkpoint: Checkpoint) -> None:
+        pointers = {name: value.data_ptr() for name, value in checkpoint.model(copy=False).named_parameters()}
+        assert pointers == {name: value.data_ptr() for name, value in checkpoint.tensors.items()}
 
     def test_it_is_complete_and_in_evaluation_mode(self, checkpoint: Checkpoint) -> None:
         model = checkpoint.model()

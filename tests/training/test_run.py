@@ -76,7 +76,7 @@ class TestWhatIsLeft:
             ".lock",
         }
         assert read_run(out) == config
-        names = {"config.json", "model.safetensors", "processor.json", "tokenizer.json"}
+        names = {"README.md", "config.json", "model.safetensors", "processor.json", "tokenizer.json"}
         for folder in ("best", "last"):
             assert {path.name for path in (out / folder).iterdir()} == names
 

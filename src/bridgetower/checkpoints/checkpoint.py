@@ -83,11 +83,19 @@ class Checkpoint:
             )
         return names
 
-    def model(self) -> BridgeTower:
-        """Builds the model around the checkpoint's own tensors, without a second copy of the weights."""
+    def model(self, *, copy: bool = True) -> BridgeTower:
+        """Builds the model, in evaluation mode.
+
+        Args:
+            copy: Give it weights of its own; False builds it around the checkpoint's tensors, which then change with
+                the model.
+        """
         with on_meta():
             model = BridgeTower(self.config, self.extensions)
-        model.load_state_dict(self.tensors, strict=True, assign=True)
+        tensors = {name: tensor.clone() for name, tensor in self.tensors.items()} if copy else self.tensors
+        model.load_state_dict(tensors, strict=True, assign=True)
+        extra = {name: tensor.clone() for name, tensor in self.extra_tensors.items()}  # not to hold on to a mapped file
+        model.origin = replace(self, tensors={}, extra_tensors=extra)
         return model.eval()
 
     def resized(self, image_size: int) -> Checkpoint:

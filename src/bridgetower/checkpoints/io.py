@@ -11,6 +11,7 @@ from typing import Any, Literal, Unpack
 import torch
 
 from bridgetower.checkpoints import huggingface, microsoft
+from bridgetower.checkpoints.card import write_card
 from bridgetower.checkpoints.checkpoint import Checkpoint, check_tensors, finite
 from bridgetower.checkpoints.hub import HubOptions, download, download_ckpt, parse_hub_id
 from bridgetower.checkpoints.reranking import ITC_WEIGHT, UNMEASURED, Reranking
@@ -120,6 +121,7 @@ def write_checkpoint(checkpoint: Checkpoint, folder: Path, *, shard_bytes: float
         checkpoint.processor.save(folder)
     if checkpoint.labels:
         write_json(folder / LABELS, checkpoint.labels)
+    write_card(checkpoint, folder)
     _write_config(checkpoint, folder)
 
 

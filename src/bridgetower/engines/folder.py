@@ -72,7 +72,7 @@ def write_exported(
     signed = form == "onnx-int8" and not products_overflow()
     with new_folder(folder) as temporary:
         write_checkpoint(replace(checkpoint, tensors=tensors), temporary, shard_bytes=math.inf)  # graphs refer to it
-        model = read_checkpoint(temporary, extensions=checkpoint.extensions).model()
+        model = read_checkpoint(temporary, extensions=checkpoint.extensions).model(copy=False)
         require("onnx", "onnxscript")
         runners = {engine: make_runner(engine, temporary, precision) for engine, precision in _engines(form)}
         differences: dict[str, dict[str, float]] = {engine: {} for engine in runners}
@@ -125,7 +125,7 @@ def exported_model(folder: Path, extensions: Extensions) -> BridgeTower:
         ValueError: A file was damaged or exchanged, or its products overflow on this processor.
     """
     check_exported(folder)
-    return read_checkpoint(folder, extensions=extensions).model()
+    return read_checkpoint(folder, extensions=extensions).model(copy=False)
 
 
 def _engines(form: Form) -> Iterator[tuple[EngineName, Precision]]:

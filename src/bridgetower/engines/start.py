@@ -83,7 +83,10 @@ class EngineChoice:
         """
         if self.form is None:
             return TorchEngine(
-                checkpoint.model(), find_device(self.device), self.dtype, compiler="inductor" if self.compile else None
+                checkpoint.model(copy=False),
+                find_device(self.device),
+                self.dtype,
+                compiler="inductor" if self.compile else None,
             )
         require("openvino" if self.engine == "openvino" else "onnx", self.engine)
         if folder is not None and is_exported(folder, self.form):
@@ -174,7 +177,7 @@ def content_key(checkpoint: Checkpoint) -> str:
     That is the code of the model's classes, one's own included, of `bridgetower.model` and of the export, with the
     versions of the packages that the classes are from.
     """
-    model, own = checkpoint.model(), checkpoint.extensions
+    model, own = checkpoint.model(copy=False), checkpoint.extensions
     builders = {*own.vision_towers.values(), *own.text_towers.values(), *own.bridges.values()}
     code = code_content(
         {*map(type, model.modules()), *filter(inspect.isfunction, builders)},

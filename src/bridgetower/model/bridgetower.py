@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Literal, get_args
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +43,8 @@ class BridgeTower(nn.Module):
     itm_head: LinearHead | None
     itc_head: ItcHead | FusedItcHead | None
     rank_head: RankHead | None
+    origin: Any = None
+    """The `Checkpoint` that it was made of, without its weights; None for a new model."""
     trained_top = 0
     """Layers of each tower that train while those below are frozen, see `train_top_layers`; 0: all or none."""
     text_multiple = 1
@@ -116,6 +119,56 @@ class BridgeTower(nn.Module):
                     module.bias.zero_()
         if isinstance(self.vision, VisionTransformer):
             self.vision.reset_parameters(generator)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes a folder for `bridgetower.load`, with all that the model's checkpoint had besides the weights.
+
+        A new model has no preprocessing: write that of a `Processor` beside it, with `processor.save(folder)`.
+
+        Args:
+            folder: New or empty; it appears as a whole or not at all.
+
+        Raises:
+            FileExistsError: The folder holds something else.
+        """
+        from bridgetower.checkpoints import saving
+
+        saving.save(self, Path(folder))
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        license: str | None = None,  # noqa: A002 - as model cards call it
+        datasets: Sequence[str] = (),
+        metrics: Mapping[str, float] | None = None,
+        command: str | None = None,
+    ) -> str:
+        """Uploads what `save` writes, with a model card, and returns the URL of the commit.
+
+        Args:
+            repo_id: Such as `owner/name`; it is made if it is not there.
+            private: Whether it is made so; None is the owner's default.
+            token: Of the hub; None is the one of `hf auth login`.
+            license: Of the weights, such as `mit`.
+            datasets: Ids on the hub of what it was trained on.
+            metrics: Measured values by name.
+            command: That trained it.
+        """
+        from bridgetower.checkpoints import saving
+
+        return saving.push(
+            self,
+            repo_id,
+            private=private,
+            token=token,
+            license=license,
+            datasets=datasets,
+            metrics=metrics or {},
+            command=command,
+        )
 
     def checkpoint_activations(self, parts: Collection[Part]) -> None:
         """Lets the layers of some parts keep only their inputs in training and compute the rest again for gradients."""

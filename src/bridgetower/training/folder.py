@@ -9,6 +9,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from bridgetower.checkpoints import Checkpoint, Reranking, update_weights, write_checkpoint
+from bridgetower.checkpoints.card import CARD, write_card
 from bridgetower.checkpoints.tensors import SHARDS, WEIGHTS
 from bridgetower.distributed import rank
 from bridgetower.files import differences, intended_name, locked, read_json, remove_leftovers, write_json
@@ -23,7 +24,7 @@ from bridgetower.training.state import newest
 
 # What `write_checkpoint` leaves in best/ and last/; nothing else in there is ours.
 _CHECKPOINT = {
-    *("config.json", *WEIGHTS[:2], "carried.safetensors", "processor.json", "tokenizer.json", "labels.json"),
+    *("config.json", *WEIGHTS[:2], "carried.safetensors", "processor.json", "tokenizer.json", "labels.json", CARD),
 }
 
 _LENGTHS = {"max_steps", "max_epochs"}
@@ -132,7 +133,9 @@ def _take_up(out: Path, config: RunConfig, spec: TaskSpec) -> None:
     raise ValueError(f"{out} was started with {values}; {advice}")
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint, model: BridgeTower, metrics: Mapping[str, float]) -> None:
+def save_checkpoint(
+    folder: Path, checkpoint: Checkpoint, model: BridgeTower, metrics: Mapping[str, float], config: RunConfig
+) -> None:
     """Writes the weights of a run as a checkpoint, in the first process; every process has to call it.
 
     Args:
@@ -140,6 +143,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, model: BridgeTower, me
         checkpoint: All but the weights.
         model: Has the weights.
         metrics: Of the validation split; what it found for reranking is in them.
+        config: Of the run, for the model card.
     """
     tensors = whole_weights(model)
     if rank() != 0:
@@ -147,8 +151,14 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, model: BridgeTower, me
     current = replace(checkpoint, tensors=tensors, reranking=Reranking.from_metrics(metrics))
     if (folder / "config.json").exists():
         update_weights(current, folder)
-        return
-    # Without the config, which comes last: a killed run's first write.
-    for path in (*(folder / name for name in _CHECKPOINT), *folder.glob(SHARDS)):
-        path.unlink(missing_ok=True)
-    write_checkpoint(current, folder)
+    else:  # without the config, which comes last: a killed run's first write
+        for path in (*(folder / name for name in _CHECKPOINT), *folder.glob(SHARDS)):
+            path.unlink(missing_ok=True)
+        write_checkpoint(current, folder)
+    write_card(
+        current,
+        folder,
+        metrics=metrics,
+        data=[place.rstrip("/").rpartition("/")[2] for place in config.data.folders],
+        command=f"bridgetower train {config.recipe}  # all settings are in {CONFIG} of the run",
+    )

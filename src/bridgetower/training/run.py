@@ -126,7 +126,7 @@ def _prepared(
     checkpoint = starting_checkpoint(config, spec, extensions)
     device = run_device(config.device)
     set_numerics(device, config.precision, deterministic=config.deterministic)
-    model = checkpoint.model().train().to(device)
+    model = checkpoint.model(copy=False).train().to(device)
     if config.compile:
         from bridgetower.model.compiling import compile_layers  # which imports PyTorch's compiler
 
@@ -145,6 +145,6 @@ def _prepared(
     max_steps = config.max_steps or (config.max_epochs or 0) * (len(setup.examples) // config.batch_size)
 
     def save(folder: Path, metrics: Mapping[str, float]) -> None:
-        save_checkpoint(folder, checkpoint, model, metrics)
+        save_checkpoint(folder, checkpoint, model, metrics, config)
 
     return TrainContext(**vars(setup), config=config, model=model, save=save, max_steps=max_steps)
