@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from bridgetower.model.config import ModelConfig as ModelConfig
     from bridgetower.model.extensions import Extensions as Extensions
     from bridgetower.model.heads import HeadSpec as HeadSpec
+    from bridgetower.model.hidden_states import hidden_states as hidden_states
     from bridgetower.model.towers import TextTower as TextTower
     from bridgetower.model.towers import VisionTower as VisionTower
     from bridgetower.predictor import Predictor as Predictor
@@ -58,6 +59,7 @@ _HOMES = {
     "draw_explanation": "bridgetower.analysis.attention_drawing",
     "embed_source": "bridgetower.bulk.run",
     "explain": "bridgetower.analysis.attention",
+    "hidden_states": "bridgetower.model.hidden_states",
     "load": "bridgetower.predictor",
     "read_checkpoint": "bridgetower.checkpoints",
     "train": "bridgetower.training.run",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +30,9 @@ from bridgetower.inference import (
     compute,
 )
 from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.config import Part
 from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
+from bridgetower.model.hidden_states import HiddenStates, hidden_states
 from bridgetower.processor import ImageLike, Processor
 from bridgetower.processor.inputs import Images, Texts, either_lists, image_list, is_image, pair_lists, text_list
 from bridgetower.zero_shot import TEMPLATES, classify_by_labels
@@ -309,6 +311,41 @@ class Predictor:
                 raise ValueError(f"no mask in {text!r}; put {self.processor.mask_token} where a word is missing")
         filled = self._of_pairs("fill_mask", given, words, top=top, **options)
         return filled[0] if isinstance(texts, str) else filled
+
+    @torch.inference_mode()
+    def hidden_states(
+        self,
+        images: Images,
+        texts: Texts,
+        *,
+        layers: Mapping[Part, Collection[int]] | None = None,
+        attentions: bool = False,
+        truncate: bool = False,
+    ) -> HiddenStates:
+        """Returns what layers of the model give for pairs, which run together; give many in parts, or name few layers.
+
+        The model runs in PyTorch, whatever the engine is.
+
+        Args:
+            images, texts: Image n goes with text n.
+            layers: Such as `{"vision": [0, 12], "text": [12], "fusion": [1, 6]}`; see `bridgetower.hidden_states`.
+            attentions: The attention weights of these layers too.
+            truncate: Cut longer texts instead of refusing them.
+
+        Raises:
+            ValueError: There is no such layer, or images and texts are unreadable or of different numbers.
+        """
+        given, words = pair_lists(images, texts)
+        device, batch = self.model.device, self.processor.texts(words, truncate=truncate)
+        found = hidden_states(
+            self.model,
+            self.processor.images(given).to(device, self.model.token_type_embedding.weight.dtype),
+            batch.input_ids.to(device),
+            None if batch.attention_mask is None else batch.attention_mask.to(device),
+            layers=layers,
+            attentions=attentions,
+        )
+        return found.map(lambda tensor: tensor.float().cpu())
 
     def class_names(self, head: str) -> tuple[str, ...]:
         """Returns the names of the classes of a head, in its order.

@@ -9,12 +9,11 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from bridgetower.analysis.attention import cross_attention, explain, view_of
+from bridgetower.analysis.attention import explain, view_of
 from bridgetower.checkpoints import read_checkpoint, write_checkpoint
-from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.hidden_states import hidden_states
 from bridgetower.predictor import Predictor, load
 from bridgetower.processor import Processor
-from tiny import build, changed, encodings
 
 TEXT = "a red circle on black"
 
@@ -31,47 +30,6 @@ def picture() -> Image.Image:
     return picture
 
 
-def contexts(model: BridgeTower, weights: torch.Tensor, lengths: tuple[int, ...]) -> list[float]:
-    """How far weights times values are from what each layer's output projection gets."""
-    seen: dict[str, list[torch.Tensor]] = {"key_value": [], "out": []}
-    hooks = []
-    for layer in model.fusion.text_layers:
-        attention = layer.cross_attention
-        hooks += [
-            attention.key_value.register_forward_hook(lambda module, inputs, output: seen["key_value"].append(output)),
-            attention.out.register_forward_pre_hook(lambda module, inputs: seen["out"].append(inputs[0])),
-        ]
-    model.fuse(*encodings(model, lengths), outputs="all")
-    for hook in hooks:
-        hook.remove()
-    off = []
-    for layer_weights, key_value, context in zip(weights, seen["key_value"], seen["out"], strict=True):
-        value = key_value.chunk(2, dim=-1)[1].unflatten(-1, (layer_weights.shape[1], -1)).transpose(1, 2)
-        mine = (layer_weights @ value).transpose(1, 2).flatten(2)
-        off.append(float((mine - context).abs().max()))
-    return off
-
-
-@torch.no_grad()
-def test_weights_are_those_that_the_layers_use() -> None:
-    model = build(changed(fusion__num_layers=3, fusion__num_heads=4))
-    image, text = encodings(model, (5, 3, 4))
-    weights, pooled = cross_attention(model, image, text)
-    assert weights.shape == (3, 3, 4, 5, 10)
-    assert torch.equal(pooled, model.fuse(image, text, outputs="all").pooled)
-    assert max(contexts(model, weights, (5, 3, 4))) < 1e-5
-    assert max(contexts(model, weights.flip(2), (5, 3, 4))) > 1e-3  # the control: heads in another order
-    assert max(contexts(model, weights.flip(0), (5, 3, 4))) > 1e-3  # and layers
-
-
-@torch.no_grad()
-def test_shared_starts_change_nothing() -> None:
-    model = build()
-    image, text = encodings(model, (5, 5))
-    started = cross_attention(model, model.cache_image(image), model.cache_text(text))[0]
-    assert torch.equal(started, cross_attention(model, image, text)[0])
-
-
 class TestExplain:
     def test_every_map_sums_to_one(self, predictor: Predictor, picture: Image.Image) -> None:
         found = explain(predictor, picture, TEXT)
@@ -84,8 +42,8 @@ class TestExplain:
         model, processor = predictor.model, predictor.processor
         ids = processor.token_ids([TEXT])
         with torch.no_grad():
-            image = model.encode_image(processor.images([picture]))
-            weights, _ = cross_attention(model, image, model.encode_text(processor.pad(ids).input_ids))
+            found = hidden_states(model, processor.images([picture]), processor.pad(ids).input_ids, attentions=True)
+        weights = torch.stack(list(found.attentions["text to image"].values()))
         whole = weights[:, 0].mean(dim=1)  # [K, L, P]
         torch.testing.assert_close(whole.sum(dim=-1), torch.ones(whole.shape[:2]), atol=1e-6, rtol=0)
         found = explain(predictor, picture, TEXT)

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoProcessor, BridgeTowerConfig, PreTrainedModel
 
 import tiny
-from bridgetower import predictor
+from bridgetower import hidden_states, predictor
 from bridgetower.checkpoints import Checkpoint, convert, read_checkpoint
 from bridgetower.checkpoints.keymap import Source, import_tensors
 from bridgetower.data.batch import CaptionBatch
@@ -116,6 +116,31 @@ def test_both_dropouts_are_drawn_where_transformers_draws_them(tmp_path: Path) -
         }
         assert drawn == {name: 0.2 if name == "dropout" else 0.3 for name in drawn}
         assert len(drawn) == (2 if layer in model.text.layers else 3)
+
+
+@pytest.mark.parametrize("variant", ["plain", "every layer has a bridge", "one fusion layer"])
+def test_hidden_states_and_attentions(tmp_path: Path, variant: str) -> None:
+    theirs = hf.random_model("backbone", hf.VARIANTS[variant])
+    theirs.save_pretrained(tmp_path)
+    theirs.set_attn_implementation("eager")  # forms the weights
+    batch = hf.inputs(theirs)
+    with torch.no_grad():
+        ours = hidden_states(read_checkpoint(tmp_path).model(), **batch.named(), attentions=True)
+        output = theirs(**batch.named(), output_hidden_states=True, output_attentions=True)
+    text, image, fused = output.hidden_states
+    assert (len(ours.text), len(ours.vision), len(ours.fused_text)) == (len(text), len(image), len(fused))
+    assert tiny.off(ours.pooled, output.pooler_output) < ATOL
+    for number, hidden in enumerate(text):
+        assert tiny.off(ours.text[number], hidden) < ATOL
+    for number, hidden in enumerate(image):
+        assert tiny.off(ours.vision[number], hidden.transpose(0, 1)) < ATOL
+    for number, (fused_text, fused_image) in enumerate(fused, start=1):
+        assert tiny.off(ours.fused_text[number], fused_text) < ATOL
+        assert tiny.off(ours.fused_image[number], fused_image) < ATOL
+    for number, (of_text, of_image) in enumerate(output.attentions, start=1):
+        assert tiny.off(ours.attentions["text self"][number], of_text) < ATOL
+        assert tiny.off(ours.attentions["image self"][number], of_image) < ATOL
+    assert tiny.off(ours.vision[0], image[1].transpose(0, 1)) > 0.01, "control: another layer"
 
 
 def limit(gradient: Tensor) -> float:

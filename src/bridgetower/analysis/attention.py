@@ -11,11 +11,9 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from bridgetower.analysis.attention_weights import AttentionKind, attention_weights
 from bridgetower.checkpoints.reranking import Match
 from bridgetower.inference import matched
-from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.encodings import Encoded
+from bridgetower.model.hidden_states import hidden_states
 from bridgetower.predictor import Predictor
 from bridgetower.processor import ImageLike, Processor, Resized
 
@@ -93,9 +91,14 @@ def attention_of(predictor: Predictor, image: UInt8[Tensor, "3 h w"], ids: Seque
     words, tokens = words_of(processor, ids)
     parameter = next(model.parameters())
     pixel_values = processor.normalise(image[None]).to(parameter.device, parameter.dtype)
-    encoded_image = model.encode_image(pixel_values)
-    encoded_text = model.encode_text(processor.pad([ids]).input_ids.to(parameter.device))
-    weights, pooled = cross_attention(model, encoded_image, encoded_text)
+    found = hidden_states(
+        model,
+        pixel_values,
+        processor.pad([ids]).input_ids.to(parameter.device),
+        layers={"fusion": range(1, model.config.fusion.num_layers + 1)},
+        attentions=True,
+    )
+    weights = torch.stack(list(found.attentions["text to image"].values()))  # [K, 1, heads, L, P]
     attention = _of_words(weights[:, 0].float().cpu().mean(dim=1), tokens)  # [K, W, P]
     prefix, patches = attention.tensor_split([model.config.vision.num_prefix_tokens], dim=-1)
     rows = pixel_values.shape[-2] // (model.config.vision.patch_size * model.config.fusion.merge_patches)
@@ -104,7 +107,7 @@ def attention_of(predictor: Predictor, image: UInt8[Tensor, "3 h w"], ids: Seque
         words=words,
         maps=maps.unflatten(-1, (rows, -1)),
         prefix_shares=prefix.sum(dim=-1),
-        **_match(predictor, pooled),
+        **_match(predictor, found.pooled),
     )
 
 
@@ -113,20 +116,6 @@ def _match(predictor: Predictor, pooled: Float[Tensor, "1 e"]) -> Match:
     if predictor.model.itm_head is None:
         return {}
     return predictor.reranking.named(matched(predictor.model.itm_logits(pooled)))[0]
-
-
-def cross_attention(
-    model: BridgeTower, image: Encoded, text: Encoded
-) -> tuple[Float[Tensor, "k b h l p"], Float[Tensor, "b e"]]:
-    """Returns softmax(QK/√d) of every fusion layer from text to image, and the pooled output of the same pass."""
-    found: list[Tensor] = []
-
-    def receive(kind: AttentionKind, layer: int, weights: Tensor) -> None:
-        if kind == "text to image":
-            found.append(weights)
-
-    pooled = attention_weights(model, image, text, receive).pooled
-    return torch.stack(found), pooled
 
 
 def words_of(processor: Processor, ids: Sequence[int]) -> tuple[tuple[str, ...], list[list[int]]]:

@@ -10,10 +10,11 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bridgetower.analysis.attention_weights import AttentionKind, LayerAttention
+from bridgetower.analysis.attention_weights import LayerAttention
 from bridgetower.analysis.comparison import LINE_STYLES, png
+from bridgetower.model.hidden_states import FusionAttention
 
-Statistics = Mapping[AttentionKind, Sequence[LayerAttention]]
+Statistics = Mapping[FusionAttention, Sequence[LayerAttention]]
 TITLES = ("model", "attention", "layer", "distance", "entropy", "divergence of heads")
 
 
@@ -29,7 +30,7 @@ def statistics_rows(models: Mapping[str, Statistics]) -> list[list[str]]:
 
 def draw_statistics(models: Mapping[str, Statistics]) -> bytes:
     """Returns a PNG: a row for each kind of attention, layers from left to right, a dot for each head."""
-    kinds = get_args(AttentionKind)
+    kinds = get_args(FusionAttention)
     with matplotlib.rc_context({"font.size": 10}):
         drawing = Figure(figsize=(10, 2.6 * len(kinds)), layout="constrained")
         grid = drawing.subplots(len(kinds), 3, sharex=True, squeeze=False)

@@ -1,0 +1,149 @@
+"""Hidden states and attention weights of chosen layers, as an analysis or a probe reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any, Literal, cast
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.config import Part
+from bridgetower.model.fusion import FusionLayer
+from bridgetower.model.towers import TextTransformer, Tower, VisionTower, VisionTransformer
+
+FusionAttention = Literal["image self", "text self", "image to text", "text to image"]
+"""Attention in a fusion layer: within a stream, and from the positions of one stream to those of the other."""
+AttentionKind = Literal["vision", "text"] | FusionAttention
+
+
+@dataclass(frozen=True, kw_only=True)
+class HiddenStates:
+    """What layers give, each by its number, with the pooled output.
+
+    Attributes:
+        vision, text: Of tower layers [B, L, width], of the image tower before its final LayerNorm; 0 is the embeddings.
+        fused_image, fused_text: Both streams after a fusion layer [B, L, D].
+        attentions: By kind, then by layer: softmax(q·kᵀ / √e) [B, heads, queries, keys]; empty unless asked for.
+        pooled: As `Fused.pooled`.
+    """
+
+    vision: dict[int, Float[Tensor, "b p v"]]
+    text: dict[int, Float[Tensor, "b l t"]]
+    fused_image: dict[int, Float[Tensor, "b p d"]]
+    fused_text: dict[int, Float[Tensor, "b l d"]]
+    attentions: dict[AttentionKind, dict[int, Float[Tensor, "b h q m"]]]
+    pooled: Float[Tensor, "b e"]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> HiddenStates:
+        """Applies `function` to every tensor."""
+
+        def mapped(value: Any) -> Any:
+            return {key: mapped(each) for key, each in value.items()} if isinstance(value, dict) else function(value)
+
+        return HiddenStates(**{each.name: mapped(getattr(self, each.name)) for each in fields(self)})
+
+
+def hidden_states(
+    model: BridgeTower,
+    pixel_values: Float[Tensor, "b 3 h w"],
+    input_ids: Int[Tensor, "b l"],
+    attention_mask: Int[Tensor, "b l"] | Bool[Tensor, "b l"] | None = None,
+    *,
+    layers: Mapping[Part, Collection[int]] | None = None,
+    attentions: bool = False,
+) -> HiddenStates:
+    """Runs a model on pairs, and returns what chosen layers of its towers and its fusion encoder give.
+
+    Args:
+        model: Any; its layers are hooked while it runs.
+        pixel_values: Normalised images.
+        input_ids: Token ids of as many texts.
+        attention_mask: 0 on padding; None if nothing is padded.
+        layers: Numbers of layers by part: `vision` and `text` from 0, the embeddings (of towers of libraries and custom
+            ones from 1), `fusion` from 1. Of a part that is left out nothing is kept; None keeps all layers.
+        attentions: Keep the attention weights of these layers too.
+
+    Raises:
+        ValueError: There is no such part or layer, or the attention of a library's or custom tower is asked for.
+    """
+    mask = None if attention_mask is None else attention_mask.bool()
+    config, own = model.config, VisionTransformer | TextTransformer
+    there: dict[Part, range] = {
+        "vision": range(not isinstance(model.vision, own), config.vision.num_layers + 1),
+        "text": range(not isinstance(model.text, own), config.text.num_layers + 1),
+        "fusion": range(1, config.fusion.num_layers + 1),
+    }
+    chosen = {part: tuple(numbers if layers is None else layers.get(part, ())) for part, numbers in there.items()}
+    unknown: list[str] = [part for part in layers or () if part not in there]
+    unknown += [
+        f"{part} {number}" for part, numbers in chosen.items() for number in numbers if number not in there[part]
+    ]
+    if unknown:
+        known = ", ".join(f"{part} {numbers[0]} to {numbers[-1]}" for part, numbers in there.items())
+        raise ValueError(f"layers has {', '.join(unknown)}; this model has {known}")
+    found = HiddenStates(vision={}, text={}, fused_image={}, fused_text={}, attentions={}, pooled=torch.empty(0, 0))
+    with ExitStack() as hooks:
+
+        def watch(kind: AttentionKind, number: int, attention: Any) -> None:
+            if attentions:
+                kept = found.attentions.setdefault(kind, {})
+                hooks.enter_context(attention.register_forward_pre_hook(partial(_keep_weights, kept, number)))
+
+        towers: dict[Literal["vision", "text"], Tower] = {"vision": model.vision, "text": model.text}
+        for part, tower in towers.items():
+            numbers = [number for number in chosen[part] if number > 0]
+            if attentions and numbers and not isinstance(tower, own):
+                raise ValueError(f"the attention of {type(tower).__name__} cannot be kept; leave {part} out of layers")
+            for number in numbers if attentions else ():
+                watch(part, number, cast(Any, tower.stacked_layers()[number - 1]).attention.attention)
+        for number in chosen["fusion"]:
+            image_layer, text_layer = (
+                cast(FusionLayer, stream[number - 1])
+                for stream in (model.fusion.image_layers, model.fusion.text_layers)
+            )
+            watch("image self", number, image_layer.self_attention.attention)
+            watch("text self", number, text_layer.self_attention.attention)
+            watch("image to text", number, image_layer.cross_attention.attention)
+            watch("text to image", number, text_layer.cross_attention.attention)
+            for layer, kept in ((image_layer, found.fused_image), (text_layer, found.fused_text)):
+                hooks.enter_context(layer.register_forward_hook(partial(_keep_output, kept, number)))
+        vision, bridged = _states(model.vision, pixel_values, None, chosen["vision"], config.vision_layers)
+        image = model.project_image(bridged)
+        text, bridged = _states(model.text, input_ids, mask, chosen["text"], config.text_layers)
+        fused = BridgeTower.fuse(model, image, model.project_text(bridged, mask), "all")  # all pairs at once
+    return HiddenStates(**(vars(found) | {"vision": vision, "text": text, "pooled": fused.pooled}))
+
+
+def _keep_output(kept: dict[int, Tensor], number: int, module: Any, inputs: Any, output: Tensor) -> None:
+    kept[number] = output
+
+
+def _keep_weights(kept: dict[int, Tensor], number: int, module: Any, inputs: tuple[Tensor, ...]) -> None:
+    """Keeps the weights of a `DotProductAttention`, which never forms them."""
+    query, key, _, mask = inputs
+    queries, keys = module.split_heads(query), module.split_heads(key)
+    scores = queries @ keys.mT / queries.shape[-1] ** 0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask[:, None, None, :], -torch.inf)
+    kept[number] = scores.float().softmax(dim=-1)
+
+
+def _states(
+    tower: Tower, inputs: Tensor, mask: Tensor | None, chosen: Collection[int], bridged: tuple[int, ...]
+) -> tuple[dict[int, Tensor], list[Tensor]]:
+    """Returns the states of chosen layers, and those of the bridged ones as projections read them, of one run."""
+    numbers = tuple(sorted({*chosen, *bridged}))
+    if isinstance(tower, VisionTransformer | TextTransformer):
+        states = dict(zip(numbers, tower.states(inputs, mask, numbers), strict=True))
+        read = tower.continued({number: states[number] for number in bridged}, mask, bridged)
+    else:
+        run = tower(inputs, numbers) if isinstance(tower, VisionTower) else tower(inputs, mask, numbers)
+        states = dict(zip(numbers, run, strict=True))
+        read = [states[number] for number in bridged]
+    return {number: states[number] for number in chosen}, read

@@ -1,0 +1,184 @@
+"""Hidden states and attention weights of chosen layers: what the layers get and give, and nothing stays behind."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import tiny
+from bridgetower import BridgeTower, hidden_states, load
+from bridgetower.model.cpu import optimize_for_cpu, pack_weights
+from bridgetower.model.hidden_states import HiddenStates
+from own_modules import OWN
+
+ATOL = 1e-5
+CONFIG = tiny.changed(fusion__num_layers=3, fusion__num_heads=4)
+LENGTHS = (5, 3, 4)
+
+
+def batch() -> tuple[Tensor, Tensor, Tensor]:
+    return tiny.images(3), *tiny.texts(LENGTHS)
+
+
+@torch.no_grad()
+def found(model: BridgeTower, **options: Any) -> HiddenStates:
+    return hidden_states(model, *batch(), **options)
+
+
+@pytest.mark.parametrize(
+    "optimize", [lambda model: None, optimize_for_cpu, pack_weights], ids=["plain", "cpu", "packed"]
+)
+class TestValues:
+    def test_everything(self, optimize: Any) -> None:
+        model = tiny.build(CONFIG)
+        optimize(model)
+        given = found(model, attentions=True)
+        assert [list(layers) for layers in (given.vision, given.text, given.fused_image, given.fused_text)] == [
+            [0, 1, 2, 3, 4],
+            [0, 1, 2, 3],
+            [1, 2, 3],
+            [1, 2, 3],
+        ]
+        assert {
+            kind: {number: tuple(weights.shape) for number, weights in layers.items()}
+            for kind, layers in given.attentions.items()
+        } == {
+            "vision": dict.fromkeys(range(1, 5), (3, 3, 10, 10)),
+            "text": dict.fromkeys(range(1, 4), (3, 4, 5, 5)),
+            "image self": dict.fromkeys(range(1, 4), (3, 4, 10, 10)),
+            "text self": dict.fromkeys(range(1, 4), (3, 4, 5, 5)),
+            "image to text": dict.fromkeys(range(1, 4), (3, 4, 10, 5)),
+            "text to image": dict.fromkeys(range(1, 4), (3, 4, 5, 10)),
+        }
+        for kind, layers in given.attentions.items():
+            for weights in layers.values():
+                assert torch.allclose(weights.sum(dim=-1), torch.ones(()), atol=1e-6)
+                if kind in ("text", "text self", "image to text"):
+                    assert float(weights[1, ..., 3:].max()) == 0.0, "padding gets none"
+        assert not [module for module in model.modules() if module._forward_pre_hooks or module._forward_hooks]
+
+    def test_they_are_those_of_a_usual_run(self, optimize: Any) -> None:
+        model = tiny.build(CONFIG)
+        optimize(model)
+        pixels, ids, mask = batch()
+        given = found(model)
+        with torch.no_grad():
+            fused = model(pixels, ids, mask)
+            vision, text = model.vision(pixels, (2, 3, 4)), model.text(ids, mask.bool(), (1, 2, 3))
+            for number, hidden in zip((2, 3, 4), vision, strict=True):
+                assert tiny.off(model.vision.post_norm(given.vision[number]), hidden) < ATOL
+        for number, hidden in zip((1, 2, 3), text, strict=True):
+            assert tiny.off(given.text[number], hidden) < ATOL
+        assert tiny.off(given.fused_text[3], fused.text) < ATOL
+        assert tiny.off(given.fused_image[3], fused.image) < ATOL
+        assert tiny.off(given.pooled, fused.pooled) < ATOL
+
+
+def contexts(model: BridgeTower, weights: torch.Tensor, lengths: tuple[int, ...]) -> list[float]:
+    """How far weights times values are from what each layer's output projection gets."""
+    seen: dict[str, list[torch.Tensor]] = {"key_value": [], "out": []}
+    hooks = []
+    for layer in model.fusion.text_layers:
+        attention = layer.cross_attention
+        hooks += [
+            attention.key_value.register_forward_hook(lambda module, inputs, output: seen["key_value"].append(output)),
+            attention.out.register_forward_pre_hook(lambda module, inputs: seen["out"].append(inputs[0])),
+        ]
+    model.fuse(*tiny.encodings(model, lengths), outputs="all")
+    for hook in hooks:
+        hook.remove()
+    off = []
+    for layer_weights, key_value, context in zip(weights, seen["key_value"], seen["out"], strict=True):
+        value = key_value.chunk(2, dim=-1)[1].unflatten(-1, (layer_weights.shape[1], -1)).transpose(1, 2)
+        mine = (layer_weights @ value).transpose(1, 2).flatten(2)
+        off.append(float((mine - context).abs().max()))
+    return off
+
+
+@torch.no_grad()
+def test_weights_are_those_that_the_layers_use() -> None:
+    model = tiny.build(CONFIG)
+    weights = torch.stack(list(found(model, attentions=True).attentions["text to image"].values()))
+    assert weights.shape == (3, 3, 4, 5, 10)
+    assert max(contexts(model, weights, (5, 3, 4))) < 1e-5
+    assert max(contexts(model, weights.flip(2), (5, 3, 4))) > 1e-3  # the control: heads in another order
+    assert max(contexts(model, weights.flip(0), (5, 3, 4))) > 1e-3  # and layers
+
+
+def test_chosen_layers_only() -> None:
+    given = found(tiny.build(CONFIG), layers={"vision": [4, 0], "fusion": (2,)}, attentions=True)
+    assert [list(layers) for layers in (given.vision, given.text, given.fused_image, given.fused_text)] == [
+        [4, 0],
+        [],
+        [2],
+        [2],
+    ]
+    assert {kind: list(layers) for kind, layers in given.attentions.items()} == {
+        "vision": [4],
+        **{key: [2] for key in ("image self", "text self", "image to text", "text to image")},
+    }
+    assert found(tiny.build(CONFIG), layers={"text": [1]}).attentions == {}
+
+
+def test_layers_above_those_that_are_bridged() -> None:
+    model = tiny.build(tiny.changed(fusion__vision_layers=(1, 2), fusion__text_layers=(1, 2)))
+    given = found(model)
+    assert list(given.vision) == [0, 1, 2, 3, 4]
+    with torch.no_grad():
+        assert tiny.off(given.pooled, model(*batch()).pooled) < ATOL
+        assert tiny.off(model.vision.post_norm(given.vision[4]), model.vision(batch()[0], (4,))[0]) < ATOL
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        (
+            {"vision": [5], "fusion": [0]},
+            "layers has vision 5, fusion 0; this model has vision 0 to 4, text 0 to 3, fus",
+        ),
+        ({"image": [1]}, "layers has image; this model has vision 0 to 4"),
+    ],
+)
+def test_layers_that_are_not_there(layers: dict[Any, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        found(tiny.build(CONFIG), layers=layers)
+
+
+def test_custom_towers() -> None:
+    values = {"vision.architecture": "patches", "vision.prefix_tokens": 0, "text.architecture": "words"}
+    model = tiny.off_defaults(BridgeTower(tiny.CONFIG.override(values), OWN)).eval()
+    given = found(model)
+    with torch.no_grad():
+        assert tiny.off(given.vision[4], model.vision(batch()[0], (4,))[0]) < ATOL
+        assert tiny.off(given.pooled, model(*batch()).pooled) < ATOL
+    assert list(given.vision) == [1, 2, 3, 4]
+    with pytest.raises(ValueError, match="the attention of Patches cannot be kept; leave vision out of layers"):
+        found(model, attentions=True)
+    assert list(found(model, layers={"fusion": [1]}, attentions=True).attentions) == [
+        "image self",
+        "text self",
+        "image to text",
+        "text to image",
+    ]
+
+
+def test_gradients_reach_the_weights() -> None:
+    model = tiny.build(CONFIG)
+    given = hidden_states(model, *batch(), layers={"vision": [1], "fusion": [2]}, attentions=True)
+    (given.vision[1].sum() + given.attentions["text to image"][2].square().sum()).backward()
+    assert model.vision.patch_embedding.weight.grad is not None
+    assert model.fusion.text_layers[1].cross_attention.query.weight.grad is not None
+
+
+def test_of_a_predictor(tiny_checkpoint: Path) -> None:
+    predictor = load(tiny_checkpoint, device="cpu")
+    pixels, texts = torch.randint(0, 256, (2, 40, 60, 3), dtype=torch.uint8).numpy(), ["a red square", "two"]
+    given = predictor.hidden_states(list(pixels), texts, layers={"text": [1], "fusion": [2]}, attentions=True)
+    inputs = predictor.processor(list(pixels), texts, padding=True, return_tensors="pt")
+    expected = hidden_states(predictor.model, inputs.pixel_values, inputs.input_ids, inputs.attention_mask)
+    assert tiny.off(given.text[1], expected.text[1]) < ATOL
+    assert tiny.off(given.fused_image[2], expected.fused_image[2]) < ATOL
+    assert tiny.off(given.pooled, expected.pooled) < ATOL
+    assert not given.pooled.requires_grad
