@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import tiny
 from bridgetower.model.bridgetower import BridgeTower
@@ -418,6 +419,29 @@ def test_attention_of_no_samples() -> None:
     assert [leaf.grad is not None and leaf.grad.shape == leaf.shape for leaf in leaves] == [True] * 3
 
 
+@pytest.mark.parametrize(("threads", "heads"), [(1, 2), (4, 8), (64, 24)])
+def test_scores_in_work_at_once_follow_the_threads(threads: int, heads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two MiB of each: 24 heads of 512 x 512 numbers of four bytes."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    query = torch.zeros(8, 512, WIDTH)
+    with Products() as products:
+        attend(query, query, query, mask=None, dropout=0.0)
+    assert products.shapes == [(heads, 512, 512)] * (24 // heads)
+
+
+class Products(TorchDispatchMode):
+    """Shapes of the scores that are computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = func(*args, **(kwargs or {}))
+        self.shapes += [tuple(result.shape)] if func is torch.ops.aten.baddbmm.out else []
+        return result
+
+
 @pytest.mark.parametrize(("length", "stored"), [(6, True), (40, False)], ids=["few weights", "many weights"])
 def test_few_weights_are_kept_for_the_gradients(length: int, stored: bool) -> None:
     kept: list[Tensor] = []
@@ -466,6 +490,18 @@ def test_rate_at_every_place_of_a_draw(rate: float) -> None:
     for place in range(4):
         share = kept[place::4].double().mean()
         assert abs(share - (1 - rate)) < 5 * (rate * (1 - rate) / (count / 4)) ** 0.5
+
+
+@pytest.mark.parametrize("rate", [1e-9, 7e-6, 1 - 7e-6, 1 - 1e-9])
+def test_rates_next_to_0_and_1(rate: float) -> None:
+    torch.manual_seed(0)
+    kept = draw_kept((4000, 1000), rate)
+    assert kept.dtype == torch.int8
+    count = 4e6
+    assert abs(int(kept.sum()) - count * (1 - rate)) < 5 * (count * rate * (1 - rate)) ** 0.5 + 1
+    hidden = torch.ones(50, 7, requires_grad=True)
+    drawn(hidden, rate).sum().backward()
+    attend(*streams(2, 4, 5), mask=None, dropout=rate).sum().backward()
 
 
 def test_values_that_share_a_draw_are_independent() -> None:
@@ -553,6 +589,23 @@ class TestChunks:
             for ours in (getattr(parts, name), getattr(shared, name)):
                 assert (ours is None) == (expected is None)
                 assert expected is None or tiny.off(ours, expected) < ATOL
+
+    @pytest.mark.parametrize(("threads", "sizes"), [(1, [1, 1, 1]), (2, [2, 1]), (3, [3])])
+    def test_more_at_once_with_more_threads(
+        self,
+        model: BridgeTower,
+        calls: list[int],
+        monkeypatch: pytest.MonkeyPatch,
+        threads: int,
+        sizes: list[int],
+    ) -> None:
+        config = model.config
+        pair = 4 * config.vision.num_tokens * config.fusion.intermediate_size  # bytes
+        monkeypatch.setattr("bridgetower.model.cpu.BUFFER_BYTES", pair)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+        with torch.no_grad():
+            model.fuse(*tiny.encodings(model))
+        assert calls == sizes
 
     def test_dropout_draws_for_all(self, model: BridgeTower, calls: list[int]) -> None:
         model.train()

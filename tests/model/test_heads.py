@@ -116,9 +116,11 @@ class TestItc:
 
     @pytest.mark.parametrize(("start", "clamped"), [(0.2, 0.2), (0.7, 0.5), (1e-5, 0.001), (-3.0, 0.001)])
     def test_temperature_is_clamped(self, start: float, clamped: float) -> None:
-        head = ItcHead(4, 5, 6)
+        head = ItcHead(4, 5, 6).eval()
         head.temperature.data.fill_(start)
         assert head.logit_scale().item() == pytest.approx(1 / clamped)
+        assert head.temperature.item() == pytest.approx(start), "a weight is not changed by using it"
+        assert head.train().logit_scale().item() == pytest.approx(1 / clamped)
         assert head.temperature.item() == pytest.approx(clamped), "the parameter itself, as in the official code"
 
     def test_gradient_at_the_edge(self) -> None:

@@ -101,6 +101,41 @@ def test_set_to_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
         onednn_is_faster()
 
 
+class Lacking:
+    """An object without one of its attributes."""
+
+    def __init__(self, whole: object, name: str) -> None:
+        self._whole, self._name = whole, name
+
+    def __getattr__(self, name: str) -> object:
+        if name == self._name:
+            raise AttributeError(name)
+        return getattr(self._whole, name)
+
+
+@pytest.mark.parametrize(
+    "operator",
+    ["_linear_pointwise", "_reorder_linear_weight", "_is_mkldnn_bf16_supported", "_softmax_backward_data"],
+)
+def test_a_release_without_a_private_operator(operator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then PyTorch's own layers compute, in training and packed."""
+    if hasattr(torch, operator):
+        monkeypatch.delattr(torch, operator)
+    else:
+        monkeypatch.setattr(torch.ops, "mkldnn", Lacking(torch.ops.mkldnn, operator))
+    kinds = [type(module) for module in tiny.build().modules()]
+    model = tiny.build()
+    ours, used = matched(model)
+    assert not used
+    assert [type(module) for module in model.modules()] == kinds
+    with torch.no_grad():
+        plain = tiny.build()
+        assert tiny.off(ours, plain.itm_head(plain.fuse(*tiny.encodings(plain)).pooled)) < ATOL
+    model = tiny.build().train()
+    optimize_for_cpu(model)
+    model.fuse(*tiny.encodings(model)).pooled.sum().backward()
+
+
 class TestWithoutOneDnn:
     """As in builds of PyTorch for processors that it has no kernels for."""
 

@@ -381,7 +381,7 @@ class BridgeTower(nn.Module):
             ValueError: The model has no contrastive head.
         """
         head = self.contrastive_head()
-        if isinstance(head, FusedItcHead):  # transformers reads the CLS that fusion gets, the official code the tower's
+        if self.compares_pairs:  # transformers reads the CLS that fusion gets, the official code the tower's
             bridged = self.image_projections[-1](image.cls) + self.token_type_embedding.weight[IMAGE]
             return _l2_normalize(head.image(bridged))
         return _l2_normalize(head.image(head.image_input(image.cls)))
@@ -393,20 +393,20 @@ class BridgeTower(nn.Module):
             ValueError: The model has no contrastive head.
         """
         head = self.contrastive_head()
-        return _l2_normalize(head.text(text.cls if isinstance(head, FusedItcHead) else head.text_input(text.cls)))
+        return _l2_normalize(head.text(text.cls if self.compares_pairs else head.text_input(text.cls)))
 
     @property
     def compares_pairs(self) -> bool:
         """Whether embeddings of fused pairs can be compared with those of images and of texts."""
-        return isinstance(self.itc_head, FusedItcHead)
+        return self.config.heads.itc == "fused"
 
     def pair_embeds(self, pooled: Float[Tensor, "b e"]) -> Float[Tensor, "b c"]:
         """Returns L2-normalised embeddings of fused pairs.
 
         The contrastive model of transformers has a head for them; elsewhere it is the pooled output itself.
         """
-        head = self.itc_head
-        return _l2_normalize(head.pooled(pooled) if isinstance(head, FusedItcHead) else pooled)
+        head: Any = self.itc_head  # whatever an adapter has put around it
+        return _l2_normalize(head.pooled(pooled) if self.compares_pairs else pooled)
 
     def itm_logits(self, pooled: Float[Tensor, "b e"]) -> Float[Tensor, "b 2"]:
         """Returns logits of no match (0) and match (1).
@@ -471,15 +471,13 @@ class BridgeTower(nn.Module):
             )
         return head
 
-    def contrastive_head(self) -> ItcHead | FusedItcHead:
-        """Returns the contrastive head, which has a temperature.
+    def contrastive_head(self) -> Any:
+        """Returns the contrastive head, an `ItcHead` or `FusedItcHead`, or what an adapter has put around it.
 
         Raises:
             ValueError: The model has none.
         """
-        self.head("itc")
-        assert self.itc_head is not None
-        return self.itc_head
+        return self.head("itc")
 
     def _draws(self) -> bool:
         """Whether fusion depends on random numbers: of dropout, or the noise of managers."""

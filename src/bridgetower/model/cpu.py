@@ -22,10 +22,12 @@ from bridgetower.model.cpu_linear import (
 from bridgetower.model.encodings import Encoded, Fused
 from bridgetower.model.fusion import FusionOutputs
 from bridgetower.model.layers import DotProductAttention, FeedForward, SelfAttention
+from bridgetower.model.products import has_operators
 
-# Of the largest activation of a fusion layer, in inference. More pairs at once were slower: of the base model 0.116 s
-# each for 32 encoded images with one text, 0.091 s for 8 (`benchmarks/run.py --only growth`).
-BUFFER_BYTES = 2**25
+# Of the largest activation of a fusion layer, in inference, for each thread. More pairs at once were slower: with two
+# threads the base model took 0.116 s each for 32 encoded images with one text, 0.091 s for 8 (`benchmarks/run.py --only
+# growth`).
+BUFFER_BYTES = 2**24
 
 
 def optimize_for_cpu(module: nn.Module) -> None:
@@ -36,7 +38,7 @@ def optimize_for_cpu(module: nn.Module) -> None:
     device gets PyTorch's back.
     """
     parameter = next(module.parameters(), None)
-    if parameter is None or parameter.device.type == "cpu":
+    if has_operators() and (parameter is None or parameter.device.type == "cpu"):
         _swap(module, _KERNELS)
 
 
@@ -83,7 +85,7 @@ class ChunkedBridgeTower(BridgeTower):
             return super().fuse(image, text, outputs)
         hidden = image.layers[0]
         pair_bytes = hidden.shape[1] * self.config.fusion.intermediate_size * hidden.element_size()
-        at_once = max(1, BUFFER_BYTES // pair_bytes)
+        at_once = max(1, BUFFER_BYTES * torch.get_num_threads() // pair_bytes)
         parts = [slice(start, start + at_once) for start in range(0, len(image), at_once)]
         if len(parts) <= 1:
             return super().fuse(image, text, outputs)

@@ -16,7 +16,8 @@ from torch.autograd.function import once_differentiable
 
 from bridgetower.model.layers import DotProductAttention
 
-_SCORE_BYTES = 4 * 2**20  # of attention scores in work at once: enough for one product to be worth it, and in the cache
+# Of attention scores in work at once, for each thread: enough for one product to be worth it, and in the cache.
+_SCORE_BYTES = 2 * 2**20
 _LOWEST, _VALUES = -(2**15), 2**16  # of 16 bits
 
 
@@ -126,7 +127,7 @@ def _weights(
 def _blocks(queries: Tensor, keys: Tensor) -> list[slice]:
     """Which heads are in work at once."""
     heads, head_bytes = len(queries), queries.shape[1] * keys.shape[1] * queries.element_size()
-    step = max(1, _SCORE_BYTES // max(1, head_bytes))
+    step = max(1, _SCORE_BYTES * torch.get_num_threads() // max(1, head_bytes))
     return [slice(start, min(start + step, heads)) for start in range(0, heads, step)]
 
 
@@ -134,8 +135,10 @@ def draw_kept(shape: Sequence[int], rate: float) -> Int8[Tensor, "..."]:
     """Draws 1 with probability 1 - `rate`, else 0, from PyTorch's generator of the CPU.
 
     PyTorch draws a number of its own for each value; here, one draw of 64 bits serves four. The rate is rounded to
-    multiples of 2⁻¹⁶.
+    multiples of 2⁻¹⁶, unless that is 0 or 1.
     """
+    if not 0 < round(rate * _VALUES) < _VALUES:
+        return torch.empty(*shape, dtype=torch.int8).bernoulli_(1 - rate)
     count = prod(shape)
     draws = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)[:count]
     lowest_kept = _LOWEST + round(rate * _VALUES)

@@ -109,7 +109,9 @@ class ItcHead(nn.Module):
         self.temperature = nn.Parameter(torch.tensor(0.07))
 
     def logit_scale(self) -> Float[Tensor, ""]:
-        """1 / temperature; the parameter itself is first clamped to [0.001, 0.5], as in the official code."""
+        """1 / temperature, clamped to [0.001, 0.5]; in training the parameter itself is, as in the official code."""
+        if not self.training:
+            return 1 / self.temperature.clamp(self.MIN_TEMPERATURE, self.MAX_TEMPERATURE)
         with torch.no_grad():
             self.temperature.clamp_(self.MIN_TEMPERATURE, self.MAX_TEMPERATURE)
         return 1 / self.temperature

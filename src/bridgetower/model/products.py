@@ -33,6 +33,12 @@ _ROUNDS = 7
 _MARGIN = 1.05  # by which torch.mm must be faster, so that noise does not decide
 
 
+def has_operators() -> bool:
+    """Whether PyTorch has the private operators that the kernels for CPUs call; a release may come without."""
+    names = ("_linear_pointwise", "_reorder_linear_weight", "_is_mkldnn_bf16_supported")
+    return hasattr(torch, "_softmax_backward_data") and all(hasattr(torch.ops.mkldnn, name) for name in names)
+
+
 @cache
 def onednn_is_faster() -> bool:
     """Whether oneDNN is to compute float32 products here.
