@@ -6,10 +6,12 @@ import os
 import random
 import shutil
 from contextlib import suppress
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -209,6 +211,34 @@ class TestMoments:
                 moments_of(talk, Cutting(every=2))
         talk.with_suffix(".srt").write_text(SRT, encoding="utf-8")
         assert moments_of(talk, Cutting()) != first
+
+    def test_damaged_ones_of_the_cache_are_found_again(
+        self, talk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setattr(moments, "cache_folder", lambda: tmp_path / "cache")
+        expected = moments_of(talk, Cutting())
+        (cached,) = (tmp_path / "cache" / "moments").iterdir()
+        whole = cached.read_bytes()
+        for content in (whole[:-1], b"", whole.replace(b"3", b"4"), bytes([whole[0] ^ 1]) + whole[1:]):
+            cached.write_bytes(content)
+            caplog.clear()
+            assert moments_of(talk, Cutting()) == expected
+            assert len(caplog.messages) == 1
+            assert "is damaged" in caplog.text
+        assert cached.read_bytes() == whole
+
+    def test_a_cut_between_frames_that_are_far_apart_is_at_its_frame(self, tmp_path: Path) -> None:
+        times_shown = [*(number / 5 for number in range(26)), 5.12, 12.0, 12.2]
+        with av.open(str(tmp_path / "a.mkv"), "w") as container:
+            stream = container.add_stream("libx264", rate=25)
+            stream.width, stream.height, stream.pix_fmt = *SIZE, "yuv420p"
+            stream.codec_context.time_base = Fraction(1, 100)
+            for time in times_shown:
+                frame = av.VideoFrame.from_image(Image.new("RGB", SIZE, "red" if time < 5.1 else "blue"))
+                frame.pts, frame.time_base = round(time * 100), Fraction(1, 100)
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+        assert [one.start for one in moments_of(tmp_path / "a.mkv", Cutting())[0]] == pytest.approx([0, 5.12], abs=0.02)
 
     def test_of_folders(self, talk: Path, clip: Path, caplog: pytest.LogCaptureFixture) -> None:
         (talk.parent / "sub").mkdir()

@@ -127,14 +127,24 @@ class Video:
         codec.skip_frame = "NONKEY" if gaps and max(gaps) <= _KEYFRAMES_EVERY else "DEFAULT"
         self._go_to(0.0)
         try:
+            skipped = None
             for frame in self._decoded():
+                if skipped is not None and self._time(frame) >= self._time(skipped) + _COMPARED_EVERY:
+                    last = self._time(skipped)  # it is shown for long
+                    yield last, self._small(skipped)
+                skipped = frame
                 if self._time(frame) >= last + _COMPARED_EVERY:
-                    last = self._time(frame)
-                    small = frame.reformat(width=THUMBNAIL, height=THUMBNAIL, format="rgb24", interpolation="AREA")
-                    yield last, small.to_ndarray()
+                    last, skipped = self._time(frame), None
+                    yield last, self._small(frame)
         finally:
             codec.skip_frame = before
             self._go_to(0.0)
+
+    def _small(self, frame: Any) -> UInt8[np.ndarray, "32 32 3"]:
+        small: np.ndarray = frame.reformat(
+            width=THUMBNAIL, height=THUMBNAIL, format="rgb24", interpolation="AREA"
+        ).to_ndarray()
+        return small
 
     def cues(self) -> tuple[list[Cue], str | None]:
         """Returns the subtitles in the file, of the first stream that has text, and what is wrong with them."""

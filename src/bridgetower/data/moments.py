@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from glob import escape
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 from bridgetower.data.images import ImageRef
 from bridgetower.data.sources import files_in
 from bridgetower.extras import install, is_installed, require
-from bridgetower.files import cache_folder, parse_json, unfit_name, write_json
+from bridgetower.files import cache_folder, unfit_name, write_bytes
 from bridgetower.model.plain import AT_LEAST_1, check_numbers
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ _SHORTEST = 1.0  # seconds of a scene
 _MISSING = 2.0  # seconds that a whole video may end before the end that the file names
 _MARKS = re.compile(r"\{[^}]*\}")
 _LANGUAGE = re.compile(r"[A-Za-z]{2,3}([-_][A-Za-z0-9]+)*(\.(forced|sdh))?", re.ASCII)  # en, zh-Hans, en.sdh
-_VERSION = 3  # of how moments are found; those in the cache are of it
+_VERSION = 4  # of how moments are found; those in the cache are of it
 
 logger = logging.getLogger(__name__)
 
@@ -147,10 +148,15 @@ def moments_of(video: Path, cutting: Cutting) -> tuple[list[Moment], list[str]]:
     key = hashlib.sha256(json.dumps([_VERSION, files, asdict(cutting)]).encode()).hexdigest()
     cached = cache_folder() / "moments" / f"{key}.json"
     if cached.is_file():
-        content = parse_json(cached.read_bytes(), cached, "remove it")
-        return [Moment(*values) for values in content["moments"]], content["problems"]
+        check, _, content = cached.read_bytes().partition(b"\n")
+        if check == f"{zlib.crc32(content):08x}".encode():
+            kept = json.loads(content)
+            return [Moment(*values) for values in kept["moments"]], kept["problems"]
+        logger.warning("%s is damaged; the moments of %s are found again", cached, video)
     moments, problems = _found(video, subtitles, cutting)
-    write_json(cached, {"moments": [[one.start, one.end, one.text] for one in moments], "problems": problems})
+    kept = {"moments": [[one.start, one.end, one.text] for one in moments], "problems": problems}
+    content = json.dumps(kept).encode()
+    write_bytes(cached, f"{zlib.crc32(content):08x}\n".encode() + content)
     return moments, problems
 
 
