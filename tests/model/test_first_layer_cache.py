@@ -111,6 +111,14 @@ class TestFirstLayerCache:
         model = tiny.build(tiny.changed(fusion__dropout=0.0)).train()
         assert model.cache_image(tiny.encodings(model)[0]).first_layer_cache is not None
 
+    def test_noise_of_managers_keeps_the_draws_of_every_pair_apart(self) -> None:
+        model = tiny.build(tiny.changed(fusion__dropout=0.0, fusion__bridge="static_manager"))
+        image, text = tiny.encodings(model.train())
+        assert model.cache_image(image).first_layer_cache is model.cache_text(text).first_layer_cache is None
+        model.eval()
+        assert model.cache_image(image).first_layer_cache is not None
+        assert model.cache_text(text).first_layer_cache is not None
+
 
 class TestCls:
     @pytest.mark.parametrize(

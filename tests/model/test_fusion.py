@@ -134,6 +134,15 @@ class TestManager:
         manager.train()
         assert tiny.off(manager(*given), manager(*given)) > 1e-3
 
+    def test_noise_is_normal_divided_by_the_number_of_layers(self) -> None:
+        manager = self.build("static_manager").train()
+        torch.manual_seed(0)
+        noise = torch.randn_like(torch.stack(self.LAYERS)) / len(self.LAYERS)
+        expected = self.weighed(manager, manager.weights[:, None, None] + noise)
+        expected = expected + manager.stream_weight * normed(manager.stream_norm, self.STREAM)
+        torch.manual_seed(0)
+        assert tiny.off(manager(self.STREAM, self.LAYERS, self.OTHER, None), expected) < ATOL
+
     @pytest.mark.parametrize("kind", MANAGERS)
     def test_any_number_of_tower_layers(self, kind: str) -> None:
         config = replace(CONFIG, bridge=kind, vision_layers=(1, 2, 3, 4), text_layers=(2, 3))
@@ -310,6 +319,14 @@ class TestEncoder:
         expected = encoder(image, text, mask, "all")
         ours = encoder(tuple(part[order] for part in image), tuple(part[order] for part in text), mask[order], "all")
         assert all(tiny.off(one, other[order]) < ATOL for one, other in zip(ours, expected, strict=True))
+
+    def test_dropout_after_each_part_of_a_layer(self) -> None:
+        """Where all is dropped, nothing but the norms is left of self-attention, cross-attention and feed-forward."""
+        layer, hidden = made(FusionLayer(CONFIG)).train(), random(3, 5, WIDTH)
+        layer.dropout.p = 1.0
+        expected = layer.mlp_norm(layer.cross_attention_norm(layer.self_attention_norm(hidden)))
+        assert tiny.off(layer(hidden, random(3, 4, WIDTH, seed=1)), expected) < ATOL
+        assert tiny.off(layer.eval()(hidden, random(3, 4, WIDTH, seed=1)), expected) > 0.01
 
     def test_dropout_in_training_only(self) -> None:
         encoder, (image, text, mask) = made(FusionEncoder(CONFIG)), inputs()

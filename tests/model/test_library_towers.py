@@ -159,6 +159,16 @@ def test_texts_that_are_too_long() -> None:
         TransformersTower(config)(ids, None, (1,))
 
 
+def test_the_top_layers_that_train_are_of_those_that_are_read() -> None:
+    model = tiny.build(tiny.changed(fusion__vision_layers=(1, 3), fusion__text_layers=(1, 2)))
+    model.train_top_layers(1)
+    for tower, last in ((model.vision, 3), (model.text, 2)):
+        assert {name.split(".")[1] for name, value in tower.named_parameters() if value.requires_grad} == {
+            str(last - 1)
+        }
+    assert model.cached_layers((1, 3)) == (1, 2)
+
+
 @pytest.mark.parametrize(
     ("config", "names"),
     [
