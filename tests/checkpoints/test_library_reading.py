@@ -52,7 +52,9 @@ class TestImages:
             read_vision_tower(f"timm:test_vit4={tmp_path / 'weights.pth'}")
 
     def test_a_file_of_another_width(self, tmp_path: Path) -> None:
-        torch.save(timm.create_model("vit_tiny_patch16_224", img_size=112).state_dict(), tmp_path / "weights.pth")
+        weights = timm.create_model("vit_tiny_patch16_224", depth=1).state_dict()
+        weights["patch_embed.proj.weight"] = weights["patch_embed.proj.weight"].flatten(1)  # as some authors have it
+        torch.save(weights, tmp_path / "weights.pth")
         with pytest.raises(ValueError, match=r"weights\.pth does not fit timm's vit_small_patch16_224 "):
             read_vision_tower(f"timm:vit_small_patch16_224={tmp_path / 'weights.pth'}")
 
