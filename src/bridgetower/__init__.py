@@ -10,11 +10,14 @@ The names below are the public API. They are imported when they are first used, 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from bridgetower.extras import Extra, require
+
+os.environ.setdefault("LANCEDB_LOG", "error")  # it warns of each empty group of vectors
 
 if TYPE_CHECKING:
     from bridgetower.analysis.attention import explain as explain

@@ -17,7 +17,7 @@ from PIL import Image
 
 from bridgetower.checkpoints import read_checkpoint, write_checkpoint
 from bridgetower.predictor import Predictor, load
-from bridgetower.search.build import IndexReport, build_index
+from bridgetower.search.build import IndexReport, _Update, build_index
 from bridgetower.search.config import IndexConfig
 from bridgetower.search.connection import write_lock
 from bridgetower.search.index import Index
@@ -317,6 +317,40 @@ class TestUpdate:
             build_index([photos, others], out, predictor)
         assert len(Index(out)) == 6
 
+    @pytest.mark.parametrize(("seconds", "kept"), [(0.0, 3), (1000.0, 0)])
+    def test_what_was_embedded_is_written_every_few_seconds(
+        self, seconds: float, kept: int, build: Build, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        rows_of, blocks = _Update._rows, list[str]()
+
+        def killed(update: _Update, block: Any) -> Any:
+            blocks.append(block.name)
+            if len(blocks) > 3:
+                raise KeyboardInterrupt
+            return rows_of(update, block)
+
+        monkeypatch.setattr(_Update, "_rows", killed)
+        with pytest.raises(KeyboardInterrupt):
+            build(batch_size=1, commit_seconds=seconds)
+        assert len(Index(tmp_path / "photos.lance")) == kept
+
+    def test_groups_on_request(self, build: Build, photos: Path) -> None:
+        uri = photos.parent / "photos.lance"
+        build()
+        assert not Index(uri).has_ann_index
+        build(ann=True)
+        (photos / "00.png").unlink()
+        build()
+        assert Index(uri).has_ann_index
+
+    def test_by_uri(self, photos: Path, predictor: Predictor, tmp_path: Path) -> None:
+        uri = f"file://{tmp_path}/in/a/store.lance"  # stands for s3:// and the like, which take the same way
+        assert build_index(photos, uri, predictor).added == 6
+        (photos / "00.png").unlink()
+        assert counts(build_index(photos, uri, predictor)) == (5, 0, 0, 1)
+        assert Index(uri).root == photos
+        assert len(Index(tmp_path / "in" / "a" / "store.lance")) == 5
+
 
 class TestUnreadableFolders:
     """A folder that cannot be read for a moment, as on a network disk, takes nothing out of an index."""
@@ -394,23 +428,6 @@ def test_says_what_was_left_out(build: Build, photos: Path, caplog: pytest.LogCa
     assert report.left_out == {".heic": 2, "links to folders": 1, ".ts": 1}
     assert (report.bad, report.images) == ((), 6)
     assert "nothing is read of: 2 .heic, 1 links to folders, 1 .ts" in caplog.text
-
-    def test_groups_on_request(self, build: Build, photos: Path) -> None:
-        uri = photos.parent / "photos.lance"
-        build()
-        assert not Index(uri).has_ann_index
-        build(ann=True)
-        (photos / "00.png").unlink()
-        build()
-        assert Index(uri).has_ann_index
-
-    def test_by_uri(self, photos: Path, predictor: Predictor, tmp_path: Path) -> None:
-        uri = f"file://{tmp_path}/in/a/store.lance"  # stands for s3:// and the like, which take the same way
-        assert build_index(photos, uri, predictor).added == 6
-        (photos / "00.png").unlink()
-        assert counts(build_index(photos, uri, predictor)) == (5, 0, 0, 1)
-        assert Index(uri).root == photos
-        assert len(Index(tmp_path / "in" / "a" / "store.lance")) == 5
 
 
 class TestBadPictures:

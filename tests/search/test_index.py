@@ -1,10 +1,14 @@
 """The table on disk: what it says of itself, what is written, replaced, copied and deleted."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import lancedb
 import numpy as np
@@ -275,6 +279,26 @@ class TestExactVectors:
         (found,) = index.nearest(query, 1)
         assert (found.path, found.cosine) == (expected.path, expected.cosine)
 
+    def test_rows_of_another_version_are_not_returned(self, index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+        index.write_exact()
+        query = torch.tensor([2.0, 1.0, -1.0])
+        first, second = index.nearest(query, 2)
+        products = exact_vectors.largest_products
+
+        def slow(*arguments: Any) -> Any:
+            index.remove([first.path])  # by another process, say
+            return products(*arguments)
+
+        monkeypatch.setattr("bridgetower.search.index.largest_products", slow)
+        assert index.nearest(query, 1) == [second]
+
+    def test_tables_of_too_many_bytes_have_none(self, index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+        size = len(index) * 3 * 4
+        for limit in (size - 1, size):
+            monkeypatch.setattr(exact_vectors, "MAX_BYTES", limit)
+            index.write_exact()
+            assert len(list(Path(index.uri).glob("_exact/*.npy"))) == (limit == size)
+
     def test_small_tables_have_none(self, make: Make) -> None:
         index = make()
         index.upsert([row("a.png")])
@@ -307,13 +331,34 @@ class TestApproximate:
         hits = [len(set(one) & set(other)) for one, other in zip(found(exact=False), expected, strict=True)]
         assert sum(hits) / 400 > 0.9
 
+    @pytest.mark.parametrize(("problem", "least"), [("far", 0.65), ("close", 0.78)])
+    def test_finds_most_where_that_is_hard(self, tmp_path: Path, problem: str, least: float) -> None:
+        """Vectors that are all far from each other need enough groups, those that are close exact cosines."""
+        source = torch.Generator().manual_seed(0)
+        vectors = torch.randn(4000, 64, generator=source)
+        if problem == "close":
+            centre = torch.randn(64, generator=source)
+            vectors = torch.cat([centre + 0.03 * vectors[:2000], -centre[None]])
+        index = Index.create(
+            tmp_path / "hard.lance", fingerprint="f", model="m", root=tmp_path, image_width=64, pair_width=5
+        )
+        index.upsert([replace(row(f"{number:04}"), image_vector=vector) for number, vector in enumerate(vectors)])
+        index.create_ann_index()
+        queries = vectors[:100]
+        expected = (F.normalize(queries, dim=1) @ F.normalize(vectors, dim=1).T).topk(10).indices.tolist()
+        found = [{int(one.path) for one in index.nearest(query, 10)} for query in queries]
+        recall = sum(len(one & {*other}) for one, other in zip(found, expected, strict=True)) / 1000
+        assert recall > least
+
     def test_goes_on_with_what_is_written_later(self, index: Index) -> None:
         index.create_ann_index()
         new = torch.tensor([1.0, 0.0, 0.0])
         index.upsert([replace(row("new"), image_vector=new)])
         assert index.nearest(new, 1)[0].path == "new"
         index.upsert([replace(row(f"more{number}"), image_vector=new) for number in range(100)])
+        assert index._table.index_stats("image_vector_idx").num_unindexed_rows == 101
         index.optimize()
+        assert index._table.index_stats("image_vector_idx").num_unindexed_rows == 0
         index.remove(["new"])
         found = index.nearest(new, 100)
         assert {one.path for one in found} == {f"more{number}" for number in range(100)}
@@ -348,6 +393,19 @@ def test_another_reader_sees_what_is_written(make: Make, monkeypatch: pytest.Mon
         deadline -= 1
         torch.arange(10_000_000).sum()  # takes some milliseconds
     assert len(reader) == 1
+
+
+def test_groups_that_stay_empty_are_not_told_of(tmp_path: Path) -> None:
+    script = (
+        "import torch; from bridgetower.search.index import Index; from test_index import row; "
+        f"index = Index.create({str(tmp_path / 'a.lance')!r}, fingerprint='f', model='m', root='.', image_width=3, "
+        "pair_width=5); index.upsert([row(str(number)) for number in range(2000)]); index.create_ann_index()"
+    )
+    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": paths}
+    environment.pop("LANCEDB_LOG", None)
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
 
 
 class TestVectorsThatAreNoNumbers:
