@@ -1,5 +1,6 @@
 """LanceDB's registry has the models of this package: tables embed what is added, and are searched by text and image."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ lancedb = pytest.importorskip("lancedb")
 from lancedb.embeddings import get_registry  # noqa: E402
 from lancedb.pydantic import LanceModel, Vector  # noqa: E402
 
-import bridgetower.integrations.lancedb  # noqa: E402, F401
+import bridgetower.integrations.lancedb  # noqa: E402
 
 TEXTS = ["red circle on black", "a bar", "a square"]
 
@@ -44,6 +45,26 @@ def test_images(predictor: Predictor, images: list[str], tmp_path: Path) -> None
     assert nearest(again, TEXTS[0]) == dict(zip(images, by_text.tolist(), strict=True))
     by_image = vectors @ vectors[1]
     assert nearest(again, Image.open(images[1])) == dict(zip(images, by_image.tolist(), strict=True))
+
+
+def test_tables_of_two_models_load_each_once(
+    predictor: Predictor, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    other = shutil.copytree(tiny_checkpoint, tmp_path / "other")
+    loads: list[str] = []
+
+    def counting(name: str, **options: Any) -> Predictor:
+        loads.append(name)
+        return load(name, **options)
+
+    monkeypatch.setattr(bridgetower.integrations.lancedb, "load", counting)
+    functions = [
+        get_registry().get("bridgetower").create(name=str(name), device=None) for name in (other, tiny_checkpoint)
+    ]
+    for _ in range(3):
+        for function in functions:
+            function.compute_query_embeddings("a bar")
+    assert sorted(loads) == sorted([str(other), str(tiny_checkpoint)])
 
 
 def test_texts(predictor: Predictor, images: list[str], tmp_path: Path) -> None:

@@ -78,14 +78,36 @@ class TestTexts:
             ({"tags": ["a", "ü"], "page": 1}, ["a"]),
             ({"colour": "red"}, []),
             (lambda document: "on" in document.page_content, ["a"]),
-            ("array_has(captions, 'a green square')", ["c"]),
-            ("path IN ('a', 'b') AND width = 0", ["b", "a"]),
         ],
     )
     def test_filters(self, store: BridgeTowerVectorStore, filter_: Any, ids: list[str]) -> None:
         others = [f"a bar {number}" for number in range(9)]
         store.add_texts([*others, *TEXTS], [*[{}] * 9, *ABOUTS], ids=[*map(str, range(9)), "a", "b", "c"])
         assert [found.id for found in store.similarity_search("a bar", k=2, filter=filter_)] == ids
+
+    def test_conditions(self, store: BridgeTowerVectorStore) -> None:
+        store.add_texts(TEXTS, ABOUTS, ids=["a", "b", "c"])
+        for where, filter_, ids in (
+            ("array_has(captions, 'a green square')", None, ["c"]),
+            ("path IN ('a', 'b') AND width = 0", None, ["b", "a"]),
+            ("path IN ('a', 'b')", {"page": 1}, ["a"]),
+        ):
+            settings = {"where": where, "filter": filter_}
+            assert [found.id for found in store.similarity_search("a bar", k=2, **settings)] == ids
+            assert store.as_retriever(search_kwargs={"k": 1, **settings}).invoke("a bar")[0].id == ids[0]
+
+    def test_what_differs_is_found(self, store: BridgeTowerVectorStore, predictor: Predictor) -> None:
+        texts = ["a bar", "a bar a", "a green square", "red circle on black"]
+        store.add_texts(texts, ids=["0", "1", "2", "3"])
+        vectors = predictor.embed_texts(texts)
+        expected = [0, min(range(1, 4), key=lambda number: float(vectors[0] @ vectors[number]))]  # the most different
+        found = store.max_marginal_relevance_search("a bar", k=2, fetch_k=4, lambda_mult=0.01)
+        assert [document.id for document in found] == list(map(str, expected))
+        nearest = store.max_marginal_relevance_search("a bar", k=2, lambda_mult=1)
+        assert nearest == store.similarity_search("a bar", k=2)
+        retriever = store.as_retriever(search_type="mmr", search_kwargs={"k": 1, "where": "path = '3'"})
+        assert [document.id for document in retriever.invoke("a bar")] == ["3"]
+        assert store.max_marginal_relevance_search("a bar", where="path = 'x'") == []
 
 
 class TestImages:
@@ -129,7 +151,7 @@ class TestImages:
         build_index(pictures / "shapes.csv", tmp_path / "shapes.lance", predictor)
         store = BridgeTowerVectorStore(tmp_path / "shapes.lance", embeddings)
         hit = store.searcher.search(TEXTS[0], top=1, rerank=0)[0]
-        (document,) = store.similarity_search(TEXTS[0], k=1, filter="width > 8")
+        (document,) = store.similarity_search(TEXTS[0], k=1, where="width > 8")
         assert document.id == hit.path
         assert document.metadata["source"] == str(hit.file)
         assert document.metadata["cosine"] == pytest.approx(hit.cosine)
@@ -152,6 +174,17 @@ class TestErrors:
         with pytest.raises(ValueError, match=message):
             store.add_texts(**given)
         assert len(store.searcher.index) == 0
+
+    def test_unknown_arguments(self, store: BridgeTowerVectorStore) -> None:
+        store.add_texts(TEXTS)
+        for settings in ({"were": "width > 8"}, {"page": 2}):
+            for search in (store.similarity_search, store.max_marginal_relevance_search):
+                with pytest.raises(TypeError, match="unexpected keyword argument"):
+                    search("a bar", **settings)
+        with pytest.raises(TypeError, match="unexpected keyword argument"):
+            store.add_texts(TEXTS, namespace="a")
+        with pytest.raises(ValueError, match="expected metadata or a function: a condition in SQL is given as where"):
+            store.similarity_search("a bar", filter="width > 8")
 
     def test_what_from_texts_needs(self, embeddings: BridgeTowerEmbeddings, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="from_texts has no index"):

@@ -2,6 +2,8 @@
 
 import asyncio
 import io
+import pickle
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,41 @@ def test_images(embedding: BridgeTowerEmbedding, predictor: Predictor, images: l
     close(embedding.get_image_embedding_batch(images), expected)
     close(embedding.get_image_embedding(io.BytesIO(Path(images[1]).read_bytes())), expected[1])
     close(asyncio.run(embedding.aget_image_embedding(images[1])), expected[1])
+
+
+def test_batches_in_another_thread(
+    embedding: BridgeTowerEmbedding, predictor: Predictor, images: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[int, bool]] = []
+    for name in ("embed_texts", "embed_images"):
+
+        def counting(inputs: Any, *, embed: Any = getattr(predictor, name), **options: Any) -> Any:
+            calls.append((len(inputs), threading.current_thread() is threading.main_thread()))
+            return embed(inputs, **options)
+
+        monkeypatch.setattr(predictor, name, counting)
+    found = asyncio.run(embedding.aget_text_embedding_batch(TEXTS))
+    assert sorted(calls) == [(1, False), (2, False)]
+    close(found, predictor.embed_texts(TEXTS))
+    del calls[:]
+    found = asyncio.run(embedding.aget_image_embedding_batch(images[:3]))
+    assert sorted(calls) == [(1, False), (2, False)]
+    close(found, predictor.embed_images(images[:3]))
+
+
+@pytest.mark.parametrize(
+    "copied", [lambda one: pickle.loads(pickle.dumps(one)), lambda one: type(one).from_dict(one.to_dict())]
+)
+def test_copies(copied: Any, predictor: Predictor) -> None:
+    embedding = BridgeTowerEmbedding(
+        predictor.source, truncate=True, embed_batch_size=3, options={"device": "cpu", "image_size": 40}
+    )
+    copy = copied(embedding)
+    assert (copy.truncate, copy.embed_batch_size, copy.model_name) == (True, 3, predictor.source)
+    assert copy._predictor.fingerprint == embedding._predictor.fingerprint != predictor.fingerprint
+    close(copy.get_text_embedding(TEXTS[0]), embedding.get_text_embedding(TEXTS[0]))
+    with pytest.raises(ValueError, match="no model is given; give the loaded model, or what to load"):
+        BridgeTowerEmbedding(truncate=True)
 
 
 def test_long_texts(embedding: BridgeTowerEmbedding, tiny_checkpoint: Path) -> None:

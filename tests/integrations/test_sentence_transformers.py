@@ -48,6 +48,7 @@ class TestEncode:
         found = embedder.encode_query(TEXTS[:2])
         close(embedder.similarity(found, found), predictor.embed_texts(TEXTS[:2]) @ predictor.embed_texts(TEXTS[:2]).T)
         assert embedder.max_seq_length == 24
+        assert embedder.get_embedding_dimension() == predictor.embed_texts("a").shape[1]
 
     def test_a_copy_for_another_process(self, embedder: Any) -> None:
         copy = pickle.loads(pickle.dumps(embedder))  # as a pool of processes gets it

@@ -57,6 +57,6 @@ class BridgeTowerEmbeddings(EmbeddingFunction):
         return list(predictor.embed_texts(inputs, batch_size=self.batch_size, truncate=self.truncate).numpy())
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=4)  # models that tables of a program may be of
 def _loaded(name: str, device: str | None) -> Predictor:
     return load(name, device=device)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -28,6 +29,7 @@ require("search")
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore
+from langchain_core.vectorstores.utils import maximal_marginal_relevance
 
 from bridgetower.integrations.langchain import BridgeTowerEmbeddings, document_of
 from bridgetower.search.build import indexed_row, new_index
@@ -36,8 +38,8 @@ from bridgetower.search.index import Index
 from bridgetower.search.searcher import Against, Searcher
 from bridgetower.search.table import Hit, Indexed, IndexedRow, SourceImage, file_of
 
-Filter = str | Mapping[str, Any] | Callable[[Document], bool]
-"""A condition in SQL on columns of the index, values that metadata have, or a function of a document."""
+Filter = Mapping[str, Any] | Callable[[Document], bool]
+"""Values that metadata have, or a function of a document."""
 
 
 class BridgeTowerVectorStore(VectorStore):
@@ -82,7 +84,6 @@ class BridgeTowerVectorStore(VectorStore):
         *,
         ids: Sequence[str | None] | None = None,
         images: Sequence[str | Path] | None = None,
-        **_: Any,
     ) -> list[str]:
         """Adds texts, or images with a text each; documents with ids that are there are replaced.
 
@@ -173,7 +174,7 @@ class BridgeTowerVectorStore(VectorStore):
             self.searcher.index.optimize()
         return names
 
-    def delete(self, ids: list[str] | None = None, **_: Any) -> bool:
+    def delete(self, ids: list[str] | None = None) -> bool:
         """Deletes documents; None: all. Ids that are not there are passed over."""
         index = self.searcher.index
         with write_lock(index.uri):
@@ -192,27 +193,28 @@ class BridgeTowerVectorStore(VectorStore):
         k: int = 4,
         *,
         filter: Filter | None = None,  # noqa: A002 - its name in LangChain
+        where: str | None = None,
         against: Against | None = None,
         rerank: int = 0,
-        **_: Any,
     ) -> list[tuple[Document, float]]:
         """Returns the best documents for a text with their cosines, best first.
 
         Args:
             query: What to look for.
             k: Documents.
-            filter: Which documents; metadata are compared after the search, which looks further until there are `k`.
+            filter: Which documents; they are compared after the search, which looks further until there are `k`.
+            where: A condition in SQL on columns of the index, such as `width > 800`.
             against: What the text is compared with, as of `Searcher.search`.
             rerank: Of the nearest documents, how many are matched with the text if they have an image; they come first.
         """
         truncate = self._embedding.truncate
 
-        def search(count: int, where: str | None) -> list[Hit]:
+        def search(count: int) -> list[Hit]:
             return self.searcher.search(
                 query, top=count, where=where, against=against, rerank=rerank, truncate=truncate
             )
 
-        return self._chosen(search, k, filter)
+        return _chosen(search, k, filter)
 
     def similarity_search(self, query: str, k: int = 4, **settings: Any) -> list[Document]:
         """Returns the best documents for a text; see `similarity_search_with_score`."""
@@ -224,26 +226,37 @@ class BridgeTowerVectorStore(VectorStore):
         k: int = 4,
         *,
         filter: Filter | None = None,  # noqa: A002 - its name in LangChain
-        **_: Any,
+        where: str | None = None,
     ) -> list[Document]:
         """Returns the documents whose image, or text without one, is nearest to a vector of `embed_query`."""
         vector: Float[Tensor, " c"] = torch.tensor(embedding)
-        found = self._chosen(lambda count, where: self.searcher.index.nearest(vector, count, where=where), k, filter)
+        found = _chosen(lambda count: self.searcher.index.nearest(vector, count, where=where), k, filter)
         return [document for document, _ in found]
 
-    def _chosen(
-        self, search: Callable[[int, str | None], list[Hit]], k: int, filter_: Filter | None
-    ) -> list[tuple[Document, float]]:
-        """Searches for more and more until `k` documents pass the filter."""
-        where = filter_ if isinstance(filter_, str) else None
-        passes = _passes(None if isinstance(filter_, str) else filter_)
-        count = k
-        while True:
-            hits = search(count, where)
-            found = [(document, hit.cosine) for hit in hits if passes(document := _document(hit, hit.file))]
-            if len(found) >= k or len(hits) < count:
-                return found[:k]
-            count *= 4
+    def max_marginal_relevance_search(
+        self, query: str, k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **settings: Any
+    ) -> list[Document]:
+        """Returns documents for a text that differ from each other; see `max_marginal_relevance_search_by_vector`."""
+        vector = self._embedding.embed_query(query)
+        return self.max_marginal_relevance_search_by_vector(vector, k, fetch_k, lambda_mult, **settings)
+
+    def max_marginal_relevance_search_by_vector(
+        self, embedding: list[float], k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **settings: Any
+    ) -> list[Document]:
+        """Returns documents that are near to a vector and differ from each other.
+
+        Args:
+            embedding: The vector.
+            k: Documents.
+            fetch_k: The nearest, of which they are chosen.
+            lambda_mult: 1 counts nearness alone, 0 difference alone.
+            settings: Of `similarity_search_by_vector`.
+        """
+        found = self.similarity_search_by_vector(embedding, fetch_k, **settings)
+        vectors = self.searcher.index.image_vectors([str(document.id) for document in found])
+        others = [vectors[str(document.id)] for document in found]
+        chosen = maximal_marginal_relevance(np.array(embedding), others, lambda_mult, k) if found else []
+        return [found[number] for number in chosen]
 
     def _select_relevance_score_fn(self) -> Callable[[float], float]:
         return lambda cosine: min(1.0, max(0.0, (1 + cosine) / 2))
@@ -258,7 +271,6 @@ class BridgeTowerVectorStore(VectorStore):
         ids: list[str] | None = None,
         index: Uri | None = None,
         images: Sequence[str | Path] | None = None,
-        **_: Any,
     ) -> BridgeTowerVectorStore:
         """Opens or makes an index and adds texts, or images with a text each.
 
@@ -320,8 +332,23 @@ def _document(one: Indexed, file: Path | str) -> Document:
     return Document(id=one.path, page_content="\n".join(one.captions), metadata=about)
 
 
-def _passes(filter_: Mapping[str, Any] | Callable[[Document], bool] | None) -> Callable[[Document], bool]:
-    if filter_ is None or callable(filter_):
-        return filter_ or (lambda _: True)
-    wanted = dict(filter_)
-    return lambda document: all(document.metadata.get(name) == value for name, value in wanted.items())
+def _chosen(search: Callable[[int], list[Hit]], k: int, filter_: Filter | None) -> list[tuple[Document, float]]:
+    """Searches for more and more until `k` documents pass the filter."""
+    if isinstance(filter_, str):
+        raise ValueError(
+            f"filter is {filter_!r}; expected metadata or a function: a condition in SQL is given as where"
+        )
+    wanted = {} if filter_ is None or callable(filter_) else filter_
+
+    def passes(document: Document) -> bool:
+        if callable(filter_):
+            return filter_(document)
+        return all(document.metadata.get(name) == value for name, value in wanted.items())
+
+    count = k
+    while True:
+        hits = search(count)
+        found = [(document, hit.cosine) for hit in hits if passes(document := _document(hit, hit.file))]
+        if len(found) >= k or len(hits) < count:
+            return found[:k]
+        count *= 4

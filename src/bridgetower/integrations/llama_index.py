@@ -21,22 +21,32 @@ class BridgeTowerEmbedding(MultiModalEmbedding):
 
     Attributes:
         truncate: Cut texts that are too long instead of refusing them.
+        options: Of `bridgetower.load`; other processes, and what reads `to_dict`, load the model with them.
     """
 
     truncate: bool = False
+    options: dict[str, Any] = {}
     _predictor: Predictor = PrivateAttr()
 
-    def __init__(self, model: Predictor | str | Path, *, options: dict[str, Any] | None = None, **fields: Any) -> None:
+    def __init__(self, model: Predictor | str | Path | None = None, **fields: Any) -> None:
         """Loads a model unless it is loaded.
 
         Args:
-            model: The loaded model, or what to load.
-            options: Of `bridgetower.load`.
-            fields: `truncate`, and those of LlamaIndex, such as `embed_batch_size`.
+            model: The loaded model, or what to load; None: `model_name`.
+            fields: `truncate`, `options`, and those of LlamaIndex, such as `embed_batch_size`.
+
+        Raises:
+            ValueError: There is neither `model` nor `model_name`.
         """
-        predictor = model if isinstance(model, Predictor) else load(model, **(options or {}))
+        source = fields.get("model_name") if model is None else model
+        if source is None:
+            raise ValueError("no model is given; give the loaded model, or what to load")
+        predictor = source if isinstance(source, Predictor) else load(source, **fields.get("options", {}))
         super().__init__(**{"model_name": predictor.source, **fields})
         self._predictor = predictor
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self).from_dict, (self.to_dict(),)
 
     @classmethod
     def class_name(cls) -> str:
@@ -56,6 +66,12 @@ class BridgeTowerEmbedding(MultiModalEmbedding):
     async def _aget_query_embedding(self, query: str) -> list[float]:
         return await asyncio.to_thread(self._get_query_embedding, query)
 
+    async def _aget_text_embedding(self, text: str) -> list[float]:
+        return await asyncio.to_thread(self._get_text_embedding, text)
+
+    async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        return await asyncio.to_thread(self._get_text_embeddings, texts)
+
     def _get_image_embeddings(self, img_file_paths: list[str | BytesIO]) -> list[list[float]]:
         images = [image.getvalue() if isinstance(image, BytesIO) else image for image in img_file_paths]
         return self._predictor.embed_images(images, batch_size=self.embed_batch_size).tolist()
@@ -65,3 +81,6 @@ class BridgeTowerEmbedding(MultiModalEmbedding):
 
     async def _aget_image_embedding(self, img_file_path: str | BytesIO) -> list[float]:
         return await asyncio.to_thread(self._get_image_embedding, img_file_path)
+
+    async def _aget_image_embeddings(self, img_file_paths: list[str | BytesIO]) -> list[list[float]]:
+        return await asyncio.to_thread(self._get_image_embeddings, img_file_paths)

@@ -112,6 +112,10 @@ class EmbeddingModule(_Module):
         """
         return {"items": [self._item(given, prompt or "") for given in inputs]}
 
+    def get_embedding_dimension(self) -> int:
+        """Width of the vectors of texts and of images."""
+        return self.predictor.embed_texts("a").shape[1]
+
     def forward(self, features: dict[str, Any]) -> dict[str, Any]:
         """Adds the vectors.
 

@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -241,6 +242,15 @@ class Index:
                 for chunk in _chunks(paths)
                 for row in self._table.search().where(is_one_of(chunk)).select(list(_RETURNED)).to_list()
             ]
+
+    def image_vectors(self, paths: Sequence[str]) -> dict[str, np.ndarray]:
+        """Returns the vectors of the images with some paths, as far as they are there."""
+        with reading(self.uri):
+            return {
+                row["path"]: np.array(row["image_vector"], np.float32)
+                for chunk in _chunks(paths)
+                for row in self._table.search().where(is_one_of(chunk)).select(["path", "image_vector"]).to_list()
+            }
 
     def examples(self, count: int) -> list[Indexed]:
         """Returns up to `count` images from evenly spread rows, always the same ones of the same table.
