@@ -58,9 +58,7 @@ def test_tables_of_two_models_load_each_once(
         return load(name, **options)
 
     monkeypatch.setattr(bridgetower.integrations.lancedb, "load", counting)
-    functions = [
-        get_registry().get("bridgetower").create(name=str(name), device=None) for name in (other, tiny_checkpoint)
-    ]
+    functions = [get_registry().get("bridgetower").create(name=str(name)) for name in (other, tiny_checkpoint)]
     for _ in range(3):
         for function in functions:
             function.compute_query_embeddings("a bar")

@@ -183,7 +183,7 @@ class TestErrors:
                     search("a bar", **settings)
         with pytest.raises(TypeError, match="unexpected keyword argument"):
             store.add_texts(TEXTS, namespace="a")
-        with pytest.raises(ValueError, match="expected metadata or a function: a condition in SQL is given as where"):
+        with pytest.raises(ValueError, match="expected metadata or a function; give a condition in SQL as where"):
             store.similarity_search("a bar", filter="width > 8")
 
     def test_what_from_texts_needs(self, embeddings: BridgeTowerEmbeddings, tmp_path: Path) -> None:

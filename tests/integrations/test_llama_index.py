@@ -4,6 +4,7 @@ import asyncio
 import io
 import pickle
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +52,16 @@ def test_batches_in_another_thread(
     embedding: BridgeTowerEmbedding, predictor: Predictor, images: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[tuple[int, bool]] = []
-    for name in ("embed_texts", "embed_images"):
 
-        def counting(inputs: Any, *, embed: Any = getattr(predictor, name), **options: Any) -> Any:
+    def counted(embed: Callable[..., Any]) -> Callable[..., Any]:
+        def call(inputs: Any, **options: Any) -> Any:
             calls.append((len(inputs), threading.current_thread() is threading.main_thread()))
             return embed(inputs, **options)
 
-        monkeypatch.setattr(predictor, name, counting)
+        return call
+
+    monkeypatch.setattr(predictor, "embed_texts", counted(predictor.embed_texts))
+    monkeypatch.setattr(predictor, "embed_images", counted(predictor.embed_images))
     found = asyncio.run(embedding.aget_text_embedding_batch(TEXTS))
     assert sorted(calls) == [(1, False), (2, False)]
     close(found, predictor.embed_texts(TEXTS))

@@ -7,7 +7,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import lancedb
@@ -434,6 +436,40 @@ class TestVectorsThatAreNoNumbers:
         for exact in (False, True):
             with pytest.raises(OSError, match=r"has vectors with NaN, which no search finds; make the index again"):
                 index.nearest(torch.ones(3), 3, exact=exact)
+
+
+def test_a_store_that_refuses_is_told_in_a_line() -> None:
+    body = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+
+    class Refusing(BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            """Says nothing."""
+
+        def do_GET(self) -> None:
+            self.send_response(403)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        keys = {"aws_access_key_id": "k", "aws_secret_access_key": "s", "aws_region": "us-east-1", "allow_http": "true"}
+        options = {**keys, "aws_endpoint": f"http://127.0.0.1:{server.server_port}"}
+        uri = "s3://bucket/photos.lance"
+        said = "the store answers 403: Access Denied$"
+        with pytest.raises(ValueError, match=rf"^{uri} cannot be opened as an index: {said}"):
+            Index(uri, storage_options=options)
+        with pytest.raises(OSError, match=rf"^{uri} cannot be written: {said}"):
+            Index.create(
+                uri,
+                fingerprint="f",
+                model="m",
+                root="s3://bucket/photos",
+                image_width=3,
+                pair_width=5,
+                storage_options=options,
+            )
+        server.shutdown()
 
 
 def test_one_writer_at_a_time(make: Make, tmp_path: Path) -> None:

@@ -87,7 +87,11 @@ def test_matching_and_sheets_take_the_frames_of_the_index(
 
 
 def test_a_text_is_compared_with_what_is_said_where_all_moments_have_words(
-    talks: Path, predictor: Predictor, index_of: Callable[..., IndexReport], tmp_path: Path
+    talks: Path,
+    predictor: Predictor,
+    index_of: Callable[..., IndexReport],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     index_of(talks / "talk.mp4")
     searcher = Searcher(tmp_path / "talks.lance", predictor)
@@ -104,7 +108,12 @@ def test_a_text_is_compared_with_what_is_said_where_all_moments_have_words(
     assert searcher.search(SAID[1], frame) == searcher.search(SAID[1], frame, against="images")
     build_index([talks / "talk.mp4", talks / "lectures"], tmp_path / "all.lance", predictor)
     mixed = Searcher(tmp_path / "all.lance", predictor)
-    assert mixed.search(SAID[1]) == mixed.search(SAID[1], against="images")
+    caplog.set_level("INFO")
+    caplog.clear()
+    shown = mixed.search(SAID[1], against="images")
+    assert caplog.text == ""
+    assert mixed.search(SAID[1]) == shown
+    assert "the text is compared with images, as 4 of 7 entries have no transcript" in caplog.text
     (talks / "talk.srt").write_text("1\n00:00:02,000 --> 00:00:04,000\nthe sea\n", encoding="utf-8")
     index_of(talks / "talk.mp4", every=6.0)  # half of it is silent now
     assert len(Searcher(tmp_path / "talks.lance", predictor).search("the sea")) == 2

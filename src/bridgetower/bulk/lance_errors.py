@@ -46,7 +46,7 @@ def writing(uri: str) -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         advice = "; make room on the disk" if f"(os error {errno.ENOSPC})" in str(error) else ""
         raise OSError(f"{uri} cannot be written: {message_of(error)}{advice}") from error
 
@@ -54,6 +54,9 @@ def writing(uri: str) -> Iterator[None]:
 def message_of(error: Exception) -> str:
     """LanceDB's message in one line, without places in its sources and without the columns of vectors."""
     message = str(error).partition("\n")[0]
+    if status := re.search(r"\bStatus \{ status: (\d{3})", message):
+        said = re.search(r"<Message>([^<]*)</Message>", message)
+        return f"the store answers {status[1]}" + (f": {said[1]}" if said else "")
     for pattern, replacement in _INTERNALS:
         message = re.sub(pattern, replacement, message)
     return message

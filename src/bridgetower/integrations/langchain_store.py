@@ -335,9 +335,7 @@ def _document(one: Indexed, file: Path | str) -> Document:
 def _chosen(search: Callable[[int], list[Hit]], k: int, filter_: Filter | None) -> list[tuple[Document, float]]:
     """Searches for more and more until `k` documents pass the filter."""
     if isinstance(filter_, str):
-        raise ValueError(
-            f"filter is {filter_!r}; expected metadata or a function: a condition in SQL is given as where"
-        )
+        raise ValueError(f"filter is {filter_!r}; expected metadata or a function; give a condition in SQL as where")
     wanted = {} if filter_ is None or callable(filter_) else filter_
 
     def passes(document: Document) -> bool:

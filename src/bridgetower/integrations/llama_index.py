@@ -12,7 +12,7 @@ from bridgetower.predictor import Predictor, load
 
 require("llama-index")
 
-from llama_index.core.bridge.pydantic import PrivateAttr
+from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.embeddings import MultiModalEmbedding
 
 
@@ -25,7 +25,7 @@ class BridgeTowerEmbedding(MultiModalEmbedding):
     """
 
     truncate: bool = False
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
     _predictor: Predictor = PrivateAttr()
 
     def __init__(self, model: Predictor | str | Path | None = None, **fields: Any) -> None:

@@ -78,7 +78,7 @@ class Index:
         self.uri, self._root, self._storage_options = str(uri), root, storage_options
         self._opened: tuple[Any, tuple[int, int] | None] | None = None
         table = self._table
-        self._spoken: tuple[int, bool] | None = None  # of a version
+        self._spoken: tuple[int, int] | None = None  # of a version
         self._exact = None if is_url(uri) else ExactVectors(Path(uri))
         self.info = info_of(uri, table.schema)
         check_columns(uri, table.schema, self.info)
@@ -152,8 +152,8 @@ class Index:
         return self._root or Path(resolved(self.uri, self.info.root))
 
     @property
-    def is_spoken(self) -> bool:
-        """Whether there are entries, and all of them are moments in which something is said.
+    def num_spoken(self) -> int:
+        """How many entries are moments in which something is said.
 
         Raises:
             OSError: The index cannot be read.
@@ -161,8 +161,7 @@ class Index:
         with reading(self.uri):
             version = self._table.version
             if self._spoken is None or self._spoken[0] != version:
-                silent = self._table.search().where("start IS NULL OR array_length(captions) = 0").limit(1)
-                self._spoken = version, len(self) > 0 and not silent.select(["path"]).to_list()
+                self._spoken = version, self._table.count_rows("start IS NOT NULL AND array_length(captions) > 0")
         return self._spoken[1]
 
     def is_of(self, root: Path | str) -> bool:

@@ -100,7 +100,11 @@ class Searcher:
                 head, the condition is none, or none of the candidates can be opened.
         """
         check_batch_size(batch_size)
-        against, rerank = self.planned(text, image, top=top, rerank=rerank, against=against)
+        planned, rerank = self.planned(text, image, top=top, rerank=rerank, against=against)
+        if against is None and planned == "images" and text is not None and image is None and self.index.num_spoken:
+            message = "the text is compared with images, as %d of %d entries have no transcript; against captions finds"
+            logger.info(message + " what is said", len(self.index) - self.index.num_spoken, len(self.index))
+        against = planned
         vector = self._vector(text, image, against, truncate)
         count = max(top, rerank)
         found = self.index.nearest(vector, count, column=COLUMNS[against], where=where, exact=exact)
@@ -133,7 +137,8 @@ class Searcher:
             check_choice("against", against, Against)
         if rerank:
             self.predictor.model.head("itm")
-        said = text is not None and image is None and against in (None, "captions") and self.index.is_spoken
+        spoken = self.index.num_spoken if text is not None and image is None and against in (None, "captions") else 0
+        said = spoken > 0 and spoken == len(self.index)
         if rerank is None:
             able = text is not None and not said and self.predictor.model.itm_head is not None
             rerank = RERANK if able and self.predictor.reranking.helps is not False else 0
