@@ -117,11 +117,7 @@ def answer_vocabulary(first_choices: Iterable[str], *, min_count: int = MIN_COUN
 
 
 def vocabulary_file(answers: Sequence[str]) -> dict[str, list[str]]:
-    """Returns the file with the answers of a set, in the order of the classes: its name and content, or none.
-
-    Raises:
-        ValueError: An answer is not in normal form, or comes twice.
-    """
+    """Returns the file with the answers of a set, in the order of the classes: its name and content, or none."""
     unfit = [answer for answer in answers if normalise_answer(answer) != answer]
     if unfit or len(set(answers)) != len(answers):
         raise ValueError(f"answers {unfit or 'that come twice'}; give each once, in normal form")
@@ -129,12 +125,7 @@ def vocabulary_file(answers: Sequence[str]) -> dict[str, list[str]]:
 
 
 def read_vocabulary(folder: str | Path) -> tuple[str, ...]:
-    """Reads the answers of a set.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is not a list of words.
-    """
+    """Reads the answers of a set."""
     path = Path(folder) / ANSWERS_FILE
     if not path.is_file():
         raise FileNotFoundError(f"no {ANSWERS_FILE} in {folder}; give a VQA set that `bridgetower prepare` wrote")

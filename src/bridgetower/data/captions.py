@@ -26,12 +26,7 @@ class CaptionImages(PreparedImages):
     """Images with their captions, each caption of an image once, as in the official code (base_dataset.py)."""
 
     def __init__(self, config: DataConfig, splits: str | Sequence[str], processor: Processor) -> None:
-        """Opens the folders and reads the captions.
-
-        Raises:
-            FileNotFoundError: A folder or its split is missing.
-            ValueError: No folder is given, or one holds no captions.
-        """
+        """Opens the folders and reads the captions."""
         super().__init__(config, splits, processor)
         self.captions: Column[list[str]] = Column.read(self.records, self.schema.entries).without_repeats()
 
@@ -97,11 +92,7 @@ class CaptionPairs(Dataset[CaptionBatch]):
         return self.pairs[:, 0].long()
 
     def __getitem__(self, key: BatchKey) -> CaptionBatch:
-        """Builds the batch that `key` names.
-
-        Raises:
-            ValueError: An image cannot be decoded; its id is named.
-        """
+        """Builds the batch that `key` names."""
         generator = torch.Generator().manual_seed(key.seed)
         text, masked, labels = self._texts(key, generator)
         images = self.pairs[list(key.examples), 0].tolist()
@@ -157,9 +148,6 @@ class RankingPairs(Dataset[RankingBatch]):
         Args:
             images: Their captions are the true and the false ones.
             false_texts: False captions of each pair.
-
-        Raises:
-            ValueError: All images have the same captions, so that none is false.
         """
         owners = images.owners()
         _, self._group, self._sizes = owners.unique(return_inverse=True, return_counts=True)
@@ -181,11 +169,7 @@ class RankingPairs(Dataset[RankingBatch]):
         return self._pairs[:, 0].long()
 
     def __getitem__(self, key: BatchKey) -> RankingBatch:
-        """Builds the batch that `key` names.
-
-        Raises:
-            ValueError: An image cannot be decoded; its id is named.
-        """
+        """Builds the batch that `key` names."""
         generator = torch.Generator().manual_seed(key.seed)
         chosen = self._pairs[list(key.examples)].tolist()
         texts = [text for image, number in chosen for text in self._texts(image, number, generator)]

@@ -29,11 +29,7 @@ class LabelEncoder(Protocol):
         ...
 
     def tensor(self, entry: Mapping[str, Any]) -> Tensor:
-        """Returns the label of an entry that has one, of the same shape for all of them.
-
-        Raises:
-            ValueError: It is none that the model can be trained for; `EntryDataset` adds which entry it is.
-        """
+        """Returns the label of an entry that has one, of the same shape for all of them."""
         ...
 
 
@@ -81,11 +77,7 @@ class LabelsEncoder:
 
 
 def _class_number(number_of: Mapping[str, int], label: str) -> int:
-    """Returns the number of the class that a label names.
-
-    Raises:
-        ValueError: There is no such class.
-    """
+    """Returns the number of the class that a label names."""
     if label not in number_of:
         raise ValueError(
             f"has the label {label!r}; the model's head has the classes {', '.join(number_of)}: use a set of these, or "
@@ -158,9 +150,6 @@ class EntryDataset(Dataset[Batch]):
             keep: Whether an entry is an example; None: every entry is.
             labelled: Every example must have a label.
             unique: No identifier may come twice.
-
-        Raises:
-            ValueError: There is no example, one without the label that it must have, or an identifier comes twice.
         """
         assert images.schema.id is not None
         self.images, self.encode, self._keep, self._id = images, encode, keep, images.schema.id
@@ -190,11 +179,7 @@ class EntryDataset(Dataset[Batch]):
         return self.images.schema
 
     def __getitem__(self, key: BatchKey) -> Batch:
-        """Builds the batch that `key` names; it has labels where all its entries have.
-
-        Raises:
-            ValueError: An image cannot be decoded, or a label is no class; its id is named.
-        """
+        """Builds the batch that `key` names; it has labels where all its entries have."""
         generator = torch.Generator().manual_seed(key.seed)
         places = self._places[list(key.examples)].tolist()
         images = [image for image, _ in places]
@@ -216,11 +201,7 @@ class EntryDataset(Dataset[Batch]):
         )
 
     def label(self, entry: Mapping[str, Any]) -> Tensor:
-        """Returns the label of an entry that has one.
-
-        Raises:
-            ValueError: It is no class; the entry is named.
-        """
+        """Returns the label of an entry that has one."""
         try:
             return self.encode.tensor(entry)
         except ValueError as error:
@@ -268,9 +249,6 @@ class WithOtherImages(Dataset[Batch]):
 
         Args:
             examples: Questions or statements.
-
-        Raises:
-            ValueError: There is only one example, so that there is no other image.
         """
         if len(examples) < 2:
             raise ValueError(f"{len(examples)} example has no other image; expected at least 2 examples")

@@ -85,11 +85,7 @@ class Video:
     """
 
     def __init__(self, path: Path, container: Any) -> None:
-        """Looks at the streams.
-
-        Raises:
-            ValueError: There is no picture, or a frame has too many pixels.
-        """
+        """Looks at the streams."""
         if not container.streams.video:
             raise ValueError(f"{path} has no pictures; expected a video")
         self.path, self._container = path, container
@@ -166,11 +162,7 @@ class Video:
         return cues, f"{num_bad} of the subtitles in it cannot be read, as they are not UTF-8" if num_bad else None
 
     def jpeg(self, time: float, name: str = "") -> bytes:
-        """Returns the frame that is shown at a time, upright, at most `MAX_SIDE` pixels long, with a name as comment.
-
-        Raises:
-            ValueError: It cannot be decoded.
-        """
+        """Returns the frame shown at a time, upright, at most `MAX_SIDE` pixels long, with a name as comment."""
         frame = self._at(time)
         self._check_size(frame.width, frame.height)
         width = frame.width * float(self._stream.sample_aspect_ratio or 1)
@@ -251,12 +243,7 @@ class Video:
 
 @contextmanager
 def opened_video(path: Path) -> Iterator[Video]:
-    """Opens a video.
-
-    Raises:
-        OSError: There is none.
-        ValueError: It cannot be read, has no pictures, or too large ones.
-    """
+    """Opens a video."""
     with _named(path), _opened(path, _VIDEOS) as container:
         yield Video(path, container)
 
@@ -268,10 +255,6 @@ def frame_of(path: Path, time: float, name: str = "") -> bytes:
         path: The video.
         time: Seconds from its start.
         name: What the comment of the JPEG says, so that equal frames of different moments are different files.
-
-    Raises:
-        OSError: There is no such file.
-        ValueError: It cannot be read, or not decoded there.
     """
     status = path.stat()
     with _named(path):
@@ -284,11 +267,7 @@ def _kept(path: Path, size: int, written: int) -> Video:
 
 
 def read_subtitles(path: Path) -> tuple[list[Cue], str | None]:
-    """Reads a file of subtitles, WebVTT or SubRip: what can be read, and what is wrong with the rest.
-
-    Raises:
-        OSError: There is no such file.
-    """
+    """Reads a file of subtitles, WebVTT or SubRip: what can be read, and what is wrong with the rest."""
     cues: list[Cue] = []
     num_bad = 0
     try:

@@ -39,9 +39,6 @@ def mask_tokens(
 
     Returns:
         Masked ids, and labels: the original id where predicted, `IGNORED` elsewhere.
-
-    Raises:
-        ValueError: Ids outside the vocabulary, no ordinary token left to draw, or a word table that does not fit.
     """
     special = _special_table({*special_ids, mask_token_id}, vocab_size)
     _check_ids(input_ids, vocab_size)

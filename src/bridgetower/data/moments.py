@@ -113,9 +113,6 @@ def images_of_video(path: Path, name: str, cutting: Cutting) -> tuple[list[tuple
         path: The file.
         name: Of the video; those of its moments have their times as a media fragment, `NAME#t=START,END`.
         cutting: How it is cut.
-
-    Raises:
-        FileNotFoundError: PyAV is not installed.
     """
     if problem := unfit_name(name):
         return [], problem
@@ -136,10 +133,6 @@ def moments_of(video: Path, cutting: Cutting) -> tuple[list[Moment], list[str]]:
     """Returns the moments of a video in order, and what is wrong with it or its subtitles.
 
     They are kept in the cache of the package as long as the files stay as they are.
-
-    Raises:
-        OSError: There is no such file.
-        ValueError: Nothing of it can be read.
     """
     subtitles = subtitles_of(video)
     files = [

@@ -153,9 +153,6 @@ class StepSampler(Sampler[BatchKey]):
             rank, world_size: Of this process, and how many there are.
             passes: How often the micro-batches of a step come, one whole pass after the other.
             counted: Whether the first micro-batch of a step names them all, in the last pass.
-
-        Raises:
-            ValueError: There are fewer examples than one batch, or the batch does not split evenly.
         """
         parts = world_size * micro_batches
         if num_examples < batch_size:

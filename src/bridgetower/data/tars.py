@@ -41,11 +41,7 @@ class Sample:
 
 
 def tar_samples(path: Path) -> Iterator[Sample]:
-    """Reads the texts of a shard and where its images are; images are not read.
-
-    Raises:
-        ValueError: If the file is no tar archive, is cut off, or a text in it cannot be read.
-    """
+    """Reads the texts of a shard and where its images are; images are not read."""
     if not path.is_file():  # a pipe would be waited for
         raise ValueError(f"{path} is no file; remove it")
     try:

@@ -105,9 +105,6 @@ def random_view(
 
     With `random_crop` a part of the image is resized to the square, mirrored and changed; without it the image is
     changed first and resized as in evaluation. Both as in official src/transforms/transform.py.
-
-    Raises:
-        ValueError: The image cannot be decoded.
     """
     image = open_image(content, background=processor.config.background)
     size = processor.config.image_size
@@ -135,9 +132,6 @@ def transformed(pixels: UInt8[Tensor, "b 3 h w"], place: str, generator: torch.G
         pixels: At the model's size.
         place: Of the function, as `own_part` reads it.
         generator: Decides the draws.
-
-    Raises:
-        ValueError: There is no such function, or it returns something else than it gets.
     """
     transform = own_transform(place)
     with torch.random.fork_rng(devices=()):

@@ -10,11 +10,7 @@ from torch.nn.functional import one_hot
 
 
 def accuracy(predicted: Int[Tensor, " n"], labels: Int[Tensor, " n"]) -> float:
-    """Returns the share of right predictions.
-
-    Raises:
-        ValueError: There are none, or the numbers differ.
-    """
+    """Returns the share of right predictions."""
     _check(predicted, labels)
     return (predicted == labels).double().mean().item()
 
@@ -25,9 +21,6 @@ def consistency(predicted: Int[Tensor, " n"], labels: Int[Tensor, " n"], groups:
     Args:
         predicted, labels: Classes.
         groups: Equal for the examples of one group.
-
-    Raises:
-        ValueError: There are none, or the numbers differ.
     """
     _check(predicted, labels)
     right: dict[str, bool] = {}
@@ -65,11 +58,7 @@ def spearman_correlation(predicted: Float[Tensor, " n"], labels: Float[Tensor, "
 
 
 def number_metrics(predicted: Float[Tensor, " n"], labels: Float[Tensor, " n"]) -> dict[str, float]:
-    """Returns both correlations and `mean_absolute_error`.
-
-    Raises:
-        ValueError: There are none, or the numbers of predictions and labels differ.
-    """
+    """Returns both correlations and `mean_absolute_error`."""
     return {
         "pearson_correlation": pearson_correlation(predicted, labels),
         "spearman_correlation": spearman_correlation(predicted, labels),
@@ -103,9 +92,6 @@ def classification_metrics(
         probabilities: Of every class.
         labels: Whether the class holds.
         multi_label: Whether several may hold at once.
-
-    Raises:
-        ValueError: There is no row.
     """
     from sklearn.metrics import average_precision_score, roc_auc_score
 

@@ -38,11 +38,7 @@ class MaskedPairs(Dataset[tuple[CaptionBatch, tuple[Pixels, ...]]]):
         return -(-len(self.pairs) // BATCH_SIZE)
 
     def __getitem__(self, number: int) -> tuple[CaptionBatch, tuple[Pixels, ...]]:
-        """Returns a batch, and the pixel values of its images, then of other ones if the set has any.
-
-        Raises:
-            ValueError: An image cannot be decoded; its id is named.
-        """
+        """Returns a batch, and the pixel values of its images, then of other ones if the set has any."""
         images = self.pairs.images
         rows = range(number * BATCH_SIZE, min((number + 1) * BATCH_SIZE, len(self.pairs)))
         batch = joined([self._pair(row) for row in rows], seed=0)
@@ -73,9 +69,6 @@ def evaluate_masked_words(
         images: With their captions.
         masking: Which words are hidden.
         means: What changes nothing in the result.
-
-    Raises:
-        ValueError: The model has no masked-language head, or an image cannot be decoded.
     """
     model.head("mlm")
     device, pairs = next(model.parameters()).device, MaskedPairs(images, masking)

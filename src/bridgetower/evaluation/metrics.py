@@ -79,9 +79,6 @@ def recalls_of(images: Places, texts: Places, ks: Sequence[int] = RECALL_KS) -> 
         images: Where the best own text of each image stands.
         texts: Where the best own image of each text stands.
         ks: Ranks to report; a rank beyond the number of items means all items.
-
-    Raises:
-        ValueError: k < 1.
     """
     check_ks(ks)
     return RetrievalRecalls(
@@ -119,9 +116,6 @@ def streamed_recalls(
         fold_size: Images of a fold; None: all.
         ks: Ranks to report.
         pairs_at_once: About how many scores a block has.
-
-    Raises:
-        ValueError: NaN scores, an image without text, an index out of range, k < 1.
     """
     found = []
     for rows, columns, own in folds(truth, fold_size):
@@ -164,9 +158,6 @@ def chance_recalls(
 
     With M items of which n are right: 1 − C(M−n, k)/C(M, k), averaged over queries. A rank beyond the number of items
     is a certain hit.
-
-    Raises:
-        ValueError: An image without text, an index out of range, k < 1.
     """
     found = []
     for _, _, (index, owners) in folds(truth, fold_size):

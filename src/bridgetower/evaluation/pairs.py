@@ -62,9 +62,6 @@ class CandidatePairs:
             scores: Higher is more alike; those of pairs that are no candidates are not read and may be NaN.
             truth: Which images and texts belong together.
             protocol: Which candidates are ranked.
-
-        Raises:
-            ValueError: NaN at a candidate.
         """
         own, (for_images, for_texts) = self.belong(truth), self.sides(protocol)
 
@@ -113,9 +110,6 @@ def candidate_pairs(
         fold_size: Images of a fold; None: all.
         others: Images and texts of pairs to list as well.
         pairs_at_once: About how many scores a block has.
-
-    Raises:
-        ValueError: NaN similarities, k < 1.
     """
     check_ks([k])
     every_image, num_texts = torch.arange(len(truth.owners)), len(truth.text_image_index)

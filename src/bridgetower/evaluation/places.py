@@ -81,9 +81,6 @@ def folds(truth: GroundTruth, fold_size: int | None) -> Iterator[tuple[slice, In
     """Yields the rows of the images of each fold and of their texts, and which of these belong together.
 
     Without `fold_size` there is one fold.
-
-    Raises:
-        ValueError: There are no texts, or an index is out of range.
     """
     index, owners = truth
     num_images = len(owners)

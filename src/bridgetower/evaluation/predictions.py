@@ -66,9 +66,6 @@ def predict(
 
     Returns:
         What `read` returned, of all examples in order, on the CPU.
-
-    Raises:
-        ValueError: An image cannot be decoded, or the model lacks the head.
     """
     own = range(rank() % len(examples), len(examples), world_size())  # of fewer examples than processes, one twice
     keys = [BatchKey(tuple(own[start : start + batch_size]), 0) for start in range(0, len(own), batch_size)]

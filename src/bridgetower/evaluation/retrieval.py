@@ -82,9 +82,6 @@ def evaluate_retrieval(
         config: Protocol, candidates, folds.
         means: What changes nothing in the result.
         reranking: Of the checkpoint; None fits it to these images. Protocol `paper` reads none.
-
-    Raises:
-        ValueError: The model has no contrastive head, an image cannot be decoded, or the folds are not equal.
     """
     _check_folds(images, config)
     model.contrastive_head()
@@ -134,9 +131,6 @@ def evaluate_matching(
     """Accuracy of matching on each caption with its own image and with a random other one (the same at every call).
 
     It is what `evaluate_retrieval` reports as `itm_accuracy`, for models without contrastive head.
-
-    Raises:
-        ValueError: The model has no matching head, or an image cannot be decoded.
     """
     model.head("itm")
     with pair_scorer(model, images, config, means) as scorer:
@@ -156,9 +150,6 @@ def evaluate_all_pairs(
 
     Returns:
         Flat metrics: `one_stage_…` and `chance_…` recalls, and `rsum`.
-
-    Raises:
-        ValueError: The model has neither head, an image cannot be decoded, or the folds are not equal.
     """
     _check_folds(images, config)
     if model.rank_head is None:

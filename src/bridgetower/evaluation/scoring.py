@@ -87,11 +87,7 @@ class PairScorer:
         self._own = torch.arange(len(images))[rank() :: world_size()]
 
     def vectors(self) -> tuple[Float[Tensor, "i c"], Float[Tensor, "t c"]]:
-        """Returns the contrastive vectors of images and of texts.
-
-        Raises:
-            ValueError: An image cannot be decoded.
-        """
+        """Returns the contrastive vectors of images and of texts."""
         _, images = gather_by_id(self._own, self._kept("vectors-images", self._image_vectors))
         return images, self._kept("vectors-texts", self._text_vectors)[self._place]
 
@@ -102,9 +98,6 @@ class PairScorer:
             image: Row of the image of each pair, in ascending order.
             text: Row of the text; scores of other pairs, or of other pairs together, are not taken for theirs.
             head: None takes the matching head.
-
-        Raises:
-            ValueError: An image cannot be decoded, or a score is not a number.
         """
         own = (image % world_size() == rank()).nonzero().squeeze(1)
         rows, texts, count = image[own] // world_size(), text[own], len(self._own)
@@ -218,11 +211,7 @@ class PairScorer:
 def pair_scorer(
     model: BridgeTower, images: CaptionImages, config: RetrievalConfig, means: Means
 ) -> Iterator[PairScorer]:
-    """Gives what scores pairs; what it keeps in `means.work` is removed at the end, unless that comes by an error.
-
-    Raises:
-        FileExistsError: Another process does the same evaluation.
-    """
+    """Gives what scores pairs; what it keeps in `means.work` is removed at the end, unless that comes by an error."""
     if means.work is None:
         yield PairScorer(model, images, config, means, None)
         barrier()

@@ -27,11 +27,7 @@ class Grounding:
 
 
 def majority_answer(answers: Iterable[str]) -> str:
-    """Returns the commonest answer, of equally common ones the first in alphabetical order.
-
-    Raises:
-        ValueError: There is none.
-    """
+    """Returns the commonest answer, of equally common ones the first in alphabetical order."""
     counts = Counter(answers)
     if not counts:
         raise ValueError("no answers; expected those of the training set")
@@ -47,9 +43,6 @@ def text_only_answers(training: Sequence[tuple[str, str]], texts: Iterable[str])
     Args:
         training: Text and answer of the training examples.
         texts: To be answered.
-
-    Raises:
-        ValueError: There are no training examples.
     """
     given: Mapping[str, list[str]] = defaultdict(list)
     for text, answer in training:

@@ -44,9 +44,6 @@ def vqa_scores(predictions: Sequence[str], questions: Sequence[AnsweredQuestion]
     Args:
         predictions: One for each question.
         questions: With the annotators' answers.
-
-    Raises:
-        ValueError: There is no question, one has no answers, or the numbers differ.
     """
     if not questions or len(predictions) != len(questions):
         raise ValueError(
@@ -67,9 +64,6 @@ def vqa_score(prediction: str, answers: Sequence[str]) -> float:
     Where annotators differ, answers and prediction are compared in their normal form; where all are the same, as they
     are. Fewer than four annotators could never give 1 in this way: with them it is the share, in normal form, that gave
     the prediction; with one, whether it is right.
-
-    Raises:
-        ValueError: There are no answers.
     """
     if not answers:
         raise ValueError("a question has no answers; expected those of the annotators")
