@@ -168,6 +168,11 @@ class TestScores:
         assert scores.by_answer_type == {"number": 0.9, "other": 0.3, "yes/no": 0.5}
         assert scores.by_question_type == {"how many": 0.9, "is the": 0.5, "what color": 0.3}
 
+    def test_questions_without_a_type_have_no_group(self) -> None:
+        scores = vqa_scores(["yes", "no"], [self.QUESTIONS[0], AnsweredQuestion(answers=("yes",))])
+        assert (scores.overall, scores.by_answer_type) == (0.5, {"yes/no": 1.0})
+        assert scores.by_question_type == {"is the": 1.0}
+
     def test_two_decimals_in_percent(self) -> None:
         questions = [self.QUESTIONS[0]] * 3
         assert vqa_scores(["yes", "no", "no"], questions).overall == 0.3333

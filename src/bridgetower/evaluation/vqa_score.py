@@ -30,7 +30,7 @@ class VqaScores:
 
     Attributes:
         overall: Of all questions.
-        by_answer_type, by_question_type: Of the questions of each type, in alphabetical order.
+        by_answer_type, by_question_type: Of the questions of each named type, in alphabetical order.
     """
 
     overall: float
@@ -86,7 +86,7 @@ def _by_type(scores: Sequence[float], types: Sequence[str]) -> dict[str, float]:
     groups: dict[str, list[float]] = defaultdict(list)
     for score, name in zip(scores, types, strict=True):
         groups[name].append(score)
-    return {name: _mean(groups[name]) for name in sorted(groups)}
+    return {name: _mean(groups[name]) for name in sorted(groups) if name}
 
 
 def _mean(scores: Sequence[float]) -> float:

@@ -130,7 +130,7 @@ def question_scores(questions: EntryDataset, predictions: Predictions, names: Se
 
 def vqa_metrics(scores: VqaScores) -> dict[str, float]:
     """Returns `vqa_score` and that of each type of answer."""
-    by_type = {f"vqa_score_{name.replace('/', '_')}": score for name, score in scores.by_answer_type.items() if name}
+    by_type = {f"vqa_score_{name.replace('/', '_')}": score for name, score in scores.by_answer_type.items()}
     return {"vqa_score": scores.overall, **by_type}
 
 
