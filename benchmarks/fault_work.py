@@ -15,9 +15,9 @@ from typing import Any
 from fault_attempts import in_fork
 from PIL import Image, ImageDraw
 
+from bridgetower.checkpoints.states import read_about
 from bridgetower.tasks.run_folder import CONFIG, read_metrics
 from bridgetower.training.state import newest
-from bridgetower.training.state_files import read_about
 
 COLOURS = ("red", "green", "blue", "yellow", "white")
 STEPS, INTERVAL = 24, 4

@@ -65,7 +65,7 @@ def run(rule: str, phase: Phase, batch_size: int, ways: dict[str, Any]) -> dict[
     """Runs two steps and returns the bytes that they added to the process, and those of weights and optimiser."""
     torch.set_num_threads(1)
     task = PretrainingConfig(phases=(phase,))
-    optimizer_config = OptimizerConfig(rule=rule)  # type: ignore[arg-type]
+    optimizer_config = OptimizerConfig(rule=rule)
     config = RunConfig(
         task=task, model=NANO, optimizer=optimizer_config, batch_size=batch_size, max_steps=2, device="cpu", **ways
     )

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from torch import Tensor
 
+from bridgetower.checkpoints.states import read_about
 from bridgetower.checkpoints.tensors import read_safetensors, write_safetensors
 from bridgetower.training.state import FOLDER, TrainingState, newest
-from bridgetower.training.state_files import read_about
 
 STATE = FOLDER
 SAVED = f"*/{STATE}/step-*"

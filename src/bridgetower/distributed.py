@@ -27,9 +27,18 @@ _NAMED = 3  # values that are spelt out where processes differ
 _ANSWER_SECONDS = 10.0  # that the other processes get to say that they are there
 
 
+_LAUNCHERS = (
+    ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
+)
+"""Variables by which torchrun or accelerate, Open MPI, MPICH and srun tell a process its place."""
+
+
 @contextmanager
 def process_group(device: str | None, timeout_minutes: float) -> Iterator[None]:
-    """Joins the processes that torchrun started, each on a GPU of its own if there are any, and leaves them at the end.
+    """Joins the processes that a launcher started, each on a GPU of its own if there are any; leaves them at the end.
 
     Alone, or in a group that is there already, it does nothing.
 
@@ -38,19 +47,26 @@ def process_group(device: str | None, timeout_minutes: float) -> Iterator[None]:
         timeout_minutes: How long a process waits for the others.
 
     Raises:
-        ValueError: The time is not positive.
+        ValueError: The time is not positive, or the launcher does not say where the processes meet.
         ConnectionError: Processes were lost, by a kill or a time-out; they are named.
     """
     if timeout_minutes <= 0:
         raise ValueError(f"timeout_minutes is {timeout_minutes}; expected more than 0")
-    if _is_initialised() or not dist.is_torchelastic_launched():
+    if _is_initialised() or not _is_launched():
         yield
         return
     on_gpus = device != "cpu" and torch.cuda.is_available()
     if on_gpus:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     timeout = timedelta(minutes=timeout_minutes)
-    store, number, count = next(rendezvous("env://", timeout=timeout))
+    try:
+        store, number, count = next(rendezvous("env://", timeout=timeout))
+    except dist.DistError as error:
+        place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise ConnectionError(
+            f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']} did not meet the others at {place} within "
+            f"{timeout_minutes:g} minutes ({str(error).splitlines()[0]}); start all of them, or raise --timeout-minutes"
+        ) from error
     # Restarts get torchrun's store of before, with addresses of processes that are gone.
     store = PrefixStore(f"restart {num_restarts()}", store)
     dist.init_process_group("nccl" if on_gpus else "gloo", store=store, rank=number, world_size=count, timeout=timeout)
@@ -67,6 +83,27 @@ def process_group(device: str | None, timeout_minutes: float) -> Iterator[None]:
         raise
     finally:
         dist.destroy_process_group()
+
+
+def _is_launched() -> bool:
+    """Whether this process is one of several; `RANK`, `WORLD_SIZE` and `LOCAL_RANK` then say which."""
+    if dist.is_torchelastic_launched():
+        return True
+    for names in _LAUNCHERS:
+        number, count, local = map(os.environ.get, names)
+        if number is None or count is None or int(count) < 2:
+            continue
+        if local is None and torch.cuda.is_available():
+            raise ValueError(f"{names[1]} is {count}, but {names[2]} is not set; set it to the GPU of each process")
+        absent = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+        if absent:
+            raise ValueError(
+                f"{names[1]} is {count}, but {' and '.join(absent)} are not set: set them to the address of the first "
+                "process and a free port there, or start the processes with torchrun"
+            )
+        os.environ |= {"RANK": number, "WORLD_SIZE": count, "LOCAL_RANK": local or "0"}
+        return True
+    return False
 
 
 def num_restarts() -> int:
@@ -242,11 +279,14 @@ class _AllGather(torch.autograd.Function):
 
 def _silent(store: Any, number: int, count: int) -> list[int]:
     """Returns the processes that do not say in time that an exchange failed for them too."""
-    store.set(str(number), "")
     silent, deadline = list(range(count)), time.monotonic() + _ANSWER_SECONDS
-    while silent and time.monotonic() < deadline:
-        silent = [other for other in silent if not store.check([str(other)])]
-        time.sleep(0.1)
+    try:
+        store.set(str(number), "")
+        while silent and time.monotonic() < deadline:
+            silent = [other for other in silent if not store.check([str(other)])]
+            time.sleep(0.1)
+    except dist.DistError:  # the first process, which has the store, is gone
+        return [0]
     return silent
 
 

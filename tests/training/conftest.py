@@ -1,6 +1,7 @@
 """Lends runs: one that nothing disturbed, and others that are stopped and continued."""
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -55,25 +56,27 @@ def stop_at(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
         *,
         config: RunConfig = config,
         resume: bool = False,
+        fail: bool = True,
     ) -> None:
         calls = []
 
-        def fail(task: Any, inputs: Any) -> None:
+        def hook(task: Any, inputs: Any) -> None:
             calls.append(1)
             if len(calls) == step:
                 act()
-                raise StoppedError
+                if fail:
+                    raise StoppedError
 
         original = run_module.build_task
 
         def build_task(*arguments: Any) -> Any:
             work = original(*arguments)
-            work.task.register_forward_pre_hook(fail)
+            work.task.register_forward_pre_hook(hook)
             return work
 
         with monkeypatch.context() as patch:
             patch.setattr(run_module, "build_task", build_task)
-            with pytest.raises(StoppedError):
+            with pytest.raises(StoppedError) if fail else nullcontext():
                 train(config, out, resume=resume, progress=False)
 
     return stop

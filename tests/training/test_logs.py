@@ -1,7 +1,8 @@
 """metrics.jsonl: what a run writes, and what a resumed one keeps of it."""
 
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,20 +12,26 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import shapes
 from bridgetower.tasks.run_folder import METRICS, read_metrics
+from bridgetower.training.loggers import LOGGERS
 from bridgetower.training.logs import RunLog
+from bridgetower.training.state import TrainingState
+
+SPEED = ("seconds", "data_seconds", "pairs_per_second")
 
 
 def open_log(out: Path, first_step: int = 0, *, enabled: bool = True, log_every: int = 1) -> RunLog:
     config = shapes.run_config(out, log_every=log_every)
-    return RunLog(out, config, 20, first_step, enabled=enabled, progress=False)
+    state = TrainingState(step=first_step, evaluated=first_step)
+    loggers = [LOGGERS["tensorboard"](out, config, first_step)] if enabled else []
+    return RunLog(out, config, 20, state, loggers=loggers, enabled=enabled, progress=False)
 
 
-def write_steps(out: Path, steps: range, *, log_every: int = 1, seconds: float = 0.5) -> None:
+def write_steps(out: Path, steps: range, *, log_every: int = 1) -> None:
     with open_log(out, steps.start - 1, log_every=log_every) as log:
         for step in steps:
-            log.step(step, {"loss": torch.tensor(float(step)), "mlm": torch.tensor(1.5)}, 1e-3 * step, seconds)
+            log.step(step, {"loss": torch.tensor(float(step)), "mlm": torch.tensor(1.5)}, 1e-3 * step)
             if step % 5 == 0:
-                log.evaluation(step, {"rsum": 10.0 * step})
+                log.write("validation", step, {"rsum": 10.0 * step})
 
 
 def steps_of(out: Path, kind: str) -> list[float]:
@@ -39,7 +46,7 @@ class TestWriting:
             *(("train", step) for step in range(1, 6)),
             ("validation", 5),
         ]
-        assert entries[2].keys() == {"kind", "step", "time", "loss", "mlm", "lr", "seconds", "pairs_per_second"}
+        assert entries[2].keys() == {"kind", "step", "time", "loss", "mlm", "lr", *SPEED}
         assert entries[2]["loss"] == 3.0
         assert entries[2]["lr"] == pytest.approx(3e-3)
         assert read_metrics(tmp_path, "validation")[0]["rsum"] == 50.0
@@ -47,16 +54,36 @@ class TestWriting:
     def test_every_few_steps(self, tmp_path: Path) -> None:
         write_steps(tmp_path, range(1, 11), log_every=4)
         assert steps_of(tmp_path, "train") == [4, 8]
-        for entry in read_metrics(tmp_path, "train"):
-            assert (entry["seconds"], entry["pairs_per_second"]) == pytest.approx((2.0, 16.0))
 
     def test_the_last_step_is_always_written(self, tmp_path: Path) -> None:
         write_steps(tmp_path, range(17, 21), log_every=8)
         assert steps_of(tmp_path, "train") == [20]
 
-    def test_speed_after_a_resume_counts_the_steps_that_were_done(self, tmp_path: Path) -> None:
-        write_steps(tmp_path, range(4, 9), log_every=4)  # only one step was timed when the first line is written
-        assert [entry["pairs_per_second"] for entry in read_metrics(tmp_path, "train")] == pytest.approx([16.0, 16.0])
+    def test_speed_is_that_of_the_clock_without_pauses(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A step that only asks a device to work takes the time until its numbers are there."""
+        now = [0.0]
+        monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+        class Late:
+            def __float__(self) -> float:
+                now[0] += 1.0
+                return 2.0
+
+        def batches() -> Iterator[int]:
+            for number in range(9):
+                now[0] += 0.25
+                yield number
+
+        with open_log(tmp_path, 3, log_every=4) as log:
+            loaded = log.loaded(batches())
+            for step in range(4, 9):  # one step until the first line, then four
+                next(loaded)
+                now[0] += 0.5
+                with log.pausing("saving"):
+                    now[0] += 100.0
+                log.step(step, {"loss": Late()}, 1e-3)  # type: ignore[dict-item]
+        found = [[entry[name] for name in SPEED] for entry in read_metrics(tmp_path, "train")]
+        assert found == [[1.75, 0.25, 8 / 1.75], [4.0, 1.0, 8.0]]
 
     def test_due_at_every_few_steps_and_the_last(self, tmp_path: Path) -> None:
         log = open_log(tmp_path, log_every=8, enabled=False)
@@ -64,8 +91,8 @@ class TestWriting:
 
     def test_other_processes_write_nothing(self, tmp_path: Path) -> None:
         with open_log(tmp_path, enabled=False) as log:
-            log.step(1, {"loss": torch.tensor(1.0)}, 1e-3, 0.1)
-            log.evaluation(1, {"rsum": 1.0})
+            log.step(1, {"loss": torch.tensor(1.0)}, 1e-3)
+            log.write("validation", 1, {"rsum": 1.0})
         assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # in the thread of TensorBoard
@@ -77,7 +104,7 @@ class TestWriting:
                 with suppress(OSError):
                     while filler.write(b"x" * 4096):
                         pass
-                log.step(1, {"loss": torch.tensor(1.0)}, 1e-3, 0.5)
+                log.step(1, {"loss": torch.tensor(1.0)}, 1e-3)
 
         with pytest.raises(OSError, match=rf"^{disk}/metrics\.jsonl could not be written \(No space left"):
             write()
@@ -93,8 +120,8 @@ class TestWriting:
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes this for a terminal
-        with RunLog(tmp_path, shapes.run_config(tmp_path), 2, 0, enabled=True, progress=True) as log:
-            log.step(1, {"loss": torch.tensor(1.0)}, 1e-3, 0.1)
+        with RunLog(tmp_path, shapes.run_config(tmp_path), 2, TrainingState(), enabled=True, progress=True) as log:
+            log.step(1, {"loss": torch.tensor(1.0)}, 1e-3)
         captured = capsys.readouterr()
         assert captured.out == ""
         assert "shapes" in captured.err

@@ -2,11 +2,17 @@
 
 import logging
 import os
+import shutil
 import signal
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -18,13 +24,15 @@ import shapes
 import states
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.objectives.config import Phase, PretrainingConfig
+from bridgetower.objectives.losses import Losses
 from bridgetower.objectives.pretraining import PretrainingTask
 from bridgetower.tasks.run_config import OptimizerConfig
 from bridgetower.tasks.run_folder import read_metrics
 from bridgetower.training.data_parallel import run_device
 from bridgetower.training.loop import Interrupted, fit
 from bridgetower.training.setup import TrainContext
-from bridgetower.training.state import TrainingState
+from bridgetower.training.signals import SAME_SECONDS
+from bridgetower.training.state import StateSaver, TrainingState
 from folders import snapshot
 
 
@@ -75,10 +83,11 @@ class TestSelection:
         )
         metrics = fit(parts, tmp_path, resume=False, progress=False)
         assert metrics == {"rsum": 2.0, "mlm_loss": 0.5}
-        assert [folder for folder, _ in saved] == [tmp_path / "best"] * 2  # the first and the better one, not the equal
+        # The first and the better one, not the equal; and at the end the last.
+        assert [folder for folder, _ in saved] == [*[tmp_path / "best"] * 2, tmp_path / "last"]
         entries = read_metrics(tmp_path, "validation")
         assert [(entry["step"], entry["rsum"]) for entry in entries] == [(2, 1.0), (4, 3.0), (6, 3.0), (7, 2.0)]
-        end = TrainingState(step=7, best=3.0, best_step=4, metrics={"rsum": 2.0, "mlm_loss": 0.5})
+        end = TrainingState(step=7, evaluated=7, best=3.0, best_step=4, metrics={"rsum": 2.0, "mlm_loss": 0.5})
         assert states.saved(tmp_path) == end
         seen: list[Tensor] = []
         other = build(max_steps=7, evaluate_every=4, save=lambda folder, metrics: seen.append(weights(other.model)))
@@ -104,7 +113,10 @@ class TestSelection:
         message = r"select_by is 'mlm_accuracy'; the evaluation gave \['rsum'\]; the state of step 6 is saved"
         with pytest.raises(ValueError, match=message):
             run(parts, tmp_path)
-        assert states.saved(tmp_path) == TrainingState(step=6, metrics={"rsum": 0.0})
+        assert states.saved(tmp_path) == TrainingState(step=6)
+        again = build(select_by="rsum", evaluate=lambda: {"rsum": 2.0})
+        assert fit(again, tmp_path, resume=True, progress=False) == {"rsum": 2.0}
+        assert again.task.seen == []
 
 
 class TestSmallContrast:
@@ -130,7 +142,7 @@ class TestSmallContrast:
 
 
 class TestSignals:
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
     def test_saves_stops_and_can_be_continued(
         self,
         build: Callable[..., TrainContext],
@@ -149,9 +161,11 @@ class TestSignals:
         parts.task.register_forward_hook(interrupt)
         with (
             caplog.at_level(logging.WARNING),
-            pytest.raises(Interrupted, match="stopped after step 3 of 6; --resume continues it"),
+            pytest.raises(Interrupted, match="stopped after step 3 of 6; --resume continues it") as interrupted,
         ):
             run(parts, tmp_path / "parts")
+        assert interrupted.value.signal == number
+        assert states.saved(tmp_path / "parts").step == 3
         assert f"{number.name}: stopping after this step" in caplog.text
         assert signal.getsignal(number) is before
         assert torch.equal(run(build(), tmp_path / "parts", resume=True), whole)
@@ -168,6 +182,120 @@ class TestSignals:
         parts.task.register_forward_hook(interrupt)
         run(parts, tmp_path)
         assert states.saved(tmp_path).step == 2
+
+    def test_a_second_one_later_ends_at_once(self, build: Callable[..., TrainContext], tmp_path: Path) -> None:
+        parts = build()
+
+        def interrupt(task: Any, inputs: Any, output: Any) -> None:
+            if len(task.seen) == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), signal.SIGTERM)  # of the launcher: it sent one to the group before
+                time.sleep(SAME_SECONDS + 0.5)
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(60)
+
+        parts.task.register_forward_hook(interrupt)
+        child = os.fork()
+        if child == 0:
+            with suppress(BaseException):
+                run(parts, tmp_path)
+            os._exit(1)
+        assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGINT
+        assert states.saved(tmp_path).step == 0
+
+    def test_off_the_main_thread_it_trains_all_the_same(
+        self, build: Callable[..., TrainContext], tmp_path: Path
+    ) -> None:
+        whole = run(build(max_steps=2), tmp_path / "whole")
+        with ThreadPoolExecutor() as pool:
+            assert torch.equal(pool.submit(run, build(max_steps=2), tmp_path / "thread").result(), whole)
+
+
+class TestEvaluation:
+    def test_comes_after_the_state_of_its_step_and_is_made_up_for(
+        self, build: Callable[..., TrainContext], tmp_path: Path
+    ) -> None:
+        """What is killed in an evaluation has lost no step, and ends as if nothing had been."""
+        at: list[int] = []
+
+        def evaluate() -> dict[str, float]:
+            at.append(states.saved(tmp_path / "killed").step)
+            if len(at) == 2:
+                raise KeyboardInterrupt
+            return {"rsum": float(len(at))}
+
+        whole = run(build(evaluate_every=2), tmp_path / "whole")
+        with pytest.raises(KeyboardInterrupt):
+            run(build(evaluate_every=2, evaluate=evaluate), tmp_path / "killed")
+        assert at == [2, 4]
+        assert states.saved(tmp_path / "killed") == TrainingState(
+            step=4, evaluated=2, best=1.0, best_step=2, metrics={"rsum": 1.0}
+        )
+        again = build(evaluate_every=2, evaluate=evaluate)
+        assert torch.equal(run(again, tmp_path / "killed", resume=True), whole)
+        assert at == [2, 4, 4, 6]
+        assert len(again.task.seen) == 2
+        entries = read_metrics(tmp_path / "killed", "validation")
+        assert [(entry["step"], entry["rsum"]) for entry in entries] == [(2, 1.0), (4, 3.0), (6, 4.0)]
+
+    def test_killed_before_the_state_knew_of_it_it_is_not_logged_twice(
+        self, build: Callable[..., TrainContext], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(StateSaver, "amend", Mock(side_effect=KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                run(build(evaluate_every=2), tmp_path)
+        run(build(evaluate_every=2), tmp_path, resume=True)
+        assert [entry["step"] for entry in read_metrics(tmp_path, "validation")] == [2, 4, 6]
+
+    def test_of_none_there_is_no_best(self, build: Callable[..., TrainContext], tmp_path: Path) -> None:
+        saved: list[Path] = []
+        parts = build(
+            evaluate_every=None, evaluate=Mock(side_effect=AssertionError), save=lambda folder, _: saved.append(folder)
+        )
+        assert fit(parts, tmp_path, resume=False, progress=False) == {}
+        assert saved == [tmp_path / "last"]
+        assert fit(parts, tmp_path, resume=True, progress=False) == {}
+
+
+class TestSkippedSteps:
+    def spoilt(self, build: Callable[..., TrainContext], *steps: int, **options: Any) -> TrainContext:
+        """A run whose loss is infinite in some steps, counted from 1."""
+        parts = build(**options)
+
+        def spoil(task: Any, inputs: Any, losses: Losses) -> Losses:
+            number = round(task.progress * parts.max_steps) + 1
+            return replace(losses, total=losses.total * torch.inf) if number in steps else losses
+
+        parts.task.register_forward_hook(spoil)
+        return parts
+
+    def test_change_nothing_and_are_counted_and_logged(
+        self, build: Callable[..., TrainContext], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        parts, seen = self.spoilt(build, 3, max_skipped_steps=1, checkpoint_every=1), []
+        parts.task.register_forward_pre_hook(lambda task, inputs: seen.append(weights(parts.model)))
+        run(parts, tmp_path)
+        assert [torch.equal(*pair) for pair in pairwise(seen)] == [False, False, True, False, False]
+        assert states.saved(tmp_path).skipped == 1
+        entries = read_metrics(tmp_path, "train")
+        assert [entry.get("skipped_steps") for entry in entries] == [None, None, 1, 1, 1, 1]
+        assert "gradient_norm" not in entries[2]
+        assert "step 3 is skipped, the 1. of 1 that may be: its gradients are not finite" in caplog.text
+
+    @pytest.mark.parametrize("options", [{}, {"micro_batch_size": 4}])
+    def test_more_than_may_be_are_an_error_that_more_of_them_resume(
+        self, build: Callable[..., TrainContext], tmp_path: Path, options: dict[str, Any]
+    ) -> None:
+        """The count outlasts a stop; without any the first one is an error, at every resume."""
+        options |= {"checkpoint_every": 1}
+        for allowed, step in ((0, 2), (0, 2), (1, 4)):
+            spoilt = self.spoilt(build, 2, 4, max_skipped_steps=allowed, **options)
+            with pytest.raises(FloatingPointError, match=rf"loss is not finite at step {step}.*--max-skipped-steps"):
+                run(spoilt, tmp_path, resume=True)
+            assert states.saved(tmp_path).step == step - 1
+        run(self.spoilt(build, 2, 4, max_skipped_steps=2, **options), tmp_path, resume=True)
+        assert states.saved(tmp_path).skipped == 2
 
 
 class TestResume:
@@ -194,13 +322,31 @@ class TestResume:
     def test_refuses_other_data(self, build: Callable[..., TrainContext], tmp_path: Path, finished: bool) -> None:
         run(build(max_steps=2, evaluate=lambda: {"rsum": 7.0}), tmp_path)
         parts = replace(build(max_steps=2 if finished else 4), digests={"train.parquet": "34cd"})
-        with pytest.raises(ValueError, match=r"result: content of train\.parquet was 12ab, now 34cd; put"):
+        with pytest.raises(ValueError, match=r"other data: content of train\.parquet was 12ab, now 34cd; put"):
             run(parts, tmp_path, resume=True)
 
-    def test_refuses_another_number_of_micro_batches(self, build: Callable[..., TrainContext], tmp_path: Path) -> None:
-        run(build(max_steps=2), tmp_path)
-        with pytest.raises(ValueError, match="result: micro-batches of each was 1, now 2; put"):
-            run(build(max_steps=4, micro_batch_size=4), tmp_path, resume=True)
+    def test_goes_on_with_other_micro_batches_learning_rate_and_clipping(
+        self, build: Callable[..., TrainContext], tmp_path: Path
+    ) -> None:
+        """Losses are means over rows, so that micro-batches change nothing but the last bits."""
+        run(build(max_steps=4), tmp_path / "one")
+        shutil.copytree(tmp_path / "one", tmp_path / "two")
+        last = [
+            run(build(max_steps=6, micro_batch_size=size), tmp_path / name, resume=True)
+            for name, size in (("one", None), ("two", 4))
+        ]
+        assert torch.allclose(*last, rtol=0, atol=1e-4)
+        assert not torch.equal(*last)
+        shutil.copytree(tmp_path / "one", tmp_path / "three")
+        still = OptimizerConfig(lr=1e-30, clip_norm=1e-3)
+        assert torch.equal(run(build(max_steps=8, optimizer=still), tmp_path / "three", resume=True), last[0])
+        entries = read_metrics(tmp_path / "three", "train")
+        assert [entry["lr"] < 1e-20 for entry in entries] == [False] * 6 + [True] * 2
+
+    def test_of_fewer_steps_than_are_done(self, build: Callable[..., TrainContext], tmp_path: Path) -> None:
+        run(build(max_steps=4), tmp_path)
+        with pytest.raises(ValueError, match=r"has done 4 steps, more than the 3 asked for; give more"):
+            run(build(max_steps=3), tmp_path, resume=True)
 
     def test_of_a_finished_run_does_nothing(
         self, build: Callable[..., TrainContext], tmp_path: Path, caplog: pytest.LogCaptureFixture

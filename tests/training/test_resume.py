@@ -10,12 +10,15 @@ import pytest
 
 import shapes
 import states
+from bridgetower.checkpoints import convert, read_checkpoint
 from bridgetower.data.own import PairsConfig, prepare_own
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.run_folder import read_metrics
 from bridgetower.training.folder import read_run
 from bridgetower.training.run import train
+from bridgetower.training.state import newest
 from folders import same_weights, snapshot
+from tiny import equal
 
 Finished = tuple[Path, dict[str, float]]
 StopAt = Callable[..., None]
@@ -58,7 +61,7 @@ class TestExtended:
         before = snapshot(out)
         assert train(longer, out, resume=True, progress=False) == metrics
         assert snapshot(out) == before
-        with pytest.raises(ValueError, match=r"was started with max_steps 9 \(now 6\); resume it with the same values"):
+        with pytest.raises(ValueError, match=r"has done 9 steps, more than the 6 asked for"):
             train(config, out, resume=True, progress=False)
 
     def test_killed_it_goes_on(self, finished: Finished, config: RunConfig, tmp_path: Path, stop_at: StopAt) -> None:
@@ -71,11 +74,93 @@ class TestExtended:
         assert metrics[0] == metrics[1]
         assert same_weights(tmp_path / "killed" / "last", tmp_path / "undisturbed" / "last")
 
-    def test_only_a_finished_one(self, config: RunConfig, tmp_path: Path, stop_at: StopAt) -> None:
-        stop_at(4, tmp_path / "run")
-        message = r"was started with max_steps 6 \(now 9\); finish it with the same values first"
+
+class TestChanged:
+    """What errors advise, and other ways to do the same."""
+
+    def test_goes_on_and_says_what_has_changed(
+        self, config: RunConfig, tmp_path: Path, stop_at: StopAt, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        out, moved = tmp_path / "run", tmp_path / "moved"
+        stop_at(4, out)
+        shutil.copytree(config.data.folders[0], moved)
+        changed = replace(
+            config,
+            optimizer=replace(config.optimizer, lr=1e-4, clip_norm=0.5),
+            data=replace(config.data, folders=(str(moved),), num_workers=1, cache=not config.data.cache),
+            evaluation=replace(config.evaluation, batch_size=3),
+            model=config.model.override({"text.dropout": 0.25}),
+            micro_batch_size=4,
+            checkpoint_activations=("vision", "fusion"),
+            parallel="fsdp",
+            max_skipped_steps=3,
+            max_steps=7,
+            log_every=2,
+            checkpoint_every=3,
+            evaluate_every=7,
+        )
+        train(changed, out, resume=True, progress=False)
+        assert read_run(out) == changed
+        assert [line["step"] for line in read_metrics(out, "train")] == [1, 2, 4, 6, 7]
+        assert [line["step"] for line in read_metrics(out, "validation")] == [2, 7]
+        assert states.saved(out).step == 7
+        (line,) = read_metrics(out, "changed")
+        assert line["step"] == 2
+        assert line["optimizer.clip_norm"] == "None -> 0.5"
+        assert line["micro_batch_size"] == "None -> 4"
+        assert f"{out} goes on with other values: " in caplog.text
+        assert "optimizer.clip_norm None -> 0.5" in caplog.text
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            (
+                {"fusion.bridge": "sparse_manager"},
+                r"another model or task: model\.fusion\.bridge \w+ -> sparse_manager; ",
+            ),
+            (
+                {"vision.hidden_size": 16, "vision.num_heads": 4},
+                r"model\.vision\.hidden_size 8 -> 16, model\.vision\.num_",
+            ),
+        ],
+    )
+    def test_another_model_is_refused_and_loses_nothing(
+        self, config: RunConfig, finished: Finished, changes: dict[str, object], message: str
+    ) -> None:
+        before = snapshot(finished[0])
         with pytest.raises(ValueError, match=message):
-            train(replace(config, max_steps=9), tmp_path / "run", resume=True, progress=False)
+            train(replace(config, model=config.model.override(changes)), finished[0], resume=True, progress=False)
+        assert snapshot(finished[0]) == before
+
+    def test_of_nothing_starts(self, config: RunConfig, finished: Finished, tmp_path: Path) -> None:
+        assert train(config, tmp_path / "run", resume=True, progress=False) == finished[1]
+        assert same_weights(tmp_path / "run" / "last", finished[0] / "last")
+
+
+def test_a_state_is_a_checkpoint(config: RunConfig, finished: Finished, tmp_path: Path) -> None:
+    """Before any evaluation too; another run starts from it."""
+    state = newest(finished[0])
+    assert state is not None
+    read, last = read_checkpoint(state), read_checkpoint(finished[0] / "last")
+    assert equal(dict(read.tensors), dict(last.tensors))
+    assert (read.config, read.labels) == (last.config, last.labels)
+    convert(read, tmp_path / "converted", "bridgetower")
+    assert same_weights(tmp_path / "converted", finished[0] / "last")
+    again = replace(config, init=str(state), model=replace(config.model, heads=read.config.heads), max_steps=1)
+    train(again, tmp_path / "run", progress=False)
+    (file,) = states.files(finished[0])
+    damaged = tmp_path / "damaged"
+    shutil.copytree(state, damaged)
+    (damaged / file.name).write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(ValueError, match="damaged/process-00000.safetensors is not a whole safetensors file"):
+        read_checkpoint(damaged)
+
+
+def test_a_folder_that_is_removed_meanwhile(config: RunConfig, tmp_path: Path, stop_at: StopAt) -> None:
+    out = tmp_path / "run"
+    config = replace(config, checkpoint_every=100, evaluate_every=0)
+    with pytest.raises(FileNotFoundError, match=r"metrics\.jsonl was removed or moved away while the run wrote to it"):
+        stop_at(3, out, lambda: shutil.rmtree(out), config=config, fail=False)
 
 
 class TestStopped:
@@ -122,7 +207,7 @@ class TestData:
         other = PairsConfig(seed=1, test_fraction=share, validation_fraction=share)
         prepare_own("pairs", pictures / "shapes.csv", folder, other)
         before = snapshot(out)
-        message = rf"result: content of {folder}/train\.parquet was \w{{64}}, now \w{{64}}; .*/validation\.parquet was"
+        message = rf"data: content of {folder}/train\.parquet was \w{{64}}, now \w{{64}}, .*/validation\.parquet was"
         with pytest.raises(ValueError, match=message):
             train(moved, out, resume=True, progress=False)
         assert snapshot(out) == before

@@ -35,9 +35,9 @@ from bridgetower.objectives.config import PretrainingConfig
 from bridgetower.objectives.encoding import encode_image, encode_text
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.table import RECIPES
-from bridgetower.training.fitting_size import does_not_fit
 from bridgetower.training.run import train
 from bridgetower.training.setup import TaskSetup
+from bridgetower.training.step import does_not_fit
 from families import save_text, save_timm
 from folders import same_weights
 

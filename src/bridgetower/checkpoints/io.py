@@ -15,6 +15,7 @@ from bridgetower.checkpoints.card import write_card
 from bridgetower.checkpoints.checkpoint import Checkpoint, check_tensors, finite
 from bridgetower.checkpoints.hub import HubOptions, download, download_ckpt, parse_hub_id
 from bridgetower.checkpoints.reranking import ITC_WEIGHT, UNMEASURED, Reranking
+from bridgetower.checkpoints.states import ABOUT, state_weights
 from bridgetower.checkpoints.tensors import (
     SHARD_BYTES,
     WEIGHTS,
@@ -54,8 +55,8 @@ def read_checkpoint(
     """Reads a checkpoint of any published kind, recognised by what it holds.
 
     Args:
-        source: A folder of this package or of transformers, an official `.ckpt`, or a hub id (`owner/name`,
-            `owner/name@revision`, `owner/name/FILE.ckpt`).
+        source: A folder of this package, such as a state of a run, or of transformers, an official `.ckpt`, or a hub id
+            (`owner/name`, `owner/name@revision`, `owner/name/FILE.ckpt`).
         revision: Branch, tag or commit of a hub id.
         tokenizer: Folder or file with the tokenizer, for sources without one (an official `.ckpt`).
         answers: JSON file with the list of answers of the VQA head, for sources without one (an official `.ckpt`).
@@ -115,6 +116,11 @@ def write_checkpoint(checkpoint: Checkpoint, folder: Path, *, shard_bytes: float
     """
     require_empty(folder)
     write_weights(folder, checkpoint.tensors, shard_bytes=shard_bytes)
+    write_description(checkpoint, folder)
+
+
+def write_description(checkpoint: Checkpoint, folder: Path) -> None:
+    """Writes all of a checkpoint but the weights, such as beside those of a state of a run."""
     if checkpoint.extra_tensors:
         write_safetensors(folder / "carried.safetensors", checkpoint.extra_tensors)
     if checkpoint.processor is not None:
@@ -230,7 +236,7 @@ def _read_own(
     if "model" not in values:
         raise ValueError(f"{name}/config.json has no model; copy the whole folder again")
     config = ModelConfig.from_dict(values["model"])
-    tensors = read_weights(folder, name)
+    tensors = state_weights(folder) if (folder / ABOUT).exists() else read_weights(folder, name)
     check_tensors(name, config, tensors, extensions)
     extra_tensors, labels = folder / "carried.safetensors", folder / LABELS
     return Checkpoint(

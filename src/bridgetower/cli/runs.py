@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable, Mapping
 from inspect import signature
@@ -41,8 +40,8 @@ def train(
     task_spec: str | None = None,
     extensions: str | None = None,
     resume: bool = False,
-    allow_world_size_change: bool = False,
     async_checkpoints: bool = False,
+    report_to: tuple[str, ...] = ("tensorboard",),
     timeout_minutes: float = TIMEOUT_MINUTES,
     feature_cache: Path | None = None,
     feature_cache_limit: float = FEATURE_CACHE_GIB,
@@ -64,10 +63,10 @@ def train(
         config: Recipe and changes to it.
         out: Folder of the run: run.json, best/, last/, states/, metrics.jsonl, tensorboard/.
         task_spec: A task of your own, FILE.py:NAME or module:NAME; its recipes can be trained too.
-        extensions: Towers, bridges and heads of your own that the model names, likewise.
-        resume: Continue the run in --out where it was stopped or killed; with more steps, also a finished one.
-        allow_world_size_change: With --resume: continue with another number of processes, to another result.
+        extensions: Custom towers, bridges, heads, optimisers, schedules, loggers and callbacks, likewise.
+        resume: Continue the run in --out, if there is one, where it was stopped or killed, also with other values.
         async_checkpoints: Write what --resume continues from while the run goes on, from a copy on the CPU.
+        report_to: Where metrics go beside metrics.jsonl: tensorboard, wandb, trackio, mlflow, or of --extensions.
         timeout_minutes: How long a process waits for the others before it ends with an error that names them.
         feature_cache: Folder for what frozen towers give, which runs share; default: ~/.cache/bridgetower/features.
         feature_cache_limit: GiB of features that are kept there; the longest unused are removed first.
@@ -85,15 +84,15 @@ def train(
             task=own_task(task_spec),
             extensions=own_extensions(extensions),
             resume=resume,
-            allow_world_size_change=allow_world_size_change,
             async_checkpoints=async_checkpoints,
+            report_to=report_to,
             timeout_minutes=timeout_minutes,
             feature_cache=feature_cache,
             feature_cache_limit=feature_cache_limit,
         )
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
-        raise SystemExit(128 + signal.SIGTERM) from None
+        raise SystemExit(128 + stopped.signal) from None
     if os.environ.get("RANK", "0") == "0":
         _report(config, out, metrics, task_spec, json=json)
 
@@ -160,7 +159,7 @@ def demo(
         results = run_demo(out, plan=plan, minutes=minutes, seeds=seeds, progress=True)
     except Interrupted as stopped:
         print(f"{stopped}; run the same command again to continue", file=sys.stderr)
-        raise SystemExit(128 + signal.SIGTERM) from None
+        raise SystemExit(128 + stopped.signal) from None
     except LostProcessError as lost:
         print(f"bridgetower: {lost}", file=sys.stderr)
         raise SystemExit(1) from None

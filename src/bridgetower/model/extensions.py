@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from typing import Any
 
 from bridgetower.model.bridges import BRIDGES, BridgeBuilder
 from bridgetower.model.config import entry
@@ -21,13 +22,20 @@ TEXT_ARCHITECTURES: dict[str, Callable[[TextConfig], TextTower]] = {
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Extensions:
-    """Towers, bridges and heads of one's own, by the names that a `ModelConfig` has for them.
+    """Custom towers, bridges and heads, by the names that a `ModelConfig` has for them, and what trains them.
 
     Attributes:
         vision_towers: Each makes a `VisionTower`, for `vision.architecture`.
         text_towers: Each makes a `TextTower`, for `text.architecture`.
         bridges: Each makes the bridge of one stream into a fusion layer, called as `Bridge` is, for `fusion.bridge`.
         heads: For `heads.own`.
+        optimizers: Each makes an optimiser of parameter groups (`params`, `names`, `lr`, `weight_decay`) and the
+            `OptimizerConfig`, for `optimizer.rule`. It may divide the groups, such as for rates by layer; `names` stay.
+        schedules: Each makes, of the `OptimizerConfig` and the number of steps, a function of the step that gives the
+            factor of all learning rates, for `optimizer.schedule`.
+        loggers: Each makes a `training.loggers.Logger` of the run's folder, its config and its first step, for
+            `report_to`.
+        callbacks: Each a `training.callbacks.Callback`.
 
     Raises:
         ValueError: A name is that of an entry of the package.
@@ -37,6 +45,10 @@ class Extensions:
     text_towers: dict[str, Callable[[TextConfig], TextTower]] = field(default_factory=dict)
     bridges: dict[str, BridgeBuilder] = field(default_factory=dict)
     heads: dict[str, HeadSpec] = field(default_factory=dict)
+    optimizers: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    schedules: dict[str, Callable[..., Callable[[int], float]]] = field(default_factory=dict)
+    loggers: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    callbacks: tuple[Any, ...] = ()
 
     def __post_init__(self) -> None:
         """Checks the names."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import signal
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from multiprocessing import active_children
 from typing import Any, TypeVar
 
 import torch
@@ -17,7 +19,7 @@ Item = TypeVar("Item")
 
 def load_items(
     get: Callable[[Any], Any], keys: Iterable[Any], *, num_workers: int, device: torch.device = CPU
-) -> Iterator[Any]:
+) -> Generator[Any, None, None]:
     """Yields an item for each key, in order; nothing is drawn from torch's global generator.
 
     Args:
@@ -36,11 +38,20 @@ def load_items(
         num_workers=num_workers,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),
+        worker_init_fn=_ignore_signals,
     )
-    for item in loader:
-        if isinstance(item, Exception):
-            raise item
-        yield item
+    others = set(active_children())
+    items = iter(loader)
+    workers = set(active_children()) - others
+    try:
+        for item in items:
+            if isinstance(item, Exception):
+                raise item
+            yield item
+    finally:
+        del items  # lets the workers end
+        for worker in workers:  # and what hangs has to, as it ignores SIGTERM
+            worker.kill()
 
 
 def loaded(
@@ -62,6 +73,12 @@ def loaded(
         ValueError, OSError: As `load`.
     """
     return load_items(_Stacked(load), batches, num_workers=min(num_workers, len(batches)), device=device)
+
+
+def _ignore_signals(worker: int) -> None:
+    """Leaves it to the main process to stop: launchers, terminals and schedulers signal the whole group."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Stacked:

@@ -17,8 +17,8 @@ from bridgetower.objectives.config import NotAnOption, PretrainingConfig, TaskCo
 Precision = Literal["fp32", "tf32", "bf16"]
 Device = Literal["auto", "cpu"]
 Parallel = Literal["ddp", "fsdp"]
-Rule = Literal["adamw", "hf_adamw"]
-Schedule = Literal["polynomial", "cosine"]
+Rule = Literal["adamw", "hf_adamw"] | str
+Schedule = Literal["polynomial", "cosine"] | str
 ContrastOver = Literal["micro-batch", "step"]
 
 FEATURE_CACHE_GIB = 100.0
@@ -43,8 +43,9 @@ class OptimizerConfig:
         rule: `adamw` is torch's and decays matrices only; `hf_adamw` is that of transformers 4.17, which the official
             code used (epsilon before the bias correction, decay after the step) with its decay list, missing CLIP's
             LayerNorms, all embeddings, the temperature and the LayerNorms inside task heads. Norms of parts that the
-            official models do not have, such as towers of timm, do not decay.
-        schedule: How the rate falls after the warm-up: `polynomial` to `end_lr`, or `cosine` to 0.
+            official models do not have, such as towers of timm, do not decay. Or one of `Extensions.optimizers`.
+        schedule: How the rate falls after the warm-up: `polynomial` to `end_lr`, or `cosine` to 0. Or one of
+            `Extensions.schedules`.
         warmup: Share of all steps over which the rate rises from 0.
         power: Of the polynomial decay; 1 is linear.
         end_lr: Rate at the end of the polynomial decay, of the towers as `lr`; at most `lr`.
@@ -86,8 +87,6 @@ class OptimizerConfig:
             )
         if not all(0 <= beta < 1 for beta in self.betas) or self.eps <= 0:
             raise ValueError(f"betas {self.betas}, eps {self.eps}; expected betas in [0, 1) and eps above 0")
-        check_choice("rule", self.rule, Rule)
-        check_choice("schedule", self.schedule, Schedule)
         if self.schedule == "cosine" and (self.power, self.end_lr) != (1.0, 0.0):
             raise ValueError(
                 f"power {self.power} and end_lr {self.end_lr} are for the polynomial schedule; leave them out"
@@ -143,7 +142,10 @@ class RunConfig:
         parallel: How several processes share the work: with `ddp` each has all weights, with `fsdp` a share of the
             weights, the gradients and the optimiser state, which takes less memory and more communication.
         seed: Of new weights, order, masks, negatives and dropout.
-        evaluate_every: Steps between evaluations of the validation split; 0 evaluates at the end only.
+        max_skipped_steps: Steps whose gradients are not finite and that are skipped, without a change of the weights,
+            before one is an error; above 0, each step waits for the GPU.
+        evaluate_every: Steps between evaluations of the validation split; 0 evaluates at the end only, None never, and
+            no validation split is read.
         checkpoint_every: Steps between checkpoints that a killed run resumes from.
         select_by: Validation metric whose best checkpoint is kept; higher is better. `rsum` is the one of the last
             stage that the model has.
@@ -178,7 +180,8 @@ class RunConfig:
     device: Device = "auto"
     parallel: Parallel = "ddp"
     seed: int = 0
-    evaluate_every: int = 0
+    max_skipped_steps: int = 0
+    evaluate_every: int | None = 0
     checkpoint_every: int = 500
     select_by: str = "rsum"
     log_every: int = 10
@@ -186,12 +189,12 @@ class RunConfig:
     def __post_init__(self) -> None:
         """Checks sizes and choices, and that the length of the run is given once."""
         counts = ("batch_size", "micro_batch_size", "max_steps", "max_epochs", "checkpoint_every", "log_every")
-        naturals = dict.fromkeys(("evaluate_every", "align_first"), AT_LEAST_0)
+        naturals = dict.fromkeys(("evaluate_every", "align_first", "max_skipped_steps"), AT_LEAST_0)
         check_numbers(self, "", **dict.fromkeys((*counts, "frozen_views", "train_top"), AT_LEAST_1), **naturals)
         if (self.max_steps is None) == (self.max_epochs is None):
             raise ValueError(
                 f"max_steps {self.max_steps} and max_epochs {self.max_epochs}; expected exactly one of them: a recipe "
-                "sets one, which has to be None to set the other (--max-epochs None --max-steps 100)"
+                "sets one, which has to be None to set the other"
             )
         for name in ("tokenizer", "vision", "text"):
             if self.init is not None and getattr(self, name) is not None:

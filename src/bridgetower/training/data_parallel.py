@@ -126,18 +126,19 @@ def _averaging(task: nn.Module, used: Collection[str]) -> DistributedDataParalle
     return wrapped
 
 
-def parallelized(task: nn.Module, kind: str) -> Replicated:
+def parallelized(task: nn.Module, kind: str, precision: str) -> Replicated:
     """Returns what runs a task in all processes.
 
     Args:
         task: On its device; with `fsdp` its parameters are replaced.
         kind: `ddp` or `fsdp`; alone they are the same.
+        precision: Of the run.
     """
     if kind == "ddp" or world_size() == 1:
         return Replicated(task)
     from bridgetower.training.sharding import Sharded
 
-    return Sharded(task)
+    return Sharded(task, precision)
 
 
 def whole_weights(model: nn.Module) -> dict[str, Tensor]:

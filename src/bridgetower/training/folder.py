@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,18 +23,20 @@ from bridgetower.training.data_parallel import whole_weights
 from bridgetower.training.state import FOLDER as STATES
 from bridgetower.training.state import newest
 
+logger = logging.getLogger(__name__)
+
 # What `write_checkpoint` leaves in best/ and last/; nothing else in there is ours.
 _CHECKPOINT = {
     *("config.json", *WEIGHTS[:2], "carried.safetensors", "processor.json", "tokenizer.json", "labels.json", CARD),
 }
 
-_LENGTHS = {"max_steps", "max_epochs"}
-_MEANS = {"data.num_workers", "data.shard_cache", "data.shard_cache_limit"}  # change nothing in the result
+_WHAT_IT_IS = ("task.kind", "model.")
+"""Values of a config with which a run has to go on; of the model its dropout and what makes no tensors may change."""
 
 
 @contextmanager
-def claimed(out: Path, config: RunConfig, spec: TaskSpec, *, resume: bool) -> Iterator[None]:
-    """Holds the folder of a run for this process, with the config of the run in it.
+def claimed(out: Path, config: RunConfig, spec: TaskSpec, *, resume: bool) -> Iterator[dict[str, str]]:
+    """Holds the folder of a run for this process, with the config of the run in it; gives what of it has changed.
 
     Args:
         out: The folder.
@@ -42,20 +45,17 @@ def claimed(out: Path, config: RunConfig, spec: TaskSpec, *, resume: bool) -> It
         resume: The run is there, and is continued.
 
     Raises:
-        FileNotFoundError: It holds no run and `resume` is True.
         FileExistsError: It holds something else, or a run and `resume` is False, or another process works in it.
-        ValueError: The run there has another config.
+        ValueError: The run there is of another task or model.
     """
     _check(out, spec, resume=resume)
     with locked(out):
         _check(out, spec, resume=resume)  # again, now that no other process can change it
         for folder in (out, out / STATES, out / "best", out / "last"):
             remove_leftovers(folder)
-        if resume:
-            _take_up(out, config, spec)
-        else:
+        if not resume:
             write_json(out / CONFIG, config.to_dict())
-        yield
+        yield _changes(out, config, spec) if resume else {}
 
 
 def read_run(out: Path, task: TaskSpec | None = None) -> RunConfig:
@@ -110,27 +110,30 @@ def _has_begun(out: Path) -> bool:
     return saved or (metrics.exists() and metrics.stat().st_size > 0)
 
 
-def _take_up(out: Path, config: RunConfig, spec: TaskSpec) -> None:
-    """Checks that a run goes on as it was started; a finished one may be extended.
+def _changes(out: Path, config: RunConfig, spec: TaskSpec) -> dict[str, str]:
+    """Returns the values with which a run goes on that are not those of before, each with both.
 
     Raises:
-        ValueError: It has other values.
+        ValueError: One of them makes it another run.
     """
     found = differences(read_run(out, spec).to_dict(), config.to_dict())
-    changed = [difference for difference in found if difference[0] not in _MEANS]
-    if not changed:
-        return
-    finished = out / "last" / "config.json"
-    if all(name in _LENGTHS and new is not None and new > (old or 0) for name, old, new in changed):
-        if finished.exists():
-            finished.unlink()  # the folder gets other weights at the end
-            write_json(out / CONFIG, config.to_dict())
-            return
-        advice = "finish it with the same values first, then it can be extended"
-    else:
-        advice = "resume it with the same values"
-    values = ", ".join(f"{name} {old} (now {new})" for name, old, new in changed)
-    raise ValueError(f"{out} was started with {values}; {advice}")
+    changed = {name: f"{old} -> {new}" for name, old, new in found}
+    others = [name for name in changed if name.startswith(_WHAT_IT_IS) and not name.endswith("dropout")]
+    if others:
+        values = ", ".join(f"{name} {changed[name]}" for name in others)
+        raise ValueError(
+            f"{out} is a run of another model or task: {values}; resume it with the values of before, or start "
+            "again in another folder"
+        )
+    if changed:
+        logger.warning("%s goes on with other values: %s", out, ", ".join(f"{n} {v}" for n, v in changed.items()))
+    return changed
+
+
+def change_config(out: Path, config: RunConfig) -> None:
+    """Writes the config with which a run goes on; `last/` is none of its checkpoints until it ends again."""
+    (out / "last" / "config.json").unlink(missing_ok=True)
+    write_json(out / CONFIG, config.to_dict())
 
 
 def save_checkpoint(

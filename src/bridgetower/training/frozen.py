@@ -70,7 +70,7 @@ def frozen_examples(
         model.vision.requires_grad_(False)
         model.text.requires_grad_(False)
     assert setup.images is not None  # RunConfig refuses freeze_towers where there are no prepared images
-    train, held_out = setup.images
+    train, *evaluated = setup.images
     shown = progress and rank() == 0
     # Half precision is what the projections read under autocast; an evaluation is not under it. Nor are the views.
     # Layers that train add to what is cached, so that it is not rounded.
@@ -78,7 +78,8 @@ def frozen_examples(
     dtype = torch.bfloat16 if half else torch.float32
     towers = _Towers(model.eval(), cache, config.data.num_workers, shown=shown)
     frozen = towers.images(train, config.frozen_views, config.seed, dtype)
-    held_out.frozen = towers.images(held_out, 1, config.seed, torch.float32)
+    for held_out in evaluated:
+        held_out.frozen = towers.images(held_out, 1, config.seed, torch.float32)
     train.frozen = frozen
     plain = FrozenDataset(setup.examples, config.frozen_views, config.seed)
     texts = towers.texts(needed_texts(plain), train.processor, dtype)

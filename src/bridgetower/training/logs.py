@@ -1,9 +1,10 @@
-"""Logs of a run: metrics.jsonl, TensorBoard, a progress bar."""
+"""Logs of a run: metrics.jsonl, loggers, a progress bar."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -11,37 +12,47 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from bridgetower.distributed import all_gather
 from bridgetower.files import json_text, write_text, writing
 from bridgetower.progress import step_bars
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.run_folder import METRICS, whole_lines
+from bridgetower.training.loggers import Logger
+from bridgetower.training.state import TrainingState
 
-TENSORBOARD = "tensorboard"
+PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}
+"""Products in bfloat16 per second, twice the multiply-adds, of dense matrices, by part of the name of a GPU."""
 
 
 class RunLog:
     """Writes metrics of one run; only the first process writes."""
 
     def __init__(
-        self, out: Path, config: RunConfig, max_steps: int, first_step: int, *, enabled: bool, progress: bool
+        self,
+        out: Path,
+        config: RunConfig,
+        max_steps: int,
+        state: TrainingState,
+        *,
+        loggers: Sequence[Logger] = (),
+        enabled: bool,
+        progress: bool,
     ) -> None:
-        self.out, self.config, self.enabled = out, config, enabled
-        self.first_step, self.max_steps = first_step, max_steps
-        self.seconds, self.steps = 0.0, 0
+        self.out, self.config, self.enabled, self.loggers = out, config, enabled, loggers
+        self.state, self.max_steps = state, max_steps
+        self.since, self.paused, self.waited, self.steps = time.perf_counter(), 0.0, 0.0, 0
+        self.step_flops: float | None = None
         self.description = config.recipe or "training"
         self.progress = step_bars(shown=enabled and progress)
 
     def __enter__(self) -> RunLog:
         if self.enabled:
-            _forget_after(self.out / METRICS, self.first_step)
+            _forget_after(self.out / METRICS, self.state)
             self.file = (self.out / METRICS).open("a", encoding="utf-8")
-            again_from = self.first_step + 1 if self.first_step else None
-            self.writer = SummaryWriter(str(self.out / TENSORBOARD), purge_step=again_from)
         self.progress.start()
-        self.bar = self.progress.add_task(self.description, total=self.max_steps, completed=self.first_step, metrics="")
+        self.bar = self.progress.add_task(self.description, total=self.max_steps, completed=self.state.step, metrics="")
+        self.since = time.perf_counter()
         return self
 
     def __exit__(
@@ -51,47 +62,83 @@ class RunLog:
         if self.enabled:
             with writing(self.out / METRICS):  # what did not fit is tried again
                 self.file.close()
-            with writing(self.out / TENSORBOARD):
-                self.writer.close()
+            for logger in self.loggers:
+                logger.close()
 
-    def step(self, step: int, losses: Mapping[str, Tensor], lr: float, seconds: float) -> None:
+    def loaded(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """Yields batches; the time that they are waited for is counted."""
+        iterator = iter(batches)
+        while True:
+            started = time.perf_counter()
+            batch = next(iterator, None)
+            self.waited += time.perf_counter() - started
+            if batch is None:
+                return
+            yield batch
+
+    def step(self, step: int, losses: Mapping[str, Tensor], lr: float) -> None:
         """Counts a step and, every `log_every` steps and at the last, writes its losses and the speed since."""
-        self.seconds += seconds
         self.steps += 1
         self.progress.advance(self.bar)
         if not self.enabled or not self.due(step):
             return
-        pairs_per_second = self.config.batch_size * self.steps / max(self.seconds, 1e-9)
-        metrics = {name: float(value) for name, value in losses.items()}
-        speed = {"seconds": self.seconds, "pairs_per_second": pairs_per_second}
-        self._write("train", step, metrics | {"lr": lr} | speed)
-        self.seconds, self.steps = 0.0, 0
-        text = f"loss {metrics['loss']:.3f}  {pairs_per_second:.0f} pairs/s"
-        self.progress.update(self.bar, metrics=text)
+        values = {name: float(value) for name, value in losses.items()}  # waits for the device
+        seconds = max(time.perf_counter() - self.since - self.paused, 1e-9)
+        rate = self.config.batch_size * self.steps / seconds
+        metrics = {name: value for name, value in values.items() if math.isfinite(value)} | {
+            "lr": lr,
+            "seconds": seconds,
+            "data_seconds": self.waited,
+            "pairs_per_second": rate,
+        }
+        if self.state.skipped:
+            metrics["skipped_steps"] = self.state.skipped
+        peak = peak_flops()
+        if self.step_flops is not None and peak is not None:
+            metrics["mfu"] = self.step_flops * self.steps / seconds / peak
+        if torch.cuda.is_available():
+            metrics["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+            torch.cuda.reset_peak_memory_stats()
+        self.write("train", step, metrics)
+        self.since, self.paused, self.waited, self.steps = time.perf_counter(), 0.0, 0.0, 0
+        self.progress.update(self.bar, metrics=f"loss {values['loss']:.3f}  {rate:.0f} pairs/s")
 
     def due(self, step: int) -> bool:
         """Whether the metrics of a step are written; the same in every process."""
         return step % self.config.log_every == 0 or step == self.max_steps
 
     @contextmanager
-    def validating(self) -> Iterator[None]:
-        """Says during the block that the bar stands because the model is validated."""
-        self.progress.update(self.bar, description=f"{self.description}, validating")
+    def pausing(self, what: str) -> Iterator[None]:
+        """Leaves what is done in the block out of the speed, and says beside the bar why it stands."""
+        started = time.perf_counter()
+        self.progress.update(self.bar, description=f"{self.description}, {what}")
         yield
         self.progress.update(self.bar, description=self.description)
+        self.paused += time.perf_counter() - started
 
-    def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Writes the metrics of an evaluation."""
-        if self.enabled:
-            self._write("validation", step, dict(metrics))
+    def write(self, kind: str, step: int, metrics: Mapping[str, Any]) -> None:
+        """Writes a line of `metrics.jsonl`, and hands its numbers to the loggers.
 
-    def _write(self, kind: str, step: int, metrics: dict[str, Any]) -> None:
-        with writing(self.out / METRICS):
+        Raises:
+            FileNotFoundError: The folder of the run was removed.
+        """
+        if not self.enabled:
+            return
+        path = self.out / METRICS
+        if not path.exists():
+            raise FileNotFoundError(f"{path} was removed or moved away while the run wrote to it; start the run again")
+        with writing(path):
             self.file.write(json_text({"kind": kind, "step": step, "time": time.time(), **metrics}) + "\n")
             self.file.flush()
-        with writing(self.out / TENSORBOARD):
-            for name, value in metrics.items():
-                self.writer.add_scalar(f"{kind}/{name}", value, step)
+        numbers = {f"{kind}/{name}": value for name, value in metrics.items() if isinstance(value, int | float)}
+        for logger in self.loggers:
+            logger.log(numbers, step)
+
+
+def peak_flops() -> float | None:
+    """Returns the products in bfloat16 per second of this GPU at best, twice the multiply-adds; None if not known."""
+    kind = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return next((peak for part, peak in PEAKS.items() if part in kind), None)
 
 
 def mean_over_ranks(losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -104,7 +151,9 @@ def mean_over_ranks(losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return dict(zip(losses, all_gather(values[None]).mean(dim=0).unbind(), strict=True))
 
 
-def _forget_after(path: Path, step: int) -> None:
+def _forget_after(path: Path, state: TrainingState) -> None:
     """Drops what a killed run wrote after the state that it continues from, and a half-written last line."""
     if path.exists():
-        write_text(path, "".join(line + "\n" for line, entry in whole_lines(path) if entry["step"] <= step))
+        last = {"validation": state.evaluated}
+        lines = [line for line, entry in whole_lines(path) if entry["step"] <= last.get(entry["kind"], state.step)]
+        write_text(path, "".join(line + "\n" for line in lines))

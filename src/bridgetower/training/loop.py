@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from datetime import timedelta
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
+import torch
 from torch.optim import Optimizer
+from torch.utils.flop_counter import FlopCounterMode
 
 from bridgetower.data.batch import Batch
 from bridgetower.data.order import EpochOrder, OneSetPerBatch, ShardOrder, StepSampler
@@ -19,19 +25,30 @@ from bridgetower.processor import load_items
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.data_parallel import Replicated, parallelized
 from bridgetower.training.gradient_cache import encodes_twice, keeps_pixels
-from bridgetower.training.logs import RunLog, mean_over_ranks
+from bridgetower.training.loggers import LOGGERS, TENSORBOARD, Logger
+from bridgetower.training.logs import RunLog, mean_over_ranks, peak_flops
 from bridgetower.training.optim import build_optimizer, parameter_groups, schedule
 from bridgetower.training.setup import TrainContext
 from bridgetower.training.signals import stop_signals
-from bridgetower.training.state import MICRO_BATCHES, PROCESSES, StateSaver, TrainingState, load_state
-from bridgetower.training.step import check_gradients, count_micro_batches, counts_labels, run_step
-from bridgetower.training.watch import StepWatch
+from bridgetower.training.state import DATA, OPTIMIZER, StateSaver, TrainingState, load_state
+from bridgetower.training.step import StepWatch, count_micro_batches, counts_labels, run_step
 
 logger = logging.getLogger(__name__)
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error: the run was stopped by a signal
-    """The run was stopped (SIGTERM, SIGINT) and saved its state; `--resume` continues it."""
+    """The run was stopped and saved its state; `--resume` continues it.
+
+    Attributes:
+        signal: Which one came; SIGTERM if it came to another process.
+    """
+
+    def __init__(self, message: str, number: int = signal.SIGTERM) -> None:
+        super().__init__(message, number)
+        self.signal = number
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 def fit(
@@ -39,41 +56,56 @@ def fit(
     out: Path,
     *,
     resume: bool,
-    allow_world_size_change: bool = False,
     async_checkpoints: bool = False,
+    timeout: timedelta | None = None,
+    report_to: Sequence[str] = (TENSORBOARD,),
+    changed: Mapping[str, str] = MappingProxyType({}),
+    change: Callable[[], None] = lambda: None,
     progress: bool = True,
 ) -> dict[str, float]:
-    """Trains to the end and returns the last evaluation; a finished run only returns it.
+    """Trains to the end, writes `last/` and returns the last evaluation; a finished run only returns it.
 
     Args:
         context: Task, data, evaluation.
         out: Folder of the run.
         resume: Continue from the state in `out`, in the middle of an epoch if need be.
-        allow_world_size_change: Continue with another number of processes.
         async_checkpoints: Write states while the run goes on.
+        timeout: How long a process waits for the others while a state is written.
+        report_to: Names of loggers.
+        changed: What of the config was changed since the run was stopped, for the log.
+        change: Is called in the first process before a run goes on that was changed.
         progress: Show a bar.
 
     Raises:
-        ValueError: The state to resume is damaged, or was written with other data or another number of processes; or
-            the processes have other data.
+        ValueError: The state to resume is damaged, of another model or other data, or the processes have other data.
         FloatingPointError: A loss or a gradient is not finite; the batch's ids are named.
         Interrupted: A signal stopped it; the state is saved.
     """
     config = context.config
-    task = parallelized(context.task, config.parallel)
-    optimizer = build_optimizer(parameter_groups(context.model, config.optimizer), config.optimizer)
-    conditions = _conditions(context)
+    task = parallelized(context.task, config.parallel, config.precision)
+    optimizer = build_optimizer(parameter_groups(context.model, config.optimizer), config.optimizer, context.extensions)
+    conditions = _conditions(context, optimizer)
     require_same(conditions)
+
+    def unmeasured(state: TrainingState) -> bool:
+        every = config.evaluate_every
+        due = every is not None and (state.step == context.max_steps or (every > 0 and state.step % every == 0))
+        return due and state.evaluated < state.step
+
     state = TrainingState()
     if resume:
-        state = load_state(out, context.model, optimizer, conditions, allow_world_size_change=allow_world_size_change)
-    if 0 < state.step == context.max_steps:
+        state = load_state(out, context.model, optimizer, conditions)
+    if state.step > context.max_steps:
+        raise ValueError(f"{out} has done {state.step} steps, more than the {context.max_steps} asked for; give more")
+    if changed and rank() == 0:
+        change()
+    if 0 < state.step == context.max_steps and not unmeasured(state):
         logger.info("%s is finished: all %d steps are done", out, state.step)
+        _keep_last(context, optimizer, state, out)
         return state.metrics
-    batches = _batches(context, state.step)
-    factor = schedule(config.optimizer, context.max_steps)
+    factor = schedule(config.optimizer, context.max_steps, context.extensions)
     _warn_of_small_contrast(config)
-    if config.data.trains_on_validation and rank() == 0:
+    if config.data.trains_on_validation and config.evaluate_every is not None and rank() == 0:
         logger.warning(
             "%s is trained on, so its metrics say nothing about other data: there is no best/, only last/, and no "
             "calibration; leave it out of --data.train-splits, or give another --data.validation-split",
@@ -82,39 +114,56 @@ def fit(
     if rank() == 0:
         steps = f"step {state.step + 1:,} to {context.max_steps:,}"
         logger.info("training: %s, %d of %d examples each", steps, config.batch_size, len(context.examples))
-    log = RunLog(out, config, context.max_steps, state.step, enabled=rank() == 0, progress=progress)
-    watch, saver = StepWatch(), StateSaver(out, conditions, asynchronous=async_checkpoints)
-    with saver, log, stop_signals(lambda name: logger.warning("%s: stopping after this step", name)) as stop:
+    log = RunLog(
+        out,
+        config,
+        context.max_steps,
+        state,
+        loggers=_loggers(report_to, context, out, state) if rank() == 0 else (),
+        enabled=rank() == 0,
+        progress=progress,
+    )
+    watch = StepWatch()
+    saver = StateSaver(out, conditions, describe=context.describe, asynchronous=async_checkpoints, timeout=timeout)
+
+    with (
+        saver,
+        log,
+        stop_signals(lambda name: logger.warning("%s: stopping after this step; another ends at once", name)) as stop,
+        closing(_batches(context, state.step)) as loader,
+    ):
+        batches = log.loaded(loader)
+        if changed:
+            log.write("changed", state.step, changed)
+        if unmeasured(state):  # it was stopped before it could
+            _evaluate(task, context, optimizer, state, log, saver, out)
         for step in range(state.step, context.max_steps):
             _set_lr(optimizer, factor(step))
-            started = time.perf_counter()
-            losses, ids = run_step(task, context, optimizer, batches, step)
-            state.step = step + 1
-            if log.due(state.step):
-                losses = mean_over_ranks(losses)
-            log.step(state.step, losses, optimizer.param_groups[0]["lr"], time.perf_counter() - started)
+            with _counting(log, context, first=step == state.step):
+                losses, ids, skipped = run_step(task, context, optimizer, batches, step, state.skipped)
+            state.step, state.skipped = step + 1, state.skipped + skipped
+            for callback in () if skipped else context.extensions.callbacks:
+                callback.after_step(context, optimizer, state.step)
             last = state.step == context.max_steps
-            if last or (config.evaluate_every and state.step % config.evaluate_every == 0):
-                check_gradients(losses["gradient_norm"], ids, state.step)  # best/ is of finite weights
-                state.metrics = _evaluate(task, context, state, log)
-                if config.select_by not in state.metrics:
-                    watch.settle()
+            stopping = watch.note(state.step, losses, ids, stop=stop.requested, skipped=skipped)
+            log.step(state.step, mean_over_ranks(losses) if log.due(state.step) else losses, _lr(optimizer))
+            # Before the evaluation, which may take longer than there is between a signal and the end.
+            if last or stopping or unmeasured(state) or state.step % config.checkpoint_every == 0:
+                watch.settle()  # what is kept is of finite weights
+                with log.pausing("saving"):
                     saver.save(context.model, optimizer, state)
-                    raise ValueError(
-                        f"select_by is {config.select_by!r}; the evaluation gave {sorted(state.metrics)}; the state of "
-                        f"step {state.step} is saved, and --resume goes on from it"
-                    )
-                _keep_best(context, state, out)
-            stopping = watch.note(state.step, losses, ids, stop=stop.requested)
-            if last or stopping or state.step % config.checkpoint_every == 0:
-                watch.settle()
-                saver.save(context.model, optimizer, state)
             if stopping and not last:
-                raise Interrupted(f"stopped after step {state.step} of {context.max_steps}; --resume continues it")
+                raise Interrupted(
+                    f"stopped after step {state.step} of {context.max_steps}; --resume continues it",
+                    stop.signal or signal.SIGTERM,
+                )
+            if unmeasured(state):
+                _evaluate(task, context, optimizer, state, log, saver, out)
+        _keep_last(context, optimizer, state, out)
     return state.metrics
 
 
-def _batches(context: TrainContext, first_step: int) -> Iterator[Batch]:
+def _batches(context: TrainContext, first_step: int) -> Generator[Batch, None, None]:
     config, micro_batches = context.config, count_micro_batches(context.config)
     kept = keeps_pixels(config, context.model.config.vision.image_size)
     sampler = StepSampler(
@@ -169,29 +218,83 @@ def _warn_of_small_contrast(config: RunConfig) -> None:
         )
 
 
-def _evaluate(task: Replicated, context: TrainContext, state: TrainingState, log: RunLog) -> dict[str, float]:
-    """Returns the metrics of the first process in all of them, as these decide together what is saved."""
-    device = context.model.device
-    precision = "fp32" if device.type == "cpu" else context.config.precision
-    with task.evaluating(), autocast(device, precision), log.validating():
-        metrics: dict[str, float] = from_first(context.evaluate())
-    log.evaluation(state.step, metrics)
-    return metrics
+def _evaluate(
+    task: Replicated,
+    context: TrainContext,
+    optimizer: Optimizer,
+    state: TrainingState,
+    log: RunLog,
+    saver: StateSaver,
+    out: Path,
+) -> None:
+    """Measures the model and keeps it if it is the best so far; the state that is saved already learns of both."""
+    config, device = context.config, context.model.device
+    precision = "fp32" if device.type == "cpu" else config.precision
+    with log.pausing("validating"), _as_evaluated(context, optimizer):
+        with task.evaluating(), autocast(device, precision):
+            # Those of the first process in all of them, as these decide together what is saved.
+            state.metrics = from_first(context.evaluate())
+        log.write("validation", state.step, state.metrics)
+        if config.select_by not in state.metrics:
+            raise ValueError(
+                f"select_by is {config.select_by!r}; the evaluation gave {sorted(state.metrics)}; the state of step "
+                f"{state.step} is saved, and --resume with another --select-by goes on from it"
+            )
+        score = state.metrics[config.select_by]
+        if not config.data.trains_on_validation and (state.best is None or score > state.best):
+            state.best, state.best_step = score, state.step
+            context.save(out / "best", state.metrics)
+        state.evaluated = state.step
+        saver.amend(state)
 
 
-def _keep_best(context: TrainContext, state: TrainingState, out: Path) -> None:
-    if context.config.data.trains_on_validation:
+@contextmanager
+def _as_evaluated(context: TrainContext, optimizer: Optimizer) -> Iterator[None]:
+    with ExitStack() as stack:
+        for callback in context.extensions.callbacks:
+            stack.enter_context(callback.evaluating(context, optimizer))
+        yield
+
+
+def _keep_last(context: TrainContext, optimizer: Optimizer, state: TrainingState, out: Path) -> None:
+    # The config of a checkpoint comes last: with it, last/ already holds the weights of this end.
+    if from_first(not (out / "last" / "config.json").exists()):
+        with _as_evaluated(context, optimizer):
+            context.save(out / "last", state.metrics)
+
+
+def _loggers(names: Sequence[str], context: TrainContext, out: Path, state: TrainingState) -> list[Logger]:
+    known = {**context.extensions.loggers, **LOGGERS}
+    for name in names:
+        if name not in known:
+            raise ValueError(f"report_to is {name!r}; expected some of {', '.join(known)}")
+    return [known[name](out, context.config, state.step) for name in names]
+
+
+@contextmanager
+def _counting(log: RunLog, context: TrainContext, *, first: bool) -> Iterator[None]:
+    """Counts the operations of the first step where the log can say which share of the possible speed they are."""
+    if not first or peak_flops() is None or context.config.precision != "bf16":
+        yield
         return
-    score = state.metrics[context.config.select_by]
-    if state.best is None or score > state.best:
-        state.best, state.best_step = score, state.step
-        context.save(out / "best", state.metrics)
+    # Compiled layers run as they are written; else their operations would not be seen.
+    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
+        yield
+    log.step_flops = float(counter.get_total_flops())
 
 
-def _conditions(context: TrainContext) -> dict[str, str | int]:
+def _conditions(context: TrainContext, optimizer: Optimizer) -> dict[str, Any]:
     """What decides the result beside the config: the data, and how a batch is cut, which decides the negatives."""
-    contents = {f"content of {path}": digest for path, digest in context.digests.items()}
-    return {PROCESSES: world_size(), MICRO_BATCHES: count_micro_batches(context.config), **contents}
+    return {
+        "number of processes": world_size(),
+        "micro-batches of each": count_micro_batches(context.config),
+        OPTIMIZER: type(optimizer).__name__,
+        DATA: dict(context.digests),
+    }
+
+
+def _lr(optimizer: Optimizer) -> float:
+    return float(optimizer.param_groups[0]["lr"])
 
 
 def _set_lr(optimizer: Optimizer, factor: float) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
 from bridgetower.model.heads import HeadSpec
+from bridgetower.model.plain import check_choice
 from bridgetower.tasks.run_config import OptimizerConfig
 
 # Official `set_schedule`: a learning rate per part of the model, decided by the parameter's official name.
@@ -77,11 +79,14 @@ def _official_list_misses(norm: str, model: BridgeTower) -> bool:
     return "norm" not in published.get(module, "norm").lower()
 
 
-def schedule(config: OptimizerConfig, max_steps: int) -> Callable[[int], float]:
+def schedule(config: OptimizerConfig, max_steps: int, extensions: Extensions = NO_EXTENSIONS) -> Callable[[int], float]:
     """Returns step -> factor of the group's learning rate, as transformers' schedules compute it.
 
-    Linear warm-up from 0 (step 0 has factor 0), then polynomial decay to `end_lr` or cosine decay to 0.
+    Linear warm-up from 0 (step 0 has factor 0), then polynomial decay to `end_lr`, cosine decay to 0, or a custom one.
     """
+    if config.schedule in extensions.schedules:
+        return extensions.schedules[config.schedule](config, max_steps)
+    check_choice("optimizer.schedule", config.schedule, Literal[("polynomial", "cosine", *extensions.schedules)])
     warmup = int(config.warmup * max_steps)
 
     def factor(step: int) -> float:
@@ -96,12 +101,23 @@ def schedule(config: OptimizerConfig, max_steps: int) -> Callable[[int], float]:
     return factor
 
 
-def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> Optimizer:
-    """Returns AdamW under the config's rule."""
-    groups = [{**group, "base_lr": group["lr"]} for group in groups]
+def build_optimizer(
+    groups: list[dict[str, Any]], config: OptimizerConfig, extensions: Extensions = NO_EXTENSIONS
+) -> Optimizer:
+    """Returns AdamW under the config's rule, or a custom optimiser of the same parameters, in groups of its own."""
+    check_choice("optimizer.rule", config.rule, Literal[("adamw", "hf_adamw", *extensions.optimizers)])
+    optimizer: Optimizer
     if config.rule == "hf_adamw":
-        return HfAdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+        optimizer = HfAdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+    elif config.rule == "adamw":
+        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+    else:
+        optimizer = extensions.optimizers[config.rule](groups, config)
+    for group in optimizer.param_groups:
+        if len(group.get("names", ())) != len(group["params"]):
+            raise ValueError(f"a group of optimiser {config.rule!r} lacks names of its parameters; keep them together")
+        group["base_lr"] = group["lr"]
+    return optimizer
 
 
 class HfAdamW(Optimizer):

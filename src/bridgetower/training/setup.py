@@ -13,6 +13,7 @@ from bridgetower.data.batch import BatchDataset
 from bridgetower.data.prepared import PreparedImages
 from bridgetower.evaluation.config import Means
 from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.spec import Evaluation, ExampleSource, TaskSpec
 from bridgetower.tasks.table import spec_of
@@ -28,14 +29,14 @@ class TaskSetup:
     Attributes:
         task: Model and losses; its `progress` is set to the share of the run that is done.
         examples: What it is trained on.
-        images: Those of the examples, and those that are evaluated; None where the set is not a prepared one.
+        images: Those of the examples, and those that are evaluated if any; None where the set is not a prepared one.
         digests: Of the files that are read, by path.
         evaluate: Gives the metrics of the validation split.
     """
 
     task: nn.Module
     examples: BatchDataset
-    images: tuple[PreparedImages, PreparedImages] | None = None
+    images: tuple[PreparedImages, ...] | None = None
     digests: Mapping[str, str]
     evaluate: Callable[[], dict[str, float]]
 
@@ -50,12 +51,16 @@ class TrainContext(TaskSetup):
         save: Writes the weights as a checkpoint to a folder, with the weight of ITC that their metrics have; every
             process has to call it.
         max_steps: Optimiser steps of the whole run.
+        describe: Writes to a folder what makes a checkpoint of it, beside the weights.
+        extensions: Custom parts of the model and of the training.
     """
 
     config: RunConfig
     model: BridgeTower
     save: Callable[[Path, Mapping[str, float]], None]
     max_steps: int
+    describe: Callable[[Path], None] = lambda folder: None
+    extensions: Extensions = NO_EXTENSIONS
 
 
 def build_task(
@@ -87,10 +92,17 @@ def build_task(
         heads=model.config.heads,
         use="train",
     )
-    train = spec.examples(source)
+    train, trained = spec.examples(source), spec.module(model, config.task)
+    if config.evaluate_every is None:
+        return TaskSetup(
+            task=trained,
+            examples=train,
+            images=(train.images,) if train.images else None,
+            digests=(train.images or train).digests(),
+            evaluate=dict,
+        )
     evaluated = config.data.as_evaluated()
     held_out = spec.examples(replace(source, data=evaluated, splits=validation, use="validate"))
-    trained = spec.module(model, config.task)
     known = config.data.trains_on_validation
     evaluation = Evaluation(
         task=config.task,

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from bridgetower.distributed import world_size
@@ -30,7 +30,7 @@ class Sharded(Replicated):
     the temperature, cannot be cut and are replicated.
     """
 
-    def __init__(self, task: nn.Module) -> None:
+    def __init__(self, task: nn.Module, precision: str = "fp32") -> None:
         self.task = self.run = task
         for parameter in task.parameters():
             dist.broadcast(parameter.data, 0)
@@ -40,8 +40,12 @@ class Sharded(Replicated):
         for norm in norms:  # for its gradients a layer would need weights of the norm before it, which may be away
             norm.__class__ = nn.LayerNorm
         models = [module for module in task.modules() if isinstance(module, BridgeTower)]
+        # Layers are sent and put together in bfloat16, as autocast would read them. Their inputs stay as they are, and
+        # so does what is in no layer, such as embeddings and what losses are computed from.
+        half = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+        policy = half if precision == "bf16" else MixedPrecisionPolicy()
         for layer in (layer for model in models for layer in model.layers()):
-            fully_shard(layer, ignored_params=ignored)
+            fully_shard(layer, ignored_params=ignored, mp_policy=policy)
         fully_shard(task, ignored_params=ignored)
         for module in task.modules():
             for method in ("attend", "key_value") if isinstance(module, FusionLayer) else ():

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from shutil import rmtree
 from types import TracebackType
@@ -22,17 +23,16 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save, save
 from torch.optim import Optimizer
 
+from bridgetower.checkpoints.states import LAYOUT, read_about, write_about
 from bridgetower.distributed import from_first, rank, world_size
 from bridgetower.files import new_folder
-from bridgetower.training.state_files import LAYOUT, StateReader, StateWriter, read_about
+from bridgetower.training.state_files import StateReader, StateWriter
 
 FOLDER = "states"
 KEPT = 2  # states
 
-PROCESSES, MICRO_BATCHES = "number of processes", "micro-batches of each"
-"""Conditions that decide how a batch is cut."""
-
-_STEP = "step"  # of the optimiser, a number where the other values have the shape of the parameter
+DATA, OPTIMIZER = "data", "optimiser"
+"""Conditions of a run: digests of its data by path, with which it has to go on, and the class of its optimiser."""
 
 logger = logging.getLogger(__name__)
 
@@ -48,11 +48,15 @@ class TrainingState:
 
     Attributes:
         step: Optimiser steps done.
+        skipped: Those among them whose gradients were not finite, so that no weight changed.
+        evaluated: Step of the last evaluation.
         best, best_step: Best validation metric so far, and when.
         metrics: Of the last evaluation.
     """
 
     step: int = 0
+    skipped: int = 0
+    evaluated: int = 0
     best: float | None = None
     best_step: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
@@ -69,17 +73,27 @@ class StateSaver:
     As a context manager it waits at its end until everything is written.
     """
 
-    def __init__(self, out: Path, conditions: Mapping[str, str | int], *, asynchronous: bool = False) -> None:
+    def __init__(
+        self,
+        out: Path,
+        conditions: Mapping[str, Any],
+        *,
+        describe: Callable[[Path], None] = lambda folder: None,
+        asynchronous: bool = False,
+        timeout: timedelta | None = None,
+    ) -> None:
         """Prepares to save.
 
         Args:
             out: Folder of the run. With weights that are shared out all processes need to see it, else the first.
-            conditions: What decides the result beside the config, by name; a run is continued under the same only.
+            conditions: What decides the result beside the config, by name.
+            describe: Writes to a folder what makes a checkpoint of it, beside the weights.
             asynchronous: Copy what is saved to the CPU and write it while the run goes on.
+            timeout: How long a process waits for the others; None: as PyTorch does.
         """
-        self.out, self.conditions, self.asynchronous = out, dict(conditions), asynchronous
+        self.out, self.conditions, self.describe, self.asynchronous = out, dict(conditions), describe, asynchronous
         # Of its own: the exchanges of a save in the background must not meet those of the run.
-        self._group = dist.new_group(backend="gloo") if world_size() > 1 else None
+        self._group = dist.new_group(backend="gloo", timeout=timeout) if world_size() > 1 else None
         self._opened, self._pending = ExitStack(), Future[Any]()
         self._pending.set_result(None)
 
@@ -104,7 +118,7 @@ class StateSaver:
         """
         self.wait()
         path = self.out / FOLDER / f"step-{state.step:08d}"
-        temporary = from_first(str(self._opened.enter_context(new_folder(path))) if rank() == 0 else None)
+        temporary = from_first(self._new(path) if rank() == 0 else None)
         about = {"state": asdict(state), "conditions": self.conditions}
         tensors = _tensors(model, optimizer) if rank() == 0 or _is_sharded(model) else {}
         options: dict[str, Any] = {
@@ -118,6 +132,18 @@ class StateSaver:
                 self._pending = pending
             else:
                 save(tensors, **options)
+
+    def _new(self, path: Path) -> str:
+        folder = self._opened.enter_context(new_folder(path))
+        self.describe(folder)
+        return str(folder)
+
+    def amend(self, state: TrainingState) -> None:
+        """Notes in the state that was saved last what was found since, such as metrics, in the first process."""
+        self.wait()
+        folder = newest(self.out)
+        if rank() == 0 and folder is not None:
+            write_about(folder, read_about(folder) | {"state": asdict(state)})
 
     def wait(self) -> None:
         """Waits until everything is written.
@@ -145,39 +171,36 @@ class StateSaver:
             raise failure from error
 
 
-def load_state(
-    out: Path,
-    model: nn.Module,
-    optimizer: Optimizer,
-    conditions: Mapping[str, str | int],
-    *,
-    allow_world_size_change: bool = False,
-) -> TrainingState:
+def load_state(out: Path, model: nn.Module, optimizer: Optimizer, conditions: Mapping[str, Any]) -> TrainingState:
     """Restores weights and optimiser in place; a run without a state yet starts at step 0.
 
     Processes that have whole weights get them from the first, and need not see the folder; with weights that are
-    shared out, each reads its share, however many there were before.
+    shared out, each reads its share, however many there were before. What the state has of parameters that are not
+    optimised any more is left behind, and all of another optimiser.
 
     Args:
         out: Folder of the run.
         model: Gets the weights.
         optimizer: Gets the moments.
-        conditions: As `StateSaver` takes them.
-        allow_world_size_change: Only warn where a batch is now cut in another way.
+        conditions: As `StateSaver` takes them; what else than the data has changed is logged.
 
     Raises:
-        ValueError: The state is damaged, of something else, of another model, or was written under other conditions.
+        ValueError: The state is damaged, of something else, of another model, or of other data.
     """
     about = from_first(_about(out) if rank() == 0 else None)
     if about is None:
         return TrainingState()
     path, layout, shared = Path(about["path"]), about[LAYOUT], _is_sharded(model)
-    _check_conditions(path, about["conditions"], conditions, allow_world_size_change=allow_world_size_change)
-    _check_layout(path, layout, model, optimizer)
-    tensors = _targets(layout, model, optimizer)
+    _check_conditions(path, about["conditions"], conditions)
+    keeps_moments = about["conditions"][OPTIMIZER] == conditions[OPTIMIZER]
+    layout = {key: of for key, of in layout.items() if key.startswith("model.") or keeps_moments}
+    parameters = _parameters(optimizer)
+    layout = {key: of for key, of in layout.items() if key.startswith("model.") or key.partition(".")[2] in parameters}
+    _check_layout(path, layout, model, parameters)
+    tensors = _targets(layout, model, parameters)
     if shared or rank() == 0:
         with _readable(path):
-            reader, planner = StateReader(path, layout), DefaultLoadPlanner(flatten_state_dict=False)
+            reader, planner = StateReader(path, about[LAYOUT]), DefaultLoadPlanner(flatten_state_dict=False)
             load(tensors, storage_reader=reader, planner=planner, no_dist=not shared)
     tensors = tensors if shared else from_first(tensors)
     model.load_state_dict({name: tensors[f"model.{name}"] for name in model.state_dict()})
@@ -189,10 +212,6 @@ def _about(out: Path) -> dict[str, Any] | None:
     """Returns what is known of the last state beside its tensors, and where it is."""
     path = newest(out)
     if path is None:
-        if (out / "last.pt").exists():
-            raise ValueError(
-                f"{out}/last.pt is of an earlier release; continue it with that, or start in another folder"
-            )
         return None
     with _readable(path):
         about = read_about(path)
@@ -227,19 +246,22 @@ def _tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     """Returns everything that is kept: `model.NAME`, and `KIND.NAME` of what the optimiser keeps of a parameter."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for name, parameter in _parameters(optimizer).items():
-        tensors |= {f"{kind}.{name}": value for kind, value in optimizer.state[parameter].items()}
+        for kind, value in optimizer.state[parameter].items():
+            if not isinstance(value, Tensor):
+                raise ValueError(f"the optimiser keeps {kind} of {name} as a {type(value).__name__}; keep tensors only")
+            tensors[f"{kind}.{name}"] = value
     return tensors
 
 
-def _targets(layout: Mapping[str, Any], model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+def _targets(layout: Mapping[str, Any], model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     """Returns tensors to read into: on the CPU, or shared out as the parameters are."""
-    weights, parameters = model.state_dict(), _parameters(optimizer)
+    weights = model.state_dict()
     targets = {}
     for key, about in layout.items():
         kind, _, name = key.partition(".")
         like = weights[name] if kind == "model" else parameters[name]
         dtype = getattr(torch, about["dtype"])
-        is_cut = kind != _STEP and hasattr(like, "full_tensor")
+        is_cut = about["shape"] == list(like.shape) and hasattr(like, "full_tensor")
         targets[key] = torch.empty_like(like, dtype=dtype) if is_cut else torch.empty(about["shape"], dtype=dtype)
     return targets
 
@@ -251,42 +273,49 @@ def _restore(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
     for key, tensor in tensors.items():
         kind, _, name = key.partition(".")
         if kind != "model":
-            device = parameters[name].device if fused or kind != _STEP else "cpu"
+            device = parameters[name].device if fused or tensor.ndim else "cpu"
             optimizer.state[parameters[name]][kind] = tensor.to(device)
 
 
-def _check_layout(path: Path, layout: Mapping[str, Any], model: nn.Module, optimizer: Optimizer) -> None:
-    """Raises ValueError if the tensors of a state are not those of a model and its optimiser."""
-    shapes = {f"model.{name}": list(tensor.shape) for name, tensor in model.state_dict().items()}
-    kinds = {key.partition(".")[0] for key in layout} - {"model"}
-    for name, parameter in _parameters(optimizer).items():
-        shapes |= {f"{kind}.{name}": [] if kind == _STEP else list(parameter.shape) for kind in kinds}
-    absent = [key for key in shapes if key.startswith("model.") and key not in layout]
-    others = [key for key, about in layout.items() if shapes.get(key) != about["shape"]]
-    if absent or others:
-        raise ValueError(f"{path} is not of this model ({(absent + others)[0]}); start again in another folder")
-
-
-def _check_conditions(
-    path: Path, before: Mapping[str, str | int], now: Mapping[str, str | int], *, allow_world_size_change: bool
+def _check_layout(
+    path: Path, layout: Mapping[str, Any], model: nn.Module, parameters: Mapping[str, nn.Parameter]
 ) -> None:
-    changed = {
-        name: f"{name} was {before.get(name)}, now {now.get(name)}"
-        for name in sorted({*before, *now})
-        if before.get(name) != now.get(name)
-    }
-    if changed and allow_world_size_change and changed.keys() <= {PROCESSES, MICRO_BATCHES}:
-        if rank() == 0:
-            logger.warning(
-                "%s goes on to another result than that of an undisturbed run: %s. The examples of a step stay the "
-                "same; the micro-batches they are cut into, the contrast within these, and all that is drawn for them "
-                "(negatives, captions, masked and dropped words, augmentation, dropout) do not",
-                path,
-                "; ".join(changed.values()),
-            )
-    elif changed:
-        option = " or give allow_world_size_change=True" if PROCESSES in changed else ""
+    """Raises ValueError if the tensors of a state are not those of a model and of an optimiser of its parameters."""
+    shapes = {f"model.{name}": list(tensor.shape) for name, tensor in model.state_dict().items()}
+    weights = {key: about["shape"] for key, about in layout.items() if key.startswith("model.")}
+    others = [key for key in {**shapes, **weights} if shapes.get(key) != weights.get(key)]
+    if others:
         raise ValueError(
-            f"{path} would go on to another result: {'; '.join(changed.values())}; put this back as it was{option}, or "
-            "start again in another folder"
+            f"{path} is not of this model ({others[0]} was {weights.get(others[0])}, now {shapes.get(others[0])}); "
+            "give the options of the model as they were, or start again in another folder"
+        )
+
+
+def _check_conditions(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Logs what has changed.
+
+    Raises:
+        ValueError: The data have, wherever they are now.
+    """
+    old, new = before[DATA], now[DATA]
+    if list(old.values()) != list(new.values()):
+        found = ", ".join(
+            f"content of {place} was {digest}, now {other}"
+            for (place, other), digest in zip(new.items(), old.values(), strict=False)
+            if digest != other
+        )
+        raise ValueError(
+            f"{path} is of other data: {found or f'{len(old)} files, now {len(new)}'}; put them back as they were, or "
+            "start again in another folder with --init on this one"
+        )
+    changed = [f"{name} was {before.get(name)}, now {now[name]}" for name in now if before.get(name) != now[name]]
+    changed = [line for line in changed if not line.startswith(f"{DATA} was")]
+    if changed and rank() == 0:
+        logger.warning(
+            "%s goes on to another result than that of an undisturbed run: %s. The examples of a step stay the same; "
+            "the micro-batches they are cut into, the contrast within these, and all that is drawn for them "
+            "(negatives, captions, masked and dropped words, augmentation, dropout) may not, and another optimiser "
+            "starts without moments",
+            path,
+            "; ".join(changed),
         )

@@ -5,7 +5,6 @@ PyTorch's own files are pickles, which run code when they are read, and their ch
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,13 +22,9 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
+from bridgetower.checkpoints.states import LAYOUT, share_file, write_about
 from bridgetower.checkpoints.tensors import read_safetensors, write_safetensors
 from bridgetower.distributed import rank
-from bridgetower.files import json_text, read_json, write_json
-
-ABOUT = "state.json"
-LAYOUT = "tensors"
-"""The field of `state.json` that says of each tensor what it is and where its parts are."""
 
 
 class StateWriter(StorageWriter):
@@ -64,7 +59,7 @@ class StateWriter(StorageWriter):
         content: dict[str, Any] = {item.index.fqn: planner.resolve_data(item) for item in plan.items}
         tensors = {name: tensor.detach().cpu() for name, tensor in content.items()}
         if tensors:
-            write_safetensors(_file(self.folder, rank()), tensors)
+            write_safetensors(share_file(self.folder, rank()), tensors)
         written: Future[list[WriteResult]] = Future()
         written.set_result([WriteResult(item.index, 0, rank()) for item in plan.items])
         return written
@@ -76,7 +71,7 @@ class StateWriter(StorageWriter):
             FileNotFoundError: A process wrote to another disk.
         """
         processes = {result.index: result.storage_data for share in results for result in share}
-        absent = [process for process in set(processes.values()) if not _file(self.folder, process).exists()]
+        absent = [process for process in set(processes.values()) if not share_file(self.folder, process).exists()]
         if absent:
             raise FileNotFoundError(f"process {absent[0]} does not write to this {self.folder}; use a shared disk")
         layout = {
@@ -91,8 +86,7 @@ class StateWriter(StorageWriter):
             for name, about in metadata.state_dict_metadata.items()
             if isinstance(about, TensorStorageMetadata)
         }
-        content = {**self.about, LAYOUT: layout}
-        write_json(self.folder / ABOUT, {**content, "crc32": _checksum(content)})
+        write_about(self.folder, {**self.about, LAYOUT: layout})
         self.finished()
 
     @classmethod
@@ -145,7 +139,7 @@ class StateReader(StorageReader):
         for item in plan.items:
             process = self.places[item.storage_index]
             if process not in self.files:
-                self.files[process] = read_safetensors(_file(self.folder, process))
+                self.files[process] = read_safetensors(share_file(self.folder, process))
             part = self.files[process][item.storage_index.fqn]
             for axis, (start, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
                 part = part.narrow(axis, start, length)
@@ -158,24 +152,3 @@ class StateReader(StorageReader):
     def validate_checkpoint_id(cls, checkpoint_id: object) -> bool:
         """Whether a place can be read from."""
         return True
-
-
-def read_about(folder: Path) -> dict[str, Any]:
-    """Returns what was written beside the tensors of a state, and their layout.
-
-    Raises:
-        FileNotFoundError: There is nothing.
-        ValueError: It is damaged.
-    """
-    content = read_json(folder / ABOUT)
-    if content.pop("crc32", None) != _checksum(content):
-        raise ValueError(f"{ABOUT} is not what was written")
-    return content
-
-
-def _checksum(content: Mapping[str, Any]) -> str:
-    return f"{zlib.crc32(json_text(content).encode()):08x}"
-
-
-def _file(folder: Path, process: int) -> Path:
-    return folder / f"process-{process:05d}.safetensors"

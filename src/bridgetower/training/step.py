@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -10,10 +12,11 @@ from itertools import islice
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
-from bridgetower.data.batch import Batch, CaptionBatch, derive_seed
+from bridgetower.data.batch import Batch, CachedFeatures, CaptionBatch, derive_seed
 from bridgetower.distributed import all_gather, rank, world_size
 from bridgetower.model.layers import autocast
 from bridgetower.objectives.config import PretrainingConfig
@@ -21,9 +24,14 @@ from bridgetower.objectives.contrast import Contrast
 from bridgetower.objectives.losses import Losses
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.data_parallel import Replicated
-from bridgetower.training.fitting_size import does_not_fit
 from bridgetower.training.gradient_cache import contrast_of_step, encodes_twice, keeps_pixels
 from bridgetower.training.setup import TrainContext
+
+_ADVICE = (
+    "Go on with --resume and a lower learning rate, --optimizer.clip-norm or --max-skipped-steps; or look at the images"
+)
+
+logger = logging.getLogger(__name__)
 
 
 def count_micro_batches(config: RunConfig) -> int:
@@ -33,12 +41,13 @@ def count_micro_batches(config: RunConfig) -> int:
 
 
 def run_step(
-    task: Replicated, context: TrainContext, optimizer: Optimizer, batches: Iterator[Batch], step: int
-) -> tuple[dict[str, Tensor], list[str]]:
-    """Runs a step, counted from 0, over its micro-batches; returns their mean losses and metrics, and their examples.
+    task: Replicated, context: TrainContext, optimizer: Optimizer, batches: Iterator[Batch], step: int, skipped: int = 0
+) -> tuple[dict[str, Tensor], list[str], bool]:
+    """Runs a step, counted from 0, over its micro-batches.
 
     On a CPU, losses and gradients that are not finite stop it before the weights change. A GPU is not waited for:
-    `StepWatch` looks at what is returned.
+    `StepWatch` looks at what is returned. If steps may be skipped, every device is waited for, and such a step changes
+    nothing.
 
     Args:
         task: `context.task`, as `parallelized` returns it.
@@ -47,6 +56,10 @@ def run_step(
         batches: The micro-batches of this step are next, twice if `encodes_twice` but not `keeps_pixels`. If there are
             several and `counts_labels`, the first one has the `step_labels`.
         step: Decides what dropout draws.
+        skipped: Steps that were skipped before.
+
+    Returns:
+        Mean losses and metrics of the micro-batches, their examples, and whether the step was skipped.
 
     Raises:
         FloatingPointError: Features, a loss or a gradient are not finite; the batch's ids are named.
@@ -61,6 +74,7 @@ def run_step(
     own: Iterator[Any] = (_on_device(batch, context) for batch in islice(batches, count))
     if count * world_size() > 1 and counts_labels(config, progress):
         own = _weighted(own, count)
+    may_skip = skipped < config.max_skipped_steps
     for micro, batch in enumerate(own):
         ids += batch.ids
         _seed_dropout(config, step, micro)
@@ -68,26 +82,40 @@ def run_step(
             inputs = (batch, contrasts[micro]) if contrasts else (batch,)
             losses = None
             with suppress(torch.OutOfMemoryError):
-                losses = _pass(task, context, inputs, step, count)
+                losses = _pass(task, context, inputs, step, count, check=on_cpu and not may_skip)
         if losses is None:  # after the error and what it held are gone
             optimizer.zero_grad(set_to_none=True)
-            raise does_not_fit(batch, lambda part: _pass(task, context, (part,), step, count))
+            raise does_not_fit(batch, lambda part: _pass(task, context, (part,), step, count, check=False))
         for name, value in {**losses.parts, **losses.metrics, "loss": losses.total}.items():
             means[name] = means.get(name, 0.0) + value.detach() / count
-    means["gradient_norm"] = task.clip_gradients(config.optimizer.clip_norm)
-    if on_cpu:
-        check_gradients(means["gradient_norm"], ids, step + 1)
-    optimizer.step()
+    norm = means["gradient_norm"] = task.clip_gradients(config.optimizer.clip_norm)
+    # The norm is of the averaged gradients, so that all processes skip the same steps.
+    skips = may_skip and not bool(torch.isfinite(norm))
+    if skips:
+        logger.warning(
+            "step %d is skipped, the %d. of %d that may be: its gradients are not finite; examples of this process's "
+            "batch: %s",
+            step + 1,
+            skipped + 1,
+            config.max_skipped_steps,
+            ", ".join(ids),
+        )
+    else:
+        if on_cpu:
+            check_gradients(norm, ids, step + 1)
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return means, ids
+    return means, ids, skips
 
 
-def _pass(task: Replicated, context: TrainContext, inputs: tuple[Any, ...], step: int, count: int) -> Losses:
+def _pass(
+    task: Replicated, context: TrainContext, inputs: tuple[Any, ...], step: int, count: int, *, check: bool
+) -> Losses:
     """Runs a micro-batch forward and backward; its gradients are added to those that are there."""
     device = context.model.device
     with autocast(device, context.config.precision):
         losses: Losses = task(*inputs)
-    if device.type == "cpu":
+    if check:
         _check_finite(losses, inputs[0], step + 1)
     (losses.total / count).backward()
     return losses
@@ -167,7 +195,7 @@ def check_gradients(norm: Tensor, ids: Sequence[str], step: int) -> None:
     if not torch.isfinite(norm):
         raise FloatingPointError(
             f"gradients are not finite at step {step}: norm {norm.item()}; examples of this process's batch: "
-            f"{', '.join(ids)}. Lower the learning rate, or look at these images"
+            f"{', '.join(ids)}. {_ADVICE}"
         )
 
 
@@ -175,6 +203,101 @@ def _check_finite(losses: Losses, batch: Batch, step: int) -> None:
     if not torch.isfinite(losses.total):
         values = {name: value.item() for name, value in losses.parts.items()}
         raise FloatingPointError(
-            f"loss is not finite at step {step}: {values}; examples of the batch: {', '.join(batch.ids)}. "
-            "Lower the learning rate, clip gradients, or look at these images"
+            f"loss is not finite at step {step}: {values}; examples of the batch: {', '.join(batch.ids)}. {_ADVICE}"
         )
+
+
+class StepWatch:
+    """Looks at the numbers of each step; on a GPU when the next step has begun, so that none is waited for."""
+
+    def __init__(self) -> None:
+        self._open: deque[tuple[int, Tensor, torch.cuda.Event | None, Sequence[str]]] = deque()
+        self._stop = False
+
+    def note(
+        self, step: int, means: Mapping[str, Tensor], ids: Sequence[str], *, stop: bool, skipped: bool = False
+    ) -> bool:
+        """Takes the numbers of a step; returns whether a process asked to stop, as far as is known.
+
+        Args:
+            step: Counted from 1.
+            means: Its losses, with the norm of the gradients.
+            ids: Of its examples.
+            stop: Whether this process was asked to; every process has to call this.
+            skipped: Its numbers need not be finite.
+
+        Raises:
+            FloatingPointError: A loss or a gradient is not finite; examples are named.
+        """
+        norm = means["gradient_norm"]
+        stops = torch.tensor(float(stop)).to(norm.device, non_blocking=True)
+        if world_size() > 1:
+            dist.all_reduce(stops)
+        checked = torch.zeros_like(norm) if skipped else means["loss"].float() * 0 + norm
+        values, event = torch.stack([stops, checked]), None
+        if norm.is_cuda:
+            values = torch.empty_like(values, device="cpu", pin_memory=True).copy_(values, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+        self._open.append((step, values, event, ids))
+        self.settle(leave=1 if norm.is_cuda else 0)
+        return self._stop
+
+    def settle(self, *, leave: int = 0) -> None:
+        """Looks at all steps but the last `leave`, before something is kept of them.
+
+        Raises:
+            FloatingPointError: A loss or a gradient is not finite; examples are named.
+        """
+        while len(self._open) > leave:
+            step, values, event, ids = self._open.popleft()
+            if event is not None:
+                event.synchronize()
+            stops, norm = values.unbind()
+            check_gradients(norm, ids, step)
+            self._stop |= bool(stops > 0)
+
+
+def does_not_fit(batch: Any, run: Callable[[Any], object]) -> ValueError:
+    """Returns the error of a micro-batch that does not fit, with a size that does.
+
+    Args:
+        batch: The micro-batch.
+        run: Runs forward and backward on a part of it. Several processes exchange something in each pass, so that none
+            can try alone: then half of the size is proposed.
+    """
+    size, fits = len(batch) // 2, None
+    if world_size() > 1:
+        return ValueError(f"a micro-batch of {len(batch)} does not fit into memory; try --micro-batch-size {size}")
+    while size and fits is None:
+        torch.cuda.empty_cache()
+        fits, size = (size, size) if _runs(run, _first(batch, size)) else (None, size // 2)
+    if fits is None:
+        return ValueError(
+            f"a micro-batch of {len(batch)} does not fit into memory, nor does one of 1; use --checkpoint-activations "
+            "vision text fusion, --parallel fsdp or a smaller model"
+        )
+    return ValueError(
+        f"a micro-batch of {len(batch)} does not fit into memory, one of {fits} does: use --micro-batch-size {fits}"
+    )
+
+
+def _runs(run: Callable[[Any], object], batch: Any) -> bool:
+    try:
+        run(batch)
+    except torch.OutOfMemoryError:
+        return False
+    return True
+
+
+def _first(batch: Any, count: int) -> Any:
+    """Returns the first examples of a batch, with all texts that are theirs."""
+    parts: dict[str, Any] = {}
+    for name, value in vars(batch).items():
+        if isinstance(value, CachedFeatures):
+            parts[name] = value.first(count * len(value) // len(batch))
+        elif isinstance(value, Tensor) and value.ndim > 0 and len(value) % len(batch) == 0:
+            parts[name] = value[: count * len(value) // len(batch)]
+    if "mlm_positions" in vars(batch):
+        parts["mlm_positions"] = None  # they are looked for
+    return replace(batch, ids=batch.ids[:count], **parts)
