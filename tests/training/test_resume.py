@@ -152,7 +152,7 @@ def test_a_state_is_a_checkpoint(config: RunConfig, finished: Finished, tmp_path
     damaged = tmp_path / "damaged"
     shutil.copytree(state, damaged)
     (damaged / file.name).write_bytes(file.read_bytes()[:-9])
-    with pytest.raises(ValueError, match="damaged/process-00000.safetensors is not a whole safetensors file"):
+    with pytest.raises(ValueError, match=r"damaged/process-00000\.safetensors is not a whole safetensors file"):
         read_checkpoint(damaged)
 
 

@@ -283,24 +283,20 @@ class TestRefusals:
             (tmp_path / name).touch()
         assert train(config, tmp_path, progress=False) == finished[1]
 
-    def test_a_folder_without_one(self, config: RunConfig, tmp_path: Path) -> None:
-        with pytest.raises(FileNotFoundError, match=r"holds no run \(run\.json is missing\)"):
-            train(config, tmp_path, resume=True, progress=False)
-
-    def test_another_config(self, finished: tuple[Path, dict[str, float]], config: RunConfig) -> None:
-        changed = replace(
-            config,
-            seed=5,
-            optimizer=replace(config.optimizer, lr=1.0, warmup=0.5),
-            model=config.model.override({"text.dropout": 0.3}),
-            task=MLM_AND_ITM,
-        )
-        values = (
-            r"was started with task\.phases .* \(now .*\), model\.text\.dropout 0\.1 \(now 0\.3\), optimizer\.lr .* "
-            r"\(now 1\.0\), optimizer\.warmup .* \(now 0\.5\), seed 0 \(now 5\); resume it with the same values"
-        )
-        with pytest.raises(ValueError, match=values):
-            train(changed, finished[0], resume=True, progress=False)
+    @pytest.mark.parametrize(
+        ("optimizer", "report_to", "message"),
+        [
+            (OptimizerConfig(rule="offical"), (), "optimizer.rule is 'offical'; expected one of adamw, hf_adamw"),
+            (OptimizerConfig(schedule="linear"), (), "schedule is 'linear'; expected one of polynomial, cosine"),
+            (OptimizerConfig(), ("neptune",), "report_to is 'neptune'; expected one of tensorboard, wandb, trackio"),
+        ],
+    )
+    def test_names_of_nothing(
+        self, config: RunConfig, tmp_path: Path, optimizer: OptimizerConfig, report_to: tuple[str, ...], message: str
+    ) -> None:
+        with pytest.raises(ValueError, match=message):
+            train(replace(config, optimizer=optimizer), tmp_path / "run", report_to=report_to, progress=False)
+        assert not (tmp_path / "run").exists()
 
     def test_a_damaged_config(self, config: RunConfig, tmp_path: Path) -> None:
         (tmp_path / CONFIG).write_text("{")

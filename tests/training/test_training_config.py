@@ -112,8 +112,6 @@ class TestRunConfig:
             ({"warmup": 1.0}, "warm-up as a share"),
             ({"head_multiplier": -1.0}, "expected multipliers >= 0"),
             ({"clip_norm": 0.0}, "clip_norm 0.0; expected multipliers >= 0 and a norm above 0"),
-            ({"rule": "offical"}, "rule is 'offical'; expected one of adamw, hf_adamw"),
-            ({"schedule": "linear"}, "schedule is 'linear'; expected one of polynomial, cosine"),
             ({"schedule": "cosine", "power": 2.0}, "are for the polynomial schedule"),
             ({"schedule": "cosine", "end_lr": 1e-7}, "are for the polynomial schedule"),
             ({"lr": 1e-5, "end_lr": 1e-4}, "end_lr 0.0001, .*; expected end_lr from 0 to lr, which is 1e-05"),

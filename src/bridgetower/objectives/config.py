@@ -27,6 +27,9 @@ class TaskConfig(ABC):
         kind: Name of the task in a saved run; no option of the command.
     """
 
+    aligns: ClassVar[bool] = False
+    """Whether `align_first` can compare its images with its captions."""
+
     reads: ClassVar[Reads] = "entries"
     """What is trained on: captions or other entries of prepared sets, or files as their authors publish them."""
 
@@ -36,6 +39,24 @@ class TaskConfig(ABC):
     @abstractmethod
     def metrics(self) -> tuple[str, ...]:
         """Metrics of an evaluation by which the best checkpoint can be chosen, the usual one first."""
+
+    @property
+    def contrasts(self) -> list[str]:
+        """Names of what compares the pairs of a batch at some time; `ITC` allows `contrast_over="step"`."""
+        return []
+
+    @property
+    def hides_words(self) -> bool:
+        """Whether captions come with hidden words, too."""
+        return False
+
+    def contrasts_pairs(self, progress: float) -> bool:
+        """Whether ITC is computed when `progress` of the run is done; the module then has `features` and `contrast`."""
+        return False
+
+    def counts_labels(self, progress: float) -> bool:
+        """Whether a loss is divided by the labels of the whole step: batches then have `num_labels` and a weight."""
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +111,7 @@ class PretrainingConfig(TaskConfig):
         gather_with_grads: Let contrastive gradients flow to the features of other ranks.
     """
 
+    aligns: ClassVar[bool] = True
     reads: ClassVar[Reads] = "captions"
     metrics = ("rsum", "itc_rsum", "matching_rsum", "two_stage_rsum", "itm_accuracy", "mlm_accuracy")
 
@@ -121,6 +143,19 @@ class PretrainingConfig(TaskConfig):
             "hard negatives": any(phase.negatives == "hard" for phase in self.phases),
         }
         return [name for name, used in uses.items() if used]
+
+    @property
+    def hides_words(self) -> bool:
+        """Whether captions come with hidden words, too."""
+        return any(phase.mlm for phase in self.phases)
+
+    def contrasts_pairs(self, progress: float) -> bool:
+        """Whether ITC is computed when `progress` of the run is done."""
+        return self.phase(progress).itc > 0
+
+    def counts_labels(self, progress: float) -> bool:
+        """Whether MLM is divided by the hidden words of the whole step."""
+        return self.mlm_normalization == "step" and self.phase(progress).mlm > 0
 
     def phase(self, progress: float) -> Phase:
         """Returns the phase in force when `progress` (0 to 1) of the run is done."""

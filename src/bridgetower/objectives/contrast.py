@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,7 +55,11 @@ class Contrast:
 
 
 def contrast_parts(
-    parts: Sequence[Features], logit_scale: Float[Tensor, ""], *, gather_with_grads: bool = True
+    parts: Sequence[Features],
+    logit_scale: Float[Tensor, ""],
+    *,
+    gather_with_grads: bool = True,
+    loss: Callable[..., Float[Tensor, ""]] = info_nce,
 ) -> list[Contrast]:
     """Compares all pairs of all parts and processes; returns what each part needs for its backward pass.
 
@@ -65,6 +69,7 @@ def contrast_parts(
         parts: Features without a graph; every process has as many pairs.
         logit_scale: 1 / temperature.
         gather_with_grads: Let gradients flow to the features of other ranks.
+        loss: Of some pairs against all, a mean over the first.
     """
     scale, lengths = logit_scale.detach().requires_grad_(), [len(part.image_index) for part in parts]
     own = [_leaf(torch.cat(embeds)) for embeds in zip(*(part.embeds for part in parts), strict=True)]
@@ -72,18 +77,18 @@ def contrast_parts(
         gathered = [all_gather(embeds, gather_with_grads=gather_with_grads) for embeds in own]
     columns, index = [_leaf(embeds) for embeds in gathered], all_gather(torch.cat([part.image_index for part in parts]))
     rows = [[_leaf(embeds) for embeds in part.embeds] for part in parts]
-    loss = torch.zeros_like(logit_scale)
+    total = torch.zeros_like(logit_scale)
     for part, leaves in zip(parts, rows, strict=True):  # the similarities of one part at a time
         with torch.enable_grad():
-            mean = info_nce(leaves, part.image_index, columns, index, logit_scale=scale)
+            mean = loss(leaves, part.image_index, columns, index, logit_scale=scale)
             share = mean * (len(part.image_index) / sum(lengths))
         share.backward()
-        loss = loss + share.detach()
+        total = total + share.detach()
     as_columns = torch.autograd.grad(gathered, own, [_gradient(embeds) for embeds in columns])
     more = zip(*(embeds.split(lengths) for embeds in as_columns), strict=True)
     return [
         Contrast(
-            loss,
+            total,
             tuple(_gradient(leaf) + added for leaf, added in zip(leaves, others, strict=True)),
             _gradient(scale),
             len(parts),

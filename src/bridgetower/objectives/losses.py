@@ -103,6 +103,7 @@ def itc_loss(
     logit_scale: Float[Tensor, ""],
     *,
     gather_with_grads: bool = True,
+    loss: Callable[..., Float[Tensor, ""]] | None = None,
 ) -> Float[Tensor, ""]:
     """InfoNCE of this rank's rows against the features of all ranks.
 
@@ -114,9 +115,10 @@ def itc_loss(
         image_index: Equal numbers mark the same image, across ranks.
         logit_scale: 1 / temperature.
         gather_with_grads: Let gradients flow to the features of other ranks.
+        loss: Another one than `info_nce`, called as it is.
     """
     columns = [all_gather(each, gather_with_grads=gather_with_grads) for each in embeds]
-    return info_nce(embeds, image_index, columns, all_gather(image_index), logit_scale=logit_scale)
+    return (loss or info_nce)(embeds, image_index, columns, all_gather(image_index), logit_scale=logit_scale)
 
 
 def info_nce(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from bridgetower.data.batch import CaptionBatch
@@ -13,9 +14,9 @@ from bridgetower.distributed import all_gather, world_size
 from bridgetower.model.bridgetower import BridgeTower, EncodeOutputs
 from bridgetower.model.encodings import Encoded
 from bridgetower.objectives.config import Phase, PretrainingConfig
-from bridgetower.objectives.contrast import Contrast, Features
+from bridgetower.objectives.contrast import Contrast, Features, contrast_parts
 from bridgetower.objectives.encoding import encode_image, encode_text
-from bridgetower.objectives.losses import Losses, itc_loss, mlm_loss, own_columns, similarity
+from bridgetower.objectives.losses import Losses, info_nce, itc_loss, mlm_loss, own_columns, similarity
 from bridgetower.objectives.matching import Pairs, hard_pairs, matching_loss, random_pairs, uniform_pairs
 
 
@@ -93,7 +94,30 @@ class PretrainingTask(nn.Module):
         scale = self.model.contrastive_head().logit_scale()
         if contrast is not None:
             return contrast.through(embeds, scale)
-        return itc_loss(embeds, batch.image_index, scale, gather_with_grads=self.config.gather_with_grads)
+        gathers = self.config.gather_with_grads
+        return itc_loss(embeds, batch.image_index, scale, gather_with_grads=gathers, loss=self.contrast_loss)
+
+    def contrast(self, parts: Sequence[Features]) -> list[Contrast]:
+        """Returns ITC over the features of all micro-batches of a step and of all ranks, for each micro-batch."""
+        if type(self).itc is not PretrainingTask.itc and type(self).contrast_loss is PretrainingTask.contrast_loss:
+            raise ValueError(
+                f"{type(self).__name__} overrides itc, which sees one micro-batch only: with --contrast-over step "
+                "override contrast_loss, or contrast"
+            )
+        gathers, scale = self.config.gather_with_grads, self.model.contrastive_head().logit_scale()
+        return contrast_parts(parts, scale, gather_with_grads=gathers, loss=self.contrast_loss)
+
+    def contrast_loss(
+        self,
+        rows: Sequence[Float[Tensor, "r c"]],
+        row_index: Int[Tensor, " r"],
+        columns: Sequence[Float[Tensor, "s c"]],
+        column_index: Int[Tensor, " s"],
+        *,
+        logit_scale: Float[Tensor, ""],
+    ) -> Float[Tensor, ""]:
+        """Contrastive loss of some pairs against all, as `info_nce`; override it for another one."""
+        return info_nce(rows, row_index, columns, column_index, logit_scale=logit_scale)
 
     def itm(self, image: Encoded, text: Encoded, pairs: Pairs) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """Matching loss and accuracy of `pairs`, one fusion over all of them."""

@@ -41,7 +41,7 @@ def _pairs(source: ExampleSource) -> CaptionPairs:
     from bridgetower.data.captions import CaptionImages, CaptionPairs
 
     images = CaptionImages(source.data, source.splits, source.processor)
-    hides = isinstance(source.task, PretrainingConfig) and any(phase.mlm for phase in source.task.phases)
+    hides = source.task.hides_words
     return CaptionPairs(images, source.task.masking if hides else None)
 
 

@@ -202,8 +202,7 @@ class RunConfig:
                     f"{name} {getattr(self, name)} with init {self.init}, which has its own; leave one out"
                 )
         self._check_used()
-        phases = self.task.phases if isinstance(self.task, PretrainingConfig) else ()
-        if self.contrast_over == "step" and not any(phase.itc for phase in phases):
+        if self.contrast_over == "step" and "ITC" not in self.task.contrasts:
             raise ValueError("contrast_over is 'step', but no phase has ITC (itc is 0); leave it out or set itc")
         self._check_frozen()
         for part in self.checkpoint_activations:
@@ -246,7 +245,7 @@ class RunConfig:
             raise ValueError(f"frozen_views {self.frozen_views} would be ignored without freeze_towers; leave it out")
         if self.align_first and not self.freeze_towers:
             raise ValueError(f"align_first is {self.align_first}; expected 0 without freeze_towers")
-        if self.align_first and not isinstance(self.task, PretrainingConfig):
+        if self.align_first and not self.task.aligns:
             raise ValueError(f"align_first compares images with captions; leave it out for {self.task.kind}")
         if self.freeze_towers and self.data.transform is not None:
             raise ValueError(

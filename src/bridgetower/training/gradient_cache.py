@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 
 from bridgetower.data.batch import CaptionBatch
 from bridgetower.distributed import world_size
-from bridgetower.objectives.config import PretrainingConfig
-from bridgetower.objectives.contrast import Contrast, contrast_parts
-from bridgetower.objectives.pretraining import PretrainingTask
+from bridgetower.objectives.contrast import Contrast
 from bridgetower.tasks.run_config import RunConfig
 
 KEPT_BYTES = 2**31
@@ -28,7 +27,7 @@ def encodes_twice(config: RunConfig, progress: float, micro_batches: int) -> boo
     """
     if config.contrast_over != "step" or micro_batches == 1:
         return False
-    return isinstance(config.task, PretrainingConfig) and config.task.phase(progress).itc > 0
+    return config.task.contrasts_pairs(progress)
 
 
 def keeps_pixels(config: RunConfig, image_size: int) -> bool:
@@ -42,24 +41,27 @@ def keeps_pixels(config: RunConfig, image_size: int) -> bool:
 
 
 def contrast_of_step(
-    task: PretrainingTask,
+    task: Any,
     batches: Iterable[CaptionBatch],
     seed: Callable[[int], None],
     precision: Callable[[], AbstractContextManager[object]] = nullcontext,
+    *,
+    check: bool = True,
 ) -> list[Contrast]:
     """Encodes all micro-batches without a graph and compares all pairs of all processes.
 
     One micro-batch is in memory at a time; of the others there are only the features.
 
     Args:
-        task: Whose phase has ITC.
+        task: Has `features` of a batch, and `contrast` of all of them, as `PretrainingTask`.
         batches: Micro-batches of this process.
         seed: Is called with the number of the micro-batch that is encoded next, so that dropout can draw the same when
             it is encoded again.
         precision: Gives the context in which the task runs; batches are made outside of it.
+        check: Raise for features that are not finite, on a CPU.
 
     Returns:
-        For each micro-batch what `PretrainingTask.forward` takes.
+        For each micro-batch what the task takes beside it.
 
     Raises:
         FloatingPointError: Features are not finite; the examples of the micro-batch are named.
@@ -71,10 +73,9 @@ def contrast_of_step(
             with precision():
                 features.append(task.features(batch))
             embeds = features[-1].embeds
-            if embeds[0].device.type == "cpu" and not all(torch.isfinite(each).all() for each in embeds):
+            if check and embeds[0].device.type == "cpu" and not all(torch.isfinite(each).all() for each in embeds):
                 raise FloatingPointError(
                     f"contrastive features are not finite; examples of the batch: {', '.join(batch.ids)}. Lower the "
                     "learning rate, clip gradients, or look at these images"
                 )
-    scale = task.model.contrastive_head().logit_scale()
-    return contrast_parts(features, scale, gather_with_grads=task.config.gather_with_grads)
+    return task.contrast(features)

@@ -79,6 +79,12 @@ def _official_list_misses(norm: str, model: BridgeTower) -> bool:
     return "norm" not in published.get(module, "norm").lower()
 
 
+def check_names(config: OptimizerConfig, extensions: Extensions) -> None:
+    """Raises ValueError if there is no such rule or schedule, in the package or in the extensions."""
+    check_choice("optimizer.rule", config.rule, Literal[("adamw", "hf_adamw", *extensions.optimizers)])
+    check_choice("optimizer.schedule", config.schedule, Literal[("polynomial", "cosine", *extensions.schedules)])
+
+
 def schedule(config: OptimizerConfig, max_steps: int, extensions: Extensions = NO_EXTENSIONS) -> Callable[[int], float]:
     """Returns step -> factor of the group's learning rate, as transformers' schedules compute it.
 
@@ -86,7 +92,6 @@ def schedule(config: OptimizerConfig, max_steps: int, extensions: Extensions = N
     """
     if config.schedule in extensions.schedules:
         return extensions.schedules[config.schedule](config, max_steps)
-    check_choice("optimizer.schedule", config.schedule, Literal[("polynomial", "cosine", *extensions.schedules)])
     warmup = int(config.warmup * max_steps)
 
     def factor(step: int) -> float:
@@ -105,7 +110,6 @@ def build_optimizer(
     groups: list[dict[str, Any]], config: OptimizerConfig, extensions: Extensions = NO_EXTENSIONS
 ) -> Optimizer:
     """Returns AdamW under the config's rule, or a custom optimiser of the same parameters, in groups of its own."""
-    check_choice("optimizer.rule", config.rule, Literal[("adamw", "hf_adamw", *extensions.optimizers)])
     optimizer: Optimizer
     if config.rule == "hf_adamw":
         optimizer = HfAdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
@@ -114,7 +118,7 @@ def build_optimizer(
     else:
         optimizer = extensions.optimizers[config.rule](groups, config)
     for group in optimizer.param_groups:
-        if len(group.get("names", ())) != len(group["params"]):
+        if config.rule in extensions.optimizers and len(group.get("names", ())) != len(group["params"]):
             raise ValueError(f"a group of optimiser {config.rule!r} lacks names of its parameters; keep them together")
         group["base_lr"] = group["lr"]
     return optimizer

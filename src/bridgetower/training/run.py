@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from bridgetower.checkpoints.io import write_description
 from bridgetower.data.remote_sets import local_sets
@@ -16,6 +17,7 @@ from bridgetower.distributed import barrier, from_first, num_restarts, process_g
 from bridgetower.files import cache_folder
 from bridgetower.model.cpu import optimize_for_cpu
 from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
+from bridgetower.model.plain import check_choice
 from bridgetower.rows import RowCache
 from bridgetower.tasks.run_config import FEATURE_CACHE_GIB, TIMEOUT_MINUTES, RunConfig
 from bridgetower.tasks.run_folder import CONFIG
@@ -25,8 +27,9 @@ from bridgetower.training.alignment import align_projections
 from bridgetower.training.data_parallel import run_device, set_numerics
 from bridgetower.training.folder import change_config, claimed, save_checkpoint
 from bridgetower.training.frozen import frozen_examples
-from bridgetower.training.loggers import TENSORBOARD
+from bridgetower.training.loggers import LOGGERS, TENSORBOARD
 from bridgetower.training.loop import fit
+from bridgetower.training.optim import check_names
 from bridgetower.training.setup import TrainContext, build_task
 from bridgetower.training.start import starting_checkpoint
 from bridgetower.training.state import newest
@@ -85,6 +88,9 @@ def train(
     """
     if feature_cache_limit < 0:
         raise ValueError(f"feature_cache_limit is {feature_cache_limit}; expected GiB, at least 0")
+    check_names(config.optimizer, extensions)
+    for name in report_to:
+        check_choice("report_to", name, Literal[(*LOGGERS, *extensions.loggers)])
     spec = spec_of(config.task, task)
     cache = RowCache(feature_cache or cache_folder() / "features", int(feature_cache_limit * 2**30))
     with process_group(config.device, timeout_minutes), cache:

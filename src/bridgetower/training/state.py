@@ -246,7 +246,7 @@ def _tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     """Returns everything that is kept: `model.NAME`, and `KIND.NAME` of what the optimiser keeps of a parameter."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for name, parameter in _parameters(optimizer).items():
-        for kind, value in optimizer.state[parameter].items():
+        for kind, value in optimizer.state.get(parameter, {}).items():
             if not isinstance(value, Tensor):
                 raise ValueError(f"the optimiser keeps {kind} of {name} as a {type(value).__name__}; keep tensors only")
             tensors[f"{kind}.{name}"] = value

@@ -19,7 +19,6 @@ from torch.optim import Optimizer
 from bridgetower.data.batch import Batch, CachedFeatures, CaptionBatch, derive_seed
 from bridgetower.distributed import all_gather, rank, world_size
 from bridgetower.model.layers import autocast
-from bridgetower.objectives.config import PretrainingConfig
 from bridgetower.objectives.contrast import Contrast
 from bridgetower.objectives.losses import Losses
 from bridgetower.tasks.run_config import RunConfig
@@ -54,7 +53,7 @@ def run_step(
         context: Of the run.
         optimizer: Its learning rates are set.
         batches: The micro-batches of this step are next, twice if `encodes_twice` but not `keeps_pixels`. If there are
-            several and `counts_labels`, the first one has the `step_labels`.
+            several and `TaskConfig.counts_labels`, the first one has the `step_labels`.
         step: Decides what dropout draws.
         skipped: Steps that were skipped before.
 
@@ -68,13 +67,13 @@ def run_step(
     progress = step / context.max_steps
     context.task.progress = progress  # type: ignore[assignment]
     on_cpu = device.type == "cpu"
-    contrasts, batches = _contrasts(context, batches, step, count)
+    may_skip = skipped < config.max_skipped_steps
+    contrasts, batches = _contrasts(context, batches, step, count, check=not may_skip)
     means: dict[str, Tensor] = {}
     ids: list[str] = []
     own: Iterator[Any] = (_on_device(batch, context) for batch in islice(batches, count))
-    if count * world_size() > 1 and counts_labels(config, progress):
+    if count * world_size() > 1 and config.task.counts_labels(progress):
         own = _weighted(own, count)
-    may_skip = skipped < config.max_skipped_steps
     for micro, batch in enumerate(own):
         ids += batch.ids
         _seed_dropout(config, step, micro)
@@ -133,17 +132,6 @@ def _on_device(batch: Any, context: TrainContext) -> Any:
     return replace(moved, **raw) if raw else moved
 
 
-def counts_labels(config: RunConfig, progress: float) -> bool:
-    """Whether a step divides MLM by the labels of all its micro-batches and processes.
-
-    Args:
-        config: Of the run.
-        progress: Share of the run that is done.
-    """
-    task = config.task
-    return isinstance(task, PretrainingConfig) and task.mlm_normalization == "step" and task.phase(progress).mlm > 0
-
-
 def _weighted(batches: Iterator[CaptionBatch], count: int) -> Iterator[CaptionBatch]:
     """Weighs MLM of each micro-batch so that the mean over all of them is that over the labels of the step.
 
@@ -159,7 +147,7 @@ def _weighted(batches: Iterator[CaptionBatch], count: int) -> Iterator[CaptionBa
 
 
 def _contrasts(
-    context: TrainContext, batches: Iterator[Any], step: int, count: int
+    context: TrainContext, batches: Iterator[Any], step: int, count: int, *, check: bool
 ) -> tuple[list[Contrast], Iterator[Any]]:
     """ITC over the whole step, for each of its micro-batches, and where these come from then.
 
@@ -171,10 +159,11 @@ def _contrasts(
     keeps = keeps_pixels(config, context.model.config.vision.image_size)
     first = islice(batches, count)
     contrasts = contrast_of_step(
-        task,  # type: ignore[arg-type]
+        task,
         (_on_device(batch, context) for batch in (_keeping(first, kept) if keeps else first)),
         lambda micro: _seed_dropout(config, step, micro),
         partial(autocast, context.model.device, config.precision),
+        check=check,
     )
     return contrasts, iter(kept) if keeps else batches
 

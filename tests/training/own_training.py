@@ -1,0 +1,131 @@
+"""What a user may write beside the package to train in another way."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bridgetower.model.extensions import Extensions
+from bridgetower.objectives.config import PretrainingConfig, TaskConfig
+from bridgetower.objectives.pretraining import PretrainingTask
+from bridgetower.tasks.pretraining import PRETRAINING
+from bridgetower.training.callbacks import Callback
+
+DECAY, RATE_DECAY = 0.5, 0.5
+LOGGED: list[tuple[str, int, dict[str, float]]] = []
+
+
+def layered_sgd(groups: list[dict[str, Any]], config: Any) -> torch.optim.Optimizer:
+    """SGD whose rate halves with each layer of the image tower below the top one."""
+    divided = []
+    for group in groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            depth = 1 - int(name.split(".")[2]) if name.startswith("vision.layers.") else 0
+            lr = group["lr"] * RATE_DECAY**depth
+            divided.append({"params": [parameter], "names": [name], "lr": lr, "weight_decay": 0.0})
+    return torch.optim.SGD(divided, momentum=config.betas[0])
+
+
+def constant(config: Any, max_steps: int) -> Any:
+    return lambda step: 1.0
+
+
+class Averaged(Callback):
+    """Evaluates and keeps the running mean of the weights."""
+
+    def after_step(self, context: Any, optimizer: torch.optim.Optimizer, step: int) -> None:
+        for parameter, state in optimizer.state.items():
+            state.setdefault("mean", parameter.detach().clone()).lerp_(parameter.detach(), 1 - DECAY)
+
+    @contextmanager
+    def evaluating(self, context: Any, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+        self.swap(optimizer)
+        yield
+        self.swap(optimizer)
+
+    @staticmethod
+    @torch.no_grad()
+    def swap(optimizer: torch.optim.Optimizer) -> None:
+        for parameter, state in optimizer.state.items():
+            kept = parameter.detach().clone()
+            parameter.copy_(state["mean"])
+            state["mean"].copy_(kept)
+
+
+class Listing:
+    def __init__(self, out: Path, config: Any, first_step: int) -> None:
+        self.name = out.name
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        LOGGED.append((self.name, step, dict(metrics)))
+
+    def close(self) -> None:
+        LOGGED.append((self.name, -1, {}))
+
+
+OWN = Extensions(
+    optimizers={"layered_sgd": layered_sgd},
+    schedules={"constant": constant},
+    loggers={"listing": Listing},
+    callbacks=(Averaged(),),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SigmoidConfig(TaskConfig):
+    """Masked words and a sigmoid loss of all pairs, with a config of its own."""
+
+    reads = "captions"
+    metrics = PretrainingConfig.metrics
+    kind: str = "sigmoid"
+    masking: Any = PretrainingConfig().masking
+    temperature: float = 0.2
+
+    @property
+    def contrasts(self) -> list[str]:
+        return ["ITC"]
+
+    @property
+    def hides_words(self) -> bool:
+        return True
+
+    def contrasts_pairs(self, progress: float) -> bool:
+        return True
+
+    def counts_labels(self, progress: float) -> bool:
+        return True
+
+
+class SigmoidTask(PretrainingTask):
+    """Compares pairs as SigLIP does; and all of a step, if asked to."""
+
+    def __init__(self, model: Any, config: SigmoidConfig) -> None:
+        words = PretrainingConfig().phases[0]
+        super().__init__(model, PretrainingConfig(phases=(replace(words, mlm=1, itm=0, itc=1),)))
+
+    def contrast_loss(self, rows: Any, row_index: Tensor, columns: Any, column_index: Tensor, **_: Any) -> Tensor:
+        signs = 2 * (row_index[:, None] == column_index[None]).float() - 1
+        similarities = rows[0] @ columns[1].T / 0.2 - 1
+        return -F.logsigmoid(signs * similarities).sum(dim=1).mean() / len(column_index)
+
+
+class TrapTask(SigmoidTask):
+    """Its loss sees a micro-batch only."""
+
+    contrast_loss = PretrainingTask.contrast_loss  # type: ignore[assignment]
+
+    def itc(self, image: Any, text: Any, batch: Any, contrast: Any = None) -> Tensor:
+        return self._embeds(image, text)[0].sum()
+
+
+def sigmoid(model: Any, config: SigmoidConfig) -> nn.Module:
+    return SigmoidTask(model, config)
+
+
+SIGMOID = replace(PRETRAINING, name="sigmoid", config=SigmoidConfig, build=sigmoid, recipes=(), benchmarks={})
+TRAP = replace(SIGMOID, build=TrapTask)

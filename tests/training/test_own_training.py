@@ -1,0 +1,178 @@
+"""Optimiser, schedule, rates by layer, running mean, logger and objective from outside of the package."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import own_training
+import pytest
+import torch
+from own_training import DECAY, OWN, RATE_DECAY, SIGMOID, TRAP, SigmoidConfig
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+import shapes
+import states
+from bridgetower import cli
+from bridgetower.checkpoints import read_checkpoint
+from bridgetower.tasks.run_config import OptimizerConfig, RunConfig
+from bridgetower.tasks.run_folder import read_metrics
+from bridgetower.training.run import train
+from folders import same_weights
+
+SGD = OptimizerConfig(rule="layered_sgd", schedule="constant", lr=1e-2)
+
+
+@pytest.fixture
+def own(tiny_dataset: Path) -> RunConfig:
+    return shapes.run_config(tiny_dataset, optimizer=SGD, checkpoint_every=1, evaluate_every=2, max_steps=4)
+
+
+class TestOptimizer:
+    def test_rates_by_layer_schedule_and_mean_of_the_weights(self, own: RunConfig, tmp_path: Path) -> None:
+        rates: list[dict[str, float]] = []
+        weights: list[dict[str, Tensor]] = []
+
+        def note(optimizer: torch.optim.Optimizer, arguments: Any, options: Any) -> None:
+            rates.append({group["names"][0]: group["lr"] for group in optimizer.param_groups})
+            pairs = ((group["names"][0], group["params"][0]) for group in optimizer.param_groups)
+            weights.append({name: weight.detach().clone() for name, weight in pairs})
+
+        hook = register_optimizer_step_post_hook(note)
+        train(own, tmp_path / "run", extensions=OWN, progress=False)
+        hook.remove()
+        name = "vision.layers.{}.mlp.up.weight"
+        lower, upper = name.format(0), name.format(1)
+        for step in rates:
+            assert step[upper] == pytest.approx(1e-2)
+            assert step[lower] == pytest.approx(RATE_DECAY * 1e-2)
+        mean = weights[0][upper]
+        for each in weights:
+            mean = mean.lerp(each[upper], 1 - DECAY)
+        kept = read_checkpoint(tmp_path / "run" / "last").tensors
+        assert torch.equal(kept[upper], mean)
+        assert not torch.equal(kept[upper], weights[-1][upper])
+        saved = states.tensors(tmp_path / "run")
+        assert torch.equal(saved[f"model.{upper}"], weights[-1][upper])
+        assert torch.equal(saved[f"mean.{upper}"], mean)
+
+    def test_resumes_with_the_same_bits(self, own: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        train(own, tmp_path / "whole", extensions=OWN, progress=False)
+        with monkeypatch.context() as patch:
+            patch.setattr(own_training.Averaged, "after_step", stop_at(3))
+            with pytest.raises(KeyboardInterrupt):
+                train(own, tmp_path / "parts", extensions=OWN, progress=False)
+        train(own, tmp_path / "parts", extensions=OWN, resume=True, progress=False)
+        for folder in ("last", "best"):
+            assert same_weights(tmp_path / "parts" / folder, tmp_path / "whole" / folder)
+
+    def test_groups_without_names_are_refused(self, own: RunConfig, tmp_path: Path) -> None:
+        def nameless(groups: list[dict[str, Any]], config: Any) -> torch.optim.Optimizer:
+            return torch.optim.SGD([parameter for group in groups for parameter in group["params"]], lr=1.0)
+
+        given = replace(OWN, optimizers={"layered_sgd": nameless})
+        with pytest.raises(ValueError, match="a group of optimiser 'layered_sgd' lacks names of its parameters"):
+            train(own, tmp_path / "run", extensions=given, progress=False)
+
+
+def stop_at(step: int) -> Callable[..., None]:
+    original = own_training.Averaged.after_step
+
+    def after_step(self: Any, context: Any, optimizer: Any, now: int) -> None:
+        original(self, context, optimizer, now)
+        if now == step:
+            raise KeyboardInterrupt
+
+    return after_step
+
+
+class TestLoggers:
+    def test_by_the_command_line(self, tiny_dataset: Path, tmp_path: Path) -> None:
+        """All that is custom, by name."""
+        place = f"{own_training.__file__}:OWN"
+        named = ("--extensions", place, "--optimizer.rule", "layered_sgd", "--optimizer.schedule", "constant")
+        options = (*named, "--max-steps", "2", "--report-to", "listing", "--data.num-workers", "0")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "stdout", sys.stderr)
+            cli.main(shapes.train_command(tiny_dataset, tmp_path / "run", *options))
+        module = next(module for name, module in sys.modules.items() if is_own(name, module))
+        assert [step for _, step, _ in module.LOGGED] == [1, 2, 2, -1]
+        assert not (tmp_path / "run" / "tensorboard").exists()
+        entries = read_metrics(tmp_path / "run", "train")
+        assert [metrics["train/loss"] for _, _, metrics in module.LOGGED[:2]] == [entry["loss"] for entry in entries]
+        assert "validation/rsum" in module.LOGGED[2][2]
+
+    @pytest.mark.parametrize("name", ["wandb", "trackio", "mlflow"])
+    def test_trackers_of_others(
+        self, own: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        """As their modules are called, the same run after a stop."""
+        calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
+
+        class Stub(ModuleType):
+            def __getattr__(self, attribute: str) -> Any:
+                if attribute.startswith("__"):
+                    raise AttributeError(attribute)
+                return lambda *arguments, **options: calls.append((attribute, arguments, options))
+
+        monkeypatch.setitem(sys.modules, name, Stub(name))
+        for steps in (1, 2):
+            config = replace(own, max_steps=steps)
+            train(config, tmp_path / "run", extensions=OWN, resume=True, report_to=(name,), progress=False)
+        log = "log_metrics" if name == "mlflow" else "log"
+        logged = [(options["step"], arguments[0]) for call, arguments, options in calls if call == log]
+        assert [step for step, metrics in logged if "train/loss" in metrics] == [1, 2]
+        assert [step for step, metrics in logged if "validation/rsum" in metrics] == [1, 2]
+        starts = [options for call, _, options in calls if call in ("init", "start_run")]
+        names = [options.get("name", options.get("run_name")) for options in starts]
+        assert len(names) == 2
+        assert names[0] == names[1]
+        assert [call for call, _, _ in calls].count("end_run" if name == "mlflow" else "finish") == 2
+
+    def test_that_are_not_installed(self, own: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "wandb", None)
+        with pytest.raises(ValueError, match=r"report_to names wandb, which is not installed .*; pip install wandb"):
+            train(own, tmp_path / "run", extensions=OWN, report_to=("wandb",), progress=False)
+
+
+def is_own(name: str, module: Any) -> bool:
+    path = getattr(module, "__file__", None)
+    return path == own_training.__file__ and bool(getattr(module, "LOGGED", None)) and module is not own_training
+
+
+class TestObjective:
+    """A config of its own: words are counted over the step, and pairs of the step compared."""
+
+    def gradients(self, config: RunConfig, out: Path, **options: Any) -> dict[str, Tensor]:
+        out.mkdir()
+        train(replace(config, **options), out / "run", task=SIGMOID, progress=False)
+        saved = states.tensors(out / "run")
+        return {name: tensor for name, tensor in saved.items() if name.startswith("exp_avg.")}
+
+    @pytest.mark.parametrize("contrast_over", ["step", "micro-batch"])
+    def test_of_a_step_is_that_of_one_large_batch(self, tiny_dataset: Path, tmp_path: Path, contrast_over: Any) -> None:
+        """Every word is hidden, so that the same are in any division."""
+        masking = replace(SigmoidConfig().masking, probability=1.0, mask_share=1.0, random_share=0.0)
+        config = shapes.run_config(
+            tiny_dataset,
+            task=SigmoidConfig(masking=masking),
+            model=shapes.MODEL.override({"text.dropout": 0.0, "fusion.dropout": 0.0}),
+            max_steps=1,
+            evaluate_every=None,
+        )
+        config = replace(config, data=replace(config.data, augmentation="none"))
+        whole = self.gradients(config, tmp_path / "whole")
+        given = {"micro_batch_size": 4, "contrast_over": contrast_over}
+        parts = self.gradients(config, tmp_path / "parts", **given)
+        off = max(float((whole[name] - parts[name]).abs().max() / whole[name].abs().max()) for name in whole)
+        assert (off < 1e-3) == (contrast_over == "step")
+
+    def test_a_loss_of_a_micro_batch_is_not_taken_for_one_of_the_step(self, tiny_dataset: Path, tmp_path: Path) -> None:
+        config = shapes.run_config(tiny_dataset, task=SigmoidConfig(), contrast_over="step", micro_batch_size=4)
+        with pytest.raises(
+            ValueError, match="TrapTask overrides itc, which sees one micro-batch only: .* contrast_loss"
+        ):
+            train(config, tmp_path / "run", task=TRAP, progress=False)
