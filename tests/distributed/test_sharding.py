@@ -234,7 +234,7 @@ def save_in_background(config: RunConfig, out: Path) -> None:
 
 
 def resume(config: RunConfig, out: Path) -> None:
-    train(config, out, resume=True, allow_world_size_change=True, progress=False)
+    train(config, out, resume=True, progress=False)
 
 
 def back_to_the_state_before(run: Path, out: Path) -> Path:

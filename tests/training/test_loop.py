@@ -329,13 +329,14 @@ class TestResume:
         self, build: Callable[..., TrainContext], tmp_path: Path
     ) -> None:
         """Losses are means over rows, so that micro-batches change nothing but the last bits."""
-        run(build(max_steps=4), tmp_path / "one")
+        smooth = OptimizerConfig(lr=1e-2, eps=1e-2)
+        run(build(max_steps=4, optimizer=smooth), tmp_path / "one")
         shutil.copytree(tmp_path / "one", tmp_path / "two")
         last = [
-            run(build(max_steps=6, micro_batch_size=size), tmp_path / name, resume=True)
+            run(build(max_steps=6, micro_batch_size=size, optimizer=smooth), tmp_path / name, resume=True)
             for name, size in (("one", None), ("two", 4))
         ]
-        assert torch.allclose(*last, rtol=0, atol=1e-4)
+        assert torch.allclose(*last, rtol=0, atol=1e-5)
         assert not torch.equal(*last)
         shutil.copytree(tmp_path / "one", tmp_path / "three")
         still = OptimizerConfig(lr=1e-30, clip_norm=1e-3)

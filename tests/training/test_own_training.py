@@ -173,6 +173,6 @@ class TestObjective:
     def test_a_loss_of_a_micro_batch_is_not_taken_for_one_of_the_step(self, tiny_dataset: Path, tmp_path: Path) -> None:
         config = shapes.run_config(tiny_dataset, task=SigmoidConfig(), contrast_over="step", micro_batch_size=4)
         with pytest.raises(
-            ValueError, match="TrapTask overrides itc, which sees one micro-batch only: .* contrast_loss"
+            ValueError, match=r"TrapTask overrides itc, which sees one micro-batch only: .*contrast_loss"
         ):
             train(config, tmp_path / "run", task=TRAP, progress=False)

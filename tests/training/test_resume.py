@@ -177,7 +177,8 @@ class TestStopped:
         (out / "best").mkdir()
         (out / "best" / "model.safetensors").write_bytes(b"half")
         for folder in (out, out / "best"):
-            (folder / ".model.safetensors.partial-abc.safetensors").write_bytes(b"half")
+            (folder / ".model.safetensors.partial-abc").mkdir()
+            (folder / ".model.safetensors.partial-abc" / "model.safetensors").write_bytes(b"half")
         check_end(out)
         assert not list(out.rglob("*partial*"))
 

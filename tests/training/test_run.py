@@ -26,7 +26,7 @@ from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import HeadsConfig
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.pretraining import PretrainingTask
-from bridgetower.tasks.run_config import RunConfig
+from bridgetower.tasks.run_config import OptimizerConfig, RunConfig
 from bridgetower.tasks.run_folder import CONFIG, METRICS, read_metrics
 from bridgetower.training.folder import read_run
 from bridgetower.training.run import train
