@@ -102,7 +102,8 @@ class RunConfig:
         source: Where the recipe's numbers come from; no option of the command.
         task: What is learnt, with its objectives.
         model: Architecture. With `init`, only its `heads` may be changed: heads that `init` lacks start anew, and heads
-            that the run does not name are left behind.
+            that the run does not name are left behind. The kind of a contrastive head is that of `init`, unless the run
+            changes what its recipe has.
         init: Folder, `.ckpt` or hub id to start from; its architecture and tokenizer are kept.
         vision: Image tower of a new model, in place of the recipe's. Published weights, which decide its architecture:
             a file, a folder or a hub id with CLIP, ViT or DeiT, or a vision transformer of timm, `timm:NAME`. Their
