@@ -37,10 +37,11 @@ ALL_WORDS = MaskingConfig(probability=1.0, mask_share=1.0, random_share=0.0)
 HARD = Phase(mlm=1, itm=1, itc=1, negatives="hard")
 TASKS = {
     "words and contrast": PretrainingConfig(phases=(Phase(mlm=1, itm=0, itc=1),), masking=ALL_WORDS),
+    "a fused head": PretrainingConfig(phases=(Phase(mlm=0, itm=0, itc=1),)),
     "vqa": VqaConfig(),
     "hard negatives of the world": PretrainingConfig(phases=(HARD,), negatives_from="world"),
 }
-ALONE = ("words and contrast", "vqa")
+ALONE = ("words and contrast", "a fused head", "vqa")
 PARTS = ("vision", "text", "fusion")
 
 
@@ -96,6 +97,11 @@ def configs(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
     heads = HeadsConfig(mlm=False, itm=False, vqa=len(asked.ANSWERS))
     changes: dict[str, dict[str, Any]] = {
         "words and contrast": {"contrast_over": "step", "select_by": "itc_rsum"},
+        "a fused head": {
+            "contrast_over": "step",
+            "model": replace(PLAIN, heads=HeadsConfig(mlm=False, itm=False, itc="fused", itc_size=6)),
+            "select_by": "itc_rsum",
+        },
         "vqa": {
             "data": replace(config.data, folders=(str(questions),)),
             "model": replace(PLAIN, heads=heads),

@@ -192,12 +192,15 @@ def test_contrast_over_a_step_is_that_of_the_features_in_float32(
     name: str, cut_down: Callable[..., RunConfig], watch: Callable[[RunConfig], Seen], tiny_checkpoint: Path
 ) -> None:
     seen, full = (watch(cut_down(name, contrast_over="step", precision=precision)) for precision in ("bf16", "fp32"))
-    images, texts = (seen.outputs[f"itc_head.{side}"][:2] for side in ("image", "text"))  # of the first pass
-    assert {features.dtype for features in (*images, *texts)} == {torch.bfloat16}
-    image, text = (F.normalize(torch.cat(part).float(), dim=-1) for part in (images, texts))
+    fused = RECIPES[name].model.heads.itc == "fused"  # which starts anew here
+    sides = ("image", "text", "pooled") if fused else ("image", "text")
+    parts = [seen.outputs[f"itc_head.{side}"][:2] for side in sides]  # of the first pass
+    assert {features.dtype for part in parts for features in part} == {torch.bfloat16}
+    embeds = [F.normalize(torch.cat(part).float(), dim=-1) for part in parts]
     index = torch.cat([batch.image_index for batch in seen.batches])
-    scale = 1 / read_checkpoint(tiny_checkpoint).tensors["itc_head.temperature"]
-    expected = info_nce((image, text), index, (image, text), index, logit_scale=scale)
+    temperature = read_checkpoint(tiny_checkpoint).tensors["itc_head.temperature"]
+    scale = 1 / (torch.tensor(0.07) if fused else temperature)
+    expected = info_nce(embeds, index, embeds, index, logit_scale=scale)
     assert seen.losses["itc"] == pytest.approx(expected.item(), rel=1e-6)
     assert seen.losses["itc"] != torch.tensor(seen.losses["itc"]).bfloat16().item()
     assert_close(seen, full)

@@ -185,6 +185,7 @@ def _check_heads(model: BridgeTower, config: PretrainingConfig) -> None:
         raise ValueError(f"the model has no {' and no '.join(missing)} head; set heads.{missing[0]} in its config")
     if model.compares_pairs and not config.phases[-1].itc:
         raise ValueError(
-            "heads.itc is fused, but itc of the last phase is 0: what it changes in the fusion encoder would make "
-            "embeddings of pairs unlike those of images and texts; give itc a weight, or set heads.itc to tower or None"
+            "heads.itc is fused, but itc of the last phase is 0: as the fusion encoder changes, embeddings of pairs "
+            "could no longer be compared with those of images and texts; give itc a weight, or leave the head out of "
+            "the checkpoint (bridgetower convert --drop-itc)"
         )
