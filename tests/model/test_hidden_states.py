@@ -1,6 +1,7 @@
 """Hidden states and attention weights of chosen layers: what the layers get and give, and nothing stays behind."""
 
 from pathlib import Path
+from threading import Thread, current_thread, main_thread
 from typing import Any
 
 import pytest
@@ -170,6 +171,23 @@ def test_gradients_reach_the_weights() -> None:
     (given.vision[1].sum() + given.attentions["text to image"][2].square().sum()).backward()
     assert model.vision.patch_embedding.weight.grad is not None
     assert model.fusion.text_layers[1].cross_attention.query.weight.grad is not None
+
+
+def test_another_thread_that_uses_the_model() -> None:
+    model = tiny.build(CONFIG)
+    expected, others = found(model, attentions=True), tiny.encodings(tiny.build(CONFIG, seed=3))
+
+    def use_elsewhere(*_: object) -> None:
+        if current_thread() is main_thread():
+            thread = Thread(target=lambda: model.fuse(*others, "all"))
+            thread.start()
+            thread.join()
+
+    model.text_pooler.register_forward_hook(use_elsewhere)
+    given = found(model, attentions=True)
+    for number in (1, 2, 3):
+        assert torch.equal(given.fused_text[number], expected.fused_text[number])
+        assert torch.equal(given.attentions["text to image"][number], expected.attentions["text to image"][number])
 
 
 def test_of_a_predictor(tiny_checkpoint: Path) -> None:

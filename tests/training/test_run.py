@@ -79,6 +79,10 @@ class TestWhatIsLeft:
         names = {"README.md", "config.json", "model.safetensors", "processor.json", "tokenizer.json"}
         for folder in ("best", "last"):
             assert {path.name for path in (out / folder).iterdir()} == names
+            card = (out / folder / "README.md").read_text()
+            assert f"bridgetower train {config.recipe}" in card
+            assert f"Training data: `{Path(config.data.folders[0]).name}`" in card
+            assert "| itc_weight |" in card
 
     def test_nothing_is_fitted_or_chosen_on_data_that_is_trained_on(
         self, config: RunConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from functools import partial
+from threading import get_ident
 from typing import Any, Literal, cast
 
 import torch
@@ -88,12 +89,13 @@ def hidden_states(
         known = ", ".join(f"{part} {numbers[0]} to {numbers[-1]}" for part, numbers in there.items())
         raise ValueError(f"layers has {', '.join(unknown)}; this model has {known}")
     found = HiddenStates(vision={}, text={}, fused_image={}, fused_text={}, attentions={}, pooled=torch.empty(0, 0))
+    caller = get_ident()  # other threads may use the model meanwhile
     with ExitStack() as hooks:
 
         def watch(kind: AttentionKind, number: int, attention: Any) -> None:
             if attentions:
                 kept = found.attentions.setdefault(kind, {})
-                hooks.enter_context(attention.register_forward_pre_hook(partial(_keep_weights, kept, number)))
+                hooks.enter_context(attention.register_forward_pre_hook(partial(_keep_weights, kept, number, caller)))
 
         towers: dict[Literal["vision", "text"], Tower] = {"vision": model.vision, "text": model.text}
         for part, tower in towers.items():
@@ -112,7 +114,7 @@ def hidden_states(
             watch("image to text", number, image_layer.cross_attention.attention)
             watch("text to image", number, text_layer.cross_attention.attention)
             for layer, kept in ((image_layer, found.fused_image), (text_layer, found.fused_text)):
-                hooks.enter_context(layer.register_forward_hook(partial(_keep_output, kept, number)))
+                hooks.enter_context(layer.register_forward_hook(partial(_keep_output, kept, number, caller)))
         vision, bridged = _states(model.vision, pixel_values, None, chosen["vision"], config.vision_layers)
         image = model.project_image(bridged)
         text, bridged = _states(model.text, input_ids, mask, chosen["text"], config.text_layers)
@@ -120,12 +122,15 @@ def hidden_states(
     return HiddenStates(**(vars(found) | {"vision": vision, "text": text, "pooled": fused.pooled}))
 
 
-def _keep_output(kept: dict[int, Tensor], number: int, module: Any, inputs: Any, output: Tensor) -> None:
-    kept[number] = output
+def _keep_output(kept: dict[int, Tensor], number: int, caller: int, module: Any, inputs: Any, output: Tensor) -> None:
+    if get_ident() == caller:
+        kept[number] = output
 
 
-def _keep_weights(kept: dict[int, Tensor], number: int, module: Any, inputs: tuple[Tensor, ...]) -> None:
+def _keep_weights(kept: dict[int, Tensor], number: int, caller: int, module: Any, inputs: tuple[Tensor, ...]) -> None:
     """Keeps the weights of a `DotProductAttention`, which never forms them."""
+    if get_ident() != caller:
+        return
     query, key, _, mask = inputs
     queries, keys = module.split_heads(query), module.split_heads(key)
     scores = queries @ keys.mT / queries.shape[-1] ** 0.5
