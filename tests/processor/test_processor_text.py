@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, processors
 
 from bridgetower.processor import Processor, ProcessorConfig, load_tokenizer, train_tokenizer
+from bridgetower.processor.text import encode
 
 if TYPE_CHECKING:
     from transformers import RobertaTokenizer
@@ -454,3 +455,35 @@ def test_special_tokens_and_words_of_other_families(
     assert (processor.mask_token, processor.mask_token_id) == (special[4], 4)
     assert processor.continues_word.tolist() == [False] * 7 + [True]
     assert processor.pair_ids([("", "")]) == [[0, *[2] * between, 2]]
+
+
+class TestOnlyTheBeginningIsRead:
+    """Of a text that is cut; the ids are those of the whole text."""
+
+    @pytest.mark.parametrize(
+        "part", [*TEXTS[1:-1], "A", " ", "\u200b", "\x00", "e\u0301", "a" * 500 + " ", "x\u0300" * 60]
+    )
+    @pytest.mark.parametrize("before", ["", "A dog runs. ", "\u200b" * 300, "a" * 190, "a" * 200 + " "])
+    def test_ids_are_those_of_the_whole_text(
+        self, config: ProcessorConfig, tokenizer: Tokenizer, part: str, before: str
+    ) -> None:
+        for length in (900, 901, 907):
+            text = (before + part * length)[:length] + " dog" * 20
+            ids = tokenizer.encode(text).ids
+            expected = ids if len(ids) <= config.max_length else [*ids[: config.max_length - 1], ids[-1]]
+            assert Processor(config, tokenizer).token_ids([text, "a"], truncate=True)[0] == expected
+
+    def test_no_more_is_read(self, tokenizer: Tokenizer) -> None:
+        read: list[int] = []
+
+        class Counting:
+            def encode_batch(self, texts: list[str]) -> Any:
+                read.extend(map(len, texts))
+                return tokenizer.encode_batch(texts)
+
+            def encode_batch_fast(self, texts: list[str]) -> Any:
+                assert texts == []
+                return []
+
+        encode(Counting(), ["A dog runs on the grass. " * 800], max_length=12, truncate=True)  # type: ignore[arg-type]
+        assert read == [12 * 16]

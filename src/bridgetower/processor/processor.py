@@ -200,13 +200,13 @@ class Processor:
         """
         return self.pad(self.token_ids(texts, truncate=truncate))
 
-    def token_ids(self, texts: Sequence[str], *, truncate: bool = False) -> list[list[int]]:
-        """Tokenises texts, with start and end token, without padding.
+    def token_ids(self, texts: Sequence[str], *, truncate: bool = False, first: int = 0) -> list[list[int]]:
+        """Tokenises texts, with start and end token, without padding; in errors they are numbered from `first` on.
 
         Raises:
             ValueError: There are no texts, or one is too long and not to be cut.
         """
-        return encode(self._tokenizer, texts, max_length=self.config.max_length, truncate=truncate)
+        return encode(self._tokenizer, texts, max_length=self.config.max_length, truncate=truncate, first=first)
 
     def token_offsets(self, text: str) -> Encoding:
         """Tokenises a text as `token_ids` does, uncut, with the characters and the word that each token is of.

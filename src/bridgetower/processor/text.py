@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxtyping import Int
-from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Encoding, Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
 from tokenizers.models import BPE, WordPiece
 from torch import Tensor
 
@@ -23,6 +24,8 @@ _NAMES_IN_CONFIG = {"bos_token": "bos", "cls_token": "bos", "eos_token": "eos", 
 }
 _BYTES = 256
 _MOST_GROWTH = 1000  # of a text by what replaces its parts
+_CHARACTERS = 16  # of a text that are read first for each token that may be kept
+_WORDS = 16  # before a cut, that may be split in another way than in the whole text
 
 
 @dataclass(frozen=True)
@@ -99,31 +102,57 @@ def special_tokens(tokenizer: Tokenizer) -> SpecialTokens:
     return found
 
 
-def encode(tokenizer: Tokenizer, texts: Sequence[str], *, max_length: int, truncate: bool = False) -> list[list[int]]:
+def encode(
+    tokenizer: Tokenizer, texts: Sequence[str], *, max_length: int, truncate: bool = False, first: int = 0
+) -> list[list[int]]:
     """Turns texts into ids with start and end token, unpadded.
+
+    Of a text that is to be cut, no more is read than needed.
 
     Args:
         tokenizer: Adds start and end token itself.
         texts: At least one.
         max_length: Longest list.
         truncate: Cut longer texts; the end token stays.
+        first: Number of the first text, for errors.
 
     Raises:
         ValueError: There are no texts, one is not a string or not valid Unicode, or too long and not to be cut.
     """
     check_texts(texts)
     with tokenizers_errors("the tokenizer cannot encode these texts"):
-        encoded = [encoding.ids for encoding in tokenizer.encode_batch_fast(list(texts))]
+        read = _CHARACTERS * max_length if truncate else sys.maxsize
+        several = (
+            tokenizer.encode_batch if max(map(len, texts)) > read else tokenizer.encode_batch_fast
+        )  # without words
+        beginnings = several([text[:read] for text in texts])
+        encoded = [encoding.ids for encoding in beginnings]
+        whole = [
+            number
+            for number, text in enumerate(texts)
+            if len(text) > read and not _suffices(beginnings[number], max_length)
+        ]
+        for number, encoding in zip(whole, tokenizer.encode_batch_fast([texts[row] for row in whole]), strict=True):
+            encoded[number] = encoding.ids
     for number, ids in enumerate(encoded):
         if len(ids) <= max_length:
             continue
         if not truncate:
             raise ValueError(
-                f"text {number}, {_start(texts[number])}, has {len(ids)} tokens, the limit is {max_length}; "
+                f"text {first + number}, {_start(texts[number])}, has {len(ids)} tokens, the limit is {max_length}; "
                 "shorten it, or pass truncate=True to cut it"
             )
         encoded[number] = [*ids[: max_length - 1], ids[-1]]
     return encoded
+
+
+def _suffices(beginning: Encoding, max_length: int) -> bool:
+    """Whether the tokens that are kept are of words that end well before the end of a part of a text."""
+    if len(beginning.ids) <= max_length:
+        return False
+    words = beginning.word_ids
+    kept, last = words[max_length - 2], words[-2]  # the last token is the end token, which belongs to no word
+    return kept is not None and last is not None and kept + _WORDS < last
 
 
 @contextmanager
