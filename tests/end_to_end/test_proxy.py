@@ -83,6 +83,9 @@ def configured(way: Way, number: int, port: int, backend: str, certificate: Path
         return f"server {{ listen 127.0.0.1:{port}; {location} }}"
     changes = {
         "listen 443 ssl;": f"listen 127.0.0.1:{port} ssl;",
+        "listen 80;": f"listen 127.0.0.1:{free_ports(1)[0]};",
+        "bridgetower_conn": f"bridgetower_conn{number}",
+        "bridgetower_req": f"bridgetower_req{number}",
         "/etc/ssl/photos.example.org.": f"{certificate.with_suffix('')}.",
         "127.0.0.1:8000": backend,
         "upstream bridgetower": f"upstream bridgetower{number}",
