@@ -13,16 +13,15 @@ from typing import Any
 
 import httpx
 import numpy as np
-import uvicorn
 from PIL import Image
 
 from bridgetower.predictor import Predictor
 from bridgetower.search.searcher import Searcher
 from bridgetower.serve.config import ServeConfig
-from bridgetower.serve.server import listen, server_of
+from bridgetower.serve.server import Server, take_port
 from bridgetower.serve.service import Service
 
-PATIENCE = 300.0  # seconds after which something hangs
+PATIENCE = 120.0  # seconds after which something hangs
 TEXTS = ["red circle on black", "a bar", "a square that is blue on a grey ground"]
 
 
@@ -56,7 +55,7 @@ class Running:
 
     client: httpx.Client
     service: Service
-    server: uvicorn.Server
+    server: Server
     thread: threading.Thread
 
     @property
@@ -77,18 +76,19 @@ def started(
 ) -> Iterator[Running]:
     """Serves a model on a free port, without the page unless it is asked for."""
     config = ServeConfig(port=0, **{"page": False, **settings})
-    with listen(config) as listener:
+    with take_port(config) as listener:
         service = Service(predictor, config, searcher, answering)
-        server = server_of(service, connections=connections, patience=patience)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server = Server(service, listener, connections=connections, patience=patience)
+        thread = threading.Thread(target=server.run)
         thread.start()
         try:
-            address = f"http://127.0.0.1:{listener.getsockname()[1]}"
             with httpx.Client(base_url=address, timeout=PATIENCE) as client:
-                until(lambda: server.started or not thread.is_alive())
+                until(lambda: server.started.is_set() or not thread.is_alive())
                 yield Running(client, service, server, thread)
         finally:
-            server.should_exit = True
+            if thread.is_alive():
+                server.stop()
             thread.join()
 
 

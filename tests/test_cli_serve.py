@@ -27,7 +27,7 @@ from bridgetower.distributed import available_cores
 from bridgetower.predictor import load
 from bridgetower.search.build import build_index
 from bridgetower.serve.config import ServeConfig
-from bridgetower.serve.server import listen
+from bridgetower.serve.server import take_port
 from bridgetower.serve.service import Service
 from served import PATIENCE, PNGS, URIS, until
 from shapes import write_pictures
@@ -61,6 +61,7 @@ def process(
     command = [*command, "serve", "--port", "0", *arguments]
     with (
         heard(signal.SIGINT),
+        heard(signal.SIGHUP),
         subprocess.Popen(command, env=environment, stdout=stdout, stderr=subprocess.PIPE, text=True) as running,
     ):
         try:
@@ -96,7 +97,7 @@ def test_serves_until_it_is_told_to_stop(tiny_checkpoint: Path, tmp_path: Path) 
         assert len(answer.json()["data"]) == 1
         upgrade = {"Connection": "Upgrade", "Upgrade": "websocket"}
         assert httpx.get(f"{address}/health", headers=upgrade).status_code == 200
-        assert httpx.get(f"{address}/health", headers={f"a{number}": "" for number in range(200)}).status_code == 400
+        assert httpx.get(f"{address}/health", headers={f"a{number}": "" for number in range(200)}).status_code == 431
         running.send_signal(signal.SIGTERM)
         _, errors = running.communicate(timeout=PATIENCE)
         assert running.returncode == -signal.SIGTERM
@@ -110,13 +111,14 @@ def test_serves_until_it_is_told_to_stop(tiny_checkpoint: Path, tmp_path: Path) 
     ]
 
 
-def test_what_was_taken_in_is_finished(tiny_checkpoint: Path, command: list[Path]) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_what_was_taken_in_is_finished(tiny_checkpoint: Path, number: signal.Signals) -> None:
     slow = ("--model", str(tiny_checkpoint), "--max-batch", "1")
-    with process(*slow, command=command) as (running, _, address), ThreadPoolExecutor(1) as pool:
+    with process(*slow) as (running, _, address), ThreadPoolExecutor(1) as pool:
         asked = pool.submit(httpx.post, f"{address}/v1/embeddings", json={"input": ["a bar"] * 1024}, timeout=PATIENCE)
         while "bridgetower_items_admitted 1024.0" not in httpx.get(f"{address}/metrics").text:
             assert not asked.done()
-        running.send_signal(signal.SIGTERM)
+        running.send_signal(number)
         assert len(asked.result().json()["data"]) == 1024
         _, errors = running.communicate(timeout=PATIENCE)
         assert re.search(r"stopping: 1024 items are finished first.*stopped$", errors.rstrip(), re.DOTALL)
@@ -321,7 +323,7 @@ def test_what_cannot_be_served(
     assert "nothing-here" in refused("serve", "--model", "./nothing-here", "--port", "0")
     useless = ("serve", "--model", tiny_checkpoint, "--answer-model", tiny_checkpoint, "--port", "0")
     assert "cannot answer questions: this model has no vqa head" in refused(*useless)
-    with listen(ServeConfig(port=0)) as listener:
+    with take_port(ServeConfig(port=0)) as listener:
         port = listener.getsockname()[1]
         assert f"cannot listen at 127.0.0.1, port {port}: Address already in use; choose another" in refused(
             "serve", "--model", tiny_checkpoint, "--port", port

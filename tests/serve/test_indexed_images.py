@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -156,31 +157,31 @@ def test_a_file_that_became_another(album: Album, tmp_path: Path) -> None:
     file = album.root / "b.png"
     for change in (lambda: file.write_bytes(png(77)), lambda: file.write_bytes(b"x" * len(png(2)))):
         change()
-        assert "has changed since it was indexed" in album.gone("b.png")
+        assert "cannot be read as it was indexed" in album.gone("b.png")
     file.unlink()
     assert "cannot be read" in album.gone("b.png")
     for target, said in (
-        (secret, "outside the folder"),
-        (Path("/dev/zero"), "outside the folder"),
+        (secret, "cannot be read as it was indexed"),
+        (Path("/dev/zero"), "cannot be read as it was indexed"),
         (file, "cannot be read"),
     ):
         file.symlink_to(target)
         assert said in album.gone("b.png")
         file.unlink()
     file.symlink_to(album.root / "deep" / "c.png")
-    assert "has changed" in album.gone("b.png")
+    assert "cannot be read as it was indexed" in album.gone("b.png")
     file.unlink()
     os.mkfifo(file)
-    assert "has changed" in album.gone("b.png")
+    assert "cannot be read as it was indexed" in album.gone("b.png")
     file.unlink()
     file.mkdir()
-    assert "cannot be read" in album.gone("b.png") or "has changed" in album.gone("b.png")
+    assert "cannot be read" in album.gone("b.png")
 
 
 def test_a_folder_that_became_a_link(album: Album, tmp_path: Path) -> None:
     (album.root / "deep").rename(tmp_path / "elsewhere")
     (album.root / "deep").symlink_to(tmp_path / "elsewhere")
-    assert "outside the folder" in album.gone("deep/c.png")
+    assert "cannot be read as it was indexed" in album.gone("deep/c.png")
 
 
 def test_a_copy_elsewhere_in_the_index_will_do(album: Album) -> None:
@@ -202,7 +203,9 @@ def test_an_index_of_what_is_outside(predictor: Predictor, tmp_path: Path) -> No
         data = client.post("/v1/search", json={"query": "red"}).json()["data"]
         assert len(data) == 2
         for row in data:
-            assert "outside the folder" in error_of(client.get(f"/v1/pictures/{row['id']}"), 404)["message"]
+            assert (
+                "cannot be read as it was indexed" in error_of(client.get(f"/v1/pictures/{row['id']}"), 404)["message"]
+            )
 
 
 def test_limits_hold(predictor: Predictor, tmp_path: Path) -> None:
@@ -221,7 +224,7 @@ def test_limits_hold(predictor: Predictor, tmp_path: Path) -> None:
         assert client.get(f"/v1/pictures/{ids['many.png']}").status_code == 200
         for query in ("", "?size=64"):
             large = error_of(client.get(f"/v1/pictures/{ids['large.bmp']}{query}"), 404)["message"]
-            assert "the limit is 1048576" in large
+            assert "cannot be read as it was indexed" in large
 
 
 def test_decoding_holds_up_nothing(predictor: Predictor, searcher: Searcher, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,7 +318,7 @@ def test_a_reader_that_stalls_is_cut_off_in_the_end(
     path = f"/v1/pictures/{hashlib.sha256(file.read_bytes()).hexdigest()}"
     with started(predictor, searcher, max_body=17, timeout=1.0) as found, asked_for(found, path) as connection:
         assert connection.recv(100).startswith(b"HTTP/1.1 200")
-        until(lambda: not found.server.server_state.connections)
+        time.sleep(4)  # much longer than it may take
         assert length_of(connection) < file.stat().st_size
     assert "without completing" not in caplog.text
 

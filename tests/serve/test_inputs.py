@@ -4,7 +4,8 @@ import asyncio
 import base64
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -104,3 +105,42 @@ def test_base64_is_decoded_in_parts_as_at_once(inputs: Inputs) -> None:
     for damaged in (padded + whole, whole[: part - 1] + "*" + whole, whole[:-1], whole + "="):
         with pytest.raises(ApiError, match="the base64 of an image is damaged"):
             asyncio.run(inputs.images([f"data:image/png;base64,{damaged}"], "images"))
+
+
+def test_all_characters_of_a_request_have_a_limit(refused: Callable[..., dict[str, Any]]) -> None:
+    found = refused("/v1/embeddings", 413, input=["a " * 10_000] * 210, truncate=True)
+    assert found["message"] == "input: 4200000 characters, the limit is 4194304; send several requests"
+
+
+def test_long_texts_are_read_in_slices(post: Callable[..., Any], refused: Callable[..., dict[str, Any]]) -> None:
+    texts = [f"{word} bar " * 1000 for word in ("red", "blue", "green") * 9]
+    vectors = [row["embedding"] for row in post("/v1/embeddings", input=texts, truncate=True)["data"]]
+    for text, vector in zip(texts, vectors, strict=True):
+        (row,) = post("/v1/embeddings", input=text, truncate=True)["data"]
+        assert row["embedding"] == pytest.approx(vector, abs=1e-5)
+    short = ["a bar"] * 900
+    assert "'red bar red bar" in (
+        message := refused("/v1/embeddings", input=[*short, *["a bar"] * 3, texts[0]])["message"]
+    )
+    assert "text 903, " in message
+
+
+def test_an_image_does_not_wait_for_long_texts(predictor: Predictor) -> None:
+    """Of 400 texts one is read while the image waits, not all."""
+    inputs = Inputs(predictor.processor, max_pixels=10_000)
+    done: list[str] = []
+
+    async def texts() -> None:
+        await inputs.texts(["a" * 20_000] * 200, "input", truncate=True)
+        done.append("texts")
+
+    async def image() -> None:
+        await asyncio.sleep(0.05)
+        await inputs.images(URIS[:1], "input")
+        done.append("image")
+
+    async def both() -> None:
+        await asyncio.gather(texts(), image())
+
+    asyncio.run(both())
+    assert done == ["image", "texts"]

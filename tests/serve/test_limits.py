@@ -253,7 +253,8 @@ def test_a_response_takes_as_long_as_its_parts_are_read() -> None:
         loop = asyncio.get_running_loop()
         now = loop.time
         loop.time = lambda: now() + seconds  # type: ignore[method-assign]
-        await RequestLimitsMiddleware(app, max_body=10, timeout=60)(scope, receive, send)
+        with pytest.raises(TimeoutError):  # the server then closes the connection
+            await RequestLimitsMiddleware(app, max_body=10, timeout=60)(scope, receive, send)
 
     sent: list[Message] = []
     scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "asgi": {"spec_version": "2.4"}}
@@ -307,3 +308,47 @@ class TestQueue:
             connection.sendall(request(b'{"inp', length=100))
         assert small.client.post(PATH, json={"input": "a"}).status_code == 200
         assert small.service.batcher.admitted == 0
+
+
+class TestBodiesTogether:
+    """A middleware that holds 800,000 bytes of bodies, of each of which the first 64 KiB do not count."""
+
+    @staticmethod
+    async def ask(limits: RequestLimitsMiddleware, size: int) -> int:
+        statuses: list[int] = []
+        body: list[Message] = [{"type": "http.request", "body": bytes(size)}]
+
+        async def receive() -> Message:
+            return body.pop() if body else await asyncio.Event().wait() or {}
+
+        async def send(message: Message) -> None:
+            statuses.extend([message["status"]] if "status" in message else [])
+
+        await limits({"type": "http", "method": "POST", "path": "/", "headers": []}, receive, send)
+        return statuses[0]
+
+    def test_bodies_that_were_answered_no_longer_count(self) -> None:
+        async def run() -> None:
+            limits = RequestLimitsMiddleware(Response(), max_body=100_000, timeout=60)
+            assert [await self.ask(limits, 100_000) for _ in range(60)] == [200] * 60
+
+        asyncio.run(run())
+
+    def test_small_bodies_are_read_beside_as_many_large_ones_as_there_may_be(self) -> None:
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            body = (await receive())["body"]
+            if len(body) == 100_000:
+                await gate.wait()
+            await Response()(scope, receive, send)
+
+        async def run() -> None:
+            limits = RequestLimitsMiddleware(app, max_body=100_000, timeout=60)
+            large = [asyncio.create_task(self.ask(limits, 100_000)) for _ in range(40)]
+            await asyncio.sleep(0.1)
+            assert [await one for one in large if one.done()] == [429] * 17  # 23 are held: 800,000 / 34,464
+            assert await self.ask(limits, 60_000) == 200
+            gate.set()
+            await asyncio.gather(*large)
+
+        gate = asyncio.Event()
+        asyncio.run(run())

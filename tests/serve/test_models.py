@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 import bridgetower
 from bridgetower.predictor import Predictor, load
@@ -105,3 +106,14 @@ def test_info_has_the_fields_of_text_embeddings_inference(predictor: Predictor) 
 def test_info_names_the_precision(tiny_checkpoint: Path) -> None:
     with running(load(tiny_checkpoint, device="cpu", precision="bf16")) as client:
         assert client.get("/info").json()["model_dtype"] == "bfloat16"
+
+
+def test_labels_of_many_images_have_a_limit(client: httpx.Client) -> None:
+    labels = [f"label {number}" for number in range(500)]
+    body = {"images": [URIS[0]] * 500, "labels": labels, "templates": ["{}"]}
+    found = error_of(client.post("/v1/classify", json=body), 413)
+    assert found["message"] == "labels: 500 images with 500 labels each, the limit is 102400; send top"
+    rows = client.post("/v1/classify", json={**body, "images": [URIS[0]] * 50}).json()["data"]
+    assert [row["index"] for row in rows] == list(range(50))
+    assert all(sum(one["probability"] for one in row["classes"]) == pytest.approx(1, abs=1e-4) for row in rows)
+    assert [len(row["classes"]) for row in rows] == [500] * 50

@@ -290,3 +290,25 @@ def test_a_server_that_allows_a_host(predictor: Predictor, place: str) -> None:
                 assert words in error["message"]
                 assert len(error["message"]) <= 4003
                 assert error["code"] == "invalid_image"
+
+
+@pytest.mark.parametrize("addresses", [["8.8.8.8", "127.0.0.1"], ["127.0.0.1", "8.8.8.8"]])
+def test_all_addresses_of_a_host_are_public(addresses: list[str]) -> None:
+    remote = RemoteImages(["example.org"], max_bytes=9, timeout=5.0, look_up=lambda *_: addresses)
+    with pytest.raises(ValueError, match="is at an address that is not public"):
+        remote.fetch("http://example.org/a.png")
+
+
+def test_an_address_that_does_not_answer_has_a_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float] = []
+
+    def connect(address: tuple[str, int], seconds: float) -> None:
+        given.append(seconds)
+        raise TimeoutError
+
+    monkeypatch.setattr("bridgetower.serve.remote.socket.create_connection", connect)
+    addresses = ["8.8.8.8", "9.9.9.9", "1.1.1.1"]
+    remote = RemoteImages(["example.org"], max_bytes=9, timeout=60.0, look_up=lambda *_: addresses)
+    with pytest.raises(ValueError, match="did not arrive within 60 s"):
+        remote.fetch("http://example.org/a.png")
+    assert given == pytest.approx([20, 30, 60], rel=0.05)

@@ -90,3 +90,9 @@ def test_refusals(refused: Post, body: dict[str, Any], words: str) -> None:
 )
 def test_what_is_wrong_is_named(refused: Post, query: str, documents: list[str], param: str) -> None:
     assert refused(PATH, query=query, documents=documents)["param"].startswith(param)
+
+
+@pytest.mark.parametrize("path", ["/rerank", "/v2/rerank"])
+def test_other_clients_paths_and_fields(post: Post, path: str) -> None:
+    expected = post(PATH, query=TEXTS[0], documents=TEXTS)
+    assert post(path, query=TEXTS[0], documents=TEXTS, max_tokens_per_doc=4096, model="tiny") == expected

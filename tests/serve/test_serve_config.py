@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from bridgetower.serve.config import ServeConfig, is_loopback
+from bridgetower.serve.config import ServeConfig, is_loopback, with_environment
 
 
 @pytest.mark.parametrize(
@@ -51,3 +51,34 @@ def test_addresses_of_this_machine(host: str) -> None:
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.1", "example.org", ""])
 def test_addresses_that_others_reach(host: str) -> None:
     assert not is_loopback(host)
+
+
+def test_options_from_the_environment() -> None:
+    environment = {
+        "BRIDGETOWER_MAX_BATCH": "32",
+        "BRIDGETOWER_PAGE": "false",
+        "BRIDGETOWER_ACCESS_LOG": "true",
+        "BRIDGETOWER_ALLOW_HOST": "a.example,b.example",
+        "BRIDGETOWER_INDEX": "photos.lance",
+        "BRIDGETOWER_API_KEY": "secret",
+        "BRIDGETOWER_PORT": "1",
+    }
+    found = with_environment(["--port", "2", "--max-batch=8"], environment)
+    assert found[:3] == ["--port", "2", "--max-batch=8"]
+    expected = ["--index", "photos.lance", "--allow-host", "a.example", "b.example", "--no-page", "--access-log"]
+    assert found[3:] == expected
+    with pytest.raises(ValueError, match="BRIDGETOWER_PAGE is 'no'; expected true or false"):
+        with_environment([], {"BRIDGETOWER_PAGE": "no"})
+
+
+@pytest.mark.parametrize(
+    ("name", "option"), [("photos.lance", "--index"), ("s3://a/b.lance/", "--index"), ("me/tiny", "--model")]
+)
+def test_the_first_argument_is_an_index_or_a_model(name: str, option: str) -> None:
+    assert with_environment([name, "--port", "0"], {}) == [option, name, "--port", "0"]
+
+
+@pytest.mark.parametrize("timeout", [0.0, -1.0, float("nan")])
+def test_times_are_positive(timeout: float) -> None:
+    with pytest.raises(ValueError, match="expected more than 0"):
+        ServeConfig(timeout=timeout)

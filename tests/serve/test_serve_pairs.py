@@ -10,8 +10,7 @@ import httpx
 import pytest
 
 from bridgetower.predictor import Predictor, load
-from bridgetower.serve.pairs import Filled
-from bridgetower.serve.schemas import Listed
+from bridgetower.serve.schemas import Usage
 from served import PNGS, TEXTS, URIS, error_of, running
 
 Post = Callable[..., Any]
@@ -162,13 +161,13 @@ class TestFillMask:
         self, client: httpx.Client, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         threads: list[str] = []
-        dump = Listed[Filled].model_dump_json
+        usage = Usage.of
 
-        def noted(*given: Any, **settings: Any) -> str:
+        def noted(tokens: int) -> Usage:
             threads.append(threading.current_thread().name)
-            return dump(*given, **settings)
+            return usage(tokens)
 
-        monkeypatch.setattr(Listed[Filled], "model_dump_json", noted)
+        monkeypatch.setattr(Usage, "of", noted)
         for number, top in ((1, 1), (12, 100)):
             body = {"images": URIS[:1] * number, "texts": ["<mask> bar"] * number, "top": top}
             data = client.post("/v1/fill-mask", json=body).json()["data"]

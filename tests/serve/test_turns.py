@@ -133,3 +133,23 @@ print("ended")
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout == "ended\n"
+
+
+def test_newcomers_do_not_starve_those_who_wait() -> None:
+    done: list[str] = []
+
+    async def ask(turns: Turns, *names: str) -> None:
+        with turns.turn() as turn:
+            await asyncio.gather(*(turns.run(turn, lambda name=name: done.append(name)) for name in names))
+
+    async def newcomers(turns: Turns) -> None:
+        for _ in range(20):
+            await ask(turns, "new")
+
+    async def ask_all() -> None:
+        turns = Turns(1, "test", lambda: float(len(done)))
+        await asyncio.gather(ask(turns, *["old"] * 5), *(newcomers(turns) for _ in range(4)))
+
+    asyncio.run(ask_all())
+    assert len(done) == 85
+    assert max(number for number, name in enumerate(done) if name == "old") < 60

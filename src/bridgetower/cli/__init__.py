@@ -88,6 +88,10 @@ def _run(argv: Sequence[str]) -> None:
     elif name == "--version":
         print(f"bridgetower {bridgetower.__version__}")
     elif name in COMMANDS:
+        if name == "serve":
+            from bridgetower.serve.config import with_environment
+
+            arguments = with_environment(arguments, os.environ)
         _call(name, arguments)
     else:
         given = f"there is no command {name!r}" if name else "no command is given"

@@ -44,11 +44,12 @@ def serve(
 
     Requests of all kinds that arrive together are computed together. When more wait than the queue takes, further
     ones get status 429 with the header Retry-After. On SIGTERM or Ctrl-C requests that were accepted are finished
-    first. The key can also be given in the environment variable BRIDGETOWER_API_KEY, where no other user of the machine
-    sees it. The description of all requests, with examples, is at /openapi.json; a page is at /.
+    first. Options can also be given in the environment, such as BRIDGETOWER_MAX_BATCH=32. BRIDGETOWER_API_KEY belongs
+    there, where no other user of the machine sees it. The description of all requests, with examples, is at
+    /openapi.json; a page is at /.
 
     Examples: bridgetower serve
-              bridgetower serve --index photos.lance
+              bridgetower serve photos.lance
               curl http://127.0.0.1:8000/v1/embeddings --json '{"input": "two dogs in the snow"}'
 
     Args:
@@ -64,16 +65,17 @@ def serve(
     """
     require("serve")
     limit_arenas()
-    from bridgetower.serve.server import listen
+    from bridgetower.serve.server import take_port
 
     config = options if options.api_key else replace(options, api_key=os.environ.get(KEY))
     given = {"model": model, "index": index, "root": root, "answer_model": answer_model}
-    with listen(config) as listener:
+    with take_port(config) as port:
         if config.replicas == 1:
-            _run(listener, config, loading, given)
+            _run(port, config, loading, given)
         else:
             _log_with_time()
-            supervise(config.replicas, partial(_run_replica, listener, config, loading, given))
+            address = port.getsockname(), port.family
+            supervise(config.replicas, partial(_run_replica, address, config, loading, given))
 
 
 def _run(listener: socket, config: ServeConfig, loading: LoadOptions, given: Mapping[str, Any], name: str = "") -> None:
@@ -87,14 +89,16 @@ def _run(listener: socket, config: ServeConfig, loading: LoadOptions, given: Map
 
 
 def _run_replica(
-    listener: socket, config: ServeConfig, loading: LoadOptions, given: Mapping[str, Any], replica: Replica
+    address: tuple[Any, int], config: ServeConfig, loading: LoadOptions, given: Mapping[str, Any], replica: Replica
 ) -> None:
-    """Serves in one of several processes."""
+    """Serves in one of several processes, each of which listens at the port itself."""
     replica.settle()
     limit_arenas()
+    from bridgetower.serve.server import shared_port
+
     with reported():
         chosen = replica.device(loading.device) if loading.engine in ("torch", "auto") else loading.device
-        _run(listener, config, replace(loading, device=chosen), given, f"replica {replica.number + 1}: ")
+        _run(shared_port(*address), config, replace(loading, device=chosen), given, f"replica {replica.number + 1}: ")
 
 
 def service(
@@ -151,7 +155,6 @@ def _log_with_time(name: str = "") -> None:
     from rich.console import Console
     from rich.logging import RichHandler
 
-    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # its warnings are about requests, which anyone can send
     if sys.stderr.isatty():
         log_to(RichHandler(console=Console(stderr=True), show_path=False), f"{name}%(message)s", alone=True)
     else:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import re
+import time
 from collections.abc import Collection
+from functools import partial
+from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
@@ -17,7 +21,25 @@ from bridgetower.serve.errors import ApiError
 OPEN = frozenset({"/health", "/ready"})
 """Paths that need no key, by GET or HEAD."""
 
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:]*)(?::[0-9]*)?")
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
+
+
+_VIDEO = re.compile(r"/v1/videos/([0-9a-f]{64})")
+_TOKEN_SECONDS = 6 * 3600  # longer than a video plays
+
+
+def video_token(key: str, video: str, expiry: int | None = None) -> str:
+    """Returns what stands in a video's address in place of the key: players send no headers.
+
+    Args:
+        key: The API key.
+        video: Id of the only video that it opens.
+        expiry: In seconds since 1970; None: in six hours.
+    """
+    expiry = int(time.time()) + _TOKEN_SECONDS if expiry is None else expiry
+    signature = hmac.new(b"video " + key.encode(), f"{video} {expiry}".encode(), hashlib.sha256).hexdigest()
+    return f"{expiry}-{signature}"
 
 
 class AuthMiddleware:
@@ -39,13 +61,27 @@ class AuthMiddleware:
         self._app, self._page, self._sites = app, page, config.cors_origin
         self._names = _LOCAL_NAMES | {config.host, *map(str.lower, config.server_name)}
         self._key = None if config.api_key is None else _digest(config.api_key)
+        self._signs = partial(video_token, config.api_key or "")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes a request on or refuses it."""
-        if scope["type"] == "http" and (error := self._error(Headers(scope=scope), scope["method"], scope["path"])):
+        if (
+            scope["type"] == "http"
+            and not self._has_token(scope)
+            and (error := self._error(Headers(scope=scope), scope["method"], scope["path"]))
+        ):
             await error.response(scope)(scope, receive, send)
         else:
             await self._app(scope, receive, send)
+
+    def _has_token(self, scope: Scope) -> bool:
+        """Whether the address is one of a video that the server signed, and not expired."""
+        video, given = _VIDEO.fullmatch(scope["path"]), parse_qs(scope["query_string"]).get(b"token", [b""])[0]
+        expiry = given.partition(b"-")[0]
+        if self._key is None or video is None or not re.fullmatch(rb"[0-9]{1,12}", expiry):
+            return False
+        expected = self._signs(video[1], int(expiry)).encode()
+        return int(expiry) >= time.time() and hmac.compare_digest(given, expected)
 
     def _error(self, headers: Headers, method: str, path: str) -> ApiError | None:
         if path in OPEN and method not in ("GET", "HEAD"):
@@ -70,7 +106,7 @@ class AuthMiddleware:
             return None if is_local else ApiError(403, message, code="wrong_host")
         if path in self._page:
             return None
-        if path.startswith("/v1/"):
+        if path.startswith(("/v1/", "/v2/", "/rerank")):
             message = "the API key is missing or wrong; send the header Authorization: Bearer KEY"
             return ApiError(401, message, headers={"WWW-Authenticate": "Bearer"})
         if scheme.lower() == "basic" and self._is_key(_password(given.strip())):
@@ -119,9 +155,8 @@ def _is_link(headers: Headers, method: str, path: str) -> bool:
 
 def _name(host: str) -> str:
     """The name in a Host header, without the port."""
-    if host.startswith("["):
-        return host.partition("]")[0] + "]"
-    return host.partition(":")[0].lower()
+    found = _HOST.fullmatch(host)
+    return found[1].lower() if found else ""
 
 
 class CrossOriginMiddleware(CORSMiddleware):

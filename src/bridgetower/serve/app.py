@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from importlib.resources import files
 from typing import Any, Literal
 
@@ -17,7 +15,7 @@ from bridgetower.engines.config import Precision
 from bridgetower.serve import classify, embeddings, pairs
 from bridgetower.serve.access import OPEN, AuthMiddleware, CrossOriginMiddleware
 from bridgetower.serve.errors import ApiError, add_handlers
-from bridgetower.serve.middleware import RequestLimitsMiddleware
+from bridgetower.serve.middleware import RequestLimitsMiddleware, StrictHttpMiddleware
 from bridgetower.serve.observing import ObservingMiddleware
 from bridgetower.serve.proxies import ProxyMiddleware
 from bridgetower.serve.schemas import errors, json_of
@@ -52,19 +50,12 @@ _PAGE_HEADERS = {
 
 
 def build_app(service: Service) -> FastAPI:
-    """Returns the application around a service; the service runs while the application does."""
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with service.running():
-            yield
-
+    """Returns the application around a service that runs."""
     config = service.config
     app = FastAPI(
         title="BridgeTower",
         version=bridgetower.__version__,
         description=f"Embeddings of texts and images, and predictions for both together: {service.name}.",
-        lifespan=lifespan,
         docs_url=None,  # it loads scripts from elsewhere; /docs is a page of this package
         redoc_url=None,
         redirect_slashes=False,  # to an address in full, which a proxy may have another name for
@@ -79,6 +70,7 @@ def build_app(service: Service) -> FastAPI:
     app.add_middleware(RequestLimitsMiddleware, max_body=config.max_body * MIB, timeout=config.timeout)
     app.add_middleware(AuthMiddleware, config=config, page=PAGE.keys())
     app.add_middleware(CrossOriginMiddleware, sites=config.cors_origin)
+    app.add_middleware(StrictHttpMiddleware)
     app.add_middleware(ObservingMiddleware, metrics=service.metrics, access_log=config.access_log)
     app.add_middleware(ProxyMiddleware, trusted=config.forwarded_allow_ips, prefix=config.root_path)
     _describe_errors(app, with_key=config.api_key is not None)
@@ -232,14 +224,12 @@ async def model(name: str, service: Served) -> Response:
     raise ApiError(404, f"model is {name!r}; this server has {has}", code="model_not_found")
 
 
-@router.head("/health", include_in_schema=False)
 @router.get("/health", response_model=Status)
 async def health() -> Response:
     """Whether the process responds."""
     return json_of(Status())
 
 
-@router.head("/ready", include_in_schema=False)
 @router.get("/ready", response_model=Status, responses=errors(503))
 async def ready(service: Served) -> Response:
     """Whether the model responds: not before its first computation, and not while the server shuts down."""

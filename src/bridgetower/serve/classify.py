@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any
 
 import torch
 from annotated_types import Len
@@ -11,10 +11,10 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel, Field
 
 from bridgetower.inference import Item
-from bridgetower.serve.config import MOST_ITEMS
+from bridgetower.serve.config import MOST_ITEMS, MOST_TOP
 from bridgetower.serve.errors import ApiError
 from bridgetower.serve.pairs import Choice, PairRequest, handler_of
-from bridgetower.serve.schemas import COMPUTING, IMAGE, Images, JsonRoute, Listed, Texts, Top, Usage, long_json_of
+from bridgetower.serve.schemas import COMPUTING, IMAGE, Images, JsonRoute, Listed, Texts, Top, list_of
 from bridgetower.serve.service import PairInputs, Served, Service
 from bridgetower.zero_shot import TEMPLATES, label_choices, prompts_of
 
@@ -76,6 +76,10 @@ async def _by_labels(body: ClassifyRequest, service: Service, labels: list[str])
         raise ApiError(400, "labels are compared with images alone; give images and no texts", param="labels")
     count = len(body.images) + len(labels) * len(body.templates)
     with service.admission(count, "labels", body.model, "embeddings", images=body.images):
+        most = MOST_TOP * service.config.max_items
+        if len(body.images) * (results := min(body.top or len(labels), len(labels))) > most:
+            message = f"labels: {len(body.images)} images with {results} labels each, the limit is {most}; send top"
+            raise ApiError(413, message, param="labels")
         try:
             prompts = prompts_of(labels, body.templates)
         except ValueError as error:
@@ -85,13 +89,12 @@ async def _by_labels(body: ClassifyRequest, service: Service, labels: list[str])
         items = [*(Item(image=image.pixels) for image in images), *(Item(ids=ids) for ids in texts)]
         vectors = torch.stack(await service.batcher.submit(items))
 
-    def content() -> BaseModel:
+    def rows() -> Iterator[Mapping[str, Any]]:
         chosen = label_choices(
             service.main.predictor.model, vectors[: len(images)], vectors[len(images) :], labels, body.top
         )
-        data = [{"index": number, "classes": classes} for number, classes in enumerate(chosen)]
-        usage = Usage.of(service.main.tokens(images, texts))
-        listed = {"data": data, "model": service.name, "usage": usage}
-        return Listed[Classified].model_validate(listed, from_attributes=True)
+        for number, classes in enumerate(chosen):
+            yield {"index": number, "classes": classes}
 
-    return await long_json_of(content, len(images) * len(labels))
+    tokens = service.main.tokens(images, texts)
+    return await list_of(rows, Classified, parts=len(images) * results, model=service.name, tokens=tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import mimetypes
 import os
 import re
@@ -25,6 +26,8 @@ router = APIRouter(route_class=JsonRoute, tags=["search"])
 PIECE = 2**21
 """Most bytes of an answer to a request for a range; players ask for the next one."""
 
+logger = logging.getLogger(__name__)
+
 _CHUNK = 2**16  # bytes of a whole video that are read at once
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII | re.IGNORECASE)
 
@@ -38,6 +41,7 @@ async def video(
     id: Id,  # noqa: A002 - its name in the path
     service: Served,
     range: str | None = Header(None, description="One range of bytes; others are ignored."),  # noqa: A002 - its name in the headers
+    if_none_match: str | None = Header(None, description="The `ETag` of what the client has."),
     if_range: str | None = Header(None, description="The `ETag` that the range is of."),
 ) -> Response:
     """Return the video of a moment, or a piece of at most 2 MiB of it if a range is asked for."""
@@ -52,6 +56,8 @@ async def video(
     headers = {**HEADERS, "Accept-Ranges": "bytes", "Cache-Control": "private, no-cache", "ETag": tag}
     with ExitStack() as opened:
         opened.enter_context(stream)
+        if if_none_match is not None and {"*", tag} & {one.strip() for one in if_none_match.split(",")}:
+            return Response(status_code=304, headers=headers)
         piece = None if range is None or if_range not in (None, tag) else _piece(range, size)
         if piece is None:
             opened.pop_all()  # `_whole` closes it
@@ -73,10 +79,9 @@ def _opened(index: Index, moments: Sequence[Indexed]) -> tuple[BinaryIO, str]:
     for one in moments:
         try:
             return index.open_video(one), one.path.rpartition("#")[0]
-        except OSError as error:
-            problem = f"the video cannot be read ({error.strerror})"
-        except ValueError as error:
-            problem = str(error)
+        except (OSError, ValueError) as error:
+            logger.error("video %s: %s", one.digest, error)
+            problem = "the video cannot be read as it was indexed; the server's log has the reason"
     raise ApiError(404, problem, param="id", code="no_video")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 
 from bridgetower.model.plain import check_numbers
@@ -90,12 +90,12 @@ class ServeConfig:
 
     def __post_init__(self) -> None:
         """Checks that the server can run like this."""
-        check_numbers(self)
         positive = ("max_batch", "queue", "timeout", "max_body", "max_pixels", "max_items", "replicas")
         for item in fields(self):
             value = getattr(self, item.name)
             if item.name in positive and value is not None and not value > 0:
                 raise ValueError(f"{item.name} is {value}; expected more than 0")
+        check_numbers(self)
         if self.max_items > MOST_ITEMS:
             raise ValueError(f"max_items is {self.max_items}; expected {MOST_ITEMS} or fewer: clients can send several")
         if not 0 <= self.port < 2**16:
@@ -114,6 +114,30 @@ class ServeConfig:
                 f"queue is {self.queue}, so that a request of max_items {self.max_items} would always be refused; "
                 "raise queue or lower max_items"
             )
+
+
+def with_environment(arguments: Sequence[str], environment: Mapping[str, str]) -> list[str]:
+    """Returns the arguments of `serve` with options from BRIDGETOWER_… that they lack, and a name for the first one.
+
+    Raises:
+        ValueError: A switch has another value than true or false.
+    """
+    found = list(arguments)
+    if found and not found[0].startswith("-"):
+        found.insert(0, "--index" if found[0].rstrip("/").endswith(".lance") else "--model")
+    given = {one.partition("=")[0].replace("--no-", "--") for one in found}
+    defaults = {"model": "", "index": "", "root": "", "answer_model": "", **vars(ServeConfig())}
+    for name, default in defaults.items():
+        option, value = "--" + name.replace("_", "-"), environment.get(f"BRIDGETOWER_{name.upper()}")
+        if value is None or option in given or name == "api_key":  # which is read where no log shows it
+            continue
+        if isinstance(default, bool):
+            if value not in ("true", "false"):
+                raise ValueError(f"BRIDGETOWER_{name.upper()} is {value!r}; expected true or false")
+            found.append(option if value == "true" else option.replace("--", "--no-", 1))
+        else:
+            found += [option, *(value.split(",") if isinstance(default, tuple) else [value])]
+    return found
 
 
 def is_loopback(host: str) -> bool:

@@ -123,6 +123,11 @@ class EmbeddingsRequest(Body, json_schema_extra={"examples": _EMBEDDINGS}):
     messages: Annotated[list[Message], Field(min_length=1, max_length=1)] | None = None
     encoding_format: Literal["float", "base64"] = Field("float", description="base64: of little-endian float32.")
     dimensions: None = Field(None, description="Not possible: the vectors mean something only as a whole.")
+    embedding_type: Literal["float", "base64"] | None = Field(
+        None, description="Jina's name of `encoding_format`, which it overrides."
+    )
+    task: str | None = Field(None, max_length=1000, description="Accepted because Jina's clients send it; not used.")
+    normalized: bool = Field(True, description="Likewise: the vectors have length one in any case.")
     truncation_direction: Literal["right"] = Field("right", description="Texts are cut at their end, in any case.")
 
     @field_validator(
@@ -205,7 +210,7 @@ async def embeddings(body: EmbeddingsRequest, service: Served) -> Response:
 
     def content() -> EmbeddingsResponse:
         data = [
-            Embedding(index=number, embedding=_encoded(vector, body.encoding_format))
+            Embedding(index=number, embedding=_encoded(vector, body.embedding_type or body.encoding_format))
             for number, vector in enumerate(vectors)
         ]
         usage = Usage.of(service.main.tokens(decoded, list(texts.values())))
@@ -263,6 +268,12 @@ class RerankRequest(Body, json_schema_extra={"examples": _RERANK}):
     documents: Annotated[list[TextOrImage], Len(1, MOST_ITEMS)]
     top_n: int | None = Field(None, ge=1, description="Results to return; all of them if left out.")
     return_documents: bool = Field(False, description="Repeat the documents in the results.")
+    max_tokens_per_doc: int | None = Field(
+        None,
+        ge=1,
+        strict=True,
+        description="Accepted because Cohere's client sends it; not used: `truncate` cuts documents.",
+    )
 
     @property
     def contents(self) -> dict[str, list[str]]:
@@ -289,6 +300,8 @@ class RerankResponse(BaseModel):
     usage: Usage
 
 
+@router.post("/rerank", include_in_schema=False)
+@router.post("/v2/rerank", include_in_schema=False)
 @router.post("/v1/rerank", response_model=RerankResponse, responses=COMPUTING, tags=["rerank"])
 async def rerank(body: RerankRequest, service: Served) -> Response:
     """Sort documents by their relevance to a query.

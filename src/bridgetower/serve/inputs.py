@@ -7,6 +7,7 @@ import base64
 import binascii
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TypeVar
 
 from PIL import Image
@@ -22,11 +23,15 @@ from bridgetower.serve.remote import RemoteImages
 MAX_CHARACTERS = 20_000
 """Of one text. Models take far fewer; longer texts would be tokenised only to be refused or cut."""
 
+MAX_CHARACTERS_TOGETHER = 2**22
+"""Of all texts of one field of a request."""
+
 OR_CUT = ', or send "truncate": true to cut it'
 """Ends the error about a text that is too long."""
 
 _BASE64 = 2**20  # characters that are decoded at once; meanwhile no other thread of Python runs
 _AT_ONCE = 2000  # characters that are tokenised in less time than handing them to a thread takes
+_SLICE = 40_000  # characters, or texts of one more, that are tokenised in one piece of a thread's work
 
 _BARE = re.compile(r"(?:/9j/|[A-Za-z0-9+])[A-Za-z0-9+/]{31}")  # of a path, the first letter is no slash
 _DATA_URI = re.compile(r"data:image/[\w.+-]+;base64,", re.ASCII | re.IGNORECASE)
@@ -49,6 +54,10 @@ class Inputs:
         """
         self._processor, self._max_pixels, self._remote = processor, max_pixels, remote
         self._threads = Turns(available_cores(), "inputs")
+
+    def warm(self) -> None:
+        """Starts the threads of the tokenizer, which fails for ever if it finds no memory for them later."""
+        self._processor.token_ids(["a"] * 2)
 
     def fetches(self, sources: Iterable[str | None]) -> bool:
         """Whether one of some images is fetched from another host."""
@@ -85,11 +94,27 @@ class Inputs:
         """Tokenises texts.
 
         Raises:
-            ApiError: One is too long.
+            ApiError: One is too long, or all together are.
         """
-        if sum(map(len, texts)) <= _AT_ONCE:
-            return self._texts(texts, param, truncate)
-        return await self.in_thread(lambda: self._texts(texts, param, truncate))
+        longest, together = max(map(len, texts)), sum(map(len, texts))
+        if longest > MAX_CHARACTERS:
+            message = f"{param}: a text has {longest} characters, the limit is {MAX_CHARACTERS}"
+            raise ApiError(400, message, param=param)
+        if together > MAX_CHARACTERS_TOGETHER:
+            message = f"{param}: {together} characters, the limit is {MAX_CHARACTERS_TOGETHER}; send several requests"
+            raise ApiError(413, message, param=param)
+        if together <= _AT_ONCE:
+            return self._texts(texts, param, truncate, 0)
+        starts = [0]
+        size = 0
+        for number, text in enumerate(texts):
+            if size + len(text) > _SLICE:
+                starts.append(number)
+                size = 0
+            size += len(text)
+        slices = zip(starts, [*starts[1:], len(texts)], strict=True)
+        works = [partial(self._texts, texts[start:end], param, truncate, start) for start, end in slices if start < end]
+        return [ids for found in await self.each(works) for ids in found]
 
     async def seen(self, source: str, param: str) -> tuple[Resized, Image.Image]:
         """Decodes an image as `images` does, and also returns the part that the model sees, for display.
@@ -131,14 +156,9 @@ class Inputs:
     def _prepared(self, content: bytes) -> Resized:
         return self._processor.prepare(content, max_pixels=self._max_pixels)
 
-    def _texts(self, texts: Sequence[str], param: str, truncate: bool) -> list[Tokens]:
-        longest = max(texts, key=len)
-        if len(longest) > MAX_CHARACTERS:
-            raise ApiError(
-                400, f"{param}: a text has {len(longest)} characters, the limit is {MAX_CHARACTERS}", param=param
-            )
+    def _texts(self, texts: Sequence[str], param: str, truncate: bool, first: int) -> list[Tokens]:
         try:
-            return [tuple(ids) for ids in self._processor.token_ids(texts, truncate=truncate)]
+            return [tuple(ids) for ids in self._processor.token_ids(texts, truncate=truncate, first=first)]
         except ValueError as error:
             message = str(error).replace(", or pass truncate=True to cut it", OR_CUT)
             raise ApiError(400, f"{param}: {message}", param=param) from error

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bridgetower.serve.errors import ApiError, failure, id_of
 
 logger = logging.getLogger(__name__)
 
-ABORT = "bridgetower.abort"
-"""Extension of a scope whose `end` closes the connection, whether or not its client reads."""
+HEAD_BYTES = 2**16
+"""Most bytes of the head of a request."""
+
+_DRAIN = 5.0  # seconds for which the rest of a body is read after its response
+_CHUNKS, _CHUNK = 256, 1024  # chunks that any body may have; bytes of a body for each chunk more
 
 _WITHOUT_BODY = ("GET", "HEAD")
 _REQUESTS = 1000  # with bodies, that are read or answered at once
@@ -58,7 +62,9 @@ class RequestLimitsMiddleware:
         error = _bad_length(scope["method"], headers)
         if error is None and scope["method"] in _WITHOUT_BODY:
             deadline = asyncio.get_running_loop().time() + self._timeout
-            error = await self._in_time(scope, bytearray(), receive, send, deadline)
+            head = scope["method"] == "HEAD"
+            scope["method"] = "GET"  # every route of GET answers HEAD, without the body
+            error = await self._in_time(scope, bytearray(), receive, send, deadline, head=head)
         elif error is None and self._requests >= self._most and not self._drop_stalled():
             error = _busy("too many requests at once")
         elif error is None:
@@ -77,8 +83,7 @@ class RequestLimitsMiddleware:
         self._reading[limit] = None
         try:
             async with limit:
-                if not await self._read(headers, body, receive):
-                    return None
+                await self._read(headers, body, receive)
         except TimeoutError:
             if limit not in self._reading:
                 return _busy("too many requests at once")
@@ -90,14 +95,14 @@ class RequestLimitsMiddleware:
         return await self._in_time(scope, body, receive, send, deadline)
 
     async def _in_time(
-        self, scope: Scope, body: bytearray, receive: Receive, send: Send, deadline: float
+        self, scope: Scope, body: bytearray, receive: Receive, send: Send, deadline: float, *, head: bool = False
     ) -> ApiError | None:
         """Runs the application; it is cancelled at the deadline, and when the client disconnects or stalls.
 
         Once the response has begun, each part of it has the whole time.
         """
         left, limit = False, asyncio.timeout_at(deadline)
-        answer = _Answer(send, limit, self._timeout, self._answers, _BODIES * self._max_body)
+        answer = _Answer(send, limit, self._timeout, self._answers, _BODIES * self._max_body, head=head)
         try:
             async with limit:
                 watching = asyncio.ensure_future(_end_when_left(receive, limit))
@@ -107,36 +112,36 @@ class RequestLimitsMiddleware:
                     left = watching.done()
                     watching.cancel()
         except Exception as error:
-            if left:
+            if left or answer.done:
                 return None
             if isinstance(error, TimeoutError) and limit.expired():
                 if answer.started:
-                    await _cut_off(scope, receive)
-                    return None
+                    raise  # the connection is closed, so that the client sees that the response is not whole
                 message = f"no answer within {self._timeout:g} s; try again later"
                 return ApiError(503, message, headers={"Retry-After": "10"})
             logger.exception("%s %s failed, request %s", scope["method"], scope["path"], id_of(scope))
             return None if answer.started else failure()
         return None
 
-    async def _read(self, headers: Headers, body: bytearray, receive: Receive) -> bool:
-        """Reads the body; False if the client disconnected.
+    async def _read(self, headers: Headers, body: bytearray, receive: Receive) -> None:
+        """Reads the body.
 
         Raises:
-            ApiError: It is too large, or too many others are being read.
+            ApiError: It is too large, in too short chunks or no HTTP, or too many others are being read.
         """
-        announced = headers.get("content-length", "0")
-        self._check(int(announced) if announced.isdecimal() else 0)
-        while True:
+        self._check(int(headers.get("content-length", "0")))
+        for chunks in itertools.count():
             message = await receive()
             if message["type"] == "http.disconnect":
-                return False
+                raise _invalid("the body ends early, or is not sent in valid chunks")
+            if chunks > _CHUNKS + len(body) // _CHUNK and "transfer-encoding" in headers:
+                raise _invalid("the body is sent in too many short chunks")
             before = _counted(body)
             body += message.get("body", b"")
             self._held += _counted(body) - before
             self._check(len(body))
             if not message.get("more_body"):
-                return True
+                return
 
     def _check(self, size: int) -> None:
         if size > self._max_body:
@@ -168,15 +173,22 @@ class RequestLimitsMiddleware:
 class _Answer:
     """Sends a response in parts, and counts the bytes that the client has not yet read."""
 
-    def __init__(self, send: Send, limit: asyncio.Timeout, stall: float, others: set[_Answer], most: int) -> None:
+    def __init__(
+        self, send: Send, limit: asyncio.Timeout, stall: float, others: set[_Answer], most: int, *, head: bool
+    ) -> None:
         self._send, self._limit, self._stall, self._others, self._most = send, limit, stall, others, most
-        self.started = False
+        self._head = head
+        self.started = self.done = False
         self._size = self._sent = 0
         self._since = 0.0
 
     async def __call__(self, message: Message) -> None:
         self.started = True
         body = message.get("body", b"")
+        if self._head and message["type"] == "http.response.body":
+            await self._send_part({"type": message["type"], "body": b""})
+            self.done = True
+            raise ConnectionAbortedError  # so that no more of the body is made
         if len(body) <= _OWN:
             await self._send_part(message)
             return
@@ -216,13 +228,65 @@ def _expire(limit: asyncio.Timeout) -> None:
 
 
 def _bad_length(method: str, headers: Headers) -> ApiError | None:
-    length, is_chunked = headers.get("content-length", "0"), "transfer-encoding" in headers
-    if is_chunked and "content-length" in headers:
-        message = "the request has both Content-Length and Transfer-Encoding; expected one of them"
-        return ApiError(400, message, code="invalid_http", headers={"Connection": "close"})
-    if method in _WITHOUT_BODY and (is_chunked or length != "0"):
-        return ApiError(400, f"{method} has a body, which is not read; expected none")
+    if method in _WITHOUT_BODY and ("transfer-encoding" in headers or headers.get("content-length", "0") != "0"):
+        return ApiError(400, f"{method} has a body, which is not read; expected none", headers={"Connection": "close"})
     return None
+
+
+class StrictHttpMiddleware:
+    """Refuses heads that others may read in another way than the server, or that are too long."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        """Wraps an application."""
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on or refuses it.
+
+        Of a body that is answered before it is read, the rest is read and dropped for a while: a connection that is
+        closed at once may lose the response.
+        """
+        headers = Headers(scope=scope)
+        more = "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
+
+        async def reading() -> Message:
+            nonlocal more
+            message = await receive()
+            more = more and message["type"] == "http.request" and bool(message.get("more_body"))
+            return message
+
+        async def closing(message: Message) -> None:
+            if more and message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["Connection"] = "close"
+            await send(message)
+
+        error = _bad_head(scope)
+        await (self._app if error is None else error.response(scope))(scope, reading, closing)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN):
+                while more:
+                    await reading()
+
+
+def _bad_head(scope: Scope) -> ApiError | None:
+    given: list[tuple[bytes, bytes]] = scope["headers"]
+    size = (
+        len(scope["raw_path"]) + len(scope["query_string"]) + sum(len(name) + len(value) + 4 for name, value in given)
+    )
+    if size > HEAD_BYTES:
+        message = f"the headers have {size} bytes; expected {HEAD_BYTES} at most"
+        return ApiError(431, message, code="invalid_http", headers={"Connection": "close"})
+    hosts = [value for name, value in given if name == b"host"]
+    if len(hosts) > 1 or (scope["http_version"] == "1.1" and not any(hosts)):
+        return _invalid(f"the request has {len(hosts)} Host headers; expected one with a name")
+    encodings = [value.strip().lower() for name, value in given if name == b"transfer-encoding"]
+    if encodings not in ([], [b"chunked"]):
+        return _invalid("the body is sent with a Transfer-Encoding other than chunked, which is not read")
+    return None
+
+
+def _invalid(reason: str) -> ApiError:
+    return ApiError(400, f"{reason}; expected HTTP/1.1", code="invalid_http", headers={"Connection": "close"})
 
 
 def _busy(reason: str) -> ApiError:
@@ -245,13 +309,6 @@ def _replay(body: bytearray) -> Receive:
 async def _end_when_left(receive: Receive, limit: asyncio.Timeout) -> None:
     await _left(receive)
     _expire(limit)
-
-
-async def _cut_off(scope: Scope, receive: Receive) -> None:
-    """Closes the connection of a response that was begun."""
-    if ABORT in scope.get("extensions", {}):
-        scope["extensions"][ABORT]["end"]()
-        await _left(receive)
 
 
 async def _left(receive: Receive) -> None:

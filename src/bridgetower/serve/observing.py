@@ -45,13 +45,14 @@ class ObservingMiddleware:
             return
         given = Headers(scope=scope).get("x-request-id", "")
         scope.setdefault("state", {})["request_id"] = given if _ID.fullmatch(given) else uuid.uuid4().hex
-        started, status, size = time.perf_counter(), _CLIENT_LEFT, 0
+        started, status, size, method = time.perf_counter(), _CLIENT_LEFT, 0, scope["method"]
 
         async def noting(message: Message) -> None:
             nonlocal status, size
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-ID"] = id_of(scope)
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-ID"], headers["Server"] = id_of(scope), "bridgetower"
             size += len(message.get("body", b""))
             await send(message)
 
@@ -59,23 +60,23 @@ class ObservingMiddleware:
             with held(self._metrics.in_flight):
                 await self._app(scope, receive, noting)
         except Exception:
-            status = 500
+            status = 500 if status == _CLIENT_LEFT else status  # it may have begun
             raise
         finally:
             seconds = time.perf_counter() - started
             route = getattr(scope.get("route"), "path", "none")
             self._metrics.observe_request(route, str(status), seconds)
             if self._access_log:
-                ACCESS_LOG.info(_line(scope, route, status, size, seconds))
+                ACCESS_LOG.info(_line(scope, method, route, status, size, seconds))
 
 
-def _line(scope: Scope, route: str, status: int, size: int, seconds: float) -> str:
+def _line(scope: Scope, method: str, route: str, status: int, size: int, seconds: float) -> str:
     return json_text(
         {
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "request_id": id_of(scope),
             "client": (scope.get("client") or [None])[0],
-            "method": scope["method"],
+            "method": method,
             "path": shortened(scope["path"]),
             "route": route,
             "status": status,

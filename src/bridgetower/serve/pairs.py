@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -28,6 +28,7 @@ from bridgetower.serve.schemas import (
     Texts,
     Top,
     Usage,
+    list_of,
     long_json_of,
 )
 from bridgetower.serve.service import PairInputs, PairUse, Served, ServedModel
@@ -195,16 +196,13 @@ def handler_of(request: type[PairRequest]) -> Callable[..., Any]:
         with service.admission(count, param, body.model, body.use, images=images):
             outcomes, tokens = await service.pairs(body.use, given, top=body.most(), truncate=body.truncate)
 
-        def content() -> BaseModel:
-            model = service.model_for(body.use)
-            data = [
-                {"index": number, "image": image, "text": text, **body.told(outcome, model)}
-                for number, ((image, text), outcome) in enumerate(zip(given.pairs(), outcomes, strict=True))
-            ]
-            listed = {"data": data, "model": model.name, "usage": Usage.of(tokens)}
-            return Listed[body.entry].model_validate(listed, from_attributes=True)  # type: ignore[name-defined]
+        model = service.model_for(body.use)
 
-        return await long_json_of(content, _num_values(outcomes))
+        def rows() -> Iterator[Mapping[str, Any]]:
+            for number, ((image, text), outcome) in enumerate(zip(given.pairs(), outcomes, strict=True)):
+                yield {"index": number, "image": image, "text": text, **body.told(outcome, model)}
+
+        return await list_of(rows, body.entry, parts=_num_values(outcomes), model=model.name, tokens=tokens)
 
     handle.__annotations__["body"] = request
     return handle

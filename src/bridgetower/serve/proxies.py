@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Sequence
 
+from granian.utils.proxies import wrap_asgi_with_proxy_headers
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
-from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 
-class ProxyMiddleware(ProxyHeadersMiddleware):
+class ProxyMiddleware:
     """Takes a prefix off the path, and the sender from the headers of trusted proxies.
 
     `X-Forwarded-For` gives the address of the client, `X-Forwarded-Proto` the scheme. `X-Forwarded-Host` is left where
@@ -24,13 +25,13 @@ class ProxyMiddleware(ProxyHeadersMiddleware):
             trusted: Addresses and networks of proxies.
             prefix: Of the paths that clients use, such as /photos; a proxy may have removed it already.
         """
-        super().__init__(app, list(trusted))  # type: ignore[arg-type]  # its types of an application are its own
-        self._prefix = prefix
+        self._app, self._prefix = wrap_asgi_with_proxy_headers(app, list(trusted)), prefix
+        self._trusted = [ipaddress.ip_network(network) for network in trusted]
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # type: ignore[override]
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes a request on; one for the prefix itself is redirected to the page below it."""
         if scope["type"] != "http":
-            await self.app(scope, receive, send)  # type: ignore[arg-type]
+            await self._app(scope, receive, send)
             return
         scope = dict(scope)
         if self._prefix and scope["path"] == self._prefix:
@@ -38,6 +39,7 @@ class ProxyMiddleware(ProxyHeadersMiddleware):
             return
         if self._prefix and scope["path"].startswith(f"{self._prefix}/"):
             scope["path"] = scope["path"].removeprefix(self._prefix)
-        if not scope.get("client") or scope["client"][0] not in self.trusted_hosts:
+        client = ipaddress.ip_address(scope["client"][0]) if scope.get("client") else None
+        if not any(client in network for network in self._trusted):
             scope["headers"] = [(name, value) for name, value in scope["headers"] if name != b"x-forwarded-host"]
-        await super().__call__(scope, receive, send)  # type: ignore[arg-type]
+        await self._app(scope, receive, send)

@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Condition, Thread
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from bridgetower.serve.metrics import Metrics, held
 
@@ -21,6 +21,7 @@ _Result = TypeVar("_Result")
 FETCHING = 500
 """Requests at most that wait for other hosts; less than the server takes at once."""
 
+_FAILED = 3  # batches in a row after which the model is taken for broken
 _SMOOTHING = 0.2  # of the newest batch in the rate that Retry-After is estimated from
 
 
@@ -90,7 +91,7 @@ class Batcher(Generic[_Item, _Result]):
         self._rate = float(max_batch)  # items per second
         self._waiting: deque[_Request[_Item, _Result]] = deque()
         self._wake = asyncio.Event()
-        self._closing = False
+        self._closing, self._failed = False, 0  # batches in a row of which no item could be computed
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._work = asyncio.create_task(self._run())
 
@@ -101,8 +102,8 @@ class Batcher(Generic[_Item, _Result]):
 
     @property
     def alive(self) -> bool:
-        """Whether the loop that computes items is running."""
-        return not self._work.done()
+        """Whether the loop that computes items is running, and not every one of the last batches failed."""
+        return not self._work.done() and self._failed < _FAILED
 
     @contextmanager
     def admission(self, count: int, *, fetches: bool = False) -> Iterator[None]:
@@ -166,14 +167,38 @@ class Batcher(Generic[_Item, _Result]):
                 computed = loop.run_in_executor(self._thread, self._compute, batch)
                 await asyncio.wait([computed])
             self._measure(len(batch), time.perf_counter() - started)
-            if error := computed.exception():
-                for request, _ in shares:
-                    request.fail(error)
-                continue
-            results, start = computed.result(), 0
-            for request, items in shares:
-                request.add(results[start : start + len(items)])
-                start += len(items)
+            self._failed = 0 if not computed.exception() else self._failed + 1
+            if not computed.exception():
+                self._deliver(shares, computed.result())
+            elif len(batch) == 1:
+                shares[0][0].fail(cast(BaseException, computed.exception()))
+            else:  # the requests whose items can be computed alone are not to suffer
+                outcomes = await loop.run_in_executor(self._thread, self._each_alone, batch)
+                self._failed = 0 if any(isinstance(one, tuple) for one in outcomes) else self._failed
+                start = 0
+                for request, items in shares:
+                    own = outcomes[start : start + len(items)]
+                    start += len(items)
+                    if errors := [one for one in own if isinstance(one, BaseException)]:
+                        request.fail(errors[0])
+                    else:
+                        request.add([one[0] for one in own if isinstance(one, tuple)])
+
+    def _each_alone(self, batch: Sequence[_Item]) -> list[tuple[_Result] | BaseException]:
+        outcomes: list[tuple[_Result] | BaseException] = []
+        for item in batch:
+            try:
+                outcomes.append((self._compute([item])[0],))
+            except Exception as error:  # noqa: BLE001 - of this item alone
+                outcomes.append(error)
+        return outcomes
+
+    @staticmethod
+    def _deliver(shares: list[tuple[_Request[_Item, _Result], Sequence[_Item]]], results: Sequence[_Result]) -> None:
+        start = 0
+        for request, items in shares:
+            request.add(results[start : start + len(items)])
+            start += len(items)
 
     def _next_batch(self) -> list[tuple[_Request[_Item, _Result], Sequence[_Item]]]:
         """Takes items of the requests in turn, the same number of each while there are enough."""

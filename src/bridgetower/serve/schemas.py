@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator
+import json
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
@@ -125,6 +126,29 @@ Images = Annotated[
 
 Modality = Literal["text", "image"]
 Top = Annotated[int, Field(ge=1, le=MOST_TOP)]
+
+
+async def list_of(
+    rows: Callable[[], Iterable[Mapping[str, Any]]], entry: type[BaseModel], *, parts: int, model: str, tokens: int
+) -> Response:
+    """Returns a `Listed` of entries, written one by one: pydantic would hold up all other threads for many.
+
+    Args:
+        rows: Returns the fields of the entries, and perhaps others.
+        entry: Type of the entries.
+        parts: That they have; if there are many, they are written outside the event loop.
+        model: That answered.
+        tokens: Number that was read.
+    """
+
+    def build() -> Response:
+        written = [
+            json.dumps({name: row[name] for name in entry.model_fields if name in row}, default=vars) for row in rows()
+        ]
+        rest = json.dumps({"model": model, "usage": Usage.of(tokens).model_dump()})[1:]
+        return Response(f'{{"object": "list", "data": [{", ".join(written)}], {rest}', media_type="application/json")
+
+    return build() if parts <= _PARTS_AT_ONCE else await asyncio.to_thread(build)
 
 
 async def long_json_of(build: Callable[[], BaseModel], parts: int) -> Response:

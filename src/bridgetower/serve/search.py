@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from hashlib import sha256
 from typing import Annotated, Any
 
 import torch
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Header, Query, Response
 from fastapi import Path as InPath
 from PIL import Image
 from pydantic import BaseModel, Field, field_validator
@@ -21,7 +22,9 @@ from bridgetower.processor import Resized, media_type, open_reduced
 from bridgetower.search.conditions import MAX_CHARACTERS, parsed_condition
 from bridgetower.search.searcher import COLUMNS, RERANK, Against, Searcher, candidates, mean_vector, two_stages
 from bridgetower.search.table import Hit, Indexed
+from bridgetower.serve.access import video_token
 from bridgetower.serve.computing import embedding_items
+from bridgetower.serve.config import ServeConfig
 from bridgetower.serve.errors import ApiError
 from bridgetower.serve.schemas import (
     COMPUTING,
@@ -145,6 +148,7 @@ async def search(body: SearchRequest, service: Served) -> Response:
     try:
         with index_read():
             against, rerank = await asyncio.to_thread(searcher.planned, body.query, body.image, **settings)  # type: ignore[arg-type]
+            rerank = min(rerank, await asyncio.to_thread(len, searcher.index))
     except ValueError as error:
         raise ApiError(400, str(error)) from error
     given = sum(part is not None for part in (body.query, body.image))
@@ -152,16 +156,16 @@ async def search(body: SearchRequest, service: Served) -> Response:
         rerank = max(0, min(rerank, service.config.max_items - given))
     with service.admission(given + rerank, "rerank", body.model, images=[body.image]):
         hits, tokens = await _found(body, service, searcher, rerank, against)
-    prefix = service.config.root_path
-    data = [FoundImage(rank=rank, **_told(hit, prefix), **vars(hit)) for rank, hit in enumerate(hits, start=1)]
+    data = [FoundImage(rank=rank, **_told(hit, service.config), **vars(hit)) for rank, hit in enumerate(hits, start=1)]
     return json_of(SearchResponse(data=data, model=service.name, against=against, usage=Usage.of(tokens)))
 
 
-def _told(hit: Hit, prefix: str) -> dict[str, Any]:
+def _told(hit: Hit, config: ServeConfig) -> dict[str, Any]:
     """Returns what only a hit over HTTP has, and what only a moment of a video has."""
     if hit.start is None:
         return {"id": hit.digest}
-    place = hit.file if isinstance(hit.file, str) else f"{prefix}/v1/videos/{hit.digest}"
+    token = "" if config.api_key is None else f"?token={video_token(config.api_key, hit.digest)}"
+    place = hit.file if isinstance(hit.file, str) else f"{config.root_path}/v1/videos/{hit.digest}{token}"
     link = f"{place}#{hit.path.rpartition('#')[2]}"
     return {"id": hit.digest, "transcript": " ".join(hit.captions), "link": link}
 
@@ -185,6 +189,8 @@ async def _found(
                 exact=body.exact,
             )
     except ValueError as error:
+        if body.where is None:
+            raise _unavailable(error) from error
         raise ApiError(400, str(error), param="where") from error
     chosen, others = candidates(nearest, rerank)
     matched, log_odds = await _matched(service, searcher, chosen, texts)
@@ -200,9 +206,12 @@ def index_read() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        logger.error("index: %s", error)
-        message = "the index cannot be read; the server's log has the reason"
-        raise ApiError(503, message, code="index_unavailable") from error
+        raise _unavailable(error) from error
+
+
+def _unavailable(error: Exception) -> ApiError:
+    logger.error("index: %s", error)
+    return ApiError(503, "the index cannot be read; the server's log has the reason", code="index_unavailable")
 
 
 async def _matched(
@@ -248,22 +257,30 @@ async def index(service: Served) -> Response:
     response_class=Response,
     responses={200: {"content": {"image/*": {}}}, **errors(400, 401, 404, 413, 429, 503)},
 )
-async def image(id: Id, service: Served, size: Size = None) -> Response:  # noqa: A002 - its name in the path
+async def image(
+    id: Id,  # noqa: A002 - its name in the path
+    service: Served,
+    size: Size = None,
+    if_none_match: str | None = Header(None, description="The `ETag` of what the client has."),
+) -> Response:
     """Return an image of the index: small as JPEG, or as the file that was indexed."""
+    headers = {**HEADERS, "ETag": (tag := f'"{id}-{size or "file"}"')}
     with service.admission(1, "id", None):
         with index_read():
             copies = await asyncio.to_thread(service.index.with_digest, id)
+        if copies and tag in (if_none_match or ""):
+            return Response(status_code=304, headers=headers)
         if size is None:
-            return await service.inputs.in_thread(lambda: _original(service, copies))
+            return await service.inputs.in_thread(lambda: _original(service, copies, headers))
         content = await service.inputs.in_thread(lambda: _small(_content(service, copies), size, service.max_pixels))
-    return Response(content, media_type="image/jpeg", headers=HEADERS)
+    return Response(content, media_type="image/jpeg", headers=headers)
 
 
-def _original(service: Service, copies: Sequence[Indexed]) -> Response:
+def _original(service: Service, copies: Sequence[Indexed], headers: Mapping[str, str]) -> Response:
     """Returns the file of an image as it is."""
     content = _content(service, copies)
     try:
-        return Response(content, media_type=media_type(content), headers=HEADERS)
+        return Response(content, media_type=media_type(content), headers=headers)
     except ValueError as error:
         raise _gone(str(error)) from error
 
@@ -278,11 +295,13 @@ def _content(service: Service, copies: Sequence[Indexed]) -> bytes:
     for one in copies:
         try:
             limit = service.config.max_body * MIB
-            return service.index.content(one, within_root=True, fetch=False, max_bytes=limit)
-        except OSError as error:
-            problem = f"the image cannot be read ({error.strerror})"
-        except ValueError as error:
-            problem = str(error)
+            content = service.index.content(one, within_root=True, fetch=False, max_bytes=limit)
+            if one.start is not None and (len(content) > limit or sha256(content).hexdigest() != one.digest):
+                raise ValueError(f"the frame of {one.path} has {len(content)} bytes, or another digest than indexed")
+            return content
+        except (OSError, ValueError) as error:
+            logger.error("image %s: %s", one.digest, error)
+            problem = "the image cannot be read as it was indexed; the server's log has the reason"
     raise _gone(problem)
 
 

@@ -1,44 +1,36 @@
-"""Runs the application: its address, limits on connections, shutdown."""
+"""Runs the application on Granian: its address, limits on connections, shutdown."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
 import logging
-import math
-import re
 import resource
+import signal
 import socket
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+import threading
+from contextlib import suppress
 
-import h11
-import uvicorn
-from starlette.types import ASGIApp, Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
+from granian.constants import HTTPModes, Interfaces
+from granian.http import HTTP1Settings
+from granian.net import SocketHolder  # type: ignore[attr-defined]  # of its native module
+from granian.server.embed import Server as Embedded
 
 from bridgetower.serve.app import build_app
 from bridgetower.serve.config import ServeConfig, is_loopback
-from bridgetower.serve.errors import ApiError
-from bridgetower.serve.middleware import ABORT
+from bridgetower.serve.middleware import HEAD_BYTES
 from bridgetower.serve.service import Service
 
 logger = logging.getLogger(__name__)
 
-_CONNECTIONS = 2000
-_FILES = 4 * _CONNECTIONS  # the model, the index, and connections that are about to be closed, need some too
-_ACCEPTED_TOGETHER = 256  # connections; those that are too many are closed a moment later
-_PATIENCE = 10.0  # seconds
-_KEEP_ALIVE = 75  # seconds; longer than clients keep a connection, so that none sends into a closed one
-_HEAD, _LINES = 2**16, 128  # bytes and lines of a request without its body
-_CHUNKS, _CHUNK = 256, 1024  # chunks that any body may have; bytes of a body for each chunk more
-_LAST_CHUNK = re.compile(rb"\r?\n?0+[;\s]")
-_BLANK_LINE = re.compile(rb"\n\r?\n")
+_CONNECTIONS = 4096  # read at once; further ones wait in the backlog, which is as long
+_FILES = 4 * _CONNECTIONS  # the model and the index need some too
+_PATIENCE = 10.0  # seconds for the head of a request, and between two requests of a connection
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def listen(config: ServeConfig) -> socket.socket:
-    """Takes the port, before anything that takes time.
+def take_port(config: ServeConfig) -> socket.socket:
+    """Binds the port without listening, before anything that takes time.
 
     Raises:
         ValueError: Other machines could reach the server, and there is no API key.
@@ -50,56 +42,108 @@ def listen(config: ServeConfig) -> socket.socket:
         )
     try:
         family, _, _, _, address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
-        listener = socket.create_server(address, family=family)
+        with socket.create_server(address, family=family) as alone:  # fails if anything has it, also with SO_REUSEPORT
+            taken = alone.getsockname()
+        return shared_port(taken, family)
     except OSError as error:
         reason = str(error.strerror).partition(" (while attempting")[0]  # Python names the address again
         raise OSError(f"cannot listen at {config.host}, port {config.port}: {reason}; choose another") from error
-    # asyncio sets this only on sockets that name their protocol; without it a response may be delayed by 40 ms.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return listener
+
+
+def shared_port(address: tuple[str, int], family: int) -> socket.socket:
+    """Binds a port that other processes of this user bind too; the system spreads connections over all listeners."""
+    bound = socket.socket(family)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)  # with SO_REUSEADDR as well, others could take it too
+    bound.bind(address)
+    return bound
 
 
 def serve(service: Service, listener: socket.socket) -> None:
-    """Serves until the process gets SIGTERM or Ctrl-C, then finishes the requests that it has.
-
-    Args:
-        service: The model.
-        listener: From `listen`.
-
-    Raises:
-        SystemExit: The service could not be started; the log has the reason.
-    """
-    server = server_of(service, connections=min(_CONNECTIONS, _open_files() // 4))
+    """Serves at a bound socket until the process gets SIGTERM, SIGHUP or Ctrl-C, then finishes what it has."""
+    server = Server(service, listener, connections=min(_CONNECTIONS, _open_files() // 4))
     gc.collect()
     gc.freeze()  # what was loaded stays; collecting it again would stop the server for 0.15 s each time
-    server.run(sockets=[listener])
-    if not server.started:
-        raise SystemExit(3)  # as uvicorn does in later releases
+    server.run()
 
 
-def server_of(service: Service, *, connections: int = _CONNECTIONS, patience: float = _PATIENCE) -> uvicorn.Server:
-    """Returns the server of a model, not yet running.
+class Server(Embedded):
+    """Granian in this process, with the socket and the service that it is given."""
 
-    Args:
-        service: The model.
-        connections: Most at once; of more, those that have been idle for longest are closed.
-        patience: Seconds for the headers of a request.
-    """
-    timeout = service.config.timeout
-    waiting = Waiting(most=connections, seconds=min(patience, timeout), stalled=timeout)
-    config = uvicorn.Config(
-        build_app(service),
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        http=partial(Connection, waiting=waiting),  # type: ignore[arg-type]  # it is called, and nothing else
-        ws="none",
-        backlog=_ACCEPTED_TOGETHER,
-        timeout_keep_alive=_KEEP_ALIVE,
-        timeout_graceful_shutdown=math.ceil(timeout) + 1,
-    )
-    return _Server(config, service)
+    def __init__(
+        self,
+        service: Service,
+        listener: socket.socket,
+        *,
+        connections: int = _CONNECTIONS,
+        patience: float = _PATIENCE,
+    ) -> None:
+        """Accepts nothing yet.
+
+        Args:
+            service: The model.
+            listener: Bound; it is closed in the end.
+            connections: Most at once; others wait.
+            patience: Seconds for the head of a request.
+        """
+        timeout = service.config.timeout
+        super().__init__(
+            build_app(service),
+            interface=Interfaces.ASGINL,
+            http=HTTPModes.http1,
+            websockets=False,
+            backlog=_CONNECTIONS,
+            backpressure=connections,
+            log_enabled=False,
+            http1_settings=HTTP1Settings(
+                header_read_timeout=round(1000 * min(patience, timeout)), max_buffer_size=HEAD_BYTES
+            ),
+        )
+        self.workers_kill_timeout = round(timeout + patience)  # seconds for what was begun when it is stopped
+        self._service, self._listener = service, listener
+        self._signal: int | None = None
+        self.started = threading.Event()
+
+    def run(self) -> None:
+        """Serves until it is stopped; a signal then takes its usual effect."""
+        asyncio.run(self._run())
+        logger.info("stopped")
+        if self._signal is not None:
+            signal.raise_signal(self._signal)
+
+    def stop(self) -> None:
+        """Takes no more connections and finishes the requests that it has; may be called from any thread."""
+        logger.info("stopping: %d items are finished first", self._service.batcher.admitted)
+        self._loop.call_soon_threadsafe(super().stop)
+
+    async def _run(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        async with self._service.running():
+            if threading.current_thread() is threading.main_thread():
+                for number in _SIGNALS:
+                    if signal.getsignal(number) is not signal.SIG_IGN:
+                        self._loop.add_signal_handler(number, self._end, number)
+            with suppress(TimeoutError):
+                await self.serve()
+
+    def _end(self, number: int) -> None:
+        self._signal = number
+        for other in _SIGNALS:
+            self._loop.remove_signal_handler(other)  # the next one ends the process at once
+        self.stop()
+
+    def _init_shared_socket(self) -> None:
+        """Listens; called by Granian."""
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # disconnects clients that read nothing of their responses
+            milliseconds = round(1000 * self._service.config.timeout)
+            self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+        self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        host, port = self._listener.getsockname()[:2]
+        self._listener.listen(_CONNECTIONS)
+        self._listener.setblocking(False)
+        self._shd, self._ssp = SocketHolder(self._listener.detach(), False, _CONNECTIONS), None  # type: ignore[assignment, call-arg]
+        self.started.set()
+        place = f"[{host}]" if ":" in host else host
+        logger.info("serving %s at http://%s:%d", self._service.name, place, port)
 
 
 def _open_files() -> int:
@@ -109,214 +153,3 @@ def _open_files() -> int:
     if soft not in (resource.RLIM_INFINITY, hard) and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     return wanted
-
-
-class _Server(uvicorn.Server):
-    """Logs its start and its end."""
-
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
-        super().__init__(config)
-        self._service = service
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        for listener in (sockets or []) if self.started else []:
-            host, port = listener.getsockname()[:2]
-            place = f"[{host}]" if ":" in host else host
-            logger.info("serving %s at http://%s:%d", self._service.name, place, port)
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        logger.info("stopping: %d items are finished first", self._service.batcher.admitted)
-        await super().shutdown(sockets)
-        logger.info("stopped")
-
-
-@dataclass
-class Waiting:
-    """Limits and idle connections of a server.
-
-    Attributes:
-        most: Connections; of more, an idle one is closed, or one whose client does not read.
-        seconds: For the headers of a request, and for reading on after an early response.
-        stalled: Seconds after which a client that reads nothing of its response is disconnected.
-        idle: Connections without a request, the one that has been idle for longest first.
-        unread: Connections whose clients do not read, the one that has stalled for longest first.
-    """
-
-    most: int
-    seconds: float
-    stalled: float
-    idle: dict[Connection, None] = field(default_factory=dict)
-    unread: dict[Connection, None] = field(default_factory=dict)
-
-
-class _Parser(h11.Connection):
-    """Parses HTTP, with limits on what takes long for its length: lines of a head or trailer, and chunks.
-
-    Meanwhile the server does nothing else.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(h11.SERVER, _HEAD)
-        self._chunks = self._bytes = 0
-        self._chunk_next = self._trailer_next = False
-
-    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
-        received = self.trailing_data[0] if self.their_state is h11.IDLE or self._chunk_next else b""
-        self._trailer_next = self._trailer_next or (self._chunk_next and _LAST_CHUNK.match(received) is not None)
-        if self._trailer_next or self.their_state is h11.IDLE:
-            end = _BLANK_LINE.search(received)
-            if received.count(b"\n", 0, end.end() if end else len(received)) > _LINES:
-                raise h11.RemoteProtocolError("too many lines")
-        event = super().next_event()
-        if isinstance(event, h11.Request):
-            self._chunks = self._bytes = 0
-            self._chunk_next = any(name == b"transfer-encoding" for name, _ in event.headers)
-        elif isinstance(event, h11.Data):
-            self._count(event)
-        elif isinstance(event, h11.EndOfMessage):
-            self._chunk_next = self._trailer_next = False
-        return event
-
-    def _count(self, part: h11.Data) -> None:
-        self._chunks += part.chunk_start
-        self._bytes += len(part.data)
-        self._chunk_next = part.chunk_end
-        if self._chunks > _CHUNKS + self._bytes // _CHUNK:
-            raise h11.RemoteProtocolError("too many short chunks")
-
-
-class Connection(H11Protocol):
-    """A connection with limits on the time for a request to arrive, and for its response to be read."""
-
-    def __init__(self, *, waiting: Waiting, **settings: Any) -> None:
-        super().__init__(**settings)
-        self.conn = _Parser()
-        self._waiting = waiting
-        self._late: asyncio.TimerHandle | None = None
-        self._stalled: asyncio.TimerHandle | None = None
-        self._refused = False
-        self.app = self._abortable(self.app)
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Counts the connection as idle; closes one that is idle or stalls if there are too many."""
-        super().connection_made(transport)
-        self._look()
-        if len(self.connections) > self._waiting.most:
-            self._make_room()
-
-    def data_received(self, data: bytes) -> None:
-        """Takes a part of a request; what follows an error is discarded."""
-        if not self._refused:
-            super().data_received(data)
-            self._look()
-
-    def on_response_complete(self) -> None:
-        """Goes on to the next request."""
-        super().on_response_complete()
-        self._look()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Cancels all timers."""
-        super().connection_lost(exc)
-        self._waiting.idle.pop(self, None)
-        self._waiting.unread.pop(self, None)
-        for timer in (self._late, self._stalled):
-            if timer is not None:
-                timer.cancel()
-
-    def pause_writing(self) -> None:
-        """Starts the timer for a client that does not read."""
-        super().pause_writing()
-        self._waiting.unread[self] = None
-        self._stalled = self.loop.call_later(self._waiting.stalled, self.transport.abort)
-
-    def resume_writing(self) -> None:
-        """Stops that timer."""
-        super().resume_writing()
-        self._waiting.unread.pop(self, None)
-        if self._stalled is not None:
-            self._stalled.cancel()
-
-    def timeout_keep_alive_handler(self) -> None:
-        """Closes a connection that was not used again."""
-        self._close()
-
-    def send_400_response(self, msg: str) -> None:
-        """Responds to what is not valid HTTP."""
-        message = "the request is not valid HTTP, or has too many headers or chunks; expected HTTP/1.1"
-        self._refuse(ApiError(400, message, code="invalid_http"))
-
-    def _make_room(self) -> None:
-        """Closes a connection: a silent one, or else an idle one, or else one that stalls, or else this new one."""
-        idle, unread = self._waiting.idle, self._waiting.unread
-        silent = next(one for one in idle if one.cycle is None)
-        longest = next(iter(idle)) if silent is self else silent
-        if longest is self and unread:
-            stalled = next(iter(unread))
-            del unread[stalled]
-            stalled.transport.abort()
-            return
-        longest._end(ApiError(503, "too many connections; try again in a second", headers={"Retry-After": "1"}))
-        longest._close()
-
-    def _abortable(self, app: Any) -> ASGIApp:
-        """Gives an application a way to close the connection at once."""
-
-        async def call(scope: Scope, receive: Receive, send: Send) -> None:
-            scope.setdefault("extensions", {})[ABORT] = {"end": self.transport.abort}
-            await app(scope, receive, send)
-
-        return call
-
-    @property
-    def _begun(self) -> bool:
-        """Whether a part of the next request is here."""
-        return self.conn.their_state is h11.IDLE and bool(self.conn.trailing_data[0])
-
-    def _look(self) -> None:
-        """Notes whether it is idle, and starts or stops the timer for the headers of a request."""
-        if self.cycle is not None and not self.cycle.response_complete and not self._refused:
-            self._waiting.idle.pop(self, None)
-            in_time = True
-        else:
-            self._waiting.idle.setdefault(self)
-            in_time = self.timeout_keep_alive_task is not None and not self._begun
-        if in_time and self._late is not None:
-            self._late.cancel()
-            self._late = None
-        elif not in_time and self._late is None:
-            message = f"the headers were not sent within {self._waiting.seconds:g} s; send them faster"
-            self._late = self.loop.call_later(self._waiting.seconds, self._end, ApiError(408, message))
-
-    def _end(self, error: ApiError) -> None:
-        """Closes it, with an error if a request had begun."""
-        if self._begun and not self._refused:
-            self._refuse(error)
-        else:
-            self._close()
-
-    def _refuse(self, error: ApiError) -> None:
-        """Responds with an error, then reads on for a while: closing at once could lose the response."""
-        self._refused = True
-        if self.cycle is not None and not self.cycle.response_complete:
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
-        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
-            self._close()
-            return
-        response = error.response()
-        headers = [*response.raw_headers, (b"connection", b"close")]
-        head = h11.Response(status_code=error.status, headers=headers, reason=STATUS_PHRASES[error.status])
-        for event in (head, h11.Data(data=bytes(response.body)), h11.EndOfMessage()):
-            self.transport.write(self.conn.send(event) or b"")
-        self.transport.write_eof()
-        self._unset_keepalive_if_required()
-        self.loop.call_later(self._waiting.seconds, self._close)
-
-    def _close(self) -> None:
-        """Closes it, even if the client does not read what is still to be sent."""
-        self._waiting.idle.pop(self, None)
-        self.transport.close()
-        if self.transport.get_write_buffer_size():
-            self.loop.call_later(self._waiting.seconds, self.transport.abort)

@@ -201,6 +201,7 @@ class Service:
         await asyncio.gather(
             self._batcher.submit(self._first_items()),
             asyncio.to_thread(lambda: [model.predictor.fingerprint for model in self.models]),  # slow, and is kept
+            asyncio.to_thread(self.inputs.warm),
         )
         self.metrics.describe(self.name, self.main.predictor.fingerprint)
         self._warm = True
