@@ -158,11 +158,12 @@ class TestUrls:
 
     def test_a_server_that_says_nothing_is_given_up(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(SILENCE, "0.5")
-        over, asked = Event(), []
+        over, asked, started = Event(), [], time.monotonic()
         with answering(lambda handler: asked.append(handler.path) or over.wait(60)) as url:
             for piece in (None, (0, 3)):
                 with pytest.raises(OSError, match=r"/a\.bin cannot be read \(.*[Tt]ime"):
                     read_url(f"{url}/a.bin", piece)
+            assert time.monotonic() - started < 8
             over.set()
         assert len(asked) == 2
 
