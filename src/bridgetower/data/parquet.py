@@ -203,12 +203,12 @@ class Column(Sequence[T]):
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        texts, rows = self._array.flatten(), pc.list_parent_indices(self._array)
-        table = pa.table({"row": rows, "text": texts, "place": np.arange(len(texts))})
-        kept = np.sort(table.group_by(["row", "text"]).aggregate([("place", "min")])["place_min"].to_numpy())
+        texts, rows = self._array.flatten(), pc.list_parent_indices(self._array).to_numpy()
+        numbers = texts.dictionary_encode().indices.to_numpy().astype(np.int64)  # equal for equal texts
+        kept = np.sort(np.unique(rows * (len(texts) + 1) + numbers, return_index=True)[1])
         if len(kept) == len(texts):
             return self
-        ends = np.bincount(rows.to_numpy()[kept], minlength=len(self)).cumsum()
+        ends = np.bincount(rows[kept], minlength=len(self)).cumsum()
         return Column(pa.LargeListArray.from_arrays(np.concatenate([[0], ends]), texts.take(pa.array(kept))))
 
     def lengths(self) -> Int[Tensor, " n"]:
