@@ -188,11 +188,10 @@ class TestConfigs:
         [
             (None, {"share_link_tower_layers": True}, "share_link_tower_layers is true"),
             (None, {"link_tower_type": "multiply"}, "link_tower_type is 'multiply'"),
-            (None, {"hidden_act": "relu"}, "hidden_act is"),
+            (None, {"hidden_act": "silu"}, "hidden_act is silu, not one of gelu, gelu_new"),
             (None, {"hidden_size": 64}, "hidden_size 64 differs from the text tower's"),
-            ("text_config", {"hidden_act": "gelu_new"}, "hidden_act is 'gelu_new'"),
-            ("text_config", {"attention_probs_dropout_prob": 0.3}, "attention and hidden dropout differ"),
-            ("vision_config", {"remove_last_layer": True}, "remove_last_layer is true"),
+            ("text_config", {"hidden_act": "tanh"}, "hidden_act is tanh, not one of"),
+            ("vision_config", {"remove_last_layer": True}, "image tower is shallower"),
             ("vision_config", {"num_hidden_layers": 2}, "image tower is shallower"),
         ],
     )

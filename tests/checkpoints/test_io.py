@@ -302,14 +302,6 @@ class TestReranking:
         assert "reranking" not in json.loads((tmp_path / "config.json").read_text())
         assert read_checkpoint(tmp_path).reranking == UNMEASURED
 
-    def test_the_weight_of_earlier_releases_is_read(self, own: Path) -> None:
-        values = json.loads((own / "config.json").read_text())
-        (own / "config.json").write_text(json.dumps({**values, "itc_weight": 16}))
-        assert read_checkpoint(own).reranking == Reranking(itc_weight=16)
-        write_reranking(own, RERANKING)
-        assert "itc_weight" not in json.loads((own / "config.json").read_text())
-        assert read_checkpoint(own).reranking == RERANKING
-
     def test_it_is_written_into_folders_of_this_package_alone(
         self, own: Path, safe: Path, checkpoint: Checkpoint, tmp_path: Path
     ) -> None:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
-from torch import Tensor
+from torch import Tensor, nn
 
 import tiny
 from bridgetower.model.bridgetower import BridgeTower
@@ -34,7 +34,7 @@ VARIANTS = {
     "static manager": tiny.changed(
         fusion__bridge="static_manager", fusion__vision_layers=(2, 3, 4), fusion__text_layers=(2,)
     ),
-    "adaptive manager": tiny.changed(fusion__bridge="adaptive_manager"),
+    "adaptive manager": tiny.changed(fusion__bridge="adaptive_manager", fusion__layer_embeddings=True),
     "three layers": tiny.changed(fusion__num_layers=3),
     "one layer": tiny.changed(fusion__num_layers=1),
 }
@@ -61,13 +61,18 @@ class TestComposition:
         assert torch.equal(fused.pooled, torch.cat(expected, dim=-1))
 
     def test_encodings(self, model: BridgeTower) -> None:
-        """Projected tower layers with their token type; the CLS is the tower's own."""
+        """Projected tower layers with their token type and their own vector; the CLS is the tower's own."""
+
+        def vector(embedding: nn.Embedding | None, layer: int) -> Tensor | float:
+            return 0.0 if embedding is None else embedding.weight[layer - 1]
+
         config, pixels, (ids, mask) = model.config, tiny.images(2), tiny.texts([5, 3])
         hidden = model.vision(pixels, config.vision_layers)
         image, text = model.encode_image(pixels), model.encode_text(ids, mask)
         for index, layer in enumerate(image.layers):
             projection = model.image_projections[index if config.fusion.separate_projections else 0]
             expected = projection(hidden[index]) + model.token_type_embedding.weight[1]
+            expected = expected + vector(model.image_layer_embedding, config.vision_layers[index])
             assert tiny.off(layer, expected) < ATOL
         assert torch.equal(image.cls, hidden[-1][:, 0])
         assert image.mask is None
@@ -75,6 +80,7 @@ class TestComposition:
         for index, layer in enumerate(text.layers):
             projection = model.text_projections[index if config.fusion.separate_projections else 0]
             expected = projection(hidden[index]) + model.token_type_embedding.weight[0]
+            expected = expected + vector(model.text_layer_embedding, config.text_layers[index])
             assert tiny.off(layer, expected) < ATOL
         assert torch.equal(text.cls, hidden[-1][:, 0])
         assert torch.equal(text.mask, mask.bool())

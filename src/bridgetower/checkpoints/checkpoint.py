@@ -68,11 +68,7 @@ class Checkpoint:
             object.__setattr__(self, "processor", within)
 
     def class_names(self, head: str) -> tuple[str, ...]:
-        """Returns the names of the classes of a head; none if it predicts a number.
-
-        Raises:
-            ValueError: They are not known.
-        """
+        """Returns the names of the classes of a head; none if it predicts a number."""
         names = FIXED_LABELS.get(head) or self.labels.get(head)
         if names is None and self.config.heads.predicts_number(head):
             return ()
@@ -84,12 +80,7 @@ class Checkpoint:
         return names
 
     def model(self, *, copy: bool = True) -> BridgeTower:
-        """Builds the model, in evaluation mode.
-
-        Args:
-            copy: Give it weights of its own; False builds it around the checkpoint's tensors, which then change with
-                the model.
-        """
+        """Builds the model, in evaluation mode."""
         with on_meta():
             model = BridgeTower(self.config, self.extensions)
         tensors = {name: tensor.clone() for name, tensor in self.tensors.items()} if copy else self.tensors
@@ -99,11 +90,7 @@ class Checkpoint:
         return model.eval()
 
     def resized(self, image_size: int) -> Checkpoint:
-        """Returns the checkpoint for square images of another size: position embeddings are interpolated.
-
-        Raises:
-            ValueError: The patch does not divide the size.
-        """
+        """Returns the checkpoint for square images of another size: position embeddings are interpolated."""
         config = self.config.override({"vision.image_size": image_size})
         tensors = self.tensors | resized_vision(self.tensors, config.vision, self.extensions)
         processor = self.processor and self.processor.with_image_size(image_size)
@@ -130,11 +117,7 @@ class Checkpoint:
         return replace(self, config=config, tensors=self.tensors | {name: grown})
 
     def without_itc(self) -> Checkpoint:
-        """Returns the checkpoint without its contrastive head.
-
-        Raises:
-            ValueError: It has none.
-        """
+        """Returns the checkpoint without its contrastive head."""
         if self.config.heads.itc is None:
             raise ValueError(f"{self.source} has no contrastive head to drop; leave drop_itc out")
         tensors = {name: tensor for name, tensor in self.tensors.items() if not name.startswith("itc_head.")}
@@ -144,11 +127,7 @@ class Checkpoint:
 def resized_vision(
     tensors: Mapping[str, Tensor], config: VisionConfig, extensions: Extensions = NO_EXTENSIONS
 ) -> dict[str, Tensor]:
-    """Returns the parameters `vision.*` among `tensors`, made to fit the config's image size.
-
-    Raises:
-        ValueError: The tower cannot be resized.
-    """
+    """Returns the parameters `vision.*` among `tensors`, made to fit the config's image size."""
     own = {name.removeprefix(VISION): tensor for name, tensor in tensors.items() if name.startswith(VISION)}
     with on_meta():
         tower = vision_tower(config, extensions)
@@ -190,20 +169,7 @@ def collect(
     droppable: Iterable[str],
     dtype: torch.dtype | None = None,
 ) -> Checkpoint:
-    """Sorts a foreign checkpoint's tensors into read, extra and dropped ones.
-
-    Args:
-        source: Named in errors.
-        config: Decides which tensors there must be, and their shapes.
-        tensors: Foreign name to tensor.
-        table: Our parameter names to foreign ones.
-        extra_table: Of tensors that are kept if they are there.
-        droppable: Patterns of foreign names that may be left behind.
-        dtype: Of the model's tensors; None keeps each as it is.
-
-    Raises:
-        ValueError: Tensors are missing, unknown, wrongly shaped, no floats or not finite, with a list.
-    """
+    """Sorts a foreign checkpoint's tensors into read, extra and dropped ones."""
     extra_table = {ours: entry for ours, entry in extra_table.items() if set(entry.names) <= set(tensors)}
     extra_tensors = {name for entry in extra_table.values() for name in entry.names}
     dropped = check_sources(source, parameter_shapes(config), tensors, table, droppable, extra_tensors)
@@ -224,19 +190,7 @@ def check_sources(
     droppable: Iterable[str],
     extra_tensors: Collection[str] = (),
 ) -> tuple[str, ...]:
-    """Checks that foreign tensors are those that a table asks for, and returns the names of those to leave behind.
-
-    Args:
-        source: Named in errors.
-        shapes: Of our tensors.
-        tensors: Foreign name to tensor.
-        table: Our names to foreign ones.
-        droppable: Patterns of foreign names that may be left behind.
-        extra_tensors: Foreign names that are known besides.
-
-    Raises:
-        ValueError: Tensors are missing, unknown, wrongly shaped or no floats, with a list.
-    """
+    """Checks that foreign tensors are those that a table asks for, and returns the names of those to leave behind."""
     needed = {name for entry in table.values() for name in entry.names}
     rest = set(tensors) - needed - set(extra_tensors)
     dropped = {name for name in rest if any(re.fullmatch(pattern, name) for pattern in droppable)}
@@ -259,11 +213,7 @@ def check_tensors(
 
 
 def finite(source: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Returns tensors, all of whose values are numbers.
-
-    Raises:
-        ValueError: Some are NaN or infinite; `source` says where.
-    """
+    """Returns tensors, all of whose values are numbers."""
     _refuse(source, "has NaN or infinite values in", [name for name, tensor in tensors.items() if not _finite(tensor)])
     return tensors
 

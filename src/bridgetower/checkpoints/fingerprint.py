@@ -28,14 +28,6 @@ def fingerprint(config: ModelConfig, tensors: Mapping[str, Tensor], processor: P
 
     Weights count as they are in bfloat16, so that a model has one fingerprint in float32 and in bfloat16. Settings that
     have their default value do not count: a setting that a later release adds changes no fingerprint.
-
-    Args:
-        config: Of the model.
-        tensors: Its parameters by name.
-        processor: Its preprocessing, tokenizer included.
-
-    Returns:
-        16 hexadecimal digits.
     """
     names = sorted(tensors)
     with ThreadPoolExecutor() as pool:  # digests and conversions let other threads run
@@ -57,18 +49,7 @@ def exact_fingerprint(tensors: Mapping[str, Tensor]) -> str:
 
 
 def code_content(parts: set[Any], files: Iterable[Path] = (), packages: Iterable[str] = ()) -> dict[str, Any]:
-    """Returns what tells one version of some code from another, ready for JSON.
-
-    Args:
-        parts: Classes and functions.
-        files: Further source files.
-        packages: Further imported packages.
-
-    Returns:
-        `code`, digests of `files` and of those that define the parts and the classes that they inherit from. With a
-        part that is in no file, one that never comes again: nobody could tell whether it is still the same.
-        `versions`, of PyTorch, `packages` and those of the parts: their functions and kernels are in other files.
-    """
+    """Returns what tells one version of some code from another, ready for JSON."""
     bases = {base for part in parts for base in getattr(part, "__mro__", (part,)) if base is not object}
     try:
         sources = {Path(inspect.getfile(base)) for base in bases}.union(files)

@@ -61,11 +61,7 @@ def _explained(repo: str) -> Iterator[None]:
 
 
 def download(repo: str, revision: str | None = None, **hub: Unpack[HubOptions]) -> tuple[Path, str]:
-    """Fetches a repository's small files and one kind of weights; returns the folder and the commit.
-
-    Raises:
-        FileNotFoundError: There is no such repository or revision, no access, or no network.
-    """
+    """Fetches a repository's small files and one kind of weights; returns the folder and the commit."""
     from huggingface_hub import snapshot_download
 
     inside, options = hub.pop("subfolder", None), dict[str, Any](hub)
@@ -85,12 +81,7 @@ def download(repo: str, revision: str | None = None, **hub: Unpack[HubOptions]) 
 def download_ckpt(
     repo: str, revision: str | None = None, file: str | None = None, **hub: Unpack[HubOptions]
 ) -> tuple[Path, str, str]:
-    """Fetches a `.ckpt` file, or the only one; returns its path, its name in the repository, and the commit.
-
-    Raises:
-        FileNotFoundError: There is no such repository, revision or file, no access, or no network.
-        ValueError: There are several, and none is named.
-    """
+    """Fetches a `.ckpt` file, or the only one; returns its path, its name in the repository, and the commit."""
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
     from huggingface_hub.errors import OfflineModeIsEnabled
 

@@ -99,11 +99,7 @@ class _Top:
 def read_checkpoint(
     source: str, values: Mapping[str, Any], tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None
 ) -> Checkpoint:
-    """Builds a checkpoint from transformers' `config.json` and tensors, in the number format `dtype` if it is given.
-
-    Raises:
-        ValueError: A setting that transformers itself cannot run, or tensors that do not fit.
-    """
+    """Builds a checkpoint from transformers' `config.json` and tensors, in the number format `dtype` if it is given."""
     top = known_fields(_Top, values, f"{source}/config.json")
     text = known_fields(_Text, values.get("text_config") or {}, f"{source}/config.json: text_config")
     vision = known_fields(_Vision, values.get("vision_config") or {}, f"{source}/config.json: vision_config")
@@ -123,11 +119,7 @@ def read_checkpoint(
 
 
 def export(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Returns transformers' config values and tensors for a checkpoint.
-
-    Raises:
-        ValueError: transformers cannot hold the model; all reasons are named.
-    """
+    """Returns transformers' config values and tensors for a checkpoint."""
     config = checkpoint.config
     if reasons := _obstacles(config):
         raise ValueError(f"transformers cannot hold {checkpoint.source}: {'; '.join(reasons)}")

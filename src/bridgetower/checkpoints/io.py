@@ -14,7 +14,7 @@ from bridgetower.checkpoints import huggingface, microsoft
 from bridgetower.checkpoints.card import write_card
 from bridgetower.checkpoints.checkpoint import Checkpoint, check_tensors, finite
 from bridgetower.checkpoints.hub import HubOptions, download, download_ckpt, parse_hub_id
-from bridgetower.checkpoints.reranking import ITC_WEIGHT, UNMEASURED, Reranking
+from bridgetower.checkpoints.reranking import UNMEASURED, Reranking
 from bridgetower.checkpoints.states import ABOUT, state_weights
 from bridgetower.checkpoints.tensors import (
     SHARD_BYTES,
@@ -104,16 +104,7 @@ def read_checkpoint(
 
 
 def write_checkpoint(checkpoint: Checkpoint, folder: Path, *, shard_bytes: float = SHARD_BYTES) -> None:
-    """Writes a folder of this package; the config comes last, so that a broken write is never read as whole.
-
-    Args:
-        checkpoint: What to write.
-        folder: New or empty.
-        shard_bytes: Above this, weights are written in several files.
-
-    Raises:
-        FileExistsError: The folder holds something else.
-    """
+    """Writes a folder of this package; the config comes last, so that a broken write is never read as whole."""
     require_empty(folder)
     write_weights(folder, checkpoint.tensors, shard_bytes=shard_bytes)
     write_description(checkpoint, folder)
@@ -145,16 +136,7 @@ def _write_config(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def write_reranking(source: str | Path, reranking: Reranking | None) -> None:
-    """Replaces what validation found for reranking in the config of a folder of this package or of a run (its `best/`).
-
-    Args:
-        source: The folder.
-        reranking: What was found; None only checks that there is a config to write it into.
-
-    Raises:
-        FileNotFoundError: There is no such folder.
-        ValueError: It is none of this package.
-    """
+    """Replaces what a folder of this package, or a run, records of reranking; None only checks that it can."""
     path = _checkpoint_folder(Path(source), str(source)) / "config.json"
     values = read_json(path)
     if values.get("format") != _FORMAT["format"]:
@@ -163,7 +145,6 @@ def write_reranking(source: str | Path, reranking: Reranking | None) -> None:
             "with `bridgetower convert --to bridgetower`"
         )
     if reranking is not None:
-        values.pop(ITC_WEIGHT, None)
         write_json(path, values | {"reranking": reranking.to_plain()})
 
 
@@ -247,13 +228,8 @@ def _read_own(
         extra_tensors=dict(read_safetensors(extra_tensors)) if extra_tensors.exists() else {},
         processor=Processor.load(folder) if (folder / "processor.json").exists() else None,
         labels={head: _names(labels, names) for head, names in read_json(labels).items()} if labels.exists() else {},
-        reranking=from_plain(Reranking, _reranking(values), f"{name}: reranking"),
+        reranking=from_plain(Reranking, values.get("reranking", {}), f"{name}: reranking"),
     )
-
-
-def _reranking(values: Mapping[str, Any]) -> Any:
-    """Returns what a config has about reranking; earlier releases wrote the weight alone."""
-    return values.get("reranking", {ITC_WEIGHT: values[ITC_WEIGHT]} if ITC_WEIGHT in values else {})
 
 
 def _huggingface_processor(folder: Path, config: ModelConfig) -> Processor | None:

@@ -150,17 +150,7 @@ _PREFIXES: dict[Naming, dict[str, str]] = {
 def name_table(
     names: Iterable[str], naming: Naming, *, separate_projections: bool = False, backbone_prefix: str = ""
 ) -> dict[str, Source]:
-    """Returns where each of our tensors is found under a foreign naming.
-
-    Args:
-        names: Our tensor names, as in `BridgeTower.state_dict()`.
-        naming: `clip` and `timm` are the official code with that image tower.
-        separate_projections: As in the model config.
-        backbone_prefix: `bridgetower.` in transformers' models with a head.
-
-    Raises:
-        KeyError: A name that no rule covers.
-    """
+    """Returns where each of our tensors is found under a foreign naming."""
     projections = _SEPARATE_PROJECTIONS if separate_projections else _SHARED_PROJECTIONS
     prefixes = {placeholder: backbone_prefix + prefix for placeholder, prefix in _PREFIXES[naming].items()}
     return rule_table(names, [*projections, *_RULES[naming]], prefixes, TIMM_LEADING_ONES if naming == "timm" else {})
@@ -169,17 +159,7 @@ def name_table(
 def rule_table(
     names: Iterable[str], rules: Iterable[Rule], prefixes: Mapping[str, str], leading_ones: Mapping[str, int]
 ) -> dict[str, Source]:
-    """Returns where each of our tensors is found under the names that rules give.
-
-    Args:
-        names: Our tensor names.
-        rules: The first that matches a name wins.
-        prefixes: What stands for the capital letters in front of a foreign name.
-        leading_ones: Dimensions of size 1 in front of the foreign tensor, by our name.
-
-    Raises:
-        KeyError: A name that no rule covers.
-    """
+    """Returns where each of our tensors is found under the names that rules give."""
     compiled = [(re.compile(pattern), templates) for pattern, templates in rules]
     return {name: Source(_foreign(name, compiled, prefixes), leading_ones.get(name, 0)) for name in names}
 
@@ -187,13 +167,7 @@ def rule_table(
 def import_tensors(
     table: Mapping[str, Source], tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None
 ) -> dict[str, Tensor]:
-    """Collects our tensors from foreign ones.
-
-    Args:
-        table: Our names, and where each tensor comes from.
-        tensors: Foreign ones; every source must be there.
-        dtype: Of the result; None keeps that of each tensor.
-    """
+    """Collects our tensors from foreign ones."""
     gathered = {}
     # Joined ones first: their sources can then leave memory, while the others may stay mapped from the file.
     for name, source in sorted(table.items(), key=lambda entry: len(entry[1].names), reverse=True):

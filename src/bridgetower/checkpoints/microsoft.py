@@ -63,11 +63,7 @@ class Settings:
 
     @classmethod
     def read(cls, source: str, official: object) -> Settings:
-        """Picks them out.
-
-        Raises:
-            ValueError: One is missing or of the wrong type; `source` says where.
-        """
+        """Picks them out."""
         return known_fields(cls, official, f"{source}: hyper_parameters.config")
 
 
@@ -78,18 +74,7 @@ def read_checkpoint(
     overrides: Mapping[str, Any],
     dtype: torch.dtype | None = None,
 ) -> Checkpoint:
-    """Builds a checkpoint from the official run config and state dict.
-
-    Args:
-        source: Named in errors.
-        official: The run config of the file.
-        tensors: `state_dict` of the file.
-        overrides: Dotted fields that the file cannot tell, such as `text.num_heads` of an unpublished tower.
-        dtype: Of the model's tensors; None keeps each as it is.
-
-    Raises:
-        ValueError: The config cannot be told, or tensors are missing, unknown or wrongly shaped.
-    """
+    """Builds a checkpoint from the official run config and state dict."""
     naming: Naming = "timm" if "vit_model.cls_token" in tensors else "clip"
     if "vit_model.layers.0.blocks.0.norm1.weight" in tensors:
         raise ValueError(f"{source} has a Swin image tower, which is not supported; expected one with CLIP or a ViT")

@@ -106,12 +106,7 @@ class MappedTensors(Mapping[str, Tensor]):
 
 
 def read_safetensors(path: Path) -> Mapping[str, Tensor]:
-    """Opens a safetensors file, memory-mapped; one that `write_safetensors` wrote is compared with its checksum.
-
-    Raises:
-        FileNotFoundError: The file is missing.
-        ValueError: The file is damaged or not a safetensors file.
-    """
+    """Opens a safetensors file, memory-mapped; one that `write_safetensors` wrote is compared with its checksum."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; copy the whole folder again")
     with path.open("rb") as file:
@@ -149,12 +144,7 @@ def checksum(tensors: Mapping[str, Tensor]) -> str:
 
 
 def read_sharded(index: Path) -> Mapping[str, Tensor]:
-    """Opens the shards that a `*.safetensors.index.json` or a `*.bin.index.json` lists.
-
-    Raises:
-        FileNotFoundError: A shard is missing.
-        ValueError: The index or a shard is damaged, or a shard lies outside the folder.
-    """
+    """Opens the shards that a `*.safetensors.index.json` or a `*.bin.index.json` lists."""
     shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
         raise ValueError(f"{index} has no weight_map of names to files; download or copy it again")
@@ -167,11 +157,7 @@ def read_sharded(index: Path) -> Mapping[str, Tensor]:
 
 
 def read_torch_archive(path: Path) -> dict[str, Any]:
-    """Reads a `.bin` or `.ckpt` file without executing code from it.
-
-    Raises:
-        ValueError: The file is damaged, or it asks for code to be run, which is refused.
-    """
+    """Reads a `.bin` or `.ckpt` file without executing code from it."""
     try:
         is_stored = zipfile.is_zipfile(path) and _check_unpacked(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_stored)
@@ -188,16 +174,7 @@ def read_torch_archive(path: Path) -> dict[str, Any]:
 
 
 def read_weights(folder: Path, name: str) -> Mapping[str, Tensor]:
-    """Opens the weights in a folder: safetensors or a PyTorch file, each whole or sharded.
-
-    Args:
-        folder: Where one of `WEIGHTS` is.
-        name: Of the folder, for errors.
-
-    Raises:
-        FileNotFoundError: There are none, or a shard is missing.
-        ValueError: They are damaged or hold more than tensors.
-    """
+    """Opens the weights in a folder: safetensors or a PyTorch file, each whole or sharded."""
     for file, read in zip(WEIGHTS, (read_safetensors, read_sharded, read_pickled, read_sharded), strict=True):
         if (folder / file).exists():
             return read(folder / file)
@@ -216,9 +193,6 @@ def only_tensors(name: str, values: Mapping[str, Any]) -> dict[str, Tensor]:
 
     A tensor that overlaps an earlier one in memory is copied: safetensors stores each apart, and training would move
     both. Gradients are not asked for.
-
-    Raises:
-        ValueError: Some are something else, or repeat the numbers that are there; `name` says where.
     """
     others = sorted(str(key) for key, value in values.items() if not isinstance(key, str) or not _is_dense(value))
     if others:
@@ -258,12 +232,7 @@ def _apart(tensor: Tensor, taken: dict[int, list[tuple[int, int]]]) -> Tensor:
 
 
 def extent(tensors: Mapping[str, Tensor], name: str, axis: int = 0) -> int:
-    """Returns the size of a tensor along an axis.
-
-    Raises:
-        KeyError: There is no such tensor.
-        ValueError: It has no such axis.
-    """
+    """Returns the size of a tensor along an axis."""
     shape = tensors[name].shape
     if not -len(shape) <= axis < len(shape):
         raise ValueError(f"tensor {name} is of shape {list(shape)}; expected more axes")
@@ -274,15 +243,6 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], *, for_transfor
     """Writes tensors with their checksum, atomically.
 
     The checksum is in the file and not beside it, because two files cannot be replaced at once.
-
-    Args:
-        path: Of the file.
-        tensors: By name.
-        for_transformers: Name the format, as transformers wants it, in place of the checksum: safetensors writes two
-            entries in any order, and the same tensors would not give the same bytes.
-
-    Raises:
-        OSError: They could not be written, on a full disk for example.
     """
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     metadata = {"format": "pt"} if for_transformers else {_CHECKSUM: checksum(contiguous)}
@@ -297,15 +257,6 @@ def write_weights(
 
     Who reads meanwhile, or after a kill, finds the old weights or the new ones: new shards have other names than old
     ones, and the index comes after them.
-
-    Args:
-        folder: That has none, or those of the same model.
-        tensors: By name.
-        for_transformers: See `write_safetensors`; the files are named as transformers names them.
-        shard_bytes: Largest file, unless a single tensor is larger.
-
-    Raises:
-        OSError: They could not be written, on a full disk for example.
     """
     if sum(tensor.nbytes for tensor in tensors.values()) <= shard_bytes:
         write_safetensors(folder / WEIGHTS[0], tensors, for_transformers=for_transformers)
@@ -332,15 +283,7 @@ def _version(path: Path) -> tuple[int, int]:
 
 
 def _check_unpacked(path: Path) -> bool:
-    """Checks what the entries of a zip archive claim to be once they are unpacked; no more is read of them.
-
-    Returns:
-        Whether all of them are stored as they are, so that they can be memory-mapped.
-
-    Raises:
-        ValueError: They claim much more than weights shrink by.
-        zipfile.BadZipFile: It is no such archive.
-    """
+    """Checks what the entries of a zip archive claim to be once they are unpacked; no more is read of them."""
     size = path.stat().st_size
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()

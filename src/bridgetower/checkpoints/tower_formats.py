@@ -184,17 +184,7 @@ def recognise(tensors: Mapping[str, Tensor], part: Literal["vision", "text"]) ->
 
 
 def vision_settings(source: str, kind: Kind, values: Values, width: int) -> tuple[Values, Values]:
-    """Returns fields of `VisionConfig` from config.json and, apart, the defaults of the kind where there is none.
-
-    Args:
-        source: Named in errors.
-        kind: Of the naming.
-        values: Of `config.json`; {} if there is none.
-        width: Of the tower.
-
-    Raises:
-        ValueError: transformers' config is missing, of another model, or asks for what is not supported.
-    """
+    """Returns fields of `VisionConfig` from config.json and, apart, the defaults of the kind where there is none."""
     if kind == "openai":  # its code takes the heads from the width
         return {}, {"num_heads": max(width // 64, 1), "activation": "quick_gelu", "layer_norm_eps": 1e-5}
     if kind == "timm":
@@ -213,15 +203,7 @@ def vision_settings(source: str, kind: Kind, values: Values, width: int) -> tupl
 
 
 def text_settings(source: str, values: Values) -> dict[str, Any]:
-    """Returns the fields of `TextConfig` that tensors do not show, except dropout.
-
-    Args:
-        source: Named in errors.
-        values: Of `config.json`; {} if there is none.
-
-    Raises:
-        ValueError: The config is missing, of another model, or asks for what is not supported.
-    """
+    """Returns the fields of `TextConfig` that tensors do not show, except dropout."""
     _check_model_type(source, "bert", values)
     _check_value(source, "hidden_act", values.get("hidden_act", "gelu"), ("gelu",))
     _check_value(source, "position_embedding_type", values.get("position_embedding_type", "absolute"), ("absolute",))
@@ -231,11 +213,7 @@ def text_settings(source: str, values: Values) -> dict[str, Any]:
 
 
 def normalisation(folder: Path, values: Values) -> Normalisation | None:
-    """Returns the mean and standard deviation of pixels that a folder of transformers or timm tells.
-
-    Raises:
-        ValueError: They are not three numbers each.
-    """
+    """Returns the mean and standard deviation of pixels that a folder of transformers or timm tells."""
     timm = values.get("pretrained_cfg")
     if isinstance(timm, dict) and {"mean", "std"} <= set(timm):
         return channels(folder, "mean", timm["mean"]), channels(folder, "std", timm["std"])

@@ -67,11 +67,7 @@ class VisionWeights:
     preprocessing: Mapping[str, Any]
 
     def resized(self, image_size: int) -> VisionWeights:
-        """Returns the tower for square images of another size: position embeddings are interpolated.
-
-        Raises:
-            ValueError: The patch does not divide the size.
-        """
+        """Returns the tower for square images of another size: position embeddings are interpolated."""
         config = replace(self.config, image_size=image_size)
         return replace(self, config=config, tensors=resized_vision(self.tensors, config))
 
@@ -104,19 +100,7 @@ class _Found:
 
 
 def read_vision_tower(source: str, overrides: Values | None = None) -> VisionWeights:
-    """Reads an image tower, recognised by the names of its tensors.
-
-    Args:
-        source: A file (a state dict or safetensors), a folder of transformers or timm, or a hub id,
-            `owner/name` or `owner/name@revision`. `timm:` in front of a folder or a hub id, or of a name of
-            timm, lets timm build the tower; `timm:NAME=FILE` does so for weights without a config.
-        overrides: Fields of `VisionConfig` that it must have; those that a bare file cannot tell, such as the number of
-            heads, are set by them.
-
-    Raises:
-        FileNotFoundError: Nothing is there.
-        ValueError: What is there is damaged, no known image tower, or not as `overrides` say.
-    """
+    """Reads an image tower, recognised by the names of its tensors."""
     if source.startswith(TIMM):
         return _timm_tower(_open_timm(source.removeprefix(TIMM)), overrides or {})
     found = _open(source.removeprefix(HF))
@@ -130,17 +114,7 @@ def read_vision_tower(source: str, overrides: Values | None = None) -> VisionWei
 
 
 def read_text_tower(source: str, overrides: Values | None = None) -> TextWeights:
-    """Reads a text tower and its tokenizer, recognised by the names of its tensors.
-
-    Args:
-        source: A folder of transformers or a hub id, `owner/name` or `owner/name@revision`, with or without `hf:` in
-            front. RoBERTa and BERT become towers of this package, others are built by transformers.
-        overrides: Fields of `TextConfig` that it must have.
-
-    Raises:
-        FileNotFoundError: Nothing is there.
-        ValueError: What is there is damaged, no known text tower, or not as `overrides` say.
-    """
+    """Reads a text tower and its tokenizer, recognised by the names of its tensors."""
     if source.startswith(TIMM):
         raise ValueError(f"{source} is of timm, which has image towers only; give a text encoder, such as hf:NAME")
     found = _open(source.removeprefix(HF))
@@ -333,17 +307,7 @@ def _settle(source: str, part: str, from_weights: Values, defaults: Values, over
 
 
 def check_overrides(source: str, part: str, decided: Values, overrides: Values) -> None:
-    """Checks that nothing is set otherwise than a tower has it.
-
-    Args:
-        source: The tower, for the error.
-        part: `vision` or `text`.
-        decided: Fields of the config that the tower decides.
-        overrides: Those that the run sets.
-
-    Raises:
-        ValueError: Some differ; with the values of both.
-    """
+    """Checks that nothing is set otherwise than a tower has it."""
     wrong = [
         f"model.{part}.{name} {value!r} (it has {decided[name]!r})"
         for name, value in overrides.items()

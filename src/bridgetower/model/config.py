@@ -261,6 +261,8 @@ class ModelConfig:
             raise ValueError(
                 f"heads.nlvr2 with fusion.num_token_types {self.fusion.num_token_types}; its second image needs 3"
             )
+        if self.heads.itc == "fused" and self.fusion.layer_embeddings:
+            raise ValueError("heads.itc is fused with fusion.layer_embeddings; expected the itc kind tower")
         grid, merged = self.vision.image_size // self.vision.patch_size, self.fusion.merge_patches
         if grid % merged:
             raise ValueError(
