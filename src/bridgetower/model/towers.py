@@ -179,7 +179,7 @@ class VisionTransformer(VisionTower):
         return hidden + resize_position_embedding(self.position_embedding, (height, width), len(prefix))
 
     @torch.no_grad()
-    def reset_parameters(self, generator: torch.Generator | None) -> None:
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draws the weights as CLIP does, over those that all layers get."""
         config = self.config
         width = config.hidden_size**-0.5
