@@ -113,12 +113,25 @@ class TestErrors:
             ask(predictor, "answer")
         assert len(ask(predictor, "entail")) == 3
 
+    def test_one_goes_with_all_of_the_others(self, predictor: Predictor, pictures: list[Image.Image]) -> None:
+        several = [
+            (predictor.answer, (pictures[0], QUESTIONS), ([pictures[0]] * 3, QUESTIONS)),
+            (predictor.answer, (pictures, QUESTIONS[0]), (pictures, [QUESTIONS[0]] * 3)),
+            (predictor.entail, (pictures[:1], QUESTIONS), ([pictures[0]] * 3, QUESTIONS)),
+            (predictor.reason, (pictures[0], pictures, "a"), ([pictures[0]] * 3, pictures, ["a"] * 3)),
+            (predictor.reason, (*pictures[:2], QUESTIONS), ([pictures[0]] * 3, [pictures[1]] * 3, QUESTIONS)),
+        ]
+        for method, given, expected in several:
+            for found, alone in zip(method(*given), method(*expected), strict=True):  # type: ignore[operator]
+                assert [one.label for one in found] == [one.label for one in alone]
+                assert found[0].probability == pytest.approx(alone[0].probability, abs=1e-6)
+
     def test_inputs(self, predictor: Predictor, pictures: list[Image.Image]) -> None:
         with pytest.raises(ValueError, match="top is 0; expected at least 1"):
             predictor.answer(pictures, QUESTIONS, top=0)
         with pytest.raises(ValueError, match="3 images and 2 texts; expected one text per image"):
             predictor.entail(pictures, QUESTIONS[:2])
-        with pytest.raises(ValueError, match="2 images and 3 texts; expected one text per image"):
+        with pytest.raises(ValueError, match="3 images, 2 second images and 3 texts; expected one text per image"):
             predictor.reason(pictures, pictures[:2], QUESTIONS)
         with pytest.raises(ValueError, match="truncate=True"):
             predictor.answer(pictures[0], "what colour? " * 30)

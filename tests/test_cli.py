@@ -447,8 +447,9 @@ class TestUserErrors:
         assert "nothing to embed; give a SOURCE, --images FILE" in refused("embed", tiny_checkpoint)
         assert "nothing.png" in refused("embed", tiny_checkpoint, "--images", tmp_path / "nothing.png")
         assert "empty (0 bytes)" in refused("embed", tiny_checkpoint, "--images", tmp_path / "empty.png")
-        assert "2 images and 1 texts; expected one text per image, or --all-pairs to match" in refused(
-            "match", tiny_checkpoint, "--images", *files, "--texts", "a"
+        assert (
+            "2 images and 3 texts; expected one text per image, or one of either, or --all-pairs to match"
+            in refused("match", tiny_checkpoint, "--images", *files, "--texts", "a", "b", "c")
         )
         assert "2 images and 1 texts; expected one text per image" in refused(
             "embed", tiny_checkpoint, "--images", *files, "--texts", "a", "--of", "pairs"

@@ -22,6 +22,7 @@ from bridgetower.model.encodings import Encoded
 from bridgetower.predictor import Predictor, load
 
 TEXTS = ["red circle on black", "a bar", "a square that is blue on a grey ground"]
+MASKED = [f"{text} <mask>" for text in TEXTS]
 CPU = torch.device("cpu")
 
 
@@ -43,6 +44,16 @@ def files(arrays: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) ->
     for path, array in zip(paths, arrays, strict=True):
         Image.fromarray(array).save(path)
     return paths
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    assert len(found) == len(expected) == 3
+    if isinstance(found, Tensor):
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    else:
+        assert [[word.word for word in masks[0]] for masks in found] == [
+            [word.word for word in masks[0]] for masks in expected
+        ]
 
 
 @pytest.fixture
@@ -69,7 +80,14 @@ class TestInputs:
             "bytes": [path.read_bytes() for path in files],
             "PIL": [Image.open(path) for path in files],
             "array": list(arrays),
+            "array of channels first": [np.moveaxis(array, -1, 0) for array in arrays],
             "tensor": [torch.from_numpy(array).permute(2, 0, 1) for array in arrays],
+            "tensor of channels last": [torch.from_numpy(array) for array in arrays],
+            "in memory": [io.BytesIO(path.read_bytes()) for path in files],
+            "bytearray": [bytearray(path.read_bytes()) for path in files],
+            "memoryview": [memoryview(path.read_bytes()) for path in files],
+            "open file": [path.open("rb") for path in files],
+            "URL": [path.as_uri() for path in files],
         }
         expected = predictor.embed_images(files)
         assert expected.shape == (3, 8)
@@ -77,6 +95,26 @@ class TestInputs:
             assert torch.equal(predictor.embed_images(images), expected)
             assert torch.equal(predictor.embed_images(tuple(images)), expected)
             torch.testing.assert_close(predictor.embed_images(images[1]), expected[1:2], atol=1e-5, rtol=0)
+
+    def test_an_array_of_four_axes_is_several_images(self, predictor: Predictor, arrays: list[np.ndarray]) -> None:
+        several = np.stack([arrays[0], arrays[0][::-1]])
+        expected = predictor.embed_images(list(several))
+        assert torch.equal(predictor.embed_images(several), expected)
+        assert torch.equal(predictor.embed_images(torch.from_numpy(several).permute(0, 3, 1, 2)), expected)
+
+    def test_a_url_without_an_image(self, predictor: Predictor, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match="no file at file:///"):
+            predictor.embed_images((tmp_path / "nothing.png").as_uri())
+        with pytest.raises(ValueError, match="is a URL, which is not fetched here; give it to a method of a predictor"):
+            predictor.processor.images(["https://example.com/a.png"])
+
+    def test_one_goes_with_all_of_the_others(self, predictor: Predictor, files: list[Path]) -> None:
+        calls: list[Callable[..., Any]] = [predictor.match, predictor.embed_pairs, predictor.fill_mask]
+        for call, texts in zip(calls, (TEXTS, TEXTS, MASKED), strict=True):
+            for one in (files[0], files[:1]):
+                assert_same(call(one, texts), call([files[0]] * 3, texts))
+            for word in (texts[1], texts[1:2]):
+                assert_same(call(files, word), call(files, [texts[1]] * 3))
 
     def test_single_and_list_of_texts(self, predictor: Predictor) -> None:
         vectors = predictor.embed_texts(TEXTS)
@@ -136,6 +174,19 @@ class TestResults:
         alone = predictor.embed_images(given, batch_size=2)
         assert torch.equal(predictor.embed_images(given, batch_size=2, num_workers=2), alone)
         assert torch.equal(alone[0], alone[-1])
+        calls: list[Callable[..., Any]] = [
+            lambda **how: predictor.match(files, TEXTS, **how),
+            lambda **how: predictor.match(files, TEXTS[:2], all_pairs=True, **how),
+            lambda **how: predictor.embed_pairs(files, TEXTS, **how),
+            lambda **how: torch.tensor(
+                [masks[0][0].probability for masks in predictor.fill_mask(files, MASKED, **how)]
+            ),
+            lambda **how: torch.tensor(
+                [found[0].probability for found in predictor.classify(files, labels=["a bar", "a circle"], **how)]
+            ),
+        ]
+        for call in calls:
+            assert torch.equal(call(batch_size=2, num_workers=2), call(batch_size=2))
 
     def test_all_pairs_are_pair_by_pair(self, predictor: Predictor, files: list[Path]) -> None:
         texts = [*TEXTS, "yellow"]
@@ -183,6 +234,28 @@ class TestResults:
         torch.testing.assert_close(parts, whole, atol=1e-6, rtol=0)
         assert whole.std() > 1e-3
         assert max(held) < 4 * room < most / 2
+
+    def test_half_of_the_memory_is_for_encoded_images(self, predictor: Predictor, arrays: list[np.ndarray]) -> None:
+        images = [np.roll(array, shift, axis=0) for array in arrays for shift in range(5)]
+        with torch.inference_mode():
+            one = predictor.engine.cache_image(predictor.model.encode_image(predictor.processor.images(images[:1])))
+        sizes: list[int] = []
+        one.map(lambda tensor: sizes.append(tensor.nbytes) or tensor)
+        taken = sum(sizes) - one.cls.nbytes
+        blocks: list[int] = []
+        hook = predictor.model.vision.register_forward_hook(lambda _, inputs, __: blocks.append(len(inputs[0])))
+        for bytes_, expected in ((2 * 4 * taken, [4, 4, 4, 3]), (2 * 4 * taken - 2, [3] * 5), (1, [1] * 15)):
+            blocks.clear()
+            predictor.match(images, TEXTS[:1], all_pairs=True, memory_gib=bytes_ / 2**30)
+            assert blocks == expected
+        hook.remove()
+
+    def test_one_text_for_several_images_is_encoded_once(self, predictor: Predictor, files: list[Path]) -> None:
+        encoded: list[int] = []
+        hook = predictor.model.text.register_forward_hook(lambda _, inputs, __: encoded.append(len(inputs[0])))
+        predictor.match(files, TEXTS[0])
+        hook.remove()
+        assert encoded == [1]
 
     def test_an_image_that_comes_again_is_encoded_once(self, predictor: Predictor, files: list[Path]) -> None:
         encoded = 0
@@ -257,6 +330,14 @@ class TestFillMask:
             assert [word.probability for word in words] == pytest.approx(best.values.tolist(), abs=1e-6)
             decoded = [predictor.processor.decode([number]).strip() for number in best.indices.tolist()]
             assert [word.word for word in words] == decoded
+
+    def test_words_of_64_masks_at_most_are_ranked_at_once(self, predictor: Predictor, files: list[Path]) -> None:
+        rows: list[int] = []
+        hook = predictor.model.head("mlm").register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
+        filled = predictor.fill_mask(files[0], ["<mask> " * 10] * 15, top=1)
+        hook.remove()
+        assert sum(map(len, filled)) == sum(rows) == 150
+        assert rows == [64, 64, 22]
 
     def test_whole_vocabulary_adds_up(self, predictor: Predictor, files: list[Path]) -> None:
         (words,) = predictor.fill_mask(files[0], "<mask>", top=10_000)
@@ -423,7 +504,7 @@ class TestLoad:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"precision": "fp16"}, "precision is 'fp16'; expected one of fp32, bf16"),
+            ({"precision": "fp16"}, "precision fp16 is for GPUs; on the CPU use bf16"),
             ({"device": "gpu"}, "device is 'gpu'; expected a name such as cpu or cuda:0"),
             ({"device": "cuda:99"}, "device is 'cuda:99', but PyTorch sees"),
             ({"image_size": 25}, "not a multiple of the patch size 10; use 20 or 30"),

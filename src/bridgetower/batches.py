@@ -2,76 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice, repeat
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from bridgetower.data.remote import is_url, read_url
 from bridgetower.engines.engine import Engine
-from bridgetower.inference import Item, Kind, compute, image_bytes, matched, score_pairs, split_rows
+from bridgetower.inference import (
+    Item,
+    Kind,
+    compute,
+    encoded_images,
+    encoded_texts,
+    image_bytes,
+    matched,
+    score_pairs,
+    split_rows,
+)
 from bridgetower.model.encodings import Encoded
 from bridgetower.processor import ImageLike, Processor, loaded
 from bridgetower.progress import count_bars, counted
 
 
-def compute_items(
-    engine: Engine, processor: Processor, items: Iterable[Item], count: int, *, batch_size: int, progress: bool = False
-) -> list[Any]:
-    """Computes items batch by batch; see `inference.compute`.
-
-    Args:
-        engine: Encodes and fuses.
-        processor: Normalises and pads.
-        items: Are made when their batch is computed.
-        count: Their number.
-        batch_size: Items at once.
-        progress: Show a bar, if there is more than one batch.
-
-    Raises:
-        ValueError: `batch_size` is below 1.
-    """
-    check_batch_size(batch_size)
-    starts, items = range(0, count, batch_size), iter(items)
-    batches = counted(starts, "batches", shown=progress and len(starts) > 1)
-    return [found for _ in batches for found in compute(engine, processor, list(islice(items, batch_size)))]
-
-
-def compute_pairs(
+def compute_inputs(
     engine: Engine,
     processor: Processor,
     kind: Kind,
-    images: Sequence[ImageLike],
-    texts: Sequence[str],
+    images: Sequence[ImageLike] | None,
+    texts: Sequence[str] | None,
     images_2: Sequence[ImageLike] | None = None,
     *,
     top: int = 1,
     batch_size: int = 32,
     truncate: bool = False,
+    num_workers: int = 0,
     progress: bool = False,
 ) -> list[Any]:
-    """Computes something of every image, or every two images, with its text; see `inference.compute`.
+    """Computes something of images, of texts, or of every image, or every two, with its text, see `inference.compute`.
 
     Args:
         engine: Encodes and fuses.
         processor: Prepares images and texts.
         kind: What is computed.
-        images, texts, images_2: Of the same number.
+        images, texts, images_2: Of the same number; None: there are none.
         top: Words per mask.
-        batch_size: Pairs at once.
+        batch_size: Items at once.
         truncate: Cut texts that are too long instead of refusing them.
-        progress: Show a bar.
+        num_workers: Processes that decode while others are computed; 0 decodes in this one.
+        progress: Show a bar, if there is more than one batch.
 
     Raises:
         ValueError: `batch_size` is below 1, a text is too long, or an image cannot be used; its number is named.
     """
-    ids = processor.token_ids(texts, truncate=truncate)
-    second: Iterable[Any] = repeat(None) if images_2 is None else decoded(processor, images_2, batch_size)
-    inputs = zip(decoded(processor, images, batch_size), second, ids, strict=False)
-    items = (Item(kind=kind, image=one, image_2=other, ids=tuple(tokens), top=top) for one, other, tokens in inputs)
-    return compute_items(engine, processor, items, len(ids), batch_size=batch_size, progress=progress)
+    check_batch_size(batch_size)
+    count = len(images if images is not None else texts or ())
+    ids = [None] * count if texts is None else [*map(tuple, processor.token_ids(texts, truncate=truncate))]
+    order = list(range(count))
+    if images is None:
+        order.sort(key=lambda row: len(ids[row] or ()))  # so that batches hold little padding
+    shown = [None if some is None else decoded(processor, some, batch_size, num_workers) for some in (images, images_2)]
+    found: list[Any] = [None] * count
+    batches = split_rows(range(count), batch_size)
+    for batch in counted(batches, "batches", shown=progress and len(batches) > 1):
+        rows = order[batch.start : batch.stop]
+        first, second = ([None] * len(rows) if each is None else list(islice(each, len(rows))) for each in shown)
+        items = [
+            Item(kind=kind, image=image, image_2=image_2, ids=ids[row], top=top)
+            for row, image, image_2 in zip(rows, first, second, strict=True)
+        ]
+        for row, outcome in zip(rows, compute(engine, processor, items), strict=True):
+            found[row] = outcome
+    return found
 
 
 def decoded(
@@ -81,7 +87,7 @@ def decoded(
 
     Args:
         processor: Resizes them.
-        images: The images.
+        images: The images; URLs are fetched.
         batch_size: Images at once.
         num_workers: Processes that decode; 0 decodes in this one.
 
@@ -93,10 +99,19 @@ def decoded(
     for number, image in enumerate(images):
         different[number // batch_size].setdefault(id(image), (number, image))
     numbered = [list(each.values()) for each in different]
-    opened = loaded(processor.resize_numbered, numbered, num_workers=num_workers)
+    opened = loaded(partial(_resized, processor), numbered, num_workers=num_workers)
     for batch, keys, pixels in zip(batches, different, opened, strict=True):
         found = dict(zip(keys, pixels, strict=True))
         yield from (found[id(image)] for image in batch)
+
+
+def _resized(processor: Processor, numbered: tuple[int, ImageLike]) -> UInt8[Tensor, "3 h w"]:
+    return processor.resize_numbered((numbered[0], fetched(numbered[1])))
+
+
+def fetched(image: ImageLike) -> ImageLike:
+    """Returns the bytes of an image at a URL; other images as they are."""
+    return read_url(image) if isinstance(image, str) and is_url(image) else image
 
 
 @torch.inference_mode()
@@ -108,6 +123,7 @@ def match_all(
     *,
     batch_size: int,
     room: int,
+    num_workers: int = 0,
     progress: bool = False,
 ) -> Float[Tensor, "i t"]:
     """Returns the log-odds of a match of every image with every text; each image is encoded once.
@@ -119,6 +135,7 @@ def match_all(
         ids: Token ids of the texts, which are encoded with every block of images.
         batch_size: Images or pairs at once.
         room: Bytes for the encodings of a block of images.
+        num_workers: Processes that decode; 0 decodes in this one.
         progress: Show a bar.
 
     Raises:
@@ -128,19 +145,20 @@ def match_all(
     check_batch_size(batch_size)
     order = sorted(range(len(ids)), key=lambda text: len(ids[text]))  # so that batches hold little padding
     scores = torch.empty(len(images), len(ids))
+    pixels = decoded(processor, images, batch_size, num_workers)
 
     def text_of(places: Sequence[int]) -> Encoded:
-        text = processor.pad([ids[order[place]] for place in places])
-        return engine.cache_text(engine.encode_text(text.input_ids, text.attention_mask))
-
-    def image_of(rows: range) -> Encoded:
-        pixel_values = processor.images(images[rows.start : rows.stop], first=rows.start)
-        return engine.cache_image(engine.encode_image(pixel_values))
+        return engine.cache_text(encoded_texts(engine, processor, [ids[order[place]] for place in places]))
 
     with count_bars(shown=progress) as bars:
         bar = bars.add_task("pairs", total=scores.numel())
         for block in split_rows(range(len(images)), max(1, room // image_bytes(engine.model))):
-            image = Encoded.cat([image_of(rows) for rows in split_rows(block, batch_size)])
+            image = Encoded.cat(
+                [
+                    engine.cache_image(encoded_images(engine, processor, list(islice(pixels, len(rows)))))
+                    for rows in split_rows(block, batch_size)
+                ]
+            )
             pairs = torch.cartesian_prod(torch.arange(len(ids)), torch.arange(len(image))).flip(1)
             found = []
             for logits in score_pairs(engine, engine.model.itm_logits, image, text_of, pairs, batch_size=batch_size):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from bridgetower.engines.engine import Engine
+from bridgetower.engines.engine import Engine, to_device
 from bridgetower.model.bridgetower import IMAGE, SECOND_IMAGE, BridgeTower, EncodeOutputs
 from bridgetower.model.encodings import Encoded, Fused
 from bridgetower.processor import Processor
@@ -31,6 +31,7 @@ HEAD_OF: Mapping[str, str] = {
 Tokens = tuple[int, ...]
 Pixels = UInt8[Tensor, "3 h w"]
 
+_APART = ("fill_mask", "mask_probabilities", "reason")  # what is read of other outputs, or of two fusions
 _MASKS = 64  # whose words are ranked at once: each has a row as long as the vocabulary
 
 _Key = TypeVar("_Key", bound=Hashable)
@@ -77,7 +78,7 @@ class Item:
             The text of a `fill_mask` or `mask_probabilities` has a mask.
         image: As `Processor.resize` returns it. One object in several items is encoded once.
         image_2: The second image of `reason`, likewise.
-        ids: The text's token ids, likewise.
+        ids: The text's token ids; equal ones are encoded once.
         top: Words per mask of `fill_mask`; the best of a judgement are chosen by `choices`.
     """
 
@@ -86,13 +87,6 @@ class Item:
     image_2: Pixels | None = None
     ids: Tokens | None = None
     top: int = 1
-
-    @property
-    def part(self) -> Literal["images", "texts", "pairs"]:
-        """What has to be run for it."""
-        if self.image is None:
-            return "texts"
-        return "images" if self.ids is None else "pairs"
 
 
 @torch.inference_mode()
@@ -117,93 +111,100 @@ def compute(engine: Engine, processor: Processor, items: Sequence[Item]) -> list
         ValueError: The model lacks a head.
         FloatingPointError: It gives NaN.
     """
-    batch = _Batch(engine, processor)
-    parts: dict[str, Callable[[Sequence[Item]], Iterable[Outcome]]]
-    parts = {"pairs": batch.pairs, "images": batch.image_vectors, "texts": batch.text_vectors}
-    return assembled([item.part for item in items], lambda part, rows: parts[part]([items[row] for row in rows]))
+    model, found = engine.model, dict[int, Outcome]()
+    if rows := [row for row, item in enumerate(items) if item.ids is None]:
+        pixels, places = _distinct([items[row].image for row in rows], id)
+        vectors = l2_normalize(model.image_embeds(encoded_images(engine, processor, pixels, "cls")))
+        found.update(zip(rows, vectors[places], strict=True))
+    if rows := [row for row, item in enumerate(items) if item.image is None]:
+        ids, places = _distinct([items[row].ids for row in rows])
+        vectors = l2_normalize(model.text_embeds(encoded_texts(engine, processor, ids, "cls")))
+        found.update(zip(rows, vectors[places], strict=True))
+    if not (pairs := [row for row in range(len(items)) if row not in found]):
+        return [found[row] for row in range(len(items))]
+    pixels, image_places = _distinct([items[row].image for row in pairs], id)
+    ids, text_places = _distinct([items[row].ids for row in pairs])
+    image = engine.cache_image(encoded_images(engine, processor, pixels))  # shared by the pairs of each
+    text = engine.cache_text(encoded_texts(engine, processor, ids))
+    runs: dict[str, list[int]] = {}
+    for place, row in enumerate(pairs):
+        runs.setdefault(items[row].kind if items[row].kind in _APART else "pooled", []).append(place)
+    for run, places in runs.items():
+        rows, some = [pairs[place] for place in places], [items[pairs[place]] for place in places]
+        images = image[_index(engine, [image_places[place] for place in places])]
+        texts = text[_index(engine, [text_places[place] for place in places])]
+        if run in ("fill_mask", "mask_probabilities"):
+            found.update(
+                zip(rows, _masks(model, processor, engine.fuse(images, texts, "text").text, some), strict=True)
+            )
+            continue
+        pooled = engine.fuse(images, texts, "pooled").pooled
+        if run == "reason":
+            pixels, seconds = _distinct([item.image_2 for item in some], id)
+            image_2 = engine.cache_image(encoded_images(engine, processor, pixels, token_type=SECOND_IMAGE))
+            second = engine.fuse(image_2[_index(engine, seconds)], texts, "pooled").pooled
+            logits = model.class_logits("nlvr2", torch.cat([pooled, second], dim=-1))
+            found.update(zip(rows, _classified(logits), strict=True))
+            continue
+        for kind in dict.fromkeys(item.kind for item in some):
+            chosen = [number for number, item in enumerate(some) if item.kind == kind]
+            outcomes = _of_pooled(model, kind, pooled[_index(engine, chosen)])
+            found.update(zip([rows[number] for number in chosen], outcomes, strict=True))
+    return [found[row] for row in range(len(items))]
 
 
-class _Batch:
-    """What is computed of a batch; an image or text in several items is encoded once."""
+def encoded_images(
+    engine: Engine,
+    processor: Processor,
+    pixels: Sequence[Pixels],
+    outputs: EncodeOutputs = "layers",
+    token_type: int = IMAGE,
+) -> Encoded:
+    """Encodes resized images; a GPU gets their bytes, a quarter of the normalised numbers, and normalises them."""
+    values = processor.normalise(to_device(torch.stack(list(pixels)), engine.device))
+    return engine.encode_image(values, token_type, outputs=outputs)
 
-    def __init__(self, engine: Engine, processor: Processor) -> None:
-        self.engine, self.model, self.processor = engine, engine.model, processor
 
-    def image_vectors(self, items: Sequence[Item]) -> Iterable[Tensor]:
-        image, rows = self._images([item.image for item in items], "cls")
-        return l2_normalize(self.model.image_embeds(image))[rows.cpu()]
+def encoded_texts(
+    engine: Engine, processor: Processor, ids: Sequence[Sequence[int]], outputs: EncodeOutputs = "layers"
+) -> Encoded:
+    """Encodes texts, padded to the longest."""
+    text = processor.pad(ids)
+    return engine.encode_text(text.input_ids, text.attention_mask, outputs=outputs)
 
-    def text_vectors(self, items: Sequence[Item]) -> Iterable[Tensor]:
-        text, rows = self._texts(items, "cls")
-        return l2_normalize(self.model.text_embeds(text))[rows.cpu()]
 
-    def pairs(self, items: Sequence[Item]) -> list[Outcome]:
-        image, image_rows = self._images([item.image for item in items], "layers")
-        text, text_rows = self._texts(items, "layers")
-        image, text = self.engine.cache_image(image), self.engine.cache_text(text)  # shared by the pairs of each
+def _index(engine: Engine, rows: Sequence[int]) -> Int[Tensor, " n"]:
+    return to_device(torch.tensor(rows), engine.device)
 
-        def fused(rows: list[int], outputs: Literal["pooled", "text"]) -> Fused:
-            return self.engine.fuse(image[image_rows[rows]], text[text_rows[rows]], outputs)
 
-        def read(key: str, rows: list[int]) -> Iterable[Outcome]:
-            some = [items[row] for row in rows]
-            if key in ("fill_mask", "mask_probabilities"):
-                return self._masks(fused(rows, "text").text, some)
-            pooled = fused(rows, "pooled").pooled
-            if key == "reason":
-                other, seconds = self._images([item.image_2 for item in some], "layers", SECOND_IMAGE)
-                second = self.engine.fuse(self.engine.cache_image(other)[seconds], text[text_rows[rows]]).pooled
-                return _classified(self.model.class_logits("nlvr2", torch.cat([pooled, second], dim=-1)))
-            return assembled([item.kind for item in some], lambda kind, chosen: self._pooled(kind, pooled[chosen]))
+def _of_pooled(model: BridgeTower, kind: Kind, pooled: Float[Tensor, "b e"]) -> Iterable[Outcome]:
+    if kind == "embedding":
+        return l2_normalize(model.pair_embeds(pooled))
+    if kind == "match":
+        odds: list[float] = matched(model.itm_logits(pooled)).tolist()
+        return odds
+    head = HEAD_OF[kind]
+    if model.config.heads.predicts_number(head):
+        return _numbers(model.class_logits(head, pooled).float().cpu())
+    each = head == "vqa" or (head == "classification" and model.config.heads.multi_label)
+    return _classified(model.class_logits(head, pooled), each=each)
 
-        apart = ("fill_mask", "mask_probabilities", "reason")
-        return assembled([item.kind if item.kind in apart else "pooled" for item in items], read)
 
-    def _pooled(self, kind: Kind, pooled: Tensor) -> Iterable[Outcome]:
-        if kind == "embedding":
-            return l2_normalize(self.model.pair_embeds(pooled))
-        if kind == "match":
-            odds: list[float] = matched(self.model.itm_logits(pooled)).tolist()
-            return odds
-        head = HEAD_OF[kind]
-        if self.model.config.heads.predicts_number(head):
-            return _numbers(self.model.class_logits(head, pooled).float().cpu())
-        each = head == "vqa" or (head == "classification" and self.model.config.heads.multi_label)
-        return _classified(self.model.class_logits(head, pooled), each=each)
-
-    def _masks(self, hidden: Float[Tensor, "b l d"], items: Sequence[Item]) -> Iterable[Outcome]:
-        """Returns the distributions at the masks of items, or their words, for which few distributions are held."""
-        masked = self.processor.pad([item.ids or () for item in items]).input_ids == self.processor.mask_token_id
-        counts: list[int] = masked.sum(dim=1).tolist()
-        chosen = hidden[:, : masked.shape[1]][masked.to(hidden.device)]
-        parts = (self._distributions(part) for part in chosen.split(_MASKS))
-        if items[0].kind == "mask_probabilities":
-            return torch.cat(list(parts)).split(counts)
-        top = max(item.top for item in items)
-        words = (of_mask for part in parts for of_mask in top_words(self.processor, part, top))
-        return [
-            [of_mask[: item.top] for of_mask in islice(words, count)] for item, count in zip(items, counts, strict=True)
-        ]
-
-    def _distributions(self, hidden: Float[Tensor, "m d"]) -> Float[Tensor, "m v"]:
-        return _numbers(self.model.mlm_logits(hidden).float().cpu().softmax(dim=-1))
-
-    def _images(
-        self, images: Sequence[Pixels | None], outputs: EncodeOutputs, token_type: int = IMAGE
-    ) -> tuple[Encoded, Int[Tensor, " n"]]:
-        """Returns the different images, encoded, and the row of each."""
-        different, rows = _distinct(images)
-        pixels = self.processor.normalise(torch.stack(different))
-        return self.engine.encode_image(pixels, token_type, outputs=outputs), torch.tensor(
-            rows, device=self.engine.device
-        )
-
-    def _texts(self, items: Sequence[Item], outputs: EncodeOutputs) -> tuple[Encoded, Int[Tensor, " n"]]:
-        """Returns the different texts of items, encoded, and the row of each item."""
-        ids, rows = _distinct([item.ids for item in items])
-        text = self.processor.pad(ids)
-        encoded = self.engine.encode_text(text.input_ids, text.attention_mask, outputs=outputs)
-        return encoded, torch.tensor(rows, device=self.engine.device)
+def _masks(
+    model: BridgeTower, processor: Processor, hidden: Float[Tensor, "b l d"], items: Sequence[Item]
+) -> Iterable[Outcome]:
+    """Returns the distributions at the masks of items, or their words, for which few distributions are held."""
+    masked = processor.pad([item.ids or () for item in items]).input_ids == processor.mask_token_id
+    counts: list[int] = masked.sum(dim=1).tolist()
+    chosen = hidden[:, : masked.shape[1]][masked.to(hidden.device)]
+    parts = (_numbers(model.mlm_logits(part).float().cpu().softmax(dim=-1)) for part in chosen.split(_MASKS))
+    if items[0].kind == "mask_probabilities":
+        return torch.cat(list(parts)).split(counts)
+    top = max(item.top for item in items)
+    words = (of_mask for part in parts for of_mask in top_words(processor, part, top))
+    return [
+        [of_mask[: item.top] for of_mask in islice(words, count)] for item, count in zip(items, counts, strict=True)
+    ]
 
 
 class Fuses(Protocol):
@@ -332,12 +333,17 @@ def _classified(logits: Float[Tensor, "n k"], *, each: bool = False) -> Float[Te
 
 def _numbers(results: Tensor) -> Tensor:
     if not results.isfinite().all():
-        raise FloatingPointError("the model gives NaN; its weights or settings are damaged, or too large for bf16")
+        raise FloatingPointError(
+            "the model gives NaN; its weights or settings are damaged, or too large for fp16 or bf16"
+        )
     return results
 
 
-def _distinct(sources: Sequence[_Source | None]) -> tuple[list[_Source], list[int]]:
-    """Returns the different objects, and the number of each source's among them."""
-    found = {id(source): source for source in sources if source is not None}
-    numbers = {key: number for number, key in enumerate(found)}
-    return list(found.values()), [numbers[id(source)] for source in sources]
+def _distinct(
+    sources: Sequence[_Source | None], key: Callable[[_Source], Hashable] = lambda source: source
+) -> tuple[list[_Source], list[int]]:
+    """Returns the different sources, and the number of each among them."""
+    present = [source for source in sources if source is not None]
+    found = {key(source): source for source in present}
+    numbers = {name: number for number, name in enumerate(found)}
+    return list(found.values()), [numbers[key(source)] for source in present]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bridgetower.batches import compute_items, compute_pairs, decoded, match_all
+from bridgetower.batches import compute_inputs, match_all
 from bridgetower.checkpoints import Checkpoint, HubOptions, fingerprint, read_checkpoint
 from bridgetower.engines.config import EngineRequest, Precision
 from bridgetower.engines.engine import Engine
@@ -23,7 +23,6 @@ from bridgetower.inference import (
     FilledWord,
     Item,
     Judging,
-    Kind,
     Outcome,
     check_top,
     choices,
@@ -46,11 +45,13 @@ class Options(TypedDict, total=False):
     Attributes:
         batch_size: Pairs at once; 32 unless given.
         truncate: Cut texts that are too long instead of refusing them.
+        num_workers: Processes that decode images while others are computed; 0 decodes in this one.
         progress: Show a bar.
     """
 
     batch_size: int
     truncate: bool
+    num_workers: int
     progress: bool
 
 
@@ -87,8 +88,8 @@ def load(
         revision: Branch, tag or commit of a hub id; the commit that was loaded is in `Predictor.source`.
         image_size: Pixels; position embeddings are resized if it is not the checkpoint's own.
         device: Such as `cpu` or `cuda:0`; None takes a GPU if there is one.
-        precision: `fp32`; `bf16` (engines `torch` and `openvino`) and `int8` (engine `onnxruntime`) take less time on
-            hardware that has them, and give other numbers.
+        precision: `fp32`; `bf16` (engines `torch` and `openvino`), `fp16` (on a GPU) and `int8` (engine `onnxruntime`)
+            take less time on hardware that has them, and give other numbers.
         engine: `torch`, or `onnxruntime` or `openvino`, which run exported parts on the CPU. A source that was not
             exported is exported once, to `cache`. `auto` takes the fastest that is installed, see docs/engines.md.
         cache: Folder of such exports; None is `~/.cache/bridgetower`.
@@ -130,8 +131,9 @@ def load(
 class Predictor:
     """A loaded model with its preprocessing.
 
-    Images are paths, bytes, PIL images or uint8 arrays, one or a sequence; results are float32 tensors on the CPU, one
-    row per input, whatever the batch size.
+    Images are paths, URLs, bytes, open files, PIL images, uint8 arrays or tensors, one or a sequence; results are
+    float32 tensors on the CPU, one row per input, whatever the batch size. One image with several texts, or one text
+    with several images, is a pair with each. Several threads may call a predictor at once.
 
     Attributes:
         source: What was loaded; a hub id carries its commit.
@@ -193,9 +195,10 @@ class Predictor:
             ValueError: No images, an unreadable one, or a model without contrastive head.
         """
         self.model.contrastive_head()
-        given = image_list(images)
-        items = (Item(image=pixels) for pixels in decoded(self.processor, given, batch_size, num_workers))
-        return self._vectors(items, len(given), batch_size, progress)
+        options = Options(batch_size=batch_size, num_workers=num_workers, progress=progress)
+        return torch.stack(
+            compute_inputs(self.engine, self.processor, "embedding", image_list(images), None, **options)
+        )
 
     def embed_texts(
         self, texts: Texts, *, batch_size: int = 32, truncate: bool = False, progress: bool = False
@@ -212,10 +215,8 @@ class Predictor:
             ValueError: No texts, one that is too long, or a model without contrastive head.
         """
         self.model.contrastive_head()
-        given = self.processor.token_ids(text_list(texts), truncate=truncate)
-        order = sorted(range(len(given)), key=lambda row: len(given[row]))  # so that batches hold little padding
-        items = (Item(ids=tuple(given[row])) for row in order)
-        return self._vectors(items, len(given), batch_size, progress)[torch.tensor(order).argsort()]
+        options = Options(batch_size=batch_size, truncate=truncate, progress=progress)
+        return torch.stack(compute_inputs(self.engine, self.processor, "embedding", None, text_list(texts), **options))
 
     def embed_pairs(self, images: Images, texts: Texts, **options: Unpack[Options]) -> Float[Tensor, "n c"]:
         """Returns L2-normalised joint vectors of image n with text n.
@@ -226,7 +227,9 @@ class Predictor:
         Raises:
             ValueError: Different numbers of images and texts, or unreadable ones.
         """
-        return torch.stack(self._of_pairs("embedding", *pair_lists(images, texts), **options))
+        return torch.stack(
+            compute_inputs(self.engine, self.processor, "embedding", *pair_lists(images, texts), **options)
+        )
 
     @torch.inference_mode()
     def match(
@@ -237,6 +240,7 @@ class Predictor:
         all_pairs: bool = False,
         batch_size: int = 32,
         truncate: bool = False,
+        num_workers: int = 0,
         progress: bool = False,
         memory_gib: float = 4.0,
     ) -> Float[Tensor, ...]:
@@ -251,6 +255,7 @@ class Predictor:
                 with every block of images.
             batch_size: Items or pairs at once.
             truncate: Cut longer texts instead of refusing them.
+            num_workers: Processes that decode images; 0 decodes in this one.
             progress: Show a bar.
             memory_gib: With `all_pairs`: memory for the encodings of images; half of it is for those of a block.
 
@@ -266,12 +271,20 @@ class Predictor:
             raise ValueError(f"memory_gib is {memory_gib}; expected more than 0")
         if not all_pairs:
             pairs = pair_lists(images, texts, ", or all_pairs=True to match every image with every text")
-            options = Options(batch_size=batch_size, truncate=truncate, progress=progress)
-            return self.reranking.match(torch.tensor(self._of_pairs("match", *pairs, **options)))
+            options = Options(batch_size=batch_size, truncate=truncate, num_workers=num_workers, progress=progress)
+            return self.reranking.match(
+                torch.tensor(compute_inputs(self.engine, self.processor, "match", *pairs, **options))
+            )
         given, ids = image_list(images), self.processor.token_ids(text_list(texts), truncate=truncate)
-        room = int(memory_gib * _GIB) // 2
         log_odds = match_all(
-            self.engine, self.processor, given, ids, batch_size=batch_size, room=room, progress=progress
+            self.engine,
+            self.processor,
+            given,
+            ids,
+            batch_size=batch_size,
+            room=int(memory_gib * _GIB) // 2,
+            num_workers=num_workers,
+            progress=progress,
         )
         return self.reranking.match(log_odds)
 
@@ -282,7 +295,7 @@ class Predictor:
 
     @overload
     def fill_mask(
-        self, images: Sequence[ImageLike], texts: Sequence[str], *, top: int = 5, **options: Unpack[Options]
+        self, images: Images, texts: Texts, *, top: int = 5, **options: Unpack[Options]
     ) -> list[list[list[FilledWord]]]: ...
 
     def fill_mask(
@@ -304,13 +317,13 @@ class Predictor:
                 of images and texts, or unreadable ones.
         """
         check_top(top)
-        given, words = pair_lists(images, texts)
+        given, words, _ = pair_lists(images, texts)
         ids = self.processor.token_ids(words, truncate=options.get("truncate", False))
         for text, tokens in zip(words, ids, strict=True):
             if self.processor.mask_token_id not in tokens:
                 raise ValueError(f"no mask in {text!r}; put {self.processor.mask_token} where a word is missing")
-        filled = self._of_pairs("fill_mask", given, words, top=top, **options)
-        return filled[0] if isinstance(texts, str) else filled
+        filled = compute_inputs(self.engine, self.processor, "fill_mask", given, words, top=top, **options)
+        return filled[0] if isinstance(texts, str) and is_image(images) else filled
 
     @torch.inference_mode()
     def hidden_states(
@@ -335,7 +348,7 @@ class Predictor:
         Raises:
             ValueError: There is no such layer, or images and texts are unreadable or of different numbers.
         """
-        given, words = pair_lists(images, texts)
+        given, words, _ = pair_lists(images, texts)
         device, batch = self.model.device, self.processor.texts(words, truncate=truncate)
         found = hidden_states(
             self.model,
@@ -363,7 +376,7 @@ class Predictor:
 
     @overload
     def answer(
-        self, images: Sequence[ImageLike], questions: Sequence[str], *, top: int = 5, **options: Unpack[Options]
+        self, images: Images, questions: Texts, *, top: int = 5, **options: Unpack[Options]
     ) -> list[list[Choice]]: ...
 
     def answer(
@@ -391,9 +404,7 @@ class Predictor:
     ) -> list[Choice]: ...
 
     @overload
-    def entail(
-        self, images: Sequence[ImageLike], statements: Sequence[str], **options: Unpack[Options]
-    ) -> list[list[Choice]]: ...
+    def entail(self, images: Images, statements: Texts, **options: Unpack[Options]) -> list[list[Choice]]: ...
 
     def entail(
         self, images: Images, statements: Texts, **options: Unpack[Options]
@@ -419,11 +430,7 @@ class Predictor:
 
     @overload
     def reason(
-        self,
-        images: Sequence[ImageLike],
-        images_2: Sequence[ImageLike],
-        statements: Sequence[str],
-        **options: Unpack[Options],
+        self, images: Images, images_2: Images, statements: Texts, **options: Unpack[Options]
     ) -> list[list[Choice]]: ...
 
     def reason(
@@ -488,7 +495,7 @@ class Predictor:
             ValueError: A model without the head, neither images nor texts, texts or no images with labels, labels or
                 templates that are none, `top` below 1, different numbers of images and texts, or unreadable ones.
         """
-        single = isinstance(texts, str) or (images is not None and is_image(images))
+        single = all(one is None or isinstance(one, str) or is_image(one) for one in (images, texts))
         if labels is not None:
             if images is None or texts is not None:
                 raise ValueError("labels are compared with images alone; give images and no texts")
@@ -520,8 +527,7 @@ class Predictor:
         if not self.model.config.heads.predicts_number("classification"):
             raise ValueError("the classification head of this model has classes, not a number; use classify")
         pairs = either_lists(images, texts, self.processor.blank_image())
-        found = self._of_pairs("classify", *pairs, **options)
-        return torch.stack(found)[:, 0]
+        return torch.stack(compute_inputs(self.engine, self.processor, "classify", *pairs, **options))[:, 0]
 
     def compute(self, items: Sequence[Item]) -> list[Outcome]:
         """Computes items of any kind together; see `inference.compute`."""
@@ -542,14 +548,7 @@ class Predictor:
         names = self.class_names(HEAD_OF[kind])
         if not names:
             raise ValueError(f"the {HEAD_OF[kind]} head of this model predicts a number, not classes; use estimate")
-        given, words = pair_lists(images, texts)
-        others = None if images_2 is None else pair_lists(images_2, words)[0]
-        chosen = choices(torch.stack(self._of_pairs(kind, given, words, others, **options)), names, top)
-        return chosen[0] if isinstance(texts, str) else chosen
-
-    def _vectors(self, items: Iterable[Item], count: int, batch_size: int, progress: bool) -> Float[Tensor, "n c"]:
-        found = compute_items(self.engine, self.processor, items, count, batch_size=batch_size, progress=progress)
-        return torch.stack(found)
-
-    def _of_pairs(self, kind: Kind, *inputs: Any, top: int = 1, **options: Unpack[Options]) -> list[Any]:
-        return compute_pairs(self.engine, self.processor, kind, *inputs, top=top, **options)
+        pairs = pair_lists(images, texts, images_2=images_2)
+        chosen = choices(torch.stack(compute_inputs(self.engine, self.processor, kind, *pairs, **options)), names, top)
+        single = isinstance(texts, str) and is_image(images) and (images_2 is None or is_image(images_2))
+        return chosen[0] if single else chosen

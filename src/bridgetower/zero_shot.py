@@ -47,7 +47,9 @@ class Embeds(Protocol):
     def model(self) -> BridgeTower:
         """The network."""
 
-    def embed_images(self, images: Images, *, batch_size: int = 32, progress: bool = False) -> Float[Tensor, "n c"]:
+    def embed_images(
+        self, images: Images, *, batch_size: int = 32, num_workers: int = 0, progress: bool = False
+    ) -> Float[Tensor, "n c"]:
         """Returns vectors."""
 
     def embed_texts(
@@ -65,6 +67,7 @@ def classify_by_labels(
     *,
     batch_size: int = 32,
     truncate: bool = False,
+    num_workers: int = 0,
     progress: bool = False,
 ) -> list[list[Choice]]:
     """Returns the likeliest labels of every image; see `Predictor.classify`.
@@ -74,7 +77,7 @@ def classify_by_labels(
     """
     check_top(top)
     prompts = predictor.embed_texts(prompts_of(labels, templates), batch_size=batch_size, truncate=truncate)
-    vectors = predictor.embed_images(images, batch_size=batch_size, progress=progress)
+    vectors = predictor.embed_images(images, batch_size=batch_size, num_workers=num_workers, progress=progress)
     return label_choices(predictor.model, vectors, prompts, labels, top)
 
 

@@ -63,41 +63,79 @@ def test_bfloat16_is_as_near_to_float32_as_the_model_is() -> None:
     assert tiny.off(ours, exact) < 2 * tiny.off(theirs, exact)
 
 
+@torch.inference_mode()
+def test_float16_is_nearer_to_float32_than_bfloat16() -> None:
+    exact = fused(made()[0], "pooled").pooled
+    off = [tiny.off(fused(made(dtype)[1], "pooled").pooled.float(), exact) for dtype in (torch.float16, torch.bfloat16)]
+    assert 0 < off[0] < 0.25 * off[1]
+
+
 def test_control_the_numbers_are_of_these_weights() -> None:
     engine = TorchEngine(tiny.build(seed=1), CPU)
     assert tiny.off(fused(engine, "pooled").pooled, fused(made()[0], "pooled").pooled) > 0.01
 
 
-# Without the checks of shapes that the tests put around every function, which no graph can hold. Compiles, then uses
-# texts of other lengths in batches of other sizes.
+# Without the checks of shapes that the tests put around every function, which no graph can hold. Every kind of call, in
+# several sizes, then as if there were more kinds than PyTorch keeps graphs.
 COMPILED = """
-import json
+import itertools, json
 import torch
 from torch._dynamo.utils import counters
 import tiny
 from bridgetower.engines.engine import TorchEngine
 
-model, engine = tiny.build(), TorchEngine(tiny.build(), torch.device("cpu"), compiler="aot_eager")
-graphs, off = [], []
+config = tiny.changed(fusion__num_token_types=3)
+model, engine = tiny.build(config), TorchEngine(tiny.build(config), torch.device("cpu"), compiler="eager")
+off, kinds, graphs = [0.0], set(), []
+
+
+def check(lengths, padded, token_type, cached, outputs, rows):
+    kinds.add((len(lengths) == 1, padded, token_type, cached, outputs, None if rows is None else len(rows) == 1))
+    ids, mask = tiny.texts(lengths)
+    found = []
+    for each in (engine, model):
+        image = each.encode_image(tiny.images(len(lengths)), token_type)
+        text = each.encode_text(ids, mask if padded else None)
+        if cached:
+            image, text = each.cache_image(image), each.cache_text(text)
+        if rows is not None:
+            image, text = image[torch.tensor(rows)], text[torch.tensor(rows)]
+        fused = each.fuse(image, text, outputs)
+        read = {"pooled": ("pooled",), "text": ("text",), "all": ("pooled", "text", "image")}[outputs]
+        cls = each.encode_image(tiny.images(len(lengths)), outputs="cls"), each.encode_text(ids, mask, outputs="cls")
+        found.append([*(getattr(fused, name) for name in read), *(one.cls for one in cls)])
+    off.extend(tiny.off(one, other) for one, other in zip(*found))
+    graphs.append(counters["stats"]["unique_graphs"])
+
+
+def check_all():
+    shapes = [([5], None), ([4], [0, 0, 0]), ([5, 3], None), ([6, 6, 6], [0]), ([7, 2, 4, 5], [3, 1, 1, 0, 2])]
+    for outputs, cached, token_type in itertools.product(("pooled", "text", "all"), (False, True), (1, 2)):
+        for lengths, rows in shapes:
+            check(lengths, len(set(lengths)) > 1, token_type, cached, outputs, rows)
+
+
 with torch.inference_mode():
-    for lengths in ([5, 3], [7, 4], [2, 6, 8, 8], [9, 1, 3, 5, 6]):
-        pixel_values, texts = tiny.images(len(lengths)), tiny.texts(lengths)
-        ours, theirs = (
-            each.fuse(each.encode_image(pixel_values, 1), each.encode_text(*texts)) for each in (engine, model)
-        )
-        off.append(tiny.off(ours.pooled, theirs.pooled))
-        graphs.append(counters["stats"]["unique_graphs"])
-print(json.dumps([graphs, sum(counters["graph_break"].values()), max(off)]))
+    check_all()
+    first, ordinary = max(off), graphs[-1]
+    torch._dynamo.reset()
+    engine = TorchEngine(tiny.build(config), torch.device("cpu"), compiler="eager")
+    engine.encode_text(*tiny.texts([3]))
+    torch._dynamo.config.cache_size_limit = 2
+    check_all()
+print(json.dumps([len(kinds), ordinary, sum(counters["graph_break"].values()), first, max(off)]))
 """
 
 
 @pytest.mark.slow
-def test_compiled_without_graph_breaks_and_once_for_all_lengths() -> None:
+def test_compiled_in_few_graphs_for_all_kinds_of_calls_and_beyond_their_limit() -> None:
     tests = Path(__file__).parents[1]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests), *sys.path])}
     command = [sys.executable, "-c", COMPILED]
     result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    graphs, breaks, off = json.loads(result.stdout.splitlines()[-1])
-    assert graphs == [3] * 4  # of image, text and fusion
+    kinds, graphs, breaks, off, beyond = json.loads(result.stdout.splitlines()[-1])
+    assert kinds > 20
+    assert graphs <= 24  # of images 6, of texts 4, of fusion 3 outputs with and without caches, for one and for several
     assert breaks == 0
     assert off < 1e-5
+    assert beyond < 1e-5

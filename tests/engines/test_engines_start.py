@@ -20,7 +20,9 @@ class TestChoice:
         ("options", "message"),
         [
             ({"engine": "tensorrt"}, "engine is 'tensorrt'; expected one of torch, onnxruntime, openvino"),
-            ({"precision": "fp16"}, "precision is 'fp16'; expected one of fp32, bf16, int8"),
+            ({"precision": "fp8"}, "precision is 'fp8'; expected one of fp32, bf16, fp16, int8"),
+            ({"precision": "fp16", "device": "cpu"}, "precision fp16 is for GPUs; on the CPU use bf16"),
+            ({"engine": "openvino", "precision": "fp16"}, "engine openvino has no fp16; .*: torch"),
             ({"engine": "onnxruntime", "precision": "bf16"}, "engine onnxruntime has no bf16; .*: torch, openvino"),
             ({"precision": "int8"}, "engine torch has no int8; engines that have it: onnxruntime"),
             ({"engine": "openvino", "precision": "int8"}, "engine openvino has no int8"),

@@ -26,6 +26,18 @@ def test_graphs_hold_no_weights(bridges: Path) -> None:
     assert not any(b".py" in graph for graph in graphs)
 
 
+def test_int8_weights_have_a_scale_for_each_output_channel(int8: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    for path in int8.glob("*.onnx"):
+        held = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
+        weights = {name: held[name] for name in held if name.endswith("_quantized")}
+        assert len(weights) > 3
+        for name, weight in weights.items():
+            scale = held[name.removesuffix("_quantized") + "_scale"]
+            assert scale.shape == (weight.shape[-1],)
+            assert len(set(scale.tolist())) > 1
+
+
 class TestLayout:
     @pytest.fixture
     def weights(self, tmp_path: Path) -> Path:

@@ -29,6 +29,17 @@ def test_every_part_runs_on_its_examples(name: PartName) -> None:
     assert sizes[0] != sizes[1]
 
 
+@pytest.mark.parametrize("pad", [0, 1, 30, 49])
+@torch.no_grad()
+def test_examples_of_texts_are_padded_where_the_pad_is_wherever_it_is(pad: int) -> None:
+    model = tiny.build(tiny.changed(text__pad_token_id=pad, text__positions="bert"))
+    ids, mask = make_part(model, "text").inputs
+    assert torch.equal(ids == pad, mask == 0)
+    assert ids.min() >= 0
+    assert ids.max() < model.config.text.vocab_size
+    assert torch.equal(mask.sum(dim=1), torch.tensor([8, 4]))
+
+
 @torch.no_grad()
 def test_a_part_recorded_by_torch_takes_other_sizes() -> None:
     model = tiny.build()

@@ -17,6 +17,7 @@ import tiny
 from bridgetower.model.layers import autocast
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.pretraining import PretrainingTask
+from bridgetower.predictor import load
 from bridgetower.tasks.run_config import OptimizerConfig, RunConfig
 from bridgetower.tasks.run_folder import read_metrics
 from bridgetower.training.data_parallel import Replicated, set_numerics
@@ -24,6 +25,7 @@ from bridgetower.training.optim import build_optimizer, parameter_groups
 from bridgetower.training.run import train
 from bridgetower.training.step import run_step
 from folders import same_weights
+from served import PNGS
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
@@ -103,3 +105,14 @@ def test_two_gpus_train(tiny_dataset: Path, tmp_path: Path, parallel: str) -> No
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
     assert done.returncode == 0, done.stderr
     assert len(read_metrics(tmp_path / "run", "train")) == 4
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 0.06), ("fp16", 0.01)])
+def test_a_predictor_gives_what_it_gives_on_the_cpu(tiny_checkpoint: Path, precision: Any, tolerance: float) -> None:
+    images, texts = list(PNGS[:3]), ["a red bar", "a circle", "a blue square on grey"]
+    results = []
+    for options in ({"device": "cpu"}, {"device": "cuda", "precision": precision}):
+        model = load(tiny_checkpoint, **options)
+        results.append([model.embed_images(images), model.embed_texts(texts), model.match(images, texts)])
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, atol=tolerance, rtol=0)

@@ -48,8 +48,8 @@ def test_embeddings(predictor: Predictor, images: list[str]) -> None:
 def test_options_and_errors(comparable_checkpoint: Path, images: list[str]) -> None:
     embeddings = BridgeTowerEmbeddings(comparable_checkpoint, device="cpu", truncate=True)
     assert len(embeddings.embed_query("red circle on black " * 30)) == 8
-    with pytest.raises(ValueError, match="1 images and 3 texts"):
-        embeddings.embed_image_text_pairs(TEXTS, images[:1])
+    with pytest.raises(ValueError, match="2 images and 3 texts"):
+        embeddings.embed_image_text_pairs(TEXTS, images[:2])
 
 
 class TestRetriever:

@@ -241,7 +241,7 @@ class TestUse:
         [
             ({}, "neither images nor texts given"),
             ({"texts": "a", "top": 0}, "top is 0; expected at least 1"),
-            ({"images": [None], "texts": ["a", "b"]}, "1 images and 2 texts"),
+            ({"images": [None] * 3, "texts": ["a", "b"]}, "3 images and 2 texts"),
         ],
     )
     def test_refusals(self, predictor: Predictor, arguments: dict[str, Any], message: str) -> None:

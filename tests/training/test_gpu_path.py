@@ -17,6 +17,8 @@ from bridgetower.data.batch import TOKENS, CachedFeatures, CaptionBatch
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
 from bridgetower.data.masking import IGNORED
+from bridgetower.engines.engine import TorchEngine
+from bridgetower.inference import encoded_images, encoded_texts
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.compiling import compile_layers
 from bridgetower.model.layers import autocast, on_meta
@@ -160,6 +162,32 @@ def test_pixels_are_normalised_where_they_are_used(tiny_dataset: Path, tiny_proc
     raw = images.views([0, 3], torch.Generator().manual_seed(1))
     assert (plain.dtype, raw.dtype) == (torch.float32, torch.uint8)
     assert torch.equal(tiny_processor.normalise(raw), plain)
+
+
+class Copies(TorchDispatchMode):
+    """Records the number formats of what is copied to a device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: list[torch.dtype] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        moved = func is torch.ops.aten._to_copy.default and args[0].device.type == "cpu" and args[0].ndim == 4
+        if moved and torch.device((kwargs or {}).get("device", "cpu")) == GPU:
+            self.dtypes.append(args[0].dtype)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_predictor_sends_bytes_and_does_not_wait(tiny_processor: Processor) -> None:
+    engine = TorchEngine(on_gpu().eval(), GPU, torch.float16)
+    pixels = [torch.zeros(3, 24, 24, dtype=torch.uint8)] * 2
+    copies = Copies()
+    with torch.inference_mode(), NoWaiting(), copies:
+        image = encoded_images(engine, tiny_processor, pixels)
+        text = encoded_texts(engine, tiny_processor, [[0, 5, 6, 2], [0, 7, 2]])
+        fused = engine.fuse(engine.cache_image(image), engine.cache_text(text))
+    assert copies.dtypes == [torch.uint8]
+    assert (fused.pooled.device, fused.pooled.dtype) == (GPU, torch.float16)
 
 
 @pytest.mark.parametrize("positions", [None, torch.tensor([1, 8])])

@@ -11,7 +11,7 @@ from bridgetower.bulk.config import EmbedConfig
 from bridgetower.cli.embed import SOURCE, is_model
 from bridgetower.cli.options import LOADED, Loading, ModelOrDemo, model_or_demo
 from bridgetower.cli.output import emit_lines
-from bridgetower.cli.use import BATCHED, Batching, BatchOptions, emit_choices
+from bridgetower.cli.use import BATCHED, Batching, BatchOptions, emit_choices, repeated
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -86,7 +86,9 @@ def classify(
         prompts_of(labels, templates or TEMPLATES), batch_size=batching.batch_size, truncate=batching.truncate
     )
     units = given_units(images, (), pairs=False) if source is None else units_of(source)
-    config = EmbedConfig(of="images", max_errors=max_errors, batch_size=batching.batch_size)
+    config = EmbedConfig(
+        of="images", max_errors=max_errors, batch_size=batching.batch_size, num_workers=batching.num_workers
+    )
     for names, vectors in _image_vectors(predictor, units, source or "the input", config):
         chosen = label_choices(predictor.model, vectors, prompts, labels, top)
         emit_choices({"image": names}, "classes", chosen, json=json)
@@ -99,8 +101,8 @@ def _by_head(
     inputs = images or None, texts or None
     if predictor.model.config.heads.predicts_number("classification"):
         numbers = predictor.estimate(*inputs, **batching.options()).tolist()
-        rows = zip(*given.values(), numbers, strict=True)
-        emit_lines(dict(zip((*given, "number"), row, strict=True)) for row in rows)
+        rows = zip(repeated(*given.values()), numbers, strict=True)
+        emit_lines(dict(zip((*given, "number"), (*inputs, number), strict=True)) for inputs, number in rows)
         return
     emit_choices(given, "classes", predictor.classify(*inputs, top=top, **batching.options()), json=json)
 
@@ -121,7 +123,7 @@ def _image_vectors(
 
     problems: list[str] = []
     blocks = read_blocks(units, config.columns, config.batch_size)
-    for block in embedded_blocks(embedder_of(predictor, config), blocks):
+    for block in embedded_blocks(embedder_of(predictor, config), blocks, num_workers=config.num_workers or 0):
         problems += map(str, block.problems)
         vectors = [torch.from_numpy(row.image_vector) for row in block.rows]
         if vectors:

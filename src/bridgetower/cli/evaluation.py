@@ -160,7 +160,7 @@ def _keep(model: str, reranking: Reranking) -> None:
 def _check_options(benchmark: str, work: Path | None, loading: LoadOptions) -> None:
     if work is not None and benchmark != "retrieval":
         raise ValueError(f"work {work} is for retrieval; leave it out for {benchmark}")
-    if loading.engine != "torch" or loading.precision == "int8":
+    if loading.engine != "torch" or loading.precision not in ("fp32", "bf16"):
         raise ValueError(
             f"engine {loading.engine}, precision {loading.precision}; evaluate takes engine torch in fp32 or bf16"
         )

@@ -118,8 +118,8 @@ class LoadOptions(ReadOptions):
     Attributes:
         device: Such as cpu or cuda:0; default: a GPU if there is one.
         fast_decode: Decode large JPEG files at reduced scale: faster, and pixels differ a little.
-        precision: bf16 (engines torch and openvino) and int8 (engine onnxruntime) take less time on hardware that has
-            them, and give other numbers.
+        precision: bf16 (engines torch and openvino), fp16 (on a GPU) and int8 (engine onnxruntime) take less time on
+            hardware that has them, and give other numbers.
         engine: onnxruntime and openvino run exported parts, on the CPU; a model that was not exported is exported once.
             auto takes the fastest that is installed, see docs/engines.md.
         cache: Folder of such exports; default: ~/.cache/bridgetower.

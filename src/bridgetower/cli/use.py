@@ -33,14 +33,16 @@ class BatchOptions:
     Attributes:
         batch_size: Inputs at once.
         truncate: Cut texts that are too long instead of refusing them.
+        num_workers: Processes that decode images while others are computed; 0 decodes in this one.
     """
 
     batch_size: int = 32
     truncate: bool = False
+    num_workers: int = 0
 
     def options(self) -> Options:
         """Returns the arguments of a predictor's method, with a bar on a terminal."""
-        return {"batch_size": self.batch_size, "truncate": self.truncate, "progress": sys.stderr.isatty()}
+        return {**vars(self), "progress": sys.stderr.isatty()}  # type: ignore[typeddict-item]
 
 
 Batching = Annotated[BatchOptions, arg(name="")]
@@ -67,7 +69,7 @@ def match(
     Args:
         model: What to load; default: what the demo trained.
         images: Image files.
-        texts: Texts; text n goes with image n.
+        texts: Texts; text n goes with image n, one with all images, and all with one image.
         all_pairs: Score every image with every text.
         batching: How inputs are computed.
         loading: How the model is loaded.
@@ -76,7 +78,7 @@ def match(
     predictor = loading.load(model_or_demo(model, "bridgetower match MODEL --images FILE --texts TEXT"))
     names = [str(image) for image in images]
     scores = predictor.match(names, texts, all_pairs=all_pairs, **batching.options()).flatten()
-    pairs = [(i, t) for i in names for t in texts] if all_pairs else list(zip(names, texts, strict=True))
+    pairs = [(i, t) for i in names for t in texts] if all_pairs else repeated(names, texts)
     rows = (
         {"image": image, "text": text, predictor.reranking.shown: score}
         for (image, text), score in zip(pairs, scores.tolist(), strict=True)
@@ -115,7 +117,7 @@ def fill_mask(
     filled = predictor.fill_mask(names, texts, top=top, **batching.options())
     rows = (
         {"image": image, "text": text, "words": [vars(word) for word in words]}
-        for image, text, masks in zip(names, texts, filled, strict=True)
+        for (image, text), masks in zip(repeated(names, texts), filled, strict=True)
         for words in masks
     )
     emit_results(rows, json=json)
@@ -189,7 +191,7 @@ def answer(
     Args:
         model: What to load; an official .ckpt needs --answers. Default: what the demo trained to answer questions.
         images: Image files.
-        questions: Questions; question n is about image n.
+        questions: Questions; question n is about image n, or all about one image.
         top: Answers per question.
         batching: How inputs are computed.
         loading: How the model is loaded.
@@ -220,7 +222,7 @@ def entail(
     Args:
         model: What to load.
         images: Image files.
-        statements: Statements; statement n is about image n.
+        statements: Statements; statement n is about image n, or all about one image.
         batching: How inputs are computed.
         loading: How the model is loaded.
         json: Print JSON on a terminal too.
@@ -261,11 +263,17 @@ def reason(
     emit_choices({"image": left, "image_2": right, "statement": statements}, "judgements", chosen, json=json)
 
 
+def repeated(*given: Sequence[str]) -> list[tuple[str, ...]]:
+    """Returns what goes together; a single one goes with all of the others."""
+    count = max(map(len, given))
+    return list(zip(*(list(each) * (count if len(each) == 1 else 1) for each in given), strict=True))
+
+
 def emit_choices(
     given: Mapping[str, Sequence[str]], name: str, chosen: Sequence[Sequence[Choice]], *, json: bool
 ) -> None:
     """Prints what was chosen beside what was given, one row each."""
-    rows = [dict(zip(given, values, strict=True)) for values in zip(*given.values(), strict=True)]
+    rows = [dict(zip(given, values, strict=True)) for values in repeated(*given.values())]
     if is_json(json):
         emit_lines(
             row | {name: [vars(choice) for choice in choices]} for row, choices in zip(rows, chosen, strict=True)

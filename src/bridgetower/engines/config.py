@@ -6,13 +6,14 @@ from typing import Literal
 
 EngineName = Literal["torch", "onnxruntime", "openvino"]
 EngineRequest = Literal["auto", "torch", "onnxruntime", "openvino"]
-Precision = Literal["fp32", "bf16", "int8"]
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
 Form = Literal["onnx", "onnx-int8"]
 
 # None: the model itself, no exported parts.
 FORMS: dict[tuple[EngineName, Precision], Form | None] = {
     ("torch", "fp32"): None,
     ("torch", "bf16"): None,
+    ("torch", "fp16"): None,
     ("onnxruntime", "fp32"): "onnx",
     ("onnxruntime", "int8"): "onnx-int8",
     ("openvino", "fp32"): "onnx",
@@ -21,6 +22,7 @@ FORMS: dict[tuple[EngineName, Precision], Form | None] = {
 FASTEST: dict[Precision, tuple[EngineName, ...]] = {
     "fp32": ("openvino", "onnxruntime", "torch"),
     "bf16": ("openvino", "torch"),
+    "fp16": ("torch",),
     "int8": ("onnxruntime",),
 }
 """Engines from the fastest on a CPU to the slowest, as they were measured: see docs/engines.md."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
+from threading import Lock
 from typing import Any, Protocol
 
 import torch
@@ -16,11 +16,21 @@ from bridgetower.model.cpu import pack_weights
 from bridgetower.model.encodings import Encoded, Fused
 from bridgetower.model.fusion import FusionOutputs
 
+_STARTING = Lock()
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copies a tensor without waiting for a device, from pinned memory for a GPU."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
 
 class Engine(Protocol):
     """Runs the towers and the fusion encoder of one model; its heads run in `model`, on what the engine hands out.
 
-    The methods are those of `BridgeTower`, but take float32 inputs on the CPU, whatever the engine computes in and on.
+    The methods are those of `BridgeTower`, but take float32 pixels, and inputs on any device, whatever the engine
+    computes in and on. Several threads may call them at once.
     """
 
     @property
@@ -80,29 +90,31 @@ class TorchEngine:
             model: As `Checkpoint.model` returns it.
             device: Where to compute.
             dtype: What to compute in.
-            compiler: Backend of `torch.compile` for encoding and fusing, one graph each for any batch and text length;
-                it is then asked when they are first called, and the weights stay as they are. None compiles nothing.
+            compiler: Backend of `torch.compile` for encoding and fusing, asked at the first call of each kind; the
+                weights stay as they are. None compiles nothing.
         """
         self.model = model.to(device, dtype).requires_grad_(False)
         self.device, self._dtype, self._compiler = device, dtype, compiler
+        self._running: BridgeTower | _Compiled | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_calls"}
+        return {**vars(self), "_running": None}
 
-    @cached_property
-    def _calls(self) -> _Calls:
-        model = self.model
-        if self._compiler is not None:
-            compile_call = partial(torch.compile, backend=self._compiler, dynamic=True, fullgraph=True)
-            return _Calls(*map(compile_call, (model.encode_image, model.encode_text, model.fuse)))
-        pack_weights(model)
-        return _Calls(model.encode_image, model.encode_text, model.fuse)
+    def _started(self) -> BridgeTower | _Compiled:
+        """Returns what computes; several threads may make the first call at once."""
+        with _STARTING:
+            if self._running is None:
+                if self._compiler is None:
+                    pack_weights(self.model)
+                self._running = self.model if self._compiler is None else _Compiled(self.model, self._compiler)
+        return self._running
 
     def encode_image(
         self, pixel_values: Float[Tensor, "b 3 h w"], token_type: int = IMAGE, *, outputs: EncodeOutputs = "layers"
     ) -> Encoded:
         """See `BridgeTower.encode_image`."""
-        return self._calls.encode_image(pixel_values.to(self.device, self._dtype), token_type, outputs=outputs)
+        pixel_values = to_device(pixel_values, self.device).to(self._dtype)
+        return self._started().encode_image(pixel_values, token_type, outputs=outputs)
 
     def encode_text(
         self,
@@ -112,8 +124,8 @@ class TorchEngine:
         outputs: EncodeOutputs = "layers",
     ) -> Encoded:
         """See `BridgeTower.encode_text`."""
-        mask = None if attention_mask is None else attention_mask.to(self.device)
-        return self._calls.encode_text(input_ids.to(self.device), mask, outputs=outputs)
+        mask = None if attention_mask is None else to_device(attention_mask, self.device)
+        return self._started().encode_text(to_device(input_ids, self.device), mask, outputs=outputs)
 
     def cache_image(self, image: Encoded) -> Encoded:
         """See `BridgeTower.cache_image`."""
@@ -125,13 +137,37 @@ class TorchEngine:
 
     def fuse(self, image: Encoded, text: Encoded, outputs: FusionOutputs = "pooled") -> Fused:
         """See `BridgeTower.fuse`."""
-        return self._calls.fuse(image, text, outputs)
+        return self._started().fuse(image, text, outputs)
 
 
-@dataclass(frozen=True)
-class _Calls:
-    """What computes, as the model has it or compiled."""
+class _Compiled:
+    """A model in few graphs: inputs come in one form, so that only what is read, and one or several, differ."""
 
-    encode_image: Callable[..., Encoded]
-    encode_text: Callable[..., Encoded]
-    fuse: Callable[..., Fused]
+    def __init__(self, model: BridgeTower, backend: str) -> None:
+        from bridgetower.model.compiling import allow_graphs
+
+        allow_graphs()
+        compiled = partial(torch.compile, backend=backend, dynamic=True)
+        self.encode_image: Callable[..., Encoded] = compiled(model.encode_image)
+        self._text: Callable[..., Encoded] = compiled(model.encode_text)
+        self._fuse: Callable[..., Fused] = compiled(model.fuse)
+
+    def encode_text(
+        self,
+        input_ids: Int[Tensor, "b l"],
+        mask: Int[Tensor, "b l"] | Bool[Tensor, "b l"] | None,
+        outputs: EncodeOutputs,
+    ) -> Encoded:
+        mask = torch.ones_like(input_ids) if mask is None else mask
+        return self._text(input_ids, mask.long(), outputs=outputs)
+
+    def fuse(self, image: Encoded, text: Encoded, outputs: FusionOutputs) -> Fused:
+        if not (image.layers and text.layers):
+            raise ValueError('these encodings hold the CLS only; encode with outputs="layers" what is to be fused')
+        return self._fuse(*(_uniform(each) for each in (image, text)), outputs)
+
+
+def _uniform(encoded: Encoded) -> Encoded:
+    """Returns an encoding whose rows are copied and whose CLS, of which only the size is read, is always a view."""
+    layers = tuple(encoded.layers)
+    return Encoded(layers, layers[0][:, 0], encoded.mask, encoded.first_layer_cache)

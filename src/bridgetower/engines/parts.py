@@ -190,7 +190,8 @@ def _text(model: BridgeTower) -> tuple[Tensor, Tensor]:
     config = model.config.text
     length = min(8, config.max_length)
     generator = torch.Generator().manual_seed(0)
-    input_ids = torch.randint(config.pad_token_id + 1, config.vocab_size, (2, length), generator=generator)
+    input_ids = torch.randint(config.vocab_size - 1, (2, length), generator=generator)
+    input_ids += input_ids >= config.pad_token_id  # so that it is any other id
     mask = torch.ones_like(input_ids)
     input_ids[1, length // 2 :], mask[1, length // 2 :] = config.pad_token_id, 0
     return input_ids, mask

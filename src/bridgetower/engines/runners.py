@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from threading import Lock
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,11 +21,26 @@ from bridgetower.extras import require
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
 
 
-class Runner(Protocol):
-    """Runs the parts of one exported folder; a part is loaded when it is first run."""
+class Runner(ABC):
+    """Runs the parts of one exported folder, in any number of threads, with as many threads as PyTorch has."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._loaded: dict[PartName, Any] = {}
+        self._loading = Lock()
 
     def run(self, part: PartName, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Returns the outputs of a part for its inputs, both in the order of `Part`."""
+        """Returns the outputs of a part, which is loaded when it is first run; both are in the order of `Part`."""
+        with self._loading:
+            if part not in self._loaded:
+                self._loaded[part] = self._load(self._folder / f"{part}.onnx")
+        return self._run(self._loaded[part], inputs)
+
+    @abstractmethod
+    def _load(self, path: Path) -> Any: ...
+
+    @abstractmethod
+    def _run(self, loaded: Any, inputs: Sequence[np.ndarray]) -> list[np.ndarray]: ...
 
 
 def make_runner(engine: EngineName, folder: Path, precision: Precision) -> Runner:
@@ -40,70 +57,39 @@ def make_runner(engine: EngineName, folder: Path, precision: Precision) -> Runne
     return OpenVinoRunner(folder, precision) if engine == "openvino" else OnnxRuntimeRunner(folder)
 
 
-class OnnxRuntimeRunner:
-    """Runs ONNX graphs with as many threads as PyTorch has."""
+class OnnxRuntimeRunner(Runner):
+    """Runs ONNX graphs in ONNX Runtime, whose sessions may be used by several threads."""
 
     def __init__(self, folder: Path) -> None:
-        """Loads nothing yet.
-
-        Args:
-            folder: With a graph per part.
-
-        Raises:
-            FileNotFoundError: ONNX Runtime is not installed.
-        """
+        """Loads nothing yet."""
         require("onnx", "onnxruntime")
-        self._folder = folder
-        self._sessions: dict[PartName, Any] = {}
+        super().__init__(folder)
 
-    def run(self, part: PartName, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Runs a part.
-
-        Raises:
-            ValueError: Its graph cannot be loaded.
-        """
-        session = self._sessions.get(part) or self._load(part)
-        names = [node.name for node in session.get_inputs()]
-        outputs: list[np.ndarray] = session.run(None, dict(zip(names, inputs, strict=True)))
-        return outputs
-
-    def _load(self, part: PartName) -> Any:
+    def _load(self, path: Path) -> Any:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         # Between two parts, threads of the one must not keep those of the other from the cores.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        path = self._folder / f"{part}.onnx"
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        self._sessions[part] = session
-        return session
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+    def _run(self, loaded: Any, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        names = [node.name for node in loaded.get_inputs()]
+        outputs: list[np.ndarray] = loaded.run(None, dict(zip(names, inputs, strict=True)))
+        return outputs
 
 
-class OpenVinoRunner:
-    """Runs ONNX graphs with as many threads as PyTorch has."""
+class OpenVinoRunner(Runner):
+    """Runs ONNX graphs in OpenVINO; a request holds the inputs and outputs of a call, so each thread takes its own."""
 
     def __init__(self, folder: Path, precision: Precision = "fp32") -> None:
-        """Loads nothing yet.
-
-        Args:
-            folder: With a graph per part.
-            precision: `fp32`, or `bf16` for linear layers and attention on hardware that has it.
-
-        Raises:
-            FileNotFoundError: OpenVINO is not installed.
-        """
+        """Loads nothing yet; `bf16` is for linear layers and attention on hardware that has it."""
         require("openvino", "openvino")
-        self._folder, self._hint = folder, _HINTS[precision]
-        self._compiled: dict[PartName, Any] = {}
+        super().__init__(folder)
+        self._hint = _HINTS[precision]
 
-    def run(self, part: PartName, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Runs a part; the outputs are the caller's."""
-        compiled = self._compiled.get(part) or self._compile(part)
-        outputs = compiled(list(inputs), share_inputs=True, share_outputs=False)
-        return [outputs[port] for port in compiled.outputs]
-
-    def _compile(self, part: PartName) -> Any:
+    def _load(self, path: Path) -> Any:
         import openvino
 
         settings = {
@@ -112,9 +98,17 @@ class OpenVinoRunner:
             "INFERENCE_PRECISION_HINT": self._hint,
         }
         with kept_signal_stack():
-            compiled = openvino.Core().compile_model(self._folder / f"{part}.onnx", "CPU", settings)
-        self._compiled[part] = compiled
-        return compiled
+            return openvino.Core().compile_model(path, "CPU", settings), []
+
+    def _run(self, loaded: Any, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        compiled, idle = loaded
+        try:
+            request = idle.pop()
+        except IndexError:
+            request = compiled.create_infer_request()
+        outputs = request.infer(list(inputs), share_inputs=True, share_outputs=False)
+        idle.append(request)
+        return [outputs[port] for port in compiled.outputs]
 
 
 class SignalStack(ctypes.Structure):

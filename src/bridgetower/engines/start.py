@@ -58,12 +58,15 @@ class EngineChoice:
             raise ValueError(f"engine {self.engine} is not compiled; use engine torch with compile=True")
         if self.engine != "torch" and self.device not in (None, "cpu", torch.device("cpu")):
             raise ValueError(f"engine {self.engine} runs on the CPU, not on {self.device}; use engine torch there")
-        find_device(self.device)
+        if find_device(self.device).type == "cpu" and self.precision == "fp16":
+            raise ValueError("precision fp16 is for GPUs; on the CPU use bf16, which takes as little memory, or fp32")
 
     @property
     def dtype(self) -> torch.dtype:
         """What the weights are to be read in."""
-        return torch.bfloat16 if self.form is None and self.precision == "bf16" else torch.float32
+        if self.form is not None:
+            return torch.float32
+        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision, torch.float32)
 
     @property
     def form(self) -> Form | None:

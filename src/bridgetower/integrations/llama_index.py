@@ -73,8 +73,7 @@ class BridgeTowerEmbedding(MultiModalEmbedding):
         return await asyncio.to_thread(self._get_text_embeddings, texts)
 
     def _get_image_embeddings(self, img_file_paths: list[str | BytesIO]) -> list[list[float]]:
-        images = [image.getvalue() if isinstance(image, BytesIO) else image for image in img_file_paths]
-        return self._predictor.embed_images(images, batch_size=self.embed_batch_size).tolist()
+        return self._predictor.embed_images(img_file_paths, batch_size=self.embed_batch_size).tolist()
 
     def _get_image_embedding(self, img_file_path: str | BytesIO) -> list[float]:
         return self._get_image_embeddings([img_file_path])[0]

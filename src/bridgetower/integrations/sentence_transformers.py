@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import torch
 
+from bridgetower.batches import fetched
 from bridgetower.checkpoints import read_checkpoint, write_checkpoint
 from bridgetower.extras import require
 from bridgetower.inference import Item
@@ -96,7 +97,7 @@ class _Module(InputModule):
         if kind not in ("text", "image", ("image", "text")) or isinstance(parts.get("text"), list | tuple):
             raise ValueError(f"an input is {kind}; expected a text, an image, or a dict with text, image or both")
         processor = self.predictor.processor
-        image = processor.resize(parts["image"]) if "image" in parts else None
+        image = processor.resize(fetched(parts["image"])) if "image" in parts else None
         ids = tuple(processor.token_ids([prompt + parts["text"]], truncate=True)[0]) if "text" in parts else None
         return Item(image=image, ids=ids, **settings)
 

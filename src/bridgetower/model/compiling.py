@@ -22,7 +22,12 @@ def compile_layers(model: BridgeTower, backend: str = "inductor") -> None:
         model: Whose layers are compiled at their first run; a layer that is more than one graph is an error then.
         backend: Of `torch.compile`.
     """
-    torch._dynamo.config.cache_size_limit = max(_GRAPHS, torch._dynamo.config.cache_size_limit)
+    allow_graphs()
     model.text_multiple = _TEXT_MULTIPLE
     for layer in model.layers():
         layer.compile(fullgraph=True, backend=backend)
+
+
+def allow_graphs() -> None:
+    """Lets PyTorch keep as many graphs of one function as there are kinds of calls; beyond, it computes without one."""
+    torch._dynamo.config.cache_size_limit = max(_GRAPHS, torch._dynamo.config.cache_size_limit)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import struct
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
-from typing import TypeAlias
+from typing import IO, TypeAlias
 
 import numpy as np
 from jaxtyping import UInt8
@@ -31,9 +32,11 @@ class Resized:
     height: int
 
 
-ImageLike: TypeAlias = str | os.PathLike[str] | bytes | Image.Image | np.ndarray | Tensor | Resized
-"""A path, the bytes of an image file, a PIL image, a uint8 array [H, W] or [H, W, 1|3|4], a tensor [1|3|4, H, W], or
-an image that is at the model's size already."""
+ImageLike: TypeAlias = (
+    str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | np.ndarray | Tensor | Resized
+)
+"""A path, an image file as bytes or opened (`BytesIO`), a PIL image, a uint8 array or tensor [H, W], [H, W, 1|3|4] or
+[1|3|4, H, W], or an image that is at the model's size already."""
 
 Colour: TypeAlias = tuple[int, int, int]
 
@@ -107,10 +110,21 @@ def open_reduced(
         FileNotFoundError: As `open_image`.
         ValueError: As `open_image`.
     """
+    if isinstance(source, bytearray | memoryview):
+        source = bytes(source)
+    elif isinstance(source, BytesIO):
+        source = source.getvalue()
+    elif hasattr(source, "read") and hasattr(source, "seek"):
+        source.seek(0)  # it may come again
+        source = source.read(max_pixels * _BYTES_PER_PIXEL + _METADATA + 1)
     if isinstance(source, bytes):
         name = f"the {len(source)} image bytes"
         check_length(name, len(source), max_pixels)
         return _decode(source, name, max_pixels, background, side)
+    if isinstance(source, str) and "://" in source:
+        raise ValueError(
+            f"{source} is a URL, which is not fetched here; give it to a method of a predictor, or its bytes"
+        )
     if isinstance(source, (str, os.PathLike)):
         return _decode(_read(Path(source), max_pixels), str(source), max_pixels, background, side)
     opened = _open_object(source, background)
@@ -124,12 +138,11 @@ def _open_object(source: ImageLike, background: Colour | None) -> Image.Image:
             return _turned(rgb, source.getexif().get(ExifTags.Base.Orientation))
         except _DECODE_ERRORS:
             return rgb
-    if isinstance(source, np.ndarray):
+    if isinstance(source, np.ndarray | Tensor):
         return _to_rgb(_from_array(source), background)
-    if isinstance(source, Tensor):
-        return _to_rgb(_from_tensor(source), background)
     raise ValueError(
-        f"an image is given as {type(source).__name__}; expected a path, bytes, a PIL image, a uint8 array or tensor"
+        f"an image is given as {type(source).__name__}; expected a path, bytes, an open file, a PIL image, a "
+        "uint8 array or tensor"
     )
 
 
@@ -235,20 +248,18 @@ def _reduce_depth(image: Image.Image) -> Image.Image:
     return grey
 
 
-def _from_array(array: np.ndarray) -> Image.Image:
-    channels = array.shape[2] if array.ndim == 3 else 1
-    if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in (1, 3, 4) or array.size == 0:
+def _from_array(given: np.ndarray | Tensor) -> Image.Image:
+    """Returns an image whose channels come last, or first, where both could be in arrays last and in tensors first."""
+    of_torch, shape = isinstance(given, Tensor), list(given.shape)
+    dtype = str(given.dtype).removeprefix("torch.")
+    places = [place for place in ((0, -1) if of_torch else (-1, 0)) if len(shape) == 3 and shape[place] in (1, 3, 4)]
+    if dtype != "uint8" or not (places or len(shape) == 2) or 0 in shape:
+        orders = "[1, 3 or 4, H, W] or [H, W, 1, 3 or 4]" if of_torch else "[H, W, 1, 3 or 4] or [1, 3 or 4, H, W]"
         raise ValueError(
-            f"an image array is {array.dtype} of shape {list(array.shape)}; "
-            "expected uint8 (0-255) of shape [H, W] or [H, W, 1, 3 or 4]"
+            f"an image {'tensor' if of_torch else 'array'} is {dtype} of shape {shape}; expected uint8 (0-255) of "
+            f"shape [H, W], {orders}"
         )
-    return Image.fromarray(np.ascontiguousarray(array.squeeze(2) if channels == 1 and array.ndim == 3 else array))
-
-
-def _from_tensor(tensor: Tensor) -> Image.Image:
-    shape, dtype = list(tensor.shape), str(tensor.dtype).removeprefix("torch.")
-    if dtype != "uint8" or len(shape) != 3 or shape[0] not in (1, 3, 4) or 0 in shape:
-        raise ValueError(
-            f"an image tensor is {dtype} of shape {shape}; expected uint8 (0-255) of shape [1, 3 or 4, H, W]"
-        )
-    return _from_array(tensor.detach().cpu().permute(1, 2, 0).numpy())
+    array = given.detach().cpu().numpy() if isinstance(given, Tensor) else given
+    if places:
+        array = np.moveaxis(array, places[0], -1)
+    return Image.fromarray(np.ascontiguousarray(array.squeeze(2) if array.shape[2:] == (1,) else array))

@@ -19,8 +19,11 @@ _Item = TypeVar("_Item")
 
 
 def is_image(given: object) -> bool:
-    """Whether something is one image, not several."""
-    return isinstance(given, str | os.PathLike | bytes | Image.Image | np.ndarray | Tensor | Resized)
+    """Whether something is one image, not several; an array or a tensor of four axes is a batch of them."""
+    if isinstance(given, np.ndarray | Tensor):
+        return given.ndim != 4
+    in_memory = isinstance(given, bytes | bytearray | memoryview | Image.Image | Resized)
+    return in_memory or isinstance(given, str | os.PathLike) or hasattr(given, "read")
 
 
 def image_list(images: Images) -> list[ImageLike]:
@@ -41,20 +44,27 @@ def text_list(texts: Texts) -> list[str]:
     return _some([texts] if isinstance(texts, str) else list(texts), "texts")
 
 
-def pair_lists(images: Images, texts: Texts, advice: str = "") -> tuple[list[ImageLike], list[str]]:
-    """Returns as many images as texts.
+def pair_lists(
+    images: Images, texts: Texts, advice: str = "", *, images_2: Images | None = None
+) -> tuple[list[ImageLike], list[str], list[ImageLike] | None]:
+    """Returns as many images as texts; a single one goes with all of the others.
 
     Args:
-        images, texts: Image n goes with text n.
+        images, texts, images_2: Image n, and the second image n, goes with text n.
         advice: What else to do, for the error.
 
     Raises:
         ValueError: There are none, or their numbers differ.
     """
-    some_images, some_texts = image_list(images), text_list(texts)
-    if len(some_images) != len(some_texts):
-        raise ValueError(f"{len(some_images)} images and {len(some_texts)} texts; expected one text per image{advice}")
-    return some_images, some_texts
+    lists: dict[str, list[Any]] = {"images": image_list(images)}
+    lists |= {} if images_2 is None else {"second images": image_list(images_2)}
+    lists["texts"] = text_list(texts)
+    count = max(map(len, lists.values()))
+    if any(len(given) not in (1, count) for given in lists.values()):
+        *others, last = (f"{len(given)} {name}" for name, given in lists.items())
+        raise ValueError(f"{', '.join(others)} and {last}; expected one text per image, or one of either{advice}")
+    aligned = {name: given * count if len(given) == 1 else given for name, given in lists.items()}
+    return aligned["images"], aligned["texts"], aligned.get("second images")
 
 
 def either_lists(
@@ -75,7 +85,7 @@ def either_lists(
     words = [] if texts is None else text_list(texts)
     several: Any = [None] * len(words) if images is None else [images] if is_image(images) else images
     shown = image_list([blank if image is None else image for image in several])
-    return pair_lists(shown, words or [""] * len(shown))
+    return pair_lists(shown, words or [""])[:2]
 
 
 def _some(items: list[_Item], what: str) -> list[_Item]:

@@ -21,7 +21,7 @@ from bridgetower.serve.proxies import ProxyMiddleware
 from bridgetower.serve.schemas import errors, json_of
 from bridgetower.serve.service import MIB, Served, ServedModel, Service, Use
 
-DType = Literal["float32", "bfloat16", "int8"]
+DType = Literal["float32", "bfloat16", "float16", "int8"]
 
 router = APIRouter(tags=["server"])
 
@@ -35,7 +35,7 @@ PAGE = {
 }
 """The file at each path of the pages, with its media type; the pages use the public routes."""
 
-_DTYPES: dict[Precision, DType] = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8"}
+_DTYPES: dict[Precision, DType] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "int8": "int8"}
 
 _PAGE_HEADERS = {
     "Cache-Control": "no-cache",

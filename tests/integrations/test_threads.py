@@ -1,0 +1,130 @@
+"""One predictor used from several threads and from asyncio gives what it gives to one caller after the other."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import tiny
+from bridgetower.engines.config import EngineName, Precision
+from bridgetower.engines.engine import TorchEngine
+from bridgetower.integrations.langchain import BridgeTowerEmbeddings
+from bridgetower.integrations.llama_index import BridgeTowerEmbedding
+from bridgetower.integrations.sentence_transformers import EmbeddingModule
+from bridgetower.predictor import Predictor, load
+from served import PNGS
+
+THREADS = 4
+ENGINES: list[tuple[EngineName, Precision]] = [
+    ("torch", "fp32"),
+    ("torch", "bf16"),
+    ("onnxruntime", "fp32"),
+    ("openvino", "fp32"),
+    ("openvino", "bf16"),
+]
+TEXTS = [f"{' '.join(['red'] * (number % 3 + 1))} bar and square {number}" for number in range(12)]
+CALLS: list[Callable[[Predictor, int], Tensor]] = [
+    lambda predictor, number: predictor.embed_texts(TEXTS[number]),
+    lambda predictor, number: predictor.embed_images(PNGS[number % len(PNGS)]),
+    lambda predictor, number: predictor.match(PNGS[number % len(PNGS)], TEXTS[number]),
+    lambda predictor, number: predictor.embed_pairs(PNGS[number % len(PNGS)], TEXTS[-number]),
+]
+
+
+def in_threads(call: Callable[[int], Any], count: int) -> list[Any]:
+    """What a call gives for numbers, from threads that start together."""
+    barrier = Barrier(THREADS)
+
+    def started(number: int) -> Any:
+        if number < THREADS:
+            barrier.wait()
+        return call(number)
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(started, range(count)))
+
+
+def check(predictors: list[Predictor], calls: list[Callable[[Predictor, int], Tensor]]) -> None:
+    for call in calls:  # the first use of the second predictor is by all threads at once
+        expected = [call(predictors[0], number) for number in range(len(TEXTS))]
+        found = in_threads(lambda number, call=call: call(predictors[1], number % len(TEXTS)), 4 * len(TEXTS))  # type: ignore[misc]
+        assert len({tuple(row.flatten().tolist()) for row in expected}) >= len(PNGS), "so that a mix-up would show"
+        for number, row in enumerate(found):
+            torch.testing.assert_close(row, expected[number % len(TEXTS)], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("engine", "precision"), ENGINES)
+def test_results_of_threads_are_those_of_one(exported: Path, engine: EngineName, precision: Precision) -> None:
+    check([load(exported, engine=engine, precision=precision, device="cpu") for _ in "ab"], CALLS)
+
+
+def test_int8(few_parts: Path, tmp_path: Path) -> None:
+    check([load(few_parts, engine="onnxruntime", precision="int8", cache=tmp_path) for _ in "ab"], [CALLS[2]])
+
+
+def test_weights_are_packed_once_by_threads_that_start_together() -> None:
+    for _ in range(20):
+        model, engine = tiny.build(), TorchEngine(tiny.build(), torch.device("cpu"))
+        with torch.inference_mode():
+            expected = model.encode_text(*tiny.texts([5, 3])).cls
+            found = in_threads(lambda _, engine=engine: engine.encode_text(*tiny.texts([5, 3])).cls, THREADS)  # type: ignore[misc]
+        for cls in found:
+            torch.testing.assert_close(cls, expected, atol=1e-5, rtol=0)
+        assert all(module.weight.is_mkldnn for module in engine.model.modules() if isinstance(module, nn.Linear))
+
+
+class TestIntegrations:
+    """Through the interfaces of other libraries, in the engine whose calls most easily meet."""
+
+    @pytest.fixture(scope="class")
+    def predictor(self, exported: Path) -> Predictor:
+        return load(exported, engine="openvino")
+
+    def test_langchain(self, predictor: Predictor) -> None:
+        embeddings = BridgeTowerEmbeddings(predictor)
+
+        async def gathered() -> list[Any]:
+            queries = [embeddings.aembed_query(text) for text in TEXTS * 5]
+            return await asyncio.gather(*queries, *[embeddings.aembed_documents([text]) for text in TEXTS])
+
+        expected = [embeddings.embed_query(text) for text in TEXTS]
+        found = asyncio.run(gathered())
+        np.testing.assert_allclose(found[: 5 * len(TEXTS)], expected * 5, atol=1e-6)
+        np.testing.assert_allclose([row for (row,) in found[5 * len(TEXTS) :]], expected, atol=1e-6)
+
+    def test_llama_index(self, predictor: Predictor, images: list[str]) -> None:
+        embedding = BridgeTowerEmbedding(predictor)
+
+        async def gathered() -> list[Any]:
+            queries = [embedding.aget_query_embedding(text) for text in TEXTS * 5]
+            return await asyncio.gather(*queries, *[embedding.aget_image_embedding(image) for image in images * 5])
+
+        expected = [embedding.get_query_embedding(text) for text in TEXTS]
+        shown = [embedding.get_image_embedding(image) for image in images]
+        np.testing.assert_allclose(asyncio.run(gathered()), expected * 5 + shown * 5, atol=1e-6)
+
+    def test_sentence_transformers(self, exported: Path) -> None:
+        sentence_transformers = pytest.importorskip("sentence_transformers")
+        module = EmbeddingModule(exported, engine="openvino")
+        embedder = sentence_transformers.SentenceTransformer(modules=[module], device="cpu")
+        expected = [embedder.encode(text) for text in TEXTS]
+        found = in_threads(lambda number: embedder.encode(TEXTS[number % len(TEXTS)]), 5 * len(TEXTS))
+        np.testing.assert_allclose(found, expected * 5, atol=1e-6)
+
+    def test_lancedb(self, tiny_checkpoint: Path) -> None:
+        pytest.importorskip("lancedb")
+        from lancedb.embeddings import get_registry
+
+        import bridgetower.integrations.lancedb  # noqa: F401
+
+        function = get_registry().get("bridgetower").create(name=str(tiny_checkpoint), device="cpu")
+        found = in_threads(lambda number: function.compute_query_embeddings(TEXTS[number % 12])[0], 5 * len(TEXTS))
+        expected = [function.compute_query_embeddings(text)[0] for text in TEXTS]
+        np.testing.assert_allclose(found, expected * 5, atol=1e-6)
