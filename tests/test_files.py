@@ -1,6 +1,7 @@
 """Atomic writes: the old content or the new, whatever fails in between; never a part, and no litter."""
 
 import errno
+import fcntl
 import json
 import math
 import os
@@ -18,6 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bridgetower import files
 from bridgetower.checkpoints.tensors import write_safetensors
 from bridgetower.files import (
     cache_folder,
@@ -372,6 +374,36 @@ class TestLock:
         message = r"/a is a link to .*/b, which is not there; make that folder"
         with pytest.raises(FileNotFoundError, match=message), locked(tmp_path / "a"):
             pytest.fail("held")
+
+    def test_who_waits_says_so(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        reading, writing = os.pipe()
+        child = os.fork()
+        if child == 0:
+            with locked(tmp_path):
+                os.write(writing, b"held")
+                time.sleep(0.5)
+            os._exit(0)
+        assert os.read(reading, 4) == b"held"
+        with caplog.at_level("INFO"), locked(tmp_path, wait=True):
+            assert f"another process works in {tmp_path}; waiting for it" in caplog.text
+        os.waitpid(child, 0)
+
+    @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
+    def test_a_file_system_without_locks(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+        def flock(*_: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(fcntl, "flock", flock)
+        with pytest.raises(
+            OSError, match=r"cannot be locked .* its file system has no flock; mount it with locks"
+        ) as error:
+            locked(tmp_path).__enter__()
+        assert error.value.errno == number
+
+    def test_nothing_is_locked_where_there_are_no_locks(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(files, "fcntl", None)
+        with locked(tmp_path / "new"), locked(tmp_path / "new", shared=True):
+            assert (tmp_path / "new").is_dir()
 
 
 class TestReadOnly:

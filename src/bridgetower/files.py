@@ -1,9 +1,9 @@
 """Atomic, durable writes: a reader sees the old content or the new one, never a part."""
 
 import errno
-import fcntl
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -15,6 +15,13 @@ from glob import escape
 from pathlib import Path
 from typing import IO, Any
 
+try:
+    import fcntl
+except ImportError:  # on Windows, where nothing is locked
+    fcntl = None  # type: ignore[assignment]
+
+logger = logging.getLogger(__name__)
+
 # Control characters but tab and line feed, and what reverses or hides text: marks of direction, breaks of lines.
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
 
@@ -22,6 +29,7 @@ _MARK = ".partial-"  # in the name of every temporary folder
 _LARGEST_JSON = 2**28  # bytes; the largest vocabularies of tokenizers have a tenth
 _LONGEST_MESSAGE = 4000  # characters
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # on the disk, in a quota, in a limit on the size of files
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 _NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -340,9 +348,14 @@ def locked(folder: Path, *, wait: bool = False, shared: bool = False) -> Iterato
 
     Raises:
         FileExistsError: Another process holds it, and `wait` is False.
+        OSError: Its file system has no locks.
     """
+    if fcntl is None:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+        return
     with _may_write(folder):
-        file = _locked_file(folder, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
+        file = _locked_file(folder, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, wait)
     with file:
         try:
             yield
@@ -350,7 +363,7 @@ def locked(folder: Path, *, wait: bool = False, shared: bool = False) -> Iterato
             fcntl.flock(file, fcntl.LOCK_UN)  # also for processes that were forked meanwhile, which have the file open
 
 
-def _locked_file(folder: Path, operation: int) -> IO[str]:
+def _locked_file(folder: Path, operation: int, wait: bool) -> IO[str]:
     """Opens and locks the lock of a folder, again if the folder was removed meanwhile."""
     path = folder / ".lock"
     while True:
@@ -360,9 +373,20 @@ def _locked_file(folder: Path, operation: int) -> IO[str]:
         with ExitStack() as stack, suppress(FileNotFoundError):
             file = stack.enter_context(path.open("a"))  # a lock that is there is not written to
             try:
-                fcntl.flock(file, operation)
+                fcntl.flock(file, operation | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise FileExistsError(f"another process works in {folder}; wait for it or stop it first") from error
+                if not wait:
+                    raise FileExistsError(f"another process works in {folder}; wait for it or stop it first") from error
+                logger.info("another process works in %s; waiting for it", folder)
+                fcntl.flock(file, operation)
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+                raise OSError(
+                    error.errno,
+                    f"{folder} cannot be locked ({os.strerror(error.errno)}): its file system has no flock; mount it "
+                    "with locks (Lustre: -o flock), or choose a folder elsewhere",
+                ) from error
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 stack.pop_all()
                 return file
@@ -404,6 +428,8 @@ def _check_replaceable(path: Path) -> None:
 
 
 def _sync(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():  # which Windows cannot open
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

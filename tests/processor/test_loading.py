@@ -1,14 +1,22 @@
 """Reading in worker processes: the same items in the same order, and the errors of reading in this process."""
 
+import logging
+import os
+import signal
+import warnings
+
 import pytest
 import torch
 
+from bridgetower.distributed import available_cores
 from bridgetower.processor import load_items, loaded
 
 
 def doubled(key: int) -> torch.Tensor:
     if key == 7:
         raise OSError("seven cannot be read")
+    if key == 8:
+        os.kill(os.getpid(), signal.SIGKILL)
     return torch.full((2,), 2 * key)
 
 
@@ -30,3 +38,21 @@ class TestWorkers:
         assert next(items).tolist() == [2, 2]
         with pytest.raises(OSError, match=r"^seven cannot be read$"):
             next(items)
+
+
+def test_a_killed_process_is_one_line_that_says_what_to_do() -> None:
+    items = load_items(doubled, [1, 8, 2], num_workers=1)
+    with pytest.raises(
+        ChildProcessError, match=r"was killed .* memory runs short; start the same command again"
+    ) as error:
+        list(items)
+    assert "\n" not in str(error.value)
+
+
+def test_no_more_processes_than_cores(caplog: pytest.LogCaptureFixture) -> None:
+    with warnings.catch_warnings(), caplog.at_level(logging.INFO):
+        warnings.simplefilter("error")  # PyTorch's, that there are more
+        for _ in range(2):
+            found = load_items(doubled, range(5), num_workers=available_cores() + 3)
+            assert [int(item[0]) for item in found] == [0, 2, 4, 6, 8]
+    assert caplog.text.count(f"there are {available_cores()} cores") == 1

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, processors
 
 from bridgetower.processor import Processor, ProcessorConfig, load_tokenizer, train_tokenizer
-from bridgetower.processor.text import encode
+from bridgetower.processor.text import encode, tokenizers_errors
 
 if TYPE_CHECKING:
     from transformers import RobertaTokenizer
@@ -487,3 +487,18 @@ class TestOnlyTheBeginningIsRead:
 
         encode(Counting(), ["A dog runs on the grass. " * 800], max_length=12, truncate=True)  # type: ignore[arg-type]
         assert read == [12 * 16]
+
+
+class PanicException(BaseException):
+    """As Rust code raises it through `tokenizers`."""
+
+
+def test_threads_that_cannot_start_are_no_fault_of_the_files() -> None:
+    reason = "The global thread pool has not been initialized.: ThreadPoolBuildError { kind: IOError(Os { code: 11 }) }"
+    with (
+        pytest.raises(OSError, match=r"cannot start its threads .* TOKENIZERS_PARALLELISM=false"),
+        tokenizers_errors("x"),
+    ):
+        raise PanicException(reason)
+    with pytest.raises(ValueError, match="copy the files of the tokenizer again"), tokenizers_errors("x"):
+        raise PanicException("index out of range")

@@ -6,12 +6,12 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from bridgetower.bulk.config import Part
 from bridgetower.data.items import Block, SourceItem
@@ -19,7 +19,7 @@ from bridgetower.data.remote import is_permanent
 from bridgetower.distributed import available_cores
 from bridgetower.files import sha256_of
 from bridgetower.predictor import Predictor
-from bridgetower.processor import Processor, Resized
+from bridgetower.processor import Processor, Resized, load_items
 
 MIN_FOR_WORKERS = 500  # images; starting processes takes about as long as decoding these
 
@@ -47,7 +47,7 @@ class Decoded:
     may_pass: bool = False
 
 
-class Decoder(Dataset[Decoded]):
+class Decoder:
     """Decodes the images of items, each on its own."""
 
     def __init__(self, processor: Processor, *, images: bool = True) -> None:
@@ -331,13 +331,8 @@ def embedded_blocks(
             for start in range(0, len(block.items), embedder.batch_size):
                 yield block.items[start : start + embedder.batch_size]
 
-    loader = DataLoader(
-        embedder.decoder(),
-        batch_sampler=batches(),  # type: ignore[arg-type]  # of items instead of numbers
-        num_workers=num_workers,
-        collate_fn=DecodedBatch.of,
-        multiprocessing_context="forkserver" if num_workers else None,
-    )
+    decode = partial(_decoded_batch, embedder.decoder())
+    loader = load_items(decode, batches(), num_workers=num_workers, start_method="forkserver")
     gathered = _Gathered()
     for batch in loader:
         while not begun[0].items:
@@ -350,6 +345,10 @@ def embedded_blocks(
             yield gathered.block(begun.popleft())
             gathered = _Gathered()
     yield from (_Gathered().block(block) for block in begun)
+
+
+def _decoded_batch(decoder: Decoder, items: Sequence[SourceItem]) -> DecodedBatch:
+    return DecodedBatch.of([decoder[item] for item in items])
 
 
 class _Gathered:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from multiprocessing import active_children
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -12,46 +13,72 @@ from jaxtyping import Shaped
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from bridgetower.distributed import available_cores
+
 CPU = torch.device("cpu")
 
 Item = TypeVar("Item")
 
+logger = logging.getLogger(__name__)
+
 
 def load_items(
-    get: Callable[[Any], Any], keys: Iterable[Any], *, num_workers: int, device: torch.device = CPU
+    get: Callable[[Any], Any],
+    keys: Iterable[Any],
+    *,
+    num_workers: int,
+    device: torch.device = CPU,
+    start_method: str | None = None,
 ) -> Generator[Any, None, None]:
     """Yields an item for each key, in order; nothing is drawn from torch's global generator.
 
     Args:
         get: Gives the item of a key; worker processes get a copy of it.
         keys: Are read as far ahead as workers go.
-        num_workers: Processes that each make whole items; 0 makes them in this one.
+        num_workers: Processes that each make whole items, at most one per core; 0 makes them in this one.
         device: Where the items go; those for a GPU are pinned.
+        start_method: Of the processes; None is the system's.
 
     Raises:
         ValueError, OSError: As `get`.
+        ChildProcessError: A process was killed.
     """
+    workers = _at_most_cores(num_workers)
     loader: DataLoader[Any] = DataLoader(
         _Caught(get),
         sampler=keys,
         batch_size=None,
-        num_workers=num_workers,
+        num_workers=workers,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),
         worker_init_fn=_ignore_signals,
+        multiprocessing_context=start_method if workers else None,
     )
-    others = set(active_children())
     items = iter(loader)
-    workers = set(active_children()) - others
+    started = list(getattr(items, "_workers", ()))  # other threads may have processes of their own
     try:
         for item in items:
             if isinstance(item, Exception):
                 raise item
             yield item
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise ChildProcessError(
+            f"a process that decodes images was killed ({str(error).splitlines()[0]}), as the system does when memory "
+            "runs short; start the same command again, with fewer workers or a smaller batch if it happens again"
+        ) from error
     finally:
         del items  # lets the workers end
-        for worker in workers:  # and what hangs has to, as it ignores SIGTERM
+        for worker in started:  # and what hangs has to, as it ignores SIGTERM
             worker.kill()
+
+
+@cache
+def _at_most_cores(num_workers: int) -> int:
+    if num_workers > (cores := available_cores()):
+        logger.info("%d processes are to decode, but there are %d cores; %d do", num_workers, cores, cores)
+    return min(num_workers, cores)
 
 
 def loaded(

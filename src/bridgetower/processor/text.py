@@ -157,7 +157,7 @@ def _suffices(beginning: Encoding, max_length: int) -> bool:
 
 @contextmanager
 def tokenizers_errors(what: str) -> Iterator[None]:
-    """Makes every failure of `tokenizers` a ValueError of one line.
+    """Makes every failure of `tokenizers` a ValueError of one line, or an OSError where it gets no threads.
 
     It raises bare `Exception` for all errors of its own, and where its Rust code panics, what is no `Exception` at all.
 
@@ -170,6 +170,11 @@ def tokenizers_errors(what: str) -> Iterator[None]:
         if type(error) is not Exception and type(error).__name__ != "PanicException":
             raise
         reason = str(error).partition("\n")[0]
+        if "ThreadPoolBuildError" in reason:  # of rayon, which the tokenizer's files have no part in
+            raise OSError(
+                f"the tokenizer cannot start its threads ({reason}); allow this process more memory and threads, or "
+                "set TOKENIZERS_PARALLELISM=false"
+            ) from error
         raise ValueError(f"{what} ({reason}); copy the files of the tokenizer again, or use another one") from error
 
 
