@@ -43,22 +43,7 @@ def compute_inputs(
     num_workers: int = 0,
     progress: bool = False,
 ) -> list[Any]:
-    """Computes something of images, of texts, or of every image, or every two, with its text, see `inference.compute`.
-
-    Args:
-        engine: Encodes and fuses.
-        processor: Prepares images and texts.
-        kind: What is computed.
-        images, texts, images_2: Of the same number; None: there are none.
-        top: Words per mask.
-        batch_size: Items at once.
-        truncate: Cut texts that are too long instead of refusing them.
-        num_workers: Processes that decode while others are computed; 0 decodes in this one.
-        progress: Show a bar, if there is more than one batch.
-
-    Raises:
-        ValueError: `batch_size` is below 1, a text is too long, or an image cannot be used; its number is named.
-    """
+    """Computes something of images, of texts, or of every image, or every two, with its text."""
     check_batch_size(batch_size)
     count = len(images if images is not None else texts or ())
     ids = [None] * count if texts is None else [*map(tuple, processor.token_ids(texts, truncate=truncate))]
@@ -83,17 +68,7 @@ def compute_inputs(
 def decoded(
     processor: Processor, images: Sequence[ImageLike], batch_size: int, num_workers: int = 0
 ) -> Iterator[UInt8[Tensor, "3 h w"]]:
-    """Yields resized images, which are decoded batch by batch; an object that a batch has several times, once.
-
-    Args:
-        processor: Resizes them.
-        images: The images; URLs are fetched.
-        batch_size: Images at once.
-        num_workers: Processes that decode; 0 decodes in this one.
-
-    Raises:
-        ValueError: An image cannot be used; its number is named.
-    """
+    """Yields resized images, which are decoded batch by batch; an object that a batch has several times, once."""
     batches = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
     different: list[dict[int, tuple[int, ImageLike]]] = [{} for _ in batches]
     for number, image in enumerate(images):
@@ -126,22 +101,7 @@ def match_all(
     num_workers: int = 0,
     progress: bool = False,
 ) -> Float[Tensor, "i t"]:
-    """Returns the log-odds of a match of every image with every text; each image is encoded once.
-
-    Args:
-        engine: Encodes and fuses; its model's matching head is read.
-        processor: Prepares images and pads.
-        images: At least one.
-        ids: Token ids of the texts, which are encoded with every block of images.
-        batch_size: Images or pairs at once.
-        room: Bytes for the encodings of a block of images.
-        num_workers: Processes that decode; 0 decodes in this one.
-        progress: Show a bar.
-
-    Raises:
-        ValueError: The model has no matching head, `batch_size` is below 1, or an image cannot be used; its number is
-            named.
-    """
+    """Returns the log-odds of a match of every image with every text; each image is encoded once."""
     check_batch_size(batch_size)
     order = sorted(range(len(ids)), key=lambda text: len(ids[text]))  # so that batches hold little padding
     scores = torch.empty(len(images), len(ids))

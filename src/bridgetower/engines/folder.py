@@ -53,20 +53,9 @@ def write_exported(
 ) -> dict[str, dict[str, float]]:
     """Writes a checkpoint in float32 with its parts, compared with the model; nothing is left if they differ.
 
-    Args:
-        checkpoint: What to export.
-        folder: New or empty.
-        form: Of the parts.
-        progress: Show a bar.
-
     Returns:
         Engine → part → largest difference of its outputs, as a share of their largest value where that is above one;
         for every engine that is installed and runs the form.
-
-    Raises:
-        FileExistsError: The folder holds something else.
-        FileNotFoundError: Packages are not installed.
-        ValueError: An engine's outputs differ from the model's by more than the form's tolerance.
     """
     tensors = {name: tensor.float() for name, tensor in checkpoint.tensors.items()}
     signed = form == "onnx-int8" and not products_overflow()
@@ -95,12 +84,7 @@ def is_exported(folder: Path, form: Form) -> bool:
 
 
 def check_exported(folder: Path) -> None:
-    """Checks that the parts of a folder are whole, and were exported of the weights that are there.
-
-    Raises:
-        FileNotFoundError: A file is missing.
-        ValueError: A file was damaged or exchanged, or its products overflow on this processor.
-    """
+    """Checks that the parts of a folder are whole, and were exported of the weights that are there."""
     content = read_json(folder / MANIFEST)
     if content.get("version") != VERSION:
         raise ValueError(f"{folder} was exported as version {content.get('version')}; this release reads {VERSION}")
@@ -118,12 +102,7 @@ def check_exported(folder: Path) -> None:
 
 
 def exported_model(folder: Path, extensions: Extensions) -> BridgeTower:
-    """Returns the model of an exported folder, after `check_exported`.
-
-    Raises:
-        FileNotFoundError: A file is missing.
-        ValueError: A file was damaged or exchanged, or its products overflow on this processor.
-    """
+    """Returns the model of an exported folder, after `check_exported`."""
     check_exported(folder)
     return read_checkpoint(folder, extensions=extensions).model(copy=False)
 

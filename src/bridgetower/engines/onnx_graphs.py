@@ -27,16 +27,7 @@ _PREFIX = "model."  # of the names of a part's parameters
 
 
 def write_graph(part: Part, path: Path, weights: Path) -> None:
-    """Writes a part as an ONNX graph of float32.
-
-    Args:
-        part: What to write.
-        path: Of the graph.
-        weights: Safetensors file in the same folder, with every parameter of the part, as float32.
-
-    Raises:
-        FileNotFoundError: The packages for it are not installed.
-    """
+    """Writes a part as an ONNX graph of float32."""
     require("onnx", "onnxscript")
     import onnx_ir as ir
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
@@ -68,14 +59,6 @@ def write_int8_graph(part: Part, path: Path, *, signed: bool) -> None:
 
     Weights get a scale per output channel; inputs are scaled when the part runs, by their largest and smallest value
     (ONNX Runtime's dynamic quantisation). Attention, norms and embeddings stay in float32.
-
-    Args:
-        part: What to write.
-        path: Of the graph.
-        signed: Weights are signed, which is faster and nearer to float32 where products do not overflow.
-
-    Raises:
-        FileNotFoundError: The packages for it are not installed.
     """
     require("onnx", "onnxscript", "onnxruntime")
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass

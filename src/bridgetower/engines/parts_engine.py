@@ -31,11 +31,7 @@ class PartsEngine:
     def encode_image(
         self, pixel_values: Float[Tensor, "b 3 h w"], token_type: int = IMAGE, *, outputs: EncodeOutputs = "layers"
     ) -> Encoded:
-        """Encodes images, see `BridgeTower.encode_image`.
-
-        Raises:
-            ValueError: They are not of the size that was exported.
-        """
+        """Encodes images, see `BridgeTower.encode_image`."""
         side = self.model.config.vision.image_size
         if pixel_values.shape[-2:] != (side, side):
             raise ValueError(
@@ -57,11 +53,7 @@ class PartsEngine:
         *,
         outputs: EncodeOutputs = "layers",
     ) -> Encoded:
-        """Encodes texts, see `BridgeTower.encode_text`.
-
-        Raises:
-            ValueError: They are longer than the tower takes.
-        """
+        """Encodes texts, see `BridgeTower.encode_text`."""
         self.model.config.text.check_length(input_ids.shape[1])
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(torch.int64)
         if outputs == "cls":
@@ -78,11 +70,7 @@ class PartsEngine:
         return text
 
     def fuse(self, image: Encoded, text: Encoded, outputs: FusionOutputs = "pooled") -> Fused:
-        """Fuses pairs, see `BridgeTower.fuse`.
-
-        Raises:
-            ValueError: `outputs` is "all", which is not exported, or the numbers of images and texts differ.
-        """
+        """Fuses pairs, see `BridgeTower.fuse`."""
         if outputs == "all":
             raise ValueError('outputs="all" is not exported; expected "pooled" or "text", or load with engine="torch"')
         if len(image) != len(text):

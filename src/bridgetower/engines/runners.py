@@ -44,16 +44,7 @@ class Runner(ABC):
 
 
 def make_runner(engine: EngineName, folder: Path, precision: Precision) -> Runner:
-    """Returns what runs a folder's parts.
-
-    Args:
-        engine: One that runs parts.
-        folder: With parts in the form for that engine and precision.
-        precision: To compute in.
-
-    Raises:
-        FileNotFoundError: The engine's package is not installed.
-    """
+    """Returns what runs a folder's parts."""
     return OpenVinoRunner(folder, precision) if engine == "openvino" else OnnxRuntimeRunner(folder)
 
 

@@ -74,16 +74,7 @@ class EngineChoice:
         return FORMS[self.engine, self.precision]
 
     def start(self, checkpoint: Checkpoint, folder: Path | None = None) -> Engine:
-        """Returns the engine of a checkpoint.
-
-        Args:
-            checkpoint: With weights in `dtype`.
-            folder: Where it was read from, if it is as it was there; exported parts are looked for in it.
-
-        Raises:
-            FileNotFoundError: A package, or a part in `folder`, is missing.
-            ValueError: A part in `folder` is damaged, or an export for the cache differs from the model.
-        """
+        """Returns the engine of a checkpoint."""
         if self.form is None:
             return TorchEngine(
                 checkpoint.model(copy=False),
@@ -100,16 +91,7 @@ class EngineChoice:
 
 
 def chosen_engine(engine: EngineRequest, precision: Precision, device: str | torch.device | None) -> EngineName:
-    """Returns the engine that is asked for; for `auto`, torch on a GPU, on a CPU the fastest that is installed.
-
-    Args:
-        engine: An engine, or `auto`.
-        precision: To compute in.
-        device: None takes a GPU if there is one.
-
-    Raises:
-        ValueError: There is no such device.
-    """
+    """Returns the engine that is asked for; for `auto`, torch on a GPU, on a CPU the fastest that is installed."""
     if engine != "auto":
         return engine
     able = FASTEST.get(precision, ("torch",))
@@ -120,11 +102,7 @@ def chosen_engine(engine: EngineRequest, precision: Precision, device: str | tor
 
 
 def find_device(name: str | torch.device | None) -> torch.device:
-    """Returns a device by its name; None takes a GPU if there is one.
-
-    Raises:
-        ValueError: There is no such device.
-    """
+    """Returns a device by its name; None takes a GPU if there is one."""
     available = torch.cuda.is_available()
     if name is None:
         return torch.device("cuda" if available else "cpu")
@@ -147,18 +125,7 @@ def _accelerators() -> tuple[str, ...]:
 def cached_export(
     checkpoint: Checkpoint, cache: Path, form: Form, *, progress: bool = False
 ) -> tuple[Path, BridgeTower]:
-    """Returns the folder in `cache` with the parts of a checkpoint and its model; exports it if it is not there whole.
-
-    Args:
-        checkpoint: Of any source; what counts is its content.
-        cache: Folder of exports.
-        form: Of the parts.
-        progress: Show a bar while exporting.
-
-    Raises:
-        FileNotFoundError: Packages are not installed.
-        ValueError: The engine's outputs would differ from the model's.
-    """
+    """Returns the folder in `cache` with the parts of a checkpoint and its model; exports it if need be."""
     unsigned = form == "onnx-int8" and products_overflow()  # processors with and without VNNI may share a cache
     folder = cache / f"{content_key(checkpoint)}-{form}{'-unsigned' * unsigned}"
     with locked(cache, wait=True):

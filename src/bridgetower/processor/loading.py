@@ -30,19 +30,7 @@ def load_items(
     device: torch.device = CPU,
     start_method: str | None = None,
 ) -> Generator[Any, None, None]:
-    """Yields an item for each key, in order; nothing is drawn from torch's global generator.
-
-    Args:
-        get: Gives the item of a key; worker processes get a copy of it.
-        keys: Are read as far ahead as workers go.
-        num_workers: Processes that each make whole items, at most one per core; 0 makes them in this one.
-        device: Where the items go; those for a GPU are pinned.
-        start_method: Of the processes; None is the system's.
-
-    Raises:
-        ValueError, OSError: As `get`.
-        ChildProcessError: A process was killed.
-    """
+    """Yields an item for each key, in order; nothing is drawn from torch's global generator."""
     workers = _at_most_cores(num_workers)
     loader: DataLoader[Any] = DataLoader(
         _Caught(get),
@@ -88,17 +76,7 @@ def loaded(
     num_workers: int,
     device: torch.device = CPU,
 ) -> Iterator[Shaped[Tensor, "b ..."]]:
-    """Yields batches of tensors, such as resized images, in order.
-
-    Args:
-        load: Gives a tensor; processes get a copy of it.
-        batches: What to load.
-        num_workers: Processes, each of which makes whole batches; 0 loads in this one.
-        device: As in `load_items`.
-
-    Raises:
-        ValueError, OSError: As `load`.
-    """
+    """Yields batches of tensors, such as resized images, in order."""
     return load_items(_Stacked(load), batches, num_workers=min(num_workers, len(batches)), device=device)
 
 
