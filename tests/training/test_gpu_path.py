@@ -182,7 +182,7 @@ def test_a_predictor_sends_bytes_and_does_not_wait(tiny_processor: Processor) ->
     engine = TorchEngine(on_gpu().eval(), GPU, torch.float16)
     pixels = [torch.zeros(3, 24, 24, dtype=torch.uint8)] * 2
     copies = Copies()
-    with torch.inference_mode(), NoWaiting(), copies:
+    with torch.no_grad(), NoWaiting(), copies:  # in inference mode, `to` would come whole
         image = encoded_images(engine, tiny_processor, pixels)
         text = encoded_texts(engine, tiny_processor, [[0, 5, 6, 2], [0, 7, 2]])
         fused = engine.fuse(engine.cache_image(image), engine.cache_text(text))
