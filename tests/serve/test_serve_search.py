@@ -254,3 +254,10 @@ def test_pictures_that_are_gone(predictor: Predictor, tmp_path: Path) -> None:
         assert error["code"] == "no_pictures"
         assert str(tmp_path) not in error["message"]
         assert len(client.post(PATH, json={"query": "a", "rerank": 0}).json()["data"]) == 10
+
+
+def test_no_more_room_is_taken_than_there_are_images(predictor: Predictor, searcher: Searcher) -> None:
+    """45 images: a search that would match 256 is admitted by a server of 46 places."""
+    with running(predictor, searcher, max_items=46, queue=46) as client:
+        answer = client.post("/v1/search", json={"query": "red bar", "rerank": 256, "top": 50})
+        assert [row["rank"] for row in answer.json()["data"]] == list(range(1, 46))

@@ -169,3 +169,26 @@ def test_the_key_is_asked_for(predictor: Predictor, tmp_path: Path) -> None:
     with running(predictor, searcher, api_key="secret") as client:
         assert client.get(f"/v1/videos/{digest}").status_code == 401
         assert client.get(f"/v1/videos/{digest}", headers={"Authorization": "Bearer secret"}).status_code == 200
+
+
+def test_a_link_plays_without_the_key(predictor: Predictor, tmp_path: Path) -> None:
+    root = tmp_path / "talks"
+    root.mkdir()
+    write_clip(root / "talk.mp4")
+    (root / "talk.srt").write_text(SRT, encoding="utf-8")
+    build_index(root, tmp_path / "talks.lance", predictor)
+    with running(predictor, Searcher(tmp_path / "talks.lance", predictor), api_key="sesame") as client:
+        headers = {"Authorization": "Bearer sesame"}
+        hit = client.post("/v1/search", json={"query": "a red square"}, headers=headers).json()["data"][0]
+        link = hit["link"].partition("#")[0]
+        piece = client.get(link, headers={"Range": "bytes=0-99"})
+        assert (piece.status_code, piece.content) == (206, (root / "talk.mp4").read_bytes()[:100])
+        error_of(client.get(link.partition("?")[0]), 401)
+        for path in (link, f"/v1/pictures/{hit['id']}", f"/v1/pictures/{hit['id']}?size=64"):
+            whole = client.get(path, headers=headers)
+            again = client.get(path, headers={**headers, "If-None-Match": whole.headers["etag"]})
+            assert (whole.status_code, again.status_code, again.content) == (200, 304, b"")
+            assert client.get(path, headers={**headers, "If-None-Match": '"other"'}).status_code == 200
+        assert client.head(link).headers["content-length"] == str((root / "talk.mp4").stat().st_size)
+        (root / "talk.mp4").write_bytes(b"other")
+        assert str(tmp_path) not in error_of(client.get(link), 404)["message"]

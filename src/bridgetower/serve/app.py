@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.resources import files
 from typing import Any, Literal
 
 from fastapi import APIRouter, FastAPI
-from fastapi.responses import PlainTextResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, Field
 
@@ -56,6 +57,7 @@ def build_app(service: Service) -> FastAPI:
         title="BridgeTower",
         version=bridgetower.__version__,
         description=f"Embeddings of texts and images, and predictions for both together: {service.name}.",
+        openapi_url=None,  # FastAPI would write the description anew for each request
         docs_url=None,  # it loads scripts from elsewhere; /docs is a page of this package
         redoc_url=None,
         redirect_slashes=False,  # to an address in full, which a proxy may have another name for
@@ -74,6 +76,15 @@ def build_app(service: Service) -> FastAPI:
     app.add_middleware(ObservingMiddleware, metrics=service.metrics, access_log=config.access_log)
     app.add_middleware(ProxyMiddleware, trusted=config.forwarded_allow_ips, prefix=config.root_path)
     _describe_errors(app, with_key=config.api_key is not None)
+
+    @cache
+    def description() -> Response:
+        return JSONResponse(app.openapi())
+
+    async def describe() -> Response:
+        return description()
+
+    app.add_api_route("/openapi.json", describe, include_in_schema=False)
     return app
 
 
