@@ -39,7 +39,7 @@ class TestIndex:
         assert first.pop("seconds") > 0
         assert first == {
             "index": str(tmp_path / "photos.lance"),
-            **{"images": 3, "added": 3, "changed": 0, "removed": 0, "cut": 0, "bad": []},
+            **{"images": 3, "added": 3, "changed": 0, "removed": 0, "reused": 0, "cut": 0, "bad": [], "left_out": {}},
         }
         (photos / "red.png").unlink()
         (photos / "broken.png").write_text("")

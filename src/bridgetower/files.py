@@ -331,6 +331,9 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
     """
     for path in folder.glob(f".{'*' if name is None else escape(name)}{_MARK}*"):
         with ExitStack() as stack, suppress(OSError):
+            if not path.is_dir():
+                path.unlink()
+                continue
             descriptor = os.open(path, os.O_RDONLY)
             stack.callback(os.close, descriptor)
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

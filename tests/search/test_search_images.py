@@ -30,7 +30,7 @@ def list_images(source: Path) -> Listed:
     with Listing(root_of(source)) as listing:
         for block in read_blocks(units_of(source), Columns(), 2):
             listing.add(block.items)
-        return Listed({image.path: image for _, image in listing.wanted()}, tuple(listing.bad.values()))
+        return Listed({image.path: image for _, image, _ in listing.wanted()}, tuple(listing.bad.values()))
 
 
 def decoded(folder: Path, predictor: Predictor) -> dict[str, Decoded]:
