@@ -80,7 +80,7 @@ def read_config(folder: Path, *, patch_size: int, max_length: int | None = None)
     else:
         raise ValueError(f"{path} is for {kind}; expected one of {', '.join(BRIDGETOWER_TYPES + CLIP_TYPES)}")
     resample = settings.get("resample", 3)
-    if resample not in _INTERPOLATIONS:
+    if type(resample) is not int or resample not in _INTERPOLATIONS:
         raise ValueError(f"{path} sets resample to {resample!r}; expected 3 (bicubic) or 2 (bilinear)")
     return ProcessorConfig(
         **sizes,
