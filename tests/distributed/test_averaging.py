@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from ranks import run_on_ranks
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 import tiny
 from bridgetower.data.batch import CaptionBatch, joined
@@ -121,6 +123,32 @@ def test_unused_parameters_are_looked_for_in_the_first_step_of_a_phase(kind: str
     for process in seen:
         assert process[kind].looked == [step in first for step in range(len(STEPS))]
         assert process[kind].frees
+
+
+def exchanges() -> list[int]:
+    """How many exchanges of gradients there were after each of three micro-batches and their step, twice."""
+    task, counts = task_of(next(iter(KINDS))), [0]
+    replicas = Replicated(task)
+    batch = batches(next(iter(KINDS)))[rank()]
+
+    def count(state: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+        counts[0] += 1
+        return allreduce_hook(state, bucket)
+
+    run: Any = replicas.run
+    run.register_comm_hook(None, count)
+    seen = []
+    for micro in range(3):
+        with replicas.accumulating(when=micro < 2):
+            replicas(batch).total.backward()
+        seen.append(counts[0])
+    return seen
+
+
+def test_gradients_are_exchanged_once_a_step() -> None:
+    for first, second, last in run_on_ranks(2, exchanges):
+        assert (first, second) == (0, 0)
+        assert last > 0
 
 
 class Changing(PretrainingTask):

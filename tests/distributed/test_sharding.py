@@ -9,7 +9,8 @@ import pytest
 import torch
 from ranks import run_on_ranks
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import asked
@@ -19,7 +20,9 @@ from bridgetower.checkpoints import read_checkpoint
 from bridgetower.checkpoints.tensors import read_safetensors
 from bridgetower.data.config import MaskingConfig
 from bridgetower.distributed import rank
+from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import HeadsConfig
+from bridgetower.model.layers import Attention
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.tasks.run_config import OptimizerConfig, RunConfig
 from bridgetower.tasks.run_folder import read_metrics
@@ -142,7 +145,7 @@ def assert_same(one: Trained, other: Trained) -> None:
         for name, gradient in theirs.items():
             torch.testing.assert_close(ours[name], gradient, atol=2e-6, rtol=1e-5, msg=name)
     for ours, theirs in zip(one.entries, other.entries, strict=True):
-        timed = {"kind", "time", "seconds", "pairs_per_second"}
+        timed = {"kind", "time", "seconds", "data_seconds", "pairs_per_second"}
         for name in theirs.keys() - timed:
             assert ours[name] == pytest.approx(theirs[name], rel=1e-5, abs=1e-7), name
     for name, weight in other.weights.items():
@@ -164,6 +167,58 @@ def test_two_processes_give_what_one_gives(
 ) -> None:
     for process in found[parallel]:
         assert_same(process[name], alone[name])
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_four_processes_give_what_one_gives(
+    parallel: str, configs: dict[str, RunConfig], alone: dict[str, Trained], tmp_path: Path
+) -> None:
+    name = "words and contrast"
+    config: Any = replace(configs[name], parallel=parallel, micro_batch_size=1)
+    for process in run_on_ranks(4, trained, {name: config}, tmp_path):
+        assert_same(process[name], alone[name])
+
+
+def in_half_precision(config: RunConfig, out: Path) -> tuple[dict[str, Tensor], set[torch.dtype], set[torch.dtype]]:
+    """The gradients of the first step, and the types of weights in layers of the image tower and outside of them."""
+    inside: set[torch.dtype] = set()
+    outside: set[torch.dtype] = set()
+
+    def note(module: nn.Module, inputs: Any) -> None:
+        if isinstance(module, Attention):  # in a layer that is whole by now
+            inside.update(weight.dtype for weight in module.parameters())
+        if isinstance(module, BridgeTower):
+            outside.update(weight.dtype for name, weight in module.named_parameters() if "_head." in name)
+
+    hook = register_module_forward_pre_hook(note)
+    gradients = trained({"run": config}, out)["run"].gradients[0]
+    hook.remove()
+    return gradients, inside, outside
+
+
+def test_in_half_precision_layers_are_put_together_in_it(configs: dict[str, RunConfig], tmp_path: Path) -> None:
+    """Gradients are as near to those of whole weights as half precision is to single."""
+    config: Any = replace(configs["words and contrast"], max_steps=1)
+    whole, _, _ = in_half_precision(config, tmp_path / "whole")
+    found = {
+        parallel: run_on_ranks(
+            2, in_half_precision, replace(config, parallel=parallel, precision="bf16"), tmp_path / parallel
+        )[0]
+        for parallel in ("ddp", "fsdp")
+    }
+    assert found["ddp"][1] == {torch.float32}
+    assert found["fsdp"][1] == {torch.bfloat16}
+    names = [name for name, gradient in whole.items() if gradient.ndim > 0]
+
+    def off(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+        return float(torch.cat([(one[name] - other[name]).flatten() for name in names]).norm()) / length
+
+    length = float(torch.cat([whole[name].flatten() for name in names]).norm())
+    halved, sharded = (found[name][0] for name in ("ddp", "fsdp"))
+    assert {gradient.dtype for gradient in sharded.values()} == {torch.float32}
+    assert 1e-4 < off(halved, whole) < 2e-2
+    assert off(sharded, whole) < 2e-2
+    assert off(sharded, halved) < 2e-2
 
 
 def test_scalars_are_averaged_over_the_processes(found: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from freezing import prepared, recomputed
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import shapes
 import tiny
@@ -85,6 +86,14 @@ class TestAligning:
         changed = {name.split(".")[0] for name, value in model.state_dict().items() if not value.equal(before[name])}
         assert changed == {"image_projections", "text_projections"}
         assert all(value.grad is None for value in model.parameters())
+
+    def test_the_learning_rate_falls_to_nothing(self, config: RunConfig, tmp_path: Path) -> None:
+        model, _, examples = prepared(config, tmp_path)
+        rates: list[float] = []
+        hook = register_optimizer_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
+        align_projections(replace(config, align_first=4), model, examples, progress=False)
+        hook.remove()
+        assert rates == pytest.approx([1e-2, 0.75e-2, 0.5e-2, 0.25e-2])
 
     def test_draws_nothing(self, config: RunConfig, tmp_path: Path) -> None:
         """Layers that train later run here, too."""

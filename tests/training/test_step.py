@@ -230,3 +230,19 @@ def test_a_batch_that_does_not_fit_names_one_that_does(
     with pytest.raises(ValueError, match=message):
         run(parts, tmp_path)
     assert torch.equal(weights(parts.model), before)
+
+
+def test_dropout_differs_by_step_micro_batch_and_process(
+    build: Callable[..., TrainContext], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drawn(number: int) -> list[float]:
+        with monkeypatch.context() as patch:
+            patch.setattr("bridgetower.training.step.rank", lambda: number)
+            parts, seen = build(micro_batch_size=4, max_steps=2), []
+            parts.task.register_forward_pre_hook(lambda task, inputs: seen.append(float(torch.rand(1))))
+            run(parts, tmp_path / str(len(list(tmp_path.iterdir()))))
+            return seen
+
+    first, again, other = drawn(0), drawn(0), drawn(1)
+    assert first == again
+    assert len({*first, *other}) == 8

@@ -5,10 +5,12 @@ import json
 import re
 from dataclasses import fields, replace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import tyro
 
+from bridgetower import cli
 from bridgetower.data.config import DataConfig
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.objectives.config import Phase, RankingConfig
@@ -125,6 +127,26 @@ class TestRunConfig:
     def test_optimizer_values(self, values: dict[str, Any], message: str) -> None:
         with pytest.raises(ValueError, match=message):
             OptimizerConfig(**values)
+
+    @pytest.mark.parametrize(
+        ("options", "length"),
+        [
+            (["vqav2-base", "--max-steps", "3"], (3, None)),
+            (["vqav2-base", "--max-steps=3"], (3, None)),
+            (["pretrain-base", "--max_epochs", "2"], (None, 2)),
+            (["pretrain-base", "--max-epochs", "2", "--max-steps", "None"], (None, 2)),
+            (["pretrain-base"], (100_000, None)),
+        ],
+    )
+    def test_a_length_takes_the_place_of_the_recipe_s(
+        self, options: list[str], length: tuple[int | None, int | None], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        train = Mock(return_value={})
+        monkeypatch.setattr("bridgetower.training.run.train", train)
+        monkeypatch.setattr("bridgetower.cli.runs._report", Mock())
+        cli.main(["train", *options, "--data.folders", "set", "--out", "run"])
+        config = train.call_args.args[0]
+        assert (config.max_steps, config.max_epochs) == length
 
     @pytest.mark.parametrize("name", ["recipe", "source"])
     def test_where_a_run_comes_from_is_no_option(self, name: str, capsys: pytest.CaptureFixture[str]) -> None:

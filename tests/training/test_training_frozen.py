@@ -33,8 +33,10 @@ from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.towers import VisionTransformer
 from bridgetower.objectives.config import PretrainingConfig
 from bridgetower.objectives.encoding import encode_image, encode_text
+from bridgetower.rows import RowCache
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.table import RECIPES
+from bridgetower.training.frozen import _Towers
 from bridgetower.training.run import train
 from bridgetower.training.setup import TaskSetup
 from bridgetower.training.step import does_not_fit
@@ -309,6 +311,14 @@ class TestCache:
         with tower_passes() as passes:
             prepared(replace(config, init=str(changed)), tmp_path / "cache")
         assert set(passes) == {part}
+
+    def test_other_layers_of_the_same_tower(self, all_runs: dict[str, RunConfig], tmp_path: Path) -> None:
+        model, _, _ = prepared(all_runs["vqa"], tmp_path)
+        towers = _Towers(model, RowCache(tmp_path, 0), 0, shown=False)
+        one, other = (
+            towers._content(model.vision, model.config.vision, layers, torch.float32) for layers in ((1, 2), (2, 3))
+        )
+        assert one != other
 
     def test_everything_may_be_moved(
         self, all_runs: dict[str, RunConfig], tmp_path: Path, tiny_checkpoint: Path, tiny_dataset: Path

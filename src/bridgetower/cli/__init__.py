@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib import import_module, resources
-from itertools import pairwise
+from itertools import pairwise, permutations
 from typing import Any
 
 import bridgetower
@@ -99,7 +99,17 @@ def _run(argv: Sequence[str]) -> None:
 
 
 def _call(name: str, arguments: Sequence[str]) -> None:
+    if name == "train":
+        arguments = _with_one_length(arguments)
     parsed(name, arguments, _parser(name, arguments))()
+
+
+def _with_one_length(arguments: Sequence[str]) -> Sequence[str]:
+    """Steps that are asked for take the place of a recipe's epochs, and the other way round."""
+    for given, other in permutations(("--max-steps", "--max-epochs")):
+        if _option(given, arguments) not in (None, "None") and _option(other, arguments) is None:
+            return [*arguments, other, "None"]
+    return arguments
 
 
 def _parser(name: str, arguments: Sequence[str]) -> Parse:

@@ -228,7 +228,8 @@ def _evaluate(
 ) -> None:
     """Measures the model and keeps it if it is the best so far; the state that is saved already learns of both."""
     config, device = context.config, context.model.device
-    precision = "fp32" if device.type == "cpu" else config.precision
+    # Weights that are shared out are put together in the precision of training.
+    precision = "fp32" if device.type == "cpu" and config.parallel == "ddp" else config.precision
     with log.pausing("validating"), _as_evaluated(context, optimizer):
         with task.evaluating(), autocast(device, precision):
             # Those of the first process in all of them, as these decide together what is saved.

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
@@ -36,9 +37,9 @@ class Sharded(Replicated):
             dist.broadcast(parameter.data, 0)
         self.scalars = [parameter for parameter in task.parameters() if parameter.ndim == 0]
         ignored = set(self.scalars)
-        norms: list[nn.Module] = [module for module in task.modules() if isinstance(module, RecomputedLayerNorm)]
+        norms = [module for module in task.modules() if type(module) in (nn.LayerNorm, RecomputedLayerNorm)]
         for norm in norms:  # for its gradients a layer would need weights of the norm before it, which may be away
-            norm.__class__ = nn.LayerNorm
+            norm.__class__ = _LayerNorm
         models = [module for module in task.modules() if isinstance(module, BridgeTower)]
         # Layers are sent and put together in bfloat16, as autocast would read them. Their inputs stay as they are, and
         # so does what is in no layer, such as embeddings and what losses are computed from.
@@ -84,6 +85,14 @@ class Sharded(Replicated):
         for part in parts:
             part.set_reshard_after_forward(part is not self.task, recurse=False)
             part.reshard()
+
+
+class _LayerNorm(nn.LayerNorm):
+    """Computes in single precision, as autocast does on GPUs, with weights that are put together in half precision."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(inputs.dtype)
+        return F.layer_norm(inputs, self.normalized_shape, self.weight.to(inputs.dtype), bias, self.eps)
 
 
 def _norm(parameters: Sequence[nn.Parameter]) -> Tensor:

@@ -1,0 +1,110 @@
+"""Processes that srun, mpirun or accelerate start: they meet, or say why not; none trains alone in silence."""
+
+import os
+import socket
+import subprocess
+import sys
+from datetime import timedelta
+
+import pytest
+import torch.distributed as dist
+
+from bridgetower.distributed import process_group
+from bridgetower.training import state
+from bridgetower.training.state import DATA, StateSaver
+
+PLACE = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+LAUNCHERS = {
+    "accelerate": ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+    "mpirun": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    "mpiexec": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
+    "srun": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
+}
+
+MEETING = """
+import os, sys
+import torch
+import torch.distributed as dist
+from bridgetower.distributed import all_gather, barrier, process_group, rank, world_size
+try:
+    with process_group("cpu", 0.5):
+        print(world_size(), all_gather(torch.tensor([rank()])).tolist(), flush=True)
+        if sys.argv[1] == "lose" and rank() == 0:
+            os._exit(9)
+        barrier()
+except ConnectionError as error:
+    print(error)
+"""
+
+
+def free_port() -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def start(names: tuple[str, ...], ranks: range, count: int, act: str = "end") -> list[str]:
+    """What processes print that have the variables of a launcher."""
+    port = free_port()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", MEETING, act],
+            env=os.environ
+            | dict(zip(names, (str(rank), str(count), str(rank)), strict=True))
+            | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ranks
+    ]
+    return [process.communicate(timeout=300)[0] for process in processes]
+
+
+@pytest.mark.parametrize("launcher", ["accelerate", "srun"])
+def test_four_processes_meet(launcher: str) -> None:
+    printed = start(LAUNCHERS[launcher], range(4), 4)
+    assert all("4 [0, 1, 2, 3]" in lines for lines in printed)
+
+
+def test_a_lost_first_process_is_named() -> None:
+    """The place where they met is gone with it."""
+    _, printed = start(LAUNCHERS["accelerate"], range(2), 2, "lose")
+    assert "process 0 of 2 was lost or did not answer within 0.5 minutes" in printed
+    assert "start the run again with --resume" in printed
+
+
+def test_processes_that_never_come_are_waited_for_no_longer() -> None:
+    (printed,) = start(LAUNCHERS["mpirun"], range(1, 2), 2)
+    assert "process 1 of 2 did not meet the others at 127.0.0.1:" in printed
+    assert "within 0.5 minutes" in printed
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*PLACE, *(name for names in LAUNCHERS.values() for name in names)):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_without_a_place_to_meet(launcher: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in zip(LAUNCHERS[launcher], ("1", "2", "1"), strict=True):
+        monkeypatch.setenv(name, value)
+    message = f"{LAUNCHERS[launcher][1]} is 2, but MASTER_ADDR and MASTER_PORT are not set: set them to the address"
+    with pytest.raises(ValueError, match=message), process_group("cpu", 1):
+        pass
+
+
+def test_one_process_and_a_batch_script_are_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The script of a job has its number of tasks, but it is none of them."""
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "SLURM_PROCID": "0", "SLURM_NTASKS": "8"}.items():
+        monkeypatch.setenv(name, value)
+    with process_group("cpu", 1):
+        assert not dist.is_initialized()
+
+
+def test_states_are_waited_for_as_long_as_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: os.PathLike[str]) -> None:
+    given: dict[str, object] = {}
+    monkeypatch.setattr(state, "world_size", lambda: 2)
+    monkeypatch.setattr(dist, "new_group", lambda **options: given.update(options))
+    StateSaver(tmp_path, {DATA: {}}, timeout=timedelta(minutes=3))  # type: ignore[arg-type]
+    assert given == {"backend": "gloo", "timeout": timedelta(minutes=3)}
