@@ -22,7 +22,7 @@ from bridgetower.data.config import MaskingConfig
 from bridgetower.distributed import rank
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import HeadsConfig
-from bridgetower.model.layers import Attention
+from bridgetower.model.layers import FeedForward
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.tasks.run_config import OptimizerConfig, RunConfig
 from bridgetower.tasks.run_folder import read_metrics
@@ -185,7 +185,7 @@ def in_half_precision(config: RunConfig, out: Path) -> tuple[dict[str, Tensor], 
     outside: set[torch.dtype] = set()
 
     def note(module: nn.Module, inputs: Any) -> None:
-        if isinstance(module, Attention):  # in a layer that is whole by now
+        if isinstance(module, FeedForward):  # in a layer that is whole by now
             inside.update(weight.dtype for weight in module.parameters())
         if isinstance(module, BridgeTower):
             outside.update(weight.dtype for name, weight in module.named_parameters() if "_head." in name)
