@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, processors
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from bridgetower.processor import Processor, ProcessorConfig, load_tokenizer, train_tokenizer
 from bridgetower.processor.text import encode, tokenizers_errors
@@ -472,6 +472,18 @@ class TestOnlyTheBeginningIsRead:
             ids = tokenizer.encode(text).ids
             expected = ids if len(ids) <= config.max_length else [*ids[: config.max_length - 1], ids[-1]]
             assert Processor(config, tokenizer).token_ids([text, "a"], truncate=True)[0] == expected
+
+    def test_a_word_that_is_cut_does_not_count(self) -> None:
+        """Nine long words are 180 characters; of the next one twelve are read first, which would be three tokens."""
+        word = "abcdefghijklmnopqrs"
+        vocab = {one: number for number, one in enumerate(["[UNK]", "<s>", "</s>", word, "abcd", "##efgh", "##ijkl"])}
+        tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+        )
+        assert tokenizer.encode(f"{word} " * 9 + word[:12]).ids == [1, *[3] * 9, 4, 5, 6, 2]
+        assert encode(tokenizer, [f"{word} " * 40], max_length=12, truncate=True) == [[1, *[3] * 10, 2]]
 
     def test_no_more_is_read(self, tokenizer: Tokenizer) -> None:
         read: list[int] = []

@@ -4,6 +4,7 @@ import asyncio
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -140,7 +141,11 @@ def test_newcomers_do_not_starve_those_who_wait() -> None:
 
     async def ask(turns: Turns, *names: str) -> None:
         with turns.turn() as turn:
-            await asyncio.gather(*(turns.run(turn, lambda name=name: done.append(name)) for name in names))
+            await asyncio.gather(*(turns.run(turn, lambda name=name: work(name)) for name in names))
+
+    def work(name: str) -> None:
+        time.sleep(0.005)  # meanwhile the next newcomer comes
+        done.append(name)
 
     async def newcomers(turns: Turns) -> None:
         for _ in range(20):

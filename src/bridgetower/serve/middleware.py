@@ -147,7 +147,7 @@ class RequestLimitsMiddleware:
         if size > self._max_body:
             message = f"the body is larger than {self._max_body} bytes; send several requests, or smaller images"
             raise ApiError(413, message)
-        if size > _OWN and self._held > _BODIES * self._max_body:
+        if self._held > _BODIES * self._max_body:
             raise _busy("too many large requests at once")
 
     def _drop_stalled(self) -> bool:

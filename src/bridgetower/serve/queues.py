@@ -258,7 +258,7 @@ class Turns:
         self._count, self._name, self._clock, self._started, self._closed = count, name, clock, 0, False
         self._changed = Condition()
         self._waiting: list[Turn] = []  # those with work; of those with the same time, the next one first
-        self._reached = 0.0  # `spent` of the turn that was taken last
+        self._reached = 0.0  # `spent` of one that had its share of all work so far, from which newcomers begin
 
     @contextmanager
     def turn(self) -> Iterator[Turn]:
@@ -311,7 +311,7 @@ class Turns:
             future, work = turn.work.popleft()
             if turn.work:
                 self._waiting.append(turn)
-            self._reached, expected = turn.spent, turn.last
+            self._reached, expected = max(self._reached, turn.spent), turn.last
             turn.spent += expected
         begun = self._clock()
         if future.set_running_or_notify_cancel():
@@ -324,4 +324,5 @@ class Turns:
         with self._changed:
             turn.last = self._clock() - begun
             turn.spent += turn.last - expected
+            self._reached += turn.last / (1 + len(self._waiting))  # else newcomers, one after the other, would be first
         return True
