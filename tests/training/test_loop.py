@@ -19,6 +19,7 @@ import torch
 from fitting import run, weights
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils.flop_counter import FlopCounterMode
 
 import shapes
 import states
@@ -68,6 +69,20 @@ class TestSteps:
         losses = [[entry["loss"] for entry in read_metrics(tmp_path / name, "train")] for name in runs]
         assert losses[0] == pytest.approx(losses[1], rel=0.05)
         assert losses[0] != losses[1]
+
+    def test_operations_of_a_step_by_those_that_are_possible(
+        self, build: Callable[..., TrainContext], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        options = {"max_steps": 1, "precision": "bf16", "micro_batch_size": 4}
+        with FlopCounterMode(display=False) as counter:
+            run(build(**options), tmp_path / "counted")
+        assert "mfu" not in read_metrics(tmp_path / "counted", "train")[0]
+        for module in ("loop", "logs"):
+            monkeypatch.setattr(f"bridgetower.training.{module}.peak_flops", lambda: 1e9)
+        run(build(**options), tmp_path / "run")
+        (entry,) = read_metrics(tmp_path / "run", "train")
+        assert entry["mfu"] * entry["seconds"] * 1e9 == pytest.approx(counter.get_total_flops(), rel=1e-6)
+        assert counter.get_total_flops() > 1e5
 
 
 class TestSelection:
