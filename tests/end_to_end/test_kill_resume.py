@@ -19,7 +19,7 @@ from tiny import equal
 
 pytestmark = pytest.mark.slow
 
-CLOCK = ("time", "seconds", "pairs_per_second")
+CLOCK = ("time", "seconds", "data_seconds", "pairs_per_second")
 
 
 @pytest.fixture(scope="module")
