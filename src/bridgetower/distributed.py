@@ -41,14 +41,6 @@ def process_group(device: str | None, timeout_minutes: float) -> Iterator[None]:
     """Joins the processes that a launcher started, each on a GPU of its own if there are any; leaves them at the end.
 
     Alone, or in a group that is there already, it does nothing.
-
-    Args:
-        device: `cpu` leaves GPUs alone.
-        timeout_minutes: How long a process waits for the others.
-
-    Raises:
-        ValueError: The time is not positive, or the launcher does not say where the processes meet.
-        ConnectionError: Processes were lost, by a kill or a time-out; they are named.
     """
     if timeout_minutes <= 0:
         raise ValueError(f"timeout_minutes is {timeout_minutes}; expected more than 0")
@@ -135,15 +127,7 @@ def barrier() -> None:
 
 
 def from_first(content: Any) -> Any:
-    """Returns what the first process gives, in every process; every process has to call it.
-
-    Args:
-        content: Of the first process: tensors, texts, numbers, None, and dictionaries, lists and tuples of these. What
-            the others give is not looked at.
-
-    Returns:
-        The same content, with tensors on the CPU where it came from another process.
-    """
+    """Returns what the first process gives, in every process; every process has to call it."""
     if world_size() == 1:
         return content
     if rank() == 0:
@@ -166,14 +150,7 @@ def from_first(content: Any) -> Any:
 
 
 def require_same(values: Mapping[str, Any]) -> None:
-    """Checks that all processes have the same values; every process has to call it.
-
-    Args:
-        values: By name, as JSON has them.
-
-    Raises:
-        ValueError: They differ; with the names and both values.
-    """
+    """Checks that all processes have the same values; every process has to call it."""
     text = torch.frombuffer(bytearray(json.dumps(dict(flattened(values))).encode()), dtype=torch.uint8)
     ends = _gather_uneven(torch.tensor([len(text)])).cumsum(0).tolist()
     joined = _gather_uneven(text).numpy().tobytes()
@@ -195,16 +172,6 @@ def all_gather(tensor: Tensor, *, gather_with_grads: bool = True) -> Tensor:
     The gradient of this process's rows is the sum of what all processes return for them, so every process has to
     run the backward pass. If all of them compute one and the same loss of the gathered rows, that is `world_size`
     times the gradient of a single process, which the averaging of data-parallel training makes equal to it.
-
-    Args:
-        tensor: [b, …], with the same shape and dtype in every process.
-        gather_with_grads: False: only the loss of this process has a gradient, and only for its own rows.
-
-    Returns:
-        [world_size · b, …].
-
-    Raises:
-        ValueError: A tensor without axes.
     """
     if tensor.ndim == 0:
         raise ValueError("a tensor without axes was given; expected [b, ...], use tensor[None]")
@@ -224,17 +191,6 @@ def gather_by_id(ids: Int[Tensor, " n"], *tensors: Tensor) -> tuple[Tensor, ...]
     A distributed sampler repeats a few samples to give every process the same number; such a repeat is dropped, and
     the row of the lowest rank stays. It never adds `world_size` rows or more, so more repeats than that are ids that
     do not name their rows, and an error.
-
-    Args:
-        ids: A unique id per row, [n]; n may differ between processes and be 0.
-        tensors: Rows that belong to them, [n, …]; beyond the first axis the same shape and dtype in every process.
-
-    Returns:
-        The sorted ids, [m], and each tensor's rows in that order, [m, …], without gradients; alone and in order, the
-        tensors share their memory with those given.
-
-    Raises:
-        ValueError: Ids of another shape, a tensor with another number of rows, or too many repeats.
     """
     if ids.ndim != 1:
         raise ValueError(f"ids are {list(ids.shape)}; expected one per row, [n]")

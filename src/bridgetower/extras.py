@@ -49,15 +49,7 @@ def install(extra: Extra) -> str:
 
 
 def require(extra: Extra, *names: str) -> None:
-    """Checks that packages of an extra are installed, without importing them.
-
-    Args:
-        extra: Its name.
-        names: Of its packages; all if none is given.
-
-    Raises:
-        FileNotFoundError: One is not.
-    """
+    """Checks that packages of an extra are installed, without importing them."""
     for name in names or PACKAGES[extra]:
         if not is_installed(name):
             raise FileNotFoundError(f"package {name} is not installed; run in the project's folder: {install(extra)}")

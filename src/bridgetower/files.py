@@ -52,15 +52,7 @@ class NotWrittenError(OSError):
 
 @contextmanager
 def writing(path: Path, failures: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-    """Names what could not be written where the disk had no room, which the system's error does not.
-
-    Args:
-        path: What is written.
-        failures: Other errors by which a library says that it could not write.
-
-    Raises:
-        NotWrittenError: The disk is full, or a library failed.
-    """
+    """Names what could not be written where the disk had no room, which the system's error does not."""
     try:
         yield
     except NotWrittenError as error:  # of a part of it
@@ -80,14 +72,6 @@ def replacing(path: Path, failures: tuple[type[Exception], ...] = ()) -> Iterato
     It lies in a temporary folder beside `path`, where libraries may have temporary files of their own. On any error, a
     full disk included, that folder is removed and `path` stays as it was. Only a killed process leaves it behind; see
     `remove_leftovers`.
-
-    Args:
-        path: What is written anew.
-        failures: Other errors by which a library says that it could not write.
-
-    Raises:
-        FileExistsError: There is a device, a pipe or a file that a process has open at `path`.
-        NotWrittenError: The disk is full, the folder cannot be written to, or a library failed.
     """
     _check_replaceable(Path(path))
     with _beside(Path(path), failures) as temporary:
@@ -106,10 +90,6 @@ def new_folder(path: Path) -> Iterator[Path]:
     """Yields a temporary folder beside `path`; on success it is renamed to `path`, on any error it is removed.
 
     A symbolic link stays, and what it points to is written.
-
-    Raises:
-        FileExistsError: There is something at `path` that is not an empty folder, or is a mount point.
-        NotWrittenError: The disk is full, or the folder around it cannot be written to.
     """
     path = Path(path).resolve()  # a folder is not renamed to a link
     require_empty(path)
@@ -129,11 +109,7 @@ def cache_folder() -> Path:
 
 
 def require_empty(folder: Path) -> None:
-    """Checks that nothing would be overwritten.
-
-    Raises:
-        FileExistsError: There is something at `folder` that is not an empty folder.
-    """
+    """Checks that nothing would be overwritten."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is not empty; choose another name or remove it first")
 
@@ -187,11 +163,7 @@ def unfit_name(name: str) -> str | None:
 
 
 def json_text(content: object, *, indent: int | None = None) -> str:
-    """Returns JSON that can be written as UTF-8: a file name that is not comes back whole when it is read.
-
-    Raises:
-        FloatingPointError: A number in it is NaN or infinite, which JSON does not have.
-    """
+    """Returns JSON that can be written as UTF-8: a file name that is not comes back whole when it is read."""
     try:
         return visible(json.dumps(content, indent=indent, ensure_ascii=False, allow_nan=False))
     except ValueError as error:
@@ -204,23 +176,14 @@ def write_json(path: Path, content: object) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file holds something else.
-    """
+    """Reads a JSON object."""
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}; expected a JSON object there")
     return json_object(read_bytes(path), path)
 
 
 def read_bytes(path: Path) -> bytes:
-    """Reads a file of settings or names, which is refused if it would fill the memory.
-
-    Raises:
-        ValueError: It is too long.
-    """
+    """Reads a file of settings or names, which is refused if it would fill the memory."""
     size = path.stat().st_size
     if size > _LARGEST_JSON:
         raise ValueError(f"{path} has {size} bytes; expected at most {_LARGEST_JSON}")
@@ -228,11 +191,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def json_object(text: str | bytes, place: object, advice: str = "copy it again") -> dict[str, Any]:
-    """Reads a JSON object; arguments as for `parse_json`.
-
-    Raises:
-        ValueError: The text is something else.
-    """
+    """Reads a JSON object; arguments as for `parse_json`."""
     content = parse_json(text, place, advice)
     if not isinstance(content, dict):
         raise ValueError(f"{place} holds a {type(content).__name__}; expected a JSON object")
@@ -240,16 +199,7 @@ def json_object(text: str | bytes, place: object, advice: str = "copy it again")
 
 
 def parse_json(content: str | bytes, where: object, advice: str = "copy it again") -> Any:
-    """Returns what stands in JSON.
-
-    Args:
-        content: The JSON.
-        where: It was found, for the error.
-        advice: What to do about an error.
-
-    Raises:
-        ValueError: It is no JSON, or nested too deep to be read.
-    """
+    """Returns what stands in JSON."""
     try:
         return json.loads(content)
     except ValueError as error:  # of JSON or of UTF-8
@@ -280,9 +230,6 @@ def require_parent(path: Path) -> None:
     """Checks that the folder of a file that is to be written is there, before what is in it is computed.
 
     What a killed process left of that file is removed.
-
-    Raises:
-        FileNotFoundError: It is not.
     """
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"{path} cannot be written: {path.parent} is no folder; make it, or choose another")
@@ -290,16 +237,7 @@ def require_parent(path: Path) -> None:
 
 
 def require_space(folder: Path, needed: int, what: str) -> None:
-    """Makes sure that a folder's disk has room, before anything is written to it.
-
-    Args:
-        folder: An existing one.
-        needed: Bytes.
-        what: Takes them; named in the error.
-
-    Raises:
-        OSError: There is less.
-    """
+    """Makes sure that a folder's disk has room, before anything is written to it."""
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise OSError(
@@ -324,10 +262,6 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
     """Removes what a process left in `folder` that was killed in `replacing`, `new_folder` or `remove_folder`.
 
     What a process is writing, which has its temporary folder locked, stays.
-
-    Args:
-        folder: Of the file or folder that was written or removed.
-        name: Of that file or folder; None: whatever it was.
     """
     for path in folder.glob(f".{'*' if name is None else escape(name)}{_MARK}*"):
         with ExitStack() as stack, suppress(OSError):
@@ -342,17 +276,7 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
 
 @contextmanager
 def locked(folder: Path, *, wait: bool = False, shared: bool = False) -> Iterator[None]:
-    """Holds `folder` for this process; the operating system lets go when the process ends, however it ends.
-
-    Args:
-        folder: Made if it is not there.
-        wait: Until another process lets go of it.
-        shared: With others that share it, but with none that holds it alone.
-
-    Raises:
-        FileExistsError: Another process holds it, and `wait` is False.
-        OSError: Its file system has no locks.
-    """
+    """Holds `folder` for this process; the operating system lets go when the process ends, however it ends."""
     if fcntl is None:
         folder.mkdir(parents=True, exist_ok=True)
         yield

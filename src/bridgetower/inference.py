@@ -95,21 +95,6 @@ def compute(engine: Engine, processor: Processor, items: Sequence[Item]) -> list
 
     What is fused is encoded in one run of each tower and fused together, those with masks apart, as something else is
     read there. What is embedded alone takes a run of its own, which is cheaper: only the last CLS is read.
-
-    Args:
-        engine: Encodes and fuses; its model's heads are read.
-        processor: Normalises and pads, and has the words of the vocabulary.
-        items: At least one.
-
-    Returns:
-        For each item, in float32 on the CPU: of an `embedding` the L2-normalised vector [c]; of a `match` its
-        log-odds; of a judgement the probabilities of its classes [k], of an
-        `answer` and of several labels each on its own; of a `fill_mask` the `top` likeliest words for each mask, and of
-        `mask_probabilities` those of the whole vocabulary at each mask [m, v].
-
-    Raises:
-        ValueError: The model lacks a head.
-        FloatingPointError: It gives NaN.
     """
     model, found = engine.model, dict[int, Outcome]()
     if rows := [row for row, item in enumerate(items) if item.ids is None]:
@@ -223,16 +208,7 @@ def score_pairs(
     *,
     batch_size: int,
 ) -> Iterator[Float[Tensor, "b k"]]:
-    """Yields what a head reads of pairs, batch by batch.
-
-    Args:
-        fuses: What fuses.
-        head: Reads pooled outputs.
-        image: Encoded images.
-        text_of: Gives the encodings of the texts of some numbers, each of which comes once, in ascending order.
-        pairs: Row of the image and number of the text; texts of like length should come together.
-        batch_size: Pairs at once.
-    """
+    """Yields what a head reads of pairs, batch by batch."""
     device = image.cls.device
     for batch in pairs.split(batch_size):
         numbers, rows = batch[:, 1].unique(return_inverse=True)
@@ -255,23 +231,12 @@ def log_odds(logits: Float[Tensor, "n 2"]) -> Float[Tensor, " n"]:
 
 
 def combined_scores(match: Float[Tensor, "*s"], cosine: Float[Tensor, "*s"], itc_weight: float) -> Float[Tensor, "*s"]:
-    """Returns the scores by which the second stage of a search ranks: log-odds of a match + weight · cosine.
-
-    Args:
-        match: Log-odds of a match; NaN stays NaN.
-        cosine: Of the first stage.
-        itc_weight: Of the checkpoint; 0 ranks by matching alone.
-    """
+    """Returns the scores by which the second stage of a search ranks: log-odds of a match + weight · cosine."""
     return torch.add(match, cosine, alpha=itc_weight)
 
 
 def two_stage_order(cosine: Float[Tensor, "*q n"], scores: Float[Tensor, "*q n"]) -> Int[Tensor, "*q n"]:
-    """Ranks items by two stages: the candidates by the score of the second one, then the rest by cosine.
-
-    Args:
-        cosine: Of the first stage, of all items.
-        scores: Of the second stage; NaN where nothing was matched. Equal scores are ranked by cosine.
-    """
+    """Ranks items by two stages: the candidates by the score of the second one, then the rest by cosine."""
     by_cosine = cosine.argsort(dim=-1, descending=True, stable=True)
     scores = scores.nan_to_num(nan=-torch.inf).gather(-1, by_cosine)
     return by_cosine.gather(-1, scores.argsort(dim=-1, descending=True, stable=True))

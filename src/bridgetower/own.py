@@ -13,17 +13,7 @@ _Own = TypeVar("_Own")
 
 
 def own_part(option: str, place: str, kind: type[_Own] | Any) -> _Own:
-    """Returns an object of a user's own; of their modules, only the named one is imported.
-
-    Args:
-        option: That names it, for errors.
-        place: `FILE.py:NAME`, or `module:NAME` of a module on Python's path or in the working directory. Without
-            `:NAME`, the only object of the kind in there.
-        kind: What it has to be.
-
-    Raises:
-        ValueError: There is no such module or name, it is of another kind, or several are in a module without `:NAME`.
-    """
+    """Returns an object of a user's own; of their modules, only the named one is imported."""
     where, _, name = place.partition(":")
     module = _from_file(option, Path(where)) if where.endswith(".py") else _on_path(option, where)
     own = {key: value for key, value in vars(module).items() if isinstance(value, kind)}

@@ -59,13 +59,7 @@ def counted(items: Iterable[T], description: str, *, shown: bool, total: int | N
 
 @contextmanager
 def counting(description: str, *, total: int | None, shown: bool) -> Iterator[Callable[[int], None]]:
-    """Yields what is called with each number of things that were done: a bar moves, or a line a minute is logged.
-
-    Args:
-        description: What is done.
-        total: How many there are; None: not known.
-        shown: Whether at all.
-    """
+    """Yields what is called with each number of things that were done: a bar moves, or a line a minute is logged."""
     with count_bars(shown=shown) as bars:
         task = bars.add_task(description, total=total)
         yield lambda count: bars.advance(task, count)

@@ -20,15 +20,7 @@ _PLACE = "{}"
 
 
 def prompts_of(labels: Sequence[str], templates: Sequence[str]) -> list[str]:
-    """Returns the texts of labels: each in all templates, then the next.
-
-    Args:
-        labels: Two or more, all different.
-        templates: Each with one `{}`, where the label goes; at least one.
-
-    Raises:
-        ValueError: They are something else.
-    """
+    """Returns the texts of labels: each in all templates, then the next."""
     if isinstance(labels, str) or len(labels) < 2 or not all(label.strip() for label in labels):
         raise ValueError(f"labels are {labels!r}; expected two or more, none empty")
     if repeated := sorted(label for label, count in Counter(labels).items() if count > 1):
@@ -70,11 +62,7 @@ def classify_by_labels(
     num_workers: int = 0,
     progress: bool = False,
 ) -> list[list[Choice]]:
-    """Returns the likeliest labels of every image; see `Predictor.classify`.
-
-    Raises:
-        ValueError: The model has no contrastive head, or something cannot be used.
-    """
+    """Returns the likeliest labels of every image; see `Predictor.classify`."""
     check_top(top)
     prompts = predictor.embed_texts(prompts_of(labels, templates), batch_size=batch_size, truncate=truncate)
     vectors = predictor.embed_images(images, batch_size=batch_size, num_workers=num_workers, progress=progress)
@@ -88,15 +76,7 @@ def label_choices(
     labels: Sequence[str],
     top: int | None = None,
 ) -> list[list[Choice]]:
-    """Returns the likeliest labels of every image; the probabilities of all labels of an image sum to one.
-
-    Args:
-        model: Its contrastive head has the scale of the cosines.
-        images: Vectors of length one.
-        prompts: Vectors of the texts of `prompts_of`, likewise.
-        labels: As given there.
-        top: Labels per image; None: all of them.
-    """
+    """Returns the likeliest labels of every image; the probabilities of all labels of an image sum to one."""
     scale = float(model.contrastive_head().logit_scale())
     of_labels = l2_normalize(prompts.unflatten(0, (len(labels), -1)).mean(dim=1))
     return choices((scale * images @ of_labels.T).softmax(dim=-1), labels, top)

@@ -24,12 +24,7 @@ def write_about(folder: Path, content: Mapping[str, Any]) -> None:
 
 
 def read_about(folder: Path) -> dict[str, Any]:
-    """Returns what was written beside the tensors of a state, and their layout.
-
-    Raises:
-        FileNotFoundError: There is nothing.
-        ValueError: It is damaged.
-    """
+    """Returns what was written beside the tensors of a state, and their layout."""
     content = read_json(folder / ABOUT)
     if content.pop("crc32", None) != _checksum(content):
         raise ValueError(f"{ABOUT} is not what was written")
@@ -42,11 +37,7 @@ def share_file(folder: Path, process: int) -> Path:
 
 
 def state_weights(folder: Path) -> dict[str, Tensor]:
-    """Returns the weights of the model in a state, put together from the shares of all processes.
-
-    Raises:
-        ValueError: It is damaged.
-    """
+    """Returns the weights of the model in a state, put together from the shares of all processes."""
     try:
         layout = read_about(folder)[LAYOUT]
         shares: dict[int, Mapping[str, Tensor]] = {}

@@ -84,15 +84,7 @@ class TorchEngine:
         *,
         compiler: str | None = None,
     ) -> None:
-        """Moves the model.
-
-        Args:
-            model: As `Checkpoint.model` returns it.
-            device: Where to compute.
-            dtype: What to compute in.
-            compiler: Backend of `torch.compile` for encoding and fusing, asked at the first call of each kind; the
-                weights stay as they are. None compiles nothing.
-        """
+        """Moves the model."""
         self.model = model.to(device, dtype).requires_grad_(False)
         self.device, self._dtype, self._compiler = device, dtype, compiler
         self._running: BridgeTower | _Compiled | None = None

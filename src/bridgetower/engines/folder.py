@@ -51,12 +51,7 @@ class _Manifest:
 def write_exported(
     checkpoint: Checkpoint, folder: Path, form: Form = "onnx", *, progress: bool = False
 ) -> dict[str, dict[str, float]]:
-    """Writes a checkpoint in float32 with its parts, compared with the model; nothing is left if they differ.
-
-    Returns:
-        Engine → part → largest difference of its outputs, as a share of their largest value where that is above one;
-        for every engine that is installed and runs the form.
-    """
+    """Writes a checkpoint in float32 with its parts, compared with the model; nothing is left if they differ."""
     tensors = {name: tensor.float() for name, tensor in checkpoint.tensors.items()}
     signed = form == "onnx-int8" and not products_overflow()
     with new_folder(folder) as temporary:

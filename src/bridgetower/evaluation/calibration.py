@@ -32,12 +32,7 @@ class Bin(NamedTuple):
 
 
 def reliability(probabilities: Float[Tensor, " n"], right: Float[Tensor, " n"]) -> list[Bin]:
-    """Groups predictions by their probability; bins without any are left out.
-
-    Args:
-        probabilities: From 0 to 1.
-        right: 1 where a prediction is right, 0 where it is wrong, or between.
-    """
+    """Groups predictions by their probability; bins without any are left out."""
     numbers = (probabilities.double() * BINS).long().clamp(max=BINS - 1)
     counts, said, given = (
         torch.bincount(numbers, weights=values.double(), minlength=BINS).tolist()
@@ -58,16 +53,7 @@ def expected_calibration_error(bins: Sequence[Bin]) -> float:
 def calibrate(
     log_odds: Float[Tensor, " n"], matching: Bool[Tensor, " n"], halves: Bool[Tensor, " n"]
 ) -> Calibration | None:
-    """Fits the probability that a candidate matches.
-
-    Args:
-        log_odds: Of the matching head, of each candidate.
-        matching: Whether it belongs to its text.
-        halves: Which half of the images its text belongs to; errors are measured on the other half than the fit.
-
-    Returns:
-        The calibration; None if a half has no candidate that belongs to its text, or none that does not.
-    """
+    """Fits the probability that a candidate matches."""
     sides = (halves, ~halves)
     if any(len(matching[side].unique()) < 2 for side in sides):
         return None

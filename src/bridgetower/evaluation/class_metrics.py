@@ -16,12 +16,7 @@ def accuracy(predicted: Int[Tensor, " n"], labels: Int[Tensor, " n"]) -> float:
 
 
 def consistency(predicted: Int[Tensor, " n"], labels: Int[Tensor, " n"], groups: Sequence[str]) -> float:
-    """Returns the share of groups whose predictions are all right: NLVR2, sentences with several pairs of images.
-
-    Args:
-        predicted, labels: Classes.
-        groups: Equal for the examples of one group.
-    """
+    """Returns the share of groups whose predictions are all right: NLVR2, sentences with several pairs of images."""
     _check(predicted, labels)
     right: dict[str, bool] = {}
     for group, hit in zip(groups, (predicted == labels).tolist(), strict=True):
@@ -87,11 +82,6 @@ def classification_metrics(
     exclusive classes, AUROC and average precision are those of the second one; else they are means over the classes,
     each against the rest. Classes that no row or every row has have neither; where none is left, both are left out.
     F1 is the mean over the classes that some row has or is predicted to have.
-
-    Args:
-        probabilities: Of every class.
-        labels: Whether the class holds.
-        multi_label: Whether several may hold at once.
     """
     from sklearn.metrics import average_precision_score, roc_auc_score
 

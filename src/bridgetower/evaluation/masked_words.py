@@ -63,12 +63,6 @@ def evaluate_masked_words(
     `mlm_accuracy` and `mlm_wrong_image_accuracy` is what the model reads off the image. A set of one image
     has no other: the two `mlm_wrong_image_…` metrics are then left out. The processes of a run share the batches; every
     process gets the same result, which is that of one process.
-
-    Args:
-        model: In evaluation mode.
-        images: With their captions.
-        masking: Which words are hidden.
-        means: What changes nothing in the result.
     """
     model.head("mlm")
     device, pairs = next(model.parameters()).device, MaskedPairs(images, masking)

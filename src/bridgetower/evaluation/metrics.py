@@ -74,11 +74,6 @@ def recalls_of(images: Places, texts: Places, ks: Sequence[int] = RECALL_KS) -> 
     Without ties this is the share of hits in `torch.topk`. Tied scores count by their chance of a hit when the tied
     items are ordered at random, so constant scores give exactly `chance_recalls` and the order of the rows never
     matters.
-
-    Args:
-        images: Where the best own text of each image stands.
-        texts: Where the best own image of each text stands.
-        ks: Ranks to report; a rank beyond the number of items means all items.
     """
     check_ks(ks)
     return RetrievalRecalls(
@@ -108,15 +103,7 @@ def streamed_recalls(
     ks: Sequence[int] = RECALL_KS,
     pairs_at_once: int = PAIRS_AT_ONCE,
 ) -> RetrievalRecalls:
-    """Recalls of the ranking of all items, or those of a fold, with the scores of a block of texts in memory.
-
-    Args:
-        scores_of: It is called twice with each block.
-        truth: Which images and texts belong together; every image needs at least one text.
-        fold_size: Images of a fold; None: all.
-        ks: Ranks to report.
-        pairs_at_once: About how many scores a block has.
-    """
+    """Recalls of the ranking of all items, or those of a fold, with the scores of a block of texts in memory."""
     found = []
     for rows, columns, own in folds(truth, fold_size):
         blocks = columns.split(max(1, pairs_at_once // len(own.owners)))

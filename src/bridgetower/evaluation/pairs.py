@@ -56,13 +56,7 @@ class CandidatePairs:
         return truth.owners[self.image] == truth.text_image_index[self.text]
 
     def places(self, scores: Float[Tensor, " n"], truth: GroundTruth, protocol: Protocol) -> tuple[Places, Places]:
-        """Returns where right answers stand in the ranking of candidates: texts for images, and images for texts.
-
-        Args:
-            scores: Higher is more alike; those of pairs that are no candidates are not read and may be NaN.
-            truth: Which images and texts belong together.
-            protocol: Which candidates are ranked.
-        """
+        """Returns where right answers stand in the ranking of candidates: texts for images, and images for texts."""
         own, (for_images, for_texts) = self.belong(truth), self.sides(protocol)
 
         def of(queries: Int[Tensor, " n"], side: Bool[Tensor, " n"], count: int) -> Places:
@@ -102,14 +96,6 @@ def candidate_pairs(
     """First stage of retrieval: the k most similar texts of each image and the k most similar images of each text.
 
     Of equally similar ones it takes those of the lower rows.
-
-    Args:
-        scores_of: Gives cosines; it is called once with each block of texts.
-        truth: The images and texts, in their folds.
-        k: Candidates per query; more than there are means all (published: 128 on Flickr30k, 256 on COCO).
-        fold_size: Images of a fold; None: all.
-        others: Images and texts of pairs to list as well.
-        pairs_at_once: About how many scores a block has.
     """
     check_ks([k])
     every_image, num_texts = torch.arange(len(truth.owners)), len(truth.text_image_index)

@@ -55,18 +55,7 @@ def predict(
     batch_size: int,
     means: Means = AS_USUAL,
 ) -> tuple[Tensor, ...]:
-    """Predicts every example; each process predicts its share and gets all.
-
-    Args:
-        task: Its `predict` gives the probabilities of the classes.
-        examples: Without views and repeats.
-        read: Returns what is kept of the predictions of a batch.
-        batch_size: Examples at once.
-        means: What changes nothing in the result.
-
-    Returns:
-        What `read` returned, of all examples in order, on the CPU.
-    """
+    """Predicts every example; each process predicts its share and gets all."""
     own = range(rank() % len(examples), len(examples), world_size())  # of fewer examples than processes, one twice
     keys = [BatchKey(tuple(own[start : start + batch_size]), 0) for start in range(0, len(own), batch_size)]
     device = next(task.parameters()).device

@@ -76,13 +76,7 @@ def _candidates_of(
 
 
 def retrieval_judgements(result: RetrievalResult, images: CaptionImages, texts: Sequence[str]) -> list[Judgement]:
-    """Returns every text with the image that is found first; a miss is as bad as the right image is far behind.
-
-    Args:
-        result: Of an evaluation without folds.
-        images: What it was evaluated on.
-        texts: That were ranked, from `ranked_texts`.
-    """
+    """Returns every text with the image that is found first; a miss is as bad as the right image is far behind."""
     reranking = result.reranking or UNMEASURED
     ranked = rankings(result, "text_to_image", range(len(texts)))
     return [

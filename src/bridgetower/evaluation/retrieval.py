@@ -75,13 +75,6 @@ def evaluate_retrieval(
     Images with the same captions count as one thing: their texts are ranked once, and each of them is right for these;
     not so with folds. Images are shared out over the processes of a distributed run; every process gets the same
     result.
-
-    Args:
-        model: With a contrastive head.
-        images: With captions.
-        config: Protocol, candidates, folds.
-        means: What changes nothing in the result.
-        reranking: Of the checkpoint; None fits it to these images. Protocol `paper` reads none.
     """
     _check_folds(images, config)
     model.contrastive_head()
@@ -147,9 +140,6 @@ def evaluate_all_pairs(
 
     The score is that of the ranking head or, without one, of matching, `Scores.match`. Its cost grows with images times
     texts.
-
-    Returns:
-        Flat metrics: `one_stage_…` and `chance_…` recalls, and `rsum`.
     """
     _check_folds(images, config)
     if model.rank_head is None:

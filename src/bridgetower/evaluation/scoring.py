@@ -92,13 +92,7 @@ class PairScorer:
         return images, self._kept("vectors-texts", self._text_vectors)[self._place]
 
     def score(self, image: Int[Tensor, " n"], text: Int[Tensor, " n"], head: Head | None = None) -> Scores:
-        """Returns the scores of pairs; those of a part of the images are kept as soon as they are there.
-
-        Args:
-            image: Row of the image of each pair, in ascending order.
-            text: Row of the text; scores of other pairs, or of other pairs together, are not taken for theirs.
-            head: None takes the matching head.
-        """
+        """Returns the scores of pairs; those of a part of the images are kept as soon as they are there."""
         own = (image % world_size() == rank()).nonzero().squeeze(1)
         rows, texts, count = image[own] // world_size(), text[own], len(self._own)
         size = max(1, min(_PART_BYTES // image_bytes(self._model), PAIRS_PER_PART * count // max(1, len(own))))

@@ -39,12 +39,7 @@ class VqaScores:
 
 
 def vqa_scores(predictions: Sequence[str], questions: Sequence[AnsweredQuestion]) -> VqaScores:
-    """Returns the scores of all predictions (GT-Vision-Lab/VQA, `vqaEval.py`).
-
-    Args:
-        predictions: One for each question.
-        questions: With the annotators' answers.
-    """
+    """Returns the scores of all predictions (GT-Vision-Lab/VQA, `vqaEval.py`)."""
     if not questions or len(predictions) != len(questions):
         raise ValueError(
             f"{len(predictions)} predictions for {len(questions)} questions; expected one for each, at least one"

@@ -18,13 +18,7 @@ class Bridge(nn.Module):
     """LayerNorm(x + z), the paper's choice (equation 8 and table "BridgeLayer")."""
 
     def __init__(self, config: FusionConfig, layer: int, num_tower_layers: int) -> None:
-        """Makes the bridge into a fusion layer.
-
-        Args:
-            config: Sizes.
-            layer: The fusion layer, counted from 1.
-            num_tower_layers: Bridged layers of the stream's tower.
-        """
+        """Makes the bridge into a fusion layer."""
         super().__init__()
         self.layer = layer
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.bridge_layer_norm_eps)
@@ -36,15 +30,7 @@ class Bridge(nn.Module):
         other_stream: Float[Tensor, "b m d"],
         other_mask: Bool[Tensor, "b m"] | None,
     ) -> Float[Tensor, "b l d"]:
-        """Returns the fusion layer's input.
-
-        Args:
-            stream: The previous fusion layer's output z.
-            tower_layers: All bridged hidden states of the stream's tower, projected; x is that of this fusion layer,
-                and the only one that is read. Other classes of bridges get a tuple.
-            other_stream: The other stream's z.
-            other_mask: False on its padding; None if nothing is padded.
-        """
+        """Returns the fusion layer's input."""
         return self.norm(self.mixed(stream, tower_layers[self.layer - 1]))
 
     def mixed(self, stream: Float[Tensor, "b l d"], tower: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:

@@ -17,10 +17,6 @@ def compile_layers(model: BridgeTower, backend: str = "inductor") -> None:
 
     Each is one graph for all batch sizes and text lengths after the first. Texts are padded to multiples of eight
     tokens and always have a mask, so that no length and no batch without padding needs graphs of its own.
-
-    Args:
-        model: Whose layers are compiled at their first run; a layer that is more than one graph is an error then.
-        backend: Of `torch.compile`.
     """
     allow_graphs()
     model.text_multiple = _TEXT_MULTIPLE

@@ -56,10 +56,6 @@ def pack_weights(model: nn.Module, dtype: torch.dtype | None = None) -> None:
     Each weight is stored in place of the one before in the order in which oneDNN reads it, if oneDNN computes with it
     on this processor; the state dict stays what it was. Every other parameter is copied, so that nothing holds on to a
     file that weights were mapped from. Under autocast, products stay in the number format of the packed weight.
-
-    Args:
-        model: Elsewhere than on a CPU it is left as it is.
-        dtype: In which to compute the products, float32 or bfloat16; None is that of the weights.
     """
     optimize_for_cpu(model)
     for module in model.modules():

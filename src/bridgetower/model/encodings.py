@@ -20,12 +20,7 @@ class TakenLayers(Sequence[Tensor]):
     """Rows of the layers of an encoding, each layer copied only when it is read, and not kept."""
 
     def __init__(self, layers: Sequence[Float[Tensor, "b l d"]], rows: Int[Tensor, " n"]) -> None:
-        """Names the rows.
-
-        Args:
-            layers: Each [B, L, D].
-            rows: Of each layer; they may repeat.
-        """
+        """Names the rows."""
         self.layers: Sequence[Tensor] = layers
         self.rows: Tensor = rows
         if isinstance(layers, TakenLayers):
@@ -86,11 +81,7 @@ class Encoded:
         return Encoded(tuple(function(layer) for layer in self.layers), function(self.cls), mask, cache)
 
     def padded(self, length: int) -> Encoded:
-        """Pads to `length` tokens, with an explicit mask.
-
-        Raises:
-            ValueError: There are more tokens than `length`.
-        """
+        """Pads to `length` tokens, with an explicit mask."""
         missing = length - self.layers[0].shape[1]
         if missing < 0:
             raise ValueError(f"{self.layers[0].shape[1]} tokens do not fit into {length}; pad to at least as many")
@@ -106,11 +97,7 @@ class Encoded:
 
     @staticmethod
     def cat(parts: Sequence[Encoded]) -> Encoded:
-        """Joins batches along samples, padding texts of different lengths to the longest.
-
-        Raises:
-            ValueError: There is nothing to join.
-        """
+        """Joins batches along samples, padding texts of different lengths to the longest."""
         if not parts:
             raise ValueError("no encodings given; expected at least one")
         lengths = {part.layers[0].shape[1] for part in parts if part.layers}

@@ -71,10 +71,6 @@ NO_EXTENSIONS = Extensions()
 
 
 def vision_tower(config: VisionConfig, extensions: Extensions = NO_EXTENSIONS) -> VisionTower:
-    """Builds the image tower of a model.
-
-    Raises:
-        ValueError: The config names a tower that is in no table.
-    """
+    """Builds the image tower of a model."""
     towers = VISION_ARCHITECTURES | extensions.vision_towers
     return entry("vision.architecture", config.architecture, towers)(config)

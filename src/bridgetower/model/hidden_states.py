@@ -59,20 +59,7 @@ def hidden_states(
     layers: Mapping[Part, Collection[int]] | None = None,
     attentions: bool = False,
 ) -> HiddenStates:
-    """Runs a model on pairs, and returns what chosen layers of its towers and its fusion encoder give.
-
-    Args:
-        model: Any; its layers are hooked while it runs.
-        pixel_values: Normalised images.
-        input_ids: Token ids of as many texts.
-        attention_mask: 0 on padding; None if nothing is padded.
-        layers: Numbers of layers by part: `vision` and `text` from 0, the embeddings (of towers of libraries and custom
-            ones from 1), `fusion` from 1. Of a part that is left out nothing is kept; None keeps all layers.
-        attentions: Keep the attention weights of these layers too.
-
-    Raises:
-        ValueError: There is no such part or layer, or the attention of a library's or custom tower is asked for.
-    """
+    """Runs a model on pairs, and returns what chosen layers of its towers and its fusion encoder give."""
     mask = None if attention_mask is None else attention_mask.bool()
     config, own = model.config, VisionTransformer | TextTransformer
     there: dict[Part, range] = {

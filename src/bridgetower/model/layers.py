@@ -145,13 +145,7 @@ class CrossAttention(nn.Module):
     def forward(
         self, query: Float[Tensor, "b q d"], key_value: Float[Tensor, "b m e"], mask: Bool[Tensor, "b m"] | None
     ) -> Float[Tensor, "b q d"]:
-        """Attends from every position of one stream to those of the other where `mask` is True.
-
-        Args:
-            query: What the layer `query` gives of the one.
-            key_value: What the layer `key_value` gives of the other.
-            mask: Of the other.
-        """
+        """Attends from every position of one stream to those of the other where `mask` is True."""
         return self.out(self.attention(query, *key_value.chunk(2, dim=-1), mask))
 
 

@@ -34,15 +34,7 @@ class TimmTower(VisionTower):
     """
 
     def __init__(self, config: VisionConfig) -> None:
-        """Builds the tower without its classifier.
-
-        Args:
-            config: From `timm_config`; only `image_size` may be changed.
-
-        Raises:
-            FileNotFoundError: timm is not installed.
-            ValueError: timm has no such architecture, or builds another one than the config describes.
-        """
+        """Builds the tower without its classifier."""
         super().__init__()
         settings = _settings(config, "vision.settings", "architecture")
         self.model = _timm_model(settings["architecture"], settings.get("arguments", {}), config.image_size)
@@ -73,11 +65,7 @@ class TimmTower(VisionTower):
         return list(self.model.blocks)  # type: ignore[arg-type]
 
     def fitted(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Returns the parameters of this architecture at another image size, resized as timm resizes them.
-
-        Raises:
-            ValueError: timm cannot resize this architecture.
-        """
+        """Returns the parameters of this architecture at another image size, resized as timm resizes them."""
         own = {name.removeprefix(_MODEL): tensor for name, tensor in tensors.items()}
         fitted = {f"{_MODEL}{name}": tensor for name, tensor in self.converted(own).items()}
         wrong = [name for name, tensor in self.state_dict().items() if fitted[name].shape != tensor.shape]
@@ -102,15 +90,7 @@ class TransformersTower(TextTower):
     """
 
     def __init__(self, config: TextConfig) -> None:
-        """Builds the encoder.
-
-        Args:
-            config: From `transformers_config`; only `dropout` may be changed.
-
-        Raises:
-            FileNotFoundError: transformers is not installed.
-            ValueError: transformers does not know the model type, or builds another model than the config describes.
-        """
+        """Builds the encoder."""
         super().__init__()
         self.config = config
         settings = _settings(config, "text.settings", "model_type")
@@ -124,9 +104,6 @@ class TransformersTower(TextTower):
         """Returns the outputs of `layers`, counted from 1 and increasing; 0 on padding, where `mask` is False.
 
         There transformers' numbers depend on the kernel, and are not numbers where a local window is all padding.
-
-        Raises:
-            ValueError: The text is longer than the tower takes.
         """
         self.config.check_length(input_ids.shape[1])
         attention_mask = None if mask is None else mask.long()
@@ -135,11 +112,7 @@ class TransformersTower(TextTower):
         return hidden if mask is None else [layer.masked_fill(~mask[..., None], 0) for layer in hidden]
 
     def stacked_layers(self) -> list[nn.Module]:
-        """Returns the layers, first to last.
-
-        Raises:
-            ValueError: They are not in a list of their own, as where all layers share weights.
-        """
+        """Returns the layers, first to last."""
         for module in self.model.modules():
             if isinstance(module, nn.ModuleList) and len(module) == self.config.num_layers:
                 return list(module)
@@ -154,29 +127,14 @@ class TransformersTower(TextTower):
 
 
 def timm_config(architecture: str, arguments: Mapping[str, Any], image_size: int | None = None) -> VisionConfig:
-    """Returns the config of a timm tower, whose sizes are read from the module that timm builds.
-
-    Args:
-        architecture: A name of timm, such as `vit_small_patch14_dinov2`.
-        arguments: Further arguments of its `create_model`, ready for JSON.
-        image_size: Side of the square input in pixels; None is timm's for this name.
-
-    Raises:
-        FileNotFoundError: timm is not installed.
-        ValueError: timm has no such architecture, or it is no vision transformer of constant width.
-    """
+    """Returns the config of a timm tower, whose sizes are read from the module that timm builds."""
     with on_meta():
         model = _timm_model(architecture, arguments, image_size)
     return _timm_config(model, {"architecture": architecture, "arguments": dict(arguments)}, image_size)
 
 
 def timm_data_config(architecture: str, pretrained: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Returns timm's preprocessing of an architecture: `input_size`, `mean`, `std`, `interpolation`, `crop_mode`.
-
-    Args:
-        architecture: A name of timm.
-        pretrained: `pretrained_cfg` of its weights, if they bring one.
-    """
+    """Returns timm's preprocessing of an architecture: `input_size`, `mean`, `std`, `interpolation`, `crop_mode`."""
     require("towers", "timm")
     from timm.data import resolve_data_config
     from timm.models import get_pretrained_cfg
@@ -187,12 +145,7 @@ def timm_data_config(architecture: str, pretrained: Mapping[str, Any] | None = N
 
 
 def timm_hub_id(name: str) -> str:
-    """Returns the repository of a name of timm, such as `vit_small_patch14_dinov2.lvd142m`.
-
-    Raises:
-        FileNotFoundError: timm is not installed.
-        ValueError: timm has no such name, or no weights of it on the hub.
-    """
+    """Returns the repository of a name of timm, such as `vit_small_patch14_dinov2.lvd142m`."""
     require("towers", "timm")
     from timm.models import get_pretrained_cfg, is_model
 
@@ -206,30 +159,14 @@ def timm_hub_id(name: str) -> str:
 
 
 def transformers_config(settings: Mapping[str, Any]) -> TextConfig:
-    """Returns the config of a text tower, whose sizes are read from the module that transformers builds.
-
-    Args:
-        settings: Config of transformers, with its `model_type`.
-
-    Raises:
-        FileNotFoundError: transformers is not installed.
-        ValueError: transformers does not know the model type.
-    """
+    """Returns the config of a text tower, whose sizes are read from the module that transformers builds."""
     with on_meta():
         model = _transformers_model(settings, 0.0)
     return _transformers_config(model, settings)
 
 
 def read_transformers(folder: Path) -> tuple[TextConfig, dict[str, Tensor]]:
-    """Reads an encoder that transformers saved, as transformers reads it, without a network or code in the folder.
-
-    Returns:
-        Its config, and its parameters under their names in `TransformersTower`, in float32.
-
-    Raises:
-        FileNotFoundError: transformers is not installed.
-        ValueError: transformers cannot read the folder, or some weights are missing.
-    """
+    """Reads an encoder that transformers saved, as transformers reads it, without a network or code in the folder."""
     require("towers", "transformers")
     from transformers import AutoModel
 
@@ -257,15 +194,7 @@ def read_transformers(folder: Path) -> tuple[TextConfig, dict[str, Tensor]]:
 
 
 def transformers_tokenizer(folder: Path) -> Tokenizer | None:
-    """Reads the tokenizer of a folder as transformers does, without a network or code in the folder.
-
-    Returns:
-        It, without padding and truncation; None if the folder has no vocabulary.
-
-    Raises:
-        FileNotFoundError: transformers, or sentencepiece for a `.model` file, is not installed.
-        ValueError: transformers cannot read it.
-    """
+    """Reads the tokenizer of a folder as transformers does, without a network or code in the folder."""
     models = list(folder.glob("*.model"))
     if not models and not any((folder / name).is_file() for name in ("vocab.json", "vocab.txt")):
         return None

@@ -20,14 +20,6 @@ def from_plain(cls: type[T], values: Mapping[str, Any], where: str) -> T:
 
     Fields may be dataclasses, tuples, lists, mappings, literals, finite numbers, texts and truth values, or one of
     these or None. A dataclass that is already built is taken as it is.
-
-    Args:
-        cls: The dataclass.
-        values: By field; those with a default may be left out.
-        where: Name of the whole, for error messages.
-
-    Raises:
-        ValueError: A field is unknown, missing or of the wrong type.
     """
     if not isinstance(values, Mapping):
         raise ValueError(f"{where} is {values!r}; expected names and values")
@@ -48,44 +40,21 @@ def from_plain(cls: type[T], values: Mapping[str, Any], where: str) -> T:
 
 
 def known_fields(cls: type[T], values: object, where: str) -> T:
-    """Builds a dataclass from those of the values that it has fields for, as `from_plain` does from all.
-
-    Raises:
-        ValueError: `values` are no names and values, or a known one is missing or of the wrong type.
-    """
+    """Builds a dataclass from those of the values that it has fields for, as `from_plain` does from all."""
     if not isinstance(values, Mapping):
         raise ValueError(f"{where} is {values!r}; expected names and values")
     return from_plain(cls, {name: value for name, value in values.items() if name in get_type_hints(cls)}, where)
 
 
 def check_choice(name: str, value: object, choices: Any, *, or_none: bool = False) -> None:
-    """Checks that a value is one of those of a literal type.
-
-    Args:
-        name: Of the value, for the error.
-        value: What was chosen.
-        choices: The literal type.
-        or_none: Whether None will do, too.
-
-    Raises:
-        ValueError: It is another one.
-    """
+    """Checks that a value is one of those of a literal type."""
     known = (*get_args(choices), None) if or_none else get_args(choices)
     if value not in known:
         raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(str, known))}")
 
 
 def check_numbers(config: Any, where: str = "", **bounds: tuple[float, float]) -> None:
-    """Checks the numbers of a dataclass whose annotations are texts: none is NaN, infinite, or beyond 64 bits.
-
-    Args:
-        config: The dataclass; its fields that are no numbers are passed over.
-        where: In front of the names of fields, for the error.
-        bounds: Smallest and largest value, by field.
-
-    Raises:
-        ValueError: A field holds something else, or is out of bounds.
-    """
+    """Checks the numbers of a dataclass whose annotations are texts: none is NaN, infinite, or beyond 64 bits."""
     for field in fields(config):
         kind = str(field.type).removesuffix(" | None")
         value = getattr(config, field.name)

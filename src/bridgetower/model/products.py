@@ -45,9 +45,6 @@ def onednn_is_faster() -> bool:
 
     The choice is kept in the cache folder by processor and version of PyTorch, so that later processes compute with the
     same kernels.
-
-    Raises:
-        ValueError: `BRIDGETOWER_PRODUCTS` is set to something else than a library.
     """
     if not torch.backends.mkldnn.is_available():
         return False

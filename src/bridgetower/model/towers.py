@@ -24,11 +24,7 @@ class Tower(nn.Module, ABC):
     checkpoint_activations = False
 
     def stacked_layers(self) -> list[nn.Module]:
-        """Returns the layers, first to last; a tower of one's own needs this for `train_top` only.
-
-        Raises:
-            ValueError: They cannot be trained apart.
-        """
+        """Returns the layers, first to last; a tower of one's own needs this for `train_top` only."""
         raise ValueError(f"{type(self).__name__} does not list its layers, so that some cannot be trained apart")
 
     def set_activation_checkpointing(self, enabled: bool) -> None:
@@ -38,21 +34,13 @@ class Tower(nn.Module, ABC):
     def states(
         self, inputs: Tensor, mask: Bool[Tensor, "b l"] | None, layers: tuple[int, ...]
     ) -> list[Float[Tensor, "b l w"]]:
-        """Returns the hidden states after some layers, from which `continued` goes on; 0 is before the first.
-
-        Raises:
-            ValueError: The tower cannot be continued.
-        """
+        """Returns the hidden states after some layers, from which `continued` goes on; 0 is before the first."""
         raise _not_continued(self)
 
     def continued(
         self, states: Mapping[int, Float[Tensor, "b l w"]], mask: Bool[Tensor, "b l"] | None, layers: tuple[int, ...]
     ) -> list[Float[Tensor, "b l w"]]:
-        """Returns what a run of the tower returns for some layers, from `states` by layer: those up to the last one.
-
-        Raises:
-            ValueError: The tower cannot be continued.
-        """
+        """Returns what a run of the tower returns for some layers, from `states` by layer: those up to the last one."""
         raise _not_continued(self)
 
     def pooled(self, hidden: Float[Tensor, "b l w"]) -> Float[Tensor, "b w"]:
@@ -123,9 +111,6 @@ class VisionTransformer(VisionTower):
         """Returns the normalised outputs of `layers`, counted from 1 and increasing.
 
         Images of another size than the config's are encoded with interpolated position embeddings.
-
-        Raises:
-            ValueError: The image's sides are not multiples of the patch size.
         """
         return [self.post_norm(hidden) for hidden in self.states(pixel_values, None, layers)]
 
@@ -142,11 +127,7 @@ class VisionTransformer(VisionTower):
         return [self.post_norm(hidden) for hidden in _continued(self, states, layers)]
 
     def cls(self, pixel_values: Float[Tensor, "b 3 h w"], number: int) -> Float[Tensor, "b v"]:
-        """Returns the normalised CLS of one layer, which is computed at this position only.
-
-        Raises:
-            ValueError: The image's sides are not multiples of the patch size.
-        """
+        """Returns the normalised CLS of one layer, which is computed at this position only."""
         (hidden,) = self.states(pixel_values, None, (number - 1,))
         last = activation_checkpointing(self.layers[number - 1], when=self.checkpoint_activations)
         return self.post_norm(last(hidden, num_queries=1)[:, 0])
@@ -217,11 +198,7 @@ class TextTransformer(TextTower):
     def forward(
         self, input_ids: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"] | None, layers: tuple[int, ...]
     ) -> list[Float[Tensor, "b l t"]]:
-        """Returns the outputs of `layers`, counted from 1 and increasing; `mask` is False on padding.
-
-        Raises:
-            ValueError: The text is longer than the position table.
-        """
+        """Returns the outputs of `layers`, counted from 1 and increasing; `mask` is False on padding."""
         return self.states(input_ids, mask, layers)
 
     def states(
@@ -237,11 +214,7 @@ class TextTransformer(TextTower):
         return _continued(self, states, layers, mask)
 
     def cls(self, input_ids: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"] | None, number: int) -> Float[Tensor, "b t"]:
-        """Returns the CLS of one layer, which is computed at this position only; `mask` is False on padding.
-
-        Raises:
-            ValueError: The text is longer than the position table.
-        """
+        """Returns the CLS of one layer, which is computed at this position only; `mask` is False on padding."""
         (hidden,) = self.states(input_ids, mask, (number - 1,))
         last = activation_checkpointing(self.layers[number - 1], when=self.checkpoint_activations)
         return last(hidden, mask, num_queries=1)[:, 0]
@@ -303,11 +276,6 @@ def resize_position_embedding(
 
     Bicubic, `align_corners=False`, no antialiasing, identity on an equal grid: official `adapt_position_encoding` and
     transformers' `interpolate_pos_encoding`.
-
-    Args:
-        position_embedding: Prefix tokens first, then the patches row by row.
-        grid: Target rows and columns of patches.
-        num_prefix_tokens: The class token, and 2 with a distillation token.
     """
     prefix, patches = position_embedding[:num_prefix_tokens], position_embedding[num_prefix_tokens:]
     side = round(len(patches) ** 0.5)

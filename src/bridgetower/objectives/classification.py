@@ -35,24 +35,13 @@ class ClassificationTask(nn.Module):
         loss: Loss,
         probabilities: Callable[[Float[Tensor, "b k"]], Float[Tensor, "b k"]],
     ) -> None:
-        """Reads a head of a model.
-
-        Args:
-            model: Has the head.
-            head: Its name.
-            loss: Of logits and labels.
-            probabilities: Of logits; what is predicted.
-        """
+        """Reads a head of a model."""
         super().__init__()
         self.model, self.head = model, head
         self.loss, self.probabilities = loss, probabilities
 
     def forward(self, batch: Batch) -> Losses:
-        """Returns the loss and its metrics.
-
-        Raises:
-            ValueError: The batch has no labels, or the model lacks the head.
-        """
+        """Returns the loss and its metrics."""
         logits = self.logits(batch)
         if batch.labels is None:
             raise ValueError("this batch has no labels; train and validate on a split that has them")
@@ -64,11 +53,7 @@ class ClassificationTask(nn.Module):
         return self.probabilities(self.logits(batch).float())
 
     def logits(self, batch: Batch) -> Float[Tensor, "b k"]:
-        """Returns the logits of the classes, or one number.
-
-        Raises:
-            ValueError: The model lacks the head.
-        """
+        """Returns the logits of the classes, or one number."""
         return self.model.class_logits(self.head, self._features(batch))
 
     def _features(self, batch: Batch) -> Float[Tensor, "b f"]:

@@ -43,12 +43,7 @@ class Contrast:
     num_parts: int
 
     def through(self, embeds: Sequence[Float[Tensor, "b c"]], logit_scale: Float[Tensor, ""]) -> Float[Tensor, ""]:
-        """Returns the loss such that the mean over all parts gives these features the right gradients.
-
-        Args:
-            embeds: The features of this part, computed again with a graph.
-            logit_scale: 1 / temperature, likewise.
-        """
+        """Returns the loss such that the mean over all parts gives these features the right gradients."""
         products = [(gradient * each).sum() for gradient, each in zip(self.embeds, embeds, strict=True)]
         linear = self.num_parts * torch.stack(products).sum() + self.logit_scale * logit_scale
         return linear - linear.detach() + self.loss  # in this order the value is that of the loss to the bit
@@ -64,12 +59,6 @@ def contrast_parts(
     """Compares all pairs of all parts and processes; returns what each part needs for its backward pass.
 
     Source: Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup" (2021).
-
-    Args:
-        parts: Features without a graph; every process has as many pairs.
-        logit_scale: 1 / temperature.
-        gather_with_grads: Let gradients flow to the features of other ranks.
-        loss: Of some pairs against all, a mean over the first.
     """
     scale, lengths = logit_scale.detach().requires_grad_(), [len(part.image_index) for part in parts]
     own = [_leaf(torch.cat(embeds)) for embeds in zip(*(part.embeds for part in parts), strict=True)]

@@ -36,11 +36,7 @@ class Losses:
         weights: Mapping[str, float],
         metrics: dict[str, Float[Tensor, ""]] | None = None,
     ) -> Losses:
-        """Sums `parts` under `weights`, which name every part.
-
-        Raises:
-            ValueError: There is nothing to sum.
-        """
+        """Sums `parts` under `weights`, which name every part."""
         if not parts:
             raise ValueError("no objective is active: every loss weight is 0; give at least one a positive weight")
         total = torch.stack([weights[name] * loss for name, loss in parts.items()]).sum()
@@ -53,17 +49,7 @@ def mlm_loss(
     labels: Int[Tensor, "b l"],
     positions: Int[Tensor, " n"] | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Mean cross-entropy over labelled positions; logits are computed there only.
-
-    Args:
-        head: Gives logits of hidden states.
-        hidden: Of all tokens, and of any padding after them.
-        labels: Ids, or `IGNORED`.
-        positions: Where they are ids, counted over the whole batch; None: they are looked for.
-
-    Returns:
-        The loss, 0 if nothing is labelled, and the share of hidden tokens that were found.
-    """
+    """Mean cross-entropy over labelled positions; logits are computed there only."""
     if positions is None:
         positions = (labels != IGNORED).flatten().nonzero()[:, 0]
     targets, tokens = labels.flatten()[positions], hidden[:, : labels.shape[1]].flatten(0, 1)
@@ -109,13 +95,6 @@ def itc_loss(
 
     Everything of the same image is a positive with equal weight; with one text per image these soft targets are the
     usual diagonal. Source: official `compute_itc` and, for soft targets, `compute_itm_itc`.
-
-    Args:
-        embeds: L2-normalised, of images, of texts and, if it is compared, of each image fused with its text.
-        image_index: Equal numbers mark the same image, across ranks.
-        logit_scale: 1 / temperature.
-        gather_with_grads: Let gradients flow to the features of other ranks.
-        loss: Another one than `info_nce`, called as it is.
     """
     columns = [all_gather(each, gather_with_grads=gather_with_grads) for each in embeds]
     return (loss or info_nce)(embeds, image_index, columns, all_gather(image_index), logit_scale=logit_scale)
@@ -129,15 +108,7 @@ def info_nce(
     *,
     logit_scale: Float[Tensor, ""],
 ) -> Float[Tensor, ""]:
-    """Mean over pairs and `DIRECTIONS` of the contrastive loss of each pair against all columns.
-
-    Args:
-        rows: Embeddings of some pairs, as in `itc_loss`.
-        row_index: Equal numbers mark the same image.
-        columns: Those of all pairs, those of the rows included.
-        column_index: As `row_index`.
-        logit_scale: 1 / temperature.
-    """
+    """Mean over pairs and `DIRECTIONS` of the contrastive loss of each pair against all columns."""
     positives = (row_index[:, None] == column_index[None]).float()
     targets = positives / positives.sum(dim=1, keepdim=True)
     losses = [

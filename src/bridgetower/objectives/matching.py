@@ -28,10 +28,6 @@ def random_pairs(image_index: Int[Tensor, " b"], generator: torch.Generator) -> 
     """Keeps the image of exactly b // 2 texts and gives every other text a random other image.
 
     Source: official `compute_itm` with `draw_false_image`; here the false image comes from the batch.
-
-    Args:
-        image_index: Equal numbers mark the same image, which is never a negative.
-        generator: Source of all draws, on the CPU.
     """
     count = len(image_index)
     labels = torch.zeros(count, dtype=torch.long)
@@ -45,12 +41,7 @@ def random_pairs(image_index: Int[Tensor, " b"], generator: torch.Generator) -> 
 
 
 def uniform_pairs(image_index: Int[Tensor, " b"], generator: torch.Generator) -> Pairs:
-    """Positives, then each text with another image, then each image with another text: 3b pairs, all as likely.
-
-    Args:
-        image_index: Equal numbers mark the same image, which is never a negative.
-        generator: Source of all draws, on the CPU.
-    """
+    """Positives, then each text with another image, then each image with another text: 3b pairs, all as likely."""
     others = image_index[:, None] != image_index[None]
     alike = torch.zeros_like(others, dtype=torch.float32)
     draws = _draw(alike, others, generator), _draw(alike, others, generator)
@@ -70,14 +61,6 @@ def hard_pairs(
     Negatives are drawn from the softmax of the contrastive similarity, as in ALBEF. An image's own texts and a text's
     own image are left out. Official: they get weight 0 after the softmax and are drawn where it underflows; here: the
     softmax is over the others only, which is the same distribution without the underflow.
-
-    Args:
-        image_to_text: Scaled similarities of this rank's images to the candidate texts.
-        text_to_image: Scaled similarities of this rank's texts to the candidate images.
-        image_index: Of this rank's pairs.
-        all_image_index: Of the candidates.
-        own_columns: Where this rank's pairs stand among the candidates.
-        generator: Source of all draws, on the CPU.
     """
     others = image_index[:, None] != all_image_index[None]
     draws = _draw(text_to_image, others, generator), _draw(image_to_text, others, generator)

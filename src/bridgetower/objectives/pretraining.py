@@ -42,12 +42,7 @@ class PretrainingTask(nn.Module):
         return self.config.phase(self.progress)
 
     def forward(self, batch: CaptionBatch, contrast: Contrast | None = None) -> Losses:
-        """Returns the weighted losses of the current phase.
-
-        Args:
-            batch: Images with captions.
-            contrast: ITC over more than this batch, from `contrast_parts`; None compares the pairs of the batch.
-        """
+        """Returns the weighted losses of the current phase."""
         phase = self.config.phase(self.progress)
         image, text = self.encode(batch, phase)
         parts: dict[str, Tensor] = {}

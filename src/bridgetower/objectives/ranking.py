@@ -35,11 +35,7 @@ class RankingTask(nn.Module):
             model.head("itm").requires_grad_(False)
 
     def forward(self, batch: RankingBatch) -> Losses:
-        """Returns the loss of ranking, that of matching if it has a weight, and their accuracies.
-
-        Raises:
-            ValueError: The model lacks a head.
-        """
+        """Returns the loss of ranking, that of matching if it has a weight, and their accuracies."""
         image, text = self.encode(batch)
         scores = self.scores(image, text)
         true = torch.zeros(len(scores), dtype=torch.long, device=scores.device)

@@ -28,25 +28,7 @@ def evaluate(
     fit_two_stage: bool = False,
     max_errors: int = 0,
 ) -> Outcome:
-    """Measures a model on a split; every process of a distributed run gets the same outcome.
-
-    Args:
-        predictor: The model with its preprocessing.
-        benchmark: What to measure, one of `BENCHMARKS` or of the benchmarks of `spec`.
-        folders: Prepared sets, judged together; of CIFAR and GLUE the one with the original files.
-        split: Which split; `test-dev` of VQAv2 is `test`, since its server takes the answers to all of it.
-        config: Protocol and batch size; the rest is for retrieval.
-        means: What changes nothing in the result.
-        spec: A task of your own.
-        fit_two_stage: Fit what the model has for reranking to this split, instead of taking the model's own; it is
-            among the metrics (`Reranking.from_metrics`), and `checkpoints.write_reranking` stores it.
-        max_errors: Rows of a GLUE file with too few columns or a wrong label that may be left out; they are named.
-
-    Raises:
-        FileNotFoundError: A folder or its split is missing.
-        ValueError: There is no such benchmark, the model lacks the head, the set is of another kind, or a setting is
-            not for this benchmark.
-    """
+    """Measures a model on a split; every process of a distributed run gets the same outcome."""
     if fit_two_stage:
         _check_fit(predictor, benchmark, split, config)
     spec, task = _task(benchmark, spec, config, max_errors)

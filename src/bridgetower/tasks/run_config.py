@@ -265,15 +265,7 @@ class RunConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], tasks: Mapping[str, type[TaskConfig]]) -> RunConfig:
-        """Builds the config that `to_dict` described.
-
-        Args:
-            values: By field; unknown fields are an error.
-            tasks: Config of each task, by `kind`.
-
-        Raises:
-            ValueError: A field or the task is unknown, or a value is of the wrong type.
-        """
+        """Builds the config that `to_dict` described."""
         given = dict(values)
         if "task" in given:
             task = given["task"]

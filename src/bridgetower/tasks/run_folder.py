@@ -12,11 +12,7 @@ METRICS = "metrics.jsonl"
 
 
 def read_metrics(run: Path, kind: str) -> list[dict[str, float]]:
-    """Returns the lines of a run's `metrics.jsonl` of one kind, `train` or `validation`.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-    """
+    """Returns the lines of a run's `metrics.jsonl` of one kind, `train` or `validation`."""
     if not (run / METRICS).exists():
         raise FileNotFoundError(f"{run} holds no run ({METRICS} is missing); expected the --out of bridgetower train")
     return [entry for _, entry in whole_lines(run / METRICS) if entry["kind"] == kind]

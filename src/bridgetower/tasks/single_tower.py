@@ -165,13 +165,7 @@ def _evaluate_glue(evaluation: Evaluation) -> Outcome:
 
 
 def _glue_metrics(name: GlueName, predicted: Tensor, labels: Tensor) -> dict[str, float]:
-    """Returns what GLUE reports of a task.
-
-    Args:
-        name: Of the task.
-        predicted: A class, or a number, for each row.
-        labels: The right ones.
-    """
+    """Returns what GLUE reports of a task."""
     from bridgetower.evaluation import class_metrics
 
     return {metric: getattr(class_metrics, metric)(predicted, labels) for metric in GLUE_METRICS[name]}

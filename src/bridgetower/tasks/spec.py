@@ -50,12 +50,7 @@ class ExampleSource:
     use: Use
 
     def images(self, schema: Schema) -> PreparedImages:
-        """Opens prepared sets.
-
-        Raises:
-            FileNotFoundError: A folder or its split is missing.
-            ValueError: No folder is given, or one holds another kind.
-        """
+        """Opens prepared sets."""
         from bridgetower.data.prepared import PreparedImages
 
         return PreparedImages(self.data, self.splits, self.processor, schema=schema)
@@ -100,14 +95,7 @@ class Evaluation:
         score: Callable[[Mapping[str, Any], str], float],
         groups: Sequence[str] = (),
     ) -> list[Judgement]:
-        """Returns the examples whose answers are known.
-
-        Args:
-            answers: The model's answer to each example, and its probability.
-            expected: The right answer of an entry.
-            score: Of the answer to an entry, from 0 to 1.
-            groups: Fields of an entry that name what kind it is of.
-        """
+        """Returns the examples whose answers are known."""
         from bridgetower.evaluation.outcome import Judgement
 
         examples, schema = self.examples, self.examples.schema
@@ -195,12 +183,7 @@ class TaskSpec:
         return task_of_head(model, self.head)
 
     def training_texts(self, config: RunConfig, processor: Processor) -> Iterator[str]:
-        """Yields all texts that a run is trained on.
-
-        Raises:
-            FileNotFoundError: A folder or its split is missing.
-            ValueError: No folder is given, one holds another kind, or the task has no texts.
-        """
+        """Yields all texts that a run is trained on."""
         if self.texts is not None:
             return self.texts(config.data, config.task)
         schema = self.schema
@@ -217,11 +200,7 @@ class TaskSpec:
 
 
 def one_folder(data: DataConfig, kind: str) -> str:
-    """Returns the folder of a task that reads a single one.
-
-    Raises:
-        ValueError: None is given, or several are.
-    """
+    """Returns the folder of a task that reads a single one."""
     if len(data.folders) != 1:
         raise ValueError(f"{len(data.folders)} data folders; {kind} reads one: give the folder of its files")
     return data.folders[0]

@@ -52,16 +52,7 @@ class Nlvr2Config(TaskConfig):
 
 
 def statements(source: ExampleSource, schema: Schema) -> EntryDataset:
-    """Opens statements with their images.
-
-    Args:
-        source: Where they come from; to train on, every statement must have a label.
-        schema: Of SNLI-VE or NLVR2.
-
-    Raises:
-        FileNotFoundError: A folder or its split is missing.
-        ValueError: A statement has no label but must, or an identifier comes twice in a test.
-    """
+    """Opens statements with their images."""
     from bridgetower.data.examples import ClassEncoder, EntryDataset
 
     return EntryDataset(
@@ -99,11 +90,7 @@ def _evaluate(evaluation: Evaluation) -> Outcome:
 
 
 def statement_metrics(examples: EntryDataset, predictions: Predictions) -> dict[str, float]:
-    """Returns `accuracy` and, with NLVR2's own identifiers, `consistency` of the labelled statements.
-
-    Raises:
-        ValueError: No statement has a label.
-    """
+    """Returns `accuracy` and, with NLVR2's own identifiers, `consistency` of the labelled statements."""
     import torch
 
     from bridgetower.evaluation.class_metrics import accuracy, consistency

@@ -107,16 +107,7 @@ def _expected(answers: Sequence[str]) -> str:
 
 
 def question_scores(questions: EntryDataset, predictions: Predictions, names: Sequence[str]) -> VqaScores:
-    """Returns VQA's official scores of the questions that have answers of annotators.
-
-    Args:
-        questions: In order, without repeats.
-        predictions: One for each question.
-        names: The answers that can be chosen.
-
-    Raises:
-        ValueError: No question has answers.
-    """
+    """Returns VQA's official scores of the questions that have answers of annotators."""
     answered = {
         number: AnsweredQuestion(
             answers=tuple(entry["answers"]), answer_type=entry["answer_type"], question_type=entry["question_type"]

@@ -26,11 +26,7 @@ def run_device(choice: str) -> torch.device:
 
 
 def set_numerics(device: torch.device, precision: str, *, deterministic: bool) -> None:
-    """Sets how PyTorch computes products of float32 on GPUs, and whether its kernels have to give the same bits.
-
-    Raises:
-        ValueError: `tf32` on another device.
-    """
+    """Sets how PyTorch computes products of float32 on GPUs, and whether its kernels have to give the same bits."""
     if precision == "tf32" and device.type != "cuda":
         raise ValueError(f"precision tf32 is for GPUs, not for {device.type}; use fp32 or bf16")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
@@ -64,11 +60,7 @@ class Replicated:
         return self.run.no_sync() if when and isinstance(self.run, DistributedDataParallel) else nullcontext()
 
     def clip_gradients(self, limit: float | None) -> Tensor:
-        """Shortens all gradients together to `limit` if there is one; returns their norm of before.
-
-        Raises:
-            ValueError: Other parameters have gradients than in the first step with the same `graph`.
-        """
+        """Shortens all gradients together to `limit` if there is one; returns their norm of before."""
         if self._graph is not None and isinstance(self.run, DistributedDataParallel):
             self._note_used()
         return nn.utils.clip_grad_norm_(self.task.parameters(), math.inf if limit is None else limit)
@@ -127,13 +119,7 @@ def _averaging(task: nn.Module, used: Collection[str]) -> DistributedDataParalle
 
 
 def parallelized(task: nn.Module, kind: str, precision: str) -> Replicated:
-    """Returns what runs a task in all processes.
-
-    Args:
-        task: On its device; with `fsdp` its parameters are replaced.
-        kind: `ddp` or `fsdp`; alone they are the same.
-        precision: Of the run.
-    """
+    """Returns what runs a task in all processes."""
     if kind == "ddp" or world_size() == 1:
         return Replicated(task)
     from bridgetower.training.sharding import Sharded

@@ -36,18 +36,7 @@ _WHAT_IT_IS = ("task.kind", "model.")
 
 @contextmanager
 def claimed(out: Path, config: RunConfig, spec: TaskSpec, *, resume: bool) -> Iterator[dict[str, str]]:
-    """Holds the folder of a run for this process, with the config of the run in it; gives what of it has changed.
-
-    Args:
-        out: The folder.
-        config: Of the run.
-        spec: Of its task.
-        resume: The run is there, and is continued.
-
-    Raises:
-        FileExistsError: It holds something else, or a run and `resume` is False, or another process works in it.
-        ValueError: The run there is of another task or model.
-    """
+    """Holds the folder of a run for this process, with the config of the run in it; gives what of it has changed."""
     _check(out, spec, resume=resume)
     with locked(out):
         _check(out, spec, resume=resume)  # again, now that no other process can change it
@@ -59,16 +48,7 @@ def claimed(out: Path, config: RunConfig, spec: TaskSpec, *, resume: bool) -> It
 
 
 def read_run(out: Path, task: TaskSpec | None = None) -> RunConfig:
-    """Returns the config of the run in a folder.
-
-    Args:
-        out: Folder of the run.
-        task: A task of your own, if the run is of it.
-
-    Raises:
-        FileNotFoundError: The folder holds no run.
-        ValueError: It is of another task, or damaged.
-    """
+    """Returns the config of the run in a folder."""
     if not (out / CONFIG).exists():
         raise FileNotFoundError(f"{out} holds no run ({CONFIG} is missing); start one without --resume")
     specs = [*TASKS.values(), *([] if task is None else [task])]
@@ -111,11 +91,7 @@ def _has_begun(out: Path) -> bool:
 
 
 def _changes(out: Path, config: RunConfig, spec: TaskSpec) -> dict[str, str]:
-    """Returns the values with which a run goes on that are not those of before, each with both.
-
-    Raises:
-        ValueError: One of them makes it another run.
-    """
+    """Returns the values with which a run goes on that are not those of before, each with both."""
     found = differences(read_run(out, spec).to_dict(), config.to_dict())
     changed = {name: f"{old} -> {new}" for name, old, new in found}
     others = [name for name in changed if name.startswith(_WHAT_IT_IS) and not name.endswith("dropout")]
@@ -139,15 +115,7 @@ def change_config(out: Path, config: RunConfig) -> None:
 def save_checkpoint(
     folder: Path, checkpoint: Checkpoint, model: BridgeTower, metrics: Mapping[str, float], config: RunConfig
 ) -> None:
-    """Writes the weights of a run as a checkpoint, in the first process; every process has to call it.
-
-    Args:
-        folder: Of the checkpoint. If one is there, its weights are replaced.
-        checkpoint: All but the weights.
-        model: Has the weights.
-        metrics: Of the validation split; what it found for reranking is in them.
-        config: Of the run, for the model card.
-    """
+    """Writes the weights of a run as a checkpoint, in the first process; every process has to call it."""
     tensors = whole_weights(model)
     if rank() != 0:
         return

@@ -18,25 +18,14 @@ KEPT_BYTES = 2**31
 
 
 def encodes_twice(config: RunConfig, progress: float, micro_batches: int) -> bool:
-    """Whether a step encodes its micro-batches once for their features and once more for gradients.
-
-    Args:
-        config: Of the run.
-        progress: Share of the run that is done.
-        micro_batches: Of the step, in each process.
-    """
+    """Whether a step encodes its micro-batches once for their features and once more for gradients."""
     if config.contrast_over != "step" or micro_batches == 1:
         return False
     return config.task.contrasts_pairs(progress)
 
 
 def keeps_pixels(config: RunConfig, image_size: int) -> bool:
-    """Whether the pixels of a process's share of a step, as uint8, are few enough to be kept between its two passes.
-
-    Args:
-        config: Of the run.
-        image_size: Pixels along each side.
-    """
+    """Whether the pixels of a process's share of a step, as uint8, are few enough to be kept between its two passes."""
     return config.batch_size // world_size() * 3 * image_size**2 <= KEPT_BYTES
 
 
@@ -51,20 +40,6 @@ def contrast_of_step(
     """Encodes all micro-batches without a graph and compares all pairs of all processes.
 
     One micro-batch is in memory at a time; of the others there are only the features.
-
-    Args:
-        task: Has `features` of a batch, and `contrast` of all of them, as `PretrainingTask`.
-        batches: Micro-batches of this process.
-        seed: Is called with the number of the micro-batch that is encoded next, so that dropout can draw the same when
-            it is encoded again.
-        precision: Gives the context in which the task runs; batches are made outside of it.
-        check: Raise for features that are not finite, on a CPU.
-
-    Returns:
-        For each micro-batch what the task takes beside it.
-
-    Raises:
-        FloatingPointError: Features are not finite; the examples of the micro-batch are named.
     """
     features = []
     with torch.no_grad():

@@ -117,11 +117,7 @@ class RunLog:
         self.paused += time.perf_counter() - started
 
     def write(self, kind: str, step: int, metrics: Mapping[str, Any]) -> None:
-        """Writes a line of `metrics.jsonl`, and hands its numbers to the loggers.
-
-        Raises:
-            FileNotFoundError: The folder of the run was removed.
-        """
+        """Writes a line of `metrics.jsonl`, and hands its numbers to the loggers."""
         if not self.enabled:
             return
         path = self.out / METRICS
@@ -142,11 +138,7 @@ def peak_flops() -> float | None:
 
 
 def mean_over_ranks(losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns the means of scalars over all processes, in one exchange; every process has to call it.
-
-    Args:
-        losses: The same names in every process.
-    """
+    """Returns the means of scalars over all processes, in one exchange; every process has to call it."""
     values = torch.stack([value.float() for value in losses.values()])
     return dict(zip(losses, all_gather(values[None]).mean(dim=0).unbind(), strict=True))
 

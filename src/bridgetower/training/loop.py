@@ -62,24 +62,7 @@ def fit(
     change: Callable[[], None] = lambda: None,
     progress: bool = True,
 ) -> dict[str, float]:
-    """Trains to the end, writes `last/` and returns the last evaluation; a finished run only returns it.
-
-    Args:
-        context: Task, data, evaluation.
-        out: Folder of the run.
-        resume: Continue from the state in `out`, in the middle of an epoch if need be.
-        async_checkpoints: Write states while the run goes on.
-        timeout: How long a process waits for the others while a state is written.
-        report_to: Names of loggers.
-        changed: What of the config was changed since the run was stopped, for the log.
-        change: Is called in the first process before a run goes on that was changed.
-        progress: Show a bar.
-
-    Raises:
-        ValueError: The state to resume is damaged, of another model or other data, or the processes have other data.
-        FloatingPointError: A loss or a gradient is not finite; the batch's ids are named.
-        Interrupted: A signal stopped it; the state is saved.
-    """
+    """Trains to the end, writes `last/` and returns the last evaluation; a finished run only returns it."""
     config = context.config
     task = parallelized(context.task, config.parallel, config.precision)
     optimizer = build_optimizer(parameter_groups(context.model, config.optimizer), config.optimizer, context.extensions)

@@ -21,15 +21,7 @@ _FUSION = ("text_projections.", "image_projections.", "fusion.", "text_pooler.",
 
 
 def parameter_groups(model: BridgeTower, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Sorts parameters into groups of equal learning rate and decay.
-
-    Args:
-        model: Parameters without gradient are left out.
-        config: Multipliers, decay and its rule.
-
-    Returns:
-        Groups with `params`, `names`, `lr`, `weight_decay`.
-    """
+    """Sorts parameters into groups of equal learning rate and decay."""
     decayed = _decayed(model, config.rule)
     groups: dict[tuple[float, float, type], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
@@ -139,13 +131,7 @@ class HfAdamW(Optimizer):
         *,
         foreach: bool | None = None,
     ) -> None:
-        """Prepares to optimise.
-
-        Args:
-            params: Groups.
-            lr, betas, eps: Where a group has none of its own.
-            foreach: Update all parameters at once, which takes memory for as many numbers as they have; None: on GPUs.
-        """
+        """Prepares to optimise."""
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
         self.foreach = foreach
 

@@ -40,15 +40,6 @@ def train_all(runs: Mapping[Path, RunConfig], *, progress: bool = True) -> None:
     core of their own than from threads that wait for each other. They are forked from a new process that imports
     what they need once, so a script that calls this needs `if __name__ == "__main__":`. They also stop and save when
     this process is killed.
-
-    Args:
-        runs: Folder to config.
-        progress: Show a bar per run.
-
-    Raises:
-        Interrupted: SIGINT or SIGTERM; what had started saved its state, and the same call continues it.
-        ValueError, OSError, FloatingPointError: As `train`, of the first run that fails; the others stop and save.
-        LostProcessError: A process was lost, killed for want of memory for example; the others stop and save.
     """
     if not runs:
         return

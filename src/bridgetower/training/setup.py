@@ -66,18 +66,7 @@ class TrainContext(TaskSetup):
 def build_task(
     config: RunConfig, checkpoint: Checkpoint, model: BridgeTower, task: TaskSpec | None = None
 ) -> TaskSetup:
-    """Builds task, examples and evaluation of a run.
-
-    Args:
-        config: Of the run.
-        checkpoint: What the run started from; its preprocessing and names of classes are used.
-        model: Is trained.
-        task: A task of your own; None: the one of `TASKS` that the config names.
-
-    Raises:
-        FileNotFoundError: A data folder or a split is missing.
-        ValueError: The data, the model or the metric to select by does not fit the task.
-    """
+    """Builds task, examples and evaluation of a run."""
     spec = spec_of(config.task, task)
     processor = checkpoint.processor
     assert processor is not None  # starting_checkpoint refused it
@@ -127,12 +116,7 @@ def build_task(
 
 
 def class_labels(config: RunConfig, spec: TaskSpec) -> dict[str, tuple[str, ...]]:
-    """Returns the names of the classes of a new head, by head, where they are not the same for all data.
-
-    Raises:
-        FileNotFoundError: The (first) folder does not hold them.
-        ValueError: There is another number of them than the head has, or no folder is given.
-    """
+    """Returns the names of the classes of a new head, by head, where they are not the same for all data."""
     if spec.head is None or spec.class_names is None:
         return {}
     names = tuple(spec.class_names(config.data, config.task))

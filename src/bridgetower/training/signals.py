@@ -42,9 +42,6 @@ def stop_signals(announce: Callable[[str], None] = lambda name: None) -> Iterato
     """Turns SIGINT, SIGTERM and SIGHUP into a request; afterwards they do what they did before.
 
     Outside the main thread, where Python takes no signals, none is awaited.
-
-    Args:
-        announce: Is called with the name of the first signal.
     """
     stop = Stop(announce)
     numbers = SIGNALS if current_thread() is main_thread() else ()

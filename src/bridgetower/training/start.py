@@ -33,18 +33,7 @@ _OF_ITC = ("itc", "itc_size", *POOLING_FIELDS)
 def starting_checkpoint(
     config: RunConfig, task: TaskSpec | None = None, extensions: Extensions = NO_EXTENSIONS
 ) -> Checkpoint:
-    """Reads the checkpoint to start from, or draws the weights of a new model around the towers that are given.
-
-    Args:
-        config: Of the run.
-        task: A task of your own; None: the one of `TASKS` that the config names.
-        extensions: Towers, bridges and heads of one's own that the config names.
-
-    Raises:
-        FileNotFoundError: What the run starts from is not there.
-        ValueError: `init` or `text` has no tokenizer, the run sets a model value that these or `vision` decide, or a
-            longer `data.max_length` than the text tower takes.
-    """
+    """Reads the checkpoint to start from, or draws the weights of a new model around the towers that are given."""
     spec = spec_of(config.task, task)
     if config.init is None:
         checkpoint = _new(config, spec, extensions)

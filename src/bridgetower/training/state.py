@@ -82,15 +82,7 @@ class StateSaver:
         asynchronous: bool = False,
         timeout: timedelta | None = None,
     ) -> None:
-        """Prepares to save.
-
-        Args:
-            out: Folder of the run. With weights that are shared out all processes need to see it, else the first.
-            conditions: What decides the result beside the config, by name.
-            describe: Writes to a folder what makes a checkpoint of it, beside the weights.
-            asynchronous: Copy what is saved to the CPU and write it while the run goes on.
-            timeout: How long a process waits for the others; None: as PyTorch does.
-        """
+        """Prepares to save."""
         self.out, self.conditions, self.describe, self.asynchronous = out, dict(conditions), describe, asynchronous
         # Of its own: the exchanges of a save in the background must not meet those of the run.
         self._group = dist.new_group(backend="gloo", timeout=timeout) if world_size() > 1 else None
@@ -106,16 +98,7 @@ class StateSaver:
         self.wait()
 
     def save(self, model: nn.Module, optimizer: Optimizer, state: TrainingState) -> None:
-        """Writes a state so that `load_state` gives the same bits; first waits for the one before.
-
-        Args:
-            model: Its weights are kept.
-            optimizer: Its moments are kept.
-            state: Where the run is.
-
-        Raises:
-            OSError: It could not be written, on a full disk for example; the states of before are still there.
-        """
+        """Writes a state so that `load_state` gives the same bits; first waits for the one before."""
         self.wait()
         path = self.out / FOLDER / f"step-{state.step:08d}"
         temporary = from_first(self._new(path) if rank() == 0 else None)
@@ -146,11 +129,7 @@ class StateSaver:
             write_about(folder, read_about(folder) | {"state": asdict(state)})
 
     def wait(self) -> None:
-        """Waits until everything is written.
-
-        Raises:
-            OSError: It could not be written.
-        """
+        """Waits until everything is written."""
         with self._failures():
             self._pending.result()
 
@@ -177,15 +156,6 @@ def load_state(out: Path, model: nn.Module, optimizer: Optimizer, conditions: Ma
     Processes that have whole weights get them from the first, and need not see the folder; with weights that are
     shared out, each reads its share, however many there were before. What the state has of parameters that are not
     optimised any more is left behind, and all of another optimiser.
-
-    Args:
-        out: Folder of the run.
-        model: Gets the weights.
-        optimizer: Gets the moments.
-        conditions: As `StateSaver` takes them; what else than the data has changed is logged.
-
-    Raises:
-        ValueError: The state is damaged, of something else, of another model, or of other data.
     """
     about = from_first(_about(out) if rank() == 0 else None)
     if about is None:
@@ -292,11 +262,7 @@ def _check_layout(
 
 
 def _check_conditions(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Logs what has changed.
-
-    Raises:
-        ValueError: The data have, wherever they are now.
-    """
+    """Logs what has changed."""
     old, new = before[DATA], now[DATA]
     if list(old.values()) != list(new.values()):
         found = ", ".join(

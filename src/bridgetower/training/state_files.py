@@ -31,13 +31,7 @@ class StateWriter(StorageWriter):
     """Writes the shares of all processes and then, in the first one, `state.json`."""
 
     def __init__(self, folder: Path, about: Mapping[str, Any], finished: Callable[[], None]) -> None:
-        """Prepares to write.
-
-        Args:
-            folder: An empty one.
-            about: What is written beside the tensors.
-            finished: Is called in the first process when all is written.
-        """
+        """Prepares to write."""
         self.folder, self.about, self.finished = folder, about, finished
 
     def reset(self, checkpoint_id: object = None) -> None:
@@ -65,11 +59,7 @@ class StateWriter(StorageWriter):
         return written
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        """Writes what is where.
-
-        Raises:
-            FileNotFoundError: A process wrote to another disk.
-        """
+        """Writes what is where."""
         processes = {result.index: result.storage_data for share in results for result in share}
         absent = [process for process in set(processes.values()) if not share_file(self.folder, process).exists()]
         if absent:
@@ -130,12 +120,7 @@ class StateReader(StorageReader):
         return plans
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        """Copies what this process needs from the files, each of which is compared with its checksum.
-
-        Raises:
-            FileNotFoundError: A file is missing.
-            ValueError: A file is damaged.
-        """
+        """Copies what this process needs from the files, each of which is compared with its checksum."""
         for item in plan.items:
             process = self.places[item.storage_index]
             if process not in self.files:

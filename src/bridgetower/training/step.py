@@ -47,21 +47,6 @@ def run_step(
     On a CPU, losses and gradients that are not finite stop it before the weights change. A GPU is not waited for:
     `StepWatch` looks at what is returned. If steps may be skipped, every device is waited for, and such a step changes
     nothing.
-
-    Args:
-        task: `context.task`, as `parallelized` returns it.
-        context: Of the run.
-        optimizer: Its learning rates are set.
-        batches: The micro-batches of this step are next, twice if `encodes_twice` but not `keeps_pixels`. If there are
-            several and `TaskConfig.counts_labels`, the first one has the `step_labels`.
-        step: Decides what dropout draws.
-        skipped: Steps that were skipped before.
-
-    Returns:
-        Mean losses and metrics of the micro-batches, their examples, and whether the step was skipped.
-
-    Raises:
-        FloatingPointError: Features, a loss or a gradient are not finite; the batch's ids are named.
     """
     config, count, device = context.config, count_micro_batches(context.config), context.model.device
     progress = step / context.max_steps
@@ -206,18 +191,7 @@ class StepWatch:
     def note(
         self, step: int, means: Mapping[str, Tensor], ids: Sequence[str], *, stop: bool, skipped: bool = False
     ) -> bool:
-        """Takes the numbers of a step; returns whether a process asked to stop, as far as is known.
-
-        Args:
-            step: Counted from 1.
-            means: Its losses, with the norm of the gradients.
-            ids: Of its examples.
-            stop: Whether this process was asked to; every process has to call this.
-            skipped: Its numbers need not be finite.
-
-        Raises:
-            FloatingPointError: A loss or a gradient is not finite; examples are named.
-        """
+        """Takes the numbers of a step; returns whether a process asked to stop, as far as is known."""
         norm = means["gradient_norm"]
         stops = torch.tensor(float(stop)).to(norm.device, non_blocking=True)
         if world_size() > 1:
@@ -233,11 +207,7 @@ class StepWatch:
         return self._stop
 
     def settle(self, *, leave: int = 0) -> None:
-        """Looks at all steps but the last `leave`, before something is kept of them.
-
-        Raises:
-            FloatingPointError: A loss or a gradient is not finite; examples are named.
-        """
+        """Looks at all steps but the last `leave`, before something is kept of them."""
         while len(self._open) > leave:
             step, values, event, ids = self._open.popleft()
             if event is not None:
@@ -248,13 +218,7 @@ class StepWatch:
 
 
 def does_not_fit(batch: Any, run: Callable[[Any], object]) -> ValueError:
-    """Returns the error of a micro-batch that does not fit, with a size that does.
-
-    Args:
-        batch: The micro-batch.
-        run: Runs forward and backward on a part of it. Several processes exchange something in each pass, so that none
-            can try alone: then half of the size is proposed.
-    """
+    """Returns the error of a micro-batch that does not fit, with a size that does."""
     size, fits = len(batch) // 2, None
     if world_size() > 1:
         return ValueError(f"a micro-batch of {len(batch)} does not fit into memory; try --micro-batch-size {size}")

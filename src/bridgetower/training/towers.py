@@ -39,12 +39,7 @@ class Towers:
     text: TextWeights | None
 
     def model_config(self, model: ModelConfig, processor: Processor, image_size: int) -> ModelConfig:
-        """Returns the architecture with these towers, for the processor's tokens and images of `image_size`.
-
-        Raises:
-            ValueError: The patch does not divide the size, the tokenizer does not fit the text tower, or a tower has
-                too few layers to bridge.
-        """
+        """Returns the architecture with these towers, for the processor's tokens and images of `image_size`."""
         vision = replace(model.vision if self.vision is None else self.vision.config, image_size=image_size)
         if self.text is None:
             text = replace(model.text, vocab_size=processor.vocab_size, pad_token_id=processor.pad_token_id)
@@ -59,11 +54,7 @@ class Towers:
         return vision | ({} if self.text is None else self.text.tensors)
 
     def tokenizer(self, path: str | None) -> Tokenizer | None:
-        """Returns the tokenizer to use: the text tower's own, or that at `path`; None if one is to be trained.
-
-        Raises:
-            ValueError: There are two, or a published text tower has none.
-        """
+        """Returns the tokenizer to use: the text tower's own, or that at `path`; None if one is to be trained."""
         if self.text is None:
             return None if path is None else load_tokenizer(path)
         if path is None and self.text.tokenizer is None:
@@ -87,17 +78,7 @@ class Towers:
 
 
 def with_named_towers(config: RunConfig, defaults: ModelConfig, extensions: Extensions) -> RunConfig:
-    """Returns the run with the towers that are given by name in its model; `vision` and `text` keep weights only.
-
-    Args:
-        config: Of the run.
-        defaults: Model of its recipe.
-        extensions: Towers of one's own, which have names too.
-
-    Raises:
-        ValueError: The run sets a value that a name decides, the patch does not divide the image size, or a name is
-            that of a file or folder as well.
-    """
+    """Returns the run with the towers that are given by name in its model; `vision` and `text` keep weights only."""
     kinds = (("vision", VISION_TOWERS, extensions.vision_towers), ("text", TEXT_TOWERS, extensions.text_towers))
     for part, presets, own in kinds:
         name, tower = getattr(config, part), getattr(config.model, part)
@@ -119,16 +100,7 @@ def with_named_towers(config: RunConfig, defaults: ModelConfig, extensions: Exte
 
 
 def read_towers(config: RunConfig, defaults: ModelConfig) -> Towers:
-    """Reads the towers that a run starts from.
-
-    Args:
-        config: Of the run.
-        defaults: Model of its recipe.
-
-    Raises:
-        FileNotFoundError: One is not there.
-        ValueError: One is damaged, unknown, or differs from what the run sets besides its recipe.
-    """
+    """Reads the towers that a run starts from."""
     vision, text = config.vision, config.text
     return Towers(
         None if vision is None else read_vision_tower(vision, _overrides(config.model.vision, defaults.vision)),
