@@ -24,7 +24,7 @@ from bridgetower.checkpoints import Checkpoint, read_checkpoint, write_checkpoin
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
 from bridgetower.data.own import PairsConfig, prepare_own
-from bridgetower.evaluation.config import Means, RetrievalConfig
+from bridgetower.evaluation.config import EvaluationOptions, RetrievalConfig
 from bridgetower.evaluation.retrieval import evaluate_retrieval
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import ModelConfig
@@ -108,7 +108,7 @@ def evaluating(folder: Path, dataset: Path, warm: Path) -> dict[str, int]:
     evaluate_retrieval(model, small, config)
     before = resident("RssAnon")
     with tempfile.TemporaryDirectory() as work, watched() as highest:
-        evaluate_retrieval(model, images, config, Means(work=Path(work)))
+        evaluate_retrieval(model, images, config, EvaluationOptions(work=Path(work)))
     return {"images": len(images), "peak": highest[-1] - before}
 
 

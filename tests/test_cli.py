@@ -288,7 +288,7 @@ class TestData:
         before = (model / "config.json").read_bytes()
         for refusal, options in {
             "is fitted on other data than tests": (),
-            "protocol paper; expected retrieval by protocol honest": ("--split", "validation", "--protocol", "paper"),
+            "protocol paper; expected retrieval by protocol standard": ("--split", "validation", "--protocol", "paper"),
         }.items():
             assert refusal in refused(*command, "--fit-two-stage", *options)
         assert (model / "config.json").read_bytes() == before

@@ -1,8 +1,14 @@
-"""Packages of the optional extras: there, or one error that names the extra and says how to get it."""
+"""Packages of the optional extras, and custom objects that a setting names; importable without torch."""
 
+import sys
 from collections.abc import Mapping
-from importlib.util import find_spec
-from typing import Literal
+from importlib import import_module
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, TypeVar
+
+_Custom = TypeVar("_Custom")
 
 Extra = Literal[
     "train",
@@ -58,3 +64,50 @@ def require(extra: Extra, *names: str) -> None:
 def is_installed(name: str) -> bool:
     """Whether a package can be imported."""
     return find_spec(name) is not None
+
+
+def load_object(option: str, place: str, kind: type[_Custom] | Any) -> _Custom:
+    """Returns a custom object, `module:NAME` or `FILE.py:NAME`; of custom modules, only the named one is imported."""
+    where, _, name = place.partition(":")
+    module = _from_file(option, Path(where)) if where.endswith(".py") else _on_path(option, where)
+    there = {key: value for key, value in vars(module).items() if isinstance(value, kind)}
+    if not name and len(there) == 1:
+        return next(iter(there.values()))
+    if name not in there:
+        found = f"; {name} is a {type(vars(module)[name]).__name__}" if name in vars(module) else ""
+        names = ", ".join(f"{where}:{each}" for each in there) or f"a module with a {kind.__name__}"
+        raise ValueError(f"{option} is {place}{found}; expected {names}")
+    return there[name]
+
+
+def _from_file(option: str, file: Path) -> ModuleType:
+    """Imports a file, once, under its path as name: it takes the place of no other module."""
+    name = str(file.resolve())
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = spec_from_file_location(name, name)
+    if not file.is_file() or spec is None or spec.loader is None:
+        raise ValueError(f"{option} is {file}, but there is no such file; expected FILE.py:NAME")
+    module = sys.modules[name] = module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _on_path(option: str, name: str) -> ModuleType:
+    """Imports a module; the working directory is on Python's path, as its last folder, for that time only."""
+    folder = str(Path.cwd())
+    sys.path.append(folder)
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{option} is {name}: {error}; expected FILE.py:NAME, or module:NAME of a module here or on PYTHONPATH"
+        ) from error
+    finally:
+        sys.path.reverse()
+        sys.path.remove(folder)
+        sys.path.reverse()

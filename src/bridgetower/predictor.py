@@ -100,7 +100,7 @@ def load(
         overrides: Model config fields that an official `.ckpt` of unpublished towers does not contain.
         fast_decode: Decode large JPEG files at reduced scale, which changes pixels a little; a model that was trained
             so does it anyway.
-        extensions: Towers, bridges and heads of one's own that the model's config names.
+        extensions: Custom towers, bridges and heads that the model's config names.
         hub: For hub ids: `token`, `subfolder`, `cache_dir` and `local_files_only`, as in `huggingface_hub`.
 
     Raises:

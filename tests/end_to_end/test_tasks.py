@@ -86,7 +86,7 @@ def test_vqav2(work: Work, sets: dict[str, Path], recipe: str) -> None:
     trained = work.train(recipe, sets["vqav2"], "--model.heads.vqa", 3, "--data.train-only", sets["vgqa"])
     report, files = work.evaluate("vqav2", sets["vqav2"], "validation")
     assert report["vqa_score"] == pytest.approx(trained["vqa_score"])
-    assert (report["num_questions"], report["protocol"]) == (20, "honest")
+    assert (report["num_questions"], report["protocol"]) == (20, "standard")
     paper, _ = work.evaluate("vqav2", sets["vqav2"], "validation", "--protocol", "paper")
     assert (paper["num_questions"], paper["protocol"]) == (15, "paper")
     assert paper["vqa_score"] == pytest.approx(report["vqa_score"] * 20 / 15, abs=1e-4)

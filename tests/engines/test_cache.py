@@ -15,8 +15,8 @@ from bridgetower.checkpoints import Checkpoint, Reranking, read_checkpoint
 from bridgetower.engines.folder import check_exported
 from bridgetower.engines.onnx_graphs import products_overflow
 from bridgetower.engines.start import cached_export, content_key
+from bridgetower.extras import load_object
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.own import own_part
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ class TestKey:
         file = tmp_path / "own_base.py"
         file.write_text(Path(own_modules.__file__).read_text())
 
-        patches = own_part("extensions", f"{file}:Patches", type)
+        patches = load_object("extensions", f"{file}:Patches", type)
 
         class Tower(patches):  # type: ignore[misc]
             pass

@@ -141,8 +141,8 @@ class TestMetrics:
         ):
             assert torch.equal(dense.table(candidates, side, truth, other=False), recorded.outputs[name] > DROPPED)
 
-    def test_honest_scores_are_each_sides_own(self, recorded, candidates, scored, truth):
-        for_images, for_texts = two_stage_scores(candidates, scored, truth, "honest")
+    def test_standard_scores_are_each_sides_own(self, recorded, candidates, scored, truth):
+        for_images, for_texts = two_stage_scores(candidates, scored, truth, "standard")
         assert torch.equal(for_images, recorded.outputs["scores_image_side"])
         assert torch.equal(for_texts, recorded.outputs["scores_text_side"])
 
@@ -153,9 +153,9 @@ class TestMetrics:
     def test_control_mistakes_would_show(self, recorded, candidates, scored, truth):
         index = recorded.inputs["text_image_index"]
         swapped = replace(candidates, image_side=candidates.text_side, text_side=candidates.image_side)
-        honest = candidates.recalls(scored, truth, "honest")
-        assert honest != swapped.recalls(scored, truth, "honest")
-        assert honest != candidates.recalls(scored, truth, "paper")
+        standard = candidates.recalls(scored, truth, "standard")
+        assert standard != swapped.recalls(scored, truth, "standard")
+        assert standard != candidates.recalls(scored, truth, "paper")
         expected, similarity = recorded.meta["recalls"]["itc_only"], recorded.outputs["sims_matrix"]
         ks = ranks(expected)
         shifted = streamed_recalls(dense.scores_of(similarity), truth_of(index.roll(1)), ks=ks)
@@ -164,7 +164,7 @@ class TestMetrics:
 
 class TestTwoStages:
     def test_score_matrices(self, recorded, itm, pairs, truth):
-        image_side, text_side = two_stage_scores(pairs, itm, truth, "honest")
+        image_side, text_side = two_stage_scores(pairs, itm, truth, "standard")
         scores, _ = two_stage_scores(pairs, itm, truth, "paper")
         ours = {"scores_image_side": image_side, "scores_text_side": text_side, "scores": scores}
         check(ours, {name: recorded.outputs[name] for name in ours})

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig, MaskingConfig
 from bridgetower.evaluation import masked_words
-from bridgetower.evaluation.config import Means, RetrievalConfig
+from bridgetower.evaluation.config import EvaluationOptions, RetrievalConfig
 from bridgetower.evaluation.masked_words import MaskedPairs, evaluate_masked_words, other_image
 from bridgetower.evaluation.retrieval import evaluate_retrieval
 from bridgetower.model.bridgetower import BridgeTower
@@ -77,7 +77,9 @@ class TestEvaluation:
         torch.manual_seed(5)
         before = torch.get_rng_state()
         for num_workers in (0, 2):
-            assert evaluate_masked_words(tiny_model, images, MASKING, Means(num_workers=num_workers)) == first
+            assert (
+                evaluate_masked_words(tiny_model, images, MASKING, EvaluationOptions(num_workers=num_workers)) == first
+            )
         assert torch.equal(torch.get_rng_state(), before)
 
     def test_words_are_hidden_by_the_number_of_the_pair(

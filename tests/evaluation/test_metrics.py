@@ -39,7 +39,7 @@ def recalls_of_table(scores, index, owners=None, ks=RECALL_KS):
     """Recalls of all pairs, as candidates in a list and block by block, which are the same."""
     truth = truth_of(index, owners)
     pairs = dense.listed(torch.ones_like(scores, dtype=torch.bool))
-    found = pairs.recalls(scores.flatten(), truth, "honest", ks=ks)
+    found = pairs.recalls(scores.flatten(), truth, "standard", ks=ks)
     assert streamed_recalls(dense.scores_of(scores.float()), truth, ks=ks, pairs_at_once=40) == found
     return found
 
@@ -119,7 +119,7 @@ class TestAgainstOthers:
         table = torch.tensor(scores)
         pairs = dense.listed(table != DROPPED)
         values = table[pairs.image, pairs.text]
-        recalls = pairs.recalls(values, truth_of(torch.tensor(owners)), "honest", ks=(k,))
+        recalls = pairs.recalls(values, truth_of(torch.tensor(owners)), "standard", ks=(k,))
         image_queries = [(scores[i], {t for t, owner in enumerate(owners) if owner == i}) for i in range(num_images)]
         text_queries = [([scores[i][t] for i in range(num_images)], {owner}) for t, owner in enumerate(owners)]
         assert recalls.image_to_text[k] == pytest.approx(mean_hit(image_queries, k), abs=1e-12)
@@ -281,7 +281,7 @@ def cases(draw):
 
 class TestTwoStages:
     @settings(max_examples=150, deadline=None)
-    @given(cases(), st.integers(1, 5), st.sampled_from(["honest", "paper"]), st.integers(1, 40))
+    @given(cases(), st.integers(1, 5), st.sampled_from(["standard", "paper"]), st.integers(1, 40))
     def test_as_on_whole_tables(self, case, k, protocol, pairs_at_once):
         cosine, scores, truth, fold_size = case
         pairs = candidate_pairs(dense.scores_of(cosine), truth, k, fold_size=fold_size, pairs_at_once=pairs_at_once)
@@ -323,7 +323,7 @@ class TestTwoStages:
         assert len(pairs.image) == cosine.numel()
         assert bool((pairs.image_side & pairs.text_side).all())
 
-    @pytest.mark.parametrize("protocol", ["honest", "paper"])
+    @pytest.mark.parametrize("protocol", ["standard", "paper"])
     def test_dropped_items_are_no_hits(self, protocol):
         """The only own item is no candidate: even the last rank is no hit."""
         nothing = torch.zeros(2, 2, dtype=torch.bool)
@@ -340,7 +340,7 @@ class TestTwoStages:
             torch.tensor([1.0, 2.0]),
             truth_of(torch.tensor([0, 1])),
         )
-        assert both_directions(pairs.recalls(scores, truth, "honest", ks=(1,))) == [0.5, 0.0]
+        assert both_directions(pairs.recalls(scores, truth, "standard", ks=(1,))) == [0.5, 0.0]
         assert both_directions(pairs.recalls(scores, truth, "paper", ks=(1, 2))) == [0.0, 0.5, 0.5, 0.5]
 
     def test_errors(self):
@@ -353,7 +353,7 @@ class TestTwoStages:
         pairs = dense.listed(torch.ones(2, 2, dtype=torch.bool))
         scores = torch.tensor([0.0, torch.nan, 0.0, 0.0])
         with pytest.raises(ValueError, match="1 of 4 candidate scores are NaN"):
-            pairs.recalls(scores, truth_of(torch.tensor([0, 1])), "honest")
+            pairs.recalls(scores, truth_of(torch.tensor([0, 1])), "standard")
 
 
 class TestFolds:

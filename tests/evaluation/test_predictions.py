@@ -9,7 +9,7 @@ import asked
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.data.batch import BatchKey
 from bridgetower.data.examples import EntryDataset
-from bridgetower.evaluation.config import Means
+from bridgetower.evaluation.config import EvaluationOptions
 from bridgetower.evaluation.predictions import predict_classes
 from bridgetower.objectives.classification import ClassificationTask, classifier
 from bridgetower.processor import Processor
@@ -30,7 +30,7 @@ def task(answering_checkpoint: Path) -> ClassificationTask:
 def test_every_example_in_order(
     task: ClassificationTask, statements: EntryDataset, batch_size: int, num_workers: int
 ) -> None:
-    found = predict_classes(task, statements, batch_size=batch_size, means=Means(num_workers=num_workers))
+    found = predict_classes(task, statements, batch_size=batch_size, options=EvaluationOptions(num_workers=num_workers))
     with torch.no_grad():
         expected = torch.cat([task.predict(statements[BatchKey((row,), 0)]) for row in range(len(statements))])
     assert len(found) == len(statements)
@@ -45,7 +45,7 @@ def test_the_bar_is_on_standard_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
-    predict_classes(task, statements, batch_size=5, means=Means(progress=True))
+    predict_classes(task, statements, batch_size=5, options=EvaluationOptions(progress=True))
     captured = capsys.readouterr()
     assert "predicting" in captured.err
     assert captured.out == ""

@@ -14,7 +14,7 @@ import dense
 from bridgetower.checkpoints import ITC_ALONE, UNMEASURED, Reranking
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
-from bridgetower.evaluation.config import Means, Protocol, RetrievalConfig
+from bridgetower.evaluation.config import EvaluationOptions, Protocol, RetrievalConfig
 from bridgetower.evaluation.metrics import RetrievalRecalls, chance_recalls
 from bridgetower.evaluation.pairs import CandidatePairs
 from bridgetower.evaluation.places import GroundTruth
@@ -91,7 +91,7 @@ def recalls_of(recalls: RetrievalRecalls | None) -> dict[str, float]:
 
 
 class TestBruteForce:
-    @pytest.mark.parametrize("protocol", ["honest", "paper"])
+    @pytest.mark.parametrize("protocol", ["standard", "paper"])
     @pytest.mark.parametrize("max_captions", [None, 1])
     def test_two_stages(
         self, tiny_model: BridgeTower, images: CaptionImages, protocol: Protocol, max_captions: int | None
@@ -115,7 +115,7 @@ class TestBruteForce:
     def test_the_protocols_and_stages_differ_here(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
         results = [
             evaluate_retrieval(tiny_model, images, RetrievalConfig(candidates=3, protocol=protocol))
-            for protocol in ("honest", "paper")
+            for protocol in ("standard", "paper")
         ]
         assert results[0].two_stage_recalls != results[1].two_stage_recalls
         assert results[0].itc_recalls != results[0].two_stage_recalls
@@ -147,7 +147,7 @@ class TestBothScores:
         result = evaluate_retrieval(tiny_model, images, config, reranking=Reranking(itc_weight=itc_weight))
         similarity, logits = score_everything(tiny_model, images, captions)
         scores = logits[..., 1] - logits[..., 0] + itc_weight * (similarity + 1)  # not below what is dropped
-        expected = slow_recalls(*brute_force_ranking(similarity, scores, 5, "honest"), owner)
+        expected = slow_recalls(*brute_force_ranking(similarity, scores, 5, "standard"), owner)
         assert recalls_of(result.two_stage_recalls) == pytest.approx(expected)
         assert result.reranking == Reranking(itc_weight=itc_weight)
         assert result.matching_recalls == evaluate_retrieval(tiny_model, images, config).two_stage_recalls
@@ -316,7 +316,9 @@ class TestParts:
 
     def test_workers_change_nothing(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
         config = RetrievalConfig(candidates=3, batch_size=4)
-        one, two = (evaluate_retrieval(tiny_model, images, config, Means(num_workers=number)) for number in (0, 2))
+        one, two = (
+            evaluate_retrieval(tiny_model, images, config, EvaluationOptions(num_workers=number)) for number in (0, 2)
+        )
         assert torch.equal(dense.similarity(one), dense.similarity(two))
         assert one.metrics() == two.metrics()
 
@@ -364,7 +366,7 @@ class TestAllPairs:
 
 
 class TestFolds:
-    @pytest.mark.parametrize("protocol", ["honest", "paper"])
+    @pytest.mark.parametrize("protocol", ["standard", "paper"])
     def test_equals_evaluating_each_fold_alone(
         self, tiny_model: BridgeTower, images: CaptionImages, protocol: Protocol
     ) -> None:
@@ -472,7 +474,7 @@ class TestFigures:
             ({"max_captions": 0}, "max_captions is 0"),
             ({"batch_size": -1}, "batch_size is -1"),
             ({"fold_size": 0}, "fold_size is 0"),
-            ({"protocol": "fair"}, "protocol is 'fair'; expected one of honest, paper"),
+            ({"protocol": "fair"}, "protocol is 'fair'; expected one of standard, paper"),
         ],
     )
     def test_config_errors(self, values: dict[str, int], message: str) -> None:

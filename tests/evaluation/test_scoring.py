@@ -22,7 +22,7 @@ import kills
 from bridgetower import cli
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
-from bridgetower.evaluation.config import Means, RetrievalConfig
+from bridgetower.evaluation.config import EvaluationOptions, RetrievalConfig
 from bridgetower.evaluation.retrieval import evaluate_all_pairs, evaluate_retrieval
 from bridgetower.evaluation.scoring import pair_scorer
 from bridgetower.files import locked, sha256_of
@@ -109,7 +109,7 @@ class TestBatches:
 @pytest.mark.usefixtures("small_parts")
 class TestWork:
     def test_continues_where_it_stopped(self, tiny_model: BridgeTower, images: CaptionImages, tmp_path: Path) -> None:
-        means = Means(work=tmp_path)
+        means = EvaluationOptions(work=tmp_path)
         expected = evaluate_retrieval(tiny_model, images, CONFIG)
         pairs = int((~dense.itm(expected).isnan()).sum())
         hook = stop_after(tiny_model, 12)
@@ -134,7 +134,7 @@ class TestWork:
         work, kept = tmp_path / "work", tmp_path / "kept"
         hook = stop_after(tiny_model, 12)
         with pytest.raises(StoppedError):
-            evaluate_retrieval(tiny_model, images, CONFIG, Means(work=work))
+            evaluate_retrieval(tiny_model, images, CONFIG, EvaluationOptions(work=work))
         hook.remove()
         (folder,) = work.iterdir()
         folder.rename(kept)
@@ -151,7 +151,7 @@ class TestWork:
             for path in (folder / "process-0").glob("*.safetensors"):
                 path.write_bytes(damage(path.read_bytes()))
             caplog.clear()
-            assert evaluate_retrieval(tiny_model, images, CONFIG, Means(work=work)).metrics() == expected
+            assert evaluate_retrieval(tiny_model, images, CONFIG, EvaluationOptions(work=work)).metrics() == expected
             assert {message.split()[1].rpartition("/")[2] for message in caplog.messages} == names
 
     def test_is_kept_until_the_results_are_written(
@@ -174,15 +174,15 @@ class TestWork:
         hook = stop_after(tiny_model, 7)
         for config in (CONFIG, replace(CONFIG, candidates=3)):
             with pytest.raises(StoppedError):
-                evaluate_retrieval(tiny_model, images, config, Means(work=tmp_path))
+                evaluate_retrieval(tiny_model, images, config, EvaluationOptions(work=tmp_path))
         with torch.no_grad():
             assert tiny_model.itm_head is not None
             tiny_model.itm_head.fc.bias += 1e-7
         with pytest.raises(StoppedError):
-            evaluate_retrieval(tiny_model, images, CONFIG, Means(work=tmp_path))
+            evaluate_retrieval(tiny_model, images, CONFIG, EvaluationOptions(work=tmp_path))
         hook.remove()
         assert len(list(tmp_path.iterdir())) == 3
-        evaluate_retrieval(tiny_model, images, CONFIG, Means(work=tmp_path))
+        evaluate_retrieval(tiny_model, images, CONFIG, EvaluationOptions(work=tmp_path))
         assert len(list(tmp_path.iterdir())) == 2
 
     def test_another_set_or_precision_starts_on_its_own(
@@ -195,9 +195,9 @@ class TestWork:
         originals = CaptionImages(DataConfig(folders=(str(folder),)), "test", tiny_processor)
         hook = stop_after(tiny_model, 12)
         with pytest.raises(StoppedError):
-            evaluate_retrieval(tiny_model, originals, CONFIG, Means(work=work))
+            evaluate_retrieval(tiny_model, originals, CONFIG, EvaluationOptions(work=work))
         with torch.autocast("cpu", torch.bfloat16), pytest.raises(StoppedError):
-            evaluate_retrieval(tiny_model, originals, CONFIG, Means(work=work))
+            evaluate_retrieval(tiny_model, originals, CONFIG, EvaluationOptions(work=work))
         hook.remove()
         assert len(list(work.iterdir())) == 2
         shuffled = rows["image"].take([*range(1, len(rows)), 0])
@@ -207,12 +207,12 @@ class TestWork:
         (folder / "dataset.json").write_text(json.dumps(info))
         changed = CaptionImages(DataConfig(folders=(str(folder),)), "test", tiny_processor)
         expected = evaluate_retrieval(tiny_model, changed, CONFIG).metrics()
-        assert evaluate_retrieval(tiny_model, changed, CONFIG, Means(work=work)).metrics() == expected
+        assert evaluate_retrieval(tiny_model, changed, CONFIG, EvaluationOptions(work=work)).metrics() == expected
 
     def test_scores_of_other_pairs_are_not_taken(
         self, tiny_model: BridgeTower, images: CaptionImages, tmp_path: Path
     ) -> None:
-        with pair_scorer(tiny_model, images, CONFIG, Means(work=tmp_path)) as pairs, torch.inference_mode():
+        with pair_scorer(tiny_model, images, CONFIG, EvaluationOptions(work=tmp_path)) as pairs, torch.inference_mode():
             wanted = torch.arange(len(images))[:, None] == pairs.truth.text_image_index[None]
             every = pairs.score(*torch.ones_like(wanted).nonzero(as_tuple=True)).match.view(wanted.shape)
             own, others = (pairs.score(*some.nonzero(as_tuple=True)).match for some in (wanted, ~wanted))
@@ -223,20 +223,20 @@ class TestWork:
         expected = evaluate_all_pairs(tiny_model, images, CONFIG)
         hook = stop_after(tiny_model, 9)
         with pytest.raises(StoppedError):
-            evaluate_all_pairs(tiny_model, images, CONFIG, Means(work=tmp_path))
+            evaluate_all_pairs(tiny_model, images, CONFIG, EvaluationOptions(work=tmp_path))
         hook.remove()
-        assert evaluate_all_pairs(tiny_model, images, CONFIG, Means(work=tmp_path)) == expected
+        assert evaluate_all_pairs(tiny_model, images, CONFIG, EvaluationOptions(work=tmp_path)) == expected
 
     def test_the_same_evaluation_twice_at_a_time(
         self, tiny_model: BridgeTower, images: CaptionImages, tmp_path: Path
     ) -> None:
         hook = stop_after(tiny_model, 1)
         with pytest.raises(StoppedError):
-            evaluate_retrieval(tiny_model, images, CONFIG, Means(work=tmp_path))
+            evaluate_retrieval(tiny_model, images, CONFIG, EvaluationOptions(work=tmp_path))
         hook.remove()
         (folder,) = tmp_path.iterdir()
         with locked(folder), pytest.raises(FileExistsError, match="another process works in"):
-            evaluate_retrieval(tiny_model, images, CONFIG, Means(work=tmp_path))
+            evaluate_retrieval(tiny_model, images, CONFIG, EvaluationOptions(work=tmp_path))
 
 
 def test_scores_that_are_not_numbers(tiny_model: BridgeTower, images: CaptionImages) -> None:

@@ -69,7 +69,7 @@ class TestQuestions:
         assert {row["question_id"] for row in outcome.predictions} == {2000, 2010, 2020, 2030, 2040}
 
     @pytest.mark.parametrize("split", ["test", "test-dev"])
-    @pytest.mark.parametrize("protocol", ["honest", "paper"])
+    @pytest.mark.parametrize("protocol", ["standard", "paper"])
     def test_a_test_split_has_a_submission_with_every_question(self, measure: Any, split: str, protocol: str) -> None:
         outcome = measure("vqav2", split, protocol=protocol)
         assert outcome.metrics == {}

@@ -8,7 +8,7 @@ from bridgetower.evaluation.outcome import Outcome
 from bridgetower.tasks.single_tower import glue_submission
 from bridgetower.tasks.statements import nlvr2_submission
 
-ABOUT = {"benchmark": "vqav2", "split": "validation", "protocol": "honest"}
+ABOUT = {"benchmark": "vqav2", "split": "validation", "protocol": "standard"}
 
 
 def test_everything_is_written(tmp_path: Path) -> None:

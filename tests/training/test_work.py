@@ -71,9 +71,9 @@ class TestProtocol:
             data=replace(config.data, train_splits=("train", "validation")),
         )
         checkpoint = starting_checkpoint(config)
-        honest_work, paper_work = (build_task(run, checkpoint, checkpoint.model()) for run in (config, paper))
-        assert (len(honest_work.examples), len(paper_work.examples)) == (14, 23)
-        unsure = honest_work.evaluate()["vqa_score_yes_no"]
+        standard_work, paper_work = (build_task(run, checkpoint, checkpoint.model()) for run in (config, paper))
+        assert (len(standard_work.examples), len(paper_work.examples)) == (14, 23)
+        unsure = standard_work.evaluate()["vqa_score_yes_no"]
         assert paper_work.evaluate()["vqa_score_yes_no"] == pytest.approx(unsure * 5 / 4, abs=1e-4)
 
 

@@ -36,7 +36,7 @@ class Checkpoint:
             pooler, the official `ln_separate`).
         dropped: Foreign names that were left behind: buffers, left-overs of CLIP's text side.
         processor: Its texts are at most as long as the text tower takes: a larger `max_length` is lowered to that.
-        extensions: Towers, bridges and heads of one's own that the config names.
+        extensions: Custom towers, bridges and heads that the config names.
         labels: Names of the classes by head, such as the answers of `vqa`; those in `FIXED_LABELS` go without.
         reranking: What validation found for the second stage of a search.
     """

@@ -231,7 +231,7 @@ def _obstacles(config: ModelConfig) -> list[str]:
     own = {vision.architecture, text.architecture} - {"vit", "bert"}
     lacking = [name for name in chosen_heads(config.heads) if name not in HEADS or not HEADS[name].in_transformers]
     checks = {
-        f"it has towers of timm, of transformers or of one's own ({', '.join(sorted(own))})": bool(own),
+        f"it has towers of timm, of transformers or custom ones ({', '.join(sorted(own))})": bool(own),
         "it has no bridges (METER)": fusion.bridge is None,
         "its fusion encoder merges patches": fusion.merge_patches > 1,
         "its pooled output is not that of the first tokens": fusion.pooling != "token" or fusion.pooled_product,

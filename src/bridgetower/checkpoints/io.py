@@ -62,7 +62,7 @@ def read_checkpoint(
         answers: JSON file with the list of answers of the VQA head, for sources without one (an official `.ckpt`).
         overrides: Dotted model config fields that an official `.ckpt` cannot tell, such as `{"text.num_heads": 12}`.
         dtype: Of the tensors, converted while they are read; None keeps each as it is stored.
-        extensions: Towers, bridges and heads of one's own that a folder of this package names in its config.
+        extensions: Custom towers, bridges and heads that a folder of this package names in its config.
         hub: For hub ids: `token`, `subfolder`, `cache_dir` and `local_files_only`, as in `huggingface_hub`.
 
     Raises:
@@ -196,7 +196,7 @@ def _read_folder(
     if overrides:
         raise ValueError(f"overrides {sorted(overrides)} are for official .ckpt files; {name} has a config of its own")
     if values.get("format") == _FORMAT["format"]:
-        return _read_own(folder, name, values, dtype, extensions)
+        return _read_bridgetower(folder, name, values, dtype, extensions)
     if values.get("model_type") != "bridgetower":
         raise ValueError(
             f"{name} is of model type {values.get('model_type')!r}; expected 'bridgetower' (a tower alone is where a "
@@ -207,7 +207,7 @@ def _read_folder(
     return replace(checkpoint, processor=processor)
 
 
-def _read_own(
+def _read_bridgetower(
     folder: Path, name: str, values: Mapping[str, Any], dtype: torch.dtype | None, extensions: Extensions
 ) -> Checkpoint:
     if values.get("version") != _FORMAT["version"]:

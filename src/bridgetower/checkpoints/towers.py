@@ -105,9 +105,9 @@ def read_vision_tower(source: str, overrides: Values | None = None) -> VisionWei
         return _timm_tower(_open_timm(source.removeprefix(TIMM)), overrides or {})
     found = _open(source.removeprefix(HF))
     if not isinstance(found.settings.get("architecture"), str):
-        return _own_vision_tower(found, overrides or {})
+        return _bridgetower_vision_tower(found, overrides or {})
     try:
-        return _own_vision_tower(found, overrides or {})
+        return _bridgetower_vision_tower(found, overrides or {})
     except ValueError as error:  # timm has more kinds of layers than the towers of this package
         logger.info("%s: built by timm (%s)", found.name, error)
     return _timm_tower(found, overrides or {})
@@ -145,7 +145,7 @@ def _tokenizer(folder: Path, of_library: bool) -> Tokenizer | None:
         return transformers_tokenizer(folder)
 
 
-def _own_vision_tower(found: _Found, overrides: Values) -> VisionWeights:
+def _bridgetower_vision_tower(found: _Found, overrides: Values) -> VisionWeights:
     found, naming = _recognised(found, "vision")
     config = _vision_config(found, naming, overrides)
     pixels = None if found.folder is None else normalisation(found.folder, found.settings)

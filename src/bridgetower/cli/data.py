@@ -23,9 +23,8 @@ from bridgetower.data.datasets.spec import ArrowConfig
 from bridgetower.data.own import OWN_SETS, prepare_own
 from bridgetower.data.schema import Schema
 from bridgetower.demo.toysets import TOYSETS, prepare_toyset
-from bridgetower.extras import require
+from bridgetower.extras import load_object, require
 from bridgetower.files import one_line, require_parent
-from bridgetower.own import own_part
 
 if TYPE_CHECKING:
     from bridgetower.data.folder import DatasetInfo
@@ -122,7 +121,7 @@ def inspect(
     if html is not None:
         require_parent(html)
     progress = sys.stderr.isatty()
-    own = None if schema is None else own_part("--schema", schema, Schema)
+    own = None if schema is None else load_object("--schema", schema, Schema)
     report = read_report(folder, schema=own, check=check, progress=progress)
     if html is not None:
         write_samples(folder, html, schema=own, num_samples=num_samples, seed=seed)

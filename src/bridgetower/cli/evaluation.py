@@ -17,7 +17,7 @@ from bridgetower.cli.output import emit, emit_following, emit_metrics, emit_tabl
 from bridgetower.cli.own import own_task
 from bridgetower.data.config import SHARD_CACHE_GIB, DataConfig
 from bridgetower.data.remote import is_url
-from bridgetower.evaluation.config import Means, RetrievalConfig
+from bridgetower.evaluation.config import EvaluationOptions, RetrievalConfig
 from bridgetower.extras import require
 from bridgetower.files import cache_folder, require_parent
 from bridgetower.tasks.run_config import TIMEOUT_MINUTES
@@ -124,7 +124,7 @@ def evaluate(
     ):
         work = work or cache_folder() / "evaluations"
         progress = sys.stderr.isatty()
-        means = Means(work=work, until_written=until_written, num_workers=num_workers, progress=progress)
+        means = EvaluationOptions(work=work, until_written=until_written, num_workers=num_workers, progress=progress)
         outcome = run_benchmark(
             *(predictor, benchmark, found.folders, split, options, means),
             spec=own_task(task_spec),

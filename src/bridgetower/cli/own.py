@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bridgetower.own import own_part
+from bridgetower.extras import load_object
 from bridgetower.tasks.spec import TaskSpec
 
 if TYPE_CHECKING:
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 def own_task(place: str | None) -> TaskSpec | None:
-    """Returns the task that `--task-spec` names, None without one; errors as of `own_part`."""
-    return None if place is None else own_part("task_spec", place, TaskSpec)
+    """Returns the task that `--task-spec` names, None without one; errors as of `load_object`."""
+    return None if place is None else load_object("task_spec", place, TaskSpec)
 
 
 def own_extensions(place: str | None) -> Extensions:
-    """Returns the towers, bridges and heads that `--extensions` names; errors as of `own_part`."""
+    """Returns the towers, bridges and heads that `--extensions` names; errors as of `load_object`."""
     from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
 
-    return NO_EXTENSIONS if place is None else own_part("extensions", place, Extensions)
+    return NO_EXTENSIONS if place is None else load_object("extensions", place, Extensions)

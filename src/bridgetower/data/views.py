@@ -15,7 +15,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
 from bridgetower.data.config import Augmentation, DataConfig, RandAugment
-from bridgetower.own import own_part
+from bridgetower.extras import load_object
 from bridgetower.processor import Processor, open_image, to_tensor
 
 # Mild values that were not tuned; that views help was seen on the validation flags. Nothing is mirrored: captions name
@@ -120,8 +120,8 @@ def random_view(
 
 @cache
 def own_transform(place: str) -> Callable[[Tensor], Any]:
-    """Returns a function of the user's own, as `own_part` finds it; once in a process."""
-    found: Callable[[Tensor], Any] = own_part("data.transform", place, Callable)
+    """Returns a function of the user's own, as `load_object` finds it; once in a process."""
+    found: Callable[[Tensor], Any] = load_object("data.transform", place, Callable)
     return found
 
 
@@ -130,7 +130,7 @@ def transformed(pixels: UInt8[Tensor, "b 3 h w"], place: str, generator: torch.G
 
     Args:
         pixels: At the model's size.
-        place: Of the function, as `own_part` reads it.
+        place: Of the function, as `load_object` reads it.
         generator: Decides the draws.
     """
     transform = own_transform(place)

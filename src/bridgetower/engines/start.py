@@ -144,7 +144,7 @@ def cached_export(
 def content_key(checkpoint: Checkpoint) -> str:
     """Returns a name that two checkpoints share if their config, their weights and all code of their parts are equal.
 
-    That is the code of the model's classes, one's own included, of `bridgetower.model` and of the export, with the
+    That is the code of the model's classes, custom ones included, of `bridgetower.model` and of the export, with the
     versions of the packages that the classes are from.
     """
     model, own = checkpoint.model(copy=False), checkpoint.extensions

@@ -9,7 +9,7 @@ from typing import Literal
 
 from bridgetower.model.plain import AT_LEAST_0, AT_LEAST_1, check_choice, check_numbers
 
-Protocol = Literal["honest", "paper"]
+Protocol = Literal["standard", "paper"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,7 @@ class RetrievalConfig:
 
     Attributes:
         candidates: k of the first stage, per query; published: 128 on Flickr30k, 256 on COCO. 0 ranks by ITC alone.
-        protocol: `honest` ranks each direction on its own candidates, by matching and ITC as the checkpoint weighs
+        protocol: `standard` ranks each direction on its own candidates, by matching and ITC as the checkpoint weighs
             them; `paper` on the maximum of both sides, by the logit of a match alone. Of VQAv2, `paper` leaves out the
             questions to which no annotator gave an answer of the vocabulary.
         max_captions: Captions of each image that are queries; None takes all.
@@ -28,7 +28,7 @@ class RetrievalConfig:
     """
 
     candidates: int = 128
-    protocol: Protocol = "honest"
+    protocol: Protocol = "standard"
     max_captions: int | None = None
     fold_size: int | None = None
     batch_size: int = 64
@@ -41,8 +41,8 @@ class RetrievalConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Means:
-    """With what an evaluation is done, which changes nothing in its result.
+class EvaluationOptions:
+    """How an evaluation runs; nothing here changes its result.
 
     Attributes:
         work: Folder in which retrieval keeps what it has in a folder of its own until it is finished: called again
@@ -59,4 +59,4 @@ class Means:
     progress: bool = False
 
 
-AS_USUAL = Means()
+DEFAULTS = EvaluationOptions()

@@ -13,7 +13,7 @@ from bridgetower.data.batch import BatchKey, CachedFeatures, CaptionBatch, deriv
 from bridgetower.data.captions import CaptionImages, CaptionPairs
 from bridgetower.data.config import MaskingConfig
 from bridgetower.distributed import gather_by_id, rank, world_size
-from bridgetower.evaluation.config import AS_USUAL, Means
+from bridgetower.evaluation.config import DEFAULTS, EvaluationOptions
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.objectives.encoding import encode_image, encode_text
 from bridgetower.objectives.losses import mlm_loss
@@ -55,7 +55,7 @@ class MaskedPairs(Dataset[tuple[CaptionBatch, tuple[Pixels, ...]]]):
 
 @torch.inference_mode()
 def evaluate_masked_words(
-    model: BridgeTower, images: CaptionImages, masking: MaskingConfig, means: Means = AS_USUAL
+    model: BridgeTower, images: CaptionImages, masking: MaskingConfig, options: EvaluationOptions = DEFAULTS
 ) -> dict[str, float]:
     """Returns loss and accuracy on hidden words with the right image and with another image of the set.
 
@@ -68,12 +68,12 @@ def evaluate_masked_words(
     device, pairs = next(model.parameters()).device, MaskedPairs(images, masking)
     own = torch.arange(len(pairs))[rank() :: world_size()]
     loader: Iterable[tuple[CaptionBatch, tuple[Pixels, ...]]] = load_items(
-        pairs.__getitem__, own.tolist(), num_workers=means.num_workers, device=device
+        pairs.__getitem__, own.tolist(), num_workers=options.num_workers, device=device
     )
     kinds = ("", "wrong_image_") if len(images) > 1 else ("",)
     sums = torch.zeros(len(own), len(kinds), 2, dtype=torch.float64)
     words = torch.zeros(len(own), dtype=torch.int64)
-    shown = counted(loader, "masked words", shown=means.progress and rank() == 0, total=len(own))
+    shown = counted(loader, "masked words", shown=options.progress and rank() == 0, total=len(own))
     for number, (batch, pixel_values) in enumerate(shown):
         moved, words[number] = batch.to(device), batch.num_labels
         text = encode_text(model, moved.masked_input_ids, moved.attention_mask)

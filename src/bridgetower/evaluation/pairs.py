@@ -43,7 +43,7 @@ class CandidatePairs:
     def sides(self, protocol: Protocol) -> tuple[Bool[Tensor, " n"], Bool[Tensor, " n"]]:
         """Returns which pairs rank texts for images, and which images for texts.
 
-        `honest` ranks each direction on its own candidates. `paper` ranks both on those of either side: the official
+        `standard` ranks each direction on its own candidates. `paper` ranks both on those of either side: the official
         code takes the maximum of both sides' scores, where −100 stands for a pair that a side dropped (`objectives.py`,
         `compute_irtr_itm_itc_recall`).
         """

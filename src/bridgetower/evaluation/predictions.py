@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bridgetower.data.batch import BatchDataset, BatchKey
 from bridgetower.distributed import gather_by_id, rank, world_size
-from bridgetower.evaluation.config import AS_USUAL, Means
+from bridgetower.evaluation.config import DEFAULTS, EvaluationOptions
 from bridgetower.processor import load_items
 from bridgetower.progress import counted
 
@@ -34,7 +34,7 @@ class Predictions:
 
 
 def predict_classes(
-    task: nn.Module, examples: BatchDataset, *, batch_size: int, means: Means = AS_USUAL
+    task: nn.Module, examples: BatchDataset, *, batch_size: int, options: EvaluationOptions = DEFAULTS
 ) -> Predictions:
     """Returns the likeliest class of every example; see `predict`."""
 
@@ -42,7 +42,7 @@ def predict_classes(
         top = probabilities.max(dim=1)
         return top.indices, top.values
 
-    classes, probabilities = predict(task, examples, best, batch_size=batch_size, means=means)
+    classes, probabilities = predict(task, examples, best, batch_size=batch_size, options=options)
     return Predictions(classes=classes, probabilities=probabilities)
 
 
@@ -53,14 +53,14 @@ def predict(
     read: Callable[[Tensor], tuple[Tensor, ...]],
     *,
     batch_size: int,
-    means: Means = AS_USUAL,
+    options: EvaluationOptions = DEFAULTS,
 ) -> tuple[Tensor, ...]:
     """Predicts every example; each process predicts its share and gets all."""
     own = range(rank() % len(examples), len(examples), world_size())  # of fewer examples than processes, one twice
     keys = [BatchKey(tuple(own[start : start + batch_size]), 0) for start in range(0, len(own), batch_size)]
     device = next(task.parameters()).device
-    loader: Iterable[Any] = load_items(examples.__getitem__, keys, num_workers=means.num_workers, device=device)
-    loader = counted(loader, "predicting batches", shown=means.progress and rank() == 0, total=len(keys))
+    loader: Iterable[Any] = load_items(examples.__getitem__, keys, num_workers=options.num_workers, device=device)
+    loader = counted(loader, "predicting batches", shown=options.progress and rank() == 0, total=len(keys))
     parts = [tuple(part.cpu() for part in read(task.predict(batch.to(device)))) for batch in loader]  # type: ignore[operator]
     columns = [torch.cat(column) for column in zip(*parts, strict=True)]
     return gather_by_id(torch.tensor(own), *columns)[1:]

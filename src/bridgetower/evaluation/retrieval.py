@@ -13,7 +13,7 @@ from torch import Tensor
 from bridgetower.checkpoints import ITC_WEIGHT, UNMEASURED, Reranking
 from bridgetower.data.captions import CaptionImages
 from bridgetower.evaluation.class_metrics import accuracy
-from bridgetower.evaluation.config import AS_USUAL, Means, RetrievalConfig
+from bridgetower.evaluation.config import DEFAULTS, EvaluationOptions, RetrievalConfig
 from bridgetower.evaluation.metrics import RetrievalRecalls, ScoresOf, chance_recalls, streamed_recalls
 from bridgetower.evaluation.pairs import CandidatePairs, candidate_pairs
 from bridgetower.evaluation.places import GroundTruth
@@ -66,7 +66,7 @@ def evaluate_retrieval(
     model: BridgeTower,
     images: CaptionImages,
     config: RetrievalConfig,
-    means: Means = AS_USUAL,
+    options: EvaluationOptions = DEFAULTS,
     *,
     reranking: Reranking | None = UNMEASURED,
 ) -> RetrievalResult:
@@ -78,7 +78,7 @@ def evaluate_retrieval(
     """
     _check_folds(images, config)
     model.contrastive_head()
-    with pair_scorer(model, images, config, means) as scorer:
+    with pair_scorer(model, images, config, options) as scorer:
         (image_vectors, text_vectors), truth = scorer.vectors(), scorer.truth
 
         def cosines(rows: slice, texts: Int[Tensor, " b"]) -> Float[Tensor, "r b"]:
@@ -109,7 +109,7 @@ def _second_stage(
     matched = accuracy(scores.accepted[is_control].long(), pairs.belong(truth)[is_control].long())
     found: dict[str, Any] = {"candidates": candidates, "itm_accuracy": matched}
     found["matching_recalls"] = found["two_stage_recalls"] = candidates.recalls(0.0)
-    if config.protocol == "honest":
+    if config.protocol == "standard":
         used = candidates.fitted() if reranking is None else reranking
         found |= {"reranking": used, "ece": candidates.error(used)}
         if used.itc_weight:
@@ -119,14 +119,14 @@ def _second_stage(
 
 @torch.inference_mode()
 def evaluate_matching(
-    model: BridgeTower, images: CaptionImages, config: RetrievalConfig, means: Means = AS_USUAL
+    model: BridgeTower, images: CaptionImages, config: RetrievalConfig, options: EvaluationOptions = DEFAULTS
 ) -> float:
     """Accuracy of matching on each caption with its own image and with a random other one (the same at every call).
 
     It is what `evaluate_retrieval` reports as `itm_accuracy`, for models without contrastive head.
     """
     model.head("itm")
-    with pair_scorer(model, images, config, means) as scorer:
+    with pair_scorer(model, images, config, options) as scorer:
         (index, owners), (image, text) = scorer.truth, _control_pairs(scorer.truth)
         accepted = scorer.score(image, text).accepted
     return accuracy(accepted.long(), (owners[image] == index[text]).long())
@@ -134,7 +134,7 @@ def evaluate_matching(
 
 @torch.inference_mode()
 def evaluate_all_pairs(
-    model: BridgeTower, images: CaptionImages, config: RetrievalConfig, means: Means = AS_USUAL
+    model: BridgeTower, images: CaptionImages, config: RetrievalConfig, options: EvaluationOptions = DEFAULTS
 ) -> dict[str, float]:
     """Ranks all pairs, or those of each fold, by one score of the fusion encoder: retrieval without contrast.
 
@@ -146,7 +146,7 @@ def evaluate_all_pairs(
         model.head("itm")
     head = model.itm_logits if model.rank_head is None else _ranking_logits(model)
     size = config.fold_size or len(images)
-    with pair_scorer(model, images, config, means) as scorer:
+    with pair_scorer(model, images, config, options) as scorer:
         truth = scorer.truth
         image, text = (torch.arange(len(images))[:, None] // size == truth.text_image_index // size).nonzero().unbind(1)
         scores = scorer.score(image, text, head).match

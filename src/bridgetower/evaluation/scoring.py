@@ -22,7 +22,7 @@ from bridgetower.checkpoints.tensors import read_safetensors, write_safetensors
 from bridgetower.data.batch import CachedFeatures
 from bridgetower.data.captions import CaptionImages
 from bridgetower.distributed import barrier, gather_by_id, rank, world_size
-from bridgetower.evaluation.config import Means, RetrievalConfig
+from bridgetower.evaluation.config import EvaluationOptions, RetrievalConfig
 from bridgetower.evaluation.places import GroundTruth
 from bridgetower.files import locked, remove_leftovers
 from bridgetower.inference import image_bytes, log_odds, score_pairs, split_rows
@@ -75,9 +75,14 @@ class PairScorer:
     """
 
     def __init__(
-        self, model: BridgeTower, images: CaptionImages, config: RetrievalConfig, means: Means, folder: Path | None
+        self,
+        model: BridgeTower,
+        images: CaptionImages,
+        config: RetrievalConfig,
+        options: EvaluationOptions,
+        folder: Path | None,
     ) -> None:
-        self._model, self._images, self._config, self._means, self._folder = model, images, config, means, folder
+        self._model, self._images, self._config, self._options, self._folder = model, images, config, options, folder
         self._device = next(model.parameters()).device
         texts, self.truth = ranked_texts(images, config)
         ids = images.processor.token_ids(texts, truncate=True)
@@ -166,7 +171,7 @@ class PairScorer:
         if images.frozen is not None:
             yield from (images.pixel_values(batch) for batch in numbers)
             return
-        workers = self._means.num_workers
+        workers = self._options.num_workers
         for pixels in loaded(images.pixels, numbers, num_workers=workers, device=self._device):
             yield images.processor.normalise(pixels.to(self._device, non_blocking=True))
 
@@ -177,7 +182,7 @@ class PairScorer:
 
     @property
     def _shown(self) -> bool:
-        return self._means.progress and rank() == 0
+        return self._options.progress and rank() == 0
 
     def _kept(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
         values = self._read(name)
@@ -203,21 +208,21 @@ class PairScorer:
 
 @contextmanager
 def pair_scorer(
-    model: BridgeTower, images: CaptionImages, config: RetrievalConfig, means: Means
+    model: BridgeTower, images: CaptionImages, config: RetrievalConfig, options: EvaluationOptions
 ) -> Iterator[PairScorer]:
-    """Gives what scores pairs; what it keeps in `means.work` is removed at the end, unless that comes by an error."""
-    if means.work is None:
-        yield PairScorer(model, images, config, means, None)
+    """Gives what scores pairs; what it keeps in `options.work` is removed at the end, unless that comes by an error."""
+    if options.work is None:
+        yield PairScorer(model, images, config, options, None)
         barrier()
         return
-    path = means.work / _digest(model, images, config)
+    path = options.work / _digest(model, images, config)
     with ExitStack() as stack:
         if rank() == 0:
-            (means.until_written or stack).enter_context(_removed_at_the_end(path))
+            (options.until_written or stack).enter_context(_removed_at_the_end(path))
         folder = path / f"process-{rank()}"
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
-        yield PairScorer(model, images, config, means, folder)
+        yield PairScorer(model, images, config, options, folder)
         barrier()
 
 

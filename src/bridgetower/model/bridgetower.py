@@ -61,7 +61,7 @@ class BridgeTower(nn.Module):
 
         Args:
             config: Sizes and names.
-            extensions: Entries of one's own that it names.
+            extensions: Custom entries that it names.
             generator: Of the random weights; None is PyTorch's.
 
         Raises:

@@ -52,11 +52,11 @@ class FusionConfig:
             is LayerNorm(W[x; z]); `gated` is LayerNorm(g ⊙ x + (1 - g) ⊙ z), g = σ(W[x; z]); `norm` is LayerNorm(z), so
             that only the last tower layers reach the encoder; `static_manager` and `adaptive_manager` weigh all bridged
             layers for every fusion layer, as in ManagerTower; None builds no bridges at all, as in METER. Another name
-            is that of a bridge of one's own.
+            is that of a custom bridge.
         input_norm: LayerNorm on the first layer's input; METER has none. Where a manager makes that input, it has a
             LayerNorm for each tower layer instead.
         vision_layers: Image tower layers, counted from 1, that are read: one per fusion layer with bridges, any number
-            for managers and bridges of one's own, and without bridges (None or `norm`), where the last one alone
+            for managers and custom bridges, and without bridges (None or `norm`), where the last one alone
             reaches the fusion encoder and heads may pool the others. None takes as many top layers as reach the
             fusion encoder.
         text_layers: Text tower layers likewise.
@@ -178,14 +178,14 @@ class HeadsConfig:
         vqa: Number of answers of the question answering head; 0: no head.
         snli_ve: Head for the three classes of visual entailment.
         nlvr2: Head that classifies a statement about two images; needs three token types.
-        classification: Classes of a data set of one's own, from image and text, 1 for a number instead of a class;
+        classification: Classes of a custom data set, from image and text, 1 for a number instead of a class;
             0: no head.
         multi_label: Whether several of them may hold at once, each with a probability of its own.
         hidden_scale: Width inside the classifiers above, as a multiple of the pooled width; 0: one Linear alone.
         nlvr2_dropout: Probability, in training only, before the NLVR2 head.
         image: Classes of the head on the image tower alone (CIFAR); 0: no head.
         text: Classes of the head on the text tower alone (GLUE), 1 for a number instead of a class; 0: no head.
-        own: Names of heads of one's own.
+        own: Names of custom heads.
     """
 
     mlm: bool = True
@@ -334,7 +334,7 @@ def entry(field: str, name: str, table: Mapping[str, _Entry]) -> _Entry:
         ValueError: There is none of this name.
     """
     if name not in table:
-        raise ValueError(f"{field} is {name!r}; expected one of {', '.join(table)}, or one of your own in extensions")
+        raise ValueError(f"{field} is {name!r}; expected one of {', '.join(table)}, or a custom one in extensions")
     return table[name]
 
 

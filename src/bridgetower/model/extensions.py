@@ -1,4 +1,4 @@
-"""Towers, bridges and heads by name: those of the package, and a user's own."""
+"""Towers, bridges and heads by name: those of the package, and custom ones."""
 
 from __future__ import annotations
 

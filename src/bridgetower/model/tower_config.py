@@ -45,9 +45,9 @@ class VisionConfig:
         patch_bias: Bias in the patch convolution (timm has one, CLIP has none).
         distillation_token: A second learned token after the class token, as in a distilled DeiT; the fusion encoder
             gets it like a patch.
-        architecture: `vit`; `timm`, which `settings` describe; or the name of a tower of one's own, to which the sizes
+        architecture: `vit`; `timm`, which `settings` describe; or the name of a custom tower, to which the sizes
             apply as far as it has them.
-        prefix_tokens: Tokens before the patches in a tower of timm or one's own; None: those of a ViT.
+        prefix_tokens: Tokens before the patches in a timm or custom tower; None: those of a ViT.
         settings: Of `timm`: its `architecture` and the `arguments` that it is created with.
     """
 
@@ -105,7 +105,7 @@ class TextConfig:
         activation: In the feed-forward layers; RoBERTa and BERT have `gelu`.
         dropout: Probability, in training only, for embeddings, attention and feed-forward alike.
         attention_dropout: That of attention weights, if it differs.
-        architecture: `bert`; `transformers`, which `settings` describe; or the name of a tower of one's own, to which
+        architecture: `bert`; `transformers`, which `settings` describe; or the name of a custom tower, to which
             the sizes apply as far as it has them.
         settings: Of `transformers`: its config, with the `model_type`.
     """

@@ -24,7 +24,7 @@ class Tower(nn.Module, ABC):
     checkpoint_activations = False
 
     def stacked_layers(self) -> list[nn.Module]:
-        """Returns the layers, first to last; a tower of one's own needs this for `train_top` only."""
+        """Returns the layers, first to last; a custom tower needs this for `train_top` only."""
         raise ValueError(f"{type(self).__name__} does not list its layers, so that some cannot be trained apart")
 
     def set_activation_checkpointing(self, enabled: bool) -> None:
@@ -49,7 +49,7 @@ class Tower(nn.Module, ABC):
 
 
 class VisionTower(Tower):
-    """An image tower: `VisionTransformer`, or one of a user's own.
+    """An image tower: `VisionTransformer`, or a custom one.
 
     Its width is `hidden_size` of the `VisionConfig`, its layers are counted from 1 to `num_layers`, and of its tokens
     the first `num_prefix_tokens` are no patches.
@@ -73,7 +73,7 @@ class VisionTower(Tower):
 
 
 class TextTower(Tower):
-    """A text tower: `TextTransformer`, or one of a user's own.
+    """A text tower: `TextTransformer`, or a custom one.
 
     Its width is `hidden_size` of the `TextConfig`, and its layers are counted from 1 to `num_layers`.
     """

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bridgetower.data.config import DataConfig
-from bridgetower.evaluation.config import AS_USUAL, Means, RetrievalConfig
+from bridgetower.evaluation.config import DEFAULTS, EvaluationOptions, RetrievalConfig
 from bridgetower.evaluation.outcome import Outcome
 from bridgetower.objectives.config import TaskConfig
 from bridgetower.predictor import Predictor
@@ -22,7 +22,7 @@ def evaluate(
     folders: Sequence[str | Path],
     split: str,
     config: RetrievalConfig,
-    means: Means = AS_USUAL,
+    options: EvaluationOptions = DEFAULTS,
     *,
     spec: TaskSpec | None = None,
     fit_two_stage: bool = False,
@@ -36,7 +36,7 @@ def evaluate(
         predictor.model.head(spec.head, recipe=_recipe(spec, benchmark))
     names = () if spec.head is None else predictor.class_names(spec.head)
     source = ExampleSource(
-        data=DataConfig(folders=tuple(map(str, folders)), num_workers=means.num_workers),
+        data=DataConfig(folders=tuple(map(str, folders)), num_workers=options.num_workers),
         splits=(split,),
         processor=predictor.processor,
         task=task,
@@ -55,7 +55,7 @@ def evaluate(
             names=names,
             settings=config,
             reranking=None if fit_two_stage else predictor.reranking,
-            means=means,
+            options=options,
         )
     )
     return replace(outcome, images=examples.images)
@@ -66,7 +66,7 @@ def _check_fit(predictor: Predictor, benchmark: str, split: str, config: Retriev
     if benchmark != "retrieval" or config.protocol == "paper":
         raise ValueError(
             f"fit_two_stage with benchmark {benchmark}, protocol {config.protocol}; expected retrieval by protocol "
-            "honest: leave fit_two_stage out"
+            "standard: leave fit_two_stage out"
         )
     if split.startswith("test"):
         raise ValueError(f"fit_two_stage on split {split!r}; reranking is fitted on other data than tests: validation")

@@ -1,4 +1,4 @@
-"""A user's own table: one label, several or a number per row, from image and text, either of which may be missing."""
+"""A custom table: one label, several or a number per row, from image and text, either of which may be missing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationConfig(TaskConfig):
-    """Classes of a user's own images and texts.
+    """Classes of custom images and texts.
 
     Attributes:
         kind: Name of the task in a saved run; no option of the command.
@@ -40,7 +40,7 @@ class ClassificationConfig(TaskConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class RegressionConfig(TaskConfig):
-    """A number for each of a user's own images and texts.
+    """Numbers for custom images and texts.
 
     Attributes:
         kind: Name of the task in a saved run; no option of the command.

@@ -65,8 +65,8 @@ def _evaluate(evaluation: Evaluation) -> Outcome:
     texts, _ = ranked_texts(images, settings)
     counts = {"num_images": len(images), "num_texts": len(texts)}
     if model.itc_head is None:
-        return Outcome(metrics=evaluate_all_pairs(model, images, settings, evaluation.means), counts=counts)
-    result = evaluate_retrieval(model, images, settings, evaluation.means, reranking=evaluation.reranking)
+        return Outcome(metrics=evaluate_all_pairs(model, images, settings, evaluation.options), counts=counts)
+    result = evaluate_retrieval(model, images, settings, evaluation.options, reranking=evaluation.reranking)
     judge = None if settings.fold_size else lambda: retrieval_judgements(result, images, texts)
     return Outcome(metrics=_metrics(result, evaluation), counts=counts, judge=judge)
 
@@ -86,12 +86,12 @@ def _validate(evaluation: Evaluation) -> dict[str, float]:
     model, images, settings = evaluation.model, evaluation.examples.images, evaluation.settings
     metrics: dict[str, float] = {}
     if model.mlm_head:
-        metrics = evaluate_masked_words(model, images, evaluation.task.masking, evaluation.means)
+        metrics = evaluate_masked_words(model, images, evaluation.task.masking, evaluation.options)
     if model.itc_head:
-        result = evaluate_retrieval(model, images, settings, evaluation.means, reranking=evaluation.reranking)
+        result = evaluate_retrieval(model, images, settings, evaluation.options, reranking=evaluation.reranking)
         metrics |= _metrics(result, evaluation)
     elif model.itm_head:
-        metrics["itm_accuracy"] = evaluate_matching(model, images, settings, evaluation.means)
+        metrics["itm_accuracy"] = evaluate_matching(model, images, settings, evaluation.options)
     return metrics
 
 
@@ -118,7 +118,7 @@ def _unavailable(evaluation: Evaluation, metric: str) -> str | None:
 def _validate_ranking(evaluation: Evaluation) -> dict[str, float]:
     from bridgetower.evaluation.retrieval import evaluate_all_pairs
 
-    return evaluate_all_pairs(evaluation.model, evaluation.examples.images, evaluation.settings, evaluation.means)
+    return evaluate_all_pairs(evaluation.model, evaluation.examples.images, evaluation.settings, evaluation.options)
 
 
 PRETRAIN_BASE = RunConfig(

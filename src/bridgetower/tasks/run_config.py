@@ -108,9 +108,9 @@ class RunConfig:
         vision: Image tower of a new model, in place of the recipe's. Published weights, which decide its architecture:
             a file, a folder or a hub id with CLIP, ViT or DeiT, or a vision transformer of timm, `timm:NAME`. Their
             positions are resized to the image size. Or a name for random weights: of `VISION_TOWERS`, such as
-            `clip-b16`, or a tower of your own.
+            `clip-b16`, or a custom tower.
         text: Its text tower, likewise: a folder or a hub id with an encoder of transformers, whose tokenizer is used; a
-            name of `TEXT_TOWERS`, such as `bert-base`; or a tower of your own. Dropout is the recipe's.
+            name of `TEXT_TOWERS`, such as `bert-base`; or a custom tower. Dropout is the recipe's.
         image_size: Pixels; with `init`, position embeddings are resized to it. None keeps that of `model` or `init`.
         tokenizer: Folder or file with a tokenizer for a new model; None takes that of `text`, or trains byte-level
             BPE on the training captions.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from bridgetower.data.config import DataConfig
-from bridgetower.evaluation.config import AS_USUAL, Means, RetrievalConfig
+from bridgetower.evaluation.config import DEFAULTS, EvaluationOptions, RetrievalConfig
 from bridgetower.model.config import HeadsConfig
 from bridgetower.objectives.config import TaskConfig
 from bridgetower.tasks.run_config import RunConfig
@@ -69,7 +69,7 @@ class Evaluation:
         names: Names of the classes of the task's head.
         settings: Protocol and batch size; the rest is for retrieval.
         reranking: Of the checkpoint; None fits it.
-        means: What changes nothing in the result.
+        options: How it runs, which changes nothing in the result.
     """
 
     task: Any
@@ -80,13 +80,13 @@ class Evaluation:
     names: Sequence[str] = ()
     settings: RetrievalConfig
     reranking: Reranking | None = None
-    means: Means = AS_USUAL
+    options: EvaluationOptions = DEFAULTS
 
     def predictions(self) -> Predictions:
         """Returns the likeliest class of every example, in order; every process of a distributed run gets all."""
         from bridgetower.evaluation.predictions import predict_classes
 
-        return predict_classes(self.module(), self.examples, batch_size=self.settings.batch_size, means=self.means)
+        return predict_classes(self.module(), self.examples, batch_size=self.settings.batch_size, options=self.options)
 
     def judged(
         self,
@@ -122,7 +122,9 @@ class Evaluation:
         from bridgetower.evaluation.predictions import predict
 
         size = self.settings.batch_size
-        return predict(self.module(), self.examples, lambda outputs: (outputs,), batch_size=size, means=self.means)[0]
+        return predict(self.module(), self.examples, lambda outputs: (outputs,), batch_size=size, options=self.options)[
+            0
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +137,7 @@ class TaskSpec:
         name: Of the task, and `kind` of its config.
         config: Its settings in a run.
         schema: What the rows of its prepared sets hold; None where it reads other files.
-        head: The head whose classes have names, one of `HEADS` or of your own; None if there is none.
+        head: The head whose classes have names, one of `HEADS` or a custom one; None if there is none.
         build: Makes the module that is trained, batch in and `Losses` out, of a model and the config. None: that of the
             head, `objectives.classification.task_of_head`. If the same parameters get gradients in every step, give it
             an attribute `graph`, equal as long as that holds: several processes need not look for them then.

@@ -33,14 +33,14 @@ class VqaConfig(TaskConfig):
 
     Attributes:
         kind: Name of the task in a saved run; no option of the command.
-        protocol: `honest` scores every question of the validation split; `paper` leaves out those to which no annotator
-            gave an answer of the vocabulary, as the official code does. Both train without them.
+        protocol: `standard` scores every question of the validation split; `paper` leaves out those to which no
+            annotator gave an answer of the vocabulary, as the official code does. Both train without them.
     """
 
     metrics = ("vqa_score",)
 
     kind: NotAnOption = "vqa"
-    protocol: Protocol = "honest"
+    protocol: Protocol = "standard"
 
     def __post_init__(self) -> None:
         """Checks the protocol."""

@@ -60,7 +60,7 @@ def train(
     Args:
         config: Decides the result. On CPUs, the same config on the same machine with as many threads gives the same
             bits, however often the run was stopped; on GPUs only with PyTorch's deterministic algorithms.
-        task: A task of your own; None: the one of `TASKS` that the config names.
+        task: A custom task; None: the one of `TASKS` that the config names.
         out: Folder of the run; only the first process needs to see it.
         extensions: Custom towers, bridges, heads, optimisers, schedules and loggers that are named, and callbacks.
         resume: Continue the run in `out`, if there is one. Its model, its task and its data must be the same, by their

@@ -11,7 +11,7 @@ from torch import nn
 from bridgetower.checkpoints import UNMEASURED, Checkpoint
 from bridgetower.data.batch import BatchDataset
 from bridgetower.data.prepared import PreparedImages
-from bridgetower.evaluation.config import Means
+from bridgetower.evaluation.config import EvaluationOptions
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
 from bridgetower.tasks.run_config import RunConfig
@@ -102,7 +102,7 @@ def build_task(
         names=names,
         settings=config.evaluation,
         reranking=UNMEASURED if known else None,
-        means=Means(num_workers=config.data.num_workers),
+        options=EvaluationOptions(num_workers=config.data.num_workers),
     )
     _check_selection(config.select_by, config.task.metrics, spec, evaluation)
     files = [examples.images or examples for examples in (train, held_out)]
