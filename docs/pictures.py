@@ -1,12 +1,11 @@
 """Makes the pictures of README.md: python docs/pictures.py, in a folder where `bridgetower demo` has run.
 
-They show a search in the web UI and a search's sheet, with the model and the held-out images of the demo. pictures.json
-records what they were made from, so that a test notices when they are to be made again. Needs Chromium.
+They show a search in the web UI and a search's sheet, with the model and the held-out images of the demo. Needs
+Chromium.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
@@ -15,15 +14,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from bridgetower.files import sha256_of
-
 DOCS = Path(__file__).resolve().parent
-SOURCE = DOCS.parent / "src" / "bridgetower"
-RECORD = DOCS / "pictures.json"
-MADE_FROM = {
-    "web-ui.png": sorted((SOURCE / "serve" / "static").iterdir()),
-    "search.png": [SOURCE / "search" / "sheet.py", SOURCE / "text_drawing.py"],
-}
+NAMES = ("web-ui.png", "search.png")
 QUERY = "three horizontal bands of black, red and green"
 FLAGS = "path LIKE 'flags/%'"
 COLOURS = 128  # of each picture, so that it is small
@@ -38,7 +30,6 @@ def main() -> None:
         subprocess.run([sys.executable, "-m", "bridgetower", *search], check=True)
         for path in (taken, drawn):
             Image.open(path).convert("RGB").quantize(COLOURS).save(DOCS / path.name, optimize=True)
-    RECORD.write_text(json.dumps(current(), indent=2) + "\n", encoding="utf-8")
 
 
 def take_page(path: Path) -> None:
@@ -68,17 +59,6 @@ def take_page(path: Path) -> None:
             browser.close()
         finally:
             server.terminate()
-
-
-def current() -> dict[str, dict[str, str]]:
-    """The digests of each picture and of the files that it is made from, as the record has them."""
-    return {
-        name: {
-            path.relative_to(DOCS.parent).as_posix(): sha256_of(path)
-            for path in [DOCS / name, Path(__file__).resolve(), *paths]
-        }
-        for name, paths in MADE_FROM.items()
-    }
 
 
 if __name__ == "__main__":

@@ -90,12 +90,12 @@ class ServeConfig:
 
     def __post_init__(self) -> None:
         """Checks that the server can run like this."""
+        check_numbers(self)
         positive = ("max_batch", "queue", "timeout", "max_body", "max_pixels", "max_items", "replicas")
         for item in fields(self):
             value = getattr(self, item.name)
             if item.name in positive and value is not None and not value > 0:
                 raise ValueError(f"{item.name} is {value}; expected more than 0")
-        check_numbers(self)
         if self.max_items > MOST_ITEMS:
             raise ValueError(f"max_items is {self.max_items}; expected {MOST_ITEMS} or fewer: clients can send several")
         if not 0 <= self.port < 2**16:

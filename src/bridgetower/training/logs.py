@@ -96,7 +96,7 @@ class RunLog:
         peak = peak_flops()
         if self.step_flops is not None and peak is not None:
             metrics["mfu"] = self.step_flops * self.steps / seconds / peak
-        if torch.cuda.is_available():
+        if torch.cuda.is_initialized():
             metrics["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
             torch.cuda.reset_peak_memory_stats()
         self.write("train", step, metrics)
@@ -133,7 +133,7 @@ class RunLog:
 
 def peak_flops() -> float | None:
     """Returns the products in bfloat16 per second of this GPU at best, twice the multiply-adds; None if not known."""
-    kind = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    kind = torch.cuda.get_device_name() if torch.cuda.is_initialized() else ""
     return next((peak for part, peak in PEAKS.items() if part in kind), None)
 
 
