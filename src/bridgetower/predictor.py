@@ -123,8 +123,9 @@ def load(
     unchanged = image_size in (None, checkpoint.config.vision.image_size)
     if image_size is not None:
         checkpoint = checkpoint.resized(image_size)
-    if fast_decode:
-        checkpoint = checkpoint.decoding_fast()
+    if fast_decode and (processor := checkpoint.processor):
+        fast = Processor(replace(processor.config, fast_decode=True), processor.tokenizer)
+        checkpoint = replace(checkpoint, processor=fast)
     return Predictor(checkpoint, choice.start(checkpoint, Path(source) if unchanged else None), precision)
 
 

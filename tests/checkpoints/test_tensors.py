@@ -85,12 +85,6 @@ class TestSafetensors:
         with pytest.raises(ValueError, match=r"x.safetensors is not a whole safetensors file"):
             read_safetensors(path)
 
-    def test_a_header_of_very_many_tensors(self, tmp_path: Path) -> None:
-        names = {f"tensor.{number}.{'x' * 200}": torch.zeros(1) for number in range(20_000)}
-        save_file(names, tmp_path / "x.safetensors")
-        with pytest.raises(ValueError, match=r"x.safetensors has a header of \d{7} bytes; expected at most 4194304"):
-            read_safetensors(tmp_path / "x.safetensors")
-
     def test_a_flipped_bit_is_found_or_changes_nothing(self, tmp_path: Path) -> None:
         """Every bit of the header, and one of each byte of numbers."""
         path = tmp_path / "x.safetensors"
@@ -302,16 +296,6 @@ class TestTorchArchive:
         assert tiny.equal(read, shared)
         assert len({tensor.untyped_storage().data_ptr() for tensor in read.values()}) == len(read)
         assert read["alone"].data_ptr() == content["alone"].data_ptr(), "what is stored once is not copied"
-
-    def test_slices_that_do_not_overlap_are_not_copied(
-        self, tmp_path: Path, write: Callable[[Any, Path], None]
-    ) -> None:
-        joined = torch.rand(6, 3)
-        write({"b": joined[2:4], "a": joined[:2], "c": joined[4:], "d": joined[3:5]}, tmp_path / "x.bin")
-        content = read_torch_archive(tmp_path / "x.bin")
-        read = only_tensors("x", content)
-        assert tiny.equal(read, content)
-        assert [read[name].data_ptr() == content[name].data_ptr() for name in "abcd"] == [True, True, True, False]
 
     def test_memory_that_is_shared_by_many(self, tmp_path: Path, write: Callable[[Any, Path], None]) -> None:
         write(dict.fromkeys("abcde", torch.zeros(8)), tmp_path / "x.bin")

@@ -164,7 +164,7 @@ class TestGroups:
         vision = timm_config("vit_tiny_patch16_224", {"embed_dim": 12, "depth": 2, "num_heads": 2}, 32)
         text = transformers_config({**ELECTRA, "num_hidden_layers": 2})
         changes = {"fusion.bridge": bridge, "heads.itc_norm": True}
-        vision = replace(vision, pre_norm=True)  # the default, which a tower of one's own keeps
+        vision = replace(vision, pre_norm=True)  # the default, which a custom tower keeps
         config = replace(shapes.MODEL.override(changes), vision=vision, text=text)
         model = BridgeTower(config)
         norms = {path for path, module in model.named_modules() if isinstance(module, nn.LayerNorm)}

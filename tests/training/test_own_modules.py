@@ -1,4 +1,4 @@
-"""A run with a tower, a bridge and a head of one's own: trained, continued, started from, loaded."""
+"""A run with a tower, a bridge and a custom head: trained, continued, started from, loaded."""
 
 from dataclasses import replace
 from pathlib import Path

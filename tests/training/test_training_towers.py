@@ -41,7 +41,7 @@ def roberta(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> 
 
 
 class OwnTower(VisionTransformer):
-    """A tower of one's own."""
+    """A custom tower."""
 
 
 def config(dataset: Path, **changes: Any) -> RunConfig:

@@ -52,7 +52,6 @@ class Checkpoint:
     reranking: Reranking = UNMEASURED
 
     def __post_init__(self) -> None:
-        """Checks that there is a name for every class of the heads that have names, and the processor."""
         heads = vars(self.config.heads)
         own = {head: len(self.labels.get(head, ())) for head in self.config.heads.own}  # only the head has their number
         check_labels(self.source, self.labels, own | {head: heads[head] for head in CLASS_COUNTS})
@@ -95,13 +94,6 @@ class Checkpoint:
         tensors = self.tensors | resized_vision(self.tensors, config.vision, self.extensions)
         processor = self.processor and self.processor.with_image_size(image_size)
         return replace(self, config=config, tensors=tensors, processor=processor)
-
-    def decoding_fast(self) -> Checkpoint:
-        """Returns the checkpoint with `fast_decode` in its preprocessing."""
-        processor = self.processor
-        if processor is None:
-            return self
-        return replace(self, processor=Processor(replace(processor.config, fast_decode=True), processor.tokenizer))
 
     def with_token_types(self, count: int) -> Checkpoint:
         """Returns the checkpoint with at least so many token types; new ones start as the last one is.
@@ -214,13 +206,11 @@ def check_tensors(
 
 def finite(source: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Returns tensors, all of whose values are numbers."""
-    _refuse(source, "has NaN or infinite values in", [name for name, tensor in tensors.items() if not _finite(tensor)])
+    # One pass over each without a second tensor; NaN goes through both extremes.
+    filled = {name: tensor for name, tensor in tensors.items() if tensor.numel()}
+    wrong = [name for name, tensor in filled.items() if not torch.stack(tensor.aminmax()).isfinite().all()]
+    _refuse(source, "has NaN or infinite values in", wrong)
     return tensors
-
-
-def _finite(tensor: Tensor) -> bool:
-    """One pass without a second tensor; NaN goes through both extremes."""
-    return not tensor.numel() or bool(torch.stack(tensor.aminmax()).isfinite().all())
 
 
 def _check_shapes(source: str, expected: Mapping[str, torch.Size], tensors: Mapping[str, Tensor]) -> None:

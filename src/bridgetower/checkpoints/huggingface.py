@@ -104,13 +104,11 @@ def read_checkpoint(
     text = known_fields(_Text, values.get("text_config") or {}, f"{source}/config.json: text_config")
     vision = known_fields(_Vision, values.get("vision_config") or {}, f"{source}/config.json: vision_config")
     prefix = _BACKBONE if any(name.startswith(_BACKBONE) for name in tensors) else ""
-    if top.tie_word_embeddings:
-        tensors = _untie(tensors, prefix)
+    decoder, words = "mlm_score.decoder.weight", f"{prefix}text_model.embeddings.word_embeddings.weight"
+    if top.tie_word_embeddings and "mlm_score.bias" in tensors and decoder not in tensors and words in tensors:
+        tensors = ChainMap({decoder: tensors[words].clone()}, tensors)  # type: ignore[arg-type]  # reads only
     config = _model_config(source, top, text, vision, tensors)
-    options: dict[str, Any] = {
-        "separate_projections": config.fusion.separate_projections,
-        "backbone_prefix": prefix,
-    }
+    options: dict[str, Any] = {"separate_projections": config.fusion.separate_projections, "backbone_prefix": prefix}
     extra = vision.blocks - config.vision.num_layers
     check_depth(source, config, tensors)
     table = name_table(parameter_shapes(config), "huggingface", **options)
@@ -215,15 +213,6 @@ def _side(value: int | tuple[int, ...]) -> int:
     return sides[0]
 
 
-def _untie(tensors: Mapping[str, Tensor], prefix: str) -> Mapping[str, Tensor]:
-    """A tied decoder is stored once, as the word embedding; this package keeps them apart."""
-    decoder = "mlm_score.decoder.weight"
-    if "mlm_score.bias" in tensors and decoder not in tensors:
-        words = tensors.get(f"{prefix}text_model.embeddings.word_embeddings.weight")
-        return tensors if words is None else ChainMap({decoder: words.clone()}, tensors)  # type: ignore[arg-type]  # reads only
-    return tensors
-
-
 def _obstacles(config: ModelConfig) -> list[str]:
     vision, text, fusion = config.vision, config.text, config.fusion
     depth = config.text.num_layers
@@ -286,10 +275,16 @@ def _config_values(checkpoint: Checkpoint) -> dict[str, Any]:
     vision, text, fusion = config.vision, config.text, config.fusion
     extra_layers = {name.split(".")[2] for name in checkpoint.extra_tensors if name.startswith("vision.layers.")}
     norms = {name.split(".")[2] for name in checkpoint.extra_tensors if name.startswith("vision.separate_norms.")}
-    blocks = vision.num_layers + len(extra_layers)
+    blocks, heads = vision.num_layers + len(extra_layers), config.heads
+    architectures = {
+        "BridgeTowerForContrastiveLearning": heads.itc,
+        "BridgeTowerForMaskedLM": heads.mlm,
+        "BridgeTowerForImageAndTextRetrieval": heads.itm,
+        "BridgeTowerModel": True,
+    }
     return {
         "model_type": "bridgetower",
-        "architectures": [_architecture(config.heads)],
+        "architectures": [next(name for name, present in architectures.items() if present)],
         "hidden_size": fusion.hidden_size,
         "num_hidden_layers": fusion.num_layers,
         "num_attention_heads": fusion.num_heads,
@@ -328,11 +323,3 @@ def _config_values(checkpoint: Checkpoint) -> dict[str, Any]:
             "share_layernorm": not norms,
         },
     }
-
-
-def _architecture(heads: HeadsConfig) -> str:
-    if heads.itc:
-        return "BridgeTowerForContrastiveLearning"
-    if heads.mlm:
-        return "BridgeTowerForMaskedLM"
-    return "BridgeTowerForImageAndTextRetrieval" if heads.itm else "BridgeTowerModel"

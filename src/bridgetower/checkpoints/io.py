@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import Any, Literal, Unpack
 
 import torch
 
 from bridgetower.checkpoints import huggingface, microsoft
-from bridgetower.checkpoints.card import write_card
 from bridgetower.checkpoints.checkpoint import Checkpoint, check_tensors, finite
 from bridgetower.checkpoints.hub import HubOptions, download, download_ckpt, parse_hub_id
 from bridgetower.checkpoints.reranking import UNMEASURED, Reranking
@@ -26,15 +27,17 @@ from bridgetower.checkpoints.tensors import (
     write_safetensors,
     write_weights,
 )
-from bridgetower.files import new_folder, parse_json, read_bytes, read_json, require_empty, write_json
+from bridgetower.files import new_folder, parse_json, read_bytes, read_json, require_empty, write_json, write_text
+from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import ModelConfig
 from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
+from bridgetower.model.heads import chosen_heads
 from bridgetower.model.plain import from_plain
 from bridgetower.processor import Processor, ProcessorConfig, load_tokenizer
 
 Format = Literal["bridgetower", "hf"]
 
-LABELS = "labels.json"
+LABELS, CARD = "labels.json", "README.md"
 
 _FORMAT = {"format": "bridgetower", "version": 1}
 
@@ -99,8 +102,18 @@ def read_checkpoint(
     if checkpoint.dropped:
         logger.info("%s: not used: %s", checkpoint.source, ", ".join(checkpoint.dropped))
     if answers is not None:
-        checkpoint = replace(checkpoint, labels={**checkpoint.labels, "vqa": _read_names(Path(answers))})
-    return checkpoint if tokenizer is None else _with_tokenizer(checkpoint, Path(tokenizer))
+        try:
+            names = _names(answers, parse_json(read_bytes(Path(answers)), answers))
+        except ValueError as error:
+            raise ValueError(f"{answers} is no list of answers ({error}); expected a JSON list of texts") from error
+        checkpoint = replace(checkpoint, labels={**checkpoint.labels, "vqa": names})
+    if tokenizer is not None:
+        if checkpoint.processor is None:
+            raise ValueError(f"{checkpoint.source} has no image preprocessing to go with a tokenizer")
+        checkpoint = replace(
+            checkpoint, processor=Processor(checkpoint.processor.config, load_tokenizer(Path(tokenizer)))
+        )
+    return checkpoint
 
 
 def write_checkpoint(checkpoint: Checkpoint, folder: Path, *, shard_bytes: float = SHARD_BYTES) -> None:
@@ -195,21 +208,17 @@ def _read_folder(
     values = read_json(folder / "config.json")
     if overrides:
         raise ValueError(f"overrides {sorted(overrides)} are for official .ckpt files; {name} has a config of its own")
-    if values.get("format") == _FORMAT["format"]:
-        return _read_bridgetower(folder, name, values, dtype, extensions)
-    if values.get("model_type") != "bridgetower":
+    if values.get("format") != _FORMAT["format"] and values.get("model_type") != "bridgetower":
         raise ValueError(
             f"{name} is of model type {values.get('model_type')!r}; expected 'bridgetower' (a tower alone is where a "
             "model can start from: bridgetower train --vision or --text)"
         )
-    checkpoint = huggingface.read_checkpoint(name, values, read_weights(folder, name), dtype)
-    processor = _huggingface_processor(folder, checkpoint.config)
-    return replace(checkpoint, processor=processor)
-
-
-def _read_bridgetower(
-    folder: Path, name: str, values: Mapping[str, Any], dtype: torch.dtype | None, extensions: Extensions
-) -> Checkpoint:
+    if values.get("format") != _FORMAT["format"]:
+        checkpoint = huggingface.read_checkpoint(name, values, read_weights(folder, name), dtype)
+        if not any((folder / file).exists() for file in ("preprocessor_config.json", "processor_config.json")):
+            return checkpoint
+        patch_size = checkpoint.config.vision.patch_size
+        return replace(checkpoint, processor=Processor.from_huggingface(folder, patch_size=patch_size))
     if values.get("version") != _FORMAT["version"]:
         raise ValueError(
             f"{name} is of format version {values.get('version')}; this release reads {_FORMAT['version']}"
@@ -232,12 +241,6 @@ def _read_bridgetower(
     )
 
 
-def _huggingface_processor(folder: Path, config: ModelConfig) -> Processor | None:
-    if not (folder / "preprocessor_config.json").exists() and not (folder / "processor_config.json").exists():
-        return None
-    return Processor.from_huggingface(folder, patch_size=config.vision.patch_size)
-
-
 def _read_official(path: Path, overrides: Mapping[str, Any], dtype: torch.dtype | None) -> Checkpoint:
     if path.suffix == ".safetensors" or path.name in WEIGHTS:
         raise ValueError(f"{path} holds weights without their config; pass its folder, {path.parent}")
@@ -249,36 +252,82 @@ def _read_official(path: Path, overrides: Mapping[str, Any], dtype: torch.dtype 
     official = microsoft.Settings.read(str(path), config)
     tensors = only_tensors(str(path), state_dict)
     checkpoint = microsoft.read_checkpoint(str(path), official, tensors, overrides, dtype)
-    return replace(checkpoint, processor=_official_processor(official, checkpoint.config))
-
-
-def _official_processor(official: microsoft.Settings, config: ModelConfig) -> Processor:
-    """The official evaluation transform: `clip` crops, `blip` and `albef` squash; the tokenizer is only named."""
+    # The official evaluation transform: `clip` crops, `blip` and `albef` squash; the tokenizer is only named.
     squashes = any("blip" in key or "albef" in key for key in official.val_transform_keys)
-    return Processor(
-        ProcessorConfig(
-            profile="official-finetune" if squashes else "official-pretrain",
-            image_size=config.vision.image_size,
-            max_length=official.max_text_len,
-        ),
-        tokenizer=None,
+    preprocessing = ProcessorConfig(
+        profile="official-finetune" if squashes else "official-pretrain",
+        image_size=checkpoint.config.vision.image_size,
+        max_length=official.max_text_len,
     )
+    return replace(checkpoint, processor=Processor(preprocessing, None))
 
 
-def _read_names(path: Path) -> tuple[str, ...]:
-    try:
-        return _names(path, parse_json(read_bytes(path), path))
-    except ValueError as error:
-        raise ValueError(f"{path} is no list of answers ({error}); expected a JSON list of texts") from error
-
-
-def _names(path: Path, names: object) -> tuple[str, ...]:
+def _names(path: str | Path, names: object) -> tuple[str, ...]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{path} holds names that are no list of texts; copy it again")
     return tuple(names)
 
 
-def _with_tokenizer(checkpoint: Checkpoint, path: Path) -> Checkpoint:
-    if checkpoint.processor is None:
-        raise ValueError(f"{checkpoint.source} has no image preprocessing to go with a tokenizer")
-    return replace(checkpoint, processor=Processor(checkpoint.processor.config, load_tokenizer(path)))
+def checkpoint_of(model: BridgeTower) -> Checkpoint:
+    """Returns the weights of a model with what came along when it was read."""
+    about: Checkpoint = model.origin or Checkpoint(
+        source="random weights", config=model.config, tensors={}, extensions=model.extensions
+    )
+    return replace(about, config=model.config, tensors=model.state_dict())
+
+
+def push(model: BridgeTower, repo_id: str, *, private: bool | None, token: str | None, **facts: Any) -> str:
+    """Uploads a model's folder with its card, see `write_card`, to the hub; returns the URL of the commit."""
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    with TemporaryDirectory() as parent:
+        folder, checkpoint = Path(parent) / "model", checkpoint_of(model)
+        convert(checkpoint, folder, "bridgetower")
+        write_card(checkpoint, folder, repo_id, **facts)
+        commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=f"Upload {repo_id}")
+    return commit.commit_url
+
+
+def write_card(
+    checkpoint: Checkpoint,
+    folder: Path,
+    name: str | None = None,
+    *,
+    license: str | None = None,  # noqa: A002 - as model cards call it
+    datasets: Sequence[str] = (),
+    data: Sequence[str] = (),
+    metrics: Mapping[str, float] = MappingProxyType({}),
+    command: str | None = None,
+) -> None:
+    """Writes the model card of a folder: `name` and `datasets` are ids on the hub, `data` was trained on elsewhere."""
+    from huggingface_hub import ModelCardData
+
+    config, source = checkpoint.config, checkpoint.source
+    values = ModelCardData(
+        license=license,
+        library_name="bridgetower",
+        datasets=list(datasets) or None,
+        tags=["bridgetower", "vision-language", "arxiv:2206.08657"],
+    )
+    millions = sum(tensor.numel() for tensor in checkpoint.tensors.values()) / 1e6
+    trained = [f"`{each}`" for each in (*datasets, *data)]
+    vision, text = config.vision, config.text
+    parts = [
+        f"---\n{values.to_yaml()}\n---\n\n# {name or 'BridgeTower'}\n",
+        f"[BridgeTower](https://arxiv.org/abs/2206.08657) with {millions:.1f} million parameters: "
+        f"{vision.num_layers} layers of the image tower ({vision.architecture}, {vision.image_size} pixels), "
+        f"{text.num_layers} of the text tower ({text.architecture}) and {config.fusion.num_layers} of the fusion "
+        f"encoder. Heads: {', '.join(chosen_heads(config.heads)) or 'none'}. "
+        f"Made from `{Path(source).name if Path(source).exists() else source}`.\n",
+        f'```python\nimport bridgetower\n\nmodel = bridgetower.load("{name or "FOLDER"}")\n```\n',
+    ]
+    if trained:
+        parts.append(f"Training data: {', '.join(trained)}.\n")
+    if command:
+        parts.append(f"Trained by:\n\n```bash\n{command}\n```\n")
+    if metrics:
+        rows = [f"| {metric} | {value:.4g} |" for metric, value in metrics.items()]
+        parts.append("\n".join(["| metric | value |", "|---|---|", *rows, ""]))
+    write_text(folder / CARD, "\n".join(parts))

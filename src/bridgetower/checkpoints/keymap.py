@@ -161,7 +161,17 @@ def rule_table(
 ) -> dict[str, Source]:
     """Returns where each of our tensors is found under the names that rules give."""
     compiled = [(re.compile(pattern), templates) for pattern, templates in rules]
-    return {name: Source(_foreign(name, compiled, prefixes), leading_ones.get(name, 0)) for name in names}
+    table = {}
+    for name in names:
+        found = ((match, templates) for pattern, templates in compiled if (match := pattern.fullmatch(name)))
+        match, templates = next(found, (None, ()))
+        if match is None:
+            raise KeyError(f"no foreign name is known for {name}")
+        foreign = [template.format(*match.groups()) for template in templates]
+        for place, prefix in prefixes.items():
+            foreign = [prefix + each.removeprefix(place) if each.startswith(place) else each for each in foreign]
+        table[name] = Source(tuple(foreign), leading_ones.get(name, 0))
+    return table
 
 
 def import_tensors(
@@ -185,19 +195,3 @@ def export_tensors(table: Mapping[str, Source], tensors: Mapping[str, Tensor]) -
         for foreign, part in zip(source.names, parts, strict=True):
             scattered[foreign] = part.reshape((1,) * source.leading_ones + part.shape).contiguous()
     return scattered
-
-
-def _foreign(
-    name: str, rules: list[tuple[re.Pattern[str], tuple[str, ...]]], prefixes: Mapping[str, str]
-) -> tuple[str, ...]:
-    for pattern, templates in rules:
-        if match := pattern.fullmatch(name):
-            return tuple(_with_prefix(template.format(*match.groups()), prefixes) for template in templates)
-    raise KeyError(f"no foreign name is known for {name}")
-
-
-def _with_prefix(template: str, prefixes: Mapping[str, str]) -> str:
-    for placeholder, prefix in prefixes.items():
-        if template.startswith(placeholder):
-            return prefix + template.removeprefix(placeholder)
-    return template

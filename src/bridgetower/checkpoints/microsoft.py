@@ -86,7 +86,12 @@ def read_checkpoint(
         )
     try:
         tensors = _split(tensors)
-        config = _model_config(official, tensors, naming, overrides)
+        config = ModelConfig(
+            vision=_vision_config(tensors, naming, overrides.get("vision.num_heads")),
+            text=_text_config(official, tensors, overrides.get("text.num_heads")),
+            fusion=_fusion_config(official, tensors),
+            heads=_heads_config(official, tensors),
+        ).override(overrides)
     except KeyError as error:
         raise ValueError(
             f"{source} lacks {error}; expected an official BridgeTower, METER or ManagerTower checkpoint"
@@ -94,19 +99,6 @@ def read_checkpoint(
     table = name_table(parameter_shapes(config), naming)
     extra_names = [name for name in extra_tensor_names(config) if naming == "clip" or "text." in name]
     return collect(source, config, tensors, table, name_table(extra_names, naming), _DROPPABLE, dtype)
-
-
-def _model_config(
-    official: Settings, tensors: Mapping[str, Tensor], naming: Naming, overrides: Mapping[str, Any]
-) -> ModelConfig:
-    vision = _vision_config(tensors, naming, overrides.get("vision.num_heads"))
-    config = ModelConfig(
-        vision=vision,
-        text=_text_config(official, tensors, overrides.get("text.num_heads")),
-        fusion=_fusion_config(official, tensors),
-        heads=_heads_config(official, tensors),
-    )
-    return config.override(overrides)
 
 
 def _split(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

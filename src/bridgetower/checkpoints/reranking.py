@@ -17,8 +17,6 @@ ITC_WEIGHT = "itc_weight"
 ITC_ALONE = 1e6
 """The largest weight of ITC in a two-stage ranking: candidates are matched, but their order is that of the cosine."""
 
-Shown = Literal["probability", "score"]
-
 
 class Match(TypedDict, total=False):
     """How well a pair matches, from 0 to 1: a calibrated probability or, without a calibration, a score."""
@@ -61,7 +59,6 @@ class Calibration:
     ece_after: float
 
     def __post_init__(self) -> None:
-        """Checks the numbers."""
         counts = {"pairs": AT_LEAST_1, "matching": AT_LEAST_0}
         check_numbers(self, "calibration.", slope=AT_LEAST_0, ece_before=_SHARE, ece_after=_SHARE, **counts)
 
@@ -90,7 +87,6 @@ class Gain:
     texts: int
 
     def __post_init__(self) -> None:
-        """Checks the numbers."""
         check_numbers(self, "gain.", difference=(-1, 1), texts=AT_LEAST_1)
 
 
@@ -110,7 +106,6 @@ class Reranking:
     gain: Gain | None = None
 
     def __post_init__(self) -> None:
-        """Checks the weight."""
         check_numbers(self, "reranking.", itc_weight=(0, ITC_ALONE))
 
     @property
@@ -119,7 +114,7 @@ class Reranking:
         return None if self.gain is None else self.gain.low > 0
 
     @property
-    def shown(self) -> Shown:
+    def shown(self) -> Literal["probability", "score"]:
         """What `match` returns: a calibrated probability or, without a calibration, a score."""
         return "score" if self.calibration is None else "probability"
 

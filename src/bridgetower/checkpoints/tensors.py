@@ -6,12 +6,11 @@ import pickle
 import struct
 import zipfile
 import zlib
-from bisect import bisect
 from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -57,7 +56,6 @@ _UNPACKED, _UNPACKED_AT_LEAST = 4, 2**26  # times the size of an archive, and by
 
 _SHARED = 4  # times the bytes of all memory; tied embeddings and decoders have up to twice
 
-_MOST_HEADER = 2**22  # bytes; a million tensors take long, and more than a gigabyte, to list
 _PARTS = 16  # in which a safetensors file is mapped; each reserves addresses, but no memory, for the whole file
 
 
@@ -73,6 +71,7 @@ class MappedTensors(Mapping[str, Tensor]):
         self._path, self._version = path, _version(path)
         self._map()
         self._names = dict.fromkeys(self._file.keys())
+        self.metadata: dict[str, str] = self._file.metadata() or {}
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._names:
@@ -92,12 +91,6 @@ class MappedTensors(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._names)
 
-    @property
-    def stored_checksum(self) -> str | None:
-        """The `checksum` of the tensors that were written; a file for or of other libraries has none."""
-        metadata: dict[str, str] = self._file.metadata() or {}
-        return metadata.get(_CHECKSUM)
-
     def _map(self) -> None:
         self._file: Any = safe_open(self._path, framework="pt")
         self._handed_out = 0
@@ -109,13 +102,9 @@ def read_safetensors(path: Path) -> Mapping[str, Tensor]:
     """Opens a safetensors file, memory-mapped; one that `write_safetensors` wrote is compared with its checksum."""
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing; copy the whole folder again")
-    with path.open("rb") as file:
-        header = int.from_bytes(file.read(8), "little")
-    if _MOST_HEADER < header < path.stat().st_size:
-        raise ValueError(f"{path} has a header of {header} bytes; expected at most {_MOST_HEADER}, for 20,000 tensors")
     try:
         tensors = MappedTensors(path)
-        stored = tensors.stored_checksum
+        stored = tensors.metadata.get(_CHECKSUM)  # files for or of other libraries have none
         if stored is not None and checksum(tensors) != stored:
             raise ValueError(f"{path} is damaged: its tensors are not those that were written; copy it again")
     except SafetensorError as error:
@@ -191,10 +180,15 @@ def read_pickled(path: Path) -> Mapping[str, Tensor]:
 def only_tensors(name: str, values: Mapping[str, Any]) -> dict[str, Tensor]:
     """Returns the values, which must all be weights: named, dense tensors with values in memory.
 
-    A tensor that overlaps an earlier one in memory is copied: safetensors stores each apart, and training would move
-    both. Gradients are not asked for.
+    A tensor that shares memory with an earlier one is copied: safetensors stores each apart, and training would move
+    both.
     """
-    others = sorted(str(key) for key, value in values.items() if not isinstance(key, str) or not _is_dense(value))
+
+    def is_weight(key: object, value: object) -> bool:
+        dense = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_nested
+        return isinstance(key, str) and dense and cast(Tensor, value).device.type == "cpu"
+
+    others = sorted(str(key) for key, value in values.items() if not is_weight(key, value))
     if others:
         raise ValueError(f"{name} holds {', '.join(others[:10])}, which are no named, dense tensors; expected weights")
     stored: dict[int, int] = {}
@@ -209,26 +203,11 @@ def only_tensors(name: str, values: Mapping[str, Any]) -> dict[str, Tensor]:
     read, most = sum(tensor.nbytes for tensor in values.values()), _SHARED * sum(stored.values())
     if read > most:
         raise ValueError(f"tensors of {name} share memory and would take {read} bytes apart; expected at most {most}")
-    taken: dict[int, list[tuple[int, int]]] = {place: [] for place in stored}
-    return {key: _apart(tensor.detach(), taken) for key, tensor in values.items()}
-
-
-def _is_dense(value: object) -> bool:
-    if not isinstance(value, Tensor):
-        return False
-    return value.layout == torch.strided and not value.is_nested and value.device.type == "cpu"
-
-
-def _apart(tensor: Tensor, taken: dict[int, list[tuple[int, int]]]) -> Tensor:
-    """Returns the tensor itself if no earlier one has some of its memory, which is then taken, else a copy."""
-    others, start = taken[tensor.untyped_storage().data_ptr()], int(tensor.storage_offset())
-    end = start + 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    own = start * tensor.itemsize, end * tensor.itemsize
-    place = bisect(others, own)  # they are in order, and none overlaps another
-    if (place and others[place - 1][1] > own[0]) or (place < len(others) and others[place][0] < own[1]):
-        return tensor.clone()
-    others.insert(place, own)
-    return tensor
+    apart = {}
+    for key, tensor in values.items():
+        first = stored.pop(tensor.untyped_storage().data_ptr(), None) is not None
+        apart[key] = tensor.detach() if first else tensor.detach().clone()
+    return apart
 
 
 def extent(tensors: Mapping[str, Tensor], name: str, axis: int = 0) -> int:

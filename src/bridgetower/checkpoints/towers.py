@@ -126,7 +126,16 @@ def read_text_tower(source: str, overrides: Values | None = None) -> TextWeights
         check_overrides(found.name, "text", vars(config), overrides or {})
     else:
         found, naming = _recognised(found, "text")
-        config = _text_config(found, naming, overrides or {})
+        words, positions = "text.word_embedding.weight", "text.position_embedding.weight"
+        from_weights: dict[str, Any] = {
+            "vocab_size": _extent(found, naming, words),
+            "hidden_size": _extent(found, naming, words, -1),
+            **_sizes(found, naming),
+            "max_positions": _extent(found, naming, positions),
+            "type_vocab_size": _extent(found, naming, "text.token_type_embedding.weight"),
+        }
+        from_weights |= text_settings(found.name, found.settings)
+        config = TextConfig(**_settle(found.name, "text", from_weights, {}, overrides or {}))
         tensors = _collect(found, naming, TextTransformer, config)
     return TextWeights(
         source=found.name,
@@ -207,14 +216,22 @@ def _recognised(found: _Found, part: Literal["vision", "text"]) -> tuple[_Found,
         start = ", ".join(sorted(found.tensors)[:3])
         raise ValueError(f"{found.name} holds no known {part} tower ({start}, …); expected {_EXPECTED[part]}")
     if naming.kind == "bert":  # older files name the parameters of LayerNorms after the paper
-        found = replace(found, tensors={_modern(name): tensor for name, tensor in found.tensors.items()})
+        modern = {
+            name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"): tensor
+            for name, tensor in found.tensors.items()
+        }
+        found = replace(found, tensors=modern)
     return found, naming
 
 
 def _open(source: str) -> _Found:
     path = Path(source)
     if path.is_file():
-        return _Found(source, _read_file(path), {}, None)
+        if path.suffix == ".safetensors":
+            return _Found(source, read_safetensors(path), {}, None)
+        content = read_torch_archive(path)
+        wrapped = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), dict)), content)
+        return _Found(source, only_tensors(source, wrapped), {}, None)
     if path.is_dir():
         folder, name = path, source
     elif (hub_id := parse_hub_id(source)) and hub_id[1] is None:
@@ -227,18 +244,6 @@ def _open(source: str) -> _Found:
         raise FileNotFoundError(f"{source} does not exist; expected a file with weights, a folder or a hub id")
     config = folder / "config.json"
     return _Found(name, read_weights(folder, name), read_json(config) if config.exists() else {}, folder)
-
-
-def _read_file(path: Path) -> Mapping[str, Tensor]:
-    if path.suffix == ".safetensors":
-        return read_safetensors(path)
-    content = read_torch_archive(path)
-    wrapped = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), dict)), content)
-    return only_tensors(str(path), wrapped)
-
-
-def _modern(name: str) -> str:
-    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
 
 
 def _vision_config(found: _Found, naming: TowerNaming, overrides: Values) -> VisionConfig:
@@ -262,19 +267,6 @@ def _vision_config(found: _Found, naming: TowerNaming, overrides: Values) -> Vis
     return VisionConfig(
         image_size=side * patch, **_settle(found.name, "vision", {**from_weights, **from_config}, defaults, overrides)
     )
-
-
-def _text_config(found: _Found, naming: TowerNaming, overrides: Values) -> TextConfig:
-    words = "text.word_embedding.weight"
-    from_weights: dict[str, Any] = {
-        "vocab_size": _extent(found, naming, words),
-        "hidden_size": _extent(found, naming, words, -1),
-        **_sizes(found, naming),
-        "max_positions": _extent(found, naming, "text.position_embedding.weight"),
-        "type_vocab_size": _extent(found, naming, "text.token_type_embedding.weight"),
-    }
-    from_weights |= text_settings(found.name, found.settings)
-    return TextConfig(**_settle(found.name, "text", from_weights, {}, overrides))
 
 
 def _sizes(found: _Found, naming: TowerNaming) -> dict[str, int]:

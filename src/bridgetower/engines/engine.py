@@ -84,7 +84,6 @@ class TorchEngine:
         *,
         compiler: str | None = None,
     ) -> None:
-        """Moves the model."""
         self.model = model.to(device, dtype).requires_grad_(False)
         self.device, self._dtype, self._compiler = device, dtype, compiler
         self._running: BridgeTower | _Compiled | None = None

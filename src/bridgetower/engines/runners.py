@@ -52,7 +52,6 @@ class OnnxRuntimeRunner(Runner):
     """Runs ONNX graphs in ONNX Runtime, whose sessions may be used by several threads."""
 
     def __init__(self, folder: Path) -> None:
-        """Loads nothing yet."""
         require("onnx", "onnxruntime")
         super().__init__(folder)
 
@@ -75,7 +74,6 @@ class OpenVinoRunner(Runner):
     """Runs ONNX graphs in OpenVINO; a request holds the inputs and outputs of a call, so each thread takes its own."""
 
     def __init__(self, folder: Path, precision: Precision = "fp32") -> None:
-        """Loads nothing yet; `bf16` is for linear layers and attention on hardware that has it."""
         require("openvino", "openvino")
         super().__init__(folder)
         self._hint = _HINTS[precision]

@@ -48,7 +48,6 @@ class EngineChoice:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        """Checks that there is such an engine, in this precision, on this device."""
         check_choice("engine", self.engine, EngineName)
         check_choice("precision", self.precision, Precision)
         if (self.engine, self.precision) not in FORMS:

@@ -34,7 +34,6 @@ class RetrievalConfig:
     batch_size: int = 64
 
     def __post_init__(self) -> None:
-        """Checks the numbers and the protocol."""
         names = ("max_captions", "fold_size", "batch_size")
         check_numbers(self, "", candidates=AT_LEAST_0, **dict.fromkeys(names, AT_LEAST_1))
         check_choice("protocol", self.protocol, Protocol)

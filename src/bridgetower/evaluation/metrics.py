@@ -47,7 +47,6 @@ class RetrievalRecalls:
     num_folds: int = 1
 
     def __post_init__(self) -> None:
-        """Checks that both directions hold the same ranks and that every recall is a fraction."""
         if self.image_to_text.keys() != self.text_to_image.keys():
             given = f"{list(self.image_to_text)} and {list(self.text_to_image)}"
             raise ValueError(f"the two directions have recalls at {given}; expected the same ranks in both")

@@ -18,7 +18,6 @@ class Bridge(nn.Module):
     """LayerNorm(x + z), the paper's choice (equation 8 and table "BridgeLayer")."""
 
     def __init__(self, config: FusionConfig, layer: int, num_tower_layers: int) -> None:
-        """Makes the bridge into a fusion layer."""
         super().__init__()
         self.layer = layer
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.bridge_layer_norm_eps)
@@ -106,7 +105,6 @@ class StaticManager(nn.Module):
     """
 
     def __init__(self, config: FusionConfig, layer: int, num_tower_layers: int) -> None:
-        """Makes the manager into a fusion layer; see `Bridge` for the arguments."""
         super().__init__()
         width, self.num_tower_layers = config.hidden_size, num_tower_layers
         self.norms = _norms(config, num_tower_layers)
@@ -141,7 +139,6 @@ class AdaptiveManager(nn.Module):
     """
 
     def __init__(self, config: FusionConfig, layer: int, num_tower_layers: int) -> None:
-        """Makes the manager into a fusion layer from the second on; see `Bridge` for the arguments."""
         super().__init__()
         width, eps = config.hidden_size, config.bridge_layer_norm_eps
         self.norms = _norms(config, num_tower_layers)

@@ -131,9 +131,9 @@ class BridgeTower(nn.Module):
         Raises:
             FileExistsError: The folder holds something else.
         """
-        from bridgetower.checkpoints import saving
+        from bridgetower.checkpoints import io
 
-        saving.save(self, Path(folder))
+        io.convert(io.checkpoint_of(self), Path(folder), "bridgetower")
 
     def push_to_hub(
         self,
@@ -157,9 +157,9 @@ class BridgeTower(nn.Module):
             metrics: Measured values by name.
             command: That trained it.
         """
-        from bridgetower.checkpoints import saving
+        from bridgetower.checkpoints import io
 
-        return saving.push(
+        return io.push(
             self,
             repo_id,
             private=private,

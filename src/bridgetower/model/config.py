@@ -95,7 +95,6 @@ class FusionConfig:
     attention_dropout: float | None = None
 
     def __post_init__(self) -> None:
-        """Checks sizes, heads, the bridge's name and the number of bridged layers."""
         counts = {"num_token_types": (2, 1_000), "merge_patches": (1, 1_000)}
         check_numbers(self, "fusion.", bridge_layer_norm_eps=EPS, **counts, **SIZES)
         check_heads("fusion", self.hidden_size, self.num_heads)
@@ -213,7 +212,6 @@ class HeadsConfig:
     own: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Checks the contrastive kind, widths, numbers of classes and the dropout probability."""
         check_choice("heads.itc", self.itc, ItcKind, or_none=True)
         classes = dict.fromkeys(CLASS_COUNTS, (0, CLASSES))
         widths: dict[str, tuple[float, float]] = {"itc_size": (1, WIDTH), "hidden_scale": (0, 1e3)}
@@ -256,7 +254,6 @@ class ModelConfig:
     heads: HeadsConfig = field(default_factory=HeadsConfig)
 
     def __post_init__(self) -> None:
-        """Checks the bridged tower layers, the merged patches and the token type of a second image for NLVR2."""
         if self.heads.nlvr2 and self.fusion.num_token_types < 3:
             raise ValueError(
                 f"heads.nlvr2 with fusion.num_token_types {self.fusion.num_token_types}; its second image needs 3"

@@ -20,7 +20,6 @@ class TakenLayers(Sequence[Tensor]):
     """Rows of the layers of an encoding, each layer copied only when it is read, and not kept."""
 
     def __init__(self, layers: Sequence[Float[Tensor, "b l d"]], rows: Int[Tensor, " n"]) -> None:
-        """Names the rows."""
         self.layers: Sequence[Tensor] = layers
         self.rows: Tensor = rows
         if isinstance(layers, TakenLayers):

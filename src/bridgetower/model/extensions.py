@@ -51,7 +51,6 @@ class Extensions:
     callbacks: tuple[Any, ...] = ()
 
     def __post_init__(self) -> None:
-        """Checks the names."""
         tables: dict[str, Collection[str]] = {
             "vision_towers": VISION_ARCHITECTURES,
             "text_towers": TEXT_ARCHITECTURES,

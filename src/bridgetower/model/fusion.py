@@ -101,7 +101,6 @@ class FusionEncoder(nn.Module):
     """K layers of two streams; layer ℓ > 1 reads BridgeLayer(previous output, tower layer ℓ) of its modality."""
 
     def __init__(self, config: FusionConfig, bridges: Mapping[str, BridgeBuilder] = BRIDGES) -> None:
-        """Builds the layers, and the bridge that the config names into each layer from `config.first_bridge` on."""
         super().__init__()
         self.checkpoint_activations = False
         width, eps = config.hidden_size, config.bridge_layer_norm_eps

@@ -34,7 +34,6 @@ class TimmTower(VisionTower):
     """
 
     def __init__(self, config: VisionConfig) -> None:
-        """Builds the tower without its classifier."""
         super().__init__()
         settings = _settings(config, "vision.settings", "architecture")
         self.model = _timm_model(settings["architecture"], settings.get("arguments", {}), config.image_size)
@@ -90,7 +89,6 @@ class TransformersTower(TextTower):
     """
 
     def __init__(self, config: TextConfig) -> None:
-        """Builds the encoder."""
         super().__init__()
         self.config = config
         settings = _settings(config, "text.settings", "model_type")

@@ -67,7 +67,6 @@ class VisionConfig:
     settings: Settings = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
-        """Checks that the patch divides the image and the heads divide the width."""
         check_numbers(self, "vision.", image_size=_SIDE, patch_size=_SIDE, **SIZES)
         check_heads("vision", self.hidden_size, self.num_heads)
         check_choice("vision.activation", self.activation, Activation)
@@ -127,7 +126,6 @@ class TextConfig:
     settings: Settings = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
-        """Checks sizes, heads, the kind of positions and the dropout probability."""
         counts = dict.fromkeys(("vocab_size", "type_vocab_size", "max_positions"), (1, CLASSES))
         check_numbers(self, "text.", pad_token_id=(0, CLASSES), **counts, **SIZES)
         if self.pad_token_id >= self.vocab_size or self.max_length < 1:

@@ -35,7 +35,6 @@ class ClassificationTask(nn.Module):
         loss: Loss,
         probabilities: Callable[[Float[Tensor, "b k"]], Float[Tensor, "b k"]],
     ) -> None:
-        """Reads a head of a model."""
         super().__init__()
         self.model, self.head = model, head
         self.loss, self.probabilities = loss, probabilities

@@ -80,7 +80,6 @@ class Phase:
     negatives: Negatives = "random"
 
     def __post_init__(self) -> None:
-        """Checks the weights and the negatives."""
         check_numbers(self)
         if not 0 < self.until <= 1:
             raise ValueError(f"a phase ends at {self.until}; expected a share of the run in (0, 1]")
@@ -123,7 +122,6 @@ class PretrainingConfig(TaskConfig):
     gather_with_grads: bool = True
 
     def __post_init__(self) -> None:
-        """Checks that the phases cover the run, and the choices."""
         check_numbers(self)
         ends = [phase.until for phase in self.phases]
         if not ends or ends != sorted(set(ends)) or ends[-1] != 1:
@@ -180,5 +178,4 @@ class RankingConfig(TaskConfig):
     itm: float = 1.0
 
     def __post_init__(self) -> None:
-        """Checks the number of texts and the weight."""
         check_numbers(self, false_texts=AT_LEAST_1, itm=AT_LEAST_0)

@@ -66,7 +66,6 @@ class OptimizerConfig:
     clip_norm: float | None = None
 
     def __post_init__(self) -> None:
-        """Checks ranges and choices, and that nothing is set that the schedule would ignore."""
         check_numbers(self)
         if self.lr <= 0 or self.weight_decay < 0 or not 0 <= self.warmup < 1:
             raise ValueError(
@@ -188,7 +187,6 @@ class RunConfig:
     log_every: int = 10
 
     def __post_init__(self) -> None:
-        """Checks sizes and choices, and that the length of the run is given once."""
         counts = ("batch_size", "micro_batch_size", "max_steps", "max_epochs", "checkpoint_every", "log_every")
         naturals = dict.fromkeys(("evaluate_every", "align_first", "max_skipped_steps"), AT_LEAST_0)
         check_numbers(self, "", **dict.fromkeys((*counts, "frozen_views", "train_top"), AT_LEAST_1), **naturals)

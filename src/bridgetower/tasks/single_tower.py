@@ -40,7 +40,6 @@ class CifarConfig(TaskConfig):
     num_classes: NumClasses = 10
 
     def __post_init__(self) -> None:
-        """Checks the number of classes."""
         check_numbers(self)
         if self.num_classes not in (10, 100):
             raise ValueError(f"num_classes is {self.num_classes}; expected 10 or 100")
@@ -109,7 +108,6 @@ class GlueConfig(TaskConfig):
     max_errors: int = 0
 
     def __post_init__(self) -> None:
-        """Checks the name and the number."""
         check_numbers(self, max_errors=AT_LEAST_0)
         check_choice("name", self.name, GlueName)
 

@@ -43,7 +43,6 @@ class VqaConfig(TaskConfig):
     protocol: Protocol = "standard"
 
     def __post_init__(self) -> None:
-        """Checks the protocol."""
         check_numbers(self)
         check_choice("protocol", self.protocol, Protocol)
 

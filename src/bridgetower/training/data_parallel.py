@@ -43,7 +43,6 @@ class Replicated:
     """
 
     def __init__(self, task: nn.Module) -> None:
-        """Sets a task up on its device; several processes start with the weights of the first."""
         self.task, self.run = task, task
         self._graph, self._used = _graph_of(task), set[str]()
         if world_size() > 1:

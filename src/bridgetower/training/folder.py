@@ -10,7 +10,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from bridgetower.checkpoints import Checkpoint, Reranking, update_weights, write_checkpoint
-from bridgetower.checkpoints.card import CARD, write_card
+from bridgetower.checkpoints.io import CARD, write_card
 from bridgetower.checkpoints.tensors import SHARDS, WEIGHTS
 from bridgetower.distributed import rank
 from bridgetower.files import differences, intended_name, locked, read_json, remove_leftovers, write_json

@@ -131,7 +131,6 @@ class HfAdamW(Optimizer):
         *,
         foreach: bool | None = None,
     ) -> None:
-        """Prepares to optimise."""
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
         self.foreach = foreach
 

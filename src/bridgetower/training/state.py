@@ -82,7 +82,6 @@ class StateSaver:
         asynchronous: bool = False,
         timeout: timedelta | None = None,
     ) -> None:
-        """Prepares to save."""
         self.out, self.conditions, self.describe, self.asynchronous = out, dict(conditions), describe, asynchronous
         # Of its own: the exchanges of a save in the background must not meet those of the run.
         self._group = dist.new_group(backend="gloo", timeout=timeout) if world_size() > 1 else None

@@ -31,7 +31,6 @@ class StateWriter(StorageWriter):
     """Writes the shares of all processes and then, in the first one, `state.json`."""
 
     def __init__(self, folder: Path, about: Mapping[str, Any], finished: Callable[[], None]) -> None:
-        """Prepares to write."""
         self.folder, self.about, self.finished = folder, about, finished
 
     def reset(self, checkpoint_id: object = None) -> None:
