@@ -16,7 +16,7 @@ from bridgetower.distributed import rank, world_size
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.losses import itc_loss
 from bridgetower.objectives.pretraining import PretrainingTask
-from bridgetower.training.gradient_cache import contrast_of_step
+from bridgetower.training.step import contrast_of_step
 
 INDEX = (0, 1, 2, 2, 3, 0, 4, 5)  # image 0 is in several processes, image 2 twice in one
 LENGTHS = (7, 3, 5, 4, 4, 2, 6, 3)

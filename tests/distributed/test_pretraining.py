@@ -31,8 +31,8 @@ from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.losses import itc_loss
 from bridgetower.objectives.matching import Pairs
 from bridgetower.objectives.pretraining import PretrainingTask
-from bridgetower.training.gradient_cache import contrast_of_step
 from bridgetower.training.logs import mean_over_ranks
+from bridgetower.training.step import contrast_of_step
 
 WORLD = 2
 ROWS = 4  # pairs of each process

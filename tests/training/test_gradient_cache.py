@@ -14,7 +14,7 @@ from bridgetower.data.batch import CaptionBatch
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.losses import itc_loss
 from bridgetower.objectives.pretraining import PretrainingTask
-from bridgetower.training.gradient_cache import contrast_of_step, encodes_twice
+from bridgetower.training.step import contrast_of_step, encodes_twice
 
 CONTRAST = Phase(mlm=0, itm=0, itc=2)
 EVERYTHING = Phase(mlm=0.5, itm=2, itc=1)

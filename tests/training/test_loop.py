@@ -30,9 +30,8 @@ from bridgetower.objectives.pretraining import PretrainingTask
 from bridgetower.tasks.run_config import OptimizerConfig
 from bridgetower.tasks.run_folder import read_metrics
 from bridgetower.training.data_parallel import run_device
-from bridgetower.training.loop import Interrupted, fit
+from bridgetower.training.loop import SAME_SECONDS, Interrupted, fit
 from bridgetower.training.setup import TrainContext
-from bridgetower.training.signals import SAME_SECONDS
 from bridgetower.training.state import StateSaver, TrainingState
 from folders import snapshot
 

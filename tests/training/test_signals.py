@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from bridgetower.training.signals import stop_signals
+from bridgetower.training.loop import stop_signals
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -19,7 +19,7 @@ from bridgetower.objectives.losses import Losses
 from bridgetower.objectives.pretraining import PretrainingTask
 from bridgetower.tasks.run_config import OptimizerConfig
 from bridgetower.tasks.run_folder import read_metrics
-from bridgetower.training import gradient_cache
+from bridgetower.training import step as step_module
 from bridgetower.training.setup import TrainContext
 
 
@@ -154,7 +154,7 @@ class TestContrastOverStep:
         found, decoded = [], []
         size = shapes.MODEL.vision.image_size
         for limit in (8 * 3 * size**2, 8 * 3 * size**2 - 1):
-            monkeypatch.setattr(gradient_cache, "KEPT_BYTES", limit)
+            monkeypatch.setattr(step_module, "KEPT_BYTES", limit)
             drawn.clear()
             parts = self.contrasting(build, micro_batch_size=2, contrast_over="step", augmentation="affine")
             pictures: Any = parts.examples.images

@@ -61,7 +61,13 @@ class Replicated:
     def clip_gradients(self, limit: float | None) -> Tensor:
         """Shortens all gradients together to `limit` if there is one; returns their norm of before."""
         if self._graph is not None and isinstance(self.run, DistributedDataParallel):
-            self._note_used()
+            used = {name for name, parameter in self.task.named_parameters() if parameter.grad is not None}
+            self._used = self._used or used
+            if changed := sorted(used ^ self._used):
+                raise ValueError(
+                    f"{changed[0]} and {len(changed) - 1} other parameters got a gradient in some steps with the same "
+                    "`graph` of the task and none in others, which processes cannot average; leave `graph` out"
+                )
         return nn.utils.clip_grad_norm_(self.task.parameters(), math.inf if limit is None else limit)
 
     @contextmanager
@@ -82,16 +88,6 @@ class Replicated:
             self.run = self.task
             gc.collect()  # the old one refers to itself, and holds memory for all gradients
             self.run = _averaging(self.task, self._used)
-
-    def _note_used(self) -> None:
-        used = {name for name, parameter in self.task.named_parameters() if parameter.grad is not None}
-        self._used = self._used or used
-        if used != self._used:
-            changed = sorted(used ^ self._used)
-            raise ValueError(
-                f"{changed[0]} and {len(changed) - 1} other parameters got a gradient in some steps with the same "
-                "`graph` of the task and none in others, which processes cannot average; leave `graph` out"
-            )
 
 
 def _graph_of(task: nn.Module) -> object:

@@ -73,21 +73,17 @@ def _check(out: Path, spec: TaskSpec, *, resume: bool) -> None:
                 f"{out} already holds a run without its {CONFIG}, or other files ({', '.join(foreign[:3])}); choose "
                 "another --out or move them away"
             )
-    elif _has_begun(out):
-        raise FileExistsError(f"{out} already holds a run; continue it with --resume or choose another --out")
+    else:  # a run that failed before its first step may be started anew
+        metrics = out / METRICS
+        saved = newest(out) is not None or any((out / name).exists() for name in ("best", "last"))
+        if saved or (metrics.exists() and metrics.stat().st_size > 0):
+            raise FileExistsError(f"{out} already holds a run; continue it with --resume or choose another --out")
 
 
 def _others(folder: Path, ours: set[str], pattern: str = "") -> list[str]:
     """Names in a folder that are neither ours, by name or pattern, nor left over from writing one of ours."""
     names = {intended_name(path) for path in folder.iterdir()} - ours if folder.exists() else ()
     return sorted(name for name in names if not fnmatch(name, pattern))
-
-
-def _has_begun(out: Path) -> bool:
-    """Whether a step was done or anything saved; a run that failed before its first step may be started anew."""
-    metrics = out / METRICS
-    saved = newest(out) is not None or any((out / name).exists() for name in ("best", "last"))
-    return saved or (metrics.exists() and metrics.stat().st_size > 0)
 
 
 def _changes(out: Path, config: RunConfig, spec: TaskSpec) -> dict[str, str]:

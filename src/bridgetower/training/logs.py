@@ -48,8 +48,11 @@ class RunLog:
 
     def __enter__(self) -> RunLog:
         if self.enabled:
-            _forget_after(self.out / METRICS, self.state)
-            self.file = (self.out / METRICS).open("a", encoding="utf-8")
+            path, last = self.out / METRICS, {"validation": self.state.evaluated}
+            if path.exists():  # without what a killed run wrote after the state that it continues from
+                entries = [(line, last.get(entry["kind"], self.state.step), entry) for line, entry in whole_lines(path)]
+                write_text(path, "".join(f"{line}\n" for line, end, entry in entries if entry["step"] <= end))
+            self.file = path.open("a", encoding="utf-8")
         self.progress.start()
         self.bar = self.progress.add_task(self.description, total=self.max_steps, completed=self.state.step, metrics="")
         self.since = time.perf_counter()
@@ -141,11 +144,3 @@ def mean_over_ranks(losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns the means of scalars over all processes, in one exchange; every process has to call it."""
     values = torch.stack([value.float() for value in losses.values()])
     return dict(zip(losses, all_gather(values[None]).mean(dim=0).unbind(), strict=True))
-
-
-def _forget_after(path: Path, state: TrainingState) -> None:
-    """Drops what a killed run wrote after the state that it continues from, and a half-written last line."""
-    if path.exists():
-        last = {"validation": state.evaluated}
-        lines = [line for line, entry in whole_lines(path) if entry["step"] <= last.get(entry["kind"], state.step)]
-        write_text(path, "".join(line + "\n" for line in lines))

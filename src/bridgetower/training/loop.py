@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
+from threading import current_thread, main_thread
+from types import FrameType, MappingProxyType
 
 import torch
 from torch.optim import Optimizer
@@ -21,18 +23,19 @@ from bridgetower.data.shards import FetchAhead
 from bridgetower.distributed import from_first, rank, require_same, world_size
 from bridgetower.model.layers import autocast
 from bridgetower.processor import load_items
-from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.data_parallel import Replicated, parallelized
-from bridgetower.training.gradient_cache import encodes_twice, keeps_pixels
-from bridgetower.training.loggers import LOGGERS, TENSORBOARD, Logger
+from bridgetower.training.loggers import LOGGERS, TENSORBOARD
 from bridgetower.training.logs import RunLog, mean_over_ranks, peak_flops
 from bridgetower.training.optim import build_optimizer, parameter_groups, schedule
 from bridgetower.training.setup import TrainContext
-from bridgetower.training.signals import stop_signals
 from bridgetower.training.state import DATA, OPTIMIZER, StateSaver, TrainingState, load_state
-from bridgetower.training.step import StepWatch, count_micro_batches, run_step
+from bridgetower.training.step import StepWatch, count_micro_batches, encodes_twice, keeps_pixels, run_step
 
 logger = logging.getLogger(__name__)
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SAME_SECONDS = 5.0
+"""Within which signals are one request: launchers send theirs to the group, and then to each process again."""
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error: the run was stopped by a signal
@@ -48,6 +51,45 @@ class Interrupted(Exception):  # noqa: N818 - not an error: the run was stopped 
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+class Stop:
+    """Whether the run has to stop, and which signal asked first."""
+
+    def __init__(self, announce: Callable[[str], None]) -> None:
+        self.signal: signal.Signals | None = None
+        self._announce, self._since = announce, 0.0
+
+    @property
+    def requested(self) -> bool:
+        """Whether a signal came."""
+        return self.signal is not None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Notes a signal and announces its name; one that comes later ends the process at once."""
+        if self.signal is None:
+            self.signal, self._since = signal.Signals(number), time.monotonic()
+            self._announce(self.signal.name)
+        elif time.monotonic() - self._since > SAME_SECONDS:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+
+@contextmanager
+def stop_signals(announce: Callable[[str], None] = lambda name: None) -> Iterator[Stop]:
+    """Turns SIGINT, SIGTERM and SIGHUP into a request; afterwards they do what they did before.
+
+    Outside the main thread, where Python takes no signals, none is awaited.
+    """
+    stop = Stop(announce)
+    numbers = SIGNALS if current_thread() is main_thread() else ()
+    # A signal that is ignored stays so, as SIGHUP is below nohup.
+    previous = {number: signal.signal(number, stop) for number in numbers if signal.getsignal(number) != signal.SIG_IGN}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def fit(
@@ -66,7 +108,12 @@ def fit(
     config = context.config
     task = parallelized(context.task, config.parallel, config.precision)
     optimizer = build_optimizer(parameter_groups(context.model, config.optimizer), config.optimizer, context.extensions)
-    conditions = _conditions(context, optimizer)
+    conditions = {  # what decides the result beside the config: the data, and how a batch is cut, for the negatives
+        "number of processes": world_size(),
+        "micro-batches of each": count_micro_batches(config),
+        OPTIMIZER: type(optimizer).__name__,
+        DATA: dict(context.digests),
+    }
     require_same(conditions)
 
     def unmeasured(state: TrainingState) -> bool:
@@ -86,7 +133,15 @@ def fit(
         _keep_last(context, optimizer, state, out)
         return state.metrics
     factor = schedule(config.optimizer, context.max_steps, context.extensions)
-    _warn_of_small_contrast(config)
+    limited = [name for name in config.task.contrasts if name != "ITC" or config.contrast_over != "step"]
+    if limited and count_micro_batches(config) > 1 and rank() == 0:
+        logger.warning(
+            "%s: one micro-batch of %s pairs per process is compared, not the batch of %s; raise micro_batch_size, "
+            "or add processes (for ITC: contrast_over)",
+            " and ".join(limited),
+            config.micro_batch_size,
+            config.batch_size,
+        )
     if config.data.trains_on_validation and config.evaluate_every is not None and rank() == 0:
         logger.warning(
             "%s is trained on, so its metrics say nothing about other data: there is no best/, only last/, and no "
@@ -96,12 +151,13 @@ def fit(
     if rank() == 0:
         steps = f"step {state.step + 1:,} to {context.max_steps:,}"
         logger.info("training: %s, %d of %d examples each", steps, config.batch_size, len(context.examples))
+    loggers = {**context.extensions.loggers, **LOGGERS}
     log = RunLog(
         out,
         config,
         context.max_steps,
         state,
-        loggers=_loggers(report_to, context, out, state) if rank() == 0 else (),
+        loggers=[loggers[name](out, config, state.step) for name in report_to] if rank() == 0 else (),
         enabled=rank() == 0,
         progress=progress,
     )
@@ -120,7 +176,8 @@ def fit(
         if unmeasured(state):  # it was stopped before it could
             _evaluate(task, context, optimizer, state, log, saver, out)
         for step in range(state.step, context.max_steps):
-            _set_lr(optimizer, factor(step))
+            for group in optimizer.param_groups:
+                group["lr"] = group["base_lr"] * factor(step)
             with _counting(log, context, first=step == state.step):
                 losses, ids, skipped = run_step(task, context, optimizer, batches, step, state.skipped)
             state.step, state.skipped = step + 1, state.skipped + skipped
@@ -128,7 +185,8 @@ def fit(
                 callback.after_step(context, optimizer, state.step)
             last = state.step == context.max_steps
             stopping = watch.note(state.step, losses, ids, stop=stop.requested, skipped=skipped)
-            log.step(state.step, mean_over_ranks(losses) if log.due(state.step) else losses, _lr(optimizer))
+            shared = mean_over_ranks(losses) if log.due(state.step) else losses
+            log.step(state.step, shared, float(optimizer.param_groups[0]["lr"]))
             # Before the evaluation, which may take longer than there is between a signal and the end.
             if last or stopping or unmeasured(state) or state.step % config.checkpoint_every == 0:
                 watch.settle()  # what is kept is of finite weights
@@ -186,20 +244,6 @@ def _order(context: TrainContext) -> EpochOrder | None:
     return ShardOrder(images.shards_of(numbers), config.seed, config.data.shuffle_shards, FetchAhead(images.fetch))
 
 
-def _warn_of_small_contrast(config: RunConfig) -> None:
-    limited = config.task.contrasts
-    if config.contrast_over == "step":
-        limited = [name for name in limited if name != "ITC"]
-    if limited and count_micro_batches(config) > 1 and rank() == 0:
-        logger.warning(
-            "%s: one micro-batch of %s pairs per process is compared, not the batch of %s; raise micro_batch_size, "
-            "or add processes (for ITC: contrast_over)",
-            " and ".join(limited),
-            config.micro_batch_size,
-            config.batch_size,
-        )
-
-
 def _evaluate(
     task: Replicated,
     context: TrainContext,
@@ -246,11 +290,6 @@ def _keep_last(context: TrainContext, optimizer: Optimizer, state: TrainingState
             context.save(out / "last", state.metrics)
 
 
-def _loggers(names: Sequence[str], context: TrainContext, out: Path, state: TrainingState) -> list[Logger]:
-    known = {**context.extensions.loggers, **LOGGERS}
-    return [known[name](out, context.config, state.step) for name in names]
-
-
 @contextmanager
 def _counting(log: RunLog, context: TrainContext, *, first: bool) -> Iterator[None]:
     """Counts the operations of the first step where the log can say which share of the possible speed they are."""
@@ -261,22 +300,3 @@ def _counting(log: RunLog, context: TrainContext, *, first: bool) -> Iterator[No
     with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
         yield
     log.step_flops = float(counter.get_total_flops())
-
-
-def _conditions(context: TrainContext, optimizer: Optimizer) -> dict[str, Any]:
-    """What decides the result beside the config: the data, and how a batch is cut, which decides the negatives."""
-    return {
-        "number of processes": world_size(),
-        "micro-batches of each": count_micro_batches(context.config),
-        OPTIMIZER: type(optimizer).__name__,
-        DATA: dict(context.digests),
-    }
-
-
-def _lr(optimizer: Optimizer) -> float:
-    return float(optimizer.param_groups[0]["lr"])
-
-
-def _set_lr(optimizer: Optimizer, factor: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = group["base_lr"] * factor

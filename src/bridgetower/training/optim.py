@@ -140,21 +140,18 @@ class HfAdamW(Optimizer):
         for group in self.param_groups:
             by_step: dict[int, list[Tensor]] = {}
             for parameter in group["params"]:
-                if parameter.grad is not None:
-                    by_step.setdefault(self._count(parameter), []).append(parameter)
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state.update(step=torch.tensor(0))  # on the CPU, where it is read
+                    state.update(exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter))
+                state["step"] += 1
+                by_step.setdefault(int(state["step"]), []).append(parameter)
             for step, parameters in by_step.items():
                 at_once = parameters[0].is_cuda if self.foreach is None else self.foreach
                 for part in [parameters] if at_once else [[parameter] for parameter in parameters]:
                     self._update(part, step, group)
-
-    def _count(self, parameter: Tensor) -> int:
-        """Returns the number of this step, counted for each parameter; the count is kept on the CPU."""
-        state = self.state[parameter]
-        if not state:
-            state.update(step=torch.tensor(0))
-            state.update(exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter))
-        state["step"] += 1
-        return int(state["step"])
 
     def _update(self, parameters: Sequence[Tensor], step: int, group: Mapping[str, Any]) -> None:
         gradients = [_share(parameter.grad) for parameter in parameters if parameter.grad is not None]

@@ -12,15 +12,14 @@ from threading import Thread
 from typing import Any
 
 import torch
-from torch.multiprocessing.spawn import ProcessContext, ProcessException, start_processes
+from torch.multiprocessing.spawn import ProcessException, start_processes
 
 from bridgetower.distributed import available_cores
 from bridgetower.progress import step_bars
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.run_folder import CONFIG, METRICS, read_metrics
-from bridgetower.training.loop import Interrupted
+from bridgetower.training.loop import Interrupted, stop_signals
 from bridgetower.training.run import train
-from bridgetower.training.signals import Stop, stop_signals
 
 POLL_SECONDS = 0.5
 _LATE = ("datasets", "sklearn.linear_model", "torch._dynamo")  # what every run imports after its start
@@ -53,7 +52,16 @@ def train_all(runs: Mapping[Path, RunConfig], *, progress: bool = True) -> None:
         processes = start_processes(
             _train_each, (shares, cores // workers, outcomes), workers, join=False, start_method="forkserver"
         )
-        lost = _wait(processes, stop, show)
+        lost, ended_early = None, False
+        try:
+            while not processes.join(POLL_SECONDS):
+                show()
+                if stop.requested and not ended_early:  # they save and stop
+                    ended_early = True
+                    for process in processes.processes:
+                        process.terminate()
+        except ProcessException as error:
+            lost = error
     ended: list[Exception | None] = []
     while not outcomes.empty():
         ended.append(outcomes.get())
@@ -70,24 +78,16 @@ def train_all(runs: Mapping[Path, RunConfig], *, progress: bool = True) -> None:
         )
 
 
-def _wait(processes: ProcessContext, stop: Stop, show: Callable[[], None]) -> ProcessException | None:
-    """Waits for all processes; they save and stop after a signal, or when one fails, which is returned."""
-    ended = False
-    try:
-        while not processes.join(POLL_SECONDS):
-            show()
-            if stop.requested and not ended:
-                ended = True
-                for process in processes.processes:
-                    process.terminate()
-    except ProcessException as error:
-        return error
-    return None
-
-
 def _train_each(worker: int, shares: Sequence[Sequence[tuple[Path, RunConfig]]], threads: int, outcomes: Any) -> None:
     """Trains the runs of a worker one after another, and reports of each None or its error."""
-    Thread(target=_stop_after_parent, daemon=True).start()
+    parent = parent_process()
+    assert parent is not None
+
+    def stop_after_parent() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    Thread(target=stop_after_parent, daemon=True).start()
     torch.set_num_threads(threads)
     for folder, config in shares[worker]:
         try:
@@ -96,14 +96,6 @@ def _train_each(worker: int, shares: Sequence[Sequence[tuple[Path, RunConfig]]],
             outcomes.put(error)
             raise SystemExit(1) from None
         outcomes.put(None)
-
-
-def _stop_after_parent() -> None:
-    """Asks this process to stop if the one that called `train_all` is killed."""
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -104,7 +104,9 @@ def build_task(
         reranking=UNMEASURED if known else None,
         options=EvaluationOptions(num_workers=config.data.num_workers),
     )
-    _check_selection(config.select_by, config.task.metrics, spec, evaluation)
+    if (reason := spec.unavailable(evaluation, config.select_by)) is not None:
+        possible = [metric for metric in config.task.metrics if spec.unavailable(evaluation, metric) is None]
+        raise ValueError(f"select_by is {config.select_by!r}, but {reason}; use one of {', '.join(possible)}")
     files = [examples.images or examples for examples in (train, held_out)]
     return TaskSetup(
         task=trained,
@@ -129,11 +131,3 @@ def class_labels(config: RunConfig, spec: TaskSpec) -> dict[str, tuple[str, ...]
             f"{found}, or choose another set"
         )
     return {spec.head: names} if names else {}
-
-
-def _check_selection(select_by: str, metrics: Sequence[str], spec: TaskSpec, evaluation: Evaluation) -> None:
-    """Raises before training starts if the evaluation cannot give the metric that selects the best checkpoint."""
-    reason = spec.unavailable(evaluation, select_by)
-    if reason is not None:
-        possible = [metric for metric in metrics if spec.unavailable(evaluation, metric) is None]
-        raise ValueError(f"select_by is {select_by!r}, but {reason}; use one of {', '.join(possible)}")

@@ -100,7 +100,12 @@ class StateSaver:
         """Writes a state so that `load_state` gives the same bits; first waits for the one before."""
         self.wait()
         path = self.out / FOLDER / f"step-{state.step:08d}"
-        temporary = from_first(self._new(path) if rank() == 0 else None)
+        temporary = ""
+        if rank() == 0:
+            folder = self._opened.enter_context(new_folder(path))
+            self.describe(folder)
+            temporary = str(folder)
+        temporary = from_first(temporary)
         about = {"state": asdict(state), "conditions": self.conditions}
         tensors = _tensors(model, optimizer) if rank() == 0 or _is_sharded(model) else {}
         options: dict[str, Any] = {
@@ -114,11 +119,6 @@ class StateSaver:
                 self._pending = pending
             else:
                 save(tensors, **options)
-
-    def _new(self, path: Path) -> str:
-        folder = self._opened.enter_context(new_folder(path))
-        self.describe(folder)
-        return str(folder)
 
     def amend(self, state: TrainingState) -> None:
         """Notes in the state that was saved last what was found since, such as metrics, in the first process."""
@@ -165,15 +165,33 @@ def load_state(out: Path, model: nn.Module, optimizer: Optimizer, conditions: Ma
     layout = {key: of for key, of in layout.items() if key.startswith("model.") or keeps_moments}
     parameters = _parameters(optimizer)
     layout = {key: of for key, of in layout.items() if key.startswith("model.") or key.partition(".")[2] in parameters}
-    _check_layout(path, layout, model, parameters)
-    tensors = _targets(layout, model, parameters)
+    weights = model.state_dict()
+    shapes = {f"model.{name}": list(tensor.shape) for name, tensor in weights.items()}
+    before = {key: of["shape"] for key, of in layout.items() if key.startswith("model.")}
+    others = [key for key in {**shapes, **before} if shapes.get(key) != before.get(key)]
+    if others:
+        raise ValueError(
+            f"{path} is not of this model ({others[0]} was {before.get(others[0])}, now {shapes.get(others[0])}); "
+            "give the options of the model as they were, or start again in another folder"
+        )
+    tensors = {}  # to read into: on the CPU, or shared out as the parameters are
+    for key, of in layout.items():
+        kind, _, name = key.partition(".")
+        like, dtype = weights[name] if kind == "model" else parameters[name], getattr(torch, of["dtype"])
+        is_cut = of["shape"] == list(like.shape) and hasattr(like, "full_tensor")
+        tensors[key] = torch.empty_like(like, dtype=dtype) if is_cut else torch.empty(of["shape"], dtype=dtype)
     if shared or rank() == 0:
         with _readable(path):
             reader, planner = StateReader(path, about[LAYOUT]), DefaultLoadPlanner(flatten_state_dict=False)
             load(tensors, storage_reader=reader, planner=planner, no_dist=not shared)
     tensors = tensors if shared else from_first(tensors)
     model.load_state_dict({name: tensors[f"model.{name}"] for name in model.state_dict()})
-    _restore(optimizer, tensors)
+    optimizer.state.clear()
+    for key, tensor in tensors.items():
+        kind, _, name = key.partition(".")
+        if kind != "model":
+            device = parameters[name].device if optimizer.defaults.get("fused") or tensor.ndim else "cpu"
+            optimizer.state[parameters[name]][kind] = tensor.to(device)
     return TrainingState(**about["state"])
 
 
@@ -220,44 +238,6 @@ def _tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
                 raise ValueError(f"the optimiser keeps {kind} of {name} as a {type(value).__name__}; keep tensors only")
             tensors[f"{kind}.{name}"] = value
     return tensors
-
-
-def _targets(layout: Mapping[str, Any], model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """Returns tensors to read into: on the CPU, or shared out as the parameters are."""
-    weights = model.state_dict()
-    targets = {}
-    for key, about in layout.items():
-        kind, _, name = key.partition(".")
-        like = weights[name] if kind == "model" else parameters[name]
-        dtype = getattr(torch, about["dtype"])
-        is_cut = about["shape"] == list(like.shape) and hasattr(like, "full_tensor")
-        targets[key] = torch.empty_like(like, dtype=dtype) if is_cut else torch.empty(about["shape"], dtype=dtype)
-    return targets
-
-
-def _restore(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    optimizer.state.clear()
-    parameters = _parameters(optimizer)
-    fused = bool(optimizer.defaults.get("fused"))
-    for key, tensor in tensors.items():
-        kind, _, name = key.partition(".")
-        if kind != "model":
-            device = parameters[name].device if fused or tensor.ndim else "cpu"
-            optimizer.state[parameters[name]][kind] = tensor.to(device)
-
-
-def _check_layout(
-    path: Path, layout: Mapping[str, Any], model: nn.Module, parameters: Mapping[str, nn.Parameter]
-) -> None:
-    """Raises ValueError if the tensors of a state are not those of a model and of an optimiser of its parameters."""
-    shapes = {f"model.{name}": list(tensor.shape) for name, tensor in model.state_dict().items()}
-    weights = {key: about["shape"] for key, about in layout.items() if key.startswith("model.")}
-    others = [key for key in {**shapes, **weights} if shapes.get(key) != weights.get(key)]
-    if others:
-        raise ValueError(
-            f"{path} is not of this model ({others[0]} was {weights.get(others[0])}, now {shapes.get(others[0])}); "
-            "give the options of the model as they were, or start again in another folder"
-        )
 
 
 def _check_conditions(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

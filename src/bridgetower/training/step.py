@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -23,7 +23,6 @@ from bridgetower.objectives.contrast import Contrast
 from bridgetower.objectives.losses import Losses
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.data_parallel import Replicated
-from bridgetower.training.gradient_cache import contrast_of_step, encodes_twice, keeps_pixels
 from bridgetower.training.setup import TrainContext
 
 _ADVICE = (
@@ -31,6 +30,10 @@ _ADVICE = (
 )
 
 logger = logging.getLogger(__name__)
+
+
+KEPT_BYTES = 2**31
+"""Pixels of a step up to which a process keeps them between the two passes; more are read again."""
 
 
 def count_micro_batches(config: RunConfig) -> int:
@@ -99,8 +102,11 @@ def _pass(
     device = context.model.device
     with autocast(device, context.config.precision):
         losses: Losses = task(*inputs)
-    if check:
-        _check_finite(losses, inputs[0], step + 1)
+    if check and not torch.isfinite(losses.total):
+        values, ids = {name: value.item() for name, value in losses.parts.items()}, ", ".join(inputs[0].ids)
+        raise FloatingPointError(
+            f"loss is not finite at step {step + 1}: {values}; examples of the batch: {ids}. {_ADVICE}"
+        )
     (losses.total / count).backward()
     return losses
 
@@ -142,22 +148,21 @@ def _contrasts(
     if not encodes_twice(config, task.progress, count):  # type: ignore[arg-type]
         return [], batches
     keeps = keeps_pixels(config, context.model.config.vision.image_size)
-    first = islice(batches, count)
+
+    def first() -> Iterator[Any]:
+        for batch in islice(batches, count):
+            if keeps:  # of what is not pinned a copy, as a worker's memory holds files open
+                kept.append(batch if torch.cuda.is_available() else batch.copied())
+            yield _on_device(batch, context)
+
     contrasts = contrast_of_step(
         task,
-        (_on_device(batch, context) for batch in (_keeping(first, kept) if keeps else first)),
+        first(),
         lambda micro: _seed_dropout(config, step, micro),
         partial(autocast, context.model.device, config.precision),
         check=check,
     )
     return contrasts, iter(kept) if keeps else batches
-
-
-def _keeping(batches: Iterator[Batch], kept: list[Batch]) -> Iterator[Batch]:
-    """Yields batches and keeps them; of what is not pinned a copy, as a worker's memory holds files open."""
-    for batch in batches:
-        kept.append(batch if torch.cuda.is_available() else batch.copied())
-        yield batch
 
 
 def _seed_dropout(config: RunConfig, step: int, micro: int) -> None:
@@ -173,12 +178,43 @@ def check_gradients(norm: Tensor, ids: Sequence[str], step: int) -> None:
         )
 
 
-def _check_finite(losses: Losses, batch: Batch, step: int) -> None:
-    if not torch.isfinite(losses.total):
-        values = {name: value.item() for name, value in losses.parts.items()}
-        raise FloatingPointError(
-            f"loss is not finite at step {step}: {values}; examples of the batch: {', '.join(batch.ids)}. {_ADVICE}"
-        )
+def encodes_twice(config: RunConfig, progress: float, micro_batches: int) -> bool:
+    """Whether a step encodes its micro-batches once for their features and once more for gradients."""
+    if config.contrast_over != "step" or micro_batches == 1:
+        return False
+    return config.task.contrasts_pairs(progress)
+
+
+def keeps_pixels(config: RunConfig, image_size: int) -> bool:
+    """Whether the pixels of a process's share of a step, as uint8, are few enough to be kept between its two passes."""
+    return config.batch_size // world_size() * 3 * image_size**2 <= KEPT_BYTES
+
+
+def contrast_of_step(
+    task: Any,
+    batches: Iterable[CaptionBatch],
+    seed: Callable[[int], None],
+    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
+    *,
+    check: bool = True,
+) -> list[Contrast]:
+    """Encodes all micro-batches without a graph and compares all pairs of all processes.
+
+    One micro-batch is in memory at a time; of the others there are only the features.
+    """
+    features = []
+    with torch.no_grad():
+        for number, batch in enumerate(batches):
+            seed(number)
+            with precision():
+                features.append(task.features(batch))
+            embeds = features[-1].embeds
+            if check and embeds[0].device.type == "cpu" and not all(torch.isfinite(each).all() for each in embeds):
+                raise FloatingPointError(
+                    f"contrastive features are not finite; examples of the batch: {', '.join(batch.ids)}. Lower the "
+                    "learning rate, clip gradients, or look at these images"
+                )
+    return task.contrast(features)
 
 
 class StepWatch:
@@ -224,7 +260,10 @@ def does_not_fit(batch: Any, run: Callable[[Any], object]) -> ValueError:
         return ValueError(f"a micro-batch of {len(batch)} does not fit into memory; try --micro-batch-size {size}")
     while size and fits is None:
         torch.cuda.empty_cache()
-        fits, size = (size, size) if _runs(run, _first(batch, size)) else (None, size // 2)
+        with suppress(torch.OutOfMemoryError):
+            run(_first(batch, size))
+            fits = size
+        size //= 2
     if fits is None:
         return ValueError(
             f"a micro-batch of {len(batch)} does not fit into memory, nor does one of 1; use --checkpoint-activations "
@@ -233,14 +272,6 @@ def does_not_fit(batch: Any, run: Callable[[Any], object]) -> ValueError:
     return ValueError(
         f"a micro-batch of {len(batch)} does not fit into memory, one of {fits} does: use --micro-batch-size {fits}"
     )
-
-
-def _runs(run: Callable[[Any], object], batch: Any) -> bool:
-    try:
-        run(batch)
-    except torch.OutOfMemoryError:
-        return False
-    return True
 
 
 def _first(batch: Any, count: int) -> Any:
