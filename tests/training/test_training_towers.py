@@ -19,8 +19,7 @@ from bridgetower.processor import Processor
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.table import RECIPES
 from bridgetower.training.run import train
-from bridgetower.training.start import starting_checkpoint
-from bridgetower.training.towers import with_named_towers
+from bridgetower.training.start import starting_checkpoint, with_named_towers
 from published import PIXELS, openai, transformers_text, transformers_vision
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bridgetower.checkpoints import Checkpoint, read_checkpoint
+from bridgetower.checkpoints.towers import check_overrides, read_text_tower, read_vision_tower
 from bridgetower.data.batch import derive_seed
 from bridgetower.data.config import DataConfig
 from bridgetower.files import differences
@@ -17,17 +20,21 @@ from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import POOLING_FIELDS, HeadsConfig, ModelConfig
 from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
 from bridgetower.model.heads import HEADS, chosen_heads
-from bridgetower.processor import Processor, ProcessorConfig, train_tokenizer
+from bridgetower.model.presets import TEXT_TOWERS, VISION_TOWERS
+from bridgetower.model.tower_config import TextConfig, VisionConfig
+from bridgetower.processor import Processor, ProcessorConfig, load_tokenizer, train_tokenizer
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.spec import TaskSpec
 from bridgetower.tasks.table import spec_of
 from bridgetower.training.setup import class_labels
-from bridgetower.training.towers import Towers, read_towers, with_named_towers
 
 logger = logging.getLogger(__name__)
 
 _OF_ITC = ("itc", "itc_size", *POOLING_FIELDS)
 """What a checkpoint decides of the contrastive head unless the run changes one of them in its recipe."""
+
+# The run decides these of a tower: positions are resized, and published weights are the same with any dropout.
+_FREE = ("image_size", "dropout", "attention_dropout")
 
 
 def starting_checkpoint(
@@ -39,19 +46,14 @@ def starting_checkpoint(
         checkpoint = _new(config, spec, extensions)
     else:
         checkpoint = _initial(config, spec, config.init, extensions)
-    _check_length(checkpoint.config.text.max_length, config, spec)
-    return checkpoint
-
-
-def _check_length(longest: int, config: RunConfig, spec: TaskSpec) -> None:
-    """Refuses longer texts than the tower takes; where the recipe has them, says that they are cut."""
-    wanted = config.data.max_length
-    if wanted <= longest:
-        return
-    recipe = spec.recipe(config.recipe)
-    if wanted != (recipe.data if recipe else DataConfig()).max_length:
+    longest, wanted, recipe = checkpoint.config.text.max_length, config.data.max_length, spec.recipe(config.recipe)
+    if wanted > longest and wanted != (recipe.data if recipe else DataConfig()).max_length:
         raise ValueError(f"data.max_length is {wanted}; the text tower takes at most {longest} tokens")
-    logger.warning("texts are cut at %d tokens, which the text tower takes, not at the recipe's %d", longest, wanted)
+    if wanted > longest:
+        logger.warning(
+            "texts are cut at %d tokens, which the text tower takes, not at the recipe's %d", longest, wanted
+        )
+    return checkpoint
 
 
 def _initial(config: RunConfig, spec: TaskSpec, init: str, extensions: Extensions) -> Checkpoint:
@@ -60,23 +62,19 @@ def _initial(config: RunConfig, spec: TaskSpec, init: str, extensions: Extension
     processor = checkpoint.processor
     if processor is None or processor.tokenizer is None:
         raise ValueError(f"{init} has no tokenizer; convert it with one first: bridgetower convert --tokenizer")
-    values = _with_data_settings(processor.config, config)
-    checkpoint = replace(checkpoint, processor=Processor(values, processor.tokenizer))
-    if config.image_size is not None:
-        checkpoint = checkpoint.resized(config.image_size)
-    return _with_heads(checkpoint, config, spec)
-
-
-def _with_data_settings(values: ProcessorConfig, config: RunConfig) -> ProcessorConfig:
-    data = config.data
+    values, data = processor.config, config.data
     if data.profile is not None:  # the other two belong to transformers' profile
         values = replace(values, profile=data.profile, shortest_edge=None, size_divisor=None)
-    return replace(
+    values = replace(
         values,
         max_length=data.max_length,
         background=data.background or values.background,
         fast_decode=data.fast_decode or values.fast_decode,
     )
+    checkpoint = replace(checkpoint, processor=Processor(values, processor.tokenizer))
+    if config.image_size is not None:
+        checkpoint = checkpoint.resized(config.image_size)
+    return _with_heads(checkpoint, config, spec)
 
 
 def _with_heads(checkpoint: Checkpoint, config: RunConfig, spec: TaskSpec) -> Checkpoint:
@@ -88,7 +86,9 @@ def _with_heads(checkpoint: Checkpoint, config: RunConfig, spec: TaskSpec) -> Ch
         chosen = replace(chosen, **{name: getattr(found, name) for name in _OF_ITC})
         if found.itc != usual.heads.itc:
             logger.info("%s: its contrastive head is kept, of the kind %s", checkpoint.source, found.itc)
-    kept, new, dropped = _sorted_heads(found, chosen)
+    there_now, needed = chosen_heads(found), chosen_heads(chosen)  # a contrastive head of another kind is in both
+    kept = [head for head in there_now if needed.get(head) == there_now[head]]
+    new, dropped = ([head for head in heads if head not in kept] for heads in (needed, there_now))
     model_config = replace(checkpoint.config, heads=_effective_heads(found, chosen, kept))
     _check_model(usual, config, checkpoint, model_config)
     if dropped:
@@ -111,13 +111,6 @@ def _with_heads(checkpoint: Checkpoint, config: RunConfig, spec: TaskSpec) -> Ch
     labels = {head: names for head, names in checkpoint.labels.items() if head in kept}
     labels |= {head: names for head, names in class_labels(config, spec).items() if head in new}
     return replace(checkpoint, config=model_config, tensors=tensors, labels=labels)
-
-
-def _sorted_heads(there: HeadsConfig, chosen: HeadsConfig) -> tuple[list[str], list[str], list[str]]:
-    """Names of the heads that are kept, start anew, and are left behind; a contrastive head of another kind is both."""
-    found, needed = chosen_heads(there), chosen_heads(chosen)
-    kept = [head for head in found if needed.get(head) == found[head]]
-    return kept, [head for head in needed if head not in kept], [head for head in found if head not in kept]
 
 
 def _effective_heads(there: HeadsConfig, chosen: HeadsConfig, kept: list[str]) -> HeadsConfig:
@@ -163,16 +156,53 @@ def _new_heads(config: ModelConfig, extensions: Extensions, heads: list[str], se
 
 
 def _new(config: RunConfig, spec: TaskSpec, extensions: Extensions) -> Checkpoint:
-    config = with_named_towers(config, _default_model(config, spec), extensions)
+    defaults = _default_model(config, spec)
+    config = with_named_towers(config, defaults, extensions)
     if spec.recipe(config.recipe) in spec.fine_tuning and not (config.vision or config.text):
         logger.warning("%s fine-tunes a pre-trained model, but starts from random weights; give init", config.recipe)
-    towers = read_towers(config, _default_model(config, spec))
-    processor = _processor(config, spec, towers)
-    image_size = processor.config.image_size
-    model_config = towers.model_config(config.model, processor, image_size)
+    vision = config.vision and read_vision_tower(config.vision, _overrides(config.model.vision, defaults.vision))
+    text = config.text and read_text_tower(config.text, _overrides(config.model.text, defaults.text))
+    image_size = config.image_size or config.model.vision.image_size
+    if vision and config.image_size is None and image_size == defaults.vision.image_size:
+        image_size = vision.config.image_size if vision.config.architecture == "timm" else image_size
+    preprocessing = {"profile": "official-pretrain", **(vision.preprocessing if vision else {})}
+    if config.data.profile is not None:
+        preprocessing["profile"] = config.data.profile
+    values = ProcessorConfig(
+        **preprocessing,
+        image_size=image_size,
+        max_length=config.data.max_length,
+        background=config.data.background,
+        fast_decode=config.data.fast_decode,
+    )
+    path, tokenizer = config.tokenizer, text.tokenizer if text else None
+    if text and path is None and tokenizer is None:
+        raise ValueError(f"the text tower {text.source} has no tokenizer; give tokenizer, a folder or file")
+    if text and path is not None and tokenizer is not None:
+        raise ValueError(f"tokenizer {path} with text {text.source}, which has its own; leave one out")
+    if tokenizer is None and path is not None:
+        tokenizer = load_tokenizer(path)
+    if tokenizer is None:
+        texts = spec.training_texts(config, Processor(values, None))
+        tokenizer = train_tokenizer(texts, vocab_size=config.model.text.vocab_size)
+    processor = Processor(values, tokenizer)
+    ids, pad = processor.vocab_size, processor.pad_token_id
+    dropouts = {"dropout": config.model.text.dropout, "attention_dropout": config.model.text.attention_dropout}
+    text_config = replace(config.model.text, vocab_size=ids, pad_token_id=pad)
+    if text:
+        text_config = replace(text.config, **dropouts)
+        rows = text_config.vocab_size
+        if ids > rows or pad != text_config.pad_token_id:
+            raise ValueError(
+                f"the tokenizer has {ids} ids and pads with {pad}; the text tower {text.source} has {rows} and pads "
+                f"with {text_config.pad_token_id}: give the tokenizer that it was trained with"
+            )
+    vision_config = replace(vision.config if vision else config.model.vision, image_size=image_size)
+    model_config = replace(config.model, vision=vision_config, text=text_config)
     generator = torch.Generator().manual_seed(derive_seed(config.seed, "weights"))
-    model = BridgeTower(model_config, extensions, generator=generator)
-    tensors = model.state_dict() | towers.tensors(image_size)
+    tensors = BridgeTower(model_config, extensions, generator=generator).state_dict()
+    tensors |= vision.resized(image_size).tensors if vision else {}
+    tensors |= text.tensors if text else {}
     return Checkpoint(
         source=config.recipe,
         config=model_config,
@@ -183,20 +213,33 @@ def _new(config: RunConfig, spec: TaskSpec, extensions: Extensions) -> Checkpoin
     )
 
 
-def _processor(config: RunConfig, spec: TaskSpec, towers: Towers) -> Processor:
-    """Preprocessing of a new model: the given tokenizer, or byte-level BPE trained on the training texts."""
-    values = ProcessorConfig(
-        **towers.preprocessing(config.data.profile),
-        image_size=towers.image_size(config, _default_model(config, spec)),
-        max_length=config.data.max_length,
-        background=config.data.background,
-        fast_decode=config.data.fast_decode,
-    )
-    tokenizer = towers.tokenizer(config.tokenizer)
-    if tokenizer is not None:
-        return Processor(values, tokenizer)
-    texts = spec.training_texts(config, Processor(values, None))
-    return Processor(values, train_tokenizer(texts, vocab_size=config.model.text.vocab_size))
+def with_named_towers(config: RunConfig, defaults: ModelConfig, extensions: Extensions) -> RunConfig:
+    """Returns the run with the towers that are given by name in its model; `vision` and `text` keep weights only."""
+    kinds = (("vision", VISION_TOWERS, extensions.vision_towers), ("text", TEXT_TOWERS, extensions.text_towers))
+    for part, presets, own in kinds:
+        name, tower = getattr(config, part), getattr(config.model, part)
+        if name in own:
+            fields: dict[str, Any] = {"architecture": name}
+        elif name in presets:
+            fields = {field: value for field, value in vars(presets[name]).items() if field not in _FREE}
+            logger.warning("%s %s is an architecture, which starts from random weights", part, name)
+        else:
+            continue
+        if Path(name).exists():
+            raise ValueError(f"{part} {name} is a tower's name and a path here; give ./{name} for the weights in there")
+        check_overrides(name, part, fields, _overrides(tower, getattr(defaults, part)))
+        if part == "vision" and config.image_size is not None:
+            fields["image_size"] = config.image_size
+        changes: dict[str, Any] = {part: None}
+        config = replace(config, model=replace(config.model, **{part: replace(tower, **fields)}), **changes)
+    return config
+
+
+def _overrides(config: VisionConfig | TextConfig, defaults: VisionConfig | TextConfig) -> Mapping[str, Any]:
+    """The fields that the run sets otherwise than its recipe, which does not bind published towers."""
+    return {
+        name: value for name, value in vars(config).items() if name not in _FREE and value != getattr(defaults, name)
+    }
 
 
 def _default_model(config: RunConfig, spec: TaskSpec) -> ModelConfig:
