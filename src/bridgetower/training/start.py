@@ -50,9 +50,8 @@ def starting_checkpoint(
     if wanted > longest and wanted != (recipe.data if recipe else DataConfig()).max_length:
         raise ValueError(f"data.max_length is {wanted}; the text tower takes at most {longest} tokens")
     if wanted > longest:
-        logger.warning(
-            "texts are cut at %d tokens, which the text tower takes, not at the recipe's %d", longest, wanted
-        )
+        cut = "texts are cut at %d tokens, which the text tower takes, not at the recipe's %d"
+        logger.warning(cut, longest, wanted)
     return checkpoint
 
 
@@ -187,7 +186,10 @@ def _new(config: RunConfig, spec: TaskSpec, extensions: Extensions) -> Checkpoin
         tokenizer = train_tokenizer(texts, vocab_size=config.model.text.vocab_size)
     processor = Processor(values, tokenizer)
     ids, pad = processor.vocab_size, processor.pad_token_id
-    dropouts = {"dropout": config.model.text.dropout, "attention_dropout": config.model.text.attention_dropout}
+    dropouts: dict[str, Any] = {
+        "dropout": config.model.text.dropout,
+        "attention_dropout": config.model.text.attention_dropout,
+    }
     text_config = replace(config.model.text, vocab_size=ids, pad_token_id=pad)
     if text:
         text_config = replace(text.config, **dropouts)
