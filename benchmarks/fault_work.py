@@ -16,7 +16,7 @@ from fault_attempts import in_fork
 from PIL import Image, ImageDraw
 
 from bridgetower.checkpoints.states import read_about
-from bridgetower.tasks.run_folder import CONFIG, read_metrics
+from bridgetower.tasks.run_config import CONFIG, read_metrics
 from bridgetower.training.state import newest
 
 COLOURS = ("red", "green", "blue", "yellow", "white")

@@ -25,8 +25,7 @@ from bridgetower.model.config import ModelConfig
 from bridgetower.model.presets import meter, meter_with_norms
 from bridgetower.predictor import load
 from bridgetower.tasks.grounding import judge
-from bridgetower.tasks.run_config import RunConfig
-from bridgetower.tasks.run_folder import read_metrics
+from bridgetower.tasks.run_config import RunConfig, read_metrics
 from bridgetower.tasks.table import RECIPES
 from bridgetower.training.parallel import train_all
 

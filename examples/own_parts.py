@@ -30,7 +30,7 @@ from bridgetower.evaluation.outcome import Outcome
 from bridgetower.model.config import FusionConfig, HeadsConfig
 from bridgetower.model.presets import NANO
 from bridgetower.model.tower_config import VisionConfig
-from bridgetower.objectives.classification import ClassificationTask, classifier
+from bridgetower.objectives.classification import ClassificationTask, task_of_head
 from bridgetower.objectives.config import NotAnOption, TaskConfig
 from bridgetower.tasks.benchmarks import evaluate
 from bridgetower.tasks.run_config import OptimizerConfig
@@ -133,7 +133,7 @@ class ClaimsConfig(TaskConfig):
 
 def build(model: BridgeTower, config: ClaimsConfig) -> ClassificationTask:
     """Makes the module that is trained: the head on the pooled output, with cross-entropy."""
-    return classifier(model, "claim")
+    return task_of_head(model, "claim")
 
 
 def examples(source: ExampleSource) -> EntryDataset:

@@ -14,7 +14,7 @@ from bridgetower.checkpoints import read_checkpoint
 from bridgetower.data.batch import Batch
 from bridgetower.engines.engine import TorchEngine
 from bridgetower.inference import Choice
-from bridgetower.objectives.classification import answerer, classifier
+from bridgetower.objectives.classification import task_of_head
 from bridgetower.predictor import Predictor, load
 
 QUESTIONS = ["what colour?", "is it a bar on black", "a circle"]
@@ -52,9 +52,9 @@ class TestResults:
         pixels, others = processor.images(pictures), processor.images(pictures[::-1])
         with torch.no_grad():
             expected = {
-                "answer": answerer(model).predict(Batch(pixel_values=pixels, **given)),
-                "entail": classifier(model, "snli_ve").predict(Batch(pixel_values=pixels, **given)),
-                "reason": classifier(model, "nlvr2").predict(
+                "answer": task_of_head(model, "vqa").predict(Batch(pixel_values=pixels, **given)),
+                "entail": task_of_head(model, "snli_ve").predict(Batch(pixel_values=pixels, **given)),
+                "reason": task_of_head(model, "nlvr2").predict(
                     Batch(pixel_values=pixels, pixel_values_2=others, **given)
                 ),
             }

@@ -19,8 +19,7 @@ from bridgetower.distributed import world_size
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.config import HeadsConfig
 from bridgetower.objectives.config import Phase, PretrainingConfig
-from bridgetower.tasks.run_config import RunConfig
-from bridgetower.tasks.run_folder import read_metrics
+from bridgetower.tasks.run_config import RunConfig, read_metrics
 from bridgetower.tasks.single_tower import GlueConfig
 from bridgetower.tasks.statements import Nlvr2Config, SnliVeConfig
 from bridgetower.tasks.vqa import VqaConfig

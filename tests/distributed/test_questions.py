@@ -17,7 +17,7 @@ from bridgetower.data.examples import EntryDataset
 from bridgetower.data.order import StepSampler
 from bridgetower.distributed import rank, world_size
 from bridgetower.evaluation.predictions import Predictions, predict_classes
-from bridgetower.objectives.classification import ClassificationTask, answerer, classifier
+from bridgetower.objectives.classification import ClassificationTask, task_of_head
 
 WORLD = 2
 Result = dict[str, Any]
@@ -41,7 +41,7 @@ def build(checkpoint: Path, folder: Path) -> tuple[ClassificationTask, EntryData
     loaded = read_checkpoint(checkpoint)
     assert loaded.processor is not None
     questions = asked.examples(folder, "vqa", loaded.processor, names=loaded.class_names("vqa"))
-    return answerer(loaded.model()), questions
+    return task_of_head(loaded.model(), "vqa"), questions
 
 
 def step(checkpoint: Path, folder: Path) -> Result:
@@ -64,7 +64,7 @@ def predict(checkpoint: Path, folder: Path, number: int | None = None) -> Predic
     assert loaded.processor is not None
     statements = asked.examples(folder, "snli-ve", loaded.processor, "validation")
     return predict_classes(
-        classifier(loaded.model(), "snli_ve"), First(statements, number or len(statements)), batch_size=3
+        task_of_head(loaded.model(), "snli_ve"), First(statements, number or len(statements)), batch_size=3
     )
 
 

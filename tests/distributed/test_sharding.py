@@ -24,8 +24,7 @@ from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import HeadsConfig
 from bridgetower.model.layers import FeedForward
 from bridgetower.objectives.config import Phase, PretrainingConfig
-from bridgetower.tasks.run_config import OptimizerConfig, RunConfig
-from bridgetower.tasks.run_folder import read_metrics
+from bridgetower.tasks.run_config import OptimizerConfig, RunConfig, read_metrics
 from bridgetower.tasks.vqa import VQA, VqaConfig
 from bridgetower.training import sharding
 from bridgetower.training.run import train

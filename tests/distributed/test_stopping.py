@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import states
-from bridgetower.tasks.run_folder import METRICS, read_metrics
+from bridgetower.tasks.run_config import METRICS, read_metrics
 from shapes import train_command
 
 PATIENCE = 300.0  # seconds after which something hangs

@@ -20,7 +20,7 @@ import kills
 import shapes
 import states
 from bridgetower import cli
-from bridgetower.tasks.run_folder import read_metrics
+from bridgetower.tasks.run_config import read_metrics
 from bridgetower.training.folder import read_run
 from bridgetower.training.run import train
 from folders import same_weights

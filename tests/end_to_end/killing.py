@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import states
 from bridgetower import cli
-from bridgetower.tasks.run_folder import CONFIG
+from bridgetower.tasks.run_config import CONFIG
 from kills import before, renamed, send, within
 from preloaded import preload
 from shapes import train_command

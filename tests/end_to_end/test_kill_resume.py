@@ -12,7 +12,7 @@ import pytest
 from killing import MAX_STEPS, NUM_KILLS, leftovers
 
 import states
-from bridgetower.tasks.run_folder import METRICS
+from bridgetower.tasks.run_config import METRICS
 from bridgetower.training.folder import read_run
 from folders import same_weights
 from tiny import equal

@@ -7,7 +7,7 @@ import torch
 from recompute import encode, features, outputs_of
 
 from bridgetower.data.batch import Batch
-from bridgetower.objectives.classification import answerer, classifier
+from bridgetower.objectives.classification import task_of_head
 from golden import case, check, variant, wrong
 
 CASES = ("c_vqa", "d_snli", "e_nlvr2")
@@ -28,7 +28,11 @@ def batch_of(name, inputs):
 
 
 def task_of(name, model):
-    return answerer(model) if name == "c_vqa" else classifier(model, {"d_snli": "snli_ve", "e_nlvr2": "nlvr2"}[name])
+    return (
+        task_of_head(model, "vqa")
+        if name == "c_vqa"
+        else task_of_head(model, {"d_snli": "snli_ve", "e_nlvr2": "nlvr2"}[name])
+    )
 
 
 def head_of(name, model):
@@ -108,7 +112,7 @@ class TestLosses:
 
     def test_mean_score_of_the_likeliest_answers(self):
         recorded = case("c_vqa")
-        losses = answerer(recorded.load())(batch_of("c_vqa", recorded.inputs))
+        losses = task_of_head(recorded.load(), "vqa")(batch_of("c_vqa", recorded.inputs))
         assert losses.metrics["vqa_score"].item() == pytest.approx(recorded.meta["vqa_score_metric"])
 
     def test_the_best_answers_score_best(self):
@@ -116,7 +120,7 @@ class TestLosses:
         batch = batch_of("c_vqa", recorded.inputs)
         chosen = recorded.outputs["vqa_logits"].argmax(dim=1)
         targets = torch.zeros_like(batch.labels).scatter(1, chosen[:, None], 0.6)
-        losses = answerer(recorded.load())(changed(batch, labels=targets))
+        losses = task_of_head(recorded.load(), "vqa")(changed(batch, labels=targets))
         assert losses.metrics["vqa_score"].item() == pytest.approx(0.6)
 
 
@@ -197,7 +201,7 @@ class TestFeaturesOfTwoImages:
     def test_text_is_encoded_once(self, recorded):
         model, calls = recorded.load(), []
         model.text.register_forward_hook(lambda *_: calls.append(1))
-        classifier(model, "nlvr2")(batch_of("e_nlvr2", recorded.inputs))
+        task_of_head(model, "nlvr2")(batch_of("e_nlvr2", recorded.inputs))
         assert len(calls) == 1
 
     def test_control_a_table_of_two_rows_is_refused(self, recorded):

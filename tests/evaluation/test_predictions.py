@@ -11,7 +11,7 @@ from bridgetower.data.batch import BatchKey
 from bridgetower.data.examples import EntryDataset
 from bridgetower.evaluation.config import EvaluationOptions
 from bridgetower.evaluation.predictions import predict_classes
-from bridgetower.objectives.classification import ClassificationTask, classifier
+from bridgetower.objectives.classification import ClassificationTask, task_of_head
 from bridgetower.processor import Processor
 
 
@@ -23,7 +23,7 @@ def statements(tmp_path: Path, tiny_processor: Processor) -> EntryDataset:
 
 @pytest.fixture
 def task(answering_checkpoint: Path) -> ClassificationTask:
-    return classifier(read_checkpoint(answering_checkpoint).model(), "snli_ve")
+    return task_of_head(read_checkpoint(answering_checkpoint).model(), "snli_ve")
 
 
 @pytest.mark.parametrize(("batch_size", "num_workers"), [(1, 0), (5, 0), (100, 0), (4, 2)])

@@ -18,8 +18,7 @@ from bridgetower.model.layers import autocast
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.pretraining import PretrainingTask
 from bridgetower.predictor import load
-from bridgetower.tasks.run_config import OptimizerConfig, RunConfig
-from bridgetower.tasks.run_folder import read_metrics
+from bridgetower.tasks.run_config import OptimizerConfig, RunConfig, read_metrics
 from bridgetower.training.data_parallel import Replicated, set_numerics
 from bridgetower.training.optim import build_optimizer, parameter_groups
 from bridgetower.training.run import train

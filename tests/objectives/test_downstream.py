@@ -11,7 +11,7 @@ from torch import Tensor
 import tiny
 from bridgetower.data.batch import Batch, RankingBatch
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.objectives.classification import ClassificationTask, answerer, classifier, regressor, task_of_head
+from bridgetower.objectives.classification import ClassificationTask, task_of_head
 from bridgetower.objectives.config import RankingConfig
 from bridgetower.objectives.ranking import RankingTask
 
@@ -37,14 +37,14 @@ class TestVqa:
     TARGETS = torch.tensor([[1.0, 0.0, 0.3, 0.0], [0.0, 0.0, 0.0, 0.0], [0.6, 0.9, 0.0, 0.0]])
 
     def test_loss(self) -> None:
-        task = answerer(model(vqa=4))
+        task = task_of_head(model(vqa=4), "vqa")
         batch = Batch(pixel_values=tiny.images(3), labels=self.TARGETS, **texts())
         probabilities = task.predict(batch)
         entropy = self.TARGETS * probabilities.log() + (1 - self.TARGETS) * (1 - probabilities).log()
         assert task(batch).total.item() == pytest.approx(-entropy.mean().item() * 4, rel=1e-5)
 
     def test_any_number_of_answers(self) -> None:
-        task = answerer(model(vqa=1))
+        task = task_of_head(model(vqa=1), "vqa")
         batch = Batch(pixel_values=tiny.images(3), labels=self.TARGETS[:, :1], **texts())
         assert task.predict(batch).shape == (3, 1)
         assert math.isfinite(task(batch).total.item())
@@ -52,7 +52,7 @@ class TestVqa:
 
 class TestSnliVe:
     def test_loss_and_accuracy(self) -> None:
-        task = classifier(model(snli_ve=True), "snli_ve")
+        task = task_of_head(model(snli_ve=True), "snli_ve")
         batch = Batch(pixel_values=tiny.images(3), labels=torch.tensor([0, 2, 1]), **texts())
         probabilities, losses = task.predict(batch), task(batch)
         assert torch.allclose(probabilities.sum(dim=1), torch.ones(3))
@@ -82,11 +82,11 @@ class TestNlvr2:
         seen: list[Tensor] = []
         network.nlvr2_head.dense.register_forward_hook(lambda _module, args, _output: seen.append(args[0]))
         network.nlvr2_head.train()
-        classifier(network, "nlvr2")(batch)
+        task_of_head(network, "nlvr2")(batch)
         assert 0.2 < (seen[0] == 0).float().mean().item() < 0.8
 
     def test_both_images_matter(self, batch: Batch) -> None:
-        task = classifier(model(nlvr2=True), "nlvr2")
+        task = task_of_head(model(nlvr2=True), "nlvr2")
         before = task.logits(batch)
         for name in ("pixel_values", "pixel_values_2"):
             changed = Batch(**{**vars(batch), name: tiny.images(3, seed=5)})
@@ -165,7 +165,7 @@ class TestRanking:
 class TestSingleTowers:
     def test_image_tower_alone(self) -> None:
         network = model(image=5, itm=False)
-        task = classifier(network, "image")
+        task = task_of_head(network, "image")
         batch = Batch(pixel_values=tiny.images(3), labels=torch.tensor([0, 4, 2]))
         cls = network.vision(batch.pixel_values, network.config.vision_layers)[-1][:, 0]
         expected = network.image_head(cls)
@@ -176,7 +176,7 @@ class TestSingleTowers:
 
     def test_text_tower_alone(self) -> None:
         network = model(text=3, itm=False)
-        task, batch = classifier(network, "text"), Batch(labels=torch.tensor([0, 2, 1]), **texts())
+        task, batch = task_of_head(network, "text"), Batch(labels=torch.tensor([0, 2, 1]), **texts())
         cls = network.text(batch.input_ids, batch.attention_mask.bool(), network.config.text_layers)[-1][:, 0]
         assert tiny.off(task.logits(batch), network.text_head(cls)) < 1e-5
         assert task(batch).metrics.keys() == {"accuracy"}
@@ -185,7 +185,7 @@ class TestSingleTowers:
         assert reached == {"text", "text_head"}
 
     def test_numbers(self) -> None:
-        task = regressor(model(text=1, itm=False), "text")
+        task = task_of_head(model(text=1, itm=False), "text")
         batch = Batch(labels=torch.tensor([0.5, 4.2, 3.0]), **texts())
         predicted = task.predict(batch)[:, 0]
         assert task(batch).total.item() == pytest.approx(((predicted - batch.labels) ** 2).mean().item(), rel=1e-5)
@@ -195,10 +195,10 @@ class TestSingleTowers:
 @pytest.mark.parametrize(
     ("task", "batch"),
     [
-        (answerer(model(vqa=4)), Batch(pixel_values=tiny.images(3), **texts())),
-        (classifier(model(snli_ve=True), "snli_ve"), Batch(pixel_values=tiny.images(3), **texts())),
-        (classifier(model(image=5), "image"), Batch(pixel_values=tiny.images(3))),
-        (classifier(model(text=3), "text"), Batch(**texts())),
+        (task_of_head(model(vqa=4), "vqa"), Batch(pixel_values=tiny.images(3), **texts())),
+        (task_of_head(model(snli_ve=True), "snli_ve"), Batch(pixel_values=tiny.images(3), **texts())),
+        (task_of_head(model(image=5), "image"), Batch(pixel_values=tiny.images(3))),
+        (task_of_head(model(text=3), "text"), Batch(**texts())),
     ],
     ids=["vqa", "snli-ve", "image", "text"],
 )

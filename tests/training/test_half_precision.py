@@ -20,8 +20,7 @@ from bridgetower.checkpoints import read_checkpoint
 from bridgetower.data.own import prepare_own
 from bridgetower.objectives.config import PretrainingConfig
 from bridgetower.objectives.losses import info_nce
-from bridgetower.tasks.run_config import RunConfig
-from bridgetower.tasks.run_folder import read_metrics
+from bridgetower.tasks.run_config import RunConfig, read_metrics
 from bridgetower.tasks.single_tower import CifarConfig
 from bridgetower.tasks.table import RECIPES
 from bridgetower.training.run import train

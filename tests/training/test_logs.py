@@ -11,7 +11,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import shapes
-from bridgetower.tasks.run_folder import METRICS, read_metrics
+from bridgetower.tasks.run_config import METRICS, read_metrics
 from bridgetower.training.loggers import LOGGERS
 from bridgetower.training.logs import RunLog
 from bridgetower.training.state import TrainingState

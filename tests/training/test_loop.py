@@ -27,8 +27,7 @@ from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.losses import Losses
 from bridgetower.objectives.pretraining import PretrainingTask
-from bridgetower.tasks.run_config import OptimizerConfig
-from bridgetower.tasks.run_folder import read_metrics
+from bridgetower.tasks.run_config import OptimizerConfig, read_metrics
 from bridgetower.training.data_parallel import run_device
 from bridgetower.training.loop import SAME_SECONDS, Interrupted, fit
 from bridgetower.training.setup import TrainContext

@@ -18,8 +18,7 @@ import shapes
 import states
 from bridgetower import cli
 from bridgetower.checkpoints import read_checkpoint
-from bridgetower.tasks.run_config import OptimizerConfig, RunConfig
-from bridgetower.tasks.run_folder import read_metrics
+from bridgetower.tasks.run_config import OptimizerConfig, RunConfig, read_metrics
 from bridgetower.training.run import train
 from folders import same_weights
 

@@ -15,8 +15,7 @@ import pytest
 
 import states
 from bridgetower.files import locked
-from bridgetower.tasks.run_config import RunConfig
-from bridgetower.tasks.run_folder import METRICS, read_metrics
+from bridgetower.tasks.run_config import METRICS, RunConfig, read_metrics
 from bridgetower.training.loop import Interrupted
 from bridgetower.training.parallel import LostProcessError, train_all
 from bridgetower.training.run import train

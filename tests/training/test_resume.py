@@ -12,8 +12,7 @@ import shapes
 import states
 from bridgetower.checkpoints import convert, read_checkpoint
 from bridgetower.data.own import PairsConfig, prepare_own
-from bridgetower.tasks.run_config import RunConfig
-from bridgetower.tasks.run_folder import read_metrics
+from bridgetower.tasks.run_config import RunConfig, read_metrics
 from bridgetower.training.folder import read_run
 from bridgetower.training.run import train
 from bridgetower.training.state import newest

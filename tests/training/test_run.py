@@ -26,8 +26,7 @@ from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import HeadsConfig
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.pretraining import PretrainingTask
-from bridgetower.tasks.run_config import OptimizerConfig, RunConfig
-from bridgetower.tasks.run_folder import CONFIG, METRICS, read_metrics
+from bridgetower.tasks.run_config import CONFIG, METRICS, OptimizerConfig, RunConfig, read_metrics
 from bridgetower.training.folder import read_run
 from bridgetower.training.run import train
 from bridgetower.training.start import starting_checkpoint

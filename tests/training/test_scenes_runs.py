@@ -7,7 +7,7 @@ import pytest
 from bridgetower.data.answers import read_vocabulary
 from bridgetower.demo.toysets import prepare_toyset
 from bridgetower.demo.toysets.scenes import ScenesConfig
-from bridgetower.tasks.run_folder import read_metrics
+from bridgetower.tasks.run_config import read_metrics
 from bridgetower.tasks.table import RECIPES
 from bridgetower.training.run import train
 

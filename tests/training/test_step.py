@@ -17,8 +17,7 @@ from bridgetower.data.prepared import PreparedImages
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.losses import Losses
 from bridgetower.objectives.pretraining import PretrainingTask
-from bridgetower.tasks.run_config import OptimizerConfig
-from bridgetower.tasks.run_folder import read_metrics
+from bridgetower.tasks.run_config import OptimizerConfig, read_metrics
 from bridgetower.training import step as step_module
 from bridgetower.training.setup import TrainContext
 

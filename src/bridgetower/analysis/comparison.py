@@ -17,7 +17,7 @@ from bridgetower.analysis.findings import NO_VALUE, mean_std, number, verdict, w
 from bridgetower.analysis.pages import page_templates
 from bridgetower.analysis.results import Difference, Spread, paired_difference, spread
 from bridgetower.files import read_json, write_bytes, write_json, write_text
-from bridgetower.tasks.run_folder import CONFIG, read_metrics
+from bridgetower.tasks.run_config import CONFIG, read_metrics
 
 _INKS = (("#0072b2", "-"), ("#d55e00", "--"), ("#009e73", "-."), ("#cc79a7", ":"), ("#e69f00", "-"), ("#56b4e9", "--"))
 LINE_STYLES = tuple((ink, marker + line) for marker in "os^" for ink, line in _INKS)

@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 from bridgetower.analysis.findings import count, percent
 from bridgetower.analysis.pages import Row, Table, page_templates, style
 from bridgetower.data.prepared import PreparedImages
-from bridgetower.evaluation.calibration import BINS, expected_calibration_error, reliability
 from bridgetower.evaluation.outcome import Judgement
+from bridgetower.evaluation.reranking import BINS, expected_calibration_error, reliability
 from bridgetower.files import write_text
 from bridgetower.processor import open_image
 

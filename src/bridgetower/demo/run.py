@@ -46,8 +46,7 @@ from bridgetower.search.build import build_index
 from bridgetower.search.config import IndexConfig
 from bridgetower.search.index import Index
 from bridgetower.tasks.grounding import Judged, judge
-from bridgetower.tasks.run_config import RunConfig
-from bridgetower.tasks.run_folder import read_metrics
+from bridgetower.tasks.run_config import RunConfig, read_metrics
 from bridgetower.tasks.table import RECIPES
 from bridgetower.training.parallel import train_all
 

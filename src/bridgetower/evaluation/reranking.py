@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -11,8 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from bridgetower.checkpoints import ITC_ALONE, Gain, Reranking
-from bridgetower.evaluation.calibration import calibrate, expected_calibration_error, reliability
+from bridgetower.checkpoints import ITC_ALONE, Calibration, Gain, Reranking
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.metrics import RECALL_KS, RetrievalRecalls
 from bridgetower.evaluation.pairs import CandidatePairs
@@ -27,17 +26,81 @@ LEAST_IMAGES = 8
 
 _Z = 1.96  # of a 95 % interval
 
+BINS = 10
+"""Of equal width, from 0 to 1."""
 
-class QueryHits(NamedTuple):
-    """Recalls of single queries, each the mean over `RECALL_KS`.
+
+class Bin(NamedTuple):
+    """Predictions whose probabilities are alike.
 
     Attributes:
-        images: Of images that look for texts.
-        texts: Of texts that look for images.
+        number: Of the bin, from 0.
+        examples: In it.
+        probability: Mean.
+        right: Share of them, or mean score.
     """
 
-    images: Float[Tensor, " i"]
-    texts: Float[Tensor, " t"]
+    number: int
+    examples: int
+    probability: float
+    right: float
+
+
+def reliability(probabilities: Float[Tensor, " n"], right: Float[Tensor, " n"]) -> list[Bin]:
+    """Groups predictions by their probability; bins without any are left out."""
+    numbers = (probabilities.double() * BINS).long().clamp(max=BINS - 1)
+    counts, said, given = (
+        torch.bincount(numbers, weights=values.double(), minlength=BINS).tolist()
+        for values in (torch.ones_like(right), probabilities, right)
+    )
+    return [
+        Bin(number, int(count), said[number] / count, given[number] / count)
+        for number, count in enumerate(counts)
+        if count
+    ]
+
+
+def expected_calibration_error(bins: Sequence[Bin]) -> float:
+    """Returns the mean difference between probability and share of right predictions, weighed by examples."""
+    return sum(one.examples * abs(one.probability - one.right) for one in bins) / sum(one.examples for one in bins)
+
+
+def calibrate(
+    log_odds: Float[Tensor, " n"], matching: Bool[Tensor, " n"], halves: Bool[Tensor, " n"]
+) -> Calibration | None:
+    """Fits the probability that a candidate matches."""
+    sides = (halves, ~halves)
+    if any(len(matching[side].unique()) < 2 for side in sides):
+        return None
+    after = torch.empty_like(log_odds)
+    for side in sides:
+        slope, intercept = _platt(log_odds[~side], matching[~side])
+        after[side] = (slope * log_odds[side] + intercept).sigmoid()
+    slope, intercept = _platt(log_odds, matching)
+    errors = [expected_calibration_error(reliability(found, matching.float())) for found in (log_odds.sigmoid(), after)]
+    return Calibration(
+        slope=slope,
+        intercept=intercept,
+        pairs=len(matching),
+        matching=int(matching.sum()),
+        ece_before=errors[0],
+        ece_after=errors[1],
+    )
+
+
+def _platt(log_odds: Float[Tensor, " n"], matching: Bool[Tensor, " n"]) -> tuple[float, float]:
+    """Returns slope and intercept of a logistic regression; a slope below 0 is 0, and the share decides alone."""
+    from sklearn.linear_model import LogisticRegression
+
+    found = LogisticRegression().fit(log_odds.double().numpy()[:, None], matching.numpy())
+    slope, intercept = float(found.coef_[0, 0]), float(found.intercept_[0])
+    if slope > 0:
+        return slope, intercept
+    return 0.0, float(matching.double().mean().logit())
+
+
+QueryHits = tuple[Float[Tensor, " i"], Float[Tensor, " t"]]
+"""Recalls of images that look for texts and of texts that look for images, each the mean over `RECALL_KS`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +138,11 @@ class Candidates:
 
         Calibration and gain are None with fewer than `LEAST_IMAGES` different images.
         """
-        hits = {weight: self._hits(weight) for weight in ITC_WEIGHTS}
+        hits: dict[float, QueryHits] = {}
+        for weight in ITC_WEIGHTS:
+            both = self.pairs.places(self.scores(weight), self.truth, self.config.protocol)
+            found = [torch.stack([hit_chances(places, k) for k in RECALL_KS]).mean(dim=0) for places in both]
+            hits[weight] = found[0], found[1]
         images, texts = (torch.ones(len(side), dtype=torch.bool) for side in hits[0.0])
         weight = _best_weight(hits, images, texts)
         if len(self.truth.owners.unique()) < LEAST_IMAGES:
@@ -87,10 +154,6 @@ class Candidates:
         """Every other image with different captions, and its texts."""
         images = self.truth.owners.unique(return_inverse=True)[1] % 2 == 1
         return images, images[self.truth.text_image_index]
-
-    def _hits(self, itc_weight: float) -> QueryHits:
-        both = self.pairs.places(self.scores(itc_weight), self.truth, self.config.protocol)
-        return QueryHits(*(torch.stack([hit_chances(places, k) for k in RECALL_KS]).mean(dim=0) for places in both))
 
     def _of_texts(self) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"], Bool[Tensor, " n"]]:
         """Returns log-odds of the candidates of texts, whether they belong to them, and the half of each text."""
@@ -104,7 +167,7 @@ class Candidates:
         for half in (True, False):
             weight = _best_weight(hits, images != half, texts != half)
             own = texts == half
-            difference[own] = (hits[weight].texts - hits[ITC_ALONE].texts)[own]
+            difference[own] = (hits[weight][1] - hits[ITC_ALONE][1])[own]
         mean = difference.mean()
         owner = self.truth.owners.unique(return_inverse=True)[1][self.truth.text_image_index]
         sums = torch.zeros(int(owner.max()) + 1, dtype=torch.float64).index_add_(0, owner, difference - mean)
@@ -116,6 +179,6 @@ class Candidates:
 
 def _best_weight(hits: Mapping[float, QueryHits], images: Bool[Tensor, " i"], texts: Bool[Tensor, " t"]) -> float:
     """Returns the weight with the best mean recall of some queries in both directions, of equal ones the middle."""
-    found = {weight: float(of.images[images].mean() + of.texts[texts].mean()) for weight, of in hits.items()}
+    found = {weight: float(hits_[0][images].mean() + hits_[1][texts].mean()) for weight, hits_ in hits.items()}
     best = [weight for weight, recall in found.items() if recall == max(found.values())]
     return best[len(best) // 2]

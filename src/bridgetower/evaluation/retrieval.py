@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,27 +144,23 @@ def evaluate_all_pairs(
     _check_folds(images, config)
     if model.rank_head is None:
         model.head("itm")
-    head = model.itm_logits if model.rank_head is None else _ranking_logits(model)
+
+    def logits(pooled: Tensor) -> Tensor:
+        if model.rank_head is None:
+            return model.itm_logits(pooled)
+        scores = model.rank_scores(pooled)
+        return torch.stack([torch.zeros_like(scores), scores], dim=1)  # as the logit of a match, against 0
+
     size = config.fold_size or len(images)
     with pair_scorer(model, images, config, options) as scorer:
         truth = scorer.truth
         image, text = (torch.arange(len(images))[:, None] // size == truth.text_image_index // size).nonzero().unbind(1)
-        scores = scorer.score(image, text, head).match
+        scores = scorer.score(image, text, logits).match
     chosen, cosine = torch.ones_like(image, dtype=torch.bool), torch.full_like(scores, torch.nan)
     pairs = CandidatePairs(image=image, text=text, image_side=chosen, text_side=chosen, cosine=cosine)
     one_stage = pairs.recalls(scores, truth, config.protocol, fold_size=config.fold_size)
     chance = chance_recalls(truth, fold_size=config.fold_size)
     return _flat({"one_stage": one_stage, "chance": chance}) | {"rsum": one_stage.rsum}
-
-
-def _ranking_logits(model: BridgeTower) -> Callable[[Tensor], Tensor]:
-    """The score of the ranking head as the logit of a match, against 0."""
-
-    def logits(pooled: Tensor) -> Tensor:
-        scores = model.rank_scores(pooled)
-        return torch.stack([torch.zeros_like(scores), scores], dim=1)
-
-    return logits
 
 
 def _flat(stages: Mapping[str, RetrievalRecalls | None]) -> dict[str, float]:

@@ -93,8 +93,22 @@ class PairScorer:
 
     def vectors(self) -> tuple[Float[Tensor, "i c"], Float[Tensor, "t c"]]:
         """Returns the contrastive vectors of images and of texts."""
-        _, images = gather_by_id(self._own, self._kept("vectors-images", self._image_vectors))
-        return images, self._kept("vectors-texts", self._text_vectors)[self._place]
+        model, size = self._model, self._config.batch_size
+        none = torch.empty(0, model.config.heads.itc_size)  # a process may have no images
+        own = self._read("vectors-images")
+        if own is None:
+            batches = split_rows(range(len(self._own)), size)
+            pixels = counted(self._pixel_values(batches), "image batches", shown=self._shown, total=len(batches))
+            found = (model.image_embeds(encode_image(model, batch, outputs="cls")) for batch in pixels)
+            own = torch.cat([none, *(vectors.float().cpu() for vectors in found)])
+            self._keep("vectors-images", own)
+        texts = self._read("vectors-texts")  # short ones first
+        if texts is None:
+            rows = counted(split_rows(range(len(self._ids)), size), "text batches", shown=self._shown)
+            found = (model.text_embeds(self._encode_texts(each, outputs="cls")) for each in rows)
+            texts = torch.cat([none, *(vectors.float().cpu() for vectors in found)])
+            self._keep("vectors-texts", texts)
+        return gather_by_id(self._own, own)[1], texts[self._place]
 
     def score(self, image: Int[Tensor, " n"], text: Int[Tensor, " n"], head: Head | None = None) -> Scores:
         """Returns the scores of pairs; those of a part of the images are kept as soon as they are there."""
@@ -141,23 +155,6 @@ class PairScorer:
             raise ValueError(f"{int(logits.isnan().any(dim=1).sum())} of {len(logits)} pairs have a score that is NaN")
         return logits
 
-    def _image_vectors(self) -> Float[Tensor, "n c"]:
-        """Returns the contrastive vectors of this process's images."""
-        batches = split_rows(range(len(self._own)), self._config.batch_size)
-        pixels = counted(self._pixel_values(batches), "image batches", shown=self._shown, total=len(batches))
-        vectors = [self._model.image_embeds(encode_image(self._model, batch, outputs="cls")) for batch in pixels]
-        return self._joined(vectors)
-
-    def _text_vectors(self) -> Float[Tensor, "n c"]:
-        """Returns the contrastive vectors of all texts, short ones first."""
-        texts = counted(split_rows(range(len(self._ids)), self._config.batch_size), "text batches", shown=self._shown)
-        return self._joined([self._model.text_embeds(self._encode_texts(rows, outputs="cls")) for rows in texts])
-
-    def _joined(self, vectors: Sequence[Tensor]) -> Float[Tensor, "n c"]:
-        """Joins vectors, in float32 on the CPU; a process may have none."""
-        none = torch.empty(0, self._model.config.heads.itc_size)
-        return torch.cat([none, *(batch.float().cpu() for batch in vectors)])
-
     def _image_parts(self, parts: Sequence[range]) -> Iterator[Encoded]:
         """Yields the encodings of all images of a part, part by part; workers decode ahead of it."""
         split = [split_rows(part, self._config.batch_size) for part in parts]
@@ -184,13 +181,6 @@ class PairScorer:
     def _shown(self) -> bool:
         return self._options.progress and rank() == 0
 
-    def _kept(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
-        values = self._read(name)
-        if values is None:
-            values = compute()
-            self._keep(name, values)
-        return values
-
     def _read(self, name: str) -> Tensor | None:
         """Returns a result from its file; None where there is none, or a damaged one."""
         if self._folder is None or not (path := self._folder / f"{name}.safetensors").exists():
@@ -215,27 +205,7 @@ def pair_scorer(
         yield PairScorer(model, images, config, options, None)
         barrier()
         return
-    path = options.work / _digest(model, images, config)
-    with ExitStack() as stack:
-        if rank() == 0:
-            (options.until_written or stack).enter_context(_removed_at_the_end(path))
-        folder = path / f"process-{rank()}"
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(folder)
-        yield PairScorer(model, images, config, options, folder)
-        barrier()
-
-
-@contextmanager
-def _removed_at_the_end(path: Path) -> Iterator[None]:
-    with locked(path):
-        yield
-        shutil.rmtree(path)
-
-
-def _digest(model: BridgeTower, images: CaptionImages, config: RetrievalConfig) -> str:
-    """Names an evaluation by all that decides its scores."""
-    content = {
+    decisive = {  # all that decides the scores
         "weights": exact_fingerprint(model.state_dict()),
         "preprocessing": fingerprint(model.config, {}, images.processor),
         "data": images.digests(),
@@ -243,4 +213,19 @@ def _digest(model: BridgeTower, images: CaptionImages, config: RetrievalConfig) 
         "processes": world_size(),
         "half precision": torch.is_autocast_enabled(next(model.parameters()).device.type),
     }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    path = options.work / hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
+
+    @contextmanager
+    def removed_at_the_end() -> Iterator[None]:
+        with locked(path):
+            yield
+            shutil.rmtree(path)
+
+    with ExitStack() as stack:
+        if rank() == 0:
+            (options.until_written or stack).enter_context(removed_at_the_end())
+        folder = path / f"process-{rank()}"
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder)
+        yield PairScorer(model, images, config, options, folder)
+        barrier()

@@ -53,69 +53,47 @@ class ClassificationTask(nn.Module):
 
     def logits(self, batch: Batch) -> Float[Tensor, "b k"]:
         """Returns the logits of the classes, or one number."""
-        return self.model.class_logits(self.head, self._features(batch))
-
-    def _features(self, batch: Batch) -> Float[Tensor, "b f"]:
-        """What the head reads, computed from the inputs that the batch has."""
         model = self.model
         if batch.input_ids is None:
             assert batch.pixel_values is not None
-            return encode_image(model, batch.pixel_values, outputs="cls").cls
-        if batch.pixel_values is None:
-            return encode_text(model, batch.input_ids, batch.attention_mask, outputs="cls").cls
-        if batch.pixel_values_2 is None:
+            features = encode_image(model, batch.pixel_values, outputs="cls").cls
+        elif batch.pixel_values is None:
+            features = encode_text(model, batch.input_ids, batch.attention_mask, outputs="cls").cls
+        elif batch.pixel_values_2 is None:
             text = encode_text(model, batch.input_ids, batch.attention_mask)
-            return model.fuse(encode_image(model, batch.pixel_values), text).pooled
-        first = encode_image(model, batch.pixel_values)
-        second = encode_image(model, batch.pixel_values_2, SECOND_IMAGE)
-        text = encode_text(model, batch.input_ids, batch.attention_mask)
-        return model.pooled_with_two(first, second, text)
+            features = model.fuse(encode_image(model, batch.pixel_values), text).pooled
+        else:
+            first = encode_image(model, batch.pixel_values)
+            second = encode_image(model, batch.pixel_values_2, SECOND_IMAGE)
+            text = encode_text(model, batch.input_ids, batch.attention_mask)
+            features = model.pooled_with_two(first, second, text)
+        return model.class_logits(self.head, features)
 
 
 def task_of_head(model: BridgeTower, head: str) -> ClassificationTask:
-    """Returns the usual task of a head: the loss follows from what its outputs are."""
-    if head == "vqa":
-        return answerer(model)
-    if model.config.heads.predicts_number(head):
-        return regressor(model, head)
+    """Returns the usual task of a head: the loss follows from what its outputs are.
+
+    A number has the squared error; one class per example cross-entropy; several, and answers, which are judged each on
+    its own, binary cross-entropy.
+    """
+    is_number = model.config.heads.predicts_number(head)
     several = head == "classification" and model.config.heads.multi_label
-    return (_multi_label_classifier if several else classifier)(model, head)
-
-
-def classifier(model: BridgeTower, head: str) -> ClassificationTask:
-    """Returns a task with one right class per example: cross-entropy, and the accuracy."""
 
     def loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        if is_number:
+            return F.mse_loss(logits[:, 0], labels.float()), {}
+        if head == "vqa":
+            value, score = vqa_loss(logits, labels)
+            return value, {"vqa_score": score}
+        if several:
+            right = ((logits > 0) == (labels > 0.5)).float().mean()
+            return F.binary_cross_entropy_with_logits(logits, labels.float()), {"label_accuracy": right.detach()}
         value, accuracy = class_loss(logits, labels)
         return value, {"accuracy": accuracy}
 
-    return ClassificationTask(model, head, loss=loss, probabilities=lambda logits: logits.softmax(dim=-1))
+    def probabilities(logits: Tensor) -> Tensor:
+        if is_number:
+            return logits
+        return logits.sigmoid() if several or head == "vqa" else logits.softmax(dim=-1)
 
-
-def _multi_label_classifier(model: BridgeTower, head: str) -> ClassificationTask:
-    """Returns a task with any number of right classes per example: mean binary cross-entropy, and the accuracy."""
-
-    def loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        right = ((logits > 0) == (labels > 0.5)).float().mean()
-        return F.binary_cross_entropy_with_logits(logits, labels.float()), {"label_accuracy": right.detach()}
-
-    return ClassificationTask(model, head, loss=loss, probabilities=lambda logits: logits.sigmoid())
-
-
-def regressor(model: BridgeTower, head: str) -> ClassificationTask:
-    """Returns a task whose head has one output, a number: mean squared error."""
-
-    def loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        return F.mse_loss(logits[:, 0], labels.float()), {}
-
-    return ClassificationTask(model, head, loss=loss, probabilities=lambda logits: logits)
-
-
-def answerer(model: BridgeTower) -> ClassificationTask:
-    """Returns the task of the head `vqa`: classes are answers, each judged on its own; the metric is VQA's score."""
-
-    def loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        value, score = vqa_loss(logits, targets)
-        return value, {"vqa_score": score}
-
-    return ClassificationTask(model, "vqa", loss=loss, probabilities=lambda logits: logits.sigmoid())
+    return ClassificationTask(model, head, loss=loss, probabilities=probabilities)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bridgetower.objectives.losses import class_loss
 
-logger = logging.getLogger(__name__)
+_warn_once = cache(logging.getLogger(__name__).warning)
 
 
 @dataclass(frozen=True)
@@ -85,17 +85,11 @@ def matching_loss(
     loss, accuracy = class_loss(logits, labels)
     has_negatives = (labels == 0).any()
     if labels.device.type == "cpu" and not has_negatives:  # a GPU is not waited for
-        _tell_of_no_negatives()
+        _warn_once(
+            "all images of a micro-batch are the same, so that matching (ITM) has no negatives and is left out of it; "
+            "if this is frequent, raise micro_batch_size or use more data"
+        )
     return loss * has_negatives, accuracy
-
-
-@cache
-def _tell_of_no_negatives() -> None:
-    """Logs it the first time."""
-    logger.warning(
-        "all images of a micro-batch are the same, so that matching (ITM) has no negatives and is left out of it; if "
-        "this is frequent, raise micro_batch_size or use more data"
-    )
 
 
 def _truly_labelled(pairs: Pairs, image_index: Int[Tensor, " n"]) -> Pairs:

@@ -10,7 +10,6 @@ from typing import Any
 from bridgetower.data.config import DataConfig
 from bridgetower.evaluation.config import DEFAULTS, EvaluationOptions, RetrievalConfig
 from bridgetower.evaluation.outcome import Outcome
-from bridgetower.objectives.config import TaskConfig
 from bridgetower.predictor import Predictor
 from bridgetower.tasks.spec import Evaluation, ExampleSource, TaskSpec
 from bridgetower.tasks.table import BENCHMARKS
@@ -30,10 +29,32 @@ def evaluate(
 ) -> Outcome:
     """Measures a model on a split; every process of a distributed run gets the same outcome."""
     if fit_two_stage:
-        _check_fit(predictor, benchmark, split, config)
-    spec, task = _task(benchmark, spec, config, max_errors)
+        if benchmark != "retrieval" or config.protocol == "paper":
+            raise ValueError(
+                f"fit_two_stage with benchmark {benchmark}, protocol {config.protocol}; expected retrieval by protocol "
+                "standard: leave fit_two_stage out"
+            )
+        if split.startswith("test"):
+            raise ValueError(
+                f"fit_two_stage on split {split!r}; reranking is fitted on other data than tests: validation"
+            )
+        for head in ("itc", "itm"):
+            predictor.model.head(head)
+    known = BENCHMARKS if spec is None else dict.fromkeys(spec.benchmarks, spec)
+    if benchmark not in known:
+        raise ValueError(f"there is no benchmark {benchmark!r}; expected one of {', '.join(known)}")
+    spec, task = known[benchmark], known[benchmark].benchmarks[benchmark]
+    others = replace(config, protocol=RetrievalConfig.protocol, batch_size=RetrievalConfig.batch_size)
+    if task.reads != "captions" and others != RetrievalConfig():
+        raise ValueError(f"candidates, folds and captions are for retrieval; leave them out for {benchmark}")
+    if max_errors and not hasattr(task, "max_errors"):
+        raise ValueError(f"max_errors {max_errors} is for GLUE; leave it out for {benchmark}")
     if spec.head is not None:
-        predictor.model.head(spec.head, recipe=_recipe(spec, benchmark))
+        recipes = (*spec.fine_tuning, *spec.recipes)  # the one that trains a model for the benchmark is named first
+        recipes = (*(each for each in recipes if each.task == task), *recipes)
+        predictor.model.head(spec.head, recipe=next((each.recipe for each in recipes), None))
+    given: dict[str, Any] = {"protocol": config.protocol, "max_errors": max_errors}
+    task = replace(task, **{name: value for name, value in given.items() if hasattr(task, name)})
     names = () if spec.head is None else predictor.class_names(spec.head)
     source = ExampleSource(
         data=DataConfig(folders=tuple(map(str, folders)), num_workers=options.num_workers),
@@ -59,40 +80,3 @@ def evaluate(
         )
     )
     return replace(outcome, images=examples.images)
-
-
-def _check_fit(predictor: Predictor, benchmark: str, split: str, config: RetrievalConfig) -> None:
-    """Raises ValueError unless reranking can be fitted, on data that are not for tests."""
-    if benchmark != "retrieval" or config.protocol == "paper":
-        raise ValueError(
-            f"fit_two_stage with benchmark {benchmark}, protocol {config.protocol}; expected retrieval by protocol "
-            "standard: leave fit_two_stage out"
-        )
-    if split.startswith("test"):
-        raise ValueError(f"fit_two_stage on split {split!r}; reranking is fitted on other data than tests: validation")
-    for head in ("itc", "itm"):
-        predictor.model.head(head)
-
-
-def _recipe(spec: TaskSpec, benchmark: str) -> str | None:
-    """Returns the name of the recipe that trains a model for a benchmark; None if the task has none."""
-    recipes = (*spec.fine_tuning, *spec.recipes)
-    same = [each for each in recipes if each.task == spec.benchmarks[benchmark]]
-    return next((each.recipe for each in (*same, *recipes)), None)
-
-
-def _task(
-    benchmark: str, spec: TaskSpec | None, config: RetrievalConfig, max_errors: int
-) -> tuple[TaskSpec, TaskConfig]:
-    """Returns the task of a benchmark and its config with the settings that are for it."""
-    known = BENCHMARKS if spec is None else dict.fromkeys(spec.benchmarks, spec)
-    if benchmark not in known:
-        raise ValueError(f"there is no benchmark {benchmark!r}; expected one of {', '.join(known)}")
-    task = known[benchmark].benchmarks[benchmark]
-    others = replace(config, protocol=RetrievalConfig.protocol, batch_size=RetrievalConfig.batch_size)
-    if task.reads != "captions" and others != RetrievalConfig():
-        raise ValueError(f"candidates, folds and captions are for retrieval; leave them out for {benchmark}")
-    if max_errors and not hasattr(task, "max_errors"):
-        raise ValueError(f"max_errors {max_errors} is for GLUE; leave it out for {benchmark}")
-    given: dict[str, Any] = {"protocol": config.protocol, "max_errors": max_errors}
-    return known[benchmark], replace(task, **{name: value for name, value in given.items() if hasattr(task, name)})

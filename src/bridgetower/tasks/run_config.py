@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from tyro.conf import AvoidSubcommands
@@ -20,6 +22,9 @@ Parallel = Literal["ddp", "fsdp"]
 Rule = Literal["adamw", "hf_adamw"] | str
 Schedule = Literal["polynomial", "cosine"] | str
 ContrastOver = Literal["micro-batch", "step"]
+
+CONFIG, METRICS = "run.json", "metrics.jsonl"
+"""Files in the folder of a run that others read."""
 
 FEATURE_CACHE_GIB = 100.0
 """Of features of frozen towers, which are kept for other runs."""
@@ -272,3 +277,19 @@ class RunConfig:
                 raise ValueError(f"run config.task.kind is {kind!r}; expected one of {', '.join(tasks)}")
             given["task"] = from_plain(tasks[kind], task, "run config.task")
         return from_plain(cls, given, "run config")
+
+
+def read_metrics(run: Path, kind: str) -> list[dict[str, float]]:
+    """Returns the lines of a run's `metrics.jsonl` of one kind, `train` or `validation`."""
+    if not (run / METRICS).exists():
+        raise FileNotFoundError(f"{run} holds no run ({METRICS} is missing); expected the --out of bridgetower train")
+    return [entry for _, entry in whole_lines(run / METRICS) if entry["kind"] == kind]
+
+
+def whole_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields every line with its content, but not the half line with which a killed run ends."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            yield line, json.loads(line)
+        except json.JSONDecodeError:
+            continue

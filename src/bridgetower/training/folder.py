@@ -15,8 +15,7 @@ from bridgetower.checkpoints.tensors import SHARDS, WEIGHTS
 from bridgetower.distributed import rank
 from bridgetower.files import differences, intended_name, locked, read_json, remove_leftovers, write_json
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.tasks.run_config import RunConfig
-from bridgetower.tasks.run_folder import CONFIG, METRICS
+from bridgetower.tasks.run_config import CONFIG, METRICS, RunConfig
 from bridgetower.tasks.spec import TaskSpec
 from bridgetower.tasks.table import TASKS
 from bridgetower.training.data_parallel import whole_weights

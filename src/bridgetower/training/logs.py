@@ -16,8 +16,7 @@ from torch import Tensor
 from bridgetower.distributed import all_gather
 from bridgetower.files import json_text, write_text, writing
 from bridgetower.progress import step_bars
-from bridgetower.tasks.run_config import RunConfig
-from bridgetower.tasks.run_folder import METRICS, whole_lines
+from bridgetower.tasks.run_config import METRICS, RunConfig, whole_lines
 from bridgetower.training.loggers import Logger
 from bridgetower.training.state import TrainingState
 

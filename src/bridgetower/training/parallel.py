@@ -16,8 +16,7 @@ from torch.multiprocessing.spawn import ProcessException, start_processes
 
 from bridgetower.distributed import available_cores
 from bridgetower.progress import step_bars
-from bridgetower.tasks.run_config import RunConfig
-from bridgetower.tasks.run_folder import CONFIG, METRICS, read_metrics
+from bridgetower.tasks.run_config import CONFIG, METRICS, RunConfig, read_metrics
 from bridgetower.training.loop import Interrupted, stop_signals
 from bridgetower.training.run import train
 

@@ -19,8 +19,7 @@ from bridgetower.model.cpu import optimize_for_cpu
 from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
 from bridgetower.model.plain import check_choice
 from bridgetower.rows import RowCache
-from bridgetower.tasks.run_config import FEATURE_CACHE_GIB, TIMEOUT_MINUTES, RunConfig
-from bridgetower.tasks.run_folder import CONFIG
+from bridgetower.tasks.run_config import CONFIG, FEATURE_CACHE_GIB, TIMEOUT_MINUTES, RunConfig
 from bridgetower.tasks.spec import TaskSpec
 from bridgetower.tasks.table import spec_of
 from bridgetower.training.alignment import align_projections
