@@ -33,7 +33,6 @@ from bridgetower.data.masking import IGNORED
 from bridgetower.data.order import StepSampler
 from bridgetower.data.own import PairsConfig, prepare_own
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.compiling import compile_layers
 from bridgetower.model.config import HeadsConfig, ModelConfig
 from bridgetower.model.layers import autocast, on_meta
 from bridgetower.model.presets import BASE, LARGE, NANO
@@ -145,7 +144,7 @@ def step(
     """Returns what runs one step of one micro-batch, the optimiser included."""
     network = model(config, device).train()
     if backend is not None:
-        compile_layers(network, backend)
+        network.compile_layers(backend)
     run = RunConfig(
         task=task,
         model=config,

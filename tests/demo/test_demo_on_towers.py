@@ -22,7 +22,7 @@ from bridgetower.demo.folder import answering_model, held_out_index, trained_mod
 from bridgetower.demo.plan import ON_TOWERS
 from bridgetower.demo.run import run_demo
 from bridgetower.demo.toysets.flags import FlagsConfig
-from bridgetower.machine import processor_name
+from bridgetower.model.products import processor_name
 from bridgetower.predictor import load
 from bridgetower.search.index import Index
 from folders import snapshot

@@ -13,12 +13,12 @@ import torch
 from onnx import TensorProto
 from safetensors.torch import load_file, save_file
 
-from bridgetower import machine
 from bridgetower.checkpoints import read_checkpoint, update_weights
 from bridgetower.engines import folder
 from bridgetower.engines.folder import MANIFEST, check_exported, exported_model, is_exported, write_exported
 from bridgetower.engines.onnx_graphs import products_overflow
 from bridgetower.engines.runners import OnnxRuntimeRunner
+from bridgetower.model import products
 from bridgetower.model.extensions import NO_EXTENSIONS
 from tiny import equal
 
@@ -85,7 +85,7 @@ class TestSignedWeights:
     def processor(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
         """Makes this one of x86 with some flags."""
         monkeypatch.setattr("platform.machine", lambda: "x86_64")
-        monkeypatch.setattr(machine, "_CPU_INFO", tmp_path / "cpuinfo")
+        monkeypatch.setattr(products, "_CPU_INFO", tmp_path / "cpuinfo")
         return lambda flags: (tmp_path / "cpuinfo").write_text(f"flags\t\t: fpu sse2 {flags}\n") and None
 
     @pytest.mark.parametrize(

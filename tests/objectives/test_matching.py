@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bridgetower.objectives.matching import (
     Pairs,
-    _tell_of_no_negatives,
+    _warn_once,
     hard_pairs,
     matching_loss,
     pairs_with_negatives,
@@ -163,7 +163,7 @@ class TestOneImageOnly:
     def test_all_pairs_are_true_and_nothing_is_learnt(
         self, negatives: str, index: list[int], caplog: pytest.LogCaptureFixture
     ) -> None:
-        _tell_of_no_negatives.cache_clear()
+        _warn_once.cache_clear()
         for _ in range(2):
             pairs = pairs_of(negatives, torch.tensor(index))
             assert pairs.labels.tolist() == [1] * len(pairs.labels)
@@ -178,7 +178,7 @@ class TestOneImageOnly:
         assert caplog.text.count("has no negatives") == 1
 
     def test_two_images_are_learnt_from(self, negatives: str, caplog: pytest.LogCaptureFixture) -> None:
-        _tell_of_no_negatives.cache_clear()
+        _warn_once.cache_clear()
         pairs = pairs_of(negatives, torch.tensor([3, 4]))
         logits = torch.randn(len(pairs.labels), 2)
         loss, _ = matching_loss(logits, pairs.labels)

@@ -20,7 +20,6 @@ from bridgetower.data.masking import IGNORED
 from bridgetower.engines.engine import TorchEngine
 from bridgetower.inference import encoded_images, encoded_texts
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.compiling import compile_layers
 from bridgetower.model.layers import autocast, on_meta
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.losses import Losses, mlm_loss
@@ -226,7 +225,7 @@ def test_compiled_layers_are_one_graph_each_and_give_the_same_losses_and_gradien
         # Without dropout, which draws other numbers for padded texts.
         task = PretrainingTask(tiny.build(tiny.changed(text__dropout=0.0, fusion__dropout=0.0)).train(), config)
         if compiled:
-            compile_layers(task.model, backend="eager")
+            task.model.compile_layers(backend="eager")
         for batch in batches(2):
             torch.manual_seed(0)
             task(batch).total.backward()
@@ -246,7 +245,7 @@ def graphs_of(multiple: int, texts: Sequence[tuple[int, int]]) -> tuple[int, lis
 
     torch._dynamo.reset()
     model = tiny.build(tiny.CONFIG)
-    compile_layers(model, backend=backend)
+    model.compile_layers(backend=backend)
     model.text_multiple = multiple
     for lengths in texts:
         ids, mask = tiny.texts(lengths)
@@ -292,7 +291,7 @@ def test_control_a_layer_of_two_graphs_is_refused() -> None:
         return original(hidden, *rest, **options)
 
     layer.forward = broken  # type: ignore[method-assign]
-    compile_layers(model, backend="eager")
+    model.compile_layers(backend="eager")
     with pytest.raises(Exception, match=r"graph_break|graph break"):
         model.encode_image(tiny.images(1))
 

@@ -39,7 +39,7 @@ from bridgetower.demo.toysets.scenes import ScenesConfig
 from bridgetower.evaluation.masked_words import evaluate_masked_words
 from bridgetower.evaluation.retrieval import RetrievalResult, evaluate_retrieval
 from bridgetower.files import locked, read_json, write_bytes, write_json, write_text
-from bridgetower.machine import processor_name
+from bridgetower.model.products import processor_name
 from bridgetower.objectives.config import PretrainingConfig
 from bridgetower.predictor import Predictor, load
 from bridgetower.search.build import build_index

@@ -15,6 +15,7 @@ from bridgetower.model.bridgetower import IMAGE, BridgeTower, EncodeOutputs
 from bridgetower.model.cpu import pack_weights
 from bridgetower.model.encodings import Encoded, Fused
 from bridgetower.model.fusion import FusionOutputs
+from bridgetower.model.layers import allow_graphs
 
 _STARTING = Lock()
 
@@ -135,8 +136,6 @@ class _Compiled:
     """A model in few graphs: inputs come in one form, so that only what is read, and one or several, differ."""
 
     def __init__(self, model: BridgeTower, backend: str) -> None:
-        from bridgetower.model.compiling import allow_graphs
-
         allow_graphs()
         compiled = partial(torch.compile, backend=backend, dynamic=True)
         self.encode_image: Callable[..., Encoded] = compiled(model.encode_image)
@@ -155,10 +154,9 @@ class _Compiled:
     def fuse(self, image: Encoded, text: Encoded, outputs: FusionOutputs) -> Fused:
         if not (image.layers and text.layers):
             raise ValueError('these encodings hold the CLS only; encode with outputs="layers" what is to be fused')
-        return self._fuse(*(_uniform(each) for each in (image, text)), outputs)
-
-
-def _uniform(encoded: Encoded) -> Encoded:
-    """Returns an encoding whose rows are copied and whose CLS, of which only the size is read, is always a view."""
-    layers = tuple(encoded.layers)
-    return Encoded(layers, layers[0][:, 0], encoded.mask, encoded.first_layer_cache)
+        # Rows are copied, and the CLS, of which only the size is read, is always a view.
+        uniform = [
+            Encoded(layers := tuple(each.layers), layers[0][:, 0], each.mask, each.first_layer_cache)
+            for each in (image, text)
+        ]
+        return self._fuse(*uniform, outputs)

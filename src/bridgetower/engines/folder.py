@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,34 +17,12 @@ from bridgetower.extras import is_installed, require
 from bridgetower.files import new_folder, read_json, sha256_of, write_json
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.extensions import Extensions
-from bridgetower.model.plain import from_plain
 from bridgetower.progress import counted
 
 MANIFEST = "export.json"
 VERSION = 2
 
 _WEIGHTS = "model.safetensors"
-
-
-@dataclass(frozen=True)
-class _Manifest:
-    """The content of `export.json`.
-
-    Attributes:
-        version: Of this form of the file.
-        form: Of the parts.
-        weights: What ties the parts to the weights.
-        parts: Digest of every part's file, by name.
-        signed: Whether int8 weights are signed.
-        largest_difference: Engine → part → how far its outputs were from the model's.
-    """
-
-    version: int
-    form: Form
-    weights: str
-    parts: dict[str, str]
-    signed: bool
-    largest_difference: dict[str, dict[str, float]]
 
 
 def write_exported(
@@ -58,7 +35,13 @@ def write_exported(
         write_checkpoint(replace(checkpoint, tensors=tensors), temporary, shard_bytes=math.inf)  # graphs refer to it
         model = read_checkpoint(temporary, extensions=checkpoint.extensions).model(copy=False)
         require("onnx", "onnxscript")
-        runners = {engine: make_runner(engine, temporary, precision) for engine, precision in _engines(form)}
+        able: dict[EngineName, Precision] = {}  # the precision in which each is to give the model's numbers
+        for (engine, precision), runs in FORMS.items():
+            if runs == form:
+                able.setdefault(engine, precision)
+        if not any(map(is_installed, able)):
+            require("onnx", *able)
+        runners = {engine: make_runner(engine, temporary, able[engine]) for engine in able if is_installed(engine)}
         differences: dict[str, dict[str, float]] = {engine: {} for engine in runners}
         names = part_names(model)
         for name in counted(names, "exporting parts", shown=progress):
@@ -69,7 +52,15 @@ def write_exported(
                 write_int8_graph(part, temporary / f"{name}.onnx", signed=signed)
             for engine, runner in runners.items():
                 differences[engine][name] = _compared(part, engine, runner, TOLERANCES[form])
-        write_json(temporary / MANIFEST, _manifest(temporary, form, names, signed, differences))
+        manifest = {
+            "version": VERSION,
+            "form": form,
+            "weights": _fingerprint(temporary, form),
+            "parts": {name: sha256_of(temporary / f"{name}.onnx") for name in names},
+            "signed": signed,
+            "largest_difference": differences,  # of each engine's part from the model
+        }
+        write_json(temporary / MANIFEST, manifest)
     return differences
 
 
@@ -80,19 +71,22 @@ def is_exported(folder: Path, form: Form) -> bool:
 
 def check_exported(folder: Path) -> None:
     """Checks that the parts of a folder are whole, and were exported of the weights that are there."""
-    content = read_json(folder / MANIFEST)
-    if content.get("version") != VERSION:
-        raise ValueError(f"{folder} was exported as version {content.get('version')}; this release reads {VERSION}")
-    manifest = from_plain(_Manifest, content, str(folder / MANIFEST))
-    if manifest.signed and products_overflow():
+    manifest = read_json(folder / MANIFEST)
+    if manifest.get("version") != VERSION:
+        raise ValueError(f"{folder} was exported as version {manifest.get('version')}; this release reads {VERSION}")
+    try:
+        signed, parts, form, weights = (manifest[name] for name in ("signed", "parts", "form", "weights"))
+        digests = {folder / f"{name}.onnx": digest for name, digest in parts.items()}
+    except (KeyError, AttributeError) as error:
+        raise ValueError(f"{folder / MANIFEST} is not what was exported ({error}); export the model again") from error
+    if signed and products_overflow():
         raise ValueError(f"{folder} has int8 weights for processors with VNNI, unlike this one; export it again here")
-    for name, digest in manifest.parts.items():
-        path = folder / f"{name}.onnx"
+    for path, digest in digests.items():
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing; export the model again")
         if sha256_of(path) != digest:
             raise ValueError(f"{path} is not what was exported; export the model again")
-    if _fingerprint(folder, manifest.form) != manifest.weights:
+    if _fingerprint(folder, form) != weights:
         raise ValueError(f"{folder / _WEIGHTS} is not what its parts were exported of; export the model again")
 
 
@@ -100,33 +94,6 @@ def exported_model(folder: Path, extensions: Extensions) -> BridgeTower:
     """Returns the model of an exported folder, after `check_exported`."""
     check_exported(folder)
     return read_checkpoint(folder, extensions=extensions).model(copy=False)
-
-
-def _engines(form: Form) -> Iterator[tuple[EngineName, Precision]]:
-    """Yields the installed engines that run a form, and the precision in which they are to give the model's numbers."""
-    able: dict[EngineName, Precision] = {}
-    for (engine, precision), runs in FORMS.items():
-        if runs == form:
-            able.setdefault(engine, precision)
-    installed = {engine: precision for engine, precision in able.items() if is_installed(engine)}
-    if not installed:
-        require("onnx", *able)
-    yield from installed.items()
-
-
-def _manifest(
-    folder: Path, form: Form, names: Iterable[str], signed: bool, differences: dict[str, dict[str, float]]
-) -> dict[str, object]:
-    return asdict(
-        _Manifest(
-            version=VERSION,
-            form=form,
-            weights=_fingerprint(folder, form),
-            parts={name: sha256_of(folder / f"{name}.onnx") for name in names},
-            signed=signed,
-            largest_difference=differences,
-        )
-    )
 
 
 def _fingerprint(folder: Path, form: Form) -> str:

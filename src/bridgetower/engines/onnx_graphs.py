@@ -20,7 +20,7 @@ import torch
 from bridgetower.engines.parts import Part
 from bridgetower.extras import require
 from bridgetower.files import parse_json, replacing
-from bridgetower.machine import cpu_info
+from bridgetower.model.products import cpu_info
 
 _OPSET = 20  # the first with Gelu
 _PREFIX = "model."  # of the names of a part's parameters
@@ -34,7 +34,11 @@ def write_graph(part: Part, path: Path, weights: Path) -> None:
     from onnxscript.optimizer import optimize_ir
 
     model = _converted(part, optimize=False).model
-    optimize_ir(model, should_fold=lambda node: False if _reads_weights(node) else None)
+
+    def should_fold(node: Any) -> bool | None:  # computed in advance, weights would be stored in the graph
+        return False if any(value is not None and value.is_initializer() for value in node.inputs) else None
+
+    optimize_ir(model, should_fold=should_fold)
     ranges = tensor_ranges(weights)
     for name, value in model.graph.initializers.items():
         if (place := ranges.get(name.removeprefix(_PREFIX))) is not None:  # else a constant that no checkpoint holds
@@ -107,11 +111,6 @@ def _converted(part: Part, *, optimize: bool) -> Any:
             input_names=list(part.input_names),
             output_names=list(part.output_names),
         )
-
-
-def _reads_weights(node: Any) -> bool:
-    """Whether a node of a graph has a weight among its inputs; computed in advance, it would be stored in the graph."""
-    return any(value is not None and value.is_initializer() for value in node.inputs)
 
 
 def _header(weights: Path) -> tuple[dict[str, Any], int]:

@@ -50,11 +50,13 @@ class Part:
 
     def examples(self) -> Iterator[tuple[Any, ...]]:
         """Yields arguments of several sizes: the example, and its first half without the last token."""
+
+        def smaller(tensor: Tensor, sizes: Mapping[int, Dim]) -> Tensor:
+            return tensor[:1, :-1] if 1 in sizes else tensor[:1]
+
         yield self.inputs
         yield tuple(
-            [_smaller(tensor, sizes) for tensor, sizes in zip(value, dynamic, strict=True)]
-            if isinstance(value, list)
-            else _smaller(value, dynamic)
+            [*map(smaller, value, dynamic)] if isinstance(value, list) else smaller(value, dynamic)
             for value, dynamic in zip(self.inputs, self.dynamic, strict=True)
         )
 
@@ -111,87 +113,50 @@ def part_names(model: BridgeTower) -> tuple[PartName, ...]:
 
 def make_part(model: BridgeTower, name: PartName) -> Part:
     """Returns a part of `model`, with random examples of its inputs: two images or texts, the second text padded."""
+    config, generator = model.config.text, torch.Generator().manual_seed(0)
+    side, length = model.config.vision.image_size, min(8, config.max_length)
+    pixel_values = torch.randn(2, 3, side, side, generator=generator)
+    input_ids = torch.randint(config.vocab_size - 1, (2, length), generator=generator)
+    input_ids += input_ids >= config.pad_token_id  # so that it is any other id
+    mask = torch.ones_like(input_ids)
+    input_ids[1, length // 2 :], mask[1, length // 2 :] = config.pad_token_id, 0
+    batch = Dim("batch", min=1, max=_LARGEST_BATCH)
+    sizes = {0: batch, 1: Dim("length", min=1, max=config.max_length)}
+    image_names = tuple(f"image_{number}" for number in range(len(model.config.vision_layers)))
+    text_names = tuple(f"text_{number}" for number in range(len(model.config.text_layers)))
     match name:
         case "image" | "image_cls":
-            return _image_part(model, name, "layers" if name == "image" else "cls")
+            return Part(
+                name=name,
+                module=_Image(model, "layers" if name == "image" else "cls"),
+                inputs=(pixel_values,),
+                dynamic=({0: batch},),
+                input_names=("pixel_values",),
+                output_names=(*(image_names if name == "image" else ()), "cls"),
+            )
         case "text" | "text_cls":
-            return _text_part(model, name, "layers" if name == "text" else "cls")
+            return Part(
+                name=name,
+                module=_Text(model, "layers" if name == "text" else "cls"),
+                inputs=(input_ids, mask),
+                dynamic=(sizes, sizes),
+                input_names=("input_ids", "attention_mask"),
+                output_names=(*(text_names if name == "text" else ()), "cls"),
+            )
         case "fusion_pooled" | "fusion_text":
-            return _fusion_part(model, name, "pooled" if name == "fusion_pooled" else "text")
+            outputs: FusionOutputs = "pooled" if name == "fusion_pooled" else "text"
+            with torch.no_grad():
+                image, text = model.encode_image(pixel_values), model.encode_text(input_ids, mask)
+            return Part(
+                name=name,
+                module=_Fusion(model, outputs),
+                inputs=(list(image.layers), list(text.layers), mask),
+                dynamic=([{0: batch}] * len(image.layers), [sizes] * len(text.layers), sizes),
+                input_names=(*image_names, *text_names, "attention_mask"),
+                output_names=(outputs,),
+            )
 
 
 def flat(arguments: Sequence[Any]) -> list[Tensor]:
     """Returns the tensors of a part's arguments one after the other, as an engine takes them."""
     return [tensor for value in arguments for tensor in (value if isinstance(value, list) else [value])]
-
-
-def _image_part(model: BridgeTower, name: PartName, outputs: EncodeOutputs) -> Part:
-    return Part(
-        name=name,
-        module=_Image(model, outputs),
-        inputs=(_pixel_values(model),),
-        dynamic=({0: _batch()},),
-        input_names=("pixel_values",),
-        output_names=(*(_layer_names(model, "image") if outputs == "layers" else ()), "cls"),
-    )
-
-
-def _text_part(model: BridgeTower, name: PartName, outputs: EncodeOutputs) -> Part:
-    sizes = {0: _batch(), 1: _length(model)}
-    return Part(
-        name=name,
-        module=_Text(model, outputs),
-        inputs=_text(model),
-        dynamic=(sizes, sizes),
-        input_names=("input_ids", "attention_mask"),
-        output_names=(*(_layer_names(model, "text") if outputs == "layers" else ()), "cls"),
-    )
-
-
-def _fusion_part(model: BridgeTower, name: PartName, outputs: FusionOutputs) -> Part:
-    input_ids, mask = _text(model)
-    with torch.no_grad():
-        image, text = model.encode_image(_pixel_values(model)), model.encode_text(input_ids, mask)
-    batch = _batch()
-    sizes = {0: batch, 1: _length(model)}
-    return Part(
-        name=name,
-        module=_Fusion(model, outputs),
-        inputs=(list(image.layers), list(text.layers), mask),
-        dynamic=([{0: batch}] * len(image.layers), [sizes] * len(text.layers), sizes),
-        input_names=(*_layer_names(model, "image"), *_layer_names(model, "text"), "attention_mask"),
-        output_names=(outputs,),
-    )
-
-
-def _smaller(tensor: Tensor, sizes: Mapping[int, Dim]) -> Tensor:
-    return tensor[:1, :-1] if 1 in sizes else tensor[:1]
-
-
-def _batch() -> Dim:
-    return Dim("batch", min=1, max=_LARGEST_BATCH)
-
-
-def _length(model: BridgeTower) -> Dim:
-    return Dim("length", min=1, max=model.config.text.max_length)
-
-
-def _layer_names(model: BridgeTower, side: Literal["image", "text"]) -> tuple[str, ...]:
-    layers = model.config.vision_layers if side == "image" else model.config.text_layers
-    return tuple(f"{side}_{number}" for number in range(len(layers)))
-
-
-def _pixel_values(model: BridgeTower) -> Tensor:
-    side = model.config.vision.image_size
-    return torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
-
-
-def _text(model: BridgeTower) -> tuple[Tensor, Tensor]:
-    config = model.config.text
-    length = min(8, config.max_length)
-    generator = torch.Generator().manual_seed(0)
-    input_ids = torch.randint(config.vocab_size - 1, (2, length), generator=generator)
-    input_ids += input_ids >= config.pad_token_id  # so that it is any other id
-    mask = torch.ones_like(input_ids)
-    input_ids[1, length // 2 :], mask[1, length // 2 :] = config.pad_token_id, 0
-    return input_ids, mask

@@ -111,14 +111,10 @@ def find_device(name: str | torch.device | None) -> torch.device:
         raise ValueError(f"device is {name!r}; expected a name such as cpu or cuda:0") from error
     if device.type == "cuda" and (not available or (device.index or 0) >= torch.cuda.device_count()):
         raise ValueError(f"device is {name!r}, but PyTorch sees {torch.cuda.device_count()} GPUs; use another or cpu")
-    if device.type not in ("cpu", "cuda", *_accelerators()):
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if device.type not in ("cpu", "cuda", found and found.type):
         raise ValueError(f"device is {name!r}, on which PyTorch cannot compute here; use cpu or cuda:0")
     return device
-
-
-def _accelerators() -> tuple[str, ...]:
-    found = torch.accelerator.current_accelerator(check_available=True)
-    return () if found is None else (found.type,)
 
 
 def cached_export(

@@ -29,7 +29,7 @@ from bridgetower.model.heads import (
     RankHead,
     chosen_heads,
 )
-from bridgetower.model.layers import Pooler, mean_token
+from bridgetower.model.layers import Pooler, allow_graphs, mean_token
 from bridgetower.model.towers import TextTransformer, VisionTransformer
 
 EncodeOutputs = Literal["layers", "cls"]
@@ -183,6 +183,17 @@ class BridgeTower(nn.Module):
             with suppress(ValueError):
                 layers += tower.stacked_layers()
         return layers
+
+    def compile_layers(self, backend: str = "inductor") -> None:
+        """Compiles each layer on its own, so that equal ones share their code; names of parameters stay.
+
+        Each is one graph for all batch sizes and text lengths after the first: texts are padded to multiples of eight
+        tokens, as kernels for GPUs want, and always have a mask.
+        """
+        allow_graphs()
+        self.text_multiple = 8
+        for layer in self.layers():
+            layer.compile(fullgraph=True, backend=backend)
 
     def train_top_layers(self, count: int) -> None:
         """Freezes the towers but for the top layers of those that are read; embeddings and norms around are frozen too.

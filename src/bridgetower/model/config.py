@@ -102,19 +102,17 @@ class FusionConfig:
         check_dropout("fusion.dropout", self.dropout)
         check_dropout("fusion.attention_dropout", self.attention_dropout or 0.0)
         check_choice("fusion.pooling", self.pooling, Pooling)
+        reads_any_layers = self.is_unbridged or self.bridge in MANAGERS or self.bridge not in get_args(BridgeKind)
         for name in ("vision_layers", "text_layers"):
             layers = getattr(self, name)
-            if layers is None or (_is_whole(layers) and layers and self._reads_any_layers):
+            whole = isinstance(layers, tuple) and all(type(layer) is int for layer in layers)
+            if layers is None or (whole and layers and reads_any_layers):
                 continue
-            if not _is_whole(layers) or len(layers) != self.num_bridged_layers:
+            if not whole or len(layers) != self.num_bridged_layers:
                 raise ValueError(
                     f"fusion.{name} is {layers}; expected {self.num_bridged_layers} tower layers "
                     f"(bridge {self.bridge!r}, {self.num_layers} fusion layers)"
                 )
-
-    @property
-    def _reads_any_layers(self) -> bool:
-        return self.is_unbridged or self.bridge in MANAGERS or self.bridge not in get_args(BridgeKind)
 
     @property
     def is_unbridged(self) -> bool:
@@ -316,10 +314,11 @@ class ModelConfig:
     def override(self, overrides: Mapping[str, Any]) -> ModelConfig:
         """Returns a copy with dotted fields replaced, such as `{"text.num_heads": 4, "vision.image_size": 384}`."""
         groups: dict[str, dict[str, Any]] = {}
+        known = [f"{part.name}.{item.name}" for part in fields(self) for item in fields(getattr(self, part.name))]
         for path, value in overrides.items():
             group, _, name = path.partition(".")
-            if group not in _field_names(self) or name not in _field_names(getattr(self, group)):
-                raise ValueError(f"unknown config field {path!r}; known: {', '.join(_dotted_fields(self))}")
+            if path not in known:
+                raise ValueError(f"unknown config field {path!r}; known: {', '.join(known)}")
             groups.setdefault(group, {})[name] = tuple(value) if isinstance(value, list) else value
         return replace(self, **{group: replace(getattr(self, group), **values) for group, values in groups.items()})
 
@@ -353,15 +352,3 @@ def check_labels(source: str, labels: Mapping[str, tuple[str, ...]], counts: Map
 
 def _top_layers(depth: int, count: int) -> tuple[int, ...]:
     return tuple(range(depth - count + 1, depth + 1))
-
-
-def _is_whole(layers: object) -> bool:
-    return isinstance(layers, tuple) and all(type(layer) is int for layer in layers)
-
-
-def _field_names(config: Any) -> list[str]:
-    return [item.name for item in fields(config)]
-
-
-def _dotted_fields(config: ModelConfig) -> list[str]:
-    return [f"{group}.{name}" for group in _field_names(config) for name in _field_names(getattr(config, group))]

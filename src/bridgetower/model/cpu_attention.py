@@ -58,8 +58,10 @@ class _WrittenOut(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
         kept = draw_kept((*query.shape[:3], key.shape[2]), dropout) if dropout else None
         queries, keys, values = copies = [tensor.flatten(0, 1) for tensor in (query, key, value)]  # [B·H, L, E]
-        stored = _room_for_weights(ctx, queries, keys)
-        hidden = _hidden_keys(mask, query)
+        length, stored = max(queries.shape[1], keys.shape[1]), None
+        if any(ctx.needs_input_grad) and length <= 2 * queries.shape[2]:  # longer ones need more memory than two inputs
+            stored = queries.new_empty(len(queries), queries.shape[1], keys.shape[1])
+        hidden = None if mask is None else ~mask.repeat_interleave(query.shape[1], dim=0)[:, None]  # [B·H, 1, M]
         inputs = (query, key, value) if stored is None else (copy.unflatten(0, query.shape[:2]) for copy in copies)
         ctx.save_for_backward(*inputs, hidden, kept, stored)
         ctx.scale = 1 / (1 - dropout)
@@ -89,19 +91,6 @@ class _WrittenOut(torch.autograd.Function):
             torch.bmm(to_scores.mT, queries[rows], out=to_keys[rows])
         heads = gradients[0].shape[:2]
         return *(each.unflatten(0, heads) for each in (to_queries, to_keys, to_values)), None, None
-
-
-def _hidden_keys(mask: Tensor | None, query: Tensor) -> Tensor | None:
-    """Where a key is hidden, for each head [B·H, 1, M]."""
-    return None if mask is None else ~mask.repeat_interleave(query.shape[1], dim=0)[:, None]
-
-
-def _room_for_weights(ctx: Any, queries: Tensor, keys: Tensor) -> Tensor | None:
-    """Returns memory for the weights of all heads; None if gradients need none, or one stream is long."""
-    length = max(queries.shape[1], keys.shape[1])
-    if not any(ctx.needs_input_grad) or length > 2 * queries.shape[2]:  # more memory than two inputs
-        return None
-    return queries.new_empty(len(queries), queries.shape[1], keys.shape[1])
 
 
 def _factor(kept: Tensor, rows: slice, weights: Tensor, scale: float) -> Tensor:

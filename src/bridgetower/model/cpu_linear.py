@@ -175,26 +175,19 @@ class _OneDnn(torch.autograd.Function):
             hidden = F.layer_norm(hidden, hidden.shape[-1:], norm[0], norm[1], ctx.eps)
         gradient = gradients[0].reshape(-1, gradients[0].shape[-1]).contiguous()
         to_hidden, to_weight, to_bias = ctx.needs_input_grad[:3]
-        return (
-            _gradient_of_input(gradient, hidden, weight, ctx.activation) if to_hidden else None,
-            _gradient_of_weight(gradient, _input(hidden, ctx.activation)) if to_weight else None,
-            gradient.sum(dim=0) if to_bias else None,
-            None,
-        )
+        of_hidden = of_weight = None
+        if to_hidden:
+            of_hidden = _product(gradient, _dense(weight).T).view(hidden.shape)
+            of_hidden = of_hidden if ctx.activation is None else activation_gradient(of_hidden, hidden, ctx.activation)
+        if to_weight:
+            inputs = _input(hidden, ctx.activation)
+            of_weight = _product(gradient.T, inputs.reshape(-1, inputs.shape[-1]).contiguous().T)
+        return of_hidden, of_weight, gradient.sum(dim=0) if to_bias else None, None
 
 
 def _input(hidden: Tensor, activation: Activation | None) -> Tensor:
     """Returns what the weight is multiplied with."""
     return hidden if activation is None else activated(hidden, activation)
-
-
-def _gradient_of_input(gradient: Tensor, hidden: Tensor, weight: Tensor, activation: Activation | None) -> Tensor:
-    outer = _product(gradient, _dense(weight).T).view(hidden.shape)
-    return outer if activation is None else activation_gradient(outer, hidden, activation)
-
-
-def _gradient_of_weight(gradient: Tensor, inputs: Tensor) -> Tensor:
-    return _product(gradient.T, inputs.reshape(-1, inputs.shape[-1]).contiguous().T)
 
 
 def _dense(weight: Tensor) -> Tensor:

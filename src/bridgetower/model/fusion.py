@@ -121,13 +121,13 @@ class FusionEncoder(nn.Module):
 
     def cache_text(self, layers: TowerLayers, mask: Bool[Tensor, "b l"] | None) -> FirstLayerCache:
         """Returns what the first layer computes of texts alone, from their bridged layers."""
-        text_layer, image_layer = self._layers(0)
+        text_layer, image_layer = cast(FusionLayer, self.text_layers[0]), cast(FusionLayer, self.image_layers[0])
         stream = self._first_input(tuple(layers), self.text_norm, self.text_bridges)
         return FirstLayerCache(*self._checkpointed(text_layer.attend)(stream, mask), image_layer.key_value(stream))
 
     def cache_image(self, layers: TowerLayers) -> FirstLayerCache:
         """Returns what the first layer computes of images alone, from their bridged layers."""
-        text_layer, image_layer = self._layers(0)
+        text_layer, image_layer = cast(FusionLayer, self.text_layers[0]), cast(FusionLayer, self.image_layers[0])
         stream = self._first_input(tuple(layers), self.image_norm, self.image_bridges)
         return FirstLayerCache(*self._checkpointed(image_layer.attend)(stream, None), text_layer.key_value(stream))
 
@@ -182,7 +182,3 @@ class FusionEncoder(nn.Module):
 
     def _checkpointed(self, layer: Callable[P, Output]) -> Callable[P, Output]:
         return activation_checkpointing(layer, when=self.checkpoint_activations)
-
-    def _layers(self, index: int) -> tuple[FusionLayer, FusionLayer]:
-        """The text and the image stream's layer."""
-        return cast(FusionLayer, self.text_layers[index]), cast(FusionLayer, self.image_layers[index])

@@ -70,6 +70,14 @@ def on_meta() -> Iterator[None]:
         yield
 
 
+def allow_graphs() -> None:
+    """Lets PyTorch keep as many graphs of one function as there are kinds of calls; beyond, it computes without one."""
+    import torch._dynamo  # the compiler, which takes seconds to import
+
+    # Of one layer's code: of both streams, in the first and the last layer, for one batch size and for all.
+    torch._dynamo.config.cache_size_limit = max(64, torch._dynamo.config.cache_size_limit)
+
+
 class DotProductAttention(nn.Module):
     """Scaled dot-product attention of several heads, without weights of its own."""
 

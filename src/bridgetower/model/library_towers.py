@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -247,16 +247,25 @@ def _timm_config(model: Any, settings: Mapping[str, Any], image_size: int | None
     layers = getattr(model, "feature_info", None)
     blocks = getattr(model, "blocks", None)
     sizes = {(layer["num_chs"], layer["reduction"]) for layer in layers} if isinstance(layers, list) else set()
-    if len(sizes) != 1 or blocks is None or not _returns_tokens(model):
+    run = getattr(model, "forward_intermediates", None)
+    has = callable(run) and all(hasattr(model, name) for name in ("patch_embed", "num_prefix_tokens"))
+    returns_tokens = (
+        has and "return_prefix_tokens" in inspect.signature(cast(Any, run)).parameters
+    )  # and not patches alone
+    if len(sizes) != 1 or blocks is None or not returns_tokens:
         raise ValueError(
             f"{settings['architecture']} is no vision transformer of timm whose layers are of one width and whose "
             "forward_intermediates returns prefix tokens; expected one such as vit_small_patch14_dinov2"
         )
     ((width, patch),) = sizes
     attention = getattr(blocks[0], "attn", None)
-    side = image_size or _image_side(model)
+    if image_size is None:
+        height, width_ = getattr(model.patch_embed, "img_size", None) or model.pretrained_cfg["input_size"][1:]
+        if height != width_:
+            raise ValueError(f"timm's image size is {height} x {width_}; expected a square: give image_size")
+        image_size = int(height)
     return VisionConfig(
-        image_size=side,
+        image_size=image_size,
         patch_size=patch,
         hidden_size=width,
         num_layers=len(blocks),
@@ -269,21 +278,6 @@ def _timm_config(model: Any, settings: Mapping[str, Any], image_size: int | None
         prefix_tokens=model.num_prefix_tokens,
         settings=settings,
     )
-
-
-def _returns_tokens(model: Any) -> bool:
-    """Whether a model has a patch embedding, and its interface returns all tokens of a layer, not the patches alone."""
-    run = getattr(model, "forward_intermediates", None)
-    has = all(hasattr(model, name) for name in ("patch_embed", "num_prefix_tokens"))
-    return has and run is not None and "return_prefix_tokens" in inspect.signature(run).parameters
-
-
-def _image_side(model: Any) -> int:
-    size = getattr(model.patch_embed, "img_size", None) or model.pretrained_cfg["input_size"][1:]
-    height, width = size
-    if height != width:
-        raise ValueError(f"timm's image size is {height} x {width}; expected a square: give image_size")
-    return int(height)
 
 
 def _transformers_model(settings: Mapping[str, Any], dropout: float) -> nn.Module:

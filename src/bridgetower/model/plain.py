@@ -78,7 +78,7 @@ def _checked(annotation: Any, value: Any, where: str) -> Any:
         origin, arguments = get_origin(kind), get_args(kind)
         if is_dataclass(kind):
             return value if isinstance(value, cast(type, kind)) else from_plain(cast(type, kind), value, where)
-        if origin is tuple and isinstance(value, list | tuple) and _fits(arguments, len(value)):
+        if origin is tuple and isinstance(value, list | tuple) and (... in arguments or len(arguments) == len(value)):
             items = zip(arguments[:1] * len(value) if ... in arguments else arguments, value, strict=True)
             return tuple(_checked(item, element, f"{where}[{number}]") for number, (item, element) in enumerate(items))
         if origin is Sequence and isinstance(value, list):
@@ -93,11 +93,6 @@ def _checked(annotation: Any, value: Any, where: str) -> Any:
         if origin is Literal and value in arguments:
             return value
     raise ValueError(f"{where} is {value!r}; expected {' or '.join(map(_name, kinds))}")
-
-
-def _fits(arguments: tuple[Any, ...], length: int) -> bool:
-    """Whether a tuple of these arguments may have so many elements."""
-    return ... in arguments or len(arguments) == length
 
 
 def _name(kind: Any) -> str:

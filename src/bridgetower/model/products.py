@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -22,7 +23,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bridgetower.files import cache_folder, write_json
-from bridgetower.machine import processor_name
 
 LIBRARIES: Final = ("onednn", "torch")
 VARIABLE: Final = "BRIDGETOWER_PRODUCTS"
@@ -30,7 +30,23 @@ VARIABLE: Final = "BRIDGETOWER_PRODUCTS"
 
 _SHAPE = (325, 768, 3072)  # rows, inputs and outputs of a feed-forward layer of the base model at 288 pixels
 _ROUNDS = 7
+_CPU_INFO = Path("/proc/cpuinfo")
 _MARGIN = 1.05  # by which torch.mm must be faster, so that noise does not decide
+
+
+def cpu_info() -> dict[str, str]:
+    """Returns what Linux lists of the first processor, such as `vendor_id` and `flags`; elsewhere nothing."""
+    text = _CPU_INFO.read_text() if _CPU_INFO.exists() else ""
+    pairs = (line.partition(":") for line in text.split("\n\n")[0].splitlines())
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def processor_name() -> str:
+    """Returns the processor's name, with family and model where they are known: clouds often hide the rest."""
+    info = cpu_info()
+    if "model name" not in info:
+        return platform.processor() or platform.machine()
+    return f"{info['model name']}, family {info.get('cpu family')}, model {info.get('model')}"
 
 
 def has_operators() -> bool:
@@ -54,21 +70,14 @@ def onednn_is_faster() -> bool:
         return given == "onednn"
     where = f"{processor_name()}, PyTorch {torch.__version__}"
     path = cache_folder() / "products" / f"{hashlib.sha256(where.encode()).hexdigest()[:16]}.json"
-    seconds = _kept(path)
-    if seconds is None:
+    try:
+        kept = json.loads(path.read_bytes())["seconds"]
+        seconds = {library: float(kept[library]) for library in LIBRARIES}
+    except (OSError, ValueError, KeyError, TypeError):
         seconds = measure()
         with suppress(OSError):  # then it is measured again next time
             write_json(path, {"where": where, "seconds": seconds})
     return seconds["onednn"] < seconds["torch"] * _MARGIN
-
-
-def _kept(path: Path) -> dict[str, float] | None:
-    """Returns the seconds of each library from an earlier process; None if there are none that can be read."""
-    try:
-        seconds = json.loads(path.read_bytes())["seconds"]
-        return {library: float(seconds[library]) for library in LIBRARIES}
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 @torch.inference_mode()

@@ -134,9 +134,7 @@ def _prepared(
     set_numerics(device, config.precision, deterministic=config.deterministic)
     model = checkpoint.model(copy=False).train().to(device)
     if config.compile:
-        from bridgetower.model.compiling import compile_layers  # which imports PyTorch's compiler
-
-        compile_layers(model)
+        model.compile_layers()
     else:
         optimize_for_cpu(model)
     model.checkpoint_activations(config.checkpoint_activations)
