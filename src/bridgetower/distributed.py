@@ -65,8 +65,17 @@ def process_group(device: str | None, timeout_minutes: float) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        is_exchange = isinstance(error, dist.DistError) or "gloo" in str(error)
-        lost = _silent(PrefixStore("after a failure", store), number, count) if is_exchange else []
+        lost: list[int] = []  # the processes that do not say in time that an exchange failed for them too
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            answers = PrefixStore("after a failure", store)
+            lost, deadline = list(range(count)), time.monotonic() + _ANSWER_SECONDS
+            try:
+                answers.set(str(number), "")
+                while lost and time.monotonic() < deadline:
+                    lost = [other for other in lost if not answers.check([str(other)])]
+                    time.sleep(0.1)
+            except dist.DistError:  # the first process, which has the store, is gone
+                lost = [0]
         if lost:
             raise ConnectionError(
                 f"process {', '.join(map(str, lost))} of {count} was lost or did not answer within {timeout_minutes:g} "
@@ -213,11 +222,7 @@ def gather_by_id(ids: Int[Tensor, " n"], *tensors: Tensor) -> tuple[Tensor, ...]
 
 
 class _AllGather(torch.autograd.Function):
-    """Differentiable gather on public collectives.
-
-    The one in `torch.distributed.nn.functional` is deprecated as of torch 2.13, and the replacement it names is in a
-    private module.
-    """
+    """Differentiable gather on public collectives; PyTorch's own is deprecated or private."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
@@ -231,19 +236,6 @@ class _AllGather(torch.autograd.Function):
         dist.all_reduce(total)
         rows = len(total) // world_size()
         return total[rank() * rows : (rank() + 1) * rows]
-
-
-def _silent(store: Any, number: int, count: int) -> list[int]:
-    """Returns the processes that do not say in time that an exchange failed for them too."""
-    silent, deadline = list(range(count)), time.monotonic() + _ANSWER_SECONDS
-    try:
-        store.set(str(number), "")
-        while silent and time.monotonic() < deadline:
-            silent = [other for other in silent if not store.check([str(other)])]
-            time.sleep(0.1)
-    except dist.DistError:  # the first process, which has the store, is gone
-        return [0]
-    return silent
 
 
 def _map_tensors(content: Any, change: Callable[[Tensor], Any]) -> Any:

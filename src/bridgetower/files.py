@@ -73,8 +73,11 @@ def replacing(path: Path, failures: tuple[type[Exception], ...] = ()) -> Iterato
     full disk included, that folder is removed and `path` stays as it was. Only a killed process leaves it behind; see
     `remove_leftovers`.
     """
-    _check_replaceable(Path(path))
-    with _beside(Path(path), failures) as temporary:
+    path = Path(path)
+    is_special = path.exists() and not path.is_file() and not path.is_dir()
+    if is_special or (path.is_symlink() and path.readlink().is_relative_to("/proc")):  # as /dev/null and /dev/stdout
+        raise FileExistsError(f"{path} is a device, a pipe or an open file; give the name of another file")
+    with _beside(path, failures) as temporary:
         # Some libraries make private files. The umask is read off a new file: asking for it would change it meanwhile.
         temporary.touch(mode=0o666)
         mode = stat.S_IMODE(temporary.stat().st_mode)
@@ -345,13 +348,6 @@ def _may_write(path: Path) -> Iterator[None]:
         if error.errno not in _NO_RIGHT:
             raise
         raise NotWrittenError(path, os.strerror(error.errno), error.errno) from error
-
-
-def _check_replaceable(path: Path) -> None:
-    """Raises FileExistsError for what other programs use by its name, such as /dev/null and /dev/stdout."""
-    is_special = path.exists() and not path.is_file() and not path.is_dir()
-    if is_special or (path.is_symlink() and path.readlink().is_relative_to("/proc")):
-        raise FileExistsError(f"{path} is a device, a pipe or an open file; give the name of another file")
 
 
 def _sync(path: Path) -> None:

@@ -133,7 +133,16 @@ def compute(engine: Engine, processor: Processor, items: Sequence[Item]) -> list
             continue
         for kind in dict.fromkeys(item.kind for item in some):
             chosen = [number for number, item in enumerate(some) if item.kind == kind]
-            outcomes = _of_pooled(model, kind, pooled[_index(engine, chosen)])
+            pairs_of_kind, outcomes = pooled[_index(engine, chosen)], list[Outcome]()
+            if kind == "embedding":
+                outcomes += l2_normalize(model.pair_embeds(pairs_of_kind))
+            elif kind == "match":
+                outcomes += matched(model.itm_logits(pairs_of_kind)).tolist()
+            elif model.config.heads.predicts_number(HEAD_OF[kind]):
+                outcomes += _numbers(model.class_logits(HEAD_OF[kind], pairs_of_kind).float().cpu())
+            else:
+                each = kind == "answer" or (kind == "classify" and model.config.heads.multi_label)
+                outcomes += _classified(model.class_logits(HEAD_OF[kind], pairs_of_kind), each=each)
             found.update(zip([rows[number] for number in chosen], outcomes, strict=True))
     return [found[row] for row in range(len(items))]
 
@@ -160,19 +169,6 @@ def encoded_texts(
 
 def _index(engine: Engine, rows: Sequence[int]) -> Int[Tensor, " n"]:
     return to_device(torch.tensor(rows), engine.device)
-
-
-def _of_pooled(model: BridgeTower, kind: Kind, pooled: Float[Tensor, "b e"]) -> Iterable[Outcome]:
-    if kind == "embedding":
-        return l2_normalize(model.pair_embeds(pooled))
-    if kind == "match":
-        odds: list[float] = matched(model.itm_logits(pooled)).tolist()
-        return odds
-    head = HEAD_OF[kind]
-    if model.config.heads.predicts_number(head):
-        return _numbers(model.class_logits(head, pooled).float().cpu())
-    each = head == "vqa" or (head == "classification" and model.config.heads.multi_label)
-    return _classified(model.class_logits(head, pooled), each=each)
 
 
 def _masks(

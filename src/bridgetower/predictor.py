@@ -34,7 +34,7 @@ from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
 from bridgetower.model.hidden_states import HiddenStates, hidden_states
 from bridgetower.processor import ImageLike, Processor
 from bridgetower.processor.inputs import Images, Texts, either_lists, image_list, is_image, pair_lists, text_list
-from bridgetower.zero_shot import TEMPLATES, classify_by_labels
+from bridgetower.zero_shot import TEMPLATES, label_choices, prompts_of
 
 _GIB = 2**30
 
@@ -500,8 +500,13 @@ class Predictor:
         if labels is not None:
             if images is None or texts is not None:
                 raise ValueError("labels are compared with images alone; give images and no texts")
-            shown: Any = images
-            chosen = classify_by_labels(self, shown, labels, templates, top, **options)
+            check_top(top)
+            given: dict[str, Any] = {**options, "images": images}
+            of_texts = {name: given.pop(name) for name in ("truncate",) if name in given}
+            of_texts |= {name: given[name] for name in ("batch_size",) if name in given}
+            prompts = self.embed_texts(prompts_of(labels, templates), **of_texts)
+            vectors = self.embed_images(**given)
+            chosen = label_choices(self.model, vectors, prompts, labels, top)
         else:
             self.model.head("classification", recipe="classification; or give labels, which need none")
             either = either_lists(images, texts, self.processor.blank_image())

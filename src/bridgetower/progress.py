@@ -106,14 +106,11 @@ class _Bars(Progress):
         self._logged = now
         for task in self.tasks:
             if not task.finished and task.completed:
-                logger.info("%s", _line(task))
-
-
-def _line(task: Task) -> str:
-    rate = task.fields.get("metrics") or ("" if task.speed is None else f"{task.speed:,.1f}/s")
-    rest = "" if task.total is None else f" of {task.total:,.0f}"
-    left = "" if task.time_remaining is None else f"{task.time_remaining / 60:,.0f} min left"
-    return ", ".join(filter(None, (f"{task.description}: {task.completed:,.0f}{rest}", rate, left)))
+                rate = task.fields.get("metrics") or ("" if task.speed is None else f"{task.speed:,.1f}/s")
+                rest = "" if task.total is None else f" of {task.total:,.0f}"
+                left = "" if task.time_remaining is None else f"{task.time_remaining / 60:,.0f} min left"
+                parts = (f"{task.description}: {task.completed:,.0f}{rest}", rate, left)
+                logger.info("%s", ", ".join(filter(None, parts)))
 
 
 def _bars(*metrics: ProgressColumn, shown: bool) -> Progress:

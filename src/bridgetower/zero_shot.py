@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Protocol
 
 from jaxtyping import Float
 from torch import Tensor
 
-from bridgetower.inference import Choice, check_top, choices, l2_normalize
+from bridgetower.inference import Choice, choices, l2_normalize
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.processor.inputs import Images, Texts
 
 TEMPLATES = ("{}", "a photo of a {}", "a picture of a {}", "an image of a {}")
 """Where labels are put by default."""
@@ -30,43 +28,6 @@ def prompts_of(labels: Sequence[str], templates: Sequence[str]) -> list[str]:
     if odd := [template for template in templates if template.count(_PLACE) != 1]:
         raise ValueError(f"template {odd[0]!r} has {odd[0].count(_PLACE)} places for a label; expected one {_PLACE}")
     return [template.replace(_PLACE, label) for label in labels for template in templates]
-
-
-class Embeds(Protocol):
-    """A predictor, as far as images are compared with labels."""
-
-    @property
-    def model(self) -> BridgeTower:
-        """The network."""
-
-    def embed_images(
-        self, images: Images, *, batch_size: int = 32, num_workers: int = 0, progress: bool = False
-    ) -> Float[Tensor, "n c"]:
-        """Returns vectors."""
-
-    def embed_texts(
-        self, texts: Texts, *, batch_size: int = 32, truncate: bool = False, progress: bool = False
-    ) -> Float[Tensor, "n c"]:
-        """Returns vectors."""
-
-
-def classify_by_labels(
-    predictor: Embeds,
-    images: Images,
-    labels: Sequence[str],
-    templates: Sequence[str],
-    top: int | None,
-    *,
-    batch_size: int = 32,
-    truncate: bool = False,
-    num_workers: int = 0,
-    progress: bool = False,
-) -> list[list[Choice]]:
-    """Returns the likeliest labels of every image; see `Predictor.classify`."""
-    check_top(top)
-    prompts = predictor.embed_texts(prompts_of(labels, templates), batch_size=batch_size, truncate=truncate)
-    vectors = predictor.embed_images(images, batch_size=batch_size, num_workers=num_workers, progress=progress)
-    return label_choices(predictor.model, vectors, prompts, labels, top)
 
 
 def label_choices(
