@@ -15,7 +15,7 @@ from typing import Any
 from fault_attempts import in_fork
 from PIL import Image, ImageDraw
 
-from bridgetower.checkpoints.states import read_about
+from bridgetower.checkpoints.tensors import read_about
 from bridgetower.tasks.run_config import CONFIG, read_metrics
 from bridgetower.training.state import newest
 

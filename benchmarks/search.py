@@ -28,9 +28,8 @@ from rich.table import Table
 
 from bridgetower.demo.folder import FOLDER, held_out_index, trained_model
 from bridgetower.evaluation.config import RetrievalConfig
-from bridgetower.evaluation.metrics import RECALL_KS, streamed_recalls
+from bridgetower.evaluation.metrics import RECALL_KS, GroundTruth, streamed_recalls
 from bridgetower.evaluation.pairs import candidate_pairs
-from bridgetower.evaluation.places import GroundTruth
 from bridgetower.evaluation.reranking import Candidates
 from bridgetower.search.build import build_index
 from bridgetower.search.config import IndexConfig

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from bridgetower.evaluation.config import Protocol
-from bridgetower.evaluation.metrics import RECALL_KS, RetrievalRecalls, ScoresOf
+from bridgetower.evaluation.metrics import RECALL_KS, GroundTruth, RetrievalRecalls, ScoresOf
 from bridgetower.evaluation.pairs import CandidatePairs
-from bridgetower.evaluation.places import GroundTruth
 from bridgetower.evaluation.retrieval import RetrievalResult
 
 DROPPED = -100.0

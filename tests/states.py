@@ -4,8 +4,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from bridgetower.checkpoints.states import read_about
-from bridgetower.checkpoints.tensors import read_safetensors, write_safetensors
+from bridgetower.checkpoints.tensors import read_about, read_safetensors, write_safetensors
 from bridgetower.training.state import FOLDER, TrainingState, newest
 
 STATE = FOLDER

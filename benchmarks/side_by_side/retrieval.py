@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from bridgetower.engines.engine import Engine
+from bridgetower.evaluation.metrics import GroundTruth
 from bridgetower.evaluation.pairs import candidate_pairs
-from bridgetower.evaluation.places import GroundTruth
 from bridgetower.model.encodings import Encoded
 from side_by_side.rows import Row
 from side_by_side.setting import Setting

@@ -287,7 +287,6 @@ def assembled(keys: Sequence[_Key], outcomes_of: Callable[[_Key, list[int]], Ite
 
 
 def _classified(logits: Float[Tensor, "n k"], *, each: bool = False) -> Float[Tensor, "n k"]:
-    """Returns the probabilities of classes, each on its own or over all of them."""
     values = logits.float().cpu()
     return _numbers(values.sigmoid() if each else values.softmax(dim=-1))
 
@@ -303,7 +302,6 @@ def _numbers(results: Tensor) -> Tensor:
 def _distinct(
     sources: Sequence[_Source | None], key: Callable[[_Source], Hashable] = lambda source: source
 ) -> tuple[list[_Source], list[int]]:
-    """Returns the different sources, and the number of each among them."""
     present = [source for source in sources if source is not None]
     found = {key(source): source for source in present}
     numbers = {name: number for number, name in enumerate(found)}

@@ -114,6 +114,5 @@ class _Bars(Progress):
 
 
 def _bars(*metrics: ProgressColumn, shown: bool) -> Progress:
-    """Returns bars with columns for what is measured."""
     description, times = TextColumn("{task.description}"), (TimeElapsedColumn(), TimeRemainingColumn())
     return _Bars(description, BarColumn(), *metrics, *times, shown=shown)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bridgetower.checkpoints.tower_formats import NAMINGS, TowerNaming, recognise
+from bridgetower.checkpoints.keymap import NAMINGS, TowerNaming, recognise
 from bridgetower.model.tower_config import TextConfig, VisionConfig
 from bridgetower.model.towers import TextTransformer, VisionTransformer
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from bridgetower.checkpoints.tower_formats import PUBLISHED_HEADS, Kind, text_settings, vision_settings
+from bridgetower.checkpoints.keymap import PUBLISHED_HEADS, Kind, text_settings, vision_settings
 from bridgetower.model.presets import BERT_BASE, CLIP_B16, CLIP_L14, ROBERTA_BASE, VIT_B16, VIT_L16
 
 

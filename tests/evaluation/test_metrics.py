@@ -12,13 +12,14 @@ from sklearn.metrics import top_k_accuracy_score
 import dense
 from bridgetower.evaluation.metrics import (
     RECALL_KS,
+    GroundTruth,
     RetrievalRecalls,
     chance_recalls,
+    folds,
     mean_recalls,
     streamed_recalls,
 )
 from bridgetower.evaluation.pairs import candidate_pairs
-from bridgetower.evaluation.places import GroundTruth, folds
 from dense import DROPPED, truth_of
 
 

@@ -15,9 +15,8 @@ from bridgetower.checkpoints import ITC_ALONE, UNMEASURED, Reranking
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
 from bridgetower.evaluation.config import EvaluationOptions, Protocol, RetrievalConfig
-from bridgetower.evaluation.metrics import RetrievalRecalls, chance_recalls
+from bridgetower.evaluation.metrics import GroundTruth, RetrievalRecalls, chance_recalls
 from bridgetower.evaluation.pairs import CandidatePairs
-from bridgetower.evaluation.places import GroundTruth
 from bridgetower.evaluation.reranking import ITC_WEIGHTS, Candidates
 from bridgetower.evaluation.retrieval import (
     evaluate_all_pairs,

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import states
-from bridgetower.checkpoints.states import ABOUT
+from bridgetower.checkpoints.tensors import ABOUT
 from bridgetower.files import NotWrittenError
 from bridgetower.tasks.run_config import OptimizerConfig
 from bridgetower.training.optim import build_optimizer

@@ -16,14 +16,15 @@ from bridgetower.checkpoints import huggingface, microsoft
 from bridgetower.checkpoints.checkpoint import Checkpoint, check_tensors, finite
 from bridgetower.checkpoints.hub import HubOptions, download, download_ckpt, parse_hub_id
 from bridgetower.checkpoints.reranking import UNMEASURED, Reranking
-from bridgetower.checkpoints.states import ABOUT, state_weights
 from bridgetower.checkpoints.tensors import (
+    ABOUT,
     SHARD_BYTES,
     WEIGHTS,
     only_tensors,
     read_safetensors,
     read_torch_archive,
     read_weights,
+    state_weights,
     write_safetensors,
     write_weights,
 )

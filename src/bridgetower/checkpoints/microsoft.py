@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from bridgetower.checkpoints.checkpoint import Checkpoint, collect, extra_tensor_names, parameter_shapes
-from bridgetower.checkpoints.keymap import Naming, name_table
+from bridgetower.checkpoints.keymap import PUBLISHED_HEADS, Naming, name_table
 from bridgetower.checkpoints.tensors import extent
-from bridgetower.checkpoints.tower_formats import PUBLISHED_HEADS
 from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig
 from bridgetower.model.plain import known_fields
 from bridgetower.model.tower_config import TextConfig, VisionConfig

@@ -14,17 +14,18 @@ from torch import Tensor, nn
 
 from bridgetower.checkpoints.checkpoint import check_sources, finite, resized_vision
 from bridgetower.checkpoints.hub import download, parse_hub_id
-from bridgetower.checkpoints.keymap import import_tensors, rule_table
-from bridgetower.checkpoints.tensors import extent, only_tensors, read_safetensors, read_torch_archive, read_weights
-from bridgetower.checkpoints.tower_formats import (
+from bridgetower.checkpoints.keymap import (
     MODEL_TYPES,
     TowerNaming,
     Values,
+    import_tensors,
     normalisation,
     recognise,
+    rule_table,
     text_settings,
     vision_settings,
 )
+from bridgetower.checkpoints.tensors import extent, only_tensors, read_safetensors, read_torch_archive, read_weights
 from bridgetower.files import read_json
 from bridgetower.model.layers import on_meta
 from bridgetower.model.library_towers import (
@@ -146,7 +147,6 @@ def read_text_tower(source: str, overrides: Values | None = None) -> TextWeights
 
 
 def _tokenizer(folder: Path, of_library: bool) -> Tokenizer | None:
-    """Reads `tokenizer.json`, the vocabulary of a tower of this package, or what transformers has for another one."""
     file = find_tokenizer(folder)
     if file is not None and (file.name == "tokenizer.json" or not of_library):
         return load_tokenizer(file)

@@ -114,7 +114,6 @@ def _converted(part: Part, *, optimize: bool) -> Any:
 
 
 def _header(weights: Path) -> tuple[dict[str, Any], int]:
-    """Returns the header of a safetensors file and where its tensors begin."""
     with weights.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         return parse_json(file.read(size), f"the header of {weights}"), 8 + size

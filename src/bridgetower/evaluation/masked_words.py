@@ -48,7 +48,6 @@ class MaskedPairs(Dataset[tuple[CaptionBatch, tuple[Pixels, ...]]]):
         return batch, (batch.pixel_values, images.pixel_values([other_image(*pair, len(images)) for pair in own]))
 
     def _pair(self, row: int) -> CaptionBatch:
-        """Returns a batch of one pair, with an explicit mask."""
         pair = self.pairs[BatchKey((row,), derive_seed("masked words", row))]
         return replace(pair, attention_mask=torch.ones_like(pair.mlm_labels))
 

@@ -10,15 +10,19 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from bridgetower.evaluation.config import Protocol
-from bridgetower.evaluation.metrics import RECALL_KS, RetrievalRecalls, ScoresOf, mean_recalls, recalls_of
-from bridgetower.evaluation.places import (
+from bridgetower.evaluation.metrics import (
     PAIRS_AT_ONCE,
+    RECALL_KS,
     GroundTruth,
     Places,
+    RetrievalRecalls,
+    ScoresOf,
     candidate_places,
     check_ks,
     check_not_nan,
     folds,
+    mean_recalls,
+    recalls_of,
 )
 
 _LOW_BITS = 2**32 - 1
@@ -121,7 +125,6 @@ _Part = tuple[Int[Tensor, " m"], Float[Tensor, " m"]]
 def _listed(
     of_images: Sequence[_Part], of_texts: Sequence[_Part], num_texts: int, others: tuple[Tensor, Tensor] | None
 ) -> CandidatePairs:
-    """Puts the candidates of both sides and other pairs into one list."""
     sides = [[torch.cat(parts) for parts in zip(*side, strict=True)] for side in (of_images, of_texts)]
     further = [] if others is None else [others[0] * num_texts + others[1]]
     numbers = torch.cat([sides[0][0], sides[1][0], *further]).unique()
@@ -150,7 +153,6 @@ def _keys(scores: Float[Tensor, "q m"], items: Int[Tensor, " m"]) -> Int[Tensor,
 
 
 def _decoded(keys: Int[Tensor, "q k"]) -> tuple[Int[Tensor, "q k"], Float[Tensor, "q k"]]:
-    """Items and scores of keys."""
     return _LOW_BITS - (keys & _LOW_BITS), _ordered((keys >> 32).int()).view(torch.float32)
 
 

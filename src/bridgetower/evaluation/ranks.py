@@ -54,7 +54,6 @@ def rankings(result: RetrievalResult, direction: Direction, queries: Iterable[in
 def _candidates_of(
     result: RetrievalResult, direction: Direction, num_queries: int
 ) -> Callable[[int], tuple[Int[Tensor, " k"], Float[Tensor, " k"], Float[Tensor, " k"]]]:
-    """Gives the candidates of a query, by what they are ranked, and their matching scores."""
     if result.candidates is None:
         return lambda query: (torch.empty(0, dtype=torch.int64), torch.empty(0), torch.empty(0))
     found = result.candidates

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from bridgetower.checkpoints import ITC_ALONE, Calibration, Gain, Reranking
 from bridgetower.evaluation.config import RetrievalConfig
-from bridgetower.evaluation.metrics import RECALL_KS, RetrievalRecalls
+from bridgetower.evaluation.metrics import RECALL_KS, GroundTruth, RetrievalRecalls, hit_chances
 from bridgetower.evaluation.pairs import CandidatePairs
-from bridgetower.evaluation.places import GroundTruth, hit_chances
 from bridgetower.inference import combined_scores
 
 ITC_WEIGHTS = (0.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, ITC_ALONE)
@@ -156,7 +155,6 @@ class Candidates:
         return images, images[self.truth.text_image_index]
 
     def _of_texts(self) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"], Bool[Tensor, " n"]]:
-        """Returns log-odds of the candidates of texts, whether they belong to them, and the half of each text."""
         side = self.pairs.text_side
         return self.itm[side], self.pairs.belong(self.truth)[side], self._halves[1][self.pairs.text[side]]
 

@@ -14,9 +14,8 @@ from bridgetower.checkpoints import ITC_WEIGHT, UNMEASURED, Reranking
 from bridgetower.data.captions import CaptionImages
 from bridgetower.evaluation.class_metrics import accuracy
 from bridgetower.evaluation.config import DEFAULTS, EvaluationOptions, RetrievalConfig
-from bridgetower.evaluation.metrics import RetrievalRecalls, ScoresOf, chance_recalls, streamed_recalls
+from bridgetower.evaluation.metrics import GroundTruth, RetrievalRecalls, ScoresOf, chance_recalls, streamed_recalls
 from bridgetower.evaluation.pairs import CandidatePairs, candidate_pairs
-from bridgetower.evaluation.places import GroundTruth
 from bridgetower.evaluation.reranking import Candidates
 from bridgetower.evaluation.scoring import PairScorer, pair_scorer
 from bridgetower.model.bridgetower import BridgeTower
@@ -100,7 +99,6 @@ def evaluate_retrieval(
 def _second_stage(
     scorer: PairScorer, cosines: ScoresOf, config: RetrievalConfig, reranking: Reranking | None
 ) -> dict[str, Any]:
-    """Matches the candidates of the first stage; returns the fields of `RetrievalResult` that come of it."""
     truth = scorer.truth
     pairs = candidate_pairs(cosines, truth, config.candidates, fold_size=config.fold_size, others=_control_pairs(truth))
     scores = scorer.score(pairs.image, pairs.text)
@@ -164,7 +162,6 @@ def evaluate_all_pairs(
 
 
 def _flat(stages: Mapping[str, RetrievalRecalls | None]) -> dict[str, float]:
-    """The recalls of each stage that there is, under flat names."""
     return {
         f"{stage}_{name}": value
         for stage, recalls in stages.items()

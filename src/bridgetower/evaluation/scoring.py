@@ -23,7 +23,7 @@ from bridgetower.data.batch import CachedFeatures
 from bridgetower.data.captions import CaptionImages
 from bridgetower.distributed import barrier, gather_by_id, rank, world_size
 from bridgetower.evaluation.config import EvaluationOptions, RetrievalConfig
-from bridgetower.evaluation.places import GroundTruth
+from bridgetower.evaluation.metrics import GroundTruth
 from bridgetower.files import locked, remove_leftovers
 from bridgetower.inference import image_bytes, log_odds, score_pairs, split_rows
 from bridgetower.model.bridgetower import BridgeTower, EncodeOutputs

@@ -527,7 +527,6 @@ def _projected(
 def _features(
     layers: list[Float[Tensor, "b l w"]], pooling: Pooling, pool: Mapping[str, Callable[[Tensor], Tensor]]
 ) -> Float[Tensor, "b f"]:
-    """Returns the vectors that heads on a tower read, side by side; `pool` has each way of pooling."""
     return torch.cat([pool[way](layer) for layer in layers for way in POOLED[pooling]], dim=-1)
 
 

@@ -186,7 +186,6 @@ class _OneDnn(torch.autograd.Function):
 
 
 def _input(hidden: Tensor, activation: Activation | None) -> Tensor:
-    """Returns what the weight is multiplied with."""
     return hidden if activation is None else activated(hidden, activation)
 
 

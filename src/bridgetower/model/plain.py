@@ -70,7 +70,6 @@ def check_numbers(config: Any, where: str = "", **bounds: tuple[float, float]) -
 
 
 def _checked(annotation: Any, value: Any, where: str) -> Any:
-    """Returns `value` in the form that `annotation` wants."""
     kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     if value is None and NoneType in kinds:
         return None
@@ -96,7 +95,6 @@ def _checked(annotation: Any, value: Any, where: str) -> Any:
 
 
 def _name(kind: Any) -> str:
-    """What to call a kind of values."""
     if get_origin(kind) is Literal:
         return " or ".join(map(repr, get_args(kind)))
     if get_origin(kind):

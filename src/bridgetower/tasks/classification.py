@@ -58,7 +58,6 @@ def _class_names(data: DataConfig, config: ClassificationConfig) -> Sequence[str
 
 
 def _labelled(source: ExampleSource) -> EntryDataset:
-    """Opens examples with classes; to train on or validate, each must have a label that the head has."""
     from bridgetower.data.examples import LabelsEncoder
 
     multi_label = source.heads.multi_label
@@ -75,7 +74,6 @@ def _labelled(source: ExampleSource) -> EntryDataset:
 
 
 def _numbered(source: ExampleSource) -> EntryDataset:
-    """Opens examples with numbers; to train on or validate, each must have one."""
     from bridgetower.data.examples import NumberEncoder
 
     if not source.heads.predicts_number("classification"):
@@ -105,7 +103,6 @@ Measure = Callable[[Evaluation, "Tensor", list[int], list["Tensor"]], tuple[list
 
 
 def _evaluate(evaluation: Evaluation, measure: Measure) -> Outcome:
-    """Predicts all examples; measures those that have labels."""
     entries, examples = list(evaluation.examples), evaluation.examples
     known = [row for row, entry in enumerate(entries) if examples.encode.known(entry)]
     labels = [examples.label(entries[row]) for row in known]
@@ -140,7 +137,6 @@ def _joined(labels: Sequence[str]) -> str:
 def _numbers(
     evaluation: Evaluation, outputs: Tensor, known: list[int], labels: list[Tensor]
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """Returns the number of every example, and the metrics of those with labels."""
     import torch
 
     from bridgetower.evaluation.class_metrics import number_metrics
@@ -153,7 +149,6 @@ def _numbers(
 def _classes(
     evaluation: Evaluation, outputs: Tensor, known: list[int], labels: list[Tensor]
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    """Returns the classes of every example with the probabilities of all, and the metrics of those with labels."""
     from torch.nn.functional import one_hot
 
     from bridgetower.evaluation.class_metrics import classification_metrics
@@ -173,7 +168,6 @@ def _classes(
 
 
 def _marks(evaluation: Evaluation, labels: list[Tensor]) -> Tensor:
-    """Returns whether each class holds for each example, [examples, classes]."""
     import torch
     from torch.nn.functional import one_hot
 

@@ -37,7 +37,6 @@ def _build_ranking(model: BridgeTower, config: RankingConfig) -> RankingTask:
 
 
 def _pairs(source: ExampleSource) -> CaptionPairs:
-    """Opens pairs; words are hidden if the task fills them."""
     from bridgetower.data.captions import CaptionImages, CaptionPairs
 
     images = CaptionImages(source.data, source.splits, source.processor)
@@ -46,7 +45,6 @@ def _pairs(source: ExampleSource) -> CaptionPairs:
 
 
 def _ranked(source: ExampleSource) -> CaptionPairs | RankingPairs:
-    """Opens pairs with false texts; evaluation ranks all texts."""
     from bridgetower.data.captions import CaptionImages, RankingPairs
 
     if source.use != "train":
@@ -72,14 +70,12 @@ def _evaluate(evaluation: Evaluation) -> Outcome:
 
 
 def _metrics(result: RetrievalResult, evaluation: Evaluation) -> dict[str, float]:
-    """Returns the metrics of retrieval, with what was fitted."""
     if evaluation.reranking is not None or result.reranking is None:
         return result.metrics()
     return {**result.reranking.metrics(), **result.metrics()}
 
 
 def _validate(evaluation: Evaluation) -> dict[str, float]:
-    """Measures each objective that the model has a head for, and fits what search needs for reranking."""
     from bridgetower.evaluation.masked_words import evaluate_masked_words
     from bridgetower.evaluation.retrieval import evaluate_matching, evaluate_retrieval
 

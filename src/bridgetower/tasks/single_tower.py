@@ -149,7 +149,6 @@ def _training_texts(data: DataConfig, config: GlueConfig) -> Iterator[str]:
 
 
 def _evaluate_glue(evaluation: Evaluation) -> Outcome:
-    """Measures what GLUE reports of a task; a test split gives the file that its server takes."""
     texts, classes = evaluation.examples, evaluation.examples.task.classes
     predicted = evaluation.predictions().classes if classes else evaluation.outputs()[:, 0]
     labels = [classes[number] if classes else f"{number:.3f}" for number in predicted.tolist()]
@@ -163,7 +162,6 @@ def _evaluate_glue(evaluation: Evaluation) -> Outcome:
 
 
 def _glue_metrics(name: GlueName, predicted: Tensor, labels: Tensor) -> dict[str, float]:
-    """Returns what GLUE reports of a task."""
     from bridgetower.evaluation import class_metrics
 
     return {metric: getattr(class_metrics, metric)(predicted, labels) for metric in GLUE_METRICS[name]}

@@ -64,7 +64,6 @@ def statements(source: ExampleSource, schema: Schema) -> EntryDataset:
 
 
 def _evaluate(evaluation: Evaluation) -> Outcome:
-    """Classifies all statements; NLVR2 has a submission where its identifiers contain the sentences."""
     examples, predictions = evaluation.examples, evaluation.predictions()
     entries, is_nlvr2 = list(examples), examples.schema is IMAGE_PAIRS
     labels = [evaluation.names[number] for number in predictions.classes.tolist()]

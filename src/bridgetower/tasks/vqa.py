@@ -71,7 +71,6 @@ def _examples(source: ExampleSource) -> EntryDataset:
 
 
 def _evaluate(evaluation: Evaluation) -> Outcome:
-    """Answers all questions; scores those that have annotators' answers."""
     questions, predictions = evaluation.examples, evaluation.predictions()
     entries = list(questions)
     answers = [evaluation.names[number] for number in predictions.classes.tolist()]

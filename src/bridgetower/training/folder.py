@@ -86,7 +86,6 @@ def _others(folder: Path, ours: set[str], pattern: str = "") -> list[str]:
 
 
 def _changes(out: Path, config: RunConfig, spec: TaskSpec) -> dict[str, str]:
-    """Returns the values with which a run goes on that are not those of before, each with both."""
     found = differences(read_run(out, spec).to_dict(), config.to_dict())
     changed = {name: f"{old} -> {new}" for name, old, new in found}
     others = [name for name in changed if name.startswith(_WHAT_IT_IS) and not name.endswith("dropout")]

@@ -171,5 +171,4 @@ class HfAdamW(Optimizer):
 
 
 def _share(tensor: Any) -> Tensor:
-    """Returns what this process has of a tensor that several share."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor

@@ -56,7 +56,6 @@ def starting_checkpoint(
 
 
 def _initial(config: RunConfig, spec: TaskSpec, init: str, extensions: Extensions) -> Checkpoint:
-    """Reads the checkpoint to start from; of its preprocessing, what the run's data settings name is replaced."""
     checkpoint = read_checkpoint(init, dtype=torch.float32, extensions=extensions)  # some are in half precision
     processor = checkpoint.processor
     if processor is None or processor.tokenizer is None:
@@ -245,6 +244,5 @@ def _overrides(config: VisionConfig | TextConfig, defaults: VisionConfig | TextC
 
 
 def _default_model(config: RunConfig, spec: TaskSpec) -> ModelConfig:
-    """The model of the recipe that the run started from."""
     recipe = spec.recipe(config.recipe)
     return recipe.model if recipe else ModelConfig()

@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save, save
 from torch.optim import Optimizer
 
-from bridgetower.checkpoints.states import LAYOUT, read_about, write_about
+from bridgetower.checkpoints.tensors import LAYOUT, read_about, write_about
 from bridgetower.distributed import from_first, rank, world_size
 from bridgetower.files import new_folder
 from bridgetower.training.state_files import StateReader, StateWriter
@@ -196,7 +196,6 @@ def load_state(out: Path, model: nn.Module, optimizer: Optimizer, conditions: Ma
 
 
 def _about(out: Path) -> dict[str, Any] | None:
-    """Returns what is known of the last state beside its tensors, and where it is."""
     path = newest(out)
     if path is None:
         return None
@@ -209,7 +208,6 @@ def _about(out: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Says what to do about a state that cannot be read."""
     try:
         yield
     except (CheckpointException, OSError, ValueError, KeyError) as error:
@@ -230,7 +228,6 @@ def _is_sharded(model: nn.Module) -> bool:
 
 
 def _tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
-    """Returns everything that is kept: `model.NAME`, and `KIND.NAME` of what the optimiser keeps of a parameter."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for name, parameter in _parameters(optimizer).items():
         for kind, value in optimizer.state.get(parameter, {}).items():

@@ -22,8 +22,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
-from bridgetower.checkpoints.states import LAYOUT, share_file, write_about
-from bridgetower.checkpoints.tensors import read_safetensors, write_safetensors
+from bridgetower.checkpoints.tensors import LAYOUT, read_safetensors, share_file, write_about, write_safetensors
 from bridgetower.distributed import rank
 
 
