@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 import tiny
-from bridgetower.checkpoints.towers import VisionWeights, read_text_tower, read_vision_tower
+from bridgetower.checkpoints.towers import TowerWeights, read_text_tower, read_vision_tower
 from bridgetower.model.extensions import TEXT_ARCHITECTURES, vision_tower
 from bridgetower.processor.text import special_tokens
 from families import VISION_FAMILIES, save_text, save_timm
@@ -21,7 +21,7 @@ LINES = ("a red circle on a black ground", "a green square on a white ground", "
 
 
 @torch.no_grad()
-def images_off(weights: VisionWeights, model: Any) -> float:
+def images_off(weights: TowerWeights, model: Any) -> float:
     """The difference of the last layer from that of timm's model."""
     tower, size = vision_tower(weights.config).eval(), weights.config.image_size
     tower.load_state_dict({name.removeprefix("vision."): tensor for name, tensor in weights.tensors.items()})

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import tiny
-from bridgetower.checkpoints.towers import TextWeights, VisionWeights, read_text_tower, read_vision_tower
+from bridgetower.checkpoints.towers import TowerWeights, read_text_tower, read_vision_tower
 from bridgetower.model.towers import TextTransformer, VisionTransformer
 from payload import Payload
 from published import PIXELS, Published, openai, timm_vit, transformers_text, transformers_vision
@@ -35,7 +35,7 @@ def largest(differences: list[float]) -> float:
 
 
 @torch.no_grad()
-def images_off(tower: VisionWeights, published: Published, pixels: Tensor = PIXELS, **options: Any) -> float:
+def images_off(tower: TowerWeights, published: Published, pixels: Tensor = PIXELS, **options: Any) -> float:
     """The largest difference of any layer's hidden states."""
     model = VisionTransformer(tower.config).eval()
     model.load_state_dict(own_states(tower.tensors, "vision"))
@@ -44,7 +44,7 @@ def images_off(tower: VisionWeights, published: Published, pixels: Tensor = PIXE
 
 
 @torch.no_grad()
-def texts_off(tower: TextWeights, published: Published) -> float:
+def texts_off(tower: TowerWeights, published: Published) -> float:
     model = TextTransformer(tower.config).eval()
     model.load_state_dict(own_states(tower.tensors, "text"))
     generator = torch.Generator().manual_seed(0)

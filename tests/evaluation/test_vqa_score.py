@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridgetower.data.answers import normalise_answer, soft_targets
-from bridgetower.evaluation.vqa_score import AnsweredQuestion, vqa_score, vqa_scores
+from bridgetower.evaluation.vqa_score import vqa_score, vqa_scores
 
 REFERENCE = {
     "The U.S. Open": "us open",
@@ -156,10 +156,10 @@ class TestScore:
 
 class TestScores:
     QUESTIONS = (
-        AnsweredQuestion(answers=("yes",) * 10, answer_type="yes/no", question_type="is the"),
-        AnsweredQuestion(answers=("2",) * 3 + ("3",) * 7, answer_type="number", question_type="how many"),
-        AnsweredQuestion(answers=("red",) * 1 + ("blue",) * 9, answer_type="other", question_type="what color"),
-        AnsweredQuestion(answers=("no",) * 10, answer_type="yes/no", question_type="is the"),
+        {"answers": ("yes",) * 10, "answer_type": "yes/no", "question_type": "is the"},
+        {"answers": ("2",) * 3 + ("3",) * 7, "answer_type": "number", "question_type": "how many"},
+        {"answers": ("red",) * 1 + ("blue",) * 9, "answer_type": "other", "question_type": "what color"},
+        {"answers": ("no",) * 10, "answer_type": "yes/no", "question_type": "is the"},
     )
 
     def test_overall_and_by_type(self) -> None:
@@ -169,7 +169,7 @@ class TestScores:
         assert scores.by_question_type == {"how many": 0.9, "is the": 0.5, "what color": 0.3}
 
     def test_questions_without_a_type_have_no_group(self) -> None:
-        scores = vqa_scores(["yes", "no"], [self.QUESTIONS[0], AnsweredQuestion(answers=("yes",))])
+        scores = vqa_scores(["yes", "no"], [self.QUESTIONS[0], {"answers": ("yes",)}])
         assert (scores.overall, scores.by_answer_type) == (0.5, {"yes/no": 1.0})
         assert scores.by_question_type == {"is the": 1.0}
 

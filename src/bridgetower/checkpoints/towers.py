@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -52,42 +53,27 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class VisionWeights:
-    """A published image tower.
+class TowerWeights:
+    """A published tower.
 
     Attributes:
         source: Where it came from; a hub id carries its commit, `id@commit`.
-        config: Its architecture, for the image size that it was trained at.
-        tensors: The parameters `vision.*` of a model with this tower, in float32.
-        preprocessing: Fields of `ProcessorConfig` that it was trained with, as far as its files tell them.
+        config: Its architecture, a `VisionConfig` for the image size that it was trained at, or a `TextConfig`.
+        tensors: The parameters `vision.*` or `text.*` of a model with this tower, in float32.
+        preprocessing: Fields of `ProcessorConfig` that an image tower was trained with, as far as its files tell them.
+        tokenizer: Of the folder of a text tower; None if there is none.
     """
 
     source: str
-    config: VisionConfig
+    config: Any
     tensors: dict[str, Tensor]
-    preprocessing: Mapping[str, Any]
+    preprocessing: Mapping[str, Any] = MappingProxyType({})
+    tokenizer: Tokenizer | None = None
 
-    def resized(self, image_size: int) -> VisionWeights:
-        """Returns the tower for square images of another size: position embeddings are interpolated."""
+    def resized(self, image_size: int) -> TowerWeights:
+        """Returns an image tower for square images of another size: position embeddings are interpolated."""
         config = replace(self.config, image_size=image_size)
         return replace(self, config=config, tensors=resized_vision(self.tensors, config))
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextWeights:
-    """A published text tower.
-
-    Attributes:
-        source: Where it came from; a hub id carries its commit, `id@commit`.
-        config: Its architecture.
-        tensors: The parameters `text.*` of a model with this tower, in float32.
-        tokenizer: Of its folder; None if there is none.
-    """
-
-    source: str
-    config: TextConfig
-    tensors: dict[str, Tensor]
-    tokenizer: Tokenizer | None
 
 
 @dataclass(frozen=True)
@@ -100,7 +86,7 @@ class _Found:
     folder: Path | None
 
 
-def read_vision_tower(source: str, overrides: Values | None = None) -> VisionWeights:
+def read_vision_tower(source: str, overrides: Values | None = None) -> TowerWeights:
     """Reads an image tower, recognised by the names of its tensors."""
     if source.startswith(TIMM):
         return _timm_tower(_open_timm(source.removeprefix(TIMM)), overrides or {})
@@ -114,7 +100,7 @@ def read_vision_tower(source: str, overrides: Values | None = None) -> VisionWei
     return _timm_tower(found, overrides or {})
 
 
-def read_text_tower(source: str, overrides: Values | None = None) -> TextWeights:
+def read_text_tower(source: str, overrides: Values | None = None) -> TowerWeights:
     """Reads a text tower and its tokenizer, recognised by the names of its tensors."""
     if source.startswith(TIMM):
         raise ValueError(f"{source} is of timm, which has image towers only; give a text encoder, such as hf:NAME")
@@ -138,7 +124,7 @@ def read_text_tower(source: str, overrides: Values | None = None) -> TextWeights
         from_weights |= text_settings(found.name, found.settings)
         config = TextConfig(**_settle(found.name, "text", from_weights, {}, overrides or {}))
         tensors = _collect(found, naming, TextTransformer, config)
-    return TextWeights(
+    return TowerWeights(
         source=found.name,
         config=config,
         tensors=finite(found.name, tensors),
@@ -154,11 +140,11 @@ def _tokenizer(folder: Path, of_library: bool) -> Tokenizer | None:
         return transformers_tokenizer(folder)
 
 
-def _bridgetower_vision_tower(found: _Found, overrides: Values) -> VisionWeights:
+def _bridgetower_vision_tower(found: _Found, overrides: Values) -> TowerWeights:
     found, naming = _recognised(found, "vision")
     config = _vision_config(found, naming, overrides)
     pixels = None if found.folder is None else normalisation(found.folder, found.settings)
-    return VisionWeights(
+    return TowerWeights(
         source=found.name,
         config=config,
         tensors=_collect(found, naming, VisionTransformer, config),
@@ -166,7 +152,7 @@ def _bridgetower_vision_tower(found: _Found, overrides: Values) -> VisionWeights
     )
 
 
-def _timm_tower(found: _Found, overrides: Values) -> VisionWeights:
+def _timm_tower(found: _Found, overrides: Values) -> TowerWeights:
     architecture = str(found.settings["architecture"])
     arguments = dict(found.settings.get("model_args") or {})
     data = timm_data_config(architecture, found.settings.get("pretrained_cfg"))
@@ -185,7 +171,7 @@ def _timm_tower(found: _Found, overrides: Values) -> VisionWeights:
     shapes = {f"vision.{name}": tensor.shape for name, tensor in tower.state_dict().items()}
     table = rule_table(shapes, [(r"vision\.model\.(.+)", ("{0}",))], {}, {})
     check_sources(found.name, shapes, tensors, table, (r"(head|head_dist|pre_logits)\..*",))
-    return VisionWeights(
+    return TowerWeights(
         source=found.name,
         config=config,
         tensors=finite(found.name, import_tensors(table, tensors, torch.float32)),

@@ -101,10 +101,10 @@ def _second_stage(
 ) -> dict[str, Any]:
     truth = scorer.truth
     pairs = candidate_pairs(cosines, truth, config.candidates, fold_size=config.fold_size, others=_control_pairs(truth))
-    scores = scorer.score(pairs.image, pairs.text)
-    candidates = Candidates(pairs=pairs, itm=scores.match, truth=truth, config=config)
+    match, accepted = scorer.score(pairs.image, pairs.text)
+    candidates = Candidates(pairs=pairs, itm=match, truth=truth, config=config)
     is_control = (pairs.image == truth.text_image_index[pairs.text]) | (pairs.image == _strangers(truth)[pairs.text])
-    matched = accuracy(scores.accepted[is_control].long(), pairs.belong(truth)[is_control].long())
+    matched = accuracy(accepted[is_control].long(), pairs.belong(truth)[is_control].long())
     found: dict[str, Any] = {"candidates": candidates, "itm_accuracy": matched}
     found["matching_recalls"] = found["two_stage_recalls"] = candidates.recalls(0.0)
     if config.protocol == "standard":
@@ -126,7 +126,7 @@ def evaluate_matching(
     model.head("itm")
     with pair_scorer(model, images, config, options) as scorer:
         (index, owners), (image, text) = scorer.truth, _control_pairs(scorer.truth)
-        accepted = scorer.score(image, text).accepted
+        _, accepted = scorer.score(image, text)
     return accuracy(accepted.long(), (owners[image] == index[text]).long())
 
 
@@ -136,8 +136,8 @@ def evaluate_all_pairs(
 ) -> dict[str, float]:
     """Ranks all pairs, or those of each fold, by one score of the fusion encoder: retrieval without contrast.
 
-    The score is that of the ranking head or, without one, of matching, `Scores.match`. Its cost grows with images times
-    texts.
+    The score is that of the ranking head or, without one, of matching, see `PairScorer.score`. Its cost grows with
+    images times texts.
     """
     _check_folds(images, config)
     if model.rank_head is None:
@@ -153,7 +153,7 @@ def evaluate_all_pairs(
     with pair_scorer(model, images, config, options) as scorer:
         truth = scorer.truth
         image, text = (torch.arange(len(images))[:, None] // size == truth.text_image_index // size).nonzero().unbind(1)
-        scores = scorer.score(image, text, logits).match
+        scores, _ = scorer.score(image, text, logits)
     chosen, cosine = torch.ones_like(image, dtype=torch.bool), torch.full_like(scores, torch.nan)
     pairs = CandidatePairs(image=image, text=text, image_side=chosen, text_side=chosen, cosine=cosine)
     one_stage = pairs.recalls(scores, truth, config.protocol, fold_size=config.fold_size)

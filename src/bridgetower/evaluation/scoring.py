@@ -8,7 +8,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -42,19 +42,6 @@ _PART_BYTES = 2**26
 
 Head = Callable[[Tensor], Tensor]
 """Gives the logits of no match and match of a pooled output."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scores:
-    """Matching scores of pairs.
-
-    Attributes:
-        match: Log-odds of a match, or with protocol `paper` its logit, as officially.
-        accepted: Whether it is above that of no match.
-    """
-
-    match: Float[Tensor, " n"]
-    accepted: Bool[Tensor, " n"]
 
 
 def ranked_texts(images: CaptionImages, config: RetrievalConfig) -> tuple[list[str], GroundTruth]:
@@ -110,8 +97,13 @@ class PairScorer:
             self._keep("vectors-texts", texts)
         return gather_by_id(self._own, own)[1], texts[self._place]
 
-    def score(self, image: Int[Tensor, " n"], text: Int[Tensor, " n"], head: Head | None = None) -> Scores:
-        """Returns the scores of pairs; those of a part of the images are kept as soon as they are there."""
+    def score(
+        self, image: Int[Tensor, " n"], text: Int[Tensor, " n"], head: Head | None = None
+    ) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"]]:
+        """Returns the log-odds of a match of pairs, or with protocol `paper` its logit, and whether they are accepted.
+
+        Those of a part of the images are kept as soon as they are there.
+        """
         own = (image % world_size() == rank()).nonzero().squeeze(1)
         rows, texts, count = image[own] // world_size(), text[own], len(self._own)
         size = max(1, min(_PART_BYTES // image_bytes(self._model), PAIRS_PER_PART * count // max(1, len(own))))
@@ -135,7 +127,7 @@ class PairScorer:
                 accepted[start:end] = odds > 0
                 bars.update(bar, completed=end)
         _, match, accepted = gather_by_id(own, match, accepted)
-        return Scores(match=match, accepted=accepted)
+        return match, accepted
 
     def _score_part(
         self, images: Iterator[Encoded], pairs: Int[Tensor, "n 2"], head: Head, advance: Callable[[int], object]

@@ -3,25 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from bridgetower.data.answers import FEW_ANNOTATORS, normalise_answer
-
-
-@dataclass(frozen=True, kw_only=True)
-class AnsweredQuestion:
-    """The annotators' answers to one question.
-
-    Attributes:
-        answers: One of each annotator, as it was given.
-        answer_type: `yes/no`, `number` or `other`.
-        question_type: How the question begins.
-    """
-
-    answers: tuple[str, ...]
-    answer_type: str = ""
-    question_type: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,17 +24,17 @@ class VqaScores:
     by_question_type: dict[str, float]
 
 
-def vqa_scores(predictions: Sequence[str], questions: Sequence[AnsweredQuestion]) -> VqaScores:
-    """Returns the scores of all predictions (GT-Vision-Lab/VQA, `vqaEval.py`)."""
+def vqa_scores(predictions: Sequence[str], questions: Sequence[Mapping[str, Any]]) -> VqaScores:
+    """Returns the scores of all predictions for entries of a VQA set (GT-Vision-Lab/VQA, `vqaEval.py`)."""
     if not questions or len(predictions) != len(questions):
         raise ValueError(
             f"{len(predictions)} predictions for {len(questions)} questions; expected one for each, at least one"
         )
-    scores = [vqa_score(*pair) for pair in zip(predictions, (question.answers for question in questions), strict=True)]
+    scores = [vqa_score(given, question["answers"]) for given, question in zip(predictions, questions, strict=True)]
     return VqaScores(
         overall=_mean(scores),
-        by_answer_type=_by_type(scores, [question.answer_type for question in questions]),
-        by_question_type=_by_type(scores, [question.question_type for question in questions]),
+        by_answer_type=_by_type(scores, [question.get("answer_type", "") for question in questions]),
+        by_question_type=_by_type(scores, [question.get("question_type", "") for question in questions]),
     )
 
 

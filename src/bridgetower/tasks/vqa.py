@@ -12,7 +12,7 @@ from bridgetower.data.config import DataConfig
 from bridgetower.data.schema import VQA as SCHEMA
 from bridgetower.evaluation.config import Protocol
 from bridgetower.evaluation.outcome import Outcome, counts
-from bridgetower.evaluation.vqa_score import AnsweredQuestion, VqaScores, vqa_score, vqa_scores
+from bridgetower.evaluation.vqa_score import VqaScores, vqa_score, vqa_scores
 from bridgetower.files import json_text
 from bridgetower.model.config import HeadsConfig
 from bridgetower.model.plain import check_choice, check_numbers
@@ -106,13 +106,7 @@ def _expected(answers: Sequence[str]) -> str:
 
 def question_scores(questions: EntryDataset, predictions: Predictions, names: Sequence[str]) -> VqaScores:
     """Returns VQA's official scores of the questions that have answers of annotators."""
-    answered = {
-        number: AnsweredQuestion(
-            answers=tuple(entry["answers"]), answer_type=entry["answer_type"], question_type=entry["question_type"]
-        )
-        for number, entry in enumerate(questions)
-        if entry["answers"]
-    }
+    answered = {number: entry for number, entry in enumerate(questions) if entry["answers"]}
     given = [names[number] for number in predictions.classes[list(answered)].tolist()]
     return vqa_scores(given, list(answered.values()))
 
