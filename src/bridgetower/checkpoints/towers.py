@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -67,7 +66,7 @@ class TowerWeights:
     source: str
     config: Any
     tensors: dict[str, Tensor]
-    preprocessing: Mapping[str, Any] = MappingProxyType({})
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
     tokenizer: Tokenizer | None = None
 
     def resized(self, image_size: int) -> TowerWeights:
