@@ -15,7 +15,7 @@ from bridgetower.checkpoints import ITC_ALONE, UNMEASURED, Reranking
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
 from bridgetower.evaluation.config import EvaluationOptions, Protocol, RetrievalConfig
-from bridgetower.evaluation.metrics import GroundTruth, RetrievalRecalls, chance_recalls
+from bridgetower.evaluation.metrics import GroundTruth, RetrievalRecalls, chance_recalls, hit_chances
 from bridgetower.evaluation.pairs import CandidatePairs
 from bridgetower.evaluation.reranking import ITC_WEIGHTS, Candidates
 from bridgetower.evaluation.retrieval import (
@@ -231,13 +231,16 @@ class TestBothScores:
         """With a text for each image it is the mean ± 1.96 standard errors."""
         found = made_up_candidates(0, 1.0, 1.0)
         gain, images = found.fitted().gain, torch.arange(100) % 2
-        hits = {weight: found._hits(weight) for weight in ITC_WEIGHTS}
+        hits = {}
+        for weight in ITC_WEIGHTS:
+            places = found.pairs.places(found.scores(weight), found.truth, "standard")
+            hits[weight] = [sum(hit_chances(side, k) for k in (1, 5, 10)) / 3 for side in places]
         difference = torch.empty(100, dtype=torch.float64)
         for half in (0, 1):
-            means = {weight: float((of.images + of.texts)[images != half].mean()) for weight, of in hits.items()}
+            means = {weight: float(sum(both)[images != half].mean()) for weight, both in hits.items()}
             best = [weight for weight, mean in means.items() if mean == pytest.approx(max(means.values()), abs=1e-12)]
             weight = best[len(best) // 2]
-            difference[images == half] = (hits[weight].texts - hits[ITC_ALONE].texts)[images == half]
+            difference[images == half] = (hits[weight][1] - hits[ITC_ALONE][1])[images == half]
         assert gain is not None
         assert gain.difference == pytest.approx(float(difference.mean()))
         error = float(difference.std()) / 10
