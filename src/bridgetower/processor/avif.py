@@ -20,9 +20,6 @@ def still(content: bytes, max_pixels: int) -> bytes:
     """Returns an AVIF file that decoders take for a still image without EXIF and XMP: the first one of an animation.
 
     Decoders believe the AV1 stream inside and not the file's header, so the size is read there.
-
-    Raises:
-        ValueError: All frames together have more than `max_pixels`, or the file is not laid out as such files are.
     """
     try:
         marked, pixels = _still(content)

@@ -61,21 +61,7 @@ def model_inputs(
     max_length: int | None = None,
     return_tensors: Literal["pt"] = "pt",
 ) -> ModelInputs:
-    """Prepares images, texts or both.
-
-    Args:
-        processor: Of the model.
-        images, text: One or several.
-        padding, truncation, max_length, return_tensors: See `CallOptions`.
-
-    Returns:
-        `pixel_values` [b, 3, h, w], `pixel_mask` [b, h, w] of ones, as images have one size, `input_ids` and
-        `attention_mask` [b, l], as far as there are images and text.
-
-    Raises:
-        ValueError: There is neither, an argument or input cannot be used, a text is too long and not to be cut, or
-            texts differ in length without `padding`.
-    """
+    """Prepares images, texts or both."""
     if images is None and text is None:
         raise ValueError("neither images nor text given; expected one of them at least")
     if return_tensors != "pt":

@@ -81,11 +81,7 @@ class ProcessorConfig:
         return HF_SIZE_DIVISOR if self.size_divisor is None else self.size_divisor
 
     def with_image_size(self, image_size: int) -> ProcessorConfig:
-        """Returns a copy for another size.
-
-        Raises:
-            ValueError: The patch does not divide the size, or a separate `shortest_edge` leaves the scale open.
-        """
+        """Returns a copy for another size."""
         if self.shortest_edge is not None:
             raise ValueError(
                 f"shortest_edge {self.shortest_edge} was set apart from image_size {self.image_size}; "
@@ -99,11 +95,7 @@ class ProcessorConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ProcessorConfig:
-        """Builds the config that `to_dict` described.
-
-        Raises:
-            ValueError: A field is unknown or missing, or a value is of the wrong type or out of range.
-        """
+        """Builds the config that `to_dict` described."""
         return from_plain(cls, values, "processor config")
 
     def _check_colours(self) -> None:

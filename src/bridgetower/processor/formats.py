@@ -65,11 +65,7 @@ _XMP_ORIENTATION = r'tiff:Orientation(="|>)([0-9])'
 
 
 def media_type(content: bytes) -> str:
-    """Returns the media type of an image's file, such as `image/png`; only the head of the file is read.
-
-    Raises:
-        ValueError: It is none of those that are opened.
-    """
+    """Returns the media type of an image's file, such as `image/png`; only the head of the file is read."""
     try:
         return f"image/{_format(content).lower()}"
     except UnidentifiedImageError as error:
@@ -77,14 +73,7 @@ def media_type(content: bytes) -> str:
 
 
 def opened(content: bytes, max_pixels: int) -> ImageFile.ImageFile:
-    """Opens an image file without decoding it.
-
-    Raises:
-        UnidentifiedImageError: It is of no format that is let in.
-        TooLargeError: It has too many pixels.
-        ValueError: It has more metadata or other parts than such an image needs.
-        OSError, SyntaxError: It is damaged.
-    """
+    """Opens an image file without decoding it."""
     image = _opened(content, max_pixels)
     _check_pixels(*image.size, max_pixels)
     if isinstance(image, BmpImagePlugin.BmpImageFile) and image.tile[0][0] == "bmp_rle":
@@ -190,14 +179,7 @@ def _check_pixels(width: int, height: int, max_pixels: int) -> None:
 
 
 def _check_scans(content: bytes, starts: Collection[int], pixels: int, max_pixels: int) -> None:
-    """Counts the scans of each JPEG in a file up to its end, by the same markers as libjpeg.
-
-    Args:
-        content: The file.
-        starts: Where each JPEG begins.
-        pixels: Of all of them together.
-        max_pixels: Largest image.
-    """
+    """Counts the scans of each JPEG in a file up to its end, by the same markers as libjpeg."""
     most = min(_JPEG_SCANS, _JPEG_SCANS_OF_LARGEST * max_pixels // max(1, pixels))
     if content.count(b"\xff" + _SOS) <= most:
         return
@@ -309,11 +291,7 @@ class _Limited(io.BytesIO):
         self._reads, self._bytes = _HEADER_PARTS + self._length // 64, math.inf
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Reads as any file does.
-
-        Raises:
-            ValueError: More was read than any such image needs.
-        """
+        """Reads as any file does."""
         part = super().read(size)
         self._reads -= 1
         self._bytes -= len(part)

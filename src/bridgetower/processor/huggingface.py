@@ -58,16 +58,6 @@ def read_config(folder: Path, *, patch_size: int, max_length: int | None = None)
     `BridgeTowerImageProcessor` becomes profile `hf`. Without a `crop_size` the crop is `size.shortest_edge`, as in
     transformers when the checkpoints were published; the default of 288 in 5.24 does not fit those of 294 px.
     `CLIPImageProcessor`, which `image_settings` writes for the official profiles, becomes the official profile again.
-
-    Args:
-        folder: With `preprocessor_config.json`, or the nested `processor_config.json`, which wins, as in transformers.
-        patch_size: Patch side of the model.
-        max_length: Longest text in tokens; None takes `model_max_length` of `tokenizer_config.json`, or 512, the
-            positions of RoBERTa and BERT, if that is absent or endless.
-
-    Raises:
-        FileNotFoundError: There are no image settings.
-        ValueError: A setting cannot be carried out, or the model cannot take the size.
     """
     path, values = _read_image_settings(folder)
     settings = {name: value for name, value in values.items() if value is not None}
@@ -94,11 +84,7 @@ def read_config(folder: Path, *, patch_size: int, max_length: int | None = None)
 
 
 def read_normalisation(folder: Path) -> tuple[tuple[float, float, float], tuple[float, float, float]] | None:
-    """Reads mean and standard deviation of the pixels of any image processor of transformers; None if none is there.
-
-    Raises:
-        ValueError: They are not three numbers each.
-    """
+    """Reads mean and standard deviation of the pixels of any image processor of transformers; None if none is there."""
     if not any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
         return None
     path, values = _read_image_settings(folder)
@@ -114,9 +100,6 @@ def image_settings(config: ProcessorConfig) -> dict[str, Any]:
     where the official code scales PIL images: up to one of 255 levels per pixel apart, and after `official-pretrain`'s
     scaling the crop lies one pixel off where the surplus is odd. Images with transparency are filled with white in
     transformers if `background` is white, and refused there if it is None.
-
-    Raises:
-        ValueError: The background is another colour than white, which transformers cannot fill with.
     """
     if config.background not in (None, _WHITE):
         raise ValueError(
@@ -242,11 +225,7 @@ def _side(path: Path, name: str, value: Any) -> int:
 
 
 def channels(path: Path, name: str, value: Any) -> tuple[float, float, float]:
-    """Returns three numbers, one per colour.
-
-    Raises:
-        ValueError: `value` is something else; `path` and `name` say where.
-    """
+    """Returns three numbers, one per colour."""
     numbers = isinstance(value, list | tuple) and all(type(one) in (int, float) and abs(one) < 1e9 for one in value)
     if not numbers or len(value) != 3:
         raise ValueError(f"{path} sets {name} to {value!r}; expected three numbers")

@@ -73,19 +73,6 @@ def open_image(source: ImageLike, *, max_pixels: int = MAX_PIXELS, background: C
 
     Grey of 16 bit is scaled to 8 bit by 1/257 (PIL alone would clip it to white), CMYK goes through PIL's conversion,
     of an animation the first frame is taken (of an open PIL image, the current one). Unreadable EXIF means upright.
-
-    Args:
-        source: What to open. For arrays and tensors 0 is black and 255 white.
-        max_pixels: Files and bytes with more pixels are refused before they are decoded.
-        background: Colour under transparent pixels; None drops the alpha channel and shows the colour stored there, as
-            the official code's `convert("RGB")` does.
-
-    Returns:
-        A new image of mode RGB.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is empty, cut off, damaged, too large, not an image, or an array of another type or shape.
     """
     return open_reduced(source, None, max_pixels=max_pixels, background=background)[0]
 
@@ -96,19 +83,6 @@ def open_reduced(
     """Decodes an image as `open_image` does, but a JPEG at the least scale of 1/8, 1/4 and 1/2 that is large enough.
 
     libjpeg then computes fewer coefficients of each block, which is a multiple faster.
-
-    Args:
-        source: What to open.
-        side: Pixels that the shorter side keeps at least, if it has as many; None decodes everything in full.
-        max_pixels: Of the full image.
-        background: Colour under transparent pixels.
-
-    Returns:
-        A new image of mode RGB, and width and height of the full image, upright.
-
-    Raises:
-        FileNotFoundError: As `open_image`.
-        ValueError: As `open_image`.
     """
     if isinstance(source, bytearray | memoryview):
         source = bytes(source)
@@ -156,11 +130,7 @@ def _read(path: Path, max_pixels: int) -> bytes:
 
 
 def check_length(name: str, length: int, max_pixels: int = MAX_PIXELS) -> None:
-    """Checks the length of an image file before it is read.
-
-    Raises:
-        ValueError: It is empty, or longer than an image of so many pixels can be.
-    """
+    """Checks the length of an image file before it is read."""
     if length == 0:
         raise ValueError(f"{name} is empty (0 bytes); fetch the image again")
     if length > (longest := max_pixels * _BYTES_PER_PIXEL + _METADATA):

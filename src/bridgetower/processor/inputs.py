@@ -27,35 +27,19 @@ def is_image(given: object) -> bool:
 
 
 def image_list(images: Images) -> list[ImageLike]:
-    """Returns one image or several as a list.
-
-    Raises:
-        ValueError: There are none.
-    """
+    """Returns one image or several as a list."""
     return _some([images] if is_image(images) else list(images), "images")  # type: ignore[arg-type, list-item]
 
 
 def text_list(texts: Texts) -> list[str]:
-    """Returns one text or several as a list.
-
-    Raises:
-        ValueError: There are none.
-    """
+    """Returns one text or several as a list."""
     return _some([texts] if isinstance(texts, str) else list(texts), "texts")
 
 
 def pair_lists(
     images: Images, texts: Texts, advice: str = "", *, images_2: Images | None = None
 ) -> tuple[list[ImageLike], list[str], list[ImageLike] | None]:
-    """Returns as many images as texts; a single one goes with all of the others.
-
-    Args:
-        images, texts, images_2: Image n, and the second image n, goes with text n.
-        advice: What else to do, for the error.
-
-    Raises:
-        ValueError: There are none, or their numbers differ.
-    """
+    """Returns as many images as texts; a single one goes with all of the others."""
     lists: dict[str, list[Any]] = {"images": image_list(images)}
     lists |= {} if images_2 is None else {"second images": image_list(images_2)}
     lists["texts"] = text_list(texts)
@@ -70,16 +54,7 @@ def pair_lists(
 def either_lists(
     images: ImageLike | Sequence[ImageLike | None] | None, texts: Texts | None, blank: ImageLike
 ) -> tuple[list[ImageLike], list[str]]:
-    """Returns as many images as texts, of which one or the other may be missing.
-
-    Args:
-        images: None in the place of an image is `blank`. None: all are.
-        texts: None: all are empty.
-        blank: Stands where an image is missing.
-
-    Raises:
-        ValueError: Both are None, there are none, or their numbers differ.
-    """
+    """Returns as many images as texts, of which one or the other may be missing."""
     if images is None and texts is None:
         raise ValueError("neither images nor texts given; expected one of them at least")
     words = [] if texts is None else text_list(texts)

@@ -120,11 +120,7 @@ class Processor:
     def __call__(
         self, images: Images | None = None, text: Texts | None = None, **options: Unpack[CallOptions]
     ) -> ModelInputs:
-        """Prepares images, texts or both as transformers' BridgeTowerProcessor does; see `model_inputs`.
-
-        Raises:
-            ValueError: There is neither, or something cannot be used.
-        """
+        """Prepares images, texts or both as transformers' BridgeTowerProcessor does; see `model_inputs`."""
         return model_inputs(self, images, text, **options)
 
     def images(self, images: Sequence[ImageLike], *, first: int = 0) -> Float[Tensor, "b 3 h w"]:

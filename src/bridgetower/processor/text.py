@@ -60,11 +60,7 @@ class SpecialTokens(NamedTuple):
     mask: str
 
     def ids(self, tokenizer: Tokenizer) -> SpecialIds:
-        """Looks the tokens up.
-
-        Raises:
-            ValueError: One of them is not in the vocabulary.
-        """
+        """Looks the tokens up."""
         known = {token: tokenizer.token_to_id(token) for token in self}
         found = [number for number in known.values() if number is not None]
         if len(found) < len(self):
@@ -78,11 +74,7 @@ BERT = SpecialTokens(bos="[CLS]", pad="[PAD]", eos="[SEP]", unk="[UNK]", mask="[
 
 
 def special_tokens(tokenizer: Tokenizer) -> SpecialTokens:
-    """Finds the special tokens, each spelled as BERT's or RoBERTa's, and checks that start and end token are added.
-
-    Raises:
-        ValueError: One is spelled otherwise, or the tokenizer adds other tokens, or pads or cuts by itself.
-    """
+    """Finds the special tokens, each spelled as BERT's or RoBERTa's, and checks that start and end token are added."""
     if tokenizer.padding is not None or tokenizer.truncation is not None:
         raise ValueError("the tokenizer pads or cuts by itself; call its no_padding() and no_truncation() first")
     usual, other = (BERT, ROBERTA) if tokenizer.token_to_id(BERT.bos) is not None else (ROBERTA, BERT)
@@ -108,16 +100,6 @@ def encode(
     """Turns texts into ids with start and end token, unpadded.
 
     Of a text that is to be cut, no more is read than needed.
-
-    Args:
-        tokenizer: Adds start and end token itself.
-        texts: At least one.
-        max_length: Longest list.
-        truncate: Cut longer texts; the end token stays.
-        first: Number of the first text, for errors.
-
-    Raises:
-        ValueError: There are no texts, one is not a string or not valid Unicode, or too long and not to be cut.
     """
     check_texts(texts)
     with tokenizers_errors("the tokenizer cannot encode these texts"):
@@ -160,9 +142,6 @@ def tokenizers_errors(what: str) -> Iterator[None]:
     """Makes every failure of `tokenizers` a ValueError of one line, or an OSError where it gets no threads.
 
     It raises bare `Exception` for all errors of its own, and where its Rust code panics, what is no `Exception` at all.
-
-    Args:
-        what: Cannot be done.
     """
     try:
         yield
@@ -187,14 +166,7 @@ def num_separators(tokenizer: Tokenizer) -> int:
 def join_pair(
     first: Sequence[int], second: Sequence[int], *, ids: SpecialIds, separators: int, max_length: int
 ) -> list[int]:
-    """Joins two texts as the tokenizer's model was trained on them: RoBERTa `<s> A </s></s> B </s>`.
-
-    Args:
-        first, second: Ids with start and end token.
-        ids: Of the tokenizer.
-        separators: End tokens between the texts.
-        max_length: Longest list; the longer text is cut, then both (transformers' `longest_first`).
-    """
+    """Joins two texts as the tokenizer's model was trained on them: RoBERTa `<s> A </s></s> B </s>`."""
     between = [ids.eos] * separators
     a, b = list(first[1:-1]), list(second[1:-1])
     room = max_length - 2 - len(between)
@@ -207,11 +179,7 @@ def join_pair(
 
 
 def check_texts(texts: Sequence[str]) -> None:
-    """Checks that texts are a list of valid strings.
-
-    Raises:
-        ValueError: There are none, or one is not.
-    """
+    """Checks that texts are a list of valid strings."""
     if isinstance(texts, str):
         raise ValueError(f"one text, {_start(texts)}, where a list of texts is expected; pass [text]")
     if len(texts) == 0:
@@ -237,16 +205,6 @@ def load_tokenizer(folder_or_file: str | os.PathLike[str]) -> Tokenizer:
     `tokenizer.json` is complete in itself; its stored padding and truncation are switched off, since `Processor` does
     both. For the other files `tokenizer_config.json` and `special_tokens_map.json` beside them are honoured; without
     them RoBERTa adds no leading space and BERT lower-cases.
-
-    Args:
-        folder_or_file: A folder, searched in the order above, or one of these files.
-
-    Returns:
-        A tokenizer that puts the start and the end token around a text.
-
-    Raises:
-        FileNotFoundError: There is none of these files, or `merges.txt` is missing.
-        ValueError: A file is damaged, or names special tokens other than RoBERTa's or BERT's.
     """
     path = find_tokenizer(folder_or_file)
     if path is None or path.suffix == ".model":
@@ -277,13 +235,6 @@ def train_tokenizer(captions: Iterable[str], *, vocab_size: int) -> Tokenizer:
     """Trains a byte-level BPE with RoBERTa's special tokens: `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, `<mask>` last.
 
     The result depends on the captions and `vocab_size` only. Every text can be encoded, since all bytes are tokens.
-
-    Args:
-        captions: Texts to learn from.
-        vocab_size: Number of ids; fewer result if the captions hold fewer pairs that occur twice.
-
-    Raises:
-        ValueError: There are no captions, or `vocab_size` does not hold the bytes and the special tokens.
     """
     texts = list(captions)
     smallest = _BYTES + len(ROBERTA)

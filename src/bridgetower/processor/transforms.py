@@ -17,11 +17,7 @@ _LONG_SIDE = 1333 / 800
 
 
 def resize(image: Image.Image, config: ProcessorConfig) -> UInt8[Tensor, "3 h w"]:
-    """Brings an RGB image to `config.image_size` squared, by the config's profile.
-
-    Raises:
-        ValueError: The image is too elongated for the profile.
-    """
+    """Brings an RGB image to `config.image_size` squared, by the config's profile."""
     match config.profile:
         case "official-pretrain":
             return _scale_and_crop(image, config)
@@ -40,9 +36,6 @@ def normalise(pixels: UInt8[Tensor, "b 3 h w"], config: ProcessorConfig) -> Floa
     """Maps 0..255 to (v/255 - mean) / std, on the device of `pixels`.
 
     The factor 255 sits in mean and std, as in transformers (equal bit for bit; the official order differs by rounding).
-
-    Raises:
-        ValueError: The pixels are not a uint8 batch.
     """
     if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] != 3:
         raise ValueError(f"pixels are {pixels.dtype} of shape {list(pixels.shape)}; expected uint8 [batch, 3, h, w]")

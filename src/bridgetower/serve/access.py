@@ -30,13 +30,7 @@ _TOKEN_SECONDS = 6 * 3600  # longer than a video plays
 
 
 def video_token(key: str, video: str, expiry: int | None = None) -> str:
-    """Returns what stands in a video's address in place of the key: players send no headers.
-
-    Args:
-        key: The API key.
-        video: Id of the only video that it opens.
-        expiry: In seconds since 1970; None: in six hours.
-    """
+    """Returns what stands in a video's address in place of the key: players send no headers."""
     expiry = int(time.time()) + _TOKEN_SECONDS if expiry is None else expiry
     signature = hmac.new(b"video " + key.encode(), f"{video} {expiry}".encode(), hashlib.sha256).hexdigest()
     return f"{expiry}-{signature}"
@@ -51,13 +45,7 @@ class AuthMiddleware:
     """
 
     def __init__(self, app: ASGIApp, *, config: ServeConfig, page: Collection[str]) -> None:
-        """Wraps an application.
-
-        Args:
-            app: The application.
-            config: Has the key, the names and the other sites.
-            page: Paths of the page's files, which hold no data of the server, and need no key.
-        """
+        """Wraps an application."""
         self._app, self._page, self._sites = app, page, config.cors_origin
         self._names = _LOCAL_NAMES | {config.host, *map(str.lower, config.server_name)}
         self._key = None if config.api_key is None else _digest(config.api_key)

@@ -46,11 +46,7 @@ class ClassifyRequest(PairRequest, json_schema_extra={"examples": _EXAMPLES}):
     top: Top | None = Field(None, description="Classes per input; all if left out.")
 
     def inputs(self) -> PairInputs:
-        """Returns the images and texts, with None or "" in the place of those that are missing.
-
-        Raises:
-            ApiError: Both are missing.
-        """
+        """Returns the images and texts, with None or "" in the place of those that are missing."""
         if self.images is None and self.texts is None:
             raise ApiError(400, "neither images nor texts given; expected one of them at least", param="images")
         images: Sequence[str | None] = self.images or [None] * len(self.texts or ())

@@ -70,11 +70,7 @@ async def video(
 
 
 def _opened(index: Index, moments: Sequence[Indexed]) -> tuple[BinaryIO, str]:
-    """Opens the video of the first moment that has one, with its name.
-
-    Raises:
-        ApiError: None of them is there as it was indexed.
-    """
+    """Opens the video of the first moment that has one, with its name."""
     problem = "the index has no moment of a video with this id"
     for one in moments:
         try:
@@ -89,9 +85,6 @@ def _piece(given: str, size: int) -> tuple[int, int] | None:
     """Returns where a range begins and ends, cut to `PIECE` bytes; None of all but one valid range, which is ignored.
 
     Source: RFC 9110, section 14.2.
-
-    Raises:
-        ApiError: It lies outside of the video.
     """
     found = _RANGE.fullmatch(given.strip())
     first, last = found.groups() if found else ("", "")

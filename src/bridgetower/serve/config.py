@@ -117,11 +117,7 @@ class ServeConfig:
 
 
 def with_environment(arguments: Sequence[str], environment: Mapping[str, str]) -> list[str]:
-    """Returns the arguments of `serve` with options from BRIDGETOWER_… that they lack, and a name for the first one.
-
-    Raises:
-        ValueError: A switch has another value than true or false.
-    """
+    """Returns the arguments of `serve` with options from BRIDGETOWER_… that they lack, and a name for the first one."""
     found = list(arguments)
     if found and not found[0].startswith("-"):
         found.insert(0, "--index" if found[0].rstrip("/").endswith(".lance") else "--model")

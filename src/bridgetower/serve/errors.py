@@ -60,11 +60,7 @@ class ApiError(Exception):
         self.code = code or _CODES.get(status, "error")
 
     def response(self, scope: Mapping[str, Any] | None = None) -> Response:
-        """Returns it as a response; half a surrogate pair in a message is escaped.
-
-        Args:
-            scope: Of the request. Prediction Guard's client takes the message alone, and fails on an object.
-        """
+        """Returns it as a response; half a surrogate pair in a message is escaped."""
         kind = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
         content = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
         error = self.message if scope is not None and _agent(scope).startswith(_MESSAGE_ALONE) else content

@@ -45,13 +45,7 @@ class Inputs:
     """Prepares images and texts in threads of its own, so that the event loop stays free."""
 
     def __init__(self, processor: Processor, *, max_pixels: int, remote: RemoteImages | None = None) -> None:
-        """Starts no thread yet.
-
-        Args:
-            processor: The model's.
-            max_pixels: Of one image.
-            remote: Fetches images at URLs; None: no URL is read.
-        """
+        """Starts no thread yet."""
         self._processor, self._max_pixels, self._remote = processor, max_pixels, remote
         self._threads = Turns(available_cores(), "inputs")
 
@@ -66,16 +60,7 @@ class Inputs:
     async def images(
         self, sources: Sequence[str], param: str, *, numbers: Sequence[int] | None = None
     ) -> list[Resized]:
-        """Decodes images and brings them to the model's size.
-
-        Args:
-            sources: Data URIs, base64, or URLs where they are allowed.
-            param: Field of the request that they come from.
-            numbers: Their places in that field, for errors; None: they are all of it.
-
-        Raises:
-            ApiError: One is no such thing, cannot be read or is too large.
-        """
+        """Decodes images and brings them to the model's size."""
         if numbers is None and len(sources) != 1:
             numbers = range(len(sources))
         params = [param] if numbers is None else [f"{param}.{number}" for number in numbers]
@@ -91,11 +76,7 @@ class Inputs:
                     job.cancel()
 
     async def texts(self, texts: Sequence[str], param: str, *, truncate: bool) -> list[Tokens]:
-        """Tokenises texts.
-
-        Raises:
-            ApiError: One is too long, or all together are.
-        """
+        """Tokenises texts."""
         longest, together = max(map(len, texts)), sum(map(len, texts))
         if longest > MAX_CHARACTERS:
             message = f"{param}: a text has {longest} characters, the limit is {MAX_CHARACTERS}"
@@ -117,11 +98,7 @@ class Inputs:
         return [ids for found in await self.each(works) for ids in found]
 
     async def seen(self, source: str, param: str) -> tuple[Resized, Image.Image]:
-        """Decodes an image as `images` does, and also returns the part that the model sees, for display.
-
-        Raises:
-            ApiError: It cannot be read or is too large.
-        """
+        """Decodes an image as `images` does, and also returns the part that the model sees, for display."""
         with self._threads.turn() as turn:
             return await self._usable(
                 turn, source, param, lambda content: (self._prepared(content), view_of(self._processor, content))
@@ -179,11 +156,7 @@ def _content(source: str) -> bytes:
 
 
 def _decoded(source: str, begin: int) -> bytes:
-    """Decodes base64 from a place on.
-
-    Raises:
-        ValueError: It is damaged.
-    """
+    """Decodes base64 from a place on."""
     content = bytearray()
     for start in range(begin, len(source), _BASE64):
         part, last = source[start : start + _BASE64], start + _BASE64 >= len(source)

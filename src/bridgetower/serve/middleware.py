@@ -40,14 +40,7 @@ class RequestLimitsMiddleware:
     """
 
     def __init__(self, app: ASGIApp, *, max_body: int, timeout: float, requests: int = _REQUESTS) -> None:
-        """Wraps an application.
-
-        Args:
-            app: The application.
-            max_body: Bytes of one body.
-            timeout: Seconds from a request to its response, and for each part of the response to be read.
-            requests: Most with a body that are read or answered at once.
-        """
+        """Wraps an application."""
         self._app, self._max_body, self._timeout, self._most = app, max_body, timeout, requests
         self._held = self._requests = 0
         self._reading: dict[asyncio.Timeout, None] = {}  # that of the body which has been on its way for longest first
@@ -124,11 +117,7 @@ class RequestLimitsMiddleware:
         return None
 
     async def _read(self, headers: Headers, body: bytearray, receive: Receive) -> None:
-        """Reads the body.
-
-        Raises:
-            ApiError: It is too large, in too short chunks or no HTTP, or too many others are being read.
-        """
+        """Reads the body."""
         self._check(int(headers.get("content-length", "0")))
         for chunks in itertools.count():
             message = await receive()

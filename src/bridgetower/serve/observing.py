@@ -29,13 +29,7 @@ class ObservingMiddleware:
     """
 
     def __init__(self, app: ASGIApp, *, metrics: Metrics, access_log: bool) -> None:
-        """Wraps an application.
-
-        Args:
-            app: The application.
-            metrics: Where requests are counted.
-            access_log: Log a line of JSON for each request.
-        """
+        """Wraps an application."""
         self._app, self._metrics, self._access_log = app, metrics, access_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -172,11 +172,7 @@ class ReasonRequest(PairRequest, json_schema_extra=_example(images_2=IMAGE, stat
     texts: Texts = Field(alias="statements")
 
     def inputs(self) -> PairInputs:
-        """Returns the images and statements.
-
-        Raises:
-            ApiError: The numbers of images differ.
-        """
+        """Returns the images and statements."""
         first, second = len(self.images), len(self.images_2)
         if first != second:
             message = f"{first} images and {second} images_2; expected a second one for each first"

@@ -18,13 +18,7 @@ class ProxyMiddleware:
     """
 
     def __init__(self, app: ASGIApp, *, trusted: Sequence[str], prefix: str) -> None:
-        """Wraps an application.
-
-        Args:
-            app: The application.
-            trusted: Addresses and networks of proxies.
-            prefix: Of the paths that clients use, such as /photos; a proxy may have removed it already.
-        """
+        """Wraps an application."""
         self._app, self._prefix = wrap_asgi_with_proxy_headers(app, list(trusted)), prefix
         self._trusted = [ipaddress.ip_network(network) for network in trusted]
 

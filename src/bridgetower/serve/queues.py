@@ -78,14 +78,7 @@ class Batcher(Generic[_Item, _Result]):
         queue: int,
         metrics: Metrics | None = None,
     ) -> None:
-        """Needs a running event loop; call `close` in the end.
-
-        Args:
-            compute: Returns a result per item; called in the thread.
-            max_batch: Most items at once.
-            queue: Most items admitted at once of requests that fetch, and of those that do not.
-            metrics: Counts items and batches.
-        """
+        """Needs a running event loop; call `close` in the end."""
         self._compute, self._max_batch, self._queue, self._metrics = compute, max_batch, queue, metrics or Metrics()
         self._admitted: dict[bool, list[int]] = {False: [], True: []}  # items of each request, by whether it fetches
         self._rate = float(max_batch)  # items per second
@@ -110,13 +103,6 @@ class Batcher(Generic[_Item, _Result]):
         """Reserves places for items, from before they are prepared until their response is ready.
 
         Requests that fetch have as many places of their own, so that slow hosts take none from others.
-
-        Args:
-            count: Items.
-            fetches: Whether the request waits for other hosts; there may be `FETCHING` of these.
-
-        Raises:
-            QueueFullError: Too few places are free.
         """
         admitted = self._admitted[fetches]
         if sum(admitted) + count > self._queue or (fetches and len(admitted) == FETCHING):
@@ -248,13 +234,7 @@ class Turns:
     """
 
     def __init__(self, count: int, name: str, clock: Callable[[], float] = time.thread_time) -> None:
-        """Starts no thread yet.
-
-        Args:
-            count: Most threads.
-            name: That they begin with.
-            clock: Seconds that a thread has worked.
-        """
+        """Starts no thread yet."""
         self._count, self._name, self._clock, self._started, self._closed = count, name, clock, 0, False
         self._changed = Condition()
         self._waiting: list[Turn] = []  # those with work; of those with the same time, the next one first

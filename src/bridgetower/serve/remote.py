@@ -58,15 +58,7 @@ class RemoteImages:
         may_connect: Callable[[Address], bool] | None = None,
         look_up: Callable[[str, int], list[str]] | None = None,
     ) -> None:
-        """Connects to nothing yet.
-
-        Args:
-            hosts: Names, with `:port` unless it is the usual one.
-            max_bytes: Of an image's file.
-            timeout: Seconds for one.
-            may_connect: Whether an address may be connected to; None: whether it is public.
-            look_up: Returns the addresses of a host; None: as the system does.
-        """
+        """Connects to nothing yet."""
         self._hosts = {host.lower() for host in hosts}
         self._max_bytes, self._timeout = max_bytes, timeout
         self._may_connect, self._look_up = may_connect or is_public, look_up or _addresses
@@ -75,12 +67,7 @@ class RemoteImages:
 
     @asynccontextmanager
     async def fetched(self, url: str) -> AsyncIterator[bytes]:
-        """Fetches as `fetch` does, in a thread; `AT_ONCE` files are held until the block of each ends.
-
-        Raises:
-            ValueError: As `fetch`.
-            OSError: As `fetch`.
-        """
+        """Fetches as `fetch` does, in a thread; `AT_ONCE` files are held until the block of each ends."""
         async with self._slots:
             with self._threads.turn() as turn:
                 content = await self._threads.run(turn, lambda: self.fetch(url))
@@ -91,12 +78,7 @@ class RemoteImages:
         self._threads.close()
 
     def fetch(self, url: str) -> bytes:
-        """Returns what is at a URL.
-
-        Raises:
-            ValueError: Its host is not allowed, it did not arrive in time, or its response is no file.
-            OSError: It cannot be reached.
-        """
+        """Returns what is at a URL."""
         deadline = _Deadline(self._timeout)
         parts, port = self._checked(url)
         try:

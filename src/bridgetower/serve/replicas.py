@@ -58,11 +58,7 @@ class Replica:
 
 
 def share(cores: Sequence[int], number: int, count: int) -> Sequence[int]:
-    """Returns the part of a process among the cores, as even as possible.
-
-    Raises:
-        ValueError: There are fewer cores than processes.
-    """
+    """Returns the part of a process among the cores, as even as possible."""
     if count > len(cores):
         raise ValueError(f"replicas is {count}, and there are {len(cores)} cores; expected {len(cores)} or fewer")
     return cores[number * len(cores) // count : (number + 1) * len(cores) // count]
@@ -72,15 +68,6 @@ def supervise(count: int, target: Callable[[Replica], None]) -> None:
     """Runs a function in several processes until SIGTERM or Ctrl-C; a process that is killed is replaced.
 
     One that is killed as soon as it starts, for want of memory for example, is started every five seconds.
-
-    Args:
-        count: Processes.
-        target: Called in each; it can be pickled, and ends on SIGTERM.
-
-    Raises:
-        ValueError: There are fewer cores than processes.
-        SystemExit: SIGTERM came, or a process failed, whose status it has; all processes have ended.
-        KeyboardInterrupt: Likewise after Ctrl-C.
     """
     share(_cores(), 0, count)
     before = signal.signal(signal.SIGTERM, _exit)

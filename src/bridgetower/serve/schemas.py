@@ -131,15 +131,7 @@ Top = Annotated[int, Field(ge=1, le=MOST_TOP)]
 async def list_of(
     rows: Callable[[], Iterable[Mapping[str, Any]]], entry: type[BaseModel], *, parts: int, model: str, tokens: int
 ) -> Response:
-    """Returns a `Listed` of entries, written one by one: pydantic would hold up all other threads for many.
-
-    Args:
-        rows: Returns the fields of the entries, and perhaps others.
-        entry: Type of the entries.
-        parts: That they have; if there are many, they are written outside the event loop.
-        model: That answered.
-        tokens: Number that was read.
-    """
+    """Returns a `Listed` of entries, written one by one: pydantic would hold up all other threads for many."""
 
     def build() -> Response:
         written = [
@@ -152,12 +144,7 @@ async def list_of(
 
 
 async def long_json_of(build: Callable[[], BaseModel], parts: int) -> Response:
-    """Returns what `json_of` returns; if it has many parts, it is built outside the event loop.
-
-    Args:
-        build: Returns the content.
-        parts: That the content has.
-    """
+    """Returns what `json_of` returns; if it has many parts, it is built outside the event loop."""
     if parts <= _PARTS_AT_ONCE:
         return json_of(build())
     return await asyncio.to_thread(lambda: json_of(build()))
@@ -222,11 +209,7 @@ async def _parsed(model: TypeAdapter[Any], body: bytes) -> Any:
 
 
 def parse(model: TypeAdapter[Any], body: bytes) -> Any:
-    """Returns the content of a JSON body.
-
-    Raises:
-        ApiError: It is not what the model expects, or parsing would take too long.
-    """
+    """Returns the content of a JSON body."""
     check_effort(body)
     try:
         return model.validate_json(body)
@@ -238,9 +221,6 @@ def check_effort(body: bytes) -> None:
     """Checks that a body parses quickly, in small steps between which other threads run.
 
     Long strings cost little; many values and strings with escapes cost much.
-
-    Raises:
-        ApiError: Parsing would take too long.
     """
     strings = outside = text = size = 0
     inside, plain = False, True

@@ -286,11 +286,7 @@ def _original(service: Service, copies: Sequence[Indexed], headers: Mapping[str,
 
 
 def _content(service: Service, copies: Sequence[Indexed]) -> bytes:
-    """Returns the file of an image that has copies in the index.
-
-    Raises:
-        ApiError: None of them is there as it was indexed.
-    """
+    """Returns the file of an image that has copies in the index."""
     problem = "the index has no image with this id"
     for one in copies:
         try:

@@ -30,12 +30,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def take_port(config: ServeConfig) -> socket.socket:
-    """Binds the port without listening, before anything that takes time.
-
-    Raises:
-        ValueError: Other machines could reach the server, and there is no API key.
-        OSError: The port is in use, or the host is no address of this machine.
-    """
+    """Binds the port without listening, before anything that takes time."""
     if config.api_key is None and not is_loopback(config.host):
         raise ValueError(
             f"host {config.host} can be reached from other machines; set an API key, or serve at 127.0.0.1"
@@ -77,14 +72,7 @@ class Server(Embedded):
         connections: int = _CONNECTIONS,
         patience: float = _PATIENCE,
     ) -> None:
-        """Accepts nothing yet.
-
-        Args:
-            service: The model.
-            listener: Bound; it is closed in the end.
-            connections: Most at once; others wait.
-            patience: Seconds for the head of a request.
-        """
+        """Accepts nothing yet."""
         timeout = service.config.timeout
         super().__init__(
             build_app(service),

@@ -53,11 +53,7 @@ class PairInputs:
     params: tuple[str, str] = ("images", "texts")
 
     def count(self) -> int:
-        """Returns how many pairs there are, without building any.
-
-        Raises:
-            ApiError: The numbers of images and texts differ.
-        """
+        """Returns how many pairs there are, without building any."""
         images, texts = len(self.images), len(self.texts)
         if self.all_pairs:
             return images * texts
@@ -66,11 +62,7 @@ class PairInputs:
         return images
 
     def pairs(self) -> list[tuple[int, int]]:
-        """Returns the numbers of image and text of each pair, those of the first image first.
-
-        Raises:
-            ApiError: The numbers of images and texts differ.
-        """
+        """Returns the numbers of image and text of each pair, those of the first image first."""
         if self.all_pairs:
             return [(image, text) for image in range(len(self.images)) for text in range(len(self.texts))]
         return [(number, number) for number in range(self.count())]
@@ -136,14 +128,7 @@ class Service:
         searcher: Searcher | None = None,
         answering: Predictor | None = None,
     ) -> None:
-        """Computes nothing yet.
-
-        Args:
-            predictor: The model.
-            config: How it is served.
-            searcher: The model together with an index.
-            answering: Answers questions; None: the model itself, if it can.
-        """
+        """Computes nothing yet."""
         self.searcher, self.config, self.started = searcher, config, int(time.time())
         self.metrics = Metrics()
         remote = RemoteImages(config.allow_host, max_bytes=config.max_body * MIB, timeout=config.timeout)
@@ -235,19 +220,7 @@ class Service:
         *,
         images: Iterable[str | None] = (),
     ) -> Iterator[None]:
-        """Checks that a request can be served, and keeps room for its items.
-
-        Args:
-            count: Images, texts or pairs.
-            param: Field of the request that they come from.
-            name: Of the model that the request is for.
-            use: What the model is used for; None: what every model serves.
-            images: Data URIs or URLs in the request.
-
-        Raises:
-            ApiError: There are too many, the model cannot serve this, the request is for another model, or there is no
-                room now.
-        """
+        """Checks that a request can be served, and keeps room for its items."""
         if use is not None:
             self.check_use(use)
         expected = (self.main if use is None else self.model_for(use)).name
@@ -273,31 +246,14 @@ class Service:
         return [use for use in get_args(Use) if self.model_for(use) is model and model.lacking(use) is None]
 
     def check_use(self, use: Use) -> None:
-        """Checks that there is a model with the head for a use.
-
-        Raises:
-            ApiError: There is none.
-        """
+        """Checks that there is a model with the head for a use."""
         if lacking := self.model_for(use).lacking(use):
             raise ApiError(400, lacking, code="unsupported_by_model")
 
     async def pairs(
         self, use: PairUse, given: PairInputs, *, top: int = 1, truncate: bool = False
     ) -> tuple[list[Any], int]:
-        """Computes pairs of images and texts.
-
-        Args:
-            use: What of them.
-            given: The images and texts.
-            top: Answers or classes, or words per mask.
-            truncate: Cut texts that are too long.
-
-        Returns:
-            What `compute` returns of each pair, and the tokens that were read.
-
-        Raises:
-            ApiError: An input cannot be used.
-        """
+        """Computes pairs of images and texts."""
         model, (image_param, text_param) = self.model_for(use), given.params
         decoded = iter(await model.inputs.images([image for image in given.images if image is not None], image_param))
         blank = model.predictor.processor.blank_image()
@@ -319,11 +275,7 @@ class Service:
         return await self.batcher.submit(items), model.tokens([*images, *images_2], texts)
 
     async def attention(self, image: Resized, ids: Tokens) -> Attention:
-        """Computes the cross-attention of the words of a text over an image, as `analysis.attention.explain` does.
-
-        Raises:
-            ApiError: The text has no word.
-        """
+        """Computes the cross-attention of the words of a text over an image, as `analysis.attention.explain` does."""
         try:
             words_of(self.main.predictor.processor, ids)
         except ValueError as error:
