@@ -5,17 +5,16 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageFile, ImageOps, PngImagePlugin, TiffImagePlugin, features
+from PIL import Image, ImageFile, ImageOps, PngImagePlugin, features
 
-from bridgetower.processor import Processor, ProcessorConfig, avif, open_image
-from bridgetower.processor.images import open_reduced
+from bridgetower.processor import Processor, ProcessorConfig, open_image, open_reduced
 
 Photo = Callable[[int, int], Image.Image]
 
@@ -257,14 +256,6 @@ def test_first_frame_of_an_avif_animation(mode: str, photo: Photo) -> None:
     assert np.array_equal(_array(content), np.asarray(animation.convert("RGB")))
 
 
-@needs_avif
-def test_the_frames_of_an_avif_file_are_counted() -> None:
-    still = _bytes(Image.new("RGBA", (40, 30)), "AVIF")
-    assert avif.still(still, 2 * 1200)[8:12] == b"avif"
-    with pytest.raises(ValueError, match="may have 2400 pixels, the limit is 2399"):
-        avif.still(still, 2399)
-
-
 @pytest.mark.parametrize("orientation", range(9))
 @pytest.mark.parametrize("kind", ["JPEG", "TIFF", "WEBP"])
 def test_orientation_is_what_pillow_makes_of_it(kind: str, orientation: int, photo: Photo) -> None:
@@ -294,72 +285,6 @@ def test_two_picture_jpegs_of_phones_and_cameras(photo: Photo) -> None:
     content = _bytes(photo(8, 9), "MPO", save_all=True, append_images=[photo(8, 10)])
     assert Image.open(io.BytesIO(content)).format == "MPO"
     assert np.array_equal(_array(content), np.asarray(Image.open(io.BytesIO(content))))
-
-
-def _many_scans(image: Image.Image, count: int) -> bytes:
-    """A progressive JPEG whose last scan is there many times; each goes over the whole image."""
-    content = _bytes(image, "JPEG", progressive=True)
-    scan = content[content.rindex(b"\xff\xda") : -2]
-    return content[:-2] + scan * (count - content.count(b"\xff\xda")) + content[-2:]
-
-
-def _jpeg_in_tiff(jpeg: bytes, size: tuple[int, int]) -> bytes:
-    values = [(256, size[0]), (257, size[1]), (258, 8), (259, 7), (262, 6), (273, 8), (277, 3), (278, size[1])]
-    entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in [*values, (279, len(jpeg))]]
-    directory = struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
-    return b"II*\0" + struct.pack("<I", 8 + len(jpeg)) + jpeg + directory
-
-
-def test_a_jpeg_has_at_most_a_hundred_scans(photo: Photo) -> None:
-    image = photo(40, 30)
-    few, many = _many_scans(image, 100), _many_scans(image, 101)
-    assert _array(few).shape == (40, 30, 3)
-    assert _array(_jpeg_in_tiff(_many_scans(image, 90), image.size)).shape == (40, 30, 3)
-    hidden = many[:2] + b"\xff\xe1\0\4\xff\xd9" + many[2:]  # the end of an image within metadata is none
-    for content in (many, many + few, hidden, many.replace(b"\xff\xda", b"\xff\xff\xda")):
-        with pytest.raises(ValueError, match="has more than 100 scans"):
-            open_image(content)
-    with pytest.raises(ValueError, match="damaged"):
-        open_image(_jpeg_in_tiff(many, image.size))
-
-
-def test_large_jpegs_have_fewer_scans(photo: Photo) -> None:
-    """Twenty at the limit of pixels, also in a TIFF, in each of its strips."""
-    image = photo(40, 32)
-    wrapped: list[Callable[[bytes], bytes]] = [lambda jpeg: jpeg, lambda jpeg: _jpeg_in_tiff(jpeg, image.size)]
-    for wrap in wrapped:
-        for count, max_pixels in ((20, 1280), (40, 2560)):
-            allowed = open_image(wrap(_many_scans(image, count)), max_pixels=max_pixels)
-            assert allowed.size == image.size
-            with pytest.raises(ValueError, match=f"more than {count} scans, .*; save it with fewer"):
-                open_image(wrap(_many_scans(image, count + 1)), max_pixels=max_pixels)
-
-
-def test_strips_of_a_tiff_are_jpegs_of_their_own(photo: Photo) -> None:
-    image = photo(1000, 160)
-    content = _bytes(image, "TIFF", compression="jpeg", strip_size=8 * 3 * 160)
-    tiff = Image.open(io.BytesIO(content))
-    assert isinstance(tiff, TiffImagePlugin.TiffImageFile)
-    starts = tiff.tag_v2[273]
-    assert len(starts) == content.count(b"\xff\xda") == 125
-    assert open_image(content).size == image.size
-
-    def moved(offsets: Iterable[int]) -> bytes:
-        return content.replace(struct.pack("<125I", *starts), struct.pack("<125I", *offsets)) + bytes(10**5)
-
-    assert open_image(moved(starts)).size == image.size
-    with pytest.raises(ValueError, match="overlap"):
-        open_image(moved(range(len(content), len(content) + 125)))
-    twice = _jpeg_in_tiff(_bytes(image, "JPEG"), image.size).replace(struct.pack("<H", 278), struct.pack("<H", 273))
-    with pytest.raises(ValueError, match="TIFF tag 273 is there twice"):
-        open_image(twice)
-
-
-def test_what_looks_like_a_scan_elsewhere_in_a_jpeg_is_none(photo: Photo) -> None:
-    content = _bytes(photo(40, 30), "JPEG", comment=b"\xff\xda" * 200)
-    expected = _array(_bytes(photo(40, 30), "JPEG"))
-    assert (_array(content) == expected).all()
-    assert (_array(content + b"\xff\xda" * 200) == expected).all()  # a film after the image, as phones write it
 
 
 def test_missing_files_and_folders(tmp_path: Path) -> None:
@@ -427,7 +352,7 @@ def _png_header(width: int, height: int) -> bytes:
 def test_oversized_pictures_are_refused_before_they_are_decoded() -> None:
     with pytest.raises(ValueError, match="10000x10000 = 100000000 pixels, the limit is 64000000"):
         open_image(_png_header(10_000, 10_000))
-    with pytest.raises(ValueError, match="30000x30000 = 900000000 pixels, the limit is 64000000"):
+    with pytest.raises(ValueError, match=r"has too many pixels \(.*900000000 pixels.*\); shrink it first"):
         open_image(_png_header(30_000, 30_000))
 
 

@@ -21,6 +21,7 @@ from PIL import Image
 from bridgetower.predictor import Predictor
 from bridgetower.search.build import build_index
 from bridgetower.search.searcher import Searcher
+from bridgetower.serve.decoding import Decoders
 from served import URIS, Running, error_of, png, running, started, until
 from shapes import write_pictures
 
@@ -229,18 +230,16 @@ def test_limits_hold(predictor: Predictor, tmp_path: Path) -> None:
 
 def test_decoding_holds_up_nothing(predictor: Predictor, searcher: Searcher, monkeypatch: pytest.MonkeyPatch) -> None:
     """While images are decoded, the server answers others."""
-    from bridgetower.serve import search
-
     gate, at_work = threading.Event(), threading.Semaphore(0)
-    original = search.open_reduced
+    original = Decoders.open
 
     def slow(*arguments: Any, **options: Any) -> Any:
         at_work.release()
         gate.wait(20)
         return original(*arguments, **options)
 
-    monkeypatch.setattr(search, "open_reduced", slow)
     with started(predictor, searcher) as found:
+        monkeypatch.setattr(Decoders, "open", slow)
         digest = found.client.get("/v1/index").json()["examples"][0]["id"]
         statuses: list[int] = []
         asking = threading.Thread(target=lambda: statuses.append(ask(found, digest)))
@@ -257,12 +256,10 @@ def test_decoding_holds_up_nothing(predictor: Predictor, searcher: Searcher, mon
 def test_what_takes_too_long_is_given_up(
     predictor: Predictor, searcher: Searcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bridgetower.serve import search
-
     gate = threading.Event()
-    monkeypatch.setattr(search, "open_reduced", lambda *_, **options: gate.wait(60))
     digest = searcher.index.examples(1)[0].digest
     with started(predictor, searcher, timeout=0.5) as found:
+        monkeypatch.setattr(Decoders, "open", lambda *_, **options: gate.wait(60))
         response = found.client.get(f"/v1/pictures/{digest}?size=64")
         assert "no answer within 0.5 s" in error_of(response, 503)["message"]
         assert int(response.headers["retry-after"]) >= 1

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 from bridgetower.predictor import Predictor
 from bridgetower.processor import Processor
+from bridgetower.serve.decoding import Decoders
 from bridgetower.serve.errors import ApiError
 from bridgetower.serve.inputs import MAX_CHARACTERS, Inputs, is_image
 from served import PNGS, TEXTS, URIS, png, uri
@@ -21,7 +22,7 @@ from served import PNGS, TEXTS, URIS, png, uri
 
 @pytest.fixture
 def inputs(predictor: Predictor) -> Iterator[Inputs]:
-    found = Inputs(predictor.processor, max_pixels=2000)
+    found = Inputs(predictor.processor, Decoders(max_pixels=2000, memory=2**28))
     yield found
     found.close()
 
@@ -47,7 +48,7 @@ def test_other_formats_and_any_spelling_of_the_type(inputs: Inputs, predictor: P
 
 def test_one_request_of_many_images_does_not_hold_up_another(predictor: Predictor) -> None:
     order: list[str] = []
-    inputs = Inputs(predictor.processor, max_pixels=1_000_000)
+    inputs = Inputs(predictor.processor, Decoders(max_pixels=1_000_000, memory=2**28))
 
     async def ask(name: str, sources: list[str]) -> None:
         await inputs.images(sources, name)
@@ -60,6 +61,7 @@ def test_one_request_of_many_images_does_not_hold_up_another(predictor: Predicto
 
     asyncio.run(ask_both())
     assert order == ["few", "many"]
+    inputs.close()
 
 
 def test_too_many_pixels(inputs: Inputs) -> None:
@@ -81,7 +83,7 @@ def test_a_tokenizer_that_panics_fails_the_request_alone(predictor: Predictor) -
     assert tokenizer is not None
     values = json.loads(tokenizer.to_str()) | {"pre_tokenizer": {"type": "FixedLength", "length": 0}}
     failing = Processor(predictor.processor.config, Tokenizer.from_str(json.dumps(values)))
-    inputs = Inputs(failing, max_pixels=2000)
+    inputs = Inputs(failing, Decoders(max_pixels=2000, memory=2**28))
     for text in ("a dog", "a dog " * 900):  # in the event loop, and in a thread
         with pytest.raises(ApiError, match=r"^input: the tokenizer cannot encode these texts \(.*\)") as caught:
             asyncio.run(inputs.texts([text], "input", truncate=True))
@@ -127,7 +129,8 @@ def test_long_texts_are_read_in_slices(post: Callable[..., Any], refused: Callab
 
 def test_an_image_does_not_wait_for_long_texts(predictor: Predictor) -> None:
     """Of 400 texts one is read while the image waits, not all."""
-    inputs = Inputs(predictor.processor, max_pixels=10_000)
+    inputs = Inputs(predictor.processor, Decoders(max_pixels=10_000, memory=2**28))
+    inputs.warm()
     done: list[str] = []
 
     async def texts() -> None:
@@ -144,3 +147,4 @@ def test_an_image_does_not_wait_for_long_texts(predictor: Predictor) -> None:
 
     asyncio.run(both())
     assert done == ["image", "texts"]
+    inputs.close()

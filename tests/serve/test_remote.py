@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from bridgetower.predictor import Predictor
+from bridgetower.serve.decoding import Decoders
 from bridgetower.serve.errors import ApiError
 from bridgetower.serve.inputs import Inputs
 from bridgetower.serve.remote import AT_ONCE, RemoteImages, is_public
@@ -179,7 +180,7 @@ def test_a_look_up_that_hangs_is_left_alone() -> None:
 def test_slow_hosts_do_not_hold_those_who_decode(predictor: Predictor) -> None:
     hanging = Hanging()
     remote = RemoteImages(["example.org"], max_bytes=9, timeout=600, look_up=hanging)
-    inputs = Inputs(predictor.processor, max_pixels=10_000, remote=remote)
+    inputs = Inputs(predictor.processor, Decoders(max_pixels=10_000, memory=2**28), remote=remote)
 
     async def both() -> list[object]:
         slow = [asyncio.ensure_future(inputs.images(["http://example.org/a.png"], "slow")) for _ in range(3 * AT_ONCE)]

@@ -1,16 +1,14 @@
 """Preprocessing, all of it: images to `pixel_values`, texts to `input_ids`."""
 
 from bridgetower.processor.config import ProcessorConfig, Profile
-from bridgetower.processor.formats import MEMORY_PER_PIXEL, media_type
-from bridgetower.processor.images import MAX_PIXELS, ImageLike, Resized, check_length, open_image, open_reduced
+from bridgetower.processor.images import MAX_PIXELS, check_length, media_type, open_image, open_reduced
+from bridgetower.processor.inputs import ImageLike, Resized
 from bridgetower.processor.loading import load_items, loaded
-from bridgetower.processor.processor import Processor
+from bridgetower.processor.processor import Processor, to_tensor
 from bridgetower.processor.text import TextBatch, load_tokenizer, train_tokenizer
-from bridgetower.processor.transforms import to_tensor
 
 __all__ = [
     "MAX_PIXELS",
-    "MEMORY_PER_PIXEL",
     "ImageLike",
     "Processor",
     "ProcessorConfig",

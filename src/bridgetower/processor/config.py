@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from bridgetower.model.plain import check_choice, check_numbers, from_plain
 from bridgetower.model.tower_config import check_image_size
+from bridgetower.processor.images import Fit
 
 Profile = Literal["official-pretrain", "official-finetune", "hf"]
 Interpolation = Literal["bicubic", "bilinear"]
@@ -74,6 +75,13 @@ class ProcessorConfig:
     def decoded_side(self) -> int | None:
         """Pixels that the short side of an image has at least when it is decoded; None decodes in full."""
         return FAST_MARGIN * self.resize_edge if self.fast_decode else None
+
+    @property
+    def fit(self) -> Fit | None:
+        """How PIL brings an image to the model's size; None in the `hf` profile, which PyTorch resizes."""
+        return (
+            None if self.profile == "hf" else (self.image_size, self.interpolation, self.profile != "official-finetune")
+        )
 
     @property
     def resize_divisor(self) -> int:

@@ -1,136 +1,143 @@
-"""Opens images of any kind as upright RGB, or raises an error that describes the damage."""
+"""Opens images of any kind as upright RGB. Run as a program it does so for a server, within a limit of memory.
+
+It imports neither torch nor this package, so that such a program starts quickly and is small.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import struct
-from dataclasses import dataclass, field
+import sys
+import warnings
 from io import BytesIO
 from pathlib import Path
-from typing import IO, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
-from jaxtyping import UInt8
-from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
-from torch import Tensor
-
-from bridgetower.processor import formats
-
-
-@dataclass(frozen=True, kw_only=True)
-class Resized:
-    """An image from `Processor.prepare`, opened in another process for example; accepted wherever an image is.
-
-    Attributes:
-        pixels: At the model's size.
-        width: Of the upright image that it was, in pixels.
-        height: Of the same.
-    """
-
-    pixels: UInt8[Tensor, "3 h w"] = field(repr=False)
-    width: int
-    height: int
-
-
-ImageLike: TypeAlias = (
-    str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | np.ndarray | Tensor | Resized
-)
-"""A path, an image file as bytes or opened (`BytesIO`), a PIL image, a uint8 array or tensor [H, W], [H, W, 1|3|4] or
-[1|3|4, H, W], or an image that is at the model's size already."""
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 Colour: TypeAlias = tuple[int, int, int]
+Fit: TypeAlias = tuple[int, str, bool]
+"""Side of a square, the interpolation, and whether the short side is scaled to it and the centre cropped, as in the
+official `clip_transform` (src/transforms/transform.py), or both sides are, as in `blip_transform`."""
 
 MAX_PIXELS = 64_000_000
-"""Largest image that is decoded by default; `formats.MEMORY_PER_PIXEL` says what memory it may take: 1.5 GB."""
+"""Largest image that is decoded by default."""
 
-# What PIL's decoders raise on damaged content, found by cutting and altering files of each format.
+MEMORY_PER_PIXEL = 24
+"""Bytes that decoding takes at most of a sound image: of WebP with transparency the decoder's, a copy and RGB."""
+
+SECONDS, SECONDS_PER_MEGAPIXEL = 1.0, 0.25
+"""Of processor time for one image in a process of its own; JPEG and WebP take .08 s at most, see docs/serving.md."""
+
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "TIFF", "BMP")  # none that runs programs, as EPS does
+
+# What PIL raises on damaged content, found by cutting and altering files of each format.
 _DECODE_ERRORS = (
-    *(OSError, SyntaxError, ValueError, RuntimeError, EOFError, struct.error, OverflowError),
-    *(Image.DecompressionBombError, Image.DecompressionBombWarning),
+    *(OSError, SyntaxError, ValueError, RuntimeError, EOFError, OverflowError, struct.error, TypeError, KeyError),
+    *(IndexError, Image.DecompressionBombError, Image.DecompressionBombWarning),
 )
 
 _BYTES_PER_PIXEL = 8  # of a file: four channels of 16 bit
 _METADATA = 2**25  # bytes of a file that are no pixels
 _STRIP = 2**18  # pixels that are converted at once
-
 _UINT16_MAX = 65535
 
-# By EXIF orientation.
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_EXCHANGED = (5, 6, 7, 8)  # width and height
+
+def media_type(content: bytes) -> str:
+    """Returns the media type of an image's file, such as `image/png`; only the head of the file is read.
+
+    Raises:
+        ValueError: It is none of those that are opened.
+    """
+    Image.init()
+    for name in _FORMATS:
+        accept = Image.OPEN[name][1] if name in Image.OPEN else None  # AVIF needs Pillow 11.3
+        if accept is not None and accept(content[:16]) is True:
+            return Image.MIME[name]
+    raise ValueError(f"the file is no image; expected one of {', '.join(sorted(_FORMATS))}")
 
 
-def open_image(source: ImageLike, *, max_pixels: int = MAX_PIXELS, background: Colour | None = None) -> Image.Image:
+def open_image(source: Any, *, max_pixels: int = MAX_PIXELS, background: Colour | None = None) -> Image.Image:
     """Decodes an image to RGB with its EXIF orientation applied.
 
     Grey of 16 bit is scaled to 8 bit by 1/257 (PIL alone would clip it to white), CMYK goes through PIL's conversion,
     of an animation the first frame is taken (of an open PIL image, the current one). Unreadable EXIF means upright.
+
+    Args:
+        source: What to open. For arrays and tensors 0 is black and 255 white.
+        max_pixels: Files and bytes with more pixels are refused before they are decoded.
+        background: Colour under transparent pixels; None drops the alpha channel and shows the colour stored there, as
+            the official code's `convert("RGB")` does.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is empty, cut off, damaged, too large, not an image, or an array of another type or shape.
     """
     return open_reduced(source, None, max_pixels=max_pixels, background=background)[0]
 
 
 def open_reduced(
-    source: ImageLike, side: int | None, *, max_pixels: int = MAX_PIXELS, background: Colour | None = None
+    source: Any,
+    side: int | None,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    background: Colour | None = None,
+    fit: Fit | None = None,
 ) -> tuple[Image.Image, tuple[int, int]]:
-    """Decodes an image as `open_image` does, but a JPEG at the least scale of 1/8, 1/4 and 1/2 that is large enough.
+    """Decodes as `open_image`, but a JPEG at the least scale of 1/8, 1/4 and 1/2 whose shorter side has `side` pixels.
 
-    libjpeg then computes fewer coefficients of each block, which is a multiple faster.
+    libjpeg then computes fewer coefficients of each block, which is a multiple faster. Also returns width and height of
+    the full image, upright.
     """
-    if isinstance(source, bytearray | memoryview):
-        source = bytes(source)
-    elif isinstance(source, BytesIO):
-        source = source.getvalue()
-    elif hasattr(source, "read") and hasattr(source, "seek"):
-        source.seek(0)  # it may come again
-        source = source.read(max_pixels * _BYTES_PER_PIXEL + _METADATA + 1)
-    if isinstance(source, bytes):
-        name = f"the {len(source)} image bytes"
-        check_length(name, len(source), max_pixels)
-        return _decode(source, name, max_pixels, background, side)
+    image, size = _open(source, side, max_pixels, background)
+    return image if fit is None else _fitted(image, *fit), size
+
+
+def _open(
+    source: Any, side: int | None, max_pixels: int, background: Colour | None
+) -> tuple[Image.Image, tuple[int, int]]:
+    if isinstance(source, Image.Image):
+        return (image := _upright(source, "the PIL image", background)[0]), image.size
+    if isinstance(source, np.ndarray) or hasattr(source, "detach"):
+        return (image := _to_rgb(_from_array(source), background)), image.size
     if isinstance(source, str) and "://" in source:
         raise ValueError(
             f"{source} is a URL, which is not fetched here; give it to a method of a predictor, or its bytes"
         )
-    if isinstance(source, (str, os.PathLike)):
-        return _decode(_read(Path(source), max_pixels), str(source), max_pixels, background, side)
-    opened = _open_object(source, background)
-    return opened, opened.size
-
-
-def _open_object(source: ImageLike, background: Colour | None) -> Image.Image:
-    if isinstance(source, Image.Image):
-        rgb = _loaded(source, "the PIL image", background)
-        try:
-            return _turned(rgb, source.getexif().get(ExifTags.Base.Orientation))
-        except _DECODE_ERRORS:
-            return rgb
-    if isinstance(source, np.ndarray | Tensor):
-        return _to_rgb(_from_array(source), background)
-    raise ValueError(
-        f"an image is given as {type(source).__name__}; expected a path, bytes, an open file, a PIL image, a "
-        "uint8 array or tensor"
-    )
-
-
-def _read(path: Path, max_pixels: int) -> bytes:
-    if not path.exists():
-        raise FileNotFoundError(f"no image file at {path}; check the path")
-    if not path.is_file():
-        raise ValueError(f"{path} is not a file; give the path of one image")
-    check_length(str(path), path.stat().st_size, max_pixels)
-    return path.read_bytes()
+    if isinstance(source, str | os.PathLike):
+        name, path = str(source), Path(source)
+        if not path.exists():
+            raise FileNotFoundError(f"no image file at {path}; check the path")
+        if not path.is_file():
+            raise ValueError(f"{path} is not a file; give the path of one image")
+        check_length(name, path.stat().st_size, max_pixels)
+        content = path.read_bytes()
+    else:
+        if hasattr(source, "read") and hasattr(source, "seek"):
+            source.seek(0)  # it may come again
+            source = source.read(max_pixels * _BYTES_PER_PIXEL + _METADATA + 1)
+        if not isinstance(source, bytes | bytearray | memoryview):
+            raise ValueError(
+                f"an image is given as {type(source).__name__}; expected a path, bytes, an open file, a PIL image, a "
+                "uint8 array or tensor"
+            )
+        content = bytes(source)
+        name = f"the {len(content)} image bytes"
+        check_length(name, len(content), max_pixels)
+    image = _opened(content, name, max_pixels)
+    width, height = image.size
+    drafted = None if side is None else image.draft(None, (side, side))  # does nothing but for JPEG
+    upright, exchanged = _upright(image, name, background)
+    if drafted is None:
+        return upright, upright.size
+    return upright, (height, width) if exchanged else (width, height)
 
 
 def check_length(name: str, length: int, max_pixels: int = MAX_PIXELS) -> None:
-    """Checks the length of an image file before it is read."""
+    """Checks that an image file is neither empty nor longer than one of so many pixels can be, before it is read."""
     if length == 0:
         raise ValueError(f"{name} is empty (0 bytes); fetch the image again")
     if length > (longest := max_pixels * _BYTES_PER_PIXEL + _METADATA):
@@ -139,29 +146,30 @@ def check_length(name: str, length: int, max_pixels: int = MAX_PIXELS) -> None:
         )
 
 
-def _decode(
-    content: bytes, name: str, max_pixels: int, background: Colour | None, side: int | None
-) -> tuple[Image.Image, tuple[int, int]]:
+def _opened(content: bytes, name: str, max_pixels: int) -> ImageFile.ImageFile:
+    """Reads the head of an image's file."""
     try:
-        image = formats.opened(content, max_pixels)
-    except UnidentifiedImageError as error:
-        raise ValueError(f"{name} {error}") from error
-    except formats.TooLargeError as error:
-        raise ValueError(f"{name} {error}") from error
+        image = Image.open(BytesIO(content), formats=_FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(f"{name} has too many pixels ({error}); shrink it first") from error
     except _DECODE_ERRORS as error:
-        raise ValueError(f"{name} is damaged ({error}); fetch the image again") from error
+        try:
+            media_type(content)
+        except ValueError:
+            expected = ", ".join(sorted(_FORMATS))
+            raise ValueError(f"{name} cannot be read as an image; expected one of {expected}") from error
+        reason = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
+        raise ValueError(f"{name} is damaged{reason}; fetch the image again") from error
     width, height = image.size
-    drafted = None if side is None else image.draft(None, (side, side))  # does nothing but for JPEG
-    rgb = _loaded(image, name, background)
-    orientation = formats.orientation(image)
-    del image  # A decoder keeps more than the image.
-    upright = _turned(rgb, orientation)
-    if drafted is None:
-        return upright, upright.size
-    return upright, (width, height) if orientation not in _EXCHANGED else (height, width)
+    if width * height > max_pixels:
+        raise ValueError(
+            f"{name} has {width}x{height} = {width * height} pixels, the limit is {max_pixels}; shrink it first"
+        )
+    return image
 
 
-def _loaded(image: Image.Image, name: str, background: Colour | None) -> Image.Image:
+def _upright(image: Image.Image, name: str, background: Colour | None) -> tuple[Image.Image, bool]:
+    """Decodes an image to upright RGB, and tells whether width and height were exchanged."""
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise ValueError(
             "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set, so cut-off files would end in grey; set it to False"
@@ -170,12 +178,38 @@ def _loaded(image: Image.Image, name: str, background: Colour | None) -> Image.I
         image.load()
     except _DECODE_ERRORS as error:
         raise ValueError(f"{name} is cut off or damaged ({error}); fetch the image again") from error
-    return _to_rgb(image, background)
+    rgb = _to_rgb(image, background)
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except _DECODE_ERRORS:
+        orientation = 1
+    rgb.getexif()[ExifTags.Base.Orientation] = orientation  # alone: Pillow would write all of the EXIF anew
+    ImageOps.exif_transpose(rgb, in_place=True)
+    return rgb, orientation in (5, 6, 7, 8)
 
 
-def _turned(image: Image.Image, orientation: int | None) -> Image.Image:
-    turn = None if orientation is None else _TURNS.get(orientation)
-    return image if turn is None else image.transpose(turn)
+def _fitted(image: Image.Image, size: int, interpolation: str, crop: bool) -> Image.Image:
+    """PIL's resizing with the passes in the order of Pillow 13, whatever release is installed.
+
+    Each pass rounds to 8 bit, so their order moves about a quarter of the values by a level or more. Pillow 13 begins
+    vertically where the height loses more than twice as many pixels as the width; earlier releases always begin
+    horizontally. The golden data is Pillow 13's.
+    """
+    width = height = size
+    if crop:
+        long_side = max(image.size) * size // min(image.size)
+        if long_side * size > MAX_PIXELS:
+            raise ValueError(
+                f"an image of {image.width}x{image.height} is too elongated: with a short side of {size} px it would "
+                f"have {long_side * size} pixels, the limit is {MAX_PIXELS}; crop it first"
+            )
+        width, height = (size, long_side) if image.width < image.height else (long_side, size)
+    vertical_first = image.height - height > max(0, 2 * (image.width - width))
+    between = (image.width, height) if vertical_first else (width, image.height)
+    kernel = Image.Resampling[interpolation.upper()]
+    resized = image.resize(between, kernel).resize((width, height), kernel)
+    left, top = round((width - size) / 2), round((height - size) / 2)  # half to even, as torchvision's `CenterCrop`
+    return resized.crop((left, top, left + size, top + size))
 
 
 def _to_rgb(image: Image.Image, background: Colour | None) -> Image.Image:
@@ -191,21 +225,16 @@ def _to_rgb(image: Image.Image, background: Colour | None) -> Image.Image:
     rgb = Image.new("RGB", image.size)
     rows = max(1, _STRIP // image.width)
     for top in range(0, image.height, rows):
-        for left in range(0, image.width, _STRIP):
-            box = (left, top, min(left + _STRIP, image.width), min(top + rows, image.height))
-            rgb.paste(_strip_to_rgb(image.crop(box), background), box)
+        box = (0, top, image.width, min(top + rows, image.height))
+        strip = image.crop(box)
+        if strip.mode == "I" or strip.mode.startswith("I;16"):
+            strip = _reduce_depth(strip)
+        if strip.has_transparency_data:
+            strip = strip.convert("RGBA")
+            if background is not None:
+                strip = Image.alpha_composite(Image.new("RGBA", strip.size, (*background, 255)), strip)
+        rgb.paste(strip.convert("RGB"), box)
     return rgb
-
-
-def _strip_to_rgb(strip: Image.Image, background: Colour | None) -> Image.Image:
-    if strip.mode == "I" or strip.mode.startswith("I;16"):
-        strip = _reduce_depth(strip)
-    if not strip.has_transparency_data:
-        return strip.convert("RGB")
-    opaque = strip.convert("RGBA")
-    if background is not None:
-        opaque = Image.alpha_composite(Image.new("RGBA", strip.size, (*background, 255)), opaque)
-    return opaque.convert("RGB")
 
 
 def _reduce_depth(image: Image.Image) -> Image.Image:
@@ -218,9 +247,9 @@ def _reduce_depth(image: Image.Image) -> Image.Image:
     return grey
 
 
-def _from_array(given: np.ndarray | Tensor) -> Image.Image:
+def _from_array(given: Any) -> Image.Image:
     """Returns an image whose channels come last, or first, where both could be in arrays last and in tensors first."""
-    of_torch, shape = isinstance(given, Tensor), list(given.shape)
+    of_torch, shape = not isinstance(given, np.ndarray), list(given.shape)
     dtype = str(given.dtype).removeprefix("torch.")
     places = [place for place in ((0, -1) if of_torch else (-1, 0)) if len(shape) == 3 and shape[place] in (1, 3, 4)]
     if dtype != "uint8" or not (places or len(shape) == 2) or 0 in shape:
@@ -229,7 +258,50 @@ def _from_array(given: np.ndarray | Tensor) -> Image.Image:
             f"an image {'tensor' if of_torch else 'array'} is {dtype} of shape {shape}; expected uint8 (0-255) of "
             f"shape [H, W], {orders}"
         )
-    array = given.detach().cpu().numpy() if isinstance(given, Tensor) else given
+    array: np.ndarray = given.detach().cpu().numpy() if of_torch else given
     if places:
         array = np.moveaxis(array, places[0], -1)
     return Image.fromarray(np.ascontiguousarray(array.squeeze(2) if array.shape[2:] == (1,) else array))
+
+
+def _decode_for_server(max_pixels: int, memory: int) -> None:
+    """Answers each image on standard input with its pixels on standard output; `serve.decoding` has the other end.
+
+    What takes too much memory or time ends the process.
+    """
+    import resource  # which Windows has not
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # sent to the whole group; the server ends this process when it is done
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    Image.init()
+    if avif := sys.modules.get("PIL.AvifImagePlugin"):
+        vars(avif)["DEFAULT_MAX_THREADS"] = 1  # each takes memory, and other images have the other cores
+    if sys.platform == "linux":
+        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+    warnings.simplefilter("ignore")
+    Image.MAX_IMAGE_PIXELS = max_pixels
+    while order := sys.stdin.buffer.readline():
+        job = json.loads(order)
+        content = sys.stdin.buffer.read(job["length"])
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)  # whose signal ends the process
+        answer: dict[str, Any]
+        pixels = b""
+        try:
+            width, height = _opened(content, f"the {len(content)} image bytes", max_pixels).size
+            signal.setitimer(signal.ITIMER_PROF, SECONDS + SECONDS_PER_MEGAPIXEL * width * height / 1e6)
+            image, size = open_reduced(
+                content, job["side"], max_pixels=max_pixels, background=job["background"], fit=job["fit"]
+            )
+            answer, pixels = {"shape": (image.height, image.width, 3), "size": size}, image.tobytes()
+            del image, content  # before the next one comes
+        except ValueError as error:
+            answer = {"error": str(error)}
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
+        sys.stdout.buffer.write(pixels)
+        sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    _decode_for_server(*map(int, sys.argv[1:]))

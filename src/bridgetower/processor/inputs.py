@@ -4,13 +4,35 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import IO, Any, TypeAlias, TypeVar
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
-from bridgetower.processor.images import ImageLike, Resized
+
+@dataclass(frozen=True, kw_only=True)
+class Resized:
+    """An image from `Processor.prepare`, opened in another process for example; accepted wherever an image is.
+
+    Attributes:
+        pixels: At the model's size.
+        width: Of the upright image that it was, in pixels.
+        height: Of the same.
+    """
+
+    pixels: UInt8[Tensor, "3 h w"] = field(repr=False)
+    width: int
+    height: int
+
+
+ImageLike: TypeAlias = (
+    str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | np.ndarray | Tensor | Resized
+)
+"""A path, an image file as bytes or opened (`BytesIO`), a PIL image, a uint8 array or tensor [H, W], [H, W, 1|3|4] or
+[1|3|4, H, W], or an image that is at the model's size already."""
 
 Images = ImageLike | Sequence[ImageLike]
 Texts = str | Sequence[str]

@@ -5,24 +5,27 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar, Unpack
+from typing import Any, TypeVar, Unpack
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, UInt8
+from PIL import Image
 from tokenizers import Encoding, Tokenizer
 from tokenizers.models import WordPiece
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from bridgetower import files
-from bridgetower.processor import huggingface, transforms
+from bridgetower.processor import huggingface
 from bridgetower.processor.call import CallOptions, ModelInputs, model_inputs
 from bridgetower.processor.config import ProcessorConfig
-from bridgetower.processor.images import MAX_PIXELS, ImageLike, Resized, open_reduced
-from bridgetower.processor.inputs import Images, Texts, image_list, is_image
+from bridgetower.processor.images import open_reduced
+from bridgetower.processor.inputs import ImageLike, Images, Resized, Texts, image_list, is_image
 from bridgetower.processor.text import (
     SpecialIds,
     SpecialTokens,
@@ -42,6 +45,9 @@ _VERSION = 1
 _TOKENIZER_FILE = "tokenizer.json"
 _WORDPIECE_PREFIX = "##"
 _SPACES = ("Ġ", "▁")  # how byte-level BPE and sentencepiece spell a space
+
+# transformers, BridgeTowerImageProcessor.resize: the long side of an image whose short side is 800 stays below 1333.
+_LONG_SIDE = 1333 / 800
 
 _T = TypeVar("_T")
 
@@ -149,26 +155,26 @@ class Processor:
         """
         return self.prepare(image).pixels
 
-    def prepare(self, image: ImageLike, *, max_pixels: int = MAX_PIXELS) -> Resized:
+    def prepare(self, image: ImageLike, *, decode: Callable[..., Any] = open_reduced) -> Resized:
         """Opens one image as `resize` does and keeps how large it was; one that was prepared is returned as it is.
 
         Args:
             image: The image.
-            max_pixels: Files and bytes with more are refused before they are decoded.
+            decode: In place of `open_reduced`, such as one with another `max_pixels`.
 
         Raises:
             FileNotFoundError: The file is missing.
             ValueError: The image cannot be used, or was prepared for a model of another size.
         """
+        config = self.config
         if isinstance(image, Resized):
-            expected = [3, self.config.image_size, self.config.image_size]
+            expected = [3, config.image_size, config.image_size]
             if list(image.pixels.shape) != expected:
                 raise ValueError(f"an image was prepared as {list(image.pixels.shape)}; this model takes {expected}")
             return image
-        opened, (width, height) = open_reduced(
-            image, self.config.decoded_side, max_pixels=max_pixels, background=self.config.background
-        )
-        return Resized(pixels=transforms.resize(opened, self.config), width=width, height=height)
+        opened, (width, height) = decode(image, config.decoded_side, background=config.background, fit=config.fit)
+        pixels = to_tensor(opened)
+        return Resized(pixels=pixels if config.fit else _letterboxed(pixels, config), width=width, height=height)
 
     def blank_image(self) -> Resized:
         """Returns what stands where an image is missing: an image of the mean colour, which becomes about 0."""
@@ -179,10 +185,20 @@ class Processor:
     def normalise(self, pixels: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         """Maps a batch of resized images to (v/255 - mean) / std; `images` is this after `resize`.
 
+        The factor 255 sits in mean and std, as in transformers (equal bit for bit; the official order differs by
+        rounding).
+
         Raises:
             ValueError: The pixels are not a uint8 batch.
         """
-        return transforms.normalise(pixels, self.config)
+        if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] != 3:
+            shape = list(pixels.shape)
+            raise ValueError(f"pixels are {pixels.dtype} of shape {shape}; expected uint8 [batch, 3, h, w]")
+        mean, std = (
+            (torch.tensor(values) * 255.0)[:, None, None].to(pixels.device, non_blocking=True)
+            for values in (self.config.image_mean, self.config.image_std)
+        )
+        return pixels.to(torch.float32).sub_(mean).div_(std)
 
     def texts(self, texts: Sequence[str], *, truncate: bool = False) -> TextBatch:
         """Tokenises texts and pads them to the longest of them.
@@ -374,3 +390,35 @@ def _present(value: _T | None) -> _T:
     if value is None:
         raise ValueError("this processor has no tokenizer; build it with Processor(config, load_tokenizer(folder))")
     return value
+
+
+def to_tensor(image: Image.Image | UInt8[np.ndarray, "h w 3"]) -> UInt8[Tensor, "3 h w"]:
+    """Returns the pixels of an RGB image."""
+    array = image if isinstance(image, np.ndarray) else np.array(image)
+    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
+
+
+def _letterboxed(image: UInt8[Tensor, "3 h w"], config: ProcessorConfig) -> UInt8[Tensor, "3 s s"]:
+    """As transformers' torchvision backend: bicubic on the uint8 tensor (PIL differs by a level here and there).
+
+    The short side is scaled, the long side limited, both are cut to multiples of a divisor, then cropped or filled with
+    black to a square. Odd differences leave the smaller part left and above; torchvision's own `center_crop` rounds
+    half to even, which is one pixel off for some of them.
+    """
+    height, width = image.shape[-2:]
+    edge, divisor, size = config.resize_edge, config.resize_divisor, config.image_size
+    scale = edge / min(height, width)
+    exact = (edge, scale * width) if height < width else (scale * height, edge)
+    shrink = min(1.0, int(_LONG_SIDE * edge) / max(exact))
+    rows, columns = (int(shrink * side + 0.5) // divisor * divisor for side in exact)
+    if min(rows, columns) == 0:
+        raise ValueError(
+            f"an image of {width}x{height} is too elongated for profile 'hf': its short side shrinks below "
+            f"{divisor} px and is cut to 0; crop it first or use profile 'official-pretrain'"
+        )
+    scaled = F.interpolate(image[None], (rows, columns), mode=config.interpolation, antialias=True)[0]
+    missing_rows, missing_columns = max(size - rows, 0), max(size - columns, 0)
+    left, top = missing_columns // 2, missing_rows // 2
+    filled = F.pad(scaled, [left, missing_columns - left, top, missing_rows - top])
+    row, column = max(rows - size, 0) // 2, max(columns - size, 0) // 2
+    return filled[:, row : row + size, column : column + size]

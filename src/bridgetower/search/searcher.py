@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -22,7 +22,7 @@ from bridgetower.distributed import available_cores
 from bridgetower.inference import Item, check_top, combined_scores, two_stage_order
 from bridgetower.model.plain import check_choice
 from bridgetower.predictor import Predictor, load
-from bridgetower.processor import MAX_PIXELS, ImageLike, Resized
+from bridgetower.processor import ImageLike, Resized
 from bridgetower.search.index import Index
 from bridgetower.search.table import Hit, VectorColumn
 
@@ -181,7 +181,7 @@ class Searcher:
         self,
         one: Hit,
         *,
-        max_pixels: int = MAX_PIXELS,
+        prepare: Callable[[bytes], Resized] | None = None,
         max_bytes: int | None = None,
         fetch: bool = True,
         frames: Mapping[str, bytes] | None = None,
@@ -190,14 +190,14 @@ class Searcher:
 
         Args:
             one: The candidate.
-            max_pixels: Of the image.
+            prepare: Decodes a file in place of the processor.
             max_bytes: Of the file; None: any number.
             fetch: Open images at URLs too.
             frames: Of moments, as of `Index.content`.
         """
         try:
             content = self.index.content(one, max_bytes=max_bytes, fetch=fetch, frames=frames)
-            return self.predictor.processor.prepare(content, max_pixels=max_pixels)
+            return (prepare or self.predictor.processor.prepare)(content)
         except OSError as error:
             return OSError(f"{one.path!r}: {error.strerror or error}")
         except ValueError as error:

@@ -13,8 +13,9 @@ from pydantic import BaseModel, Field
 from bridgetower.inference import Item
 from bridgetower.serve.config import MOST_ITEMS, MOST_TOP
 from bridgetower.serve.errors import ApiError
+from bridgetower.serve.inputs import IMAGE
 from bridgetower.serve.pairs import Choice, PairRequest, handler_of
-from bridgetower.serve.schemas import COMPUTING, IMAGE, Images, JsonRoute, Listed, Texts, Top, list_of
+from bridgetower.serve.schemas import COMPUTING, Images, JsonRoute, Listed, Texts, Top, list_of
 from bridgetower.serve.service import PairInputs, Served, Service
 from bridgetower.zero_shot import TEMPLATES, label_choices, prompts_of
 

@@ -16,10 +16,9 @@ from bridgetower.processor import Resized
 from bridgetower.serve.computing import embedding_items
 from bridgetower.serve.config import MOST_ITEMS
 from bridgetower.serve.errors import ApiError
-from bridgetower.serve.inputs import is_image
+from bridgetower.serve.inputs import IMAGE, is_image
 from bridgetower.serve.schemas import (
     COMPUTING,
-    IMAGE,
     Body,
     JsonRoute,
     Listed,

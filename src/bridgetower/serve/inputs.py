@@ -6,6 +6,7 @@ import asyncio
 import base64
 import binascii
 import re
+import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TypeVar
@@ -16,9 +17,16 @@ from bridgetower.analysis.attention import view_of
 from bridgetower.distributed import available_cores
 from bridgetower.inference import Tokens
 from bridgetower.processor import Processor, Resized
+from bridgetower.serve.decoding import Decoders
 from bridgetower.serve.errors import ApiError
 from bridgetower.serve.queues import Turn, Turns
 from bridgetower.serve.remote import RemoteImages
+
+IMAGE = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAEklEQVR4nGP4z8CAFWEXHbQSACj/P8Fu7N9hAAAAAElF"
+    "TkSuQmCC"
+)
+"""A red square, for examples."""
 
 MAX_CHARACTERS = 20_000
 """Of one text. Models take far fewer; longer texts would be tokenised only to be refused or cut."""
@@ -44,14 +52,15 @@ _Result = TypeVar("_Result")
 class Inputs:
     """Prepares images and texts in threads of its own, so that the event loop stays free."""
 
-    def __init__(self, processor: Processor, *, max_pixels: int, remote: RemoteImages | None = None) -> None:
-        """Starts no thread yet."""
-        self._processor, self._max_pixels, self._remote = processor, max_pixels, remote
-        self._threads = Turns(available_cores(), "inputs")
+    def __init__(self, processor: Processor, decoders: Decoders, *, remote: RemoteImages | None = None) -> None:
+        """Starts no thread yet; `remote` fetches images at URLs, without it no URL is read."""
+        self._processor, self.decoders, self._remote = processor, decoders, remote
+        self._threads = Turns(available_cores(), "inputs", time.monotonic)  # work is done in other processes too
 
     def warm(self) -> None:
-        """Starts the threads of the tokenizer, which fails for ever if it finds no memory for them later."""
+        """Starts a decoder, and the tokenizer's threads: without memory for them later it would fail for ever."""
         self._processor.token_ids(["a"] * 2)
+        self.prepared(base64.b64decode(IMAGE.partition(",")[2]))
 
     def fetches(self, sources: Iterable[str | None]) -> bool:
         """Whether one of some images is fetched from another host."""
@@ -66,7 +75,7 @@ class Inputs:
         params = [param] if numbers is None else [f"{param}.{number}" for number in numbers]
         with self._threads.turn() as turn:
             jobs = [
-                asyncio.ensure_future(self._usable(turn, *source, self._prepared))
+                asyncio.ensure_future(self._usable(turn, *source, self.prepared))
                 for source in zip(sources, params, strict=True)
             ]
             try:
@@ -97,12 +106,17 @@ class Inputs:
         works = [partial(self._texts, texts[start:end], param, truncate, start) for start, end in slices if start < end]
         return [ids for found in await self.each(works) for ids in found]
 
-    async def seen(self, source: str, param: str) -> tuple[Resized, Image.Image]:
-        """Decodes an image as `images` does, and also returns the part that the model sees, for display."""
+    async def seen(self, source: str, param: str, *, view: bool) -> tuple[Resized, Image.Image | None]:
+        """Decodes an image as `images` does, and if asked to also returns the part that the model sees, for display."""
+
+        def decoded(content: bytes) -> tuple[Resized, Image.Image | None]:
+            if not view:
+                return self.prepared(content), None
+            whole, _ = self.decoders.open(content, background=self._processor.config.background)
+            return self.prepared(content), view_of(self._processor, Image.fromarray(whole))
+
         with self._threads.turn() as turn:
-            return await self._usable(
-                turn, source, param, lambda content: (self._prepared(content), view_of(self._processor, content))
-            )
+            return await self._usable(turn, source, param, decoded)
 
     async def in_thread(self, work: Callable[[], _Result]) -> _Result:
         """Runs a function that decodes something, in a thread."""
@@ -117,6 +131,7 @@ class Inputs:
     def close(self) -> None:
         """Ends the threads without waiting for work that was begun."""
         self._threads.close()
+        self.decoders.close()
         if self._remote is not None:
             self._remote.close()
 
@@ -130,8 +145,9 @@ class Inputs:
         except (ValueError, OSError) as error:
             raise ApiError(400, f"{param}: {error}", param=param, code="invalid_image") from error
 
-    def _prepared(self, content: bytes) -> Resized:
-        return self._processor.prepare(content, max_pixels=self._max_pixels)
+    def prepared(self, content: bytes) -> Resized:
+        """Decodes an image's file and brings it to the model's size."""
+        return self._processor.prepare(content, decode=self.decoders.open)
 
     def _texts(self, texts: Sequence[str], param: str, truncate: bool, first: int) -> list[Tokens]:
         try:

@@ -14,9 +14,9 @@ from PIL import Image
 from pydantic import BaseModel, Field
 
 from bridgetower.serve.errors import ApiError
+from bridgetower.serve.inputs import IMAGE
 from bridgetower.serve.schemas import (
     COMPUTING,
-    IMAGE,
     PROBABILITY,
     SCORE,
     Body,
@@ -249,10 +249,10 @@ def _num_values(outcome: Any) -> int:
 async def explain(body: ExplainRequest, service: Served) -> Response:
     """Compute the cross-attention of each word of a text over an image, which is not what decides the match."""
     with service.admission(1, "image", body.model, images=[body.image]):
-        image, view = await service.inputs.seen(body.image, "image")
+        image, view = await service.inputs.seen(body.image, "image", view=body.view)
         (ids,) = await service.inputs.texts([body.text], "text", truncate=body.truncate)
         attention = await service.attention(image, ids)
-        shown = await service.inputs.in_thread(lambda: _data_uri(view)) if body.view else None
+        shown = None if view is None else await service.inputs.in_thread(lambda: _data_uri(view))
 
         def answer() -> ExplainResponse:
             return ExplainResponse(

@@ -18,13 +18,6 @@ from bridgetower.serve.config import MOST_ITEMS, MOST_TOP
 from bridgetower.serve.errors import ApiError, invalid_request
 from bridgetower.serve.inputs import MAX_CHARACTERS
 
-IMAGE = (
-    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAEklEQVR4nGP4z8CAFWEXHbQSACj/P8Fu7N9hAAAAAElF"
-    "TkSuQmCC"
-)
-"""A red square, for examples."""
-
-
 _PARTS_AT_ONCE = 1000  # of a response, that are built in the event loop
 _NAME = 4096  # characters; a model may be named by its path
 

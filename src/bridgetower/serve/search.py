@@ -18,7 +18,7 @@ from PIL import Image
 from pydantic import BaseModel, Field, field_validator
 
 from bridgetower.inference import Item, Tokens
-from bridgetower.processor import Resized, media_type, open_reduced
+from bridgetower.processor import Resized, media_type
 from bridgetower.search.conditions import MAX_CHARACTERS, parsed_condition
 from bridgetower.search.searcher import COLUMNS, RERANK, Against, Searcher, candidates, mean_vector, two_stages
 from bridgetower.search.table import Hit, Indexed
@@ -224,7 +224,7 @@ async def _matched(
         with index_read():
             frames = await asyncio.to_thread(searcher.index.frames, found)
         limit = service.config.max_body * MIB
-        settings: Any = {"max_pixels": service.max_pixels, "max_bytes": limit, "fetch": False, "frames": frames}
+        settings: Any = {"prepare": service.inputs.prepared, "max_bytes": limit, "fetch": False, "frames": frames}
         images = await service.inputs.each([partial(searcher.open, one, **settings) for one in found])
         opened = searcher.usable(found, images)
     except ValueError as error:
@@ -272,7 +272,7 @@ async def image(
             return Response(status_code=304, headers=headers)
         if size is None:
             return await service.inputs.in_thread(lambda: _original(service, copies, headers))
-        content = await service.inputs.in_thread(lambda: _small(_content(service, copies), size, service.max_pixels))
+        content = await service.inputs.in_thread(lambda: _small(service, _content(service, copies), size))
     return Response(content, media_type="image/jpeg", headers=headers)
 
 
@@ -301,12 +301,13 @@ def _content(service: Service, copies: Sequence[Indexed]) -> bytes:
     raise _gone(problem)
 
 
-def _small(content: bytes, size: int, max_pixels: int) -> bytes:
+def _small(service: Service, content: bytes, size: int) -> bytes:
     """Returns an image as JPEG, no larger than a number of pixels on its longer side."""
     try:
-        image, _ = open_reduced(content, size, max_pixels=max_pixels, background=_WHITE)
+        pixels, _ = service.inputs.decoders.open(content, size, background=_WHITE)
     except ValueError as error:
         raise _gone(str(error).partition("; shrink it first")[0]) from error
+    image = Image.fromarray(pixels)
     image.thumbnail((size, size), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
     image.save(stream, "JPEG", quality=_QUALITY, subsampling=0)

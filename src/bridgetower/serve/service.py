@@ -16,8 +16,10 @@ from bridgetower.analysis.attention import Attention, words_of
 from bridgetower.inference import HEAD_OF, Item, Kind, Tokens
 from bridgetower.predictor import Predictor
 from bridgetower.processor import Resized
+from bridgetower.processor.images import MEMORY_PER_PIXEL
 from bridgetower.serve.computing import AttentionItem, Outcome, QueueItem, compute
 from bridgetower.serve.config import MOST_TOP, ServeConfig
+from bridgetower.serve.decoding import Decoders
 from bridgetower.serve.errors import ApiError
 from bridgetower.serve.inputs import Inputs
 from bridgetower.serve.metrics import Metrics
@@ -32,6 +34,7 @@ PairUse = Literal["match", "fill-mask", "answer", "entail", "reason", "classify"
 Use = Literal["embeddings", "match", "fill-mask", "explain", "answer", "entail", "reason", "classify"]
 
 MIB = 2**20
+_DECODER_MEMORY = 64 * MIB  # beside that for pixels and files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,9 +136,13 @@ class Service:
         self.metrics = Metrics()
         remote = RemoteImages(config.allow_host, max_bytes=config.max_body * MIB, timeout=config.timeout)
 
+        pixels = config.max_pixels * 1_000_000
+        decoders = Decoders(
+            max_pixels=pixels, memory=MEMORY_PER_PIXEL * pixels + 3 * config.max_body * MIB + _DECODER_MEMORY
+        )
+
         def served(name: str | None, predictor: Predictor) -> ServedModel:
-            allowed = remote if config.allow_host else None
-            inputs = Inputs(predictor.processor, max_pixels=self.max_pixels, remote=allowed)
+            inputs = Inputs(predictor.processor, decoders, remote=remote if config.allow_host else None)
             return ServedModel(name=name or predictor.source, predictor=predictor, inputs=inputs)
 
         self.main = served(config.name, predictor)
@@ -163,11 +170,6 @@ class Service:
     def max_batch(self) -> int:
         """Most items computed at once."""
         return self.config.max_batch or (16 if self.main.predictor.device.type == "cpu" else 64)
-
-    @property
-    def max_pixels(self) -> int:
-        """Most pixels of an image."""
-        return self.config.max_pixels * 1_000_000
 
     @property
     def inputs(self) -> Inputs:
