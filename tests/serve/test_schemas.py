@@ -7,8 +7,8 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from bridgetower.serve.config import MOST_ITEMS
-from bridgetower.serve.inputs import MAX_CHARACTERS, is_image
-from bridgetower.serve.schemas import IMAGE, Texts
+from bridgetower.serve.inputs import IMAGE, MAX_CHARACTERS, is_image
+from bridgetower.serve.schemas import Texts
 
 
 def test_one_text_or_several() -> None:

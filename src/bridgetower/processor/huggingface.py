@@ -8,7 +8,7 @@ from typing import Any
 
 from bridgetower.files import read_json
 from bridgetower.processor.config import CLIP_MEAN, CLIP_STD, Interpolation, ProcessorConfig, Profile
-from bridgetower.processor.text import SpecialTokens
+from bridgetower.processor.text import Special
 
 BRIDGETOWER_TYPES = ("BridgeTowerImageProcessor", "BridgeTowerImageProcessorFast")
 CLIP_TYPES = ("CLIPImageProcessor", "CLIPImageProcessorFast")
@@ -123,7 +123,7 @@ def image_settings(config: ProcessorConfig) -> dict[str, Any]:
     return settings | _sizes(config)
 
 
-def tokenizer_settings(tokens: SpecialTokens, max_length: int) -> dict[str, Any]:
+def tokenizer_settings(tokens: Special[str], max_length: int) -> dict[str, Any]:
     """Describes the text side for `tokenizer_config.json`, so that transformers takes `tokenizer.json` as it stands.
 
     A RobertaTokenizer would rebuild it from its vocabulary and lose the normaliser of a lower-casing one.

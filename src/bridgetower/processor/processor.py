@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar, Unpack
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -21,21 +21,19 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from bridgetower import files
+from bridgetower.model.plain import check_choice
 from bridgetower.processor import huggingface
-from bridgetower.processor.call import CallOptions, ModelInputs, model_inputs
 from bridgetower.processor.config import ProcessorConfig
 from bridgetower.processor.images import open_reduced
-from bridgetower.processor.inputs import ImageLike, Images, Resized, Texts, image_list, is_image
+from bridgetower.processor.inputs import ImageLike, Images, Resized, Texts, image_list, is_image, text_list
 from bridgetower.processor.text import (
-    SpecialIds,
-    SpecialTokens,
+    Special,
     TextBatch,
     check_texts,
     encode,
     find_tokenizer,
     join_pair,
     load_tokenizer,
-    num_separators,
     special_tokens,
     tokenizers_errors,
 )
@@ -43,13 +41,30 @@ from bridgetower.processor.text import (
 _LOG = logging.getLogger(__name__)
 _VERSION = 1
 _TOKENIZER_FILE = "tokenizer.json"
-_WORDPIECE_PREFIX = "##"
 _SPACES = ("Ġ", "▁")  # how byte-level BPE and sentencepiece spell a space
 
 # transformers, BridgeTowerImageProcessor.resize: the long side of an image whose short side is 800 stays below 1333.
 _LONG_SIDE = 1333 / 800
 
-_T = TypeVar("_T")
+
+Padding = Literal[False, True, "do_not_pad", "longest", "max_length"]
+"""Whether and how far texts are filled up: `do_not_pad` is False, `longest` is True."""
+
+Truncation = Literal[False, True, "do_not_truncate", "longest_first", "only_first"]
+"""Whether texts that are too long are cut: `do_not_truncate` is False; the last two are True, as no text is a pair."""
+
+
+class ModelInputs(dict[str, Tensor]):
+    """Tensors by name, which are attributes too."""
+
+    def __getattr__(self, name: str) -> Tensor:
+        if name in self:
+            return self[name]
+        raise AttributeError(f"no {name} here; there are {', '.join(self)}")
+
+    def to(self, device: str | torch.device) -> Self:
+        """Returns them on a device."""
+        return type(self)({name: tensor.to(device) for name, tensor in self.items()})
 
 
 class Processor:
@@ -71,43 +86,42 @@ class Processor:
             ValueError: Its special tokens are spelled otherwise than RoBERTa's or BERT's, or it adds other tokens.
         """
         self.config, self.tokenizer = config, tokenizer
-        self._tokens = None if tokenizer is None else special_tokens(tokenizer)
-        self._ids = None if tokenizer is None or self._tokens is None else self._tokens.ids(tokenizer)
+        self._special = None if tokenizer is None else special_tokens(tokenizer)
 
     @property
     def bos_token_id(self) -> int:
         """Id of the start token."""
-        return self._special_ids.bos
+        return self._text[2].bos
 
     @property
     def eos_token_id(self) -> int:
         """Id of the end token."""
-        return self._special_ids.eos
+        return self._text[2].eos
 
     @property
     def pad_token_id(self) -> int:
         """Id that fills short texts."""
-        return self._special_ids.pad
+        return self._text[2].pad
 
     @property
     def mask_token_id(self) -> int:
         """Id that hides a token."""
-        return self._special_ids.mask
+        return self._text[2].mask
 
     @property
     def mask_token(self) -> str:
         """Spelling of the mask token."""
-        return self._special_tokens.mask
+        return self._text[1].mask
 
     @property
     def special_ids(self) -> frozenset[int]:
         """Ids of start, padding, end, unknown and mask."""
-        return frozenset(self._special_ids)
+        return frozenset(self._text[2])
 
     @cached_property
     def vocab_size(self) -> int:
         """Rows that an embedding needs: one more than the largest token id, special and added ones included."""
-        return 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+        return 1 + max(self._text[0].get_vocab(with_added_tokens=True).values())
 
     @cached_property
     def continues_word(self) -> Bool[Tensor, " v"]:
@@ -117,17 +131,70 @@ class Processor:
         those that do not begin with a space. The first word of a text has no space before it: there the start token
         ends the word.
         """
-        tokens = map(self._tokenizer.id_to_token, range(self.vocab_size))
-        if isinstance(self._tokenizer.model, WordPiece):
-            return torch.tensor([token is not None and token.startswith(_WORDPIECE_PREFIX) for token in tokens])
-        others = (None, *self._special_tokens)
+        tokenizer, special, _ = self._text
+        tokens = map(tokenizer.id_to_token, range(self.vocab_size))
+        if isinstance(tokenizer.model, WordPiece):
+            return torch.tensor([token is not None and token.startswith("##") for token in tokens])
+        others = (None, *special)
         return torch.tensor([token not in others and not token.startswith(_SPACES) for token in tokens])
 
     def __call__(
-        self, images: Images | None = None, text: Texts | None = None, **options: Unpack[CallOptions]
+        self,
+        images: Images | None = None,
+        text: Texts | None = None,
+        *,
+        padding: Padding = False,
+        truncation: Truncation = False,
+        max_length: int | None = None,
+        return_tensors: Literal["pt"] = "pt",
     ) -> ModelInputs:
-        """Prepares images, texts or both as transformers' BridgeTowerProcessor does; see `model_inputs`."""
-        return model_inputs(self, images, text, **options)
+        """Prepares images, texts or both as transformers' BridgeTowerProcessor does.
+
+        Args:
+            images, text: One or several.
+            padding: Fill texts up to the longest of them, or with `max_length` to that many tokens.
+            truncation: Cut texts that are too long.
+            max_length: Longest text in tokens; None: the model's.
+            return_tensors: Of PyTorch, in any case.
+
+        Returns:
+            `pixel_values` [b, 3, h, w], `pixel_mask` [b, h, w] of ones, as images have one size, `input_ids` and
+            `attention_mask` [b, l], as far as there are images and text.
+
+        Raises:
+            ValueError: There is neither, an argument or input cannot be used, a text is too long and not to be cut, or
+                texts differ in length without `padding`.
+        """
+        if images is None and text is None:
+            raise ValueError("neither images nor text given; expected one of them at least")
+        if return_tensors != "pt":
+            raise ValueError(f"return_tensors is {return_tensors!r}; expected 'pt'")
+        check_choice("padding", padding, Padding)
+        check_choice("truncation", truncation, Truncation)
+        found = ModelInputs()
+        if images is not None:
+            pixel_values = self.images(image_list(images))
+            mask = pixel_values.new_ones(pixel_values[:, 0].shape, dtype=torch.long)
+            found.update(pixel_values=pixel_values, pixel_mask=mask)
+        if text is not None:
+            most, truncate = self.config.max_length, truncation not in (False, "do_not_truncate")
+            limit = most if max_length is None else max_length
+            if not 3 <= limit <= most:
+                raise ValueError(f"max_length is {limit}; expected 3 to {most}, the longest that this model takes")
+            if self.tokenizer is None:
+                raise ValueError("this processor has no tokenizer; give images alone, or a model's processor")
+            try:
+                ids = encode(self.tokenizer, text_list(text), max_length=limit, truncate=truncate)
+            except ValueError as error:
+                raise ValueError(str(error).replace("truncate=True", "truncation=True")) from error
+            if padding in (False, "do_not_pad") and len({len(row) for row in ids}) > 1:
+                raise ValueError("the texts have different numbers of tokens; pass padding=True to fill them up")
+            batch = self.pad(ids)
+            mask = torch.ones_like(batch.input_ids) if batch.attention_mask is None else batch.attention_mask
+            missing = (0, limit - mask.shape[1] if padding == "max_length" else 0)
+            found["input_ids"] = F.pad(batch.input_ids, missing, value=self.pad_token_id)
+            found["attention_mask"] = F.pad(mask, missing)
+        return found
 
     def images(self, images: Sequence[ImageLike], *, first: int = 0) -> Float[Tensor, "b 3 h w"]:
         """Opens, resizes and normalises images.
@@ -218,7 +285,7 @@ class Processor:
         Raises:
             ValueError: There are no texts, or one is too long and not to be cut.
         """
-        return encode(self._tokenizer, texts, max_length=self.config.max_length, truncate=truncate, first=first)
+        return encode(self._text[0], texts, max_length=self.config.max_length, truncate=truncate, first=first)
 
     def token_offsets(self, text: str) -> Encoding:
         """Tokenises a text as `token_ids` does, uncut, with the characters and the word that each token is of.
@@ -226,8 +293,8 @@ class Processor:
         Raises:
             ValueError: The text is not valid Unicode, or the tokenizer fails.
         """
-        tokenizer = self._tokenizer
         check_texts([text])
+        tokenizer, _, _ = self._text
         with tokenizers_errors("the tokenizer cannot encode this text"):
             return tokenizer.encode(text)
 
@@ -237,7 +304,8 @@ class Processor:
         Raises:
             ValueError: There are none, more than two of one example, or a text is not a string.
         """
-        flat = encode(self._tokenizer, [text for parts in texts for text in parts], max_length=sys.maxsize)
+        tokenizer, _, special = self._text
+        flat = encode(tokenizer, [text for parts in texts for text in parts], max_length=sys.maxsize)
         encoded, limit = iter(flat), self.config.max_length
         joined = []
         for parts in texts:
@@ -245,13 +313,7 @@ class Processor:
                 raise ValueError(f"an example has {len(parts)} texts; expected one or two: join them, or choose one")
             first, *others = [next(encoded) for _ in parts]
             if others:
-                first = join_pair(
-                    first,
-                    others[0],
-                    ids=self._special_ids,
-                    separators=num_separators(self._tokenizer),
-                    max_length=limit,
-                )
+                first = join_pair(first, others[0], tokenizer, special, limit)
             joined.append(first if len(first) <= limit else [*first[: limit - 1], first[-1]])
         return joined
 
@@ -275,7 +337,7 @@ class Processor:
         Raises:
             ValueError: The tokenizer fails.
         """
-        tokenizer = self._tokenizer
+        tokenizer, _, _ = self._text
         with tokenizers_errors("the tokenizer cannot decode these ids"):
             return tokenizer.decode([int(number) for number in ids], skip_special_tokens=skip_special_tokens)
 
@@ -356,21 +418,16 @@ class Processor:
             )
         if self.tokenizer is not None:
             files.write_text(target / _TOKENIZER_FILE, self.tokenizer.to_str(pretty=True))
-            text = huggingface.tokenizer_settings(self._special_tokens, self.config.max_length)
+            text = huggingface.tokenizer_settings(self._text[1], self.config.max_length)
             files.write_json(target / "tokenizer_config.json", text)
         files.write_json(target / "preprocessor_config.json", settings)
 
     @property
-    def _tokenizer(self) -> Tokenizer:
-        return _present(self.tokenizer)
-
-    @property
-    def _special_tokens(self) -> SpecialTokens:
-        return _present(self._tokens)
-
-    @property
-    def _special_ids(self) -> SpecialIds:
-        return _present(self._ids)
+    def _text(self) -> tuple[Tokenizer, Special[str], Special[int]]:
+        """The tokenizer and its special tokens."""
+        if self.tokenizer is None or self._special is None:
+            raise ValueError("this processor has no tokenizer; build it with Processor(config, load_tokenizer(folder))")
+        return self.tokenizer, *self._special
 
     def resize_numbered(self, item: tuple[int, ImageLike]) -> UInt8[Tensor, "3 h w"]:
         """Returns `resize` of an image that comes with its number, which errors name.
@@ -384,12 +441,6 @@ class Processor:
             return self.resize(image)
         except ValueError as error:
             raise ValueError(f"image {number}: {error}") from error
-
-
-def _present(value: _T | None) -> _T:
-    if value is None:
-        raise ValueError("this processor has no tokenizer; build it with Processor(config, load_tokenizer(folder))")
-    return value
 
 
 def to_tensor(image: Image.Image | UInt8[np.ndarray, "h w 3"]) -> UInt8[Tensor, "3 h w"]:

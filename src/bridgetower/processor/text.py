@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from jaxtyping import Int
 from tokenizers import AddedToken, Encoding, Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
@@ -17,6 +17,8 @@ from tokenizers.models import BPE, WordPiece
 from torch import Tensor
 
 from bridgetower.files import json_object, read_bytes, read_json
+
+_T = TypeVar("_T")
 
 _SHOWN = 60
 _NAMES_IN_CONFIG = {"bos_token": "bos", "cls_token": "bos", "eos_token": "eos", "sep_token": "eos"} | {
@@ -40,50 +42,40 @@ class TextBatch:
     attention_mask: Int[Tensor, "b l"] | None
 
 
-class SpecialIds(NamedTuple):
-    """Ids of the special tokens of one tokenizer."""
+class Special(NamedTuple, Generic[_T]):
+    """The special tokens of a tokenizer, by their spelling or by their ids."""
 
-    bos: int
-    pad: int
-    eos: int
-    unk: int
-    mask: int
-
-
-class SpecialTokens(NamedTuple):
-    """Spelling of the special tokens of one family of tokenizers."""
-
-    bos: str
-    pad: str
-    eos: str
-    unk: str
-    mask: str
-
-    def ids(self, tokenizer: Tokenizer) -> SpecialIds:
-        """Looks the tokens up."""
-        known = {token: tokenizer.token_to_id(token) for token in self}
-        found = [number for number in known.values() if number is not None]
-        if len(found) < len(self):
-            missing = ", ".join(token for token, number in known.items() if number is None)
-            raise ValueError(f"the vocabulary lacks {missing}; expected all of {', '.join(self)}")
-        return SpecialIds(*found)
+    bos: _T
+    pad: _T
+    eos: _T
+    unk: _T
+    mask: _T
 
 
-ROBERTA = SpecialTokens(bos="<s>", pad="<pad>", eos="</s>", unk="<unk>", mask="<mask>")
-BERT = SpecialTokens(bos="[CLS]", pad="[PAD]", eos="[SEP]", unk="[UNK]", mask="[MASK]")
+ROBERTA = Special(bos="<s>", pad="<pad>", eos="</s>", unk="<unk>", mask="<mask>")
+BERT = Special(bos="[CLS]", pad="[PAD]", eos="[SEP]", unk="[UNK]", mask="[MASK]")
 
 
-def special_tokens(tokenizer: Tokenizer) -> SpecialTokens:
+def _ids_of(tokens: Special[str], tokenizer: Tokenizer) -> Special[int]:
+    known = {token: tokenizer.token_to_id(token) for token in tokens}
+    found = [number for number in known.values() if number is not None]
+    if len(found) < len(tokens):
+        missing = ", ".join(token for token, number in known.items() if number is None)
+        raise ValueError(f"the vocabulary lacks {missing}; expected all of {', '.join(tokens)}")
+    return Special(*found)
+
+
+def special_tokens(tokenizer: Tokenizer) -> tuple[Special[str], Special[int]]:
     """Finds the special tokens, each spelled as BERT's or RoBERTa's, and checks that start and end token are added."""
     if tokenizer.padding is not None or tokenizer.truncation is not None:
         raise ValueError("the tokenizer pads or cuts by itself; call its no_padding() and no_truncation() first")
     usual, other = (BERT, ROBERTA) if tokenizer.token_to_id(BERT.bos) is not None else (ROBERTA, BERT)
-    spelled = zip(usual, other, strict=True)
-    lacking = [token for token in usual if tokenizer.token_to_id(token) is None]
-    found = SpecialTokens(
-        *(rare if token in lacking and tokenizer.token_to_id(rare) is not None else token for token, rare in spelled)
-    )
-    ids = found.ids(tokenizer)
+
+    def spelled(token: str, rare: str) -> str:
+        return rare if tokenizer.token_to_id(token) is None and tokenizer.token_to_id(rare) is not None else token
+
+    found = Special(*map(spelled, usual, other))
+    ids = _ids_of(found, tokenizer)
     with tokenizers_errors("the tokenizer cannot encode an empty text"):
         added = tokenizer.encode("").ids
     if added != [ids.bos, ids.eos]:
@@ -91,7 +83,7 @@ def special_tokens(tokenizer: Tokenizer) -> SpecialTokens:
             f"the tokenizer puts {added} around a text, expected {found.bos} {ids.bos} and {found.eos} {ids.eos}; "
             "set its post_processor"
         )
-    return found
+    return found, ids
 
 
 def encode(
@@ -104,16 +96,12 @@ def encode(
     check_texts(texts)
     with tokenizers_errors("the tokenizer cannot encode these texts"):
         read = _CHARACTERS * max_length if truncate else sys.maxsize
-        several = (
-            tokenizer.encode_batch if max(map(len, texts)) > read else tokenizer.encode_batch_fast
-        )  # without words
+        long = max(map(len, texts)) > read
+        several = tokenizer.encode_batch if long else tokenizer.encode_batch_fast  # without words
         beginnings = several([text[:read] for text in texts])
         encoded = [encoding.ids for encoding in beginnings]
-        whole = [
-            number
-            for number, text in enumerate(texts)
-            if len(text) > read and not _suffices(beginnings[number], max_length)
-        ]
+        lengths = enumerate(map(len, texts))
+        whole = [row for row, length in lengths if length > read and not _suffices(beginnings[row], max_length)]
         for number, encoding in zip(whole, tokenizer.encode_batch_fast([texts[row] for row in whole]), strict=True):
             encoded[number] = encoding.ids
     for number, ids in enumerate(encoded):
@@ -157,17 +145,15 @@ def tokenizers_errors(what: str) -> Iterator[None]:
         raise ValueError(f"{what} ({reason}); copy the files of the tokenizer again, or use another one") from error
 
 
-def num_separators(tokenizer: Tokenizer) -> int:
-    """Returns how many end tokens stand between two texts: 1 in BERT (`[CLS] A [SEP] B [SEP]`), 2 in RoBERTa."""
-    with tokenizers_errors("the tokenizer cannot encode a pair of empty texts"):
-        return max(1, len(tokenizer.encode("", "").ids) - 2)
-
-
 def join_pair(
-    first: Sequence[int], second: Sequence[int], *, ids: SpecialIds, separators: int, max_length: int
+    first: Sequence[int], second: Sequence[int], tokenizer: Tokenizer, ids: Special[int], max_length: int
 ) -> list[int]:
-    """Joins two texts as the tokenizer's model was trained on them: RoBERTa `<s> A </s></s> B </s>`."""
-    between = [ids.eos] * separators
+    """Joins two texts as the tokenizer's model was trained on them: `<s> A </s></s> B </s>`, `[CLS] A [SEP] B [SEP]`.
+
+    The longer text is cut, then both (transformers' `longest_first`).
+    """
+    with tokenizers_errors("the tokenizer cannot encode a pair of empty texts"):
+        between = [ids.eos] * max(1, len(tokenizer.encode("", "").ids) - 2)
     a, b = list(first[1:-1]), list(second[1:-1])
     room = max_length - 2 - len(between)
     shorter, longer = sorted((len(a), len(b)))
@@ -212,16 +198,39 @@ def load_tokenizer(folder_or_file: str | os.PathLike[str]) -> Tokenizer:
             f"no tokenizer at {folder_or_file}; expected tokenizer.json, vocab.json with merges.txt, or vocab.txt: of "
             "other files transformers makes a tokenizer.json, AutoTokenizer.from_pretrained(A).save_pretrained(B)"
         )
+    folder = path.parent
     if path.name == "vocab.json":
-        return _load_roberta(path)
+        merges_file = path.with_name("merges.txt")
+        if not merges_file.is_file():
+            raise FileNotFoundError(f"{path} needs merges.txt beside it; copy both files of the tokenizer")
+        settings = _settings(folder, ROBERTA)
+        mask = settings.get("mask_token")
+        lstrip = mask.get("lstrip", False) if isinstance(mask, dict) else True
+        with _reading(folder):
+            vocab, merges = BPE.read_file(str(path), str(merges_file))
+            prefix = settings.get("add_prefix_space") or False
+            return _roberta(vocab, merges, add_prefix_space=prefix, mask_lstrip=lstrip)
     if path.name == "vocab.txt":
-        return _load_bert(path)
+        settings = _settings(folder, BERT)
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        with _reading(path):
+            return _bert({token: number for number, token in enumerate(lines)}, settings)
     content = read_bytes(path)
-    tokenizer = _build(str(path), lambda: Tokenizer.from_str(content.decode()))
+    with _reading(path):
+        tokenizer = Tokenizer.from_str(content.decode())
     _check_growth(path, content)
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
+
+
+@contextmanager
+def _reading(source: Path) -> Iterator[None]:
+    with tokenizers_errors(f"{source} does not hold a valid tokenizer"):
+        try:
+            yield
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from error
 
 
 def find_tokenizer(folder_or_file: str | os.PathLike[str]) -> Path | None:
@@ -257,46 +266,20 @@ def train_tokenizer(captions: Iterable[str], *, vocab_size: int) -> Tokenizer:
     return _roberta(vocab, [(left, right) for left, right in model["merges"]])
 
 
-def _load_roberta(path: Path) -> Tokenizer:
-    merges_file = path.with_name("merges.txt")
-    if not merges_file.is_file():
-        raise FileNotFoundError(f"{path} needs merges.txt beside it; copy both files of the tokenizer")
-    settings = _settings(path.parent, ROBERTA)
-    mask = settings.get("mask_token")
-    return _build(
-        str(path.parent),
-        lambda: _roberta(
-            *BPE.read_file(str(path), str(merges_file)),
-            add_prefix_space=settings.get("add_prefix_space") or False,
-            mask_lstrip=mask.get("lstrip", False) if isinstance(mask, dict) else True,
-        ),
-    )
-
-
 def _roberta(
-    vocab: dict[str, int],
-    merges: list[tuple[str, str]],
-    *,
-    add_prefix_space: bool = False,
-    mask_lstrip: bool = True,
+    vocab: dict[str, int], merges: list[tuple[str, str]], *, add_prefix_space: bool = False, mask_lstrip: bool = True
 ) -> Tokenizer:
     """GPT-2's byte-level BPE between `<s>` and `</s>`; `<mask>` swallows the space before it, as in fairseq."""
     tokenizer = Tokenizer(BPE(vocab=vocab, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
     tokenizer.decoder = decoders.ByteLevel()
-    ids = ROBERTA.ids(tokenizer)
+    ids = _ids_of(ROBERTA, tokenizer)
     tokenizer.post_processor = processors.RobertaProcessing(
         (ROBERTA.eos, ids.eos), (ROBERTA.bos, ids.bos), trim_offsets=True, add_prefix_space=add_prefix_space
     )
     plain = (ROBERTA.bos, ROBERTA.pad, ROBERTA.eos, ROBERTA.unk)
     tokenizer.add_special_tokens([*plain, AddedToken(ROBERTA.mask, lstrip=mask_lstrip)])
     return tokenizer
-
-
-def _load_bert(path: Path) -> Tokenizer:
-    settings = _settings(path.parent, BERT)
-    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    return _build(str(path), lambda: _bert({token: number for number, token in enumerate(lines)}, settings))
 
 
 def _bert(vocab: dict[str, int], settings: Mapping[str, Any]) -> Tokenizer:
@@ -311,7 +294,7 @@ def _bert(vocab: dict[str, int], settings: Mapping[str, Any]) -> Tokenizer:
     )
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece(prefix="##")
-    ids = BERT.ids(tokenizer)
+    ids = _ids_of(BERT, tokenizer)
     tokenizer.post_processor = processors.BertProcessing((BERT.eos, ids.eos), (BERT.bos, ids.bos))
     tokenizer.add_special_tokens(list(BERT))
     return tokenizer
@@ -332,7 +315,7 @@ def _check_growth(path: Path, content: bytes) -> None:
             raise ValueError(f"{path} makes texts more than {_MOST_GROWTH} times as long; use another tokenizer")
 
 
-def _settings(folder: Path, expected: SpecialTokens) -> dict[str, Any]:
+def _settings(folder: Path, expected: Special[str]) -> dict[str, Any]:
     """Merges the tokenizer's side files and refuses special tokens that would be ignored."""
     settings: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
@@ -346,11 +329,3 @@ def _settings(folder: Path, expected: SpecialTokens) -> dict[str, Any]:
     if (folder / "added_tokens.json").is_file() and read_json(folder / "added_tokens.json").keys() - set(expected):
         raise ValueError(f"{folder} has added_tokens.json with tokens of its own; give a tokenizer.json instead")
     return settings
-
-
-def _build(source: str, build: Callable[[], Tokenizer]) -> Tokenizer:
-    with tokenizers_errors(f"{source} does not hold a valid tokenizer"):
-        try:
-            return build()
-        except ValueError as error:
-            raise ValueError(f"{source}: {error}") from error

@@ -45,7 +45,6 @@ class AuthMiddleware:
     """
 
     def __init__(self, app: ASGIApp, *, config: ServeConfig, page: Collection[str]) -> None:
-        """Wraps an application."""
         self._app, self._page, self._sites = app, page, config.cors_origin
         self._names = _LOCAL_NAMES | {config.host, *map(str.lower, config.server_name)}
         self._key = None if config.api_key is None else _digest(config.api_key)
@@ -151,7 +150,6 @@ class CrossOriginMiddleware(CORSMiddleware):
     """Lets pages of the given sites read responses; requests of all others pass unchanged."""
 
     def __init__(self, app: ASGIApp, *, sites: Collection[str]) -> None:
-        """Wraps an application; sites are such as https://app.example.org."""
         super().__init__(
             app,
             allow_origins=sites,
@@ -161,6 +159,6 @@ class CrossOriginMiddleware(CORSMiddleware):
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on, with the CORS headers of a known origin."""
+        """Passes a request on or refuses it."""
         known = scope["type"] == "http" and Headers(scope=scope).get("origin") in self.allow_origins
         await (super().__call__ if known else self.app)(scope, receive, send)

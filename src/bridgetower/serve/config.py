@@ -89,7 +89,6 @@ class ServeConfig:
     cors_origin: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Checks that the server can run like this."""
         check_numbers(self)
         positive = ("max_batch", "queue", "timeout", "max_body", "max_pixels", "max_items", "replicas")
         for item in fields(self):

@@ -24,7 +24,6 @@ class Decoders:
     """
 
     def __init__(self, *, max_pixels: int, memory: int) -> None:
-        """Starts no process yet."""
         self.memory = memory
         self._command = [sys.executable, "-P", images.__file__, str(max_pixels), str(memory)]
         self._idle: deque[Popen[bytes]] = deque()

@@ -53,7 +53,6 @@ class Inputs:
     """Prepares images and texts in threads of its own, so that the event loop stays free."""
 
     def __init__(self, processor: Processor, decoders: Decoders, *, remote: RemoteImages | None = None) -> None:
-        """Starts no thread yet; `remote` fetches images at URLs, without it no URL is read."""
         self._processor, self.decoders, self._remote = processor, decoders, remote
         self._threads = Turns(available_cores(), "inputs", time.monotonic)  # work is done in other processes too
 

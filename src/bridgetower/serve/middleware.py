@@ -40,7 +40,6 @@ class RequestLimitsMiddleware:
     """
 
     def __init__(self, app: ASGIApp, *, max_body: int, timeout: float, requests: int = _REQUESTS) -> None:
-        """Wraps an application."""
         self._app, self._max_body, self._timeout, self._most = app, max_body, timeout, requests
         self._held = self._requests = 0
         self._reading: dict[asyncio.Timeout, None] = {}  # that of the body which has been on its way for longest first
@@ -226,7 +225,6 @@ class StrictHttpMiddleware:
     """Refuses heads that others may read in another way than the server, or that are too long."""
 
     def __init__(self, app: ASGIApp) -> None:
-        """Wraps an application."""
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

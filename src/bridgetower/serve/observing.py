@@ -29,7 +29,6 @@ class ObservingMiddleware:
     """
 
     def __init__(self, app: ASGIApp, *, metrics: Metrics, access_log: bool) -> None:
-        """Wraps an application."""
         self._app, self._metrics, self._access_log = app, metrics, access_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

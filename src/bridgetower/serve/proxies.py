@@ -18,7 +18,6 @@ class ProxyMiddleware:
     """
 
     def __init__(self, app: ASGIApp, *, trusted: Sequence[str], prefix: str) -> None:
-        """Wraps an application."""
         self._app, self._prefix = wrap_asgi_with_proxy_headers(app, list(trusted)), prefix
         self._trusted = [ipaddress.ip_network(network) for network in trusted]
 

@@ -78,7 +78,6 @@ class Batcher(Generic[_Item, _Result]):
         queue: int,
         metrics: Metrics | None = None,
     ) -> None:
-        """Needs a running event loop; call `close` in the end."""
         self._compute, self._max_batch, self._queue, self._metrics = compute, max_batch, queue, metrics or Metrics()
         self._admitted: dict[bool, list[int]] = {False: [], True: []}  # items of each request, by whether it fetches
         self._rate = float(max_batch)  # items per second
@@ -234,7 +233,6 @@ class Turns:
     """
 
     def __init__(self, count: int, name: str, clock: Callable[[], float] = time.thread_time) -> None:
-        """Starts no thread yet."""
         self._count, self._name, self._clock, self._started, self._closed = count, name, clock, 0, False
         self._changed = Condition()
         self._waiting: list[Turn] = []  # those with work; of those with the same time, the next one first

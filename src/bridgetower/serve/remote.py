@@ -58,7 +58,6 @@ class RemoteImages:
         may_connect: Callable[[Address], bool] | None = None,
         look_up: Callable[[str, int], list[str]] | None = None,
     ) -> None:
-        """Connects to nothing yet."""
         self._hosts = {host.lower() for host in hosts}
         self._max_bytes, self._timeout = max_bytes, timeout
         self._may_connect, self._look_up = may_connect or is_public, look_up or _addresses

@@ -72,7 +72,6 @@ class Server(Embedded):
         connections: int = _CONNECTIONS,
         patience: float = _PATIENCE,
     ) -> None:
-        """Accepts nothing yet."""
         timeout = service.config.timeout
         super().__init__(
             build_app(service),

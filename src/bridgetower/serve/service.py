@@ -131,7 +131,6 @@ class Service:
         searcher: Searcher | None = None,
         answering: Predictor | None = None,
     ) -> None:
-        """Computes nothing yet."""
         self.searcher, self.config, self.started = searcher, config, int(time.time())
         self.metrics = Metrics()
         remote = RemoteImages(config.allow_host, max_bytes=config.max_body * MIB, timeout=config.timeout)
