@@ -98,7 +98,7 @@ class Server:
     log: Path
 
     def memory(self) -> int:
-        """Returns the bytes that it has in memory."""
+        """Returns the bytes that it has in memory, without the processes that decode images."""
         lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
 

@@ -336,6 +336,14 @@ def test_altered_files_raise_nothing_but_value_errors(photo: Photo) -> None:
                 _array(altered.tobytes(), max_pixels=1_000_000)
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", *AVIF])
+def test_media_types(kind: str) -> None:
+    content = _bytes(Image.new("RGB", (3, 2)), kind)
+    assert media_type(content) == Image.MIME[kind] == f"image/{kind.lower()}"
+    with pytest.raises(ValueError, match=r"the file is no image; expected one of .*BMP, GIF"):
+        media_type(b"<svg>" + content)
+
+
 def test_a_script_disguised_as_a_picture_is_not_run() -> None:
     with pytest.raises(ValueError, match="cannot be read as an image"):
         open_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")

@@ -11,7 +11,7 @@ from torch import Tensor
 from bridgetower.analysis.attention import Attention, explain
 from bridgetower.inference import Choice, FilledWord, Item, Pixels, Tokens
 from bridgetower.predictor import Predictor, load
-from bridgetower.serve.computing import AttentionItem, Outcome, QueueItem, compute
+from bridgetower.serve.service import AttentionItem, Outcome, QueueItem, compute
 from served import PNGS, TEXTS
 
 MASKED = ["a <mask> on <mask>", "<mask> bar", "a square that is <mask> on a grey ground"]

@@ -63,8 +63,24 @@ class ProcessorConfig:
         check_numbers(self, "", max_length=(3, 10_000_000), **sides)  # a start, an end and one token
         if self.patch_size is not None:
             check_image_size(self.image_size, self.patch_size)
-        self._check_colours()
-        self._check_hf_fields()
+        ranges = ((self.image_mean, -1e3), (self.image_std, 1e-3))
+        if not all(len(values) == 3 and all(low <= one <= 1e3 for one in values) for values, low in ranges):
+            raise ValueError(
+                f"image_mean {self.image_mean} and image_std {self.image_std}; expected three values each, from -1,000 "
+                "and from 0.001 to 1,000"
+            )
+        colour = self.background
+        if colour is not None and (len(colour) != 3 or not all(type(c) is int and 0 <= c <= 255 for c in colour)):
+            raise ValueError(f"background is {colour}; expected three whole numbers from 0 to 255, or None")
+        if self.profile != "hf":
+            for name in ("shortest_edge", "size_divisor"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name} is {getattr(self, name)}, which profile {self.profile!r} does not use")
+        elif self.resize_edge < self.resize_divisor:
+            raise ValueError(
+                f"short side {self.resize_edge} px is below size_divisor {self.resize_divisor}, so every image would "
+                "vanish; raise image_size or lower size_divisor"
+            )
 
     @property
     def resize_edge(self) -> int:
@@ -79,9 +95,8 @@ class ProcessorConfig:
     @property
     def fit(self) -> Fit | None:
         """How PIL brings an image to the model's size; None in the `hf` profile, which PyTorch resizes."""
-        return (
-            None if self.profile == "hf" else (self.image_size, self.interpolation, self.profile != "official-finetune")
-        )
+        crop = self.profile == "official-pretrain"
+        return None if self.profile == "hf" else (self.image_size, self.interpolation, crop)
 
     @property
     def resize_divisor(self) -> int:
@@ -105,28 +120,3 @@ class ProcessorConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> ProcessorConfig:
         """Builds the config that `to_dict` described."""
         return from_plain(cls, values, "processor config")
-
-    def _check_colours(self) -> None:
-        if not _three(self.image_mean, -1e3) or not _three(self.image_std, 1e-3):
-            raise ValueError(
-                f"image_mean {self.image_mean} and image_std {self.image_std}; expected three values each, from -1,000 "
-                "and from 0.001 to 1,000"
-            )
-        colour = self.background
-        if colour is not None and (len(colour) != 3 or not all(type(c) is int and 0 <= c <= 255 for c in colour)):
-            raise ValueError(f"background is {colour}; expected three whole numbers from 0 to 255, or None")
-
-    def _check_hf_fields(self) -> None:
-        if self.profile != "hf":
-            for name in ("shortest_edge", "size_divisor"):
-                if getattr(self, name) is not None:
-                    raise ValueError(f"{name} is {getattr(self, name)}, which profile {self.profile!r} does not use")
-        elif self.resize_edge < self.resize_divisor:
-            raise ValueError(
-                f"short side {self.resize_edge} px is below size_divisor {self.resize_divisor}, so every image would "
-                "vanish; raise image_size or lower size_divisor"
-            )
-
-
-def _three(values: tuple[float, ...], low: float) -> bool:
-    return len(values) == 3 and all(low <= value <= 1e3 for value in values)

@@ -61,7 +61,11 @@ def read_config(folder: Path, *, patch_size: int, max_length: int | None = None)
     """
     path, values = _read_image_settings(folder)
     settings = {name: value for name, value in values.items() if value is not None}
-    _check_settings(path, settings)
+    for name, value in settings.items():
+        if name in _FIXED and value not in _FIXED[name]:
+            raise ValueError(f"{path} sets {name} to {value!r}; this package carries out {_FIXED[name][0]!r} only")
+        if name not in _FIXED and name not in _READ and name not in _INERT:
+            raise ValueError(f"{path} sets {name} to {value!r}, which this package does not know; remove it if unused")
     kind = settings.get("image_processor_type", BRIDGETOWER_TYPES[0])
     if kind in BRIDGETOWER_TYPES:
         sizes, fills = _bridgetower_sizes(path, settings), False
@@ -106,7 +110,18 @@ def image_settings(config: ProcessorConfig) -> dict[str, Any]:
             f"background is {config.background}, but transformers fills with white only; "
             "convert with dataclasses.replace(config, background=(255, 255, 255)) or None"
         )
-    settings: dict[str, Any] = {
+    square = {"height": config.image_size, "width": config.image_size}
+    sizes: dict[Profile, dict[str, Any]] = {
+        "hf": {
+            "do_pad": True,
+            "size": {"shortest_edge": config.resize_edge},
+            "crop_size": {"shortest_edge": config.image_size},
+            "size_divisor": config.resize_divisor,
+        },
+        "official-pretrain": {"size": {"shortest_edge": config.image_size}, "crop_size": square},
+        "official-finetune": {"size": square, "crop_size": square},
+    }
+    return {
         "processor_class": "BridgeTowerProcessor",
         "image_processor_type": (BRIDGETOWER_TYPES if config.profile == "hf" else CLIP_TYPES)[0],
         "do_resize": True,
@@ -119,8 +134,8 @@ def image_settings(config: ProcessorConfig) -> dict[str, Any]:
         "do_convert_rgb": config.background is not None,
         # transformers' BridgeTowerProcessor crops whatever the file says; a square of its own size stays as it is.
         "do_center_crop": True,
+        **sizes[config.profile],
     }
-    return settings | _sizes(config)
 
 
 def tokenizer_settings(tokens: Special[str], max_length: int) -> dict[str, Any]:
@@ -146,22 +161,6 @@ def tokenizer_settings(tokens: Special[str], max_length: int) -> dict[str, Any]:
     }
 
 
-def _sizes(config: ProcessorConfig) -> dict[str, Any]:
-    square = {"height": config.image_size, "width": config.image_size}
-    match config.profile:
-        case "hf":
-            return {
-                "do_pad": True,
-                "size": {"shortest_edge": config.resize_edge},
-                "crop_size": {"shortest_edge": config.image_size},
-                "size_divisor": config.resize_divisor,
-            }
-        case "official-pretrain":
-            return {"size": {"shortest_edge": config.image_size}, "crop_size": square}
-        case "official-finetune":
-            return {"size": square, "crop_size": square}
-
-
 def _read_image_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
     nested, plain = folder / "processor_config.json", folder / "preprocessor_config.json"
     if nested.is_file():
@@ -171,14 +170,6 @@ def _read_image_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
     if not plain.is_file():
         raise FileNotFoundError(f"{folder} has no image settings; expected {plain.name} or {nested.name}")
     return plain, read_json(plain)
-
-
-def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
-    for name, value in settings.items():
-        if name in _FIXED and value not in _FIXED[name]:
-            raise ValueError(f"{path} sets {name} to {value!r}; this package carries out {_FIXED[name][0]!r} only")
-        if name not in _FIXED and name not in _READ and name not in _INERT:
-            raise ValueError(f"{path} sets {name} to {value!r}, which this package does not know; remove it if unused")
 
 
 def _bridgetower_sizes(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:

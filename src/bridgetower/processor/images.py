@@ -288,7 +288,8 @@ def _decode_for_server(max_pixels: int, memory: int) -> None:
         answer: dict[str, Any]
         pixels = b""
         try:
-            width, height = _opened(content, f"the {len(content)} image bytes", max_pixels).size
+            check_length(name := f"the {len(content)} image bytes", len(content), max_pixels)
+            width, height = _opened(content, name, max_pixels).size
             signal.setitimer(signal.ITIMER_PROF, SECONDS + SECONDS_PER_MEGAPIXEL * width * height / 1e6)
             image, size = open_reduced(
                 content, job["side"], max_pixels=max_pixels, background=job["background"], fit=job["fit"]

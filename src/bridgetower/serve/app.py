@@ -14,11 +14,10 @@ from pydantic import BaseModel, Field
 import bridgetower
 from bridgetower.engines.config import Precision
 from bridgetower.serve import classify, embeddings, pairs
-from bridgetower.serve.access import OPEN, AuthMiddleware, CrossOriginMiddleware
+from bridgetower.serve.access import OPEN, AuthMiddleware, CrossOriginMiddleware, ProxyMiddleware
 from bridgetower.serve.errors import ApiError, add_handlers
 from bridgetower.serve.middleware import RequestLimitsMiddleware, StrictHttpMiddleware
 from bridgetower.serve.observing import ObservingMiddleware
-from bridgetower.serve.proxies import ProxyMiddleware
 from bridgetower.serve.schemas import errors, json_of
 from bridgetower.serve.service import MIB, Served, ServedModel, Service, Use
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from bridgetower.inference import Item, Tokens
 from bridgetower.processor import Resized
-from bridgetower.serve.computing import embedding_items
 from bridgetower.serve.config import MOST_ITEMS
 from bridgetower.serve.errors import ApiError
 from bridgetower.serve.inputs import IMAGE, is_image
@@ -28,7 +27,7 @@ from bridgetower.serve.schemas import (
     Usage,
     long_json_of,
 )
-from bridgetower.serve.service import PairInputs, Served, Service
+from bridgetower.serve.service import PairInputs, Served, Service, embedding_items
 
 router = APIRouter(route_class=JsonRoute)
 

@@ -63,13 +63,9 @@ class ApiError(Exception):
         """Returns it as a response; half a surrogate pair in a message is escaped."""
         kind = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
         content = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
-        error = self.message if scope is not None and _agent(scope).startswith(_MESSAGE_ALONE) else content
+        agents = [] if scope is None else [value for name, value in scope["headers"] if name == b"user-agent"]
+        error = self.message if agents and agents[0].startswith(_MESSAGE_ALONE) else content
         return Response(json.dumps({"error": error}), self.status, self.headers, "application/json")
-
-
-def _agent(scope: Mapping[str, Any]) -> bytes:
-    """Returns the User-Agent of a request."""
-    return next((value for name, value in scope["headers"] if name == b"user-agent"), b"")
 
 
 def id_of(scope: Mapping[str, Any]) -> str:

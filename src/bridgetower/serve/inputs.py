@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -164,20 +163,15 @@ def _content(source: str) -> bytes:
             f"an image is given as {shown!r}; expected a data URI, data:image/png;base64,…, or its base64: paths are "
             "never read, and URLs only at hosts that the server was told to allow"
         )
-    try:
-        return _decoded(source, found.end() if found else 0)
-    except (binascii.Error, ValueError) as error:
-        raise ValueError(f"the base64 of an image is damaged ({error})") from error
-
-
-def _decoded(source: str, begin: int) -> bytes:
-    """Decodes base64 from a place on."""
     content = bytearray()
-    for start in range(begin, len(source), _BASE64):
-        part, last = source[start : start + _BASE64], start + _BASE64 >= len(source)
-        if part.endswith("=") and not last:
-            raise ValueError("Excess data after padding")
-        content += base64.b64decode(part, validate=True)
+    try:
+        for start in range(found.end() if found else 0, len(source), _BASE64):
+            part, last = source[start : start + _BASE64], start + _BASE64 >= len(source)
+            if part.endswith("=") and not last:
+                raise ValueError("Excess data after padding")
+            content += base64.b64decode(part, validate=True)
+    except ValueError as error:
+        raise ValueError(f"the base64 of an image is damaged ({error})") from error
     return bytes(content)
 
 

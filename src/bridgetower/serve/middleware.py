@@ -294,10 +294,6 @@ def _replay(body: bytearray) -> Receive:
 
 
 async def _end_when_left(receive: Receive, limit: asyncio.Timeout) -> None:
-    await _left(receive)
-    _expire(limit)
-
-
-async def _left(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+    _expire(limit)

@@ -151,7 +151,9 @@ class Batcher(Generic[_Item, _Result]):
             with held(self._metrics.computing, len(batch)):
                 computed = loop.run_in_executor(self._thread, self._compute, batch)
                 await asyncio.wait([computed])
-            self._measure(len(batch), time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            self._rate += _SMOOTHING * (len(batch) / max(seconds, 1e-6) - self._rate)
+            self._metrics.observe_batch(len(batch), seconds)
             self._failed = 0 if not computed.exception() else self._failed + 1
             if not computed.exception():
                 self._deliver(shares, computed.result())
@@ -198,10 +200,6 @@ class Batcher(Generic[_Item, _Result]):
                 waiting.append(request)
         self._waiting = waiting
         return shares
-
-    def _measure(self, size: int, seconds: float) -> None:
-        self._rate += _SMOOTHING * (size / max(seconds, 1e-6) - self._rate)
-        self._metrics.observe_batch(size, seconds)
 
 
 @dataclass(eq=False)

@@ -23,7 +23,6 @@ from bridgetower.search.conditions import MAX_CHARACTERS, parsed_condition
 from bridgetower.search.searcher import COLUMNS, RERANK, Against, Searcher, candidates, mean_vector, two_stages
 from bridgetower.search.table import Hit, Indexed
 from bridgetower.serve.access import video_token
-from bridgetower.serve.computing import embedding_items
 from bridgetower.serve.config import ServeConfig
 from bridgetower.serve.errors import ApiError
 from bridgetower.serve.schemas import (
@@ -40,7 +39,7 @@ from bridgetower.serve.schemas import (
     errors,
     json_of,
 )
-from bridgetower.serve.service import MIB, Served, Service
+from bridgetower.serve.service import MIB, Served, Service, embedding_items
 
 router = APIRouter(route_class=JsonRoute, tags=["search"])
 logger = logging.getLogger(__name__)
