@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from bridgetower.predictor import Predictor
-from bridgetower.serve.observing import ACCESS_LOG
+from bridgetower.serve.metrics import ACCESS_LOG
 from bridgetower.serve.service import Service
 from served import error_of, running, until
 

@@ -13,7 +13,6 @@ import pytest
 from bridgetower.predictor import Predictor
 from bridgetower.search.build import build_index
 from bridgetower.search.searcher import Searcher
-from bridgetower.serve import clips
 from served import error_of, png, running
 from videos import SAID, SRT, write_clip
 

@@ -163,7 +163,7 @@ def _log_with_time(name: str = "") -> None:
 
 def _log_requests() -> None:
     """Writes the access log to standard output."""
-    from bridgetower.serve.observing import ACCESS_LOG
+    from bridgetower.serve.metrics import ACCESS_LOG
 
     ACCESS_LOG.addHandler(logging.StreamHandler(sys.stdout))
     ACCESS_LOG.setLevel(logging.INFO)

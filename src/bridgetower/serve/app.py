@@ -16,8 +16,8 @@ from bridgetower.engines.config import Precision
 from bridgetower.serve import classify, embeddings, pairs
 from bridgetower.serve.access import OPEN, AuthMiddleware, CrossOriginMiddleware, ProxyMiddleware
 from bridgetower.serve.errors import ApiError, add_handlers
+from bridgetower.serve.metrics import ObservingMiddleware
 from bridgetower.serve.middleware import RequestLimitsMiddleware, StrictHttpMiddleware
-from bridgetower.serve.observing import ObservingMiddleware
 from bridgetower.serve.schemas import errors, json_of
 from bridgetower.serve.service import MIB, Served, ServedModel, Service, Use
 
@@ -90,12 +90,9 @@ def build_app(service: Service) -> FastAPI:
 def _search(service: Service) -> APIRouter:
     """Returns the routes of an index, or routes with an error if there is none."""
     if service.searcher is not None:
-        from bridgetower.serve import clips, search  # take a second, and another extra
+        from bridgetower.serve import search  # takes a second, and another extra
 
-        found = APIRouter()
-        found.include_router(search.router)
-        found.include_router(clips.router)
-        return found
+        return search.router
     routes = APIRouter(include_in_schema=False)
 
     async def no_index() -> None:

@@ -1,17 +1,34 @@
-"""Metrics for Prometheus; if PROMETHEUS_MULTIPROC_DIR names a folder, those of all processes with it are summed."""
+"""What is noted of every request: an id, a line of the access log, metrics for Prometheus.
+
+If PROMETHEUS_MULTIPROC_DIR names a folder, those of all processes with it are summed.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
+import re
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from bridgetower.files import json_text, shortened
+from bridgetower.serve.errors import id_of
+
+ACCESS_LOG = logging.getLogger("bridgetower.access")
 
 SHARED = "PROMETHEUS_MULTIPROC_DIR"
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_CLIENT_LEFT = 499  # as nginx has it
+_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
@@ -82,3 +99,61 @@ def held(gauge: Gauge, count: int = 1) -> Iterator[None]:
         yield
     finally:
         gauge.dec(count)
+
+
+class ObservingMiddleware:
+    """Counts every request with the route that it took; those that took none share one name.
+
+    The id of a request is its header X-Request-ID if that has 1 to 128 letters, digits and `._:-`, else a new one. The
+    response has it too.
+    """
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, access_log: bool) -> None:
+        self._app, self._metrics, self._access_log = app, metrics, access_log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        scope.setdefault("state", {})["request_id"] = given if _ID.fullmatch(given) else uuid.uuid4().hex
+        started, status, size, method = time.perf_counter(), _CLIENT_LEFT, 0, scope["method"]
+
+        async def noting(message: Message) -> None:
+            nonlocal status, size
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-ID"], headers["Server"] = id_of(scope), "bridgetower"
+            size += len(message.get("body", b""))
+            await send(message)
+
+        try:
+            with held(self._metrics.in_flight):
+                await self._app(scope, receive, noting)
+        except Exception:
+            status = 500 if status == _CLIENT_LEFT else status  # it may have begun
+            raise
+        finally:
+            seconds = time.perf_counter() - started
+            route = getattr(scope.get("route"), "path", "none")
+            self._metrics.observe_request(route, str(status), seconds)
+            if self._access_log:
+                ACCESS_LOG.info(_line(scope, method, route, status, size, seconds))
+
+
+def _line(scope: Scope, method: str, route: str, status: int, size: int, seconds: float) -> str:
+    return json_text(
+        {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "request_id": id_of(scope),
+            "client": (scope.get("client") or [None])[0],
+            "method": method,
+            "path": shortened(scope["path"]),
+            "route": route,
+            "status": status,
+            "bytes": size,
+            "seconds": round(seconds, 4),
+        }
+    )

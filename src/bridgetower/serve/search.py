@@ -1,25 +1,30 @@
-"""The index: `POST /v1/search` in two stages as `bridgetower search`, `GET /v1/index`, and its images."""
+"""The index: `POST /v1/search` in two stages as `bridgetower search`, `GET /v1/index`, its images, pieces of videos."""
 
 from __future__ import annotations
 
 import asyncio
 import io
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import mimetypes
+import os
+import re
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from hashlib import sha256
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 import torch
 from fastapi import APIRouter, Header, Query, Response
 from fastapi import Path as InPath
+from fastapi.responses import StreamingResponse
 from PIL import Image
 from pydantic import BaseModel, Field, field_validator
 
 from bridgetower.inference import Item, Tokens
 from bridgetower.processor import Resized, media_type
 from bridgetower.search.conditions import MAX_CHARACTERS, parsed_condition
+from bridgetower.search.index import Index
 from bridgetower.search.searcher import COLUMNS, RERANK, Against, Searcher, candidates, mean_vector, two_stages
 from bridgetower.search.table import Hit, Indexed
 from bridgetower.serve.access import video_token
@@ -47,10 +52,15 @@ logger = logging.getLogger(__name__)
 MAX_SIDE = 1600
 """Most pixels of the longer side of a reduced image."""
 
+PIECE = 2**21
+"""Most bytes of an answer to a request for a range; players ask for the next one."""
+
+_CHUNK = 2**16  # bytes of a whole video that are read at once
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII | re.IGNORECASE)
 _EXAMPLES = 12
 _QUALITY = 88  # of a JPEG
 _WHITE = (255, 255, 255)  # under transparent pixels
-HEADERS = {
+_HEADERS = {
     "Cache-Control": "private, max-age=86400",  # an id names one content for ever
     "Content-Disposition": "inline",
     "Content-Security-Policy": "default-src 'none'; sandbox",
@@ -145,7 +155,7 @@ async def search(body: SearchRequest, service: Served) -> Response:
     assert searcher is not None, "searches are there only with an index"
     settings = {"top": body.top, "rerank": body.rerank, "against": body.against}
     try:
-        with index_read():
+        with _index_read():
             against, rerank = await asyncio.to_thread(searcher.planned, body.query, body.image, **settings)  # type: ignore[arg-type]
             rerank = min(rerank, await asyncio.to_thread(len, searcher.index))
     except ValueError as error:
@@ -178,7 +188,7 @@ async def _found(
     items = embedding_items(images, texts, joint=against == "pairs" and bool(images and texts))
     vector = mean_vector(torch.stack(await service.batcher.submit(items)))
     try:
-        with index_read():
+        with _index_read():
             nearest = await asyncio.to_thread(
                 searcher.index.nearest,
                 vector,
@@ -200,7 +210,7 @@ async def _found(
 
 
 @contextmanager
-def index_read() -> Iterator[None]:
+def _index_read() -> Iterator[None]:
     """Answers that the index is unavailable where it cannot be read in the block; the log has the reason."""
     try:
         yield
@@ -220,7 +230,7 @@ async def _matched(
     if not found:
         return [], []
     try:
-        with index_read():
+        with _index_read():
             frames = await asyncio.to_thread(searcher.index.frames, found)
         limit = service.config.max_body * MIB
         settings: Any = {"prepare": service.inputs.prepared, "max_bytes": limit, "fetch": False, "frames": frames}
@@ -245,7 +255,7 @@ class IndexResponse(BaseModel):
 @router.get("/v1/index", response_model=IndexResponse, responses=errors(401, 503))
 async def index(service: Served) -> Response:
     """Return the number of images in the index, and some of them."""
-    with index_read():
+    with _index_read():
         count, examples = await asyncio.to_thread(lambda: (len(service.index), service.index.examples(_EXAMPLES)))
     shown = [IndexedImage(id=one.digest, **vars(one)) for one in examples]
     return json_of(IndexResponse(images=count, examples=shown))
@@ -263,9 +273,9 @@ async def image(
     if_none_match: str | None = Header(None, description="The `ETag` of what the client has."),
 ) -> Response:
     """Return an image of the index: small as JPEG, or as the file that was indexed."""
-    headers = {**HEADERS, "ETag": (tag := f'"{id}-{size or "file"}"')}
+    headers = {**_HEADERS, "ETag": (tag := f'"{id}-{size or "file"}"')}
     with service.admission(1, "id", None):
-        with index_read():
+        with _index_read():
             copies = await asyncio.to_thread(service.index.with_digest, id)
         if copies and tag in (if_none_match or ""):
             return Response(status_code=304, headers=headers)
@@ -315,3 +325,75 @@ def _small(service: Service, content: bytes, size: int) -> bytes:
 
 def _gone(message: str) -> ApiError:
     return ApiError(404, message, param="id", code="no_picture")
+
+
+@router.get(
+    "/v1/videos/{id}",
+    response_class=Response,
+    responses={200: {"content": {"video/*": {}}}, 206: {}, 416: {}, **errors(400, 401, 404, 429, 503)},
+)
+async def video(
+    id: Id,  # noqa: A002 - its name in the path
+    service: Served,
+    range: str | None = Header(None, description="One range of bytes; others are ignored."),  # noqa: A002 - its name in the headers
+    if_none_match: str | None = Header(None, description="The `ETag` of what the client has."),
+    if_range: str | None = Header(None, description="The `ETag` that the range is of."),
+) -> Response:
+    """Return the video of a moment, or a piece of at most 2 MiB of it if a range is asked for."""
+    with service.admission(1, "id", None):
+        with _index_read():
+            moments = await asyncio.to_thread(service.index.with_digest, id)
+        stream, name = await asyncio.to_thread(_opened, service.index, moments)
+    status = os.fstat(stream.fileno())
+    size, tag = status.st_size, f'"{status.st_size:x}-{status.st_mtime_ns:x}"'
+    kind = mimetypes.guess_type(name)[0] or ""
+    kind = kind if kind.startswith("video/") else "application/octet-stream"
+    headers = {**_HEADERS, "Accept-Ranges": "bytes", "Cache-Control": "private, no-cache", "ETag": tag}
+    with ExitStack() as opened:
+        opened.enter_context(stream)
+        if if_none_match is not None and {"*", tag} & {one.strip() for one in if_none_match.split(",")}:
+            return Response(status_code=304, headers=headers)
+        piece = None if range is None or if_range not in (None, tag) else _piece(range, size)
+        if piece is None:
+            opened.pop_all()  # `_whole` closes it
+            headers["Content-Length"] = str(size)
+            return StreamingResponse(_whole(stream), media_type=kind, headers=headers)
+        start, end = piece
+        content = await asyncio.to_thread(os.pread, stream.fileno(), end - start, start)
+    headers["Content-Range"] = f"bytes {start}-{start + len(content) - 1}/{size}"
+    return Response(content, 206, media_type=kind, headers=headers)
+
+
+def _opened(index: Index, moments: Sequence[Indexed]) -> tuple[BinaryIO, str]:
+    """Opens the video of the first moment that has one, with its name."""
+    problem = "the index has no moment of a video with this id"
+    for one in moments:
+        try:
+            return index.open_video(one), one.path.rpartition("#")[0]
+        except (OSError, ValueError) as error:
+            logger.error("video %s: %s", one.digest, error)
+            problem = "the video cannot be read as it was indexed; the server's log has the reason"
+    raise ApiError(404, problem, param="id", code="no_video")
+
+
+def _piece(given: str, size: int) -> tuple[int, int] | None:
+    """Returns where a range begins and ends, cut to `PIECE` bytes; None of all but one valid range, which is ignored.
+
+    Source: RFC 9110, section 14.2.
+    """
+    found = _RANGE.fullmatch(given.strip())
+    first, last = found.groups() if found else ("", "")
+    if not (first or last) or (first and last and int(last) < int(first)):
+        return None
+    start = int(first) if first else max(0, size - int(last))
+    end = min(size, int(last) + 1 if first and last else size)
+    if start >= end:
+        message = f"the range is {given[:80]!r}; expected one like bytes=0-999 within {size} bytes"
+        raise ApiError(416, message, param="range", headers={"Content-Range": f"bytes */{size}"})
+    return start, min(end, start + PIECE)
+
+
+async def _whole(stream: BinaryIO) -> AsyncIterator[bytes]:
+    with stream:
+        while content := await asyncio.to_thread(stream.read, _CHUNK):
+            yield content
