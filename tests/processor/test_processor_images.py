@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image, ImageFile, ImageOps, PngImagePlugin, features
 
-from bridgetower.processor import Processor, ProcessorConfig, open_image, open_reduced
+from bridgetower.processor import Processor, ProcessorConfig, media_type, open_image, open_reduced
 
 Photo = Callable[[int, int], Image.Image]
 
