@@ -128,9 +128,7 @@ class EmbeddingsRequest(Body, json_schema_extra={"examples": _EMBEDDINGS}):
     normalized: bool = Field(True, description="Likewise: the vectors have length one in any case.")
     truncation_direction: Literal["right"] = Field("right", description="Texts are cut at their end, in any case.")
 
-    @field_validator(
-        "input", mode="before", json_schema_input_type=_Entry | Annotated[list[_Entry], Len(1, MOST_ITEMS)]
-    )
+    @field_validator("input", mode="before", json_schema_input_type=_Entries)
     @classmethod
     def _entries(cls, given: Any, info: ValidationInfo) -> Any:
         several = [given] if isinstance(given, str | dict) else given
