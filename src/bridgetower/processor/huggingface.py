@@ -29,26 +29,12 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "data_format": ("channels_first",),
 }
 _INTERPOLATIONS: dict[Any, Interpolation] = {3: "bicubic", 2: "bilinear"}  # by PIL's numbers
-_READ = (
-    "resample",
-    "size",
-    "crop_size",
-    "size_divisor",
-    "image_mean",
-    "image_std",
-    "do_center_crop",
-    "do_convert_rgb",
-    "do_pad",
-)
-# Names and hardware: they do not change a pixel.
-_INERT = (
-    "image_processor_type",
-    "feature_extractor_type",
-    "processor_class",
-    "_valid_processor_keys",
-    "return_tensors",
-    "disable_grouping",
-    "device",
+_KNOWN = (
+    *("resample", "size", "crop_size", "size_divisor", "image_mean", "image_std"),
+    *("do_center_crop", "do_convert_rgb", "do_pad"),
+    # Names and hardware, which do not change a pixel.
+    *("image_processor_type", "feature_extractor_type", "processor_class", "_valid_processor_keys"),
+    *("return_tensors", "disable_grouping", "device"),
 )
 
 
@@ -64,7 +50,7 @@ def read_config(folder: Path, *, patch_size: int, max_length: int | None = None)
     for name, value in settings.items():
         if name in _FIXED and value not in _FIXED[name]:
             raise ValueError(f"{path} sets {name} to {value!r}; this package carries out {_FIXED[name][0]!r} only")
-        if name not in _FIXED and name not in _READ and name not in _INERT:
+        if name not in _FIXED and name not in _KNOWN:
             raise ValueError(f"{path} sets {name} to {value!r}, which this package does not know; remove it if unused")
     kind = settings.get("image_processor_type", BRIDGETOWER_TYPES[0])
     if kind in BRIDGETOWER_TYPES:
@@ -76,10 +62,16 @@ def read_config(folder: Path, *, patch_size: int, max_length: int | None = None)
     resample = settings.get("resample", 3)
     if type(resample) is not int or resample not in _INTERPOLATIONS:
         raise ValueError(f"{path} sets resample to {resample!r}; expected 3 (bicubic) or 2 (bilinear)")
+    if max_length is None:
+        file = folder / "tokenizer_config.json"
+        limit = read_json(file).get("model_max_length") if file.is_file() else None
+        if limit is not None and type(limit) not in (int, float):
+            raise ValueError(f"{file} sets model_max_length to {limit!r}; expected a whole number")
+        max_length = _DEFAULT_MAX_LENGTH if limit is None or limit >= _UNLIMITED else limit
     return ProcessorConfig(
         **sizes,
         interpolation=_INTERPOLATIONS[resample],
-        max_length=_read_max_length(folder) if max_length is None else max_length,
+        max_length=max_length,
         image_mean=channels(path, "image_mean", settings.get("image_mean", CLIP_MEAN)),
         image_std=channels(path, "image_std", settings.get("image_std", CLIP_STD)),
         patch_size=patch_size,
@@ -222,11 +214,3 @@ def channels(path: Path, name: str, value: Any) -> tuple[float, float, float]:
         raise ValueError(f"{path} sets {name} to {value!r}; expected three numbers")
     red, green, blue = value
     return float(red), float(green), float(blue)
-
-
-def _read_max_length(folder: Path) -> int:
-    path = folder / "tokenizer_config.json"
-    limit = read_json(path).get("model_max_length") if path.is_file() else None
-    if limit is not None and type(limit) not in (int, float):
-        raise ValueError(f"{path} sets model_max_length to {limit!r}; expected a whole number")
-    return _DEFAULT_MAX_LENGTH if limit is None or limit >= _UNLIMITED else limit

@@ -117,20 +117,16 @@ class RemoteImages:
 
     def _connection(self, parts: SplitResult, port: int, deadline: _Deadline) -> HTTPConnection:
         host = parts.hostname or ""
+        found = self._found(host, port, deadline)
+        if not all(self._may_connect(ipaddress.ip_address(address.partition("%")[0])) for address in found):
+            raise ValueError(f"host {host!r} is at an address that is not public")
         tls = self._tls if parts.scheme.lower() == "https" else None
-        return _Pinned(host, port, self._checked_addresses(host, port, deadline), deadline, tls)
+        return _Pinned(host, port, found, deadline, tls)
 
     @cached_property
     def _tls(self) -> ssl.SSLContext:
         """Checks certificates; kept, because reading those of the system is slow."""
         return ssl.create_default_context()
-
-    def _checked_addresses(self, host: str, port: int, deadline: _Deadline) -> list[str]:
-        """Returns the addresses of a host, having checked all of them."""
-        found = self._found(host, port, deadline)
-        if not all(self._may_connect(ipaddress.ip_address(address.partition("%")[0])) for address in found):
-            raise ValueError(f"host {host!r} is at an address that is not public")
-        return found
 
     def _found(self, host: str, port: int, deadline: _Deadline) -> list[str]:
         """Looks a name up in a thread of its own, which outlives the deadline: it cannot be ended."""
