@@ -89,7 +89,7 @@ def test_a_video_is_sent_whole_or_in_pieces(talks: Talks, monkeypatch: pytest.Mo
         piece = talks.get(TALK, range=given)
         assert (piece.status_code, piece.content) == (206, content[start:end])
         assert piece.headers["content-range"] == f"bytes {start}-{end - 1}/{size}"
-    monkeypatch.setattr(clips, "PIECE", 100)
+    monkeypatch.setattr("bridgetower.serve.search.PIECE", 100)
     piece = talks.get(TALK, range="bytes=50-")
     assert (piece.content, piece.headers["content-range"]) == (content[50:150], f"bytes 50-149/{size}")
 
