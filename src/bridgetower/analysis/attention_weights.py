@@ -64,7 +64,7 @@ def attention_statistics(
     rows = torch.arange(count) * (len(images) - 1) // max(1, count - 1)
     for batch in counted(rows.split(batch_size), "batches", shown=progress):
         numbers = batch.tolist()
-        texts = images.processor.texts([images.captions[image][0] for image in numbers], truncate=True)
+        texts = images.processor.texts([captions[0] for captions in images.captions(numbers)], truncate=True)
         pixels = images.pixel_values(numbers)
         assert isinstance(pixels, Tensor)  # nothing is cached here
         sums.add(

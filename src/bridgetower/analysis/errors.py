@@ -105,23 +105,14 @@ def _grouped(judgements: Sequence[Judgement], table: Path) -> list[Judgement]:
 
 
 def _shown(one: Judgement, images: PreparedImages) -> dict[str, Any]:
-    places = [(one.image, column) for column in images.schema.image_columns]
-    titles = ["right image" if one.found is not None else ""] + [""] * (len(places) - 1)
-    if one.found is not None:
-        places.append((one.found, "image"))
-        titles.append("found first")
-    contents = [_small(images, *place) for place in places]
-    pictures = [
-        {"content": content, "title": title} for content, title in zip(contents, titles, strict=True) if content
-    ]
-    return {**vars(one), "images": pictures}
+    shown = [(image, "right image" if one.found is not None else "") for image in one.images]
+    shown += [] if one.found is None else [(one.found, "found first")]
+    return {**vars(one), "images": [{"content": _small(images, image), "title": title} for image, title in shown]}
 
 
-def _small(images: PreparedImages, number: int, column: str) -> bytes | None:
-    """A small copy of an image, as every browser shows it; None for an example without one."""
-    content = images.content(number, column)
-    if content is None:
-        return None
+def _small(images: PreparedImages, number: int) -> bytes:
+    """A small copy of an image, as every browser shows it."""
+    (content,) = images.contents([number])
     image, stream = open_image(content, background=images.processor.config.background), io.BytesIO()
     image.thumbnail((_SIDE, _SIDE))
     image.save(stream, "WEBP")

@@ -147,8 +147,8 @@ class _Search:
         image = int(self.result.truth.text_image_index[query]) if to_image else query
         return SearchExample(
             direction=direction,
-            text=self.texts[query] if to_image else self.images.captions[image][0],
-            image=self.images.image_bytes(image),
+            text=self.texts[query] if to_image else self.images.captions([image])[0][0],
+            image=self.images.contents([image])[0],
             hits=tuple(hits),
             own=own,
             rank=rank,
@@ -159,8 +159,8 @@ class _Search:
         owner = int(self.result.truth.text_image_index[text])
         finds_texts = direction == "image_to_text"
         return Hit(
-            caption=self.texts[text] if finds_texts else self.images.captions[image][0],
-            image=self.images.image_bytes(owner if finds_texts else image),
+            caption=self.texts[text] if finds_texts else self.images.captions([image])[0][0],
+            image=self.images.contents([owner if finds_texts else image])[0],
             cosine=float(self.result.image_vectors[image] @ self.result.text_vectors[text]),
             match=match,
             is_own=owner == int(self.result.truth.owners[image]),
@@ -169,7 +169,7 @@ class _Search:
     def _matches(self, pairs: Sequence[tuple[int, int]]) -> Sequence[str]:
         if self.result.candidates is None:
             return [""] * len(pairs)
-        images, texts = [self.images.image_bytes(image) for image, _ in pairs], [self.texts[text] for _, text in pairs]
+        images, texts = self.images.contents([image for image, _ in pairs]), [self.texts[text] for _, text in pairs]
         found = self.predictor.match(images, texts, truncate=True).tolist()
         return [described(**{self.predictor.reranking.shown: value}) for value in found]
 

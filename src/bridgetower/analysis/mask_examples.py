@@ -114,9 +114,9 @@ def mask_examples(predictor: Predictor, images: CaptionImages, *, count: int, to
         raise ValueError(f"{predictor.source} has no masked-language head; load a checkpoint with one")
     if count < 1 or top < 1:
         raise ValueError(f"count is {count} and top {top}; expected at least 1")
-    words = [_words_of(captions) for captions in images.captions]
+    words = [_words_of(captions) for captions in images.all_captions()]
     usable: list[tuple[int, int, HiddenWord]] = []
-    for image, captions in enumerate(images.captions):
+    for image, captions in enumerate(images.all_captions()):
         hidden = _first_telling(captions, predictor.processor)
         other = None if hidden is None else _without(hidden.word.lower(), words, image)
         if hidden is not None and other is not None:
@@ -177,11 +177,11 @@ def _example(
     (ids,) = processor.token_ids([hidden.caption], truncate=True)
     truth = ids[hidden.position]
     ids[hidden.position] = processor.mask_token_id
-    probabilities = _probabilities(predictor, [images.image_bytes(image), images.image_bytes(other)], ids, hidden)
+    probabilities = _probabilities(predictor, images.contents([image, other]), ids, hidden)
     right, wrong = (
         Guess(
-            image=images.image_bytes(row),
-            caption=images.captions[row][0],
+            image=images.contents([row])[0],
+            caption=images.captions([row])[0][0],
             candidates=tuple(top_words(processor, distribution[None], top)[0]),
             truth_probability=float(distribution[truth]),
         )

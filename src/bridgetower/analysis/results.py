@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar, get_args
 
-from bridgetower.data.folder import DatasetInfo
+from bridgetower.data.prepared_set import DatasetInfo
 from bridgetower.evaluation.text_only import Grounding
 from bridgetower.files import write_json
 
@@ -147,7 +147,7 @@ class DemoDataset:
         """Summarises a prepared data set."""
         return cls(
             name=info.name,
-            splits={name: {"images": part.images, "captions": part.texts} for name, part in info.splits.items()},
+            splits={name: {"images": part.images, "captions": part.examples} for name, part in info.splits.items()},
             split_rule=info.split_rule,
             sources=dict(info.sources),
             licences=dict(info.licences),

@@ -20,15 +20,15 @@ from bridgetower.cli.output import emit, emit_following, emit_result, is_json
 from bridgetower.cli.parsing import deferred
 from bridgetower.data.datasets import DATASETS, prepare_arrow, prepare_set
 from bridgetower.data.datasets.spec import ArrowConfig
-from bridgetower.data.own import OWN_SETS, prepare_own
+from bridgetower.data.own import OWN_SETS, SOURCE_HELP, prepare_own
 from bridgetower.data.schema import Schema
 from bridgetower.demo.toysets import TOYSETS, prepare_toyset
 from bridgetower.extras import load_object, require
 from bridgetower.files import one_line, require_parent
 
 if TYPE_CHECKING:
-    from bridgetower.data.folder import DatasetInfo
     from bridgetower.data.inspection import Report, SplitReport
+    from bridgetower.data.prepared_set import DatasetInfo
 
 
 SOURCE = {"source": Annotated[Path, arg(help="Folder with the original files.")]}
@@ -66,7 +66,7 @@ def _add(name: str, doc: str, function: Callable[..., Any], sources: Mapping[str
 
 def _report(out: Path, info: DatasetInfo, *, json: bool) -> None:
     splits = {split: part.images for split, part in info.splits.items()}
-    value = {"written": str(out), "splits": splits, "left_out": info.left_out_counts()}
+    value = {"written": str(out), "splits": splits, "left_out": dict(info.left_out)}
     emit_result(value, json=json, following=("inspect", out))
 
 
@@ -79,7 +79,7 @@ _ARROW = "\n".join(
 )
 
 for _kind in OWN_SETS.values():
-    _source = {"source": Positional[Annotated[Path, arg(help=_kind.source)]]}
+    _source = {"source": Positional[Annotated[str, arg(help=SOURCE_HELP)]]}
     _add(_kind.name, _kind.summary, partial(prepare_own, _kind.name), _source, _kind.config)
 for _each in TOYSETS.values():
     _add(_each.name, _each.summary, partial(prepare_toyset, _each.name), {}, _each.config)
@@ -110,7 +110,7 @@ def inspect(
         html: Page to write with samples of every split, images and texts, in one file.
         num_samples: Of each split.
         seed: Of the choice of samples.
-        check: Compare every file with its digest too; reads all images.
+        check: Read all images too and compare them with their checksums.
         schema: Schema of your own that the rows have: FILE.py:NAME or module:NAME.
         json: Print JSON on a terminal too.
     """
@@ -137,7 +137,7 @@ def _as_json(report: Report, html: Path | None) -> dict[str, Any]:
     return {
         **{"name": info.name, "kind": info.kind, "split_rule": info.split_rule, "protocol": info.protocol},
         "splits": {name: _split_as_json(split) for name, split in report.splits.items()},
-        "left_out": info.left_out_counts(),
+        "left_out": dict(info.left_out),
         "html": None if html is None else str(html),
     }
 
@@ -145,7 +145,7 @@ def _as_json(report: Report, html: Path | None) -> dict[str, Any]:
 def _split_as_json(split: SplitReport) -> dict[str, Any]:
     published = None if split.published is None else vars(split.published)
     counts = {"images": split.images, "texts": split.texts, "published": published}
-    return {**counts, "bytes": split.size, "words": vars(split.words), "classes": dict(split.classes)}
+    return {**counts, "words": vars(split.words), "classes": dict(split.classes)}
 
 
 def _print_tables(report: Report) -> None:
@@ -172,7 +172,7 @@ def _print_tables(report: Report) -> None:
         if split.classes:
             classes = ", ".join(f"{label} {count:,}" for label, count in split.classes.items())
             show(f"{name}: {classes}")
-    for reason, count in info.left_out_counts().items():
+    for reason, count in info.left_out.items():
         show(f"left out, {reason}: {count:,}")
 
 

@@ -15,8 +15,6 @@ from tyro.conf import Positional, arg
 from bridgetower.cli.options import LOADED, Loading, LoadOptions, Model
 from bridgetower.cli.output import emit, emit_following, emit_metrics, emit_table, is_json
 from bridgetower.cli.own import own_task
-from bridgetower.data.config import SHARD_CACHE_GIB, DataConfig
-from bridgetower.data.remote import is_url
 from bridgetower.evaluation.config import EvaluationOptions, RetrievalConfig
 from bridgetower.extras import require
 from bridgetower.files import cache_folder, require_parent
@@ -43,8 +41,6 @@ def evaluate(
     fit_two_stage: bool = False,
     task_spec: str | None = None,
     max_errors: int = 0,
-    shard_cache: str | None = None,
-    shard_cache_limit: float = SHARD_CACHE_GIB,
     num_workers: int = 0,
     work: Path | None = None,
     loading: Loading = LOADED,
@@ -82,8 +78,6 @@ def evaluate(
         task_spec: A task of your own, FILE.py:NAME or module:NAME; then BENCHMARK is one of its benchmarks.
         max_errors: Bad rows of a GLUE file that may be left out; they are named. Of sets at URLs, files that cannot be
             read when the evaluation starts.
-        shard_cache: Folder for copies of files at URLs; default: ~/.cache/bridgetower/shards.
-        shard_cache_limit: GiB of copies that are kept there; the longest unused are removed first.
         num_workers: Processes that decode images; 0 decodes in the main one.
         work: Folder for the scores that retrieval has so far; in the user's cache if none is given. Killed, the same
             command continues; at the end it is emptied.
@@ -102,34 +96,24 @@ def evaluate(
     elif slices is not None:
         raise ValueError(f"slices {slices} is for a report of errors; add --report")
     from bridgetower.checkpoints import Reranking, write_reranking
-    from bridgetower.data.remote_sets import local_sets
     from bridgetower.distributed import process_group, rank
     from bridgetower.tasks.benchmarks import evaluate as run_benchmark
 
     if fit_two_stage:
         write_reranking(model, None)  # before it is evaluated, which takes long
-    sets = DataConfig(
-        folders=data,
-        shuffle_shards=1,
-        max_errors=max_errors,
-        shard_cache=shard_cache,
-        shard_cache_limit=shard_cache_limit,
-    )
-    splits = (split, split.removesuffix("-dev"))  # test-dev of VQAv2 is in the split test
     with (
         process_group(loading.device, TIMEOUT_MINUTES),
         _loaded(model, loading) as predictor,
-        local_sets(sets, splits) as found,
         ExitStack() as until_written,
     ):
         work = work or cache_folder() / "evaluations"
         progress = sys.stderr.isatty()
         means = EvaluationOptions(work=work, until_written=until_written, num_workers=num_workers, progress=progress)
         outcome = run_benchmark(
-            *(predictor, benchmark, found.folders, split, options, means),
+            *(predictor, benchmark, data, split, options, means),
             spec=own_task(task_spec),
             fit_two_stage=fit_two_stage,
-            max_errors=0 if any(map(is_url, data)) else max_errors,
+            max_errors=max_errors,
         )
         if rank() != 0:
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from hashlib import blake2b
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
@@ -13,7 +14,6 @@ from torch.utils.data import Dataset
 from bridgetower.data.batch import BatchKey, CaptionBatch, RankingBatch
 from bridgetower.data.config import DataConfig, MaskingConfig
 from bridgetower.data.masking import IGNORED, mask_tokens
-from bridgetower.data.parquet import Column
 from bridgetower.data.prepared import PreparedImages
 from bridgetower.data.views import drop_words
 from bridgetower.processor import Processor, TextBatch
@@ -23,17 +23,56 @@ DRAWN = -1
 
 
 class CaptionImages(PreparedImages):
-    """Images with their captions, each caption of an image once, as in the official code (base_dataset.py)."""
+    """Images with their captions, numbered in the order in which their examples come; each caption of an image once.
+
+    Attributes:
+        owner: Number of the image of each example.
+    """
 
     def __init__(self, config: DataConfig, splits: str | Sequence[str], processor: Processor) -> None:
-        """Opens the folders and reads the captions."""
+        """Opens the sets.
+
+        Raises:
+            FileNotFoundError: A set or its split is missing.
+            ValueError: No set is given, or one holds no captions.
+        """
         super().__init__(config, splits, processor)
-        self.captions: Column[list[str]] = Column.read(self.records, self.schema.entries).without_repeats()
+        numbers, places = np.unique(self.image_of.numpy(), return_inverse=True)
+        first = np.full(len(numbers), len(places))
+        np.minimum.at(first, places, np.arange(len(places)))
+        order = first.argsort()
+        rank = np.empty_like(order)
+        rank[order] = np.arange(len(order))
+        self._images = torch.from_numpy(numbers[order])
+        self.owner = torch.from_numpy(rank[places])
+        self._by_image = self.owner.argsort(stable=True)
+        self._caption_ends = self.owner.bincount(minlength=len(order)).cumsum(0)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def captions(self, images: Sequence[int]) -> list[list[str]]:
+        """Returns all captions of each image."""
+        numbers = [self._examples_of(image) for image in images]
+        texts = iter(self.examples([number for own in numbers for number in own]))
+        return [[next(texts)["entry"] for _ in own] for own in numbers]
+
+    def names(self, images: Sequence[int]) -> list[str]:
+        """Returns the name of each image."""
+        return [example["id"] for example in self.examples([self._examples_of(image)[0] for image in images])]
+
+    def all_captions(self) -> list[list[str]]:
+        """Returns the captions of every image."""
+        found: list[list[str]] = [[] for _ in range(len(self))]
+        for image, example in zip(self.owner.tolist(), self.scan(), strict=True):
+            found[image].append(example["entry"])
+        return found
 
     def owners(self) -> Int[Tensor, " n"]:
         """Returns the first image with the same captions as each image: itself where they are its own."""
         first: dict[tuple[str, ...], int] = {}
-        return torch.tensor([first.setdefault(tuple(captions), image) for image, captions in enumerate(self.captions)])
+        every = enumerate(self.all_captions())
+        return torch.tensor([first.setdefault(tuple(captions), image) for image, captions in every])
 
     def texts(
         self, max_captions: int | None = None, owners: Int[Tensor, " n"] | None = None
@@ -44,30 +83,44 @@ class CaptionImages(PreparedImages):
             max_captions: At most so many of an image, the first ones; None: all.
             owners: From `owners`: captions that images share are returned once, as those of the first one.
         """
+        every = self.all_captions()
         shown = range(len(self)) if owners is None else owners.unique().tolist()
-        chosen = [self.captions[image][:max_captions] for image in shown]
+        chosen = [every[image][:max_captions] for image in shown]
         index = torch.tensor(shown).repeat_interleave(torch.tensor([len(captions) for captions in chosen]))
         return [caption for captions in chosen for caption in captions], index
 
     def identities(self, images: Sequence[int]) -> Int[Tensor, " b"]:
         """Returns a number for each image, which is the same for images with the same captions, in every process."""
-        contents = (repr(self.captions[image]).encode() for image in images)
+        contents = (repr(captions).encode() for captions in self.captions(images))
         return torch.tensor([int.from_bytes(blake2b(content, digest_size=7).digest()) for content in contents])
 
     def pairs(self) -> Int[Tensor, "p 2"]:
-        """Lists (image, caption number) pairs to train on; the number is `DRAWN` where a caption is drawn each time."""
-        drawn = self.config.captions != "all"
-        pairs = self.places(torch.ones(len(self), dtype=torch.int64) if drawn else self.captions.lengths())
-        if drawn:
-            pairs[:, 1] = DRAWN
-        return pairs
+        """Lists pairs of an image and an example to train on, which is `DRAWN` where a caption is drawn each time."""
+        if self.config.captions == "all":
+            examples = self.repeated(torch.arange(self.num_examples))
+            return torch.stack([self.owner[examples], examples], dim=1)
+        firsts = self._by_image[self._caption_ends - self.owner.bincount()]
+        images = self.owner[self.repeated(firsts)]
+        return torch.stack([images, torch.full_like(images, DRAWN)], dim=1)
 
-    def caption(self, image: int, number: int, generator: torch.Generator) -> str:
-        """Returns a caption of an image, or a drawn one, with words dropped by the config."""
-        captions = self.captions[image]
-        if number == DRAWN:
-            number = int(torch.randint(len(captions), (), generator=generator))
-        return drop_words(captions[number], self.config.word_dropout, generator)
+    def chosen(self, pairs: Sequence[tuple[int, int]], generator: torch.Generator) -> tuple[tuple[str, ...], list[str]]:
+        """Returns the name and the caption of each pair, or a drawn one, with words dropped by the config."""
+        numbers = []
+        for image, number in pairs:
+            own = self._examples_of(image)
+            numbers.append(own[int(torch.randint(len(own), (), generator=generator))] if number == DRAWN else number)
+        examples = self.examples(numbers)
+        texts = [drop_words(example["entry"], self.config.word_dropout, generator) for example in examples]
+        return tuple(example["id"] for example in examples), texts
+
+    def _in_sets(self, images: Sequence[int]) -> Sequence[int]:
+        found: list[int] = self._images[list(images)].tolist()
+        return found
+
+    def _examples_of(self, image: int) -> list[int]:
+        start = int(self._caption_ends[image - 1]) if image else 0
+        found: list[int] = self._by_image[start : self._caption_ends[image]].tolist()
+        return found
 
 
 class CaptionPairs(Dataset[CaptionBatch]):
@@ -87,42 +140,45 @@ class CaptionPairs(Dataset[CaptionBatch]):
         return len(self.pairs)
 
     @property
-    def image_numbers(self) -> Int[Tensor, " n"]:
-        """The image of each pair."""
-        return self.pairs[:, 0].long()
+    def set_numbers(self) -> Int[Tensor, " n"]:
+        """The set of each pair."""
+        return _sets(self.images, self.pairs)
 
     def __getitem__(self, key: BatchKey) -> CaptionBatch:
-        """Builds the batch that `key` names."""
+        """Builds the batch that `key` names.
+
+        Raises:
+            ValueError: An image cannot be decoded; its name is in the error.
+        """
         generator = torch.Generator().manual_seed(key.seed)
-        text, masked, labels = self._texts(key, generator)
-        images = self.pairs[list(key.examples), 0].tolist()
+        ids, text, masked, labels = self._texts(key, generator)
+        images = self.pairs[list(key.examples), 0]
         return CaptionBatch(
-            pixel_values=self.images.views(images, generator),
+            pixel_values=self.images.views(images.tolist(), generator),
             input_ids=text.input_ids,
             attention_mask=text.attention_mask,
             masked_input_ids=masked,
             mlm_labels=labels,
-            image_index=self.images.identities(images),
-            ids=tuple(self.images.image_ids[image] for image in images),
+            image_index=self.images.identities(images.tolist()),
+            ids=ids,
             seed=key.seed,
             step_labels=torch.tensor(sum(map(self._num_labels, key.step))) if key.step else None,
         )
 
     def _num_labels(self, key: BatchKey) -> int:
         """Number of labels in the batch that `key` names, without reading its images."""
-        _, _, labels = self._texts(key, torch.Generator().manual_seed(key.seed))
+        *_, labels = self._texts(key, torch.Generator().manual_seed(key.seed))
         return int((labels != IGNORED).sum())
 
     def _texts(
         self, key: BatchKey, generator: torch.Generator
-    ) -> tuple[TextBatch, Int[Tensor, "b l"], Int[Tensor, "b l"]]:
-        """Draws captions and hides words: the texts, masked ids and labels."""
+    ) -> tuple[tuple[str, ...], TextBatch, Int[Tensor, "b l"], Int[Tensor, "b l"]]:
+        """Draws captions and hides words: names, the texts, masked ids and labels."""
         processor = self.images.processor
-        chosen = self.pairs[list(key.examples)].tolist()
-        captions = [self.images.caption(image, number, generator) for image, number in chosen]
+        ids, captions = self.images.chosen(self.pairs[list(key.examples)].tolist(), generator)
         text = processor.pad(processor.token_ids(captions, truncate=True))
         if self.masking is None:
-            return text, text.input_ids, torch.full_like(text.input_ids, IGNORED)
+            return ids, text, text.input_ids, torch.full_like(text.input_ids, IGNORED)
         masked, labels = mask_tokens(
             text.input_ids,
             config=self.masking,
@@ -132,7 +188,7 @@ class CaptionPairs(Dataset[CaptionBatch]):
             generator=generator,
             continues_word=processor.continues_word if self.masking.whole_word else None,
         )
-        return text, masked, labels
+        return ids, text, masked, labels
 
 
 class RankingPairs(Dataset[RankingBatch]):
@@ -148,6 +204,9 @@ class RankingPairs(Dataset[RankingBatch]):
         Args:
             images: Their captions are the true and the false ones.
             false_texts: False captions of each pair.
+
+        Raises:
+            ValueError: All images have the same captions, so that none is false.
         """
         owners = images.owners()
         _, self._group, self._sizes = owners.unique(return_inverse=True, return_counts=True)
@@ -164,31 +223,39 @@ class RankingPairs(Dataset[RankingBatch]):
         return len(self._pairs)
 
     @property
-    def image_numbers(self) -> Int[Tensor, " n"]:
-        """The image of each pair."""
-        return self._pairs[:, 0].long()
+    def set_numbers(self) -> Int[Tensor, " n"]:
+        """The set of each pair."""
+        return _sets(self.images, self._pairs)
 
     def __getitem__(self, key: BatchKey) -> RankingBatch:
-        """Builds the batch that `key` names."""
+        """Builds the batch that `key` names.
+
+        Raises:
+            ValueError: An image cannot be decoded; its id is named.
+        """
         generator = torch.Generator().manual_seed(key.seed)
-        chosen = self._pairs[list(key.examples)].tolist()
-        texts = [text for image, number in chosen for text in self._texts(image, number, generator)]
-        images, processor = [image for image, _ in chosen], self.images.processor
+        pairs = self._pairs[list(key.examples)]
+        chosen = [one for image, number in pairs.tolist() for one in self._with_false(image, number, generator)]
+        (ids, texts), processor = self.images.chosen(chosen, generator), self.images.processor
         tokens = processor.pad(processor.token_ids(texts, truncate=True))
         return RankingBatch(
-            pixel_values=self.images.views(images, generator),
+            pixel_values=self.images.views(pairs[:, 0].tolist(), generator),
             input_ids=tokens.input_ids,
             attention_mask=tokens.attention_mask,
-            image_index=self.images.identities(images),
-            ids=tuple(self.images.image_ids[image] for image in images),
+            image_index=self.images.identities(pairs[:, 0].tolist()),
+            ids=ids[:: self.false_texts + 1],
             seed=key.seed,
         )
 
-    def _texts(self, image: int, number: int, generator: torch.Generator) -> Sequence[str]:
+    def _with_false(self, image: int, number: int, generator: torch.Generator) -> list[tuple[int, int]]:
         group, count = self._group[image], len(self.images)  # the others begin after its end, in a circle
         after = torch.randint(count - int(self._sizes[group]), (self.false_texts,), generator=generator)
-        others = self._by_group[(self._ends[group] + after) % count].tolist()
-        return [
-            self.images.caption(image, number, generator),
-            *(self.images.caption(other, DRAWN, generator) for other in others),
-        ]
+        others: list[int] = self._by_group[(self._ends[group] + after) % count].tolist()
+        return [(image, number), *((other, DRAWN) for other in others)]
+
+
+def _sets(images: CaptionImages, pairs: Int[Tensor, "p 2"]) -> Int[Tensor, " p"]:
+    firsts = torch.full((len(images),), images.num_examples).scatter_reduce(
+        0, images.owner, torch.arange(images.num_examples), "amin"
+    )
+    return images.sets_of(firsts[pairs[:, 0]])

@@ -6,16 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
-from bridgetower.model.plain import AT_LEAST_0, AT_LEAST_1, check_choice, check_numbers
+from bridgetower.model.plain import check_choice, check_numbers
 
 Captions = Literal["all", "one"]
 Augmentation = Literal["none", "affine"]
 RandAugment = Literal["none", "geometry", "colour"]
 OfficialProfile = Literal["official-pretrain", "official-finetune"]
 GlueName = Literal["cola", "mrpc", "sst-2", "qqp", "sts-b", "rte", "qnli", "mnli"]
-
-SHARD_CACHE_GIB = 100.0
-"""Of copies of files at URLs."""
 
 NOT_CONTENT: Mapping[str, bool] = {"content": False}
 """Metadata of a field that does not decide the content of a set, so that another value of it is the same set."""
@@ -26,9 +23,9 @@ class DataConfig:
     """What is read and how.
 
     Attributes:
-        folders: Prepared data sets, or their URLs; their pairs are mixed.
-        train_only: Further prepared sets of which the split `train` is trained on, or URLs of tar shards; nothing of
-            them is evaluated, and of questions the answers to choose from are not theirs (VG-QA).
+        folders: Prepared sets, or their URLs in an object store; their examples are mixed.
+        train_only: Further prepared sets of which the split `train` is trained on; nothing of them is evaluated, and of
+            questions the answers to choose from are not theirs (VG-QA).
         repeats: How often each folder's examples occur in an epoch, one number per folder, those of `train_only` last;
             empty repeats each once.
         one_set_per_batch: Take the examples of a batch from one set, as far as whole batches go, so that negatives from
@@ -57,12 +54,6 @@ class DataConfig:
             model keeps to it. Images that are varied from their files on are decoded in full.
         num_workers: Processes that decode; 0 decodes in the main process.
         cache: Keep what was read, and the decoded images, in memory; for sets that fit.
-        shuffle_shards: Where a set is at a URL: files of all sets whose examples are shuffled together.
-        max_errors: Files at URLs that cannot be read when the run starts, and samples of tar shards that cannot be
-            used, which may be left out; they are named.
-        shard_cache: Folder for copies of files at URLs, which runs share; None: `shards` in the cache folder of the
-            user.
-        shard_cache_limit: GiB of copies that are kept there; the longest unused are removed first.
     """
 
     folders: tuple[str, ...] = ()
@@ -85,10 +76,6 @@ class DataConfig:
     fast_decode: bool = False
     num_workers: int = 0
     cache: bool = False
-    shuffle_shards: int = 8
-    max_errors: int = 0
-    shard_cache: str | None = None
-    shard_cache_limit: float = SHARD_CACHE_GIB
 
     @property
     def trains_on_validation(self) -> bool:
@@ -97,8 +84,6 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Checks the repeats, the choices and the counts."""
-        naturals = dict.fromkeys(("max_errors", "shard_cache_limit"), AT_LEAST_0)
-        check_numbers(self, "", shuffle_shards=AT_LEAST_1, **naturals)
         trained = (*self.folders, *self.train_only)
         if self.repeats and (len(self.repeats) != len(trained) or min(self.repeats) < 1):
             raise ValueError(f"repeats {self.repeats} for folders {trained}; expected one positive number each")
@@ -180,22 +165,17 @@ class WritingConfig:
     Attributes:
         max_errors: Missing or broken images and unusable rows or entries that may be left out; they are named in
             `dataset.json`.
-        shard_rows: Most images of a Parquet file; what is finished of them is kept when an attempt is cut off.
         num_workers: Threads that read and check images.
     """
 
     max_errors: int = field(default=0, metadata=NOT_CONTENT)
-    shard_rows: int = 5000
     num_workers: int = field(default=4, metadata=NOT_CONTENT)
 
     def __post_init__(self) -> None:
         """Checks the counts."""
         check_numbers(self)
-        if self.max_errors < 0 or self.shard_rows < 1 or self.num_workers < 1:
-            raise ValueError(
-                f"max_errors is {self.max_errors}, shard_rows {self.shard_rows}, num_workers {self.num_workers}; give "
-                "at least 0, 1 and 1"
-            )
+        if self.max_errors < 0 or self.num_workers < 1:
+            raise ValueError(f"max_errors is {self.max_errors}, num_workers {self.num_workers}; give at least 0 and 1")
 
     @property
     def settings(self) -> dict[str, object]:

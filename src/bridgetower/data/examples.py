@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -14,8 +14,8 @@ from torch.utils.data import Dataset
 
 from bridgetower.data.answers import soft_targets
 from bridgetower.data.batch import Batch, BatchDataset, BatchKey
-from bridgetower.data.folder import SPLIT_OPTIONS
-from bridgetower.data.prepared import PreparedImages
+from bridgetower.data.prepared import NO_IMAGE, PreparedImages
+from bridgetower.data.prepared_set import SPLIT_OPTIONS
 from bridgetower.data.schema import Schema
 
 _PIXELS = ("pixel_values", "pixel_values_2")
@@ -29,7 +29,11 @@ class LabelEncoder(Protocol):
         ...
 
     def tensor(self, entry: Mapping[str, Any]) -> Tensor:
-        """Returns the label of an entry that has one, of the same shape for all of them."""
+        """Returns the label of an entry that has one, of the same shape for all of them.
+
+        Raises:
+            ValueError: It is none that the model can be trained for; `EntryDataset` adds which entry it is.
+        """
         ...
 
 
@@ -77,7 +81,11 @@ class LabelsEncoder:
 
 
 def _class_number(number_of: Mapping[str, int], label: str) -> int:
-    """Returns the number of the class that a label names."""
+    """Returns the number of the class that a label names.
+
+    Raises:
+        ValueError: There is no such class.
+    """
     if label not in number_of:
         raise ValueError(
             f"has the label {label!r}; the model's head has the classes {', '.join(number_of)}: use a set of these, or "
@@ -125,9 +133,6 @@ class AnswerEncoder:
 class EntryDataset(Dataset[Batch]):
     """Entries of prepared sets, one example each, with the image or images that they are about.
 
-    Only the places of the entries are kept in memory: the 440 thousand questions of VQAv2 with ten answers each would
-    take half a gigabyte in every process that decodes.
-
     Attributes:
         images: What the entries are about.
         encode: Makes labels of entries.
@@ -142,7 +147,7 @@ class EntryDataset(Dataset[Batch]):
         labelled: bool = False,
         unique: bool = False,
     ) -> None:
-        """Finds the entries.
+        """Finds the entries in one pass.
 
         Args:
             images: Of a schema whose entries have a text and an identifier.
@@ -150,28 +155,53 @@ class EntryDataset(Dataset[Batch]):
             keep: Whether an entry is an example; None: every entry is.
             labelled: Every example must have a label.
             unique: No identifier may come twice.
+
+        Raises:
+            ValueError: There is no example, one without the label that it must have, or an identifier comes twice.
         """
         assert images.schema.id is not None
         self.images, self.encode, self._keep, self._id = images, encode, keep, images.schema.id
-        self._places = self._find(labelled=labelled, unique=unique)
-        if not len(self._places):
-            folders = ", ".join(str(folder) for folder, _ in images.sources)
+        if keep or labelled or unique:
+            chosen, ids = array("q"), set[Any]()
+            for number, example in enumerate(images.scan()):
+                entry = example["entry"]
+                if keep is None or keep(entry):
+                    chosen.append(number)
+                    if labelled and not encode.known(entry):
+                        raise ValueError(
+                            f"{self.schema.noun} {entry[self._id]} of split {', '.join(images.splits)} has no "
+                            f"{self.schema.label_noun}; choose a split that has ({SPLIT_OPTIONS})"
+                        )
+                    if unique:
+                        ids.add(entry[self._id])
+            if unique and len(ids) < len(chosen):
+                again = len(chosen) - len(ids)
+                raise ValueError(f"{again} ids of {len(chosen)} come again; expected one example of each id")
+            self._numbers = images.repeated(torch.tensor(chosen, dtype=torch.int64))
+        else:
+            self._numbers = images.repeated(torch.arange(images.num_examples))
+        if not len(self._numbers):
+            folders = ", ".join(one.folder for one in images.sets)
             unfit = "" if keep is None else " is fit for this"
             raise ValueError(
                 f"no example in split {', '.join(images.splits)} of {folders}{unfit}; choose another ({SPLIT_OPTIONS})"
             )
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._numbers)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yields every entry once, in the order of the examples of a set without repeats."""
-        return (entry for entries in self.images.entries() for entry in entries if self._kept(entry))
+        return (row["entry"] for row in self.rows())
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yields every example once with the numbers of its `images` and its `entry`, in that order."""
+        return (row for row in self.images.scan() if self._keep is None or self._keep(row["entry"]))
 
     @property
-    def image_numbers(self) -> Int[Tensor, " n"]:
-        """The image of each example, or its pair of images."""
-        return self._places[:, 0].long()
+    def set_numbers(self) -> Int[Tensor, " n"]:
+        """The set of each example."""
+        return self.images.sets_of(self._numbers)
 
     @property
     def schema(self) -> Schema:
@@ -179,17 +209,20 @@ class EntryDataset(Dataset[Batch]):
         return self.images.schema
 
     def __getitem__(self, key: BatchKey) -> Batch:
-        """Builds the batch that `key` names; it has labels where all its entries have."""
+        """Builds the batch that `key` names; it has labels where all its entries have.
+
+        Raises:
+            ValueError: An image cannot be decoded, or a label is no class; its name is in the error.
+        """
         generator = torch.Generator().manual_seed(key.seed)
-        places = self._places[list(key.examples)].tolist()
-        images = [image for image, _ in places]
-        entries = [self.images.entries_of(image)[number] for image, number in places]
+        rows = self.images.examples(self._numbers[list(key.examples)].tolist())
+        entries = [row["entry"] for row in rows]
         schema, processor = self.schema, self.images.processor
         text = processor.pad(processor.pair_ids([schema.texts_of(entry) for entry in entries]))
         known = all(self.encode.known(entry) for entry in entries)
         pixels: dict[str, Any] = {
-            name: self.images.views(images, generator, column)
-            for name, column in zip(_PIXELS, schema.image_columns, strict=False)
+            name: self.images.views([row["images"][place] if row["images"] else NO_IMAGE for row in rows], generator)
+            for place, name in enumerate(_PIXELS[: schema.num_images])
         }
         return Batch(
             ids=tuple(str(entry[self._id]) for entry in entries),
@@ -201,41 +234,15 @@ class EntryDataset(Dataset[Batch]):
         )
 
     def label(self, entry: Mapping[str, Any]) -> Tensor:
-        """Returns the label of an entry that has one."""
+        """Returns the label of an entry that has one.
+
+        Raises:
+            ValueError: It is no class; the entry is named.
+        """
         try:
             return self.encode.tensor(entry)
         except ValueError as error:
             raise ValueError(f"{self.schema.noun} {entry[self._id]} {error}") from error
-
-    def _kept(self, entry: dict[str, Any]) -> bool:
-        return self._keep is None or self._keep(entry)
-
-    def _find(self, *, labelled: bool, unique: bool) -> Int[Tensor, "n 2"]:
-        """Returns the image and the number there of the entry of each example, in one pass over the files."""
-        counts, kept, ids = array("q"), array("q"), set[Any]()
-        for entries in self.images.entries():
-            chosen = [number for number, entry in enumerate(entries) if self._kept(entry)]
-            counts.append(len(chosen))
-            kept.extend(chosen)
-            if labelled:
-                self._check_labels(entries[number] for number in chosen)
-            if unique:
-                ids.update(entries[number][self._id] for number in chosen)
-        if unique and len(ids) < len(kept):
-            raise ValueError(f"{len(kept) - len(ids)} ids of {len(kept)} come again; expected one example of each id")
-        lengths, numbers = (torch.tensor(values, dtype=torch.int64) for values in (counts, kept))
-        places = self.images.places(lengths)
-        images, number_there = places.long().unbind(1)
-        places[:, 1] = numbers[(lengths.cumsum(0) - lengths)[images] + number_there]
-        return places
-
-    def _check_labels(self, entries: Iterable[Mapping[str, Any]]) -> None:
-        unknown = next((entry for entry in entries if not self.encode.known(entry)), None)
-        if unknown:
-            raise ValueError(
-                f"{self.schema.noun} {unknown[self._id]} of split {', '.join(self.images.splits)} has no "
-                f"{self.schema.label_noun}; choose a split that has ({SPLIT_OPTIONS})"
-            )
 
 
 class WithOtherImages(Dataset[Batch]):
@@ -249,6 +256,9 @@ class WithOtherImages(Dataset[Batch]):
 
         Args:
             examples: Questions or statements.
+
+        Raises:
+            ValueError: There is only one example, so that there is no other image.
         """
         if len(examples) < 2:
             raise ValueError(f"{len(examples)} example has no other image; expected at least 2 examples")

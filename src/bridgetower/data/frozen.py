@@ -26,68 +26,59 @@ class FrozenImages:
     """Views of the images of a set, as cached hidden states of the image tower.
 
     Attributes:
-        files: One row for each image, view and column.
+        files: One row for each image and view.
         num_views: Of each image.
-        columns: `image`, and `image_2` in sets of pairs.
         seed: Of the views.
     """
 
     files: RowFiles
     num_views: int
-    columns: tuple[str, ...]
     seed: int
 
-    def views(self, images: Sequence[int], generator: torch.Generator, column: str = "image") -> CachedViews:
+    def views(self, images: Sequence[int], generator: torch.Generator) -> CachedViews:
         """Draws a view of each image."""
-        firsts = [self._row(image, column) for image in images]
-        return CachedViews(self.files, firsts, stride=len(self.columns), num_views=self.num_views).drawn(generator)
+        firsts = [image * self.num_views for image in images]
+        return CachedViews(self.files, firsts, num_views=self.num_views).drawn(generator)
 
     def first_views(self, images: Sequence[int]) -> CachedFeatures:
-        """Returns the first view of each image, of a pair that of the first one."""
-        return CachedFeatures(self.files, [self._row(image, "image") for image in images])
+        """Returns the first view of each image."""
+        return CachedFeatures(self.files, [image * self.num_views for image in images])
 
-    def place(self, row: int) -> tuple[int, str, torch.Generator]:
-        """Returns the image and the column of a row, and what its view is drawn from."""
-        row, column = divmod(row, len(self.columns))
+    def place(self, row: int) -> tuple[int, torch.Generator]:
+        """Returns the image of a row, and what its view is drawn from."""
         image, view = divmod(row, self.num_views)
-        seed = derive_seed(self.seed, "view of a picture", image, view, self.columns[column])
-        return image, self.columns[column], torch.Generator().manual_seed(seed)
-
-    def _row(self, image: int, column: str) -> int:
-        """Row of an image's first view."""
-        return image * self.num_views * len(self.columns) + self.columns.index(column)
+        return image, torch.Generator().manual_seed(derive_seed(self.seed, "view of an image", image, view))
 
 
 class CachedViews(CachedFeatures):
     """Views of images that can be drawn again, so that examples whose texts are kept see all views."""
 
     def __init__(
-        self, files: RowFiles, firsts: Sequence[int], *, stride: int, num_views: int, rows: Sequence[int] | None = None
+        self, files: RowFiles, firsts: Sequence[int], *, num_views: int, rows: Sequence[int] | None = None
     ) -> None:
         """Takes a view of each image.
 
         Args:
             files: Of all views.
             firsts: Row of each image's first view.
-            stride: From view to view.
             num_views: Of each image.
             rows: The views; None: the first ones.
         """
         super().__init__(files, firsts if rows is None else rows)
-        self.firsts, self.stride, self.num_views = tuple(firsts), stride, num_views
+        self.firsts, self.num_views = tuple(firsts), num_views
 
     def drawn(self, generator: torch.Generator) -> CachedViews:
         """Returns other views of the same images."""
         views = torch.randint(self.num_views, (len(self),), generator=generator).tolist()
-        rows = [first + view * self.stride for first, view in zip(self.firsts, views, strict=True)]
-        return CachedViews(self.files, self.firsts, stride=self.stride, num_views=self.num_views, rows=rows)
+        rows = [first + view for first, view in zip(self.firsts, views, strict=True)]
+        return CachedViews(self.files, self.firsts, num_views=self.num_views, rows=rows)
 
     @classmethod
     def cat(cls, parts: Sequence[Self]) -> Self:
         """Joins views of the same files."""
         joined_rows = CachedFeatures.cat(parts).rows
         firsts = [row for part in parts for row in part.firsts]
-        return cls(parts[0].files, firsts, stride=parts[0].stride, num_views=parts[0].num_views, rows=joined_rows)
+        return cls(parts[0].files, firsts, num_views=parts[0].num_views, rows=joined_rows)
 
 
 class FrozenTexts:
@@ -135,13 +126,13 @@ class FrozenDataset(Dataset[Batch]):
         return len(self.examples)
 
     @property
-    def image_numbers(self) -> Int[Tensor, " n"]:
-        """Number of the image of each example.
+    def set_numbers(self) -> Int[Tensor, " n"]:
+        """The set of each example.
 
         Raises:
-            AttributeError: The wrapped examples have no `image_numbers`.
+            AttributeError: The wrapped examples do not tell.
         """
-        numbers: Tensor = self.examples.image_numbers  # type: ignore[attr-defined]
+        numbers: Tensor = self.examples.set_numbers  # type: ignore[attr-defined]
         return numbers
 
     def __getstate__(self) -> dict[str, Any]:

@@ -15,9 +15,9 @@ import numpy as np
 
 from bridgetower.data.datasets import DATASETS
 from bridgetower.data.datasets.spec import PublishedCount
-from bridgetower.data.folder import DatasetInfo, read_info, read_split, split_files
-from bridgetower.data.schema import Schema, schema_named
-from bridgetower.files import sha256_of, write_text
+from bridgetower.data.prepared_set import DatasetInfo, PreparedSet, read_info
+from bridgetower.data.schema import Schema
+from bridgetower.files import write_text
 from bridgetower.processor import open_image
 from bridgetower.progress import counted
 
@@ -59,7 +59,6 @@ class SplitReport:
     Attributes:
         images: Images, or pairs of images.
         texts: Captions, questions or statements.
-        size: Bytes of its files.
         published: Its published size; None for sets that are not published.
         words: Lengths of the texts.
         classes: Number of texts of each answer type or label; empty for captions.
@@ -67,7 +66,6 @@ class SplitReport:
 
     images: int
     texts: int
-    size: int
     published: PublishedCount | None
     words: Lengths
     classes: Mapping[str, int]
@@ -87,23 +85,22 @@ class Report:
 
 
 def inspect(folder: Path, *, schema: Schema | None = None, check: bool = False, progress: bool = False) -> Report:
-    """Reads all texts of a prepared set and counts; one row group is in memory at a time.
+    """Reads all texts of a prepared set and counts.
 
     Args:
         folder: Of the set.
         schema: Of the set; None: the one of `SCHEMAS` that `dataset.json` names.
-        check: Whether to compare every file with its digest too.
+        check: Whether to read all images too and compare them with their checksums.
         progress: Whether to show progress.
 
     Raises:
-        FileNotFoundError: If there is no complete set, or a file of it is missing.
-        ValueError: If the counts or digests differ from those in `dataset.json`.
+        FileNotFoundError: If there is no complete set.
+        ValueError: If something is not as it was written.
     """
     info = read_info(folder)
-    if check:
-        _check_files(folder, info, progress)
-    schema = schema or schema_named(info.kind)
-    splits = {name: _inspect_split(folder, name, info, schema, progress) for name in info.splits}
+    if check and (damaged := PreparedSet(folder, list(info.splits), schema).damaged()):
+        raise ValueError(f"{damaged[0]} is damaged, {len(damaged)} rows in all; run `bridgetower prepare` again")
+    splits = {name: _inspect_split(folder, name, schema, progress) for name in info.splits}
     return Report(info=info, splits=splits)
 
 
@@ -128,18 +125,25 @@ def write_samples(
     if num_samples < 1:
         raise ValueError(f"num_samples is {num_samples}; expected at least 1")
     info = read_info(folder)
-    schema = schema or schema_named(info.kind)
     templates = Environment(loader=PackageLoader("bridgetower.data"), autoescape=True, undefined=StrictUndefined)
     templates.filters["data_uri"] = _data_uri
-    samples = {name: _samples(folder, name, schema, num_samples, seed) for name in info.splits}
+    sets = {name: PreparedSet(folder, [name], schema) for name in info.splits}
+    samples = {name: _samples(one, name, num_samples, seed) for name, one in sets.items()}
+    schema = next(iter(sets.values())).schema
     page = templates.get_template("samples.html").render(info=info, schema=schema, samples=samples)
     write_text(path, page)
 
 
-def _samples(folder: Path, split: str, schema: Schema, count: int, seed: int) -> list[dict[str, Any]]:
-    rows = read_split(folder, split, schema=schema)
-    numbers = random.Random(f"{seed}/{split}").sample(range(len(rows)), min(count, len(rows)))
-    return [rows.row(number, schema.columns) for number in sorted(numbers)]
+def _samples(one: PreparedSet, split: str, count: int, seed: int) -> list[dict[str, Any]]:
+    """Returns some images, or texts without one, each with all its examples."""
+    groups = np.unique(one.groups)
+    chosen = random.Random(f"{seed}/{split}").sample(range(len(groups)), min(count, len(groups)))
+    found = []
+    for group in sorted(chosen):
+        examples = one.examples(np.flatnonzero(one.groups == groups[group]).tolist())
+        images = one.images(examples[0]["images"])
+        found.append({"id": examples[0]["id"], "images": images, "entries": [row["entry"] for row in examples]})
+    return found
 
 
 def _data_uri(content: bytes) -> str:
@@ -151,39 +155,24 @@ def _data_uri(content: bytes) -> str:
     return f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
-def _check_files(folder: Path, info: DatasetInfo, progress: bool) -> None:
-    digests = info.digests()
-    for name in counted(list(digests), "checking files", shown=progress):
-        if sha256_of(Path(folder) / name) != digests[name]:
-            raise ValueError(f"{name} in {folder} is not as it was written; run `bridgetower prepare` again")
-
-
-def _inspect_split(folder: Path, name: str, info: DatasetInfo, schema: Schema, progress: bool) -> SplitReport:
-    rows = read_split(folder, name, schema=schema)
+def _inspect_split(folder: Path, name: str, schema: Schema | None, progress: bool) -> SplitReport:
+    one = PreparedSet(folder, [name], schema)
+    schema = one.schema
     words: Counter[int] = Counter()
     classes: Counter[str] = Counter()
-    num_entries = 0
-    for entries in counted(rows.stream(schema.entries), f"reading {name}", shown=progress, total=len(rows)):
-        num_entries += len(entries)
-        for entry in entries:
-            words.update(len(text.split()) for text in schema.texts_of(entry))
-            if schema.label:
-                label = entry[schema.label]
-                classes.update(label if isinstance(label, list) and label else [label or "unknown"])
-    images, num_texts = len(rows), num_entries
-    expected = info.splits[name]
-    if (images, num_texts) != (expected.images, expected.texts):
-        raise ValueError(
-            f"{name} in {folder} has {images} images and {num_texts} texts, dataset.json says {expected.images} and "
-            f"{expected.texts}; run `bridgetower prepare` again"
-        )
-    known = DATASETS.get(info.name)
+    for example in counted(one.scan(), f"reading {name}", shown=progress, total=len(one.numbers)):
+        entry = example["entry"]
+        words.update(len(text.split()) for text in schema.texts_of(entry))
+        if schema.label:
+            label = entry[schema.label]
+            classes.update(label if isinstance(label, list) and label else [label or "unknown"])
+    images, texts = one.info.splits[name].images, len(one.numbers)
+    known = DATASETS.get(one.info.name)
     is_published = known is not None and known.schema == schema
     return SplitReport(
         images=images,
-        texts=num_texts,
-        size=sum(path.stat().st_size for path in split_files(folder, name)),
-        published=known.published_count(name, images, num_texts) if known and is_published else None,
+        texts=texts,
+        published=known.published_count(name, images, texts) if known and is_published else None,
         words=Lengths.of(words),
         classes=dict(classes.most_common()),
     )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Protocol
 
 import torch
 from jaxtyping import Int
@@ -12,18 +11,6 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from bridgetower.data.batch import BatchKey, derive_seed
-
-
-class EpochOrder(Protocol):
-    """The order of the examples in each epoch."""
-
-    def examples(self, epoch: int) -> Int[Tensor, " n"]:
-        """Returns the numbers of all examples, in the order of an epoch."""
-        ...
-
-    def reached(self, epoch: int, place: int) -> None:
-        """Is told the place, in the order of an epoch, of an example that is read next."""
-        ...
 
 
 class Shuffled:
@@ -35,9 +22,6 @@ class Shuffled:
     def examples(self, epoch: int) -> Int[Tensor, " n"]:
         """Returns the numbers of all examples, in the order of an epoch."""
         return torch.randperm(self.num_examples, generator=_generator(self.seed, "epoch", epoch))
-
-    def reached(self, epoch: int, place: int) -> None:
-        """Does nothing."""
 
 
 class OneSetPerBatch:
@@ -67,58 +51,6 @@ class OneSetPerBatch:
         rest = torch.cat([own[end:] for own, end in zip(by_set, ends, strict=True)])
         return torch.cat([batches.flatten(), rest[torch.randperm(len(rest), generator=_generator(self.seed, epoch))]])
 
-    def reached(self, epoch: int, place: int) -> None:
-        """Does nothing."""
-
-
-class ShardOrder:
-    """The shards in an order that only seed and epoch decide; the examples of a few of them are shuffled together.
-
-    So only these shards are needed at a time.
-    """
-
-    def __init__(
-        self, shards: Int[Tensor, " n"], seed: int, together: int, fetch: Callable[[Sequence[int]], object]
-    ) -> None:
-        """Plans the order.
-
-        Args:
-            shards: Number of the shard of each example.
-            seed: Of the order.
-            together: Shards that are shuffled together.
-            fetch: Is called with shards that are needed now or next.
-        """
-        self.shards, self.together, self.fetch = shards, together, fetch
-        self.num_shards = int(shards.max()) + 1
-        self._shuffled = Shuffled(len(shards), seed)
-        self._epoch, self._ends, self._asked = -1, torch.empty(0), (-1, -1)
-
-    def examples(self, epoch: int) -> Int[Tensor, " n"]:
-        """Returns the numbers of all examples, in the order of an epoch."""
-        windows = self._order(epoch).argsort()[self.shards] // self.together
-        self._epoch, self._ends = epoch, windows.bincount().cumsum(0)
-        order = self._shuffled.examples(epoch)
-        return order[windows[order].argsort(stable=True)]
-
-    def reached(self, epoch: int, place: int) -> None:
-        """Fetches the shards of an example and those that come after them; `epoch` is that of the last `examples`."""
-        assert epoch == self._epoch
-        window = int(torch.searchsorted(self._ends, place, right=True))
-        if self._asked != (epoch, window):
-            self._asked = (epoch, window)
-            self.fetch([*self._window(epoch, window), *self._after(epoch, window)])
-
-    def _after(self, epoch: int, window: int) -> list[int]:
-        return self._window(epoch, window + 1) or self._window(epoch + 1, 0)
-
-    def _window(self, epoch: int, window: int) -> list[int]:
-        start = window * self.together
-        shards: list[int] = self._order(epoch)[start : start + self.together].tolist()
-        return shards
-
-    def _order(self, epoch: int) -> Int[Tensor, " s"]:
-        return torch.randperm(self.num_shards, generator=_generator(self._shuffled.seed, "shards", epoch))
-
 
 class StepSampler(Sampler[BatchKey]):
     """The micro-batches of one rank from a given step on, in an order that only the seed decides.
@@ -135,7 +67,7 @@ class StepSampler(Sampler[BatchKey]):
         micro_batches: int,
         steps: range,
         seed: int,
-        order: EpochOrder | None = None,
+        order: Shuffled | OneSetPerBatch | None = None,
         rank: int = 0,
         world_size: int = 1,
         passes: Callable[[int], int] = lambda step: 1,
@@ -182,7 +114,6 @@ class StepSampler(Sampler[BatchKey]):
                 epoch = step // self.steps_per_epoch
                 order = self.order.examples(epoch)
             first = step % self.steps_per_epoch * self.batch_size
-            self.order.reached(epoch, first + self.batch_size - 1)
             start = first + self.rank * self.part * self.micro_batches
             own = order[start : start + self.part * self.micro_batches].split(self.part)
             keys = [

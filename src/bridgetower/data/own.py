@@ -1,180 +1,72 @@
-"""Sets of a user's own, from a table or a folder: one spec for each kind, such as images with captions."""
+"""Custom sets from any source: one kind for each task, such as images with captions, or questions about images."""
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from dataclasses import asdict, dataclass, field, fields, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from bridgetower.data.answers import normalise_answer, vocabulary_file
 from bridgetower.data.config import NOT_CONTENT, WritingConfig
-from bridgetower.data.folder import DatasetInfo, split_rank, split_sizes
-from bridgetower.data.manifest import Manifest, new_manifest
-from bridgetower.data.schema import CAPTIONS, CLASSIFICATION, LabelledEntry, Schema
-from bridgetower.data.sources import (
-    CAPTION_COLUMNS,
-    CAPTIONS_FILE,
-    IMAGE_COLUMNS,
-    CaptionsFrom,
-    Cells,
-    cell_image,
-    cell_text,
-    find_column,
-    read_rows,
-    read_table,
-    split_of,
+from bridgetower.data.example import Example
+from bridgetower.data.fetch import list_files
+from bridgetower.data.prepared_set import INFO_FILE, DatasetInfo, SetWriter, check_errors, read_info
+from bridgetower.data.reader import CaptionsFrom, Columns, read
+from bridgetower.data.schema import (
+    CAPTIONS,
+    CLASSIFICATION,
+    NLVR2,
+    SNLI_VE,
+    VQA,
+    LabelledEntry,
+    Question,
+    Schema,
+    Statement,
 )
-from bridgetower.data.writer import write_manifest
 from bridgetower.files import read_json
 from bridgetower.model.plain import from_plain
 
-TEXT_COLUMNS = (*CAPTION_COLUMNS, "title", "description")
-LABEL_COLUMNS = ("label", "labels", "class", "category", "categories", "tags")
-NUMBER_COLUMNS = (*LABEL_COLUMNS, "score", "rating")
 CLASSES_FILE = "classes.json"
+TEXT_COLUMNS = ("title", "description", "hypothesis", "statement", "sentence2")
+LABEL_COLUMNS = ("label", "labels", "class", "category", "categories", "tags", "gold_label")
+NUMBER_COLUMNS = (*LABEL_COLUMNS, "score", "rating")
+QUESTION_COLUMNS = ("question", "questions", "query")
+ANSWER_COLUMNS = ("answer", "answers", "multiple_choice_answer")
 
-_FEWEST_SPLIT = 3  # images: one each for train, validation and test
+_TRUE = {"true": "True", "1": "True", "yes": "True", "false": "False", "0": "False", "no": "False"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class OwnSetConfig(WritingConfig):
-    """How a set of a user's own is split and written.
+    """How a source is read and split.
 
     Attributes:
-        image_column: Column with paths or, in Parquet, image bytes; None looks for the usual names.
-        test_fraction: Share of the images for test, where the source gives no splits; None means 0.1.
+        image_column: Column with paths, URLs or image bytes; two names with a comma between them for pairs of images;
+            None looks for the usual names.
+        text_column: Column with the text or a list of texts; None looks for the usual names.
+        test_fraction: Share of the images for test, where the source gives no splits.
         validation_fraction: Share of the images for validation, likewise.
-        seed: Seed of the split, where the source gives none.
+        seed: Of the split; the same image comes into the same split whatever else the source has.
     """
 
     image_column: str | None = None
-    test_fraction: float | None = None
-    validation_fraction: float | None = None
-    seed: int = field(default=0, metadata=NOT_CONTENT)  # `dataset.json` has it beside the settings
+    text_column: str | None = None
+    test_fraction: float = 0.1
+    validation_fraction: float = 0.1
+    seed: int = 0
 
     def __post_init__(self) -> None:
         """Checks fractions and counts."""
         super().__post_init__()
-        test, validation = self.fractions
+        test, validation = self.test_fraction, self.validation_fraction
         if min(test, validation) < 0 or test + validation >= 1:
             raise ValueError(
                 f"fractions for test and validation are {test} and {validation}; give >= 0, together below 1"
             )
-
-    @property
-    def fractions(self) -> tuple[float, float]:
-        """Shares for test and validation."""
-        test, validation = self.test_fraction, self.validation_fraction
-        return 0.1 if test is None else test, 0.1 if validation is None else validation
-
-
-@dataclass(frozen=True, kw_only=True)
-class OwnSpec:
-    """A kind of set that is prepared from a user's own file or folder.
-
-    Attributes:
-        name: Of its command.
-        schema: What its rows hold.
-        summary: Help of its command: a line, and perhaps paragraphs.
-        source: Help of the source: what it may be.
-        config: Type of the settings.
-        fill: Reads the source and fills the manifest; images without a split are split by the config.
-    """
-
-    name: str
-    schema: Schema
-    summary: str
-    source: str
-    config: type[OwnSetConfig] = OwnSetConfig
-    fill: Callable[[Path, Manifest, Any], None]
-
-
-def prepare_own(
-    kind: str | OwnSpec, source: Path, out: Path, config: OwnSetConfig | None = None, *, progress: bool = True
-) -> DatasetInfo:
-    """Writes a user's own set to the folder `out`; a complete one of the same source is left as it is.
-
-    An attempt that was cut off is continued: its finished Parquet files are kept.
-
-    Args:
-        kind: Name of one of `OWN_SETS`, or a kind of your own.
-        source: A table or a folder, as the kind reads it.
-        out: Dataset folder.
-        config: How the source is read and split.
-        progress: Whether to show progress, if standard error is a terminal.
-
-    Raises:
-        FileNotFoundError: If the source is missing.
-        ValueError: If the kind is unknown, the source cannot be read, too many rows or images are bad, or `out` holds
-            something else.
-    """
-    if isinstance(kind, str) and kind not in OWN_SETS:
-        raise ValueError(f"no kind of set called {kind!r}; there are {', '.join(OWN_SETS)}")
-    spec = OWN_SETS[kind] if isinstance(kind, str) else kind
-    source, config = Path(source), config or spec.config()
-    if type(config) is not spec.config:
-        raise ValueError(f"{spec.name} takes a {spec.config.__name__}, given is a {type(config).__name__}")
-    with new_manifest(spec.schema) as manifest:
-        spec.fill(source, manifest, config)
-        manifest.finish()
-        manifest.check_errors(source, config.max_errors)
-        info = DatasetInfo(
-            name=source.resolve().stem,
-            kind=spec.schema.name,
-            seed=config.seed,
-            split_rule=split_images(source, manifest, config),
-            sources={},
-            licences={},
-            settings=config.settings,
-            left_out={},
-        )
-        return write_manifest(manifest, source, Path(out), info, config, progress=progress)
-
-
-def split_images(source: Path, manifest: Manifest, config: OwnSetConfig) -> str:
-    """Gives the images splits, unless the source did.
-
-    Returns:
-        The rule, in words.
-
-    Raises:
-        ValueError: If there is no image, some rows have a split and others none, or fractions are given although the
-            source has splits.
-    """
-    counts = manifest.counts()
-    if not counts:
-        raise ValueError(f"{source} has no usable row; check that it is the right source")
-    if "" not in counts:
-        if (config.test_fraction, config.validation_fraction) != (None, None):
-            raise ValueError(f"{source} has a split column, so fractions would be ignored; leave out one of them")
-        return "as in the source's split column"
-    if len(counts) > 1:
-        name = next(manifest.entries("")).image_id
-        given = sum(counts.values()) - counts[""]
-        raise ValueError(f"{source} gives {given} images a split but not {name!r}; give each a split, or none")
-    total = counts[""]
-    # A fraction that is not zero gives at least one image, so that training has something to be evaluated on.
-    fewest = 0 if total < _FEWEST_SPLIT else 1
-    test, validation = (max(round(share * total), fewest if share > 0 else 0) for share in config.fractions)
-    manifest.assign(partial(split_rank, config.seed), split_sizes(total, num_test=test, num_validation=validation))
-    rule = "images ranked by hash of seed and name"
-    if total < _FEWEST_SPLIT and any(config.fractions):
-        return f"{rule}; {total} are too few for test and validation, which need {_FEWEST_SPLIT}"
-    return rule
-
-
-def _checked_split(source: Path, place: str, split: str | None, image_id: str, manifest: Manifest) -> str:
-    """Returns the split of a row for the manifest; empty if the source gives none.
-
-    Raises:
-        ValueError: If another row has the image in another split.
-    """
-    others = [other for other in manifest.splits_of(image_id) if other and split and other != split]
-    if others:
-        raise ValueError(f"{source}, {place}: {image_id!r} is in {split} and in {others[0]}; give it one split")
-    return split or ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,66 +74,45 @@ class PairsConfig(OwnSetConfig):
     """How images with captions are read and split.
 
     Attributes:
-        caption_column: Column with a caption or a list of captions; None looks for the usual names.
-        captions_from: "folder" takes the name of the folder that a image is in as its caption.
+        captions_from: "folder" takes the name of the folder that an image is in as its caption.
     """
 
-    caption_column: str | None = None
     captions_from: CaptionsFrom = "text"
 
 
-def _fill_pairs(source: Path, manifest: Manifest, config: PairsConfig) -> None:
-    """Brings the rows about each image together.
-
-    Raises:
-        ValueError: If an image is in two splits, or no image has a caption.
-    """
-    rows = read_rows(
-        source,
-        image_column=config.image_column,
-        caption_column=config.caption_column,
-        captions_from=config.captions_from,
-    )
-    any_row = any_caption = False
-    for row in rows:
-        if row.problem:
-            manifest.bad(f"{row.place}: {row.problem}")
-            continue
-        any_row, any_caption = True, any_caption or bool(row.captions)
-        name = row.image.name
-        if row.image.piece and not manifest.is_new(name):
-            manifest.bad(f"{row.place}: the shard has {name!r} twice; write the shard again")
-            continue
-        stripped = [caption.strip() for caption in row.captions]
-        if not all(stripped) or not stripped:
-            manifest.bad(f"{row.place}: {'empty' if stripped else 'no'} caption of {name!r}")
-        split = _checked_split(source, row.place, row.split, name, manifest)
-        manifest.add(name, [row.image], [caption for caption in stripped if caption], split=split, place=row.place)
-    if any_row and not any_caption:
-        raise ValueError(
-            f"{source} has images but no captions; expected {CAPTIONS_FILE} in it or a .txt file beside each; "
-            "or give the table that has them, or captions_from folder"
-        )
-
-
 @dataclass(frozen=True, kw_only=True)
-class TableConfig(OwnSetConfig):
-    """How a table of images, texts and labels is read and split.
+class LabelledConfig(OwnSetConfig):
+    """How images, texts and labels are read and split.
 
     Attributes:
-        text_column: Column with a text; None looks for the usual names.
-        label_column: Column with a label or, where several may hold, a list of them; None looks for the usual names.
+        label_column: Column with a label or, where several may hold, a list of them; None looks for the usual names,
+            and of images in a folder each takes the name of the folder that it is in.
         label_separator: What stands between the labels of a cell, such as ";"; None: a cell is one label.
     """
 
-    text_column: str | None = None
     label_column: str | None = None
     label_separator: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
+class VqaConfig(OwnSetConfig):
+    """How questions about images are read and split.
+
+    Attributes:
+        answer_column: Column with an answer, or a list with one of each person who was asked; None looks for the usual
+            names.
+        answer_separator: What stands between the answers of a cell, such as ";"; None: a cell is one answer.
+        min_count: Questions of the training split that an answer must be given to, to be one that the model can choose.
+    """
+
+    answer_column: str | None = None
+    answer_separator: str | None = None
+    min_count: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
 class Classes:
-    """What a row of a table with labels can be, as `classes.json` holds it.
+    """What an example with labels can be, as `classes.json` holds it.
 
     Attributes:
         names: Of the classes, in the order of their numbers; none if the labels are numbers.
@@ -272,123 +143,332 @@ def read_classes(folder: str | Path) -> Classes:
     return from_plain(Classes, read_json(path), str(path))
 
 
-def _fill_labelled(source: Path, manifest: Manifest, config: TableConfig, *, numbers: bool = False) -> None:
-    """Brings the rows about each image together; a row without one stands alone.
+@dataclass(kw_only=True)
+class Seen:
+    """What the rows of a source have had so far, which decides on further files of the set.
 
-    A cell without a value is an unknown label; of several labels, an empty list or cell says that no class holds.
+    Attributes:
+        rows: Number of rows.
+        labels: Names of labels.
+        several: Places of rows with a list of labels, and with a single one.
+        answers: Normalised answers with the number of training questions that they were given to.
+    """
+
+    rows: int = 0
+    labels: set[str] = field(default_factory=set)
+    several: dict[bool, str] = field(default_factory=dict)
+    answers: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnSpec:
+    """A kind of custom set.
+
+    Attributes:
+        name: Of its command.
+        schema: Of its examples.
+        summary: Help of its command: a line, and perhaps paragraphs.
+        config: Type of the settings.
+        entries: Makes entries of a row, or raises ValueError with what is wrong.
+        num_images: Images of a row; None: one or none.
+        files: Content of further files of the set.
+    """
+
+    name: str
+    schema: Schema
+    summary: str
+    config: type[OwnSetConfig] = OwnSetConfig
+    entries: Callable[[Example, Any, Seen], Sequence[Any]]
+    num_images: int | None = 1
+    files: Callable[[Seen, Any], Mapping[str, Any]] = lambda seen, config: {}
+
+
+SOURCE_HELP = (
+    "A folder of images, a table (CSV, TSV, JSON, JSON lines, Parquet, Arrow), tar shards, a datasets repository or "
+    "save_to_disk folder, or the URL of one of these."
+)
+
+
+def prepare_own(
+    kind: str | OwnSpec, source: str | Path, out: Path, config: Any = None, *, progress: bool = True
+) -> DatasetInfo:
+    """Writes a custom set to the folder `out`; a complete one of the same source is left as it is.
+
+    An attempt that was killed is continued: images that were written are not read again.
+
+    Args:
+        kind: Name of one of `OWN_SETS`, or a kind of your own.
+        source: As `bridgetower.data.reader.read` takes it.
+        out: Folder of the set.
+        config: How the source is read and split.
+        progress: Show a bar, or log a line a minute where standard error is no terminal.
 
     Raises:
-        ValueError: If an image is in two splits, some rows have one label and others several, or there are fewer than
-            two classes.
+        FileNotFoundError: The source is missing.
+        ValueError: The kind is unknown, the source cannot be read or too much of it is bad, or `out` holds another set.
     """
-    names: set[str] = set()
-    several: dict[bool, str] = {}
-    usual = NUMBER_COLUMNS if numbers else LABEL_COLUMNS
-    for number, (place, cells) in enumerate(read_table(source), start=1):
-        image_column, text_column, label_column = _columns(source, cells, config, usual)
-        labels = _labels(cells[label_column], config.label_separator)
-        example = LabelledEntry(
-            example_id=cell_text(cells.get("id")).strip() or str(number),
-            text=cell_text(cells[text_column]).strip() if text_column else "",
-            labels=labels or (),
-            labelled=labels is not None,
+    if isinstance(kind, str) and kind not in OWN_SETS:
+        raise ValueError(f"no kind of set called {kind!r}; there are {', '.join(OWN_SETS)}")
+    spec = OWN_SETS[kind] if isinstance(kind, str) else kind
+    config = config or spec.config()
+    if type(config) is not spec.config:
+        raise ValueError(f"{spec.name} takes a {spec.config.__name__}, given is a {type(config).__name__}")
+    listing = sorted(f"{one.name} {one.version.partition(' ')[0]}" for one in list_files(str(source)))
+    settings = {"kind": spec.name, "source": hashlib.sha256("\n".join(listing).encode(errors="replace")).hexdigest()}
+    settings |= {one.name: getattr(config, one.name) for one in fields(config) if one.metadata is not NOT_CONTENT}
+    if finished := finished_set(Path(out), settings, config.max_errors):
+        return finished
+    columns = Columns(
+        image=config.image_column, text=config.text_column, captions_from=getattr(config, "captions_from", "text")
+    )
+    shares = {"test": config.test_fraction, "validation": config.validation_fraction}
+    seen = Seen()
+    writer = SetWriter(
+        Path(out), spec.schema, config, shares=shares, seed=config.seed, by_content=True, progress=progress
+    )
+    with writer:
+        for example in read(source, columns):
+            seen.rows += 1
+            try:
+                if example.problem:
+                    raise ValueError(example.problem)
+                if len(example.images) != (
+                    spec.num_images if spec.num_images is not None else min(1, len(example.images))
+                ):
+                    raise ValueError(
+                        f"it has {len(example.images)} images; expected {spec.num_images or 'one or none'}"
+                    )
+                entries = spec.entries(example, config, seen)
+            except ValueError as error:
+                writer.refuse(f"{example.place}: {error}")
+                continue
+            writer.add(
+                example.images,
+                entries,
+                name="" if example.images else example.id,
+                split=example.split,
+                place=example.place,
+            )
+        check_errors(source, writer.bad, config.max_errors)
+        writer.files = dict(spec.files(seen, config))
+        info = DatasetInfo(
+            name=Path(str(source).rstrip("/")).stem,
+            split_rule="as the source gives them, else by a hash of seed and image",
+            settings=settings,
         )
-        image = cell_image(source.parent, cells[image_column]) if image_column and cells[image_column] else None
-        if image is None and not example.text:
-            manifest.bad(f"{place}: neither image nor text")
-        elif not manifest.is_new(example.example_id):
-            manifest.bad(f"{place}: id {example.example_id!r} comes twice")
-        elif numbers and labels is not None and not _is_number(labels):
-            manifest.bad(f"{place}: label {', '.join(labels)!r} is no number")
-        else:
-            if labels is not None:
-                several.setdefault(config.label_separator is not None or isinstance(cells[label_column], list), place)
-                names.update(labels)
-            name = f"row {example.example_id}" if image is None else image.name
-            split = _checked_split(source, place, split_of(source, place, cells), name, manifest)
-            manifest.add(name, [] if image is None else [image], [example], split=split, place=place)
-    if len(several) > 1:
-        raise ValueError(
-            f"{source}: {several[True]} has a list of labels and {several[False]} a single one; give a list in each row"
-        )
-    if numbers:
-        manifest.files = {CLASSES_FILE: asdict(Classes(names=(), multi_label=False))}
-        return
-    if len(names) < 2:
-        manifest.check_errors(source, config.max_errors)  # rows that were refused may have had the others
-        raise ValueError(f"{source} has {len(names)} classes ({', '.join(names)}); expected at least two labels")
-    classes = Classes(names=tuple(sorted(names, key=_numbers_first)), multi_label=True in several)
-    manifest.files = {CLASSES_FILE: asdict(classes)}
+        return writer.finish(source, info)
 
 
-def _columns(source: Path, cells: Cells, config: TableConfig, labels: Sequence[str]) -> tuple[str, str, str]:
-    """Returns the columns of images, texts and labels."""
-    image = find_column(source, cells, config.image_column, IMAGE_COLUMNS, "image", optional=True)
-    text = find_column(source, cells, config.text_column, TEXT_COLUMNS, "text", optional=True)
-    if not image and not text:
-        raise ValueError(f"{source} has no column of images and none of texts; it has {', '.join(cells)}: name one")
-    return image, text, find_column(source, cells, config.label_column, labels, "label")
+def finished_set(out: Path, settings: Mapping[str, Any], max_errors: int) -> DatasetInfo | None:
+    """Returns what `out` holds if that is complete and was made in the same way; None if it has to be written.
 
-
-def _labels(cell: object, separator: str | None) -> tuple[str, ...] | None:
-    """The labels in a cell, each once; None if they are not known."""
-    if cell is None or (separator is None and cell == ""):
+    Raises:
+        ValueError: It holds a set that differs.
+    """
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; give a folder")
+    if not (out / INFO_FILE).exists():
         return None
-    parts = cell if isinstance(cell, list) else str(cell).split(separator) if separator else [cell]
-    return tuple(dict.fromkeys(name for name in (cell_text(part).strip() for part in parts) if name))
+    info = read_info(out)
+    different = [name for name in {**info.settings, **settings} if info.settings.get(name) != settings.get(name)]
+    if different:
+        raise ValueError(
+            f"{out} holds a set that differs in {', '.join(different)}; choose another folder, or remove it"
+        )
+    check_errors(out, info.some_left_out.get("cannot be used", ()), max_errors)
+    return info
 
 
-def _is_number(labels: tuple[str, ...]) -> bool:
+def _captions(example: Example, config: PairsConfig, seen: Seen) -> Sequence[str]:
+    if not example.texts:
+        raise ValueError("it has no caption")
+    return list(dict.fromkeys(example.texts))
+
+
+def _labelled(example: Example, config: LabelledConfig, seen: Seen) -> Sequence[LabelledEntry]:
+    """A cell without a value is an unknown label; an empty list, or an empty cell with a separator, is no class."""
+    cell, separator = _cell(example, config.label_column, LABEL_COLUMNS), config.label_separator
+    labels: tuple[str, ...] | None = None
+    if cell is not None and cell == cell and not (separator is None and cell == ""):
+        parts = cell if isinstance(cell, list) else str(cell).split(separator) if separator else [cell]
+        labels = tuple(dict.fromkeys(name for part in parts if (name := _text(part))))
+        seen.several.setdefault(separator is not None or isinstance(cell, list), example.place)
+        seen.labels.update(labels)
+    text = " ".join(example.texts) or _text(
+        next((v for k, v in example.fields.items() if k.lower() in TEXT_COLUMNS), "")
+    )
+    if not text and not example.images:
+        raise ValueError("it has neither image nor text")
+    name = _text(example.fields.get("id")) or str(seen.rows)
+    return [LabelledEntry(example_id=name, text=text, labels=labels or (), labelled=labels is not None)]
+
+
+def _classes(seen: Seen, config: LabelledConfig) -> Mapping[str, Any]:
+    if len(seen.several) > 1:
+        raise ValueError(
+            f"{seen.several[True]} has a list of labels and {seen.several[False]} a single one; give a list in each row"
+        )
+    if len(seen.labels) < 2:
+        raise ValueError(
+            f"there are {len(seen.labels)} classes ({', '.join(seen.labels)}); expected at least two labels"
+        )
+    by_number = sorted(seen.labels, key=lambda one: (not one.isdecimal(), int(one) if one.isdecimal() else 0, one))
+    return {CLASSES_FILE: asdict(Classes(names=tuple(by_number), multi_label=True in seen.several))}
+
+
+def _numbered(example: Example, config: LabelledConfig, seen: Seen) -> Sequence[LabelledEntry]:
+    column = config.label_column
+    (entry,) = _labelled(example, replace(config, label_column=column or _named(example, NUMBER_COLUMNS)), seen)
     try:
-        return len(labels) == 1 and isfinite(float(labels[0]))
+        finite = not entry.labelled or (len(entry.labels) == 1 and isfinite(float(entry.labels[0])))
     except ValueError:
-        return False
+        finite = False
+    if not finite:
+        raise ValueError(f"its label {', '.join(entry.labels)!r} is no number")
+    return [entry]
 
 
-def _numbers_first(name: str) -> tuple[bool, int, str]:
-    """Sorts whole numbers by value, then all other names."""
-    return not name.isdecimal(), int(name) if name.isdecimal() else 0, name
+def _questions(example: Example, config: VqaConfig, seen: Seen) -> Sequence[Question]:
+    cell, question = (
+        _cell(example, config.answer_column, ANSWER_COLUMNS),
+        _cell(example, config.text_column, QUESTION_COLUMNS),
+    )
+    text = _text(question) or (example.texts[0] if example.texts else "")
+    if not text:
+        raise ValueError("it has no question")
+    parts = cell if isinstance(cell, list) else [cell]
+    if config.answer_separator and isinstance(cell, str):
+        parts = cell.split(config.answer_separator)
+    answers = tuple(text for part in parts if (text := _text(part["answer"] if isinstance(part, dict) else part)))
+    if example.split in ("", "train"):
+        seen.answers.update(list(dict.fromkeys(map(normalise_answer, answers))))
+    number = _text(example.fields.get("question_id")) or str(seen.rows)
+    return [
+        Question(
+            question_id=int(number) if number.isdecimal() else seen.rows,
+            question=text,
+            answer_type=_text(example.fields.get("answer_type")),
+            answers=answers,
+        )
+    ]
 
 
-PAIRS = OwnSpec(
-    name="pairs",
-    schema=CAPTIONS,
-    summary=("Your own images with captions.\n\nExample: bridgetower prepare pairs photos.csv --out data/photos"),
-    source=(
-        "CSV, TSV, JSON lines or Parquet with image and caption columns, a folder of images, or tar shards as "
-        "img2dataset writes them: one, or a folder of them."
-    ),
-    config=PairsConfig,
-    fill=_fill_pairs,
-)
+def _answers(seen: Seen, config: VqaConfig) -> Mapping[str, Any]:
+    vocabulary = [answer for answer, count in seen.answers.items() if answer and count >= config.min_count]
+    if len(vocabulary) < 2:
+        raise ValueError(f"{len(vocabulary)} answers are given to at least {config.min_count} questions; expected two")
+    return vocabulary_file(vocabulary)
 
-LABELLED = OwnSpec(
-    name="classification",
-    schema=CLASSIFICATION,
-    summary=(
-        "Your own table of images, texts and labels: one label per row, or several.\n\n"
-        "An image or a text may be missing in a row. Rows about one image come into the same split. The names of the "
-        "classes are in classes.json.\n\n"
-        "Example: bridgetower prepare classification memes.jsonl --out data/memes"
-    ),
-    source=(
-        "CSV, TSV, JSON lines or Parquet with a column of labels, and one of images or of texts; columns split and id "
-        "are read if there are any."
-    ),
-    config=TableConfig,
-    fill=_fill_labelled,
-)
 
-NUMBERED = replace(
-    LABELLED,
-    name="regression",
-    summary=(
-        "Your own table of images, texts and numbers, such as ratings.\n\n"
-        "An image or a text may be missing in a row. Rows about one image come into the same split.\n\n"
-        "Example: bridgetower prepare regression ratings.csv --out data/ratings"
-    ),
-    fill=partial(_fill_labelled, numbers=True),
-)
+def _entailment(example: Example, config: OwnSetConfig, seen: Seen) -> Sequence[Statement]:
+    label = _text(_cell(example, None, LABEL_COLUMNS)).lower()
+    label = SNLI_VE.labels[int(label)] if label in ("0", "1", "2") else label
+    return [_statement(example, label, SNLI_VE, seen)]
 
-OWN_SETS: Mapping[str, OwnSpec] = {each.name: each for each in (PAIRS, LABELLED, NUMBERED)}
-"""Every kind of set of a user's own, by name."""
+
+def _image_pairs(example: Example, config: OwnSetConfig, seen: Seen) -> Sequence[Statement]:
+    label = _text(_cell(example, None, LABEL_COLUMNS)).lower()
+    return [_statement(example, _TRUE.get(label, label), NLVR2, seen)]
+
+
+def _statement(example: Example, label: str, schema: Schema, seen: Seen) -> Statement:
+    if label not in ("", *schema.labels):
+        raise ValueError(f"its label is {label!r}; expected one of {', '.join(schema.labels)}")
+    text = _text(next((v for k, v in example.fields.items() if k.lower() in TEXT_COLUMNS), "")) or " ".join(
+        example.texts
+    )
+    if not text:
+        raise ValueError("it has no statement")
+    return Statement(statement_id=_text(example.fields.get("id")) or str(seen.rows), text=text, label=label)
+
+
+def _cell(example: Example, asked: str | None, usual: Sequence[str]) -> Any:
+    name = asked or _named(example, usual)
+    if asked and asked not in example.fields:
+        raise ValueError(f"it has no column {asked}; it has {', '.join(example.fields)}")
+    return example.fields.get(name)
+
+
+def _named(example: Example, usual: Sequence[str]) -> str:
+    return next((name for name in example.fields if name.lower() in usual), "")
+
+
+def _text(cell: object) -> str:
+    return "" if cell is None or cell != cell else str(cell).strip()
+
+
+_PREPARED = "Splits come from a column `split`, from folders or file names; else images are split by a hash."
+
+OWN_SETS: Mapping[str, OwnSpec] = {
+    one.name: one
+    for one in (
+        OwnSpec(
+            name="pairs",
+            schema=CAPTIONS,
+            summary=(
+                f"Images with captions.\n\n{_PREPARED}\n\n"
+                "Example: bridgetower prepare pairs photos.csv --out data/photos"
+            ),
+            config=PairsConfig,
+            entries=_captions,
+        ),
+        OwnSpec(
+            name="classification",
+            schema=CLASSIFICATION,
+            summary=(
+                "Images, texts or both with a label, or several.\n\nThe names of the classes are in classes.json. "
+                f"{_PREPARED}\n\nExample: bridgetower prepare classification memes.jsonl --out data/memes"
+            ),
+            config=LabelledConfig,
+            entries=_labelled,
+            num_images=None,
+            files=_classes,
+        ),
+        OwnSpec(
+            name="regression",
+            schema=CLASSIFICATION,
+            summary=(
+                f"Images, texts or both with a number, such as a rating.\n\n{_PREPARED}\n\n"
+                "Example: bridgetower prepare regression ratings.csv --out data/ratings"
+            ),
+            config=LabelledConfig,
+            entries=_numbered,
+            num_images=None,
+            files=lambda seen, config: {CLASSES_FILE: asdict(Classes(names=(), multi_label=False))},
+        ),
+        OwnSpec(
+            name="vqa",
+            schema=VQA,
+            summary=(
+                "Questions about images with one answer or several.\n\nThe answers that a model can choose, those of "
+                f"the training split, are in answers.json. {_PREPARED}\n\n"
+                "Example: bridgetower prepare vqa charts.csv --out data/charts"
+            ),
+            config=VqaConfig,
+            entries=_questions,
+            files=_answers,
+        ),
+        OwnSpec(
+            name="entailment",
+            schema=SNLI_VE,
+            summary=(
+                "Images with statements that they contradict, leave open or entail: labels contradiction, neutral and "
+                f"entailment, or 0, 1 and 2.\n\n{_PREPARED}\n\n"
+                "Example: bridgetower prepare entailment claims.jsonl --out data/claims"
+            ),
+            entries=_entailment,
+        ),
+        OwnSpec(
+            name="image-pairs",
+            schema=NLVR2,
+            summary=(
+                "Pairs of images with statements that are true or false of them: columns image_1 and image_2, or those "
+                f"of --image-column A,B.\n\n{_PREPARED}\n\n"
+                "Example: bridgetower prepare image-pairs pairs.csv --out data/pairs"
+            ),
+            entries=_image_pairs,
+            num_images=2,
+        ),
+    )
+}
+"""Every kind of custom set, by name."""

@@ -1,223 +1,184 @@
-"""The images of prepared sets, decoded one by one."""
+"""The images of prepared sets, decoded by batch, with the examples about them."""
 
 from __future__ import annotations
 
-import math
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from bridgetower.data.batch import CachedFeatures
 from bridgetower.data.config import DataConfig
-from bridgetower.data.folder import read_split, split_digests
 from bridgetower.data.frozen import FrozenImages
-from bridgetower.data.parquet import Column, ParquetRows
+from bridgetower.data.prepared_set import PreparedSet
 from bridgetower.data.schema import CAPTIONS, Schema
-from bridgetower.data.shards import RemoteRows, open_rows, shown_place
 from bridgetower.data.views import augment, own_transform, random_view, transformed
 from bridgetower.processor import Processor
 
+NO_IMAGE = -1
+"""Number of the image of an example that has only a text."""
+
 
 class PreparedImages:
-    """The images of one or more splits of several prepared folders, with their entries, such as captions.
+    """The images and examples of splits of several prepared sets, each numbered through all sets.
 
     Attributes:
-        sources: Each folder, with the splits that are read of it.
-        rows: Number of each image among those of all folders.
-        image_ids: Their names.
+        sets: With the splits that are read of them.
+        image_of: Number of the first image of each example, `NO_IMAGE` where it has none.
         frozen: Cached features of a frozen image tower, which `views` and `pixel_values` then return; None: pixels.
+        raw: Whether `views` leaves normalising to who has the pixels on a GPU.
     """
 
     def __init__(
         self, config: DataConfig, splits: str | Sequence[str], processor: Processor, *, schema: Schema = CAPTIONS
     ) -> None:
-        """Opens the folders.
-
-        Args:
-            config: Folders, and how images are varied.
-            splits: One or several, whose images are joined.
-            processor: Resizes and normalises.
-            schema: What the rows hold.
+        """Opens the sets.
 
         Raises:
-            FileNotFoundError: A folder or its split is missing.
-            ValueError: No folder is given, or one holds another kind.
+            FileNotFoundError: A set or its split is missing.
+            ValueError: No set is given, or one is of another kind.
         """
         if not config.folders:
             raise ValueError("no data folder given; pass --data.folders DIR, made by `bridgetower prepare`")
         self.config, self.processor, self.schema = config, processor, schema
         self.splits = (splits,) if isinstance(splits, str) else tuple(splits)
-        self.sources = [(Path(folder), self.splits) for folder in config.folders]
-        self.sources += [(Path(folder), ("train",)) for folder in config.train_only]
-        self.records = [self._open(*source) for source in self.sources]
-        self._ends = list(accumulate(map(len, self.records)))
-        starts = [0, *self._ends]
-        self._file_ends = [
-            start + end for start, each in zip(starts, self.records, strict=False) for end in each.file_ends
+        self.sets = [PreparedSet(folder, self.splits, schema) for folder in config.folders]
+        self.sets += [PreparedSet(folder, ("train",), schema) for folder in config.train_only]
+        self._ends = list(accumulate(len(one.numbers) for one in self.sets))
+        self._image_ends = list(accumulate(one.num_images for one in self.sets))
+        starts = [0, *self._image_ends]
+        groups = [
+            np.where(one.groups < 0, NO_IMAGE, one.groups + start)
+            for one, start in zip(self.sets, starts, strict=False)
         ]
-        self.rows = range(self._ends[-1])
-        self.image_ids: Column[str] = Column.read(self.records, "image_id")
+        self.image_of = torch.from_numpy(np.concatenate(groups)).long()
         if config.transform is not None:
             own_transform(config.transform)  # a wrong name is an error here, not in the first batch of a worker
         self.frozen: FrozenImages | None = None
         self.raw = False
-        self._cache: dict[tuple[int, str], Tensor] = {}
+        self._cache: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
-        return len(self.rows)
-
-    def digests(self) -> dict[str, str]:
-        """Returns the digest of every file that is read, by path.
-
-        Raises:
-            FileNotFoundError: A folder has no `dataset.json`.
-            ValueError: It does not name the split.
-        """
-        return {
-            f"{shown_place(folder)}/{name}": digest
-            for folder, splits in self.sources
-            for split in splits
-            for name, digest in split_digests(folder, split).items()
-        }
+        """Number of images."""
+        return self._image_ends[-1]
 
     @property
-    def remote(self) -> bool:
-        """Whether images are at URLs, so that the order in which they are read matters."""
-        return any(isinstance(records, RemoteRows) for records in self.records)
+    def num_examples(self) -> int:
+        """Examples of all sets."""
+        return self._ends[-1]
 
-    def sets_of(self, images: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
-        """Returns the number of the set of each image."""
-        return torch.searchsorted(torch.tensor(self._ends), images, right=True)
+    def digests(self) -> dict[str, str]:
+        """Returns the digest of every set with its splits, which is another where a set was prepared anew."""
+        return {f"{one.folder} ({', '.join(one.splits)})": one.info.digest for one in self.sets}
 
-    def shards_of(self, images: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
-        """Returns the file of each image, counted over all folders."""
-        return torch.searchsorted(torch.tensor(self._file_ends), images, right=True)
+    def sets_of(self, examples: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+        """Returns the number of the set of each example."""
+        return torch.searchsorted(torch.tensor(self._ends), examples, right=True)
 
-    def fetch(self, shard: int) -> None:
-        """Copies the file of some images to the cache, if it is at a URL and not there.
+    def repeated(self, examples: Int[Tensor, " n"]) -> Int[Tensor, " m"]:
+        """Returns the examples of an epoch: those of a set as often as the config says."""
+        if not self.config.repeats:
+            return examples
+        times = torch.tensor(self.config.repeats)[self.sets_of(examples)]
+        return torch.cat([examples[times > number] for number in range(int(times.max()))])
 
-        Args:
-            shard: Its number, as from `shards_of`.
+    def examples(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        """Returns examples, each with its `id`, the numbers of its `images` and its `entry`."""
+        found: dict[int, dict[str, Any]] = {}
+        for one, start, end, first in zip(
+            self.sets, [0, *self._ends], self._ends, [0, *self._image_ends], strict=False
+        ):
+            own = sorted({number for number in numbers if start <= number < end})
+            if own:
+                rows = one.examples([number - start for number in own])
+                found |= {number: _renumbered(row, first) for number, row in zip(own, rows, strict=True)}
+        return [found[number] for number in numbers]
 
-        Raises:
-            OSError: It cannot be read.
-        """
-        counts = list(accumulate(len(records.paths) for records in self.records))
-        folder = bisect_right(counts, shard)
-        records = self.records[folder]
-        if isinstance(records, RemoteRows):
-            records.fetch(shard - (counts[folder - 1] if folder else 0))
+    def scan(self) -> Iterator[dict[str, Any]]:
+        """Yields all examples in order, some in memory at a time."""
+        for one, first in zip(self.sets, [0, *self._image_ends], strict=False):
+            yield from (_renumbered(row, first) for row in one.scan())
 
-    def places(self, lengths: Int[Tensor, " n"]) -> Int[Tensor, "p 2"]:
-        """Lists (image, number of an entry there) of every example of an epoch, each `repeats` times.
+    def contents(self, images: Sequence[int]) -> list[bytes]:
+        """Returns the files of images as they were prepared."""
+        images = self._in_sets(images)
+        found: dict[int, bytes] = {}
+        for one, start, end in zip(self.sets, [0, *self._image_ends], self._image_ends, strict=False):
+            own = sorted({image for image in images if start <= image < end})
+            if own:
+                found |= dict(zip(own, one.images([image - start for image in own]), strict=True))
+        return [found[image] for image in images]
 
-        Args:
-            lengths: Number of entries of each image.
-        """
-        counts = lengths
-        if self.config.repeats:
-            folders = torch.tensor([len(records) for records in self.records])
-            counts = lengths * torch.tensor(self.config.repeats).repeat_interleave(folders)
-        images = torch.repeat_interleave(counts)
-        numbers = (torch.arange(len(images)) - (counts.cumsum(0) - counts)[images]) % lengths[images]
-        return torch.stack([images.int(), numbers.int()], dim=1)
-
-    def entries(self) -> Iterator[list[Any]]:
-        """Yields the captions, questions or statements of every image, one row group in memory at a time."""
-        for records in self.records:
-            yield from records.stream(self.schema.entries)
-
-    def entries_of(self, image: int) -> list[Any]:
-        """Returns the captions, questions or statements of an image."""
-        folder, row = self._place(image)
-        column = self.schema.entries
-        found: list[Any] = self.records[folder].row(row, [column])[column]
-        return found
-
-    def pixels(self, image: int, column: str = "image") -> UInt8[Tensor, "3 h w"]:
-        """Returns a resized image.
-
-        Args:
-            image: Its number.
-            column: `image`, or `image_2` for the second one of a pair.
+    def pixels(self, images: Sequence[int]) -> list[UInt8[Tensor, "3 h w"]]:
+        """Returns resized images.
 
         Raises:
-            ValueError: It cannot be decoded; its id is named.
+            ValueError: One cannot be decoded; its name is in the error.
         """
-        if (image, column) in self._cache:
-            return self._cache[image, column]
-        with self._named(image):
-            content = self.content(image, column)
-            pixels = self.processor.resize(self.processor.blank_image() if content is None else content)
+        wanted = [image for image in images if image >= 0 and image not in self._cache]
+        decoded = {
+            image: self._resized(image, content) for image, content in zip(wanted, self.contents(wanted), strict=True)
+        }
         if self.config.cache:
-            self._cache[image, column] = pixels
-        return pixels
+            self._cache |= decoded
+        known = self._cache | decoded if decoded else self._cache
+        return [self.processor.resize(self.processor.blank_image()) if image < 0 else known[image] for image in images]
 
     def views(
-        self, images: Sequence[int], generator: torch.Generator, column: str = "image"
+        self, images: Sequence[int], generator: torch.Generator
     ) -> Float[Tensor, "b 3 h w"] | UInt8[Tensor, "b 3 h w"] | CachedFeatures:
         """Returns images, augmented as configured and normalised, unless `raw` leaves that to who has them on a GPU.
 
         Raises:
-            ValueError: One cannot be decoded; its id is named.
+            ValueError: One cannot be decoded; its name is in the error.
         """
         if self.frozen is not None:
-            return self.frozen.views(images, generator, column)
-        pixels = torch.stack([self._view(image, column, generator) for image in images])
-        pixels = augment(pixels, self.config.augmentation, generator)
+            return self.frozen.views(images, generator)
+        if self.config.has_views:
+            there = [image for image in images if image >= 0]
+            contents = dict(zip(there, self.contents(there), strict=True))
+            views = [self._view(image, contents.get(image), generator) for image in images]
+        else:
+            views = self.pixels(images)
+        pixels = augment(torch.stack(views), self.config.augmentation, generator)
         if self.config.transform is not None:
             pixels = transformed(pixels, self.config.transform, generator)
         return pixels if self.raw else self.processor.normalise(pixels)
 
     def pixel_values(self, images: Sequence[int]) -> Float[Tensor, "b 3 h w"] | CachedFeatures:
-        """Returns normalised images, of a pair the first one."""
+        """Returns normalised images."""
         if self.frozen is not None:
             return self.frozen.first_views(images)
-        return self.processor.normalise(torch.stack([self.pixels(image) for image in images]))
+        return self.processor.normalise(torch.stack(self.pixels(images)))
 
-    def image_bytes(self, image: int, column: str = "image") -> bytes:
-        """Returns an image's file as it was prepared."""
-        content = self.content(image, column)
-        assert content is not None  # only a schema whose images are optional has rows without
-        return content
-
-    def content(self, image: int, column: str) -> bytes | None:
-        """Returns an image's file as it was prepared; None where a row has no image."""
-        folder, row = self._place(image)
-        cell = self.records[folder].row(row, [column])[column]
-        return None if cell is None else cell["bytes"]
-
-    def _place(self, image: int) -> tuple[int, int]:
-        """Returns the number of an image's folder, and its row there."""
-        row = self.rows[image]
-        folder = bisect_right(self._ends, row)
-        return folder, row - (self._ends[folder - 1] if folder else 0)
-
-    def _open(self, folder: Path, splits: Sequence[str]) -> ParquetRows:
-        paths = [path for split in splits for path in read_split(folder, split, schema=self.schema).paths]
-        return open_rows(paths, keep=math.inf if self.config.cache else 0)
-
-    def _view(self, image: int, column: str, generator: torch.Generator) -> UInt8[Tensor, "3 h w"]:
-        if not self.config.has_views:
-            return self.pixels(image, column)
-        content = self.content(image, column)
-        if content is None:
-            return self.pixels(image, column)
-        with self._named(image):
-            return random_view(content, self.config, self.processor, generator)
-
-    @contextmanager
-    def _named(self, image: int) -> Iterator[None]:
-        """Adds the image's name to errors."""
+    def _resized(self, image: int, content: bytes) -> UInt8[Tensor, "3 h w"]:
         try:
-            yield
+            return self.processor.resize(content)
         except ValueError as error:
-            folder, _ = self.sources[self._place(image)[0]]
-            raise ValueError(f"image {self.image_ids[image]} of {shown_place(folder)}: {error}") from error
+            raise ValueError(f"{self._named(image)}: {error}") from error
+
+    def _view(self, image: int, content: bytes | None, generator: torch.Generator) -> UInt8[Tensor, "3 h w"]:
+        if content is None:
+            return self.pixels([NO_IMAGE])[0]
+        try:
+            return random_view(content, self.config, self.processor, generator)
+        except ValueError as error:
+            raise ValueError(f"{self._named(image)}: {error}") from error
+
+    def _in_sets(self, images: Sequence[int]) -> Sequence[int]:
+        """Numbers of images among those of all sets."""
+        return images
+
+    def _named(self, image: int) -> str:
+        (image,) = self._in_sets([image])
+        number = int(np.searchsorted(self._image_ends, image, side="right"))
+        one, start = self.sets[number], [0, *self._image_ends][number]
+        return f"image {one.image_names([image - start])[0]} of {one.folder}"
+
+
+def _renumbered(row: dict[str, Any], first: int) -> dict[str, Any]:
+    return {**row, "images": [first + image for image in row["images"]]}

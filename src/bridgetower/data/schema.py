@@ -1,25 +1,22 @@
-"""Schemas of prepared sets: what a row holds. Writing, reading, checking and inspection follow from it."""
+"""Schemas of prepared sets: what an example holds. Writing, reading, checking and inspection follow from it."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
-from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
+from dataclasses import dataclass
+from typing import Any
 
 from bridgetower.files import escaped
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schema:
-    """What a row holds: one image or several, its identifier, and entries, such as captions or questions.
+    """What an example holds: one image or several, and an entry, such as a caption or a question.
 
     Attributes:
         name: Stands in `dataset.json`.
-        entries: Column of the entries.
+        entries: Names them in headings.
         entry: Type of an entry: `str`, or a frozen dataclass with fields of `str`, `int`, `float`, `bool` or a tuple of
             them.
         noun: Names an entry in errors.
@@ -30,7 +27,7 @@ class Schema:
         labels: Values of it, in the order of the class numbers; empty if it may have any. An entry without a label has
             an empty one.
         stripped: Whether a text may not have spaces at its ends.
-        image_columns: Columns of images.
+        num_images: Of an example.
         optional: Whether an image or a text may be missing, not both.
     """
 
@@ -44,33 +41,8 @@ class Schema:
     label_noun: str = "label"
     labels: tuple[str, ...] = ()
     stripped: bool = True
-    image_columns: tuple[str, ...] = ("image",)
+    num_images: int = 1
     optional: bool = False
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Columns that every set has."""
-        return (*self.image_columns, "image_id", self.entries)
-
-    def arrow_schema(self, further: Mapping[str, Any] | None = None) -> pa.Schema:
-        """Returns the columns of a Parquet file, marked so that `datasets` decodes the images.
-
-        Args:
-            further: Type of each further column: `str`, `int`, `float`, `bool` or a tuple of one of them.
-
-        Raises:
-            ValueError: If a further column has the name of one that every set has.
-        """
-        import datasets
-
-        further = further or {}
-        clash = [name for name in self.columns if name in further]
-        if clash:
-            raise ValueError(f"further column {', '.join(clash)} has the name of a core column; rename it")
-        images = {column: datasets.Image() for column in self.image_columns}
-        core = {"image_id": _feature(str), self.entries: datasets.List(_feature(self.entry))}
-        more = {column: _feature(kind) for column, kind in further.items()}
-        return datasets.Features({**images, **core, **more}).arrow_schema
 
     def texts_of(self, entry: Any) -> list[str]:
         """Returns the texts of an entry, as a row holds it or as an object, in the order of the fields."""
@@ -98,34 +70,8 @@ class Schema:
         label = getattr(entry, self.label) if self.label else ""
         if self.labels and label not in ("", *self.labels):
             return f"{name} has the label {label!r}, expected one of {', '.join(self.labels)}"
-        content = packed(entry)
+        content = json.dumps(entry if isinstance(entry, str) else vars(entry), ensure_ascii=False)
         return None if escaped(content) == content else f"{name} is not valid Unicode"
-
-    def unpacked(self, content: str) -> Any:
-        """Returns the entry of which `content` is the packed form."""
-        values = json.loads(content)
-        if self.entry is str:
-            return values
-        return self.entry(
-            **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-        )
-
-
-def packed(entry: Any) -> str:
-    """Returns an entry as JSON."""
-    return json.dumps(entry if isinstance(entry, str) else vars(entry), ensure_ascii=False)
-
-
-def _feature(kind: Any) -> Any:
-    """The `datasets` feature of a type."""
-    import datasets
-
-    if is_dataclass(kind):
-        hints = get_type_hints(kind)
-        return {item.name: _feature(hints[item.name]) for item in fields(kind)}
-    if get_origin(kind) is tuple:
-        return datasets.List(_feature(get_args(kind)[0]))
-    return datasets.Value({str: "string", int: "int64", float: "float64", bool: "bool"}[kind])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +147,7 @@ VQA = Schema(
     stripped=False,
 )
 SNLI_VE = Schema(name="snli-ve", labels=("contradiction", "neutral", "entailment"), **_STATEMENTS)
-NLVR2 = Schema(name="nlvr2", labels=("False", "True"), image_columns=("image", "image_2"), **_STATEMENTS)
+NLVR2 = Schema(name="nlvr2", labels=("False", "True"), num_images=2, **_STATEMENTS)
 
 CLASSIFICATION = Schema(
     name="classification",

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from bridgetower.data.batch import Batch, BatchKey
 from bridgetower.data.config import GlueName
-from bridgetower.data.folder import SPLIT_OPTIONS
+from bridgetower.data.prepared_set import SPLIT_OPTIONS
 from bridgetower.files import sha256_of
 from bridgetower.processor import Processor
 

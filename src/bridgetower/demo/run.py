@@ -22,7 +22,7 @@ from bridgetower.analysis.report import render_report
 from bridgetower.analysis.results import ARMS, Arm, DemoAnswers, DemoDataset, DemoResults, DemoRun, curve
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
-from bridgetower.data.folder import read_split
+from bridgetower.data.prepared_set import PreparedSet
 from bridgetower.data.schema import VQA
 from bridgetower.demo.folder import (
     ANSWERS,
@@ -64,11 +64,15 @@ def write_held_out(datasets: Mapping[str, Path], folder: Path, split: str = "tes
         split: Of each set.
     """
     for name, dataset in datasets.items():
-        rows = read_split(dataset, split)
-        for row in map(rows.row, range(len(rows))):
-            image = folder / name / row["image"]["path"]
-            _write(image, row["image"]["bytes"])
-            _write(image.with_suffix(".txt"), "".join(f"{caption}\n" for caption in row["captions"]).encode())
+        captions: dict[int, list[str]] = {}
+        held_out = PreparedSet(dataset, [split])
+        for row in held_out.scan():
+            captions.setdefault(row["images"][0], []).append(row["entry"])
+        names, contents = held_out.image_names(list(captions)), held_out.images(list(captions))
+        for file, content, texts in zip(names, contents, captions.values(), strict=True):
+            image = folder / name / Path(file).name
+            _write(image, content)
+            _write(image.with_suffix(".txt"), "".join(f"{caption}\n" for caption in texts).encode())
 
 
 def index_held_out(folder: Path, uri: Path, predictor: Predictor) -> None:
@@ -125,9 +129,8 @@ def _answer_metrics(out: Path, judged: Mapping[tuple[Arm, int], Judged], steps: 
 
 def _question_examples(folder: Path, judged: Judged) -> list[AnswerExample]:
     """Returns questions of the test split with their images and answers."""
-    rows = read_split(folder, "test", schema=VQA)
-    pairs = zip(rows.stream("image"), rows.stream(VQA.entries), strict=True)
-    return answer_examples(judged, [image["bytes"] for image, entries in pairs for _ in entries], count=_EXAMPLES)
+    questions = PreparedSet(folder, ["test"], VQA)
+    return answer_examples(judged, questions.images(questions.groups.tolist()), count=_EXAMPLES)
 
 
 def _drawn_scenes(count: int) -> list[bytes]:
@@ -387,7 +390,7 @@ def _report(
         if config.model.heads.mlm:
             masks += mask_examples(predictor, images, count=_MASKS)
         for number in range(min(_IMAGES, len(images))):
-            write_bytes(out / "images" / f"{name.removesuffix('s')}-{number + 1}.png", images.image_bytes(number))
+            write_bytes(out / "images" / f"{name.removesuffix('s')}-{number + 1}.png", images.contents([number])[0])
     asked = [answer.image for answer in answers[:_IMAGES]]
     drawn = {"scene": _drawn_scenes(_IMAGES)} if plan.towers else {}
     for name, contents in (drawn | {plan.questions.prefix: asked}).items():

@@ -24,7 +24,7 @@ class Judgement:
 
     Attributes:
         id: Of the example.
-        image: Number of its image, or of its pair of images, among those of the set.
+        images: Numbers of its images among those of the set.
         text: That the model read; empty if none.
         expected: The right answer, in words.
         given: The model's answer.
@@ -36,7 +36,7 @@ class Judgement:
     """
 
     id: str
-    image: int
+    images: tuple[int, ...]
     text: str
     expected: str
     given: str

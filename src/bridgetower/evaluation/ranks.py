@@ -78,13 +78,14 @@ def retrieval_judgements(result: RetrievalResult, images: CaptionImages, texts: 
     """Returns every text with the image that is found first; a miss is as bad as the right image is far behind."""
     reranking = result.reranking or UNMEASURED
     ranked = rankings(result, "text_to_image", range(len(texts)))
+    captions = images.all_captions()
     return [
         Judgement(
-            id=images.image_ids[own],
-            image=own,
+            id=images.names([own])[0],
+            images=(own,),
             text=text,
             expected="first of all" if rank == 1 else f"image {rank} of {len(order)}",
-            given=images.captions[int(order[0])][0],
+            given=captions[int(order[0])][0],
             score=float(rank == 1),
             miss=float(rank - 1),
             probability=None if itm is None else float(reranking.match(torch.tensor(itm))),

@@ -29,7 +29,7 @@ from bridgetower.inference import image_bytes, log_odds, score_pairs, split_rows
 from bridgetower.model.bridgetower import BridgeTower, EncodeOutputs
 from bridgetower.model.encodings import Encoded
 from bridgetower.objectives.encoding import encode_image
-from bridgetower.processor import loaded
+from bridgetower.processor import load_items
 from bridgetower.progress import count_bars, counted
 
 _LOG = logging.getLogger(__name__)
@@ -161,7 +161,7 @@ class PairScorer:
             yield from (images.pixel_values(batch) for batch in numbers)
             return
         workers = self._options.num_workers
-        for pixels in loaded(images.pixels, numbers, num_workers=workers, device=self._device):
+        for pixels in load_items(_Stacked(images), numbers, num_workers=workers, device=self._device):
             yield images.processor.normalise(pixels.to(self._device, non_blocking=True))
 
     def _encode_texts(self, places: Sequence[int], outputs: EncodeOutputs = "layers") -> Encoded:
@@ -186,6 +186,16 @@ class PairScorer:
     def _keep(self, name: str, values: Tensor) -> None:
         if self._folder is not None:
             write_safetensors(self._folder / f"{name}.safetensors", {"values": values})
+
+
+class _Stacked:
+    """Resized images of a batch as one tensor."""
+
+    def __init__(self, images: CaptionImages) -> None:
+        self.images = images
+
+    def __call__(self, numbers: Sequence[int]) -> Tensor:
+        return torch.stack(self.images.pixels(numbers))
 
 
 @contextmanager

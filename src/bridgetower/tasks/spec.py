@@ -100,12 +100,13 @@ class Evaluation:
 
         examples, schema = self.examples, self.examples.schema
         found = []
-        for entry, image, (given, probability) in zip(examples, examples.image_numbers.tolist(), answers, strict=True):
+        for row, (given, probability) in zip(examples.rows(), answers, strict=True):
+            entry = row["entry"]
             if examples.encode.known(entry):
                 points = score(entry, given)
                 judgement = Judgement(
                     id=str(entry[schema.id]),
-                    image=image,
+                    images=tuple(row["images"]),
                     text=" ".join(schema.texts_of(entry)),
                     expected=expected(entry),
                     given=given,
@@ -142,8 +143,8 @@ class TaskSpec:
             head, `objectives.classification.task_of_head`. If the same parameters get gradients in every step, give it
             an attribute `graph`, equal as long as that holds: several processes need not look for them then.
         examples: Opens the examples of a split: a set addressed by batch (`BatchDataset`), with `images`, the images of
-            its prepared sets, or None and the method `digests` of the files that it reads. To train on sets at URLs,
-            or on one set per batch, it has `image_numbers`, the image of each example.
+            its prepared sets, or None and the method `digests` of the files that it reads. To train on one set
+            per batch, it has `set_numbers`, the set of each example.
         evaluate: Measures a model.
         validate: Metrics of the validation split during training; None: those of `evaluate`.
         class_names: Names of the classes of a new head, of the data and the config; None where they are always the same
@@ -193,8 +194,7 @@ class TaskSpec:
         source = ExampleSource(
             data=config.data, splits=config.data.train_splits, processor=processor, task=config.task, use="train"
         )
-        entries = (entry for group in source.images(schema).entries() for entry in group)
-        return (text for entry in entries for text in schema.texts_of(entry))
+        return (text for row in source.images(schema).scan() for text in schema.texts_of(row["entry"]))
 
     def metrics(self, evaluation: Evaluation) -> dict[str, float]:
         """Returns the metrics of a validation split."""

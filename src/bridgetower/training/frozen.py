@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from bridgetower.checkpoints.fingerprint import code_content, exact_fingerprint
 from bridgetower.data.batch import TOKENS
-from bridgetower.data.folder import split_digests
 from bridgetower.data.frozen import FrozenDataset, FrozenImages, FrozenTexts, key_ids, needed_texts
 from bridgetower.data.prepared import PreparedImages
 from bridgetower.data.views import random_view
@@ -42,7 +41,6 @@ _BATCH = 32  # images or texts at once
 _NOT_OF_PIXELS = (
     *("folders", "train_only", "repeats", "train_splits", "validation_split", "captions", "word_dropout", "max_length"),
     *("one_set_per_batch", "profile", "background", "fast_decode", "num_workers", "cache"),
-    *("shuffle_shards", "max_errors", "shard_cache", "shard_cache_limit"),
 )
 
 
@@ -98,14 +96,14 @@ class _Towers:
 
     def images(self, images: PreparedImages, num_views: int, seed: int, dtype: torch.dtype) -> FrozenImages:
         """Computes all views of some images that are not in the cache."""
-        config, columns, tower = self.model.config, images.schema.image_columns, self.model.vision
+        config, tower = self.model.config, self.model.vision
         cached = self.model.cached_layers(config.vision_layers)
         content = self._content(tower, config.vision, cached, dtype)
         content["pixels"] = _pixels(images, num_views, seed)
         shape = torch.Size((config.vision.num_tokens, len(cached), config.vision.hidden_size))
         row_bytes = dtype.itemsize * shape.numel()
-        files = self.cache.files(content, len(images) * num_views * len(columns), row_bytes)
-        frozen = FrozenImages(files=files, num_views=num_views, columns=columns, seed=seed)
+        files = self.cache.files(content, len(images) * num_views, row_bytes)
+        frozen = FrozenImages(files=files, num_views=num_views, seed=seed)
 
         def compute(batches: list[range]) -> Iterator[Tensor]:
             device = self.model.device
@@ -190,8 +188,8 @@ class _Views:
         self.images, self.frozen = images, frozen
 
     def __call__(self, row: int) -> Float[Tensor, "3 h w"]:
-        image, column, generator = self.frozen.place(row)
-        pixels = self.images.views([image], generator, column)
+        image, generator = self.frozen.place(row)
+        pixels = self.images.views([image], generator)
         assert isinstance(pixels, Tensor)  # they are computed before the images are frozen
         return pixels[0]
 
@@ -201,13 +199,8 @@ def _pixels(images: PreparedImages, num_views: int, seed: int) -> dict[str, Any]
     processor = {name: value for name, value in asdict(images.processor.config).items() if name != "max_length"}
     views = {name: value for name, value in asdict(images.config).items() if name not in _NOT_OF_PIXELS}
     content = {
-        "data": [
-            digest
-            for folder, splits in images.sources
-            for split in splits
-            for digest in split_digests(folder, split).values()
-        ],
-        "images": [len(images), images.schema.image_columns],
+        "data": [[one.info.digest, one.splits] for one in images.sets],
+        "images": len(images),
         "processor": processor,
         **code_content({type(images), random_view}, Path(inspect.getfile(Processor)).parent.glob("*.py"), {"PIL"}),
         "views": {"number": num_views, "seed": seed if images.config.varies_images else None, **views},

@@ -18,8 +18,7 @@ from torch.optim import Optimizer
 from torch.utils.flop_counter import FlopCounterMode
 
 from bridgetower.data.batch import Batch
-from bridgetower.data.order import EpochOrder, OneSetPerBatch, ShardOrder, StepSampler
-from bridgetower.data.shards import FetchAhead
+from bridgetower.data.order import OneSetPerBatch, StepSampler
 from bridgetower.distributed import from_first, rank, require_same, world_size
 from bridgetower.model.layers import autocast
 from bridgetower.processor import load_items
@@ -225,23 +224,15 @@ def _batches(context: TrainContext, first_step: int) -> Generator[Batch, None, N
     return load_items(context.examples.__getitem__, sampler, num_workers=config.data.num_workers, device=device)
 
 
-def _order(context: TrainContext) -> EpochOrder | None:
-    """Returns the order of examples whose images are at URLs or whose batches are of one set; None for others."""
-    config, images = context.config, None if context.images is None else context.images[0]
-    streamed = images is not None and images.remote and images.frozen is None
-    if images is None or not (streamed or config.data.one_set_per_batch):
+def _order(context: TrainContext) -> OneSetPerBatch | None:
+    """Returns the order of examples whose batches are of one set; None for others."""
+    config = context.config
+    if not config.data.one_set_per_batch:
         return None
-    numbers = getattr(context.examples, "image_numbers", None)
+    numbers = getattr(context.examples, "set_numbers", None)
     if numbers is None:
-        raise ValueError(
-            f"the examples of {config.task.kind} have no image_numbers, which tell their sets and files; add it, or "
-            "copy the sets to a disk and leave out one_set_per_batch"
-        )
-    if not streamed:
-        return OneSetPerBatch(images.sets_of(numbers), config.batch_size, config.seed)
-    if config.data.one_set_per_batch:
-        raise ValueError("one_set_per_batch is for sets on a disk, and these are at URLs; copy them, or leave it out")
-    return ShardOrder(images.shards_of(numbers), config.seed, config.data.shuffle_shards, FetchAhead(images.fetch))
+        raise ValueError(f"the examples of {config.task.kind} have no set_numbers; leave out one_set_per_batch")
+    return OneSetPerBatch(numbers, config.batch_size, config.seed)
 
 
 def _evaluate(

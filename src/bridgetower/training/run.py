@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Literal
 
 from bridgetower.checkpoints.io import write_description
-from bridgetower.data.remote_sets import local_sets
 from bridgetower.distributed import barrier, from_first, num_restarts, process_group, rank, require_same
 from bridgetower.files import cache_folder
 from bridgetower.model.cpu import optimize_for_cpu
@@ -100,21 +99,17 @@ def train(
             changed = from_first(found)
             if rank() == 0:
                 logger.info("building the model, and reading %s", " and ".join(config.data.folders) or "the data")
-            splits = [*config.data.train_splits]
-            if config.evaluate_every is not None:
-                splits.append(config.data.validation_split)
-            with local_sets(config.data, splits) as data:
-                metrics = fit(
-                    _prepared(replace(config, data=data), spec, out, extensions, cache, progress=progress),
-                    out,
-                    resume=resume,
-                    async_checkpoints=async_checkpoints,
-                    timeout=timedelta(minutes=timeout_minutes),
-                    report_to=report_to,
-                    changed=changed,
-                    change=partial(change_config, out, config),
-                    progress=progress,
-                )
+            metrics = fit(
+                _prepared(config, spec, out, extensions, cache, progress=progress),
+                out,
+                resume=resume,
+                async_checkpoints=async_checkpoints,
+                timeout=timedelta(minutes=timeout_minutes),
+                report_to=report_to,
+                changed=changed,
+                change=partial(change_config, out, config),
+                progress=progress,
+            )
             barrier()
             return metrics
 

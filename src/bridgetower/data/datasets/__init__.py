@@ -13,9 +13,8 @@ from bridgetower.data.datasets.snli_ve import SNLI_VE
 from bridgetower.data.datasets.spec import ArrowConfig, DatasetSpec
 from bridgetower.data.datasets.vg import VG, VGQA, VGQA_COCO
 from bridgetower.data.datasets.vqav2 import VQAV2
-from bridgetower.data.folder import DatasetInfo, ordered_splits
-from bridgetower.data.manifest import new_manifest
-from bridgetower.data.writer import write_manifest
+from bridgetower.data.own import finished_set
+from bridgetower.data.prepared_set import DatasetInfo, SetWriter
 from bridgetower.files import sha256_of
 
 DATASETS: Mapping[str, DatasetSpec] = {
@@ -31,7 +30,7 @@ def prepare_set(
 ) -> DatasetInfo:
     """Writes a set to the folder `out`; a complete one of the same files is left as it is.
 
-    An attempt that was cut off is continued: its finished Parquet files are kept.
+    An attempt that was killed is continued: images that were written are not read again.
 
     Args:
         dataset: Name of one of `DATASETS`, or a set of your own.
@@ -118,25 +117,18 @@ def _check_folder(source: Path, what: str) -> None:
 
 def _prepare(spec: DatasetSpec, source: Path, out: Path, config: PrepareConfig, progress: bool) -> DatasetInfo:
     originals = Originals(folder=source, splits=config.splits or spec.splits, progress=progress)
-    with new_manifest(spec.schema) as manifest:
+    settings = {"set": spec.name, **config.settings, "splits": list(originals.splits)}
+    if finished := finished_set(out, settings, config.max_errors):
+        return finished
+    with SetWriter(out, spec.schema, config, progress=progress) as writer:
         assert spec.fill is not None  # as the callers check
         try:
-            spec.fill(originals, manifest, config)
+            spec.fill(originals, writer, config)
         except (KeyError, TypeError, AttributeError) as error:  # of the content of an annotation file
             place = (originals.used or originals.large)[-1]
             raise ValueError(f"{place} is not as published ({error!r}); check that it is right") from error
-        listed = manifest.counts()
-        manifest.finish()
-        manifest.check_errors(source, config.max_errors)
-        empty = listed.keys() - manifest.counts().keys()
-        if empty:
-            raise ValueError(
-                f"{source} has no usable image of {', '.join(ordered_splits(empty))}; check that it is the right source"
-            )
         info = DatasetInfo(
             name=spec.name,
-            kind=spec.schema.name,
-            seed=0,
             split_rule=spec.split_rule,
             protocol=spec.protocol,
             sources={
@@ -144,8 +136,6 @@ def _prepare(spec: DatasetSpec, source: Path, out: Path, config: PrepareConfig, 
                 **{path.name: f"{path.stat().st_size} bytes" for path in originals.large},
             },
             licences=spec.licences,
-            settings=config.settings,
-            left_out=manifest.left_out(),
-            num_left_out=manifest.num_left_out(),
+            settings=settings,
         )
-        return write_manifest(manifest, source, out, info, config, progress=progress)
+        return writer.finish(source, info, splits=originals.splits)

@@ -5,27 +5,27 @@ from functools import partial
 from bridgetower.data.config import PrepareConfig
 from bridgetower.data.datasets.originals import Originals
 from bridgetower.data.datasets.spec import ArrowFiles, DatasetSpec, PublishedCount
-from bridgetower.data.manifest import Manifest
+from bridgetower.data.prepared_set import SetWriter
 from bridgetower.data.schema import CAPTIONS
 
 _KARPATHY = "Karpathy's splits"
-_PROTOCOL = "every caption in its order, repeated ones included, without spaces at its ends"
+_PROTOCOL = "every caption of an image once, in its order, without spaces at its ends"
 
 _SPLITS = {"train": "train", "restval": "train", "val": "validation", "test": "test"}
 
 
-def _fill(file: str, originals: Originals, manifest: Manifest, config: PrepareConfig) -> None:
+def _fill(file: str, originals: Originals, writer: SetWriter, config: PrepareConfig) -> None:
     """Reads a file of Karpathy's, which holds captions and splits."""
     path = originals.annotation(file, f"karpathy/{file}")
     for image in originals.items(path, "images.item"):
         split = _SPLITS.get(image["split"])
         if split is None:
-            manifest.bad(f"{image['filename']}: split {image['split']!r}, expected one of {', '.join(_SPLITS)}")
+            writer.refuse(f"{image['filename']}: split {image['split']!r}, expected one of {', '.join(_SPLITS)}")
         elif originals.wants(split):
             found = originals.image(f"{image.get('filepath', 'flickr30k-images')}/{image['filename']}")
             captions = [sentence["raw"] for sentence in image["sentences"]]
-            texts = manifest.filled_captions(image["filename"], captions)
-            manifest.add(image["filename"], [found], texts, split=split)
+            texts = writer.filled_captions(image["filename"], captions)
+            writer.add([found], texts, name=image["filename"], split=split)
 
 
 COCO = DatasetSpec(

@@ -6,8 +6,8 @@ from typing import Any
 from bridgetower.data.config import PrepareConfig
 from bridgetower.data.datasets.originals import Originals
 from bridgetower.data.datasets.spec import STATEMENTS, ArrowFiles, DatasetSpec, PublishedCount, Reading, Row
-from bridgetower.data.images import ImageRef
-from bridgetower.data.manifest import Manifest
+from bridgetower.data.example import Image
+from bridgetower.data.prepared_set import SetWriter
 from bridgetower.data.schema import NLVR2 as SCHEMA
 from bridgetower.data.schema import Statement, nlvr2_sentence
 
@@ -27,23 +27,23 @@ _USUAL = ("train", "validation", "test1")
 _PAGE = "NLVR2's page"
 
 
-def _fill(originals: Originals, manifest: Manifest, config: PrepareConfig) -> None:
+def _fill(originals: Originals, writer: SetWriter, config: PrepareConfig) -> None:
     for split in filter(originals.wants, _FILES):
         file = _FILES[split]
         path = originals.annotation(*(f"{folder}/{file}" for folder in _FOLDERS))
         for row in originals.lines(path):
             identifier, label = row["identifier"], row.get("label", "")
             if label not in SCHEMA.labels and (label or split != _UNLABELLED):
-                manifest.bad(f"{identifier} of {file}: label {label!r}, expected the text True or False")
-            elif not manifest.is_new(f"{identifier} of {split}"):
-                manifest.bad(f"{identifier} of {file} comes twice")
+                writer.refuse(f"{identifier} of {file}: label {label!r}, expected the text True or False")
+            elif not writer.is_new(f"{identifier} of {split}"):
+                writer.refuse(f"{identifier} of {file} comes twice")
             else:
                 statement = Statement(statement_id=identifier, text=row["sentence"].strip(), label=label)
                 pair = identifier.rpartition("-")[0]
-                manifest.add(pair, _images(originals, pair, row), [statement], split=split)
+                writer.add(_images(originals, pair, row), [statement], name=pair, split=split)
 
 
-def _images(originals: Originals, pair: str, row: Mapping[str, Any]) -> list[ImageRef]:
+def _images(originals: Originals, pair: str, row: Mapping[str, Any]) -> list[Image]:
     subset = pair.partition("-")[0]
     folders = [f"images/train/{row['directory']}"] if subset == "train" else [subset, f"images/{subset}"]
     return [originals.image(*(f"{folder}/{pair}-img{side}.png" for folder in folders)) for side in (0, 1)]
@@ -64,12 +64,12 @@ def _arrow_statements(reading: Reading, name: str, row: Row) -> list[Statement]:
     pairs = list(zip(row["questions"], row["answers"], strict=True))
     known = nlvr2_sentence(name) is not None
     if known and len(pairs) > 1:
-        reading.manifest.bad(f"{name}: {len(pairs)} statements, expected the one that the identifier names")
+        reading.writer.refuse(f"{name}: {len(pairs)} statements, expected the one that the identifier names")
         return []
     for place, (text, label) in enumerate(pairs):
         identifier = name if known else f"{name}#{place}"
         if label not in SCHEMA.labels:
-            reading.manifest.bad(f"{identifier}: label {label!r}, expected the text True or False")
+            reading.writer.refuse(f"{identifier}: label {label!r}, expected the text True or False")
         else:
             statements.append(Statement(statement_id=identifier, text=text.strip(), label=label))
     return statements

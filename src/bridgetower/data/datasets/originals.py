@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import numpy as np
-
-from bridgetower.data.images import ImageRef
+from bridgetower.data.example import Image
+from bridgetower.data.fetch import version_of
 from bridgetower.files import json_object
 from bridgetower.progress import reading
-
-_DEEPEST = 5_000  # brackets that may be open in a JSON file
-_OPENING, _CLOSING = (np.frombuffer(brackets, np.uint8) for brackets in (b"[{", b"]}"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +55,15 @@ class Originals:
             self.used.append(found)
         return found
 
-    def image(self, *places: str) -> ImageRef:
+    def image(self, *places: str) -> Image:
         """The image file at the first of several places where there is one; the first of all if there is none."""
-        images = [ImageRef.of_file(self.folder, place) for place in places]
-        return next((image for image in images if image.file_signature), images[0])
+        for place in places:
+            path = str(self.folder / place)
+            try:
+                return Image(name=place, place=path, version=version_of(path))
+            except OSError:
+                continue
+        return Image(name=places[0], place=str(self.folder / places[0]))
 
     def items(self, path: Path, prefix: str) -> Iterator[Any]:
         """Reads the items of a list in a JSON file one by one.
@@ -79,7 +80,7 @@ class Originals:
         item = None
         with reading(path, shown=self.progress) as file:
             try:
-                for item in ijson.items(_Shallow(path, file), prefix, use_float=True):
+                for item in ijson.items(file, prefix, use_float=True):
                     yield item
             except ijson.JSONError as error:
                 what = str(error).partition("\n")[0]  # the rest draws where in the file it is
@@ -108,29 +109,3 @@ class Originals:
         for number, line in enumerate(self.text_lines(path), start=1):
             if line.strip():
                 yield json_object(line, f"{path}, line {number}")
-
-
-class _Shallow:
-    """A JSON file that is refused where it is nested deep, before its parser's memory grows with the square of that.
-
-    Brackets within texts are counted too; where they are not closed, they make a file look a little deeper.
-    """
-
-    def __init__(self, path: Path, file: BinaryIO) -> None:
-        self._path, self._file, self._depth = path, file, 0
-
-    def read(self, size: int = -1) -> bytes:
-        """Reads bytes.
-
-        Raises:
-            ValueError: They open more brackets than is plausible.
-        """
-        content = self._file.read(size)
-        opened = content.count(b"[") + content.count(b"{")
-        if self._depth + opened > _DEEPEST:
-            codes = np.frombuffer(content, np.uint8)
-            steps = np.isin(codes, _OPENING).astype(np.int64) - np.isin(codes, _CLOSING)
-            if self._depth + int(steps.cumsum().max()) > _DEEPEST:
-                raise ValueError(f"{self._path} is nested too deep to be read; copy it again")
-        self._depth = max(0, self._depth + opened - content.count(b"]") - content.count(b"}"))
-        return content

@@ -3,7 +3,7 @@
 from bridgetower.data.config import PrepareConfig
 from bridgetower.data.datasets.originals import Originals
 from bridgetower.data.datasets.spec import STATEMENTS, ArrowFiles, DatasetSpec, PublishedCount, Reading, Row
-from bridgetower.data.manifest import Manifest
+from bridgetower.data.prepared_set import SetWriter
 from bridgetower.data.schema import SNLI_VE as SCHEMA
 from bridgetower.data.schema import Statement
 
@@ -11,7 +11,7 @@ _FILES = {"train": "snli_ve_train.jsonl", "validation": "snli_ve_dev.jsonl", "te
 _PAGE = "SNLI-VE's page"
 
 
-def _fill(originals: Originals, manifest: Manifest, config: PrepareConfig) -> None:
+def _fill(originals: Originals, writer: SetWriter, config: PrepareConfig) -> None:
     for split in filter(originals.wants, _FILES):
         file = _FILES[split]
         path = originals.annotation(file, f"snli_ve/{file}")
@@ -20,15 +20,15 @@ def _fill(originals: Originals, manifest: Manifest, config: PrepareConfig) -> No
             identifier = pair.get("pairID") or f"{split}-{number}"
             if pair["gold_label"] not in SCHEMA.labels:
                 expected = ", ".join(SCHEMA.labels)
-                manifest.bad(f"{place}: label {pair['gold_label']!r}, expected one of {expected}")
-            elif not manifest.is_new(identifier):
-                manifest.bad(f"{place}: pair {identifier!r} comes twice")
+                writer.refuse(f"{place}: label {pair['gold_label']!r}, expected one of {expected}")
+            elif not writer.is_new(identifier):
+                writer.refuse(f"{place}: pair {identifier!r} comes twice")
             else:
                 name = f"{pair['Flickr30K_ID']}.jpg"
                 text = pair["sentence2"].strip()
                 statement = Statement(statement_id=identifier, text=text, label=pair["gold_label"])
                 image = originals.image(f"flickr30k-images/{name}")
-                manifest.add(name, [image], [statement], split=split, place=place)
+                writer.add([image], [statement], name=name, split=split, place=place)
 
 
 def _arrow_statements(reading: Reading, name: str, row: Row) -> list[Statement]:
@@ -37,7 +37,7 @@ def _arrow_statements(reading: Reading, name: str, row: Row) -> list[Statement]:
     for place, ((_, text), label) in enumerate(zip(row["sentences"], row["labels"], strict=True)):
         identifier = f"{name}-{place}"
         if not 0 <= label < len(SCHEMA.labels):
-            reading.manifest.bad(f"{identifier}: label {label}, expected 0 to {len(SCHEMA.labels) - 1}")
+            reading.writer.refuse(f"{identifier}: label {label}, expected 0 to {len(SCHEMA.labels) - 1}")
         else:
             statements.append(Statement(statement_id=identifier, text=text.strip(), label=SCHEMA.labels[label]))
     return statements

@@ -12,8 +12,8 @@ from typing import Any
 from bridgetower.data.answers import vocabulary_file
 from bridgetower.data.config import NOT_CONTENT, PrepareConfig
 from bridgetower.data.datasets.originals import Originals
-from bridgetower.data.images import arrow_rows
-from bridgetower.data.manifest import Manifest
+from bridgetower.data.example import ColumnFile, Image
+from bridgetower.data.prepared_set import SetWriter
 from bridgetower.data.schema import Question, Schema
 from bridgetower.progress import counted
 
@@ -50,7 +50,7 @@ class DatasetSpec:
         licences: Licence of each part.
         config: Type of the settings.
         published: Published counts of each split; of several the first is the usual one.
-        fill: Reads the annotations and fills the manifest; None if only Arrow files can be read.
+        fill: Reads the annotations and fills the writer; None if only Arrow files can be read.
         arrow: The set as ViLT-style Arrow files.
     """
 
@@ -66,7 +66,7 @@ class DatasetSpec:
     licences: Mapping[str, str] = field(default_factory=dict)
     config: type[PrepareConfig] = PrepareConfig
     published: Mapping[str, Sequence[PublishedCount]] = field(default_factory=dict)
-    fill: Callable[[Originals, Manifest, Any], None] | None = None
+    fill: Callable[[Originals, SetWriter, Any], None] | None = None
     arrow: ArrowFiles | None = None
 
     @property
@@ -124,16 +124,16 @@ class Reading:
     """What reading the rows of a set fills.
 
     Attributes:
-        manifest: Images and entries.
+        writer: Images and entries.
         answers: Answers of a VQA set by the numbers of their classes.
     """
 
-    manifest: Manifest
+    writer: SetWriter
     answers: dict[int, str] = field(default_factory=dict)
 
 
 def _captions(reading: Reading, name: str, row: Row) -> list[str]:
-    return reading.manifest.filled_captions(name, row["caption"])
+    return reading.writer.filled_captions(name, row["caption"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,21 +248,21 @@ def _further(folder: Path, stems: Sequence[Stem]) -> list[str]:
     return [f"{found[1]}{number}" for number in numbers if number >= len(stems)]
 
 
-def _fill(files: ArrowFiles, originals: Originals, manifest: Manifest, config: ArrowConfig) -> None:
-    reading = Reading(manifest=manifest)
+def _fill(files: ArrowFiles, originals: Originals, writer: SetWriter, config: ArrowConfig) -> None:
+    reading = Reading(writer=writer)
     for split in filter(originals.wants, files.all_stems):
-        paths = _existing(files.paths(originals.folder, split), split, manifest)
+        paths = _existing(files.paths(originals.folder, split), split, writer)
         for path in counted(paths, f"reading {split}", shown=originals.progress):
             originals.large.append(path)
             _fill_from(files, reading, path, split)
     # Without gaps in the numbers: else some classes have answers that no question has.
     if sorted(reading.answers) == list(range(len(reading.answers))):
-        manifest.files = vocabulary_file([reading.answers[number] for number in sorted(reading.answers)])
+        writer.files = vocabulary_file([reading.answers[number] for number in sorted(reading.answers)])
     else:
-        manifest.leave_out("answers.json", "some classes have no answer in these files")
+        writer.leave_out("answers.json", "some classes have no answer in these files")
 
 
-def _existing(paths: Sequence[Path], split: str, manifest: Manifest) -> list[Path]:
+def _existing(paths: Sequence[Path], split: str, writer: SetWriter) -> list[Path]:
     """Of the files of a split those that are there; only numbered ones may be missing, and are bad.
 
     Raises:
@@ -274,27 +274,36 @@ def _existing(paths: Sequence[Path], split: str, manifest: Manifest) -> list[Pat
         place = missing[0]
         raise FileNotFoundError(f"no file {place.name} in {place.parent}; put it there, or leave out {split} (splits)")
     for path in missing:
-        manifest.bad(f"no file {path.name} in {path.parent}")
+        writer.refuse(f"no file {path.name} in {path.parent}")
     return [path for path in paths if path not in missing]
 
 
 def _fill_from(files: ArrowFiles, reading: Reading, path: Path, split: str) -> None:
-    lists = [column for column in files.columns if column != files.image_id]
-    for number, row in enumerate(arrow_rows(path, files.images, files.columns, lists)):
-        name = str(row[files.image_id]) if files.image_id else f"{path.stem}-{number}"
-        images = [row[column] for column in files.images]
-        place = f"{path.name}, row {number}"
-        if not all(images):
-            reading.manifest.bad(f"{place}: no image of {name}")
-        elif not reading.manifest.is_new(f"{split} {name}"):
-            reading.manifest.bad(f"{place}: {name} comes twice")
-        else:
-            image = files.image_of(name)
-            named = [
-                replace(each, name=f"{path.name}/{file}", file_name=Path(file).name)
-                for each, file in zip(images, _file_names(image, len(images)), strict=True)
-            ]
-            reading.manifest.add(image, named, files.entries(reading, name, row), split=split, place=place)
+    table = ColumnFile(str(path))
+    missing = [name for name in (*files.images, *files.columns) if name not in table.schema.names]
+    if missing:
+        raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(table.schema.names)}")
+    number = 0
+    for group in range(len(table.sizes)):
+        for row in table.group(group).select([*files.images, *files.columns]).to_pylist():
+            name = str(row[files.image_id]) if files.image_id else f"{path.stem}-{number}"
+            place = f"{path.name}, row {number}"
+            contents = [row[column] for column in files.images]
+            flat = [one for one in files.columns if one != files.image_id and not isinstance(row[one], list)]
+            if flat:
+                raise ValueError(f"{path} has {type(row[flat[0]]).__name__} in column {flat[0]}; expected lists")
+            if not all(isinstance(content, bytes) and content for content in contents):
+                reading.writer.refuse(f"{place}: no image of {name}")
+            elif not reading.writer.is_new(f"{split} {name}"):
+                reading.writer.refuse(f"{place}: {name} comes twice")
+            else:
+                images = [
+                    Image(name=f"{path.name}/{file}", place=str(path), content=content)
+                    for content, file in zip(contents, _file_names(files.image_of(name), len(contents)), strict=True)
+                ]
+                entries = files.entries(reading, name, row)
+                reading.writer.add(images, entries, name=files.image_of(name), split=split, place=place)
+            number += 1
 
 
 def _file_names(name: str, count: int) -> list[str]:

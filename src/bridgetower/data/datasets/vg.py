@@ -10,8 +10,8 @@ from bridgetower.data.answers import ANSWERS_FILE, normalise_answer, read_vocabu
 from bridgetower.data.config import NOT_CONTENT, PrepareConfig
 from bridgetower.data.datasets.originals import Originals
 from bridgetower.data.datasets.spec import ArrowFiles, DatasetSpec, PublishedCount, asked
-from bridgetower.data.images import ImageRef
-from bridgetower.data.manifest import Manifest
+from bridgetower.data.example import Image
+from bridgetower.data.prepared_set import SetWriter
 from bridgetower.data.schema import CAPTIONS, VQA, Question
 
 KarpathySplit = Literal["restval", "val", "test"]
@@ -47,7 +47,7 @@ class VgqaConfig(VgConfig):
     answers: Path = field(metadata=NOT_CONTENT)
 
 
-def _image_of(originals: Originals, image_id: int) -> ImageRef:
+def _image_of(originals: Originals, image_id: int) -> Image:
     """The image with a number, which may be in any of four folders."""
     return originals.image(*(f"{folder}/{image_id}.jpg" for folder in _FOLDERS))
 
@@ -83,22 +83,22 @@ def _images_in_coco(originals: Originals, config: VgConfig) -> set[int]:
     return {image["image_id"] for image in originals.items(images, "item") if image["coco_id"] in held_out}
 
 
-def _leave_out(manifest: Manifest, image_id: int, config: VgConfig) -> None:
+def _leave_out(writer: SetWriter, image_id: int, config: VgConfig) -> None:
     """Notes that an image of `images_in_coco` is not taken."""
-    manifest.leave_out(f"image in COCO's {' or '.join(config.leave_out)} split", str(image_id))
+    writer.leave_out(f"image in COCO's {' or '.join(config.leave_out)} split", str(image_id))
 
 
-def _fill(originals: Originals, manifest: Manifest, config: VgConfig) -> None:
+def _fill(originals: Originals, writer: SetWriter, config: VgConfig) -> None:
     held_out = _images_in_coco(originals, config)
     for image in originals.items(_annotation_of(originals, "region_descriptions.json"), "item"):
         if image["id"] in held_out:
-            _leave_out(manifest, image["id"], config)
+            _leave_out(writer, image["id"], config)
             continue
         phrases = [region["phrase"].strip() for region in image["regions"]]
         for region in (region for region, phrase in zip(image["regions"], phrases, strict=True) if not phrase):
-            manifest.leave_out("empty description", str(region["region_id"]))
+            writer.leave_out("empty description", str(region["region_id"]))
         texts = [phrase for phrase in phrases if phrase]
-        manifest.add(str(image["id"]), [_image_of(originals, image["id"])], texts, split="train")
+        writer.add([_image_of(originals, image["id"])], texts, name=str(image["id"]), split="train")
 
 
 VG = DatasetSpec(
@@ -122,22 +122,22 @@ with --leave-out also: dataset_coco.json (or in karpathy/, or --karpathy FILE)
 )
 
 
-def _fill_vgqa(originals: Originals, manifest: Manifest, config: VgqaConfig) -> None:
+def _fill_vgqa(originals: Originals, writer: SetWriter, config: VgqaConfig) -> None:
     vocabulary = read_vocabulary(config.answers)
-    manifest.files = vocabulary_file(vocabulary)
+    writer.files = vocabulary_file(vocabulary)
     originals.used.append(config.answers / ANSWERS_FILE)
     known = frozenset(vocabulary)
     held_out = _images_in_coco(originals, config)
     for image in originals.items(_annotation_of(originals, "question_answers.json"), "item"):
         image_id = image.get("id", image.get("image_id"))
         if image_id in held_out:
-            _leave_out(manifest, image_id, config)
+            _leave_out(writer, image_id, config)
         else:
-            questions = list(_usable(image["qas"], known, manifest))
-            manifest.add(str(image_id), [_image_of(originals, image_id)], questions, split="train")
+            questions = list(_usable(image["qas"], known, writer))
+            writer.add([_image_of(originals, image_id)], questions, name=str(image_id), split="train")
 
 
-def _usable(pairs: Iterable[Mapping[str, Any]], known: Container[str], manifest: Manifest) -> Iterator[Question]:
+def _usable(pairs: Iterable[Mapping[str, Any]], known: Container[str], writer: SetWriter) -> Iterator[Question]:
     """Yields the questions with exactly one answer of the vocabulary, each once."""
     answers: dict[str, set[str]] = defaultdict(set)
     good = []
@@ -147,14 +147,14 @@ def _usable(pairs: Iterable[Mapping[str, Any]], known: Container[str], manifest:
             answers[pair["question"]].add(answer)
             good.append(pair)
         else:
-            manifest.leave_out("answer not in the vocabulary", str(pair["qa_id"]))
+            writer.leave_out("answer not in the vocabulary", str(pair["qa_id"]))
     seen: set[str] = set()
     for pair in good:
         question = pair["question"]
         if len(answers[question]) > 1:
-            manifest.leave_out("question with several answers", str(pair["qa_id"]))
+            writer.leave_out("question with several answers", str(pair["qa_id"]))
         elif question in seen:
-            manifest.leave_out("question that was asked before", str(pair["qa_id"]))
+            writer.leave_out("question that was asked before", str(pair["qa_id"]))
         else:
             seen.add(question)
             yield Question(question_id=pair["qa_id"], question=question, answers=(pair["answer"],))

@@ -1,5 +1,6 @@
 """VQAv2: questions about images of COCO, with the answers of ten people each (Goyal et al. 2017)."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,28 +9,28 @@ from bridgetower.data.answers import ANNOTATORS, answer_vocabulary, vocabulary_f
 from bridgetower.data.config import PrepareConfig
 from bridgetower.data.datasets.originals import Originals
 from bridgetower.data.datasets.spec import DatasetSpec, PublishedCount, asked
-from bridgetower.data.manifest import Lookup, Manifest
+from bridgetower.data.prepared_set import SetWriter
 from bridgetower.data.schema import VQA, Question
 
 _SUBSETS = {"train": "train2014", "validation": "val2014", "test": "test2015", "test-dev": "test-dev2015"}
 _ANNOTATED = ("train", "validation")
 
 
-def _fill(originals: Originals, manifest: Manifest, config: PrepareConfig) -> None:
+def _fill(originals: Originals, writer: SetWriter, config: PrepareConfig) -> None:
     first_choices: list[str] = []
-    with Lookup() as annotations:
-        missing = [split for split in _ANNOTATED if not _read(originals, split, annotations, first_choices)]
-        for split in filter(originals.wants, _SUBSETS):
-            _add_questions(originals, manifest, split, annotations)
-        for key in annotations.untaken():
-            manifest.bad(f"annotation of {key} has no question")
+    annotations: dict[str, str] = {}  # as JSON, of which 650,000 with ten answers take 200 MB
+    missing = [split for split in _ANNOTATED if not _read(originals, split, annotations, first_choices)]
+    for split in filter(originals.wants, _SUBSETS):
+        _add_questions(originals, writer, split, annotations)
+    for key in annotations:
+        writer.refuse(f"annotation of {key} has no question")
     if missing:
-        manifest.leave_out("answers.json, which takes the annotations of train and validation", f"no {missing[0]}")
+        writer.leave_out("answers.json, which takes the annotations of train and validation", f"no {missing[0]}")
     else:
-        manifest.files = vocabulary_file(answer_vocabulary(first_choices))
+        writer.files = vocabulary_file(answer_vocabulary(first_choices))
 
 
-def _read(originals: Originals, split: str, annotations: Lookup, first_choices: list[str]) -> Path | None:
+def _read(originals: Originals, split: str, annotations: dict[str, str], first_choices: list[str]) -> Path | None:
     """Reads the annotations of a split; those of a split that is not wanted may be missing."""
     wanted = originals.wants(split)
     find = originals.annotation if wanted else originals.optional_annotation
@@ -39,34 +40,36 @@ def _read(originals: Originals, split: str, annotations: Lookup, first_choices: 
         if wanted:
             kept = {name: annotation[name] for name in ("image_id", "question_type", "answer_type")}
             answers = [answer["answer"] for answer in annotation["answers"]]
-            annotations[_key(split, annotation)] = {**kept, "answers": answers}
+            annotations[_key(split, annotation)] = json.dumps({**kept, "answers": answers})
     return path
 
 
-def _add_questions(originals: Originals, manifest: Manifest, split: str, annotations: Lookup) -> None:
+def _add_questions(originals: Originals, writer: SetWriter, split: str, annotations: dict[str, str]) -> None:
     path = originals.annotation(*_places(f"v2_OpenEnded_mscoco_{_SUBSETS[split]}_questions.json"))
     for question in originals.items(path, "questions.item"):
         key = _key(split, question)
-        if not manifest.is_new(key):
-            manifest.bad(f"{key} comes twice")
+        if not writer.is_new(key):
+            writer.refuse(f"{key} comes twice")
             continue
-        annotation = annotations.take(key) if split in _ANNOTATED else {"image_id": question["image_id"]}
-        if annotation is None:
-            manifest.bad(f"{key} has no annotation")
-        elif annotation.pop("image_id") != question["image_id"]:
-            manifest.bad(f"{key} has an annotation of another image")
+        packed = annotations.pop(key, None)
+        if split in _ANNOTATED and packed is None:
+            writer.refuse(f"{key} has no annotation")
+            continue
+        annotation = json.loads(packed) if packed else {"image_id": question["image_id"]}
+        if annotation.pop("image_id") != question["image_id"]:
+            writer.refuse(f"{key} has an annotation of another image")
         else:
-            _add(originals, manifest, split, question, annotation)
+            _add(originals, writer, split, question, annotation)
 
 
 def _add(
-    originals: Originals, manifest: Manifest, split: str, question: Mapping[str, Any], annotation: Mapping[str, Any]
+    originals: Originals, writer: SetWriter, split: str, question: Mapping[str, Any], annotation: Mapping[str, Any]
 ) -> None:
     year = _SUBSETS[split].replace("test-dev", "test")
     answers = {**annotation, "answers": tuple(annotation.get("answers", ()))}
     entry = Question(question_id=question["question_id"], question=question["question"], **answers)
     image = originals.image(f"{year}/COCO_{year}_{question['image_id']:012d}.jpg")
-    manifest.add(str(question["image_id"]), [image], [entry], split=split)
+    writer.add([image], [entry], name=str(question["image_id"]), split=split)
 
 
 def _places(file: str) -> tuple[str, str]:

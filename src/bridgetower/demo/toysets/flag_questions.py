@@ -9,10 +9,8 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from bridgetower.data.answers import ANNOTATORS, answer_type, vocabulary_file
-from bridgetower.data.folder import split_rank
-from bridgetower.data.records import Record
 from bridgetower.data.schema import VQA, Question
-from bridgetower.data.writer import Collection
+from bridgetower.demo.toysets.collection import Collection, Record, split_rank
 from bridgetower.demo.toysets.flags import FlagsConfig
 from bridgetower.demo.toysets.flags import collect as collect_flags
 

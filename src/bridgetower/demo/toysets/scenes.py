@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from bridgetower.data.answers import ANNOTATORS, answer_type, vocabulary_file
-from bridgetower.data.folder import DatasetInfo
-from bridgetower.data.records import ImageFile, Record
+from bridgetower.data.prepared_set import DatasetInfo
 from bridgetower.data.schema import SCHEMAS, Question, Statement
-from bridgetower.data.writer import Collection
+from bridgetower.demo.toysets.collection import Collection, ImageFile, Record
 from bridgetower.demo.toysets.scene_drawing import LEVELS, Level, LevelName, Scene, draw_lot, png
 from bridgetower.demo.toysets.scene_texts import HIGHEST_COUNT, TOPICS, caption, scenes_for
 from bridgetower.model.plain import check_choice, check_numbers
@@ -65,14 +64,16 @@ def collect(config: ScenesConfig) -> Collection:
     return Collection(
         info=DatasetInfo(
             name=f"scenes-{config.kind}",
-            kind=config.kind,
-            seed=config.seed,
             split_rule="drawn anew for each split",
             protocol="generated; each answer to a text is drawn equally often, before the image",
             sources={},
             licences={"images": "none: generated"},
-            settings={"level": config.level, "side": config.side, **{f"num_{name}": n for name, n in counts.items()}},
-            left_out={},
+            settings={
+                "seed": config.seed,
+                "level": config.level,
+                "side": config.side,
+                **{f"num_{name}": n for name, n in counts.items()},
+            },
         ),
         schema=SCHEMAS[config.kind],
         splits={split: _records(config, split, count) for split, count in counts.items()},

@@ -1,0 +1,157 @@
+"""What sources are read into: examples of images and texts, and where the bytes of an image are."""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+from bridgetower.data.fetch import open_place, read_bytes, version_of
+
+_WITHIN = ("piece", "cell", "moment")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Image:
+    """An image of a source: a file of its own, a member of a tar archive, a cell of a table or a frame of a video.
+
+    Attributes:
+        name: Identifies it within its source; a file's path from the folder of the source on.
+        place: Path or URL of the file that it is in.
+        piece: Where in that file it starts, and its length in bytes.
+        cell: Its column and row in a Parquet or Arrow file.
+        moment: Start and end in seconds of the part of a video whose middle frame it is.
+        version: What changes when the file does, where the listing tells.
+        content: Its bytes, where they were read with the source.
+    """
+
+    name: str
+    place: str
+    piece: tuple[int, int] | None = None
+    cell: tuple[str, int] | None = None
+    moment: tuple[float, float] | None = None
+    version: str = ""
+    content: bytes | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a file of its own, on this machine or at a URL."""
+        return not (self.piece or self.cell or self.moment)
+
+    def read(self) -> bytes:
+        """Returns the bytes of the image file.
+
+        Raises:
+            OSError: They cannot be read.
+            ValueError: The file is another one than when the source was listed, or is none.
+        """
+        if self.content is not None:
+            return self.content
+        if self.moment:
+            from bridgetower.data.frames import frame_of
+
+            return frame_of(Path(self.place), sum(self.moment) / 2, self.name)
+        if self.cell:
+            column, row = self.cell
+            content = cell_bytes(open_columns(self.place, version_of(self.place)).value(column, row))
+            if content is None:
+                raise ValueError(f"{self.place}, row {row + 1} has no image in column {column}")
+            return content
+        return read_bytes(self.place, self.piece)
+
+    def located(self) -> str:
+        """Returns where it is within its file as JSON; empty of a file of its own."""
+        within = {name: list(getattr(self, name)) for name in _WITHIN if getattr(self, name)}
+        return json.dumps(within) if within else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """A row of a source: images, texts, or both.
+
+    Attributes:
+        id: From the source, or the name of its image, or that of its file with the number of its row.
+        images: None, one or several.
+        texts: Captions, stripped, none empty.
+        fields: All other cells of its row, by column.
+        split: That the source gives it; empty if it gives none.
+        place: File and line, for errors.
+        problem: Why it cannot be used; empty if it can.
+    """
+
+    id: str
+    images: tuple[Image, ...] = ()
+    texts: tuple[str, ...] = ()
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    split: str = ""
+    place: str = ""
+    problem: str = ""
+
+
+class ColumnFile:
+    """A Parquet or Arrow file, read by groups of rows; the group that was read last is kept.
+
+    Attributes:
+        schema: Its columns.
+        sizes: Rows of each group.
+    """
+
+    def __init__(self, place: str) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self._read: Callable[[int, list[str] | None], Any]
+        self._kept: tuple[int, str, Any] = (-1, "", None)
+        try:
+            if place.partition("?")[0].lower().endswith(".parquet"):
+                parquet = pq.ParquetFile(open_place(place), pre_buffer=False)
+                groups = [parquet.metadata.row_group(number) for number in range(parquet.num_row_groups)]
+                self.schema, self.sizes = parquet.schema_arrow, [group.num_rows for group in groups]
+                self._read = parquet.read_row_group
+            else:
+                file = open_place(place)
+                is_stream = file.read(6) != b"ARROW1"  # as `datasets` writes it
+                file.close()
+                source = open_place(place) if "://" in place else pa.memory_map(place)
+                opened = (pa.ipc.open_stream if is_stream else pa.ipc.open_file)(source)
+                batches = list(opened) if is_stream else list(map(opened.get_batch, range(opened.num_record_batches)))
+                for batch in batches:
+                    batch.validate(full=True)
+                self.schema, self.sizes = opened.schema, [batch.num_rows for batch in batches]
+                self._read = lambda number, columns: (
+                    batches[number] if columns is None else batches[number].select(columns)
+                )
+        except pa.ArrowException as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"{place} is no Parquet or Arrow file ({reason}); copy it again") from error
+        self._ends = list(accumulate(self.sizes))
+
+    def group(self, number: int) -> Any:
+        """Returns all rows of a group."""
+        return self._read(number, None)
+
+    def value(self, column: str, row: int) -> Any:
+        """Returns a cell."""
+        number = bisect_right(self._ends, row)
+        if column not in self.schema.names or number == len(self.sizes):
+            raise ValueError(f"there is no row {row + 1} with a column {column}; make the index again")
+        if self._kept[:2] != (number, column):
+            self._kept = number, column, self._read(number, [column])[column]
+        return self._kept[2][row - (self._ends[number] - self.sizes[number])].as_py()
+
+
+@lru_cache(maxsize=4)
+def open_columns(place: str, version: str) -> ColumnFile:
+    """Opens a Parquet or Arrow file, once as long as its version stays."""
+    return ColumnFile(place)
+
+
+def cell_bytes(value: object) -> bytes | None:
+    """Returns the image in a cell, plain or beside a path as `datasets` writes it; None if there is none."""
+    content = value.get("bytes") if isinstance(value, dict) else value
+    return content if isinstance(content, bytes) else None

@@ -1,0 +1,320 @@
+"""Files at URLs and on this machine, opened and listed in one way: retries, deadlines and errors are here."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import random
+import re
+import stat
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
+
+from bridgetower.files import escaped
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+"""Seconds before a request is made again after an error that may pass, at most; each pause is drawn."""
+
+DEADLINE = float(os.environ.get("BRIDGETOWER_FETCH_TIMEOUT", "60"))
+"""Seconds that one request may take."""
+
+LARGEST = 2**29
+"""Bytes of a file that is read whole: an image, or a file of a server that gives no ranges."""
+
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:(//|:)", re.IGNORECASE)
+_NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_BUFFER = 2**22  # bytes that are asked for at once
+_PASSING = (408, 425, 429)  # answers from 400 to 499 that may be others when they are asked again
+# What stores raise beside OSError; only of packages that are in use.
+_ERRORS = (
+    ("aiohttp", "ClientError"),
+    ("botocore.exceptions", "BotoCoreError"),
+    ("botocore.exceptions", "ClientError"),
+    ("gcsfs.retry", "HttpError"),
+    ("google.auth.exceptions", "GoogleAuthError"),
+    ("httpx", "HTTPError"),
+)
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A file of a source.
+
+    Attributes:
+        place: Path or URL.
+        name: From the folder of the source on, with `/` between its parts.
+        version: What changes when the file does, as far as a listing tells.
+        problem: Why it cannot be read; of a folder that cannot be listed its reason.
+    """
+
+    place: str
+    name: str
+    version: str = ""
+    problem: str = ""
+
+
+def is_url(place: object) -> bool:
+    """Whether a place is a URL such as https://…, s3://… or hf://…, and not a local path."""
+    return _SCHEME.match(str(place)) is not None
+
+
+def suffix_of(place: str) -> str:
+    """Returns the ending of a path or URL in lower case; of a compressed file both, such as .csv.gz."""
+    name = place.partition("?")[0] if is_url(place) else place
+    endings = [ending.lower() for ending in Path(name).suffixes[-2:]]
+    return "".join(endings) if endings[1:] and endings[-1] in (".gz", ".bz2", ".xz", ".zst") else "".join(endings[-1:])
+
+
+def read_bytes(place: str, piece: tuple[int, int] | None = None, *, most: int = LARGEST) -> bytes:
+    """Returns a file, or the piece of it that starts at a byte and has a length.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is longer, no regular file, or ends before the piece does.
+    """
+    if is_url(place):
+        return _piece(place, *piece) if piece else _whole(place, most)
+    with open_regular(place) as file:
+        size = os.fstat(file.fileno()).st_size
+        if piece is None and size > most:
+            raise ValueError(f"{place} has {size} bytes; expected at most {most}")
+        start, length = piece or (0, size)
+        content = os.pread(file.fileno(), length, start)
+    if len(content) < length:
+        raise ValueError(f"{place} ends in the middle of what is read of it; copy it again")
+    return content
+
+
+def open_place(place: str) -> BinaryIO:
+    """Opens a file to be read in any order; of one at a URL pieces are asked for, each again after an error.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is no regular file, or its server gives no ranges and it is too long to be kept.
+    """
+    return io.BufferedReader(_Ranges(place), _BUFFER) if is_url(place) else open_regular(place)
+
+
+def open_regular(place: str | Path) -> BinaryIO:
+    """Opens a regular file, without waiting for the writer of a pipe.
+
+    Raises:
+        OSError: It cannot be opened.
+        ValueError: It is a pipe, a device or a folder.
+    """
+    file = os.fdopen(os.open(place, os.O_RDONLY | os.O_NONBLOCK), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise ValueError(f"{place} is no regular file")
+    return file
+
+
+def version_of(place: str) -> str:
+    """Returns what changes when a file is written again: size and time, or what its server tells.
+
+    Raises:
+        OSError: There is no such file.
+    """
+    if not is_url(place):
+        status = Path(place).stat()
+        return f"{status.st_size} {status.st_mtime_ns}"
+    return _version(_retried(place, lambda system, path: system.info(path, **_deadline(system))))
+
+
+def list_files(source: str) -> Iterator[Listed]:
+    """Yields all files of a folder and those below it in order of their names, hidden ones left out.
+
+    A pattern with a `*` or with numbers, such as shard-{000..099}.tar, stands for the files that it fits. A folder that
+    cannot be read comes with its problem.
+
+    Raises:
+        OSError: There is nothing at the place.
+    """
+    if numbers := _NUMBERS.search(source):
+        first, last = numbers.groups()
+        for number in range(int(first), int(last) + 1):
+            yield from list_files(f"{source[: numbers.start()]}{number:0{len(first)}}{source[numbers.end() :]}")
+    elif is_url(source):
+        yield from _listed_at(source)
+    elif not Path(source).is_dir():
+        yield Listed(source, Path(source).name, version_of(source))
+    else:
+        yield from _listed_below(source, "", [])
+
+
+def _listed_below(folder: str, prefix: str, parents: list[tuple[int, int]]) -> Iterator[Listed]:
+    try:
+        status = Path(folder).stat()
+        if (status.st_dev, status.st_ino) in parents:  # a link to a folder around it
+            return
+        parents = [*parents, (status.st_dev, status.st_ino)]
+        with os.scandir(folder) as found:
+            entries = sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda one: one.name)
+    except OSError as error:
+        yield Listed(folder, prefix.rstrip("/") or ".", problem=f"{error.strerror or error}")
+        return
+    for entry in entries:
+        name = prefix + entry.name
+        try:
+            if entry.is_dir():
+                yield from _listed_below(entry.path, f"{name}/", parents)
+                continue
+            kind = entry.stat()
+            problem = "" if stat.S_ISREG(kind.st_mode) else "it is no regular file"
+            yield Listed(entry.path, name, f"{kind.st_size} {kind.st_mtime_ns}", problem or _unfit(name))
+        except OSError as error:
+            yield Listed(entry.path, name, problem=f"{error.strerror or error}")
+
+
+def _unfit(name: str) -> str:
+    return "" if escaped(name) == name else f"the name {name!r} is not UTF-8; rename the file"
+
+
+def _listed_at(url: str) -> Iterator[Listed]:
+    if "*" in url:
+        found = _retried(url, lambda system, path: system.glob(path, detail=True))
+        if not found:
+            raise FileNotFoundError(f"nothing matches {url}")
+        fixed = url.partition("*")[0].rpartition("/")[0]
+    elif Path(url.partition("?")[0]).suffix and url.lower().startswith("http"):  # no listing over HTTP
+        yield Listed(url, url.partition("?")[0].rpartition("/")[2])
+        return
+    else:
+        found = _retried(url, lambda system, path: system.find(path, detail=True))
+        fixed = url
+    system, start = _system(fixed)
+    for path in sorted(found):
+        info = found[path]
+        name = os.path.relpath(path, start) if path.rstrip("/") != start.rstrip("/") else path.rpartition("/")[2]
+        if info.get("type") != "directory" and not any(
+            part.startswith(".") and part != ".." for part in name.split("/")
+        ):
+            yield Listed(path if is_url(path) else system.unstrip_protocol(path), name, _version(info))
+
+
+class _Ranges(io.RawIOBase):
+    """A file at a URL, of which ranges are read; where a server gives none, the whole is kept."""
+
+    def __init__(self, url: str) -> None:
+        self._url, self._at, self._content = url, 0, b""
+        info = _retried(url, lambda system, path: system.info(path, **_deadline(system)))
+        self._size = info.get("size")
+        if self._size is None or info.get("partial") is False:
+            self._content = _whole(url, LARGEST)
+            self._size = len(self._content)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        self._at = max(0, start + offset)
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        count = max(0, min(len(buffer), self._size - self._at))
+        if count:
+            start, end = self._at, self._at + count
+            part = self._content[start:end] if self._content else _piece(self._url, start, count, whole=self._size)
+            if len(part) > count:
+                self._content, part = part, part[start:end]
+            buffer[:count] = part
+            self._at = end
+        return count
+
+
+def _whole(url: str, most: int) -> bytes:
+    def read(system: Any, path: str) -> bytes:
+        # Over HTTP in one request; the length, which a request of its own would tell, is not needed.
+        streaming = {"block_size": 0, "size": 1} if url.lower().startswith("http") else {}
+        with system.open(path, "rb", **streaming) as file:
+            content = bytearray()
+            while len(content) <= most and (part := file.read(_BUFFER)):
+                content += part
+        return bytes(content)
+
+    content = _retried(url, read)
+    if len(content) > most:
+        raise ValueError(f"{url} has more than {most} bytes")
+    return content
+
+
+def _piece(url: str, start: int, size: int, *, whole: int = 0) -> bytes:
+    """Returns a range of a file; all of it, of the size `whole`, where its server gives no ranges."""
+
+    def read(system: Any, path: str) -> bytes:
+        content = bytes(system.cat_file(path, start=start, end=start + size, **_deadline(system)))
+        if len(content) < size:
+            raise ConnectionError(f"{len(content)} bytes came where {size} were asked for")
+        return content
+
+    content = _retried(url, read)
+    if len(content) > size and len(content) != whole:
+        raise ValueError(f"{url} gives {len(content)} bytes where {size} were asked for; copy it to a disk")
+    return content
+
+
+def _retried(url: str, read: Callable[[Any, str], T]) -> T:
+    """Reads from the store of a URL, again after errors that may pass; in the end an OSError names the URL."""
+    pauses = iter(PAUSES)
+    while True:
+        try:
+            return read(*_system(url))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"no file at {url}") from error
+        except ImportError as error:
+            raise FileNotFoundError(f"{url} cannot be read: {error}; install that package") from error
+        except _store_errors() as error:
+            status = getattr(error, "status", None)
+            stays = isinstance(error, PermissionError) or (
+                isinstance(status, int) and 400 <= status < 500 and status not in _PASSING
+            )
+            pause = None if stays else next(pauses, None)
+            reason = (str(error) or type(error).__name__).partition("\n")[0][:300]
+            if pause is None:
+                raise OSError(f"{url} cannot be read ({reason})") from error
+            seconds = pause * random.uniform(0.5, 1.0)
+            logger.warning("%s cannot be read (%s); trying again in %.1f s", url, reason, seconds)
+            time.sleep(seconds)
+
+
+def _system(url: str) -> tuple[Any, str]:
+    from fsspec.core import url_to_fs
+
+    options: dict[str, Any] = {}
+    if url.lower().startswith("http"):
+        import aiohttp
+
+        limits = aiohttp.ClientTimeout(total=None, sock_connect=DEADLINE, sock_read=DEADLINE)
+        options = {"client_kwargs": {"timeout": limits}}
+    system, path = url_to_fs(url, **options)
+    return system, path
+
+
+def _deadline(system: Any) -> dict[str, float]:
+    return {"timeout": DEADLINE} if getattr(system, "async_impl", False) else {}
+
+
+def _version(info: dict[str, Any]) -> str:
+    marks = {name.lower(): info[name] for name in info if name.lower() in ("etag", "mtime", "last-modified", "sha256")}
+    return " ".join(map(str, (info.get("size"), *(marks[name] for name in sorted(marks)))))
+
+
+def _store_errors() -> tuple[type[Exception], ...]:
+    loaded = [(sys.modules[module], name) for module, name in _ERRORS if module in sys.modules]
+    return OSError, RuntimeError, *(getattr(module, name) for module, name in loaded if hasattr(module, name))

@@ -1,0 +1,479 @@
+"""Prepared sets: folders with `dataset.json`, a table of images and one of examples; written and opened here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+
+from bridgetower.data.config import WritingConfig
+from bridgetower.data.example import Image
+from bridgetower.data.fetch import read_bytes
+from bridgetower.data.schema import Schema, schema_named
+from bridgetower.data.store import CRC, Table
+from bridgetower.files import escaped, json_object, locked, remove_leftovers, write_json
+from bridgetower.model.plain import from_plain
+from bridgetower.progress import counting
+
+INFO_FILE = "dataset.json"
+SPLITS = ("train", "validation", "test")
+"""The usual ones, in their order; a set may have others."""
+
+SPLIT_OPTIONS = "evaluate has --split, train --data.train-splits and --data.validation-split"
+"""What a user chooses another split with, for errors."""
+
+_COMMIT_BYTES, _COMMIT_SECONDS = 2**26, 30.0  # of images, after which they are committed
+_AHEAD = 64  # images that are read and checked ahead, for each thread
+_NAMED = 10  # problems spelt out in an error
+_LISTED = 1000  # and in `dataset.json`, of each reason
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitInfo:
+    """How much a split holds: images, and examples, such as captions or questions."""
+
+    images: int
+    examples: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetInfo:
+    """What a prepared set is, as `dataset.json` has it.
+
+    Attributes:
+        name: Of the set.
+        kind: Name of the schema of its examples.
+        split_rule: How images were given to splits, in words.
+        protocol: What else was decided about the originals, in words.
+        sources: Annotation files with their digests.
+        licences: Licence of each part.
+        settings: Everything that decides the content, the source's digest among it.
+        splits: How much each holds.
+        left_out: How much was left out, by reason.
+        some_left_out: Names of some of it, by reason.
+        versions: Of the tables.
+        digest: Of all images and examples.
+    """
+
+    name: str
+    kind: str = "captions"
+    split_rule: str
+    protocol: str = ""
+    sources: Mapping[str, str] = field(default_factory=dict)
+    licences: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, object] = field(default_factory=dict)
+    splits: Mapping[str, SplitInfo] = field(default_factory=dict)
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    some_left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    versions: Mapping[str, int] = field(default_factory=dict)
+    digest: str = ""
+
+
+class SetWriter:
+    """Writes a set: images are read and checked ahead in threads, images and examples are committed as they come.
+
+    An attempt that was killed is continued by the next one on the same folder: committed images are not read again.
+
+    Attributes:
+        files: Content of further JSON files of the set, by name, such as the vocabulary of answers.
+        bad: What cannot be used.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        schema: Schema,
+        config: WritingConfig,
+        *,
+        shares: Mapping[str, float] | None = None,
+        seed: int = 0,
+        by_content: bool = False,
+        progress: bool = True,
+    ) -> None:
+        """Plans the set; `with` takes up what an earlier attempt left.
+
+        Args:
+            out: Folder of the set.
+            schema: Of its examples.
+            config: How much may be bad, and how many threads read images.
+            shares: Of validation and test where the source gives no splits; the rest is for training.
+            seed: Of the splits.
+            by_content: Whether images of the same bytes are one image, whatever their names.
+            progress: Whether to show it.
+        """
+        self.out, self.schema, self.config = Path(out), schema, config
+        self._shares, self._seed, self._by_content, self._progress = shares or {}, seed, by_content, progress
+        self.files: dict[str, Any] = {}
+        self.bad: list[str] = []
+        self._left_out: dict[str, list[str]] = {}
+        self._num_left_out: Counter[str] = Counter()
+        self._seen: set[int] = set()
+        self._places: dict[int, Future[bytes | str] | int | str] = {}  # number of an image, or what is wrong with it
+        self._contents: dict[bytes, int] = {}  # number of an image by its digest
+        self._digests: list[bytes] = []
+        self._rows: list[tuple[str, str, bytes, bytes]] = []  # images that are not committed
+        self._examples: list[tuple[str, int, bytes]] = []  # likewise
+        self._waiting: deque[_Waiting] = deque()  # examples whose images are read
+        self._groups: dict[str, set[int]] = {}  # images, or texts without one, of each split
+        self._counts: Counter[str] = Counter()
+        self._given: dict[bool, str] = {}  # an example with a split that the source gave, and one without
+        self._size, self._written = 0, time.monotonic()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            stack.enter_context(locked(self.out))
+            (self.out / INFO_FILE).unlink(missing_ok=True)
+            remove_leftovers(self.out)
+            columns = {"name": pa.string(), "version": pa.string(), "digest": pa.binary(16), "image": pa.large_binary()}
+            place = self.out / "images.lance"
+            try:
+                self._images = Table(place)
+            except FileNotFoundError:
+                self._images = Table.create(place, pa.schema(list(columns.items())), checked="image")
+            for batch in self._images.scan(["name", "version", "digest"]):
+                for name, version, digest in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                    self._places[_key(name, version)] = self._add_digest(digest)
+            columns = {"split": pa.string(), "group": pa.int32(), "example": pa.large_binary()}
+            self._table = Table.create(
+                self.out / "examples.lance", pa.schema(list(columns.items())), checked="example", replace=True
+            )
+            self._pool = ThreadPoolExecutor(self.config.num_workers)
+            stack.callback(self._pool.shutdown, cancel_futures=True)
+            self._advance = stack.enter_context(counting("preparing", total=None, shown=self._progress))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.close()
+
+    def add(
+        self, images: Sequence[Image], entries: Iterable[Any], *, name: str = "", split: str = "", place: str = ""
+    ) -> None:
+        """Adds what is said about an image, several, or none; what cannot be used is counted as bad.
+
+        Args:
+            images: Of the entries.
+            entries: Captions, questions and the like, of the type that the schema has.
+            name: Of the examples; empty stands for that of the first image.
+            split: Empty if the digest of the first image decides it, or that of the text.
+            place: Where it is in the source, for errors.
+        """
+        name = name or (images[0].name if images else place)
+        if unfit := [one for one in (name, *(image.name for image in images)) if not one or escaped(one) != one]:
+            self.refuse(f"{place or name}: the name {unfit[0]!r} is empty or not UTF-8")
+            return
+        good = []
+        for entry in entries:
+            if problem := self.schema.problem_of(entry):
+                self.refuse(f"{place or name}: {problem}")
+            else:
+                good.append(entry)
+        keys = [_key(image.name, image.version) for image in images]
+        for key, image in zip(keys, images, strict=True):
+            if key not in self._places:
+                self._places[key] = self._pool.submit(_checked, image)
+        self._waiting.append(_Waiting(name, split, place or name, list(zip(keys, images, strict=True)), good))
+        if len(self._waiting) > _AHEAD * self.config.num_workers:
+            self._settle()
+
+    def refuse(self, message: str) -> None:
+        """Counts something that cannot be used."""
+        self.bad.append(escaped(message))
+
+    def is_new(self, key: str) -> bool:
+        """Whether this is asked of a key for the first time."""
+        known = (number := _key(key, "")) in self._seen
+        self._seen.add(number)
+        return not known
+
+    def leave_out(self, reason: str, name: str) -> None:
+        """Notes what is not taken although it could be used."""
+        self._num_left_out[reason] += 1
+        if self._num_left_out[reason] <= _LISTED:
+            self._left_out.setdefault(reason, []).append(escaped(name))
+
+    def filled_captions(self, name: str, captions: Iterable[str]) -> list[str]:
+        """Returns captions of an image without spaces at their ends; empty ones are noted as left out."""
+        stripped = [caption.strip() for caption in captions]
+        if not all(stripped):
+            self.leave_out("empty caption", name)
+        return list(filter(None, stripped))
+
+    def finish(self, source: object, info: DatasetInfo, *, splits: Sequence[str] = ()) -> DatasetInfo:
+        """Writes what is left and, last, `dataset.json`.
+
+        Args:
+            source: For errors.
+            info: What the set is, without what was written.
+            splits: That must not be empty.
+
+        Raises:
+            ValueError: Too much is bad, there is nothing, or only some examples have a split.
+        """
+        while self._waiting:
+            self._settle()
+        check_errors(source, self.bad, self.config.max_errors)
+        if not self._counts or (empty := [name for name in splits if not self._counts[name]]):
+            of = f" of {', '.join(empty)}" if self._counts else ""
+            raise ValueError(f"{source} has no usable example{of}; check that it is the right source")
+        if len(self._given) > 1:
+            raise ValueError(
+                f"{source}: {self._given[True]} has a split and {self._given[False]} none; give all or none"
+            )
+        self._commit()
+        if False in self._given:
+            self._fill_splits()
+        elif self._by_content:
+            self._check_apart(source)
+        content = hashlib.sha256(self._images.column(CRC).tobytes() + self._table.column(CRC).tobytes())
+        for name, value in self.files.items():
+            write_json(self.out / name, value)
+        bad = {"cannot be used": self.bad[:_LISTED]} if self.bad else {}
+        order = sorted(self._counts, key=lambda one: (SPLITS.index(one) if one in SPLITS else len(SPLITS), one))
+        info = replace(
+            info,
+            kind=self.schema.name,
+            splits={
+                name: SplitInfo(images=sum(one >= 0 for one in self._groups[name]), examples=self._counts[name])
+                for name in order
+            },
+            left_out=dict(self._num_left_out) | {reason: len(self.bad) for reason in bad},
+            some_left_out=self._left_out | bad,
+            versions={"images": self._images.version, "examples": self._table.version},
+            digest=content.hexdigest(),
+        )
+        write_json(self.out / INFO_FILE, asdict(info))
+        return info
+
+    def _settle(self) -> None:
+        """Takes the example that waits longest, once its images are read."""
+        waiting = self._waiting.popleft()
+        numbers, problem = [], ""
+        for key, image in waiting.images:
+            found = self._places[key]
+            if isinstance(found, Future):
+                content = found.result()
+                found = content if isinstance(content, str) else self._add_image(image, content)
+                self._places[key] = found
+                if isinstance(found, str):
+                    self.refuse(f"{waiting.place}: {found}")
+            if isinstance(found, str):
+                problem = found
+            else:
+                numbers.append(found)
+        self._advance(1)
+        if problem or not waiting.entries:
+            return
+        self._given.setdefault(bool(waiting.split), waiting.place)
+        group = numbers[0] if numbers else -1 - sum(self._counts.values())
+        mark = self._digests[group] if numbers else waiting.name.encode()
+        split = waiting.split or split_of(mark, self._shares, self._seed)
+        for entry in waiting.entries:
+            if isinstance(entry, str) and not self.is_new(f"{group} {split} {entry}"):  # as the official code trains
+                self.leave_out("repeated caption", waiting.name)
+                continue
+            plain = entry if isinstance(entry, str) else vars(entry)
+            example = json.dumps({"id": waiting.name, "images": numbers, "entry": plain}, ensure_ascii=False).encode()
+            self._examples.append((split, group, example))
+            self._counts[split] += 1
+            self._size += len(example)
+        self._groups.setdefault(split, set()).add(group)
+        if self._size > _COMMIT_BYTES or (self._rows and time.monotonic() - self._written > _COMMIT_SECONDS):
+            self._commit()
+
+    def _add_image(self, image: Image, content: bytes) -> int:
+        digest = hashlib.blake2b(content, digest_size=16).digest()
+        if self._by_content and digest in self._contents:
+            return self._contents[digest]
+        self._rows.append((image.name, image.version, digest, content))
+        self._size += len(content)
+        return self._add_digest(digest)
+
+    def _add_digest(self, digest: bytes) -> int:
+        self._digests.append(digest)
+        if self._by_content:
+            self._contents.setdefault(digest, len(self._digests) - 1)
+        return len(self._digests) - 1
+
+    def _commit(self) -> None:
+        for table, rows in ((self._images, self._rows), (self._table, self._examples)):
+            if rows:
+                names = [name for name in table.schema.names if name != CRC]
+                columns = (
+                    pa.array(list(values), table.schema.field(name).type)
+                    for name, values in zip(names, zip(*rows, strict=True), strict=True)
+                )
+                table.append(pa.table(dict(zip(names, columns, strict=True))))
+        self._rows, self._examples = [], []
+        self._size, self._written = 0, time.monotonic()
+
+    def _check_apart(self, source: object) -> None:
+        """An image in two splits would be trained on and evaluated."""
+        for number, split in enumerate(self._groups):
+            for other in list(self._groups)[:number]:
+                if shared := {group for group in self._groups[split] & self._groups[other] if group >= 0}:
+                    name = self._images.take([min(shared)], ["name"])["name"][0]
+                    raise ValueError(f"{source}: {len(shared)} images, such as {name}, are in {other} and in {split}")
+
+    def _fill_splits(self) -> None:
+        """Gives a split of a share that chance left empty one image, so that a small set can be evaluated."""
+        wanted = [name for name in SPLITS if name == "train" or self._shares.get(name, 0) > 0]
+        for name in wanted:
+            largest = max(self._groups, key=lambda one: len(self._groups[one]))
+            if not self._groups.get(name) and len(self._groups[largest]) > 1:
+                moved = min(self._groups[largest])
+                self._groups[largest].remove(moved)
+                self._groups[name] = {moved}
+                count = self._table.lance.count_rows(f"`group` = {moved}")
+                self._counts[largest] -= count
+                self._counts[name] += count
+                self._table.lance.update(where=f"`group` = {moved}", values={"split": name})
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    name: str
+    split: str
+    place: str
+    images: list[tuple[int, Image]]
+    entries: list[Any]
+
+
+class PreparedSet:
+    """A prepared set that is opened to be read.
+
+    Attributes:
+        folder: Path or URL.
+        info: What it is.
+        numbers: Of the examples of the chosen splits.
+        groups: Number of the first image of each of them; negative where an example has only text.
+        num_images: Of all splits.
+    """
+
+    def __init__(self, folder: str | Path, splits: Sequence[str], schema: Schema | None = None) -> None:
+        """Opens some splits.
+
+        Raises:
+            FileNotFoundError: There is no complete set, or no such split.
+            ValueError: It is of another kind.
+        """
+        self.folder, self.info = str(folder).rstrip("/"), read_info(folder)
+        self.schema = schema or schema_named(self.info.kind)
+        if self.info.kind != self.schema.name:
+            raise ValueError(f"{folder} holds {self.info.kind}; expected a set of kind {self.schema.name}")
+        if missing := [name for name in splits if name not in self.info.splits]:
+            there = ", ".join(self.info.splits)
+            raise FileNotFoundError(f"{folder} has no split {missing[0]!r}; it has {there} ({SPLIT_OPTIONS})")
+        versions = self.info.versions
+        self.splits = tuple(splits)
+        self._images = Table(f"{self.folder}/images.lance", version=versions["images"])
+        self.num_images = len(self._images)
+        self._examples = Table(f"{self.folder}/examples.lance", version=versions["examples"])
+        parts = list(self._examples.scan(["split", "group"]))
+        split = pa.chunked_array([part["split"] for part in parts]).dictionary_encode().unify_dictionaries()
+        chosen = np.concatenate(
+            [np.isin(chunk.dictionary.to_pylist(), splits)[chunk.indices] for chunk in split.chunks]
+        )
+        self.numbers = np.flatnonzero(chosen)
+        self.groups = np.concatenate([part["group"].to_numpy() for part in parts])[self.numbers]
+
+    def examples(self, places: Sequence[int]) -> list[dict[str, Any]]:
+        """Returns examples by their places among `numbers`: `id`, `images` and `entry` of each."""
+        rows = self._examples.take(self.numbers[np.asarray(places, np.int64)].tolist(), ["example"])
+        return [json.loads(row) for row in rows["example"].to_pylist()]
+
+    def scan(self) -> Iterator[dict[str, Any]]:
+        """Yields all examples of the chosen splits in order."""
+        chosen = np.zeros(len(self._examples), bool)
+        chosen[self.numbers] = True
+        start = 0
+        for batch in self._examples.scan(["example"]):
+            kept = batch.filter(pa.array(chosen[start : start + len(batch)]))
+            yield from map(json.loads, kept["example"].to_pylist())
+            start += len(batch)
+
+    def images(self, numbers: Sequence[int]) -> list[bytes]:
+        """Returns the files of images by their numbers."""
+        found: list[bytes] = self._images.take(numbers, ["image"])["image"].to_pylist()
+        return found
+
+    def image_names(self, numbers: Sequence[int]) -> list[str]:
+        """Returns the names of images."""
+        found: list[str] = self._images.take(numbers, ["name"])["name"].to_pylist()
+        return found
+
+    def damaged(self) -> list[str]:
+        """Reads all, and returns what is not as it was written."""
+        return [f"row {row} of {table.uri}" for table in (self._images, self._examples) for row in table.damaged()]
+
+
+def read_info(folder: str | Path) -> DatasetInfo:
+    """Reads `dataset.json` of a set on this machine or at a URL.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ValueError: It holds something else.
+    """
+    path = f"{str(folder).rstrip('/')}/{INFO_FILE}"
+    try:
+        content = read_bytes(path, most=2**28)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"no {INFO_FILE} in {folder}; give the folder that `bridgetower prepare` wrote"
+        ) from error
+    return from_plain(DatasetInfo, json_object(content, path), path)
+
+
+def split_of(mark: bytes, shares: Mapping[str, float], seed: int) -> str:
+    """Returns the split that a hash of seed and mark decides, so that no other image changes it."""
+    place = int.from_bytes(hashlib.blake2b(b"%d %s" % (seed, mark), digest_size=8).digest(), "big") / 2**64
+    for name, share in shares.items():
+        if place < share:
+            return name
+        place -= share
+    return "train"
+
+
+def check_errors(source: object, messages: Sequence[str], max_errors: int) -> None:
+    """Checks that not too much cannot be used.
+
+    Raises:
+        ValueError: Else; the first are named.
+    """
+    if len(messages) > max_errors:
+        what = "entry or image" if len(messages) == 1 else "entries or images"
+        more = f" and {len(messages) - _NAMED} more" if len(messages) > _NAMED else ""
+        shown = " | ".join(messages[:_NAMED])
+        raise ValueError(
+            f"{source} has {len(messages)} bad {what}, allowed are {max_errors} (max_errors): {shown}{more}"
+        )
+
+
+def _checked(image: Image) -> bytes | str:
+    """Reads and decodes an image; returns its bytes, or what is wrong."""
+    from bridgetower.processor import open_image  # which needs torch; the help of commands does not
+
+    try:
+        content = image.read()
+        open_image(content)
+    except FileNotFoundError:
+        return f"{image.name!r}: there is no such file"
+    except (ValueError, OSError) as error:
+        return f"{image.name!r}: {error}"
+    return content
+
+
+def _key(name: str, version: str) -> int:
+    return int.from_bytes(
+        hashlib.blake2b(f"{name}\0{version}".encode(errors="surrogateescape"), digest_size=8).digest(), "big"
+    )

@@ -1,0 +1,594 @@
+"""The one reader of sources: folders, tables, tar shards, `datasets` repositories, videos; local or at URLs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import os
+import posixpath
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from bridgetower.data.example import ColumnFile, Example, Image, cell_bytes
+from bridgetower.data.fetch import Listed, is_url, list_files, open_place, read_bytes, suffix_of
+from bridgetower.data.moments import SUBTITLE_SUFFIXES, VIDEO_SUFFIXES, Cutting, moments_of
+from bridgetower.extras import is_installed
+
+IMAGE_SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+IMAGE_COLUMNS = ("image", "image_path", "path", "file", "file_name", "filename", "filepath", "img", "jpg")
+URL_COLUMNS = ("url", "image_url")
+CAPTION_COLUMNS = ("caption", "captions", "text", "sentence", "sentences")
+ID_COLUMNS = ("id", "image_id", "key", "uid")
+PAIR_COLUMNS = (("image_0", "image_1"), ("image_1", "image_2"), ("image1", "image2"), ("left", "right"))
+SPLITS = {
+    **{"train": "train", "training": "train", "test": "test", "testing": "test"},
+    **{"validation": "validation", "valid": "validation", "val": "validation", "dev": "validation"},
+}
+"""How splits are named in sources, and here."""
+
+CaptionsFrom = Literal["text", "folder"]
+
+_TABLES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow")
+_COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+_DESCRIBES = re.compile(r"metadata\.(csv|jsonl|parquet)")  # a table of the images of a folder, as `datasets` has it
+_CAPTIONS_FILE = "captions.txt"
+_LONGEST = 2**20  # characters of a line, a cell, or the captions of one image
+_LARGEST_JSON = 2**28  # bytes of a table that is one JSON list
+_PART = 2000  # images of a folder that are read together
+_IN_NAME = re.compile(r"(?:^|[/_.-])(train|training|validation|valid|val|dev|test|testing)(?=[/_.-]|$)")
+_FLICKR_NUMBER = re.compile(r"#\d+$")  # "1000092795.jpg#0"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Which columns of tables are read, and how videos are cut; None looks for the usual names.
+
+    Attributes:
+        image: Paths, URLs or image bytes; two names for pairs of images, with a comma between them.
+        text: A caption or a list of captions.
+        id: What names a row.
+        captions_from: "folder" takes the name of the folder that an image is in as its caption.
+        cutting: How videos become moments.
+    """
+
+    image: str | None = None
+    text: str | None = None
+    id: str | None = None
+    captions_from: CaptionsFrom = "text"
+    cutting: Cutting = field(default_factory=Cutting)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Files of a source that are read together: a table, a tar shard, a video, or some images of a folder.
+
+    Attributes:
+        kind: How they are read.
+        files: One, or the images.
+        beside: Texts and subtitles of them, by the name of the image or video.
+        split: That their names give; empty if they give none.
+    """
+
+    kind: Literal["table", "tar", "texts", "captions", "images", "video", "problem"]
+    files: tuple[Listed, ...]
+    beside: Mapping[str, Listed] = field(default_factory=dict)
+    split: str = ""
+
+    @property
+    def version(self) -> str:
+        """What changes when a file does."""
+        return " ".join([self.kind, *(f"{one.place} {one.version}" for one in (*self.files, *self.beside.values()))])
+
+
+def read(source: str | os.PathLike[str], columns: Columns | None = None) -> Iterator[Example]:
+    """Yields the examples of a source; what cannot be used comes with its problem.
+
+    Args:
+        source: A folder of images (with captions in text files, `captions.txt` or `metadata.*`, in class folders, in
+            folders `train`, `val`, `test`), a table (CSV, TSV, JSON, JSON lines, Parquet, Arrow, perhaps compressed), a
+            text file with a text per line, tar shards, a `datasets` repository or `save_to_disk` folder, a video; or
+            the URL of one, perhaps with a `*` or with {000..099}.
+        columns: Which columns are read.
+
+    Raises:
+        OSError: There is no such source.
+        ValueError: It is none of these, or a column is missing.
+    """
+    columns = columns or Columns()
+    return chain.from_iterable(read_part(part, columns) for part in parts_of(source))
+
+
+def parts_of(source: str | os.PathLike[str]) -> list[Part]:
+    """Returns the parts of a source, each of which can be read on its own; see `read`."""
+    source = os.fspath(source)
+    try:
+        listed = list(list_files(source))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"no file or folder {source}; give a folder of images, a table or tar shards"
+        ) from error
+    bad = [one for one in listed if one.problem]
+    files = [one for one in listed if not one.problem]
+    if len(listed) == 1 and listed[0].place == source and bad:
+        raise ValueError(f"{source}: {bad[0].problem}")
+    kinds = {kind: [one for one in files if _kind(one) == kind] for kind in {_kind(one) for one in files}}
+    images, tables, tars = (kinds.get(kind, []) for kind in ("images", "table", "tar"))
+    texts = {one.name: one for one in kinds.get("texts", [])}
+    described = [one for one in tables if _DESCRIBES.fullmatch(PurePosixPath(one.name).name)]
+    captions = [one for one in texts.values() if PurePosixPath(one.name).name == _CAPTIONS_FILE]
+    arrow = [one for one in tables if suffix_of(one.place) == ".arrow"]
+    saved = any(PurePosixPath(one.name).name in ("state.json", "dataset_dict.json") for one in files)
+    if described:
+        found = [_part("table", one) for one in described]
+    elif tars:
+        if images:
+            raise ValueError(
+                f"{source} has both tar shards ({tars[0].name}) and images ({images[0].name}); give one of them"
+            )
+        found = [_part("tar", one) for one in tars]
+    elif captions and len(files) > 1:
+        found = [_part("captions", one) for one in captions]
+    elif saved and arrow:  # as `datasets.Dataset.save_to_disk` writes it
+        found = [_part("table", one) for one in arrow]
+    elif images:
+        found = [*_image_parts(images, texts)]
+    elif tables:
+        found = [_part("table", one) for one in tables if len(files) == 1 or suffix_of(one.place) != ".json"]
+    else:
+        found = [_part("texts", one) for one in texts.values()]
+    videos, subtitles = kinds.get("video", []), kinds.get("subtitles", [])
+    if videos and not is_installed("av"):
+        bad += [
+            replace(one, problem="PyAV, which reads videos, is missing: install the extra 'video'") for one in videos
+        ]
+    elif videos:
+        found += [_part("video", one, _subtitles_of(one, videos, subtitles)) for one in videos]
+    used = {one.name for part in found for one in part.files}
+    unused = [suffix_of(one.place) or one.name for one in kinds.get("other", []) if one.name not in used]
+    if unused and not saved:
+        counts = ", ".join(f"{count} {suffix}" for suffix, count in Counter(unused).most_common(8))
+        logger.warning("%s: files that are not read were skipped: %s", source, counts)
+    if not found and not bad:
+        raise ValueError(f"{source} has nothing that can be read; expected images, a table, tar shards or videos")
+    if found and not all(part.split for part in found):
+        found = [replace(part, split="") for part in found]
+    return [*found, *(Part(kind="problem", files=(one,)) for one in bad)]
+
+
+def read_part(part: Part, columns: Columns) -> Iterator[Example]:
+    """Yields the examples of a part of a source."""
+    file = part.files[0]
+    if part.kind == "problem":
+        return iter([Example(id=file.name, place=file.name, problem=file.problem)])
+    if part.kind == "video":
+        return _moments(file, part.beside.get(file.name), columns.cutting, part.split)
+    if part.kind == "images":
+        return (_of_image(one, part, columns) for one in part.files)
+    if part.kind == "texts":
+        lines = enumerate(map(str.strip, _lines(file)), start=1)
+        return (
+            Example(id=_row_id(file, number), texts=(line,), split=part.split, place=f"{file.name} line {number}")
+            for number, line in lines
+            if line
+        )
+    read = {"table": _rows_of_table, "tar": _samples, "captions": _rows_of_captions}[part.kind]
+    return (replace(example, split=example.split or part.split) for example in read(file, columns))
+
+
+def _kind(file: Listed) -> str:
+    suffix = suffix_of(file.place)
+    plain = suffix.removesuffix("." + suffix.rpartition(".")[2]) if suffix.endswith(_COMPRESSED) else suffix
+    if suffix in IMAGE_SUFFIXES:
+        return "images"
+    if plain in _TABLES:
+        return "table"
+    if suffix in SUBTITLE_SUFFIXES:
+        return "subtitles"
+    if suffix in VIDEO_SUFFIXES:
+        return "video" if suffix != ".ts" or is_url(file.place) or _begins(file.place, b"G") else "other"
+    return {".tar": "tar", ".txt": "texts"}.get(plain, "other")
+
+
+def _begins(place: str, mark: bytes) -> bool:
+    try:
+        return read_bytes(place, (0, len(mark))) == mark
+    except (OSError, ValueError):
+        return False
+
+
+def _part(kind: Any, file: Listed, beside: Listed | None = None) -> Part:
+    split = _IN_NAME.search(file.name.lower())
+    return Part(
+        kind=kind,
+        files=(file,),
+        beside={file.name: beside} if beside else {},
+        split=SPLITS[split[1]] if split else "",
+    )
+
+
+def _image_parts(images: Sequence[Listed], texts: Mapping[str, Listed]) -> Iterator[Part]:
+    """Groups images by the split that their first folder is named after, if it is."""
+    by_split: dict[str, list[Listed]] = {}
+    for image in images:
+        first = image.name.partition("/")[0].lower()
+        by_split.setdefault(SPLITS.get(first, "") if "/" in image.name else "", []).append(image)
+    for split, group in by_split.items():
+        for start in range(0, len(group), _PART):
+            chosen = tuple(group[start : start + _PART])
+            stems = ((one.name, f"{one.name.rpartition('.')[0]}.txt") for one in chosen)
+            beside = {name: texts[text] for name, text in stems if text in texts}
+            yield Part(kind="images", files=chosen, beside=beside, split=split)
+
+
+def _subtitles_of(video: Listed, videos: Sequence[Listed], subtitles: Sequence[Listed]) -> Listed | None:
+    """Returns `NAME.vtt`, `NAME.srt` or `NAME.LANGUAGE.vtt` of a video, in this order, unless it is another video's."""
+    stem = video.name.rpartition(".")[0]
+    others = {one.name.rpartition(".")[0] for one in videos} - {stem}
+    found = [one for one in subtitles if one.name.startswith(f"{stem}.") and one.name.rpartition(".")[0] not in others]
+    language = re.compile(r"([A-Za-z]{2,3}([-_][A-Za-z0-9]+)*(\.(forced|sdh))?\.)?(vtt|srt)", re.ASCII)
+    found = [one for one in found if language.fullmatch(one.name[len(stem) + 1 :])]
+    found.sort(key=lambda one: (one.name.count("."), not one.name.endswith(".vtt"), one.name))
+    if len(found) > 1:
+        logger.warning("%s has %d files of subtitles; %s is read", video.name, len(found), found[0].name)
+    return found[0] if found else None
+
+
+def _of_image(file: Listed, part: Part, columns: Columns) -> Example:
+    image = Image(name=file.name, place=file.place, version=file.version)
+    folder = PurePosixPath(file.name).parent.name
+    example = Example(id=file.name, images=(image,), split=part.split, place=file.name)
+    if folder and not (part.split and "/" not in file.name.partition("/")[2]):
+        example = replace(example, fields={"label": folder})
+    if columns.captions_from == "folder":
+        return replace(example, texts=(re.sub(r"[_-]+", " ", folder),) if folder else ())
+    beside = part.beside.get(file.name)
+    if beside is None:
+        return example
+    try:
+        _check_link(beside, file)
+        texts = read_bytes(beside.place, most=_LONGEST).decode("utf-8-sig").splitlines()
+        return replace(example, texts=_stripped(texts))
+    except (OSError, ValueError) as error:
+        return replace(example, problem=f"{beside.name}: {error}")
+
+
+def _check_link(text: Listed, image: Listed) -> None:
+    """Captions must not come through a link from outside of the folder, which an index would then show."""
+    if not is_url(text.place) and Path(text.place).is_symlink():
+        root = Path(image.place.removesuffix(image.name)).resolve()
+        if not Path(text.place).resolve().is_relative_to(root):
+            raise ValueError("it is a link to a file outside of the folder; copy it there")
+
+
+def _moments(file: Listed, subtitles: Listed | None, cutting: Cutting, split: str) -> Iterator[Example]:
+    try:
+        moments, problems = moments_of(Path(file.place), cutting)
+    except (OSError, ValueError) as error:
+        moments, problems = [], [str(error)]
+    for one in moments:
+        name = f"{file.name}#t={one.start:.3f},{one.end:.3f}"
+        image = Image(name=name, place=file.place, moment=(one.start, one.end), version=file.version)
+        yield Example(id=name, images=(image,), texts=_stripped([one.text]), split=split, place=name)
+    if problems:
+        yield Example(id=file.name, place=file.name, problem="; ".join(problems))
+
+
+def _samples(file: Listed, columns: Columns) -> Iterator[Example]:
+    """Reads a tar shard of WebDataset or img2dataset: members of one key are an image, its `.txt` and its `.json`."""
+    remote = is_url(file.place)
+    with open_place(file.place) as opened:
+        try:
+            with tarfile.open(fileobj=opened, mode="r:") as archive:
+                seen: set[str] = set()
+                key, members = "", list[tuple[str, Any, Any]]()
+                while True:
+                    member = archive.next()
+                    archive.members = []  # type: ignore[attr-defined]  # kept to find members by name, without bound
+                    stem, suffix = ("", "") if member is None else _key_and_suffix(member.name)
+                    if members and (member is None or stem != key):
+                        yield _sample(file, key, members, seen)
+                        members = []
+                    if member is None:
+                        break
+                    key = stem
+                    if not member.isfile():
+                        continue
+                    text = suffix in (".txt", ".json")
+                    if text and member.size > _LONGEST:
+                        members.append((suffix, member, ValueError(f"{member.name} has {member.size} bytes")))
+                    elif text or (remote and suffix in IMAGE_SUFFIXES):
+                        content = archive.extractfile(member)
+                        members.append((suffix, member, content.read() if content else b""))
+                    else:
+                        members.append((suffix, member, None))
+                opened.seek(archive.offset)
+                if opened.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # half a header counts as the end
+                    raise tarfile.ReadError("no end of the archive")
+        except (tarfile.TarError, EOFError, RecursionError, OverflowError) as error:
+            yield Example(
+                id=file.name, place=file.name, problem=f"it is no tar archive, or cut off ({error}); copy it again"
+            )
+
+
+def _sample(file: Listed, key: str, members: Sequence[tuple[str, Any, Any]], seen: set[str]) -> Example:
+    images: list[Image] = []
+    details: dict[str, Any] = {}
+    texts: list[str] = []
+    problem = "the shard has its key twice; write the shard again" if key in seen else ""
+    seen.add(key)
+    for suffix, member, content in members:
+        if isinstance(content, Exception):
+            problem = str(content)
+        elif suffix in IMAGE_SUFFIXES:
+            piece = (member.offset_data, member.size)
+            name = f"{file.name}/{member.name}"
+            images.append(Image(name=name, place=file.place, piece=piece, version=file.version, content=content))
+        elif content is not None:
+            try:
+                if suffix == ".txt":
+                    texts = [content.decode()]
+                else:
+                    parsed = json.loads(content)
+                    details = parsed if isinstance(parsed, dict) else {"json": parsed}
+            except (ValueError, RecursionError) as error:
+                problem = f"{member.name} cannot be read ({error})"
+    caption = details.get("caption")
+    texts = texts or [caption if isinstance(caption, str) else ""]
+    place = f"{key} in {file.name}"
+    if not images and not problem:
+        problem = "there is no image of this key"
+    return Example(id=key, images=tuple(images), texts=_stripped(texts), fields=details, place=place, problem=problem)
+
+
+def _key_and_suffix(name: str) -> tuple[str, str]:
+    path = PurePosixPath(name)
+    stem, dot, ending = path.name.partition(".")  # WebDataset: the key ends at the first full stop
+    return str(path.parent / stem), (dot + ending).lower()
+
+
+def _rows_of_captions(file: Listed, columns: Columns) -> Iterator[Example]:
+    """Reads lines "image TAB caption" or "image,caption", with or without a header."""
+    separator = ""
+    for number, line in enumerate(map(str.strip, _lines(file)), start=1):
+        separator = separator or ("\t" if "\t" in line else ",")
+        name, _, caption = line.partition(separator)
+        if not line or (number == 1 and name.strip().lower() in IMAGE_COLUMNS):
+            continue
+        if len(caption) > 1 and caption[0] == caption[-1] == '"':  # as CSV writers quote one with commas
+            caption = caption[1:-1].replace('""', '"')
+        place = f"{file.name} line {number}"
+        image = _named_image(file, _FLICKR_NUMBER.sub("", name.strip()))
+        yield Example(id=image.name, images=(image,), texts=_stripped([caption]), place=place)
+
+
+def _rows_of_table(file: Listed, columns: Columns) -> Iterator[Example]:
+    """Yields the rows of a table; of a wrong row the example has the problem, and the next ones follow."""
+    suffix = suffix_of(file.place)
+    if suffix in (".parquet", ".arrow"):
+        rows: Iterator[tuple[str, Any]] = _columnar_rows(file)
+    elif ".json" in suffix or ".ndjson" in suffix:
+        rows = _json_rows(file)
+    else:
+        rows = _csv_rows(file, "\t" if suffix.startswith(".tsv") else "")
+    names: dict[tuple[str, ...], _Names] = {}
+    asked = {name for name in (*(columns.image or "").split(","), columns.text, columns.id) if name}
+    usable = False
+    for number, (place, cells) in enumerate(rows, start=1):
+        if isinstance(cells, str):  # a problem
+            yield Example(id=_row_id(file, number), place=place, problem=cells)
+            continue
+        keys = tuple(cells)
+        if keys not in names:
+            names[keys] = _names_of(file, cells, columns)
+            asked.difference_update(keys)
+        chosen = names[keys]
+        usable = usable or bool(chosen.images or chosen.texts)
+        yield _of_row(file, number, place, cells, chosen, columns)
+    if names and asked:
+        raise ValueError(f"no row of {file.name} has a column {', '.join(sorted(asked))}; it has {', '.join(keys)}")
+
+
+@dataclass(frozen=True)
+class _Names:
+    images: tuple[str, ...]
+    texts: str
+    id: str
+    split: str
+
+
+def _names_of(file: Listed, cells: Mapping[str, Any], columns: Columns) -> _Names:
+    def find(asked: str | None, *usual: Sequence[str]) -> str:
+        if asked:
+            return asked if asked in cells else ""
+        for group in usual:
+            found = [name for name in cells if name.lower() in group]
+            if len(found) > 1:
+                raise ValueError(f"{file.name} has several columns of one kind ({', '.join(found)}); name one of them")
+            if found:
+                return found[0]
+        return ""
+
+    if columns.image:
+        images: tuple[str, ...] = tuple(name for name in columns.image.split(",") if name in cells)
+    else:
+        held = tuple(name for name, value in cells.items() if isinstance(value, Image | bytes))
+        pair = next((pair for pair in PAIR_COLUMNS if all(name in cells for name in pair)), ())
+        one = () if held or pair else find(None, IMAGE_COLUMNS, URL_COLUMNS)
+        images = pair or held or ((one,) if isinstance(one, str) and one else ())
+    return _Names(images, find(columns.text, CAPTION_COLUMNS), find(columns.id, ID_COLUMNS), find(None, ("split",)))
+
+
+def _of_row(
+    file: Listed, number: int, place: str, cells: Mapping[str, Any], names: _Names, columns: Columns
+) -> Example:
+    images = []
+    for name in names.images:
+        cell = cells[name]
+        for one in cell if isinstance(cell, list) else [cell]:
+            if isinstance(one, Image):
+                images.append(one)
+            elif text := _text(one):
+                images.append(_named_image(file, text))
+    texts = cells.get(names.texts) if names.texts else None
+    captions = _stripped(map(_text, texts if isinstance(texts, list) else [texts]))
+    if columns.captions_from == "folder" and images:
+        captions = _stripped([re.sub(r"[_-]+", " ", PurePosixPath(images[0].name).parent.name)])
+    split = _text(cells.get(names.split)).strip().lower() if names.split else ""
+    given = _text(cells.get(names.id)) if names.id else ""
+    single = images[0] if len(images) == 1 else None
+    return Example(
+        id=given or (single.name if single and single.is_file else _row_id(file, number)),
+        images=tuple(images),
+        texts=captions,
+        fields={key: value for key, value in cells.items() if key not in (*names.images, names.texts, names.split)},
+        split=SPLITS.get(split, split),
+        place=place,
+        problem=f"split is {split!r}; expected one of {', '.join(SPLITS)}" if split not in ("", *SPLITS) else "",
+    )
+
+
+def _named_image(file: Listed, given: str) -> Image:
+    """Returns the image that a cell names: by a URL, or from the folder of its table on."""
+    if is_url(given):
+        return Image(name=given, place=given)
+    folder = file.place.partition("?")[0].rpartition("/")[0]
+    path = given if given.startswith("/") and not is_url(folder) else posixpath.join(folder, given)
+    name = posixpath.normpath(posixpath.join(posixpath.dirname(file.name), given))
+    return Image(name=name, place=path if is_url(path) else os.path.normpath(path or given))
+
+
+def _row_id(file: Listed, number: int) -> str:
+    return f"{file.name}/{number}"
+
+
+def _text(cell: object) -> str:
+    """Returns the text in a cell; NaN, as pandas writes it, is none."""
+    return "" if cell is None or cell != cell else str(cell)
+
+
+def _stripped(texts: Iterable[str]) -> tuple[str, ...]:
+    return tuple(filter(None, map(str.strip, texts)))
+
+
+def _csv_rows(file: Listed, delimiter: str) -> Iterator[tuple[str, Any]]:
+    lines = _lines(file)
+    first = next(lines, "")
+    delimiter = delimiter or max(",;\t|", key=first.count)
+    csv.field_size_limit(max(_LONGEST, csv.field_size_limit()))  # of all readers of the process
+    reader = csv.DictReader(chain([first], lines), delimiter=delimiter, strict=True)
+    _ = reader.fieldnames  # reads the header
+    while True:
+        place = f"{file.name} line {reader.line_num + 1}"
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            yield place, f"{error}; write it as standard CSV"
+            continue
+        if row is None:
+            return
+        if None in row:
+            yield place, "it has more cells than the header; quote texts that have the delimiter"
+        else:
+            yield place, row
+
+
+def _json_rows(file: Listed) -> Iterator[tuple[str, Any]]:
+    """Reads JSON lines, or one list of objects, also as the only value of an object."""
+    if suffix_of(file.place).startswith(".json") and not suffix_of(file.place).startswith(".jsonl"):
+        with _decompressed(file) as opened:
+            content = opened.read(_LARGEST_JSON + 1)
+        if len(content) > _LARGEST_JSON:
+            raise ValueError(f"{file.name} is longer than {_LARGEST_JSON} bytes; write it as JSON lines")
+        try:
+            parsed = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{file.name} is not valid JSON ({error}); write it again") from error
+        lists = [parsed] if isinstance(parsed, list) else [one for one in parsed.values() if isinstance(one, list)]
+        if len(lists) != 1:
+            raise ValueError(f"{file.name} has {len(lists)} lists of rows; expected one, or JSON lines")
+        for number, row in enumerate(lists[0], start=1):
+            yield f"{file.name} row {number}", row if isinstance(row, dict) else "it is no JSON object"
+        return
+    for number, line in enumerate(_lines(file), start=1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                row = f"it is not valid JSON ({error})"
+            yield f"{file.name} line {number}", row if isinstance(row, dict | str) else "it is no JSON object"
+
+
+def _columnar_rows(file: Listed) -> Iterator[tuple[str, Any]]:
+    """Reads a Parquet or Arrow file a group at a time; cells with image bytes become images, classes their names."""
+    table = ColumnFile(file.place)
+    classes = _class_names(table.schema.metadata)
+    number = 0
+    for group in range(len(table.sizes)):
+        for cells in table.group(group).to_pylist():
+            number += 1
+            row = dict[str, Any]()
+            for name, value in cells.items():
+                content = cell_bytes(value)
+                if content is not None:
+                    image = f"{file.name}/{name} {number}"
+                    row[name] = Image(
+                        name=image, place=file.place, cell=(name, number - 1), version=file.version, content=content
+                    )
+                elif isinstance(value, dict) and "bytes" in value:
+                    row[name] = value.get("path")
+                elif name in classes and isinstance(value, int) and 0 <= value < len(classes[name]):
+                    row[name] = classes[name][value]
+                else:
+                    row[name] = value
+            yield f"{file.name} row {number}", row
+
+
+def _class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[str]]:
+    """Returns the names of the classes in columns of numbers, as `datasets` notes them in a file."""
+    try:
+        features = json.loads((metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+        return {name: list(one["names"]) for name, one in features.items() if one.get("_type") == "ClassLabel"}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _decompressed(file: Listed) -> Any:
+    from fsspec.compression import compr
+    from fsspec.utils import infer_compression
+
+    method = infer_compression(file.place.partition("?")[0] if is_url(file.place) else file.place)
+    opened = open_place(file.place)
+    return compr[method](opened, mode="rb") if method else opened
+
+
+def _lines(file: Listed) -> Iterator[str]:
+    """Yields the lines of a text file with their ends.
+
+    Raises:
+        ValueError: It is not UTF-8, or a line is too long.
+    """
+    with io.TextIOWrapper(_decompressed(file), encoding="utf-8-sig", newline="") as text:
+        number = 0
+        while True:
+            number += 1
+            try:
+                line = text.readline(_LONGEST + 1)
+            except UnicodeDecodeError as error:
+                raise ValueError(
+                    f"{file.name}, after line {number - 1}: it is not UTF-8 ({error}); save it so"
+                ) from error
+            if not line:
+                return
+            if len(line) > _LONGEST:
+                raise ValueError(f"{file.name}, line {number} has more than {_LONGEST} characters")
+            yield line

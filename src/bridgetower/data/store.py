@@ -1,0 +1,243 @@
+"""The one store: Lance tables, to which rows come in commits, and whose rows are read by number and checked."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from bridgetower.data.fetch import is_url
+
+os.environ.setdefault("LANCEDB_LOG", "error")  # its warnings are about its own doing
+import lancedb
+
+Uri = str | os.PathLike[str]
+"""Where a table is: a local folder, or one in an object store."""
+
+CRC = "crc"
+"""Column with the CRC-32 of the checked column, as Lance has no checksums."""
+
+_SUFFIX = ".lance"
+_CHECKED = b"bridgetower.checked"  # key of the metadata of a schema: names the checked column
+# Of LanceDB's messages: places in its sources, kinds of errors, how Rust writes types.
+_INTERNALS = (
+    (r",? ?\S*/\S+\.rs:\d+(?::\d+)?", ""),
+    (r"\b(?:Invalid input, |lance error: |LanceError\(\w+\): |(?:Arrow|Schema|Parser) error: )", ""),
+    (r"\. Valid fields are .*", ""),
+    (r"\b(List|Timestamp|Struct|Duration)\((?:[^()]|\([^()]*\))*\)", r"\1"),
+)
+
+logger = logging.getLogger(__name__)
+
+
+class Table:
+    """A Lance table at one version; `refresh` goes to the newest.
+
+    Attributes:
+        uri: Of its folder, whose name ends in `.lance`.
+    """
+
+    def __init__(
+        self, uri: Uri, *, version: int | None = None, storage_options: Mapping[str, str] | None = None
+    ) -> None:
+        """Opens a table.
+
+        Raises:
+            FileNotFoundError: There is none.
+            ValueError: The name is none for a table.
+            OSError: It cannot be opened.
+        """
+        self.uri, self._options = str(uri), dict(storage_options or {})
+        folder, name = split_uri(self.uri)
+        if not is_url(self.uri) and not Path(self.uri).is_dir():  # connecting would make the folder around it
+            raise FileNotFoundError(f"no table {self.uri}")
+        with _named(self.uri, "read"):
+            try:
+                self.lance: Any = lancedb.connect(folder, storage_options=self._options or None).open_table(name)
+            except ValueError as error:
+                if "not found" not in str(error):
+                    raise
+                raise FileNotFoundError(f"no table {self.uri}") from error
+            if version is not None:
+                self.lance.checkout(version)
+        self._crcs: np.ndarray | None = None
+
+    @classmethod
+    def create(
+        cls,
+        uri: Uri,
+        schema: pa.Schema,
+        *,
+        checked: str | None = None,
+        replace: bool = False,
+        storage_options: Mapping[str, str] | None = None,
+    ) -> Table:
+        """Makes an empty table.
+
+        Args:
+            uri: Of its folder.
+            schema: Of the columns; that of the CRC is added.
+            checked: Column of bytes or of vectors whose rows get a CRC-32.
+            replace: Whether a table that is there is replaced.
+            storage_options: Settings of an object store.
+        """
+        folder, name = split_uri(str(uri))
+        if checked:
+            schema = schema.append(pa.field(CRC, pa.uint32()))
+            schema = schema.with_metadata({**(schema.metadata or {}), _CHECKED: checked.encode()})
+        mode: Literal["overwrite", "create"] = "overwrite" if replace else "create"
+        with _named(str(uri), "written"):
+            lancedb.connect(folder, storage_options=dict(storage_options or {}) or None).create_table(
+                name, schema=schema, mode=mode
+            )
+        return cls(uri, storage_options=storage_options)
+
+    @staticmethod
+    def exists(uri: Uri, *, storage_options: Mapping[str, str] | None = None) -> bool:
+        """Whether there is a table."""
+        try:
+            Table(uri, storage_options=storage_options)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def __len__(self) -> int:
+        with _named(self.uri, "read"):
+            return int(self.lance.count_rows())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"uri": self.uri, "version": self.version, "storage_options": self._options}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["uri"], version=state["version"], storage_options=state["storage_options"])  # type: ignore[misc]
+
+    @property
+    def version(self) -> int:
+        """Number of the commit that is read."""
+        with _named(self.uri, "read"):
+            return int(self.lance.version)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Its columns with their metadata."""
+        return self.lance.schema
+
+    @property
+    def checked(self) -> str | None:
+        """The column of which there are CRCs."""
+        name = (self.schema.metadata or {}).get(_CHECKED)
+        return name.decode() if name else None
+
+    def append(self, rows: pa.Table) -> None:
+        """Adds rows in one commit; the CRCs are computed here."""
+        if checked := self.checked:
+            rows = rows.append_column(pa.field(CRC, pa.uint32()), pa.array(crcs_of(rows[checked]), pa.uint32()))
+        with _named(self.uri, "written"):
+            self.lance.add(rows.select(self.schema.names).cast(self.schema))
+        self._crcs = None
+
+    def take(self, numbers: Sequence[int], columns: Sequence[str]) -> pa.Table:
+        """Returns columns of rows in the order of their numbers; the checked column is compared with its CRCs.
+
+        Raises:
+            OSError: The table cannot be read, or a row is damaged.
+        """
+        wanted, places = np.unique(np.asarray(numbers, np.int64), return_inverse=True)
+        with _named(self.uri, "read"):
+            found = self.lance.take_offsets(wanted.tolist()).select(list(columns)).to_arrow()
+        if len(found) != len(wanted):
+            raise OSError(f"{self.uri} has no row {wanted[-1]}; it has {len(self)}")
+        if (checked := self.checked) in columns:
+            wrong = np.flatnonzero(crcs_of(found[checked]) != self._all_crcs()[wanted])
+            if len(wrong):
+                raise OSError(f"row {wanted[wrong[0]]} of {self.uri} is damaged; make or copy the table again")
+        return found.take(places)
+
+    def scan(self, columns: Sequence[str], where: str | None = None) -> Iterator[pa.RecordBatch]:
+        """Yields columns of all rows, or of those that a condition holds for, in order."""
+        query = self.lance.search().select(list(columns))
+        with _named(self.uri, "read"):
+            yield from (query if where is None else query.where(where)).to_batches()
+
+    def column(self, name: str) -> np.ndarray:
+        """Returns a column of numbers of all rows."""
+        parts = [batch[name].to_numpy(zero_copy_only=False) for batch in self.scan([name])]
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+    def damaged(self) -> list[int]:
+        """Reads all rows, and returns the numbers of those whose checked column is not as it was written."""
+        checked, start, wrong = self.checked, 0, list[int]()
+        for batch in self.scan([checked, CRC] if checked else []):
+            different = crcs_of(pa.chunked_array([batch[checked]])) != batch[CRC].to_numpy()
+            wrong += (np.flatnonzero(different) + start).tolist()
+            start += len(batch)
+        return wrong
+
+    def refresh(self) -> None:
+        """Goes to the newest version."""
+        with _named(self.uri, "read"):
+            self.lance.checkout_latest()
+        self._crcs = None
+
+    def _all_crcs(self) -> np.ndarray:
+        if self._crcs is None:
+            self._crcs = self.column(CRC)
+        return self._crcs
+
+
+def crcs_of(column: pa.ChunkedArray) -> np.ndarray:
+    """Returns the CRC-32 of each value of a column: of bytes, of texts, or of vectors; 0 where there is none."""
+    crcs: list[int] = []
+    for chunk in column.chunks:
+        if pa.types.is_fixed_size_list(chunk.type):
+            values = chunk.flatten().to_numpy().reshape(len(chunk), -1)
+            crcs += [zlib.crc32(np.ascontiguousarray(row).data) for row in values]
+        else:
+            crcs += [0 if value is None else zlib.crc32(value) for value in chunk.cast(pa.large_binary()).to_pylist()]
+    return np.array(crcs, np.uint32)
+
+
+def split_uri(uri: str) -> tuple[str, str]:
+    """Returns the folder that a table is in, and its name without the suffix.
+
+    Raises:
+        ValueError: The name is none for a table.
+    """
+    parent, _, name = uri.rstrip("/").rpartition("/")
+    stem = name.removesuffix(_SUFFIX)
+    if stem in ("", name) or not re.fullmatch(r"[\w.-]+", stem, re.ASCII):
+        raise ValueError(
+            f"{uri!r} is no name for a table; expected letters, digits, '_', '-' and '.', and the ending "
+            f"{_SUFFIX}, such as photos{_SUFFIX}"
+        )
+    return parent or ("/" if uri.startswith("/") else "."), stem
+
+
+@contextmanager
+def _named(uri: str, what: Literal["read", "written"]) -> Iterator[None]:
+    """Turns LanceDB's errors into OSError of one line that names the table."""
+    try:
+        yield
+    except Exception as error:
+        is_lance = isinstance(error, RuntimeError | OSError) or type(error).__name__ == "RustPanic"  # of damaged files
+        if not is_lance or isinstance(error, FileNotFoundError):
+            raise
+        full = "; make room on the disk" if f"os error {errno.ENOSPC}" in str(error) else ""
+        raise OSError(f"{uri} cannot be {what}: {message_of(error)}{full}") from error
+
+
+def message_of(error: Exception) -> str:
+    """Returns LanceDB's message in one line, without places in its sources."""
+    message = str(error).partition("\n")[0]
+    for pattern, replacement in _INTERNALS:
+        message = re.sub(pattern, replacement, message)
+    return message[:500]

@@ -1,0 +1,216 @@
+"""Custom sets: each kind from a table, splits that stay, bad rows, and attempts that were killed."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image as Picture
+
+from bridgetower.data.answers import read_vocabulary
+from bridgetower.data.own import LabelledConfig, OwnSetConfig, PairsConfig, VqaConfig, prepare_own, read_classes
+from bridgetower.data.prepared_set import PreparedSet, read_info, split_of
+
+
+def photo(path: Path, number: int) -> None:
+    draw = np.random.default_rng(number)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Picture.fromarray(draw.integers(0, 255, (9, 12, 3), dtype=np.uint8)).save(path)
+
+
+def table(folder: Path, rows: Sequence[Mapping[str, Any]], images: int = 40) -> Path:
+    for number in range(images):
+        photo(folder / f"{number}.png", number)
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / "rows.jsonl"
+
+
+def entries(folder: Path, *splits: str) -> list[Any]:
+    return [row["entry"] for row in PreparedSet(folder, splits or list(read_info(folder).splits)).scan()]
+
+
+class TestKinds:
+    def test_pairs(self, tmp_path: Path) -> None:
+        rows = [{"image": f"{n}.png", "caption": [f"one {n}", f"two {n}", f"one {n}"]} for n in range(40)]
+        rows.append({"image": "7.png", "caption": "one 7"})
+        info = prepare_own("pairs", table(tmp_path, rows), tmp_path / "out")
+        assert sum(split.images for split in info.splits.values()) == 40
+        assert sorted(entries(tmp_path / "out")) == sorted(f"{word} {n}" for n in range(40) for word in ("one", "two"))
+
+    @pytest.mark.parametrize("several", [False, True])
+    def test_classification(self, several: bool, tmp_path: Path) -> None:
+        rows = [{"image": f"{n}.png", "label": f"c{n % 3}" if not several else [f"c{n % 3}", "x"]} for n in range(40)]
+        rows.append({"text": "words alone", "label": "c1" if not several else []})
+        prepare_own("classification", table(tmp_path, rows), tmp_path / "out")
+        classes = read_classes(tmp_path / "out")
+        assert classes.multi_label == several
+        assert classes.names == (("c0", "c1", "c2", "x") if several else ("c0", "c1", "c2"))
+        found = {entry["example_id"]: entry for entry in entries(tmp_path / "out")}
+        assert found["5"]["labels"] == (["c1", "x"] if several else ["c1"])
+        assert found["41"]["text"] == "words alone"
+        assert found["41"]["labels"] == ([] if several else ["c1"])
+
+    def test_classification_by_folders(self, tmp_path: Path) -> None:
+        for split in ("train", "test"):
+            for number in range(6):
+                photo(tmp_path / "in" / split / f"c{number % 2}" / f"{number}.png", number + 100 * (split == "test"))
+        info = prepare_own("classification", tmp_path / "in", tmp_path / "out")
+        assert {name: split.examples for name, split in info.splits.items()} == {"train": 6, "test": 6}
+        assert read_classes(tmp_path / "out").names == ("c0", "c1")
+
+    def test_regression(self, tmp_path: Path) -> None:
+        rows = [{"image": f"{n}.png", "rating": n / 3} for n in range(40)]
+        prepare_own("regression", table(tmp_path, rows), tmp_path / "out")
+        assert read_classes(tmp_path / "out").numbers
+        assert sorted(float(one["labels"][0]) for one in entries(tmp_path / "out")) == [n / 3 for n in range(40)]
+
+    @pytest.mark.parametrize("answers", ["one", "several"])
+    def test_vqa(self, answers: str, tmp_path: Path) -> None:
+        given = {"one": lambda n: f"No. {n % 4}", "several": lambda n: [f"No. {n % 4}", "yes"]}[answers]
+        rows = [{"image": f"{n}.png", "question": f"what is {n}?", "answer": given(n)} for n in range(40)]
+        prepare_own("vqa", table(tmp_path, rows), tmp_path / "out")
+        assert sorted(read_vocabulary(tmp_path / "out")) == sorted(
+            [*(f"no {n}" for n in range(4)), *(["yes"] if answers == "several" else [])]
+        )
+        found = {one["question"]: one["answers"] for one in entries(tmp_path / "out")}
+        assert found["what is 9?"] == (["No. 1"] if answers == "one" else ["No. 1", "yes"])
+
+    def test_answers_of_few_questions_are_no_choice(self, tmp_path: Path) -> None:
+        rows = [
+            {"image": f"{n}.png", "question": "what?", "answer": ["red", "blue", "green"][min(n, 2)]} for n in range(40)
+        ]
+        rows += [{"image": f"{n}.png", "question": "and?", "answer": "Red."} for n in range(40)]
+        prepare_own("vqa", table(tmp_path, rows), tmp_path / "out", VqaConfig(min_count=2))
+        assert sorted(read_vocabulary(tmp_path / "out")) == ["green", "red"]
+
+    def test_entailment(self, tmp_path: Path) -> None:
+        labels = ("contradiction", "neutral", "entailment")
+        rows: list[dict[str, Any]] = [
+            {"image": f"{n}.png", "hypothesis": f"says {n}", "label": labels[n % 3] if n % 2 else n % 3}
+            for n in range(40)
+        ]
+        prepare_own("entailment", table(tmp_path, rows), tmp_path / "out")
+        found = {one["text"]: one["label"] for one in entries(tmp_path / "out")}
+        assert found == {f"says {n}": labels[n % 3] for n in range(40)}
+
+    def test_image_pairs(self, tmp_path: Path) -> None:
+        rows = [
+            {"left": f"{n}.png", "right": f"{n + 1}.png", "statement": f"says {n}", "label": bool(n % 2)}
+            for n in range(0, 39, 3)
+        ]
+        prepare_own("image-pairs", table(tmp_path, rows), tmp_path / "out")
+        opened = PreparedSet(tmp_path / "out", list(read_info(tmp_path / "out").splits))
+        for row in opened.scan():
+            number = int(row["entry"]["text"].split()[1])
+            assert row["entry"]["label"] == str(bool(number % 2))
+            assert opened.images(row["images"]) == [(tmp_path / f"{n}.png").read_bytes() for n in (number, number + 1)]
+
+
+class TestSplits:
+    def _splits(self, folder: Path, out: Path, count: int) -> dict[str, str]:
+        rows = [{"image": f"{n}.png", "caption": f"number {n}"} for n in range(count)]
+        prepare_own("pairs", table(folder, rows, count), out)
+        return {entry: split for split in read_info(out).splits for entry in entries(out, split)}
+
+    def test_an_image_keeps_its_split_when_others_are_added(self, tmp_path: Path) -> None:
+        few, many = (self._splits(tmp_path / str(n), tmp_path / f"out{n}", n) for n in (150, 300))
+        assert few == {name: many[name] for name in few}
+
+    def test_shares_are_those_of_the_config(self) -> None:
+        names = [split_of(b"%d" % n, {"test": 0.2, "validation": 0.05}, 3) for n in range(20_000)]
+        assert abs(names.count("test") / 20_000 - 0.2) < 0.01
+        assert abs(names.count("validation") / 20_000 - 0.05) < 0.005
+
+    def test_equal_images_come_into_one_split_as_one_image(self, tmp_path: Path) -> None:
+        for number in range(30):
+            photo(tmp_path / "in" / f"{number}.png", number % 3)
+            (tmp_path / "in" / f"{number}.txt").write_text(f"caption {number}")
+        info = prepare_own("pairs", tmp_path / "in", tmp_path / "out")
+        assert sum(split.images for split in info.splits.values()) == 3
+        assert sum(split.examples for split in info.splits.values()) == 30
+
+    @pytest.mark.parametrize("count", [3, 4, 10])
+    def test_small_sets_have_every_split(self, count: int, tmp_path: Path) -> None:
+        splits = self._splits(tmp_path / "in", tmp_path / "out", count)
+        assert set(splits.values()) == {"train", "validation", "test"}
+        assert len(splits) == count
+
+    def test_an_image_in_two_splits_is_refused(self, tmp_path: Path) -> None:
+        rows = [{"image": "1.png", "caption": f"c{n}", "split": split} for n, split in enumerate(("train", "test"))]
+        with pytest.raises(ValueError, match=r"1 images, such as 1\.png, are in train and in test"):
+            prepare_own("pairs", table(tmp_path, rows), tmp_path / "out")
+
+    def test_splits_for_some_rows_only_are_refused(self, tmp_path: Path) -> None:
+        rows = [{"image": "1.png", "caption": "a", "split": "train"}, {"image": "2.png", "caption": "b"}]
+        with pytest.raises(ValueError, match=r"has a split and .* none"):
+            prepare_own("pairs", table(tmp_path, rows), tmp_path / "out")
+
+
+class TestBadRows:
+    def test_they_are_named_counted_and_left_out(self, tmp_path: Path) -> None:
+        rows = [{"image": f"{n}.png", "caption": f"c{n}"} for n in range(30)]
+        rows += [{"image": "no.png", "caption": "x"}, {"image": "3.png", "caption": ""}, {"caption": "alone"}]
+        source = table(tmp_path, rows)
+        (tmp_path / "5.png").write_bytes(b"no image")
+        with pytest.raises(ValueError, match=r"has 4 bad entries or images.*line 32.*line 33.*line 6.*line 31"):
+            prepare_own("pairs", source, tmp_path / "out", PairsConfig(max_errors=3))
+        info = prepare_own("pairs", source, tmp_path / "out", PairsConfig(max_errors=4))
+        assert info.left_out["cannot be used"] == 4
+        assert sorted(entries(tmp_path / "out")) == sorted(f"c{n}" for n in range(30) if n != 5)
+
+    @pytest.mark.parametrize(
+        ("kind", "row", "config", "error"),
+        [
+            ("regression", {"image": "1.png", "label": "high"}, None, "is no number"),
+            ("vqa", {"image": "1.png", "answer": "x"}, None, "no question"),
+            ("entailment", {"image": "1.png", "text": "x", "label": "maybe"}, None, "expected one of contradiction"),
+            ("image-pairs", {"image": "1.png", "text": "x", "label": "true"}, None, "1 images; expected 2"),
+            ("classification", {"image": "1.png", "x": 1}, LabelledConfig(label_column="y"), "no column y"),
+            ("classification", {"image": "1.png", "label": "one"}, None, "expected at least two labels"),
+        ],
+    )
+    def test_errors_say_what_is_wrong(
+        self, kind: str, row: dict[str, Any], config: OwnSetConfig | None, error: str, tmp_path: Path
+    ) -> None:
+        with pytest.raises(ValueError, match=error):
+            prepare_own(kind, table(tmp_path, [row]), tmp_path / "out", config)
+
+
+class TestAttempts:
+    def test_a_killed_attempt_is_continued_to_the_same_set(self, tmp_path: Path) -> None:
+        source = table(tmp_path, [{"image": f"{n}.png", "caption": f"c{n}"} for n in range(300)], 300)
+        whole = prepare_own("pairs", source, tmp_path / "whole")
+        code = (
+            "import os, sys\nfrom pathlib import Path\nfrom bridgetower.data import prepared_set\n"
+            "prepared_set._COMMIT_BYTES = 20_000\nfrom bridgetower.data.own import prepare_own\n"
+            "commit, calls = prepared_set.SetWriter._commit, []\n"
+            "def counted(self):\n    commit(self)\n    calls.append(0)\n    if len(calls) == 2: os._exit(9)\n"
+            "prepared_set.SetWriter._commit = counted\n"
+            "prepare_own('pairs', sys.argv[1], Path(sys.argv[2]))"
+        )
+        killed = subprocess.run([sys.executable, "-c", code, str(source), str(tmp_path / "out")], env=dict(os.environ))
+        assert killed.returncode == 9
+        assert not (tmp_path / "out" / "dataset.json").exists()
+        info = prepare_own("pairs", source, tmp_path / "out")
+        assert (info.digest, info.splits) == (whole.digest, whole.splits)
+
+    def test_a_complete_set_is_left_as_it_is(self, tmp_path: Path) -> None:
+        source = table(tmp_path, [{"image": f"{n}.png", "caption": f"c{n}"} for n in range(20)])
+        first = prepare_own("pairs", source, tmp_path / "out")
+        written = (tmp_path / "out" / "dataset.json").stat().st_mtime_ns
+        assert prepare_own("pairs", source, tmp_path / "out") == first
+        assert (tmp_path / "out" / "dataset.json").stat().st_mtime_ns == written
+
+    @pytest.mark.parametrize("change", ["seed", "source"])
+    def test_another_set_is_refused(self, change: str, tmp_path: Path) -> None:
+        source = table(tmp_path, [{"image": f"{n}.png", "caption": f"c{n}"} for n in range(20)])
+        prepare_own("pairs", source, tmp_path / "out")
+        if change == "source":
+            source.write_text(source.read_text() + '{"image": "0.png", "caption": "more"}\n')
+        with pytest.raises(ValueError, match=f"differs in {change}"):
+            prepare_own("pairs", source, tmp_path / "out", PairsConfig(seed=int(change == "seed")))
