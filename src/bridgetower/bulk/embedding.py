@@ -332,7 +332,7 @@ def embedded_blocks(
                 yield block.items[start : start + embedder.batch_size]
 
     decode = partial(_decoded_batch, embedder.decoder())
-    loader = load_items(decode, batches(), num_workers=num_workers, start_method="forkserver")
+    loader = load_items(decode, batches(), num_workers=num_workers)
     gathered = _Gathered()
     for batch in loader:
         while not begun[0].items:

@@ -17,9 +17,6 @@ import pyarrow as pa
 
 from bridgetower.data.fetch import is_url
 
-os.environ.setdefault("LANCEDB_LOG", "error")  # its warnings are about its own doing
-import lancedb
-
 Uri = str | os.PathLike[str]
 """Where a table is: a local folder, or one in an object store."""
 
@@ -62,7 +59,7 @@ class Table:
             raise FileNotFoundError(f"no table {self.uri}")
         with _named(self.uri, "read"):
             try:
-                self.lance: Any = lancedb.connect(folder, storage_options=self._options or None).open_table(name)
+                self.lance: Any = _connect(folder, self._options).open_table(name)
             except ValueError as error:
                 if "not found" not in str(error):
                     raise
@@ -96,9 +93,7 @@ class Table:
             schema = schema.with_metadata({**(schema.metadata or {}), _CHECKED: checked.encode()})
         mode: Literal["overwrite", "create"] = "overwrite" if replace else "create"
         with _named(str(uri), "written"):
-            lancedb.connect(folder, storage_options=dict(storage_options or {}) or None).create_table(
-                name, schema=schema, mode=mode
-            )
+            _connect(folder, dict(storage_options or {})).create_table(name, schema=schema, mode=mode)
         return cls(uri, storage_options=storage_options)
 
     @staticmethod
@@ -192,6 +187,13 @@ class Table:
         if self._crcs is None:
             self._crcs = self.column(CRC)
         return self._crcs
+
+
+def _connect(folder: str, storage_options: dict[str, str]) -> Any:
+    os.environ.setdefault("LANCEDB_LOG", "error")  # its warnings are about its own doing
+    import lancedb  # not before: it starts a thread, which forked workers would lack
+
+    return lancedb.connect(folder, storage_options=storage_options or None)
 
 
 def crcs_of(column: pa.ChunkedArray) -> np.ndarray:

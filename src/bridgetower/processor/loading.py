@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import signal
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import cache
+from multiprocessing.context import BaseContext
 from typing import Any, TypeVar
 
 import torch
@@ -28,7 +30,6 @@ def load_items(
     *,
     num_workers: int,
     device: torch.device = CPU,
-    start_method: str | None = None,
 ) -> Generator[Any, None, None]:
     """Yields an item for each key, in order; nothing is drawn from torch's global generator."""
     workers = _at_most_cores(num_workers)
@@ -40,7 +41,7 @@ def load_items(
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),
         worker_init_fn=_ignore_signals,
-        multiprocessing_context=start_method if workers else None,
+        multiprocessing_context=_context() if workers else None,
     )
     items = iter(loader)
     started = list(getattr(items, "_workers", ()))  # other threads may have processes of their own
@@ -67,6 +68,13 @@ def _at_most_cores(num_workers: int) -> int:
     if num_workers > (cores := available_cores()):
         logger.info("%d processes are to decode, but there are %d cores; %d do", num_workers, cores, cores)
     return min(num_workers, cores)
+
+
+def _context() -> BaseContext:
+    """Workers are forked from a server without threads: those of Lance would be missing in a fork of this process."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["bridgetower.data.captions", "bridgetower.data.examples"])
+    return context
 
 
 def loaded(
