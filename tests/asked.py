@@ -10,13 +10,12 @@ from PIL import Image
 
 from bridgetower.data.config import DataConfig
 from bridgetower.data.examples import EntryDataset
-from bridgetower.data.folder import DatasetInfo, parquet_path, write_info
-from bridgetower.data.records import ImageFile, Record, write_split
 from bridgetower.data.schema import SCHEMAS, Question, Statement
-from bridgetower.files import write_json
+from bridgetower.demo.toysets.collection import ImageFile, Record
 from bridgetower.processor import Processor
 from bridgetower.tasks.spec import ExampleSource, Use
 from bridgetower.tasks.table import TASKS
+from rows import write_set as write_records
 
 COLOURS = ("red", "green", "blue", "yellow", "white", "black", "purple", "orange")
 ANSWERS = ("yes", "no", "2", *COLOURS)
@@ -35,19 +34,9 @@ def png(colour: str) -> bytes:
 def write_set(folder: Path, kind: str) -> Path:
     """Writes a set of a kind, whose test split has neither answers nor labels; returns its folder."""
     make = {"vqa": questioned, "snli-ve": stated, "nlvr2": paired}[kind]
-    write_splits(folder, kind, {split: make(split, count) for split, count in NUM_PICTURES.items()})
-    if kind == "vqa":
-        write_json(folder / "answers.json", list(ANSWERS))
-    return folder
-
-
-def write_splits(folder: Path, kind: str, records: Mapping[str, Sequence[Record]]) -> None:
-    """Writes the splits of a set and what it is."""
-    splits = {
-        split: write_split(parquet_path(folder, split), rows, schema=SCHEMAS[kind]) for split, rows in records.items()
-    }
-    about = {"sources": {}, "licences": {}, "settings": {}, "left_out": {}}
-    write_info(folder, DatasetInfo(name=f"mini-{kind}", kind=kind, seed=0, split_rule="", splits=splits, **about))
+    files = {"answers.json": list(ANSWERS)} if kind == "vqa" else {}
+    rows = {split: make(split, count) for split, count in NUM_PICTURES.items()}
+    return write_records(folder, rows, SCHEMAS[kind], **files)
 
 
 def examples(

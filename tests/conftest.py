@@ -79,15 +79,6 @@ def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def sharded_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same pictures in files of four: 27 for training in seven, 9 each for validation and test in three."""
-    from shapes import prepare_shapes
-
-    folder = tmp_path_factory.mktemp("sharded")
-    return prepare_shapes(folder, folder / "set", shard_rows=4)
-
-
-@pytest.fixture(scope="session")
 def s3_server() -> "Iterator[Store]":
     """A real S3 server, the same for all tests; `store` is what they use."""
     from stores import s3_store
@@ -99,9 +90,10 @@ def s3_server() -> "Iterator[Store]":
 @pytest.fixture
 def store(s3_server: "Store", monkeypatch: pytest.MonkeyPatch) -> "Iterator[Store]":
     """The server without faults, and short pauses before it is asked again."""
-    from bridgetower.data import remote
+    from bridgetower.data import fetch, remote
 
-    monkeypatch.setattr(remote, "PAUSES", (0.001,) * 12)
+    for module in (fetch, remote):
+        monkeypatch.setattr(module, "PAUSES", (0.001,) * 12)
     s3_server.reset()
     yield s3_server
     s3_server.reset()

@@ -1,15 +1,17 @@
 """Small images and rows of prepared sets with them."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from bridgetower.data.records import ImageFile, Record
-from bridgetower.data.schema import Question, Schema, Statement
+from bridgetower.data.prepared_set import DatasetInfo, PreparedSet
+from bridgetower.data.schema import CAPTIONS, Question, Schema, Statement
+from bridgetower.demo.toysets.collection import Collection, ImageFile, Record, write_collection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,3 +78,20 @@ def pair_record(number: int, **changes: Any) -> Record:
 def _record(number: int, entries: Sequence[Any], changes: dict[str, Any]) -> Record:
     images = (ImageFile(f"{number}.png", png(number)),)
     return Record(**{"image_id": f"id-{number}", "images": images, "entries": entries, **changes})
+
+
+def write_set(folder: Path, splits: Mapping[str, Iterable[Record]], schema: Schema = CAPTIONS, **files: Any) -> Path:
+    """Writes a prepared set; returns its folder."""
+    info = DatasetInfo(name=folder.name, split_rule="as given")
+    write_collection(folder, Collection(info=info, schema=schema, splits=splits, files=files), progress=False)
+    return folder
+
+
+def read_rows(folder: Path, split: str, schema: Schema | None = None) -> list[dict[str, Any]]:
+    """Returns what a split of a prepared set holds: `id`, `images` with their bytes and `entries` of each."""
+    opened, found = PreparedSet(folder, (split,), schema), dict[tuple[int, ...], dict[str, Any]]()
+    for example in opened.scan():
+        key = tuple(example["images"]) or (-1 - len(found),)
+        row = found.setdefault(key, {"id": example["id"], "images": example["images"], "entries": []})
+        row["entries"].append(example["entry"])
+    return [{**row, "images": opened.images(row["images"]) if row["images"] else []} for row in found.values()]

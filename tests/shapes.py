@@ -24,6 +24,7 @@ COLOURS = ("red", "green", "blue", "yellow", "white")
 GROUNDS = ("black", "grey", "purple")
 SHAPES = ("circle", "square", "bar")
 NUM_PICTURES = len(COLOURS) * len(GROUNDS) * len(SHAPES)
+SEED = 7  # with which the hashes of the pictures give just these counts
 NUM_HELD_OUT = 9  # in validation and in test: an odd number does not split evenly over processes
 
 MODEL = ModelConfig(
@@ -66,6 +67,7 @@ def write_pictures(folder: Path) -> Path:
 def prepare_shapes(pictures: Path, out: Path, **options: Any) -> Path:
     """Prepares the pictures as any user would and returns the folder of the set."""
     share = NUM_HELD_OUT / NUM_PICTURES
+    options = {"seed": SEED} | options
     config = PairsConfig(test_fraction=share, validation_fraction=share, **options)
     prepare_own("pairs", write_pictures(pictures), out, config)
     return out
@@ -77,7 +79,7 @@ def write_tiny_checkpoint(
     """Writes a small model with random weights and preprocessing for the set; returns the folder."""
     values = ProcessorConfig(profile="official-pretrain", image_size=MODEL.vision.image_size, max_length=24)
     images = CaptionImages(DataConfig(folders=(str(dataset),)), "train", Processor(values, None))
-    captions = [caption for captions in images.captions for caption in captions]
+    captions = [caption for captions in images.all_captions() for caption in captions]
     processor = Processor(values, train_tokenizer(captions, vocab_size=MODEL.text.vocab_size))
     config = model.override({"text.vocab_size": processor.vocab_size})
     tensors = off_defaults(BridgeTower(config)).state_dict()

@@ -12,13 +12,12 @@ from bridgetower.data.batch import BatchKey
 from bridgetower.data.config import DataConfig
 from bridgetower.data.examples import ClassEncoder, EntryDataset, WithOtherImages
 from bridgetower.data.prepared import PreparedImages
-from bridgetower.data.records import write_split
 from bridgetower.data.schema import SCHEMAS
 from bridgetower.model.config import FIXED_LABELS
 from bridgetower.processor import Processor
 from bridgetower.tasks.table import TASKS
 from bridgetower.tasks.vqa import VqaConfig
-from rows import CHOICES, Choice, record
+from rows import CHOICES, Choice, record, write_set
 
 
 @pytest.fixture(scope="module")
@@ -170,8 +169,8 @@ class TestOtherImages:
 
 def test_two_texts_of_an_entry_are_a_pair(tmp_path: Path, tiny_processor: Processor) -> None:
     choices = tuple(Choice(choice_id=answer, question="which shade?", answers=(answer,)) for answer in ("grey", "dark"))
-    write_split(tmp_path / "train.parquet", [record(1, entries=choices)], schema=CHOICES)
-    images = PreparedImages(DataConfig(folders=(str(tmp_path),)), "train", tiny_processor, schema=CHOICES)
+    folder = write_set(tmp_path / "set", {"train": [record(1, entries=choices)]}, CHOICES)
+    images = PreparedImages(DataConfig(folders=(str(folder),)), "train", tiny_processor, schema=CHOICES)
     batch = EntryDataset(images, ClassEncoder(("a", "b")))[BatchKey((1, 0), 0)]
     expected = tiny_processor.pair_ids([("which shade?", "dark"), ("which shade?", "grey")])
     assert batch.input_ids.tolist() == tiny_processor.pad(expected).input_ids.tolist()

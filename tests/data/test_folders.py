@@ -1,25 +1,25 @@
-"""Dataset folders: whole or not there, continued after any end, readable by others."""
+"""Sets from original files: whole or not there, continued after any end, damage noticed in one line."""
 
-import errno
+import json
 import os
 import shutil
-import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import datasets
-import duckdb
+import lancedb
+import numpy as np
 import pytest
-from PIL import Image
 
-import kills
+from bridgetower.data import prepared_set
 from bridgetower.data.config import PrepareConfig
 from bridgetower.data.datasets import prepare_set
-from bridgetower.data.folder import parquet_files, read_info
+from bridgetower.data.prepared_set import PreparedSet, read_info
 from bridgetower.files import locked
 from folders import snapshot
 from miniature import coco_name, jpeg, write, write_coco
+from rows import read_rows
 
 NUM_PICTURES = 120
 
@@ -41,27 +41,23 @@ def write_many(folder: Path) -> None:
     write(folder / "dataset_coco.json", {"images": images})
 
 
-def prepared_files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
-
-
 class TestBad:
     def test_missing_and_broken_pictures_are_named(self, coco: Path, tmp_path: Path) -> None:
         missing = coco / "train2014" / coco_name(9, "train2014")
         broken = coco / "val2014" / coco_name(391895, "val2014")
         missing.unlink()
         broken.write_bytes(broken.read_bytes()[:200])
-        with pytest.raises(ValueError, match=rf"has 1 bad .*no file 'train2014/{missing.name}'"):
-            prepare_set("coco", coco, tmp_path / "out")
+        with pytest.raises(ValueError, match=rf"has 1 bad .*'train2014/{missing.name}': there is no such file"):
+            prepare_set("coco", coco, tmp_path / "out", PrepareConfig(splits=("train",)))
         with pytest.raises(ValueError, match=rf"has 2 bad .*{missing.name}.*{broken.name}': .*damaged"):
             prepare_set("coco", coco, tmp_path / "out", PrepareConfig(max_errors=1))
         assert not (tmp_path / "out" / "dataset.json").exists()
         info = prepare_set("coco", coco, tmp_path / "out", PrepareConfig(max_errors=2))
         assert info.splits["train"].images == 6
         assert info.splits["test"].images == 1
-        assert [message.partition(":")[0] for message in info.left_out["cannot be used"]] == [
+        assert [message.partition(":")[0] for message in info.some_left_out["cannot be used"]] == [
             missing.name,
-            f"'val2014/{broken.name}'",
+            broken.name,
         ]
 
     def test_a_lower_limit_on_a_complete_set(self, coco: Path, tmp_path: Path) -> None:
@@ -72,18 +68,31 @@ class TestBad:
             prepare_set("coco", coco, tmp_path / "out")
         assert read_info(tmp_path / "out").splits["train"].images == 6
 
-    def test_a_repaired_picture_is_written_and_the_rest_kept(self, coco: Path, tmp_path: Path) -> None:
+    def test_only_a_repaired_picture_is_read_again(
+        self, coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         picture = coco / "train2014" / coco_name(9, "train2014")
         whole = picture.read_bytes()
         picture.write_bytes(b"no picture")
         with pytest.raises(ValueError, match="has 1 bad"):
             prepare_set("coco", coco, tmp_path / "out")
-        before = (tmp_path / "out" / "test.parquet").stat().st_mtime_ns
         picture.write_bytes(whole)
+        read = prepared_set._checked
+        asked: list[str] = []
+        monkeypatch.setattr(prepared_set, "_checked", lambda image: (asked.append(image.name), read(image))[1])
         info = prepare_set("coco", coco, tmp_path / "out")
         assert info.splits["train"].images == 7
-        assert info.left_out == {}
-        assert (tmp_path / "out" / "test.parquet").stat().st_mtime_ns == before
+        assert "cannot be used" not in info.left_out
+        assert asked == [f"train2014/{picture.name}"]
+
+    def test_a_changed_picture_is_read_again(self, coco: Path, tmp_path: Path) -> None:
+        picture, broken = (coco / "train2014" / coco_name(number, "train2014") for number in (57870, 9))
+        broken.write_bytes(b"no picture")
+        with pytest.raises(ValueError, match="has 1 bad"):
+            prepare_set("coco", coco, tmp_path / "out")
+        picture.write_bytes(jpeg(1, size=(64, 64)))
+        prepare_set("coco", coco, tmp_path / "out", PrepareConfig(max_errors=1))
+        assert read_rows(tmp_path / "out", "train")[0]["images"] == [picture.read_bytes()]
 
     def test_a_missing_annotation_file(self, coco: Path, tmp_path: Path) -> None:
         (coco / "dataset_coco.json").unlink()
@@ -97,11 +106,11 @@ class TestBad:
     def test_a_split_of_which_nothing_is_left(self, coco: Path, tmp_path: Path) -> None:
         for number in (391895, 60623):
             (coco / "val2014" / coco_name(number, "val2014")).write_bytes(b"no picture")
-        with pytest.raises(ValueError, match="has no usable image of test"):
+        with pytest.raises(ValueError, match="has no usable example of test"):
             prepare_set("coco", coco, tmp_path / "out", PrepareConfig(max_errors=2))
         for number in (391895, 60623):
             (coco / "val2014" / coco_name(number, "val2014")).unlink()
-        with pytest.raises(ValueError, match="has no usable image of test; check"):
+        with pytest.raises(ValueError, match="has no usable example of test; check"):
             prepare_set("coco", coco, tmp_path / "out", PrepareConfig(max_errors=2))
         assert not (tmp_path / "out" / "dataset.json").exists()
 
@@ -115,15 +124,23 @@ class TestComplete:
 
     def test_of_other_settings_is_refused(self, coco: Path, tmp_path: Path) -> None:
         prepare_set("coco", coco, tmp_path / "out")
-        with pytest.raises(ValueError, match="holds a dataset that differs in sources, splits"):
+        with pytest.raises(ValueError, match="holds a set that differs in splits; choose"):
             prepare_set("coco", coco, tmp_path / "out", PrepareConfig(splits=("test",)))
 
-    def test_a_damaged_file_is_written_again(self, coco: Path, tmp_path: Path) -> None:
-        prepare_set("coco", coco, tmp_path / "out", PrepareConfig(shard_rows=2))
-        before = prepared_files(tmp_path / "out")
-        os.truncate(tmp_path / "out" / "train-00001-of-00004.parquet", 100)
-        prepare_set("coco", coco, tmp_path / "out", PrepareConfig(shard_rows=2))
-        assert prepared_files(tmp_path / "out") == before
+    def test_of_another_annotation_file_is_refused(self, coco: Path, tmp_path: Path) -> None:
+        prepare_set("coco", coco, tmp_path / "out")
+        content = json.loads((coco / "dataset_coco.json").read_text())
+        content["images"][0]["sentences"][0]["raw"] = "another caption"
+        write(coco / "dataset_coco.json", content)
+        with pytest.raises(ValueError, match=r"holds a set of another dataset_coco\.json; choose another folder"):
+            prepare_set("coco", coco, tmp_path / "out")
+
+    @pytest.mark.parametrize("name", ["images", "examples"])
+    def test_a_table_of_somebody_else_is_kept(self, coco: Path, tmp_path: Path, name: str) -> None:
+        lancedb.connect(tmp_path / "out").create_table(name, [{"mine": 1}])
+        with pytest.raises(ValueError, match=rf"{name}\.lance was not written by `bridgetower prepare`"):
+            prepare_set("coco", coco, tmp_path / "out")
+        assert lancedb.connect(tmp_path / "out").open_table(name).to_arrow().to_pylist() == [{"mine": 1}]
 
     def test_nobody_else_may_write(self, coco: Path, tmp_path: Path) -> None:
         with locked(tmp_path / "out"), pytest.raises(FileExistsError, match="another process works in"):
@@ -136,72 +153,64 @@ class TestDigests:
         for path in (coco / "train2014").iterdir():
             os.utime(path, (0, 0))
         assert prepare_set("coco", coco, tmp_path / "second") == first
-
-    def test_originals_that_are_unpacked_again_are_the_same_set(self, coco: Path, tmp_path: Path) -> None:
-        first = prepare_set("coco", coco, tmp_path / "out")
-        before = snapshot(tmp_path / "out")
-        shutil.copytree(coco, tmp_path / "again", copy_function=shutil.copyfile)
-        shutil.rmtree(coco)
-        assert prepare_set("coco", tmp_path / "again", tmp_path / "out") == first
-        assert snapshot(tmp_path / "out") == before
-        picture = tmp_path / "again" / "train2014" / coco_name(9, "train2014")
-        picture.write_bytes(jpeg(9, size=(64, 64)))
-        with pytest.raises(ValueError, match="holds a dataset that differs in sources"):
-            prepare_set("coco", tmp_path / "again", tmp_path / "out")
+        (coco / "train2014" / coco_name(9, "train2014")).write_bytes(jpeg(10))
+        assert prepare_set("coco", coco, tmp_path / "third").digest != first.digest
 
     def test_nothing_but_the_set_is_left(self, coco: Path, tmp_path: Path) -> None:
         prepare_set("coco", coco, tmp_path / "out")
         names = {path.name for path in (tmp_path / "out").iterdir()}
-        assert names <= {".lock", "dataset.json", "train.parquet", "validation.parquet", "test.parquet"}
+        assert names <= {".lock", "dataset.json", "images.lance", "examples.lance"}
 
 
-class TestCutOff:
-    def kill(self, python: Path, source: Path, out: Path) -> int:
-        """Lets a process die right before it has finished a fourth file."""
-        killed = [python, kills.__file__, "*.parquet", "4", "SIGKILL", "self"]
-        command = [*killed, "prepare", "coco", "--source", source, "--out", out, "--shard-rows", "2"]
-        return subprocess.run([*map(str, command)], check=False).returncode
+COMMAND = [sys.executable, "-m", "bridgetower", "prepare", "coco"]
 
-    def test_by_a_kill(self, forked: Path, tmp_path: Path) -> None:
+
+class TestFaults:
+    def test_a_full_disk(self, tmp_path: Path, small_disk: Callable[[int], Path]) -> None:
         write_many(tmp_path / "coco")
-        out, whole = tmp_path / "out", tmp_path / "whole"
-        for _ in range(3):
-            assert self.kill(forked / "python", tmp_path / "coco", out) == -signal.SIGKILL
-            assert not (out / "dataset.json").exists()
-        finished = {path: path.stat().st_mtime_ns for path in parquet_files(out)}
-        (out / ".train.parquet.partial-x.parquet").write_bytes(b"left over")
-        for folder in (out, whole):
-            prepare_set("coco", tmp_path / "coco", folder, PrepareConfig(shard_rows=2))
-        assert prepared_files(out) == prepared_files(whole)
-        assert len(finished) == 9
-        assert all(path.stat().st_mtime_ns == time for path, time in finished.items())
+        disk = small_disk(300)
+        ended = subprocess.run(
+            [*COMMAND, "--source", tmp_path / "coco", "--out", disk / "set", "--splits", "train"],
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+        assert ended.returncode == 2
+        lines = [line for line in ended.stderr.splitlines() if line.startswith("bridgetower: ")]
+        assert len(lines) == 1
+        assert "images.lance cannot be written" in lines[0]
+        assert "make room on the disk" in lines[0]
+        assert "Traceback" not in ended.stderr
+        assert not (disk / "set" / "dataset.json").exists()
 
-    def test_by_a_full_disk(self, tmp_path: Path, small_disk: Callable[[int], Path]) -> None:
-        write_many(tmp_path / "coco")
-        disk, config = small_disk(300), PrepareConfig(shard_rows=20)
-        with pytest.raises(OSError, match="No space left") as caught:
-            prepare_set("coco", tmp_path / "coco", disk, config)
-        assert caught.value.errno == errno.ENOSPC
-        assert not (disk / "dataset.json").exists()
-        assert not list(disk.glob("*.partial-*"))
-        assert len(parquet_files(disk)) >= 1
+    @pytest.mark.parametrize("table", ["images", "examples"])
+    def test_a_table_that_is_gone(self, coco: Path, tmp_path: Path, table: str) -> None:
+        prepare_set("coco", coco, tmp_path / "out")
+        shutil.rmtree(tmp_path / "out" / f"{table}.lance")
+        with pytest.raises(FileNotFoundError, match=rf"no table .*/out/{table}\.lance$"):
+            PreparedSet(tmp_path / "out", ["train"])
 
+    @pytest.mark.parametrize("table", ["images", "examples"])
+    def test_every_flipped_bit_of_what_is_read_is_noticed(self, coco: Path, tmp_path: Path, table: str) -> None:
+        """Also one in columns without checksums, which decide what is trained on."""
+        prepare_set("coco", coco, tmp_path / "out")
 
-class TestOtherReaders:
-    @pytest.fixture
-    def folder(self, coco: Path, tmp_path: Path) -> Path:
-        prepare_set("coco", coco, tmp_path / "out", PrepareConfig(shard_rows=3))
-        return tmp_path / "out"
+        def content() -> list[object]:
+            opened = PreparedSet(tmp_path / "out", ["train", "test"])
+            rows = list(opened.scan())
+            assert opened.examples(range(len(rows))) == rows
+            return [opened.groups.tolist(), rows, opened.images([row["images"][0] for row in rows])]
 
-    def test_datasets(self, folder: Path) -> None:
-        files = {"train": str(folder / "train*.parquet"), "test": str(folder / "test*.parquet")}
-        read = datasets.load_dataset("parquet", data_files=files)
-        assert len(read["train"]) == 7
-        assert isinstance(read["test"][0]["image"], Image.Image)
-        assert read["test"][0]["captions"][5] == "Picture 391895, caption 5."
-
-    def test_duckdb(self, folder: Path) -> None:
-        query = f"SELECT image_id, len(captions), octet_length(image.bytes) FROM '{folder}/train*.parquet' ORDER BY 1"
-        rows = duckdb.sql(query).fetchall()
-        assert len(rows) == 7
-        assert rows[0] == (coco_name(9, "train2014"), 5, len(jpeg(9)))
+        whole, draw, errors = content(), np.random.default_rng(3), list[str]()
+        file = max((tmp_path / "out" / f"{table}.lance" / "data").iterdir(), key=lambda path: path.stat().st_size)
+        written = file.read_bytes()
+        for _ in range(40):
+            damaged = bytearray(written)
+            damaged[draw.integers(len(damaged))] ^= 1 << draw.integers(8)
+            file.write_bytes(damaged)
+            try:
+                assert content() == whole  # padding, or a name that is not read
+            except OSError as error:
+                errors.append(str(error))
+        assert len(errors) > 10
+        assert all(f"{table}.lance" in error and "\n" not in error for error in errors)

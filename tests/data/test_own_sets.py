@@ -98,6 +98,16 @@ class TestKinds:
         found = {one["text"]: one["label"] for one in entries(tmp_path / "out")}
         assert found == {f"says {n}": labels[n % 3] for n in range(40)}
 
+    @pytest.mark.parametrize(("kind", "field"), [("vqa", "question"), ("entailment", "text")])
+    def test_the_text_is_in_the_column_that_is_asked_for(self, kind: str, field: str, tmp_path: Path) -> None:
+        given = {"question": "no", "hypothesis": "no", "answer": "x", "label": "neutral"}
+        rows = [
+            {"image": f"{n}.png", "words": f"w{n}", **given, **({"answer": "y"} if n % 2 else {})} for n in range(40)
+        ]
+        config = (VqaConfig if kind == "vqa" else OwnSetConfig)(text_column="words")
+        prepare_own(kind, table(tmp_path, rows), tmp_path / "out", config)
+        assert sorted(one[field] for one in entries(tmp_path / "out")) == sorted(f"w{n}" for n in range(40))
+
     def test_image_pairs(self, tmp_path: Path) -> None:
         rows = [
             {"left": f"{n}.png", "right": f"{n + 1}.png", "statement": f"says {n}", "label": bool(n % 2)}
@@ -203,7 +213,8 @@ class TestAttempts:
         source = table(tmp_path, [{"image": f"{n}.png", "caption": f"c{n}"} for n in range(20)])
         first = prepare_own("pairs", source, tmp_path / "out")
         written = (tmp_path / "out" / "dataset.json").stat().st_mtime_ns
-        assert prepare_own("pairs", source, tmp_path / "out") == first
+        again = prepare_own("pairs", source, tmp_path / "out", PairsConfig(num_workers=1, max_errors=3))
+        assert again == prepare_own("pairs", source, tmp_path / "out") == first
         assert (tmp_path / "out" / "dataset.json").stat().st_mtime_ns == written
 
     @pytest.mark.parametrize("change", ["seed", "source"])
@@ -214,3 +225,17 @@ class TestAttempts:
             source.write_text(source.read_text() + '{"image": "0.png", "caption": "more"}\n')
         with pytest.raises(ValueError, match=f"differs in {change}"):
             prepare_own("pairs", source, tmp_path / "out", PairsConfig(seed=int(change == "seed")))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"test_fraction": -0.1}, "give >= 0, together below 1"),
+        ({"test_fraction": 0.5, "validation_fraction": 0.5}, "give >= 0, together below 1"),
+        ({"max_errors": -1}, "max_errors is -1"),
+        ({"num_workers": 0}, "num_workers 0"),
+    ],
+)
+def test_config_refuses(changes: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PairsConfig(**changes)  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ import torch
 import asked
 from bridgetower.data.config import DataConfig
 from bridgetower.data.prepared import PreparedImages
+from bridgetower.data.prepared_set import read_info
 from bridgetower.data.schema import SCHEMAS
 from bridgetower.processor import Processor
 
@@ -22,37 +23,38 @@ def test_both_pictures_of_a_pair(folder: Path, tiny_processor: Processor, cache:
     pictures = PreparedImages(
         DataConfig(folders=(str(folder),), cache=cache), "train", tiny_processor, schema=SCHEMAS["nlvr2"]
     )
+    (row,) = pictures.examples([3])
+    colours = asked.COLOURS[3], asked.COLOURS[2]
     for _ in range(2):
-        for column, colour in (("image", asked.COLOURS[3]), ("image_2", asked.COLOURS[2])):
-            assert torch.equal(pictures.pixels(3, column), tiny_processor.resize(asked.png(colour)))
-            assert pictures.image_bytes(3, column) == asked.png(colour)
-    generator = torch.Generator().manual_seed(0)
-    assert torch.equal(pictures.views([3], generator, "image_2"), tiny_processor.images([asked.png(asked.COLOURS[2])]))
+        assert pictures.contents(row["images"]) == [asked.png(colour) for colour in colours]
+        for found, colour in zip(pictures.pixels(row["images"]), colours, strict=True):
+            assert torch.equal(found, tiny_processor.resize(asked.png(colour)))
+    views = pictures.views(row["images"], torch.Generator().manual_seed(0))
+    assert torch.equal(views, tiny_processor.images([asked.png(colour) for colour in colours]))
 
 
 def test_several_splits_and_their_digests(folder: Path, tiny_processor: Processor) -> None:
     data = DataConfig(folders=(str(folder),))
     both = PreparedImages(data, ("train", "validation"), tiny_processor, schema=SCHEMAS["nlvr2"])
-    assert len(both) == 13
-    assert both.image_ids[8] == "validation-0-0"
-    assert both.digests().keys() == {str(folder / "train.parquet"), str(folder / "validation.parquet")}
-    assert both.entries_of(8) == list(both.entries())[8]
+    assert both.num_examples == 13
+    assert both.examples([8])[0]["id"] == "validation-0-0"
+    assert both.digests() == {f"{folder} (train, validation)": read_info(folder).digest}
+    assert both.examples(range(13)) == list(both.scan())
 
 
 def test_another_kind(folder: Path, tiny_processor: Processor) -> None:
-    with pytest.raises(ValueError, match=r"is a set of kind nlvr2; use a set of kind vqa"):
+    with pytest.raises(ValueError, match=r"holds nlvr2; expected a set of kind vqa"):
         PreparedImages(DataConfig(folders=(str(folder),)), "train", tiny_processor, schema=SCHEMAS["vqa"])
 
 
 def test_sets_that_are_only_trained_on(folder: Path, tiny_processor: Processor) -> None:
     data = DataConfig(folders=(str(folder),), train_only=(str(folder),), repeats=(1, 3))
     both = PreparedImages(data, ("train", "validation"), tiny_processor, schema=SCHEMAS["nlvr2"])
-    assert len(both) == 13 + 8
-    assert list(both.image_ids[13:]) == list(both.image_ids[:8])
-    places = both.places(torch.tensor([1] * 13 + [2, 0] * 4))
-    assert places[:13].tolist() == [[image, 0] for image in range(13)]
-    assert places[13:19].tolist() == [[13, 0], [13, 1]] * 3
-    assert places[:, 0].bincount().tolist() == [1] * 13 + [6, 0] * 3 + [6]
-    assert len(PreparedImages(data.as_evaluated(), "validation", tiny_processor, schema=SCHEMAS["nlvr2"])) == 5
+    assert both.num_examples == 13 + 8
+    assert [row["entry"] for row in both.examples(range(13, 21))] == [row["entry"] for row in both.examples(range(8))]
+    assert both.contents([both.examples([13])[0]["images"][0]]) == both.contents([both.examples([0])[0]["images"][0]])
+    assert both.repeated(torch.arange(21)).bincount().tolist() == [1] * 13 + [3] * 8
+    assert both.sets_of(torch.tensor([0, 12, 13, 20])).tolist() == [0, 0, 1, 1]
+    assert PreparedImages(data.as_evaluated(), "validation", tiny_processor, schema=SCHEMAS["nlvr2"]).num_examples == 5
     with pytest.raises(ValueError, match="expected one positive number each"):
         DataConfig(folders=(str(folder),), train_only=(str(folder),), repeats=(1,))

@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from asked import png
 from bridgetower.data.batch import BatchKey
 from bridgetower.data.captions import CaptionImages, RankingPairs
 from bridgetower.data.config import DataConfig
-from bridgetower.data.records import ImageFile, Record, write_split
 from bridgetower.processor import Processor
+from rows import record, write_set
 
 
 @pytest.fixture
@@ -28,10 +27,10 @@ def texts(pairs: RankingPairs, *key: Any) -> list[str]:
 
 def test_the_true_caption_comes_first(images: CaptionImages) -> None:
     pairs = RankingPairs(images, false_texts=3)
-    assert len(pairs) == sum(map(len, images.captions))
+    assert len(pairs) == images.num_examples
     found, chosen = texts(pairs, (4, 0), 7), images.pairs()[[4, 0]].tolist()
     assert len(found) == 8
-    assert [found[0], found[4]] == [images.captions[image][number] for image, number in chosen]
+    assert [found[0], found[4]] == [row["entry"] for row in images.examples([number for _, number in chosen])]
     assert torch.equal(pairs[BatchKey((4, 0), 7)].image_index, images.identities([image for image, _ in chosen]))
 
 
@@ -41,7 +40,7 @@ def test_false_captions_are_of_other_images(images: CaptionImages) -> None:
     for seed in range(20):
         image = int(images.pairs()[seed, 0])
         false = texts(pairs, (seed,), seed)[1:]
-        assert not set(false) & set(images.captions[image])
+        assert not set(false) & set(images.captions([image])[0])
         seen |= set(false)
     assert len(seen) > len(images)  # any of them, and not only the first caption of an image
 
@@ -59,12 +58,8 @@ def test_batch_is_a_function_of_its_key(images: CaptionImages) -> None:
 
 
 def captioned(folder: Path, processor: Processor, captions: Sequence[str]) -> CaptionImages:
-    records = [
-        Record(image_id=str(number), images=[ImageFile("x.png", png("red"))], entries=(caption,))
-        for number, caption in enumerate(captions)
-    ]
-    write_split(folder / "train.parquet", records)
-    return CaptionImages(DataConfig(folders=(str(folder),)), "train", processor)
+    write_set(folder / "set", {"train": [record(number, entries=[text]) for number, text in enumerate(captions)]})
+    return CaptionImages(DataConfig(folders=(str(folder / "set"),)), "train", processor)
 
 
 def test_false_captions_are_of_images_with_other_captions(tmp_path: Path, tiny_processor: Processor) -> None:

@@ -103,7 +103,7 @@ class CaptionImages(PreparedImages):
         images = self.owner[self.repeated(firsts)]
         return torch.stack([images, torch.full_like(images, DRAWN)], dim=1)
 
-    def chosen(self, pairs: Sequence[tuple[int, int]], generator: torch.Generator) -> tuple[tuple[str, ...], list[str]]:
+    def chosen(self, pairs: Sequence[Sequence[int]], generator: torch.Generator) -> tuple[tuple[str, ...], list[str]]:
         """Returns the name and the caption of each pair, or a drawn one, with words dropped by the config."""
         numbers = []
         for image, number in pairs:

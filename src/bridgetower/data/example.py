@@ -126,7 +126,9 @@ class ColumnFile:
                 self._read = lambda number, columns: (
                     batches[number] if columns is None else batches[number].select(columns)
                 )
-        except pa.ArrowException as error:
+        except (pa.ArrowException, OSError) as error:
+            if isinstance(error, OSError) and not str(error).startswith("Invalid"):  # as pyarrow raises it, too
+                raise
             reason = str(error).partition("\n")[0]
             raise ValueError(f"{place} is no Parquet or Arrow file ({reason}); copy it again") from error
         self._ends = list(accumulate(self.sizes))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from bridgetower.data.answers import normalise_answer, vocabulary_file
-from bridgetower.data.config import NOT_CONTENT, WritingConfig
+from bridgetower.data.config import WritingConfig
 from bridgetower.data.example import Example
 from bridgetower.data.fetch import list_files
 from bridgetower.data.prepared_set import INFO_FILE, DatasetInfo, SetWriter, check_errors, read_info
@@ -214,8 +214,8 @@ def prepare_own(
     if type(config) is not spec.config:
         raise ValueError(f"{spec.name} takes a {spec.config.__name__}, given is a {type(config).__name__}")
     listing = sorted(f"{one.name} {one.version.partition(' ')[0]}" for one in list_files(str(source)))
-    settings = {"kind": spec.name, "source": hashlib.sha256("\n".join(listing).encode(errors="replace")).hexdigest()}
-    settings |= {one.name: getattr(config, one.name) for one in fields(config) if one.metadata is not NOT_CONTENT}
+    digest = hashlib.sha256("\n".join(listing).encode(errors="replace")).hexdigest()
+    settings = {"kind": spec.name, "source": digest, **config.settings}
     if finished := finished_set(Path(out), settings, config.max_errors):
         return finished
     columns = Columns(
@@ -329,17 +329,14 @@ def _numbered(example: Example, config: LabelledConfig, seen: Seen) -> Sequence[
 
 
 def _questions(example: Example, config: VqaConfig, seen: Seen) -> Sequence[Question]:
-    cell, question = (
-        _cell(example, config.answer_column, ANSWER_COLUMNS),
-        _cell(example, config.text_column, QUESTION_COLUMNS),
-    )
-    text = _text(question) or (example.texts[0] if example.texts else "")
+    text = _text_of(example, config, QUESTION_COLUMNS)
     if not text:
         raise ValueError("it has no question")
+    cell = _cell(example, config.answer_column, ANSWER_COLUMNS)
     parts = cell if isinstance(cell, list) else [cell]
     if config.answer_separator and isinstance(cell, str):
         parts = cell.split(config.answer_separator)
-    answers = tuple(text for part in parts if (text := _text(part["answer"] if isinstance(part, dict) else part)))
+    answers = tuple(filter(None, (_text(part["answer"] if isinstance(part, dict) else part) for part in parts)))
     if example.split in ("", "train"):
         seen.answers.update(list(dict.fromkeys(map(normalise_answer, answers))))
     number = _text(example.fields.get("question_id")) or str(seen.rows)
@@ -363,23 +360,27 @@ def _answers(seen: Seen, config: VqaConfig) -> Mapping[str, Any]:
 def _entailment(example: Example, config: OwnSetConfig, seen: Seen) -> Sequence[Statement]:
     label = _text(_cell(example, None, LABEL_COLUMNS)).lower()
     label = SNLI_VE.labels[int(label)] if label in ("0", "1", "2") else label
-    return [_statement(example, label, SNLI_VE, seen)]
+    return [_statement(example, config, label, SNLI_VE, seen)]
 
 
 def _image_pairs(example: Example, config: OwnSetConfig, seen: Seen) -> Sequence[Statement]:
     label = _text(_cell(example, None, LABEL_COLUMNS)).lower()
-    return [_statement(example, _TRUE.get(label, label), NLVR2, seen)]
+    return [_statement(example, config, _TRUE.get(label, label), NLVR2, seen)]
 
 
-def _statement(example: Example, label: str, schema: Schema, seen: Seen) -> Statement:
+def _statement(example: Example, config: OwnSetConfig, label: str, schema: Schema, seen: Seen) -> Statement:
     if label not in ("", *schema.labels):
         raise ValueError(f"its label is {label!r}; expected one of {', '.join(schema.labels)}")
-    text = _text(next((v for k, v in example.fields.items() if k.lower() in TEXT_COLUMNS), "")) or " ".join(
-        example.texts
-    )
+    text = _text_of(example, config, TEXT_COLUMNS)
     if not text:
         raise ValueError("it has no statement")
     return Statement(statement_id=_text(example.fields.get("id")) or str(seen.rows), text=text, label=label)
+
+
+def _text_of(example: Example, config: OwnSetConfig, usual: Sequence[str]) -> str:
+    """Returns the text in the column that is asked for, which the reader took, or in one of the usual names."""
+    found = "" if config.text_column else _text(_cell(example, None, usual))
+    return found or " ".join(example.texts)
 
 
 def _cell(example: Example, asked: str | None, usual: Sequence[str]) -> Any:

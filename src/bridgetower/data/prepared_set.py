@@ -15,10 +15,11 @@ from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from bridgetower.data.config import WritingConfig
 from bridgetower.data.example import Image
-from bridgetower.data.fetch import read_bytes
+from bridgetower.data.fetch import is_url, read_bytes, version_of
 from bridgetower.data.schema import Schema, schema_named
 from bridgetower.data.store import CRC, Table
 from bridgetower.files import escaped, json_object, locked, remove_leftovers, write_json
@@ -36,6 +37,10 @@ _COMMIT_BYTES, _COMMIT_SECONDS = 2**26, 30.0  # of images, after which they are 
 _AHEAD = 64  # images that are read and checked ahead, for each thread
 _NAMED = 10  # problems spelt out in an error
 _LISTED = 1000  # and in `dataset.json`, of each reason
+
+
+_IMAGES = {"name": pa.string(), "version": pa.string(), "digest": pa.binary(16), "image": pa.large_binary()}
+_EXAMPLES = {"split": pa.string(), "group": pa.int32(), "example": pa.large_binary()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,19 +139,11 @@ class SetWriter:
             stack.enter_context(locked(self.out))
             (self.out / INFO_FILE).unlink(missing_ok=True)
             remove_leftovers(self.out)
-            columns = {"name": pa.string(), "version": pa.string(), "digest": pa.binary(16), "image": pa.large_binary()}
-            place = self.out / "images.lance"
-            try:
-                self._images = Table(place)
-            except FileNotFoundError:
-                self._images = Table.create(place, pa.schema(list(columns.items())), checked="image")
+            self._images = _own_table(self.out / "images.lance", _IMAGES, checked="image")
             for batch in self._images.scan(["name", "version", "digest"]):
                 for name, version, digest in zip(*(column.to_pylist() for column in batch.columns), strict=True):
                     self._places[_key(name, version)] = self._add_digest(digest)
-            columns = {"split": pa.string(), "group": pa.int32(), "example": pa.large_binary()}
-            self._table = Table.create(
-                self.out / "examples.lance", pa.schema(list(columns.items())), checked="example", replace=True
-            )
+            self._table = _own_table(self.out / "examples.lance", _EXAMPLES, checked="example", replace=True)
             self._pool = ThreadPoolExecutor(self.config.num_workers)
             stack.callback(self._pool.shutdown, cancel_futures=True)
             self._advance = stack.enter_context(counting("preparing", total=None, shown=self._progress))
@@ -178,6 +175,7 @@ class SetWriter:
                 self.refuse(f"{place or name}: {problem}")
             else:
                 good.append(entry)
+        images = [_versioned(image) for image in images]
         keys = [_key(image.name, image.version) for image in images]
         for key, image in zip(keys, images, strict=True):
             if key not in self._places:
@@ -222,6 +220,7 @@ class SetWriter:
         """
         while self._waiting:
             self._settle()
+        self._commit()  # what can be used stays for the next attempt
         check_errors(source, self.bad, self.config.max_errors)
         if not self._counts or (empty := [name for name in splits if not self._counts[name]]):
             of = f" of {', '.join(empty)}" if self._counts else ""
@@ -230,12 +229,10 @@ class SetWriter:
             raise ValueError(
                 f"{source}: {self._given[True]} has a split and {self._given[False]} none; give all or none"
             )
-        self._commit()
         if False in self._given:
             self._fill_splits()
         elif self._by_content:
             self._check_apart(source)
-        content = hashlib.sha256(self._images.column(CRC).tobytes() + self._table.column(CRC).tobytes())
         for name, value in self.files.items():
             write_json(self.out / name, value)
         bad = {"cannot be used": self.bad[:_LISTED]} if self.bad else {}
@@ -250,7 +247,7 @@ class SetWriter:
             left_out=dict(self._num_left_out) | {reason: len(self.bad) for reason in bad},
             some_left_out=self._left_out | bad,
             versions={"images": self._images.version, "examples": self._table.version},
-            digest=content.hexdigest(),
+            digest="".join(_content(self._images, self._table, sorted(order))[0]),
         )
         write_json(self.out / INFO_FILE, asdict(info))
         return info
@@ -340,6 +337,16 @@ class SetWriter:
                 self._table.lance.update(where=f"`group` = {moved}", values={"split": name})
 
 
+def _own_table(place: Path, columns: Mapping[str, pa.DataType], *, checked: str, replace: bool = False) -> Table:
+    """Opens the table that an earlier attempt left, or makes it; a user's table of that name is kept."""
+    table = Table(place) if place.exists() else None
+    if table is not None and table.schema.names != [*columns, CRC]:
+        raise ValueError(f"{place} was not written by `bridgetower prepare`; choose another folder")
+    if table is not None and not replace:
+        return table
+    return Table.create(place, pa.schema(list(columns.items())), checked=checked, replace=replace)
+
+
 @dataclass(frozen=True)
 class _Waiting:
     name: str
@@ -379,13 +386,13 @@ class PreparedSet:
         self._images = Table(f"{self.folder}/images.lance", version=versions["images"])
         self.num_images = len(self._images)
         self._examples = Table(f"{self.folder}/examples.lance", version=versions["examples"])
-        parts = list(self._examples.scan(["split", "group"]))
-        split = pa.chunked_array([part["split"] for part in parts]).dictionary_encode().unify_dictionaries()
-        chosen = np.concatenate(
-            [np.isin(chunk.dictionary.to_pylist(), splits)[chunk.indices] for chunk in split.chunks]
-        )
-        self.numbers = np.flatnonzero(chosen)
-        self.groups = np.concatenate([part["group"].to_numpy() for part in parts])[self.numbers]
+        names = sorted(self.info.splits)
+        digests, codes, groups = _content(self._images, self._examples, names)
+        for table, digest in zip((self._images, self._examples), digests, strict=True):
+            if digest not in self.info.digest:
+                raise OSError(f"{table.uri} is damaged; make or copy the set again")
+        self.numbers = np.flatnonzero(np.isin(codes, [names.index(split) for split in splits]))
+        self.groups = groups[self.numbers]
 
     def examples(self, places: Sequence[int]) -> list[dict[str, Any]]:
         """Returns examples by their places among `numbers`: `id`, `images` and `entry` of each."""
@@ -415,6 +422,16 @@ class PreparedSet:
     def damaged(self) -> list[str]:
         """Reads all, and returns what is not as it was written."""
         return [f"row {row} of {table.uri}" for table in (self._images, self._examples) for row in table.damaged()]
+
+
+def _content(images: Table, examples: Table, splits: Sequence[str]) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Returns a digest of each table, and the number of the split and the group of each example."""
+    parts = list(examples.scan(["split", "group"]))
+    codes = [pc.fill_null(pc.index_in(part["split"], pa.array(splits)), -1).to_numpy() for part in parts]
+    split, group = np.concatenate(codes).astype(np.int8), np.concatenate([part["group"].to_numpy() for part in parts])
+    contents = (images.crcs(),), (examples.crcs(), split, group)
+    digests = [hashlib.blake2b(b"".join(one.tobytes() for one in part), digest_size=16) for part in contents]
+    return [digest.hexdigest() for digest in digests], split, group
 
 
 def read_info(folder: str | Path) -> DatasetInfo:
@@ -471,6 +488,18 @@ def _checked(image: Image) -> bytes | str:
     except (ValueError, OSError) as error:
         return f"{image.name!r}: {error}"
     return content
+
+
+def _versioned(image: Image) -> Image:
+    """An attempt that is continued must not take an earlier image of the same name."""
+    if image.version or (image.content is None and is_url(image.place)):
+        return image
+    if image.content is not None:
+        return replace(image, version=hashlib.blake2b(image.content, digest_size=8).hexdigest())
+    try:
+        return replace(image, version=version_of(image.place))
+    except OSError:
+        return image
 
 
 def _key(name: str, version: str) -> int:

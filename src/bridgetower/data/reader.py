@@ -382,7 +382,6 @@ def _rows_of_table(file: Listed, columns: Columns) -> Iterator[Example]:
         rows = _csv_rows(file, "\t" if suffix.startswith(".tsv") else "")
     names: dict[tuple[str, ...], _Names] = {}
     asked = {name for name in (*(columns.image or "").split(","), columns.text, columns.id) if name}
-    usable = False
     for number, (place, cells) in enumerate(rows, start=1):
         if isinstance(cells, str):  # a problem
             yield Example(id=_row_id(file, number), place=place, problem=cells)
@@ -392,7 +391,6 @@ def _rows_of_table(file: Listed, columns: Columns) -> Iterator[Example]:
             names[keys] = _names_of(file, cells, columns)
             asked.difference_update(keys)
         chosen = names[keys]
-        usable = usable or bool(chosen.images or chosen.texts)
         yield _of_row(file, number, place, cells, chosen, columns)
     if names and asked:
         raise ValueError(f"no row of {file.name} has a column {', '.join(sorted(asked))}; it has {', '.join(keys)}")

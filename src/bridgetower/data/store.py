@@ -152,16 +152,27 @@ class Table:
         if len(found) != len(wanted):
             raise OSError(f"{self.uri} has no row {wanted[-1]}; it has {len(self)}")
         if (checked := self.checked) in columns:
-            wrong = np.flatnonzero(crcs_of(found[checked]) != self._all_crcs()[wanted])
+            wrong = np.flatnonzero(crcs_of(found[checked]) != self.crcs()[wanted])
             if len(wrong):
                 raise OSError(f"row {wanted[wrong[0]]} of {self.uri} is damaged; make or copy the table again")
         return found.take(places)
 
-    def scan(self, columns: Sequence[str], where: str | None = None) -> Iterator[pa.RecordBatch]:
-        """Yields columns of all rows, or of those that a condition holds for, in order."""
-        query = self.lance.search().select(list(columns))
+    def scan(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Yields columns of all rows in order; the checked column is compared with its CRCs.
+
+        Raises:
+            OSError: The table cannot be read, or a row is damaged.
+        """
+        checked, start = self.checked if self.checked in columns else None, 0
+        for batch in self._batches([*columns, CRC] if checked else columns):
+            if checked and len(wrong := np.flatnonzero(crcs_of(batch[checked]) != batch[CRC].to_numpy())):
+                raise OSError(f"row {start + wrong[0]} of {self.uri} is damaged; make or copy the table again")
+            yield batch.select(list(columns))
+            start += len(batch)
+
+    def _batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         with _named(self.uri, "read"):
-            yield from (query if where is None else query.where(where)).to_batches()
+            yield from self.lance.search().select(list(columns)).to_batches()
 
     def column(self, name: str) -> np.ndarray:
         """Returns a column of numbers of all rows."""
@@ -171,8 +182,8 @@ class Table:
     def damaged(self) -> list[int]:
         """Reads all rows, and returns the numbers of those whose checked column is not as it was written."""
         checked, start, wrong = self.checked, 0, list[int]()
-        for batch in self.scan([checked, CRC] if checked else []):
-            different = crcs_of(pa.chunked_array([batch[checked]])) != batch[CRC].to_numpy()
+        for batch in self._batches([checked, CRC] if checked else []):
+            different = crcs_of(batch[checked]) != batch[CRC].to_numpy()
             wrong += (np.flatnonzero(different) + start).tolist()
             start += len(batch)
         return wrong
@@ -183,7 +194,8 @@ class Table:
             self.lance.checkout_latest()
         self._crcs = None
 
-    def _all_crcs(self) -> np.ndarray:
+    def crcs(self) -> np.ndarray:
+        """Returns the CRCs of all rows, which are kept in memory."""
         if self._crcs is None:
             self._crcs = self.column(CRC)
         return self._crcs
@@ -196,10 +208,10 @@ def _connect(folder: str, storage_options: dict[str, str]) -> Any:
     return lancedb.connect(folder, storage_options=storage_options or None)
 
 
-def crcs_of(column: pa.ChunkedArray) -> np.ndarray:
+def crcs_of(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     """Returns the CRC-32 of each value of a column: of bytes, of texts, or of vectors; 0 where there is none."""
     crcs: list[int] = []
-    for chunk in column.chunks:
+    for chunk in column.chunks if isinstance(column, pa.ChunkedArray) else [column]:
         if pa.types.is_fixed_size_list(chunk.type):
             values = chunk.flatten().to_numpy().reshape(len(chunk), -1)
             crcs += [zlib.crc32(np.ascontiguousarray(row).data) for row in values]
@@ -230,7 +242,8 @@ def _named(uri: str, what: Literal["read", "written"]) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        is_lance = isinstance(error, RuntimeError | OSError) or type(error).__name__ == "RustPanic"  # of damaged files
+        kinds = (RuntimeError, OSError, ValueError) if what == "read" else (RuntimeError, OSError)
+        is_lance = isinstance(error, kinds) or type(error).__name__ == "RustPanic"  # of damaged files
         if not is_lance or isinstance(error, FileNotFoundError):
             raise
         full = "; make room on the disk" if f"os error {errno.ENOSPC}" in str(error) else ""

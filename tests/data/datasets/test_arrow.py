@@ -12,8 +12,7 @@ import pytest
 from bridgetower.data.answers import read_vocabulary, soft_targets
 from bridgetower.data.datasets import DATASETS, prepare_arrow
 from bridgetower.data.datasets.spec import ArrowConfig
-from bridgetower.data.folder import DatasetInfo, read_split
-from bridgetower.data.schema import SCHEMAS
+from bridgetower.data.prepared_set import DatasetInfo
 from miniature import coco_name, jpeg
 from miniature_arrow import (
     VOCABULARY,
@@ -28,7 +27,7 @@ from miniature_arrow import (
     write_vgqa_arrow,
     write_vqav2_arrow,
 )
-from rows import png
+from rows import png, read_rows
 
 Counts = Mapping[str, tuple[int, int]]
 SETS: Mapping[str, tuple[Callable[[Path], None], Counts]] = {
@@ -46,11 +45,11 @@ SETS: Mapping[str, tuple[Callable[[Path], None], Counts]] = {
 
 
 def counts(info: DatasetInfo) -> dict[str, tuple[int, int]]:
-    return {split: (part.images, part.texts) for split, part in info.splits.items()}
+    return {split: (part.images, part.examples) for split, part in info.splits.items()}
 
 
 def row(folder: Path, split: str, number: int, kind: Any = "captions") -> dict[str, Any]:
-    return read_split(folder, split, schema=SCHEMAS[kind]).row(number)
+    return read_rows(folder, split)[number]
 
 
 def test_every_set_is_here() -> None:
@@ -81,9 +80,9 @@ class TestCaptions:
         write_coco_arrow(tmp_path / "arrows")
         info = prepare_arrow(tmp_path / "arrows", tmp_path / "out")["coco"]
         assert row(tmp_path / "out" / "coco", "train", 3) == {
-            "image": {"bytes": jpeg(3), "path": coco_name(3, "val2014")},  # of restval
-            "image_id": coco_name(3, "val2014"),
-            "captions": [f"Caption {n} of {coco_name(3, 'val2014')}." for n in range(5)],
+            "id": coco_name(3, "val2014"),  # of restval
+            "images": [jpeg(3)],
+            "entries": [f"Caption {n} of {coco_name(3, 'val2014')}." for n in range(5)],
         }
         size = (tmp_path / "arrows" / "coco_caption_karpathy_test.arrow").stat().st_size
         assert info.sources["coco_caption_karpathy_test.arrow"] == f"{size} bytes"
@@ -92,7 +91,7 @@ class TestCaptions:
         write_vg_arrow(tmp_path / "arrows")
         prepare_arrow(tmp_path / "arrows", tmp_path / "out")
         found = row(tmp_path / "out" / "vg", "train", 1)
-        assert (found["image"]["path"], found["captions"]) == ("107899.jpg", ["the clock", "tree 107899"])
+        assert (found["id"], found["entries"]) == ("107899", ["the clock", "tree 107899"])
 
     def test_missing_shards_are_named(self, tmp_path: Path) -> None:
         write_cc3m_arrow(tmp_path / "arrows")
@@ -127,7 +126,7 @@ class TestCaptions:
             write_arrow_file(tmp_path / "arrows" / f"sbu_{number}.arrow", [row])
         info = prepare_arrow(tmp_path / "arrows", tmp_path / "out")["sbu"]
         assert info.splits["train"].images == 11
-        assert read_split(tmp_path / "out" / "sbu", "train").column("captions").to_pylist()[-1] == ["more"]
+        assert [row["entries"] for row in read_rows(tmp_path / "out" / "sbu", "train")][-1] == ["more"]
 
     def test_a_picture_that_comes_twice_or_not_at_all(self, tmp_path: Path) -> None:
         write_flickr30k_arrow(tmp_path / "arrows")
@@ -144,13 +143,13 @@ class TestQuestions:
         write_vqav2_arrow(tmp_path / "arrows")
         prepare_arrow(tmp_path / "arrows", tmp_path / "out")
         found = row(tmp_path / "out" / "vqav2", "validation", 1, "vqa")
-        assert (found["image_id"], found["image"]["bytes"]) == ("11", jpeg(11))
-        first, second = found["questions"]
+        assert (found["id"], found["images"][0]) == ("11", jpeg(11))
+        first, second = found["entries"]
         assert (first["question_id"], first["question"]) == (11000, "What is behind him?")
         assert soft_targets(first["answers"], VOCABULARY) == {"net": 1.0, "pitcher": 0.3}
         assert soft_targets(second["answers"], VOCABULARY) == {"yes": 0.6, "no": 0.9}
         assert len(first["answers"]) == len(second["answers"]) == 10
-        assert row(tmp_path / "out" / "vqav2", "test-dev", 0, "vqa")["questions"][0]["answers"] == []
+        assert row(tmp_path / "out" / "vqav2", "test-dev", 0, "vqa")["entries"][0]["answers"] == []
 
     def test_one_answer_of_one_person_is_no_certain_answer(self, tmp_path: Path) -> None:
         write_vqav2_arrow(tmp_path / "arrows")
@@ -158,7 +157,7 @@ class TestQuestions:
         file = tmp_path / "arrows" / "vqav2_val_fix.arrow"
         write_arrow_file(file, [{"image": jpeg(1), **one, "image_id": 1, "question_id": [1], "split": "val"}])
         prepare_arrow(tmp_path / "arrows", tmp_path / "out")
-        (question,) = row(tmp_path / "out" / "vqav2", "validation", 0, "vqa")["questions"]
+        (question,) = row(tmp_path / "out" / "vqav2", "validation", 0, "vqa")["entries"]
         assert soft_targets(question["answers"], VOCABULARY) == {"net": 0.3}
 
     def test_vocabulary_is_that_of_the_classes(self, tmp_path: Path) -> None:
@@ -171,7 +170,7 @@ class TestQuestions:
         info = prepare_arrow(tmp_path / "arrows", tmp_path / "out")["vgqa"]
         assert "answers.json" in info.left_out
         assert not (tmp_path / "out" / "vgqa" / "answers.json").exists()
-        (question, _) = row(tmp_path / "out" / "vgqa", "train", 0, "vqa")["questions"]
+        (question, _) = row(tmp_path / "out" / "vgqa", "train", 0, "vqa")["entries"]
         assert question["answers"] == ["yes"]
 
     def test_files_with_normal_answers_come_first(self, tmp_path: Path) -> None:
@@ -191,8 +190,8 @@ class TestStatements:
         write_snli_ve_arrow(tmp_path / "arrows")
         prepare_arrow(tmp_path / "arrows", tmp_path / "out")
         found = row(tmp_path / "out" / "snli-ve", "validation", 1, "snli-ve")
-        assert (found["image_id"], found["image"]["bytes"]) == ("snli_dev-1", jpeg(3))
-        assert found["statements"] == [
+        assert (found["id"], found["images"][0]) == ("snli_dev-1", jpeg(3))
+        assert found["entries"] == [
             {"statement_id": "snli_dev-1-0", "text": "A man.", "label": "entailment"},
             {"statement_id": "snli_dev-1-1", "text": "A cat.", "label": "contradiction"},
             {"statement_id": "snli_dev-1-2", "text": "Sleeping.", "label": "neutral"},
@@ -202,9 +201,8 @@ class TestStatements:
         write_nlvr2_arrow(tmp_path / "arrows")
         prepare_arrow(tmp_path / "arrows", tmp_path / "out")
         found = row(tmp_path / "out" / "nlvr2", "validation", 1, "nlvr2")
-        assert found["image"] == {"bytes": png(1), "path": "dev-1-0-img0.png"}
-        assert found["image_2"] == {"bytes": jpeg(1), "path": "dev-1-0-img1.png"}
-        assert found["statements"] == [
+        assert found["images"] == [png(1), jpeg(1)]
+        assert found["entries"] == [
             {"statement_id": "dev-1-0#0", "text": "One of them is grey.", "label": "True"},
             {"statement_id": "dev-1-0#1", "text": "Both are.", "label": "False"},
         ]
@@ -234,9 +232,9 @@ class TestStatements:
             prepare_arrow(tmp_path / "arrows", tmp_path / "out", config)
         prepare_arrow(tmp_path / "arrows", tmp_path / "out", replace(config, max_errors=1))
         first, second = (row(tmp_path / "out" / "nlvr2", "validation", n, "nlvr2") for n in (0, 1))
-        assert (first["image_id"], first["image"]["path"]) == ("dev-3-1", "dev-3-1-img0.png")
-        assert [entry["statement_id"] for entry in first["statements"]] == ["dev-3-1-1", "dev-3-1-4"]
-        assert [entry["statement_id"] for entry in second["statements"]] == ["dev-3-2-4"]
+        assert first["id"] == "dev-3-1"
+        assert [entry["statement_id"] for entry in first["entries"]] == ["dev-3-1-1", "dev-3-1-4"]
+        assert [entry["statement_id"] for entry in second["entries"]] == ["dev-3-2-4"]
 
     def test_empty_ones_are_bad(self, tmp_path: Path) -> None:
         write_snli_ve_arrow(tmp_path / "arrows")
@@ -257,7 +255,7 @@ class TestStatements:
             with pytest.raises(ValueError, match=r"has 1 bad .*, row 0: (statement|question) .* is empty$"):
                 prepare_arrow(tmp_path / "arrows", tmp_path / "out", ArrowConfig(sets=(name,)))
             info = prepare_arrow(tmp_path / "arrows", tmp_path / "out", ArrowConfig(sets=(name,), max_errors=1))[name]
-            assert info.splits[split].texts == 1
+            assert info.splits[split].examples == 1
 
     def test_wrong_labels_are_bad(self, tmp_path: Path) -> None:
         one = {"image": jpeg(1), "sentences": [["p", "A man."]], "labels": [3]}
@@ -278,7 +276,7 @@ class TestStatements:
 def test_a_text_in_place_of_a_list_is_refused(tmp_path: Path) -> None:
     """Else each of its letters would be a caption."""
     write_arrow_file(tmp_path / "vg.arrow", [{"image": jpeg(1), "caption": "a cat", "image_id": "1"}])
-    with pytest.raises(ValueError, match=r"vg\.arrow has large_string in column caption; expected a list in each row"):
+    with pytest.raises(ValueError, match=r"vg\.arrow has str in column caption; expected lists"):
         prepare_arrow(tmp_path, tmp_path / "out")
 
 
@@ -301,7 +299,7 @@ def test_cells_that_end_elsewhere(column: str, end: int, tmp_path: Path) -> None
     number = batch.schema.get_field_index(column.removesuffix(".item"))
     with pytest.raises(
         ValueError,
-        match=rf"vg\.arrow is no Arrow IPC file \((Column {number}|Invalid (Block|IPC message)).*\); copy it again",
+        match=rf"vg\.arrow is no Parquet or Arrow file \((In column {number}|Invalid (Block|IPC message)).*\); copy",
     ):
         prepare_arrow(tmp_path, tmp_path / "out")
 

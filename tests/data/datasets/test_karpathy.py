@@ -7,8 +7,9 @@ import pytest
 
 from bridgetower.data.config import PrepareConfig
 from bridgetower.data.datasets import prepare_set
-from bridgetower.data.folder import DatasetInfo, read_info, read_split
+from bridgetower.data.prepared_set import DatasetInfo, read_info
 from miniature import jpeg, write, write_coco, write_flickr30k
+from rows import read_rows
 
 
 @pytest.fixture
@@ -18,31 +19,30 @@ def coco(tmp_path: Path) -> Path:
 
 
 def counts(info: DatasetInfo) -> dict[str, tuple[int, int]]:
-    return {split: (part.images, part.texts) for split, part in info.splits.items()}
+    return {split: (part.images, part.examples) for split, part in info.splits.items()}
 
 
 class TestCoco:
     def test_splits(self, coco: Path, tmp_path: Path) -> None:
         info = prepare_set("coco", coco, tmp_path / "out")
-        assert counts(info) == {"train": (7, 35), "validation": (2, 10), "test": (2, 11)}
+        assert counts(info) == {"train": (7, 34), "validation": (2, 10), "test": (2, 11)}
         assert info == read_info(tmp_path / "out")
-        assert (info.kind, info.left_out) == ("captions", {})
-        assert set(info.sources) == {"dataset_coco.json", "coco"}
-        rows = read_split(tmp_path / "out", "train")
-        assert rows.column("image_id").to_pylist()[0] == "COCO_train2014_000000057870.jpg"
-        assert rows.column("image_id").to_pylist()[4] == "COCO_val2014_000000318219.jpg"  # of restval
+        assert (info.kind, info.left_out) == ("captions", {"repeated caption": 1})
+        assert set(info.sources) == {"dataset_coco.json"}
+        rows = read_rows(tmp_path / "out", "train")
+        assert rows[0]["id"] == "COCO_train2014_000000057870.jpg"
+        assert rows[4]["id"] == "COCO_val2014_000000318219.jpg"  # of restval
 
     def test_captions_and_pictures_are_the_originals(self, coco: Path, tmp_path: Path) -> None:
         prepare_set("coco", coco, tmp_path / "out")
-        row = read_split(tmp_path / "out", "train").row(0)
-        assert row["captions"] == [
+        row = read_rows(tmp_path / "out", "train")[0]
+        assert row["entries"] == [
             "Picture 57870, caption 0.",
             "Picture 57870, caption 1.",
             "Picture 57870, caption 2.",
-            "Picture 57870, caption 1.",
             "A restaurant has modern wooden tables and chairs.",
         ]
-        assert row["image"] == {"bytes": jpeg(57870), "path": "COCO_train2014_000000057870.jpg"}
+        assert row["images"] == [jpeg(57870)]
 
     def test_some_splits(self, coco: Path, tmp_path: Path) -> None:
         (coco / "train2014").rename(tmp_path / "elsewhere")
@@ -63,12 +63,12 @@ class TestCoco:
         content["images"][0]["sentences"][0]["raw"] = " "
         write(coco / "dataset_coco.json", content)
         info = prepare_set("coco", coco, tmp_path / "out")
-        assert info.splits["train"].texts == 34
-        assert info.left_out == {"empty caption": ["COCO_train2014_000000057870.jpg"]}
+        assert info.splits["train"].examples == 33
+        assert info.some_left_out["empty caption"] == ["COCO_train2014_000000057870.jpg"]
 
 
 def test_flickr30k(tmp_path: Path) -> None:
     write_flickr30k(tmp_path / "flickr")
     info = prepare_set("flickr30k", tmp_path / "flickr", tmp_path / "out")
     assert counts(info) == {"train": (3, 15), "validation": (1, 5), "test": (2, 10)}
-    assert read_split(tmp_path / "out", "test").column("image_id").to_pylist() == ["1000092799.jpg", "1000092800.jpg"]
+    assert [row["id"] for row in read_rows(tmp_path / "out", "test")] == ["1000092799.jpg", "1000092800.jpg"]

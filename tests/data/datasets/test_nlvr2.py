@@ -9,11 +9,8 @@ import pytest
 
 from bridgetower.data.config import PrepareConfig
 from bridgetower.data.datasets import prepare_set
-from bridgetower.data.folder import read_split
-from bridgetower.data.schema import SCHEMAS
-from bridgetower.processor import open_image
 from miniature import jpeg, write_lines, write_nlvr2
-from rows import png
+from rows import png, read_rows
 
 
 @pytest.fixture
@@ -30,7 +27,7 @@ def change(path: Path, edit: Callable[[list[dict[str, Any]]], object]) -> None:
 
 def test_splits(source: Path, tmp_path: Path) -> None:
     info = prepare_set("nlvr2", source, tmp_path / "out")
-    assert {split: (part.images, part.texts) for split, part in info.splits.items()} == {
+    assert {split: (part.images, part.examples) for split, part in info.splits.items()} == {
         "train": (3, 6),
         "validation": (3, 6),
         "test1": (3, 6),
@@ -39,12 +36,10 @@ def test_splits(source: Path, tmp_path: Path) -> None:
 
 def test_a_row_is_a_pair_with_its_statements(source: Path, tmp_path: Path) -> None:
     prepare_set("nlvr2", source, tmp_path / "out")
-    row = read_split(tmp_path / "out", "train", schema=SCHEMAS["nlvr2"]).row(1)
-    assert row["image_id"] == "train-10-0"
-    assert row["image"] == {"bytes": png(1), "path": "train-10-0-img0.png"}
-    assert row["image_2"] == {"bytes": jpeg(1), "path": "train-10-0-img1.png"}  # a JPEG, whatever its name
-    assert open_image(row["image_2"]["bytes"]).size == (12, 9)
-    assert row["statements"] == [
+    row = read_rows(tmp_path / "out", "train")[1]
+    assert row["id"] == "train-10-0"
+    assert row["images"] == [png(1), jpeg(1)]  # a JPEG, whatever its name
+    assert row["entries"] == [
         {"statement_id": "train-10-0-0", "text": "Statement 0 about train-10-0.", "label": "False"},
         {"statement_id": "train-10-0-1", "text": "Statement 1 about train-10-0.", "label": "True"},
     ]
@@ -53,13 +48,13 @@ def test_a_row_is_a_pair_with_its_statements(source: Path, tmp_path: Path) -> No
 def test_further_splits(source: Path, tmp_path: Path) -> None:
     splits = ("balanced-validation", "unbalanced-test1", "test2")
     info = prepare_set("nlvr2", source, tmp_path / "out", PrepareConfig(splits=splits))
-    assert {split: part.texts for split, part in info.splits.items()} == {
+    assert {split: part.examples for split, part in info.splits.items()} == {
         "balanced-validation": 2,
         "test2": 6,
         "unbalanced-test1": 4,
     }
-    row = read_split(tmp_path / "out", "test2", schema=SCHEMAS["nlvr2"]).row(0)
-    assert [statement["label"] for statement in row["statements"]] == ["", ""]
+    row = read_rows(tmp_path / "out", "test2")[0]
+    assert [statement["label"] for statement in row["entries"]] == ["", ""]
 
 
 @pytest.mark.parametrize("folder", ["nlvr/nlvr2", ""])
@@ -84,10 +79,10 @@ def test_an_empty_statement_is_bad(source: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"1 bad .*dev-0-0: statement 'dev-0-0-1' is empty$"):
         prepare_set("nlvr2", source, tmp_path / "out")
     info = prepare_set("nlvr2", source, tmp_path / "out", PrepareConfig(max_errors=1))
-    assert info.splits["validation"].texts == 5
+    assert info.splits["validation"].examples == 5
     change(source / "nlvr2" / "data" / "dev.json", lambda rows: rows[1].update(sentence=None))
     with pytest.raises(ValueError, match=r"dev\.json is not as published"):
-        prepare_set("nlvr2", source, tmp_path / "out")
+        prepare_set("nlvr2", source, tmp_path / "other")
 
 
 def test_a_statement_that_comes_twice(source: Path, tmp_path: Path) -> None:
@@ -98,5 +93,7 @@ def test_a_statement_that_comes_twice(source: Path, tmp_path: Path) -> None:
 
 def test_a_missing_second_picture(source: Path, tmp_path: Path) -> None:
     (source / "images" / "train" / "8" / "train-10-0-img1.png").unlink()
-    with pytest.raises(ValueError, match=r"1 bad .*train-10-0: no file 'images/train/8/train-10-0-img1\.png'$"):
+    with pytest.raises(
+        ValueError, match=r"1 bad .*train-10-0: 'images/train/8/train-10-0-img1\.png': there is no such"
+    ):
         prepare_set("nlvr2", source, tmp_path / "out")

@@ -9,9 +9,8 @@ import pytest
 
 from bridgetower.data.config import PrepareConfig
 from bridgetower.data.datasets import prepare_set
-from bridgetower.data.folder import read_split
-from bridgetower.data.schema import SCHEMAS
 from miniature import write_lines, write_snli_ve
+from rows import read_rows
 
 
 @pytest.fixture
@@ -28,14 +27,14 @@ def change(path: Path, edit: Callable[[list[dict[str, Any]]], object]) -> None:
 
 def test_splits(source: Path, tmp_path: Path) -> None:
     info = prepare_set("snli-ve", source, tmp_path / "out")
-    assert {split: (part.images, part.texts) for split, part in info.splits.items()} == {
+    assert {split: (part.images, part.examples) for split, part in info.splits.items()} == {
         "train": (2, 10),
         "validation": (2, 10),
         "test": (2, 10),
     }
-    row = read_split(tmp_path / "out", "validation", schema=SCHEMAS["snli-ve"]).row(0)
-    assert row["image_id"] == "3416050490.jpg"
-    assert row["statements"][1] == {
+    row = read_rows(tmp_path / "out", "validation")[0]
+    assert row["id"] == "3416050490.jpg"
+    assert row["entries"][1] == {
         "statement_id": "3416050490.jpg#1r1c",
         "text": "Statement 1 about 3416050490.",
         "label": "contradiction",
@@ -46,13 +45,13 @@ def test_the_folder_of_the_official_code(source: Path, tmp_path: Path) -> None:
     (source / "snli_ve").mkdir()
     for file in source.glob("*.jsonl"):
         file.rename(source / "snli_ve" / file.name)
-    assert prepare_set("snli-ve", source, tmp_path / "out").splits["test"].texts == 10
+    assert prepare_set("snli-ve", source, tmp_path / "out").splits["test"].examples == 10
 
 
 def test_pairs_without_an_id_are_numbered(source: Path, tmp_path: Path) -> None:
     change(source / "snli_ve_test.jsonl", lambda rows: [row.pop("pairID") for row in rows])
     prepare_set("snli-ve", source, tmp_path / "out")
-    rows = read_split(tmp_path / "out", "test", schema=SCHEMAS["snli-ve"]).column("statements").to_pylist()
+    rows = [row["entries"] for row in read_rows(tmp_path / "out", "test")]
     assert [statement["statement_id"] for row in rows for statement in row] == [f"test-{n}" for n in range(1, 11)]
 
 
@@ -62,7 +61,7 @@ def test_a_wrong_label_is_bad(source: Path, tmp_path: Path, label: str) -> None:
     with pytest.raises(ValueError, match=rf"1 bad .*snli_ve_dev\.jsonl, line 3: label '{label}', expected one of"):
         prepare_set("snli-ve", source, tmp_path / "out")
     info = prepare_set("snli-ve", source, tmp_path / "out", PrepareConfig(max_errors=1))
-    assert info.splits["validation"].texts == 9
+    assert info.splits["validation"].examples == 9
 
 
 def test_repeated_and_empty_ones(source: Path, tmp_path: Path) -> None:
@@ -70,8 +69,8 @@ def test_repeated_and_empty_ones(source: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"line 11: pair '3416050480\.jpg#0r0n' comes twice"):
         prepare_set("snli-ve", source, tmp_path / "out", PrepareConfig(max_errors=1))
     info = prepare_set("snli-ve", source, tmp_path / "out", PrepareConfig(max_errors=2))
-    assert info.left_out["cannot be used"] == [
+    assert info.some_left_out["cannot be used"] == [
         "snli_ve_train.jsonl, line 2: statement '3416050480.jpg#1r1c' is empty",
         "snli_ve_train.jsonl, line 11: pair '3416050480.jpg#0r0n' comes twice",
     ]
-    assert info.splits["train"].texts == 9
+    assert info.splits["train"].examples == 9

@@ -10,10 +10,9 @@ from bridgetower.data.answers import read_vocabulary
 from bridgetower.data.config import PrepareConfig
 from bridgetower.data.datasets import prepare_set
 from bridgetower.data.datasets.vg import VgqaConfig
-from bridgetower.data.folder import read_split
-from bridgetower.data.schema import SCHEMAS
 from bridgetower.files import write_json
 from miniature import jpeg, write, write_coco, write_visual_genome
+from rows import read_rows
 
 
 @pytest.fixture
@@ -32,15 +31,15 @@ def config(tmp_path: Path) -> VgqaConfig:
 
 def test_pictures_of_coco_that_are_held_out_are_left_out(source: Path, tmp_path: Path, config: VgqaConfig) -> None:
     info = prepare_set("vgqa", source, tmp_path / "out", config)
-    assert read_split(tmp_path / "out", "train", schema=SCHEMAS["vqa"]).column("image_id").to_pylist() == [
+    assert [row["id"] for row in read_rows(tmp_path / "out", "train")] == [
         "1",
         "2",
         "4",
         "5",
     ]
-    assert info.left_out["image in COCO's val or test split"] == ["3"]
+    assert info.some_left_out["image in COCO's val or test split"] == ["3"]
     wider = prepare_set("vgqa", source, tmp_path / "wider", replace(config, leave_out=("restval", "val", "test")))
-    assert read_split(tmp_path / "wider", "train", schema=SCHEMAS["vqa"]).column("image_id").to_pylist() == [
+    assert [row["id"] for row in read_rows(tmp_path / "wider", "train")] == [
         "1",
         "2",
         "5",
@@ -50,16 +49,16 @@ def test_pictures_of_coco_that_are_held_out_are_left_out(source: Path, tmp_path:
 
 def test_questions_with_one_answer_of_the_vocabulary(source: Path, tmp_path: Path, config: VgqaConfig) -> None:
     info = prepare_set("vgqa", source, tmp_path / "out", config)
-    row = read_split(tmp_path / "out", "train", schema=SCHEMAS["vqa"]).row(0)
-    assert row["image"] == {"bytes": jpeg(1), "path": "1.jpg"}
-    asked = [(question["question_id"], question["question"], question["answers"]) for question in row["questions"]]
+    row = read_rows(tmp_path / "out", "train")[0]
+    assert row["images"] == [jpeg(1)]
+    asked = [(question["question_id"], question["question"], question["answers"]) for question in row["entries"]]
     assert asked == [
         (1_000_100, "Is it red?", ["Yes."]),
         (1_000_101, "How many?", ["Two."]),
         (1_000_107, "Is it  red?", ["No"]),
     ]
-    assert info.splits["train"].texts == 12
-    assert {reason: len(names) for reason, names in info.left_out.items()} == {
+    assert info.splits["train"].examples == 12
+    assert info.left_out == {
         "answer not in the vocabulary": 8,
         "question that was asked before": 4,
         "question with several answers": 8,
@@ -75,7 +74,7 @@ def test_an_empty_question_is_bad(source: Path, tmp_path: Path, config: VgqaConf
     write(file, content)
     with pytest.raises(ValueError, match=r"has 1 bad .*: 1: question 1000101 is empty$"):
         prepare_set("vgqa", source, tmp_path / "out", config)
-    assert prepare_set("vgqa", source, tmp_path / "out", replace(config, max_errors=1)).splits["train"].texts == 11
+    assert prepare_set("vgqa", source, tmp_path / "out", replace(config, max_errors=1)).splits["train"].examples == 11
 
 
 def test_sources_are_named(source: Path, tmp_path: Path, config: VgqaConfig) -> None:
@@ -85,8 +84,7 @@ def test_sources_are_named(source: Path, tmp_path: Path, config: VgqaConfig) -> 
         "answers.json",
         "dataset_coco.json",
         "image_data.json",
-        "question_answers.json",
-        "vg",
+        "annotations/question_answers.json",
     }
 
 
@@ -100,7 +98,7 @@ def test_no_held_out_picture_gets_into_training_whatever_may_be_bad(
         prepare_set("vgqa", source, tmp_path / "out", replace(config, karpathy=tmp_path / "other.json", max_errors=9))
     with pytest.raises(FileNotFoundError, match=r"nowhere\.json"):
         prepare_set("vgqa", source, tmp_path / "out", replace(config, karpathy=tmp_path / "nowhere.json", max_errors=9))
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out" / "dataset.json").exists()
 
 
 def test_missing_files(source: Path, tmp_path: Path, config: VgqaConfig) -> None:

@@ -10,9 +10,8 @@ import pytest
 from bridgetower.data.answers import read_vocabulary
 from bridgetower.data.config import PrepareConfig
 from bridgetower.data.datasets import prepare_set
-from bridgetower.data.folder import read_split
-from bridgetower.data.schema import SCHEMAS
 from miniature import ANSWERS, coco_name, jpeg, write, write_vqav2
+from rows import read_rows
 
 TRAIN_QUESTIONS = "v2_OpenEnded_mscoco_train2014_questions.json"
 TRAIN_ANNOTATIONS = "v2_mscoco_train2014_annotations.json"
@@ -33,23 +32,23 @@ def change(path: Path, edit: Callable[[Any], object]) -> None:
 def test_splits(source: Path, tmp_path: Path) -> None:
     info = prepare_set("vqav2", source, tmp_path / "out")
     assert info.kind == "vqa"
-    assert {split: (part.images, part.texts) for split, part in info.splits.items()} == {
+    assert {split: (part.images, part.examples) for split, part in info.splits.items()} == {
         "train": (7, 28),
         "validation": (5, 20),
         "test": (3, 12),
         "test-dev": (2, 8),
     }
-    assert len(info.sources) == 7
+    assert len(info.sources) == 6
     assert info.left_out == {}
 
 
 def test_questions_keep_what_people_said(source: Path, tmp_path: Path) -> None:
     prepare_set("vqav2", source, tmp_path / "out")
-    row = read_split(tmp_path / "out", "validation", schema=SCHEMAS["vqa"]).row(1)
-    assert row["image_id"] == "43"
-    assert row["image"] == {"bytes": jpeg(43), "path": coco_name(43, "val2014")}
-    assert [question["question_id"] for question in row["questions"]] == [43000, 43001, 43002, 43003]
-    assert row["questions"][2] == {
+    row = read_rows(tmp_path / "out", "validation")[1]
+    assert row["id"] == "43"
+    assert row["images"] == [jpeg(43)]
+    assert [question["question_id"] for question in row["entries"]] == [43000, 43001, 43002, 43003]
+    assert row["entries"][2] == {
         "question_id": 43002,
         "question": "What is number 2 of 43?",
         "question_type": "what is",
@@ -61,9 +60,9 @@ def test_questions_keep_what_people_said(source: Path, tmp_path: Path) -> None:
 def test_test_questions_have_no_answers_and_their_own_pictures(source: Path, tmp_path: Path) -> None:
     prepare_set("vqav2", source, tmp_path / "out")
     for split in ("test", "test-dev"):
-        row = read_split(tmp_path / "out", split, schema=SCHEMAS["vqa"]).row(0)
-        assert row["image"]["path"] == coco_name(1, "test2015")
-        assert row["questions"][0] == {
+        row = read_rows(tmp_path / "out", split)[0]
+        assert row["images"] == [jpeg(1)]
+        assert row["entries"][0] == {
             "question_id": 1000,
             "question": "What is number 0 of 1?",
             "question_type": "",
@@ -85,7 +84,7 @@ def test_other_places(source: Path, tmp_path: Path) -> None:
     (source / "vqav2").mkdir()
     for file in source.glob("*.json"):
         file.rename(source / "vqav2" / file.name)
-    assert prepare_set("vqav2", source, tmp_path / "out").splits["train"].texts == 28
+    assert prepare_set("vqav2", source, tmp_path / "out").splits["train"].examples == 28
 
 
 def test_test_splits_alone_take_no_annotations(source: Path, tmp_path: Path) -> None:
@@ -130,10 +129,12 @@ def test_an_empty_question_is_bad(source: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has 1 bad .*: 9: question 9000 is empty$"):
         prepare_set("vqav2", source, tmp_path / "out")
     info = prepare_set("vqav2", source, tmp_path / "out", PrepareConfig(max_errors=1))
-    assert info.splits["train"].texts == 27
+    assert info.splits["train"].examples == 27
 
 
 def test_a_missing_picture_is_counted_once(source: Path, tmp_path: Path) -> None:
     (source / "train2014" / coco_name(9, "train2014")).unlink()
-    with pytest.raises(ValueError, match=r"has 1 bad .*: 9: no file 'train2014/COCO_train2014_000000000009\.jpg'$"):
+    with pytest.raises(
+        ValueError, match=r"1 bad .*: 9: 'train2014/COCO_train2014_000000000009\.jpg': there is no such"
+    ):
         prepare_set("vqav2", source, tmp_path / "out")

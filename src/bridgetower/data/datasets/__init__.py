@@ -119,6 +119,9 @@ def _prepare(spec: DatasetSpec, source: Path, out: Path, config: PrepareConfig, 
     originals = Originals(folder=source, splits=config.splits or spec.splits, progress=progress)
     settings = {"set": spec.name, **config.settings, "splits": list(originals.splits)}
     if finished := finished_set(out, settings, config.max_errors):
+        there = {name: source / name for name in finished.sources if (source / name).is_file()}
+        if changed := [name for name, path in there.items() if _mark(path) != finished.sources[name]]:
+            raise ValueError(f"{out} holds a set of another {changed[0]}; choose another folder, or remove it")
         return finished
     with SetWriter(out, spec.schema, config, progress=progress) as writer:
         assert spec.fill is not None  # as the callers check
@@ -132,10 +135,15 @@ def _prepare(spec: DatasetSpec, source: Path, out: Path, config: PrepareConfig, 
             split_rule=spec.split_rule,
             protocol=spec.protocol,
             sources={
-                **{path.name: sha256_of(path) for path in originals.used},
-                **{path.name: f"{path.stat().st_size} bytes" for path in originals.large},
+                str(path.relative_to(source)) if path.is_relative_to(source) else path.name: _mark(path)
+                for path in (*originals.used, *originals.large)
             },
             licences=spec.licences,
             settings=settings,
         )
         return writer.finish(source, info, splits=originals.splits)
+
+
+def _mark(path: Path) -> str:
+    """Digest of an annotation file; the size of one with images."""
+    return f"{path.stat().st_size} bytes" if path.suffix == ".arrow" else sha256_of(path)
