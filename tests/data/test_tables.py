@@ -14,10 +14,8 @@ import pytest
 
 from bridgetower.data import images as image_sources
 from bridgetower.data.cells import rows_of
-from bridgetower.data.folder import read_split
 from bridgetower.data.images import ArrowRows, ImageRef, arrow_rows, open_table, parquet_rows
 from bridgetower.data.parquet import ParquetRows
-from bridgetower.data.records import ImageFile, Record, write_split
 from miniature import jpeg, links, write_tables
 from rows import png
 
@@ -120,17 +118,21 @@ def test_what_is_no_parquet(tmp_path: Path) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A split of 1 MB in 13 row groups of four pictures, the last of two."""
     path, source = tmp_path_factory.mktemp("set"), random.Random(0)
-    records = (
-        Record(image_id=f"id-{n}", images=[ImageFile(f"{n}.jpg", source.randbytes(SIZE))], entries=(f"a {n}", "any"))
+    rows = [
+        {
+            "image": {"bytes": source.randbytes(SIZE), "path": f"{n}.jpg"},
+            "image_id": f"id-{n}",
+            "captions": [f"a {n}", "any"],
+        }
         for n in range(NUM_ROWS)
-    )
-    write_split(path / "train.parquet", records, row_group_bytes=4 * SIZE)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), path / "train.parquet", row_group_size=4)
     return path
 
 
 @pytest.fixture
 def rows(folder: Path) -> ParquetRows:
-    return read_split(folder, "train")
+    return ParquetRows([folder / "train.parquet"])
 
 
 class TestRows:
@@ -179,7 +181,7 @@ class TestKept:
 class TestNoCopy:
     def test_in_memory(self, folder: Path) -> None:
         before = pa.total_allocated_bytes()
-        rows = read_split(folder, "train")
+        rows = ParquetRows([folder / "train.parquet"])
         for number in range(NUM_ROWS):
             rows.row(number)
             assert pa.total_allocated_bytes() - before < 2 * SIZE
@@ -189,7 +191,7 @@ class TestNoCopy:
 
     def test_on_the_disk(self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path))
-        rows = read_split(folder, "train")
+        rows = ParquetRows([folder / "train.parquet"])
         assert rows.row(3)["image_id"] == "id-3"
         assert not list(tmp_path.iterdir())
         datasets.Dataset.from_parquet(str(folder / "train.parquet"), cache_dir=None)

@@ -244,8 +244,8 @@ class SetWriter:
                 name: SplitInfo(images=sum(one >= 0 for one in self._groups[name]), examples=self._counts[name])
                 for name in order
             },
-            left_out=dict(self._num_left_out) | {reason: len(self.bad) for reason in bad},
-            some_left_out=self._left_out | bad,
+            left_out={**info.left_out, **self._num_left_out, **{reason: len(self.bad) for reason in bad}},
+            some_left_out={**info.some_left_out, **self._left_out, **bad},
             versions={"images": self._images.version, "examples": self._table.version},
             digest="".join(_content(self._images, self._table, sorted(order))[0]),
         )

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from bridgetower.data.fetch import is_url
+from bridgetower.files import escaped
 
 Uri = str | os.PathLike[str]
 """Where a table is: a local folder, or one in an object store."""
@@ -226,6 +227,8 @@ def split_uri(uri: str) -> tuple[str, str]:
     Raises:
         ValueError: The name is none for a table.
     """
+    if escaped(uri) != uri:
+        raise ValueError(f"{uri!r} is not UTF-8; choose another folder")
     parent, _, name = uri.rstrip("/").rpartition("/")
     stem = name.removesuffix(_SUFFIX)
     if stem in ("", name) or not re.fullmatch(r"[\w.-]+", stem, re.ASCII):
