@@ -87,6 +87,18 @@ def write_set(folder: Path, splits: Mapping[str, Iterable[Record]], schema: Sche
     return folder
 
 
+def records_of(folder: Path, split: str) -> list[Record]:
+    """Returns a split of a set with captions as records, to write a part or a change of it."""
+    return [
+        Record(
+            image_id=row["id"],
+            images=[ImageFile(f"{row['id']}-{place}", content) for place, content in enumerate(row["images"])],
+            entries=row["entries"],
+        )
+        for row in read_rows(folder, split)
+    ]
+
+
 def read_rows(folder: Path, split: str, schema: Schema | None = None) -> list[dict[str, Any]]:
     """Returns what a split of a prepared set holds: `id`, `images` with their bytes and `entries` of each."""
     opened, found = PreparedSet(folder, (split,), schema), dict[tuple[int, ...], dict[str, Any]]()

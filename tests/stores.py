@@ -48,8 +48,8 @@ class Store:
         import fsspec
 
         system = fsspec.filesystem("s3")
-        for path in folder.iterdir():
-            system.pipe_file(f"{place}/{path.name}", path.read_bytes())
+        for path in filter(Path.is_file, folder.rglob("*")):
+            system.pipe_file(f"{place}/{path.relative_to(folder)}", path.read_bytes())
         return f"s3://{place}"
 
     def reads(self, name: str) -> int:

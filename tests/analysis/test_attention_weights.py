@@ -57,7 +57,7 @@ def test_statistics_are_means_over_pairs_and_positions(predictor: Predictor, ima
     size, side = model.config.vision.patch_size, model.config.vision.image_size // model.config.vision.patch_size
     grid = [(float(size * row), float(size * column)) for row in range(side) for column in range(side)]
     for image in range(len(images)):
-        texts = images.processor.texts([images.captions[image][0]], truncate=True)
+        texts = images.processor.texts([images.captions([image])[0][0]], truncate=True)
         pixels = images.pixel_values([image])
         assert isinstance(pixels, torch.Tensor)
         with torch.no_grad():

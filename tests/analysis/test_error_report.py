@@ -10,8 +10,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -19,11 +17,13 @@ import asked
 from bridgetower.analysis.errors import _small, write_errors
 from bridgetower.cli import main
 from bridgetower.data.prepared import PreparedImages
+from bridgetower.data.schema import SCHEMAS, Question
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.outcome import Judgement, Outcome
 from bridgetower.predictor import load
 from bridgetower.processor import Processor, open_image
 from bridgetower.tasks.benchmarks import evaluate
+from rows import write_set
 
 
 def text_of(page: str) -> str:
@@ -67,17 +67,21 @@ def test_judgements_are_the_predictions(outcome: Outcome) -> None:
 def test_a_set_with_one_answer_each(answering_checkpoint: Path, tmp_path: Path) -> None:
     """As in sets of one's own: what is right is neither scored as wrong nor listed as a miss."""
     folder = asked.write_set(tmp_path / "vqa", "vqa")
-    rows = pq.read_table(folder / "validation.parquet").to_pylist()
     model = load(answering_checkpoint, device="cpu")
     before = evaluate(model, "vqav2", [folder], "validation", RetrievalConfig())
     given = {row["question_id"]: row["answer"] for row in before.predictions}
-    questions = [question for row in rows for question in row["questions"]]
-    for number, question in enumerate(questions):
-        question["answers"] = ["The other."] if number == 0 else [f"{given[question['question_id']].title()}."]
-    schema = pq.read_schema(folder / "validation.parquet")
-    pq.write_table(pa.Table.from_pylist(rows, schema), folder / "validation.parquet")
-    outcome = evaluate(model, "vqav2", [folder], "validation", RetrievalConfig())
-    assert outcome.metrics["vqa_score"] == pytest.approx(1 - 1 / len(questions), abs=5e-5)
+    records = asked.questioned("validation", 5)
+    first = records[0].entries[0].question_id
+
+    def answered(question: Question) -> Question:
+        answer = "The other." if question.question_id == first else f"{given[question.question_id].title()}."
+        return replace(question, answers=(answer,))
+
+    records = [replace(one, entries=tuple(map(answered, one.entries))) for one in records]
+    files = {"answers.json": list(asked.ANSWERS)}
+    changed = write_set(tmp_path / "changed", {"validation": records}, SCHEMAS["vqa"], **files)
+    outcome = evaluate(model, "vqav2", [changed], "validation", RetrievalConfig())
+    assert outcome.metrics["vqa_score"] == pytest.approx(1 - 1 / len(given), abs=5e-5)
     assert outcome.judge is not None
     assert outcome.images is not None
     write_errors(tmp_path / "errors.html", outcome.judge(), outcome.images, title="")
@@ -99,9 +103,8 @@ def test_images_are_on_the_background_of_the_model(tiny_processor: Processor) ->
     for background in (None, (255, 255, 255), (0, 128, 0)):
         processor = copy(tiny_processor)
         processor.config = replace(processor.config, background=background)
-        images = SimpleNamespace(content=lambda number, column: file.getvalue(), processor=processor)
-        small = _small(cast("PreparedImages", images), 0, "image")
-        assert small is not None
+        images = SimpleNamespace(contents=lambda numbers: [file.getvalue()], processor=processor)
+        small = _small(cast("PreparedImages", images), 0)
         expected = open_image(file.getvalue(), background=background).getpixel((4, 4))
         seen = Image.open(io.BytesIO(small)).convert("RGB").getpixel((4, 4))
         assert max(abs(a - b) for a, b in zip(seen, expected, strict=True)) <= 3

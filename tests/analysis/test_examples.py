@@ -97,11 +97,9 @@ class TestSearches:
     def test_texts_found_carry_the_picture_that_they_belong_to(
         self, predictor: Predictor, images: CaptionImages, ranked: RetrievalResult, config: RetrievalConfig
     ) -> None:
-        owner = {caption: image for image, captions in enumerate(images.captions) for caption in captions}
+        owner = {caption: image for image, captions in enumerate(images.all_captions()) for caption in captions}
         for example in of("image_to_text", search_examples(predictor, images, ranked, config, count=3)):
-            assert [hit.image for hit in example.hits] == [
-                images.image_bytes(owner[hit.caption]) for hit in example.hits
-            ]
+            assert [hit.image for hit in example.hits] == images.contents([owner[hit.caption] for hit in example.hits])
 
     def test_same_call_same_examples(
         self, predictor: Predictor, images: CaptionImages, ranked: RetrievalResult, config: RetrievalConfig

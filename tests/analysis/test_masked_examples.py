@@ -86,7 +86,7 @@ class TestExamples:
         assert example.right.truth_probability != example.wrong.truth_probability
 
     def test_wrong_picture_lacks_the_word(self, predictor: Predictor, images: CaptionImages) -> None:
-        captions = {images.image_bytes(image): images.captions[image] for image in range(len(images))}
+        captions = dict(zip(images.contents(range(len(images))), images.all_captions(), strict=True))
         examples = mask_examples(predictor, images, count=len(images))
         assert len(examples) == len(images)
         for example in examples:
@@ -95,7 +95,7 @@ class TestExamples:
             assert not any(example.truth in other.split() for other in captions[example.wrong.image])
 
     def test_shortest_caption_is_used(self, predictor: Predictor, images: CaptionImages) -> None:
-        captions = {images.image_bytes(image): images.captions[image] for image in range(len(images))}
+        captions = dict(zip(images.contents(range(len(images))), images.all_captions(), strict=True))
         for example in mask_examples(predictor, images, count=len(images)):
             caption = f"{example.before}{example.truth}{example.after}"
             assert caption == min(captions[example.right.image], key=len)

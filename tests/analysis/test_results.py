@@ -9,7 +9,7 @@ import made_up
 import pytest
 
 from bridgetower.analysis.results import DemoDataset, curve, paired_difference, spread
-from bridgetower.data.folder import DatasetInfo, SplitInfo
+from bridgetower.data.prepared_set import DatasetInfo, SplitInfo
 
 
 class TestSpread:
@@ -77,12 +77,9 @@ def test_curve_leaves_out_what_is_no_figure() -> None:
 
 
 def test_dataset_of_prepared_set() -> None:
-    splits = {
-        name: SplitInfo(images=number, texts=2 * number, files={}) for name, number in (("train", 5), ("test", 1))
-    }
+    splits = {name: SplitInfo(images=number, examples=2 * number) for name, number in (("train", 5), ("test", 1))}
     info = DatasetInfo(
         name="greys",
-        seed=0,
         split_rule="by shade",
         sources={"drawn": "1"},
         licences={"images": "CC0"},

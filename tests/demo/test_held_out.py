@@ -7,7 +7,6 @@ import pytest
 import dense
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
-from bridgetower.data.folder import read_split
 from bridgetower.demo.run import index_held_out, write_held_out
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.retrieval import evaluate_retrieval
@@ -15,6 +14,7 @@ from bridgetower.predictor import Predictor, load
 from bridgetower.search.index import Index
 from bridgetower.search.searcher import Searcher
 from folders import snapshot
+from rows import read_rows
 
 
 @pytest.fixture(scope="module")
@@ -24,11 +24,11 @@ def predictor(tiny_checkpoint: Path) -> Predictor:
 
 def test_every_test_picture_with_its_captions(tiny_dataset: Path, tmp_path: Path) -> None:
     write_held_out({"shapes": tiny_dataset}, tmp_path / "held-out")
-    rows = read_split(tiny_dataset, "test")
-    for row in map(rows.row, range(len(rows))):
-        picture = tmp_path / "held-out" / "shapes" / row["image"]["path"]
-        assert picture.read_bytes() == row["image"]["bytes"]
-        assert picture.with_suffix(".txt").read_text().splitlines() == row["captions"]
+    rows = read_rows(tiny_dataset, "test")
+    for row in rows:
+        picture = tmp_path / "held-out" / "shapes" / row["id"]
+        assert [picture.read_bytes()] == row["images"]
+        assert picture.with_suffix(".txt").read_text().splitlines() == row["entries"]
     assert len(list(tmp_path.rglob("*.png"))) == len(rows) == 9
     before = snapshot(tmp_path)
     write_held_out({"shapes": tiny_dataset}, tmp_path / "held-out")
@@ -51,8 +51,7 @@ def test_a_search_ranks_as_the_evaluation_does(tiny_dataset: Path, predictor: Pr
     index_held_out(tmp_path / "held-out", tmp_path / "held-out.lance", predictor)
     images = CaptionImages(DataConfig(folders=(str(tiny_dataset),)), "test", predictor.processor)
     result = evaluate_retrieval(predictor.model, images, RetrievalConfig(max_captions=1))
-    rows = read_split(tiny_dataset, "test")
-    paths = [f"shapes/{rows.row(number)['image']['path']}" for number in range(len(rows))]
+    paths = [f"shapes/{row['id']}" for row in read_rows(tiny_dataset, "test")]
     searcher = Searcher(tmp_path / "held-out.lance", predictor)
     orders = []
     for text, cosines in zip(images.texts(1)[0], dense.similarity(result).T, strict=True):

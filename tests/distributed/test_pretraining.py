@@ -18,10 +18,8 @@ from bridgetower.checkpoints import read_checkpoint
 from bridgetower.data.batch import CaptionBatch
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig, MaskingConfig
-from bridgetower.data.folder import read_split
 from bridgetower.data.masking import IGNORED
 from bridgetower.data.order import StepSampler
-from bridgetower.data.records import ImageFile, Record, write_split
 from bridgetower.distributed import rank, world_size
 from bridgetower.evaluation import masked_words
 from bridgetower.evaluation.config import RetrievalConfig
@@ -196,12 +194,7 @@ def everything(checkpoint: Path, dataset: Path, single: Path) -> Result:
 @pytest.fixture(scope="module")
 def single_picture(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A set whose test split holds one picture."""
-    row = read_split(tiny_dataset, "test").row(0)
-    folder = tmp_path_factory.mktemp("single")
-    image = ImageFile(row["image"]["path"], row["image"]["bytes"])
-    record = Record(image_id=row["image_id"], images=[image], entries=row["captions"])
-    write_split(folder / "test.parquet", [record])
-    return folder
+    return write_set(tmp_path_factory.mktemp("single") / "set", {"test": records_of(tiny_dataset, "test")[:1]})
 
 
 @pytest.fixture(scope="module")

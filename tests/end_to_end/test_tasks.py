@@ -11,6 +11,7 @@ import miniature
 import miniature_arrow
 import originals
 from bridgetower import cli
+from bridgetower.data.prepared_set import read_info
 from bridgetower.data.single_tower import GLUE
 from bridgetower.tasks.single_tower import GLUE_METRICS
 from bridgetower.tasks.table import RECIPES as ALL_RECIPES
@@ -183,7 +184,7 @@ def test_single_towers(
 
 def pretrain(run: Callable[..., list[Any]], checkpoint: Path, data: Path, folder: Path) -> None:
     """Two steps on a set, and retrieval on a split that it has."""
-    split = "validation" if (data / "validation.parquet").exists() else "train"
+    split = "validation" if "validation" in read_info(data).splits else "train"
     train = ["train", "pretrain-base", "--init", checkpoint, "--data.folders", data, "--out", folder / "run"]
     run(
         *train,

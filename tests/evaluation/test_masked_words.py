@@ -16,6 +16,7 @@ from bridgetower.evaluation.masked_words import MaskedPairs, evaluate_masked_wor
 from bridgetower.evaluation.retrieval import evaluate_retrieval
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.processor import Processor
+from rows import records_of, write_set
 
 MASKING = MaskingConfig(probability=0.4)
 
@@ -51,7 +52,7 @@ class TestEvaluation:
             for number, batch in enumerate(batches)
             for row, pair in enumerate(range(batch_size * number, batch_size * number + len(batch)))
         ]
-        assert len(rows) == sum(map(len, images.captions)) == 14
+        assert len(rows) == images.num_examples == 15
         for batch, row, image, other in rows:
             length = len(batch.input_ids[row]) if batch.attention_mask is None else int(batch.attention_mask[row].sum())
             labels = batch.mlm_labels[row, :length]
@@ -89,10 +90,13 @@ class TestEvaluation:
         monkeypatch.setattr(masked_words, "BATCH_SIZE", 5)
         assert evaluate_masked_words(tiny_model, images, MASKING) == pytest.approx(one, abs=1e-6)
 
-    def test_a_set_of_one_picture_has_no_wrong_ones(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
+    def test_a_set_of_one_picture_has_no_wrong_ones(
+        self, tiny_model: BridgeTower, images: CaptionImages, tiny_dataset: Path, tmp_path: Path
+    ) -> None:
         both = evaluate_masked_words(tiny_model, images, MASKING)
-        images.rows, images.captions = images.rows[:1], images.captions[:1]
-        assert set(evaluate_masked_words(tiny_model, images, MASKING)) == {"mlm_loss", "mlm_accuracy"} < set(both)
+        folder = write_set(tmp_path / "set", {"test": records_of(tiny_dataset, "test")[:1]})
+        one = CaptionImages(DataConfig(folders=(str(folder),)), "test", images.processor)
+        assert set(evaluate_masked_words(tiny_model, one, MASKING)) == {"mlm_loss", "mlm_accuracy"} < set(both)
 
     def test_nothing_hidden(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
         metrics = evaluate_masked_words(tiny_model, images, MaskingConfig(probability=1e-9))

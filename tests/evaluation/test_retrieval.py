@@ -1,7 +1,6 @@
 """Retrieval evaluation against a brute-force one that scores every pair with the whole model."""
 
 from collections.abc import Callable
-from copy import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.heads import RankHead
 from bridgetower.processor import Processor
 from dense import DROPPED
+from rows import records_of, write_set
 
 ALL_STAGES = ("itc", "matching", "two_stage", "chance")
 
@@ -370,14 +370,19 @@ class TestAllPairs:
 class TestFolds:
     @pytest.mark.parametrize("protocol", ["standard", "paper"])
     def test_equals_evaluating_each_fold_alone(
-        self, tiny_model: BridgeTower, images: CaptionImages, protocol: Protocol
+        self,
+        tiny_model: BridgeTower,
+        images: CaptionImages,
+        protocol: Protocol,
+        tiny_dataset: Path,
+        tmp_path: Path,
     ) -> None:
         config = RetrievalConfig(candidates=2, protocol=protocol, fold_size=3)
         result = evaluate_retrieval(tiny_model, images, config)
         alone = []
         for start in range(0, 9, 3):
-            fold = copy(images)
-            fold.rows, fold.captions = images.rows[start : start + 3], images.captions[start : start + 3]
+            part = write_set(tmp_path / str(start), {"test": records_of(tiny_dataset, "test")[start : start + 3]})
+            fold = CaptionImages(DataConfig(folders=(str(part),)), "test", images.processor)
             alone.append(evaluate_retrieval(tiny_model, fold, replace(config, fold_size=None)))
         for stage in ("itc_recalls", "matching_recalls", "two_stage_recalls", "chance"):
             recalls = [recalls_of(getattr(fold, stage)) for fold in alone]

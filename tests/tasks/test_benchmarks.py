@@ -11,14 +11,15 @@ import asked
 import shapes
 from bridgetower.checkpoints import read_checkpoint, write_checkpoint
 from bridgetower.data.datasets import prepare_arrow
-from bridgetower.data.records import Record
+from bridgetower.data.schema import SCHEMAS
+from bridgetower.demo.toysets.collection import Record
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.outcome import Outcome
 from bridgetower.evaluation.vqa_score import vqa_score
-from bridgetower.files import write_json
 from bridgetower.predictor import Predictor, load
 from bridgetower.tasks.benchmarks import evaluate
 from miniature_arrow import write_nlvr2_arrow
+from rows import write_set
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +84,8 @@ class TestQuestions:
     def test_sets_with_and_without_answers_together(
         self, measure: Any, predictor: Predictor, sets: dict[str, Path], tmp_path: Path
     ) -> None:
-        asked.write_splits(tmp_path, "vqa", {"validation": asked.questioned("test", 3)})
-        outcome = evaluate(predictor, "vqav2", [tmp_path, sets["vqa"]], "validation", RetrievalConfig())
+        other = write_set(tmp_path / "set", {"validation": asked.questioned("test", 3)}, SCHEMAS["vqa"])
+        outcome = evaluate(predictor, "vqav2", [other, sets["vqa"]], "validation", RetrievalConfig())
         alone = measure("vqav2", "validation")
         assert outcome.metrics == alone.metrics
         assert outcome.details == alone.details
@@ -97,10 +98,10 @@ class TestQuestions:
             Record(image_id=f"{number}", images=record.images, entries=record.entries)
             for number, record in enumerate(asked.questioned("test", 1) * 2)
         ]
-        asked.write_splits(tmp_path, "vqa", {"test": records})
-        write_json(tmp_path / "answers.json", list(asked.ANSWERS))
+        files = {"answers.json": list(asked.ANSWERS)}
+        folder = write_set(tmp_path / "set", {"test": records}, SCHEMAS["vqa"], **files)
         with pytest.raises(ValueError, match="2 ids of 4 come again; expected one example of each id"):
-            evaluate(predictor, "vqav2", [tmp_path], "test", RetrievalConfig())
+            evaluate(predictor, "vqav2", [folder], "test", RetrievalConfig())
 
 
 class TestStatements:
@@ -129,8 +130,8 @@ class TestStatements:
             )
             for record in make("test", 3)
         ]
-        asked.write_splits(tmp_path, benchmark, {"validation": records})
-        outcome = evaluate(predictor, benchmark, [tmp_path, sets[benchmark]], "validation", RetrievalConfig())
+        other = write_set(tmp_path / "set", {"validation": records}, SCHEMAS[benchmark])
+        outcome = evaluate(predictor, benchmark, [other, sets[benchmark]], "validation", RetrievalConfig())
         alone = measure(benchmark, "validation")
         assert outcome.metrics == alone.metrics
         num_labelled = alone.counts["num_statements"]

@@ -12,10 +12,9 @@ import asked
 import shapes
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.cli import main
-from bridgetower.data.folder import read_split
 from bridgetower.data.inspection import inspect, write_samples
 from bridgetower.data.own import Classes, TableConfig, prepare_own, read_classes
-from bridgetower.data.schema import CLASSIFICATION
+from bridgetower.data.prepared_set import PreparedSet
 from bridgetower.evaluation.class_metrics import classification_metrics
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.config import HeadsConfig
@@ -74,12 +73,10 @@ class TestPrepare:
     def test_rows(self, folder: Path, several: bool) -> None:
         names = tuple(sorted([*COLOURS, "warm"] if several else COLOURS))
         assert read_classes(folder) == Classes(names=names, multi_label=several)
-        rows = read_split(folder, "train", schema=CLASSIFICATION)
-        found = {
-            entry["example_id"]: (row["image"], entry) for row in map(rows.row, range(24)) for entry in row["examples"]
-        }
-        assert found["r2"][0] is None
-        assert found["r1"][0] is not None
+        opened = PreparedSet(folder, ["train"])
+        found = {row["entry"]["example_id"]: (row["images"], row["entry"]) for row in opened.scan()}
+        assert found["r2"][0] == []
+        assert len(found["r1"][0]) == 1
         assert found["r2"][1] == {
             "example_id": "r2",
             "text": "a blue thing",
@@ -103,8 +100,8 @@ class TestPrepare:
             "classification", tmp_path / "tags.csv", tmp_path / "set", TableConfig(label_separator=";"), progress=False
         )
         assert read_classes(tmp_path / "set") == Classes(names=("a", "b"), multi_label=True)
-        rows = read_split(tmp_path / "set", "train", schema=CLASSIFICATION)
-        assert {len(entry["labels"]) for entries in rows.stream("examples") for entry in entries} == {0, 2}
+        opened = PreparedSet(tmp_path / "set", ["train"])
+        assert {len(row["entry"]["labels"]) for row in opened.scan()} == {0, 2}
 
     @pytest.mark.parametrize(
         ("content", "message"),
@@ -215,12 +212,11 @@ class TestUse:
         outcome = evaluate(predictor, "classification", [folder], "test", RetrievalConfig(batch_size=3))
         assert outcome.counts == {"num_examples": 8, "num_labelled": 7}
         assert outcome.metrics.keys() == set(ClassificationConfig.metrics)
-        rows = read_split(folder, "test", schema=CLASSIFICATION)
-        for number, row in enumerate(outcome.predictions):
-            content = rows.row(number)
-            image = None if content["image"] is None else content["image"]["bytes"]
-            (chosen,) = predictor.classify([image], [content["examples"][0]["text"]])
-            assert row["id"] == content["examples"][0]["example_id"]
+        opened = PreparedSet(folder, ["test"])
+        for content, row in zip(opened.scan(), outcome.predictions, strict=True):
+            (image,) = opened.images(content["images"]) or [None]
+            (chosen,) = predictor.classify([image], [content["entry"]["text"]])
+            assert row["id"] == content["entry"]["example_id"]
             assert row["probabilities"] == pytest.approx({one.label: one.probability for one in chosen}, abs=1e-5)
             if several:
                 assert set(row["labels"]) == {one.label for one in chosen if one.probability > 0.5}

