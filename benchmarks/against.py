@@ -103,11 +103,12 @@ def main() -> None:
     predictor = load(given.model)
     images = CaptionImages(DataConfig(folders=tuple(given.data)), given.split, predictor.processor)
     owners = images.owners().tolist()
-    usable = [number for number in range(len(images)) if owners[number] == number and len(images.captions[number]) > 1]
+    every = images.all_captions()
+    usable = [number for number, captions in enumerate(every) if owners[number] == number and len(captions) > 1]
     chosen = usable[:: max(1, len(usable) // given.count)][: given.count]
-    captions = [images.captions[number] for number in chosen]
+    captions = [every[number] for number in chosen]
     asked, said = ([row[place] for row in captions] for place in (0, 1))
-    measure(predictor, [images.image_bytes(number) for number in chosen], asked, said)
+    measure(predictor, images.contents(chosen), asked, said)
 
 
 if __name__ == "__main__":

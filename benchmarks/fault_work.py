@@ -16,6 +16,7 @@ from fault_attempts import in_fork
 from PIL import Image, ImageDraw
 
 from bridgetower.checkpoints.tensors import read_about
+from bridgetower.data import prepared_set
 from bridgetower.tasks.run_config import CONFIG, read_metrics
 from bridgetower.training.state import newest
 
@@ -67,16 +68,17 @@ def write_pictures(folder: Path, count: int) -> Path:
     return folder / "captions.csv"
 
 
-def preparing(table: Path) -> Work:
-    """Preparing of the pictures, twenty in a file."""
-    options = ["--shard-rows", "20", "--test-fraction", "0.3", "--num-workers", "1"]
+def preparing(table: Path, work: Path) -> Work:
+    """Preparing of the pictures, of which about twenty are in a commit."""
+    prepared_set._COMMIT_BYTES = 20 * 3 * SIZE * SIZE  # of the forks, too
+    options = ["--test-fraction", "0.3", "--num-workers", "1"]
     return Work(
         name="prepare",
         command=lambda out: ["prepare", "pairs", str(table), "--out", str(out), *options],
-        result=lambda out: _digests(out, "*.parquet", "dataset.json"),
-        found=_finished_files,
+        result=lambda out: _digests(out, "dataset.json"),  # which has a digest of all rows
+        found=partial(_rows, name="images", key="name", work=work),
         lost=_changed,
-        unit="files",
+        unit="images",
         kib=1_000,
     )
 
@@ -136,14 +138,14 @@ def evaluating(data: Path, model: Path) -> Work:
 def indexing(photos: Path, model: Path, work: Path) -> Work:
     """An index of the pictures, written image by image."""
     options = ["--batch-size", "1", "--commit-seconds", "0", "--num-workers", "0"]
-    rows = partial(_rows, work=work)
+    rows = partial(_rows, name="photos", key="path", work=work)
 
     def result(out: Path) -> Found:
         return {"rows": hashlib.sha256(json.dumps(rows(out), sort_keys=True).encode()).hexdigest()}
 
     return Work(
         name="index",
-        command=lambda out: ["index", str(photos), "--model", str(model), "--out", str(_index(out)), *options],
+        command=lambda out: ["index", str(photos), "--model", str(model), "--out", str(out / "photos.lance"), *options],
         result=result,
         found=rows,
         lost=_changed,
@@ -152,32 +154,26 @@ def indexing(photos: Path, model: Path, work: Path) -> Work:
     )
 
 
-def _index(out: Path) -> Path:
-    return out / "photos.lance"
-
-
-def _rows(out: Path, work: Path) -> Found:
-    """Digest of each row of an index, by the path of its image; read in a fork, as LanceDB starts threads."""
-    if not _index(out).exists():
+def _rows(out: Path, name: str, key: str, work: Path) -> Found:
+    """Digest of each row of a table, by what names its image; read in a fork, as LanceDB starts threads."""
+    if not (out / f"{name}.lance").exists():
         return {}
     report = work / "rows.json"
 
     def read() -> None:
-        from bridgetower.search.index import Index
+        from bridgetower.data.store import Table
 
         rows: list[dict[str, Any]] = []
-        if Index.exists(_index(out)):
-            import lancedb
-
-            rows = lancedb.connect(out).open_table("photos").to_arrow().to_pylist()
-        digests = {row["path"]: hashlib.sha256(repr(sorted(row.items())).encode()).hexdigest() for row in rows}
+        if Table.exists(out / f"{name}.lance"):
+            rows = Table(out / f"{name}.lance").lance.to_arrow().to_pylist()
+        digests = {row[key]: hashlib.sha256(repr(sorted(row.items())).encode()).hexdigest() for row in rows}
         if len(digests) != len(rows):
-            raise RuntimeError(f"{len(rows) - len(digests)} images are in the index twice")
+            raise RuntimeError(f"{len(rows) - len(digests)} images are in {name}.lance twice")
         report.write_text(json.dumps(digests))
 
     code = os.waitstatus_to_exitcode(os.waitpid(in_fork(read, work / "rows.log"), 0)[1])
     if code:
-        raise RuntimeError(f"the index in {out} cannot be read; see {work / 'rows.log'}")
+        raise RuntimeError(f"{name}.lance in {out} cannot be read; see {work / 'rows.log'}")
     found: Found = json.loads(report.read_text())
     return found
 
@@ -190,16 +186,6 @@ def _digests(out: Path, *patterns: str) -> Found:
 def _written(out: Path, pattern: str) -> Found:
     statuses = {str(path.relative_to(out)): path.stat() for path in out.glob(pattern)}
     return {name: (status.st_ino, status.st_mtime_ns) for name, status in statuses.items()}
-
-
-def _finished_files(out: Path) -> Found:
-    """The Parquet files that are whole: their notes are written first, and removed when the set is."""
-    finished = (out / "dataset.json").exists()
-    return {
-        name: content
-        for name, content in _written(out, "*.parquet").items()
-        if finished or (out / f".{name.removesuffix('.parquet')}.notes.json").exists()
-    }
 
 
 def _changed(before: Found, after: Found) -> int:

@@ -239,7 +239,7 @@ def table_of_faults(faults: Sequence[Fault]) -> str:
 def jobs_in(folder: Path, pictures: int, names: Sequence[str]) -> Iterator[Job]:
     """Runs the jobs of some names undisturbed, and those whose output they read."""
     photos = write_pictures(folder / "photos", pictures)
-    prepare = Job.undisturbed(preparing(photos), folder / "prepare")
+    prepare = Job.undisturbed(preparing(photos, folder), folder / "prepare")
     data, model = folder / "prepare" / "whole", folder / "train" / "whole" / "last"
     train = Job.undisturbed(training(data), folder / "train")
     yield from (job for name, job in (("prepare", prepare), ("train", train)) if name in names)

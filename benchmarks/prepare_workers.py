@@ -3,7 +3,7 @@
     python benchmarks/prepare_workers.py
 
 Photo-like JPEGs of 640 x 480 with a table of captions are prepared as a user's own; all ways take turns, and medians
-count. Processes are forked, which starts them quickest.
+count. Processes are forked from a server.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from bridgetower.data.own import PairsConfig, prepare_own
 DIFFERENT = 40  # pictures that are generated; further ones are copies
 WAYS: dict[str, type[Executor] | partial[Executor]] = {
     "threads": ThreadPoolExecutor,
-    "processes": partial(ProcessPoolExecutor, mp_context=get_context("fork")),
+    "processes": partial(ProcessPoolExecutor, mp_context=get_context("forkserver")),
 }
 
 
@@ -44,7 +44,7 @@ def write_source(folder: Path, count: int) -> Path:
 
 def seconds(table: Path, way: str, workers: int) -> float:
     """Returns how long a way takes to prepare the table, the start of its workers included."""
-    with tempfile.TemporaryDirectory() as out, patch("bridgetower.data.writer.ThreadPoolExecutor", WAYS[way]):
+    with tempfile.TemporaryDirectory() as out, patch("bridgetower.data.prepared_set.ThreadPoolExecutor", WAYS[way]):
         start = time.perf_counter()
         prepare_own("pairs", table, Path(out), PairsConfig(num_workers=workers), progress=False)
         return time.perf_counter() - start

@@ -23,7 +23,7 @@ from bridgetower.data.datasets import prepare_set
 from bridgetower.data.datasets.originals import Originals
 from bridgetower.data.datasets.spec import DatasetSpec
 from bridgetower.data.examples import ClassEncoder, EntryDataset
-from bridgetower.data.manifest import Manifest
+from bridgetower.data.prepared_set import SetWriter
 from bridgetower.data.schema import Schema
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.outcome import Outcome
@@ -60,11 +60,11 @@ SCHEMA = Schema(
 
 
 # A data set: only what its annotations say; splits, files, workers, restarts and the count of errors are the writer's.
-def fill(originals: Originals, manifest: Manifest, config: PrepareConfig) -> None:
+def fill(originals: Originals, writer: SetWriter, config: PrepareConfig) -> None:
     """Reads the annotations."""
     for row in originals.lines(originals.annotation("claims.jsonl")):
         claim = Claim(claim_id=row["id"], text=row["text"], label=row["label"])
-        manifest.add(row["image"], [originals.image(row["image"])], [claim], split=row["split"], place=row["id"])
+        writer.add([originals.image(row["image"])], [claim], split=row["split"], place=row["id"])
 
 
 SQUARES = DatasetSpec(

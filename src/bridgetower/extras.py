@@ -28,7 +28,7 @@ Extra = Literal[
 ]
 
 PACKAGES: Mapping[Extra, tuple[str, ...]] = {
-    "train": ("aiohttp", "datasets", "fsspec", "ijson", "jinja2", "pyarrow", "sklearn", "tensorboard"),
+    "train": ("aiohttp", "datasets", "fsspec", "ijson", "jinja2", "lancedb", "pyarrow", "sklearn", "tensorboard"),
     "s3": ("s3fs",),
     "search": ("aiohttp", "fsspec", "lancedb", "pyarrow"),
     "serve": ("fastapi", "granian", "prometheus_client", "pydantic"),

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridgetower.data.batch import BatchKey, derive_seed
-from bridgetower.data.order import OneSetPerBatch, ShardOrder, StepSampler
+from bridgetower.data.order import OneSetPerBatch, StepSampler
 
 
 def keys(num_examples: int, steps: Iterable[int] = range(4), **values: Any) -> list[BatchKey]:
@@ -88,51 +88,6 @@ class TestSampler:
     def test_errors(self, values: dict[str, Any], message: str) -> None:
         with pytest.raises(ValueError, match=message):
             keys(14, **values)
-
-
-class TestShards:
-    """Seven shards of four examples, the last one of three; two are shuffled together."""
-
-    SHARDS = torch.arange(27) // 4
-
-    def order(self, seed: int = 0, fetched: list[Any] | None = None) -> ShardOrder:
-        return ShardOrder(self.SHARDS, seed, 2, [].append if fetched is None else fetched.append)
-
-    def test_an_epoch_has_every_example_once_and_two_shards_at_a_time(self) -> None:
-        for epoch in range(3):
-            examples = self.order().examples(epoch)
-            assert sorted(examples.tolist()) == list(range(27))
-            shards = self.SHARDS[examples].tolist()
-            places = {shard: place // 2 for place, shard in enumerate(dict.fromkeys(shards))}
-            windows = [places[shard] for shard in shards]
-            assert windows == sorted(windows)
-            assert shards[:7] not in (sorted(shards[:7]), sorted(shards[:7], reverse=True))  # but mixed
-
-    def test_depends_on_seed_and_epoch_alone(self) -> None:
-        order = self.order()
-        first, second = order.examples(0), order.examples(1)
-        assert torch.equal(self.order().examples(1), second)
-        assert not torch.equal(first, second)
-        assert not torch.equal(first, self.order(seed=1).examples(0))
-
-    def test_continues_in_the_middle_of_an_epoch_and_is_shared_out(self) -> None:
-        whole = keys(27, range(15), order=self.order())
-        assert keys(27, range(8, 15), order=self.order()) == whole[8:]
-        shares = [keys(27, range(15), order=self.order(), rank=rank, world_size=2) for rank in range(2)]
-        for key, *parts in zip(whole, *shares, strict=True):
-            assert key.examples == tuple(example for part in parts for example in part.examples)
-
-    def test_what_is_fetched_comes_before_it_is_read(self) -> None:
-        fetched: list[Any] = []
-        asked: set[int] = set()
-        for key in StepSampler(
-            27, batch_size=4, micro_batches=1, steps=range(12), seed=0, order=self.order(fetched=fetched)
-        ):
-            asked = set(fetched[-1])
-            assert {int(self.SHARDS[example]) for example in key.examples[-1:]} <= asked
-            assert len(asked) <= 4
-        assert len(fetched) == 8  # four windows an epoch, and each with the next one
-        assert [len(shards) for shards in fetched[:4]] == [4, 4, 3, 3]
 
 
 class TestOneSetPerBatch:

@@ -13,7 +13,7 @@ import shapes
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.cli import main
 from bridgetower.data.inspection import inspect, write_samples
-from bridgetower.data.own import Classes, TableConfig, prepare_own, read_classes
+from bridgetower.data.own import Classes, LabelledConfig, prepare_own, read_classes
 from bridgetower.data.prepared_set import PreparedSet
 from bridgetower.evaluation.class_metrics import classification_metrics
 from bridgetower.evaluation.config import RetrievalConfig
@@ -97,7 +97,11 @@ class TestPrepare:
     def test_csv_with_a_separator_and_no_images(self, tmp_path: Path) -> None:
         (tmp_path / "tags.csv").write_text("text,tags\n" + "".join(f"word {n},a;b\nother {n},\n" for n in range(6)))
         prepare_own(
-            "classification", tmp_path / "tags.csv", tmp_path / "set", TableConfig(label_separator=";"), progress=False
+            "classification",
+            tmp_path / "tags.csv",
+            tmp_path / "set",
+            LabelledConfig(label_separator=";"),
+            progress=False,
         )
         assert read_classes(tmp_path / "set") == Classes(names=("a", "b"), multi_label=True)
         opened = PreparedSet(tmp_path / "set", ["train"])
@@ -123,7 +127,9 @@ class TestPrepare:
     def test_labels_of_refused_rows_are_no_classes(self, tmp_path: Path) -> None:
         lines = ["text,label", *(f"{name} {n},{name}" for name in "ab" for n in range(5)), " ,typo"]
         (tmp_path / "a.csv").write_text("\n".join(lines))
-        prepare_own("classification", tmp_path / "a.csv", tmp_path / "set", TableConfig(max_errors=1), progress=False)
+        prepare_own(
+            "classification", tmp_path / "a.csv", tmp_path / "set", LabelledConfig(max_errors=1), progress=False
+        )
         assert read_classes(tmp_path / "set").names == ("a", "b")
 
     def test_numbers_and_one_or_several(self, tmp_path: Path) -> None:
@@ -200,7 +206,7 @@ class TestTraining:
             "classification",
             tmp_path / "t.jsonl",
             tmp_path / "set",
-            TableConfig(test_fraction=0, validation_fraction=0),
+            LabelledConfig(test_fraction=0, validation_fraction=0),
             progress=False,
         )
         with pytest.raises(ValueError, match="example 1 has the label 'mauve'; the model's head has the classes"):

@@ -76,8 +76,7 @@ def evaluate(
             into the model's folder: the weight of ITC, the calibration of probabilities, and whether matching ranks
             better than ITC alone.
         task_spec: A task of your own, FILE.py:NAME or module:NAME; then BENCHMARK is one of its benchmarks.
-        max_errors: Bad rows of a GLUE file that may be left out; they are named. Of sets at URLs, files that cannot be
-            read when the evaluation starts.
+        max_errors: Bad rows of a GLUE file that may be left out; they are named.
         num_workers: Processes that decode images; 0 decodes in the main one.
         work: Folder for the scores that retrieval has so far; in the user's cache if none is given. Killed, the same
             command continues; at the end it is emptied.
