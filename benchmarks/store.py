@@ -4,7 +4,7 @@
 
 For rows of random bytes, and for texts alone: milliseconds a row in random batches of 32 and 64, and the bytes that the
 process asks the system for per byte of the rows (rchar of /proc/self/io; 1 is the least). Parquet has row groups of
-1 MiB, of which one is read for each row and the last is kept. Files are in the cache of the system. With --rows, only so
+1 MiB, of which one is read for each row and the last is kept. Files are in the system's cache. With --rows, only so
 many texts: seconds to open and MiB that this adds, milliseconds for 64 rows, open files.
 """
 

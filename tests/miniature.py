@@ -247,25 +247,6 @@ def links(count: int) -> list[tuple[str, str]]:
     return [(url, "" if number == 2 else f"shade {number} , of many ") for number, url in enumerate(names)]
 
 
-def write_cc3m(folder: Path) -> None:
-    """Writes CC3M's lists, and pictures of some lines named after them as the official code has them."""
-    rows = links(8)
-    write(folder / "Train_GCC-training.tsv", "".join(f"{caption}\t{url}\n" for url, caption in rows))
-    write(folder / "Validation_GCC-1.1.0-Validation.tsv", "a hill\thttp://other.example.org/1.jpg\n")
-    for number in (0, 2, 3, 6):
-        write(folder / "train_image" / f"{number}.jpg", jpeg(number))
-    write(folder / "val_image" / "0", jpeg(50))
-
-
-def write_sbu(folder: Path) -> None:
-    """Writes SBU's list, and pictures of some links named after their ends."""
-    rows = links(8)
-    columns = {"image_urls": [url for url, _ in rows], "captions": [caption for _, caption in rows]}
-    write(folder / "sbu-captions-all.json", {**columns, "user_ids": ["x"] * len(rows)})
-    for number in (0, 2, 3, 6):
-        write(folder / "SBU" / f"{1000 + number}_o.jpg", jpeg(number))
-
-
 def write_shards(folder: Path, rows: Sequence[tuple[str, str]], *, per_shard: int = 3) -> None:
     """Writes tar shards as img2dataset does, with its tables and counts beside; every fourth download failed."""
     for shard, start in enumerate(range(0, len(rows), per_shard)):

@@ -40,5 +40,5 @@ def test_tables(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: p
 
 
 def test_errors(refused: Callable[..., str], tmp_path: Path) -> None:
-    assert "no dataset folder" in refused("inspect", tmp_path / "nowhere")
-    assert "it is no complete dataset" in refused("inspect", tmp_path)
+    for folder in (tmp_path / "nowhere", tmp_path):
+        assert f"no dataset.json in {folder}; give the folder" in refused("inspect", folder)

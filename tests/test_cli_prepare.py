@@ -11,11 +11,9 @@ from bridgetower.data.datasets import DATASETS
 from bridgetower.files import write_json
 from miniature import (
     ANSWERS,
-    write_cc3m,
     write_coco,
     write_flickr30k,
     write_nlvr2,
-    write_sbu,
     write_snli_ve,
     write_visual_genome,
     write_vqav2,
@@ -34,8 +32,6 @@ LAYOUTS = {
     "coco": (write_coco, {"train": 7, "validation": 2, "test": 2}),
     "flickr30k": (write_flickr30k, {"train": 3, "validation": 1, "test": 2}),
     "vg": (write_visual_genome, {"train": 5}),
-    "cc3m": (write_cc3m, {"train": 3}),
-    "sbu": (write_sbu, {"train": 2}),
     "vqav2": (write_vqav2, {"train": 7, "validation": 5, "test": 3, "test-dev": 2}),
     "vgqa": (write_vgqa, {"train": 4}),
     "snli-ve": (write_snli_ve, {"train": 2, "validation": 2, "test": 2}),

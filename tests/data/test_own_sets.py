@@ -155,6 +155,19 @@ class TestSplits:
         with pytest.raises(ValueError, match=r"1 images, such as 1\.png, are in train and in test"):
             prepare_own("pairs", table(tmp_path, rows), tmp_path / "out")
 
+    def test_a_copy_of_an_image_in_another_split_is_told(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        rows = [{"image": f"{n}.png", "caption": f"c{n}", "split": ("train", "test")[n // 2]} for n in range(4)]
+        source = table(tmp_path, rows)
+        (tmp_path / "3.png").write_bytes((tmp_path / "1.png").read_bytes())
+        info = prepare_own("pairs", source, tmp_path / "out")
+        assert "1 images of train, such as 1.png, are in test too" in caplog.text
+        assert {name: (split.images, split.examples) for name, split in info.splits.items()} == {
+            "train": (2, 2),
+            "test": (2, 2),
+        }
+
     def test_splits_for_some_rows_only_are_refused(self, tmp_path: Path) -> None:
         rows = [{"image": "1.png", "caption": "a", "split": "train"}, {"image": "2.png", "caption": "b"}]
         with pytest.raises(ValueError, match=r"has a split and .* none"):

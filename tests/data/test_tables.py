@@ -1,7 +1,6 @@
 """Rows of Parquet and Arrow files: read where they lie, with bounded memory; images of others are left there."""
 
 import math
-import os
 import pickle
 import random
 from itertools import islice
@@ -14,7 +13,7 @@ import pytest
 
 from bridgetower.data import images as image_sources
 from bridgetower.data.cells import rows_of
-from bridgetower.data.images import ArrowRows, ImageRef, arrow_rows, open_table, parquet_rows
+from bridgetower.data.images import ImageRef, open_table, parquet_rows
 from bridgetower.data.parquet import ParquetRows
 from miniature import jpeg, links, write_tables
 from rows import png
@@ -142,7 +141,6 @@ class TestRows:
         random.Random(1).shuffle(numbers)
         assert len(rows) == NUM_ROWS
         assert [rows.row(number) for number in numbers] == [table[number] for number in numbers]
-        assert rows.column("captions").to_pylist() == [row["captions"] for row in table]
 
     def test_some_columns(self, rows: ParquetRows) -> None:
         assert rows.row(5, ["image_id", "captions"]) == {"image_id": "id-5", "captions": ["a 5", "any"]}
@@ -198,68 +196,7 @@ class TestNoCopy:
         assert sum(path.stat().st_size for path in tmp_path.rglob("*.arrow")) > NUM_ROWS * SIZE  # what is avoided
 
 
-def write_arrow(path: Path, table: pa.Table, *, batch_rows: int | None = None, compression: str | None = None) -> Path:
-    options = pa.ipc.IpcWriteOptions(compression=compression)
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema, options=options) as writer:
-        writer.write_table(table, max_chunksize=batch_rows)
-    return path
-
-
-def arrow_table(binary: pa.DataType) -> pa.Table:
-    images = pa.array([png(0), None, b"", png(3), png(4)], type=binary)
-    return pa.table({"image": images, "text": [["a"], [], ["ü"], ["c"], ["d"]], "unused": range(5)})
-
-
-@pytest.mark.parametrize("binary", [pa.binary(), pa.large_binary()])
-@pytest.mark.parametrize("batch_rows", [None, 2])
-def test_images_are_cells_of_the_file(tmp_path: Path, binary: pa.DataType, batch_rows: int | None) -> None:
-    path = write_arrow(tmp_path / "a.arrow", arrow_table(binary), batch_rows=batch_rows)
-    rows = list(arrow_rows(path, ["image"], ["text"]))
-    assert [row["text"] for row in rows] == [["a"], [], ["ü"], ["c"], ["d"]]
-    assert set(rows[0]) == {"image", "text"}
-    assert [row["image"] and row["image"].read() for row in rows] == [png(0), None, b"", png(3), png(4)]
-    assert rows[0]["image"].cell == ("image", 0)
-
-
-def test_many_rows(tmp_path: Path) -> None:
-    content = [bytes([n % 256]) * (n % 7) for n in range(2500)]
-    path = write_arrow(tmp_path / "a.arrow", pa.table({"image": content, "n": range(2500)}))
-    rows = list(arrow_rows(path, ["image"], ["n"]))
-    assert [row["n"] for row in rows] == list(range(2500))
-    assert [row["image"].read() for row in rows] == content
-
-
-def test_a_slice_of_a_table(tmp_path: Path) -> None:
-    path = write_arrow(tmp_path / "a.arrow", arrow_table(pa.binary()).slice(2))
-    assert [row["image"].read() for row in arrow_rows(path, ["image"], ["text"])] == [b"", png(3), png(4)]
-
-
-def test_what_cannot_be_read(tmp_path: Path) -> None:
-    path = write_arrow(tmp_path / "a.arrow", arrow_table(pa.binary()))
-    with pytest.raises(ValueError, match="has no column caption; it has image, text, unused"):
-        list(arrow_rows(path, ["image"], ["caption"]))
-    with pytest.raises(ValueError, match="has images of type list"):
-        list(arrow_rows(path, ["text"], []))
-    os.truncate(path, 1000)
-    with pytest.raises(ValueError, match=r"a\.arrow is no Arrow IPC file"):
-        list(arrow_rows(path, ["image"], ["text"]))
-    path.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"a\.arrow is no Arrow IPC file"):
-        list(arrow_rows(path, ["image"], ["text"]))
-    compressed = write_arrow(tmp_path / "b.arrow", pa.table({"image": [bytes(5000)] * 9}), compression="zstd")
-    with pytest.raises(ValueError, match=r"b\.arrow is compressed; write it again without compression"):
-        list(arrow_rows(compressed, ["image"], []))
-
-
 def test_a_table_that_is_written_again_is_read_anew(tmp_path: Path) -> None:
     for number in (1, 22):
         datasets.Dataset.from_dict({"img": [bytes(number)]}).to_parquet(str(tmp_path / "t.parquet"))
         assert [len(row["img"].read()) for row in parquet_rows(tmp_path / "t.parquet")] == [number]
-
-
-def test_images_of_a_mapped_file_take_no_memory(tmp_path: Path) -> None:
-    path = write_arrow(tmp_path / "a.arrow", pa.table({"image": [bytes(100_000)] * 50, "n": range(50)}))
-    before = pa.total_allocated_bytes()
-    assert sum(len(row["image"].read()) for row in arrow_rows(path, ["image"], ["n"])) == 5_000_000
-    assert pa.total_allocated_bytes() - before < 100_000
-    assert isinstance(open_table(path), ArrowRows)

@@ -23,8 +23,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "reproduce.md"
 WRITERS = {
     "coco": miniature.write_coco,
     "vg": miniature.write_visual_genome,
-    "sbu": miniature.write_sbu,
-    "cc3m": miniature.write_cc3m,
+    "sbu": lambda folder: miniature.write_shards(folder, miniature.links(8)),
+    "cc3m": lambda folder: miniature.write_shards(folder, miniature.links(9)),
     "flickr30k": miniature.write_flickr30k,
     "vqav2": miniature.write_vqav2,
     "snli-ve": miniature.write_snli_ve,

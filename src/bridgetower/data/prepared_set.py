@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -32,6 +33,8 @@ SPLITS = ("train", "validation", "test")
 
 SPLIT_OPTIONS = "evaluate has --split, train --data.train-splits and --data.validation-split"
 """What a user chooses another split with, for errors."""
+
+logger = logging.getLogger(__name__)
 
 _COMMIT_BYTES, _COMMIT_SECONDS = 2**26, 30.0  # of images, after which they are committed
 _AHEAD = 64  # images that are read and checked ahead, for each thread
@@ -132,6 +135,8 @@ class SetWriter:
         self._groups: dict[str, set[int]] = {}  # images, or texts without one, of each split
         self._counts: Counter[str] = Counter()
         self._given: dict[bool, str] = {}  # an example with a split that the source gave, and one without
+        self._split_of: dict[int, str] = {}  # of each name of an image
+        self._twice: list[str] = []  # images in two splits
         self._size, self._written = 0, time.monotonic()
 
     def __enter__(self) -> Self:
@@ -275,6 +280,9 @@ class SetWriter:
         group = numbers[0] if numbers else -1 - sum(self._counts.values())
         mark = self._digests[group] if numbers else waiting.name.encode()
         split = waiting.split or split_of(mark, self._shares, self._seed)
+        for key, image in waiting.images:
+            if self._by_content and (other := self._split_of.setdefault(key, split)) != split:
+                self._twice.append(f"{image.name}, are in {other} and in {split}")
         for entry in waiting.entries:
             if isinstance(entry, str) and not self.is_new(f"{group} {split} {entry}"):  # as the official code trains
                 self.leave_out("repeated caption", waiting.name)
@@ -315,12 +323,15 @@ class SetWriter:
         self._size, self._written = 0, time.monotonic()
 
     def _check_apart(self, source: object) -> None:
-        """An image in two splits would be trained on and evaluated."""
+        """An image in two splits would be trained on and evaluated; a copy of it under another name may be meant."""
+        if self._twice:
+            raise ValueError(f"{source}: {len(self._twice)} images, such as {self._twice[0]}; give each one split")
         for number, split in enumerate(self._groups):
             for other in list(self._groups)[:number]:
                 if shared := {group for group in self._groups[split] & self._groups[other] if group >= 0}:
                     name = self._images.take([min(shared)], ["name"])["name"][0]
-                    raise ValueError(f"{source}: {len(shared)} images, such as {name}, are in {other} and in {split}")
+                    message = "%s: %d images of %s, such as %s, are in %s too, by the same or other names"
+                    logger.warning(message, source, len(shared), other, name, split)
 
     def _fill_splits(self) -> None:
         """Gives a split of a share that chance left empty one image, so that a small set can be evaluated."""

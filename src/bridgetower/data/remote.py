@@ -186,35 +186,6 @@ def fetch(url: str, path: Path, most: int | None = None) -> None:
             file.write(_retried(url, partial(_piece, url, start, min(start + _PIECE, size), size)))
 
 
-def read_pieces(url: str, pieces: Sequence[tuple[int, int]]) -> list[bytes]:
-    """Returns pieces of a file, which are read at the same time; those that fail are tried again, see `PAUSES`.
-
-    Args:
-        url: Of the file.
-        pieces: Where each starts, and its length in bytes.
-
-    Raises:
-        OSError: One cannot be read.
-        ValueError: The server does not give pieces.
-    """
-    found: dict[tuple[int, int], bytes] = {}
-
-    def read(system: Any, path: str) -> None:
-        left = [piece for piece in pieces if piece not in found]
-        starts, sizes = [start for start, _ in left], [size for _, size in left]
-        ends = [start + size for start, size in left]
-        answers = system.cat_ranges([path] * len(left), starts, ends, on_error="return")
-        failed = [answer for answer in answers if isinstance(answer, Exception)]
-        found.update({piece: answer for piece, answer in zip(left, answers, strict=True) if isinstance(answer, bytes)})
-        if failed:
-            raise failed[0]
-        for size, answer in zip(sizes, answers, strict=True):
-            _check_piece(url, answer, size)
-
-    _retried(url, read)
-    return [found[piece] for piece in pieces]
-
-
 def read_file(url: str) -> bytes:
     """Returns a small file, such as the description of a data set; it is tried again after an error, see `PAUSES`.
 
