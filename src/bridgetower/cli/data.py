@@ -1,4 +1,4 @@
-"""Prepare a data set: Parquet files and dataset.json.
+"""Prepare a data set: tables of images and examples, and dataset.json.
 
 Also the command that inspects one.
 """

@@ -26,7 +26,6 @@ _UNPACKED, _UNPACKED_AT_LEAST = 64, 2**28  # times the size of a Parquet file, a
 _VALUE = 8  # bytes that a value takes at least
 _GROUPS = 4  # row groups that are kept, as rows are read in order
 _COPIED = 100  # rows of a Parquet file that are copied at once
-_ROWS = 1000  # of an Arrow file that are read at once, without their images
 _DIGEST_LETTERS = 32
 _ARROW_FILE = b"ARROW1"  # begins a file that is no stream, as `datasets` writes it
 

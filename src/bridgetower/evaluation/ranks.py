@@ -78,10 +78,10 @@ def retrieval_judgements(result: RetrievalResult, images: CaptionImages, texts: 
     """Returns every text with the image that is found first; a miss is as bad as the right image is far behind."""
     reranking = result.reranking or UNMEASURED
     ranked = rankings(result, "text_to_image", range(len(texts)))
-    captions = images.all_captions()
+    captions, names = images.all_captions(), images.names(range(len(images)))
     return [
         Judgement(
-            id=images.names([own])[0],
+            id=names[own],
             images=(own,),
             text=text,
             expected="first of all" if rank == 1 else f"image {rank} of {len(order)}",
