@@ -64,7 +64,7 @@ class TestSearches:
             candidates = by_cosine[: config.candidates]
             candidates = candidates[itm[candidates, text].argsort(descending=True)]
             order = [*candidates.tolist(), *by_cosine[config.candidates :].tolist()]
-            assert [hit.image for hit in example.hits] == [images.image_bytes(image) for image in order]
+            assert [hit.image for hit in example.hits] == images.contents(list(order))
             assert [hit.cosine for hit in example.hits] == pytest.approx([float(cosines[image]) for image in order])
 
     def test_scores_are_those_of_the_pair(
@@ -141,4 +141,4 @@ def test_ties_keep_the_order_of_the_set(
     flat = replace(ranked, candidates=None, image_vectors=torch.zeros_like(ranked.image_vectors))
     examples = search_examples(predictor, images, flat, config, count=len(images), top=2)
     for example in of("text_to_image", examples):
-        assert [hit.image for hit in example.hits] == [images.image_bytes(0), images.image_bytes(1)]
+        assert [hit.image for hit in example.hits] == images.contents([0, 1])

@@ -160,7 +160,7 @@ class TestWhatIsLeft:
         train(epochs, tmp_path / "run", progress=False)
         processor = read_checkpoint(tmp_path / "run").processor
         assert processor is not None
-        pairs = sum(map(len, CaptionImages(config.data, "train", processor).captions))
+        pairs = CaptionImages(config.data, "train", processor).num_examples
         assert states.saved(tmp_path / "run").step == pairs // 16
 
 
