@@ -45,7 +45,7 @@ def tables(page: str) -> dict[str, list[list[str]]]:
 
 def judgement(number: int, **changes: Any) -> Judgement:
     given = {"expected": "red", "given": "red", "score": 1.0, "miss": 0.0, "probability": 0.9}
-    return Judgement(id=str(number), image=0, text=f"text {number}", **{**given, **changes})
+    return Judgement(id=str(number), images=(0,), text=f"text {number}", **{**given, **changes})
 
 
 @pytest.fixture
@@ -164,7 +164,7 @@ def test_retrieval(tiny_checkpoint: Path, tiny_dataset: Path) -> None:
     assert len(judgements) == outcome.counts["num_texts"]
     recall = sum(one.score for one in judgements) / len(judgements)
     assert recall == pytest.approx(outcome.metrics["two_stage_text_to_image_r1"])
-    assert [one.miss == 0 for one in judgements] == [one.found == one.image for one in judgements]
+    assert [one.miss == 0 for one in judgements] == [(one.found,) == one.images for one in judgements]
 
 
 def test_the_command(

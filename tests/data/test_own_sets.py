@@ -194,7 +194,7 @@ class TestBadRows:
             ("entailment", {"image": "1.png", "text": "x", "label": "maybe"}, None, "expected one of contradiction"),
             ("image-pairs", {"image": "1.png", "text": "x", "label": "true"}, None, "1 images; expected 2"),
             ("classification", {"image": "1.png", "x": 1}, LabelledConfig(label_column="y"), "no column y"),
-            ("classification", {"image": "1.png", "label": "one"}, None, "expected at least two labels"),
+            ("classification", {"image": "1.png", "label": "one"}, None, "expected at least two: name the column"),
         ],
     )
     def test_errors_say_what_is_wrong(

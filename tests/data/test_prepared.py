@@ -43,7 +43,7 @@ def test_several_splits_and_their_digests(folder: Path, tiny_processor: Processo
 
 
 def test_another_kind(folder: Path, tiny_processor: Processor) -> None:
-    with pytest.raises(ValueError, match=r"holds nlvr2; expected a set of kind vqa"):
+    with pytest.raises(ValueError, match=r"is a set of kind nlvr2; use a set of kind vqa"):
         PreparedImages(DataConfig(folders=(str(folder),)), "train", tiny_processor, schema=SCHEMAS["vqa"])
 
 

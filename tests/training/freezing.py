@@ -58,7 +58,7 @@ def recomputed(batch: Any, work: TaskSetup, examples: FrozenDataset) -> Any:
     for name, value in vars(batch).items():
         if isinstance(value, CachedViews):
             places = [frozen.place(row) for row in value.rows]
-            values[name] = torch.cat([pictures.views([image], draws, column) for image, column, draws in places])
+            values[name] = torch.cat([pictures.views([image], draws) for image, draws in places])
         elif isinstance(value, CachedFeatures):
             values[name] = processor.pad([key_ids(keys[row]).tolist() for row in value.rows]).input_ids
     pictures.frozen = frozen

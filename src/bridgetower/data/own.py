@@ -151,12 +151,14 @@ class Seen:
         rows: Number of rows.
         labels: Names of labels.
         several: Places of rows with a list of labels, and with a single one.
+        ids: Of examples.
         answers: Normalised answers with the number of training questions that they were given to.
     """
 
     rows: int = 0
     labels: set[str] = field(default_factory=set)
     several: dict[bool, str] = field(default_factory=dict)
+    ids: set[str] = field(default_factory=set)
     answers: Counter[str] = field(default_factory=Counter)
 
 
@@ -292,14 +294,15 @@ def _labelled(example: Example, config: LabelledConfig, seen: Seen) -> Sequence[
     if cell is not None and cell == cell and not (separator is None and cell == ""):
         parts = cell if isinstance(cell, list) else str(cell).split(separator) if separator else [cell]
         labels = tuple(dict.fromkeys(name for part in parts if (name := _text(part))))
-        seen.several.setdefault(separator is not None or isinstance(cell, list), example.place)
-        seen.labels.update(labels)
     text = " ".join(example.texts) or _text(
         next((v for k, v in example.fields.items() if k.lower() in TEXT_COLUMNS), "")
     )
     if not text and not example.images:
         raise ValueError("it has neither image nor text")
-    name = _text(example.fields.get("id")) or str(seen.rows)
+    name = _id(example, seen)
+    if labels is not None:
+        seen.several.setdefault(separator is not None or isinstance(cell, list), example.place)
+        seen.labels.update(labels)
     return [LabelledEntry(example_id=name, text=text, labels=labels or (), labelled=labels is not None)]
 
 
@@ -310,7 +313,8 @@ def _classes(seen: Seen, config: LabelledConfig) -> Mapping[str, Any]:
         )
     if len(seen.labels) < 2:
         raise ValueError(
-            f"there are {len(seen.labels)} classes ({', '.join(seen.labels)}); expected at least two labels"
+            f"there are {len(seen.labels)} classes ({', '.join(seen.labels)}); expected at least two: name the column of "
+            "labels (label_column)"
         )
     by_number = sorted(seen.labels, key=lambda one: (not one.isdecimal(), int(one) if one.isdecimal() else 0, one))
     return {CLASSES_FILE: asdict(Classes(names=tuple(by_number), multi_label=True in seen.several))}
@@ -374,7 +378,15 @@ def _statement(example: Example, config: OwnSetConfig, label: str, schema: Schem
     text = _text_of(example, config, TEXT_COLUMNS)
     if not text:
         raise ValueError("it has no statement")
-    return Statement(statement_id=_text(example.fields.get("id")) or str(seen.rows), text=text, label=label)
+    return Statement(statement_id=_id(example, seen), text=text, label=label)
+
+
+def _id(example: Example, seen: Seen) -> str:
+    name = _text(example.fields.get("id")) or str(seen.rows)
+    if name in seen.ids:
+        raise ValueError(f"id {name!r} comes twice")
+    seen.ids.add(name)
+    return name
 
 
 def _text_of(example: Example, config: OwnSetConfig, usual: Sequence[str]) -> str:

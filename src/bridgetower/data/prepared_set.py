@@ -388,7 +388,7 @@ class PreparedSet:
         self.folder, self.info = str(folder).rstrip("/"), read_info(folder)
         self.schema = schema or schema_named(self.info.kind)
         if self.info.kind != self.schema.name:
-            raise ValueError(f"{folder} holds {self.info.kind}; expected a set of kind {self.schema.name}")
+            raise ValueError(f"{folder} is a set of kind {self.info.kind}; use a set of kind {self.schema.name}")
         if missing := [name for name in splits if name not in self.info.splits]:
             there = ", ".join(self.info.splits)
             raise FileNotFoundError(f"{folder} has no split {missing[0]!r}; it has {there} ({SPLIT_OPTIONS})")
