@@ -22,7 +22,7 @@ from tiny import off_defaults
 def predictor(tiny_dataset: Path) -> Predictor:
     values = ProcessorConfig(profile="official-pretrain", image_size=MODEL.vision.image_size, max_length=24)
     pictures = CaptionImages(DataConfig(folders=(str(tiny_dataset),)), "train", Processor(values, None))
-    captions = [caption for own in pictures.captions for caption in own]
+    captions = [caption for own in pictures.all_captions() for caption in own]
     processor = Processor(values, train_tokenizer(captions, vocab_size=400))
     config = MODEL.override({"text.vocab_size": processor.vocab_size})
     tensors = off_defaults(BridgeTower(config)).state_dict()

@@ -313,8 +313,8 @@ def _classes(seen: Seen, config: LabelledConfig) -> Mapping[str, Any]:
         )
     if len(seen.labels) < 2:
         raise ValueError(
-            f"there are {len(seen.labels)} classes ({', '.join(seen.labels)}); expected at least two: name the column of "
-            "labels (label_column)"
+            f"there are {len(seen.labels)} classes ({', '.join(seen.labels)}); expected at least two: name the column "
+            "of labels (label_column)"
         )
     by_number = sorted(seen.labels, key=lambda one: (not one.isdecimal(), int(one) if one.isdecimal() else 0, one))
     return {CLASSES_FILE: asdict(Classes(names=tuple(by_number), multi_label=True in seen.several))}
