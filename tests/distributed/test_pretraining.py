@@ -31,6 +31,7 @@ from bridgetower.objectives.matching import Pairs
 from bridgetower.objectives.pretraining import PretrainingTask
 from bridgetower.training.logs import mean_over_ranks
 from bridgetower.training.step import contrast_of_step
+from rows import records_of, write_set
 
 WORLD = 2
 ROWS = 4  # pairs of each process
