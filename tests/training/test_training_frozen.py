@@ -154,7 +154,7 @@ class TestSteps:
         frozen = work.images[0].frozen
         assert frozen is not None
         batch: Any = examples[BatchKey(tuple(range(6)), 3)]
-        first = replace(batch, pixel_values=CachedViews(frozen.files, range(32), stride=1, num_views=3))
+        first = replace(batch, pixel_values=CachedViews(frozen.files, range(32), num_views=3))
         pixels = recomputed(first, work, examples).pixel_values
         with autocast("bf16"), torch.no_grad():
             expected = model.vision(pixels, model.config.vision_layers)  # in the batch in which it was computed
@@ -166,9 +166,7 @@ class TestSteps:
         batch: Any = examples[BatchKey(tuple(range(6)), 3)]
         losses, _ = step(model, work, batch)
         views = batch.pixel_values
-        other = CachedViews(
-            views.files, views.firsts, stride=1, num_views=3, rows=[first + 2 for first in views.firsts]
-        )
+        other = CachedViews(views.files, views.firsts, num_views=3, rows=[first + 2 for first in views.firsts])
         assert distance(losses, step(model, work, replace(batch, pixel_values=other))[0]) > 1e-3
 
     def test_every_view_of_a_picture_is_seen_with_every_text(

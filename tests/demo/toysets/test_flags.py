@@ -161,7 +161,7 @@ class TestCollect:
         assert flags["NP"].extra["region"] == "south asia"
 
     def test_what_is_left_out_is_named(self, flag_set: Collection, flags: dict[str, Record]) -> None:
-        left_out = {name[:2]: reason for reason, names in flag_set.info.left_out.items() for name in names}
+        left_out = {name[:2]: reason for reason, names in flag_set.info.some_left_out.items() for name in names}
         assert {iso: left_out[iso] for iso in UNFIT} == UNFIT
         assert left_out["MF"] == "text says only: the flag of France is used"
         assert left_out["UM"] == "no description"
