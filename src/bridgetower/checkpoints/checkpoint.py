@@ -14,7 +14,7 @@ from torch import Tensor
 from bridgetower.checkpoints.keymap import Source, import_tensors
 from bridgetower.checkpoints.reranking import UNMEASURED, Reranking
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.config import CLASS_COUNTS, FIXED_LABELS, ModelConfig, check_labels
+from bridgetower.model.config import CLASS_COUNTS, FIXED_LABELS, ModelConfig
 from bridgetower.model.extensions import NO_EXTENSIONS, Extensions, vision_tower
 from bridgetower.model.layers import on_meta
 from bridgetower.model.tower_config import VisionConfig
@@ -53,8 +53,15 @@ class Checkpoint:
 
     def __post_init__(self) -> None:
         heads = vars(self.config.heads)
-        own = {head: len(self.labels.get(head, ())) for head in self.config.heads.own}  # only the head has their number
-        check_labels(self.source, self.labels, own | {head: heads[head] for head in CLASS_COUNTS})
+        for head, names in self.labels.items():
+            count = heads[head] if head in CLASS_COUNTS else 0
+            if head in self.config.heads.own:  # only the head has their number
+                count = len(names)
+            if len(set(names)) != len(names) or len(names) != count:
+                raise ValueError(
+                    f"{self.source} has {len(set(names))} different names among {len(names)} for the {count} classes "
+                    f"of its {head} head; expected one for each, in the order of the classes"
+                )
         rows, processor = self.config.text.vocab_size, self.processor
         if processor is not None and processor.tokenizer is not None and processor.vocab_size > rows:
             raise ValueError(

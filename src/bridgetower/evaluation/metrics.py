@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 PAIRS_AT_ONCE = 2**22
@@ -44,18 +44,6 @@ def best_places(scores: Float[Tensor, "q m"], queries: Int[Tensor, " p"], items:
         tied.append((rows == least).sum(dim=1))
     num_best = torch.bincount(queries[own == best[queries]], minlength=len(scores))
     return Places(better=torch.cat(better), tied=torch.cat(tied), own=num_best)
-
-
-def candidate_places(
-    queries: Int[Tensor, " n"], scores: Float[Tensor, " n"], own: Bool[Tensor, " n"], num_queries: int
-) -> Places:
-    """Places of the best own candidate of each query, from all pairs of a query and a candidate.
-
-    What is no candidate stands behind all candidates and is never a hit.
-    """
-    best = scores.new_full((num_queries,), -torch.inf).scatter_reduce(0, queries[own], scores[own], "amax")[queries]
-    better, tied = scores > best, scores == best
-    return Places(*(torch.bincount(queries[some], minlength=num_queries) for some in (better, tied, tied & own)))
 
 
 def tied_places(queries: Int[Tensor, " p"], num_queries: int, num_items: int) -> Places:

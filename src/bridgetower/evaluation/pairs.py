@@ -17,7 +17,6 @@ from bridgetower.evaluation.metrics import (
     Places,
     RetrievalRecalls,
     ScoresOf,
-    candidate_places,
     check_ks,
     check_not_nan,
     folds,
@@ -64,9 +63,13 @@ class CandidatePairs:
         own, (for_images, for_texts) = self.belong(truth), self.sides(protocol)
 
         def of(queries: Int[Tensor, " n"], side: Bool[Tensor, " n"], count: int) -> Places:
-            ranked = scores[side]
+            """What is no candidate stands behind all candidates and is never a hit."""
+            ranked, queries, right = scores[side], queries[side], own[side]
             check_not_nan(ranked, "candidate scores")
-            return candidate_places(queries[side], ranked, own[side], count)
+            worst = ranked.new_full((count,), -torch.inf)
+            best = worst.scatter_reduce(0, queries[right], ranked[right], "amax")[queries]
+            better, tied = ranked > best, ranked == best
+            return Places(*(torch.bincount(queries[some], minlength=count) for some in (better, tied, tied & right)))
 
         return of(self.image, for_images, len(truth.owners)), of(self.text, for_texts, len(truth.text_image_index))
 

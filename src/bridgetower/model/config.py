@@ -334,21 +334,5 @@ def entry(field: str, name: str, table: Mapping[str, _Entry]) -> _Entry:
     return table[name]
 
 
-def check_labels(source: str, labels: Mapping[str, tuple[str, ...]], counts: Mapping[str, int]) -> None:
-    """Raises ValueError unless the labels of every head are distinct, and as many as its classes.
-
-    Args:
-        source: Named in the error.
-        labels: Names by head.
-        counts: Classes by head.
-    """
-    for head, names in labels.items():
-        if len(set(names)) != len(names) or len(names) != counts.get(head, 0):
-            raise ValueError(
-                f"{source} has {len(set(names))} different names among {len(names)} for the {counts.get(head, 0)} "
-                f"classes of its {head} head; expected one for each, in the order of the classes"
-            )
-
-
 def _top_layers(depth: int, count: int) -> tuple[int, ...]:
     return tuple(range(depth - count + 1, depth + 1))

@@ -113,15 +113,6 @@ def _averaging(task: nn.Module, used: Collection[str]) -> DistributedDataParalle
     return wrapped
 
 
-def parallelized(task: nn.Module, kind: str, precision: str) -> Replicated:
-    """Returns what runs a task in all processes."""
-    if kind == "ddp" or world_size() == 1:
-        return Replicated(task)
-    from bridgetower.training.sharding import Sharded
-
-    return Sharded(task, precision)
-
-
 def whole_weights(model: nn.Module) -> dict[str, Tensor]:
     """Returns the state dict of a model on the CPU, in the first process; every process has to call it."""
     weights = {}

@@ -22,7 +22,7 @@ from bridgetower.data.order import OneSetPerBatch, StepSampler
 from bridgetower.distributed import from_first, rank, require_same, world_size
 from bridgetower.model.layers import autocast
 from bridgetower.processor import load_items
-from bridgetower.training.data_parallel import Replicated, parallelized
+from bridgetower.training.data_parallel import Replicated
 from bridgetower.training.loggers import LOGGERS, TENSORBOARD
 from bridgetower.training.logs import RunLog, mean_over_ranks, peak_flops
 from bridgetower.training.optim import build_optimizer, parameter_groups, schedule
@@ -105,7 +105,12 @@ def fit(
 ) -> dict[str, float]:
     """Trains to the end, writes `last/` and returns the last evaluation; a finished run only returns it."""
     config = context.config
-    task = parallelized(context.task, config.parallel, config.precision)
+    if config.parallel == "ddp" or world_size() == 1:
+        task = Replicated(context.task)
+    else:
+        from bridgetower.training.sharding import Sharded
+
+        task = Sharded(context.task, config.precision)
     optimizer = build_optimizer(parameter_groups(context.model, config.optimizer), config.optimizer, context.extensions)
     conditions = {  # what decides the result beside the config: the data, and how a batch is cut, for the negatives
         "number of processes": world_size(),
