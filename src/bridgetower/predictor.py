@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypedDict, Unpack, overload
+from typing import Any, TypedDict, Unpack, cast, overload
 
 import torch
 from jaxtyping import Float
@@ -501,11 +501,11 @@ class Predictor:
             if images is None or texts is not None:
                 raise ValueError("labels are compared with images alone; give images and no texts")
             check_top(top)
-            given: dict[str, Any] = {**options, "images": images}
-            of_texts = {name: given.pop(name) for name in ("truncate",) if name in given}
-            of_texts |= {name: given[name] for name in ("batch_size",) if name in given}
-            prompts = self.embed_texts(prompts_of(labels, templates), **of_texts)
-            vectors = self.embed_images(**given)
+            size, truncate = options.get("batch_size", 32), options.get("truncate", False)
+            prompts = self.embed_texts(prompts_of(labels, templates), batch_size=size, truncate=truncate)
+            workers, progress = options.get("num_workers", 0), options.get("progress", False)
+            shown = cast(Images, images)
+            vectors = self.embed_images(shown, batch_size=size, num_workers=workers, progress=progress)
             chosen = label_choices(self.model, vectors, prompts, labels, top)
         else:
             self.model.head("classification", recipe="classification; or give labels, which need none")

@@ -158,8 +158,11 @@ def _new(config: RunConfig, spec: TaskSpec, extensions: Extensions) -> Checkpoin
     config = with_named_towers(config, defaults, extensions)
     if spec.recipe(config.recipe) in spec.fine_tuning and not (config.vision or config.text):
         logger.warning("%s fine-tunes a pre-trained model, but starts from random weights; give init", config.recipe)
-    vision = config.vision and read_vision_tower(config.vision, _overrides(config.model.vision, defaults.vision))
-    text = config.text and read_text_tower(config.text, _overrides(config.model.text, defaults.text))
+    vision = text = None
+    if config.vision is not None:
+        vision = read_vision_tower(config.vision, _overrides(config.model.vision, defaults.vision))
+    if config.text is not None:
+        text = read_text_tower(config.text, _overrides(config.model.text, defaults.text))
     image_size = config.image_size or config.model.vision.image_size
     if vision and config.image_size is None and image_size == defaults.vision.image_size:
         image_size = vision.config.image_size if vision.config.architecture == "timm" else image_size
@@ -189,8 +192,9 @@ def _new(config: RunConfig, spec: TaskSpec, extensions: Extensions) -> Checkpoin
         "dropout": config.model.text.dropout,
         "attention_dropout": config.model.text.attention_dropout,
     }
-    text_config = replace(config.model.text, vocab_size=ids, pad_token_id=pad)
-    if text:
+    if text is None:
+        text_config = replace(config.model.text, vocab_size=ids, pad_token_id=pad)
+    else:
         text_config = replace(text.config, **dropouts)
         rows = text_config.vocab_size
         if ids > rows or pad != text_config.pad_token_id:
