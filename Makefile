@@ -7,8 +7,8 @@ LOWEST := .venv-lowest
 
 # Prepares real images, trains BridgeTower and METER, compares them, writes bridgetower-demo/report.html.
 # ARGS are options of the demo: make demo ARGS="--minutes 2"
-demo: $(VENV)/installed
-	$(BIN)/bridgetower demo $(ARGS)
+demo: $(VENV)/demo
+	$(BIN)/python -m bridgetower_demo $(ARGS)
 
 # Many tests start processes: compiled modules are kept, even where the environment says not to.
 test: $(VENV)/installed
@@ -28,6 +28,11 @@ docs: $(VENV)/installed
 # transformers and what needs it are left out, as it needs newer releases; the tests that compare with it are skipped.
 lowest: $(LOWEST)/installed
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+$(VENV)/demo: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable '.[demo]'
+	touch $@
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

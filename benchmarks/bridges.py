@@ -19,15 +19,15 @@ from typing import Any, get_args
 from matplotlib.figure import Figure
 from scenes import ARMS
 
-from bridgetower.analysis.comparison import LINE_STYLES, Comparison, FinishedRun, finished_runs, png
-from bridgetower.demo.toysets import prepare_toyset
-from bridgetower.demo.toysets.scenes import ScenesConfig
 from bridgetower.distributed import available_cores
 from bridgetower.files import read_json, write_bytes, write_json
 from bridgetower.model.config import BridgeKind, ModelConfig
+from bridgetower.reports.comparison import LINE_STYLES, Comparison, FinishedRun, finished_runs, png
 from bridgetower.tasks.run_config import RunConfig
-from bridgetower.tasks.table import RECIPES
-from bridgetower.training.parallel import train_all
+from bridgetower_demo.parallel import train_all
+from bridgetower_demo.recipes import RECIPES
+from bridgetower_demo.toysets import prepare_toyset
+from bridgetower_demo.toysets.scenes import ScenesConfig
 
 REACH, METRIC, STEPS, EVERY = 0.6, "vqa_score", 1_200, 100
 NUM_TRAIN, NUM_VALIDATION, SCENES_SEED = 60_000, 500, 21

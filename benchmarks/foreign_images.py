@@ -6,7 +6,7 @@ FOLDER has PNG files, each with a text file of the same name whose first line de
     python benchmarks/foreign_images.py stamps/usr/share/tuxpaint/stamps
 
 Of images with the same description the first by path is taken, and of these 200 by a hash of the path. They are indexed
-with the model that `bridgetower demo` leaves, and searched by their descriptions. Prints a line of JSON for each stage.
+with the model that `make demo` leaves, and searched by their descriptions. Prints a line of JSON for each stage.
 """
 
 import argparse
@@ -16,11 +16,11 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from bridgetower.demo.folder import FOLDER, trained_model
 from bridgetower.predictor import load
 from bridgetower.search.build import build_index
 from bridgetower.search.config import IndexConfig
 from bridgetower.search.searcher import RERANK, Searcher
+from bridgetower_demo.folder import FOLDER, trained_model
 
 KS = (1, 10)
 

@@ -1,6 +1,6 @@
 """Whether bridges help with pre-trained towers: python benchmarks/pretrained_bridges.py frozen.
 
-Trains the stages of `bridgetower demo` with BridgeTower, METER and METER with BridgeTower's LayerNorms, with several
+Trains the stages of `make demo` with BridgeTower, METER and METER with BridgeTower's LayerNorms, with several
 seeds: the contrastive head, then the fusion encoder with the matching head, then answers to questions about flags.
 `frozen`, the towers stay as they are; `top`, matching and answers also train their top two layers. Fixed beforehand:
 the steps and settings of the demo, and two figures of the validation split: RSUM of matching 10 candidates, of emoji
@@ -17,14 +17,14 @@ from pathlib import Path
 from bridges import keep, kept, stored
 from scenes import ARMS
 
-from bridgetower.analysis.comparison import Comparison
-from bridgetower.demo.plan import MINUTES, ON_TOWERS
-from bridgetower.demo.run import answering_config, demo_config, questions_folder
-from bridgetower.demo.starter import starter_towers
-from bridgetower.demo.toysets import prepare_toyset
 from bridgetower.objectives.config import PretrainingConfig
+from bridgetower.reports.comparison import Comparison
 from bridgetower.tasks.run_config import RunConfig
-from bridgetower.training.parallel import train_all
+from bridgetower_demo.parallel import train_all
+from bridgetower_demo.plan import MINUTES, ON_TOWERS
+from bridgetower_demo.run import answering_config, demo_config, questions_folder
+from bridgetower_demo.starter import starter_towers
+from bridgetower_demo.toysets import prepare_toyset
 
 TOP_LAYERS, EVALUATIONS = 2, 6
 STAGES = ("contrastive", "retrieval", "questions")

@@ -14,7 +14,7 @@ import numpy as np
 
 from bridgetower.bulk.config import Quantize
 from bridgetower.bulk.quantize import quantized
-from bridgetower.demo.folder import FOLDER, held_out_index
+from bridgetower_demo.folder import FOLDER, held_out_index
 from search import PER_CENTRE, TOP, Row, generated, show
 
 KINDS: tuple[Quantize | None, ...] = (None, "float16", "int8", "binary")

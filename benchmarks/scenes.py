@@ -15,19 +15,19 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bridgetower.analysis.comparison import Comparison, draw_curves, finished_runs
-from bridgetower.analysis.results import spread
-from bridgetower.demo.toysets import prepare_toyset
-from bridgetower.demo.toysets.scenes import ScenesConfig, topic_of
-from bridgetower.evaluation.text_only import Grounding
 from bridgetower.files import write_bytes, write_json
 from bridgetower.model.config import ModelConfig
 from bridgetower.model.presets import meter, meter_with_norms
 from bridgetower.predictor import load
-from bridgetower.tasks.grounding import judge
+from bridgetower.reports.comparison import Comparison, draw_curves, finished_runs
+from bridgetower.reports.numbers import spread
 from bridgetower.tasks.run_config import RunConfig, read_metrics
-from bridgetower.tasks.table import RECIPES
-from bridgetower.training.parallel import train_all
+from bridgetower_demo.grounding import judge
+from bridgetower_demo.parallel import train_all
+from bridgetower_demo.recipes import RECIPES
+from bridgetower_demo.results import Grounding
+from bridgetower_demo.toysets import prepare_toyset
+from bridgetower_demo.toysets.scenes import ScenesConfig, topic_of
 
 ARMS: Mapping[str, Callable[[ModelConfig], ModelConfig]] = {
     "BridgeTower": lambda model: model,

@@ -1,7 +1,7 @@
 """Measurements of search: python benchmarks/search.py --parts recall million update retrieval; prints tables and JSON.
 
 `recall`: how often the two stages find an image by its fullest caption, of the held-out images, model and index that
-`bridgetower demo` leaves. `million`: time, memory and recall of exact and approximate search in generated vectors.
+`make demo` leaves. `million`: time, memory and recall of exact and approximate search in generated vectors.
 `update`: the time of a run over unchanged images against that of the first run. `retrieval`: time and memory of ranking
 a million generated texts for 5,000 images and the other way round, as an evaluation does, in a first stage and in a
 second one with generated scores of the candidates.
@@ -26,7 +26,6 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from bridgetower.demo.folder import FOLDER, held_out_index, trained_model
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.metrics import RECALL_KS, GroundTruth, streamed_recalls
 from bridgetower.evaluation.pairs import candidate_pairs
@@ -36,6 +35,7 @@ from bridgetower.search.config import IndexConfig
 from bridgetower.search.index import Index
 from bridgetower.search.searcher import Searcher
 from bridgetower.search.table import IndexedRow, SourceImage
+from bridgetower_demo.folder import FOLDER, held_out_index, trained_model
 
 PARTS = ["recall", "million", "update", "retrieval"]
 WIDTH = 256  # numbers in a vector, as the published models have

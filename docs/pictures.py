@@ -1,4 +1,4 @@
-"""Makes the pictures of README.md: python docs/pictures.py, in a folder where `bridgetower demo` has run.
+"""Makes the pictures of README.md: python docs/pictures.py, in a folder where `make demo` has run.
 
 They show a search in the web UI and a search's sheet, with the model and the held-out images of the demo. Needs
 Chromium.
@@ -26,7 +26,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         taken, drawn = Path(folder) / "web-ui.png", Path(folder) / "search.png"
         take_page(taken)
-        search = ["search", QUERY, "--where", FLAGS, "--top", "5", "--sheet", str(drawn)]
+        search = ["search", "demo", QUERY, "--where", FLAGS, "--top", "5", "--sheet", str(drawn)]
         subprocess.run([sys.executable, "-m", "bridgetower", *search], check=True)
         for path in (taken, drawn):
             Image.open(path).convert("RGB").quantize(COLOURS).save(DOCS / path.name, optimize=True)
@@ -36,7 +36,7 @@ def take_page(path: Path) -> None:
     """Serves the demo's index and takes a screenshot of a search in the web UI."""
     from playwright.sync_api import sync_playwright
 
-    serve = [sys.executable, "-m", "bridgetower", "serve", "--port", "0"]
+    serve = [sys.executable, "-m", "bridgetower", "serve", "--index", "demo", "--port", "0"]
     with subprocess.Popen(serve, stderr=subprocess.PIPE, text=True) as server, sync_playwright() as driver:
         try:
             assert server.stderr is not None
@@ -46,7 +46,7 @@ def take_page(path: Path) -> None:
                 if "serving" in line:
                     break
             else:
-                raise RuntimeError(f"run `bridgetower demo` here first; serve did not start:\n{''.join(lines)}")
+                raise RuntimeError(f"run `make demo` here first; serve did not start:\n{''.join(lines)}")
             address = lines[-1].split(" at ")[-1].strip()
             browser = driver.chromium.launch(executable_path=shutil.which("chromium"))
             page = browser.new_page(viewport={"width": 1100, "height": 760}, color_scheme="light")

@@ -11,10 +11,10 @@ from PIL import Image
 from bridgetower.data.config import DataConfig
 from bridgetower.data.examples import EntryDataset
 from bridgetower.data.schema import SCHEMAS, Question, Statement
-from bridgetower.demo.toysets.collection import ImageFile, Record
 from bridgetower.processor import Processor
 from bridgetower.tasks.spec import ExampleSource, Use
 from bridgetower.tasks.table import TASKS
+from bridgetower_demo.toysets.collection import ImageFile, Record
 from rows import write_set as write_records
 
 COLOURS = ("red", "green", "blue", "yellow", "white", "black", "purple", "orange")

@@ -26,8 +26,8 @@ from preloaded import preload
 # What starts threads, which a fork loses, is left out: LanceDB and the runtimes of exported graphs.
 OTHERS = (
     "bridgetower.predictor",
-    "bridgetower.analysis.report",
-    "bridgetower.demo.toysets",
+    "bridgetower.reports.errors",
+    "bridgetower_demo.toysets",
     "bridgetower.serve.app",
     "torch.distributed.run",
 )
@@ -67,6 +67,7 @@ def commands(folder: Path) -> Iterator[None]:
 
 def main(folder: Path) -> None:
     """Waits for commands; returns in the process of each of them, once it has the state of one."""
+    sys.path.append(str(Path(__file__).parents[1] / "demo"))
     preload(*OTHERS)
     gc.freeze()
     address = str(folder / "socket")

@@ -11,7 +11,7 @@ from PIL import Image
 
 from bridgetower.data.prepared_set import DatasetInfo, PreparedSet
 from bridgetower.data.schema import CAPTIONS, Question, Schema, Statement
-from bridgetower.demo.toysets.collection import Collection, ImageFile, Record, write_collection
+from bridgetower_demo.toysets.collection import Collection, ImageFile, Record, write_collection
 
 
 @dataclass(frozen=True, kw_only=True)

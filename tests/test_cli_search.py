@@ -1,7 +1,6 @@
 """The verbs of search: JSON lines for scripts, tables for readers, one line for user errors."""
 
 import hashlib
-import logging
 import re
 import shutil
 import sys
@@ -13,11 +12,11 @@ import pytest
 from PIL import Image
 
 from bridgetower import cli
-from bridgetower.demo.folder import FOLDER, held_out_images, held_out_index, trained_model
-from bridgetower.demo.run import index_held_out, write_held_out
 from bridgetower.predictor import load
 from bridgetower.search.index import Index
 from bridgetower.search.searcher import Searcher
+from bridgetower_demo.folder import FOLDER, held_out_images, held_out_index, trained_model
+from bridgetower_demo.run import index_held_out, write_held_out
 from videos import SAID, SRT, write_clip
 
 
@@ -204,8 +203,8 @@ class TestSearch:
         assert "has no suffix" in refused("search", index, "red", "--sheet", tmp_path / "hits")
 
 
-class TestWithoutADownload:
-    """Where the demo has run, its model and its index are the defaults."""
+class TestDemo:
+    """Where the demo has run, the word demo names its model and its index."""
 
     @pytest.fixture
     def demo(self, tiny_dataset: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -215,41 +214,24 @@ class TestWithoutADownload:
         index_held_out(held_out_images(FOLDER), held_out_index(FOLDER), load(trained_model(FOLDER), device="cpu"))
         return tmp_path
 
-    def test_search(
-        self, run: Callable[..., list[Any]], demo: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        with caplog.at_level(logging.INFO):
-            hits = run("search", "red circle on black")
-        assert "no index is given: using bridgetower-demo/held-out.lance, which the demo made" in caplog.text
+    def test_search(self, run: Callable[..., list[Any]], demo: Path, tmp_path: Path) -> None:
+        hits = run("search", "demo", "red circle on black")
         assert run("search", held_out_index(FOLDER), "red circle on black") == hits
-        assert len(run("search", "--image", hits[0]["file"], "--top", 3)) == 3
+        assert len(run("search", "demo", "--image", hits[0]["file"], "--top", 3)) == 3
         demo.joinpath(FOLDER).rename(tmp_path / "moved")
         moved = run("search", "moved/held-out.lance", "red circle on black")
         assert [hit["path"] for hit in moved] == [hit["path"] for hit in hits]
         assert moved[0]["file"].startswith("moved/held-out/shapes/")
 
-    def test_index_and_explain(
-        self, run: Callable[..., list[Any]], demo: Path, photos: Path, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        with caplog.at_level(logging.INFO):
-            run("index", photos, "--out", "photos.lance")
-            run("explain", photos / "red.png", "a red bar", "--out", "map.png")
-        said = "no model is given: using bridgetower-demo/runs/bridgetower-0/last, which the demo trained"
-        assert caplog.text.count(said) == 2
+    @pytest.mark.usefixtures("demo")
+    def test_index_and_explain(self, run: Callable[..., list[Any]], photos: Path) -> None:
+        run("index", photos, "--out", "photos.lance", "--model", "demo")
+        run("explain", photos / "red.png", "a red bar", "--out", "map.png", "--model", "demo")
         assert len(run("search", "photos.lance", "red")) == 3
 
-    def test_without_either_two_commands_help(
-        self, refused: Callable[..., str], photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    def test_what_is_not_there(
+        self, refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
-        for command, help_ in (
-            (("search", "red"), "`bridgetower index PHOTOS --out photos.lance --model MODEL`"),
-            (("index", photos, "--out", "a.lance"), f"`bridgetower index {photos} --out a.lance --model MODEL`"),
-            (
-                ("explain", photos / "red.png", "a", "--out", "b.png"),
-                "`bridgetower explain IMAGE TEXT --out map.png --model MODEL`",
-            ),
-        ):
-            message = refused(*command)
-            assert "run `bridgetower demo`, which" in message
-            assert help_ in message
+        message = refused("search", "demo", "red")
+        assert "index is demo, but there is no bridgetower-demo/held-out.lance here" in message

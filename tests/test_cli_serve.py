@@ -21,14 +21,14 @@ import pytest
 
 from bridgetower.cli.options import LOADED
 from bridgetower.cli.serve import KEY, service
-from bridgetower.demo.folder import FOLDER, answering_model, held_out_images, held_out_index, trained_model
-from bridgetower.demo.run import index_held_out, write_held_out
 from bridgetower.distributed import available_cores
 from bridgetower.predictor import load
 from bridgetower.search.build import build_index
 from bridgetower.serve.config import ServeConfig
 from bridgetower.serve.server import take_port
 from bridgetower.serve.service import Service
+from bridgetower_demo.folder import FOLDER, answering_model, held_out_images, held_out_index, trained_model
+from bridgetower_demo.run import index_held_out, write_held_out
 from served import PATIENCE, PNGS, URIS, until
 from shapes import write_pictures
 
@@ -235,8 +235,8 @@ def test_questions_are_answered_by_a_second_model(
         assert httpx.post(f"{address}/v1/embeddings", json={"input": "a bar"}).json()["model"] == name
 
 
-class TestWithoutADownload:
-    """Where the demo has run, its models and its index are the defaults."""
+class TestDemo:
+    """Where the demo has run, the word demo names its models and its index."""
 
     @pytest.fixture
     def demo(
@@ -257,32 +257,19 @@ class TestWithoutADownload:
     @pytest.mark.usefixtures("demo")
     def test_serves_all_that_the_demo_left(self, command: list[Path]) -> None:
         question = {"images": URIS[0], "questions": "which colour?"}
-        for options in ((), ("--index", str(held_out_index(FOLDER)))):
-            with process(*options, command=command) as (running, name, address):
-                assert name == "bridgetower-demo/runs/bridgetower-0/last"
-                answer = httpx.post(f"{address}/v1/answer", json=question).json()
-                assert answer["model"] == "bridgetower-demo/runs/bridgetower-0-answers/last"
-                assert len(httpx.post(f"{address}/v1/search", json={"query": "red bar"}).json()["data"]) == 9
-                running.send_signal(signal.SIGTERM)
-                running.communicate(timeout=PATIENCE)
+        with process("--index", "demo", "--answer-model", "demo", command=command) as (running, name, address):
+            assert name == "bridgetower-demo/runs/bridgetower-0/last"
+            answer = httpx.post(f"{address}/v1/answer", json=question).json()
+            assert answer["model"] == "bridgetower-demo/runs/bridgetower-0-answers/last"
+            assert len(httpx.post(f"{address}/v1/search", json={"query": "red bar"}).json()["data"]) == 9
+            running.send_signal(signal.SIGTERM)
+            running.communicate(timeout=PATIENCE)
 
-    @pytest.mark.usefixtures("demo", "usual_log")
-    def test_says_which_models_it_takes(self, caplog: pytest.LogCaptureFixture) -> None:
-        with caplog.at_level(logging.INFO):
-            assert service_of().answering.name == "bridgetower-demo/runs/bridgetower-0-answers/last"
-        for said in (
-            "no model is given: using bridgetower-demo/runs/bridgetower-0/last, which the demo trained",
-            "no index is given: using bridgetower-demo/held-out.lance, which the demo made",
-            "no model to answer questions is given: using bridgetower-demo/runs/bridgetower-0-answers/last, which",
-        ):
-            assert said in caplog.text
-
-    def test_a_model_of_ones_own_is_served_alone(self, demo: Path, tiny_checkpoint: Path) -> None:
+    @pytest.mark.usefixtures("demo")
+    def test_a_model_is_served_alone(self, tiny_checkpoint: Path) -> None:
         assert [model.name for model in service_of(model=str(tiny_checkpoint)).models] == [str(tiny_checkpoint)]
         answering = str(answering_model(FOLDER))
         assert [model.name for model in service_of(model=answering, answer_model=answering).models] == [answering]
-        shutil.rmtree(demo / answering)
-        assert len(service_of().models) == 1
 
 
 def service_of(**settings: Any) -> Service:
@@ -313,7 +300,7 @@ def test_what_cannot_be_served(
 ) -> None:
     monkeypatch.delenv(KEY, raising=False)
     monkeypatch.chdir(tmp_path)
-    assert "run `bridgetower demo`, which trains one" in refused("serve", "--port", "0")
+    assert "neither a model nor an index is given; give --model MODEL" in refused("serve", "--port", "0")
     assert "set an API key" in refused("serve", "--model", tiny_checkpoint, "--host", "0.0.0.0")
     assert "replicas is 1000, and there are" in refused(
         "serve", "--model", tiny_checkpoint, "--port", "0", "--replicas", "1000"

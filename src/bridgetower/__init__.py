@@ -20,8 +20,8 @@ from bridgetower.extras import Extra, require
 os.environ.setdefault("LANCEDB_LOG", "error")  # it warns of each empty group of vectors
 
 if TYPE_CHECKING:
-    from bridgetower.analysis.attention import explain as explain
-    from bridgetower.analysis.attention_drawing import draw_explanation as draw_explanation
+    from bridgetower.attention import explain as explain
+    from bridgetower.attention_drawing import draw_explanation as draw_explanation
     from bridgetower.bulk.run import embed_source as embed_source
     from bridgetower.checkpoints import convert as convert
     from bridgetower.checkpoints import read_checkpoint as read_checkpoint
@@ -59,9 +59,9 @@ _HOMES = {
     "VisionTower": "bridgetower.model.towers",
     "build_index": "bridgetower.search.build",
     "convert": "bridgetower.checkpoints",
-    "draw_explanation": "bridgetower.analysis.attention_drawing",
+    "draw_explanation": "bridgetower.attention_drawing",
     "embed_source": "bridgetower.bulk.run",
-    "explain": "bridgetower.analysis.attention",
+    "explain": "bridgetower.attention",
     "hidden_states": "bridgetower.model.hidden_states",
     "load": "bridgetower.predictor",
     "read_checkpoint": "bridgetower.checkpoints",

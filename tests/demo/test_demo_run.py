@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from bridgetower.analysis.comparison import Comparison
-from bridgetower.analysis.results import ARMS
-from bridgetower.demo.folder import trained_model
-from bridgetower.demo.plan import FROM_SCRATCH, MINUTES, ON_TOWERS, Plan, Stage
-from bridgetower.demo.run import DEEP_TOWERS, answering_config, demo_config, run_demo
 from bridgetower.files import locked, read_json
 from bridgetower.model.presets import meter
-from bridgetower.tasks.table import RECIPES
+from bridgetower.reports.comparison import Comparison
+from bridgetower_demo.folder import trained_model
+from bridgetower_demo.plan import FROM_SCRATCH, MINUTES, ON_TOWERS, Plan, Stage
+from bridgetower_demo.recipes import RECIPES
+from bridgetower_demo.results import ARMS
+from bridgetower_demo.run import DEEP_TOWERS, answering_config, demo_config, run_demo
 
 OUT = Path("out")
 ROOT = Path(__file__).parents[2]

@@ -7,12 +7,12 @@ import pytest
 import dense
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
-from bridgetower.demo.run import index_held_out, write_held_out
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.retrieval import evaluate_retrieval
 from bridgetower.predictor import Predictor, load
 from bridgetower.search.index import Index
 from bridgetower.search.searcher import Searcher
+from bridgetower_demo.run import index_held_out, write_held_out
 from folders import snapshot
 from rows import read_rows
 

@@ -160,12 +160,13 @@ def test_a_missing_extra_is_one_line_that_names_it(core: Path, tiny_checkpoint: 
             ["prepare", "pairs", "photos.csv", "--out", "set"],
             ["prepare", "coco", "--source", "coco", "--out", "set"],
             ["prepare", "arrow", "--source", "coco", "--out", "set"],
-            ["prepare", "emoji", "--out", "set"],
         ],
-        "search": [["index", "photos", "--out", "photos.lance"], ["search", "photos.lance", "a dog"]],
+        "search": [
+            ["index", "photos", "--out", "photos.lance", "--model", tiny_checkpoint],
+            ["search", "photos.lance", "a dog"],
+        ],
         "serve": [["serve", "--model", tiny_checkpoint]],
-        "plot": [["explain", "photo.png", "a dog", "--out", "map.png"]],
-        "demo": [["demo", "--out", "demo"]],
+        "plot": [["explain", "photo.png", "a dog", "--out", "map.png", "--model", tiny_checkpoint]],
         "onnx": [["export", tiny_checkpoint, tmp_path / "exported"]],
     }
     expected = [extra for extra, given in commands.items() for _ in given]

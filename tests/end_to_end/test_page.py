@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from bridgetower.analysis.attention import explain
-from bridgetower.analysis.findings import number, percent
+from bridgetower.attention import explain
 from bridgetower.checkpoints import Calibration, Gain, Reranking
 from bridgetower.model.config import HeadsConfig
 from bridgetower.predictor import Predictor, load
+from bridgetower.reports.numbers import number, percent
 from bridgetower.search.build import build_index
 from bridgetower.search.config import IndexConfig
 from bridgetower.search.searcher import Hit, Searcher

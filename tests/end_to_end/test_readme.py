@@ -46,7 +46,9 @@ class Workplace:
     @property
     def environment(self) -> dict[str, str]:
         """That of the shell."""
-        return os.environ | {"PATH": f"{self.commands}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        places = [str(ROOT / "demo"), *filter(None, [os.environ.get("PYTHONPATH")])]
+        found = {"PYTHONPATH": ":".join(places)}
+        return os.environ | found | {"PATH": f"{self.commands}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
     def run(self, *command: str) -> None:
         """Runs a command, which must succeed."""
@@ -158,4 +160,4 @@ def test_make_passes_options_to_the_demo() -> None:
         text=True,
         check=True,
     )
-    assert done.stdout.splitlines()[-1].endswith("bridgetower demo --minutes 2")
+    assert done.stdout.splitlines()[-1].endswith("python -m bridgetower_demo --minutes 2")

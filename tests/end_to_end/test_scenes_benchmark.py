@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from bridgetower.analysis.comparison import Comparison, FinishedRun
-from bridgetower.tasks.table import RECIPES
+from bridgetower.reports.comparison import Comparison, FinishedRun
+from bridgetower_demo.recipes import RECIPES
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

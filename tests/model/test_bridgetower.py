@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ import tiny
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import ModelConfig
 from bridgetower.model.encodings import Fused
-from bridgetower.model.presets import meter, meter_with_norms
+from bridgetower.model.presets import meter
 
 pytestmark = pytest.mark.usefixtures("double_precision")
 
@@ -188,28 +187,6 @@ class TestReading:
             fuse(model, *tiny.encodings(model), outputs="typo")
 
 
-class TestPooled:
-    def test_product_of_both_streams(self) -> None:
-        plain, model = tiny.build(), tiny.build(tiny.changed(fusion__pooled_product=True))
-        shared = {name: tensor for name, tensor in plain.state_dict().items() if "_head." not in name}
-        model.load_state_dict(shared, strict=False)
-        encodings = tiny.encodings(plain)
-        both, three = (each.fuse(*encodings).pooled for each in (plain, model))
-        text, image = both.chunk(2, dim=-1)
-        assert torch.equal(three, torch.cat([both, text * image], dim=-1))
-        assert model.itm_logits(three).shape == (3, 2)
-
-    @pytest.mark.parametrize("pooling", ["mean", "token_and_mean"])
-    def test_means_are_of_whole_streams_without_padding(self, pooling: str) -> None:
-        model = tiny.build(tiny.changed(fusion__pooling=pooling))
-        image, text = tiny.encodings(model)
-        fused = model.fuse(image, text, outputs="all")
-        assert tiny.off(model.fuse(image, text).pooled, fused.pooled) < ATOL
-        assert tiny.off(model.fuse(image, text.padded(text.layers[0].shape[1] + 3)).pooled, fused.pooled) < ATOL
-        pooled = torch.cat([model.text_pooler(fused.text, text.mask), model.image_pooler(fused.image)], dim=-1)
-        assert torch.equal(fused.pooled, pooled)
-
-
 class TestTowerLayers:
     def test_meter_reads_the_last_layers_only(self) -> None:
         """With the last layers kept, what the bridges would have read makes no difference."""
@@ -220,31 +197,6 @@ class TestTowerLayers:
         expected = model.image_projections[0](hidden) + model.token_type_embedding.weight[1]
         assert tiny.off(image.layers[0], expected) < ATOL
         assert not [name for name, _ in model.named_parameters() if "bridges" in name or "text_norm" in name]
-
-    def test_merged_patches_are_means_of_squares(self) -> None:
-        plain, merged = (tiny.build(tiny.changed(vision__image_size=32, fusion__merge_patches=side)) for side in (1, 2))
-        whole, image = (model.encode_image(tiny.images(3, size=32)) for model in (plain, merged))
-        for layer, before in zip(image.layers, whole.layers, strict=True):
-            grid = before[:, 1:].unflatten(1, (4, 4))
-            assert layer.shape[1] == 1 + 2 * 2
-            assert tiny.off(layer[:, 0], before[:, 0]) < ATOL
-            assert tiny.off(layer[:, 2], grid[:, :2, 2:].mean(dim=(1, 2))) < ATOL  # the upper right square
-            assert tiny.off(layer[:, 3], grid[:, 2:, :2].mean(dim=(1, 2))) < ATOL
-        assert torch.equal(image.cls, whole.cls)
-
-    @pytest.mark.parametrize("bridge", [None, "norm"])
-    def test_layers_below_the_last_are_for_heads_alone_without_bridges(self, bridge: str | None) -> None:
-        base = meter(tiny.CONFIG) if bridge is None else meter_with_norms(tiny.CONFIG)
-        alone, several = (
-            tiny.build(replace(base, fusion=replace(base.fusion, vision_layers=layers[0], text_layers=layers[1])))
-            for layers in (((4,), (3,)), ((2, 3, 4), (1, 3)))
-        )
-        several.load_state_dict(alone.state_dict())
-        image, text = tiny.encodings(several)
-        assert (len(image.layers), len(text.layers)) == (3, 2)
-        fused = alone.fuse(*tiny.encodings(alone)).pooled
-        assert torch.equal(several.fuse(image, text).pooled, fused)
-        assert not torch.equal(several.fuse(replace(image, layers=image.layers[:1]), text).pooled, fused)  # the control
 
     @pytest.mark.parametrize(("vision", "text"), [((1, 4), (2, 3)), ((3, 4), (1, 3)), ((1, 2), (1, 2))])
     def test_chosen_layers(self, vision: tuple[int, int], text: tuple[int, int]) -> None:

@@ -211,14 +211,7 @@ class TestTable:
             "nlvr2_dropout",
             "multi_label",
         }
-        features = {
-            "image_pooling",
-            "image_pooled_layers",
-            "text_pooling",
-            "text_pooled_layers",
-            "itc_norm",
-            "itc_dropout",
-        }
+        features = {"image_pooling", "text_pooling", "itc_dropout"}
         assert HEADS.keys() == {item.name for item in fields(HeadsConfig)} - sizes - features
 
     @pytest.mark.parametrize("name", [name for name, spec in HEADS.items() if spec.published])

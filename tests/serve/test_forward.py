@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bridgetower.analysis.attention import Attention, explain
+from bridgetower.attention import Attention, explain
 from bridgetower.inference import Choice, FilledWord, Item, Pixels, Tokens
 from bridgetower.predictor import Predictor, load
 from bridgetower.serve.service import AttentionItem, Outcome, QueueItem, compute

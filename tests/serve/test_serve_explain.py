@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bridgetower.analysis.attention import explain
+from bridgetower.attention import explain
 from bridgetower.predictor import Predictor
 from served import PNGS, TEXTS, URIS
 

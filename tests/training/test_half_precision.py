@@ -47,7 +47,7 @@ LOGITS: dict[str, tuple[str, Callable[[Tensor, Tensor], Tensor], str]] = {
     "glue-sts-b": ("text_head", lambda logits, labels: F.mse_loss(logits[:, 0], labels), "labels"),
 }
 
-FEATURES = ("image_pooling", "image_pooled_layers", "text_pooling", "text_pooled_layers", "itc_norm", "itc_dropout")
+FEATURES = ("image_pooling", "text_pooling", "itc_dropout")
 """What heads read, which stays that of the small model."""
 
 

@@ -160,15 +160,14 @@ class TestGroups:
 
     @pytest.mark.parametrize("bridge", ["static_manager", "adaptive_manager"])
     def test_official_rule_spares_norms_without_an_official_name(self, bridge: str) -> None:
-        """Those of towers of timm and transformers, of managers and of the contrastive head."""
+        """Those of towers of timm and transformers, and of managers."""
         vision = timm_config("vit_tiny_patch16_224", {"embed_dim": 12, "depth": 2, "num_heads": 2}, 32)
         text = transformers_config({**ELECTRA, "num_hidden_layers": 2})
-        changes = {"fusion.bridge": bridge, "heads.itc_norm": True}
         vision = replace(vision, pre_norm=True)  # the default, which a custom tower keeps
-        config = replace(shapes.MODEL.override(changes), vision=vision, text=text)
+        config = replace(shapes.MODEL.override({"fusion.bridge": bridge}), vision=vision, text=text)
         model = BridgeTower(config)
         norms = {path for path, module in model.named_modules() if isinstance(module, nn.LayerNorm)}
-        for part in ("vision.", "text.", "fusion.", "itc_head.", "mlm_head."):
+        for part in ("vision.", "text.", "fusion.", "mlm_head."):
             assert any(path.startswith(part) for path in norms), part
         spared = {key for key, (_, decay) in with_names(OptimizerConfig(rule="hf_adamw"), config).items() if not decay}
         biases = {key for key, _ in model.named_parameters() if key.endswith("bias")}

@@ -222,8 +222,6 @@ def _obstacles(config: ModelConfig) -> list[str]:
     checks = {
         f"it has towers of timm, of transformers or custom ones ({', '.join(sorted(own))})": bool(own),
         "it has no bridges (METER)": fusion.bridge is None,
-        "its fusion encoder merges patches": fusion.merge_patches > 1,
-        "its pooled output is not that of the first tokens": fusion.pooling != "token" or fusion.pooled_product,
         f"its bridge is {fusion.bridge}, not one of {', '.join(_LINK_TOWERS)}": (
             fusion.bridge not in (None, *_LINK_TOWERS)
         ),

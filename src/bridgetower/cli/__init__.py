@@ -32,12 +32,9 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
     },
     "search and serve": {"index": "search", "search": "search", "serve": "serve"},
     "train and evaluate": {
-        "demo": "runs",
         "train": "runs",
         "evaluate": "evaluation",
         "compare": "runs",
-        "profile": "models",
-        "attention": "models",
     },
     "prepare data": {"prepare": "data", "inspect": "data"},
     "convert": {"convert": "models", "export": "models"},

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional
 
 from bridgetower.bulk.config import EmbedConfig
-from bridgetower.cli.embed import SOURCE, is_model
-from bridgetower.cli.options import LOADED, Loading, ModelOrDemo, model_or_demo
+from bridgetower.cli.embed import SOURCE
+from bridgetower.cli.options import LOADED, Loading, Model
 from bridgetower.cli.output import emit_lines
 from bridgetower.cli.use import BATCHED, Batching, BatchOptions, emit_choices, repeated
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def classify(
-    model: ModelOrDemo = None,
+    model: Positional[Model],
     source: Annotated[Positional[str | None], SOURCE] = None,
     *,
     images: tuple[Path, ...] = (),
@@ -44,12 +44,12 @@ def classify(
     Gives one JSON line per input, {"image", "text", "classes": [{"label", "probability"}, …]}, likeliest class first; a
     table on a terminal. A model that was trained on numbers gives {"image", "text", "number"}.
 
-    Examples: bridgetower classify photos --labels cat dog "a horse and its rider"
+    Examples: bridgetower classify MODEL photos --labels cat dog "a horse and its rider"
               bridgetower classify MODEL photos --labels cat dog --templates "a photo of a {}" "a drawing of a {}"
               bridgetower classify MODEL --images meme.png --texts "look how many people love you"
 
     Args:
-        model: What to load; default: what the demo trained. Alone, without --images and --texts, it is the source.
+        model: What to load.
         source: With --labels: folder of images, table, tar shard, or folder of such, here or at a URL.
         images: Image files, with --labels also folders of them; leave them out to classify texts alone.
         texts: Texts; text n goes with image n. Leave them out to classify images alone. Not with --labels.
@@ -62,8 +62,6 @@ def classify(
         loading: How the model is loaded.
         json: Print JSON on a terminal too.
     """
-    if source is None and not images and not texts and not is_model(model):
-        model, source = None, model
     if source is not None and (images or texts):
         raise ValueError(f"both {source} and --images or --texts are given; expected one of them")
     if source is None and not images and not texts:
@@ -75,7 +73,7 @@ def classify(
     from bridgetower.inference import check_top
 
     check_top(top)
-    predictor = loading.load(model_or_demo(model, "bridgetower classify MODEL --images FILE --labels A B"))
+    predictor = loading.load(model)
     if not labels:
         _by_head(predictor, [str(image) for image in images], list(texts), top, batching, json)
         return

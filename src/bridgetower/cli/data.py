@@ -22,7 +22,6 @@ from bridgetower.data.datasets import DATASETS, prepare_arrow, prepare_set
 from bridgetower.data.datasets.spec import ArrowConfig
 from bridgetower.data.own import OWN_SETS, SOURCE_HELP, prepare_own
 from bridgetower.data.schema import Schema
-from bridgetower.demo.toysets import TOYSETS, prepare_toyset
 from bridgetower.extras import load_object, require
 from bridgetower.files import one_line, require_parent
 
@@ -81,8 +80,6 @@ _ARROW = "\n".join(
 for _kind in OWN_SETS.values():
     _source = {"source": Positional[Annotated[str, arg(help=SOURCE_HELP)]]}
     _add(_kind.name, _kind.summary, partial(prepare_own, _kind.name), _source, _kind.config)
-for _each in TOYSETS.values():
-    _add(_each.name, _each.summary, partial(prepare_toyset, _each.name), {}, _each.config)
 for _spec in DATASETS.values():
     if _spec.fill:
         _add(_spec.name, _spec.help, partial(prepare_set, _spec.name), SOURCE, _spec.config)

@@ -9,14 +9,14 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from bridgetower.bulk.config import EmbedConfig
-from bridgetower.cli.options import LOADED, Loading, ModelOrDemo, model_or_demo
+from bridgetower.cli.options import LOADED, Loading, Model
 from bridgetower.cli.output import emit_result
 
 SOURCE = arg(metavar="[SOURCE]")
 
 
 def embed(
-    model: ModelOrDemo = None,
+    model: Positional[Model],
     source: Annotated[Positional[str | None], SOURCE] = None,
     *,
     images: tuple[Path, ...] = (),
@@ -37,7 +37,7 @@ def embed(
               bridgetower embed MODEL "https://host/shard-{000..099}.tar" --out vectors.lance --max-errors 1000
 
     Args:
-        model: What to load; default: what the demo trained. Alone, without --images and --texts, it is the source.
+        model: What to load.
         source: Folder of images, table (CSV, TSV, JSON lines, Parquet, Arrow), tar shard, .txt file with a text per
             line, folder of shards or of Parquet or Arrow files; or the URL of one (https, s3, gs, hf, …).
         images: Image files, or folders of them.
@@ -50,22 +50,14 @@ def embed(
     from bridgetower.bulk.run import embed_units, print_units
     from bridgetower.data.items import given_units, units_of
 
-    if source is None and not images and not texts and not is_model(model):
-        model, source = None, model
     if source is None and not images and not texts:
         raise ValueError("nothing to embed; give a SOURCE, --images FILE … or --texts TEXT …")
     if source is not None and (images or texts):
         raise ValueError(f"both {source} and --images or --texts are given; expected one of them")
     units = given_units(images, texts, pairs=options.of == "pairs") if source is None else units_of(source)
     name = source or "the input"
-    chosen = model_or_demo(model, "bridgetower embed MODEL --texts TEXT")
     if out is None:
-        print_units(units, name, lambda: loading.load(chosen), options)
+        print_units(units, name, lambda: loading.load(model), options)
     else:
-        report = embed_units(units, name, out, lambda: loading.load(chosen), options, progress=True)
+        report = embed_units(units, name, out, lambda: loading.load(model), options, progress=True)
         emit_result({"out": out, **asdict(report)}, json=json)
-
-
-def is_model(given: str | None) -> bool:
-    """Whether the only argument names a model that is on this machine, and no source."""
-    return given is None or given.endswith(".ckpt") or (Path(given) / "config.json").is_file()

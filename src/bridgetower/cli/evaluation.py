@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from bridgetower.cli.options import LOADED, Loading, LoadOptions, Model
+from bridgetower.cli.options import LOADED, Loading, LoadOptions, Model, demo_or
 from bridgetower.cli.output import emit, emit_following, emit_metrics, emit_table, is_json
 from bridgetower.cli.own import own_task
 from bridgetower.evaluation.config import EvaluationOptions, RetrievalConfig
@@ -87,6 +87,7 @@ def evaluate(
             to slice by.
         json: Print JSON on a terminal too.
     """
+    model = demo_or(model)
     _check_options(benchmark, work, loading)
     require("train")
     if report is not None:
@@ -164,7 +165,7 @@ def _loaded(model: str, loading: LoadOptions) -> Iterator[Predictor]:
 
 
 def _write_errors(path: Path, outcome: Outcome, about: Mapping[str, Any], slices: Path | None) -> None:
-    from bridgetower.analysis.errors import write_errors
+    from bridgetower.reports.errors import write_errors
 
     if outcome.judge is None or outcome.images is None:
         raise ValueError(

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 import tyro
-from tyro.conf import Positional, arg
+from tyro.conf import arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from bridgetower.cli.own import own_extensions
-from bridgetower.demo.folder import FOLDER, answering_model, held_out_index, trained_model
 from bridgetower.engines.config import EngineRequest, Precision
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.table import RECIPES
@@ -31,8 +29,15 @@ def recipe_type(recipes: Mapping[str, RunConfig]) -> Any:
 
 
 Recipe = recipe_type(RECIPES)
-Model = Annotated[str, arg(help="Hub id, folder of bridgetower or transformers, run folder, or official .ckpt.")]
-ModelOrDemo = Annotated[Positional[Model | None], arg(metavar="[MODEL]")]
+Model = Annotated[
+    str, arg(help="Hub id, folder of bridgetower or transformers, run folder, official .ckpt, or the word demo.")
+]
+_DEMO = {
+    "model": Path("bridgetower-demo/runs/bridgetower-0/last"),
+    "answering model": Path("bridgetower-demo/runs/bridgetower-0-answers/last"),
+    "index": Path("bridgetower-demo/held-out.lance"),
+}
+"""What the word `demo` stands for."""
 
 
 OPTIONAL_VALUES = ConstructorRegistry()
@@ -96,7 +101,7 @@ class ReadOptions:
         from bridgetower.checkpoints import read_checkpoint
 
         checkpoint = read_checkpoint(
-            source,
+            demo_or(source),
             revision=self.revision,
             tokenizer=self.tokenizer,
             answers=self.answers,
@@ -133,12 +138,13 @@ class LoadOptions(ReadOptions):
     cache: Path | None = None
     compile: bool = False
 
-    def load(self, model: str) -> Predictor:
-        """Returns a model, loaded."""
+    def load(self, model: str, *, answers_questions: bool = False) -> Predictor:
+        """Returns a model, loaded; of the demo, one of two."""
         from bridgetower.predictor import load
 
         values = {name: value for name, value in vars(self).items() if name != "subfolder"}
-        return load(model, **values | {"extensions": own_extensions(self.extensions)}, **self.hub)
+        source = demo_or(model, "answering model" if answers_questions else "model")
+        return load(source, **values | {"extensions": own_extensions(self.extensions)}, **self.hub)
 
 
 Loading = Annotated[LoadOptions, arg(name="")]
@@ -146,52 +152,14 @@ LOADED = LoadOptions()
 """The usual way."""
 
 
-logger = logging.getLogger(__name__)
-
-
-def model_or_demo(model: str | None, command: str, *, answering: bool = False) -> str:
-    """Returns the model, or the one that the demo trained, with a message.
-
-    Args:
-        model: As given.
-        command: That would name a model, for the error.
-        answering: The demo's model for questions, not the one for search.
-
-    Raises:
-        FileNotFoundError: None is given, and the demo has left none.
-    """
-    found = demo_model(answering=answering) if model is None else model
-    if found is None:
-        raise FileNotFoundError(
-            f"no model is given, and {FOLDER} has none{' that answers questions' if answering else ''}: run "
-            f"`bridgetower demo`, which trains one, or name one with `{command}`"
-        )
-    return found
-
-
-def demo_model(*, answering: bool) -> str | None:
-    """Returns the demo's model, with a message; None if there is none."""
-    trained = answering_model(FOLDER) if answering else trained_model(FOLDER)
-    if not (trained / "config.json").exists():  # it is written last
-        return None
-    use = " to answer questions" if answering else ""
-    logger.info("no model%s is given: using %s, which the demo trained", use, trained)
-    return str(trained)
-
-
-def index_or_demo(index: str | None) -> str:
-    """Returns the index, or the one that the demo made, with a message.
-
-    Raises:
-        FileNotFoundError: None is given, and the demo has left none.
-    """
-    if index is not None:
-        return index
-    made = held_out_index(FOLDER)
+def demo_or(given: str, what: Literal["model", "answering model", "index"] = "model") -> str:
+    """Returns what is given; the word `demo` stands for what the demo left in the working directory."""
+    if given != "demo":
+        return given
+    made = _DEMO[what]
     if not made.exists():
         raise FileNotFoundError(
-            f"no index is given, and {FOLDER} has none: run `bridgetower demo`, which makes one, or make your own with "
-            "`bridgetower index PHOTOS --out photos.lance --model MODEL`"
+            f"{what} is demo, but there is no {made} here; make it with `make demo` in a clone of the project, or give "
+            "./demo for a folder of that name"
         )
-    logger.info("no index is given: using %s, which the demo made", made)
     return str(made)

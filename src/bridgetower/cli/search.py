@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from bridgetower.cli.options import LOADED, Loading, Model, index_or_demo, model_or_demo
+from bridgetower.cli.options import LOADED, Loading, Model, demo_or
 from bridgetower.cli.output import emit_following, emit_lines, emit_result, emit_rows, is_json
 from bridgetower.extras import require
 from bridgetower.files import one_line, require_parent
@@ -23,7 +23,7 @@ def index(
     sources: Positional[list[str]],
     *,
     out: str,
-    model: Model | None = None,
+    model: Model,
     options: Annotated[IndexConfig, arg(name="")] = IndexConfig(),  # noqa: B008 - frozen
     loading: Loading = LOADED,
     json: bool = False,
@@ -44,7 +44,7 @@ def index(
             NAME.vtt or NAME.srt beside NAME.mp4; or the URL of one.
         out: Folder of the index, its name ending in .lance; or the URI of one in an object store, such as
             s3://bucket/photos.lance.
-        model: What to load; default: what the demo trained.
+        model: What to load.
         options: How.
         loading: How the model is loaded.
         json: Print JSON on a terminal too.
@@ -52,8 +52,7 @@ def index(
     require("search")
     from bridgetower.search.build import build_index
 
-    chosen = model_or_demo(model, f"bridgetower index {' '.join(sources)} --out {out} --model MODEL")
-    report = build_index(sources, out, lambda: loading.load(chosen), options, progress=True)
+    report = build_index(sources, out, lambda: loading.load(model), options, progress=True)
     emit_result({"index": out, **asdict(report)}, json=json, following=("search", out, "TEXT"))
 
 
@@ -84,7 +83,7 @@ class QueryOptions:
 
 
 def search(
-    index: Annotated[Positional[str | None], arg(metavar="[INDEX.lance]")] = None,
+    index: Annotated[Positional[str], arg(metavar="INDEX.lance")],
     text: Annotated[Positional[str | None], arg(metavar="[TEXT]")] = None,
     *,
     image: Path | None = None,
@@ -102,12 +101,11 @@ def search(
     a moment of a video {"start", "end", "transcript", "link"}; a table on a terminal. A model without calibration gives
     a score in place of the probability.
 
-    Examples: bridgetower search "a red flag"
-              bridgetower search photos.lance "two dogs in the snow" --sheet hits.png
+    Examples: bridgetower search photos.lance "two dogs in the snow" --sheet hits.png
               bridgetower search photos.lance --image dog.jpg --where "width > 800"
 
     Args:
-        index: What `bridgetower index` made, its name ending in .lance; default: what the demo made.
+        index: What `bridgetower index` made, its name ending in .lance, or the word demo.
         text: Description of the images to find.
         image: Find images similar to this one; with a text, both count equally in finding candidates.
         query: Which images are found.
@@ -125,9 +123,7 @@ def search(
     from bridgetower.search.searcher import Searcher
     from bridgetower.search.sheet import write_sheet
 
-    if index is not None and text is None and not index.endswith(".lance"):
-        index, text = None, index
-    opened = Index(index_or_demo(index), root=root)
+    opened = Index(demo_or(index, "index"), root=root)
     hits = Searcher(opened, loading.load(opened.model_or(model))).search(text, image, **vars(query))
     if sheet is not None:
         write_sheet(sheet, hits, text=text, image=image, content=opened.content)

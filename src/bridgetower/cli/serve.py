@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from tyro.conf import arg
 
 from bridgetower.cli import reported
-from bridgetower.cli.options import LOADED, Loading, LoadOptions, Model, demo_model, index_or_demo, model_or_demo
+from bridgetower.cli.options import LOADED, Loading, LoadOptions, Model, demo_or
 from bridgetower.cli.output import log_to
 from bridgetower.extras import require
 from bridgetower.serve.config import ServeConfig
@@ -48,18 +48,16 @@ def serve(
     there, where no other user of the machine sees it. The description of all requests, with examples, is at
     /openapi.json; a page is at /.
 
-    Examples: bridgetower serve
-              bridgetower serve photos.lance
+    Examples: bridgetower serve --model MODEL
+              bridgetower serve --index photos.lance
               curl http://127.0.0.1:8000/v1/embeddings --json '{"input": "two dogs in the snow"}'
 
     Args:
-        model: What to load; default: the model that the index was made with, or without an index what the demo
-            trained, together with the index that it made.
-        index: What `bridgetower index` made, for searches; default: none.
+        model: What to load; default: the model that the index was made with.
+        index: What `bridgetower index` made, for searches, or the word demo; default: none.
         root: Folder of the index's images, if it is elsewhere now.
-        answer_model: What answers questions; default: the model itself if it has a head for that, or without --model
-            what the demo trained for it. --revision, --subfolder, --image-size, --tokenizer and --answers are for the
-            other.
+        answer_model: What answers questions; default: the model itself if it has a head for that. --revision,
+            --subfolder, --image-size, --tokenizer and --answers are for the other.
         options: How it is served.
         loading: How the model is loaded.
     """
@@ -113,8 +111,10 @@ def service(
     """Returns what `serve` serves; see there for the arguments."""
     from bridgetower.serve.service import Service
 
-    chosen, searcher = model, None
-    if index is None and model is not None:
+    searcher = None
+    if index is None:
+        if model is None:
+            raise ValueError("neither a model nor an index is given; give --model MODEL, --index INDEX.lance or both")
         if root is not None:
             raise ValueError(f"root is {root}, where an index's images are, but there is no index; add --index")
         predictor = loading.load(model)
@@ -123,13 +123,9 @@ def service(
         from bridgetower.search.index import Index
         from bridgetower.search.searcher import Searcher
 
-        if index is None:
-            chosen, index = model_or_demo(None, "bridgetower serve --model MODEL"), index_or_demo(None)
-        opened = Index(index, root=root)
-        searcher = Searcher(opened, loading.load(opened.model_or(chosen)))
+        opened = Index(demo_or(index, "index"), root=root)
+        searcher = Searcher(opened, loading.load(opened.model_or(model)))
         predictor = searcher.predictor
-    if answer_model is None and model is None and predictor.model.vqa_head is None:
-        answer_model = demo_model(answering=True)
     return Service(predictor, config, searcher, _answering(answer_model, predictor, loading))
 
 
@@ -141,7 +137,7 @@ def _answering(answer_model: str | None, predictor: Predictor, loading: LoadOpti
         answering = predictor
     else:
         answering = replace(loading, revision=None, subfolder=None, image_size=None, tokenizer=None, answers=None).load(
-            answer_model
+            answer_model, answers_questions=True
         )
     try:
         answering.class_names("vqa")

@@ -10,13 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from bridgetower.cli.options import (
-    LOADED,
-    Loading,
-    Model,
-    ModelOrDemo,
-    model_or_demo,
-)
+from bridgetower.cli.options import LOADED, Loading, Model
 from bridgetower.cli.output import emit_lines, emit_result, emit_results, emit_rows, is_json
 from bridgetower.extras import require
 from bridgetower.files import one_line, require_parent
@@ -50,7 +44,7 @@ BATCHED = BatchOptions()
 
 
 def match(
-    model: ModelOrDemo = None,
+    model: Positional[Model],
     *,
     images: tuple[Path, ...],
     texts: tuple[str, ...],
@@ -67,7 +61,7 @@ def match(
     Example: bridgetower match MODEL --images dog.jpg cat.jpg --texts "a dog" "a cat" --all-pairs
 
     Args:
-        model: What to load; default: what the demo trained.
+        model: What to load.
         images: Image files.
         texts: Texts; text n goes with image n, one with all images, and all with one image.
         all_pairs: Score every image with every text.
@@ -75,7 +69,7 @@ def match(
         loading: How the model is loaded.
         json: Print JSON on a terminal too.
     """
-    predictor = loading.load(model_or_demo(model, "bridgetower match MODEL --images FILE --texts TEXT"))
+    predictor = loading.load(model)
     names = [str(image) for image in images]
     scores = predictor.match(names, texts, all_pairs=all_pairs, **batching.options()).flatten()
     pairs = [(i, t) for i in names for t in texts] if all_pairs else repeated(names, texts)
@@ -87,7 +81,7 @@ def match(
 
 
 def fill_mask(
-    model: ModelOrDemo = None,
+    model: Positional[Model],
     *,
     images: tuple[Path, ...],
     texts: tuple[str, ...],
@@ -104,7 +98,7 @@ def fill_mask(
     Example: bridgetower fill-mask MODEL --images cat.jpg --texts "a <mask> on a sofa"
 
     Args:
-        model: What to load; default: what the demo trained.
+        model: What to load.
         images: Image files.
         texts: Texts with <mask> ([MASK] for a BERT model) where a word is missing; text n goes with image n.
         top: Candidates per mask.
@@ -112,7 +106,7 @@ def fill_mask(
         loading: How the model is loaded.
         json: Print JSON on a terminal too.
     """
-    predictor = loading.load(model_or_demo(model, "bridgetower fill-mask MODEL --images FILE --texts TEXT"))
+    predictor = loading.load(model)
     names = [str(image) for image in images]
     filled = predictor.fill_mask(names, texts, top=top, **batching.options())
     rows = (
@@ -128,7 +122,7 @@ def explain(
     text: Positional[str],
     *,
     out: Path,
-    model: Model | None = None,
+    model: Model,
     loading: Loading = LOADED,
     truncate: bool = False,
     json: bool = False,
@@ -145,19 +139,18 @@ def explain(
         image: Image file.
         text: A text about it.
         out: Image file to draw into.
-        model: What to load; default: what the demo trained.
+        model: What to load.
         loading: How the model is loaded.
         truncate: Cut a text that is too long instead of refusing it.
         json: Print JSON on a terminal too.
     """
     require("plot")
     require_parent(out)
-    from bridgetower.analysis.attention import explain as attention_of
-    from bridgetower.analysis.attention_drawing import draw_explanation
+    from bridgetower.attention import explain as attention_of
+    from bridgetower.attention_drawing import draw_explanation
     from bridgetower.text_drawing import write_image
 
-    chosen = model_or_demo(model, "bridgetower explain IMAGE TEXT --out map.png --model MODEL")
-    found = attention_of(loading.load(chosen), str(image), text, truncate=truncate)
+    found = attention_of(loading.load(model), str(image), text, truncate=truncate)
     write_image(out, draw_explanation(found))
     value = {
         "image": str(image),
@@ -171,7 +164,7 @@ def explain(
 
 
 def answer(
-    model: ModelOrDemo = None,
+    model: Positional[Model],
     *,
     images: tuple[Path, ...],
     questions: tuple[str, ...],
@@ -186,10 +179,10 @@ def answer(
     first; a table on a terminal. Each probability is of that answer alone: they do not sum to one.
 
     Examples: bridgetower answer MODEL --images cat.jpg --questions "what colour is the cat?"
-              bridgetower answer --images bridgetower-demo/images/scene-1.png --questions "is there a circle?"
+              bridgetower answer demo --images bridgetower-demo/images/scene-1.png --questions "is there a circle?"
 
     Args:
-        model: What to load; an official .ckpt needs --answers. Default: what the demo trained to answer questions.
+        model: What to load; an official .ckpt needs --answers.
         images: Image files.
         questions: Questions; question n is about image n, or all about one image.
         top: Answers per question.
@@ -197,8 +190,7 @@ def answer(
         loading: How the model is loaded.
         json: Print JSON on a terminal too.
     """
-    found = model_or_demo(model, "bridgetower answer MODEL --images FILE --questions TEXT", answering=True)
-    predictor, names = loading.load(found), list(map(str, images))
+    predictor, names = loading.load(model, answers_questions=True), list(map(str, images))
     chosen = predictor.answer(names, questions, top=top, **batching.options())
     emit_choices({"image": names, "question": questions}, "answers", chosen, json=json)
 

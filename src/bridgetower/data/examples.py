@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from bridgetower.data.answers import soft_targets
-from bridgetower.data.batch import Batch, BatchDataset, BatchKey
+from bridgetower.data.batch import Batch, BatchKey
 from bridgetower.data.prepared import NO_IMAGE, PreparedImages
 from bridgetower.data.prepared_set import SPLIT_OPTIONS
 from bridgetower.data.schema import Schema
@@ -243,32 +242,3 @@ class EntryDataset(Dataset[Batch]):
             return self.encode.tensor(entry)
         except ValueError as error:
             raise ValueError(f"{self.schema.noun} {entry[self._id]} {error}") from error
-
-
-class WithOtherImages(Dataset[Batch]):
-    """Each example with the image, or both images, of the example half a set away.
-
-    What is right on them does not come from the image.
-    """
-
-    def __init__(self, examples: BatchDataset) -> None:
-        """Wraps a set.
-
-        Args:
-            examples: Questions or statements.
-
-        Raises:
-            ValueError: There is only one example, so that there is no other image.
-        """
-        if len(examples) < 2:
-            raise ValueError(f"{len(examples)} example has no other image; expected at least 2 examples")
-        self._examples, self._shift = examples, len(examples) // 2
-
-    def __len__(self) -> int:
-        return len(self._examples)
-
-    def __getitem__(self, key: BatchKey) -> Batch:
-        """Builds the batch that `key` names, with other images."""
-        others = tuple((example + self._shift) % len(self) for example in key.examples)
-        shown = self._examples[replace(key, examples=others)]
-        return replace(self._examples[key], **{name: getattr(shown, name) for name in _PIXELS})

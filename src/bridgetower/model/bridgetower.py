@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from bridgetower.model.bridges import BRIDGES
-from bridgetower.model.config import POOLED, FusionConfig, ModelConfig, Part, Pooling, entry
+from bridgetower.model.config import FusionConfig, ModelConfig, Part, entry
 from bridgetower.model.encodings import Encoded, Fused
 from bridgetower.model.extensions import NO_EXTENSIONS, TEXT_ARCHITECTURES, Extensions, vision_tower
 from bridgetower.model.fusion import FusionEncoder, FusionOutputs
@@ -79,8 +78,8 @@ class BridgeTower(nn.Module):
         self.text_layer_embedding = nn.Embedding(config.text.num_layers, fusion.hidden_size) if embeds else None
         self.image_layer_embedding = nn.Embedding(config.vision.num_layers, fusion.hidden_size) if embeds else None
         self.fusion = FusionEncoder(fusion, BRIDGES | extensions.bridges)
-        self.text_pooler = Pooler(fusion.hidden_size, fusion.pooling)
-        self.image_pooler = Pooler(fusion.hidden_size, fusion.pooling)
+        self.text_pooler = Pooler(fusion.hidden_size)
+        self.image_pooler = Pooler(fusion.hidden_size)
         chosen = chosen_heads(config.heads)
         for name in (*HEADS, *config.heads.own):
             spec = entry("heads.own", name, self.head_specs)
@@ -240,11 +239,11 @@ class BridgeTower(nn.Module):
         Raises:
             ValueError: The image's sides are not multiples of the patch size, or there is no such token type.
         """
-        layers, heads = self.config.vision_layers, self.config.heads
+        layers = self.config.vision_layers
         if outputs == "cls":
-            if (heads.image_pooling, heads.image_pooled_layers) == ("token", 1):
+            if self.config.heads.image_pooling == "token":
                 return Encoded((), self.vision.cls(pixel_values, layers[-1]))
-            return Encoded((), self.image_features(self.vision(pixel_values, layers[-heads.image_pooled_layers :])))
+            return Encoded((), self.image_features(self.vision(pixel_values, layers[-1:])[0]))
         return self.project_image(self.vision(pixel_values, layers), token_type)
 
     def encode_text(
@@ -268,12 +267,11 @@ class BridgeTower(nn.Module):
         if (missing := self.padding(input_ids.shape[1])) is not None:
             mask = F.pad(torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask, (0, missing))
             input_ids = F.pad(input_ids, (0, missing), value=self.config.text.pad_token_id)
-        layers, heads = self.config.text_layers, self.config.heads
+        layers = self.config.text_layers
         if outputs == "cls":
-            if (heads.text_pooling, heads.text_pooled_layers) == ("token", 1):
+            if self.config.heads.text_pooling == "token":
                 return Encoded((), self.text.cls(input_ids, mask, layers[-1]))
-            hidden = self.text(input_ids, mask, layers[-heads.text_pooled_layers :])
-            return Encoded((), self.text_features(hidden, mask))
+            return Encoded((), self.text_features(self.text(input_ids, mask, layers[-1:])[0], mask))
         return self.project_text(self.text(input_ids, mask, layers), mask)
 
     def padding(self, length: int) -> int | None:
@@ -288,9 +286,8 @@ class BridgeTower(nn.Module):
         Raises:
             ValueError: There is no such token type.
         """
-        merged = [self._merged(layer) for layer in hidden]
         types = self._types(token_type, self.image_layer_embedding, self.config.vision_layers)
-        return Encoded(_projected(merged, self.image_projections, types), self.image_features(hidden))
+        return Encoded(_projected(hidden, self.image_projections, types), self.image_features(hidden[-1]))
 
     def project_text(
         self,
@@ -300,21 +297,17 @@ class BridgeTower(nn.Module):
         """Returns the encoding of texts from the bridged hidden states of the text tower."""
         mask = None if attention_mask is None else attention_mask.bool()
         types = self._types(TEXT, self.text_layer_embedding, self.config.text_layers)
-        return Encoded(_projected(hidden, self.text_projections, types), self.text_features(hidden, mask), mask)
+        return Encoded(_projected(hidden, self.text_projections, types), self.text_features(hidden[-1], mask), mask)
 
-    def image_features(self, hidden: list[Float[Tensor, "b p v"]]) -> Float[Tensor, "b f"]:
-        """Returns what heads on the image tower read, from the hidden states of its top bridged layers."""
-        heads, prefix = self.config.heads, self.config.vision.num_prefix_tokens
-        pool = {"token": self.vision.pooled, "mean": lambda layer: layer[:, prefix:].mean(dim=1)}
-        return _features(hidden[-heads.image_pooled_layers :], heads.image_pooling, pool)
+    def image_features(self, hidden: Float[Tensor, "b p v"]) -> Float[Tensor, "b v"]:
+        """Returns what heads on the image tower read, from the hidden states of its last bridged layer."""
+        if self.config.heads.image_pooling == "token":
+            return self.vision.pooled(hidden)
+        return hidden[:, self.config.vision.num_prefix_tokens :].mean(dim=1)
 
-    def text_features(
-        self, hidden: list[Float[Tensor, "b l t"]], mask: Bool[Tensor, "b l"] | None
-    ) -> Float[Tensor, "b f"]:
-        """Returns what heads on the text tower read, from the hidden states of its top bridged layers."""
-        heads = self.config.heads
-        pool = {"token": self.text.pooled, "mean": lambda layer: mean_token(layer, mask)}
-        return _features(hidden[-heads.text_pooled_layers :], heads.text_pooling, pool)
+    def text_features(self, hidden: Float[Tensor, "b l t"], mask: Bool[Tensor, "b l"] | None) -> Float[Tensor, "b t"]:
+        """Returns what heads on the text tower read, from the hidden states of its last bridged layer."""
+        return self.text.pooled(hidden) if self.config.heads.text_pooling == "token" else mean_token(hidden, mask)
 
     def cache_image(self, image: Encoded) -> Encoded:
         """Adds what the first fusion layer computes of each image alone, for images that several texts share.
@@ -358,8 +351,7 @@ class BridgeTower(nn.Module):
         text_stream, image_stream = self.fusion(*streams)
         if image_stream is None:
             return Fused(text=text_stream)
-        both = [self.text_pooler(text_stream, text.mask), self.image_pooler(image_stream)]
-        pooled = torch.cat([*both, both[0] * both[1]] if self.config.fusion.pooled_product else both, dim=-1)
+        pooled = torch.cat([self.text_pooler(text_stream), self.image_pooler(image_stream)], dim=-1)
         if outputs == "pooled":
             return Fused(pooled=pooled)
         return Fused(text_stream, image_stream, pooled)
@@ -395,7 +387,7 @@ class BridgeTower(nn.Module):
         if self.compares_pairs:  # transformers reads the CLS that fusion gets, the official code the tower's
             bridged = self.image_projections[-1](image.cls) + self.token_type_embedding.weight[IMAGE]
             return _l2_normalize(head.image(bridged))
-        return _l2_normalize(head.image(head.image_input(image.cls)))
+        return _l2_normalize(head.image(head.dropout(image.cls)))
 
     def text_embeds(self, text: Encoded) -> Float[Tensor, "b c"]:
         """Returns L2-normalised contrastive embeddings of texts.
@@ -404,7 +396,7 @@ class BridgeTower(nn.Module):
             ValueError: The model has no contrastive head.
         """
         head = self.contrastive_head()
-        return _l2_normalize(head.text(text.cls if self.compares_pairs else head.text_input(text.cls)))
+        return _l2_normalize(head.text(text.cls if self.compares_pairs else head.dropout(text.cls)))
 
     @property
     def compares_pairs(self) -> bool:
@@ -495,16 +487,6 @@ class BridgeTower(nn.Module):
         fusion = self.config.fusion
         return self.training and bool(fusion.dropout or fusion.attention_dropout or fusion.first_bridge == 1)
 
-    def _merged(self, hidden: Float[Tensor, "b p v"]) -> Float[Tensor, "b q v"]:
-        """Returns the prefix tokens and the means of squares of patches; the image is square."""
-        side = self.config.fusion.merge_patches
-        if side == 1:
-            return hidden
-        prefix, patches = hidden.tensor_split([self.config.vision.num_prefix_tokens], dim=1)
-        grid = math.isqrt(patches.shape[1]) // side
-        squares = patches.unflatten(1, (grid, side, grid, side))
-        return torch.cat([prefix, squares.mean(dim=(2, 4)).flatten(1, 2)], dim=1)
-
     def _types(self, token_type: int, layer_embedding: nn.Embedding | None, layers: tuple[int, ...]) -> list[Tensor]:
         """What is added to each projected layer: the token type, and the embedding of the layer if there is one."""
         token_types = self.token_type_embedding.weight
@@ -522,12 +504,6 @@ def _projected(
         (projected := projections[0 if shared else index](layer)) + types[index].to(projected.dtype)
         for index, layer in enumerate(hidden)
     )
-
-
-def _features(
-    layers: list[Float[Tensor, "b l w"]], pooling: Pooling, pool: Mapping[str, Callable[[Tensor], Tensor]]
-) -> Float[Tensor, "b f"]:
-    return torch.cat([pool[way](layer) for layer in layers for way in POOLED[pooling]], dim=-1)
 
 
 def _l2_normalize(vectors: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:

@@ -24,13 +24,7 @@ BridgeKind = Literal[
 ]
 MANAGERS = ("static_manager", "adaptive_manager")
 ItcKind = Literal["tower", "fused"]
-Pooling = Literal["token", "mean", "token_and_mean"]
-POOLED: Mapping[Pooling, tuple[str, ...]] = {
-    "token": ("token",),
-    "mean": ("mean",),
-    "token_and_mean": ("token", "mean"),
-}
-"""The vectors of each pooled layer, side by side."""
+Pooling = Literal["token", "mean"]
 Part = Literal["vision", "text", "fusion"]
 _Entry = TypeVar("_Entry")
 
@@ -56,16 +50,10 @@ class FusionConfig:
         input_norm: LayerNorm on the first layer's input; METER has none. Where a manager makes that input, it has a
             LayerNorm for each tower layer instead.
         vision_layers: Image tower layers, counted from 1, that are read: one per fusion layer with bridges, any number
-            for managers and custom bridges, and without bridges (None or `norm`), where the last one alone
-            reaches the fusion encoder and heads may pool the others. None takes as many top layers as reach the
-            fusion encoder.
+            for managers and custom bridges, and one without bridges (None or `norm`). None takes the top layers.
         text_layers: Text tower layers likewise.
-        merge_patches: Side of the squares of patches whose mean the encoder reads as one token; 1 merges none.
         separate_projections: One projection per bridged layer and modality instead of one shared by all.
         layer_embeddings: A learned vector per tower layer, which is added after its projection, as in ManagerTower.
-        pooling: What is pooled of each stream: `token` is its first token, as in the paper; `mean` is the mean of its
-            tokens; `token_and_mean` is the sum of both.
-        pooled_product: The pooled output also has the product of both streams' vectors, after the vectors themselves.
         layer_norm_eps: Inside the fusion layers. 1e-12 in the official code, 1e-5 in transformers.
         bridge_layer_norm_eps: Of the input LayerNorm and the bridges.
         num_token_types: Rows of the modality embedding: text, image, and a second image for NLVR2.
@@ -82,11 +70,8 @@ class FusionConfig:
     input_norm: bool = True
     vision_layers: tuple[int, ...] | None = None
     text_layers: tuple[int, ...] | None = None
-    merge_patches: int = 1
     separate_projections: bool = False
     layer_embeddings: bool = False
-    pooling: Pooling = "token"
-    pooled_product: bool = False
     layer_norm_eps: float = 1e-12
     bridge_layer_norm_eps: float = 1e-5
     num_token_types: int = 2
@@ -95,14 +80,12 @@ class FusionConfig:
     attention_dropout: float | None = None
 
     def __post_init__(self) -> None:
-        counts = {"num_token_types": (2, 1_000), "merge_patches": (1, 1_000)}
-        check_numbers(self, "fusion.", bridge_layer_norm_eps=EPS, **counts, **SIZES)
+        check_numbers(self, "fusion.", bridge_layer_norm_eps=EPS, num_token_types=(2, 1_000), **SIZES)
         check_heads("fusion", self.hidden_size, self.num_heads)
         check_choice("fusion.activation", self.activation, Activation)
         check_dropout("fusion.dropout", self.dropout)
         check_dropout("fusion.attention_dropout", self.attention_dropout or 0.0)
-        check_choice("fusion.pooling", self.pooling, Pooling)
-        reads_any_layers = self.is_unbridged or self.bridge in MANAGERS or self.bridge not in get_args(BridgeKind)
+        reads_any_layers = self.bridge in MANAGERS or self.bridge not in (None, *get_args(BridgeKind))
         for name in ("vision_layers", "text_layers"):
             layers = getattr(self, name)
             whole = isinstance(layers, tuple) and all(type(layer) is int for layer in layers)
@@ -127,7 +110,7 @@ class FusionConfig:
     @property
     def pooled_size(self) -> int:
         """Width of the pooled output of a pair."""
-        return (3 if self.pooled_product else 2) * self.hidden_size
+        return 2 * self.hidden_size
 
     @property
     def first_bridge(self) -> int:
@@ -144,10 +127,7 @@ CLASS_COUNTS = ("vqa", "classification", "image", "text")
 """The fields of `HeadsConfig` that are numbers of classes, whose names a checkpoint has."""
 
 
-POOLING_FIELDS = (
-    *("itc_norm", "itc_dropout"),
-    *("image_pooling", "image_pooled_layers", "text_pooling", "text_pooled_layers"),
-)
+FEATURE_FIELDS = ("image_pooling", "text_pooling", "itc_dropout")
 """The fields of `HeadsConfig` that say what the heads on towers read."""
 
 
@@ -161,14 +141,12 @@ class HeadsConfig:
         itc: `tower` projects each tower's last CLS (the official model); `fused` projects the image's last *bridged*
             CLS after projection and adds a head on the pooled output (transformers' contrastive model).
         itc_size: Width of the contrastive embeddings.
-        itc_norm: LayerNorm on the features that the `tower` kind projects; the official model has none.
-        itc_dropout: Probability, in training only, on the same features.
-        image_pooling: The features of an image for heads on its tower (`itc`, `image`), of each pooled layer: `token`
-            is the tower's own global vector, such as its CLS; `mean` is the mean of the patches; `token_and_mean` has
-            both side by side.
-        image_pooled_layers: How many of the top bridged layers are pooled; their features are side by side.
-        text_pooling: The features of a text likewise; `mean` is that of all tokens but padding.
-        text_pooled_layers: Likewise.
+        itc_dropout: Probability, in training only, on what the `tower` kind projects: it keeps a small set from being
+            learnt by heart, above all with frozen towers.
+        image_pooling: What the heads on the image tower (`itc`, `image`) read of its last bridged layer: `token` is the
+            tower's global vector, such as its CLS; `mean` is the mean of the patches.
+        text_pooling: Likewise of a text; `mean`, that of all tokens but padding, is what text towers of
+            sentence-transformers are trained for.
         mlm_layer_norm_eps: Of the LayerNorm in the MLM head; 1e-12 in the official code, 1e-5 in transformers.
         mlm_activation: In the MLM head.
         rank: Head that gives a pair one score, for choosing among several texts of an image (official `rank_output`).
@@ -189,12 +167,9 @@ class HeadsConfig:
     itm: bool = True
     itc: ItcKind | None = None
     itc_size: int = 256
-    itc_norm: bool = False
     itc_dropout: float = 0.0
     image_pooling: Pooling = "token"
-    image_pooled_layers: int = 1
     text_pooling: Pooling = "token"
-    text_pooled_layers: int = 1
     mlm_layer_norm_eps: float = 1e-12
     mlm_activation: Activation = "gelu"
     rank: bool = False
@@ -213,21 +188,14 @@ class HeadsConfig:
         check_choice("heads.itc", self.itc, ItcKind, or_none=True)
         classes = dict.fromkeys(CLASS_COUNTS, (0, CLASSES))
         widths: dict[str, tuple[float, float]] = {"itc_size": (1, WIDTH), "hidden_scale": (0, 1e3)}
-        layers = dict.fromkeys(("image_pooled_layers", "text_pooled_layers"), (1, 1_000))
-        check_numbers(self, "heads.", mlm_layer_norm_eps=EPS, **classes, **widths, **layers)
+        check_numbers(self, "heads.", mlm_layer_norm_eps=EPS, **classes, **widths)
         check_choice("heads.mlm_activation", self.mlm_activation, Activation)
         check_choice("heads.image_pooling", self.image_pooling, Pooling)
         check_choice("heads.text_pooling", self.text_pooling, Pooling)
-        if self.itc == "fused" and self.reads_more_than_tokens:
-            raise ValueError("heads.itc is fused with pooling, itc_norm or itc_dropout; expected the itc kind tower")
+        if self.itc == "fused" and ("mean" in (self.image_pooling, self.text_pooling) or self.itc_dropout):
+            raise ValueError("heads.itc is fused with means as pooling, or itc_dropout; expected the kind tower")
         check_dropout("heads.itc_dropout", self.itc_dropout)
         check_dropout("heads.nlvr2_dropout", self.nlvr2_dropout)
-
-    @property
-    def reads_more_than_tokens(self) -> bool:
-        """Whether heads on towers read something else than the global vector of the last layer, as it is."""
-        plain = HeadsConfig()
-        return any(getattr(self, name) != getattr(plain, name) for name in POOLING_FIELDS)
 
     def predicts_number(self, head: str) -> bool:
         """Whether the single output of a head is a number, not the logit of a class."""
@@ -258,11 +226,6 @@ class ModelConfig:
             )
         if self.heads.itc == "fused" and self.fusion.layer_embeddings:
             raise ValueError("heads.itc is fused with fusion.layer_embeddings; expected the itc kind tower")
-        grid, merged = self.vision.image_size // self.vision.patch_size, self.fusion.merge_patches
-        if grid % merged:
-            raise ValueError(
-                f"fusion.merge_patches is {merged}; expected a divisor of {grid}, the patches on a side of the image"
-            )
         for name, layers, count in (
             ("vision", self.vision_layers, self.vision.num_layers),
             ("text", self.text_layers, self.text.num_layers),
@@ -272,25 +235,6 @@ class ModelConfig:
                     f"fusion.{name}_layers is {layers}; expected increasing layers between 1 and {count}, "
                     f"the depth of the {name} tower"
                 )
-        for name, pooled, bridged in (
-            ("image", self.heads.image_pooled_layers, self.vision_layers),
-            ("text", self.heads.text_pooled_layers, self.text_layers),
-        ):
-            if pooled > len(bridged):
-                raise ValueError(
-                    f"heads.{name}_pooled_layers is {pooled}; expected at most {len(bridged)}, the number of bridged "
-                    "layers"
-                )
-
-    @property
-    def image_feature_size(self) -> int:
-        """Width of what heads on the image tower read."""
-        return self.vision.hidden_size * len(POOLED[self.heads.image_pooling]) * self.heads.image_pooled_layers
-
-    @property
-    def text_feature_size(self) -> int:
-        """Width of what heads on the text tower read."""
-        return self.text.hidden_size * len(POOLED[self.heads.text_pooling]) * self.heads.text_pooled_layers
 
     @property
     def vision_layers(self) -> tuple[int, ...]:

@@ -110,8 +110,6 @@ class FusionEncoder(nn.Module):
         self.text_layers = nn.ModuleList(FusionLayer(config) for _ in range(config.num_layers))
         self.image_layers = nn.ModuleList(FusionLayer(config) for _ in range(config.num_layers))
         self.first_bridge = config.first_bridge
-        self.pooled_tokens = 1 if config.pooling == "token" else None  # None: all
-        self.first_read = -1 if config.is_unbridged else 0
         bridged = () if config.bridge is None else range(self.first_bridge, config.num_layers + 1)
         bridge = entry("fusion.bridge", config.bridge or "add", bridges)
         num_text, num_image = config.num_tower_layers("text"), config.num_tower_layers("vision")
@@ -142,7 +140,7 @@ class FusionEncoder(nn.Module):
     ) -> tuple[Float[Tensor, "b q d"], Float[Tensor, "b r d"] | None]:
         """Returns the text and the image stream, as far as `outputs` needs them.
 
-        `pooled` computes the last layer at the two CLS positions only, unless all are pooled; `text` leaves the last
+        `pooled` computes the last layer at the two CLS positions only; `text` leaves the last
         image layer out (the image stream is then None); `all` computes everything. What is computed does not depend on
         `outputs`, nor on whether the caches were given.
         """
@@ -161,7 +159,7 @@ class FusionEncoder(nn.Module):
                         text_bridge(text_stream, text, image_stream, None),
                         image_bridge(image_stream, image, text_stream, text_mask),
                     )
-            cut = self.pooled_tokens if outputs == "pooled" and index == last else None
+            cut = 1 if outputs == "pooled" and index == last else None
             caches = {"cache": text_cache, "other_cache": image_cache}
             run_text, run_image = self._checkpointed(text_layer), self._checkpointed(image_layer)
             text_output = run_text(text_stream, image_stream, mask=text_mask, num_queries=cut, **caches)
@@ -175,9 +173,7 @@ class FusionEncoder(nn.Module):
 
     def _first_input(self, layers: TowerLayers, norm: nn.Module, bridges: nn.ModuleList) -> Float[Tensor, "b l d"]:
         """The first layer's input, which depends on one stream only."""
-        stream: Tensor = (
-            bridges[0](None, layers, None, None) if self.first_bridge == 1 else norm(layers[self.first_read])
-        )
+        stream: Tensor = bridges[0](None, layers, None, None) if self.first_bridge == 1 else norm(layers[0])
         return stream
 
     def _checkpointed(self, layer: Callable[P, Output]) -> Callable[P, Output]:

@@ -98,12 +98,9 @@ class ItcHead(nn.Module):
 
     MIN_TEMPERATURE, MAX_TEMPERATURE = 0.001, 0.5  # official `compute_itc`, clamped before each loss
 
-    def __init__(
-        self, image_size: int, text_size: int, itc_size: int, *, norm: bool = False, dropout: float = 0.0
-    ) -> None:
+    def __init__(self, image_size: int, text_size: int, itc_size: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.image_input = _feature_input(image_size, norm, dropout)
-        self.text_input = _feature_input(text_size, norm, dropout)
+        self.dropout = nn.Dropout(dropout)
         self.image = nn.Linear(image_size, itc_size)
         self.text = nn.Linear(text_size, itc_size)
         self.temperature = nn.Parameter(torch.tensor(0.07))
@@ -130,11 +127,6 @@ class FusedItcHead(nn.Module):
     def logit_scale(self) -> Float[Tensor, ""]:
         """Exp of the learned logarithm."""
         return self.log_logit_scale.exp()
-
-
-def _feature_input(size: int, norm: bool, dropout: float) -> nn.Sequential:
-    """What comes before a projection of features; no module at all for the official head."""
-    return nn.Sequential(*[nn.LayerNorm(size)] * norm, *[nn.Dropout(dropout)] * (dropout > 0))
 
 
 HeadInputs = Literal["pooled", "pooled_pair", "text", "image_cls", "text_cls", "both_cls"]
@@ -174,8 +166,9 @@ def chosen_heads(config: HeadsConfig) -> dict[str, object]:
 
 def _itc_head(config: ModelConfig) -> ItcHead | FusedItcHead:
     if config.heads.itc == "tower":
-        sizes = (config.image_feature_size, config.text_feature_size, config.heads.itc_size)
-        return ItcHead(*sizes, norm=config.heads.itc_norm, dropout=config.heads.itc_dropout)
+        return ItcHead(
+            config.vision.hidden_size, config.text.hidden_size, config.heads.itc_size, config.heads.itc_dropout
+        )
     fusion = config.fusion
     return FusedItcHead(fusion.hidden_size, config.text.hidden_size, fusion.pooled_size, config.heads.itc_size)
 
@@ -270,12 +263,12 @@ HEADS: dict[str, HeadSpec] = {
         hidden_scale=True,
     ),
     "image": HeadSpec(
-        build=lambda config: LinearHead(config.image_feature_size, config.heads.image),
+        build=lambda config: LinearHead(config.vision.hidden_size, config.heads.image),
         inputs="image_cls",
         recipe="cifar10",
     ),
     "text": HeadSpec(
-        build=lambda config: TextHead(config.text_feature_size, config.heads.text, config.text.dropout),
+        build=lambda config: TextHead(config.text.hidden_size, config.heads.text, config.text.dropout),
         inputs="text_cls",
         recipe="glue-cola",
     ),

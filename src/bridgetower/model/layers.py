@@ -15,7 +15,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.checkpoint import checkpoint
 
-from bridgetower.model.config import Pooling
 from bridgetower.model.tower_config import Activation
 
 P = ParamSpec("P")
@@ -225,19 +224,15 @@ class PostNormLayer(nn.Module):
 
 
 class Pooler(nn.Module):
-    """tanh(Linear(x)) of the first token x of a stream, the mean of its tokens, or the sum of both."""
+    """tanh(Linear(x)) of the first token x of a stream."""
 
-    def __init__(self, hidden_size: int, pooling: Pooling = "token") -> None:
+    def __init__(self, hidden_size: int) -> None:
         super().__init__()
         self.dense = nn.Linear(hidden_size, hidden_size)
-        self.pooling = pooling
 
-    def forward(self, hidden: Float[Tensor, "b l d"], mask: Bool[Tensor, "b m"] | None = None) -> Float[Tensor, "b d"]:
-        """Pools a stream, whole or its first token; `mask` is False on its padding."""
-        if self.pooling == "token":
-            return torch.tanh(self.dense(hidden[:, 0]))
-        mean = mean_token(hidden, mask)
-        return torch.tanh(self.dense(mean if self.pooling == "mean" else hidden[:, 0] + mean))
+    def forward(self, hidden: Float[Tensor, "b l d"]) -> Float[Tensor, "b d"]:
+        """Pools a stream."""
+        return torch.tanh(self.dense(hidden[:, 0]))
 
 
 def mean_token(hidden: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None) -> Float[Tensor, "b d"]:

@@ -71,40 +71,11 @@ NANO = ModelConfig(
     heads=HeadsConfig(itc="tower", itc_size=128),
 )
 
-# For the two frozen towers of `bridgetower.demo.starter`, whose sizes their weights decide, on two CPU cores.
-STARTER = ModelConfig(
-    vision=replace(VIT_B16, image_size=112, patch_size=14, hidden_size=384, num_heads=6, intermediate_size=1536),
-    text=replace(BERT_BASE, hidden_size=384, num_layers=6, intermediate_size=1536, dropout=0.0),
-    fusion=FusionConfig(
-        hidden_size=192,
-        num_layers=3,
-        num_heads=6,
-        intermediate_size=768,
-        vision_layers=(8, 9, 10),
-        text_layers=(4, 5, 6),
-        merge_patches=2,
-        pooling="token_and_mean",
-        pooled_product=True,
-        dropout=0.0,
-    ),
-    heads=HeadsConfig(
-        mlm=False,
-        itm=False,
-        itc="tower",
-        itc_norm=True,
-        itc_dropout=0.3,
-        image_pooling="token_and_mean",
-        image_pooled_layers=3,
-        text_pooling="mean",
-    ),
-)
-
 
 def meter(config: ModelConfig) -> ModelConfig:
     """Returns the METER baseline of `config`: the same encoder, fed from the last tower layers only.
 
-    Source: paper, section "Ablation Study"; official `METERTransformerSS`: neither bridges nor input LayerNorms. Where
-    heads pool several layers, the tower layers stay, and the last of them feeds the encoder.
+    Source: paper, section "Ablation Study"; official `METERTransformerSS`: neither bridges nor input LayerNorms.
     """
     return replace(config, fusion=replace(_unbridged(config), input_norm=False))
 
@@ -119,7 +90,6 @@ def meter_with_norms(config: ModelConfig) -> ModelConfig:
 
 
 def _unbridged(config: ModelConfig) -> FusionConfig:
-    """The fusion encoder without bridges, on the last tower layers, or on all that heads may pool."""
-    if config.heads.image_pooled_layers == config.heads.text_pooled_layers == 1:
-        return replace(config.fusion, bridge=None, vision_layers=None, text_layers=None)
-    return replace(config.fusion, bridge=None, vision_layers=config.vision_layers, text_layers=config.text_layers)
+    """The fusion encoder without bridges, on the last of the tower layers that are read."""
+    vision, text = config.fusion.vision_layers, config.fusion.text_layers
+    return replace(config.fusion, bridge=None, vision_layers=vision and vision[-1:], text_layers=text and text[-1:])

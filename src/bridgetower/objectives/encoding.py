@@ -24,10 +24,9 @@ def encode_image(
     if isinstance(images, Tensor):
         return model.encode_image(images.to(model.device, non_blocking=True), token_type, outputs=outputs)
     if outputs == "cls":
-        pooled = model.config.heads.image_pooled_layers
         if model.trained_top:
-            return Encoded((), model.image_features(_hidden(model, "vision", images, pooled)))
-        return Encoded((), images.vectors(lambda image: model.image_features(_hidden(model, "vision", image, pooled))))
+            return Encoded((), model.image_features(_hidden(model, "vision", images, 1)[0]))
+        return Encoded((), images.vectors(lambda image: model.image_features(_hidden(model, "vision", image, 1)[0])))
     return model.project_image(_hidden(model, "vision", images), token_type)
 
 
@@ -59,10 +58,9 @@ def encode_text(
         return model.encode_text(texts.to(model.device, non_blocking=True), attention_mask, outputs=outputs)
     mask = None if attention_mask is None else attention_mask.to(model.device, non_blocking=True).bool()
     if outputs == "cls":
-        pooled = model.config.heads.text_pooled_layers
         if model.trained_top:
-            return Encoded((), model.text_features(_hidden(model, "text", texts, pooled, mask), mask))
-        return Encoded((), texts.vectors(lambda text: model.text_features(_hidden(model, "text", text, pooled), None)))
+            return Encoded((), model.text_features(_hidden(model, "text", texts, 1, mask)[0], mask))
+        return Encoded((), texts.vectors(lambda text: model.text_features(_hidden(model, "text", text, 1)[0], None)))
     encoded = model.project_text(_hidden(model, "text", texts, mask=mask), mask)
     length = encoded.layers[0].shape[1]
     return encoded if (missing := model.padding(length)) is None else encoded.padded(length + missing)

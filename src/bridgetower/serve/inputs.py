@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from PIL import Image
 
-from bridgetower.analysis.attention import view_of
+from bridgetower.attention import view_of
 from bridgetower.distributed import available_cores
 from bridgetower.inference import Tokens
 from bridgetower.processor import Processor, Resized

@@ -13,7 +13,7 @@ import torch
 from fastapi import Depends, Request
 from torch import Tensor
 
-from bridgetower.analysis.attention import Attention, attention_of, words_of
+from bridgetower.attention import Attention, attention_of, words_of
 from bridgetower.inference import HEAD_OF, Choice, FilledWord, Item, Kind, Pixels, Tokens, assembled, choices
 from bridgetower.predictor import Predictor
 from bridgetower.processor import Resized
@@ -319,7 +319,7 @@ class Service:
         return await self.batcher.submit(items), model.tokens([*images, *images_2], texts)
 
     async def attention(self, image: Resized, ids: Tokens) -> Attention:
-        """Computes the cross-attention of the words of a text over an image, as `analysis.attention.explain` does."""
+        """Computes the cross-attention of the words of a text over an image, as `bridgetower.explain` does."""
         try:
             words_of(self.main.predictor.processor, ids)
         except ValueError as error:

@@ -10,7 +10,7 @@ from bridgetower.data.schema import CAPTIONS
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.outcome import Outcome
 from bridgetower.model.config import HeadsConfig
-from bridgetower.model.presets import BASE, LARGE, NANO, STARTER, meter, meter_with_norms
+from bridgetower.model.presets import BASE, LARGE, NANO, meter, meter_with_norms
 from bridgetower.objectives.config import Phase, PretrainingConfig, RankingConfig
 from bridgetower.tasks.recipes import BASE_AT_384, COLOUR_VIEWS, PAPER_OPTIMIZER
 from bridgetower.tasks.run_config import OptimizerConfig, RunConfig
@@ -169,46 +169,6 @@ PRETRAIN_NANO_METER = replace(PRETRAIN_NANO, recipe="pretrain-nano-meter", model
 
 PRETRAIN_NANO_METER_NORMS = replace(PRETRAIN_NANO, recipe="pretrain-nano-meter-norms", model=meter_with_norms(NANO))
 
-STARTER_ITC = RunConfig(
-    recipe="starter-itc",
-    source="this project: the contrastive head on frozen towers, see docs/demo.md; give vision and text",
-    task=PretrainingConfig(phases=(Phase(mlm=0, itm=0, itc=1),)),
-    model=STARTER,
-    freeze_towers=True,
-    optimizer=OptimizerConfig(lr=1e-3, weight_decay=0.1, warmup=0.05, head_multiplier=1, fusion_multiplier=1),
-    data=DataConfig(max_length=48, background=(255, 255, 255), cache=True),
-    evaluation=RetrievalConfig(candidates=10, max_captions=1),
-    batch_size=256,
-    max_steps=1_500,
-    evaluate_every=250,
-    select_by="itc_rsum",
-)
-
-STARTER_ITC_METER = replace(STARTER_ITC, recipe="starter-itc-meter", model=meter(STARTER))
-
-STARTER_MATCHING = replace(
-    STARTER_ITC,
-    recipe="starter-matching",
-    source="this project: the fusion encoder and matching, after starter-itc; see docs/demo.md",
-    task=PretrainingConfig(
-        phases=(
-            Phase(until=0.8, mlm=0, itm=1, negatives="uniform"),
-            Phase(until=1.0, mlm=0, itm=1, negatives="hard"),
-        )
-    ),
-    model=replace(STARTER, heads=replace(STARTER.heads, itm=True)),
-    optimizer=replace(STARTER_ITC.optimizer, weight_decay=0.05, warmup=0.1, clip_norm=1.0),
-    data=replace(STARTER_ITC.data, one_set_per_batch=True),
-    batch_size=32,
-    align_first=500,
-    max_steps=600,
-    evaluate_every=200,
-    checkpoint_every=200,
-    select_by="rsum",
-)
-
-STARTER_MATCHING_METER = replace(STARTER_MATCHING, recipe="starter-matching-meter", model=meter(STARTER_MATCHING.model))
-
 RETRIEVAL_FLICKR30K = RunConfig(
     recipe="retrieval-flickr30k",
     source="paper, appendix, and official script for Flickr30k: ITC + ITM, on 8 GPUs: ITC compares 64 pairs, and hard "
@@ -292,10 +252,6 @@ PRETRAINING = TaskSpec(
         PRETRAIN_NANO,
         PRETRAIN_NANO_METER,
         PRETRAIN_NANO_METER_NORMS,
-        STARTER_ITC,
-        STARTER_ITC_METER,
-        STARTER_MATCHING,
-        STARTER_MATCHING_METER,
     ),
     fine_tuning=(RETRIEVAL_FLICKR30K, RETRIEVAL_COCO, CONTRASTIVE_LARGE),
     benchmarks={"retrieval": PretrainingConfig()},

@@ -1,10 +1,7 @@
 """What recipes have in common: the paper's optimiser, how training images are varied, models; without torch."""
 
-from dataclasses import replace
-
 from bridgetower.data.config import DataConfig
-from bridgetower.model.config import HeadsConfig
-from bridgetower.model.presets import BASE, NANO
+from bridgetower.model.presets import BASE
 from bridgetower.tasks.run_config import OptimizerConfig
 
 PAPER_OPTIMIZER = OptimizerConfig(
@@ -37,14 +34,6 @@ QUESTION_VIEWS = DataConfig(
 # Official `clip_randaug` in training; the short side resized and the centre cropped in both (official `clip`).
 CLIP_VIEWS = DataConfig(
     profile="official-pretrain", rand_augment="colour", rand_magnitude=9, max_length=50, num_workers=4
-)
-
-# Of generated scenes and flags: a shallow nano model, minutes on one core.
-SCENES_MODEL = replace(
-    NANO,
-    vision=replace(NANO.vision, patch_size=12, num_layers=2),
-    text=replace(NANO.text, num_layers=2),
-    heads=HeadsConfig(mlm=False, itm=False),
 )
 
 # The paper's uni-modal checks. The paper gives learning rates (1e-5 or 2e-5) and, for GLUE, batch sizes (16 or 32). The

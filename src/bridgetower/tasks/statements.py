@@ -15,10 +15,9 @@ from bridgetower.data.schema import Schema, nlvr2_sentence
 from bridgetower.evaluation.outcome import Outcome, counts
 from bridgetower.model.config import HeadsConfig
 from bridgetower.objectives.config import NotAnOption, TaskConfig
-from bridgetower.tasks.recipes import BASE_AT_384, COLOUR_VIEWS, PAPER_OPTIMIZER, SCENES_MODEL
+from bridgetower.tasks.recipes import BASE_AT_384, COLOUR_VIEWS, PAPER_OPTIMIZER
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.spec import Evaluation, ExampleSource, TaskSpec
-from bridgetower.tasks.vqa import SCENES_VQA
 
 if TYPE_CHECKING:
     from bridgetower.data.examples import EntryDataset
@@ -156,31 +155,6 @@ NLVR2_BASE = RunConfig(
     select_by="accuracy",
 )
 
-SCENES_SNLI_VE = replace(
-    SCENES_VQA,
-    recipe="scenes-snli-ve",
-    source="this project: for sets of `bridgetower prepare scenes --kind snli-ve`",
-    task=SnliVeConfig(),
-    model=replace(SCENES_MODEL, heads=replace(SCENES_MODEL.heads, snli_ve=True)),
-    max_steps=1_200,
-    select_by="accuracy",
-)
-
-SCENES_NLVR2 = replace(
-    SCENES_SNLI_VE,
-    recipe="scenes-nlvr2",
-    source="this project: for sets of `bridgetower prepare scenes --kind nlvr2`, from a model that has learnt about "
-    "questions",
-    task=Nlvr2Config(),
-    model=replace(
-        SCENES_MODEL,
-        heads=replace(SCENES_MODEL.heads, nlvr2=True),
-        fusion=replace(SCENES_MODEL.fusion, num_token_types=3),
-    ),
-    optimizer=replace(SCENES_VQA.optimizer, lr=1e-4, warmup=0.1),  # 5e-4 unlearns what the model starts with
-    max_steps=800,
-)
-
 SNLI_VE = TaskSpec(
     name="snli-ve",
     config=SnliVeConfig,
@@ -188,7 +162,6 @@ SNLI_VE = TaskSpec(
     head="snli_ve",
     examples=partial(statements, schema=SINGLE_IMAGES),
     evaluate=_evaluate,
-    recipes=(SCENES_SNLI_VE,),
     fine_tuning=(SNLI_VE_BASE,),
     benchmarks={"snli-ve": SnliVeConfig()},
 )
@@ -200,7 +173,6 @@ NLVR2 = TaskSpec(
     head="nlvr2",
     examples=partial(statements, schema=IMAGE_PAIRS),
     evaluate=_evaluate,
-    recipes=(SCENES_NLVR2,),
     fine_tuning=(NLVR2_BASE,),
     benchmarks={"nlvr2": Nlvr2Config()},
 )

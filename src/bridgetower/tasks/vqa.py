@@ -16,10 +16,10 @@ from bridgetower.evaluation.vqa_score import VqaScores, vqa_score, vqa_scores
 from bridgetower.files import json_text
 from bridgetower.model.config import HeadsConfig
 from bridgetower.model.plain import check_choice, check_numbers
-from bridgetower.model.presets import BASE, LARGE, STARTER, meter
+from bridgetower.model.presets import BASE, LARGE
 from bridgetower.objectives.config import NotAnOption, TaskConfig
-from bridgetower.tasks.recipes import CLIP_VIEWS, PAPER_OPTIMIZER, QUESTION_VIEWS, SCENES_MODEL
-from bridgetower.tasks.run_config import OptimizerConfig, RunConfig
+from bridgetower.tasks.recipes import CLIP_VIEWS, PAPER_OPTIMIZER, QUESTION_VIEWS
+from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.spec import Evaluation, ExampleSource, TaskSpec
 
 if TYPE_CHECKING:
@@ -118,10 +118,6 @@ def vqa_metrics(scores: VqaScores) -> dict[str, float]:
 
 
 NUM_ANSWERS = 3129
-NUM_SCENE_ANSWERS = 14
-"""Of the level `easy`; `medium` has 18, `hard` 22."""
-
-NUM_FLAG_ANSWERS = 17
 _HEADS = HeadsConfig(mlm=False, itm=False, vqa=NUM_ANSWERS, hidden_scale=2.0)
 
 VQAV2_BASE = RunConfig(
@@ -169,61 +165,6 @@ VQAV2_LARGE_NO_PRETRAINING = replace(
     micro_batch_size=4,
 )
 
-SCENES_VQA = RunConfig(
-    recipe="scenes-vqa",
-    source="this project: for sets of `bridgetower prepare scenes` of the level easy; of others, set model.heads.vqa "
-    "to the number of their answers",
-    task=VqaConfig(),
-    model=replace(SCENES_MODEL, heads=replace(SCENES_MODEL.heads, vqa=NUM_SCENE_ANSWERS)),
-    optimizer=OptimizerConfig(
-        lr=5e-4, weight_decay=0.05, warmup=0.05, head_multiplier=1, fusion_multiplier=1, clip_norm=1.0
-    ),
-    data=DataConfig(max_length=32, cache=True),
-    batch_size=64,
-    max_steps=2_000,
-    precision="bf16",
-    evaluate_every=200,
-    checkpoint_every=400,
-    select_by="vqa_score",
-)
-
-SCENES_VQA_DEEP = replace(
-    SCENES_VQA,
-    recipe="scenes-vqa-deep",
-    source="this project: scenes-vqa with deeper towers, where bridges help; see docs/bridges.md",
-    model=SCENES_VQA.model.override({"vision.num_layers": 6, "text.num_layers": 4, "fusion.num_layers": 3}),
-    max_steps=1_200,
-    evaluate_every=100,
-)
-
-SCENES_VQA_DEEP_METER = replace(SCENES_VQA_DEEP, recipe="scenes-vqa-deep-meter", model=meter(SCENES_VQA_DEEP.model))
-
-FLAG_QUESTIONS = replace(
-    SCENES_VQA,
-    recipe="flag-questions",
-    source="this project: for `bridgetower prepare flag-questions`, from a model that has learnt about scenes",
-    model=replace(SCENES_MODEL, heads=replace(SCENES_MODEL.heads, vqa=NUM_FLAG_ANSWERS)),
-    optimizer=replace(SCENES_VQA.optimizer, lr=3e-4),
-    data=replace(SCENES_VQA.data, augmentation="affine"),
-    max_steps=240,
-    evaluate_every=40,
-    checkpoint_every=80,
-)
-
-STARTER_FLAG_QUESTIONS = replace(
-    FLAG_QUESTIONS,
-    recipe="starter-flag-questions",
-    source="this project: for `bridgetower prepare flag-questions`, after starter-matching; see docs/demo.md",
-    model=replace(STARTER, heads=replace(STARTER.heads, itc=None, vqa=NUM_FLAG_ANSWERS)),
-    freeze_towers=True,
-    optimizer=replace(SCENES_VQA.optimizer, lr=6e-4),
-    data=replace(SCENES_VQA.data, background=(255, 255, 255)),
-    max_steps=150,
-    precision="fp32",
-    evaluate_every=50,
-    checkpoint_every=50,
-)
-
 VQA = TaskSpec(
     name="vqa",
     config=VqaConfig,
@@ -232,7 +173,6 @@ VQA = TaskSpec(
     examples=_examples,
     evaluate=_evaluate,
     class_names=_class_names,
-    recipes=(SCENES_VQA, SCENES_VQA_DEEP, SCENES_VQA_DEEP_METER, FLAG_QUESTIONS, STARTER_FLAG_QUESTIONS),
     fine_tuning=(VQAV2_BASE, VQAV2_LARGE, VQAV2_BASE_NO_PRETRAINING, VQAV2_LARGE_NO_PRETRAINING),
     benchmarks={"vqav2": VqaConfig()},
 )

@@ -17,7 +17,7 @@ from bridgetower.data.batch import derive_seed
 from bridgetower.data.config import DataConfig
 from bridgetower.files import differences
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.config import POOLING_FIELDS, HeadsConfig, ModelConfig
+from bridgetower.model.config import FEATURE_FIELDS, HeadsConfig, ModelConfig
 from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
 from bridgetower.model.heads import HEADS, chosen_heads
 from bridgetower.model.presets import TEXT_TOWERS, VISION_TOWERS
@@ -30,7 +30,7 @@ from bridgetower.training.setup import class_labels
 
 logger = logging.getLogger(__name__)
 
-_OF_ITC = ("itc", "itc_size", *POOLING_FIELDS)
+_OF_ITC = ("itc", "itc_size", *FEATURE_FIELDS)
 """What a checkpoint decides of the contrastive head unless the run changes one of them in its recipe."""
 
 # The run decides these of a tower: positions are resized, and published weights are the same with any dropout.
@@ -121,7 +121,7 @@ def _effective_heads(there: HeadsConfig, chosen: HeadsConfig, kept: list[str]) -
         itc_size=there.itc_size if "itc" in kept else chosen.itc_size,
         mlm_layer_norm_eps=(there if "mlm" in kept else chosen).mlm_layer_norm_eps,
         mlm_activation=(there if "mlm" in kept else chosen).mlm_activation,
-        **{name: getattr(there if pools else chosen, name) for name in POOLING_FIELDS},
+        **{name: getattr(there if pools else chosen, name) for name in FEATURE_FIELDS},
     )
 
 
@@ -140,10 +140,9 @@ def _check_model(usual: ModelConfig, config: RunConfig, checkpoint: Checkpoint, 
 
 
 def _new_heads(config: ModelConfig, extensions: Extensions, heads: list[str], seed: int) -> dict[str, Tensor]:
-    """Draws the weights of some heads, whose shapes depend on widths and pooled layers only, in a shallow model."""
-    depth = max(config.heads.image_pooled_layers, config.heads.text_pooled_layers)
-    shallow: dict[str, Any] = {f"{part}.num_layers": depth for part in ("vision", "text", "fusion")}
-    shallow |= dict.fromkeys(("fusion.vision_layers", "fusion.text_layers"), tuple(range(1, depth + 1)))
+    """Draws the weights of some heads, whose shapes depend on widths only, in a shallow model."""
+    shallow: dict[str, Any] = {f"{part}.num_layers": 1 for part in ("vision", "text", "fusion")}
+    shallow |= dict.fromkeys(("fusion.vision_layers", "fusion.text_layers"), (1,))
     # Towers of libraries have a depth of their own, and heads do not depend on the kind of a tower.
     shallow |= {"vision.architecture": "vit"} if config.vision.settings else {}
     shallow |= {"text.architecture": "bert"} if config.text.settings else {}

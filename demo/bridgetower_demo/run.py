@@ -1,0 +1,401 @@
+"""The main job end to end: prepare images, pre-train two models, fine-tune, evaluate, compare, report, index."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from bridgetower.data.captions import CaptionImages
+from bridgetower.data.config import DataConfig
+from bridgetower.data.prepared_set import PreparedSet
+from bridgetower.data.schema import VQA
+from bridgetower.evaluation.masked_words import evaluate_masked_words
+from bridgetower.evaluation.retrieval import RetrievalResult, evaluate_retrieval
+from bridgetower.files import locked, read_json, write_bytes, write_json, write_text
+from bridgetower.model.products import processor_name
+from bridgetower.objectives.config import PretrainingConfig
+from bridgetower.predictor import Predictor, load
+from bridgetower.reports.comparison import Comparison
+from bridgetower.search.build import build_index
+from bridgetower.search.config import IndexConfig
+from bridgetower.search.index import Index
+from bridgetower.tasks.run_config import RunConfig, read_metrics
+from bridgetower_demo.costs import model_cost
+from bridgetower_demo.examples import AnswerExample, SearchExample, answer_examples, search_examples
+from bridgetower_demo.findings import duration
+from bridgetower_demo.folder import (
+    ANSWERS,
+    answering_model,
+    held_out_images,
+    held_out_index,
+    run_folder,
+    trained_model,
+)
+from bridgetower_demo.grounding import Judged, judge
+from bridgetower_demo.mask_examples import MaskExample, mask_examples
+from bridgetower_demo.parallel import train_all
+from bridgetower_demo.plan import MINUTES, ON_TOWERS, Plan, Stage, scaled
+from bridgetower_demo.recipes import RECIPES
+from bridgetower_demo.report import render_report
+from bridgetower_demo.results import ARMS, Arm, DemoAnswers, DemoDataset, DemoResults, DemoRun, curve
+from bridgetower_demo.starter import TEXT, VISION, starter_towers
+from bridgetower_demo.toysets import TOYSETS, prepare_toyset
+from bridgetower_demo.toysets.scenes import ScenesConfig
+
+logger = logging.getLogger(__name__)
+
+
+def write_held_out(datasets: Mapping[str, Path], folder: Path, split: str = "test") -> None:
+    """Writes the images of a split of data sets as files, each with a text file of its captions beside it.
+
+    A file that is there with the same content is left as it is, so that its time stays.
+
+    Args:
+        datasets: Prepared folders by name; each gets a folder of that name.
+        folder: Where to write.
+        split: Of each set.
+    """
+    for name, dataset in datasets.items():
+        captions: dict[int, list[str]] = {}
+        held_out = PreparedSet(dataset, [split])
+        for row in held_out.scan():
+            captions.setdefault(row["images"][0], []).append(row["entry"])
+        names, contents = held_out.image_names(list(captions)), held_out.images(list(captions))
+        for file, content, texts in zip(names, contents, captions.values(), strict=True):
+            image = folder / name / Path(file).name
+            _write(image, content)
+            _write(image.with_suffix(".txt"), "".join(f"{caption}\n" for caption in texts).encode())
+
+
+def index_held_out(folder: Path, uri: Path, predictor: Predictor) -> None:
+    """Brings the index of held-out images up to date; one of another model, such as of an earlier demo, is replaced.
+
+    Args:
+        folder: From `write_held_out`.
+        uri: The index.
+        predictor: The model.
+    """
+    if Index.exists(uri) and Index(uri).info.fingerprint != predictor.fingerprint:
+        shutil.rmtree(uri)
+    build_index(folder, uri, predictor, IndexConfig(num_workers=0))
+
+
+def _write(path: Path, content: bytes) -> None:
+    if not (path.exists() and path.read_bytes() == content):
+        write_bytes(path, content)
+
+
+DEEP_TOWERS = Path(__file__).with_name("deep-towers.json")
+"""The comparison.json of `python benchmarks/bridges.py depth-6`."""
+_EXAMPLES = 2  # of either kind per topic
+_MIN_INTERVAL = 20  # steps between evaluations
+_TEXT_LENGTH = 16  # tokens of the pair whose cost is measured
+_SETTINGS = "demo.json"  # and the times
+_SEARCHES, _MASKS, _IMAGES = 6, 4, 8  # examples per data set
+
+
+def questions_folder(out: Path, plan: Plan) -> Path:
+    """Folder of the questions."""
+    return out / "data" / plan.questions.toyset
+
+
+def _judged_answers(out: Path, plan: Plan, arm: Arm, seed: int) -> Judged:
+    """Answers the test questions with the last checkpoint."""
+    predictor = load(answering_model(out, arm, seed), device="cpu")
+    return judge(predictor, "vqa", questions_folder(out, plan))
+
+
+def _answer_metrics(out: Path, judged: Mapping[tuple[Arm, int], Judged], steps: int) -> tuple[DemoAnswers, ...]:
+    """Returns what is reported of the answers of each arm and seed."""
+    return tuple(
+        DemoAnswers(
+            arm=arm,
+            seed=seed,
+            steps=steps,
+            curve=curve(read_metrics(run_folder(out, arm, seed, ANSWERS), "validation")),
+            topics=dict(one.groundings),
+        )
+        for (arm, seed), one in judged.items()
+    )
+
+
+def _question_examples(folder: Path, judged: Judged) -> list[AnswerExample]:
+    """Returns questions of the test split with their images and answers."""
+    questions = PreparedSet(folder, ["test"], VQA)
+    return answer_examples(judged, questions.images(questions.groups.tolist()), count=_EXAMPLES)
+
+
+def _drawn_scenes(count: int) -> list[bytes]:
+    """Returns images of generated scenes, for trying models that answer questions about these."""
+    records = TOYSETS["scenes"].collect(ScenesConfig(num_train=1, num_validation=1, num_test=count)).splits["test"]
+    return [record.images[0].content for record in records]
+
+
+def run_demo(
+    out: Path, *, plan: Plan = ON_TOWERS, minutes: float = MINUTES, seeds: int = 1, progress: bool = True
+) -> DemoResults:
+    """Trains and compares BridgeTower and METER on held-out emoji and flags; continues where it was cut off.
+
+    `ON_TOWERS`, both start from two small pre-trained towers, which stay frozen: first the contrastive head learns,
+    then the fusion encoder with the matching head, then the answers to questions about flags. `FROM_SCRATCH`, nano
+    models learn all at once, and then the answers to questions about generated scenes.
+
+    The folder gets `data/`, `runs/ARM-SEED/`, `runs/ARM-SEED-STAGE/`, `images/` (some held-out ones), `held-out/`
+    (all held-out ones) and `held-out.lance`, an index of these, `results.json`, `report.html` and `demo.json`, the
+    settings and the time that calls have taken so far; on towers also `towers/`. The report is written for the first
+    time after the first training. Both arms are tested with their last checkpoint: the best one on validation could be
+    of a phase in which the fusion encoder has not been trained yet.
+
+    Args:
+        out: Folder for everything.
+        plan: What is trained, and how.
+        minutes: Scales the number of training steps: about this long for one seed on 2 cores.
+        seeds: Trainings of each model; more give a spread.
+        progress: Show progress bars.
+
+    Raises:
+        FileNotFoundError: The packages of the `demo` extra are missing.
+        FileExistsError: Another process works in `out`.
+        OSError: The towers cannot be downloaded.
+        ValueError: `minutes` or `seeds` is not positive, or `out` holds a demo with other settings.
+        Interrupted: A signal asked the trainings to stop; the same call continues them.
+        LostProcessError: The process of a training was killed; the same call continues it.
+    """
+    if minutes <= 0 or seeds < 1:
+        raise ValueError(f"minutes {minutes}, seeds {seeds}; expected more than 0 minutes and at least 1 seed")
+    settings = {"minutes": minutes, "seeds": seeds, "from_scratch": not plan.towers}
+    with locked(out), _timed(out, settings) as clock:
+        return _Demo(out, plan, minutes, seeds, clock, progress).run()
+
+
+@dataclass(frozen=True)
+class _Demo:
+    """A demo in its folder."""
+
+    out: Path
+    plan: Plan
+    minutes: float
+    seeds: int
+    clock: _Clock
+    progress: bool
+
+    def run(self) -> DemoResults:
+        """Does all that is not done yet."""
+        out, plan, progress = self.out, self.plan, self.progress
+        if plan.towers:
+            starter_towers(out / "towers")
+        datasets = [
+            DemoDataset.of(prepare_toyset(name, out / "data" / name, config, progress=progress))
+            for name, config in plan.datasets.items()
+        ]
+        runs: list[tuple[Arm, int]] = [(arm, seed) for seed in range(self.seeds) for arm in ARMS]
+        for number, stage in enumerate(plan.stages):
+            configs = {run: demo_config(out, plan, stage, *run, self.minutes) for run in runs}
+            folders = {run_folder(out, *run, stage.name): config for run, config in configs.items()}
+            if number == 0 and len(plan.stages) > 1 and not (out / "report.html").exists():
+                train_all(dict(list(folders.items())[:1]), progress=progress)
+                self.report(datasets, stage, {runs[0]: configs[runs[0]]}, {})
+                seconds = self.clock.note_first_report()
+                where = out / "report.html"
+                logger.info("first searches: %s after %s on %s", where, duration(seconds), processor_name())
+            train_all(folders, progress=progress)
+        questions = plan.questions
+        prepare_toyset(
+            questions.toyset, questions_folder(out, plan), questions.settings(self.minutes), progress=progress
+        )
+        answering = {run_folder(out, *run, ANSWERS): answering_config(out, plan, *run, self.minutes) for run in runs}
+        train_all(answering, progress=progress)
+        judged = {run: _judged_answers(out, plan, *run) for run in runs}
+        return self.report(datasets, stage, configs, judged)
+
+    def report(
+        self,
+        datasets: Sequence[DemoDataset],
+        stage: Stage,
+        configs: Mapping[tuple[Arm, int], RunConfig],
+        judged: Mapping[tuple[Arm, int], Judged],
+    ) -> DemoResults:
+        """Tests the models of a stage, and writes results, report, held-out images and their index."""
+        out, plan = self.out, self.plan
+        tested = {run: _tested(out, plan, stage, *run, config) for run, config in configs.items()}
+        stages = plan.stages[: plan.stages.index(stage) + 1]
+        steps = sum(scaled(RECIPES[each.recipes["bridgetower"]].max_steps or 0, self.minutes) for each in stages)
+        runs = [replace(run, steps=steps) for run, _ in tested.values()]
+        splits = {dataset.name: dataset.splits for dataset in datasets}
+        predictors = {
+            arm: load(trained_model(out, arm, 0, stage.name), device="cpu") for arm, seed in configs if not seed
+        }
+        results = DemoResults(
+            command=f"python -m bridgetower_demo{plan.option} --minutes {self.minutes:g} --seeds {self.seeds}",
+            settings={**self.clock.settings, "steps": steps},
+            datasets=tuple(datasets),
+            tests={name: splits[dataset][split]["images"] for name, (dataset, split) in plan.tests.items()},
+            runs=tuple(runs),
+            costs=tuple(
+                model_cost(one.model, _TEXT_LENGTH, arm=arm)
+                for arm, one in predictors.items()
+                if one.model.itm_head is not None
+            ),
+            answers=_answer_metrics(out, judged, scaled(plan.questions.steps, self.minutes)),
+            about=plan.questions.about,
+            towers=(VISION.provenance, TEXT.provenance) if plan.towers else (),
+            versions={name: version(name) for name in ("bridgetower", "torch")} | {"python": platform.python_version()},
+            processor=processor_name(),
+            seconds_total=self.clock.seconds(),
+            seconds_to_first_report=self.clock.first_report,
+        )
+        results.write(out / "results.json")
+        first: tuple[Arm, int] = ("bridgetower", 0)
+        answers = _question_examples(questions_folder(out, plan), judged[first]) if judged else []
+        _report(out, plan, results, predictors["bridgetower"], configs[first], tested[first][1], answers)
+        for name, (dataset, split) in plan.tests.items():
+            write_held_out({name: out / "data" / dataset}, held_out_images(out), split)
+        index_held_out(held_out_images(out), held_out_index(out), predictors["bridgetower"])
+        return results
+
+
+def demo_config(out: Path, plan: Plan, stage: Stage, arm: Arm, seed: int, minutes: float) -> RunConfig:
+    """Returns the run of one arm in a stage: its recipe on all data sets, steps scaled to `minutes`."""
+    recipe = RECIPES[stage.recipes[arm]]
+    steps = scaled(recipe.max_steps or 0, minutes)
+    every = max(_MIN_INTERVAL, -(-steps // stage.evaluations))
+    folders = tuple(str(out / "data" / name) for name in plan.datasets)
+    number = plan.stages.index(stage)
+    changes: dict[str, Any] = {"max_steps": steps, "evaluate_every": every, "checkpoint_every": every}
+    changes["align_first"] = round(recipe.align_first * minutes / MINUTES)
+    if number > 0:
+        changes |= {"init": str(trained_model(out, arm, seed, plan.stages[number - 1].name))}
+    elif plan.towers:
+        changes |= {"vision": str(out / "towers" / "vision"), "text": str(out / "towers" / "text")}
+    data = replace(recipe.data, folders=folders, repeats=plan.repeats)
+    return replace(recipe, data=data, seed=seed, **changes)
+
+
+def answering_config(out: Path, plan: Plan, arm: Arm, seed: int, minutes: float) -> RunConfig:
+    """Returns the run in which a model learns to answer: the recipe with so many steps."""
+    questions = plan.questions
+    recipe = RECIPES[questions.recipes[arm]]
+    steps = scaled(questions.steps, minutes)
+    every = -(-steps // questions.evaluations)
+    return replace(
+        recipe,
+        init=str(trained_model(out, arm, seed)) if questions.init else None,
+        data=replace(recipe.data, folders=(str(questions_folder(out, plan)),)),
+        seed=seed,
+        max_steps=steps,
+        evaluate_every=every,
+        checkpoint_every=every,
+    )
+
+
+class _Clock:
+    """The time that calls have taken, all but killed ones; kept beside the settings of the demo."""
+
+    def __init__(self, path: Path, settings: Mapping[str, float], before: Mapping[str, Any]) -> None:
+        """Starts; `before` is what an earlier call has kept, or empty."""
+        self.path, self.settings, self.started = path, settings, time.perf_counter()
+        self.before: float = before.get("seconds", 0.0)
+        self.first_report: float | None = before.get("seconds_to_first_report")
+
+    def seconds(self) -> float:
+        """Returns the time so far."""
+        return self.before + time.perf_counter() - self.started
+
+    def note_first_report(self) -> float:
+        """Keeps and returns the time so far as that to the first report."""
+        self.first_report = self.seconds()
+        self.keep()
+        return self.first_report
+
+    def keep(self) -> None:
+        """Writes the times and the settings."""
+        times = {"seconds": self.seconds(), "seconds_to_first_report": self.first_report}
+        write_json(self.path, {**self.settings, **times})
+
+
+@contextmanager
+def _timed(out: Path, settings: Mapping[str, float]) -> Iterator[_Clock]:
+    """Refuses a folder of other settings; yields the clock of the demo, and keeps its times at the end."""
+    path = out / _SETTINGS
+    before = read_json(path) if path.exists() else dict(settings)
+    if {name: before.get(name) for name in settings} != settings:
+        given = " ".join(f"--{name} {before.get(name)}" for name in ("minutes", "seeds"))
+        given += " --from-scratch" if before.get("from_scratch") else ""
+        raise ValueError(f"{out} holds a demo with {given}; give the same to continue it, or choose another --out")
+    clock = _Clock(path, settings, before)
+    clock.keep()
+    try:
+        yield clock
+    finally:
+        clock.keep()
+
+
+def _tested(
+    out: Path, plan: Plan, stage: Stage, arm: Arm, seed: int, config: RunConfig
+) -> tuple[DemoRun, dict[str, RetrievalResult]]:
+    """Returns what is reported of a run, and its retrieval on the images of each test."""
+    folder = run_folder(out, arm, seed, stage.name)
+    predictor = load(trained_model(out, arm, seed, stage.name), device="cpu")
+    steps = config.max_steps or 0
+    seconds = sum(line["seconds"] for line in read_metrics(folder, "train"))
+    assert isinstance(config.task, PretrainingConfig)  # as in all stages
+    retrieved: dict[str, RetrievalResult] = {}
+    test: dict[str, dict[str, float]] = {}
+    for name in plan.tests:
+        images = _images(predictor, out, plan, name)
+        words: dict[str, float] = {}
+        if config.model.heads.mlm:
+            words = evaluate_masked_words(predictor.model, images, config.task.masking)
+        retrieved[name] = evaluate_retrieval(predictor.model, images, config.evaluation, reranking=predictor.reranking)
+        test[name] = retrieved[name].metrics() | words
+    run = DemoRun(
+        arm=arm,
+        seed=seed,
+        steps=steps,
+        seconds=seconds,
+        pairs_per_second=steps * config.batch_size / seconds,
+        curve=curve(read_metrics(folder, "validation")),
+        test=test,
+    )
+    return run, retrieved
+
+
+def _images(predictor: Predictor, out: Path, plan: Plan, test: str) -> CaptionImages:
+    dataset, split = plan.tests[test]
+    return CaptionImages(DataConfig(folders=(str(out / "data" / dataset),), cache=True), split, predictor.processor)
+
+
+def _report(
+    out: Path,
+    plan: Plan,
+    results: DemoResults,
+    predictor: Predictor,
+    config: RunConfig,
+    retrieved: Mapping[str, RetrievalResult],
+    answers: Sequence[AnswerExample],
+) -> None:
+    searches: dict[str, list[SearchExample]] = {}
+    masks: list[MaskExample] = []
+    for name in plan.tests:
+        images = _images(predictor, out, plan, name)
+        searches[name] = search_examples(predictor, images, retrieved[name], config.evaluation, count=_SEARCHES)
+        if config.model.heads.mlm:
+            masks += mask_examples(predictor, images, count=_MASKS)
+        for number in range(min(_IMAGES, len(images))):
+            write_bytes(out / "images" / f"{name.removesuffix('s')}-{number + 1}.png", images.contents([number])[0])
+    asked = [answer.image for answer in answers[:_IMAGES]]
+    drawn = {"scene": _drawn_scenes(_IMAGES)} if plan.towers else {}
+    for name, contents in (drawn | {plan.questions.prefix: asked}).items():
+        for number, content in enumerate(contents):
+            write_bytes(out / "images" / f"{name}-{number + 1}.png", content)
+    beforehand = Comparison.of(read_json(DEEP_TOWERS)) if plan.towers else None  # else this demo trains such models
+    page = render_report(results, searches, masks, answers, examples_from="BridgeTower, seed 0", beforehand=beforehand)
+    write_text(out / "report.html", page)

@@ -1,0 +1,316 @@
+"""Learning curves of finished runs, and their differences paired by seed, as numbers, a drawing and a page."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from bridgetower.files import read_json, write_bytes, write_json, write_text
+from bridgetower.reports.numbers import (
+    NO_VALUE,
+    Difference,
+    Spread,
+    mean_std,
+    number,
+    paired_difference,
+    spread,
+    verdict,
+    with_interval,
+)
+from bridgetower.reports.pages import page_templates
+from bridgetower.tasks.run_config import CONFIG, read_metrics
+
+_INKS = (("#0072b2", "-"), ("#d55e00", "--"), ("#009e73", "-."), ("#cc79a7", ":"), ("#e69f00", "-"), ("#56b4e9", "--"))
+LINE_STYLES = tuple((ink, marker + line) for marker in "os^" for ink, line in _INKS)
+"""Colour, and marker with line, of each arm: a palette that colour-blind people can tell apart."""
+MEASURES = {"area": "mean over the curve", "final": "last evaluation", "steps_to_reach": "steps to reach"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedRun:
+    """One training.
+
+    Attributes:
+        arm: What it has in common with runs of other seeds.
+        seed: Of the run.
+        curve: Step → metric on the validation split.
+        seconds_per_step: Of training, without evaluations.
+    """
+
+    arm: str
+    seed: int
+    curve: Mapping[int, float]
+    seconds_per_step: float
+
+    def measures(self, reach: float | None) -> dict[str, float]:
+        """Returns the mean of the curve, its last value, and the first step at which it is at least `reach`.
+
+        The last is left out if there is no `reach`; a run that never gets there counts with its last step.
+        """
+        steps = sorted(self.curve)
+        found = {"area": sum(self.curve.values()) / len(steps), "final": self.curve[steps[-1]]}
+        if reach is not None:
+            reached = (step for step in steps if self.curve[step] >= reach)
+            found["steps_to_reach"] = next(reached, steps[-1])
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Runs of several arms, all evaluated at the same steps.
+
+    Attributes:
+        metric: Of the validation split.
+        reach: Value of `steps_to_reach`; None: not measured.
+        runs: At least one per arm, each seed once.
+    """
+
+    metric: str
+    reach: float | None
+    runs: tuple[FinishedRun, ...]
+
+    def __post_init__(self) -> None:
+        """Checks that each arm has each seed once, and that evaluations are at equal steps.
+
+        Raises:
+            ValueError: They are not.
+        """
+        for arm in self.arms:
+            seeds = [run.seed for run in self.arm_runs(arm)]
+            if len(set(seeds)) < len(seeds):
+                raise ValueError(f"several runs of {arm} have the same seed: {seeds}; give each arm each seed once")
+        steps = {tuple(sorted(run.curve)): f"{run.arm}, seed {run.seed}" for run in self.runs}
+        if len(steps) > 1:
+            (one, first), (other, second) = list(steps.items())[:2]
+            raise ValueError(
+                f"{first} has {len(one)} evaluations up to step {one[-1]}, {second} has {len(other)} up to step "
+                f"{other[-1]}; expected evaluations at the same steps"
+            )
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Comparison:
+        """Returns the comparison of which `to_dict` returned these values."""
+        runs = [
+            FinishedRun(
+                arm=arm,
+                seed=seed,
+                curve={int(step): value for step, value in curve.items()},
+                seconds_per_step=seconds,
+            )
+            for arm, own in values["arms"].items()
+            for seed, curve, seconds in zip(
+                own["seeds"], own["curves"], own["measures"]["seconds_per_step"]["values"], strict=True
+            )
+        ]
+        return cls(metric=values["metric"], reach=values["reach"], runs=tuple(runs))
+
+    @property
+    def arms(self) -> list[str]:
+        """Arms in the order in which they were given."""
+        return list(dict.fromkeys(run.arm for run in self.runs))
+
+    def arm_runs(self, arm: str) -> list[FinishedRun]:
+        """Returns the runs of an arm in order of their seeds."""
+        return sorted((run for run in self.runs if run.arm == arm), key=lambda run: run.seed)
+
+    def spreads(self, arm: str) -> dict[str, Spread]:
+        """Returns the measures of an arm over its seeds, and the seconds of a step."""
+        runs = self.arm_runs(arm)
+        measured = [run.measures(self.reach) for run in runs]
+        found = {name: spread([one[name] for one in measured]) for name in measured[0]}
+        return found | {"seconds_per_step": spread([run.seconds_per_step for run in runs])}
+
+    def differences(self, arm: str) -> dict[str, Difference]:
+        """Returns the measures of the first arm minus those of another, over the seeds of both; empty if none."""
+        arms = (self.arms[0], arm)
+        ours, theirs = ({run.seed: run.measures(self.reach) for run in self.arm_runs(one)} for one in arms)
+        seeds = sorted(set(ours) & set(theirs))
+        names = ours[seeds[0]] if seeds else ()
+        return {
+            name: paired_difference(*([one[seed][name] for seed in seeds] for one in (ours, theirs))) for name in names
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain values, ready for JSON: by arm seeds, curves, measures, and differences with their interval."""
+        return {
+            "metric": self.metric,
+            "reach": self.reach,
+            "arms": {
+                arm: {
+                    "seeds": [run.seed for run in self.arm_runs(arm)],
+                    "curves": [
+                        {str(step): run.curve[step] for step in sorted(run.curve)} for run in self.arm_runs(arm)
+                    ],
+                    "measures": self.spreads(arm),
+                }
+                for arm in self.arms
+            },
+            "differences": {f"{self.arms[0]} - {arm}": self.differences(arm) for arm in self.arms[1:]},
+        }
+
+    def rows(self, digits: int = 3, scale: float = 1.0) -> tuple[list[str], list[list[str]]]:
+        """Returns the titles and cells of a table: arms first, then the paired differences from the first arm.
+
+        Args:
+            digits: Of the metric, after the point.
+            scale: Factor on the metric, such as 100 for percent.
+        """
+        titles = {name: title for name, title in MEASURES.items() if name != "steps_to_reach" or self.reach is not None}
+        if self.reach is not None:
+            titles["steps_to_reach"] += f" {number(scale * self.reach, digits=3).rstrip('0').rstrip('.')}"
+        forms = {name: (1.0, 0) if name == "steps_to_reach" else (scale, digits) for name in titles}
+        rows = []
+        for arm in self.arms:
+            spreads = self.spreads(arm)
+            cells = [mean_std(spreads[name], scale=factor, digits=places) for name, (factor, places) in forms.items()]
+            seconds = mean_std(spreads["seconds_per_step"], digits=3)
+            rows.append([arm, str(len(self.arm_runs(arm))), *cells, seconds])
+        for arm in self.arms[1:]:
+            found = self.differences(arm)
+            cells = [_difference(found[name], *form) if found else NO_VALUE for name, form in forms.items()]
+            seeds = str(len(found["area"]["values"])) if found else "0"
+            rows.append([f"{self.arms[0]} \u2212 {arm}", seeds, *cells, ""])
+        return ["", "seeds", *titles.values(), "seconds per step"], rows
+
+    def markdown(self) -> str:
+        """Returns the table in Markdown."""
+        titles, rows = self.rows()
+        return "\n".join(f"| {' | '.join(row)} |" for row in (titles, ["---"] * len(titles), *rows))
+
+    def write(self, folder: Path, title: str) -> None:
+        """Writes comparison.json, curves.png and comparison.html into a folder."""
+        drawing = draw_curves(self, title)
+        write_json(folder / "comparison.json", self.to_dict())
+        write_bytes(folder / "curves.png", drawing)
+        titles, rows = self.rows()
+        uri = f"data:image/png;base64,{base64.b64encode(drawing).decode()}"
+        page = (
+            page_templates()
+            .get_template("comparison.html")
+            .render(comparison=self, title=title, titles=titles, rows=rows, drawing=uri, num_arms=len(self.arms))
+        )
+        write_text(folder / "comparison.html", page)
+
+
+def draw_curves(comparison: Comparison, title: str, floors: Mapping[str, float] | None = None) -> bytes:
+    """Returns a PNG of the learning curves: the mean over seeds, a band from the lowest to the highest.
+
+    Args:
+        comparison: The runs.
+        title: Above the curves.
+        floors: Name → value of horizontal lines, such as what is reached without images.
+    """
+    with matplotlib.rc_context({"font.size": 11}):
+        drawing = Figure(figsize=(7, 4.4), layout="constrained")
+        axes = drawing.add_subplot()
+        for arm, (ink, line) in zip(comparison.arms, cycle(LINE_STYLES), strict=False):
+            curves = [run.curve for run in comparison.arm_runs(arm)]
+            steps = sorted(curves[0])
+            values = [[curve[step] for curve in curves] for step in steps]
+            axes.plot(
+                steps,
+                [sum(each) / len(each) for each in values],
+                line,
+                color=ink,
+                linewidth=2,
+                markersize=5,
+                label=arm,
+            )
+            axes.fill_between(steps, list(map(min, values)), list(map(max, values)), color=ink, alpha=0.15, linewidth=0)
+        for name, value in (floors or {}).items():
+            axes.axhline(value, color="#555555", linestyle=":", label=name)
+        metric = comparison.metric.replace("_", " ")
+        axes.set(xlabel="optimiser steps", ylabel=f"{metric}, validation", title=title)
+        axes.grid(visible=True, alpha=0.3)
+        drawing.legend(loc="outside right center") if len(comparison.arms) > 4 else axes.legend(loc="lower right")
+        return png(drawing)
+
+
+def png(drawing: Figure) -> bytes:
+    """Returns the file of a drawing."""
+    content = BytesIO()
+    drawing.savefig(content, dpi=110, format="png")
+    return content.getvalue()
+
+
+def finished_runs(
+    folders: Sequence[Path], arms: Sequence[str | None], metric: str | None
+) -> tuple[str, list[FinishedRun]]:
+    """Reads runs.
+
+    Args:
+        folders: Of the runs, as `bridgetower train --out` made them.
+        arms: Of each; None: the values of its config in which the runs without an arm differ, but for the seed.
+        metric: Of the validation split; None: the one by which the first run selects its best checkpoint.
+
+    Returns:
+        The metric, and the runs.
+
+    Raises:
+        FileNotFoundError: A folder holds no run.
+        ValueError: A run was never evaluated, or its evaluations lack the metric.
+    """
+    configs = [_config(folder) for folder in folders]
+    metric = metric or str(configs[0].get("select_by"))
+    names = iter(arm_names([config for config, arm in zip(configs, arms, strict=True) if arm is None]))
+    runs = []
+    for folder, config, arm in zip(folders, configs, arms, strict=True):
+        lines = read_metrics(folder, "validation")
+        if not lines or metric not in lines[-1]:
+            known = sorted(set(lines[-1]) - {"kind", "step", "time"}) if lines else "no evaluations"
+            raise ValueError(f"{folder} has no {metric}; its evaluations have {known}")
+        curve = {int(line["step"]): float(line[metric]) for line in lines if metric in line}
+        trained = read_metrics(folder, "train")
+        pairs = sum(line["seconds"] * line["pairs_per_second"] for line in trained)  # the time of steps that a stop
+        steps = pairs / config["batch_size"]  # cuts off from the next line is not known, and they are not counted
+        seconds = sum(line["seconds"] for line in trained) / max(1, round(steps))
+        seed = int(config.get("seed", 0))
+        runs.append(FinishedRun(arm=arm or next(names), seed=seed, curve=curve, seconds_per_step=seconds))
+    return metric, runs
+
+
+def _config(folder: Path) -> Mapping[str, Any]:
+    if not (folder / CONFIG).exists():
+        raise FileNotFoundError(f"{folder} holds no run ({CONFIG} is missing); expected the --out of bridgetower train")
+    config: Mapping[str, Any] = read_json(folder / CONFIG)
+    return config
+
+
+def arm_names(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names each run by the values of its config, but for the seed, in which the runs differ.
+
+    Args:
+        configs: Of the runs, as `RunConfig.to_dict` returns them.
+
+    Returns:
+        Such as `model.fusion.bridge=add`; the recipe's name where the configs differ in nothing.
+    """
+    flat = [dict(_flat(config)) for config in configs]
+    names = dict.fromkeys(name for config in flat for name in config if name not in ("seed", "recipe"))
+    differing = [name for name in names if len({repr(config.get(name)) for config in flat}) > 1]
+    return [
+        ", ".join(f"{name}={config.get(name)}" for name in differing) or str(config.get("recipe")) for config in flat
+    ]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested values with dotted names."""
+    return [
+        pair
+        for name, value in values.items()
+        for pair in (_flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(f"{prefix}{name}", value)])
+    ]
+
+
+def _difference(difference: Difference, scale: float, digits: int) -> str:
+    """A mean difference with its 95 % interval, marked with * if zero is outside of it."""
+    mark = " *" if verdict(difference) in ("higher", "lower") else ""
+    return with_interval(difference, scale=scale, digits=digits) + mark

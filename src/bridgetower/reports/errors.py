@@ -1,0 +1,188 @@
+"""One self-contained page about what a model got wrong on a set; `templates/errors.html` is its form."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import math
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import matplotlib
+import torch
+from matplotlib.figure import Figure
+
+from bridgetower.data.prepared import PreparedImages
+from bridgetower.evaluation.outcome import Judgement
+from bridgetower.evaluation.reranking import BINS, expected_calibration_error, reliability
+from bridgetower.files import write_text
+from bridgetower.processor import open_image
+from bridgetower.reports.numbers import count, percent
+from bridgetower.reports.pages import Row, Table, page_templates, style
+
+MISSES = 48
+"""Misses that are shown."""
+
+_SIDE = 320  # pixels, the longer side of an image
+_CONFUSIONS, _VALUES = 20, 50  # most that are listed: pairs, values of a column
+_Z = 1.96  # of the 95 % interval
+
+_ANSWERS = {
+    "expected": "right answer",
+    "given": "the model",
+    "misses": "Wrong answers, those first that the model gives the highest probability.",
+}
+_RETRIEVAL = {
+    "expected": "right image",
+    "given": "found first",
+    "misses": "Texts for which another image is found first: those first whose own image is farthest behind. The "
+    "probability is that of a match with the image that is found; without a calibration it is the score of matching.",
+}
+
+
+def write_errors(
+    path: Path,
+    judgements: Sequence[Judgement],
+    images: PreparedImages,
+    *,
+    title: str,
+    misses: int = MISSES,
+    slices: Path | None = None,
+) -> None:
+    """Writes the page.
+
+    Args:
+        path: File to write, such as errors.html.
+        judgements: Of all examples whose answers are known.
+        images: Of the examples.
+        title: Of the page.
+        misses: How many are shown.
+        slices: A CSV with a column `id`, of the examples as in predictions.jsonl (of retrieval, of the images), and
+            others by which the examples are sliced.
+
+    Raises:
+        FileNotFoundError: `slices` is not there.
+        ValueError: No answer is known, or `slices` lacks the column or every example.
+    """
+    if not judgements:
+        raise ValueError("no right answer is known of this split; a report of errors takes one with answers")
+    if slices is not None:
+        judgements = _grouped(judgements, slices)
+    is_retrieval = judgements[0].found is not None
+    worst = sorted(
+        (one for one in judgements if one.score < 1 and one.given != one.expected), key=lambda one: -one.miss
+    )
+    templates = page_templates()
+    total, right = count(len(judgements)), percent(fmean(one.score for one in judgements))
+    page = templates.get_template("errors.html").render(
+        style=style(templates),
+        title=title,
+        lead=f"{right} of {total} examples are right; {count(len(worst))} are not, or not quite.",
+        words=_RETRIEVAL if is_retrieval else _ANSWERS,
+        misses=[_shown(one, images) for one in worst[:misses]],
+        confusions=None if is_retrieval else _confusions(worst),
+        calibration=_calibration(judgements),
+        slices=_slices(judgements, with_answers=not is_retrieval),
+    )
+    write_text(path, page)
+
+
+def _grouped(judgements: Sequence[Judgement], table: Path) -> list[Judgement]:
+    """Adds the columns of a table to the groups."""
+    with table.open(newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or "id" not in rows[0]:
+        raise ValueError(f"{table} has no rows with a column id; expected a CSV with id and the columns to slice by")
+    columns = {row["id"]: {name: value for name, value in row.items() if name != "id" and value} for row in rows}
+    if not any(one.id in columns for one in judgements):
+        raise ValueError(f"{table} has none of the {len(judgements)} examples, such as id {judgements[0].id}")
+    return [replace(one, groups={**one.groups, **columns.get(one.id, {})}) for one in judgements]
+
+
+def _shown(one: Judgement, images: PreparedImages) -> dict[str, Any]:
+    shown = [(image, "right image" if one.found is not None else "") for image in one.images]
+    shown += [] if one.found is None else [(one.found, "found first")]
+    return {**vars(one), "images": [{"content": _small(images, image), "title": title} for image, title in shown]}
+
+
+def _small(images: PreparedImages, number: int) -> bytes:
+    """A small copy of an image, as every browser shows it."""
+    (content,) = images.contents([number])
+    image, stream = open_image(content, background=images.processor.config.background), io.BytesIO()
+    image.thumbnail((_SIDE, _SIDE))
+    image.save(stream, "WEBP")
+    return stream.getvalue()
+
+
+def _confusions(worst: Sequence[Judgement]) -> Table | None:
+    """The answers that are most often given in place of others."""
+    pairs = Counter((one.expected, one.given) for one in worst if one.expected != one.given)
+    if not pairs:
+        return None
+    rows = [Row(expected, (given, count(number))) for (expected, given), number in pairs.most_common(_CONFUSIONS)]
+    return Table(caption="The most frequent", columns=("right answer", "the model", "examples"), rows=rows)
+
+
+def _calibration(judgements: Sequence[Judgement]) -> dict[str, Any] | None:
+    """How often answers are right by their probability; None where there is none."""
+    known = [(one.probability, one.score) for one in judgements if one.probability is not None]
+    if not known:
+        return None
+    bins = reliability(*torch.tensor(known, dtype=torch.float64).T)
+    rows = [
+        Row(
+            f"{one.number / BINS:.1f} to {(one.number + 1) / BINS:.1f}",
+            (count(one.examples), percent(one.probability), percent(one.right)),
+        )
+        for one in bins
+    ]
+    columns = ("probability", "examples", "mean probability", "right")
+    return {
+        "error": expected_calibration_error(bins),
+        "drawing": _drawing([(one.probability, one.right) for one in bins]),
+        "table": Table(columns=columns, rows=rows),
+    }
+
+
+def _drawing(points: Sequence[tuple[float, float]]) -> str:
+    with matplotlib.rc_context({"svg.hashsalt": "calibration"}):
+        drawing = Figure(figsize=(4.8, 2.9), layout="constrained")
+        axes = drawing.add_subplot(xlabel="probability", ylabel="right", xlim=(0, 1), ylim=(0, 1))
+        axes.plot([0, 1], [0, 1], color="black", linestyle=":")
+        axes.plot(*zip(*points, strict=True), color="#1f5fa8", marker="o")
+        axes.grid(visible=True, alpha=0.4)
+        stream = io.BytesIO()
+        drawing.savefig(stream, format="svg", metadata={"Date": None})
+    return f"data:image/svg+xml;base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
+def _slices(judgements: Sequence[Judgement], *, with_answers: bool) -> list[Table]:
+    """A table for each column that has some values, each with its share of right answers."""
+    columns: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for one in judgements:
+        groups = {"right answer": one.expected, **one.groups} if with_answers else one.groups
+        for name, value in groups.items():
+            columns[name][value].append(one.score)
+    tables = []
+    for name, values in columns.items():
+        if 1 < len(values) <= _VALUES:
+            ranked = sorted(values.items(), key=lambda item: (fmean(item[1]), item[0]))
+            rows = [
+                Row(value, (count(len(scores)), percent(fmean(scores)), _interval(scores))) for value, scores in ranked
+            ]
+            caption = f"By {name.replace('_', ' ')}"
+            tables.append(Table(caption=caption, columns=(name, "examples", "right", "95 % interval"), rows=rows))
+    return tables
+
+
+def _interval(scores: Sequence[float]) -> str:
+    """Wilson's interval of a share."""
+    n, share = len(scores), fmean(scores)
+    centre = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
+    half = _Z * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2)) / (1 + _Z**2 / n)
+    return f"{percent(max(0.0, centre - half))} to {percent(min(1.0, centre + half))}"

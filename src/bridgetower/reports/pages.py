@@ -1,0 +1,60 @@
+"""Templates of self-contained HTML pages, and the tables in them."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
+from bridgetower.processor import media_type
+from bridgetower.reports.numbers import count, number, percent
+
+
+def page_templates(*packages: str) -> Environment:
+    """Returns the templates of pages with their filters, those of other packages too."""
+    templates = Environment(
+        loader=ChoiceLoader([PackageLoader(package) for package in ("bridgetower.reports", *packages)]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters |= {"count": count, "number": number, "percent": percent, "data_uri": _data_uri}
+    return templates
+
+
+def style(templates: Environment) -> str:
+    """Returns the style sheet of pages."""
+    assert templates.loader is not None  # page_templates sets it
+    return templates.loader.get_source(templates, "page.css")[0]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table, with its head."""
+
+    header: str
+    cells: Sequence[str]
+    style: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table of plain text, or what to write where there is none; `groups` are heads over several columns."""
+
+    caption: str = ""
+    columns: Sequence[str] = ()
+    rows: Sequence[Row] = ()
+    groups: Sequence[tuple[str, int]] = ()
+    missing: str = ""
+
+
+def _data_uri(content: bytes) -> str:
+    """An image file as a URI that carries its content."""
+    try:
+        kind = media_type(content)
+    except ValueError as error:
+        raise ValueError(f"an example cannot be read ({error}); expected the content of an image file") from error
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"

@@ -1,0 +1,140 @@
+"""Made-up results and examples, of the right form and with round numbers."""
+
+import io
+from dataclasses import replace
+from typing import Any
+
+from PIL import Image
+
+from bridgetower.inference import FilledWord
+from bridgetower_demo.examples import AnswerExample, Direction, Hit, SearchExample
+from bridgetower_demo.mask_examples import Guess, MaskExample
+from bridgetower_demo.results import (
+    PARTS,
+    Arm,
+    CurvePoint,
+    DemoAnswers,
+    DemoDataset,
+    DemoResults,
+    DemoRun,
+    Grounding,
+    ModelCost,
+)
+
+STAGES = ("itc", "matching", "two_stage", "chance")
+DIRECTIONS = ("image_to_text", "text_to_image")
+
+
+def metrics(rsum: float = 120.0, **changes: float) -> dict[str, float]:
+    """Returns all test metrics of one data set; the six recalls are equal, and `rsum` is their sum in percent."""
+    rsum /= 100
+    values = {f"{stage}_{side}_r{k}": rsum / 6 for stage in STAGES for side in DIRECTIONS for k in (1, 5, 10)}
+    values |= {f"{stage}_rsum": rsum for stage in STAGES} | {"chance_rsum": 0.16, "rsum": rsum}
+    values |= {"itc_weight": 16.0, "itm_accuracy": 0.75}
+    values |= {"mlm_loss": 3.0, "mlm_accuracy": 0.4, "mlm_wrong_image_loss": 4.0, "mlm_wrong_image_accuracy": 0.3}
+    return values | changes
+
+
+def run(arm: Arm = "bridgetower", seed: int = 0, rsum: float = 120.0, **changes: Any) -> DemoRun:
+    """Returns a run with two validation points."""
+    curve = tuple(
+        CurvePoint(
+            step=step, metrics={"rsum": rsum * step / 2000, "chance_rsum": 0.14, "itm_accuracy": 0.5 + step / 100}
+        )
+        for step in (10, 20)
+    )
+    values: dict[str, Any] = {"steps": 20, "seconds": 61.0, "pairs_per_second": 100.0, "curve": curve}
+    return DemoRun(arm=arm, seed=seed, **{**values, "test": {"shapes": metrics(rsum)}, **changes})
+
+
+def dataset(name: str = "shapes", **changes: Any) -> DemoDataset:
+    """Returns a data set."""
+    values: dict[str, Any] = {
+        "splits": {"train": {"images": 1000, "captions": 2000}, "test": {"images": 50, "captions": 60}},
+        "split_rule": "by shape",
+        "sources": {"drawn": "1.0"},
+        "licences": {"images": "CC0"},
+    }
+    return DemoDataset(name=name, **{**values, **changes})
+
+
+def cost(arm: Arm = "bridgetower", fusion: int = 1_500_000) -> ModelCost:
+    """Returns a cost."""
+    parameters = dict(zip(PARTS, (1_000_000, 2_000_000, fusion, 500_000), strict=True))
+    return ModelCost(
+        arm=arm,
+        parameters=sum(parameters.values()),
+        parameters_by_part=parameters,
+        gflops_per_pair_by_part=dict(zip(PARTS, (0.5, 0.25, 12.5, 1e-6), strict=True)),
+        milliseconds_per_pair=4.25,
+    )
+
+
+def answers(arm: Arm = "bridgetower", seed: int = 0, right: float = 0.75) -> DemoAnswers:
+    """Returns metrics of answers, alike for two topics."""
+    colour = Grounding(number=500, model=right, other_image=0.5, text_only=0.55, majority=0.45)
+    return DemoAnswers(arm=arm, seed=seed, steps=20, topics={"colour": colour, "overall": replace(colour, number=1000)})
+
+
+def answer(question: str = "what colour is it?", answer: str = "red", given: str = "red") -> AnswerExample:
+    """Returns a question with its answers."""
+    return AnswerExample(image=png(5), question=question, answer=answer, given=given)
+
+
+def results(*runs: DemoRun, **changes: Any) -> DemoResults:
+    """Returns results of the runs given, or of three seeds of both arms where bridges help a little and clearly."""
+    ours = [run("bridgetower", seed, 130.0 + seed) for seed in range(3)]
+    theirs = [run("meter", seed, 120.0 + 2 * seed) for seed in range(3)]
+    values: dict[str, Any] = {
+        "command": "python -m bridgetower_demo --seeds 3",
+        "settings": {"steps": 20, "optimizer": {"lr": 0.001}},
+        "datasets": (dataset(),),
+        "tests": {"shapes": 50},
+        "runs": runs or (*ours, *theirs),
+        "costs": (cost("bridgetower"), cost("meter", fusion=1_250_000)),
+        "answers": (answers(), answers("meter", right=0.625)),
+        "versions": {"python": "3.11"},
+        "processor": "a processor",
+        "seconds_total": 3900.0,
+    }
+    return DemoResults(**{**values, **changes})
+
+
+def png(shade: int = 0) -> bytes:
+    """Returns a picture file."""
+    stream = io.BytesIO()
+    Image.new("L", (4, 4), shade).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def hit(caption: str, *, is_own: bool = False, match: str = "25.0 %") -> Hit:
+    """Returns an answer."""
+    return Hit(caption=caption, image=png(1), cosine=-0.125, match=match, is_own=is_own)
+
+
+def search(
+    direction: Direction = "text_to_image",
+    *,
+    text: str = "a query",
+    answer: str = "an answer",
+    rank: int = 1,
+    top: int = 3,
+) -> SearchExample:
+    """Returns a search whose right answer has the rank."""
+    hits = tuple(hit(answer, is_own=place == rank) for place in range(1, top + 1))
+    own = hit(answer, is_own=True)
+    return SearchExample(direction=direction, text=text, image=png(2), hits=hits, own=own, rank=rank, num_items=50)
+
+
+def mask(before: str = "a ", truth: str = "red", after: str = " dot") -> MaskExample:
+    """Returns a hidden word that the right picture makes likelier."""
+    right, wrong = (
+        Guess(
+            image=png(shade),
+            caption=f"picture {shade}",
+            candidates=(FilledWord(truth, probability), FilledWord("blue", probability / 2)),
+            truth_probability=probability,
+        )
+        for shade, probability in ((3, 0.6), (4, 0.0005))
+    )
+    return MaskExample(before=before, truth=truth, after=after, right=right, wrong=wrong)

@@ -1,0 +1,97 @@
+"""Cost of a model against formulas written down by hand."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import tiny
+from bridgetower.model.config import ModelConfig
+from bridgetower.model.cpu import optimize_for_cpu
+from bridgetower.model.presets import meter
+from bridgetower_demo.costs import flops_by_part, model_cost, parameters_by_part
+
+LENGTH = 7
+WITH_VQA = tiny.CONFIG.override({"heads.vqa": 5})
+
+
+def tower(tokens: int, width: int, intermediate: int, layers: int) -> int:
+    """Multiply-adds of transformer layers: query, key, value and output; scores and sums; feed-forward."""
+    return layers * (4 * tokens * width**2 + 2 * tokens**2 * width + 2 * tokens * width * intermediate)
+
+
+def fusion_stream(own: int, other: int, queries: int, width: int, intermediate: int) -> int:
+    """Multiply-adds of one fusion layer of one stream that is read at its first `queries` positions."""
+    self_attention = 2 * queries * width**2 + 2 * own * width**2 + 2 * queries * own * width
+    cross_attention = 2 * queries * width**2 + 2 * other * width**2 + 2 * queries * other * width
+    return self_attention + cross_attention + 2 * queries * width * intermediate
+
+
+def expected_flops(config: ModelConfig, text: int) -> dict[str, int]:
+    vision, fusion = config.vision, config.fusion
+    width, layers, bridged = fusion.hidden_size, fusion.num_layers, fusion.num_bridged_layers
+    patch_count = (vision.image_size // vision.patch_size) ** 2
+    image = patch_count + (2 if vision.distillation_token else 1)
+    streams = [
+        fusion_stream(own, other, own if layer < layers else 1, width, fusion.intermediate_size)
+        for layer in range(1, layers + 1)
+        for own, other in ((image, text), (text, image))
+    ]
+    projections = bridged * width * (image * vision.hidden_size + text * config.text.hidden_size)
+    patches = patch_count * 3 * vision.patch_size**2 * vision.hidden_size
+    multiply_adds = {
+        "image tower": patches + tower(image, vision.hidden_size, vision.intermediate_size, vision.num_layers),
+        "text tower": tower(text, config.text.hidden_size, config.text.intermediate_size, config.text.num_layers),
+        "fusion encoder": projections + sum(streams) + 2 * width**2,
+        "heads": 2 * width * 2,
+    }
+    return {part: 2 * count for part, count in multiply_adds.items()}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [tiny.CONFIG, meter(tiny.CONFIG), tiny.changed(vision__distillation_token=True)],
+    ids=["bridgetower", "meter", "distilled"],
+)
+def test_flops_equal_the_formula(config: ModelConfig) -> None:
+    model = tiny.build(config)
+    assert flops_by_part(model, LENGTH) == expected_flops(config, LENGTH)
+    optimize_for_cpu(model)
+    assert flops_by_part(model, LENGTH) == expected_flops(config, LENGTH)
+
+
+def test_counter_alone_misses_the_products_of_onednn() -> None:
+    """Without the formula for them the total would be too small, so the equality above is not there by itself."""
+    model, pixels = tiny.build(), tiny.images(1)
+    optimize_for_cpu(model)
+    ids, _ = tiny.texts([LENGTH])
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        model(pixels, ids, outputs="pooled")
+    assert counter.get_total_flops() < sum(expected_flops(tiny.CONFIG, LENGTH).values()) / 2
+
+
+def test_parameters_add_up() -> None:
+    model = tiny.build()
+    parts = parameters_by_part(model)
+    assert sum(parts.values()) == sum(parameter.numel() for parameter in model.parameters())
+    width, vocab = tiny.CONFIG.fusion.hidden_size, tiny.CONFIG.text.vocab_size
+    mlm = width**2 + width + 2 * width + width * vocab + vocab
+    itc = 12 * (tiny.CONFIG.vision.hidden_size + tiny.CONFIG.text.hidden_size + 2) + 1
+    assert parts["heads"] == mlm + itc + 2 * width * 2 + 2
+    assert parts["image tower"] == sum(parameter.numel() for parameter in model.vision.parameters())
+
+
+def test_model_cost() -> None:
+    model = tiny.build().train()
+    cost = model_cost(model, LENGTH, arm="meter", repeats=3, warmup=1)
+    assert cost.arm == "meter"
+    expected = expected_flops(tiny.CONFIG, LENGTH)
+    assert {part: round(1e9 * value) for part, value in cost.gflops_per_pair_by_part.items()} == expected
+    assert cost.parameters_by_part == parameters_by_part(model)
+    assert cost.milliseconds_per_pair > 0
+    assert model.training
+
+
+@pytest.mark.parametrize("numbers", [{"text_length": 0}, {"repeats": 0}, {"warmup": -1}])
+def test_numbers_that_are_too_small(numbers: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="expected at least 1"):
+        model_cost(tiny.build(), **{"text_length": 3, "arm": "meter", **numbers})  # type: ignore[arg-type]

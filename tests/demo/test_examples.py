@@ -1,0 +1,134 @@
+"""Example searches show what the evaluation ranked, and are chosen by rule."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import dense
+from bridgetower.data.captions import CaptionImages
+from bridgetower.evaluation.config import RetrievalConfig
+from bridgetower.evaluation.retrieval import RetrievalResult, evaluate_retrieval
+from bridgetower.predictor import Predictor
+from bridgetower_demo.examples import Direction, SearchExample, answer_examples, choose, search_examples, spread_evenly
+from bridgetower_demo.grounding import Judged, TextExample
+
+
+def of(direction: Direction, examples: list[SearchExample]) -> list[SearchExample]:
+    return [example for example in examples if example.direction == direction]
+
+
+class TestChoice:
+    def test_half_hits_and_half_misses_from_near_to_far(self) -> None:
+        ranks = [1, 9, 1, 4, 1, 2, 1, 30]
+        assert choose(ranks, 4) == [0, 6, 5, 7]
+        assert choose(ranks, 5) == [0, 4, 6, 5, 7]
+
+    def test_the_other_kind_fills_up(self) -> None:
+        assert choose([1, 1, 1, 7], 3) == [0, 2, 3]
+        assert choose([5, 1, 7, 6], 3) == [1, 0, 2]
+        assert choose([5, 7, 6], 2) == [0, 1]
+        assert choose([1, 1, 1], 2) == [0, 2]
+
+    def test_spread(self) -> None:
+        assert spread_evenly(range(10), 4) == [0, 3, 6, 9]
+        assert spread_evenly(range(10), 1) == [5]
+        assert spread_evenly(range(10), 0) == []
+        assert spread_evenly(range(2), 3) == [0, 1]
+
+
+class TestSearches:
+    def test_ranks_give_the_recall_of_the_evaluation(self, predictor: Predictor, images: CaptionImages) -> None:
+        config = RetrievalConfig(candidates=len(images), max_captions=1)
+        result = evaluate_retrieval(predictor.model, images, config)
+        examples = search_examples(predictor, images, result, config, count=len(images))
+        assert result.two_stage_recalls is not None
+        for direction in ("text_to_image", "image_to_text"):
+            ranks = [example.rank for example in of(direction, examples)]
+            assert len(ranks) == len(images)
+            for k, recall in getattr(result.two_stage_recalls, direction).items():
+                assert sum(rank <= k for rank in ranks) / len(ranks) == pytest.approx(recall)
+
+    def test_candidates_come_first_by_match_logit_then_the_rest_by_cosine(
+        self, predictor: Predictor, images: CaptionImages, ranked: RetrievalResult, config: RetrievalConfig
+    ) -> None:
+        examples = search_examples(predictor, images, ranked, config, count=len(images), top=len(images))
+        texts, _ = images.texts()
+        similarity, itm = dense.similarity(ranked), dense.itm(ranked)
+        for example in of("text_to_image", examples):
+            text = texts.index(example.text)
+            cosines = similarity[:, text]
+            by_cosine = cosines.argsort(descending=True)
+            candidates = by_cosine[: config.candidates]
+            candidates = candidates[itm[candidates, text].argsort(descending=True)]
+            order = [*candidates.tolist(), *by_cosine[config.candidates :].tolist()]
+            assert [hit.image for hit in example.hits] == images.contents(list(order))
+            assert [hit.cosine for hit in example.hits] == pytest.approx([float(cosines[image]) for image in order])
+
+    def test_scores_are_those_of_the_pair(
+        self, predictor: Predictor, images: CaptionImages, ranked: RetrievalResult, config: RetrievalConfig
+    ) -> None:
+        for example in search_examples(predictor, images, ranked, config, count=2):
+            for hit in (*example.hits, example.own):
+                pair = (
+                    (hit.image, example.text) if example.direction == "text_to_image" else (example.image, hit.caption)
+                )
+                score = float(hit.match.removeprefix("score "))
+                assert score == pytest.approx(float(predictor.match(*pair)), abs=6e-4)
+                product = predictor.embed_images(pair[0]) @ predictor.embed_texts(pair[1]).T
+                assert hit.cosine == pytest.approx(float(product), abs=1e-6)
+
+    def test_own_answer_stands_at_its_rank(
+        self, predictor: Predictor, images: CaptionImages, ranked: RetrievalResult, config: RetrievalConfig
+    ) -> None:
+        examples = search_examples(predictor, images, ranked, config, count=len(images), top=3)
+        assert {example.rank > 3 for example in examples} == {True, False}
+        for example in examples:
+            own_places = [place for place, hit in enumerate(example.hits, start=1) if hit.is_own]
+            assert own_places[:1] == ([example.rank] if example.rank <= 3 else [])
+            assert example.own.is_own
+            assert example.own.image == example.image
+            assert example.num_items == (
+                len(images) if example.direction == "text_to_image" else len(images.texts()[0])
+            )
+
+    def test_without_matching_head_the_cosine_ranks(
+        self, predictor: Predictor, images: CaptionImages, ranked: RetrievalResult, config: RetrievalConfig
+    ) -> None:
+        plain = replace(ranked, candidates=None, two_stage_recalls=None, itm_accuracy=None)
+        for example in search_examples(predictor, images, plain, config, count=2):
+            cosines = [hit.cosine for hit in example.hits]
+            assert cosines == sorted(cosines, reverse=True)
+            assert {hit.match for hit in example.hits} == {""}
+
+
+def test_ties_keep_the_order_of_the_set(
+    predictor: Predictor, images: CaptionImages, ranked: RetrievalResult, config: RetrievalConfig
+) -> None:
+    flat = replace(ranked, candidates=None, image_vectors=torch.zeros_like(ranked.image_vectors))
+    examples = search_examples(predictor, images, flat, config, count=len(images), top=2)
+    for example in of("text_to_image", examples):
+        assert [hit.image for hit in example.hits] == images.contents([0, 1])
+
+
+TOLD = [TextExample(topic, f"{topic} {number}?", "yes") for number in range(4) for topic in ("count", "colour")]
+RIGHT = [True, False, True, False, False, False, True, True]
+
+
+def judged() -> Judged:
+    answers = tuple("yes" if right else "no" for right in RIGHT)
+    return Judged(examples=tuple(TOLD), answers=answers, groundings={})
+
+
+def test_the_first_right_and_the_first_wrong_ones_of_each_topic() -> None:
+    pictures = [bytes([number]) for number in range(len(TOLD))]
+    examples = answer_examples(judged(), pictures, count=2)
+    assert [example.question for example in examples] == [
+        *("count 0?", "count 1?", "count 2?"),  # two right ones, the only wrong one
+        *("colour 3?", "colour 0?", "colour 1?"),
+    ]
+    assert [example.is_right for example in examples] == [True, True, False, True, False, False]
+    assert [example.given for example in examples] == ["yes", "yes", "no", "yes", "no", "no"]
+    assert {example.answer for example in examples} == {"yes"}
+    texts = [told.text for told in TOLD]
+    assert all(example.image == bytes([texts.index(example.question)]) for example in examples)

@@ -1,0 +1,103 @@
+"""What a model sees and what its words alone give, on generated scenes, counted here a second time."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from bridgetower.predictor import Predictor, load
+from bridgetower_demo.grounding import ALL, Judged, WithOtherImages, judge, majority_answer, text_only_answers
+from bridgetower_demo.toysets import prepare_toyset
+from bridgetower_demo.toysets.scenes import ScenesConfig, topic_of
+from rows import read_rows
+
+NUM_TEST = 24
+
+
+@pytest.fixture(scope="module")
+def predictor(answering_checkpoint: Path) -> Predictor:
+    return load(answering_checkpoint, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("scenes")
+
+
+@pytest.fixture(scope="module", params=["vqa", "snli-ve", "nlvr2"])
+def judged(request: pytest.FixtureRequest, predictor: Predictor, folder: Path) -> tuple[str, Judged]:
+    kind: str = request.param
+    config = ScenesConfig(kind=kind, num_train=40, num_validation=4, num_test=NUM_TEST, side=30)
+    prepare_toyset("scenes", folder / kind, config, progress=False)
+    return kind, judge(predictor, kind, folder / kind, topic_of=topic_of, batch_size=5)
+
+
+def answer(predictor: Predictor, kind: str, pictures: list[bytes], text: str) -> str:
+    match kind:
+        case "vqa":
+            return predictor.answer(pictures[0], text, top=1, truncate=True)[0].label
+        case "snli-ve":
+            return predictor.entail(pictures[0], text, truncate=True)[0].label
+        case _:
+            return predictor.reason(pictures[0], pictures[1], text, truncate=True)[0].label
+
+
+def test_own_and_other_images(judged: tuple[str, Judged], predictor: Predictor, folder: Path) -> None:
+    kind, found = judged
+    pictures = [row["images"] for row in read_rows(folder / kind, "test")]
+    own = [answer(predictor, kind, pictures[number], one.text) for number, one in enumerate(found.examples)]
+    others = [
+        answer(predictor, kind, pictures[(number + NUM_TEST // 2) % NUM_TEST], one.text)
+        for number, one in enumerate(found.examples)
+    ]
+    assert list(found.answers) == own
+    for topic, grounding in found.groundings.items():
+        chosen = [number for number, one in enumerate(found.examples) if topic in (one.topic, ALL)]
+        assert grounding.number == len(chosen) == (NUM_TEST if topic == ALL else NUM_TEST // 4)
+        for share, answers in ((grounding.model, own), (grounding.other_image, others)):
+            right = sum(answers[number] == found.examples[number].answer for number in chosen)
+            assert share == pytest.approx(right / len(chosen))
+
+
+def test_words_alone(judged: tuple[str, Judged], folder: Path) -> None:
+    kind, found = judged
+    rows = read_rows(folder / kind, "train")
+    name = "answers" if kind == "vqa" else "label"
+    said = [rows[number]["entries"][0] for number in range(40)]
+    counts = Counter(entry[name][0] if kind == "vqa" else entry[name] for entry in said)
+    commonest = min(counts, key=lambda one: (-counts[one], one))
+    right = sum(one.answer == commonest for one in found.examples)
+    assert found.groundings[ALL].majority == pytest.approx(right / NUM_TEST)
+    assert 0 <= found.groundings[ALL].text_only <= 1
+    assert len(found.groundings) == 5
+
+
+def test_statements_without_topics(predictor: Predictor, folder: Path, judged: tuple[str, Judged]) -> None:
+    kind, found = judged
+    if kind == "vqa":
+        assert set(found.groundings) == {"exists", "colour", "count", "relation", ALL}
+    else:
+        plain = judge(predictor, kind, folder / kind)
+        assert plain.groundings == {ALL: found.groundings[ALL]}
+
+
+def test_majority() -> None:
+    assert majority_answer(["yes", "no", "yes"]) == "yes"
+    assert majority_answer(["b", "a"]) == "a"
+    with pytest.raises(ValueError, match="no answers"):
+        majority_answer([])
+
+
+def test_each_text_gets_what_it_is_answered_most() -> None:
+    training = [("is it red?", "yes"), ("is it red?", "yes"), ("is it red?", "no"), ("how many?", "2")]
+    assert text_only_answers(training, ["how many?", "is it red?", "where?"]) == ["2", "yes", "yes"]
+
+
+def test_no_training() -> None:
+    with pytest.raises(ValueError, match="no answers; expected those of the training set"):
+        text_only_answers([], ["how many?"])
+
+
+def test_a_single_example_has_no_other_image() -> None:
+    with pytest.raises(ValueError, match="1 example has no other image"):
+        WithOtherImages([None])  # type: ignore[arg-type]

@@ -1,0 +1,202 @@
+"""Reports of errors: the worst misses with their images, confusions, calibration and slices, in one offline file."""
+
+import csv
+import io
+import re
+from copy import copy
+from dataclasses import replace
+from html import unescape
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from PIL import Image
+
+import asked
+from bridgetower.cli import main
+from bridgetower.data.prepared import PreparedImages
+from bridgetower.data.schema import SCHEMAS, Question
+from bridgetower.evaluation.config import RetrievalConfig
+from bridgetower.evaluation.outcome import Judgement, Outcome
+from bridgetower.predictor import load
+from bridgetower.processor import Processor, open_image
+from bridgetower.reports.errors import _small, write_errors
+from bridgetower.tasks.benchmarks import evaluate
+from rows import write_set
+
+
+def text_of(page: str) -> str:
+    """The words of a page, each on a line of its own where the page breaks."""
+    body = page[page.index("<body>") :]
+    return re.sub(r"\n\s*\n+", "\n", unescape(re.sub(r"<[^>]+>", "\n", body)))
+
+
+def tables(page: str) -> dict[str, list[list[str]]]:
+    """The rows of each table by its caption."""
+    found = {}
+    for content in re.findall(r"<table>(.*?)</table>", page, re.DOTALL):
+        rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr[^>]*>(.*?)</tr>", content)]
+        caption = re.search("<caption>(.*?)</caption>", content)
+        assert caption is not None
+        found[caption[1]] = [[re.sub("<[^>]+>", "", cell) for cell in row] for row in rows]
+    return found
+
+
+def judgement(number: int, **changes: Any) -> Judgement:
+    given = {"expected": "red", "given": "red", "score": 1.0, "miss": 0.0, "probability": 0.9}
+    return Judgement(id=str(number), images=(0,), text=f"text {number}", **{**given, **changes})
+
+
+@pytest.fixture
+def outcome(answering_checkpoint: Path, tmp_path: Path) -> Outcome:
+    """Of questions that the model answers at random."""
+    folder = asked.write_set(tmp_path / "vqa", "vqa")
+    return evaluate(load(answering_checkpoint, device="cpu"), "vqav2", [folder], "validation", RetrievalConfig())
+
+
+def test_judgements_are_the_predictions(outcome: Outcome) -> None:
+    assert outcome.judge is not None
+    judgements = outcome.judge()
+    assert [one.given for one in judgements] == [row["answer"] for row in outcome.predictions]
+    mean = sum(one.score for one in judgements) / len(judgements)
+    assert mean == pytest.approx(outcome.metrics["vqa_score"], abs=5e-5)
+    assert {name for one in judgements for name in one.groups} == {"answer_type", "question_type"}
+
+
+def test_a_set_with_one_answer_each(answering_checkpoint: Path, tmp_path: Path) -> None:
+    """As in sets of one's own: what is right is neither scored as wrong nor listed as a miss."""
+    folder = asked.write_set(tmp_path / "vqa", "vqa")
+    model = load(answering_checkpoint, device="cpu")
+    before = evaluate(model, "vqav2", [folder], "validation", RetrievalConfig())
+    given = {row["question_id"]: row["answer"] for row in before.predictions}
+    records = asked.questioned("validation", 5)
+    first = records[0].entries[0].question_id
+
+    def answered(question: Question) -> Question:
+        answer = "The other." if question.question_id == first else f"{given[question.question_id].title()}."
+        return replace(question, answers=(answer,))
+
+    records = [replace(one, entries=tuple(map(answered, one.entries))) for one in records]
+    files = {"answers.json": list(asked.ANSWERS)}
+    changed = write_set(tmp_path / "changed", {"validation": records}, SCHEMAS["vqa"], **files)
+    outcome = evaluate(model, "vqav2", [changed], "validation", RetrievalConfig())
+    assert outcome.metrics["vqa_score"] == pytest.approx(1 - 1 / len(given), abs=5e-5)
+    assert outcome.judge is not None
+    assert outcome.images is not None
+    write_errors(tmp_path / "errors.html", outcome.judge(), outcome.images, title="")
+    page = (tmp_path / "errors.html").read_text(encoding="utf-8")
+    assert re.findall(r'<b class="mark">(.*?)</b>', page) == ["other"]
+
+
+def test_the_answer_of_most_is_no_miss(outcome: Outcome, tmp_path: Path) -> None:
+    assert outcome.images is not None
+    judgements = [judgement(1, score=0.6, miss=0.4), judgement(2, given="blue", score=0.6, miss=0.3)]
+    write_errors(tmp_path / "errors.html", judgements, outcome.images, title="")
+    page = (tmp_path / "errors.html").read_text(encoding="utf-8")
+    assert re.findall(r'<p class="query">(.*?)</p>', page) == ["text 2"]
+
+
+def test_images_are_on_the_background_of_the_model(tiny_processor: Processor) -> None:
+    file = io.BytesIO()
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(file, "PNG")
+    for background in (None, (255, 255, 255), (0, 128, 0)):
+        processor = copy(tiny_processor)
+        processor.config = replace(processor.config, background=background)
+        images = SimpleNamespace(contents=lambda numbers: [file.getvalue()], processor=processor)
+        small = _small(cast("PreparedImages", images), 0)
+        expected = open_image(file.getvalue(), background=background).getpixel((4, 4))
+        seen = Image.open(io.BytesIO(small)).convert("RGB").getpixel((4, 4))
+        assert max(abs(a - b) for a, b in zip(seen, expected, strict=True)) <= 3
+        assert expected == (background or (0, 0, 0))
+
+
+def test_what_the_page_says(outcome: Outcome, tmp_path: Path) -> None:
+    wrong = [
+        judgement(1, given="blue", score=0.0, miss=0.8, probability=0.8, groups={"shop": "north <b>"}),
+        judgement(2, given="blue", score=0.0, miss=0.95, probability=0.95, groups={"shop": "south"}),
+        judgement(3, given="green", score=0.4, miss=0.1, probability=0.25, groups={"shop": "south"}),
+    ]
+    right = [judgement(number, groups={"shop": "north <b>"}) for number in range(4, 10)]
+    assert outcome.images is not None
+    write_errors(tmp_path / "errors.html", [*wrong, *right], outcome.images, title="<my> model", misses=2)
+    page = (tmp_path / "errors.html").read_text(encoding="utf-8")
+    assert "71 % of 9 examples are right; 3 are not, or not quite." in text_of(page).replace("\xa0", " ")
+    assert re.findall(r'<p class="query">(.*?)</p>', page) == ["text 2", "text 1"]  # the surest miss first
+    assert page.count("data:image/webp;base64,") == 2
+    assert "<my>" not in page
+    assert "north <b>" not in page
+    assert not re.search(r"""(src|href)=["']https?://|<script""", page)
+    found = tables(page)
+    assert found["The most frequent"][1:] == [["red", "blue", "2"], ["red", "green", "1"]]
+    shops = [[cell.replace("\xa0", " ") for cell in row[:3]] for row in found["By shop"][1:]]
+    assert shops == [["south", "2", "20 %"], ["north &lt;b&gt;", "7", "86 %"]]
+    assert "By right answer" not in found  # which is the same for all
+
+
+def test_a_table_of_ones_own_to_slice_by(outcome: Outcome, tmp_path: Path) -> None:
+    assert outcome.judge is not None
+    assert outcome.images is not None
+    judgements, table = outcome.judge(), tmp_path / "slices.csv"
+    with table.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["id", "light"], *([one.id, "day"] for one in judgements[:4])])
+        csv.writer(file).writerows([[one.id, "night"] for one in judgements[4:]])
+    page = tmp_path / "errors.html"
+    write_errors(page, judgements, outcome.images, title="", slices=table)
+    counts = {row[0]: row[1] for row in tables(page.read_text(encoding="utf-8"))["By light"][1:]}
+    assert counts == {"day": "4", "night": str(len(judgements) - 4)}
+    for content, message in {
+        "name\na\n": "no rows with a column id",
+        "id,light\nx,day\n": "none of the 10 examples",
+    }.items():
+        table.write_text(content)
+        with pytest.raises(ValueError, match=message):
+            write_errors(page, judgements, outcome.images, title="", slices=table)
+    with pytest.raises(ValueError, match="no right answer is known"):
+        write_errors(page, [], outcome.images, title="")
+
+
+def test_retrieval(tiny_checkpoint: Path, tiny_dataset: Path) -> None:
+    settings = RetrievalConfig(candidates=4)
+    outcome = evaluate(load(tiny_checkpoint, device="cpu"), "retrieval", [tiny_dataset], "test", settings)
+    assert outcome.judge is not None
+    judgements = outcome.judge()
+    assert len(judgements) == outcome.counts["num_texts"]
+    recall = sum(one.score for one in judgements) / len(judgements)
+    assert recall == pytest.approx(outcome.metrics["two_stage_text_to_image_r1"])
+    assert [one.miss == 0 for one in judgements] == [(one.found,) == one.images for one in judgements]
+
+
+def test_the_command(
+    tiny_checkpoint: Path, tiny_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "errors.html"
+    command = ["evaluate", str(tiny_checkpoint), "retrieval", "--data", str(tiny_dataset), "--candidates", "4"]
+    main([*command, "--report", str(page)])
+    content = page.read_text(encoding="utf-8")
+    assert "right image" in content
+    assert "found first" in content
+    assert "Calibration" in content
+    capsys.readouterr()
+    for options, message in {
+        ("--slices", "a.csv"): "is for a report of errors; add --report",
+        ("--report", str(tmp_path / "none" / "a.html")): "is no folder; make it, or choose another",
+        ("--report", str(page), "--fold-size", "3"): "for retrieval without folds",
+    }.items():
+        with pytest.raises(SystemExit):
+            main([*command, *options])
+        assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["snli-ve", "nlvr2"])
+def test_statements(answering_checkpoint: Path, tmp_path: Path, kind: str) -> None:
+    folder = asked.write_set(tmp_path / kind, kind)
+    outcome = evaluate(load(answering_checkpoint, device="cpu"), kind, [folder], "validation", RetrievalConfig())
+    assert outcome.judge is not None
+    assert outcome.images is not None
+    judgements = outcome.judge()
+    assert sum(one.score for one in judgements) / len(judgements) == pytest.approx(outcome.metrics["accuracy"])
+    write_errors(tmp_path / "errors.html", judgements, outcome.images, title=kind)
+    page = (tmp_path / "errors.html").read_text(encoding="utf-8")
+    misses = sum(one.score < 1 for one in judgements)
+    assert page.count("data:image/webp") == misses * (2 if kind == "nlvr2" else 1)

@@ -1,0 +1,54 @@
+"""The picture of an explanation: bright where the attention is, words and bands where they belong."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bridgetower.attention import Explanation
+from bridgetower.attention_drawing import TILE, draw_explanation, heat
+
+
+@pytest.fixture
+def view() -> Image.Image:
+    return Image.linear_gradient("L").convert("RGB").resize((480, 480))
+
+
+def explanation(view: Image.Image, num_words: int, *, layers: int = 2, probability: float | None = 0.5) -> Explanation:
+    maps = torch.full((layers, num_words, 3, 3), 0.05)
+    for word in range(num_words):
+        maps[:, word, word % 3, word % 2] = 0.6
+    return Explanation(
+        text=" ".join(["word"] * num_words),
+        words=("word",) * num_words,
+        maps=maps,
+        prefix_shares=torch.full((layers, num_words), 0.25),
+        probability=probability,
+        view=view,
+    )
+
+
+def test_glows_where_the_attention_is(view: Image.Image) -> None:
+    values = torch.zeros(3, 3)
+    values[0, 2] = 1
+    pixels = np.asarray(heat(view, values)).astype(float).sum(axis=2)
+    third = view.width // 3
+    means = pixels.reshape(3, third, 3, third).mean(axis=(1, 3))
+    assert means.argmax() == 2
+    assert means[0, 2] > 1.5 * means[2, 0]
+    dark = np.asarray(heat(view, torch.zeros(3, 3))).astype(float)
+    assert dark.max() < 0.5 * 255
+
+
+def test_bands_of_words_and_rows_of_layers(view: Image.Image) -> None:
+    few, many = draw_explanation(explanation(view, 4)), draw_explanation(explanation(view, 9))
+    assert draw_explanation(explanation(view, 8)).width > 8 * TILE
+    assert 5 * TILE < many.width < 6.5 * TILE
+    assert many.height > few.height + 2 * TILE
+    assert draw_explanation(explanation(view, 4, layers=6)).height > few.height + 4 * TILE
+
+
+def test_texts_and_scores_of_any_kind(view: Image.Image) -> None:
+    drawn = draw_explanation(explanation(view, 40, probability=None))
+    assert drawn.height > 10 * TILE
+    assert draw_explanation(explanation(view, 1)).width >= 760
