@@ -58,3 +58,21 @@ def test_sets_that_are_only_trained_on(folder: Path, tiny_processor: Processor) 
     assert PreparedImages(data.as_evaluated(), "validation", tiny_processor, schema=SCHEMAS["nlvr2"]).num_examples == 5
     with pytest.raises(ValueError, match="expected one positive number each"):
         DataConfig(folders=(str(folder),), train_only=(str(folder),), repeats=(1,))
+
+
+def test_with_a_cache_examples_are_read_once(
+    folder: Path, tiny_processor: Processor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, kept = (
+        PreparedImages(
+            DataConfig(folders=(str(folder),) * 2, cache=cache), "train", tiny_processor, schema=SCHEMAS["nlvr2"]
+        )
+        for cache in (False, True)
+    )
+    numbers = [3, plain.num_examples - 1, 0, 3]
+    expected = plain.examples(numbers)
+    assert kept.examples(numbers[:1]) == expected[:1]
+    for each in kept.sets:
+        monkeypatch.setattr(each, "examples", None)
+        monkeypatch.setattr(each, "scan", None)
+    assert kept.examples(numbers) == expected

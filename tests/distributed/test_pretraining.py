@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from bridgetower.data.folder import read_split
-from bridgetower.data.records import ImageFile, Record, write_split
 from ranks import run_on_ranks
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel

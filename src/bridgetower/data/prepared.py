@@ -61,6 +61,7 @@ class PreparedImages:
         self.frozen: FrozenImages | None = None
         self.raw = False
         self._cache: dict[int, Tensor] = {}
+        self._examples: list[dict[str, Any]] = []
 
     def __len__(self) -> int:
         """Number of images."""
@@ -88,6 +89,9 @@ class PreparedImages:
 
     def examples(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
         """Returns examples, each with its `id`, the numbers of its `images` and its `entry`."""
+        if self.config.cache:
+            self._examples = self._examples or list(self.scan())
+            return [self._examples[number] for number in numbers]
         found: dict[int, dict[str, Any]] = {}
         for one, start, end, first in zip(
             self.sets, [0, *self._ends], self._ends, [0, *self._image_ends], strict=False
