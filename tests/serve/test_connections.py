@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import socket
 import time
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from bridgetower.predictor import Predictor
-from served import Running, started
+from served import Running, running, started
 
 PATH = "/v1/embeddings"
 GET = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -192,3 +193,18 @@ def test_a_large_body_that_is_refused_does_not_lose_its_answer(hasty: Running) -
         content = everything(connection)
     assert status(content) == 405
     assert b"connection: close" in content
+
+
+def test_handlers_of_logs_stay_open_while_a_server_runs(predictor: Predictor) -> None:
+    closed: list[str] = []
+
+    class Handler(logging.Handler):
+        def close(self) -> None:
+            closed.append(self.name or "")
+            super().close()
+
+    handler = Handler()
+    with running(predictor) as client:
+        assert client.get("/health").status_code == 200
+        assert closed == []
+    handler.close()

@@ -89,6 +89,7 @@ class DataConfig:
             raise ValueError(f"repeats {self.repeats} for folders {trained}; expected one positive number each")
         if not self.train_splits:
             raise ValueError("train_splits is empty; expected at least one split")
+        check_numbers(self)
         check_choice("captions", self.captions, Captions)
         check_choice("augmentation", self.augmentation, Augmentation)
         check_choice("profile", self.profile, OfficialProfile, or_none=True)

@@ -10,6 +10,7 @@ import signal
 import socket
 import threading
 from contextlib import suppress
+from typing import Any
 
 from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
@@ -61,6 +62,13 @@ def serve(service: Service, listener: socket.socket) -> None:
     server.run()
 
 
+# Granian configures logging, which closes the handlers that there are, and with some of them standard error.
+_NO_LOGGING: dict[str, Any] = {
+    **{"incremental": True, "formatters": {}, "handlers": {}, "root": {}},
+    "loggers": {"_granian": {}, "granian.access": {}},
+}
+
+
 class Server(Embedded):
     """Granian in this process, with the socket and the service that it is given."""
 
@@ -80,7 +88,7 @@ class Server(Embedded):
             websockets=False,
             backlog=_CONNECTIONS,
             backpressure=connections,
-            log_enabled=False,
+            log_dictconfig=_NO_LOGGING,
             http1_settings=HTTP1Settings(
                 header_read_timeout=round(1000 * min(patience, timeout)), max_buffer_size=HEAD_BYTES
             ),

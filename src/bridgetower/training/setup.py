@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -86,8 +87,8 @@ def build_task(
         return TaskSetup(
             task=trained,
             examples=train,
-            images=(train.images,) if train.images else None,
-            digests=(train.images or train).digests(),
+            images=None if train.images is None else (train.images,),
+            digests=_digests(train),
             evaluate=dict,
         )
     evaluated = config.data.as_evaluated()
@@ -107,14 +108,18 @@ def build_task(
     if (reason := spec.unavailable(evaluation, config.select_by)) is not None:
         possible = [metric for metric in config.task.metrics if spec.unavailable(evaluation, metric) is None]
         raise ValueError(f"select_by is {config.select_by!r}, but {reason}; use one of {', '.join(possible)}")
-    files = [examples.images or examples for examples in (train, held_out)]
     return TaskSetup(
         task=trained,
         examples=train,
-        images=(train.images, held_out.images) if train.images else None,
-        digests=files[0].digests() | files[1].digests(),
+        images=None if train.images is None else (train.images, held_out.images),
+        digests=_digests(train) | _digests(held_out),
         evaluate=lambda: spec.metrics(evaluation) | ({TRAINED_ON: 1.0} if known else {}),
     )
+
+
+def _digests(examples: Any) -> Mapping[str, str]:
+    digests: Mapping[str, str] = (examples if examples.images is None else examples.images).digests()
+    return digests
 
 
 def class_labels(config: RunConfig, spec: TaskSpec) -> dict[str, tuple[str, ...]]:
