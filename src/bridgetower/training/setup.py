@@ -117,8 +117,8 @@ def build_task(
     )
 
 
-def _digests(examples: Any) -> Mapping[str, str]:
-    digests: Mapping[str, str] = (examples if examples.images is None else examples.images).digests()
+def _digests(examples: Any) -> dict[str, str]:
+    digests: dict[str, str] = (examples if examples.images is None else examples.images).digests()
     return digests
 
 
