@@ -75,7 +75,7 @@ def preparing(table: Path, work: Path) -> Work:
     return Work(
         name="prepare",
         command=lambda out: ["prepare", "pairs", str(table), "--out", str(out), *options],
-        result=lambda out: _digests(out, "dataset.json"),  # which has a digest of all rows
+        result=_prepared,
         found=partial(_rows, name="images", key="name", work=work),
         lost=_changed,
         unit="images",
@@ -176,6 +176,12 @@ def _rows(out: Path, name: str, key: str, work: Path) -> Found:
         raise RuntimeError(f"{name}.lance in {out} cannot be read; see {work / 'rows.log'}")
     found: Found = json.loads(report.read_text())
     return found
+
+
+def _prepared(out: Path) -> Found:
+    """The digests of all rows; the number of commits, which `dataset.json` has too, may be another after a kill."""
+    path = out / "dataset.json"
+    return {"rows": json.loads(path.read_text())["digest"]} if path.exists() else {}
 
 
 def _digests(out: Path, *patterns: str) -> Found:

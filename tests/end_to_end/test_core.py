@@ -122,7 +122,6 @@ def test_a_model_is_used(core: Path, tiny_checkpoint: Path, answering_checkpoint
         ["fill-mask", tiny_checkpoint, *images, "--texts", "a <mask> bar"],
         ["classify", tiny_checkpoint, *images, "--labels", "a red bar", "a blue bar"],
         ["answer", answering_checkpoint, *images, "--questions", "what colour is it?"],
-        ["profile", "--model", tiny_checkpoint, "--repeats", "1"],
         ["convert", tiny_checkpoint, tmp_path / "converted", "--to", "bridgetower"],
     ]
     for code, out, err in run_in(core, *commands):

@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from bridgetower.data.config import WritingConfig
 from bridgetower.data.example import Image
@@ -42,8 +40,9 @@ _NAMED = 10  # problems spelt out in an error
 _LISTED = 1000  # and in `dataset.json`, of each reason
 
 
-_IMAGES = {"name": pa.string(), "version": pa.string(), "digest": pa.binary(16), "image": pa.large_binary()}
-_EXAMPLES = {"split": pa.string(), "group": pa.int32(), "example": pa.large_binary()}
+# Types of columns by Arrow's names; Arrow itself is imported where it is used, as the help of commands has none.
+_IMAGES = {"name": "string", "version": "string", "digest": "binary", "image": "large_binary"}
+_EXAMPLES = {"split": "string", "group": "int32", "example": "large_binary"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,6 +310,8 @@ class SetWriter:
         return len(self._digests) - 1
 
     def _commit(self) -> None:
+        import pyarrow as pa
+
         for table, rows in ((self._images, self._rows), (self._table, self._examples)):
             if rows:
                 names = [name for name in table.schema.names if name != CRC]
@@ -348,14 +349,17 @@ class SetWriter:
                 self._table.lance.update(where=f"`group` = {moved}", values={"split": name})
 
 
-def _own_table(place: Path, columns: Mapping[str, pa.DataType], *, checked: str, replace: bool = False) -> Table:
+def _own_table(place: Path, columns: Mapping[str, str], *, checked: str, replace: bool = False) -> Table:
     """Opens the table that an earlier attempt left, or makes it; a user's table of that name is kept."""
+    import pyarrow as pa
+
     table = Table(place) if place.exists() else None
     if table is not None and table.schema.names != [*columns, CRC]:
         raise ValueError(f"{place} was not written by `bridgetower prepare`; choose another folder")
     if table is not None and not replace:
         return table
-    return Table.create(place, pa.schema(list(columns.items())), checked=checked, replace=replace)
+    schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in columns.items()])
+    return Table.create(place, schema, checked=checked, replace=replace)
 
 
 @dataclass(frozen=True)
@@ -412,6 +416,8 @@ class PreparedSet:
 
     def scan(self) -> Iterator[dict[str, Any]]:
         """Yields all examples of the chosen splits in order."""
+        import pyarrow as pa
+
         chosen = np.zeros(len(self._examples), bool)
         chosen[self.numbers] = True
         start = 0
@@ -437,6 +443,9 @@ class PreparedSet:
 
 def _content(images: Table, examples: Table, splits: Sequence[str]) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Returns a digest of each table, and the number of the split and the group of each example."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     parts = list(examples.scan(["split", "group"]))
     codes = [pc.fill_null(pc.index_in(part["split"], pa.array(splits)), -1).to_numpy() for part in parts]
     split, group = np.concatenate(codes).astype(np.int8), np.concatenate([part["group"].to_numpy() for part in parts])

@@ -10,13 +10,15 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pyarrow as pa
 
 from bridgetower.data.fetch import is_url
 from bridgetower.files import escaped
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Uri = str | os.PathLike[str]
 """Where a table is: a local folder, or one in an object store."""
@@ -88,6 +90,8 @@ class Table:
             replace: Whether a table that is there is replaced.
             storage_options: Settings of an object store.
         """
+        import pyarrow as pa
+
         folder, name = split_uri(str(uri))
         if checked:
             schema = schema.append(pa.field(CRC, pa.uint32()))
@@ -135,6 +139,8 @@ class Table:
 
     def append(self, rows: pa.Table) -> None:
         """Adds rows in one commit; the CRCs are computed here."""
+        import pyarrow as pa
+
         if checked := self.checked:
             rows = rows.append_column(pa.field(CRC, pa.uint32()), pa.array(crcs_of(rows[checked]), pa.uint32()))
         with _named(self.uri, "written"):
@@ -213,6 +219,8 @@ def _connect(folder: str, storage_options: dict[str, str]) -> Any:
 
 def crcs_of(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     """Returns the CRC-32 of each value of a column: of bytes, of texts, or of vectors; 0 where there is none."""
+    import pyarrow as pa
+
     crcs: list[int] = []
     for chunk in column.chunks if isinstance(column, pa.ChunkedArray) else [column]:
         if pa.types.is_fixed_size_list(chunk.type):
