@@ -212,8 +212,8 @@ class TestWork:
     ) -> None:
         with pair_scorer(tiny_model, images, CONFIG, EvaluationOptions(work=tmp_path)) as pairs, torch.inference_mode():
             wanted = torch.arange(len(images))[:, None] == pairs.truth.text_image_index[None]
-            every = pairs.score(*torch.ones_like(wanted).nonzero(as_tuple=True)).match.view(wanted.shape)
-            own, others = (pairs.score(*some.nonzero(as_tuple=True)).match for some in (wanted, ~wanted))
+            every = pairs.score(*torch.ones_like(wanted).nonzero(as_tuple=True))[0].view(wanted.shape)
+            own, others = (pairs.score(*some.nonzero(as_tuple=True))[0] for some in (wanted, ~wanted))
         torch.testing.assert_close(own, every[wanted], atol=1e-5, rtol=0)
         torch.testing.assert_close(others, every[~wanted], atol=1e-5, rtol=0)
 
