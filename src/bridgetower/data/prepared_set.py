@@ -171,7 +171,8 @@ class SetWriter:
         """
         name = name or (images[0].name if images else place)
         if unfit := [one for one in (name, *(image.name for image in images)) if not one or escaped(one) != one]:
-            self.refuse(f"{place or name}: the name {unfit[0]!r} is empty or not UTF-8")
+            problem = f"the name {unfit[0]!r} is not UTF-8; rename the file" if unfit[0] else "it has no name"
+            self.refuse(f"{place or name}: {problem}")
             return
         good = []
         for entry in entries:
