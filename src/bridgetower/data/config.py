@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
-from bridgetower.model.plain import check_choice, check_numbers
+from bridgetower.model.plain import AT_LEAST_1, check_choice, check_numbers
 
 Captions = Literal["all", "one"]
 Augmentation = Literal["none", "affine"]
@@ -194,3 +194,20 @@ class PrepareConfig(WritingConfig):
     """
 
     splits: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cutting:
+    """How videos are cut into moments.
+
+    Attributes:
+        every: Seconds of each moment; None: the subtitles', and scenes where there are none.
+        max_moments: Of one video.
+    """
+
+    every: float | None = None
+    max_moments: int = 1000
+
+    def __post_init__(self) -> None:
+        """Checks the numbers."""
+        check_numbers(self, every=(0.1, 86_400.0), max_moments=AT_LEAST_1)

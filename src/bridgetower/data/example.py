@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 from bridgetower.data.fetch import open_place, read_bytes, version_of
@@ -53,9 +52,9 @@ class Image:
         if self.content is not None:
             return self.content
         if self.moment:
-            from bridgetower.data.frames import frame_of
+            from bridgetower.data.video import frame_of
 
-            return frame_of(Path(self.place), sum(self.moment) / 2, self.name)
+            return frame_of(self.place, sum(self.moment) / 2, self.name)
         if self.cell:
             column, row = self.cell
             content = cell_bytes(open_columns(self.place, version_of(self.place)).value(column, row))

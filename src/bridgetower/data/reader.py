@@ -12,17 +12,22 @@ import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
+from bridgetower.data.config import Cutting
 from bridgetower.data.example import ColumnFile, Example, Image, cell_bytes
-from bridgetower.data.fetch import Listed, is_url, list_files, open_place, read_bytes, suffix_of
-from bridgetower.data.moments import SUBTITLE_SUFFIXES, VIDEO_SUFFIXES, Cutting, moments_of
+from bridgetower.data.fetch import Listed, is_url, list_files, open_place, read_bytes, suffix_of, version_of
 from bridgetower.extras import is_installed
 
 IMAGE_SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+VIDEO_SUFFIXES = frozenset(
+    {".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv"}
+)
+SUBTITLE_SUFFIXES = (".vtt", ".srt")
 IMAGE_COLUMNS = ("image", "image_path", "path", "file", "file_name", "filename", "filepath", "img", "jpg")
 URL_COLUMNS = ("url", "image_url")
 CAPTION_COLUMNS = ("caption", "captions", "text", "sentence", "sentences")
@@ -152,7 +157,9 @@ def parts_of(source: str | os.PathLike[str]) -> list[Part]:
             replace(one, problem="PyAV, which reads videos, is missing: install the extra 'video'") for one in videos
         ]
     elif videos:
-        found += [_part("video", one, _subtitles_of(one, videos, subtitles)) for one in videos]
+        if len(listed) == 1:
+            videos, subtitles = _beside(videos[0])
+        found += [_part("video", one, _subtitles_of(one, videos, subtitles)) for one in kinds["video"]]
     used = {one.name for part in found for one in part.files}
     unused = [suffix_of(one.place) or one.name for one in kinds.get("other", []) if one.name not in used]
     if unused and not saved:
@@ -230,6 +237,24 @@ def _image_parts(images: Sequence[Listed], texts: Mapping[str, Listed]) -> Itera
             yield Part(kind="images", files=chosen, beside=beside, split=split)
 
 
+def _beside(video: Listed) -> tuple[list[Listed], list[Listed]]:
+    """Returns the videos and the subtitles in the folder of a video that is given alone; HTTP lists no folder."""
+    if not is_url(video.place):
+        near = [Listed(str(path), path.name) for path in sorted(Path(video.place).parent.iterdir())]
+    elif video.place.lower().startswith("http"):
+        stem = video.place.partition("?")[0].rpartition(".")[0]
+        near = [Listed(f"{stem}{suffix}", PurePosixPath(stem).name + suffix) for suffix in SUBTITLE_SUFFIXES]
+    else:
+        near = [one for one in list_files(video.place.rpartition("/")[0]) if "/" not in one.name]
+    videos = [one for one in near if suffix_of(one.place) in VIDEO_SUFFIXES and one.name != video.name]
+    subtitles = list[Listed]()
+    for one in near:
+        if suffix_of(one.place) in SUBTITLE_SUFFIXES:
+            with suppress(FileNotFoundError):
+                subtitles.append(replace(one, version=version_of(one.place)))
+    return [video, *videos], subtitles
+
+
 def _subtitles_of(video: Listed, videos: Sequence[Listed], subtitles: Sequence[Listed]) -> Listed | None:
     """Returns `NAME.vtt`, `NAME.srt` or `NAME.LANGUAGE.vtt` of a video, in this order, unless it is another video's."""
     stem = video.name.rpartition(".")[0]
@@ -271,8 +296,10 @@ def _check_link(text: Listed, image: Listed) -> None:
 
 
 def _moments(file: Listed, subtitles: Listed | None, cutting: Cutting, split: str) -> Iterator[Example]:
+    from bridgetower.data.video import moments_of  # needs torch and PyAV
+
     try:
-        moments, problems = moments_of(Path(file.place), cutting)
+        moments, problems = moments_of(file, subtitles, cutting)
     except (OSError, ValueError) as error:
         moments, problems = [], [str(error)]
     for one in moments:

@@ -12,26 +12,27 @@ from types import SimpleNamespace
 from typing import cast
 
 import av
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
 
-from bridgetower import extras
-from bridgetower.data import moments
-from bridgetower.data.frames import Cue, Video, frame_of, opened_video, read_subtitles
-from bridgetower.data.items import Columns, SourceItem, read_blocks, units_of
-from bridgetower.data.moments import (
-    Cutting,
+from bridgetower.data import reader, video
+from bridgetower.data.config import Cutting
+from bridgetower.data.example import Example
+from bridgetower.data.reader import Columns, parts_of, read
+from bridgetower.data.video import (
     Moment,
+    Video,
     at_most,
     cuts_of,
-    images_of_video,
+    frame_of,
     merged,
-    moments_of,
-    subtitles_of,
+    opened_video,
+    read_subtitles,
     windows,
 )
-from bridgetower.data.tars import tar_samples
+from sources import served
 from videos import SAID, SIZE, SRT, write_clip
 
 RED, LIME, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -52,9 +53,14 @@ def times(moments: list[Moment]) -> list[tuple[float, float]]:
     return [(one.start, one.end) for one in moments]
 
 
-def items(source: Path, **cutting: float) -> list[SourceItem]:
-    columns = Columns(cutting=Cutting(**cutting))  # type: ignore[arg-type]
-    return [item for block in read_blocks(units_of(source), columns, 5) for item in block.items]
+def items(source: Path | str, **cutting: float) -> list[Example]:
+    return list(read(source, Columns(cutting=Cutting(**cutting))))  # type: ignore[arg-type]
+
+
+def moments_of(path: Path, cutting: Cutting) -> tuple[list[Moment], list[str]]:
+    """The moments of a video with the subtitles beside it."""
+    (part,) = (part for part in parts_of(path.parent) if part.files[0].place == str(path))
+    return video.moments_of(part.files[0], part.beside.get(part.files[0].name), cutting)
 
 
 def colour(content: bytes) -> tuple[int, ...]:
@@ -81,28 +87,28 @@ class TestFrames:
     def test_formats(self, tmp_path: Path, name: str, codec: str) -> None:
         path = write_clip(tmp_path / name, codec=codec)
         assert np.allclose(times(moments_of(path, Cutting())[0]), SCENES, atol=0.3)
-        assert [colour(frame_of(path, time)) for time in (1, 4, 7, 11.9, 0)] == [RED, LIME, BLUE, WHITE, RED]
+        assert [colour(frame_of(str(path), time)) for time in (1, 4, 7, 11.9, 0)] == [RED, LIME, BLUE, WHITE, RED]
 
     def test_the_frame_is_exactly_the_one_of_the_time(self, clip: Path) -> None:
         for time, expected in ((2.99, RED), (3.0, LIME), (3.19, LIME), (2.8, RED), (5.99, LIME), (6, BLUE)):
-            assert colour(frame_of(clip, time)) == expected
+            assert colour(frame_of(str(clip), time)) == expected
 
     def test_keyframes_that_come_often_are_compared_alone(self, tmp_path: Path) -> None:
         path = write_clip(tmp_path / "a.mp4", keyframes=5)
         assert times(moments_of(path, Cutting())[0]) == SCENES
-        with opened_video(path) as video:
-            assert len(list(video.thumbnails())) == 12
-            assert colour(video.jpeg(4)) == LIME  # all frames are decoded again
+        with opened_video(str(path)) as opened:
+            assert len(list(opened.thumbnails())) == 12
+            assert colour(opened.jpeg(4)) == LIME  # all frames are decoded again
 
     def test_one_keyframe_in_a_long_video_is_decoded_from_once_and_not_for_each_frame(self, tmp_path: Path) -> None:
         path = write_clip(tmp_path / "a.mp4", fps=1, seconds=120, keyframes=1000)
-        with opened_video(path) as video:
-            shown = [colour(video.jpeg(time)) for time in (1, 31, 64, 97, 118)]
+        with opened_video(str(path)) as opened:
+            shown = [colour(opened.jpeg(time)) for time in (1, 31, 64, 97, 118)]
         assert shown == [(RED, LIME, BLUE, WHITE)[time // 3 % 4] for time in (1, 31, 64, 97, 118)]
 
     def test_upright_and_small(self, tmp_path: Path) -> None:
         path = write_clip(tmp_path / "a.mp4", fps=1, seconds=3, size=(1920, 64))
-        assert Image.open(io.BytesIO(frame_of(path, 1))).size == (1280, 43)
+        assert Image.open(io.BytesIO(frame_of(str(path), 1))).size == (1280, 43)
         content = path.read_bytes()
         upright, turned = (
             (b"".join(n.to_bytes(4, "big", signed=True) for n in matrix))
@@ -111,12 +117,12 @@ class TestFrames:
         before, track, after = content.rpartition(upright)
         (tmp_path / "turned.mp4").write_bytes(before + turned + after)
         assert track
-        image = Image.open(io.BytesIO(frame_of(tmp_path / "turned.mp4", 1)))
+        image = Image.open(io.BytesIO(frame_of(str(tmp_path / "turned.mp4"), 1)))
         assert image.size == (43, 1280)
         assert image.getpixel((40, 4)) != image.getpixel((4, 4))  # the words are at the top right, turned clockwise
 
     def test_every_frame_is_a_picture_of_the_second(self, clip: Path) -> None:
-        frames = [Image.open(io.BytesIO(frame_of(clip, second + 0.5))) for second in (0, 1, 2)]
+        frames = [Image.open(io.BytesIO(frame_of(str(clip), second + 0.5))) for second in (0, 1, 2)]
         assert {frame.size for frame in frames} == {SIZE}
         assert len({frame.tobytes() for frame in frames}) == 3  # the number that is burnt in differs
 
@@ -131,7 +137,7 @@ class TestMoments:
             "talk.mp4#t=3.500,5.000",
             "talk.mp4#t=6.000,9.500",
         ]
-        assert [colour(item.image.read()) for item in found if item.image] == [RED, LIME, BLUE]
+        assert [colour(item.images[0].read()) for item in found if item.images] == [RED, LIME, BLUE]
 
     @pytest.mark.parametrize("name", ["talk.en.vtt", "talk.vtt"])
     def test_of_webvtt(self, talk: Path, name: str) -> None:
@@ -175,8 +181,8 @@ class TestMoments:
         frames = [
             (time, np.full((4, 4, 3), 100 + difference * (time >= 2), dtype=np.uint8)) for time in (0.0, 1.0, 2.0)
         ]
-        video = cast("Video", SimpleNamespace(thumbnails=lambda: frames))
-        assert [time for time, _ in cuts_of(video)] == cuts
+        faked = cast("Video", SimpleNamespace(thumbnails=lambda: frames))
+        assert [time for time, _ in cuts_of(faked)] == cuts
 
     def test_every_few_seconds(self, talk: Path) -> None:
         talk.with_suffix(".srt").write_text(SRT, encoding="utf-8")
@@ -202,31 +208,6 @@ class TestMoments:
         with pytest.raises(ValueError, match=message):
             Cutting(**given)  # type: ignore[arg-type]
 
-    def test_are_found_once_as_long_as_nothing_changes(self, talk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        first = moments_of(talk, Cutting())
-        with monkeypatch.context() as patched:
-            patched.setattr("bridgetower.data.frames.opened_video", None)
-            assert moments_of(talk, Cutting()) == first
-            with pytest.raises(TypeError):
-                moments_of(talk, Cutting(every=2))
-        talk.with_suffix(".srt").write_text(SRT, encoding="utf-8")
-        assert moments_of(talk, Cutting()) != first
-
-    def test_damaged_ones_of_the_cache_are_found_again(
-        self, talk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        monkeypatch.setattr(moments, "cache_folder", lambda: tmp_path / "cache")
-        expected = moments_of(talk, Cutting())
-        (cached,) = (tmp_path / "cache" / "moments").iterdir()
-        whole = cached.read_bytes()
-        for content in (whole[:-1], b"", whole.replace(b"3", b"4"), bytes([whole[0] ^ 1]) + whole[1:]):
-            cached.write_bytes(content)
-            caplog.clear()
-            assert moments_of(talk, Cutting()) == expected
-            assert len(caplog.messages) == 1
-            assert "is damaged" in caplog.text
-        assert cached.read_bytes() == whole
-
     def test_a_cut_between_frames_that_are_far_apart_is_at_its_frame(self, tmp_path: Path) -> None:
         times_shown = [*(number / 5 for number in range(26)), 5.12, 12.0, 12.2]
         with av.open(str(tmp_path / "a.mkv"), "w") as container:
@@ -248,29 +229,34 @@ class TestMoments:
         Image.new("RGB", (8, 8)).save(talk.parent / "a.png")
         with caplog.at_level(logging.WARNING):
             found = items(talk.parent)
-        assert [item.id.partition("#")[0] for item in found] == ["a.png", *["talk.mp4"] * 4, *["sub/b [x].mp4"] * 3]
+        assert [item.id.partition("#")[0] for item in found] == ["a.png", *["sub/b [x].mp4"] * 3, *["talk.mp4"] * 4]
         assert "b [x].mp4 has 2 files of subtitles; " in caplog.text
 
 
-class TestWithoutPyAV:
-    def test_videos_among_images_are_left_out_with_a_warning(
-        self, talk: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        Image.new("RGB", (8, 8)).save(talk.parent / "a.png")
-        monkeypatch.setattr(moments, "is_installed", lambda package: package != "av")
-        assert [item.id for item in items(talk.parent)] == ["a.png"]
-        assert (
-            "has 1 videos, which cannot be read; to read them, run in the project's folder: pip install '.[video]'"
-            in caplog.text
-        )
+def test_without_pyav_videos_are_named_and_images_read(talk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (8, 8)).save(talk.parent / "a.png")
+    monkeypatch.setattr(reader, "is_installed", lambda package: package != "av")
+    image, missing = items(talk.parent)
+    assert (image.id, image.problem) == ("a.png", "")
+    assert (missing.id, missing.problem) == (
+        "talk.mp4",
+        "PyAV, which reads videos, is missing: install the extra 'video'",
+    )
 
-    def test_a_video_that_is_named_asks_for_it(self, talk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(extras, "is_installed", lambda package: package != "av")
-        with pytest.raises(
-            FileNotFoundError,
-            match=r"package av is not installed; run in the project's folder: pip install '.\[video\]'",
-        ):
-            items(talk)
+
+def test_at_urls_pieces_are_read(talk: Path) -> None:
+    (talk.parent / "talk.en.srt").write_text(SRT, encoding="utf-8")
+    expected = [(item.texts, item.images[0].read()) for item in items(talk)]
+    with served(talk.parent) as url:
+        found = items(f"{url}/talk.mp4")  # without the subtitles, as HTTP lists no files
+        assert [item.id for item in found] == [f"talk.mp4#t={start}.000,{end}.000" for start, end in SCENES]
+        assert [colour(item.images[0].read()) for item in found] == [RED, LIME, BLUE, WHITE]
+        shutil.copy(talk.parent / "talk.en.srt", talk.parent / "talk.srt")
+        assert [(item.texts, item.images[0].read()) for item in items(f"{url}/talk.mp4")] == expected
+    system = fsspec.filesystem("memory")
+    system.put(str(talk.parent), "/copied", recursive=True)
+    for place in ("memory://copied", "memory://copied/talk.mp4"):  # a store that lists files
+        assert [(item.texts, item.images[0].read()) for item in items(place)] == expected
 
 
 class TestMerging:
@@ -303,7 +289,7 @@ class TestMerging:
     def test_of_overlapping_and_rolling_captions(
         self, cues: list[tuple[float, float, str]], expected: list[tuple[float, float, str]]
     ) -> None:
-        assert merged([Cue(*cue) for cue in cues]) == [Moment(*one) for one in expected]
+        assert merged([Moment(*cue) for cue in cues]) == [Moment(*one) for one in expected]
 
     def test_neighbours_are_joined(self) -> None:
         moments = [Moment(number, number + 1, str(number)) for number in range(5)]
@@ -323,9 +309,9 @@ class TestDamage:
         path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
         *found, last = items(path)
         assert found
-        assert [colour(item.image.read()) for item in found[:2] if item.image] == [RED, LIME]
+        assert [colour(item.images[0].read()) for item in found[:2] if item.images] == [RED, LIME]
         if name != "a.ts":  # whose length is that of what is there
-            assert (last.id, last.image) == (name, None)
+            assert (last.id, last.images) == (name, ())
             assert "of 12.0 s; copy it again" in str(last.problem)
 
     @pytest.mark.parametrize(("name", "codec"), [("a.mkv", "libx264"), ("a.ts", "mpeg2video")])
@@ -336,7 +322,7 @@ class TestDamage:
         assert problems == []
         assert np.allclose(times(moments), [(0, 4), (4, 8), (8, 12)], atol=0.3)
         assert moments[0].text == ("A red square" if said else "")
-        assert colour(frame_of(path, 4)) == LIME
+        assert colour(frame_of(str(path), 4)) == LIME
 
     def test_a_matroska_video_that_is_cut_in_its_header(self, tmp_path: Path) -> None:
         path = write_clip(tmp_path / "a.mkv")
@@ -348,12 +334,12 @@ class TestDamage:
         """A pipe would be waited for, and a link to itself has no end."""
         os.mkfifo(tmp_path / "pipe.mp4")
         (tmp_path / "circle.mp4").symlink_to(tmp_path / "circle.mp4")
-        for path, message in ((tmp_path / "pipe.mp4", "is no file"), (tmp_path / "circle.mp4", "symbolic links")):
-            _, problem = images_of_video(path, path.name, Cutting())
-            assert message in str(problem)
-        os.mkfifo(tmp_path / "pipe.tar")
-        with pytest.raises(ValueError, match="is no file"):
-            next(tar_samples(tmp_path / "pipe.tar"))
+        assert [item.problem for item in items(tmp_path)] == [
+            "Too many levels of symbolic links",
+            "it is no regular file",
+        ]
+        with pytest.raises(ValueError, match="is no regular file"):
+            frame_of(str(tmp_path / "pipe.mp4"), 0)
 
     def test_a_video_without_its_end_of_which_nothing_can_be_read(self, tmp_path: Path) -> None:
         path = write_clip(tmp_path / "a.mov")
@@ -382,12 +368,9 @@ class TestDamage:
         middle = len(content) // 2
         content[middle : middle + 20_000] = bytes(20_000)
         path.write_bytes(content)
-        first, _, third, last = (item.image for item in items(path, every=3))
-        assert first is not None
-        assert third is not None
-        assert last is not None
+        first, _, third, last = (item.images[0] for item in items(path, every=3))
         assert colour(first.read()) == RED
-        assert colour(frame_of(path, 11.5)) == WHITE
+        assert colour(frame_of(str(path), 11.5)) == WHITE
         for lost in (third, last):
             with pytest.raises(ValueError, match=r"a.ts cannot be decoded at 1?[07].500 s; copy it again"):
                 lost.read()
@@ -426,7 +409,7 @@ class TestDamage:
             for n, word in enumerate((b"a", b"\xff", b"c"), 1)
         ]
         talk.with_suffix(".srt").write_bytes(b"\n\n".join(cues))
-        said, problem = read_subtitles(talk.with_suffix(".srt"))
+        said, problem = read_subtitles(str(talk.with_suffix(".srt")))
         assert [cue.text for cue in said] == ["a", "c"]
         assert "has 1 subtitles that are not UTF-8" in str(problem)
 
@@ -446,7 +429,7 @@ class TestDamage:
     def test_whose_subtitles_a_file_has(self, tmp_path: Path, name: str, of: str | None) -> None:
         for file in ("a.mp4", "a.2.mp4", "a.it.MKV", name):
             (tmp_path / file).touch()
-        found = [file for file in ("a.mp4", "a.2.mp4", "a.it.MKV") if subtitles_of(tmp_path / file)]
+        found = [part.files[0].name for part in parts_of(tmp_path) if part.beside]
         assert found == ([] if of is None else [of])
 
     def test_subtitles_of_another_video(self, talk: Path) -> None:
@@ -468,13 +451,13 @@ class TestDamage:
                 damaged[rng.randrange(len(damaged))] = rng.randrange(256)
             (tmp_path / name).write_bytes(damaged[: rng.randrange(len(damaged)) if rng.random() < 0.3 else None])
             for item in items(tmp_path / name):
-                outcomes.add(item.problem is None)
-                if item.image is not None:
+                outcomes.add(not item.problem)
+                if item.images:
                     with suppress(ValueError):
-                        item.image.read()
+                        item.images[0].read()
         assert True in outcomes
 
     def test_frames_that_are_too_large(self, talk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("bridgetower.data.frames.MAX_PIXELS", 100)
+        monkeypatch.setattr("bridgetower.data.video.MAX_PIXELS", 100)
         (item,) = items(talk)
         assert "has frames of 96x64 pixels, the limit is 100" in str(item.problem)

@@ -1,0 +1,416 @@
+"""Videos through PyAV, local or at URLs: their moments by what is said and shown, and their frames."""
+
+from __future__ import annotations
+
+import codecs
+import errno
+import io
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any
+
+import av
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from bridgetower.data.config import Cutting
+from bridgetower.data.fetch import Listed, is_url, open_place, open_regular, read_bytes, version_of
+from bridgetower.processor import MAX_PIXELS
+
+MAX_SIDE = 1280
+"""Longest side of a frame that is kept, in pixels."""
+
+THUMBNAIL = 32
+"""Width and height of the small frames that are compared, in pixels."""
+
+LARGEST_SUBTITLES = 2**26
+"""Bytes of a file of subtitles."""
+
+_LONGEST_CUE = 2000  # characters
+_SHOWN_FOR = 5.0  # seconds that a subtitle without an end is shown
+_SILENCE = 10.0  # seconds without a subtitle from which on they are moments of their own
+_CUT = 12.0  # mean difference of two small frames, of 255, from which on another scene begins
+_TOGETHER = 0.25  # of the shorter one's time, within which two subtitles begin together
+_SHORTEST = 1.0  # seconds of a scene
+_MISSING = 2.0  # seconds that a whole video may end before the end that the file names
+_MARKS = re.compile(r"\{[^}]*\}")
+_QUALITY = 88  # of a JPEG
+_TO_END = 10.0  # seconds at the end of a video that are read to see whether it is whole
+_KEYFRAMES_EVERY = 5.0  # seconds: where they come as often, no other frames are compared
+_COMPARED_EVERY = 0.5  # seconds between two frames that are compared
+_REACH = 10.0  # seconds to a later frame up to which frames are decoded instead of going to the nearest keyframe
+_BACK = (0.0, 5.0, 30.0, float("inf"))  # seconds before a frame where a keyframe is looked for
+_OPENED = 2  # videos that a process keeps open
+_MICROSECONDS = 1_000_000
+_VIDEOS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf"
+_SUBTITLES = "webvtt,srt"
+_BITMAPS = frozenset({"dvb_subtitle", "dvd_subtitle", "hdmv_pgs_subtitle", "xsub"})  # codecs of subtitles without text
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A part of a video.
+
+    Attributes:
+        start: Seconds from the start of the video.
+        end: Likewise; of a subtitle the start itself where the file does not say how long it is shown.
+        text: What is said; of a subtitle with the marks of Advanced SubStation, to which every format is converted.
+    """
+
+    start: float
+    end: float
+    text: str = ""
+
+
+def moments_of(file: Listed, subtitles: Listed | None, cutting: Cutting) -> tuple[list[Moment], list[str]]:
+    """Returns the moments of a video in order, and what is wrong with it or its subtitles."""
+    problems = []
+    with opened_video(file.place) as video:
+        end = video.end()
+        if end <= 0:
+            raise ValueError(f"{file.place} has no pictures that can be read; copy it again")
+        if end < video.duration - _MISSING:
+            problems.append(f"it ends after {end:.1f} of {video.duration:.1f} s; copy it again")
+        cues, problem = video.cues() if subtitles is None else read_subtitles(subtitles.place)
+        problems += [problem] if problem else []
+        said = merged(cues)
+        segments = [replace(one, end=min(one.end, end)) for one in said if one.start < end]
+        if said and not segments:
+            problems.append(f"all its subtitles come after its end, at {end:.1f} s; they are another video's")
+        if cutting.every is not None:
+            return windows(end, max(cutting.every, end / cutting.max_moments), segments), problems
+        gaps = list(silences(segments, end))
+        scenes = scenes_in(gaps, cuts_of(video), cutting.max_moments) if gaps else []
+    return at_most(cutting.max_moments, sorted([*segments, *scenes], key=lambda one: one.start)), problems
+
+
+def merged(cues: Iterable[Moment]) -> list[Moment]:
+    """Returns what is said as segments that follow each other.
+
+    Subtitles that begin together are one segment. Of others that overlap, the first ends where the next
+    begins. Lines that a subtitle repeats from the one before, as rolling captions do, are left out.
+    """
+    segments: list[Moment] = []
+    shown: list[str] = []  # lines of the subtitle before
+    until = 0.0  # which it was shown
+    for cue in sorted(cues, key=lambda one: (one.start, one.end)):
+        start, end = max(0.0, cue.start), cue.end if cue.end > cue.start else cue.start + _SHOWN_FOR
+        text = _MARKS.sub(" ", cue.text[:_LONGEST_CUE]).replace("\\N", "\n").replace("\\h", " ")
+        lines = [line for line in (" ".join(line.split()) for line in text.split("\n")) if line]
+        if not lines or end <= 0:
+            continue
+        last = segments[-1] if segments else None
+        follows = last is not None and start <= until + 0.1
+        new = lines[_num_repeated(shown, lines) if follows else 0 :]
+        if last is not None and follows and not new:
+            segments[-1] = replace(last, end=max(last.end, end))
+        elif last is not None and start - last.start <= _TOGETHER * min(last.end - last.start, end - start):
+            segments[-1] = Moment(last.start, max(last.end, end), f"{last.text} {' '.join(new)}")
+        else:
+            if last is not None:
+                segments[-1] = replace(last, end=min(last.end, start))
+            segments.append(Moment(start, end, " ".join(new)))
+        shown, until = lines, max(until, end) if follows else end
+    return [one for one in segments if one.end > one.start]
+
+
+def _num_repeated(before: Sequence[str], lines: Sequence[str]) -> int:
+    """Returns how many lines at the start are those at the end of what was shown before."""
+    return next((n for n in range(min(len(before), len(lines)), 0, -1) if before[-n:] == lines[:n]), 0)
+
+
+def silences(segments: Sequence[Moment], end: float) -> Iterator[tuple[float, float]]:
+    """Yields the times in which nothing is said for long; the whole video if nothing is said at all."""
+    starts = [0.0, *(one.end for one in segments)]
+    ends = [*(one.start for one in segments), end]
+    for start, stop in zip(starts, ends, strict=True):
+        if stop - start > _SILENCE or not segments:
+            yield start, stop
+
+
+def cuts_of(video: Video) -> list[tuple[float, float]]:
+    """Returns when another scene begins, and by how much it differs from what was shown when the last one began."""
+    cuts: list[tuple[float, float]] = []
+    before = None
+    for time, small in video.thumbnails():
+        frame = small.astype(np.int16)
+        difference = 0.0 if before is None else float(np.abs(frame - before).mean())
+        if before is None or (difference > _CUT and time - (cuts[-1][0] if cuts else 0.0) >= _SHORTEST):
+            cuts += [(time, difference)] if before is not None else []
+            before = frame
+    return cuts
+
+
+def scenes_in(gaps: Sequence[tuple[float, float]], cuts: Sequence[tuple[float, float]], most: int) -> list[Moment]:
+    """Returns the scenes in some parts of a video; of more than enough cuts the strongest."""
+    within = [(start + _SHORTEST, end - _SHORTEST) for start, end in gaps]
+    inside = [cut for cut in cuts if any(start < cut[0] < end for start, end in within)]
+    strongest = sorted(inside, key=lambda cut: -cut[1])[: max(0, most - len(gaps))]
+    found = []
+    for start, end in gaps:
+        times = [start, *sorted(time for time, _ in strongest if start < time < end), end]
+        found += [Moment(*part) for part in pairwise(times)]
+    return found
+
+
+def windows(end: float, every: float, segments: Sequence[Moment]) -> list[Moment]:
+    """Returns moments of one length, each with what is said in the middle of it or around."""
+    count = max(1, round(end / every + 0.5 - 1e-9))
+    texts: list[list[str]] = [[] for _ in range(count)]
+    for one in segments:
+        texts[min(count - 1, int((one.start + one.end) / 2 / every))].append(one.text)
+    return [
+        Moment(number * every, min(end, (number + 1) * every), " ".join(said))
+        for number, said in enumerate(texts)
+        if number * every < end
+    ]
+
+
+def at_most(most: int, moments: Sequence[Moment]) -> list[Moment]:
+    """Returns moments; where there are more than that many, neighbours are joined."""
+    size = -(-len(moments) // most)
+    parts = [moments[start : start + size] for start in range(0, len(moments), max(1, size))]
+    return [Moment(part[0].start, part[-1].end, " ".join(one.text for one in part if one.text)) for part in parts]
+
+
+def _opened(place: str, formats: str, content: bytes | None = None) -> Any:
+    """Opens a file, or its content, as one of some formats, none of which names other files."""
+    opened: Any = place if content is None else io.BytesIO(content)
+    if content is None and is_url(place):
+        opened = open_place(place)
+    elif content is None:
+        open_regular(place).close()
+    with _named(place):
+        options = {"format_whitelist": formats, "protocol_whitelist": "file"}
+        return av.open(opened, options=options, metadata_errors="replace")
+
+
+@contextmanager
+def _named(place: str) -> Iterator[None]:
+    """Names the file in errors of FFmpeg."""
+    try:
+        yield
+    except av.FFmpegError as error:
+        # Of a Matroska file that is cut off, FFmpeg says "Operation not permitted" or "Input/output error".
+        reason = "it is cut off or damaged" if error.errno in (errno.EPERM, errno.EIO) else error.strerror
+        raise ValueError(f"{place} cannot be read ({reason}); copy it again") from error
+
+
+class Video:
+    """A video that is open.
+
+    Attributes:
+        place: Path or URL.
+        duration: In seconds, as the file says; 0 where it does not.
+    """
+
+    def __init__(self, place: str, container: Any) -> None:
+        """Looks at the streams."""
+        if not container.streams.video:
+            raise ValueError(f"{place} has no pictures; expected a video")
+        self.place, self._container = place, container
+        self._stream = container.streams.video[0]
+        if self._stream.codec_context is None:
+            raise ValueError(f"{place} has pictures that FFmpeg cannot decode; convert it, for example to H.264")
+        self._stream.thread_type = "AUTO"
+        self._check_size(self._stream.width, self._stream.height)
+        self._first = (container.start_time or 0) / _MICROSECONDS
+        before = self._first if "matroska" in container.format.name else 0.0  # there it is the time of the end
+        self.duration = max(0.0, (container.duration or 0) / _MICROSECONDS - before)
+        self._shown: Any = None
+        self._ahead: Any = None
+        self._frames: Iterator[Any] = iter(())
+        self._failed: float | None = None  # time of the last packet that is damaged
+        self._key = 0.0  # time of the last keyframe
+        self._reach = _REACH
+
+    def end(self) -> float:
+        """Returns how far it can be read, in seconds; less than its duration where a part is missing."""
+        for start in (max(0.0, self.duration - _TO_END), 0.0):
+            self._go_to(start)
+            ends = [self._time(packet) + self._length(packet) for packet in self._packets(None)]
+            if ends:
+                return max(ends)
+        return 0.0
+
+    def thumbnails(self) -> Iterator[tuple[float, UInt8[np.ndarray, "32 32 3"]]]:
+        """Yields small frames with their times: the keyframes where they come often, else several in a second."""
+        self._go_to(0.0)
+        keys = [self._time(packet) for packet in self._packets(self._stream) if packet.is_keyframe]
+        gaps = [after - before for before, after in pairwise([*keys, self.duration])]
+        codec = self._stream.codec_context
+        before, last = codec.skip_frame, -_COMPARED_EVERY
+        codec.skip_frame = "NONKEY" if gaps and max(gaps) <= _KEYFRAMES_EVERY else "DEFAULT"
+        self._go_to(0.0)
+        try:
+            skipped = None
+            for frame in self._decoded():
+                if skipped is not None and self._time(frame) >= self._time(skipped) + _COMPARED_EVERY:
+                    last = self._time(skipped)  # it is shown for long
+                    yield last, self._small(skipped)
+                skipped = frame
+                if self._time(frame) >= last + _COMPARED_EVERY:
+                    last, skipped = self._time(frame), None
+                    yield last, self._small(frame)
+        finally:
+            codec.skip_frame = before
+            self._go_to(0.0)
+
+    def _small(self, frame: Any) -> UInt8[np.ndarray, "32 32 3"]:
+        small: np.ndarray = frame.reformat(
+            width=THUMBNAIL, height=THUMBNAIL, format="rgb24", interpolation="AREA"
+        ).to_ndarray()
+        return small
+
+    def cues(self) -> tuple[list[Moment], str | None]:
+        """Returns the subtitles in the file, of the first stream that has text, and what is wrong with them."""
+        streams = [
+            one
+            for one in self._container.streams.subtitles
+            if one.codec_context and one.codec_context.name not in _BITMAPS
+        ]
+        if not streams:
+            return [], None
+        self._go_to(0.0)
+        cues: list[Moment] = []
+        num_bad = 0
+        for packet in self._packets(streams[0]):
+            try:
+                cues += _cues_in(packet, self._time(packet))
+            except av.FFmpegError:
+                num_bad += 1
+        return cues, f"{num_bad} of the subtitles in it cannot be read, as they are not UTF-8" if num_bad else None
+
+    def jpeg(self, time: float, name: str = "") -> bytes:
+        """Returns the frame shown at a time, upright, at most `MAX_SIDE` pixels long, with a name as comment."""
+        frame = self._at(time)
+        self._check_size(frame.width, frame.height)
+        width = frame.width * float(self._stream.sample_aspect_ratio or 1)
+        scale = min(1.0, MAX_SIDE / max(width, frame.height))
+        size = {"width": max(1, round(width * scale)), "height": max(1, round(frame.height * scale))}
+        image = Image.fromarray(frame.reformat(**size, format="rgb24", interpolation="BICUBIC").to_ndarray())
+        if frame.rotation:
+            image = image.rotate(frame.rotation, expand=True)
+        stream = io.BytesIO()
+        image.save(stream, "JPEG", quality=_QUALITY, comment=name)
+        return stream.getvalue()
+
+    def _at(self, time: float) -> Any:
+        """Returns the last frame that begins at or before a time; later ones are reached by decoding on."""
+        before = None if self._shown is None else self._time(self._shown)
+        if before is None or not 0 <= time - before <= self._reach:
+            for back in _BACK:
+                self._go_to(time - back)
+                self._advance()
+                if self._ahead is not None and self._time(self._ahead) <= time:
+                    break
+            if before is not None and self._ahead is not None and self._time(self._ahead) <= before <= time:
+                self._reach *= 2  # keyframes are far from each other
+        while self._ahead is not None and (self._shown is None or self._time(self._ahead) <= time):
+            self._advance()
+        if self._shown is None or (self._failed is not None and self._key <= self._failed <= time):
+            raise ValueError(f"{self.place} cannot be decoded at {time:.3f} s; copy it again")
+        return self._shown
+
+    def _advance(self) -> None:
+        self._shown, self._ahead = self._ahead, next(self._frames, None)
+        if self._shown is not None and self._shown.key_frame:
+            self._key = self._time(self._shown)
+
+    def _go_to(self, time: float) -> None:
+        """Goes to a keyframe before a time; in some formats it may be one after it."""
+        self._shown = self._ahead = self._failed = None
+        place = round((self._first + time) * _MICROSECONDS) if time > 0 else -_MICROSECONDS
+        try:
+            self._container.seek(place)
+        except av.FFmpegError:  # the format knows no places
+            self._container.seek(0, any_frame=True)
+        self._frames = self._decoded()
+
+    def _decoded(self) -> Iterator[Any]:
+        """Yields frames from here on; times of packets that are damaged or left out are noted."""
+        for packet in self._packets(self._stream, flush=True):
+            if packet.is_corrupt and packet.pts is not None:
+                self._failed = self._time(packet)
+            try:
+                yield from (frame for frame in packet.decode() if frame.pts is not None)
+            except av.FFmpegError:
+                self._failed = self._time(packet) if packet.pts is not None else self._failed
+
+    def _packets(self, stream: Any, *, flush: bool = False) -> Iterator[Any]:
+        """Yields packets up to where the file cannot be read, of a stream or of all."""
+        packets = self._container.demux(*([stream] if stream is not None else []))
+        while True:
+            try:
+                packet = next(packets, None)
+            except av.FFmpegError:
+                return
+            if packet is None:
+                return
+            if packet.pts is not None or flush:
+                yield packet
+
+    def _time(self, timed: Any) -> float:
+        return float(timed.pts * timed.time_base) - self._first
+
+    def _length(self, timed: Any) -> float:
+        return float((timed.duration or 0) * timed.time_base)
+
+    def _check_size(self, width: int, height: int) -> None:
+        if width * height > MAX_PIXELS:
+            raise ValueError(f"{self.place} has frames of {width}x{height} pixels, the limit is {MAX_PIXELS}")
+
+
+@contextmanager
+def opened_video(place: str) -> Iterator[Video]:
+    """Opens a video."""
+    with _named(place), _opened(place, _VIDEOS) as container:
+        yield Video(place, container)
+
+
+def frame_of(place: str, time: float, name: str = "") -> bytes:
+    """Returns a frame as JPEG; the file stays open for the next ones.
+
+    Args:
+        place: Of the video.
+        time: Seconds from its start.
+        name: What the comment of the JPEG says, so that equal frames of different moments are different files.
+    """
+    with _named(place):
+        return _kept(place, "" if is_url(place) else version_of(place)).jpeg(time, name)
+
+
+@lru_cache(maxsize=_OPENED)
+def _kept(place: str, version: str) -> Video:
+    return Video(place, _opened(place, _VIDEOS))
+
+
+def read_subtitles(place: str) -> tuple[list[Moment], str | None]:
+    """Reads a file of subtitles, WebVTT or SubRip: what can be read, and what is wrong with the rest."""
+    cues: list[Moment] = []
+    num_bad = 0
+    try:
+        content = read_bytes(place, most=LARGEST_SUBTITLES)
+        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            content = content.decode("utf-16", errors="replace").encode()
+        with _opened(place, _SUBTITLES, content) as container:
+            for packet in container.demux(container.streams[0]):
+                try:
+                    cues += [] if packet.pts is None else _cues_in(packet, float(packet.pts * packet.time_base))
+                except av.FFmpegError:
+                    num_bad += 1
+    except (ValueError, OSError) as error:
+        return cues, str(error)
+    if num_bad:
+        return cues, f"{place} has {num_bad} subtitles that are not UTF-8; save it as UTF-8"
+    return cues, None if cues else f"{place} has no subtitles; expected WebVTT or SubRip"
+
+
+def _cues_in(packet: Any, start: float) -> list[Moment]:
+    end = start + max(0.0, float((packet.duration or 0) * packet.time_base))
+    return [Moment(start, end, shown.dialogue.decode(errors="replace")) for shown in packet.decode()]
