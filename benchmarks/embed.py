@@ -1,8 +1,9 @@
 """Rate and memory of `bridgetower embed`: python benchmarks/embed.py; prints tables and lines of JSON.
 
 `memory`: how far the memory of a process rises while it embeds 10,000 and 100,000 tiny images, out of a Parquet file
-with their bytes. `workers`: images a second in one process and on a Ray cluster of this machine with one and two
-workers, between the first block that is written and the last, so without loading and starting.
+with their bytes. `files`: bytes of the table of a run over so many files with a text each, and of its vectors alone.
+`workers`: images a second in one process and on a Ray cluster of this machine with one and two
+workers, between the first commit and the last, so without loading and starting.
 """
 
 import argparse
@@ -19,15 +20,14 @@ import pyarrow.parquet as pq
 from inference_memory import save_model
 from PIL import Image
 
-from bridgetower.bulk.config import EmbedConfig
-from bridgetower.bulk.embedding import EmbeddedBlock
-from bridgetower.bulk.outputs import Output
-from bridgetower.bulk.run import embed_source
+from bridgetower.data.store import Table
 from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig
 from bridgetower.model.tower_config import TextConfig, VisionConfig
+from bridgetower.search.config import EmbedConfig
+from bridgetower.search.embed import embed_source
 from search import Row, _alone, _photo, show
 
-PARTS = ["memory", "workers"]
+PARTS = ["memory", "files", "workers"]
 GROUP = 1000  # rows of a row group
 
 
@@ -81,11 +81,31 @@ def _embedded(place: Path) -> Row:
     return {"images_per_s": round(report.vectors / report.seconds)}
 
 
+def files(counts: list[int]) -> Iterator[Row]:
+    """Embeds more and more files with one text each."""
+    for count in counts:
+        with tempfile.TemporaryDirectory() as place:
+            save_model(model(32, 32, 2), Path(place) / "model")
+            (Path(place) / "texts").mkdir()
+            for number in range(count):
+                (Path(place) / "texts" / f"{number:06}.txt").write_text("red")
+            yield {"files": count, **_alone(_of_files, Path(place))}
+
+
+def _of_files(place: Path) -> Row:
+    report = embed_source(place / "texts", place / "v.lance", place / "model", EmbedConfig(batch_size=64))
+    size = sum(path.stat().st_size for path in (place / "v.lance").rglob("*") if path.is_file())
+    vectors = sum(batch["vector"].nbytes for batch in Table(place / "v.lance").scan(["vector"]))
+    return {"bytes": size, "of_vectors": vectors, "seconds": round(report.seconds, 1)}
+
+
 def workers(count: int) -> Iterator[Row]:
     """Embeds photos of 640 x 480 in one process, and with one and two workers."""
     with tempfile.TemporaryDirectory() as place:
         save_model(model(224, 384, 6), Path(place) / "model")
-        write_images(Path(place) / "images.parquet", count, _photo)
+        (Path(place) / "images").mkdir()
+        for start in range(0, count, 50):  # a part for a worker
+            write_images(Path(place) / "images" / f"{start:06}.parquet", min(50, count - start), _photo)
         for number in (0, 1, 2):
             name = f"Ray, {number} workers" if number else "one process"
             yield {"where": name, "images": count, **_alone(_rate, Path(place), number)}
@@ -93,16 +113,16 @@ def workers(count: int) -> Iterator[Row]:
 
 def _rate(place: Path, number: int) -> Row:
     ray = ("local", number) if number else (None, None)
-    config = EmbedConfig(batch_size=16, block_size=16, num_workers=0, ray=ray[0], ray_workers=ray[1])
+    config = EmbedConfig(batch_size=16, num_workers=0, commit_seconds=0, ray=ray[0], ray_workers=ray[1])
     times: list[tuple[float, int]] = []
-    write = Output.write
+    append = Table.append
 
-    def timed(output: Output, block: EmbeddedBlock) -> None:
-        write(output, block)
-        times.append((time.perf_counter(), len(block.rows)))
+    def timed(table: Table, rows: pa.Table) -> None:
+        append(table, rows)
+        times.append((time.perf_counter(), len(rows)))
 
-    Output.write = timed  # type: ignore[method-assign, assignment]
-    embed_source(place / "images.parquet", place / f"{number}.npy", place / "model", config)
+    Table.append = timed  # type: ignore[method-assign, assignment]
+    embed_source(place / "images", place / f"{number}.npy", place / "model", config)
     seconds = times[-1][0] - times[0][0]
     return {"images_per_s": round(sum(rows for _, rows in times[1:]) / seconds, 1)}
 
@@ -112,10 +132,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
     parser.add_argument("--counts", nargs="+", type=int, default=[10_000, 100_000], help="of `memory`")
+    parser.add_argument("--files", nargs="+", type=int, default=[1000, 10_000], help="of `files`")
     parser.add_argument("--photos", type=int, default=400, help="of `workers`")
     given = parser.parse_args()
     if "memory" in given.parts:
         show("memory", list(memory(given.counts)))
+    if "files" in given.parts:
+        show("files", list(files(given.files)))
     if "workers" in given.parts:
         show("workers", list(workers(given.photos)))
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import lancedb
 import numpy as np
 
-from bridgetower.bulk.config import Quantize
-from bridgetower.bulk.quantize import quantized
+from bridgetower.search.config import Quantize
+from bridgetower.search.embedding import quantized
 from bridgetower_demo.folder import FOLDER, held_out_index
 from search import PER_CENTRE, TOP, Row, generated, show
 

@@ -34,7 +34,6 @@ from bridgetower.search.build import build_index
 from bridgetower.search.config import IndexConfig
 from bridgetower.search.index import Index
 from bridgetower.search.searcher import Searcher
-from bridgetower.search.table import IndexedRow, SourceImage
 from bridgetower_demo.folder import FOLDER, held_out_index, trained_model
 
 PARTS = ["recall", "million", "update", "retrieval"]
@@ -50,7 +49,7 @@ Row = dict[str, Any]
 def recall() -> Iterator[Row]:
     """Share of fullest captions with an image of theirs among the first k, by held-out set and stage."""
     searcher = Searcher(held_out_index(FOLDER))
-    images = list(searcher.index.listed())
+    images = searcher.index.examples(len(searcher.index))
     for name in ("emoji", "flags"):
         shown = Counter(image.captions[0] for image in images if image.path.startswith(f"{name}/"))
         number = {"set": name, "texts": len(shown), "images": shown.total()}
@@ -93,6 +92,8 @@ def million(count: int) -> Iterator[Row]:
         yield {"what": f"write {count} rows", **_alone(_write, uri, count)}
         yield {"what": "array of vectors", **_alone(_array, uri)}
         yield {"what": "exact search", **_alone(_search, uri, True)}
+        yield {"what": "exact search without the array", **_alone(_search_table, uri)}
+        yield {"what": "an image by its digest", **_alone(_by_digest, uri)}
         yield {"what": "product in NumPy", **_alone(_product, uri)}
         yield {"what": "group the vectors", **_alone(_group, uri)}
         yield {"what": "approximate search", **_alone(_search, uri, False)}
@@ -104,20 +105,21 @@ def _write(uri: Path, count: int) -> Row:
     index = Index.create(
         uri, fingerprint="generated", model="none", root=uri.parent, image_width=WIDTH, pair_width=WIDTH
     )
-    nothing = torch.empty(0, WIDTH)
+    nothing = np.empty((0, WIDTH), np.float32)
     for start in range(0, count, CHUNK):
         vectors = generated(min(CHUNK, count - start), count // PER_CENTRE, seed=1 + start)
         index.upsert(
             [
-                IndexedRow(
-                    source=SourceImage(path=f"{number:09}.jpg", size=1, mtime=1),
-                    digest=f"{number:064x}",
-                    width=640,
-                    height=480,
-                    image_vector=vector,
-                    text_vectors=nothing,
-                    pair_vectors=nothing,
-                )
+                {
+                    "path": f"{number:09}.jpg",
+                    "digest": f"{number:064x}",
+                    "width": 640,
+                    "height": 480,
+                    "captions": [],
+                    "image_vector": vector.numpy(),
+                    "text_vectors": nothing,
+                    "pair_vectors": nothing,
+                }
                 for number, vector in enumerate(vectors, start=start)
             ]
         )
@@ -160,6 +162,28 @@ def _search(uri: Path, exact: bool) -> Row:
                 best = {one.path for one in index.nearest(vector, TOP, exact=True)}
                 hits.append(len(best & {one.path for one in found}) / TOP)
     return _times(seconds) if exact else {**_times(seconds), "recall_at_10": round(statistics.fmean(hits), 4)}
+
+
+def _search_table(uri: Path) -> Row:
+    """Compares every vector in the table, a tenth as often."""
+    index, seconds = Index(uri), []
+    index._exact = None
+    for vector in generated(QUERIES // 10, len(index) // PER_CENTRE, seed=-1):
+        started = time.perf_counter()
+        index.nearest(vector, TOP, exact=True)
+        seconds.append(time.perf_counter() - started)
+    return _times(seconds)
+
+
+def _by_digest(uri: Path) -> Row:
+    """Looks up images from all over the index, as the server does for each thumbnail."""
+    index, seconds = Index(uri), []
+    for number in range(WARM_UP + QUERIES):
+        started = time.perf_counter()
+        index.with_digest(f"{(number + 1) * 7919 % len(index):064x}")
+        if number >= WARM_UP:
+            seconds.append(time.perf_counter() - started)
+    return _times(seconds)
 
 
 def _times(seconds: Sequence[float]) -> Row:

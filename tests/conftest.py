@@ -90,10 +90,9 @@ def s3_server() -> "Iterator[Store]":
 @pytest.fixture
 def store(s3_server: "Store", monkeypatch: pytest.MonkeyPatch) -> "Iterator[Store]":
     """The server without faults, and short pauses before it is asked again."""
-    from bridgetower.data import fetch, remote
+    from bridgetower.data import fetch
 
-    for module in (fetch, remote):
-        monkeypatch.setattr(module, "PAUSES", (0.001,) * 12)
+    monkeypatch.setattr(fetch, "PAUSES", (0.001,) * 12)
     s3_server.reset()
     yield s3_server
     s3_server.reset()

@@ -38,7 +38,7 @@ class TestIndex:
         assert first.pop("seconds") > 0
         assert first == {
             "index": str(tmp_path / "photos.lance"),
-            **{"images": 3, "added": 3, "changed": 0, "removed": 0, "reused": 0, "cut": 0, "bad": [], "left_out": {}},
+            **{"images": 3, "added": 3, "changed": 0, "removed": 0, "reused": 0, "cut": 0, "bad": []},
         }
         (photos / "red.png").unlink()
         (photos / "broken.png").write_text("")
@@ -77,7 +77,7 @@ class TestIndex:
         (photos / "broken.png").write_text("")
         assert "1 bad item, allowed are 0 (--max-errors N allows more); the other 3 are in the" in refused(*command)
         assert "model" in refused(*command, "--image-size", 40)
-        assert "is no name for an index" in refused(
+        assert "is no name for a table" in refused(
             "index", photos, "--out", tmp_path / "photos", "--model", tiny_checkpoint
         )
         assert "nowhere" in refused(
@@ -89,9 +89,11 @@ class TestIndex:
     ) -> None:
         model = ("--model", tmp_path / "no-model")
         assert "no-model" in refused("index", photos, "--out", tmp_path / "photos.lance", *model)
-        assert "is no name for an index" in refused("index", photos, "--out", tmp_path / "photos", *model)
+        assert "is no name for a table" in refused("index", photos, "--out", tmp_path / "photos", *model)
         (tmp_path / "none").mkdir()
-        assert "names no image" in refused("index", tmp_path / "none", "--out", tmp_path / "a.lance", *model)
+        assert "has nothing that can be read" in refused(
+            "index", tmp_path / "none", "--out", tmp_path / "a.lance", *model
+        )
 
 
 class TestSearch:

@@ -22,7 +22,6 @@ os.environ.setdefault("LANCEDB_LOG", "error")  # it warns of each empty group of
 if TYPE_CHECKING:
     from bridgetower.attention import explain as explain
     from bridgetower.attention_drawing import draw_explanation as draw_explanation
-    from bridgetower.bulk.run import embed_source as embed_source
     from bridgetower.checkpoints import convert as convert
     from bridgetower.checkpoints import read_checkpoint as read_checkpoint
     from bridgetower.model.bridgetower import BridgeTower as BridgeTower
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from bridgetower.predictor import load as load
     from bridgetower.processor import Processor as Processor
     from bridgetower.search.build import build_index as build_index
+    from bridgetower.search.embed import embed_source as embed_source
     from bridgetower.search.index import Index as Index
     from bridgetower.search.searcher import Searcher as Searcher
     from bridgetower.tasks.run_config import RunConfig as RunConfig
@@ -60,7 +60,7 @@ _HOMES = {
     "build_index": "bridgetower.search.build",
     "convert": "bridgetower.checkpoints",
     "draw_explanation": "bridgetower.attention_drawing",
-    "embed_source": "bridgetower.bulk.run",
+    "embed_source": "bridgetower.search.embed",
     "explain": "bridgetower.attention",
     "hidden_states": "bridgetower.model.hidden_states",
     "load": "bridgetower.predictor",

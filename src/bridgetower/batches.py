@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from bridgetower.data.remote import is_url, read_url
+from bridgetower.data.fetch import is_url, read_bytes
 from bridgetower.engines.engine import Engine
 from bridgetower.inference import (
     Item,
@@ -86,7 +86,7 @@ def _resized(processor: Processor, numbered: tuple[int, ImageLike]) -> UInt8[Ten
 
 def fetched(image: ImageLike) -> ImageLike:
     """Returns the bytes of an image at a URL; other images as they are."""
-    return read_url(image) if isinstance(image, str) and is_url(image) else image
+    return read_bytes(image) if isinstance(image, str) and is_url(image) else image
 
 
 @torch.inference_mode()

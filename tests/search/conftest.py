@@ -1,7 +1,7 @@
-"""A model, and folders of images of shapes to index."""
+"""A model, images of shapes to index, and some of them in every kind of source."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,7 @@ from bridgetower.predictor import Predictor, load
 from bridgetower.search.build import IndexReport, build_index
 from bridgetower.search.config import IndexConfig
 from shapes import write_pictures
+from sources import write_sources
 
 
 @pytest.fixture(scope="session")
@@ -43,3 +44,20 @@ def build(photos: Path, predictor: Predictor, tmp_path: Path) -> Callable[..., I
         return build_index(source, tmp_path / "photos.lance", predictor, IndexConfig(**settings))  # type: ignore[arg-type]
 
     return call
+
+
+@pytest.fixture(scope="session")
+def places(shapes_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Five of them as every kind of source, by kind; not to be changed."""
+    return write_sources(shapes_folder, tmp_path_factory.mktemp("sources"))
+
+
+@pytest.fixture
+def encoded(predictor: Predictor) -> Iterator[list[int]]:
+    """How many images went through the image tower, a number per batch."""
+    batches: list[int] = []
+    hook = predictor.model.vision.patch_embedding.register_forward_hook(
+        lambda module, inputs, output: batches.append(len(inputs[0]))
+    )
+    yield batches
+    hook.remove()

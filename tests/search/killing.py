@@ -72,8 +72,8 @@ def killed_before_a_picture(build: Callable[[], object], photos: Path, number: i
     return end(in_a_process(work))
 
 
-def killed_after_a_write(build: Callable[[], object], out: Path) -> int:
-    """Kills a process as soon as something was written to the index; returns how it ended."""
+def killed_after_writes(build: Callable[[], object], out: Path, number: int) -> int:
+    """Kills a process as soon as so many files were added to the index; returns how it ended."""
 
     def work() -> None:
         build()
@@ -81,7 +81,7 @@ def killed_after_a_write(build: Callable[[], object], out: Path) -> int:
 
     seen = set(out.rglob("*"))
     process = in_a_process(work)
-    while set(out.rglob("*")) == seen:
+    while len(set(out.rglob("*")) - seen) < number:
         pass
     os.kill(process, signal.SIGKILL)
     return end(process)
@@ -93,7 +93,7 @@ def rows(out: Path, report: Path) -> dict[str, Any] | None:
     def read() -> None:
         found: list[dict[str, Any]] = []
         if Index.exists(out):
-            assert len(Index(out)) == len({image.path for image in Index(out).listed()})  # no image twice
+            assert len(Index(out)) == len(set(Index(out).paths()))  # no image twice
             found = lancedb.connect(out.parent).open_table(out.stem).to_arrow().to_pylist()
         report.write_text(json.dumps({row.pop("path"): row for row in found}, default=str))
 
@@ -112,9 +112,9 @@ def main(model: Path, photos: Path, folder: Path) -> dict[str, Any]:
     kills = []
     for number in range(NUM_KILLS):
         if number % 2:
-            ended = killed_after_a_write(lambda: build(killed), killed)
+            ended = killed_after_writes(lambda: build(killed), killed, number)
         else:
-            ended = killed_before_a_picture(lambda: build(killed), photos, source.randint(1, NUM_CHANGED))
+            ended = killed_before_a_picture(lambda: build(killed), photos, source.randint(1, 3 * NUM_CHANGED))
         found = rows(killed, report)
         kills.append({"ended": ended, "rows": None if found is None else len(found)})
         change(photos, source)

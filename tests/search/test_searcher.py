@@ -125,7 +125,7 @@ class TestStages:
         write_tiny_checkpoint(tiny_dataset, tmp_path / "model", MODEL.override({"heads.itc": "fused"}))
         build_index(shapes_folder / "shapes.csv", tmp_path / "shapes.lance", tmp_path / "model")
         searcher = Searcher(tmp_path / "shapes.lance")
-        model, captions = searcher.predictor, {one.path: one.captions for one in searcher.index.listed()}
+        model, captions = searcher.predictor, {one.path: one.captions for one in searcher.index.examples(10**6)}
         own = [model.embed_pairs([file] * len(captions[file.name]), captions[file.name]) for file in files]
         text, image = model.embed_texts(TEXT)[0], model.embed_images(files[3])[0]
         for given, vector in (((TEXT, None), text), ((None, files[3]), image)):

@@ -10,8 +10,8 @@ from PIL import Image
 
 from bridgetower.files import sha256_of
 from bridgetower.processor import open_image, open_reduced
+from bridgetower.search.index import Hit
 from bridgetower.search.sheet import TILE, contact_sheet, write_sheet
-from bridgetower.search.table import Hit
 
 
 @pytest.fixture

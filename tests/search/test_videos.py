@@ -11,14 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
-from bridgetower.data import moments
+from bridgetower.data import reader
 from bridgetower.predictor import Predictor
-from bridgetower.search import listing
 from bridgetower.search.build import IndexReport, build_index
 from bridgetower.search.config import IndexConfig
 from bridgetower.search.index import Index
 from bridgetower.search.searcher import Searcher
 from bridgetower.search.sheet import contact_sheet
+from sources import served
+from stores import Store
 from videos import SAID, SIZE, SRT, drawn, write_clip
 
 
@@ -138,10 +139,11 @@ def test_moments_stay_where_videos_cannot_be_read(
     Image.new("RGB", (9, 9)).save(talks / "b.png")
     before = index_of(talks)
     (talks / "b.png").unlink()
-    for module in (moments, listing):
-        monkeypatch.setattr(module, "is_installed", lambda package: package != "av")
-    without = index_of(talks)
-    assert (without.images, without.added, without.removed) == (before.images - 1, 0, 1)
+    monkeypatch.setattr(reader, "is_installed", lambda package: package != "av")
+    with pytest.raises(ValueError, match=r"2 bad items.*'talk.mp4': PyAV, which reads videos, is missing: install"):
+        index_of(talks)
+    without = index_of(talks, max_errors=2)
+    assert (without.images, without.added, without.removed) == (before.images - 1, 0, 0)
 
 
 def test_a_run_that_was_stopped_is_continued(
@@ -164,6 +166,33 @@ def test_a_run_that_was_stopped_is_continued(
     assert (report.added, report.changed, report.images) == (3, 0, 7)
 
 
+def test_at_urls_and_in_stores(
+    talks: Path, predictor: Predictor, index_of: Callable[..., IndexReport], store: Store, tmp_path: Path
+) -> None:
+    (talks / "lectures" / "one.mp4").rename(talks / "one.mp4")
+    (talks / "lectures").rmdir()
+    index_of(talks)
+    expected = Searcher(tmp_path / "talks.lance", predictor).search(SAID[1], against="images", rerank=0)
+    with served(talks) as url:
+        report = build_index(f"{url}/talk.mp4", tmp_path / "url.lance", predictor)
+        assert (report.images, report.bad) == (3, ())
+        again = build_index(f"{url}/talk.mp4", tmp_path / "url.lance", predictor)
+        assert (again.added, again.changed, again.removed) == (0, 0, 0)
+        searcher = Searcher(tmp_path / "url.lance", predictor)
+        hit = searcher.search(SAID[1])[0]
+        assert (hit.path, hit.file) == ("talk.mp4#t=3.500,5.000", f"{url}/talk.mp4")
+        with pytest.raises(ValueError, match=r"no file at http.*/none\.mp4"):
+            build_index(f"{url}/none.mp4", tmp_path / "none.lance", predictor)
+    assert searcher.index.content(hit, fetch=False)[:2] == b"\xff\xd8"  # the frame, a JPEG
+    report = build_index(store.upload(talks, "bucket/talks"), tmp_path / "store.lance", predictor)
+    assert (report.images, report.bad) == (7, ())
+    found = Searcher(tmp_path / "store.lance", predictor).search(SAID[1], against="images", rerank=0)
+    assert [(hit.path, pytest.approx(hit.cosine, abs=1e-5)) for hit in expected] == [
+        (hit.path, hit.cosine) for hit in found
+    ]
+    assert found[0].file == f"s3://bucket/talks/{found[0].path.partition('#')[0]}"
+
+
 def test_a_damaged_video_is_named_and_what_can_be_read_is_kept(
     talks: Path, index_of: Callable[..., IndexReport], tmp_path: Path
 ) -> None:
@@ -176,7 +205,7 @@ def test_a_damaged_video_is_named_and_what_can_be_read_is_kept(
         index_of(talks)
     report = index_of(talks, max_errors=2)
     assert len(report.bad) == 2
-    assert any(one.path.startswith("broken.mp4#t=0.000,") for one in Index(tmp_path / "talks.lance").listed())
+    assert any(path.startswith("broken.mp4#t=0.000,") for path in Index(tmp_path / "talks.lance").paths())
 
 
 @pytest.mark.parametrize(
@@ -210,7 +239,7 @@ def test_hits_on_the_command_line(
 
 def test_embed_reads_videos_too(run: Callable[..., list[Any]], talks: Path, tiny_checkpoint: Path) -> None:
     rows = run("embed", tiny_checkpoint, talks)
-    assert [row["image"].partition("#")[0] for row in rows] == ["talk.mp4"] * 3 + ["lectures/one.mp4"] * 4
+    assert [row["image"].partition("#")[0] for row in rows] == ["lectures/one.mp4"] * 4 + ["talk.mp4"] * 3
 
 
 class TestFrames:

@@ -63,7 +63,8 @@ def test_hits_have_times_a_transcript_and_a_link(talks: Talks) -> None:
     for size in ({}, {"size": 64}):
         picture = talks.client.get(f"/v1/pictures/{hit['id']}", params=size)
         assert (picture.status_code, picture.headers["content-type"]) == (200, "image/jpeg")
-    found = talks.client.post("/v1/search", json={"query": "a", "where": "start >= 3 AND end < 6"}).json()["data"]
+    where = {"start": {"gte": 3}, "end": {"lt": 6}}
+    found = talks.client.post("/v1/search", json={"query": "a", "where": where}).json()["data"]
     assert {one["path"] for one in found} == {"talk.mp4#t=3.500,5.000", "copy.mp4#t=3.500,5.000"}
 
 

@@ -7,18 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional
 
-from bridgetower.bulk.config import EmbedConfig
 from bridgetower.cli.embed import SOURCE
 from bridgetower.cli.options import LOADED, Loading, Model
 from bridgetower.cli.output import emit_lines
 from bridgetower.cli.use import BATCHED, Batching, BatchOptions, emit_choices, repeated
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from torch import Tensor
-
-    from bridgetower.data.items import Unit
     from bridgetower.predictor import Predictor
 
 
@@ -77,19 +71,27 @@ def classify(
     if not labels:
         _by_head(predictor, [str(image) for image in images], list(texts), top, batching, json)
         return
-    from bridgetower.data.items import given_units, units_of
+    import numpy as np
+    import torch
+
+    from bridgetower.data.reader import read
+    from bridgetower.search.embed import given_examples, name_of
+    from bridgetower.search.embedding import Embedder, check_bad, embedded
     from bridgetower.zero_shot import TEMPLATES, label_choices, prompts_of
 
     prompts = predictor.embed_texts(
         prompts_of(labels, templates or TEMPLATES), batch_size=batching.batch_size, truncate=batching.truncate
     )
-    units = given_units(images, (), pairs=False) if source is None else units_of(source)
-    config = EmbedConfig(
-        of="images", max_errors=max_errors, batch_size=batching.batch_size, num_workers=batching.num_workers
-    )
-    for names, vectors in _image_vectors(predictor, units, source or "the input", config):
-        chosen = label_choices(predictor.model, vectors, prompts, labels, top)
-        emit_choices({"image": names}, "classes", chosen, json=json)
+    examples = given_examples(images, (), pairs=False) if source is None else read(source)
+    embedder = Embedder(predictor, "images", truncate=True, batch_size=batching.batch_size)
+    problems: list[str] = []
+    for batch in embedded(embedder, examples, num_workers=batching.num_workers):
+        problems += [f"{name_of(one.example)!r}: {one.problem}" for one in batch if one.problem]
+        if good := [one for one in batch if not one.problem]:
+            vectors = torch.from_numpy(np.array([one.image_vector for one in good]))
+            chosen = label_choices(predictor.model, vectors, prompts, labels, top)
+            emit_choices({"image": [name_of(one.example) for one in good]}, "classes", chosen, json=json)
+    check_bad(source or "the input", problems, len(problems), max_errors, "the classes of the others are printed")
 
 
 def _by_head(
@@ -103,27 +105,3 @@ def _by_head(
         emit_lines(dict(zip((*given, "number"), (*inputs, number), strict=True)) for inputs, number in rows)
         return
     emit_choices(given, "classes", predictor.classify(*inputs, top=top, **batching.options()), json=json)
-
-
-def _image_vectors(
-    predictor: Predictor, units: Sequence[Unit], source: str, config: EmbedConfig
-) -> Iterator[tuple[list[str], Tensor]]:
-    """Yields names and vectors of the images of a source, batch by batch; any number of them takes the same memory.
-
-    Raises:
-        OSError, ValueError: The source cannot be read, or more images than `config` allows cannot be used.
-    """
-    import torch
-
-    from bridgetower.bulk.embedding import embedded_blocks
-    from bridgetower.bulk.run import check_bad, embedder_of
-    from bridgetower.data.items import read_blocks
-
-    problems: list[str] = []
-    blocks = read_blocks(units, config.columns, config.batch_size)
-    for block in embedded_blocks(embedder_of(predictor, config), blocks, num_workers=config.num_workers or 0):
-        problems += map(str, block.problems)
-        vectors = [torch.from_numpy(row.image_vector) for row in block.rows]
-        if vectors:
-            yield [row.item.id for row in block.rows], torch.stack(vectors)
-    check_bad(source, problems, len(problems), config, "the classes of the others are printed")

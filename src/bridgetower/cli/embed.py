@@ -8,9 +8,9 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from bridgetower.bulk.config import EmbedConfig
 from bridgetower.cli.options import LOADED, Loading, Model
 from bridgetower.cli.output import emit_result
+from bridgetower.search.config import EmbedConfig
 
 SOURCE = arg(metavar="[SOURCE]")
 
@@ -47,17 +47,15 @@ def embed(
         loading: How the model is loaded.
         json: With --out: print JSON on a terminal too.
     """
-    from bridgetower.bulk.run import embed_units, print_units
-    from bridgetower.data.items import given_units, units_of
+    from bridgetower.search.embed import embed_source, given_examples, print_vectors
 
     if source is None and not images and not texts:
         raise ValueError("nothing to embed; give a SOURCE, --images FILE … or --texts TEXT …")
     if source is not None and (images or texts):
         raise ValueError(f"both {source} and --images or --texts are given; expected one of them")
-    units = given_units(images, texts, pairs=options.of == "pairs") if source is None else units_of(source)
-    name = source or "the input"
+    given = given_examples(images, texts, pairs=options.of == "pairs") if source is None else source
     if out is None:
-        print_units(units, name, lambda: loading.load(model), options)
+        print_vectors(given, lambda: loading.load(model), options)
     else:
-        report = embed_units(units, name, out, lambda: loading.load(model), options, progress=True)
+        report = embed_source(given, out, lambda: loading.load(model), options, progress=True)
         emit_result({"out": out, **asdict(report)}, json=json)

@@ -16,7 +16,7 @@ from bridgetower.files import one_line, require_parent
 from bridgetower.search.config import IndexConfig
 
 if TYPE_CHECKING:
-    from bridgetower.search.table import Hit
+    from bridgetower.search.index import Hit
 
 
 def index(

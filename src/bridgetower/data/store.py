@@ -8,14 +8,14 @@ import os
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from bridgetower.data.fetch import is_url
-from bridgetower.files import escaped
+from bridgetower.files import escaped, remove_folder
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,6 +33,7 @@ _INTERNALS = (
     (r",? ?\S*/\S+\.rs:\d+(?::\d+)?", ""),
     (r"\b(?:Invalid input, |lance error: |LanceError\(\w+\): |(?:Arrow|Schema|Parser) error: )", ""),
     (r"\. Valid fields are .*", ""),
+    (r"\b(?:Large)?Utf8\b", "String"),
     (r"\b(List|Timestamp|Struct|Duration)\((?:[^()]|\([^()]*\))*\)", r"\1"),
 )
 
@@ -195,6 +196,18 @@ class Table:
             start += len(batch)
         return wrong
 
+    def writing(self) -> AbstractContextManager[None]:
+        """Returns what names the table in errors of writing through `lance`."""
+        return _named(self.uri, "written")
+
+    def drop(self) -> None:
+        """Removes the table."""
+        if is_url(self.uri):
+            folder, name = split_uri(self.uri)
+            _connect(folder, self._options).drop_table(name)
+        else:
+            remove_folder(Path(self.uri))
+
     def refresh(self) -> None:
         """Goes to the newest version."""
         with _named(self.uri, "read"):
@@ -266,6 +279,9 @@ def _named(uri: str, what: Literal["read", "written"]) -> Iterator[None]:
 def message_of(error: Exception) -> str:
     """Returns LanceDB's message in one line, without places in its sources."""
     message = str(error).partition("\n")[0]
+    if status := re.search(r"\bStatus \{ status: (\d{3})", message):
+        said = re.search(r"<Message>([^<]*)</Message>", message)
+        return f"the store answers {status[1]}" + (f": {said[1]}" if said else "")
     for pattern, replacement in _INTERNALS:
         message = re.sub(pattern, replacement, message)
     return message[:500]

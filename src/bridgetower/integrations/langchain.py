@@ -20,8 +20,8 @@ from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.retrievers import BaseRetriever
 
+from bridgetower.search.index import Indexed
 from bridgetower.search.searcher import Against, Searcher
-from bridgetower.search.table import Indexed
 
 
 class BridgeTowerEmbeddings(Embeddings):

@@ -15,11 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bridgetower.bulk.embedding import Embedded, Embedder
-from bridgetower.bulk.lance import Uri
-from bridgetower.data.images import ImageRef
-from bridgetower.data.items import SourceItem
-from bridgetower.data.remote import is_url
+from bridgetower.data.example import Example, Image
+from bridgetower.data.fetch import is_url
+from bridgetower.data.store import Uri
 from bridgetower.extras import require
 from bridgetower.files import json_object
 
@@ -32,11 +30,10 @@ from langchain_core.vectorstores import VectorStore
 from langchain_core.vectorstores.utils import maximal_marginal_relevance
 
 from bridgetower.integrations.langchain import BridgeTowerEmbeddings, document_of
-from bridgetower.search.build import indexed_row, new_index
-from bridgetower.search.connection import write_lock
-from bridgetower.search.index import Index
+from bridgetower.search.build import new_index, row_of
+from bridgetower.search.embedding import Embedder
+from bridgetower.search.index import Hit, Index, Indexed, file_of, write_lock
 from bridgetower.search.searcher import Against, Searcher
-from bridgetower.search.table import Hit, Indexed, IndexedRow, SourceImage, file_of
 
 Filter = Mapping[str, Any] | Callable[[Document], bool]
 """Values that metadata have, or a function of a document."""
@@ -105,15 +102,17 @@ class BridgeTowerVectorStore(VectorStore):
         names = _names(given, metadatas, ids)
         vectors = self._embedding.embed_documents(given)
         rows = [
-            IndexedRow(
-                source=SourceImage(path=name, size=0, mtime=0, captions=(text,), place=_place({"metadata": about})),
-                digest=hashlib.sha256(text.encode()).hexdigest(),
-                width=0,
-                height=0,
-                image_vector=torch.tensor(vector),
-                text_vectors=torch.tensor([vector]),
-                pair_vectors=torch.empty(0, 0),
-            )
+            {
+                "path": name,
+                "captions": [text],
+                "place": _place({"metadata": about}),
+                "digest": hashlib.sha256(text.encode()).hexdigest(),
+                "width": 0,
+                "height": 0,
+                "image_vector": np.array(vector, np.float32),
+                "text_vectors": np.array([vector], np.float32),
+                "pair_vectors": np.empty((0, 0), np.float32),
+            }
             for name, text, vector, about in zip(names, given, vectors, metadatas or [{}] * len(given), strict=True)
         ]
         return self._written(rows, names)
@@ -143,34 +142,36 @@ class BridgeTowerVectorStore(VectorStore):
         names = _names(uris, metadatas, ids)
         if texts is not None and len(texts) != len(uris):
             raise ValueError(f"{len(uris)} images and {len(texts)} texts; expected as many of one as of the other")
-        items = [
-            SourceItem(id=name, image=_image(uri), texts=(texts[number],) if texts else (), place=str(uri))
+        examples = [
+            Example(
+                id=name,
+                images=(Image(name=name, place=str(uri)),),
+                texts=(texts[number],) if texts else (),
+                place=str(uri),
+            )
             for number, (name, uri) in enumerate(zip(names, uris, strict=True))
         ]
         embedder = Embedder(
             self.searcher.predictor,
-            frozenset({"images"}),
+            "images",
             truncate=self._embedding.truncate,
             batch_size=self._embedding.batch_size,
             with_texts=True,
         )
-        found, problems, _ = embedder.embed([embedder.decoder()[item] for item in items])
-        if problems:
-            raise ValueError(f"{problems[0].place}: {problems[0].problem}; nothing was added")
-        abouts = metadatas or [{}] * len(items)
-        return self._written([self._row(*given) for given in zip(found, abouts, strict=True)], names)
+        rows = []
+        decoded = embedder.embed(*embedder.decoder()(examples)) if examples else []
+        for one, about in zip(decoded, metadatas or [{}] * len(examples), strict=True):
+            uri = one.example.place
+            if one.problem:
+                raise ValueError(f"{uri}: {one.problem}; nothing was added")
+            file = {"url": uri} if is_url(uri) else {"file": os.path.relpath(uri, self.searcher.index.root)}
+            place = _place({**file, "metadata": {"source": uri, **about}})
+            rows.append(row_of(one, {"path": one.example.id, "captions": list(one.example.texts), "place": place}))
+        return self._written(rows, names)
 
-    def _row(self, found: Embedded, about: Mapping[str, Any]) -> IndexedRow:
-        image, uri = found.item.image, found.item.place
-        assert image is not None
-        file = {"url": uri} if image.url else {"file": os.path.relpath(uri, self.searcher.index.root)}
-        place = _place({**file, "metadata": {"source": uri, **about}})
-        source = SourceImage(path=found.item.id, size=0, mtime=0, captions=found.item.texts, place=place)
-        return indexed_row(found, source)
-
-    def _written(self, rows: Sequence[IndexedRow], names: list[str]) -> list[str]:
+    def _written(self, rows: Sequence[Mapping[str, Any]], names: list[str]) -> list[str]:
         with write_lock(self.searcher.index.uri):
-            self.searcher.index.upsert(list({row.source.path: row for row in rows}.values()))
+            self.searcher.index.upsert(list({row["path"]: row for row in rows}.values()))
             self.searcher.index.optimize()
         return names
 
@@ -178,7 +179,7 @@ class BridgeTowerVectorStore(VectorStore):
         """Deletes documents; None: all. Ids that are not there are passed over."""
         index = self.searcher.index
         with write_lock(index.uri):
-            index.remove([one.path for one in index.listed()] if ids is None else ids)
+            index.remove(index.paths() if ids is None else ids)
         return True
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
@@ -306,10 +307,6 @@ def _names(given: Sequence[Any], metadatas: Sequence[Any] | None, ids: Sequence[
                 f"{len(given)} documents and {len(values)} {name}; expected as many of one as of the other"
             )
     return [name or str(uuid4()) for name in ids or [None] * len(given)]
-
-
-def _image(uri: str | Path) -> ImageRef:
-    return ImageRef.of_url(str(uri)) if is_url(uri) else ImageRef.of_file(Path(), str(uri))
 
 
 def _place(where: Mapping[str, Any]) -> str:

@@ -1,164 +1,95 @@
-"""Conditions in SQL from clients: comparisons of columns, and nothing that could take long."""
+"""Conditions of strangers: columns, comparisons and literals, of which SQL is written with quoted literals."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
+from math import isfinite
+from typing import Any
 
-from bridgetower.search.table import ABOUT
+MAX_COMPARISONS, MAX_CHARACTERS = 50, 500
+"""Comparisons of a condition, and characters of a text in it."""
 
-MAX_CHARACTERS = 500
-
-_DEPTH = 20  # of parentheses and signs within each other
-_KEYWORDS = frozenset(
-    {"and", "or", "not", "in", "like", "between", "is", "null", "true", "false", "timestamp", "array_has"}
-)
-_LITERALS = frozenset({"null", "true", "false"})
-_COMPARISONS = frozenset({"=", "<", ">", "<=", ">=", "<>", "!="})
-_END = "the end"
-_TIME = re.compile(r"'\d{4}-\d\d-\d\d(?:[ T]\d\d:\d\d:\d\d(?:\.\d{1,6})?(?:Z|[+-]\d\d:\d\d)?)?'", re.ASCII)
-_TOKEN = re.compile(
-    r"\s*(?:(?P<token>'(?:[^']|'')*'|\d+(?:\.\d+)?(?![\w.])|[A-Za-z_]\w*|<=|>=|<>|!=|[=<>(),+*/%-])|(?P<end>\Z)|(?P<bad>.))",
-    re.ASCII,
-)
+_SECONDS, _COUNTS = ("start", "end"), {"size": 2**62, "width": 2**31, "height": 2**31}  # and what counts stay below
+_COLUMNS = ("path", *_COUNTS, *_SECONDS, "mtime", "captions")
+_SIGNS = {"eq": "=", "ne": "<>", "gt": ">", "gte": ">=", "lt": "<", "lte": "<=", "like": "LIKE"}
+_DEPTH = 10  # of conditions within each other
 
 
-def parsed_condition(condition: str) -> str:
-    """Reads a condition that is made of columns, literals and comparisons alone; functions could fill the memory.
+def condition_sql(given: Mapping[str, Any]) -> str:
+    """Returns SQL for a condition such as {"width": {"gte": 800}, "path": {"like": "%.jpg"}}, of which all must hold.
 
-    Returns:
-        The condition, written anew from what was read, so that a database reads it as it was read here.
+    Operators are eq, ne, gt, gte, lt, lte and in; like of `path`, and contains of `captions`; `mtime` is compared with
+    times of ISO 8601. {"and": […]}, {"or": […]} and {"not": {…}} combine conditions.
 
     Raises:
-        ValueError: It is more than that, or nothing.
+        ValueError: It is something else, or too long.
     """
-    if len(condition) > MAX_CHARACTERS:
-        raise ValueError(f"it has {len(condition)} characters, the limit is {MAX_CHARACTERS}")
-    tokens = list(_tokens(condition))
-    _Parser(tokens).parse()
-    return " ".join(tokens)
+    sql, count = _joined(given, 0)
+    if count > MAX_COMPARISONS:
+        raise ValueError(f"it has {count} comparisons, the limit is {MAX_COMPARISONS}")
+    return sql
 
 
-def _tokens(condition: str) -> Iterator[str]:
-    """Yields words in lower case, and all else as it is; no comment is known, and none can arise between spaces."""
-    place = 0
-    while place < len(condition):
-        found = _TOKEN.match(condition, place)
-        assert found is not None, "one of the three always matches"
-        if found["bad"]:
-            raise ValueError(f"{found['bad']!r} at character {found.start('bad')} is not allowed")
-        if found["token"] is None:
-            return
-        place, token = found.end(), found["token"]
-        is_word = token[0].isalpha() or token[0] == "_"
-        if is_word and token.lower() not in (*_KEYWORDS, *ABOUT):
-            raise ValueError(f"{token!r} is not allowed; columns are {', '.join(ABOUT)}, functions only array_has")
-        yield token.lower() if is_word else token
-
-
-class _Parser:
-    """Checks the order of tokens, by a grammar with a method for each of its rules."""
-
-    def __init__(self, tokens: list[str]) -> None:
-        self._tokens, self._place, self._depth = tokens, 0, 0
-
-    def parse(self) -> None:
-        self._condition()
-        if self._next != _END:
-            self._fail("and, or, or the end")
-
-    @property
-    def _next(self) -> str:
-        return self._tokens[self._place] if self._place < len(self._tokens) else _END
-
-    def _took(self, *tokens: str) -> bool:
-        """Whether the next token is one of these; it is taken then."""
-        found = self._next in tokens
-        self._place += found
-        return found
-
-    def _expect(self, *tokens: str) -> None:
-        if not self._took(*tokens):
-            self._fail(" or ".join(tokens))
-
-    def _fail(self, expected: str) -> None:
-        before = " ".join(self._tokens[: self._place]) or "nothing"
-        raise ValueError(f"after {before!r} comes {self._next!r}; expected {expected}")
-
-    def _condition(self) -> None:
-        while True:
-            while self._took("not"):
-                pass
-            self._comparison()
-            if not self._took("and", "or"):
-                return
-
-    def _comparison(self) -> None:
-        self._sum()
-        if self._took(*_COMPARISONS):
-            self._sum()
-        elif self._took("is"):
-            self._took("not")
-            self._expect(*sorted(_LITERALS))
-        elif self._next in ("not", "in", "like", "between"):
-            self._took("not")
-            self._range()
-
-    def _range(self) -> None:
-        if self._took("like"):
-            self._string()
-        elif self._took("between"):
-            self._sum()
-            self._expect("and")
-            self._sum()
+def _joined(given: Any, depth: int) -> tuple[str, int]:
+    """Returns the SQL of a condition, and how many comparisons it has."""
+    if depth > _DEPTH:
+        raise ValueError(f"it has conditions within each other deeper than {_DEPTH}")
+    if not isinstance(given, Mapping) or not given:
+        raise ValueError(f'{_shown(given)} is no condition; expected one such as {{"width": {{"gte": 800}}}}')
+    parts: list[str] = []
+    total = 0
+    for name, value in given.items():
+        if name in ("and", "or"):
+            found = [_joined(one, depth + 1) for one in value] if isinstance(value, list) and value else []
+            if not found:
+                raise ValueError(f"{name!r} has {_shown(value)}; expected a list of conditions")
+            parts.append("(" + f" {name.upper()} ".join(sql for sql, _ in found) + ")")
+            total += sum(count for _, count in found)
+        elif name == "not":
+            sql, count = _joined(value, depth + 1)
+            parts.append(f"NOT ({sql})")
+            total += count
+        elif name not in _COLUMNS:
+            raise ValueError(f"{_shown(name)} is no column; columns are {', '.join(_COLUMNS)}")
+        elif not isinstance(value, Mapping) or not value:
+            raise ValueError(f'{name!r} has {_shown(value)}; expected a comparison such as {{"gte": 800}}')
         else:
-            self._expect("in")
-            self._expect("(")
-            self._sum()
-            while self._took(","):
-                self._sum()
-            self._expect(")")
+            parts += [_compared(name, sign, one) for sign, one in value.items()]
+            total += len(value)
+    return "(" + " AND ".join(parts) + ")", total
 
-    def _sum(self) -> None:
-        self._value()
-        while self._took("+", "-", "*", "/", "%"):
-            self._value()
 
-    def _value(self) -> None:
-        self._depth += 1
-        if self._depth > _DEPTH:
-            raise ValueError(f"it has more than {_DEPTH} parentheses or signs within each other")
-        if self._took("-"):
-            self._value()
-        elif self._took("("):
-            self._condition()
-            self._expect(")")
-        elif self._took("timestamp"):
-            self._time()
-        elif self._took("array_has"):
-            self._expect("(")
-            self._expect("captions")
-            self._expect(",")
-            self._string()
-            self._expect(")")
-        elif self._next in (*ABOUT, *_LITERALS) or self._next[0] in "'0123456789":
-            self._place += 1
-        else:
-            self._fail("a column, a number, a string or a parenthesis")
-        self._depth -= 1
+def _compared(column: str, sign: str, value: Any) -> str:
+    if sign == "contains" and column == "captions":
+        return f"array_has(captions, {_literal(column, value)})"
+    if column == "captions" or (sign == "like" and column != "path") or sign not in (*_SIGNS, "in"):
+        raise ValueError(
+            f"{_shown(sign)} is no operator of {column!r}; expected "
+            + ("contains" if column == "captions" else f"one of {', '.join((*_SIGNS, 'in'))} (like: of path)")
+        )
+    if sign == "in":
+        if not isinstance(value, list) or not 0 < len(value) <= MAX_COMPARISONS:
+            raise ValueError(f"{column!r} is compared with {_shown(value)}; expected a list of up to {MAX_COMPARISONS}")
+        return f"`{column}` IN ({', '.join(_literal(column, one) for one in value)})"
+    return f"`{column}` {_SIGNS[sign]} {_literal(column, value)}"
 
-    def _time(self) -> None:
-        given = self._next
-        self._string()
-        try:
-            found = _TIME.fullmatch(given) and datetime.fromisoformat(given.strip("'"))
-        except ValueError:
-            found = None
-        if not found:
-            raise ValueError(f"{given} is no time of the years 1 to 9999; expected one such as '2024-05-31 12:00:00'")
 
-    def _string(self) -> None:
-        if not self._next.startswith("'"):
-            self._fail("a string")
-        self._place += 1
+def _literal(column: str, value: Any) -> str:
+    if column in _SECONDS and type(value) in (int, float) and isfinite(value):
+        return repr(float(value))
+    if column in _COUNTS and type(value) in (int, float) and abs(value) < _COUNTS[column] and value == int(value):
+        return repr(int(value))
+    if column in ("path", "captions", "mtime") and isinstance(value, str) and len(value) <= MAX_CHARACTERS:
+        if column != "mtime":
+            return "'" + value.replace("'", "''") + "'"
+        with suppress(ValueError):
+            return f"timestamp '{datetime.fromisoformat(value).isoformat(sep=' ')}'"
+    kinds = {"mtime": "a time such as 2026-01-31T12:00:00", "path": "a text", "captions": "a text"}
+    kind = kinds.get(column, "a number" if column in _SECONDS else "a whole number")
+    raise ValueError(f"{column!r} is compared with {_shown(value)}; expected {kind}")
+
+
+def _shown(value: object) -> str:
+    return repr(value)[:80]

@@ -1,26 +1,99 @@
-"""How images are put into an index; importable without torch."""
+"""How sources are embedded and put into an index; importable without torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-from bridgetower.bulk.config import BulkConfig
+from bridgetower.data.config import Cutting
+from bridgetower.data.reader import CaptionsFrom, Columns
+from bridgetower.model.plain import AT_LEAST_0, AT_LEAST_1, check_numbers
+
+Content = Literal["images", "texts", "pairs"]
+Quantize = Literal["float16", "int8", "binary"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class IndexConfig(BulkConfig):
+class SourceConfig:
+    """How the images and texts of a source are read and embedded.
+
+    Attributes:
+        image_column: Column of a table with paths, URLs or image bytes; None looks for the usual names.
+        caption_column: Column of a table with a caption or a list of captions; None looks for the usual names.
+        id_column: Column of a table that names the rows; None looks for the usual names.
+        captions_from: "folder" takes the name of the folder that an image is in as its caption.
+        every: Seconds of each moment of a video; None: a moment for each subtitle, or scene where there are none.
+        max_moments: Of one video.
+        truncate: Cut captions that are too long for the model; otherwise their image counts as bad.
+        max_errors: Number of images that may be left out because they cannot be used; each is named.
+        batch_size: Images embedded at once.
+        num_workers: Processes that decode images; None starts one per core where that pays off, and on Ray none. On Ray
+            each model has so many.
+        commit_seconds: After which what was embedded is written, and in long runs after a hundredth of the time so far;
+            a killed run loses no more work than that.
+        ray: Address of a Ray cluster that embeds, or "local" for one of this machine; None: this process.
+        ray_workers: Models on the cluster; None: one for each GPU, or for each core where there is no GPU.
+    """
+
+    image_column: str | None = None
+    caption_column: str | None = None
+    id_column: str | None = None
+    captions_from: CaptionsFrom = "text"
+    every: float | None = None
+    max_moments: int = 1000
+    truncate: bool = True
+    max_errors: int = 0
+    batch_size: int = 32
+    num_workers: int | None = None
+    commit_seconds: float = 10.0
+    ray: str | None = None
+    ray_workers: int | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the numbers."""
+        check_numbers(
+            self,
+            max_errors=AT_LEAST_0,
+            num_workers=AT_LEAST_0,
+            batch_size=AT_LEAST_1,
+            ray_workers=AT_LEAST_1,
+            commit_seconds=AT_LEAST_0,
+        )
+        Cutting(every=self.every, max_moments=self.max_moments)  # checks them
+        if self.ray is None and self.ray_workers is not None:
+            raise ValueError(f"ray_workers {self.ray_workers} would be ignored without ray; leave it out, or give ray")
+
+    @property
+    def columns(self) -> Columns:
+        """What is read of tables and videos."""
+        return Columns(
+            image=self.image_column,
+            text=self.caption_column,
+            id=self.id_column,
+            captions_from=self.captions_from,
+            cutting=Cutting(every=self.every, max_moments=self.max_moments),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedConfig(SourceConfig):
+    """How vectors are made of a source.
+
+    Attributes:
+        of: Embed the images, their texts, or both together; None: images, and texts where there is no image.
+        quantize: Write vectors in fewer bytes; None: float32.
+    """
+
+    of: Content | None = None
+    quantize: Quantize | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexConfig(SourceConfig):
     """How images are put into an index.
 
     Attributes:
         ann: Also group the vectors, so that searches in large sets are quicker; they may then miss some of the nearest.
-        commit_seconds: Time after which what was embedded is written; a killed run loses no more work than that.
     """
 
     ann: bool = False
-    commit_seconds: float = 10.0
-
-    def __post_init__(self) -> None:
-        """Checks the numbers."""
-        super().__post_init__()
-        if self.commit_seconds < 0:
-            raise ValueError(f"commit_seconds {self.commit_seconds}; expected at least 0")

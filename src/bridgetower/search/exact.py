@@ -1,4 +1,4 @@
-"""All image vectors of an index in one memory-mapped array, which an exact search multiplies with the query."""
+"""All image vectors of an index in one array beside the table, which an exact search multiplies with the query."""
 
 from __future__ import annotations
 
@@ -15,19 +15,15 @@ MIN_ROWS = 10_000
 MAX_BYTES = 2**34
 """Of an array: a larger one would hardly stay in memory."""
 
-_NAME = "vectors-{}.npy"
+_NAME = "_exact/vectors-{}.npy"
 
 
 class ExactVectors:
     """The vectors of one version of a table, in the order of its rows, of length one."""
 
     def __init__(self, folder: Path) -> None:
-        """Opens nothing yet.
-
-        Args:
-            folder: Of the table.
-        """
-        self._folder = folder / "_exact"
+        """Opens nothing yet; `folder` is that of the table."""
+        self._folder = folder
         self._opened: tuple[tuple[int, ...], np.ndarray] | None = None
 
     def of(self, version: int) -> np.ndarray | None:
@@ -43,16 +39,9 @@ class ExactVectors:
         return None if self._opened is None else self._opened[1]
 
     def write(self, version: int, count: int, width: int, parts: Iterable[np.ndarray]) -> None:
-        """Writes the array of a version, and removes those of others; where that is not allowed, there is none.
-
-        Args:
-            version: Of the table.
-            count: Rows.
-            width: Numbers in a vector.
-            parts: The vectors, [n, width] each.
-        """
+        """Writes the array of a version of so many rows and removes others; none where that is not allowed."""
         for path in self._folder.glob(_NAME.format("*")):
-            if path.name != _NAME.format(version):
+            if path.name != Path(_NAME.format(version)).name:
                 path.unlink(missing_ok=True)
         if self.of(version) is not None or not count >= MIN_ROWS or count * width * 4 > MAX_BYTES:
             return
@@ -67,13 +56,7 @@ class ExactVectors:
 
 
 def largest_products(vectors: np.ndarray, query: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the rows whose product with a query is largest, that first, and the products.
-
-    Args:
-        vectors: [n, c].
-        query: [c].
-        count: How many; fewer if there are no more.
-    """
+    """Returns the rows of [n, c] whose product with a query [c] is largest, that first, and the products."""
     products = vectors @ query
     rows = np.argpartition(products, -min(count, len(products)))[-count:]
     rows = rows[np.argsort(-products[rows], kind="stable")]

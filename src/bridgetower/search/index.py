@@ -1,46 +1,45 @@
-"""An index of images: a LanceDB table with a row per image."""
+"""An index of images: a Lance table with a row per image, what a row says, and the bytes of what was indexed."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import os
+import time
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import pyarrow as pa
-import torch.nn.functional as F
 from jaxtyping import Float
-from lancedb.index import BTree, IvfSq
+from lancedb.index import FTS, BTree, IvfSq
 from torch import Tensor
 
-from bridgetower.bulk.lance import Uri, split
-from bridgetower.bulk.lance_errors import condition, reading, writing
 from bridgetower.checkpoints import is_downloaded
-from bridgetower.data.remote import is_url
-from bridgetower.search.connection import connect, opened_table
-from bridgetower.search.contents import checked_frame, content_of, open_video
+from bridgetower.data.example import Image
+from bridgetower.data.fetch import is_url, open_regular
+from bridgetower.data.store import CRC, Table, Uri, crcs_of, message_of
+from bridgetower.files import json_object, locked, parse_json
+from bridgetower.model.plain import from_plain
+from bridgetower.processor import check_length
 from bridgetower.search.exact import ExactVectors, largest_products
-from bridgetower.search.table import (
-    ABOUT,
-    Hit,
-    Indexed,
-    IndexedRow,
-    IndexInfo,
-    SourceImage,
-    VectorColumn,
-    check_columns,
-    file_of,
-    info_of,
-    is_one_of,
-    is_path,
-    portable,
-    resolved,
-    schema_of,
-    table_of,
-)
 
+VectorColumn = Literal["image_vector", "text_vectors", "pair_vectors"]
+
+ABOUT = ("path", "size", "mtime", "width", "height", "captions", "start", "end")
+"""Columns of a result, and of conditions."""
+
+_NULLABLE = ("start", "end", "frame", CRC)  # of images that are no moments; the CRC as `Table` has it
+_MARK = b"bridgetower"  # key of the schema's metadata
+_VERSION = 4
+_CHANGED = "the {} has changed since it was indexed; bring the index up to date"
+_BESIDE = "./"  # begins paths that are relative to the folder that the index is in
+_SEEN_WITHIN = 1.0  # seconds after which a reader notices what another process wrote
 _KEPT = timedelta(hours=1)  # for readers of an older version
 _MAX_FRAGMENTS = 20
 _LOOKED_UP, _LOOKED_UP_FROM = ("digest", "path"), 10_000  # columns that get an index, and rows from which on
@@ -50,6 +49,65 @@ _REFINED = 4  # times as many are ranked again by their full vectors
 _MAX_PATHS = 1000  # in one condition
 _MAX_COPIES = 8  # of one file that are returned
 _RETURNED = ("digest", "path", "size", "width", "height", "captions", "place", "start", "end")
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexInfo:
+    """What an index is of.
+
+    Attributes:
+        fingerprint: Of the model that made the vectors.
+        model: Where that model was loaded from; a path within the index's folder is relative to it.
+        root: Folder that the images' paths start from, likewise.
+    """
+
+    fingerprint: str
+    model: str
+    root: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Indexed:
+    """An image as the index has it.
+
+    Attributes:
+        digest: SHA-256 of the file.
+        path: From the folder of the images.
+        size: Of the file, in bytes.
+        width: Of the upright image, in pixels.
+        height: Of the same.
+        captions: That came with it.
+        place: Where in a shard, a table or a video, or at which URL; empty of a file of its own.
+        start: Seconds from the start of the video that it is a moment of; None: it is none.
+        end: Likewise.
+    """
+
+    digest: str
+    path: str
+    size: int
+    width: int
+    height: int
+    captions: Sequence[str]
+    place: str = ""
+    start: float | None = None
+    end: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hit(Indexed):
+    """An image that was found.
+
+    Attributes:
+        file: The image, or the shard, table or video that it is in, or its URL.
+        cosine: Of the query's vector and the image's.
+        probability: That text and image match; None where they were not matched, or matching has no calibration.
+        score: Of the matching head, from 0 to 1, where it has no calibration; else None.
+    """
+
+    file: Path | str
+    cosine: float
+    probability: float | None = None
+    score: float | None = None
 
 
 class Index:
@@ -77,11 +135,12 @@ class Index:
         """
         self.uri, self._root, self._storage_options = str(uri), root, storage_options
         self._opened: tuple[Any, tuple[int, int] | None] | None = None
-        table = self._table
-        self._spoken: tuple[int, int] | None = None  # of a version
+        self._seen = 0.0
         self._exact = None if is_url(uri) else ExactVectors(Path(uri))
-        self.info = info_of(uri, table.schema)
-        check_columns(uri, table.schema, self.info)
+        self._spoken: tuple[int, int] | None = None  # of a version
+        schema = self._table.schema
+        self.info = info_of(uri, schema)
+        check_columns(uri, schema, self.info)
 
     @classmethod
     def create(
@@ -95,26 +154,16 @@ class Index:
         pair_width: int,
         storage_options: Mapping[str, str] | None = None,
     ) -> Index:
-        """Makes an empty index.
-
-        Args:
-            uri: Of the folder, which must not exist.
-            fingerprint: Of the model.
-            model: Where it was loaded from.
-            root: Folder of the images.
-            image_width: Numbers in a contrastive vector.
-            pair_width: Numbers in a joint vector.
-            storage_options: Settings of an object store.
-        """
-        place, name = split(uri)
+        """Makes an empty index for vectors of some widths, with a full-text index of captions."""
         info = IndexInfo(
             fingerprint=fingerprint,
             model=portable(uri, model) if Path(model).exists() else model,
             root=portable(uri, root),
         )
-        with writing(str(uri)):
-            schema = schema_of(info, image_width, pair_width)
-            connect(place, storage_options).create_table(name, schema=schema)
+        schema = schema_of(info, image_width, pair_width)
+        with _told(str(uri), "written"):
+            table = Table.create(uri, schema, checked="image_vector", storage_options=storage_options)
+            table.lance.create_index("captions", config=FTS())
         return cls(uri, storage_options=storage_options)
 
     @staticmethod
@@ -124,26 +173,31 @@ class Index:
         Raises:
             ValueError: The name is none for an index.
         """
-        return opened_table(uri, storage_options) is not None
+        return Table.exists(uri, storage_options=storage_options)
 
     @property
     def _table(self) -> Any:
-        """The table, opened again where another one, whose versions have the same numbers, has taken its place."""
+        """The newest version; opened again where another table, with versions of the same numbers, took its place."""
         folder = None
         if not is_url(self.uri) and Path(self.uri).is_dir():
             status = Path(self.uri).stat()
             folder = status.st_ino, status.st_ctime_ns
         if self._opened is None or self._opened[1] != folder:
-            table = opened_table(self.uri, self._storage_options)
-            if table is None:
+            try:
+                with _told(self.uri):
+                    self._opened = Table(self.uri, storage_options=self._storage_options).lance, folder
+            except FileNotFoundError as error:
                 raise FileNotFoundError(
                     f"no index at {self.uri}; make one with bridgetower index PHOTOS --out {self.uri}"
-                )
-            self._opened = table, folder
+                ) from error
+        elif time.monotonic() - self._seen > _SEEN_WITHIN:
+            with _told(self.uri):
+                self._opened[0].checkout_latest()
+        self._seen = time.monotonic()
         return self._opened[0]
 
     def __len__(self) -> int:
-        with reading(self.uri):
+        with _told(self.uri):
             return int(self._table.count_rows())
 
     @property
@@ -158,7 +212,7 @@ class Index:
         Raises:
             OSError: The index cannot be read.
         """
-        with reading(self.uri):
+        with _told(self.uri):
             version = self._table.version
             if self._spoken is None or self._spoken[0] != version:
                 self._spoken = version, self._table.count_rows("start IS NOT NULL AND array_length(captions) > 0")
@@ -212,16 +266,14 @@ class Index:
                 "use that model, or make another index with this one"
             )
 
-    def listed(self) -> Iterator[SourceImage]:
-        """Yields every image as its source named it when it was written."""
-        columns = ["path", "size", "mtime", "captions", "place"]
-        with reading(self.uri):
-            for batch in self._table.search().select(columns).to_batches():
-                values = {name: batch[name] for name in columns}
-                values["mtime"] = values["mtime"].cast(pa.int64())
-                for row in zip(*(values[name].to_pylist() for name in columns), strict=True):
-                    path, size, mtime, captions, place = row
-                    yield SourceImage(path=path, size=size, mtime=mtime, captions=tuple(captions), place=place)
+    def scan(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Yields columns of all rows."""
+        with _told(self.uri):
+            yield from self._table.search().select(list(columns)).to_batches()
+
+    def paths(self) -> list[str]:
+        """Returns the paths of all images."""
+        return [path for batch in self.scan(["path"]) for path in batch["path"].to_pylist()]
 
     def with_digest(self, digest: str) -> list[Indexed]:
         """Returns the images whose file has a SHA-256: none, one, or a few of those that are copies of each other.
@@ -229,13 +281,13 @@ class Index:
         Raises:
             OSError: The index cannot be read.
         """
-        with reading(self.uri):
+        with _told(self.uri):
             rows = self._table.search().where(is_one_of([digest], "digest")).select(list(_RETURNED)).limit(_MAX_COPIES)
             return [Indexed(**row) for row in rows.to_list()]
 
     def with_paths(self, paths: Sequence[str]) -> list[Indexed]:
         """Returns the images with some paths, in no order."""
-        with reading(self.uri):
+        with _told(self.uri):
             return [
                 Indexed(**row)
                 for chunk in _chunks(paths)
@@ -244,7 +296,7 @@ class Index:
 
     def image_vectors(self, paths: Sequence[str]) -> dict[str, np.ndarray]:
         """Returns the vectors of the images with some paths, as far as they are there."""
-        with reading(self.uri):
+        with _told(self.uri):
             return {
                 row["path"]: np.array(row["image_vector"], np.float32)
                 for chunk in _chunks(paths)
@@ -260,7 +312,7 @@ class Index:
         size = len(self)
         rows = min(count, size)
         places = [(2 * number + 1) * size // (2 * rows) for number in range(rows)]
-        with reading(self.uri):
+        with _told(self.uri):
             return [Indexed(**row) for row in self._table.take_offsets(places).select(list(_RETURNED)).to_list()]
 
     def frames(self, images: Sequence[Indexed]) -> dict[str, bytes]:
@@ -270,7 +322,7 @@ class Index:
             OSError: The index cannot be read.
         """
         paths = [image.path for image in images if image.start is not None]
-        with reading(self.uri):
+        with _told(self.uri):
             return {
                 row["path"]: bytes(row["frame"] or b"")
                 for chunk in _chunks(paths)
@@ -300,9 +352,24 @@ class Index:
             OSError: It cannot be read.
         """
         if image.start is not None:
-            found = self.frames([image]) if frames is None else frames
-            return checked_frame(image, found.get(image.path), max_bytes)
-        return content_of(image, self.root, within_root=within_root, fetch=fetch, max_bytes=max_bytes)
+            frame = (self.frames([image]) if frames is None else frames).get(image.path)
+            if max_bytes is not None and len(frame or b"") > max_bytes:
+                raise ValueError(f"the file of the image has {len(frame or b'')} bytes, the limit is {max_bytes}")
+            if frame is None or hashlib.sha256(frame).hexdigest() != image.digest:
+                raise ValueError("the moment has changed since it was indexed; search again")
+            return frame
+        named = file_of(image, self.root)
+        if isinstance(named, str) and not fetch:
+            raise ValueError("the image is at a URL, which is not fetched because an index names it")
+        if max_bytes is not None and image.size > max_bytes:
+            raise ValueError(f"the file of the image has {image.size} bytes, the limit is {max_bytes}")
+        return read_indexed(named if isinstance(named, str) else self._real(named, within_root=within_root), image)
+
+    def _real(self, named: Path, *, within_root: bool) -> Path:
+        file = Path(os.path.realpath(named, strict=True))  # Path.resolve fails on links in a circle
+        if within_root and not file.is_relative_to(self.root.resolve()):
+            raise ValueError("the file is outside the folder of the index")
+        return file
 
     def open_video(self, moment: Indexed) -> BinaryIO:
         """Opens the video of a moment that was indexed, and no other file: its size and time are compared.
@@ -311,7 +378,17 @@ class Index:
             ValueError: It is no moment, or its file is outside the folder of the index or not what was indexed.
             OSError: It cannot be read.
         """
-        return open_video(self._table, self.uri, moment, self.root)
+        if moment.start is None or isinstance(named := file_of(moment, self.root), str):
+            raise ValueError("it is an image, not a moment of a video")
+        with _told(self.uri):
+            rows = self._table.search().where(is_one_of([moment.path])).select(["mtime"]).to_arrow()
+        (mtime,) = rows["mtime"].cast(pa.int64()).to_pylist() or [None]
+        stream = open_regular(self._real(named, within_root=True))
+        status = os.fstat(stream.fileno())
+        if (status.st_size, status.st_mtime_ns // 1000) != (moment.size, mtime):
+            stream.close()
+            raise ValueError(_CHANGED.format("video"))
+        return stream
 
     def nearest(
         self,
@@ -336,7 +413,7 @@ class Index:
             OSError: The index cannot be read, another one has taken its place, or it has vectors that are no numbers,
                 so that nothing finds them.
         """
-        with reading(self.uri):
+        with _told(self.uri):
             there, info = len(self), info_of(self.uri, self._table.schema)
         count = max(1, min(count, there))
         if info != self.info:
@@ -363,7 +440,7 @@ class Index:
             query = query.where(where, prefilter=True)
         query = query.select([*_RETURNED, "_distance"])
         try:
-            with reading(self.uri) if where is None else condition(where, ABOUT):
+            with _told(self.uri, where=where):
                 found: list[dict[str, Any]] = query.to_list()
         except ValueError:
             self._nearest_rows(vector, 1, column, None, probes)  # of a damaged index this fails too, with OSError
@@ -376,9 +453,9 @@ class Index:
         vectors = self._exact.of(version) if self._exact else None
         if vectors is None:
             return None
-        rows, cosines = largest_products(vectors, F.normalize(vector, dim=0).numpy(), count)
+        rows, cosines = largest_products(vectors, (vector / vector.norm()).numpy(), count)
         order = rows.argsort()
-        with reading(self.uri):
+        with _told(self.uri):
             found = table.take_offsets(rows[order].tolist()).select(list(_RETURNED)).to_list()
             if self._table is not table or table.version != version:  # it was written meanwhile
                 return None
@@ -402,51 +479,57 @@ class Index:
             hits.append(Hit(file=file, cosine=1 - row["_distance"], **vars(image)))
         return sorted(hits, key=lambda one: (-one.cosine, one.path))
 
-    def upsert(self, rows: Sequence[IndexedRow]) -> None:
+    def upsert(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Writes images in one commit; those that are there are replaced.
+
+        Args:
+            rows: By column: `path`, `digest`, `width`, `height`, `captions` and vectors as NumPy arrays; `size`,
+                `mtime` (of the file, in microseconds since 1970), `version`, `place`, `start`, `end`, `frame`.
 
         Raises:
             ValueError: A vector has values that are no numbers, or zeros alone.
         """
         for row in rows:
-            if not row.is_finite:
-                raise ValueError(f"{row.source.path!r} has a vector with NaN or infinite values; nothing would find it")
-            if not row.image_vector.any():
-                raise ValueError(f"{row.source.path!r} has a vector of zeros, which nothing finds; check the model")
+            if not all(np.isfinite(row[name]).all() for name in ("image_vector", "text_vectors", "pair_vectors")):
+                raise ValueError(f"{row['path']!r} has a vector with NaN or infinite values; nothing would find it")
+            if not np.any(row["image_vector"]):
+                raise ValueError(f"{row['path']!r} has a vector of zeros, which nothing finds; check the model")
         if rows:
-            self._merge(table_of(rows, self._table.schema))
+            defaults = {"size": 0, "mtime": 0, "version": "", "place": ""}
+            self._merge(_arrow([{**defaults, **row} for row in rows], self._table.schema))
 
     def _merge(self, rows: pa.Table) -> None:
-        with writing(self.uri):
+        with _told(self.uri, "written"):
             self._table.merge_insert("path").when_matched_update_all().when_not_matched_insert_all().execute(rows)
 
-    def reuse(self, images: Mapping[SourceImage, str]) -> set[str]:
-        """Writes images, given with their digests, with the vectors of others that have the same content and captions.
-
-        Returns:
-            The paths of those for which there are some.
-        """
-        if not images:
+    def reuse(self, images: Sequence[Mapping[str, Any]]) -> set[str]:
+        """Writes images with the vectors of others that have the same digest and captions; returns their paths."""
+        where = f"start IS NULL AND width > 0 AND {is_one_of({one['digest'] for one in images}, 'digest')}"
+        with _told(self.uri):
+            rows = self._table.search().where(where).to_arrow() if images else None
+        if rows is None or not len(rows):
             return set()
-        where = f"start IS NULL AND width > 0 AND {is_one_of(set(images.values()), 'digest')}"
-        with reading(self.uri):
-            rows = self._table.search().where(where).to_arrow()
         keys = zip(rows["digest"].to_pylist(), map(tuple, rows["captions"].to_pylist()), strict=True)
         numbers = {key: number for number, key in enumerate(keys)}
-        known = {one: numbers[key] for one, digest in images.items() if (key := (digest, one.captions)) in numbers}
+        known = [one for one in images if (one["digest"], tuple(one["captions"])) in numbers]
         if known:
-            written = rows.take(list(known.values()))
-            for name in ("path", "size", "mtime", "place"):
-                values = pa.array([getattr(one, name) for one in known])
+            written = rows.take([numbers[one["digest"], tuple(one["captions"])] for one in known])
+            for name in ("path", "size", "mtime", "version", "place"):
+                place = written.schema.get_field_index(name)
                 field = written.schema.field(name)
-                written = written.set_column(written.schema.get_field_index(name), field, values.cast(field.type))
+                written = written.set_column(place, field, pa.array([one[name] for one in known]).cast(field.type))
             self._merge(written)
-        return {one.path for one in known}
+        return {one["path"] for one in known}
+
+    def set_version(self, before: Collection[str], version: str) -> None:
+        """Gives all rows of some versions another one."""
+        with _told(self.uri, "written"):
+            self._table.update(where=is_one_of(before, "version"), values={"version": version})
 
     def remove(self, paths: Iterable[str]) -> None:
         """Deletes rows."""
         for chunk in _chunks(list(paths)):
-            with writing(self.uri):
+            with _told(self.uri, "written"):
                 self._table.delete(is_one_of(chunk))
 
     def create_ann_index(self) -> None:
@@ -459,7 +542,7 @@ class Index:
         config = IvfSq(
             distance_type="cosine", num_partitions=partitions, sample_rate=_SAMPLED, max_iterations=_ITERATIONS
         )
-        with writing(self.uri):
+        with _told(self.uri, "written"):
             self._table.create_index("image_vector", config=config, replace=True)
 
     @property
@@ -472,14 +555,23 @@ class Index:
         return {index.columns[0]: index.name for index in self._table.list_indices()}
 
     def write_exact(self) -> None:
-        """Writes the vectors of images in one array beside the table, if it is large, for searches that compare all."""
+        """Writes the vectors of images in one array beside the table, if it is large, for searches that compare all.
+
+        Raises:
+            OSError: It cannot be written, or a vector is not as it was written into the table.
+        """
         if self._exact is None:
             return
         width = self._table.schema.field("image_vector").type.list_size
-        with writing(self.uri):
-            batches = self._table.search().select(["image_vector"]).to_batches()
-            parts = (batch["image_vector"].flatten().to_numpy().reshape(-1, width) for batch in batches)
-            self._exact.write(self._table.version, len(self), width, parts)
+
+        def parts() -> Iterator[np.ndarray]:
+            for batch in self.scan(["image_vector", CRC]):
+                if (crcs_of(batch["image_vector"]) != batch[CRC].to_numpy()).any():
+                    raise OSError(f"{self.uri} has damaged vectors; make the index again, or copy it again")
+                yield batch["image_vector"].flatten().to_numpy().reshape(-1, width)
+
+        with _told(self.uri, "written"):
+            self._exact.write(self._table.version, len(self), width, parts())
 
     def optimize(self, num_replaced: int = 0) -> None:
         """Rewrites the table where that makes it smaller or quicker, and forgets versions that nobody reads any more.
@@ -489,12 +581,169 @@ class Index:
         """
         fragments, indexes = self._table.stats()["fragment_stats"]["num_fragments"], self._indexes()
         outside = max((self._table.index_stats(name).num_unindexed_rows for name in indexes.values()), default=0)
-        with writing(self.uri):
+        with _told(self.uri, "written"):
             if fragments > _MAX_FRAGMENTS or 10 * max(num_replaced, outside) > len(self):
                 self._table.optimize(cleanup_older_than=_KEPT)
             if len(self) >= _LOOKED_UP_FROM:
                 for column in set(_LOOKED_UP) - indexes.keys():
                     self._table.create_index(column, config=BTree())
+
+
+def schema_of(info: IndexInfo, image_width: int, pair_width: int) -> pa.Schema:
+    """Returns the columns of an index, for vectors of these widths, with what it is of as metadata."""
+    image, pair = (pa.list_(pa.float32(), width) for width in (image_width, pair_width))
+    fields = {
+        "path": pa.string(),
+        "size": pa.int64(),
+        "mtime": pa.timestamp("us", tz="UTC"),
+        "version": pa.string(),  # of the file that it is in, and whether all of that file is here; see `build_index`
+        "digest": pa.string(),
+        "width": pa.int32(),
+        "height": pa.int32(),
+        "captions": pa.list_(pa.field("item", pa.string(), nullable=False)),
+        "place": pa.string(),
+        "start": pa.float64(),
+        "end": pa.float64(),
+        "frame": pa.large_binary(),
+        "image_vector": image,
+        "text_vectors": pa.list_(image),
+        "pair_vectors": pa.list_(pair),
+    }
+    content = {"version": _VERSION, **asdict(info)}
+    return pa.schema(
+        [pa.field(name, kind, nullable=name in _NULLABLE) for name, kind in fields.items()],
+        metadata={_MARK: json.dumps(content).encode()},
+    )
+
+
+def info_of(uri: Uri, schema: pa.Schema) -> IndexInfo:
+    """Reads what an index is of.
+
+    Raises:
+        ValueError: It is no index, or one of another release.
+    """
+    content = parse_json((schema.metadata or {}).get(_MARK, b"{}"), f"what {uri} is of")
+    if not isinstance(content, dict) or content.pop("version", None) != _VERSION:
+        raise ValueError(f"{uri} is no index of this release; choose another name, or make it again")
+    return from_plain(IndexInfo, content, f"what {uri} is of")
+
+
+def check_columns(uri: Uri, schema: pa.Schema, info: IndexInfo) -> None:
+    """Checks that a table has the columns of an index, of any widths of vectors, and no others.
+
+    Raises:
+        ValueError: It has others.
+    """
+
+    def width(name: str) -> int:
+        kind = schema.field(name).type if name in schema.names else pa.null()
+        kind = kind.value_type if pa.types.is_list(kind) else kind
+        return int(kind.list_size) if pa.types.is_fixed_size_list(kind) else 1
+
+    expected = schema_of(info, width("image_vector"), width("pair_vectors")).append(pa.field(CRC, pa.uint32()))
+    if not schema.equals(expected):
+        raise ValueError(f"{uri} has other columns than an index; choose another name, or make it again")
+
+
+def place_of(image: Image, path: str, root: Uri) -> str:
+    """Returns where an image is in a shard, table or video, or at which URL, as JSON; empty of a file at its path."""
+    if is_url(image.place):
+        file = {"url": image.place}
+    elif image.is_file and os.path.normpath(Path(root) / path) == os.path.normpath(image.place):
+        return ""
+    else:
+        file = {"file": os.path.relpath(image.place, root)}
+    return json.dumps(file | json.loads(image.located() or "{}"))
+
+
+def file_of(image: Indexed, root: Path) -> Path | str:
+    """Returns where an image is: its file, the shard, table or video that it is in, or its URL."""
+    where = _place(image)
+    return str(where["url"]) if "url" in where else root / where.get("file", image.path)
+
+
+def _place(image: Indexed) -> dict[str, Any]:
+    """Returns what `place_of` wrote; the index may be from someone else, so its types are checked."""
+    where = json_object(image.place or "{}", "the place of an image")
+    piece, cell = where.get("piece", [0, 1]), where.get("cell", ["", 0])
+    if not (
+        all(isinstance(where.get(name, ""), str) for name in ("file", "url"))
+        and (_are(piece, int, int) and piece[0] >= 0 and piece[1] > 0)
+        and (_are(cell, str, int) and cell[1] >= 0)
+    ):
+        raise ValueError(f"the index has {image.place} as the place of {image.path!r}; make the index again")
+    return where
+
+
+def _are(values: Any, *kinds: type) -> bool:
+    """Whether values are a list of one of each kind."""
+    return isinstance(values, list) and [type(value) for value in values] == list(kinds)
+
+
+def read_indexed(file: Path | str, image: Indexed) -> bytes:
+    """Returns the bytes of an image in a file if they are those that were indexed: their digest is compared."""
+    where = _place(image)
+    piece, cell = (tuple(where[name]) if name in where else None for name in ("piece", "cell"))
+    if piece and piece[1] != image.size:  # which limits are for
+        raise ValueError(f"the index has {image.size} bytes, and {piece[1]} as the length of the image; make it again")
+    check_length(image.path, image.size)
+    if not is_url(file):
+        with open_regular(file) as opened:
+            if not (piece or cell) and os.fstat(opened.fileno()).st_size != image.size:
+                raise ValueError(_CHANGED.format("image"))
+    content = Image(name=image.path, place=str(file), piece=piece, cell=cell).read()
+    if hashlib.sha256(content).hexdigest() != image.digest:
+        raise ValueError(_CHANGED.format("image"))
+    return content
+
+
+def _arrow(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Returns rows as an Arrow table, with the CRCs of their vectors."""
+    columns: list[Any] = []
+    for field in schema:
+        if field.name == CRC:
+            columns.append(pa.array(crcs_of(columns[schema.get_field_index("image_vector")]), pa.uint32()))
+            continue
+        values = [row.get(field.name) for row in rows]
+        if pa.types.is_timestamp(field.type):
+            columns.append(pa.array(values, pa.int64()).cast(field.type))
+        elif field.name in ("text_vectors", "pair_vectors"):
+            columns.append(pa.array([list(np.asarray(value)) for value in values], field.type))
+        elif field.name == "image_vector":
+            flat = np.stack([np.asarray(value, np.float32) for value in values])
+            columns.append(pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), flat.shape[1]))
+        else:
+            columns.append(pa.array(values, field.type))
+    return pa.table(columns, schema=schema)
+
+
+@contextmanager
+def _told(uri: str, what: str = "read", where: str | None = None) -> Iterator[None]:
+    """Turns LanceDB's errors into OSError of one line; those of a condition into ValueError."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) or not (
+            isinstance(error, RuntimeError | ValueError) or type(error).__name__ == "RustPanic"
+        ):
+            raise
+        if where is not None:
+            raise ValueError(f"where is {where!r}: {message_of(error)}; columns are {', '.join(ABOUT)}") from error
+        message, advice = message_of(error), ""
+        if "(os error 28)" in str(error):
+            advice = "; make room on the disk"
+        elif what == "read" and not message.startswith("the store answers"):
+            advice = "; make the index again"
+        raise OSError(f"{uri} cannot be {what}: {message}{advice}") from error
+
+
+def write_lock(uri: Uri) -> AbstractContextManager[None]:
+    """Holds an index for this process while it is written, where it is a local folder.
+
+    Raises:
+        FileExistsError: Another process holds it.
+    """
+    return nullcontext() if is_url(uri) else locked(Path(uri))
 
 
 def _num_partitions(num_rows: int) -> int:
@@ -503,3 +752,30 @@ def _num_partitions(num_rows: int) -> int:
 
 def _chunks(items: Sequence[str]) -> Iterator[Sequence[str]]:
     return (items[start : start + _MAX_PATHS] for start in range(0, len(items), _MAX_PATHS))
+
+
+def is_one_of(values: Collection[str], column: str = "path") -> str:
+    """Returns the condition that a row's path is one of these; a quotation mark in a name is doubled."""
+    names = ", ".join("'" + value.replace("'", "''") + "'" for value in values)
+    return f"{column} IN ({names})"
+
+
+def portable(uri: Uri, path: Uri) -> str:
+    """A path within the folder that a local index is in is kept relative, so that both can be moved together."""
+    if is_url(path):
+        return str(path)
+    absolute = Path(path).resolve()
+    beside = None if is_url(uri) else Path(uri).resolve().parent
+    if beside is None or not absolute.is_relative_to(beside):
+        return str(absolute)
+    return _BESIDE + os.path.relpath(absolute, beside)
+
+
+def is_path(path: str) -> bool:
+    """Whether what `portable` returned is a path, and not the hub id that was kept instead of one."""
+    return path.startswith(_BESIDE) or Path(path).is_absolute()
+
+
+def resolved(uri: Uri, path: str) -> str:
+    """Undoes `portable`; absolute paths and hub ids stay."""
+    return str(Path(uri).parent / path) if path.startswith(_BESIDE) else path

@@ -16,15 +16,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bridgetower.batches import check_batch_size
-from bridgetower.bulk.lance import Uri
 from bridgetower.checkpoints import Reranking
+from bridgetower.data.store import Uri
 from bridgetower.distributed import available_cores
 from bridgetower.inference import Item, check_top, combined_scores, two_stage_order
 from bridgetower.model.plain import check_choice
 from bridgetower.predictor import Predictor, load
 from bridgetower.processor import ImageLike, Resized
-from bridgetower.search.index import Index
-from bridgetower.search.table import Hit, VectorColumn
+from bridgetower.search.index import Hit, Index, VectorColumn
 
 Against = Literal["images", "captions", "pairs"]
 

@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 from bridgetower.checkpoints import described
 from bridgetower.processor import ImageLike, open_reduced
-from bridgetower.search.table import Hit, read_indexed
+from bridgetower.search.index import Hit, read_indexed
 from bridgetower.text_drawing import BLUE, FAINT, GROUND, PAPER, Pen, write_image
 
 COLUMNS = 5

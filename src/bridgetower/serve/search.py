@@ -23,10 +23,9 @@ from pydantic import BaseModel, Field, field_validator
 
 from bridgetower.inference import Item, Tokens
 from bridgetower.processor import Resized, media_type
-from bridgetower.search.conditions import MAX_CHARACTERS, parsed_condition
-from bridgetower.search.index import Index
+from bridgetower.search.conditions import condition_sql
+from bridgetower.search.index import Hit, Index, Indexed
 from bridgetower.search.searcher import COLUMNS, RERANK, Against, Searcher, candidates, mean_vector, two_stages
-from bridgetower.search.table import Hit, Indexed
 from bridgetower.serve.access import video_token
 from bridgetower.serve.config import ServeConfig
 from bridgetower.serve.errors import ApiError
@@ -80,7 +79,7 @@ Size = Annotated[
 ]
 
 
-_EXAMPLE = {"query": "a red flag", "top": 3, "rerank": 8, "where": "width >= 8"}
+_EXAMPLE = {"query": "a red flag", "top": 3, "rerank": 8, "where": {"width": {"gte": 8}}}
 
 
 class SearchRequest(Body, json_schema_extra={"examples": [_EXAMPLE]}):
@@ -96,10 +95,11 @@ class SearchRequest(Body, json_schema_extra={"examples": [_EXAMPLE]}):
         description=f"Candidates matched with the text; if left out {RERANK}, or what the limit of items leaves; 0 "
         "where validation did not find that matching ranks better, and for what is said.",
     )
-    where: str | None = Field(
+    where: dict[str, Any] | None = Field(
         None,
-        max_length=MAX_CHARACTERS,
-        description="Condition in SQL on path, size, mtime, width, height, captions, start and end, without functions.",
+        description='Condition on path, size, mtime, width, height, captions, start and end, such as {"width": {"gte": '
+        '800}, "path": {"like": "%.jpg"}}. Operators are eq, ne, gt, gte, lt, lte, in, like (of path) and contains (of '
+        'captions); {"and": […]}, {"or": […]} and {"not": {…}} combine conditions.',
     )
     against: Against | None = Field(
         None,
@@ -110,8 +110,10 @@ class SearchRequest(Body, json_schema_extra={"examples": [_EXAMPLE]}):
 
     @field_validator("where")
     @classmethod
-    def _harmless(cls, given: str | None) -> str | None:
-        return None if given is None else parsed_condition(given)
+    def _is_condition(cls, given: dict[str, Any] | None) -> dict[str, Any] | None:
+        if given is not None:
+            condition_sql(given)
+        return given
 
 
 class IndexedImage(BaseModel):
@@ -194,7 +196,7 @@ async def _found(
                 vector,
                 max(body.top, rerank),
                 column=COLUMNS[against],
-                where=body.where,
+                where=None if body.where is None else condition_sql(body.where),
                 exact=body.exact,
             )
     except ValueError as error:

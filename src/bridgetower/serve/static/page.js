@@ -434,6 +434,14 @@ function restoreSearch(values) {
 
 async function search({ open = null } = {}) {
   const values = searchValues();
+  let where = null;
+  try {
+    if (values.where) where = JSON.parse(values.where);
+  } catch {
+    searching.stop();
+    searching.fail(new Problem("The condition cannot be read", 'Write it as JSON, such as {"width": {"gte": 800}}.'));
+    return;
+  }
   const started = performance.now();
   $("viewer").close();
   if (!values.q && like.image === null) {
@@ -445,7 +453,7 @@ async function search({ open = null } = {}) {
   remember(searchLink(values.q || values.like ? { ...values, open } : {}));
   $("starters").hidden = true;
   await searching.run(`Searching ${counted(index.images, "image")}…`, async (signal) => {
-    const body = { query: values.q || null, where: values.where || null, top: Number(values.n), against: values.against || null };
+    const body = { query: values.q || null, where, top: Number(values.n), against: values.against || null };
     if (values.q && values.rerank) body.rerank = Number(values.rerank);
     const withImage = ([image]) => (image ? { ...body, image } : body);
     const found = (await askWith(like.image ? [like] : [], "v1/search", withImage, signal)).data;

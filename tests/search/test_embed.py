@@ -1,0 +1,507 @@
+"""Vectors of a source: as the model gives them, in every format; what cannot be used; runs that were cut off."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import lancedb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from bridgetower.data import fetch
+from bridgetower.data.example import Image as SourceImage
+from bridgetower.data.store import Table
+from bridgetower.predictor import Predictor
+from bridgetower.search import embed as embed_module
+from bridgetower.search import embedding
+from bridgetower.search.config import EmbedConfig, SourceConfig
+from bridgetower.search.embed import EmbedReport, embed_source
+from bridgetower.search.embedding import quantized
+from sources import CAPTIONS, NAMES, served
+from stores import Store
+
+FORMATS = ("jsonl", "parquet", "npy", "lance")
+Embed = Callable[..., EmbedReport]
+
+
+def read(out: Path) -> tuple[list[str], np.ndarray]:
+    """Names and vectors of an output."""
+    if out.suffix == ".jsonl":
+        rows = [json.loads(line) for line in out.read_text().splitlines()]
+        return [row.get("image", row.get("id")) for row in rows], np.array([row["embedding"] for row in rows])
+    if out.suffix == ".npy":
+        names = out.with_suffix(".ids.jsonl").read_text().splitlines()
+        return [json.loads(line)["id"] for line in names], np.load(out)
+    table = (
+        lancedb.connect(out.parent).open_table(out.stem).to_arrow() if out.suffix == ".lance" else pq.read_table(out)
+    )
+    return table["id"].to_pylist(), np.array(table["vector"].to_pylist())
+
+
+def beside(out: Path) -> set[str]:
+    """What lies where an output is, but for images."""
+    return {path.name for path in out.parent.iterdir() if path.suffix not in ("", ".png", ".csv", ".txt", ".tar")}
+
+
+def written(out: Path, *, bad: bool = False) -> set[str]:
+    """What a run that is through leaves."""
+    names = {out.name} | ({"v.ids.jsonl"} if out.suffix == ".npy" else set())
+    return names | ({f"{out.name}.errors.jsonl"} if bad else set())
+
+
+@pytest.fixture
+def embed(predictor: Predictor, tmp_path: Path) -> Embed:
+    def call(source: Path, out: str = "v.parquet", **settings: Any) -> EmbedReport:
+        return embed_source(source, tmp_path / out, predictor, EmbedConfig(**settings))
+
+    return call
+
+
+@pytest.fixture
+def expected(predictor: Predictor, shapes_folder: Path) -> np.ndarray:
+    return predictor.embed_images([shapes_folder / f"{name}.png" for name in NAMES]).numpy()
+
+
+@pytest.fixture
+def stopped(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], object]], None]:
+    """Ends a call, in which each batch is a commit, before the commit of a number."""
+
+    def call(number: int, run: Callable[[], object]) -> None:
+        commits: list[int] = []
+        add = Table.append
+
+        def failing(table: Table, rows: pa.Table) -> None:
+            commits.append(len(rows))
+            if len(commits) >= number:
+                raise KeyboardInterrupt
+            add(table, rows)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Table, "append", failing)
+            with pytest.raises(KeyboardInterrupt):
+                run()
+
+    return call
+
+
+class TestOutputs:
+    @pytest.mark.parametrize("suffix", FORMATS)
+    @pytest.mark.parametrize(
+        ("quantize", "off"), [(None, 1e-5), ("float16", 1e-3), ("int8", 1), ("binary", 0)], ids=str
+    )
+    def test_vectors_are_those_of_the_model(
+        self,
+        suffix: str,
+        quantize: Any,
+        off: float,
+        embed: Embed,
+        places: dict[str, Path],
+        expected: np.ndarray,
+        tmp_path: Path,
+    ) -> None:
+        report = embed(places["shards"], f"v.{suffix}", batch_size=2, quantize=quantize)
+        assert (report.vectors, report.bad, report.cut, report.report) == (5, 0, 0, None)
+        names, vectors = read(tmp_path / f"v.{suffix}")
+        assert names == [f"shard-{number}.tar/{name}.png" for number, name in zip("00011", NAMES, strict=True)]
+        difference = np.abs(vectors.astype(float) - quantized(expected, quantize).astype(float))
+        assert vectors.shape == quantized(expected, quantize).shape
+        assert difference.max() <= off
+        assert beside(tmp_path / f"v.{suffix}") == written(tmp_path / f"v.{suffix}")
+        if suffix == "lance":
+            table = Table(tmp_path / "v.lance")
+            assert table.schema.names == ["id", "text", "vector", "crc"]
+            assert table.damaged() == []
+
+    @pytest.mark.parametrize("kind", ["folder", "saved", "parquet_folder", "imagefolder", "table.csv", "table.jsonl"])
+    def test_of_every_source(
+        self, kind: str, embed: Embed, places: dict[str, Path], expected: np.ndarray, tmp_path: Path
+    ) -> None:
+        assert embed(places[kind]).vectors == 5
+        np.testing.assert_allclose(read(tmp_path / "v.parquet")[1], expected, atol=1e-5)
+
+    def test_texts_and_pairs(
+        self, embed: Embed, places: dict[str, Path], predictor: Predictor, shapes_folder: Path, tmp_path: Path
+    ) -> None:
+        images = [shapes_folder / f"{name}.png" for name in NAMES]
+        for of, vectors in (
+            ("texts", predictor.embed_texts(CAPTIONS)),
+            ("pairs", predictor.embed_pairs(images, CAPTIONS)),
+        ):
+            embed(places["bytes.parquet"], of=of)
+            table = pq.read_table(tmp_path / "v.parquet")
+            assert table["text"].to_pylist() == list(CAPTIONS)
+            assert table["id"].to_pylist() == [f"{name}.png" for name in NAMES]
+            np.testing.assert_allclose(np.array(table["vector"].to_pylist()), vectors.numpy(), atol=1e-5)
+        about = json.loads(pq.read_schema(tmp_path / "v.parquet").metadata[b"bridgetower"])
+        assert (about["fingerprint"], about["of"]) == (predictor.fingerprint, "pairs")
+
+    def test_a_list_of_texts(self, embed: Embed, predictor: Predictor, tmp_path: Path) -> None:
+        (tmp_path / "texts.txt").write_text("\n".join(CAPTIONS))
+        assert embed(tmp_path / "texts.txt").vectors == 5
+        np.testing.assert_allclose(read(tmp_path / "v.parquet")[1], predictor.embed_texts(CAPTIONS).numpy(), atol=1e-5)
+
+    def test_sources_and_tables_in_a_store(
+        self,
+        store: Store,
+        places: dict[str, Path],
+        predictor: Predictor,
+        expected: np.ndarray,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+        url = store.upload(places["shards"], "bucket/shards")
+        assert embed_source(url, "s3://bucket/v.lance", predictor).vectors == 5
+        rows = pa.Table.from_batches(Table("s3://bucket/v.lance").scan(["id", "vector"]))
+        assert rows["id"].to_pylist()[3] == "shard-1.tar/03.png"
+        np.testing.assert_allclose(np.array(rows["vector"].to_pylist()), expected, atol=1e-5)
+
+    def test_processes_give_the_same(self, embed: Embed, shapes_folder: Path, tmp_path: Path) -> None:
+        for workers in (0, 2):
+            embed(shapes_folder, f"{workers}.npy", num_workers=workers, batch_size=7)
+        assert np.array_equal(np.load(tmp_path / "0.npy"), np.load(tmp_path / "2.npy"))
+        assert len(np.load(tmp_path / "2.npy")) == 45
+
+    @pytest.mark.parametrize("enough", [45, 46])
+    def test_processes_are_started_for_many_images_only(
+        self, enough: int, embed: Embed, shapes_folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        started: list[BaseProcess] = []
+        monkeypatch.setattr(BaseProcess, "start", lambda process: started.append(process) or 1 / 0)
+        monkeypatch.setattr(embedding, "MIN_FOR_WORKERS", enough)
+        with pytest.raises(ZeroDivisionError) if enough == 45 else nullcontext():
+            embed(shapes_folder)
+        assert len(started) == (enough == 45)
+
+    def test_what_is_noted_of_parts_grows_with_their_number_alone(self, embed: Embed, tmp_path: Path) -> None:
+        """Bytes of the table beyond vectors, of parts of one text each."""
+        sizes = []
+        for count in (100, 400):
+            folder = tmp_path / f"{count}"
+            folder.mkdir()
+            for number in range(count):
+                (folder / f"{number:04}.txt").write_text("red")
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(Table, "drop", lambda table: None)
+                assert embed(folder, f"{count}.npy").vectors == count
+            files = (tmp_path / f".{count}.npy.lance").rglob("*")
+            sizes.append(sum(file.stat().st_size for file in files if file.is_file()))
+        assert sizes[1] < 4.5 * sizes[0]
+
+    @pytest.mark.parametrize("suffix", FORMATS)
+    def test_a_place_that_is_not_utf8_is_refused(self, suffix: str, embed: Embed, places: dict[str, Path]) -> None:
+        with pytest.raises(ValueError, match=rf"the name '.*\\udcff/v\.{suffix}' is not UTF-8; rename the file"):
+            embed(places["folder"], f"\udcff/v.{suffix}")
+
+    def test_other_suffixes_are_refused(self, embed: Embed, places: dict[str, Path]) -> None:
+        with pytest.raises(ValueError, match=r"'.*v\.txt' has no suffix of vectors; expected one of \.jsonl, \.parq"):
+            embed(places["folder"], "v.txt")
+
+
+def test_what_quantized_vectors_keep() -> None:
+    vectors = np.array([[0.5, -0.25, 0, 1], [0, 0, 0, 0]], np.float32)
+    assert quantized(vectors, "int8").tolist() == [[64, -32, 0, 127], [0, 0, 0, 0]]
+    assert quantized(vectors, "binary").tolist() == [[0b10010000], [0]]
+    assert quantized(vectors, "float16").dtype == np.float16
+    assert quantized(vectors, None) is vectors
+
+
+@pytest.mark.parametrize("setting", ["max_errors", "num_workers", "commit_seconds", "batch_size"])
+def test_settings(setting: str) -> None:
+    with pytest.raises(ValueError, match=f"{setting} (is )?-1"):
+        SourceConfig(**{setting: -1})
+
+
+class TestBroken:
+    @pytest.fixture
+    def photos(self, tmp_path: Path) -> Path:
+        folder = tmp_path / "photos"
+        folder.mkdir()
+        for number in range(6):
+            Image.new("RGB", (24, 24), (number * 40, 0, 0)).save(folder / f"{number}.png")
+        (folder / "1.png").write_text("not an image")
+        (folder / "4.png").write_bytes(b"")
+        return folder
+
+    def test_are_left_out_and_named(self, embed: Embed, photos: Path, tmp_path: Path) -> None:
+        report = embed(photos, max_errors=2, batch_size=3)
+        assert (report.vectors, report.bad) == (4, 2)
+        assert read(tmp_path / "v.parquet")[0] == ["0.png", "2.png", "3.png", "5.png"]
+        named = [json.loads(line) for line in Path(str(report.report)).read_text().splitlines()]
+        assert [one["id"] for one in named] == ["1.png", "4.png"]
+        assert named[1]["problem"] == "it is empty (0 bytes); fetch the image again"
+
+    def test_a_text_that_is_not_valid_unicode(self, embed: Embed, tmp_path: Path) -> None:
+        (tmp_path / "a.jsonl").write_text('{"text": "half \\ud800 a pair"}\n{"text": "red bar"}\n')
+        report = embed(tmp_path / "a.jsonl", max_errors=1)
+        assert (report.vectors, report.cut, report.bad) == (1, 0, 1)
+        assert str(report.problems[0]).endswith("holds half a surrogate pair; expected valid Unicode")
+
+    @pytest.mark.parametrize("suffix", FORMATS)
+    def test_more_than_allowed_lose_nothing(
+        self, suffix: str, embed: Embed, photos: Path, encoded: list[int], tmp_path: Path
+    ) -> None:
+        out = tmp_path / f"v.{suffix}"
+        with pytest.raises(ValueError, match=r"2 bad items, allowed are 1 \(max_errors=N allows more\); the 4 v"):
+            embed(photos, out.name, max_errors=1)
+        assert len(Path(f"{out}.errors.jsonl").read_text().splitlines()) == 2
+        assert sum(encoded) == 4
+        assert embed(photos, out.name, max_errors=2).bad == 2
+        assert (sum(encoded), len(read(out)[0])) == (4, 4)
+        assert beside(out) == written(out, bad=True)
+        if suffix == "lance":  # a run that was through
+            again = embed(photos, out.name, max_errors=2)
+            assert (again.vectors, again.bad, sum(encoded)) == (4, 2, 4)
+
+    @pytest.mark.parametrize("suffix", FORMATS)
+    def test_nothing_that_can_be_used(self, suffix: str, embed: Embed, photos: Path, tmp_path: Path) -> None:
+        for path in photos.iterdir():
+            path.write_text("not an image")
+        with pytest.raises(ValueError, match=r"6 bad items.* would have no vectors: '0\.png': it cannot be read"):
+            embed(photos, f"v.{suffix}")
+        with pytest.raises(
+            ValueError, match=r"nothing of .*photos could be used: '0\.png': it cannot be read as an image"
+        ):
+            embed(photos, f"v.{suffix}", max_errors=6)
+        assert len((tmp_path / f"v.{suffix}.errors.jsonl").read_text().splitlines()) == 6
+        assert not (tmp_path / f"v.{suffix}").exists()
+
+    def test_what_may_pass_is_read_again(
+        self, embed: Embed, shapes_folder: Path, encoded: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        """Of images at URLs one fails for a while: the next run fetches it again, and no other."""
+        monkeypatch.setattr(fetch, "PAUSES", ())
+        for number in range(4):
+            shutil.copy(shapes_folder / f"0{number}.png", tmp_path / f"{number}.png")
+        with served(tmp_path) as url:
+            names = [*(f"{url}/{number}.png" for number in range(4)), f"{url}/none.png"]
+            (tmp_path / "urls.csv").write_text("url\n" + "".join(f"{name}\n" for name in names))
+            whole, read_before, fetched = SourceImage.read, False, list[str]()
+
+            def failing(image: SourceImage) -> bytes:
+                fetched.append(Path(image.place).name)
+                if image.place.endswith("2.png") and not read_before:
+                    raise OSError(f"{image.place} cannot be read (503)")
+                return whole(image)
+
+            monkeypatch.setattr(SourceImage, "read", failing)
+            with pytest.raises(ValueError, match=r"2 bad items, allowed are 1 .*2\.png.*cannot be read \(503\)"):
+                embed(tmp_path / "urls.csv", max_errors=1)
+            read_before = True
+            del fetched[:]
+            report = embed(tmp_path / "urls.csv", max_errors=1)
+        assert (report.vectors, report.bad, fetched) == (4, 1, ["2.png"])
+        assert read(tmp_path / "v.parquet")[0] == names[:4]
+
+    @pytest.mark.parametrize("of", ["texts", "pairs"])
+    def test_without_what_is_asked_for(self, of: str, embed: Embed, photos: Path) -> None:
+        (photos / "0.txt").write_text("black")
+        report = embed(photos, of=of, max_errors=5)
+        assert report.vectors == 1
+        assert "it has no text" in report.problems[1]
+
+    def test_two_images_of_one_row(self, embed: Embed, photos: Path) -> None:
+        (photos / "two.csv").write_text("left,right\n0.png,2.png\n")
+        with pytest.raises(ValueError, match="it has 2 images; expected one: name its column as image_column"):
+            embed(photos / "two.csv")
+        assert embed(photos / "two.csv", image_column="right").vectors == 1
+
+    def test_long_texts(self, embed: Embed, tmp_path: Path) -> None:
+        (tmp_path / "texts.txt").write_text("short\n" + "red bar on black " * 9)
+        assert embed(tmp_path / "texts.txt").cut == 1
+        with pytest.raises(ValueError, match=r"1 bad item, .*'texts.txt/2': caption text 0, .*the limit is 24"):
+            embed(tmp_path / "texts.txt", truncate=False)
+
+
+class TestContinuing:
+    @pytest.mark.parametrize("suffix", FORMATS)
+    @pytest.mark.parametrize("number", [1, 2, 3])
+    def test_after_a_run_that_was_cut_off(
+        self,
+        suffix: str,
+        number: int,
+        embed: Embed,
+        places: dict[str, Path],
+        expected: np.ndarray,
+        encoded: list[int],
+        stopped: Callable[..., None],
+        tmp_path: Path,
+    ) -> None:
+        def call() -> EmbedReport:
+            return embed(places["shards"], f"v.{suffix}", batch_size=2, commit_seconds=0)
+
+        stopped(number, call)
+        del encoded[:]
+        assert call().vectors == 5
+        assert sum(encoded) == 5 - 2 * (number - 1)
+        names, vectors = read(tmp_path / f"v.{suffix}")
+        assert names == [f"shard-{number}.tar/{name}.png" for number, name in zip("00011", NAMES, strict=True)]
+        np.testing.assert_allclose(vectors, expected, atol=1e-5)
+        assert beside(tmp_path / f"v.{suffix}") == written(tmp_path / f"v.{suffix}")
+
+    def test_parts_that_are_through_are_not_read(
+        self, embed: Embed, places: dict[str, Path], stopped: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        stopped(3, lambda: embed(places["shards"], batch_size=3, commit_seconds=0))
+        read_part, names = embedding.read_part, list[str]()
+
+        def noting(part: Any, columns: Any) -> Any:
+            names.append(part.files[0].name)
+            return read_part(part, columns)
+
+        monkeypatch.setattr(embedding, "read_part", noting)
+        assert embed(places["shards"], batch_size=3).vectors == 5
+        assert names == ["shard-1.tar"]
+
+    @pytest.mark.parametrize("suffix", FORMATS)
+    def test_with_other_settings_or_another_source_is_refused(
+        self, suffix: str, embed: Embed, stopped: Callable[..., None], tmp_path: Path
+    ) -> None:
+        source = tmp_path / "texts.txt"
+        source.write_text("a red bar\na blue bar\n")
+        stopped(2, lambda: embed(source, f"v.{suffix}", batch_size=1, commit_seconds=0))
+        message = r"v\..*lance has vectors of an unfinished run with another source, model or settings; finish it with"
+        with pytest.raises(ValueError, match=message):
+            embed(source, f"v.{suffix}", quantize="int8")
+        source.write_text("a red circle")
+        with pytest.raises(ValueError, match=message):
+            embed(source, f"v.{suffix}")
+
+    def test_what_the_same_command_wrote_is_replaced_but_no_other_table(
+        self, embed: Embed, places: dict[str, Path], shapes_folder: Path, tmp_path: Path
+    ) -> None:
+        folder = tmp_path / "photos"
+        shutil.copytree(places["folder"], folder)
+        for suffix in FORMATS:
+            shutil.copy(shapes_folder / "20.png", folder / "30.png")
+            assert embed(folder, f"v.{suffix}").vectors == 6
+            (folder / "30.png").unlink()
+            assert embed(folder, f"v.{suffix}").vectors == len(read(tmp_path / f"v.{suffix}")[0]) == 5
+        with pytest.raises(FileExistsError, match=r"v\.lance exists; choose another name"):
+            embed(folder, "v.lance", quantize="int8")
+        lancedb.connect(tmp_path).create_table("other", pa.table({"a": [1]}))
+        with pytest.raises(FileExistsError, match=r"other\.lance exists; choose another name"):
+            embed(folder, "other.lance")
+        assert len(read(tmp_path / "v.lance")[0]) == 5
+
+    @pytest.mark.parametrize("suffix", FORMATS)
+    def test_a_table_that_is_removed_meanwhile(
+        self, suffix: str, embed: Embed, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        commits, add = list[int](), embed_module._Run._add
+        table = tmp_path / ("v.lance" if suffix == "lance" else f".v.{suffix}.lance")
+
+        def removing(run: Any, rows: Any) -> None:
+            commits.append(len(rows))
+            if len(commits) == 2:
+                shutil.rmtree(table)
+            add(run, rows)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(embed_module._Run, "_add", removing)
+            with pytest.raises(FileNotFoundError, match=r"lance was removed while it was written; run"):
+                embed(places["folder"], f"v.{suffix}", batch_size=2, commit_seconds=0)
+        assert not table.exists()
+        assert embed(places["folder"], f"v.{suffix}").vectors == len(read(tmp_path / f"v.{suffix}")[0]) == 5
+
+    def test_two_writers(self, embed: Embed, places: dict[str, Path], tmp_path: Path) -> None:
+        script = (
+            "import sys, time; from pathlib import Path; from bridgetower.files import locked\n"
+            f"with locked(Path({str(tmp_path / '.v.parquet.lance')!r})): print('held', flush=True); time.sleep(60)"
+        )
+        with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as other:
+            assert other.stdout is not None
+            assert other.stdout.readline() == "held\n"
+            with pytest.raises(FileExistsError, match="another process works in"):
+                embed(places["folder"])
+            other.kill()
+        assert embed(places["folder"]).vectors == 5
+
+    @pytest.mark.parametrize("suffix", ["lance", "npy"])
+    @pytest.mark.parametrize("kib", [8, 16, 24, 40])
+    def test_a_full_disk_is_told_in_a_line(
+        self, suffix: str, kib: int, predictor: Predictor, shapes_folder: Path, small_disk: Callable[[int], Path]
+    ) -> None:
+        out, config = small_disk(kib) / f"v.{suffix}", EmbedConfig(batch_size=2, commit_seconds=0)
+        with pytest.raises(OSError, match=r"v\..*cannot be written: [^/]*(make room on the disk|No space left.*)$"):
+            embed_source(shapes_folder, out, predictor, config)
+        subprocess.run(["mount", "-o", "remount,size=4m", str(out.parent)], check=True)
+        assert embed_source(shapes_folder, out, predictor, config).vectors == len(read(out)[0]) == 45
+
+
+@pytest.mark.parametrize("suffix", ["lance", "npy"])
+def test_killed_before_any_change(
+    suffix: str, tiny_checkpoint: Path, predictor: Predictor, shapes_folder: Path, tmp_path: Path
+) -> None:
+    """The next run completes it, and leaves nothing else."""
+    folder, names = tmp_path / "photos", ["00.png", "01.png", "02.png"]
+    folder.mkdir()
+    for name in names:
+        shutil.copy(shapes_folder / name, folder)
+    (folder / "03.png").write_text("not an image")
+    script = Path(__file__).with_name("killing_embed.py")
+    done = subprocess.run(
+        [sys.executable, script, tiny_checkpoint, folder, tmp_path, suffix],
+        env=os.environ | {"PYTHONWARNINGS": "ignore"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    runs = json.loads(done.stdout)
+    assert len(runs) >= 7
+    expected = predictor.embed_images([folder / name for name in names]).numpy()
+    for one in runs:
+        assert (one["bad"], one["names"]) == (1, names)
+        assert set(one["beside"]) == written(tmp_path / f"v.{suffix}", bad=True)
+        np.testing.assert_allclose(one["vectors"], expected, atol=1e-5)
+
+
+class TestCommand:
+    def test_a_source_and_a_folder_of_images(
+        self, run: Callable[..., list[Any]], tiny_checkpoint: Path, places: dict[str, Path], tmp_path: Path
+    ) -> None:
+        folder = places["imagefolder"]
+        lines = run("embed", tiny_checkpoint, "--images", folder)
+        assert [line["image"] for line in lines] == [str(folder / f"{name}.png") for name in NAMES]
+        assert [line["image"] for line in run("embed", tiny_checkpoint, folder)] == [f"{name}.png" for name in NAMES]
+        (report,) = run("embed", tiny_checkpoint, folder, "--out", tmp_path / "v.npy", "--quantize", "int8")
+        assert (report["out"], report["vectors"], report["report"]) == (str(tmp_path / "v.npy"), 5, None)
+        assert np.load(tmp_path / "v.npy").dtype == np.int8
+        printed = np.array([line["embedding"] for line in lines], np.float32)
+        assert np.abs(quantized(printed, "int8").astype(int) - np.load(tmp_path / "v.npy")).max() <= 1
+
+    def test_good_lines_are_printed_before_an_error(
+        self,
+        tiny_checkpoint: Path,
+        places: dict[str, Path],
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        from bridgetower import cli
+
+        (tmp_path / "bad.png").write_text("not an image")
+        with pytest.raises(SystemExit):
+            cli.main(["embed", str(tiny_checkpoint), "--images", str(tmp_path / "bad.png"), str(places["folder"])])
+        printed = capsys.readouterr()
+        assert len(printed.out.splitlines()) == 5
+        assert "the input: 1 bad item, allowed are 0 (--max-errors N allows more)" in printed.err
+
+    def test_errors(self, refused: Callable[..., str], tiny_checkpoint: Path, places: dict[str, Path]) -> None:
+        command = ("embed", tiny_checkpoint)
+        assert "no file or folder nowhere" in refused(*command, "nowhere")
+        assert "--images or --texts are given; expected one" in refused(*command, places["folder"], "--texts", "a")
+        assert "no suffix of vectors" in refused(*command, places["folder"], "--out", "v")
+        too_long = refused(*command, "--texts", "red bar on black " * 9, "--no-truncate")
+        assert "pass --truncate to cut it" in too_long
+        for option, given in (("--batch-size", 0), ("--max-errors", -1)):
+            assert f"{option} {given}" in refused(*command, places["folder"], option, given).replace(" is ", " ")

@@ -1,0 +1,139 @@
+"""Embedding on a real Ray cluster of this machine with two workers, one of which is killed."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from bridgetower.data.store import Table
+from bridgetower.predictor import Predictor, load
+from bridgetower.search import build
+from bridgetower.search.build import build_index
+from bridgetower.search.config import EmbedConfig, IndexConfig, SourceConfig
+from bridgetower.search.embed import embed_source
+from bridgetower.search.index import Index
+
+pytest.importorskip("ray", reason="ray is not installed: pip install '.[ray]'")
+from bridgetower.search.on_ray import LOCAL, _cluster
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    """One cluster for all tests: starting it takes longer than they do."""
+    with _cluster(LOCAL, 2):
+        yield
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fifteen parts of three texts each, and a broken one."""
+    folder = tmp_path_factory.mktemp("texts")
+    for number in range(15):
+        lines = (f"red bar {number} {line}" for line in range(3))
+        (folder / f"{number:02}.txt").write_text("\n".join(lines))
+    (folder / "broken.txt").symlink_to("nowhere.txt")
+    return folder
+
+
+def workers() -> list[int]:
+    """Process ids of the workers that have a model."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes()
+        except OSError:
+            continue  # it has ended
+        if command.startswith(b"ray::") and b"_Worker" in command:
+            found.append(int(process.name))
+    return found
+
+
+def slow(model: Path) -> Callable[[], Predictor]:
+    """Loads a model that takes its time for a batch, so that no worker is through before another is killed."""
+
+    def call() -> Predictor:
+        import time
+
+        predictor = load(model, device="cpu")
+        predictor.model.text.register_forward_pre_hook(lambda *_: time.sleep(0.1))
+        return predictor
+
+    return call
+
+
+def test_a_killed_worker_and_a_broken_part(
+    texts: Path, tiny_checkpoint: Path, predictor: Predictor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    append, commits = Table.append, list[int]()
+
+    def killing(table: Table, rows: pa.Table) -> None:
+        append(table, rows)
+        commits.append(len(rows))
+        if len(commits) == 3:
+            os.kill(workers()[0], signal.SIGKILL)
+
+    monkeypatch.setattr(Table, "append", killing)
+    config = EmbedConfig(ray=LOCAL, ray_workers=2, max_errors=1, commit_seconds=0)
+    report = embed_source(texts, tmp_path / "v.npy", slow(tiny_checkpoint), config)
+    assert (report.vectors, report.bad) == (45, 1)
+    assert len(commits) > 3
+    lines = [line for path in sorted(texts.glob("[0-9]*.txt")) for line in path.read_text().splitlines()]
+    np.testing.assert_allclose(np.load(tmp_path / "v.npy"), predictor.embed_texts(lines).numpy(), atol=1e-5)
+
+
+def test_goes_on_with_what_one_process_began(
+    texts: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append, counts = Table.append, list[int]()
+
+    def stopping(table: Table, rows: pa.Table) -> None:
+        if len(counts) == 5:
+            raise KeyboardInterrupt
+        append(table, rows)
+        counts.append(sum(name != "" for name in rows["id"].to_pylist()))
+
+    monkeypatch.setattr(Table, "append", stopping)
+    settings: Any = {"commit_seconds": 0, "batch_size": 3, "max_errors": 1}
+    with pytest.raises(KeyboardInterrupt):
+        embed_source(texts, tmp_path / "v.npy", tiny_checkpoint, EmbedConfig(**settings))
+    monkeypatch.setattr(Table, "append", append)
+    assert sum(counts) == 15
+    config = EmbedConfig(ray=LOCAL, ray_workers=2, **settings)
+    assert embed_source(texts, tmp_path / "v.npy", tiny_checkpoint, config).vectors == 45
+
+
+def test_an_index(shapes_folder: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(build, "_TASK", 9)
+    config = IndexConfig(ray=LOCAL, ray_workers=2)
+    assert build_index(shapes_folder, tmp_path / "a.lance", tiny_checkpoint, config).added == 45
+    build_index(shapes_folder, tmp_path / "b.lance", tiny_checkpoint)
+    vector = next(iter(load(tiny_checkpoint, device="cpu").embed_images(shapes_folder / "07.png")))
+    found, expected = (Index(tmp_path / f"{name}.lance").nearest(vector, 45) for name in "ab")
+    assert [hit.path for hit in found] == [hit.path for hit in expected]
+    assert build_index(shapes_folder, tmp_path / "a.lance", tiny_checkpoint, config).added == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"ray_workers": 2}, "ray_workers 2 would be ignored without ray"),
+        ({"ray": LOCAL, "ray_workers": 0}, "ray_workers is 0; expected at least 1"),
+    ],
+)
+def test_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SourceConfig(**settings)
+
+
+def test_what_cannot_be_done(shapes_folder: Path, predictor: Predictor, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="on Ray every worker loads the model; give what to load"):
+        embed_source(shapes_folder, tmp_path / "v.npy", predictor, EmbedConfig(ray=LOCAL))
+    with pytest.raises(ValueError, match="ray_workers is 9, but the cluster has 2 cores, one for each worker"):
+        embed_source(shapes_folder, tmp_path / "v.npy", tiny_checkpoint, EmbedConfig(ray=LOCAL, ray_workers=9))
