@@ -171,8 +171,8 @@ class SetWriter:
         """
         name = name or (images[0].name if images else place)
         if unfit := [one for one in (name, *(image.name for image in images)) if not one or escaped(one) != one]:
-            problem = f"the name {unfit[0]!r} is not UTF-8; rename the file" if unfit[0] else "it has no name"
-            self.refuse(f"{place or name}: {problem}")
+            why = f"the name {unfit[0]!r} is not UTF-8; rename the file" if unfit[0] else "it has no name"
+            self.refuse(f"{place or name}: {why}")
             return
         good = []
         for entry in entries:
