@@ -56,7 +56,8 @@ def read_all(pairs: CaptionPairs | None, results: Queue[float]) -> None:
     """Reads every pair in random order, in a worker; None only imports what that takes."""
     import lancedb  # noqa: F401
 
-    for batch in torch.randperm(len(pairs or ()), generator=torch.Generator().manual_seed(0)).split(1000):
+    order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0)).split(1000) if pairs else ()
+    for batch in order:
         assert pairs
         pairs.images.chosen(pairs.pairs[batch].tolist(), torch.Generator().manual_seed(0))
     results.put(private())

@@ -350,7 +350,7 @@ class TestCache:
         contents = [json.loads(path.read_text()) for path in tmp_path.glob("*/content.json")]
         assert len(contents) == 3
         pixels = [content["pixels"] for content in contents if "pixels" in content]
-        assert sorted(digest for content in pixels for digest in content["data"]) == sorted(work.digests.values())
+        assert sorted(digest for content in pixels for digest, _ in content["data"]) == sorted(work.digests.values())
         tower = sha256(Path(inspect.getfile(VisionTransformer)).read_bytes()).hexdigest()[:16]
         assert all(tower in content["code"] for content in contents)
         assert all(content["versions"]["torch"] == torch.__version__ for content in [*contents, *pixels])
