@@ -165,7 +165,7 @@ class TestTexts:
         (tmp_path / "tokenizer_config.json").write_text(json.dumps({"auto_map": {"AutoTokenizer": ["own.Own", None]}}))
         tokenizer = read_text_tower(str(tmp_path)).tokenizer
         assert tokenizer is not None
-        assert special_tokens(tokenizer).ids(tokenizer) == (1, 0, 2, 3, 30)
+        assert special_tokens(tokenizer)[1] == (1, 0, 2, 3, 30)
         theirs = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "spm.model"))
         for line in LINES:
             assert tokenizer.encode(line).ids == [1, *theirs.encode(line), 2]

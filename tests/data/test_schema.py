@@ -17,20 +17,6 @@ from rows import CHOICES, Choice
 
 
 @pytest.mark.parametrize(
-    ("kind", "columns"),
-    [
-        ("captions", ("image", "image_id", "captions")),
-        ("vqa", ("image", "image_id", "questions")),
-        ("snli-ve", ("image", "image_id", "statements")),
-        ("nlvr2", ("image", "image_2", "image_id", "statements")),
-    ],
-)
-def test_columns(kind: str, columns: tuple[str, ...]) -> None:
-    assert SCHEMAS[kind].columns == columns
-    assert tuple(SCHEMAS[kind].arrow_schema().names) == columns
-
-
-@pytest.mark.parametrize(
     ("schema", "entry"),
     [
         (CAPTIONS, "a dog"),

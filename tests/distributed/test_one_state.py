@@ -14,7 +14,7 @@ from bridgetower.training.optim import build_optimizer
 from bridgetower.training.state import StateSaver, TrainingState, load_state, newest
 
 WORLD = 2
-CONDITIONS = {"number of processes": WORLD}
+CONDITIONS = {"number of processes": WORLD, "data": {}, "optimiser": "adamw"}
 
 CONTENT = {
     1: [torch.arange(6).reshape(2, 3).T, ("a", 0.1, None)],
