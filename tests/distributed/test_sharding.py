@@ -149,7 +149,7 @@ def assert_same(one: Trained, other: Trained) -> None:
             assert ours[name] == pytest.approx(theirs[name], rel=1e-5, abs=1e-7), name
     for name, weight in other.weights.items():
         torch.testing.assert_close(one.weights[name], weight, atol=1e-6, rtol=1e-5, msg=name)
-    assert one.metrics == pytest.approx(other.metrics, rel=1e-5)
+    assert one.metrics == pytest.approx(other.metrics, rel=1e-5, abs=1e-7)
 
 
 @pytest.mark.parametrize("name", TASKS)
