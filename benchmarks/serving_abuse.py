@@ -123,7 +123,7 @@ def valid_requests(model: Predictor, searcher: Searcher) -> list[Valid]:
         body = {"images": uris[n], "texts": masked, "top": 3}
         made.append(("/v1/fill-mask", body, _words, torch.tensor([word.probability for word in words])))
         hits = searcher.search(texts[n], top=5, rerank=8, where="width >= 8")
-        body = {"query": texts[n], "top": 5, "rerank": 8, "where": "width >= 8"}
+        body = {"query": texts[n], "top": 5, "rerank": 8, "where": {"width": {"gte": 8}}}
         found = torch.tensor([hit.score for hit in hits])
         made.append(("/v1/search", body, lambda answer: [row["score"] for row in answer["data"]], found))
     return [
