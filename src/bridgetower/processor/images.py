@@ -101,7 +101,7 @@ def _open(
 ) -> tuple[Image.Image, tuple[int, int]]:
     if isinstance(source, Image.Image):
         return (image := _upright(source, "the PIL image", background)[0]), image.size
-    if isinstance(source, np.ndarray) or hasattr(source, "detach"):
+    if isinstance(source, np.ndarray) or hasattr(source, "numpy"):
         return (image := _to_rgb(_from_array(source), background)), image.size
     if isinstance(source, str) and "://" in source:
         raise ValueError(
