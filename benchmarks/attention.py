@@ -28,12 +28,13 @@ from bridgetower.cli.options import demo_or, named
 from bridgetower.cli.output import emit_rows
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
+from bridgetower.drawing import png
 from bridgetower.files import write_bytes, write_json
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.hidden_states import FusionAttention, hidden_states
 from bridgetower.predictor import load
 from bridgetower.progress import counted
-from bridgetower.reports.comparison import LINE_STYLES, png
+from bridgetower.reports.comparison import LINE_STYLES
 
 _TINY = 1e-30
 

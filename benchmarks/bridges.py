@@ -20,9 +20,10 @@ from matplotlib.figure import Figure
 from scenes import ARMS
 
 from bridgetower.distributed import available_cores
+from bridgetower.drawing import png
 from bridgetower.files import read_json, write_bytes, write_json
 from bridgetower.model.config import BridgeKind, ModelConfig
-from bridgetower.reports.comparison import LINE_STYLES, Comparison, FinishedRun, finished_runs, png
+from bridgetower.reports.comparison import LINE_STYLES, Comparison, FinishedRun, finished_runs
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower_demo.parallel import train_all
 from bridgetower_demo.recipes import RECIPES

@@ -77,16 +77,7 @@ def explain(predictor: Predictor, image: ImageLike, text: str, *, truncate: bool
 
 @torch.inference_mode()
 def attention_of(predictor: Predictor, image: UInt8[Tensor, "3 h w"], ids: Sequence[int]) -> Attention:
-    """Does the part of `explain` that needs the model.
-
-    Args:
-        predictor: The loaded model.
-        image: As `Processor.resize` returns it.
-        ids: Of the text.
-
-    Raises:
-        ValueError: The text has no word.
-    """
+    """Does the part of `explain` that needs the model, with an image as `Processor.resize` returns it."""
     model, processor = predictor.model, predictor.processor
     words, tokens = words_of(processor, ids)
     parameter = next(model.parameters())
@@ -99,7 +90,11 @@ def attention_of(predictor: Predictor, image: UInt8[Tensor, "3 h w"], ids: Seque
         attentions=True,
     )
     weights = torch.stack(list(found.attentions["text to image"].values()))  # [K, 1, heads, L, P]
-    attention = _of_words(weights[:, 0].float().cpu().mean(dim=1), tokens)  # [K, W, P]
+    heads = weights[:, 0].float().cpu().mean(dim=1)  # [K, L, P]
+    attention = torch.stack([heads[:, places].mean(dim=1) for places in tokens], dim=1)  # [K, W, P]
+    match: Match = {}
+    if model.itm_head is not None:
+        match = predictor.reranking.named(matched(model.itm_logits(found.pooled)))[0]
     prefix, patches = attention.tensor_split([model.config.vision.num_prefix_tokens], dim=-1)
     rows = pixel_values.shape[-2] // model.config.vision.patch_size
     maps = patches / patches.sum(dim=-1, keepdim=True)
@@ -107,23 +102,12 @@ def attention_of(predictor: Predictor, image: UInt8[Tensor, "3 h w"], ids: Seque
         words=words,
         maps=maps.unflatten(-1, (rows, -1)),
         prefix_shares=prefix.sum(dim=-1),
-        **_match(predictor, found.pooled),
+        **match,
     )
 
 
-def _match(predictor: Predictor, pooled: Float[Tensor, "1 e"]) -> Match:
-    """Returns how well the pair matches, by name; nothing without a matching head."""
-    if predictor.model.itm_head is None:
-        return {}
-    return predictor.reranking.named(matched(predictor.model.itm_logits(pooled)))[0]
-
-
 def words_of(processor: Processor, ids: Sequence[int]) -> tuple[tuple[str, ...], list[list[int]]]:
-    """Groups tokens to words; returns each word and the positions of its tokens.
-
-    Raises:
-        ValueError: There is no word.
-    """
+    """Groups tokens to words; returns each word and the positions of its tokens."""
     positions: list[list[int]] = []
     for position, token in enumerate(ids):
         if token in processor.special_ids:
@@ -137,10 +121,6 @@ def words_of(processor: Processor, ids: Sequence[int]) -> tuple[tuple[str, ...],
     if not words:
         raise ValueError("the text has no word; give one with a word at least")
     return tuple(word for word, _ in words), [places for _, places in words]
-
-
-def _of_words(attention: Float[Tensor, "k l p"], positions: list[list[int]]) -> Float[Tensor, "k w p"]:
-    return torch.stack([attention[:, places].mean(dim=1) for places in positions], dim=1)
 
 
 def view_of(processor: Processor, image: ImageLike) -> Image.Image:

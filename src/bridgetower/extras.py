@@ -10,22 +10,10 @@ from typing import Any, Literal, TypeVar
 
 _Custom = TypeVar("_Custom")
 
-Extra = Literal[
-    "train",
-    "search",
-    "serve",
-    "plot",
-    "s3",
-    "demo",
-    "onnx",
-    "openvino",
-    "ray",
-    "video",
-    "towers",
-    "langchain",
-    "llama-index",
-    "sentence-transformers",
-]
+_Library = Literal["langchain", "llama-index", "sentence-transformers"]
+Extra = (
+    Literal["train", "search", "serve", "plot", "s3", "demo", "onnx", "openvino", "ray", "video", "towers"] | _Library
+)
 
 PACKAGES: Mapping[Extra, tuple[str, ...]] = {
     "train": ("aiohttp", "datasets", "fsspec", "ijson", "jinja2", "lancedb", "pyarrow", "sklearn", "tensorboard"),

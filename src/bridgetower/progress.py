@@ -27,8 +27,7 @@ from rich.text import Text
 
 T = TypeVar("T")
 
-LOG_SECONDS = 60.0
-"""Between two lines of progress in the log."""
+LOG_SECONDS = 60.0  # between two lines of progress in the log
 
 logger = logging.getLogger(__name__)
 
@@ -37,18 +36,17 @@ class RateColumn(ProgressColumn):
     """Things done per second."""
 
     def render(self, task: Task) -> Text:
-        """Returns the rate of the last seconds."""
         return Text("" if task.speed is None else f"{task.speed:,.0f}/s")
 
 
 def step_bars(*, shown: bool) -> Progress:
     """Returns bars of steps with a field `metrics`."""
-    return _bars(MofNCompleteColumn(), TextColumn("{task.fields[metrics]}"), shown=shown)
+    return _Bars(MofNCompleteColumn(), TextColumn("{task.fields[metrics]}"), shown=shown)
 
 
 def count_bars(*, shown: bool) -> Progress:
     """Returns bars of things with their rate."""
-    return _bars(MofNCompleteColumn(), RateColumn(), shown=shown)
+    return _Bars(MofNCompleteColumn(), RateColumn(), shown=shown)
 
 
 def counted(items: Iterable[T], description: str, *, shown: bool, total: int | None = None) -> Iterator[T]:
@@ -69,7 +67,7 @@ def counting(description: str, *, total: int | None, shown: bool) -> Iterator[Ca
 def reading(path: Path, *, shown: bool) -> Iterator[BinaryIO]:
     """Opens a file to read, under a bar of its bytes."""
     with (
-        _bars(DownloadColumn(), TransferSpeedColumn(), shown=shown) as bars,
+        _Bars(DownloadColumn(), TransferSpeedColumn(), shown=shown) as bars,
         bars.open(path, "rb", description=f"reading {path.name}") as file,
     ):
         yield file
@@ -82,20 +80,17 @@ class _Bars(Progress):
         console = Console(stderr=True)
         hidden = not (shown and console.is_terminal)
         console.quiet = hidden  # bars that are disabled still end with an empty line before rich 14.3
-        period = 600 if hidden else 30  # of which the rate is taken
-        super().__init__(
-            *columns, console=console, disable=hidden, speed_estimate_period=period, get_time=time.monotonic
-        )
+        settings: Any = {"speed_estimate_period": 600 if hidden else 30, "get_time": time.monotonic}
+        texts, times = (TextColumn("{task.description}"), BarColumn()), (TimeElapsedColumn(), TimeRemainingColumn())
+        super().__init__(*texts, *columns, *times, console=console, disable=hidden, **settings)
         self._logs = shown and hidden
         self._logged = self.get_time()
 
     def update(self, task_id: TaskID, **changes: Any) -> None:
-        """Changes a bar."""
         super().update(task_id, **changes)
         self._log()
 
     def advance(self, task_id: TaskID, advance: float = 1) -> None:
-        """Moves a bar."""
         super().advance(task_id, advance)
         self._log()
 
@@ -111,8 +106,3 @@ class _Bars(Progress):
                 left = "" if task.time_remaining is None else f"{task.time_remaining / 60:,.0f} min left"
                 parts = (f"{task.description}: {task.completed:,.0f}{rest}", rate, left)
                 logger.info("%s", ", ".join(filter(None, parts)))
-
-
-def _bars(*metrics: ProgressColumn, shown: bool) -> Progress:
-    description, times = TextColumn("{task.description}"), (TimeElapsedColumn(), TimeRemainingColumn())
-    return _Bars(description, BarColumn(), *metrics, *times, shown=shown)

@@ -148,7 +148,7 @@ def explain(
     require_parent(out)
     from bridgetower.attention import explain as attention_of
     from bridgetower.attention_drawing import draw_explanation
-    from bridgetower.text_drawing import write_image
+    from bridgetower.drawing import write_image
 
     found = attention_of(loading.load(model), str(image), text, truncate=truncate)
     write_image(out, draw_explanation(found))

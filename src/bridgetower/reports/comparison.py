@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
+from bridgetower.drawing import png
 from bridgetower.files import read_json, write_bytes, write_json, write_text
 from bridgetower.reports.numbers import (
     NO_VALUE,
@@ -36,25 +35,15 @@ MEASURES = {"area": "mean over the curve", "final": "last evaluation", "steps_to
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedRun:
-    """One training.
+    """One training."""
 
-    Attributes:
-        arm: What it has in common with runs of other seeds.
-        seed: Of the run.
-        curve: Step → metric on the validation split.
-        seconds_per_step: Of training, without evaluations.
-    """
-
-    arm: str
+    arm: str  # what it has in common with runs of other seeds
     seed: int
-    curve: Mapping[int, float]
-    seconds_per_step: float
+    curve: Mapping[int, float]  # metric on the validation split by step
+    seconds_per_step: float  # without evaluations
 
     def measures(self, reach: float | None) -> dict[str, float]:
-        """Returns the mean of the curve, its last value, and the first step at which it is at least `reach`.
-
-        The last is left out if there is no `reach`; a run that never gets there counts with its last step.
-        """
+        """Returns the mean of the curve, its last value, and the first step, or the last, at which it is `reach`."""
         steps = sorted(self.curve)
         found = {"area": sum(self.curve.values()) / len(steps), "final": self.curve[steps[-1]]}
         if reach is not None:
@@ -65,24 +54,13 @@ class FinishedRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Runs of several arms, all evaluated at the same steps.
+    """Runs of several arms, all evaluated at the same steps."""
 
-    Attributes:
-        metric: Of the validation split.
-        reach: Value of `steps_to_reach`; None: not measured.
-        runs: At least one per arm, each seed once.
-    """
-
-    metric: str
-    reach: float | None
-    runs: tuple[FinishedRun, ...]
+    metric: str  # of the validation split
+    reach: float | None  # value of `steps_to_reach`; None: not measured
+    runs: tuple[FinishedRun, ...]  # at least one per arm, each seed once
 
     def __post_init__(self) -> None:
-        """Checks that each arm has each seed once, and that evaluations are at equal steps.
-
-        Raises:
-            ValueError: They are not.
-        """
         for arm in self.arms:
             seeds = [run.seed for run in self.arm_runs(arm)]
             if len(set(seeds)) < len(seeds):
@@ -98,23 +76,16 @@ class Comparison:
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Comparison:
         """Returns the comparison of which `to_dict` returned these values."""
-        runs = [
-            FinishedRun(
-                arm=arm,
-                seed=seed,
-                curve={int(step): value for step, value in curve.items()},
-                seconds_per_step=seconds,
-            )
-            for arm, own in values["arms"].items()
-            for seed, curve, seconds in zip(
-                own["seeds"], own["curves"], own["measures"]["seconds_per_step"]["values"], strict=True
-            )
-        ]
+        runs = []
+        for arm, own in values["arms"].items():
+            seconds = own["measures"]["seconds_per_step"]["values"]
+            for seed, curve, each in zip(own["seeds"], own["curves"], seconds, strict=True):
+                steps = {int(step): value for step, value in curve.items()}
+                runs.append(FinishedRun(arm=arm, seed=seed, curve=steps, seconds_per_step=each))
         return cls(metric=values["metric"], reach=values["reach"], runs=tuple(runs))
 
     @property
     def arms(self) -> list[str]:
-        """Arms in the order in which they were given."""
         return list(dict.fromkeys(run.arm for run in self.runs))
 
     def arm_runs(self, arm: str) -> list[FinishedRun]:
@@ -157,12 +128,7 @@ class Comparison:
         }
 
     def rows(self, digits: int = 3, scale: float = 1.0) -> tuple[list[str], list[list[str]]]:
-        """Returns the titles and cells of a table: arms first, then the paired differences from the first arm.
-
-        Args:
-            digits: Of the metric, after the point.
-            scale: Factor on the metric, such as 100 for percent.
-        """
+        """Returns the titles and cells of a table: arms first, then the paired differences from the first arm."""
         titles = {name: title for name, title in MEASURES.items() if name != "steps_to_reach" or self.reach is not None}
         if self.reach is not None:
             titles["steps_to_reach"] += f" {number(scale * self.reach, digits=3).rstrip('0').rstrip('.')}"
@@ -175,7 +141,11 @@ class Comparison:
             rows.append([arm, str(len(self.arm_runs(arm))), *cells, seconds])
         for arm in self.arms[1:]:
             found = self.differences(arm)
-            cells = [_difference(found[name], *form) if found else NO_VALUE for name, form in forms.items()]
+            cells = [NO_VALUE] * len(forms)
+            if found:
+                marks = [" *" if verdict(found[name]) in ("higher", "lower") else "" for name in forms]
+                shown = [with_interval(found[n], scale=factor, digits=places) for n, (factor, places) in forms.items()]
+                cells = [cell + mark for cell, mark in zip(shown, marks, strict=True)]
             seeds = str(len(found["area"]["values"])) if found else "0"
             rows.append([f"{self.arms[0]} \u2212 {arm}", seeds, *cells, ""])
         return ["", "seeds", *titles.values(), "seconds per step"], rows
@@ -191,23 +161,13 @@ class Comparison:
         write_json(folder / "comparison.json", self.to_dict())
         write_bytes(folder / "curves.png", drawing)
         titles, rows = self.rows()
-        uri = f"data:image/png;base64,{base64.b64encode(drawing).decode()}"
-        page = (
-            page_templates()
-            .get_template("comparison.html")
-            .render(comparison=self, title=title, titles=titles, rows=rows, drawing=uri, num_arms=len(self.arms))
-        )
+        values = {"comparison": self, "title": title, "titles": titles, "rows": rows, "drawing": drawing}
+        page = page_templates().get_template("comparison.html").render(num_arms=len(self.arms), **values)
         write_text(folder / "comparison.html", page)
 
 
 def draw_curves(comparison: Comparison, title: str, floors: Mapping[str, float] | None = None) -> bytes:
-    """Returns a PNG of the learning curves: the mean over seeds, a band from the lowest to the highest.
-
-    Args:
-        comparison: The runs.
-        title: Above the curves.
-        floors: Name → value of horizontal lines, such as what is reached without images.
-    """
+    """Returns a PNG of the learning curves: the mean over seeds, a band from the lowest to the highest."""
     with matplotlib.rc_context({"font.size": 11}):
         drawing = Figure(figsize=(7, 4.4), layout="constrained")
         axes = drawing.add_subplot()
@@ -215,15 +175,8 @@ def draw_curves(comparison: Comparison, title: str, floors: Mapping[str, float] 
             curves = [run.curve for run in comparison.arm_runs(arm)]
             steps = sorted(curves[0])
             values = [[curve[step] for curve in curves] for step in steps]
-            axes.plot(
-                steps,
-                [sum(each) / len(each) for each in values],
-                line,
-                color=ink,
-                linewidth=2,
-                markersize=5,
-                label=arm,
-            )
+            means = [sum(each) / len(each) for each in values]
+            axes.plot(steps, means, line, color=ink, linewidth=2, markersize=5, label=arm)
             axes.fill_between(steps, list(map(min, values)), list(map(max, values)), color=ink, alpha=0.15, linewidth=0)
         for name, value in (floors or {}).items():
             axes.axhline(value, color="#555555", linestyle=":", label=name)
@@ -234,31 +187,15 @@ def draw_curves(comparison: Comparison, title: str, floors: Mapping[str, float] 
         return png(drawing)
 
 
-def png(drawing: Figure) -> bytes:
-    """Returns the file of a drawing."""
-    content = BytesIO()
-    drawing.savefig(content, dpi=110, format="png")
-    return content.getvalue()
-
-
 def finished_runs(
     folders: Sequence[Path], arms: Sequence[str | None], metric: str | None
 ) -> tuple[str, list[FinishedRun]]:
-    """Reads runs.
-
-    Args:
-        folders: Of the runs, as `bridgetower train --out` made them.
-        arms: Of each; None: the values of its config in which the runs without an arm differ, but for the seed.
-        metric: Of the validation split; None: the one by which the first run selects its best checkpoint.
-
-    Returns:
-        The metric, and the runs.
-
-    Raises:
-        FileNotFoundError: A folder holds no run.
-        ValueError: A run was never evaluated, or its evaluations lack the metric.
-    """
-    configs = [_config(folder) for folder in folders]
+    """Reads runs."""
+    for folder in folders:
+        if not (folder / CONFIG).exists():
+            expected = "expected the --out of bridgetower train"
+            raise FileNotFoundError(f"{folder} holds no run ({CONFIG} is missing); {expected}")
+    configs: list[Mapping[str, Any]] = [read_json(folder / CONFIG) for folder in folders]
     metric = metric or str(configs[0].get("select_by"))
     names = iter(arm_names([config for config, arm in zip(configs, arms, strict=True) if arm is None]))
     runs = []
@@ -277,40 +214,18 @@ def finished_runs(
     return metric, runs
 
 
-def _config(folder: Path) -> Mapping[str, Any]:
-    if not (folder / CONFIG).exists():
-        raise FileNotFoundError(f"{folder} holds no run ({CONFIG} is missing); expected the --out of bridgetower train")
-    config: Mapping[str, Any] = read_json(folder / CONFIG)
-    return config
-
-
 def arm_names(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Names each run by the values of its config, but for the seed, in which the runs differ.
+    """Names each run by the values of its config, but for the seed, in which the runs differ."""
 
-    Args:
-        configs: Of the runs, as `RunConfig.to_dict` returns them.
+    def flat_of(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, value in values.items():
+            found |= flat_of(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+        return found
 
-    Returns:
-        Such as `model.fusion.bridge=add`; the recipe's name where the configs differ in nothing.
-    """
-    flat = [dict(_flat(config)) for config in configs]
+    flat = [flat_of(config) for config in configs]
     names = dict.fromkeys(name for config in flat for name in config if name not in ("seed", "recipe"))
     differing = [name for name in names if len({repr(config.get(name)) for config in flat}) > 1]
     return [
         ", ".join(f"{name}={config.get(name)}" for name in differing) or str(config.get("recipe")) for config in flat
     ]
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested values with dotted names."""
-    return [
-        pair
-        for name, value in values.items()
-        for pair in (_flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(f"{prefix}{name}", value)])
-    ]
-
-
-def _difference(difference: Difference, scale: float, digits: int) -> str:
-    """A mean difference with its 95 % interval, marked with * if zero is outside of it."""
-    mark = " *" if verdict(difference) in ("higher", "lower") else ""
-    return with_interval(difference, scale=scale, digits=digits) + mark

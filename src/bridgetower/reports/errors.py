@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 import math
@@ -13,11 +12,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import matplotlib
 import torch
 from matplotlib.figure import Figure
 
 from bridgetower.data.prepared import PreparedImages
+from bridgetower.drawing import BLUE, png
 from bridgetower.evaluation.outcome import Judgement
 from bridgetower.evaluation.reranking import BINS, expected_calibration_error, reliability
 from bridgetower.files import write_text
@@ -54,21 +53,7 @@ def write_errors(
     misses: int = MISSES,
     slices: Path | None = None,
 ) -> None:
-    """Writes the page.
-
-    Args:
-        path: File to write, such as errors.html.
-        judgements: Of all examples whose answers are known.
-        images: Of the examples.
-        title: Of the page.
-        misses: How many are shown.
-        slices: A CSV with a column `id`, of the examples as in predictions.jsonl (of retrieval, of the images), and
-            others by which the examples are sliced.
-
-    Raises:
-        FileNotFoundError: `slices` is not there.
-        ValueError: No answer is known, or `slices` lacks the column or every example.
-    """
+    """Writes the page."""
     if not judgements:
         raise ValueError("no right answer is known of this split; a report of errors takes one with answers")
     if slices is not None:
@@ -142,23 +127,16 @@ def _calibration(judgements: Sequence[Judgement]) -> dict[str, Any] | None:
         for one in bins
     ]
     columns = ("probability", "examples", "mean probability", "right")
+    drawing = Figure(figsize=(4.8, 2.9), layout="constrained")
+    axes = drawing.add_subplot(xlabel="probability", ylabel="right", xlim=(0, 1), ylim=(0, 1))
+    axes.plot([0, 1], [0, 1], color="black", linestyle=":")
+    axes.plot([one.probability for one in bins], [one.right for one in bins], color=BLUE, marker="o")
+    axes.grid(visible=True, alpha=0.4)
     return {
         "error": expected_calibration_error(bins),
-        "drawing": _drawing([(one.probability, one.right) for one in bins]),
+        "drawing": png(drawing),
         "table": Table(columns=columns, rows=rows),
     }
-
-
-def _drawing(points: Sequence[tuple[float, float]]) -> str:
-    with matplotlib.rc_context({"svg.hashsalt": "calibration"}):
-        drawing = Figure(figsize=(4.8, 2.9), layout="constrained")
-        axes = drawing.add_subplot(xlabel="probability", ylabel="right", xlim=(0, 1), ylim=(0, 1))
-        axes.plot([0, 1], [0, 1], color="black", linestyle=":")
-        axes.plot(*zip(*points, strict=True), color="#1f5fa8", marker="o")
-        axes.grid(visible=True, alpha=0.4)
-        stream = io.BytesIO()
-        drawing.savefig(stream, format="svg", metadata={"Date": None})
-    return f"data:image/svg+xml;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
 def _slices(judgements: Sequence[Judgement], *, with_answers: bool) -> list[Table]:

@@ -10,17 +10,17 @@ MINUS, NO_VALUE = "\u2212", "\u2013"
 
 
 class Spread(TypedDict):
-    """A metric over seeds: mean, sample standard deviation (None for one seed) and the values in order of the seeds."""
+    """A metric over seeds."""
 
     mean: float
-    std: float | None
-    values: list[float]
+    std: float | None  # of the sample; None for one seed
+    values: list[float]  # in order of the seeds
 
 
 class Difference(Spread):
-    """A difference over seeds, with the 95 % confidence interval of its mean (Student's t; None for one seed)."""
+    """A difference over seeds."""
 
-    interval_95: tuple[float, float] | None
+    interval_95: tuple[float, float] | None  # of its mean by Student's t; None for one seed
 
 
 def spread(values: Sequence[float]) -> Spread:

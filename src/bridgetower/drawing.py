@@ -1,0 +1,45 @@
+"""Drawings by matplotlib as images and files."""
+
+from __future__ import annotations
+
+import warnings
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from PIL import Image
+
+from bridgetower.files import replacing
+
+BLUE, FAINT = "#2563af", "#6b7280"
+PLAIN: dict[str, Any] = {"parse_math": False}
+"""Of texts from elsewhere, in which a dollar sign begins no formula."""
+
+
+def png(figure: Figure) -> bytes:
+    """Returns the file of a drawing; letters that the font lacks are boxes."""
+    content = BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
+        figure.savefig(content, format="png", dpi=110)
+    return content.getvalue()
+
+
+def drawn(figure: Figure) -> Image.Image:
+    """Returns a drawing as an image."""
+    return Image.open(BytesIO(png(figure))).convert("RGB")
+
+
+def shortened(text: str, length: int) -> str:
+    """Returns a text in one line, cut with an ellipsis to some letters."""
+    text = " ".join(text.split())
+    return text if len(text) <= length else text[: length - 1].rstrip() + "…"
+
+
+def write_image(path: Path, image: Image.Image) -> None:
+    """Writes an image atomically, in the format that its name says."""
+    if Path(path).suffix.lower() not in Image.registered_extensions():
+        raise ValueError(f"{path} has no suffix of a kind of images; give a name such as image.png")
+    with replacing(path) as temporary:
+        image.save(temporary)
