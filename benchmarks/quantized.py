@@ -13,7 +13,7 @@ import lancedb
 import numpy as np
 
 from bridgetower.search.config import Quantize
-from bridgetower.search.embedding import quantized
+from bridgetower.search.embed import quantized
 from bridgetower_demo.folder import FOLDER, held_out_index
 from search import PER_CENTRE, TOP, Row, generated, show
 

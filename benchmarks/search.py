@@ -32,7 +32,7 @@ from bridgetower.evaluation.pairs import candidate_pairs
 from bridgetower.evaluation.reranking import Candidates
 from bridgetower.search.build import build_index
 from bridgetower.search.config import IndexConfig
-from bridgetower.search.index import Index
+from bridgetower.search.index import Index, IndexInfo
 from bridgetower.search.searcher import Searcher
 from bridgetower_demo.folder import FOLDER, held_out_index, trained_model
 
@@ -90,9 +90,7 @@ def million(count: int) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as place:
         uri = Path(place) / "generated.lance"
         yield {"what": f"write {count} rows", **_alone(_write, uri, count)}
-        yield {"what": "array of vectors", **_alone(_array, uri)}
         yield {"what": "exact search", **_alone(_search, uri, True)}
-        yield {"what": "exact search without the array", **_alone(_search_table, uri)}
         yield {"what": "an image by its digest", **_alone(_by_digest, uri)}
         yield {"what": "product in NumPy", **_alone(_product, uri)}
         yield {"what": "group the vectors", **_alone(_group, uri)}
@@ -102,9 +100,8 @@ def million(count: int) -> Iterator[Row]:
 
 
 def _write(uri: Path, count: int) -> Row:
-    index = Index.create(
-        uri, fingerprint="generated", model="none", root=uri.parent, image_width=WIDTH, pair_width=WIDTH
-    )
+    about = {"fingerprint": "generated", "model": "none", "root": str(uri.parent)}
+    index = Index.create(uri, IndexInfo(**about, image_width=WIDTH, pair_width=WIDTH))
     nothing = np.empty((0, WIDTH), np.float32)
     for start in range(0, count, CHUNK):
         vectors = generated(min(CHUNK, count - start), count // PER_CENTRE, seed=1 + start)
@@ -127,22 +124,16 @@ def _write(uri: Path, count: int) -> Row:
     return {}
 
 
-def _array(uri: Path) -> Row:
-    Index(uri).write_exact()
-    return {}
-
-
 def _group(uri: Path) -> Row:
-    index = Index(uri)
-    index.create_ann_index()
-    index.write_exact()
+    Index(uri).create_ann_index()
     return {}
 
 
 def _product(uri: Path) -> Row:
     """The least that an exact search takes: the product of all vectors, in memory, with a query."""
-    (path,) = uri.glob("_exact/*.npy")
-    vectors, seconds = np.load(path), []
+    batches = Index(uri).scan(["image_vector"])
+    vectors = np.concatenate([batch["image_vector"].flatten().to_numpy().reshape(-1, WIDTH) for batch in batches])
+    seconds = []
     for number, vector in enumerate(generated(WARM_UP + QUERIES, len(vectors) // PER_CENTRE, seed=-1)):
         started = time.perf_counter()
         vectors @ vector.numpy()
@@ -162,17 +153,6 @@ def _search(uri: Path, exact: bool) -> Row:
                 best = {one.path for one in index.nearest(vector, TOP, exact=True)}
                 hits.append(len(best & {one.path for one in found}) / TOP)
     return _times(seconds) if exact else {**_times(seconds), "recall_at_10": round(statistics.fmean(hits), 4)}
-
-
-def _search_table(uri: Path) -> Row:
-    """Compares every vector in the table, a tenth as often."""
-    index, seconds = Index(uri), []
-    index._exact = None
-    for vector in generated(QUERIES // 10, len(index) // PER_CENTRE, seed=-1):
-        started = time.perf_counter()
-        index.nearest(vector, TOP, exact=True)
-        seconds.append(time.perf_counter() - started)
-    return _times(seconds)
 
 
 def _by_digest(uri: Path) -> Row:

@@ -17,6 +17,7 @@ from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
 from bridgetower.data.prepared_set import PreparedSet
 from bridgetower.data.schema import VQA
+from bridgetower.data.store import Table
 from bridgetower.evaluation.masked_words import evaluate_masked_words
 from bridgetower.evaluation.retrieval import RetrievalResult, evaluate_retrieval
 from bridgetower.files import locked, read_json, write_bytes, write_json, write_text
@@ -83,7 +84,7 @@ def index_held_out(folder: Path, uri: Path, predictor: Predictor) -> None:
         uri: The index.
         predictor: The model.
     """
-    if Index.exists(uri) and Index(uri).info.fingerprint != predictor.fingerprint:
+    if Table.exists(uri) and Index(uri).info.fingerprint != predictor.fingerprint:
         shutil.rmtree(uri)
     build_index(folder, uri, predictor, IndexConfig(num_workers=0))
 

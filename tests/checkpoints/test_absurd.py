@@ -24,6 +24,7 @@ from bridgetower.checkpoints.microsoft import Settings, read_checkpoint
 from bridgetower.checkpoints.tensors import read_safetensors, read_sharded, write_safetensors
 from bridgetower.data.config import DataConfig, MaskingConfig, PrepareConfig
 from bridgetower.data.own import PairsConfig
+from bridgetower.data.store import Table
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig
 from bridgetower.model.plain import from_plain
@@ -31,7 +32,6 @@ from bridgetower.model.tower_config import TextConfig, VisionConfig
 from bridgetower.objectives.config import Phase, RankingConfig
 from bridgetower.processor import Processor
 from bridgetower.search.config import IndexConfig
-from bridgetower.search.index import Index
 from bridgetower.serve.config import ServeConfig
 from bridgetower.tasks.run_config import OptimizerConfig, RunConfig
 from bridgetower.tasks.single_tower import CifarConfig, GlueConfig
@@ -307,7 +307,7 @@ class TestResults:
         shown = capsys.readouterr()
         assert (stop.value.code, shown.out) == (2, "")
         assert shown.err.splitlines()[-1].startswith("bridgetower: the model gives NaN; its weights or settings")
-        assert not Index.exists(tmp_path / "index.lance")
+        assert not Table.exists(tmp_path / "index.lance")
 
     def test_are_not_served(self, broken: Path) -> None:
         command = [sys.executable, "-m", "bridgetower", "serve", "--model", str(broken), "--port", "0"]

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from bridgetower.predictor import Predictor, load
+from bridgetower.predictor import load
 from bridgetower.search.build import build_index
 from bridgetower.search.searcher import Searcher
 from served import running
@@ -57,8 +57,14 @@ def llm() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def predictor(tiny_checkpoint: Path) -> Predictor:
-    return load(tiny_checkpoint, device="cpu")
+def client(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Of a server with an index of a talk."""
+    folder, predictor = tmp_path_factory.mktemp("talks"), load(tiny_checkpoint, device="cpu")
+    write_clip(folder / "talk.mp4")
+    (folder / "talk.srt").write_text(SRT, encoding="utf-8")
+    build_index(folder / "talk.mp4", folder / "talks.lance", predictor)
+    with running(predictor, Searcher(folder / "talks.lance", predictor)) as client:
+        yield client
 
 
 @pytest.fixture(scope="module")
@@ -81,14 +87,12 @@ def example() -> ModuleType:
     ],
 )
 def test_errors_of_a_language_model_are_told(
-    example: ModuleType, predictor: Predictor, llm: str, tmp_path: Path, status: int, error: Any, message: str
+    example: ModuleType, client: Any, llm: str, status: int, error: Any, message: str
 ) -> None:
     Stub.status, Stub.error = status, error
-    build_index(write_clip(tmp_path / "talk.mp4", seconds=2), tmp_path / "talks.lance", predictor)
-    with running(predictor, Searcher(tmp_path / "talks.lance", predictor)) as client:
-        server = str(client.base_url).rstrip("/")
-        with pytest.raises(SystemExit, match=message):
-            example.main(["a red square", "What?", "--server", server, "--llm", llm, "--model", "a-model"])
+    server = str(client.base_url).rstrip("/")
+    with pytest.raises(SystemExit, match=message):
+        example.main(["a red square", "What?", "--server", server, "--llm", llm, "--model", "a-model"])
 
 
 def test_a_server_that_is_not_there_is_told(example: ModuleType) -> None:
@@ -97,24 +101,14 @@ def test_a_server_that_is_not_there_is_told(example: ModuleType) -> None:
 
 
 def test_frames_and_transcripts_of_the_moments_found(
-    example: ModuleType,
-    predictor: Predictor,
-    llm: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    example: ModuleType, client: Any, llm: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_clip(tmp_path / "talk.mp4")
-    (tmp_path / "talk.srt").write_text(SRT, encoding="utf-8")
-    build_index(tmp_path / "talk.mp4", tmp_path / "talks.lance", predictor)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-the-llm")
     monkeypatch.delenv("BRIDGETOWER_API_KEY", raising=False)
-    searcher = Searcher(tmp_path / "talks.lance", predictor)
-    with running(predictor, searcher) as client:
-        server = str(client.base_url).rstrip("/")
-        options = ("--server", server, "--llm", llm, "--model", "a-model", "--top", "2")
-        example.main(["a red square", "What follows?", *options])
-        hits = client.post("/v1/search", json={"query": "a red square", "top": 2}).json()["data"]
+    server = str(client.base_url).rstrip("/")
+    options = ("--server", server, "--llm", llm, "--model", "a-model", "--top", "2")
+    example.main(["a red square", "What follows?", *options])
+    hits = client.post("/v1/search", json={"query": "a red square", "top": 2}).json()["data"]
     ((path, key, body),) = Stub.asked
     assert (path, key, body["model"]) == ("/v1/chat/completions", "Bearer sk-of-the-llm", "a-model")
     system, user = body["messages"]

@@ -1,38 +1,42 @@
-"""Builds an index in forked processes that are killed at random moments, completes it, and reports what happened.
+"""Embeds or indexes in forked processes that are killed before each change that they make, and completes each.
 
-Called as `python killing.py MODEL PHOTOS FOLDER`; PHOTOS are changed before every attempt. The heavy imports happen
-once, here; every attempt is a process of its own that builds the index, as if it had been started from a shell. One
-that is through waits to be killed.
+Called as `python killing.py MODEL PHOTOS FOLDER KIND`; KIND is `index`, `npy` or `lance`. Heavy imports happen once,
+here; every attempt is a process of its own, as if it had been started from a shell. Prints what was found after each
+kill, and after the run that completed it.
 """
 
 import json
 import os
-import random
+import shutil
 import signal
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import lancedb
+import lancedb.table
+import numpy as np
 import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parent))
 
-from bridgetower.predictor import load
+from test_embed import read
+
+from bridgetower.data import store
+from bridgetower.predictor import Predictor, load
 from bridgetower.search.build import build_index
-from bridgetower.search.config import IndexConfig
+from bridgetower.search.config import EmbedConfig, IndexConfig
+from bridgetower.search.embed import embed_source
 from bridgetower.search.index import Index
-from kills import before, send, within
 
-NUM_KILLS = 16
-NUM_CHANGED = 10  # images, before each attempt
-OFTEN = IndexConfig(batch_size=1, commit_seconds=0, num_workers=0)  # a commit per image
+OFTEN: dict[str, Any] = {"batch_size": 1, "commit_seconds": 0, "num_workers": 0, "max_errors": 1}  # a commit per image
 
 
-def in_a_process(work: Callable[[], object]) -> int:
+def forked(work: Callable[[], object]) -> int:
     """Starts a process that does some work; returns its id."""
     process = os.fork()
     if process:
@@ -53,84 +57,110 @@ def end(process: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
-def change(photos: Path, source: random.Random) -> None:
-    """Paints some images anew, takes one away and brings a new one."""
-    there = sorted(photos.glob("*.png"))
-    for path in source.sample(there, NUM_CHANGED):
-        Image.new("RGB", (24, 24), tuple(source.randbytes(3))).save(path)
-    source.choice(there).unlink()
-    Image.new("RGB", (24, 24), tuple(source.randbytes(3))).save(photos / f"new{source.random()}.png")
+def killed(work: Callable[[], object], number: int) -> int:
+    """Lets a process die right before a change, counted from 1; returns how it ended."""
+
+    def counting(owner: Any, name: str) -> None:
+        call = getattr(owner, name)
+
+        def counted(*given: Any, **options: Any) -> Any:
+            nonlocal number
+            number -= 1
+            if not number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*given, **options)
+
+        setattr(owner, name, counted)
+
+    def dying() -> None:
+        for name in ("add", "merge_insert", "delete", "update", "drop_columns", "create_index", "optimize"):
+            counting(lancedb.table.LanceTable, name)
+        for name in ("replace", "rename", "unlink"):
+            counting(os, name)
+        counting(store, "remove_folder")
+        work()
+
+    return end(forked(dying))
 
 
-def killed_before_a_picture(build: Callable[[], object], photos: Path, number: int) -> int:
-    """Lets a process die right before it opens an image, counted from 1; returns how it ended."""
-
-    def work() -> None:
-        before(within(photos, ("open",)), number, lambda: send(signal.SIGKILL))
-        build()
-
-    return end(in_a_process(work))
-
-
-def killed_after_writes(build: Callable[[], object], out: Path, number: int) -> int:
-    """Kills a process as soon as so many files were added to the index; returns how it ended."""
-
-    def work() -> None:
-        build()
-        signal.pause()
-
+def killed_after_writes(work: Callable[[], object], out: Path, number: int) -> int:
+    """Kills a process as soon as so many files were added to its output; returns how it ended."""
     seen = set(out.rglob("*"))
-    process = in_a_process(work)
+    process = forked(lambda: (work(), signal.pause()))
     while len(set(out.rglob("*")) - seen) < number:
         pass
     os.kill(process, signal.SIGKILL)
     return end(process)
 
 
-def rows(out: Path, report: Path) -> dict[str, Any] | None:
-    """What another process finds in an index; None if it cannot be opened, empty if there is none yet."""
-
-    def read() -> None:
-        found: list[dict[str, Any]] = []
-        if Index.exists(out):
-            assert len(Index(out)) == len(set(Index(out).paths()))  # no image twice
-            found = lancedb.connect(out.parent).open_table(out.stem).to_arrow().to_pylist()
-        report.write_text(json.dumps({row.pop("path"): row for row in found}, default=str))
-
-    return None if end(in_a_process(read)) else json.loads(report.read_text())
+def rows(out: Path) -> dict[str, Any]:
+    """What is in an index, each image once."""
+    found = lancedb.connect(out.parent).open_table(out.stem).to_arrow().to_pylist()
+    assert len(Index(out)) == len({row["path"] for row in found}) == len(found)
+    return {row.pop("path"): row for row in found}
 
 
-def main(model: Path, photos: Path, folder: Path) -> dict[str, Any]:
-    """Runs everything and returns what happened."""
-    source, predictor = random.Random(0), load(model, device="cpu")
-    killed, whole, report = folder / "killed.lance", folder / "whole.lance", folder / "rows.json"
+def embedding(predictor: Predictor, photos: Path, folder: Path, suffix: str) -> list[dict[str, Any]]:
+    out, report, found = folder / "out" / f"v.{suffix}", folder / "report.json", list[dict[str, Any]]()
 
-    def build(out: Path) -> None:
-        build_index(photos, out, predictor, OFTEN)
+    def run() -> int:
+        return embed_source(photos, out, predictor, EmbedConfig(**OFTEN)).bad
 
-    first = end(in_a_process(lambda: build(folder / "first.lance")))
-    kills = []
-    for number in range(NUM_KILLS):
-        if number % 2:
-            ended = killed_after_writes(lambda: build(killed), killed, number)
-        else:
-            ended = killed_before_a_picture(lambda: build(killed), photos, source.randint(1, 3 * NUM_CHANGED))
-        found = rows(killed, report)
-        kills.append({"ended": ended, "rows": None if found is None else len(found)})
-        change(photos, source)
-    left = rows(killed, report)
-    completed = end(in_a_process(lambda: build(killed)))
-    fresh = end(in_a_process(lambda: build(whole)))
-    return {
-        "first": first,
-        "kills": kills,
-        "completed": completed,
-        "fresh": fresh,
-        "equal": rows(killed, report) == rows(whole, report),
-        "left_equal": left == rows(whole, report),
-        "rows": len(rows(whole, report) or {}),
-    }
+    def complete() -> None:
+        bad, (names, vectors) = run(), read(out)
+        beside = sorted(path.name for path in out.parent.iterdir())
+        report.write_text(
+            json.dumps({"bad": bad, "names": names, "vectors": np.array(vectors).tolist(), "beside": beside})
+        )
+
+    for number in range(1, 60):
+        if killed(run, number) == 0:
+            break
+        assert end(forked(complete)) == 0, number
+        found.append(json.loads(report.read_text()))
+        shutil.rmtree(out.parent)
+    return found
+
+
+def indexing(predictor: Predictor, photos: Path, folder: Path) -> list[dict[str, Any]]:
+    """Of an index of photos that changed since it was made."""
+    before, out, whole, report = (folder / name for name in ("before.lance", "out.lance", "whole.lance", "rows.json"))
+
+    def build(uri: Path) -> None:
+        build_index(photos, uri, predictor, IndexConfig(**OFTEN))
+
+    def tell(uri: Path) -> None:
+        report.write_text(json.dumps(rows(uri), default=str))
+
+    def told(work: Callable[[], object]) -> Any:
+        assert end(forked(work)) == 0
+        return json.loads(report.read_text())
+
+    told(lambda: (build(before), tell(before)))
+    (photos / "00.png").unlink()
+    (photos / "01.png").rename(photos / "renamed.png")
+    for name in ("02.png", "new.png"):
+        Image.new("RGB", (24, 24), "red").save(photos / name)
+    expected, found = told(lambda: (build(whole), tell(whole))), list[dict[str, Any]]()
+
+    def is_killed(kill: Callable[..., int], number: int) -> bool:
+        shutil.copytree(before, out)
+        ended = kill(lambda: build(out), number=number)
+        left = told(lambda: tell(out))
+        completed = told(lambda: (build(out), tell(out)))
+        found.append({"left": len(left), "was_whole": left == expected, "is_whole": completed == expected})
+        shutil.rmtree(out)
+        return ended != 0
+
+    number = 1
+    while is_killed(killed, number):
+        number += 1
+    for number in (1, 3, 8):
+        is_killed(partial(killed_after_writes, out=out), number)
+    return found
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(*map(Path, sys.argv[1:]))))  # noqa: T201
+    model, photos, folder, kind = sys.argv[1:]
+    arguments = load(Path(model), device="cpu"), Path(photos), Path(folder)
+    print(json.dumps(indexing(*arguments) if kind == "index" else embedding(*arguments, kind)))  # noqa: T201

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from bridgetower.search.conditions import MAX_COMPARISONS, condition_sql
-from bridgetower.search.index import Index
+from bridgetower.search.index import Index, IndexInfo
 
 NAMES = ("a.png", "b'; DROP TABLE x --.png", 'c".jpg', "d\\%.png", "dogs/e.png", "f`.png")
 DEEP: dict[str, Any] = {"width": {"eq": 1}}
@@ -19,7 +19,8 @@ for _ in range(20):
 def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
     """Images of widths 1, 2, …, each with its name as caption and written a day after the one before."""
     folder = tmp_path_factory.mktemp("index")
-    index = Index.create(folder / "a.lance", fingerprint="f", model="m", root=folder, image_width=3, pair_width=3)
+    about = IndexInfo(fingerprint="f", model="m", root=str(folder), image_width=3, pair_width=3)
+    index = Index.create(folder / "a.lance", about)
     days = 86_400_000_000
     index.upsert(
         [

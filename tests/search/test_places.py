@@ -1,4 +1,4 @@
-"""Names of indexes, and paths that move with them."""
+"""Paths that move with an index, and places that an index from elsewhere may name."""
 
 import hashlib
 import json
@@ -8,33 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from bridgetower.data.fetch import is_url
-from bridgetower.data.store import Uri, split_uri
 from bridgetower.search.index import Indexed, file_of, is_path, portable, read_indexed, resolved
 
 CONTENT = b"0123456789"
-
-
-@pytest.mark.parametrize(
-    ("uri", "parts"),
-    [
-        ("photos.lance", (".", "photos")),
-        ("/photos.lance", ("/", "photos")),
-        ("a/b/my-photos_2.1.lance/", ("a/b", "my-photos_2.1")),
-        (Path("a/b.lance"), ("a", "b")),
-        ("s3://bucket/b.lance", ("s3://bucket", "b")),
-        ("s3://bucket/a/b.lance", ("s3://bucket/a", "b")),
-    ],
-)
-def test_folder_and_table(uri: Uri, parts: tuple[str, str]) -> None:
-    assert split_uri(str(uri)) == parts
-    assert is_url(uri) == str(uri).startswith("s3:")
-
-
-@pytest.mark.parametrize("uri", ["photos", ".lance", "a/.lance", "my photos.lance", "fötos.lance", "", "s3://b/photos"])
-def test_refuses_other_names(uri: str) -> None:
-    with pytest.raises(ValueError, match=r"is no name for a table; .* such as photos\.lance"):
-        split_uri(uri)
 
 
 def test_paths_and_hub_ids(tmp_path: Path) -> None:

@@ -15,19 +15,19 @@ from bridgetower.predictor import Predictor, load
 from bridgetower.search import build
 from bridgetower.search.build import build_index
 from bridgetower.search.config import EmbedConfig, IndexConfig, SourceConfig
-from bridgetower.search.embed import embed_source
+from bridgetower.search.embed import _cluster, embed_source
 from bridgetower.search.index import Index
 
 pytest.importorskip("ray", reason="ray is not installed: pip install '.[ray]'")
-from bridgetower.search.on_ray import LOCAL, _cluster
 
 pytestmark = pytest.mark.slow
+LOCAL = "local"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
     """One cluster for all tests: starting it takes longer than they do."""
-    with _cluster(LOCAL, 2):
+    with _cluster(SourceConfig(ray=LOCAL, ray_workers=2)):
         yield
 
 

@@ -82,9 +82,8 @@ def test_matching_and_sheets_take_the_frames_of_the_index(
     torch.testing.assert_close(torch.tensor([hit.score for hit in hits]), expected, atol=1e-5, rtol=0)
     hits = searcher.search("a", where="start >= 3 and end <= 6", rerank=0)
     assert {hit.path for hit in hits} == {"talk.mp4#t=3.500,5.000", "lectures/one.mp4#t=3.000,6.000"}
-    sheet = contact_sheet(hits, content=searcher.index.content)
-    assert (np.asarray(sheet) == (0, 254, 0)).all(axis=2).any()  # the frames are green
-    assert not (np.asarray(contact_sheet(hits)) == (0, 254, 0)).all(axis=2).any()
+    sheet = contact_sheet(hits, searcher.index.content)
+    assert (np.abs(np.asarray(sheet).astype(int) - (0, 254, 0)) < 3).all(axis=2).any()  # the frames are green
 
 
 def test_a_text_is_compared_with_what_is_said_where_all_moments_have_words(
@@ -149,16 +148,16 @@ def test_moments_stay_where_videos_cannot_be_read(
 def test_a_run_that_was_stopped_is_continued(
     talks: Path, predictor: Predictor, index_of: Callable[..., IndexReport], tmp_path: Path
 ) -> None:
-    embed, calls = predictor.embed_images, []
+    compute, calls = predictor.compute, []
 
     def stops(*given: Any, **options: Any) -> Any:
         calls.append(given)
-        if len(calls) == 4:  # the first makes the index
+        if len(calls) == 4:  # two of an image of a lecture each
             raise KeyboardInterrupt
-        return embed(*given, **options)
+        return compute(*given, **options)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(predictor, "embed_images", stops)
+        patched.setattr(predictor, "compute", stops)
         with pytest.raises(KeyboardInterrupt):
             index_of(talks, batch_size=2, commit_seconds=0.0, num_workers=0)
     assert len(Index(tmp_path / "talks.lance")) == 4

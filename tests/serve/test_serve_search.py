@@ -21,7 +21,7 @@ from bridgetower.predictor import Predictor, load
 from bridgetower.search import index as index_module
 from bridgetower.search.build import build_index
 from bridgetower.search.conditions import condition_sql
-from bridgetower.search.index import Index
+from bridgetower.search.index import Index, IndexInfo
 from bridgetower.search.searcher import Hit, Searcher
 from served import PNGS, URIS, error_of, running
 from shapes import write_pictures
@@ -87,14 +87,8 @@ def test_exact_compares_what_an_approximate_search_leaves_out(predictor: Predict
 def grouped_index(predictor: Predictor, folder: Path) -> Index:
     """An index of generated vectors in groups, of which a search leaves most out."""
     vectors = F.normalize(torch.randn(400, 8, generator=torch.Generator().manual_seed(0)), dim=1)
-    index = Index.create(
-        folder / "generated.lance",
-        fingerprint=predictor.fingerprint,
-        model=predictor.source,
-        root=folder,
-        image_width=8,
-        pair_width=16,
-    )
+    about = {"fingerprint": predictor.fingerprint, "model": predictor.source, "root": str(folder)}
+    index = Index.create(folder / "generated.lance", IndexInfo(**about, image_width=8, pair_width=16))
     none = {"captions": [], "text_vectors": np.empty((0, 8)), "pair_vectors": np.empty((0, 16))}
     index.upsert(
         [

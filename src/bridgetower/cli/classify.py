@@ -75,17 +75,17 @@ def classify(
     import torch
 
     from bridgetower.data.reader import read
-    from bridgetower.search.embed import given_examples, name_of
-    from bridgetower.search.embedding import Embedder, check_bad, embedded
+    from bridgetower.search.config import SourceConfig
+    from bridgetower.search.embed import check_bad, embedded, given_examples, name_of
     from bridgetower.zero_shot import TEMPLATES, label_choices, prompts_of
 
     prompts = predictor.embed_texts(
         prompts_of(labels, templates or TEMPLATES), batch_size=batching.batch_size, truncate=batching.truncate
     )
     examples = given_examples(images, (), pairs=False) if source is None else read(source)
-    embedder = Embedder(predictor, "images", truncate=True, batch_size=batching.batch_size)
+    config = SourceConfig(batch_size=batching.batch_size, num_workers=batching.num_workers)
     problems: list[str] = []
-    for batch in embedded(embedder, examples, num_workers=batching.num_workers):
+    for batch in embedded(predictor, examples, "images", config):
         problems += [f"{name_of(one.example)!r}: {one.problem}" for one in batch if one.problem]
         if good := [one for one in batch if not one.problem]:
             vectors = torch.from_numpy(np.array([one.image_vector for one in good]))

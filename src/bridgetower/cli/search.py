@@ -121,12 +121,14 @@ def search(
         require_parent(sheet)
     from bridgetower.search.index import Index
     from bridgetower.search.searcher import Searcher
-    from bridgetower.search.sheet import write_sheet
 
     opened = Index(demo_or(index, "index"), root=root)
     hits = Searcher(opened, loading.load(opened.model_or(model))).search(text, image, **vars(query))
     if sheet is not None:
-        write_sheet(sheet, hits, text=text, image=image, content=opened.content)
+        from bridgetower.drawing import write_image
+        from bridgetower.search.sheet import contact_sheet
+
+        write_image(sheet, contact_sheet(hits, opened.content, text=text, image=image))
     if is_json(json):
         emit_lines({"rank": rank, **_shown(hit)} for rank, hit in enumerate(hits, start=1))
     elif hits:
@@ -141,12 +143,8 @@ def _shown(hit: Hit) -> dict[str, object]:
     shown = {name: value for name, value in asdict(hit).items() if name != "place"} | {"file": str(hit.file)}
     if hit.start is None:
         return {name: value for name, value in shown.items() if name not in ("start", "end")}
-    times = hit.path.rpartition("#")[2]
-    return shown | {"transcript": " ".join(hit.captions), "link": f"{_address(hit.file)}#{times}"}
-
-
-def _address(file: Path | str) -> str:
-    return file if isinstance(file, str) else file.resolve().as_uri()
+    address = hit.file if isinstance(hit.file, str) else hit.file.resolve().as_uri()
+    return shown | {"transcript": " ".join(hit.captions), "link": f"{address}#{hit.path.rpartition('#')[2]}"}
 
 
 def _show(hits: Sequence[Hit]) -> None:

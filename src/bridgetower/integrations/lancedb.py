@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -44,17 +43,17 @@ class BridgeTowerEmbeddings(EmbeddingFunction):
 
     def compute_query_embeddings(self, query: Any, *_: Any, **__: Any) -> list[np.ndarray]:
         """Returns the vector of a text (a string), or of an image (bytes, PIL image, array)."""
-        return self._vectors("text" if isinstance(query, str) else "image", [query])
+        return self._vectors([query], is_text=isinstance(query, str))
 
     def compute_source_embeddings(self, inputs: Any, *_: Any, **__: Any) -> list[np.ndarray]:
         """Returns the vectors of a part of the source column."""
-        return self._vectors(self.source, list(self.sanitize_input(inputs)))
+        return self._vectors(list(self.sanitize_input(inputs)), is_text=self.source == "text")
 
-    def _vectors(self, kind: Literal["image", "text"], inputs: Sequence[Any]) -> list[np.ndarray]:
-        predictor = _loaded(self.name, self.device)
-        if kind == "image":
-            return list(predictor.embed_images(inputs, batch_size=self.batch_size).numpy())
-        return list(predictor.embed_texts(inputs, batch_size=self.batch_size, truncate=self.truncate).numpy())
+    def _vectors(self, inputs: list[Any], *, is_text: bool) -> list[np.ndarray]:
+        predictor, size = _loaded(self.name, self.device), self.batch_size
+        if is_text:
+            return list(predictor.embed_texts(inputs, batch_size=size, truncate=self.truncate).numpy())
+        return list(predictor.embed_images(inputs, batch_size=size).numpy())
 
 
 @lru_cache(maxsize=4)  # models that tables of a program may be of

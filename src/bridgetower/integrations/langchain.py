@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from bridgetower.extras import require
 from bridgetower.predictor import Predictor, load
 from bridgetower.processor import ImageLike
@@ -36,14 +34,7 @@ class BridgeTowerEmbeddings(Embeddings):
     def __init__(
         self, model: Predictor | str | Path, *, batch_size: int = 32, truncate: bool = False, **options: Any
     ) -> None:
-        """Loads a model unless it is loaded.
-
-        Args:
-            model: The loaded model, or what to load.
-            batch_size: Inputs at once.
-            truncate: Cut texts that are too long instead of refusing them.
-            options: Of `bridgetower.load`.
-        """
+        """Loads a model, with options of `bridgetower.load`, unless it is loaded."""
         self.predictor = model if isinstance(model, Predictor) else load(model, **options)
         self.batch_size, self.truncate = batch_size, truncate
 
@@ -60,18 +51,11 @@ class BridgeTowerEmbeddings(Embeddings):
         return self._listed(self.predictor.embed_images, uris)
 
     def embed_image_text_pairs(self, texts: list[str], images: Sequence[ImageLike]) -> list[list[float]]:
-        """Returns a joint vector for each image with its text.
-
-        Raises:
-            ValueError: There are not as many of one as of the other.
-        """
+        """Returns a joint vector for each image with its text; there are as many of one as of the other."""
         return self._listed(self.predictor.embed_pairs, images, texts, truncate=self.truncate)
 
     def _listed(self, embed: Any, *inputs: Sequence[Any], **options: Any) -> list[list[float]]:
-        if not any(map(len, inputs)):
-            return []
-        vectors: Tensor = embed(*inputs, batch_size=self.batch_size, **options)
-        return vectors.tolist()
+        return embed(*inputs, batch_size=self.batch_size, **options).tolist() if any(map(len, inputs)) else []
 
 
 class BridgeTowerRetriever(BaseRetriever):
@@ -97,13 +81,7 @@ class BridgeTowerRetriever(BaseRetriever):
 
     @classmethod
     def of(cls, index: str | Path, model: Predictor | str | Path | None = None, **fields: Any) -> BridgeTowerRetriever:
-        """Opens an index.
-
-        Args:
-            index: Where it is.
-            model: The loaded model, or what to load; None loads what the index was made with.
-            fields: See the attributes.
-        """
+        """Opens an index; None loads the model that it was made with. `fields` are the attributes."""
         return cls(searcher=Searcher(index, model), **fields)
 
     def _get_relevant_documents(
@@ -125,13 +103,7 @@ class BridgeTowerRetriever(BaseRetriever):
 
 
 def document_of(one: Indexed, file: Path | str, *, id_: str) -> Document:
-    """Returns the document of an image of an index: its captions, with what is known of it as metadata.
-
-    Args:
-        one: The image, or a hit.
-        file: Where it is.
-        id_: Of the document.
-    """
+    """Returns the document of an image of an index: its captions, with what is known of it as metadata."""
     about = {**vars(one), "source": str(file), "captions": list(one.captions)}
     about.pop("file", None)
     return Document(id=id_, page_content="\n".join(one.captions), metadata=about)

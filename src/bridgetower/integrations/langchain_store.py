@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from bridgetower.data.example import Example, Image
 from bridgetower.data.fetch import is_url
-from bridgetower.data.store import Uri
+from bridgetower.data.store import Table, Uri
 from bridgetower.extras import require
 from bridgetower.files import json_object
 
@@ -31,7 +32,8 @@ from langchain_core.vectorstores.utils import maximal_marginal_relevance
 
 from bridgetower.integrations.langchain import BridgeTowerEmbeddings, document_of
 from bridgetower.search.build import new_index, row_of
-from bridgetower.search.embedding import Embedder
+from bridgetower.search.config import SourceConfig
+from bridgetower.search.embed import embedded
 from bridgetower.search.index import Hit, Index, Indexed, file_of, write_lock
 from bridgetower.search.searcher import Against, Searcher
 
@@ -63,7 +65,7 @@ class BridgeTowerVectorStore(VectorStore):
             ValueError: The index was made with another model.
         """
         self._embedding, predictor = embedding, embedding.predictor
-        if not Index.exists(index):
+        if not Table.exists(index):
             place = root or (Path.cwd() if is_url(index) else Path(index).resolve().parent)
             with write_lock(index):
                 new_index(index, predictor, place)
@@ -99,8 +101,7 @@ class BridgeTowerVectorStore(VectorStore):
         given = list(texts)
         if images is not None:
             return self.add_images(images, metadatas, ids=ids, texts=given)
-        names = _names(given, metadatas, ids)
-        vectors = self._embedding.embed_documents(given)
+        names, abouts = _named(given, metadatas, ids)
         rows = [
             {
                 "path": name,
@@ -113,9 +114,11 @@ class BridgeTowerVectorStore(VectorStore):
                 "text_vectors": np.array([vector], np.float32),
                 "pair_vectors": np.empty((0, 0), np.float32),
             }
-            for name, text, vector, about in zip(names, given, vectors, metadatas or [{}] * len(given), strict=True)
+            for name, text, vector, about in zip(
+                names, given, self._embedding.embed_documents(given), abouts, strict=True
+            )
         ]
-        return self._written(rows, names)
+        return self._written(rows)
 
     def add_images(
         self,
@@ -125,21 +128,11 @@ class BridgeTowerVectorStore(VectorStore):
         ids: Sequence[str | None] | None = None,
         texts: Sequence[str] | None = None,
     ) -> list[str]:
-        """Adds images, as `add_texts` adds texts; metadata get the file or URL as `source`.
+        """Adds images, perhaps with captions or transcripts, text n for image n; see `add_texts`.
 
-        Args:
-            uris: Files or URLs.
-            metadatas: Of each, of values that JSON has.
-            ids: Of each; made up where there is none.
-            texts: Captions or transcripts, text n for image n.
-
-        Returns:
-            The ids.
-
-        Raises:
-            ValueError: There are not as many of one as of the other, a text is too long, or an image cannot be used.
+        Metadata get the file or URL as `source`.
         """
-        names = _names(uris, metadatas, ids)
+        names, abouts = _named(uris, metadatas, ids)
         if texts is not None and len(texts) != len(uris):
             raise ValueError(f"{len(uris)} images and {len(texts)} texts; expected as many of one as of the other")
         examples = [
@@ -151,29 +144,23 @@ class BridgeTowerVectorStore(VectorStore):
             )
             for number, (name, uri) in enumerate(zip(names, uris, strict=True))
         ]
-        embedder = Embedder(
-            self.searcher.predictor,
-            "images",
-            truncate=self._embedding.truncate,
-            batch_size=self._embedding.batch_size,
-            with_texts=True,
-        )
+        config = SourceConfig(truncate=self._embedding.truncate, batch_size=self._embedding.batch_size, num_workers=0)
+        batches = embedded(self.searcher.predictor, examples, "all", config)
         rows = []
-        decoded = embedder.embed(*embedder.decoder()(examples)) if examples else []
-        for one, about in zip(decoded, metadatas or [{}] * len(examples), strict=True):
+        for one, about in zip(chain.from_iterable(batches), abouts, strict=True):
             uri = one.example.place
             if one.problem:
                 raise ValueError(f"{uri}: {one.problem}; nothing was added")
             file = {"url": uri} if is_url(uri) else {"file": os.path.relpath(uri, self.searcher.index.root)}
             place = _place({**file, "metadata": {"source": uri, **about}})
             rows.append(row_of(one, {"path": one.example.id, "captions": list(one.example.texts), "place": place}))
-        return self._written(rows, names)
+        return self._written(rows)
 
-    def _written(self, rows: Sequence[Mapping[str, Any]], names: list[str]) -> list[str]:
+    def _written(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
         with write_lock(self.searcher.index.uri):
             self.searcher.index.upsert(list({row["path"]: row for row in rows}.values()))
             self.searcher.index.optimize()
-        return names
+        return [row["path"] for row in rows]
 
     def delete(self, ids: list[str] | None = None) -> bool:
         """Deletes documents; None: all. Ids that are not there are passed over."""
@@ -184,8 +171,8 @@ class BridgeTowerVectorStore(VectorStore):
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
         """Returns the documents with some ids, in their order; those that are not there are left out."""
-        index = self.searcher.index
-        found = {one.path: _document(one, file_of(one, index.root)) for one in index.with_paths(ids)}
+        images = (Indexed(**row) for row in self.searcher.index.rows(ids))
+        found = {one.path: _document(one, file_of(one, self.searcher.index.root)) for one in images}
         return [found[id_] for id_ in ids if id_ in found]
 
     def similarity_search_with_score(
@@ -208,14 +195,8 @@ class BridgeTowerVectorStore(VectorStore):
             against: What the text is compared with, as of `Searcher.search`.
             rerank: Of the nearest documents, how many are matched with the text if they have an image; they come first.
         """
-        truncate = self._embedding.truncate
-
-        def search(count: int) -> list[Hit]:
-            return self.searcher.search(
-                query, top=count, where=where, against=against, rerank=rerank, truncate=truncate
-            )
-
-        return _chosen(search, k, filter)
+        settings: Any = {"where": where, "against": against, "rerank": rerank, "truncate": self._embedding.truncate}
+        return _chosen(lambda count: self.searcher.search(query, top=count, **settings), k, filter)
 
     def similarity_search(self, query: str, k: int = 4, **settings: Any) -> list[Document]:
         """Returns the best documents for a text; see `similarity_search_with_score`."""
@@ -234,12 +215,9 @@ class BridgeTowerVectorStore(VectorStore):
         found = _chosen(lambda count: self.searcher.index.nearest(vector, count, where=where), k, filter)
         return [document for document, _ in found]
 
-    def max_marginal_relevance_search(
-        self, query: str, k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **settings: Any
-    ) -> list[Document]:
+    def max_marginal_relevance_search(self, query: str, *args: Any, **settings: Any) -> list[Document]:
         """Returns documents for a text that differ from each other; see `max_marginal_relevance_search_by_vector`."""
-        vector = self._embedding.embed_query(query)
-        return self.max_marginal_relevance_search_by_vector(vector, k, fetch_k, lambda_mult, **settings)
+        return self.max_marginal_relevance_search_by_vector(self._embedding.embed_query(query), *args, **settings)
 
     def max_marginal_relevance_search_by_vector(
         self, embedding: list[float], k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **settings: Any
@@ -254,7 +232,8 @@ class BridgeTowerVectorStore(VectorStore):
             settings: Of `similarity_search_by_vector`.
         """
         found = self.similarity_search_by_vector(embedding, fetch_k, **settings)
-        vectors = self.searcher.index.image_vectors([str(document.id) for document in found])
+        rows = self.searcher.index.rows([str(document.id) for document in found], ["path", "image_vector"])
+        vectors = {row["path"]: row["image_vector"] for row in rows}
         others = [vectors[str(document.id)] for document in found]
         chosen = maximal_marginal_relevance(np.array(embedding), others, lambda_mult, k) if found else []
         return [found[number] for number in chosen]
@@ -269,52 +248,39 @@ class BridgeTowerVectorStore(VectorStore):
         embedding: Embeddings,
         metadatas: list[dict[str, Any]] | None = None,
         *,
-        ids: list[str] | None = None,
         index: Uri | None = None,
-        images: Sequence[str | Path] | None = None,
+        **given: Any,
     ) -> BridgeTowerVectorStore:
-        """Opens or makes an index and adds texts, or images with a text each.
+        """Opens or makes an index, its name ending in `.lance`, and adds texts, or images with a text each.
 
-        Args:
-            texts: See `add_texts`.
-            embedding: `BridgeTowerEmbeddings`.
-            metadatas: See `add_texts`.
-            ids: See `add_texts`.
-            index: Where it is, its name ending in `.lance`.
-            images: See `add_texts`.
+        Takes the other arguments of `add_texts` too.
 
         Raises:
-            ValueError: There is no index, or other embeddings.
+            ValueError: There is no index, or other embeddings than `BridgeTowerEmbeddings`.
         """
         if index is None:
             raise ValueError("from_texts has no index; give where it is or shall be, such as index='documents.lance'")
         if not isinstance(embedding, BridgeTowerEmbeddings):
             raise ValueError(f"embedding is {type(embedding).__name__}; expected BridgeTowerEmbeddings")
         store = cls(index, embedding)
-        store.add_texts(texts, metadatas, ids=ids, images=images)
+        store.add_texts(texts, metadatas, **given)
         return store
 
 
-def _names(given: Sequence[Any], metadatas: Sequence[Any] | None, ids: Sequence[str | None] | None) -> list[str]:
-    """Returns the ids of documents, made up where there is none.
-
-    Raises:
-        ValueError: There are not as many metadata or ids as documents.
-    """
+def _named(
+    given: Sequence[Any], metadatas: Sequence[dict[str, Any]] | None, ids: Sequence[str | None] | None
+) -> tuple[list[str], Sequence[dict[str, Any]]]:
+    """Returns the ids of documents, made up where there is none, and their metadata."""
     for name, values in (("metadatas", metadatas), ("ids", ids)):
         if values is not None and len(values) != len(given):
             raise ValueError(
                 f"{len(given)} documents and {len(values)} {name}; expected as many of one as of the other"
             )
-    return [name or str(uuid4()) for name in ids or [None] * len(given)]
+    return [name or str(uuid4()) for name in ids or [None] * len(given)], metadatas or [{}] * len(given)
 
 
 def _place(where: Mapping[str, Any]) -> str:
-    """Returns where an image is, together with metadata.
-
-    Raises:
-        ValueError: They have values that JSON has not.
-    """
+    """Returns where an image is, together with metadata."""
     try:
         return json.dumps(where)
     except TypeError as error:

@@ -29,15 +29,7 @@ class BridgeTowerEmbedding(MultiModalEmbedding):
     _predictor: Predictor = PrivateAttr()
 
     def __init__(self, model: Predictor | str | Path | None = None, **fields: Any) -> None:
-        """Loads a model unless it is loaded.
-
-        Args:
-            model: The loaded model, or what to load; None: `model_name`.
-            fields: `truncate`, `options`, and those of LlamaIndex, such as `embed_batch_size`.
-
-        Raises:
-            ValueError: There is neither `model` nor `model_name`.
-        """
+        """Loads a model unless it is loaded; None: `model_name`. Other fields are those of LlamaIndex."""
         source = fields.get("model_name") if model is None else model
         if source is None:
             raise ValueError("no model is given; give the loaded model, or what to load")

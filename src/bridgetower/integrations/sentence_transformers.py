@@ -25,12 +25,7 @@ _ENGINES = {"torch": "torch", "onnx": "onnxruntime", "openvino": "openvino"}
 
 
 class _Module(InputModule):
-    """A loaded model. When it is moved to another device it is loaded again, as its weights are packed on a CPU.
-
-    Attributes:
-        source: What was loaded.
-        predictor: The model.
-    """
+    """A loaded model. When it is moved to another device it is loaded again, as its weights are packed on a CPU."""
 
     def __init__(self, source: str | Path, **options: Any) -> None:
         """Loads a model, as `bridgetower.load` does with the same arguments."""
@@ -52,11 +47,7 @@ class _Module(InputModule):
         trust_remote_code: bool = False,
         **where: Any,
     ) -> Self:
-        """Loads a model as sentence-transformers asks for it; `model_kwargs` are options of `bridgetower.load`.
-
-        Raises:
-            ValueError: There are `processor_kwargs` or `config_kwargs`.
-        """
+        """Loads a model as sentence-transformers asks for it; `model_kwargs` are options of `bridgetower.load`."""
         if processor_kwargs or config_kwargs:
             raise ValueError("processor_kwargs or config_kwargs given; expected model_kwargs, as of bridgetower.load")
         folder = cls.load_dir_path(model_name_or_path, **where)
@@ -106,11 +97,7 @@ class EmbeddingModule(_Module):
     """Embeds texts, images, and images with texts: `SentenceTransformer(modules=[EmbeddingModule(folder)])`."""
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, task: str | None = None) -> dict[str, Any]:
-        """Prepares texts, images, or dicts with either or both.
-
-        Raises:
-            ValueError: One is something else.
-        """
+        """Prepares texts, images, or dicts with either or both."""
         return {"items": [self._item(given, prompt or "") for given in inputs]}
 
     def get_embedding_dimension(self) -> int:
@@ -118,11 +105,7 @@ class EmbeddingModule(_Module):
         return self.predictor.embed_texts("a").shape[1]
 
     def forward(self, features: dict[str, Any]) -> dict[str, Any]:
-        """Adds the vectors.
-
-        Raises:
-            ValueError: The vectors of images with texts have another width than the others.
-        """
+        """Adds the vectors."""
         vectors: list[Any] = self.predictor.compute(features["items"])
         if len(widths := sorted({len(vector) for vector in vectors})) > 1:
             raise ValueError(f"vectors of {widths} numbers; encode images with texts in a call of their own")
@@ -133,11 +116,7 @@ class MatchingModule(_Module):
     """Matches images with texts: `CrossEncoder(modules=[MatchingModule(folder)])`. Scores are log-odds."""
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None) -> dict[str, Any]:
-        """Prepares pairs of an image and a text, in any order.
-
-        Raises:
-            ValueError: A pair is something else.
-        """
+        """Prepares pairs of an image and a text, in any order."""
         items = []
         for pair in inputs:
             kinds = [infer_modality(part, supported_modalities=self.modalities) for part in pair]

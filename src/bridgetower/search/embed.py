@@ -1,58 +1,95 @@
-"""Vectors of a source: committed to a Lance table as they come, so that killed runs go on, and exported in the end."""
+"""Vectors of examples: in order, here or on a Ray cluster; those of a source in a file or a table, in any format.
+
+Vectors of a source are committed to a Lance table as they come, so that killed runs go on, and exported in the end.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
+import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeVar
 
 import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from PIL import Image as PilImage
+from torch import Tensor
 
 from bridgetower.data.example import Example, Image
 from bridgetower.data.fetch import is_url, list_files, suffix_of
-from bridgetower.data.reader import IMAGE_SUFFIXES, Columns, Part, parts_of
+from bridgetower.data.reader import IMAGE_SUFFIXES, Part, parts_of, read, read_part
+from bridgetower.distributed import available_cores
 from bridgetower.extras import require
 from bridgetower.files import escaped, json_text, locked, remove_leftovers, replacing, unfit_name
-from bridgetower.predictor import Predictor
+from bridgetower.inference import Item, Tokens
+from bridgetower.predictor import Predictor, load
+from bridgetower.processor import Processor
+from bridgetower.processor.loading import load_items
 from bridgetower.progress import counting
-from bridgetower.search.config import EmbedConfig, Quantize
-from bridgetower.search.embedding import (
-    Embedded,
-    Embedder,
-    Model,
-    Task,
-    check_bad,
-    check_ray,
-    embedded,
-    embedded_parts,
-    loaded,
-    quantized,
-)
+from bridgetower.search.config import Content, EmbedConfig, Quantize, SourceConfig
 
-SUFFIXES = (".jsonl", ".parquet", ".npy", ".lance")
-"""Of the places that vectors can be written to."""
+if TYPE_CHECKING:
+    from bridgetower.data.store import Table
 
-_DTYPES: dict[Quantize | None, str] = {None: "float32", "float16": "float16", "int8": "int8", "binary": "uint8"}
-_DECIDING = ("image_column", "caption_column", "id_column", "captions_from", "every", "max_moments", "truncate", "of")
+Model = Predictor | str | Path | Callable[[], Predictor]
+"""A loaded model, what to load, or what returns one."""
+
+Task = tuple[int, Part | Sequence[Example], Set[int]]
+"""Number of a part of a source, the part or its examples, and numbers of the examples that are not needed."""
+
+Numbered = tuple[int, int, bool, "Embedded"]
+"""An example with the number of its part, its number there, and whether it is the last."""
+
+T = TypeVar("T")
+Result = TypeVar("Result")
+
+SUFFIXES = (".jsonl", ".parquet", ".npy", ".lance")  # of the places that vectors can be written to
+MIN_FOR_WORKERS = 500  # images from which on processes decode: starting these takes about as long as decoding so many
+
+_LOCAL = "local"  # instead of an address: a cluster of this machine, which ends with the run
+_NAMED = 10  # problems spelt out in an error or a report
 _COMMITTED = 2**16  # rows, after which they are committed
 _SHARE = 0.01  # of the time so far: commits get rarer, so that what Lance notes of each stays little
 _EXPORTED = 4096  # rows at once
-_NAMED = 10  # problems that are returned
-# Columns of a run, which its result lacks. The row after the last one of a part has -1 - their count as number.
-_OF_RUN = ("part", "number", "is_image", "place", "problem", "may_pass")
+_DTYPES: dict[Quantize | None, str] = {None: "float32", "float16": "float16", "int8": "int8", "binary": "uint8"}
+_DECIDING = ("image_column", "caption_column", "id_column", "captions_from", "every", "max_moments", "truncate", "of")
+_OF_RUN = ("part", "number", "is_last", "is_image", "place", "problem", "may_pass")  # columns that the result lacks
+_OF_BYTES = re.compile(r"^the \d+ image bytes")
+_STAYING = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
+_NONE = np.empty((0, 0), np.float32)
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedded:
+    """An example with its vectors, or with the reason why it has none."""
+
+    example: Example  # without the bytes of its image
+    digest: str = ""  # SHA-256 of the image file
+    size: int = 0  # of the same, in bytes
+    width: int = 0  # of the upright image, in pixels; 0 without one
+    height: int = 0
+    frame: bytes | None = field(default=None, repr=False)  # the image file if it was made of a frame of a video
+    image_vector: Float[np.ndarray, " c"] | None = None
+    text_vectors: Float[np.ndarray, "t c"] = field(default_factory=lambda: _NONE)
+    pair_vectors: Float[np.ndarray, "t e"] = field(default_factory=lambda: _NONE)
+    num_cut: int = 0  # texts that were too long
+    problem: str = ""
+    may_pass: bool = False  # the problem may be gone when the image is read again, as of a network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +128,7 @@ def embed_source(
 
     Args:
         source: As for `bridgetower.data.reader.read`, or examples.
-        out: File or table, whose suffix is one of `SUFFIXES`.
+        out: File or table, which ends in `.jsonl`, `.parquet`, `.npy` or `.lance`.
         model: A loaded model, what to load, or what returns one; nothing is loaded for a source that is wrong.
         config: How. From 500 items on, processes decode images unless `num_workers` is 0: a script needs
             `if __name__ == "__main__":` then, because they import it again.
@@ -112,7 +149,7 @@ def embed_source(
     check_ray(config, model)
     parts: list[Part | Sequence[Example]] = [*parts_of(source)] if isinstance(source, str | Path) else [source]
     predictor = loaded(model)
-    started = time.perf_counter()
+    started, out = time.perf_counter(), str(out)
     versions = hashlib.sha256()
     for part in parts:
         versions.update((part.version if isinstance(part, Part) else repr(part)).encode(errors="surrogateescape"))
@@ -123,104 +160,250 @@ def embed_source(
         "quantize": config.quantize,
         **{name: getattr(config, name) for name in _DECIDING},
     }
-    with _Run(out, plan, predictor, config) as run:
-        if not run.is_finished:
+    parent, _, name = out.rpartition("/") if is_url(out) else (str(Path(out).parent), "", Path(out).name)
+    uri = out if suffix == ".lance" else f"{parent}/.{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}.lance"
+    report, num_cut = Path(f"{name if is_url(out) else out}.errors.jsonl"), 0
+    with nullcontext() if is_url(uri) else locked(Path(uri)):
+        for place in [] if is_url(out) else [Path(out), report, Path(uri), Path(out).with_suffix(".ids.jsonl")]:
+            remove_leftovers(place.parent, place.name)
+        table = _opened(uri, plan, predictor, config)
+        is_finished = "part" not in table.schema.names
+        if is_finished:
+            found = map(json.loads, report.read_text(encoding="utf-8").splitlines() if report.is_file() else [])
+            places, problems = np.arange(len(table)), [f"{one['id']!r}: {one['problem']}" for one in found]
+        else:
             total = sum(len(part.files) if isinstance(part, Part) else len(part) for part in parts)
             counted = all(not isinstance(part, Part) or part.kind == "images" for part in parts)
             with counting("embedding", total=total if counted else None, shown=progress) as advance:
-                run.embed(parts, predictor if config.ray is None else model, config, advance)
-        vectors, num_bad, problems = run.finish(str(source) if isinstance(source, str | Path) else "the input", config)
-    say_cut(run.num_cut)
+                num_cut = _fill(table, parts, predictor if config.ray is None else model, config, advance)
+            places, problems = _good_rows(table), _write_report(table, report)
+        named = str(source) if isinstance(source, str | Path) else "the input"
+        if not len(places):
+            table.drop()
+            check_bad(named, problems, len(problems), config.max_errors, f"{out} would have no vectors")
+            reasons = " | ".join(problems[:_NAMED]) or "it names nothing"
+            raise ValueError(f"{out} would have no vectors: nothing of {named} could be used: {reasons}")
+        kept = f"the {len(places)} vectors of the others are kept, and the same command with a larger N writes them"
+        check_bad(named, problems, len(problems), config.max_errors, kept)
+        if not is_finished and suffix == ".lance":
+            with table.writing():
+                table.lance.delete("problem != ''")
+                table.lance.drop_columns(list(_OF_RUN))
+                table.lance.optimize(cleanup_older_than=timedelta(0))
+        elif not is_finished:
+            _export(table, Path(out), places)
+            table.drop()
+    say_cut(num_cut)
     return EmbedReport(
-        vectors=vectors,
-        cut=run.num_cut,
-        bad=num_bad,
-        problems=tuple(problems),
-        report=run.report if num_bad else None,
+        vectors=len(places),
+        cut=num_cut,
+        bad=len(problems),
+        problems=tuple(problems[:_NAMED]),
+        report=str(report) if problems else None,
         seconds=time.perf_counter() - started,
     )
+
+
+def _opened(uri: str, plan: dict[str, Any], predictor: Predictor, config: EmbedConfig) -> Table:
+    """Opens the table of a run that is to go on, or of one that is through, or makes a new one."""
+    import pyarrow as pa
+
+    from bridgetower.data.store import Table
+
+    if config.of == "pairs":
+        width = predictor.embed_pairs(PilImage.new("RGB", (8, 8)), "").shape[1]
+    else:
+        width = predictor.embed_texts("").shape[1]
+    kinds = [pa.int32(), pa.int64(), pa.bool_(), pa.bool_(), pa.string(), pa.string(), pa.bool_()]
+    dtype = pa.from_numpy_dtype(np.dtype(_DTYPES[config.quantize]))
+    vector = pa.list_(dtype, -(-width // 8) if config.quantize == "binary" else width)
+    columns = dict(zip(_OF_RUN, kinds, strict=True)) | {"id": pa.string(), "text": pa.string(), "vector": vector}
+    schema = pa.schema(list(columns.items()), metadata={"bridgetower": json.dumps(plan)})
+    try:
+        table = Table(uri)
+    except FileNotFoundError:
+        return Table.create(uri, schema, checked="vector")
+    there = json.loads((table.schema.metadata or {}).get(b"bridgetower", b"{}"))
+    if there == plan:
+        return table
+    if "part" in table.schema.names:
+        raise ValueError(
+            f"{uri} has vectors of an unfinished run with another source, model or settings; finish it with the same "
+            "command, or remove that folder"
+        )
+    if {**there, "source": ""} != {**plan, "source": ""}:
+        raise FileExistsError(f"{uri} exists; choose another name or remove it")
+    return Table.create(uri, schema, checked="vector", replace=True)
+
+
+def _fill(
+    table: Table,
+    parts: Sequence[Part | Sequence[Example]],
+    model: Model,
+    config: EmbedConfig,
+    advance: Callable[[int], None],
+) -> int:
+    """Embeds what is not in the table, and what failed for a reason that may have passed; returns how many were cut."""
+    if table.column("may_pass").any():
+        with table.writing():
+            table.lance.delete("may_pass")
+    part, number, is_last = (table.column(name) for name in ("part", "number", "is_last"))
+    order = np.argsort(part, kind="stable")
+    starts = np.searchsorted(part, np.arange(len(parts) + 1), sorter=order)
+    tasks: list[Task] = []
+    for place, files in enumerate(parts):
+        rows = order[starts[place] : starts[place + 1]]
+        known = np.unique(number[rows])
+        advance(len(known))
+        if not (is_last[rows].any() and len(known) == known[-1] + 1):
+            tasks.append((place, files, frozenset(known.tolist())))
+    waiting, commits, num_cut = list[Numbered](), Commits(config.commit_seconds), 0
+    try:
+        for found in computed(partial(_embedded_parts, config), tasks, model, config):
+            waiting += found
+            num_cut += sum(one.num_cut for *_, one in found)
+            advance(len(found))
+            if commits.due(len(waiting)):
+                _add(table, waiting, config.quantize)
+                waiting = []
+    finally:
+        _add(table, waiting, config.quantize)
+    return num_cut
+
+
+def _embedded_parts(config: EmbedConfig, predictor: Predictor, tasks: Iterable[Task]) -> Iterator[list[Numbered]]:
+    """Embeds parts, whose examples share batches."""
+    numbers: deque[tuple[int, int, bool]] = deque()  # of the examples that were read and are not embedded yet
+
+    def examples() -> Iterator[Example]:
+        for part, files, known in tasks:
+            found = read_part(files, config.columns) if isinstance(files, Part) else files
+            for number, example, is_last in numbered(found):
+                if number not in known:
+                    numbers.append((part, number, is_last))
+                    yield example
+
+    for found in embedded(predictor, examples(), config.of, config):
+        yield [(*numbers.popleft(), one) for one in found]
+
+
+def _add(table: Table, rows: Sequence[Numbered], quantize: Quantize | None) -> None:
+    import pyarrow as pa
+
+    if not rows:
+        return
+    schema = table.schema
+    kind = schema.field("vector").type
+    cells, vectors = list[tuple[Any, ...]](), list[np.ndarray]()
+    for part, number, is_last, one in rows:
+        found = _vectors_of(one) or [(None, np.zeros(0))]
+        about = bool(one.example.images), one.example.place, one.problem, one.may_pass, name_of(one.example)
+        cells += [(part, number, is_last, *about, text) for text, _ in found]
+        if one.problem:
+            vectors.append(np.zeros(kind.list_size, _DTYPES[quantize]))
+        else:
+            vectors += [*quantized(np.stack([vector for _, vector in found]), quantize)]
+    if not is_url(table.uri) and not Path(table.uri, "_versions").is_dir():  # Lance would write a damaged one
+        raise FileNotFoundError(f"{table.uri} was removed while it was written; run the same command again")
+    columns = [
+        pa.array([escaped(cell) if isinstance(cell, str) else cell for cell in values], schema.field(name).type)
+        for values, name in zip(zip(*cells, strict=True), (*_OF_RUN, "id", "text"), strict=True)
+    ]
+    flat = pa.array(np.stack(vectors).ravel(), kind.value_type)
+    columns.append(pa.FixedSizeListArray.from_arrays(flat, kind.list_size))
+    table.append(pa.table(columns, names=[*_OF_RUN, "id", "text", "vector"]))
+
+
+def _good_rows(table: Table) -> np.ndarray:
+    """Returns the places of rows with a vector, in the order of the source."""
+    good = [batch["problem"].to_numpy(zero_copy_only=False) == "" for batch in table.scan(["problem"])]
+    order = np.lexsort((table.column("number"), table.column("part")))
+    return order[np.concatenate(good)[order]] if good else order
+
+
+def _write_report(table: Table, path: Path) -> list[str]:
+    """Names what could not be used, in the order of the source."""
+    columns = ["part", "number", "id", "place", "problem"]
+    found = [row for batch in table.scan(columns) for row in batch.to_pylist() if row["problem"]]
+    found.sort(key=lambda row: (row["part"], row["number"]))
+    path.unlink(missing_ok=True)
+    if found:
+        with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+            file.writelines(json_text({name: row[name] for name in columns[2:]}) + "\n" for row in found)
+    return [f"{row['id']!r}: {row['problem']}" for row in found]
+
+
+def _export(table: Table, out: Path, places: np.ndarray) -> None:
+    """Writes rows of the table to a file, whole or not at all."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns, schema = ["id", "text", "vector"], table.schema
+
+    def rows(*others: str) -> Iterator[Any]:
+        for start in range(0, len(places), _EXPORTED):
+            yield table.take(places[start : start + _EXPORTED].tolist(), [*columns, *others])
+
+    with ExitStack() as stack:
+        temporary = stack.enter_context(replacing(out))
+        if out.suffix == ".parquet":
+            schema = pa.schema([schema.field(name) for name in columns], schema.metadata)
+            writer = stack.enter_context(pq.ParquetWriter(temporary, schema))
+            for some in rows():
+                writer.write_table(some.cast(schema))
+            return
+        file = stack.enter_context(temporary.open("wb"))
+        if out.suffix == ".jsonl":
+            for some in rows("is_image"):
+                for row in some.to_pylist():
+                    file.write(_json_line(row["id"], row["text"], row["is_image"], row["vector"]).encode())
+            return
+        kind = schema.field("vector").type
+        lines = stack.enter_context(stack.enter_context(replacing(out.with_suffix(".ids.jsonl"))).open("wb"))
+        dtype = np.dtype(kind.value_type.to_pandas_dtype())
+        header = {"descr": dtype.str, "fortran_order": False, "shape": (len(places), kind.list_size)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for some in rows():
+            file.write(np.ascontiguousarray(some["vector"].combine_chunks().flatten().to_numpy()).data)
+            lines.writelines((json_text(row) + "\n").encode() for row in some.select(["id", "text"]).to_pylist())
 
 
 def print_vectors(
     source: str | Path | Sequence[Example], model: Model, config: EmbedConfig, *, file: TextIO | None = None
 ) -> None:
     """Prints the vectors of a source as JSON lines, batch by batch."""
-    from bridgetower.data.reader import read
-
     if config.ray is not None:
         raise ValueError("on Ray vectors are written to a file or table, not printed; give its place as out")
     examples = read(source, config.columns) if isinstance(source, str | Path) else source
-    embedder, target = embedder_of(config, model), file or sys.stdout
-    problems: list[str] = []
-    num_bad = num_cut = 0
-    for one in chain.from_iterable(embedded(embedder, examples, num_workers=config.num_workers or 0)):
+    problems, num_cut, target = list[str](), 0, file or sys.stdout
+    config = replace(config, num_workers=config.num_workers or 0)
+    for one in chain.from_iterable(embedded(loaded(model), examples, config.of, config)):
         num_cut += one.num_cut
-        if one.problem:
-            num_bad += 1
-            problems += [_told(name_of(one.example), one.problem)] if num_bad <= _NAMED else []
+        problems += [f"{name_of(one.example)!r}: {one.problem}"] if one.problem else []
         for text, vector in _vectors_of(one):
             values = quantized(vector[None], config.quantize)[0].tolist()
             target.write(_json_line(name_of(one.example), text, bool(one.example.images), values))
     say_cut(num_cut)
     named = str(source) if isinstance(source, str | Path) else "the input"
-    check_bad(named, problems, num_bad, config.max_errors, "the vectors of the others are printed")
+    check_bad(named, problems, len(problems), config.max_errors, "the vectors of the others are printed")
 
 
 def given_examples(images: Sequence[Path], texts: Sequence[str], *, pairs: bool) -> list[Example]:
     """Returns images, or folders of them, and texts that are given one by one as examples; paths name images."""
     if pairs and len(images) != len(texts):
         raise ValueError(f"{len(images)} images and {len(texts)} texts; expected one text per image")
-    places = [
-        str(place)
-        for given in images
-        for place in ([one.place for one in list_files(str(given))] if given.is_dir() and not pairs else [given])
-        if not given.is_dir() or suffix_of(str(place)) in IMAGE_SUFFIXES
+    places = list[str]()
+    for given in images:
+        if given.is_dir() and not pairs:
+            places += [one.place for one in list_files(str(given)) if suffix_of(one.place) in IMAGE_SUFFIXES]
+        else:
+            places.append(str(given))
+    of_images: list[tuple[str, ...]] = [(text,) for text in texts] if pairs else [()] * len(places)
+    shown = [
+        Example(id=place, images=(Image(name=place, place=place),), texts=own, place=place)
+        for place, own in zip(places, of_images, strict=True)
     ]
-    shown = [Example(id=place, images=(Image(name=place, place=place),), place=place) for place in places]
-    if pairs:
-        return [
-            Example(id=one.id, images=one.images, texts=(text,), place=one.place)
-            for one, text in zip(shown, texts, strict=True)
-        ]
-    return [*shown, *(Example(id="", texts=(text,), place=repr(text)) for text in texts)]
-
-
-def embedder_of(config: EmbedConfig, model: Model) -> Embedder:
-    """Returns what embeds by a config."""
-    return Embedder(loaded(model), config.of, truncate=config.truncate, batch_size=config.batch_size)
-
-
-def name_of(example: Example) -> str:
-    """Returns what names an example in a source of several shards, whose keys are those of its own."""
-    return example.images[0].name if example.images and example.images[0].piece else example.id
-
-
-def say_cut(num_cut: int) -> None:
-    """Logs how many texts were cut, if any."""
-    if num_cut:
-        logger.warning("%d texts were longer than the model takes and were cut", num_cut)
-
-
-class Commits:
-    """Says when rows are to be committed: every few seconds, less often in long runs, and before they are too many."""
-
-    def __init__(self, seconds: float) -> None:
-        """Starts the clock."""
-        self._seconds, self._started = seconds, time.monotonic()
-        self._last = self._started
-
-    def due(self, num_rows: int) -> bool:
-        """Whether to commit so many rows now; the clock starts anew then."""
-        now = time.monotonic()
-        wait = max(self._seconds, _SHARE * (now - self._started)) if self._seconds else 0.0
-        if not num_rows or (num_rows < _COMMITTED and now - self._last < wait):
-            return False
-        self._last = now
-        return True
-
-
-def _told(name: str, problem: str) -> str:
-    return f"{name!r}: {problem}"
+    return shown if pairs else [*shown, *(Example(id="", texts=(text,), place=repr(text)) for text in texts)]
 
 
 def _vectors_of(one: Embedded) -> list[tuple[str | None, np.ndarray]]:
@@ -237,239 +420,253 @@ def _json_line(name: str, text: str | None, is_image: bool, values: Sequence[flo
     return json_text({**named, **({} if text is None else {"text": text}), "embedding": values}) + "\n"
 
 
-def _task_done(
-    columns: Columns, num_workers: int | None, embedder: Embedder, task: Task
-) -> list[tuple[int, int, Embedded | None]]:
-    return [*chain.from_iterable(embedded_parts(embedder, [task], columns, num_workers))]
+def embedded(
+    predictor: Predictor, examples: Iterable[Example], of: Content | Literal["all"] | None, config: SourceConfig
+) -> Iterator[list[Embedded]]:
+    """Embeds examples in order, batch by batch, each with its problem if it has one.
 
-
-class _Run:
-    """The table of a run, to which rows are added; it becomes the output.
-
-    Attributes:
-        report: File of what could not be used.
-        is_finished: Whether the output is there already.
-        num_cut: Texts that were cut.
+    `of` None embeds the image, or the texts where there is none; "all" the image, its texts and both together.
     """
+    if of != "pairs":
+        predictor.model.contrastive_head()
+    left, num_workers = iter(examples), config.num_workers
+    if num_workers is None:
+        first = list(islice(left, MIN_FOR_WORKERS)) if config.ray is None else []
+        num_workers = available_cores() if len(first) >= MIN_FOR_WORKERS else 0
+        left = chain(first, left)
+    batches = iter(lambda: list(islice(left, config.batch_size)), [])
+    for decoded, pixels in load_items(
+        partial(decode, predictor.processor, of != "texts"), batches, num_workers=num_workers
+    ):
+        yield _with_vectors(predictor, decoded, pixels, of, config)
 
-    def __init__(self, out: str | Path, plan: dict[str, Any], predictor: Predictor, config: EmbedConfig) -> None:
-        self.out, self._plan, self._quantize = str(out), plan, config.quantize
-        self._parent, _, name = (
-            self.out.rpartition("/") if is_url(self.out) else (str(Path(out).parent), "", Path(out).name)
-        )
-        self._is_table = name.endswith(".lance")
-        hidden = f".{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}.lance"
-        self.uri = self.out if self._is_table else f"{self._parent}/{hidden}"
-        self.report = f"{name if is_url(self.out) else self.out}.errors.jsonl"
-        of_pairs = config.of == "pairs"
-        width = (predictor.embed_pairs(_blank(), "") if of_pairs else predictor.embed_texts("")).shape[1]
-        self._width = -(-width // 8) if config.quantize == "binary" else width
-        self.num_cut = 0
-        self._held = ExitStack()
 
-    def __enter__(self) -> _Run:
-        import pyarrow as pa
-
-        from bridgetower.data.store import Table
-
-        with ExitStack() as stack:
-            stack.enter_context(nullcontext() if is_url(self.uri) else locked(Path(self.uri)))
-            places = [self.out, self.report, self.uri, str(Path(self.out).with_suffix(".ids.jsonl"))]
-            for place in [] if is_url(self.out) else map(Path, places):
-                remove_leftovers(place.parent, place.name)
-            vector = pa.list_(pa.from_numpy_dtype(np.dtype(_DTYPES[self._quantize])), self._width)
-            kinds = [pa.int32(), pa.int64(), pa.bool_(), pa.string(), pa.string(), pa.bool_()]
-            columns = dict(zip(_OF_RUN, kinds, strict=True)) | {
-                "id": pa.string(),
-                "text": pa.string(),
-                "vector": vector,
-            }
-            self._schema = pa.schema(list(columns.items()), metadata={"bridgetower": json.dumps(self._plan)})
+def decode(
+    processor: Processor, images: bool, batch: Sequence[Example]
+) -> tuple[list[Embedded], UInt8[Tensor, "n 3 h w"]]:
+    """Returns examples without vectors and, if images are needed, in one block the pixels of those with an image."""
+    found, pixels = list[Embedded](), list[Tensor]()
+    for example in batch:
+        without = replace(example, images=tuple(replace(image, content=None) for image in example.images))
+        one = Embedded(example=without, problem=example.problem)
+        if images and not example.problem and len(example.images) > 1:
+            problem = f"it has {len(example.images)} images; expected one: name its column as image_column"
+            one = replace(one, problem=problem)
+        elif images and not example.problem and example.images:
+            image = example.images[0]
             try:
-                self._table = Table(self.uri)
-                there = json.loads((self._table.schema.metadata or {}).get(b"bridgetower", b"{}"))
-            except FileNotFoundError:
-                self._table, there = Table.create(self.uri, self._schema, checked="vector"), self._plan
-            self.is_finished = "part" not in self._table.schema.names
-            if there != self._plan:
-                if not self.is_finished:
-                    raise ValueError(
-                        f"{self.uri} has vectors of an unfinished run with another source, model or settings; finish "
-                        "it with the same command, or remove that folder"
-                    )
-                if {**there, "source": ""} != {**self._plan, "source": ""}:
-                    raise FileExistsError(f"{self.uri} exists; choose another name or remove it")
-                self._table, self.is_finished = (
-                    Table.create(self.uri, self._schema, checked="vector", replace=True),
-                    False,
-                )
-            self._held = stack.pop_all()
-        return self
+                content = image.read()
+                resized = processor.prepare(content)
+            except (ValueError, OSError) as error:
+                problem = _OF_BYTES.sub("it", str(error))
+                if isinstance(error, FileNotFoundError) and error.filename:
+                    problem = f"no image file at {image.place}"
+                elif problem.startswith(image.place) and image.is_file:
+                    problem = f"it{problem.removeprefix(image.place)}"
+                may_pass = isinstance(error, OSError) and not isinstance(error, _STAYING)
+                one = replace(one, problem=problem, may_pass=may_pass)
+            else:
+                pixels.append(resized.pixels)
+                digest, frame = hashlib.sha256(content).hexdigest(), content if image.moment else None
+                one = replace(one, digest=digest, size=len(content), frame=frame)
+                one = replace(one, width=resized.width, height=resized.height)
+        found.append(one)
+    return found, torch.stack(pixels) if pixels else torch.empty(0, dtype=torch.uint8)
 
-    def __exit__(self, *_: object) -> None:
-        self._held.close()
 
-    def embed(
-        self,
-        parts: Sequence[Part | Sequence[Example]],
-        model: Model,
-        config: EmbedConfig,
-        advance: Callable[[int], None],
-    ) -> None:
-        """Embeds what is not in the table, and what failed for a reason that may have passed."""
-        if self._table.column("may_pass").any():
-            with self._table.writing():
-                self._table.lance.delete("may_pass")
-        part, number, _ = self._rows()
-        starts = np.searchsorted(part, np.arange(len(parts) + 1))
-        tasks: list[Task] = []
-        for place, files in enumerate(parts):
-            numbers = number[starts[place] : starts[place + 1]]
-            known = np.unique(numbers[numbers >= 0])
-            advance(len(known))
-            if not (len(numbers) and numbers.min() == -1 - len(known)):
-                tasks.append((place, files, frozenset(known.tolist())))
-        make = partial(embedder_of, config, model)
-        results: Iterator[list[tuple[int, int, Embedded | None]]]
-        if config.ray is None:
-            results = embedded_parts(make(), tasks, config.columns, config.num_workers)
-        else:
-            from bridgetower.search.on_ray import done_on_ray
+def _with_vectors(
+    predictor: Predictor,
+    decoded: Sequence[Embedded],
+    pixels: UInt8[Tensor, "n 3 h w"],
+    of: Content | Literal["all"] | None,
+    config: SourceConfig,
+) -> list[Embedded]:
+    """Gives vectors to what was decoded, or problems."""
 
-            results = done_on_ray(make, partial(_task_done, config.columns, config.num_workers or 0), tasks, config)
-        rows: list[tuple[int, int, Embedded | None]] = []
-        commits = Commits(config.commit_seconds)
+    def tokens(text: str) -> tuple[Tokens, bool]:
+        """Returns the ids of a text, and whether it was cut."""
         try:
-            for found in results:
-                rows += found
-                advance(len(found))
-                if commits.due(len(rows)):
-                    self._add(rows)
-                    rows = []
-        except (KeyboardInterrupt, ValueError):
-            self._add(rows)
-            raise
-        self._add(rows)
+            return tuple(predictor.processor.token_ids([text])[0]), False
+        except ValueError:
+            return tuple(predictor.processor.token_ids([text], truncate=config.truncate)[0]), True
 
-    def _add(self, rows: Sequence[tuple[int, int, Embedded | None]]) -> None:
-        import pyarrow as pa
-
-        cells: list[tuple[Any, ...]] = []
-        vectors: list[np.ndarray] = []
-        zeros = np.zeros(self._width, _DTYPES[self._quantize])
-        for part, number, one in rows:
-            if one is None:
-                cells.append((part, number, False, "", "", False, "", None))
-                vectors.append(zeros)
-                continue
-            self.num_cut += one.num_cut
-            name, is_image = name_of(one.example), bool(one.example.images)
-            about = part, number, is_image, one.example.place, one.problem, one.may_pass, name
-            found = _vectors_of(one)
-            cells += [(*about, text) for text, _ in found] or [(*about, None)]
-            vectors += [*quantized(np.stack([vector for _, vector in found]), self._quantize)] if found else [zeros]
-        if cells:
-            if not is_url(self.uri) and not Path(self.uri, "_versions").is_dir():  # Lance would write a damaged one
-                raise FileNotFoundError(f"{self.uri} was removed while it was written; run the same command again")
-            kind = self._schema.field("vector").type
-            flat = pa.array(np.stack(vectors).ravel(), kind.value_type)
-            columns = [
-                pa.array([escaped(cell) if isinstance(cell, str) else cell for cell in values], field.type)
-                for values, field in zip(zip(*cells, strict=True), self._schema, strict=False)
-            ]
-            vector = pa.FixedSizeListArray.from_arrays(flat, kind.list_size)
-            self._table.append(pa.table([*columns, vector], schema=self._schema))
-
-    def _rows(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns part and number of all rows, sorted, and the places of those that have a vector, likewise."""
-        part, number = self._table.column("part"), self._table.column("number")
-        good = [batch["problem"].to_numpy(zero_copy_only=False) == "" for batch in self._table.scan(["problem"])]
-        order = np.lexsort((number, part))
-        with_vector = (number >= 0) & np.concatenate([np.empty(0, bool), *good])
-        return part[order], number[order], order[with_vector[order]]
-
-    def finish(self, source: str, config: EmbedConfig) -> tuple[int, int, list[str]]:
-        """Makes the output of the table; returns the number of vectors, of what is bad, and what is wrong with some."""
-        if self.is_finished:
-            lines = Path(self.report).read_text(encoding="utf-8").splitlines() if Path(self.report).is_file() else []
-            found = list(map(json.loads, lines))
-            problems = [_told(one["id"], one["problem"]) for one in found]
-            num_vectors = len(self._table)
+    items: dict[str, list[Item]] = {"images": [], "texts": [], "pairs": []}
+    found, wanted, left = list[Embedded](), list[tuple[str, ...]](), iter(pixels)
+    for one in decoded:
+        image, texts, problem = next(left) if one.width else None, one.example.texts, one.problem
+        if of is None:
+            kinds: tuple[str, ...] = ("images",) if one.example.images else ("texts",)
         else:
-            _, _, places = self._rows()
-            num_vectors, problems = len(places), self._write_report()
-        if not num_vectors:
-            self._table.drop()
-            reasons = " | ".join(problems[:_NAMED]) or "it names nothing"
-            check_bad(source, problems, len(problems), config.max_errors, f"{self.out} would have no vectors")
-            raise ValueError(f"{self.out} would have no vectors: nothing of {source} could be used: {reasons}")
-        kept = f"the {num_vectors} vectors of the others are kept, and the same command with a larger N writes them"
-        check_bad(source, problems, len(problems), config.max_errors, kept)
-        if self.is_finished:
-            pass
-        elif self._is_table:
-            with self._table.writing():
-                self._table.lance.delete("number < 0 OR problem != ''")
-                self._table.lance.drop_columns(list(_OF_RUN))
-                self._table.lance.optimize(cleanup_older_than=timedelta(0))
-        else:
-            self._export(places)
-            self._table.drop()
-        return num_vectors, len(problems), problems[:_NAMED]
+            kinds = (of,) if of != "all" else ("images", "texts", "pairs") if texts else ("images",)
+        cut = list[tuple[Tokens, bool]]()
+        if not problem and image is None and kinds != ("texts",):
+            problem = "it has no image"
+        elif not problem and kinds != ("images",):
+            try:
+                cut = [tokens(text) for text in texts]
+                problem = "" if texts else "it has no text"
+            except ValueError as error:
+                problem = f"caption {error}"
+        kinds = () if problem else kinds
+        for kind in kinds:
+            shown = None if kind == "texts" else image
+            items[kind] += [Item(image=shown, ids=ids) for ids, _ in cut] if kind != "images" else [Item(image=shown)]
+        found.append(replace(one, problem=problem, num_cut=0 if problem else sum(is_cut for _, is_cut in cut)))
+        wanted.append(kinds)
 
-    def _write_report(self) -> list[str]:
-        """Names what could not be used, in the order of the source."""
-        import pyarrow.compute as pc
+    def computed_of(items: Sequence[Item]) -> Iterator[np.ndarray]:
+        for start in range(0, len(items), config.batch_size):
+            yield from (vector.numpy() for vector in predictor.compute(items[start : start + config.batch_size]))  # type: ignore[union-attr]  # of embeddings
 
-        found = []
-        for batch in self._table.scan(["part", "number", "id", "place", "problem"]):
-            found += batch.filter(pc.not_equal(batch["problem"], "")).to_pylist()
-        found.sort(key=lambda row: (row["part"], row["number"]))
-        path = Path(self.report)
-        if found:
-            with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-                file.writelines(json_text({n: row[n] for n in ("id", "place", "problem")}) + "\n" for row in found)
-        else:
-            path.unlink(missing_ok=True)
-        return [_told(row["id"], row["problem"]) for row in found]
-
-    def _export(self, places: np.ndarray) -> None:
-        """Writes rows of the table to a file, whole or not at all."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        def tables(*columns: str) -> Iterator[Any]:
-            for start in range(0, len(places), _EXPORTED):
-                yield self._table.take(places[start : start + _EXPORTED].tolist(), columns)
-
-        out, columns = Path(self.out), ["id", "text", "vector"]
-        with ExitStack() as stack:
-            temporary = stack.enter_context(replacing(out))
-            if out.suffix == ".parquet":
-                schema = pa.schema([self._schema.field(name) for name in columns], self._schema.metadata)
-                writer = stack.enter_context(pq.ParquetWriter(temporary, schema))
-                for table in tables(*columns):
-                    writer.write_table(table.cast(schema))
-                return
-            file = stack.enter_context(temporary.open("wb"))
-            if out.suffix == ".jsonl":
-                for table in tables(*columns, "is_image"):
-                    file.writelines(
-                        _json_line(row["id"], row["text"], row["is_image"], row["vector"]).encode()
-                        for row in table.to_pylist()
-                    )
-                return
-            dtype, names = np.dtype(_DTYPES[self._quantize]), out.with_suffix(".ids.jsonl")
-            lines = stack.enter_context(stack.enter_context(replacing(names)).open("wb"))
-            header = {"descr": dtype.str, "fortran_order": False, "shape": (len(places), self._width)}
-            np.lib.format.write_array_header_1_0(file, header)
-            for table in tables(*columns):
-                for chunk in table["vector"].chunks:
-                    file.write(np.ascontiguousarray(chunk.flatten().to_numpy(zero_copy_only=False)).data)
-                lines.writelines((json_text(row) + "\n").encode() for row in table.select(["id", "text"]).to_pylist())
+    vectors = {kind: computed_of(some) for kind, some in items.items()}
+    return [
+        replace(
+            one,
+            image_vector=next(vectors["images"]) if "images" in kinds else None,
+            text_vectors=np.stack([next(vectors["texts"]) for _ in one.example.texts]) if "texts" in kinds else _NONE,
+            pair_vectors=np.stack([next(vectors["pairs"]) for _ in one.example.texts]) if "pairs" in kinds else _NONE,
+        )
+        for one, kinds in zip(found, wanted, strict=True)
+    ]
 
 
-def _blank() -> Any:
-    from PIL import Image as PilImage
+def computed(
+    work: Callable[[Predictor, Iterable[T]], Iterator[list[Result]]],
+    tasks: Iterable[T],
+    model: Model,
+    config: SourceConfig,
+) -> Iterator[list[Result]]:
+    """Yields what comes of tasks: in order here or, task by task, on a cluster, where models take one after the other.
 
-    return PilImage.new("RGB", (8, 8))
+    What a worker had that died is done again.
+    """
+    if config.ray is None:
+        yield from work(loaded(model), tasks)
+        return
+    import ray
+    from ray.util import ActorPool
+
+    with _cluster(config):
+        resources, cores = ray.cluster_resources(), 1 + (config.num_workers or 0)
+        gpus = int(resources.get("GPU", 0))
+        room, unit = gpus or int(resources["CPU"]) // cores, "GPU" if gpus else "core"
+        count = config.ray_workers or room
+        if count > room:
+            raise ValueError(f"ray_workers is {count}, but the cluster has {room} {unit}s, one for each worker")
+        actor: Any = ray.remote(max_restarts=-1, max_task_retries=-1, num_cpus=cores, num_gpus=int(gpus > 0))(_Worker)
+        workers, pool = list[Any](), ActorPool([])
+        for task in tasks:
+            if len(workers) < count:
+                workers.append(actor.remote(model, work))
+                pool.push(workers[-1])
+            elif not pool.has_free():
+                yield pool.get_next_unordered()
+            pool.submit(lambda worker, task: worker.done.remote(task), task)
+        logger.info("workers on Ray: %d, with a %s each", len(workers), unit)
+        while pool.has_next():
+            yield pool.get_next_unordered()
+        for worker in workers:
+            ray.kill(worker)
+
+
+class _Worker:
+    def __init__(self, model: Model, work: Callable[[Predictor, Iterable[Any]], Iterator[list[Any]]]) -> None:
+        self._predictor, self._work = loaded(model), work
+
+    def done(self, task: Any) -> list[Any]:
+        return [*chain.from_iterable(self._work(self._predictor, [task]))]
+
+
+@contextmanager
+def _cluster(config: SourceConfig) -> Iterator[None]:
+    """Connects to a cluster, or starts one; in a process that is connected already, that one is used and stays."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    cores = max(available_cores(), config.ray_workers or 1)
+    options: dict[str, Any] = {"include_dashboard": False, "num_cpus": cores} if config.ray == _LOCAL else {}
+    try:
+        ray.init(address=config.ray, log_to_driver=False, logging_level=logging.WARNING, **options)
+    except ConnectionError as error:
+        raise OSError(f"no Ray cluster at {config.ray} ({error}); start one, or give {_LOCAL}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+class Commits:
+    """Says when rows are to be committed: every few seconds, less often in long runs, and before they are too many."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._started = seconds, time.monotonic()
+        self._last = self._started
+
+    def due(self, num_rows: int) -> bool:
+        """Whether to commit so many rows now; the clock starts anew then."""
+        now = time.monotonic()
+        wait = max(self._seconds, _SHARE * (now - self._started)) if self._seconds else 0.0
+        if not num_rows or (num_rows < _COMMITTED and now - self._last < wait):
+            return False
+        self._last = now
+        return True
+
+
+def numbered(items: Iterable[T]) -> Iterator[tuple[int, T, bool]]:
+    """Yields items with their numbers, and whether each is the last."""
+    left = iter(items)
+    number, item = 0, next(left, None)
+    while item is not None:
+        following = next(left, None)
+        yield number, item, following is None
+        number, item = number + 1, following
+
+
+def quantized(vectors: np.ndarray, kind: Quantize | None) -> np.ndarray:
+    """Returns [n, c] vectors in fewer bytes: int8 with 127 as largest number of each, binary as signs, 8 in a byte."""
+    if kind is None:
+        return vectors
+    if kind == "float16":
+        return vectors.astype(np.float16)
+    if kind == "int8":
+        largest = np.abs(vectors).max(axis=1, keepdims=True)
+        return np.rint(vectors * (127 / np.where(largest > 0, largest, 127))).astype(np.int8)
+    return np.packbits(vectors > 0, axis=1)
+
+
+def loaded(model: Model) -> Predictor:
+    """Returns a model, loaded if it is not yet."""
+    if isinstance(model, str | Path):
+        return load(model)
+    return model if isinstance(model, Predictor) else model()
+
+
+def name_of(example: Example) -> str:
+    """Returns what names an example in a source of several shards, whose keys are those of its own."""
+    return example.images[0].name if example.images and example.images[0].piece else example.id
+
+
+def say_cut(num_cut: int) -> None:
+    """Logs how many texts were cut, if any."""
+    if num_cut:
+        logger.warning("%d texts were longer than the model takes and were cut", num_cut)
+
+
+def check_ray(config: SourceConfig, model: Model) -> None:
+    """Checks that workers of a cluster can load the model themselves, if there is to be a cluster."""
+    if config.ray is not None:
+        require("ray")
+        if isinstance(model, Predictor):
+            raise ValueError("on Ray every worker loads the model; give what to load, not a loaded model")
+
+
+def check_bad(source: object, problems: Sequence[str], num_bad: int, max_errors: int, others: str) -> None:
+    """Raises a ValueError if more examples than allowed could not be used."""
+    if num_bad > max_errors:
+        shown = problems[:_NAMED]
+        more = f" and {num_bad - len(shown)} more" if num_bad > len(shown) else ""
+        bad = f"{num_bad} bad item{'s' if num_bad > 1 else ''}, allowed are {max_errors}"
+        raise ValueError(f"{source}: {bad} (max_errors=N allows more); {others}: {' | '.join(shown)}{more}")

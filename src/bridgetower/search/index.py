@@ -7,9 +7,9 @@ import json
 import math
 import os
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -27,16 +27,15 @@ from bridgetower.data.store import CRC, Table, Uri, crcs_of, message_of
 from bridgetower.files import json_object, locked, parse_json
 from bridgetower.model.plain import from_plain
 from bridgetower.processor import check_length
-from bridgetower.search.exact import ExactVectors, largest_products
 
 VectorColumn = Literal["image_vector", "text_vectors", "pair_vectors"]
 
 ABOUT = ("path", "size", "mtime", "width", "height", "captions", "start", "end")
 """Columns of a result, and of conditions."""
 
-_NULLABLE = ("start", "end", "frame", CRC)  # of images that are no moments; the CRC as `Table` has it
+_NULLABLE = ("start", "end", "frame")  # of images that are no moments
 _MARK = b"bridgetower"  # key of the schema's metadata
-_VERSION = 4
+_VERSION = 5
 _CHANGED = "the {} has changed since it was indexed; bring the index up to date"
 _BESIDE = "./"  # begins paths that are relative to the folder that the index is in
 _SEEN_WITHIN = 1.0  # seconds after which a reader notices what another process wrote
@@ -48,6 +47,7 @@ _SAMPLED, _ITERATIONS = 64, 10  # vectors of a partition and rounds by which par
 _REFINED = 4  # times as many are ranked again by their full vectors
 _MAX_PATHS = 1000  # in one condition
 _MAX_COPIES = 8  # of one file that are returned
+_FEWEST, _MOST = 10_000, 2**32  # rows from which on, and bytes up to which, all vectors are compared in memory
 _RETURNED = ("digest", "path", "size", "width", "height", "captions", "place", "start", "end")
 
 
@@ -59,11 +59,52 @@ class IndexInfo:
         fingerprint: Of the model that made the vectors.
         model: Where that model was loaded from; a path within the index's folder is relative to it.
         root: Folder that the images' paths start from, likewise.
+        image_width: Of the vectors of images and texts.
+        pair_width: Of those of pairs.
     """
 
     fingerprint: str
     model: str
     root: str
+    image_width: int
+    pair_width: int
+
+    def schema(self) -> pa.Schema:
+        """Returns the columns of an index, with this as metadata."""
+        image, pair = (pa.list_(pa.float32(), width) for width in (self.image_width, self.pair_width))
+        fields = {
+            "path": pa.string(),
+            "size": pa.int64(),
+            "mtime": pa.timestamp("us", tz="UTC"),
+            "version": pa.string(),  # of the file that it is in
+            "part_size": pa.int32(),  # of the last image of a file with several: how many these are; else 0
+            "digest": pa.string(),
+            "width": pa.int32(),
+            "height": pa.int32(),
+            "captions": pa.list_(pa.field("item", pa.string(), nullable=False)),
+            "place": pa.string(),
+            "start": pa.float64(),
+            "end": pa.float64(),
+            "frame": pa.large_binary(),
+            "image_vector": image,
+            "text_vectors": pa.list_(image),
+            "pair_vectors": pa.list_(pair),
+        }
+        return pa.schema(
+            [pa.field(name, kind, nullable=name in _NULLABLE) for name, kind in fields.items()],
+            metadata={_MARK: json.dumps({"version": _VERSION, **asdict(self)}).encode()},
+        )
+
+    @classmethod
+    def of(cls, uri: Uri, schema: pa.Schema) -> IndexInfo:
+        """Reads it from a table, and checks that this has the columns of an index and no others."""
+        content = parse_json((schema.metadata or {}).get(_MARK, b"{}"), f"what {uri} is of")
+        if not isinstance(content, dict) or content.pop("version", None) != _VERSION:
+            raise ValueError(f"{uri} is no index of this release; choose another name, or make it again")
+        info = from_plain(cls, content, f"what {uri} is of")
+        if not schema.equals(info.schema().append(pa.field(CRC, pa.uint32()))):
+            raise ValueError(f"{uri} has other columns than an index; choose another name, or make it again")
+        return info
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,59 +162,33 @@ class Index:
         info: What it is of.
     """
 
-    def __init__(self, uri: Uri, *, root: Path | None = None, storage_options: Mapping[str, str] | None = None) -> None:
+    def __init__(self, uri: Uri, *, root: Path | None = None) -> None:
         """Opens an index.
 
         Args:
-            uri: Of the folder.
+            uri: Of the folder; settings of an object store are those of its usual environment variables.
             root: Folder of the images, if they are elsewhere now.
-            storage_options: Settings of an object store; its usual environment variables are read too.
 
         Raises:
             FileNotFoundError: There is none.
             ValueError: It is something else.
         """
-        self.uri, self._root, self._storage_options = str(uri), root, storage_options
+        self.uri, self._root = str(uri), root
         self._opened: tuple[Any, tuple[int, int] | None] | None = None
         self._seen = 0.0
-        self._exact = None if is_url(uri) else ExactVectors(Path(uri))
         self._spoken: tuple[int, int] | None = None  # of a version
-        schema = self._table.schema
-        self.info = info_of(uri, schema)
-        check_columns(uri, schema, self.info)
+        self._vectors: tuple[Any, int, np.ndarray | None] | None = None  # of a table and its version
+        self.info = IndexInfo.of(uri, self._table.schema)
 
     @classmethod
-    def create(
-        cls,
-        uri: Uri,
-        *,
-        fingerprint: str,
-        model: str,
-        root: Uri,
-        image_width: int,
-        pair_width: int,
-        storage_options: Mapping[str, str] | None = None,
-    ) -> Index:
-        """Makes an empty index for vectors of some widths, with a full-text index of captions."""
-        info = IndexInfo(
-            fingerprint=fingerprint,
-            model=portable(uri, model) if Path(model).exists() else model,
-            root=portable(uri, root),
-        )
-        schema = schema_of(info, image_width, pair_width)
+    def create(cls, uri: Uri, info: IndexInfo) -> Index:
+        """Makes an empty index with a full-text index of captions; paths of `info` may be absolute."""
+        model = portable(uri, info.model) if Path(info.model).exists() else info.model
+        info = replace(info, model=model, root=portable(uri, info.root))
         with _told(str(uri), "written"):
-            table = Table.create(uri, schema, checked="image_vector", storage_options=storage_options)
+            table = Table.create(uri, info.schema(), checked="image_vector")
             table.lance.create_index("captions", config=FTS())
-        return cls(uri, storage_options=storage_options)
-
-    @staticmethod
-    def exists(uri: Uri, *, storage_options: Mapping[str, str] | None = None) -> bool:
-        """Whether there is a table.
-
-        Raises:
-            ValueError: The name is none for an index.
-        """
-        return Table.exists(uri, storage_options=storage_options)
+        return cls(uri)
 
     @property
     def _table(self) -> Any:
@@ -182,16 +197,15 @@ class Index:
         if not is_url(self.uri) and Path(self.uri).is_dir():
             status = Path(self.uri).stat()
             folder = status.st_ino, status.st_ctime_ns
-        if self._opened is None or self._opened[1] != folder:
-            try:
-                with _told(self.uri):
-                    self._opened = Table(self.uri, storage_options=self._storage_options).lance, folder
-            except FileNotFoundError as error:
-                raise FileNotFoundError(
-                    f"no index at {self.uri}; make one with bridgetower index PHOTOS --out {self.uri}"
-                ) from error
-        elif time.monotonic() - self._seen > _SEEN_WITHIN:
-            with _told(self.uri):
+        with _told(self.uri):
+            if self._opened is None or self._opened[1] != folder:
+                try:
+                    self._opened = Table(self.uri).lance, folder
+                except FileNotFoundError as error:
+                    raise FileNotFoundError(
+                        f"no index at {self.uri}; make one with bridgetower index PHOTOS --out {self.uri}"
+                    ) from error
+            elif time.monotonic() - self._seen > _SEEN_WITHIN:
                 self._opened[0].checkout_latest()
         self._seen = time.monotonic()
         return self._opened[0]
@@ -205,24 +219,20 @@ class Index:
         """Folder that the images' paths start from."""
         return self._root or Path(resolved(self.uri, self.info.root))
 
-    @property
-    def num_spoken(self) -> int:
-        """How many entries are moments in which something is said.
-
-        Raises:
-            OSError: The index cannot be read.
-        """
-        with _told(self.uri):
-            version = self._table.version
-            if self._spoken is None or self._spoken[0] != version:
-                self._spoken = version, self._table.count_rows("start IS NOT NULL AND array_length(captions) > 0")
-        return self._spoken[1]
-
     def is_of(self, root: Path | str) -> bool:
         """Whether its images are those of a folder or of a URL."""
         if is_url(root) or is_url(self.info.root):
             return str(root) == self.info.root
         return self.root.resolve() == Path(root).resolve()
+
+    @property
+    def num_spoken(self) -> int:
+        """How many entries are moments in which something is said."""
+        with _told(self.uri):
+            version = self._table.version
+            if self._spoken is None or self._spoken[0] != version:
+                self._spoken = version, self._table.count_rows("start IS NOT NULL AND array_length(captions) > 0")
+        return self._spoken[1]
 
     @property
     def model(self) -> str:
@@ -239,11 +249,12 @@ class Index:
         """
         if given is not None:
             return str(given)
-        if is_path(self.info.model) and not Path(self.model).exists():
+        is_local = is_path(self.info.model)
+        if is_local and not Path(self.model).exists():
             raise FileNotFoundError(
                 f"{self.uri} was made with the model at {self.model}, which is not there; give where it is now as model"
             )
-        if not is_path(self.info.model) and not is_downloaded(self.model):
+        if not is_local and not is_downloaded(self.model):
             raise FileNotFoundError(
                 f"{self.uri} was made with {self.model} of the hub, which is not on this machine; give it as model to "
                 "download it"
@@ -251,15 +262,7 @@ class Index:
         return self.model
 
     def check_model(self, fingerprint: str, name: str) -> None:
-        """Checks that the index was made with a model.
-
-        Args:
-            fingerprint: Of the model.
-            name: What to call it.
-
-        Raises:
-            ValueError: It was made with another one.
-        """
+        """Raises a ValueError unless the index was made with a model of this fingerprint."""
         if fingerprint != self.info.fingerprint:
             raise ValueError(
                 f"{self.uri} was made with model {self.info.fingerprint} ({self.model}), but {name} is {fingerprint}; "
@@ -276,58 +279,35 @@ class Index:
         return [path for batch in self.scan(["path"]) for path in batch["path"].to_pylist()]
 
     def with_digest(self, digest: str) -> list[Indexed]:
-        """Returns the images whose file has a SHA-256: none, one, or a few of those that are copies of each other.
-
-        Raises:
-            OSError: The index cannot be read.
-        """
+        """Returns the images whose file has a SHA-256: none, one, or a few of those that are copies of each other."""
         with _told(self.uri):
             rows = self._table.search().where(is_one_of([digest], "digest")).select(list(_RETURNED)).limit(_MAX_COPIES)
             return [Indexed(**row) for row in rows.to_list()]
 
-    def with_paths(self, paths: Sequence[str]) -> list[Indexed]:
-        """Returns the images with some paths, in no order."""
+    def frames(self, images: Sequence[Indexed]) -> dict[str, bytes]:
+        """Returns the frames of the moments among some images, by path."""
+        rows = self.rows([image.path for image in images if image.start is not None], ["path", "frame"])
+        return {row["path"]: row["frame"] or b"" for row in rows}
+
+    def rows(self, paths: Sequence[str], columns: Sequence[str] = _RETURNED) -> list[dict[str, Any]]:
+        """Returns columns of the rows with some paths, as far as they are there, in no order; default: of `Indexed`."""
         with _told(self.uri):
             return [
-                Indexed(**row)
-                for chunk in _chunks(paths)
-                for row in self._table.search().where(is_one_of(chunk)).select(list(_RETURNED)).to_list()
+                row
+                for start in range(0, len(paths), _MAX_PATHS)
+                for row in self._table.search()
+                .where(is_one_of(paths[start : start + _MAX_PATHS]))
+                .select(list(columns))
+                .to_list()
             ]
 
-    def image_vectors(self, paths: Sequence[str]) -> dict[str, np.ndarray]:
-        """Returns the vectors of the images with some paths, as far as they are there."""
-        with _told(self.uri):
-            return {
-                row["path"]: np.array(row["image_vector"], np.float32)
-                for chunk in _chunks(paths)
-                for row in self._table.search().where(is_one_of(chunk)).select(["path", "image_vector"]).to_list()
-            }
-
     def examples(self, count: int) -> list[Indexed]:
-        """Returns up to `count` images from evenly spread rows, always the same ones of the same table.
-
-        Raises:
-            OSError: The index cannot be read.
-        """
+        """Returns up to `count` images from evenly spread rows, always the same ones of the same table."""
         size = len(self)
         rows = min(count, size)
         places = [(2 * number + 1) * size // (2 * rows) for number in range(rows)]
         with _told(self.uri):
             return [Indexed(**row) for row in self._table.take_offsets(places).select(list(_RETURNED)).to_list()]
-
-    def frames(self, images: Sequence[Indexed]) -> dict[str, bytes]:
-        """Returns the frames of the moments among some images, by path.
-
-        Raises:
-            OSError: The index cannot be read.
-        """
-        paths = [image.path for image in images if image.start is not None]
-        with _told(self.uri):
-            return {
-                row["path"]: bytes(row["frame"] or b"")
-                for chunk in _chunks(paths)
-                for row in self._table.search().where(is_one_of(chunk)).select(["path", "frame"]).to_list()
-            }
 
     def content(
         self,
@@ -351,19 +331,21 @@ class Index:
             ValueError: The file is outside the folder, is none, is too large, or is not what was indexed.
             OSError: It cannot be read.
         """
+        frame = None
         if image.start is not None:
-            frame = (self.frames([image]) if frames is None else frames).get(image.path)
-            if max_bytes is not None and len(frame or b"") > max_bytes:
-                raise ValueError(f"the file of the image has {len(frame or b'')} bytes, the limit is {max_bytes}")
-            if frame is None or hashlib.sha256(frame).hexdigest() != image.digest:
-                raise ValueError("the moment has changed since it was indexed; search again")
-            return frame
+            frame = (self.frames([image]) if frames is None else frames).get(image.path, b"")
         named = file_of(image, self.root)
-        if isinstance(named, str) and not fetch:
+        if frame is None and isinstance(named, str) and not fetch:
             raise ValueError("the image is at a URL, which is not fetched because an index names it")
-        if max_bytes is not None and image.size > max_bytes:
-            raise ValueError(f"the file of the image has {image.size} bytes, the limit is {max_bytes}")
-        return read_indexed(named if isinstance(named, str) else self._real(named, within_root=within_root), image)
+        size = image.size if frame is None else len(frame)
+        if max_bytes is not None and size > max_bytes:
+            raise ValueError(f"the file of the image has {size} bytes, the limit is {max_bytes}")
+        if frame is None:
+            file = named if isinstance(named, str) else self._real(named, within_root=within_root)
+            return read_indexed(file, image)
+        if hashlib.sha256(frame).hexdigest() != image.digest:
+            raise ValueError("the moment has changed since it was indexed; search again")
+        return frame
 
     def _real(self, named: Path, *, within_root: bool) -> Path:
         file = Path(os.path.realpath(named, strict=True))  # Path.resolve fails on links in a circle
@@ -382,10 +364,9 @@ class Index:
             raise ValueError("it is an image, not a moment of a video")
         with _told(self.uri):
             rows = self._table.search().where(is_one_of([moment.path])).select(["mtime"]).to_arrow()
-        (mtime,) = rows["mtime"].cast(pa.int64()).to_pylist() or [None]
         stream = open_regular(self._real(named, within_root=True))
         status = os.fstat(stream.fileno())
-        if (status.st_size, status.st_mtime_ns // 1000) != (moment.size, mtime):
+        if status.st_size != moment.size or [status.st_mtime_ns // 1000] != rows["mtime"].cast(pa.int64()).to_pylist():
             stream.close()
             raise ValueError(_CHANGED.format("video"))
         return stream
@@ -414,21 +395,51 @@ class Index:
                 so that nothing finds them.
         """
         with _told(self.uri):
-            there, info = len(self), info_of(self.uri, self._table.schema)
+            there, info = len(self), IndexInfo.of(self.uri, self._table.schema)
         count = max(1, min(count, there))
         if info != self.info:
             raise OSError(f"{self.uri} was replaced by an index of another model or folder; open it again")
+        of_images = column == "image_vector"
         every = exact or not self.has_ann_index
-        if where is None and column == "image_vector" and every and (found := self._all_compared(vector, count)):
-            return found
         probes = 0 if exact else math.ceil(_PROBED_SHARE * _num_partitions(there))
-        rows = self._nearest_rows(vector, count, column, where, probes)
-        if not every and column == "image_vector" and len(rows) < count:  # the partitions that were read had no more
+        found = self._compared_in_memory(vector, count) if where is None and of_images and every else None
+        rows = found or self._nearest_rows(vector, count, column, where, probes)
+        if not every and of_images and len(rows) < count:  # the partitions that were read had no more
             rows = self._nearest_rows(vector, count, column, where, probes=0)
-        unhidden = where is None and column == "image_vector" and every
-        if unhidden and len(rows) < min(count, len(self)):
+        if where is None and of_images and every and len(rows) < min(count, len(self)):
             raise OSError(f"{self.uri} has vectors with NaN, which no search finds; make the index again")
-        return self._hits(rows)
+        hits = []
+        for row in rows:
+            cosine, image = 1 - row.pop("_distance"), row | {"captions": tuple(row["captions"])}
+            try:
+                file = file_of(Indexed(**image), self.root)
+            except ValueError as error:  # of a damaged row; the condition is not at fault
+                raise OSError(f"{self.uri} cannot be read: {error}") from error
+            hits.append(Hit(file=file, cosine=cosine, **image))
+        return sorted(hits, key=lambda one: (-one.cosine, one.path))
+
+    def _compared_in_memory(self, vector: Float[Tensor, " c"], count: int) -> list[dict[str, Any]] | None:
+        """Compares all vectors of images at once, many times as fast as within Lance, from the second search on."""
+        with _told(self.uri):
+            table = self._table
+            version, size = table.version, table.count_rows()
+            if size < _FEWEST or 4 * size * self.info.image_width > _MOST:
+                return None
+            if self._vectors is None or self._vectors[0] is not table or self._vectors[1] != version:
+                self._vectors = table, version, None
+                return None
+            vectors = self._vectors[2]
+            if vectors is None:
+                vectors = np.concatenate(list(self.image_vectors()))
+                vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+                self._vectors = table, version, vectors
+            cosines = vectors @ (vector / vector.norm()).numpy()
+            chosen = np.sort(np.argpartition(cosines, -min(count, size))[-count:])
+            found = table.take_offsets(chosen.tolist()).select(list(_RETURNED)).to_list()
+            if self._table is not table or table.version != version:  # it was written meanwhile
+                return None
+        distances = (1 - cosines[chosen]).tolist()
+        return [row | {"_distance": distance} for row, distance in zip(found, distances, strict=True)]
 
     def _nearest_rows(
         self, vector: Float[Tensor, " c"], count: int, column: VectorColumn, where: str | None, probes: int
@@ -438,53 +449,20 @@ class Index:
         query = query.nprobes(probes).refine_factor(_REFINED) if probes else query.bypass_vector_index()
         if where is not None:
             query = query.where(where, prefilter=True)
-        query = query.select([*_RETURNED, "_distance"])
         try:
             with _told(self.uri, where=where):
-                found: list[dict[str, Any]] = query.to_list()
+                found: list[dict[str, Any]] = query.select([*_RETURNED, "_distance"]).to_list()
         except ValueError:
             self._nearest_rows(vector, 1, column, None, probes)  # of a damaged index this fails too, with OSError
             raise
         return found
 
-    def _all_compared(self, vector: Float[Tensor, " c"], count: int) -> list[Hit] | None:
-        """Returns the images with the largest cosines by the array of vectors; None if it is not of this version."""
-        table, version = self._table, self._table.version
-        vectors = self._exact.of(version) if self._exact else None
-        if vectors is None:
-            return None
-        rows, cosines = largest_products(vectors, (vector / vector.norm()).numpy(), count)
-        order = rows.argsort()
-        with _told(self.uri):
-            found = table.take_offsets(rows[order].tolist()).select(list(_RETURNED)).to_list()
-            if self._table is not table or table.version != version:  # it was written meanwhile
-                return None
-        return self._hits(
-            row | {"_distance": 1 - cosine} for row, cosine in zip(found, cosines[order].tolist(), strict=True)
-        )
-
-    def _hits(self, rows: Iterable[Mapping[str, Any]]) -> list[Hit]:
-        """Returns rows as hits, best first.
-
-        Raises:
-            OSError: A row names no place of an image; the condition of a search is not at fault.
-        """
-        hits = []
-        for row in rows:
-            image = Indexed(**{name: row[name] for name in _RETURNED} | {"captions": tuple(row["captions"])})
-            try:
-                file = file_of(image, self.root)
-            except ValueError as error:
-                raise OSError(f"{self.uri} cannot be read: {error}") from error
-            hits.append(Hit(file=file, cosine=1 - row["_distance"], **vars(image)))
-        return sorted(hits, key=lambda one: (-one.cosine, one.path))
-
     def upsert(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Writes images in one commit; those that are there are replaced.
 
         Args:
-            rows: By column: `path`, `digest`, `width`, `height`, `captions` and vectors as NumPy arrays; `size`,
-                `mtime` (of the file, in microseconds since 1970), `version`, `place`, `start`, `end`, `frame`.
+            rows: By column: `path`, `digest`, `width`, `height`, `captions` and vectors as NumPy arrays; perhaps
+                `mtime` (of the file, in microseconds since 1970) and the other columns of `IndexInfo.schema`.
 
         Raises:
             ValueError: A vector has values that are no numbers, or zeros alone.
@@ -495,7 +473,7 @@ class Index:
             if not np.any(row["image_vector"]):
                 raise ValueError(f"{row['path']!r} has a vector of zeros, which nothing finds; check the model")
         if rows:
-            defaults = {"size": 0, "mtime": 0, "version": "", "place": ""}
+            defaults = {"size": 0, "mtime": 0, "version": "", "part_size": 0, "place": ""}
             self._merge(_arrow([{**defaults, **row} for row in rows], self._table.schema))
 
     def _merge(self, rows: pa.Table) -> None:
@@ -504,33 +482,42 @@ class Index:
 
     def reuse(self, images: Sequence[Mapping[str, Any]]) -> set[str]:
         """Writes images with the vectors of others that have the same digest and captions; returns their paths."""
+        if not images:
+            return set()
         where = f"start IS NULL AND width > 0 AND {is_one_of({one['digest'] for one in images}, 'digest')}"
         with _told(self.uri):
-            rows = self._table.search().where(where).to_arrow() if images else None
-        if rows is None or not len(rows):
-            return set()
+            rows = self._table.search().where(where).to_arrow()
         keys = zip(rows["digest"].to_pylist(), map(tuple, rows["captions"].to_pylist()), strict=True)
         numbers = {key: number for number, key in enumerate(keys)}
         known = [one for one in images if (one["digest"], tuple(one["captions"])) in numbers]
         if known:
             written = rows.take([numbers[one["digest"], tuple(one["captions"])] for one in known])
-            for name in ("path", "size", "mtime", "version", "place"):
+            for name in ("path", "size", "mtime", "version", "part_size", "place"):
                 place = written.schema.get_field_index(name)
                 field = written.schema.field(name)
                 written = written.set_column(place, field, pa.array([one[name] for one in known]).cast(field.type))
             self._merge(written)
         return {one["path"] for one in known}
 
-    def set_version(self, before: Collection[str], version: str) -> None:
-        """Gives all rows of some versions another one."""
-        with _told(self.uri, "written"):
-            self._table.update(where=is_one_of(before, "version"), values={"version": version})
-
-    def remove(self, paths: Iterable[str]) -> None:
-        """Deletes rows."""
-        for chunk in _chunks(list(paths)):
+    def set_versions(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Gives the rows of some paths another `version` and `part_size`."""
+        for version, part_size in {(row["version"], row["part_size"]) for row in rows}:
+            paths = [row["path"] for row in rows if (row["version"], row["part_size"]) == (version, part_size)]
             with _told(self.uri, "written"):
-                self._table.delete(is_one_of(chunk))
+                self._table.update(where=is_one_of(paths), values={"version": version, "part_size": part_size})
+
+    def remove(self, paths: Sequence[str]) -> None:
+        """Deletes rows."""
+        for start in range(0, len(paths), _MAX_PATHS):
+            with _told(self.uri, "written"):
+                self._table.delete(is_one_of(paths[start : start + _MAX_PATHS]))
+
+    def image_vectors(self) -> Iterator[Float[np.ndarray, "n c"]]:
+        """Yields the vectors of all images; an OSError says that one is not as it was written."""
+        for batch in self.scan(["image_vector", CRC]):
+            if (crcs_of(batch["image_vector"]) != batch[CRC].to_numpy()).any():
+                raise OSError(f"{self.uri} has damaged vectors; make the index again, or copy it again")
+            yield batch["image_vector"].flatten().to_numpy().reshape(-1, self.info.image_width)
 
     def create_ann_index(self) -> None:
         """Groups the images' vectors, so that searches compare only those of the groups nearest to the query.
@@ -548,30 +535,7 @@ class Index:
     @property
     def has_ann_index(self) -> bool:
         """Whether `create_ann_index` was called."""
-        return "image_vector" in self._indexes()
-
-    def _indexes(self) -> dict[str, str]:
-        """Returns the names of the indexes by the column that each is of."""
-        return {index.columns[0]: index.name for index in self._table.list_indices()}
-
-    def write_exact(self) -> None:
-        """Writes the vectors of images in one array beside the table, if it is large, for searches that compare all.
-
-        Raises:
-            OSError: It cannot be written, or a vector is not as it was written into the table.
-        """
-        if self._exact is None:
-            return
-        width = self._table.schema.field("image_vector").type.list_size
-
-        def parts() -> Iterator[np.ndarray]:
-            for batch in self.scan(["image_vector", CRC]):
-                if (crcs_of(batch["image_vector"]) != batch[CRC].to_numpy()).any():
-                    raise OSError(f"{self.uri} has damaged vectors; make the index again, or copy it again")
-                yield batch["image_vector"].flatten().to_numpy().reshape(-1, width)
-
-        with _told(self.uri, "written"):
-            self._exact.write(self._table.version, len(self), width, parts())
+        return any(index.columns == ["image_vector"] for index in self._table.list_indices())
 
     def optimize(self, num_replaced: int = 0) -> None:
         """Rewrites the table where that makes it smaller or quicker, and forgets versions that nobody reads any more.
@@ -579,7 +543,8 @@ class Index:
         Args:
             num_replaced: Rows that were deleted or replaced since it was tidied.
         """
-        fragments, indexes = self._table.stats()["fragment_stats"]["num_fragments"], self._indexes()
+        fragments = self._table.stats()["fragment_stats"]["num_fragments"]
+        indexes = {index.columns[0]: index.name for index in self._table.list_indices()}
         outside = max((self._table.index_stats(name).num_unindexed_rows for name in indexes.values()), default=0)
         with _told(self.uri, "written"):
             if fragments > _MAX_FRAGMENTS or 10 * max(num_replaced, outside) > len(self):
@@ -587,62 +552,6 @@ class Index:
             if len(self) >= _LOOKED_UP_FROM:
                 for column in set(_LOOKED_UP) - indexes.keys():
                     self._table.create_index(column, config=BTree())
-
-
-def schema_of(info: IndexInfo, image_width: int, pair_width: int) -> pa.Schema:
-    """Returns the columns of an index, for vectors of these widths, with what it is of as metadata."""
-    image, pair = (pa.list_(pa.float32(), width) for width in (image_width, pair_width))
-    fields = {
-        "path": pa.string(),
-        "size": pa.int64(),
-        "mtime": pa.timestamp("us", tz="UTC"),
-        "version": pa.string(),  # of the file that it is in, and whether all of that file is here; see `build_index`
-        "digest": pa.string(),
-        "width": pa.int32(),
-        "height": pa.int32(),
-        "captions": pa.list_(pa.field("item", pa.string(), nullable=False)),
-        "place": pa.string(),
-        "start": pa.float64(),
-        "end": pa.float64(),
-        "frame": pa.large_binary(),
-        "image_vector": image,
-        "text_vectors": pa.list_(image),
-        "pair_vectors": pa.list_(pair),
-    }
-    content = {"version": _VERSION, **asdict(info)}
-    return pa.schema(
-        [pa.field(name, kind, nullable=name in _NULLABLE) for name, kind in fields.items()],
-        metadata={_MARK: json.dumps(content).encode()},
-    )
-
-
-def info_of(uri: Uri, schema: pa.Schema) -> IndexInfo:
-    """Reads what an index is of.
-
-    Raises:
-        ValueError: It is no index, or one of another release.
-    """
-    content = parse_json((schema.metadata or {}).get(_MARK, b"{}"), f"what {uri} is of")
-    if not isinstance(content, dict) or content.pop("version", None) != _VERSION:
-        raise ValueError(f"{uri} is no index of this release; choose another name, or make it again")
-    return from_plain(IndexInfo, content, f"what {uri} is of")
-
-
-def check_columns(uri: Uri, schema: pa.Schema, info: IndexInfo) -> None:
-    """Checks that a table has the columns of an index, of any widths of vectors, and no others.
-
-    Raises:
-        ValueError: It has others.
-    """
-
-    def width(name: str) -> int:
-        kind = schema.field(name).type if name in schema.names else pa.null()
-        kind = kind.value_type if pa.types.is_list(kind) else kind
-        return int(kind.list_size) if pa.types.is_fixed_size_list(kind) else 1
-
-    expected = schema_of(info, width("image_vector"), width("pair_vectors")).append(pa.field(CRC, pa.uint32()))
-    if not schema.equals(expected):
-        raise ValueError(f"{uri} has other columns than an index; choose another name, or make it again")
 
 
 def place_of(image: Image, path: str, root: Uri) -> str:
@@ -666,18 +575,17 @@ def _place(image: Indexed) -> dict[str, Any]:
     """Returns what `place_of` wrote; the index may be from someone else, so its types are checked."""
     where = json_object(image.place or "{}", "the place of an image")
     piece, cell = where.get("piece", [0, 1]), where.get("cell", ["", 0])
+
+    def are(values: Any, *kinds: type) -> bool:
+        return isinstance(values, list) and [type(value) for value in values] == list(kinds)
+
     if not (
         all(isinstance(where.get(name, ""), str) for name in ("file", "url"))
-        and (_are(piece, int, int) and piece[0] >= 0 and piece[1] > 0)
-        and (_are(cell, str, int) and cell[1] >= 0)
+        and (are(piece, int, int) and piece[0] >= 0 and piece[1] > 0)
+        and (are(cell, str, int) and cell[1] >= 0)
     ):
         raise ValueError(f"the index has {image.place} as the place of {image.path!r}; make the index again")
     return where
-
-
-def _are(values: Any, *kinds: type) -> bool:
-    """Whether values are a list of one of each kind."""
-    return isinstance(values, list) and [type(value) for value in values] == list(kinds)
 
 
 def read_indexed(file: Path | str, image: Indexed) -> bytes:
@@ -699,22 +607,10 @@ def read_indexed(file: Path | str, image: Indexed) -> bytes:
 
 def _arrow(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
     """Returns rows as an Arrow table, with the CRCs of their vectors."""
-    columns: list[Any] = []
-    for field in schema:
-        if field.name == CRC:
-            columns.append(pa.array(crcs_of(columns[schema.get_field_index("image_vector")]), pa.uint32()))
-            continue
-        values = [row.get(field.name) for row in rows]
-        if pa.types.is_timestamp(field.type):
-            columns.append(pa.array(values, pa.int64()).cast(field.type))
-        elif field.name in ("text_vectors", "pair_vectors"):
-            columns.append(pa.array([list(np.asarray(value)) for value in values], field.type))
-        elif field.name == "image_vector":
-            flat = np.stack([np.asarray(value, np.float32) for value in values])
-            columns.append(pa.FixedSizeListArray.from_arrays(pa.array(flat.ravel()), flat.shape[1]))
-        else:
-            columns.append(pa.array(values, field.type))
-    return pa.table(columns, schema=schema)
+    several = ("text_vectors", "pair_vectors")
+    given = [{**row, **{name: list(row[name]) for name in several}} for row in rows]
+    table = pa.Table.from_pylist(given, schema.remove(schema.get_field_index(CRC)))
+    return table.append_column(CRC, pa.array(crcs_of(table["image_vector"]), pa.uint32())).select(schema.names)
 
 
 @contextmanager
@@ -723,9 +619,8 @@ def _told(uri: str, what: str = "read", where: str | None = None) -> Iterator[No
     try:
         yield
     except Exception as error:
-        if isinstance(error, OSError) or not (
-            isinstance(error, RuntimeError | ValueError) or type(error).__name__ == "RustPanic"
-        ):
+        is_lance = isinstance(error, RuntimeError | ValueError) or type(error).__name__ == "RustPanic"
+        if isinstance(error, OSError) or not is_lance:
             raise
         if where is not None:
             raise ValueError(f"where is {where!r}: {message_of(error)}; columns are {', '.join(ABOUT)}") from error
@@ -738,20 +633,12 @@ def _told(uri: str, what: str = "read", where: str | None = None) -> Iterator[No
 
 
 def write_lock(uri: Uri) -> AbstractContextManager[None]:
-    """Holds an index for this process while it is written, where it is a local folder.
-
-    Raises:
-        FileExistsError: Another process holds it.
-    """
+    """Holds an index for this process while it is written, where it is a local folder."""
     return nullcontext() if is_url(uri) else locked(Path(uri))
 
 
 def _num_partitions(num_rows: int) -> int:
     return max(1, round(2 * num_rows**0.5))
-
-
-def _chunks(items: Sequence[str]) -> Iterator[Sequence[str]]:
-    return (items[start : start + _MAX_PATHS] for start in range(0, len(items), _MAX_PATHS))
 
 
 def is_one_of(values: Collection[str], column: str = "path") -> str:

@@ -99,18 +99,28 @@ class Searcher:
                 head, the condition is none, or none of the candidates can be opened.
         """
         check_batch_size(batch_size)
-        planned, rerank = self.planned(text, image, top=top, rerank=rerank, against=against)
-        if against is None and planned == "images" and text is not None and image is None and self.index.num_spoken:
+        given, (against, rerank) = against, self.planned(text, image, top=top, rerank=rerank, against=against)
+        if given is None and against == "images" and text is not None and image is None and self.index.num_spoken:
             message = "the text is compared with images, as %d of %d entries have no transcript; against captions finds"
             logger.info(message + " what is said", len(self.index) - self.index.num_spoken, len(self.index))
-        against = planned
-        vector = self._vector(text, image, against, truncate)
-        count = max(top, rerank)
-        found = self.index.nearest(vector, count, column=COLUMNS[against], where=where, exact=exact)
+        if against == "pairs" and text is not None and image is not None:
+            vectors = [self.predictor.embed_pairs(image, text, truncate=truncate)]
+        else:
+            vectors = [] if image is None else [self.predictor.embed_images(image)]
+            vectors += [] if text is None else [self.predictor.embed_texts(text, truncate=truncate)]
+        vector = mean_vector(torch.cat(vectors))
+        found = self.index.nearest(vector, max(top, rerank), column=COLUMNS[against], where=where, exact=exact)
         matched, others = candidates(found, rerank)
         log_odds: list[float] = []
         if text is not None and matched:
-            matched, log_odds = self._matched(text, matched, truncate, batch_size)
+            frames = self.index.frames(matched)
+            with ThreadPoolExecutor(available_cores()) as pool:  # decoding lets other threads run
+                opened = self.usable(matched, list(pool.map(partial(self.open, frames=frames), matched)))
+            (ids,) = map(tuple, self.predictor.processor.token_ids([text], truncate=truncate))
+            items = [Item(kind="match", image=resized.pixels, ids=ids) for _, resized in opened]
+            for start in range(0, len(items), batch_size):
+                log_odds += self.predictor.compute(items[start : start + batch_size])  # type: ignore[arg-type]  # numbers
+            matched = [one for one, _ in opened]
         return two_stages(matched, log_odds, others, self.predictor.reranking)[:top]
 
     def planned(
@@ -131,50 +141,36 @@ class Searcher:
             ValueError: The arguments, those of `search`, do not go together.
             OSError: The index cannot be read.
         """
-        _check_query(text, image, top, rerank)
+        if text is None and image is None:
+            raise ValueError("nothing to search for; give a text, an image or both")
+        if text is not None and not text.strip():
+            raise ValueError(f"the text to search for is {text!r}; give words, or leave it out and give an image")
+        check_top(top)
+        if rerank is not None and rerank < 0:
+            raise ValueError(f"rerank is {rerank}; expected at least 0")
+        if rerank and text is None:
+            raise ValueError(f"rerank is {rerank}, but images are matched with a text; give one, or rerank 0")
         if against is not None:
             check_choice("against", against, Against)
+        model = self.predictor.model
         if rerank:
-            self.predictor.model.head("itm")
+            model.head("itm")
         spoken = self.index.num_spoken if text is not None and image is None and against in (None, "captions") else 0
         said = spoken > 0 and spoken == len(self.index)
         if rerank is None:
-            able = text is not None and not said and self.predictor.model.itm_head is not None
+            able = text is not None and not said and model.itm_head is not None
             rerank = RERANK if able and self.predictor.reranking.helps is not False else 0
-        return self._comparable(text, image, against or ("captions" if said else "images")), rerank
-
-    def _comparable(self, text: str | None, image: ImageLike | None, against: Against) -> Against:
-        if against != "pairs" or (text is not None and image is not None) or self.predictor.model.compares_pairs:
-            return against
-        logger.warning(
-            "the vectors of pairs of this model cannot be compared with that of %s alone, as its contrastive head has "
-            "no part for pairs; it is compared with %s instead: give both a text and an image to compare with pairs",
-            *(("an image", "images") if text is None else ("a text", "captions")),
-        )
-        return "images" if text is None else "captions"
-
-    def _vector(
-        self, text: str | None, image: ImageLike | None, against: Against, truncate: bool
-    ) -> Float[Tensor, " c"]:
-        if against == "pairs" and text is not None and image is not None:
-            return self.predictor.embed_pairs(image, text, truncate=truncate)[0]
-        vectors = [] if image is None else [self.predictor.embed_images(image)]
-        vectors += [] if text is None else [self.predictor.embed_texts(text, truncate=truncate)]
-        return mean_vector(torch.cat(vectors))
-
-    def _matched(
-        self, text: str, found: Sequence[Hit], truncate: bool, batch_size: int
-    ) -> tuple[list[Hit], list[float]]:
-        """Returns candidates and their log-odds of a match; those that cannot be opened are left out."""
-        frames = self.index.frames(found)
-        with ThreadPoolExecutor(available_cores()) as pool:  # decoding lets other threads run
-            opened = self.usable(found, list(pool.map(partial(self.open, frames=frames), found)))
-        (ids,) = map(tuple, self.predictor.processor.token_ids([text], truncate=truncate))
-        items = [Item(kind="match", image=image.pixels, ids=ids) for _, image in opened]
-        log_odds: list[float] = []
-        for start in range(0, len(items), batch_size):
-            log_odds += self.predictor.compute(items[start : start + batch_size])  # type: ignore[arg-type]  # numbers
-        return [one for one, _ in opened], log_odds
+        against = against or ("captions" if said else "images")
+        if against == "pairs" and (text is None or image is None) and not model.compares_pairs:
+            alone, against = ("an image", "images") if text is None else ("a text", "captions")
+            logger.warning(
+                "the vectors of pairs of this model cannot be compared with that of %s alone, as its contrastive head "
+                "has no part for pairs; it is compared with %s instead: give both a text and an image to compare with "
+                "pairs",
+                alone,
+                against,
+            )
+        return against, rerank
 
     def open(
         self,
@@ -185,15 +181,7 @@ class Searcher:
         fetch: bool = True,
         frames: Mapping[str, bytes] | None = None,
     ) -> Resized | ValueError | OSError:
-        """Returns the image of a candidate as it was indexed, or why it cannot be opened.
-
-        Args:
-            one: The candidate.
-            prepare: Decodes a file in place of the processor.
-            max_bytes: Of the file; None: any number.
-            fetch: Open images at URLs too.
-            frames: Of moments, as of `Index.content`.
-        """
+        """Returns the image of a candidate as it was indexed, or why it cannot be opened; `prepare` decodes a file."""
         try:
             content = self.index.content(one, max_bytes=max_bytes, fetch=fetch, frames=frames)
             return (prepare or self.predictor.processor.prepare)(content)
@@ -205,15 +193,7 @@ class Searcher:
     def usable(
         self, found: Sequence[Hit], opened: Sequence[Resized | ValueError | OSError]
     ) -> list[tuple[Hit, Resized]]:
-        """Returns candidates with their images; those that cannot be opened are left out.
-
-        Args:
-            found: The candidates.
-            opened: What `open` returned of each.
-
-        Raises:
-            ValueError: None can be opened.
-        """
+        """Returns candidates with their images, as `open` returned them; a ValueError says that none can be opened."""
         good = [(one, image) for one, image in zip(found, opened, strict=True) if isinstance(image, Resized)]
         errors = [image for image in opened if isinstance(image, Exception)]
         if errors and not good:
@@ -227,18 +207,6 @@ class Searcher:
                 *(len(errors), len(found), errors[0]),
             )
         return good
-
-
-def _check_query(text: str | None, image: ImageLike | None, top: int, rerank: int | None) -> None:
-    if text is None and image is None:
-        raise ValueError("nothing to search for; give a text, an image or both")
-    if text is not None and not text.strip():
-        raise ValueError(f"the text to search for is {text!r}; give words, or leave it out and give an image")
-    check_top(top)
-    if rerank is not None and rerank < 0:
-        raise ValueError(f"rerank is {rerank}; expected at least 0")
-    if rerank and text is None:
-        raise ValueError(f"rerank is {rerank}, but images are matched with a text; give one, or rerank 0")
 
 
 def mean_vector(vectors: Float[Tensor, "n c"]) -> Float[Tensor, " c"]:
@@ -255,14 +223,7 @@ def candidates(found: Sequence[Hit], count: int) -> tuple[list[Hit], list[Hit]]:
 def two_stages(
     matched: Sequence[Hit], log_odds: Sequence[float], others: Sequence[Hit], reranking: Reranking
 ) -> list[Hit]:
-    """Ranks candidates by matching and cosine together, then the others by cosine; candidates get what is shown.
-
-    Args:
-        matched: The candidates.
-        log_odds: That they match the text.
-        others: What was not matched.
-        reranking: Of the model.
-    """
+    """Ranks candidates by matching and cosine together, then the others by cosine; candidates get what is shown."""
     match = torch.tensor([*log_odds, *[torch.nan] * len(others)])
     named = reranking.named(match[: len(matched)])
     found = [replace(one, **value) for one, value in zip(matched, named, strict=True)] + [*others]
