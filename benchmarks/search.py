@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,9 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from bridgetower.evaluation.candidates import candidate_pairs
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.metrics import RECALL_KS, GroundTruth, streamed_recalls
-from bridgetower.evaluation.pairs import candidate_pairs
-from bridgetower.evaluation.reranking import Candidates
 from bridgetower.search.build import build_index
 from bridgetower.search.config import IndexConfig
 from bridgetower.search.index import Index, IndexInfo
@@ -240,10 +240,10 @@ def _ranked(num_texts: int, num_images: int, k: int) -> Row:
 
     found, recalls = {}, streamed_recalls(cosines, truth)
     if k:
-        pairs = candidate_pairs(cosines, truth, k)
+        pairs = candidate_pairs(cosines, truth, RetrievalConfig(candidates=k))
         noise = torch.randn(len(pairs.image), generator=torch.Generator().manual_seed(0))
-        itm = 3 * pairs.belong(truth) + noise
-        candidates = Candidates(pairs=pairs, itm=itm, truth=truth, config=RetrievalConfig(candidates=k))
+        itm = 3 * pairs.belong + noise
+        candidates = replace(pairs, itm=itm)
         fitted = candidates.fitted()
         recalls = candidates.recalls(fitted.itc_weight)
         found = {"pairs": len(itm), "itc_weight": fitted.itc_weight, "ece": round(candidates.error(fitted), 4)}

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from bridgetower.evaluation.config import Protocol
+from bridgetower.evaluation.candidates import Candidates
+from bridgetower.evaluation.config import Protocol, RetrievalConfig
 from bridgetower.evaluation.metrics import RECALL_KS, GroundTruth, RetrievalRecalls, ScoresOf
-from bridgetower.evaluation.pairs import CandidatePairs
 from bridgetower.evaluation.retrieval import RetrievalResult
 
 DROPPED = -100.0
@@ -25,19 +26,26 @@ def scores_of(table: Tensor) -> ScoresOf:
     return lambda rows, texts: table[rows][:, texts]
 
 
-def listed(image_side: Tensor, text_side: Tensor | None = None, cosine: Tensor | None = None) -> CandidatePairs:
+def listed(
+    truth: GroundTruth, image_side: Tensor, text_side: Tensor | None = None, cosine: Tensor | None = None
+) -> Candidates:
     """The list of the pairs that two tables are true at; without the second one, the first is of both sides."""
     text_side = image_side if text_side is None else text_side
     cosine = torch.zeros(image_side.shape) if cosine is None else cosine
     at = (image_side | text_side).nonzero(as_tuple=True)
-    return CandidatePairs(
-        image=at[0], text=at[1], image_side=image_side[at], text_side=text_side[at], cosine=cosine[at]
-    )
+    sides = {"image_side": image_side[at], "text_side": text_side[at]}
+    return Candidates(image=at[0], text=at[1], cosine=cosine[at], truth=truth, config=RetrievalConfig(), **sides)
 
 
-def table(pairs: CandidatePairs, values: Tensor, truth: GroundTruth, other: float = torch.nan) -> Tensor:
+def ranked(pairs: Candidates, scores: Tensor, protocol: Protocol = "standard") -> Candidates:
+    """Candidates with scores of their pairs, or of a table, by a protocol."""
+    scores = scores[pairs.image, pairs.text] if scores.ndim == 2 else scores
+    return replace(pairs, itm=scores, config=replace(pairs.config, protocol=protocol))
+
+
+def table(pairs: Candidates, values: Tensor, other: float = torch.nan) -> Tensor:
     """The values of a list, image by text."""
-    found = torch.full((len(truth.owners), len(truth.text_image_index)), other, dtype=values.dtype)
+    found = torch.full((len(pairs.truth.owners), len(pairs.truth.text_image_index)), other, dtype=values.dtype)
     found[pairs.image, pairs.text] = values
     return found
 
@@ -50,7 +58,7 @@ def similarity(result: RetrievalResult) -> Tensor:
 def itm(result: RetrievalResult) -> Tensor:
     """All matching scores of an evaluation, NaN where nothing was matched."""
     assert result.candidates is not None
-    return table(result.candidates.pairs, result.candidates.itm, result.truth)
+    return table(result.candidates, result.candidates.itm)
 
 
 def topk(cosine: Tensor, k: int, dim: int) -> Tensor:

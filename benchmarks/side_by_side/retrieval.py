@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from bridgetower.engines.engine import Engine
+from bridgetower.evaluation.candidates import candidate_pairs
+from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.metrics import GroundTruth
-from bridgetower.evaluation.pairs import candidate_pairs
 from bridgetower.model.encodings import Encoded
 from side_by_side.rows import Row
 from side_by_side.setting import Setting
@@ -68,7 +69,7 @@ def retrieval_rows(setting: Setting) -> Iterator[Row]:
     vectors = torch.randn(num_images + num_texts, 32, generator=torch.Generator().manual_seed(0))
     similarity = vectors[:num_images] @ vectors[num_images:].T
     truth = GroundTruth(torch.arange(num_texts) // per_image, torch.arange(num_images))
-    pairs = candidate_pairs(lambda rows, texts: similarity[rows][:, texts], truth, k)
+    pairs = candidate_pairs(lambda rows, texts: similarity[rows][:, texts], truth, RetrievalConfig(candidates=k))
     shared, apart = len(pairs.image), int(pairs.image_side.sum() + pairs.text_side.sum())
     engine, inputs = setting.engine("torch", "fp32"), setting.inputs(sample, TOKENS)
     padded = setting.inputs(sample, 50)

@@ -15,8 +15,8 @@ from bridgetower.data.prepared import PreparedImages
 from bridgetower.data.schema import SCHEMAS
 from bridgetower.model.config import FIXED_LABELS
 from bridgetower.processor import Processor
+from bridgetower.tasks.questions import VqaConfig
 from bridgetower.tasks.table import TASKS
-from bridgetower.tasks.vqa import VqaConfig
 from rows import CHOICES, Choice, record, write_set
 
 

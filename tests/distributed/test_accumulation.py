@@ -19,10 +19,9 @@ from bridgetower.distributed import world_size
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.config import HeadsConfig
 from bridgetower.objectives.config import Phase, PretrainingConfig
+from bridgetower.tasks.questions import Nlvr2Config, SnliVeConfig, VqaConfig
 from bridgetower.tasks.run_config import RunConfig, read_metrics
 from bridgetower.tasks.single_tower import GlueConfig
-from bridgetower.tasks.statements import Nlvr2Config, SnliVeConfig
-from bridgetower.tasks.vqa import VqaConfig
 from bridgetower.training.run import train
 
 SIZES = {1: (8, 4, 2, 1), 2: (4, 1)}  # of micro-batches, by the number of processes; 8 is the whole batch

@@ -24,8 +24,8 @@ from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import HeadsConfig
 from bridgetower.model.layers import FeedForward
 from bridgetower.objectives.config import Phase, PretrainingConfig
+from bridgetower.tasks.questions import VQA, VqaConfig
 from bridgetower.tasks.run_config import OptimizerConfig, RunConfig, read_metrics
-from bridgetower.tasks.vqa import VQA, VqaConfig
 from bridgetower.training import sharding
 from bridgetower.training.run import train
 from bridgetower.training.state import newest

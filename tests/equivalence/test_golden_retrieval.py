@@ -8,8 +8,9 @@ import torch
 from recompute import bridged_layers
 
 import dense
+from bridgetower.evaluation.candidates import candidate_pairs
+from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.metrics import streamed_recalls
-from bridgetower.evaluation.pairs import candidate_pairs
 from dense import DROPPED, truth_of
 from golden import case, check, wrong
 
@@ -42,10 +43,17 @@ def truth(recorded):
     return truth_of(recorded.inputs["text_image_index"])
 
 
+def chosen(recorded, similarity, *, fewer=0):
+    truth = truth_of(recorded.inputs["text_image_index"])
+    return candidate_pairs(
+        dense.scores_of(similarity), truth, RetrievalConfig(candidates=recorded.meta["k_test"] - fewer)
+    )
+
+
 @pytest.fixture(scope="module")
-def pairs(recorded, similarity, truth):
+def pairs(recorded, similarity):
     """Candidates of each image, and of each text."""
-    return candidate_pairs(dense.scores_of(similarity), truth, recorded.meta["k_test"])
+    return chosen(recorded, similarity)
 
 
 def score_pairs(model, image, text, pairs, batch_size):
@@ -63,9 +71,9 @@ def itm(recorded, model, encoded, pairs):
 
 
 @pytest.fixture(scope="module")
-def candidates(recorded, truth):
+def candidates(recorded):
     """Candidates from the recorded similarities."""
-    return candidate_pairs(dense.scores_of(recorded.outputs["sims_matrix"]), truth, recorded.meta["k_test"])
+    return chosen(recorded, recorded.outputs["sims_matrix"])
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +82,10 @@ def scored(recorded, candidates):
     return recorded.outputs["scores"][candidates.image, candidates.text]
 
 
-def two_stage_scores(pairs, itm, truth, protocol):
+def two_stage_scores(pairs, itm, protocol):
     """What ranks texts for images and images for texts, as the official tables."""
-    whole = dense.table(pairs, itm, truth)
-    sides = [dense.table(pairs, side, truth, other=False) for side in pairs.sides(protocol)]
-    return [torch.where(side, whole, DROPPED) for side in sides]
+    whole, ranked = dense.table(pairs, itm), dense.ranked(pairs, itm, protocol)
+    return [torch.where(dense.table(pairs, side, other=False), whole, DROPPED) for side in ranked.sides]
 
 
 def official_recalls(recalls, ks):
@@ -117,15 +124,15 @@ class TestEncodings:
 
 
 class TestReranking:
-    def test_texts_of_an_image(self, recorded, itm, pairs, truth):
+    def test_texts_of_an_image(self, recorded, itm, pairs):
         row, texts = int(recorded.inputs["image_rerank_image"]), recorded.inputs["image_rerank_texts"]
         assert set(texts.tolist()) == set(pairs.text[pairs.image_side & (pairs.image == row)].tolist())
-        assert wrong({"image_rerank_scores": dense.table(pairs, itm, truth)[row, texts]}, recorded.outputs) == {}
+        assert wrong({"image_rerank_scores": dense.table(pairs, itm)[row, texts]}, recorded.outputs) == {}
 
-    def test_images_of_a_text(self, recorded, itm, pairs, truth):
+    def test_images_of_a_text(self, recorded, itm, pairs):
         column, images = int(recorded.inputs["text_rerank_text"]), recorded.inputs["text_rerank_images"]
         assert set(images.tolist()) == set(pairs.image[pairs.text_side & (pairs.text == column)].tolist())
-        assert wrong({"text_rerank_scores": dense.table(pairs, itm, truth)[images, column]}, recorded.outputs) == {}
+        assert wrong({"text_rerank_scores": dense.table(pairs, itm)[images, column]}, recorded.outputs) == {}
 
     def test_only_candidates_are_scored(self, pairs):
         assert bool((pairs.image_side | pairs.text_side).all())
@@ -134,28 +141,28 @@ class TestReranking:
 class TestMetrics:
     """Candidates, scores and recalls from the recorded similarities and match scores alone."""
 
-    def test_candidates_are_the_official_ones(self, recorded, candidates, truth):
+    def test_candidates_are_the_official_ones(self, recorded, candidates):
         for side, name in (
             (candidates.image_side, "scores_image_side"),
             (candidates.text_side, "scores_text_side"),
         ):
-            assert torch.equal(dense.table(candidates, side, truth, other=False), recorded.outputs[name] > DROPPED)
+            assert torch.equal(dense.table(candidates, side, other=False), recorded.outputs[name] > DROPPED)
 
-    def test_standard_scores_are_each_sides_own(self, recorded, candidates, scored, truth):
-        for_images, for_texts = two_stage_scores(candidates, scored, truth, "standard")
+    def test_standard_scores_are_each_sides_own(self, recorded, candidates, scored):
+        for_images, for_texts = two_stage_scores(candidates, scored, "standard")
         assert torch.equal(for_images, recorded.outputs["scores_image_side"])
         assert torch.equal(for_texts, recorded.outputs["scores_text_side"])
 
-    def test_paper_scores_are_the_maximum(self, recorded, candidates, scored, truth):
-        for scores in two_stage_scores(candidates, scored, truth, "paper"):
+    def test_paper_scores_are_the_maximum(self, recorded, candidates, scored):
+        for scores in two_stage_scores(candidates, scored, "paper"):
             assert torch.equal(scores, recorded.outputs["scores"])
 
-    def test_control_mistakes_would_show(self, recorded, candidates, scored, truth):
+    def test_control_mistakes_would_show(self, recorded, candidates, scored):
         index = recorded.inputs["text_image_index"]
         swapped = replace(candidates, image_side=candidates.text_side, text_side=candidates.image_side)
-        standard = candidates.recalls(scored, truth, "standard")
-        assert standard != swapped.recalls(scored, truth, "standard")
-        assert standard != candidates.recalls(scored, truth, "paper")
+        standard = dense.ranked(candidates, scored, "standard").recalls()
+        assert standard != dense.ranked(swapped, scored, "standard").recalls()
+        assert standard != dense.ranked(candidates, scored, "paper").recalls()
         expected, similarity = recorded.meta["recalls"]["itc_only"], recorded.outputs["sims_matrix"]
         ks = ranks(expected)
         shifted = streamed_recalls(dense.scores_of(similarity), truth_of(index.roll(1)), ks=ks)
@@ -163,9 +170,9 @@ class TestMetrics:
 
 
 class TestTwoStages:
-    def test_score_matrices(self, recorded, itm, pairs, truth):
-        image_side, text_side = two_stage_scores(pairs, itm, truth, "standard")
-        scores, _ = two_stage_scores(pairs, itm, truth, "paper")
+    def test_score_matrices(self, recorded, itm, pairs):
+        image_side, text_side = two_stage_scores(pairs, itm, "standard")
+        scores, _ = two_stage_scores(pairs, itm, "paper")
         ours = {"scores_image_side": image_side, "scores_text_side": text_side, "scores": scores}
         check(ours, {name: recorded.outputs[name] for name in ours})
 
@@ -177,10 +184,10 @@ class TestTwoStages:
         }
 
     @pytest.mark.parametrize("stage", STAGES)
-    def test_recalls(self, recorded, itm, pairs, truth, stage):
+    def test_recalls(self, recorded, itm, pairs, stage):
         expected = recorded.meta["recalls"][stage]
         ks = ranks(expected)
-        recalls = pairs.recalls(itm, truth, "paper", ks=ks)
+        recalls = dense.ranked(pairs, itm, "paper").recalls(ks=ks)
         assert official_recalls(recalls, ks) == pytest.approx(expected, abs=1e-6)
 
     def test_recalls_of_the_first_stage(self, recorded, similarity, truth):
@@ -192,15 +199,15 @@ class TestTwoStages:
     def test_every_recorded_recall_is_compared(self, recorded):
         assert set(recorded.meta["recalls"]) == {*STAGES, "itc_only"}
 
-    def test_control_one_candidate_less_fails(self, recorded, model, encoded, similarity, truth):
-        fewer = candidate_pairs(dense.scores_of(similarity), truth, recorded.meta["k_test"] - 1)
+    def test_control_one_candidate_less_fails(self, recorded, model, encoded, similarity):
+        fewer = chosen(recorded, similarity, fewer=1)
         itm = score_pairs(model, *encoded, fewer, batch_size=len(similarity))[..., 1]
-        scores, _ = two_stage_scores(fewer, itm, truth, "paper")
+        scores, _ = two_stage_scores(fewer, itm, "paper")
         dropped = (scores == DROPPED) & (recorded.outputs["scores"] != DROPPED)
         assert bool(dropped.any())
         assert wrong({"scores": scores}, recorded.outputs) != {}
 
-    def test_control_logits_of_no_match_fail(self, recorded, model, encoded, pairs, truth):
-        logits = score_pairs(model, *encoded, pairs, batch_size=len(truth.owners))[..., 0]
-        scores, _ = two_stage_scores(pairs, logits, truth, "paper")
+    def test_control_logits_of_no_match_fail(self, recorded, model, encoded, pairs):
+        logits = score_pairs(model, *encoded, pairs, batch_size=8)[..., 0]
+        scores, _ = two_stage_scores(pairs, logits, "paper")
         assert wrong({"scores": scores}, recorded.outputs) != {}

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,10 +14,9 @@ import dense
 from bridgetower.checkpoints import ITC_ALONE, UNMEASURED, Reranking
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
+from bridgetower.evaluation.candidates import ITC_WEIGHTS, Candidates
 from bridgetower.evaluation.config import EvaluationOptions, Protocol, RetrievalConfig
 from bridgetower.evaluation.metrics import GroundTruth, RetrievalRecalls, chance_recalls, hit_chances
-from bridgetower.evaluation.pairs import CandidatePairs
-from bridgetower.evaluation.reranking import ITC_WEIGHTS, Candidates
 from bridgetower.evaluation.retrieval import (
     evaluate_all_pairs,
     evaluate_matching,
@@ -196,7 +196,7 @@ class TestBothScores:
         fitted = validation.fitted()
         found = fitted.calibration
         assert found is not None
-        own = (validation.pairs.text_side & validation.pairs.belong(validation.truth)).sum()
+        own = (validation.text_side & validation.belong).sum()
         assert (found.pairs, found.matching) == (16 * 100, own)
         assert found.slope == pytest.approx(2 / 3, abs=0.1)  # of scores with means 0 and 6 and variance 9
         assert found.ece_before > 0.2
@@ -220,10 +220,8 @@ class TestBothScores:
         itm = torch.where(half[:, None], torch.where(right, 200.0, noise), torch.where(right, -200.0, noise))
         cosine = torch.where(half[:, None] & right, -0.2, torch.where(right, 0.2, noise / 10))
         everything = torch.ones(40, 40, dtype=torch.bool)
-        pairs = dense.listed(everything, cosine=cosine)
-        truth = dense.truth_of(torch.arange(40))
-        candidates = Candidates(pairs=pairs, itm=itm[pairs.image, pairs.text], truth=truth, config=RetrievalConfig())
-        gain = candidates.fitted().gain
+        pairs = dense.listed(dense.truth_of(torch.arange(40)), everything, cosine=cosine)
+        gain = dense.ranked(pairs, itm).fitted().gain
         assert gain is not None
         assert gain.difference < -0.3
 
@@ -233,7 +231,7 @@ class TestBothScores:
         gain, images = found.fitted().gain, torch.arange(100) % 2
         hits = {}
         for weight in ITC_WEIGHTS:
-            places = found.pairs.places(found.scores(weight), found.truth, "standard")
+            places = found.places(weight)
             hits[weight] = [sum(hit_chances(side, k) for k in (1, 5, 10)) / 3 for side in places]
         difference = torch.empty(100, dtype=torch.float64)
         for half in (0, 1):
@@ -248,9 +246,10 @@ class TestBothScores:
 
     def test_folds_are_measured_apart(self) -> None:
         whole = made_up_candidates(0, 1.0, 1.0)
-        in_folds = whole.pairs.image // 50 == whole.pairs.text // 50
-        pairs = CandidatePairs(**{name: value[in_folds] for name, value in vars(whole.pairs).items()})
-        halves = replace(whole, pairs=pairs, itm=whole.itm[in_folds], config=RetrievalConfig(fold_size=50))
+        in_folds = whole.image // 50 == whole.text // 50
+        fields = ("image", "text", "image_side", "text_side", "cosine", "itm")
+        kept: dict[str, Any] = {name: getattr(whole, name)[in_folds] for name in fields}
+        halves = replace(whole, **kept, config=RetrievalConfig(fold_size=50))
         parts = [cut(whole, torch.arange(50)), cut(whole, torch.arange(50, 100))]
         assert halves.recalls(8.0).rsum == pytest.approx(sum(part.recalls(8.0).rsum for part in parts) / 2)
         gain = halves.fitted().gain
@@ -272,17 +271,10 @@ class TestBothScores:
 def cut(candidates: Candidates, images: Tensor, texts: Tensor | None = None) -> Candidates:
     """Leaves some images, and the texts of these or those that are given, of which one may come more than once."""
     texts = images if texts is None else texts
-    pairs, truth = candidates.pairs, candidates.truth
-    values = (candidates.itm, pairs.cosine, pairs.image_side, pairs.text_side)
-    itm, cosine, *sides = (dense.table(pairs, value, truth, other=0)[images][:, texts] for value in values)
-    cut_pairs = dense.listed(*sides, cosine=cosine)
-    rows = torch.searchsorted(images, texts)
-    return replace(
-        candidates,
-        pairs=cut_pairs,
-        itm=itm[cut_pairs.image, cut_pairs.text],
-        truth=GroundTruth(rows, torch.arange(len(images))),
-    )
+    values = (candidates.itm, candidates.cosine, candidates.image_side, candidates.text_side)
+    itm, cosine, *sides = (dense.table(candidates, value, other=0)[images][:, texts] for value in values)
+    truth = GroundTruth(torch.searchsorted(images, texts), torch.arange(len(images)))
+    return dense.ranked(dense.listed(truth, *sides, cosine=cosine), itm)
 
 
 def made_up_candidates(seed: int, itm_signal: float, itc_signal: float) -> Candidates:
@@ -290,9 +282,8 @@ def made_up_candidates(seed: int, itm_signal: float, itc_signal: float) -> Candi
     generator, right = torch.Generator().manual_seed(seed), torch.eye(100)
     itm = 3 * (2 * itm_signal * right + torch.randn(100, 100, generator=generator))
     cosine = (0.1 * (2 * itc_signal * right + torch.randn(100, 100, generator=generator))).clamp(-1, 1)
-    pairs = dense.listed(dense.topk(cosine, 16, dim=1), dense.topk(cosine, 16, dim=0), cosine)
-    truth = dense.truth_of(torch.arange(100))
-    return Candidates(pairs=pairs, itm=itm[pairs.image, pairs.text], truth=truth, config=RetrievalConfig())
+    sides = dense.topk(cosine, 16, dim=1), dense.topk(cosine, 16, dim=0)
+    return dense.ranked(dense.listed(dense.truth_of(torch.arange(100)), *sides, cosine), itm)
 
 
 def test_without_candidates_there_is_one_stage(tiny_model: BridgeTower, images: CaptionImages) -> None:

@@ -12,9 +12,9 @@ import shapes
 from bridgetower.checkpoints import read_checkpoint, write_checkpoint
 from bridgetower.data.datasets import prepare_arrow
 from bridgetower.data.schema import SCHEMAS
+from bridgetower.evaluation.class_metrics import vqa_score
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.outcome import Outcome
-from bridgetower.evaluation.vqa_score import vqa_score
 from bridgetower.predictor import Predictor, load
 from bridgetower.tasks.benchmarks import evaluate
 from bridgetower_demo.toysets.collection import Record

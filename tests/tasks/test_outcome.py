@@ -5,8 +5,8 @@ import json
 from pathlib import Path
 
 from bridgetower.evaluation.outcome import Outcome
+from bridgetower.tasks.questions import nlvr2_submission
 from bridgetower.tasks.single_tower import glue_submission
-from bridgetower.tasks.statements import nlvr2_submission
 
 ABOUT = {"benchmark": "vqav2", "split": "validation", "protocol": "standard"}
 

@@ -4,65 +4,50 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import asked
-from bridgetower.data.examples import EntryDataset
-from bridgetower.evaluation.predictions import Predictions
-from bridgetower.evaluation.vqa_score import vqa_score
+from bridgetower.evaluation.class_metrics import vqa_score
 from bridgetower.processor import Processor
-from bridgetower.tasks.statements import statement_metrics
-from bridgetower.tasks.vqa import question_scores, vqa_metrics
+from bridgetower.tasks.questions import question_metrics, statement_metrics
 
 
 @pytest.fixture
 def load(tmp_path: Path, tiny_processor: Processor) -> Any:
-    def make(kind: str, split: str = "validation") -> EntryDataset:
-        return asked.examples(asked.write_set(tmp_path / kind, kind), kind, tiny_processor, split)
+    def make(kind: str) -> list[Any]:
+        return list(asked.examples(asked.write_set(tmp_path / kind, kind), kind, tiny_processor, "validation"))
 
     return make
 
 
-def predictions(classes: list[int]) -> Predictions:
-    return Predictions(classes=torch.tensor(classes), probabilities=torch.ones(len(classes)))
-
-
-def classes(statements: EntryDataset) -> list[int]:
-    return [int(statements.encode.tensor(entry)) for entry in statements]
-
-
 def test_questions(load: Any) -> None:
     questions = load("vqa")
-    given = [number % len(asked.ANSWERS) for number in range(3, 13)]
-    entries = list(questions)
-    scores = [vqa_score(asked.ANSWERS[n], entry["answers"]) for n, entry in zip(given, entries, strict=True)]
-    found = question_scores(questions, predictions(given), asked.ANSWERS)
-    metrics = vqa_metrics(found)
+    given = [asked.ANSWERS[number % len(asked.ANSWERS)] for number in range(3, 13)]
+    scores = [vqa_score(answer, entry["answers"]) for answer, entry in zip(given, questions, strict=True)]
+    metrics, by_type = question_metrics(given, questions)
     assert metrics["vqa_score"] == pytest.approx(sum(scores) / 10, abs=5e-5)
     assert metrics["vqa_score_other"] == pytest.approx(sum(scores[::2]) / 5, abs=5e-5)
     assert metrics["vqa_score_yes_no"] == pytest.approx(sum(scores[1::2]) / 5, abs=5e-5)
     assert 0 < metrics["vqa_score"] < 1
-    assert found.by_question_type.keys() == {"is this", "what colour is"}
-
-
-def test_questions_without_answers(load: Any) -> None:
-    with pytest.raises(ValueError, match="0 predictions for 0 questions; expected one for each, at least one"):
-        question_scores(load("vqa", "test"), predictions([0] * 6), asked.ANSWERS)
+    assert by_type["by_question_type"].keys() == {"is this", "what colour is"}
 
 
 def test_statements_about_one_image(load: Any) -> None:
     statements = load("snli-ve")
-    labels = classes(statements)
-    assert statement_metrics(statements, predictions(labels)) == {"accuracy": 1.0}
-    wrong = [(label + 1) % 3 if row == 2 else label for row, label in enumerate(labels)]
-    assert statement_metrics(statements, predictions(wrong)) == {"accuracy": pytest.approx(1 - 1 / len(labels))}
+    labels = [entry["label"] for entry in statements]
+    assert statement_metrics(statements, labels, is_nlvr2=False) == {"accuracy": 1.0}
+    wrong = ["other" if row == 2 else label for row, label in enumerate(labels)]
+    expected = {"accuracy": pytest.approx(1 - 1 / len(labels))}
+    assert statement_metrics(statements, wrong, is_nlvr2=False) == expected
+    unknown = {**statements[0], "label": ""}
+    assert statement_metrics([unknown, *statements], ["other", *wrong], is_nlvr2=False) == expected
+    assert statement_metrics([unknown], ["other"], is_nlvr2=False) == {}
 
 
 def test_consistency_counts_a_sentence_with_all_its_pairs(load: Any) -> None:
-    statements = load("nlvr2")
-    labels = classes(statements)  # of five pairs: two sentences with two pairs, one with one
-    wrong = [1 - label if row == 2 else label for row, label in enumerate(labels)]
-    assert statement_metrics(statements, predictions(wrong)) == {
+    statements = load("nlvr2")  # five pairs: two sentences with two pairs, one with one
+    wrong = ["?" if row == 2 else entry["label"] for row, entry in enumerate(statements)]
+    assert statement_metrics(statements, wrong, is_nlvr2=True) == {
         "accuracy": pytest.approx(0.8),
         "consistency": pytest.approx(2 / 3),
     }
+    assert statement_metrics([{**statements[0], "statement_id": "mine"}], ["?"], is_nlvr2=True) == {"accuracy": 0.0}

@@ -19,9 +19,8 @@ from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import HeadsConfig
 from bridgetower.objectives.config import RankingConfig
 from bridgetower.processor import Processor
+from bridgetower.tasks.questions import Nlvr2Config, SnliVeConfig, VqaConfig
 from bridgetower.tasks.run_config import RunConfig
-from bridgetower.tasks.statements import Nlvr2Config, SnliVeConfig
-from bridgetower.tasks.vqa import VqaConfig
 from bridgetower.training.run import train
 from bridgetower.training.setup import TrainContext
 from folders import same_weights

@@ -14,10 +14,9 @@ from bridgetower import cli
 from bridgetower.data.config import DataConfig
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.objectives.config import Phase, RankingConfig
+from bridgetower.tasks.questions import Nlvr2Config, SnliVeConfig, VqaConfig
 from bridgetower.tasks.run_config import OptimizerConfig, RunConfig
-from bridgetower.tasks.statements import Nlvr2Config, SnliVeConfig
 from bridgetower.tasks.table import RECIPES, TASKS
-from bridgetower.tasks.vqa import VqaConfig
 
 
 def read(values: Any) -> RunConfig:
@@ -93,10 +92,6 @@ class TestRunConfig:
             ({"log_every": 0}, "log_every is 0"),
             ({"evaluate_every": -1}, "evaluate_every is -1; expected at least 0"),
             ({"precision": "fp16"}, "precision is 'fp16'; expected one of fp32, tf32, bf16"),
-            (
-                {"select_by": "loss"},
-                "select_by is 'loss', which the evaluation of pretraining does not give; expected one of rsum",
-            ),
             ({"device": "cuda:1"}, "device is 'cuda:1'; expected one of auto, cpu"),
             ({"checkpoint_activations": ("heads",)}, "checkpoint_activations is 'heads'; expected one of vision, text"),
             ({"init": "a", "tokenizer": "b"}, "tokenizer b with init a, which has its own"),

@@ -11,8 +11,8 @@ import asked
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.files import write_json
 from bridgetower.predictor import load
+from bridgetower.tasks.questions import VqaConfig
 from bridgetower.tasks.run_config import RunConfig
-from bridgetower.tasks.vqa import VqaConfig
 from bridgetower.training.run import train
 from bridgetower.training.setup import build_task
 from bridgetower.training.start import starting_checkpoint

@@ -130,7 +130,7 @@ def evaluate(
 def _keep(model: str, reranking: Reranking) -> None:
     """Writes what was fitted into the model's folder."""
     from bridgetower.checkpoints import write_reranking
-    from bridgetower.evaluation.reranking import LEAST_IMAGES
+    from bridgetower.evaluation.candidates import LEAST_IMAGES
 
     if reranking.calibration is None or reranking.gain is None:
         _LOG.warning(

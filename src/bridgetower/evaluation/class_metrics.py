@@ -1,46 +1,37 @@
-"""Metrics of classes and numbers; pure functions on whole arrays."""
+"""Metrics of classes, numbers and answers to questions; pure functions on whole arrays."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from bridgetower.data.answers import FEW_ANNOTATORS, normalise_answer
+
 
 def accuracy(predicted: Int[Tensor, " n"], labels: Int[Tensor, " n"]) -> float:
     """Returns the share of right predictions."""
-    _check(predicted, labels)
     return (predicted == labels).double().mean().item()
-
-
-def consistency(predicted: Int[Tensor, " n"], labels: Int[Tensor, " n"], groups: Sequence[str]) -> float:
-    """Returns the share of groups whose predictions are all right: NLVR2, sentences with several pairs of images."""
-    _check(predicted, labels)
-    right: dict[str, bool] = {}
-    for group, hit in zip(groups, (predicted == labels).tolist(), strict=True):
-        right[group] = right.get(group, True) and hit
-    return sum(right.values()) / len(right)
 
 
 def f1(predicted: Int[Tensor, " n"], labels: Int[Tensor, " n"]) -> float:
     """Returns the F1 of class 1, 0 if it is neither predicted nor there."""
-    _check(predicted, labels)
-    hits = ((predicted == 1) & (labels == 1)).sum().item()
-    total = (predicted == 1).sum().item() + (labels == 1).sum().item()
-    return 2 * hits / total if total else 0.0
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(labels, predicted, zero_division=0))
 
 
 def matthews_correlation(predicted: Int[Tensor, " n"], labels: Int[Tensor, " n"]) -> float:
     """Returns Matthews' correlation of two classes, 0 if all predictions or all labels are the same."""
-    _check(predicted, labels)
     return pearson_correlation(predicted.double(), labels.double())
 
 
 def pearson_correlation(predicted: Float[Tensor, " n"], labels: Float[Tensor, " n"]) -> float:
     """Returns the linear correlation, 0 if all predictions or all labels are the same."""
-    _check(predicted, labels)
     first, second = (values.double() - values.double().mean() for values in (predicted, labels))
     spread = first.norm() * second.norm()
     return (first @ second / spread).item() if spread > 0 else 0.0
@@ -48,8 +39,12 @@ def pearson_correlation(predicted: Float[Tensor, " n"], labels: Float[Tensor, " 
 
 def spearman_correlation(predicted: Float[Tensor, " n"], labels: Float[Tensor, " n"]) -> float:
     """Returns the correlation of the ranks, tied values sharing their mean rank."""
-    _check(predicted, labels)
-    return pearson_correlation(_ranks(predicted), _ranks(labels))
+
+    def ranks(values: Tensor) -> Tensor:
+        _, places, counts = values.unique(return_inverse=True, return_counts=True)
+        return (counts.cumsum(0) - (counts - 1) / 2).double()[places]
+
+    return pearson_correlation(ranks(predicted), ranks(labels))
 
 
 def number_metrics(predicted: Float[Tensor, " n"], labels: Float[Tensor, " n"]) -> dict[str, float]:
@@ -59,18 +54,6 @@ def number_metrics(predicted: Float[Tensor, " n"], labels: Float[Tensor, " n"]) 
         "spearman_correlation": spearman_correlation(predicted, labels),
         "mean_absolute_error": (predicted.double() - labels.double()).abs().mean().item(),
     }
-
-
-def _ranks(values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-    _, places, counts = values.unique(return_inverse=True, return_counts=True)
-    return (counts.cumsum(0) - (counts - 1) / 2).double()[places]
-
-
-def _check(predicted: Tensor, labels: Tensor) -> None:
-    if predicted.shape != labels.shape or predicted.ndim != 1 or len(labels) == 0:
-        raise ValueError(
-            f"predictions {list(predicted.shape)} for labels {list(labels.shape)}; expected one for each, at least one"
-        )
 
 
 def classification_metrics(
@@ -85,14 +68,12 @@ def classification_metrics(
     """
     from sklearn.metrics import average_precision_score, roc_auc_score
 
-    if not len(labels):
-        raise ValueError("no examples with labels; expected at least one")
     num_classes = labels.shape[1]
     predicted = probabilities > 0.5 if multi_label else one_hot(probabilities.argmax(dim=1), num_classes).bool()
     seen = [number for number in range(num_classes) if (predicted | labels)[:, number].any()]
     metrics = {
         "accuracy": (predicted == labels).all(dim=1).double().mean().item(),
-        "macro_f1": sum(f1(predicted[:, number].int(), labels[:, number].int()) for number in seen) / max(1, len(seen)),
+        "macro_f1": sum(f1(predicted[:, number], labels[:, number]) for number in seen) / max(1, len(seen)),
     }
     both = ranked_classes(labels, multi_label=multi_label)
     ranked = {"auroc": roc_auc_score, "average_precision": average_precision_score}
@@ -106,3 +87,50 @@ def ranked_classes(labels: Bool[Tensor, "n k"], *, multi_label: bool) -> list[in
     num_classes = labels.shape[1]
     classes = [1] if num_classes == 2 and not multi_label else range(num_classes)
     return [number for number in classes if labels[:, number].any() and not labels[:, number].all()]
+
+
+def vqa_scores(
+    predictions: Sequence[str], questions: Sequence[Mapping[str, Any]]
+) -> tuple[float, dict[str, dict[str, float]]]:
+    """Returns the mean score of all questions, and those `by_answer_type` and `by_question_type` of named types.
+
+    They are from 0 to 1, to four decimals: the two that the official evaluation gives in percent (GT-Vision-Lab/VQA,
+    `vqaEval.py`).
+    """
+    scores = [vqa_score(given, question["answers"]) for given, question in zip(predictions, questions, strict=True)]
+    by_type: dict[str, dict[str, float]] = {}
+    for column in ("answer_type", "question_type"):
+        groups: dict[str, list[float]] = defaultdict(list)
+        for score, question in zip(scores, questions, strict=True):
+            groups[question.get(column, "")].append(score)
+        by_type[f"by_{column}"] = {name: _mean(groups[name]) for name in sorted(groups) if name}
+    return _mean(scores), by_type
+
+
+def vqa_score(prediction: str, answers: Sequence[str]) -> float:
+    """Returns the score of one prediction, from 0 to 1.
+
+    It is the mean, over all ways to leave one annotator out, of min(n / 3, 1), n others having given the prediction.
+    Where annotators differ, answers and prediction are compared in their normal form; where all are the same, as they
+    are. Fewer than four annotators could never give 1 in this way: with them it is the share, in normal form, that gave
+    the prediction; with one, whether it is right.
+    """
+    if not answers:
+        raise ValueError("a question has no answers; expected those of the annotators")
+    given, predicted = [_on_one_line(answer) for answer in answers], _on_one_line(prediction)
+    few = len(given) < FEW_ANNOTATORS
+    if few or len(set(given)) > 1:
+        given, predicted = [normalise_answer(answer) for answer in given], normalise_answer(predicted)
+    same = given.count(predicted)
+    if few:
+        return same / len(given)
+    others = [same - 1] * same + [same] * (len(given) - same)
+    return sum(min(count / 3, 1.0) for count in others) / len(given)
+
+
+def _on_one_line(answer: str) -> str:
+    return answer.replace("\n", " ").replace("\t", " ").strip()
+
+
+def _mean(scores: Sequence[float]) -> float:
+    return round(sum(scores) / len(scores), 4)

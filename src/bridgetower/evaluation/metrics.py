@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -11,6 +10,12 @@ from torch import Tensor
 
 PAIRS_AT_ONCE = 2**22
 """Pairs that are compared at once: to count a row's, `sum` makes eight bytes of each."""
+
+RECALL_KS = (1, 5, 10)
+"""The ranks that the field reports; RSUM is the sum of both directions at these three."""
+
+ScoresOf = Callable[[slice, Int[Tensor, " b"]], Float[Tensor, "i b"]]
+"""Gives the scores of the images and the texts of these rows, the same at every call; higher is more alike."""
 
 
 class GroundTruth(NamedTuple):
@@ -31,25 +36,6 @@ class Places(NamedTuple):
     better: Int[Tensor, " q"]  # items that score strictly more
     tied: Int[Tensor, " q"]  # items that score the same, itself included
     own: Int[Tensor, " q"]  # own items among the tied; 0: the query can have no hit
-
-
-def best_places(scores: Float[Tensor, "q m"], queries: Int[Tensor, " p"], items: Int[Tensor, " p"]) -> Places:
-    """Places of the best own item of each query, from all pairs of a query and an own item."""
-    own = scores[queries, items]
-    best = own.new_full((len(scores),), -torch.inf).scatter_reduce(0, queries, own, "amax")
-    size = max(1, PAIRS_AT_ONCE // scores.shape[1])
-    better, tied = [], []
-    for rows, least in zip(scores.split(size), best[:, None].split(size), strict=True):
-        better.append((rows > least).sum(dim=1))
-        tied.append((rows == least).sum(dim=1))
-    num_best = torch.bincount(queries[own == best[queries]], minlength=len(scores))
-    return Places(better=torch.cat(better), tied=torch.cat(tied), own=num_best)
-
-
-def tied_places(queries: Int[Tensor, " p"], num_queries: int, num_items: int) -> Places:
-    """Places where all items of a query score the same."""
-    own = torch.bincount(queries, minlength=num_queries)
-    return Places(better=torch.zeros_like(own), tied=torch.full_like(own, num_items), own=own)
 
 
 def hit_chances(places: Places, k: int) -> Float[Tensor, " q"]:
@@ -73,14 +59,8 @@ def folds(truth: GroundTruth, fold_size: int | None) -> Iterator[tuple[slice, In
     Without `fold_size` there is one fold.
     """
     index, owners = truth
-    num_images = len(owners)
-    if len(index) == 0:
-        raise ValueError("there are no texts; expected at least one")
-    low, high = int(index.min()), int(index.max())
-    if low < 0 or high >= num_images:
-        raise ValueError(f"text_image_index goes from {low} to {high}; expected rows of the {num_images} images")
-    size = fold_size or num_images
-    for start in range(0, num_images, size):
+    size = fold_size or len(owners)
+    for start in range(0, len(owners), size):
         rows, texts = slice(start, start + size), (index // size == start // size).nonzero().squeeze(1)
         yield rows, texts, GroundTruth(index[texts] - start, owners[rows] - start)
 
@@ -93,30 +73,13 @@ def check_not_nan(values: Tensor, name: str) -> None:
 
 
 def own_pairs(truth: GroundTruth) -> tuple[Int[Tensor, " p"], Int[Tensor, " p"]]:
-    """Returns image and text of all pairs that belong together, by image, after checks."""
+    """Returns image and text of all pairs that belong together, by text."""
     index, owners = truth
-    num_images = len(owners)
-    counts = torch.bincount(index, minlength=num_images)
-    images = torch.arange(num_images).repeat_interleave(counts[owners])
-    first = (counts.cumsum(0) - counts)[owners] - (counts[owners].cumsum(0) - counts[owners])
-    texts = index.argsort(stable=True)[torch.arange(len(images)) + first[images]]
-    without = int((counts[owners] == 0).sum())
-    if without:
-        raise ValueError(f"{without} of {num_images} images have no text; expected at least one each, leave them out")
-    return images, texts
-
-
-def check_ks(ks: Sequence[int]) -> None:
-    """Raises ValueError unless there are ranks, from 1 up."""
-    if not ks or min(ks) < 1:
-        raise ValueError(f"k is {list(ks)}; expected ranks from 1 up")
-
-
-RECALL_KS = (1, 5, 10)
-"""The ranks that the field reports; RSUM is the sum of both directions at these three."""
-
-ScoresOf = Callable[[slice, Int[Tensor, " b"]], Float[Tensor, "i b"]]
-"""Gives the scores of the images and the texts of these rows, the same at every call; higher is more alike."""
+    images, starts = owners.argsort(stable=True), torch.bincount(owners, minlength=len(owners)).cumsum(0)
+    counts = torch.bincount(owners, minlength=len(owners))[index]
+    texts = torch.arange(len(index)).repeat_interleave(counts)
+    place = torch.arange(len(texts)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    return images[(starts[index] - counts).repeat_interleave(counts) + place], texts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,14 +100,6 @@ class RetrievalRecalls:
     num_texts: int
     num_folds: int = 1
 
-    def __post_init__(self) -> None:
-        if self.image_to_text.keys() != self.text_to_image.keys():
-            given = f"{list(self.image_to_text)} and {list(self.text_to_image)}"
-            raise ValueError(f"the two directions have recalls at {given}; expected the same ranks in both")
-        for k, recall in (*self.image_to_text.items(), *self.text_to_image.items()):
-            if not 0.0 <= recall <= 1.0:
-                raise ValueError(f"recall at {k} is {recall}; expected a fraction between 0 and 1")
-
     @property
     def rsum(self) -> float:
         """Sum of all recalls; at ranks 1, 5 and 10 the published RSUM in percent is 100 times this (6: perfect)."""
@@ -158,29 +113,22 @@ class RetrievalRecalls:
         return recalls | {"rsum": self.rsum} | counts
 
 
-def recalls_of(images: Places, texts: Places, ks: Sequence[int] = RECALL_KS) -> RetrievalRecalls:
-    """Recall at k of images that look for texts and of texts that look for images.
+def recalls_of(found: Sequence[tuple[Places, Places]], ks: Sequence[int] = RECALL_KS) -> RetrievalRecalls:
+    """Recall at k of images that look for texts and of texts that look for images: the mean over equal folds.
 
     Without ties this is the share of hits in `torch.topk`. Tied scores count by their chance of a hit when the tied
     items are ordered at random, so constant scores give exactly `chance_recalls` and the order of the rows never
-    matters.
+    matters. Of a fold only its own images and texts count (COCO 1k: five folds).
     """
-    check_ks(ks)
-    return RetrievalRecalls(
-        image_to_text={k: hit_chances(images, k).mean().item() for k in ks},
-        text_to_image={k: hit_chances(texts, k).mean().item() for k in ks},
-        num_images=len(images.own),
-        num_texts=len(texts.own),
+    images, texts = (
+        {k: sum(hit_chances(places, k).mean().item() for places in side) / len(side) for k in ks}
+        for side in zip(*found, strict=True)
     )
-
-
-def mean_recalls(found: Sequence[RetrievalRecalls]) -> RetrievalRecalls:
-    """Mean of the recalls of equal folds, each with its own images and texts only (COCO 1k: five folds)."""
     return RetrievalRecalls(
-        image_to_text={k: sum(fold.image_to_text[k] for fold in found) / len(found) for k in found[0].image_to_text},
-        text_to_image={k: sum(fold.text_to_image[k] for fold in found) / len(found) for k in found[0].text_to_image},
-        num_images=sum(fold.num_images for fold in found),
-        num_texts=sum(fold.num_texts for fold in found),
+        image_to_text=images,
+        text_to_image=texts,
+        num_images=sum(len(places.own) for places, _ in found),
+        num_texts=sum(len(places.own) for _, places in found),
         num_folds=len(found),
     )
 
@@ -197,34 +145,41 @@ def streamed_recalls(
     found = []
     for rows, columns, own in folds(truth, fold_size):
         blocks = columns.split(max(1, pairs_at_once // len(own.owners)))
-        found.append(recalls_of(*_streamed_places(scores_of, rows, blocks, own), ks))
-    return mean_recalls(found)
+        found.append(_streamed_places(scores_of, rows, blocks, own))
+    return recalls_of(found, ks)
 
 
 def _streamed_places(
     scores_of: ScoresOf, rows: slice, blocks: Sequence[Int[Tensor, " b"]], truth: GroundTruth
 ) -> tuple[Places, Places]:
+    """Reads the scores of own pairs first, and then counts which others are as high."""
     images, texts = own_pairs(truth)
-    order = texts.argsort(stable=True)
-    images, texts = images[order], texts[order]
-    starts = torch.tensor([0, *map(len, blocks)]).cumsum(0)
-    bounds = [slice(*ends) for ends in pairwise(torch.searchsorted(texts, starts).tolist())]
-    parts = list(zip(blocks, starts.tolist(), bounds, strict=False))
-    own, of_texts = torch.empty(len(images)), []
-    for block, start, pairs in parts:
+    counts = len(truth.owners), len(truth.text_image_index)
+    ends = torch.tensor([0, *map(len, blocks)]).cumsum(0).tolist()
+    own = torch.empty(len(images))
+    for block, start, end in zip(blocks, ends, ends[1:], strict=False):
         scores = scores_of(rows, block)
         check_not_nan(scores, "scores")
+        pairs = slice(*torch.searchsorted(texts, torch.tensor([start, end])).tolist())
         own[pairs] = scores[images[pairs], texts[pairs] - start].float()
-        of_texts.append(best_places(scores.T, texts[pairs] - start, images[pairs]))
-    num_images = len(truth.owners)
-    best = own.new_full((num_images,), -torch.inf).scatter_reduce(0, images, own, "amax")
-    better, tied = torch.zeros(num_images, dtype=torch.int64), torch.zeros(num_images, dtype=torch.int64)
-    for block in blocks:
+    best = [_best(own, queries, count) for queries, count in zip((images, texts), counts, strict=True)]
+    better, tied = ([torch.zeros(count, dtype=torch.int64) for count in counts] for _ in range(2))
+    for block, start, end in zip(blocks, ends, ends[1:], strict=False):
         scores = scores_of(rows, block)
-        better += (scores > best[:, None]).sum(dim=1)
-        tied += (scores == best[:, None]).sum(dim=1)
-    num_best = torch.bincount(images[own == best[images]], minlength=num_images)
-    return Places(better=better, tied=tied, own=num_best), Places(*map(torch.cat, zip(*of_texts, strict=True)))
+        for_texts = best[1][start:end]
+        better[0] += (scores > best[0][:, None]).sum(dim=1)
+        tied[0] += (scores == best[0][:, None]).sum(dim=1)
+        better[1][start:end] = (scores > for_texts).sum(dim=0)
+        tied[1][start:end] = (scores == for_texts).sum(dim=0)
+    num_best = [
+        torch.bincount(queries[own == least[queries]], minlength=len(least))
+        for queries, least in zip((images, texts), best, strict=True)
+    ]
+    return Places(better[0], tied[0], num_best[0]), Places(better[1], tied[1], num_best[1])
+
+
+def _best(scores: Float[Tensor, " p"], queries: Int[Tensor, " p"], count: int) -> Float[Tensor, " q"]:
+    return scores.new_full((count,), -torch.inf).scatter_reduce(0, queries, scores, "amax")
 
 
 def chance_recalls(
@@ -236,8 +191,12 @@ def chance_recalls(
     is a certain hit.
     """
     found = []
-    for _, _, (index, owners) in folds(truth, fold_size):
-        images, texts = own_pairs(GroundTruth(index, owners))
-        counts = len(owners), len(index)
-        found.append(recalls_of(tied_places(images, *counts), tied_places(texts, *counts[::-1]), ks))
-    return mean_recalls(found)
+    for _, _, fold in folds(truth, fold_size):
+        counts = len(fold.owners), len(fold.text_image_index)
+        own = [torch.bincount(queries, minlength=count) for queries, count in zip(own_pairs(fold), counts, strict=True)]
+        images, texts = (
+            Places(torch.zeros_like(each), torch.full_like(each, count), each)
+            for each, count in zip(own, counts[::-1], strict=True)
+        )
+        found.append((images, texts))
+    return recalls_of(found, ks)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -17,33 +16,19 @@ from bridgetower.processor import load_items
 from bridgetower.progress import counted
 
 
-@dataclass(frozen=True, kw_only=True)
-class Predictions:
-    """The likeliest class of every example, in order.
-
-    Attributes:
-        classes: Numbers of the classes.
-        probabilities: What the task gives them.
-    """
+class Predictions(NamedTuple):
+    """The likeliest class of every example, in order, and the probability that the task gives it."""
 
     classes: Int[Tensor, " n"]
     probabilities: Float[Tensor, " n"]
-
-    def __len__(self) -> int:
-        return len(self.classes)
 
 
 def predict_classes(
     task: nn.Module, examples: BatchDataset, *, batch_size: int, options: EvaluationOptions = DEFAULTS
 ) -> Predictions:
     """Returns the likeliest class of every example; see `predict`."""
-
-    def best(probabilities: Tensor) -> tuple[Tensor, Tensor]:
-        top = probabilities.max(dim=1)
-        return top.indices, top.values
-
-    classes, probabilities = predict(task, examples, best, batch_size=batch_size, options=options)
-    return Predictions(classes=classes, probabilities=probabilities)
+    found = predict(task, examples, lambda out: out.max(dim=1)[::-1], batch_size=batch_size, options=options)
+    return Predictions(*found)
 
 
 @torch.inference_mode()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -12,12 +12,13 @@ from torch import Tensor
 
 from bridgetower.checkpoints import ITC_WEIGHT, UNMEASURED, Reranking
 from bridgetower.data.captions import CaptionImages
+from bridgetower.evaluation.candidates import Candidates, candidate_pairs
 from bridgetower.evaluation.class_metrics import accuracy
 from bridgetower.evaluation.config import DEFAULTS, EvaluationOptions, RetrievalConfig
 from bridgetower.evaluation.metrics import GroundTruth, RetrievalRecalls, ScoresOf, chance_recalls, streamed_recalls
-from bridgetower.evaluation.pairs import CandidatePairs, candidate_pairs
-from bridgetower.evaluation.reranking import Candidates
+from bridgetower.evaluation.outcome import Judgement
 from bridgetower.evaluation.scoring import PairScorer, pair_scorer
+from bridgetower.inference import two_stage_order
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.objectives.losses import similarity
 
@@ -100,13 +101,13 @@ def _second_stage(
     scorer: PairScorer, cosines: ScoresOf, config: RetrievalConfig, reranking: Reranking | None
 ) -> dict[str, Any]:
     truth = scorer.truth
-    pairs = candidate_pairs(cosines, truth, config.candidates, fold_size=config.fold_size, others=_control_pairs(truth))
+    pairs = candidate_pairs(cosines, truth, config, others=_control_pairs(truth))
     match, accepted = scorer.score(pairs.image, pairs.text)
-    candidates = Candidates(pairs=pairs, itm=match, truth=truth, config=config)
+    candidates = replace(pairs, itm=match)
     is_control = (pairs.image == truth.text_image_index[pairs.text]) | (pairs.image == _strangers(truth)[pairs.text])
-    matched = accuracy(accepted[is_control].long(), pairs.belong(truth)[is_control].long())
+    matched = accuracy(accepted[is_control].long(), pairs.belong[is_control].long())
     found: dict[str, Any] = {"candidates": candidates, "itm_accuracy": matched}
-    found["matching_recalls"] = found["two_stage_recalls"] = candidates.recalls(0.0)
+    found["matching_recalls"] = found["two_stage_recalls"] = candidates.recalls()
     if config.protocol == "standard":
         used = candidates.fitted() if reranking is None else reranking
         found |= {"reranking": used, "ece": candidates.error(used)}
@@ -155,8 +156,16 @@ def evaluate_all_pairs(
         image, text = (torch.arange(len(images))[:, None] // size == truth.text_image_index // size).nonzero().unbind(1)
         scores, _ = scorer.score(image, text, logits)
     chosen, cosine = torch.ones_like(image, dtype=torch.bool), torch.full_like(scores, torch.nan)
-    pairs = CandidatePairs(image=image, text=text, image_side=chosen, text_side=chosen, cosine=cosine)
-    one_stage = pairs.recalls(scores, truth, config.protocol, fold_size=config.fold_size)
+    one_stage = Candidates(
+        image=image,
+        text=text,
+        image_side=chosen,
+        text_side=chosen,
+        cosine=cosine,
+        truth=truth,
+        config=config,
+        itm=scores,
+    ).recalls()
     chance = chance_recalls(truth, fold_size=config.fold_size)
     return _flat({"one_stage": one_stage, "chance": chance}) | {"rsum": one_stage.rsum}
 
@@ -190,3 +199,68 @@ def _strangers(truth: GroundTruth) -> Int[Tensor, " t"]:
         return truth.text_image_index
     shift = torch.randint(1, len(different), own.shape, generator=torch.Generator().manual_seed(0))
     return different[(own + shift) % len(different)]
+
+
+Direction = Literal["text_to_image", "image_to_text"]
+
+
+class Ranking(NamedTuple):
+    """All items for a query: candidates by the score of the second stage, then the rest by cosine.
+
+    Attributes:
+        order: Their rows, best first.
+        rank: Place of the best right answer, counted from 1.
+        itm: Matching score of the first item; None without a matching head.
+    """
+
+    order: Int[Tensor, " m"]
+    rank: int
+    itm: float | None
+
+
+def rankings(result: RetrievalResult, direction: Direction, queries: Iterable[int]) -> Iterator[Ranking]:
+    """Ranks all items for some queries, one query after the other."""
+    to_image, found = direction == "text_to_image", result.candidates
+    images = result.image_vectors, result.truth.owners
+    texts = result.text_vectors, result.truth.text_image_index
+    (vectors, own), (others, owners) = (texts, images) if to_image else (images, texts)
+    ends, items, scores, itm = [0] * len(vectors), torch.empty(0, dtype=torch.int64), torch.empty(0), torch.empty(0)
+    if found is not None:
+        of_query, of_item = (found.text, found.image) if to_image else (found.image, found.text)
+        chosen = found.sides[to_image].nonzero().squeeze(1)
+        chosen = chosen[of_query[chosen].argsort(stable=True)]
+        ends = torch.bincount(of_query[chosen], minlength=len(vectors)).cumsum(0).tolist()
+        weight = result.reranking.itc_weight if result.reranking else 0.0
+        items, scores, itm = of_item[chosen], found.scores(weight)[chosen], found.itm[chosen]
+    for query in queries:
+        cosine = similarity(vectors[[query]], others, torch.ones(()))[0]
+        listed = slice(ends[query - 1] if query else 0, ends[query])
+        by_item = torch.full_like(cosine, torch.nan).index_put((items[listed],), scores[listed])
+        order = two_stage_order(cosine, by_item)
+        first = itm[listed][items[listed] == order[0]]
+        yield Ranking(
+            order=order,
+            rank=int((owners[order] == own[query]).int().argmax()) + 1,
+            itm=float(first) if len(first) else None,
+        )
+
+
+def retrieval_judgements(result: RetrievalResult, images: CaptionImages, texts: Sequence[str]) -> list[Judgement]:
+    """Returns every text with the image that is found first; a miss is as bad as the right image is far behind."""
+    reranking = result.reranking or UNMEASURED
+    ranked = rankings(result, "text_to_image", range(len(texts)))
+    captions, names = images.all_captions(), images.names(range(len(images)))
+    return [
+        Judgement(
+            id=names[own],
+            images=(own,),
+            text=text,
+            expected="first of all" if rank == 1 else f"image {rank} of {len(order)}",
+            given=captions[int(order[0])][0],
+            score=float(rank == 1),
+            miss=float(rank - 1),
+            probability=None if itm is None else float(reranking.match(torch.tensor(itm))),
+            found=int(order[0]),
+        )
+        for text, own, (order, rank, itm) in zip(texts, result.truth.text_image_index.tolist(), ranked, strict=True)
+    ]

@@ -29,6 +29,9 @@ class Extensions:
         text_towers: Each makes a `TextTower`, for `text.architecture`.
         bridges: Each makes the bridge of one stream into a fusion layer, called as `Bridge` is, for `fusion.bridge`.
         heads: For `heads.own`.
+        objectives: Each an `Objective` of `bridgetower.objectives.pretraining`, for `objectives` of a phase.
+        metrics: Each gives, of a `tasks.spec.Evaluation`, a number for validations and benchmarks, and for `select_by`,
+            where higher is better.
         optimizers: Each makes an optimiser of parameter groups (`params`, `names`, `lr`, `weight_decay`) and the
             `OptimizerConfig`, for `optimizer.rule`. It may divide the groups, such as for rates by layer; `names` stay.
         schedules: Each makes, of the `OptimizerConfig` and the number of steps, a function of the step that gives the
@@ -45,6 +48,8 @@ class Extensions:
     text_towers: dict[str, Callable[[TextConfig], TextTower]] = field(default_factory=dict)
     bridges: dict[str, BridgeBuilder] = field(default_factory=dict)
     heads: dict[str, HeadSpec] = field(default_factory=dict)
+    objectives: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Callable[[Any], float]] = field(default_factory=dict)
     optimizers: dict[str, Callable[..., Any]] = field(default_factory=dict)
     schedules: dict[str, Callable[..., Callable[[int], float]]] = field(default_factory=dict)
     loggers: dict[str, Callable[..., Any]] = field(default_factory=dict)

@@ -68,6 +68,7 @@ class Phase:
         mlm: Weight of the masked-word loss; 0 does not compute it.
         itm: Weight of the matching loss; 0 does not compute it.
         itc: Weight of the contrastive loss; 0 does not compute it.
+        objectives: Weights of further objectives by name, of `Extensions.objectives`.
         negatives: Of ITM, out of one micro-batch. `random`: another image for half of the texts, as in the official
             pre-training. `uniform`: every pair matches, and every text has another image too, and every image another
             text. `hard`: likewise, drawn by contrastive similarity, as in the official code with ITC.
@@ -77,21 +78,31 @@ class Phase:
     mlm: float = 1.0
     itm: float = 1.0
     itc: float = 0.0
+    objectives: dict[str, float] = field(default_factory=dict, hash=False)
     negatives: Negatives = "random"
 
     def __post_init__(self) -> None:
         check_numbers(self)
         if not 0 < self.until <= 1:
             raise ValueError(f"a phase ends at {self.until}; expected a share of the run in (0, 1]")
-        if min(self.mlm, self.itm, self.itc) < 0 or max(self.mlm, self.itm, self.itc) == 0:
-            raise ValueError(
-                f"loss weights mlm {self.mlm}, itm {self.itm}, itc {self.itc}; expected >= 0, one positive"
-            )
+        given = {"mlm": self.mlm, "itm": self.itm, "itc": self.itc}
+        if given.keys() & self.objectives.keys():
+            raise ValueError(f"objectives are {self.objectives}; mlm, itm and itc have weights of their own")
+        given |= self.objectives
+        if not all(0 <= weight < float("inf") for weight in given.values()) or not self.weights:
+            named = ", ".join(f"{name} {weight}" for name, weight in given.items())
+            raise ValueError(f"loss weights {named}; expected >= 0, one positive")
         check_choice("negatives", self.negatives, Negatives)
         if self.negatives != "random" and not self.itm:
             raise ValueError(
                 f"negatives are {self.negatives} but itm is 0, so that nothing draws them; set itm or leave them random"
             )
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each objective that is computed."""
+        given = {"mlm": self.mlm, "itm": self.itm, "itc": self.itc, **self.objectives}
+        return {name: weight for name, weight in given.items() if weight}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +156,7 @@ class PretrainingConfig(TaskConfig):
     @property
     def hides_words(self) -> bool:
         """Whether captions come with hidden words, too."""
-        return any(phase.mlm for phase in self.phases)
+        return any(phase.mlm or phase.objectives for phase in self.phases)
 
     def contrasts_pairs(self, progress: float) -> bool:
         """Whether ITC is computed when `progress` of the run is done."""

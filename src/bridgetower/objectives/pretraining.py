@@ -1,17 +1,19 @@
-"""Pre-training and retrieval fine-tuning: MLM, ITM and ITC on images with captions, one image encode per step."""
+"""Pre-training and retrieval fine-tuning: objectives on images with captions, over one encoding of each."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from bridgetower.data.batch import CaptionBatch
 from bridgetower.distributed import all_gather, world_size
-from bridgetower.model.bridgetower import BridgeTower, EncodeOutputs
+from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.config import entry
 from bridgetower.model.encodings import Encoded
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.contrast import Contrast, Features, contrast_parts
@@ -19,9 +21,47 @@ from bridgetower.objectives.encoding import encode_image, encode_text
 from bridgetower.objectives.losses import Losses, info_nce, itc_loss, mlm_loss, own_columns, similarity
 from bridgetower.objectives.matching import Pairs, hard_pairs, matching_loss, random_pairs, uniform_pairs
 
+Texts = Literal["plain", "masked"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the objectives of a step share.
+
+    Attributes:
+        phase: Which is in force.
+        batch: Images with captions.
+        image: Their encodings.
+        texts: Those of the captions, of the kinds that the objectives of the phase read.
+        contrast: ITC of all pairs of the step, where it is computed outside.
+    """
+
+    phase: Phase
+    batch: CaptionBatch
+    image: Encoded
+    texts: dict[Texts, Encoded] = field(default_factory=dict)
+    contrast: Contrast | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """A pre-training objective, which phases name with a weight.
+
+    Attributes:
+        loss: Gives, of the task and a step, the loss and metrics by name, which are logged beside it.
+        heads: Heads that the model has to have.
+        texts: Captions that it reads: `plain`, or `masked`, with hidden words.
+        fuses: Whether it reads all hidden states, to fuse them; else only the vectors of images and texts are computed.
+    """
+
+    loss: Callable[[PretrainingTask, Step], tuple[Float[Tensor, ""], dict[str, Tensor]]]
+    heads: tuple[str, ...] = ()
+    texts: tuple[Texts, ...] = ("plain",)
+    fuses: bool = True
+
 
 class PretrainingTask(nn.Module):
-    """The paper's pre-training objectives over one encoding of each image and text.
+    """The objectives of each phase over one encoding of each image and text.
 
     ITC compares the pairs that it is given with those of the other processes, and negatives come from the same pairs:
     with accumulation that is one micro-batch per process, not the whole batch of the step. ITC over more than that is
@@ -31,33 +71,46 @@ class PretrainingTask(nn.Module):
         progress: Share of the run that is done; decides the phase.
     """
 
+    contrast_loss: Callable[..., Float[Tensor, ""]] = staticmethod(info_nce)
+    """Contrastive loss of some pairs against all; a subclass may have another one."""
+
     def __init__(self, model: BridgeTower, config: PretrainingConfig) -> None:
         super().__init__()
         self.model, self.config, self.progress = model, config, 0.0
-        _check_heads(model, config)
+        self.objectives = {**OBJECTIVES, **model.extensions.objectives}
+        named = {name: entry("phases", name, self.objectives) for phase in config.phases for name in phase.weights}
+        needed = [head for objective in named.values() for head in objective.heads]
+        needed += ["itc" for phase in config.phases if phase.itm and phase.negatives == "hard"]
+        missing = [head for head in dict.fromkeys(needed) if getattr(model, f"{head}_head", None) is None]
+        if missing:
+            raise ValueError(f"the model has no {' and no '.join(missing)} head; set heads.{missing[0]} in its config")
+        if model.compares_pairs and not config.phases[-1].itc:
+            raise ValueError(
+                "heads.itc is fused, but itc of the last phase is 0: as the fusion encoder changes, embeddings of "
+                "pairs could no longer be compared with those of images and texts; give itc a weight, or leave the "
+                "head out of the checkpoint (bridgetower convert --drop-itc)"
+            )
 
     @property
     def graph(self) -> Phase:
-        """What decides which parameters get gradients."""
+        """What decides which parameters get gradients: the phase."""
         return self.config.phase(self.progress)
 
     def forward(self, batch: CaptionBatch, contrast: Contrast | None = None) -> Losses:
         """Returns the weighted losses of the current phase."""
-        phase = self.config.phase(self.progress)
-        image, text = self.encode(batch, phase)
+        step = replace(self.encode(batch), contrast=contrast)
+        weights = step.phase.weights
+        active = {name: objective for name, objective in self.objectives.items() if name in weights}
         parts: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}
-        if phase.itc and text is not None:  # before all else, as its dropout has to be that of `features`
-            parts["itc"] = self.itc(image, text, batch, contrast)
-        # Encoded before anything is fused: backward then frees what fusion keeps before the gradients of the text tower
-        # take memory.
-        masked = encode_text(self.model, batch.masked_input_ids, batch.attention_mask) if phase.mlm else None
-        if phase.itm and text is not None:
-            pairs, candidates = self.pairs(image, text, batch, phase)
-            parts["itm"], metrics["itm_accuracy"] = self.itm(*candidates, pairs)
-        if masked is not None:
-            parts["mlm"], metrics["mlm_accuracy"] = self.mlm(image, masked, batch)
-        return Losses.weigh(parts, {"mlm": phase.mlm, "itm": phase.itm, "itc": phase.itc}, metrics)
+        for name, objective in active.items():
+            # ITC comes first, as its dropout has to be that of `features`; then all that is encoded, before anything is
+            # fused: backward then frees what fusion keeps before the gradients of the text tower take memory.
+            if name != "itc" and "masked" not in step.texts and any("masked" in each.texts for each in active.values()):
+                step.texts["masked"] = encode_text(self.model, batch.masked_input_ids, batch.attention_mask)
+            parts[name], found = objective.loss(self, step)
+            metrics |= found
+        return Losses.weigh(parts, weights, metrics)
 
     def predict(self, batch: CaptionBatch) -> Float[Tensor, " b"]:
         """Returns the probability that each text belongs to its image."""
@@ -68,18 +121,25 @@ class PretrainingTask(nn.Module):
 
     def features(self, batch: CaptionBatch) -> Features:
         """Returns what ITC reads, drawing the dropout that `forward` draws from the same random state."""
-        image, text = self._encode(batch, self.config.phase(self.progress))
-        assert text is not None  # the phase has ITC
-        return Features(self._embeds(image, text), batch.image_index)
+        step = self.encode(batch, cache=False)
+        return Features(self._embeds(step.image, step.texts["plain"]), batch.image_index)
 
-    def encode(self, batch: CaptionBatch, phase: Phase) -> tuple[Encoded, Encoded | None]:
-        """Encodes images and, for ITM or ITC, plain texts, as far as the phase reads them."""
-        image, text = self._encode(batch, phase)
-        if phase.itm or phase.mlm:
-            image = self.model.cache_image(image)
-        if phase.itm and text is not None:
-            text = self.model.cache_text(text)
-        return image, text
+    def encode(self, batch: CaptionBatch, *, cache: bool = True) -> Step:
+        """Encodes images and plain texts as far as the phase reads them."""
+        model, phase, texts = self.model, self.config.phase(self.progress), dict[Texts, Encoded]()
+        active = [self.objectives[name] for name in phase.weights]
+        plain = [each for each in active if "plain" in each.texts]
+        fuses, fuses_plain = (any(each.fuses for each in some) for some in (active, plain))
+        fuses_pairs = phase.itc > 0 and model.compares_pairs
+        if plain:  # before the images, as the gradients of word embeddings need memory twice
+            outputs: Literal["layers", "cls"] = "layers" if fuses_plain or fuses_pairs else "cls"
+            texts["plain"] = encode_text(model, batch.input_ids, batch.attention_mask, outputs=outputs)
+        image = encode_image(model, batch.pixel_values, outputs="layers" if fuses or fuses_pairs else "cls")
+        if cache and fuses:
+            image = model.cache_image(image)
+        if cache and fuses_plain:
+            texts["plain"] = model.cache_text(texts["plain"])
+        return Step(phase, batch, image, texts)
 
     def itc(
         self, image: Encoded, text: Encoded, batch: CaptionBatch, contrast: Contrast | None = None
@@ -101,18 +161,6 @@ class PretrainingTask(nn.Module):
             )
         gathers, scale = self.config.gather_with_grads, self.model.contrastive_head().logit_scale()
         return contrast_parts(parts, scale, gather_with_grads=gathers, loss=self.contrast_loss)
-
-    def contrast_loss(
-        self,
-        rows: Sequence[Float[Tensor, "r c"]],
-        row_index: Int[Tensor, " r"],
-        columns: Sequence[Float[Tensor, "s c"]],
-        column_index: Int[Tensor, " s"],
-        *,
-        logit_scale: Float[Tensor, ""],
-    ) -> Float[Tensor, ""]:
-        """Contrastive loss of some pairs against all, as `info_nce`; override it for another one."""
-        return info_nce(rows, row_index, columns, column_index, logit_scale=logit_scale)
 
     def itm(self, image: Encoded, text: Encoded, pairs: Pairs) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """Matching loss and accuracy of `pairs`, one fusion over all of them."""
@@ -148,14 +196,6 @@ class PretrainingTask(nn.Module):
         pairs = hard_pairs(image_to_text, text_to_image, index, all_index, own, generator)
         return pairs, (image, text)
 
-    def _encode(self, batch: CaptionBatch, phase: Phase) -> tuple[Encoded, Encoded | None]:
-        text, fuses_texts = None, phase.itm or (phase.itc and self.model.compares_pairs)
-        if phase.itm or phase.itc:  # before the images, as the gradients of word embeddings need memory twice
-            outputs: EncodeOutputs = "layers" if fuses_texts else "cls"
-            text = encode_text(self.model, batch.input_ids, batch.attention_mask, outputs=outputs)
-        image = encode_image(self.model, batch.pixel_values, outputs="layers" if fuses_texts or phase.mlm else "cls")
-        return image, text
-
     def _embeds(self, image: Encoded, text: Encoded) -> tuple[Float[Tensor, "b c"], ...]:
         """What ITC compares: images, texts and, where the head has embeddings of pairs, each image with its text."""
         model = self.model
@@ -169,18 +209,24 @@ def gather_texts(text: Encoded) -> Encoded:
     return text.padded(int(all_gather(length).max())).map(all_gather)
 
 
-def _check_heads(model: BridgeTower, config: PretrainingConfig) -> None:
-    needed = {
-        "mlm": any(phase.mlm for phase in config.phases),
-        "itm": any(phase.itm for phase in config.phases),
-        "itc": any(phase.itc or (phase.itm and phase.negatives == "hard") for phase in config.phases),
-    }
-    missing = [name for name, needs in needed.items() if needs and getattr(model, f"{name}_head") is None]
-    if missing:
-        raise ValueError(f"the model has no {' and no '.join(missing)} head; set heads.{missing[0]} in its config")
-    if model.compares_pairs and not config.phases[-1].itc:
-        raise ValueError(
-            "heads.itc is fused, but itc of the last phase is 0: as the fusion encoder changes, embeddings of pairs "
-            "could no longer be compared with those of images and texts; give itc a weight, or leave the head out of "
-            "the checkpoint (bridgetower convert --drop-itc)"
-        )
+def _itc(task: PretrainingTask, step: Step) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    return task.itc(step.image, step.texts["plain"], step.batch, step.contrast), {}
+
+
+def _itm(task: PretrainingTask, step: Step) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    pairs, candidates = task.pairs(step.image, step.texts["plain"], step.batch, step.phase)
+    loss, accuracy = task.itm(*candidates, pairs)
+    return loss, {"itm_accuracy": accuracy}
+
+
+def _mlm(task: PretrainingTask, step: Step) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    loss, accuracy = task.mlm(step.image, step.texts["masked"], step.batch)
+    return loss, {"mlm_accuracy": accuracy}
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "itc": Objective(loss=_itc, heads=("itc",), fuses=False),
+    "itm": Objective(loss=_itm, heads=("itm",)),
+    "mlm": Objective(loss=_mlm, heads=("mlm",), texts=("masked",)),
+}
+"""In the order in which they are computed."""

@@ -65,18 +65,17 @@ def evaluate(
         heads=predictor.model.config.heads,
         use="test",
     )
-    examples = spec.examples(source)
-    outcome = spec.evaluate(
-        Evaluation(
-            task=task,
-            model=predictor.model,
-            module=lambda: spec.module(predictor.model, task),
-            examples=examples,
-            splits=(split,),
-            names=names,
-            settings=config,
-            reranking=None if fit_two_stage else predictor.reranking,
-            options=options,
-        )
+    evaluation = Evaluation(
+        task=task,
+        model=predictor.model,
+        module=lambda: spec.module(predictor.model, task),
+        examples=spec.examples(source),
+        splits=(split,),
+        names=names,
+        settings=config,
+        reranking=None if fit_two_stage else predictor.reranking,
+        options=options,
     )
-    return replace(outcome, images=examples.images)
+    outcome = spec.evaluate(evaluation)
+    own = evaluation.own_metrics if outcome.metrics else {}
+    return replace(outcome, metrics={**outcome.metrics, **own}, images=evaluation.examples.images)

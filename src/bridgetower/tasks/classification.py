@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from bridgetower.data.config import DataConfig
 from bridgetower.data.own import read_classes
 from bridgetower.data.schema import CLASSIFICATION as SCHEMA
-from bridgetower.evaluation.outcome import Outcome, counts
+from bridgetower.evaluation.outcome import Outcome
 from bridgetower.model.config import HeadsConfig
 from bridgetower.model.presets import BASE
 from bridgetower.objectives.config import NotAnOption, TaskConfig
-from bridgetower.tasks.recipes import COLOUR_VIEWS, PAPER_OPTIMIZER
-from bridgetower.tasks.run_config import RunConfig
-from bridgetower.tasks.spec import Evaluation, ExampleSource, TaskSpec
+from bridgetower.tasks.run_config import COLOUR_VIEWS, PAPER_OPTIMIZER, RunConfig
+from bridgetower.tasks.spec import Evaluation, ExampleSource, TaskSpec, first_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bridgetower.data.examples import EntryDataset, LabelsEncoder, NumberEncoder
-    from bridgetower.evaluation.outcome import Judgement
+    from bridgetower.data.examples import EntryDataset
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationConfig(TaskConfig):
-    """Classes of custom images and texts.
-
-    Attributes:
-        kind: Name of the task in a saved run; no option of the command.
-    """
+    """Classes of custom images and texts."""
 
     metrics = ("accuracy", "macro_f1", "auroc", "average_precision")
 
@@ -40,56 +32,35 @@ class ClassificationConfig(TaskConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class RegressionConfig(TaskConfig):
-    """Numbers for custom images and texts.
-
-    Attributes:
-        kind: Name of the task in a saved run; no option of the command.
-    """
+    """Numbers for custom images and texts."""
 
     metrics = ("pearson_correlation", "spearman_correlation")
 
     kind: NotAnOption = "regression"
 
 
-def _class_names(data: DataConfig, config: ClassificationConfig) -> Sequence[str]:
-    if not data.folders:
-        raise ValueError("no data folder given; pass --data.folders DIR, made by `bridgetower prepare classification`")
-    return read_classes(data.folders[0]).names
+def _examples(source: ExampleSource) -> EntryDataset:
+    from bridgetower.data.examples import EntryDataset, LabelsEncoder, NumberEncoder
 
-
-def _labelled(source: ExampleSource) -> EntryDataset:
-    from bridgetower.data.examples import LabelsEncoder
-
-    multi_label = source.heads.multi_label
-    for folder in source.data.folders:
-        classes = read_classes(folder)
-        if classes.numbers or classes.multi_label != multi_label:
-            kind = "a number" if classes.numbers else "one label" if multi_label else "several labels"
-            raise ValueError(
-                f"{folder} has {kind} per row, but model.heads.multi_label is {multi_label}; "
-                + ("choose the task regression" if classes.numbers else f"set it to {not multi_label} for a new head")
-                + ", or choose another set"
-            )
-    return _opened(source, LabelsEncoder(source.names, multi_label=multi_label))
-
-
-def _numbered(source: ExampleSource) -> EntryDataset:
-    from bridgetower.data.examples import NumberEncoder
-
-    if not source.heads.predicts_number("classification"):
+    heads, numbers = source.heads, source.task.kind == "regression"
+    if numbers and not heads.predicts_number("classification"):
         raise ValueError(
-            f"the classification head has {source.heads.classification} classes; regression takes a model whose head "
+            f"the classification head has {heads.classification} classes; regression takes a model whose head "
             "has one output: model.heads.classification 1, without model.heads.multi_label"
         )
     for folder in source.data.folders:
-        if not read_classes(folder).numbers:
+        classes = read_classes(folder)
+        if numbers and not classes.numbers:
             raise ValueError(f"{folder} has classes; regression takes sets of `bridgetower prepare regression`")
-    return _opened(source, NumberEncoder())
-
-
-def _opened(source: ExampleSource, encoder: LabelsEncoder | NumberEncoder) -> EntryDataset:
-    from bridgetower.data.examples import EntryDataset
-
+        if not numbers and (classes.numbers or classes.multi_label != heads.multi_label):
+            kind = "a number" if classes.numbers else "one label" if heads.multi_label else "several labels"
+            other = f"set it to {not heads.multi_label} for a new head"
+            other = "choose the task regression" if classes.numbers else other
+            raise ValueError(
+                f"{folder} has {kind} per row, but model.heads.multi_label is {heads.multi_label}; {other}, or choose "
+                "another set"
+            )
+    encoder = NumberEncoder() if numbers else LabelsEncoder(source.names, multi_label=heads.multi_label)
     test = source.use == "test"
     examples = EntryDataset(source.images(SCHEMA), encoder, labelled=not test, unique=test)
     for entry in examples:
@@ -98,73 +69,52 @@ def _opened(source: ExampleSource, encoder: LabelsEncoder | NumberEncoder) -> En
     return examples
 
 
-Measure = Callable[[Evaluation, "Tensor", list[int], list["Tensor"]], tuple[list[dict[str, Any]], dict[str, float]]]
-"""The predictions of all examples, and the metrics of those with labels."""
+def _known(evaluation: Evaluation) -> tuple[list[int], list[Tensor]]:
+    """Returns the rows of examples with a label, and their labels."""
+    examples = evaluation.examples
+    known = {row: examples.label(entry) for row, entry in enumerate(examples) if examples.encode.known(entry)}
+    return list(known), list(known.values())
 
 
-def _evaluate(evaluation: Evaluation, measure: Measure) -> Outcome:
-    entries, examples = list(evaluation.examples), evaluation.examples
-    known = [row for row, entry in enumerate(entries) if examples.encode.known(entry)]
-    labels = [examples.label(entries[row]) for row in known]
-    predictions, metrics = measure(evaluation, evaluation.outputs(), known, labels)
-    return Outcome(
-        metrics=metrics,
-        counts=counts("num_examples", len(entries), "num_labelled", len(known)),
-        predictions=[{"id": entry["example_id"], **row} for entry, row in zip(entries, predictions, strict=True)],
-        judge=None if "number" in predictions[0] else lambda: _judged(evaluation, predictions),
+def _evaluate_numbers(evaluation: Evaluation) -> Outcome:
+    import torch
+
+    from bridgetower.evaluation.class_metrics import number_metrics
+
+    numbers, (rows, labels) = evaluation.outputs[:, 0], _known(evaluation)
+    return evaluation.outcome(
+        [{"number": number} for number in numbers.tolist()],
+        id_name="id",
+        metrics=number_metrics(numbers[rows], torch.stack(labels)) if rows else {},
     )
 
 
-def _judged(evaluation: Evaluation, predictions: list[dict[str, Any]]) -> list[Judgement]:
-    """Returns the labelled examples; of several labels, the probability is that of the least certain one."""
-    several = evaluation.model.config.heads.multi_label
+def _evaluate_classes(evaluation: Evaluation) -> Outcome:
+    """Measures classes; of several labels, the probability of an answer is that of the least certain one."""
+    from torch.nn.functional import one_hot
 
-    def certainty(row: dict[str, Any]) -> float:
-        values = row["probabilities"].values()
-        return min(max(value, 1 - value) for value in values) if several else max(values)
+    from bridgetower.evaluation.class_metrics import classification_metrics
 
-    return evaluation.judged(
-        [(_joined(row["labels"]), certainty(row)) for row in predictions],
+    outputs, names, several = evaluation.outputs, evaluation.names, evaluation.model.config.heads.multi_label
+    predicted = outputs > 0.5 if several else one_hot(outputs.argmax(dim=1), len(names)).bool()
+    labels = [[name for name, holds in zip(names, row, strict=True) if holds] for row in predicted.tolist()]
+    certainty = outputs.maximum(1 - outputs).amin(dim=1) if several else outputs.amax(dim=1)
+    rows, known = _known(evaluation)
+    return evaluation.outcome(
+        [
+            {"labels": given, "probabilities": dict(zip(names, values, strict=True))}
+            for given, values in zip(labels, outputs.tolist(), strict=True)
+        ],
+        list(zip(map(_joined, labels), certainty.tolist(), strict=True)),
+        id_name="id",
         expected=lambda entry: _joined(entry["labels"]),
         score=lambda entry, given: float(_joined(entry["labels"]) == given),
+        metrics=classification_metrics(outputs[rows], _marks(evaluation, known), multi_label=several) if rows else {},
     )
 
 
 def _joined(labels: Sequence[str]) -> str:
     return ", ".join(sorted(labels)) or "none"
-
-
-def _numbers(
-    evaluation: Evaluation, outputs: Tensor, known: list[int], labels: list[Tensor]
-) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    import torch
-
-    from bridgetower.evaluation.class_metrics import number_metrics
-
-    numbers = outputs[:, 0]
-    metrics = number_metrics(numbers[known], torch.stack(labels)) if known else {}
-    return [{"number": number} for number in numbers.tolist()], metrics
-
-
-def _classes(
-    evaluation: Evaluation, outputs: Tensor, known: list[int], labels: list[Tensor]
-) -> tuple[list[dict[str, Any]], dict[str, float]]:
-    from torch.nn.functional import one_hot
-
-    from bridgetower.evaluation.class_metrics import classification_metrics
-
-    names, several = evaluation.names, evaluation.model.config.heads.multi_label
-    predicted = outputs > 0.5 if several else one_hot(outputs.argmax(dim=1), len(names)).bool()
-    rows = [
-        {
-            "labels": [name for name, holds in zip(names, marks, strict=True) if holds],
-            "probabilities": dict(zip(names, values, strict=True)),
-        }
-        for marks, values in zip(predicted.tolist(), outputs.tolist(), strict=True)
-    ]
-    if not known:
-        return rows, {}
-    return rows, classification_metrics(outputs[known], _marks(evaluation, labels), multi_label=several)
 
 
 def _marks(evaluation: Evaluation, labels: list[Tensor]) -> Tensor:
@@ -180,7 +130,7 @@ def _unavailable(evaluation: Evaluation, metric: str) -> str | None:
 
     if metric not in ("auroc", "average_precision"):
         return None
-    labels = _marks(evaluation, [evaluation.examples.label(entry) for entry in evaluation.examples])
+    labels = _marks(evaluation, _known(evaluation)[1])
     if ranked_classes(labels, multi_label=evaluation.model.config.heads.multi_label):
         return None
     return f"every class is that of all examples or of none in {' and '.join(evaluation.splits)}"
@@ -217,9 +167,9 @@ CLASSIFICATION = TaskSpec(
     config=ClassificationConfig,
     schema=SCHEMA,
     head="classification",
-    examples=_labelled,
-    evaluate=partial(_evaluate, measure=_classes),
-    class_names=_class_names,
+    examples=_examples,
+    evaluate=_evaluate_classes,
+    class_names=lambda data, config: read_classes(first_folder(data)).names,
     unavailable=_unavailable,
     fine_tuning=(RECIPE,),
     benchmarks={"classification": ClassificationConfig()},
@@ -229,8 +179,7 @@ REGRESSION = replace(
     CLASSIFICATION,
     name="regression",
     config=RegressionConfig,
-    examples=_numbered,
-    evaluate=partial(_evaluate, measure=_numbers),
+    evaluate=_evaluate_numbers,
     fine_tuning=(NUMBERS_RECIPE,),
     benchmarks={"regression": RegressionConfig()},
 )

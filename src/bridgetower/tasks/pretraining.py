@@ -12,13 +12,11 @@ from bridgetower.evaluation.outcome import Outcome
 from bridgetower.model.config import HeadsConfig
 from bridgetower.model.presets import BASE, LARGE, NANO, meter, meter_with_norms
 from bridgetower.objectives.config import Phase, PretrainingConfig, RankingConfig
-from bridgetower.tasks.recipes import BASE_AT_384, COLOUR_VIEWS, PAPER_OPTIMIZER
-from bridgetower.tasks.run_config import OptimizerConfig, RunConfig
+from bridgetower.tasks.run_config import BASE_AT_384, COLOUR_VIEWS, PAPER_OPTIMIZER, OptimizerConfig, RunConfig
 from bridgetower.tasks.spec import Evaluation, ExampleSource, TaskSpec
 
 if TYPE_CHECKING:
     from bridgetower.data.captions import CaptionPairs, RankingPairs
-    from bridgetower.evaluation.retrieval import RetrievalResult
     from bridgetower.model.bridgetower import BridgeTower
     from bridgetower.objectives.pretraining import PretrainingTask
     from bridgetower.objectives.ranking import RankingTask
@@ -36,58 +34,56 @@ def _build_ranking(model: BridgeTower, config: RankingConfig) -> RankingTask:
     return RankingTask(model, config)
 
 
-def _pairs(source: ExampleSource) -> CaptionPairs:
-    from bridgetower.data.captions import CaptionImages, CaptionPairs
+def _examples(source: ExampleSource) -> CaptionPairs | RankingPairs:
+    from bridgetower.data.captions import CaptionImages, CaptionPairs, RankingPairs
 
-    images = CaptionImages(source.data, source.splits, source.processor)
-    hides = source.task.hides_words
-    return CaptionPairs(images, source.task.masking if hides else None)
-
-
-def _ranked(source: ExampleSource) -> CaptionPairs | RankingPairs:
-    from bridgetower.data.captions import CaptionImages, RankingPairs
-
-    if source.use != "train":
-        return _pairs(source)
-    images = CaptionImages(source.data, source.splits, source.processor)
-    return RankingPairs(images, source.task.false_texts)
+    images, task = CaptionImages(source.data, source.splits, source.processor), source.task
+    if isinstance(task, RankingConfig) and source.use == "train":
+        return RankingPairs(images, task.false_texts)
+    return CaptionPairs(images, task.masking if task.hides_words else None)
 
 
 def _evaluate(evaluation: Evaluation) -> Outcome:
     """Measures retrieval; a model without contrastive head has one stage, all pairs."""
-    from bridgetower.evaluation.ranks import retrieval_judgements
-    from bridgetower.evaluation.retrieval import evaluate_all_pairs, evaluate_retrieval
+    from bridgetower.evaluation.retrieval import retrieval_judgements
     from bridgetower.evaluation.scoring import ranked_texts
 
-    model, images, settings = evaluation.model, evaluation.examples.images, evaluation.settings
+    images, settings = evaluation.examples.images, evaluation.settings
     texts, _ = ranked_texts(images, settings)
-    counts = {"num_images": len(images), "num_texts": len(texts)}
-    if model.itc_head is None:
-        return Outcome(metrics=evaluate_all_pairs(model, images, settings, evaluation.options), counts=counts)
-    result = evaluate_retrieval(model, images, settings, evaluation.options, reranking=evaluation.reranking)
-    judge = None if settings.fold_size else lambda: retrieval_judgements(result, images, texts)
-    return Outcome(metrics=_metrics(result, evaluation), counts=counts, judge=judge)
+    judges = evaluation.model.itc_head is not None and not settings.fold_size
+    return Outcome(
+        metrics=_retrieval(evaluation),
+        counts={"num_images": len(images), "num_texts": len(texts)},
+        judge=(lambda: retrieval_judgements(evaluation.retrieval, images, texts)) if judges else None,
+    )
 
 
-def _metrics(result: RetrievalResult, evaluation: Evaluation) -> dict[str, float]:
-    if evaluation.reranking is not None or result.reranking is None:
-        return result.metrics()
-    return {**result.reranking.metrics(), **result.metrics()}
+def _retrieval(evaluation: Evaluation) -> dict[str, float]:
+    if evaluation.model.itc_head is None:
+        return _all_pairs(evaluation)
+    result = evaluation.retrieval
+    fitted = None if evaluation.reranking is not None else result.reranking
+    return {**(fitted.metrics() if fitted else {}), **result.metrics()}
+
+
+def _all_pairs(evaluation: Evaluation) -> dict[str, float]:
+    from bridgetower.evaluation.retrieval import evaluate_all_pairs
+
+    return evaluate_all_pairs(evaluation.model, evaluation.examples.images, evaluation.settings, evaluation.options)
 
 
 def _validate(evaluation: Evaluation) -> dict[str, float]:
     from bridgetower.evaluation.masked_words import evaluate_masked_words
-    from bridgetower.evaluation.retrieval import evaluate_matching, evaluate_retrieval
+    from bridgetower.evaluation.retrieval import evaluate_matching
 
-    model, images, settings = evaluation.model, evaluation.examples.images, evaluation.settings
+    model, images, options = evaluation.model, evaluation.examples.images, evaluation.options
     metrics: dict[str, float] = {}
     if model.mlm_head:
-        metrics = evaluate_masked_words(model, images, evaluation.task.masking, evaluation.options)
+        metrics = evaluate_masked_words(model, images, evaluation.task.masking, options)
     if model.itc_head:
-        result = evaluate_retrieval(model, images, settings, evaluation.options, reranking=evaluation.reranking)
-        metrics |= _metrics(result, evaluation)
+        metrics |= _retrieval(evaluation)
     elif model.itm_head:
-        metrics["itm_accuracy"] = evaluate_matching(model, images, settings, evaluation.options)
+        metrics["itm_accuracy"] = evaluate_matching(model, images, evaluation.settings, options)
     return metrics
 
 
@@ -109,12 +105,6 @@ def _unavailable(evaluation: Evaluation, metric: str) -> str | None:
     if "itm" in heads and model.itc_head is not None and not evaluation.settings.candidates:
         return "evaluation.candidates is 0, so that no pairs are matched"
     return None
-
-
-def _validate_ranking(evaluation: Evaluation) -> dict[str, float]:
-    from bridgetower.evaluation.retrieval import evaluate_all_pairs
-
-    return evaluate_all_pairs(evaluation.model, evaluation.examples.images, evaluation.settings, evaluation.options)
 
 
 PRETRAIN_BASE = RunConfig(
@@ -241,7 +231,7 @@ PRETRAINING = TaskSpec(
     config=PretrainingConfig,
     schema=CAPTIONS,
     build=_build,
-    examples=_pairs,
+    examples=_examples,
     evaluate=_evaluate,
     validate=_validate,
     unavailable=_unavailable,
@@ -262,8 +252,8 @@ RANKING = TaskSpec(
     config=RankingConfig,
     schema=CAPTIONS,
     build=_build_ranking,
-    examples=_ranked,
+    examples=_examples,
     evaluate=_evaluate,
-    validate=_validate_ranking,
+    validate=_all_pairs,
     fine_tuning=(RETRIEVAL_FLICKR30K_RANKING,),
 )

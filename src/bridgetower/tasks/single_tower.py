@@ -12,13 +12,10 @@ from bridgetower.model.config import HeadsConfig
 from bridgetower.model.plain import AT_LEAST_0, check_choice, check_numbers
 from bridgetower.model.presets import BASE
 from bridgetower.objectives.config import NotAnOption, Reads, TaskConfig
-from bridgetower.tasks.recipes import SINGLE_TOWER_OPTIMIZER, SINGLE_TOWER_SOURCE
-from bridgetower.tasks.run_config import RunConfig
+from bridgetower.tasks.run_config import SINGLE_TOWER_OPTIMIZER, SINGLE_TOWER_SOURCE, RunConfig
 from bridgetower.tasks.spec import Evaluation, ExampleSource, TaskSpec, one_folder
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from bridgetower.data.single_tower import CifarImages, GlueTexts
 
 NumClasses = Literal[10, 100]
@@ -29,7 +26,6 @@ class CifarConfig(TaskConfig):
     """Classes of images from the image tower alone: CIFAR-10 and CIFAR-100.
 
     Attributes:
-        kind: Name of the task in a saved run; no option of the command.
         num_classes: 10, or 100.
     """
 
@@ -40,9 +36,45 @@ class CifarConfig(TaskConfig):
     num_classes: NumClasses = 10
 
     def __post_init__(self) -> None:
-        check_numbers(self)
-        if self.num_classes not in (10, 100):
-            raise ValueError(f"num_classes is {self.num_classes}; expected 10 or 100")
+        check_choice("num_classes", self.num_classes, NumClasses)
+
+
+GLUE_METRICS: Mapping[GlueName, tuple[str, ...]] = {
+    "cola": ("matthews_correlation",),
+    "mrpc": ("f1", "accuracy"),
+    "sst-2": ("accuracy",),
+    "qqp": ("f1", "accuracy"),
+    "sts-b": ("pearson_correlation", "spearman_correlation"),
+    "rte": ("accuracy",),
+    "qnli": ("accuracy",),
+    "mnli": ("accuracy",),
+}
+"""What GLUE reports of each task; the first selects the best checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GlueConfig(TaskConfig):
+    """A task of GLUE from the text tower alone.
+
+    Attributes:
+        name: Of the task.
+        max_errors: Bad rows of a file that may be left out; they are named.
+    """
+
+    reads: ClassVar[Reads] = "files"
+
+    kind: NotAnOption = "glue"
+    name: GlueName = "cola"
+    max_errors: int = 0
+
+    def __post_init__(self) -> None:
+        check_numbers(self, max_errors=AT_LEAST_0)
+        check_choice("name", self.name, GlueName)
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What GLUE reports of the task."""
+        return GLUE_METRICS[self.name]
 
 
 def _cifar_names(data: DataConfig, config: CifarConfig) -> Sequence[str]:
@@ -67,54 +99,15 @@ def _no_texts(data: DataConfig, config: CifarConfig) -> Iterator[str]:
 def _evaluate_cifar(evaluation: Evaluation) -> Outcome:
     from bridgetower.evaluation.class_metrics import accuracy
 
-    images, predictions = evaluation.examples, evaluation.predictions()
-    rows = [
-        {"id": name, "label": evaluation.names[number], "probability": probability}
-        for name, number, probability in zip(
-            images.ids(), predictions.classes.tolist(), predictions.probabilities.tolist(), strict=True
-        )
-    ]
-    metrics = {"accuracy": accuracy(predictions.classes, images.labels())}
-    return Outcome(metrics=metrics, counts={"num_images": len(images)}, predictions=rows)
-
-
-GLUE_METRICS: Mapping[GlueName, tuple[str, ...]] = {
-    "cola": ("matthews_correlation",),
-    "mrpc": ("f1", "accuracy"),
-    "sst-2": ("accuracy",),
-    "qqp": ("f1", "accuracy"),
-    "sts-b": ("pearson_correlation", "spearman_correlation"),
-    "rte": ("accuracy",),
-    "qnli": ("accuracy",),
-    "mnli": ("accuracy",),
-}
-"""What GLUE reports of each task; the first selects the best checkpoint."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GlueConfig(TaskConfig):
-    """A task of GLUE from the text tower alone.
-
-    Attributes:
-        kind: Name of the task in a saved run; no option of the command.
-        name: Of the task.
-        max_errors: Bad rows of a file that may be left out; they are named.
-    """
-
-    reads: ClassVar[Reads] = "files"
-
-    kind: NotAnOption = "glue"
-    name: GlueName = "cola"
-    max_errors: int = 0
-
-    def __post_init__(self) -> None:
-        check_numbers(self, max_errors=AT_LEAST_0)
-        check_choice("name", self.name, GlueName)
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """What GLUE reports of the task."""
-        return GLUE_METRICS[self.name]
+    images = evaluation.examples
+    return Outcome(
+        metrics={"accuracy": accuracy(evaluation.predictions.classes, images.labels())},
+        counts={"num_images": len(images)},
+        predictions=[
+            {"id": name, "label": label, "probability": probability}
+            for name, (label, probability) in zip(images.ids(), evaluation.likeliest(), strict=True)
+        ],
+    )
 
 
 def _glue_names(data: DataConfig, config: GlueConfig) -> Sequence[str]:
@@ -140,31 +133,25 @@ def _training_texts(data: DataConfig, config: GlueConfig) -> Iterator[str]:
     from bridgetower.data.single_tower import read_glue
 
     folder = one_folder(data, config.kind)
-    rows = (
-        row
-        for split in data.train_splits
-        for row in read_glue(folder, config.name, split, max_errors=config.max_errors)
-    )
-    return (text for row in rows for text in row.texts)
+    for split in data.train_splits:
+        for row in read_glue(folder, config.name, split, max_errors=config.max_errors):
+            yield from row.texts
 
 
 def _evaluate_glue(evaluation: Evaluation) -> Outcome:
+    from bridgetower.evaluation import class_metrics
+
     texts, classes = evaluation.examples, evaluation.examples.task.classes
-    predicted = evaluation.predictions().classes if classes else evaluation.outputs()[:, 0]
+    predicted = evaluation.predictions.classes if classes else evaluation.outputs[:, 0]
     labels = [classes[number] if classes else f"{number:.3f}" for number in predicted.tolist()]
+    metrics = GLUE_METRICS[evaluation.task.name] if texts.labelled else ()
     submissions = [texts.task.submission[split] for split in evaluation.splits if split.startswith("test")]
     return Outcome(
-        metrics=_glue_metrics(evaluation.task.name, predicted, texts.labels()) if texts.labelled else {},
+        metrics={metric: getattr(class_metrics, metric)(predicted, texts.labels()) for metric in metrics},
         counts={"num_texts": len(texts)},
         predictions=[{"index": row.index, "label": label} for row, label in zip(texts.rows, labels, strict=True)],
         submission=glue_submission(submissions[0], labels) if submissions else None,
     )
-
-
-def _glue_metrics(name: GlueName, predicted: Tensor, labels: Tensor) -> dict[str, float]:
-    from bridgetower.evaluation import class_metrics
-
-    return {metric: getattr(class_metrics, metric)(predicted, labels) for metric in GLUE_METRICS[name]}
 
 
 def glue_submission(name: str, labels: Sequence[str]) -> tuple[str, str]:
@@ -174,13 +161,12 @@ def glue_submission(name: str, labels: Sequence[str]) -> tuple[str, str]:
 
 
 def _cifar_recipe(num_classes: NumClasses) -> RunConfig:
+    heads = HeadsConfig(mlm=False, itm=False, image=num_classes)
     return RunConfig(
         recipe=f"cifar{num_classes}",
         source=SINGLE_TOWER_SOURCE.format(""),
         task=CifarConfig(num_classes=num_classes),
-        model=replace(BASE, heads=HeadsConfig(mlm=False, itm=False, image=num_classes)).override(
-            {"vision.image_size": 224}
-        ),
+        model=replace(BASE, heads=heads).override({"vision.image_size": 224}),
         image_size=224,
         optimizer=SINGLE_TOWER_OPTIMIZER,
         data=DataConfig(profile="official-pretrain", num_workers=4),

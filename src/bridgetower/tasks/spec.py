@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from bridgetower.data.config import DataConfig
 from bridgetower.evaluation.config import DEFAULTS, EvaluationOptions, RetrievalConfig
+from bridgetower.evaluation.outcome import Judgement, Outcome
 from bridgetower.model.config import HeadsConfig
 from bridgetower.objectives.config import TaskConfig
 from bridgetower.tasks.run_config import RunConfig
@@ -19,12 +21,13 @@ if TYPE_CHECKING:
     from bridgetower.checkpoints import Reranking
     from bridgetower.data.prepared import PreparedImages
     from bridgetower.data.schema import Schema
-    from bridgetower.evaluation.outcome import Judgement, Outcome
     from bridgetower.evaluation.predictions import Predictions
+    from bridgetower.evaluation.retrieval import RetrievalResult
     from bridgetower.model.bridgetower import BridgeTower
     from bridgetower.processor import Processor
 
 Use = Literal["train", "validate", "test"]
+Entry = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +61,7 @@ class ExampleSource:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What is measured, and how.
+    """What is measured, and how; what is predicted is computed once, when it is first read, in all processes alike.
 
     Attributes:
         task: Config of the task.
@@ -82,50 +85,79 @@ class Evaluation:
     reranking: Reranking | None = None
     options: EvaluationOptions = DEFAULTS
 
+    @cached_property
     def predictions(self) -> Predictions:
-        """Returns the likeliest class of every example, in order; every process of a distributed run gets all."""
+        """The likeliest class of every example, in order."""
         from bridgetower.evaluation.predictions import predict_classes
 
         return predict_classes(self.module(), self.examples, batch_size=self.settings.batch_size, options=self.options)
 
-    def judged(
-        self,
-        answers: Sequence[tuple[str, float]],
-        expected: Callable[[Mapping[str, Any]], str],
-        score: Callable[[Mapping[str, Any], str], float],
-        groups: Sequence[str] = (),
-    ) -> list[Judgement]:
-        """Returns the examples whose answers are known."""
-        from bridgetower.evaluation.outcome import Judgement
-
-        examples, schema = self.examples, self.examples.schema
-        found = []
-        for row, (given, probability) in zip(examples.rows(), answers, strict=True):
-            entry = row["entry"]
-            if examples.encode.known(entry):
-                points = score(entry, given)
-                judgement = Judgement(
-                    id=str(entry[schema.id]),
-                    images=tuple(row["images"]),
-                    text=" ".join(schema.texts_of(entry)),
-                    expected=expected(entry),
-                    given=given,
-                    score=points,
-                    miss=(1 - points) * probability,
-                    probability=probability,
-                    groups={name: entry[name] for name in groups if entry[name]},
-                )
-                found.append(judgement)
-        return found
-
+    @cached_property
     def outputs(self) -> Float[Tensor, "n k"]:
-        """Returns all that is predicted for every example, likewise."""
+        """All that is predicted for every example, in order."""
         from bridgetower.evaluation.predictions import predict
 
         size = self.settings.batch_size
-        return predict(self.module(), self.examples, lambda outputs: (outputs,), batch_size=size, options=self.options)[
-            0
-        ]
+        return predict(self.module(), self.examples, lambda out: (out,), batch_size=size, options=self.options)[0]
+
+    @cached_property
+    def retrieval(self) -> RetrievalResult:
+        """The rankings of a model with a contrastive head on images with captions."""
+        from bridgetower.evaluation.retrieval import evaluate_retrieval
+
+        images, settings = self.examples.images, self.settings
+        return evaluate_retrieval(self.model, images, settings, self.options, reranking=self.reranking)
+
+    def likeliest(self) -> list[tuple[str, float]]:
+        """Returns the name and the probability of the likeliest class of every example."""
+        classes, probabilities = (values.tolist() for values in self.predictions)
+        return [(self.names[number], value) for number, value in zip(classes, probabilities, strict=True)]
+
+    @property
+    def own_metrics(self) -> dict[str, float]:
+        """Those of the extensions."""
+        return {name: float(metric(self)) for name, metric in self.model.extensions.metrics.items()}
+
+    def outcome(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        given: Sequence[tuple[str, float]] = (),
+        *,
+        id_name: str,
+        expected: Callable[[Entry], str] = str,
+        score: Callable[[Entry, str], float] = lambda entry, answer: 0.0,
+        groups: Sequence[str] = (),
+        known_name: str = "num_labelled",
+        **others: Any,
+    ) -> Outcome:
+        """Returns what predictions for entries of prepared sets leave; answers in words can be judged."""
+        examples, schema = self.examples, self.examples.schema
+        entries = list(examples)
+        known, total = sum(map(examples.encode.known, entries)), len(entries)
+
+        def judged() -> Iterator[Judgement]:
+            for row, (answer, probability) in zip(examples.rows(), given, strict=True):
+                entry = row["entry"]
+                if examples.encode.known(entry):
+                    points = score(entry, answer)
+                    yield Judgement(
+                        id=str(entry[schema.id]),
+                        images=tuple(row["images"]),
+                        text=" ".join(schema.texts_of(entry)),
+                        expected=expected(entry),
+                        given=answer,
+                        score=points,
+                        miss=(1 - points) * probability,
+                        probability=probability,
+                        groups={name: entry[name] for name in groups if entry[name]},
+                    )
+
+        return Outcome(
+            counts={f"num_{schema.entries}": total} | ({known_name: known} if 0 < known < total else {}),
+            predictions=[{id_name: entry[schema.id], **row} for entry, row in zip(entries, rows, strict=True)],
+            judge=(lambda: list(judged())) if given else None,
+            **others,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,7 +230,15 @@ class TaskSpec:
 
     def metrics(self, evaluation: Evaluation) -> dict[str, float]:
         """Returns the metrics of a validation split."""
-        return dict(self.evaluate(evaluation).metrics) if self.validate is None else self.validate(evaluation)
+        evaluated = self.evaluate(evaluation).metrics if self.validate is None else self.validate(evaluation)
+        return {**evaluated, **evaluation.own_metrics}
+
+
+def first_folder(data: DataConfig) -> str:
+    """Returns the prepared set that has the names of the classes."""
+    if not data.folders:
+        raise ValueError("no data folder given; pass --data.folders DIR, made by `bridgetower prepare`")
+    return data.folders[0]
 
 
 def one_folder(data: DataConfig, kind: str) -> str:

@@ -89,6 +89,7 @@ def train(
     check_names(config.optimizer, extensions)
     for name in report_to:
         check_choice("report_to", name, Literal[(*LOGGERS, *extensions.loggers)])
+    check_choice("select_by", config.select_by, Literal[(*config.task.metrics, *extensions.metrics)])
     spec = spec_of(config.task, task)
     cache = RowCache(feature_cache or cache_folder() / "features", int(feature_cache_limit * 2**30))
     with process_group(config.device, timeout_minutes), cache:

@@ -105,15 +105,16 @@ def build_task(
         reranking=UNMEASURED if known else None,
         options=EvaluationOptions(num_workers=config.data.num_workers),
     )
-    if (reason := spec.unavailable(evaluation, config.select_by)) is not None:
-        possible = [metric for metric in config.task.metrics if spec.unavailable(evaluation, metric) is None]
+    own = model.extensions.metrics
+    if config.select_by not in own and (reason := spec.unavailable(evaluation, config.select_by)) is not None:
+        possible = [*(name for name in config.task.metrics if spec.unavailable(evaluation, name) is None), *own]
         raise ValueError(f"select_by is {config.select_by!r}, but {reason}; use one of {', '.join(possible)}")
     return TaskSetup(
         task=trained,
         examples=train,
         images=None if train.images is None else (train.images, held_out.images),
         digests=_digests(train) | _digests(held_out),
-        evaluate=lambda: spec.metrics(evaluation) | ({TRAINED_ON: 1.0} if known else {}),
+        evaluate=lambda: spec.metrics(replace(evaluation)) | ({TRAINED_ON: 1.0} if known else {}),
     )
 
 

@@ -1,0 +1,155 @@
+"""An objective and a metric from outside the package, in a file of a user's own: their values, and a run of theirs."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import shapes
+import tiny
+from bridgetower import BridgeTower
+from bridgetower.cli import main
+from bridgetower.extras import load_object
+from bridgetower.model.extensions import Extensions
+from bridgetower.objectives.config import Phase, PretrainingConfig
+from bridgetower.objectives.pretraining import PretrainingTask
+from bridgetower.tasks.run_config import read_metrics
+from bridgetower.training.run import train
+
+MODULE = '''
+import torch.nn.functional as F
+from torch import nn
+
+from bridgetower import Extensions, HeadSpec
+from bridgetower.objectives.pretraining import Objective
+
+
+def sigmoid(task, step):
+    """Each pair of an image and a text on its own: do they belong together?"""
+    similarities = task.model.image_embeds(step.image) @ task.model.text_embeds(step.texts["plain"]).T
+    right = (step.batch.image_index[:, None] == step.batch.image_index[None]).float()
+    loss = F.binary_cross_entropy_with_logits(10 * similarities - 5, right)
+    return loss, {"sigmoid_accuracy": ((similarities > 0.5) == (right > 0.5)).float().mean()}
+
+
+def count(task, step):
+    """How many words are hidden, told from the image and what is left of the text."""
+    fused = task.model.fuse(step.image, step.texts["masked"], outputs="pooled")
+    hidden = (step.batch.mlm_labels >= 0).sum(dim=1)
+    return F.mse_loss(task.model.head("count")(fused.pooled)[:, 0], hidden.float()), {}
+
+
+def mean_rank(evaluation):
+    """The negative mean rank of the right image, since higher is better."""
+    result = evaluation.retrieval
+    scores = result.text_vectors @ result.image_vectors.T
+    own = scores.gather(1, result.truth.text_image_index[:, None])
+    return -float((scores >= own).sum(dim=1).double().mean())
+
+
+OWN = Extensions(
+    heads={"count": HeadSpec(build=lambda config: nn.Linear(config.fusion.pooled_size, 1), inputs="pooled")},
+    objectives={
+        "sigmoid": Objective(loss=sigmoid, heads=("itc",), fuses=False),
+        "count": Objective(loss=count, heads=("count",), texts=("masked",)),
+    },
+    metrics={"mean_rank": mean_rank},
+)
+'''
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> str:
+    (tmp_path / "mine.py").write_text(MODULE)
+    return f"{tmp_path / 'mine.py'}:OWN"
+
+
+@pytest.fixture
+def own(place: str) -> Extensions:
+    return load_object("extensions", place, Extensions)
+
+
+class TestTask:
+    CONFIG = replace(tiny.CONFIG, heads=replace(tiny.CONFIG.heads, own=("count",)))
+
+    def task(self, own: Extensions, *phases: Phase) -> PretrainingTask:
+        model = tiny.off_defaults(BridgeTower(self.CONFIG, own)).eval()
+        return PretrainingTask(model, PretrainingConfig(phases=phases))
+
+    def test_values_and_weights(self, own: Extensions) -> None:
+        batch = tiny.caption_batch((0, 1, 2, 2), [7, 4, 6, 5], self.CONFIG, seed=3)
+        phase = Phase(mlm=1, itm=0, itc=2, objectives={"sigmoid": 0.5, "count": 3})
+        task = self.task(own, phase)
+        losses, model = task(batch), task.model
+        image = model.image_embeds(model.encode_image(batch.pixel_values))
+        cosines = image @ model.text_embeds(model.encode_text(batch.input_ids, batch.attention_mask)).T
+        signs = 2 * (batch.image_index[:, None] == batch.image_index[None]).float() - 1
+        torch.testing.assert_close(losses.parts["sigmoid"], -F.logsigmoid(signs * (10 * cosines - 5)).mean())
+        pooled = model(batch.pixel_values, batch.masked_input_ids, batch.attention_mask).pooled
+        hidden = (batch.mlm_labels >= 0).sum(dim=1)
+        expected = (model.count_head(pooled)[:, 0] - hidden).square().mean()
+        torch.testing.assert_close(losses.parts["count"], expected, atol=1e-5, rtol=1e-4)
+        plain = PretrainingTask(model, PretrainingConfig(phases=(replace(phase, objectives={}),)))(batch).parts
+        assert losses.parts.keys() == {"itc", "mlm", "sigmoid", "count"}
+        torch.testing.assert_close({name: losses.parts[name] for name in plain}, plain)
+        weighed = plain["mlm"] + 2 * plain["itc"] + 0.5 * losses.parts["sigmoid"] + 3 * losses.parts["count"]
+        torch.testing.assert_close(losses.total, weighed)
+        assert losses.metrics.keys() == {"mlm_accuracy", "sigmoid_accuracy"}
+
+    @pytest.mark.parametrize(("objectives", "fusions"), [({"sigmoid": 1}, 0), ({"count": 1}, 1)])
+    def test_no_more_is_computed_than_is_read(
+        self, own: Extensions, objectives: dict[str, float], fusions: int
+    ) -> None:
+        task = self.task(own, Phase(mlm=0, itm=0, objectives=objectives))
+        calls: list[str] = []
+        for name in ("vision", "text", "fusion"):
+            getattr(task.model, name).register_forward_hook(lambda *_, name=name: calls.append(name))
+        task(tiny.caption_batch((0, 1, 2), [7, 4, 6], self.CONFIG, seed=3)).total.backward()
+        assert [calls.count(name) for name in ("vision", "text", "fusion")] == [1, 1, fusions]
+
+    def test_errors(self, own: Extensions) -> None:
+        with pytest.raises(ValueError, match=r"phases is 'sigmiod'; expected one of itc, itm, mlm, sigmoid, count, or"):
+            self.task(own, Phase(objectives={"sigmiod": 1}))
+        with pytest.raises(ValueError, match="no count head"):
+            PretrainingTask(BridgeTower(tiny.CONFIG, own), PretrainingConfig(phases=(Phase(objectives={"count": 1}),)))
+        with pytest.raises(ValueError, match="mlm, itm and itc have weights of their own"):
+            Phase(objectives={"itc": 1})
+        for weight in (-1.0, float("nan")):
+            with pytest.raises(ValueError, match="expected >= 0"):
+                Phase(objectives={"sigmoid": weight})
+
+
+def test_by_the_command_line(
+    place: str, tiny_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Trained with all of it, continued, selected by the metric, and measured."""
+    run = tmp_path / "run"
+    weights = ["--task.phases.0.itc", "0", "--task.phases.0.objectives", "sigmoid", "1"]
+    weights += ["--task.phases.1.objectives", "sigmoid", "0.5", "count", "2", "--model.heads.own", "count"]
+    options = ["--extensions", place, "--select-by", "mean_rank", *weights]
+    options += ["--evaluate-every", "2", "--checkpoint-every", "2", "--data.num-workers", "0", "--device", "cpu"]
+    command = shapes.train_command(tiny_dataset, run, *options)
+    main([*command, "--max-steps", "4"])
+    main([*command, "--max-steps", "6", "--resume"])
+    capsys.readouterr()
+    steps = read_metrics(run, "train")
+    assert [steps[number].keys() & {"itc", "itm", "mlm", "sigmoid", "count"} for number in (0, -1)] == [
+        {"sigmoid"},
+        {"itc", "itm", "mlm", "sigmoid", "count"},
+    ]
+    assert all("sigmoid_accuracy" in step for step in steps)
+    ranks = [entry["mean_rank"] for entry in read_metrics(run, "validation")]
+    assert len(ranks) == 3
+    assert all(-9 <= rank <= -1 for rank in ranks)
+    measured = ["evaluate", str(run / "best"), "retrieval", "--data", str(tiny_dataset), "--split", "validation"]
+    main([*measured, "--extensions", place, "--device", "cpu"])
+    assert json.loads(capsys.readouterr().out)["mean_rank"] == pytest.approx(max(ranks), abs=1e-6)
+
+
+def test_a_metric_that_nobody_has(tiny_dataset: Path, tmp_path: Path, own: Extensions) -> None:
+    config = shapes.run_config(tiny_dataset, select_by="mean_rnak")
+    with pytest.raises(ValueError, match=r"select_by is 'mean_rnak'; expected one of rsum, .*, mean_rank"):
+        train(config, tmp_path / "run", extensions=own, progress=False)
