@@ -8,7 +8,6 @@ from recompute import caption_batch, encode, itm_outputs, pretraining_task
 
 from bridgetower.checkpoints.keymap import export_tensors
 from bridgetower.distributed import all_gather, rank, world_size
-from bridgetower.objectives.losses import own_columns
 from bridgetower.objectives.matching import pairs_with_negatives
 from bridgetower.objectives.pretraining import gather_texts
 from golden import GRADIENTS, case, wrong
@@ -21,7 +20,8 @@ def matching(task, image, text, arm, recorded_arm):
     images, texts = (torch.tensor(recorded_arm[f"neg_{kind}_idx"]) for kind in ("image", "text"))
     own = slice(0, len(images))
     if arm == "hard_global":
-        image, text, own = image.map(all_gather), gather_texts(text), own_columns(len(images))
+        image, text = image.map(all_gather), gather_texts(text)
+        own = slice(rank() * len(images), (rank() + 1) * len(images))
     return itm_outputs(task, image, text, pairs_with_negatives(images, texts, own))
 
 

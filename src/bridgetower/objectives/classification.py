@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bridgetower.data.batch import Batch
 from bridgetower.model.bridgetower import SECOND_IMAGE, BridgeTower
 from bridgetower.objectives.encoding import encode_image, encode_text
-from bridgetower.objectives.losses import Losses, class_loss, vqa_loss
+from bridgetower.objectives.losses import Losses, class_loss
 
 Loss = Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
 """Logits and labels to the loss and metrics beside it."""
@@ -53,38 +53,34 @@ class ClassificationTask(nn.Module):
 
     def logits(self, batch: Batch) -> Float[Tensor, "b k"]:
         """Returns the logits of the classes, or one number."""
-        model = self.model
+        model, pixels, second = self.model, batch.pixel_values, batch.pixel_values_2
         if batch.input_ids is None:
-            assert batch.pixel_values is not None
-            features = encode_image(model, batch.pixel_values, outputs="cls").cls
-        elif batch.pixel_values is None:
+            assert pixels is not None
+            features = encode_image(model, pixels, outputs="cls").cls
+        elif pixels is None:
             features = encode_text(model, batch.input_ids, batch.attention_mask, outputs="cls").cls
-        elif batch.pixel_values_2 is None:
+        elif second is None:
             text = encode_text(model, batch.input_ids, batch.attention_mask)
-            features = model.fuse(encode_image(model, batch.pixel_values), text).pooled
+            features = model.fuse(encode_image(model, pixels), text).pooled
         else:
-            first = encode_image(model, batch.pixel_values)
-            second = encode_image(model, batch.pixel_values_2, SECOND_IMAGE)
+            images = encode_image(model, pixels), encode_image(model, second, SECOND_IMAGE)
             text = encode_text(model, batch.input_ids, batch.attention_mask)
-            features = model.pooled_with_two(first, second, text)
+            features = model.pooled_with_two(*images, text)
         return model.class_logits(self.head, features)
 
 
 def task_of_head(model: BridgeTower, head: str) -> ClassificationTask:
-    """Returns the usual task of a head: the loss follows from what its outputs are.
-
-    A number has the squared error; one class per example cross-entropy; several, and answers, which are judged each on
-    its own, binary cross-entropy.
-    """
+    """Returns the usual task of a head: squared error of a number, cross-entropy of a class, of answers or labels each."""
     is_number = model.config.heads.predicts_number(head)
     several = head == "classification" and model.config.heads.multi_label
 
     def loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         if is_number:
             return F.mse_loss(logits[:, 0], labels.float()), {}
-        if head == "vqa":
-            value, score = vqa_loss(logits, labels)
-            return value, {"vqa_score": score}
+        if head == "vqa":  # official `compute_vqa`, after Kim et al., "Bilinear Attention Networks" (2018)
+            scores = labels.gather(1, logits.argmax(dim=1, keepdim=True))
+            value = F.binary_cross_entropy_with_logits(logits, labels) * labels.shape[1]
+            return value, {"vqa_score": scores.mean().detach()}
         if several:
             right = ((logits > 0) == (labels > 0.5)).float().mean()
             return F.binary_cross_entropy_with_logits(logits, labels.float()), {"label_accuracy": right.detach()}

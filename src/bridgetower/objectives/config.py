@@ -21,11 +21,7 @@ NotAnOption = Annotated[str, Fixed, Suppress]
 
 @dataclass(frozen=True, kw_only=True)
 class TaskConfig(ABC):
-    """Settings of a run's task; each task has a config of its own.
-
-    Attributes:
-        kind: Name of the task in a saved run; no option of the command.
-    """
+    """Settings of a run's task; each task has a config of its own, with its name as `kind`."""
 
     aligns: ClassVar[bool] = False
     """Whether `align_first` can compare its images with its captions."""
@@ -110,7 +106,6 @@ class PretrainingConfig(TaskConfig):
     """MLM, ITM and ITC on captions.
 
     Attributes:
-        kind: Name of the task in a saved run; no option of the command.
         phases: Objectives over the run, in order.
         masking: Which words are hidden for MLM.
         mlm_normalization: `step`: MLM is the mean over all hidden words of an optimiser step, however it is divided
@@ -176,7 +171,6 @@ class RankingConfig(TaskConfig):
     """Choosing the true text of an image among false ones.
 
     Attributes:
-        kind: Name of the task in a saved run; no option of the command.
         false_texts: Random texts of other images beside the true one.
         itm: Weight of the matching loss beside it; 0 does not compute it.
     """

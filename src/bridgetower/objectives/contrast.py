@@ -15,12 +15,7 @@ from bridgetower.objectives.losses import info_nce
 
 @dataclass(frozen=True)
 class Features:
-    """What the contrastive loss reads of some pairs.
-
-    Attributes:
-        embeds: As `itc_loss` takes them.
-        image_index: Equal numbers mark the same image, across ranks.
-    """
+    """What the contrastive loss reads of some pairs; equal numbers mark the same image, across ranks."""
 
     embeds: tuple[Float[Tensor, "b c"], ...]
     image_index: Int[Tensor, " b"]
@@ -28,14 +23,7 @@ class Features:
 
 @dataclass(frozen=True)
 class Contrast:
-    """The loss of all parts of a batch, with the gradients that belong to one of them.
-
-    Attributes:
-        loss: Over all parts.
-        embeds: Gradients of the loss for the features of this part.
-        logit_scale: Gradient of the loss for the scale.
-        num_parts: Of the batch.
-    """
+    """The loss of all parts of a batch, with its gradients for the embeddings of one of them and for the scale."""
 
     loss: Float[Tensor, ""]
     embeds: tuple[Float[Tensor, "b c"], ...]

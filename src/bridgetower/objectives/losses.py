@@ -11,19 +11,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bridgetower.data.masking import IGNORED
-from bridgetower.distributed import all_gather, rank
+from bridgetower.distributed import all_gather
 from bridgetower.model.layers import autocast
 
 
 @dataclass(frozen=True)
 class Losses:
-    """Losses of one batch.
-
-    Attributes:
-        parts: Each objective's loss before its weight.
-        total: The weighted sum that is minimised.
-        metrics: Beside the losses, such as accuracies.
-    """
+    """Losses of one batch: of each objective before its weight, the weighted sum, and metrics such as accuracies."""
 
     parts: dict[str, Float[Tensor, ""]]
     total: Float[Tensor, ""]
@@ -64,40 +58,11 @@ def class_loss(logits: Float[Tensor, "n k"], labels: Int[Tensor, " n"]) -> tuple
     return F.cross_entropy(logits.float(), labels), _accuracy(logits, labels)
 
 
-def vqa_loss(
-    logits: Float[Tensor, "b k"], targets: Float[Tensor, "b k"]
-) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Mean binary cross-entropy times the number of answers, and the mean score of the likeliest answers.
-
-    Source: official `compute_vqa`, after Kim et al., "Bilinear Attention Networks" (2018).
-    """
-    loss = F.binary_cross_entropy_with_logits(logits.float(), targets) * targets.shape[1]
-    scores = targets.gather(1, logits.argmax(dim=1, keepdim=True))
-    return loss, scores.mean().detach()
-
-
 DIRECTIONS = {2: ((0, 1), (1, 0)), 3: ((1, 0), (1, 2), (0, 2))}
 """Which embeddings choose among which, by how many each pair has: of its image, its text and of both fused.
 
 Two: official `compute_itc`. Three: the loss of transformers' contrastive model.
 """
-
-
-def itc_loss(
-    embeds: Sequence[Float[Tensor, "b c"]],
-    image_index: Int[Tensor, " b"],
-    logit_scale: Float[Tensor, ""],
-    *,
-    gather_with_grads: bool = True,
-    loss: Callable[..., Float[Tensor, ""]] | None = None,
-) -> Float[Tensor, ""]:
-    """InfoNCE of this rank's rows against the features of all ranks.
-
-    Everything of the same image is a positive with equal weight; with one text per image these soft targets are the
-    usual diagonal. Source: official `compute_itc` and, for soft targets, `compute_itm_itc`.
-    """
-    columns = [all_gather(each, gather_with_grads=gather_with_grads) for each in embeds]
-    return (loss or info_nce)(embeds, image_index, columns, all_gather(image_index), logit_scale=logit_scale)
 
 
 def info_nce(
@@ -108,7 +73,11 @@ def info_nce(
     *,
     logit_scale: Float[Tensor, ""],
 ) -> Float[Tensor, ""]:
-    """Mean over pairs and `DIRECTIONS` of the contrastive loss of each pair against all columns."""
+    """Mean over pairs and `DIRECTIONS` of the contrastive loss of each pair against all columns.
+
+    Everything of the same image is a positive with equal weight; with one text per image these soft targets are the
+    usual diagonal. Source: official `compute_itc` and, for soft targets, `compute_itm_itc`.
+    """
     positives = (row_index[:, None] == column_index[None]).float()
     targets = positives / positives.sum(dim=1, keepdim=True)
     losses = [
@@ -118,17 +87,25 @@ def info_nce(
     return torch.stack(losses).mean()
 
 
+def itc_loss(
+    embeds: Sequence[Float[Tensor, "b c"]],
+    image_index: Int[Tensor, " b"],
+    logit_scale: Float[Tensor, ""],
+    *,
+    gather_with_grads: bool = True,
+    loss: Callable[..., Float[Tensor, ""]] = info_nce,
+) -> Float[Tensor, ""]:
+    """Contrastive loss of this rank's rows against the features of all ranks."""
+    columns = [all_gather(each, gather_with_grads=gather_with_grads) for each in embeds]
+    return loss(embeds, image_index, columns, all_gather(image_index), logit_scale=logit_scale)
+
+
 def similarity(
     rows: Float[Tensor, "r c"], columns: Float[Tensor, "s c"], logit_scale: Float[Tensor, ""]
 ) -> Float[Tensor, "r s"]:
     """Scaled cosines in float32 under any autocast: bfloat16 has three digits, and these logits go up to 1000."""
     with autocast(rows.device, "fp32"):
         return logit_scale.float() * rows.float() @ columns.float().T
-
-
-def own_columns(count: int) -> slice:
-    """Columns of this rank's rows in a matrix whose columns are gathered from all ranks."""
-    return slice(rank() * count, (rank() + 1) * count)
 
 
 def _accuracy(logits: Float[Tensor, "n k"], labels: Int[Tensor, " n"]) -> Float[Tensor, ""]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,8 +15,7 @@ from bridgetower.objectives.losses import class_loss
 _warn_once = cache(logging.getLogger(__name__).warning)
 
 
-@dataclass(frozen=True)
-class Pairs:
+class Pairs(NamedTuple):
     """Rows of images and of texts that form n pairs, and whether they match (1) or not (0)."""
 
     image_rows: Int[Tensor, " n"]
@@ -42,10 +41,8 @@ def random_pairs(image_index: Int[Tensor, " b"], generator: torch.Generator) -> 
 
 def uniform_pairs(image_index: Int[Tensor, " b"], generator: torch.Generator) -> Pairs:
     """Positives, then each text with another image, then each image with another text: 3b pairs, all as likely."""
-    others = image_index[:, None] != image_index[None]
-    alike = torch.zeros_like(others, dtype=torch.float32)
-    draws = _draw(alike, others, generator), _draw(alike, others, generator)
-    return _truly_labelled(pairs_with_negatives(*draws, slice(0, len(image_index))), image_index)
+    alike = torch.zeros(2 * image_index.shape, device=image_index.device)
+    return hard_pairs(alike, alike, image_index, image_index, slice(0, len(image_index)), generator)
 
 
 def hard_pairs(
@@ -56,7 +53,7 @@ def hard_pairs(
     own_columns: slice,
     generator: torch.Generator,
 ) -> Pairs:
-    """Positives, then each text with a hard image, then each image with a hard text: 3b pairs.
+    """Positives, then each text with a hard image, then each image with a hard text: 3b pairs, as in the official code.
 
     Negatives are drawn from the softmax of the contrastive similarity, as in ALBEF. An image's own texts and a text's
     own image are left out. Official: they get weight 0 after the softmax and are drawn where it underflows; here: the
@@ -64,17 +61,18 @@ def hard_pairs(
     """
     others = image_index[:, None] != all_image_index[None]
     draws = _draw(text_to_image, others, generator), _draw(image_to_text, others, generator)
-    return _truly_labelled(pairs_with_negatives(*draws, own_columns), all_image_index)
+    images, texts, _ = pairs_with_negatives(*draws, own_columns)
+    # Pairs are of one image where nothing else could be drawn.
+    return Pairs(images, texts, (all_image_index[images] == all_image_index[texts]).long())
 
 
 def pairs_with_negatives(
     negative_images: Int[Tensor, " b"], negative_texts: Int[Tensor, " b"], own_columns: slice
 ) -> Pairs:
     """Lays out positives, (negative image, text) and (image, negative text) as in the official code."""
-    count = len(negative_images)
-    own = torch.arange(own_columns.start, own_columns.stop, device=negative_images.device)
-    labels = torch.zeros(3 * count, dtype=torch.long, device=negative_images.device)
-    labels[:count] = 1
+    count, device = len(negative_images), negative_images.device
+    own = torch.arange(own_columns.start, own_columns.stop, device=device)
+    labels = (torch.arange(3 * count, device=device) < count).long()
     return Pairs(torch.cat([own, negative_images, own]), torch.cat([own, own, negative_texts]), labels)
 
 
@@ -90,11 +88,6 @@ def matching_loss(
             "if this is frequent, raise micro_batch_size or use more data"
         )
     return loss * has_negatives, accuracy
-
-
-def _truly_labelled(pairs: Pairs, image_index: Int[Tensor, " n"]) -> Pairs:
-    """Pairs are of one image where nothing else could be drawn; the index is of all candidates."""
-    return replace(pairs, labels=(image_index[pairs.image_rows] == image_index[pairs.text_rows]).long())
 
 
 def _draw(logits: Float[Tensor, "b n"], allowed: Bool[Tensor, "b n"], generator: torch.Generator) -> Int[Tensor, " b"]:

@@ -11,14 +11,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bridgetower.data.batch import CaptionBatch
-from bridgetower.distributed import all_gather, world_size
+from bridgetower.distributed import all_gather, rank, world_size
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import entry
 from bridgetower.model.encodings import Encoded
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.contrast import Contrast, Features, contrast_parts
 from bridgetower.objectives.encoding import encode_image, encode_text
-from bridgetower.objectives.losses import Losses, info_nce, itc_loss, mlm_loss, own_columns, similarity
+from bridgetower.objectives.losses import Losses, info_nce, itc_loss, mlm_loss, similarity
 from bridgetower.objectives.matching import Pairs, hard_pairs, matching_loss, random_pairs, uniform_pairs
 
 Texts = Literal["plain", "masked"]
@@ -187,7 +187,7 @@ class PretrainingTask(nn.Module):
         if self.config.negatives_from == "world" and world_size() > 1:
             image = replace(image, first_layer_cache=None).map(all_gather)
             text = gather_texts(replace(text, first_layer_cache=None))
-            own = own_columns(len(batch))
+            own = slice(rank() * len(batch), (rank() + 1) * len(batch))
         all_index = all_gather(index) if len(image) > len(batch) else index
         with torch.no_grad():
             scale = self.model.contrastive_head().logit_scale()

@@ -212,10 +212,9 @@ class RunConfig:
         self._check_frozen()
         for part in self.checkpoint_activations:
             check_choice("checkpoint_activations", part, Part)
-        check_choice("precision", self.precision, Precision)
-        check_choice("device", self.device, Device)
-        check_choice("parallel", self.parallel, Parallel)
-        check_choice("contrast_over", self.contrast_over, ContrastOver)
+        choices = {"precision": Precision, "device": Device, "parallel": Parallel, "contrast_over": ContrastOver}
+        for name, kind in choices.items():
+            check_choice(name, getattr(self, name), kind)
 
     def _check_used(self) -> None:
         """Raises ValueError if something is set that the task would ignore."""

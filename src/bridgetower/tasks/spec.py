@@ -35,11 +35,8 @@ class ExampleSource:
     """Where examples come from, and what for.
 
     Attributes:
-        data: Folders, and how they are read.
         splits: Of the folders; joined.
-        processor: Makes pixels and tokens.
-        task: Config of the task.
-        names: Names of the classes of the task's head, in its order.
+        names: Of the classes of the task's head, in its order.
         heads: Of the model.
         use: `train` may leave examples out; `validate` needs a label of each; `test` takes all, labelled or not.
     """
@@ -64,12 +61,9 @@ class Evaluation:
     """What is measured, and how; what is predicted is computed once, when it is first read, in all processes alike.
 
     Attributes:
-        task: Config of the task.
-        model: The model.
         module: Gives the model with its losses, of which `predict` is used.
-        examples: Of the task.
-        splits: Which they are of.
-        names: Names of the classes of the task's head.
+        splits: Which the examples are of.
+        names: Of the classes of the task's head.
         settings: Protocol and batch size; the rest is for retrieval.
         reranking: Of the checkpoint; None fits it.
         options: How it runs, which changes nothing in the result.
@@ -162,28 +156,23 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSpec:
-    """Everything about a task.
-
-    What needs torch is in functions that import it when they are called.
+    """Everything about a task. What needs torch is in functions that import it when they are called.
 
     Attributes:
-        name: Of the task, and `kind` of its config.
-        config: Its settings in a run.
+        name: Also the `kind` of its config.
         schema: What the rows of its prepared sets hold; None where it reads other files.
         head: The head whose classes have names, one of `HEADS` or a custom one; None if there is none.
-        build: Makes the module that is trained, batch in and `Losses` out, of a model and the config. None: that of the
+        build: Makes the module that is trained, batch in and `Losses` out, of a model and the config; None: that of the
             head, `objectives.classification.task_of_head`. If the same parameters get gradients in every step, give it
             an attribute `graph`, equal as long as that holds: several processes need not look for them then.
         examples: Opens the examples of a split: a set addressed by batch (`BatchDataset`), with `images`, the images of
             its prepared sets, or None and the method `digests` of the files that it reads. To train on one set
             per batch, it has `set_numbers`, the set of each example.
-        evaluate: Measures a model.
         validate: Metrics of the validation split during training; None: those of `evaluate`.
         class_names: Names of the classes of a new head, of the data and the config; None where they are always the same
             or there are none.
         texts: All texts of the training splits, for a tokenizer; None: those of the schema's entries.
-        unavailable: Why a metric of the config cannot be evaluated with the model, the settings and the examples that
-            are given; None if it can.
+        unavailable: Why a metric of the config cannot be evaluated; None if it can.
         recipes: Runs that can start from random weights.
         fine_tuning: Recipes that make sense only with an `init`.
         benchmarks: Names under which `bridgetower evaluate` measures the task, each with its config.
