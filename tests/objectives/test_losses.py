@@ -44,17 +44,6 @@ class TestItc:
         of_three = itc_loss((images, texts, joint), torch.tensor(index), SCALE)
         assert of_three.item() == pytest.approx(slow_itc(images, texts, index, float(SCALE), joint), rel=1e-5)
 
-    def test_distinct_images_are_the_plain_diagonal(self) -> None:
-        images, texts = features(4, 0), features(4, 1)
-        logits, labels = SCALE * images @ texts.T, torch.arange(4)
-        expected = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
-        torch.testing.assert_close(itc_loss((images, texts), torch.tensor([5, 3, 9, 0]), SCALE), expected)
-
-    def test_duplicates_change_the_loss(self) -> None:
-        images, texts = features(4, 0), features(4, 1)
-        distinct, duplicate = (itc_loss((images, texts), torch.tensor(i), SCALE) for i in ([0, 1, 2, 3], [0, 0, 2, 3]))
-        assert abs(float(distinct - duplicate)) > 1e-3
-
     def test_bfloat16_autocast_changes_nothing(self) -> None:
         images, texts, index = features(8, 0, 64), features(8, 1, 64), torch.arange(8)
         plain = itc_loss((images, texts), index, SCALE)
@@ -135,21 +124,13 @@ def test_itm_is_cross_entropy_with_accuracy() -> None:
     assert accuracy.item() == pytest.approx(2 / 3)
 
 
-class TestWeigh:
-    def test_total_is_the_weighted_sum(self) -> None:
-        parts = {"mlm": torch.tensor(2.0, requires_grad=True), "itm": torch.tensor(3.0, requires_grad=True)}
-        losses = Losses.weigh(parts, {"mlm": 0.5, "itm": 2.0, "itc": 1.0})
-        assert losses.total.item() == 0.5 * 2 + 2 * 3
-        losses.total.backward()
-        gradients = {name: part.grad.item() for name, part in parts.items() if part.grad is not None}
-        assert gradients == {"mlm": 0.5, "itm": 2.0}
-        assert losses.parts == parts
-        assert losses.metrics == {}
-
-    def test_nothing_to_sum(self) -> None:
-        with pytest.raises(ValueError, match="no objective is active"):
-            Losses.weigh({}, {"mlm": 0.0})
-
-    def test_a_part_without_weight(self) -> None:
-        with pytest.raises(KeyError):
-            Losses.weigh({"mlm": torch.tensor(2.0)}, {"itm": 1.0})
+def test_total_is_the_weighted_sum() -> None:
+    parts = {"mlm": torch.tensor(2.0, requires_grad=True), "itm": torch.tensor(3.0, requires_grad=True)}
+    losses = Losses.weigh(parts, {"mlm": 0.5, "itm": 2.0, "itc": 1.0})
+    assert losses.total.item() == 0.5 * 2 + 2 * 3
+    losses.total.backward()
+    assert {name: part.grad for name, part in parts.items()} == {"mlm": 0.5, "itm": 2.0}
+    with pytest.raises(ValueError, match="no objective is active"):
+        Losses.weigh({}, {"mlm": 0.0})
+    with pytest.raises(KeyError):
+        Losses.weigh({"mlm": torch.tensor(2.0)}, {"itm": 1.0})

@@ -65,30 +65,15 @@ class TestRandom:
         assert shares[:2].tolist() == [0, 0]  # the text's own image, twice in the batch
         assert (shares[2:] - 0.5).abs().max() < 0.15
 
-    def test_seed_decides(self) -> None:
-        index = torch.arange(8)
-        first, again, other = (random_pairs(index, generator(seed)) for seed in (0, 0, 1))
-        assert torch.equal(first.image_rows, again.image_rows)
-        assert not torch.equal(first.image_rows, other.image_rows)
 
-
-class TestUniform:
-    @given(index=image_indices(), seed=SEEDS)
-    def test_every_image_and_text_has_a_match_and_a_negative(self, index: Tensor, seed: int) -> None:
-        pairs, count = uniform_pairs(index, generator(seed)), len(index)
-        rows = torch.arange(count)
-        assert torch.equal(pairs.labels, labels_of(pairs, index, index))
-        assert pairs.labels.tolist() == [1] * count + [0] * 2 * count
-        assert torch.equal(pairs.text_rows[: 2 * count], torch.cat([rows, rows]))
-        assert torch.equal(pairs.image_rows[2 * count :], rows)
-
-    def test_negatives_fall_everywhere(self) -> None:
-        index, source = torch.tensor([0, 0, 1, 2]), generator()
-        drawn = [uniform_pairs(index, source) for _ in range(300)]
-        for rows in ([pairs.image_rows[4] for pairs in drawn], [pairs.text_rows[8] for pairs in drawn]):
-            shares = torch.bincount(torch.stack(rows), minlength=4) / len(rows)
-            assert shares[:2].tolist() == [0, 0]
-            assert (shares[2:] - 0.5).abs().max() < 0.15
+def test_uniform_negatives_fall_everywhere() -> None:
+    index, source = torch.tensor([0, 0, 1, 2]), generator()
+    drawn = [uniform_pairs(index, source) for _ in range(300)]
+    assert all(pairs.labels.tolist() == [1] * 4 + [0] * 8 for pairs in drawn)
+    for rows in ([pairs.image_rows[4] for pairs in drawn], [pairs.text_rows[8] for pairs in drawn]):
+        shares = torch.bincount(torch.stack(rows), minlength=4) / len(rows)
+        assert shares[:2].tolist() == [0, 0]
+        assert (shares[2:] - 0.5).abs().max() < 0.15
 
 
 class TestHard:
@@ -143,11 +128,6 @@ class TestHard:
         scores, index = torch.full((3, 3), value), torch.tensor([0, 0, 1])
         pairs = hard_pairs(scores, scores, index, index, slice(0, 3), generator())
         assert torch.equal(pairs.labels, labels_of(pairs, index, index))
-
-    def test_no_gradient_flows_through_the_draw(self) -> None:
-        scores = torch.zeros(3, 3, requires_grad=True)
-        pairs = hard_pairs(scores, scores, torch.arange(3), torch.arange(3), slice(0, 3), generator())
-        assert not pairs.image_rows.requires_grad
 
 
 def pairs_of(negatives: str, index: Tensor) -> Pairs:

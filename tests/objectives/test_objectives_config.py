@@ -30,17 +30,17 @@ class TestPretraining:
         with pytest.raises(ValueError, match="expected increasing shares of which the last is 1"):
             PretrainingConfig(phases=tuple(Phase(until=end) for end in ends))
 
-    def test_unknown_source_of_negatives(self) -> None:
-        with pytest.raises(ValueError, match="negatives_from is 'all'; expected one of rank, world"):
-            PretrainingConfig(negatives_from="all")  # type: ignore[arg-type]
-
-    def test_negatives_of_the_world_are_hard(self) -> None:
-        with pytest.raises(ValueError, match="negatives_from is 'world', but no phase has hard negatives"):
-            PretrainingConfig(phases=(Phase(negatives="uniform"),), negatives_from="world")
-
-    def test_unknown_normalisation(self) -> None:
-        with pytest.raises(ValueError, match="mlm_normalization is 'mean'; expected one of step, official"):
-            PretrainingConfig(mlm_normalization="mean")  # type: ignore[arg-type]
+    @pytest.mark.parametrize(
+        ("values", "message"),
+        [
+            ({"negatives_from": "all"}, "negatives_from is 'all'; expected one of rank, world"),
+            ({"phases": (Phase(negatives="uniform"),), "negatives_from": "world"}, "but no phase has hard negatives"),
+            ({"mlm_normalization": "mean"}, "mlm_normalization is 'mean'; expected one of step, official"),
+        ],
+    )
+    def test_errors(self, values: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            PretrainingConfig(**values)
 
     def test_what_compares_the_pairs_of_a_batch(self) -> None:
         names = ((Phase(), []), (Phase(itc=1), ["ITC"]), (Phase(negatives="hard"), ["hard negatives"]))
