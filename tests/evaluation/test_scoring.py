@@ -22,7 +22,7 @@ from bridgetower import cli
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
 from bridgetower.evaluation.config import EvaluationOptions, RetrievalConfig
-from bridgetower.evaluation.retrieval import evaluate_all_pairs, evaluate_retrieval
+from bridgetower.evaluation.retrieval import evaluate_retrieval
 from bridgetower.evaluation.scoring import pair_scorer
 from bridgetower.files import locked
 from bridgetower.model.bridgetower import BridgeTower
@@ -145,8 +145,8 @@ class TestWork:
             bit = int(share * 8 * len(content))
             return (int.from_bytes(content, "little") ^ (1 << bit)).to_bytes(len(content), "little")
 
-        damages: list[Callable[[bytes], bytes]] = [partial(flipped, share=share) for share in (0, 0.6, 0.85, 0.9999)]
-        for damage in (*damages, lambda content: content[:-1], lambda content: b""):
+        damages: list[Callable[[bytes], bytes]] = [partial(flipped, share=share) for share in (0, 0.85)]
+        for damage in (*damages, lambda content: content[:-1]):
             shutil.copytree(kept, folder)
             for path in (folder / "process-0").glob("*.safetensors"):
                 path.write_bytes(damage(path.read_bytes()))
@@ -216,14 +216,6 @@ class TestWork:
             own, others = (pairs.score(*some.nonzero(as_tuple=True))[0] for some in (wanted, ~wanted))
         torch.testing.assert_close(own, every[wanted], atol=1e-5, rtol=0)
         torch.testing.assert_close(others, every[~wanted], atol=1e-5, rtol=0)
-
-    def test_one_stage_too(self, tiny_model: BridgeTower, images: CaptionImages, tmp_path: Path) -> None:
-        expected = evaluate_all_pairs(tiny_model, images, CONFIG)
-        hook = stop_after(tiny_model, 9)
-        with pytest.raises(StoppedError):
-            evaluate_all_pairs(tiny_model, images, CONFIG, EvaluationOptions(work=tmp_path))
-        hook.remove()
-        assert evaluate_all_pairs(tiny_model, images, CONFIG, EvaluationOptions(work=tmp_path)) == expected
 
     def test_the_same_evaluation_twice_at_a_time(
         self, tiny_model: BridgeTower, images: CaptionImages, tmp_path: Path

@@ -70,7 +70,7 @@ class ClassificationTask(nn.Module):
 
 
 def task_of_head(model: BridgeTower, head: str) -> ClassificationTask:
-    """Returns the usual task of a head: squared error of a number, cross-entropy of a class, of answers or labels each."""
+    """Returns the task of a head: squared error of a number, cross-entropy of a class, or of each answer or label."""
     is_number = model.config.heads.predicts_number(head)
     several = head == "classification" and model.config.heads.multi_label
 
