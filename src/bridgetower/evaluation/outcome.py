@@ -23,11 +23,9 @@ class Judgement:
     """An example whose answer is known, and what the model made of it.
 
     Attributes:
-        id: Of the example.
         images: Numbers of its images among those of the set.
         text: That the model read; empty if none.
-        expected: The right answer, in words.
-        given: The model's answer.
+        expected, given: The right answer and the model's, in words.
         score: From 0, wrong, to 1, right.
         miss: How bad it is; the worst misses have the largest values.
         probability: That the model gives to its answer; None where it gives none.
@@ -86,8 +84,3 @@ class Outcome:
             name, content = self.submission
             write_text(folder / name, content)
         write_json(folder / METRICS, self.report(about))
-
-
-def counts(name: str, total: int, name_known: str, known: int) -> dict[str, int]:
-    """Returns the number of examples, and of those that the metrics are of where these are others."""
-    return {name: total} | ({name_known: known} if 0 < known < total else {})

@@ -80,22 +80,23 @@ class PairScorer:
 
     def vectors(self) -> tuple[Float[Tensor, "i c"], Float[Tensor, "t c"]]:
         """Returns the contrastive vectors of images and of texts."""
-        model, size = self._model, self._config.batch_size
+        model, size, shown = self._model, self._config.batch_size, self._shown
+        batches, rows = split_rows(range(len(self._own)), size), split_rows(range(len(self._ids)), size)
+        pixels = counted(self._pixel_values(batches), "image batches", shown=shown, total=len(batches))
+        places = counted(rows, "text batches", shown=shown)
+        vectors = {
+            "images": (model.image_embeds(encode_image(model, batch, outputs="cls")) for batch in pixels),
+            "texts": (model.text_embeds(self._encode_texts(each, outputs="cls")) for each in places),  # short first
+        }
         none = torch.empty(0, model.config.heads.itc_size)  # a process may have no images
-        own = self._read("vectors-images")
-        if own is None:
-            batches = split_rows(range(len(self._own)), size)
-            pixels = counted(self._pixel_values(batches), "image batches", shown=self._shown, total=len(batches))
-            found = (model.image_embeds(encode_image(model, batch, outputs="cls")) for batch in pixels)
-            own = torch.cat([none, *(vectors.float().cpu() for vectors in found)])
-            self._keep("vectors-images", own)
-        texts = self._read("vectors-texts")  # short ones first
-        if texts is None:
-            rows = counted(split_rows(range(len(self._ids)), size), "text batches", shown=self._shown)
-            found = (model.text_embeds(self._encode_texts(each, outputs="cls")) for each in rows)
-            texts = torch.cat([none, *(vectors.float().cpu() for vectors in found)])
-            self._keep("vectors-texts", texts)
-        return gather_by_id(self._own, own)[1], texts[self._place]
+        found = []
+        for name, computed in vectors.items():
+            kept = self._read(f"vectors-{name}")
+            if kept is None:
+                kept = torch.cat([none, *(each.float().cpu() for each in computed)])
+                self._keep(f"vectors-{name}", kept)
+            found.append(kept)
+        return gather_by_id(self._own, found[0])[1], found[1][self._place]
 
     def score(
         self, image: Int[Tensor, " n"], text: Int[Tensor, " n"], head: Head | None = None
@@ -161,7 +162,7 @@ class PairScorer:
             yield from (images.pixel_values(batch) for batch in numbers)
             return
         workers = self._options.num_workers
-        for pixels in load_items(_Stacked(images), numbers, num_workers=workers, device=self._device):
+        for pixels in load_items(partial(_stacked, images), numbers, num_workers=workers, device=self._device):
             yield images.processor.normalise(pixels.to(self._device, non_blocking=True))
 
     def _encode_texts(self, places: Sequence[int], outputs: EncodeOutputs = "layers") -> Encoded:
@@ -188,14 +189,8 @@ class PairScorer:
             write_safetensors(self._folder / f"{name}.safetensors", {"values": values})
 
 
-class _Stacked:
-    """Resized images of a batch as one tensor."""
-
-    def __init__(self, images: CaptionImages) -> None:
-        self.images = images
-
-    def __call__(self, numbers: Sequence[int]) -> Tensor:
-        return torch.stack(self.images.pixels(numbers))
+def _stacked(images: CaptionImages, numbers: Sequence[int]) -> Tensor:
+    return torch.stack(images.pixels(numbers))
 
 
 @contextmanager
