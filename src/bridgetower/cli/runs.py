@@ -60,7 +60,8 @@ def train(
         config: Recipe and changes to it.
         out: Folder of the run: run.json, best/, last/, states/, metrics.jsonl, tensorboard/.
         task_spec: A task of your own, FILE.py:NAME or module:NAME; its recipes can be trained too.
-        extensions: Custom towers, bridges, heads, optimisers, schedules, loggers and callbacks, likewise.
+        extensions: Custom towers, bridges, heads, objectives, metrics, optimisers, schedules, loggers and callbacks,
+            likewise.
         resume: Continue the run in --out, if there is one, where it was stopped or killed, also with other values.
         async_checkpoints: Write what --resume continues from while the run goes on, from a copy on the CPU.
         report_to: Where metrics go beside metrics.jsonl: tensorboard, wandb, trackio, mlflow, or of --extensions.

@@ -60,7 +60,8 @@ def train(
             bits, however often the run was stopped; on GPUs only with PyTorch's deterministic algorithms.
         task: A custom task; None: the one of `TASKS` that the config names.
         out: Folder of the run; only the first process needs to see it.
-        extensions: Custom towers, bridges, heads, optimisers, schedules and loggers that are named, and callbacks.
+        extensions: Custom towers, bridges, heads, objectives, optimisers, schedules and loggers that are named, and
+            metrics and callbacks.
         resume: Continue the run in `out`, if there is one. Its model, its task and its data must be the same, by their
             digests; all else may be changed, and the run goes on with it. Processes that torchrun starts again after a
             failure continue in any case.
