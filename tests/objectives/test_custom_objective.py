@@ -105,10 +105,12 @@ class TestTask:
     ) -> None:
         task = self.task(own, Phase(mlm=0, itm=0, objectives=objectives))
         calls: list[str] = []
-        for name in ("vision", "text", "fusion"):
-            getattr(task.model, name).register_forward_hook(lambda *_, name=name: calls.append(name))
+        model = task.model
+        parts = {"vision": model.vision.patch_embedding, "text": model.text.word_embedding, "fusion": model.fusion}
+        for name, part in parts.items():
+            part.register_forward_hook(lambda *_, name=name: calls.append(name))
         task(tiny.caption_batch((0, 1, 2), [7, 4, 6], self.CONFIG, seed=3)).total.backward()
-        assert [calls.count(name) for name in ("vision", "text", "fusion")] == [1, 1, fusions]
+        assert [calls.count(name) for name in parts] == [1, 1, fusions]
 
     def test_errors(self, own: Extensions) -> None:
         with pytest.raises(ValueError, match=r"phases is 'sigmiod'; expected one of itc, itm, mlm, sigmoid, count, or"):
@@ -145,7 +147,7 @@ def test_by_the_command_line(
     assert len(ranks) == 3
     assert all(-9 <= rank <= -1 for rank in ranks)
     measured = ["evaluate", str(run / "best"), "retrieval", "--data", str(tiny_dataset), "--split", "validation"]
-    main([*measured, "--extensions", place, "--device", "cpu"])
+    main([*measured, "--max-captions", "1", "--extensions", place, "--device", "cpu"])
     assert json.loads(capsys.readouterr().out)["mean_rank"] == pytest.approx(max(ranks), abs=1e-6)
 
 

@@ -158,14 +158,14 @@ def _streamed_places(
     ends = torch.tensor([0, *map(len, blocks)]).cumsum(0).tolist()
     own = torch.empty(len(images))
     for block, start, end in zip(blocks, ends, ends[1:], strict=False):
-        scores = scores_of(rows, block)
+        scores = scores_of(rows, block).float()
         check_not_nan(scores, "scores")
         pairs = slice(*torch.searchsorted(texts, torch.tensor([start, end])).tolist())
-        own[pairs] = scores[images[pairs], texts[pairs] - start].float()
+        own[pairs] = scores[images[pairs], texts[pairs] - start]
     best = [_best(own, queries, count) for queries, count in zip((images, texts), counts, strict=True)]
     better, tied = ([torch.zeros(count, dtype=torch.int64) for count in counts] for _ in range(2))
     for block, start, end in zip(blocks, ends, ends[1:], strict=False):
-        scores = scores_of(rows, block)
+        scores = scores_of(rows, block).float()
         for_texts = best[1][start:end]
         better[0] += (scores > best[0][:, None]).sum(dim=1)
         tied[0] += (scores == best[0][:, None]).sum(dim=1)

@@ -22,7 +22,7 @@ TEXT_ARCHITECTURES: dict[str, Callable[[TextConfig], TextTower]] = {
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Extensions:
-    """Custom towers, bridges and heads, by the names that a `ModelConfig` has for them, and what trains and judges them.
+    """Custom towers, bridges and heads, by their names in a `ModelConfig`, and what trains and judges models.
 
     Attributes:
         vision_towers: Each makes a `VisionTower`, for `vision.architecture`.
