@@ -138,7 +138,7 @@ class TestStatements:
         total = num_labelled + measure(benchmark, "test").counts["num_statements"]
         assert outcome.counts == {"num_statements": total, "num_labelled": num_labelled}
         assert len(outcome.predictions) == total
-        assert outcome.notes == ()
+        assert not outcome.notes
 
     def test_statements_that_come_twice(
         self, predictor: Predictor, sets: dict[str, Path], monkeypatch: pytest.MonkeyPatch

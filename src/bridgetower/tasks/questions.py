@@ -138,10 +138,11 @@ def _evaluate_statements(evaluation: Evaluation) -> Outcome:
     labels = [label for label, _ in given]
     by_id = dict(zip([entry["statement_id"] for entry in entries], labels, strict=True))
     unknown = [name for name in by_id if is_nlvr2 and nlvr2_sentence(name) is None]
-    note = (
-        f"no consistency and no submission: {len(unknown)} of {len(by_id)} statements, such as {unknown[:1]}, have no "
+    notes = [
+        f"no consistency and no submission: {len(unknown)} of {len(by_id)} statements, such as {name!r}, have no "
         "identifier of NLVR2, which contains the sentence; prepare the set from NLVR2's JSON files"
-    )
+        for name in unknown[:1]
+    ]
     return evaluation.outcome(
         [{"label": label, "probability": probability} for label, probability in given],
         given,
@@ -150,7 +151,7 @@ def _evaluate_statements(evaluation: Evaluation) -> Outcome:
         score=lambda entry, label: float(label == entry["label"]),
         metrics=statement_metrics(entries, labels, is_nlvr2=is_nlvr2),
         submission=nlvr2_submission(by_id) if is_nlvr2 and not unknown else None,
-        notes=[note] if unknown else (),
+        notes=notes,
     )
 
 
