@@ -17,7 +17,6 @@ from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.outcome import Outcome
 from bridgetower.predictor import Predictor, load
 from bridgetower.tasks.benchmarks import evaluate
-from bridgetower_demo.toysets.collection import Record
 from miniature_arrow import write_nlvr2_arrow
 from rows import write_set
 
@@ -92,17 +91,6 @@ class TestQuestions:
         assert outcome.counts == {"num_questions": 16, "num_answered": 10}
         assert len(json.loads(outcome.submission[1])) == len(outcome.predictions) == 16
 
-    def test_ids_that_come_twice(self, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("bridgetower.evaluation.predictions.predict_classes", None)  # nothing is computed before
-        records = [
-            Record(image_id=f"{number}", images=record.images, entries=record.entries)
-            for number, record in enumerate(asked.questioned("test", 1) * 2)
-        ]
-        files = {"answers.json": list(asked.ANSWERS)}
-        folder = write_set(tmp_path / "set", {"test": records}, SCHEMAS["vqa"], **files)
-        with pytest.raises(ValueError, match="2 ids of 4 come again; expected one example of each id"):
-            evaluate(predictor, "vqav2", [folder], "test", RetrievalConfig())
-
 
 class TestStatements:
     @pytest.mark.parametrize(
@@ -167,43 +155,44 @@ class TestStatements:
         assert {row[1] for row in rows} <= {"True", "False"}
         assert measure("snli-ve", "test").submission is None
 
-    def test_pictures_in_their_order(self, measure: Any, predictor: Predictor) -> None:
-        outcome = measure("nlvr2", "validation")
-        record = asked.paired("validation", 5)[1]
+    def test_images_in_their_order(self, measure: Any, predictor: Predictor) -> None:
+        outcome, record = measure("nlvr2", "validation"), asked.paired("validation", 5)[1]
         best = predictor.reason(*(image.content for image in record.images), record.entries[0].text)[0]
         assert outcome.predictions[1]["label"] == best.label
         assert outcome.predictions[1]["probability"] == pytest.approx(best.probability, abs=1e-5)
 
 
-class TestRefusals:
-    def test_settings_of_retrieval(self, measure: Any) -> None:
-        with pytest.raises(ValueError, match="are for retrieval; leave them out for nlvr2"):
-            measure("nlvr2", "validation", candidates=3)
+@pytest.mark.parametrize(
+    ("benchmark", "recipe"),
+    [
+        ("vqav2", "vqav2-base"),
+        ("snli-ve", "snli-ve"),
+        ("nlvr2", "nlvr2"),
+        ("classification", "classification"),
+        ("regression", "regression"),
+        ("cifar100", "cifar100"),
+        ("rte", "glue-rte"),
+    ],
+)
+def test_a_model_without_the_head(tiny_checkpoint: Path, benchmark: str, recipe: str) -> None:
+    message = rf"this model has no .* head \(it has mlm, itm, itc\); .*: bridgetower train {recipe}$"
+    with pytest.raises(ValueError, match=message):
+        evaluate(load(tiny_checkpoint, device="cpu"), benchmark, ["none"], "test", RetrievalConfig())
 
-    @pytest.mark.parametrize(
-        ("benchmark", "recipe"),
-        [
-            ("vqav2", "vqav2-base"),
-            ("snli-ve", "snli-ve"),
-            ("nlvr2", "nlvr2"),
-            ("classification", "classification"),
-            ("regression", "regression"),
-            ("cifar100", "cifar100"),
-            ("rte", "glue-rte"),
-        ],
-    )
-    def test_a_model_without_the_head(self, tiny_checkpoint: Path, benchmark: str, recipe: str) -> None:
-        message = rf"this model has no .* head \(it has mlm, itm, itc\); .*: bridgetower train {recipe}$"
-        with pytest.raises(ValueError, match=message):
-            evaluate(load(tiny_checkpoint, device="cpu"), benchmark, ["none"], "test", RetrievalConfig())
 
-    def test_bad_rows_of_what_is_not_glue(self, predictor: Predictor, sets: Any) -> None:
-        with pytest.raises(ValueError, match="max_errors 1 is for GLUE; leave it out for nlvr2"):
-            evaluate(predictor, "nlvr2", [sets["nlvr2"]], "test", RetrievalConfig(), max_errors=1)
-
-    def test_a_set_of_another_kind(self, predictor: Predictor, sets: Any) -> None:
-        with pytest.raises(ValueError, match="use a set of kind vqa"):
-            evaluate(predictor, "vqav2", [sets["nlvr2"]], "test", RetrievalConfig())
+@pytest.mark.parametrize(
+    ("benchmark", "kind", "config", "options", "message"),
+    [
+        ("nlvr2", "nlvr2", RetrievalConfig(candidates=3), {}, "are for retrieval; leave them out for nlvr2"),
+        ("nlvr2", "nlvr2", RetrievalConfig(), {"max_errors": 1}, "max_errors 1 is for GLUE; leave it out for nlvr2"),
+        ("vqav2", "nlvr2", RetrievalConfig(), {}, "use a set of kind vqa"),
+    ],
+)
+def test_refusals(
+    predictor: Predictor, sets: Any, benchmark: str, kind: str, config: Any, options: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        evaluate(predictor, benchmark, [sets[kind]], "test", config, **options)
 
 
 class TestRetrieval:

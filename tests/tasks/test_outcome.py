@@ -1,12 +1,9 @@
 """What an evaluation writes: metrics with what they are of, predictions by id, submission files."""
 
-import csv
 import json
 from pathlib import Path
 
 from bridgetower.evaluation.outcome import Outcome
-from bridgetower.tasks.questions import nlvr2_submission
-from bridgetower.tasks.single_tower import glue_submission
 
 ABOUT = {"benchmark": "vqav2", "split": "validation", "protocol": "standard"}
 
@@ -29,19 +26,6 @@ def test_everything_is_written(tmp_path: Path) -> None:
     assert (tmp_path / "submission.json").read_text() == "[]"
 
 
-def test_figures_alone(tmp_path: Path) -> None:
+def test_metrics_alone(tmp_path: Path) -> None:
     Outcome(metrics={"rsum": 1.0}, counts={}).write(tmp_path, ABOUT)
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
-
-
-def test_submission_of_nlvr2() -> None:
-    name, content = nlvr2_submission({"test1-0-1-0": "True", "test1-0-2-0": "False"})
-    assert name == "submission.csv"
-    assert list(csv.reader(content.splitlines())) == [["test1-0-1-0", "True"], ["test1-0-2-0", "False"]]
-
-
-def test_submission_of_glue() -> None:
-    assert glue_submission("RTE.tsv", ["entailment", "not_entailment"]) == (
-        "RTE.tsv",
-        "index\tprediction\n0\tentailment\n1\tnot_entailment\n",
-    )

@@ -10,7 +10,6 @@ import torch
 import shapes
 from bridgetower.cli import main
 from bridgetower.data.own import prepare_own
-from bridgetower.evaluation.class_metrics import number_metrics
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.config import HeadsConfig
 from bridgetower.predictor import load
@@ -91,10 +90,3 @@ def test_a_label_that_is_no_number(tmp_path: Path, label: str) -> None:
     (tmp_path / "x.csv").write_text(f"text,label\na,1\nb,{label}\n")
     with pytest.raises(ValueError, match=f"label '{label}' is no number"):
         prepare_own("regression", tmp_path / "x.csv", tmp_path / "set", progress=False)
-
-
-def test_metrics() -> None:
-    found = number_metrics(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1.0, 3.0, 3.5]))
-    assert found["mean_absolute_error"] == pytest.approx(0.5)
-    assert found["spearman_correlation"] == pytest.approx(1.0)
-    assert found["pearson_correlation"] == pytest.approx(0.866, abs=1e-3)

@@ -16,9 +16,17 @@ from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import entry
 from bridgetower.model.encodings import Encoded
 from bridgetower.objectives.config import Phase, PretrainingConfig
-from bridgetower.objectives.contrast import Contrast, Features, contrast_parts
 from bridgetower.objectives.encoding import encode_image, encode_text
-from bridgetower.objectives.losses import Losses, info_nce, itc_loss, mlm_loss, similarity
+from bridgetower.objectives.losses import (
+    Contrast,
+    Features,
+    Losses,
+    contrast_parts,
+    info_nce,
+    itc_loss,
+    mlm_loss,
+    similarity,
+)
 from bridgetower.objectives.matching import Pairs, hard_pairs, matching_loss, random_pairs, uniform_pairs
 
 Texts = Literal["plain", "masked"]

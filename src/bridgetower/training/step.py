@@ -19,8 +19,7 @@ from torch.optim import Optimizer
 from bridgetower.data.batch import Batch, CachedFeatures, CaptionBatch, derive_seed
 from bridgetower.distributed import all_gather, rank, world_size
 from bridgetower.model.layers import autocast
-from bridgetower.objectives.contrast import Contrast
-from bridgetower.objectives.losses import Losses
+from bridgetower.objectives.losses import Contrast, Losses
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.data_parallel import Replicated
 from bridgetower.training.setup import TrainContext
