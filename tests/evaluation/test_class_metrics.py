@@ -19,7 +19,7 @@ metrics = pytest.importorskip("sklearn.metrics")
 
 CLASSES: dict[Callable[[Tensor, Tensor], float], Callable[[Tensor, Tensor], float]] = {
     accuracy: lambda predicted, labels: metrics.accuracy_score(labels, predicted),
-    f1: lambda predicted, labels: metrics.f1_score(labels, predicted),
+    f1: lambda predicted, labels: 2 * int((predicted & labels).sum()) / int((predicted + labels).sum()),
     matthews_correlation: lambda predicted, labels: metrics.matthews_corrcoef(labels, predicted),
 }
 

@@ -242,7 +242,8 @@ SNLI_VE_BASE = RunConfig(
     select_by="accuracy",
 )
 
-NLVR2_BASE = RunConfig(
+NLVR2_BASE = replace(
+    SNLI_VE_BASE,
     recipe="nlvr2",
     source="paper, appendix, and official script for NLVR2; give a pre-trained init",
     task=Nlvr2Config(),
@@ -251,15 +252,10 @@ NLVR2_BASE = RunConfig(
         fusion=replace(BASE_AT_384.fusion, num_token_types=3),
         heads=HeadsConfig(mlm=False, itm=False, nlvr2=True, hidden_scale=1.5),
     ),
-    image_size=384,
     optimizer=replace(PAPER_OPTIMIZER, lr=5e-6, weight_decay=0.008, head_multiplier=10),
-    data=COLOUR_VIEWS,
-    batch_size=64,
     micro_batch_size=16,
     max_epochs=10,
-    precision="bf16",
     evaluate_every=1_000,
-    select_by="accuracy",
 )
 
 VQA = TaskSpec(
