@@ -15,9 +15,7 @@ from torch import Tensor, nn
 import tiny
 from bridgetower.engines.config import EngineName, Precision
 from bridgetower.engines.engine import TorchEngine
-from bridgetower.integrations.langchain import BridgeTowerEmbeddings
 from bridgetower.integrations.llama_index import BridgeTowerEmbedding
-from bridgetower.integrations.sentence_transformers import EmbeddingModule
 from bridgetower.predictor import Predictor, load
 from served import PNGS
 
@@ -80,51 +78,15 @@ def test_weights_are_packed_once_by_threads_that_start_together() -> None:
         assert all(module.weight.is_mkldnn for module in engine.model.modules() if isinstance(module, nn.Linear))
 
 
-class TestIntegrations:
-    """Through the interfaces of other libraries, in the engine whose calls most easily meet."""
+def test_coroutines(exported: Path, images: list[str]) -> None:
+    """Through the interface of another library, in the engine whose calls most easily meet."""
+    predictor = load(exported, engine="openvino")
+    embedding = BridgeTowerEmbedding(predictor)
 
-    @pytest.fixture(scope="class")
-    def predictor(self, exported: Path) -> Predictor:
-        return load(exported, engine="openvino")
+    async def gathered() -> list[Any]:
+        queries = [embedding.aget_query_embedding(text) for text in TEXTS * 5]
+        return await asyncio.gather(*queries, *[embedding.aget_image_embedding(image) for image in images * 5])
 
-    def test_langchain(self, predictor: Predictor) -> None:
-        embeddings = BridgeTowerEmbeddings(predictor)
-
-        async def gathered() -> list[Any]:
-            queries = [embeddings.aembed_query(text) for text in TEXTS * 5]
-            return await asyncio.gather(*queries, *[embeddings.aembed_documents([text]) for text in TEXTS])
-
-        expected = [embeddings.embed_query(text) for text in TEXTS]
-        found = asyncio.run(gathered())
-        np.testing.assert_allclose(found[: 5 * len(TEXTS)], expected * 5, atol=1e-6)
-        np.testing.assert_allclose([row for (row,) in found[5 * len(TEXTS) :]], expected, atol=1e-6)
-
-    def test_llama_index(self, predictor: Predictor, images: list[str]) -> None:
-        embedding = BridgeTowerEmbedding(predictor)
-
-        async def gathered() -> list[Any]:
-            queries = [embedding.aget_query_embedding(text) for text in TEXTS * 5]
-            return await asyncio.gather(*queries, *[embedding.aget_image_embedding(image) for image in images * 5])
-
-        expected = [embedding.get_query_embedding(text) for text in TEXTS]
-        shown = [embedding.get_image_embedding(image) for image in images]
-        np.testing.assert_allclose(asyncio.run(gathered()), expected * 5 + shown * 5, atol=1e-6)
-
-    def test_sentence_transformers(self, exported: Path) -> None:
-        sentence_transformers = pytest.importorskip("sentence_transformers")
-        module = EmbeddingModule(exported, engine="openvino")
-        embedder = sentence_transformers.SentenceTransformer(modules=[module], device="cpu")
-        expected = [embedder.encode(text) for text in TEXTS]
-        found = in_threads(lambda number: embedder.encode(TEXTS[number % len(TEXTS)]), 5 * len(TEXTS))
-        np.testing.assert_allclose(found, expected * 5, atol=1e-6)
-
-    def test_lancedb(self, tiny_checkpoint: Path) -> None:
-        pytest.importorskip("lancedb")
-        from lancedb.embeddings import get_registry
-
-        import bridgetower.integrations.lancedb  # noqa: F401
-
-        function = get_registry().get("bridgetower").create(name=str(tiny_checkpoint), device="cpu")
-        found = in_threads(lambda number: function.compute_query_embeddings(TEXTS[number % 12])[0], 5 * len(TEXTS))
-        expected = [function.compute_query_embeddings(text)[0] for text in TEXTS]
-        np.testing.assert_allclose(found, expected * 5, atol=1e-6)
+    expected = [embedding.get_query_embedding(text) for text in TEXTS]
+    shown = [embedding.get_image_embedding(image) for image in images]
+    np.testing.assert_allclose(asyncio.run(gathered()), expected * 5 + shown * 5, atol=1e-6)

@@ -21,7 +21,7 @@ from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.outcome import Judgement, Outcome
 from bridgetower.predictor import load
 from bridgetower.processor import Processor, open_image
-from bridgetower.reports.errors import _small, write_errors
+from bridgetower.reports.errors import _shown, write_errors
 from bridgetower.tasks.benchmarks import evaluate
 from rows import write_set
 
@@ -104,7 +104,7 @@ def test_images_are_on_the_background_of_the_model(tiny_processor: Processor) ->
         processor = copy(tiny_processor)
         processor.config = replace(processor.config, background=background)
         images = SimpleNamespace(contents=lambda numbers: [file.getvalue()], processor=processor)
-        small = _small(cast("PreparedImages", images), 0)
+        small = _shown(judgement(1), cast("PreparedImages", images))["images"][0]["content"]
         expected = open_image(file.getvalue(), background=background).getpixel((4, 4))
         seen = Image.open(io.BytesIO(small)).convert("RGB").getpixel((4, 4))
         assert max(abs(a - b) for a, b in zip(seen, expected, strict=True)) <= 3

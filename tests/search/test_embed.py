@@ -139,11 +139,6 @@ class TestOutputs:
         about = json.loads(pq.read_schema(tmp_path / "v.parquet").metadata[b"bridgetower"])
         assert (about["fingerprint"], about["of"]) == (predictor.fingerprint, "pairs")
 
-    def test_a_list_of_texts(self, embed: Embed, predictor: Predictor, tmp_path: Path) -> None:
-        (tmp_path / "texts.txt").write_text("\n".join(CAPTIONS))
-        assert embed(tmp_path / "texts.txt").vectors == 5
-        np.testing.assert_allclose(read(tmp_path / "v.parquet")[1], predictor.embed_texts(CAPTIONS).numpy(), atol=1e-5)
-
     def test_sources_and_tables_in_a_store(
         self,
         store: Store,
@@ -175,21 +170,6 @@ class TestOutputs:
         with pytest.raises(ZeroDivisionError) if enough == 45 else nullcontext():
             embed(shapes_folder)
         assert len(started) == (enough == 45)
-
-    def test_what_is_noted_of_parts_grows_with_their_number_alone(self, embed: Embed, tmp_path: Path) -> None:
-        """Bytes of the table beyond vectors, of parts of one text each."""
-        sizes = []
-        for count in (100, 400):
-            folder = tmp_path / f"{count}"
-            folder.mkdir()
-            for number in range(count):
-                (folder / f"{number:04}.txt").write_text("red")
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(Table, "drop", lambda table: None)
-                assert embed(folder, f"{count}.npy").vectors == count
-            files = (tmp_path / f".{count}.npy.lance").rglob("*")
-            sizes.append(sum(file.stat().st_size for file in files if file.is_file()))
-        assert sizes[1] < 4.5 * sizes[0]
 
     def test_other_places_are_refused(self, embed: Embed, places: dict[str, Path]) -> None:
         with pytest.raises(ValueError, match=r"the name '.*\\udcff/v\.npy' is not UTF-8; rename the file"):
@@ -230,12 +210,6 @@ class TestBroken:
         named = [json.loads(line) for line in Path(str(report.report)).read_text().splitlines()]
         assert [one["id"] for one in named] == ["1.png", "4.png"]
         assert named[1]["problem"] == "it is empty (0 bytes); fetch the image again"
-
-    def test_a_text_that_is_not_valid_unicode(self, embed: Embed, tmp_path: Path) -> None:
-        (tmp_path / "a.jsonl").write_text('{"text": "half \\ud800 a pair"}\n{"text": "red bar"}\n')
-        report = embed(tmp_path / "a.jsonl", max_errors=1)
-        assert (report.vectors, report.cut, report.bad) == (1, 0, 1)
-        assert str(report.problems[0]).endswith("holds half a surrogate pair; expected valid Unicode")
 
     @pytest.mark.parametrize("suffix", WAYS)
     def test_more_than_allowed_lose_nothing(
@@ -293,24 +267,26 @@ class TestBroken:
         assert (report.vectors, report.bad, fetched) == (4, 1, ["2.png"])
         assert read(tmp_path / "v.parquet")[0] == names[:4]
 
-    @pytest.mark.parametrize("of", ["texts", "pairs"])
-    def test_without_what_is_asked_for(self, of: str, embed: Embed, photos: Path) -> None:
+    def test_without_what_is_asked_for(self, embed: Embed, photos: Path) -> None:
         (photos / "0.txt").write_text("black")
-        report = embed(photos, of=of, max_errors=5)
-        assert report.vectors == 1
-        assert "it has no text" in report.problems[1]
-
-    def test_two_images_of_one_row(self, embed: Embed, photos: Path) -> None:
+        for of in ("texts", "pairs"):
+            report = embed(photos, of=of, max_errors=5)
+            assert report.vectors == 1
+            assert "it has no text" in report.problems[1]
         (photos / "two.csv").write_text("left,right\n0.png,2.png\n")
         with pytest.raises(ValueError, match="it has 2 images; expected one: name its column as image_column"):
             embed(photos / "two.csv")
         assert embed(photos / "two.csv", image_column="right").vectors == 1
 
-    def test_long_texts(self, embed: Embed, tmp_path: Path) -> None:
+    def test_texts(self, embed: Embed, tmp_path: Path) -> None:
         (tmp_path / "texts.txt").write_text("short\n" + "red bar on black " * 9)
         assert embed(tmp_path / "texts.txt").cut == 1
         with pytest.raises(ValueError, match=r"1 bad item, .*'texts.txt/2': caption text 0, .*the limit is 24"):
             embed(tmp_path / "texts.txt", truncate=False)
+        (tmp_path / "a.jsonl").write_text('{"text": "half \\ud800 a pair"}\n{"text": "red bar"}\n')
+        report = embed(tmp_path / "a.jsonl", "w.parquet", max_errors=1)
+        assert (report.vectors, report.cut, report.bad) == (1, 0, 1)
+        assert str(report.problems[0]).endswith("holds half a surrogate pair; expected valid Unicode")
 
 
 class TestContinuing:

@@ -155,20 +155,15 @@ class TestConditions:
         captioned = searcher.search(TEXT, rerank=0, where="array_has(captions, 'red circle on black')")
         assert names(captioned) == ["00.png"]
 
-    @pytest.mark.parametrize("where", ["widdth > 800", "width > > 800", "DROP TABLE x", ""])
-    def test_what_is_no_condition(self, searcher: Searcher, where: str) -> None:
-        with pytest.raises(ValueError, match=r"where is .*; columns are path, size, mtime, width"):
-            searcher.search(TEXT, where=where)
-
     def test_complaints_are_short(self, searcher: Searcher) -> None:
         with pytest.raises(ValueError, match=r"^where is 'widdth > 800': No field named widdth; columns are [a-z, ]+$"):
             searcher.search(TEXT, where="widdth > 800")
 
     @pytest.mark.parametrize(
-        "where", ["width > 'a'", "mtime > 3", "captions = 'a'", "width / 0 > 1", "- path > 3", "mtime > '99999-01-01'"]
+        "where", ["width > > 8", "DROP TABLE x", "", "width > 'a'", "captions = 'a'", "width / 0 > 1", "- path > 3"]
     )
-    def test_complaints_tell_nothing_of_a_librarys_sources(self, searcher: Searcher, where: str) -> None:
-        with pytest.raises(ValueError, match=r"where is .*; columns are path") as caught:
+    def test_what_is_no_condition(self, searcher: Searcher, where: str) -> None:
+        with pytest.raises(ValueError, match=r"where is .*; columns are path, size, mtime, width") as caught:
             searcher.search(TEXT, where=where)
         assert not re.search(r"\.rs|[lL]ance|Arrow|Some\(|Utf8|Field \{", str(caught.value))
 

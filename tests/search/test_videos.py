@@ -236,11 +236,6 @@ def test_hits_on_the_command_line(
     assert Image.open(tmp_path / "sheet.png").size[0] > 200
 
 
-def test_embed_reads_videos_too(run: Callable[..., list[Any]], talks: Path, tiny_checkpoint: Path) -> None:
-    rows = run("embed", tiny_checkpoint, talks)
-    assert [row["image"].partition("#")[0] for row in rows] == ["lectures/one.mp4"] * 4 + ["talk.mp4"] * 3
-
-
 class TestFrames:
     """The frames of moments come from the index, all at once, and only as they were indexed."""
 

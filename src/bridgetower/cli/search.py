@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -130,29 +129,25 @@ def search(
 
         write_image(sheet, contact_sheet(hits, opened.content, text=text, image=image))
     if is_json(json):
-        emit_lines({"rank": rank, **_shown(hit)} for rank, hit in enumerate(hits, start=1))
+        emit_lines({"rank": rank, **_values(hit)} for rank, hit in enumerate(hits, start=1))
     elif hits:
-        _show(hits)
+        rows = [{"": str(rank), **_cells(hit)} for rank, hit in enumerate(hits, start=1)]
+        names = [name for name in rows[0] if any(row[name] for row in rows)]  # without columns that are empty
+        texts = [place for place, name in enumerate(names) if name in ("", "image", "captions")]
+        emit_rows(None, names, [[row[name] for name in names] for row in rows], texts=texts)
         emit_following("serve", "--index", opened.uri)
     else:
         print("No image meets the condition.")
 
 
-def _shown(hit: Hit) -> dict[str, object]:
+def _values(hit: Hit) -> dict[str, object]:
     """Returns the values of a hit; its path already has the place of an image in its file."""
-    shown = {name: value for name, value in asdict(hit).items() if name != "place"} | {"file": str(hit.file)}
+    left_out = ("place", "start", "end") if hit.start is None else ("place",)
+    shown = {name: value for name, value in asdict(hit).items() if name not in left_out} | {"file": str(hit.file)}
     if hit.start is None:
-        return {name: value for name, value in shown.items() if name not in ("start", "end")}
+        return shown
     address = hit.file if isinstance(hit.file, str) else hit.file.resolve().as_uri()
     return shown | {"transcript": " ".join(hit.captions), "link": f"{address}#{hit.path.rpartition('#')[2]}"}
-
-
-def _show(hits: Sequence[Hit]) -> None:
-    """Writes a table; columns of which no hit has anything are left out."""
-    rows = [{"": str(rank), **_cells(hit)} for rank, hit in enumerate(hits, start=1)]
-    names = [name for name in rows[0] if any(row[name] for row in rows)]
-    texts = [place for place, name in enumerate(names) if name in ("", "image", "captions")]
-    emit_rows(None, names, [[row[name] for name in names] for row in rows], texts=texts)
 
 
 def _cells(hit: Hit) -> dict[str, str]:

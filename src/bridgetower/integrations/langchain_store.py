@@ -102,22 +102,12 @@ class BridgeTowerVectorStore(VectorStore):
         if images is not None:
             return self.add_images(images, metadatas, ids=ids, texts=given)
         names, abouts = _named(given, metadatas, ids)
-        rows = [
-            {
-                "path": name,
-                "captions": [text],
-                "place": _place({"metadata": about}),
-                "digest": hashlib.sha256(text.encode()).hexdigest(),
-                "width": 0,
-                "height": 0,
-                "image_vector": np.array(vector, np.float32),
-                "text_vectors": np.array([vector], np.float32),
-                "pair_vectors": np.empty((0, 0), np.float32),
-            }
-            for name, text, vector, about in zip(
-                names, given, self._embedding.embed_documents(given), abouts, strict=True
-            )
-        ]
+        rows, vectors = list[dict[str, Any]](), self._embedding.embed_documents(given)
+        for name, text, vector, about in zip(names, given, vectors, abouts, strict=True):
+            digest, values = hashlib.sha256(text.encode()).hexdigest(), np.array([vector], np.float32)
+            own = {"path": name, "captions": [text], "place": _place({"metadata": about}), "digest": digest}
+            of_text = {"image_vector": values[0], "text_vectors": values, "pair_vectors": np.empty((0, 0))}
+            rows.append({**own, **of_text, "width": 0, "height": 0})
         return self._written(rows)
 
     def add_images(
@@ -135,14 +125,10 @@ class BridgeTowerVectorStore(VectorStore):
         names, abouts = _named(uris, metadatas, ids)
         if texts is not None and len(texts) != len(uris):
             raise ValueError(f"{len(uris)} images and {len(texts)} texts; expected as many of one as of the other")
+        captions: list[tuple[str, ...]] = [()] * len(uris) if texts is None else [(text,) for text in texts]
         examples = [
-            Example(
-                id=name,
-                images=(Image(name=name, place=str(uri)),),
-                texts=(texts[number],) if texts else (),
-                place=str(uri),
-            )
-            for number, (name, uri) in enumerate(zip(names, uris, strict=True))
+            Example(id=name, images=(Image(name=name, place=place),), texts=own, place=place)
+            for name, place, own in zip(names, map(str, uris), captions, strict=True)
         ]
         config = SourceConfig(truncate=self._embedding.truncate, batch_size=self._embedding.batch_size, num_workers=0)
         batches = embedded(self.searcher.predictor, examples, "all", config)

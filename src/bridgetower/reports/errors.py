@@ -62,6 +62,9 @@ def write_errors(
     worst = sorted(
         (one for one in judgements if one.score < 1 and one.given != one.expected), key=lambda one: -one.miss
     )
+    pairs = Counter((one.expected, one.given) for one in worst)
+    rows = [Row(expected, (given, count(number))) for (expected, given), number in pairs.most_common(_CONFUSIONS)]
+    confusions = Table(caption="The most frequent", columns=("right answer", "the model", "examples"), rows=rows)
     templates = page_templates()
     total, right = count(len(judgements)), percent(fmean(one.score for one in judgements))
     page = templates.get_template("errors.html").render(
@@ -70,7 +73,7 @@ def write_errors(
         lead=f"{right} of {total} examples are right; {count(len(worst))} are not, or not quite.",
         words=_RETRIEVAL if is_retrieval else _ANSWERS,
         misses=[_shown(one, images) for one in worst[:misses]],
-        confusions=None if is_retrieval else _confusions(worst),
+        confusions=confusions if rows and not is_retrieval else None,
         calibration=_calibration(judgements),
         slices=_slices(judgements, with_answers=not is_retrieval),
     )
@@ -90,27 +93,17 @@ def _grouped(judgements: Sequence[Judgement], table: Path) -> list[Judgement]:
 
 
 def _shown(one: Judgement, images: PreparedImages) -> dict[str, Any]:
-    shown = [(image, "right image" if one.found is not None else "") for image in one.images]
-    shown += [] if one.found is None else [(one.found, "found first")]
-    return {**vars(one), "images": [{"content": _small(images, image), "title": title} for image, title in shown]}
-
-
-def _small(images: PreparedImages, number: int) -> bytes:
-    """A small copy of an image, as every browser shows it."""
-    (content,) = images.contents([number])
-    image, stream = open_image(content, background=images.processor.config.background), io.BytesIO()
-    image.thumbnail((_SIDE, _SIDE))
-    image.save(stream, "WEBP")
-    return stream.getvalue()
-
-
-def _confusions(worst: Sequence[Judgement]) -> Table | None:
-    """The answers that are most often given in place of others."""
-    pairs = Counter((one.expected, one.given) for one in worst if one.expected != one.given)
-    if not pairs:
-        return None
-    rows = [Row(expected, (given, count(number))) for (expected, given), number in pairs.most_common(_CONFUSIONS)]
-    return Table(caption="The most frequent", columns=("right answer", "the model", "examples"), rows=rows)
+    """A judgement with small copies of its images, as every browser shows them."""
+    numbers = [(image, "right image" if one.found is not None else "") for image in one.images]
+    numbers += [] if one.found is None else [(one.found, "found first")]
+    shown = []
+    for number, title in numbers:
+        (content,) = images.contents([number])
+        image, stream = open_image(content, background=images.processor.config.background), io.BytesIO()
+        image.thumbnail((_SIDE, _SIDE))
+        image.save(stream, "WEBP")
+        shown.append({"content": stream.getvalue(), "title": title})
+    return {**vars(one), "images": shown}
 
 
 def _calibration(judgements: Sequence[Judgement]) -> dict[str, Any] | None:
@@ -148,19 +141,15 @@ def _slices(judgements: Sequence[Judgement], *, with_answers: bool) -> list[Tabl
             columns[name][value].append(one.score)
     tables = []
     for name, values in columns.items():
-        if 1 < len(values) <= _VALUES:
-            ranked = sorted(values.items(), key=lambda item: (fmean(item[1]), item[0]))
-            rows = [
-                Row(value, (count(len(scores)), percent(fmean(scores)), _interval(scores))) for value, scores in ranked
-            ]
-            caption = f"By {name.replace('_', ' ')}"
-            tables.append(Table(caption=caption, columns=(name, "examples", "right", "95 % interval"), rows=rows))
+        if not 1 < len(values) <= _VALUES:
+            continue
+        rows = []
+        for value, scores in sorted(values.items(), key=lambda item: (fmean(item[1]), item[0])):
+            n, share = len(scores), fmean(scores)
+            centre = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)  # Wilson's interval
+            half = _Z * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2)) / (1 + _Z**2 / n)
+            interval = f"{percent(max(0.0, centre - half))} to {percent(min(1.0, centre + half))}"
+            rows.append(Row(value, (count(n), percent(share), interval)))
+        heads = (name, "examples", "right", "95 % interval")
+        tables.append(Table(caption=f"By {name.replace('_', ' ')}", columns=heads, rows=rows))
     return tables
-
-
-def _interval(scores: Sequence[float]) -> str:
-    """Wilson's interval of a share."""
-    n, share = len(scores), fmean(scores)
-    centre = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    half = _Z * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2)) / (1 + _Z**2 / n)
-    return f"{percent(max(0.0, centre - half))} to {percent(min(1.0, centre + half))}"

@@ -114,10 +114,9 @@ def build_index(
         if Table.exists(out):
             index = Index(out)
             index.check_model(predictor.fingerprint, predictor.source)
-            if not index.is_of(root):
-                raise ValueError(
-                    f"{out} is of the images in {index.root}, not of {root}; choose another name for the index"
-                )
+            there = index.info.root if is_url(index.info.root) else index.root
+            if there != root and (is_url(there) or is_url(root) or index.root.resolve() != Path(root).resolve()):
+                raise ValueError(f"{out} is of the images in {there}, not of {root}; choose another name for the index")
         else:
             index = new_index(out, predictor, root)
         report = _Update(index, predictor if config.ray is None else model, str(root), config).run(sources, progress)

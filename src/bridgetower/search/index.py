@@ -53,21 +53,13 @@ _RETURNED = ("digest", "path", "size", "width", "height", "captions", "place", "
 
 @dataclass(frozen=True, kw_only=True)
 class IndexInfo:
-    """What an index is of.
+    """What an index is of."""
 
-    Attributes:
-        fingerprint: Of the model that made the vectors.
-        model: Where that model was loaded from; a path within the index's folder is relative to it.
-        root: Folder that the images' paths start from, likewise.
-        image_width: Of the vectors of images and texts.
-        pair_width: Of those of pairs.
-    """
-
-    fingerprint: str
-    model: str
-    root: str
-    image_width: int
-    pair_width: int
+    fingerprint: str  # of the model that made the vectors
+    model: str  # where that model was loaded from; a path within the index's folder is relative to it
+    root: str  # folder that the images' paths start from, likewise
+    image_width: int  # of the vectors of images and texts
+    pair_width: int  # of those of pairs
 
     def schema(self) -> pa.Schema:
         """Returns the columns of an index, with this as metadata."""
@@ -177,7 +169,7 @@ class Index:
         self._opened: tuple[Any, tuple[int, int] | None] | None = None
         self._seen = 0.0
         self._spoken: tuple[int, int] | None = None  # of a version
-        self._vectors: tuple[Any, int, np.ndarray | None] | None = None  # of a table and its version
+        self._vectors: tuple[Any, int, list[np.ndarray] | None] | None = None  # of a table and its version
         self.info = IndexInfo.of(uri, self._table.schema)
 
     @classmethod
@@ -218,12 +210,6 @@ class Index:
     def root(self) -> Path:
         """Folder that the images' paths start from."""
         return self._root or Path(resolved(self.uri, self.info.root))
-
-    def is_of(self, root: Path | str) -> bool:
-        """Whether its images are those of a folder or of a URL."""
-        if is_url(root) or is_url(self.info.root):
-            return str(root) == self.info.root
-        return self.root.resolve() == Path(root).resolve()
 
     @property
     def num_spoken(self) -> int:
@@ -430,10 +416,10 @@ class Index:
                 return None
             vectors = self._vectors[2]
             if vectors is None:
-                vectors = np.concatenate(list(self.image_vectors()))
-                vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+                vectors = [part / np.linalg.norm(part, axis=1, keepdims=True) for part in self.image_vectors()]
                 self._vectors = table, version, vectors
-            cosines = vectors @ (vector / vector.norm()).numpy()
+            query = (vector / vector.norm()).numpy()
+            cosines = np.concatenate([part @ query for part in vectors])
             chosen = np.sort(np.argpartition(cosines, -min(count, size))[-count:])
             found = table.take_offsets(chosen.tolist()).select(list(_RETURNED)).to_list()
             if self._table is not table or table.version != version:  # it was written meanwhile
