@@ -14,7 +14,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
@@ -189,7 +189,7 @@ def embed_source(
             with table.writing():
                 table.lance.delete("problem != ''")
                 table.lance.drop_columns(list(_OF_RUN))
-                table.lance.optimize(cleanup_older_than=timedelta(0))
+                table.lance.optimize(cleanup_older_than=timedelta(milliseconds=1))  # of 0 LanceDB warns
         elif not is_finished:
             _export(table, Path(out), places)
             table.drop()
@@ -577,25 +577,19 @@ class _Worker:
         return [*chain.from_iterable(self._work(self._predictor, [task]))]
 
 
-@contextmanager
-def _cluster(config: SourceConfig) -> Iterator[None]:
+def _cluster(config: SourceConfig) -> AbstractContextManager[Any]:
     """Connects to a cluster, or starts one; in a process that is connected already, that one is used and stays."""
     import ray
 
     if ray.is_initialized():
-        yield
-        return
+        return nullcontext()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     cores = max(available_cores(), config.ray_workers or 1)
     options: dict[str, Any] = {"include_dashboard": False, "num_cpus": cores} if config.ray == _LOCAL else {}
     try:
-        ray.init(address=config.ray, log_to_driver=False, logging_level=logging.WARNING, **options)
+        return ray.init(address=config.ray, log_to_driver=False, logging_level=logging.WARNING, **options)
     except ConnectionError as error:
         raise OSError(f"no Ray cluster at {config.ray} ({error}); start one, or give {_LOCAL}") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 class Commits:
