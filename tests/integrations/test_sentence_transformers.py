@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bridgetower.integrations.sentence_transformers_files import write_modules
+from bridgetower.integrations import write_modules
 from bridgetower.predictor import Predictor, load
 
 sentence_transformers = pytest.importorskip("sentence_transformers")

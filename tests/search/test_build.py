@@ -19,7 +19,7 @@ from bridgetower.checkpoints import read_checkpoint, write_checkpoint
 from bridgetower.data.reader import Columns, Part
 from bridgetower.predictor import Predictor, load
 from bridgetower.search import build as build_module
-from bridgetower.search.build import IndexReport, _Update, build_index
+from bridgetower.search.build import IndexReport, build_index
 from bridgetower.search.index import Index, write_lock
 from bridgetower.search.searcher import Searcher
 from sources import CAPTIONS, served
@@ -268,17 +268,17 @@ class TestUpdate:
     def test_what_was_embedded_is_written_every_few_seconds(
         self, seconds: float, kept: int, build: Build, monkeypatch: pytest.MonkeyPatch, out: Path
     ) -> None:
-        take, taken = _Update._take, list[str]()
+        make, made = build_module.row_of, list[str]()
 
-        def killed(update: _Update, one: Any) -> None:
-            taken.append(one.example.id)
-            if len(taken) > 3:
-                patch.setattr(_Update, "_flush", lambda update: None)
+        def killed(one: Any, columns: Any) -> Any:
+            made.append(one.example.id)
+            if len(made) > 3:
+                patch.setattr(Index, "upsert", lambda index, rows: None)
                 raise KeyboardInterrupt
-            take(update, one)
+            return make(one, columns)
 
         with monkeypatch.context() as patch:
-            patch.setattr(_Update, "_take", killed)
+            patch.setattr(build_module, "row_of", killed)
             with pytest.raises(KeyboardInterrupt):
                 build(batch_size=1, commit_seconds=seconds)
         assert len(Index(out)) == kept
@@ -354,16 +354,16 @@ class TestParts:
         (tmp_path / "tars").mkdir()
         write("a.tar", range(5))
         write("b.tar", range(5, 9))
-        take, taken = _Update._take, list[str]()
+        make, made = build_module.row_of, list[str]()
 
-        def killed(update: _Update, one: Any) -> None:
-            taken.append(one.example.id)
-            if len(taken) == 8:
+        def killed(one: Any, columns: Any) -> Any:
+            made.append(one.example.id)
+            if len(made) == 8:
                 raise KeyboardInterrupt
-            take(update, one)
+            return make(one, columns)
 
         with monkeypatch.context() as patch:
-            patch.setattr(_Update, "_take", killed)
+            patch.setattr(build_module, "row_of", killed)
             with pytest.raises(KeyboardInterrupt):
                 build(tmp_path / "tars", batch_size=1, commit_seconds=0)
         del encoded[:]

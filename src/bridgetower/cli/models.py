@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 from bridgetower.cli.options import READ, Model, Reading
 from bridgetower.cli.output import emit_result
 from bridgetower.engines.config import Form
-from bridgetower.integrations.sentence_transformers_files import Kind, write_modules
+from bridgetower.integrations import Kind, write_modules
 
 
 def convert(

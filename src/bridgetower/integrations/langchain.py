@@ -1,15 +1,30 @@
-"""LangChain: embeddings by a model of this package, and a retriever over an index."""
+"""LangChain: embeddings by a model of this package, a retriever over an index, and the index as a vector store."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bridgetower.data.example import Example, Image
+from bridgetower.data.fetch import is_url
+from bridgetower.data.store import Table, Uri
 from bridgetower.extras import require
+from bridgetower.files import json_object
 from bridgetower.predictor import Predictor, load
 from bridgetower.processor import ImageLike
+from bridgetower.search.config import SourceConfig
 
 require("langchain")
 require("search")
@@ -17,9 +32,16 @@ require("search")
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.retrievers import BaseRetriever
+from langchain_core.vectorstores import VectorStore
+from langchain_core.vectorstores.utils import maximal_marginal_relevance
 
-from bridgetower.search.index import Indexed
+from bridgetower.search.build import new_index, row_of
+from bridgetower.search.embed import embedded
+from bridgetower.search.index import Hit, Index, Indexed, file_of, write_lock
 from bridgetower.search.searcher import Against, Searcher
+
+Filter = Mapping[str, Any] | Callable[[Document], bool]
+"""Values that metadata have, or a function of a document."""
 
 
 class BridgeTowerEmbeddings(Embeddings):
@@ -96,13 +118,273 @@ class BridgeTowerRetriever(BaseRetriever):
             against=self.against,
             truncate=self.truncate,
         )
-        return [document_of(hit, hit.file, id_=hit.digest) for hit in hits]
+        return [_of_image(hit, hit.file, id_=hit.digest) for hit in hits]
 
     async def _aget_relevant_documents(self, query: str, *, run_manager: Any, **changes: Any) -> list[Document]:
         return await asyncio.to_thread(self._get_relevant_documents, query, run_manager=None, **changes)
 
 
-def document_of(one: Indexed, file: Path | str, *, id_: str) -> Document:
+class BridgeTowerVectorStore(VectorStore):
+    """Documents in an index: images, images with texts, and texts.
+
+    The id of a document is its path in the index. A text without an image is found by its own vector, in the place of
+    an image's. Indexes that `bridgetower index` made are searched as well; their documents are those of
+    `BridgeTowerRetriever`.
+
+    Attributes:
+        searcher: The index with its model.
+    """
+
+    def __init__(self, index: Uri, embedding: BridgeTowerEmbeddings, *, root: Path | None = None) -> None:
+        """Opens an index, or makes an empty one.
+
+        Args:
+            index: Where it is, its name ending in `.lance`.
+            embedding: The model.
+            root: Folder that paths of images start from; default: the one that the index names, of a new one the one
+                that it is in, or of one in an object store the working directory.
+
+        Raises:
+            ValueError: The index was made with another model.
+        """
+        self._embedding, predictor = embedding, embedding.predictor
+        if not Table.exists(index):
+            place = root or (Path.cwd() if is_url(index) else Path(index).resolve().parent)
+            with write_lock(index):
+                new_index(index, predictor, place)
+        self.searcher = Searcher(Index(index, root=root), predictor)
+
+    @property
+    def embeddings(self) -> Embeddings:
+        """The model."""
+        return self._embedding
+
+    def add_texts(
+        self,
+        texts: Iterable[str],
+        metadatas: list[dict[str, Any]] | None = None,
+        *,
+        ids: Sequence[str | None] | None = None,
+        images: Sequence[str | Path] | None = None,
+    ) -> list[str]:
+        """Adds texts, or images with a text each; documents with ids that are there are replaced.
+
+        Args:
+            texts: What documents say.
+            metadatas: Of each, of values that JSON has.
+            ids: Of each; made up where there is none.
+            images: Files or URLs, image n for text n.
+
+        Returns:
+            The ids.
+
+        Raises:
+            ValueError: There are not as many of one as of the other, a text is too long, or an image cannot be used.
+        """
+        given = list(texts)
+        if images is not None:
+            return self.add_images(images, metadatas, ids=ids, texts=given)
+        names, abouts = _named(given, metadatas, ids)
+        rows, vectors = list[dict[str, Any]](), self._embedding.embed_documents(given)
+        for name, text, vector, about in zip(names, given, vectors, abouts, strict=True):
+            digest, values = hashlib.sha256(text.encode()).hexdigest(), np.array([vector], np.float32)
+            own = {"path": name, "captions": [text], "place": _place({"metadata": about}), "digest": digest}
+            of_text = {"image_vector": values[0], "text_vectors": values, "pair_vectors": np.empty((0, 0))}
+            rows.append({**own, **of_text, "width": 0, "height": 0})
+        return self._written(rows)
+
+    def add_images(
+        self,
+        uris: Sequence[str | Path],
+        metadatas: list[dict[str, Any]] | None = None,
+        *,
+        ids: Sequence[str | None] | None = None,
+        texts: Sequence[str] | None = None,
+    ) -> list[str]:
+        """Adds images, perhaps with captions or transcripts, text n for image n; see `add_texts`.
+
+        Metadata get the file or URL as `source`.
+        """
+        names, abouts = _named(uris, metadatas, ids)
+        if texts is not None and len(texts) != len(uris):
+            raise ValueError(f"{len(uris)} images and {len(texts)} texts; expected as many of one as of the other")
+        captions: list[tuple[str, ...]] = [()] * len(uris) if texts is None else [(text,) for text in texts]
+        examples = [
+            Example(id=name, images=(Image(name=name, place=place),), texts=own, place=place)
+            for name, place, own in zip(names, map(str, uris), captions, strict=True)
+        ]
+        config = SourceConfig(truncate=self._embedding.truncate, batch_size=self._embedding.batch_size, num_workers=0)
+        batches = embedded(self.searcher.predictor, examples, "all", config)
+        rows = []
+        for one, about in zip(chain.from_iterable(batches), abouts, strict=True):
+            uri = one.example.place
+            if one.problem:
+                raise ValueError(f"{uri}: {one.problem}; nothing was added")
+            file = {"url": uri} if is_url(uri) else {"file": os.path.relpath(uri, self.searcher.index.root)}
+            place = _place({**file, "metadata": {"source": uri, **about}})
+            rows.append(row_of(one, {"path": one.example.id, "captions": list(one.example.texts), "place": place}))
+        return self._written(rows)
+
+    def _written(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+        with write_lock(self.searcher.index.uri):
+            self.searcher.index.upsert(list({row["path"]: row for row in rows}.values()))
+            self.searcher.index.optimize()
+        return [row["path"] for row in rows]
+
+    def delete(self, ids: list[str] | None = None) -> bool:
+        """Deletes documents; None: all. Ids that are not there are passed over."""
+        index = self.searcher.index
+        with write_lock(index.uri):
+            index.remove(index.paths() if ids is None else ids)
+        return True
+
+    def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
+        """Returns the documents with some ids, in their order; those that are not there are left out."""
+        images = (Indexed(**row) for row in self.searcher.index.rows(ids))
+        found = {one.path: _document(one, file_of(one, self.searcher.index.root)) for one in images}
+        return [found[id_] for id_ in ids if id_ in found]
+
+    def similarity_search_with_score(
+        self,
+        query: str,
+        k: int = 4,
+        *,
+        filter: Filter | None = None,  # noqa: A002 - its name in LangChain
+        where: str | None = None,
+        against: Against | None = None,
+        rerank: int = 0,
+    ) -> list[tuple[Document, float]]:
+        """Returns the best documents for a text with their cosines, best first.
+
+        Args:
+            query: What to look for.
+            k: Documents.
+            filter: Which documents; they are compared after the search, which looks further until there are `k`.
+            where: A condition in SQL on columns of the index, such as `width > 800`.
+            against: What the text is compared with, as of `Searcher.search`.
+            rerank: Of the nearest documents, how many are matched with the text if they have an image; they come first.
+        """
+        settings: Any = {"where": where, "against": against, "rerank": rerank, "truncate": self._embedding.truncate}
+        return _chosen(lambda count: self.searcher.search(query, top=count, **settings), k, filter)
+
+    def similarity_search(self, query: str, k: int = 4, **settings: Any) -> list[Document]:
+        """Returns the best documents for a text; see `similarity_search_with_score`."""
+        return [document for document, _ in self.similarity_search_with_score(query, k, **settings)]
+
+    def similarity_search_by_vector(
+        self,
+        embedding: list[float],
+        k: int = 4,
+        *,
+        filter: Filter | None = None,  # noqa: A002 - its name in LangChain
+        where: str | None = None,
+    ) -> list[Document]:
+        """Returns the documents whose image, or text without one, is nearest to a vector of `embed_query`."""
+        vector: Float[Tensor, " c"] = torch.tensor(embedding)
+        found = _chosen(lambda count: self.searcher.index.nearest(vector, count, where=where), k, filter)
+        return [document for document, _ in found]
+
+    def max_marginal_relevance_search(self, query: str, *args: Any, **settings: Any) -> list[Document]:
+        """Returns documents for a text that differ from each other; see `max_marginal_relevance_search_by_vector`."""
+        return self.max_marginal_relevance_search_by_vector(self._embedding.embed_query(query), *args, **settings)
+
+    def max_marginal_relevance_search_by_vector(
+        self, embedding: list[float], k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **settings: Any
+    ) -> list[Document]:
+        """Returns documents that are near to a vector and differ from each other.
+
+        Args:
+            embedding: The vector.
+            k: Documents.
+            fetch_k: The nearest, of which they are chosen.
+            lambda_mult: 1 counts nearness alone, 0 difference alone.
+            settings: Of `similarity_search_by_vector`.
+        """
+        found = self.similarity_search_by_vector(embedding, fetch_k, **settings)
+        rows = self.searcher.index.rows([str(document.id) for document in found], ["path", "image_vector"])
+        vectors = {row["path"]: row["image_vector"] for row in rows}
+        others = [vectors[str(document.id)] for document in found]
+        chosen = maximal_marginal_relevance(np.array(embedding), others, lambda_mult, k) if found else []
+        return [found[number] for number in chosen]
+
+    def _select_relevance_score_fn(self) -> Callable[[float], float]:
+        return lambda cosine: min(1.0, max(0.0, (1 + cosine) / 2))
+
+    @classmethod
+    def from_texts(
+        cls,
+        texts: list[str],
+        embedding: Embeddings,
+        metadatas: list[dict[str, Any]] | None = None,
+        *,
+        index: Uri | None = None,
+        **given: Any,
+    ) -> BridgeTowerVectorStore:
+        """Opens or makes an index, its name ending in `.lance`, and adds texts, or images with a text each.
+
+        Takes the other arguments of `add_texts` too.
+
+        Raises:
+            ValueError: There is no index, or other embeddings than `BridgeTowerEmbeddings`.
+        """
+        if index is None:
+            raise ValueError("from_texts has no index; give where it is or shall be, such as index='documents.lance'")
+        if not isinstance(embedding, BridgeTowerEmbeddings):
+            raise ValueError(f"embedding is {type(embedding).__name__}; expected BridgeTowerEmbeddings")
+        store = cls(index, embedding)
+        store.add_texts(texts, metadatas, **given)
+        return store
+
+
+def _named(
+    given: Sequence[Any], metadatas: Sequence[dict[str, Any]] | None, ids: Sequence[str | None] | None
+) -> tuple[list[str], Sequence[dict[str, Any]]]:
+    """Returns the ids of documents, made up where there is none, and their metadata."""
+    for name, values in (("metadatas", metadatas), ("ids", ids)):
+        if values is not None and len(values) != len(given):
+            raise ValueError(
+                f"{len(given)} documents and {len(values)} {name}; expected as many of one as of the other"
+            )
+    return [name or str(uuid4()) for name in ids or [None] * len(given)], metadatas or [{}] * len(given)
+
+
+def _place(where: Mapping[str, Any]) -> str:
+    """Returns where an image is, together with metadata."""
+    try:
+        return json.dumps(where)
+    except TypeError as error:
+        raise ValueError(f"metadata {where['metadata']!r} cannot be kept ({error}); expected values of JSON") from error
+
+
+def _document(one: Indexed, file: Path | str) -> Document:
+    """Returns the document that was added or, of an index from elsewhere, that of a hit."""
+    about = json_object(one.place or "{}", "the place of an image").get("metadata")
+    if about is None:
+        return _of_image(one, file, id_=one.path)
+    return Document(id=one.path, page_content="\n".join(one.captions), metadata=about)
+
+
+def _chosen(search: Callable[[int], list[Hit]], k: int, filter_: Filter | None) -> list[tuple[Document, float]]:
+    """Searches for more and more until `k` documents pass the filter."""
+    if isinstance(filter_, str):
+        raise ValueError(f"filter is {filter_!r}; expected metadata or a function; give a condition in SQL as where")
+    wanted = {} if filter_ is None or callable(filter_) else filter_
+
+    def passes(document: Document) -> bool:
+        if callable(filter_):
+            return filter_(document)
+        return all(document.metadata.get(name) == value for name, value in wanted.items())
+
+    count = k
+    while True:
+        hits = search(count)
+        found = [(document, hit.cosine) for hit in hits if passes(document := _document(hit, hit.file))]
+        if len(found) >= k or len(hits) < count:
+            return found[:k]
+        count *= 4
+
+
+def _of_image(one: Indexed, file: Path | str, *, id_: str) -> Document:
     """Returns the document of an image of an index: its captions, with what is known of it as metadata."""
     about = {**vars(one), "source": str(file), "captions": list(one.captions)}
     about.pop("file", None)

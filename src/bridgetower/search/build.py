@@ -144,7 +144,6 @@ class _Update:
         self.unreachable: set[str] = set()  # what may be there, but cannot be looked at
         self.counts: Counter[str] = Counter()
         self.usable: Counter[str] = Counter()  # images that each source names
-        self.rows: list[dict[str, Any]] = []  # to be written
         self.about: dict[str, dict[str, Any]] = {}  # columns of what is embedded
         names = ["path", "version", "captions", "place", "size", "start", "part_size"]
         for batch in index.scan(names):
@@ -163,18 +162,27 @@ class _Update:
         """Embeds, writes and deletes."""
         parts = [(str(one), _versioned(part)) for one in sources for part in parts_of(one)]
         started, commits = time.perf_counter(), Commits(self.config.commit_seconds)
-        examples = self._wanted(parts)
+        examples, rows = self._wanted(parts), list[dict[str, Any]]()
         tasks = iter(lambda: list(islice(examples, _TASK if self.config.ray else 1)), [])
         with counting("embedding", total=None, shown=progress) as advance:
             try:
                 for found in computed(partial(_embedded, self.config), tasks, self.model, self.config):
                     for one in found:
-                        self._take(one)
+                        path, columns = one.example.id, self.about.pop(one.example.id)
+                        self.counts["cut"] += one.num_cut
+                        if not one.problem:
+                            self.counts["changed" if path in self.known else "added"] += 1
+                            rows.append(row_of(one, columns))
+                            continue
+                        self.bad[path] = f"{path!r}: {one.problem}"
+                        if not one.may_pass:
+                            self.seen.discard(path)
                     advance(len(found))
-                    if commits.due(len(self.rows)):
-                        self._flush()
+                    if commits.due(len(rows)):
+                        self.index.upsert(rows)
+                        rows = []
             finally:
-                self._flush()
+                self.index.upsert(rows)
         for source in map(str, sources):
             if not self.usable[source]:
                 advice = f"check that it is the right source, or remove {self.index.uri} to have none"
@@ -288,7 +296,7 @@ class _Update:
                         continue
             self.index.set_versions(kept)
             for path in (reused := self.index.reuse(same)):
-                self._count(path, "reused")
+                self.counts.update(["changed" if path in self.known else "added", "reused"])
                 del self.about[path]
             yield from (example for example in wanted if example.id not in reused)
 
@@ -337,26 +345,6 @@ class _Update:
             "start": start,
             "end": end,
         }
-
-    def _count(self, path: str, *others: str) -> None:
-        self.counts.update(["changed" if path in self.known else "added", *others])
-
-    def _take(self, one: Embedded) -> None:
-        """Notes what was embedded for the next commit."""
-        path = one.example.id
-        columns = self.about.pop(path)
-        self.counts["cut"] += one.num_cut
-        if not one.problem:
-            self._count(path)
-            self.rows.append(row_of(one, columns))
-            return
-        self.bad[path] = f"{path!r}: {one.problem}"
-        if not one.may_pass:
-            self.seen.discard(path)
-
-    def _flush(self) -> None:
-        rows, self.rows = self.rows, []
-        self.index.upsert(rows)
 
 
 def row_of(one: Embedded, columns: Mapping[str, Any]) -> dict[str, Any]:
