@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
 
-.PHONY: demo test check docs lowest
+.PHONY: demo test nightly check docs lowest
 
 # Prepares real images, trains BridgeTower and METER, compares them, writes bridgetower-demo/report.html.
 # ARGS are options of the demo: make demo ARGS="--minutes 2"
@@ -13,6 +13,10 @@ demo: $(VENV)/demo
 # Many tests start processes: compiled modules are kept, even where the environment says not to.
 test: $(VENV)/installed
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+# What takes long and hardly ever fails: every benchmark at its smallest size, wheel and sdist in new environments.
+nightly: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m nightly
 
 check: $(VENV)/installed
 	$(BIN)/ruff check

@@ -1,14 +1,19 @@
 """Checks the shape annotations of the tensor code at every call, and lends a small set, model and checkpoint."""
 
+import faulthandler
 import gc
 import json
 import logging
 import multiprocessing
 import os
+import shutil
+import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,12 +48,54 @@ CHECKED = [
 install_import_hook(CHECKED, "typechecks.checked")
 
 LONGEST = "test_readme.py"
-CACHES = tempfile.TemporaryDirectory()
-os.environ["XDG_CACHE_HOME"] = CACHES.name  # also of the processes that tests start
+LONGEST_TEST = 1200.0  # seconds
 os.environ["BRIDGETOWER_PRODUCTS"] = "onednn"  # the kernels under test, also where PyTorch's own are faster
 
 # Processes that need them start at once.
 multiprocessing.set_forkserver_preload(list(MODULES))
+
+
+@pytest.hookimpl(trylast=True)  # pytest then knows its own folder
+def pytest_configure(config: pytest.Config) -> None:
+    """Keeps the temporary files and caches of tests, and of processes that they start, below pytest's folder."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        folder = config._tmp_path_factory.getbasetemp() / "t"  # type: ignore[attr-defined]  # short: sockets lie there
+        folder.mkdir()
+        Finalize(None, shutil.rmtree, args=(folder, True), exitpriority=-200)  # after multiprocessing's own folder
+        os.environ["TMPDIR"], os.environ["MPLCONFIGDIR"] = str(folder), str(folder / "matplotlib")
+        tempfile.tempdir = None
+        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in the background of a shell, also for all processes
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="cache-")
+    for plugin in config.pluginmanager.get_plugins():
+        if hasattr(plugin, "sendevent"):  # of pytest-xdist, in a process that runs tests
+            plugin.sendevent = _encodable_events(plugin.sendevent)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol() -> Iterator[object]:
+    """Ends a process whose test hangs, with its traceback; the others go on."""
+    faulthandler.dump_traceback_later(LONGEST_TEST, exit=True, file=sys.__stderr__)
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _encodable_events(send: Callable[..., None]) -> Callable[..., None]:
+    """Names of files need not be text: one in a log, a warning or an error would end the process that reports it."""
+
+    def encodable(value: Any) -> Any:
+        match value:
+            case str():
+                return value.encode("utf-8", "backslashreplace").decode()
+            case dict():
+                return {encodable(name): encodable(one) for name, one in value.items()}
+            case list() | tuple():
+                return type(value)(map(encodable, value))
+        return value
+
+    return lambda name, **event: send(name, **encodable(event))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -18,15 +18,7 @@ Draw = Callable[[Random], dict[str, Any]]
 
 @dataclass(frozen=True)
 class VisionFamily:
-    """An architecture of timm, and how sizes for it are drawn.
-
-    Attributes:
-        name: Of timm.
-        prefix_tokens: Before the patches.
-        arguments: Of `create_model`, besides width, depth and heads.
-        head_width: Of a head; rotary positions of two axes need a multiple of 4.
-        patch: Side in pixels, where it is not drawn.
-    """
+    """An architecture of timm, and how sizes for it are drawn."""
 
     name: str
     prefix_tokens: int

@@ -37,14 +37,7 @@ TIMM = {
 
 @dataclass(frozen=True)
 class Official:
-    """An official checkpoint.
-
-    Attributes:
-        config: Of this package, for the model inside.
-        tensors: This package's tensors.
-        state_dict: The same under official names, with what the official code keeps besides.
-        run_config: The official `config`.
-    """
+    """An official checkpoint."""
 
     config: ModelConfig
     tensors: dict[str, Tensor]
@@ -70,13 +63,7 @@ class Official:
 
 
 def make(changes: Mapping[str, Any] | None = None, *, extra: Iterable[str] = (), seed: int = 0) -> Official:
-    """Makes a checkpoint with random weights.
-
-    Args:
-        changes: Dotted fields of this package's config.
-        extra: Official names of tensors to add, such as those of other tasks' heads.
-        seed: For the weights.
-    """
+    """Makes a checkpoint with random weights."""
     config = CONFIG.override(changes or {})
     naming: Naming = "timm" if config.vision.patch_bias else "clip"
     tensors = tiny.build(config, seed).state_dict()

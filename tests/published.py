@@ -17,12 +17,7 @@ WIDTH, PATCH = 128, 8
 
 @dataclass(frozen=True)
 class Published:
-    """A model at some place, with what it computes.
-
-    Attributes:
-        source: File or folder.
-        hidden: From the inputs to the output of every layer, normalised where the tower does.
-    """
+    """A model at some place, with what it computes."""
 
     source: Path
     hidden: Callable[..., list[Tensor]]

@@ -44,14 +44,7 @@ URIS = [uri(content) for content in PNGS]
 
 @dataclass(frozen=True)
 class Running:
-    """A server that runs.
-
-    Attributes:
-        client: Of it.
-        service: Behind it.
-        server: That can be told to stop.
-        thread: That it runs in.
-    """
+    """A server that runs."""
 
     client: httpx.Client
     service: Service

@@ -26,13 +26,7 @@ FAULTS = ("refused", "dropped", "cut")
 
 @dataclass
 class Store:
-    """The server, as programs see it.
-
-    Attributes:
-        endpoint: Of the proxy.
-        asked: Methods and paths of requests, in order.
-        fault: Says of the path of a request for content what goes wrong with it; None: nothing.
-    """
+    """The server, as programs see it."""
 
     endpoint: str = ""
     asked: list[tuple[str, str]] = field(default_factory=list)

@@ -86,14 +86,12 @@ def test_a_table_on_a_terminal(
 def test_one_image_with_several_questions(
     run: Callable[..., list[Any]], answering_checkpoint: Path, files: list[str]
 ) -> None:
-    rows = run("answer", answering_checkpoint, "--images", files[0], "--questions", "what?", "what colour is it?")
-    both = run(
-        "answer", answering_checkpoint, "--images", files[0], files[0], "--questions", "what?", "what colour is it?"
-    )
+    asked = ("--questions", "what?", "what colour is it?")
+    rows = run("answer", answering_checkpoint, "--images", files[0], *asked)
+    both = run("answer", answering_checkpoint, "--images", files[0], files[0], *asked)
     assert [(row["image"], row["question"]) for row in rows] == [(files[0], "what?"), (files[0], "what colour is it?")]
-    assert [[one["label"] for one in row["answers"]] for row in rows] == [
-        [one["label"] for one in row["answers"]] for row in both
-    ]
+    labels = [[[one["label"] for one in row["answers"]] for row in found] for found in (rows, both)]
+    assert labels[0] == labels[1]
 
 
 def test_errors(
@@ -102,6 +100,5 @@ def test_errors(
     given = ("--images", *files, "--questions", "what?", "how?", "who?")
     assert "no vqa head (it has mlm, itm, itc)" in refused("answer", tiny_checkpoint, *given)
     assert "2 images and 3 texts" in refused("answer", answering_checkpoint, *given)
-    assert "--truncate" in refused(
-        "entail", answering_checkpoint, "--images", files[0], "--statements", "a red bar " * 20
-    )
+    long = ("--images", files[0], "--statements", "a red bar " * 20)
+    assert "--truncate" in refused("entail", answering_checkpoint, *long)

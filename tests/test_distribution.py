@@ -1,4 +1,4 @@
-"""Wheel and sdist as an index would get them, each installed into an environment of its own."""
+"""Wheel and sdist as an index would get them; nightly each is installed into an environment of its own."""
 
 import email
 import json
@@ -94,6 +94,7 @@ def test_metadata(metadata: Message) -> None:
     assert not [target for target in targets if not target.startswith(("https://", "#"))]
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("kind", ["wheel", "sdist"])
 def test_works_where_it_is_installed(
     built: dict[str, Path], environment: Callable[[Path], Path], kind: str, tiny_checkpoint: Path

@@ -1,5 +1,9 @@
 """The releases that `make lowest` installs are the lowest that pyproject.toml allows."""
 
+import logging
+import os
+import subprocess
+import sys
 import tomllib
 from collections import Counter
 from pathlib import Path
@@ -65,6 +69,22 @@ def test_one_pin_a_line_in_order(lowest: list[str]) -> None:
 def test_the_names_left_out_are_required(project: dict[str, Any]) -> None:
     extras = [line for lines in project["optional-dependencies"].values() for line in lines]
     assert requirements(extras).keys() >= TOOLS | TOO_NEW
+
+
+def test_temporary_files_of_processes_lie_below_the_folder_of_the_tests(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    code = "import os, tempfile; print(tempfile.gettempdir(), os.environ['XDG_CACHE_HOME'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    for place in done.stdout.split():
+        assert Path(place).is_relative_to(shared)
+        assert len(place) < 70  # leaves room for the name of a socket
+
+
+def test_names_of_files_that_are_no_text_can_be_reported() -> None:
+    logging.getLogger("bridgetower").error("caf\udce9.png is bad")  # would end a process of pytest-xdist
 
 
 def test_no_two_test_files_share_a_name() -> None:

@@ -29,18 +29,7 @@ def write_clip(
     keyframes: int = 250,
     begin: int = 0,
 ) -> Path:
-    """Writes a clip; the container follows from the suffix.
-
-    Args:
-        path: Of the file.
-        codec: Of the pictures.
-        fps: Frames in a second.
-        seconds: Of the clip.
-        size: Width and height in pixels.
-        subtitles: A codec, and start, end and packet of each.
-        keyframes: Frames from one to the next at most.
-        begin: Seconds at which its times begin.
-    """
+    """Writes a clip; the container follows from the suffix."""
     options = {"movflags": "faststart"} if path.suffix == ".mp4" else {}
     with av.open(str(path), "w", options=options) as container:
         stream = container.add_stream(codec, rate=fps)

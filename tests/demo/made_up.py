@@ -37,18 +37,13 @@ def metrics(rsum: float = 120.0, **changes: float) -> dict[str, float]:
 
 def run(arm: Arm = "bridgetower", seed: int = 0, rsum: float = 120.0, **changes: Any) -> DemoRun:
     """Returns a run with two validation points."""
-    curve = tuple(
-        CurvePoint(
-            step=step, metrics={"rsum": rsum * step / 2000, "chance_rsum": 0.14, "itm_accuracy": 0.5 + step / 100}
-        )
-        for step in (10, 20)
-    )
+    points = {n: {"rsum": rsum * n / 2000, "chance_rsum": 0.14, "itm_accuracy": 0.5 + n / 100} for n in (10, 20)}
+    curve = tuple(CurvePoint(step=step, metrics=values) for step, values in points.items())
     values: dict[str, Any] = {"steps": 20, "seconds": 61.0, "pairs_per_second": 100.0, "curve": curve}
     return DemoRun(arm=arm, seed=seed, **{**values, "test": {"shapes": metrics(rsum)}, **changes})
 
 
 def dataset(name: str = "shapes", **changes: Any) -> DemoDataset:
-    """Returns a data set."""
     values: dict[str, Any] = {
         "splits": {"train": {"images": 1000, "captions": 2000}, "test": {"images": 50, "captions": 60}},
         "split_rule": "by shape",
@@ -59,7 +54,6 @@ def dataset(name: str = "shapes", **changes: Any) -> DemoDataset:
 
 
 def cost(arm: Arm = "bridgetower", fusion: int = 1_500_000) -> ModelCost:
-    """Returns a cost."""
     parameters = dict(zip(PARTS, (1_000_000, 2_000_000, fusion, 500_000), strict=True))
     return ModelCost(
         arm=arm,
@@ -77,7 +71,6 @@ def answers(arm: Arm = "bridgetower", seed: int = 0, right: float = 0.75) -> Dem
 
 
 def answer(question: str = "what colour is it?", answer: str = "red", given: str = "red") -> AnswerExample:
-    """Returns a question with its answers."""
     return AnswerExample(image=png(5), question=question, answer=answer, given=given)
 
 
@@ -101,14 +94,12 @@ def results(*runs: DemoRun, **changes: Any) -> DemoResults:
 
 
 def png(shade: int = 0) -> bytes:
-    """Returns a picture file."""
     stream = io.BytesIO()
     Image.new("L", (4, 4), shade).save(stream, "PNG")
     return stream.getvalue()
 
 
 def hit(caption: str, *, is_own: bool = False, match: str = "25.0 %") -> Hit:
-    """Returns an answer."""
     return Hit(caption=caption, image=png(1), cosine=-0.125, match=match, is_own=is_own)
 
 

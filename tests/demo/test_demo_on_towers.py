@@ -29,7 +29,7 @@ from folders import snapshot
 from starter import write_towers
 
 pytestmark = pytest.mark.slow
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+ARMS = ("bridgetower", "meter")
 FLAGS = FlagsConfig(num_test=10, num_validation=10)
 SMALL = replace(
     ON_TOWERS,
@@ -54,59 +54,40 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]
     return folder, json.loads(printed.getvalue()), handler.stream.getvalue()
 
 
-@pytest.fixture
-def out(demo: tuple[Path, dict[str, Any], str]) -> Path:
-    return demo[0]
-
-
-def test_all_stages_are_there(out: Path) -> None:
-    found = {path.name for path in (out / "runs").iterdir()}
-    assert found == {
-        f"{arm}-0{stage}" for arm in ("bridgetower", "meter") for stage in ("", "-contrastive", "-answers")
-    }
-    for arm in ("bridgetower", "meter"):
-        heads = load(trained_model(out, arm), device="cpu").model.config.heads
+def test_every_stage_leaves_a_model_and_towers_stay_as_they_were(demo: tuple[Path, dict[str, Any], str]) -> None:
+    out, _, _ = demo
+    stages = ("", "-contrastive", "-answers")
+    assert {path.name for path in (out / "runs").iterdir()} == {f"{arm}-0{stage}" for arm in ARMS for stage in stages}
+    models = [load(trained_model(out, arm), device="cpu").model for arm in ARMS]
+    for arm, model in zip(ARMS, models, strict=True):
+        heads = model.config.heads
         assert (heads.itm, heads.itc, heads.mlm) == (True, "tower", False)
         assert load(answering_model(out, arm), device="cpu").class_names("vqa")
+    states = [model.state_dict() for model in models]
+    assert all(states[0][name].equal(states[1][name]) for name in states[0] if name.startswith(("vision.", "text.")))
 
 
-def test_towers_stay_as_they_were(out: Path) -> None:
-    models = [load(trained_model(out, arm), device="cpu").model.state_dict() for arm in ("bridgetower", "meter")]
-    towers = [name for name in models[0] if name.startswith(("vision.", "text."))]
-    assert all(models[0][name].equal(models[1][name]) for name in towers)
-
-
-def test_results_have_every_stage(out: Path) -> None:
-    results = json.loads((out / "results.json").read_text())
-    assert {run["arm"] for run in results["runs"]} == {"bridgetower", "meter"}
+def test_results_and_page_have_every_stage(demo: tuple[Path, dict[str, Any], str]) -> None:
+    out, printed, log = demo
+    results, page = json.loads((out / "results.json").read_text()), (out / "report.html").read_text()
+    assert {run["arm"] for run in results["runs"]} == set(ARMS)
     assert all("two_stage_rsum" in run["test"]["flags"] for run in results["runs"])
     assert set(results["answers"][0]["topics"]) > {"overall", "colour exists"}
     assert {run["steps"] for run in results["runs"]} == {2 + 2}
     assert results["difference"]["answers"]["overall"]["interval_95"] is None  # one seed
-    assert results["about"] == "flags"
-    assert results["tests"] == {"flags": 10}
-    assert len(results["towers"]) == 2
-
-
-def test_the_time_to_the_first_searches_is_logged_printed_and_kept(demo: tuple[Path, dict[str, Any], str]) -> None:
-    out, printed, log = demo
-    assert re.search(rf"first searches: {out / 'report.html'} after .* on {re.escape(processor_name())}", log)
-    results = json.loads((out / "results.json").read_text())
+    assert (results["about"], results["tests"], len(results["towers"])) == ("flags", {"flags": 10}, 2)
     times = ("processor", "seconds_total", "seconds_to_first_report")
     assert [printed[name] for name in times] == [results[name] for name in times]
     assert 0 < results["seconds_to_first_report"] < results["seconds_total"]
-    assert "first searches after" in (out / "report.html").read_text()
-
-
-def test_the_page_opens_with_searches_and_names_the_towers(out: Path) -> None:
-    page = (out / "report.html").read_text()
-    sections = re.findall(r'<section id="([a-z-]+)"', page)
-    assert sections[:4] == ["searches", "answers", "comparison", "deep-towers"]
+    assert re.search(rf"first searches: {out / 'report.html'} after .* on {re.escape(processor_name())}", log)
+    assert "first searches after" in page
+    assert re.findall(r'<section id="([a-z-]+)"', page)[:4] == ["searches", "answers", "comparison", "deep-towers"]
     assert "DINOv2 (Meta, Apache-2.0)" in page
     assert len(Index(str(held_out_index(out)))) == 10
 
 
-def test_run_again_trains_no_further(out: Path) -> None:
+def test_run_again_trains_no_further(demo: tuple[Path, dict[str, Any], str]) -> None:
+    out, _, _ = demo
     before, seconds = snapshot(out / "runs"), json.loads((out / "results.json").read_text())
     again = run_demo(out, plan=SMALL, minutes=1e-3, progress=False)
     assert snapshot(out / "runs") == before
@@ -114,10 +95,12 @@ def test_run_again_trains_no_further(out: Path) -> None:
     assert again.seconds_to_first_report == seconds["seconds_to_first_report"]
 
 
+@pytest.mark.nightly
 def test_bridges_on_towers_are_compared(
-    out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    demo: tuple[Path, dict[str, Any], str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    out, _, _ = demo
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
     benchmark = importlib.import_module("pretrained_bridges")
     monkeypatch.setattr(benchmark, "ON_TOWERS", SMALL)
     results = out / "pretrained-bridges.json"

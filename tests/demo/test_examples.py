@@ -18,23 +18,24 @@ def of(direction: Direction, examples: list[SearchExample]) -> list[SearchExampl
     return [example for example in examples if example.direction == direction]
 
 
-class TestChoice:
-    def test_half_hits_and_half_misses_from_near_to_far(self) -> None:
-        ranks = [1, 9, 1, 4, 1, 2, 1, 30]
-        assert choose(ranks, 4) == [0, 6, 5, 7]
-        assert choose(ranks, 5) == [0, 4, 6, 5, 7]
+@pytest.mark.parametrize(
+    ("ranks", "count", "chosen"),
+    [
+        ([1, 9, 1, 4, 1, 2, 1, 30], 4, [0, 6, 5, 7]),  # half hits and half misses, from near to far
+        ([1, 9, 1, 4, 1, 2, 1, 30], 5, [0, 4, 6, 5, 7]),
+        ([1, 1, 1, 7], 3, [0, 2, 3]),  # the other kind fills up
+        ([5, 1, 7, 6], 3, [1, 0, 2]),
+        ([5, 7, 6], 2, [0, 1]),
+        ([1, 1, 1], 2, [0, 2]),
+    ],
+)
+def test_choice(ranks: list[int], count: int, chosen: list[int]) -> None:
+    assert choose(ranks, count) == chosen
 
-    def test_the_other_kind_fills_up(self) -> None:
-        assert choose([1, 1, 1, 7], 3) == [0, 2, 3]
-        assert choose([5, 1, 7, 6], 3) == [1, 0, 2]
-        assert choose([5, 7, 6], 2) == [0, 1]
-        assert choose([1, 1, 1], 2) == [0, 2]
 
-    def test_spread(self) -> None:
-        assert spread_evenly(range(10), 4) == [0, 3, 6, 9]
-        assert spread_evenly(range(10), 1) == [5]
-        assert spread_evenly(range(10), 0) == []
-        assert spread_evenly(range(2), 3) == [0, 1]
+def test_spread() -> None:
+    assert [spread_evenly(range(10), count) for count in (4, 1, 0)] == [[0, 3, 6, 9], [5], []]
+    assert spread_evenly(range(2), 3) == [0, 1]
 
 
 class TestSearches:
@@ -70,9 +71,8 @@ class TestSearches:
     ) -> None:
         for example in search_examples(predictor, images, ranked, config, count=2):
             for hit in (*example.hits, example.own):
-                pair = (
-                    (hit.image, example.text) if example.direction == "text_to_image" else (example.image, hit.caption)
-                )
+                to_image = example.direction == "text_to_image"
+                pair = (hit.image, example.text) if to_image else (example.image, hit.caption)
                 score = float(hit.match.removeprefix("score "))
                 assert score == pytest.approx(float(predictor.match(*pair)), abs=6e-4)
                 product = predictor.embed_images(pair[0]) @ predictor.embed_texts(pair[1]).T
@@ -88,9 +88,8 @@ class TestSearches:
             assert own_places[:1] == ([example.rank] if example.rank <= 3 else [])
             assert example.own.is_own
             assert example.own.image == example.image
-            assert example.num_items == (
-                len(images) if example.direction == "text_to_image" else len(images.texts()[0])
-            )
+            items = images if example.direction == "text_to_image" else images.texts()[0]
+            assert example.num_items == len(items)
 
     def test_without_matching_head_the_cosine_ranks(
         self, predictor: Predictor, images: CaptionImages, ranked: RetrievalResult, config: RetrievalConfig
@@ -115,14 +114,10 @@ TOLD = [TextExample(topic, f"{topic} {number}?", "yes") for number in range(4) f
 RIGHT = [True, False, True, False, False, False, True, True]
 
 
-def judged() -> Judged:
-    answers = tuple("yes" if right else "no" for right in RIGHT)
-    return Judged(examples=tuple(TOLD), answers=answers, groundings={})
-
-
 def test_the_first_right_and_the_first_wrong_ones_of_each_topic() -> None:
-    pictures = [bytes([number]) for number in range(len(TOLD))]
-    examples = answer_examples(judged(), pictures, count=2)
+    answers = tuple("yes" if right else "no" for right in RIGHT)
+    judged = Judged(examples=tuple(TOLD), answers=answers, groundings={})
+    examples = answer_examples(judged, [bytes([number]) for number in range(len(TOLD))], count=2)
     assert [example.question for example in examples] == [
         *("count 0?", "count 1?", "count 2?"),  # two right ones, the only wrong one
         *("colour 3?", "colour 0?", "colour 1?"),

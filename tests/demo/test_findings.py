@@ -3,7 +3,7 @@
 import made_up
 import pytest
 
-from bridgetower.reports.numbers import Difference, paired_difference
+from bridgetower.reports.numbers import paired_difference
 from bridgetower_demo import findings
 from bridgetower_demo.results import DemoResults
 
@@ -12,11 +12,6 @@ def gains(*right: float) -> DemoResults:
     """Results whose accuracy with the right image is given per seed, with a wrong one always 0.3."""
     tests = [{"shapes": made_up.metrics(mlm_accuracy=accuracy)} for accuracy in right]
     return made_up.results(*(made_up.run(seed=seed, test=test) for seed, test in enumerate(tests)))
-
-
-def difference(*values: float) -> Difference:
-    """A difference with these values over the seeds."""
-    return paired_difference(values, [0.0] * len(values))
 
 
 @pytest.mark.parametrize(
@@ -29,25 +24,8 @@ def difference(*values: float) -> Difference:
     ],
 )
 def test_comparison(values: list[float], expected: str) -> None:
-    assert findings.comparison(difference(*(value / 100 for value in values))).startswith(expected)
-
-
-def test_method() -> None:
-    sentence = findings.method(made_up.results())
-    for part in (
-        "BridgeTower (5.00 M parameters) and METER (4.75 M parameters)",
-        "for 20 steps",
-        "3 seeds each",
-        "50 shapes",
-    ):
-        assert part in sentence
-    assert "1\u202f000 images with 2\u202f000 captions" in sentence
-
-
-def test_retrieval_finding_names_chance_and_both_arms() -> None:
-    sentence = findings.retrieval_finding(made_up.results(), "shapes")
-    assert "BridgeTower 131.0 ± 1.0 and METER 122.0 ± 2.0; a random ranking gives 16.0" in sentence
-    assert "BridgeTower is ahead" in sentence
+    difference = paired_difference([value / 100 for value in values], [0.0] * len(values))
+    assert findings.comparison(difference).startswith(expected)
 
 
 @pytest.mark.parametrize(
@@ -63,24 +41,10 @@ def test_image_finding(right: tuple[float, ...], reading: str) -> None:
     assert f"({reading})" in findings.image_finding(gains(*right), "shapes")
 
 
-def test_image_gain_is_paired_by_run() -> None:
-    gain = findings.image_gain(gains(0.5, 0.7), "shapes", "bridgetower")
-    assert gain is not None
-    assert gain["values"] == pytest.approx([0.2, 0.4])
-
-
 def test_nothing_is_said_of_what_was_not_measured() -> None:
     metrics = {name: value for name, value in made_up.metrics().items() if not name.startswith(("mlm", "itm"))}
     results = made_up.results(made_up.run(test={"shapes": metrics}))
     assert findings.image_finding(results, "shapes") == findings.matching_finding(results, "shapes") == ""
-
-
-def test_matching_finding() -> None:
-    sentence = findings.matching_finding(made_up.results(), "shapes")
-    assert (
-        sentence
-        == "Telling right pairs from wrong ones: BridgeTower 75.0 ± 0.0 % and METER 75.0 ± 0.0 %; guessing gives 50 %."
-    )
 
 
 @pytest.mark.parametrize(
@@ -92,17 +56,6 @@ def test_duration(seconds: float, expected: str) -> None:
 
 
 def test_ordinal() -> None:
-    places = (1, 2, 3, 4, 11, 12, 13, 21, 102, 111, 113)
-    assert [findings.ordinal(place) for place in places] == [
-        "1st",
-        "2nd",
-        "3rd",
-        "4th",
-        "11th",
-        "12th",
-        "13th",
-        "21st",
-        "102nd",
-        "111th",
-        "113th",
-    ]
+    places = {"st": (1, 21, 101), "nd": (2, 102), "rd": (3, 33), "th": (4, 11, 12, 13, 111, 113)}
+    for ending, numbers in places.items():
+        assert [findings.ordinal(number) for number in numbers] == [f"{number}{ending}" for number in numbers]

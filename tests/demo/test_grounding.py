@@ -19,17 +19,14 @@ def predictor(answering_checkpoint: Path) -> Predictor:
     return load(answering_checkpoint, device="cpu")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("scenes")
-
-
 @pytest.fixture(scope="module", params=["vqa", "snli-ve", "nlvr2"])
-def judged(request: pytest.FixtureRequest, predictor: Predictor, folder: Path) -> tuple[str, Judged]:
-    kind: str = request.param
+def judged(
+    request: pytest.FixtureRequest, predictor: Predictor, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path, Judged]:
+    kind, folder = request.param, tmp_path_factory.mktemp("scenes")
     config = ScenesConfig(kind=kind, num_train=40, num_validation=4, num_test=NUM_TEST, side=30)
-    prepare_toyset("scenes", folder / kind, config, progress=False)
-    return kind, judge(predictor, kind, folder / kind, topic_of=topic_of, batch_size=5)
+    prepare_toyset("scenes", folder, config, progress=False)
+    return kind, folder, judge(predictor, kind, folder, topic_of=topic_of, batch_size=5)
 
 
 def answer(predictor: Predictor, kind: str, pictures: list[bytes], text: str) -> str:
@@ -42,9 +39,9 @@ def answer(predictor: Predictor, kind: str, pictures: list[bytes], text: str) ->
             return predictor.reason(pictures[0], pictures[1], text, truncate=True)[0].label
 
 
-def test_own_and_other_images(judged: tuple[str, Judged], predictor: Predictor, folder: Path) -> None:
-    kind, found = judged
-    pictures = [row["images"] for row in read_rows(folder / kind, "test")]
+def test_own_and_other_images(judged: tuple[str, Path, Judged], predictor: Predictor) -> None:
+    kind, folder, found = judged
+    pictures = [row["images"] for row in read_rows(folder, "test")]
     own = [answer(predictor, kind, pictures[number], one.text) for number, one in enumerate(found.examples)]
     others = [
         answer(predictor, kind, pictures[(number + NUM_TEST // 2) % NUM_TEST], one.text)
@@ -59,9 +56,9 @@ def test_own_and_other_images(judged: tuple[str, Judged], predictor: Predictor, 
             assert share == pytest.approx(right / len(chosen))
 
 
-def test_words_alone(judged: tuple[str, Judged], folder: Path) -> None:
-    kind, found = judged
-    rows = read_rows(folder / kind, "train")
+def test_words_alone(judged: tuple[str, Path, Judged]) -> None:
+    kind, folder, found = judged
+    rows = read_rows(folder, "train")
     name = "answers" if kind == "vqa" else "label"
     said = [rows[number]["entries"][0] for number in range(40)]
     counts = Counter(entry[name][0] if kind == "vqa" else entry[name] for entry in said)
@@ -72,32 +69,20 @@ def test_words_alone(judged: tuple[str, Judged], folder: Path) -> None:
     assert len(found.groundings) == 5
 
 
-def test_statements_without_topics(predictor: Predictor, folder: Path, judged: tuple[str, Judged]) -> None:
-    kind, found = judged
+def test_statements_without_topics(predictor: Predictor, judged: tuple[str, Path, Judged]) -> None:
+    kind, folder, found = judged
     if kind == "vqa":
         assert set(found.groundings) == {"exists", "colour", "count", "relation", ALL}
     else:
-        plain = judge(predictor, kind, folder / kind)
-        assert plain.groundings == {ALL: found.groundings[ALL]}
+        assert judge(predictor, kind, folder).groundings == {ALL: found.groundings[ALL]}
 
 
-def test_majority() -> None:
-    assert majority_answer(["yes", "no", "yes"]) == "yes"
-    assert majority_answer(["b", "a"]) == "a"
-    with pytest.raises(ValueError, match="no answers"):
-        majority_answer([])
-
-
-def test_each_text_gets_what_it_is_answered_most() -> None:
+def test_commonest_answers() -> None:
+    assert (majority_answer(["yes", "no", "yes"]), majority_answer(["b", "a"])) == ("yes", "a")
     training = [("is it red?", "yes"), ("is it red?", "yes"), ("is it red?", "no"), ("how many?", "2")]
     assert text_only_answers(training, ["how many?", "is it red?", "where?"]) == ["2", "yes", "yes"]
-
-
-def test_no_training() -> None:
-    with pytest.raises(ValueError, match="no answers; expected those of the training set"):
-        text_only_answers([], ["how many?"])
-
-
-def test_a_single_example_has_no_other_image() -> None:
+    for refused in (lambda: majority_answer([]), lambda: text_only_answers([], ["how many?"])):
+        with pytest.raises(ValueError, match="no answers"):
+            refused()
     with pytest.raises(ValueError, match="1 example has no other image"):
         WithOtherImages([None])  # type: ignore[arg-type]

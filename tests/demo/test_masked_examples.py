@@ -1,14 +1,12 @@
 """Hidden words are chosen by rule, and the model's guesses are its own."""
 
-from dataclasses import replace
-from pathlib import Path
-
 import pytest
 import torch
 
 from bridgetower.checkpoints import Checkpoint
 from bridgetower.data.captions import CaptionImages
 from bridgetower.engines.engine import TorchEngine
+from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.predictor import Predictor
 from bridgetower.processor import Processor, ProcessorConfig, train_tokenizer
 from bridgetower_demo.mask_examples import mask_examples, telling_word
@@ -28,36 +26,32 @@ def words() -> Processor:
     return Processor(values, train_tokenizer(CAPTIONS * 3, vocab_size=600))
 
 
-class TestTellingWord:
-    @pytest.mark.parametrize(
-        ("caption", "expected"),
-        [
-            ("two bands of red and green with a star", "green"),  # the middle colour comes before shapes
-            ("a star with bands", "bands"),  # then a shape
-            ("the grinning face of a cat on the left side", "cat"),  # then the last thing, places left out
-            ("growing heart emoji for love", "heart"),
-            ("blue-square with yellow arrow", "yellow"),
-            ("green and red and green", "red"),  # green occurs twice and would give itself away
-            ("the side of the left", None),
-            ("unheard words", None),  # more than one token each
-        ],
-    )
-    def test_rule(self, words: Processor, caption: str, expected: str | None) -> None:
-        hidden = telling_word(caption, words)
-        assert (None if hidden is None else hidden.word) == expected
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("two bands of red and green with a star", "green"),  # the middle colour comes before shapes
+        ("a star with bands", "bands"),  # then a shape
+        ("the grinning face of a cat on the left side", "cat"),  # then the last thing, places left out
+        ("growing heart emoji for love", "heart"),
+        ("blue-square with yellow arrow", "yellow"),
+        ("green and red and green", "red"),  # green occurs twice and would give itself away
+        ("the side of the left", None),
+        ("unheard words", None),  # more than one token each
+    ],
+)
+def test_telling_word(words: Processor, caption: str, expected: str | None) -> None:
+    hidden = telling_word(caption, words)
+    assert (None if hidden is None else hidden.word) == expected
+    if hidden is not None:
+        (ids,) = words.token_ids([caption])
+        assert words.decode([ids[hidden.position]]).strip() == hidden.word
+        assert caption[hidden.start : hidden.end] == hidden.word
 
-    def test_position_is_that_of_the_token(self, words: Processor) -> None:
-        for caption in CAPTIONS:
-            hidden = telling_word(caption, words)
-            assert hidden is not None
-            (ids,) = words.token_ids([caption])
-            assert words.decode([ids[hidden.position]]).strip() == hidden.word
-            assert caption[hidden.start : hidden.end] == hidden.word
 
-    def test_what_is_cut_off_is_not_hidden(self, words: Processor) -> None:
-        hidden = telling_word("a face of a cat of a cat of a cat with red", words)
-        assert hidden is not None
-        assert hidden.word == "face"
+def test_what_is_cut_off_is_not_hidden(words: Processor) -> None:
+    hidden = telling_word("a face of a cat of a cat of a cat with red", words)
+    assert hidden is not None
+    assert hidden.word == "face"
 
 
 class TestExamples:
@@ -71,10 +65,8 @@ class TestExamples:
                 assert [word.probability for word in guess.candidates] == pytest.approx(probabilities, abs=1e-6)
 
     def test_truth_probability_is_that_of_the_hidden_word(self, predictor: Predictor, images: CaptionImages) -> None:
-        everything = predictor.processor.vocab_size
-        (example,) = mask_examples(predictor, images, count=1, top=everything)
+        (example,) = mask_examples(predictor, images, count=1, top=predictor.processor.vocab_size)
         for guess in (example.right, example.wrong):
-            assert sum(word.probability for word in guess.candidates) == pytest.approx(1.0, abs=1e-4)
             found = [word.probability for word in guess.candidates if word.word == example.truth]
             assert guess.truth_probability in [pytest.approx(probability, abs=1e-6) for probability in found]
         assert example.right.truth_probability != example.wrong.truth_probability
@@ -88,11 +80,9 @@ class TestExamples:
             assert caption in captions[example.right.image]
             assert not any(example.truth in other.split() for other in captions[example.wrong.image])
 
-    def test_model_without_head_is_refused(self, predictor: Predictor, images: CaptionImages, tmp_path: Path) -> None:
-        config = replace(predictor.model.config, heads=replace(predictor.model.config.heads, mlm=False))
-        tensors = {
-            name: tensor for name, tensor in predictor.model.state_dict().items() if not name.startswith("mlm_head")
-        }
+    def test_model_without_head_is_refused(self, predictor: Predictor, images: CaptionImages) -> None:
+        config = predictor.model.config.override({"heads.mlm": False})
+        tensors = BridgeTower(config).state_dict()
         checkpoint = Checkpoint(source="headless", config=config, tensors=tensors, processor=predictor.processor)
         with pytest.raises(ValueError, match="headless has no masked-language head"):
             mask_examples(Predictor(checkpoint, TorchEngine(checkpoint.model(), torch.device("cpu"))), images, count=1)

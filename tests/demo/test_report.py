@@ -14,6 +14,33 @@ from bridgetower_demo.results import CurvePoint, DemoResults
 
 VOID = {"meta", "img", "br"}
 SECTIONS = ("searches", "answers", "masked-words", "comparison", "curves", "retrieval", "cost", "basis")
+TEXTS = (
+    "BridgeTower against METER on shapes",
+    "BridgeTower is ahead of METER (+9.0",
+    "Retrieval on shapes: recall in percent",
+    "random ranking",
+    "✓ right image first of 50",
+    "right image 37th of 50",
+    "right text 2nd of 50",
+    "By BridgeTower, seed 0.",
+    "25.0 %",
+    "cos \u22120.12",
+    "Does it look at the image?",
+    "60 %",
+    "0.05 %",
+    "overall (1\u202f000)",
+    "62.5",
+    "the question alone",
+    "✓ red",
+    "✗ blue; right is red",
+    "GFLOPs per pair",
+    "13.3",  # 0.5 + 0.25 + 12.5 and a little for the heads
+    "4.25",
+    "python -m bridgetower_demo --seeds 3",
+    "CC0",
+    "optimizer.lr",
+    "Time on a processor (whole demo 1 h 05 min)",
+)
 
 
 class Page(HTMLParser):
@@ -41,8 +68,12 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         self.text += data
 
-    def all(self, *tags: str) -> list[dict[str, str]]:
-        return [attributes for tag, attributes in self.elements if tag in tags]
+    def all(self, tag: str) -> list[dict[str, str]]:
+        return [attributes for found, attributes in self.elements if found == tag]
+
+    @property
+    def sections(self) -> list[str]:
+        return [section["id"] for section in self.all("section")]
 
 
 def report(results: DemoResults | None = None, **changes: Any) -> str:
@@ -56,6 +87,12 @@ def report(results: DemoResults | None = None, **changes: Any) -> str:
         "examples_from": "BridgeTower, seed 0",
     }
     return render_report(results or made_up.results(), **{**values, **changes})
+
+
+def measured(*left_out: str) -> DemoResults:
+    """Results of two arms without the metrics that start like this."""
+    metrics = {name: value for name, value in made_up.metrics().items() if not name.startswith(left_out)}
+    return made_up.results(*(made_up.run(arm, test={"shapes": metrics}) for arm in ("bridgetower", "meter")))
 
 
 def rows_of(html: str, caption: str) -> dict[str, list[str]]:
@@ -75,76 +112,43 @@ def page(html: str) -> Page:
     return Page(html)
 
 
-class TestContent:
-    def test_every_section_is_there_and_linked(self, page: Page) -> None:
-        assert tuple(section["id"] for section in page.all("section")) == SECTIONS
-        assert [link["href"] for link in page.all("a")] == [f"#{name}" for name in SECTIONS]
+def test_every_section_is_there_and_linked_and_says_what_was_found(page: Page) -> None:
+    assert tuple(page.sections) == SECTIONS
+    assert [link["href"] for link in page.all("a")] == [f"#{name}" for name in SECTIONS]
+    assert [text for text in TEXTS if text not in page.text] == []
 
-    @pytest.mark.parametrize(
-        "text",
-        [
-            "BridgeTower against METER on shapes",
-            "BridgeTower is ahead of METER (+9.0",
-            "Retrieval on shapes: recall in percent",
-            "random ranking",
-            "Matching accuracy in percent",
-            "✓ right image first of 50",
-            "right image 37th of 50",
-            "right text 2nd of 50",
-            "By BridgeTower, seed 0.",
-            "25.0 %",
-            "cos \u22120.12",
-            "Does it look at the image?",
-            "60 %",
-            "0.05 %",
-            "Questions answered right, in percent",
-            "overall (1\u202f000)",
-            "62.5",
-            "the question alone",
-            "✓ red",
-            "✗ blue; right is red",
-            "GFLOPs per pair",
-            "13.3",  # 0.5 + 0.25 + 12.5 and a little for the heads
-            "4.25",
-            "python -m bridgetower_demo --seeds 3",
-            "CC0",
-            "optimizer.lr",
-            "Time on a processor (whole demo 1 h 05 min)",
-        ],
-    )
-    def test_text(self, page: Page, text: str) -> None:
-        assert text in page.text
 
-    def test_differences_have_their_interval(self, html: str) -> None:
-        recall = rows_of(html, "Retrieval on shapes: recall in percent")["BridgeTower \u2212 METER, matching alone"]
-        assert (recall[0], recall[-1]) == ("+1.5 (+1.1 to +1.9)", "+9.0 (+6.5 to +11.5)")
-        answers = [made_up.answers(seed=seed, right=0.75 + seed / 100) for seed in range(3)]
-        answers += [made_up.answers("meter", seed, right=0.7) for seed in range(3)]
-        several = rows_of(report(made_up.results(answers=tuple(answers))), "Questions answered right, in percent")
-        assert list(several).index("BridgeTower \u2212 METER") == 2
-        assert several["BridgeTower \u2212 METER"] == ["+6.0 (+3.5 to +8.5)"] * 2
-        one_seed = rows_of(html, "Questions answered right, in percent")
-        assert one_seed["BridgeTower \u2212 METER"] == ["+12.5"] * 2
-
-    def test_figures_are_means_with_their_spread(self, html: str) -> None:
-        assert '<td>131.0<span class="spread"> ± 1.0</span></td>' in html
-        assert '<td>21.8<span class="spread"> ± 0.2</span></td>' in html  # a recall of 131 / 600, in percent
-        assert '<td>+9.0<span class="spread"> (+6.5 to +11.5)</span></td>' in html
+def test_figures_are_means_with_their_spread_and_differences_have_their_interval(html: str) -> None:
+    assert '<td>131.0<span class="spread"> ± 1.0</span></td>' in html
+    assert '<td>21.8<span class="spread"> ± 0.2</span></td>' in html  # a recall of 131 / 600, in percent
+    recall = rows_of(html, "Retrieval on shapes: recall in percent")["BridgeTower \u2212 METER, matching alone"]
+    assert (recall[0], recall[-1]) == ("+1.5 (+1.1 to +1.9)", "+9.0 (+6.5 to +11.5)")
+    answers = [made_up.answers(seed=seed, right=0.75 + seed / 100) for seed in range(3)]
+    answers += [made_up.answers("meter", seed, right=0.7) for seed in range(3)]
+    several = rows_of(report(made_up.results(answers=tuple(answers))), "Questions answered right, in percent")
+    assert list(several).index("BridgeTower \u2212 METER") == 2
+    assert several["BridgeTower \u2212 METER"] == ["+6.0 (+3.5 to +8.5)"] * 2
+    one_seed = rows_of(html, "Questions answered right, in percent")
+    assert one_seed["BridgeTower \u2212 METER"] == ["+12.5"] * 2
 
 
 class TestVariants:
     def test_one_arm(self) -> None:
         page = Page(report(made_up.results(made_up.run(), costs=(made_up.cost(),), answers=(made_up.answers(),))))
         assert "METER" not in page.text
-        assert tuple(section["id"] for section in page.all("section")) == SECTIONS
+        assert tuple(page.sections) == SECTIONS
 
     def test_without_masked_words(self) -> None:
-        metrics = {name: value for name, value in made_up.metrics().items() if not name.startswith("mlm")}
-        page = Page(report(made_up.results(made_up.run(test={"shapes": metrics})), masks=[]))
+        page = Page(report(measured("mlm"), masks=[]))
         assert "Masked words" not in page.text
-        assert tuple(section["id"] for section in page.all("section")) == tuple(
-            name for name in SECTIONS if name != "masked-words"
-        )
+        assert page.sections == [name for name in SECTIONS if name != "masked-words"]
+
+    def test_without_matching_head(self) -> None:
+        page = Page(report(measured("matching", "two_stage", "itm")))
+        assert "Matching was not measured" in page.text
+        assert "METER, ITC alone" in page.text
+        for text in ("the probability that it matches", "guessing is right in 50 %", "METER, two-stage"):
+            assert text not in page.text
 
     def test_the_time_to_the_first_searches_is_said(self) -> None:
         text = Page(report(made_up.results(seconds_to_first_report=250.0))).text
@@ -158,67 +162,42 @@ class TestVariants:
         ]
         html = report(beforehand=Comparison(metric="vqa_score", reach=None, runs=tuple(runs)))
         page = Page(html)
-        assert [section["id"] for section in page.all("section")][4] == "deep-towers"
+        assert page.sections[4] == "deep-towers"
         rows = rows_of(html, "Score on validation questions, measured beforehand")
         assert rows["BridgeTower"] == ["2", "45.1 ± 0.1", "45.1 ± 0.1"]
         assert rows["BridgeTower \u2212 METER with LayerNorms"][1].startswith("+5.0 (")
-        assert "Measured beforehand" in page.text
         assert "BridgeTower is ahead of METER (+4.0" in page.text
         assert "0.123" not in page.text  # of runs that shared their cores
 
-    def test_without_matching_head(self) -> None:
-        metrics = {
-            name: value
-            for name, value in made_up.metrics().items()
-            if not name.startswith(("matching", "two_stage", "itm"))
-        }
-        runs = [made_up.run(arm, test={"shapes": metrics}) for arm in ("bridgetower", "meter")]
-        page = Page(report(made_up.results(*runs)))
-        assert "Matching was not measured" in page.text
-        assert "the probability that it matches" not in page.text
-        assert "guessing is right in 50 %" not in page.text
-        assert "METER, ITC alone" in page.text
-        assert "METER, two-stage" not in page.text
+
+def test_nothing_is_loaded_and_tables_have_captions_and_heads(html: str, page: Page) -> None:
+    assert not {"script", "link", "iframe", "object", "base", "source"} & {tag for tag, _ in page.elements}
+    for _, attributes in page.elements:
+        for name in ("src", "href", "data", "poster", "action", "srcset", "xlink:href"):
+            assert attributes.get(name, "#").startswith(("#", "data:image/")), attributes
+    assert not [loading for loading in ("@import", "@font-face", "url(") if loading in html]
+    assert len(page.all("table")) == len(page.all("caption")) == 6
+    assert all(head.get("scope") for head in page.all("th"))
 
 
-class TestSelfContained:
-    def test_nothing_is_loaded(self, html: str, page: Page) -> None:
-        assert not {"script", "link", "iframe", "object", "base", "source"} & {tag for tag, _ in page.elements}
-        for _, attributes in page.elements:
-            for name in ("src", "href", "data", "poster", "action", "srcset", "xlink:href"):
-                assert attributes.get(name, "#").startswith(("#", "data:image/")), attributes
-        assert "@import" not in html
-        assert "@font-face" not in html
-        assert "url(" not in html
-
-
-class TestEscaping:
-    HOSTILE = '<b onclick="alert(1)">&\'$title</script>'
-
-    def test_every_text_is_escaped(self) -> None:
-        bad = self.HOSTILE
-        dataset = made_up.dataset(bad, split_rule=bad, sources={bad: bad}, licences={bad: bad})
-        run = made_up.run(test={bad: made_up.metrics()})
-        results = made_up.results(
-            run, datasets=(dataset,), command=bad, settings={bad: bad, "list": [bad]}, versions={bad: bad}
-        )
-        html = report(
-            results,
-            searches={
-                bad: [
-                    made_up.search(direction, text=bad, answer=bad, rank=rank)
-                    for direction in ("text_to_image", "image_to_text")
-                    for rank in (1, 9)
-                ]
-            },
-            masks=[made_up.mask(bad, bad, bad)],
-            answers=[made_up.answer(bad, bad, bad), made_up.answer(bad, bad, "red")],
-            examples_from=bad,
-        )
-        page = Page(html)
-        assert bad not in html
-        assert not any("onclick" in attributes for _, attributes in page.elements)
-        assert page.text.count(bad) > 20
+def test_every_text_is_escaped() -> None:
+    bad = '<b onclick="alert(1)">&\'$title</script>'
+    dataset = made_up.dataset(bad, split_rule=bad, sources={bad: bad}, licences={bad: bad})
+    run = made_up.run(test={bad: made_up.metrics()})
+    settings = {bad: bad, "list": [bad]}
+    results = made_up.results(run, datasets=(dataset,), command=bad, settings=settings, versions={bad: bad})
+    searches = [
+        made_up.search(direction, text=bad, answer=bad, rank=rank)
+        for direction in ("text_to_image", "image_to_text")
+        for rank in (1, 9)
+    ]
+    answers = [made_up.answer(bad, bad, bad), made_up.answer(bad, bad, "red")]
+    masks = [made_up.mask(bad, bad, bad)]
+    html = report(results, searches={bad: searches}, masks=masks, answers=answers, examples_from=bad)
+    page = Page(html)
+    assert bad not in html
+    assert not any("onclick" in attributes for _, attributes in page.elements)
+    assert page.text.count(bad) > 20
 
 
 def test_an_example_that_is_no_image() -> None:
@@ -226,17 +205,9 @@ def test_an_example_that_is_no_image() -> None:
         report(answers=[replace(made_up.answer(), image=b"text")])
 
 
-class TestAccessibility:
-    def test_tables_have_captions_and_heads(self, html: str, page: Page) -> None:
-        tables = len(page.all("table"))
-        assert tables == len(page.all("caption")) == 6
-        assert all(head.get("scope") for head in page.all("th"))
-
-
 def test_a_step_that_not_all_seeds_have_is_not_drawn() -> None:
-    point = CurvePoint(step=20, metrics={"rsum": 1.0})
-    short, long = made_up.run(seed=1, curve=(point,)), made_up.run(seed=0, rsum=120.0)
-    only = made_up.run(seed=0, curve=(CurvePoint(step=20, metrics={"rsum": 1.2}),))
+    short, long = made_up.run(seed=1, curve=(CurvePoint(step=20, metrics={"rsum": 1.0}),)), made_up.run(rsum=120.0)
+    only = made_up.run(curve=(CurvePoint(step=20, metrics={"rsum": 1.2}),))
     drawn = [learning_curve((first, short), "rsum", label="RSUM") for first in (long, only)]
     assert drawn[0] is not None
     assert drawn[0] == drawn[1]

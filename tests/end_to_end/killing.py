@@ -33,14 +33,7 @@ OPTIONS = ("--max-steps", str(MAX_STEPS), "--checkpoint-every", "1", "--evaluate
 
 
 def start(dataset: Path, out: Path, prepare: Callable[[], None] = lambda: None, *options: str) -> int:
-    """Starts an attempt, a resumed one if there is something to resume; returns its process id.
-
-    Args:
-        dataset: What it trains on.
-        out: Folder of the run.
-        prepare: Called in the new process first.
-        options: Of the command.
-    """
+    """Starts an attempt, a resumed one if there is something to resume; returns its process id."""
     arguments = train_command(dataset, out, *OPTIONS, *options, *(["--resume"] if (out / CONFIG).exists() else []))
     process = os.fork()
     if process == 0:
@@ -70,15 +63,7 @@ def leftovers(out: Path) -> list[str]:
 
 
 def kill(dataset: Path, out: Path, saved: int, number: int, *options: str) -> dict[str, Any]:
-    """Lets an attempt kill itself.
-
-    Args:
-        dataset: What it trains on.
-        out: Folder of the run.
-        saved: Steps that it saves before.
-        number: Of the event in the folder of the run, counted from there, that it does not live to see.
-        options: Of the command.
-    """
+    """Lets an attempt kill itself."""
 
     def prepare() -> None:
         def count_from_here() -> None:

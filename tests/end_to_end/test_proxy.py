@@ -45,13 +45,7 @@ PORT_DROPPED = "proxy_set_header Host $host;"
 
 @dataclass(frozen=True)
 class Way:
-    """A way to put nginx in front of the server.
-
-    Attributes:
-        prefix: What nginx offers the server under.
-        root_path: Whether the server is told of the prefix.
-        plain: The path that nginx puts in place of the prefix and settings, without TLS; None is deploy/nginx.conf.
-    """
+    """A way to put nginx in front of the server."""
 
     prefix: str = ""
     root_path: bool = False

@@ -31,7 +31,6 @@ class Tolerance:
     rtol: float = 1e-5
 
     def holds(self, ours: Tensor, recorded: Tensor) -> bool:
-        """Whether shapes are equal and every value is close enough."""
         return ours.shape == recorded.shape and torch.allclose(ours, recorded, atol=self.atol, rtol=self.rtol)
 
 
@@ -49,13 +48,10 @@ class Case:
     def __post_init__(self) -> None:
         """Refuses a missing case: a comparison that was not made must not look like one that passed."""
         if not (self.folder / "meta.json").is_file():
-            raise FileNotFoundError(
-                f"no recorded case in {self.folder}; set {FOLDER_VARIABLE} to the folder of all cases"
-            )
+            raise FileNotFoundError(f"no recorded case in {self.folder}; set {FOLDER_VARIABLE} to the folder of all")
 
     @cached_property
     def meta(self) -> dict[str, Any]:
-        """Official run config, architecture, and what was recorded."""
         return self.json("meta.json")
 
     @cached_property
@@ -65,7 +61,6 @@ class Case:
 
     @cached_property
     def outputs(self) -> dict[str, Tensor]:
-        """Recorded results."""
         return self.tensors("outputs.safetensors")
 
     @cached_property
@@ -91,7 +86,6 @@ class Case:
         return self.folder / elsewhere.get(file, file)
 
     def json(self, file: str) -> dict[str, Any]:
-        """Reads a JSON file of the case."""
         content: dict[str, Any] = json.loads((self.folder / file).read_text())
         return content
 
@@ -116,7 +110,6 @@ class Case:
         return model
 
     def table(self) -> dict[str, Source]:
-        """Our parameter names to official ones."""
         return name_table(self.checkpoint.tensors, self.naming)
 
     def extra_tensor_names(self) -> set[str]:
@@ -126,13 +119,11 @@ class Case:
 
 
 def folder() -> Path:
-    """Returns the folder of all cases: the one that the environment names, or the one of this repository."""
     return Path(os.environ.get(FOLDER_VARIABLE, Path(__file__).parents[1] / "golden"))
 
 
 @cache
 def case(name: str) -> Case:
-    """Returns a case of the folder in use."""
     return Case(folder() / name)
 
 

@@ -90,31 +90,18 @@ RENAMED: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Inputs:
-    """A batch of images and padded texts.
-
-    Attributes:
-        pixel_values: [B, 3, H, W].
-        input_ids: [B, L].
-        attention_mask: 0 on padding [B, L].
-    """
+    """A batch of images and padded texts."""
 
     pixel_values: Tensor
     input_ids: Tensor
     attention_mask: Tensor
 
     def named(self) -> dict[str, Tensor]:
-        """Returns the tensors as keyword arguments."""
         return dict(vars(self))
 
 
 def random_model(kind: str, changes: Mapping[str, Any] | None = None, seed: int = 0) -> PreTrainedModel:
-    """Returns a model of transformers in evaluation mode whose every parameter is random.
-
-    Args:
-        kind: One of `KINDS`.
-        changes: Such as a value of `VARIANTS`.
-        seed: For the parameters.
-    """
+    """Returns a model in evaluation mode whose every parameter is random, such as with a value of `VARIANTS`."""
     values = {"": dict(_TOP), "text": dict(_TEXT), "vision": dict(_VISION)}
     for path, value in ((EQUAL_WIDTHS if kind == "itc" else {}) | dict(changes or {})).items():
         part, _, name = path.rpartition(".")
@@ -137,7 +124,6 @@ def inputs(model: PreTrainedModel, image_size: int | None = None, seed: int = 2)
 
 
 def their_outputs(model: PreTrainedModel, batch: Inputs, **options: Any) -> dict[str, Tensor]:
-    """Returns everything that a model of transformers computes."""
     result = model(**batch.named(), **options)
     if isinstance(model, BridgeTowerModel):
         return {"text": result.text_features, "image": result.image_features, "pooled": result.pooler_output}
@@ -148,7 +134,6 @@ def their_outputs(model: PreTrainedModel, batch: Inputs, **options: Any) -> dict
 
 
 def our_outputs(model: BridgeTower, batch: Inputs) -> dict[str, Tensor]:
-    """Returns the same from this package's model."""
     image, text = model.encode_image(batch.pixel_values), model.encode_text(batch.input_ids, batch.attention_mask)
     fused = model.fuse(image, text, "all")
     if model.config.heads.itc == "fused":

@@ -26,7 +26,6 @@ class TanhFeedForward(nn.Module):
         self.layer = layer
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Applies the layer position by position."""
         down: Tensor = self.layer.down(F.gelu(self.layer.up(hidden), approximate="tanh"))
         return down
 

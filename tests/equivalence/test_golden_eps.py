@@ -54,9 +54,6 @@ def test_every_epsilon_is_read_from_the_checkpoint(recorded):
     config = recorded.checkpoint.config.to_dict()
     ours = {block: config[path.split(".")[0]][path.split(".")[1]] for block, path in FIELDS.items()}
     assert ours == pytest.approx(expected, rel=1e-9, abs=0)
-
-
-def test_every_recorded_epsilon_has_a_field(recorded):
     assert set(recorded.meta["wrong_eps_sensitivity"]) == set(FIELDS)
 
 
@@ -68,12 +65,3 @@ def test_control_a_wrong_epsilon_moves_the_outputs_as_recorded(recorded, block):
     for name, expected in recorded.meta["wrong_eps_sensitivity"][block]["max_abs_change"].items():
         change = (ours[name] - recorded.outputs[name]).abs().max().item()
         assert change == pytest.approx(expected, rel=1e-3, abs=EPS.atol)
-
-
-@pytest.mark.parametrize("path", sorted(set(FIELDS.values())))
-@torch.no_grad()
-def test_control_a_wrong_config_field_fails(recorded, path):
-    (value,) = {
-        recorded.meta["wrong_eps_sensitivity"][block]["wrong"] for block, field in FIELDS.items() if field == path
-    }
-    assert wrong(outputs(recorded, variant(recorded.checkpoint, {path: value})), recorded.outputs, EPS) != {}

@@ -77,31 +77,20 @@ def ranks(recorded):
     return run_on_ranks(recorded.meta["world_size"], run_arms)
 
 
-def test_every_recorded_arm_is_run(recorded):
-    assert len(recorded.meta["ranks"]) == recorded.meta["world_size"]
-    assert all(set(arms) == set(ARMS) for arms in recorded.meta["ranks"])
-
-
 @pytest.mark.parametrize("arm", ARMS)
-def test_losses(recorded, ranks, arm):
-    for ours, arms in zip(ranks, recorded.meta["ranks"], strict=True):
-        losses = {name: value for name, value in ours[arm][0].items() if name.endswith("loss")}
+def test_losses_logits_and_gradients_before_and_after_averaging(recorded, ranks, arm):
+    assert len(recorded.meta["ranks"]) == recorded.meta["world_size"]
+    for number, (ours, arms) in enumerate(zip(ranks, recorded.meta["ranks"], strict=True)):
+        assert set(arms) == set(ARMS)
+        outputs, local, mean = ours[arm]
+        losses = {name: value for name, value in outputs.items() if name.endswith("loss")}
         expected = {name: torch.tensor(arms[arm][name if arm.startswith("hard") else "loss"]) for name in losses}
         assert wrong(losses, expected) == {}
-
-
-@pytest.mark.parametrize("arm", ["hard_local", "hard_global"])
-def test_matching_logits(recorded, ranks, arm):
-    for number, ours in enumerate(ranks):
-        name = f"rank{number}_{arm}_itm_logits"
-        assert wrong({name: ours[arm][0]["itm_logits"]}, recorded.outputs) == {}
-
-
-@pytest.mark.parametrize("arm", ARMS)
-@pytest.mark.parametrize(("position", "name"), [(1, "local_grad_norm"), (2, "ddp_mean_grad_norm")])
-def test_gradients_before_and_after_averaging(recorded, ranks, arm, position, name):
-    for ours, arms in zip(ranks, recorded.meta["ranks"], strict=True):
-        assert ours[arm][position] == pytest.approx(arms[arm][name], rel=GRADIENTS.rtol, abs=GRADIENTS.atol)
+        if arm.startswith("hard"):
+            logits = {f"rank{number}_{arm}_itm_logits": outputs["itm_logits"]}
+            assert wrong(logits, recorded.outputs) == {}
+        for norms, name in ((local, "local_grad_norm"), (mean, "ddp_mean_grad_norm")):
+            assert norms == pytest.approx(arms[arm][name], rel=GRADIENTS.rtol, abs=GRADIENTS.atol)
 
 
 def test_control_gradients_to_other_ranks_make_a_difference(recorded, ranks):

@@ -1,5 +1,6 @@
 """transformers' BridgeTower: its folders give its numbers and gradients here, and go back to it without a change."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,6 @@ import tiny
 from bridgetower import hidden_states, predictor
 from bridgetower.checkpoints import Checkpoint, convert, read_checkpoint
 from bridgetower.checkpoints.keymap import Source, import_tensors
-from bridgetower.data.batch import CaptionBatch
 from bridgetower.model.layers import DotProductAttention
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.losses import itc_loss
@@ -26,6 +26,17 @@ from bridgetower.processor import Processor, ProcessorConfig, train_tokenizer
 
 ATOL = 1e-5
 ALL = [("backbone", name) for name in hf.VARIANTS]
+PUBLISHED = [
+    pytest.param(
+        (f"BridgeTower/bridgetower-{name}", kind),
+        marks=pytest.mark.skipif(
+            os.environ.get("BRIDGETOWER_NETWORK_TESTS") != "1",
+            reason="BRIDGETOWER_NETWORK_TESTS=1 loads it from the hub",
+        ),
+    )
+    for name, kinds in (("base", "backbone"), ("base-itm-mlm", "mlm itm"), ("large-itm-mlm-itc", "mlm itm itc"))
+    for kind in kinds.split()
+]
 HEADS = [
     (kind, name)
     for kind in ("mlm", "itm", "itc")
@@ -81,13 +92,9 @@ class TestEveryKind:
         assert [name for name in wrong if wrong[name] > limit(theirs[name])] == []
         assert [name for name in case.theirs.state_dict() if name not in theirs and not is_unread(case, name)] == []
 
-    def test_round_trip(self, case: Case, tmp_path: Path) -> None:
+    def test_tensors_and_settings_come_back(self, case: Case, tmp_path: Path) -> None:
         convert(case.checkpoint, tmp_path / "back", "hf")
-        back, start = hf.reload(tmp_path / "back", case.kind).state_dict(), case.theirs.state_dict()
-        assert tiny.equal(back, start)
-
-    def test_settings_come_back(self, case: Case, tmp_path: Path) -> None:
-        convert(case.checkpoint, tmp_path / "back", "hf")
+        assert tiny.equal(hf.reload(tmp_path / "back", case.kind).state_dict(), case.theirs.state_dict())
         back, start = (BridgeTowerConfig.from_pretrained(path).to_dict() for path in (tmp_path / "back", case.folder))
         # Nothing reads the top level's number of heads, and the number format is told by the weights.
         ignored = {"num_attention_heads", "dtype", "_name_or_path"}
@@ -100,10 +107,9 @@ def test_other_names_of_the_same_model(tmp_path: Path, name: str) -> None:
     assert max(case.differences().values()) < ATOL
     convert(case.checkpoint, tmp_path / "back", "hf")
     with torch.no_grad():
-        back, start = (
-            hf.their_outputs(model, case.batch()) for model in (hf.reload(tmp_path / "back", "mlm"), case.theirs)
-        )
-    assert tiny.off(back["logits"], start["logits"]) < ATOL
+        models = (hf.reload(tmp_path / "back", "mlm"), case.theirs)
+        back, start = (hf.their_outputs(model, case.batch())["logits"] for model in models)
+    assert tiny.off(back, start) < ATOL
 
 
 def test_both_dropouts_are_drawn_where_transformers_draws_them(tmp_path: Path) -> None:
@@ -128,19 +134,21 @@ def test_hidden_states_and_attentions(tmp_path: Path, variant: str) -> None:
         ours = hidden_states(read_checkpoint(tmp_path).model(), **batch.named(), attentions=True)
         output = theirs(**batch.named(), output_hidden_states=True, output_attentions=True)
     text, image, fused = output.hidden_states
-    assert (len(ours.text), len(ours.vision), len(ours.fused_text)) == (len(text), len(image), len(fused))
+    image = [hidden.transpose(0, 1) for hidden in image]
+    fused_text, fused_image = zip(*fused, strict=True)
+    text_weights, image_weights = zip(*output.attentions, strict=True)
     assert tiny.off(ours.pooled, output.pooler_output) < ATOL
-    for number, hidden in enumerate(text):
-        assert tiny.off(ours.text[number], hidden) < ATOL
-    for number, hidden in enumerate(image):
-        assert tiny.off(ours.vision[number], hidden.transpose(0, 1)) < ATOL
-    for number, (fused_text, fused_image) in enumerate(fused, start=1):
-        assert tiny.off(ours.fused_text[number], fused_text) < ATOL
-        assert tiny.off(ours.fused_image[number], fused_image) < ATOL
-    for number, (of_text, of_image) in enumerate(output.attentions, start=1):
-        assert tiny.off(ours.attentions["text self"][number], of_text) < ATOL
-        assert tiny.off(ours.attentions["image self"][number], of_image) < ATOL
-    assert tiny.off(ours.vision[0], image[1].transpose(0, 1)) > 0.01, "control: another layer"
+    for found, expected, first in (
+        (ours.text, text, 0),
+        (ours.vision, image, 0),
+        (ours.fused_text, fused_text, 1),
+        (ours.fused_image, fused_image, 1),
+        (ours.attentions["text self"], text_weights, 1),
+        (ours.attentions["image self"], image_weights, 1),
+    ):
+        assert len(found) == len(expected)
+        assert max(tiny.off(found[number], hidden) for number, hidden in enumerate(expected, first)) < ATOL
+    assert tiny.off(ours.vision[0], image[1]) > 0.01, "control: another layer"
 
 
 def limit(gradient: Tensor) -> float:
@@ -158,20 +166,13 @@ def is_unread(case: Case, name: str) -> bool:
 
 
 @pytest.mark.parametrize("kind", hf.KINDS)
-def test_round_trip_through_our_own_folder(tmp_path: Path, kind: str) -> None:
+def test_round_trip_through_our_own_folder_in_half_precision(tmp_path: Path, kind: str) -> None:
     """What only transformers keeps (a pooler, norms and layers that are never read) comes along."""
-    case = make_case(tmp_path / "hf", kind, hf.VARIANTS["separate norms, deeper image tower"])
-    convert(case.checkpoint, tmp_path / "ours", "bridgetower")
-    convert(read_checkpoint(tmp_path / "ours"), tmp_path / "back", "hf")
-    back, start = hf.reload(tmp_path / "back", kind).state_dict(), case.theirs.state_dict()
-    assert tiny.equal(back, start)
-
-
-def test_half_precision_stays(tmp_path: Path) -> None:
-    theirs = hf.random_model("itm").half()
+    theirs = hf.random_model(kind, hf.VARIANTS["separate norms, deeper image tower"]).half()
     theirs.save_pretrained(tmp_path / "hf")
-    convert(read_checkpoint(tmp_path / "hf"), tmp_path / "back", "hf")
-    back, start = hf.reload(tmp_path / "back", "itm").state_dict(), theirs.state_dict()
+    convert(read_checkpoint(tmp_path / "hf"), tmp_path / "ours", "bridgetower")
+    convert(read_checkpoint(tmp_path / "ours"), tmp_path / "back", "hf")
+    back, start = hf.reload(tmp_path / "back", kind).state_dict(), theirs.state_dict()
     assert {value.dtype for value in back.values()} == {torch.float16}
     assert tiny.equal(back, start)
 
@@ -181,25 +182,13 @@ class TestContrastiveLoss:
 
     TASK = PretrainingConfig(phases=(Phase(mlm=0, itm=0, itc=1),))
 
-    @pytest.fixture(scope="class")
-    @classmethod
-    def case(cls, tmp_path_factory: pytest.TempPathFactory) -> Case:
-        return make_case(tmp_path_factory.mktemp("hf"), "itc", {})
-
-    @pytest.fixture
-    def batch(self, case: Case) -> CaptionBatch:
-        config = case.checkpoint.config
-        return tiny.caption_batch(range(6), (7, 4, 5, 7, 2, 6), config)
-
-    def theirs(self, case: Case, batch: CaptionBatch) -> tuple[float, dict[str, Tensor]]:
-        case.theirs.zero_grad()
+    def test_value_and_gradients(self, tmp_path: Path) -> None:
+        case = make_case(tmp_path, "itc", {})
+        batch = tiny.caption_batch(range(6), (7, 4, 5, 7, 2, 6), case.checkpoint.config)
         inputs = {name: getattr(batch, name) for name in ("pixel_values", "input_ids", "attention_mask")}
-        loss = case.theirs(**inputs, return_loss=True).loss
-        loss.backward()
-        return loss.item(), hf.their_gradients(case.theirs)
-
-    def test_value_and_gradients(self, case: Case, batch: CaptionBatch) -> None:
-        value, gradients = self.theirs(case, batch)
+        theirs = case.theirs(**inputs, return_loss=True).loss
+        theirs.backward()
+        value, gradients = theirs.item(), hf.their_gradients(case.theirs)
         model = case.checkpoint.model()
         loss = PretrainingTask(model, self.TASK)(batch).total
         loss.backward()
@@ -208,12 +197,9 @@ class TestContrastiveLoss:
         assert ours.keys() == gradients.keys()
         assert {"itc_cross_modal_head.fc.weight", "logit_scale"} < ours.keys()
         assert [name for name in ours if tiny.off(ours[name], gradients[name]) > limit(gradients[name])] == []
-
-    def test_control_images_and_texts_alone_differ(self, case: Case, batch: CaptionBatch) -> None:
-        value, _ = self.theirs(case, batch)
-        with torch.no_grad():
-            embeds = PretrainingTask(case.checkpoint.model(), self.TASK).features(batch).embeds
-            scale = case.checkpoint.model().contrastive_head().logit_scale()
+        with torch.no_grad():  # control: images and texts alone, or pairs in another place
+            embeds = PretrainingTask(model, self.TASK).features(batch).embeds
+            scale = model.contrastive_head().logit_scale()
             images, texts, pairs = embeds
             others = (images, texts), (texts, images, pairs), (images, pairs, texts)
             losses = [itc_loss(each, batch.image_index, scale).item() for each in (embeds, *others)]
@@ -230,30 +216,30 @@ class TestControls:
         return make_case(tmp_path_factory.mktemp("hf"), "mlm", hf.VARIANTS["three eps"])
 
     @pytest.mark.parametrize(
-        "field",
+        ("field", "value"),
         [
-            "vision.layer_norm_eps",
-            "text.layer_norm_eps",
-            "fusion.layer_norm_eps",
-            "fusion.bridge_layer_norm_eps",
-            "heads.mlm_layer_norm_eps",
+            ("vision.layer_norm_eps", 1e-12),
+            ("text.layer_norm_eps", 1e-12),
+            ("fusion.layer_norm_eps", 1e-12),
+            ("fusion.bridge_layer_norm_eps", 1e-12),
+            ("heads.mlm_layer_norm_eps", 1e-12),
+            ("vision.activation", "gelu"),
         ],
     )
-    def test_another_eps(self, case: Case, field: str) -> None:
-        wrong = replace(case.checkpoint, config=case.checkpoint.config.override({field: 1e-12}))
+    def test_another_setting(self, case: Case, field: str, value: Any) -> None:
+        wrong = replace(case.checkpoint, config=case.checkpoint.config.override({field: value}))
         assert max(case.differences(wrong).values()) > 10 * ATOL
 
-    def test_another_activation(self, case: Case) -> None:
-        wrong = replace(case.checkpoint, config=case.checkpoint.config.override({"vision.activation": "gelu"}))
-        assert max(case.differences(wrong).values()) > 10 * ATOL
-
-    def test_swapped_query_and_key_of_one_layer(self, case: Case) -> None:
-        name = "fusion.text_layers.0.self_attention.qkv.weight"
-        assert max(case.differences(with_sources_swapped(case, name, 0, 1)).values()) > 10 * ATOL
-
-    def test_swapped_key_and_value_of_one_layer(self, case: Case) -> None:
-        name = "fusion.image_layers.0.cross_attention.key_value.bias"
-        assert max(case.differences(with_sources_swapped(case, name, 0, 1)).values()) > 10 * ATOL
+    @pytest.mark.parametrize(
+        "name", ["text_layers.0.self_attention.qkv.weight", "image_layers.0.cross_attention.key_value.bias"]
+    )
+    def test_the_first_two_of_query_key_and_value_swapped(self, case: Case, name: str) -> None:
+        name = f"fusion.{name}"
+        (source,) = hf.table(case.checkpoint, {name: case.checkpoint.tensors[name]}).values()
+        first, second, *rest = source.names
+        wrong = import_tensors({name: Source((second, first, *rest))}, case.theirs.state_dict())
+        swapped = replace(case.checkpoint, tensors=case.checkpoint.tensors | wrong)
+        assert max(case.differences(swapped).values()) > 10 * ATOL
 
     def test_a_forgotten_mask(self, case: Case) -> None:
         batch = case.batch()
@@ -278,15 +264,6 @@ class TestControls:
             default = torch.zeros_like(start[name]) if "norm.weight" not in name else torch.ones_like(start[name])
             wrong = replace(case.checkpoint, tensors=start | {name: default})
             assert max(case.differences(wrong).values()) > 10 * ATOL, name
-
-
-def with_sources_swapped(case: Case, name: str, first: int, second: int) -> Checkpoint:
-    """Reads one of our tensors from the wrong two of transformers'."""
-    (source,) = hf.table(case.checkpoint, {name: case.checkpoint.tensors[name]}).values()
-    names = list(source.names)
-    names[first], names[second] = names[second], names[first]
-    wrong = import_tensors({name: Source(tuple(names))}, case.theirs.state_dict())
-    return replace(case.checkpoint, tensors=case.checkpoint.tensors | wrong)
 
 
 class TestOtherImageSizes:
@@ -317,27 +294,29 @@ class TestWithPreprocessing:
 
     TEXTS = ("a dog runs on the grass", "two red boats", "a <mask> sleeps")
 
-    @pytest.fixture(scope="class", params=["backbone", "mlm", "itm", "itc"])
+    @pytest.fixture(scope="class", params=[*((None, kind) for kind in hf.KINDS), *PUBLISHED], ids=str)
     @classmethod
     def loaded(
         cls, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     ) -> tuple[predictor.Predictor, dict[str, Tensor]]:
-        folder = tmp_path_factory.mktemp("hf")
-        theirs = hf.random_model(request.param, {"text.vocab_size": 300})
-        theirs.save_pretrained(folder)
-        tokenizer = train_tokenizer([text for text in cls.TEXTS for _ in range(3)], vocab_size=300)
-        config = ProcessorConfig(profile="hf", image_size=32, max_length=18, patch_size=16)
-        Processor(config, tokenizer).save_huggingface(folder)
-        processor = AutoProcessor.from_pretrained(folder)
+        """The model here, and what transformers computes."""
+        source, kind = request.param
+        if source is None:
+            source = tmp_path_factory.mktemp("hf")
+            hf.random_model(kind, {"text.vocab_size": 300}).save_pretrained(source)
+            tokenizer = train_tokenizer([text for text in cls.TEXTS for _ in range(3)], vocab_size=300)
+            config = ProcessorConfig(profile="hf", image_size=32, max_length=18, patch_size=16)
+            Processor(config, tokenizer).save_huggingface(source)
+        theirs, processor = hf.KINDS[kind].from_pretrained(source).eval(), AutoProcessor.from_pretrained(source)
         encoded = processor(cls.images(), list(cls.TEXTS), padding=True, return_tensors="pt")
         batch = hf.Inputs(encoded["pixel_values"], encoded["input_ids"], encoded["attention_mask"])
         with torch.no_grad():
-            return predictor.load(folder, device="cpu"), hf.their_outputs(theirs, batch)
+            return predictor.load(source, device="cpu"), hf.their_outputs(theirs, batch)
 
     @staticmethod
     def images() -> list[Image.Image]:
-        shapes = [(50, 70), (32, 32), (60, 41)]
         rng = np.random.default_rng(0)
+        shapes = [(50, 70), (32, 32), (60, 41)]
         return [Image.fromarray(rng.integers(0, 256, (*shape, 3), dtype=np.uint8)) for shape in shapes]
 
     def test_predictions(self, loaded: tuple[predictor.Predictor, dict[str, Tensor]]) -> None:

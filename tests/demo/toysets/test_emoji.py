@@ -17,12 +17,9 @@ def emoji_set() -> Collection:
     return collect(EmojiConfig(seed=0))
 
 
-def records(collection: Collection, *splits: str) -> list[Record]:
-    return [record for split in splits for record in collection.splits[split]]
-
-
-def captions(found: list[Record]) -> set[str]:
-    return {caption.casefold() for record in found for caption in record.entries}
+@pytest.fixture(scope="module")
+def splits(emoji_set: Collection) -> dict[str, list[Record]]:
+    return {split: list(records) for split, records in emoji_set.splits.items()}
 
 
 def emoji(name: str, *keywords: str, code: str = "1f600") -> Emoji:
@@ -83,44 +80,37 @@ class TestCaptions:
             captions_of([emoji("one", code="1"), emoji("one", code="2")])
 
 
-class TestCollect:
-    def test_one_base_picture_per_held_out_concept(self, emoji_set: Collection) -> None:
-        for record in records(emoji_set, "validation", "test"):
-            assert record.extra["concept"] == record.extra["name"]
-            assert "skin tone" not in record.entries[0]
+def test_a_held_out_concept_has_one_picture_and_no_variant_or_caption_elsewhere(
+    splits: dict[str, list[Record]],
+) -> None:
+    for record in splits["validation"] + splits["test"]:
+        assert record.extra["concept"] == record.extra["name"]
+        assert "skin tone" not in record.entries[0]
+    for of in (
+        lambda record: {concept_code(record.image_id)},
+        lambda record: {caption.casefold() for caption in record.entries},
+    ):
+        train, validation, test = (set().union(*map(of, splits[name])) for name in ("train", "validation", "test"))
+        assert len(train | validation | test) == len(train) + len(validation) + len(test)
 
-    def test_no_variant_of_a_held_out_concept_is_trained_on(self, emoji_set: Collection) -> None:
-        train = {concept_code(record.image_id) for record in records(emoji_set, "train")}
-        validation = {concept_code(record.image_id) for record in records(emoji_set, "validation")}
-        test = {concept_code(record.image_id) for record in records(emoji_set, "test")}
-        assert not train & validation
-        assert not train & test
-        assert not validation & test
 
-    def test_no_caption_is_seen_elsewhere(self, emoji_set: Collection) -> None:
-        train, validation, test = (captions(records(emoji_set, name)) for name in ("train", "validation", "test"))
-        assert not train & test
-        assert not train & validation
-        assert not validation & test
-        assert captions(records(emoji_set, "train")[:1]) & train  # the comparison can find something
+def test_a_known_row(splits: dict[str, list[Record]]) -> None:
+    popcorn = {record.image_id: record for records in splits.values() for record in records}["1f37f"]
+    assert popcorn.entries[1] == "popcorn"
+    assert "corn" in popcorn.extra["keywords"]  # type: ignore[operator]
+    assert popcorn.extra["subgroup"] == "food-prepared"
+    assert popcorn.extra["codepoints"] == "U+1F37F"
+    assert open_image(popcorn.images[0].content).size == (72, 72)
 
-    def test_a_known_row(self, emoji_set: Collection) -> None:
-        rows = {record.image_id: record for record in records(emoji_set, "train", "validation", "test")}
-        popcorn = rows["1f37f"]
-        assert popcorn.entries[1] == "popcorn"
-        assert "corn" in popcorn.extra["keywords"]  # type: ignore[operator]
-        assert popcorn.extra["subgroup"] == "food-prepared"
-        assert popcorn.extra["codepoints"] == "U+1F37F"
-        assert open_image(popcorn.images[0].content).size == (72, 72)
 
-    def test_everything_is_accounted_for(self, emoji_set: Collection) -> None:
-        used = len(records(emoji_set, "train", "validation", "test"))
-        names = emoji_set.info.left_out
-        assert used + sum(names.values()) == len(read_images())
-        assert names.pop("image without a name") > 31  # skin tones and letters of country codes alone
-        assert any("variant of a validation or test concept" in reason for reason in names)
+def test_everything_is_accounted_for(emoji_set: Collection, splits: dict[str, list[Record]]) -> None:
+    names = dict(emoji_set.info.left_out)
+    assert sum(map(len, splits.values())) + sum(names.values()) == len(read_images())
+    assert names.pop("image without a name") > 31  # skin tones and letters of country codes alone
+    assert any("variant of a validation or test concept" in reason for reason in names)
 
-    def test_same_seed_same_split_and_other_seed_other_split(self, emoji_set: Collection) -> None:
-        test = [record.image_id for record in records(emoji_set, "test")]
-        assert [record.image_id for record in records(collect(EmojiConfig(seed=0)), "test")] == test
-        assert [record.image_id for record in records(collect(EmojiConfig(seed=1)), "test")] != test
+
+def test_the_seed_decides_the_split(splits: dict[str, list[Record]]) -> None:
+    test = [record.image_id for record in splits["test"]]
+    assert [record.image_id for record in collect(EmojiConfig(seed=0)).splits["test"]] == test
+    assert [record.image_id for record in collect(EmojiConfig(seed=1)).splits["test"]] != test

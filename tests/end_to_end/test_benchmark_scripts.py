@@ -1,0 +1,263 @@
+"""Benchmarks: each starts; what they alone compute is right; `make nightly` runs them at their smallest sizes."""
+
+import importlib
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from bridgetower.data.captions import CaptionImages
+from bridgetower.data.config import DataConfig
+from bridgetower.files import read_json
+from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.hidden_states import hidden_states
+from bridgetower.model.layers import on_meta
+from bridgetower.model.presets import LARGE, NANO, meter
+from bridgetower.predictor import load
+from bridgetower.reports.comparison import Comparison, FinishedRun
+from bridgetower_demo.costs import flops_by_part, parameters_by_part
+from bridgetower_demo.recipes import RECIPES
+from bridgetower_demo.run import DEEP_TOWERS
+
+ROOT = Path(__file__).parents[2]
+BENCHMARKS = ROOT / "benchmarks"
+COMMANDS = sorted(path.name for path in BENCHMARKS.glob("*.py") if "ArgumentParser" in path.read_text())
+HELP = """
+import runpy, sys
+_, sys.path[0], *scripts = sys.argv
+for script in scripts:
+    sys.argv = [script, "--help"]
+    try:
+        runpy.run_path(f"{sys.path[0]}/{script}", run_name="__main__")
+    except SystemExit as ended:
+        assert not ended.code
+"""
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """The module of a benchmark."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module
+
+
+@pytest.fixture
+def run(forked: Path) -> Callable[..., str]:
+    """Runs one and returns what it prints."""
+
+    def call(name: str, *arguments: object, **options: object) -> str:
+        given = [f"--{option.replace('_', '-')}={value}" for option, value in options.items()]
+        command = [forked / "python", BENCHMARKS / name, *map(str, arguments), *given]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        return done.stdout
+
+    return call
+
+
+def test_each_says_what_it_takes(forked: Path) -> None:
+    for package in ("av", "schemathesis", "transformers"):
+        pytest.importorskip(package)
+    command = [forked / "python", "-c", HELP, BENCHMARKS, *COMMANDS]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("show this help message") == len(COMMANDS) > 20
+
+
+class Sums:
+    """Sums of attention over positions, by loops, of one layer with two heads."""
+
+    def __init__(self) -> None:
+        self.entropy, self.distance, self.divergence = [0.0, 0.0], [0.0, 0.0], 0.0
+        self.positions = self.measured = 0
+
+    def add(self, weights: torch.Tensor, places: list[tuple[float, ...]] | None, prefix: int) -> None:
+        """Adds the weights of one pair [heads, queries, keys]; places are those of keys after a prefix."""
+        for query in range(weights.shape[1]):
+            rows = weights[:, query].double()
+            self.positions += 1
+            self.entropy = [one - float((row * row.log()).sum()) for one, row in zip(self.entropy, rows, strict=True)]
+            self.divergence += float(((rows[0] - rows[1]) * (rows[0] / rows[1]).log()).sum()) / 2
+            if places is not None and query >= prefix:
+                self.measured += 1
+                far = [math.dist(places[query - prefix], place) for place in places]
+                for head, row in enumerate(rows):
+                    shares = (row[prefix:] / row[prefix:].sum()).tolist()
+                    self.distance[head] += sum(share * one for share, one in zip(shares, far, strict=True))
+
+
+def test_attention_is_a_mean_over_pairs_and_positions(
+    benchmark: Callable[[str], Any], tiny_checkpoint: Path, tiny_dataset: Path
+) -> None:
+    predictor = load(tiny_checkpoint, device="cpu")
+    images = CaptionImages(DataConfig(folders=(str(tiny_dataset),)), "test", predictor.processor)
+    model, size = predictor.model, predictor.model.config.vision.patch_size
+    side = range(model.config.vision.image_size // size)
+    grid = [(float(size * row), float(size * column)) for row in side for column in side]
+    sums = {kind: Sums() for kind in ("image self", "text self", "image to text", "text to image")}
+    for image in range(len(images)):
+        texts = images.processor.texts([images.captions([image])[0][0]], truncate=True)
+        pixels = images.pixel_values([image])
+        assert isinstance(pixels, torch.Tensor)
+        with torch.no_grad():
+            found = hidden_states(model, pixels, texts.input_ids, layers={"fusion": [2]}, attentions=True).attentions
+        line = [(float(token),) for token in range(texts.input_ids.shape[1])]
+        for kind, sum_ in sums.items():
+            sum_.add(found[kind][2][0], {"image self": grid, "text self": line}.get(kind), kind == "image self")  # type: ignore[index]
+    for batch_size in (1, 4):
+        statistics = benchmark("attention").attention_statistics(model, images, batch_size=batch_size)
+        for kind, total in sums.items():
+            layer = statistics[kind][1]
+            assert layer.entropy == pytest.approx([value / total.positions for value in total.entropy], rel=1e-4)
+            assert layer.divergence == pytest.approx(total.divergence / total.positions, rel=1e-3, abs=1e-7)
+            distance = [value / total.measured for value in total.distance] if total.measured else None
+            assert layer.distance == (distance if distance is None else pytest.approx(distance, rel=1e-4))
+
+
+@pytest.mark.parametrize("processes", [1, 8])
+def test_the_memory_of_a_training(benchmark: Callable[[str], Any], processes: int) -> None:
+    with on_meta():
+        model = BridgeTower(LARGE)
+    total = 4 * sum(weight.numel() for weight in model.parameters())
+    memory = benchmark("costs").memory_plan(model, processes)
+    assert memory["ddp"] == {"weights": total, "gradients": total, "optimiser": 2 * total}
+    assert memory["fsdp"]["weights"] == pytest.approx(total / processes, rel=0.01)
+    whole = memory["fsdp"]["whole"]
+    assert whole == 0 if processes == 1 else total / 10 < whole < total / 2
+
+
+def test_bridges_are_measured_with_the_recipe_of_the_demo(benchmark: Callable[[str], Any]) -> None:
+    model = benchmark("bridges").model
+    assert model(6) == RECIPES["scenes-vqa-deep"].model != model(4)
+
+
+def test_the_drawing_over_depths_shows_a_lead_that_grows(benchmark: Callable[[str], Any]) -> None:
+    bridges = benchmark("bridges")
+
+    def runs(depth: int, lead: float) -> tuple[FinishedRun, ...]:
+        return tuple(
+            FinishedRun(arm=arm, seed=seed, curve={1: seed + lead * depth * (arm == "BridgeTower")}, seconds_per_step=1)
+            for arm in bridges.ARMS
+            for seed in (1, 2, 4)
+        )
+
+    drawn = [
+        bridges.draw_depths({n: Comparison(metric="a", reach=None, runs=runs(n, lead)) for n in bridges.TEXT_LAYERS})
+        for lead in (0.0, 1.0)
+    ]
+    assert drawn[0] != drawn[1]
+
+
+def test_the_runs_of_the_report_are_those_of_the_page_on_bridges(
+    benchmark: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bridges = benchmark("bridges")
+    monkeypatch.setattr(bridges, "train_all", None)  # all runs are there
+    options = ["depth-6", "--work", tmp_path, "--results", ROOT / "docs" / "bridges.json"]
+    monkeypatch.setattr(sys, "argv", ["bridges.py", *map(str, options)])
+    bridges.main()
+    made = tmp_path / "depth-6" / "comparison.json"
+    assert Comparison.of(read_json(DEEP_TOWERS)) == Comparison.of(read_json(made)), f"copy {made} to {DEEP_TOWERS}"
+
+
+@pytest.mark.nightly
+class TestSmallest:
+    def test_attention(self, run: Any, tiny_checkpoint: Path, tiny_dataset: Path, tmp_path: Path) -> None:
+        run("attention.py", f"one={tiny_checkpoint}", tiny_checkpoint, data=tiny_dataset, count=999, out=tmp_path)
+        found = read_json(tmp_path / "attention.json")
+        assert (found["count"], len(found["models"])) == (9, 2)
+        assert found["models"]["one"] == found["models"][str(tiny_checkpoint)]
+        assert (tmp_path / "attention.png").read_bytes().startswith(b"\x89PNG")
+
+    def test_costs(self, run: Callable[..., str]) -> None:
+        costs = json.loads(run("costs.py", "--json", preset="nano", text_length=9, repeats=1))["costs"]
+        for name, config in (("bridgetower", NANO), ("meter", meter(NANO))):
+            network = BridgeTower(config).eval()
+            assert costs[name]["parameters"] == parameters_by_part(network)
+            assert costs[name]["flops"] == flops_by_part(network, 9)
+            assert costs[name]["milliseconds"].keys() == costs[name]["flops"].keys()
+
+    def test_scenes(self, run: Callable[..., str], tmp_path: Path) -> None:
+        sizes = {"steps": 2, "batch_size": 4, "num_train": 32, "num_validation": 4, "num_test": 8, "seeds": 1}
+        printed = run("scenes.py", "nlvr2", out=tmp_path, **sizes)
+        arms = read_json(tmp_path / "results.json")["arms"]
+        assert set(arms) == {"BridgeTower", "METER", "METER with LayerNorms"}
+        for arm in arms.values():
+            assert set(arm["test"]) == {"both", "one", "more", "sum", "overall"}
+            assert arm["test"]["overall"]["number"] == 8
+            assert list(arm["curve"]) == ["1", "2"]
+        assert printed.count("\n| ") == 5  # a line for each topic
+
+    def test_bridges_keep_finished_runs(self, run: Callable[..., str], tmp_path: Path) -> None:
+        """The arms that two experiments share are trained once; the second call trains nothing."""
+        results, work = tmp_path / "bridges.json", tmp_path / "work"
+        sizes = {"steps": 2, "every": 1, "batch_size": 4, "num_train": 32, "num_validation": 4, "seeds": 1}
+        first = run("bridges.py", "depth-2", work=work, results=results, **sizes)
+        assert [list(one["curve"]) for one in read_json(results).values()] == 3 * [["1", "2"]]
+        (work / "data").rename(work / "gone")
+        assert run("bridges.py", "depth-2", work=work, results=results, **sizes) == first
+        assert Image.open(work / "depth-2" / "curves.png").width > 500
+
+    def test_faults(self, run: Callable[..., str], tmp_path: Path) -> None:
+        printed = run("faults.py", "--jobs", "prepare", "train", kills=4, pictures=60, out=tmp_path / "faults.json")
+        found = read_json(tmp_path / "faults.json")
+        for row in found["kills"]:
+            assert (row["kills"], row["resumed"], row["beyond"], row["errors"]) == (2, 2, 0, [])
+            assert row["equal"] == row["ends"] > 0
+        assert len(found["faults"]) == 6
+        for row in found["faults"]:
+            expected = ("done and refused", "done and done") if row["fault"] == "two writers" else ("refused",)
+            assert row["seen"].startswith("not run") or (row["seen"] in expected and row["equal"])
+        assert printed.count("\n| ") == 2 + 3 + 1 + 6
+
+    def test_gpu_without_one(self, run: Callable[..., str], tmp_path: Path) -> None:
+        run("gpu.py", "--tiny", device="cpu", pairs=4, repeats=1, workers=1, images=20, json=tmp_path / "rows.json")
+        rows = read_json(tmp_path / "rows.json")["rows"]
+        assert len(rows) == 4 + 2 + 2 + 1
+        assert all(row.get("pairs_per_second", row.get("images_per_second")) > 0 for row in rows)
+
+    def test_abuse_of_a_server(self, run: Callable[..., str], tmp_path: Path) -> None:
+        options = {"minutes": 0.1, "growth": 2, "rounds": 1, "beside": 0.05, "delay": "inf"}  # on any machine
+        run("serving_abuse.py", **options, json=tmp_path / "abuse.json")
+        found = read_json(tmp_path / "abuse.json")
+        assert found["problems"] == []
+        assert found["valid_answered"] > 20
+        kinds = {key.rpartition(" ")[0] for key in found["statuses"]}
+        assert kinds >= {"valid", "malformed", "broken_json", "no_http", "oversized", "abandoned", "visit", "made_up"}
+
+    def test_serving(self, run: Callable[..., str], tmp_path: Path) -> None:
+        run("serving.py", kinds="texts", clients=8, seconds=0.5, rounds=1, json=tmp_path / "rows.json")
+        rows = read_json(tmp_path / "rows.json")
+        assert [row["way"] for row in rows] == ["one at a time", "--max-batch 1", "batches"]
+        assert all(0 < row["p50_ms"] <= row["p99_ms"] for row in rows)
+
+    def test_side_by_side(self, run: Callable[..., str], tmp_path: Path) -> None:
+        """All but what needs an export; the engines have tests of their own."""
+        measures = ("forward-fp32", "forward-bf16", "batch-fp32", "rerank", "retrieval", "step", "step-itc", "nano")
+        files = {"json": tmp_path / "rows.json", "plot": tmp_path / "growth.png", "cache": tmp_path / "cache"}
+        run("run.py", "--quick", "--only", *measures, "help", "memory", "growth", **files, threads=1)
+        assert files["plot"].read_bytes().startswith(b"\x89PNG")
+        rows = read_json(files["json"])
+        limits = {
+            ("itm forward, fp32",): 1e-5,
+            ("rerank",): 1e-5,
+            ("nothing shared",): 1e-5,
+            ("training step", "fp32"): 1e-5,
+            ("bf16, batch",): 0.02,
+            ("nano",): 0.02,
+        }
+        for words, limit in limits.items():
+            found = [row["max_diff"] for row in rows if all(word in row["name"] for word in words)]
+            assert found
+            assert max(found) < limit, words
+        for row in rows:
+            assert row["ours_s"] > 0
+            assert row["ratio"] == pytest.approx(row["peer_s"] / row["ours_s"])
+            assert row["reached"] == (None if row["target"] is None else row["ratio"] >= row["target"])
