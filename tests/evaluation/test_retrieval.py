@@ -15,9 +15,10 @@ from bridgetower.checkpoints import ITC_ALONE, UNMEASURED, Reranking
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
 from bridgetower.evaluation.candidates import ITC_WEIGHTS, Candidates
-from bridgetower.evaluation.config import EvaluationOptions, Protocol, RetrievalConfig
+from bridgetower.evaluation.config import DEFAULTS, EvaluationOptions, Protocol, RetrievalConfig
 from bridgetower.evaluation.metrics import GroundTruth, RetrievalRecalls, chance_recalls, hit_chances
 from bridgetower.evaluation.retrieval import (
+    RetrievalResult,
     evaluate_all_pairs,
     evaluate_matching,
     evaluate_retrieval,
@@ -25,7 +26,6 @@ from bridgetower.evaluation.retrieval import (
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.heads import RankHead
 from bridgetower.processor import Processor
-from dense import DROPPED
 from rows import records_of, write_set
 
 ALL_STAGES = ("itc", "matching", "two_stage", "chance")
@@ -34,6 +34,16 @@ ALL_STAGES = ("itc", "matching", "two_stage", "chance")
 @pytest.fixture
 def images(tiny_dataset: Path, tiny_processor: Processor) -> CaptionImages:
     return CaptionImages(DataConfig(folders=(str(tiny_dataset),)), "test", tiny_processor)
+
+
+@pytest.fixture
+def retrieve(tiny_model: BridgeTower, images: CaptionImages) -> Callable[..., RetrievalResult]:
+    def call(
+        *, reranking: Reranking | None = UNMEASURED, options: EvaluationOptions = DEFAULTS, **config: Any
+    ) -> RetrievalResult:
+        return evaluate_retrieval(tiny_model, images, RetrievalConfig(**config), options, reranking=reranking)
+
+    return call
 
 
 @torch.no_grad()
@@ -53,35 +63,12 @@ def score_everything(model: BridgeTower, images: CaptionImages, captions: list[s
     return similarity, logits
 
 
-def best(scores: Tensor, count: int) -> set[int]:
-    return set(scores.sort(descending=True).indices[:count].tolist())
-
-
-def brute_force_ranking(similarity: Tensor, itm: Tensor, count: int, protocol: Protocol) -> tuple[Tensor, Tensor]:
-    """Image→text and text→image scores, cell by cell."""
-    image_side, text_side = torch.full_like(itm, DROPPED), torch.full_like(itm, DROPPED)
-    for row in range(len(itm)):
-        for column in range(itm.shape[1]):
-            if column in best(similarity[row], count):
-                image_side[row, column] = itm[row, column]
-            if row in best(similarity[:, column], count):
-                text_side[row, column] = itm[row, column]
-    if protocol == "paper":
-        image_side = text_side = torch.maximum(image_side, text_side)
-    return image_side, text_side
-
-
-def slow_recalls(image_side: Tensor, text_side: Tensor, owner: Tensor) -> dict[str, float]:
-    """Recalls by sorting; dropped pairs are no hits."""
-    found = {}
-    for k in (1, 5, 10):
-        own = [{c for c in best(row, k) if owner[c] == i and row[c] != DROPPED} for i, row in enumerate(image_side)]
-        found[f"image_to_text_r{k}"] = sum(map(bool, own)) / len(own)
-        hits = [
-            own in best(c, k) and float(c[own]) != DROPPED for own, c in zip(owner.tolist(), text_side.T, strict=True)
-        ]
-        found[f"text_to_image_r{k}"] = sum(hits) / len(hits)
-    return found
+def two_stage_recalls(
+    similarity: Tensor, scores: Tensor, count: int, owner: Tensor, protocol: Protocol = "standard"
+) -> dict[str, float]:
+    """Recalls of tables: each side ranks its own candidates, or both those of either."""
+    sides = dense.topk(similarity, count, dim=1), dense.topk(similarity, count, dim=0)
+    return recalls_of(dense.recalls(*dense.two_stage_scores(scores, *sides, protocol), dense.truth_of(owner)))
 
 
 def recalls_of(recalls: RetrievalRecalls | None) -> dict[str, float]:
@@ -104,10 +91,9 @@ class TestBruteForce:
         scored = ~itm.isnan()
         match = logits[..., 1] if protocol == "paper" else logits[..., 1] - logits[..., 0]
         torch.testing.assert_close(itm[scored], match[scored], atol=1e-5, rtol=0)
-        ranking = brute_force_ranking(similarity, match, 3, protocol)
         for recalls in (result.matching_recalls, result.two_stage_recalls):
-            assert recalls_of(recalls) == pytest.approx(slow_recalls(*ranking, owner))
-        assert recalls_of(result.itc_recalls) == pytest.approx(slow_recalls(similarity, similarity, owner))
+            assert recalls_of(recalls) == pytest.approx(two_stage_recalls(similarity, match, 3, owner, protocol))
+        assert recalls_of(result.itc_recalls) == pytest.approx(two_stage_recalls(similarity, similarity, 99, owner))
         assert torch.equal(result.truth.text_image_index, owner)
         assert result.chance == chance_recalls(dense.truth_of(owner))
 
@@ -121,12 +107,9 @@ class TestBruteForce:
         assert not dense.itm(result).isnan().any()
 
     @pytest.mark.parametrize(("size", "workers"), [(1, 0), (64, 0), (4, 2)])
-    def test_batch_size_and_workers_change_nothing(
-        self, tiny_model: BridgeTower, images: CaptionImages, size: int, workers: int
-    ) -> None:
-        expected = evaluate_retrieval(tiny_model, images, RetrievalConfig(batch_size=4))
-        options = EvaluationOptions(num_workers=workers)
-        found = evaluate_retrieval(tiny_model, images, RetrievalConfig(batch_size=size), options)
+    def test_batch_size_and_workers_change_nothing(self, retrieve: Any, size: int, workers: int) -> None:
+        expected = retrieve(batch_size=4)
+        found = retrieve(batch_size=size, options=EvaluationOptions(num_workers=workers))
         torch.testing.assert_close(dense.similarity(found), dense.similarity(expected), atol=1e-5, rtol=0)
         assert found.metrics() == pytest.approx(expected.metrics(), abs=1e-6)
 
@@ -139,32 +122,26 @@ class TestBothScores:
         result = evaluate_retrieval(tiny_model, images, config, reranking=Reranking(itc_weight=itc_weight))
         similarity, logits = score_everything(tiny_model, images, captions)
         scores = logits[..., 1] - logits[..., 0] + itc_weight * (similarity + 1)  # not below what is dropped
-        expected = slow_recalls(*brute_force_ranking(similarity, scores, 5, "standard"), owner)
+        expected = two_stage_recalls(similarity, scores, 5, owner)
         assert recalls_of(result.two_stage_recalls) == pytest.approx(expected)
         assert result.reranking == Reranking(itc_weight=itc_weight)
         assert result.matching_recalls == evaluate_retrieval(tiny_model, images, config).two_stage_recalls
 
-    def test_the_fit_is_the_best_of_the_weights(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
-        config = RetrievalConfig(candidates=5)
-        sums = {}
-        for weight in ITC_WEIGHTS:
-            result = evaluate_retrieval(tiny_model, images, config, reranking=Reranking(itc_weight=weight))
-            sums[weight] = result.metrics()["two_stage_rsum"]
+    def test_the_fit_is_the_best_of_the_weights(self, retrieve: Any) -> None:
+        sums = {
+            weight: retrieve(candidates=5, reranking=Reranking(itc_weight=weight)).metrics()["two_stage_rsum"]
+            for weight in ITC_WEIGHTS
+        }
         assert len(set(sums.values())) > 2  # or any weight would be the best
-        fitted = evaluate_retrieval(tiny_model, images, config, reranking=None)
-        assert fitted.reranking is not None
+        fitted = retrieve(candidates=5, reranking=None)
         assert fitted.reranking.itc_weight in sums
         assert fitted.metrics()["two_stage_rsum"] == max(sums.values()) == sums[fitted.reranking.itc_weight]
 
-    def test_the_paper_has_no_weight_and_no_calibration(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
-        config = RetrievalConfig(candidates=3, protocol="paper")
-        results = [
-            evaluate_retrieval(tiny_model, images, config, reranking=reranking)
-            for reranking in (UNMEASURED, None, Reranking(itc_weight=16.0))
-        ]
-        plain, fitted, given = (result.metrics() for result in results)
-        assert plain == fitted == given
-        assert not {"itc_weight", "ece"} & set(plain)
+    def test_the_paper_has_no_weight_and_no_calibration(self, retrieve: Any) -> None:
+        given = (UNMEASURED, None, Reranking(itc_weight=16.0))
+        results = [retrieve(candidates=3, protocol="paper", reranking=reranking) for reranking in given]
+        assert results[0].metrics() == results[1].metrics() == results[2].metrics()
+        assert not {"itc_weight", "ece"} & set(results[0].metrics())
         assert {(result.reranking, result.ece) for result in results} == {(None, None)}
 
     @pytest.mark.parametrize(("itm_signal", "itc_signal", "gain"), [(0.0, 1.0, 0.0), (1.0, 1.0, 0.2), (1.0, 0.0, 0.1)])
@@ -279,26 +256,24 @@ def made_up_candidates(seed: int, itm_signal: float, itc_signal: float) -> Candi
     return dense.ranked(dense.listed(dense.truth_of(torch.arange(100)), *sides, cosine), itm)
 
 
-def test_without_candidates_there_is_one_stage(tiny_model: BridgeTower, images: CaptionImages) -> None:
-    alone, both = (evaluate_retrieval(tiny_model, images, RetrievalConfig(candidates=count)) for count in (0, 3))
+def test_without_candidates_there_is_one_stage(retrieve: Any) -> None:
+    alone, both = retrieve(candidates=0), retrieve(candidates=3)
     assert (alone.candidates, alone.two_stage_recalls, alone.itm_accuracy) == (None, None, None)
     assert alone.itc_recalls == both.itc_recalls
     assert alone.metrics()["rsum"] == alone.itc_recalls.rsum
 
 
-class TestParts:
-    def test_one_image_at_a_time_gives_the_same_figures(
-        self, tiny_model: BridgeTower, images: CaptionImages, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        config = RetrievalConfig(candidates=3, batch_size=4)
-        whole = evaluate_retrieval(tiny_model, images, config)
-        encoded: list[int] = []
-        tiny_model.vision.register_forward_hook(lambda module, inputs, output: encoded.append(len(output[-1])))
-        monkeypatch.setattr(scoring, "_PART_BYTES", 1)
-        found = evaluate_retrieval(tiny_model, images, config)
-        assert encoded == [1] * len(images)
-        assert found.metrics() == pytest.approx(whole.metrics(), abs=1e-6)
-        torch.testing.assert_close(dense.itm(found), dense.itm(whole), atol=1e-5, rtol=0, equal_nan=True)
+def test_one_image_at_a_time_gives_the_same_metrics(
+    tiny_model: BridgeTower, images: CaptionImages, retrieve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = retrieve(candidates=3, batch_size=4)
+    encoded: list[int] = []
+    tiny_model.vision.register_forward_hook(lambda module, inputs, output: encoded.append(len(output[-1])))
+    monkeypatch.setattr(scoring, "_PART_BYTES", 1)
+    found = retrieve(candidates=3, batch_size=4)
+    assert encoded == [1] * len(images)
+    assert found.metrics() == pytest.approx(whole.metrics(), abs=1e-6)
+    torch.testing.assert_close(dense.itm(found), dense.itm(whole), atol=1e-5, rtol=0, equal_nan=True)
 
 
 class TestAllPairs:
@@ -332,11 +307,6 @@ class TestAllPairs:
         tiny_model.itm_head = tiny_model.itc_head = None
         assert evaluate_all_pairs(tiny_model, images, config) == turned
         assert evaluate_all_pairs(tiny_model, images, RetrievalConfig()) == turned  # one number, in either protocol
-
-    def test_neither_head(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
-        tiny_model.itm_head = None
-        with pytest.raises(ValueError, match=r"no matching \(ITM\) head"):
-            evaluate_all_pairs(tiny_model, images, RetrievalConfig())
 
 
 class TestFolds:
@@ -395,14 +365,15 @@ class TestAccuracy:
         with pytest.raises(ValueError, match="no contrastive"):
             evaluate_retrieval(tiny_model, images, RetrievalConfig())
 
-    def test_without_matching_head(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
+    def test_without_matching_head(self, tiny_model: BridgeTower, images: CaptionImages, retrieve: Any) -> None:
         tiny_model.itm_head = None
-        result = evaluate_retrieval(tiny_model, images, RetrievalConfig())
+        result = retrieve()
         assert (result.candidates, result.matching_recalls, result.two_stage_recalls) == (None, None, None)
         assert (result.itm_accuracy, result.reranking) == (None, None)
         assert result.metrics()["rsum"] == result.itc_recalls.rsum
-        with pytest.raises(ValueError, match=r"no matching \(ITM\) head"):
-            evaluate_matching(tiny_model, images, RetrievalConfig())
+        for evaluate in (evaluate_matching, evaluate_all_pairs):
+            with pytest.raises(ValueError, match=r"no matching \(ITM\) head"):
+                evaluate(tiny_model, images, RetrievalConfig())
 
 
 class TestWork:
@@ -433,24 +404,18 @@ class TestWork:
         assert sum(scored) == len(images) * len(captions)
 
 
-class TestFigures:
-    def test_names(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
-        metrics = evaluate_retrieval(tiny_model, images, RetrievalConfig()).metrics()
-        sides = [f"{side}_r{k}" for side in ("image_to_text", "text_to_image") for k in (1, 5, 10)]
-        stages = [f"{stage}_{name}" for stage in ALL_STAGES for name in (*sides, "rsum")]
-        assert set(metrics) == {*stages, "itm_accuracy", "itc_weight", "ece", "rsum"}
-        assert metrics["rsum"] == metrics["two_stage_rsum"]
+def test_names_of_metrics(retrieve: Any) -> None:
+    metrics = retrieve().metrics()
+    sides = [f"{side}_r{k}" for side in ("image_to_text", "text_to_image") for k in (1, 5, 10)]
+    stages = [f"{stage}_{name}" for stage in ALL_STAGES for name in (*sides, "rsum")]
+    assert set(metrics) == {*stages, "itm_accuracy", "itc_weight", "ece", "rsum"}
+    assert metrics["rsum"] == metrics["two_stage_rsum"]
 
-    @pytest.mark.parametrize(
-        ("values", "message"),
-        [
-            ({"candidates": -1}, "candidates is -1"),
-            ({"max_captions": 0}, "max_captions is 0"),
-            ({"batch_size": -1}, "batch_size is -1"),
-            ({"fold_size": 0}, "fold_size is 0"),
-            ({"protocol": "fair"}, "protocol is 'fair'; expected one of standard, paper"),
-        ],
-    )
-    def test_config_errors(self, values: dict[str, int], message: str) -> None:
-        with pytest.raises(ValueError, match=message):
-            RetrievalConfig(**values)  # type: ignore[arg-type]
+
+WRONG = {"candidates": -1, "max_captions": 0, "batch_size": -1, "fold_size": 0, "protocol": "fair"}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_config_errors(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} is {WRONG[name]!r}"):
+        RetrievalConfig(**{name: WRONG[name]})  # type: ignore[arg-type]

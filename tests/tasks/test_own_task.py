@@ -34,12 +34,7 @@ from bridgetower.tasks.questions import SNLI_VE
 
 @dataclass(frozen=True, kw_only=True)
 class SmoothConfig(TaskConfig):
-    """Statements, with smoothed labels.
-
-    Attributes:
-        kind: Of the task.
-        smoothing: Share of each label that goes to the others.
-    """
+    """Statements, with smoothed labels."""
 
     metrics = ("accuracy",)
 
@@ -107,6 +102,8 @@ def test_command(spec: TaskSpec, folder: Path, tmp_path: Path, capsys: pytest.Ca
         load(tmp_path / "run", device="cpu"), "smooth-statements", [folder], "validation", RetrievalConfig(), spec=spec
     )
     assert report["accuracy"] == outcome.metrics["accuracy"]
+    with pytest.raises(ValueError, match="there is no benchmark 'vqav2'; expected one of smooth-statements"):
+        evaluate(load(tmp_path / "run", device="cpu"), "vqav2", [folder], "test", RetrievalConfig(), spec=spec)
 
 
 def test_python(spec: TaskSpec, folder: Path, tmp_path: Path) -> None:
@@ -147,8 +144,3 @@ def test_the_working_directory_is_on_the_path_for_the_named_module_only(
     assert sys.path == before
     with pytest.raises(ModuleNotFoundError):
         import_module("unnamed")
-
-
-def test_a_benchmark_of_another_task(spec: TaskSpec, tiny_checkpoint: Path, folder: Path) -> None:
-    with pytest.raises(ValueError, match="there is no benchmark 'vqav2'; expected one of smooth-statements"):
-        evaluate(load(tiny_checkpoint, device="cpu"), "vqav2", [folder], "test", RetrievalConfig(), spec=spec)
