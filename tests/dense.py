@@ -86,9 +86,7 @@ def recalls(
         {k: math.fsum(hit_chance(*query, k) for query in zip(rows, right, strict=True)) / len(rows) for k in ks}
         for rows, right in ((for_images.tolist(), own.tolist()), (for_texts.T.tolist(), own.T.tolist()))
     ]
-    return RetrievalRecalls(
-        image_to_text=directions[0], text_to_image=directions[1], num_images=own.shape[0], num_texts=own.shape[1]
-    )
+    return RetrievalRecalls(*directions)
 
 
 def hit_chance(scores: Sequence[float], own: Sequence[bool], k: int) -> float:

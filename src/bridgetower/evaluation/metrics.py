@@ -1,7 +1,6 @@
 """Recalls of image-text retrieval, from scores that come in blocks or from the places of right answers."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -82,35 +81,21 @@ def own_pairs(truth: GroundTruth) -> tuple[Int[Tensor, " p"], Int[Tensor, " p"]]
     return images[(starts[index] - counts).repeat_interleave(counts) + place], texts
 
 
-@dataclass(frozen=True, kw_only=True)
-class RetrievalRecalls:
-    """Recall at k in both directions, as fractions.
-
-    Attributes:
-        image_to_text: k → share of images with at least one own caption among their top k texts.
-        text_to_image: k → share of texts with their own image among their top k images.
-        num_images: Images that were queries, over all folds.
-        num_texts: Texts that were queries, over all folds.
-        num_folds: Equal folds that the recalls are a mean of; the candidates of a query are those of its fold.
-    """
+class RetrievalRecalls(NamedTuple):
+    """Recall at k in both directions: k → share of queries with at least one own item among their top k."""
 
     image_to_text: dict[int, float]
     text_to_image: dict[int, float]
-    num_images: int
-    num_texts: int
-    num_folds: int = 1
 
     @property
     def rsum(self) -> float:
         """Sum of all recalls; at ranks 1, 5 and 10 the published RSUM in percent is 100 times this (6: perfect)."""
         return sum(self.image_to_text.values()) + sum(self.text_to_image.values())
 
-    def to_dict(self) -> dict[str, float | int]:
-        """Flat, JSON-ready form: `image_to_text_r1`, `text_to_image_r1`, …, `rsum` and the counts."""
-        recalls = {f"image_to_text_r{k}": recall for k, recall in self.image_to_text.items()}
-        recalls |= {f"text_to_image_r{k}": recall for k, recall in self.text_to_image.items()}
-        counts = {"num_images": self.num_images, "num_texts": self.num_texts, "num_folds": self.num_folds}
-        return recalls | {"rsum": self.rsum} | counts
+    def named(self, stage: str) -> dict[str, float]:
+        """Returns metrics: `STAGE_image_to_text_r1`, `STAGE_text_to_image_r1`, …, `STAGE_rsum`."""
+        recalls = {f"{stage}_{side}_r{k}": share for side in self._fields for k, share in getattr(self, side).items()}
+        return recalls | {f"{stage}_rsum": self.rsum}
 
 
 def recalls_of(found: Sequence[tuple[Places, Places]], ks: Sequence[int] = RECALL_KS) -> RetrievalRecalls:
@@ -120,16 +105,11 @@ def recalls_of(found: Sequence[tuple[Places, Places]], ks: Sequence[int] = RECAL
     items are ordered at random, so constant scores give exactly `chance_recalls` and the order of the rows never
     matters. Of a fold only its own images and texts count (COCO 1k: five folds).
     """
-    images, texts = (
-        {k: sum(hit_chances(places, k).mean().item() for places in side) / len(side) for k in ks}
-        for side in zip(*found, strict=True)
-    )
     return RetrievalRecalls(
-        image_to_text=images,
-        text_to_image=texts,
-        num_images=sum(len(places.own) for places, _ in found),
-        num_texts=sum(len(places.own) for _, places in found),
-        num_folds=len(found),
+        *(
+            {k: sum(hit_chances(places, k).mean().item() for places in side) / len(side) for k in ks}
+            for side in zip(*found, strict=True)
+        )
     )
 
 

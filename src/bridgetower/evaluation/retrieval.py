@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -15,9 +15,9 @@ from bridgetower.data.captions import CaptionImages
 from bridgetower.evaluation.candidates import Candidates, candidate_pairs
 from bridgetower.evaluation.class_metrics import accuracy
 from bridgetower.evaluation.config import DEFAULTS, EvaluationOptions, RetrievalConfig
-from bridgetower.evaluation.metrics import GroundTruth, RetrievalRecalls, ScoresOf, chance_recalls, streamed_recalls
+from bridgetower.evaluation.metrics import GroundTruth, RetrievalRecalls, chance_recalls, streamed_recalls
 from bridgetower.evaluation.outcome import Judgement
-from bridgetower.evaluation.scoring import PairScorer, pair_scorer
+from bridgetower.evaluation.scoring import pair_scorer
 from bridgetower.inference import two_stage_order
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.objectives.losses import similarity
@@ -54,7 +54,9 @@ class RetrievalResult:
     def metrics(self) -> dict[str, float]:
         """Flat metrics: recalls `itc_…`, `matching_…`, `two_stage_…` and `chance_…`, the others, the last `rsum`."""
         stages = {"itc": self.itc_recalls, "matching": self.matching_recalls, "two_stage": self.two_stage_recalls}
-        metrics = _flat({**stages, "chance": self.chance})
+        metrics: dict[str, float] = {}
+        for stage, recalls in {**stages, "chance": self.chance}.items():
+            metrics |= {} if recalls is None else recalls.named(stage)
         weight = None if self.reranking is None else self.reranking.itc_weight
         others = {ITC_WEIGHT: weight, "ece": self.ece, "itm_accuracy": self.itm_accuracy}
         metrics |= {name: value for name, value in others.items() if value is not None}
@@ -76,7 +78,6 @@ def evaluate_retrieval(
     not so with folds. Images are shared out over the processes of a distributed run; every process gets the same
     result.
     """
-    _check_folds(images, config)
     model.contrastive_head()
     with pair_scorer(model, images, config, options) as scorer:
         (image_vectors, text_vectors), truth = scorer.vectors(), scorer.truth
@@ -86,7 +87,19 @@ def evaluate_retrieval(
 
         second: dict[str, Any] = {}
         if model.itm_head is not None and config.candidates:
-            second = _second_stage(scorer, cosines, config, reranking)
+            pairs = candidate_pairs(cosines, truth, config, others=_control_pairs(truth))
+            match, accepted = scorer.score(pairs.image, pairs.text)
+            candidates = replace(pairs, itm=match)
+            own, stranger = truth.text_image_index[pairs.text], _strangers(truth)[pairs.text]
+            is_control = (pairs.image == own) | (pairs.image == stranger)
+            matched = accuracy(accepted[is_control].long(), pairs.belong[is_control].long())
+            second = {"candidates": candidates, "itm_accuracy": matched}
+            second["matching_recalls"] = second["two_stage_recalls"] = candidates.recalls()
+            if config.protocol == "standard":
+                used = candidates.fitted() if reranking is None else reranking
+                second |= {"reranking": used, "ece": candidates.error(used)}
+                if used.itc_weight:
+                    second["two_stage_recalls"] = candidates.recalls(used.itc_weight)
     return RetrievalResult(
         image_vectors=image_vectors,
         text_vectors=text_vectors,
@@ -95,25 +108,6 @@ def evaluate_retrieval(
         chance=chance_recalls(truth, fold_size=config.fold_size),
         **second,
     )
-
-
-def _second_stage(
-    scorer: PairScorer, cosines: ScoresOf, config: RetrievalConfig, reranking: Reranking | None
-) -> dict[str, Any]:
-    truth = scorer.truth
-    pairs = candidate_pairs(cosines, truth, config, others=_control_pairs(truth))
-    match, accepted = scorer.score(pairs.image, pairs.text)
-    candidates = replace(pairs, itm=match)
-    is_control = (pairs.image == truth.text_image_index[pairs.text]) | (pairs.image == _strangers(truth)[pairs.text])
-    matched = accuracy(accepted[is_control].long(), pairs.belong[is_control].long())
-    found: dict[str, Any] = {"candidates": candidates, "itm_accuracy": matched}
-    found["matching_recalls"] = found["two_stage_recalls"] = candidates.recalls()
-    if config.protocol == "standard":
-        used = candidates.fitted() if reranking is None else reranking
-        found |= {"reranking": used, "ece": candidates.error(used)}
-        if used.itc_weight:
-            found["two_stage_recalls"] = candidates.recalls(used.itc_weight)
-    return found
 
 
 @torch.inference_mode()
@@ -140,7 +134,6 @@ def evaluate_all_pairs(
     The score is that of the ranking head or, without one, of matching, see `PairScorer.score`. Its cost grows with
     images times texts.
     """
-    _check_folds(images, config)
     if model.rank_head is None:
         model.head("itm")
 
@@ -156,33 +149,10 @@ def evaluate_all_pairs(
         image, text = (torch.arange(len(images))[:, None] // size == truth.text_image_index // size).nonzero().unbind(1)
         scores, _ = scorer.score(image, text, logits)
     chosen, cosine = torch.ones_like(image, dtype=torch.bool), torch.full_like(scores, torch.nan)
-    one_stage = Candidates(
-        image=image,
-        text=text,
-        image_side=chosen,
-        text_side=chosen,
-        cosine=cosine,
-        truth=truth,
-        config=config,
-        itm=scores,
-    ).recalls()
-    chance = chance_recalls(truth, fold_size=config.fold_size)
-    return _flat({"one_stage": one_stage, "chance": chance}) | {"rsum": one_stage.rsum}
-
-
-def _flat(stages: Mapping[str, RetrievalRecalls | None]) -> dict[str, float]:
-    return {
-        f"{stage}_{name}": value
-        for stage, recalls in stages.items()
-        if recalls is not None
-        for name, value in recalls.to_dict().items()
-        if not name.startswith("num_")
-    }
-
-
-def _check_folds(images: CaptionImages, config: RetrievalConfig) -> None:
-    if config.fold_size is not None and len(images) % config.fold_size:
-        raise ValueError(f"{len(images)} images do not split into folds of {config.fold_size}; expected a multiple")
+    sides = {"image_side": chosen, "text_side": chosen}
+    pairs = Candidates(image=image, text=text, cosine=cosine, truth=truth, config=config, itm=scores, **sides)
+    one_stage, chance = pairs.recalls(), chance_recalls(truth, fold_size=config.fold_size)
+    return one_stage.named("one_stage") | chance.named("chance") | {"rsum": one_stage.rsum}
 
 
 def _control_pairs(truth: GroundTruth) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:

@@ -46,6 +46,8 @@ Head = Callable[[Tensor], Tensor]
 
 def ranked_texts(images: CaptionImages, config: RetrievalConfig) -> tuple[list[str], GroundTruth]:
     """Returns the captions that are ranked, and whose they are: images with the same share them, except in folds."""
+    if config.fold_size is not None and len(images) % config.fold_size:
+        raise ValueError(f"{len(images)} images do not split into folds of {config.fold_size}; expected a multiple")
     owners = images.owners() if config.fold_size is None else torch.arange(len(images))
     texts, text_image_index = images.texts(config.max_captions, owners)
     return texts, GroundTruth(text_image_index, owners)
