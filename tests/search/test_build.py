@@ -1,11 +1,13 @@
 """Bringing an index up to date: what is embedded, what is not, and what broken files and other models do."""
 
 import errno
+import json
 import os
 import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import lancedb
@@ -16,10 +18,13 @@ import torch
 from PIL import Image
 
 from bridgetower.checkpoints import read_checkpoint, write_checkpoint
-from bridgetower.data.reader import Columns, Part
+from bridgetower.data.example import Example
+from bridgetower.data.example import Image as SourceImage
+from bridgetower.data.reader import Columns, Part, read
 from bridgetower.predictor import Predictor, load
 from bridgetower.search import build as build_module
 from bridgetower.search.build import IndexReport, build_index
+from bridgetower.search.embed import decode
 from bridgetower.search.index import Index, write_lock
 from bridgetower.search.searcher import Searcher
 from sources import CAPTIONS, served
@@ -450,7 +455,75 @@ class TestUnreadableFolders:
         assert sorted(rows(out)) == NAMES[1:]
 
 
-class TestBadImages:
+class TestFiles:
+    """What an index has of files, and what is said of those that cannot be used."""
+
+    def test_a_folder_with_all_in_it(self, build: Build, photos: Path, out: Path) -> None:
+        (photos / "sub" / "04.txt").write_text("a red bar\n\n  on black \n")
+        os.mkfifo(photos / "pipe.jpg")
+        (photos / "link.png").symlink_to("nowhere.png")
+        for name in (" a.png", "a\n.png", "caf\udce9.png"):
+            (photos / name).write_bytes((photos / "00.png").read_bytes())
+        report, found = build(max_errors=9), rows(out)
+        assert sorted(found) == sorted([" a.png", "a\n.png", *NAMES])
+        name = r"the name 'caf\udce9.png' is not UTF-8; rename the file"
+        expected = ["'pipe.jpg': it is no regular file", "'link.png': No such file or directory", name]
+        assert all(any(message in bad for bad in report.bad) for message in expected)
+        assert len(report.bad) == 3
+        status, row = (photos / "sub" / "04.png").stat(), found["sub/04.png"]
+        assert (row["size"], row["captions"], row["place"]) == (status.st_size, ["a red bar", "on black"], "")
+        assert round(row["mtime"].timestamp() * 1e6) == status.st_mtime_ns // 1000
+
+    def test_names_of_any_kind(self, build: Build, photos: Path, predictor: Predictor, out: Path) -> None:
+        folder = photos.rename(out.parent / "caf\udce9")
+        for number, name in enumerate((" a.png", "it's\n.png", "\tü.png")):
+            (folder / f"{number:02}.png").rename(folder / name)
+        assert [counts(build(folder)) for _ in range(2)] == [(6, 6, 0, 0), (6, 0, 0, 0)]
+        hits = Searcher(out, predictor).search("red")
+        assert all(Path(hit.file).is_file() for hit in hits)
+        for hit in hits[1:]:
+            Path(hit.file).unlink()
+        assert counts(build(folder)) == (1, 0, 0, 5)
+
+    def test_a_table(self, build: Build, photos: Path, out: Path) -> None:
+        cells = ("00.png", "1"), ("sub/../00.png", " 2 "), ("sub/04.png", ""), ("no.png", "3"), ("0\0.png", "4")
+        lines = [json.dumps({"image": image, "caption": caption}) for image, caption in cells]
+        (photos / "list.jsonl").write_text("\n".join(lines))
+        report = build(photos / "list.jsonl", max_errors=9)
+        assert captions(out) == {"00.png": ["1", "2"], "sub/04.png": []}
+        messages = (
+            "no file 'no.png' (No such file or directory)",
+            r"'0\x00.png' has a zero character, which no",
+        )
+        assert all(any(message in bad for bad in report.bad) for message in messages)
+
+    @pytest.mark.parametrize(("second", "year"), [(2**40, 9999), (-(2**40), 1)])
+    def test_times_outside_of_the_calendar(self, second: int, year: int, predictor: Predictor, out: Path) -> None:
+        with TemporaryDirectory(dir="/dev/shm") as folder:  # a tmpfs: ext4 has no such times
+            Image.new("RGB", (4, 4), "red").save(Path(folder) / "00.png")
+            os.utime(Path(folder) / "00.png", (second, second))
+            build_index(folder, out, predictor)
+            assert build_index(folder, out, predictor).changed == 0
+        (time,) = lancedb.connect(out.parent).open_table("photos").to_arrow()["mtime"].cast("int64").to_pylist()
+        assert abs(time / 31_556_952_000_000 + 1970 - year) < 2
+
+    def test_broken_ones_come_back_with_the_reason(self, photos: Path, predictor: Predictor) -> None:
+        whole = (photos / "00.png").read_bytes()
+        (photos / "00.png").write_bytes(whole[: len(whole) // 2])
+        (photos / "01.png").write_bytes(b"")
+        (photos / "02.png").write_text("not an image")
+        Image.new("1", (20_000, 20_000)).save(photos / "03.png")  # 50 kB that would be 1.2 GB
+        gone = Example(id="gone", images=(SourceImage(name="gone.png", place=str(photos / "gone.png")),))
+        found, pixels = decode(predictor.processor, True, [*read(photos), gone])
+        reasons = ("cut off", "empty", "cannot be read as an image", "limit")
+        for one, reason in zip(found, reasons, strict=False):
+            assert one.problem.startswith("it ")
+            assert reason in one.problem
+            assert str(photos) not in one.problem
+        assert [one.example.id for one in found if one.width] == ["sub/04.png", "sub/05.png"]
+        assert (len(pixels), found[-1].may_pass) == (2, False)
+        assert "no image file at " in found[-1].problem
+
     def test_are_named_and_left_out_as_far_as_allowed(self, build: Build, photos: Path) -> None:
         build()
         (photos / "00.png").write_text("not an image")

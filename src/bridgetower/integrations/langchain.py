@@ -241,7 +241,7 @@ class BridgeTowerVectorStore(VectorStore):
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
         """Returns the documents with some ids, in their order; those that are not there are left out."""
         images = (Indexed(**row) for row in self.searcher.index.rows(ids))
-        found = {one.path: _document(one, file_of(one, self.searcher.index.root)) for one in images}
+        found = {one.path: _document(one, file_of(one.place, one.path, self.searcher.index.root)) for one in images}
         return [found[id_] for id_ in ids if id_ in found]
 
     def similarity_search_with_score(

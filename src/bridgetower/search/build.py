@@ -196,7 +196,7 @@ class _Update:
         self.index.remove(gone)
         self.counts["removed"] = len(gone)
         self.index.optimize(self.counts["changed"] + len(gone))
-        if self.counts.total():
+        if self.counts.total() and not is_url(self.index.uri):
             deque(self.index.image_vectors(), maxlen=0)  # which compares them with their CRCs
         if self.config.ann and not self.index.has_ann_index:
             self.index.create_ann_index()

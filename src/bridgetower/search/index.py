@@ -277,15 +277,12 @@ class Index:
 
     def rows(self, paths: Sequence[str], columns: Sequence[str] = _RETURNED) -> list[dict[str, Any]]:
         """Returns columns of the rows with some paths, as far as they are there, in no order; default: of `Indexed`."""
+        found = list[dict[str, Any]]()
         with _told(self.uri):
-            return [
-                row
-                for start in range(0, len(paths), _MAX_PATHS)
-                for row in self._table.search()
-                .where(is_one_of(paths[start : start + _MAX_PATHS]))
-                .select(list(columns))
-                .to_list()
-            ]
+            for start in range(0, len(paths), _MAX_PATHS):
+                wanted = is_one_of(paths[start : start + _MAX_PATHS])
+                found += self._table.search().where(wanted).select(list(columns)).to_list()
+        return found
 
     def examples(self, count: int) -> list[Indexed]:
         """Returns up to `count` images from evenly spread rows, always the same ones of the same table."""
@@ -320,7 +317,7 @@ class Index:
         frame = None
         if image.start is not None:
             frame = (self.frames([image]) if frames is None else frames).get(image.path, b"")
-        named = file_of(image, self.root)
+        named = file_of(image.place, image.path, self.root)
         if frame is None and isinstance(named, str) and not fetch:
             raise ValueError("the image is at a URL, which is not fetched because an index names it")
         size = image.size if frame is None else len(frame)
@@ -346,7 +343,7 @@ class Index:
             ValueError: It is no moment, or its file is outside the folder of the index or not what was indexed.
             OSError: It cannot be read.
         """
-        if moment.start is None or isinstance(named := file_of(moment, self.root), str):
+        if moment.start is None or isinstance(named := file_of(moment.place, moment.path, self.root), str):
             raise ValueError("it is an image, not a moment of a video")
         with _told(self.uri):
             rows = self._table.search().where(is_one_of([moment.path])).select(["mtime"]).to_arrow()
@@ -398,7 +395,7 @@ class Index:
         for row in rows:
             cosine, image = 1 - row.pop("_distance"), row | {"captions": tuple(row["captions"])}
             try:
-                file = file_of(Indexed(**image), self.root)
+                file = file_of(row["place"], row["path"], self.root)
             except ValueError as error:  # of a damaged row; the condition is not at fault
                 raise OSError(f"{self.uri} cannot be read: {error}") from error
             hits.append(Hit(file=file, cosine=cosine, **image))
@@ -551,15 +548,15 @@ def place_of(image: Image, path: str, root: Uri) -> str:
     return json.dumps(file | json.loads(image.located() or "{}"))
 
 
-def file_of(image: Indexed, root: Path) -> Path | str:
+def file_of(place: str, path: str, root: Path) -> Path | str:
     """Returns where an image is: its file, the shard, table or video that it is in, or its URL."""
-    where = _place(image)
-    return str(where["url"]) if "url" in where else root / where.get("file", image.path)
+    where = _place(place, path)
+    return str(where["url"]) if "url" in where else root / where.get("file", path)
 
 
-def _place(image: Indexed) -> dict[str, Any]:
+def _place(place: str, path: str) -> dict[str, Any]:
     """Returns what `place_of` wrote; the index may be from someone else, so its types are checked."""
-    where = json_object(image.place or "{}", "the place of an image")
+    where = json_object(place or "{}", "the place of an image")
     piece, cell = where.get("piece", [0, 1]), where.get("cell", ["", 0])
 
     def are(values: Any, *kinds: type) -> bool:
@@ -570,13 +567,13 @@ def _place(image: Indexed) -> dict[str, Any]:
         and (are(piece, int, int) and piece[0] >= 0 and piece[1] > 0)
         and (are(cell, str, int) and cell[1] >= 0)
     ):
-        raise ValueError(f"the index has {image.place} as the place of {image.path!r}; make the index again")
+        raise ValueError(f"the index has {place} as the place of {path!r}; make the index again")
     return where
 
 
 def read_indexed(file: Path | str, image: Indexed) -> bytes:
     """Returns the bytes of an image in a file if they are those that were indexed: their digest is compared."""
-    where = _place(image)
+    where = _place(image.place, image.path)
     piece, cell = (tuple(where[name]) if name in where else None for name in ("piece", "cell"))
     if piece and piece[1] != image.size:  # which limits are for
         raise ValueError(f"the index has {image.size} bytes, and {piece[1]} as the length of the image; make it again")
