@@ -23,12 +23,12 @@ from PIL import Image
 
 from bridgetower.data.batch import Batch, BatchDataset, BatchKey
 from bridgetower.data.config import DataConfig
+from bridgetower.data.frozen import FeatureCache
 from bridgetower.data.own import PairsConfig, prepare_own
 from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig
 from bridgetower.model.cpu import optimize_for_cpu
 from bridgetower.model.presets import BASE, NANO
 from bridgetower.objectives.config import Phase, PretrainingConfig
-from bridgetower.rows import RowCache
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.data_parallel import Replicated
 from bridgetower.training.frozen import frozen_examples
@@ -80,7 +80,9 @@ def step_seconds(config: RunConfig, dataset_out: Path, way: str, repeats: int) -
     if way == "files":
         work = replace(
             work,
-            examples=frozen_examples(config, model, work, RowCache(dataset_out / "features", 2**40), progress=False),
+            examples=frozen_examples(
+                config, model, work, FeatureCache(dataset_out / "features", 2**40), progress=False
+            ),
         )
     elif way == "frozen":
         model.vision.requires_grad_(False)

@@ -48,8 +48,8 @@ class Official:
         self.batch, self.phase = batch_of(setting), phase
         self.module = setting.theirs_for_training()
         padding = setting.config.text_config.pad_token_id
-        self.ids = _widened(cast(Tensor, self.batch.input_ids), padding)
-        self.masked = _widened(cast(Tensor, self.batch.masked_input_ids), padding)
+        self.ids = _widened(self.batch.input_ids, padding)
+        self.masked = _widened(self.batch.masked_input_ids, padding)
         self.labels = _widened(self.batch.mlm_labels, -100)
         self.mask = (torch.arange(PADDED) < TOKENS).long().expand(BATCH, -1)
 

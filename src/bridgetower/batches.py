@@ -129,6 +129,5 @@ def match_all(
 
 
 def check_batch_size(batch_size: int) -> None:
-    """Raises ValueError if nothing fits into a batch."""
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; expected at least 1")

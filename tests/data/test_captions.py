@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from bridgetower.data.captions import CaptionImages, CaptionPairs
 from bridgetower.data.config import DataConfig, MaskingConfig
 from bridgetower.data.order import StepSampler
 from bridgetower.data.own import prepare_own
+from bridgetower.data.store import Table
 from bridgetower.processor import Processor, load_items
 from rows import record, write_set
 
@@ -35,6 +37,10 @@ def load(tiny_dataset: Path, tiny_processor: Processor) -> Any:
 def equal(first: CaptionBatch, second: CaptionBatch) -> bool:
     pairs = [(getattr(first, item.name), getattr(second, item.name)) for item in fields(CaptionBatch)]
     return all(torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in pairs)
+
+
+def identities(images: CaptionImages, numbers: Sequence[int]) -> Tensor:
+    return images.chosen([], torch.Generator(), numbers)[2]
 
 
 class TestImages:
@@ -70,9 +76,9 @@ class TestImages:
         assert twice.owners().tolist() == [*range(9), *range(9)]
         assert twice.texts(2, twice.owners())[0] == alone.texts(2)[0]
         assert torch.equal(twice.texts(2, twice.owners())[1], alone.texts(2)[1])
-        numbers = twice.identities(range(18))
+        numbers = identities(twice, range(18))
         assert torch.equal(numbers[:9], numbers[9:])
-        assert torch.equal(numbers[:9], alone.identities(range(9)))
+        assert torch.equal(numbers[:9], identities(alone, range(9)))
         assert len(numbers.unique()) == 9
 
     def test_several_folders(self, load: Any, tiny_dataset: Path) -> None:
@@ -157,7 +163,7 @@ class TestPairs:
         chosen = (5, 0, 9)
         batch, images = pairs[BatchKey(chosen, 1)], pairs.images
         numbers = pairs.pairs[list(chosen)].tolist()
-        assert torch.equal(batch.image_index, images.identities([image for image, _ in numbers]))
+        assert torch.equal(batch.image_index, identities(images, [image for image, _ in numbers]))
         assert batch.ids == tuple(images.names([image for image, _ in numbers]))
         assert torch.equal(batch.pixel_values, images.pixel_values([image for image, _ in numbers]))
         texts = images.processor.texts([row["entry"] for row in images.examples([number for _, number in numbers])])
@@ -172,6 +178,15 @@ class TestPairs:
         assert not (hidden & special).any()
         assert len(batch) == 3
         assert batch.seed == 1
+
+    def test_each_table_is_read_once_for_a_batch(self, load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        pairs, read, take = load(captions="one"), list[str](), Table.take
+        monkeypatch.setattr(
+            Table, "take", lambda table, *given: read.append(Path(table.uri).name) or take(table, *given)
+        )
+        batch = pairs[BatchKey((3, 0, 11, 3), 17)]
+        assert sorted(read) == ["examples.lance", "images.lance"]
+        assert batch.image_index.tolist() == identities(pairs.images, pairs.pairs[[3, 0, 11, 3], 0].tolist()).tolist()
 
     def test_labels_of_a_step_are_counted_without_its_pictures(
         self, load: Any, monkeypatch: pytest.MonkeyPatch

@@ -1,150 +1,227 @@
-"""Stored outputs in the place of pixels and ids; how texts are found, and which views are drawn."""
+"""Features of frozen towers: rows of a table, shared and removed by age; how texts are found and views drawn."""
 
+import logging
+import os
 import pickle
-from collections.abc import Callable
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from bridgetower.data import batch as batch_module
-from bridgetower.data.batch import TOKENS, BatchKey, CachedFeatures
+from bridgetower.data import frozen as frozen_module
+from bridgetower.data.batch import BatchKey
 from bridgetower.data.captions import CaptionImages, CaptionPairs
 from bridgetower.data.config import DataConfig, MaskingConfig
-from bridgetower.data.frozen import (
-    FrozenDataset,
-    FrozenImages,
-    FrozenTexts,
-    key_ids,
-    needed_texts,
-    text_keys,
-)
+from bridgetower.data.frozen import CONTENT, FeatureCache, Features, FrozenDataset, key_ids, text_keys
+from bridgetower.data.store import Table
+from bridgetower.files import locked
 from bridgetower.processor import Processor
-from bridgetower.rows import RowFiles
 
 LAYERS, WIDTH = 2, 3
+SHAPE: dict[str, Any] = {"num_layers": LAYERS, "width": WIDTH, "dtype": torch.float32}
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Callable[[str, list[int]], RowFiles]:
-    """Writes rows of some lengths; each token holds its row, its place, its layer."""
-
-    def write(name: str, lengths: list[int]) -> RowFiles:
-        files = RowFiles(tmp_path, name, num_rows=len(lengths), rows_per_part=5)
-        for number in files.missing():
-            rows = [torch.zeros(lengths[row], LAYERS, WIDTH) for row in files.rows_of(number)]
-            for row, values in zip(files.rows_of(number), rows, strict=True):
-                values += 100 * row + 10 * torch.arange(len(values))[:, None, None] + torch.arange(LAYERS)[:, None]
-            files.write(number, {TOKENS: rows})
-        return files
-
-    return write
+def row_of(number: int, length: int) -> Tensor:
+    """A row whose values tell its number, and the place of each token, and its layer."""
+    tokens = 100.0 * number + 10 * torch.arange(length)[:, None]
+    return (tokens + torch.arange(LAYERS)[:, None, None]).expand(LAYERS, length, WIDTH)
 
 
-class TestOutputs:
-    def test_layers(self, store: Callable[[str, list[int]], RowFiles]) -> None:
-        outputs = CachedFeatures(store("texts", [3, 1, 2]), [2, 0, 2])
-        first, second = outputs.layers()
-        assert len(outputs) == 3
-        assert first[:, :, 0].tolist() == [[200, 210, 0], [0, 10, 20], [200, 210, 0]]
-        assert second[:, :, 0].tolist() == [[201, 211, 0], [1, 11, 21], [201, 211, 0]]
-        assert torch.equal(outputs.layers(1)[0], second)
+def filled(folder: Path, lengths: Sequence[int], **options: Any) -> Features:
+    def compute(numbers: Sequence[int]) -> Iterator[Tensor]:
+        yield from (row_of(number, lengths[number]) for number in numbers)
 
-    def test_are_put_together(self, store: Callable[[str, list[int]], RowFiles]) -> None:
-        files = store("texts", [3, 1, 2])
-        whole = CachedFeatures.cat([CachedFeatures(files, [1]), CachedFeatures(files, [0, 2])])
-        assert whole.rows == (1, 0, 2)
+    with FeatureCache(folder, 2**40) as cache:
+        return cache.features({}, len(lengths), 3, compute, **SHAPE | options)
 
-    def test_vectors_are_kept_up_to_a_number_of_bytes(
-        self, store: Callable[[str, list[int]], RowFiles], monkeypatch: pytest.MonkeyPatch
+
+@pytest.mark.parametrize("commit_bytes", [1, 150, 2**26])
+def test_rows_come_back_in_any_order_and_are_filled_up(
+    commit_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frozen_module, "_COMMIT_BYTES", commit_bytes)
+    features = pickle.loads(pickle.dumps(filled(tmp_path, [3, 1, 2, 4])))
+    states = features.read([2, 0, 2])
+    assert states.shape == (3, LAYERS, 3, WIDTH)
+    assert states[:, 0, :, 0].tolist() == [[200, 210, 0], [0, 10, 20], [200, 210, 0]]
+    assert states[:, 1, :, 2].tolist() == [[201, 211, 0], [1, 11, 21], [201, 211, 0]]
+    assert features.read([1], 5).shape == (1, LAYERS, 5, WIDTH)
+
+
+def test_half_precision(tmp_path: Path) -> None:
+    with FeatureCache(tmp_path, 2**40) as cache:
+        rows = [row_of(number, 2).bfloat16() for number in range(2)]
+        shape = SHAPE | {"dtype": torch.bfloat16}
+        features = cache.features({}, 2, 2, lambda own: (rows[one] for one in own), **shape)
+    assert torch.equal(features.read([1, 0]), torch.stack([rows[1], rows[0]]))
+
+
+def test_a_damaged_row_is_named(tmp_path: Path) -> None:
+    features = filled(tmp_path, [2, 2])
+    (file,) = (Path(features.table.uri) / "data").glob("*.lance")
+    content = file.read_bytes()
+    value = row_of(1, 2)[1, 1, 1].numpy().tobytes()
+    assert content.count(value) == WIDTH
+    file.write_bytes(content.replace(value, bytes(4)))
+    with pytest.raises(OSError, match=r"row 1 of .*states\.lance is damaged"):
+        replace(features, table=Table(features.table.uri)).read([0, 1])
+
+
+def test_a_row_that_is_there_is_not_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frozen_module, "_COMMIT_BYTES", 1)
+    computed = list[int]()
+
+    def compute(numbers: Sequence[int]) -> Iterator[Tensor]:
+        for number in numbers:
+            if len(computed) == 3:
+                raise KeyboardInterrupt
+            yield row_of(number, 2)
+            computed.append(number)
+
+    with FeatureCache(tmp_path, 2**40) as cache, pytest.raises(KeyboardInterrupt):
+        cache.features({}, 5, 2, compute, **SHAPE)
+    first, computed = computed, []
+    with FeatureCache(tmp_path, 2**40) as cache:
+        features = cache.features({}, 5, 2, compute, **SHAPE)
+    assert first + computed == [0, 1, 2, 3, 4]
+    assert features.read(range(5))[:, 0, 0, 0].tolist() == [0, 100, 200, 300, 400]
+
+
+class TestCache:
+    """Tables have one row of 4,000 bytes, and take up about 7,000 with their metadata."""
+
+    def put(self, cache: FeatureCache, name: str, size: int = 4000) -> Path:
+        def compute(numbers: Sequence[int]) -> Iterator[Tensor]:
+            yield from (torch.rand(1, 1, size // 4) for _ in numbers)
+
+        shape: dict[str, Any] = {"num_layers": 1, "width": size // 4, "dtype": torch.float32}
+        features = cache.features({"name": name}, 1, 1, compute, **shape)
+        return Path(features.table.uri).parent
+
+    def test_the_longest_unused_are_removed(self, tmp_path: Path) -> None:
+        (tmp_path / "not-ours").mkdir()
+        (tmp_path / "not-ours" / "file").touch()
+        cache = FeatureCache(tmp_path, 2**40)
+        with cache:
+            folders = [self.put(cache, name) for name in "abc"]
+        for age, folder in enumerate(folders):
+            os.utime(folder / CONTENT, (age, age))
+        with cache:
+            self.put(cache, "a")  # used again
+        cache.limit = 3 * frozen_module._size_of(folders[0])
+        with cache:
+            self.put(cache, "d")
+        assert [folder.exists() for folder in folders] == [True, False, True]
+        assert (tmp_path / "not-ours" / "file").exists()
+
+    def test_what_a_run_holds_is_kept_beyond_the_limit(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        with FeatureCache(tmp_path, 5000) as one, FeatureCache(tmp_path, 5000) as other:
+            held = self.put(one, "a")
+            assert self.put(other, "a") == held
+            self.put(other, "b")
+            assert held.exists()
+        assert "the features that runs hold take more than the limit of 0.0 GiB" in caplog.text
+        with FeatureCache(tmp_path, 5000) as third:
+            self.put(third, "c")
+        assert not held.exists()
+
+    def test_a_small_disk_is_noticed_before_anything_is_computed(self, small_disk: Callable[[int], Path]) -> None:
+        disk = small_disk(256)
+        with FeatureCache(disk, 2**40) as cache:
+            folder = self.put(cache, "a", 100_000)
+            with pytest.raises(OSError, match=r"features of frozen towers take .* GiB, but the disk of .* has"):
+                self.put(cache, "large", 4_000_000)
+            assert folder.exists()
+        with FeatureCache(disk, 2**40) as cache:
+            self.put(cache, "fits", 160_000)  # which now may remove the first one
+        assert not folder.exists()
+
+    def test_one_that_was_removed_while_another_waited_is_made_again(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        files, computed = store("texts", [1] * 5), list[int]()
-
-        def compute(row: CachedFeatures) -> torch.Tensor:
-            computed.extend(row.rows)
-            return torch.full((1, 6), float(row.rows[0]))
-
-        monkeypatch.setattr(batch_module, "_MOST_VECTORS", 3 * 6 * 4)
-        for _ in range(2):
-            assert CachedFeatures(files, range(5)).vectors(compute)[:, 0].tolist() == [0, 1, 2, 3, 4]
-        assert computed == [0, 1, 2, 3, 4, 3, 4]
-
-
-class TestPictures:
-    def test_rows_and_places_belong_together(self, store: Callable[[str, list[int]], RowFiles]) -> None:
-        frozen = FrozenImages(files=store("p", [1] * 18), num_views=3, seed=4)
-        places = [frozen.place(row) for row in range(18)]
-        assert [image for image, _ in places] == [image for image in range(6) for _ in range(3)]
-        assert len({int(draws.initial_seed()) for _, draws in places}) == 18
-        assert frozen.first_views([2, 0]).rows == (6, 0)
-        drawn = frozen.views([2] * 50 + [0], torch.Generator().manual_seed(0))
-        assert set(drawn.rows[:-1]) == {6, 7, 8}
-        assert drawn.rows[-1] in {0, 1, 2}
-        again = drawn.drawn(torch.Generator().manual_seed(1))
-        assert again.rows != drawn.rows
-        assert again.firsts == drawn.firsts
-        joined = type(drawn).cat([drawn, again])
-        assert joined.rows == drawn.rows + again.rows
-        assert set(joined.drawn(torch.Generator().manual_seed(2)).rows) <= {0, 1, 2, 6, 7, 8}
+        caplog.set_level(logging.INFO)
+        with FeatureCache(tmp_path, 2**40) as cache:
+            folder = self.put(cache, "a")
+        with ThreadPoolExecutor(1) as pool, FeatureCache(tmp_path, 2**40) as waiting:
+            with locked(folder):
+                result = pool.submit(self.put, waiting, "a")
+                while "waiting for it" not in caplog.text:
+                    time.sleep(0.01)
+                shutil.rmtree(folder)
+            assert result.result() == folder
+        assert len(Table(folder / "states.lance")) == 1
 
 
-class TestTexts:
-    def test_padding_does_not_count(self) -> None:
-        ids, mask = torch.tensor([[5, 6, 1], [5, 6, 7]]), torch.tensor([[1, 1, 0], [1, 1, 1]])
-        keys = text_keys(ids, mask)
-        assert keys[0] == text_keys(ids[:1, :2], mask[:1, :2])[0]
-        assert [key_ids(key).tolist() for key in keys] == [[5, 6], [5, 6, 7]]
-
-    def test_one_that_was_not_computed(self, store: Callable[[str, list[int]], RowFiles]) -> None:
-        ids = torch.tensor([[5, 6]])
-        texts = FrozenTexts(store("texts", [2]), text_keys(ids, torch.ones_like(ids)))
-        assert texts.features(ids, torch.ones_like(ids)).rows == (0,)
-        with pytest.raises(KeyError):
-            texts.features(ids + 1, torch.ones_like(ids))
+def test_padding_does_not_count_in_the_key_of_a_text() -> None:
+    ids, mask = torch.tensor([[5, 6, 1], [5, 6, 7]]), torch.tensor([[1, 1, 0], [1, 1, 1]])
+    keys = text_keys(ids, mask)
+    assert keys[0] == text_keys(ids[:1, :2], None)[0]
+    assert [key_ids(key).tolist() for key in keys] == [[5, 6], [5, 6, 7]]
 
 
 class TestExamples:
+    """Images in two views, whose states tell the row."""
+
     @pytest.fixture
-    def examples(
-        self, store: Callable[[str, list[int]], RowFiles], tiny_dataset: Path, tiny_processor: Processor
-    ) -> FrozenDataset:
+    def examples(self, tiny_dataset: Path, tiny_processor: Processor, tmp_path: Path) -> FrozenDataset:
         images = CaptionImages(DataConfig(folders=(str(tiny_dataset),)), "train", tiny_processor)
-        pairs = CaptionPairs(images, MaskingConfig(probability=0.5))
-        images.frozen = FrozenImages(files=store("p", [1] * 2 * len(images)), num_views=2, seed=0)
-        keys = needed_texts(FrozenDataset(pairs, 2, 0))
-        return FrozenDataset(pairs, 2, 0, FrozenTexts(store("t", [len(key_ids(key)) for key in keys]), keys))
+        images.frozen = torch.tensor
+        features = filled(tmp_path / "images", [1] * 2 * len(images), num_views=2)
+        examples = FrozenDataset(CaptionPairs(images, MaskingConfig(probability=0.5)), features, 2, 0)
+        keys = examples.needed_texts()
+        lengths = [len(key_ids(key)) for key in keys]
+        examples.texts = filled(tmp_path / "texts", lengths), {key: row for row, key in enumerate(keys)}
+        return examples
 
     def test_every_text_is_needed_once_and_short_ones_come_first(self, examples: FrozenDataset) -> None:
-        keys = needed_texts(FrozenDataset(examples.examples, 2, 0))
+        keys = examples.needed_texts()
         lengths = [len(key_ids(key)) for key in keys]
         assert lengths == sorted(lengths)
         assert len(set(keys)) == len(keys)
         captions = len({caption for said in examples.examples.images.all_captions() for caption in said})
         assert captions < len(keys) <= captions + 2 * len(examples)
 
+    def test_states_are_those_of_the_images_and_texts(self, examples: FrozenDataset) -> None:
+        key = BatchKey((3, 0, 3), 5)
+        batch: Any = examples[key]
+        views = [
+            (batch.image_states[:, 0, 0, 0] / 100).long()
+            for batch in (batch, *(examples[replace(key, seed=seed)] for seed in range(80)))
+        ]
+        owners = examples.examples.pairs[[3, 0, 3], 0]
+        assert all(torch.equal(rows // 2, owners) for rows in views)
+        assert {tuple(rows.tolist()) for rows in views} == {
+            tuple((2 * owners + torch.tensor(drawn)).tolist())
+            for drawn in torch.cartesian_prod(*[torch.arange(2)] * 3).tolist()
+        }
+        texts = examples.texts
+        assert texts is not None
+        for ids, states in ((batch.input_ids, batch.text_states), (batch.masked_input_ids, batch.masked_states)):
+            rows = [texts[1][one] for one in text_keys(ids, batch.attention_mask)]
+            assert torch.equal(states, texts[0].read(rows, ids.shape[1]))
+        hidden = batch.mlm_labels >= 0
+        assert torch.equal(batch.input_ids[hidden], batch.mlm_labels[hidden])
+        assert torch.equal(batch.input_ids[~hidden], batch.masked_input_ids[~hidden])
+
     def test_a_batch_depends_on_its_key_only_also_in_another_process(self, examples: FrozenDataset) -> None:
         key = BatchKey((3, 0, 3), 5)
-        batches = [examples[key], examples[key], pickle.loads(pickle.dumps(examples))[key]]
-        for batch in batches:
-            assert batch.input_ids.rows == batches[0].input_ids.rows
-            assert batch.masked_input_ids.rows == batches[0].masked_input_ids.rows
-            assert batch.pixel_values.rows == batches[0].pixel_values.rows
-            assert torch.equal(batch.mlm_labels, batches[0].mlm_labels)
-            assert len(batch) == 3
+        expected: Any = vars(examples[key])
+        for batch in (examples[key], pickle.loads(pickle.dumps(examples))[key]):
+            for name, value in vars(batch).items():
+                assert torch.equal(value, expected[name]) if isinstance(value, Tensor) else value == expected[name]
 
     def test_labels_of_a_step_are_those_of_its_batches(self, examples: FrozenDataset) -> None:
         step = tuple(BatchKey((number, number + 1), number) for number in range(3))
-        batch = examples[replace(step[0], step=step)]
+        batch: Any = examples[replace(step[0], step=step)]
+        alone: Any = examples[step[0]]
         assert int(batch.step_labels) == sum(int(examples[key].num_labels) for key in step)
-        assert batch.input_ids.rows == examples[step[0]].input_ids.rows
-        assert batch.pixel_values.rows == examples[step[0]].pixel_values.rows
-        assert examples[step[0]].step_labels is None
-
-    def test_labels_belong_to_the_masked_texts(self, examples: FrozenDataset) -> None:
-        batch = examples[BatchKey((1,), 0)]
-        keys = {row: key for key, row in examples.texts._row_of.items()}
-        plain, masked = (key_ids(keys[field.rows[0]]) for field in (batch.input_ids, batch.masked_input_ids))
-        hidden = batch.mlm_labels[0] >= 0
-        assert torch.equal(plain[hidden], batch.mlm_labels[0][hidden])
-        assert torch.equal(plain[~hidden], masked[~hidden])
+        assert alone.step_labels is None
+        assert torch.equal(batch.image_states, alone.image_states)
+        assert torch.equal(batch.masked_states, alone.masked_states)

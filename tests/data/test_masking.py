@@ -147,13 +147,6 @@ class TestWholeWords:
         chosen = [predicted[row, word] for row, tokens in enumerate(ids.tolist()) for word in self.words_of(tokens)]
         assert any(word.any() and not word.all() for word in chosen)
 
-    @pytest.mark.parametrize(
-        ("whole_word", "table"), [(True, None), (False, CONTINUES), (True, CONTINUES[:-1])], ids=["no", "idle", "short"]
-    )
-    def test_table_that_does_not_fit(self, whole_word, table):
-        with pytest.raises(ValueError, match="continues_word"):
-            mask(make_ids(2, 8), config=MaskingConfig(whole_word=whole_word), continues_word=table)
-
 
 @pytest.mark.parametrize(
     "values",
@@ -168,22 +161,3 @@ class TestWholeWords:
 def test_config_refuses(values):
     with pytest.raises(ValueError, match=next(iter(values))):
         MaskingConfig(**values)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"special_ids": [VOCAB]}, r"special or mask ids \[120\]"),
-        ({"mask_token_id": -1}, r"special or mask ids \[-1\]"),
-        ({"special_ids": range(VOCAB)}, "all 120 ids are special"),
-        ({"vocab_size": 5, "mask_token_id": 3}, "input ids are outside"),
-    ],
-)
-def test_ids_that_do_not_fit(changes, message):
-    with pytest.raises(ValueError, match=message):
-        mask(make_ids(4, 12), **changes)
-
-
-def test_ids_need_two_axes():
-    with pytest.raises(ValueError, match=r"input_ids are \[3\]"):
-        mask(torch.tensor([3, 4, 5]))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridgetower.data.batch import BatchKey, derive_seed
-from bridgetower.data.order import OneSetPerBatch, StepSampler
+from bridgetower.data.order import StepSampler
 
 
 def keys(num_examples: int, steps: Iterable[int] = range(4), **values: Any) -> list[BatchKey]:
@@ -95,26 +95,25 @@ class TestOneSetPerBatch:
 
     SETS = torch.tensor([0] * 11 + [1] * 6)
 
-    def order(self, seed: int = 0) -> OneSetPerBatch:
-        return OneSetPerBatch(self.SETS, 4, seed)
+    def order(self, epoch: int, seed: int = 0) -> torch.Tensor:
+        return StepSampler(17, batch_size=4, micro_batches=1, steps=range(9), seed=seed, sets=self.SETS).order(epoch)
 
     def test_whole_batches_are_of_one_set_and_the_rest_comes_last(self) -> None:
         for epoch in range(4):
-            examples = self.order().examples(epoch)
+            examples = self.order(epoch)
             assert sorted(examples.tolist()) == list(range(17))
             sets = [len(set(batch.tolist())) for batch in self.SETS[examples].split(4)]
             assert sets[:3] == [1, 1, 1]
             assert sets[3:] == [2, 1]
 
     def test_batches_of_the_sets_take_turns_by_seed_and_epoch_alone(self) -> None:
-        order = self.order()
-        assert torch.equal(self.order().examples(1), order.examples(1))
-        firsts = {int(self.SETS[self.order(seed).examples(epoch)[0]]) for seed in range(3) for epoch in range(3)}
+        assert torch.equal(self.order(1), self.order(1))
+        firsts = {int(self.SETS[self.order(epoch, seed)[0]]) for seed in range(3) for epoch in range(3)}
         assert firsts == {0, 1}
-        turns = {tuple(self.SETS[order.examples(epoch)[:12:4]].tolist()) for epoch in range(9)}
+        turns = {tuple(self.SETS[self.order(epoch)[:12:4]].tolist()) for epoch in range(9)}
         assert turns == {(0, 0, 1), (0, 1, 0), (1, 0, 0)}
-        whole = keys(17, range(9), order=order)
-        assert keys(17, range(5, 9), order=self.order()) == whole[5:]
+        whole = keys(17, range(9), sets=self.SETS)
+        assert keys(17, range(5, 9), sets=self.SETS) == whole[5:]
 
 
 class TestSeeds:

@@ -87,7 +87,7 @@ class TestPrepare:
         assert found["r4"][1]["labels"] == (["red", "warm"] if several else ["red"])
 
     def test_is_inspected(self, folder: Path, several: bool, tmp_path: Path) -> None:
-        report = inspect(folder).splits
+        _, report = inspect(folder)
         assert {name: split.texts for name, split in report.items()} == {"train": 24, "validation": 8, "test": 8}
         expected = dict.fromkeys(COLOURS, 2) | {"yellow": 1, "unknown": 1} | ({"warm": 3} if several else {})
         assert report["test"].classes == expected

@@ -8,17 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from bridgetower.data.batch import CachedFeatures
-from bridgetower.data.frozen import CachedViews, FrozenDataset, key_ids
+from bridgetower.data.batch import BatchKey
+from bridgetower.data.frozen import IMAGE_STATES, FeatureCache, FrozenDataset
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.towers import TextTower, VisionTower
-from bridgetower.rows import RowCache
 from bridgetower.tasks.run_config import RunConfig
-from bridgetower.training.frozen import frozen_examples
+from bridgetower.training.frozen import _View, frozen_examples
 from bridgetower.training.setup import TaskSetup, build_task
 from bridgetower.training.start import starting_checkpoint
+
+KEY = BatchKey(tuple(range(6)), 3)
+"""Of a batch for `recomputed`."""
 
 
 def prepared(config: RunConfig, cache: Path) -> tuple[BridgeTower, TaskSetup, FrozenDataset]:
@@ -28,7 +30,7 @@ def prepared(config: RunConfig, cache: Path) -> tuple[BridgeTower, TaskSetup, Fr
     if config.train_top is not None:
         model.train_top_layers(config.train_top)
     work = build_task(config, checkpoint, model)
-    return model, work, frozen_examples(config, model, work, RowCache(cache, 2**40), progress=False)
+    return model, work, frozen_examples(config, model, work, FeatureCache(cache, 2**40), progress=False)
 
 
 @contextmanager
@@ -48,18 +50,19 @@ def tower_passes() -> Iterator[Counter[str]]:
 
 
 def recomputed(batch: Any, work: TaskSetup, examples: FrozenDataset) -> Any:
-    """The same batch with pixels and token ids."""
-    pictures, processor = work.images[0], work.images[0].processor
-    frozen, pictures.frozen = pictures.frozen, None
-    assert frozen is not None
-    assert examples.texts is not None
-    keys = {row: key for key, row in examples.texts._row_of.items()}
-    values: dict[str, Tensor] = {}
-    for name, value in vars(batch).items():
-        if isinstance(value, CachedViews):
-            places = [frozen.place(row) for row in value.rows]
-            values[name] = torch.cat([pictures.views([image], draws) for image, draws in places])
-        elif isinstance(value, CachedFeatures):
-            values[name] = processor.pad([key_ids(keys[row]).tolist() for row in value.rows]).input_ids
-    pictures.frozen = frozen
+    """The same batch of `KEY` with pixels in the place of hidden states, of the views that have these."""
+    images, features = work.images[0], examples.images
+    shown = examples.examples[replace(KEY, seed=0)]
+    values: dict[str, Any] = {name: None for name in ("text_states", "masked_states") if hasattr(batch, name)}
+    frozen, images.frozen = images.frozen, None
+    view = _View(images, features.num_views, examples.seed)
+    for name in IMAGE_STATES:
+        if (numbers := getattr(shown, name)) is not None:
+            pixels = []
+            for number, states in zip(numbers.tolist(), getattr(batch, name), strict=True):
+                rows = range(number * features.num_views, (number + 1) * features.num_views)
+                seen = [row for row, known in zip(rows, features.read(rows), strict=True) if torch.equal(known, states)]
+                pixels.append(view(seen[0]))
+            values |= {name: None, name.replace("image_states", "pixel_values"): torch.stack(pixels)}
+    images.frozen = frozen
     return replace(batch, **values)

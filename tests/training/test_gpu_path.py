@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import contexts
 import tiny
-from bridgetower.data.batch import TOKENS, CachedFeatures, CaptionBatch
+from bridgetower.data.batch import CaptionBatch
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
 from bridgetower.data.masking import IGNORED
@@ -26,7 +26,6 @@ from bridgetower.objectives.losses import Losses, mlm_loss
 from bridgetower.objectives.matching import _draw
 from bridgetower.objectives.pretraining import PretrainingTask
 from bridgetower.processor import Processor
-from bridgetower.rows import RowFiles
 from bridgetower.tasks.run_config import OptimizerConfig, RunConfig
 from bridgetower.training.data_parallel import Replicated, set_numerics
 from bridgetower.training.optim import build_optimizer, parameter_groups
@@ -101,33 +100,24 @@ def test_a_step_does_not_wait_for_the_device(name: str, contrast_over: str) -> N
     assert "gradient_norm" in means
 
 
-def frozen_batches(folder: Path) -> list[CaptionBatch]:
-    """Batches of what frozen towers made before, as it lies in files."""
+def frozen_batches() -> list[CaptionBatch]:
+    """Batches of what frozen towers made before."""
     config, found = tiny.CONFIG, []
-    rows = {
-        "vision": [(config.vision.num_tokens, len(config.vision_layers), config.vision.hidden_size)] * 4,
-        "text": [(length, len(config.text_layers), config.text.hidden_size) for length in (5, 3, 7, 4)],
-    }
-    cached = {}
-    for name, sizes in rows.items():
-        files = RowFiles(folder, name, num_rows=len(sizes), rows_per_part=2)
-        for part in (0, 1):
-            files.write(part, {TOKENS: [torch.randn(size) for size in sizes[2 * part : 2 * part + 2]]})
-        cached[name] = CachedFeatures(files, range(4))
     for batch in batches(2):
-        texts = {"input_ids": cached["text"], "masked_input_ids": cached["text"]}
-        found.append(replace(batch, pixel_values=cached["vision"], **texts))
+        image = torch.randn(4, len(config.vision_layers), config.vision.num_tokens, config.vision.hidden_size)
+        text = torch.randn(4, len(config.text_layers), batch.input_ids.shape[1], config.text.hidden_size)
+        found.append(replace(batch, pixel_values=None, image_states=image, text_states=text, masked_states=text))
     return found
 
 
 @pytest.mark.parametrize("name", ["hard negatives", "contrast"])
-def test_a_step_on_frozen_features_does_not_wait_for_the_device(name: str, tmp_path: Path) -> None:
+def test_a_step_on_frozen_features_does_not_wait_for_the_device(name: str) -> None:
     config = run_config(**PHASES[name])
     model = on_gpu()
     model.vision.requires_grad_(False)
     model.text.requires_grad_(False)
     with NoWaiting():
-        means = step(PretrainingTask(model, config.task), config, given=frozen_batches(tmp_path))
+        means = step(PretrainingTask(model, config.task), config, given=frozen_batches())
     assert {value.device for value in means.values()} == {GPU}
 
 
@@ -266,9 +256,9 @@ def test_texts_of_all_lengths_share_their_graphs() -> None:
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_texts_padded_for_compiled_layers_have_the_same_losses(frozen: bool, tmp_path: Path) -> None:
+def test_texts_padded_for_compiled_layers_have_the_same_losses(frozen: bool) -> None:
     task = PretrainingTask(tiny.build(tiny.CONFIG), PretrainingConfig(phases=(EVERYTHING,)))
-    batch = frozen_batches(tmp_path)[0] if frozen else next(batches(1))
+    batch = frozen_batches()[0] if frozen else next(batches(1))
     expected = task(batch).parts
     task.model.text_multiple = 8
     assert task.encode(batch).texts["plain"].layers[0].shape[1] == 8  # in place of 7

@@ -21,22 +21,20 @@ import PIL
 import pytest
 import torch
 from fitting import KINDS
-from freezing import prepared, recomputed, tower_passes
+from freezing import KEY, prepared, recomputed, tower_passes
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import shapes
 from bridgetower.checkpoints import read_checkpoint
-from bridgetower.data.batch import BatchKey, CachedFeatures
-from bridgetower.data.frozen import CachedViews
+from bridgetower.data.batch import BatchKey
+from bridgetower.data.store import Table
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.towers import VisionTransformer
 from bridgetower.objectives.config import PretrainingConfig
-from bridgetower.objectives.encoding import encode_image, encode_text
-from bridgetower.rows import RowCache
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.table import RECIPES
-from bridgetower.training.frozen import _Towers
+from bridgetower.training.frozen import _View
 from bridgetower.training.run import train
 from bridgetower.training.setup import TaskSetup
 from bridgetower.training.step import does_not_fit
@@ -79,6 +77,11 @@ def autocast(precision: str) -> AbstractContextManager[object]:
     return torch.autocast("cpu", dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
+def versions(cache: Path) -> dict[Path, int]:
+    """The version of each table of a cache, which another commit changes."""
+    return {path: Table(path).version for path in cache.glob("*/states.lance")}
+
+
 def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     assert one.keys() == other.keys()
     return max(float((one[name] - other[name]).abs().max()) for name in one)
@@ -91,7 +94,7 @@ class TestSteps:
         self, all_runs: dict[str, RunConfig], kind: str, precision: Any, tmp_path: Path
     ) -> None:
         model, work, examples = prepared(replace(all_runs[kind], precision=precision), tmp_path)
-        batch = examples[BatchKey(tuple(range(6)), 3)]
+        batch = examples[KEY]
         asked = recomputed(batch, work, examples)
         exact = step(model, work, asked)[1]
         with autocast(precision):
@@ -127,7 +130,7 @@ class TestSteps:
     ) -> None:
         config = replace(all_runs[kind], train_top=top)
         model, work, examples = prepared(config, tmp_path)
-        batch = examples[BatchKey(tuple(range(6)), 3)]
+        batch = examples[KEY]
         run: set[str] = set()
         for name, module in model.named_modules():
             module.register_forward_hook(lambda *_, name=name: run.add(name))
@@ -143,42 +146,39 @@ class TestSteps:
         metrics = work.evaluate()
         work.images[1].frozen = None
         assert metrics == pytest.approx(work.evaluate(), abs=1e-6)
-        written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/rows-*")}
+        written = versions(tmp_path)
         prepared(replace(config, max_steps=2), tmp_path)
-        assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/rows-*")} == written
+        assert versions(tmp_path) == written
 
     def test_half_precision_on_the_disk_loses_nothing_that_autocast_reads(
         self, all_runs: dict[str, RunConfig], tmp_path: Path
     ) -> None:
         model, work, examples = prepared(replace(all_runs["pretraining"], precision="bf16"), tmp_path)
-        frozen = work.images[0].frozen
-        assert frozen is not None
-        batch: Any = examples[BatchKey(tuple(range(6)), 3)]
-        first = replace(batch, pixel_values=CachedViews(frozen.files, range(32), num_views=3))
-        pixels = recomputed(first, work, examples).pixel_values
-        with autocast("bf16"), torch.no_grad():
-            expected = model.vision(pixels, model.config.vision_layers)  # in the batch in which it was computed
-        for stored, asked in zip(first.pixel_values.layers(), expected, strict=True):
+        work.images[0].frozen = None
+        view = _View(work.images[0], 3, examples.seed)
+        pixels = torch.stack([view(row) for row in range(32)])
+        with autocast("bf16"), torch.no_grad():  # in the batch in which it was computed
+            expected = model.vision(pixels, model.config.vision_layers)
+        for stored, asked in zip(examples.images.read(range(32)).unbind(1), expected, strict=True):
             assert torch.equal(stored, asked.bfloat16())  # to which autocast rounds what a projection reads
 
     def test_control_other_views_differ(self, all_runs: dict[str, RunConfig], tmp_path: Path) -> None:
         model, work, examples = prepared(all_runs["pretraining"], tmp_path)
-        batch: Any = examples[BatchKey(tuple(range(6)), 3)]
+        batch: Any = examples[KEY]
         losses, _ = step(model, work, batch)
-        views = batch.pixel_values
-        other = CachedViews(views.files, views.firsts, num_views=3, rows=[first + 2 for first in views.firsts])
-        assert distance(losses, step(model, work, replace(batch, pixel_values=other))[0]) > 1e-3
+        others = (replace(batch, image_states=examples[replace(KEY, seed=seed)].image_states) for seed in range(4, 9))
+        assert max(distance(losses, step(model, work, other)[0]) for other in others) > 1e-3
 
-    def test_every_view_of_a_picture_is_seen_with_every_text(
+    def test_every_view_of_an_image_is_seen_with_every_text(
         self, all_runs: dict[str, RunConfig], tmp_path: Path
     ) -> None:
         _, _, examples = prepared(all_runs["pretraining"], tmp_path)
         batches: list[Any] = [examples[BatchKey((0,), seed)] for seed in range(60)]
-        seen = {(batch.pixel_values.rows, batch.masked_input_ids.rows) for batch in batches}
-        assert len(seen) == 3 * len({texts for _, texts in seen})
-        assert len({texts for _, texts in seen}) == 3
+        seen = {(float(batch.image_states.sum()), float(batch.masked_states.sum())) for batch in batches}
+        assert [len({each[place] for each in seen}) for place in (0, 1)] == [3, 3]
+        assert len(seen) == 9
         again: Any = examples[BatchKey((0,), 5)]
-        assert again.pixel_values.rows == batches[5].pixel_values.rows
+        assert torch.equal(again.image_states, batches[5].image_states)
 
     def test_what_is_evaluated_is_the_same(self, all_runs: dict[str, RunConfig], tmp_path: Path) -> None:
         config = all_runs["pretraining"]
@@ -217,10 +217,10 @@ class TestRun:
         changed = {name for name in before if not torch.equal(before[name], after[name])}
         towers = {".".join(name.split(".")[:3]) for name in changed if name.startswith(("vision.", "text."))}
         assert towers == {"vision.layers.1", "text.layers.1"}
-        written = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("*/rows-*")}
+        written = versions(tmp_path / "cache")
         again = replace(config, init=str(tmp_path / "run"), max_steps=1)  # the same layers below
         train(again, tmp_path / "again", feature_cache=tmp_path / "cache", progress=False)
-        assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("*/rows-*")} == written
+        assert versions(tmp_path / "cache") == written
 
     def test_stopped_and_continued_it_ends_with_the_same_bits(
         self,
@@ -247,24 +247,28 @@ class TestRun:
         command = [forked / "python", "-c", KILLED, tmp_path / "config.pickle"]
         killed = subprocess.run(command, cwd=Path(__file__).parent)
         assert killed.returncode == -signal.SIGKILL
-        (half,) = cache.glob("*/.rows-00000.safetensors.*")  # in the folder of the second of three files
-        assert len(list(cache.glob("*/rows-*"))) == 1
+        half = [len(Table(path)) for path in cache.glob("*/states.lance")]
+        assert half == [32]  # of 81
         with tower_passes() as passes:
             assert train(config, out, feature_cache=cache, progress=False) == whole[1]
-        assert not half.exists()
-        assert passes["vision"] == whole[2]["vision"] - 3 * 27 // 32 - 1  # of all views of the training images
+        assert passes["vision"] == whole[2]["vision"] - 1
         assert same_weights(out / "last", whole[0] / "last")
 
 
 KILLED = """
-import pickle, signal, sys
+import os, pickle, signal, sys
 from pathlib import Path
-sys.path.insert(0, str(Path.cwd().parent))
-import kills
+from bridgetower.data import frozen, store
 from bridgetower.tasks.table import RECIPES
+from bridgetower.training.frozen import _View
 from bridgetower.training.run import train
 config, out, cache = pickle.loads(Path(sys.argv[1]).read_bytes())
-kills.before(kills.renamed("*/rows-00000.safetensors"), 2, lambda: kills.send(signal.SIGKILL))
+frozen._COMMIT_BYTES = 32 * 4 * 5 * 2 * 8  # bytes of a batch of views
+append, commits = store.Table.append, []
+def killed(table, rows):
+    append(table, rows) if not commits else os.kill(os.getpid(), signal.SIGKILL)
+    commits.append(len(rows))
+store.Table.append = killed
 train(config, out, feature_cache=cache, progress=False)
 """
 
@@ -310,13 +314,15 @@ class TestCache:
             prepared(replace(config, init=str(changed)), tmp_path / "cache")
         assert set(passes) == {part}
 
-    def test_other_layers_of_the_same_tower(self, all_runs: dict[str, RunConfig], tmp_path: Path) -> None:
-        model, _, _ = prepared(all_runs["vqa"], tmp_path)
-        towers = _Towers(model, RowCache(tmp_path, 0), 0, shown=False)
-        one, other = (
-            towers._content(model.vision, model.config.vision, layers, torch.float32) for layers in ((1, 2), (2, 3))
+    def test_other_layers_of_the_same_tower(self, tiny_dataset: Path, tmp_path: Path) -> None:
+        config = shapes.run_config(tiny_dataset, freeze_towers=True)
+        meter = replace(config, model=config.model.override({"fusion.bridge": None}))
+        towers = [prepared(run, tmp_path)[0].state_dict() for run in (config, meter)]
+        assert all(
+            torch.equal(towers[1][name], value) for name, value in towers[0].items() if name.startswith("vision")
         )
-        assert one != other
+        layers = [json.loads(path.read_text())["layers"] for path in tmp_path.glob("*/content.json")]
+        assert sorted(layers) == [[1, 2]] * 3 + [[2]] * 3
 
     def test_everything_may_be_moved(
         self, all_runs: dict[str, RunConfig], tmp_path: Path, tiny_checkpoint: Path, tiny_dataset: Path
@@ -331,7 +337,7 @@ class TestCache:
         )
         with tower_passes() as passes:
             model, work, examples = prepared(moved, tmp_path / "moved")
-            batch = examples[BatchKey(tuple(range(6)), 3)]
+            batch = examples[KEY]
             losses, _ = step(model, work, batch)
         assert not passes
         assert distance(losses, step(model, work, recomputed(batch, work, examples))[0]) < 1e-5
@@ -343,7 +349,7 @@ class TestCache:
         with ProcessPoolExecutor(2, mp_context=get_context("forkserver")) as pool:
             both = list(pool.map(passes_of, [config] * 2, [tmp_path / "both"] * 2))
         assert both[0] + both[1] == alone
-        assert len(list((tmp_path / "both").glob("*/rows-*"))) == 3
+        assert len(list((tmp_path / "both").glob("*/states.lance"))) == 3
 
     def test_what_they_were_computed_from_is_written_down(self, all_runs: dict[str, RunConfig], tmp_path: Path) -> None:
         _, work, _ = prepared(all_runs["vqa"], tmp_path)
@@ -385,29 +391,6 @@ def passes_of(config: RunConfig, cache: Path) -> Counter[str]:
     with tower_passes() as passes:
         prepared(config, cache)
     return passes
-
-
-class TestVectors:
-    def test_they_are_those_of_whole_batches_and_are_computed_once(
-        self, all_runs: dict[str, RunConfig], tmp_path: Path
-    ) -> None:
-        model, _, examples = prepared(all_runs["pretraining"], tmp_path)
-        batch: Any = examples[BatchKey(tuple(range(6)), 3)]
-        text, image = batch.input_ids, batch.pixel_values
-        for _ in range(2):
-            vectors = (
-                encode_image(model, image, outputs="cls").cls,
-                encode_text(model, text, batch.attention_mask, outputs="cls").cls,
-            )
-            whole = encode_image(model, image).cls, encode_text(model, text, batch.attention_mask).cls
-            assert all((one - other).abs().max() < 1e-5 for one, other in zip(vectors, whole, strict=True))
-        assert set(image.files.vectors) == set(image.rows)
-        assert set(text.files.vectors) == set(text.rows)
-
-        def never(features: CachedFeatures) -> Tensor:
-            raise AssertionError("computed again")
-
-        assert torch.equal(image.vectors(never), vectors[0])
 
 
 def test_random_towers_are_warned_of(tiny_dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -26,7 +26,7 @@ from bridgetower.extras import load_object, require
 from bridgetower.files import one_line, require_parent
 
 if TYPE_CHECKING:
-    from bridgetower.data.inspection import Report, SplitReport
+    from bridgetower.data.inspection import SplitReport
     from bridgetower.data.prepared_set import DatasetInfo
 
 
@@ -119,21 +119,20 @@ def inspect(
         require_parent(html)
     progress = sys.stderr.isatty()
     own = None if schema is None else load_object("--schema", schema, Schema)
-    report = read_report(folder, schema=own, check=check, progress=progress)
+    info, splits = read_report(folder, schema=own, check=check, progress=progress)
     if html is not None:
         write_samples(folder, html, schema=own, num_samples=num_samples, seed=seed)
     if is_json(json):
-        emit(_as_json(report, html))
+        emit(_as_json(info, splits, html))
     else:
-        _print_tables(report)
+        _print_tables(info, splits)
         emit_following("train", "RECIPE", "--data.folders", folder, "--out", "runs/new")
 
 
-def _as_json(report: Report, html: Path | None) -> dict[str, Any]:
-    info = report.info
+def _as_json(info: DatasetInfo, splits: Mapping[str, SplitReport], html: Path | None) -> dict[str, Any]:
     return {
         **{"name": info.name, "kind": info.kind, "split_rule": info.split_rule, "protocol": info.protocol},
-        "splits": {name: _split_as_json(split) for name, split in report.splits.items()},
+        "splits": {name: _split_as_json(split) for name, split in splits.items()},
         "left_out": dict(info.left_out),
         "html": None if html is None else str(html),
     }
@@ -142,14 +141,14 @@ def _as_json(report: Report, html: Path | None) -> dict[str, Any]:
 def _split_as_json(split: SplitReport) -> dict[str, Any]:
     published = None if split.published is None else vars(split.published)
     counts = {"images": split.images, "texts": split.texts, "published": published}
-    return {**counts, "words": vars(split.words), "classes": dict(split.classes)}
+    return {**counts, "words": split.words, "classes": dict(split.classes)}
 
 
-def _print_tables(report: Report) -> None:
+def _print_tables(info: DatasetInfo, splits: Mapping[str, SplitReport]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    info, console = report.info, Console()
+    console = Console()
 
     def show(line: str) -> None:
         console.print(one_line(line), highlight=False, markup=False)
@@ -158,14 +157,14 @@ def _print_tables(report: Report) -> None:
     if info.protocol:
         show(info.protocol)
     table = Table("split", "images", "texts", "words: median, longest", "published by")
-    for name, split in report.splits.items():
+    for name, split in splits.items():
         published = split.published
         images, texts = (None, None) if published is None else (published.images, published.texts)
         counts = _of(split.images, images), _of(split.texts, texts)
         source = "" if published is None else published.source
-        table.add_row(name, *counts, f"{split.words.median}, {split.words.longest}", source)
+        table.add_row(name, *counts, f"{split.words['median']}, {split.words['longest']}", source)
     console.print(table)
-    for name, split in report.splits.items():
+    for name, split in splits.items():
         if split.classes:
             classes = ", ".join(f"{label} {count:,}" for label, count in split.classes.items())
             show(f"{name}: {classes}")

@@ -89,10 +89,6 @@ def soft_targets(answers: Iterable[str], vocabulary: Container[str]) -> dict[str
 
     With fewer than four annotators the score is the share of them that gave the answer, so that the answer of a single
     person, as in Visual Genome, has score 1 (official `write_vgqa.py`).
-
-    Args:
-        answers: Of the annotators, as they are in the files.
-        vocabulary: Normalised answers that can be chosen.
     """
     counts = Counter(map(normalise_answer, answers))
     total = counts.total()
@@ -107,10 +103,6 @@ def answer_vocabulary(first_choices: Iterable[str], *, min_count: int = MIN_COUN
     """Returns the normalised answers that are the first choice of enough questions, in order of first appearance.
 
     Classifiers of released checkpoints depend on that order.
-
-    Args:
-        first_choices: `multiple_choice_answer` of every annotation, training set first, then validation set.
-        min_count: Fewest questions.
     """
     counts = Counter(map(normalise_answer, first_choices))
     return tuple(answer for answer, count in counts.items() if count >= min_count)
@@ -125,7 +117,6 @@ def vocabulary_file(answers: Sequence[str]) -> dict[str, list[str]]:
 
 
 def read_vocabulary(folder: str | Path) -> tuple[str, ...]:
-    """Reads the answers of a set."""
     path = Path(folder) / ANSWERS_FILE
     if not path.is_file():
         raise FileNotFoundError(f"no {ANSWERS_FILE} in {folder}; give a VQA set that `bridgetower prepare` wrote")

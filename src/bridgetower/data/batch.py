@@ -13,10 +13,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bridgetower.data.masking import IGNORED
-from bridgetower.processor.loading import CPU
-from bridgetower.rows import RowFiles
-
-_MOST_VECTORS = 2**28  # bytes that are kept of vectors of the rows of one set of files
 
 
 @dataclass(frozen=True)
@@ -38,9 +34,7 @@ class BatchKey:
 class BatchDataset(Protocol):
     """A set of examples, addressed by batch: a `torch.utils.data.Dataset` whose items are batches."""
 
-    def __len__(self) -> int:
-        """Number of examples."""
-        ...
+    def __len__(self) -> int: ...
 
     def __getitem__(self, key: BatchKey) -> Batch:
         """Builds the batch that `key` names, from nothing else."""
@@ -59,65 +53,6 @@ _FILLS = {"input_ids": 0, "masked_input_ids": 0, "attention_mask": 0, "mlm_label
 _Batch = TypeVar("_Batch", bound="Batch")
 
 
-TOKENS = "tokens"
-"""The field of files with cached features: the bridged hidden states of each token [L, K, W]."""
-
-
-class CachedFeatures:
-    """Hidden states of a frozen tower for some images or texts, in the place of pixel values or token ids.
-
-    They are read by `layers` only, so that they cost nothing on the way through a data loader.
-    """
-
-    def __init__(self, files: RowFiles, rows: Sequence[int]) -> None:
-        self.files, self.rows = files, tuple(rows)
-        self.length = 0  # tokens that rows are filled up to at least
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def layers(self, top: int = 0, *, device: torch.device = CPU) -> list[Float[Tensor, "b l w"]]:
-        """Returns the hidden states of the `top` bridged layers, 0 for all; shorter rows are filled up with zeros.
-
-        A GPU gets them out of pinned memory, in one copy that nothing waits for.
-        """
-        rows = [values[:, -top:] for values in self.files.read(TOKENS, self.rows)]
-        longest, pinned = max(self.length, *map(len, rows)), device.type == "cuda"
-        padded = torch.zeros(len(rows), longest, *rows[0].shape[1:], dtype=rows[0].dtype, pin_memory=pinned)
-        for place, row in zip(padded, rows, strict=True):
-            place[: len(row)] = row
-        return list(padded.to(device, non_blocking=True).unbind(2))
-
-    def vectors(self, compute: Callable[[CachedFeatures], Float[Tensor, "1 f"]]) -> Float[Tensor, "b f"]:
-        """Returns a vector of each row, computed once and kept in memory if there is room.
-
-        Args:
-            compute: The vector of one row; the same function at every call with these files.
-        """
-        return torch.cat([self._vector(row, compute) for row in self.rows])
-
-    def _vector(self, row: int, compute: Callable[[CachedFeatures], Tensor]) -> Tensor:
-        kept = self.files.vectors
-        if row in kept:
-            return kept[row]
-        with torch.no_grad():
-            vector = compute(CachedFeatures(self.files, [row]))
-        if len(kept) * vector.nbytes < _MOST_VECTORS:
-            kept[row] = vector
-        return vector
-
-    def first(self, count: int) -> CachedFeatures:
-        """Returns the first rows, filled up to the length of all."""
-        found = CachedFeatures(self.files, self.rows[:count])
-        found.length = max(map(len, self.files.read(TOKENS, self.rows)))
-        return found
-
-    @classmethod
-    def cat(cls, parts: Sequence[Self]) -> Self:
-        """Joins rows of the same files."""
-        return cls(parts[0].files, [row for part in parts for row in part.rows])
-
-
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """Examples of a task; what the task does not read is None.
@@ -129,18 +64,29 @@ class Batch:
         input_ids: The text of each example.
         attention_mask: 0 on padding; None if nothing is padded.
         labels: Classes [b], numbers [b], or a score of each class [b, k]; None where they are not known.
+        image_states, image_states_2: What a frozen tower made of the images, in the place of pixels: the hidden states
+            of some layers.
+        text_states: Likewise of the texts, beside their ids.
     """
 
     ids: tuple[str, ...] = ()
     seed: int = 0
-    pixel_values: Float[Tensor, "b 3 h w"] | CachedFeatures | None = None
-    pixel_values_2: Float[Tensor, "b 3 h w"] | CachedFeatures | None = None
-    input_ids: Int[Tensor, "b l"] | CachedFeatures | None = None
+    pixel_values: Float[Tensor, "b 3 h w"] | None = None
+    pixel_values_2: Float[Tensor, "b 3 h w"] | None = None
+    input_ids: Int[Tensor, "b l"] | None = None
     attention_mask: Int[Tensor, "b l"] | None = None
     labels: Int[Tensor, " b"] | Float[Tensor, " b"] | Float[Tensor, "b k"] | None = None
+    image_states: Float[Tensor, "b n p v"] | None = None
+    image_states_2: Float[Tensor, "b n p v"] | None = None
+    text_states: Float[Tensor, "b n l t"] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def num_images(self) -> int:
+        first, second = (self.pixel_values, self.image_states), (self.pixel_values_2, self.image_states_2)
+        return sum(any(each is not None for each in given) for given in (first, second))
 
     def to(self, device: torch.device) -> Self:
         """Moves every tensor."""
@@ -151,7 +97,6 @@ class Batch:
         return self._map(Tensor.pin_memory)
 
     def copied(self) -> Self:
-        """Copies every tensor."""
         return self._map(Tensor.clone)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
@@ -170,16 +115,17 @@ class CaptionBatch(Batch):
         step_labels: Number of labels in all micro-batches of this process in the step, where they are counted.
         mlm_weight: What MLM of this batch is multiplied with; None is 1.
         mlm_positions: Where `mlm_labels` has ids, counted over the whole batch; a GPU would have to be waited for.
+        masked_states: Hidden states of the texts with words hidden.
     """
 
-    pixel_values: Float[Tensor, "b 3 h w"] | CachedFeatures
-    input_ids: Int[Tensor, "b l"] | CachedFeatures
-    masked_input_ids: Int[Tensor, "b l"] | CachedFeatures
+    input_ids: Int[Tensor, "b l"]
+    masked_input_ids: Int[Tensor, "b l"]
     mlm_labels: Int[Tensor, "b l"]
     image_index: Int[Tensor, " b"]
     step_labels: Int[Tensor, ""] | None = None
     mlm_weight: Float[Tensor, ""] | None = None
     mlm_positions: Int[Tensor, " n"] | None = None
+    masked_states: Float[Tensor, "b n l t"] | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -193,7 +139,6 @@ class CaptionBatch(Batch):
 
     @property
     def num_labels(self) -> Int[Tensor, ""]:
-        """Number of words to be predicted."""
         return (self.mlm_labels != IGNORED).sum()
 
 
@@ -207,25 +152,17 @@ class RankingBatch(Batch):
         image_index: Equal numbers mark the same image, or images with the same captions.
     """
 
-    pixel_values: Float[Tensor, "b 3 h w"] | CachedFeatures
-    input_ids: Int[Tensor, "t l"] | CachedFeatures
+    input_ids: Int[Tensor, "t l"]
     attention_mask: Int[Tensor, "t l"] | None = None
     image_index: Int[Tensor, " b"]
 
 
 def joined(parts: Sequence[_Batch], *, seed: int) -> _Batch:
-    """Puts batches of one kind together; texts are filled up to the longest, and the mask goes where nothing is padded.
-
-    Args:
-        parts: With explicit masks.
-        seed: Of the whole.
-    """
+    """Puts batches of one kind together; texts are filled up, and the mask goes where nothing is padded."""
     values: dict[str, Any] = {"seed": seed, "ids": tuple(name for part in parts for name in part.ids)}
     for field in fields(parts[0]):
         items = [getattr(part, field.name) for part in parts]
-        if isinstance(items[0], CachedFeatures):
-            values[field.name] = type(items[0]).cat(items)
-        elif isinstance(items[0], Tensor):
+        if isinstance(items[0], Tensor):
             values[field.name] = _stacked(items, _FILLS.get(field.name))
     mask = values.get("attention_mask")
     if mask is not None and bool(mask.all()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from hashlib import blake2b
 
 import numpy as np
@@ -16,7 +17,7 @@ from bridgetower.data.config import DataConfig, MaskingConfig
 from bridgetower.data.masking import IGNORED, mask_tokens
 from bridgetower.data.prepared import PreparedImages
 from bridgetower.data.views import drop_words
-from bridgetower.processor import Processor, TextBatch
+from bridgetower.processor import Processor
 
 DRAWN = -1
 """Number of a caption that is drawn each time."""
@@ -30,21 +31,11 @@ class CaptionImages(PreparedImages):
     """
 
     def __init__(self, config: DataConfig, splits: str | Sequence[str], processor: Processor) -> None:
-        """Opens the sets.
-
-        Raises:
-            FileNotFoundError: A set or its split is missing.
-            ValueError: No set is given, or one holds no captions.
-        """
         super().__init__(config, splits, processor)
-        numbers, places = np.unique(self.image_of.numpy(), return_inverse=True)
-        first = np.full(len(numbers), len(places))
-        np.minimum.at(first, places, np.arange(len(places)))
+        numbers, first, places = np.unique(self.image_of.numpy(), return_index=True, return_inverse=True)
         order = first.argsort()
-        rank = np.empty_like(order)
-        rank[order] = np.arange(len(order))
         self._images = torch.from_numpy(numbers[order])
-        self.owner = torch.from_numpy(rank[places])
+        self.owner = torch.from_numpy(order.argsort()[places])
         self._by_image = self.owner.argsort(stable=True)
         self._caption_ends = self.owner.bincount(minlength=len(order)).cumsum(0)
 
@@ -52,17 +43,14 @@ class CaptionImages(PreparedImages):
         return len(self._images)
 
     def captions(self, images: Sequence[int]) -> list[list[str]]:
-        """Returns all captions of each image."""
         numbers = [self._examples_of(image) for image in images]
         texts = iter(self.examples([number for own in numbers for number in own]))
         return [[next(texts)["entry"] for _ in own] for own in numbers]
 
     def names(self, images: Sequence[int]) -> list[str]:
-        """Returns the name of each image."""
         return [example["id"] for example in self.examples([self._examples_of(image)[0] for image in images])]
 
     def all_captions(self) -> list[list[str]]:
-        """Returns the captions of every image."""
         found: list[list[str]] = [[] for _ in range(len(self))]
         for image, example in zip(self.owner.tolist(), self.scan(), strict=True):
             found[image].append(example["entry"])
@@ -77,22 +65,12 @@ class CaptionImages(PreparedImages):
     def texts(
         self, max_captions: int | None = None, owners: Int[Tensor, " n"] | None = None
     ) -> tuple[list[str], Int[Tensor, " t"]]:
-        """Returns captions of every image, and the image that each belongs to.
-
-        Args:
-            max_captions: At most so many of an image, the first ones; None: all.
-            owners: From `owners`: captions that images share are returned once, as those of the first one.
-        """
+        """Returns captions of every image, and the image that each belongs to."""
         every = self.all_captions()
         shown = range(len(self)) if owners is None else owners.unique().tolist()
         chosen = [every[image][:max_captions] for image in shown]
         index = torch.tensor(shown).repeat_interleave(torch.tensor([len(captions) for captions in chosen]))
         return [caption for captions in chosen for caption in captions], index
-
-    def identities(self, images: Sequence[int]) -> Int[Tensor, " b"]:
-        """Returns a number for each image, which is the same for images with the same captions, in every process."""
-        contents = (repr(captions).encode() for captions in self.captions(images))
-        return torch.tensor([int.from_bytes(blake2b(content, digest_size=7).digest()) for content in contents])
 
     def pairs(self) -> Int[Tensor, "p 2"]:
         """Lists pairs of an image and an example to train on, which is `DRAWN` where a caption is drawn each time."""
@@ -103,15 +81,27 @@ class CaptionImages(PreparedImages):
         images = self.owner[self.repeated(firsts)]
         return torch.stack([images, torch.full_like(images, DRAWN)], dim=1)
 
-    def chosen(self, pairs: Sequence[Sequence[int]], generator: torch.Generator) -> tuple[tuple[str, ...], list[str]]:
-        """Returns the name and the caption of each pair, or a drawn one, with words dropped by the config."""
+    def set_numbers(self, images: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+        return torch.searchsorted(torch.tensor(self._image_starts[1:]), self._images[images], right=True)
+
+    def chosen(
+        self, pairs: Sequence[Sequence[int]], generator: torch.Generator, identified: Sequence[int] = ()
+    ) -> tuple[tuple[str, ...], list[str], Int[Tensor, " i"]]:
+        """Returns the name and the caption of each pair, or a drawn one, with words dropped by the config.
+
+        Beside them, a number for each identified image: the same for images with the same captions, in every process.
+        """
         numbers = []
         for image, number in pairs:
             own = self._examples_of(image)
             numbers.append(own[int(torch.randint(len(own), (), generator=generator))] if number == DRAWN else number)
-        examples = self.examples(numbers)
-        texts = [drop_words(example["entry"], self.config.word_dropout, generator) for example in examples]
-        return tuple(example["id"] for example in examples), texts
+        captions = [self._examples_of(image) for image in identified]
+        needed = list({*numbers, *(number for own in captions for number in own)})
+        found = dict(zip(needed, self.examples(needed), strict=True))
+        texts = [drop_words(found[number]["entry"], self.config.word_dropout, generator) for number in numbers]
+        contents = (repr([found[number]["entry"] for number in own]).encode() for own in captions)
+        identities = [int.from_bytes(blake2b(content, digest_size=7).digest()) for content in contents]
+        return tuple(found[number]["id"] for number in numbers), texts, torch.tensor(identities, dtype=torch.int64)
 
     def _in_sets(self, images: Sequence[int]) -> Sequence[int]:
         found: list[int] = self._images[list(images)].tolist()
@@ -126,14 +116,8 @@ class CaptionImages(PreparedImages):
 class CaptionPairs(Dataset[CaptionBatch]):
     """(image, caption) pairs for training, addressed by batch."""
 
-    def __init__(self, images: CaptionImages, masking: MaskingConfig | None) -> None:
-        """Lists the pairs.
-
-        Args:
-            images: With their captions.
-            masking: Which words are hidden; None hides none.
-        """
-        self.images, self.masking, self.config = images, masking, images.config
+    def __init__(self, images: CaptionImages, masking: MaskingConfig | None, *, with_images: bool = True) -> None:
+        self.images, self.masking, self.with_images = images, masking, with_images
         self.pairs = images.pairs()
 
     def __len__(self) -> int:
@@ -141,54 +125,41 @@ class CaptionPairs(Dataset[CaptionBatch]):
 
     @property
     def set_numbers(self) -> Int[Tensor, " n"]:
-        """The set of each pair."""
-        return _sets(self.images, self.pairs)
+        return self.images.set_numbers(self.pairs[:, 0])
 
     def __getitem__(self, key: BatchKey) -> CaptionBatch:
-        """Builds the batch that `key` names.
-
-        Raises:
-            ValueError: An image cannot be decoded; its name is in the error.
-        """
         generator = torch.Generator().manual_seed(key.seed)
-        ids, text, masked, labels = self._texts(key, generator)
-        images = self.pairs[list(key.examples), 0]
+        images = self.pairs[list(key.examples), 0].tolist()
+        batch = self._texts(key, generator, images)
+        counts = [self._texts(other, torch.Generator().manual_seed(other.seed), ()).num_labels for other in key.step]
+        fields = self.images.fields(images, generator) if self.with_images else {}
+        return replace(batch, **fields, step_labels=torch.stack(counts).sum() if counts else None)
+
+    def _texts(self, key: BatchKey, generator: torch.Generator, identified: Sequence[int]) -> CaptionBatch:
+        """Draws captions and hides words."""
+        processor = self.images.processor
+        ids, captions, identities = self.images.chosen(self.pairs[list(key.examples)].tolist(), generator, identified)
+        text = processor.pad(processor.token_ids(captions, truncate=True))
+        masked, labels = text.input_ids, torch.full_like(text.input_ids, IGNORED)
+        if self.masking is not None:
+            masked, labels = mask_tokens(
+                text.input_ids,
+                config=self.masking,
+                special_ids=processor.special_ids,
+                mask_token_id=processor.mask_token_id,
+                vocab_size=processor.vocab_size,
+                generator=generator,
+                continues_word=processor.continues_word if self.masking.whole_word else None,
+            )
         return CaptionBatch(
-            pixel_values=self.images.views(images.tolist(), generator),
             input_ids=text.input_ids,
             attention_mask=text.attention_mask,
             masked_input_ids=masked,
             mlm_labels=labels,
-            image_index=self.images.identities(images.tolist()),
+            image_index=identities,
             ids=ids,
             seed=key.seed,
-            step_labels=torch.tensor(sum(map(self._num_labels, key.step))) if key.step else None,
         )
-
-    def _num_labels(self, key: BatchKey) -> int:
-        """Number of labels in the batch that `key` names, without reading its images."""
-        *_, labels = self._texts(key, torch.Generator().manual_seed(key.seed))
-        return int((labels != IGNORED).sum())
-
-    def _texts(
-        self, key: BatchKey, generator: torch.Generator
-    ) -> tuple[tuple[str, ...], TextBatch, Int[Tensor, "b l"], Int[Tensor, "b l"]]:
-        """Draws captions and hides words: names, the texts, masked ids and labels."""
-        processor = self.images.processor
-        ids, captions = self.images.chosen(self.pairs[list(key.examples)].tolist(), generator)
-        text = processor.pad(processor.token_ids(captions, truncate=True))
-        if self.masking is None:
-            return ids, text, text.input_ids, torch.full_like(text.input_ids, IGNORED)
-        masked, labels = mask_tokens(
-            text.input_ids,
-            config=self.masking,
-            special_ids=processor.special_ids,
-            mask_token_id=processor.mask_token_id,
-            vocab_size=processor.vocab_size,
-            generator=generator,
-            continues_word=processor.continues_word if self.masking.whole_word else None,
-        )
-        return ids, text, masked, labels
 
 
 class RankingPairs(Dataset[RankingBatch]):
@@ -199,15 +170,6 @@ class RankingPairs(Dataset[RankingBatch]):
     """
 
     def __init__(self, images: CaptionImages, false_texts: int) -> None:
-        """Lists the pairs.
-
-        Args:
-            images: Their captions are the true and the false ones.
-            false_texts: False captions of each pair.
-
-        Raises:
-            ValueError: All images have the same captions, so that none is false.
-        """
         owners = images.owners()
         _, self._group, self._sizes = owners.unique(return_inverse=True, return_counts=True)
         if len(self._sizes) < 2:
@@ -224,25 +186,20 @@ class RankingPairs(Dataset[RankingBatch]):
 
     @property
     def set_numbers(self) -> Int[Tensor, " n"]:
-        """The set of each pair."""
-        return _sets(self.images, self._pairs)
+        return self.images.set_numbers(self._pairs[:, 0])
 
     def __getitem__(self, key: BatchKey) -> RankingBatch:
-        """Builds the batch that `key` names.
-
-        Raises:
-            ValueError: An image cannot be decoded; its id is named.
-        """
         generator = torch.Generator().manual_seed(key.seed)
         pairs = self._pairs[list(key.examples)]
         chosen = [one for image, number in pairs.tolist() for one in self._with_false(image, number, generator)]
-        (ids, texts), processor = self.images.chosen(chosen, generator), self.images.processor
+        images, processor = pairs[:, 0].tolist(), self.images.processor
+        ids, texts, identities = self.images.chosen(chosen, generator, images)
         tokens = processor.pad(processor.token_ids(texts, truncate=True))
         return RankingBatch(
-            pixel_values=self.images.views(pairs[:, 0].tolist(), generator),
+            **self.images.fields(images, generator),
             input_ids=tokens.input_ids,
             attention_mask=tokens.attention_mask,
-            image_index=self.images.identities(pairs[:, 0].tolist()),
+            image_index=identities,
             ids=ids[:: self.false_texts + 1],
             seed=key.seed,
         )
@@ -252,10 +209,3 @@ class RankingPairs(Dataset[RankingBatch]):
         after = torch.randint(count - int(self._sizes[group]), (self.false_texts,), generator=generator)
         others: list[int] = self._by_group[(self._ends[group] + after) % count].tolist()
         return [(image, number), *((other, DRAWN) for other in others)]
-
-
-def _sets(images: CaptionImages, pairs: Int[Tensor, "p 2"]) -> Int[Tensor, " p"]:
-    firsts = torch.full((len(images),), images.num_examples).scatter_reduce(
-        0, images.owner, torch.arange(images.num_examples), "amin"
-    )
-    return images.sets_of(firsts[pairs[:, 0]])

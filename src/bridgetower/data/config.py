@@ -83,7 +83,6 @@ class DataConfig:
         return self.validation_split in self.train_splits
 
     def __post_init__(self) -> None:
-        """Checks the repeats, the choices and the counts."""
         trained = (*self.folders, *self.train_only)
         if self.repeats and (len(self.repeats) != len(trained) or min(self.repeats) < 1):
             raise ValueError(f"repeats {self.repeats} for folders {trained}; expected one positive number each")
@@ -150,7 +149,6 @@ class MaskingConfig:
     whole_word: bool = False
 
     def __post_init__(self) -> None:
-        """Checks that all three are shares and leave something to predict."""
         check_numbers(self)
         if not 0.0 < self.probability <= 1.0:
             raise ValueError(f"probability is {self.probability}; expected more than 0 and at most 1")
@@ -173,7 +171,6 @@ class WritingConfig:
     num_workers: int = field(default=4, metadata=NOT_CONTENT)
 
     def __post_init__(self) -> None:
-        """Checks the counts."""
         check_numbers(self)
         if self.max_errors < 0 or self.num_workers < 1:
             raise ValueError(f"max_errors is {self.max_errors}, num_workers {self.num_workers}; give at least 0 and 1")
@@ -209,5 +206,4 @@ class Cutting:
     max_moments: int = 1000
 
     def __post_init__(self) -> None:
-        """Checks the numbers."""
         check_numbers(self, every=(0.1, 86_400.0), max_moments=AT_LEAST_1)

@@ -1,157 +1,251 @@
-"""Examples in a fixed number of views each, with the hidden states of frozen towers in the place of their inputs."""
+"""Hidden states of frozen towers: tables that runs share, and examples that have them in the place of pixels."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from functools import lru_cache
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from bridgetower.data.batch import Batch, BatchDataset, BatchKey, CachedFeatures, derive_seed, joined
-from bridgetower.rows import RowFiles
+from bridgetower.data.batch import Batch, BatchDataset, BatchKey, derive_seed, joined
+from bridgetower.data.store import Table
+from bridgetower.distributed import barrier, from_first, rank, world_size
+from bridgetower.files import json_text, locked, remove_folder, remove_leftovers, require_space, write_bytes
+from bridgetower.progress import counted
 
-TEXT_FIELDS = ("input_ids", "masked_input_ids")
-"""Fields of batches that the text tower reads."""
+IMAGE_STATES = ("image_states", "image_states_2")
+TEXT_STATES = {"input_ids": "text_states", "masked_input_ids": "masked_states"}
+"""Fields of batches with hidden states; those of texts by the ids that they are of."""
 
+CONTENT = "content.json"
+"""Describes what a folder of the cache holds; it is as old as the last use of the folder."""
+
+_COMMIT_BYTES = 2**26  # of states, after which they are committed
 _KEPT = 65_536  # examples whose small tensors stay in memory
 
+logger = logging.getLogger(__name__)
 
-@dataclass(frozen=True, kw_only=True)
-class FrozenImages:
-    """Views of the images of a set, as cached hidden states of the image tower.
+
+@dataclass(frozen=True)
+class Features:
+    """Hidden states of a frozen tower, a row for each view of an image or for each text.
 
     Attributes:
-        files: One row for each image and view.
-        num_views: Of each image.
-        seed: Of the views.
+        table: Has the rows in the order in which they were written.
+        places: Of the rows in the table.
+        num_layers, width: Of the states.
+        num_views: Of each image; with a negative number the last image is meant.
     """
 
-    files: RowFiles
-    num_views: int
-    seed: int
+    table: Table
+    places: Int[np.ndarray, " n"]
+    num_layers: int
+    width: int
+    dtype: torch.dtype
+    num_views: int = 1
 
-    def views(self, images: Sequence[int], generator: torch.Generator) -> CachedViews:
-        """Draws a view of each image."""
-        firsts = [image * self.num_views for image in images]
-        return CachedViews(self.files, firsts, num_views=self.num_views).drawn(generator)
+    def read(self, rows: Sequence[int], length: int = 0) -> Float[Tensor, "b k l w"]:
+        """Returns some rows; those of fewer tokens than others, or than `length`, are filled up with zeros."""
+        found = self.table.take(self.places[list(rows)].tolist(), ["states"])["states"]
+        shape = self.num_layers, -1, self.width * self.dtype.itemsize
+        parts = [np.frombuffer(value.as_buffer(), np.uint8).reshape(shape) for value in found]
+        states = np.zeros((len(parts), shape[0], max(length, *(part.shape[1] for part in parts)), shape[2]), np.uint8)
+        for place, part in zip(states, parts, strict=True):
+            place[:, : part.shape[1]] = part
+        return torch.from_numpy(states).view(self.dtype)
 
-    def first_views(self, images: Sequence[int]) -> CachedFeatures:
-        """Returns the first view of each image."""
-        return CachedFeatures(self.files, [image * self.num_views for image in images])
-
-    def place(self, row: int) -> tuple[int, torch.Generator]:
-        """Returns the image of a row, and what its view is drawn from."""
-        image, view = divmod(row, self.num_views)
-        return image, torch.Generator().manual_seed(derive_seed(self.seed, "view of an image", image, view))
+    def first_views(self, images: Sequence[int]) -> Float[Tensor, "b k l w"]:
+        return self.read([image * self.num_views for image in images])
 
 
-class CachedViews(CachedFeatures):
-    """Views of images that can be drawn again, so that examples whose texts are kept see all views."""
+class FeatureCache:
+    """Tables of features, each in a folder whose name is a digest of all that decides them.
 
-    def __init__(
-        self, files: RowFiles, firsts: Sequence[int], *, num_views: int, rows: Sequence[int] | None = None
-    ) -> None:
-        """Takes a view of each image.
+    A run holds the folders that it uses until it ends; a killed one lets go of them.
+    """
 
-        Args:
-            files: Of all views.
-            firsts: Row of each image's first view.
-            num_views: Of each image.
-            rows: The views; None: the first ones.
+    def __init__(self, folder: Path, limit: int) -> None:
+        """Names the place, which may be moved or removed while no run uses it; nothing is opened or written."""
+        self.folder, self.limit, self._held = folder, limit, ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._held.close()
+
+    def features(
+        self,
+        content: Mapping[str, Any],
+        num_rows: int,
+        tokens: float,
+        compute: Callable[[Sequence[int]], Iterable[Float[Tensor, "k l w"]]],
+        *,
+        num_layers: int,
+        width: int,
+        dtype: torch.dtype,
+        num_views: int = 1,
+        what: str = "rows",
+        shown: bool = False,
+    ) -> Features:
+        """Returns the features of some content, which is all that decides them; what is missing is computed first.
+
+        A row has about so many tokens. Each process of a run computes its share. Of two runs one computes and the other
+        waits.
         """
-        super().__init__(files, firsts if rows is None else rows)
-        self.firsts, self.num_views = tuple(firsts), num_views
+        description = json_text(content, indent=2).encode()
+        folder = self.folder / hashlib.sha256(description).hexdigest()[:16]
+        place = folder / "states.lance"
+        with ExitStack() as writing:
+            missing: Any = None
+            if rank() == 0:
+                self._held.enter_context(locked(folder, shared=True, wait=True))
+                writing.enter_context(locked(folder / "writing", wait=True))
+                missing = np.arange(num_rows)
+                if Table.exists(place):
+                    missing = np.setdiff1d(missing, Table(place).column("row"))
+                    os.utime(folder / CONTENT)
+                else:
+                    write_bytes(folder / CONTENT, description)
+                    _create(place)
+                missing = torch.from_numpy(missing)
+                if len(missing):
+                    self._make_room(int(len(missing) * tokens * num_layers * width * dtype.itemsize))
+            missing = from_first(missing)  # a tensor, as processes send
+            table = Table(place)
+            if len(missing):
+                own = missing[rank() :: world_size()].tolist()
+                _write(table, own, counted(compute(own), f"towers: {what}", shown=shown, total=len(own)))
+                barrier()
+                table.refresh()
+        places = table.column("row").argsort()
+        return Features(table, places, num_layers, width, dtype, num_views)
 
-    def drawn(self, generator: torch.Generator) -> CachedViews:
-        """Returns other views of the same images."""
-        views = torch.randint(self.num_views, (len(self),), generator=generator).tolist()
-        rows = [first + view for first, view in zip(self.firsts, views, strict=True)]
-        return CachedViews(self.files, self.firsts, num_views=self.num_views, rows=rows)
+    def _make_room(self, needed: int) -> None:
+        """Removes folders that no run holds, the longest unused first, until limit and disk allow for more."""
+        with locked(self.folder, wait=True):
+            remove_leftovers(self.folder)
+            found = sorted(self.folder.glob(f"*/{CONTENT}"), key=lambda path: path.stat().st_mtime)
+            sizes = {path.parent: _size_of(path.parent) for path in found}
+            for folder in list(sizes):
+                if sum(sizes.values()) + needed <= self.limit and needed <= shutil.disk_usage(self.folder).free:
+                    break
+                with suppress(FileExistsError), locked(folder):
+                    remove_folder(folder)
+                    del sizes[folder]
+            require_space(self.folder, needed, "features of frozen towers")
+        if sum(sizes.values()) + needed > self.limit:
+            logger.warning("the features that runs hold take more than the limit of %.1f GiB", self.limit / 2**30)
 
-    @classmethod
-    def cat(cls, parts: Sequence[Self]) -> Self:
-        """Joins views of the same files."""
-        joined_rows = CachedFeatures.cat(parts).rows
-        firsts = [row for part in parts for row in part.firsts]
-        return cls(parts[0].files, firsts, num_views=parts[0].num_views, rows=joined_rows)
+
+def _size_of(folder: Path) -> int:
+    """Bytes of the files below a folder, which others may rename or remove meanwhile."""
+    size = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            size += path.stat().st_size if path.is_file() else 0
+    return size
 
 
-class FrozenTexts:
-    """Texts as the text tower sees them, found by their token ids."""
+def _create(place: Path) -> None:
+    import pyarrow as pa
 
-    def __init__(self, files: RowFiles, keys: Sequence[bytes]) -> None:
-        """Numbers the texts.
+    schema = pa.schema([("row", pa.int64()), ("states", pa.large_binary())])
+    Table.create(place, schema, checked="states", replace=place.exists())
 
-        Args:
-            files: One row for each text.
-            keys: `text_key` of each row.
-        """
-        self.files = files
-        self._row_of = {key: row for row, key in enumerate(keys)}
 
-    def features(self, input_ids: Int[Tensor, "b l"], attention_mask: Int[Tensor, "b l"]) -> CachedFeatures:
-        """Looks texts up.
+def _write(table: Table, rows: Sequence[int], outputs: Iterator[Tensor]) -> None:
+    """Adds rows to a table; what was committed outlasts a kill."""
+    import pyarrow as pa
 
-        Raises:
-            KeyError: One was not computed.
-        """
-        return CachedFeatures(self.files, [self._row_of[key] for key in text_keys(input_ids, attention_mask)])
+    contents: list[bytes] = []
+    first = size = 0
+    for end, states in enumerate(outputs, start=1):
+        contents.append(states.contiguous().view(torch.uint8).numpy().tobytes())
+        size += len(contents[-1])
+        if size >= _COMMIT_BYTES or end == len(rows):
+            columns = {"row": pa.array(rows[first:end]), "states": pa.array(contents, pa.large_binary())}
+            table.append(pa.table(columns))
+            contents, first, size = [], end, 0
 
 
 class FrozenDataset(Dataset[Batch]):
-    """Examples in a fixed number of views each, with cached features in the place of pixel values and token ids.
+    """Examples in a fixed number of views each, with hidden states of their images, and of their texts.
 
     What is drawn of an example's texts, such as masks or false texts, is drawn once and for all in each view of it; its
     images have views of their own.
+
+    Attributes:
+        texts: Features of the texts, and the row of each by its key.
     """
 
-    def __init__(self, examples: BatchDataset, num_views: int, seed: int, texts: FrozenTexts | None = None) -> None:
-        """Wraps examples whose images are frozen.
-
-        Args:
-            examples: Their images come as cached features.
-            num_views: Of each example.
-            seed: Of the views.
-            texts: None leaves token ids as they are.
-        """
-        self.examples, self.num_views, self.seed, self.texts = examples, num_views, seed, texts
-        self._part = lru_cache(_KEPT)(self.part)
+    def __init__(self, examples: BatchDataset, images: Features, num_views: int, seed: int) -> None:
+        """Wraps examples whose images come as their numbers."""
+        self.examples, self.images, self.num_views, self.seed = examples, images, num_views, seed
+        self.texts: tuple[Features, dict[bytes, int]] | None = None
+        self._parts: dict[tuple[int, int], Batch] = {}
 
     def __len__(self) -> int:
         return len(self.examples)
 
     @property
     def set_numbers(self) -> Int[Tensor, " n"]:
-        """The set of each example.
-
-        Raises:
-            AttributeError: The wrapped examples do not tell.
-        """
         numbers: Tensor = self.examples.set_numbers  # type: ignore[attr-defined]
         return numbers
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_part"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._part = lru_cache(_KEPT)(self.part)
+        return vars(self) | {"_parts": {}}
 
     def __getitem__(self, key: BatchKey) -> Batch:
         """Draws a view of each example of the batch that `key` names, and views of their images."""
         generator = torch.Generator().manual_seed(key.seed)
-        batch = self._joined(key, generator)
-        values: dict[str, Any] = {
-            name: value.drawn(generator) for name, value in vars(batch).items() if isinstance(value, CachedViews)
-        }
+        batch, values = self._joined(key, generator), dict[str, Any]()
+        for name in IMAGE_STATES:
+            if (numbers := getattr(batch, name)) is not None:
+                views = torch.randint(self.images.num_views, (len(numbers),), generator=generator)
+                values[name] = self.images.read((numbers * self.images.num_views + views).tolist())
+        if self.texts is not None:
+            features, row_of = self.texts
+            for ids, name in _texts_of(batch):
+                rows = [row_of[text] for text in text_keys(ids, batch.attention_mask)]
+                values[name] = features.read(rows, ids.shape[1])
         if key.step:
             values["step_labels"] = torch.stack([self._num_labels(other) for other in key.step]).sum()
-        return replace(batch, **values)
+        whole: Batch = replace(batch, **values)
+        return whole
+
+    def _part(self, example: int, view: int) -> Any:
+        """Returns a batch of one example, with an explicit mask."""
+        if (found := self._parts.get((example, view))) is not None:
+            return found
+        seed = derive_seed(self.seed, "view of an example", example, view)
+        batch: Any = self.examples[BatchKey((example,), seed)]
+        mask = torch.ones_like(batch.input_ids) if batch.attention_mask is None else batch.attention_mask
+        part = replace(batch, attention_mask=mask)
+        if len(self._parts) < _KEPT:
+            self._parts[example, view] = part
+        return part
+
+    def needed_texts(self) -> list[bytes]:
+        """Returns the keys of all texts in all views of the examples, without repeats, short ones first."""
+        keys: set[bytes] = set()
+        for example in range(len(self)):
+            for view in range(self.num_views):
+                part = self._part(example, view)
+                for ids, _ in _texts_of(part):
+                    keys.update(text_keys(ids, part.attention_mask))
+        return sorted(keys, key=lambda key: (len(key), key))
 
     def _joined(self, key: BatchKey, generator: torch.Generator) -> Any:
         """Puts a drawn view of each example together."""
@@ -160,39 +254,23 @@ class FrozenDataset(Dataset[Batch]):
         return joined(parts, seed=key.seed)
 
     def _num_labels(self, key: BatchKey) -> Int[Tensor, ""]:
-        """Number of labels in the batch of captions that `key` names."""
         num_labels: Tensor = self._joined(key, torch.Generator().manual_seed(key.seed)).num_labels
         return num_labels
 
-    def part(self, example: int, view: int) -> Batch:
-        """Returns a batch of one example, with an explicit mask."""
-        seed = derive_seed(self.seed, "view of an example", example, view)
-        batch: Any = self.examples[BatchKey((example,), seed)]
-        names = [field.name for field in fields(batch) if field.name in TEXT_FIELDS]
-        mask = batch.attention_mask
-        mask = torch.ones_like(batch.input_ids) if mask is None else mask
-        values = {} if self.texts is None else {name: self.texts.features(getattr(batch, name), mask) for name in names}
-        whole: Batch = replace(batch, attention_mask=mask, **values)
-        return whole
+
+def _texts_of(batch: Batch) -> Iterator[tuple[Int[Tensor, "b l"], str]]:
+    """Yields token ids of a batch, and the field for their hidden states."""
+    for name, states in TEXT_STATES.items():
+        if (ids := getattr(batch, name, None)) is not None:
+            yield ids, states
 
 
-def text_keys(input_ids: Int[Tensor, "b l"], attention_mask: Int[Tensor, "b l"]) -> list[bytes]:
+def text_keys(input_ids: Int[Tensor, "b l"], attention_mask: Int[Tensor, "b l"] | None) -> list[bytes]:
     """Returns for each text what it is found by; padding does not count."""
-    return [ids[mask.bool()].numpy().tobytes() for ids, mask in zip(input_ids, attention_mask, strict=True)]
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+    return [ids[kept.bool()].numpy().tobytes() for ids, kept in zip(input_ids, mask, strict=True)]
 
 
 def key_ids(key: bytes) -> Int[Tensor, " l"]:
     """Returns the token ids that `text_keys` made a key of."""
     return torch.frombuffer(bytearray(key), dtype=torch.int64)
-
-
-def needed_texts(examples: FrozenDataset) -> list[bytes]:
-    """Returns the keys of all texts in all views of some examples, without repeats, short ones first."""
-    keys: set[bytes] = set()
-    for example in range(len(examples)):
-        for view in range(examples.num_views):
-            part: Any = examples.part(example, view)
-            for name in TEXT_FIELDS:
-                if hasattr(part, name):
-                    keys.update(text_keys(getattr(part, name), part.attention_mask))
-    return sorted(keys, key=lambda key: (len(key), key))

@@ -13,45 +13,6 @@ from torch.utils.data import Sampler
 from bridgetower.data.batch import BatchKey, derive_seed
 
 
-class Shuffled:
-    """All examples in an order that only seed and epoch decide."""
-
-    def __init__(self, num_examples: int, seed: int) -> None:
-        self.num_examples, self.seed = num_examples, seed
-
-    def examples(self, epoch: int) -> Int[Tensor, " n"]:
-        """Returns the numbers of all examples, in the order of an epoch."""
-        return torch.randperm(self.num_examples, generator=_generator(self.seed, "epoch", epoch))
-
-
-class OneSetPerBatch:
-    """All examples in an order whose batches are of one set each, so that negatives in a batch are of its own set.
-
-    What is left of each set after its last whole batch comes last, mixed.
-    """
-
-    def __init__(self, sets: Int[Tensor, " n"], batch_size: int, seed: int) -> None:
-        """Plans the order.
-
-        Args:
-            sets: Number of the set of each example.
-            batch_size: Of a step, over all ranks and micro-batches.
-            seed: Of the order.
-        """
-        self.sets, self.batch_size, self.seed = sets, batch_size, seed
-        self._shuffled = Shuffled(len(sets), seed)
-
-    def examples(self, epoch: int) -> Int[Tensor, " n"]:
-        """Returns the numbers of all examples, in the order of an epoch."""
-        order = self._shuffled.examples(epoch)
-        by_set = [order[self.sets[order] == number] for number in self.sets.unique().tolist()]
-        ends = [len(own) // self.batch_size * self.batch_size for own in by_set]
-        batches = torch.cat([own[:end] for own, end in zip(by_set, ends, strict=True)]).view(-1, self.batch_size)
-        batches = batches[torch.randperm(len(batches), generator=_generator(self.seed, "batches", epoch))]
-        rest = torch.cat([own[end:] for own, end in zip(by_set, ends, strict=True)])
-        return torch.cat([batches.flatten(), rest[torch.randperm(len(rest), generator=_generator(self.seed, epoch))]])
-
-
 class StepSampler(Sampler[BatchKey]):
     """The micro-batches of one rank from a given step on, in an order that only the seed decides.
 
@@ -67,24 +28,16 @@ class StepSampler(Sampler[BatchKey]):
         micro_batches: int,
         steps: range,
         seed: int,
-        order: Shuffled | OneSetPerBatch | None = None,
+        sets: Int[Tensor, " n"] | None = None,
         rank: int = 0,
         world_size: int = 1,
         passes: Callable[[int], int] = lambda step: 1,
         counted: Callable[[int], bool] = lambda step: False,
     ) -> None:
-        """Plans the steps.
+        """Plans the steps; with the set of each example, `sets`, batches are of one set each.
 
-        Args:
-            num_examples: In an epoch.
-            batch_size: BatchDataset of a step, over all ranks and micro-batches.
-            micro_batches: Of each rank in a step.
-            steps: Which ones.
-            seed: Of the order, and of what is drawn for each micro-batch.
-            order: Of the examples; None: `Shuffled`.
-            rank, world_size: Of this process, and how many there are.
-            passes: How often the micro-batches of a step come, one whole pass after the other.
-            counted: Whether the first micro-batch of a step names them all, in the last pass.
+        `passes` tells how often the micro-batches of a step come, one whole pass after the other, and `counted` whether
+        the first micro-batch of a step names them all, in the last pass.
         """
         parts = world_size * micro_batches
         if num_examples < batch_size:
@@ -96,12 +49,10 @@ class StepSampler(Sampler[BatchKey]):
             )
         self.num_examples, self.batch_size, self.steps, self.seed = num_examples, batch_size, steps, seed
         self.micro_batches, self.rank, self.part = micro_batches, rank, batch_size // parts
-        self.passes, self.counted = passes, counted
-        self.order = order or Shuffled(num_examples, seed)
+        self.sets, self.passes, self.counted = sets, passes, counted
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches in an epoch."""
         return self.num_examples // self.batch_size
 
     def __len__(self) -> int:
@@ -112,7 +63,7 @@ class StepSampler(Sampler[BatchKey]):
         for step in self.steps:
             if step // self.steps_per_epoch != epoch:
                 epoch = step // self.steps_per_epoch
-                order = self.order.examples(epoch)
+                order = self.order(epoch)
             first = step % self.steps_per_epoch * self.batch_size
             start = first + self.rank * self.part * self.micro_batches
             own = order[start : start + self.part * self.micro_batches].split(self.part)
@@ -124,6 +75,17 @@ class StepSampler(Sampler[BatchKey]):
             yield replace(keys[0], step=tuple(keys)) if self.counted(step) else keys[0]
             yield from keys[1:]
 
+    def order(self, epoch: int) -> Int[Tensor, " n"]:
+        """Returns all examples in the order of an epoch; what fills no batch of one set comes last, mixed."""
 
-def _generator(*parts: object) -> torch.Generator:
-    return torch.Generator().manual_seed(derive_seed(*parts))
+        def shuffled(count: int, *parts: object) -> Int[Tensor, " n"]:
+            return torch.randperm(count, generator=torch.Generator().manual_seed(derive_seed(self.seed, *parts, epoch)))
+
+        order, size = shuffled(self.num_examples, "epoch"), self.batch_size
+        if self.sets is None:
+            return order
+        by_set = [order[self.sets[order] == number] for number in self.sets.unique().tolist()]
+        ends = [len(own) // size * size for own in by_set]
+        batches = torch.cat([own[:end] for own, end in zip(by_set, ends, strict=True)]).view(-1, size)
+        rest = torch.cat([own[end:] for own, end in zip(by_set, ends, strict=True)])
+        return torch.cat([batches[shuffled(len(batches), "batches")].flatten(), rest[shuffled(len(rest))]])

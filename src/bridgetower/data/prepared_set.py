@@ -39,7 +39,6 @@ _AHEAD = 64  # images that are read and checked ahead, for each thread
 _NAMED = 10  # problems spelt out in an error
 _LISTED = 1000  # and in `dataset.json`, of each reason
 
-
 # Types of columns by Arrow's names; Arrow itself is imported where it is used, as the help of commands has none.
 _IMAGES = {"name": "string", "version": "string", "digest": "binary", "image": "large_binary"}
 _EXAMPLES = {"split": "string", "group": "int32", "example": "large_binary"}
@@ -107,17 +106,6 @@ class SetWriter:
         by_content: bool = False,
         progress: bool = True,
     ) -> None:
-        """Plans the set; `with` takes up what an earlier attempt left.
-
-        Args:
-            out: Folder of the set.
-            schema: Of its examples.
-            config: How much may be bad, and how many threads read images.
-            shares: Of validation and test where the source gives no splits; the rest is for training.
-            seed: Of the splits.
-            by_content: Whether images of the same bytes are one image, whatever their names.
-            progress: Whether to show it.
-        """
         self.out, self.schema, self.config = Path(out), schema, config
         self._shares, self._seed, self._by_content, self._progress = shares or {}, seed, by_content, progress
         self.files: dict[str, Any] = {}
@@ -130,7 +118,9 @@ class SetWriter:
         self._digests: list[bytes] = []
         self._rows: list[tuple[str, str, bytes, bytes]] = []  # images that are not committed
         self._examples: list[tuple[str, int, bytes]] = []  # likewise
-        self._waiting: deque[_Waiting] = deque()  # examples whose images are read
+        self._waiting: deque[tuple[str, str, str, list[tuple[int, Image]], list[Any]]] = (
+            deque()
+        )  # their images are read
         self._groups: dict[str, set[int]] = {}  # images, or texts without one, of each split
         self._counts: Counter[str] = Counter()
         self._given: dict[bool, str] = {}  # an example with a split that the source gave, and one without
@@ -160,15 +150,7 @@ class SetWriter:
     def add(
         self, images: Sequence[Image], entries: Iterable[Any], *, name: str = "", split: str = "", place: str = ""
     ) -> None:
-        """Adds what is said about an image, several, or none; what cannot be used is counted as bad.
-
-        Args:
-            images: Of the entries.
-            entries: Captions, questions and the like, of the type that the schema has.
-            name: Of the examples; empty stands for that of the first image.
-            split: Empty if the digest of the first image decides it, or that of the text.
-            place: Where it is in the source, for errors.
-        """
+        """Adds what is said about an image, several, or none; what cannot be used is counted as bad."""
         name = name or (images[0].name if images else place)
         if unfit := [one for one in (name, *(image.name for image in images)) if not one or escaped(one) != one]:
             why = f"the name {unfit[0]!r} is not UTF-8; rename the file" if unfit[0] else "it has no name"
@@ -185,12 +167,11 @@ class SetWriter:
         for key, image in zip(keys, images, strict=True):
             if key not in self._places:
                 self._places[key] = self._pool.submit(_checked, image)
-        self._waiting.append(_Waiting(name, split, place or name, list(zip(keys, images, strict=True)), good))
+        self._waiting.append((name, split, place or name, list(zip(keys, images, strict=True)), good))
         if len(self._waiting) > _AHEAD * self.config.num_workers:
             self._settle()
 
     def refuse(self, message: str) -> None:
-        """Counts something that cannot be used."""
         self.bad.append(escaped(message))
 
     def is_new(self, key: str) -> bool:
@@ -213,16 +194,6 @@ class SetWriter:
         return list(filter(None, stripped))
 
     def finish(self, source: object, info: DatasetInfo, *, splits: Sequence[str] = ()) -> DatasetInfo:
-        """Writes what is left and, last, `dataset.json`.
-
-        Args:
-            source: For errors.
-            info: What the set is, without what was written.
-            splits: That must not be empty.
-
-        Raises:
-            ValueError: Too much is bad, there is nothing, or only some examples have a split.
-        """
         while self._waiting:
             self._settle()
         self._commit()  # what can be used stays for the next attempt
@@ -259,36 +230,35 @@ class SetWriter:
 
     def _settle(self) -> None:
         """Takes the example that waits longest, once its images are read."""
-        waiting = self._waiting.popleft()
+        name, split, place, images, entries = self._waiting.popleft()
         numbers, problem = [], ""
-        for key, image in waiting.images:
+        for key, image in images:
             found = self._places[key]
             if isinstance(found, Future):
                 content = found.result()
                 found = content if isinstance(content, str) else self._add_image(image, content)
                 self._places[key] = found
                 if isinstance(found, str):
-                    self.refuse(f"{waiting.place}: {found}")
+                    self.refuse(f"{place}: {found}")
             if isinstance(found, str):
                 problem = found
             else:
                 numbers.append(found)
         self._advance(1)
-        if problem or not waiting.entries:
+        if problem or not entries:
             return
-        self._given.setdefault(bool(waiting.split), waiting.place)
+        self._given.setdefault(bool(split), place)
         group = numbers[0] if numbers else -1 - sum(self._counts.values())
-        mark = self._digests[group] if numbers else waiting.name.encode()
-        split = waiting.split or split_of(mark, self._shares, self._seed)
-        for key, image in waiting.images:
+        split = split or split_of(self._digests[group] if numbers else name.encode(), self._shares, self._seed)
+        for key, image in images:
             if self._by_content and (other := self._split_of.setdefault(key, split)) != split:
                 self._twice.append(f"{image.name}, are in {other} and in {split}")
-        for entry in waiting.entries:
+        for entry in entries:
             if isinstance(entry, str) and not self.is_new(f"{group} {split} {entry}"):  # as the official code trains
-                self.leave_out("repeated caption", waiting.name)
+                self.leave_out("repeated caption", name)
                 continue
             plain = entry if isinstance(entry, str) else vars(entry)
-            example = json.dumps({"id": waiting.name, "images": numbers, "entry": plain}, ensure_ascii=False).encode()
+            example = json.dumps({"id": name, "images": numbers, "entry": plain}, ensure_ascii=False).encode()
             self._examples.append((split, group, example))
             self._counts[split] += 1
             self._size += len(example)
@@ -363,52 +333,38 @@ def _own_table(place: Path, columns: Mapping[str, str], *, checked: str, replace
     return Table.create(place, schema, checked=checked, replace=replace)
 
 
-@dataclass(frozen=True)
-class _Waiting:
-    name: str
-    split: str
-    place: str
-    images: list[tuple[int, Image]]
-    entries: list[Any]
-
-
 class PreparedSet:
-    """A prepared set that is opened to be read.
+    """A prepared set that is opened to be read: some splits, or all.
 
     Attributes:
-        folder: Path or URL.
-        info: What it is.
         numbers: Of the examples of the chosen splits.
+        split_of: The place of each one's split among `splits`.
         groups: Number of the first image of each of them; negative where an example has only text.
         num_images: Of all splits.
     """
 
-    def __init__(self, folder: str | Path, splits: Sequence[str], schema: Schema | None = None) -> None:
-        """Opens some splits.
-
-        Raises:
-            FileNotFoundError: There is no complete set, or no such split.
-            ValueError: It is of another kind.
-        """
+    def __init__(self, folder: str | Path, splits: Sequence[str] | None = None, schema: Schema | None = None) -> None:
         self.folder, self.info = str(folder).rstrip("/"), read_info(folder)
         self.schema = schema or schema_named(self.info.kind)
         if self.info.kind != self.schema.name:
             raise ValueError(f"{folder} is a set of kind {self.info.kind}; use a set of kind {self.schema.name}")
-        if missing := [name for name in splits if name not in self.info.splits]:
+        self.splits = tuple(self.info.splits if splits is None else splits)
+        if missing := [name for name in self.splits if name not in self.info.splits]:
             there = ", ".join(self.info.splits)
             raise FileNotFoundError(f"{folder} has no split {missing[0]!r}; it has {there} ({SPLIT_OPTIONS})")
         versions = self.info.versions
-        self.splits = tuple(splits)
         self._images = Table(f"{self.folder}/images.lance", version=versions["images"])
         self.num_images = len(self._images)
         self._examples = Table(f"{self.folder}/examples.lance", version=versions["examples"])
         names = sorted(self.info.splits)
-        digests, codes, groups = _content(self._images, self._examples, names)
+        digests, split, groups = _content(self._images, self._examples, names)
         for table, digest in zip((self._images, self._examples), digests, strict=True):
             if digest not in self.info.digest:
                 raise OSError(f"{table.uri} is damaged; make or copy the set again")
-        self.numbers = np.flatnonzero(np.isin(codes, [names.index(split) for split in splits]))
-        self.groups = groups[self.numbers]
+        places = [self.splits.index(name) if name in self.splits else -1 for name in names]
+        split = np.array([*places, -1], np.int8)[split]
+        self.numbers = np.flatnonzero(split >= 0)
+        self.split_of, self.groups = split[self.numbers], groups[self.numbers]
 
     def examples(self, places: Sequence[int]) -> list[dict[str, Any]]:
         """Returns examples by their places among `numbers`: `id`, `images` and `entry` of each."""
@@ -419,21 +375,18 @@ class PreparedSet:
         """Yields all examples of the chosen splits in order."""
         import pyarrow as pa
 
-        chosen = np.zeros(len(self._examples), bool)
-        chosen[self.numbers] = True
         start = 0
         for batch in self._examples.scan(["example"]):
-            kept = batch.filter(pa.array(chosen[start : start + len(batch)]))
-            yield from map(json.loads, kept["example"].to_pylist())
+            first, end = np.searchsorted(self.numbers, [start, start + len(batch)])
+            kept = batch["example"].take(pa.array(self.numbers[first:end] - start))
+            yield from map(json.loads, kept.to_pylist())
             start += len(batch)
 
     def images(self, numbers: Sequence[int]) -> list[bytes]:
-        """Returns the files of images by their numbers."""
         found: list[bytes] = self._images.take(numbers, ["image"])["image"].to_pylist()
         return found
 
     def image_names(self, numbers: Sequence[int]) -> list[str]:
-        """Returns the names of images."""
         found: list[str] = self._images.take(numbers, ["name"])["name"].to_pylist()
         return found
 
@@ -456,12 +409,6 @@ def _content(images: Table, examples: Table, splits: Sequence[str]) -> tuple[lis
 
 
 def read_info(folder: str | Path) -> DatasetInfo:
-    """Reads `dataset.json` of a set on this machine or at a URL.
-
-    Raises:
-        FileNotFoundError: There is none.
-        ValueError: It holds something else.
-    """
     path = f"{str(folder).rstrip('/')}/{INFO_FILE}"
     try:
         content = read_bytes(path, most=2**28)
@@ -473,7 +420,7 @@ def read_info(folder: str | Path) -> DatasetInfo:
 
 
 def split_of(mark: bytes, shares: Mapping[str, float], seed: int) -> str:
-    """Returns the split that a hash of seed and mark decides, so that no other image changes it."""
+    """A hash decides, so that no other image changes the split of one."""
     place = int.from_bytes(hashlib.blake2b(b"%d %s" % (seed, mark), digest_size=8).digest(), "big") / 2**64
     for name, share in shares.items():
         if place < share:
@@ -483,11 +430,6 @@ def split_of(mark: bytes, shares: Mapping[str, float], seed: int) -> str:
 
 
 def check_errors(source: object, messages: Sequence[str], max_errors: int) -> None:
-    """Checks that not too much cannot be used.
-
-    Raises:
-        ValueError: Else; the first are named.
-    """
     if len(messages) > max_errors:
         what = "entry or image" if len(messages) == 1 else "entries or images"
         more = f" and {len(messages) - _NAMED} more" if len(messages) > _NAMED else ""
@@ -498,7 +440,7 @@ def check_errors(source: object, messages: Sequence[str], max_errors: int) -> No
 
 
 def _checked(image: Image) -> bytes | str:
-    """Reads and decodes an image; returns its bytes, or what is wrong."""
+    """Returns the bytes of an image, or what is wrong."""
     from bridgetower.processor import open_image  # which needs torch; the help of commands does not
 
     try:

@@ -165,11 +165,6 @@ SCHEMAS: Mapping[str, Schema] = {schema.name: schema for schema in (CAPTIONS, VQ
 
 
 def schema_named(name: str) -> Schema:
-    """Returns a schema of `SCHEMAS`.
-
-    Raises:
-        ValueError: If there is none of the name.
-    """
     if name not in SCHEMAS:
         known = ", ".join(SCHEMAS)
         raise ValueError(f"no schema called {name!r}; there are {known}: name your own, in inspect with --schema")
@@ -177,13 +172,6 @@ def schema_named(name: str) -> Schema:
 
 
 def nlvr2_sentence(statement_id: str) -> str | None:
-    """Names the sentence of an identifier of NLVR2, with which all its image pairs are one group.
-
-    Args:
-        statement_id: As NLVR2 publishes it: split, set, pair and sentence, such as dev-850-0-1.
-
-    Returns:
-        Split, set and sentence; None if it is no identifier of NLVR2.
-    """
+    """Names the sentence of an identifier of NLVR2, with which all its image pairs are one group."""
     parts = statement_id.split("-")
     return f"{parts[0]}-{parts[1]}-{parts[3]}" if len(parts) == 4 else None

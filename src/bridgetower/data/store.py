@@ -50,13 +50,6 @@ class Table:
     def __init__(
         self, uri: Uri, *, version: int | None = None, storage_options: Mapping[str, str] | None = None
     ) -> None:
-        """Opens a table.
-
-        Raises:
-            FileNotFoundError: There is none.
-            ValueError: The name is none for a table.
-            OSError: It cannot be opened.
-        """
         self.uri, self._options = str(uri), dict(storage_options or {})
         folder, name = split_uri(self.uri)
         if not is_url(self.uri) and not Path(self.uri).is_dir():  # connecting would make the folder around it
@@ -82,15 +75,6 @@ class Table:
         replace: bool = False,
         storage_options: Mapping[str, str] | None = None,
     ) -> Table:
-        """Makes an empty table.
-
-        Args:
-            uri: Of its folder.
-            schema: Of the columns; that of the CRC is added.
-            checked: Column of bytes or of vectors whose rows get a CRC-32.
-            replace: Whether a table that is there is replaced.
-            storage_options: Settings of an object store.
-        """
         import pyarrow as pa
 
         folder, name = split_uri(str(uri))
@@ -104,7 +88,6 @@ class Table:
 
     @staticmethod
     def exists(uri: Uri, *, storage_options: Mapping[str, str] | None = None) -> bool:
-        """Whether there is a table."""
         try:
             Table(uri, storage_options=storage_options)
         except FileNotFoundError:
@@ -129,7 +112,6 @@ class Table:
 
     @property
     def schema(self) -> pa.Schema:
-        """Its columns with their metadata."""
         return self.lance.schema
 
     @property
@@ -149,11 +131,7 @@ class Table:
         self._crcs = None
 
     def take(self, numbers: Sequence[int], columns: Sequence[str]) -> pa.Table:
-        """Returns columns of rows in the order of their numbers; the checked column is compared with its CRCs.
-
-        Raises:
-            OSError: The table cannot be read, or a row is damaged.
-        """
+        """Returns columns of rows in the order of their numbers; the checked column is compared with its CRCs."""
         wanted, places = np.unique(np.asarray(numbers, np.int64), return_inverse=True)
         with _named(self.uri, "read"):
             found = self.lance.take_offsets(wanted.tolist()).select(list(columns)).to_arrow()
@@ -166,42 +144,35 @@ class Table:
         return found.take(places)
 
     def scan(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Yields columns of all rows in order; the checked column is compared with its CRCs.
+        """Yields columns of all rows in order; the checked column is compared with its CRCs."""
+        for batch, wrong in self._batches(columns):
+            if wrong:
+                raise OSError(f"row {wrong[0]} of {self.uri} is damaged; make or copy the table again")
+            yield batch
 
-        Raises:
-            OSError: The table cannot be read, or a row is damaged.
-        """
+    def damaged(self) -> list[int]:
+        """Reads all rows, and returns the numbers of those whose checked column is not as it was written."""
+        return [row for _, wrong in self._batches([self.checked] if self.checked else []) for row in wrong]
+
+    def _batches(self, columns: Sequence[str]) -> Iterator[tuple[pa.RecordBatch, list[int]]]:
+        """Yields columns of all rows, and the numbers of those whose checked column is damaged."""
         checked, start = self.checked if self.checked in columns else None, 0
-        for batch in self._batches([*columns, CRC] if checked else columns):
-            if checked and len(wrong := np.flatnonzero(crcs_of(batch[checked]) != batch[CRC].to_numpy())):
-                raise OSError(f"row {start + wrong[0]} of {self.uri} is damaged; make or copy the table again")
-            yield batch.select(list(columns))
-            start += len(batch)
-
-    def _batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         with _named(self.uri, "read"):
-            yield from self.lance.search().select(list(columns)).to_batches()
+            for batch in self.lance.search().select([*columns, CRC] if checked else list(columns)).to_batches():
+                wrong = crcs_of(batch[checked]) != batch[CRC].to_numpy() if checked else np.empty(0)
+                yield batch.select(list(columns)), (np.flatnonzero(wrong) + start).tolist()
+                start += len(batch)
 
     def column(self, name: str) -> np.ndarray:
         """Returns a column of numbers of all rows."""
         parts = [batch[name].to_numpy(zero_copy_only=False) for batch in self.scan([name])]
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
-    def damaged(self) -> list[int]:
-        """Reads all rows, and returns the numbers of those whose checked column is not as it was written."""
-        checked, start, wrong = self.checked, 0, list[int]()
-        for batch in self._batches([checked, CRC] if checked else []):
-            different = crcs_of(batch[checked]) != batch[CRC].to_numpy()
-            wrong += (np.flatnonzero(different) + start).tolist()
-            start += len(batch)
-        return wrong
-
     def writing(self) -> AbstractContextManager[None]:
         """Returns what names the table in errors of writing through `lance`."""
         return _named(self.uri, "written")
 
     def drop(self) -> None:
-        """Removes the table."""
         if is_url(self.uri):
             folder, name = split_uri(self.uri)
             _connect(folder, self._options).drop_table(name)
@@ -209,7 +180,6 @@ class Table:
             remove_folder(Path(self.uri))
 
     def refresh(self) -> None:
-        """Goes to the newest version."""
         with _named(self.uri, "read"):
             self.lance.checkout_latest()
         self._crcs = None
@@ -240,16 +210,12 @@ def crcs_of(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
             values = chunk.flatten().to_numpy().reshape(len(chunk), -1)
             crcs += [zlib.crc32(np.ascontiguousarray(row).data) for row in values]
         else:
-            crcs += [0 if value is None else zlib.crc32(value) for value in chunk.cast(pa.large_binary()).to_pylist()]
+            crcs += [zlib.crc32(one.as_buffer()) if one.is_valid else 0 for one in chunk.cast(pa.large_binary())]
     return np.array(crcs, np.uint32)
 
 
 def split_uri(uri: str) -> tuple[str, str]:
-    """Returns the folder that a table is in, and its name without the suffix.
-
-    Raises:
-        ValueError: The name is none for a table.
-    """
+    """Returns the folder that a table is in, and its name without the suffix."""
     if escaped(uri) != uri:
         raise ValueError(f"{uri!r} is not UTF-8; choose another folder")
     parent, _, name = uri.rstrip("/").rpartition("/")

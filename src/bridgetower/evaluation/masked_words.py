@@ -6,46 +6,43 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
-from bridgetower.data.batch import BatchKey, CachedFeatures, CaptionBatch, derive_seed, joined
+from bridgetower.data.batch import Batch, BatchKey, CaptionBatch, derive_seed, joined
 from bridgetower.data.captions import CaptionImages, CaptionPairs
 from bridgetower.data.config import MaskingConfig
 from bridgetower.distributed import gather_by_id, rank, world_size
 from bridgetower.evaluation.config import DEFAULTS, EvaluationOptions
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.objectives.encoding import encode_image, encode_text
 from bridgetower.objectives.losses import mlm_loss
 from bridgetower.processor import load_items
 from bridgetower.progress import counted
 
 BATCH_SIZE = 64
 
-Pixels = Tensor | CachedFeatures
 
-
-class MaskedPairs(Dataset[tuple[CaptionBatch, tuple[Pixels, ...]]]):
+class MaskedPairs(Dataset[tuple[CaptionBatch, list[Batch]]]):
     """Every pair of a set in order, in batches, with words hidden.
 
     What is hidden of a pair, and which other image it is shown with, depend on its number alone.
     """
 
     def __init__(self, images: CaptionImages, masking: MaskingConfig) -> None:
-        self.pairs = CaptionPairs(images, masking)
+        self.pairs = CaptionPairs(images, masking, with_images=False)
 
     def __len__(self) -> int:
         return -(-len(self.pairs) // BATCH_SIZE)
 
-    def __getitem__(self, number: int) -> tuple[CaptionBatch, tuple[Pixels, ...]]:
-        """Returns a batch, and the pixel values of its images, then of other ones if the set has any."""
+    def __getitem__(self, number: int) -> tuple[CaptionBatch, list[Batch]]:
+        """Returns the texts of a batch, and its images, then other ones if the set has any."""
         images = self.pairs.images
         rows = range(number * BATCH_SIZE, min((number + 1) * BATCH_SIZE, len(self.pairs)))
         batch = joined([self._pair(row) for row in rows], seed=0)
-        if len(images) == 1:
-            return batch, (batch.pixel_values,)
-        own = zip(self.pairs.pairs[rows.start : rows.stop, 0].tolist(), rows, strict=True)
-        return batch, (batch.pixel_values, images.pixel_values([other_image(*pair, len(images)) for pair in own]))
+        own: list[int] = self.pairs.pairs[rows.start : rows.stop, 0].tolist()
+        shown = [images.batch(own)]
+        if len(images) > 1:
+            shown.append(images.batch([other_image(*pair, len(images)) for pair in zip(own, rows, strict=True)]))
+        return batch, shown
 
     def _pair(self, row: int) -> CaptionBatch:
         pair = self.pairs[BatchKey((row,), derive_seed("masked words", row))]
@@ -66,18 +63,20 @@ def evaluate_masked_words(
     model.head("mlm")
     device, pairs = next(model.parameters()).device, MaskedPairs(images, masking)
     own = torch.arange(len(pairs))[rank() :: world_size()]
-    loader: Iterable[tuple[CaptionBatch, tuple[Pixels, ...]]] = load_items(
+    loader: Iterable[tuple[CaptionBatch, list[Batch]]] = load_items(
         pairs.__getitem__, own.tolist(), num_workers=options.num_workers, device=device
     )
     kinds = ("", "wrong_image_") if len(images) > 1 else ("",)
     sums = torch.zeros(len(own), len(kinds), 2, dtype=torch.float64)
     words = torch.zeros(len(own), dtype=torch.int64)
     shown = counted(loader, "masked words", shown=options.progress and rank() == 0, total=len(own))
-    for number, (batch, pixel_values) in enumerate(shown):
+    for number, (batch, own_and_other) in enumerate(shown):
         moved, words[number] = batch.to(device), batch.num_labels
-        text = encode_text(model, moved.masked_input_ids, moved.attention_mask)
-        for kind, pixels in enumerate(pixel_values):
-            fused = model.fuse(encode_image(model, pixels), text, outputs="text")
+        text = model.encode_text(moved.masked_input_ids, moved.attention_mask)
+        for kind, given in enumerate(own_and_other):
+            on_device = images.on_device(given, device)
+            image = model.encode_image(on_device.pixel_values, states=on_device.image_states)
+            fused = model.fuse(image, text, outputs="text")
             sums[number, kind] = torch.stack(mlm_loss(model.mlm_logits, fused.text, moved.mlm_labels)).cpu()
     _, sums, words = gather_by_id(own, sums * words[:, None, None], words)
     per_word = (sums.sum(dim=0) / max(int(words.sum()), 1)).tolist()

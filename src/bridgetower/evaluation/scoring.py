@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bridgetower.checkpoints.fingerprint import exact_fingerprint, fingerprint
 from bridgetower.checkpoints.tensors import read_safetensors, write_safetensors
-from bridgetower.data.batch import CachedFeatures
+from bridgetower.data.batch import Batch
 from bridgetower.data.captions import CaptionImages
 from bridgetower.distributed import barrier, gather_by_id, rank, world_size
 from bridgetower.evaluation.config import EvaluationOptions, RetrievalConfig
@@ -28,7 +28,6 @@ from bridgetower.files import locked, remove_leftovers
 from bridgetower.inference import image_bytes, log_odds, score_pairs, split_rows
 from bridgetower.model.bridgetower import BridgeTower, EncodeOutputs
 from bridgetower.model.encodings import Encoded
-from bridgetower.objectives.encoding import encode_image
 from bridgetower.processor import load_items
 from bridgetower.progress import count_bars, counted
 
@@ -84,10 +83,10 @@ class PairScorer:
         """Returns the contrastive vectors of images and of texts."""
         model, size, shown = self._model, self._config.batch_size, self._shown
         batches, rows = split_rows(range(len(self._own)), size), split_rows(range(len(self._ids)), size)
-        pixels = counted(self._pixel_values(batches), "image batches", shown=shown, total=len(batches))
+        images = counted(self._encode_images(batches, "cls"), "image batches", shown=shown, total=len(batches))
         places = counted(rows, "text batches", shown=shown)
         vectors = {
-            "images": (model.image_embeds(encode_image(model, batch, outputs="cls")) for batch in pixels),
+            "images": (model.image_embeds(image) for image in images),
             "texts": (model.text_embeds(self._encode_texts(each, outputs="cls")) for each in places),  # short first
         }
         none = torch.empty(0, model.config.heads.itc_size)  # a process may have no images
@@ -153,19 +152,18 @@ class PairScorer:
     def _image_parts(self, parts: Sequence[range]) -> Iterator[Encoded]:
         """Yields the encodings of all images of a part, part by part; workers decode ahead of it."""
         split = [split_rows(part, self._config.batch_size) for part in parts]
-        pixels = self._pixel_values([rows for batches in split for rows in batches])
-        encoded = (self._model.cache_image(encode_image(self._model, batch)) for batch in pixels)
+        images = self._encode_images([rows for batches in split for rows in batches])
+        encoded = (self._model.cache_image(image) for image in images)
         for batches in split:
             yield Encoded.cat(list(islice(encoded, len(batches))))
 
-    def _pixel_values(self, batches: Sequence[range]) -> Iterator[Tensor | CachedFeatures]:
-        images, numbers = self._images, [self._own[list(rows)].tolist() for rows in batches]
-        if images.frozen is not None:
-            yield from (images.pixel_values(batch) for batch in numbers)
-            return
-        workers = self._options.num_workers
-        for pixels in load_items(partial(_stacked, images), numbers, num_workers=workers, device=self._device):
-            yield images.processor.normalise(pixels.to(self._device, non_blocking=True))
+    def _encode_images(self, batches: Sequence[range], outputs: EncodeOutputs = "layers") -> Iterator[Encoded]:
+        images, workers = self._images, self._options.num_workers
+        numbers = [self._own[list(rows)].tolist() for rows in batches]
+        loader: Iterator[Batch] = load_items(images.batch, numbers, num_workers=workers, device=self._device)
+        for batch in loader:
+            moved = images.on_device(batch, self._device)
+            yield self._model.encode_image(moved.pixel_values, outputs=outputs, states=moved.image_states)
 
     def _encode_texts(self, places: Sequence[int], outputs: EncodeOutputs = "layers") -> Encoded:
         batch = self._images.processor.pad([self._ids[place] for place in places])
@@ -189,10 +187,6 @@ class PairScorer:
     def _keep(self, name: str, values: Tensor) -> None:
         if self._folder is not None:
             write_safetensors(self._folder / f"{name}.safetensors", {"values": values})
-
-
-def _stacked(images: CaptionImages, numbers: Sequence[int]) -> Tensor:
-    return torch.stack(images.pixels(numbers))
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from bridgetower.model.heads import (
     chosen_heads,
 )
 from bridgetower.model.layers import Pooler, allow_graphs, mean_token
-from bridgetower.model.towers import TextTransformer, VisionTransformer
+from bridgetower.model.towers import TextTransformer, Tower, VisionTransformer
 
 EncodeOutputs = Literal["layers", "cls"]
 TEXT, IMAGE, SECOND_IMAGE = 0, 1, 2  # token types
@@ -227,24 +227,37 @@ class BridgeTower(nn.Module):
         return self.token_type_embedding.weight.device
 
     def encode_image(
-        self, pixel_values: Float[Tensor, "b 3 h w"], token_type: int = IMAGE, *, outputs: EncodeOutputs = "layers"
+        self,
+        pixel_values: Float[Tensor, "b 3 h w"] | None,
+        token_type: int = IMAGE,
+        *,
+        outputs: EncodeOutputs = "layers",
+        states: Float[Tensor, "b n p v"] | None = None,
     ) -> Encoded:
         """Encodes images.
 
         Args:
-            pixel_values: Normalised images.
+            pixel_values: Normalised images; None with `states`.
             token_type: 1, or 2 for the second image of a pair (NLVR2).
             outputs: `layers` for the fusion encoder, `cls` for contrastive embeddings only, which takes less work.
+            states: What the frozen tower made of the images before, see `cached_layers`.
 
         Raises:
-            ValueError: The image's sides are not multiples of the patch size, or there is no such token type.
+            ValueError: The image's sides are not multiples of the patch size, nothing is given, or there is no such
+                token type.
         """
         layers = self.config.vision_layers
+        if states is not None:
+            hidden = self._from_states(self.vision, states, None, layers)
+        elif pixel_values is None:
+            raise ValueError("no pixel_values and no states are given; give one of them")
+        elif outputs == "cls" and self.config.heads.image_pooling == "token":
+            return Encoded((), self.vision.cls(pixel_values, layers[-1]))
+        else:
+            hidden = self.vision(pixel_values, layers[-1:] if outputs == "cls" else layers)
         if outputs == "cls":
-            if self.config.heads.image_pooling == "token":
-                return Encoded((), self.vision.cls(pixel_values, layers[-1]))
-            return Encoded((), self.image_features(self.vision(pixel_values, layers[-1:])[0]))
-        return self.project_image(self.vision(pixel_values, layers), token_type)
+            return Encoded((), self.image_features(hidden[-1]))
+        return self.project_image(hidden, token_type)
 
     def encode_text(
         self,
@@ -252,6 +265,7 @@ class BridgeTower(nn.Module):
         attention_mask: Int[Tensor, "b l"] | Bool[Tensor, "b l"] | None = None,
         *,
         outputs: EncodeOutputs = "layers",
+        states: Float[Tensor, "b n l t"] | None = None,
     ) -> Encoded:
         """Encodes texts.
 
@@ -259,6 +273,7 @@ class BridgeTower(nn.Module):
             input_ids: Token ids.
             attention_mask: 0 on padding; None if nothing is padded.
             outputs: `layers` for the fusion encoder, `cls` for contrastive embeddings only, which takes less work.
+            states: What the frozen tower made of the texts before, see `cached_layers`.
 
         Raises:
             ValueError: The text is longer than the position table.
@@ -267,18 +282,31 @@ class BridgeTower(nn.Module):
         if (missing := self.padding(input_ids.shape[1])) is not None:
             mask = F.pad(torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask, (0, missing))
             input_ids = F.pad(input_ids, (0, missing), value=self.config.text.pad_token_id)
+            states = None if states is None else F.pad(states, (0, 0, 0, missing))
         layers = self.config.text_layers
+        if states is not None:
+            hidden = self._from_states(self.text, states, mask, layers)
+        elif outputs == "cls" and self.config.heads.text_pooling == "token":
+            return Encoded((), self.text.cls(input_ids, mask, layers[-1]))
+        else:
+            hidden = self.text(input_ids, mask, layers[-1:] if outputs == "cls" else layers)
         if outputs == "cls":
-            if self.config.heads.text_pooling == "token":
-                return Encoded((), self.text.cls(input_ids, mask, layers[-1]))
-            return Encoded((), self.text_features(self.text(input_ids, mask, layers[-1:])[0], mask))
-        return self.project_text(self.text(input_ids, mask, layers), mask)
+            return Encoded((), self.text_features(hidden[-1], mask))
+        return self.project_text(hidden, mask)
 
     def padding(self, length: int) -> int | None:
         """Returns how many tokens are added to texts of a length; with None they stay as they are, without a mask."""
         if self.text_multiple == 1:
             return None
         return max(0, min(-length % self.text_multiple, self.config.text.max_length - length))
+
+    def _from_states(
+        self, tower: Tower, states: Float[Tensor, "b n l w"], mask: Bool[Tensor, "b l"] | None, read: tuple[int, ...]
+    ) -> list[Float[Tensor, "b l w"]]:
+        """Returns the layers of a tower that are read; those that train are run."""
+        if not self.trained_top:
+            return list(states.unbind(1))
+        return tower.continued(dict(zip(self.cached_layers(read), states.unbind(1), strict=True)), mask, read)
 
     def project_image(self, hidden: list[Float[Tensor, "b p v"]], token_type: int = IMAGE) -> Encoded:
         """Returns the encoding of images from the bridged hidden states of the image tower.

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from bridgetower.data.batch import Batch
 from bridgetower.model.bridgetower import SECOND_IMAGE, BridgeTower
-from bridgetower.objectives.encoding import encode_image, encode_text
 from bridgetower.objectives.losses import Losses, class_loss
 
 Loss = Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
@@ -53,19 +52,19 @@ class ClassificationTask(nn.Module):
 
     def logits(self, batch: Batch) -> Float[Tensor, "b k"]:
         """Returns the logits of the classes, or one number."""
-        model, pixels, second = self.model, batch.pixel_values, batch.pixel_values_2
+        model = self.model
         if batch.input_ids is None:
-            assert pixels is not None
-            features = encode_image(model, pixels, outputs="cls").cls
-        elif pixels is None:
-            features = encode_text(model, batch.input_ids, batch.attention_mask, outputs="cls").cls
-        elif second is None:
-            text = encode_text(model, batch.input_ids, batch.attention_mask)
-            features = model.fuse(encode_image(model, pixels), text).pooled
+            features = model.encode_image(batch.pixel_values, outputs="cls").cls
+        elif not batch.num_images:
+            features = model.encode_text(batch.input_ids, batch.attention_mask, outputs="cls").cls
         else:
-            images = encode_image(model, pixels), encode_image(model, second, SECOND_IMAGE)
-            text = encode_text(model, batch.input_ids, batch.attention_mask)
-            features = model.pooled_with_two(*images, text)
+            image = model.encode_image(batch.pixel_values, states=batch.image_states)
+            text = model.encode_text(batch.input_ids, batch.attention_mask, states=batch.text_states)
+            if batch.num_images == 1:
+                features = model.fuse(image, text).pooled
+            else:
+                second = model.encode_image(batch.pixel_values_2, SECOND_IMAGE, states=batch.image_states_2)
+                features = model.pooled_with_two(image, second, text)
         return model.class_logits(self.head, features)
 
 

@@ -16,7 +16,6 @@ from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import entry
 from bridgetower.model.encodings import Encoded
 from bridgetower.objectives.config import Phase, PretrainingConfig
-from bridgetower.objectives.encoding import encode_image, encode_text
 from bridgetower.objectives.losses import (
     Contrast,
     Features,
@@ -115,7 +114,8 @@ class PretrainingTask(nn.Module):
             # ITC comes first, as its dropout has to be that of `features`; then all that is encoded, before anything is
             # fused: backward then frees what fusion keeps before the gradients of the text tower take memory.
             if name != "itc" and "masked" not in step.texts and any("masked" in each.texts for each in active.values()):
-                step.texts["masked"] = encode_text(self.model, batch.masked_input_ids, batch.attention_mask)
+                ids, mask = batch.masked_input_ids, batch.attention_mask
+                step.texts["masked"] = self.model.encode_text(ids, mask, states=batch.masked_states)
             parts[name], found = objective.loss(self, step)
             metrics |= found
         return Losses.weigh(parts, weights, metrics)
@@ -123,8 +123,9 @@ class PretrainingTask(nn.Module):
     def predict(self, batch: CaptionBatch) -> Float[Tensor, " b"]:
         """Returns the probability that each text belongs to its image."""
         model = self.model
-        text = encode_text(model, batch.input_ids, batch.attention_mask)
-        logits = model.itm_logits(model.fuse(encode_image(model, batch.pixel_values), text).pooled)
+        text = model.encode_text(batch.input_ids, batch.attention_mask, states=batch.text_states)
+        image = model.encode_image(batch.pixel_values, states=batch.image_states)
+        logits = model.itm_logits(model.fuse(image, text).pooled)
         return logits.float().softmax(dim=-1)[:, 1]
 
     def features(self, batch: CaptionBatch) -> Features:
@@ -141,8 +142,10 @@ class PretrainingTask(nn.Module):
         fuses_pairs = phase.itc > 0 and model.compares_pairs
         if plain:  # before the images, as the gradients of word embeddings need memory twice
             outputs: Literal["layers", "cls"] = "layers" if fuses_plain or fuses_pairs else "cls"
-            texts["plain"] = encode_text(model, batch.input_ids, batch.attention_mask, outputs=outputs)
-        image = encode_image(model, batch.pixel_values, outputs="layers" if fuses or fuses_pairs else "cls")
+            ids, mask = batch.input_ids, batch.attention_mask
+            texts["plain"] = model.encode_text(ids, mask, outputs=outputs, states=batch.text_states)
+        outputs = "layers" if fuses or fuses_pairs else "cls"
+        image = model.encode_image(batch.pixel_values, outputs=outputs, states=batch.image_states)
         if cache and fuses:
             image = model.cache_image(image)
         if cache and fuses_plain:

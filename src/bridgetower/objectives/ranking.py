@@ -13,7 +13,6 @@ from bridgetower.data.batch import RankingBatch
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.encodings import Encoded
 from bridgetower.objectives.config import RankingConfig
-from bridgetower.objectives.encoding import encode_image, encode_text
 from bridgetower.objectives.losses import Losses, class_loss
 from bridgetower.objectives.matching import matching_loss, random_pairs
 
@@ -53,8 +52,8 @@ class RankingTask(nn.Module):
     def encode(self, batch: RankingBatch) -> tuple[Encoded, Encoded]:
         """Encodes every image and every text once."""
         model = self.model
-        image = model.cache_image(encode_image(model, batch.pixel_values))
-        return image, encode_text(model, batch.input_ids, batch.attention_mask)
+        image = model.cache_image(model.encode_image(batch.pixel_values, states=batch.image_states))
+        return image, model.encode_text(batch.input_ids, batch.attention_mask, states=batch.text_states)
 
     def scores(self, image: Encoded, text: Encoded) -> Float[Tensor, "b n"]:
         """Returns the scores of each image's texts."""

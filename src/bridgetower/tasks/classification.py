@@ -40,7 +40,7 @@ class RegressionConfig(TaskConfig):
 
 
 def _examples(source: ExampleSource) -> EntryDataset:
-    from bridgetower.data.examples import EntryDataset, LabelsEncoder, NumberEncoder
+    from bridgetower.data.examples import ClassEncoder, EntryDataset, NumberEncoder
 
     heads, numbers = source.heads, source.task.kind == "regression"
     if numbers and not heads.predicts_number("classification"):
@@ -60,7 +60,7 @@ def _examples(source: ExampleSource) -> EntryDataset:
                 f"{folder} has {kind} per row, but model.heads.multi_label is {heads.multi_label}; {other}, or choose "
                 "another set"
             )
-    encoder = NumberEncoder() if numbers else LabelsEncoder(source.names, multi_label=heads.multi_label)
+    encoder = NumberEncoder() if numbers else ClassEncoder(source.names, multi_label=heads.multi_label)
     test = source.use == "test"
     examples = EntryDataset(source.images(SCHEMA), encoder, labelled=not test, unique=test)
     for entry in examples:

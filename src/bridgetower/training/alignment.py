@@ -16,7 +16,6 @@ from bridgetower.data.order import StepSampler
 from bridgetower.distributed import rank
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.layers import autocast, mean_token
-from bridgetower.objectives.encoding import encode_image, encode_text
 from bridgetower.objectives.losses import info_nce
 from bridgetower.processor import load_items
 from bridgetower.progress import step_bars
@@ -42,8 +41,8 @@ class Alignment(nn.Module):
 
     def forward(self, batch: CaptionBatch) -> Float[Tensor, ""]:
         """Returns the mean of the contrastive losses of all bridged layers."""
-        images = encode_image(self.model, batch.pixel_values)
-        texts = encode_text(self.model, batch.input_ids, batch.attention_mask)
+        images = self.model.encode_image(batch.pixel_values, states=batch.image_states)
+        texts = self.model.encode_text(batch.input_ids, batch.attention_mask, states=batch.text_states)
         losses = []
         for image, text in zip(images.layers, texts.layers, strict=True):
             means = mean_token(image, images.mask), mean_token(text, texts.mask)
@@ -64,12 +63,6 @@ def align_projections(config: RunConfig, model: BridgeTower, examples: BatchData
 
     What comes out depends on the config and the data alone, so a run that was killed before its first checkpoint does
     the same again. Every process does all of it.
-
-    Args:
-        config: Of the run.
-        model: With frozen towers, on its device; its projections are changed, and it is in training mode then.
-        examples: Captions with stored outputs of the towers.
-        progress: Show a bar.
     """
     task = Alignment(model).to(model.device).eval()  # layers of the towers that run here draw no dropout
     parameters = task.trained()

@@ -7,35 +7,34 @@ import inspect
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
-from itertools import islice
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from bridgetower.checkpoints.fingerprint import code_content, exact_fingerprint
-from bridgetower.data.batch import TOKENS
-from bridgetower.data.frozen import FrozenDataset, FrozenImages, FrozenTexts, key_ids, needed_texts
-from bridgetower.data.prepared import PreparedImages
+from bridgetower.data.batch import derive_seed
+from bridgetower.data.frozen import FeatureCache, Features, FrozenDataset, key_ids
+from bridgetower.data.prepared import NO_IMAGE, PreparedImages
 from bridgetower.data.views import random_view
-from bridgetower.distributed import barrier, from_first, rank, world_size
+from bridgetower.distributed import rank
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.layers import autocast
 from bridgetower.model.presets import TEXT_TOWERS, VISION_TOWERS
 from bridgetower.model.tower_config import TextConfig, VisionConfig
+from bridgetower.model.towers import Tower
 from bridgetower.processor import Processor, loaded
-from bridgetower.progress import step_bars
-from bridgetower.rows import RowCache, RowFiles
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.setup import TaskSetup
 
 logger = logging.getLogger(__name__)
 
 _BATCH = 32  # images or texts at once
+
+_Run = Callable[..., Tensor]  # of a tower, on inputs and, for texts, their mask
 
 # Settings of the data that do not change the pixels of an image; the processor has some of them.
 _NOT_OF_PIXELS = (
@@ -46,21 +45,12 @@ _NOT_OF_PIXELS = (
 
 @torch.no_grad()
 def frozen_examples(
-    config: RunConfig, model: BridgeTower, setup: TaskSetup, cache: RowCache, *, progress: bool
+    config: RunConfig, model: BridgeTower, setup: TaskSetup, cache: FeatureCache, *, progress: bool
 ) -> FrozenDataset:
     """Freezes the towers and takes their hidden states of all images and texts from a cache, or computes them.
 
-    From now on the images of the run come from the cache, and so do the texts of the examples that are returned.
-
-    Args:
-        config: Of the run.
-        model: Its towers do not change any more.
-        setup: Its images and examples.
-        cache: Is held open until the run ends.
-        progress: Show bars.
-
-    Raises:
-        OSError: The disk has no room.
+    From now on the images of the run come from the cache, and so do the texts of the examples that are returned. The
+    towers do not change any more, and the cache is held open until the run ends.
     """
     if config.init is None and {config.vision, config.text} & {None, *VISION_TOWERS, *TEXT_TOWERS}:
         logger.warning("freeze_towers keeps towers as they are, but some of them start from random weights; give init")
@@ -69,129 +59,125 @@ def frozen_examples(
         model.text.requires_grad_(False)
     assert setup.images is not None  # RunConfig refuses freeze_towers where there are no prepared images
     train, *evaluated = setup.images
-    shown = progress and rank() == 0
     # Half precision is what the projections read under autocast; an evaluation is not under it. Nor are the views.
     # Layers that train add to what is cached, so that it is not rounded.
     half = config.precision == "bf16" and not model.trained_top
     dtype = torch.bfloat16 if half else torch.float32
-    towers = _Towers(model.eval(), cache, config.data.num_workers, shown=shown)
-    frozen = towers.images(train, config.frozen_views, config.seed, dtype)
+    shown = progress and rank() == 0
+    model.eval()
+    frozen = _images(cache, model, train, config.frozen_views, dtype, config, shown=shown)
     for held_out in evaluated:
-        held_out.frozen = towers.images(held_out, 1, config.seed, torch.float32)
-    train.frozen = frozen
-    plain = FrozenDataset(setup.examples, config.frozen_views, config.seed)
-    texts = towers.texts(needed_texts(plain), train.processor, dtype)
+        held_out.frozen = _images(cache, model, held_out, 1, torch.float32, config, shown=shown).first_views
+    train.frozen = torch.tensor  # of their numbers
+    examples = FrozenDataset(setup.examples, frozen, config.frozen_views, config.seed)
+    keys = examples.needed_texts()
+    features = _texts(cache, model, keys, train.processor, dtype, shown=shown)
+    examples.texts = features, {key: row for row, key in enumerate(keys)}
     model.train()
-    return FrozenDataset(setup.examples, config.frozen_views, config.seed, texts)
+    return examples
 
 
-@dataclass(frozen=True)
-class _Towers:
-    """Towers in evaluation mode, and where their outputs go."""
+def _images(
+    cache: FeatureCache,
+    model: BridgeTower,
+    images: PreparedImages,
+    num_views: int,
+    dtype: torch.dtype,
+    config: RunConfig,
+    *,
+    shown: bool,
+) -> Features:
+    """Returns all views of some images, and of the image of examples without one if there are any."""
 
-    model: BridgeTower
-    cache: RowCache
-    num_workers: int
-    shown: bool
+    def compute(rows: Sequence[int], tower: _Run) -> Iterator[Tensor]:
+        batches = [rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)]
+        view, workers = _View(images, num_views, config.seed), config.data.num_workers
+        for pixels in loaded(view, batches, num_workers=workers, device=model.device):
+            yield from tower(pixels)
 
-    def images(self, images: PreparedImages, num_views: int, seed: int, dtype: torch.dtype) -> FrozenImages:
-        """Computes all views of some images that are not in the cache."""
-        config, tower = self.model.config, self.model.vision
-        cached = self.model.cached_layers(config.vision_layers)
-        content = self._content(tower, config.vision, cached, dtype)
-        content["pixels"] = _pixels(images, num_views, seed)
-        shape = torch.Size((config.vision.num_tokens, len(cached), config.vision.hidden_size))
-        row_bytes = dtype.itemsize * shape.numel()
-        files = self.cache.files(content, len(images) * num_views, row_bytes)
-        frozen = FrozenImages(files=files, num_views=num_views, seed=seed)
-
-        def compute(batches: list[range]) -> Iterator[Tensor]:
-            device = self.model.device
-            for pixels in loaded(_Views(images, frozen), batches, num_workers=self.num_workers, device=device):
-                pixels = pixels.to(device, non_blocking=True)
-                with self._precision(dtype):
-                    layers = tower.states(pixels, None, cached) if self.model.trained_top else tower(pixels, cached)
-                yield from torch.stack(layers, dim=2).to(dtype)  # [B, P, K, V]
-
-        self._fill(files, content, row_bytes, f"{len(images)} images", compute)
-        return frozen
-
-    def texts(self, keys: Sequence[bytes], processor: Processor, dtype: torch.dtype) -> FrozenTexts:
-        """Computes some texts, which are sorted by length, if they are not in the cache."""
-        config, device, ids = self.model.config, self.model.device, [key_ids(key) for key in keys]
-        cached = self.model.cached_layers(config.text_layers)
-        run = self.model.text.states if self.model.trained_top else self.model.text
-        row_bytes = dtype.itemsize * len(cached) * config.text.hidden_size * sum(map(len, ids)) // len(ids)
-        content = self._content(self.model.text, config.text, cached, dtype)
-        content["texts"] = hashlib.sha256(b"".join(len(key).to_bytes(4, "big") + key for key in keys)).hexdigest()
-        files = self.cache.files(content, len(keys), row_bytes)
-
-        def compute(batches: list[range]) -> Iterator[Tensor]:
-            for rows in batches:
-                batch = processor.pad([ids[row].tolist() for row in rows])
-                mask = None if batch.attention_mask is None else batch.attention_mask.bool().to(device)
-                with self._precision(dtype):
-                    layers = run(batch.input_ids.to(device), mask, cached)
-                for row, tokens in zip(rows, torch.stack(layers, dim=2).to(dtype), strict=True):  # [B, L, K, T]
-                    yield tokens[: len(ids[row])]
-
-        self._fill(files, content, row_bytes, f"{len(keys)} texts", compute)
-        return FrozenTexts(files, keys)
-
-    def _precision(self, dtype: torch.dtype) -> AbstractContextManager[object]:
-        return autocast(self.model.device, "bf16" if dtype == torch.bfloat16 else "fp32")
-
-    def _content(
-        self, tower: nn.Module, config: VisionConfig | TextConfig, layers: tuple[int, ...], dtype: torch.dtype
-    ) -> dict[str, Any]:
-        """What decides the outputs of a tower, beside its inputs."""
-        tensors = tower.state_dict(keep_vars=True)
-        frozen = {name: tensor for name, tensor in tensors.items() if not tensor.requires_grad}
-        return {
-            "tower": json.loads(json.dumps(asdict(config))),
-            "weights": exact_fingerprint(frozen),
-            "output": "states" if self.model.trained_top else "read",
-            **code_content({type(module) for module in tower.modules()}),
-            "layers": list(layers),
-            "dtype": str(dtype),
-            "tf32": torch.backends.cuda.matmul.allow_tf32,
-            "device": self.model.device.type,
-        }
-
-    def _fill(
-        self,
-        files: RowFiles,
-        content: Mapping[str, Any],
-        row_bytes: int,
-        what: str,
-        compute: Callable[[list[range]], Iterator[Tensor]],
-    ) -> None:
-        """Writes the files that are missing; each process writes its share."""
-        while missing := from_first(self.cache.claim(files, content, row_bytes) if rank() == 0 else []):
-            own = [files.rows_of(number) for number in missing[rank() :: world_size()]]
-            outputs = compute([rows[start : start + _BATCH] for rows in own for start in range(0, len(rows), _BATCH)])
-            with step_bars(shown=self.shown) as bars:
-                bar = bars.add_task(f"towers: {what}", total=sum(map(len, own)), metrics="")
-                for rows in own:
-                    tokens = []
-                    for output in islice(outputs, len(rows)):
-                        tokens.append(output.clone())
-                        bars.advance(bar)
-                    files.write(rows.start // files.rows_per_part, {TOKENS: tokens})
-            barrier()
+    pixels, tokens = {"pixels": _pixels(images, num_views, config.seed)}, model.config.vision.num_tokens
+    count = len(images) + bool((images.image_of == NO_IMAGE).any())
+    options: dict[str, Any] = {"what": f"{len(images)} images", "shown": shown, "num_views": num_views}
+    return _features(cache, model, "vision", dtype, pixels, count * num_views, tokens, compute, **options)
 
 
-class _Views:
-    """Every view of a set's images, by its row."""
+def _texts(
+    cache: FeatureCache,
+    model: BridgeTower,
+    keys: Sequence[bytes],
+    processor: Processor,
+    dtype: torch.dtype,
+    *,
+    shown: bool,
+) -> Features:
+    """Returns some texts, which are sorted by length."""
+    ids = [key_ids(key) for key in keys]
 
-    def __init__(self, images: PreparedImages, frozen: FrozenImages) -> None:
-        self.images, self.frozen = images, frozen
+    def compute(rows: Sequence[int], tower: _Run) -> Iterator[Tensor]:
+        for start in range(0, len(rows), _BATCH):
+            numbers = rows[start : start + _BATCH]
+            batch = processor.pad([ids[row].tolist() for row in numbers])
+            mask = None if batch.attention_mask is None else batch.attention_mask.bool().to(model.device)
+            states = tower(batch.input_ids, mask)
+            yield from (row[:, : len(ids[number])] for number, row in zip(numbers, states, strict=True))
+
+    digest = hashlib.sha256(b"".join(len(key).to_bytes(4, "big") + key for key in keys)).hexdigest()
+    tokens = sum(map(len, ids)) / len(ids)
+    options: dict[str, Any] = {"what": f"{len(keys)} texts", "shown": shown}
+    return _features(cache, model, "text", dtype, {"texts": digest}, len(keys), tokens, compute, **options)
+
+
+def _features(
+    cache: FeatureCache,
+    model: BridgeTower,
+    part: Literal["vision", "text"],
+    dtype: torch.dtype,
+    inputs: Mapping[str, Any],
+    num_rows: int,
+    tokens: float,
+    compute: Callable[[Sequence[int], _Run], Iterator[Tensor]],
+    **options: Any,
+) -> Features:
+    """Returns what a tower makes of inputs; `compute` gives it the inputs of some rows."""
+    tower: Tower = getattr(model, part)
+    sizes: VisionConfig | TextConfig = getattr(model.config, part)
+    layers = model.cached_layers(model.config.vision_layers if part == "vision" else model.config.text_layers)
+    tensors = tower.state_dict(keep_vars=True)
+    content = {  # all that decides the states
+        "tower": json.loads(json.dumps(asdict(sizes))),
+        "weights": exact_fingerprint({name: value for name, value in tensors.items() if not value.requires_grad}),
+        "output": "states" if model.trained_top else "read",
+        **code_content({type(module) for module in tower.modules()}),
+        "layers": list(layers),
+        "dtype": str(dtype),
+        "tf32": torch.backends.cuda.matmul.allow_tf32,
+        "device": model.device.type,
+        **inputs,
+    }
+
+    def run(given: Tensor, *mask: Tensor | None) -> Float[Tensor, "b k l w"]:
+        given = given.to(model.device, non_blocking=True)
+        with autocast(model.device, "bf16" if dtype == torch.bfloat16 else "fp32"):
+            if model.trained_top:
+                states = tower.states(given, mask[0] if mask else None, layers)
+            else:
+                states = tower(given, *mask, layers)
+        return torch.stack(states, dim=1).to("cpu", dtype)
+
+    shape: dict[str, Any] = {"num_layers": len(layers), "width": sizes.hidden_size, "dtype": dtype, **options}
+    return cache.features(content, num_rows, tokens, lambda rows: compute(rows, run), **shape)
+
+
+class _View:
+    """A view of an image by its row; the row of the last image is that of none."""
+
+    def __init__(self, images: PreparedImages, num_views: int, seed: int) -> None:
+        self.images, self.num_views, self.seed = images, num_views, seed
 
     def __call__(self, row: int) -> Float[Tensor, "3 h w"]:
-        image, generator = self.frozen.place(row)
-        pixels = self.images.views([image], generator)
-        assert isinstance(pixels, Tensor)  # they are computed before the images are frozen
-        return pixels[0]
+        image, view = divmod(row, self.num_views)
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "view of an image", image, view))
+        return self.images.views([image if image < len(self.images) else NO_IMAGE], generator)[0]
 
 
 def _pixels(images: PreparedImages, num_views: int, seed: int) -> dict[str, Any]:

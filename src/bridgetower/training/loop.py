@@ -14,11 +14,12 @@ from threading import current_thread, main_thread
 from types import FrameType, MappingProxyType
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.flop_counter import FlopCounterMode
 
 from bridgetower.data.batch import Batch
-from bridgetower.data.order import OneSetPerBatch, StepSampler
+from bridgetower.data.order import StepSampler
 from bridgetower.distributed import from_first, rank, require_same, world_size
 from bridgetower.model.layers import autocast
 from bridgetower.processor import load_items
@@ -218,7 +219,7 @@ def _batches(context: TrainContext, first_step: int) -> Generator[Batch, None, N
         counted=lambda step: micro_batches > 1 and config.task.counts_labels(step / context.max_steps),
         steps=range(first_step, context.max_steps),
         seed=config.seed,
-        order=_order(context),
+        sets=_sets(context),
         rank=rank(),
         world_size=world_size(),
     )
@@ -229,15 +230,15 @@ def _batches(context: TrainContext, first_step: int) -> Generator[Batch, None, N
     return load_items(context.examples.__getitem__, sampler, num_workers=config.data.num_workers, device=device)
 
 
-def _order(context: TrainContext) -> OneSetPerBatch | None:
-    """Returns the order of examples whose batches are of one set; None for others."""
+def _sets(context: TrainContext) -> Tensor | None:
+    """Returns the set of each example where batches are of one set each."""
     config = context.config
     if not config.data.one_set_per_batch:
         return None
     numbers = getattr(context.examples, "set_numbers", None)
     if numbers is None:
         raise ValueError(f"the examples of {config.task.kind} have no set_numbers; leave out one_set_per_batch")
-    return OneSetPerBatch(numbers, config.batch_size, config.seed)
+    return numbers
 
 
 def _evaluate(

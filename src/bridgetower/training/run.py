@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Literal
 
 from bridgetower.checkpoints.io import write_description
+from bridgetower.data.frozen import FeatureCache
 from bridgetower.distributed import barrier, from_first, num_restarts, process_group, rank, require_same
 from bridgetower.files import cache_folder
 from bridgetower.model.cpu import optimize_for_cpu
 from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
 from bridgetower.model.plain import check_choice
-from bridgetower.rows import RowCache
 from bridgetower.tasks.run_config import CONFIG, FEATURE_CACHE_GIB, TIMEOUT_MINUTES, RunConfig
 from bridgetower.tasks.spec import TaskSpec
 from bridgetower.tasks.table import spec_of
@@ -92,7 +92,7 @@ def train(
         check_choice("report_to", name, Literal[(*LOGGERS, *extensions.loggers)])
     check_choice("select_by", config.select_by, Literal[(*config.task.metrics, *extensions.metrics)])
     spec = spec_of(config.task, task)
-    cache = RowCache(feature_cache or cache_folder() / "features", int(feature_cache_limit * 2**30))
+    cache = FeatureCache(feature_cache or cache_folder() / "features", int(feature_cache_limit * 2**30))
     with process_group(config.device, timeout_minutes), cache:
         require_same({"out": str(out), "resume": resume, "feature_cache": str(cache.folder), **config.to_dict()})
         resume = from_first((resume or num_restarts() > 0) and (out / CONFIG).exists())
@@ -121,7 +121,7 @@ def _prepared(
     spec: TaskSpec,
     out: Path,
     extensions: Extensions,
-    cache: RowCache,
+    cache: FeatureCache,
     *,
     progress: bool,
 ) -> TrainContext:

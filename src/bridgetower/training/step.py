@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
-from bridgetower.data.batch import Batch, CachedFeatures, CaptionBatch, derive_seed
+from bridgetower.data.batch import Batch, CaptionBatch, derive_seed
 from bridgetower.distributed import all_gather, rank, world_size
 from bridgetower.model.layers import autocast
 from bridgetower.objectives.losses import Contrast, Losses
@@ -113,13 +113,7 @@ def _pass(
 def _on_device(batch: Any, context: TrainContext) -> Any:
     """Moves a batch to the device of the model; pixels that came as uint8 are normalised there."""
     device = context.model.device
-    moved = batch.to(device)
-    raw = {
-        name: context.images[0].processor.normalise(value)
-        for name, value in vars(moved).items()
-        if context.images and isinstance(value, Tensor) and value.dtype == torch.uint8
-    }
-    return replace(moved, **raw) if raw else moved
+    return context.images[0].on_device(batch, device) if context.images else batch.to(device)
 
 
 def _weighted(batches: Iterator[CaptionBatch], count: int) -> Iterator[CaptionBatch]:
@@ -186,7 +180,7 @@ def encodes_twice(config: RunConfig, progress: float, micro_batches: int) -> boo
 
 def keeps_pixels(config: RunConfig, image_size: int) -> bool:
     """Whether the pixels of a process's share of a step, as uint8, are few enough to be kept between its two passes."""
-    return config.batch_size // world_size() * 3 * image_size**2 <= KEPT_BYTES
+    return not config.freeze_towers and config.batch_size // world_size() * 3 * image_size**2 <= KEPT_BYTES
 
 
 def contrast_of_step(
@@ -277,9 +271,7 @@ def _first(batch: Any, count: int) -> Any:
     """Returns the first examples of a batch, with all texts that are theirs."""
     parts: dict[str, Any] = {}
     for name, value in vars(batch).items():
-        if isinstance(value, CachedFeatures):
-            parts[name] = value.first(count * len(value) // len(batch))
-        elif isinstance(value, Tensor) and value.ndim > 0 and len(value) % len(batch) == 0:
+        if isinstance(value, Tensor) and value.ndim > 0 and len(value) % len(batch) == 0:
             parts[name] = value[: count * len(value) // len(batch)]
     if "mlm_positions" in vars(batch):
         parts["mlm_positions"] = None  # they are looked for
