@@ -216,10 +216,12 @@ class FrozenDataset(Dataset[Batch]):
                 views = torch.randint(self.images.num_views, (len(numbers),), generator=generator)
                 values[name] = self.images.read((numbers * self.images.num_views + views).tolist())
         if self.texts is not None:
-            features, row_of = self.texts
+            (features, row_of), known = self.texts, dict[tuple[int, ...], Tensor]()
             for ids, name in _texts_of(batch):
-                rows = [row_of[text] for text in text_keys(ids, batch.attention_mask)]
-                values[name] = features.read(rows, ids.shape[1])
+                rows = tuple(row_of[text] for text in text_keys(ids, batch.attention_mask))
+                if rows not in known:  # they are the same where no words are hidden
+                    known[rows] = features.read(rows, ids.shape[1])
+                values[name] = known[rows]
         if key.step:
             values["step_labels"] = torch.stack([self._num_labels(other) for other in key.step]).sum()
         whole: Batch = replace(batch, **values)
