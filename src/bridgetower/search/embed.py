@@ -20,7 +20,7 @@ from datetime import timedelta
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -368,21 +368,19 @@ def _export(table: Table, out: Path, places: np.ndarray) -> None:
             lines.writelines((json_text(row) + "\n").encode() for row in some.select(["id", "text"]).to_pylist())
 
 
-def print_vectors(
-    source: str | Path | Sequence[Example], model: Model, config: EmbedConfig, *, file: TextIO | None = None
-) -> None:
+def print_vectors(source: str | Path | Sequence[Example], model: Model, config: EmbedConfig) -> None:
     """Prints the vectors of a source as JSON lines, batch by batch."""
     if config.ray is not None:
         raise ValueError("on Ray vectors are written to a file or table, not printed; give its place as out")
     examples = read(source, config.columns) if isinstance(source, str | Path) else source
-    problems, num_cut, target = list[str](), 0, file or sys.stdout
+    problems, num_cut = list[str](), 0
     config = replace(config, num_workers=config.num_workers or 0)
     for one in chain.from_iterable(embedded(loaded(model), examples, config.of, config)):
         num_cut += one.num_cut
         problems += [f"{name_of(one.example)!r}: {one.problem}"] if one.problem else []
         for text, vector in _vectors_of(one):
             values = quantized(vector[None], config.quantize)[0].tolist()
-            target.write(_json_line(name_of(one.example), text, bool(one.example.images), values))
+            sys.stdout.write(_json_line(name_of(one.example), text, bool(one.example.images), values))
     say_cut(num_cut)
     named = str(source) if isinstance(source, str | Path) else "the input"
     check_bad(named, problems, len(problems), config.max_errors, "the vectors of the others are printed")

@@ -455,32 +455,28 @@ class Index:
                 raise ValueError(f"{row['path']!r} has a vector with NaN or infinite values; nothing would find it")
             if not np.any(row["image_vector"]):
                 raise ValueError(f"{row['path']!r} has a vector of zeros, which nothing finds; check the model")
-        if rows:
-            defaults = {"size": 0, "mtime": 0, "version": "", "part_size": 0, "place": ""}
-            self._merge(_arrow([{**defaults, **row} for row in rows], self._table.schema))
-
-    def _merge(self, rows: pa.Table) -> None:
+        if not rows:
+            return
+        schema, defaults = self._table.schema, {"size": 0, "mtime": 0, "version": "", "part_size": 0, "place": ""}
+        several = ("text_vectors", "pair_vectors")
+        given = [{**defaults, **row, **{name: list(row[name]) for name in several}} for row in rows]
+        table = pa.Table.from_pylist(given, schema.remove(schema.get_field_index(CRC)))
+        table = table.append_column(CRC, pa.array(crcs_of(table["image_vector"]), pa.uint32())).select(schema.names)
         with _told(self.uri, "written"):
-            self._table.merge_insert("path").when_matched_update_all().when_not_matched_insert_all().execute(rows)
+            self._table.merge_insert("path").when_matched_update_all().when_not_matched_insert_all().execute(table)
 
     def reuse(self, images: Sequence[Mapping[str, Any]]) -> set[str]:
         """Writes images with the vectors of others that have the same digest and captions; returns their paths."""
         if not images:
             return set()
         where = f"start IS NULL AND width > 0 AND {is_one_of({one['digest'] for one in images}, 'digest')}"
+        names = [name for name in self._table.schema.names if name != "mtime"]  # which may be none that Python has
         with _told(self.uri):
-            rows = self._table.search().where(where).to_arrow()
-        keys = zip(rows["digest"].to_pylist(), map(tuple, rows["captions"].to_pylist()), strict=True)
-        numbers = {key: number for number, key in enumerate(keys)}
-        known = [one for one in images if (one["digest"], tuple(one["captions"])) in numbers]
-        if known:
-            written = rows.take([numbers[one["digest"], tuple(one["captions"])] for one in known])
-            for name in ("path", "size", "mtime", "version", "part_size", "place"):
-                place = written.schema.get_field_index(name)
-                field = written.schema.field(name)
-                written = written.set_column(place, field, pa.array([one[name] for one in known]).cast(field.type))
-            self._merge(written)
-        return {one["path"] for one in known}
+            found = self._checked(self._table.search().where(where).select(names).to_arrow())
+        rows = {(row["digest"], tuple(row["captions"])): row for row in found.drop_columns([CRC]).to_pylist()}
+        known = [rows[key] | one for one in images if (key := (one["digest"], tuple(one["captions"]))) in rows]
+        self.upsert(known)
+        return {row["path"] for row in known}
 
     def set_versions(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Gives the rows of some paths another `version` and `part_size`."""
@@ -498,9 +494,12 @@ class Index:
     def image_vectors(self) -> Iterator[Float[np.ndarray, "n c"]]:
         """Yields the vectors of all images; an OSError says that one is not as it was written."""
         for batch in self.scan(["image_vector", CRC]):
-            if (crcs_of(batch["image_vector"]) != batch[CRC].to_numpy()).any():
-                raise OSError(f"{self.uri} has damaged vectors; make the index again, or copy it again")
-            yield batch["image_vector"].flatten().to_numpy().reshape(-1, self.info.image_width)
+            yield self._checked(batch)["image_vector"].flatten().to_numpy().reshape(-1, self.info.image_width)
+
+    def _checked(self, rows: Any) -> Any:
+        if (crcs_of(rows["image_vector"]) != rows[CRC].to_numpy()).any():
+            raise OSError(f"{self.uri} has damaged vectors; make the index again, or copy it again")
+        return rows
 
     def create_ann_index(self) -> None:
         """Groups the images' vectors, so that searches compare only those of the groups nearest to the query.
@@ -508,10 +507,8 @@ class Index:
         Images that are written later are compared one by one until the table is tidied. Vectors of captions and of
         pairs are always compared one by one.
         """
-        partitions = _num_partitions(len(self))
-        config = IvfSq(
-            distance_type="cosine", num_partitions=partitions, sample_rate=_SAMPLED, max_iterations=_ITERATIONS
-        )
+        settings: Any = {"sample_rate": _SAMPLED, "max_iterations": _ITERATIONS}
+        config = IvfSq(distance_type="cosine", num_partitions=_num_partitions(len(self)), **settings)
         with _told(self.uri, "written"):
             self._table.create_index("image_vector", config=config, replace=True)
 
@@ -586,14 +583,6 @@ def read_indexed(file: Path | str, image: Indexed) -> bytes:
     if hashlib.sha256(content).hexdigest() != image.digest:
         raise ValueError(_CHANGED.format("image"))
     return content
-
-
-def _arrow(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
-    """Returns rows as an Arrow table, with the CRCs of their vectors."""
-    several = ("text_vectors", "pair_vectors")
-    given = [{**row, **{name: list(row[name]) for name in several}} for row in rows]
-    table = pa.Table.from_pylist(given, schema.remove(schema.get_field_index(CRC)))
-    return table.append_column(CRC, pa.array(crcs_of(table["image_vector"]), pa.uint32())).select(schema.names)
 
 
 @contextmanager
