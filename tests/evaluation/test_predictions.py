@@ -26,7 +26,7 @@ def task(answering_checkpoint: Path) -> ClassificationTask:
     return task_of_head(read_checkpoint(answering_checkpoint).model(), "snli_ve")
 
 
-@pytest.mark.parametrize(("batch_size", "num_workers"), [(1, 0), (5, 0), (100, 0), (4, 2)])
+@pytest.mark.parametrize(("batch_size", "num_workers"), [(1, 0), (100, 0), (4, 1)])
 def test_every_example_in_order(
     task: ClassificationTask, statements: EntryDataset, batch_size: int, num_workers: int
 ) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import bridgetower.evaluation.scoring as scoring
 import dense
-from bridgetower.checkpoints import ITC_ALONE, UNMEASURED, Reranking
+from bridgetower.checkpoints import ITC_ALONE, UNMEASURED, Reranking, read_checkpoint
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
 from bridgetower.evaluation.candidates import ITC_WEIGHTS, Candidates
@@ -46,20 +46,21 @@ def retrieve(tiny_model: BridgeTower, images: CaptionImages) -> Callable[..., Re
     return call
 
 
+@pytest.fixture(scope="module")
 @torch.no_grad()
-def score_everything(model: BridgeTower, images: CaptionImages, captions: list[str]) -> tuple[Tensor, Tensor]:
+def everything(tiny_checkpoint: Path, tiny_dataset: Path, tiny_processor: Processor) -> tuple[Tensor, Tensor]:
     """Contrastive similarity and match logits [i, t, 2] of all pairs, each through `model.forward` on its own."""
+    model = read_checkpoint(tiny_checkpoint).model()
+    images = CaptionImages(DataConfig(folders=(str(tiny_dataset),)), "test", tiny_processor)
+    captions, _ = images.texts()
     similarity, logits = torch.empty(len(images), len(captions)), torch.empty(len(images), len(captions), 2)
     for row in range(len(images)):
         pixel_values = images.pixel_values([row])
+        image = model.image_embeds(model.encode_image(pixel_values))
         for column, caption in enumerate(captions):
-            text = images.processor.texts([caption])
-            logits[row, column] = model.itm_logits(model(pixel_values, text.input_ids).pooled)[0]
-            vectors = (
-                model.image_embeds(model.encode_image(pixel_values)),
-                model.text_embeds(model.encode_text(text.input_ids)),
-            )
-            similarity[row, column] = (vectors[0] * vectors[1]).sum()
+            text = images.processor.texts([caption]).input_ids
+            logits[row, column] = model.itm_logits(model(pixel_values, text).pooled)[0]
+            similarity[row, column] = (image * model.text_embeds(model.encode_text(text))).sum()
     return similarity, logits
 
 
@@ -80,12 +81,12 @@ class TestBruteForce:
     @pytest.mark.parametrize("protocol", ["standard", "paper"])
     @pytest.mark.parametrize("max_captions", [None, 1])
     def test_two_stages(
-        self, tiny_model: BridgeTower, images: CaptionImages, protocol: Protocol, max_captions: int | None
+        self, retrieve: Any, images: CaptionImages, everything: Any, protocol: Protocol, max_captions: int | None
     ) -> None:
         captions, owner = images.texts(max_captions)
-        config = RetrievalConfig(candidates=3, protocol=protocol, max_captions=max_captions, batch_size=4)
-        result = evaluate_retrieval(tiny_model, images, config)
-        similarity, logits = score_everything(tiny_model, images, captions)
+        result = retrieve(candidates=3, protocol=protocol, max_captions=max_captions, batch_size=4)
+        chosen = [images.texts()[0].index(caption) for caption in captions]
+        similarity, logits = (scores[:, chosen] for scores in everything)
         torch.testing.assert_close(dense.similarity(result), similarity, atol=1e-5, rtol=0)
         itm = dense.itm(result)
         scored = ~itm.isnan()
@@ -97,16 +98,17 @@ class TestBruteForce:
         assert torch.equal(result.truth.text_image_index, owner)
         assert result.chance == chance_recalls(dense.truth_of(owner))
 
-    def test_enough_candidates_are_the_full_ranking(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
+    def test_enough_candidates_are_the_full_ranking(
+        self, retrieve: Any, images: CaptionImages, everything: Any
+    ) -> None:
         captions, owner = images.texts()
-        result = evaluate_retrieval(tiny_model, images, RetrievalConfig(candidates=len(captions)))
-        _, logits = score_everything(tiny_model, images, captions)
+        result, (_, logits) = retrieve(candidates=len(captions)), everything
         match = logits[..., 1] - logits[..., 0]
         expected = dense.recalls(match, match, dense.truth_of(owner))
         assert recalls_of(result.two_stage_recalls) == pytest.approx(recalls_of(expected), abs=1e-12)
         assert not dense.itm(result).isnan().any()
 
-    @pytest.mark.parametrize(("size", "workers"), [(1, 0), (64, 0), (4, 2)])
+    @pytest.mark.parametrize(("size", "workers"), [(1, 0), (64, 1)])
     def test_batch_size_and_workers_change_nothing(self, retrieve: Any, size: int, workers: int) -> None:
         expected = retrieve(batch_size=4)
         found = retrieve(batch_size=size, options=EvaluationOptions(num_workers=workers))
@@ -116,16 +118,14 @@ class TestBruteForce:
 
 class TestBothScores:
     @pytest.mark.parametrize("itc_weight", [1.0, 16.0, ITC_ALONE])
-    def test_brute_force(self, tiny_model: BridgeTower, images: CaptionImages, itc_weight: float) -> None:
-        captions, owner = images.texts()
-        config = RetrievalConfig(candidates=5)
-        result = evaluate_retrieval(tiny_model, images, config, reranking=Reranking(itc_weight=itc_weight))
-        similarity, logits = score_everything(tiny_model, images, captions)
+    def test_brute_force(self, retrieve: Any, images: CaptionImages, everything: Any, itc_weight: float) -> None:
+        result = retrieve(candidates=5, reranking=Reranking(itc_weight=itc_weight))
+        (similarity, logits), (_, owner) = everything, images.texts()
         scores = logits[..., 1] - logits[..., 0] + itc_weight * (similarity + 1)  # not below what is dropped
         expected = two_stage_recalls(similarity, scores, 5, owner)
         assert recalls_of(result.two_stage_recalls) == pytest.approx(expected)
         assert result.reranking == Reranking(itc_weight=itc_weight)
-        assert result.matching_recalls == evaluate_retrieval(tiny_model, images, config).two_stage_recalls
+        assert result.matching_recalls == retrieve(candidates=5).two_stage_recalls
 
     def test_the_fit_is_the_best_of_the_weights(self, retrieve: Any) -> None:
         sums = {
@@ -341,14 +341,16 @@ class TestFolds:
 
 
 class TestAccuracy:
-    def test_own_and_one_other_picture_of_each_text(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
+    def test_own_and_one_other_image_of_each_text(
+        self, tiny_model: BridgeTower, images: CaptionImages, everything: Any
+    ) -> None:
         captions, owner = images.texts()
         assert tiny_model.itm_head is not None
         seen: list[Tensor] = []
         tiny_model.itm_head.register_forward_hook(lambda module, inputs, output: seen.append(output.clone()))
         accuracy = evaluate_matching(tiny_model, images, RetrievalConfig(batch_size=5))
         scored = torch.cat(seen)
-        _, logits = score_everything(tiny_model, images, captions)
+        _, logits = everything
         nearest = torch.cdist(scored, logits.flatten(0, 1)).argmin(dim=1)  # which pair each of the scored ones is
         rows, columns = nearest // len(captions), nearest % len(captions)
         assert torch.bincount(columns).tolist() == [2] * len(captions)
