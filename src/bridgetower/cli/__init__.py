@@ -27,15 +27,11 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
         "answer": "use",
         "entail": "use",
         "reason": "use",
-        "classify": "classify",
+        "classify": "use",
         "explain": "use",
     },
     "search and serve": {"index": "search", "search": "search", "serve": "serve"},
-    "train and evaluate": {
-        "train": "runs",
-        "evaluate": "evaluation",
-        "compare": "runs",
-    },
+    "train and evaluate": {"train": "runs", "evaluate": "evaluation", "compare": "runs"},
     "prepare data": {"prepare": "data", "inspect": "data"},
     "convert": {"convert": "models", "export": "models"},
 }
@@ -50,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     with reported(arguments):
         try:
-            _run(arguments)
+            _run(*arguments)
         finally:
             with writing(STDOUT):  # a reader that left is noticed here, not at the end of the interpreter
                 sys.stdout.flush()
@@ -68,45 +64,31 @@ def reported(arguments: Sequence[str] = ()) -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(128 + signal.SIGPIPE) from None
     except (ValueError, OSError, FloatingPointError) as error:  # OSError: missing, not permitted, a full disk
-        message = with_options(str(error), arguments, partial(_known_options, arguments))
+        message = with_options(str(error), arguments, partial(_known_options, *arguments))
         print(f"bridgetower: {visible(shortened(message))}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
-def _run(argv: Sequence[str]) -> None:
-    """Runs a command, or prints the help or the version.
-
-    Raises:
-        ValueError: There is no such command.
-    """
-    name, *arguments = argv or [""]
+def _run(name: str = "", *arguments: str) -> None:
+    """Runs a command, or prints the help or the version."""
+    given: Sequence[str] = arguments
     if name in ("-h", "--help"):
-        print(overview())
+        print(_overview())
     elif name == "--version":
         print(f"bridgetower {bridgetower.__version__}")
     elif name in COMMANDS:
         if name == "serve":
             from bridgetower.serve.config import with_environment
 
-            arguments = with_environment(arguments, os.environ)
-        _call(name, arguments)
+            given = with_environment(arguments, os.environ)
+        if name == "train":  # steps that are asked for take the place of a recipe's epochs, and the other way round
+            for asked, other in permutations(("--max-steps", "--max-epochs")):
+                if _option(asked, arguments) not in (None, "None") and _option(other, arguments) is None:
+                    given = [*arguments, other, "None"]
+        parsed(name, given, _parser(name, given))()
     else:
-        given = f"there is no command {name!r}" if name else "no command is given"
-        raise ValueError(f"{given}; {meant(name, COMMANDS)}`bridgetower --help` lists all commands")
-
-
-def _call(name: str, arguments: Sequence[str]) -> None:
-    if name == "train":
-        arguments = _with_one_length(arguments)
-    parsed(name, arguments, _parser(name, arguments))()
-
-
-def _with_one_length(arguments: Sequence[str]) -> Sequence[str]:
-    """Steps that are asked for take the place of a recipe's epochs, and the other way round."""
-    for given, other in permutations(("--max-steps", "--max-epochs")):
-        if _option(given, arguments) not in (None, "None") and _option(other, arguments) is None:
-            return [*arguments, other, "None"]
-    return arguments
+        problem = f"there is no command {name!r}" if name else "no command is given"
+        raise ValueError(f"{problem}; {meant(name, COMMANDS)}`bridgetower --help` lists all commands")
 
 
 def _parser(name: str, arguments: Sequence[str]) -> Parse:
@@ -133,9 +115,8 @@ def _parser(name: str, arguments: Sequence[str]) -> Parse:
     return lambda given: parse(args=given)
 
 
-def _known_options(argv: Sequence[str]) -> set[str]:
+def _known_options(name: str = "", *arguments: str) -> set[str]:
     """All options of a command that was given with its arguments; none if they cannot be told."""
-    name, *arguments = argv or [""]
     try:
         return known_options(_parser(name, arguments), arguments) if name in COMMANDS else set()
     except (ValueError, OSError):  # such as a task of one's own that cannot be imported
@@ -148,14 +129,10 @@ def _option(name: str, arguments: Sequence[str]) -> str | None:
     return next((value for word, value in pairwise(words) if word.replace("_", "-") == name), None)
 
 
-def overview() -> str:
+def _overview() -> str:
     """Returns the help of the whole command: a line for each command."""
     width = max(map(len, COMMANDS))
-    lines = [
-        "usage: bridgetower COMMAND [ARGUMENTS]",
-        "",
-        (bridgetower.__doc__ or "").partition("\n")[0],
-    ]
+    lines = ["usage: bridgetower COMMAND [ARGUMENTS]", "", (bridgetower.__doc__ or "").partition("\n")[0]]
     for group, commands in GROUPS.items():
         lines += ["", f"{group}:"]
         lines += [f"  {name:{width}}  {_summary(name)}" for name in commands]

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from bridgetower.cli.options import LOADED, Loading, LoadOptions, Model, demo_or
+from bridgetower.cli.options import LOADED, Loading, Model, demo_or
 from bridgetower.cli.output import emit, emit_following, emit_metrics, emit_table, is_json
 from bridgetower.cli.own import own_task
 from bridgetower.evaluation.config import EvaluationOptions, RetrievalConfig
@@ -24,7 +24,6 @@ from bridgetower.tasks.table import BENCHMARKS
 if TYPE_CHECKING:
     from bridgetower.checkpoints import Reranking
     from bridgetower.evaluation.outcome import Outcome
-    from bridgetower.predictor import Predictor
 
 _LOG = logging.getLogger(__name__)
 
@@ -88,27 +87,38 @@ def evaluate(
         json: Print JSON on a terminal too.
     """
     model = demo_or(model)
-    _check_options(benchmark, work, loading)
+    if work is not None and benchmark != "retrieval":
+        raise ValueError(f"work {work} is for retrieval; leave it out for {benchmark}")
+    if loading.engine != "torch" or loading.precision not in ("fp32", "bf16"):
+        raise ValueError(
+            f"engine {loading.engine}, precision {loading.precision}; evaluate takes engine torch in fp32 or bf16"
+        )
     require("train")
     if report is not None:
         require("plot")
         require_parent(report)
     elif slices is not None:
         raise ValueError(f"slices {slices} is for a report of errors; add --report")
+    import torch
+
     from bridgetower.checkpoints import Reranking, write_reranking
     from bridgetower.distributed import process_group, rank
+    from bridgetower.model.cpu import pack_weights
+    from bridgetower.model.layers import autocast
     from bridgetower.tasks.benchmarks import evaluate as run_benchmark
 
     if fit_two_stage:
         write_reranking(model, None)  # before it is evaluated, which takes long
-    with (
-        process_group(loading.device, TIMEOUT_MINUTES),
-        _loaded(model, loading) as predictor,
-        ExitStack() as until_written,
-    ):
-        work = work or cache_folder() / "evaluations"
-        progress = sys.stderr.isatty()
-        means = EvaluationOptions(work=work, until_written=until_written, num_workers=num_workers, progress=progress)
+    with process_group(loading.device, TIMEOUT_MINUTES), ExitStack() as until_written:
+        predictor = replace(loading, precision="fp32").load(model)  # scores stay in float32
+        pack_weights(predictor.model, torch.bfloat16 if loading.precision == "bf16" else None)
+        until_written.enter_context(autocast(predictor.device, loading.precision))
+        means = EvaluationOptions(
+            work=work or cache_folder() / "evaluations",
+            until_written=until_written,
+            num_workers=num_workers,
+            progress=sys.stderr.isatty(),
+        )
         outcome = run_benchmark(
             *(predictor, benchmark, data, split, options, means),
             spec=own_task(task_spec),
@@ -119,12 +129,20 @@ def evaluate(
             return
         if fit_two_stage:
             _keep(model, Reranking.from_metrics(outcome.metrics))
-        loaded = {"model": predictor.source, "fingerprint": predictor.fingerprint}
-        measured = {"data": list(map(str, data)), "split": split, **_settings(benchmark, options)}
-        about = {"benchmark": benchmark, **loaded, **measured, "precision": loading.precision}
-        _report(outcome, about, out, json=json)
+        settings = {name: value for name, value in vars(options).items() if name != "batch_size"}
+        about = {
+            "benchmark": benchmark,
+            "model": predictor.source,
+            "fingerprint": predictor.fingerprint,
+            "data": list(data),
+            "split": split,
+            **(settings if benchmark == "retrieval" else {"protocol": options.protocol}),
+            "precision": loading.precision,
+        }
+        title = f"{predictor.source}: {split} of {', '.join(data)}"
+        _report(title, outcome, about, out, json=json)
         if report is not None:
-            _write_errors(report, outcome, about, slices)
+            _write_errors(report, title, outcome, slices)
 
 
 def _keep(model: str, reranking: Reranking) -> None:
@@ -141,51 +159,12 @@ def _keep(model: str, reranking: Reranking) -> None:
     write_reranking(model, reranking)
 
 
-def _check_options(benchmark: str, work: Path | None, loading: LoadOptions) -> None:
-    if work is not None and benchmark != "retrieval":
-        raise ValueError(f"work {work} is for retrieval; leave it out for {benchmark}")
-    if loading.engine != "torch" or loading.precision not in ("fp32", "bf16"):
-        raise ValueError(
-            f"engine {loading.engine}, precision {loading.precision}; evaluate takes engine torch in fp32 or bf16"
-        )
-
-
-@contextmanager
-def _loaded(model: str, loading: LoadOptions) -> Iterator[Predictor]:
-    """Gives a model that computes in the precision of the options, while scores stay in float32."""
-    import torch
-
-    from bridgetower.model.cpu import pack_weights
-    from bridgetower.model.layers import autocast
-
-    predictor = replace(loading, precision="fp32").load(model)
-    pack_weights(predictor.model, torch.bfloat16 if loading.precision == "bf16" else None)
-    with autocast(predictor.device, loading.precision):
-        yield predictor
-
-
-def _write_errors(path: Path, outcome: Outcome, about: Mapping[str, Any], slices: Path | None) -> None:
-    from bridgetower.reports.errors import write_errors
-
-    if outcome.judge is None or outcome.images is None:
-        raise ValueError(
-            "a report of errors is for retrieval without folds, by a model with a contrastive head, and for questions, "
-            "statements and classes of prepared sets; leave report out"
-        )
-    write_errors(path, outcome.judge(), outcome.images, title=_title(about), slices=slices)
-
-
-def _title(about: Mapping[str, Any]) -> str:
-    return f"{about['model']}: {about['split']} of {', '.join(about['data'])}"
-
-
-def _report(outcome: Outcome, about: Mapping[str, Any], out: Path | None, *, json: bool) -> None:
+def _report(title: str, outcome: Outcome, about: Mapping[str, Any], out: Path | None, *, json: bool) -> None:
     """Writes and prints what was measured."""
     for note in outcome.notes:
         _LOG.warning(note)
     if out is not None:
         outcome.write(out, about)
-    title = _title(about)
     if is_json(json):
         emit(outcome.report(about))
     elif about["benchmark"] == "retrieval":
@@ -196,8 +175,12 @@ def _report(outcome: Outcome, about: Mapping[str, Any], out: Path | None, *, jso
         emit_following("serve", "--model", about["model"])
 
 
-def _settings(benchmark: str, options: RetrievalConfig) -> dict[str, object]:
-    """What decides the metrics: the protocol, and for retrieval what it is made of."""
-    if benchmark != "retrieval":
-        return {"protocol": options.protocol}
-    return {name: value for name, value in vars(options).items() if name != "batch_size"}
+def _write_errors(path: Path, title: str, outcome: Outcome, slices: Path | None) -> None:
+    from bridgetower.reports.errors import write_errors
+
+    if outcome.judge is None or outcome.images is None:
+        raise ValueError(
+            "a report of errors is for retrieval without folds, by a model with a contrastive head, and for questions, "
+            "statements and classes of prepared sets; leave report out"
+        )
+    write_errors(path, outcome.judge(), outcome.images, title=title, slices=slices)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
@@ -29,9 +29,8 @@ def recipe_type(recipes: Mapping[str, RunConfig]) -> Any:
 
 
 Recipe = recipe_type(RECIPES)
-Model = Annotated[
-    str, arg(help="Hub id, folder of bridgetower or transformers, run folder, official .ckpt, or the word demo.")
-]
+_MODEL = "Hub id, folder of bridgetower or transformers, run folder, official .ckpt, or the word demo."
+Model = Annotated[str, arg(help=_MODEL)]
 _DEMO = {
     "model": Path("bridgetower-demo/runs/bridgetower-0/last"),
     "answering model": Path("bridgetower-demo/runs/bridgetower-0-answers/last"),
@@ -142,7 +141,7 @@ class LoadOptions(ReadOptions):
         """Returns a model, loaded; of the demo, one of two."""
         from bridgetower.predictor import load
 
-        values = {name: value for name, value in vars(self).items() if name != "subfolder"}
+        values = {item.name: getattr(self, item.name) for item in fields(LoadOptions) if item.name != "subfolder"}
         source = demo_or(model, "answering model" if answers_questions else "model")
         return load(source, **values | {"extensions": own_extensions(self.extensions)}, **self.hub)
 

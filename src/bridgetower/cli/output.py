@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bridgetower.files import json_text, one_line, shortened, visible, write_text, writing
+from bridgetower.files import json_text, one_line, shortened, visible, writing
 
 _Command = TypeVar("_Command", bound=Callable[..., None])
 
@@ -32,21 +32,16 @@ class _OneLineFormatter(logging.Formatter):
     """Shows what is not seen, such as a line feed in a file's name, which could feign an entry of the log."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - its name in logging
-        """Returns the entry in one line."""
         return one_line(shortened(super().formatMessage(record)))
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 - likewise
-        """Returns the lines of a traceback."""
         return visible(super().formatException(ei))
 
 
 def log_to(handler: logging.Handler, form: str, *, alone: bool = False) -> None:
     """Sends warnings of all libraries and all entries of this one to a handler, a line each but for tracebacks.
 
-    Args:
-        handler: Writes the log.
-        form: Of an entry.
-        alone: Take the place of the handlers that there are; otherwise nothing is done if there is one.
+    Nothing is done if there is a handler already, unless this one is to take its place.
     """
     handler.setFormatter(_OneLineFormatter(form))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=alone)
@@ -63,24 +58,15 @@ def emit(value: object) -> None:
     emit_lines([value])
 
 
-def emit_lines(rows: Iterable[object], out: Path | None = None) -> None:
-    """Writes a line of JSON per row, to the file `out` if given."""
-    if out is None:
-        for line in map(_line, rows):
-            with writing(STDOUT):
-                sys.stdout.write(line)
-    else:
-        write_text(out, "".join(map(_line, rows)))
+def emit_lines(rows: Iterable[object]) -> None:
+    """Writes a line of JSON per row."""
+    for line in map(json_text, rows):
+        with writing(STDOUT):
+            sys.stdout.write(line + "\n")
 
 
 def emit_result(value: Mapping[str, object], *, json: bool, following: Sequence[object] = ()) -> None:
-    """Writes a line of JSON, or on a terminal a table with a row for each entry.
-
-    Args:
-        value: By name.
-        json: Write JSON on a terminal too.
-        following: Arguments of the command that is useful next.
-    """
+    """Writes a line of JSON, or on a terminal a table with a row for each entry and the command that is useful next."""
     if is_json(json):
         emit(value)
     else:
@@ -105,7 +91,6 @@ def emit_following(*arguments: object) -> None:
 
 
 def _cell(value: object) -> str:
-    """A value as it is shown in a table."""
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_cell(one)}" for name, one in value.items())
     if isinstance(value, list | tuple):
@@ -116,20 +101,21 @@ def _cell(value: object) -> str:
 def emit_table(title: str, metrics: Mapping[str, float]) -> None:
     """Writes the metrics of a retrieval evaluation in per cent: a line per metric, a column per stage, chance last."""
     shown = [stage for stage in _STAGES if f"{stage}_rsum" in metrics]
+    percent = {name: 100 * value for name, value in metrics.items()}
     rows: dict[str, dict[str, str]] = {}
     for name in (metric.removeprefix("chance_") for metric in metrics if metric.startswith("chance_")):
-        rows[name.replace("_", " ")] = {stage: f"{100 * metrics[f'{stage}_{name}']:.1f}" for stage in shown}
+        rows[name.replace("_", " ")] = {stage: f"{percent[f'{stage}_{name}']:.1f}" for stage in shown}
     if "itm_accuracy" in metrics:
-        rows["itm accuracy"] = {"matching": f"{100 * metrics['itm_accuracy']:.1f}", "chance": "50.0"}
+        rows["itm accuracy"] = {"matching": f"{percent['itm_accuracy']:.1f}", "chance": "50.0"}
     if "itc_weight" in metrics:
         rows["weight of ITC"] = {"two_stage": f"{metrics['itc_weight']:g}"}
     if "ece" in metrics:
-        rows["ECE of matches"] = {"matching": f"{100 * metrics['ece']:.1f}"}
+        rows["ECE of matches"] = {"matching": f"{percent['ece']:.1f}"}
     if "gain_difference" in metrics:
-        gain, low, high = (100 * metrics[f"gain_{name}"] for name in ("difference", "low", "high"))
+        gain, low, high = (percent[f"gain_{name}"] for name in ("difference", "low", "high"))
         rows["text to image, less ITC alone"] = {"two_stage": f"{gain:+.1f} ({low:+.1f} to {high:+.1f})"}
     if "calibration_pairs" in metrics:
-        before, after = (100 * metrics[f"calibration_ece_{name}"] for name in ("before", "after"))
+        before, after = (percent[f"calibration_ece_{name}"] for name in ("before", "after"))
         rows["ECE before and after calibration"] = {"matching": f"{before:.1f}, {after:.1f}"}
     cells = [[name, *(row.get(stage, "") for stage in shown)] for name, row in rows.items()]
     emit_rows(f"{title}, in percent", ("", *(_STAGES[stage] for stage in shown)), cells)
@@ -147,14 +133,7 @@ def emit_metrics(title: str, metrics: Mapping[str, float]) -> None:
 def emit_rows(
     title: str | None, titles: Sequence[str], rows: Iterable[Sequence[str]], *, texts: Collection[int] = (0,)
 ) -> None:
-    """Writes a table.
-
-    Args:
-        title: Over the table.
-        titles: Of the columns.
-        rows: Cells, as they are shown; brackets in them are no markup.
-        texts: Numbers of the columns with texts, which begin at the left; in the others the ends stand together.
-    """
+    """Writes a table of cells as they are shown; the columns whose numbers are not in `texts` end together."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -170,23 +149,24 @@ def emit_rows(
 def with_options(message: str, typed: Sequence[str] = (), known: Callable[[], Iterable[str]] = tuple) -> str:
     """Names options as they are typed: --truncate and --max-errors N for truncate=True and max_errors=N.
 
-    Args:
-        message: Of an error.
-        typed: Arguments of the command. Where the message names the value of an option among them, such as
-            `batch_size`, or `heads.vqa` of `--model.heads.vqa`, the option takes its place.
-        known: Returns all options of the command; called if the message could name one that is not typed. Such a name
-            is replaced at the start, and in advice ("lower batch_size"); elsewhere it could be of a file.
+    Where the message names the value of an option that was typed, such as `batch_size`, or `heads.vqa` of
+    `--model.heads.vqa`, the option takes its place. Of another option (`known` returns all), a name is replaced at the
+    start and in advice ("lower batch_size"); elsewhere it could be of a file.
     """
     for option in sorted(_options(typed), key=len, reverse=True):
         for name in _names(option):
             message = re.sub(rf"(?<![\w./'\"-]){re.escape(name)}(?![\w/]|[.=]\w)", option, message)
     if _ADVICE.search(message):
-        options = _options(known())
-        endings = Counter(name for option in options for name in _names(option))
-        only = {name: option for option in options for name in _names(option) if endings[name] == 1}
-        only |= {name: option for option in options for name in _names(option)[:1]}  # the whole name comes first
+        named = [(name, option) for option in _options(known()) for name in _names(option)]
+        counts = Counter(name for name, _ in named)
+        only = {name: option for name, option in named if counts[name] == 1 or name == _names(option)[0]}
         message = _ADVICE.sub(lambda found: found[1] + only.get(found[2], found[2]), message)
-    return re.sub(r"\b([a-z_]+)=(True|False|N)\b", _option, message)
+
+    def spelt(argument: re.Match[str]) -> str:
+        name = argument[1].replace("_", "-")
+        return {"True": f"--{name}", "False": f"--no-{name}", "N": f"--{name} N"}[argument[2]]
+
+    return re.sub(r"\b([a-z_]+)=(True|False|N)\b", spelt, message)
 
 
 def _options(arguments: Iterable[str]) -> set[str]:
@@ -200,16 +180,7 @@ def _names(option: str) -> list[str]:
     return [name for name in names if "_" in name or "." in name]
 
 
-def _option(argument: re.Match[str]) -> str:
-    name, value = argument[1].replace("_", "-"), argument[2]
-    return {"True": f"--{name}", "False": f"--no-{name}", "N": f"--{name} N"}[value]
-
-
 def with_whole_entries(command: _Command) -> _Command:
     """Joins the lines of each entry under "Args", which the help would break where they break in the source."""
     command.__doc__ = re.sub(r"\n {12}(?=\S)", " ", command.__doc__ or "")
     return command
-
-
-def _line(value: object) -> str:
-    return json_text(value) + "\n"

@@ -8,7 +8,7 @@ import io
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from functools import partial
 from typing import Any
 
@@ -30,23 +30,13 @@ def deferred(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
 
 
 def parsed(name: str, arguments: Sequence[str], parse: Parse) -> Callable[[], None]:
-    """Returns the call of a command.
-
-    Args:
-        name: Of the command.
-        arguments: Of it.
-        parse: Parses them.
-
-    Raises:
-        ValueError: There is no such option or subcommand.
-        SystemExit: The arguments are wrong in another way, or ask for help.
-    """
+    """Returns the call of a command; a ValueError names an option or subcommand that there is not."""
     said = io.StringIO()
     try:
         with redirect_stderr(said):
             return parse(arguments)
     except SystemExit as ended:
-        if ended.code == 2 and (problem := _unknown(name, arguments, parse)):
+        if ended.code == 2 and (problem := _unknown(f"bridgetower {name}", arguments, parse)):
             said = io.StringIO()
             raise ValueError(problem) from None
         raise
@@ -56,44 +46,31 @@ def parsed(name: str, arguments: Sequence[str], parse: Parse) -> Callable[[], No
 
 def known_options(parse: Parse, arguments: Sequence[str]) -> set[str]:
     """Returns the options of a command, or of its subcommand if the arguments name one."""
-    subcommands = _subcommands(parse)
-    return _options(parse, [word for word in arguments if word in subcommands][:1])
+    subcommands = _SUBCOMMAND.findall(_help(parse))
+    return set(_OPTION.findall(_help(parse, *[word for word in arguments if word in subcommands][:1])))
 
 
-def _subcommands(parse: Parse) -> list[str]:
-    return _SUBCOMMAND.findall(_help(parse, ()))
-
-
-def _options(parse: Parse, chosen: Sequence[str]) -> set[str]:
-    return set(_OPTION.findall(_help(parse, chosen)))
-
-
-def _unknown(name: str, arguments: Sequence[str], parse: Parse) -> str | None:
+def _unknown(command: str, arguments: Sequence[str], parse: Parse) -> str | None:
     """Names the first argument that there is not; None if all of those that can be wrong are there."""
-    command, given = f"bridgetower {name}", [word for word in arguments if not word.startswith("-")]
-    chosen: Sequence[str] = ()
-    if subcommands := _subcommands(parse):
+    given = [word for word in arguments if not word.startswith("-")]
+    if subcommands := _SUBCOMMAND.findall(_help(parse)):
         if not given:
             return None
         if given[0] not in subcommands:
             return f"{command} has no {given[0]!r}; {meant(given[0], subcommands)}`{command} --help` lists all"
-        chosen = given[:1]
-    options = _options(parse, chosen)
+    options = known_options(parse, arguments)
     for word in arguments:
         option = word.partition("=")[0].replace("_", "-")
         if option.startswith("--") and option not in options:
-            listed = " ".join([command, *chosen, "--help"])
+            listed = " ".join([command, *(given[:1] if subcommands else ()), "--help"])
             return f"{command} has no option {option}; {meant(option, options)}`{listed}` lists all"
     return None
 
 
-def _help(parse: Parse, arguments: Sequence[str]) -> str:
+def _help(parse: Parse, *arguments: str) -> str:
     shown = io.StringIO()
-    try:
-        with redirect_stdout(shown), redirect_stderr(io.StringIO()):
-            parse([*arguments, "--help"])
-    except SystemExit:
-        pass
+    with suppress(SystemExit), redirect_stdout(shown), redirect_stderr(io.StringIO()):
+        parse([*arguments, "--help"])
     return shown.getvalue()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -13,17 +13,10 @@ from typing import Annotated, Any, get_type_hints
 from tyro.conf import Positional, arg
 
 from bridgetower.cli.options import Recipe, named, recipe_type
-from bridgetower.cli.output import (
-    emit,
-    emit_following,
-    emit_metrics,
-    emit_rows,
-    emit_table,
-    is_json,
-)
+from bridgetower.cli.output import emit, emit_following, emit_metrics, emit_rows, emit_table, is_json
 from bridgetower.cli.own import own_extensions, own_task
 from bridgetower.extras import require
-from bridgetower.tasks.run_config import FEATURE_CACHE_GIB, TIMEOUT_MINUTES, RunConfig
+from bridgetower.tasks.run_config import FEATURE_CACHE_GIB, TIMEOUT_MINUTES
 from bridgetower.tasks.spec import TaskSpec
 from bridgetower.tasks.table import RECIPES, spec_of
 
@@ -91,21 +84,16 @@ def train(
     except Interrupted as stopped:
         print(stopped, file=sys.stderr)
         raise SystemExit(128 + stopped.signal) from None
-    if os.environ.get("RANK", "0") == "0":
-        _report(config, out, metrics, task_spec, json=json)
-
-
-def _report(config: RunConfig, out: Path, metrics: Mapping[str, float], task_spec: str | None, *, json: bool) -> None:
-    """Prints how a run ended."""
+    if os.environ.get("RANK", "0") != "0":
+        return
     if is_json(json):
         emit({"run": str(out), **metrics})
         return
     show = emit_table if "chance_rsum" in metrics else emit_metrics
     show(f"{out}: {config.data.validation_split}", metrics)
-    spec = spec_of(config.task, own_task(task_spec))
-    if spec.benchmarks:
+    if benchmarks := spec_of(config.task, own_task(task_spec)).benchmarks:
         own = () if task_spec is None else ("--task-spec", task_spec)
-        emit_following("evaluate", out, next(iter(spec.benchmarks)), "--data", *config.data.folders, *own)
+        emit_following("evaluate", out, next(iter(benchmarks)), "--data", *config.data.folders, *own)
 
 
 def train_with(spec: TaskSpec) -> Callable[..., None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,11 +19,9 @@ from bridgetower.cli.options import LOADED, Loading, LoadOptions, Model, demo_or
 from bridgetower.cli.output import log_to
 from bridgetower.extras import require
 from bridgetower.serve.config import ServeConfig
-from bridgetower.serve.memory import limit_arenas
-from bridgetower.serve.replicas import Replica, supervise
+from bridgetower.serve.replicas import Replica, limit_arenas, supervise
 
 if TYPE_CHECKING:
-    from bridgetower.predictor import Predictor
     from bridgetower.serve.service import Service
 
 KEY = "BRIDGETOWER_API_KEY"
@@ -66,28 +64,30 @@ def serve(
     from bridgetower.serve.server import take_port
 
     config = options if options.api_key else replace(options, api_key=os.environ.get(KEY))
-    given = {"model": model, "index": index, "root": root, "answer_model": answer_model}
+    start = partial(_run, config, {"model": model, "index": index, "root": root, "answer_model": answer_model})
     with take_port(config) as port:
         if config.replicas == 1:
-            _run(port, config, loading, given)
+            start(loading, port)
         else:
             _log_with_time()
-            address = port.getsockname(), port.family
-            supervise(config.replicas, partial(_run_replica, address, config, loading, given))
+            supervise(config.replicas, partial(_run_replica, (port.getsockname(), port.family), loading, start))
 
 
-def _run(listener: socket, config: ServeConfig, loading: LoadOptions, given: Mapping[str, Any], name: str = "") -> None:
+def _run(config: ServeConfig, given: Mapping[str, Any], loading: LoadOptions, port: socket, name: str = "") -> None:
     """Serves in this process, whose log entries begin with a name."""
+    from bridgetower.serve.metrics import ACCESS_LOG
     from bridgetower.serve.server import serve as run
 
     _log_with_time(name)
     if config.access_log:
-        _log_requests()
-    run(service(config, loading, **given), listener)
+        ACCESS_LOG.addHandler(logging.StreamHandler(sys.stdout))
+        ACCESS_LOG.setLevel(logging.INFO)
+        ACCESS_LOG.propagate = False
+    run(service(config, loading, **given), port)
 
 
 def _run_replica(
-    address: tuple[Any, int], config: ServeConfig, loading: LoadOptions, given: Mapping[str, Any], replica: Replica
+    address: tuple[Any, int], loading: LoadOptions, start: Callable[[LoadOptions, socket, str], None], replica: Replica
 ) -> None:
     """Serves in one of several processes, each of which listens at the port itself."""
     replica.settle()
@@ -96,7 +96,7 @@ def _run_replica(
 
     with reported():
         chosen = replica.device(loading.device) if loading.engine in ("torch", "auto") else loading.device
-        _run(shared_port(*address), config, replace(loading, device=chosen), given, f"replica {replica.number + 1}: ")
+        start(replace(loading, device=chosen), shared_port(*address), f"replica {replica.number + 1}: ")
 
 
 def service(
@@ -126,24 +126,16 @@ def service(
         opened = Index(demo_or(index, "index"), root=root)
         searcher = Searcher(opened, loading.load(opened.model_or(model)))
         predictor = searcher.predictor
-    return Service(predictor, config, searcher, _answering(answer_model, predictor, loading))
-
-
-def _answering(answer_model: str | None, predictor: Predictor, loading: LoadOptions) -> Predictor | None:
-    """Loads what answers questions, unless the model itself does."""
-    if answer_model is None:
-        return None
-    if answer_model == predictor.source:
-        answering = predictor
-    else:
-        answering = replace(loading, revision=None, subfolder=None, image_size=None, tokenizer=None, answers=None).load(
-            answer_model, answers_questions=True
-        )
-    try:
-        answering.class_names("vqa")
-    except ValueError as error:
-        raise ValueError(f"answer_model {answer_model} cannot answer questions: {error}") from error
-    return None if answering is predictor else answering
+    answering = None
+    if answer_model is not None:
+        own = replace(loading, revision=None, subfolder=None, image_size=None, tokenizer=None, answers=None)
+        same = answer_model == predictor.source
+        answering = predictor if same else own.load(answer_model, answers_questions=True)
+        try:
+            answering.class_names("vqa")
+        except ValueError as error:
+            raise ValueError(f"answer_model {answer_model} cannot answer questions: {error}") from error
+    return Service(predictor, config, searcher, None if answering is predictor else answering)
 
 
 def _log_with_time(name: str = "") -> None:
@@ -155,12 +147,3 @@ def _log_with_time(name: str = "") -> None:
         log_to(RichHandler(console=Console(stderr=True), show_path=False), f"{name}%(message)s", alone=True)
     else:
         log_to(logging.StreamHandler(), f"%(asctime)s %(levelname)s {name}%(message)s", alone=True)
-
-
-def _log_requests() -> None:
-    """Writes the access log to standard output."""
-    from bridgetower.serve.metrics import ACCESS_LOG
-
-    ACCESS_LOG.addHandler(logging.StreamHandler(sys.stdout))
-    ACCESS_LOG.setLevel(logging.INFO)
-    ACCESS_LOG.propagate = False

@@ -1,4 +1,4 @@
-"""The commands that use a model on a few inputs: matches, masked words, answers, explanations."""
+"""The commands that use a model on a few inputs: matches, masked words, answers, judgements, classes, explanations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from bridgetower.cli.options import LOADED, Loading, Model
+from bridgetower.cli.embed import SOURCE
+from bridgetower.cli.options import LOADED, Loading, LoadOptions, Model
 from bridgetower.cli.output import emit_lines, emit_result, emit_results, emit_rows, is_json
 from bridgetower.extras import require
 from bridgetower.files import one_line, require_parent
@@ -21,26 +22,30 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BatchOptions:
-    """How inputs are computed.
+class UseOptions(LoadOptions):
+    """How a model is loaded and used.
 
     Attributes:
         batch_size: Inputs at once.
         truncate: Cut texts that are too long instead of refusing them.
         num_workers: Processes that decode images while others are computed; 0 decodes in this one.
+        json: Print JSON on a terminal too.
     """
 
     batch_size: int = 32
     truncate: bool = False
     num_workers: int = 0
+    json: bool = False
 
     def options(self) -> Options:
         """Returns the arguments of a predictor's method, with a bar on a terminal."""
-        return {**vars(self), "progress": sys.stderr.isatty()}  # type: ignore[typeddict-item]
+        chosen = {"batch_size": self.batch_size, "truncate": self.truncate, "num_workers": self.num_workers}
+        return {**chosen, "progress": sys.stderr.isatty()}  # type: ignore[typeddict-item]
 
 
-Batching = Annotated[BatchOptions, arg(name="")]
-BATCHED = BatchOptions()
+Using = Annotated[UseOptions, arg(name="")]
+USED = UseOptions()
+"""The usual way."""
 
 
 def match(
@@ -49,9 +54,7 @@ def match(
     images: tuple[Path, ...],
     texts: tuple[str, ...],
     all_pairs: bool = False,
-    batching: Batching = BATCHED,
-    loading: Loading = LOADED,
-    json: bool = False,
+    using: Using = USED,
 ) -> None:
     """Score how well images and texts match.
 
@@ -65,19 +68,14 @@ def match(
         images: Image files.
         texts: Texts; text n goes with image n, one with all images, and all with one image.
         all_pairs: Score every image with every text.
-        batching: How inputs are computed.
-        loading: How the model is loaded.
-        json: Print JSON on a terminal too.
+        using: How the model is loaded and used.
     """
-    predictor = loading.load(model)
-    names = [str(image) for image in images]
-    scores = predictor.match(names, texts, all_pairs=all_pairs, **batching.options()).flatten()
-    pairs = [(i, t) for i in names for t in texts] if all_pairs else repeated(names, texts)
-    rows = (
-        {"image": image, "text": text, predictor.reranking.shown: score}
-        for (image, text), score in zip(pairs, scores.tolist(), strict=True)
-    )
-    emit_results(rows, json=json)
+    predictor, names = using.load(model), list(map(str, images))
+    scores = predictor.match(names, texts, all_pairs=all_pairs, **using.options()).flatten().tolist()
+    pairs = [(image, text) for image in names for text in texts] if all_pairs else _repeated(names, texts)
+    shown = predictor.reranking.shown
+    rows = ({"image": i, "text": t, shown: score} for (i, t), score in zip(pairs, scores, strict=True))
+    emit_results(rows, json=using.json)
 
 
 def fill_mask(
@@ -86,9 +84,7 @@ def fill_mask(
     images: tuple[Path, ...],
     texts: tuple[str, ...],
     top: int = 5,
-    batching: Batching = BATCHED,
-    loading: Loading = LOADED,
-    json: bool = False,
+    using: Using = USED,
 ) -> None:
     """Fill masked words of texts about images.
 
@@ -102,19 +98,16 @@ def fill_mask(
         images: Image files.
         texts: Texts with <mask> ([MASK] for a BERT model) where a word is missing; text n goes with image n.
         top: Candidates per mask.
-        batching: How inputs are computed.
-        loading: How the model is loaded.
-        json: Print JSON on a terminal too.
+        using: How the model is loaded and used.
     """
-    predictor = loading.load(model)
-    names = [str(image) for image in images]
-    filled = predictor.fill_mask(names, texts, top=top, **batching.options())
+    names = list(map(str, images))
+    filled = using.load(model).fill_mask(names, texts, top=top, **using.options())
     rows = (
         {"image": image, "text": text, "words": [vars(word) for word in words]}
-        for (image, text), masks in zip(repeated(names, texts), filled, strict=True)
+        for (image, text), masks in zip(_repeated(names, texts), filled, strict=True)
         for words in masks
     )
-    emit_results(rows, json=json)
+    emit_results(rows, json=using.json)
 
 
 def explain(
@@ -169,9 +162,7 @@ def answer(
     images: tuple[Path, ...],
     questions: tuple[str, ...],
     top: int = 5,
-    batching: Batching = BATCHED,
-    loading: Loading = LOADED,
-    json: bool = False,
+    using: Using = USED,
 ) -> None:
     """Answer questions about images, with a model fine-tuned on VQA.
 
@@ -186,23 +177,15 @@ def answer(
         images: Image files.
         questions: Questions; question n is about image n, or all about one image.
         top: Answers per question.
-        batching: How inputs are computed.
-        loading: How the model is loaded.
-        json: Print JSON on a terminal too.
+        using: How the model is loaded and used.
     """
-    predictor, names = loading.load(model, answers_questions=True), list(map(str, images))
-    chosen = predictor.answer(names, questions, top=top, **batching.options())
-    emit_choices({"image": names, "question": questions}, "answers", chosen, json=json)
+    predictor, names = using.load(model, answers_questions=True), list(map(str, images))
+    chosen = predictor.answer(names, questions, top=top, **using.options())
+    _emit_choices({"image": names, "question": questions}, "answers", chosen, json=using.json)
 
 
 def entail(
-    model: Positional[Model],
-    *,
-    images: tuple[Path, ...],
-    statements: tuple[str, ...],
-    batching: Batching = BATCHED,
-    loading: Loading = LOADED,
-    json: bool = False,
+    model: Positional[Model], *, images: tuple[Path, ...], statements: tuple[str, ...], using: Using = USED
 ) -> None:
     """Classify statements about images as entailment, neutral or contradiction, with a model fine-tuned on SNLI-VE.
 
@@ -215,13 +198,11 @@ def entail(
         model: What to load.
         images: Image files.
         statements: Statements; statement n is about image n, or all about one image.
-        batching: How inputs are computed.
-        loading: How the model is loaded.
-        json: Print JSON on a terminal too.
+        using: How the model is loaded and used.
     """
-    predictor, names = loading.load(model), list(map(str, images))
-    chosen = predictor.entail(names, statements, **batching.options())
-    emit_choices({"image": names, "statement": statements}, "judgements", chosen, json=json)
+    names = list(map(str, images))
+    chosen = using.load(model).entail(names, statements, **using.options())
+    _emit_choices({"image": names, "statement": statements}, "judgements", chosen, json=using.json)
 
 
 def reason(
@@ -230,9 +211,7 @@ def reason(
     images: tuple[Path, ...],
     images_2: tuple[Path, ...],
     statements: tuple[str, ...],
-    batching: Batching = BATCHED,
-    loading: Loading = LOADED,
-    json: bool = False,
+    using: Using = USED,
 ) -> None:
     """Classify statements about two images as true or false, with a model fine-tuned on NLVR2.
 
@@ -246,31 +225,111 @@ def reason(
         images: Image files, the left ones.
         images_2: As many image files, the right ones.
         statements: Statements; statement n is about image n of both.
-        batching: How inputs are computed.
-        loading: How the model is loaded.
-        json: Print JSON on a terminal too.
+        using: How the model is loaded and used.
     """
-    predictor, left, right = loading.load(model), list(map(str, images)), list(map(str, images_2))
-    chosen = predictor.reason(left, right, statements, **batching.options())
-    emit_choices({"image": left, "image_2": right, "statement": statements}, "judgements", chosen, json=json)
+    left, right = list(map(str, images)), list(map(str, images_2))
+    chosen = using.load(model).reason(left, right, statements, **using.options())
+    given = {"image": left, "image_2": right, "statement": statements}
+    _emit_choices(given, "judgements", chosen, json=using.json)
 
 
-def repeated(*given: Sequence[str]) -> list[tuple[str, ...]]:
+def classify(
+    model: Positional[Model],
+    source: Annotated[Positional[str | None], SOURCE] = None,
+    *,
+    images: tuple[Path, ...] = (),
+    texts: tuple[str, ...] = (),
+    labels: tuple[str, ...] = (),
+    templates: tuple[str, ...] = (),
+    top: int | None = None,
+    max_errors: int = 0,
+    using: Using = USED,
+) -> None:
+    """Classify images by --labels (zero-shot); or images, texts or both with a model fine-tuned on your own table.
+
+    With --labels the vector of an image is compared with that of each label. Without, a head that was trained on a
+    table classifies; where several classes may hold, each probability is of that class alone.
+
+    Gives one JSON line per input, {"image", "text", "classes": [{"label", "probability"}, …]}, likeliest class first; a
+    table on a terminal. A model that was trained on numbers gives {"image", "text", "number"}.
+
+    Examples: bridgetower classify MODEL photos --labels cat dog "a horse and its rider"
+              bridgetower classify MODEL photos --labels cat dog --templates "a photo of a {}" "a drawing of a {}"
+              bridgetower classify MODEL --images meme.png --texts "look how many people love you"
+
+    Args:
+        model: What to load.
+        source: With --labels: folder of images, table, tar shard, or folder of such, here or at a URL.
+        images: Image files, with --labels also folders of them; leave them out to classify texts alone.
+        texts: Texts; text n goes with image n. Leave them out to classify images alone. Not with --labels.
+        labels: Two or more classes.
+        templates: Texts with {} where a label goes, whose vectors are averaged; default: "{}" and three that name a
+            photo, a picture and an image.
+        top: Classes per input; all if left out.
+        max_errors: With --labels: images that may be left out because they cannot be used; each is named.
+        using: How the model is loaded and used.
+    """
+    if source is not None and (images or texts):
+        raise ValueError(f"both {source} and --images or --texts are given; expected one of them")
+    if source is None and not images and not texts:
+        raise ValueError("nothing to classify; give a SOURCE or --images FILE … with --labels, or --texts TEXT …")
+    if labels and texts:
+        raise ValueError("labels are compared with images alone; give images and no texts")
+    if not labels and (source is not None or templates or max_errors):
+        raise ValueError("no labels are given, which a source, --templates and --max-errors need; give --labels A B …")
+    from bridgetower.inference import check_top
+
+    check_top(top)
+    predictor = using.load(model)
+    if not labels:
+        names = list(map(str, images))
+        given = {name: values for name, values in (("image", names), ("text", texts)) if values}
+        inputs = names or None, texts or None
+        if predictor.model.config.heads.predicts_number("classification"):
+            rows = zip(_repeated(*given.values()), predictor.estimate(*inputs, **using.options()).tolist(), strict=True)
+            emit_lines(dict(zip((*given, "number"), (*row, number), strict=True)) for row, number in rows)
+        else:
+            chosen = predictor.classify(*inputs, top=top, **using.options())
+            _emit_choices(given, "classes", chosen, json=using.json)
+        return
+    import numpy as np
+    import torch
+
+    from bridgetower.data.reader import read
+    from bridgetower.search.config import SourceConfig
+    from bridgetower.search.embed import check_bad, embedded, given_examples, name_of
+    from bridgetower.zero_shot import TEMPLATES, label_choices, prompts_of
+
+    prompts = prompts_of(labels, templates or TEMPLATES)
+    classes = predictor.embed_texts(prompts, batch_size=using.batch_size, truncate=using.truncate)
+    examples = given_examples(images, (), pairs=False) if source is None else read(source)
+    config = SourceConfig(batch_size=using.batch_size, num_workers=using.num_workers)
+    problems: list[str] = []
+    for batch in embedded(predictor, examples, "images", config):
+        problems += [f"{name_of(one.example)!r}: {one.problem}" for one in batch if one.problem]
+        if good := [one for one in batch if not one.problem]:
+            vectors = torch.from_numpy(np.array([one.image_vector for one in good]))
+            chosen = label_choices(predictor.model, vectors, classes, labels, top)
+            _emit_choices({"image": [name_of(one.example) for one in good]}, "classes", chosen, json=using.json)
+    check_bad(source or "the input", problems, len(problems), max_errors, "the classes of the others are printed")
+
+
+def _repeated(*given: Sequence[str]) -> list[tuple[str, ...]]:
     """Returns what goes together; a single one goes with all of the others."""
     count = max(map(len, given))
     return list(zip(*(list(each) * (count if len(each) == 1 else 1) for each in given), strict=True))
 
 
-def emit_choices(
+def _emit_choices(
     given: Mapping[str, Sequence[str]], name: str, chosen: Sequence[Sequence[Choice]], *, json: bool
 ) -> None:
     """Prints what was chosen beside what was given, one row each."""
-    rows = [dict(zip(given, values, strict=True)) for values in repeated(*given.values())]
+    rows = zip(_repeated(*given.values()), chosen, strict=True)
     if is_json(json):
-        emit_lines(
-            row | {name: [vars(choice) for choice in choices]} for row, choices in zip(rows, chosen, strict=True)
-        )
+        emit_lines(dict(zip(given, row, strict=True)) | {name: list(map(vars, choices))} for row, choices in rows)
         return
-    lines = ["\n".join(f"{one_line(one.label)}  {one.probability:.3f}" for one in choices) for choices in chosen]
-    shown = [(*map(one_line, row.values()), likeliest) for row, likeliest in zip(rows, lines, strict=True)]
+    shown = [
+        (*map(one_line, row), "\n".join(f"{one_line(one.label)}  {one.probability:.3f}" for one in choices))
+        for row, choices in rows
+    ]
     emit_rows(None, (*given, name), shown, texts=range(len(given) + 1))

@@ -7,18 +7,19 @@ from importlib.resources import files
 from typing import Any, Literal
 
 from fastapi import APIRouter, FastAPI
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, Field
 
 import bridgetower
 from bridgetower.engines.config import Precision
-from bridgetower.serve import classify, embeddings, pairs
-from bridgetower.serve.access import OPEN, AuthMiddleware, CrossOriginMiddleware, ProxyMiddleware
+from bridgetower.serve import embeddings, pairs
+from bridgetower.serve.access import OPEN, AuthMiddleware, ProxyMiddleware
 from bridgetower.serve.errors import ApiError, add_handlers
 from bridgetower.serve.metrics import ObservingMiddleware
 from bridgetower.serve.middleware import RequestLimitsMiddleware, StrictHttpMiddleware
-from bridgetower.serve.schemas import errors, json_of
+from bridgetower.serve.schemas import AsciiResponse, errors
 from bridgetower.serve.service import MIB, Served, ServedModel, Service, Use
 
 DType = Literal["float32", "bfloat16", "float16", "int8"]
@@ -36,7 +37,7 @@ PAGE = {
 """The file at each path of the pages, with its media type; the pages use the public routes."""
 
 _DTYPES: dict[Precision, DType] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "int8": "int8"}
-
+_OF_INDEX = {"/v1/search": "POST", "/v1/index": "GET", "/v1/pictures/{id}": "GET", "/v1/videos/{id}": "GET"}
 _PAGE_HEADERS = {
     "Cache-Control": "no-cache",
     "Content-Security-Policy": (
@@ -59,26 +60,43 @@ def build_app(service: Service) -> FastAPI:
         openapi_url=None,  # FastAPI would write the description anew for each request
         docs_url=None,  # it loads scripts from elsewhere; /docs is a page of this package
         redoc_url=None,
+        default_response_class=AsciiResponse,
         redirect_slashes=False,  # to an address in full, which a proxy may have another name for
         servers=[{"url": config.root_path}] if config.root_path else None,
     )
     app.state.service = service
-    for routes in (embeddings.router, pairs.router, classify.router, _search(service), router):
-        app.include_router(routes)
-    if config.page:
-        app.include_router(_page())
+    app.include_router(embeddings.router)
+    app.include_router(pairs.router)
+    if service.searcher is not None:
+        from bridgetower.serve import search  # takes a second, and another extra
+
+        app.include_router(search.router)
+    else:
+        for path, method in _OF_INDEX.items():
+            app.add_api_route(path, _no_index, methods=[method], include_in_schema=False)
+    app.include_router(router)
+    for path, (name, kind) in PAGE.items() if config.page else ():
+        content = files("bridgetower.serve").joinpath("static", name).read_bytes()
+        file = Response(content, media_type=kind, headers=_PAGE_HEADERS)
+        app.add_api_route(path, lambda file=file: file, response_class=Response, include_in_schema=False)
     add_handlers(app)
     app.add_middleware(RequestLimitsMiddleware, max_body=config.max_body * MIB, timeout=config.timeout)
     app.add_middleware(AuthMiddleware, config=config, page=PAGE.keys())
-    app.add_middleware(CrossOriginMiddleware, sites=config.cors_origin)
+    if config.cors_origin:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=config.cors_origin,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
+            expose_headers=["Retry-After"],
+        )
     app.add_middleware(StrictHttpMiddleware)
     app.add_middleware(ObservingMiddleware, metrics=service.metrics, access_log=config.access_log)
     app.add_middleware(ProxyMiddleware, trusted=config.forwarded_allow_ips, prefix=config.root_path)
-    _describe_errors(app, with_key=config.api_key is not None)
 
     @cache
     def description() -> Response:
-        return JSONResponse(app.openapi())
+        return AsciiResponse(_described(app, with_key=config.api_key is not None))
 
     async def describe() -> Response:
         return description()
@@ -87,59 +105,23 @@ def build_app(service: Service) -> FastAPI:
     return app
 
 
-def _search(service: Service) -> APIRouter:
-    """Returns the routes of an index, or routes with an error if there is none."""
-    if service.searcher is not None:
-        from bridgetower.serve import search  # takes a second, and another extra
-
-        return search.router
-    routes = APIRouter(include_in_schema=False)
-
-    async def no_index() -> None:
-        raise ApiError(404, "this server has no index; start it with --index", code="no_index")
-
-    for method, path in (
-        ("POST", "/v1/search"),
-        ("GET", "/v1/index"),
-        ("GET", "/v1/pictures/{id}"),
-        ("GET", "/v1/videos/{id}"),
-    ):
-        routes.add_api_route(path, no_index, methods=[method])
-    return routes
+async def _no_index() -> None:
+    raise ApiError(404, "this server has no index; start it with --index", code="no_index")
 
 
-def _page() -> APIRouter:
-    """Returns the routes of the page."""
-    routes = APIRouter(include_in_schema=False)
-    for path, (name, kind) in PAGE.items():
-        content = files("bridgetower.serve").joinpath("static", name).read_bytes()
-        file = Response(content, media_type=kind, headers=_PAGE_HEADERS)
-        routes.add_api_route(path, lambda file=file: file, response_class=Response)
-    return routes
-
-
-def _describe_errors(app: FastAPI, *, with_key: bool) -> None:
-    """Puts the errors of this API into its description, in place of FastAPI's own, and that it takes a key."""
-    describe = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            content = describe()
-            for path, operations in content["paths"].items():
-                for operation in operations.values():
-                    operation["responses"].pop("422", None)
-                    if with_key and path not in OPEN:
-                        operation["security"] = [{"key": []}]
-            content["components"]["schemas"] = {
-                name: schema
-                for name, schema in content["components"]["schemas"].items()
-                if name not in ("HTTPValidationError", "ValidationError")
-            }
-            if with_key:
-                content["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-        return app.openapi_schema or {}
-
-    app.openapi = openapi  # type: ignore[method-assign]
+def _described(app: FastAPI, *, with_key: bool) -> dict[str, Any]:
+    """Returns the description with the errors of this API in place of FastAPI's own, and that it takes a key."""
+    content = app.openapi()
+    for path, operations in content["paths"].items():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)
+            if with_key and path not in OPEN:
+                operation["security"] = [{"key": []}]
+    for name in ("HTTPValidationError", "ValidationError"):
+        content["components"]["schemas"].pop(name, None)
+    if with_key:
+        content["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    return content
 
 
 class Model(BaseModel):
@@ -163,25 +145,13 @@ class Models(BaseModel):
     data: list[Model]
 
 
-class Embedding(BaseModel):
-    """How a model makes vectors."""
-
-    pooling: Literal["cls"] = "cls"
-
-
-class Kind(BaseModel):
-    """What a model is."""
-
-    embedding: Embedding = Embedding()
-
-
 class ServerInfo(BaseModel):
     """The server, with the fields that text-embeddings-inference has."""
 
     model_id: str
     model_sha: str = Field(description="Names what the vectors depend on.")
     model_dtype: DType
-    model_type: Kind = Kind()
+    model_type: dict[str, dict[str, str]] = {"embedding": {"pooling": "cls"}}
     max_concurrent_requests: int = Field(description="Most items admitted and not yet answered.")
     max_input_length: int = Field(description="Longest text, in tokens.")
     max_batch_tokens: int = Field(description="Most tokens of texts computed at once.")
@@ -198,21 +168,21 @@ class Status(BaseModel):
     status: Literal["ok"] = "ok"
 
 
-@router.get("/v1/models", response_model=Models, responses=errors(401))
-async def models(service: Served) -> Response:
+@router.get("/v1/models", responses=errors(401))
+async def models(service: Served) -> Models:
     """List what is served: one model, or two if questions have one of their own."""
-    return json_of(Models(data=[_described(service, model) for model in service.models]))
+    return Models(data=[_model(service, model) for model in service.models])
 
 
 @router.get("/v1/completions", include_in_schema=False)
-async def completions() -> Response:
+async def completions() -> Models:
     """List the models that complete texts: none. Prediction Guard's client checks an address and a key by this call."""
-    return json_of(Models(data=[]))
+    return Models(data=[])
 
 
 @router.post("/v1/chat/completions", include_in_schema=False)
 @router.post("/v1/completions", include_in_schema=False)
-async def chat() -> Response:
+async def chat() -> None:
     """Refuse to generate text, in words."""
     raise ApiError(
         404,
@@ -221,49 +191,59 @@ async def chat() -> Response:
     )
 
 
-@router.get("/v1/models/{name:path}", response_model=Model, responses=errors(401, 404))
-async def model(name: str, service: Served) -> Response:
+@router.get("/v1/models/{name:path}", responses=errors(401, 404))
+async def model(name: str, service: Served) -> Model:
     """Describe a model."""
     for served in service.models:
         if served.name == name:
-            return json_of(_described(service, served))
+            return _model(service, served)
     has = " and ".join(repr(served.name) for served in service.models)
     raise ApiError(404, f"model is {name!r}; this server has {has}", code="model_not_found")
 
 
-@router.get("/health", response_model=Status)
-async def health() -> Response:
+def _model(service: Service, served: ServedModel) -> Model:
+    processor = served.predictor.processor
+    return Model(
+        id=served.name,
+        created=service.started,
+        fingerprint=served.predictor.fingerprint,
+        image_size=processor.config.image_size,
+        max_tokens=processor.config.max_length,
+        mask_token=processor.mask_token,
+        uses=service.uses(served),
+    )
+
+
+@router.get("/health")
+async def health() -> Status:
     """Whether the process responds."""
-    return json_of(Status())
+    return Status()
 
 
-@router.get("/ready", response_model=Status, responses=errors(503))
-async def ready(service: Served) -> Response:
+@router.get("/ready", responses=errors(503))
+async def ready(service: Served) -> Status:
     """Whether the model responds: not before its first computation, and not while the server shuts down."""
     if not service.ready:
-        raise ApiError(
-            503, "the model is not ready; try again in a second", code="not_ready", headers={"Retry-After": "1"}
-        )
-    return json_of(Status())
+        message = "the model is not ready; try again in a second"
+        raise ApiError(503, message, code="not_ready", headers={"Retry-After": "1"})
+    return Status()
 
 
-@router.get("/info", response_model=ServerInfo, responses=errors(401))
-async def info(service: Served) -> Response:
+@router.get("/info", responses=errors(401))
+async def info(service: Served) -> ServerInfo:
     """Describe the server as text-embeddings-inference does."""
     predictor, config = service.main.predictor, service.config
     longest = predictor.processor.config.max_length
-    return json_of(
-        ServerInfo(
-            model_id=service.name,
-            model_sha=predictor.fingerprint,
-            model_dtype=_DTYPES[predictor.precision],
-            max_concurrent_requests=config.queue,
-            max_input_length=longest,
-            max_batch_tokens=service.max_batch * longest,
-            max_batch_requests=service.max_batch,
-            max_client_batch_size=config.max_items,
-            version=bridgetower.__version__,
-        )
+    return ServerInfo(
+        model_id=service.name,
+        model_sha=predictor.fingerprint,
+        model_dtype=_DTYPES[predictor.precision],
+        max_concurrent_requests=config.queue,
+        max_input_length=longest,
+        max_batch_tokens=service.max_batch * longest,
+        max_batch_requests=service.max_batch,
+        max_client_batch_size=config.max_items,
+        version=bridgetower.__version__,
     )
 
 
@@ -271,16 +251,3 @@ async def info(service: Served) -> Response:
 async def metrics(service: Served) -> Response:
     """Return metrics for Prometheus."""
     return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
-
-
-def _described(service: Service, model: ServedModel) -> Model:
-    config = model.predictor.processor.config
-    return Model(
-        id=model.name,
-        created=service.started,
-        fingerprint=model.predictor.fingerprint,
-        image_size=config.image_size,
-        max_tokens=config.max_length,
-        mask_token=model.predictor.processor.mask_token,
-        uses=service.uses(model),
-    )

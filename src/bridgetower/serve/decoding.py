@@ -16,12 +16,7 @@ from bridgetower.processor import images
 
 
 class Decoders:
-    """Processes, as many as threads ask at once; one that ends is replaced.
-
-    Attributes:
-        memory: Bytes that each may take.
-        processes: That run.
-    """
+    """Processes, as many as threads ask at once, each with so many bytes of memory; one that ends is replaced."""
 
     def __init__(self, *, max_pixels: int, memory: int) -> None:
         self.memory = memory
@@ -59,10 +54,9 @@ class Decoders:
             status = process.wait()
             if not self._closed:
                 self._idle.append(self._started())
+            most = f"{self.memory // 10**6} MB"
             if status == -signal.SIGPROF:
                 most = f"{images.SECONDS:g} s + {images.SECONDS_PER_MEGAPIXEL:g} s per million pixels"
-            else:
-                most = f"{self.memory // 10**6} MB"
             raise ValueError(f"the image takes more than {most} to decode; save it in another way") from error
         self._idle.append(process)
         if "error" in answer:

@@ -6,14 +6,10 @@ import base64
 from typing import Annotated, Any, Literal, Self
 
 import torch
-from annotated_types import Len
 from fastapi import APIRouter, Response
 from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, field_validator, model_validator
-from torch import Tensor
 
-from bridgetower.inference import Item, Tokens
-from bridgetower.processor import Resized
-from bridgetower.serve.config import MOST_ITEMS
+from bridgetower.inference import Item
 from bridgetower.serve.errors import ApiError
 from bridgetower.serve.inputs import IMAGE, is_image
 from bridgetower.serve.schemas import (
@@ -22,12 +18,14 @@ from bridgetower.serve.schemas import (
     JsonRoute,
     Listed,
     Modality,
+    Several,
     Source,
     Text,
     Usage,
-    long_json_of,
+    json_of,
+    usage,
 )
-from bridgetower.serve.service import PairInputs, Served, Service, embedding_items
+from bridgetower.serve.service import Served
 
 router = APIRouter(route_class=JsonRoute)
 
@@ -43,8 +41,6 @@ class ImagePart(BaseModel, extra="forbid"):
     """Image of a message."""
 
     class Url(BaseModel):
-        """Where it is."""
-
         url: Source
 
     type: Literal["image_url"]
@@ -58,21 +54,7 @@ class Message(BaseModel, extra="forbid"):
     """A message with at most one image and one text."""
 
     role: Literal["user"]
-    content: Text | Annotated[list[Part], Len(1, MOST_ITEMS)]
-
-    @property
-    def texts(self) -> list[str]:
-        """Its texts."""
-        if isinstance(self.content, str):
-            return [self.content]
-        return [part.text for part in self.content if isinstance(part, TextPart)]
-
-    @property
-    def images(self) -> list[str]:
-        """Its images."""
-        if isinstance(self.content, str):
-            return []
-        return [part.image_url.url for part in self.content if isinstance(part, ImagePart)]
+    content: Text | Annotated[list[Part], Several]
 
 
 class Content(BaseModel, extra="forbid"):
@@ -104,8 +86,7 @@ _EMBEDDINGS = [
 ]
 
 
-_Entry = str | Content
-_Entries = _Entry | Annotated[list[_Entry], Len(1, MOST_ITEMS)]
+_Entries = str | Content | Annotated[list[str | Content], Several]
 
 
 class EmbeddingsRequest(Body, json_schema_extra={"examples": _EMBEDDINGS}):
@@ -115,7 +96,7 @@ class EmbeddingsRequest(Body, json_schema_extra={"examples": _EMBEDDINGS}):
     """
 
     modality: Modality = Field("text", description="What strings in `input` are.")
-    input: Annotated[list[Content], Len(1, MOST_ITEMS)] | None = Field(
+    input: Annotated[list[Content], Several] | None = Field(
         None, description="Texts, images, or objects with a text, an image or both, which get one vector together."
     )
     messages: Annotated[list[Message], Field(min_length=1, max_length=1)] | None = None
@@ -156,17 +137,20 @@ class EmbeddingsRequest(Body, json_schema_extra={"examples": _EMBEDDINGS}):
     def _one_source(self) -> Self:
         if (self.input is None) == (self.messages is None):
             raise ValueError("expected either input or messages")
-        if self.messages and (len(self.messages[0].texts) > 1 or len(self.messages[0].images) > 1):
-            raise ValueError("a message has several texts or images; expected at most one of each")
+        self.contents()
         return self
 
-    @property
     def contents(self) -> list[Content]:
-        """What gets a vector each."""
+        """Returns what gets a vector each."""
         if self.messages is None:
             return self.input or []
-        (message,) = self.messages
-        return [Content(text=next(iter(message.texts), None), image=next(iter(message.images), None))]
+        given = self.messages[0].content
+        parts = [TextPart(type="text", text=given)] if isinstance(given, str) else given
+        texts = [part.text for part in parts if isinstance(part, TextPart)]
+        images = [part.image_url.url for part in parts if isinstance(part, ImagePart)]
+        if len(texts) > 1 or len(images) > 1:
+            raise ValueError("a message has several texts or images; expected at most one of each")
+        return [Content(text=next(iter(texts), None), image=next(iter(images), None))]
 
 
 class Embedding(BaseModel):
@@ -188,7 +172,7 @@ async def embeddings(body: EmbeddingsRequest, service: Served) -> Response:
     Vectors of texts and of images can be compared. What is comparable with the joint vector of an image and a text is
     another joint vector.
     """
-    param, contents = "messages" if body.messages else "input", body.contents
+    param, contents = "messages" if body.messages else "input", body.contents()
     joint = all(one.image is not None and one.text is not None for one in contents)
     sources = {number: one.image for number, one in enumerate(contents) if one.image is not None}
     words = [one.text or "" for one in contents]
@@ -204,21 +188,19 @@ async def embeddings(body: EmbeddingsRequest, service: Served) -> Response:
         ]
         vectors = await service.batcher.submit(items)
 
-    def content() -> EmbeddingsResponse:
-        data = [
-            Embedding(index=number, embedding=_encoded(vector, body.embedding_type or body.encoding_format))
-            for number, vector in enumerate(vectors)
-        ]
-        usage = Usage.of(service.main.tokens(decoded, list(texts.values())))
-        return EmbeddingsResponse(data=data, model=service.name, usage=usage)
+    def content() -> dict[str, Any]:
+        if (body.embedding_type or body.encoding_format) == "float":
+            written = [vector.tolist() for vector in vectors]
+        else:
+            written = [base64.b64encode(vector.numpy().astype("<f4").tobytes()).decode() for vector in vectors]
+        return {
+            "object": "list",
+            "data": [{"object": "embedding", "index": n, "embedding": vector} for n, vector in enumerate(written)],
+            "model": service.name,
+            "usage": usage(service.main.tokens(decoded, list(texts.values()))),
+        }
 
-    return await long_json_of(content, sum(vector.numel() for vector in vectors))
-
-
-def _encoded(vector: Tensor, encoding: Literal["float", "base64"]) -> list[float] | str:
-    if encoding == "float":
-        return list(vector.tolist())
-    return base64.b64encode(vector.numpy().astype("<f4").tobytes()).decode()
+    return await json_of(content, sum(vector.numel() for vector in vectors))
 
 
 class Document(Content):
@@ -229,16 +211,6 @@ class Document(Content):
         if (self.text is None) == (self.image is None):
             raise ValueError("expected either text or image")
         return self
-
-    @property
-    def modality(self) -> Modality:
-        """What it is."""
-        return "text" if self.image is None else "image"
-
-    @property
-    def content(self) -> str:
-        """The text, or the data URI."""
-        return self.text or self.image or ""
 
 
 def _document(given: Any) -> Any:
@@ -261,7 +233,7 @@ class RerankRequest(Body, json_schema_extra={"examples": _RERANK}):
     """A query and documents, which are all texts or all images."""
 
     query: TextOrImage
-    documents: Annotated[list[TextOrImage], Len(1, MOST_ITEMS)]
+    documents: Annotated[list[TextOrImage], Several]
     top_n: int | None = Field(None, ge=1, description="Results to return; all of them if left out.")
     return_documents: bool = Field(False, description="Repeat the documents in the results.")
     max_tokens_per_doc: int | None = Field(
@@ -270,11 +242,6 @@ class RerankRequest(Body, json_schema_extra={"examples": _RERANK}):
         strict=True,
         description="Accepted because Cohere's client sends it; not used: `truncate` cuts documents.",
     )
-
-    @property
-    def contents(self) -> dict[str, list[str]]:
-        """Texts or data URIs, by field: the query and the documents."""
-        return {"query": [self.query.content], "documents": [document.content for document in self.documents]}
 
 
 class Result(BaseModel):
@@ -305,48 +272,49 @@ async def rerank(body: RerankRequest, service: Served) -> Response:
     A text is matched with images, and an image with texts, by the whole model. Texts are compared with a text, and
     images with an image, by the cosine of their vectors.
     """
-    modalities = {document.modality for document in body.documents}
-    if len(modalities) > 1:
+    kinds = {document.text is None for document in body.documents}
+    if len(kinds) > 1:
         message = "documents are texts and images, whose scores cannot be compared; send two requests"
         raise ApiError(400, message, param="documents")
-    same = body.query.modality in modalities
-    count = len(body.documents) + same
-    images = [document.image for document in (body.query, *body.documents)]
-    with service.admission(count, "documents", body.model, "embeddings" if same else "match", images=images):
-        scores, tokens = await (_cosines if same else _matches)(body, service)
+    by_image, same = body.query.text is None, {body.query.text is None} == kinds
+    given = {
+        param: [one.text or one.image or "" for one in some]
+        for param, some in (("query", [body.query]), ("documents", body.documents))
+    }
+    images = [one.image for one in (body.query, *body.documents)]
+    use: Literal["embeddings", "match"] = "embeddings" if same else "match"
+    with service.admission(len(body.documents) + same, "documents", body.model, use, images=images):
+        if same:
+            if by_image:
+                read = [one for param in given for one in await service.inputs.images(given[param], param)]
+                items, tokens = [Item(image=image.pixels) for image in read], service.main.tokens(read, [])
+            else:
+                truncate = body.truncate
+                ids = [
+                    one for param in given for one in await service.inputs.texts(given[param], param, truncate=truncate)
+                ]
+                items, tokens = [Item(ids=one) for one in ids], service.main.tokens([], ids)
+            first, *vectors = await service.batcher.submit(items)
+            scores = [float(first @ vector) for vector in vectors]
+        else:
+            params = ("query", "documents") if by_image else ("documents", "query")
+            pictures, words = (given[param] for param in params)
+            log_odds, tokens = await service.pairs(
+                "match", pictures, words, all_pairs=True, params=params, truncate=body.truncate
+            )
+            scores = service.main.predictor.reranking.match(torch.tensor(log_odds)).tolist()
     order = sorted(range(len(scores)), key=lambda number: -scores[number])[: body.top_n]
 
-    def content() -> RerankResponse:
+    def content() -> dict[str, Any]:
         results = [
-            Result(
-                index=number,
-                relevance_score=scores[number],
-                document=body.documents[number] if body.return_documents else None,
-            )
+            {
+                "index": number,
+                "relevance_score": scores[number],
+                "document": body.documents[number].model_dump(exclude_none=True) if body.return_documents else None,
+            }
             for number in order
         ]
-        scored_by: Literal["matching", "cosine"] = "cosine" if same else "matching"
-        return RerankResponse(model=service.name, scored_by=scored_by, results=results, usage=Usage.of(tokens))
+        scored_by = "cosine" if same else "matching"
+        return {"model": service.name, "scored_by": scored_by, "results": results, "usage": usage(tokens)}
 
-    length = sum(len(document.content) for document in body.documents) if body.return_documents else len(order)
-    return await long_json_of(content, length)
-
-
-async def _matches(body: RerankRequest, service: Service) -> tuple[list[float], int]:
-    params = ("documents", "query") if body.query.modality == "text" else ("query", "documents")
-    images, texts = (body.contents[param] for param in params)
-    given = PairInputs(images=images, texts=texts, all_pairs=True, params=params)
-    log_odds, tokens = await service.pairs("match", given, truncate=body.truncate)
-    return service.main.predictor.reranking.match(torch.tensor(log_odds)).tolist(), tokens
-
-
-async def _cosines(body: RerankRequest, service: Service) -> tuple[list[float], int]:
-    images: list[Resized] = []
-    texts: list[Tokens] = []
-    for param, contents in body.contents.items():
-        if body.query.modality == "text":
-            texts += await service.inputs.texts(contents, param, truncate=body.truncate)
-        else:
-            images += await service.inputs.images(contents, param)
-    first, *vectors = await service.batcher.submit(embedding_items(images, texts, joint=False))
-    return [float(first @ vector) for vector in vectors], service.main.tokens(images, texts)
+    return await json_of(content, sum(map(len, given["documents"])) if body.return_documents else len(order))

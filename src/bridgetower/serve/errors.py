@@ -28,22 +28,12 @@ _CODES = {
     429: "queue_full",
     503: "timeout",
 }
-
 _MESSAGE_ALONE = b"Prediction Guard"  # begins the User-Agent of a client that takes no object as an error
-
 _SHOWN, _SHOWN_MESSAGE = 100, 500  # characters of what a client sent that it gets back
 
 
 class ApiError(Exception):
-    """An error in the response to a client.
-
-    Attributes:
-        status: Of HTTP.
-        message: One line: given, expected, what to do; without its middle if it quotes something long.
-        param: The field of the request.
-        code: For programs; None takes the usual one of the status.
-        headers: Of the response.
-    """
+    """An error in the response to a client, in one line: given, expected, what to do."""
 
     def __init__(
         self,
@@ -59,53 +49,45 @@ class ApiError(Exception):
         self.message = shortened(message)
         self.code = code or _CODES.get(status, "error")
 
-    def response(self, scope: Mapping[str, Any] | None = None) -> Response:
+    def response(self, scope: Mapping[str, Any]) -> Response:
         """Returns it as a response; half a surrogate pair in a message is escaped."""
         kind = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
         content = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
-        agents = [] if scope is None else [value for name, value in scope["headers"] if name == b"user-agent"]
+        agents = [value for name, value in scope["headers"] if name == b"user-agent"]
         error = self.message if agents and agents[0].startswith(_MESSAGE_ALONE) else content
         return Response(json.dumps({"error": error}), self.status, self.headers, "application/json")
 
 
-def id_of(scope: Mapping[str, Any]) -> str:
-    """Returns the id of a request, which its response and the access log have."""
-    return str(scope.get("state", {}).get("request_id"))
-
-
-def failure() -> ApiError:
+def failed(scope: Mapping[str, Any], error: Exception) -> ApiError:
     """Returns the error for a failure of the server; its reason is only logged."""
+    place = f"{scope['method']} {quote(scope['path'])}"
+    logger.error("%s failed, request %s", place, scope.get("state", {}).get("request_id"), exc_info=error)
     return ApiError(500, "the server failed; its log has the reason", code="internal_error")
 
 
 def add_handlers(app: FastAPI) -> None:
     """Makes every error of an application one of these."""
 
-    async def refused(request: Request, error: Any) -> Response:
-        response: Response = error.response(request.scope)
-        return response
+    async def handle(request: Request, error: Exception) -> Response:
+        return _told(request, error).response(request.scope)
 
-    async def of_http(request: Request, error: Any) -> Response:
+    for kind in (ApiError, HTTPException, RequestValidationError, Exception):
+        app.add_exception_handler(kind, handle)
+
+
+def _told(request: Request, error: Exception) -> ApiError:
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, HTTPException):
         message = f"{request.method} {quote(request.scope['path'])}: {error.detail}"
-        return ApiError(error.status_code, message, headers=error.headers).response(request.scope)
-
-    async def invalid(request: Request, error: Any) -> Response:
-        problems = [{**problem, "loc": problem["loc"][1:]} for problem in error.errors()]  # without "body" or "query"
-        kind = request.headers.get("content-type", "")
-        if request.method == "POST" and not problems[0]["loc"] and "json" not in kind:  # FastAPI has not read it then
-            message = "the body is not sent as JSON; send it with the header Content-Type: application/json"
-            return ApiError(400, message).response(request.scope)
-        return invalid_request(problems).response(request.scope)
-
-    async def failed(request: Request, error: Exception) -> Response:
-        scope = request.scope
-        logger.error("%s %s failed, request %s", scope["method"], quote(scope["path"]), id_of(scope), exc_info=error)
-        return failure().response(scope)
-
-    app.add_exception_handler(ApiError, refused)
-    app.add_exception_handler(HTTPException, of_http)
-    app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(Exception, failed)
+        return ApiError(error.status_code, message, headers=error.headers)
+    if not isinstance(error, RequestValidationError):
+        return failed(request.scope, error)
+    problems = [{**problem, "loc": problem["loc"][1:]} for problem in error.errors()]  # without "body" or "query"
+    kind = request.headers.get("content-type", "")
+    if request.method == "POST" and not problems[0]["loc"] and "json" not in kind:  # FastAPI has not read it then
+        return ApiError(400, "the body is not sent as JSON; send it with the header Content-Type: application/json")
+    return invalid_request(problems)
 
 
 def invalid_request(problems: Sequence[Mapping[str, Any]]) -> ApiError:

@@ -8,11 +8,9 @@ import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import accumulate, groupby, pairwise
 from typing import TypeVar
 
-from PIL import Image
-
-from bridgetower.attention import view_of
 from bridgetower.distributed import available_cores
 from bridgetower.inference import Tokens
 from bridgetower.processor import Processor, Resized
@@ -32,9 +30,6 @@ MAX_CHARACTERS = 20_000
 
 MAX_CHARACTERS_TOGETHER = 2**22
 """Of all texts of one field of a request."""
-
-OR_CUT = ', or send "truncate": true to cut it'
-"""Ends the error about a text that is too long."""
 
 _BASE64 = 2**20  # characters that are decoded at once; meanwhile no other thread of Python runs
 _AT_ONCE = 2000  # characters that are tokenised in less time than handing them to a thread takes
@@ -64,16 +59,31 @@ class Inputs:
         """Whether one of some images is fetched from another host."""
         return self._remote is not None and any(_URL.match(source) for source in sources if source is not None)
 
+    def prepared(self, content: bytes) -> Resized:
+        """Decodes an image's file and brings it to the model's size."""
+        return self._processor.prepare(content, decode=self.decoders.open)
+
     async def images(
         self, sources: Sequence[str], param: str, *, numbers: Sequence[int] | None = None
     ) -> list[Resized]:
         """Decodes images and brings them to the model's size."""
+        return await self.decoded(self.prepared, sources, param, numbers=numbers)
+
+    async def decoded(
+        self,
+        decode: Callable[[bytes], _Result],
+        sources: Sequence[str],
+        param: str,
+        *,
+        numbers: Sequence[int] | None = None,
+    ) -> list[_Result]:
+        """Decodes images; errors name them by their numbers in the field."""
         if numbers is None and len(sources) != 1:
             numbers = range(len(sources))
         params = [param] if numbers is None else [f"{param}.{number}" for number in numbers]
         with self._threads.turn() as turn:
             jobs = [
-                asyncio.ensure_future(self._usable(turn, *source, self.prepared))
+                asyncio.ensure_future(self._decoded(turn, decode, *source))
                 for source in zip(sources, params, strict=True)
             ]
             try:
@@ -81,6 +91,15 @@ class Inputs:
             finally:
                 for job in jobs:
                     job.cancel()
+
+    async def _decoded(self, turn: Turn, decode: Callable[[bytes], _Result], source: str, param: str) -> _Result:
+        try:
+            if self._remote is not None and _URL.match(source):
+                async with self._remote.fetched(source) as content:
+                    return await self._threads.run(turn, lambda: decode(content))
+            return await self._threads.run(turn, lambda: decode(_content(source)))
+        except (ValueError, OSError) as error:
+            raise ApiError(400, f"{param}: {error}", param=param, code="invalid_image") from error
 
     async def texts(self, texts: Sequence[str], param: str, *, truncate: bool) -> list[Tokens]:
         """Tokenises texts."""
@@ -91,37 +110,23 @@ class Inputs:
         if together > MAX_CHARACTERS_TOGETHER:
             message = f"{param}: {together} characters, the limit is {MAX_CHARACTERS_TOGETHER}; send several requests"
             raise ApiError(413, message, param=param)
-        if together <= _AT_ONCE:
-            return self._texts(texts, param, truncate, 0)
-        starts = [0]
-        size = 0
-        for number, text in enumerate(texts):
-            if size + len(text) > _SLICE:
-                starts.append(number)
-                size = 0
-            size += len(text)
-        slices = zip(starts, [*starts[1:], len(texts)], strict=True)
-        works = [partial(self._texts, texts[start:end], param, truncate, start) for start, end in slices if start < end]
-        return [ids for found in await self.each(works) for ids in found]
 
-    async def seen(self, source: str, param: str, *, view: bool) -> tuple[Resized, Image.Image | None]:
-        """Decodes an image as `images` does, and if asked to also returns the part that the model sees, for display."""
+        def tokenised(start: int, end: int) -> list[list[int]]:
+            return self._processor.token_ids(texts[start:end], truncate=truncate, first=start)
 
-        def decoded(content: bytes) -> tuple[Resized, Image.Image | None]:
-            if not view:
-                return self.prepared(content), None
-            whole, _ = self.decoders.open(content, background=self._processor.config.background)
-            return self.prepared(content), view_of(self._processor, Image.fromarray(whole))
+        try:
+            if together <= _AT_ONCE:
+                found = [tokenised(0, len(texts))]
+            else:
+                ends = enumerate(accumulate(map(len, texts)))
+                starts = [next(group)[0] for _, group in groupby(ends, lambda end: end[1] // _SLICE)]
+                found = await self.each(*(partial(tokenised, *part) for part in pairwise([*starts, len(texts)])))
+        except ValueError as error:
+            message = str(error).replace(", or pass truncate=True to cut it", ', or send "truncate": true to cut it')
+            raise ApiError(400, f"{param}: {message}", param=param) from error
+        return [tuple(ids) for part in found for ids in part]
 
-        with self._threads.turn() as turn:
-            return await self._usable(turn, source, param, decoded)
-
-    async def in_thread(self, work: Callable[[], _Result]) -> _Result:
-        """Runs a function that decodes something, in a thread."""
-        with self._threads.turn() as turn:
-            return await self._threads.run(turn, work)
-
-    async def each(self, works: Sequence[Callable[[], _Result]]) -> list[_Result]:
+    async def each(self, *works: Callable[[], _Result]) -> list[_Result]:
         """Runs functions that decode something, in threads, in turn with other requests."""
         with self._threads.turn() as turn:
             return await asyncio.gather(*(self._threads.run(turn, work) for work in works))
@@ -132,27 +137,6 @@ class Inputs:
         self.decoders.close()
         if self._remote is not None:
             self._remote.close()
-
-    async def _usable(self, turn: Turn, source: str, param: str, decoded: Callable[[bytes], _Result]) -> _Result:
-        """Runs a function that decodes, on the content of an image."""
-        try:
-            if self._remote is not None and _URL.match(source):
-                async with self._remote.fetched(source) as content:
-                    return await self._threads.run(turn, lambda: decoded(content))
-            return await self._threads.run(turn, lambda: decoded(_content(source)))
-        except (ValueError, OSError) as error:
-            raise ApiError(400, f"{param}: {error}", param=param, code="invalid_image") from error
-
-    def prepared(self, content: bytes) -> Resized:
-        """Decodes an image's file and brings it to the model's size."""
-        return self._processor.prepare(content, decode=self.decoders.open)
-
-    def _texts(self, texts: Sequence[str], param: str, truncate: bool, first: int) -> list[Tokens]:
-        try:
-            return [tuple(ids) for ids in self._processor.token_ids(texts, truncate=truncate, first=first)]
-        except ValueError as error:
-            message = str(error).replace(", or pass truncate=True to cut it", OR_CUT)
-            raise ApiError(400, f"{param}: {message}", param=param) from error
 
 
 def _content(source: str) -> bytes:

@@ -20,28 +20,18 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bridgetower.files import json_text, shortened
-from bridgetower.serve.errors import id_of
 
 ACCESS_LOG = logging.getLogger("bridgetower.access")
-
 SHARED = "PROMETHEUS_MULTIPROC_DIR"
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 _CLIENT_LEFT = 499  # as nginx has it
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
 class Metrics:
-    """The metrics of one server.
-
-    Attributes:
-        in_flight: Number of requests that are read or answered.
-        admitted: Number of items that are admitted and not yet answered.
-        queued: Number of items that wait for a batch.
-        computing: Number of items in the batch.
-        queue_seconds: How long items waited for a batch.
-    """
+    """The metrics of one server."""
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
@@ -49,42 +39,27 @@ class Metrics:
         def gauge(name: str, help_text: str, labels: tuple[str, ...] = ()) -> Gauge:
             return Gauge(f"bridgetower_{name}", help_text, labels, registry=registry, multiprocess_mode="livesum")
 
-        def seconds(name: str, help_text: str, labels: tuple[str, ...] = ()) -> Histogram:
-            return Histogram(f"bridgetower_{name}", help_text, labels, buckets=_SECONDS, registry=registry)
+        def histogram(
+            name: str, help_text: str, labels: tuple[str, ...] = (), buckets: tuple[float, ...] = _SECONDS
+        ) -> Histogram:
+            return Histogram(f"bridgetower_{name}", help_text, labels, buckets=buckets, registry=registry)
 
-        self._model = gauge("model_info", "Processes that serve the model.", ("name", "fingerprint"))
-        self._requests = Counter("bridgetower_requests", "Finished requests.", ("route", "status"), registry=registry)
-        self._request_seconds = seconds(
-            "request_seconds", "From the first byte of a request to the last of its response.", ("route",)
-        )
+        self.model = gauge("model_info", "Processes that serve the model.", ("name", "fingerprint"))
+        self.requests = Counter("bridgetower_requests", "Finished requests.", ("route", "status"), registry=registry)
+        about = "From the first byte of a request to the last of its response."
+        self.request_seconds = histogram("request_seconds", about, ("route",))
         self.in_flight = gauge("requests_in_flight", "Requests that are read or answered now.")
         self.admitted = gauge("items_admitted", "Items admitted and not yet answered.")
         self.queued = gauge("items_queued", "Items that wait for a batch.")
         self.computing = gauge("items_computing", "Items that are computed now.")
-        self.queue_seconds = seconds("queue_seconds", "Time that items of a request waited for a batch.")
-        self._batch_items = Histogram(
-            "bridgetower_batch_items", "Items computed together.", buckets=_ITEMS, registry=registry
-        )
-        self._batch_seconds = seconds("batch_seconds", "Time for a batch.")
+        self.queue_seconds = histogram("queue_seconds", "Time that items of a request waited for a batch.")
+        self.batch_items = histogram("batch_items", "Items computed together.", buckets=_ITEMS)
+        self.batch_seconds = histogram("batch_seconds", "Time for a batch.")
         if SHARED in os.environ:
             self._registry = CollectorRegistry()
             MultiProcessCollector(self._registry)  # type: ignore[no-untyped-call]
         else:
             ProcessCollector(registry=registry)
-
-    def describe(self, name: str, fingerprint: str) -> None:
-        """Takes the name of the model."""
-        self._model.labels(name, fingerprint).set(1)
-
-    def observe_batch(self, items: int, seconds: float) -> None:
-        """Counts a batch."""
-        self._batch_items.observe(items)
-        self._batch_seconds.observe(seconds)
-
-    def observe_request(self, route: str, status: str, seconds: float) -> None:
-        """Counts a request."""
-        self._requests.labels(route, status).inc()
-        self._request_seconds.labels(route).observe(seconds)
 
     def text(self) -> bytes:
         """Returns all metrics in the format of Prometheus."""
@@ -112,12 +87,11 @@ class ObservingMiddleware:
         self._app, self._metrics, self._access_log = app, metrics, access_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         given = Headers(scope=scope).get("x-request-id", "")
-        scope.setdefault("state", {})["request_id"] = given if _ID.fullmatch(given) else uuid.uuid4().hex
+        number = scope.setdefault("state", {})["request_id"] = given if _ID.fullmatch(given) else uuid.uuid4().hex
         started, status, size, method = time.perf_counter(), _CLIENT_LEFT, 0, scope["method"]
 
         async def noting(message: Message) -> None:
@@ -125,7 +99,7 @@ class ObservingMiddleware:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
-                headers["X-Request-ID"], headers["Server"] = id_of(scope), "bridgetower"
+                headers["X-Request-ID"], headers["Server"] = number, "bridgetower"
             size += len(message.get("body", b""))
             await send(message)
 
@@ -138,22 +112,18 @@ class ObservingMiddleware:
         finally:
             seconds = time.perf_counter() - started
             route = getattr(scope.get("route"), "path", "none")
-            self._metrics.observe_request(route, str(status), seconds)
+            self._metrics.requests.labels(route, str(status)).inc()
+            self._metrics.request_seconds.labels(route).observe(seconds)
             if self._access_log:
-                ACCESS_LOG.info(_line(scope, method, route, status, size, seconds))
-
-
-def _line(scope: Scope, method: str, route: str, status: int, size: int, seconds: float) -> str:
-    return json_text(
-        {
-            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "request_id": id_of(scope),
-            "client": (scope.get("client") or [None])[0],
-            "method": method,
-            "path": shortened(scope["path"]),
-            "route": route,
-            "status": status,
-            "bytes": size,
-            "seconds": round(seconds, 4),
-        }
-    )
+                line = {
+                    "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+                    "request_id": number,
+                    "client": (scope.get("client") or [None])[0],
+                    "method": method,
+                    "path": shortened(scope["path"]),
+                    "route": route,
+                    "status": status,
+                    "bytes": size,
+                    "seconds": round(seconds, 4),
+                }
+                ACCESS_LOG.info(json_text(line))

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bridgetower.serve.errors import ApiError, failure, id_of
-
-logger = logging.getLogger(__name__)
+from bridgetower.serve.errors import ApiError, failed
 
 HEAD_BYTES = 2**16
 """Most bytes of the head of a request."""
@@ -40,61 +35,78 @@ class RequestLimitsMiddleware:
     """
 
     def __init__(self, app: ASGIApp, *, max_body: int, timeout: float, requests: int = _REQUESTS) -> None:
-        self._app, self._max_body, self._timeout, self._most = app, max_body, timeout, requests
+        self._app, self._max_body, self.timeout, self._most = app, max_body, timeout, requests
+        self.most_bytes = _BODIES * max_body
         self._held = self._requests = 0
         self._reading: dict[asyncio.Timeout, None] = {}  # that of the body which has been on its way for longest first
-        self._answers: set[_Answer] = set()
+        self.answers: set[_Answer] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handles a request, or responds with an error."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        error = _bad_length(scope["method"], headers)
-        if error is None and scope["method"] in _WITHOUT_BODY:
-            deadline = asyncio.get_running_loop().time() + self._timeout
-            head = scope["method"] == "HEAD"
-            scope["method"] = "GET"  # every route of GET answers HEAD, without the body
-            error = await self._in_time(scope, bytearray(), receive, send, deadline, head=head)
-        elif error is None and self._requests >= self._most and not self._drop_stalled():
+        method, headers, body = scope["method"], Headers(scope=scope), bytearray()
+        deadline = asyncio.get_running_loop().time() + self.timeout
+        error: ApiError | None
+        if method in _WITHOUT_BODY:
+            if "transfer-encoding" in headers or headers.get("content-length", "0") != "0":
+                message = f"{method} has a body, which is not read; expected none"
+                error = ApiError(400, message, headers={"Connection": "close"})
+            else:
+                scope["method"] = "GET"  # every route of GET answers HEAD, without the body
+                error = await self._answered(scope, body, receive, send, deadline, head=method == "HEAD")
+        elif self._requests >= self._most and not self._drop_stalled():
             error = _busy("too many requests at once")
-        elif error is None:
-            body = bytearray()
-            with self._holding(body):
-                error = await self._answered(scope, headers, body, receive, send)
+        else:
+            self._requests += 1
+            try:
+                error = await self._read(headers, body, receive, deadline)
+                error = error or await self._answered(scope, body, receive, send, deadline)
+            finally:
+                self._requests -= 1
+                self._held -= _counted(body)
         if error is not None:
             await error.response(scope)(scope, receive, send)
 
-    async def _answered(
-        self, scope: Scope, headers: Headers, body: bytearray, receive: Receive, send: Send
-    ) -> ApiError | None:
-        """Handles a request; returns an error if nothing was sent yet."""
-        deadline = asyncio.get_running_loop().time() + self._timeout
+    async def _read(self, headers: Headers, body: bytearray, receive: Receive, deadline: float) -> ApiError | None:
+        """Reads the body; returns what is wrong with it."""
         limit = asyncio.timeout_at(deadline)
         self._reading[limit] = None
         try:
             async with limit:
-                await self._read(headers, body, receive)
+                self._check(int(headers.get("content-length", "0")))
+                chunks, more = 0, True
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise _invalid("the body ends early, or is not sent in valid chunks")
+                    if chunks > _CHUNKS + len(body) // _CHUNK and "transfer-encoding" in headers:
+                        raise _invalid("the body is sent in too many short chunks")
+                    before = _counted(body)
+                    body += message.get("body", b"")
+                    self._held += _counted(body) - before
+                    self._check(len(body))
+                    chunks, more = chunks + 1, message.get("more_body", False)
+            return None
         except TimeoutError:
             if limit not in self._reading:
                 return _busy("too many requests at once")
-            return ApiError(408, f"the request was not sent within {self._timeout:g} s; send less, or faster")
+            return ApiError(408, f"the request was not sent within {self.timeout:g} s; send less, or faster")
         except ApiError as error:
             return error
         finally:
             self._reading.pop(limit, None)
-        return await self._in_time(scope, body, receive, send, deadline)
 
-    async def _in_time(
+    async def _answered(
         self, scope: Scope, body: bytearray, receive: Receive, send: Send, deadline: float, *, head: bool = False
     ) -> ApiError | None:
-        """Runs the application; it is cancelled at the deadline, and when the client disconnects or stalls.
+        """Runs the application, and returns an error if nothing was sent yet.
 
-        Once the response has begun, each part of it has the whole time.
+        It is cancelled at the deadline, and when the client disconnects or stalls. Once the response has begun, each
+        part of it has the whole time.
         """
         left, limit = False, asyncio.timeout_at(deadline)
-        answer = _Answer(send, limit, self._timeout, self._answers, _BODIES * self._max_body, head=head)
+        answer = _Answer(self, send, limit, head=head)
         try:
             async with limit:
                 watching = asyncio.ensure_future(_end_when_left(receive, limit))
@@ -109,33 +121,17 @@ class RequestLimitsMiddleware:
             if isinstance(error, TimeoutError) and limit.expired():
                 if answer.started:
                     raise  # the connection is closed, so that the client sees that the response is not whole
-                message = f"no answer within {self._timeout:g} s; try again later"
+                message = f"no answer within {self.timeout:g} s; try again later"
                 return ApiError(503, message, headers={"Retry-After": "10"})
-            logger.exception("%s %s failed, request %s", scope["method"], scope["path"], id_of(scope))
-            return None if answer.started else failure()
+            failure = failed(scope, error)
+            return None if answer.started else failure
         return None
-
-    async def _read(self, headers: Headers, body: bytearray, receive: Receive) -> None:
-        """Reads the body."""
-        self._check(int(headers.get("content-length", "0")))
-        for chunks in itertools.count():
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                raise _invalid("the body ends early, or is not sent in valid chunks")
-            if chunks > _CHUNKS + len(body) // _CHUNK and "transfer-encoding" in headers:
-                raise _invalid("the body is sent in too many short chunks")
-            before = _counted(body)
-            body += message.get("body", b"")
-            self._held += _counted(body) - before
-            self._check(len(body))
-            if not message.get("more_body"):
-                return
 
     def _check(self, size: int) -> None:
         if size > self._max_body:
             message = f"the body is larger than {self._max_body} bytes; send several requests, or smaller images"
             raise ApiError(413, message)
-        if self._held > _BODIES * self._max_body:
+        if self._held > self.most_bytes:
             raise _busy("too many large requests at once")
 
     def _drop_stalled(self) -> bool:
@@ -147,25 +143,12 @@ class RequestLimitsMiddleware:
         _expire(limit)
         return True
 
-    @contextmanager
-    def _holding(self, body: bytearray) -> Iterator[None]:
-        """Counts the request and its body until the end of the block."""
-        self._requests += 1
-        try:
-            yield
-        finally:
-            self._requests -= 1
-            self._held -= _counted(body)
-
 
 class _Answer:
     """Sends a response in parts, and counts the bytes that the client has not yet read."""
 
-    def __init__(
-        self, send: Send, limit: asyncio.Timeout, stall: float, others: set[_Answer], most: int, *, head: bool
-    ) -> None:
-        self._send, self._limit, self._stall, self._others, self._most = send, limit, stall, others, most
-        self._head = head
+    def __init__(self, limits: RequestLimitsMiddleware, send: Send, limit: asyncio.Timeout, *, head: bool) -> None:
+        self._limits, self._send, self._limit, self._head = limits, send, limit, head
         self.started = self.done = False
         self._size = self._sent = 0
         self._since = 0.0
@@ -182,57 +165,41 @@ class _Answer:
             return
         self._size, self._since = len(body), asyncio.get_running_loop().time()
         self._make_room()
-        self._others.add(self)
+        self._limits.answers.add(self)
         try:
             for start in range(0, len(body), _OWN):
                 more = start + _OWN < len(body) or message.get("more_body", False)
                 await self._send_part({**message, "body": body[start : start + _OWN], "more_body": more})
                 self._sent = start + _OWN
         finally:
-            self._others.discard(self)
+            self._limits.answers.discard(self)
 
     async def _send_part(self, message: Message) -> None:
         await self._send(message)
         now, end = asyncio.get_running_loop().time(), self._limit.when()
         if end is not None and end > now:  # else the client is being disconnected
-            self._limit.reschedule(now + self._stall)
+            self._limit.reschedule(now + self._limits.timeout)
 
     def _make_room(self) -> None:
         """Disconnects the clients that read most slowly until all responses together are within the limit."""
-        now = asyncio.get_running_loop().time()
-        while self._others and self._size + sum(other._size for other in self._others) > self._most:
-            slowest = min(self._others, key=lambda other: other._sent / (now - other._since + 1e-3))
-            self._others.discard(slowest)
+        now, others = asyncio.get_running_loop().time(), self._limits.answers
+        while others and self._size + sum(other._size for other in others) > self._limits.most_bytes:
+            slowest = min(others, key=lambda other: other._sent / (now - other._since + 1e-3))
+            others.discard(slowest)
             _expire(slowest._limit)
 
 
-def _counted(body: bytearray) -> int:
-    return max(0, len(body) - _OWN)
-
-
-def _expire(limit: asyncio.Timeout) -> None:
-    if not limit.expired():
-        limit.reschedule(asyncio.get_running_loop().time())
-
-
-def _bad_length(method: str, headers: Headers) -> ApiError | None:
-    if method in _WITHOUT_BODY and ("transfer-encoding" in headers or headers.get("content-length", "0") != "0"):
-        return ApiError(400, f"{method} has a body, which is not read; expected none", headers={"Connection": "close"})
-    return None
-
-
 class StrictHttpMiddleware:
-    """Refuses heads that others may read in another way than the server, or that are too long."""
+    """Refuses heads that others may read in another way than the server, or that are too long.
+
+    Of a body that is answered before it is read, the rest is read and dropped for a while: a connection that is closed
+    at once may lose the response.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on or refuses it.
-
-        Of a body that is answered before it is read, the rest is read and dropped for a while: a connection that is
-        closed at once may lose the response.
-        """
         headers = Headers(scope=scope)
         more = "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
 
@@ -257,9 +224,7 @@ class StrictHttpMiddleware:
 
 def _bad_head(scope: Scope) -> ApiError | None:
     given: list[tuple[bytes, bytes]] = scope["headers"]
-    size = (
-        len(scope["raw_path"]) + len(scope["query_string"]) + sum(len(name) + len(value) + 4 for name, value in given)
-    )
+    size = len(scope["raw_path"]) + len(scope["query_string"]) + sum(len(b"".join(line)) + 4 for line in given)
     if size > HEAD_BYTES:
         message = f"the headers have {size} bytes; expected {HEAD_BYTES} at most"
         return ApiError(431, message, code="invalid_http", headers={"Connection": "close"})
@@ -278,6 +243,15 @@ def _invalid(reason: str) -> ApiError:
 
 def _busy(reason: str) -> ApiError:
     return ApiError(429, f"{reason}; try again in a second", headers={"Retry-After": "1"})
+
+
+def _counted(body: bytearray) -> int:
+    return max(0, len(body) - _OWN)
+
+
+def _expire(limit: asyncio.Timeout) -> None:
+    if not limit.expired():
+        limit.reschedule(asyncio.get_running_loop().time())
 
 
 def _replay(body: bytearray) -> Receive:

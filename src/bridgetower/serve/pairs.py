@@ -1,18 +1,23 @@
-"""Routes for images with texts: one for each kind of result, from a table, and explanations."""
+"""Routes for images with texts: one for each kind of result, from a table, labels for images, and explanations."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Annotated, Any, ClassVar
 
 import torch
+from annotated_types import Len
 from fastapi import APIRouter, Response
 from PIL import Image
 from pydantic import BaseModel, Field
 
+from bridgetower.attention import attention_of, view_of, words_of
+from bridgetower.inference import Item
+from bridgetower.processor import Resized
+from bridgetower.serve.config import MOST_TOP
 from bridgetower.serve.errors import ApiError
 from bridgetower.serve.inputs import IMAGE
 from bridgetower.serve.schemas import (
@@ -23,15 +28,17 @@ from bridgetower.serve.schemas import (
     Images,
     JsonRoute,
     Listed,
+    Several,
     Source,
     Text,
     Texts,
     Top,
     Usage,
-    list_of,
-    long_json_of,
+    json_of,
+    usage,
 )
-from bridgetower.serve.service import PairInputs, PairUse, Served, ServedModel
+from bridgetower.serve.service import PairUse, Served, Service, paired
+from bridgetower.zero_shot import TEMPLATES, label_choices, prompts_of
 
 router = APIRouter(route_class=JsonRoute, tags=["images with texts"])
 
@@ -84,35 +91,21 @@ class Judged(BaseModel):
     judgements: list[Choice]
 
 
-class PairRequest(Body):
-    """Images with texts.
+class Classified(BaseModel):
+    """The classes of an input, likeliest first."""
 
-    Attributes:
-        use: Name of the route, and what it computes.
-        entry: Type of an entry of the response; its last field has the result, unless `told` says otherwise.
-    """
+    index: int
+    classes: list[Choice]
+
+
+class PairRequest(Body):
+    """Images with texts; `use` names the route, and the last field of `entry` has the result."""
 
     use: ClassVar[PairUse]
     entry: ClassVar[type[BaseModel]]
 
     images: Images
     texts: Texts
-
-    def inputs(self) -> PairInputs:
-        """Returns the images and texts."""
-        field = type(self).model_fields["texts"].alias or "texts"
-        return PairInputs(images=self.images, texts=self.texts, params=("images", field))
-
-    @classmethod
-    def told(cls, outcome: Any, model: ServedModel) -> dict[str, Any]:
-        """Returns the field of an entry that has what was computed, by its name."""
-        *_, result = cls.entry.model_fields
-        return {result: outcome}
-
-    def most(self) -> int:
-        """Returns how many classes, or words for a mask, to return."""
-        top: int = getattr(self, "top", None) or _ALL
-        return top
 
 
 def _example(**fields: Any) -> dict[str, Any]:
@@ -127,15 +120,6 @@ class MatchRequest(
     use = "match"
     entry = Match
     all_pairs: bool = Field(False, description="Match every image with every text.")
-
-    def inputs(self) -> PairInputs:
-        """Returns the images and texts, every image with every text if this is set."""
-        return replace(super().inputs(), all_pairs=self.all_pairs)
-
-    @classmethod
-    def told(cls, outcome: Any, model: ServedModel) -> dict[str, Any]:
-        """Returns the probability, or the score, of log-odds."""
-        return {**model.predictor.reranking.named(torch.tensor([outcome]))[0]}
 
 
 class AnswerRequest(PairRequest, json_schema_extra=_example(questions="what colour is the square?", top=3)):
@@ -171,49 +155,122 @@ class ReasonRequest(PairRequest, json_schema_extra=_example(images_2=IMAGE, stat
     images_2: Images
     texts: Texts = Field(alias="statements")
 
-    def inputs(self) -> PairInputs:
-        """Returns the images and statements."""
-        first, second = len(self.images), len(self.images_2)
-        if first != second:
-            message = f"{first} images and {second} images_2; expected a second one for each first"
-            raise ApiError(400, message, param="images_2")
-        return replace(super().inputs(), images_2=self.images_2)
+
+Phrases = Annotated[list[Annotated[str, Len(max_length=1000)]], Several]
+_EXAMPLES = [{"images": IMAGE, "texts": "a red square"}, {"images": IMAGE, "labels": ["a red square", "two dogs"]}]
 
 
-def handler_of(request: type[PairRequest]) -> Callable[..., Any]:
-    """Returns the function that handles requests of a type."""
+class ClassifyRequest(PairRequest, json_schema_extra={"examples": _EXAMPLES}):
+    """Classify images by labels, or images, texts or both with a model fine-tuned on a table of one's own."""
+
+    use = "classify"
+    entry = Classified
+    images: Images | None = None  # type: ignore[assignment]  # here one of the two may be missing
+    texts: Texts | None = None  # type: ignore[assignment]
+    labels: Phrases | None = Field(None, description="Classes to compare images with; without, those of the model.")
+    templates: Phrases = Field(list(TEMPLATES), description="Texts with {} where a label goes; its vector is the mean.")
+    top: Top | None = Field(None, description="Classes per input; all if left out.")
+
+
+async def _by_head(body: PairRequest, service: Service) -> Response:
+    """Responds with what a head of the model says of each pair."""
+    if body.images is None and body.texts is None:
+        raise ApiError(400, "neither images nor texts given; expected one of them at least", param="images")
+    images: Sequence[str | None] = body.images or [None] * len(body.texts)
+    texts = body.texts or [""] * len(images)
+    images_2: list[str] = getattr(body, "images_2", [])
+    params = ("images", type(body).model_fields["texts"].alias or "texts")
+    all_pairs = getattr(body, "all_pairs", False)
+    if isinstance(body, ReasonRequest) and len(images) != len(images_2):
+        message = f"{len(images)} images and {len(images_2)} images_2; expected a second one for each first"
+        raise ApiError(400, message, param="images_2")
+    if not all_pairs and len(images) != len(texts):
+        raise ApiError(400, f"{len(images)} images and {len(texts)} texts; expected as many of one as of the other")
+    count = len(images) * len(texts) if all_pairs else len(images) + len(images_2)
+    param = params[1] if images[0] is None else params[0]
+    with service.admission(count, param, body.model, body.use, images=[*images, *images_2]):
+        outcomes, tokens = await service.pairs(
+            *(body.use, images, texts),
+            images_2=images_2,
+            all_pairs=all_pairs,
+            params=params,
+            top=getattr(body, "top", None) or _ALL,
+            truncate=body.truncate,
+        )
+    model = service.model_for(body.use)
+    *_, result = body.entry.model_fields
+
+    def rows() -> list[dict[str, Any]]:
+        if body.use != "match":
+            return [{"index": number, result: outcome} for number, outcome in enumerate(outcomes)]
+        named = model.predictor.reranking.named(torch.tensor(outcomes))
+        places = paired(len(images), len(texts), all_pairs=all_pairs)
+        return [{"image": i, "text": t, **shown} for (i, t), shown in zip(places, named, strict=True)]
+
+    return await _listed(rows, model.name, tokens, _num_values(outcomes))
+
+
+async def _listed(rows: Callable[[], list[dict[str, Any]]], model: str, tokens: int, parts: int) -> Response:
+    return await json_of(lambda: {"object": "list", "data": rows(), "model": model, "usage": usage(tokens)}, parts)
+
+
+def _num_values(outcome: Any) -> int:
+    return sum(map(_num_values, outcome)) if isinstance(outcome, list) else 1
+
+
+def _add(request: type[PairRequest], answer: Callable[[Any, Service], Any]) -> None:
+    """Adds the route for requests of a type."""
 
     async def handle(body: PairRequest, service: Served) -> Response:
-        given = body.inputs()
-        image_param, text_param = given.params
-        count = given.count() + len(given.images_2)
-        param = text_param if given.images[0] is None else image_param
-        images = [*given.images, *given.images_2]
-        with service.admission(count, param, body.model, body.use, images=images):
-            outcomes, tokens = await service.pairs(body.use, given, top=body.most(), truncate=body.truncate)
-
-        model = service.model_for(body.use)
-
-        def rows() -> Iterator[Mapping[str, Any]]:
-            for number, ((image, text), outcome) in enumerate(zip(given.pairs(), outcomes, strict=True)):
-                yield {"index": number, "image": image, "text": text, **body.told(outcome, model)}
-
-        return await list_of(rows, body.entry, parts=_num_values(outcomes), model=model.name, tokens=tokens)
+        response: Response = await answer(body, service)
+        return response
 
     handle.__annotations__["body"] = request
-    return handle
+    router.add_api_route(
+        f"/v1/{request.use}",
+        handle,
+        methods=["POST"],
+        name=request.use.replace("-", "_"),
+        description=request.__doc__,
+        response_model=Listed[request.entry],  # type: ignore[name-defined]  # made at run time
+        responses=COMPUTING,
+    )
+
+
+async def _classified(body: ClassifyRequest, service: Service) -> Response:
+    """Responds with the nearest of the labels if there are any, else with what the head says."""
+    if body.labels is None:
+        if "templates" in body.model_fields_set:
+            raise ApiError(400, "templates are for labels; give labels too, or neither", param="templates")
+        return await _by_head(body, service)
+    labels, top = body.labels, min(body.top or len(body.labels), len(body.labels))
+    if body.images is None or body.texts is not None:
+        raise ApiError(400, "labels are compared with images alone; give images and no texts", param="labels")
+    count = len(body.images) + len(labels) * len(body.templates)
+    with service.admission(count, "labels", body.model, "embeddings", images=body.images):
+        if len(body.images) * top > (most := MOST_TOP * service.config.max_items):
+            message = f"labels: {len(body.images)} images with {top} labels each, the limit is {most}; send top"
+            raise ApiError(413, message, param="labels")
+        try:
+            prompts = prompts_of(labels, body.templates)
+        except ValueError as error:
+            raise ApiError(400, str(error), param="labels") from error
+        images = await service.inputs.images(body.images, "images")
+        texts = await service.inputs.texts(prompts, "labels", truncate=body.truncate)
+        items = [*(Item(image=image.pixels) for image in images), *(Item(ids=ids) for ids in texts)]
+        vectors = torch.stack(await service.batcher.submit(items))
+
+    def rows() -> list[dict[str, Any]]:
+        model, count = service.main.predictor.model, len(images)
+        chosen = label_choices(model, vectors[:count], vectors[count:], labels, body.top)
+        return [{"index": number, "classes": classes} for number, classes in enumerate(chosen)]
+
+    return await _listed(rows, service.name, service.main.tokens(images, texts), len(images) * top)
 
 
 for _request in (MatchRequest, AnswerRequest, FillMaskRequest, EntailRequest, ReasonRequest):
-    router.add_api_route(
-        f"/v1/{_request.use}",
-        handler_of(_request),
-        methods=["POST"],
-        name=_request.use.replace("-", "_"),
-        description=_request.__doc__,
-        response_model=Listed[_request.entry],  # type: ignore[name-defined]  # made at run time
-        responses=COMPUTING,
-    )
+    _add(_request, _by_head)
+_add(ClassifyRequest, _classified)
 
 
 class ExplainRequest(Body, json_schema_extra={"examples": [{"image": IMAGE, "text": "a red square"}]}):
@@ -241,35 +298,36 @@ class ExplainResponse(BaseModel):
     usage: Usage
 
 
-def _num_values(outcome: Any) -> int:
-    return sum(map(_num_values, outcome)) if isinstance(outcome, list) else 1
-
-
 @router.post("/v1/explain", response_model=ExplainResponse, responses=COMPUTING)
 async def explain(body: ExplainRequest, service: Served) -> Response:
     """Compute the cross-attention of each word of a text over an image, which is not what decides the match."""
+    predictor = service.main.predictor
+    processor, inputs = predictor.processor, service.inputs
+
+    def decoded(content: bytes) -> tuple[Resized, str | None]:
+        if not body.view:
+            return inputs.prepared(content), None
+        whole, _ = inputs.decoders.open(content, background=processor.config.background)
+        stream = io.BytesIO()
+        view_of(processor, Image.fromarray(whole)).save(stream, "JPEG", quality=_QUALITY)
+        return inputs.prepared(content), "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
+
     with service.admission(1, "image", body.model, images=[body.image]):
-        image, view = await service.inputs.seen(body.image, "image", view=body.view)
-        (ids,) = await service.inputs.texts([body.text], "text", truncate=body.truncate)
-        attention = await service.attention(image, ids)
-        shown = None if view is None else await service.inputs.in_thread(lambda: _data_uri(view))
-
-        def answer() -> ExplainResponse:
-            return ExplainResponse(
-                model=service.name,
-                words=list(attention.words),
-                maps=attention.maps.double().round(decimals=_DIGITS).tolist(),
-                prefix_shares=attention.prefix_shares.tolist(),
-                probability=attention.probability,
-                score=attention.score,
-                view=shown,
-                usage=Usage.of(service.main.tokens([image], [ids])),
-            )
-
-        return await long_json_of(answer, attention.maps.numel())
-
-
-def _data_uri(view: Image.Image) -> str:
-    stream = io.BytesIO()
-    view.save(stream, "JPEG", quality=_QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
+        ((image, view),) = await inputs.decoded(decoded, [body.image], "image")
+        (ids,) = await inputs.texts([body.text], "text", truncate=body.truncate)
+        try:
+            words_of(processor, ids)
+        except ValueError as error:
+            raise ApiError(400, str(error), param="text") from error
+        (attention,) = await service.batcher.submit([partial(attention_of, predictor, image.pixels, ids)])
+        response = {
+            "model": service.name,
+            "words": list(attention.words),
+            "prefix_shares": attention.prefix_shares.tolist(),
+            "probability": attention.probability,
+            "score": attention.score,
+            "view": view,
+            "usage": usage(service.main.tokens([image], [ids])),
+        }
+        maps = attention.maps.double().round(decimals=_DIGITS)
+        return await json_of(lambda: response | {"maps": maps.tolist()}, maps.numel())

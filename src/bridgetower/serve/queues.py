@@ -26,11 +26,7 @@ _SMOOTHING = 0.2  # of the newest batch in the rate that Retry-After is estimate
 
 
 class QueueFullError(Exception):
-    """Too many items are queued.
-
-    Attributes:
-        retry_after: Estimated seconds until the queued items are computed.
-    """
+    """Too many items are queued; how many seconds it takes to compute them is an estimate."""
 
     def __init__(self, retry_after: int) -> None:
         super().__init__(f"too many items are queued; try again in {retry_after} s")
@@ -89,7 +85,6 @@ class Batcher(Generic[_Item, _Result]):
 
     @property
     def admitted(self) -> int:
-        """Items admitted and not yet finished."""
         return sum(map(sum, self._admitted.values()))
 
     @property
@@ -153,7 +148,8 @@ class Batcher(Generic[_Item, _Result]):
                 await asyncio.wait([computed])
             seconds = time.perf_counter() - started
             self._rate += _SMOOTHING * (len(batch) / max(seconds, 1e-6) - self._rate)
-            self._metrics.observe_batch(len(batch), seconds)
+            self._metrics.batch_items.observe(len(batch))
+            self._metrics.batch_seconds.observe(seconds)
             self._failed = 0 if not computed.exception() else self._failed + 1
             if not computed.exception():
                 self._deliver(shares, computed.result())
@@ -204,24 +200,20 @@ class Batcher(Generic[_Item, _Result]):
 
 @dataclass(eq=False)
 class Turn:
-    """Work of one request.
+    """Work of one request that is not yet begun.
 
-    Attributes:
-        work: What is not yet begun.
-        spent: Seconds of its work, that in progress as long as the last; at least those of others when it came.
-        last: Seconds of the piece that was finished last.
+    `spent` is the time of its work, that in progress as long as the last, and at least that of others when it came.
     """
 
     work: deque[tuple[Future[Any], Callable[[], Any]]] = field(default_factory=deque)
     spent: float = 0.0
     last: float = 0.0
 
-
-def _drop(turn: Turn) -> None:
-    """Drops work that was not begun; who waits for it is cancelled."""
-    for future, _ in turn.work:
-        future.cancel()
-    turn.work.clear()
+    def drop(self) -> None:
+        """Drops the work; who waits for it is cancelled."""
+        for future, _ in self.work:
+            future.cancel()
+        self.work.clear()
 
 
 class Turns:
@@ -246,7 +238,7 @@ class Turns:
             with self._changed:
                 if turn.work:
                     self._waiting.remove(turn)
-                    _drop(turn)
+                    turn.drop()
 
     async def run(self, turn: Turn, work: Callable[[], _Result]) -> _Result:
         """Returns the result of work in a thread; if it is cancelled before it begins, it is not done."""
@@ -269,36 +261,32 @@ class Turns:
         with self._changed:
             self._closed = True
             for turn in self._waiting:
-                _drop(turn)
+                turn.drop()
             self._changed.notify_all()
 
     def _work(self) -> None:
-        while self._do_next():
-            pass
-
-    def _do_next(self) -> bool:
-        """Does a piece of work; False once it is closed."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closed)
-            if self._closed:
-                return False
-            turn = min(self._waiting, key=lambda waiting: waiting.spent)
-            self._waiting.remove(turn)
-            future, work = turn.work.popleft()
-            if turn.work:
-                self._waiting.append(turn)
-            self._reached, expected = max(self._reached, turn.spent), turn.last
-            turn.spent += expected
-        begun = self._clock()
-        if future.set_running_or_notify_cancel():
-            try:
-                future.set_result(work())
-            except Exception as error:  # noqa: BLE001 - passed to the caller
-                future.set_exception(error)
-            except BaseException as error:  # noqa: BLE001 - a panic in Rust, which only this work is to fail of
-                future.set_exception(RuntimeError(f"{type(error).__name__}: {error}"))
-        with self._changed:
-            turn.last = self._clock() - begun
-            turn.spent += turn.last - expected
-            self._reached += turn.last / (1 + len(self._waiting))  # else newcomers, one after the other, would be first
-        return True
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._closed)
+                if self._closed:
+                    return
+                turn = min(self._waiting, key=lambda waiting: waiting.spent)
+                self._waiting.remove(turn)
+                future, work = turn.work.popleft()
+                if turn.work:
+                    self._waiting.append(turn)
+                self._reached, expected = max(self._reached, turn.spent), turn.last
+                turn.spent += expected
+            begun = self._clock()
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(work())
+                except Exception as error:  # noqa: BLE001 - passed to the caller
+                    future.set_exception(error)
+                except BaseException as error:  # noqa: BLE001 - a panic in Rust, which only this work is to fail of
+                    future.set_exception(RuntimeError(f"{type(error).__name__}: {error}"))
+            del future, work  # else they would be held until the next one comes
+            with self._changed:
+                turn.last = self._clock() - begun
+                turn.spent += turn.last - expected
+                self._reached += turn.last / (1 + len(self._waiting))  # else newcomers, one after the other, were first

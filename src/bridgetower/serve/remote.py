@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import ipaddress
 import socket
 import ssl
-import time
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from concurrent.futures import Future
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
-from functools import cached_property, partial
-from http.client import HTTPConnection, HTTPException, HTTPResponse
-from threading import BoundedSemaphore, Thread
+from functools import cached_property
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
+
+import httpcore
 
 from bridgetower.serve.queues import Turns
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-_PORTS = {"http": 80, "https": 443}
-_CHUNK = 2**16
 AT_ONCE = 8
 """Images that are fetched at the same time; more wait."""
 
-_INTERNET = ipaddress.ip_network("2000::/3")
-"""All of IPv6 that is given to networks of the internet; outside are this machine, local networks and mapped IPv4."""
-
-_SPECIAL = [
+_PORTS = {"http": 80, "https": 443}
+_INTERNET = ipaddress.ip_network("2000::/3")  # all of IPv6 that is not of this machine, local networks or mapped IPv4
+_SPECIAL = [  # networks for special purposes, as IANA's registries have them; those in Python differ by its release
     ipaddress.ip_network(network)
     for network in (
         *("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20"),  # Teredo and other protocols, documentation, 6to4
@@ -38,7 +32,6 @@ _SPECIAL = [
         "224.0.0.0/3",  # multicast and what is reserved
     )
 ]
-"""Networks for special purposes, as IANA's registries have them; those in Python differ by its release."""
 
 
 class RemoteImages:
@@ -61,89 +54,98 @@ class RemoteImages:
         self._hosts = {host.lower() for host in hosts}
         self._max_bytes, self._timeout = max_bytes, timeout
         self._may_connect, self._look_up = may_connect or is_public, look_up or _addresses
-        self._threads = Turns(AT_ONCE, "remote")
-        self._slots, self._look_ups = asyncio.Semaphore(AT_ONCE), BoundedSemaphore(AT_ONCE)
+        self._look_ups, self._slots = Turns(AT_ONCE, "look-up"), asyncio.Semaphore(AT_ONCE)
 
     @asynccontextmanager
     async def fetched(self, url: str) -> AsyncIterator[bytes]:
-        """Fetches as `fetch` does, in a thread; `AT_ONCE` files are held until the block of each ends."""
+        """Lends what is at a URL; `AT_ONCE` files are held until the block of each ends."""
         async with self._slots:
-            with self._threads.turn() as turn:
-                content = await self._threads.run(turn, lambda: self.fetch(url))
-            yield content
+            yield await self.fetch(url)
 
-    def close(self) -> None:
-        """Ends the threads without waiting for fetches that were begun."""
-        self._threads.close()
-
-    def fetch(self, url: str) -> bytes:
-        """Returns what is at a URL."""
-        deadline = _Deadline(self._timeout)
-        parts, port = self._checked(url)
-        try:
-            connection = self._connection(parts, port, deadline)
-            try:
-                return self._answer(connection, parts)
-            finally:
-                connection.close()
-        except TimeoutError as error:
-            raise ValueError(f"the file at the URL did not arrive within {self._timeout:g} s") from error
-        except HTTPException as error:
-            raise ValueError(f"{parts.hostname} does not answer in HTTP ({type(error).__name__})") from error
-
-    def _answer(self, connection: HTTPConnection, parts: SplitResult) -> bytes:
-        connection.request("GET", f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/")
-        response = connection.getresponse()
-        if response.status != 200:
-            redirect = "; redirects are not followed" if 300 <= response.status < 400 else ""
-            raise ValueError(f"{parts.hostname} answered with status {response.status}{redirect}")
+    async def fetch(self, url: str) -> bytes:
+        scheme, host, port, target = self._checked(url)
+        place = httpcore.URL(scheme=scheme, host=host, port=port, target=target)
         content = bytearray()
-        while part := response.read1(_CHUNK):
-            content += part
-            if len(content) > self._max_bytes:
-                raise ValueError(f"the file at the URL is larger than {self._max_bytes} bytes")
+        try:
+            async with asyncio.timeout(self._timeout) as limit:
+                network = _Pinned(self, limit.when() or 0.0)
+                tls = self._tls if scheme == "https" else None
+                async with (
+                    httpcore.AsyncConnectionPool(ssl_context=tls, network_backend=network) as pool,
+                    pool.stream("GET", place, headers={"Accept-Encoding": "identity"}) as response,
+                ):
+                    if response.status != 200:
+                        redirect = "; redirects are not followed" if 300 <= response.status < 400 else ""
+                        raise ValueError(f"{host} answered with status {response.status}{redirect}")
+                    async for part in response.aiter_stream():
+                        content += part
+                        if len(content) > self._max_bytes:
+                            raise ValueError(f"the file at the URL is larger than {self._max_bytes} bytes")
+        except (TimeoutError, httpcore.TimeoutException) as error:
+            raise ValueError(f"the file at the URL did not arrive within {self._timeout:g} s") from error
+        except httpcore.ProtocolError as error:
+            raise ValueError(f"{host} does not answer in HTTP ({error})") from error
+        except httpcore.NetworkError as error:
+            raise ValueError(f"{host} cannot be read: {error}") from error
         return bytes(content)
 
-    def _checked(self, url: str) -> tuple[SplitResult, int]:
+    async def addresses(self, host: str, port: int) -> list[str]:
+        """Returns all addresses of a host; none if one of them may not be connected to."""
+        try:
+            with self._look_ups.turn() as turn:  # whose thread may outlive the deadline: a look-up cannot be ended
+                found = await self._look_ups.run(turn, lambda: self._look_up(host, port))
+        except (OSError, UnicodeError) as error:
+            raise ValueError(f"host {host!r} is not known ({error})") from error
+        if not all(self._may_connect(ipaddress.ip_address(address.partition("%")[0])) for address in found):
+            raise ValueError(f"host {host!r} is at an address that is not public")
+        return found
+
+    def close(self) -> None:
+        """Ends without waiting for look-ups that were begun."""
+        self._look_ups.close()
+
+    def _checked(self, url: str) -> tuple[str, str, int, str]:
+        """Returns scheme, host, port and target of a URL that may be fetched."""
         if not url.isascii() or not url.isprintable() or " " in url:
             raise ValueError("a URL has characters that must be escaped in one")
         parts = urlsplit(url)
-        usual = _PORTS[parts.scheme.lower()]
+        usual, name = _PORTS[parts.scheme], parts.hostname or ""
         port = parts.port or usual
-        host = (parts.hostname or "") if port == usual else f"{parts.hostname}:{port}"
+        host = name if port == usual else f"{name}:{port}"
         if host not in self._hosts or "@" in parts.netloc:
             raise ValueError(f"images are not fetched from {host!r}; send a data URI, or have the host allowed")
-        return parts, port
-
-    def _connection(self, parts: SplitResult, port: int, deadline: _Deadline) -> HTTPConnection:
-        host = parts.hostname or ""
-        found = self._found(host, port, deadline)
-        if not all(self._may_connect(ipaddress.ip_address(address.partition("%")[0])) for address in found):
-            raise ValueError(f"host {host!r} is at an address that is not public")
-        tls = self._tls if parts.scheme.lower() == "https" else None
-        return _Pinned(host, port, found, deadline, tls)
+        return parts.scheme, name, port, (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
 
     @cached_property
     def _tls(self) -> ssl.SSLContext:
         """Checks certificates; kept, because reading those of the system is slow."""
         return ssl.create_default_context()
 
-    def _found(self, host: str, port: int, deadline: _Deadline) -> list[str]:
-        """Looks a name up in a thread of its own, which outlives the deadline: it cannot be ended."""
-        if not self._look_ups.acquire(timeout=deadline.left()):
-            raise TimeoutError
-        answer: Future[list[str]] = Future()
 
-        def look_up() -> None:
+class _Pinned(httpcore.AnyIOBackend):
+    """Connects to addresses that were checked, even if the name resolves to others by now; TLS checks the name."""
+
+    def __init__(self, remote: RemoteImages, deadline: float) -> None:
+        self._remote, self._deadline = remote, deadline
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        """Connects to the first address that can be reached; each has its share of the time that is left."""
+        found = await self._remote.addresses(host, port)
+        for number, address in enumerate(found):
+            share = (self._deadline - asyncio.get_running_loop().time()) / (len(found) - number)
             try:
-                answer.set_result(self._look_up(host, port))
-            except (OSError, UnicodeError) as error:
-                answer.set_exception(ValueError(f"host {host!r} is not known ({error})"))
-            finally:
-                self._look_ups.release()
-
-        Thread(target=look_up, name="look-up", daemon=True).start()
-        return answer.result(timeout=deadline.left())
+                return await super().connect_tcp(address, port, share)
+            except (httpcore.NetworkError, httpcore.TimeoutException):
+                if number == len(found) - 1:
+                    raise
+        raise ValueError(f"host {host!r} has no address")
 
 
 def _addresses(host: str, port: int) -> list[str]:
@@ -155,74 +157,3 @@ def is_public(address: Address) -> bool:
     if address.version == 6 and address not in _INTERNET:
         return False
     return address.is_global and not any(address in network for network in _SPECIAL)
-
-
-class _Deadline:
-    """The deadline of a fetch."""
-
-    def __init__(self, seconds: float) -> None:
-        self._end = time.monotonic() + seconds
-
-    def left(self) -> float:
-        left = self._end - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        return left
-
-
-class _Incoming(io.RawIOBase):
-    """Reads from a socket until the deadline, however small the pieces."""
-
-    def __init__(self, raw: io.RawIOBase, connection: socket.socket, deadline: _Deadline) -> None:
-        self._raw, self._connection, self._deadline = raw, connection, deadline
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any, /) -> int | None:
-        self._connection.settimeout(self._deadline.left())
-        return self._raw.readinto(buffer)
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()
-
-
-class _Response(HTTPResponse):
-    """Headers and content until the deadline."""
-
-    def __init__(self, connection: socket.socket, *args: Any, deadline: _Deadline, **options: Any) -> None:
-        super().__init__(connection, *args, **options)
-        self.fp: Any = io.BufferedReader(_Incoming(self.fp.detach(), connection, deadline))
-
-
-class _Pinned(HTTPConnection):
-    """Connects to addresses that were checked, even if the name resolves to others by now; TLS checks the name."""
-
-    response_class: Any
-
-    def __init__(
-        self, host: str, port: int, addresses: Sequence[str], deadline: _Deadline, tls: ssl.SSLContext | None
-    ) -> None:
-        super().__init__(host, port)
-        self.default_port = _PORTS["http" if tls is None else "https"]
-        self._pinned, self._deadline, self._tls = addresses, deadline, tls
-        self.response_class = partial(_Response, deadline=deadline)
-
-    def connect(self) -> None:
-        self.sock = self._reached()
-        if self._tls is not None:
-            self.sock.settimeout(self._deadline.left())
-            self.sock = self._tls.wrap_socket(self.sock, server_hostname=self.host)
-        self.sock.settimeout(self._deadline.left())
-
-    def _reached(self) -> socket.socket:
-        """Connects to the first address that can be reached; each has its share of the time that is left."""
-        for number, address in enumerate(self._pinned, start=1):
-            try:
-                seconds = self._deadline.left() / (len(self._pinned) - number + 1)
-                return socket.create_connection((address, self.port), seconds)
-            except OSError:
-                if number == len(self._pinned):
-                    raise
-        raise OSError(f"host {self.host!r} has no address")

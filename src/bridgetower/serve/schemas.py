@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from annotated_types import Len
 from fastapi import Request, Response
+from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError
 
-from bridgetower.files import visible
 from bridgetower.serve.config import MOST_ITEMS, MOST_TOP
 from bridgetower.serve.errors import ApiError, invalid_request
 from bridgetower.serve.inputs import MAX_CHARACTERS
 
 _PARTS_AT_ONCE = 1000  # of a response, that are built in the event loop
 _NAME = 4096  # characters; a model may be named by its path
+
+_Entry = TypeVar("_Entry")
 
 
 class Body(BaseModel, extra="forbid"):
@@ -40,14 +42,6 @@ class Usage(BaseModel):
     prompt_tokens: int = Field(description="Tokens of texts, and for each image its patches and one more.")
     total_tokens: int = Field(description="The same: nothing is generated.")
 
-    @classmethod
-    def of(cls, tokens: int) -> Usage:
-        """Returns the usage of a request that read so many."""
-        return cls(prompt_tokens=tokens, total_tokens=tokens)
-
-
-_Entry = TypeVar("_Entry")
-
 
 class Listed(BaseModel, Generic[_Entry]):
     """A response with an entry per input."""
@@ -62,27 +56,12 @@ class Error(BaseModel):
     """An error, as OpenAI's API reports it."""
 
     class Details(BaseModel):
-        """What went wrong."""
-
         message: str = Field(description="One line: given, expected, what to do.")
         type: str
         param: str | None = Field(description="The field of the request.")
         code: str | None = Field(description="For programs.")
 
     error: Details
-
-
-PROBABILITY = Field(
-    None, description="That text and image match; only of what was matched, by a model with a calibration."
-)
-SCORE = Field(
-    None, description="Of the matching head, from 0 to 1; instead of a probability where the model has no calibration."
-)
-
-
-def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Returns the responses of a route with these statuses, for OpenAPI."""
-    return {status: {"model": Error, "description": _REASONS[status]} for status in statuses}
 
 
 _REASONS = {
@@ -95,8 +74,21 @@ _REASONS = {
     503: "It took too long, the server is not ready, or the index cannot be read.",
 }
 
-COMPUTING = errors(400, 401, 404, 408, 413, 429, 503)
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Returns the responses of a route with these statuses, for OpenAPI."""
+    return {status: {"model": Error, "description": _REASONS[status]} for status in statuses}
+
+
+COMPUTING = errors(*_REASONS)
 """Errors of every route that uses the model."""
+
+PROBABILITY = Field(
+    None, description="That text and image match; only of what was matched, by a model with a calibration."
+)
+SCORE = Field(
+    None, description="Of the matching head, from 0 to 1; instead of a probability where the model has no calibration."
+)
 
 
 def _several(given: object) -> object:
@@ -104,49 +96,54 @@ def _several(given: object) -> object:
 
 
 Text = Annotated[str, Len(max_length=MAX_CHARACTERS)]
-_Several = Len(1, MOST_ITEMS)
+Source = Annotated[str, Field(description="An image: a data URI, or the base64 in it alone.")]
+Modality = Literal["text", "image"]
+Top = Annotated[int, Field(ge=1, le=MOST_TOP)]
+Several = Len(1, MOST_ITEMS)
 
 Texts = Annotated[
-    list[Text], _Several, BeforeValidator(_several, json_schema_input_type=Text | Annotated[list[Text], _Several])
+    list[Text], Several, BeforeValidator(_several, json_schema_input_type=Text | Annotated[list[Text], Several])
 ]
 """A text or several, as a list."""
 
-Source = Annotated[str, Field(description="An image: a data URI, or the base64 in it alone.")]
 Images = Annotated[
-    list[Source], _Several, BeforeValidator(_several, json_schema_input_type=Source | Annotated[list[Source], _Several])
+    list[Source], Several, BeforeValidator(_several, json_schema_input_type=Source | Annotated[list[Source], Several])
 ]
 """An image or several, as a list."""
 
-Modality = Literal["text", "image"]
-Top = Annotated[int, Field(ge=1, le=MOST_TOP)]
+
+def usage(tokens: int) -> dict[str, int]:
+    return {"prompt_tokens": tokens, "total_tokens": tokens}
 
 
-async def list_of(
-    rows: Callable[[], Iterable[Mapping[str, Any]]], entry: type[BaseModel], *, parts: int, model: str, tokens: int
-) -> Response:
-    """Returns a `Listed` of entries, written one by one: pydantic would hold up all other threads for many."""
+class AsciiResponse(JSONResponse):
+    """JSON in which nothing is invisible."""
 
-    def build() -> Response:
-        written = [
-            json.dumps({name: row[name] for name in entry.model_fields if name in row}, default=vars) for row in rows()
-        ]
-        rest = json.dumps({"model": model, "usage": Usage.of(tokens).model_dump()})[1:]
-        return Response(f'{{"object": "list", "data": [{", ".join(written)}], {rest}', media_type="application/json")
-
-    return build() if parts <= _PARTS_AT_ONCE else await asyncio.to_thread(build)
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content).encode()
 
 
-async def long_json_of(build: Callable[[], BaseModel], parts: int) -> Response:
-    """Returns what `json_of` returns; if it has many parts, it is built outside the event loop."""
-    if parts <= _PARTS_AT_ONCE:
-        return json_of(build())
-    return await asyncio.to_thread(lambda: json_of(build()))
+async def json_of(build: Callable[[], Mapping[str, Any]], parts: int) -> Response:
+    """Returns an object as JSON without what is None.
+
+    Entries of its lists are written one by one, and in a thread if the response has many parts: one long call would
+    hold up all other threads.
+    """
+
+    def written() -> Response:
+        fields = []
+        for name, value in build().items():
+            text = f"[{', '.join(map(_line, value))}]" if isinstance(value, list) else _line(value)
+            fields += [] if value is None else [f'"{name}": {text}']
+        return Response(f"{{{', '.join(fields)}}}", media_type="application/json")
+
+    return written() if parts <= _PARTS_AT_ONCE else await asyncio.to_thread(written)
 
 
-def json_of(content: BaseModel) -> Response:
-    """Returns a response that is already what its route declares, so that it is not checked once more."""
-    text = content.model_dump_json(exclude_none=True)
-    return Response(text if text.isascii() else visible(text), media_type="application/json")
+def _line(value: object) -> str:
+    if isinstance(value, Mapping):
+        value = {name: one for name, one in value.items() if one is not None}
+    return json.dumps(value, default=vars)
 
 
 STRINGS = 2**15
@@ -167,7 +164,6 @@ class JsonRoute(APIRoute):
     """A route whose body is parsed and validated outside the event loop."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Returns the function that handles a request."""
         answer = super().get_route_handler()
         if self.body_field is None:
             return answer
@@ -175,30 +171,14 @@ class JsonRoute(APIRoute):
 
         async def parse_and_answer(request: Request) -> Response:
             if body := await request.body():
-                request = _Parsed(request, body, await _parsed(model, body))
+                if len(body) <= _BYTES_AT_ONCE:
+                    request._json = parse(model, body)  # what its method `json` returns
+                else:
+                    loop = asyncio.get_running_loop()
+                    request._json = await loop.run_in_executor(_PARSER, parse, model, body)
             return await answer(request)
 
         return parse_and_answer
-
-
-class _Parsed(Request):
-    """A request whose body is already parsed."""
-
-    def __init__(self, request: Request, body: bytes, content: Any) -> None:
-        super().__init__(request.scope, request.receive)
-        self._given, self._content = body, content
-
-    async def body(self) -> bytes:
-        return self._given
-
-    async def json(self) -> Any:
-        return self._content
-
-
-async def _parsed(model: TypeAdapter[Any], body: bytes) -> Any:
-    if len(body) <= _BYTES_AT_ONCE:
-        return parse(model, body)
-    return await asyncio.get_running_loop().run_in_executor(_PARSER, parse, model, body)
 
 
 def parse(model: TypeAdapter[Any], body: bytes) -> Any:
@@ -228,12 +208,13 @@ def check_effort(body: bytes) -> None:
                 plain = plain and piece.isascii() and b"\\" not in piece
             else:
                 outside += len(piece.translate(None, b" \t\r\n"))
-        if strings > STRINGS:
-            raise _too_much(f"{STRINGS} strings")
-        if outside > OUTSIDE:
-            raise _too_much(f"{OUTSIDE} bytes outside of strings")
-        if text + (0 if plain else size) > TEXT:
-            raise _too_much(f"{TEXT} bytes in strings with escapes or characters outside ASCII")
+        for value, most, what in (
+            (strings, STRINGS, "strings"),
+            (outside, OUTSIDE, "bytes outside of strings"),
+            (text + (0 if plain else size), TEXT, "bytes in strings with escapes or characters outside ASCII"),
+        ):
+            if value > most:
+                raise ApiError(413, f"the body has more than {most} {what}; send several requests")
 
 
 def _parts(body: bytes) -> Iterator[bytes]:
@@ -244,7 +225,3 @@ def _parts(body: bytes) -> Iterator[bytes]:
         end = len(part) - (len(part) - len(part.rstrip(b"\\"))) % 2
         rest = part[end:]
         yield part[:end].replace(rb"\\", rb"\-").replace(rb"\"", rb"\-")
-
-
-def _too_much(limit: str) -> ApiError:
-    return ApiError(413, f"the body has more than {limit}; send several requests")

@@ -8,7 +8,7 @@ import logging
 import mimetypes
 import os
 import re
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from hashlib import sha256
@@ -20,8 +20,9 @@ from fastapi import Path as InPath
 from fastapi.responses import StreamingResponse
 from PIL import Image
 from pydantic import BaseModel, Field, field_validator
+from torch import Tensor
 
-from bridgetower.inference import Item, Tokens
+from bridgetower.inference import Item
 from bridgetower.processor import Resized, media_type
 from bridgetower.search.conditions import condition_sql
 from bridgetower.search.index import Hit, Index, Indexed
@@ -39,11 +40,11 @@ from bridgetower.serve.schemas import (
     Source,
     Text,
     Top,
-    Usage,
     errors,
     json_of,
+    usage,
 )
-from bridgetower.serve.service import MIB, Served, Service, embedding_items
+from bridgetower.serve.service import MIB, Served, Service
 
 router = APIRouter(route_class=JsonRoute, tags=["search"])
 logger = logging.getLogger(__name__)
@@ -153,62 +154,84 @@ class SearchResponse(Listed[FoundImage]):
 @router.post("/v1/search", response_model=SearchResponse, responses=COMPUTING)
 async def search(body: SearchRequest, service: Served) -> Response:
     """Find images of the index by a text, by an image, or by both."""
-    searcher = service.searcher
-    assert searcher is not None, "searches are there only with an index"
-    settings = {"top": body.top, "rerank": body.rerank, "against": body.against}
+    searcher, limits = _searcher(service), service.config
+    settings: Any = {"top": body.top, "rerank": body.rerank, "against": body.against}
     try:
         with _index_read():
-            against, rerank = await asyncio.to_thread(searcher.planned, body.query, body.image, **settings)  # type: ignore[arg-type]
+            against, rerank = await asyncio.to_thread(searcher.planned, body.query, body.image, **settings)
             rerank = min(rerank, await asyncio.to_thread(len, searcher.index))
     except ValueError as error:
         raise ApiError(400, str(error)) from error
     given = sum(part is not None for part in (body.query, body.image))
     if body.rerank is None:
-        rerank = max(0, min(rerank, service.config.max_items - given))
+        rerank = max(0, min(rerank, limits.max_items - given))
     with service.admission(given + rerank, "rerank", body.model, images=[body.image]):
-        hits, tokens = await _found(body, service, searcher, rerank, against)
-    data = [FoundImage(rank=rank, **_told(hit, service.config), **vars(hit)) for rank, hit in enumerate(hits, start=1)]
-    return json_of(SearchResponse(data=data, model=service.name, against=against, usage=Usage.of(tokens)))
+        images = [] if body.image is None else await service.inputs.images([body.image], "image")
+        texts = [] if body.query is None else await service.inputs.texts([body.query], "query", truncate=body.truncate)
+        if against == "pairs" and images and texts:
+            items = [Item(image=images[0].pixels, ids=texts[0])]
+        else:
+            items = [*(Item(image=image.pixels) for image in images), *(Item(ids=ids) for ids in texts)]
+        vector = mean_vector(torch.stack(await service.batcher.submit(items)))
+        nearest = await asyncio.to_thread(_nearest, searcher.index, vector, max(body.top, rerank), against, body)
+        chosen, others = candidates(nearest, rerank)
+        opened = await _opened_images(service, chosen)
+        match = [Item(kind="match", image=image.pixels, ids=texts[0]) for _, image in opened]
+        log_odds = await service.batcher.submit(match)
+        hits = two_stages([one for one, _ in opened], log_odds, others, searcher.predictor.reranking)[: body.top]
+
+    def found() -> dict[str, Any]:
+        tokens = service.main.tokens([*images, *(image for _, image in opened)], texts)
+        data = [{"rank": rank, **_shown(hit), **_told(hit, limits)} for rank, hit in enumerate(hits, start=1)]
+        return {"object": "list", "data": data, "model": service.name, "against": against, "usage": usage(tokens)}
+
+    return await json_of(found, len(hits))
+
+
+def _searcher(service: Service) -> Searcher:
+    assert service.searcher is not None, "these routes are there only with an index"
+    return service.searcher
+
+
+def _nearest(index: Index, vector: Tensor, count: int, against: Against, body: SearchRequest) -> list[Hit]:
+    where = None if body.where is None else condition_sql(body.where)
+    try:
+        with _index_read():
+            return index.nearest(vector, count, column=COLUMNS[against], where=where, exact=body.exact)
+    except ValueError as error:
+        if where is None:
+            raise _unavailable(error) from error
+        raise ApiError(400, str(error), param="where") from error
+
+
+async def _opened_images(service: Service, found: list[Hit]) -> list[tuple[Hit, Resized]]:
+    """Returns candidates with their images; those that cannot be opened are left out."""
+    if not found:
+        return []
+    searcher = _searcher(service)
+    settings: Any = {"prepare": service.inputs.prepared, "max_bytes": service.config.max_body * MIB, "fetch": False}
+    try:
+        with _index_read():
+            settings["frames"] = await asyncio.to_thread(searcher.index.frames, found)
+        images = await service.inputs.each(*(partial(searcher.open, one, **settings) for one in found))
+        return searcher.usable(found, images)
+    except ValueError as error:
+        logger.error("search: %s", error)
+        message = "none of the images that were found can be opened where the index has them; send rerank 0"
+        raise ApiError(404, message, code="no_pictures") from error
+
+
+def _shown(one: Indexed) -> dict[str, Any]:
+    return {"id": one.digest} | {name: value for name, value in vars(one).items() if name in FoundImage.model_fields}
 
 
 def _told(hit: Hit, config: ServeConfig) -> dict[str, Any]:
-    """Returns what only a hit over HTTP has, and what only a moment of a video has."""
+    """Returns what only a moment of a video has."""
     if hit.start is None:
-        return {"id": hit.digest}
+        return {}
     token = "" if config.api_key is None else f"?token={video_token(config.api_key, hit.digest)}"
     place = hit.file if isinstance(hit.file, str) else f"{config.root_path}/v1/videos/{hit.digest}{token}"
-    link = f"{place}#{hit.path.rpartition('#')[2]}"
-    return {"id": hit.digest, "transcript": " ".join(hit.captions), "link": link}
-
-
-async def _found(
-    body: SearchRequest, service: Service, searcher: Searcher, rerank: int, against: Against
-) -> tuple[list[Hit], int]:
-    """As `Searcher.search`, but computed in the batches of all requests."""
-    images = [] if body.image is None else await service.inputs.images([body.image], "image")
-    texts = [] if body.query is None else await service.inputs.texts([body.query], "query", truncate=body.truncate)
-    items = embedding_items(images, texts, joint=against == "pairs" and bool(images and texts))
-    vector = mean_vector(torch.stack(await service.batcher.submit(items)))
-    try:
-        with _index_read():
-            nearest = await asyncio.to_thread(
-                searcher.index.nearest,
-                vector,
-                max(body.top, rerank),
-                column=COLUMNS[against],
-                where=None if body.where is None else condition_sql(body.where),
-                exact=body.exact,
-            )
-    except ValueError as error:
-        if body.where is None:
-            raise _unavailable(error) from error
-        raise ApiError(400, str(error), param="where") from error
-    chosen, others = candidates(nearest, rerank)
-    matched, log_odds = await _matched(service, searcher, chosen, texts)
-    reranking = searcher.predictor.reranking
-    ranked = two_stages([one for one, _ in matched], log_odds, others, reranking)[: body.top]
-    tokens = service.main.tokens([*images, *(image for _, image in matched)], texts)
-    return ranked, tokens
+    return {"transcript": " ".join(hit.captions), "link": f"{place}#{hit.path.rpartition('#')[2]}"}
 
 
 @contextmanager
@@ -225,28 +248,6 @@ def _unavailable(error: Exception) -> ApiError:
     return ApiError(503, "the index cannot be read; the server's log has the reason", code="index_unavailable")
 
 
-async def _matched(
-    service: Service, searcher: Searcher, found: list[Hit], texts: list[Tokens]
-) -> tuple[list[tuple[Hit, Resized]], list[float]]:
-    """Returns candidates with their images, and the log-odds of a match of each."""
-    if not found:
-        return [], []
-    try:
-        with _index_read():
-            frames = await asyncio.to_thread(searcher.index.frames, found)
-        limit = service.config.max_body * MIB
-        settings: Any = {"prepare": service.inputs.prepared, "max_bytes": limit, "fetch": False, "frames": frames}
-        images = await service.inputs.each([partial(searcher.open, one, **settings) for one in found])
-        opened = searcher.usable(found, images)
-    except ValueError as error:
-        logger.error("search: %s", error)
-        message = "none of the images that were found can be opened where the index has them; send rerank 0"
-        raise ApiError(404, message, code="no_pictures") from error
-    items = [Item(kind="match", image=image.pixels, ids=texts[0]) for _, image in opened]
-    log_odds: list[float] = await service.batcher.submit(items)
-    return opened, log_odds
-
-
 class IndexResponse(BaseModel):
     """What can be searched."""
 
@@ -254,13 +255,13 @@ class IndexResponse(BaseModel):
     examples: list[IndexedImage] = Field(description="Some of them, from all over the index.")
 
 
-@router.get("/v1/index", response_model=IndexResponse, responses=errors(401, 503))
-async def index(service: Served) -> Response:
+@router.get("/v1/index", response_model_exclude_none=True, responses=errors(401, 503))
+async def index(service: Served) -> IndexResponse:
     """Return the number of images in the index, and some of them."""
+    index = _searcher(service).index
     with _index_read():
-        count, examples = await asyncio.to_thread(lambda: (len(service.index), service.index.examples(_EXAMPLES)))
-    shown = [IndexedImage(id=one.digest, **vars(one)) for one in examples]
-    return json_of(IndexResponse(images=count, examples=shown))
+        count, examples = await asyncio.to_thread(lambda: (len(index), index.examples(_EXAMPLES)))
+    return IndexResponse(images=count, examples=[IndexedImage(**_shown(one)) for one in examples])
 
 
 @router.get(
@@ -275,58 +276,45 @@ async def image(
     if_none_match: str | None = Header(None, description="The `ETag` of what the client has."),
 ) -> Response:
     """Return an image of the index: small as JPEG, or as the file that was indexed."""
-    headers = {**_HEADERS, "ETag": (tag := f'"{id}-{size or "file"}"')}
+    index, headers = _searcher(service).index, {**_HEADERS, "ETag": (tag := f'"{id}-{size or "file"}"')}
     with service.admission(1, "id", None):
         with _index_read():
-            copies = await asyncio.to_thread(service.index.with_digest, id)
+            copies = await asyncio.to_thread(index.with_digest, id)
         if copies and tag in (if_none_match or ""):
             return Response(status_code=304, headers=headers)
-        if size is None:
-            return await service.inputs.in_thread(lambda: _original(service, copies, headers))
-        content = await service.inputs.in_thread(lambda: _small(service, _content(service, copies), size))
-    return Response(content, media_type="image/jpeg", headers=headers)
+
+        def read() -> tuple[bytes, str]:
+            content = _content(index, copies, service.config.max_body * MIB)
+            try:
+                if size is None:
+                    return content, media_type(content)
+                pixels, _ = service.inputs.decoders.open(content, size, background=_WHITE)
+            except ValueError as error:
+                message = str(error).partition("; shrink it first")[0]
+                raise ApiError(404, message, param="id", code="no_picture") from error
+            image = Image.fromarray(pixels)
+            image.thumbnail((size, size), Image.Resampling.LANCZOS)
+            stream = io.BytesIO()
+            image.save(stream, "JPEG", quality=_QUALITY, subsampling=0)
+            return stream.getvalue(), "image/jpeg"
+
+        ((content, kind),) = await service.inputs.each(read)
+    return Response(content, media_type=kind, headers=headers)
 
 
-def _original(service: Service, copies: Sequence[Indexed], headers: Mapping[str, str]) -> Response:
-    """Returns the file of an image as it is."""
-    content = _content(service, copies)
-    try:
-        return Response(content, media_type=media_type(content), headers=headers)
-    except ValueError as error:
-        raise _gone(str(error)) from error
-
-
-def _content(service: Service, copies: Sequence[Indexed]) -> bytes:
+def _content(index: Index, copies: Sequence[Indexed], limit: int) -> bytes:
     """Returns the file of an image that has copies in the index."""
     problem = "the index has no image with this id"
     for one in copies:
         try:
-            limit = service.config.max_body * MIB
-            content = service.index.content(one, within_root=True, fetch=False, max_bytes=limit)
+            content = index.content(one, within_root=True, fetch=False, max_bytes=limit)
             if one.start is not None and (len(content) > limit or sha256(content).hexdigest() != one.digest):
                 raise ValueError(f"the frame of {one.path} has {len(content)} bytes, or another digest than indexed")
             return content
         except (OSError, ValueError) as error:
             logger.error("image %s: %s", one.digest, error)
             problem = "the image cannot be read as it was indexed; the server's log has the reason"
-    raise _gone(problem)
-
-
-def _small(service: Service, content: bytes, size: int) -> bytes:
-    """Returns an image as JPEG, no larger than a number of pixels on its longer side."""
-    try:
-        pixels, _ = service.inputs.decoders.open(content, size, background=_WHITE)
-    except ValueError as error:
-        raise _gone(str(error).partition("; shrink it first")[0]) from error
-    image = Image.fromarray(pixels)
-    image.thumbnail((size, size), Image.Resampling.LANCZOS)
-    stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=_QUALITY, subsampling=0)
-    return stream.getvalue()
-
-
-def _gone(message: str) -> ApiError:
-    return ApiError(404, message, param="id", code="no_picture")
+    raise ApiError(404, problem, param="id", code="no_picture")
 
 
 @router.get(
@@ -342,10 +330,11 @@ async def video(
     if_range: str | None = Header(None, description="The `ETag` that the range is of."),
 ) -> Response:
     """Return the video of a moment, or a piece of at most 2 MiB of it if a range is asked for."""
+    index = _searcher(service).index
     with service.admission(1, "id", None):
         with _index_read():
-            moments = await asyncio.to_thread(service.index.with_digest, id)
-        stream, name = await asyncio.to_thread(_opened, service.index, moments)
+            moments = await asyncio.to_thread(index.with_digest, id)
+        stream, name = await asyncio.to_thread(_opened, index, moments)
     status = os.fstat(stream.fileno())
     size, tag = status.st_size, f'"{status.st_size:x}-{status.st_mtime_ns:x}"'
     kind = mimetypes.guess_type(name)[0] or ""

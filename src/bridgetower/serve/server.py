@@ -29,6 +29,12 @@ _FILES = 4 * _CONNECTIONS  # the model and the index need some too
 _PATIENCE = 10.0  # seconds for the head of a request, and between two requests of a connection
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
+# Granian configures logging, which closes the handlers that there are, and with some of them standard error.
+_NO_LOGGING: dict[str, Any] = {
+    **{"incremental": True, "formatters": {}, "handlers": {}, "root": {}},
+    "loggers": {"_granian": {}, "granian.access": {}},
+}
+
 
 def take_port(config: ServeConfig) -> socket.socket:
     """Binds the port without listening, before anything that takes time."""
@@ -62,25 +68,14 @@ def serve(service: Service, listener: socket.socket) -> None:
     server.run()
 
 
-# Granian configures logging, which closes the handlers that there are, and with some of them standard error.
-_NO_LOGGING: dict[str, Any] = {
-    **{"incremental": True, "formatters": {}, "handlers": {}, "root": {}},
-    "loggers": {"_granian": {}, "granian.access": {}},
-}
-
-
 class Server(Embedded):
     """Granian in this process, with the socket and the service that it is given."""
 
     def __init__(
-        self,
-        service: Service,
-        listener: socket.socket,
-        *,
-        connections: int = _CONNECTIONS,
-        patience: float = _PATIENCE,
+        self, service: Service, listener: socket.socket, *, connections: int, patience: float = _PATIENCE
     ) -> None:
         timeout = service.config.timeout
+        head_timeout = round(1000 * min(patience, timeout))
         super().__init__(
             build_app(service),
             interface=Interfaces.ASGINL,
@@ -89,9 +84,7 @@ class Server(Embedded):
             backlog=_CONNECTIONS,
             backpressure=connections,
             log_dictconfig=_NO_LOGGING,
-            http1_settings=HTTP1Settings(
-                header_read_timeout=round(1000 * min(patience, timeout)), max_buffer_size=HEAD_BYTES
-            ),
+            http1_settings=HTTP1Settings(header_read_timeout=head_timeout, max_buffer_size=HEAD_BYTES),
         )
         self.workers_kill_timeout = round(timeout + patience)  # seconds for what was begun when it is stopped
         self._service, self._listener = service, listener

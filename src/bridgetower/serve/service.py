@@ -13,8 +13,8 @@ import torch
 from fastapi import Depends, Request
 from torch import Tensor
 
-from bridgetower.attention import Attention, attention_of, words_of
-from bridgetower.inference import HEAD_OF, Choice, FilledWord, Item, Kind, Pixels, Tokens, assembled, choices
+from bridgetower.attention import Attention
+from bridgetower.inference import HEAD_OF, Choice, FilledWord, Item, Kind, Tokens, assembled, choices
 from bridgetower.predictor import Predictor
 from bridgetower.processor import Resized
 from bridgetower.processor.images import MEMORY_PER_PIXEL
@@ -27,7 +27,6 @@ from bridgetower.serve.queues import Batcher, QueueFullError
 from bridgetower.serve.remote import RemoteImages
 
 if TYPE_CHECKING:
-    from bridgetower.search.index import Index
     from bridgetower.search.searcher import Searcher
 
 PairUse = Literal["match", "fill-mask", "answer", "entail", "reason", "classify"]
@@ -35,94 +34,40 @@ Use = Literal["embeddings", "match", "fill-mask", "explain", "answer", "entail",
 
 MIB = 2**20
 _DECODER_MEMORY = 64 * MIB  # beside that for pixels and files
+_HEADS: dict[str, str] = {"embeddings": "itc", "match": "itm", "fill-mask": "mlm"}
+
+QueueItem = Item | Callable[[], Attention]
+"""What is computed with others of its kind, or by itself."""
 
 Outcome = Tensor | float | list[Choice] | list[list[FilledWord]] | Attention
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class AttentionItem:
-    """An image and a text with at least one word, for their cross-attention."""
+def compute(predictor_of: Callable[[Item], Predictor], items: Sequence[QueueItem]) -> list[Outcome]:
+    """Returns for each item what the predictor's method for it returns, those of one model computed together."""
 
-    image: Pixels
-    ids: Tokens
+    def computed(predictor: Predictor | None, rows: Sequence[int]) -> list[Outcome]:
+        if predictor is None:
+            return [items[row]() for row in rows]  # type: ignore[operator]
+        chosen = [cast(Item, items[row]) for row in rows]
+        outcomes: list[Outcome] = [*predictor.compute(chosen)]
+        for number, (item, found) in enumerate(zip(chosen, outcomes, strict=True)):
+            if item.kind in HEAD_OF and isinstance(found, Tensor):
+                outcomes[number] = choices(found[None], predictor.class_names(HEAD_OF[item.kind]), item.top)[0]
+        return outcomes
 
-
-QueueItem = Item | AttentionItem
-
-
-def embedding_items(images: Sequence[Resized], texts: Sequence[Tokens], *, joint: bool) -> list[Item]:
-    """Returns an item for each image and each text, or one for the only image with the only text."""
-    if joint:
-        return [Item(image=images[0].pixels, ids=texts[0])]
-    return [*(Item(image=image.pixels) for image in images), *(Item(ids=ids) for ids in texts)]
+    return assembled([predictor_of(item) if isinstance(item, Item) else None for item in items], computed)
 
 
-def compute(predictor_of: Callable[[QueueItem], Predictor], items: Sequence[QueueItem]) -> list[Outcome]:
-    """Returns for each item what the predictor's method for it returns, computed by its model.
-
-    Attention is looked at pair by pair, everything else together.
-    """
-
-    def computed(predictor: Predictor, chosen: Sequence[QueueItem]) -> list[Outcome]:
-        if isinstance(chosen[0], AttentionItem):
-            return [attention_of(predictor, item.image, item.ids) for item in chosen if isinstance(item, AttentionItem)]
-        some = [item for item in chosen if isinstance(item, Item)]
-        return [_outcome(predictor, item, found) for item, found in zip(some, predictor.compute(some), strict=True)]
-
-    keys = [(predictor_of(item), type(item)) for item in items]
-    return assembled(keys, lambda key, rows: computed(key[0], [items[row] for row in rows]))
-
-
-def _outcome(predictor: Predictor, item: Item, found: Tensor | float | list[list[FilledWord]]) -> Outcome:
-    """Names the classes of a judgement."""
-    if item.kind in HEAD_OF and isinstance(found, Tensor):
-        return choices(found[None], predictor.class_names(HEAD_OF[item.kind]), item.top)[0]
-    return found
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairInputs:
-    """Images of a request with its texts.
-
-    Attributes:
-        images: Data URIs, or URLs where they are allowed; None in the place of an image is none.
-        texts: Likewise; an empty one is none.
-        images_2: Second images, one beside each of the first.
-        all_pairs: Every image goes with every text; otherwise the first with the first.
-        params: Fields that images and texts come from.
-    """
-
-    images: Sequence[str | None]
-    texts: Sequence[str]
-    images_2: Sequence[str] = ()
-    all_pairs: bool = False
-    params: tuple[str, str] = ("images", "texts")
-
-    def count(self) -> int:
-        """Returns how many pairs there are, without building any."""
-        images, texts = len(self.images), len(self.texts)
-        if self.all_pairs:
-            return images * texts
-        if images != texts:
-            raise ApiError(400, f"{images} images and {texts} texts; expected as many of one as of the other")
-        return images
-
-    def pairs(self) -> list[tuple[int, int]]:
-        """Returns the numbers of image and text of each pair, those of the first image first."""
-        if self.all_pairs:
-            return [(image, text) for image in range(len(self.images)) for text in range(len(self.texts))]
-        return [(number, number) for number in range(self.count())]
+def paired(images: int, texts: int, *, all_pairs: bool) -> list[tuple[int, int]]:
+    """Returns the numbers of image and text of each pair, those of the first image first."""
+    if all_pairs:
+        return [(image, text) for image in range(images) for text in range(texts)]
+    return [(number, number) for number in range(images)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServedModel:
-    """A model with its name and its inputs.
-
-    Attributes:
-        name: What clients call it.
-        predictor: The model.
-        inputs: Prepares images and texts.
-    """
+    """A model, and what prepares its inputs."""
 
     name: str
     predictor: Predictor
@@ -131,12 +76,11 @@ class ServedModel:
     def lacking(self, use: Use | Kind) -> str | None:
         """Returns the error of a model that lacks the head for a use; None if it has it."""
         model = self.predictor.model
-        heads: dict[Use | Kind, str] = {"embeddings": "itc", "match": "itm", "fill-mask": "mlm"}
         try:
             if use in HEAD_OF and not self.predictor.class_names(HEAD_OF[use]):
                 return f"the {HEAD_OF[use]} head of this model predicts a number, not classes"
-            if use in heads:
-                model.head(heads[use])
+            if use in _HEADS:
+                model.head(_HEADS[use])
         except ValueError as error:
             beside = ", and name it with --answer-model when the server is started"
             return str(error) + (beside if use == "answer" and model.vqa_head is None else "")
@@ -150,22 +94,12 @@ class ServedModel:
         """Returns a pair to compute before the first request, which runs all of the model but its heads."""
         processor = self.predictor.processor
         side = processor.config.image_size
-        return Item(
-            image=torch.zeros(3, side, side, dtype=torch.uint8), ids=(processor.bos_token_id, processor.eos_token_id)
-        )
+        ids = (processor.bos_token_id, processor.eos_token_id)
+        return Item(image=torch.zeros(3, side, side, dtype=torch.uint8), ids=ids)
 
 
 class Service:
-    """A model behind a queue, and perhaps a second one that answers questions.
-
-    Attributes:
-        main: The model.
-        answering: What answers questions: another model, or the same.
-        searcher: The model together with an index, if there is one.
-        config: How it is served.
-        started: When, in seconds since 1970.
-        metrics: Of all requests.
-    """
+    """A model behind a queue, perhaps with an index, and perhaps a second one that answers questions."""
 
     def __init__(
         self,
@@ -176,63 +110,38 @@ class Service:
     ) -> None:
         self.searcher, self.config, self.started = searcher, config, int(time.time())
         self.metrics = Metrics()
-        remote = RemoteImages(config.allow_host, max_bytes=config.max_body * MIB, timeout=config.timeout)
-
-        pixels = config.max_pixels * 1_000_000
-        decoders = Decoders(
-            max_pixels=pixels, memory=MEMORY_PER_PIXEL * pixels + 3 * config.max_body * MIB + _DECODER_MEMORY
-        )
+        self.max_batch = config.max_batch or (16 if predictor.device.type == "cpu" else 64)
+        pixels, body = config.max_pixels * 1_000_000, config.max_body * MIB
+        decoders = Decoders(max_pixels=pixels, memory=MEMORY_PER_PIXEL * pixels + 3 * body + _DECODER_MEMORY)
+        remote = RemoteImages(config.allow_host, max_bytes=body, timeout=config.timeout) if config.allow_host else None
 
         def served(name: str | None, predictor: Predictor) -> ServedModel:
-            inputs = Inputs(predictor.processor, decoders, remote=remote if config.allow_host else None)
+            inputs = Inputs(predictor.processor, decoders, remote=remote)
             return ServedModel(name=name or predictor.source, predictor=predictor, inputs=inputs)
 
         self.main = served(config.name, predictor)
         self.answering = self.main if answering is None else served(None, answering)
+        self.models = [self.main] if answering is None else [self.main, self.answering]
+        self.name, self.inputs = self.main.name, self.main.inputs
         self._batcher: Batcher[QueueItem, Any] | None = None
         self._warm = False
-
-    @property
-    def models(self) -> list[ServedModel]:
-        """The model, and the second one if there is one."""
-        return [self.main] if self.answering is self.main else [self.main, self.answering]
-
-    @property
-    def name(self) -> str:
-        """What clients call the model."""
-        return self.main.name
-
-    @property
-    def index(self) -> Index:
-        """The index; routes that need it exist only with one."""
-        assert self.searcher is not None
-        return self.searcher.index
-
-    @property
-    def max_batch(self) -> int:
-        """Most items computed at once."""
-        return self.config.max_batch or (16 if self.main.predictor.device.type == "cpu" else 64)
-
-    @property
-    def inputs(self) -> Inputs:
-        """Prepares images and texts for the model."""
-        return self.main.inputs
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Runs the queue during the block; at its end, admitted items are finished."""
         self._batcher = Batcher(
-            self._compute,
+            lambda items: compute(lambda item: self.model_for(item.kind).predictor, items),
             max_batch=self.max_batch,
             queue=self.config.queue,
             metrics=self.metrics,
         )
+        first = [self.main.pair(), *(replace(model.pair(), kind="answer") for model in self.models[1:])]
         await asyncio.gather(
-            self._batcher.submit(self._first_items()),
+            self._batcher.submit(first),
             asyncio.to_thread(lambda: [model.predictor.fingerprint for model in self.models]),  # slow, and is kept
             asyncio.to_thread(self.inputs.warm),
         )
-        self.metrics.describe(self.name, self.main.predictor.fingerprint)
+        self.metrics.model.labels(self.name, self.main.predictor.fingerprint).set(1)
         self._warm = True
         try:
             yield
@@ -249,7 +158,6 @@ class Service:
 
     @property
     def batcher(self) -> Batcher[QueueItem, Any]:
-        """The queue."""
         if self._batcher is None:
             raise RuntimeError("the service does not run; use it within running()")
         return self._batcher
@@ -265,12 +173,13 @@ class Service:
         images: Iterable[str | None] = (),
     ) -> Iterator[None]:
         """Checks that a request can be served, and keeps room for its items."""
-        if use is not None:
-            self.check_use(use)
-        expected = (self.main if use is None else self.model_for(use)).name
-        if name not in (None, expected):
-            message = f"model is {name!r}; this server has {expected!r}" + (" for this" if len(self.models) > 1 else "")
-            raise ApiError(404, message, param="model", code="model_not_found")
+        model = self.main if use is None else self.model_for(use)
+        if use is not None and (lacking := model.lacking(use)):
+            raise ApiError(400, lacking, code="unsupported_by_model")
+        if name not in (None, model.name):
+            message = f"model is {name!r}; this server has {model.name!r}"
+            more = " for this" if len(self.models) > 1 else ""
+            raise ApiError(404, message + more, param="model", code="model_not_found")
         if count > self.config.max_items:
             message = f"{param}: {count} items, the limit is {self.config.max_items}; send several requests"
             raise ApiError(413, message, param=param)
@@ -286,46 +195,43 @@ class Service:
         return self.answering if use in HEAD_OF and self.answering.lacking(use) is None else self.main
 
     def uses(self, model: ServedModel) -> list[Use]:
-        """Returns the uses of a model."""
         return [use for use in get_args(Use) if self.model_for(use) is model and model.lacking(use) is None]
 
-    def check_use(self, use: Use) -> None:
-        """Checks that there is a model with the head for a use."""
-        if lacking := self.model_for(use).lacking(use):
-            raise ApiError(400, lacking, code="unsupported_by_model")
-
     async def pairs(
-        self, use: PairUse, given: PairInputs, *, top: int = 1, truncate: bool = False
+        self,
+        use: PairUse,
+        images: Sequence[str | None],
+        texts: Sequence[str],
+        *,
+        images_2: Sequence[str] = (),
+        all_pairs: bool = False,
+        params: tuple[str, str] = ("images", "texts"),
+        top: int = 1,
+        truncate: bool = False,
     ) -> tuple[list[Any], int]:
-        """Computes pairs of images and texts."""
-        model, (image_param, text_param) = self.model_for(use), given.params
-        decoded = iter(await model.inputs.images([image for image in given.images if image is not None], image_param))
+        """Computes image n with text n, or all pairs; None in the place of an image is none.
+
+        Returns what was computed, and how many positions the towers read.
+        """
+        model, (image_param, text_param) = self.model_for(use), params
+        decoded = iter(await model.inputs.images([image for image in images if image is not None], image_param))
         blank = model.predictor.processor.blank_image()
-        images = [blank if image is None else next(decoded) for image in given.images]
-        images_2 = await model.inputs.images(given.images_2, "images_2")
-        texts = await model.inputs.texts(given.texts, text_param, truncate=truncate)
+        first = [blank if image is None else next(decoded) for image in images]
+        second = await model.inputs.images(images_2, "images_2")
+        ids = await model.inputs.texts(texts, text_param, truncate=truncate)
         if use == "fill-mask":
-            self._check_masks(texts, text_param, top)
+            self._check_masks(ids, text_param, top)
         items = [
             Item(
                 kind=cast(Kind, use.replace("-", "_")),
-                image=images[image].pixels,
-                image_2=images_2[image].pixels if images_2 else None,
-                ids=texts[text],
+                image=first[image].pixels,
+                image_2=second[image].pixels if second else None,
+                ids=ids[text],
                 top=top,
             )
-            for image, text in given.pairs()
+            for image, text in paired(len(images), len(texts), all_pairs=all_pairs)
         ]
-        return await self.batcher.submit(items), model.tokens([*images, *images_2], texts)
-
-    async def attention(self, image: Resized, ids: Tokens) -> Attention:
-        """Computes the cross-attention of the words of a text over an image, as `bridgetower.explain` does."""
-        try:
-            words_of(self.main.predictor.processor, ids)
-        except ValueError as error:
-            raise ApiError(400, str(error), param="text") from error
-        (attention,) = await self.batcher.submit([AttentionItem(image=image.pixels, ids=ids)])
-        return cast(Attention, attention)
+        return await self.batcher.submit(items), model.tokens([*first, *second], ids)
 
     def _check_masks(self, texts: Sequence[Tokens], param: str, top: int) -> None:
         masks = [ids.count(self.main.predictor.processor.mask_token_id) for ids in texts]
@@ -335,17 +241,6 @@ class Service:
         if sum(masks) * top > (most := MOST_TOP * self.config.max_items):
             message = f"{param}: {sum(masks)} masks with {top} words each, the limit is {most} words; ask for fewer"
             raise ApiError(413, message, param=param)
-
-    def _compute(self, items: Sequence[QueueItem]) -> list[Outcome]:
-        def predictor_of(item: QueueItem) -> Predictor:
-            return self.model_for(item.kind).predictor if isinstance(item, Item) else self.main.predictor
-
-        return compute(predictor_of, items)
-
-    def _first_items(self) -> list[QueueItem]:
-        """Items that are computed before the first request."""
-        answering = [] if self.answering is self.main else [replace(self.answering.pair(), kind="answer")]
-        return [self.main.pair(), *answering]
 
 
 async def _served(request: Request) -> Service:
