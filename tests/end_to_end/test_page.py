@@ -624,7 +624,7 @@ def test_an_open_page_does_not_hold_up_the_end(chromium: Any, searcher: Searcher
         page.goto(str(found.client.base_url))
         search(page, TEXT)
         settled(page)
-        found.server.should_exit = True
+        found.server.stop()
         found.thread.join(30)
         assert not found.thread.is_alive()
         page.close()

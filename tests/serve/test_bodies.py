@@ -11,11 +11,12 @@ from fastapi import APIRouter, FastAPI
 from fastapi.testclient import TestClient
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, TypeAdapter, field_validator
+from pydantic import BaseModel, TypeAdapter, ValidationError, field_validator
 
 from bridgetower.serve.config import MOST_ITEMS
 from bridgetower.serve.errors import ApiError
-from bridgetower.serve.schemas import OUTSIDE, STRINGS, TEXT, JsonRoute, check_effort, parse
+from bridgetower.serve.inputs import MAX_CHARACTERS
+from bridgetower.serve.schemas import OUTSIDE, STRINGS, TEXT, JsonRoute, Texts, check_effort, parse
 from served import error_of
 
 ANYTHING: TypeAdapter[Any] = TypeAdapter(Any)
@@ -131,3 +132,38 @@ def test_parsed_as_json_does() -> None:
     for value in ([1, -2.5e3, True, None, {"a": ["é", "\n", '"\\']}], "a", {}):
         for ascii_only in (True, False):
             assert parse(ANYTHING, json.dumps(value, ensure_ascii=ascii_only).encode()) == value
+
+
+def test_one_text_or_several() -> None:
+    texts = TypeAdapter(Texts)
+    assert texts.validate_python("a") == ["a"]
+    assert texts.validate_python(["a", "b"]) == ["a", "b"]
+    for wrong in ([], 7, ["a", 7], None, {"a": "b"}):
+        with pytest.raises(ValidationError):
+            texts.validate_python(wrong)
+    assert [kind["type"] for kind in texts.json_schema()["anyOf"]] == ["string", "array"]
+
+
+def test_every_list_of_a_request_has_a_limit_in_the_description(client: httpx.Client) -> None:
+    description = client.get("/openapi.json").json()
+    schemas, seen, lists = description["components"]["schemas"], set(), []
+
+    def walk(schema: Any) -> None:
+        if isinstance(schema, list):
+            for part in schema:
+                walk(part)
+        elif isinstance(schema, dict):
+            name = str(schema.get("$ref", "")).rpartition("/")[2]
+            if name and name not in seen:
+                seen.add(name)
+                walk(schemas[name])
+            if schema.get("type") == "array":
+                lists.append(schema.get("maxItems"))
+            walk([part for key, part in schema.items() if key != "examples"])
+
+    for operations in description["paths"].values():
+        walk([operation.get("requestBody") for operation in operations.values()])
+    assert len(lists) >= 10
+    assert set(lists) <= {1, MOST_ITEMS}
+    texts = schemas["MatchRequest"]["properties"]["texts"]["anyOf"]
+    assert (texts[0]["maxLength"], texts[1]["items"]["maxLength"]) == (MAX_CHARACTERS, MAX_CHARACTERS)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bridgetower.predictor import Predictor, load
-from bridgetower.serve import schemas
+from bridgetower.serve import embeddings, schemas
 from served import PNGS, TEXTS, URIS, error_of, running
 
 PATH = "/v1/embeddings"
@@ -217,13 +217,12 @@ def test_long_responses_are_built_outside_of_the_event_loop(
     post: Post, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any]
 ) -> None:
     threads: list[str] = []
-    original = schemas.json_of
 
-    def seen(content: Any) -> Any:
+    def seen(tokens: int) -> dict[str, int]:
         threads.append(threading.current_thread().name)
-        return original(content)
+        return schemas.usage(tokens)
 
-    monkeypatch.setattr(schemas, "json_of", seen)
+    monkeypatch.setattr(embeddings, "usage", seen)
     post(path, **body)
     assert [name.partition("_")[0] for name in threads] == ["asyncio"]
     post(path, **body | ({"input": "a"} if "input" in body else {"return_documents": False}))

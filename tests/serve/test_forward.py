@@ -1,6 +1,7 @@
 """A batch of every kind of item gives what the predictor's own methods give, each image and text encoded once."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from bridgetower.attention import Attention, explain
+from bridgetower.attention import Attention, attention_of, explain
 from bridgetower.inference import Choice, FilledWord, Item, Pixels, Tokens
 from bridgetower.predictor import Predictor, load
-from bridgetower.serve.service import AttentionItem, Outcome, QueueItem, compute
+from bridgetower.serve.service import Outcome, QueueItem, compute
 from served import PNGS, TEXTS
 
 MASKED = ["a <mask> on <mask>", "<mask> bar", "a square that is <mask> on a grey ground"]
@@ -128,7 +129,7 @@ def test_answers(answering_checkpoint: Path) -> None:
 
 def test_attention_among_others(predictor: Predictor) -> None:
     images, texts = prepared(predictor)
-    looks = [AttentionItem(image=image, ids=ids) for image, ids in zip(images, texts, strict=True)]
+    looks = [partial(attention_of, predictor, *given) for given in zip(images, texts, strict=True)]
     outcomes = computed(predictor, [looks[0], *items_of(predictor), *looks[1:]])
     for outcome, content, text in zip([outcomes[0], *outcomes[-2:]], PNGS, TEXTS, strict=True):
         expected = explain(predictor, content, text)

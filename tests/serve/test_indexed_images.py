@@ -8,8 +8,10 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,27 +49,38 @@ class Album:
         return str(errors[0]["message"])
 
 
-@pytest.fixture
-def album(predictor: Predictor, tmp_path: Path) -> Iterator[Album]:
-    root = tmp_path / "photos"
+@contextmanager
+def album_in(folder: Path, predictor: Predictor) -> Iterator[Album]:
+    root = folder / "photos"
     (root / "deep").mkdir(parents=True)
     for name, seed in (("a.png", 1), ("b.png", 2), ("deep/c.png", 3)):
         (root / name).write_bytes(png(seed))
     shutil.copy(root / "a.png", root / "copy.png")
     noise = np.random.default_rng(0).integers(0, 256, (600, 900, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(root / "wide.jpg", exif=turned())
+    turned = Image.Exif()
+    turned[0x0112] = 6  # it lies on its side
+    Image.fromarray(noise).save(root / "wide.jpg", exif=turned)
     Image.new("RGBA", (40, 20), (255, 0, 0, 0)).save(root / "clear.png")
-    build_index(root, tmp_path / "photos.lance", predictor)
+    Image.new("RGB", (1200, 1000)).save(root / "many.png")
+    Image.fromarray(noise[:, :700]).save(root / "large.bmp")
+    build_index(root, folder / "photos.lance", predictor)
     ids = {str(file.relative_to(root)): hashlib.sha256(file.read_bytes()).hexdigest() for file in root.rglob("*.*")}
-    with running(predictor, Searcher(tmp_path / "photos.lance", predictor), max_pixels=1) as client:
+    with running(predictor, Searcher(folder / "photos.lance", predictor), max_pixels=1, max_body=1) as client:
         yield Album(root, client, ids)
 
 
-def turned() -> Image.Exif:
-    """EXIF of an image that lies on its side."""
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    return exif
+@pytest.fixture(scope="module")
+def album(predictor: Predictor, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Album]:
+    """One that no test changes."""
+    with album_in(tmp_path_factory.mktemp("album"), predictor) as found:
+        yield found
+
+
+@pytest.fixture
+def own(predictor: Predictor, tmp_path: Path) -> Iterator[Album]:
+    """One of a test's own."""
+    with album_in(tmp_path, predictor) as found:
+        yield found
 
 
 def test_hits_name_what_can_be_fetched(client: httpx.Client, post: Callable[..., Any], searcher: Searcher) -> None:
@@ -120,77 +133,56 @@ def test_the_file_itself_is_sent_as_nothing_but_an_image(album: Album) -> None:
         assert headers["cache-control"].startswith("private")
 
 
-@pytest.mark.parametrize("size", [0, 15, 1601, 10**30, -1, "large", "1e3"])
-def test_sizes(album: Album, size: object) -> None:
-    assert error_of(album.get("a.png", size=size), 400)["param"] == "size"
+NAMES = ["a.png", "photos/a.png", "/etc/passwd", "..%2f..%2fetc%2fpasswd", "%2e%2e/%2e%2e/etc/passwd", "/dev/zero"]
+NAMES += ["..", "%00", "' OR path = 'a.png", "0" * 63, "0" * 65, "A" * 64, "https:%2f%2fexample.org%2fa.png"]
 
 
-NAMES = [
-    "a.png",
-    "photos/a.png",
-    "/etc/passwd",
-    "..%2f..%2fetc%2fpasswd",
-    "%2e%2e/%2e%2e/etc/passwd",
-    "/dev/zero",
-    "..",
-    "%00",
-]
-NAMES += ["' OR path = 'a.png", "0" * 63, "0" * 65, "A" * 64, "https:%2f%2fexample.org%2fa.png", URIS[0][:60]]
+def test_paths_addresses_and_odd_sizes(album: Album) -> None:
+    for name in (*NAMES, URIS[0][:60]):
+        response = album.client.get(f"/v1/pictures/{name}")
+        assert response.status_code in (400, 404), name
+        error = error_of(response, response.status_code)
+        assert error["type"] in ("invalid_request_error", "not_found_error")
+    for size in (0, 15, 1601, 10**30, -1, "large", "1e3"):
+        assert error_of(album.get("a.png", size=size), 400)["param"] == "size"
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_paths_and_addresses_are_no_ids(album: Album, name: str) -> None:
-    response = album.client.get(f"/v1/pictures/{name}")
-    assert error_of(response, response.status_code)["type"] in ("invalid_request_error", "not_found_error")
-    assert response.status_code in (400, 404)
-
-
-def test_what_is_not_in_the_index(album: Album) -> None:
-    error = error_of(album.client.get(f"/v1/pictures/{'0' * 64}"), 404)
+def test_what_is_not_in_the_index(own: Album) -> None:
+    error = error_of(own.client.get(f"/v1/pictures/{'0' * 64}"), 404)
     assert error["message"] == "the index has no image with this id"
-    (album.root / "new.png").write_bytes(png(9))
-    assert error_of(album.client.get(f"/v1/pictures/{hashlib.sha256(png(9)).hexdigest()}"), 404)
+    (own.root / "new.png").write_bytes(png(9))
+    assert error_of(own.client.get(f"/v1/pictures/{hashlib.sha256(png(9)).hexdigest()}"), 404)
 
 
-def test_a_file_that_became_another(album: Album, tmp_path: Path) -> None:
+def test_what_took_the_place_of_a_file(own: Album, tmp_path: Path) -> None:
+    """Another file, a link to one, a device, a pipe, a folder; a copy elsewhere in the index will do."""
     secret = tmp_path / "secret.png"
     secret.write_bytes(png(77))
-    file = album.root / "b.png"
-    for change in (lambda: file.write_bytes(png(77)), lambda: file.write_bytes(b"x" * len(png(2)))):
-        change()
-        assert "cannot be read as it was indexed" in album.gone("b.png")
+    file = own.root / "b.png"
+    for content in (png(77), b"x" * len(png(2))):
+        file.write_bytes(content)
+        assert "cannot be read as it was indexed" in own.gone("b.png")
     file.unlink()
-    assert "cannot be read" in album.gone("b.png")
-    for target, said in (
-        (secret, "cannot be read as it was indexed"),
-        (Path("/dev/zero"), "cannot be read as it was indexed"),
-        (file, "cannot be read"),
+    assert "cannot be read" in own.gone("b.png")
+    for make in (
+        *(partial(file.symlink_to, target) for target in (secret, "/dev/zero", file, own.root / "deep" / "c.png")),
+        partial(os.mkfifo, file),
     ):
-        file.symlink_to(target)
-        assert said in album.gone("b.png")
+        make()
+        assert "cannot be read" in own.gone("b.png")
         file.unlink()
-    file.symlink_to(album.root / "deep" / "c.png")
-    assert "cannot be read as it was indexed" in album.gone("b.png")
-    file.unlink()
-    os.mkfifo(file)
-    assert "cannot be read as it was indexed" in album.gone("b.png")
-    file.unlink()
     file.mkdir()
-    assert "cannot be read" in album.gone("b.png")
+    assert "cannot be read" in own.gone("b.png")
 
+    (own.root / "deep").rename(tmp_path / "elsewhere")
+    (own.root / "deep").symlink_to(tmp_path / "elsewhere")
+    assert "cannot be read as it was indexed" in own.gone("deep/c.png")
 
-def test_a_folder_that_became_a_link(album: Album, tmp_path: Path) -> None:
-    (album.root / "deep").rename(tmp_path / "elsewhere")
-    (album.root / "deep").symlink_to(tmp_path / "elsewhere")
-    assert "cannot be read as it was indexed" in album.gone("deep/c.png")
-
-
-def test_a_copy_elsewhere_in_the_index_will_do(album: Album) -> None:
-    content = (album.root / "a.png").read_bytes()
-    (album.root / "a.png").unlink()
-    assert album.get("a.png").content == content
-    (album.root / "copy.png").unlink()
-    album.gone("a.png")
+    content = (own.root / "a.png").read_bytes()
+    (own.root / "a.png").unlink()
+    assert own.get("a.png").content == content
+    (own.root / "copy.png").unlink()
+    own.gone("a.png")
 
 
 def test_an_index_of_what_is_outside(predictor: Predictor, tmp_path: Path) -> None:
@@ -209,23 +201,12 @@ def test_an_index_of_what_is_outside(predictor: Predictor, tmp_path: Path) -> No
             )
 
 
-def test_limits_hold(predictor: Predictor, tmp_path: Path) -> None:
-    root = tmp_path / "photos"
-    root.mkdir()
-    Image.new("RGB", (1200, 1000)).save(root / "many.png")
-    noise = np.random.default_rng(0).integers(0, 256, (700, 700, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(root / "large.bmp")
-    build_index(root, tmp_path / "photos.lance", predictor)
-    ids = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in root.iterdir()}
-    searcher = Searcher(tmp_path / "photos.lance", predictor)
-    with running(predictor, searcher, max_pixels=1, max_body=1, max_items=1, queue=1) as client:
-        many = error_of(client.get(f"/v1/pictures/{ids['many.png']}?size=64"), 404)["message"]
-        assert "1200000 pixels, the limit is 1000000" in many
-        assert "open_image" not in many
-        assert client.get(f"/v1/pictures/{ids['many.png']}").status_code == 200
-        for query in ("", "?size=64"):
-            large = error_of(client.get(f"/v1/pictures/{ids['large.bmp']}{query}"), 404)["message"]
-            assert "cannot be read as it was indexed" in large
+def test_limits_hold(album: Album) -> None:
+    many = error_of(album.get("many.png", size=64), 404)["message"]
+    assert "1200000 pixels, the limit is 1000000" in many
+    assert "open_image" not in many
+    assert album.get("many.png").status_code == 200
+    assert "cannot be read as it was indexed" in album.gone("large.bmp")
 
 
 def test_decoding_holds_up_nothing(predictor: Predictor, searcher: Searcher, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,15 +222,13 @@ def test_decoding_holds_up_nothing(predictor: Predictor, searcher: Searcher, mon
     with started(predictor, searcher) as found:
         monkeypatch.setattr(Decoders, "open", slow)
         digest = found.client.get("/v1/index").json()["examples"][0]["id"]
-        statuses: list[int] = []
-        asking = threading.Thread(target=lambda: statuses.append(ask(found, digest)))
-        asking.start()
-        assert at_work.acquire(timeout=20)
-        assert found.client.get("/health").status_code == 200
-        assert found.service.batcher.admitted == 1
-        gate.set()
-        asking.join()
-        assert statuses == [200]
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(found.client.get, f"/v1/pictures/{digest}?size=64")
+            assert at_work.acquire(timeout=20)
+            assert found.client.get("/health").status_code == 200
+            assert found.service.batcher.admitted == 1
+            gate.set()
+            assert asked.result().status_code == 200
         until(lambda: found.service.batcher.admitted == 0)
 
 
@@ -318,13 +297,3 @@ def test_a_reader_that_stalls_is_cut_off_in_the_end(
         time.sleep(4)  # much longer than it may take
         assert length_of(connection) < file.stat().st_size
     assert "without completing" not in caplog.text
-
-
-def ask(found: Running, digest: str) -> int:
-    return httpx.get(f"{found.client.base_url}/v1/pictures/{digest}?size=64", timeout=30).status_code
-
-
-def test_no_index(predictor: Predictor) -> None:
-    with running(predictor) as client:
-        for path in ("/v1/index", f"/v1/pictures/{'0' * 64}"):
-            assert error_of(client.get(path), 404)["code"] == "no_index"

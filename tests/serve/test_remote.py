@@ -14,6 +14,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import anyio
+import httpcore
 import pytest
 
 from bridgetower.predictor import Predictor
@@ -61,6 +63,10 @@ class Images(BaseHTTPRequestHandler):
         """Keeps the tests quiet."""
 
 
+def fetched(remote: RemoteImages, url: str) -> bytes:
+    return asyncio.run(remote.fetch(url))
+
+
 @pytest.fixture(scope="module")
 def place() -> Iterator[str]:
     """Host and port of a server of images."""
@@ -80,16 +86,71 @@ def remote(place: str) -> RemoteImages:
 
 def test_an_image(remote: RemoteImages, place: str) -> None:
     for url in (f"http://{place}/a.png?size=1", f"HTTP://{place.replace('127.0.0.1', 'LOCALHOST')}/a.png?size=1#part"):
-        assert remote.fetch(url) == PNGS[0]
+        assert fetched(remote, url) == PNGS[0]
+
+
+def led_to(host: str, addresses: list[str], **settings: Any) -> RemoteImages:
+    """What looks a host up as these addresses."""
+    return RemoteImages([host], max_bytes=200_000, timeout=5.0, look_up=lambda *_: addresses, **settings)
 
 
 @pytest.mark.parametrize("addresses", [["127.0.0.1", "127.0.0.2"], ["127.0.0.2", "127.0.0.1"]])
 def test_all_addresses_of_a_host_are_tried(place: str, addresses: list[str]) -> None:
     host = place.replace("127.0.0.1", "images.test")
+    remote = led_to(host, addresses, may_connect=lambda _: True)
+    assert fetched(remote, f"http://{host}/a.png?size=1") == PNGS[0]
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize(
+    "addresses",
+    [
+        ["8.8.8.8", "127.0.0.1"],
+        ["127.0.0.1", "8.8.8.8"],
+        ["::1"],
+        ["2606:4700::1111", "fe80::1%lo"],
+        ["8.8.8.8"] * 9 + ["10.0.0.1"],
+    ],
+)
+def test_a_host_with_an_address_that_is_not_public_is_not_connected_to(
+    addresses: list[str], scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def connect(*given: Any, **options: Any) -> None:
+        pytest.fail(f"connects to {given}")
+
+    monkeypatch.setattr(anyio, "connect_tcp", connect)
+    with pytest.raises(ValueError, match="is at an address that is not public"):
+        fetched(led_to("example.org", addresses), f"{scheme}://example.org/a.png")
+
+
+def test_what_is_connected_to_is_what_was_checked(place: str) -> None:
+    """A name that resolves to another address by the time of the connection is of no use."""
+    answers = [["127.0.0.1"], ["127.0.0.9"]]
+    host = place.replace("127.0.0.1", "images.test")
+    looked: list[str] = []
+
+    def look_up(name: str, port: int) -> list[str]:
+        looked.append(name)
+        return answers.pop(0)
+
     remote = RemoteImages(
-        [host], max_bytes=200_000, timeout=5.0, may_connect=lambda _: True, look_up=lambda *_: addresses
+        [host], max_bytes=200_000, timeout=5.0, look_up=look_up, may_connect=lambda one: one.is_loopback
     )
-    assert remote.fetch(f"http://{host}/a.png?size=1") == PNGS[0]
+    assert fetched(remote, f"http://{host}/a.png?size=1") == PNGS[0]
+    assert looked == ["images.test"]
+
+
+def test_an_address_that_does_not_answer_has_a_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float] = []
+
+    async def connect(self: Any, address: str, port: int, seconds: float, *_: Any) -> None:
+        given.append(seconds)
+        raise httpcore.ConnectTimeout
+
+    monkeypatch.setattr(httpcore.AnyIOBackend, "connect_tcp", connect)
+    with pytest.raises(ValueError, match="did not arrive within 5 s"):
+        fetched(led_to("example.org", ["8.8.8.8", "9.9.9.9", "1.1.1.1"]), "http://example.org/a.png")
+    assert given == pytest.approx([5 / 3, 5 / 2, 5], rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +169,7 @@ def test_all_addresses_of_a_host_are_tried(place: str, addresses: list[str]) -> 
 )
 def test_what_a_host_may_do_instead(remote: RemoteImages, place: str, path: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        remote.fetch(f"http://{place}{path}")
+        fetched(remote, f"http://{place}{path}")
 
 
 @pytest.mark.parametrize(
@@ -129,19 +190,19 @@ def test_what_a_host_may_do_instead(remote: RemoteImages, place: str, path: str,
 )
 def test_other_hosts_and_odd_urls(remote: RemoteImages, place: str, url: str) -> None:
     with pytest.raises(ValueError, match=r"not fetched from|must be escaped|Port|Invalid|netloc"):
-        remote.fetch(url.format(place=place))
+        fetched(remote, url.format(place=place))
 
 
 def test_a_name_that_leads_to_this_machine(place: str) -> None:
     remote = RemoteImages([place], max_bytes=200_000, timeout=1.0)
     with pytest.raises(ValueError, match="at an address that is not public"):
-        remote.fetch(f"http://{place}/a.png?size=1")
+        fetched(remote, f"http://{place}/a.png?size=1")
 
 
 def test_a_name_that_leads_nowhere() -> None:
     remote = RemoteImages(["nowhere.invalid"], max_bytes=9, timeout=1.0)
     with pytest.raises(ValueError, match=r"'nowhere\.invalid' is not known"):
-        remote.fetch("https://nowhere.invalid/a.png")
+        fetched(remote, "https://nowhere.invalid/a.png")
 
 
 class Hanging:
@@ -167,14 +228,14 @@ def test_a_look_up_that_hangs_is_left_alone() -> None:
     remote = RemoteImages(["example.org"], max_bytes=9, timeout=0.2, look_up=hanging)
     for _ in range(AT_ONCE + 2):
         with pytest.raises(ValueError, match=r"did not arrive within 0\.2 s"):
-            remote.fetch("http://example.org/a.png")
+            fetched(remote, "http://example.org/a.png")
     while hanging.now < AT_ONCE:
         time.sleep(0.01)
     assert hanging.most == AT_ONCE
     hanging.go.set()
     patient = RemoteImages(["example.org"], max_bytes=9, timeout=60, look_up=hanging)
     with pytest.raises(ValueError, match=r"'example\.org' is not known \(let go\)"):
-        patient.fetch("http://example.org/a.png")
+        fetched(patient, "http://example.org/a.png")
 
 
 def test_slow_hosts_do_not_hold_those_who_decode(predictor: Predictor) -> None:
@@ -247,15 +308,17 @@ def test_certificates(encrypted: tuple[str, Path], monkeypatch: pytest.MonkeyPat
     def remote() -> RemoteImages:
         return RemoteImages(hosts, max_bytes=200_000, timeout=5.0, may_connect=lambda address: address.is_loopback)
 
-    with pytest.raises(ssl.SSLCertVerificationError, match="self-signed"):
-        remote().fetch(f"https://localhost:{port}/a.png?size=1")
+    with pytest.raises(ValueError, match="self-signed"):
+        fetched(remote(), f"https://localhost:{port}/a.png?size=1")
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     trusting = remote()
-    assert trusting.fetch(f"https://localhost:{port}/a.png?size=1") == PNGS[0]
-    with pytest.raises(ssl.SSLCertVerificationError, match="IP address mismatch"):
-        trusting.fetch(f"https://127.0.0.1:{port}/a.png?size=1")
+    assert fetched(trusting, f"https://localhost:{port}/a.png?size=1") == PNGS[0]
+    with pytest.raises(ValueError, match="IP address mismatch"):
+        fetched(trusting, f"https://127.0.0.1:{port}/a.png?size=1")
     monkeypatch.delenv("SSL_CERT_FILE")
-    assert trusting.fetch(f"https://localhost:{port}/a.png?size=1") == PNGS[0]  # certificates are read once, not again
+    assert (
+        fetched(trusting, f"https://localhost:{port}/a.png?size=1") == PNGS[0]
+    )  # certificates are read once, not again
 
 
 @pytest.mark.parametrize(
@@ -291,25 +354,3 @@ def test_a_server_that_allows_a_host(predictor: Predictor, place: str) -> None:
                 assert words in error["message"]
                 assert len(error["message"]) <= 4003
                 assert error["code"] == "invalid_image"
-
-
-@pytest.mark.parametrize("addresses", [["8.8.8.8", "127.0.0.1"], ["127.0.0.1", "8.8.8.8"]])
-def test_all_addresses_of_a_host_are_public(addresses: list[str]) -> None:
-    remote = RemoteImages(["example.org"], max_bytes=9, timeout=5.0, look_up=lambda *_: addresses)
-    with pytest.raises(ValueError, match="is at an address that is not public"):
-        remote.fetch("http://example.org/a.png")
-
-
-def test_an_address_that_does_not_answer_has_a_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    given: list[float] = []
-
-    def connect(address: tuple[str, int], seconds: float) -> None:
-        given.append(seconds)
-        raise TimeoutError
-
-    monkeypatch.setattr("bridgetower.serve.remote.socket.create_connection", connect)
-    addresses = ["8.8.8.8", "9.9.9.9", "1.1.1.1"]
-    remote = RemoteImages(["example.org"], max_bytes=9, timeout=60.0, look_up=lambda *_: addresses)
-    with pytest.raises(ValueError, match="did not arrive within 60 s"):
-        remote.fetch("http://example.org/a.png")
-    assert given == pytest.approx([20, 30, 60], rel=0.05)

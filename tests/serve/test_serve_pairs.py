@@ -1,5 +1,7 @@
 """Every route for images with texts is equal to the direct call, and what each refuses."""
 
+import base64
+import io
 import resource
 import threading
 from collections.abc import Callable, Iterator
@@ -7,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
+from PIL import Image
 
+from bridgetower.attention import explain
 from bridgetower.predictor import Predictor, load
-from bridgetower.serve.schemas import Usage
+from bridgetower.serve import pairs
+from bridgetower.serve.schemas import usage
 from served import PNGS, TEXTS, URIS, error_of, running
 
 Post = Callable[..., Any]
@@ -161,13 +167,12 @@ class TestFillMask:
         self, client: httpx.Client, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         threads: list[str] = []
-        usage = Usage.of
 
-        def noted(tokens: int) -> Usage:
+        def noted(tokens: int) -> dict[str, int]:
             threads.append(threading.current_thread().name)
             return usage(tokens)
 
-        monkeypatch.setattr(Usage, "of", noted)
+        monkeypatch.setattr(pairs, "usage", noted)
         for number, top in ((1, 1), (12, 100)):
             body = {"images": URIS[:1] * number, "texts": ["<mask> bar"] * number, "top": top}
             data = client.post("/v1/fill-mask", json=body).json()["data"]
@@ -176,3 +181,51 @@ class TestFillMask:
                 [word.word for word in expected]
             ] * number
         assert [name.startswith("asyncio") for name in threads] == [False, True]
+
+
+def test_explain_maps_every_word(post: Post, predictor: Predictor) -> None:
+    for number, text in enumerate(TEXTS):
+        answer = post("/v1/explain", image=URIS[number], text=text)
+        expected = explain(predictor, PNGS[number], text)
+        assert answer["words"] == list(expected.words)
+        assert np.array(answer["maps"]) == pytest.approx(expected.maps.numpy(), abs=1e-5)
+        assert np.array(answer["prefix_shares"]) == pytest.approx(expected.prefix_shares.numpy(), abs=1e-5)
+        assert answer["score"] == pytest.approx(expected.score, abs=1e-5)
+        assert answer["usage"]["total_tokens"] == 5 + len(predictor.processor.token_ids([text])[0])
+        assert "view" not in answer
+
+
+def test_the_view_is_what_the_model_sees(post: Post, predictor: Predictor) -> None:
+    answer = post("/v1/explain", image=URIS[0], text="a bar", view=True)
+    head, _, content = answer["view"].partition(",")
+    assert head == "data:image/jpeg;base64"
+    with Image.open(io.BytesIO(base64.b64decode(content))) as view:
+        expected = explain(predictor, PNGS[0], "a bar").view
+        assert view.size == expected.size
+        difference = np.abs(np.asarray(view, dtype=float) - np.asarray(expected, dtype=float))
+        assert difference.mean() < 4
+
+
+def test_explain_refusals(refused: Post) -> None:
+    assert "no word" in refused("/v1/explain", image=URIS[0], text="")["message"]
+    assert refused("/v1/explain", image="/etc/passwd", text="a")["param"] == "image"
+    assert refused("/v1/explain", image=URIS[0], text="red circle " * 30)["param"] == "text"
+    assert refused("/v1/explain", image=[URIS[0]], text="a")["param"] == "image"
+
+
+def test_each_way_to_name_an_image_that_is_refused(refused: Post) -> None:
+    """Paths, devices, other hosts, drawings and images with too many pixels: on every route that takes an image."""
+    drawing = base64.b64encode(b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>').decode()
+    many = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\xff\xff\0\0\xff\xff\x08\x02\0\0\0" + bytes(40)
+    images = ["/etc/passwd", "/dev/zero", "file:///etc/passwd", "http://127.0.0.1/a.png", "https://example.org/a.png"]
+    images += [f"data:image/svg+xml;base64,{drawing}", "data:image/png;base64," + base64.b64encode(many).decode()]
+    images += ["data:text/html;base64,PGI+", "data:image/png,%89PNG"]
+    for image in images:
+        for path, fields in (
+            ("/v1/explain", {"image": image, "text": "a"}),
+            ("/v1/match", {"images": image, "texts": "a"}),
+            ("/v1/fill-mask", {"images": image, "texts": "<mask>"}),
+            ("/v1/search", {"image": image}),
+            ("/v1/embeddings", {"input": image, "modality": "image"}),
+        ):
+            assert refused(path, **fields)["code"] == "invalid_image", (image[:40], path)

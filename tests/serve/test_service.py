@@ -1,4 +1,4 @@
-"""The model behind a queue: when it is ready, what it can do, what it counts."""
+"""The model behind a queue: when it is ready, and what it can do."""
 
 import asyncio
 from pathlib import Path
@@ -8,17 +8,30 @@ import pytest
 from bridgetower.predictor import Predictor, load
 from bridgetower.serve.config import ServeConfig
 from bridgetower.serve.errors import ApiError
-from bridgetower.serve.service import PairInputs, Service
+from bridgetower.serve.service import Service
 
 
-def test_ready_while_it_runs(predictor: Predictor) -> None:
+def test_ready_while_it_runs_and_admits_what_it_can_do(predictor: Predictor) -> None:
     async def test() -> None:
-        service = Service(predictor, ServeConfig())
+        service = Service(predictor, ServeConfig(name="tiny", max_items=3))
         assert not service.ready
         with pytest.raises(RuntimeError, match="the service does not run"):
             service.batcher.admitted  # noqa: B018 - raises
         async with service.running():
             assert service.ready
+            with service.admission(3, "input", "tiny"):
+                assert service.batcher.admitted == 3
+            for given, words in (
+                ((4, "input", None), "4 items, the limit is 3"),
+                ((1, "input", "other"), "this server has 'tiny'"),
+                (
+                    (1, "images", None, "answer"),
+                    "no vqa head .* name it with --answer-model when the server is started$",
+                ),
+            ):
+                with pytest.raises(ApiError, match=words), service.admission(*given):
+                    pass
+            assert service.batcher.admitted == 0
         assert not service.ready
 
     asyncio.run(test())
@@ -28,37 +41,5 @@ def test_what_a_model_can_do(predictor: Predictor, answering_checkpoint: Path) -
     service = Service(predictor, ServeConfig())
     assert service.models == [service.main]
     assert service.uses(service.main) == ["embeddings", "match", "fill-mask", "explain"]
-    with pytest.raises(ApiError, match=r"no vqa head .* name it with --answer-model when the server is started$"):
-        service.check_use("answer")
     answering = Service(load(answering_checkpoint, device="cpu"), ServeConfig())
     assert answering.uses(answering.main) == ["explain", "answer", "entail", "reason"]
-    answering.check_use("answer")
-    with pytest.raises(ApiError, match="no matching") as caught:
-        answering.check_use("match")
-    assert caught.value.code == "unsupported_by_model"
-
-
-def test_admission(predictor: Predictor) -> None:
-    async def test() -> None:
-        service = Service(predictor, ServeConfig(name="tiny", max_items=3))
-        async with service.running():
-            with service.admission(3, "input", "tiny"):
-                assert service.batcher.admitted == 3
-            with pytest.raises(ApiError, match="4 items, the limit is 3"), service.admission(4, "input", None):
-                pass
-            with pytest.raises(ApiError, match="this server has 'tiny'"), service.admission(1, "input", "other"):
-                pass
-            assert service.batcher.admitted == 0
-
-    asyncio.run(test())
-
-
-def test_pairs() -> None:
-    two = ["i", "j"]
-    given = PairInputs(images=two, texts=["t", "u"])
-    assert (given.count(), given.pairs()) == (2, [(0, 0), (1, 1)])
-    given = PairInputs(images=two, texts=["t"], all_pairs=True)
-    assert (given.count(), given.pairs()) == (2, [(0, 0), (1, 0)])
-    for function in (PairInputs.count, PairInputs.pairs):
-        with pytest.raises(ApiError, match="2 images and 1 texts"):
-            function(PairInputs(images=two, texts=["t"]))

@@ -125,8 +125,6 @@ def _described(app: FastAPI, *, with_key: bool) -> dict[str, Any]:
 
 
 class Model(BaseModel):
-    """A model, with more fields than OpenAI's API has."""
-
     id: str
     object: Literal["model"] = "model"
     created: int = Field(description="When the server started, in seconds since 1970.")
@@ -139,15 +137,11 @@ class Model(BaseModel):
 
 
 class Models(BaseModel):
-    """The model, and perhaps a second one that answers questions."""
-
     object: Literal["list"] = "list"
     data: list[Model]
 
 
 class ServerInfo(BaseModel):
-    """The server, with the fields that text-embeddings-inference has."""
-
     model_id: str
     model_sha: str = Field(description="Names what the vectors depend on.")
     model_dtype: DType
@@ -163,8 +157,6 @@ class ServerInfo(BaseModel):
 
 
 class Status(BaseModel):
-    """How the server is."""
-
     status: Literal["ok"] = "ok"
 
 

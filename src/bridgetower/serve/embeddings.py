@@ -31,30 +31,24 @@ router = APIRouter(route_class=JsonRoute)
 
 
 class TextPart(BaseModel, extra="forbid"):
-    """Text of a message."""
-
     type: Literal["text"]
     text: Text
 
 
+class Url(BaseModel):
+    url: Source
+
+
 class ImagePart(BaseModel, extra="forbid"):
-    """Image of a message."""
-
-    class Url(BaseModel):
-        url: Source
-
     type: Literal["image_url"]
     image_url: Url
-
-
-Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
 class Message(BaseModel, extra="forbid"):
     """A message with at most one image and one text."""
 
     role: Literal["user"]
-    content: Text | Annotated[list[Part], Several]
+    content: Text | Annotated[list[Annotated[TextPart | ImagePart, Field(discriminator="type")]], Several]
 
 
 class Content(BaseModel, extra="forbid"):
@@ -102,9 +96,7 @@ class EmbeddingsRequest(Body, json_schema_extra={"examples": _EMBEDDINGS}):
     messages: Annotated[list[Message], Field(min_length=1, max_length=1)] | None = None
     encoding_format: Literal["float", "base64"] = Field("float", description="base64: of little-endian float32.")
     dimensions: None = Field(None, description="Not possible: the vectors mean something only as a whole.")
-    embedding_type: Literal["float", "base64"] | None = Field(
-        None, description="Jina's name of `encoding_format`, which it overrides."
-    )
+    embedding_type: Literal["float", "base64"] | None = Field(None, description="Jina's `encoding_format`.")
     task: str | None = Field(None, max_length=1000, description="Accepted because Jina's clients send it; not used.")
     normalized: bool = Field(True, description="Likewise: the vectors have length one in any case.")
     truncation_direction: Literal["right"] = Field("right", description="Texts are cut at their end, in any case.")
@@ -154,18 +146,12 @@ class EmbeddingsRequest(Body, json_schema_extra={"examples": _EMBEDDINGS}):
 
 
 class Embedding(BaseModel):
-    """A vector."""
-
     object: Literal["embedding"] = "embedding"
     index: int
     embedding: list[float] | str
 
 
-class EmbeddingsResponse(Listed[Embedding]):
-    """A vector of length one for every input, in their order."""
-
-
-@router.post("/v1/embeddings", response_model=EmbeddingsResponse, responses=COMPUTING, tags=["embeddings"])
+@router.post("/v1/embeddings", response_model=Listed[Embedding], responses=COMPUTING, tags=["embeddings"])
 async def embeddings(body: EmbeddingsRequest, service: Served) -> Response:
     """Turn texts, images, or an image and a text together into vectors.
 
@@ -237,16 +223,11 @@ class RerankRequest(Body, json_schema_extra={"examples": _RERANK}):
     top_n: int | None = Field(None, ge=1, description="Results to return; all of them if left out.")
     return_documents: bool = Field(False, description="Repeat the documents in the results.")
     max_tokens_per_doc: int | None = Field(
-        None,
-        ge=1,
-        strict=True,
-        description="Accepted because Cohere's client sends it; not used: `truncate` cuts documents.",
+        None, ge=1, strict=True, description="Cohere's client sends it; not used: `truncate` cuts documents."
     )
 
 
 class Result(BaseModel):
-    """A document."""
-
     index: int = Field(description="Its number in the request.")
     relevance_score: float
     document: Document | None = None
@@ -286,13 +267,11 @@ async def rerank(body: RerankRequest, service: Served) -> Response:
     with service.admission(len(body.documents) + same, "documents", body.model, use, images=images):
         if same:
             if by_image:
-                read = [one for param in given for one in await service.inputs.images(given[param], param)]
+                read = [one for p in given for one in await service.inputs.images(given[p], p)]
                 items, tokens = [Item(image=image.pixels) for image in read], service.main.tokens(read, [])
             else:
                 truncate = body.truncate
-                ids = [
-                    one for param in given for one in await service.inputs.texts(given[param], param, truncate=truncate)
-                ]
+                ids = [one for p in given for one in await service.inputs.texts(given[p], p, truncate=truncate)]
                 items, tokens = [Item(ids=one) for one in ids], service.main.tokens([], ids)
             first, *vectors = await service.batcher.submit(items)
             scores = [float(first @ vector) for vector in vectors]

@@ -57,8 +57,6 @@ class Match(BaseModel):
 
 
 class Choice(BaseModel):
-    """A class that the model can choose."""
-
     label: str
     probability: float = Field(description="Over all of them, or of each on its own where several may hold.")
 
@@ -71,8 +69,6 @@ class Answers(BaseModel):
 
 
 class Word(BaseModel):
-    """A candidate for a masked word."""
-
     word: str
     probability: float
 
@@ -287,11 +283,9 @@ class ExplainResponse(BaseModel):
     model: str = Field(description="That answered.")
     words: list[str] = Field(description="Of the text; a word of several tokens is their mean.")
     maps: list[list[list[list[float]]]] = Field(
-        description="By layer, word, row and column of patches; each map sums to 1."
+        description="By layer, word, row and column of patches; each sums to 1."
     )
-    prefix_shares: list[list[float]] = Field(
-        description="By layer and word: what went to the class token instead, before the maps were brought to 1."
-    )
+    prefix_shares: list[list[float]] = Field(description="By layer and word: what went to the class token instead.")
     probability: float | None = PROBABILITY
     score: float | None = SCORE
     view: str | None = Field(None, description="Data URI of the part of the image that the maps cover.")

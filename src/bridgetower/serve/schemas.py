@@ -27,11 +27,7 @@ _Entry = TypeVar("_Entry")
 class Body(BaseModel, extra="forbid"):
     """A request; a field that would be ignored is an error."""
 
-    model: str | None = Field(
-        None,
-        max_length=_NAME,
-        description="Name of the model, as `/v1/models` has it; the one that serves it if left out.",
-    )
+    model: str | None = Field(None, max_length=_NAME, description="As `/v1/models` has it; by default what serves it.")
     user: str | None = Field(None, max_length=_NAME, description="Accepted because OpenAI's clients send it; not used.")
     truncate: bool = Field(False, description="Cut texts that are too long instead of refusing them.")
 
@@ -52,15 +48,14 @@ class Listed(BaseModel, Generic[_Entry]):
     usage: Usage
 
 
+class Details(BaseModel):
+    message: str = Field(description="One line: given, expected, what to do.")
+    type: str
+    param: str | None = Field(description="The field of the request.")
+    code: str | None = Field(description="For programs.")
+
+
 class Error(BaseModel):
-    """An error, as OpenAI's API reports it."""
-
-    class Details(BaseModel):
-        message: str = Field(description="One line: given, expected, what to do.")
-        type: str
-        param: str | None = Field(description="The field of the request.")
-        code: str | None = Field(description="For programs.")
-
     error: Details
 
 
@@ -83,12 +78,8 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 COMPUTING = errors(*_REASONS)
 """Errors of every route that uses the model."""
 
-PROBABILITY = Field(
-    None, description="That text and image match; only of what was matched, by a model with a calibration."
-)
-SCORE = Field(
-    None, description="Of the matching head, from 0 to 1; instead of a probability where the model has no calibration."
-)
+PROBABILITY = Field(None, description="That text and image match; only of what was matched, by a calibrated model.")
+SCORE = Field(None, description="Of the matching head, from 0 to 1; instead of a probability without a calibration.")
 
 
 def _several(given: object) -> object:

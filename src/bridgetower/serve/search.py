@@ -49,9 +49,6 @@ from bridgetower.serve.service import MIB, Served, Service
 router = APIRouter(route_class=JsonRoute, tags=["search"])
 logger = logging.getLogger(__name__)
 
-MAX_SIDE = 1600
-"""Most pixels of the longer side of a reduced image."""
-
 PIECE = 2**21
 """Most bytes of an answer to a request for a range; players ask for the next one."""
 
@@ -70,16 +67,8 @@ _HEADERS = {
 }
 
 Id = Annotated[str, InPath(pattern="^[0-9a-f]{64}$", description="As a hit of `/v1/search` has it.")]
-Size = Annotated[
-    int | None,
-    Query(
-        ge=16,
-        le=MAX_SIDE,
-        description="Longer side of the JPEG that is made of it, in pixels; none: the file itself.",
-    ),
-]
-
-
+_SIDE = "Longer side of the JPEG that is made of it, in pixels; none: the file itself."
+Size = Annotated[int | None, Query(ge=16, le=1600, description=_SIDE)]
 _EXAMPLE = {"query": "a red flag", "top": 3, "rerank": 8, "where": {"width": {"gte": 8}}}
 
 
@@ -118,8 +107,6 @@ class SearchRequest(Body, json_schema_extra={"examples": [_EXAMPLE]}):
 
 
 class IndexedImage(BaseModel):
-    """An image of the index."""
-
     id: str = Field(description="For `/v1/pictures/{id}`: SHA-256 of the file when it was indexed.")
     path: str = Field(description="As the index has it.")
     width: int
@@ -130,25 +117,18 @@ class IndexedImage(BaseModel):
 
 
 class FoundImage(IndexedImage):
-    """An image that was found."""
-
     rank: int
     cosine: float = Field(description="Of the query's vector and the image's.")
     probability: float | None = PROBABILITY
     score: float | None = SCORE
     transcript: str | None = Field(None, description="What is said in a moment of a video.")
-    link: str | None = Field(
-        None, description="Where a moment of a video plays, with its times: on this server, or at the video's URL."
-    )
+    link: str | None = Field(None, description="Where a moment of a video plays: on this server, or at its URL.")
 
 
 class SearchResponse(Listed[FoundImage]):
     """Images: what was matched first, by log-odds of a match + the model's weight · cosine, then the nearest."""
 
-    against: Against = Field(
-        description="What the query was compared with: as asked, unless the model's vectors of pairs cannot be "
-        "compared with a text or an image alone."
-    )
+    against: Against = Field(description="What the query was compared with, which a model may choose for pairs.")
 
 
 @router.post("/v1/search", response_model=SearchResponse, responses=COMPUTING)
@@ -249,8 +229,6 @@ def _unavailable(error: Exception) -> ApiError:
 
 
 class IndexResponse(BaseModel):
-    """What can be searched."""
-
     images: int = Field(description="How many there are.")
     examples: list[IndexedImage] = Field(description="Some of them, from all over the index.")
 
