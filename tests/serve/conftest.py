@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
 def predictor(tiny_checkpoint: Path) -> "Predictor":
     from bridgetower.predictor import load
 

@@ -23,6 +23,7 @@ def test_one_model(client: httpx.Client, predictor: Predictor) -> None:
     assert (model["image_size"], model["max_tokens"]) == (20, 24)
     assert model["mask_token"] == "<mask>"
     assert model["uses"] == ["embeddings", "match", "fill-mask", "explain"]
+    assert error_of(client.get("/v1/models/gpt"), 404)["code"] == "model_not_found"
 
 
 def test_a_model_is_named_after_its_source(answering_checkpoint: Path) -> None:
@@ -53,10 +54,6 @@ def test_two_models(predictor: Predictor, answering_checkpoint: Path) -> None:
         message = error_of(client.post("/v1/answer", json=question | {"model": "tiny"}), 404)["message"]
         assert message == f"model is 'tiny'; this server has '{name}' for this"
         error_of(client.post("/v1/embeddings", json={"input": "a", "model": name}), 404)
-
-
-def test_another_model(client: httpx.Client) -> None:
-    assert error_of(client.get("/v1/models/gpt"), 404)["code"] == "model_not_found"
 
 
 def test_health_and_readiness(client: httpx.Client) -> None:

@@ -94,14 +94,8 @@ def build_app(service: Service) -> FastAPI:
     app.add_middleware(ObservingMiddleware, metrics=service.metrics, access_log=config.access_log)
     app.add_middleware(ProxyMiddleware, trusted=config.forwarded_allow_ips, prefix=config.root_path)
 
-    @cache
-    def description() -> Response:
-        return AsciiResponse(_described(app, with_key=config.api_key is not None))
-
-    async def describe() -> Response:
-        return description()
-
-    app.add_api_route("/openapi.json", describe, include_in_schema=False)
+    described = cache(lambda: AsciiResponse(_described(app, with_key=config.api_key is not None)))
+    app.add_api_route("/openapi.json", described, include_in_schema=False)
     return app
 
 

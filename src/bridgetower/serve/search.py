@@ -8,11 +8,11 @@ import logging
 import mimetypes
 import os
 import re
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from hashlib import sha256
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, Any, BinaryIO, TypeVar
 
 import torch
 from fastapi import APIRouter, Header, Query, Response
@@ -54,6 +54,7 @@ PIECE = 2**21
 
 _CHUNK = 2**16  # bytes of a whole video that are read at once
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII | re.IGNORECASE)
+_Opened = TypeVar("_Opened")
 _EXAMPLES = 12
 _QUALITY = 88  # of a JPEG
 _WHITE = (255, 255, 255)  # under transparent pixels
@@ -261,8 +262,15 @@ async def image(
         if copies and tag in (if_none_match or ""):
             return Response(status_code=304, headers=headers)
 
+        def content_of(one: Indexed) -> bytes:
+            limit = service.config.max_body * MIB
+            content = index.content(one, within_root=True, fetch=False, max_bytes=limit)
+            if one.start is not None and (len(content) > limit or sha256(content).hexdigest() != one.digest):
+                raise ValueError(f"the frame of {one.path} has {len(content)} bytes, or another digest than indexed")
+            return content
+
         def read() -> tuple[bytes, str]:
-            content = _content(index, copies, service.config.max_body * MIB)
+            content = _first(copies, content_of, "image")
             try:
                 if size is None:
                     return content, media_type(content)
@@ -280,19 +288,16 @@ async def image(
     return Response(content, media_type=kind, headers=headers)
 
 
-def _content(index: Index, copies: Sequence[Indexed], limit: int) -> bytes:
-    """Returns the file of an image that has copies in the index."""
-    problem = "the index has no image with this id"
+def _first(copies: Sequence[Indexed], opened: Callable[[Indexed], _Opened], kind: str) -> _Opened:
+    """Opens the first of what has one id in the index that can be opened as it was indexed."""
+    problem = f"the index has no {kind} with this id"
     for one in copies:
         try:
-            content = index.content(one, within_root=True, fetch=False, max_bytes=limit)
-            if one.start is not None and (len(content) > limit or sha256(content).hexdigest() != one.digest):
-                raise ValueError(f"the frame of {one.path} has {len(content)} bytes, or another digest than indexed")
-            return content
+            return opened(one)
         except (OSError, ValueError) as error:
-            logger.error("image %s: %s", one.digest, error)
-            problem = "the image cannot be read as it was indexed; the server's log has the reason"
-    raise ApiError(404, problem, param="id", code="no_picture")
+            logger.error("%s %s: %s", kind, one.digest, error)
+            problem = f"the {kind} cannot be read as it was indexed; the server's log has the reason"
+    raise ApiError(404, problem, param="id", code="no_video" if kind == "video" else "no_picture")
 
 
 @router.get(
@@ -312,37 +317,26 @@ async def video(
     with service.admission(1, "id", None):
         with _index_read():
             moments = await asyncio.to_thread(index.with_digest, id)
-        stream, name = await asyncio.to_thread(_opened, index, moments)
+        opened = await asyncio.to_thread(_first, moments, lambda one: (index.open_video(one), one.path), "video")
+    stream, path = opened
     status = os.fstat(stream.fileno())
     size, tag = status.st_size, f'"{status.st_size:x}-{status.st_mtime_ns:x}"'
-    kind = mimetypes.guess_type(name)[0] or ""
+    kind = mimetypes.guess_type(path.rpartition("#")[0])[0] or ""
     kind = kind if kind.startswith("video/") else "application/octet-stream"
     headers = {**_HEADERS, "Accept-Ranges": "bytes", "Cache-Control": "private, no-cache", "ETag": tag}
-    with ExitStack() as opened:
-        opened.enter_context(stream)
+    with ExitStack() as until_sent:
+        until_sent.enter_context(stream)
         if if_none_match is not None and {"*", tag} & {one.strip() for one in if_none_match.split(",")}:
             return Response(status_code=304, headers=headers)
         piece = None if range is None or if_range not in (None, tag) else _piece(range, size)
         if piece is None:
-            opened.pop_all()  # `_whole` closes it
+            until_sent.pop_all()  # `_whole` closes it
             headers["Content-Length"] = str(size)
             return StreamingResponse(_whole(stream), media_type=kind, headers=headers)
         start, end = piece
         content = await asyncio.to_thread(os.pread, stream.fileno(), end - start, start)
     headers["Content-Range"] = f"bytes {start}-{start + len(content) - 1}/{size}"
     return Response(content, 206, media_type=kind, headers=headers)
-
-
-def _opened(index: Index, moments: Sequence[Indexed]) -> tuple[BinaryIO, str]:
-    """Opens the video of the first moment that has one, with its name."""
-    problem = "the index has no moment of a video with this id"
-    for one in moments:
-        try:
-            return index.open_video(one), one.path.rpartition("#")[0]
-        except (OSError, ValueError) as error:
-            logger.error("video %s: %s", one.digest, error)
-            problem = "the video cannot be read as it was indexed; the server's log has the reason"
-    raise ApiError(404, problem, param="id", code="no_video")
 
 
 def _piece(given: str, size: int) -> tuple[int, int] | None:
