@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import httpx
 import pytest
@@ -23,14 +23,11 @@ from bridgetower.cli.options import LOADED
 from bridgetower.cli.serve import KEY, service
 from bridgetower.distributed import available_cores
 from bridgetower.predictor import load
-from bridgetower.search.build import build_index
 from bridgetower.serve.config import ServeConfig
 from bridgetower.serve.server import take_port
-from bridgetower.serve.service import Service
 from bridgetower_demo.folder import FOLDER, answering_model, held_out_images, held_out_index, trained_model
 from bridgetower_demo.run import index_held_out, write_held_out
 from served import PATIENCE, PNGS, URIS, until
-from shapes import write_pictures
 
 PLACE = re.compile(r"serving (\S+) at (http://\S+)")
 HEAP = 2**26  # bytes, the size and alignment of the address ranges that glibc reserves for pools of threads
@@ -78,12 +75,6 @@ def process(
             running.kill()
 
 
-@pytest.fixture
-def command(forked: Path) -> list[Path]:
-    """Of a start that takes milliseconds."""
-    return [forked / "bridgetower"]
-
-
 def test_serves_until_it_is_told_to_stop(tiny_checkpoint: Path, tmp_path: Path) -> None:
     options = ("--model", str(tiny_checkpoint), "--name", "tiny", "--access-log")
     with (
@@ -111,14 +102,13 @@ def test_serves_until_it_is_told_to_stop(tiny_checkpoint: Path, tmp_path: Path) 
     ]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_what_was_taken_in_is_finished(tiny_checkpoint: Path, number: signal.Signals) -> None:
+def test_what_was_taken_in_is_finished(tiny_checkpoint: Path) -> None:
     slow = ("--model", str(tiny_checkpoint), "--max-batch", "1")
     with process(*slow) as (running, _, address), ThreadPoolExecutor(1) as pool:
         asked = pool.submit(httpx.post, f"{address}/v1/embeddings", json={"input": ["a bar"] * 1024}, timeout=PATIENCE)
         while "bridgetower_items_admitted 1024.0" not in httpx.get(f"{address}/metrics").text:
             assert not asked.done()
-        running.send_signal(number)
+        running.send_signal(signal.SIGHUP)
         assert len(asked.result().json()["data"]) == 1024
         _, errors = running.communicate(timeout=PATIENCE)
         assert re.search(r"stopping: 1024 items are finished first.*stopped$", errors.rstrip(), re.DOTALL)
@@ -214,67 +204,38 @@ def test_threads_share_their_memory(tiny_checkpoint: Path) -> None:
     assert len(reserved) <= 1  # the other pool is that of the first thread; without a limit there are 7 or more
 
 
-def test_an_index_brings_its_model(tiny_checkpoint: Path, tmp_path: Path, command: list[Path]) -> None:
-    build_index(write_pictures(tmp_path), tmp_path / "shapes.lance", str(tiny_checkpoint))
-    with process("--index", str(tmp_path / "shapes.lance"), command=command) as (_, name, address):
-        assert name == str(tiny_checkpoint)
-        answer = httpx.post(f"{address}/v1/search", json={"query": "red bar", "top": 3})
-        assert len(answer.json()["data"]) == 3
-
-
-def test_questions_are_answered_by_a_second_model(
-    tiny_checkpoint: Path, answering_checkpoint: Path, command: list[Path]
+def test_the_word_demo_is_all_that_the_demo_left(
+    tiny_dataset: Path,
+    tiny_checkpoint: Path,
+    answering_checkpoint: Path,
+    forked: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    models = ("--model", str(tiny_checkpoint), "--answer-model", str(answering_checkpoint))
-    with process(*models, command=command) as (_, name, address):
-        assert name == str(tiny_checkpoint)
-        answer = httpx.post(f"{address}/v1/answer", json={"images": URIS[0], "questions": "which colour?"}).json()
-        assert answer["model"] == str(answering_checkpoint)
+    """An index, which brings its model, and a second model for questions."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_checkpoint, trained_model(FOLDER))
+    shutil.copytree(answering_checkpoint, answering_model(FOLDER))
+    write_held_out({"shapes": tiny_dataset}, held_out_images(FOLDER))
+    index_held_out(held_out_images(FOLDER), held_out_index(FOLDER), load(trained_model(FOLDER), device="cpu"))
+    command = [forked / "bridgetower"]  # a start takes milliseconds
+    with process("--index", "demo", "--answer-model", "demo", command=command) as (running, name, address):
+        assert name == "bridgetower-demo/runs/bridgetower-0/last"
+        question = {"images": URIS[0], "questions": "which colour?"}
+        answer = httpx.post(f"{address}/v1/answer", json=question).json()
+        assert answer["model"] == "bridgetower-demo/runs/bridgetower-0-answers/last"
         expected = load(answering_checkpoint, device="cpu").answer(PNGS[0], "which colour?")
         assert [row["label"] for row in answer["data"][0]["answers"]] == [choice.label for choice in expected]
+        assert len(httpx.post(f"{address}/v1/search", json={"query": "red bar"}).json()["data"]) == 9
         assert httpx.post(f"{address}/v1/embeddings", json={"input": "a bar"}).json()["model"] == name
+        running.send_signal(signal.SIGTERM)
+        running.communicate(timeout=PATIENCE)
 
 
-class TestDemo:
-    """Where the demo has run, the word demo names its models and its index."""
-
-    @pytest.fixture
-    def demo(
-        self,
-        tiny_dataset: Path,
-        tiny_checkpoint: Path,
-        answering_checkpoint: Path,
-        tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> Path:
-        monkeypatch.chdir(tmp_path)
-        shutil.copytree(tiny_checkpoint, trained_model(FOLDER))
-        shutil.copytree(answering_checkpoint, answering_model(FOLDER))
-        write_held_out({"shapes": tiny_dataset}, held_out_images(FOLDER))
-        index_held_out(held_out_images(FOLDER), held_out_index(FOLDER), load(trained_model(FOLDER), device="cpu"))
-        return tmp_path
-
-    @pytest.mark.usefixtures("demo")
-    def test_serves_all_that_the_demo_left(self, command: list[Path]) -> None:
-        question = {"images": URIS[0], "questions": "which colour?"}
-        with process("--index", "demo", "--answer-model", "demo", command=command) as (running, name, address):
-            assert name == "bridgetower-demo/runs/bridgetower-0/last"
-            answer = httpx.post(f"{address}/v1/answer", json=question).json()
-            assert answer["model"] == "bridgetower-demo/runs/bridgetower-0-answers/last"
-            assert len(httpx.post(f"{address}/v1/search", json={"query": "red bar"}).json()["data"]) == 9
-            running.send_signal(signal.SIGTERM)
-            running.communicate(timeout=PATIENCE)
-
-    @pytest.mark.usefixtures("demo")
-    def test_a_model_is_served_alone(self, tiny_checkpoint: Path) -> None:
-        assert [model.name for model in service_of(model=str(tiny_checkpoint)).models] == [str(tiny_checkpoint)]
-        answering = str(answering_model(FOLDER))
-        assert [model.name for model in service_of(model=answering, answer_model=answering).models] == [answering]
-
-
-def service_of(**settings: Any) -> Service:
-    """What the command would serve."""
-    return service(ServeConfig(), LOADED, **settings)
+def test_a_model_is_served_alone(tiny_checkpoint: Path, answering_checkpoint: Path) -> None:
+    for model, more in ((tiny_checkpoint, {}), (answering_checkpoint, {"answer_model": str(answering_checkpoint)})):
+        found = service(ServeConfig(), LOADED, model=str(model), **more)
+        assert [served.name for served in found.models] == [str(model)]
 
 
 def test_interrupted_by_hand(tiny_checkpoint: Path) -> None:

@@ -25,7 +25,7 @@ from served import PNGS, Running, held_up, started
 from shapes import COLOURS, MODEL, write_pictures, write_tiny_checkpoint
 from videos import SIZE, SRT, write_clip
 
-LOOKS = {"light": ("light", 1200), "dark": ("dark", 1200), "narrow": ("light", 400), "narrow-dark": ("dark", 400)}
+LOOKS = {"light": ("light", 1200), "narrow-dark": ("dark", 400)}
 TEXT = "red circle on black"
 HOSTILE = "<img src=x onerror=\"document.title='owned'\">"
 EXPECTED_FAILURE = "Failed to load resource: the server responded with a status of 4"
