@@ -90,7 +90,7 @@ def test_a_failure_is_logged_with_its_id(
     predictor: Predictor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with running(predictor) as client:
-        monkeypatch.setattr(Service, "models", property(lambda self: 1 / 0))
+        monkeypatch.setattr(Service, "uses", lambda *_: 1 / 0)
         error_of(client.get("/v1/models", headers={"X-Request-ID": "unlucky"}), 500)
     assert "GET /v1/models failed, request unlucky" in caplog.text
 

@@ -11,7 +11,8 @@ from bridgetower.serve.config import ServeConfig, is_loopback, with_environment
     ("settings", "message"),
     [
         ({"max_batch": 0}, "max_batch is 0; expected more than 0"),
-        *(({"timeout": seconds}, "expected more than 0") for seconds in (0.0, -1.0, float("nan"))),
+        *(({"timeout": seconds}, "expected more than 0") for seconds in (0.0, -1.0)),
+        ({"timeout": float("nan")}, "timeout is nan; expected a number"),
         ({"port": 65536}, "port is 65536; expected 0 to 65535"),
         ({"api_key": ""}, "API key is empty"),
         *(({"api_key": key}, "begins or ends with a space") for key in (" abc", "abc ")),
