@@ -176,7 +176,7 @@ def embed_source(
             counted = all(not isinstance(part, Part) or part.kind == "images" for part in parts)
             with counting("embedding", total=total if counted else None, shown=progress) as advance:
                 num_cut = _fill(table, parts, predictor if config.ray is None else model, config, advance)
-            places, problems = _good_rows(table), _write_report(table, report)
+            places, problems = _results(table, report)
         named = str(source) if isinstance(source, str | Path) else "the input"
         if not len(places):
             table.drop()
@@ -314,23 +314,16 @@ def _add(table: Table, rows: Sequence[Numbered], quantize: Quantize | None) -> N
     table.append(pa.table(columns, names=[*_OF_RUN, "id", "text", "vector"]))
 
 
-def _good_rows(table: Table) -> np.ndarray:
-    """Returns the places of rows with a vector, in the order of the source."""
-    good = [batch["problem"].to_numpy(zero_copy_only=False) == "" for batch in table.scan(["problem"])]
+def _results(table: Table, report: Path) -> tuple[np.ndarray, list[str]]:
+    """Returns the places of rows with a vector, in the order of the source, and what the report says of the others."""
     order = np.lexsort((table.column("number"), table.column("part")))
-    return order[np.concatenate(good)[order]] if good else order
-
-
-def _write_report(table: Table, path: Path) -> list[str]:
-    """Names what could not be used, in the order of the source."""
-    columns = ["part", "number", "id", "place", "problem"]
-    found = [row for batch in table.scan(columns) for row in batch.to_pylist() if row["problem"]]
-    found.sort(key=lambda row: (row["part"], row["number"]))
-    path.unlink(missing_ok=True)
-    if found:
-        with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-            file.writelines(json_text({name: row[name] for name in columns[2:]}) + "\n" for row in found)
-    return [f"{row['id']!r}: {row['problem']}" for row in found]
+    is_good = (table.column("problem").astype(object) == "")[order]
+    bad = table.take(order[~is_good].tolist(), ["id", "place", "problem"]).to_pylist()
+    report.unlink(missing_ok=True)
+    if bad:
+        with replacing(report) as temporary, temporary.open("w", encoding="utf-8") as file:
+            file.writelines(json_text(row) + "\n" for row in bad)
+    return order[is_good], [f"{row['id']!r}: {row['problem']}" for row in bad]
 
 
 def _export(table: Table, out: Path, places: np.ndarray) -> None:

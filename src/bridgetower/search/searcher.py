@@ -133,13 +133,8 @@ class Searcher:
         matching head, unless validation did not find two stages better than ITC alone (`Reranking.helps`), and unless
         the text is compared with what is said, which the matching head does not read.
 
-        A text or an image alone is compared with pairs in models whose contrastive head has a part for pairs
-        (transformers' contrastive class). In others the vectors of pairs lie in a space of their own: a text is then
-        compared with captions, and an image with images, and a warning says so.
-
-        Raises:
-            ValueError: The arguments, those of `search`, do not go together.
-            OSError: The index cannot be read.
+        Only models whose contrastive head has a part for pairs compare a text or an image alone with pairs; others
+        compare it with captions or images, as a warning says. Errors are those of `search`.
         """
         if text is None and image is None:
             raise ValueError("nothing to search for; give a text, an image or both")
