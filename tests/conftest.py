@@ -209,7 +209,7 @@ def exported(tiny_checkpoint: Path, made_once: Callable[..., Path]) -> Path:
     for package in ("onnxruntime", "onnxscript"):
         pytest.importorskip(package)
     from bridgetower.checkpoints import read_checkpoint
-    from bridgetower.engines.folder import write_exported
+    from bridgetower.engines.export import write_exported
 
     return made_once("exported", lambda folder: write_exported(read_checkpoint(tiny_checkpoint), folder))
 

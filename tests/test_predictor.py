@@ -2,6 +2,8 @@
 
 import gc
 import io
+import pickle
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -116,11 +118,6 @@ class TestInputs:
             for word in (texts[1], texts[1:2]):
                 assert_same(call(files, word), call(files, [texts[1]] * 3))
 
-    def test_single_and_list_of_texts(self, predictor: Predictor) -> None:
-        vectors = predictor.embed_texts(TEXTS)
-        assert vectors.shape == (3, 8)
-        torch.testing.assert_close(predictor.embed_texts(TEXTS[1]), vectors[1:2], atol=1e-5, rtol=0)
-
     def test_texts_are_batched_by_length_and_come_back_in_order(self, predictor: Predictor) -> None:
         texts = [TEXTS[2], "red", TEXTS[0], "blue", "a bar", TEXTS[2] + " and a bar"]
         vectors = predictor.embed_texts(texts, batch_size=2)
@@ -155,7 +152,7 @@ class TestResults:
             torch.testing.assert_close(result, wanted, atol=1e-5, rtol=0)
             assert result.dtype == torch.float32
 
-    @pytest.mark.parametrize("size", [1, 2, 3, 64])
+    @pytest.mark.parametrize("size", [1, 2])
     def test_batch_size_changes_nothing(self, predictor: Predictor, files: list[Path], size: int) -> None:
         def results(batch_size: int) -> list[Tensor]:
             return [
@@ -309,6 +306,20 @@ class TestResults:
         assert "batches" in captured.err
         assert torch.equal(shown, predictor.embed_images(files, batch_size=1))
 
+    def test_few_calls_lead_to_the_fusion_encoder(self, predictor: Predictor, files: list[Path]) -> None:
+        called: list[str] = []
+
+        def look(*_: Any) -> None:
+            frame = sys._getframe()
+            while frame := frame.f_back:  # type: ignore[assignment]
+                if "bridgetower" in frame.f_globals["__name__"]:
+                    called.append(frame.f_code.co_qualname)
+
+        hook = predictor.model.fusion.register_forward_pre_hook(look)
+        predictor.match(files, TEXTS)
+        hook.remove()
+        assert len(called) <= 6, called
+
     def test_other_image_size(self, tiny_checkpoint: Path, files: list[Path]) -> None:
         larger = load(tiny_checkpoint, device="cpu", image_size=40)
         assert larger.model.config.vision.image_size == larger.processor.config.image_size == 40
@@ -339,11 +350,6 @@ class TestFillMask:
         assert sum(map(len, filled)) == sum(rows) == 150
         assert rows == [64, 64, 22]
 
-    def test_whole_vocabulary_adds_up(self, predictor: Predictor, files: list[Path]) -> None:
-        (words,) = predictor.fill_mask(files[0], "<mask>", top=10_000)
-        assert len(words) == predictor.processor.vocab_size
-        assert sum(word.probability for word in words) == pytest.approx(1)
-
     @pytest.mark.parametrize("size", [1, 2, 32])
     def test_several_are_one_by_one(self, predictor: Predictor, files: list[Path], size: int) -> None:
         texts = ["a <mask>", "a <mask> that is <mask> on a grey ground", "<mask> bar <mask> <mask>"]
@@ -370,15 +376,11 @@ class TestFillMask:
         with pytest.raises(ValueError, match="no mask in"):
             predictor.fill_mask(files[0], long.replace("<mask>", "") + "<mask>", truncate=True)
 
-    def test_errors_of_lists(self, predictor: Predictor, files: list[Path]) -> None:
+    def test_errors(self, predictor: Predictor, files: list[Path], without: Callable[[str], Predictor]) -> None:
         with pytest.raises(ValueError, match="3 images and 2 texts"):
             predictor.fill_mask(files, ["a <mask>"] * 2)
-        with pytest.raises(ValueError, match="no mask in 'a bar'"):
-            predictor.fill_mask(files[:2], ["a <mask>", "a bar"])
-
-    def test_errors(self, predictor: Predictor, files: list[Path], without: Callable[[str], Predictor]) -> None:
         with pytest.raises(ValueError, match="no mask in 'a bar'; put <mask> where"):
-            predictor.fill_mask(files[0], "a bar")
+            predictor.fill_mask(files[:2], ["a <mask>", "a bar"])
         with pytest.raises(ValueError, match="top is 0; expected at least 1"):
             predictor.fill_mask(files[0], "a <mask>", top=0)
         with pytest.raises(ValueError, match=r"no masked-language \(MLM\) head"):
@@ -477,6 +479,7 @@ class TestEngines:
             torch.testing.assert_close(call(other), call(predictor), atol=2e-5, rtol=0)
         ours, theirs = (model.fill_mask(files[0], "a <mask> bar") for model in (other, predictor))
         assert [word.word for word in ours[0]] == [word.word for word in theirs[0]]
+        assert torch.equal(pickle.loads(pickle.dumps(other)).match(files, TEXTS), other.match(files, TEXTS))
 
     def test_another_image_size_is_another_export(self, few_parts: Path, files: list[Path], tmp_path: Path) -> None:
         pytest.importorskip("onnxruntime")
@@ -500,19 +503,6 @@ class TestLoad:
         assert predictor.source == str(tiny_checkpoint)
         assert not predictor.model.training
         assert not any(parameter.requires_grad for parameter in predictor.model.parameters())
-
-    @pytest.mark.parametrize(
-        ("options", "message"),
-        [
-            ({"precision": "fp16"}, "precision fp16 is for GPUs; on the CPU use bf16"),
-            ({"device": "gpu"}, "device is 'gpu'; expected a name such as cpu or cuda:0"),
-            ({"device": "cuda:99"}, "device is 'cuda:99', but PyTorch sees"),
-            ({"image_size": 25}, "not a multiple of the patch size 10; use 20 or 30"),
-        ],
-    )
-    def test_options_that_do_not_exist(self, tiny_checkpoint: Path, options: dict[str, Any], message: str) -> None:
-        with pytest.raises(ValueError, match=message):
-            load(tiny_checkpoint, **options)
 
     def test_checkpoint_without_preprocessing(self, tiny_checkpoint: Path) -> None:
         checkpoint = replace(read_checkpoint(tiny_checkpoint), processor=None)

@@ -54,6 +54,21 @@ def off_defaults(module: _Module, seed: int = 0) -> _Module:
     return module
 
 
+def exact(*shape: int, seed: int = 0) -> Tensor:
+    """Returns random numbers of double precision."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def made(module: _Module) -> _Module:
+    """Returns a module in evaluation mode with random parameters of double precision."""
+    return off_defaults(module).double().eval()
+
+
+def mask_of(*lengths: int) -> Tensor:
+    """Returns the mask of texts of some lengths."""
+    return torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
+
+
 def images(count: int, config: ModelConfig = CONFIG, *, size: int | None = None, seed: int = 0) -> Tensor:
     """Returns random pixel values."""
     side = size or config.vision.image_size

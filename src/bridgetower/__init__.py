@@ -46,7 +46,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "RECIPES": "bridgetower.tasks.table",
-    "BridgeTower": "bridgetower.model.bridgetower",
+    "BridgeTower": "bridgetower.checkpoints",  # which its methods write with
     "Extensions": "bridgetower.model.extensions",
     "HeadSpec": "bridgetower.model.heads",
     "Index": "bridgetower.search.index",

@@ -94,15 +94,17 @@ def match_all(
     engine: Engine,
     processor: Processor,
     images: Sequence[ImageLike],
-    ids: Sequence[Sequence[int]],
+    texts: Sequence[str],
     *,
-    batch_size: int,
     room: int,
+    batch_size: int = 32,
+    truncate: bool = False,
     num_workers: int = 0,
     progress: bool = False,
 ) -> Float[Tensor, "i t"]:
     """Returns the log-odds of a match of every image with every text; each image is encoded once."""
     check_batch_size(batch_size)
+    ids = processor.token_ids(texts, truncate=truncate)
     order = sorted(range(len(ids)), key=lambda text: len(ids[text]))  # so that batches hold little padding
     scores = torch.empty(len(images), len(ids))
     pixels = decoded(processor, images, batch_size, num_workers)

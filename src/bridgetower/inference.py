@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -14,19 +14,13 @@ from torch import Tensor
 
 from bridgetower.engines.engine import Engine, to_device
 from bridgetower.model.bridgetower import IMAGE, SECOND_IMAGE, BridgeTower, EncodeOutputs
-from bridgetower.model.encodings import Encoded, Fused
+from bridgetower.model.encodings import Encoded
 from bridgetower.processor import Processor
 
 Judging = Literal["answer", "entail", "reason", "classify"]
 Kind = Literal["embedding", "match", "fill_mask", "mask_probabilities"] | Judging
 
-HEAD_OF: Mapping[str, str] = {
-    "answer": "vqa",
-    "entail": "snli_ve",
-    "reason": "nlvr2",
-    "classify": "classification",
-}
-"""The head that each kind of judgement is read from."""
+HEAD_OF: Mapping[str, str] = {"answer": "vqa", "entail": "snli_ve", "reason": "nlvr2", "classify": "classification"}
 
 Tokens = tuple[int, ...]
 Pixels = UInt8[Tensor, "3 h w"]
@@ -36,17 +30,11 @@ _MASKS = 64  # whose words are ranked at once: each has a row as long as the voc
 
 _Key = TypeVar("_Key", bound=Hashable)
 _Result = TypeVar("_Result")
-_Source = TypeVar("_Source")
 
 
 @dataclass(frozen=True)
 class FilledWord:
-    """A candidate for a masked word.
-
-    Attributes:
-        word: As it would stand in the text.
-        probability: Over the whole vocabulary.
-    """
+    """A candidate for a masked word, as it would stand in the text; its probability is over the whole vocabulary."""
 
     word: str
     probability: float
@@ -56,10 +44,7 @@ class FilledWord:
 class Choice:
     """An answer or a judgement that the model can choose.
 
-    Attributes:
-        label: Its name.
-        probability: Of `answer`, and of classes of which several may hold, each on its own, so that they do not sum to
-            one; elsewhere over all choices.
+    Probabilities of answers, and of classes of which several may hold, are each on its own; elsewhere they sum to one.
     """
 
     label: str
@@ -91,60 +76,55 @@ class Item:
 
 @torch.inference_mode()
 def compute(engine: Engine, processor: Processor, items: Sequence[Item]) -> list[Outcome]:
-    """Computes items together.
-
-    What is fused is encoded in one run of each tower and fused together, those with masks apart, as something else is
-    read there. What is embedded alone takes a run of its own, which is cheaper: only the last CLS is read.
-    """
+    """Computes items together: what is fused in one run of each tower; what is embedded alone, of the last CLS only."""
     model, found = engine.model, dict[int, Outcome]()
     if rows := [row for row, item in enumerate(items) if item.ids is None]:
-        pixels, places = _distinct([items[row].image for row in rows], id)
+        pixels, places = _distinct((items[row].image for row in rows), id)
         vectors = l2_normalize(model.image_embeds(encoded_images(engine, processor, pixels, "cls")))
         found.update(zip(rows, vectors[places], strict=True))
     if rows := [row for row, item in enumerate(items) if item.image is None]:
-        ids, places = _distinct([items[row].ids for row in rows])
+        ids, places = _distinct(items[row].ids for row in rows)
         vectors = l2_normalize(model.text_embeds(encoded_texts(engine, processor, ids, "cls")))
         found.update(zip(rows, vectors[places], strict=True))
-    if not (pairs := [row for row in range(len(items)) if row not in found]):
-        return [found[row] for row in range(len(items))]
-    pixels, image_places = _distinct([items[row].image for row in pairs], id)
-    ids, text_places = _distinct([items[row].ids for row in pairs])
-    image = engine.cache_image(encoded_images(engine, processor, pixels))  # shared by the pairs of each
-    text = engine.cache_text(encoded_texts(engine, processor, ids))
-    runs: dict[str, list[int]] = {}
-    for place, row in enumerate(pairs):
+    runs: dict[str, list[int]] = {}  # places in `pairs` of what is fused together
+    for place, row in enumerate(pairs := [row for row in range(len(items)) if row not in found]):
         runs.setdefault(items[row].kind if items[row].kind in _APART else "pooled", []).append(place)
+    if pairs:
+        pixels, image_places = _distinct((items[row].image for row in pairs), id)
+        ids, text_places = _distinct(items[row].ids for row in pairs)
+        image = engine.cache_image(encoded_images(engine, processor, pixels))  # shared by the pairs of each
+        text = engine.cache_text(encoded_texts(engine, processor, ids))
     for run, places in runs.items():
         rows, some = [pairs[place] for place in places], [items[pairs[place]] for place in places]
         images = image[_index(engine, [image_places[place] for place in places])]
         texts = text[_index(engine, [text_places[place] for place in places])]
         if run in ("fill_mask", "mask_probabilities"):
-            found.update(
-                zip(rows, _masks(model, processor, engine.fuse(images, texts, "text").text, some), strict=True)
-            )
+            outcomes = _masks(model, processor, engine.fuse(images, texts, "text").text, some)
+            found.update(zip(rows, outcomes, strict=True))
             continue
         pooled = engine.fuse(images, texts, "pooled").pooled
         if run == "reason":
-            pixels, seconds = _distinct([item.image_2 for item in some], id)
+            pixels, seconds = _distinct((item.image_2 for item in some), id)
             image_2 = engine.cache_image(encoded_images(engine, processor, pixels, token_type=SECOND_IMAGE))
             second = engine.fuse(image_2[_index(engine, seconds)], texts, "pooled").pooled
-            logits = model.class_logits("nlvr2", torch.cat([pooled, second], dim=-1))
-            found.update(zip(rows, _classified(logits), strict=True))
-            continue
+            pooled = torch.cat([pooled, second], dim=-1)
         for kind in dict.fromkeys(item.kind for item in some):
             chosen = [number for number, item in enumerate(some) if item.kind == kind]
-            pairs_of_kind, outcomes = pooled[_index(engine, chosen)], list[Outcome]()
-            if kind == "embedding":
-                outcomes += l2_normalize(model.pair_embeds(pairs_of_kind))
-            elif kind == "match":
-                outcomes += matched(model.itm_logits(pairs_of_kind)).tolist()
-            elif model.config.heads.predicts_number(HEAD_OF[kind]):
-                outcomes += _numbers(model.class_logits(HEAD_OF[kind], pairs_of_kind).float().cpu())
-            else:
-                each = kind == "answer" or (kind == "classify" and model.config.heads.multi_label)
-                outcomes += _classified(model.class_logits(HEAD_OF[kind], pairs_of_kind), each=each)
+            outcomes = _read(model, kind, pooled[_index(engine, chosen)])
             found.update(zip([rows[number] for number in chosen], outcomes, strict=True))
     return [found[row] for row in range(len(items))]
+
+
+def _read(model: BridgeTower, kind: Kind, pooled: Float[Tensor, "b e"]) -> Iterable[Outcome]:
+    if kind == "embedding":
+        return l2_normalize(model.pair_embeds(pooled))
+    if kind == "match":
+        return matched(model.itm_logits(pooled)).tolist()
+    logits, heads = model.class_logits(HEAD_OF[kind], pooled).float().cpu(), model.config.heads
+    if heads.predicts_number(HEAD_OF[kind]):
+        return _numbers(logits)
+    each = kind == "answer" or (kind == "classify" and heads.multi_label)
+    return _numbers(logits.sigmoid() if each else logits.softmax(dim=-1))
 
 
 def encoded_images(
@@ -162,7 +142,6 @@ def encoded_images(
 def encoded_texts(
     engine: Engine, processor: Processor, ids: Sequence[Sequence[int]], outputs: EncodeOutputs = "layers"
 ) -> Encoded:
-    """Encodes texts, padded to the longest."""
     text = processor.pad(ids)
     return engine.encode_text(text.input_ids, text.attention_mask, outputs=outputs)
 
@@ -174,7 +153,6 @@ def _index(engine: Engine, rows: Sequence[int]) -> Int[Tensor, " n"]:
 def _masks(
     model: BridgeTower, processor: Processor, hidden: Float[Tensor, "b l d"], items: Sequence[Item]
 ) -> Iterable[Outcome]:
-    """Returns the distributions at the masks of items, or their words, for which few distributions are held."""
     masked = processor.pad([item.ids or () for item in items]).input_ids == processor.mask_token_id
     counts: list[int] = masked.sum(dim=1).tolist()
     chosen = hidden[:, : masked.shape[1]][masked.to(hidden.device)]
@@ -188,15 +166,8 @@ def _masks(
     ]
 
 
-class Fuses(Protocol):
-    """A model or an engine, as far as pairs are scored with it."""
-
-    def fuse(self, image: Encoded, text: Encoded) -> Fused:
-        """Fuses image b with text b."""
-
-
 def score_pairs(
-    fuses: Fuses,
+    fuses: BridgeTower | Engine,
     head: Callable[[Float[Tensor, "b e"]], Float[Tensor, "b k"]],
     image: Encoded,
     text_of: Callable[[Sequence[int]], Encoded],
@@ -204,7 +175,6 @@ def score_pairs(
     *,
     batch_size: int,
 ) -> Iterator[Float[Tensor, "b k"]]:
-    """Yields what a head reads of pairs, batch by batch."""
     device = image.cls.device
     for batch in pairs.split(batch_size):
         numbers, rows = batch[:, 1].unique(return_inverse=True)
@@ -213,17 +183,13 @@ def score_pairs(
 
 
 def image_bytes(model: BridgeTower) -> int:
-    """Returns how many bytes an encoded image takes, with what the first fusion layer computes of it alone."""
     config = model.config
     widths = config.fusion.num_tower_layers("vision") + 4  # its first-layer cache has the fusion width four times
-    numbers = widths * config.fusion.hidden_size * config.vision.num_tokens
-    return numbers * next(model.parameters()).element_size()
+    return widths * config.fusion.hidden_size * config.vision.num_tokens * next(model.parameters()).element_size()
 
 
 def log_odds(logits: Float[Tensor, "n 2"]) -> Float[Tensor, " n"]:
-    """Returns the log-odds of a match: its logit less that of no match, in float32."""
-    values = logits.float()
-    return values[:, 1] - values[:, 0]
+    return logits.float().diff(dim=1)[:, 0]
 
 
 def combined_scores(match: Float[Tensor, "*s"], cosine: Float[Tensor, "*s"], itc_weight: float) -> Float[Tensor, "*s"]:
@@ -239,13 +205,11 @@ def two_stage_order(cosine: Float[Tensor, "*q n"], scores: Float[Tensor, "*q n"]
 
 
 def check_top(top: int | None) -> None:
-    """Raises ValueError if no class, word or image would be returned."""
     if top is not None and top < 1:
         raise ValueError(f"top is {top}; expected at least 1")
 
 
 def choices(probabilities: Float[Tensor, "n k"], names: Sequence[str], top: int | None = None) -> list[list[Choice]]:
-    """Returns the `top` likeliest classes of every row, None for all of them."""
     best = probabilities.topk(min(top or len(names), len(names)))
     return [
         [Choice(names[number], probability) for number, probability in zip(*row, strict=True)]
@@ -254,7 +218,6 @@ def choices(probabilities: Float[Tensor, "n k"], names: Sequence[str], top: int 
 
 
 def top_words(processor: Processor, probabilities: Float[Tensor, "m v"], top: int) -> list[list[FilledWord]]:
-    """Returns the `top` likeliest words of every distribution over the vocabulary, likeliest first."""
     best = probabilities.topk(min(top, probabilities.shape[-1]))
     return [
         [FilledWord(processor.decode([token]).strip(), probability) for token, probability in zip(*row, strict=True)]
@@ -273,7 +236,6 @@ def matched(logits: Float[Tensor, "n 2"]) -> Float[Tensor, " n"]:
 
 
 def split_rows(rows: range, size: int) -> list[range]:
-    """Cuts rows into parts of so many."""
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
@@ -286,11 +248,6 @@ def assembled(keys: Sequence[_Key], outcomes_of: Callable[[_Key, list[int]], Ite
     return [outcomes[row] for row in range(len(keys))]
 
 
-def _classified(logits: Float[Tensor, "n k"], *, each: bool = False) -> Float[Tensor, "n k"]:
-    values = logits.float().cpu()
-    return _numbers(values.sigmoid() if each else values.softmax(dim=-1))
-
-
 def _numbers(results: Tensor) -> Tensor:
     if not results.isfinite().all():
         raise FloatingPointError(
@@ -300,8 +257,8 @@ def _numbers(results: Tensor) -> Tensor:
 
 
 def _distinct(
-    sources: Sequence[_Source | None], key: Callable[[_Source], Hashable] = lambda source: source
-) -> tuple[list[_Source], list[int]]:
+    sources: Iterable[_Result | None], key: Callable[[_Result], Hashable] = lambda source: source
+) -> tuple[list[_Result], list[int]]:
     present = [source for source in sources if source is not None]
     found = {key(source): source for source in present}
     numbers = {name: number for number, name in enumerate(found)}

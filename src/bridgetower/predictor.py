@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypedDict, Unpack, cast, overload
+from typing import Any, TypedDict, Unpack, cast
 
 import torch
 from jaxtyping import Float
@@ -17,26 +17,15 @@ from bridgetower.checkpoints import Checkpoint, HubOptions, fingerprint, read_ch
 from bridgetower.engines.config import EngineRequest, Precision
 from bridgetower.engines.engine import Engine
 from bridgetower.engines.start import EngineChoice, chosen_engine
-from bridgetower.inference import (
-    HEAD_OF,
-    Choice,
-    FilledWord,
-    Item,
-    Judging,
-    Outcome,
-    check_top,
-    choices,
-    compute,
-)
+from bridgetower.files import cache_folder
+from bridgetower.inference import HEAD_OF, Item, Judging, Outcome, check_top, choices, compute
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import Part
 from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
 from bridgetower.model.hidden_states import HiddenStates, hidden_states
 from bridgetower.processor import ImageLike, Processor
-from bridgetower.processor.inputs import Images, Texts, either_lists, image_list, is_image, pair_lists, text_list
+from bridgetower.processor.processor import Images, Texts, either_lists, image_list, is_image, pair_lists, text_list
 from bridgetower.zero_shot import TEMPLATES, label_choices, prompts_of
-
-_GIB = 2**30
 
 
 class Options(TypedDict, total=False):
@@ -53,14 +42,6 @@ class Options(TypedDict, total=False):
     truncate: bool
     num_workers: int
     progress: bool
-
-
-class ClassifyOptions(Options, total=False):
-    """Further arguments of `Predictor.classify`, see there."""
-
-    labels: Sequence[str] | None
-    templates: Sequence[str]
-    top: int | None
 
 
 def load(
@@ -107,9 +88,13 @@ def load(
         FileNotFoundError: Nothing is there, or the engine's packages are not installed.
         ValueError: What is there is damaged, unknown, or does not fit together, or there is no such device or engine.
     """
-    place = {} if cache is None else {"cache": Path(cache)}
-    chosen = chosen_engine(engine, precision, device)
-    choice = EngineChoice(engine=chosen, precision=precision, device=device, compile=compile, **place)
+    choice = EngineChoice(
+        engine=chosen_engine(engine, precision, device),
+        precision=precision,
+        device=device,
+        cache=cache_folder() if cache is None else Path(cache),
+        compile=compile,
+    )
     checkpoint = read_checkpoint(
         source,
         revision=revision,
@@ -132,9 +117,14 @@ def load(
 class Predictor:
     """A loaded model with its preprocessing.
 
-    Images are paths, URLs, bytes, open files, PIL images, uint8 arrays or tensors, one or a sequence; results are
-    float32 tensors on the CPU, one row per input, whatever the batch size. One image with several texts, or one text
-    with several images, is a pair with each. Several threads may call a predictor at once.
+    Images are paths, URLs, bytes, open files, PIL images, uint8 arrays or tensors, one or a sequence; image n goes with
+    text n, and one image with several texts, or one text with several images, is a pair with each. Results are
+    float32 tensors on the CPU, one row per input, whatever the batch size; lists of classes or words begin with the
+    likeliest, and are of a single input if neither images nor texts are a sequence. Several threads may call a
+    predictor at once, and it can be pickled.
+
+    Every method raises ValueError if the model lacks the head, or the names of its classes; if there are no inputs,
+    unreadable ones, too long texts, or different numbers of them; and if `top` or `batch_size` is below 1.
 
     Attributes:
         source: What was loaded; a hub id carries its commit.
@@ -184,17 +174,7 @@ class Predictor:
     def embed_images(
         self, images: Images, *, batch_size: int = 32, num_workers: int = 0, progress: bool = False
     ) -> Float[Tensor, "n c"]:
-        """Returns L2-normalised vectors that can be compared with those of texts.
-
-        Args:
-            images: One or several.
-            batch_size: Images at once.
-            num_workers: Processes that decode while others are encoded; 0 decodes in this one.
-            progress: Show a bar.
-
-        Raises:
-            ValueError: No images, an unreadable one, or a model without contrastive head.
-        """
+        """Returns L2-normalised vectors that can be compared with those of texts; for the options see `Options`."""
         self.model.contrastive_head()
         options = Options(batch_size=batch_size, num_workers=num_workers, progress=progress)
         return torch.stack(
@@ -204,17 +184,7 @@ class Predictor:
     def embed_texts(
         self, texts: Texts, *, batch_size: int = 32, truncate: bool = False, progress: bool = False
     ) -> Float[Tensor, "n c"]:
-        """Returns L2-normalised vectors that can be compared with those of images.
-
-        Args:
-            texts: One or several.
-            batch_size: Texts at once.
-            truncate: Cut longer texts to the longest that the model takes instead of refusing them.
-            progress: Show a bar.
-
-        Raises:
-            ValueError: No texts, one that is too long, or a model without contrastive head.
-        """
+        """Returns L2-normalised vectors that can be compared with those of images; for the options see `Options`."""
         self.model.contrastive_head()
         options = Options(batch_size=batch_size, truncate=truncate, progress=progress)
         return torch.stack(compute_inputs(self.engine, self.processor, "embedding", None, text_list(texts), **options))
@@ -224,13 +194,9 @@ class Predictor:
 
         They are comparable with the vectors of images and texts only in transformers' contrastive models, which have a
         head for them; elsewhere they are the pooled fusion output.
-
-        Raises:
-            ValueError: Different numbers of images and texts, or unreadable ones.
         """
-        return torch.stack(
-            compute_inputs(self.engine, self.processor, "embedding", *pair_lists(images, texts), **options)
-        )
+        pairs = pair_lists(images, texts)
+        return torch.stack(compute_inputs(self.engine, self.processor, "embedding", *pairs, **options))
 
     @torch.inference_mode()
     def match(
@@ -239,11 +205,8 @@ class Predictor:
         texts: Texts,
         *,
         all_pairs: bool = False,
-        batch_size: int = 32,
-        truncate: bool = False,
-        num_workers: int = 0,
-        progress: bool = False,
         memory_gib: float = 4.0,
+        **options: Unpack[Options],
     ) -> Float[Tensor, ...]:
         """Returns how well image and text match, from 0 to 1.
 
@@ -254,68 +217,30 @@ class Predictor:
             images, texts: Image n goes with text n.
             all_pairs: Score every image with every text instead. Each image is still encoded only once, and texts
                 with every block of images.
-            batch_size: Items or pairs at once.
-            truncate: Cut longer texts instead of refusing them.
-            num_workers: Processes that decode images; 0 decodes in this one.
-            progress: Show a bar.
             memory_gib: With `all_pairs`: memory for the encodings of images; half of it is for those of a block.
+            **options: See `Options`.
 
         Returns:
             [n], or [images, texts] with `all_pairs`.
-
-        Raises:
-            ValueError: A model without matching head, different numbers without `all_pairs`, unreadable inputs, or
-                `memory_gib` of 0 or less.
         """
         self.model.head("itm")
         if not memory_gib > 0:
             raise ValueError(f"memory_gib is {memory_gib}; expected more than 0")
         if not all_pairs:
             pairs = pair_lists(images, texts, ", or all_pairs=True to match every image with every text")
-            options = Options(batch_size=batch_size, truncate=truncate, num_workers=num_workers, progress=progress)
-            return self.reranking.match(
-                torch.tensor(compute_inputs(self.engine, self.processor, "match", *pairs, **options))
-            )
-        given, ids = image_list(images), self.processor.token_ids(text_list(texts), truncate=truncate)
-        log_odds = match_all(
-            self.engine,
-            self.processor,
-            given,
-            ids,
-            batch_size=batch_size,
-            room=int(memory_gib * _GIB) // 2,
-            num_workers=num_workers,
-            progress=progress,
-        )
-        return self.reranking.match(log_odds)
+            found = compute_inputs(self.engine, self.processor, "match", *pairs, **options)
+            return self.reranking.match(torch.tensor(found))
+        given, words, room = image_list(images), text_list(texts), int(memory_gib * 2**30) // 2
+        return self.reranking.match(match_all(self.engine, self.processor, given, words, room=room, **options))
 
-    @overload
-    def fill_mask(  # type: ignore[overload-overlap]  # a string is a sequence of strings, but one text here
-        self, images: ImageLike, texts: str, *, top: int = 5, **options: Unpack[Options]
-    ) -> list[list[FilledWord]]: ...
-
-    @overload
-    def fill_mask(
-        self, images: Images, texts: Texts, *, top: int = 5, **options: Unpack[Options]
-    ) -> list[list[list[FilledWord]]]: ...
-
-    def fill_mask(
-        self, images: Images, texts: Texts, *, top: int = 5, **options: Unpack[Options]
-    ) -> list[list[FilledWord]] | list[list[list[FilledWord]]]:
-        """Returns the `top` likeliest words for each mask of each text, given its image.
+    def fill_mask(self, images: Images, texts: Texts, *, top: int = 5, **options: Unpack[Options]) -> Any:
+        """Returns the `top` likeliest words (lists of `FilledWord`) for each mask of each text, given its image.
 
         Args:
             images, texts: Image n goes with text n; each text has one or more mask tokens (`processor.mask_token`,
-                usually `<mask>`).
+                usually `<mask>`), also after cutting.
             top: Candidates per mask.
             **options: See `Options`.
-
-        Returns:
-            Per mask, the candidates, likeliest first; for a sequence of texts, a list of that per text.
-
-        Raises:
-            ValueError: A text without mask (after cutting), `top` below 1, a model without MLM head, different numbers
-                of images and texts, or unreadable ones.
         """
         check_top(top)
         given, words, _ = pair_lists(images, texts)
@@ -345,9 +270,6 @@ class Predictor:
             layers: Such as `{"vision": [0, 12], "text": [12], "fusion": [1, 6]}`; see `bridgetower.hidden_states`.
             attentions: The attention weights of these layers too.
             truncate: Cut longer texts instead of refusing them.
-
-        Raises:
-            ValueError: There is no such layer, or images and texts are unreadable or of different numbers.
         """
         given, words, _ = pair_lists(images, texts)
         device, batch = self.model.device, self.processor.texts(words, truncate=truncate)
@@ -362,112 +284,21 @@ class Predictor:
         return found.map(lambda tensor: tensor.float().cpu())
 
     def class_names(self, head: str) -> tuple[str, ...]:
-        """Returns the names of the classes of a head, in its order.
-
-        Raises:
-            ValueError: The model has no such head, or the names are not known.
-        """
+        """Returns the names of the classes of a head, in its order."""
         self.model.head(head)
         return self._about.class_names(head)
 
-    @overload
-    def answer(  # type: ignore[overload-overlap]  # a string is a sequence of strings, but one text here
-        self, images: ImageLike, questions: str, *, top: int = 5, **options: Unpack[Options]
-    ) -> list[Choice]: ...
-
-    @overload
-    def answer(
-        self, images: Images, questions: Texts, *, top: int = 5, **options: Unpack[Options]
-    ) -> list[list[Choice]]: ...
-
-    def answer(
-        self, images: Images, questions: Texts, *, top: int = 5, **options: Unpack[Options]
-    ) -> list[Choice] | list[list[Choice]]:
-        """Returns the `top` likeliest answers to each question about its image.
-
-        Args:
-            images, questions: Image n goes with question n.
-            top: Answers per question.
-            **options: See `Options`.
-
-        Returns:
-            The answers, likeliest first; for a sequence of questions, a list of that per question.
-
-        Raises:
-            ValueError: A model without VQA head or without the names of its answers, `top` below 1, different numbers
-                of images and questions, or unreadable ones.
-        """
+    def answer(self, images: Images, questions: Texts, *, top: int = 5, **options: Unpack[Options]) -> Any:
+        """Returns the `top` likeliest answers (lists of `Choice`) to each question about its image; see `Options`."""
         return self._judged("answer", images, questions, top=top, **options)
 
-    @overload
-    def entail(  # type: ignore[overload-overlap]
-        self, images: ImageLike, statements: str, **options: Unpack[Options]
-    ) -> list[Choice]: ...
-
-    @overload
-    def entail(self, images: Images, statements: Texts, **options: Unpack[Options]) -> list[list[Choice]]: ...
-
-    def entail(
-        self, images: Images, statements: Texts, **options: Unpack[Options]
-    ) -> list[Choice] | list[list[Choice]]:
-        """Returns whether each image contradicts its statement, leaves it open (neutral), or entails it.
-
-        Args:
-            images, statements: Image n goes with statement n.
-            **options: See `Options`.
-
-        Returns:
-            The three judgements, likeliest first; for a sequence of statements, a list of that per statement.
-
-        Raises:
-            ValueError: A model without SNLI-VE head, different numbers of images and statements, or unreadable ones.
-        """
+    def entail(self, images: Images, statements: Texts, **options: Unpack[Options]) -> Any:
+        """Returns whether each image contradicts its statement, leaves it open (neutral), or entails it."""
         return self._judged("entail", images, statements, **options)
 
-    @overload
-    def reason(  # type: ignore[overload-overlap]
-        self, images: ImageLike, images_2: ImageLike, statements: str, **options: Unpack[Options]
-    ) -> list[Choice]: ...
-
-    @overload
-    def reason(
-        self, images: Images, images_2: Images, statements: Texts, **options: Unpack[Options]
-    ) -> list[list[Choice]]: ...
-
-    def reason(
-        self, images: Images, images_2: Images, statements: Texts, **options: Unpack[Options]
-    ) -> list[Choice] | list[list[Choice]]:
-        """Returns whether each statement about two images is true.
-
-        Args:
-            images, images_2, statements: The left image n and the right image n go with statement n.
-            **options: See `Options`.
-
-        Returns:
-            `False` and `True`, likeliest first; for a sequence of statements, a list of that per statement.
-
-        Raises:
-            ValueError: A model without NLVR2 head, different numbers of images and statements, or unreadable ones.
-        """
+    def reason(self, images: Images, images_2: Images, statements: Texts, **options: Unpack[Options]) -> Any:
+        """Returns whether statement n, about the left image n and the right image n of `images_2`, is `True`."""
         return self._judged("reason", images, statements, images_2, **options)
-
-    @overload
-    def classify(  # type: ignore[overload-overlap]
-        self, images: ImageLike, texts: str | None = None, **options: Unpack[ClassifyOptions]
-    ) -> list[Choice]: ...
-
-    @overload
-    def classify(  # type: ignore[overload-overlap]
-        self, images: None = None, *, texts: str, **options: Unpack[ClassifyOptions]
-    ) -> list[Choice]: ...
-
-    @overload
-    def classify(
-        self,
-        images: Sequence[ImageLike | None] | None = None,
-        texts: Sequence[str] | None = None,
-        **options: Unpack[ClassifyOptions],
-    ) -> list[list[Choice]]: ...
 
     def classify(
         self,
@@ -478,8 +309,8 @@ class Predictor:
         templates: Sequence[str] = TEMPLATES,
         top: int | None = None,
         **options: Unpack[Options],
-    ) -> list[Choice] | list[list[Choice]]:
-        """Returns the classes of images by `labels`, or of images, texts or both by a head that was trained on them.
+    ) -> Any:
+        """Returns the classes (lists of `Choice`) of images by `labels`, or of images, texts or both by a trained head.
 
         Args:
             images: Image n goes with text n; None in the place of an image is none. None: texts alone.
@@ -488,13 +319,6 @@ class Predictor:
             templates: Texts with `{}` where a label goes; its vector is the mean over them.
             top: Classes per input; None: all of them.
             **options: See `Options`.
-
-        Returns:
-            The classes, likeliest first; for sequences, a list of that per input.
-
-        Raises:
-            ValueError: A model without the head, neither images nor texts, texts or no images with labels, labels or
-                templates that are none, `top` below 1, different numbers of images and texts, or unreadable ones.
         """
         single = all(one is None or isinstance(one, str) or is_image(one) for one in (images, texts))
         if labels is not None:
@@ -519,16 +343,7 @@ class Predictor:
         texts: str | Sequence[str] | None = None,
         **options: Unpack[Options],
     ) -> Float[Tensor, " n"]:
-        """Returns a number for each image, text, or image with text, after training on a table of numbers.
-
-        Args:
-            images: Image n goes with text n; None in the place of an image is none. None: texts alone.
-            texts: An empty text is none. None: images alone.
-            **options: See `Options`.
-
-        Raises:
-            ValueError: The classification head has classes, or as of `classify`.
-        """
+        """Returns a number for each image, text, or both, after training on a table of numbers; see `classify`."""
         self.model.head("classification")
         if not self.model.config.heads.predicts_number("classification"):
             raise ValueError("the classification head of this model has classes, not a number; use classify")
@@ -549,7 +364,6 @@ class Predictor:
         top: int | None = None,
         **options: Unpack[Options],
     ) -> Any:
-        """Returns the `top` likeliest classes of each text with its image or images, of a single text those alone."""
         check_top(top)
         names = self.class_names(HEAD_OF[kind])
         if not names:

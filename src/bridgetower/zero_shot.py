@@ -12,9 +12,6 @@ from bridgetower.inference import Choice, choices, l2_normalize
 from bridgetower.model.bridgetower import BridgeTower
 
 TEMPLATES = ("{}", "a photo of a {}", "a picture of a {}", "an image of a {}")
-"""Where labels are put by default."""
-
-_PLACE = "{}"
 
 
 def prompts_of(labels: Sequence[str], templates: Sequence[str]) -> list[str]:
@@ -25,9 +22,9 @@ def prompts_of(labels: Sequence[str], templates: Sequence[str]) -> list[str]:
         raise ValueError(f"labels has {repeated[0]!r} twice; expected different ones")
     if isinstance(templates, str) or not templates:
         raise ValueError(f"templates are {templates!r}; expected a list of one or more")
-    if odd := [template for template in templates if template.count(_PLACE) != 1]:
-        raise ValueError(f"template {odd[0]!r} has {odd[0].count(_PLACE)} places for a label; expected one {_PLACE}")
-    return [template.replace(_PLACE, label) for label in labels for template in templates]
+    if odd := [template for template in templates if template.count("{}") != 1]:
+        raise ValueError(f"template {odd[0]!r} has {odd[0].count('{}')} places for a label; expected one {{}}")
+    return [template.replace("{}", label) for label in labels for template in templates]
 
 
 def label_choices(

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from bridgetower.checkpoints.keymap import PUBLISHED_HEADS, Kind, text_settings, vision_settings
-from bridgetower.model.presets import BERT_BASE, CLIP_B16, CLIP_L14, ROBERTA_BASE, VIT_B16, VIT_L16
+from bridgetower.model.presets import BERT_BASE, ROBERTA_BASE, VISION_TOWERS
 
 
 def told(kind: Kind, values: dict[str, Any]) -> dict[str, Any]:
@@ -53,10 +53,10 @@ def test_timm(name: str) -> None:
 
 
 def test_they_agree_with_the_presets() -> None:
-    for preset in (CLIP_B16, CLIP_L14):
+    for preset in (VISION_TOWERS["clip-b16"], VISION_TOWERS["clip-l14"]):
         usual = vision_settings("x", "openai", {}, preset.hidden_size)[1]
         assert usual == {name: getattr(preset, name) for name in usual}
-    for preset in (VIT_B16, VIT_L16):
+    for preset in (VISION_TOWERS["vit-b16"], VISION_TOWERS["vit-l16"]):
         usual = vision_settings("x", "timm", {}, preset.hidden_size)[1]
         assert usual == {name: getattr(preset, name) for name in usual}
     for text in (BERT_BASE, ROBERTA_BASE):

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 import tiny
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.config import ModelConfig
 from bridgetower.model.encodings import Fused
 from bridgetower.model.presets import meter
 
@@ -146,12 +145,6 @@ def gradients(model: BridgeTower, outputs: Any, loss: Callable[[Fused], Tensor])
 
 class TestReading:
     @pytest.mark.parametrize("outputs", ["pooled", "text"])
-    def test_values(self, model: BridgeTower, outputs: Any) -> None:
-        image, text = tiny.encodings(model)
-        some, everything = model.fuse(image, text, outputs), model.fuse(image, text, "all")
-        assert tiny.off(getattr(some, outputs), getattr(everything, outputs)) < ATOL
-
-    @pytest.mark.parametrize("outputs", ["pooled", "text"])
     def test_gradients(self, model: BridgeTower, outputs: Any) -> None:
         shape = {"pooled": (3, 32), "text": (3, 5, 16)}[outputs]
         weights = torch.randn(shape, generator=torch.Generator().manual_seed(1))
@@ -254,10 +247,6 @@ class TestImageSizes:
         assert fused.image.shape[1] == (size // 8) ** 2 + 1
         assert fused.text.isfinite().all()
 
-    def test_a_size_between_patches(self) -> None:
-        with pytest.raises(ValueError, match="multiples of the patch size 8"):
-            tiny.build().encode_image(tiny.images(1, size=20))
-
 
 class TestErrors:
     @pytest.mark.parametrize(("images", "texts"), [(2, 3), (1, 2), (3, 1)])
@@ -266,10 +255,6 @@ class TestErrors:
         message = f"{images} images and {texts} texts; expected one text per image: index them first"
         with pytest.raises(ValueError, match=message):
             tiny.build().fuse(image[:images], text[:texts])
-
-    def test_too_long_a_text(self) -> None:
-        with pytest.raises(ValueError, match="text of 15 tokens; the position table holds 14"):
-            tiny.build().encode_text(tiny.texts([15])[0])
 
     def test_annotations_are_checked_in_these_tests(self) -> None:
         """Else none of the shapes above would be."""
@@ -309,8 +294,3 @@ class TestModes:
         fused = model(tiny.images(2).to(torch.bfloat16), *tiny.texts([5, 3]))
         assert fused.pooled.dtype == torch.bfloat16
         assert tiny.off(fused.pooled.double(), tiny.build()(tiny.images(2), *tiny.texts([5, 3])).pooled) < 0.15
-
-
-def test_config_is_kept() -> None:
-    config: ModelConfig = tiny.changed(fusion__bridge="interpolate")
-    assert BridgeTower(config).config is config

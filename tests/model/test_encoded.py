@@ -100,13 +100,6 @@ def test_cat_of_images() -> None:
     assert same(joined, model.encode_image(pixels))
 
 
-def test_cat_of_one() -> None:
-    for encoded in tiny.encodings(tiny.build()):
-        joined = Encoded.cat([encoded])
-        assert torch.equal(joined.cls, encoded.cls)
-        assert (joined.mask is None) == (encoded.mask is None)
-
-
 def test_cat_of_nothing() -> None:
     with pytest.raises(ValueError, match="no encodings given; expected at least one"):
         Encoded.cat([])

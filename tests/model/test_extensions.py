@@ -69,12 +69,9 @@ def test_a_checkpoint_names_them(tmp_path: Path) -> None:
     read = read_checkpoint(tmp_path / "model", extensions=OWN)
     assert read.config == CONFIG
     assert torch.equal(read.model()(*batch).pooled, model(*batch).pooled)
-    with pytest.raises(ValueError, match=r"vision\.architecture is 'patches'; expected one of vit, timm, or one of"):
+    with pytest.raises(ValueError, match=r"vision\.architecture is 'patches'; expected one of vit, timm, or a custom"):
         read_checkpoint(tmp_path / "model")
-    with pytest.raises(
-        ValueError,
-        match=r"of one's own \(patches, words\); .* transformers lacks \(mood\)",
-    ):
+    with pytest.raises(ValueError, match=r"custom ones \(patches, words\); .* transformers lacks \(mood\)"):
         convert(read, tmp_path / "hf", "hf")
 
 

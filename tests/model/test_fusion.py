@@ -1,14 +1,11 @@
 """Bridges and the fusion encoder against their formulas, and what each way of reading computes."""
 
 from dataclasses import replace
-from itertools import combinations
 from typing import get_args
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import tiny
@@ -16,6 +13,8 @@ from bridgetower.model.bridges import BRIDGES
 from bridgetower.model.config import MANAGERS, BridgeKind, FusionConfig
 from bridgetower.model.cpu import optimize_for_cpu
 from bridgetower.model.fusion import FusionEncoder, FusionLayer, FusionOutputs
+from tiny import exact as random
+from tiny import made
 
 CONFIG = tiny.changed(fusion__num_layers=3).fusion
 METER = tiny.changed(fusion__num_layers=3, fusion__bridge=None, fusion__input_norm=False).fusion
@@ -23,14 +22,6 @@ NORMS = tiny.changed(fusion__num_layers=3, fusion__bridge="norm").fusion
 WIDTH = CONFIG.hidden_size
 EACH_BRIDGE = [METER, *(replace(CONFIG, bridge=kind) for kind in BRIDGES)]
 ATOL = 1e-10
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def made(module: nn.Module) -> nn.Module:
-    return tiny.off_defaults(module).double().eval()
 
 
 def normed(norm: nn.Module, hidden: Tensor) -> Tensor:
@@ -68,10 +59,6 @@ class TestBridge:
         }[kind]()
         assert tiny.off(output, normed(bridge.norm, total)) < ATOL
 
-    def test_kinds_differ(self) -> None:
-        outputs = [self.output(kind)[1] for kind in BRIDGES if kind not in MANAGERS]
-        assert all(tiny.off(one, other) > 0.01 for one, other in combinations(outputs, 2))
-
     def test_start_values(self) -> None:
         """A fresh scaled bridge adds, a fresh interpolating one averages."""
         assert BRIDGES["scaled_add"](CONFIG, 2, 2).scale.item() == 1
@@ -82,7 +69,7 @@ class TestBridge:
         assert set(get_args(BridgeKind)) == set(BRIDGES)
 
     def test_unknown(self) -> None:
-        with pytest.raises(ValueError, match=r"fusion\.bridge is 'multiply'; expected one of add, .*, or one of your"):
+        with pytest.raises(ValueError, match=r"fusion\.bridge is 'multiply'; expected one of add, .*, or a custom one"):
             FusionEncoder(replace(CONFIG, bridge="multiply"))
 
 
@@ -238,14 +225,6 @@ class TestEncoder:
             assert tiny.off(some_image, whole_image[:, :1]) < ATOL
 
     @pytest.mark.parametrize("config", EACH_BRIDGE, ids=lambda config: str(config.bridge))
-    def test_padding_changes_nothing(self, config: FusionConfig) -> None:
-        encoder, (image, text, mask) = made(FusionEncoder(config)), inputs(config)
-        far = tuple(layer + 100 * random(*layer.shape, seed=5) * ~mask[..., None] for layer in text)
-        before, after = encoder(image, text, mask, "all"), encoder(image, far, mask, "all")
-        assert tiny.off(before[0][mask], after[0][mask]) < ATOL
-        assert tiny.off(before[1], after[1]) < ATOL
-
-    @pytest.mark.parametrize("config", EACH_BRIDGE, ids=lambda config: str(config.bridge))
     def test_caches_change_nothing(self, config: FusionConfig) -> None:
         encoder, (image, text, mask) = made(FusionEncoder(config)), inputs(config)
         caches = encoder.cache_image(image), encoder.cache_text(text, mask)
@@ -277,25 +256,11 @@ class TestEncoder:
         encoder(image, text, mask, "all")
         assert ran == [1, 2, 1, 2, 3]
 
-    @pytest.mark.parametrize("number", [0, 1, 2])
-    def test_every_bridged_layer_is_read(self, number: int) -> None:
-        encoder, (image, text, mask) = made(FusionEncoder(CONFIG)), inputs()
-        expected = encoder(image, text, mask, "all")
-        for changed in ("image", "text"):
-            layers = {"image": list(image), "text": list(text)}
-            layers[changed][number] = layers[changed][number] + random(*layers[changed][number].shape, seed=9)
-            ours = encoder(tuple(layers["image"]), tuple(layers["text"]), mask, "all")
-            assert all(tiny.off(one, other) > 1e-3 for one, other in zip(ours, expected, strict=True))
-
-    def test_one_layer_has_no_bridge(self) -> None:
-        encoder = FusionEncoder(tiny.changed(fusion__num_layers=1).fusion)
-        assert len(encoder.text_bridges) == len(encoder.image_bridges) == 0
-
-    def test_bridges_are_one_fewer_than_layers(self) -> None:
+    def test_bridges_and_norms_of_each_kind(self) -> None:
+        one = FusionEncoder(tiny.changed(fusion__num_layers=1).fusion)
+        assert len(one.text_bridges) == len(one.image_bridges) == 0
         encoder = FusionEncoder(CONFIG)
         assert [len(part) for part in (encoder.text_bridges, encoder.image_bridges, encoder.text_layers)] == [2, 2, 3]
-
-    def test_meter_has_no_bridges_and_no_input_norms(self) -> None:
         names = {name.partition(".")[0] for name, _ in FusionEncoder(METER).named_parameters()}
         assert names == {"text_layers", "image_layers"}
 
@@ -311,14 +276,6 @@ class TestEncoder:
         encoder = FusionEncoder(config)
         outer = [encoder.text_norm, encoder.image_norm, encoder.text_bridges[0].norm, encoder.image_bridges[0].norm]
         assert {norm.eps for norm in outer} == {1e-2}
-
-    @settings(max_examples=20, deadline=None)
-    @given(order=st.permutations(range(3)))
-    def test_pairs_do_not_see_each_other(self, order: list[int]) -> None:
-        encoder, (image, text, mask) = made(FusionEncoder(CONFIG)), inputs()
-        expected = encoder(image, text, mask, "all")
-        ours = encoder(tuple(part[order] for part in image), tuple(part[order] for part in text), mask[order], "all")
-        assert all(tiny.off(one, other[order]) < ATOL for one, other in zip(ours, expected, strict=True))
 
     def test_dropout_after_each_part_of_a_layer(self) -> None:
         """Where all is dropped, nothing but the norms is left of self-attention, cross-attention and feed-forward."""

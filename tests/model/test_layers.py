@@ -1,5 +1,7 @@
 """Attention, feed-forward and transformer layers against their formulas."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +10,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import tiny
-from bridgetower.model.config import Pooling
 from bridgetower.model.layers import (
     CrossAttention,
     DotProductAttention,
@@ -19,21 +20,23 @@ from bridgetower.model.layers import (
     SelfAttention,
     activated,
 )
+from bridgetower.model.tower_config import Activation, TextConfig, VisionConfig
+from tiny import exact as random
+from tiny import made, mask_of
 
 WIDTH, HEADS = 12, 3
+SIZES: dict[str, Any] = {
+    "hidden_size": WIDTH,
+    "num_heads": HEADS,
+    "intermediate_size": 20,
+    "layer_norm_eps": 1e-3,
+}
+POST = TextConfig(dropout=0.5, **SIZES)
 ATOL = 1e-10
 
 
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def mask_of(*lengths: int) -> Tensor:
-    return torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
-
-
-def made(module: nn.Module) -> nn.Module:
-    return tiny.off_defaults(module).double().eval()
+def pre_norm(activation: Activation) -> PreNormLayer:
+    return PreNormLayer(VisionConfig(activation=activation, **SIZES))
 
 
 def attended(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None) -> Tensor:
@@ -117,18 +120,18 @@ class TestFeedForward:
 
 class TestTransformerLayers:
     def test_pre_norm(self) -> None:
-        layer, hidden = made(PreNormLayer(WIDTH, HEADS, 20, 1e-3, "quick_gelu")), random(2, 5, WIDTH)
+        layer, hidden = made(pre_norm("quick_gelu")), random(2, 5, WIDTH)
         after = hidden + layer.attention(norm(hidden, layer.attention_norm, 1e-3))
         assert tiny.off(layer(hidden), after + layer.mlp(norm(after, layer.mlp_norm, 1e-3))) < ATOL
 
     def test_post_norm(self) -> None:
-        layer, hidden, mask = made(PostNormLayer(WIDTH, HEADS, 20, 1e-3, 0.5)), random(2, 5, WIDTH), mask_of(5, 3)
+        layer, hidden, mask = made(PostNormLayer(POST)), random(2, 5, WIDTH), mask_of(5, 3)
         after = norm(hidden + layer.attention(hidden, mask), layer.attention_norm, 1e-3)
         assert tiny.off(layer(hidden, mask), norm(after + layer.mlp(after), layer.mlp_norm, 1e-3)) < ATOL
 
     def test_activation_reaches_the_feed_forward(self) -> None:
-        layer, hidden = made(PreNormLayer(WIDTH, HEADS, 20, 1e-3, "gelu")), random(2, 5, WIDTH)
-        assert tiny.off(layer(hidden), made(PreNormLayer(WIDTH, HEADS, 20, 1e-3, "quick_gelu"))(hidden)) > 1e-3
+        layer, hidden = made(pre_norm("gelu")), random(2, 5, WIDTH)
+        assert tiny.off(layer(hidden), made(pre_norm("quick_gelu"))(hidden)) > 1e-3
 
 
 def norm(hidden: Tensor, layer: nn.LayerNorm, eps: float) -> Tensor:
@@ -142,21 +145,11 @@ def test_pooler() -> None:
     assert tiny.off(layer(hidden), torch.tanh(layer.dense(hidden[:, 0]))) < ATOL
 
 
-@pytest.mark.parametrize("pooling", ["mean", "token_and_mean"])
-def test_pooler_of_means(pooling: Pooling) -> None:
-    layer, hidden = made(Pooler(WIDTH, pooling)), random(2, 5, WIDTH)
-    mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
-    token = hidden[:, 0] if pooling == "token_and_mean" else 0.0
-    whole, cut = hidden.mean(dim=1), torch.stack([hidden[0].mean(dim=0), hidden[1, :3].mean(dim=0)])
-    for mean, present in ((whole, None), (cut, mask)):
-        assert tiny.off(layer(hidden, present), torch.tanh(layer.dense(token + mean))) < ATOL
-
-
 class TestDropout:
     LAYERS = (
         (SelfAttention(WIDTH, HEADS, 0.5), [WIDTH]),
         (CrossAttention(WIDTH, HEADS, 0.5), [WIDTH, 2 * WIDTH]),
-        (PostNormLayer(WIDTH, HEADS, 20, 1e-5, 0.5), [WIDTH]),
+        (PostNormLayer(POST), [WIDTH]),
     )
 
     @pytest.mark.parametrize(("layer", "widths"), LAYERS, ids=["self", "cross", "layer"])
@@ -169,12 +162,12 @@ class TestDropout:
         assert tiny.off(layer(*inputs), layer(*inputs)) > 0.01
 
     def test_pre_norm_has_none(self) -> None:
-        layer, hidden = made(PreNormLayer(WIDTH, HEADS, 20, 1e-5, "gelu")), random(2, 5, WIDTH)
+        layer, hidden = made(pre_norm("gelu")), random(2, 5, WIDTH)
         assert torch.equal(layer(hidden), layer.train()(hidden))
 
     def test_scale_is_kept(self) -> None:
         """Kept values grow by 1 / (1 - p), so the mean over many draws is the value without dropout."""
-        layer, hidden = made(PostNormLayer(WIDTH, HEADS, 20, 1e-5, 0.5)), random(1, 1, WIDTH)
+        layer, hidden = made(PostNormLayer(POST)), random(1, 1, WIDTH)
         torch.manual_seed(0)
         mean = layer.train().dropout(hidden.expand(20000, 1, -1)).mean(dim=0)
         assert tiny.off(mean, hidden[0]) < 0.06

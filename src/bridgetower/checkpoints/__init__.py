@@ -5,11 +5,13 @@ from bridgetower.checkpoints.fingerprint import fingerprint
 from bridgetower.checkpoints.hub import HubOptions, is_downloaded
 from bridgetower.checkpoints.io import convert, read_checkpoint, update_weights, write_checkpoint, write_reranking
 from bridgetower.checkpoints.reranking import ITC_ALONE, ITC_WEIGHT, UNMEASURED, Calibration, Gain, Reranking, described
+from bridgetower.model.bridgetower import BridgeTower
 
 __all__ = [
     "ITC_ALONE",
     "ITC_WEIGHT",
     "UNMEASURED",
+    "BridgeTower",
     "Calibration",
     "Checkpoint",
     "Gain",

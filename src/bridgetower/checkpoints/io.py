@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -43,6 +44,8 @@ LABELS, CARD = "labels.json", "README.md"
 _FORMAT = {"format": "bridgetower", "version": 1}
 
 logger = logging.getLogger(__name__)
+
+BridgeTower.writer = sys.modules[__name__]  # of its methods `save` and `push_to_hub`
 
 
 def read_checkpoint(

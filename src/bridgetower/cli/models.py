@@ -69,7 +69,7 @@ def export(
         reading: How the model is read; an export takes images of one size.
         json: Print JSON on a terminal too.
     """
-    from bridgetower.engines.folder import write_exported
+    from bridgetower.engines.export import write_exported
 
     differences = write_exported(reading.read(model), destination, form, progress=sys.stderr.isatty())
     largest = max(value for parts in differences.values() for value in parts.values())

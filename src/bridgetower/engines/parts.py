@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from bridgetower.model.bridgetower import BridgeTower, EncodeOutputs
+from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.encodings import Encoded
-from bridgetower.model.fusion import FusionOutputs
 from bridgetower.model.heads import HeadInputs, chosen_heads
 
 PartName = Literal["image", "image_cls", "text", "text_cls", "fusion_pooled", "fusion_text"]
@@ -30,16 +29,7 @@ _PARTS_OF: dict[HeadInputs, tuple[PartName, ...]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A part in PyTorch, ready to be exported.
-
-    Attributes:
-        name: Of the part.
-        module: Computes it; its parameters are called `model.` and their name in the checkpoint.
-        inputs: Example arguments of `module`.
-        dynamic: Which of their sizes vary, in their structure.
-        input_names: Of the inputs, one after the other.
-        output_names: Of the outputs.
-    """
+    """A part in PyTorch with example arguments and which of their sizes vary, ready to be exported."""
 
     name: PartName
     module: nn.Module
@@ -49,7 +39,7 @@ class Part:
     output_names: tuple[str, ...]
 
     def examples(self) -> Iterator[tuple[Any, ...]]:
-        """Yields arguments of several sizes: the example, and its first half without the last token."""
+        """Yields the example arguments, and their first half without the last token."""
 
         def smaller(tensor: Tensor, sizes: Mapping[int, Dim]) -> Tensor:
             return tensor[:1, :-1] if 1 in sizes else tensor[:1]
@@ -61,15 +51,12 @@ class Part:
         )
 
     def exported(self) -> ExportedProgram:
-        """Returns the part as `torch.export` records it, for any batch and text length."""
         with torch.no_grad():
             return torch.export.export(self.module, self.inputs, dynamic_shapes=self.dynamic, strict=False)
 
 
 class _Image(nn.Module):
-    """The image tower: its bridged hidden states and the last CLS, or the CLS alone."""
-
-    def __init__(self, model: BridgeTower, outputs: EncodeOutputs) -> None:
+    def __init__(self, model: BridgeTower, outputs: Any) -> None:
         super().__init__()
         self.model, self.outputs = model, outputs
 
@@ -78,26 +65,16 @@ class _Image(nn.Module):
         return *image.layers, image.cls
 
 
-class _Text(nn.Module):
-    """The text tower: its bridged hidden states and the last CLS, or the CLS alone."""
-
-    def __init__(self, model: BridgeTower, outputs: EncodeOutputs) -> None:
-        super().__init__()
-        self.model, self.outputs = model, outputs
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
+class _Text(_Image):
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         text = self.model.encode_text(input_ids, attention_mask, outputs=self.outputs)
         return *text.layers, text.cls
 
 
-class _Fusion(nn.Module):
-    """The fusion encoder: the pooled output, or the text stream."""
-
-    def __init__(self, model: BridgeTower, outputs: FusionOutputs) -> None:
-        super().__init__()
-        self.model, self.outputs = model, outputs
-
-    def forward(self, image: Sequence[Tensor], text: Sequence[Tensor], attention_mask: Tensor) -> tuple[Tensor]:
+class _Fusion(_Image):
+    def forward(  # type: ignore[override]
+        self, image: Sequence[Tensor], text: Sequence[Tensor], attention_mask: Tensor
+    ) -> tuple[Tensor]:
         # Fusion does not read the CLS of a tower; the fields are filled with what has their shape.
         encoded_image = Encoded(tuple(image), image[0][:, 0])
         encoded_text = Encoded(tuple(text), text[0][:, 0], attention_mask.bool())
@@ -106,7 +83,6 @@ class _Fusion(nn.Module):
 
 
 def part_names(model: BridgeTower) -> tuple[PartName, ...]:
-    """Returns the parts that a use of the model and its heads read."""
     read = [part for name in chosen_heads(model.config.heads) for part in _PARTS_OF[model.head_specs[name].inputs]]
     return tuple(dict.fromkeys(("image", "text", "fusion_pooled", *read)))
 
@@ -124,39 +100,36 @@ def make_part(model: BridgeTower, name: PartName) -> Part:
     sizes = {0: batch, 1: Dim("length", min=1, max=config.max_length)}
     image_names = tuple(f"image_{number}" for number in range(len(model.config.vision_layers)))
     text_names = tuple(f"text_{number}" for number in range(len(model.config.text_layers)))
-    match name:
-        case "image" | "image_cls":
-            return Part(
-                name=name,
-                module=_Image(model, "layers" if name == "image" else "cls"),
-                inputs=(pixel_values,),
-                dynamic=({0: batch},),
-                input_names=("pixel_values",),
-                output_names=(*(image_names if name == "image" else ()), "cls"),
-            )
-        case "text" | "text_cls":
-            return Part(
-                name=name,
-                module=_Text(model, "layers" if name == "text" else "cls"),
-                inputs=(input_ids, mask),
-                dynamic=(sizes, sizes),
-                input_names=("input_ids", "attention_mask"),
-                output_names=(*(text_names if name == "text" else ()), "cls"),
-            )
-        case "fusion_pooled" | "fusion_text":
-            outputs: FusionOutputs = "pooled" if name == "fusion_pooled" else "text"
-            with torch.no_grad():
-                image, text = model.encode_image(pixel_values), model.encode_text(input_ids, mask)
-            return Part(
-                name=name,
-                module=_Fusion(model, outputs),
-                inputs=(list(image.layers), list(text.layers), mask),
-                dynamic=([{0: batch}] * len(image.layers), [sizes] * len(text.layers), sizes),
-                input_names=(*image_names, *text_names, "attention_mask"),
-                output_names=(outputs,),
-            )
+    if name in ("image", "image_cls"):
+        return Part(
+            name=name,
+            module=_Image(model, "layers" if name == "image" else "cls"),
+            inputs=(pixel_values,),
+            dynamic=({0: batch},),
+            input_names=("pixel_values",),
+            output_names=(*(image_names if name == "image" else ()), "cls"),
+        )
+    if name in ("text", "text_cls"):
+        return Part(
+            name=name,
+            module=_Text(model, "layers" if name == "text" else "cls"),
+            inputs=(input_ids, mask),
+            dynamic=(sizes, sizes),
+            input_names=("input_ids", "attention_mask"),
+            output_names=(*(text_names if name == "text" else ()), "cls"),
+        )
+    outputs = name.removeprefix("fusion_")
+    with torch.no_grad():
+        image, text = model.encode_image(pixel_values), model.encode_text(input_ids, mask)
+    return Part(
+        name=name,
+        module=_Fusion(model, outputs),
+        inputs=(list(image.layers), list(text.layers), mask),
+        dynamic=([{0: batch}] * len(image.layers), [sizes] * len(text.layers), sizes),
+        input_names=(*image_names, *text_names, "attention_mask"),
+        output_names=(outputs,),
+    )
 
 
 def flat(arguments: Sequence[Any]) -> list[Tensor]:
-    """Returns the tensors of a part's arguments one after the other, as an engine takes them."""
     return [tensor for value in arguments for tensor in (value if isinstance(value, list) else [value])]

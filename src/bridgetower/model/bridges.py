@@ -11,7 +11,10 @@ from torch import Tensor, nn
 from bridgetower.model.config import FusionConfig
 from bridgetower.model.layers import DotProductAttention
 
-TowerLayers = Sequence[Float[Tensor, "b l d"]]
+Stream = Float[Tensor, "b l d"]
+Other = Float[Tensor, "b m d"]
+OtherMask = Bool[Tensor, "b m"] | None
+TowerLayers = Sequence[Stream]
 
 
 class Bridge(nn.Module):
@@ -22,18 +25,10 @@ class Bridge(nn.Module):
         self.layer = layer
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.bridge_layer_norm_eps)
 
-    def forward(
-        self,
-        stream: Float[Tensor, "b l d"],
-        tower_layers: TowerLayers,
-        other_stream: Float[Tensor, "b m d"],
-        other_mask: Bool[Tensor, "b m"] | None,
-    ) -> Float[Tensor, "b l d"]:
-        """Returns the fusion layer's input."""
+    def forward(self, stream: Stream, tower_layers: TowerLayers, other_stream: Other, other_mask: OtherMask) -> Stream:
         return self.norm(self.mixed(stream, tower_layers[self.layer - 1]))
 
-    def mixed(self, stream: Float[Tensor, "b l d"], tower: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
-        """Returns the input of the LayerNorm."""
+    def mixed(self, stream: Stream, tower: Stream) -> Stream:
         return tower + stream
 
 
@@ -44,8 +39,7 @@ class ScaledAddBridge(Bridge):
         super().__init__(config, layer, num_tower_layers)
         self.scale = nn.Parameter(torch.tensor(1.0))
 
-    def mixed(self, stream: Float[Tensor, "b l d"], tower: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
-        """Returns αx + z."""
+    def mixed(self, stream: Stream, tower: Stream) -> Stream:
         return tower * self.scale + stream
 
 
@@ -56,8 +50,7 @@ class InterpolatingBridge(Bridge):
         super().__init__(config, layer, num_tower_layers)
         self.beta = nn.Parameter(torch.tensor(0.5))
 
-    def mixed(self, stream: Float[Tensor, "b l d"], tower: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
-        """Returns (1 - β)x + βz."""
+    def mixed(self, stream: Stream, tower: Stream) -> Stream:
         return tower * (1 - self.beta) + stream * self.beta
 
 
@@ -68,8 +61,7 @@ class ConcatenatingBridge(Bridge):
         super().__init__(config, layer, num_tower_layers)
         self.linear = nn.Linear(2 * config.hidden_size, config.hidden_size)
 
-    def mixed(self, stream: Float[Tensor, "b l d"], tower: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
-        """Returns W[x; z]."""
+    def mixed(self, stream: Stream, tower: Stream) -> Stream:
         output: Tensor = self.linear(torch.cat([tower, stream], dim=-1))
         return output
 
@@ -77,8 +69,7 @@ class ConcatenatingBridge(Bridge):
 class GatedBridge(ConcatenatingBridge):
     """LayerNorm(g ⊙ x + (1 - g) ⊙ z) with the gate g = σ(W[x; z]), of the paper's table."""
 
-    def mixed(self, stream: Float[Tensor, "b l d"], tower: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
-        """Returns g ⊙ x + (1 - g) ⊙ z."""
+    def mixed(self, stream: Stream, tower: Stream) -> Stream:
         gate = torch.sigmoid(super().mixed(stream, tower))
         return stream + gate * (tower - stream)  # unlike torch.lerp also of several dtypes, as under autocast
 
@@ -89,12 +80,27 @@ class NormBridge(Bridge):
     def __init__(self, config: FusionConfig, layer: int, num_tower_layers: int) -> None:
         super().__init__(config, 1, num_tower_layers)  # the only one that reaches the fusion encoder
 
-    def mixed(self, stream: Float[Tensor, "b l d"], tower: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
-        """Returns z."""
+    def mixed(self, stream: Stream, tower: Stream) -> Stream:
         return stream
 
 
-class StaticManager(nn.Module):
+class Manager(nn.Module):
+    """What both managers have: tower layers with a LayerNorm each, weighed, with noise in training."""
+
+    def __init__(self, config: FusionConfig, num_tower_layers: int) -> None:
+        super().__init__()
+        width, eps = config.hidden_size, config.bridge_layer_norm_eps
+        self.norms = nn.ModuleList(nn.LayerNorm(width, eps=eps) for _ in range(num_tower_layers))
+        self.temperature = nn.Parameter(torch.ones(()))
+
+    def managed(self, tower_layers: TowerLayers, scores: Float[Tensor, "n #b #l #d"]) -> Stream:
+        layers = torch.stack([norm(layer) for norm, layer in zip(self.norms, tower_layers, strict=True)])
+        if self.training:
+            scores = scores + torch.randn_like(layers) / len(layers)
+        return (torch.softmax(scores / self.temperature, dim=0) * layers).sum(dim=0)
+
+
+class StaticManager(Manager):
     """Σᵢ softmaxᵢ(Wᵢ / τ) ⊙ LNᵢ(xᵢ) + c ⊙ LN(z) over all bridged layers xᵢ of the tower (ManagerTower, "SAUE").
 
     W (a weight per layer and channel, at first 1/N), c (at first 1) and the temperature τ (at first 1) are learned. In
@@ -105,31 +111,23 @@ class StaticManager(nn.Module):
     """
 
     def __init__(self, config: FusionConfig, layer: int, num_tower_layers: int) -> None:
-        super().__init__()
-        width, self.num_tower_layers = config.hidden_size, num_tower_layers
-        self.norms = _norms(config, num_tower_layers)
+        super().__init__(config, num_tower_layers)
+        width, self.stream_norm = config.hidden_size, None
         self.weights = nn.Parameter(torch.full((num_tower_layers, width), 1 / num_tower_layers))
-        self.temperature = nn.Parameter(torch.ones(()))
-        self.stream_norm = None
         if layer > 1:
             self.stream_norm = nn.LayerNorm(width, eps=config.bridge_layer_norm_eps)
             self.stream_weight = nn.Parameter(torch.ones(width))
 
     def forward(
-        self,
-        stream: Float[Tensor, "b l d"] | None,
-        tower_layers: TowerLayers,
-        other_stream: Float[Tensor, "b m d"] | None,
-        other_mask: Bool[Tensor, "b m"] | None,
-    ) -> Float[Tensor, "b l d"]:
-        """Returns the fusion layer's input; see `Bridge.forward`. Into the first layer both streams are None."""
-        managed = _managed(self.norms, tower_layers, self.weights[:, None, None, :], self.temperature, self.training)
+        self, stream: Stream | None, tower_layers: TowerLayers, other_stream: Other | None, other_mask: OtherMask
+    ) -> Stream:
+        managed = self.managed(tower_layers, self.weights[:, None, None, :])
         if self.stream_norm is None:
             return managed
         return managed + self.stream_weight * self.stream_norm(stream)
 
 
-class AdaptiveManager(nn.Module):
+class AdaptiveManager(Manager):
     """The manager whose weights depend on both streams (ManagerTower, "AAUE"): Σᵢ softmaxᵢ(sᵢ / τ) xᵢ' + c ⊙ z'.
 
     s = V[softmax((Qz')(Ko')ᵀ / √d) o'; z'] has a score for each position and bridged layer; x', z' and o' are the
@@ -139,55 +137,22 @@ class AdaptiveManager(nn.Module):
     """
 
     def __init__(self, config: FusionConfig, layer: int, num_tower_layers: int) -> None:
-        super().__init__()
+        super().__init__(config, num_tower_layers)
         width, eps = config.hidden_size, config.bridge_layer_norm_eps
-        self.norms = _norms(config, num_tower_layers)
         self.stream_norm = nn.LayerNorm(width, eps=eps)
         self.other_norm = nn.LayerNorm(width, eps=eps)
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
         self.attention = DotProductAttention(num_heads=1, dropout=0.0)
         self.scores = nn.Linear(2 * width, num_tower_layers)
-        self.temperature = nn.Parameter(torch.ones(()))
         self.stream_weight = nn.Parameter(torch.ones(width))
 
-    def forward(
-        self,
-        stream: Float[Tensor, "b l d"],
-        tower_layers: TowerLayers,
-        other_stream: Float[Tensor, "b m d"],
-        other_mask: Bool[Tensor, "b m"] | None,
-    ) -> Float[Tensor, "b l d"]:
-        """Returns the fusion layer's input; see `Bridge.forward`."""
+    def forward(self, stream: Stream, tower_layers: TowerLayers, other_stream: Other, other_mask: OtherMask) -> Stream:
         stream, other = self.stream_norm(stream), self.other_norm(other_stream)
         query, key = self.query(stream), self.key(other)
         context = self.attention(query, key, other.to(key.dtype), other_mask)  # a LayerNorm under autocast is float32
         scores = self.scores(torch.cat([context, stream], dim=-1)).movedim(-1, 0)[..., None]
-        managed = _managed(self.norms, tower_layers, scores, self.temperature, self.training)
-        return managed + self.stream_weight * stream
-
-
-def adaptive_manager(config: FusionConfig, layer: int, num_tower_layers: int) -> nn.Module:
-    """Makes an adaptive manager, or into the first fusion layer a static one."""
-    return (StaticManager if layer == 1 else AdaptiveManager)(config, layer, num_tower_layers)
-
-
-def _norms(config: FusionConfig, count: int) -> nn.ModuleList:
-    return nn.ModuleList(nn.LayerNorm(config.hidden_size, eps=config.bridge_layer_norm_eps) for _ in range(count))
-
-
-def _managed(
-    norms: nn.ModuleList,
-    tower_layers: TowerLayers,
-    scores: Float[Tensor, "n #b #l #d"],
-    temperature: Float[Tensor, ""],
-    noisy: bool,
-) -> Float[Tensor, "b l d"]:
-    """The weighted sum of the normalised tower layers, with noise on the scores if `noisy`."""
-    layers = torch.stack([norm(layer) for norm, layer in zip(norms, tower_layers, strict=True)])
-    if noisy:
-        scores = scores + torch.randn_like(layers) / len(layers)
-    return (torch.softmax(scores / temperature, dim=0) * layers).sum(dim=0)
+        return self.managed(tower_layers, scores) + self.stream_weight * stream
 
 
 BridgeBuilder = Callable[[FusionConfig, int, int], nn.Module]
@@ -199,5 +164,7 @@ BRIDGES: dict[str, BridgeBuilder] = {
     "gated": GatedBridge,
     "norm": NormBridge,
     "static_manager": StaticManager,
-    "adaptive_manager": adaptive_manager,
+    "adaptive_manager": lambda config, layer, num_tower_layers: (StaticManager if layer == 1 else AdaptiveManager)(
+        config, layer, num_tower_layers
+    ),
 }

@@ -14,8 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from bridgetower.model.bridges import BRIDGES
-from bridgetower.model.config import FusionConfig, ModelConfig, Part, entry
-from bridgetower.model.encodings import Encoded, Fused
+from bridgetower.model.config import ModelConfig, Part, entry
+from bridgetower.model.encodings import Encoded, Fused, Mask
 from bridgetower.model.extensions import NO_EXTENSIONS, TEXT_ARCHITECTURES, Extensions, vision_tower
 from bridgetower.model.fusion import FusionEncoder, FusionOutputs
 from bridgetower.model.heads import (
@@ -29,19 +29,26 @@ from bridgetower.model.heads import (
     chosen_heads,
 )
 from bridgetower.model.layers import Pooler, allow_graphs, mean_token
-from bridgetower.model.towers import TextTransformer, Tower, VisionTransformer
+from bridgetower.model.towers import Transformer, VisionTransformer
 
 EncodeOutputs = Literal["layers", "cls"]
 TEXT, IMAGE, SECOND_IMAGE = 0, 1, 2  # token types
 
 
 class BridgeTower(nn.Module):
-    """Two towers, the fusion encoder and the heads that the config names, each as `NAME_head` or None."""
+    """Two towers, the fusion encoder and the heads that the config names, each as `NAME_head` or None.
+
+    Inputs that do not fit raise ValueError, as does a head that the model does not have; those that it has are named.
+    """
 
     mlm_head: MlmHead | None
     itm_head: LinearHead | None
     itc_head: ItcHead | FusedItcHead | None
     rank_head: RankHead | None
+    text_layer_embedding: nn.Embedding | None
+    image_layer_embedding: nn.Embedding | None
+    writer: Any = None
+    """`checkpoints.io`, once it is imported, as the public names do."""
     origin: Any = None
     """The `Checkpoint` that it was made of, without its weights; None for a new model."""
     trained_top = 0
@@ -62,21 +69,24 @@ class BridgeTower(nn.Module):
             config: Sizes and names.
             extensions: Custom entries that it names.
             generator: Of the random weights; None is PyTorch's.
-
-        Raises:
-            ValueError: It names a tower, bridge or head that is in no table.
         """
         super().__init__()
         self.config, self.extensions, fusion = config, extensions, config.fusion
         self.vision = vision_tower(config.vision, extensions)
         text = entry("text.architecture", config.text.architecture, TEXT_ARCHITECTURES | extensions.text_towers)
         self.text = text(config.text)
-        self.image_projections = _projections(config.vision.hidden_size, fusion, config.vision_layers)
-        self.text_projections = _projections(config.text.hidden_size, fusion, config.text_layers)
+        self.image_projections, self.text_projections = (
+            nn.ModuleList(
+                nn.Linear(tower.hidden_size, fusion.hidden_size)
+                for _ in range(len(layers) if fusion.separate_projections else 1)
+            )
+            for tower, layers in ((config.vision, config.vision_layers), (config.text, config.text_layers))
+        )
         self.token_type_embedding = nn.Embedding(fusion.num_token_types, fusion.hidden_size)
-        embeds = fusion.layer_embeddings
-        self.text_layer_embedding = nn.Embedding(config.text.num_layers, fusion.hidden_size) if embeds else None
-        self.image_layer_embedding = nn.Embedding(config.vision.num_layers, fusion.hidden_size) if embeds else None
+        self.text_layer_embedding = self.image_layer_embedding = None
+        if fusion.layer_embeddings:
+            self.text_layer_embedding = nn.Embedding(config.text.num_layers, fusion.hidden_size)
+            self.image_layer_embedding = nn.Embedding(config.vision.num_layers, fusion.hidden_size)
         self.fusion = FusionEncoder(fusion, BRIDGES | extensions.bridges)
         self.text_pooler = Pooler(fusion.hidden_size)
         self.image_pooler = Pooler(fusion.hidden_size)
@@ -96,14 +106,11 @@ class BridgeTower(nn.Module):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draws all weights from `generator` (None: PyTorch's): normal, zero biases, unit LayerNorms.
 
-        The standard deviation is BERT's 0.02 at BERT's width of 768; in a narrower text tower or fusion encoder it is
-        larger, so that what comes out of a layer has the same size. The image tower follows CLIP: its residual
-        branches shrink with depth and its embeddings scale with width. Temperatures and the weights of
-        bridges that are no linear layer keep the values that their modules set, and custom towers all of theirs.
+        The standard deviation is BERT's 0.02 at BERT's width of 768, and larger in a narrower text tower or fusion
+        encoder; the image tower follows CLIP. Temperatures, and the weights of bridges that are no linear layer, keep
+        the values that their modules set, and custom towers all of theirs.
         """
-        custom = [
-            tower for tower in (self.vision, self.text) if not isinstance(tower, VisionTransformer | TextTransformer)
-        ]
+        custom = [tower for tower in (self.vision, self.text) if not isinstance(tower, Transformer)]
         left = {module for tower in custom for module in tower.modules()}
         text_tower = set(self.text.modules())
         for module in self.modules():
@@ -130,9 +137,7 @@ class BridgeTower(nn.Module):
         Raises:
             FileExistsError: The folder holds something else.
         """
-        from bridgetower.checkpoints import io
-
-        io.convert(io.checkpoint_of(self), Path(folder), "bridgetower")
+        self._writer().convert(self.writer.checkpoint_of(self), Path(folder), "bridgetower")
 
     def push_to_hub(
         self,
@@ -156,9 +161,7 @@ class BridgeTower(nn.Module):
             metrics: Measured values by name.
             command: That trained it.
         """
-        from bridgetower.checkpoints import io
-
-        return io.push(
+        return self._writer().push(
             self,
             repo_id,
             private=private,
@@ -169,6 +172,11 @@ class BridgeTower(nn.Module):
             command=command,
         )
 
+    def _writer(self) -> Any:
+        if self.writer is None:
+            raise RuntimeError("what writes models is not imported; import bridgetower.checkpoints first")
+        return self.writer
+
     def checkpoint_activations(self, parts: Collection[Part]) -> None:
         """Lets the layers of some parts keep only their inputs in training and compute the rest again for gradients."""
         self.vision.set_activation_checkpointing("vision" in parts)
@@ -176,7 +184,7 @@ class BridgeTower(nn.Module):
         self.fusion.checkpoint_activations = "fusion" in parts
 
     def layers(self) -> list[nn.Module]:
-        """Returns the layers of the fusion encoder and of those towers that list theirs."""
+        """Returns those of the fusion encoder and of the towers that list theirs."""
         layers = [*self.fusion.text_layers, *self.fusion.image_layers]
         for tower in (self.vision, self.text):
             with suppress(ValueError):
@@ -199,9 +207,6 @@ class BridgeTower(nn.Module):
 
         Args:
             count: Layers of each tower that train.
-
-        Raises:
-            ValueError: A tower has fewer, or its layers cannot be trained apart.
         """
         for tower, read in ((self.vision, self.config.vision_layers), (self.text, self.config.text_layers)):
             if count > read[-1]:
@@ -214,10 +219,7 @@ class BridgeTower(nn.Module):
         self.trained_top = count
 
     def cached_layers(self, read: tuple[int, ...]) -> tuple[int, ...]:
-        """Returns the layers whose states are kept of a frozen tower, of which some layers are read.
-
-        They are those that are read, or those of them below the layers that train and the last one below.
-        """
+        """Returns the layers whose states are kept of a frozen tower: those that are read below the ones that train."""
         last = read[-1] - self.trained_top
         return tuple(sorted({last, *(layer for layer in read if layer < last)})) if self.trained_top else read
 
@@ -237,14 +239,10 @@ class BridgeTower(nn.Module):
         """Encodes images.
 
         Args:
-            pixel_values: Normalised images; None with `states`.
+            pixel_values: Normalised images, whose sides are multiples of the patch size; None with `states`.
             token_type: 1, or 2 for the second image of a pair (NLVR2).
             outputs: `layers` for the fusion encoder, `cls` for contrastive embeddings only, which takes less work.
             states: What the frozen tower made of the images before, see `cached_layers`.
-
-        Raises:
-            ValueError: The image's sides are not multiples of the patch size, nothing is given, or there is no such
-                token type.
         """
         layers = self.config.vision_layers
         if states is not None:
@@ -262,7 +260,7 @@ class BridgeTower(nn.Module):
     def encode_text(
         self,
         input_ids: Int[Tensor, "b l"],
-        attention_mask: Int[Tensor, "b l"] | Bool[Tensor, "b l"] | None = None,
+        attention_mask: Mask = None,
         *,
         outputs: EncodeOutputs = "layers",
         states: Float[Tensor, "b n l t"] | None = None,
@@ -274,9 +272,6 @@ class BridgeTower(nn.Module):
             attention_mask: 0 on padding; None if nothing is padded.
             outputs: `layers` for the fusion encoder, `cls` for contrastive embeddings only, which takes less work.
             states: What the frozen tower made of the texts before, see `cached_layers`.
-
-        Raises:
-            ValueError: The text is longer than the position table.
         """
         mask = None if attention_mask is None else attention_mask.bool()
         if (missing := self.padding(input_ids.shape[1])) is not None:
@@ -295,13 +290,13 @@ class BridgeTower(nn.Module):
         return self.project_text(hidden, mask)
 
     def padding(self, length: int) -> int | None:
-        """Returns how many tokens are added to texts of a length; with None they stay as they are, without a mask."""
+        """Returns how many tokens are added to texts of a length; None: they stay as they are, without a mask."""
         if self.text_multiple == 1:
             return None
         return max(0, min(-length % self.text_multiple, self.config.text.max_length - length))
 
     def _from_states(
-        self, tower: Tower, states: Float[Tensor, "b n l w"], mask: Bool[Tensor, "b l"] | None, read: tuple[int, ...]
+        self, tower: Any, states: Float[Tensor, "b n l w"], mask: Bool[Tensor, "b l"] | None, read: tuple[int, ...]
     ) -> list[Float[Tensor, "b l w"]]:
         """Returns the layers of a tower that are read; those that train are run."""
         if not self.trained_top:
@@ -309,23 +304,17 @@ class BridgeTower(nn.Module):
         return tower.continued(dict(zip(self.cached_layers(read), states.unbind(1), strict=True)), mask, read)
 
     def project_image(self, hidden: list[Float[Tensor, "b p v"]], token_type: int = IMAGE) -> Encoded:
-        """Returns the encoding of images from the bridged hidden states of the image tower.
+        """Returns the encoding of images from the bridged hidden states of the image tower."""
+        embedding, layers = self.image_layer_embedding, self.config.vision_layers
+        projected = self._projected(hidden, self.image_projections, token_type, embedding, layers)
+        return Encoded(projected, self.image_features(hidden[-1]))
 
-        Raises:
-            ValueError: There is no such token type.
-        """
-        types = self._types(token_type, self.image_layer_embedding, self.config.vision_layers)
-        return Encoded(_projected(hidden, self.image_projections, types), self.image_features(hidden[-1]))
-
-    def project_text(
-        self,
-        hidden: list[Float[Tensor, "b l t"]],
-        attention_mask: Int[Tensor, "b l"] | Bool[Tensor, "b l"] | None = None,
-    ) -> Encoded:
+    def project_text(self, hidden: list[Float[Tensor, "b l t"]], attention_mask: Mask = None) -> Encoded:
         """Returns the encoding of texts from the bridged hidden states of the text tower."""
         mask = None if attention_mask is None else attention_mask.bool()
-        types = self._types(TEXT, self.text_layer_embedding, self.config.text_layers)
-        return Encoded(_projected(hidden, self.text_projections, types), self.text_features(hidden[-1], mask), mask)
+        embedding, layers = self.text_layer_embedding, self.config.text_layers
+        projected = self._projected(hidden, self.text_projections, TEXT, embedding, layers)
+        return Encoded(projected, self.text_features(hidden[-1], mask), mask)
 
     def image_features(self, hidden: Float[Tensor, "b p v"]) -> Float[Tensor, "b v"]:
         """Returns what heads on the image tower read, from the hidden states of its last bridged layer."""
@@ -347,10 +336,7 @@ class BridgeTower(nn.Module):
         return replace(image, first_layer_cache=self.fusion.cache_image(image.layers))
 
     def cache_text(self, text: Encoded) -> Encoded:
-        """Adds what the first fusion layer computes of each text alone, for texts that several images share.
-
-        In training with dropout or a manager it returns `text` as it is: there every pair has draws of its own.
-        """
+        """Adds what the first fusion layer computes of each text alone, see `cache_image`."""
         if self._draws():
             return text
         return replace(text, first_layer_cache=self.fusion.cache_text(text.layers, text.mask))
@@ -362,10 +348,6 @@ class BridgeTower(nn.Module):
             image: From `encode_image`.
             text: From `encode_text`, as many as images.
             outputs: `pooled` for matching and classification, `text` for masked words, `all` for everything.
-
-        Raises:
-            ValueError: The numbers of images and texts differ, there is no such `outputs`, or something was encoded for
-                its CLS only.
         """
         if outputs not in get_args(FusionOutputs):
             raise ValueError(f"outputs is {outputs!r}; expected one of {', '.join(get_args(FusionOutputs))}")
@@ -385,13 +367,7 @@ class BridgeTower(nn.Module):
         return Fused(text_stream, image_stream, pooled)
 
     def pooled_with_two(self, first: Encoded, second: Encoded, text: Encoded) -> Float[Tensor, "b f"]:
-        """Returns the pooled outputs of text b with each of two images, side by side, as `nlvr2` reads them.
-
-        Args:
-            first: Images of token type 1.
-            second: As many of token type 2.
-            text: One for each pair of images; it is encoded once.
-        """
+        """Returns the pooled outputs of text b with each of two images, side by side, as `nlvr2` reads them."""
         text = self.cache_text(text)
         return torch.cat([self.fuse(first, text).pooled, self.fuse(second, text).pooled], dim=-1)
 
@@ -399,18 +375,14 @@ class BridgeTower(nn.Module):
         self,
         pixel_values: Float[Tensor, "b 3 h w"],
         input_ids: Int[Tensor, "b l"],
-        attention_mask: Int[Tensor, "b l"] | Bool[Tensor, "b l"] | None = None,
+        attention_mask: Mask = None,
         outputs: FusionOutputs = "all",
     ) -> Fused:
         """Encodes both modalities and fuses them."""
         return self.fuse(self.encode_image(pixel_values), self.encode_text(input_ids, attention_mask), outputs)
 
     def image_embeds(self, image: Encoded) -> Float[Tensor, "b c"]:
-        """Returns L2-normalised contrastive embeddings of images.
-
-        Raises:
-            ValueError: The model has no contrastive head.
-        """
+        """Returns L2-normalised contrastive embeddings of images."""
         head = self.contrastive_head()
         if self.compares_pairs:  # transformers reads the CLS that fusion gets, the official code the tower's
             bridged = self.image_projections[-1](image.cls) + self.token_type_embedding.weight[IMAGE]
@@ -418,11 +390,7 @@ class BridgeTower(nn.Module):
         return _l2_normalize(head.image(head.dropout(image.cls)))
 
     def text_embeds(self, text: Encoded) -> Float[Tensor, "b c"]:
-        """Returns L2-normalised contrastive embeddings of texts.
-
-        Raises:
-            ValueError: The model has no contrastive head.
-        """
+        """Returns L2-normalised contrastive embeddings of texts."""
         head = self.contrastive_head()
         return _l2_normalize(head.text(text.cls if self.compares_pairs else head.dropout(text.cls)))
 
@@ -440,31 +408,16 @@ class BridgeTower(nn.Module):
         return _l2_normalize(head.pooled(pooled) if self.compares_pairs else pooled)
 
     def itm_logits(self, pooled: Float[Tensor, "b e"]) -> Float[Tensor, "b 2"]:
-        """Returns logits of no match (0) and match (1).
-
-        Raises:
-            ValueError: The model has no matching head.
-        """
-        logits: Tensor = self.head("itm")(pooled)
-        return logits
+        """Returns logits of no match (0) and match (1)."""
+        return self.head("itm")(pooled)
 
     def mlm_logits(self, hidden: Float[Tensor, "*n d"]) -> Float[Tensor, "*n k"]:
-        """Returns vocabulary logits of text stream positions.
-
-        Raises:
-            ValueError: The model has no masked-language head.
-        """
-        logits: Tensor = self.head("mlm")(hidden)
-        return logits
+        """Returns vocabulary logits of text stream positions."""
+        return self.head("mlm")(hidden)
 
     def rank_scores(self, pooled: Float[Tensor, "b e"]) -> Float[Tensor, " b"]:
-        """Returns a score of each pair, to be compared among the texts of one image.
-
-        Raises:
-            ValueError: The model has no ranking head.
-        """
-        scores: Tensor = self.head("rank")(pooled)
-        return scores
+        """Returns a score of each pair, to be compared among the texts of one image."""
+        return self.head("rank")(pooled)
 
     def class_logits(self, name: str, features: Float[Tensor, "b f"]) -> Float[Tensor, "b k"]:
         """Returns the logits of a downstream head.
@@ -473,24 +426,12 @@ class BridgeTower(nn.Module):
             name: Of the head.
             features: For `vqa` and `snli_ve` the pooled output, for `nlvr2` those of both images side by side, for
                 `image` and `text` the CLS of that tower.
-
-        Raises:
-            ValueError: The model has no such head.
         """
-        logits: Tensor = self.head(name)(features)
-        return logits
+        return self.head(name)(features)
 
-    def head(self, name: str, *, recipe: str | None = None) -> nn.Module:
-        """Returns a head.
-
-        Args:
-            name: Of the head.
-            recipe: That trains it, for the error; None: the usual one of the head.
-
-        Raises:
-            ValueError: The model has no such head; those that it has are named.
-        """
-        head: nn.Module | None = getattr(self, f"{name}_head", None)
+    def head(self, name: str, *, recipe: str | None = None) -> Any:
+        """Returns a head; the error names the `recipe` that trains it, by default the usual one."""
+        head = getattr(self, f"{name}_head", None)
         if head is None:
             spec = entry("head", name, self.head_specs)
             present = [child.removesuffix("_head") for child, _ in self.named_children() if child.endswith("_head")]
@@ -503,11 +444,7 @@ class BridgeTower(nn.Module):
         return head
 
     def contrastive_head(self) -> Any:
-        """Returns the contrastive head, an `ItcHead` or `FusedItcHead`, or what an adapter has put around it.
-
-        Raises:
-            ValueError: The model has none.
-        """
+        """Returns the contrastive head, an `ItcHead` or `FusedItcHead`, or what an adapter has put around it."""
         return self.head("itc")
 
     def _draws(self) -> bool:
@@ -515,30 +452,27 @@ class BridgeTower(nn.Module):
         fusion = self.config.fusion
         return self.training and bool(fusion.dropout or fusion.attention_dropout or fusion.first_bridge == 1)
 
-    def _types(self, token_type: int, layer_embedding: nn.Embedding | None, layers: tuple[int, ...]) -> list[Tensor]:
-        """What is added to each projected layer: the token type, and the embedding of the layer if there is one."""
-        token_types = self.token_type_embedding.weight
+    def _projected(
+        self,
+        hidden: list[Tensor],
+        projections: nn.ModuleList,
+        token_type: int,
+        layer_embedding: nn.Embedding | None,
+        layers: tuple[int, ...],
+    ) -> tuple[Float[Tensor, "b l d"], ...]:
+        """Hidden states at the fusion width, with the token type and the embedding of the layer if there is one."""
+        token_types, found = self.token_type_embedding.weight, []
         if not 0 <= token_type < len(token_types):
             raise ValueError(f"token type {token_type}; this model has {len(token_types)}: set fusion.num_token_types")
-        own = token_types[token_type]
-        return [own if layer_embedding is None else own + layer_embedding.weight[layer - 1] for layer in layers]
-
-
-def _projected(
-    hidden: list[Tensor], projections: nn.ModuleList, types: list[Tensor]
-) -> tuple[Float[Tensor, "b l d"], ...]:
-    shared = len(projections) == 1
-    return tuple(
-        (projected := projections[0 if shared else index](layer)) + types[index].to(projected.dtype)
-        for index, layer in enumerate(hidden)
-    )
+        for index, (states, layer) in enumerate(zip(hidden, layers, strict=True)):
+            added = token_types[token_type]
+            if layer_embedding is not None:
+                added = added + layer_embedding.weight[layer - 1]
+            projected = projections[0 if len(projections) == 1 else index](states)
+            found.append(projected + added.to(projected.dtype))
+        return tuple(found)
 
 
 def _l2_normalize(vectors: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
     """L2-normalised in float32 at least: bfloat16 has three digits, so that lengths are off and similar items tie."""
     return F.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=-1)
-
-
-def _projections(tower_size: int, fusion: FusionConfig, layers: tuple[int, ...]) -> nn.ModuleList:
-    count = len(layers) if fusion.separate_projections else 1
-    return nn.ModuleList(nn.Linear(tower_size, fusion.hidden_size) for _ in range(count))

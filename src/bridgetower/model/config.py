@@ -10,13 +10,12 @@ from bridgetower.model.plain import check_choice, check_numbers, from_plain
 from bridgetower.model.tower_config import (
     CLASSES,
     EPS,
-    SIZES,
     WIDTH,
     Activation,
     TextConfig,
     VisionConfig,
-    check_dropout,
-    check_heads,
+    check_dropouts,
+    check_part,
 )
 
 BridgeKind = Literal[
@@ -80,11 +79,7 @@ class FusionConfig:
     attention_dropout: float | None = None
 
     def __post_init__(self) -> None:
-        check_numbers(self, "fusion.", bridge_layer_norm_eps=EPS, num_token_types=(2, 1_000), **SIZES)
-        check_heads("fusion", self.hidden_size, self.num_heads)
-        check_choice("fusion.activation", self.activation, Activation)
-        check_dropout("fusion.dropout", self.dropout)
-        check_dropout("fusion.attention_dropout", self.attention_dropout or 0.0)
+        check_part("fusion", self, bridge_layer_norm_eps=EPS, num_token_types=(2, 1_000))
         reads_any_layers = self.bridge in MANAGERS or self.bridge not in (None, *get_args(BridgeKind))
         for name in ("vision_layers", "text_layers"):
             layers = getattr(self, name)
@@ -98,18 +93,12 @@ class FusionConfig:
                 )
 
     @property
-    def is_unbridged(self) -> bool:
-        """Whether only the last layer of each tower reaches the fusion encoder."""
-        return self.bridge in (None, "norm")
-
-    @property
     def num_bridged_layers(self) -> int:
         """Tower layers per modality that reach the fusion encoder, unless others are named."""
-        return 1 if self.is_unbridged else self.num_layers
+        return 1 if self.bridge in (None, "norm") else self.num_layers
 
     @property
     def pooled_size(self) -> int:
-        """Width of the pooled output of a pair."""
         return 2 * self.hidden_size
 
     @property
@@ -118,17 +107,13 @@ class FusionConfig:
         return 1 if self.bridge in MANAGERS else 2
 
     def num_tower_layers(self, tower: Literal["vision", "text"]) -> int:
-        """Layers of a tower that are read."""
         layers = self.vision_layers if tower == "vision" else self.text_layers
         return self.num_bridged_layers if layers is None else len(layers)
 
 
+# Fields of `HeadsConfig`: numbers of classes, whose names a checkpoint has; and what the heads on towers read.
 CLASS_COUNTS = ("vqa", "classification", "image", "text")
-"""The fields of `HeadsConfig` that are numbers of classes, whose names a checkpoint has."""
-
-
 FEATURE_FIELDS = ("image_pooling", "text_pooling", "itc_dropout")
-"""The fields of `HeadsConfig` that say what the heads on towers read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,13 +174,11 @@ class HeadsConfig:
         classes = dict.fromkeys(CLASS_COUNTS, (0, CLASSES))
         widths: dict[str, tuple[float, float]] = {"itc_size": (1, WIDTH), "hidden_scale": (0, 1e3)}
         check_numbers(self, "heads.", mlm_layer_norm_eps=EPS, **classes, **widths)
-        check_choice("heads.mlm_activation", self.mlm_activation, Activation)
-        check_choice("heads.image_pooling", self.image_pooling, Pooling)
-        check_choice("heads.text_pooling", self.text_pooling, Pooling)
+        for name, choices in (("mlm_activation", Activation), ("image_pooling", Pooling), ("text_pooling", Pooling)):
+            check_choice(f"heads.{name}", getattr(self, name), choices)
         if self.itc == "fused" and ("mean" in (self.image_pooling, self.text_pooling) or self.itc_dropout):
             raise ValueError("heads.itc is fused with means as pooling, or itc_dropout; expected the kind tower")
-        check_dropout("heads.itc_dropout", self.itc_dropout)
-        check_dropout("heads.nlvr2_dropout", self.nlvr2_dropout)
+        check_dropouts("heads", self, "itc_dropout", "nlvr2_dropout")
 
     def predicts_number(self, head: str) -> bool:
         """Whether the single output of a head is a number, not the logit of a class."""
@@ -238,21 +221,20 @@ class ModelConfig:
 
     @property
     def vision_layers(self) -> tuple[int, ...]:
-        """Image tower layers bridged to the fusion encoder, counted from 1."""
-        return self.fusion.vision_layers or _top_layers(self.vision.num_layers, self.fusion.num_bridged_layers)
+        return self.fusion.vision_layers or self._top_layers(self.vision.num_layers)
 
     @property
     def text_layers(self) -> tuple[int, ...]:
-        """Text tower layers bridged to the fusion encoder, counted from 1."""
-        return self.fusion.text_layers or _top_layers(self.text.num_layers, self.fusion.num_bridged_layers)
+        return self.fusion.text_layers or self._top_layers(self.text.num_layers)
+
+    def _top_layers(self, depth: int) -> tuple[int, ...]:
+        return tuple(range(depth - self.fusion.num_bridged_layers + 1, depth + 1))
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns plain nested dictionaries, ready for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
-        """Builds the config that `to_dict` described; unknown fields are an error."""
         return from_plain(cls, values, "model config")
 
     def override(self, overrides: Mapping[str, Any]) -> ModelConfig:
@@ -268,15 +250,6 @@ class ModelConfig:
 
 
 def entry(field: str, name: str, table: Mapping[str, _Entry]) -> _Entry:
-    """Returns the entry of a table that a field of the config names.
-
-    Raises:
-        ValueError: There is none of this name.
-    """
     if name not in table:
         raise ValueError(f"{field} is {name!r}; expected one of {', '.join(table)}, or a custom one in extensions")
     return table[name]
-
-
-def _top_layers(depth: int, count: int) -> tuple[int, ...]:
-    return tuple(range(depth - count + 1, depth + 1))

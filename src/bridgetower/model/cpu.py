@@ -1,7 +1,4 @@
-"""What makes the model fast on a CPU: the same numbers under the same names, from other kernels.
-
-They are in `cpu_linear` and `cpu_attention`. In inference, some pairs are fused after others.
-"""
+"""What makes the model fast on a CPU: the same numbers under the same names, from other kernels."""
 
 from __future__ import annotations
 
@@ -31,11 +28,10 @@ BUFFER_BYTES = 2**24
 
 
 def optimize_for_cpu(module: nn.Module) -> None:
-    """Swaps in the kernels of this file, for training or use on a CPU; a model elsewhere is left as it is.
+    """Swaps in the kernels, for training or use on a CPU, with the same parameters, names and hooks.
 
-    Parameters, their names and hooks stay. Modules from outside this package and PyTorch are left as they are, with all
-    that is in them. What is to be exported or compiled must not be swapped; a `BridgeTower` that is moved to another
-    device gets PyTorch's back.
+    Modules from outside this package and PyTorch are left as they are, with all that is in them. What is to be exported
+    or compiled must not be swapped; a `BridgeTower` that is moved to another device gets PyTorch's back.
     """
     parameter = next(module.parameters(), None)
     if has_operators() and (parameter is None or parameter.device.type == "cpu"):
@@ -51,11 +47,10 @@ def _swap(module: nn.Module, classes: Mapping[type[nn.Module], type[nn.Module]])
 
 @torch.inference_mode(False)  # parameters made in that mode could not be loaded into another model
 def pack_weights(model: nn.Module, dtype: torch.dtype | None = None) -> None:
-    """Swaps the kernels in and packs the weights of their linear layers, for inference.
+    """Swaps the kernels in and packs the weights of their linear layers, for inference; the state dict stays.
 
-    Each weight is stored in place of the one before in the order in which oneDNN reads it, if oneDNN computes with it
-    on this processor; the state dict stays what it was. Every other parameter is copied, so that nothing holds on to a
-    file that weights were mapped from. Under autocast, products stay in the number format of the packed weight.
+    Other parameters are copied, so that nothing holds on to a file that weights were mapped from. Under autocast,
+    products stay in the number format of the packed weight.
     """
     optimize_for_cpu(model)
     for module in model.modules():
@@ -76,7 +71,6 @@ class ChunkedBridgeTower(BridgeTower):
         return self
 
     def fuse(self, image: Encoded, text: Encoded, outputs: FusionOutputs = "pooled") -> Fused:
-        """See `BridgeTower.fuse`."""
         if torch.is_grad_enabled() or self.training or not image.layers or len(image) != len(text):
             return super().fuse(image, text, outputs)
         hidden = image.layers[0]

@@ -1,7 +1,4 @@
-"""Attention and dropout for a CPU: the same values and gradients as PyTorch's, in less time.
-
-Attention is written out, since PyTorch's fused kernel is slower at these sizes. Four values of dropout share a draw.
-"""
+"""Attention and dropout for a CPU, in less time: PyTorch's fused kernel is slower at these sizes."""
 
 from __future__ import annotations
 
@@ -31,7 +28,6 @@ class BlockedAttention(DotProductAttention):
         value: Float[Tensor, "b m d"],
         mask: Bool[Tensor, "b m"] | None,
     ) -> Float[Tensor, "b q d"]:
-        """Returns softmax(q·kᵀ / √e)·v of every head, side by side; keys where `mask` is False get no weight."""
         rate = self.dropout if self.training else 0.0
         context: Tensor = _WrittenOut.apply(*map(self.split_heads, (query, key, value)), mask, rate)  # type: ignore[no-untyped-call]
         return context.transpose(1, 2).flatten(2)
@@ -41,7 +37,6 @@ class SharedDrawDropout(nn.Dropout):
     """Dropout, whose draws cost a fifth of PyTorch's."""
 
     def forward(self, input: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:  # noqa: A002 - torch's name
-        """Sets values to 0 with probability `p` and scales the others by 1 / (1 - p), in training only."""
         if not self.training or self.p == 0:
             return input
         dropped: Tensor = _Dropout.apply(input, draw_kept(input.shape, self.p), 1 / (1 - self.p))  # type: ignore[no-untyped-call]
@@ -49,10 +44,7 @@ class SharedDrawDropout(nn.Dropout):
 
 
 class _WrittenOut(torch.autograd.Function):
-    """softmax(q·kᵀ / √e)·v, some heads at a time.
-
-    Few weights are kept for the gradients, with copies of the inputs in which heads are dense; many are computed again.
-    """
+    """softmax(q·kᵀ / √e)·v, some heads at a time; few weights are kept for the gradients, many computed again."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
@@ -94,7 +86,6 @@ class _WrittenOut(torch.autograd.Function):
 
 
 def _factor(kept: Tensor, rows: slice, weights: Tensor, scale: float) -> Tensor:
-    """What dropout multiplies the weights of some heads with."""
     return kept.flatten(0, 1)[rows].to(weights.dtype).mul_(scale)
 
 
@@ -114,18 +105,13 @@ def _weights(
 
 
 def _blocks(queries: Tensor, keys: Tensor) -> list[slice]:
-    """Which heads are in work at once."""
     heads, head_bytes = len(queries), queries.shape[1] * keys.shape[1] * queries.element_size()
     step = max(1, _SCORE_BYTES * torch.get_num_threads() // max(1, head_bytes))
     return [slice(start, min(start + step, heads)) for start in range(0, heads, step)]
 
 
 def draw_kept(shape: Sequence[int], rate: float) -> Int8[Tensor, "..."]:
-    """Draws 1 with probability 1 - `rate`, else 0, from PyTorch's generator of the CPU.
-
-    PyTorch draws a number of its own for each value; here, one draw of 64 bits serves four. The rate is rounded to
-    multiples of 2⁻¹⁶, unless that is 0 or 1.
-    """
+    """Draws 1 with probability 1 - `rate`, rounded to 2⁻¹⁶, else 0; one draw of 64 bits serves four values."""
     if not 0 < round(rate * _VALUES) < _VALUES:
         return torch.empty(*shape, dtype=torch.int8).bernoulli_(1 - rate)
     count = prod(shape)
@@ -136,8 +122,6 @@ def draw_kept(shape: Sequence[int], rate: float) -> Int8[Tensor, "..."]:
 
 
 class _Dropout(torch.autograd.Function):
-    """Multiplies values and gradients by kept · scale."""
-
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, kept: Tensor, scale: float) -> Tensor:
         ctx.save_for_backward(kept)

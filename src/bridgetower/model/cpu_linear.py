@@ -1,15 +1,13 @@
-"""Linear layers for a CPU, and what feeds them: products in oneDNN, weights packed for it, inputs computed again.
+"""Linear layers for a CPU: products in oneDNN where it is faster (see `products`), with weights packed for it.
 
-Products run in oneDNN, those of float32 where it is faster (see `products`; `benchmarks/run.py --only products` prints
-both rates). An activation or a LayerNorm before a product is computed again for the gradients.
+An activation or a LayerNorm before a product is computed again for the gradients.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +26,6 @@ class OneDnnLinear(nn.Linear):
     """x·Wᵀ + b, with a weight that can be packed for inference; whoever copies, moves or loads it meets a dense one."""
 
     def forward(self, input: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:  # noqa: A002 - torch's name
-        """Applies the layer to the last axis."""
         return linear(input, self.weight, self.bias)
 
     def pack(self, dtype: torch.dtype) -> None:
@@ -68,7 +65,6 @@ class RecomputedFeedForward(FeedForward):
     """Keeps the input of the activation for the gradients and computes its output again; works in place without."""
 
     def forward(self, hidden: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
-        """Applies the layer position by position."""
         up = self.up(hidden)
         if torch.is_grad_enabled():
             if is_plain(self.down, OneDnnLinear):
@@ -77,8 +73,7 @@ class RecomputedFeedForward(FeedForward):
         return self.down((activated_ if is_plain(self.up, OneDnnLinear) else activated)(up, self.activation))
 
 
-@dataclass(frozen=True)
-class _Norm:
+class _Norm(NamedTuple):
     """What a LayerNorm's output, in its version, was computed of."""
 
     version: int
@@ -92,7 +87,6 @@ class RecomputedLayerNorm(nn.LayerNorm):
     """Marks its output, so that linear layers keep the norm's input for the gradients, which the norm keeps anyway."""
 
     def forward(self, input: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:  # noqa: A002 - torch's name
-        """Normalises the last axis."""
         output = super().forward(input)
         if output.requires_grad:
             setattr(output, _NORM, _Norm(output._version, input, self.weight, self.bias, self.eps))
@@ -105,10 +99,7 @@ def linear(
     bias: Float[Tensor, " o"] | None,
     activation: Activation | None = None,
 ) -> Float[Tensor, "*n o"]:
-    """Returns activation(hidden) · weightᵀ + bias, like `torch.nn.functional.linear`; the weight may be packed.
-
-    For the gradients `hidden` alone is kept, or what a LayerNorm made it of, and the rest is computed again.
-    """
+    """Returns activation(hidden) · weightᵀ + bias; for gradients `hidden` is kept, or what a LayerNorm made it of."""
     if weight.is_mkldnn:
         hidden, bias = hidden.to(weight.dtype), None if bias is None else bias.to(weight.dtype)
     elif not in_onednn(hidden, weight):
@@ -121,8 +112,6 @@ def linear(
 
 
 class OneDnnSelfAttention(SelfAttention):
-    """Self-attention whose projections run in oneDNN, those of some queries too."""
-
     linear_layer, product = OneDnnLinear, staticmethod(linear)
 
 
@@ -137,7 +126,6 @@ def in_onednn(hidden: Tensor, weight: Tensor) -> bool:
 
 
 def computes(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether oneDNN is to compute products in a number format there."""
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     if dtype == torch.float32:
@@ -146,7 +134,7 @@ def computes(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def _product(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Returns hidden · weightᵀ + bias from oneDNN, which is slow on operands that are neither dense nor transposed."""
+    """From oneDNN, which is slow on operands that are neither dense nor transposed."""
     rows = hidden.reshape(-1, hidden.shape[-1])
     rows = rows if rows.T.is_contiguous() else rows.contiguous()
     output = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
@@ -154,8 +142,6 @@ def _product(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
 
 
 class _OneDnn(torch.autograd.Function):
-    """The product and its gradients, which are products too."""
-
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation | None) -> Tensor:
         norm: _Norm | None = getattr(hidden, _NORM, None)
@@ -206,7 +192,6 @@ def activated_(hidden: Float[Tensor, "*n"], activation: Activation) -> Float[Ten
 def activation_gradient(
     gradient: Float[Tensor, "*n"], hidden: Float[Tensor, "*n"], activation: Activation
 ) -> Float[Tensor, "*n"]:
-    """Returns the gradient of the input `hidden`, given that of the output."""
     if activation == "quick_gelu":
         return torch.ops.aten.silu_backward(gradient, 1.702 * hidden)
     if activation == "relu":

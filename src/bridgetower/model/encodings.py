@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import overload
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor
 from bridgetower.model.fusion import FirstLayerCache
 
 Index = Int[Tensor, " n"] | Bool[Tensor, " b"] | slice
+Mask = Int[Tensor, "b l"] | Bool[Tensor, "b l"] | None
 
 
 class TakenLayers(Sequence[Tensor]):
@@ -28,14 +29,7 @@ class TakenLayers(Sequence[Tensor]):
     def __len__(self) -> int:
         return len(self.layers)
 
-    @overload
-    def __getitem__(self, index: int) -> Float[Tensor, "n l d"]: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> TakenLayers: ...
-
-    def __getitem__(self, index: int | slice) -> Float[Tensor, "n l d"] | TakenLayers:
-        """Returns a layer, or some of them."""
+    def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return TakenLayers(self.layers[index], self.rows)
         return self.layers[index][self.rows]
@@ -46,11 +40,10 @@ class Encoded:
     """One modality of a batch, ready to be fused with any encoding of the other modality.
 
     Attributes:
-        layers: The bridged hidden states of the tower, projected to the fusion width, token type added; each [B, L, D].
-        cls: The tower's last CLS before projection [B, tower width], the contrastive head's input.
-        mask: False on padding [B, L]; None if nothing is padded (always for images).
-        first_layer_cache: What the first fusion layer computes of it alone, see `BridgeTower.cache_image` and
-            `cache_text`; None: computed again in every `fuse`.
+        layers: The bridged hidden states of the tower, projected to the fusion width, token type added.
+        cls: The tower's last CLS before projection, the contrastive head's input.
+        mask: False on padding; None if nothing is padded (always for images).
+        first_layer_cache: What the first fusion layer computes of it alone; None: computed again in every `fuse`.
     """
 
     layers: Sequence[Float[Tensor, "b l d"]]
@@ -62,25 +55,20 @@ class Encoded:
         return len(self.cls)
 
     def __getitem__(self, index: Index) -> Encoded:
-        """Selects samples; an index may repeat, so one encoding serves many pairs.
-
-        Layers are copied one by one, where they are read: all of them together take much of the memory of a fusion.
-        """
+        """Selects samples; an index may repeat, so one encoding serves many pairs."""
         if isinstance(index, slice) and not isinstance(self.layers, TakenLayers):
             return self.map(lambda tensor: tensor[index])
         rows = torch.arange(len(self), device=self.cls.device)[index]
         mask = None if self.mask is None else self.mask[rows]
-        cache = None if self.first_layer_cache is None else self.first_layer_cache.map(lambda tensor: tensor[rows])
+        cache = _mapped(self.first_layer_cache, lambda tensor: tensor[rows])
         return Encoded(TakenLayers(self.layers, rows), self.cls[rows], mask, cache)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Encoded:
-        """Applies `function` to every tensor, for moving, detaching or selecting."""
         mask = None if self.mask is None else function(self.mask)
-        cache = None if self.first_layer_cache is None else self.first_layer_cache.map(function)
-        return Encoded(tuple(function(layer) for layer in self.layers), function(self.cls), mask, cache)
+        cache = _mapped(self.first_layer_cache, function)
+        return Encoded(tuple(map(function, self.layers)), function(self.cls), mask, cache)
 
     def padded(self, length: int) -> Encoded:
-        """Pads to `length` tokens, with an explicit mask."""
         missing = length - self.layers[0].shape[1]
         if missing < 0:
             raise ValueError(f"{self.layers[0].shape[1]} tokens do not fit into {length}; pad to at least as many")
@@ -91,7 +79,7 @@ class Encoded:
         def pad(tokens: Tensor) -> Tensor:
             return F.pad(tokens, (0, 0, 0, missing))
 
-        cache = None if self.first_layer_cache is None else self.first_layer_cache.map(pad)
+        cache = _mapped(self.first_layer_cache, pad)
         return Encoded(tuple(map(pad, self.layers)), self.cls, F.pad(mask, (0, missing)), cache)
 
     @staticmethod
@@ -107,36 +95,38 @@ class Encoded:
             layers=tuple(torch.cat(layer) for layer in zip(*(part.layers for part in parts), strict=True)),
             cls=torch.cat([part.cls for part in parts]),
             mask=None if parts[0].mask is None else torch.cat([part.mask for part in parts if part.mask is not None]),
-            first_layer_cache=FirstLayerCache.cat(caches) if len(caches) == len(parts) else None,
+            first_layer_cache=FirstLayerCache(*map(torch.cat, zip(*caches, strict=True)))
+            if len(caches) == len(parts)
+            else None,
         )
 
 
 class Fused:
-    """Outputs of the fusion encoder, as far as they were asked for."""
+    """Outputs of the fusion encoder as far as they were asked for: both streams, and their pooled outputs together."""
 
     def __init__(self, text: Tensor | None = None, image: Tensor | None = None, pooled: Tensor | None = None) -> None:
         self._text, self._image, self._pooled = text, image, pooled
 
     @property
     def text(self) -> Float[Tensor, "b l d"]:
-        """The text stream, with `outputs="text"` or `"all"`."""
         return _read(self._text, "text", '"text" or "all"')
 
     @property
     def image(self) -> Float[Tensor, "b p d"]:
-        """The image stream, with `outputs="all"`."""
         return _read(self._image, "image", '"all"')
 
     @property
     def pooled(self) -> Float[Tensor, "b e"]:
-        """Text and image pooler outputs side by side, with `outputs="pooled"` or `"all"`."""
         return _read(self._pooled, "pooled", '"pooled" or "all"')
 
     @staticmethod
     def cat(parts: Sequence[Fused]) -> Fused:
-        """Joins batches along samples; texts are of one length, and all parts have the same outputs."""
         outputs = zip(*((part._text, part._image, part._pooled) for part in parts), strict=True)
         return Fused(*(None if each[0] is None else torch.cat(each) for each in outputs))
+
+
+def _mapped(cache: FirstLayerCache | None, function: Callable[[Tensor], Tensor]) -> FirstLayerCache | None:
+    return None if cache is None else FirstLayerCache(*map(function, cache))
 
 
 def _read(output: Tensor | None, name: str, outputs: str) -> Tensor:

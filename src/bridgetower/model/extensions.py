@@ -63,8 +63,7 @@ class Extensions:
             "heads": HEADS,
         }
         for kind, table in tables.items():
-            taken = [name for name in getattr(self, kind) if name in table]
-            if taken:
+            if taken := [name for name in getattr(self, kind) if name in table]:
                 raise ValueError(
                     f"extensions.{kind} has {taken[0]!r}, a name of the package; expected none of {', '.join(table)}: "
                     "give it another"

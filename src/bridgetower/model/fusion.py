@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal, NamedTuple, cast
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
@@ -17,28 +15,15 @@ from bridgetower.model.layers import CrossAttention, FeedForward, Output, P, Sel
 FusionOutputs = Literal["pooled", "text", "all"]
 
 
-@dataclass(frozen=True)
-class FirstLayerCache:
+class FirstLayerCache(NamedTuple):
     """What the first fusion layer computes of one stream before it meets the other; one serves many pairs.
 
-    Attributes:
-        attended: Self-attention and its norm [B, L, D].
-        query: The stream's cross-attention queries [B, L, D].
-        key_value: What the other stream's cross-attention reads of this one [B, L, 2D].
+    That is self-attention with its norm, the queries of cross-attention, and what the other stream reads of this one.
     """
 
     attended: Float[Tensor, "b l d"]
     query: Float[Tensor, "b l d"]
     key_value: Float[Tensor, "b l e"]
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> FirstLayerCache:
-        """Applies `function` to every tensor."""
-        return FirstLayerCache(function(self.attended), function(self.query), function(self.key_value))
-
-    @staticmethod
-    def cat(parts: Sequence[FirstLayerCache]) -> FirstLayerCache:
-        """Joins batches of equally long streams."""
-        return FirstLayerCache(*map(torch.cat, zip(*(vars(part).values() for part in parts), strict=True)))
 
 
 class FusionLayer(nn.Module):
@@ -67,12 +52,9 @@ class FusionLayer(nn.Module):
         cache: FirstLayerCache | None = None,
         other_cache: FirstLayerCache | None = None,
     ) -> Float[Tensor, "b q d"]:
-        """Returns the stream's output at its first `num_queries` positions (None: at all).
-
-        A cache stands for what this method would compute of one of the streams alone.
-        """
+        """Returns the stream's output; a cache stands for what is computed of one of the streams alone."""
         if cache is None:
-            attended, query = self._attend(hidden, mask, num_queries)
+            attended, query = self.attend(hidden, mask, num_queries)
         else:
             attended, query = cache.attended[:, :num_queries], cache.query[:, :num_queries]
         key_value = self.cross_attention.key_value(other) if other_cache is None else other_cache.key_value
@@ -81,17 +63,9 @@ class FusionLayer(nn.Module):
         return self.mlp_norm(queries + self.dropout(self.mlp(queries)))
 
     def attend(
-        self, hidden: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None
-    ) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b l d"]]:
+        self, hidden: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None, num_queries: int | None = None
+    ) -> tuple[Float[Tensor, "b q d"], Float[Tensor, "b q d"]]:
         """Returns self-attention with its norm, and the queries of cross-attention: what needs this stream only."""
-        return self._attend(hidden, mask)
-
-    def key_value(self, other: Float[Tensor, "b m d"]) -> Float[Tensor, "b m e"]:
-        """Returns what cross-attention reads of the other stream."""
-        key_value: Tensor = self.cross_attention.key_value(other)
-        return key_value
-
-    def _attend(self, hidden: Tensor, mask: Tensor | None, num_queries: int | None = None) -> tuple[Tensor, Tensor]:
         attended = self.self_attention(hidden, mask, num_queries)
         attended = self.self_attention_norm(hidden[:, :num_queries] + self.dropout(attended))
         return attended, self.cross_attention.query(attended)
@@ -118,16 +92,16 @@ class FusionEncoder(nn.Module):
         self._reads_all = not all(isinstance(each, Bridge) for each in (*self.text_bridges, *self.image_bridges))
 
     def cache_text(self, layers: TowerLayers, mask: Bool[Tensor, "b l"] | None) -> FirstLayerCache:
-        """Returns what the first layer computes of texts alone, from their bridged layers."""
-        text_layer, image_layer = cast(FusionLayer, self.text_layers[0]), cast(FusionLayer, self.image_layers[0])
         stream = self._first_input(tuple(layers), self.text_norm, self.text_bridges)
-        return FirstLayerCache(*self._checkpointed(text_layer.attend)(stream, mask), image_layer.key_value(stream))
+        return self._cached(stream, mask, self.text_layers[0], self.image_layers[0])
 
     def cache_image(self, layers: TowerLayers) -> FirstLayerCache:
-        """Returns what the first layer computes of images alone, from their bridged layers."""
-        text_layer, image_layer = cast(FusionLayer, self.text_layers[0]), cast(FusionLayer, self.image_layers[0])
         stream = self._first_input(tuple(layers), self.image_norm, self.image_bridges)
-        return FirstLayerCache(*self._checkpointed(image_layer.attend)(stream, None), text_layer.key_value(stream))
+        return self._cached(stream, None, self.image_layers[0], self.text_layers[0])
+
+    def _cached(self, stream: Tensor, mask: Tensor | None, own: nn.Module, other: nn.Module) -> FirstLayerCache:
+        attended, query = self._checkpointed(cast(FusionLayer, own).attend)(stream, mask)
+        return FirstLayerCache(attended, query, cast(FusionLayer, other).cross_attention.key_value(stream))
 
     def forward(
         self,
@@ -138,12 +112,7 @@ class FusionEncoder(nn.Module):
         image_cache: FirstLayerCache | None = None,
         text_cache: FirstLayerCache | None = None,
     ) -> tuple[Float[Tensor, "b q d"], Float[Tensor, "b r d"] | None]:
-        """Returns the text and the image stream, as far as `outputs` needs them.
-
-        `pooled` computes the last layer at the two CLS positions only; `text` leaves the last
-        image layer out (the image stream is then None); `all` computes everything. What is computed does not depend on
-        `outputs`, nor on whether the caches were given.
-        """
+        """Returns the text and the image stream, as far as `outputs` needs them: `text` has no image stream."""
         if self._reads_all:
             image, text = tuple(image), tuple(text)
         text_stream = self._first_input(text, self.text_norm, self.text_bridges)
@@ -172,7 +141,6 @@ class FusionEncoder(nn.Module):
         return text_stream, image_stream
 
     def _first_input(self, layers: TowerLayers, norm: nn.Module, bridges: nn.ModuleList) -> Float[Tensor, "b l d"]:
-        """The first layer's input, which depends on one stream only."""
         stream: Tensor = bridges[0](None, layers, None, None) if self.first_bridge == 1 else norm(layers[0])
         return stream
 

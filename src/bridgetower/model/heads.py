@@ -30,7 +30,6 @@ class MlmHead(nn.Module):
         self.decoder = nn.Linear(hidden_size, vocab_size)
 
     def forward(self, hidden: Float[Tensor, "... d"]) -> Float[Tensor, "... vocab"]:
-        """Returns vocabulary logits."""
         return self.decoder(self.norm(activated(self.dense(hidden), self.activation)))
 
 
@@ -42,7 +41,6 @@ class LinearHead(nn.Module):
         self.fc = nn.Linear(input_size, num_classes)
 
     def forward(self, features: Float[Tensor, "b f"]) -> Float[Tensor, "b k"]:
-        """Returns logits of the classes."""
         return self.fc(features)
 
 
@@ -53,7 +51,6 @@ class RankHead(LinearHead):
         super().__init__(pooled_size, 1)
 
     def forward(self, features: Float[Tensor, "b e"]) -> Float[Tensor, " b"]:
-        """Returns the scores."""
         return super().forward(features)[:, 0]
 
 
@@ -71,7 +68,6 @@ class ClassifierHead(nn.Module):
         self.decoder = nn.Linear(hidden_size or pooled_size, num_classes)
 
     def forward(self, pooled: Float[Tensor, "b f"]) -> Float[Tensor, "b k"]:
-        """Returns logits of the classes."""
         hidden = self.dropout(pooled)
         if self.dense is not None and self.norm is not None:
             hidden = F.gelu(self.norm(self.dense(hidden)))
@@ -88,7 +84,6 @@ class TextHead(nn.Module):
         self.decoder = nn.Linear(text_size, num_classes)
 
     def forward(self, cls: Float[Tensor, "b t"]) -> Float[Tensor, "b k"]:
-        """Returns logits of the classes, or one number."""
         hidden = torch.tanh(self.dense(self.dropout(cls)))
         return self.decoder(self.dropout(hidden))
 
@@ -125,7 +120,6 @@ class FusedItcHead(nn.Module):
         self.log_logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     def logit_scale(self) -> Float[Tensor, ""]:
-        """Exp of the learned logarithm."""
         return self.log_logit_scale.exp()
 
 
@@ -159,18 +153,15 @@ class HeadSpec:
 
 
 def chosen_heads(config: HeadsConfig) -> dict[str, object]:
-    """Returns the heads that a model has, by name, and what its config sets of each."""
     chosen = {name: getattr(config, name) for name in HEADS if getattr(config, name)}
     return chosen | dict.fromkeys(config.own, True)
 
 
 def _itc_head(config: ModelConfig) -> ItcHead | FusedItcHead:
-    if config.heads.itc == "tower":
-        return ItcHead(
-            config.vision.hidden_size, config.text.hidden_size, config.heads.itc_size, config.heads.itc_dropout
-        )
-    fusion = config.fusion
-    return FusedItcHead(fusion.hidden_size, config.text.hidden_size, fusion.pooled_size, config.heads.itc_size)
+    size, text_size, heads = config.fusion.hidden_size, config.text.hidden_size, config.heads
+    if heads.itc == "tower":
+        return ItcHead(config.vision.hidden_size, text_size, heads.itc_size, heads.itc_dropout)
+    return FusedItcHead(size, text_size, config.fusion.pooled_size, heads.itc_size)
 
 
 def _classifier(config: ModelConfig, num_classes: int, *, num_images: int = 1, dropout: float = 0.0) -> ClassifierHead:
@@ -180,8 +171,7 @@ def _classifier(config: ModelConfig, num_classes: int, *, num_images: int = 1, d
     return ClassifierHead(num_images * pooled_size, hidden_size, num_classes, dropout)
 
 
-def _in_sequence(name: str) -> dict[str, str]:
-    """Official names of a `ClassifierHead`, which is an `nn.Sequential` there."""
+def _in_sequence(name: str) -> dict[str, str]:  # officially a `ClassifierHead` is an `nn.Sequential`
     return {"dense": f"{name}.0", "norm": f"{name}.1", "decoder": f"{name}.3"}
 
 

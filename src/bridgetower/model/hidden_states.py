@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
-from functools import partial
+from dataclasses import dataclass, fields, replace
 from threading import get_ident
 from typing import Any, Literal, cast
 
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import Part
+from bridgetower.model.encodings import Mask
 from bridgetower.model.fusion import FusionLayer
-from bridgetower.model.towers import TextTransformer, Tower, VisionTower, VisionTransformer
+from bridgetower.model.towers import Tower, Transformer, VisionTower
 
 FusionAttention = Literal["image self", "text self", "image to text", "text to image"]
 """Attention in a fusion layer: within a stream, and from the positions of one stream to those of the other."""
@@ -42,8 +42,6 @@ class HiddenStates:
     pooled: Float[Tensor, "b e"]
 
     def map(self, function: Callable[[Tensor], Tensor]) -> HiddenStates:
-        """Applies `function` to every tensor."""
-
         def mapped(value: Any) -> Any:
             return {key: mapped(each) for key, each in value.items()} if isinstance(value, dict) else function(value)
 
@@ -54,17 +52,17 @@ def hidden_states(
     model: BridgeTower,
     pixel_values: Float[Tensor, "b 3 h w"],
     input_ids: Int[Tensor, "b l"],
-    attention_mask: Int[Tensor, "b l"] | Bool[Tensor, "b l"] | None = None,
+    attention_mask: Mask = None,
     *,
     layers: Mapping[Part, Collection[int]] | None = None,
     attentions: bool = False,
 ) -> HiddenStates:
     """Runs a model on pairs, and returns what chosen layers of its towers and its fusion encoder give."""
     mask = None if attention_mask is None else attention_mask.bool()
-    config, own = model.config, VisionTransformer | TextTransformer
+    config = model.config
     there: dict[Part, range] = {
-        "vision": range(not isinstance(model.vision, own), config.vision.num_layers + 1),
-        "text": range(not isinstance(model.text, own), config.text.num_layers + 1),
+        "vision": range(not isinstance(model.vision, Transformer), config.vision.num_layers + 1),
+        "text": range(not isinstance(model.text, Transformer), config.text.num_layers + 1),
         "fusion": range(1, config.fusion.num_layers + 1),
     }
     chosen = {part: tuple(numbers if layers is None else layers.get(part, ())) for part, numbers in there.items()}
@@ -79,51 +77,50 @@ def hidden_states(
     caller = get_ident()  # other threads may use the model meanwhile
     with ExitStack() as hooks:
 
-        def watch(kind: AttentionKind, number: int, attention: Any) -> None:
-            if attentions:
-                kept = found.attentions.setdefault(kind, {})
-                hooks.enter_context(attention.register_forward_pre_hook(partial(_keep_weights, kept, number, caller)))
+        def keep(kept: dict[int, Tensor], number: int, layer: nn.Module, what: Callable[..., Tensor]) -> None:
+            def hook(*call: Any) -> None:  # module, inputs, output
+                if get_ident() == caller:
+                    kept[number] = what(*call)
+
+            hooks.enter_context(layer.register_forward_hook(hook))
+
+        def keep_weights(kind: AttentionKind, number: int, attention: nn.Module) -> None:
+            keep(found.attentions.setdefault(kind, {}), number, attention, _weights)
 
         towers: dict[Literal["vision", "text"], Tower] = {"vision": model.vision, "text": model.text}
-        for part, tower in towers.items():
+        for part, tower in towers.items() if attentions else ():
             numbers = [number for number in chosen[part] if number > 0]
-            if attentions and numbers and not isinstance(tower, own):
+            if numbers and not isinstance(tower, Transformer):
                 raise ValueError(f"the attention of {type(tower).__name__} cannot be kept; leave {part} out of layers")
-            for number in numbers if attentions else ():
-                watch(part, number, cast(Any, tower.stacked_layers()[number - 1]).attention.attention)
+            for number in numbers:
+                keep_weights(part, number, cast(Any, tower.stacked_layers()[number - 1]).attention.attention)
         for number in chosen["fusion"]:
             image_layer, text_layer = (
                 cast(FusionLayer, stream[number - 1])
                 for stream in (model.fusion.image_layers, model.fusion.text_layers)
             )
-            watch("image self", number, image_layer.self_attention.attention)
-            watch("text self", number, text_layer.self_attention.attention)
-            watch("image to text", number, image_layer.cross_attention.attention)
-            watch("text to image", number, text_layer.cross_attention.attention)
             for layer, kept in ((image_layer, found.fused_image), (text_layer, found.fused_text)):
-                hooks.enter_context(layer.register_forward_hook(partial(_keep_output, kept, number, caller)))
+                keep(kept, number, layer, lambda module, inputs, output: output)
+            if attentions:
+                keep_weights("image self", number, image_layer.self_attention.attention)
+                keep_weights("text self", number, text_layer.self_attention.attention)
+                keep_weights("image to text", number, image_layer.cross_attention.attention)
+                keep_weights("text to image", number, text_layer.cross_attention.attention)
         vision, bridged = _states(model.vision, pixel_values, None, chosen["vision"], config.vision_layers)
         image = model.project_image(bridged)
         text, bridged = _states(model.text, input_ids, mask, chosen["text"], config.text_layers)
         fused = BridgeTower.fuse(model, image, model.project_text(bridged, mask), "all")  # all pairs at once
-    return HiddenStates(**(vars(found) | {"vision": vision, "text": text, "pooled": fused.pooled}))
+    return replace(found, vision=vision, text=text, pooled=fused.pooled)
 
 
-def _keep_output(kept: dict[int, Tensor], number: int, caller: int, module: Any, inputs: Any, output: Tensor) -> None:
-    if get_ident() == caller:
-        kept[number] = output
-
-
-def _keep_weights(kept: dict[int, Tensor], number: int, caller: int, module: Any, inputs: tuple[Tensor, ...]) -> None:
-    """Keeps the weights of a `DotProductAttention`, which never forms them."""
-    if get_ident() != caller:
-        return
+def _weights(attention: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor | None], output: Tensor) -> Tensor:
+    """The weights of a `DotProductAttention`, which never forms them."""
     query, key, _, mask = inputs
-    queries, keys = module.split_heads(query), module.split_heads(key)
+    queries, keys = attention.split_heads(query), attention.split_heads(key)
     scores = queries @ keys.mT / queries.shape[-1] ** 0.5
     if mask is not None:
         scores = scores.masked_fill(~mask[:, None, None, :], -torch.inf)
-    kept[number] = scores.float().softmax(dim=-1)
+    return scores.float().softmax(dim=-1)
 
 
 def _states(
@@ -131,11 +128,10 @@ def _states(
 ) -> tuple[dict[int, Tensor], list[Tensor]]:
     """Returns the states of chosen layers, and those of the bridged ones as projections read them, of one run."""
     numbers = tuple(sorted({*chosen, *bridged}))
-    if isinstance(tower, VisionTransformer | TextTransformer):
-        states = dict(zip(numbers, tower.states(inputs, mask, numbers), strict=True))
-        read = tower.continued({number: states[number] for number in bridged}, mask, bridged)
+    if isinstance(tower, Transformer):
+        run = tower.states(inputs, mask, numbers)
     else:
         run = tower(inputs, numbers) if isinstance(tower, VisionTower) else tower(inputs, mask, numbers)
-        states = dict(zip(numbers, run, strict=True))
-        read = [states[number] for number in bridged]
-    return {number: states[number] for number in chosen}, read
+    states = dict(zip(numbers, run, strict=True))
+    finish = tower.finished if isinstance(tower, Transformer) else lambda hidden: hidden
+    return {number: states[number] for number in chosen}, [finish(states[number]) for number in bridged]

@@ -1,4 +1,4 @@
-"""Building blocks that the towers and the fusion encoder share: attention, feed-forward, transformer layers."""
+"""Building blocks that the towers and the fusion encoder share; `num_queries` computes the first positions only."""
 
 from __future__ import annotations
 
@@ -15,38 +15,30 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.checkpoint import checkpoint
 
-from bridgetower.model.tower_config import Activation
+from bridgetower.model.tower_config import Activation, TextConfig, VisionConfig
 
 P = ParamSpec("P")
 Output = TypeVar("Output")
-
 
 GELU = {"gelu": "none", "gelu_tanh": "tanh"}
 """What PyTorch calls the approximation."""
 
 
 def activated(hidden: Float[Tensor, "*n"], activation: Activation) -> Float[Tensor, "*n"]:
-    """Returns the activation of each value."""
     if activation == "quick_gelu":
         return F.silu(1.702 * hidden).div_(1.702)  # keeps one tensor for the gradient, where the formula keeps two
     return F.relu(hidden) if activation == "relu" else F.gelu(hidden, approximate=GELU[activation])
 
 
 def activation_checkpointing(layer: Callable[P, Output], *, when: bool) -> Callable[P, Output]:
-    """Returns `layer`, or if `when` a form of it that keeps its inputs only and runs again for its gradients.
-
-    The second time, dropout draws what it drew the first time, and autocast is as it was (Chen et al. 2016).
-    """
+    """Returns `layer`, or if `when` a form of it that keeps its inputs only and runs again for its gradients."""
     if when and torch.is_grad_enabled():
         return partial(checkpoint, layer, use_reentrant=False)
     return layer
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Returns the context of a forward pass, whose products run in bfloat16 if `precision` is `bf16`.
-
-    Inputs, weights and outputs keep their number format; a loss is to be computed of float32.
-    """
+    """Returns the context of a forward pass, whose products run in bfloat16 if `precision` is `bf16`."""
     if not torch.amp.is_autocast_available(device.type):  # such as meta
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
@@ -99,7 +91,6 @@ class DotProductAttention(nn.Module):
         return context.transpose(1, 2).flatten(2)
 
     def split_heads(self, hidden: Float[Tensor, "b l d"]) -> Float[Tensor, "b h l e"]:
-        """Returns the part of each head."""
         return hidden.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
@@ -125,23 +116,17 @@ class SelfAttention(nn.Module):
         self, hidden: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None = None, num_queries: int | None = None
     ) -> Float[Tensor, "b q d"]:
         """Attends from the first `num_queries` positions (None: all) to every position where `mask` is True."""
-        return self.out(self.attention(*self.project(hidden, num_queries), mask))
-
-    def project(
-        self, hidden: Float[Tensor, "b l d"], num_queries: int | None
-    ) -> tuple[Float[Tensor, "b q d"], Float[Tensor, "b l d"], Float[Tensor, "b l d"]]:
-        """Returns the queries of the first positions, and all keys and values."""
         if num_queries is None or not is_plain(self.qkv, self.linear_layer) or self.qkv.weight.is_mkldnn:
             query, key, value = self.qkv(hidden).chunk(3, dim=-1)
-            return query[:, :num_queries], key, value
-        width, weight, bias = hidden.shape[-1], self.qkv.weight, self.qkv.bias
-        key, value = self.product(hidden, weight[width:], bias[width:]).chunk(2, dim=-1)
-        return self.product(hidden[:, :num_queries], weight[:width], bias[:width]), key, value
+            query = query[:, :num_queries]
+        else:
+            width, weight, bias = hidden.shape[-1], self.qkv.weight, self.qkv.bias
+            key, value = self.product(hidden, weight[width:], bias[width:]).chunk(2, dim=-1)
+            query = self.product(hidden[:, :num_queries], weight[:width], bias[:width])
+        return self.out(self.attention(query, key, value, mask))
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention from one stream to the other, key and value fused."""
-
     def __init__(self, hidden_size: int, num_heads: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.query = nn.Linear(hidden_size, hidden_size)
@@ -152,13 +137,10 @@ class CrossAttention(nn.Module):
     def forward(
         self, query: Float[Tensor, "b q d"], key_value: Float[Tensor, "b m e"], mask: Bool[Tensor, "b m"] | None
     ) -> Float[Tensor, "b q d"]:
-        """Attends from every position of one stream to those of the other where `mask` is True."""
         return self.out(self.attention(query, *key_value.chunk(2, dim=-1), mask))
 
 
 class FeedForward(nn.Module):
-    """Two linear layers around an activation."""
-
     def __init__(self, hidden_size: int, intermediate_size: int, activation: Activation = "gelu") -> None:
         super().__init__()
         self.up = nn.Linear(hidden_size, intermediate_size)
@@ -166,24 +148,23 @@ class FeedForward(nn.Module):
         self.activation = activation
 
     def forward(self, hidden: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
-        """Applies the layer position by position."""
         return self.down(activated(self.up(hidden), self.activation))
 
 
 class PreNormLayer(nn.Module):
     """A ViT block: x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(
-        self, hidden_size: int, num_heads: int, intermediate_size: int, layer_norm_eps: float, activation: Activation
-    ) -> None:
+    def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        self.attention_norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
-        self.attention = SelfAttention(hidden_size, num_heads)
-        self.mlp_norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
-        self.mlp = FeedForward(hidden_size, intermediate_size, activation)
+        width, eps = config.hidden_size, config.layer_norm_eps
+        self.attention_norm = nn.LayerNorm(width, eps=eps)
+        self.attention = SelfAttention(width, config.num_heads)
+        self.mlp_norm = nn.LayerNorm(width, eps=eps)
+        self.mlp = FeedForward(width, config.intermediate_size, config.activation)
 
-    def forward(self, hidden: Float[Tensor, "b p d"], num_queries: int | None = None) -> Float[Tensor, "b q d"]:
-        """Returns the block's output at its first `num_queries` positions (None: at all)."""
+    def forward(
+        self, hidden: Float[Tensor, "b p d"], mask: None = None, num_queries: int | None = None
+    ) -> Float[Tensor, "b q d"]:
         attended = self.attention(self.attention_norm(hidden), num_queries=num_queries)
         hidden = hidden[:, :num_queries] + attended
         return hidden + self.mlp(self.mlp_norm(hidden))
@@ -192,32 +173,19 @@ class PreNormLayer(nn.Module):
 class PostNormLayer(nn.Module):
     """A BERT layer: norm(x + attention(x)), then norm(x + mlp(x))."""
 
-    def __init__(
-        self,
-        hidden_size: int,
-        num_heads: int,
-        intermediate_size: int,
-        layer_norm_eps: float,
-        dropout: float,
-        attention_dropout: float | None = None,
-        activation: Activation = "gelu",
-    ) -> None:
+    def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        self.attention = SelfAttention(
-            hidden_size, num_heads, dropout if attention_dropout is None else attention_dropout
-        )
-        self.attention_norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
-        self.mlp = FeedForward(hidden_size, intermediate_size, activation)
-        self.mlp_norm = nn.LayerNorm(hidden_size, eps=layer_norm_eps)
-        self.dropout = nn.Dropout(dropout)
+        width, eps = config.hidden_size, config.layer_norm_eps
+        dropout = config.dropout if config.attention_dropout is None else config.attention_dropout
+        self.attention = SelfAttention(width, config.num_heads, dropout)
+        self.attention_norm = nn.LayerNorm(width, eps=eps)
+        self.mlp = FeedForward(width, config.intermediate_size, config.activation)
+        self.mlp_norm = nn.LayerNorm(width, eps=eps)
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(
         self, hidden: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None = None, num_queries: int | None = None
     ) -> Float[Tensor, "b q d"]:
-        """Returns the layer's output at its first `num_queries` positions (None: at all).
-
-        Positions where `mask` is False are not attended to.
-        """
         attended = self.attention(hidden, mask, num_queries)
         hidden = self.attention_norm(hidden[:, :num_queries] + self.dropout(attended))
         return self.mlp_norm(hidden + self.dropout(self.mlp(hidden)))
@@ -231,12 +199,10 @@ class Pooler(nn.Module):
         self.dense = nn.Linear(hidden_size, hidden_size)
 
     def forward(self, hidden: Float[Tensor, "b l d"]) -> Float[Tensor, "b d"]:
-        """Pools a stream."""
         return torch.tanh(self.dense(hidden[:, 0]))
 
 
 def mean_token(hidden: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None) -> Float[Tensor, "b d"]:
-    """Returns the mean of all positions but padding, where `mask` is False."""
     if mask is None:
         return hidden.mean(dim=1)
     weights = mask[..., None].to(hidden.dtype)

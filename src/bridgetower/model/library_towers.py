@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -38,10 +38,9 @@ class TimmTower(VisionTower):
         settings = _settings(config, "vision.settings", "architecture")
         self.model = _timm_model(settings["architecture"], settings.get("arguments", {}), config.image_size)
         described = _timm_config(self.model, settings, config.image_size)
-        _check_described("vision", config, described, ("patch_size", "hidden_size", "num_layers", "prefix_tokens"))
+        _check_described("vision", config, described, "patch_size", "hidden_size", "num_layers", "prefix_tokens")
 
     def forward(self, pixel_values: Float[Tensor, "b 3 h w"], layers: tuple[int, ...]) -> list[Float[Tensor, "b p v"]]:
-        """Returns the outputs of `layers`, counted from 1 and increasing, after timm's final norm."""
         outputs = self.model.forward_intermediates(  # type: ignore[operator]
             pixel_values,
             indices=[layer - 1 for layer in layers],
@@ -55,16 +54,13 @@ class TimmTower(VisionTower):
         return [torch.cat(output[::-1], dim=1) if isinstance(output, tuple) else output for output in outputs]
 
     def pooled(self, hidden: Float[Tensor, "b p v"]) -> Float[Tensor, "b v"]:
-        """Returns timm's image embedding: CLS, mean of patches or attention pooling, as the architecture has it."""
         vector: Tensor = self.model.forward_head(hidden, pre_logits=True)  # type: ignore[operator]
         return vector
 
     def stacked_layers(self) -> list[nn.Module]:
-        """Returns the layers, first to last."""
         return list(self.model.blocks)  # type: ignore[arg-type]
 
     def fitted(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Returns the parameters of this architecture at another image size, resized as timm resizes them."""
         own = {name.removeprefix(_MODEL): tensor for name, tensor in tensors.items()}
         fitted = {f"{_MODEL}{name}": tensor for name, tensor in self.converted(own).items()}
         wrong = [name for name, tensor in self.state_dict().items() if fitted[name].shape != tensor.shape]
@@ -78,7 +74,6 @@ class TimmTower(VisionTower):
         return dict(tensors) if convert is None else dict(convert(dict(tensors), self.model))
 
     def set_activation_checkpointing(self, enabled: bool) -> None:
-        """Chooses whether layers keep only their inputs in training."""
         self.model.set_grad_checkpointing(enabled)  # type: ignore[operator]
 
 
@@ -94,38 +89,31 @@ class TransformersTower(TextTower):
         settings = _settings(config, "text.settings", "model_type")
         self.model = _transformers_model(settings, config.dropout)
         described = _transformers_config(self.model, settings)
-        _check_described("text", config, described, ("vocab_size", "hidden_size", "num_layers", "max_positions"))
+        _check_described("text", config, described, "vocab_size", "hidden_size", "num_layers", "max_positions")
 
     def forward(
         self, input_ids: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"] | None, layers: tuple[int, ...]
     ) -> list[Float[Tensor, "b l t"]]:
-        """Returns the outputs of `layers`, counted from 1 and increasing; 0 on padding, where `mask` is False.
-
-        There transformers' numbers depend on the kernel, and are not numbers where a local window is all padding.
-        """
         self.config.check_length(input_ids.shape[1])
         attention_mask = None if mask is None else mask.long()
         output = self.model(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
         hidden = [output.hidden_states[layer] for layer in layers]
-        return hidden if mask is None else [layer.masked_fill(~mask[..., None], 0) for layer in hidden]
+        if mask is None:
+            return hidden
+        # On padding, numbers depend on the kernel, and are not numbers where a local window is all padding.
+        return [layer.masked_fill(~mask[..., None], 0) for layer in hidden]
 
     def stacked_layers(self) -> list[nn.Module]:
-        """Returns the layers, first to last."""
         for module in self.model.modules():
             if isinstance(module, nn.ModuleList) and len(module) == self.config.num_layers:
                 return list(module)
         raise ValueError(f"{type(self.model).__name__} has no list of {self.config.num_layers} layers to train some of")
 
     def set_activation_checkpointing(self, enabled: bool) -> None:
-        """Chooses whether layers keep only their inputs in training."""
-        if enabled:
-            self.model.activation_checkpointing_enable()  # type: ignore[operator]
-        else:
-            self.model.activation_checkpointing_disable()  # type: ignore[operator]
+        getattr(self.model, f"activation_checkpointing_{'enable' if enabled else 'disable'}")()
 
 
 def timm_config(architecture: str, arguments: Mapping[str, Any], image_size: int | None = None) -> VisionConfig:
-    """Returns the config of a timm tower, whose sizes are read from the module that timm builds."""
     with on_meta():
         model = _timm_model(architecture, arguments, image_size)
     return _timm_config(model, {"architecture": architecture, "arguments": dict(arguments)}, image_size)
@@ -143,7 +131,6 @@ def timm_data_config(architecture: str, pretrained: Mapping[str, Any] | None = N
 
 
 def timm_hub_id(name: str) -> str:
-    """Returns the repository of a name of timm, such as `vit_small_patch14_dinov2.lvd142m`."""
     require("towers", "timm")
     from timm.models import get_pretrained_cfg, is_model
 
@@ -157,7 +144,6 @@ def timm_hub_id(name: str) -> str:
 
 
 def transformers_config(settings: Mapping[str, Any]) -> TextConfig:
-    """Returns the config of a text tower, whose sizes are read from the module that transformers builds."""
     with on_meta():
         model = _transformers_model(settings, 0.0)
     return _transformers_config(model, settings)
@@ -222,8 +208,8 @@ def _settings(config: VisionConfig | TextConfig, field: str, key: str) -> Mappin
     return settings
 
 
-def _check_described(part: str, config: Any, described: Any, fields: tuple[str, ...]) -> None:
-    for name in fields:
+def _check_described(part: str, config: Any, described: Any, *names: str) -> None:
+    for name in names:
         given, built = getattr(config, name), getattr(described, name)
         if given != built:
             raise ValueError(f"{part}.{name} is {given}, but {part}.settings make a tower with {built}; leave it out")
@@ -244,21 +230,17 @@ def _timm_model(architecture: str, arguments: Mapping[str, Any], image_size: int
 
 
 def _timm_config(model: Any, settings: Mapping[str, Any], image_size: int | None) -> VisionConfig:
-    layers = getattr(model, "feature_info", None)
-    blocks = getattr(model, "blocks", None)
+    layers, run = getattr(model, "feature_info", None), getattr(model, "forward_intermediates", None)
     sizes = {(layer["num_chs"], layer["reduction"]) for layer in layers} if isinstance(layers, list) else set()
-    run = getattr(model, "forward_intermediates", None)
-    has = callable(run) and all(hasattr(model, name) for name in ("patch_embed", "num_prefix_tokens"))
-    returns_tokens = (
-        has and "return_prefix_tokens" in inspect.signature(cast(Any, run)).parameters
-    )  # and not patches alone
-    if len(sizes) != 1 or blocks is None or not returns_tokens:
+    has = all(hasattr(model, name) for name in ("blocks", "patch_embed", "num_prefix_tokens"))
+    # Some return patches alone.
+    if len(sizes) != 1 or not has or run is None or "return_prefix_tokens" not in inspect.signature(run).parameters:
         raise ValueError(
             f"{settings['architecture']} is no vision transformer of timm whose layers are of one width and whose "
             "forward_intermediates returns prefix tokens; expected one such as vit_small_patch14_dinov2"
         )
     ((width, patch),) = sizes
-    attention = getattr(blocks[0], "attn", None)
+    attention = getattr(model.blocks[0], "attn", None)
     if image_size is None:
         height, width_ = getattr(model.patch_embed, "img_size", None) or model.pretrained_cfg["input_size"][1:]
         if height != width_:
@@ -268,7 +250,7 @@ def _timm_config(model: Any, settings: Mapping[str, Any], image_size: int | None
         image_size=image_size,
         patch_size=patch,
         hidden_size=width,
-        num_layers=len(blocks),
+        num_layers=len(model.blocks),
         num_heads=getattr(attention, "num_heads", 1),
         intermediate_size=4 * width,
         pre_norm=False,

@@ -16,11 +16,7 @@ AT_LEAST_0, AT_LEAST_1 = (0, _LARGEST), (1, _LARGEST)
 
 
 def from_plain(cls: type[T], values: Mapping[str, Any], where: str) -> T:
-    """Builds a dataclass from plain nested values: a list becomes a tuple, a whole number will do for a float.
-
-    Fields may be dataclasses, tuples, lists, mappings, literals, finite numbers, texts and truth values, or one of
-    these or None. A dataclass that is already built is taken as it is.
-    """
+    """Builds a dataclass from plain nested values: a list becomes a tuple, a whole number will do for a float."""
     if not isinstance(values, Mapping):
         raise ValueError(f"{where} is {values!r}; expected names and values")
     if isabstract(cls):
@@ -40,14 +36,12 @@ def from_plain(cls: type[T], values: Mapping[str, Any], where: str) -> T:
 
 
 def known_fields(cls: type[T], values: object, where: str) -> T:
-    """Builds a dataclass from those of the values that it has fields for, as `from_plain` does from all."""
     if not isinstance(values, Mapping):
         raise ValueError(f"{where} is {values!r}; expected names and values")
     return from_plain(cls, {name: value for name, value in values.items() if name in get_type_hints(cls)}, where)
 
 
 def check_choice(name: str, value: object, choices: Any, *, or_none: bool = False) -> None:
-    """Checks that a value is one of those of a literal type."""
     known = (*get_args(choices), None) if or_none else get_args(choices)
     if value not in known:
         raise ValueError(f"{name} is {value!r}; expected one of {', '.join(map(str, known))}")

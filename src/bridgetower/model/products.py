@@ -25,24 +25,18 @@ from torch import Tensor
 from bridgetower.files import cache_folder, write_json
 
 LIBRARIES: Final = ("onednn", "torch")
-VARIABLE: Final = "BRIDGETOWER_PRODUCTS"
-"""Environment variable that names one of `LIBRARIES`; without, the measurement decides."""
-
-_SHAPE = (325, 768, 3072)  # rows, inputs and outputs of a feed-forward layer of the base model at 288 pixels
-_ROUNDS = 7
+VARIABLE: Final = "BRIDGETOWER_PRODUCTS"  # of the environment: names one of them; without, the measurement decides
 _CPU_INFO = Path("/proc/cpuinfo")
-_MARGIN = 1.05  # by which torch.mm must be faster, so that noise does not decide
 
 
 def cpu_info() -> dict[str, str]:
-    """Returns what Linux lists of the first processor, such as `vendor_id` and `flags`; elsewhere nothing."""
     text = _CPU_INFO.read_text() if _CPU_INFO.exists() else ""
     pairs = (line.partition(":") for line in text.split("\n\n")[0].splitlines())
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def processor_name() -> str:
-    """Returns the processor's name, with family and model where they are known: clouds often hide the rest."""
+    """Returns its name, with family and model where they are known: clouds often hide the rest."""
     info = cpu_info()
     if "model name" not in info:
         return platform.processor() or platform.machine()
@@ -57,11 +51,7 @@ def has_operators() -> bool:
 
 @cache
 def onednn_is_faster() -> bool:
-    """Whether oneDNN is to compute float32 products here.
-
-    The choice is kept in the cache folder by processor and version of PyTorch, so that later processes compute with the
-    same kernels.
-    """
+    """Whether oneDNN is to compute float32 products; kept on disk, so that later processes have the same kernels."""
     if not torch.backends.mkldnn.is_available():
         return False
     if given := os.environ.get(VARIABLE):
@@ -77,13 +67,12 @@ def onednn_is_faster() -> bool:
         seconds = measure()
         with suppress(OSError):  # then it is measured again next time
             write_json(path, {"where": where, "seconds": seconds})
-    return seconds["onednn"] < seconds["torch"] * _MARGIN
+    return seconds["onednn"] < seconds["torch"] * 1.05  # so that noise does not decide
 
 
 @torch.inference_mode()
 def measure() -> dict[str, float]:
-    """Returns the seconds of a product of float32 in each library: medians of alternating rounds."""
-    rows, inputs, outputs = _SHAPE
+    rows, inputs, outputs = 325, 768, 3072  # of a feed-forward layer of the base model at 288 pixels
     hidden, weight, bias = torch.ones(rows, inputs), torch.ones(outputs, inputs), torch.ones(outputs)
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
     products: dict[str, Callable[[], Tensor]] = {
@@ -91,7 +80,7 @@ def measure() -> dict[str, float]:
         "torch": lambda: F.linear(hidden, weight, bias),
     }
     times: dict[str, list[float]] = {library: [] for library in LIBRARIES}
-    for _ in range(1 + _ROUNDS):
+    for _ in range(8):
         for library, product in products.items():
             started = time.perf_counter()
             product()

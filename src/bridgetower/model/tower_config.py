@@ -17,14 +17,13 @@ Settings = Annotated[Mapping[str, Any] | None, Fixed, Suppress]
 
 EPS = (1e-20, 1.0)
 WIDTH, CLASSES = 65_536, 10_000_000
-SIZES: dict[str, tuple[float, float]] = {
+_SIZES: dict[str, tuple[float, float]] = {
     "hidden_size": (1, WIDTH),
     "num_layers": (1, 1_000),
     "num_heads": (1, WIDTH),
     "intermediate_size": (1, 4 * WIDTH),
     "layer_norm_eps": EPS,
 }
-_SIDE = (1, 8_192)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,19 +66,15 @@ class VisionConfig:
     settings: Settings = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
-        check_numbers(self, "vision.", image_size=_SIDE, patch_size=_SIDE, **SIZES)
-        check_heads("vision", self.hidden_size, self.num_heads)
-        check_choice("vision.activation", self.activation, Activation)
+        check_part("vision", self, image_size=(1, 8_192), patch_size=(1, 8_192))
         check_image_size(self.image_size, self.patch_size)
 
     @property
     def num_tokens(self) -> int:
-        """Image tokens P: the prefix tokens and one per patch."""
         return self.num_prefix_tokens + (self.image_size // self.patch_size) ** 2
 
     @property
     def num_prefix_tokens(self) -> int:
-        """Tokens before the patches: the class token and, if there is one, the distillation token."""
         if self.prefix_tokens is not None:
             return self.prefix_tokens
         return 2 if self.distillation_token else 1
@@ -127,31 +122,24 @@ class TextConfig:
 
     def __post_init__(self) -> None:
         counts = dict.fromkeys(("vocab_size", "type_vocab_size", "max_positions"), (1, CLASSES))
-        check_numbers(self, "text.", pad_token_id=(0, CLASSES), **counts, **SIZES)
+        check_part("text", self, pad_token_id=(0, CLASSES), **counts)
         if self.pad_token_id >= self.vocab_size or self.max_length < 1:
             raise ValueError(
                 f"text.pad_token_id {self.pad_token_id} with vocab_size {self.vocab_size} and max_positions "
                 f"{self.max_positions}; expected one of the ids, and room for a token"
             )
-        check_heads("text", self.hidden_size, self.num_heads)
         check_choice("text.positions", self.positions, Positions)
-        check_choice("text.activation", self.activation, Activation)
-        check_dropout("text.dropout", self.dropout)
-        check_dropout("text.attention_dropout", self.attention_dropout or 0.0)
 
     @property
     def max_length(self) -> int:
-        """Longest input in tokens that the position table holds."""
         return self.max_positions - (self.pad_token_id + 1 if self.positions == "roberta" else 0)
 
     def check_length(self, length: int) -> None:
-        """Raises ValueError if a text has more tokens than the tower takes."""
         if length > self.max_length:
             raise ValueError(f"text of {length} tokens; the position table holds {self.max_length}: shorten it")
 
 
 def check_image_size(image_size: int, patch_size: int) -> None:
-    """Raises ValueError, naming the nearest valid sizes, if the patch does not divide the image."""
     if image_size % patch_size or image_size <= 0:
         lower = max(image_size // patch_size, 1) * patch_size
         raise ValueError(
@@ -160,13 +148,20 @@ def check_image_size(image_size: int, patch_size: int) -> None:
         )
 
 
-def check_heads(part: str, hidden_size: int, num_heads: int) -> None:
-    """Raises ValueError if the heads do not divide the width of a part."""
-    if hidden_size % num_heads:
-        raise ValueError(f"{part}.hidden_size {hidden_size} is not a multiple of {part}.num_heads {num_heads}")
+def check_part(part: str, config: Any, **bounds: tuple[float, float]) -> None:
+    """Checks the fields of a part that others have too, and its numbers."""
+    check_numbers(config, f"{part}.", **bounds, **_SIZES)
+    if config.hidden_size % config.num_heads:
+        raise ValueError(
+            f"{part}.hidden_size {config.hidden_size} is not a multiple of {part}.num_heads {config.num_heads}"
+        )
+    check_choice(f"{part}.activation", config.activation, Activation)
+    if part != "vision":
+        check_dropouts(part, config, "dropout", "attention_dropout")
 
 
-def check_dropout(name: str, dropout: float) -> None:
-    """Raises ValueError if the value of a field is no probability below 1."""
-    if not 0 <= dropout < 1:
-        raise ValueError(f"{name} is {dropout}; expected a probability in [0, 1)")
+def check_dropouts(part: str, config: Any, *names: str) -> None:
+    for name in names:
+        dropout = getattr(config, name)
+        if dropout is not None and not 0 <= dropout < 1:
+            raise ValueError(f"{part}.{name} is {dropout}; expected a probability in [0, 1)")

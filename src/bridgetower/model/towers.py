@@ -34,14 +34,8 @@ class Tower(nn.Module, ABC):
     def states(
         self, inputs: Tensor, mask: Bool[Tensor, "b l"] | None, layers: tuple[int, ...]
     ) -> list[Float[Tensor, "b l w"]]:
-        """Returns the hidden states after some layers, from which `continued` goes on; 0 is before the first."""
-        raise _not_continued(self)
-
-    def continued(
-        self, states: Mapping[int, Float[Tensor, "b l w"]], mask: Bool[Tensor, "b l"] | None, layers: tuple[int, ...]
-    ) -> list[Float[Tensor, "b l w"]]:
-        """Returns what a run of the tower returns for some layers, from `states` by layer: those up to the last one."""
-        raise _not_continued(self)
+        """Returns the hidden states after some layers, from which `continued` of towers of this package goes on."""
+        raise ValueError(f"{type(self).__name__} cannot go on from cached states; leave out train_top or freeze_towers")
 
     def pooled(self, hidden: Float[Tensor, "b l w"]) -> Float[Tensor, "b w"]:
         """Returns the global vector of the last layer that is read, from its hidden states; here their CLS."""
@@ -89,7 +83,51 @@ class TextTower(Tower):
         return self.pooled(self(input_ids, mask, (number,))[-1])
 
 
-class VisionTransformer(VisionTower):
+class Transformer(Tower):
+    """What the towers of this package have in common: their hidden states can be cached between layers."""
+
+    layers: nn.ModuleList
+
+    @abstractmethod
+    def embed(self, inputs: Tensor) -> Float[Tensor, "b l w"]: ...
+
+    def finished(self, hidden: Float[Tensor, "*b w"]) -> Float[Tensor, "*b w"]:
+        """Returns the hidden states of a layer as the projections read them."""
+        return hidden
+
+    def stacked_layers(self) -> list[nn.Module]:
+        return list(self.layers)
+
+    def states(
+        self, inputs: Tensor, mask: Bool[Tensor, "b l"] | None, layers: tuple[int, ...]
+    ) -> list[Float[Tensor, "b l w"]]:
+        return self._run(self.embed(inputs), 0, mask, layers)
+
+    def continued(
+        self, states: Mapping[int, Float[Tensor, "b l w"]], mask: Bool[Tensor, "b l"] | None, layers: tuple[int, ...]
+    ) -> list[Float[Tensor, "b l w"]]:
+        """Returns what a run returns for some layers, from `states` by layer: those up to the last one."""
+        start = max(states)
+        known = [states[layer] for layer in layers if layer <= start]
+        rest = self._run(states[start], start, mask, tuple(layer for layer in layers if layer > start))
+        return [self.finished(hidden) for hidden in known + rest]
+
+    def _run(self, hidden: Tensor, start: int, mask: Tensor | None, layers: tuple[int, ...]) -> list[Tensor]:
+        outputs = [hidden] if start in layers else []
+        for number, layer in enumerate(self.layers[start : max(layers, default=start)], start=start + 1):
+            hidden = activation_checkpointing(layer, when=self.checkpoint_activations)(hidden, mask)
+            if number in layers:
+                outputs.append(hidden)
+        return outputs
+
+    def _cls(self, inputs: Tensor, mask: Tensor | None, number: int) -> Float[Tensor, "b w"]:
+        """The CLS of one layer, which is computed at this position only."""
+        (hidden,) = self.states(inputs, mask, (number - 1,))
+        last = activation_checkpointing(self.layers[number - 1], when=self.checkpoint_activations)
+        return self.finished(last(hidden, mask, num_queries=1)[:, 0])
+
+
+class VisionTransformer(Transformer, VisionTower):
     """A ViT whose bridged layers all go through one shared final LayerNorm (official `ln_post`, timm `norm`)."""
 
     def __init__(self, config: VisionConfig) -> None:
@@ -101,36 +139,18 @@ class VisionTransformer(VisionTower):
         self.distillation_embedding = nn.Parameter(torch.zeros(width)) if config.distillation_token else None
         self.position_embedding = nn.Parameter(torch.zeros(config.num_tokens, width))
         self.pre_norm = nn.LayerNorm(width, eps=config.layer_norm_eps) if config.pre_norm else nn.Identity()
-        self.layers = nn.ModuleList(
-            PreNormLayer(width, config.num_heads, config.intermediate_size, config.layer_norm_eps, config.activation)
-            for _ in range(config.num_layers)
-        )
+        self.layers = nn.ModuleList(PreNormLayer(config) for _ in range(config.num_layers))
         self.post_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
 
     def forward(self, pixel_values: Float[Tensor, "b 3 h w"], layers: tuple[int, ...]) -> list[Float[Tensor, "b p v"]]:
-        """Returns the normalised outputs of `layers`, counted from 1 and increasing.
-
-        Images of another size than the config's are encoded with interpolated position embeddings.
-        """
+        """Returns the normalised outputs; images of another size get interpolated position embeddings."""
         return [self.post_norm(hidden) for hidden in self.states(pixel_values, None, layers)]
 
-    def states(
-        self, inputs: Float[Tensor, "b 3 h w"], mask: Tensor | None, layers: tuple[int, ...]
-    ) -> list[Float[Tensor, "b p v"]]:
-        """Returns the hidden states after some layers, before the final LayerNorm; 0 is before the first."""
-        return _run(self, self.pre_norm(self.embed(inputs)), 0, layers)
-
-    def continued(
-        self, states: Mapping[int, Float[Tensor, "b p v"]], mask: Tensor | None, layers: tuple[int, ...]
-    ) -> list[Float[Tensor, "b p v"]]:
-        """Returns the normalised outputs of `layers` from `states` by layer: those up to the last one, and that one."""
-        return [self.post_norm(hidden) for hidden in _continued(self, states, layers)]
+    def finished(self, hidden: Float[Tensor, "*b v"]) -> Float[Tensor, "*b v"]:
+        return self.post_norm(hidden)
 
     def cls(self, pixel_values: Float[Tensor, "b 3 h w"], number: int) -> Float[Tensor, "b v"]:
-        """Returns the normalised CLS of one layer, which is computed at this position only."""
-        (hidden,) = self.states(pixel_values, None, (number - 1,))
-        last = activation_checkpointing(self.layers[number - 1], when=self.checkpoint_activations)
-        return self.post_norm(last(hidden, num_queries=1)[:, 0])
+        return self._cls(pixel_values, None, number)
 
     def fitted(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns the parameters with position embeddings interpolated to the config's image size."""
@@ -139,25 +159,21 @@ class VisionTransformer(VisionTower):
         resized = resize_position_embedding(position.float(), (side, side), self.config.num_prefix_tokens)
         return {**tensors, "position_embedding": resized.to(position.dtype)}
 
-    def stacked_layers(self) -> list[nn.Module]:
-        """Returns the layers, first to last."""
-        return list(self.layers)
-
-    def embed(self, pixel_values: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b p v"]:
-        """Returns embeddings of the prefix tokens and the patches with positions added."""
-        height, width = (side // self.config.patch_size for side in pixel_values.shape[-2:])
-        if pixel_values.shape[-2:] != (height * self.config.patch_size, width * self.config.patch_size):
+    def embed(self, inputs: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b p v"]:
+        height, width = (side // self.config.patch_size for side in inputs.shape[-2:])
+        if inputs.shape[-2:] != (height * self.config.patch_size, width * self.config.patch_size):
             raise ValueError(
-                f"image of {pixel_values.shape[-1]} x {pixel_values.shape[-2]} pixels; "
+                f"image of {inputs.shape[-1]} x {inputs.shape[-2]} pixels; "
                 f"expected sides that are multiples of the patch size {self.config.patch_size}"
             )
-        patches = self.patch_embedding(pixel_values).flatten(2).transpose(1, 2)  # [B, P-1, V]
+        patches = self.patch_embedding(inputs).flatten(2).transpose(1, 2)  # [B, P-1, V]
         prefix: list[Tensor] = [self.class_embedding]
         if self.distillation_embedding is not None:
             prefix.append(self.distillation_embedding)
         prefix_tokens = torch.stack(prefix).expand(patches.shape[0], -1, -1)  # len() would fix the number in an export
         hidden = torch.cat([prefix_tokens, patches], dim=1)
-        return hidden + resize_position_embedding(self.position_embedding, (height, width), len(prefix))
+        positions = resize_position_embedding(self.position_embedding, (height, width), len(prefix))
+        return self.pre_norm(hidden + positions)
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -165,10 +181,9 @@ class VisionTransformer(VisionTower):
         config = self.config
         width = config.hidden_size**-0.5
         branch = width * (2 * config.num_layers) ** -0.5
-        self.class_embedding.normal_(std=width, generator=generator)
-        if self.distillation_embedding is not None:
-            self.distillation_embedding.normal_(std=width, generator=generator)
-        self.position_embedding.normal_(std=width, generator=generator)
+        for embedding in (self.class_embedding, self.distillation_embedding, self.position_embedding):
+            if embedding is not None:
+                embedding.normal_(std=width, generator=generator)
         fan_in = 3 * config.patch_size**2
         self.patch_embedding.weight.normal_(std=fan_in**-0.5, generator=generator)
         for layer in self.layers:
@@ -179,7 +194,7 @@ class VisionTransformer(VisionTower):
             layer.mlp.down.weight.normal_(std=branch, generator=generator)
 
 
-class TextTransformer(TextTower):
+class TextTransformer(Transformer, TextTower):
     """RoBERTa or BERT without its pooler, which no BridgeTower objective reads."""
 
     def __init__(self, config: TextConfig) -> None:
@@ -191,43 +206,21 @@ class TextTransformer(TextTower):
         self.token_type_embedding = nn.Embedding(config.type_vocab_size, width)
         self.embedding_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.dropout)
-        sizes = (config.num_heads, config.intermediate_size, config.layer_norm_eps)
-        kinds = (config.dropout, config.attention_dropout, config.activation)
-        self.layers = nn.ModuleList(PostNormLayer(width, *sizes, *kinds) for _ in range(config.num_layers))
+        self.layers = nn.ModuleList(PostNormLayer(config) for _ in range(config.num_layers))
 
     def forward(
         self, input_ids: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"] | None, layers: tuple[int, ...]
     ) -> list[Float[Tensor, "b l t"]]:
-        """Returns the outputs of `layers`, counted from 1 and increasing; `mask` is False on padding."""
         return self.states(input_ids, mask, layers)
 
-    def states(
-        self, inputs: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"] | None, layers: tuple[int, ...]
-    ) -> list[Float[Tensor, "b l t"]]:
-        """Returns the hidden states after some layers; 0 is before the first."""
-        return _run(self, self.embed(inputs), 0, layers, mask)
-
-    def continued(
-        self, states: Mapping[int, Float[Tensor, "b l t"]], mask: Bool[Tensor, "b l"] | None, layers: tuple[int, ...]
-    ) -> list[Float[Tensor, "b l t"]]:
-        """Returns the outputs of `layers` from `states` by layer: those up to the last one, and that one."""
-        return _continued(self, states, layers, mask)
-
     def cls(self, input_ids: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"] | None, number: int) -> Float[Tensor, "b t"]:
-        """Returns the CLS of one layer, which is computed at this position only; `mask` is False on padding."""
-        (hidden,) = self.states(input_ids, mask, (number - 1,))
-        last = activation_checkpointing(self.layers[number - 1], when=self.checkpoint_activations)
-        return last(hidden, mask, num_queries=1)[:, 0]
+        return self._cls(input_ids, mask, number)
 
-    def stacked_layers(self) -> list[nn.Module]:
-        """Returns the layers, first to last."""
-        return list(self.layers)
-
-    def embed(self, input_ids: Int[Tensor, "b l"]) -> Float[Tensor, "b l t"]:
+    def embed(self, inputs: Int[Tensor, "b l"]) -> Float[Tensor, "b l t"]:
         """Returns normalised sums of word, position and segment-0 embeddings."""
-        self.config.check_length(input_ids.shape[1])
-        hidden = self.word_embedding(input_ids) + self.token_type_embedding.weight[0]
-        hidden = self.embedding_norm(hidden + self.position_embedding(self.position_ids(input_ids)))
+        self.config.check_length(inputs.shape[1])
+        hidden = self.word_embedding(inputs) + self.token_type_embedding.weight[0]
+        hidden = self.embedding_norm(hidden + self.position_embedding(self.position_ids(inputs)))
         return self.dropout(hidden)
 
     def position_ids(self, input_ids: Int[Tensor, "b l"]) -> Int[Tensor, "*b l"]:
@@ -238,45 +231,10 @@ class TextTransformer(TextTower):
         return is_token.cumsum(dim=1) * is_token + self.config.pad_token_id
 
 
-def _not_continued(tower: Tower) -> ValueError:
-    return ValueError(f"{type(tower).__name__} cannot go on from cached states; leave out train_top or freeze_towers")
-
-
-def _run(
-    tower: VisionTransformer | TextTransformer,
-    hidden: Tensor,
-    start: int,
-    layers: tuple[int, ...],
-    *mask: Tensor | None,
-) -> list[Tensor]:
-    """Runs the layers after `start`, and returns what comes out of some of them."""
-    outputs = [hidden] if start in layers else []
-    for number, layer in enumerate(tower.layers[start : max(layers, default=start)], start=start + 1):
-        hidden = activation_checkpointing(layer, when=tower.checkpoint_activations)(hidden, *mask)
-        if number in layers:
-            outputs.append(hidden)
-    return outputs
-
-
-def _continued(
-    tower: VisionTransformer | TextTransformer,
-    states: Mapping[int, Tensor],
-    layers: tuple[int, ...],
-    *mask: Tensor | None,
-) -> list[Tensor]:
-    start = max(states)
-    known = [states[layer] for layer in layers if layer <= start]
-    return known + _run(tower, states[start], start, tuple(layer for layer in layers if layer > start), *mask)
-
-
 def resize_position_embedding(
     position_embedding: Float[Tensor, "p v"], grid: tuple[int, int], num_prefix_tokens: int = 1
 ) -> Float[Tensor, "q v"]:
-    """Interpolates a square grid of learned positions to another grid, the rows of prefix tokens kept.
-
-    Bicubic, `align_corners=False`, no antialiasing, identity on an equal grid: official `adapt_position_encoding` and
-    transformers' `interpolate_pos_encoding`.
-    """
+    """Interpolates positions to another grid as official `adapt_position_encoding`: bicubic, without antialiasing."""
     prefix, patches = position_embedding[:num_prefix_tokens], position_embedding[num_prefix_tokens:]
     side = round(len(patches) ** 0.5)
     if grid == (side, side):

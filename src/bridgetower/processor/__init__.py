@@ -2,9 +2,8 @@
 
 from bridgetower.processor.config import ProcessorConfig, Profile
 from bridgetower.processor.images import MAX_PIXELS, check_length, media_type, open_image, open_reduced
-from bridgetower.processor.inputs import ImageLike, Resized
 from bridgetower.processor.loading import load_items, loaded
-from bridgetower.processor.processor import Processor, to_tensor
+from bridgetower.processor.processor import ImageLike, Processor, Resized, to_tensor
 from bridgetower.processor.text import TextBatch, load_tokenizer, train_tokenizer
 
 __all__ = [

@@ -15,11 +15,7 @@ Interpolation = Literal["bicubic", "bilinear"]
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-FAST_MARGIN = 2
-"""How many times larger than needed an image is decoded at least by `fast_decode`, see benchmarks/decoding.py."""
-
-HF_SIZE_DIVISOR = 32
-"""transformers' default of `size_divisor`."""
+FAST_MARGIN = 2  # times larger than needed is an image decoded at least by `fast_decode`, see benchmarks/decoding.py
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +52,6 @@ class ProcessorConfig:
     fast_decode: bool = False
 
     def __post_init__(self) -> None:
-        """Checks every field, and that none is set that the profile would ignore."""
         check_choice("profile", self.profile, Profile)
         check_choice("interpolation", self.interpolation, Interpolation)
         sides = dict.fromkeys(("image_size", "patch_size", "shortest_edge", "size_divisor"), (1, 8_192))
@@ -101,7 +96,7 @@ class ProcessorConfig:
     @property
     def resize_divisor(self) -> int:
         """What both sides are cut down to a multiple of in the `hf` profile, in pixels."""
-        return HF_SIZE_DIVISOR if self.size_divisor is None else self.size_divisor
+        return 32 if self.size_divisor is None else self.size_divisor
 
     def with_image_size(self, image_size: int) -> ProcessorConfig:
         """Returns a copy for another size."""

@@ -13,20 +13,16 @@ from bridgetower.processor.text import Special
 BRIDGETOWER_TYPES = ("BridgeTowerImageProcessor", "BridgeTowerImageProcessorFast")
 CLIP_TYPES = ("CLIPImageProcessor", "CLIPImageProcessorFast")
 
-# Text positions of RoBERTa and BERT, for folders that name no limit (or transformers' 1e30).
-_DEFAULT_MAX_LENGTH = 512
-_UNLIMITED = 1_000_000
-
 _WHITE = (255, 255, 255)
 
 # Settings with one value that this package carries out, and which is also the default.
-_FIXED: dict[str, tuple[Any, ...]] = {
-    "do_resize": (True,),
-    "do_rescale": (True,),
-    "do_normalize": (True,),
-    "rescale_factor": (1 / 255,),
-    "default_to_square": (False,),
-    "data_format": ("channels_first",),
+_FIXED: dict[str, Any] = {
+    "do_resize": True,
+    "do_rescale": True,
+    "do_normalize": True,
+    "rescale_factor": 1 / 255,
+    "default_to_square": False,
+    "data_format": "channels_first",
 }
 _INTERPOLATIONS: dict[Any, Interpolation] = {3: "bicubic", 2: "bilinear"}  # by PIL's numbers
 _KNOWN = (
@@ -48,17 +44,20 @@ def read_config(folder: Path, *, patch_size: int, max_length: int | None = None)
     path, values = _read_image_settings(folder)
     settings = {name: value for name, value in values.items() if value is not None}
     for name, value in settings.items():
-        if name in _FIXED and value not in _FIXED[name]:
-            raise ValueError(f"{path} sets {name} to {value!r}; this package carries out {_FIXED[name][0]!r} only")
+        if value != _FIXED.get(name, value):
+            raise ValueError(f"{path} sets {name} to {value!r}; this package carries out {_FIXED[name]!r} only")
         if name not in _FIXED and name not in _KNOWN:
             raise ValueError(f"{path} sets {name} to {value!r}, which this package does not know; remove it if unused")
     kind = settings.get("image_processor_type", BRIDGETOWER_TYPES[0])
-    if kind in BRIDGETOWER_TYPES:
-        sizes, fills = _bridgetower_sizes(path, settings), False
-    elif kind in CLIP_TYPES:
-        sizes, fills = _clip_sizes(path, settings), True
-    else:
+    if kind not in BRIDGETOWER_TYPES + CLIP_TYPES:
         raise ValueError(f"{path} is for {kind}; expected one of {', '.join(BRIDGETOWER_TYPES + CLIP_TYPES)}")
+    profile = _clip_profile(path, settings) if kind in CLIP_TYPES else "hf"
+    image_size = edge = _side(path, "size", settings.get("size", 224 if kind in CLIP_TYPES else 288))
+    if profile == "hf":
+        # do_pad fills a batch up to its largest image; after the crop all are equal, so either value does nothing.
+        if settings.get("do_center_crop", True) is not True:
+            raise ValueError(f"{path} sets do_center_crop to false; the model needs one size, so expected true")
+        image_size = _side(path, "crop_size", settings.get("crop_size", edge))
     resample = settings.get("resample", 3)
     if type(resample) is not int or resample not in _INTERPOLATIONS:
         raise ValueError(f"{path} sets resample to {resample!r}; expected 3 (bicubic) or 2 (bilinear)")
@@ -67,16 +66,35 @@ def read_config(folder: Path, *, patch_size: int, max_length: int | None = None)
         limit = read_json(file).get("model_max_length") if file.is_file() else None
         if limit is not None and type(limit) not in (int, float):
             raise ValueError(f"{file} sets model_max_length to {limit!r}; expected a whole number")
-        max_length = _DEFAULT_MAX_LENGTH if limit is None or limit >= _UNLIMITED else limit
+        # Positions of RoBERTa and BERT, for folders that name no limit (or transformers' 1e30).
+        max_length = 512 if limit is None or limit >= 1_000_000 else limit
     return ProcessorConfig(
-        **sizes,
+        profile=profile,
+        image_size=image_size,
+        shortest_edge=None if edge == image_size else edge,
+        size_divisor=settings.get("size_divisor"),
         interpolation=_INTERPOLATIONS[resample],
         max_length=max_length,
         image_mean=channels(path, "image_mean", settings.get("image_mean", CLIP_MEAN)),
         image_std=channels(path, "image_std", settings.get("image_std", CLIP_STD)),
         patch_size=patch_size,
-        background=_WHITE if settings.get("do_convert_rgb", fills) else None,
+        background=_WHITE if settings.get("do_convert_rgb", kind in CLIP_TYPES) else None,
     )
+
+
+def _clip_profile(path: Path, settings: Mapping[str, Any]) -> Profile:
+    if settings.get("do_pad") or "size_divisor" in settings:
+        raise ValueError(f"{path} sets do_pad or size_divisor, which a CLIPImageProcessor does not carry out here")
+    size = settings.get("size", {"shortest_edge": 224})
+    edge, squashes = _side(path, "size", size), isinstance(size, dict) and "height" in size
+    crops = settings.get("do_center_crop", True)
+    crop = _side(path, "crop_size", settings.get("crop_size", 224)) if crops else edge
+    if crop != edge or not (crops or squashes):
+        raise ValueError(
+            f"{path} resizes to {size} and crops {crop if crops else 'nothing'}; expected a crop equal to the "
+            "shortest_edge (official-pretrain) or to height and width (official-finetune)"
+        )
+    return "official-finetune" if squashes else "official-pretrain"
 
 
 def read_normalisation(folder: Path) -> tuple[tuple[float, float, float], tuple[float, float, float]] | None:
@@ -93,9 +111,7 @@ def image_settings(config: ProcessorConfig) -> dict[str, Any]:
     """Describes the image side for transformers' `preprocessor_config.json`.
 
     Profile `hf` is exact. For the official profiles transformers has only `CLIPImageProcessor`, which scales tensors
-    where the official code scales PIL images: up to one of 255 levels per pixel apart, and after `official-pretrain`'s
-    scaling the crop lies one pixel off where the surplus is odd. Images with transparency are filled with white in
-    transformers if `background` is white, and refused there if it is None.
+    where the official code scales PIL images.
     """
     if config.background not in (None, _WHITE):
         raise ValueError(
@@ -131,10 +147,7 @@ def image_settings(config: ProcessorConfig) -> dict[str, Any]:
 
 
 def tokenizer_settings(tokens: Special[str], max_length: int) -> dict[str, Any]:
-    """Describes the text side for `tokenizer_config.json`, so that transformers takes `tokenizer.json` as it stands.
-
-    A RobertaTokenizer would rebuild it from its vocabulary and lose the normaliser of a lower-casing one.
-    """
+    """Describes the text side for `tokenizer_config.json`, so that transformers takes `tokenizer.json` as it stands."""
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "processor_class": "BridgeTowerProcessor",
@@ -164,40 +177,7 @@ def _read_image_settings(folder: Path) -> tuple[Path, dict[str, Any]]:
     return plain, read_json(plain)
 
 
-def _bridgetower_sizes(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    # do_pad fills a batch up to its largest image; after the crop all are equal, so either value does nothing.
-    if settings.get("do_center_crop", True) is not True:
-        raise ValueError(f"{path} sets do_center_crop to false; the model needs one size, so expected true")
-    edge = _side(path, "size", settings.get("size", 288))
-    crop = _side(path, "crop_size", settings["crop_size"]) if "crop_size" in settings else edge
-    profile: Profile = "hf"
-    return {
-        "profile": profile,
-        "image_size": crop,
-        "shortest_edge": None if edge == crop else edge,
-        "size_divisor": settings.get("size_divisor"),
-    }
-
-
-def _clip_sizes(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    if settings.get("do_pad") or "size_divisor" in settings:
-        raise ValueError(f"{path} sets do_pad or size_divisor, which a CLIPImageProcessor does not carry out here")
-    size = settings.get("size", {"shortest_edge": 224})
-    edge = _side(path, "size", size)
-    squashes = isinstance(size, dict) and "height" in size
-    crops = settings.get("do_center_crop", True)
-    crop = _side(path, "crop_size", settings.get("crop_size", 224)) if crops else edge
-    if crop != edge or not (crops or squashes):
-        raise ValueError(
-            f"{path} resizes to {size} and crops {crop if crops else 'nothing'}; expected a crop equal to the "
-            "shortest_edge (official-pretrain) or to height and width (official-finetune)"
-        )
-    profile: Profile = "official-finetune" if squashes else "official-pretrain"
-    return {"profile": profile, "image_size": edge}
-
-
 def _side(path: Path, name: str, value: Any) -> int:
-    """Reads a square size: a number, {"shortest_edge": n} or {"height": n, "width": n}."""
     sides = list(value.values()) if isinstance(value, dict) else [value]
     known = not isinstance(value, dict) or value.keys() in ({"shortest_edge"}, {"height", "width"})
     if not known or not all(type(side) is int for side in sides) or len(set(sides)) != 1:
@@ -208,7 +188,6 @@ def _side(path: Path, name: str, value: Any) -> int:
 
 
 def channels(path: Path, name: str, value: Any) -> tuple[float, float, float]:
-    """Returns three numbers, one per colour."""
     numbers = isinstance(value, list | tuple) and all(type(one) in (int, float) and abs(one) < 1e9 for one in value)
     if not numbers or len(value) != 3:
         raise ValueError(f"{path} sets {name} to {value!r}; expected three numbers")

@@ -24,13 +24,8 @@ Fit: TypeAlias = tuple[int, str, bool]
 official `clip_transform` (src/transforms/transform.py), or both sides are, as in `blip_transform`."""
 
 MAX_PIXELS = 64_000_000
-"""Largest image that is decoded by default."""
-
-MEMORY_PER_PIXEL = 24
-"""Bytes that decoding takes at most of a sound image: of WebP with transparency the decoder's, a copy and RGB."""
-
-SECONDS, SECONDS_PER_MEGAPIXEL = 1.0, 0.25
-"""Of processor time for one image in a process of its own; JPEG and WebP take .08 s at most, see docs/serving.md."""
+MEMORY_PER_PIXEL = 24  # bytes at most of a sound image: of WebP with transparency the decoder's, a copy and RGB
+SECONDS, SECONDS_PER_MEGAPIXEL = 1.0, 0.25  # of processor time for one image in a process of its own
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "TIFF", "BMP")  # none that runs programs, as EPS does
 
@@ -43,15 +38,10 @@ _DECODE_ERRORS = (
 _BYTES_PER_PIXEL = 8  # of a file: four channels of 16 bit
 _METADATA = 2**25  # bytes of a file that are no pixels
 _STRIP = 2**18  # pixels that are converted at once
-_UINT16_MAX = 65535
 
 
 def media_type(content: bytes) -> str:
-    """Returns the media type of an image's file, such as `image/png`; only the head of the file is read.
-
-    Raises:
-        ValueError: It is none of those that are opened.
-    """
+    """Returns the media type of an image's file, such as `image/png`; only the head of the file is read."""
     Image.init()
     for name in _FORMATS:
         accept = Image.OPEN[name][1] if name in Image.OPEN else None  # AVIF needs Pillow 11.3
@@ -63,18 +53,8 @@ def media_type(content: bytes) -> str:
 def open_image(source: Any, *, max_pixels: int = MAX_PIXELS, background: Colour | None = None) -> Image.Image:
     """Decodes an image to RGB with its EXIF orientation applied.
 
-    Grey of 16 bit is scaled to 8 bit by 1/257 (PIL alone would clip it to white), CMYK goes through PIL's conversion,
-    of an animation the first frame is taken (of an open PIL image, the current one). Unreadable EXIF means upright.
-
-    Args:
-        source: What to open. For arrays and tensors 0 is black and 255 white.
-        max_pixels: Files and bytes with more pixels are refused before they are decoded.
-        background: Colour under transparent pixels; None drops the alpha channel and shows the colour stored there, as
-            the official code's `convert("RGB")` does.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is empty, cut off, damaged, too large, not an image, or an array of another type or shape.
+    Grey of 16 bit is scaled to 8 bit by 1/257 (PIL alone would clip it to white), of an animation the first frame is
+    taken. Without a `background` transparent pixels show the colour stored there, as in the official code.
     """
     return open_reduced(source, None, max_pixels=max_pixels, background=background)[0]
 
@@ -89,20 +69,29 @@ def open_reduced(
 ) -> tuple[Image.Image, tuple[int, int]]:
     """Decodes as `open_image`, but a JPEG at the least scale of 1/8, 1/4 and 1/2 whose shorter side has `side` pixels.
 
-    libjpeg then computes fewer coefficients of each block, which is a multiple faster. Also returns width and height of
-    the full image, upright.
+    Also returns width and height of the full image, upright.
     """
-    image, size = _open(source, side, max_pixels, background)
+    if isinstance(source, Image.Image):
+        image = _upright(source, "the PIL image", background)[0]
+        size = image.size
+    elif isinstance(source, np.ndarray) or hasattr(source, "numpy"):
+        image = _to_rgb(_from_array(source), background)
+        size = image.size
+    else:
+        content, name = _content(source, max_pixels)
+        opened = _opened(content, name, max_pixels)
+        size, reduced = opened.size, side is not None and opened.draft(None, (side, side))  # of JPEG only
+        image, exchanged = _upright(opened, name, background)
+        if not reduced:
+            size = image.size
+        elif exchanged:
+            size = size[::-1]
+        del opened, content  # before another copy is made
     return image if fit is None else _fitted(image, *fit), size
 
 
-def _open(
-    source: Any, side: int | None, max_pixels: int, background: Colour | None
-) -> tuple[Image.Image, tuple[int, int]]:
-    if isinstance(source, Image.Image):
-        return (image := _upright(source, "the PIL image", background)[0]), image.size
-    if isinstance(source, np.ndarray) or hasattr(source, "numpy"):
-        return (image := _to_rgb(_from_array(source), background)), image.size
+def _content(source: Any, max_pixels: int) -> tuple[bytes, str]:
+    """Returns the bytes of an image's file, and what errors call it."""
     if isinstance(source, str) and "://" in source:
         raise ValueError(
             f"{source} is a URL, which is not fetched here; give it to a method of a predictor, or its bytes"
@@ -114,26 +103,18 @@ def _open(
         if not path.is_file():
             raise ValueError(f"{path} is not a file; give the path of one image")
         check_length(name, path.stat().st_size, max_pixels)
-        content = path.read_bytes()
-    else:
-        if hasattr(source, "read") and hasattr(source, "seek"):
-            source.seek(0)  # it may come again
-            source = source.read(max_pixels * _BYTES_PER_PIXEL + _METADATA + 1)
-        if not isinstance(source, bytes | bytearray | memoryview):
-            raise ValueError(
-                f"an image is given as {type(source).__name__}; expected a path, bytes, an open file, a PIL image, a "
-                "uint8 array or tensor"
-            )
-        content = bytes(source)
-        name = f"the {len(content)} image bytes"
-        check_length(name, len(content), max_pixels)
-    image = _opened(content, name, max_pixels)
-    width, height = image.size
-    drafted = None if side is None else image.draft(None, (side, side))  # does nothing but for JPEG
-    upright, exchanged = _upright(image, name, background)
-    if drafted is None:
-        return upright, upright.size
-    return upright, (height, width) if exchanged else (width, height)
+        return path.read_bytes(), name
+    if hasattr(source, "read") and hasattr(source, "seek"):
+        source.seek(0)  # it may come again
+        source = source.read(max_pixels * _BYTES_PER_PIXEL + _METADATA + 1)
+    if not isinstance(source, bytes | bytearray | memoryview):
+        raise ValueError(
+            f"an image is given as {type(source).__name__}; expected a path, bytes, an open file, a PIL image, a "
+            "uint8 array or tensor"
+        )
+    content = bytes(source)
+    check_length(name := f"the {len(content)} image bytes", len(content), max_pixels)
+    return content, name
 
 
 def check_length(name: str, length: int, max_pixels: int = MAX_PIXELS) -> None:
@@ -147,7 +128,6 @@ def check_length(name: str, length: int, max_pixels: int = MAX_PIXELS) -> None:
 
 
 def _opened(content: bytes, name: str, max_pixels: int) -> ImageFile.ImageFile:
-    """Reads the head of an image's file."""
     try:
         image = Image.open(BytesIO(content), formats=_FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -191,9 +171,8 @@ def _upright(image: Image.Image, name: str, background: Colour | None) -> tuple[
 def _fitted(image: Image.Image, size: int, interpolation: str, crop: bool) -> Image.Image:
     """PIL's resizing with the passes in the order of Pillow 13, whatever release is installed.
 
-    Each pass rounds to 8 bit, so their order moves about a quarter of the values by a level or more. Pillow 13 begins
-    vertically where the height loses more than twice as many pixels as the width; earlier releases always begin
-    horizontally. The golden data is Pillow 13's.
+    Each pass rounds to 8 bit, so their order moves values. Pillow 13 begins vertically where the height loses more than
+    twice as many pixels as the width; earlier releases always begin horizontally.
     """
     width = height = size
     if crop:
@@ -220,8 +199,8 @@ def _to_rgb(image: Image.Image, background: Colour | None) -> Image.Image:
         raise ValueError(f"an image of mode {image.mode} has no fixed range or colours; save it as 8-bit RGB or grey")
     if image.mode == "I":
         low, high = np.array(image.getextrema())
-        if low < 0 or high > _UINT16_MAX:
-            raise ValueError(f"a grey image has values from {low} to {high}; expected 16 bit, 0 to {_UINT16_MAX}")
+        if low < 0 or high > 65535:
+            raise ValueError(f"a grey image has values from {low} to {high}; expected 16 bit, 0 to 65535")
     rgb = Image.new("RGB", image.size)
     rows = max(1, _STRIP // image.width)
     for top in range(0, image.height, rows):
@@ -265,10 +244,7 @@ def _from_array(given: Any) -> Image.Image:
 
 
 def _decode_for_server(max_pixels: int, memory: int) -> None:
-    """Answers each image on standard input with its pixels on standard output; `serve.decoding` has the other end.
-
-    What takes too much memory or time ends the process.
-    """
+    """Answers each image on standard input with its pixels; what takes too much memory or time ends the process."""
     import resource  # which Windows has not
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -6,8 +6,7 @@ import logging
 import multiprocessing
 import signal
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from functools import cache
-from multiprocessing.context import BaseContext
+from functools import cache, partial
 from typing import Any, TypeVar
 
 import torch
@@ -25,14 +24,14 @@ logger = logging.getLogger(__name__)
 
 
 def load_items(
-    get: Callable[[Any], Any],
-    keys: Iterable[Any],
-    *,
-    num_workers: int,
-    device: torch.device = CPU,
+    get: Callable[[Any], Any], keys: Iterable[Any], *, num_workers: int, device: torch.device = CPU
 ) -> Generator[Any, None, None]:
     """Yields an item for each key, in order; nothing is drawn from torch's global generator."""
     workers = _at_most_cores(num_workers)
+    context = None
+    if workers:  # forked from a server without threads: those of Lance would be missing in a fork of this process
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["bridgetower.data.captions", "bridgetower.data.examples"])
     loader: DataLoader[Any] = DataLoader(
         _Caught(get),
         sampler=keys,
@@ -41,7 +40,7 @@ def load_items(
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),
         worker_init_fn=_ignore_signals,
-        multiprocessing_context=_context() if workers else None,
+        multiprocessing_context=context,
     )
     items = iter(loader)
     started = list(getattr(items, "_workers", ()))  # other threads may have processes of their own
@@ -70,13 +69,6 @@ def _at_most_cores(num_workers: int) -> int:
     return min(num_workers, cores)
 
 
-def _context() -> BaseContext:
-    """Workers are forked from a server without threads: those of Lance would be missing in a fork of this process."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["bridgetower.data.captions", "bridgetower.data.examples"])
-    return context
-
-
 def loaded(
     load: Callable[[Item], Shaped[Tensor, "..."]],
     batches: Sequence[Sequence[Item]],
@@ -84,24 +76,18 @@ def loaded(
     num_workers: int,
     device: torch.device = CPU,
 ) -> Iterator[Shaped[Tensor, "b ..."]]:
-    """Yields batches of tensors, such as resized images, in order."""
-    return load_items(_Stacked(load), batches, num_workers=min(num_workers, len(batches)), device=device)
+    workers = min(num_workers, len(batches))
+    return load_items(partial(_stacked, load), batches, num_workers=workers, device=device)
+
+
+def _stacked(load: Callable[[Any], Tensor], batch: Sequence[Any]) -> Tensor:
+    return torch.stack([load(item) for item in batch])
 
 
 def _ignore_signals(worker: int) -> None:
     """Leaves it to the main process to stop: launchers, terminals and schedulers signal the whole group."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-
-
-class _Stacked:
-    """Items of a batch as one tensor."""
-
-    def __init__(self, load: Callable[[Any], Tensor]) -> None:
-        self.load = load
-
-    def __call__(self, batch: Sequence[Any]) -> Tensor:
-        return torch.stack([self.load(item) for item in batch])
 
 
 class _Caught(Dataset[Any]):

@@ -6,9 +6,10 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import IO, Any, Literal, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -25,7 +26,6 @@ from bridgetower.model.plain import check_choice
 from bridgetower.processor import huggingface
 from bridgetower.processor.config import ProcessorConfig
 from bridgetower.processor.images import open_reduced
-from bridgetower.processor.inputs import ImageLike, Images, Resized, Texts, image_list, is_image, text_list
 from bridgetower.processor.text import (
     Special,
     TextBatch,
@@ -41,17 +41,83 @@ from bridgetower.processor.text import (
 _LOG = logging.getLogger(__name__)
 _VERSION = 1
 _TOKENIZER_FILE = "tokenizer.json"
-_SPACES = ("Ġ", "▁")  # how byte-level BPE and sentencepiece spell a space
 
 # transformers, BridgeTowerImageProcessor.resize: the long side of an image whose short side is 800 stays below 1333.
 _LONG_SIDE = 1333 / 800
 
-
+# Spellings of transformers: `do_not_…` is False; `longest`, `longest_first` and `only_first` are True.
 Padding = Literal[False, True, "do_not_pad", "longest", "max_length"]
-"""Whether and how far texts are filled up: `do_not_pad` is False, `longest` is True."""
-
 Truncation = Literal[False, True, "do_not_truncate", "longest_first", "only_first"]
-"""Whether texts that are too long are cut: `do_not_truncate` is False; the last two are True, as no text is a pair."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resized:
+    """An image from `Processor.prepare` at the model's size, and the size that it had upright; accepted as an image."""
+
+    pixels: UInt8[Tensor, "3 h w"] = field(repr=False)
+    width: int
+    height: int
+
+
+ImageLike: TypeAlias = (
+    str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | np.ndarray | Tensor | Resized
+)
+"""A path, an image file as bytes or opened (`BytesIO`), a PIL image, a uint8 array or tensor [H, W], [H, W, 1|3|4] or
+[1|3|4, H, W], or an image that is at the model's size already."""
+
+Images = ImageLike | Sequence[ImageLike]
+Texts = str | Sequence[str]
+
+
+def is_image(given: object) -> bool:
+    """Whether something is one image, not several; an array or a tensor of four axes is a batch of them."""
+    if isinstance(given, np.ndarray | Tensor):
+        return given.ndim != 4
+    in_memory = isinstance(given, bytes | bytearray | memoryview | Image.Image | Resized)
+    return in_memory or isinstance(given, str | os.PathLike) or hasattr(given, "read")
+
+
+def image_list(images: Images) -> list[ImageLike]:
+    """Returns one image or several as a list."""
+    found: Any = [images] if is_image(images) else list(images)  # type: ignore[arg-type]
+    if not found:
+        raise ValueError("no images given; expected at least one")
+    return found
+
+
+def text_list(texts: Texts) -> list[str]:
+    """Returns one text or several as a list."""
+    found = [texts] if isinstance(texts, str) else list(texts)
+    if not found:
+        raise ValueError("no texts given; expected at least one")
+    return found
+
+
+def pair_lists(
+    images: Images, texts: Texts, advice: str = "", *, images_2: Images | None = None
+) -> tuple[list[ImageLike], list[str], list[ImageLike] | None]:
+    """Returns as many images as texts; a single one goes with all of the others."""
+    lists: dict[str, list[Any]] = {"images": image_list(images)}
+    lists |= {} if images_2 is None else {"second images": image_list(images_2)}
+    lists["texts"] = text_list(texts)
+    count = max(map(len, lists.values()))
+    if any(len(given) not in (1, count) for given in lists.values()):
+        *others, last = (f"{len(given)} {name}" for name, given in lists.items())
+        raise ValueError(f"{', '.join(others)} and {last}; expected one text per image, or one of either{advice}")
+    aligned = {name: given * count if len(given) == 1 else given for name, given in lists.items()}
+    return aligned["images"], aligned["texts"], aligned.get("second images")
+
+
+def either_lists(
+    images: ImageLike | Sequence[ImageLike | None] | None, texts: Texts | None, blank: ImageLike
+) -> tuple[list[ImageLike], list[str]]:
+    """Returns as many images as texts, of which one or the other may be missing."""
+    if images is None and texts is None:
+        raise ValueError("neither images nor texts given; expected one of them at least")
+    words = [] if texts is None else text_list(texts)
+    several: Any = [None] * len(words) if images is None else [images] if is_image(images) else images
+    shown = image_list([blank if image is None else image for image in several])
+    return pair_lists(shown, words or [""])[:2]
 
 
 class ModelInputs(dict[str, Tensor]):
@@ -70,21 +136,15 @@ class ModelInputs(dict[str, Tensor]):
 class Processor:
     """Prepares images and texts the way one checkpoint expects them.
 
+    What cannot be used raises ValueError, which names its number, and a file that is missing FileNotFoundError.
+
     Attributes:
         config: The settings.
-        tokenizer: None if only images are prepared; everything about text then raises ValueError.
+        tokenizer: From `load_tokenizer` or `train_tokenizer`, with the special tokens of RoBERTa or BERT; it must not
+            be changed afterwards. None if only images are prepared; everything about text then raises ValueError.
     """
 
     def __init__(self, config: ProcessorConfig, tokenizer: Tokenizer | None) -> None:
-        """Keeps both.
-
-        Args:
-            config: Sizes, profile, limits.
-            tokenizer: From `load_tokenizer` or `train_tokenizer`; it must not be changed afterwards.
-
-        Raises:
-            ValueError: Its special tokens are spelled otherwise than RoBERTa's or BERT's, or it adds other tokens.
-        """
         self.config, self.tokenizer = config, tokenizer
         self._special = None if tokenizer is None else special_tokens(tokenizer)
 
@@ -127,16 +187,15 @@ class Processor:
     def continues_word(self) -> Bool[Tensor, " v"]:
         """True at the ids of tokens that carry on the word before them, for whole-word masking.
 
-        In a WordPiece vocabulary those are the tokens that begin with `##`, in others (byte-level BPE, sentencepiece)
-        those that do not begin with a space. The first word of a text has no space before it: there the start token
-        ends the word.
+        The first word of a text has no space before it: there the start token ends the word.
         """
         tokenizer, special, _ = self._text
         tokens = map(tokenizer.id_to_token, range(self.vocab_size))
         if isinstance(tokenizer.model, WordPiece):
             return torch.tensor([token is not None and token.startswith("##") for token in tokens])
         others = (None, *special)
-        return torch.tensor([token not in others and not token.startswith(_SPACES) for token in tokens])
+        spaces = ("Ġ", "▁")  # of byte-level BPE and sentencepiece
+        return torch.tensor([token not in others and not token.startswith(spaces) for token in tokens])
 
     def __call__(
         self,
@@ -160,10 +219,6 @@ class Processor:
         Returns:
             `pixel_values` [b, 3, h, w], `pixel_mask` [b, h, w] of ones, as images have one size, `input_ids` and
             `attention_mask` [b, l], as far as there are images and text.
-
-        Raises:
-            ValueError: There is neither, an argument or input cannot be used, a text is too long and not to be cut, or
-                texts differ in length without `padding`.
         """
         if images is None and text is None:
             raise ValueError("neither images nor text given; expected one of them at least")
@@ -202,10 +257,6 @@ class Processor:
         Args:
             images: At least one.
             first: Number of the first one, for errors.
-
-        Raises:
-            FileNotFoundError: A file is missing.
-            ValueError: There are no images, or one cannot be used; its number is named.
         """
         if is_image(images):
             raise ValueError(f"one image ({type(images).__name__}) where a list of images is expected; pass [image]")
@@ -214,12 +265,7 @@ class Processor:
         )
 
     def resize(self, image: ImageLike) -> UInt8[Tensor, "3 h w"]:
-        """Opens one image and brings it to the model's size: all that comes before `normalise`.
-
-        Raises:
-            FileNotFoundError: The file is missing.
-            ValueError: The image cannot be used.
-        """
+        """Opens one image and brings it to the model's size: all that comes before `normalise`."""
         return self.prepare(image).pixels
 
     def prepare(self, image: ImageLike, *, decode: Callable[..., Any] = open_reduced) -> Resized:
@@ -228,10 +274,6 @@ class Processor:
         Args:
             image: The image.
             decode: In place of `open_reduced`, such as one with another `max_pixels`.
-
-        Raises:
-            FileNotFoundError: The file is missing.
-            ValueError: The image cannot be used, or was prepared for a model of another size.
         """
         config = self.config
         if isinstance(image, Resized):
@@ -252,11 +294,7 @@ class Processor:
     def normalise(self, pixels: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         """Maps a batch of resized images to (v/255 - mean) / std; `images` is this after `resize`.
 
-        The factor 255 sits in mean and std, as in transformers (equal bit for bit; the official order differs by
-        rounding).
-
-        Raises:
-            ValueError: The pixels are not a uint8 batch.
+        The factor 255 sits in mean and std, as in transformers (equal bit for bit).
         """
         if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] != 3:
             shape = list(pixels.shape)
@@ -273,37 +311,21 @@ class Processor:
         Args:
             texts: At least one.
             truncate: Cut texts above `config.max_length`; the end token stays.
-
-        Raises:
-            ValueError: There are no texts, or one is too long and not to be cut.
         """
         return self.pad(self.token_ids(texts, truncate=truncate))
 
     def token_ids(self, texts: Sequence[str], *, truncate: bool = False, first: int = 0) -> list[list[int]]:
-        """Tokenises texts, with start and end token, without padding; in errors they are numbered from `first` on.
-
-        Raises:
-            ValueError: There are no texts, or one is too long and not to be cut.
-        """
+        """Tokenises texts, with start and end token, without padding; in errors they are numbered from `first` on."""
         return encode(self._text[0], texts, max_length=self.config.max_length, truncate=truncate, first=first)
 
     def token_offsets(self, text: str) -> Encoding:
-        """Tokenises a text as `token_ids` does, uncut, with the characters and the word that each token is of.
-
-        Raises:
-            ValueError: The text is not valid Unicode, or the tokenizer fails.
-        """
+        """Tokenises a text as `token_ids` does, uncut, with the characters and the word that each token is of."""
         check_texts([text])
-        tokenizer, _, _ = self._text
         with tokenizers_errors("the tokenizer cannot encode this text"):
-            return tokenizer.encode(text)
+            return self._text[0].encode(text)
 
     def pair_ids(self, texts: Sequence[Sequence[str]]) -> list[list[int]]:
-        """Tokenises single texts or pairs of them, without padding; what is too long is cut.
-
-        Raises:
-            ValueError: There are none, more than two of one example, or a text is not a string.
-        """
+        """Tokenises single texts or pairs of them, without padding; what is too long is cut."""
         tokenizer, _, special = self._text
         flat = encode(tokenizer, [text for parts in texts for text in parts], max_length=sys.maxsize)
         encoded, limit = iter(flat), self.config.max_length
@@ -318,11 +340,7 @@ class Processor:
         return joined
 
     def pad(self, ids: Sequence[Sequence[int]]) -> TextBatch:
-        """Fills lists of ids up to the longest of them, on the right.
-
-        Raises:
-            ValueError: There are no lists, or one is empty.
-        """
+        """Fills lists of ids up to the longest of them, on the right."""
         if not ids or not all(ids):
             raise ValueError(f"{len(ids)} lists of token ids, some without a token; expected at least one, none empty")
         lengths = torch.tensor([len(row) for row in ids])
@@ -332,21 +350,12 @@ class Processor:
         return TextBatch(input_ids, None if bool(present.all()) else present.long())
 
     def decode(self, ids: Sequence[int] | Int[Tensor, " l"], *, skip_special_tokens: bool = True) -> str:
-        """Turns the ids of one text back into a string.
-
-        Raises:
-            ValueError: The tokenizer fails.
-        """
-        tokenizer, _, _ = self._text
+        """Turns the ids of one text back into a string."""
         with tokenizers_errors("the tokenizer cannot decode these ids"):
-            return tokenizer.decode([int(number) for number in ids], skip_special_tokens=skip_special_tokens)
+            return self._text[0].decode([int(number) for number in ids], skip_special_tokens=skip_special_tokens)
 
     def with_image_size(self, image_size: int) -> Processor:
-        """Returns a processor for another image size, with the same tokenizer.
-
-        Raises:
-            ValueError: The patch does not divide the size, or `shortest_edge` was set apart from it.
-        """
+        """Returns a processor for another image size, with the same tokenizer."""
         return Processor(self.config.with_image_size(image_size), self.tokenizer)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
@@ -359,12 +368,7 @@ class Processor:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Processor:
-        """Reads what `save` wrote.
-
-        Raises:
-            FileNotFoundError: `processor.json` or the tokenizer that it names is missing.
-            ValueError: A file is damaged, of another version, or has unknown fields.
-        """
+        """Reads what `save` wrote."""
         path = Path(folder) / "processor.json"
         values = files.read_json(path)
         if values.get("version") != _VERSION or values.keys() != {"version", "tokenizer", "config"}:
@@ -385,10 +389,6 @@ class Processor:
             folder: With `preprocessor_config.json` or `processor_config.json`, and tokenizer files if texts are needed.
             patch_size: Patch side of the model.
             max_length: Longest text in tokens; None takes the tokenizer's `model_max_length`, or 512.
-
-        Raises:
-            FileNotFoundError: There are no image settings, or `vocab.json` lacks its `merges.txt`.
-            ValueError: A setting cannot be carried out, or the model cannot take the size.
         """
         source = Path(folder)
         config = huggingface.read_config(source, patch_size=patch_size, max_length=max_length)
@@ -398,11 +398,7 @@ class Processor:
         """Writes `preprocessor_config.json`, `tokenizer.json`, `tokenizer_config.json` for transformers' AutoProcessor.
 
         Token ids are equal for every profile. Pixel values are equal for profile `hf`; for the official profiles they
-        differ by what `huggingface.image_settings` tells, and a warning is logged.
-
-        Raises:
-            ValueError: The background is a colour that transformers cannot fill with, or a `processor_config.json` in
-                the folder would hide the settings.
+        differ a little, and a warning is logged.
         """
         target = Path(folder)
         if (target / "processor_config.json").exists():
@@ -430,12 +426,7 @@ class Processor:
         return self.tokenizer, *self._special
 
     def resize_numbered(self, item: tuple[int, ImageLike]) -> UInt8[Tensor, "3 h w"]:
-        """Returns `resize` of an image that comes with its number, which errors name.
-
-        Raises:
-            FileNotFoundError: The file is missing.
-            ValueError: The image cannot be used.
-        """
+        """Returns `resize` of an image that comes with its number, which errors name."""
         number, image = item
         try:
             return self.resize(image)
@@ -453,8 +444,7 @@ def _letterboxed(image: UInt8[Tensor, "3 h w"], config: ProcessorConfig) -> UInt
     """As transformers' torchvision backend: bicubic on the uint8 tensor (PIL differs by a level here and there).
 
     The short side is scaled, the long side limited, both are cut to multiples of a divisor, then cropped or filled with
-    black to a square. Odd differences leave the smaller part left and above; torchvision's own `center_crop` rounds
-    half to even, which is one pixel off for some of them.
+    black to a square. Odd differences leave the smaller part left and above, unlike torchvision's `center_crop`.
     """
     height, width = image.shape[-2:]
     edge, divisor, size = config.resize_edge, config.resize_divisor, config.image_size

@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -20,23 +19,16 @@ from bridgetower.files import json_object, read_bytes, read_json
 
 _T = TypeVar("_T")
 
-_SHOWN = 60
 _NAMES_IN_CONFIG = {"bos_token": "bos", "cls_token": "bos", "eos_token": "eos", "sep_token": "eos"} | {
     f"{name}_token": name for name in ("pad", "unk", "mask")
 }
-_BYTES = 256
 _MOST_GROWTH = 1000  # of a text by what replaces its parts
 _CHARACTERS = 16  # of a text that are read first for each token that may be kept
 _WORDS = 16  # before a cut, that may be split in another way than in the whole text
 
 
-@dataclass(frozen=True)
-class TextBatch:
-    """Texts as the model takes them.
-
-    Attributes:
-        attention_mask: 1 on tokens, 0 on padding; None if nothing is padded.
-    """
+class TextBatch(NamedTuple):
+    """Texts as the model takes them; the mask is 1 on tokens, 0 on padding, None if nothing is padded."""
 
     input_ids: Int[Tensor, "b l"]
     attention_mask: Int[Tensor, "b l"] | None
@@ -89,10 +81,7 @@ def special_tokens(tokenizer: Tokenizer) -> tuple[Special[str], Special[int]]:
 def encode(
     tokenizer: Tokenizer, texts: Sequence[str], *, max_length: int, truncate: bool = False, first: int = 0
 ) -> list[list[int]]:
-    """Turns texts into ids with start and end token, unpadded.
-
-    Of a text that is to be cut, no more is read than needed.
-    """
+    """Turns texts into ids with start and end token; of a text that is to be cut, no more is read than needed."""
     check_texts(texts)
     with tokenizers_errors("the tokenizer cannot encode these texts"):
         read = _CHARACTERS * max_length if truncate else sys.maxsize
@@ -100,8 +89,8 @@ def encode(
         several = tokenizer.encode_batch if long else tokenizer.encode_batch_fast  # without words
         beginnings = several([text[:read] for text in texts])
         encoded = [encoding.ids for encoding in beginnings]
-        lengths = enumerate(map(len, texts))
-        whole = [row for row, length in lengths if length > read and not _suffices(beginnings[row], max_length)]
+        cut = [row for row, text in enumerate(texts) if len(text) > read]
+        whole = [row for row in cut if not _suffices(beginnings[row], max_length)]
         for number, encoding in zip(whole, tokenizer.encode_batch_fast([texts[row] for row in whole]), strict=True):
             encoded[number] = encoding.ids
     for number, ids in enumerate(encoded):
@@ -127,10 +116,7 @@ def _suffices(beginning: Encoding, max_length: int) -> bool:
 
 @contextmanager
 def tokenizers_errors(what: str) -> Iterator[None]:
-    """Makes every failure of `tokenizers` a ValueError of one line, or an OSError where it gets no threads.
-
-    It raises bare `Exception` for all errors of its own, and where its Rust code panics, what is no `Exception` at all.
-    """
+    """Makes every failure of `tokenizers`, panics included, a ValueError of one line; without threads, an OSError."""
     try:
         yield
     except BaseException as error:
@@ -148,10 +134,7 @@ def tokenizers_errors(what: str) -> Iterator[None]:
 def join_pair(
     first: Sequence[int], second: Sequence[int], tokenizer: Tokenizer, ids: Special[int], max_length: int
 ) -> list[int]:
-    """Joins two texts as the tokenizer's model was trained on them: `<s> A </s></s> B </s>`, `[CLS] A [SEP] B [SEP]`.
-
-    The longer text is cut, then both (transformers' `longest_first`).
-    """
+    """Joins two texts as `<s> A </s></s> B </s>` or `[CLS] A [SEP] B [SEP]`; the longer one is cut first, then both."""
     with tokenizers_errors("the tokenizer cannot encode a pair of empty texts"):
         between = [ids.eos] * max(1, len(tokenizer.encode("", "").ids) - 2)
     a, b = list(first[1:-1]), list(second[1:-1])
@@ -165,7 +148,6 @@ def join_pair(
 
 
 def check_texts(texts: Sequence[str]) -> None:
-    """Checks that texts are a list of valid strings."""
     if isinstance(texts, str):
         raise ValueError(f"one text, {_start(texts)}, where a list of texts is expected; pass [text]")
     if len(texts) == 0:
@@ -182,15 +164,13 @@ def check_texts(texts: Sequence[str]) -> None:
 
 
 def _start(text: str) -> str:
-    return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "…")
+    return repr(text if len(text) <= 60 else text[:60] + "…")
 
 
 def load_tokenizer(folder_or_file: str | os.PathLike[str]) -> Tokenizer:
     """Reads a tokenizer from `tokenizer.json`, else `vocab.json` with `merges.txt` (RoBERTa), else `vocab.txt` (BERT).
 
-    `tokenizer.json` is complete in itself; its stored padding and truncation are switched off, since `Processor` does
-    both. For the other files `tokenizer_config.json` and `special_tokens_map.json` beside them are honoured; without
-    them RoBERTa adds no leading space and BERT lower-cases.
+    `tokenizer.json` is complete in itself; for the other files the settings beside them are honoured.
     """
     path = find_tokenizer(folder_or_file)
     if path is None or path.suffix == ".model":
@@ -204,11 +184,10 @@ def load_tokenizer(folder_or_file: str | os.PathLike[str]) -> Tokenizer:
         if not merges_file.is_file():
             raise FileNotFoundError(f"{path} needs merges.txt beside it; copy both files of the tokenizer")
         settings = _settings(folder, ROBERTA)
-        mask = settings.get("mask_token")
+        mask, prefix = settings.get("mask_token"), settings.get("add_prefix_space") or False
         lstrip = mask.get("lstrip", False) if isinstance(mask, dict) else True
         with _reading(folder):
             vocab, merges = BPE.read_file(str(path), str(merges_file))
-            prefix = settings.get("add_prefix_space") or False
             return _roberta(vocab, merges, add_prefix_space=prefix, mask_lstrip=lstrip)
     if path.name == "vocab.txt":
         settings = _settings(folder, BERT)
@@ -234,19 +213,15 @@ def _reading(source: Path) -> Iterator[None]:
 
 
 def find_tokenizer(folder_or_file: str | os.PathLike[str]) -> Path | None:
-    """Returns the file that `load_tokenizer` starts from, or None if there is none."""
     path = Path(folder_or_file)
     candidates = [path, *(path / name for name in ("tokenizer.json", "vocab.json", "vocab.txt"))]
     return next((candidate for candidate in candidates if candidate.is_file()), None)
 
 
 def train_tokenizer(captions: Iterable[str], *, vocab_size: int) -> Tokenizer:
-    """Trains a byte-level BPE with RoBERTa's special tokens: `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, `<mask>` last.
-
-    The result depends on the captions and `vocab_size` only. Every text can be encoded, since all bytes are tokens.
-    """
+    """Trains a byte-level BPE with RoBERTa's special tokens: `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, `<mask>` last."""
     texts = list(captions)
-    smallest = _BYTES + len(ROBERTA)
+    smallest = 256 + len(ROBERTA)
     if vocab_size < smallest:
         raise ValueError(f"vocab_size is {vocab_size}; 256 bytes and {len(ROBERTA)} special tokens need {smallest}")
     if not texts:
@@ -283,7 +258,6 @@ def _roberta(
 
 
 def _bert(vocab: dict[str, int], settings: Mapping[str, Any]) -> Tokenizer:
-    """BERT's normaliser, word splitter and WordPiece between `[CLS]` and `[SEP]`."""
     tokenizer = Tokenizer(WordPiece(vocab=vocab, unk_token=BERT.unk))
     chinese = settings.get("tokenize_chinese_chars")
     tokenizer.normalizer = normalizers.BertNormalizer(

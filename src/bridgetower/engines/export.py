@@ -1,0 +1,265 @@
+"""Exported folders: a checkpoint with an ONNX graph per part beside it, compared with the model before it is used.
+
+ONNX lets a graph name a range of bytes in another file as a tensor, and a safetensors file is such ranges after a
+header. So the float32 parts of a model share one copy of its weights, in a file that this package loads as any
+checkpoint. Parts in int8 have their own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import logging
+import math
+import platform
+import tempfile
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bridgetower.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
+from bridgetower.checkpoints.fingerprint import code_content
+from bridgetower.engines.config import FORMS, TOLERANCES, EngineName, Form, Precision
+from bridgetower.engines.parts import Part, flat, make_part, part_names
+from bridgetower.engines.parts_engine import make_runner
+from bridgetower.extras import is_installed, require
+from bridgetower.files import (
+    locked,
+    new_folder,
+    parse_json,
+    read_json,
+    remove_folder,
+    remove_leftovers,
+    replacing,
+    sha256_of,
+    write_json,
+)
+from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.extensions import Extensions
+from bridgetower.model.products import cpu_info
+from bridgetower.progress import counted
+
+MANIFEST = "export.json"
+VERSION = 2
+
+_WEIGHTS = "model.safetensors"
+_OPSET = 20  # the first with Gelu
+_PREFIX = "model."  # of the names of a part's parameters
+
+logger = logging.getLogger(__name__)
+
+
+def write_exported(
+    checkpoint: Checkpoint, folder: Path, form: Form = "onnx", *, progress: bool = False
+) -> dict[str, dict[str, float]]:
+    """Writes a checkpoint in float32 with its parts, compared with the model; nothing is left if they differ."""
+    tensors = {name: tensor.float() for name, tensor in checkpoint.tensors.items()}
+    signed = form == "onnx-int8" and not products_overflow()
+    with new_folder(folder) as temporary:
+        write_checkpoint(replace(checkpoint, tensors=tensors), temporary, shard_bytes=math.inf)  # graphs refer to it
+        model = read_checkpoint(temporary, extensions=checkpoint.extensions).model(copy=False)
+        require("onnx", "onnxscript")
+        able: dict[EngineName, Precision] = {}  # the precision in which each is to give the model's numbers
+        for (engine, precision), runs in FORMS.items():
+            if runs == form:
+                able.setdefault(engine, precision)
+        if not any(map(is_installed, able)):
+            require("onnx", *able)
+        runners = {engine: make_runner(engine, temporary, able[engine]) for engine in able if is_installed(engine)}
+        differences: dict[str, dict[str, float]] = {engine: {} for engine in runners}
+        names = part_names(model)
+        for name in counted(names, "exporting parts", shown=progress):
+            part = make_part(model, name)
+            if form == "onnx":
+                write_graph(part, temporary / f"{name}.onnx", temporary / _WEIGHTS)
+            else:
+                write_int8_graph(part, temporary / f"{name}.onnx", signed=signed)
+            for engine, runner in runners.items():
+                off = 0.0  # from the model, over examples of several sizes
+                for inputs in part.examples():
+                    with torch.no_grad():
+                        expected = part.module(*inputs)
+                    outputs = runner.run(name, [value.numpy() for value in flat(inputs)])
+                    for output, wanted in zip(outputs, expected, strict=True):
+                        difference = (torch.from_numpy(output) - wanted).abs().max() / wanted.abs().max().clamp(min=1)
+                        off = max(off, float(difference.nan_to_num(torch.inf)))
+                if off > TOLERANCES[form]:
+                    raise ValueError(
+                        f"part {name} in {engine} differs from the model by {off:.1e}; expected at most "
+                        f"{TOLERANCES[form]:.0e}: use engine torch"
+                    )
+                differences[engine][name] = off
+        manifest = {
+            "version": VERSION,
+            "form": form,
+            "weights": _fingerprint(temporary, form),
+            "parts": {name: sha256_of(temporary / f"{name}.onnx") for name in names},
+            "signed": signed,
+            "largest_difference": differences,  # of each engine's part from the model
+        }
+        write_json(temporary / MANIFEST, manifest)
+    return differences
+
+
+def is_exported(folder: Path, form: Form) -> bool:
+    return (folder / MANIFEST).is_file() and read_json(folder / MANIFEST).get("form") == form
+
+
+def exported_model(folder: Path, extensions: Extensions) -> BridgeTower:
+    """Returns the model of an exported folder, whose parts are whole, and of the weights that are there."""
+    manifest = read_json(folder / MANIFEST)
+    if manifest.get("version") != VERSION:
+        raise ValueError(f"{folder} was exported as version {manifest.get('version')}; this release reads {VERSION}")
+    try:
+        signed, parts, form, weights = (manifest[name] for name in ("signed", "parts", "form", "weights"))
+        digests = {folder / f"{name}.onnx": digest for name, digest in parts.items()}
+    except (KeyError, AttributeError) as error:
+        raise ValueError(f"{folder / MANIFEST} is not what was exported ({error}); export the model again") from error
+    if signed and products_overflow():
+        raise ValueError(f"{folder} has int8 weights for processors with VNNI, unlike this one; export it again here")
+    for path, digest in digests.items():
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing; export the model again")
+        if sha256_of(path) != digest:
+            raise ValueError(f"{path} is not what was exported; export the model again")
+    if _fingerprint(folder, form) != weights:
+        raise ValueError(f"{folder / _WEIGHTS} is not what its parts were exported of; export the model again")
+    return read_checkpoint(folder, extensions=extensions).model(copy=False)
+
+
+def cached_export(
+    checkpoint: Checkpoint, cache: Path, form: Form, *, progress: bool = False
+) -> tuple[Path, BridgeTower]:
+    """Returns the folder in `cache` with the parts of a checkpoint and its model; exports it if need be."""
+    unsigned = form == "onnx-int8" and products_overflow()  # processors with and without VNNI may share a cache
+    folder = cache / f"{content_key(checkpoint)}-{form}{'-unsigned' * unsigned}"
+    with locked(cache, wait=True):
+        if folder.exists():
+            try:
+                return folder, exported_model(folder, checkpoint.extensions)
+            except (FileNotFoundError, ValueError) as error:
+                logger.warning("%s is damaged (%s); it is removed and exported again", folder, error)
+                remove_folder(folder)
+        remove_leftovers(cache, folder.name)  # others in the cache may belong to live processes
+        logger.info("%s: exporting it for this engine, once, to %s", checkpoint.source, folder)
+        write_exported(checkpoint, folder, form, progress=progress)
+        return folder, exported_model(folder, checkpoint.extensions)
+
+
+def content_key(checkpoint: Checkpoint) -> str:
+    """Returns a name that two checkpoints share if their config, their weights and all code of their parts are equal.
+
+    That is the code of the model's classes, custom ones included, of `bridgetower.model` and of the export, with the
+    versions of the packages that the classes are from.
+    """
+    model, own = checkpoint.model(copy=False), checkpoint.extensions
+    builders = {*own.vision_towers.values(), *own.text_towers.values(), *own.bridges.values()}
+    code = code_content(
+        {*map(type, model.modules()), *filter(inspect.isfunction, builders)},
+        [file for place in (inspect.getfile(BridgeTower), __file__) for file in Path(place).parent.glob("*.py")],
+    )
+    content = [VERSION, checkpoint.config.to_dict(), part_names(model), code]
+    digest = hashlib.sha256(json.dumps(content).encode())
+    for name in sorted(checkpoint.tensors):
+        digest.update(name.encode())
+        digest.update(checkpoint.tensors[name].float().contiguous().numpy().data)
+    return digest.hexdigest()[:32]
+
+
+def products_overflow() -> bool:
+    """Whether products of signed int8 weights overflow on this processor: on x86 without VNNI."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    return {"avx512_vnni", "avx_vnni"}.isdisjoint(cpu_info().get("flags", "").split())
+
+
+def write_graph(part: Part, path: Path, weights: Path) -> None:
+    import onnx_ir as ir
+    from onnxscript.optimizer import optimize_ir
+
+    model = _graph(part, optimize=False).model
+
+    def should_fold(node: Any) -> bool | None:  # computed in advance, weights would be stored in the graph
+        return False if any(value is not None and value.is_initializer() for value in node.inputs) else None
+
+    optimize_ir(model, should_fold=should_fold)
+    ranges = tensor_ranges(weights)
+    for name, value in model.graph.initializers.items():
+        if (place := ranges.get(name.removeprefix(_PREFIX))) is not None:  # else a constant that no checkpoint holds
+            offset, length = place
+            value.const_value = ir.ExternalTensor(
+                weights.name, offset, length, value.dtype, shape=value.shape, name=name, base_dir=weights.parent
+            )
+    with replacing(path) as temporary:
+        ir.save(model, temporary)
+
+
+def write_int8_graph(part: Part, path: Path, *, signed: bool) -> None:
+    """Writes a part with linear layers in int8, weights included.
+
+    Weights get a scale per output channel; inputs are scaled when the part runs, by their largest and smallest value
+    (ONNX Runtime's dynamic quantisation). Attention, norms and embeddings stay in float32.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    program = _graph(part, optimize=True)  # only weights that stand beside their product are found
+    program.model.metadata_props["onnx.quant.pre_process"] = "onnxruntime.quant"  # or it asks for just that
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch, replacing(path) as temporary:
+        program.save(Path(scratch) / "part.onnx", external_data=True)
+        quantize_dynamic(
+            Path(scratch) / "part.onnx",
+            temporary,
+            op_types_to_quantize=["MatMul"],
+            per_channel=True,
+            weight_type=QuantType.QInt8 if signed else QuantType.QUInt8,
+        )
+
+
+def _graph(part: Part, *, optimize: bool) -> Any:
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter, about its own parts
+        program: Any = torch.onnx.export(
+            part.exported(),
+            dynamo=True,
+            verbose=False,
+            optimize=optimize,
+            opset_version=_OPSET,
+            input_names=list(part.input_names),
+            output_names=list(part.output_names),
+        )
+    ClearMetadataAndDocStringPass()(program.model)  # it names files of this machine
+    return program
+
+
+def _fingerprint(folder: Path, form: Form) -> str:
+    """Returns what ties the parts to the weights: where these lie for graphs that read them there, else their bytes."""
+    return layout(folder / _WEIGHTS) if form == "onnx" else sha256_of(folder / _WEIGHTS)
+
+
+def tensor_ranges(weights: Path) -> dict[str, tuple[int, int]]:
+    """Returns where the tensors of a safetensors file lie: first byte and number of bytes."""
+    header, first = _header(weights)
+    return {
+        name: (first + entry["data_offsets"][0], entry["data_offsets"][1] - entry["data_offsets"][0])
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
+
+
+def layout(weights: Path) -> str:
+    """Returns a fingerprint of what graphs take for granted of a weights file: names, formats, shapes and places."""
+    header, first = _header(weights)
+    header["__metadata__"] = {"format": "pt"}  # whatever it is: it may hold a checksum of the numbers
+    return hashlib.sha256(json.dumps([first, header], sort_keys=True).encode()).hexdigest()
+
+
+def _header(weights: Path) -> tuple[dict[str, Any], int]:
+    with weights.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        return parse_json(file.read(size), f"the header of {weights}"), 8 + size

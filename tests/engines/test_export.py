@@ -1,0 +1,256 @@
+"""Exported folders: whole checkpoints, written once per content, and refused when something in them was changed."""
+
+import json
+import logging
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from onnx import TensorProto
+from safetensors.torch import load_file, save_file
+
+import own_modules
+import tiny
+from bridgetower import Extensions
+from bridgetower.checkpoints import Checkpoint, Reranking, read_checkpoint, update_weights
+from bridgetower.engines import export
+from bridgetower.engines.export import (
+    MANIFEST,
+    cached_export,
+    content_key,
+    exported_model,
+    is_exported,
+    layout,
+    products_overflow,
+    tensor_ranges,
+    write_exported,
+    write_int8_graph,
+)
+from bridgetower.engines.parts import make_part
+from bridgetower.engines.parts_engine import OnnxRuntimeRunner
+from bridgetower.extras import load_object
+from bridgetower.model import products
+from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.extensions import NO_EXTENSIONS
+
+
+@pytest.fixture
+def copied(exported: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(exported, tmp_path / "copy"))
+
+
+@pytest.fixture
+def checkpoint(few_parts: Path) -> Checkpoint:
+    return read_checkpoint(few_parts)
+
+
+class TestWriting:
+    def test_is_a_checkpoint_with_the_largest_differences(self, exported: Path, tiny_checkpoint: Path) -> None:
+        ours, source = read_checkpoint(exported), read_checkpoint(tiny_checkpoint)
+        assert ours.config == source.config
+        assert tiny.equal(ours.tensors, source.tensors)
+        assert ours.processor is not None
+        assert is_exported(exported, "onnx")
+        assert not is_exported(exported, "onnx-int8")
+        assert not is_exported(tiny_checkpoint, "onnx")
+        differences = json.loads((exported / MANIFEST).read_text())["largest_difference"]
+        assert differences.keys() == {"onnxruntime", "openvino"}
+        for parts in differences.values():
+            assert len(parts) == 6
+            assert all(0 <= difference < 2e-5 for difference in parts.values())
+
+    def test_refuses_a_folder_in_use(self, exported: Path, checkpoint: Checkpoint) -> None:
+        with pytest.raises(FileExistsError, match="is not empty"):
+            write_exported(checkpoint, exported)
+
+    def test_leaves_nothing_where_an_engine_differs(
+        self, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(export.TOLERANCES, "onnx", 1e-12)
+        with pytest.raises(ValueError, match=r"part image in onnxruntime differs .* at most 1e-12"):
+            write_exported(checkpoint, tmp_path / "model")
+        assert list(tmp_path.iterdir()) == []
+
+
+class TestGraphs:
+    def test_name_ranges_of_the_weights_and_hold_none(self, exported: Path) -> None:
+        weights = exported / "model.safetensors"
+        content, tensors, ranges = weights.read_bytes(), load_file(weights), tensor_ranges(weights)
+        assert ranges.keys() == tensors.keys()
+        for name, (offset, length) in ranges.items():
+            assert content[offset : offset + length] == tensors[name].numpy().tobytes()
+        graphs = [path.read_bytes() for path in exported.glob("*.onnx")]
+        assert len(graphs) == 6
+        assert not any(tensors["text.word_embedding.weight"][3].numpy().tobytes() in graph for graph in graphs)
+        assert not any(b".py" in graph for graph in graphs)  # nor names of this machine
+
+    def test_int8_weights_have_a_scale_for_each_output_channel(self, int8: Path) -> None:
+        for path in int8.glob("*.onnx"):
+            held = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
+            weights = {name: held[name] for name in held if name.endswith("_quantized")}
+            assert len(weights) > 3
+            for name, weight in weights.items():
+                scale = held[name.removesuffix("_quantized") + "_scale"]
+                assert scale.shape == (weight.shape[-1],)
+                assert len(set(scale.tolist())) > 1
+
+    @pytest.mark.parametrize(
+        ("others", "same"),
+        [
+            ({"a": torch.zeros(2, 3), "b": torch.ones(4)}, True),
+            ({"a": torch.ones(3, 2), "b": torch.ones(4)}, False),
+            ({"a": torch.ones(2, 3), "c": torch.ones(4)}, False),
+            ({"a": torch.ones(2, 3), "b": torch.ones(8, dtype=torch.float16)}, False),
+        ],
+        ids=["values", "shape", "name", "format"],
+    )
+    def test_rely_on_a_layout(self, tmp_path: Path, others: dict[str, torch.Tensor], same: bool) -> None:
+        save_file({"a": torch.ones(2, 3), "b": torch.ones(4)}, tmp_path / "weights")
+        save_file(others, tmp_path / "others")
+        assert (layout(tmp_path / "others") == layout(tmp_path / "weights")) == same
+
+
+class TestSignedWeights:
+    """int8 weights are signed where the processor has VNNI; elsewhere their products would overflow."""
+
+    @pytest.fixture
+    def processor(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+        """Makes this one of x86 with some flags."""
+        monkeypatch.setattr("platform.machine", lambda: "x86_64")
+        monkeypatch.setattr(products, "_CPU_INFO", tmp_path / "cpuinfo")
+        return lambda flags: (tmp_path / "cpuinfo").write_text(f"flags\t\t: fpu sse2 {flags}\n") and None
+
+    @pytest.mark.parametrize(
+        ("flags", "overflow"), [("avx2", True), ("avx2 avx_vnni", False), ("avx512f avx512_vnni", False)]
+    )
+    def test_which_processors_overflow(self, processor: Callable[[str], None], flags: str, overflow: bool) -> None:
+        assert products_overflow()  # nothing is known of it yet
+        processor(flags)
+        assert products_overflow() == overflow
+
+    def test_weights_that_are_written(
+        self, checkpoint: Checkpoint, tmp_path: Path, processor: Callable[[str], None]
+    ) -> None:
+        processor("avx_vnni")
+        write_exported(checkpoint, tmp_path / "model", "onnx-int8")
+        exported_model(tmp_path / "model", NO_EXTENSIONS)
+        write_int8_graph(make_part(checkpoint.model(), "image"), tmp_path / "unsigned.onnx", signed=False)
+        for path, kind in (("model/image.onnx", TensorProto.INT8), ("unsigned.onnx", TensorProto.UINT8)):
+            tensors = onnx.load(tmp_path / path).graph.initializer
+            assert {tensor.data_type for tensor in tensors if tensor.name.endswith("_quantized")} == {kind}
+        processor("avx2")
+        with pytest.raises(ValueError, match="for processors with VNNI"):
+            exported_model(tmp_path / "model", NO_EXTENSIONS)
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def _flip(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+def _other_version(path: Path) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 9}))
+
+
+def _half(path: Path) -> None:
+    save_file({name: tensor.half() for name, tensor in load_file(path).items()}, path)
+
+
+class TestDamage:
+    @pytest.mark.parametrize(
+        ("name", "damage", "message"),
+        [
+            ("fusion_pooled.onnx", _cut, r"fusion_pooled.onnx is not what was exported"),
+            ("text.onnx", Path.unlink, "text.onnx is missing; export the model again"),
+            ("export.json", _other_version, "was exported as version 9; this release reads 2"),
+            ("export.json", _cut, "is not valid JSON"),
+            ("model.safetensors", _half, "is not what its parts were exported of"),
+            ("model.safetensors", _flip, "model.safetensors .*copy it again"),
+            ("model.safetensors", Path.unlink, "model.safetensors"),
+            ("config.json", Path.unlink, "has no config.json"),
+        ],
+    )
+    def test_is_refused(self, copied: Path, name: str, damage: Callable[[Path], None], message: str) -> None:
+        damage(copied / name)
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            exported_model(copied, NO_EXTENSIONS)
+
+    def test_other_weights_of_the_same_layout_are_run(self, copied: Path) -> None:
+        checkpoint = read_checkpoint(copied)
+        doubled = {name: 2 * tensor for name, tensor in checkpoint.tensors.items()}
+        ids, mask = torch.tensor([[0, 5, 2]]), torch.ones(1, 3, dtype=torch.int64)
+        update_weights(replace(checkpoint, tensors=doubled), copied)
+        expected = exported_model(copied, NO_EXTENSIONS).encode_text(ids, mask).cls
+        output = OnnxRuntimeRunner(copied).run("text", [ids.numpy(), mask.numpy()])[-1]
+        torch.testing.assert_close(torch.from_numpy(output), expected.detach(), atol=2e-5, rtol=0)
+
+
+class TestCache:
+    def test_exports_once_in_float32_and_says_so(
+        self, checkpoint: Checkpoint, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        half = {name: tensor.half() for name, tensor in checkpoint.tensors.items()}
+        checkpoint = replace(checkpoint, tensors=half, reranking=Reranking(itc_weight=16.0))
+        damaged = tmp_path / f"{content_key(checkpoint)}-onnx"
+        own, of_another = tmp_path / f".{damaged.name}.partial-killed", tmp_path / ".converted.partial-live"
+        for left in (damaged, own, of_another):
+            left.mkdir()
+        (damaged / "text.onnx").touch()
+        with caplog.at_level(logging.INFO, logger="bridgetower"):
+            folder, model = cached_export(checkpoint, tmp_path, "onnx")
+            assert cached_export(checkpoint, tmp_path, "onnx")[0] == folder == damaged
+        warning, line = [record.getMessage() for record in caplog.records if record.name.startswith("bridgetower")]
+        assert f"{folder} is damaged (no file {folder / 'export.json'}" in warning
+        assert f"exporting it for this engine, once, to {folder}" in line
+        assert not own.exists()
+        assert of_another.exists()
+        exported = read_checkpoint(folder)
+        assert {tensor.dtype for tensor in exported.tensors.values()} == {torch.float32}
+        assert model.state_dict().keys() == exported.tensors.keys()
+        assert exported.reranking.itc_weight == 16
+
+    def test_key_depends_on_every_weight_and_the_config_alone(self, checkpoint: Checkpoint) -> None:
+        key = content_key(checkpoint)
+        same = replace(checkpoint, source="elsewhere", tensors={n: t.clone() for n, t in checkpoint.tensors.items()})
+        assert content_key(same) == key
+        for name in ("vision.class_embedding", "itm_head.fc.bias"):
+            changed = checkpoint.tensors[name].clone()
+            changed[0] += 1e-6
+            assert content_key(replace(checkpoint, tensors=checkpoint.tensors | {name: changed})) != key
+        config = checkpoint.config.override({"vision.layer_norm_eps": 1e-6})
+        assert content_key(replace(checkpoint, config=config)) != key
+        assert content_key(checkpoint.resized(40)) != key
+
+    def test_key_depends_on_the_code_that_own_parts_inherit(self, tmp_path: Path) -> None:
+        file = tmp_path / "own_base.py"
+        file.write_text(Path(own_modules.__file__).read_text())
+        patches = load_object("extensions", f"{file}:Patches", type)
+
+        class Tower(patches):  # type: ignore[misc]
+            pass
+
+        config, own = tiny.changed(vision__architecture="patches"), Extensions(vision_towers={"patches": Tower})
+        tensors = BridgeTower(config, own).state_dict()
+        checkpoint = Checkpoint(source="mine", config=config, tensors=tensors, extensions=own)
+        key = content_key(checkpoint)
+        assert content_key(checkpoint) == key
+        assert content_key(replace(checkpoint, extensions=Extensions(vision_towers={"patches": patches}))) != key
+        file.write_text(file.read_text().replace("torch.tanh", "torch.sin"))
+        assert content_key(checkpoint) != key
+
+    @pytest.mark.parametrize("package", ["bridgetower", "torch"])
+    def test_key_depends_on_versions(
+        self, checkpoint: Checkpoint, package: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        key = content_key(checkpoint)
+        monkeypatch.setattr(sys.modules[package], "__version__", "99.0")
+        assert content_key(checkpoint) != key
