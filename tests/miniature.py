@@ -3,7 +3,7 @@
 import io
 import json
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from bridgetower.data.prepared_set import DatasetInfo
 from rows import png
 
 
@@ -35,6 +36,22 @@ def write(path: Path, content: object) -> None:
 def write_lines(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
     """Writes a JSON object per line."""
     write(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def change(path: Path, edit: Callable[[Any], object]) -> None:
+    """Changes what a file of JSON, or one with a JSON object per line, holds."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    content = [json.loads(line) for line in lines]
+    edit(content[0] if len(lines) == 1 else content)
+    if len(lines) == 1:
+        write(path, content[0])
+    else:
+        write_lines(path, content)
+
+
+def counts(info: DatasetInfo) -> dict[str, tuple[int, int]]:
+    """Returns the images and the examples of each split."""
+    return {split: (part.images, part.examples) for split, part in info.splits.items()}
 
 
 def coco_name(number: int, year: str) -> str:
@@ -265,14 +282,6 @@ def write_shards(folder: Path, rows: Sequence[tuple[str, str]], *, per_shard: in
                     archive.addfile(member, io.BytesIO(content))
         pq.write_table(pa.Table.from_pylist(samples), folder / f"{shard:05d}.parquet")
         write(folder / f"{shard:05d}_stats.json", {"count": len(samples), "failed_to_download": 1})
-
-
-def write_tables(folder: Path, rows: Sequence[tuple[str, str]]) -> None:
-    """Writes a Parquet file as img2dataset does, in row groups of three."""
-    samples = list(_downloads(rows, 0, 0))
-    texts = [{**sample, "txt": sample["caption"] if sample["jpg"] else None} for sample in samples]
-    folder.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(texts), folder / "00000.parquet", row_group_size=3)
 
 
 def _downloads(rows: Sequence[tuple[str, str]], shard: int, start: int) -> Iterator[dict[str, Any]]:

@@ -17,10 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import torch
 
 from bridgetower import files
-from bridgetower.checkpoints.tensors import write_safetensors
 from bridgetower.files import (
     cache_folder,
     intended_name,
@@ -54,15 +52,10 @@ class TestReplacing:
         with replacing(path) as temporary:
             assert temporary.parent.parent == path.parent
             assert temporary.name == "a.bin"
+            (temporary.parent / ".tmpOfALibrary").write_bytes(b"half")
             temporary.write_bytes(b"new")
             assert not path.exists()
         assert contents(path.parent) == {"a.bin": b"new"}
-
-    def test_temporary_files_of_a_library_go_too(self, tmp_path: Path) -> None:
-        with replacing(tmp_path / "a.bin") as temporary:
-            (temporary.parent / ".tmpOfALibrary").write_bytes(b"half")
-            temporary.write_bytes(b"new")
-        assert contents(tmp_path) == {"a.bin": b"new"}
 
     @pytest.mark.parametrize("error", [PlannedError(), KeyboardInterrupt(), OSError(errno.ENOSPC, "full")])
     def test_an_error_leaves_the_old_file_and_no_temporary(self, tmp_path: Path, error: BaseException) -> None:
@@ -96,20 +89,13 @@ class TestReplacing:
             assert (tmp_path / "pipe").is_fifo()
             assert (tmp_path / "stdout").read_bytes() == b"old"
 
-    def test_permissions_are_those_of_an_ordinary_file(self, tmp_path: Path) -> None:
-        before = os.umask(0o027)
-        try:
-            write_bytes(tmp_path / "a", b"new")
-            assert os.umask(0o027) == 0o027
-        finally:
-            os.umask(before)
-        assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
-
-    def test_permissions_of_what_libraries_make_private(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("mode", [0o666, 0o600], ids=["", "private, as some libraries make them"])
+    def test_permissions_are_those_of_an_ordinary_file(self, tmp_path: Path, mode: int) -> None:
         before = os.umask(0o027)
         try:
             with replacing(tmp_path / "a") as temporary:
-                os.close(os.open(temporary, os.O_CREAT, 0o600))
+                os.close(os.open(temporary, os.O_CREAT, mode))
+            assert os.umask(0o027) == 0o027
         finally:
             os.umask(before)
         assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
@@ -248,6 +234,9 @@ class TestContent:
         write_json(tmp_path / "a.json", 1)
         with pytest.raises(TypeError):
             write_json(tmp_path / "a.json", {"a": object()})
+        for value in (math.nan, math.inf, -math.inf):
+            with pytest.raises(FloatingPointError, match="NaN or infinite"):
+                write_json(tmp_path / "a.json", {"a": [{"b": value}]})
         assert contents(tmp_path) == {"a.json": b"1\n"}
 
 
@@ -286,17 +275,13 @@ class TestLeftovers:
         assert (tmp_path / "a").read_bytes() == b"new"
         assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
 
-    def test_are_removed_by_the_next_folder_of_that_name(self, tmp_path: Path, killed: Callable[[str], None]) -> None:
+    def test_are_removed_by_the_next_one_that_writes_it(self, tmp_path: Path, killed: Callable[[str], None]) -> None:
         killed("model")
         with new_folder(tmp_path / "model") as temporary:
             assert list(tmp_path.iterdir()) == [temporary.parent]
-
-    def test_are_removed_by_the_next_command_that_writes_that_file(
-        self, tmp_path: Path, killed: Callable[[str], None]
-    ) -> None:
         killed("map.png")
         require_parent(tmp_path / "map.png")
-        assert list(tmp_path.iterdir()) == []
+        assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_the_name_that_a_temporary_folder_stands_for(tmp_path: Path) -> None:
@@ -314,13 +299,9 @@ class TestLock:
                 pytest.fail("held twice")
             with locked(tmp_path / "other"):
                 pass
-        with locked(tmp_path / "new"):
-            pass
-
-    def test_is_let_go_after_an_error(self, tmp_path: Path) -> None:
-        with pytest.raises(PlannedError), locked(tmp_path):
+        with pytest.raises(PlannedError), locked(tmp_path / "new"):
             raise PlannedError
-        with locked(tmp_path):
+        with locked(tmp_path / "new"):
             pass
 
     def test_is_let_go_by_a_killed_process(self, tmp_path: Path) -> None:
@@ -443,32 +424,16 @@ class TestFullDisk:
         write_bytes(disk / "a", b"n" * 100_000)
         assert contents(disk) == {"a": b"n" * 100_000}
 
-    def test_tensors(self, small_disk: Callable[[int], Path]) -> None:
-        disk = small_disk(256)
-        write_safetensors(disk / "a", {"weight": torch.zeros(25_000)})
-        before = contents(disk)
-        with pytest.raises(OSError, match=r"a could not be written .*No space left.*make room on the disk"):
-            write_safetensors(disk / "a", {"weight": torch.zeros(50_000)})
-        assert contents(disk) == before
-
     def test_a_folder_is_named_as_it_was_to_be_called(self, small_disk: Callable[[int], Path]) -> None:
         disk = small_disk(256)
-
-        def fill() -> None:
-            with new_folder(disk / "a") as temporary:
-                write_bytes(temporary / "b", b"n" * 300_000)
-
-        with pytest.raises(OSError, match=rf"^{disk}/a could not be written \(No space left on device\); make"):
-            fill()
+        message = rf"^{disk}/a could not be written \(No space left on device\); make"
+        with pytest.raises(OSError, match=message), new_folder(disk / "a") as temporary:
+            write_bytes(temporary / "b", b"n" * 300_000)
         assert contents(disk) == {}
 
     def test_other_errors_stay_as_they_are(self, tmp_path: Path) -> None:
-        def read() -> None:
-            with replacing(tmp_path / "a"):
-                (tmp_path / "missing").read_bytes()
-
-        with pytest.raises(FileNotFoundError, match="missing"):
-            read()
+        with pytest.raises(FileNotFoundError, match="missing"), replacing(tmp_path / "a"):
+            (tmp_path / "missing").read_bytes()
 
     @pytest.mark.parametrize("call", ["fsync", "replace"])
     def test_wherever_the_disk_is_found_full(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
@@ -489,28 +454,17 @@ class TestJson:
         (tmp_path / "x.json").write_text('{"é": [1, null]}', encoding="utf-8")
         assert read_json(tmp_path / "x.json") == {"é": [1, None]}
 
-    @pytest.mark.parametrize("content", [b"", b"{", b"{'a': 1}", b"\xff\xfe", b'{"a": 1} x'])
-    def test_broken(self, tmp_path: Path, content: bytes) -> None:
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            *((content, "is not valid JSON") for content in (b"", b"{", b"{'a': 1}", b"\xff\xfe", b'{"a": 1} x')),
+            *((content, "nested too deep") for content in (b"[" * 10**6, b'{"a":' * 10**6 + b"1" + b"}" * 10**6)),
+            *((content, "expected a JSON object") for content in (b"[]", b"3", b"null", b'"a"')),
+        ],
+    )
+    def test_what_is_no_object(self, tmp_path: Path, content: bytes, message: str) -> None:
         (tmp_path / "x.json").write_bytes(content)
-        with pytest.raises(ValueError, match=r"x.json is not valid JSON"):
-            read_json(tmp_path / "x.json")
-
-    @pytest.mark.parametrize("content", ["[" * 100_000 + "]" * 100_000, '{"a":' * 100_000 + "1" + "}" * 100_000])
-    def test_nested_without_end(self, tmp_path: Path, content: str) -> None:
-        (tmp_path / "x.json").write_text(content)
-        with pytest.raises(ValueError, match=r"x.json is nested too deep to be read"):
-            read_json(tmp_path / "x.json")
-
-    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-    def test_what_json_does_not_have(self, tmp_path: Path, value: float) -> None:
-        with pytest.raises(FloatingPointError, match="NaN or infinite, which JSON cannot hold"):
-            write_json(tmp_path / "x.json", {"a": [{"b": value}]})
-        assert list(tmp_path.iterdir()) == []
-
-    @pytest.mark.parametrize("content", ["[]", "3", "null", '"a"'])
-    def test_no_object(self, tmp_path: Path, content: str) -> None:
-        (tmp_path / "x.json").write_text(content)
-        with pytest.raises(ValueError, match="expected a JSON object"):
+        with pytest.raises(ValueError, match=rf"x\.json .*{message}"):
             read_json(tmp_path / "x.json")
 
     def test_missing(self, tmp_path: Path) -> None:
@@ -547,11 +501,7 @@ SHOWN = r"a\u001b]0;owned\u0007\u009b2J\u202egnp.exe\u2028\u000d\u007f\u0000"
 )
 def test_what_is_not_seen_is_made_visible(text: str, shown: str) -> None:
     assert visible(text) == one_line(text) == shown
-
-
-def test_only_one_line_has_no_line_feeds() -> None:
-    assert visible("a\nb") == "a\nb"
-    assert one_line("a\nb") == r"a\nb"
+    assert (visible("a\nb"), one_line("a\nb")) == ("a\nb", r"a\nb")
 
 
 def test_json_shows_it_and_is_the_same() -> None:

@@ -16,7 +16,7 @@ Extra = (
 )
 
 PACKAGES: Mapping[Extra, tuple[str, ...]] = {
-    "train": ("aiohttp", "datasets", "fsspec", "ijson", "jinja2", "lancedb", "pyarrow", "sklearn", "tensorboard"),
+    "train": ("aiohttp", "datasets", "fsspec", "jinja2", "lancedb", "pyarrow", "sklearn", "tensorboard"),
     "s3": ("s3fs",),
     "search": ("aiohttp", "fsspec", "lancedb", "pyarrow"),
     "serve": ("fastapi", "granian", "httpcore", "prometheus_client", "pydantic"),

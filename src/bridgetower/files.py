@@ -34,12 +34,7 @@ _NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 class NotWrittenError(OSError):
-    """A file or folder could not be written, for lack of a right or, as far as is known, of room.
-
-    Attributes:
-        path: What was to be written.
-        reason: What the system or a library said.
-    """
+    """A file or folder could not be written, for lack of a right or, as far as is known, of room."""
 
     def __init__(self, path: Path, reason: str, number: int | None) -> None:
         advice = "choose a folder that you may write to" if number in _NO_RIGHT else "make room on the disk"
@@ -51,8 +46,10 @@ class NotWrittenError(OSError):
 
 
 @contextmanager
-def writing(path: Path, failures: tuple[type[Exception], ...] = ()) -> Iterator[None]:
-    """Names what could not be written where the disk had no room, which the system's error does not."""
+def writing(
+    path: Path, failures: tuple[type[Exception], ...] = (), numbers: tuple[int, ...] = _NO_ROOM
+) -> Iterator[None]:
+    """Names what could not be written, which the system's error does not, or names a temporary folder."""
     try:
         yield
     except NotWrittenError as error:  # of a part of it
@@ -60,7 +57,7 @@ def writing(path: Path, failures: tuple[type[Exception], ...] = ()) -> Iterator[
     except failures as error:
         raise NotWrittenError(path, str(error).partition("\n")[0], None) from error
     except OSError as error:
-        if error.errno not in _NO_ROOM:
+        if error.errno not in numbers:
             raise
         raise NotWrittenError(path, os.strerror(error.errno), error.errno) from error
 
@@ -112,25 +109,21 @@ def cache_folder() -> Path:
 
 
 def require_empty(folder: Path) -> None:
-    """Checks that nothing would be overwritten."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} is not empty; choose another name or remove it first")
 
 
 def sha256_of(path: Path) -> str:
-    """Returns the hexadecimal SHA-256 of a file's content."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes `content` to `path` atomically."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 
 
 def write_text(path: Path, content: str) -> None:
-    """Writes `content` to `path` atomically, as UTF-8."""
     write_bytes(path, content.encode())
 
 
@@ -174,12 +167,10 @@ def json_text(content: object, *, indent: int | None = None) -> str:
 
 
 def write_json(path: Path, content: object) -> None:
-    """Writes `content` to `path` atomically, as indented JSON."""
     write_text(path, json_text(content, indent=2) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object."""
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}; expected a JSON object there")
     return json_object(read_bytes(path), path)
@@ -194,7 +185,6 @@ def read_bytes(path: Path) -> bytes:
 
 
 def json_object(text: str | bytes, place: object, advice: str = "copy it again") -> dict[str, Any]:
-    """Reads a JSON object; arguments as for `parse_json`."""
     content = parse_json(text, place, advice)
     if not isinstance(content, dict):
         raise ValueError(f"{place} holds a {type(content).__name__}; expected a JSON object")
@@ -202,7 +192,6 @@ def json_object(text: str | bytes, place: object, advice: str = "copy it again")
 
 
 def parse_json(content: str | bytes, where: object, advice: str = "copy it again") -> Any:
-    """Returns what stands in JSON."""
     try:
         return json.loads(content)
     except ValueError as error:  # of JSON or of UTF-8
@@ -240,7 +229,6 @@ def require_parent(path: Path) -> None:
 
 
 def require_space(folder: Path, needed: int, what: str) -> None:
-    """Makes sure that a folder's disk has room, before anything is written to it."""
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise OSError(
@@ -284,49 +272,46 @@ def locked(folder: Path, *, wait: bool = False, shared: bool = False) -> Iterato
         folder.mkdir(parents=True, exist_ok=True)
         yield
         return
-    with _may_write(folder):
-        file = _locked_file(folder, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, wait)
-    with file:
-        try:
-            yield
-        finally:
-            fcntl.flock(file, fcntl.LOCK_UN)  # also for processes that were forked meanwhile, which have the file open
+    path, operation = folder / ".lock", fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    with ExitStack() as stack:
+        while True:  # again if the folder is removed meanwhile
+            if folder.is_symlink() and not folder.exists():
+                raise FileNotFoundError(
+                    f"{folder} is a link to {folder.readlink()}, which is not there; make that folder"
+                )
+            with writing(folder, numbers=_NO_RIGHT), suppress(FileNotFoundError):
+                folder.mkdir(parents=True, exist_ok=True)
+                file = stack.enter_context(path.open("a"))  # a lock that is there is not written to
+                _lock(file, folder, operation, wait)
+                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    break
+        stack.callback(fcntl.flock, file, fcntl.LOCK_UN)  # also for processes that were forked meanwhile
+        yield
 
 
-def _locked_file(folder: Path, operation: int, wait: bool) -> IO[str]:
-    """Opens and locks the lock of a folder, again if the folder was removed meanwhile."""
-    path = folder / ".lock"
-    while True:
-        if folder.is_symlink() and not folder.exists():
-            raise FileNotFoundError(f"{folder} is a link to {folder.readlink()}, which is not there; make that folder")
-        folder.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as stack, suppress(FileNotFoundError):
-            file = stack.enter_context(path.open("a"))  # a lock that is there is not written to
-            try:
-                fcntl.flock(file, operation | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                if not wait:
-                    raise FileExistsError(f"another process works in {folder}; wait for it or stop it first") from error
-                logger.info("another process works in %s; waiting for it", folder)
-                fcntl.flock(file, operation)
-            except OSError as error:
-                if error.errno not in _NO_LOCKS:
-                    raise
-                raise OSError(
-                    error.errno,
-                    f"{folder} cannot be locked ({os.strerror(error.errno)}): its file system has no flock; mount it "
-                    "with locks (Lustre: -o flock), or choose a folder elsewhere",
-                ) from error
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                stack.pop_all()
-                return file
+def _lock(file: IO[str], folder: Path, operation: int, wait: bool) -> None:
+    try:
+        fcntl.flock(file, operation | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        if not wait:
+            raise FileExistsError(f"another process works in {folder}; wait for it or stop it first") from error
+        logger.info("another process works in %s; waiting for it", folder)
+        fcntl.flock(file, operation)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        raise OSError(
+            error.errno,
+            f"{folder} cannot be locked ({os.strerror(error.errno)}): its file system has no flock; mount it with "
+            "locks (Lustre: -o flock), or choose a folder elsewhere",
+        ) from error
 
 
 @contextmanager
 def _beside(path: Path, failures: tuple[type[Exception], ...] = ()) -> Iterator[Path]:
     """Yields the path of that name in a temporary folder beside `path`, to be renamed to `path` in the end."""
     with writing(path, failures):
-        with _may_write(path):
+        with writing(path, numbers=_NO_RIGHT):
             path.parent.mkdir(parents=True, exist_ok=True)
             folder = Path(tempfile.mkdtemp(prefix=f".{path.name}{_MARK}", dir=path.parent))
         with ExitStack() as stack:
@@ -337,17 +322,6 @@ def _beside(path: Path, failures: tuple[type[Exception], ...] = ()) -> Iterator[
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield folder / path.name
             _sync(path.parent)
-
-
-@contextmanager
-def _may_write(path: Path) -> Iterator[None]:
-    """Names what is to be written where that is not allowed; the system's error names a temporary folder."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _NO_RIGHT:
-            raise
-        raise NotWrittenError(path, os.strerror(error.errno), error.errno) from error
 
 
 def _sync(path: Path) -> None:

@@ -1,6 +1,5 @@
 """Sets from original files: whole or not there, continued after any end, damage noticed in one line."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -18,7 +17,7 @@ from bridgetower.data.datasets import prepare_set
 from bridgetower.data.prepared_set import PreparedSet, read_info
 from bridgetower.files import locked
 from folders import snapshot
-from miniature import coco_name, jpeg, write, write_coco
+from miniature import change, coco_name, jpeg, write, write_coco
 from rows import read_rows
 
 NUM_PICTURES = 120
@@ -129,9 +128,7 @@ class TestComplete:
 
     def test_of_another_annotation_file_is_refused(self, coco: Path, tmp_path: Path) -> None:
         prepare_set("coco", coco, tmp_path / "out")
-        content = json.loads((coco / "dataset_coco.json").read_text())
-        content["images"][0]["sentences"][0]["raw"] = "another caption"
-        write(coco / "dataset_coco.json", content)
+        change(coco / "dataset_coco.json", lambda content: content["images"][0]["sentences"][0].update(raw="another"))
         with pytest.raises(ValueError, match=r"holds a set of another dataset_coco\.json; choose another folder"):
             prepare_set("coco", coco, tmp_path / "out")
 

@@ -324,12 +324,6 @@ class TestDamage:
         assert moments[0].text == ("A red square" if said else "")
         assert colour(frame_of(str(path), 4)) == LIME
 
-    def test_a_matroska_video_that_is_cut_in_its_header(self, tmp_path: Path) -> None:
-        path = write_clip(tmp_path / "a.mkv")
-        path.write_bytes(path.read_bytes()[:100])
-        (item,) = items(path)
-        assert "a.mkv cannot be read (it is cut off or damaged)" in str(item.problem)
-
     def test_what_is_no_file(self, tmp_path: Path) -> None:
         """A pipe would be waited for, and a link to itself has no end."""
         os.mkfifo(tmp_path / "pipe.mp4")
@@ -341,26 +335,30 @@ class TestDamage:
         with pytest.raises(ValueError, match="is no regular file"):
             frame_of(str(tmp_path / "pipe.mp4"), 0)
 
-    def test_a_video_without_its_end_of_which_nothing_can_be_read(self, tmp_path: Path) -> None:
-        path = write_clip(tmp_path / "a.mov")
-        path.write_bytes(path.read_bytes()[:3000])
+    @pytest.mark.parametrize(
+        ("name", "size", "message"),
+        [("a.mkv", 100, "(it is cut off or damaged)"), ("a.mov", 3000, "(Invalid data")],
+    )
+    def test_of_which_nothing_can_be_read(self, tmp_path: Path, name: str, size: int, message: str) -> None:
+        path = write_clip(tmp_path / name)
+        path.write_bytes(path.read_bytes()[:size])
         (item,) = items(tmp_path)
-        assert item.id == "a.mov"
-        assert "a.mov cannot be read (Invalid data" in str(item.problem)
+        assert item.id == name
+        assert f"{name} cannot be read {message}" in item.problem
 
     @pytest.mark.parametrize(
-        ("content", "message"),
+        "content",
         [
-            (b"", "cannot be read"),
-            (b"not a video", "cannot be read"),
-            (b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n/etc/passwd\n#EXT-X-ENDLIST\n", "cannot be read"),
-            (b"ffconcat version 1.0\nfile talk.mp4\n", "cannot be read"),
+            b"",
+            b"not a video",
+            b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n/etc/passwd\n#EXT-X-ENDLIST\n",
+            b"ffconcat version 1.0\nfile talk.mp4\n",
         ],
     )
-    def test_what_is_no_video(self, tmp_path: Path, content: bytes, message: str) -> None:
+    def test_what_is_no_video(self, tmp_path: Path, content: bytes) -> None:
         (tmp_path / "a.mp4").write_bytes(content)
         (item,) = items(tmp_path / "a.mp4")
-        assert message in str(item.problem)
+        assert "a.mp4 cannot be read" in item.problem
 
     def test_damage_in_the_middle(self, tmp_path: Path) -> None:
         path = write_clip(tmp_path / "a.ts", codec="mpeg2video", size=(320, 240), keyframes=5)
@@ -378,23 +376,22 @@ class TestDamage:
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            (
-                "1\n00:00:01,000 --> 00:00:02,000\nnée\n".encode("latin-1"),
-                "talk.srt has 1 subtitles that are not UTF-8; save it as UTF-8",
-            ),
+            ("1\n00:00:01,000 --> 00:00:02,000\nnée\n".encode("latin-1"), "has 1 subtitles that are not UTF-8"),
             (b"", "talk.srt"),
             (b"\0" * 5000, "talk.srt"),
             (b"1\n00:00:99,000 --> nonsense\nwords\n", "talk.srt"),
             (b"<html>not found</html>", "talk.srt"),
+            (b"1\n01:00:00,000 --> 01:00:02,000\nlate\n", "all its subtitles come after its end, at 12.0 s"),
+            (b"1\n00:00:01,000 --> 00:00:02,000\n \n", ""),
         ],
     )
     def test_subtitles_that_cannot_be_read_are_named_and_scenes_found(
         self, talk: Path, content: bytes, message: str
     ) -> None:
         talk.with_suffix(".srt").write_bytes(content)
-        *found, last = items(talk)
-        assert [item.id for item in found] == [f"talk.mp4#t={start}.000,{end}.000" for start, end in SCENES]
-        assert message in str(last.problem)
+        found = items(talk)
+        assert [item.id for item in found[:4]] == [f"talk.mp4#t={start}.000,{end}.000" for start, end in SCENES]
+        assert ([message in item.problem for item in found[4:]]) == ([True] if message else [])
 
     def test_subtitles_in_the_file_that_cannot_be_read(self, tmp_path: Path) -> None:
         said = [(0.5, 2.5, b"A red square"), (3.5, 5.5, b"n\xe9e")]
@@ -413,12 +410,6 @@ class TestDamage:
         assert [cue.text for cue in said] == ["a", "c"]
         assert "has 1 subtitles that are not UTF-8" in str(problem)
 
-    def test_subtitles_without_words(self, talk: Path) -> None:
-        talk.with_suffix(".srt").write_text("1\n00:00:01,000 --> 00:00:02,000\n \n")
-        found = items(talk)
-        assert found
-        assert not any(item.problem for item in found)
-
     @pytest.mark.parametrize(
         ("name", "of"),
         [
@@ -431,12 +422,6 @@ class TestDamage:
             (tmp_path / file).touch()
         found = [part.files[0].name for part in parts_of(tmp_path) if part.beside]
         assert found == ([] if of is None else [of])
-
-    def test_subtitles_of_another_video(self, talk: Path) -> None:
-        talk.with_suffix(".srt").write_text("1\n01:00:00,000 --> 01:00:02,000\nlate\n")
-        *found, last = items(talk)
-        assert len(found) == 4
-        assert "all its subtitles come after its end, at 12.0 s" in str(last.problem)
 
     @pytest.mark.parametrize(
         ("name", "codec"), [("a.mp4", "libx264"), ("a.webm", "libvpx-vp9"), ("a.ts", "mpeg2video"), ("a.avi", "mpeg4")]

@@ -37,21 +37,15 @@ prepare = SubcommandApp()
 
 
 def _add(name: str, doc: str, function: Callable[..., Any], sources: Mapping[str, Any], config: type[Any]) -> None:
-    """Adds a command; the type of its settings gives its options.
-
-    Args:
-        name: Of the command.
-        doc: Its help.
-        function: Writes one set, or several, to folders in that of the command.
-        sources: Type of each argument that it takes before the folder.
-        config: Type of the settings.
-    """
+    """Adds a command that writes one set, or several; the types of its sources and settings give its options."""
 
     def run(*, out: Path, options: Any, json: bool, **paths: Path) -> None:
         require("train")
         written = function(*paths.values(), out, options, progress=sys.stderr.isatty())
         for folder, info in written.items() if isinstance(written, dict) else [("", written)]:
-            _report(out / folder, info, json=json)
+            splits = {split: part.images for split, part in info.splits.items()}
+            value = {"written": str(out / folder), "splits": splits, "left_out": dict(info.left_out)}
+            emit_result(value, json=json, following=("inspect", out / folder))
 
     default = Parameter.empty if any(item.default is MISSING for item in fields(config)) else config()
     types = {**sources, "out": Out, "options": Annotated[config, arg(name="")], "json": Json}
@@ -61,12 +55,6 @@ def _add(name: str, doc: str, function: Callable[..., Any], sources: Mapping[str
     )
     run.__annotations__, run.__doc__ = types, doc
     prepare.command(name=name)(deferred(run))
-
-
-def _report(out: Path, info: DatasetInfo, *, json: bool) -> None:
-    splits = {split: part.images for split, part in info.splits.items()}
-    value = {"written": str(out), "splits": splits, "left_out": dict(info.left_out)}
-    emit_result(value, json=json, following=("inspect", out))
 
 
 _ARROW = "\n".join(
@@ -129,19 +117,18 @@ def inspect(
         emit_following("train", "RECIPE", "--data.folders", folder, "--out", "runs/new")
 
 
-def _as_json(info: DatasetInfo, splits: Mapping[str, SplitReport], html: Path | None) -> dict[str, Any]:
+def _as_json(info: DatasetInfo, reports: Mapping[str, SplitReport], html: Path | None) -> dict[str, Any]:
+    splits = {}
+    for name, split in reports.items():
+        published = None if split.published is None else vars(split.published)
+        counts = {"images": split.images, "texts": split.texts, "published": published}
+        splits[name] = {**counts, "words": split.words, "classes": dict(split.classes)}
     return {
         **{"name": info.name, "kind": info.kind, "split_rule": info.split_rule, "protocol": info.protocol},
-        "splits": {name: _split_as_json(split) for name, split in splits.items()},
+        "splits": splits,
         "left_out": dict(info.left_out),
         "html": None if html is None else str(html),
     }
-
-
-def _split_as_json(split: SplitReport) -> dict[str, Any]:
-    published = None if split.published is None else vars(split.published)
-    counts = {"images": split.images, "texts": split.texts, "published": published}
-    return {**counts, "words": split.words, "classes": dict(split.classes)}
 
 
 def _print_tables(info: DatasetInfo, splits: Mapping[str, SplitReport]) -> None:
@@ -159,9 +146,14 @@ def _print_tables(info: DatasetInfo, splits: Mapping[str, SplitReport]) -> None:
     table = Table("split", "images", "texts", "words: median, longest", "published by")
     for name, split in splits.items():
         published = split.published
-        images, texts = (None, None) if published is None else (published.images, published.texts)
-        counts = _of(split.images, images), _of(split.texts, texts)
-        source = "" if published is None else published.source
+        counts = [
+            f"{count:,}" if of is None else f"{count:,} of {of:,}"
+            for count, of in (
+                (split.images, published and published.images),
+                (split.texts, published and published.texts),
+            )
+        ]
+        source = published.source if published else ""
         table.add_row(name, *counts, f"{split.words['median']}, {split.words['longest']}", source)
     console.print(table)
     for name, split in splits.items():
@@ -170,7 +162,3 @@ def _print_tables(info: DatasetInfo, splits: Mapping[str, SplitReport]) -> None:
             show(f"{name}: {classes}")
     for reason, count in info.left_out.items():
         show(f"left out, {reason}: {count:,}")
-
-
-def _of(count: int, published: int | None) -> str:
-    return f"{count:,}" if published is None else f"{count:,} of {published:,}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate
@@ -13,6 +13,8 @@ from typing import Any
 from bridgetower.data.fetch import open_place, read_bytes, version_of
 
 _WITHIN = ("piece", "cell", "moment")
+_LARGEST_GROUP = 2**31  # bytes of a row group of a Parquet file
+_AT_ONCE = 16  # rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +45,7 @@ class Image:
         return not (self.piece or self.cell or self.moment)
 
     def read(self) -> bytes:
-        """Returns the bytes of the image file.
-
-        Raises:
-            OSError: They cannot be read.
-            ValueError: The file is another one than when the source was listed, or is none.
-        """
+        """Returns the bytes of the image file."""
         if self.content is not None:
             return self.content
         if self.moment:
@@ -93,57 +90,59 @@ class Example:
 
 
 class ColumnFile:
-    """A Parquet or Arrow file, read by groups of rows; the group that was read last is kept.
-
-    Attributes:
-        schema: Its columns.
-        sizes: Rows of each group.
-    """
+    """A Parquet or Arrow file; the group of rows that a cell was read of last is kept."""
 
     def __init__(self, place: str) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        self._read: Callable[[int, list[str] | None], Any]
         self._kept: tuple[int, str, Any] = (-1, "", None)
+        self._parquet: Any = None
         try:
             if place.partition("?")[0].lower().endswith(".parquet"):
-                parquet = pq.ParquetFile(open_place(place), pre_buffer=False)
-                groups = [parquet.metadata.row_group(number) for number in range(parquet.num_row_groups)]
-                self.schema, self.sizes = parquet.schema_arrow, [group.num_rows for group in groups]
-                self._read = parquet.read_row_group
+                self._parquet = pq.ParquetFile(open_place(place), pre_buffer=False)
+                groups = [self._parquet.metadata.row_group(number) for number in range(self._parquet.num_row_groups)]
+                if (largest := max((group.total_byte_size for group in groups), default=0)) > _LARGEST_GROUP:
+                    raise ValueError(
+                        f"{place} has a row group of {largest} bytes; write it with groups of at most {_LARGEST_GROUP}"
+                    )
+                self.schema, sizes = self._parquet.schema_arrow, [group.num_rows for group in groups]
             else:
                 file = open_place(place)
                 is_stream = file.read(6) != b"ARROW1"  # as `datasets` writes it
                 file.close()
                 source = open_place(place) if "://" in place else pa.memory_map(place)
                 opened = (pa.ipc.open_stream if is_stream else pa.ipc.open_file)(source)
-                batches = list(opened) if is_stream else list(map(opened.get_batch, range(opened.num_record_batches)))
-                for batch in batches:
+                batches = opened if is_stream else map(opened.get_batch, range(opened.num_record_batches))
+                self._batches = list(batches)
+                for batch in self._batches:
                     batch.validate(full=True)
-                self.schema, self.sizes = opened.schema, [batch.num_rows for batch in batches]
-                self._read = lambda number, columns: (
-                    batches[number] if columns is None else batches[number].select(columns)
-                )
+                self.schema, sizes = opened.schema, [batch.num_rows for batch in self._batches]
         except (pa.ArrowException, OSError) as error:
             if isinstance(error, OSError) and not str(error).startswith("Invalid"):  # as pyarrow raises it, too
                 raise
             reason = str(error).partition("\n")[0]
             raise ValueError(f"{place} is no Parquet or Arrow file ({reason}); copy it again") from error
-        self._ends = list(accumulate(self.sizes))
+        self._ends = [0, *accumulate(sizes)]
 
-    def group(self, number: int) -> Any:
-        """Returns all rows of a group."""
-        return self._read(number, None)
+    def batches(self, columns: list[str] | None = None) -> Iterator[Any]:
+        """Yields some rows after the other."""
+        if self._parquet is not None:
+            yield from self._parquet.iter_batches(_AT_ONCE, columns=columns)
+        else:
+            for batch in self._batches:
+                chosen = batch if columns is None else batch.select(columns)
+                yield from (chosen.slice(start, _AT_ONCE) for start in range(0, batch.num_rows, _AT_ONCE))
 
     def value(self, column: str, row: int) -> Any:
         """Returns a cell."""
-        number = bisect_right(self._ends, row)
-        if column not in self.schema.names or number == len(self.sizes):
+        number = bisect_right(self._ends, row) - 1
+        if column not in self.schema.names or number == len(self._ends) - 1:
             raise ValueError(f"there is no row {row + 1} with a column {column}; make the index again")
         if self._kept[:2] != (number, column):
-            self._kept = number, column, self._read(number, [column])[column]
-        return self._kept[2][row - (self._ends[number] - self.sizes[number])].as_py()
+            group = self._batches[number] if self._parquet is None else self._parquet.read_row_group(number, [column])
+            self._kept = number, column, group[column]
+        return self._kept[2][row - self._ends[number]].as_py()
 
 
 @lru_cache(maxsize=4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import logging
 import os
@@ -12,10 +13,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from json import JSONDecodeError, JSONDecoder
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from bridgetower.files import escaped
+from bridgetower.files import unfit_name
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +32,11 @@ DEADLINE = float(os.environ.get("BRIDGETOWER_FETCH_TIMEOUT", "60"))
 LARGEST = 2**29
 """Bytes of a file that is read whole: an image, or a file of a server that gives no ranges."""
 
+LARGEST_ITEM = 2**24
+"""Characters of an item of a list in a JSON file."""
+
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:(//|:)", re.IGNORECASE)
+_MARK = re.compile(r"[^ \t\r\n]")
 _NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _BUFFER = 2**22  # bytes that are asked for at once
 _PASSING = (408, 425, 429)  # answers from 400 to 499 that may be others when they are asked again
@@ -47,19 +53,12 @@ _ERRORS = (
 
 @dataclass(frozen=True)
 class Listed:
-    """A file of a source.
+    """A file of a source, or a folder that cannot be listed."""
 
-    Attributes:
-        place: Path or URL.
-        name: From the folder of the source on, with `/` between its parts.
-        version: What changes when the file does, as far as a listing tells.
-        problem: Why it cannot be read; of a folder that cannot be listed its reason.
-    """
-
-    place: str
-    name: str
-    version: str = ""
-    problem: str = ""
+    place: str  # path or URL
+    name: str  # from the folder of the source on, with `/` between its parts
+    version: str = ""  # what changes when the file does, as far as a listing tells
+    problem: str = ""  # why it cannot be read
 
 
 def is_url(place: object) -> bool:
@@ -75,12 +74,9 @@ def suffix_of(place: str) -> str:
 
 
 def read_bytes(place: str, piece: tuple[int, int] | None = None, *, most: int = LARGEST) -> bytes:
-    """Returns a file, or the piece of it that starts at a byte and has a length.
-
-    Raises:
-        OSError: It cannot be read.
-        ValueError: It is longer, no regular file, or ends before the piece does.
-    """
+    """Returns a file, or the piece of it that starts at a byte and has a length."""
+    if piece and piece[1] > most:
+        raise ValueError(f"{place} has a part of {piece[1]} bytes; expected at most {most}")
     if is_url(place):
         return _piece(place, *piece) if piece else _whole(place, most)
     with open_regular(place) as file:
@@ -95,22 +91,12 @@ def read_bytes(place: str, piece: tuple[int, int] | None = None, *, most: int = 
 
 
 def open_place(place: str) -> BinaryIO:
-    """Opens a file to be read in any order; of one at a URL pieces are asked for, each again after an error.
-
-    Raises:
-        OSError: It cannot be read.
-        ValueError: It is no regular file, or its server gives no ranges and it is too long to be kept.
-    """
+    """Opens a file to be read in any order; of one at a URL pieces are asked for, each again after an error."""
     return io.BufferedReader(_Ranges(place), _BUFFER) if is_url(place) else open_regular(place)
 
 
 def open_regular(place: str | Path) -> BinaryIO:
-    """Opens a regular file, without waiting for the writer of a pipe.
-
-    Raises:
-        OSError: It cannot be opened.
-        ValueError: It is a pipe, a device or a folder.
-    """
+    """Opens a regular file, without waiting for the writer of a pipe."""
     file = os.fdopen(os.open(place, os.O_RDONLY | os.O_NONBLOCK), "rb")
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
@@ -119,11 +105,7 @@ def open_regular(place: str | Path) -> BinaryIO:
 
 
 def version_of(place: str) -> str:
-    """Returns what changes when a file is written again: size and time, or what its server tells.
-
-    Raises:
-        OSError: There is no such file.
-    """
+    """Returns what changes when a file is written again: size and time, or what its server tells."""
     if not is_url(place):
         status = Path(place).stat()
         return f"{status.st_size} {status.st_mtime_ns}"
@@ -135,9 +117,6 @@ def list_files(source: str) -> Iterator[Listed]:
 
     A pattern with a `*` or with numbers, such as shard-{000..099}.tar, stands for the files that it fits. A folder that
     cannot be read comes with its problem.
-
-    Raises:
-        OSError: There is nothing at the place.
     """
     if numbers := _NUMBERS.search(source):
         first, last = numbers.groups()
@@ -169,14 +148,10 @@ def _listed_below(folder: str, prefix: str, parents: list[tuple[int, int]]) -> I
                 yield from _listed_below(entry.path, f"{name}/", parents)
                 continue
             kind = entry.stat()
-            problem = "" if stat.S_ISREG(kind.st_mode) else "it is no regular file"
-            yield Listed(entry.path, name, f"{kind.st_size} {kind.st_mtime_ns}", problem or _unfit(name))
+            problem = unfit_name(name) if stat.S_ISREG(kind.st_mode) else "it is no regular file"
+            yield Listed(entry.path, name, f"{kind.st_size} {kind.st_mtime_ns}", problem or "")
         except OSError as error:
             yield Listed(entry.path, name, problem=f"{error.strerror or error}")
-
-
-def _unfit(name: str) -> str:
-    return "" if escaped(name) == name else f"the name {name!r} is not UTF-8; rename the file"
 
 
 def _listed_at(url: str) -> Iterator[Listed]:
@@ -199,6 +174,88 @@ def _listed_at(url: str) -> Iterator[Listed]:
             part.startswith(".") and part != ".." for part in name.split("/")
         ):
             yield Listed(path if is_url(path) else system.unstrip_protocol(path), name, _version(info))
+
+
+class JsonLists:
+    """A JSON file, read an item of a list at a time by the scanner of the standard library, which limits nesting."""
+
+    _scan = JSONDecoder().raw_decode
+
+    def __init__(self, file: BinaryIO, name: object) -> None:
+        self._text, self._name, self._buffer, self._at = codecs.getreader("utf-8-sig")(file), name, "", 0
+
+    def items(self, key: str | None = None) -> Iterator[Any]:
+        """Yields the items of the list that the file is or has under a key; without a key it may have only one."""
+        num_lists = 0
+        try:
+            if self._taken("[{") == "[":
+                num_lists += 1
+                for _ in self._members("]"):
+                    yield self._value()
+            else:
+                for _ in self._members("}"):
+                    name, _ = self._value(), self._taken(":")
+                    if key not in (None, name) or self._next() != "[":
+                        self._value()
+                        continue
+                    num_lists += 1
+                    self._taken("[")
+                    for _ in self._members("]"):
+                        yield self._value()
+            if self._next():
+                raise ValueError("something follows it")
+        except (ValueError, RecursionError) as error:  # of JSON, of UTF-8 or of too many digits
+            reason = "it is nested too deep" if isinstance(error, RecursionError) else getattr(error, "msg", error)
+            raise ValueError(f"{self._name} is not valid JSON ({reason}); copy it again") from error
+        if num_lists != 1:
+            what = f"no {key} list" if key else f"{num_lists} lists of rows"
+            raise ValueError(f"{self._name} has {what}; check that it is the right file, or write JSON lines")
+
+    def _members(self, end: str) -> Iterator[None]:
+        """Goes from one to the next up to the mark at the end."""
+        if self._next() == end:
+            self._at += 1
+            return
+        while True:
+            yield
+            if self._taken("," + end) == end:
+                return
+
+    def _next(self) -> str:
+        """Goes over white space and returns what follows; empty at the end."""
+        while not (found := _MARK.search(self._buffer, self._at)):
+            self._at = len(self._buffer)
+            if not self._more():
+                return ""
+        self._at = found.start()
+        return found[0]
+
+    def _taken(self, marks: str) -> str:
+        mark = self._next()
+        if not mark or mark not in marks:
+            raise ValueError(f"{mark!r} where one of {marks} is expected")
+        self._at += 1
+        return mark
+
+    def _value(self) -> Any:
+        self._next()
+        while True:
+            try:
+                found, end = self._scan(self._buffer, self._at)
+            except JSONDecodeError:
+                if not self._more():
+                    raise
+            else:
+                if end < len(self._buffer) or not self._more():  # a number may go on
+                    self._at = end
+                    return found
+
+    def _more(self) -> bool:
+        part = self._text.read(_BUFFER)
+        self._buffer, self._at = self._buffer[self._at :] + part, 0
+        if len(self._buffer) > LARGEST_ITEM:
+            raise ValueError(f"a value has more than {LARGEST_ITEM} characters")
+        return bool(part)
 
 
 class _Ranges(io.RawIOBase):

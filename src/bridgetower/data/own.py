@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,10 @@ NUMBER_COLUMNS = (*LABEL_COLUMNS, "score", "rating")
 QUESTION_COLUMNS = ("question", "questions", "query")
 ANSWER_COLUMNS = ("answer", "answers", "multiple_choice_answer")
 
-_TRUE = {"true": "True", "1": "True", "yes": "True", "false": "False", "0": "False", "no": "False"}
+_MEANT = {  # labels in other words, by schema
+    "snli-ve": {str(number): label for number, label in enumerate(SNLI_VE.labels)},
+    "nlvr2": {"true": "True", "1": "True", "yes": "True", "false": "False", "0": "False", "no": "False"},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,12 +133,7 @@ class Classes:
 
 
 def read_classes(folder: str | Path) -> Classes:
-    """Reads the classes of a prepared set.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It holds something else.
-    """
+    """Reads the classes of a prepared set."""
     path = Path(folder) / CLASSES_FILE
     if not path.is_file():
         raise FileNotFoundError(
@@ -145,21 +144,15 @@ def read_classes(folder: str | Path) -> Classes:
 
 @dataclass(kw_only=True)
 class Seen:
-    """What the rows of a source have had so far, which decides on further files of the set.
-
-    Attributes:
-        rows: Number of rows.
-        labels: Names of labels.
-        several: Places of rows with a list of labels, and with a single one.
-        ids: Of examples.
-        answers: Normalised answers with the number of training questions that they were given to.
-    """
+    """What the rows of a source have had so far, which decides on further files of the set."""
 
     rows: int = 0
     labels: set[str] = field(default_factory=set)
-    several: dict[bool, str] = field(default_factory=dict)
+    several: dict[bool, str] = field(
+        default_factory=dict
+    )  # places of rows with a list of labels, and with a single one
     ids: set[str] = field(default_factory=set)
-    answers: Counter[str] = field(default_factory=Counter)
+    answers: Counter[str] = field(default_factory=Counter)  # normalised, with the number of their training questions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,32 +218,22 @@ def prepare_own(
     )
     shares = {"test": config.test_fraction, "validation": config.validation_fraction}
     seen = Seen()
-    writer = SetWriter(
+    with SetWriter(
         Path(out), spec.schema, config, shares=shares, seed=config.seed, by_content=True, progress=progress
-    )
-    with writer:
+    ) as writer:
         for example in read(source, columns):
             seen.rows += 1
+            images, place = example.images, example.place
             try:
                 if example.problem:
                     raise ValueError(example.problem)
-                if len(example.images) != (
-                    spec.num_images if spec.num_images is not None else min(1, len(example.images))
-                ):
-                    raise ValueError(
-                        f"it has {len(example.images)} images; expected {spec.num_images or 'one or none'}"
-                    )
+                if len(images) != (min(1, len(images)) if spec.num_images is None else spec.num_images):
+                    raise ValueError(f"it has {len(images)} images; expected {spec.num_images or 'one or none'}")
                 entries = spec.entries(example, config, seen)
             except ValueError as error:
-                writer.refuse(f"{example.place}: {error}")
+                writer.refuse(f"{place}: {error}")
                 continue
-            writer.add(
-                example.images,
-                entries,
-                name="" if example.images else example.id,
-                split=example.split,
-                place=example.place,
-            )
+            writer.add(images, entries, name="" if images else example.id, split=example.split, place=place)
         check_errors(source, writer.bad, config.max_errors)
         writer.files = dict(spec.files(seen, config))
         info = DatasetInfo(
@@ -262,11 +245,7 @@ def prepare_own(
 
 
 def finished_set(out: Path, settings: Mapping[str, Any], max_errors: int) -> DatasetInfo | None:
-    """Returns what `out` holds if that is complete and was made in the same way; None if it has to be written.
-
-    Raises:
-        ValueError: It holds a set that differs.
-    """
+    """Returns what `out` holds if that is complete and was made in the same way; None if it has to be written."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; give a folder")
     if not (out / INFO_FILE).exists():
@@ -344,14 +323,8 @@ def _questions(example: Example, config: VqaConfig, seen: Seen) -> Sequence[Ques
     if example.split in ("", "train"):
         seen.answers.update(list(dict.fromkeys(map(normalise_answer, answers))))
     number = _text(example.fields.get("question_id")) or str(seen.rows)
-    return [
-        Question(
-            question_id=int(number) if number.isdecimal() else seen.rows,
-            question=text,
-            answer_type=_text(example.fields.get("answer_type")),
-            answers=answers,
-        )
-    ]
+    identifier, kind = int(number) if number.isdecimal() else seen.rows, _text(example.fields.get("answer_type"))
+    return [Question(question_id=identifier, question=text, answer_type=kind, answers=answers)]
 
 
 def _answers(seen: Seen, config: VqaConfig) -> Mapping[str, Any]:
@@ -361,24 +334,15 @@ def _answers(seen: Seen, config: VqaConfig) -> Mapping[str, Any]:
     return vocabulary_file(vocabulary)
 
 
-def _entailment(example: Example, config: OwnSetConfig, seen: Seen) -> Sequence[Statement]:
+def _statements(example: Example, config: OwnSetConfig, seen: Seen, schema: Schema) -> Sequence[Statement]:
     label = _text(_cell(example, None, LABEL_COLUMNS)).lower()
-    label = SNLI_VE.labels[int(label)] if label in ("0", "1", "2") else label
-    return [_statement(example, config, label, SNLI_VE, seen)]
-
-
-def _image_pairs(example: Example, config: OwnSetConfig, seen: Seen) -> Sequence[Statement]:
-    label = _text(_cell(example, None, LABEL_COLUMNS)).lower()
-    return [_statement(example, config, _TRUE.get(label, label), NLVR2, seen)]
-
-
-def _statement(example: Example, config: OwnSetConfig, label: str, schema: Schema, seen: Seen) -> Statement:
+    label = _MEANT[schema.name].get(label, label)
     if label not in ("", *schema.labels):
         raise ValueError(f"its label is {label!r}; expected one of {', '.join(schema.labels)}")
     text = _text_of(example, config, TEXT_COLUMNS)
     if not text:
         raise ValueError("it has no statement")
-    return Statement(statement_id=_id(example, seen), text=text, label=label)
+    return [Statement(statement_id=_id(example, seen), text=text, label=label)]
 
 
 def _id(example: Example, seen: Seen) -> str:
@@ -390,7 +354,6 @@ def _id(example: Example, seen: Seen) -> str:
 
 
 def _text_of(example: Example, config: OwnSetConfig, usual: Sequence[str]) -> str:
-    """Returns the text in the column that is asked for, which the reader took, or in one of the usual names."""
     found = "" if config.text_column else _text(_cell(example, None, usual))
     return found or " ".join(example.texts)
 
@@ -410,78 +373,66 @@ def _text(cell: object) -> str:
     return "" if cell is None or cell != cell else str(cell).strip()
 
 
-_PREPARED = "Splits come from a column `split`, from folders or file names; else images are split by a hash."
+def _spec(name: str, what: str, more: str, example: str, **others: Any) -> OwnSpec:
+    splits = "Splits come from a column `split`, from folders or file names; else images are split by a hash."
+    example = f"Example: bridgetower prepare {name} {example}.csv --out data/{example}"
+    return OwnSpec(name=name, summary=f"{what}\n\n{f'{more} {splits}'.strip()}\n\n{example}", **others)
 
-OWN_SETS: Mapping[str, OwnSpec] = {
-    one.name: one
-    for one in (
-        OwnSpec(
-            name="pairs",
-            schema=CAPTIONS,
-            summary=(
-                f"Images with captions.\n\n{_PREPARED}\n\n"
-                "Example: bridgetower prepare pairs photos.csv --out data/photos"
-            ),
-            config=PairsConfig,
-            entries=_captions,
-        ),
-        OwnSpec(
-            name="classification",
-            schema=CLASSIFICATION,
-            summary=(
-                "Images, texts or both with a label, or several.\n\nThe names of the classes are in classes.json. "
-                f"{_PREPARED}\n\nExample: bridgetower prepare classification memes.jsonl --out data/memes"
-            ),
-            config=LabelledConfig,
-            entries=_labelled,
-            num_images=None,
-            files=_classes,
-        ),
-        OwnSpec(
-            name="regression",
-            schema=CLASSIFICATION,
-            summary=(
-                f"Images, texts or both with a number, such as a rating.\n\n{_PREPARED}\n\n"
-                "Example: bridgetower prepare regression ratings.csv --out data/ratings"
-            ),
-            config=LabelledConfig,
-            entries=_numbered,
-            num_images=None,
-            files=lambda seen, config: {CLASSES_FILE: asdict(Classes(names=(), multi_label=False))},
-        ),
-        OwnSpec(
-            name="vqa",
-            schema=VQA,
-            summary=(
-                "Questions about images with one answer or several.\n\nThe answers that a model can choose, those of "
-                f"the training split, are in answers.json. {_PREPARED}\n\n"
-                "Example: bridgetower prepare vqa charts.csv --out data/charts"
-            ),
-            config=VqaConfig,
-            entries=_questions,
-            files=_answers,
-        ),
-        OwnSpec(
-            name="entailment",
-            schema=SNLI_VE,
-            summary=(
-                "Images with statements that they contradict, leave open or entail: labels contradiction, neutral and "
-                f"entailment, or 0, 1 and 2.\n\n{_PREPARED}\n\n"
-                "Example: bridgetower prepare entailment claims.jsonl --out data/claims"
-            ),
-            entries=_entailment,
-        ),
-        OwnSpec(
-            name="image-pairs",
-            schema=NLVR2,
-            summary=(
-                "Pairs of images with statements that are true or false of them: columns image_1 and image_2, or those "
-                f"of --image-column A,B.\n\n{_PREPARED}\n\n"
-                "Example: bridgetower prepare image-pairs pairs.csv --out data/pairs"
-            ),
-            entries=_image_pairs,
-            num_images=2,
-        ),
-    )
-}
+
+_SPECS = (
+    _spec("pairs", "Images with captions.", "", "photos", schema=CAPTIONS, config=PairsConfig, entries=_captions),
+    _spec(
+        "classification",
+        "Images, texts or both with a label, or several.",
+        "The names of the classes are in classes.json.",
+        "memes",
+        schema=CLASSIFICATION,
+        config=LabelledConfig,
+        entries=_labelled,
+        num_images=None,
+        files=_classes,
+    ),
+    _spec(
+        "regression",
+        "Images, texts or both with a number, such as a rating.",
+        "",
+        "ratings",
+        schema=CLASSIFICATION,
+        config=LabelledConfig,
+        entries=_numbered,
+        num_images=None,
+        files=lambda seen, config: {CLASSES_FILE: asdict(Classes(names=(), multi_label=False))},
+    ),
+    _spec(
+        "vqa",
+        "Questions about images with one answer or several.",
+        "The answers that a model can choose, those of the training split, are in answers.json.",
+        "charts",
+        schema=VQA,
+        config=VqaConfig,
+        entries=_questions,
+        files=_answers,
+    ),
+    _spec(
+        "entailment",
+        "Images with statements that they contradict, leave open or entail: labels contradiction, neutral and "
+        "entailment, or 0, 1 and 2.",
+        "",
+        "claims",
+        schema=SNLI_VE,
+        entries=partial(_statements, schema=SNLI_VE),
+    ),
+    _spec(
+        "image-pairs",
+        "Pairs of images with statements that are true or false of them: columns image_1 and image_2, or those of "
+        "--image-column A,B.",
+        "",
+        "pairs",
+        schema=NLVR2,
+        entries=partial(_statements, schema=NLVR2),
+        num_images=2,
+    ),
+)
+
+OWN_SETS: Mapping[str, OwnSpec] = {one.name: one for one in _SPECS}
 """Every kind of custom set, by name."""

@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import logging
+import lzma
 import os
 import posixpath
 import re
 import tarfile
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, groupby
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from bridgetower.data.config import Cutting
 from bridgetower.data.example import ColumnFile, Example, Image, cell_bytes
-from bridgetower.data.fetch import Listed, is_url, list_files, open_place, read_bytes, suffix_of, version_of
+from bridgetower.data.fetch import (
+    LARGEST,
+    JsonLists,
+    Listed,
+    is_url,
+    list_files,
+    open_place,
+    read_bytes,
+    suffix_of,
+    version_of,
+)
 from bridgetower.extras import is_installed
 
 IMAGE_SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
@@ -40,18 +53,23 @@ SPLITS = {
 """How splits are named in sources, and here."""
 
 CaptionsFrom = Literal["text", "folder"]
+_Names = tuple[tuple[str, ...], str, str, str]  # of the columns of images, texts, ids and splits
 
 _TABLES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow")
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 _DESCRIBES = re.compile(r"metadata\.(csv|jsonl|parquet)")  # a table of the images of a folder, as `datasets` has it
 _CAPTIONS_FILE = "captions.txt"
-_LONGEST = 2**20  # characters of a line, a cell, or the captions of one image
-_LARGEST_JSON = 2**28  # bytes of a table that is one JSON list
+_LONGEST = 2**20  # characters of a row of a text file or of a cell, bytes of a header in a tar shard
+_TOO_LONG = f"it has more than {_LONGEST} characters"
 _PART = 2000  # images of a folder that are read together
 _IN_NAME = re.compile(r"(?:^|[/_.-])(train|training|validation|valid|val|dev|test|testing)(?=[/_.-]|$)")
 _FLICKR_NUMBER = re.compile(r"#\d+$")  # "1000092795.jpg#0"
 
 logger = logging.getLogger(__name__)
+
+
+class ColumnError(ValueError):
+    """A table lacks a column that is asked for, or has several."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,19 +93,12 @@ class Columns:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Files of a source that are read together: a table, a tar shard, a video, or some images of a folder.
-
-    Attributes:
-        kind: How they are read.
-        files: One, or the images.
-        beside: Texts and subtitles of them, by the name of the image or video.
-        split: That their names give; empty if they give none.
-    """
+    """Files of a source that are read together: a table, a tar shard, a video, or some images of a folder."""
 
     kind: Literal["table", "tar", "texts", "captions", "images", "video", "problem"]
     files: tuple[Listed, ...]
-    beside: Mapping[str, Listed] = field(default_factory=dict)
-    split: str = ""
+    beside: Mapping[str, Listed] = field(default_factory=dict)  # texts and subtitles, by the name of the image or video
+    split: str = ""  # that the names of the files give
 
     @property
     def version(self) -> str:
@@ -127,7 +138,9 @@ def parts_of(source: str | os.PathLike[str]) -> list[Part]:
     if len(listed) == 1 and listed[0].place == source and bad:
         raise ValueError(f"{source}: {bad[0].problem}")
     kinds = {kind: [one for one in files if _kind(one) == kind] for kind in {_kind(one) for one in files}}
-    images, tables, tars = (kinds.get(kind, []) for kind in ("images", "table", "tar"))
+    images, tables, tars, videos, subtitles = (
+        kinds.get(kind, []) for kind in ("images", "table", "tar", "video", "subtitles")
+    )
     texts = {one.name: one for one in kinds.get("texts", [])}
     described = [one for one in tables if _DESCRIBES.fullmatch(PurePosixPath(one.name).name)]
     captions = [one for one in texts.values() if PurePosixPath(one.name).name == _CAPTIONS_FILE]
@@ -151,11 +164,9 @@ def parts_of(source: str | os.PathLike[str]) -> list[Part]:
         found = [_part("table", one) for one in tables if len(files) == 1 or suffix_of(one.place) != ".json"]
     else:
         found = [_part("texts", one) for one in texts.values()]
-    videos, subtitles = kinds.get("video", []), kinds.get("subtitles", [])
     if videos and not is_installed("av"):
-        bad += [
-            replace(one, problem="PyAV, which reads videos, is missing: install the extra 'video'") for one in videos
-        ]
+        missing = "PyAV, which reads videos, is missing: install the extra 'video'"
+        bad += [replace(one, problem=missing) for one in videos]
     elif videos:
         if len(listed) == 1:
             videos, subtitles = _beside(videos[0])
@@ -173,23 +184,23 @@ def parts_of(source: str | os.PathLike[str]) -> list[Part]:
 
 
 def read_part(part: Part, columns: Columns) -> Iterator[Example]:
-    """Yields the examples of a part of a source."""
+    """Yields the examples of a part of a source; of a file that cannot be read on, the last one has the problem."""
     file = part.files[0]
     if part.kind == "problem":
-        return iter([Example(id=file.name, place=file.name, problem=file.problem)])
-    if part.kind == "video":
-        return _moments(file, part.beside.get(file.name), columns.cutting, part.split)
-    if part.kind == "images":
-        return (_of_image(one, part, columns) for one in part.files)
-    if part.kind == "texts":
-        lines = enumerate(map(str.strip, _lines(file)), start=1)
-        return (
-            Example(id=_row_id(file, number), texts=(line,), split=part.split, place=f"{file.name} line {number}")
-            for number, line in lines
-            if line
-        )
-    read = {"table": _rows_of_table, "tar": _samples, "captions": _rows_of_captions}[part.kind]
-    return (replace(example, split=example.split or part.split) for example in read(file, columns))
+        yield Example(id=file.name, place=file.name, problem=file.problem)
+    elif part.kind == "video":
+        yield from _moments(file, part.beside.get(file.name), columns.cutting, part.split)
+    elif part.kind == "images":
+        yield from (_of_image(one, part, columns) for one in part.files)
+    else:
+        read = {"table": _rows_of_table, "tar": _samples, "captions": _rows_of_captions, "texts": _lines_of_text}
+        try:
+            for example in read[part.kind](file, columns):
+                yield replace(example, split=example.split or part.split)
+        except ColumnError:
+            raise
+        except (ValueError, EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
+            yield Example(id=file.name, place=file.name, problem=f"{error}; the rest of it is not read")
 
 
 def _kind(file: Listed) -> str:
@@ -201,26 +212,19 @@ def _kind(file: Listed) -> str:
         return "table"
     if suffix in SUBTITLE_SUFFIXES:
         return "subtitles"
+    if suffix == ".ts" and not is_url(file.place):  # which is also the ending of TypeScript
+        with suppress(OSError, ValueError):
+            return "video" if read_bytes(file.place, (0, 1)) == b"G" else "other"
+        return "other"
     if suffix in VIDEO_SUFFIXES:
-        return "video" if suffix != ".ts" or is_url(file.place) or _begins(file.place, b"G") else "other"
+        return "video"
     return {".tar": "tar", ".txt": "texts"}.get(plain, "other")
-
-
-def _begins(place: str, mark: bytes) -> bool:
-    try:
-        return read_bytes(place, (0, len(mark))) == mark
-    except (OSError, ValueError):
-        return False
 
 
 def _part(kind: Any, file: Listed, beside: Listed | None = None) -> Part:
     split = _IN_NAME.search(file.name.lower())
-    return Part(
-        kind=kind,
-        files=(file,),
-        beside={file.name: beside} if beside else {},
-        split=SPLITS[split[1]] if split else "",
-    )
+    near = {file.name: beside} if beside else {}
+    return Part(kind=kind, files=(file,), beside=near, split=SPLITS[split[1]] if split else "")
 
 
 def _image_parts(images: Sequence[Listed], texts: Mapping[str, Listed]) -> Iterator[Part]:
@@ -280,19 +284,14 @@ def _of_image(file: Listed, part: Part, columns: Columns) -> Example:
     if beside is None:
         return example
     try:
-        _check_link(beside, file)
+        root = Path(file.place.removesuffix(file.name)).resolve()
+        is_link = not is_url(file.place) and Path(beside.place).is_symlink()
+        if is_link and not Path(beside.place).resolve().is_relative_to(root):  # which an index would then show
+            raise ValueError("it is a link to a file outside of the folder; copy it there")
         texts = read_bytes(beside.place, most=_LONGEST).decode("utf-8-sig").splitlines()
         return replace(example, texts=_stripped(texts))
     except (OSError, ValueError) as error:
         return replace(example, problem=f"{beside.name}: {error}")
-
-
-def _check_link(text: Listed, image: Listed) -> None:
-    """Captions must not come through a link from outside of the folder, which an index would then show."""
-    if not is_url(text.place) and Path(text.place).is_symlink():
-        root = Path(image.place.removesuffix(image.name)).resolve()
-        if not Path(text.place).resolve().is_relative_to(root):
-            raise ValueError("it is a link to a file outside of the folder; copy it there")
 
 
 def _moments(file: Listed, subtitles: Listed | None, cutting: Cutting, split: str) -> Iterator[Example]:
@@ -310,77 +309,98 @@ def _moments(file: Listed, subtitles: Listed | None, cutting: Cutting, split: st
         yield Example(id=file.name, place=file.name, problem="; ".join(problems))
 
 
-def _samples(file: Listed, columns: Columns) -> Iterator[Example]:
-    """Reads a tar shard of WebDataset or img2dataset: members of one key are an image, its `.txt` and its `.json`."""
-    remote = is_url(file.place)
-    with open_place(file.place) as opened:
-        try:
-            with tarfile.open(fileobj=opened, mode="r:") as archive:
-                seen: set[str] = set()
-                key, members = "", list[tuple[str, Any, Any]]()
-                while True:
-                    member = archive.next()
-                    archive.members = []  # type: ignore[attr-defined]  # kept to find members by name, without bound
-                    stem, suffix = ("", "") if member is None else _key_and_suffix(member.name)
-                    if members and (member is None or stem != key):
-                        yield _sample(file, key, members, seen)
-                        members = []
-                    if member is None:
-                        break
-                    key = stem
-                    if not member.isfile():
-                        continue
-                    text = suffix in (".txt", ".json")
-                    if text and member.size > _LONGEST:
-                        members.append((suffix, member, ValueError(f"{member.name} has {member.size} bytes")))
-                    elif text or (remote and suffix in IMAGE_SUFFIXES):
-                        content = archive.extractfile(member)
-                        members.append((suffix, member, content.read() if content else b""))
-                    else:
-                        members.append((suffix, member, None))
-                opened.seek(archive.offset)
-                if opened.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # half a header counts as the end
-                    raise tarfile.ReadError("no end of the archive")
-        except (tarfile.TarError, EOFError, RecursionError, OverflowError) as error:
-            yield Example(
-                id=file.name, place=file.name, problem=f"it is no tar archive, or cut off ({error}); copy it again"
-            )
+class _Headers:
+    """A tar archive of which headers are read, so many bytes for each member."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.seek, self.tell, self._read, self.left = file.seek, file.tell, file.read, _LONGEST
+
+    def read(self, size: int) -> bytes:
+        self.left -= size
+        if size < 0 or self.left < 0:
+            raise tarfile.ReadError(f"a header has more than {_LONGEST} bytes")
+        return self._read(size)
 
 
-def _sample(file: Listed, key: str, members: Sequence[tuple[str, Any, Any]], seen: set[str]) -> Example:
-    images: list[Image] = []
-    details: dict[str, Any] = {}
-    texts: list[str] = []
-    problem = "the shard has its key twice; write the shard again" if key in seen else ""
-    seen.add(key)
-    for suffix, member, content in members:
-        if isinstance(content, Exception):
-            problem = str(content)
-        elif suffix in IMAGE_SUFFIXES:
-            piece = (member.offset_data, member.size)
-            name = f"{file.name}/{member.name}"
-            images.append(Image(name=name, place=file.place, piece=piece, version=file.version, content=content))
-        elif content is not None:
-            try:
-                if suffix == ".txt":
-                    texts = [content.decode()]
-                else:
-                    parsed = json.loads(content)
-                    details = parsed if isinstance(parsed, dict) else {"json": parsed}
-            except (ValueError, RecursionError) as error:
-                problem = f"{member.name} cannot be read ({error})"
-    caption = details.get("caption")
-    texts = texts or [caption if isinstance(caption, str) else ""]
-    place = f"{key} in {file.name}"
-    if not images and not problem:
-        problem = "there is no image of this key"
-    return Example(id=key, images=tuple(images), texts=_stripped(texts), fields=details, place=place, problem=problem)
+def _members(opened: BinaryIO) -> Iterator[tarfile.TarInfo]:
+    headers = _Headers(opened)
+    with tarfile.open(fileobj=headers, mode="r:") as archive:  # type: ignore[call-overload]
+        while (member := archive.next()) is not None:
+            if member.size < 0:
+                raise tarfile.ReadError(f"{member.name} has {member.size} bytes")
+            if member.isfile():
+                yield member
+            archive.members, archive.pax_headers = [], {}  # kept to find members by name, without bound
+            headers.left = _LONGEST
+        opened.seek(archive.offset)
+        if opened.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # half a header counts as the end
+            raise tarfile.ReadError("no end of the archive")
 
 
-def _key_and_suffix(name: str) -> tuple[str, str]:
-    path = PurePosixPath(name)
+def _key_and_suffix(member: tarfile.TarInfo) -> tuple[str, str]:
+    path = PurePosixPath(member.name)
     stem, dot, ending = path.name.partition(".")  # WebDataset: the key ends at the first full stop
     return str(path.parent / stem), (dot + ending).lower()
+
+
+def _samples(file: Listed, columns: Columns) -> Iterator[Example]:
+    """Reads a tar shard of WebDataset or img2dataset: members of one key are an image, its `.txt` and its `.json`."""
+    seen: set[int] = set()
+    with open_place(file.place) as opened:
+        try:
+            for key, members in groupby(_members(opened), lambda member: _key_and_suffix(member)[0]):
+                example = _sample(file, key, members, opened)
+                again = hash(key) in seen
+                seen.add(hash(key))
+                yield replace(example, problem="the shard has its key twice; write it again") if again else example
+        except (tarfile.TarError, ValueError, EOFError, RecursionError, OverflowError) as error:
+            problem = f"it is no tar archive, or cut off ({error}); copy it again"
+            yield Example(id=file.name, place=file.name, problem=problem)
+
+
+def _sample(file: Listed, key: str, members: Iterable[tarfile.TarInfo], opened: BinaryIO) -> Example:
+    images = list[Image]()
+    details = dict[str, Any]()
+    text, problem = None, ""
+    for member in members:
+        suffix, content = _key_and_suffix(member)[1], None
+        is_image = suffix in IMAGE_SUFFIXES
+        if not is_image and suffix not in (".txt", ".json"):
+            continue
+        most = LARGEST if is_image else _LONGEST
+        if member.issparse() or member.size > most:
+            problem = f"{member.name} has gaps or {member.size} bytes; expected at most {most}"
+            continue
+        if not is_image or is_url(file.place):
+            opened.seek(member.offset_data)
+            content = opened.read(member.size)
+        try:
+            if is_image:
+                name, piece = f"{file.name}/{member.name}", (member.offset_data, member.size)
+                images.append(Image(name=name, place=file.place, piece=piece, version=file.version, content=content))
+            elif suffix == ".txt":
+                text = (content or b"").decode()
+            else:
+                parsed = json.loads(content or b"")
+                details = parsed if isinstance(parsed, dict) else {"json": parsed}
+        except (ValueError, RecursionError) as error:
+            problem = f"{member.name} cannot be read ({error})"
+    caption = details.get("caption") if text is None else text
+    return Example(
+        id=key,
+        images=tuple(images),
+        texts=_stripped([caption if isinstance(caption, str) else ""]),
+        fields=details,
+        place=f"{key} in {file.name}",
+        problem=problem or ("" if images else "there is no image of this key"),
+    )
+
+
+def _lines_of_text(file: Listed, columns: Columns) -> Iterator[Example]:
+    for number, line in enumerate(_lines(file), start=1):
+        if line.strip():
+            place, problem = f"{file.name} line {number}", _TOO_LONG if len(line) > _LONGEST else ""
+            yield Example(id=_row_id(file, number), texts=(line.strip(),), place=place, problem=problem)
 
 
 def _rows_of_captions(file: Listed, columns: Columns) -> Iterator[Example]:
@@ -394,8 +414,11 @@ def _rows_of_captions(file: Listed, columns: Columns) -> Iterator[Example]:
         if len(caption) > 1 and caption[0] == caption[-1] == '"':  # as CSV writers quote one with commas
             caption = caption[1:-1].replace('""', '"')
         place = f"{file.name} line {number}"
-        image = _named_image(file, _FLICKR_NUMBER.sub("", name.strip()))
-        yield Example(id=image.name, images=(image,), texts=_stripped([caption]), place=place)
+        if len(line) > _LONGEST:
+            yield Example(id=_row_id(file, number), place=place, problem=_TOO_LONG)
+        else:
+            image = _named_image(file, _FLICKR_NUMBER.sub("", name.strip()))
+            yield Example(id=image.name, images=(image,), texts=_stripped([caption]), place=place)
 
 
 def _rows_of_table(file: Listed, columns: Columns) -> Iterator[Example]:
@@ -407,28 +430,20 @@ def _rows_of_table(file: Listed, columns: Columns) -> Iterator[Example]:
         rows = _json_rows(file)
     else:
         rows = _csv_rows(file, "\t" if suffix.startswith(".tsv") else "")
-    names: dict[tuple[str, ...], _Names] = {}
+    names: _Names = ((), "", "", "")
+    keys: tuple[str, ...] = ()
     asked = {name for name in (*(columns.image or "").split(","), columns.text, columns.id) if name}
     for number, (place, cells) in enumerate(rows, start=1):
         if isinstance(cells, str):  # a problem
             yield Example(id=_row_id(file, number), place=place, problem=cells)
             continue
-        keys = tuple(cells)
-        if keys not in names:
-            names[keys] = _names_of(file, cells, columns)
+        if tuple(cells) != keys:
+            keys = tuple(cells)
+            names = _names_of(file, cells, columns)
             asked.difference_update(keys)
-        chosen = names[keys]
-        yield _of_row(file, number, place, cells, chosen, columns)
-    if names and asked:
-        raise ValueError(f"no row of {file.name} has a column {', '.join(sorted(asked))}; it has {', '.join(keys)}")
-
-
-@dataclass(frozen=True)
-class _Names:
-    images: tuple[str, ...]
-    texts: str
-    id: str
-    split: str
+        yield _of_row(file, number, place, cells, names, columns)
+    if keys and asked:
+        raise ColumnError(f"no row of {file.name} has a column {', '.join(sorted(asked))}; it has {', '.join(keys)}")
 
 
 def _names_of(file: Listed, cells: Mapping[str, Any], columns: Columns) -> _Names:
@@ -438,7 +453,7 @@ def _names_of(file: Listed, cells: Mapping[str, Any], columns: Columns) -> _Name
         for group in usual:
             found = [name for name in cells if name.lower() in group]
             if len(found) > 1:
-                raise ValueError(f"{file.name} has several columns of one kind ({', '.join(found)}); name one of them")
+                raise ColumnError(f"{file.name} has several columns of one kind ({', '.join(found)}); name one of them")
             if found:
                 return found[0]
         return ""
@@ -446,39 +461,41 @@ def _names_of(file: Listed, cells: Mapping[str, Any], columns: Columns) -> _Name
     if columns.image:
         images: tuple[str, ...] = tuple(name for name in columns.image.split(",") if name in cells)
     else:
-        held = tuple(name for name, value in cells.items() if isinstance(value, Image | bytes))
         pair = next((pair for pair in PAIR_COLUMNS if all(name in cells for name in pair)), ())
-        one = () if held or pair else find(None, IMAGE_COLUMNS, URL_COLUMNS)
-        images = pair or held or ((one,) if isinstance(one, str) and one else ())
-    return _Names(images, find(columns.text, CAPTION_COLUMNS), find(columns.id, ID_COLUMNS), find(None, ("split",)))
+        images = pair or tuple(name for name, value in cells.items() if isinstance(value, Image | bytes))
+        images = images or tuple(filter(None, [find(None, IMAGE_COLUMNS, URL_COLUMNS)]))
+    return images, find(columns.text, CAPTION_COLUMNS), find(columns.id, ID_COLUMNS), find(None, ("split",))
 
 
 def _of_row(
     file: Listed, number: int, place: str, cells: Mapping[str, Any], names: _Names, columns: Columns
 ) -> Example:
+    in_images, in_texts, in_id, in_split = names
     images = []
-    for name in names.images:
+    for name in in_images:
         cell = cells[name]
         for one in cell if isinstance(cell, list) else [cell]:
             if isinstance(one, Image):
                 images.append(one)
             elif text := _text(one):
                 images.append(_named_image(file, text))
-    texts = cells.get(names.texts) if names.texts else None
+    texts = cells.get(in_texts)
     captions = _stripped(map(_text, texts if isinstance(texts, list) else [texts]))
     if columns.captions_from == "folder" and images:
         captions = _stripped([re.sub(r"[_-]+", " ", PurePosixPath(images[0].name).parent.name)])
-    split = _text(cells.get(names.split)).strip().lower() if names.split else ""
-    given = _text(cells.get(names.id)) if names.id else ""
+    split = _text(cells.get(in_split)).strip().lower()
     single = images[0] if len(images) == 1 else None
+    problem = f"split is {split!r}; expected one of {', '.join(SPLITS)}" if split not in ("", *SPLITS) else ""
+    if max(map(len, (*captions, *(cell for cell in cells.values() if isinstance(cell, str)))), default=0) > _LONGEST:
+        problem = _TOO_LONG
     return Example(
-        id=given or (single.name if single and single.is_file else _row_id(file, number)),
+        id=_text(cells.get(in_id)) or (single.name if single and single.is_file else _row_id(file, number)),
         images=tuple(images),
         texts=captions,
-        fields={key: value for key, value in cells.items() if key not in (*names.images, names.texts, names.split)},
+        fields={key: value for key, value in cells.items() if key not in (*in_images, in_texts, in_split)},
         split=SPLITS.get(split, split),
         place=place,
-        problem=f"split is {split!r}; expected one of {', '.join(SPLITS)}" if split not in ("", *SPLITS) else "",
+        problem=problem,
     )
 
 
@@ -505,49 +522,56 @@ def _stripped(texts: Iterable[str]) -> tuple[str, ...]:
     return tuple(filter(None, map(str.strip, texts)))
 
 
+class _Rows:
+    """Lines of a CSV file; those of one row may have so many characters together."""
+
+    def __init__(self, lines: Iterator[str]) -> None:
+        self.lines, self.number, self.left = lines, 0, _LONGEST
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self.lines)
+        self.number, self.left = self.number + 1, self.left - len(line)
+        if self.left < 0:
+            raise csv.Error(_TOO_LONG)
+        return line
+
+
 def _csv_rows(file: Listed, delimiter: str) -> Iterator[tuple[str, Any]]:
     lines = _lines(file)
     first = next(lines, "")
     delimiter = delimiter or max(",;\t|", key=first.count)
     csv.field_size_limit(max(_LONGEST, csv.field_size_limit()))  # of all readers of the process
-    reader = csv.DictReader(chain([first], lines), delimiter=delimiter, strict=True)
-    _ = reader.fieldnames  # reads the header
-    while True:
-        place = f"{file.name} line {reader.line_num + 1}"
+    limited = _Rows(chain([first], lines))
+    reader = csv.DictReader(limited, delimiter=delimiter, strict=True)
+    row: Any = reader.fieldnames  # reads the header
+    while row is not None:
+        place, limited.left = f"{file.name} line {limited.number + 1}", _LONGEST
         try:
             row = next(reader, None)
         except csv.Error as error:
             yield place, f"{error}; write it as standard CSV"
             continue
-        if row is None:
-            return
-        if None in row:
-            yield place, "it has more cells than the header; quote texts that have the delimiter"
-        else:
-            yield place, row
+        if row is not None:
+            yield (
+                place,
+                "it has more cells than the header; quote texts that have the delimiter" if None in row else row,
+            )
 
 
 def _json_rows(file: Listed) -> Iterator[tuple[str, Any]]:
     """Reads JSON lines, or one list of objects, also as the only value of an object."""
     if suffix_of(file.place).startswith(".json") and not suffix_of(file.place).startswith(".jsonl"):
         with _decompressed(file) as opened:
-            content = opened.read(_LARGEST_JSON + 1)
-        if len(content) > _LARGEST_JSON:
-            raise ValueError(f"{file.name} is longer than {_LARGEST_JSON} bytes; write it as JSON lines")
-        try:
-            parsed = json.loads(content)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{file.name} is not valid JSON ({error}); write it again") from error
-        lists = [parsed] if isinstance(parsed, list) else [one for one in parsed.values() if isinstance(one, list)]
-        if len(lists) != 1:
-            raise ValueError(f"{file.name} has {len(lists)} lists of rows; expected one, or JSON lines")
-        for number, row in enumerate(lists[0], start=1):
-            yield f"{file.name} row {number}", row if isinstance(row, dict) else "it is no JSON object"
+            for number, row in enumerate(JsonLists(opened, file.name).items(), start=1):
+                yield f"{file.name} row {number}", row if isinstance(row, dict) else "it is no JSON object"
         return
     for number, line in enumerate(_lines(file), start=1):
         if line.strip():
             try:
-                row = json.loads(line)
+                row = _TOO_LONG if len(line) > _LONGEST else json.loads(line)
             except (ValueError, RecursionError) as error:
                 row = f"it is not valid JSON ({error})"
             yield f"{file.name} line {number}", row if isinstance(row, dict | str) else "it is no JSON object"
@@ -558,8 +582,8 @@ def _columnar_rows(file: Listed) -> Iterator[tuple[str, Any]]:
     table = ColumnFile(file.place)
     classes = _class_names(table.schema.metadata)
     number = 0
-    for group in range(len(table.sizes)):
-        for cells in table.group(group).to_pylist():
+    for batch in table.batches():
+        for cells in batch.to_pylist():
             number += 1
             row = dict[str, Any]()
             for name, value in cells.items():
@@ -597,23 +621,14 @@ def _decompressed(file: Listed) -> Any:
 
 
 def _lines(file: Listed) -> Iterator[str]:
-    """Yields the lines of a text file with their ends.
-
-    Raises:
-        ValueError: It is not UTF-8, or a line is too long.
-    """
+    """Yields the lines of a text file with their ends; of one that is too long, one character too many."""
     with io.TextIOWrapper(_decompressed(file), encoding="utf-8-sig", newline="") as text:
         number = 0
-        while True:
-            number += 1
-            try:
-                line = text.readline(_LONGEST + 1)
-            except UnicodeDecodeError as error:
-                raise ValueError(
-                    f"{file.name}, after line {number - 1}: it is not UTF-8 ({error}); save it so"
-                ) from error
-            if not line:
-                return
-            if len(line) > _LONGEST:
-                raise ValueError(f"{file.name}, line {number} has more than {_LONGEST} characters")
-            yield line
+        try:
+            while line := text.readline(_LONGEST + 1):
+                number += 1
+                yield line
+                while len(line) > _LONGEST and line[-1] not in "\r\n":
+                    line = text.readline(_LONGEST + 1)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"after line {number} it is not UTF-8 ({error}); save it so") from error

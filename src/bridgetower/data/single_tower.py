@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -23,48 +22,28 @@ from bridgetower.processor import Processor
 _LOG = logging.getLogger(__name__)
 _SHOWN = 3  # bad rows in a message
 
-
-def existing_files(folder: str | Path, inner: str, names: Sequence[str], what: str) -> list[Path]:
-    """Returns files of a folder, or of the folder called `inner` in it if there is one.
-
-    Args:
-        folder: As a user gives it.
-        inner: Name of the folder that the authors publish.
-        names: Of the files.
-        what: What the user has to give, for the error.
-
-    Raises:
-        FileNotFoundError: One is missing.
-    """
-    home = Path(folder) / inner
-    home = home if home.is_dir() else Path(folder)
-    missing = [name for name in names if not (home / name).is_file()]
-    if missing:
-        raise FileNotFoundError(f"no {', '.join(missing)} in {home}; give the folder of {what}")
-    return [home / name for name in names]
+NumClasses = Literal[10, 100]
+_HELD_OUT = 10  # every tenth training image, the last ones, is for validation: the sets have no split for it
 
 
 class FileDataset(Dataset[Batch]):
-    """Examples that are in no prepared set, addressed by batch.
-
-    Attributes:
-        files: That are read.
-    """
+    """Examples that are in no prepared set, addressed by batch."""
 
     files: Sequence[Path]
-
-    @property
-    def images(self) -> None:
-        """There are no images of prepared sets."""
+    images = None  # of prepared sets
 
     def digests(self) -> dict[str, str]:
         """Returns the SHA-256 of every file, by path."""
         return {str(path): sha256_of(path) for path in self.files}
 
 
-NumClasses = Literal[10, 100]
-SIDE = 32
-HELD_OUT = 10  # every tenth training image, the last ones, is for validation: the sets have no split for it
+def _existing_files(folder: str | Path, inner: str, names: Sequence[str], what: str) -> list[Path]:
+    """Returns files of a folder, or of the folder called `inner` in it if there is one."""
+    home = Path(folder) / inner
+    home = home if home.is_dir() else Path(folder)
+    if missing := [name for name in names if not (home / name).is_file()]:
+        raise FileNotFoundError(f"no {', '.join(missing)} in {home}; give the folder of {what}")
+    return [home / name for name in names]
 
 
 class _Files(NamedTuple):
@@ -82,94 +61,63 @@ _FILES: dict[NumClasses, _Files] = {
 
 
 class CifarImages(FileDataset):
-    """Images with their classes, addressed by batch; the files are mapped, not read."""
+    """Images with their classes; the first nine tenths of those for training are `train`, the rest `validation`."""
 
     def __init__(
         self, folder: str | Path, splits: str | Sequence[str], processor: Processor, num_classes: NumClasses
     ) -> None:
-        """Opens the files.
-
-        Args:
-            folder: The unpacked archive (cifar-10-binary.tar.gz, cifar-100-binary.tar.gz), or the folder it lies in.
-            splits: `train` (the first nine tenths of the training images), `validation` (the rest) and `test`.
-            processor: Resizes and normalises.
-            num_classes: 10, or 100.
-
-        Raises:
-            FileNotFoundError: A file is missing.
-            ValueError: There is no such split, or a file is damaged.
-        """
-        self.processor, self._label_bytes = processor, _FILES[num_classes].label_bytes
-        self.files = _cifar_files(folder, num_classes)
-        records = [self._records(path) for path in self.files]
-        places = torch.tensor([(file, row) for file, images in enumerate(records) for row in range(len(images))])
-        labels = torch.from_numpy(np.concatenate([images[:, self._label_bytes - 1] for images in records])).long()
+        self.processor, layout = processor, _FILES[num_classes]
+        what = f"the binary version of CIFAR-{num_classes}"
+        self.files = _existing_files(folder, layout.folder, layout.images, what)
+        size = layout.label_bytes + 3 * 32**2
+        for path in self.files:
+            if path.stat().st_size % size or not path.stat().st_size:
+                raise ValueError(
+                    f"{path} has {path.stat().st_size} bytes, which are no images of {size}; unpack it again"
+                )
+        records = [np.memmap(path, np.uint8, mode="r").reshape(-1, size) for path in self.files]
+        labels = torch.from_numpy(np.concatenate([images[:, layout.label_bytes - 1] for images in records])).long()
         if int(labels.max()) >= num_classes:
             raise ValueError(f"CIFAR-{num_classes} has an image of class {int(labels.max())}; unpack the archive again")
         num_train = len(labels) - len(records[-1])
-        border = num_train - num_train // HELD_OUT
+        border = num_train - num_train // _HELD_OUT
         bounds = {"train": (0, border), "validation": (border, num_train), "test": (num_train, len(labels))}
         names = (splits,) if isinstance(splits, str) else splits
-        unknown = [name for name in names if name not in bounds]
-        if unknown:
+        if unknown := [name for name in names if name not in bounds]:
             raise ValueError(
                 f"CIFAR has no split {unknown[0]!r}; expected one of {', '.join(bounds)} ({SPLIT_OPTIONS})"
             )
         chosen = torch.cat([torch.arange(*bounds[name]) for name in names])
-        self._places, self._labels = places[chosen], labels[chosen]
+        places = [(file, row) for file, images in enumerate(records) for row in range(len(images))]
+        self._places, self._labels = [places[number] for number in chosen.tolist()], labels[chosen]
+        self._pixels = [images[:, layout.label_bytes :].reshape(-1, 3, 32, 32) for images in records]
 
     def __len__(self) -> int:
         return len(self._labels)
 
     def __getitem__(self, key: BatchKey) -> Batch:
-        """Builds the batch that `key` names."""
-        chosen = list(key.examples)
-        records = [self._records(self.files[file])[row] for file, row in self._places[chosen].tolist()]
-        images = [record[self._label_bytes :].reshape(3, SIDE, SIDE).transpose(1, 2, 0) for record in records]
+        places = [self._places[example] for example in key.examples]
+        images = [np.ascontiguousarray(self._pixels[file][row].transpose(1, 2, 0)) for file, row in places]
         return Batch(
-            pixel_values=self.processor.images([np.ascontiguousarray(image) for image in images]),
-            labels=self._labels[chosen],
-            ids=tuple(self._names(self._places[chosen])),
+            pixel_values=self.processor.images(images),
+            labels=self._labels[list(key.examples)],
+            ids=tuple(f"{self.files[file].stem}-{row}" for file, row in places),
             seed=key.seed,
         )
 
-    def labels(self) -> Int[Tensor, " n"]:
+    def labels(self) -> Tensor:
         """Returns the class of every image, in order."""
         return self._labels
 
     def ids(self) -> list[str]:
         """Returns the name of every image, file and number, in order."""
-        return self._names(self._places)
-
-    def _names(self, places: Int[Tensor, "n 2"]) -> list[str]:
-        return [f"{self.files[file].stem}-{row}" for file, row in places.tolist()]
-
-    def _records(self, path: Path) -> np.ndarray:
-        """Maps a file: the labels and the pixels of each image."""
-        size = self._label_bytes + 3 * SIDE**2
-        if path.stat().st_size % size or not path.stat().st_size:
-            raise ValueError(f"{path} has {path.stat().st_size} bytes, which are no images of {size}; unpack it again")
-        return np.memmap(path, np.uint8, mode="r").reshape(-1, size)
-
-
-def _cifar_files(folder: str | Path, num_classes: NumClasses) -> list[Path]:
-    """Returns the files with images, those for testing last.
-
-    Raises:
-        FileNotFoundError: One is missing.
-    """
-    files = _FILES[num_classes]
-    return existing_files(folder, files.folder, files.images, f"the binary version of CIFAR-{num_classes}")
+        return [f"{self.files[file].stem}-{row}" for file, row in self._places]
 
 
 def cifar_names(folder: str | Path, num_classes: NumClasses) -> tuple[str, ...]:
-    """Returns the names of the classes.
-
-    Raises:
-        FileNotFoundError: Their file is missing.
-    """
-    files = _FILES[num_classes]
-    (path,) = existing_files(folder, files.folder, [files.names], f"the binary version of CIFAR-{num_classes}")
+    """Returns the names of the classes."""
+    layout = _FILES[num_classes]
+    (path,) = _existing_files(folder, layout.folder, [layout.names], f"the binary version of CIFAR-{num_classes}")
     return tuple(path.read_text().split())
 
 
@@ -178,10 +126,10 @@ class GlueTask:
     """What a task's files hold.
 
     Attributes:
-        folder: Name of its folder.
-        texts: Columns of the one or two texts; names, or numbers where a file has no header.
+        folder: Of its files, as GLUE calls it.
+        texts: Columns of the texts.
         label: Column of the label.
-        classes: Labels in the order of the classes; none where a number is predicted.
+        classes: Labels in order of the classes; none where a number is predicted.
         no_header: Splits whose files have no header, with the numbers of the columns `texts` and `label`.
         files: By split.
         endings: Of the names of the files that GLUE's server takes, by split.
@@ -231,12 +179,7 @@ GLUE: Mapping[GlueName, GlueTask] = {
 
 @dataclass(frozen=True)
 class GlueRow:
-    """One or two texts and their label.
-
-    Attributes:
-        label: As the file has it; empty in a test split.
-        index: Number of the row in its file, from 0, without the header.
-    """
+    """One or two texts, their label (empty in a test split), and the number of the row in its file."""
 
     texts: tuple[str, ...]
     label: str
@@ -244,96 +187,53 @@ class GlueRow:
 
 
 def _glue_file(folder: str | Path, name: GlueName, split: str) -> Path:
-    """Returns the file of a split.
-
-    Raises:
-        FileNotFoundError: It is missing.
-        ValueError: The task has no such split.
-    """
     task = GLUE[name]
     if split not in task.files:
         raise ValueError(
             f"{task.folder} has no split {split!r}; expected one of {', '.join(task.files)} ({SPLIT_OPTIONS})"
         )
-    return existing_files(folder, task.folder, [task.files[split]], f"GLUE's {task.folder}")[0]
+    return _existing_files(folder, task.folder, [task.files[split]], f"GLUE's {task.folder}")[0]
 
 
 def read_glue(folder: str | Path, name: GlueName, split: str, *, max_errors: int = 0) -> list[GlueRow]:
-    """Reads a split.
+    """Reads a split; some versions of QQP have rows that must be left out.
 
-    Args:
-        folder: GLUE's folder, or that of the task.
-        name: Of the task.
-        split: `train`, `validation` (GLUE's dev) or `test`; of MNLI also `validation-mismatched`, `test-mismatched`.
-        max_errors: Rows with too few columns or a wrong label that may be left out; some versions of QQP have a few.
-            None of a test split may be, since the server takes only whole files.
-
-    Raises:
-        FileNotFoundError: The file is missing.
-        ValueError: There is no such split, a column is missing, or more rows are bad.
+    None of a test split may be, since the server takes only whole files.
     """
     path, task, has_labels = _glue_file(folder, name, split), GLUE[name], not split.startswith("test")
-    lines = enumerate(_lines(path), start=1)
+    try:  # quotes are letters here, and MRPC's files begin with a byte order mark
+        content = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 ({error}); copy it again") from error
+    lines = [line.rstrip("\r").split("\t") for line in content.split("\n") if line.strip("\r")]
     if split in task.no_header:
-        columns = task.no_header[split]
+        first, columns = 0, task.no_header[split]
     else:
-        _, header = next(lines, (0, []))
-        columns = _columns(path, task, header, has_label=has_labels)
-    rows: list[GlueRow] = []
-    bad: list[str] = []
-    for index, (number, cells) in enumerate(lines):
-        if problem := _problem(cells, columns, task):
-            bad.append(f"line {number}: {problem}")
+        wanted, header = (*task.texts, *([task.label] if has_labels else [])), lines[0] if lines else []
+        if missing := [column for column in wanted if column not in header]:
+            raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(header)}")
+        first, columns = 1, tuple(map(header.index, wanted))
+    rows, bad = list[GlueRow](), list[str]()
+    for index, cells in enumerate(lines[first:]):
+        values = [cells[column].strip() for column in columns if column < len(cells)]
+        label = values[-1] if values and has_labels else ""
+        right = label in task.classes if task.classes else label.replace(".", "", 1).isdigit()
+        if len(values) < len(columns):
+            bad.append(f"line {index + first + 1}: {len(cells)} columns")
+        elif has_labels and not right:
+            bad.append(f"line {index + first + 1}: {'label' if task.classes else 'score'} {label!r}")
         else:
-            values = [cells[column].strip() for column in columns]
-            texts = tuple(values[: len(task.texts)])
-            rows.append(GlueRow(texts, values[-1] if has_labels else "", index))
-    max_errors = max_errors if has_labels else 0
-    if len(bad) > max_errors or not rows:
-        shown = "; ".join(bad[:_SHOWN])
-        raise ValueError(f"{path} has {len(rows)} good and {len(bad)} bad rows ({shown}); max_errors is {max_errors}")
+            rows.append(GlueRow(tuple(values[: len(task.texts)]), label, index))
+    allowed, shown = max_errors if has_labels else 0, "; ".join(bad[:_SHOWN])
+    if len(bad) > allowed or not rows:
+        raise ValueError(f"{path} has {len(rows)} good and {len(bad)} bad rows ({shown}); max_errors is {allowed}")
     if bad:
-        _LOG.warning("%s: %d bad rows are left out (%s)", path, len(bad), "; ".join(bad[:_SHOWN]))
+        _LOG.warning("%s: %d bad rows are left out (%s)", path, len(bad), shown)
     return rows
 
 
-def _lines(path: Path) -> Iterator[list[str]]:
-    # Quotes are letters here, and MRPC's files begin with a byte order mark.
-    with path.open(encoding="utf-8-sig", newline="\n") as file:
-        try:
-            for line in file:
-                if line.strip("\r\n"):
-                    yield line.rstrip("\r\n").split("\t")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not UTF-8 ({error}); copy it again") from error
-
-
-def _columns(path: Path, task: GlueTask, header: Sequence[str], *, has_label: bool) -> tuple[int, ...]:
-    wanted = (*task.texts, task.label) if has_label else task.texts
-    missing = [name for name in wanted if name not in header]
-    if missing:
-        raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(header)}")
-    return tuple(header.index(name) for name in wanted)
-
-
-def _problem(cells: Sequence[str], columns: Sequence[int], task: GlueTask) -> str:
-    if max(columns) >= len(cells):
-        return f"{len(cells)} columns"
-    if len(columns) == len(task.texts):
-        return ""
-    label = cells[columns[-1]].strip()
-    if task.classes:
-        return "" if label in task.classes else f"label {label!r}"
-    return "" if label.replace(".", "", 1).isdigit() else f"score {label!r}"
-
-
 class GlueTexts(FileDataset):
-    """Texts or pairs of texts with their labels, addressed by batch.
-
-    Attributes:
-        rows: As the files have them.
-        files: That were read.
-    """
+    """Texts or pairs of texts with their labels, of one or several splits."""
 
     def __init__(
         self,
@@ -344,12 +244,6 @@ class GlueTexts(FileDataset):
         *,
         max_errors: int = 0,
     ) -> None:
-        """Reads the files of one or several splits; see `read_glue`.
-
-        Raises:
-            FileNotFoundError: A file is missing.
-            ValueError: There is no such split, a column is missing, or rows are bad.
-        """
         names = (splits,) if isinstance(splits, str) else tuple(splits)
         self.task, self._processor = GLUE[name], processor
         self.files = [_glue_file(folder, name, split) for split in names]
@@ -365,7 +259,7 @@ class GlueTexts(FileDataset):
         return Batch(
             input_ids=text.input_ids,
             attention_mask=text.attention_mask,
-            labels=self._labels([row.label for row in rows]) if all(row.label for row in rows) else None,
+            labels=self._labels(rows) if all(row.label for row in rows) else None,
             ids=tuple(map(str, key.examples)),
             seed=key.seed,
         )
@@ -376,18 +270,14 @@ class GlueTexts(FileDataset):
         return all(row.label for row in self.rows)
 
     def labels(self) -> Tensor:
-        """Returns the class of every row, or its number.
-
-        Raises:
-            ValueError: The rows have no labels.
-        """
+        """Returns the class of every row, or its number."""
         if not self.labelled:
             raise ValueError(
                 f"{', '.join(map(str, self.files))} has no labels; choose a split that has ({SPLIT_OPTIONS})"
             )
-        return self._labels([row.label for row in self.rows])
+        return self._labels(self.rows)
 
-    def _labels(self, labels: Sequence[str]) -> Tensor:
+    def _labels(self, rows: Sequence[GlueRow]) -> Tensor:
         if not self.task.classes:
-            return torch.tensor([float(label) for label in labels])
-        return torch.tensor([self.task.classes.index(label) for label in labels])
+            return torch.tensor([float(row.label) for row in rows])
+        return torch.tensor([self.task.classes.index(row.label) for row in rows])

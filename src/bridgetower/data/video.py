@@ -7,7 +7,7 @@ import errno
 import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
@@ -22,15 +22,9 @@ from bridgetower.data.config import Cutting
 from bridgetower.data.fetch import Listed, is_url, open_place, open_regular, read_bytes, version_of
 from bridgetower.processor import MAX_PIXELS
 
-MAX_SIDE = 1280
-"""Longest side of a frame that is kept, in pixels."""
-
-THUMBNAIL = 32
-"""Width and height of the small frames that are compared, in pixels."""
-
-LARGEST_SUBTITLES = 2**26
-"""Bytes of a file of subtitles."""
-
+_LONGEST_SIDE = 1280  # of a frame that is kept, in pixels
+_THUMBNAIL = 32  # width and height of the small frames that are compared
+_LARGEST_SUBTITLES = 2**26  # bytes of a file
 _LONGEST_CUE = 2000  # characters
 _SHOWN_FOR = 5.0  # seconds that a subtitle without an end is shown
 _SILENCE = 10.0  # seconds without a subtitle from which on they are moments of their own
@@ -54,16 +48,10 @@ _BITMAPS = frozenset({"dvb_subtitle", "dvd_subtitle", "hdmv_pgs_subtitle", "xsub
 
 @dataclass(frozen=True)
 class Moment:
-    """A part of a video.
-
-    Attributes:
-        start: Seconds from the start of the video.
-        end: Likewise; of a subtitle the start itself where the file does not say how long it is shown.
-        text: What is said; of a subtitle with the marks of Advanced SubStation, to which every format is converted.
-    """
+    """A part of a video: its seconds, and what is said, of a subtitle with the marks of Advanced SubStation."""
 
     start: float
-    end: float
+    end: float  # of a subtitle the start itself where the file does not say how long it is shown
     text: str = ""
 
 
@@ -101,12 +89,13 @@ def merged(cues: Iterable[Moment]) -> list[Moment]:
     for cue in sorted(cues, key=lambda one: (one.start, one.end)):
         start, end = max(0.0, cue.start), cue.end if cue.end > cue.start else cue.start + _SHOWN_FOR
         text = _MARKS.sub(" ", cue.text[:_LONGEST_CUE]).replace("\\N", "\n").replace("\\h", " ")
-        lines = [line for line in (" ".join(line.split()) for line in text.split("\n")) if line]
+        lines = list(filter(None, (" ".join(line.split()) for line in text.split("\n"))))
         if not lines or end <= 0:
             continue
         last = segments[-1] if segments else None
         follows = last is not None and start <= until + 0.1
-        new = lines[_num_repeated(shown, lines) if follows else 0 :]
+        fit = range(min(len(shown), len(lines)), 0, -1) if follows else ()
+        new = lines[next((count for count in fit if shown[-count:] == lines[:count]), 0) :]
         if last is not None and follows and not new:
             segments[-1] = replace(last, end=max(last.end, end))
         elif last is not None and start - last.start <= _TOGETHER * min(last.end - last.start, end - start):
@@ -117,11 +106,6 @@ def merged(cues: Iterable[Moment]) -> list[Moment]:
             segments.append(Moment(start, end, " ".join(new)))
         shown, until = lines, max(until, end) if follows else end
     return [one for one in segments if one.end > one.start]
-
-
-def _num_repeated(before: Sequence[str], lines: Sequence[str]) -> int:
-    """Returns how many lines at the start are those at the end of what was shown before."""
-    return next((n for n in range(min(len(before), len(lines)), 0, -1) if before[-n:] == lines[:n]), 0)
 
 
 def silences(segments: Sequence[Moment], end: float) -> Iterator[tuple[float, float]]:
@@ -180,11 +164,13 @@ def at_most(most: int, moments: Sequence[Moment]) -> list[Moment]:
 
 def _opened(place: str, formats: str, content: bytes | None = None) -> Any:
     """Opens a file, or its content, as one of some formats, none of which names other files."""
-    opened: Any = place if content is None else io.BytesIO(content)
-    if content is None and is_url(place):
+    if content is not None:
+        opened: Any = io.BytesIO(content)
+    elif is_url(place):
         opened = open_place(place)
-    elif content is None:
+    else:
         open_regular(place).close()
+        opened = place
     with _named(place):
         options = {"format_whitelist": formats, "protocol_whitelist": "file"}
         return av.open(opened, options=options, metadata_errors="replace")
@@ -202,15 +188,9 @@ def _named(place: str) -> Iterator[None]:
 
 
 class Video:
-    """A video that is open.
-
-    Attributes:
-        place: Path or URL.
-        duration: In seconds, as the file says; 0 where it does not.
-    """
+    """A video that is open; its duration is what the file says, 0 where it does not."""
 
     def __init__(self, place: str, container: Any) -> None:
-        """Looks at the streams."""
         if not container.streams.video:
             raise ValueError(f"{place} has no pictures; expected a video")
         self.place, self._container = place, container
@@ -233,8 +213,9 @@ class Video:
         """Returns how far it can be read, in seconds; less than its duration where a part is missing."""
         for start in (max(0.0, self.duration - _TO_END), 0.0):
             self._go_to(start)
-            ends = [self._time(packet) + self._length(packet) for packet in self._packets(None)]
-            if ends:
+            if ends := [
+                self._time(packet) + float((packet.duration or 0) * packet.time_base) for packet in self._packets(None)
+            ]:
                 return max(ends)
         return 0.0
 
@@ -247,51 +228,36 @@ class Video:
         before, last = codec.skip_frame, -_COMPARED_EVERY
         codec.skip_frame = "NONKEY" if gaps and max(gaps) <= _KEYFRAMES_EVERY else "DEFAULT"
         self._go_to(0.0)
+        size = {"width": _THUMBNAIL, "height": _THUMBNAIL, "format": "rgb24", "interpolation": "AREA"}
         try:
             skipped = None
             for frame in self._decoded():
                 if skipped is not None and self._time(frame) >= self._time(skipped) + _COMPARED_EVERY:
                     last = self._time(skipped)  # it is shown for long
-                    yield last, self._small(skipped)
+                    yield last, skipped.reformat(**size).to_ndarray()
                 skipped = frame
                 if self._time(frame) >= last + _COMPARED_EVERY:
                     last, skipped = self._time(frame), None
-                    yield last, self._small(frame)
+                    yield last, frame.reformat(**size).to_ndarray()
         finally:
             codec.skip_frame = before
             self._go_to(0.0)
 
-    def _small(self, frame: Any) -> UInt8[np.ndarray, "32 32 3"]:
-        small: np.ndarray = frame.reformat(
-            width=THUMBNAIL, height=THUMBNAIL, format="rgb24", interpolation="AREA"
-        ).to_ndarray()
-        return small
-
     def cues(self) -> tuple[list[Moment], str | None]:
         """Returns the subtitles in the file, of the first stream that has text, and what is wrong with them."""
-        streams = [
-            one
-            for one in self._container.streams.subtitles
-            if one.codec_context and one.codec_context.name not in _BITMAPS
-        ]
-        if not streams:
-            return [], None
-        self._go_to(0.0)
+        with_text = (one for one in self._container.streams.subtitles if one.codec_context)
+        stream = next((one for one in with_text if one.codec_context.name not in _BITMAPS), None)
         cues: list[Moment] = []
-        num_bad = 0
-        for packet in self._packets(streams[0]):
-            try:
-                cues += _cues_in(packet, self._time(packet))
-            except av.FFmpegError:
-                num_bad += 1
+        self._go_to(0.0)
+        num_bad = 0 if stream is None else _read_cues(self._packets(stream), cues, self._first)
         return cues, f"{num_bad} of the subtitles in it cannot be read, as they are not UTF-8" if num_bad else None
 
     def jpeg(self, time: float, name: str = "") -> bytes:
-        """Returns the frame shown at a time, upright, at most `MAX_SIDE` pixels long, with a name as comment."""
+        """Returns the frame shown at a time, upright, at most 1280 pixels long, with a name as comment."""
         frame = self._at(time)
         self._check_size(frame.width, frame.height)
         width = frame.width * float(self._stream.sample_aspect_ratio or 1)
-        scale = min(1.0, MAX_SIDE / max(width, frame.height))
+        scale = min(1.0, _LONGEST_SIDE / max(width, frame.height))
         size = {"width": max(1, round(width * scale)), "height": max(1, round(frame.height * scale))}
         image = Image.fromarray(frame.reformat(**size, format="rgb24", interpolation="BICUBIC").to_ndarray())
         if frame.rotation:
@@ -344,22 +310,13 @@ class Video:
 
     def _packets(self, stream: Any, *, flush: bool = False) -> Iterator[Any]:
         """Yields packets up to where the file cannot be read, of a stream or of all."""
-        packets = self._container.demux(*([stream] if stream is not None else []))
-        while True:
-            try:
-                packet = next(packets, None)
-            except av.FFmpegError:
-                return
-            if packet is None:
-                return
-            if packet.pts is not None or flush:
-                yield packet
+        with suppress(av.FFmpegError):
+            for packet in self._container.demux(*([stream] if stream is not None else [])):
+                if packet.pts is not None or flush:
+                    yield packet
 
     def _time(self, timed: Any) -> float:
         return float(timed.pts * timed.time_base) - self._first
-
-    def _length(self, timed: Any) -> float:
-        return float((timed.duration or 0) * timed.time_base)
 
     def _check_size(self, width: int, height: int) -> None:
         if width * height > MAX_PIXELS:
@@ -374,13 +331,7 @@ def opened_video(place: str) -> Iterator[Video]:
 
 
 def frame_of(place: str, time: float, name: str = "") -> bytes:
-    """Returns a frame as JPEG; the file stays open for the next ones.
-
-    Args:
-        place: Of the video.
-        time: Seconds from its start.
-        name: What the comment of the JPEG says, so that equal frames of different moments are different files.
-    """
+    """Returns a frame as JPEG; by its comment, `name`, equal frames of different moments are different files."""
     with _named(place):
         return _kept(place, "" if is_url(place) else version_of(place)).jpeg(time, name)
 
@@ -393,17 +344,12 @@ def _kept(place: str, version: str) -> Video:
 def read_subtitles(place: str) -> tuple[list[Moment], str | None]:
     """Reads a file of subtitles, WebVTT or SubRip: what can be read, and what is wrong with the rest."""
     cues: list[Moment] = []
-    num_bad = 0
     try:
-        content = read_bytes(place, most=LARGEST_SUBTITLES)
+        content = read_bytes(place, most=_LARGEST_SUBTITLES)
         if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             content = content.decode("utf-16", errors="replace").encode()
         with _opened(place, _SUBTITLES, content) as container:
-            for packet in container.demux(container.streams[0]):
-                try:
-                    cues += [] if packet.pts is None else _cues_in(packet, float(packet.pts * packet.time_base))
-                except av.FFmpegError:
-                    num_bad += 1
+            num_bad = _read_cues(container.demux(container.streams[0]), cues)
     except (ValueError, OSError) as error:
         return cues, str(error)
     if num_bad:
@@ -411,6 +357,15 @@ def read_subtitles(place: str) -> tuple[list[Moment], str | None]:
     return cues, None if cues else f"{place} has no subtitles; expected WebVTT or SubRip"
 
 
-def _cues_in(packet: Any, start: float) -> list[Moment]:
-    end = start + max(0.0, float((packet.duration or 0) * packet.time_base))
-    return [Moment(start, end, shown.dialogue.decode(errors="replace")) for shown in packet.decode()]
+def _read_cues(packets: Iterable[Any], cues: list[Moment], first: float = 0.0) -> int:
+    """Adds what can be read, and returns how many cannot."""
+    num_bad = 0
+    for packet in packets:
+        if packet.pts is not None:
+            start = float(packet.pts * packet.time_base) - first
+            end = start + max(0.0, float((packet.duration or 0) * packet.time_base))
+            try:
+                cues += [Moment(start, end, shown.dialogue.decode(errors="replace")) for shown in packet.decode()]
+            except av.FFmpegError:
+                num_bad += 1
+    return num_bad

@@ -25,31 +25,20 @@ SCALES = (0.8, 1.15)  # of the image's size; above 1 crops
 MAX_SHIFT = 0.1  # of the side
 BRIGHTNESS = (0.85, 1.15)
 
-NUM_OPS = 2
-"""Random changes of an image by RandAugment."""
-
+_NUM_OPS = 2  # random changes of an image by RandAugment
 _CROP_DRAWS = 10
-
 _SIGNED = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
 
 
 @dataclass(frozen=True)
 class Policy:
-    """What may happen to an image.
+    """What may happen to an image."""
 
-    Attributes:
-        ops: Value of each change at magnitude 0 and at the highest.
-        highest: Magnitude.
-        probability: Of each drawn change to be made.
-        fill: Grey level of what comes into the image from outside.
-        bilinear: Where pixels are moved, interpolate as OpenCV does; else take the nearest as Pillow does.
-    """
-
-    ops: Mapping[str, tuple[float, float]]
-    highest: int
-    probability: float
-    fill: int
-    bilinear: bool
+    ops: Mapping[str, tuple[float, float]]  # value of each change at magnitude 0 and at the highest
+    highest: int  # magnitude
+    probability: float  # of each drawn change to be made
+    fill: int  # grey level of what comes into the image from outside
+    bilinear: bool  # where pixels are moved, interpolate as OpenCV does; else take the nearest as Pillow does
 
 
 _ENHANCE = (0.1, 1.9)
@@ -120,19 +109,12 @@ def random_view(
 
 @cache
 def own_transform(place: str) -> Callable[[Tensor], Any]:
-    """Returns a function of the user's own, as `load_object` finds it; once in a process."""
     found: Callable[[Tensor], Any] = load_object("data.transform", place, Callable)
     return found
 
 
 def transformed(pixels: UInt8[Tensor, "b 3 h w"], place: str, generator: torch.Generator) -> UInt8[Tensor, "b 3 h w"]:
-    """Returns images after a function of the user's own, each with draws of its own from PyTorch's generator.
-
-    Args:
-        pixels: At the model's size.
-        place: Of the function, as `load_object` reads it.
-        generator: Decides the draws.
-    """
+    """Returns images after a function of the user's own, each with draws of its own from PyTorch's generator."""
     transform = own_transform(place)
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
@@ -167,19 +149,12 @@ def _crop(image: Image.Image, size: int, smallest: float, generator: torch.Gener
 
 
 def rand_augment(image: Image.Image, kind: RandAugment, magnitude: int, generator: torch.Generator) -> Image.Image:
-    """Returns an image after two drawn changes; `none` returns it as it is.
-
-    Args:
-        image: RGB.
-        kind: Which changes there are.
-        magnitude: Their strength, of 10 for `geometry` and of 30 for `colour`.
-        generator: Source of all draws.
-    """
+    """Returns an RGB image after two drawn changes, of a strength of 10 for `geometry` and of 30 for `colour`."""
     if kind == "none":
         return image
     policy = POLICIES[kind]
     names = list(policy.ops)
-    for choice in torch.randint(len(names), (NUM_OPS,), generator=generator).tolist():
+    for choice in torch.randint(len(names), (_NUM_OPS,), generator=generator).tolist():
         made, sign = torch.rand(2, generator=generator).tolist()
         if made < policy.probability:
             name = names[choice]
@@ -190,14 +165,7 @@ def rand_augment(image: Image.Image, kind: RandAugment, magnitude: int, generato
 
 
 def change(image: Image.Image, name: str, value: float, policy: Policy) -> Image.Image:
-    """Returns an image after one change.
-
-    Args:
-        image: RGB.
-        name: One of the names in `POLICIES`.
-        value: Degrees, pixels, a shear factor, an enhancement factor (1 changes nothing), bits or a grey level.
-        policy: How pixels are moved.
-    """
+    """Returns an RGB image after one change by degrees, pixels, a factor, bits or a grey level."""
     match name:
         case "identity":
             return image
@@ -211,14 +179,8 @@ def change(image: Image.Image, name: str, value: float, policy: Policy) -> Image
             return ImageOps.solarize(image, math.ceil(value))
         case "solarize_add":
             return ImageOps.solarize(image.point([min(level + int(value), 255) for level in range(256)] * 3), 128)
-        case "colour":
-            return ImageEnhance.Color(image).enhance(value)
-        case "contrast":
-            return ImageEnhance.Contrast(image).enhance(value)
-        case "brightness":
-            return ImageEnhance.Brightness(image).enhance(value)
-        case "sharpness":
-            return ImageEnhance.Sharpness(image).enhance(value)
+        case "colour" | "contrast" | "brightness" | "sharpness":
+            return getattr(ImageEnhance, name.replace("colour", "color").title())(image).enhance(value)
         case "rotate":
             cos, sin = math.cos(math.radians(value)), math.sin(math.radians(value))
             x, y = image.width / 2, image.height / 2
@@ -248,13 +210,7 @@ def _moved(image: Image.Image, matrix: tuple[float, float, float, float, float, 
 def augment(
     pixels: UInt8[Tensor, "b 3 h w"], kind: Augmentation, generator: torch.Generator
 ) -> UInt8[Tensor, "b 3 h w"]:
-    """Returns randomly turned, scaled, moved and lit images; `none` returns them as they are.
-
-    Args:
-        pixels: Resized images.
-        kind: What to do.
-        generator: Source of all draws.
-    """
+    """Returns randomly turned, scaled, moved and lit images; `none` returns them as they are."""
     if kind == "none":
         return pixels
     matrices = _matrices(len(pixels), generator)

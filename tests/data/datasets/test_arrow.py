@@ -12,8 +12,7 @@ import pytest
 from bridgetower.data.answers import read_vocabulary, soft_targets
 from bridgetower.data.datasets import DATASETS, prepare_arrow
 from bridgetower.data.datasets.spec import ArrowConfig
-from bridgetower.data.prepared_set import DatasetInfo
-from miniature import coco_name, jpeg
+from miniature import coco_name, counts, jpeg
 from miniature_arrow import (
     VOCABULARY,
     write_arrow_file,
@@ -44,14 +43,6 @@ SETS: Mapping[str, tuple[Callable[[Path], None], Counts]] = {
 }
 
 
-def counts(info: DatasetInfo) -> dict[str, tuple[int, int]]:
-    return {split: (part.images, part.examples) for split, part in info.splits.items()}
-
-
-def row(folder: Path, split: str, number: int, kind: Any = "captions") -> dict[str, Any]:
-    return read_rows(folder, split)[number]
-
-
 def test_every_set_is_here() -> None:
     assert {name for name, each in DATASETS.items() if each.arrow} == SETS.keys()
 
@@ -79,7 +70,7 @@ class TestCaptions:
     def test_rows(self, tmp_path: Path) -> None:
         write_coco_arrow(tmp_path / "arrows")
         info = prepare_arrow(tmp_path / "arrows", tmp_path / "out")["coco"]
-        assert row(tmp_path / "out" / "coco", "train", 3) == {
+        assert read_rows(tmp_path / "out" / "coco", "train")[3] == {
             "id": coco_name(3, "val2014"),  # of restval
             "images": [jpeg(3)],
             "entries": [f"Caption {n} of {coco_name(3, 'val2014')}." for n in range(5)],
@@ -90,7 +81,7 @@ class TestCaptions:
     def test_pictures_without_an_ending(self, tmp_path: Path) -> None:
         write_vg_arrow(tmp_path / "arrows")
         prepare_arrow(tmp_path / "arrows", tmp_path / "out")
-        found = row(tmp_path / "out" / "vg", "train", 1)
+        found = read_rows(tmp_path / "out" / "vg", "train")[1]
         assert (found["id"], found["entries"]) == ("107899", ["the clock", "tree 107899"])
 
     def test_missing_shards_are_named(self, tmp_path: Path) -> None:
@@ -142,14 +133,14 @@ class TestQuestions:
     def test_answers_give_the_scores_of_the_file(self, tmp_path: Path) -> None:
         write_vqav2_arrow(tmp_path / "arrows")
         prepare_arrow(tmp_path / "arrows", tmp_path / "out")
-        found = row(tmp_path / "out" / "vqav2", "validation", 1, "vqa")
+        found = read_rows(tmp_path / "out" / "vqav2", "validation")[1]
         assert (found["id"], found["images"][0]) == ("11", jpeg(11))
         first, second = found["entries"]
         assert (first["question_id"], first["question"]) == (11000, "What is behind him?")
         assert soft_targets(first["answers"], VOCABULARY) == {"net": 1.0, "pitcher": 0.3}
         assert soft_targets(second["answers"], VOCABULARY) == {"yes": 0.6, "no": 0.9}
         assert len(first["answers"]) == len(second["answers"]) == 10
-        assert row(tmp_path / "out" / "vqav2", "test-dev", 0, "vqa")["entries"][0]["answers"] == []
+        assert read_rows(tmp_path / "out" / "vqav2", "test-dev")[0]["entries"][0]["answers"] == []
 
     def test_one_answer_of_one_person_is_no_certain_answer(self, tmp_path: Path) -> None:
         write_vqav2_arrow(tmp_path / "arrows")
@@ -157,7 +148,7 @@ class TestQuestions:
         file = tmp_path / "arrows" / "vqav2_val_fix.arrow"
         write_arrow_file(file, [{"image": jpeg(1), **one, "image_id": 1, "question_id": [1], "split": "val"}])
         prepare_arrow(tmp_path / "arrows", tmp_path / "out")
-        (question,) = row(tmp_path / "out" / "vqav2", "validation", 0, "vqa")["entries"]
+        (question,) = read_rows(tmp_path / "out" / "vqav2", "validation")[0]["entries"]
         assert soft_targets(question["answers"], VOCABULARY) == {"net": 0.3}
 
     def test_vocabulary_is_that_of_the_classes(self, tmp_path: Path) -> None:
@@ -170,7 +161,7 @@ class TestQuestions:
         info = prepare_arrow(tmp_path / "arrows", tmp_path / "out")["vgqa"]
         assert "answers.json" in info.left_out
         assert not (tmp_path / "out" / "vgqa" / "answers.json").exists()
-        (question, _) = row(tmp_path / "out" / "vgqa", "train", 0, "vqa")["entries"]
+        (question, _) = read_rows(tmp_path / "out" / "vgqa", "train")[0]["entries"]
         assert question["answers"] == ["yes"]
 
     def test_files_with_normal_answers_come_first(self, tmp_path: Path) -> None:
@@ -189,7 +180,7 @@ class TestStatements:
     def test_snli_ve(self, tmp_path: Path) -> None:
         write_snli_ve_arrow(tmp_path / "arrows")
         prepare_arrow(tmp_path / "arrows", tmp_path / "out")
-        found = row(tmp_path / "out" / "snli-ve", "validation", 1, "snli-ve")
+        found = read_rows(tmp_path / "out" / "snli-ve", "validation")[1]
         assert (found["id"], found["images"][0]) == ("snli_dev-1", jpeg(3))
         assert found["entries"] == [
             {"statement_id": "snli_dev-1-0", "text": "A man.", "label": "entailment"},
@@ -200,7 +191,7 @@ class TestStatements:
     def test_nlvr2(self, tmp_path: Path) -> None:
         write_nlvr2_arrow(tmp_path / "arrows")
         prepare_arrow(tmp_path / "arrows", tmp_path / "out")
-        found = row(tmp_path / "out" / "nlvr2", "validation", 1, "nlvr2")
+        found = read_rows(tmp_path / "out" / "nlvr2", "validation")[1]
         assert found["images"] == [png(1), jpeg(1)]
         assert found["entries"] == [
             {"statement_id": "dev-1-0#0", "text": "One of them is grey.", "label": "True"},
@@ -231,7 +222,7 @@ class TestStatements:
         ):
             prepare_arrow(tmp_path / "arrows", tmp_path / "out", config)
         prepare_arrow(tmp_path / "arrows", tmp_path / "out", replace(config, max_errors=1))
-        first, second = (row(tmp_path / "out" / "nlvr2", "validation", n, "nlvr2") for n in (0, 1))
+        first, second = (read_rows(tmp_path / "out" / "nlvr2", "validation")[n] for n in (0, 1))
         assert first["id"] == "dev-3-1"
         assert [entry["statement_id"] for entry in first["entries"]] == ["dev-3-1-1", "dev-3-1-4"]
         assert [entry["statement_id"] for entry in second["entries"]] == ["dev-3-2-4"]

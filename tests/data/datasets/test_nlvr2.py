@@ -1,6 +1,5 @@
 """NLVR2 from its JSON lines and folders."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import pytest
 
 from bridgetower.data.config import PrepareConfig
 from bridgetower.data.datasets import prepare_set
-from miniature import jpeg, write_lines, write_nlvr2
+from miniature import change, counts, jpeg, write_nlvr2
 from rows import png, read_rows
 
 
@@ -19,23 +18,9 @@ def source(tmp_path: Path) -> Path:
     return tmp_path / "nlvr"
 
 
-def change(path: Path, edit: Callable[[list[dict[str, Any]]], object]) -> None:
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    edit(rows)
-    write_lines(path, rows)
-
-
-def test_splits(source: Path, tmp_path: Path) -> None:
-    info = prepare_set("nlvr2", source, tmp_path / "out")
-    assert {split: (part.images, part.examples) for split, part in info.splits.items()} == {
-        "train": (3, 6),
-        "validation": (3, 6),
-        "test1": (3, 6),
-    }
-
-
 def test_a_row_is_a_pair_with_its_statements(source: Path, tmp_path: Path) -> None:
-    prepare_set("nlvr2", source, tmp_path / "out")
+    info = prepare_set("nlvr2", source, tmp_path / "out")
+    assert counts(info) == dict.fromkeys(("train", "validation", "test1"), (3, 6))
     row = read_rows(tmp_path / "out", "train")[1]
     assert row["id"] == "train-10-0"
     assert row["images"] == [png(1), jpeg(1)]  # a JPEG, whatever its name
@@ -48,11 +33,7 @@ def test_a_row_is_a_pair_with_its_statements(source: Path, tmp_path: Path) -> No
 def test_further_splits(source: Path, tmp_path: Path) -> None:
     splits = ("balanced-validation", "unbalanced-test1", "test2")
     info = prepare_set("nlvr2", source, tmp_path / "out", PrepareConfig(splits=splits))
-    assert {split: part.examples for split, part in info.splits.items()} == {
-        "balanced-validation": 2,
-        "test2": 6,
-        "unbalanced-test1": 4,
-    }
+    assert counts(info) == {"balanced-validation": (1, 2), "test2": (3, 6), "unbalanced-test1": (2, 4)}
     row = read_rows(tmp_path / "out", "test2")[0]
     assert [statement["label"] for statement in row["entries"]] == ["", ""]
 
@@ -67,10 +48,19 @@ def test_other_places(source: Path, tmp_path: Path, folder: str) -> None:
     assert prepare_set("nlvr2", source, tmp_path / "out").splits["test1"].images == 3
 
 
-@pytest.mark.parametrize("label", [True, "true", None, ""])
-def test_a_wrong_label_is_bad(source: Path, tmp_path: Path, label: object) -> None:
-    change(source / "nlvr2" / "data" / "dev.json", lambda rows: rows[1].update(label=label))
-    with pytest.raises(ValueError, match=rf"1 bad .*dev-0-0-1 of dev\.json: label {label!r}, expected the text"):
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        *(
+            (lambda rows, label=label: rows[1].update(label=label), f"label {label!r}, expected the text")
+            for label in (True, "true", None, "")
+        ),
+        (lambda rows: rows.append(rows[1]), "comes twice"),
+    ],
+)
+def test_bad_rows(source: Path, tmp_path: Path, edit: Callable[[Any], object], message: str) -> None:
+    change(source / "nlvr2" / "data" / "dev.json", edit)
+    with pytest.raises(ValueError, match=rf"1 bad .*dev-0-0-1 of dev\.json:? {message}"):
         prepare_set("nlvr2", source, tmp_path / "out")
 
 
@@ -83,12 +73,6 @@ def test_an_empty_statement_is_bad(source: Path, tmp_path: Path) -> None:
     change(source / "nlvr2" / "data" / "dev.json", lambda rows: rows[1].update(sentence=None))
     with pytest.raises(ValueError, match=r"dev\.json is not as published"):
         prepare_set("nlvr2", source, tmp_path / "other")
-
-
-def test_a_statement_that_comes_twice(source: Path, tmp_path: Path) -> None:
-    change(source / "nlvr2" / "data" / "dev.json", lambda rows: rows.append(rows[0]))
-    with pytest.raises(ValueError, match=r"dev-0-0-0 of dev\.json comes twice"):
-        prepare_set("nlvr2", source, tmp_path / "out")
 
 
 def test_a_missing_second_picture(source: Path, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ class TestAnnotation:
 class TestItems:
     def test_one_by_one(self, originals: Originals, tmp_path: Path) -> None:
         write(tmp_path / "a.json", {"info": {"images": [0]}, "images": [{"id": 2**40, "x": 0.5}, {"id": "ü"}]})
-        assert list(originals.items(tmp_path / "a.json", "images.item")) == [{"id": 2**40, "x": 0.5}, {"id": "ü"}]
+        assert list(originals.items(tmp_path / "a.json", "images")) == [{"id": 2**40, "x": 0.5}, {"id": "ü"}]
 
     @pytest.mark.parametrize(
         ("content", "message"),
@@ -51,7 +51,7 @@ class TestItems:
     def test_says_what_is_wrong(self, originals: Originals, tmp_path: Path, content: str, message: str) -> None:
         write(tmp_path / "a.json", content)
         with pytest.raises(ValueError, match=message):
-            list(originals.items(tmp_path / "a.json", "images.item"))
+            list(originals.items(tmp_path / "a.json", "images"))
 
 
 class TestLines:

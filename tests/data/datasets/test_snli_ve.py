@@ -1,15 +1,12 @@
 """SNLI-VE from its JSON lines."""
 
-import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from bridgetower.data.config import PrepareConfig
 from bridgetower.data.datasets import prepare_set
-from miniature import write_lines, write_snli_ve
+from miniature import change, counts, write_snli_ve
 from rows import read_rows
 
 
@@ -19,19 +16,9 @@ def source(tmp_path: Path) -> Path:
     return tmp_path / "snli"
 
 
-def change(path: Path, edit: Callable[[list[dict[str, Any]]], object]) -> None:
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    edit(rows)
-    write_lines(path, rows)
-
-
 def test_splits(source: Path, tmp_path: Path) -> None:
     info = prepare_set("snli-ve", source, tmp_path / "out")
-    assert {split: (part.images, part.examples) for split, part in info.splits.items()} == {
-        "train": (2, 10),
-        "validation": (2, 10),
-        "test": (2, 10),
-    }
+    assert counts(info) == dict.fromkeys(("train", "validation", "test"), (2, 10))
     row = read_rows(tmp_path / "out", "validation")[0]
     assert row["id"] == "3416050490.jpg"
     assert row["entries"][1] == {

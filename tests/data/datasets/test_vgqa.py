@@ -1,6 +1,5 @@
 """VG-QA from Visual Genome's files."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from bridgetower.data.config import PrepareConfig
 from bridgetower.data.datasets import prepare_set
 from bridgetower.data.datasets.vg import VgqaConfig
 from bridgetower.files import write_json
-from miniature import jpeg, write, write_coco, write_visual_genome
+from miniature import change, jpeg, write, write_coco, write_visual_genome
 from rows import read_rows
 
 
@@ -31,19 +30,10 @@ def config(tmp_path: Path) -> VgqaConfig:
 
 def test_pictures_of_coco_that_are_held_out_are_left_out(source: Path, tmp_path: Path, config: VgqaConfig) -> None:
     info = prepare_set("vgqa", source, tmp_path / "out", config)
-    assert [row["id"] for row in read_rows(tmp_path / "out", "train")] == [
-        "1",
-        "2",
-        "4",
-        "5",
-    ]
+    assert [row["id"] for row in read_rows(tmp_path / "out", "train")] == ["1", "2", "4", "5"]
     assert info.some_left_out["image in COCO's val or test split"] == ["3"]
     wider = prepare_set("vgqa", source, tmp_path / "wider", replace(config, leave_out=("restval", "val", "test")))
-    assert [row["id"] for row in read_rows(tmp_path / "wider", "train")] == [
-        "1",
-        "2",
-        "5",
-    ]
+    assert [row["id"] for row in read_rows(tmp_path / "wider", "train")] == ["1", "2", "5"]
     assert wider.settings["leave_out"] == ["restval", "val", "test"]
 
 
@@ -68,10 +58,7 @@ def test_questions_with_one_answer_of_the_vocabulary(source: Path, tmp_path: Pat
 
 
 def test_an_empty_question_is_bad(source: Path, tmp_path: Path, config: VgqaConfig) -> None:
-    file = source / "annotations" / "question_answers.json"
-    content = json.loads(file.read_text())
-    content[0]["qas"][1]["question"] = ""
-    write(file, content)
+    change(source / "annotations" / "question_answers.json", lambda rows: rows[0]["qas"][1].update(question=""))
     with pytest.raises(ValueError, match=r"has 1 bad .*: 1: question 1000101 is empty$"):
         prepare_set("vgqa", source, tmp_path / "out", config)
     assert prepare_set("vgqa", source, tmp_path / "out", replace(config, max_errors=1)).splits["train"].examples == 11

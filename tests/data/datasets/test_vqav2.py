@@ -1,6 +1,5 @@
 """VQAv2 from its question and annotation files."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ import pytest
 from bridgetower.data.answers import read_vocabulary
 from bridgetower.data.config import PrepareConfig
 from bridgetower.data.datasets import prepare_set
-from miniature import ANSWERS, coco_name, jpeg, write, write_vqav2
+from miniature import ANSWERS, change, coco_name, counts, jpeg, write_vqav2
 from rows import read_rows
 
 TRAIN_QUESTIONS = "v2_OpenEnded_mscoco_train2014_questions.json"
@@ -23,27 +22,10 @@ def source(tmp_path: Path) -> Path:
     return tmp_path / "vqa"
 
 
-def change(path: Path, edit: Callable[[Any], object]) -> None:
-    content = json.loads(path.read_text())
-    edit(content)
-    write(path, content)
-
-
-def test_splits(source: Path, tmp_path: Path) -> None:
-    info = prepare_set("vqav2", source, tmp_path / "out")
-    assert info.kind == "vqa"
-    assert {split: (part.images, part.examples) for split, part in info.splits.items()} == {
-        "train": (7, 28),
-        "validation": (5, 20),
-        "test": (3, 12),
-        "test-dev": (2, 8),
-    }
-    assert len(info.sources) == 6
-    assert info.left_out == {}
-
-
 def test_questions_keep_what_people_said(source: Path, tmp_path: Path) -> None:
-    prepare_set("vqav2", source, tmp_path / "out")
+    info = prepare_set("vqav2", source, tmp_path / "out")
+    assert counts(info) == {"train": (7, 28), "validation": (5, 20), "test": (3, 12), "test-dev": (2, 8)}
+    assert (info.kind, info.left_out, len(info.sources)) == ("vqa", {}, 6)
     row = read_rows(tmp_path / "out", "validation")[1]
     assert row["id"] == "43"
     assert row["images"] == [jpeg(43)]

@@ -5,8 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bridgetower.data.config import PrepareConfig
-from bridgetower.data.datasets.karpathy import COCO, FLICKR30K
-from bridgetower.data.datasets.links import CC3M, SBU
+from bridgetower.data.datasets.captions import CC3M, COCO, FLICKR30K, SBU
 from bridgetower.data.datasets.nlvr2 import NLVR2
 from bridgetower.data.datasets.originals import Originals
 from bridgetower.data.datasets.snli_ve import SNLI_VE

@@ -1,12 +1,8 @@
 """NLVR2: statements that are true or false of two photos (Suhr et al. 2019)."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from bridgetower.data.config import PrepareConfig
 from bridgetower.data.datasets.originals import Originals
-from bridgetower.data.datasets.spec import STATEMENTS, ArrowFiles, DatasetSpec, PublishedCount, Reading, Row
-from bridgetower.data.example import Image
+from bridgetower.data.datasets.spec import STATEMENTS, ArrowFiles, DatasetSpec, PublishedCount, Row
 from bridgetower.data.prepared_set import SetWriter
 from bridgetower.data.schema import NLVR2 as SCHEMA
 from bridgetower.data.schema import Statement, nlvr2_sentence
@@ -40,13 +36,10 @@ def _fill(originals: Originals, writer: SetWriter, config: PrepareConfig) -> Non
             else:
                 statement = Statement(statement_id=identifier, text=row["sentence"].strip(), label=label)
                 pair = identifier.rpartition("-")[0]
-                writer.add(_images(originals, pair, row), [statement], name=pair, split=split)
-
-
-def _images(originals: Originals, pair: str, row: Mapping[str, Any]) -> list[Image]:
-    subset = pair.partition("-")[0]
-    folders = [f"images/train/{row['directory']}"] if subset == "train" else [subset, f"images/{subset}"]
-    return [originals.image(*(f"{folder}/{pair}-img{side}.png" for folder in folders)) for side in (0, 1)]
+                subset = pair.partition("-")[0]
+                folders = [f"images/train/{row['directory']}"] if subset == "train" else [subset, f"images/{subset}"]
+                images = [originals.image(*(f"{one}/{pair}-img{side}.png" for one in folders)) for side in (0, 1)]
+                writer.add(images, [statement], name=pair, split=split)
 
 
 def _arrow_pair(name: str) -> str:
@@ -54,22 +47,21 @@ def _arrow_pair(name: str) -> str:
     return name.rpartition("-")[0] if nlvr2_sentence(name) else name
 
 
-def _arrow_statements(reading: Reading, name: str, row: Row) -> list[Statement]:
+def _arrow_statements(writer: SetWriter, name: str, row: Row) -> list[Statement]:
     """Statements of a row; wrong labels are bad, and several statements under the identifier of one.
 
     The official code writes a row per image pair, without the numbers of its sentences. What is made of its name here
     is no identifier of NLVR2, so that nothing is computed or submitted by sentences that are not known.
     """
     statements: list[Statement] = []
-    pairs = list(zip(row["questions"], row["answers"], strict=True))
     known = nlvr2_sentence(name) is not None
-    if known and len(pairs) > 1:
-        reading.writer.refuse(f"{name}: {len(pairs)} statements, expected the one that the identifier names")
+    if known and len(row["questions"]) > 1:
+        writer.refuse(f"{name}: {len(row['questions'])} statements, expected the one that the identifier names")
         return []
-    for place, (text, label) in enumerate(pairs):
+    for place, (text, label) in enumerate(zip(row["questions"], row["answers"], strict=True)):
         identifier = name if known else f"{name}#{place}"
         if label not in SCHEMA.labels:
-            reading.writer.refuse(f"{identifier}: label {label!r}, expected the text True or False")
+            writer.refuse(f"{identifier}: label {label!r}, expected the text True or False")
         else:
             statements.append(Statement(statement_id=identifier, text=text.strip(), label=label))
     return statements

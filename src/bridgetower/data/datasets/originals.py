@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bridgetower.data.example import Image
-from bridgetower.data.fetch import version_of
+from bridgetower.data.fetch import LARGEST_ITEM, JsonLists, version_of
 from bridgetower.files import json_object
 from bridgetower.progress import reading
 
@@ -32,15 +33,10 @@ class Originals:
     large: list[Path] = field(default_factory=list)
 
     def wants(self, split: str) -> bool:
-        """Whether a split is to be prepared."""
         return split in self.splits
 
     def annotation(self, *places: str) -> Path:
-        """The annotation file at the first of several places where there is one.
-
-        Raises:
-            FileNotFoundError: If there is none, however many errors are allowed: without it the set would be another.
-        """
+        """The file at the first of several places where there is one; without it the set would be another."""
         found = self.optional_annotation(*places)
         if found is None:
             raise FileNotFoundError(
@@ -65,47 +61,18 @@ class Originals:
                 continue
         return Image(name=places[0], place=str(self.folder / places[0]))
 
-    def items(self, path: Path, prefix: str) -> Iterator[Any]:
-        """Reads the items of a list in a JSON file one by one.
-
-        Args:
-            path: The file.
-            prefix: Where the items are, as `ijson` names it, such as "images.item".
-
-        Raises:
-            ValueError: If the file is no JSON or there is no item.
-        """
-        import ijson
-
+    def items(self, path: Path, key: str | None = None) -> Iterator[Any]:
+        """Reads the items of a list in a JSON file one by one: the whole, or what stands under a key."""
         item = None
         with reading(path, shown=self.progress) as file:
-            try:
-                for item in ijson.items(file, prefix, use_float=True):
-                    yield item
-            except ijson.JSONError as error:
-                what = str(error).partition("\n")[0]  # the rest draws where in the file it is
-                raise ValueError(f"{path} is not valid JSON ({what}); copy it again") from error
+            for item in JsonLists(file, path).items(key):
+                yield item
         if item is None:
-            raise ValueError(f"{path} has no {prefix.removesuffix('.item')} list; check that it is the right file")
-
-    def text_lines(self, path: Path) -> Iterator[str]:
-        """Reads the lines of a text file.
-
-        Raises:
-            ValueError: If it is not UTF-8.
-        """
-        with reading(path, shown=self.progress) as file:
-            try:
-                yield from (line.decode() for line in file)
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{path} is not UTF-8 ({error}); copy it again") from error
+            raise ValueError(f"{path} has no {key} list; check that it is the right file")
 
     def lines(self, path: Path) -> Iterator[Mapping[str, Any]]:
-        """Reads a file with a JSON object per line.
-
-        Raises:
-            ValueError: If a line holds something else.
-        """
-        for number, line in enumerate(self.text_lines(path), start=1):
-            if line.strip():
-                yield json_object(line, f"{path}, line {number}")
+        """Reads a file with a JSON object per line."""
+        with reading(path, shown=self.progress) as file:
+            for number, line in enumerate(iter(partial(file.readline, LARGEST_ITEM), b""), start=1):
+                if line.strip():
+                    yield json_object(line, f"{path}, line {number}")

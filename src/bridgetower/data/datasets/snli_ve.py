@@ -2,7 +2,7 @@
 
 from bridgetower.data.config import PrepareConfig
 from bridgetower.data.datasets.originals import Originals
-from bridgetower.data.datasets.spec import STATEMENTS, ArrowFiles, DatasetSpec, PublishedCount, Reading, Row
+from bridgetower.data.datasets.spec import STATEMENTS, ArrowFiles, DatasetSpec, PublishedCount, Row
 from bridgetower.data.prepared_set import SetWriter
 from bridgetower.data.schema import SNLI_VE as SCHEMA
 from bridgetower.data.schema import Statement
@@ -31,13 +31,13 @@ def _fill(originals: Originals, writer: SetWriter, config: PrepareConfig) -> Non
                 writer.add([image], [statement], name=name, split=split, place=place)
 
 
-def _arrow_statements(reading: Reading, name: str, row: Row) -> list[Statement]:
+def _arrow_statements(writer: SetWriter, name: str, row: Row) -> list[Statement]:
     """Statements of a row; wrong labels are bad."""
     statements: list[Statement] = []
     for place, ((_, text), label) in enumerate(zip(row["sentences"], row["labels"], strict=True)):
         identifier = f"{name}-{place}"
         if not 0 <= label < len(SCHEMA.labels):
-            reading.writer.refuse(f"{identifier}: label {label}, expected 0 to {len(SCHEMA.labels) - 1}")
+            writer.refuse(f"{identifier}: label {label}, expected 0 to {len(SCHEMA.labels) - 1}")
         else:
             statements.append(Statement(statement_id=identifier, text=text.strip(), label=SCHEMA.labels[label]))
     return statements

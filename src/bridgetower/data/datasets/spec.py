@@ -20,13 +20,7 @@ from bridgetower.progress import counted
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedCount:
-    """How large a split is.
-
-    Attributes:
-        images: Images, or pairs of images; None if it is not published.
-        texts: Captions, questions or statements; None if it is not published.
-        source: Where it is published.
-    """
+    """How many images (or pairs) and texts a split has, as far as it is published."""
 
     images: int | None = None
     texts: int | None = None
@@ -71,19 +65,12 @@ class DatasetSpec:
 
     @property
     def help(self) -> str:
-        """The help of the command."""
         files = "\n".join(f"  {line}" for line in self.layout.strip().splitlines())
         example = f"\n\nExample: {self.example}" if self.example else ""
         return f"{self.summary}\n\nSOURCE holds:\n{files}{example}"
 
     def published_count(self, split: str, images: int, texts: int) -> PublishedCount | None:
-        """What is published of a split: the counts that it has if they are among those published, else the first.
-
-        Args:
-            split: Name.
-            images: What the split has.
-            texts: Likewise.
-        """
+        """What is published of a split: the counts that it has if they are among those published, else the first."""
         known = self.published.get(split, ())
         equal = (each for each in known if each.images in (None, images) and each.texts in (None, texts))
         return next(equal, known[0] if known else None)
@@ -119,21 +106,8 @@ class ArrowConfig(PrepareConfig):
     sets: tuple[str, ...] = field(default=(), metadata=NOT_CONTENT)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Reading:
-    """What reading the rows of a set fills.
-
-    Attributes:
-        writer: Images and entries.
-        answers: Answers of a VQA set by the numbers of their classes.
-    """
-
-    writer: SetWriter
-    answers: dict[int, str] = field(default_factory=dict)
-
-
-def _captions(reading: Reading, name: str, row: Row) -> list[str]:
-    return reading.writer.filled_captions(name, row["caption"])
+def _captions(writer: SetWriter, name: str, row: Row) -> list[str]:
+    return writer.filled_captions(name, row["caption"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,21 +136,21 @@ class ArrowFiles:
     images: Sequence[str] = ("image",)
     image_id: str | None = "image_id"
     image_of: Callable[[str], str] = str
-    entries: Callable[[Reading, str, Row], Sequence[Any]] = _captions
-
-    @property
-    def all_stems(self) -> Stems:
-        """Names of the files of every split."""
-        return {**self.stems, **self.more_stems}
+    entries: Callable[[SetWriter, str, Row], Sequence[Any]] = _captions
 
     def paths(self, folder: Path, split: str) -> list[Path]:
-        """Files of a split, whether they are there or not."""
-        stems = self.all_stems[split]
-        return [_first_there(folder, stem) for stem in (*stems, *_further(folder, stems))]
+        """Files of a split, whether they are there or not, and those that are numbered higher than the usual ones."""
+        stems = {**self.stems, **self.more_stems}[split]
+        choices = [[folder / f"{name}.arrow" for name in ([stem] if isinstance(stem, str) else stem)] for stem in stems]
+        paths = [next((path for path in among if path.is_file()), among[0]) for among in choices]
+        if series := _NUMBERED.fullmatch(paths[-1].stem):
+            there = (path.stem.removeprefix(series[1]) for path in folder.glob(f"{series[1]}*.arrow"))
+            more = sorted(int(rest) for rest in there if rest.isdecimal() and int(rest) >= len(stems))
+            paths += [folder / f"{series[1]}{number}.arrow" for number in more]
+        return paths
 
     def any_in(self, folder: Path) -> bool:
-        """Whether a folder has any of the files."""
-        return any(path.is_file() for split in self.all_stems for path in self.paths(folder, split))
+        return any(path.is_file() for split in (*self.stems, *self.more_stems) for path in self.paths(folder, split))
 
     def spec(self, dataset: DatasetSpec) -> DatasetSpec:
         """Returns the set as one that is prepared from these files."""
@@ -207,106 +181,64 @@ def asked(
     )
 
 
-def numbered(prefix: str, count: int) -> tuple[str, ...]:
-    """Names of a series of files."""
-    return tuple(f"{prefix}_{number}" for number in range(count))
-
-
-def _questions(reading: Reading, name: str, row: Row, *, annotators: int) -> list[Question]:
+def _questions(writer: SetWriter, name: str, row: Row, *, annotators: int) -> list[Question]:
     """Questions with answers that give the scores of the row."""
     questions: list[Question] = []
     for place, (question, number) in enumerate(zip(row["questions"], row["question_id"], strict=True)):
-        answers: list[str] = []
-        if row["answers"]:
-            labels, words = row["answer_labels"][place], row["answers"][place]
-            reading.answers.update(zip(labels, words, strict=True))
-            answers = _annotations(words, row["answer_scores"][place], annotators)
+        answers = list(row["answers"][place]) if row["answers"] else []
+        if answers and annotators > 1:
+            scores = row["answer_scores"][place]
+            answers = [one for one, score in zip(answers, scores, strict=True) for _ in range(_VOTES[round(score, 1)])]
+            answers += [_OTHER_ANSWER] * (annotators - len(answers))
         questions.append(Question(question_id=number, question=question, answers=tuple(answers)))
     return questions
 
 
-def _annotations(answers: Sequence[str], scores: Sequence[float], annotators: int) -> list[str]:
-    """The annotators' answers that give these scores, as far as they are known."""
-    if annotators == 1:
-        return list(answers)
-    known = [answer for answer, score in zip(answers, scores, strict=True) for _ in range(_VOTES[round(score, 1)])]
-    return known + [_OTHER_ANSWER] * (annotators - len(known))
-
-
-def _first_there(folder: Path, stem: Stem) -> Path:
-    paths = [folder / f"{each}.arrow" for each in ((stem,) if isinstance(stem, str) else stem)]
-    return next((path for path in paths if path.is_file()), paths[0])
-
-
-def _further(folder: Path, stems: Sequence[Stem]) -> list[str]:
-    """Names of files that are numbered higher than the usual ones."""
-    found = _NUMBERED.fullmatch(stems[-1]) if isinstance(stems[-1], str) else None
-    if not found:
-        return []
-    there = (path.stem.removeprefix(found[1]) for path in folder.glob(f"{found[1]}*.arrow"))
-    numbers = sorted(int(rest) for rest in there if rest.isdecimal())
-    return [f"{found[1]}{number}" for number in numbers if number >= len(stems)]
-
-
 def _fill(files: ArrowFiles, originals: Originals, writer: SetWriter, config: ArrowConfig) -> None:
-    reading = Reading(writer=writer)
-    for split in filter(originals.wants, files.all_stems):
-        paths = _existing(files.paths(originals.folder, split), split, writer)
-        for path in counted(paths, f"reading {split}", shown=originals.progress):
+    answers: dict[int, str] = {}  # of a VQA set, by the numbers of their classes
+    for split in filter(originals.wants, (*files.stems, *files.more_stems)):
+        paths = files.paths(originals.folder, split)
+        missing = [path for path in paths if not path.is_file()]
+        in_series = [path for path in missing if _NUMBERED.fullmatch(path.stem)]  # as many as could be downloaded
+        if missing and (len(missing) == len(paths) or in_series != missing):
+            name, folder = missing[0].name, missing[0].parent
+            raise FileNotFoundError(f"no file {name} in {folder}; put it there, or leave out {split} (splits)")
+        for path in missing:
+            writer.refuse(f"no file {path.name} in {path.parent}")
+        there = [path for path in paths if path not in missing]
+        for path in counted(there, f"reading {split}", shown=originals.progress):
             originals.large.append(path)
-            _fill_from(files, reading, path, split)
+            _fill_from(files, writer, answers, path, split)
     # Without gaps in the numbers: else some classes have answers that no question has.
-    if sorted(reading.answers) == list(range(len(reading.answers))):
-        writer.files = vocabulary_file([reading.answers[number] for number in sorted(reading.answers)])
+    if sorted(answers) == list(range(len(answers))):
+        writer.files = vocabulary_file([answers[number] for number in sorted(answers)])
     else:
         writer.leave_out("answers.json", "some classes have no answer in these files")
 
 
-def _existing(paths: Sequence[Path], split: str, writer: SetWriter) -> list[Path]:
-    """Of the files of a split those that are there; only numbered ones may be missing, and are bad.
-
-    Raises:
-        FileNotFoundError: If another one is missing, or all.
-    """
-    missing = [path for path in paths if not path.is_file()]
-    in_series = [path for path in missing if _NUMBERED.fullmatch(path.stem)]  # as many as could be downloaded
-    if missing and (len(missing) == len(paths) or in_series != missing):
-        place = missing[0]
-        raise FileNotFoundError(f"no file {place.name} in {place.parent}; put it there, or leave out {split} (splits)")
-    for path in missing:
-        writer.refuse(f"no file {path.name} in {path.parent}")
-    return [path for path in paths if path not in missing]
-
-
-def _fill_from(files: ArrowFiles, reading: Reading, path: Path, split: str) -> None:
-    table = ColumnFile(str(path))
-    missing = [name for name in (*files.images, *files.columns) if name not in table.schema.names]
-    if missing:
+def _fill_from(files: ArrowFiles, writer: SetWriter, answers: dict[int, str], path: Path, split: str) -> None:
+    table, names, is_asked = ColumnFile(str(path)), [*files.images, *files.columns], "answer_labels" in files.columns
+    if missing := [name for name in names if name not in table.schema.names]:
         raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(table.schema.names)}")
-    number = 0
-    for group in range(len(table.sizes)):
-        for row in table.group(group).select([*files.images, *files.columns]).to_pylist():
-            name = str(row[files.image_id]) if files.image_id else f"{path.stem}-{number}"
-            place = f"{path.name}, row {number}"
-            contents = [row[column] for column in files.images]
-            flat = [one for one in files.columns if one != files.image_id and not isinstance(row[one], list)]
-            if flat:
-                raise ValueError(f"{path} has {type(row[flat[0]]).__name__} in column {flat[0]}; expected lists")
-            if not all(isinstance(content, bytes) and content for content in contents):
-                reading.writer.refuse(f"{place}: no image of {name}")
-            elif not reading.writer.is_new(f"{split} {name}"):
-                reading.writer.refuse(f"{place}: {name} comes twice")
-            else:
-                images = [
-                    Image(name=f"{path.name}/{file}", place=str(path), content=content)
-                    for content, file in zip(contents, _file_names(files.image_of(name), len(contents)), strict=True)
-                ]
-                entries = files.entries(reading, name, row)
-                reading.writer.add(images, entries, name=files.image_of(name), split=split, place=place)
-            number += 1
-
-
-def _file_names(name: str, count: int) -> list[str]:
-    if count > 1:  # NLVR2
-        return [f"{name}-img{side}.png" for side in range(count)]
-    return [name if Path(name).suffix else f"{name}.jpg"]
+    for number, row in enumerate(row for batch in table.batches(names) for row in batch.to_pylist()):
+        name = str(row[files.image_id]) if files.image_id else f"{path.stem}-{number}"
+        place = f"{path.name}, row {number}"
+        contents = [row[column] for column in files.images]
+        if flat := [one for one in files.columns if one != files.image_id and not isinstance(row[one], list)]:
+            raise ValueError(f"{path} has {type(row[flat[0]]).__name__} in column {flat[0]}; expected lists")
+        if not all(isinstance(content, bytes) and content for content in contents):
+            writer.refuse(f"{place}: no image of {name}")
+        elif not writer.is_new(f"{split} {name}"):
+            writer.refuse(f"{place}: {name} comes twice")
+        else:
+            for labels, words in zip(row["answer_labels"], row["answers"], strict=True) if is_asked else ():
+                answers.update(zip(labels, words, strict=True))
+            image = files.image_of(name)
+            inner = [f"{image}-img{side}.png" for side in (0, 1)]  # of NLVR2
+            if len(contents) == 1:
+                inner = [image if Path(image).suffix else f"{image}.jpg"]
+            images = [
+                Image(name=f"{path.name}/{file}", place=str(path), content=content)
+                for content, file in zip(contents, inner, strict=True)
+            ]
+            writer.add(images, files.entries(writer, name, row), name=image, split=split, place=place)

@@ -10,7 +10,6 @@ from bridgetower.data.answers import ANSWERS_FILE, normalise_answer, read_vocabu
 from bridgetower.data.config import NOT_CONTENT, PrepareConfig
 from bridgetower.data.datasets.originals import Originals
 from bridgetower.data.datasets.spec import ArrowFiles, DatasetSpec, PublishedCount, asked
-from bridgetower.data.example import Image
 from bridgetower.data.prepared_set import SetWriter
 from bridgetower.data.schema import CAPTIONS, VQA, Question
 
@@ -47,58 +46,41 @@ class VgqaConfig(VgConfig):
     answers: Path = field(metadata=NOT_CONTENT)
 
 
-def _image_of(originals: Originals, image_id: int) -> Image:
-    """The image with a number, which may be in any of four folders."""
-    return originals.image(*(f"{folder}/{image_id}.jpg" for folder in _FOLDERS))
-
-
-def _annotation_of(originals: Originals, file: str) -> Path:
-    """An annotation file, which may be in the folder or in its `annotations`."""
-    return originals.annotation(file, f"annotations/{file}")
-
-
-def _images_in_coco(originals: Originals, config: VgConfig) -> set[int]:
-    """Numbers of the images that COCO has in the splits that are to be left out.
-
-    Raises:
-        FileNotFoundError: If a file that is needed for this is missing.
-        ValueError: If the file of the splits has no image of one of them.
-    """
-    if not config.leave_out:
-        return set()
-    splits = config.karpathy or originals.annotation("dataset_coco.json", "karpathy/dataset_coco.json")
-    images = _annotation_of(originals, "image_data.json")
-    if config.karpathy:
-        originals.used.append(config.karpathy)
-    held_out = {
-        image["cocoid"]: image["split"]
-        for image in originals.items(splits, "images.item")
-        if image["split"] in config.leave_out
-    }
-    missing = set(config.leave_out) - set(held_out.values())
-    if missing:
-        raise ValueError(
-            f"{splits} has no image of split {', '.join(sorted(missing))}; check that it is the right file"
-        )
-    return {image["image_id"] for image in originals.items(images, "item") if image["coco_id"] in held_out}
-
-
-def _leave_out(writer: SetWriter, image_id: int, config: VgConfig) -> None:
-    """Notes that an image of `images_in_coco` is not taken."""
-    writer.leave_out(f"image in COCO's {' or '.join(config.leave_out)} split", str(image_id))
-
-
 def _fill(originals: Originals, writer: SetWriter, config: VgConfig) -> None:
-    held_out = _images_in_coco(originals, config)
-    for image in originals.items(_annotation_of(originals, "region_descriptions.json"), "item"):
-        if image["id"] in held_out:
-            _leave_out(writer, image["id"], config)
-            continue
+    for image_id, image in _described(originals, writer, config, "region_descriptions.json"):
         phrases = [region["phrase"].strip() for region in image["regions"]]
         for region in (region for region, phrase in zip(image["regions"], phrases, strict=True) if not phrase):
             writer.leave_out("empty description", str(region["region_id"]))
-        texts = [phrase for phrase in phrases if phrase]
-        writer.add([_image_of(originals, image["id"])], texts, name=str(image["id"]), split="train")
+        file = originals.image(*(f"{folder}/{image_id}.jpg" for folder in _FOLDERS))
+        writer.add([file], list(filter(None, phrases)), name=str(image_id), split="train")
+
+
+def _described(
+    originals: Originals, writer: SetWriter, config: VgConfig, file: str
+) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Yields numbers of images with what a file says of them, but those that COCO holds out."""
+    held_out: set[int] = set()
+    if config.leave_out:
+        splits = config.karpathy or originals.annotation("dataset_coco.json", "karpathy/dataset_coco.json")
+        numbers = originals.annotation("image_data.json", "annotations/image_data.json")
+        if config.karpathy:
+            originals.used.append(config.karpathy)
+        in_coco = {
+            image["cocoid"]: image["split"]
+            for image in originals.items(splits, "images")
+            if image["split"] in config.leave_out
+        }
+        if missing := set(config.leave_out) - set(in_coco.values()):
+            raise ValueError(
+                f"{splits} has no image of split {', '.join(sorted(missing))}; check that it is the right file"
+            )
+        held_out = {image["image_id"] for image in originals.items(numbers) if image["coco_id"] in in_coco}
+    for image in originals.items(originals.annotation(file, f"annotations/{file}")):
+        image_id = image.get("id", image.get("image_id"))
+        if image_id in held_out:
+            writer.leave_out(f"image in COCO's {' or '.join(config.leave_out)} split", str(image_id))
+        else:
+            yield image_id, image
 
 
 VG = DatasetSpec(
@@ -127,14 +109,9 @@ def _fill_vgqa(originals: Originals, writer: SetWriter, config: VgqaConfig) -> N
     writer.files = vocabulary_file(vocabulary)
     originals.used.append(config.answers / ANSWERS_FILE)
     known = frozenset(vocabulary)
-    held_out = _images_in_coco(originals, config)
-    for image in originals.items(_annotation_of(originals, "question_answers.json"), "item"):
-        image_id = image.get("id", image.get("image_id"))
-        if image_id in held_out:
-            _leave_out(writer, image_id, config)
-        else:
-            questions = list(_usable(image["qas"], known, writer))
-            writer.add([_image_of(originals, image_id)], questions, name=str(image_id), split="train")
+    for image_id, image in _described(originals, writer, config, "question_answers.json"):
+        file = originals.image(*(f"{folder}/{image_id}.jpg" for folder in _FOLDERS))
+        writer.add([file], list(_usable(image["qas"], known, writer)), name=str(image_id), split="train")
 
 
 def _usable(pairs: Iterable[Mapping[str, Any]], known: Container[str], writer: SetWriter) -> Iterator[Question]:

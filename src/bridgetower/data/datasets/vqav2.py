@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from bridgetower.data.answers import ANNOTATORS, answer_vocabulary, vocabulary_file
@@ -19,61 +18,48 @@ _ANNOTATED = ("train", "validation")
 def _fill(originals: Originals, writer: SetWriter, config: PrepareConfig) -> None:
     first_choices: list[str] = []
     annotations: dict[str, str] = {}  # as JSON, of which 650,000 with ten answers take 200 MB
-    missing = [split for split in _ANNOTATED if not _read(originals, split, annotations, first_choices)]
+    missing = []
+    for split in _ANNOTATED:
+        find = originals.annotation if originals.wants(split) else originals.optional_annotation
+        file = f"v2_mscoco_{_SUBSETS[split]}_annotations.json"
+        path = find(file, f"vqav2/{file}")
+        missing += [] if path else [split]
+        for annotation in originals.items(path, "annotations") if path else ():
+            first_choices.append(annotation["multiple_choice_answer"])
+            if originals.wants(split):
+                kept = {name: annotation[name] for name in ("image_id", "question_type", "answer_type")}
+                answers = [answer["answer"] for answer in annotation["answers"]]
+                annotations[_key(split, annotation)] = json.dumps({**kept, "answers": answers})
     for split in filter(originals.wants, _SUBSETS):
-        _add_questions(originals, writer, split, annotations)
+        file, year = (
+            f"v2_OpenEnded_mscoco_{_SUBSETS[split]}_questions.json",
+            _SUBSETS[split].replace("test-dev", "test"),
+        )
+        for question in originals.items(originals.annotation(file, f"vqav2/{file}"), "questions"):
+            key, image_id = _key(split, question), question["image_id"]
+            if not writer.is_new(key):
+                writer.refuse(f"{key} comes twice")
+                continue
+            packed = annotations.pop(key, None)
+            if split in _ANNOTATED and packed is None:
+                writer.refuse(f"{key} has no annotation")
+                continue
+            annotation = json.loads(packed) if packed else {"image_id": image_id, "answers": ()}
+            if annotation.pop("image_id") != image_id:
+                writer.refuse(f"{key} has an annotation of another image")
+                continue
+            said = tuple(annotation.pop("answers"))
+            entry = Question(
+                question_id=question["question_id"], question=question["question"], answers=said, **annotation
+            )
+            image = originals.image(f"{year}/COCO_{year}_{image_id:012d}.jpg")
+            writer.add([image], [entry], name=str(image_id), split=split)
     for key in annotations:
         writer.refuse(f"annotation of {key} has no question")
     if missing:
         writer.leave_out("answers.json, which takes the annotations of train and validation", f"no {missing[0]}")
     else:
         writer.files = vocabulary_file(answer_vocabulary(first_choices))
-
-
-def _read(originals: Originals, split: str, annotations: dict[str, str], first_choices: list[str]) -> Path | None:
-    """Reads the annotations of a split; those of a split that is not wanted may be missing."""
-    wanted = originals.wants(split)
-    find = originals.annotation if wanted else originals.optional_annotation
-    path = find(*_places(f"v2_mscoco_{_SUBSETS[split]}_annotations.json"))
-    for annotation in originals.items(path, "annotations.item") if path else ():
-        first_choices.append(annotation["multiple_choice_answer"])
-        if wanted:
-            kept = {name: annotation[name] for name in ("image_id", "question_type", "answer_type")}
-            answers = [answer["answer"] for answer in annotation["answers"]]
-            annotations[_key(split, annotation)] = json.dumps({**kept, "answers": answers})
-    return path
-
-
-def _add_questions(originals: Originals, writer: SetWriter, split: str, annotations: dict[str, str]) -> None:
-    path = originals.annotation(*_places(f"v2_OpenEnded_mscoco_{_SUBSETS[split]}_questions.json"))
-    for question in originals.items(path, "questions.item"):
-        key = _key(split, question)
-        if not writer.is_new(key):
-            writer.refuse(f"{key} comes twice")
-            continue
-        packed = annotations.pop(key, None)
-        if split in _ANNOTATED and packed is None:
-            writer.refuse(f"{key} has no annotation")
-            continue
-        annotation = json.loads(packed) if packed else {"image_id": question["image_id"]}
-        if annotation.pop("image_id") != question["image_id"]:
-            writer.refuse(f"{key} has an annotation of another image")
-        else:
-            _add(originals, writer, split, question, annotation)
-
-
-def _add(
-    originals: Originals, writer: SetWriter, split: str, question: Mapping[str, Any], annotation: Mapping[str, Any]
-) -> None:
-    year = _SUBSETS[split].replace("test-dev", "test")
-    answers = {**annotation, "answers": tuple(annotation.get("answers", ()))}
-    entry = Question(question_id=question["question_id"], question=question["question"], **answers)
-    image = originals.image(f"{year}/COCO_{year}_{question['image_id']:012d}.jpg")
-    writer.add([image], [entry], name=str(question["image_id"]), split=split)
-
-
-def _places(file: str) -> tuple[str, str]:
-    return file, f"vqav2/{file}"
 
 
 def _key(split: str, entry: Mapping[str, Any]) -> str:

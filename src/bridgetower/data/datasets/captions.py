@@ -1,4 +1,8 @@
-"""COCO and Flickr30k captions in the splits of Karpathy and Fei-Fei (2015)."""
+"""COCO and Flickr30k in Karpathy's splits (2015), CC3M (Sharma et al. 2018) and SBU (Ordonez et al. 2011).
+
+Of the last two only links are published; their Arrow files are read here, and `prepare pairs` reads what img2dataset
+downloads.
+"""
 
 from functools import partial
 
@@ -9,15 +13,15 @@ from bridgetower.data.prepared_set import SetWriter
 from bridgetower.data.schema import CAPTIONS
 
 _KARPATHY = "Karpathy's splits"
+_LINKS = "links, of which many are dead"
 _PROTOCOL = "every caption of an image once, in its order, without spaces at its ends"
 
 _SPLITS = {"train": "train", "restval": "train", "val": "validation", "test": "test"}
 
 
 def _fill(file: str, originals: Originals, writer: SetWriter, config: PrepareConfig) -> None:
-    """Reads a file of Karpathy's, which holds captions and splits."""
     path = originals.annotation(file, f"karpathy/{file}")
-    for image in originals.items(path, "images.item"):
+    for image in originals.items(path, "images"):
         split = _SPLITS.get(image["split"])
         if split is None:
             writer.refuse(f"{image['filename']}: split {image['split']!r}, expected one of {', '.join(_SPLITS)}")
@@ -84,4 +88,26 @@ flickr30k-images/1000092795.jpg …
             "test": ("f30k_caption_karpathy_test",),
         },
     ),
+)
+
+CC3M = DatasetSpec(
+    name="cc3m",
+    schema=CAPTIONS,
+    published={
+        "train": [PublishedCount(images=3_318_333, texts=3_318_333, source=_LINKS)],
+        "validation": [PublishedCount(images=15_840, texts=15_840, source=_LINKS)],
+    },
+    split_rule="as published",
+    arrow=ArrowFiles(
+        layout="conceptual_caption_train_0 … 30, and by --splits validation conceptual_caption_val_0",
+        stems={"train": tuple(f"conceptual_caption_train_{number}" for number in range(31))},
+        more_stems={"validation": ("conceptual_caption_val_0",)},
+    ),
+)
+SBU = DatasetSpec(
+    name="sbu",
+    schema=CAPTIONS,
+    split_rule="all is train",
+    published={"train": [PublishedCount(images=1_000_000, texts=1_000_000, source=_LINKS)]},
+    arrow=ArrowFiles(layout="sbu_0 … 8", stems={"train": tuple(f"sbu_{number}" for number in range(9))}),
 )

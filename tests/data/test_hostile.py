@@ -1,0 +1,206 @@
+"""Sources that are made to fill the memory: one line says what is wrong and where, and what follows is read."""
+
+import bz2
+import gzip
+import io
+import lzma
+import tarfile
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from PIL import Image as Picture
+
+from bridgetower.data import example
+from bridgetower.data.datasets.originals import Originals
+from bridgetower.data.example import Example
+from bridgetower.data.own import PairsConfig, prepare_own
+from bridgetower.data.reader import read
+
+BOMB = 2**26  # bytes, more than reading may take
+DEEP = b"[" * 10**6 + b"]" * 10**6
+
+
+def examples(source: Path, most: int = BOMB) -> list[Example]:
+    """Reads a source and checks that not much of it is held at once."""
+    tracemalloc.start()
+    try:
+        found = []
+        for one in read(source):
+            found.append(one)
+            assert pa.total_allocated_bytes() < most
+        assert tracemalloc.get_traced_memory()[1] < most
+    finally:
+        tracemalloc.stop()
+    return found
+
+
+def told(source: Path) -> list[tuple[str, str]]:
+    return [(one.place, one.problem or " ".join(one.texts)) for one in examples(source)]
+
+
+COMPRESSED: dict[str, Callable[[bytes], bytes]] = {
+    "": bytes,
+    ".gz": lambda content: gzip.compress(content, 1),
+    ".bz2": lambda content: bz2.compress(content, 1),
+    ".xz": lambda content: lzma.compress(content, preset=0),
+    ".zst": zstandard.compress,
+}
+
+
+@pytest.mark.parametrize("ending", COMPRESSED)
+def test_a_cell_without_end(ending: str, tmp_path: Path) -> None:
+    content = b"image,caption\na.png,one\nb.png," + b"x" * BOMB + b"\nc.png,three\n"
+    (tmp_path / f"t.csv{ending}").write_bytes(COMPRESSED[ending](content))
+    first, second, third = told(tmp_path / f"t.csv{ending}")
+    assert (first, third) == ((f"t.csv{ending} line 2", "one"), (f"t.csv{ending} line 4", "three"))
+    assert second[0] == f"t.csv{ending} line 3"
+    assert "more than 1048576 characters" in second[1]
+
+
+@pytest.mark.parametrize("ending", COMPRESSED)
+def test_lines_without_end(ending: str, tmp_path: Path) -> None:
+    texts = {
+        "t.jsonl": b'{"image": "a.png", "text": "one"}\n{"text": "%s"}\n{"image": "c.png", "text": "three"}\n',
+        "t.txt": b"one\n%s\nthree\n",
+        "captions.txt": b"a.png\tone\nb.png\t%s\nc.png\tthree\n",
+    }
+    for name, text in texts.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "a.heic").touch()  # a folder of captions has other files
+        (folder / f"{name}{ending if name != 'captions.txt' else ''}").write_bytes(
+            COMPRESSED[ending if name != "captions.txt" else ""](text % (b"x" * BOMB))
+        )
+        first, second, third = told(folder)
+        assert (first[1], third[1]) == ("one", "three")
+        assert second[0].endswith("line 2")
+        assert "more than 1048576 characters" in second[1]
+
+
+def test_a_row_over_lines_without_end(tmp_path: Path) -> None:
+    row = b'"%s\n",' % (b"x" * 60) * 2**18
+    (tmp_path / "t.csv").write_bytes(b"image,caption\na.png,one\n" + row)
+    first, second, *_ = examples(tmp_path / "t.csv", most=2**24)
+    assert (first.place, first.problem) == ("t.csv line 2", "")
+    assert second.place == "t.csv line 3"
+    assert "more than 1048576 characters" in second.problem
+
+
+def test_a_list_in_one_json_object(tmp_path: Path) -> None:
+    (tmp_path / "t.json.gz").write_bytes(gzip.compress(b'[{"caption": "one"}, {"caption": "' + b"x" * BOMB, 1))
+    first, second = told(tmp_path / "t.json.gz")
+    assert first == ("t.json.gz row 1", "one")
+    assert second[0] == "t.json.gz"
+    assert "a value has more than 16777216 characters" in second[1]
+
+
+def test_json_that_is_nested_without_end(tmp_path: Path) -> None:
+    half = DEEP[10**6 - 500_000 : 10**6 + 500_000]
+    (tmp_path / "t.jsonl").write_bytes(b'{"text": "one"}\n{"text": ' + half + b'}\n{"text": "three"}\n')
+    assert [text for _, text in told(tmp_path / "t.jsonl")][::2] == ["one", "three"]
+    assert "line 2" in told(tmp_path / "t.jsonl")[1][0]
+    (tmp_path / "t.json").write_bytes(b'{"rows": [{"text": "one"}, ' + DEEP + b"]}")
+    first, second = told(tmp_path / "t.json")
+    assert first == ("t.json row 1", "one")
+    assert "t.json is not valid JSON (it is nested too deep)" in second[1]
+    originals = Originals(folder=tmp_path, splits=())
+    with pytest.raises(ValueError, match=r"t\.json is not valid JSON \(it is nested too deep\); copy it again"):
+        list(originals.items(tmp_path / "t.json", "rows"))
+    (tmp_path / "t.json").write_bytes(DEEP)
+    with pytest.raises(ValueError, match=r"t\.json, line 1 is nested too deep"):
+        list(originals.lines(tmp_path / "t.json"))
+
+
+def member(name: str, content: bytes = b"", kind: bytes = tarfile.REGTYPE, size: int | None = None) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size, info.type = len(content) if size is None else size, kind
+    return info.tobuf(tarfile.GNU_FORMAT) + content + bytes(-len(content) % 512)
+
+
+def sparse(name: str, size: int, table: bytes) -> bytes:
+    """A member with gaps, of which the table says where there is content."""
+    settings = {"major": "1", "minor": "0", "name": name, "realsize": str(size)}
+    records = b""
+    for key, value in settings.items():
+        record = f" GNU.sparse.{key}={value}\n".encode()
+        records += str(len(record) + 2).encode() + record
+    return member("x", records, tarfile.XHDTYPE) + member(name, table)
+
+
+ONE = member("a.txt", b"one") + member("a.png", b"?")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (sparse("b.png", 2**40, b"0\n"), "b.png has gaps or 1099511627776 bytes"),
+        (sparse("b.png", 9, b"99999999\n" + b"1\n" * 2**20), "a header has more than 1048576 bytes"),
+        (member("b.png", size=2**33), "b.png has gaps or 8589934592 bytes"),
+        (member("b.txt", size=2**33), "b.txt has gaps or 8589934592 bytes"),
+        (member("x", kind=tarfile.XHDTYPE, size=2**33), "a header has more than 1048576 bytes"),
+        (member("x", kind=tarfile.GNUTYPE_LONGNAME, size=2**33), "a header has more than 1048576 bytes"),
+        (member("x", b"y", tarfile.GNUTYPE_LONGNAME) * 5000, "cut off"),
+        (member("b.png", size=-512), "b.png has -512 bytes"),
+        (member("x", kind=tarfile.XHDTYPE, size=-512), "a header has more than"),
+    ],
+)
+def test_headers_of_a_shard(content: bytes, message: str, tmp_path: Path) -> None:
+    with (tmp_path / "s.tar").open("wb") as file:
+        file.write(ONE + content)
+        file.truncate(2**34)  # the disk holds no zeros
+    first, *_, last = told(tmp_path / "s.tar")
+    assert first == ("a in s.tar", "one")
+    assert message in last[1]
+
+
+@pytest.mark.parametrize("key", ["{0}", "a"])
+def test_a_shard_of_many_members(key: str, tmp_path: Path) -> None:
+    with (tmp_path / "s.tar").open("wb") as file:
+        for number in range(10_000):
+            file.write(member(f"{key.format(number)}.{number}.png", b"?") + member("x", b"1", tarfile.XGLTYPE))
+        file.write(bytes(1024))
+    assert len(examples(tmp_path / "s.tar")) == (10_000 if key == "{0}" else 1)
+
+
+def test_a_long_text_in_all_rows_of_a_parquet_file(tmp_path: Path) -> None:
+    texts = pa.DictionaryArray.from_arrays(pa.array([0, 1] * 500, pa.int32()), ["one", "x" * (2**20 + 1)])
+    pq.write_table(pa.table({"caption": texts}), tmp_path / "t.parquet")
+    assert (tmp_path / "t.parquet").stat().st_size < 2**18
+    found = told(tmp_path / "t.parquet")
+    assert found[:2] == [
+        ("t.parquet row 1", "one"),
+        ("t.parquet row 2", "it has more than 1048576 characters"),
+    ]
+    assert len(found) == 1000
+
+
+def test_a_large_row_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(example, "_LARGEST_GROUP", 2**20)
+    for size in (2**19, 2**21):
+        pq.write_table(pa.table({"caption": ["x" * size]}), tmp_path / "t.parquet", compression="zstd")
+        (one,) = examples(tmp_path / "t.parquet")
+        assert (size == 2**19) == (one.problem == "")
+    assert "has a row group of 2" in one.problem
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Iterator[Path]:
+    for number in range(8):
+        stream = io.BytesIO()
+        Picture.new("RGB", (4, 4), (30 * number, 0, 0)).save(stream, "PNG")
+        (tmp_path / f"{number}.png").write_bytes(stream.getvalue())
+    return tmp_path
+
+
+def test_they_count_as_errors(pictures: Path, tmp_path: Path) -> None:
+    rows = [f'{number}.png,"{number}{"x" * 2**21 if number == 3 else ""}"' for number in range(8)]
+    (pictures / "t.csv").write_text("\n".join(["image,caption", *rows]))
+    with pytest.raises(ValueError, match=r"has 1 bad entry .*: t\.csv line 5: it has more than 1048576 characters"):
+        prepare_own("pairs", pictures / "t.csv", tmp_path / "out")
+    info = prepare_own("pairs", pictures / "t.csv", tmp_path / "out", PairsConfig(max_errors=1))
+    assert sum(split.examples for split in info.splits.values()) == 7
