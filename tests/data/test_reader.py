@@ -263,24 +263,27 @@ def test_a_key_that_comes_again_has_a_problem(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "error"),
+    ("name", "content", "error"),
     [
-        (lambda root: root / "none", "no file or folder"),
-        (lambda root: _written(root / "x.heic", b"?"), "nothing that can be read"),
-        (lambda root: _written(root / "x.parquet", b"PAR1 no"), "no Parquet or Arrow file"),
-        (lambda root: _written(root / "x.csv", "image\nä".encode("latin-1")), "not UTF-8"),
-        (lambda root: _written(root / "x.json", b"[1,"), "not valid JSON"),
-        (lambda root: _written(root / "x.csv", b"image,caption\n" + b"a" * 2**21), "more than 1048576 characters"),
+        ("x.parquet", b"PAR1 no", "no Parquet or Arrow file"),
+        ("x.csv", "image\nä".encode("latin-1"), "after line 1 it is not UTF-8"),
+        ("x.json", b"[1,", "not valid JSON"),
+        ("x.csv.gz", gzip.compress(b"image\na.png\n" * 9)[:-9], "the rest of it is not read"),
     ],
 )
-def test_a_source_that_cannot_be_read_is_an_error(make: Callable[[Path], Path], error: str, tmp_path: Path) -> None:
-    with pytest.raises((ValueError, OSError), match=error):
-        list(read(make(tmp_path)))
+def test_a_file_that_cannot_be_read_on_is_one_bad_row(name: str, content: bytes, error: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    last = list(read(tmp_path / name))[-1]
+    assert last.place == name
+    assert error in last.problem
 
 
-def _written(path: Path, content: bytes) -> Path:
-    path.write_bytes(content)
-    return path
+def test_a_source_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no file or folder"):
+        read(tmp_path / "none")
+    (tmp_path / "x.heic").touch()
+    with pytest.raises(ValueError, match="nothing that can be read"):
+        read(tmp_path / "x.heic")
 
 
 def test_a_missing_column_is_an_error(tmp_path: Path) -> None:

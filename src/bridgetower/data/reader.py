@@ -399,8 +399,9 @@ def _sample(file: Listed, key: str, members: Iterable[tarfile.TarInfo], opened: 
 def _lines_of_text(file: Listed, columns: Columns) -> Iterator[Example]:
     for number, line in enumerate(_lines(file), start=1):
         if line.strip():
-            place, problem = f"{file.name} line {number}", _TOO_LONG if len(line) > _LONGEST else ""
-            yield Example(id=_row_id(file, number), texts=(line.strip(),), place=place, problem=problem)
+            texts, problem = ((line.strip(),), "") if len(line) <= _LONGEST else ((), _TOO_LONG)
+            place = f"{file.name} line {number}"
+            yield Example(id=_row_id(file, number), texts=texts, place=place, problem=problem)
 
 
 def _rows_of_captions(file: Listed, columns: Columns) -> Iterator[Example]:
@@ -485,9 +486,8 @@ def _of_row(
         captions = _stripped([re.sub(r"[_-]+", " ", PurePosixPath(images[0].name).parent.name)])
     split = _text(cells.get(in_split)).strip().lower()
     single = images[0] if len(images) == 1 else None
-    problem = f"split is {split!r}; expected one of {', '.join(SPLITS)}" if split not in ("", *SPLITS) else ""
     if max(map(len, (*captions, *(cell for cell in cells.values() if isinstance(cell, str)))), default=0) > _LONGEST:
-        problem = _TOO_LONG
+        return Example(id=_row_id(file, number), place=place, problem=_TOO_LONG)
     return Example(
         id=_text(cells.get(in_id)) or (single.name if single and single.is_file else _row_id(file, number)),
         images=tuple(images),
@@ -495,7 +495,7 @@ def _of_row(
         fields={key: value for key, value in cells.items() if key not in (*in_images, in_texts, in_split)},
         split=SPLITS.get(split, split),
         place=place,
-        problem=problem,
+        problem=f"split is {split!r}; expected one of {', '.join(SPLITS)}" if split not in ("", *SPLITS) else "",
     )
 
 
