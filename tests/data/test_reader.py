@@ -269,6 +269,8 @@ def test_a_key_that_comes_again_has_a_problem(tmp_path: Path) -> None:
         ("x.csv", "image\nä".encode("latin-1"), "after line 1 it is not UTF-8"),
         ("x.json", b"[1,", "not valid JSON"),
         ("x.csv.gz", gzip.compress(b"image\na.png\n" * 9)[:-9], "the rest of it is not read"),
+        ("x.csv.bz2", b"BZh91AY&SY" + b"?" * 99, "the rest of it is not read"),
+        ("x.csv", b"a" * 2**21, "more than 1048576 characters"),
     ],
 )
 def test_a_file_that_cannot_be_read_on_is_one_bad_row(name: str, content: bytes, error: str, tmp_path: Path) -> None:

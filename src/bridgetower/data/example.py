@@ -19,24 +19,16 @@ _AT_ONCE = 16  # rows
 
 @dataclass(frozen=True, kw_only=True)
 class Image:
-    """An image of a source: a file of its own, a member of a tar archive, a cell of a table or a frame of a video.
+    """An image of a source: a file of its own, a member of a tar archive, a cell of a table or a frame of a video."""
 
-    Attributes:
-        name: Identifies it within its source; a file's path from the folder of the source on.
-        place: Path or URL of the file that it is in.
-        piece: Where in that file it starts, and its length in bytes.
-        cell: Its column and row in a Parquet or Arrow file.
-        moment: Start and end in seconds of the part of a video whose middle frame it is.
-        version: What changes when the file does, where the listing tells.
-        content: Its bytes, where they were read with the source.
-    """
-
-    name: str
-    place: str
-    piece: tuple[int, int] | None = None
-    cell: tuple[str, int] | None = None
+    name: str  # identifies it within its source; a file's path from the folder of the source on
+    place: str  # path or URL of the file that it is in
+    piece: tuple[int, int] | None = None  # where in that file it starts, and its length in bytes
+    cell: tuple[str, int] | None = None  # its column and row in a Parquet or Arrow file
+    # start and end in seconds of the part of a video whose middle frame it is
     moment: tuple[float, float] | None = None
-    version: str = ""
+    version: str = ""  # what changes when the file does, where the listing tells
+    # its bytes, where they were read with the source
     content: bytes | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -68,25 +60,15 @@ class Image:
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """A row of a source: images, texts, or both.
+    """A row of a source: images, texts, or both."""
 
-    Attributes:
-        id: From the source, or the name of its image, or that of its file with the number of its row.
-        images: None, one or several.
-        texts: Captions, stripped, none empty.
-        fields: All other cells of its row, by column.
-        split: That the source gives it; empty if it gives none.
-        place: File and line, for errors.
-        problem: Why it cannot be used; empty if it can.
-    """
-
-    id: str
-    images: tuple[Image, ...] = ()
-    texts: tuple[str, ...] = ()
-    fields: Mapping[str, Any] = field(default_factory=dict)
-    split: str = ""
-    place: str = ""
-    problem: str = ""
+    id: str  # from the source, or the name of its image, or that of its file with the number of its row
+    images: tuple[Image, ...] = ()  # none, one or several
+    texts: tuple[str, ...] = ()  # captions, stripped, none empty
+    fields: Mapping[str, Any] = field(default_factory=dict)  # all other cells of its row, by column
+    split: str = ""  # that the source gives it; empty if it gives none
+    place: str = ""  # file and line, for errors
+    problem: str = ""  # why it cannot be used; empty if it can
 
 
 class ColumnFile:

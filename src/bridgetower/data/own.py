@@ -116,15 +116,10 @@ class VqaConfig(OwnSetConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Classes:
-    """What an example with labels can be, as `classes.json` holds it.
+    """What an example with labels can be, as `classes.json` holds it."""
 
-    Attributes:
-        names: Of the classes, in the order of their numbers; none if the labels are numbers.
-        multi_label: Whether several may hold at once.
-    """
-
-    names: tuple[str, ...]
-    multi_label: bool
+    names: tuple[str, ...]  # of the classes, in the order of their numbers; none if the labels are numbers
+    multi_label: bool  # whether several may hold at once
 
     @property
     def numbers(self) -> bool:
@@ -157,25 +152,16 @@ class Seen:
 
 @dataclass(frozen=True, kw_only=True)
 class OwnSpec:
-    """A kind of custom set.
+    """A kind of custom set."""
 
-    Attributes:
-        name: Of its command.
-        schema: Of its examples.
-        summary: Help of its command: a line, and perhaps paragraphs.
-        config: Type of the settings.
-        entries: Makes entries of a row, or raises ValueError with what is wrong.
-        num_images: Images of a row; None: one or none.
-        files: Content of further files of the set.
-    """
-
-    name: str
-    schema: Schema
-    summary: str
-    config: type[OwnSetConfig] = OwnSetConfig
+    name: str  # of its command
+    schema: Schema  # of its examples
+    summary: str  # help of its command: a line, and perhaps paragraphs
+    config: type[OwnSetConfig] = OwnSetConfig  # type of the settings
+    # makes entries of a row, or raises ValueError with what is wrong
     entries: Callable[[Example, Any, Seen], Sequence[Any]]
-    num_images: int | None = 1
-    files: Callable[[Seen, Any], Mapping[str, Any]] = lambda seen, config: {}
+    num_images: int | None = 1  # images of a row; None: one or none
+    files: Callable[[Seen, Any], Mapping[str, Any]] = lambda seen, config: {}  # content of further files of the set
 
 
 SOURCE_HELP = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import json
 import logging
@@ -74,21 +73,13 @@ class ColumnError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Which columns of tables are read, and how videos are cut; None looks for the usual names.
+    """Which columns of tables are read, and how videos are cut; None looks for the usual names."""
 
-    Attributes:
-        image: Paths, URLs or image bytes; two names for pairs of images, with a comma between them.
-        text: A caption or a list of captions.
-        id: What names a row.
-        captions_from: "folder" takes the name of the folder that an image is in as its caption.
-        cutting: How videos become moments.
-    """
-
-    image: str | None = None
-    text: str | None = None
-    id: str | None = None
-    captions_from: CaptionsFrom = "text"
-    cutting: Cutting = field(default_factory=Cutting)
+    image: str | None = None  # paths, URLs or image bytes; two names for pairs of images, with a comma between them
+    text: str | None = None  # A caption or a list of captions
+    id: str | None = None  # what names a row
+    captions_from: CaptionsFrom = "text"  # "folder" takes the name of the folder that an image is in as its caption
+    cutting: Cutting = field(default_factory=Cutting)  # how videos become moments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,7 +190,9 @@ def read_part(part: Part, columns: Columns) -> Iterator[Example]:
                 yield replace(example, split=example.split or part.split)
         except ColumnError:
             raise
-        except (ValueError, EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
+        except (ValueError, OSError, EOFError, csv.Error, lzma.LZMAError, zlib.error) as error:
+            if isinstance(error, OSError) and (error.errno or is_url(file.place)):
+                raise  # of the disk or the network: the file may be sound
             yield Example(id=file.name, place=file.name, problem=f"{error}; the rest of it is not read")
 
 
@@ -554,11 +547,10 @@ def _csv_rows(file: Listed, delimiter: str) -> Iterator[tuple[str, Any]]:
         except csv.Error as error:
             yield place, f"{error}; write it as standard CSV"
             continue
+        if row is not None and None in row:
+            row = "it has more cells than the header; quote texts that have the delimiter"
         if row is not None:
-            yield (
-                place,
-                "it has more cells than the header; quote texts that have the delimiter" if None in row else row,
-            )
+            yield place, row
 
 
 def _json_rows(file: Listed) -> Iterator[tuple[str, Any]]:
@@ -607,7 +599,7 @@ def _class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[str]]
     try:
         features = json.loads((metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
         return {name: list(one["names"]) for name, one in features.items() if one.get("_type") == "ClassLabel"}
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
 
 

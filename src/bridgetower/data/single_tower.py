@@ -123,26 +123,19 @@ def cifar_names(folder: str | Path, num_classes: NumClasses) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class GlueTask:
-    """What a task's files hold.
+    """What a task's files hold."""
 
-    Attributes:
-        folder: Of its files, as GLUE calls it.
-        texts: Columns of the texts.
-        label: Column of the label.
-        classes: Labels in order of the classes; none where a number is predicted.
-        no_header: Splits whose files have no header, with the numbers of the columns `texts` and `label`.
-        files: By split.
-        endings: Of the names of the files that GLUE's server takes, by split.
-    """
-
-    folder: str
-    texts: tuple[str, ...] = ("sentence1", "sentence2")
-    label: str = "label"
-    classes: tuple[str, ...] = ("0", "1")
+    folder: str  # of its files, as GLUE calls it
+    texts: tuple[str, ...] = ("sentence1", "sentence2")  # columns of the texts
+    label: str = "label"  # column of the label
+    classes: tuple[str, ...] = ("0", "1")  # labels in order of the classes; none where a number is predicted
+    # splits whose files have no header, with the numbers of the columns `texts` and `label`
     no_header: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    # by split
     files: Mapping[str, str] = field(
         default_factory=lambda: {"train": "train.tsv", "validation": "dev.tsv", "test": "test.tsv"}
     )
+    # of the names of the files that GLUE's server takes, by split
     endings: Mapping[str, str] = field(default_factory=lambda: {"test": ""})
 
     @property

@@ -16,20 +16,13 @@ from bridgetower.progress import reading
 
 @dataclass(frozen=True, kw_only=True)
 class Originals:
-    """A folder of original files.
+    """A folder of original files."""
 
-    Attributes:
-        folder: The folder.
-        splits: The splits that are wanted.
-        progress: Whether to show how far a file is read.
-        used: The annotation files that were found.
-        large: Files with images in them that were found, too large to be read for a digest.
-    """
-
-    folder: Path
-    splits: Sequence[str]
-    progress: bool = False
-    used: list[Path] = field(default_factory=list)
+    folder: Path  # the folder
+    splits: Sequence[str]  # the splits that are wanted
+    progress: bool = False  # whether to show how far a file is read
+    used: list[Path] = field(default_factory=list)  # the annotation files that were found
+    # files with images in them that were found, too large to be read for a digest
     large: list[Path] = field(default_factory=list)
 
     def wants(self, split: str) -> bool:

@@ -29,39 +29,24 @@ class PublishedCount:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSpec:
-    """A set that can be prepared from its original files.
+    """A set that can be prepared from its original files."""
 
-    Attributes:
-        name: What it is called.
-        schema: What its rows hold.
-        summary: Help of its command: a line, and perhaps a paragraph.
-        layout: The original files, a line each, as the help shows them.
-        example: A command line for the help, if it takes more than the source.
-        splits: The splits that are prepared by default.
-        more_splits: Further ones that it has.
-        split_rule: How images are given to them, in words.
-        protocol: What else was decided about the originals, in words.
-        licences: Licence of each part.
-        config: Type of the settings.
-        published: Published counts of each split; of several the first is the usual one.
-        fill: Reads the annotations and fills the writer; None if only Arrow files can be read.
-        arrow: The set as ViLT-style Arrow files.
-    """
-
-    name: str
-    schema: Schema
-    summary: str = ""
-    layout: str = ""
-    example: str = ""
-    splits: Sequence[str] = ()
-    more_splits: Sequence[str] = ()
-    split_rule: str = ""
-    protocol: str = ""
-    licences: Mapping[str, str] = field(default_factory=dict)
-    config: type[PrepareConfig] = PrepareConfig
+    name: str  # what it is called
+    schema: Schema  # what its rows hold
+    summary: str = ""  # help of its command: a line, and perhaps a paragraph
+    layout: str = ""  # the original files, a line each, as the help shows them
+    example: str = ""  # a command line for the help, if it takes more than the source
+    splits: Sequence[str] = ()  # the splits that are prepared by default
+    more_splits: Sequence[str] = ()  # further ones that it has
+    split_rule: str = ""  # how images are given to them, in words
+    protocol: str = ""  # what else was decided about the originals, in words
+    licences: Mapping[str, str] = field(default_factory=dict)  # licence of each part
+    config: type[PrepareConfig] = PrepareConfig  # type of the settings
+    # published counts of each split; of several the first is the usual one
     published: Mapping[str, Sequence[PublishedCount]] = field(default_factory=dict)
+    # reads the annotations and fills the writer; None if only Arrow files can be read
     fill: Callable[[Originals, SetWriter, Any], None] | None = None
-    arrow: ArrowFiles | None = None
+    arrow: ArrowFiles | None = None  # the set as ViLT-style Arrow files
 
     @property
     def help(self) -> str:
@@ -112,31 +97,18 @@ def _captions(writer: SetWriter, name: str, row: Row) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class ArrowFiles:
-    """The Arrow files of a set, of captions unless other columns and entries are given.
+    """The Arrow files of a set, of captions unless other columns and entries are given."""
 
-    Attributes:
-        layout: Their names, as the help shows them.
-        split_rule: How images are given to splits, in words; empty if as in the published files.
-        protocol: What else the files decide, in words.
-        stems: Names of the files of each split, without their ending; of a tuple the first that is there.
-        more_stems: The same of splits that are prepared only by name.
-        columns: Columns beside the images.
-        images: Columns of images.
-        image_id: Column with the name of a row; None to number the rows.
-        image_of: Name of the image or pair that a row of a name is about.
-        entries: Makes the entries of a row with a name.
-    """
-
-    layout: str
-    split_rule: str = ""
-    protocol: str = _CAPTIONS
-    stems: Stems
-    more_stems: Stems = field(default_factory=dict)
-    columns: Sequence[str] = ("caption", "image_id")
-    images: Sequence[str] = ("image",)
-    image_id: str | None = "image_id"
-    image_of: Callable[[str], str] = str
-    entries: Callable[[SetWriter, str, Row], Sequence[Any]] = _captions
+    layout: str  # their names, as the help shows them
+    split_rule: str = ""  # how images are given to splits, in words; empty if as in the published files
+    protocol: str = _CAPTIONS  # what else the files decide, in words
+    stems: Stems  # names of the files of each split, without their ending; of a tuple the first that is there
+    more_stems: Stems = field(default_factory=dict)  # the same of splits that are prepared only by name
+    columns: Sequence[str] = ("caption", "image_id")  # columns beside the images
+    images: Sequence[str] = ("image",)  # columns of images
+    image_id: str | None = "image_id"  # column with the name of a row; None to number the rows
+    image_of: Callable[[str], str] = str  # name of the image or pair that a row of a name is about
+    entries: Callable[[SetWriter, str, Row], Sequence[Any]] = _captions  # makes the entries of a row with a name
 
     def paths(self, folder: Path, split: str) -> list[Path]:
         """Files of a split, whether they are there or not, and those that are numbered higher than the usual ones."""
