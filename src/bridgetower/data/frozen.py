@@ -112,17 +112,16 @@ class FeatureCache:
             if rank() == 0:
                 self._held.enter_context(locked(folder, shared=True, wait=True))
                 writing.enter_context(locked(folder / "writing", wait=True))
-                missing = np.arange(num_rows)
+                missing = torch.ones(num_rows, dtype=torch.bool)
                 if Table.exists(place):
-                    missing = np.setdiff1d(missing, Table(place).column("row"))
+                    missing[torch.from_numpy(Table(place).column("row"))] = False
                     os.utime(folder / CONTENT)
                 else:
                     write_bytes(folder / CONTENT, description)
                     _create(place)
-                missing = torch.from_numpy(missing)
-                if len(missing):
-                    self._make_room(int(len(missing) * tokens * num_layers * width * dtype.itemsize))
-            missing = from_first(missing)  # a tensor, as processes send
+                if missing.any():
+                    self._make_room(int(missing.sum() * tokens * num_layers * width * dtype.itemsize))
+            missing = from_first(missing).nonzero()[:, 0]
             table = Table(place)
             if len(missing):
                 own = missing[rank() :: world_size()].tolist()
@@ -216,12 +215,10 @@ class FrozenDataset(Dataset[Batch]):
                 views = torch.randint(self.images.num_views, (len(numbers),), generator=generator)
                 values[name] = self.images.read((numbers * self.images.num_views + views).tolist())
         if self.texts is not None:
-            (features, row_of), known = self.texts, dict[tuple[int, ...], Tensor]()
-            for ids, name in _texts_of(batch):
-                rows = tuple(row_of[text] for text in text_keys(ids, batch.attention_mask))
-                if rows not in known:  # they are the same where no words are hidden
-                    known[rows] = features.read(rows, ids.shape[1])
-                values[name] = known[rows]
+            (features, row_of), fields = self.texts, list(_texts_of(batch))
+            rows = [row_of[text] for ids, _ in fields for text in text_keys(ids, batch.attention_mask)]
+            states = features.read(rows, fields[0][0].shape[1]).chunk(len(fields))
+            values |= zip((name for _, name in fields), states, strict=True)
         if key.step:
             values["step_labels"] = torch.stack([self._num_labels(other) for other in key.step]).sum()
         whole: Batch = replace(batch, **values)
