@@ -87,13 +87,19 @@ def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache for tests of what is read from it."""
+    return tmp_path_factory.mktemp("features")
+
+
 class TestSteps:
     @pytest.mark.parametrize("kind", ["pretraining", *KINDS])
     @pytest.mark.parametrize("precision", ["fp32", "bf16"])
     def test_losses_and_gradients_are_those_of_towers_that_are_asked(
-        self, all_runs: dict[str, RunConfig], kind: str, precision: Any, tmp_path: Path
+        self, all_runs: dict[str, RunConfig], kind: str, precision: Any, features: Path
     ) -> None:
-        model, work, examples = prepared(replace(all_runs[kind], precision=precision), tmp_path)
+        model, work, examples = prepared(replace(all_runs[kind], precision=precision), features)
         batch = examples[KEY]
         asked = recomputed(batch, work, examples)
         exact = step(model, work, asked)[1]
@@ -111,9 +117,9 @@ class TestSteps:
 
     @pytest.mark.parametrize("kind", ["pretraining", *KINDS])
     def test_a_batch_that_does_not_fit_names_one_that_does(
-        self, all_runs: dict[str, RunConfig], kind: str, tmp_path: Path
+        self, all_runs: dict[str, RunConfig], kind: str, features: Path
     ) -> None:
-        _, work, examples = prepared(all_runs[kind], tmp_path)
+        _, work, examples = prepared(all_runs[kind], features)
 
         def run(part: Any) -> None:
             if len(part) > 3:
@@ -126,10 +132,10 @@ class TestSteps:
     @pytest.mark.parametrize("kind", ["pretraining", "nlvr2"])
     @pytest.mark.parametrize("top", [1, 2])
     def test_layers_that_train_run_on_cached_states(
-        self, all_runs: dict[str, RunConfig], kind: str, top: int, tmp_path: Path
+        self, all_runs: dict[str, RunConfig], kind: str, top: int, features: Path
     ) -> None:
         config = replace(all_runs[kind], train_top=top)
-        model, work, examples = prepared(config, tmp_path)
+        model, work, examples = prepared(config, features)
         batch = examples[KEY]
         run: set[str] = set()
         for name, module in model.named_modules():
@@ -146,14 +152,14 @@ class TestSteps:
         metrics = work.evaluate()
         work.images[1].frozen = None
         assert metrics == pytest.approx(work.evaluate(), abs=1e-6)
-        written = versions(tmp_path)
-        prepared(replace(config, max_steps=2), tmp_path)
-        assert versions(tmp_path) == written
+        written = versions(features)
+        prepared(replace(config, max_steps=2), features)
+        assert versions(features) == written
 
     def test_half_precision_on_the_disk_loses_nothing_that_autocast_reads(
-        self, all_runs: dict[str, RunConfig], tmp_path: Path
+        self, all_runs: dict[str, RunConfig], features: Path
     ) -> None:
-        model, work, examples = prepared(replace(all_runs["pretraining"], precision="bf16"), tmp_path)
+        model, work, examples = prepared(replace(all_runs["pretraining"], precision="bf16"), features)
         work.images[0].frozen = None
         view = _View(work.images[0], 3, examples.seed)
         pixels = torch.stack([view(row) for row in range(32)])
@@ -162,17 +168,17 @@ class TestSteps:
         for stored, asked in zip(examples.images.read(range(32)).unbind(1), expected, strict=True):
             assert torch.equal(stored, asked.bfloat16())  # to which autocast rounds what a projection reads
 
-    def test_control_other_views_differ(self, all_runs: dict[str, RunConfig], tmp_path: Path) -> None:
-        model, work, examples = prepared(all_runs["pretraining"], tmp_path)
+    def test_control_other_views_differ(self, all_runs: dict[str, RunConfig], features: Path) -> None:
+        model, work, examples = prepared(all_runs["pretraining"], features)
         batch: Any = examples[KEY]
         losses, _ = step(model, work, batch)
         others = (replace(batch, image_states=examples[replace(KEY, seed=seed)].image_states) for seed in range(4, 9))
         assert max(distance(losses, step(model, work, other)[0]) for other in others) > 1e-3
 
     def test_every_view_of_an_image_is_seen_with_every_text(
-        self, all_runs: dict[str, RunConfig], tmp_path: Path
+        self, all_runs: dict[str, RunConfig], features: Path
     ) -> None:
-        _, _, examples = prepared(all_runs["pretraining"], tmp_path)
+        _, _, examples = prepared(all_runs["pretraining"], features)
         batches: list[Any] = [examples[BatchKey((0,), seed)] for seed in range(60)]
         seen = {(float(batch.image_states.sum()), float(batch.masked_states.sum())) for batch in batches}
         assert [len({each[place] for each in seen}) for place in (0, 1)] == [3, 3]
@@ -180,9 +186,9 @@ class TestSteps:
         again: Any = examples[BatchKey((0,), 5)]
         assert torch.equal(again.image_states, batches[5].image_states)
 
-    def test_what_is_evaluated_is_the_same(self, all_runs: dict[str, RunConfig], tmp_path: Path) -> None:
+    def test_what_is_evaluated_is_the_same(self, all_runs: dict[str, RunConfig], features: Path) -> None:
         config = all_runs["pretraining"]
-        model, work, _ = prepared(config, tmp_path)
+        model, work, _ = prepared(config, features)
         model.eval()
         metrics = work.evaluate()
         assert work.images[1].frozen is not None
@@ -343,7 +349,7 @@ class TestCache:
         assert distance(losses, step(model, work, recomputed(batch, work, examples))[0]) < 1e-5
 
     def test_of_two_at_once_one_computes(self, all_runs: dict[str, RunConfig], tmp_path: Path) -> None:
-        config = replace(all_runs["vqa"], data=replace(all_runs["vqa"].data, num_workers=1))
+        config = all_runs["vqa"]
         with tower_passes() as alone:
             prepared(config, tmp_path / "alone")
         with ProcessPoolExecutor(2, mp_context=get_context("forkserver")) as pool:

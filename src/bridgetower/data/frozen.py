@@ -122,12 +122,11 @@ class FeatureCache:
                 if missing.any():
                     self._make_room(int(missing.sum() * tokens * num_layers * width * dtype.itemsize))
             missing = from_first(missing).nonzero()[:, 0]
-            table = Table(place)
             if len(missing):
                 own = missing[rank() :: world_size()].tolist()
-                _write(table, own, counted(compute(own), f"towers: {what}", shown=shown, total=len(own)))
+                _write(Table(place), own, counted(compute(own), f"towers: {what}", shown=shown, total=len(own)))
                 barrier()
-                table.refresh()
+        table = Table(place)
         places = table.column("row").argsort()
         return Features(table, places, num_layers, width, dtype, num_views)
 

@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 
 class Table:
-    """A Lance table at one version; `refresh` goes to the newest.
+    """A Lance table at one version, the newest one when it is opened if none is given.
 
     Attributes:
         uri: Of its folder, whose name ends in `.lance`.
@@ -178,11 +178,6 @@ class Table:
             _connect(folder, self._options).drop_table(name)
         else:
             remove_folder(Path(self.uri))
-
-    def refresh(self) -> None:
-        with _named(self.uri, "read"):
-            self.lance.checkout_latest()
-        self._crcs = None
 
     def crcs(self) -> np.ndarray:
         """Returns the CRCs of all rows, which are kept in memory."""
