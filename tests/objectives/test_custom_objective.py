@@ -12,10 +12,13 @@ import shapes
 import tiny
 from bridgetower import BridgeTower
 from bridgetower.cli import main
+from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.extras import load_object
 from bridgetower.model.extensions import Extensions
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.pretraining import PretrainingTask
+from bridgetower.predictor import load
+from bridgetower.tasks.benchmarks import evaluate
 from bridgetower.tasks.run_config import read_metrics
 from bridgetower.training.run import train
 
@@ -155,3 +158,9 @@ def test_a_metric_that_nobody_has(tiny_dataset: Path, tmp_path: Path, own: Exten
     config = shapes.run_config(tiny_dataset, select_by="mean_rnak")
     with pytest.raises(ValueError, match=r"select_by is 'mean_rnak'; expected one of rsum, .*, mean_rank"):
         train(config, tmp_path / "run", extensions=own, progress=False)
+
+
+def test_a_metric_of_the_package_is_not_replaced(tiny_checkpoint: Path, tiny_dataset: Path) -> None:
+    model = load(tiny_checkpoint, extensions=Extensions(metrics={"rsum": lambda evaluation: 6.0}), device="cpu")
+    with pytest.raises(ValueError, match=r"extensions\.metrics has rsum, of the package; give it another name"):
+        evaluate(model, "retrieval", [tiny_dataset], "test", RetrievalConfig(candidates=2))

@@ -77,5 +77,4 @@ def evaluate(
         options=options,
     )
     outcome = spec.evaluate(evaluation)
-    own = evaluation.own_metrics if outcome.metrics else {}
-    return replace(outcome, metrics={**outcome.metrics, **own}, images=evaluation.examples.images)
+    return replace(outcome, metrics=evaluation.with_own(outcome.metrics), images=evaluation.examples.images)

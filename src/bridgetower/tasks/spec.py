@@ -107,10 +107,12 @@ class Evaluation:
         classes, probabilities = (values.tolist() for values in self.predictions)
         return [(self.names[number], value) for number, value in zip(classes, probabilities, strict=True)]
 
-    @property
-    def own_metrics(self) -> dict[str, float]:
-        """Those of the extensions."""
-        return {name: float(metric(self)) for name, metric in self.model.extensions.metrics.items()}
+    def with_own(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Returns metrics with those of the extensions, or none where the answers are not known."""
+        own = {name: float(metric(self)) for name, metric in self.model.extensions.metrics.items() if metrics}
+        if taken := own.keys() & metrics.keys():
+            raise ValueError(f"extensions.metrics has {', '.join(taken)}, of the package; give it another name")
+        return {**metrics, **own}
 
     def outcome(
         self,
@@ -219,8 +221,8 @@ class TaskSpec:
 
     def metrics(self, evaluation: Evaluation) -> dict[str, float]:
         """Returns the metrics of a validation split."""
-        evaluated = self.evaluate(evaluation).metrics if self.validate is None else self.validate(evaluation)
-        return {**evaluated, **evaluation.own_metrics}
+        measured = self.evaluate(evaluation).metrics if self.validate is None else self.validate(evaluation)
+        return evaluation.with_own(measured)
 
 
 def first_folder(data: DataConfig) -> str:
