@@ -79,11 +79,9 @@ class Candidates:
 
     @cached_property
     def belong(self) -> Bool[Tensor, " n"]:
-        """Which pairs belong together."""
         return self.truth.owners[self.image] == self.truth.text_image_index[self.text]
 
     def scores(self, itc_weight: float) -> Float[Tensor, " n"]:
-        """Returns what ranks the pairs with a weight of ITC."""
         return combined_scores(self.itm, self.cosine, itc_weight) if itc_weight else self.itm
 
     def places(self, itc_weight: float = 0.0) -> tuple[Places, Places]:
@@ -160,7 +158,6 @@ class Bin(NamedTuple):
 
 
 def reliability(probabilities: Float[Tensor, " n"], right: Float[Tensor, " n"]) -> list[Bin]:
-    """Groups predictions by their probability; bins without any are left out."""
     numbers = (probabilities.double() * BINS).long().clamp(max=BINS - 1)
     counts, said, given = (
         torch.bincount(numbers, weights=values.double(), minlength=BINS).tolist()
@@ -181,7 +178,6 @@ def expected_calibration_error(bins: Sequence[Bin]) -> float:
 def calibrate(
     log_odds: Float[Tensor, " n"], matching: Bool[Tensor, " n"], halves: Bool[Tensor, " n"]
 ) -> Calibration | None:
-    """Fits the probability that a candidate matches."""
     sides = (halves, ~halves)
     if any(len(matching[side].unique()) < 2 for side in sides):
         return None

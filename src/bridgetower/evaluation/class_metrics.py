@@ -14,7 +14,6 @@ from bridgetower.data.answers import FEW_ANNOTATORS, normalise_answer
 
 
 def accuracy(predicted: Int[Tensor, " n"], labels: Int[Tensor, " n"]) -> float:
-    """Returns the share of right predictions."""
     return (predicted == labels).double().mean().item()
 
 
@@ -31,7 +30,6 @@ def matthews_correlation(predicted: Int[Tensor, " n"], labels: Int[Tensor, " n"]
 
 
 def pearson_correlation(predicted: Float[Tensor, " n"], labels: Float[Tensor, " n"]) -> float:
-    """Returns the linear correlation, 0 if all predictions or all labels are the same."""
     first, second = (values.double() - values.double().mean() for values in (predicted, labels))
     spread = first.norm() * second.norm()
     return (first @ second / spread).item() if spread > 0 else 0.0
@@ -48,7 +46,6 @@ def spearman_correlation(predicted: Float[Tensor, " n"], labels: Float[Tensor, "
 
 
 def number_metrics(predicted: Float[Tensor, " n"], labels: Float[Tensor, " n"]) -> dict[str, float]:
-    """Returns both correlations and `mean_absolute_error`."""
     return {
         "pearson_correlation": pearson_correlation(predicted, labels),
         "spearman_correlation": spearman_correlation(predicted, labels),

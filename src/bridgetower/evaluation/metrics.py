@@ -65,7 +65,6 @@ def folds(truth: GroundTruth, fold_size: int | None) -> Iterator[tuple[slice, In
 
 
 def check_not_nan(values: Tensor, name: str) -> None:
-    """Raises ValueError, with their number, if values are NaN."""
     count = int(values.isnan().count_nonzero())
     if count:
         raise ValueError(f"{count} of {values.numel()} {name} are NaN; expected numbers, check the model's outputs")

@@ -76,7 +76,6 @@ class Outcome:
         return {**about, **self.counts, **self.metrics, **self.details, **notes, "versions": versions}
 
     def write(self, folder: Path, about: Mapping[str, Any]) -> None:
-        """Writes `metrics.json`, and `predictions.jsonl` and the submission where there are any."""
         if self.predictions:
             lines = (json_text(row) + "\n" for row in self.predictions)
             write_text(folder / PREDICTIONS, "".join(lines))

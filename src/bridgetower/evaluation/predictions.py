@@ -26,7 +26,6 @@ class Predictions(NamedTuple):
 def predict_classes(
     task: nn.Module, examples: BatchDataset, *, batch_size: int, options: EvaluationOptions = DEFAULTS
 ) -> Predictions:
-    """Returns the likeliest class of every example; see `predict`."""
     found = predict(task, examples, lambda out: out.max(dim=1)[::-1], batch_size=batch_size, options=options)
     return Predictions(*found)
 

@@ -189,7 +189,6 @@ class Ranking(NamedTuple):
 
 
 def rankings(result: RetrievalResult, direction: Direction, queries: Iterable[int]) -> Iterator[Ranking]:
-    """Ranks all items for some queries, one query after the other."""
     to_image, found = direction == "text_to_image", result.candidates
     images = result.image_vectors, result.truth.owners
     texts = result.text_vectors, result.truth.text_image_index

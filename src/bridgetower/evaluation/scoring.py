@@ -80,7 +80,6 @@ class PairScorer:
         self._own = torch.arange(len(images))[rank() :: world_size()]
 
     def vectors(self) -> tuple[Float[Tensor, "i c"], Float[Tensor, "t c"]]:
-        """Returns the contrastive vectors of images and of texts."""
         model, size, shown = self._model, self._config.batch_size, self._shown
         batches, rows = split_rows(range(len(self._own)), size), split_rows(range(len(self._ids)), size)
         images = counted(self._encode_images(batches, "cls"), "image batches", shown=shown, total=len(batches))
@@ -134,7 +133,6 @@ class PairScorer:
     def _score_part(
         self, images: Iterator[Encoded], pairs: Int[Tensor, "n 2"], head: Head, advance: Callable[[int], object]
     ) -> Float[Tensor, "n 2"]:
-        """Returns the logits of pairs of the next images and the texts of some places."""
         image, order, logits = next(images), pairs[:, 1].argsort(stable=True), torch.empty(len(pairs), 2)
 
         def text_of(places: Sequence[int]) -> Encoded:

@@ -39,7 +39,6 @@ class ClassificationTask(nn.Module):
         self.loss, self.probabilities = loss, probabilities
 
     def forward(self, batch: Batch) -> Losses:
-        """Returns the loss and its metrics."""
         logits = self.logits(batch)
         if batch.labels is None:
             raise ValueError("this batch has no labels; train and validate on a split that has them")
@@ -51,7 +50,6 @@ class ClassificationTask(nn.Module):
         return self.probabilities(self.logits(batch).float())
 
     def logits(self, batch: Batch) -> Float[Tensor, "b k"]:
-        """Returns the logits of the classes, or one number."""
         model = self.model
         if batch.input_ids is None:
             features = model.encode_image(batch.pixel_values, outputs="cls").cls

@@ -96,7 +96,6 @@ class Phase:
 
     @property
     def weights(self) -> dict[str, float]:
-        """The weight of each objective that is computed."""
         given = {"mlm": self.mlm, "itm": self.itm, "itc": self.itc, **self.objectives}
         return {name: weight for name, weight in given.items() if weight}
 
@@ -141,7 +140,6 @@ class PretrainingConfig(TaskConfig):
 
     @property
     def contrasts(self) -> list[str]:
-        """Names of what compares the pairs of a batch in some phase."""
         uses = {
             "ITC": any(phase.itc for phase in self.phases),
             "hard negatives": any(phase.negatives == "hard" for phase in self.phases),
@@ -154,15 +152,12 @@ class PretrainingConfig(TaskConfig):
         return any(phase.mlm or phase.objectives for phase in self.phases)
 
     def contrasts_pairs(self, progress: float) -> bool:
-        """Whether ITC is computed when `progress` of the run is done."""
         return self.phase(progress).itc > 0
 
     def counts_labels(self, progress: float) -> bool:
-        """Whether MLM is divided by the hidden words of the whole step."""
         return self.mlm_normalization == "step" and self.phase(progress).mlm > 0
 
     def phase(self, progress: float) -> Phase:
-        """Returns the phase in force when `progress` (0 to 1) of the run is done."""
         return next((phase for phase in self.phases if progress < phase.until), self.phases[-1])
 
 

@@ -54,7 +54,6 @@ def mlm_loss(
 
 
 def class_loss(logits: Float[Tensor, "n k"], labels: Int[Tensor, " n"]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Cross-entropy, and the accuracy."""
     return F.cross_entropy(logits.float(), labels), _accuracy(logits, labels)
 
 

@@ -100,11 +100,9 @@ class PretrainingTask(nn.Module):
 
     @property
     def graph(self) -> Phase:
-        """What decides which parameters get gradients: the phase."""
         return self.config.phase(self.progress)
 
     def forward(self, batch: CaptionBatch, contrast: Contrast | None = None) -> Losses:
-        """Returns the weighted losses of the current phase."""
         step = replace(self.encode(batch), contrast=contrast)
         weights = step.phase.weights
         active = {name: objective for name, objective in self.objectives.items() if name in weights}

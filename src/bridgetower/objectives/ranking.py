@@ -34,7 +34,6 @@ class RankingTask(nn.Module):
             model.head("itm").requires_grad_(False)
 
     def forward(self, batch: RankingBatch) -> Losses:
-        """Returns the loss of ranking, that of matching if it has a weight, and their accuracies."""
         image, text = self.encode(batch)
         scores = self.scores(image, text)
         true = torch.zeros(len(scores), dtype=torch.long, device=scores.device)
@@ -50,13 +49,11 @@ class RankingTask(nn.Module):
         return F.softmax(self.scores(*self.encode(batch)).float(), dim=-1)
 
     def encode(self, batch: RankingBatch) -> tuple[Encoded, Encoded]:
-        """Encodes every image and every text once."""
         model = self.model
         image = model.cache_image(model.encode_image(batch.pixel_values, states=batch.image_states))
         return image, model.encode_text(batch.input_ids, batch.attention_mask, states=batch.text_states)
 
     def scores(self, image: Encoded, text: Encoded) -> Float[Tensor, "b n"]:
-        """Returns the scores of each image's texts."""
         num_texts = len(text) // len(image)
         rows = torch.arange(len(image), device=image.cls.device).repeat_interleave(num_texts)
         return self.model.rank_scores(self.model.fuse(image[rows], text).pooled).unflatten(0, (-1, num_texts))

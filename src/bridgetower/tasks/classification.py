@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationConfig(TaskConfig):
-    """Classes of custom images and texts."""
-
     metrics = ("accuracy", "macro_f1", "auroc", "average_precision")
 
     kind: NotAnOption = "classification"
@@ -32,8 +30,6 @@ class ClassificationConfig(TaskConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class RegressionConfig(TaskConfig):
-    """Numbers for custom images and texts."""
-
     metrics = ("pearson_correlation", "spearman_correlation")
 
     kind: NotAnOption = "regression"
@@ -70,7 +66,6 @@ def _examples(source: ExampleSource) -> EntryDataset:
 
 
 def _known(evaluation: Evaluation) -> tuple[list[int], list[Tensor]]:
-    """Returns the rows of examples with a label, and their labels."""
     examples = evaluation.examples
     known = {row: examples.label(entry) for row, entry in enumerate(examples) if examples.encode.known(entry)}
     return list(known), list(known.values())

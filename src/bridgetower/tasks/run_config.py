@@ -217,7 +217,6 @@ class RunConfig:
             check_choice(name, getattr(self, name), kind)
 
     def _check_used(self) -> None:
-        """Raises ValueError if something is set that the task would ignore."""
         if self.task.reads == "captions":
             return
         given = {
@@ -258,12 +257,10 @@ class RunConfig:
             )
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns plain nested dictionaries, ready for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], tasks: Mapping[str, type[TaskConfig]]) -> RunConfig:
-        """Builds the config that `to_dict` described."""
         given = dict(values)
         if "task" in given:
             task = given["task"]

@@ -73,7 +73,6 @@ class GlueConfig(TaskConfig):
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """What GLUE reports of the task."""
         return GLUE_METRICS[self.name]
 
 
@@ -155,7 +154,6 @@ def _evaluate_glue(evaluation: Evaluation) -> Outcome:
 
 
 def glue_submission(name: str, labels: Sequence[str]) -> tuple[str, str]:
-    """Returns the file that GLUE's server takes: a header, then row number and prediction."""
     rows = (f"{index}\t{label}\n" for index, label in enumerate(labels))
     return name, "index\tprediction\n" + "".join(rows)
 

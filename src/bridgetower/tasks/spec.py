@@ -50,7 +50,6 @@ class ExampleSource:
     use: Use
 
     def images(self, schema: Schema) -> PreparedImages:
-        """Opens prepared sets."""
         from bridgetower.data.prepared import PreparedImages
 
         return PreparedImages(self.data, self.splits, self.processor, schema=schema)
@@ -81,7 +80,6 @@ class Evaluation:
 
     @cached_property
     def predictions(self) -> Predictions:
-        """The likeliest class of every example, in order."""
         from bridgetower.evaluation.predictions import predict_classes
 
         return predict_classes(self.module(), self.examples, batch_size=self.settings.batch_size, options=self.options)
@@ -103,7 +101,6 @@ class Evaluation:
         return evaluate_retrieval(self.model, images, settings, self.options, reranking=self.reranking)
 
     def likeliest(self) -> list[tuple[str, float]]:
-        """Returns the name and the probability of the likeliest class of every example."""
         classes, probabilities = (values.tolist() for values in self.predictions)
         return [(self.names[number], value) for number, value in zip(classes, probabilities, strict=True)]
 
@@ -196,11 +193,9 @@ class TaskSpec:
     benchmarks: Mapping[str, TaskConfig] = field(default_factory=dict)
 
     def recipe(self, name: str) -> RunConfig | None:
-        """Returns a recipe of the task by its name; None if there is none."""
         return next((recipe for recipe in (*self.recipes, *self.fine_tuning) if recipe.recipe == name), None)
 
     def module(self, model: BridgeTower, config: TaskConfig) -> nn.Module:
-        """Returns the module that is trained: the model with its losses."""
         if self.build is not None:
             return self.build(model, config)
         from bridgetower.objectives.classification import task_of_head
@@ -209,7 +204,6 @@ class TaskSpec:
         return task_of_head(model, self.head)
 
     def training_texts(self, config: RunConfig, processor: Processor) -> Iterator[str]:
-        """Yields all texts that a run is trained on."""
         if self.texts is not None:
             return self.texts(config.data, config.task)
         schema = self.schema
@@ -220,7 +214,6 @@ class TaskSpec:
         return (text for row in source.images(schema).scan() for text in schema.texts_of(row["entry"]))
 
     def metrics(self, evaluation: Evaluation) -> dict[str, float]:
-        """Returns the metrics of a validation split."""
         measured = self.evaluate(evaluation).metrics if self.validate is None else self.validate(evaluation)
         return evaluation.with_own(measured)
 

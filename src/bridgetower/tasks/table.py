@@ -26,7 +26,6 @@ BENCHMARKS: Mapping[str, TaskSpec] = {name: spec for spec in TASKS.values() for 
 
 
 def spec_of(config: TaskConfig, own: TaskSpec | None = None) -> TaskSpec:
-    """Returns the spec of the task that a run is of."""
     if own is None and config.kind not in TASKS:
         raise ValueError(f"there is no task {config.kind!r} among {', '.join(TASKS)}; pass its spec as task")
     spec = TASKS[config.kind] if own is None else own
