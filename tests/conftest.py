@@ -17,8 +17,8 @@ from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jaxtyping
 import pytest
-from jaxtyping import install_import_hook
 
 from preloaded import MODULES
 
@@ -44,12 +44,16 @@ CHECKED = [
     "bridgetower.data.captions",
 ]
 
+# Rooms whose tests check shapes; elsewhere, such as in trainings, this would take a quarter of the time.
+CHECKING = ("engines", "equivalence", "evaluation", "model", "objectives")
+
 # Must come before the first import of the package; test modules and other conftest files then import as they like.
-install_import_hook(CHECKED, "typechecks.checked")
+jaxtyping.install_import_hook(CHECKED, "typechecks.checked")
 
 LONGEST = "test_readme.py"
 LONGEST_TEST = 1200.0  # seconds
 os.environ["BRIDGETOWER_PRODUCTS"] = "onednn"  # the kernels under test, also where PyTorch's own are faster
+os.fsync = lambda descriptor: None  # no test cuts the power, and a training would wait a tenth of its time
 
 # Processes that need them start at once.
 multiprocessing.set_forkserver_preload(list(MODULES))
@@ -114,6 +118,11 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(700, 10, 100)  # a full collection is ten times rarer
+
+
+@pytest.fixture(scope="module", autouse=True)
+def checks_of_shapes(request: pytest.FixtureRequest) -> None:
+    jaxtyping.config.update("jaxtyping_disable", request.path.parent.name not in CHECKING)
 
 
 @pytest.fixture(scope="session")

@@ -1,23 +1,14 @@
-"""A browser; and commands run as users run them, without the checks of shapes that other tests have."""
+"""A browser."""
 
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jaxtyping
 import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 SITE = "--host-resolver-rules=MAP photos.example.org 127.0.0.1"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def without_checks_of_shapes() -> Iterator[None]:
-    """These would take a quarter of the time."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="module")
