@@ -1,0 +1,36 @@
+"""Files do not import each other in circles, also not inside functions."""
+
+import ast
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src"
+
+
+def imports(files: dict[str, str]) -> dict[str, set[str]]:
+    """Returns the modules that each module imports when it or a function of it runs."""
+
+    def imported(node: ast.AST) -> set[str]:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            return set()
+        if isinstance(node, ast.ImportFrom) and node.module:
+            return {full if (full := f"{node.module}.{name.name}") in files else node.module for name in node.names}
+        return {name for child in ast.iter_child_nodes(node) for name in imported(child)}
+
+    return {name: (imported(ast.parse(text)) & files.keys()) - {name} for name, text in files.items()}
+
+
+def test_no_circles() -> None:
+    names = {".".join(path.relative_to(SOURCE).with_suffix("").parts): path for path in SOURCE.rglob("*.py")}
+    files = {name.removesuffix(".__init__"): path.read_text(encoding="utf-8") for name, path in names.items()}
+    found = imports(files)
+    assert "bridgetower.model.bridgetower" in found["bridgetower.predictor"] | found["bridgetower.inference"]
+    TopologicalSorter(found).prepare()
+
+
+def test_a_circle_inside_functions_is_found() -> None:
+    files = {"a": "from b import f\n", "b": "def f():\n    from a import g\n"}
+    with pytest.raises(CycleError):
+        TopologicalSorter(imports(files)).prepare()
