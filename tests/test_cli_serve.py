@@ -94,7 +94,7 @@ def test_serves_until_it_is_told_to_stop(tiny_checkpoint: Path, tmp_path: Path) 
         assert running.returncode == -signal.SIGTERM
         assert "stopping: 0 items are finished first" in errors
         assert errors.rstrip().endswith("stopped")
-        assert [line for line in errors.splitlines() if " INFO " not in line] == []
+        assert [line for line in errors.splitlines() if " INFO stop" not in line] == []
     lines = list(map(json.loads, (tmp_path / "log").read_text().splitlines()))
     assert [(line["path"], line["status"]) for line in lines] == [
         *(("/v1/embeddings", status) for status in (401, 200)),

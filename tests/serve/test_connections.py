@@ -109,7 +109,7 @@ class TestSilence:
                 list(iter(lambda: connection.recv(65536), b""))
 
     def test_a_connection_is_kept_for_the_next_request(self, hasty: Running) -> None:
-        content = answers(hasty, GET * 5)
+        content = answers(hasty, GET * 4 + GET[:-2] + b"Content-Length: 0\r\n\r\n")
         assert content.count(b"HTTP/1.1 200 OK") == 5
         assert b"connection: close" not in content
 
@@ -121,6 +121,8 @@ MALFORMED = {
     "signed length": POST + b"Content-Length: +13\r\n\r\n" + BODY,
     "two lengths": POST + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nab",
     "two in one": POST + b"Content-Length: 14, 15\r\n\r\n" + BODY,
+    "HEAD with a body": GET[:-2].replace(b"GET", b"HEAD") + b"Content-Length: 5\r\n\r\n",
+    "two of GET": GET[:-2] + b"Content-Length: 14\r\nContent-Length: 15\r\n\r\n" + BODY,
     "space": POST + b"Transfer-Encoding : chunked\r\n\r\n" + CHUNKS,
     "other encoding": POST + b"Transfer-Encoding: gzip\r\n\r\nab",
     "control character": GET[:-2] + b"a: \x00\r\n\r\n",
@@ -150,6 +152,8 @@ REFUSED = {
     "many trailers": (400, POST + CHUNKED + b"\r\n" + CHUNKS[:-2] + b"a:b\r\n" * 100_000 + b"\r\n"),
     "GET with a body": (400, GET[:-2] + b"Content-Length: %d\r\n\r\n" % len(MODELS)),
     "GET with chunks": (400, GET[:-2] + CHUNKED + b"\r\n"),
+    "length of what are no chunks": (400, POST + LENGTH + CHUNKED + b"\r\n" + BODY),
+    "chunks of what has a length": (400, POST + CHUNKED + LENGTH + b"\r\n" + BODY),
 }
 
 

@@ -19,6 +19,8 @@ from bridgetower.serve.errors import ApiError
 from bridgetower.serve.inputs import MAX_CHARACTERS, Inputs, is_image
 from served import PNGS, TEXTS, URIS, png, uri
 
+pytestmark = pytest.mark.anyio
+
 
 @pytest.fixture
 def inputs(predictor: Predictor) -> Iterator[Inputs]:
@@ -46,7 +48,7 @@ def test_other_formats_and_any_spelling_of_the_type(inputs: Inputs, predictor: P
     assert torch.equal(image.pixels, predictor.processor.prepare(stream.getvalue()).pixels)
 
 
-def test_one_request_of_many_images_does_not_hold_up_another(predictor: Predictor) -> None:
+async def test_one_request_of_many_images_does_not_hold_up_another(predictor: Predictor) -> None:
     order: list[str] = []
     inputs = Inputs(predictor.processor, Decoders(max_pixels=1_000_000, memory=2**28))
 
@@ -54,12 +56,9 @@ def test_one_request_of_many_images_does_not_hold_up_another(predictor: Predicto
         await inputs.images(sources, name)
         order.append(name)
 
-    async def ask_both() -> None:
-        many = asyncio.ensure_future(ask("many", [uri(png(1, 900, 900))] * 40))
-        await asyncio.sleep(0)
-        await asyncio.gather(many, ask("few", URIS[:1]))
-
-    asyncio.run(ask_both())
+    many = asyncio.ensure_future(ask("many", [uri(png(1, 900, 900))] * 40))
+    await asyncio.sleep(0)
+    await asyncio.gather(many, ask("few", URIS[:1]))
     assert order == ["few", "many"]
     inputs.close()
 
@@ -127,7 +126,7 @@ def test_long_texts_are_read_in_slices(post: Callable[..., Any], refused: Callab
     assert "text 903, " in message
 
 
-def test_an_image_does_not_wait_for_long_texts(predictor: Predictor) -> None:
+async def test_an_image_does_not_wait_for_long_texts(predictor: Predictor) -> None:
     """Of 400 texts one is read while the image waits, not all."""
     inputs = Inputs(predictor.processor, Decoders(max_pixels=10_000, memory=2**28))
     inputs.warm()
@@ -142,9 +141,6 @@ def test_an_image_does_not_wait_for_long_texts(predictor: Predictor) -> None:
         await inputs.images(URIS[:1], "input")
         done.append("image")
 
-    async def both() -> None:
-        await asyncio.gather(texts(), image())
-
-    asyncio.run(both())
+    await asyncio.gather(texts(), image())
     assert done == ["image", "texts"]
     inputs.close()

@@ -5,7 +5,7 @@ import json
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 
 import pytest
 from starlette.responses import Response, StreamingResponse
@@ -71,39 +71,6 @@ class TestSize:
                 assert small.client.post(PATH, json={"input": "a"}).status_code == 200
                 assert {small.client.get(path).status_code for path in ("/health", "/ready")} == {200}
                 assert small.client.post("/health", content=b" " * (MIB - 10)).status_code == 405
-
-
-LENGTHS = {
-    "two": "Content-Length: 14\r\nContent-Length: 15",
-    "two in one": "Content-Length: 14, 15",
-    "and chunks": "Content-Length: 14\r\nTransfer-Encoding: chunked",
-    "chunks first": "Transfer-Encoding: chunked\r\nContent-Length: 14",
-}
-
-
-@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
-@pytest.mark.parametrize("line", [f"POST {PATH}", "GET /health"])
-def test_lengths_that_contradict_each_other(small: Running, line: str, lengths: str) -> None:
-    """Who takes the one and who takes the other would see different requests; no second one is read."""
-    body = b'{"input": "a"}'
-    head = f"{line} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{lengths}\r\n\r\n".encode()
-    with connect(small) as connection, suppress(ConnectionResetError):
-        connection.sendall(head + body + b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        content = b""
-        while part := connection.recv(4096):
-            content += part
-        assert content.startswith(b"HTTP/1.1 400")
-        assert content.count(b"HTTP/1.1 ") == 1
-
-
-@pytest.mark.parametrize("method", ["GET", "HEAD"])
-@pytest.mark.parametrize("announced", ["Content-Length: 1000000", "Content-Length: 1", "Transfer-Encoding: chunked"])
-def test_get_has_no_body(small: Running, method: str, announced: str) -> None:
-    for lines, expected in ((announced, 400), ("Content-Length: 0", 200)):
-        for path in ("/health", "/v1/models"):
-            with connect(small) as connection:
-                connection.sendall(f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n{lines}\r\n\r\n".encode())
-                assert status(connection) == expected
 
 
 async def nothing() -> Message:

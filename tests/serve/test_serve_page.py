@@ -72,20 +72,6 @@ def test_nothing_is_inline_or_from_elsewhere(client: httpx.Client) -> None:
             assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|\beval\(|new Function", text)
 
 
-def test_what_earlier_releases_had_is_gone(client: httpx.Client) -> None:
-    path = {"path": "/etc/hostname", "meta": {"_type": "gradio.FileData"}, "orig_name": "x.svg"}
-    body = {"data": [path, "red bar"], "fn_index": 0, "session_hash": "abc"}
-    for place in ("/gradio_api/queue/join", "/gradio_api/upload", "/run/predict", "/api/predict"):
-        error_of(client.post(place, json=body), 404)
-    for place in (
-        "/gradio_api/file=https://example.org/a.png",
-        "/gradio_api/file=/etc/passwd",
-        "/file=/etc/passwd",
-        "/config",
-    ):
-        error_of(client.get(place), 404)
-
-
 def test_the_page_without_the_key_holds_nothing(predictor: Predictor, searcher: Searcher) -> None:
     with started(predictor, searcher, page=True, api_key="secret", name="my-own-model") as found:
         for path in PLACES:
@@ -94,11 +80,6 @@ def test_the_page_without_the_key_holds_nothing(predictor: Predictor, searcher: 
             assert "my-own-model" not in response.text
         for path in ("/v1/models", "/v1/index", f"/v1/pictures/{'0' * 64}"):
             error_of(found.client.get(path), 401)
-
-
-def test_another_name_or_site_gets_no_page(client: httpx.Client) -> None:
-    error_of(client.get("/", headers={"Host": "evil.example"}), 403)
-    error_of(client.get("/page.js", headers={"Origin": "https://evil.example"}), 403)
 
 
 def test_no_page(predictor: Predictor) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from bridgetower.attention import explain
 from bridgetower.predictor import Predictor, load
-from bridgetower.serve import pairs
+from bridgetower.serve import schemas
 from bridgetower.serve.schemas import usage
 from served import PNGS, TEXTS, URIS, error_of, running
 
@@ -172,7 +172,7 @@ class TestFillMask:
             threads.append(threading.current_thread().name)
             return usage(tokens)
 
-        monkeypatch.setattr(pairs, "usage", noted)
+        monkeypatch.setattr(schemas, "usage", noted)
         for number, top in ((1, 1), (12, 100)):
             body = {"images": URIS[:1] * number, "texts": ["<mask> bar"] * number, "top": top}
             data = client.post("/v1/fill-mask", json=body).json()["data"]

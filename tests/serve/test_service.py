@@ -1,6 +1,5 @@
 """The model behind a queue: when it is ready, and what it can do."""
 
-import asyncio
 from pathlib import Path
 
 import pytest
@@ -10,31 +9,30 @@ from bridgetower.serve.config import ServeConfig
 from bridgetower.serve.errors import ApiError
 from bridgetower.serve.service import Service
 
+pytestmark = pytest.mark.anyio
 
-def test_ready_while_it_runs_and_admits_what_it_can_do(predictor: Predictor) -> None:
-    async def test() -> None:
-        service = Service(predictor, ServeConfig(name="tiny", max_items=3))
-        assert not service.ready
-        with pytest.raises(RuntimeError, match="the service does not run"):
-            service.batcher.admitted  # noqa: B018 - raises
-        async with service.running():
-            assert service.ready
-            with service.admission(3, "input", "tiny"):
-                assert service.batcher.admitted == 3
-            for given, words in (
-                ((4, "input", None), "4 items, the limit is 3"),
-                ((1, "input", "other"), "this server has 'tiny'"),
-                (
-                    (1, "images", None, "answer"),
-                    "no vqa head .* name it with --answer-model when the server is started$",
-                ),
-            ):
-                with pytest.raises(ApiError, match=words), service.admission(*given):
-                    pass
-            assert service.batcher.admitted == 0
-        assert not service.ready
 
-    asyncio.run(test())
+async def test_ready_while_it_runs_and_admits_what_it_can_do(predictor: Predictor) -> None:
+    service = Service(predictor, ServeConfig(name="tiny", max_items=3))
+    assert not service.ready
+    with pytest.raises(RuntimeError, match="the service does not run"):
+        service.batcher.admitted  # noqa: B018 - raises
+    async with service.running():
+        assert service.ready
+        with service.admission(3, "input", "tiny"):
+            assert service.batcher.admitted == 3
+        for given, words in (
+            ((4, "input", None), "4 items, the limit is 3"),
+            ((1, "input", "other"), "this server has 'tiny'"),
+            (
+                (1, "images", None, "answer"),
+                "no vqa head .* name it with --answer-model when the server is started$",
+            ),
+        ):
+            with pytest.raises(ApiError, match=words), service.admission(*given):
+                pass
+        assert service.batcher.admitted == 0
+    assert not service.ready
 
 
 def test_what_a_model_can_do(predictor: Predictor, answering_checkpoint: Path) -> None:

@@ -10,6 +10,8 @@ import pytest
 
 from bridgetower.serve.queues import Turns
 
+pytestmark = pytest.mark.anyio
+
 
 @pytest.mark.parametrize(
     ("seconds", "expected"),
@@ -19,7 +21,7 @@ from bridgetower.serve.queues import Turns
         ({"a": 9.0}, ["a0", "b0", "c0", "c1", "a1", "a2", "a3", "a4"]),
     ],
 )
-def test_every_request_has_the_same_time(seconds: dict[str, float], expected: list[str]) -> None:
+async def test_every_request_has_the_same_time(seconds: dict[str, float], expected: list[str]) -> None:
     done: list[str] = []
     gate = threading.Event()
 
@@ -30,61 +32,54 @@ def test_every_request_has_the_same_time(seconds: dict[str, float], expected: li
         with turns.turn() as turn:
             await asyncio.gather(*(turns.run(turn, lambda name=name: done.append(name)) for name in names))
 
-    async def ask_all() -> None:
-        turns = Turns(1, "test", now)
-        with turns.turn() as turn:
-            first = asyncio.ensure_future(turns.run(turn, gate.wait))
+    turns = Turns(1, "test", now)
+    with turns.turn() as turn:
+        first = asyncio.ensure_future(turns.run(turn, gate.wait))
+        await asyncio.sleep(0)
+        others = [ask(turns, *(f"a{number}" for number in range(5))), ask(turns, "b0"), ask(turns, "c0", "c1")]
+        asking = [asyncio.ensure_future(other) for other in others]
+        for _ in range(5):
             await asyncio.sleep(0)
-            others = [ask(turns, *(f"a{number}" for number in range(5))), ask(turns, "b0"), ask(turns, "c0", "c1")]
-            asking = [asyncio.ensure_future(other) for other in others]
-            for _ in range(5):
-                await asyncio.sleep(0)
-            gate.set()
-            await asyncio.gather(first, *asking)
-
-    asyncio.run(ask_all())
+        gate.set()
+        await asyncio.gather(first, *asking)
     assert done == expected
 
 
-def test_what_nobody_waits_for_is_not_done() -> None:
+async def test_what_nobody_waits_for_is_not_done() -> None:
     done: list[int] = []
     gate = threading.Event()
 
-    async def leave() -> None:
-        turns = Turns(1, "test")
-        with turns.turn() as turn, turns.turn() as other:
-            first = asyncio.ensure_future(turns.run(turn, gate.wait))
-            await asyncio.sleep(0)
-            with turns.turn() as leaving:
-                for number in range(3):
-                    waiting = asyncio.ensure_future(turns.run(leaving, lambda number=number: done.append(number)))
-                    await asyncio.sleep(0)
-                waiting.cancel()
-            last = asyncio.ensure_future(turns.run(other, lambda: done.append(9)))
-            await asyncio.sleep(0)
-            gate.set()
-            await asyncio.gather(first, last)
-
-    asyncio.run(leave())
+    turns = Turns(1, "test")
+    with turns.turn() as turn, turns.turn() as other:
+        first = asyncio.ensure_future(turns.run(turn, gate.wait))
+        await asyncio.sleep(0)
+        with turns.turn() as leaving:
+            for number in range(3):
+                waiting = asyncio.ensure_future(turns.run(leaving, lambda number=number: done.append(number)))
+                await asyncio.sleep(0)
+            waiting.cancel()
+        last = asyncio.ensure_future(turns.run(other, lambda: done.append(9)))
+        await asyncio.sleep(0)
+        gate.set()
+        await asyncio.gather(first, last)
     assert done == [9]
 
 
-def test_nobody_waits_for_what_is_dropped() -> None:
+async def test_nobody_waits_for_what_is_dropped() -> None:
     """Of several pieces one fails: the others are ended too, so that nothing is held for ever."""
     gate = threading.Event()
 
     def fail() -> None:
         raise MemoryError("a")
 
-    async def ask() -> None:
-        turns = Turns(1, "test")
-        with pytest.raises(MemoryError), turns.turn() as turn:
-            await asyncio.gather(*(turns.run(turn, work) for work in (fail, gate.wait, int)))
-        gate.set()
-        _, pending = await asyncio.wait(asyncio.all_tasks() - {asyncio.current_task()}, timeout=10)
-        assert not pending
-
-    asyncio.run(ask())
+    turns = Turns(1, "test")
+    before = asyncio.all_tasks()
+    with pytest.raises(MemoryError), turns.turn() as turn:
+        await asyncio.gather(*(turns.run(turn, work) for work in (fail, gate.wait, int)))
+    assert len(asyncio.all_tasks() - before) == 2
+    gate.set()
+    _, pending = await asyncio.wait(asyncio.all_tasks() - before, timeout=10)
+    assert not pending
 
 
 class PanicException(BaseException):
@@ -92,28 +87,22 @@ class PanicException(BaseException):
 
 
 @pytest.mark.parametrize(("error", "raised"), [(ValueError("a"), ValueError), (PanicException("a"), RuntimeError)])
-def test_errors_reach_who_waits_and_the_thread_goes_on(error: BaseException, raised: type[Exception]) -> None:
+async def test_errors_reach_who_waits_and_the_thread_goes_on(error: BaseException, raised: type[Exception]) -> None:
     def fail() -> None:
         raise error
 
-    async def ask() -> int:
-        turns = Turns(1, "test")
-        with turns.turn() as turn:
-            with pytest.raises(raised, match=r"a$"):
-                await turns.run(turn, fail)
-            return await turns.run(turn, lambda: 3)
-
-    assert asyncio.run(ask()) == 3
+    turns = Turns(1, "test")
+    with turns.turn() as turn:
+        with pytest.raises(raised, match=r"a$"):
+            await turns.run(turn, fail)
+        assert await turns.run(turn, lambda: 3) == 3
 
 
-def test_closed_ones_take_no_more() -> None:
-    async def ask() -> None:
-        turns = Turns(1, "test")
-        turns.close()
-        with turns.turn() as turn, pytest.raises(RuntimeError, match="closed"):
-            await turns.run(turn, int)
-
-    asyncio.run(ask())
+async def test_closed_ones_take_no_more() -> None:
+    turns = Turns(1, "test")
+    turns.close()
+    with turns.turn() as turn, pytest.raises(RuntimeError, match="closed"):
+        await turns.run(turn, int)
 
 
 def test_the_process_ends_beside_work_that_does_not() -> None:
@@ -136,7 +125,7 @@ print("ended")
     assert done.stdout == "ended\n"
 
 
-def test_newcomers_do_not_starve_those_who_wait() -> None:
+async def test_newcomers_do_not_starve_those_who_wait() -> None:
     done: list[str] = []
 
     async def ask(turns: Turns, *names: str) -> None:
@@ -151,10 +140,7 @@ def test_newcomers_do_not_starve_those_who_wait() -> None:
         for _ in range(20):
             await ask(turns, "new")
 
-    async def ask_all() -> None:
-        turns = Turns(1, "test", lambda: float(len(done)))
-        await asyncio.gather(ask(turns, *["old"] * 5), *(newcomers(turns) for _ in range(4)))
-
-    asyncio.run(ask_all())
+    turns = Turns(1, "test", lambda: float(len(done)))
+    await asyncio.gather(ask(turns, *["old"] * 5), *(newcomers(turns) for _ in range(4)))
     assert len(done) == 85
     assert max(number for number, name in enumerate(done) if name == "old") < 60

@@ -22,8 +22,6 @@ from bridgetower.serve.middleware import RequestLimitsMiddleware, StrictHttpMidd
 from bridgetower.serve.schemas import AsciiResponse, errors
 from bridgetower.serve.service import MIB, Served, ServedModel, Service, Use
 
-DType = Literal["float32", "bfloat16", "float16", "int8"]
-
 router = APIRouter(tags=["server"])
 
 PAGE = {
@@ -36,7 +34,12 @@ PAGE = {
 }
 """The file at each path of the pages, with its media type; the pages use the public routes."""
 
-_DTYPES: dict[Precision, DType] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "int8": "int8"}
+_DTYPES: dict[Precision, Literal["float32", "bfloat16", "float16", "int8"]] = {
+    "fp32": "float32",
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "int8": "int8",
+}
 _OF_INDEX = {"/v1/search": "POST", "/v1/index": "GET", "/v1/pictures/{id}": "GET", "/v1/videos/{id}": "GET"}
 _PAGE_HEADERS = {
     "Cache-Control": "no-cache",
@@ -138,7 +141,7 @@ class Models(BaseModel):
 class ServerInfo(BaseModel):
     model_id: str
     model_sha: str = Field(description="Names what the vectors depend on.")
-    model_dtype: DType
+    model_dtype: Literal["float32", "bfloat16", "float16", "int8"]
     model_type: dict[str, dict[str, str]] = {"embedding": {"pooling": "cls"}}
     max_concurrent_requests: int = Field(description="Most items admitted and not yet answered.")
     max_input_length: int = Field(description="Longest text, in tokens.")

@@ -23,6 +23,7 @@ from bridgetower.serve.schemas import (
     Text,
     Usage,
     json_of,
+    listed,
     usage,
 )
 from bridgetower.serve.service import Served
@@ -179,12 +180,8 @@ async def embeddings(body: EmbeddingsRequest, service: Served) -> Response:
             written = [vector.tolist() for vector in vectors]
         else:
             written = [base64.b64encode(vector.numpy().astype("<f4").tobytes()).decode() for vector in vectors]
-        return {
-            "object": "list",
-            "data": [{"object": "embedding", "index": n, "embedding": vector} for n, vector in enumerate(written)],
-            "model": service.name,
-            "usage": usage(service.main.tokens(decoded, list(texts.values()))),
-        }
+        rows = [{"object": "embedding", "index": n, "embedding": vector} for n, vector in enumerate(written)]
+        return listed(rows, service.name, service.main.tokens(decoded, list(texts.values())))
 
     return await json_of(content, sum(vector.numel() for vector in vectors))
 

@@ -13,6 +13,8 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -36,16 +38,11 @@ class Metrics:
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
 
-        def gauge(name: str, help_text: str, labels: tuple[str, ...] = ()) -> Gauge:
-            return Gauge(f"bridgetower_{name}", help_text, labels, registry=registry, multiprocess_mode="livesum")
-
-        def histogram(
-            name: str, help_text: str, labels: tuple[str, ...] = (), buckets: tuple[float, ...] = _SECONDS
-        ) -> Histogram:
-            return Histogram(f"bridgetower_{name}", help_text, labels, buckets=buckets, registry=registry)
-
+        own: dict[str, Any] = {"namespace": "bridgetower", "registry": registry}
+        gauge: Any = partial(Gauge, **own, multiprocess_mode="livesum")
+        histogram: Any = partial(Histogram, **own, buckets=_SECONDS)
         self.model = gauge("model_info", "Processes that serve the model.", ("name", "fingerprint"))
-        self.requests = Counter("bridgetower_requests", "Finished requests.", ("route", "status"), registry=registry)
+        self.requests = Counter("requests", "Finished requests.", ("route", "status"), **own)
         about = "From the first byte of a request to the last of its response."
         self.request_seconds = histogram("request_seconds", about, ("route",))
         self.in_flight = gauge("requests_in_flight", "Requests that are read or answered now.")

@@ -35,6 +35,7 @@ from bridgetower.serve.schemas import (
     Top,
     Usage,
     json_of,
+    listed,
     usage,
 )
 from bridgetower.serve.service import PairUse, Served, Service, paired
@@ -62,10 +63,8 @@ class Choice(BaseModel):
 
 
 class Answers(BaseModel):
-    """The answers to a question, likeliest first."""
-
     index: int
-    answers: list[Choice] = Field(description="Whose probabilities do not sum to one.")
+    answers: list[Choice] = Field(description="Likeliest first; their probabilities do not sum to one.")
 
 
 class Word(BaseModel):
@@ -74,24 +73,18 @@ class Word(BaseModel):
 
 
 class Filled(BaseModel):
-    """For each mask of a text, words, likeliest first."""
-
     index: int
-    masks: list[list[Word]]
+    masks: list[list[Word]] = Field(description="For each mask of a text, words, likeliest first.")
 
 
 class Judged(BaseModel):
-    """The judgements of a statement, likeliest first."""
-
     index: int
-    judgements: list[Choice]
+    judgements: list[Choice] = Field(description="Likeliest first.")
 
 
 class Classified(BaseModel):
-    """The classes of an input, likeliest first."""
-
     index: int
-    classes: list[Choice]
+    classes: list[Choice] = Field(description="Likeliest first.")
 
 
 class PairRequest(Body):
@@ -203,11 +196,7 @@ async def _by_head(body: PairRequest, service: Service) -> Response:
         places = paired(len(images), len(texts), all_pairs=all_pairs)
         return [{"image": i, "text": t, **shown} for (i, t), shown in zip(places, named, strict=True)]
 
-    return await _listed(rows, model.name, tokens, _num_values(outcomes))
-
-
-async def _listed(rows: Callable[[], list[dict[str, Any]]], model: str, tokens: int, parts: int) -> Response:
-    return await json_of(lambda: {"object": "list", "data": rows(), "model": model, "usage": usage(tokens)}, parts)
+    return await json_of(lambda: listed(rows(), model.name, tokens), _num_values(outcomes))
 
 
 def _num_values(outcome: Any) -> int:
@@ -261,7 +250,8 @@ async def _classified(body: ClassifyRequest, service: Service) -> Response:
         chosen = label_choices(model, vectors[:count], vectors[count:], labels, body.top)
         return [{"index": number, "classes": classes} for number, classes in enumerate(chosen)]
 
-    return await _listed(rows, service.name, service.main.tokens(images, texts), len(images) * top)
+    tokens = service.main.tokens(images, texts)
+    return await json_of(lambda: listed(rows(), service.name, tokens), len(images) * top)
 
 
 for _request in (MatchRequest, AnswerRequest, FillMaskRequest, EntailRequest, ReasonRequest):

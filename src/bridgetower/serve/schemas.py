@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
@@ -105,6 +105,10 @@ Images = Annotated[
 
 def usage(tokens: int) -> dict[str, int]:
     return {"prompt_tokens": tokens, "total_tokens": tokens}
+
+
+def listed(rows: Sequence[Mapping[str, Any]], model: str, tokens: int) -> dict[str, Any]:
+    return {"object": "list", "data": list(rows), "model": model, "usage": usage(tokens)}
 
 
 class AsciiResponse(JSONResponse):

@@ -42,7 +42,7 @@ from bridgetower.serve.schemas import (
     Top,
     errors,
     json_of,
-    usage,
+    listed,
 )
 from bridgetower.serve.service import MIB, Served, Service
 
@@ -164,7 +164,7 @@ async def search(body: SearchRequest, service: Served) -> Response:
     def found() -> dict[str, Any]:
         tokens = service.main.tokens([*images, *(image for _, image in opened)], texts)
         data = [{"rank": rank, **_shown(hit), **_told(hit, limits)} for rank, hit in enumerate(hits, start=1)]
-        return {"object": "list", "data": data, "model": service.name, "against": against, "usage": usage(tokens)}
+        return {**listed(data, service.name, tokens), "against": against}
 
     return await json_of(found, len(hits))
 

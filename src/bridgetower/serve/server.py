@@ -14,6 +14,7 @@ from typing import Any
 
 from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
+from granian.log import LogLevels
 from granian.net import SocketHolder  # type: ignore[attr-defined]  # of its native module
 from granian.server.embed import Server as Embedded
 
@@ -83,6 +84,7 @@ class Server(Embedded):
             websockets=False,
             backlog=_CONNECTIONS,
             backpressure=connections,
+            log_level=LogLevels.error,  # of the rest, what it says of the address is not true of this socket
             log_dictconfig=_NO_LOGGING,
             http1_settings=HTTP1Settings(header_read_timeout=head_timeout, max_buffer_size=HEAD_BYTES),
         )

@@ -220,7 +220,14 @@ class Service:
         second = await model.inputs.images(images_2, "images_2")
         ids = await model.inputs.texts(texts, text_param, truncate=truncate)
         if use == "fill-mask":
-            self._check_masks(ids, text_param, top)
+            processor, most = model.predictor.processor, MOST_TOP * self.config.max_items
+            masks = [one.count(processor.mask_token_id) for one in ids]
+            if 0 in masks:
+                message = f"no mask in text {masks.index(0)}; put {processor.mask_token} where a word is missing"
+                raise ApiError(400, f"{text_param}: {message}", param=text_param)
+            if sum(masks) * top > most:
+                message = f"{sum(masks)} masks with {top} words each, the limit is {most} words; ask for fewer"
+                raise ApiError(413, f"{text_param}: {message}", param=text_param)
         items = [
             Item(
                 kind=cast(Kind, use.replace("-", "_")),
@@ -232,15 +239,6 @@ class Service:
             for image, text in paired(len(images), len(texts), all_pairs=all_pairs)
         ]
         return await self.batcher.submit(items), model.tokens([*first, *second], ids)
-
-    def _check_masks(self, texts: Sequence[Tokens], param: str, top: int) -> None:
-        masks = [ids.count(self.main.predictor.processor.mask_token_id) for ids in texts]
-        if 0 in masks:
-            mask, number = self.main.predictor.processor.mask_token, masks.index(0)
-            raise ApiError(400, f"{param}: no mask in text {number}; put {mask} where a word is missing", param=param)
-        if sum(masks) * top > (most := MOST_TOP * self.config.max_items):
-            message = f"{param}: {sum(masks)} masks with {top} words each, the limit is {most} words; ask for fewer"
-            raise ApiError(413, message, param=param)
 
 
 async def _served(request: Request) -> Service:
