@@ -111,10 +111,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     """Spares the garbage collector, which takes a tenth of the time, what the imports of all tests left.
 
-    And keeps pytest from listening to what PyTorch then logs: each step of an export, each tensor of a state.
+    And keeps pytest from listening to what PyTorch then logs: each step of an export.
     """
     logging.getLogger("torch.__trace").propagate = True
-    logging.getLogger("dcp_logger").disabled = True
     gc.collect()
     gc.freeze()
     gc.set_threshold(700, 10, 100)  # a full collection is ten times rarer

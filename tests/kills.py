@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 FILE_EVENTS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir")
-_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
 def before(event: Callable[[str, tuple[Any, ...]], bool], number: int, act: Callable[[], object]) -> None:
@@ -29,36 +28,6 @@ def before(event: Callable[[str, tuple[Any, ...]], bool], number: int, act: Call
                 act()
 
     sys.addaudithook(hook)
-
-
-class Killed(BaseException):
-    """What ends a run in this process as a kill would: it changes no file any more."""
-
-
-class Killing:
-    """Ends a call in this process right before it changes a file for the given time, for tests of every moment."""
-
-    def __init__(self) -> None:
-        self._left: int | None = None
-        sys.addaudithook(self._hook)
-
-    def __call__(self, number: int, call: Callable[[], object]) -> bool:
-        """Makes a call that ends before the change of that number, counted from 1; returns whether it came so far."""
-        self._left = number
-        try:
-            call()
-        except Killed:
-            return True
-        finally:
-            self._left = None
-        return False
-
-    def _hook(self, name: str, arguments: tuple[Any, ...]) -> None:
-        if self._left is None or name not in FILE_EVENTS or (name == "open" and not arguments[2] & _WRITING):
-            return
-        self._left -= 1
-        if self._left <= 0:
-            raise Killed
 
 
 def renamed(pattern: str) -> Callable[[str, tuple[Any, ...]], bool]:

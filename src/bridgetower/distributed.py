@@ -1,14 +1,11 @@
 """Processes of a run: ranks, gathered batches, results put together by id; and the number of cores."""
 
-import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from io import BytesIO
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -22,26 +19,20 @@ from torch.distributed.rendezvous import rendezvous
 from bridgetower.files import flattened
 
 _NAMED = 3  # values that are spelt out where processes differ
-
-
 _ANSWER_SECONDS = 10.0  # that the other processes get to say that they are there
 
-
+# Variables by which torchrun or accelerate, Open MPI, MPICH and srun tell a process its place.
 _LAUNCHERS = (
     ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
     ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
     ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
 )
-"""Variables by which torchrun or accelerate, Open MPI, MPICH and srun tell a process its place."""
 
 
 @contextmanager
 def process_group(device: str | None, timeout_minutes: float) -> Iterator[None]:
-    """Joins the processes that a launcher started, each on a GPU of its own if there are any; leaves them at the end.
-
-    Alone, or in a group that is there already, it does nothing.
-    """
+    """Joins the processes that a launcher started, each on a GPU of its own if there are any; alone it does nothing."""
     if timeout_minutes <= 0:
         raise ValueError(f"timeout_minutes is {timeout_minutes}; expected more than 0")
     if _is_initialised() or not _is_launched():
@@ -108,62 +99,60 @@ def _is_launched() -> bool:
 
 
 def num_restarts() -> int:
-    """How often torchrun has started this process again after a failure; 0 without torchrun."""
+    """How often torchrun has started this process again."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 def rank() -> int:
-    """Index of this process; 0 without an initialised process group."""
     return dist.get_rank() if _is_initialised() else 0
 
 
 def available_cores() -> int:
-    """Cores that this process may use, where the system gives them; else those of the machine."""
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def world_size() -> int:
-    """Number of processes; 1 without an initialised process group."""
     return dist.get_world_size() if _is_initialised() else 1
 
 
 def barrier() -> None:
-    """Waits until all processes are here."""
     if _is_initialised():
         dist.barrier()
 
 
 def from_first(content: Any) -> Any:
-    """Returns what the first process gives, in every process; every process has to call it."""
+    """What the first process gives; every process has to call this, and what follows."""
+    found = [content]
+    if world_size() > 1:
+        dist.broadcast_object_list(found, 0)
+    return found[0]
+
+
+def tensors_from_first(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Does the same with named tensors, one after the other; they arrive on the CPU."""
     if world_size() == 1:
-        return content
-    if rank() == 0:
-        tensors: list[Tensor] = []
+        return dict(tensors)
+    found = {}
+    for name, (shape, dtype) in from_first({name: (each.shape, each.dtype) for name, each in tensors.items()}).items():
+        tensor = tensors[name] if rank() == 0 else torch.empty(shape, dtype=dtype)
+        data = _sendable(tensor.detach().reshape(-1).view(torch.uint8))  # not every backend takes every dtype
+        dist.broadcast(data, 0)
+        found[name] = data.cpu().view(dtype).reshape(shape)
+    return found
 
-        def emptied(tensor: Tensor) -> Tensor:
-            tensors.append(tensor)
-            return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
 
-        file = BytesIO()
-        torch.save(_map_tensors(content, emptied), file)
-        written = torch.frombuffer(file.getbuffer(), dtype=torch.uint8)
-        for tensor in (torch.tensor(len(written)), written, *tensors):
-            _broadcast(tensor)
-        return content
-    size = _broadcast(torch.tensor(0))
-    written = _broadcast(torch.empty(int(size), dtype=torch.uint8))
-    frame = torch.load(BytesIO(written.numpy().tobytes()), weights_only=True)
-    return _map_tensors(frame, lambda tensor: _broadcast(torch.empty(tensor.shape, dtype=tensor.dtype)))
+def from_all(content: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
+    """What each process gives, by rank."""
+    found = [content] * world_size()
+    if len(found) > 1:
+        dist.all_gather_object(found, content, group)
+    return found
 
 
 def require_same(values: Mapping[str, Any]) -> None:
-    """Checks that all processes have the same values; every process has to call it."""
-    text = torch.frombuffer(bytearray(json.dumps(dict(flattened(values))).encode()), dtype=torch.uint8)
-    ends = _gather_uneven(torch.tensor([len(text)])).cumsum(0).tolist()
-    joined = _gather_uneven(text).numpy().tobytes()
-    first, *others = (json.loads(joined[start:end]) for start, end in pairwise([0, *ends]))
+    first, *others = from_all(dict(flattened(values)))
     for number, other in enumerate(others, 1):
         unequal = [
             f"{name} is {first.get(name)} in process 0 and {other.get(name)} in process {number}"
@@ -197,9 +186,8 @@ def all_gather(tensor: Tensor, *, gather_with_grads: bool = True) -> Tensor:
 def gather_by_id(ids: Int[Tensor, " n"], *tensors: Tensor) -> tuple[Tensor, ...]:
     """Puts the rows of all processes together, one per id and sorted by id, the same in every process.
 
-    A distributed sampler repeats a few samples to give every process the same number; such a repeat is dropped, and
-    the row of the lowest rank stays. It never adds `world_size` rows or more, so more repeats than that are ids that
-    do not name their rows, and an error.
+    A distributed sampler repeats less than `world_size` samples to give every process the same number; of such a repeat
+    the row of the lowest rank stays. More repeats are ids that do not name their rows, and an error.
     """
     if ids.ndim != 1:
         raise ValueError(f"ids are {list(ids.shape)}; expected one per row, [n]")
@@ -236,24 +224,6 @@ class _AllGather(torch.autograd.Function):
         dist.all_reduce(total)
         rows = len(total) // world_size()
         return total[rank() * rows : (rank() + 1) * rows]
-
-
-def _map_tensors(content: Any, change: Callable[[Tensor], Any]) -> Any:
-    """Returns nested containers with every tensor changed, in order."""
-    if isinstance(content, Tensor):
-        return change(content)
-    if isinstance(content, dict):
-        return {key: _map_tensors(value, change) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return type(content)(_map_tensors(value, change) for value in content)
-    return content
-
-
-def _broadcast(tensor: Tensor) -> Tensor:
-    """Returns the tensor of the first process, on the CPU; its shape and dtype must be those of all."""
-    data = _sendable(tensor.detach().reshape(-1).view(torch.uint8))  # not every backend takes every dtype
-    dist.broadcast(data, 0)
-    return data.cpu().view(tensor.dtype).reshape(tensor.shape)
 
 
 def _sendable(tensor: Tensor) -> Tensor:

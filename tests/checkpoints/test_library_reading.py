@@ -69,9 +69,8 @@ class TestImages:
         assert weights.config.image_size == 112
         if weights.config.architecture == "timm":
             assert images_off(weights, model) < 1e-5
-        (tmp_path / "config.json").write_text(
-            (tmp_path / "config.json").read_text().replace("112,\n      112", "112,\n      224")
-        )
+        text = (tmp_path / "config.json").read_text()
+        (tmp_path / "config.json").write_text(text.replace("112,\n      112", "112,\n      224"))
         if weights.config.architecture == "timm":
             with pytest.raises(ValueError, match=r"takes images of \[112, 224\] pixels; expected a square"):
                 read_vision_tower(f"{prefix}{tmp_path}")

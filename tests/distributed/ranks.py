@@ -1,61 +1,104 @@
-"""Runs a function in several gloo processes on this machine."""
+"""Runs functions in several gloo processes on this machine, which stay for the next function."""
 
+import atexit
+import multiprocessing
 import os
 import pickle
 import tempfile
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+
+PATIENCE = 300.0  # seconds that the other processes get after one has failed
+
+
+class Group:
+    """Processes of one group, each at the end of a pipe."""
+
+    def __init__(self, world_size: int) -> None:
+        context = multiprocessing.get_context("forkserver")
+        self.folder = tempfile.TemporaryDirectory()
+        rendezvous = (Path(self.folder.name) / "rendezvous").as_uri()
+        self.pipes, self.processes = [], []
+        for rank in range(world_size):
+            pipe, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(rank, world_size, rendezvous, theirs))
+            process.start()
+            theirs.close()
+            self.pipes.append(pipe)
+            self.processes.append(process)
+
+    def run(self, request: bytes) -> list[tuple[bool, Any]]:
+        """Whether each process could do it, and what came of it."""
+        for pipe in self.pipes:
+            pipe.send_bytes(request)
+        answers: dict[int, tuple[bool, Any]] = {}
+        while len(answers) < len(self.pipes):
+            waiting: list[Any] = [pipe for rank, pipe in enumerate(self.pipes) if rank not in answers]
+            ready = wait(waiting, None if all(done for done, _ in answers.values()) else PATIENCE)
+            for pipe in ready or waiting:
+                rank = self.pipes.index(pipe)
+                answers[rank] = False, "it hung or ended without a word"
+                if ready:
+                    with suppress(EOFError):
+                        answers[rank] = pickle.loads(pipe.recv_bytes())
+        return [answers[rank] for rank in range(len(self.pipes))]
+
+    def close(self) -> None:
+        for pipe in self.pipes:
+            pipe.close()
+        for process in self.processes:
+            process.join(10)
+            process.kill()
+        self.folder.cleanup()
+
+
+_GROUPS: dict[int, Group] = {}
+
+
+@atexit.register
+def _close() -> None:
+    while _GROUPS:
+        _GROUPS.popitem()[1].close()
 
 
 def run_on_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
     """Returns what `function(*args)` returns in each of `world_size` processes of one group, by rank.
 
-    Args:
-        world_size: Number of processes.
-        function: A function of a module (the processes import it), with a picklable result.
-        args: Picklable arguments, the same for every process.
-
-    Raises:
-        RuntimeError: The function failed in a process; holds the traceback of every process that failed.
+    The processes import the function; arguments and results are pickled. If it fails in one of them, a RuntimeError has
+    the traceback of each that failed: the first to end may only be one that lost its peer.
     """
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        try:
-            given = (world_size, folder, dict(os.environ), function, args)
-            mp.start_processes(_run, given, world_size, start_method="forkserver")
-        except (mp.ProcessRaisedException, mp.ProcessExitedException) as error:
-            # The first process to end may only be one that lost its peer: show where each of them failed.
-            traces = [path.read_text() for path in sorted(folder.glob("error-*.txt"))]
-            raise RuntimeError("\n".join(traces)) from error
-        return [pickle.loads((folder / f"result-{rank}").read_bytes()) for rank in range(world_size)]
+    if world_size not in _GROUPS:
+        _GROUPS[world_size] = Group(world_size)
+    answers = _GROUPS[world_size].run(pickle.dumps((dict(os.environ), function, args)))
+    failed = [f"rank {rank}:\n{trace}" for rank, (done, trace) in enumerate(answers) if not done]
+    if failed:
+        _GROUPS.pop(world_size).close()
+        raise RuntimeError("\n".join(failed))
+    return [result for _, result in answers]
 
 
-def _run(
-    rank: int,
-    world_size: int,
-    folder: Path,
-    environment: Mapping[str, str],
-    function: Callable[..., Any],
-    args: tuple[Any, ...],
-) -> None:
-    os.environ.update(environment)  # may have changed since the server of forks was started
+def _serve(rank: int, world_size: int, rendezvous: str, pipe: Connection) -> None:
     torch.set_num_threads(1)
-    rendezvous = (folder / "rendezvous").as_uri()
     dist.init_process_group(
         "gloo", init_method=rendezvous, rank=rank, world_size=world_size, timeout=timedelta(minutes=10)
     )
-    try:
-        (folder / f"result-{rank}").write_bytes(pickle.dumps(function(*args)))
-        dist.barrier()
-    except Exception:
-        (folder / f"error-{rank}.txt").write_text(f"rank {rank}:\n{traceback.format_exc()}")
-        raise
-    finally:
-        dist.destroy_process_group()
+    with suppress(EOFError):
+        while True:
+            environment, function, args = pickle.loads(pipe.recv_bytes())
+            os.environ.clear()
+            os.environ.update(environment)
+            try:
+                answer = True, function(*args)
+                dist.barrier()
+            except Exception:  # noqa: BLE001 - then nothing more can be exchanged
+                pipe.send_bytes(pickle.dumps((False, traceback.format_exc())))
+                return
+            pipe.send_bytes(pickle.dumps(answer))

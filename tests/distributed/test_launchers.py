@@ -3,8 +3,8 @@
 import os
 import socket
 import subprocess
-import sys
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch.distributed as dist
@@ -27,7 +27,7 @@ import torch
 import torch.distributed as dist
 from bridgetower.distributed import all_gather, barrier, process_group, rank, world_size
 try:
-    with process_group("cpu", 0.5):
+    with process_group("cpu", float(sys.argv[2])):
         print(world_size(), all_gather(torch.tensor([rank()])).tolist(), flush=True)
         if sys.argv[1] == "lose" and rank() == 0:
             os._exit(9)
@@ -37,21 +37,17 @@ except ConnectionError as error:
 """
 
 
-def free_port() -> str:
+def start(
+    python: Path, names: tuple[str, ...], ranks: range, count: int, act: str = "end", minutes: float = 0.5
+) -> list[str]:
+    """What processes print that have the variables of a launcher."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
-
-
-def start(names: tuple[str, ...], ranks: range, count: int, act: str = "end") -> list[str]:
-    """What processes print that have the variables of a launcher."""
-    port = free_port()
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", MEETING, act],
-            env=os.environ
-            | dict(zip(names, (str(rank), str(count), str(rank)), strict=True))
-            | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"},
+            [python, "-c", MEETING, act, str(minutes)],
+            env=os.environ | dict(zip(names, (str(rank), str(count), str(rank)), strict=True)) | place,
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -61,22 +57,22 @@ def start(names: tuple[str, ...], ranks: range, count: int, act: str = "end") ->
 
 
 @pytest.mark.parametrize("launcher", ["accelerate", "srun"])
-def test_four_processes_meet(launcher: str) -> None:
-    printed = start(LAUNCHERS[launcher], range(4), 4)
+def test_four_processes_meet(forked: Path, launcher: str) -> None:
+    printed = start(forked / "python", LAUNCHERS[launcher], range(4), 4)
     assert all("4 [0, 1, 2, 3]" in lines for lines in printed)
 
 
-def test_a_lost_first_process_is_named() -> None:
+def test_a_lost_first_process_is_named(forked: Path) -> None:
     """The place where they met is gone with it."""
-    _, printed = start(LAUNCHERS["accelerate"], range(2), 2, "lose")
+    _, printed = start(forked / "python", LAUNCHERS["accelerate"], range(2), 2, "lose")
     assert "process 0 of 2 was lost or did not answer within 0.5 minutes" in printed
     assert "start the run again with --resume" in printed
 
 
-def test_processes_that_never_come_are_waited_for_no_longer() -> None:
-    (printed,) = start(LAUNCHERS["mpirun"], range(1, 2), 2)
+def test_processes_that_never_come_are_waited_for_no_longer(forked: Path) -> None:
+    (printed,) = start(forked / "python", LAUNCHERS["mpirun"], range(1, 2), 2, minutes=0.05)
     assert "process 1 of 2 did not meet the others at 127.0.0.1:" in printed
-    assert "within 0.5 minutes" in printed
+    assert "within 0.05 minutes" in printed
 
 
 @pytest.fixture(autouse=True)
@@ -102,9 +98,9 @@ def test_one_process_and_a_batch_script_are_alone(monkeypatch: pytest.MonkeyPatc
         assert not dist.is_initialized()
 
 
-def test_states_are_waited_for_as_long_as_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: os.PathLike[str]) -> None:
+def test_states_are_waited_for_as_long_as_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     given: dict[str, object] = {}
     monkeypatch.setattr(state, "world_size", lambda: 2)
     monkeypatch.setattr(dist, "new_group", lambda **options: given.update(options))
-    StateSaver(tmp_path, {DATA: {}}, timeout=timedelta(minutes=3))  # type: ignore[arg-type]
+    StateSaver(tmp_path, {DATA: {}}, timeout=timedelta(minutes=3))
     assert given == {"backend": "gloo", "timeout": timedelta(minutes=3)}

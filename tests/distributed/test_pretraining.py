@@ -1,6 +1,5 @@
 """Pre-training and retrieval evaluation in two processes against one that holds everything."""
 
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,11 +25,9 @@ from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.retrieval import evaluate_matching, evaluate_retrieval
 from bridgetower.model.encodings import Encoded
 from bridgetower.objectives.config import Phase, PretrainingConfig
-from bridgetower.objectives.losses import itc_loss
 from bridgetower.objectives.matching import Pairs
 from bridgetower.objectives.pretraining import PretrainingTask
 from bridgetower.training.logs import mean_over_ranks
-from bridgetower.training.step import contrast_of_step
 from rows import records_of, write_set
 
 WORLD = 2
@@ -111,39 +108,6 @@ def step_with_nothing_hidden_on_one() -> dict[str, Tensor]:
     return gradients(task)
 
 
-DROPPING = CONFIG.override({"text.dropout": 0.3, "fusion.dropout": 0.3})
-CONTRAST = Phase(mlm=0.0, itm=0.0, itc=2.0)
-
-
-def own_micro_batches(process: int) -> list[CaptionBatch]:
-    """One process's rows in two parts."""
-    batch, half = own_part(whole_batch(LENGTHS["padded"]), process), ROWS // 2
-    parts: list[CaptionBatch] = []
-    for rows in (slice(0, half), slice(half, ROWS)):
-        tensors = {name: value[rows] for name, value in vars(batch).items() if isinstance(value, Tensor)}
-        parts.append(replace(batch, **tensors))
-    return parts
-
-
-def seed_dropout(process: int, number: int) -> None:
-    torch.manual_seed(10 * process + number)
-
-
-def step_in_parts() -> Result:
-    """Contrast over two processes of two micro-batches each, with dropout: the loss and the averaged gradients."""
-    task = PretrainingTask(tiny.build(DROPPING).train(), PretrainingConfig(phases=(CONTRAST,)))
-    batches = own_micro_batches(rank())
-    contrasts = contrast_of_step(task, batches, lambda number: seed_dropout(rank(), number))
-    parallel = DistributedDataParallel(task, find_unused_parameters=True)
-    losses: list[Tensor] = []
-    for number, (batch, contrast) in enumerate(zip(batches, contrasts, strict=True)):
-        seed_dropout(rank(), number)
-        with nullcontext() if number == len(batches) - 1 else parallel.no_sync():
-            losses.append(parallel(batch, contrast).total)
-            (losses[-1] / len(batches)).backward()
-    return {"total": torch.stack(losses).mean().detach(), "gradients": gradients(task)}
-
-
 def evaluate(checkpoint: Path, dataset: Path, split: str) -> Result:
     loaded = read_checkpoint(checkpoint)
     assert loaded.processor is not None
@@ -184,7 +148,6 @@ def everything(checkpoint: Path, dataset: Path, single: Path) -> Result:
         "steps": {
             (texts, name): step(lengths, *phase) for texts, lengths in LENGTHS.items() for name, phase in PHASES.items()
         },
-        "in parts": step_in_parts(),
         "nothing hidden": step_with_nothing_hidden_on_one(),
         **both_evaluations(checkpoint, dataset, single),
         "samples": sample(),
@@ -290,38 +253,12 @@ class TestStep:
         assert foreign > 0
 
 
-def step_as_a_whole() -> Result:
-    """What `step_in_parts` computes, with one graph over everything."""
-    task = PretrainingTask(tiny.build(DROPPING).train(), PretrainingConfig(phases=(CONTRAST,)))
-    features = []
-    for process in range(WORLD):
-        for number, batch in enumerate(own_micro_batches(process)):
-            seed_dropout(process, number)
-            features.append(task.features(batch))
-    embeds = [torch.cat(parts) for parts in zip(*(part.embeds for part in features), strict=True)]
-    loss = itc_loss(embeds, torch.tensor(INDEX), task.model.contrastive_head().logit_scale())
-    (CONTRAST.itc * loss).backward()
-    return {"total": CONTRAST.itc * loss.detach(), "gradients": gradients(task)}
-
-
-def test_contrast_in_parts_is_that_of_the_whole_batch(processes: list[Result]) -> None:
-    expected = step_as_a_whole()
-    totals = torch.stack([process["in parts"]["total"] for process in processes])
-    torch.testing.assert_close(totals.mean(), expected["total"], **EXACT)
-    for process in processes:
-        found = process["in parts"]["gradients"]
-        assert found.keys() == expected["gradients"].keys()
-        for name, gradient in expected["gradients"].items():
-            torch.testing.assert_close(found[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
-
-
-class TestUneven:
-    def test_nothing_hidden_in_one_process(self, processes: list[Result]) -> None:
-        """No process waits for a gradient that the other does not have."""
-        first, second = (process["nothing hidden"] for process in processes)
-        assert first.keys() == second.keys()
-        assert distance(first, second) == 0
-        assert float(first["mlm_head.decoder.weight"].abs().max()) > 0
+def test_nothing_hidden_in_one_process(processes: list[Result]) -> None:
+    """No process waits for a gradient that the other does not have."""
+    first, second = (process["nothing hidden"] for process in processes)
+    assert first.keys() == second.keys()
+    assert distance(first, second) == 0
+    assert float(first["mlm_head.decoder.weight"].abs().max()) > 0
 
 
 class TestEvaluation:

@@ -40,10 +40,9 @@ def stopped(launcher: list[str], dataset: Path, out: Path, number: signal.Signal
     return process.returncode, error
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_process_with_workers(tiny_dataset: Path, tmp_path: Path, number: signal.Signals) -> None:
-    code, error = stopped(["bridgetower"], tiny_dataset, tmp_path / "run", number)
-    assert code == 128 + number, error
+def test_a_process_with_workers(tiny_dataset: Path, tmp_path: Path) -> None:
+    code, error = stopped(["bridgetower"], tiny_dataset, tmp_path / "run", signal.SIGINT)
+    assert code == 128 + signal.SIGINT, error
     assert "Traceback" not in error
     assert states.saved(tmp_path / "run").step == read_metrics(tmp_path / "run", "train")[-1]["step"]
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,12 @@ from bridgetower.tasks.table import RECIPES
 from bridgetower.training.run import train
 from bridgetower.training.setup import TaskSetup
 
+# Of recipes with the same task and the same kind of contrastive head one.
+DISTINCT = {(recipe.task, recipe.model.heads.itc): name for name, recipe in reversed(RECIPES.items())}
 CONTRASTING = [
     name
-    for name, recipe in RECIPES.items()
-    if isinstance(recipe.task, PretrainingConfig) and any(phase.itc for phase in recipe.task.phases)
+    for (task, _), name in DISTINCT.items()
+    if isinstance(task, PretrainingConfig) and any(phase.itc for phase in task.phases)
 ]
 # By recipe the head, the loss of all its outputs and targets of a step, and the field of the targets.
 LOGITS: dict[str, tuple[str, Callable[[Tensor, Tensor], Tensor], str]] = {
@@ -115,12 +118,13 @@ def cut_down(folders: dict[str, Path], tiny_checkpoint: Path) -> Callable[..., R
     return cut
 
 
-@pytest.fixture
-def watch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[RunConfig], Seen]:
+@pytest.fixture(scope="module")
+def watch(cut_down: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Seen]:
     """Trains and records the batches that reach the task, the outputs of all heads, the gradient and the losses."""
 
-    def watched(config: RunConfig) -> Seen:
-        seen, original, stack = Seen(), run_module.build_task, ExitStack()
+    @cache
+    def watched(name: str, **changes: Any) -> Seen:
+        seen, original, out = Seen(), run_module.build_task, tmp_path_factory.mktemp("run") / "run"
 
         def keep(name: str) -> Callable[..., None]:
             def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -138,20 +142,20 @@ def watch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[RunConfi
             seen.gradients = stack.enter_context(recorded_gradients(work.task))
             return work
 
-        with monkeypatch.context() as patch, stack:
+        with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
             patch.setattr(run_module, "build_task", build_task)
-            train(config, tmp_path / config.precision, progress=False)
-        (seen.losses,) = read_metrics(tmp_path / config.precision, "train")
+            train(cut_down(name, **changes), out, progress=False)
+        (seen.losses,) = read_metrics(out, "train")
         return seen
 
     return watched
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_of_every_recipe_batches_are_those_of_float32_and_losses_and_gradients_close(
-    name: str, cut_down: Callable[..., RunConfig], watch: Callable[[RunConfig], Seen]
+@pytest.mark.parametrize("name", DISTINCT.values())
+def test_of_every_task_batches_are_those_of_float32_and_losses_and_gradients_close(
+    name: str, watch: Callable[..., Seen]
 ) -> None:
-    half, full = (watch(cut_down(name, precision=precision)) for precision in ("bf16", "fp32"))
+    half, full = (watch(name, precision=precision) for precision in ("bf16", "fp32"))
     assert len(half.batches) == len(full.batches) == 2
     for one, other in zip(half.batches, full.batches, strict=True):
         for field_name, value in vars(other).items():
@@ -173,11 +177,9 @@ def assert_close(half: Seen, full: Seen) -> None:
 
 
 @pytest.mark.parametrize("name", LOGITS)
-def test_losses_are_those_of_the_logits_in_float32(
-    name: str, cut_down: Callable[..., RunConfig], watch: Callable[[RunConfig], Seen]
-) -> None:
+def test_losses_are_those_of_the_logits_in_float32(name: str, watch: Callable[..., Seen]) -> None:
     head, loss, target = LOGITS[name]
-    seen = watch(cut_down(name))
+    seen = watch(name, precision="bf16")
     assert {logits.dtype for logits in seen.outputs[head]} == {torch.bfloat16}
     assert {logits.dtype for logits in seen.validated[head]} == {torch.float32}
     targets = torch.cat([getattr(batch, target) for batch in seen.batches])
@@ -188,9 +190,9 @@ def test_losses_are_those_of_the_logits_in_float32(
 
 @pytest.mark.parametrize("name", CONTRASTING)
 def test_contrast_over_a_step_is_that_of_the_features_in_float32(
-    name: str, cut_down: Callable[..., RunConfig], watch: Callable[[RunConfig], Seen], tiny_checkpoint: Path
+    name: str, watch: Callable[..., Seen], tiny_checkpoint: Path
 ) -> None:
-    seen, full = (watch(cut_down(name, contrast_over="step", precision=precision)) for precision in ("bf16", "fp32"))
+    seen, full = (watch(name, contrast_over="step", precision=precision) for precision in ("bf16", "fp32"))
     fused = RECIPES[name].model.heads.itc == "fused"  # which starts anew here
     sides = ("image", "text", "pooled") if fused else ("image", "text")
     parts = [seen.outputs[f"itc_head.{side}"][:2] for side in sides]  # of the first pass

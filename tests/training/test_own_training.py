@@ -19,6 +19,8 @@ import states
 from bridgetower import cli
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.tasks.run_config import OptimizerConfig, RunConfig, read_metrics
+from bridgetower.training.logs import LOGGERS
+from bridgetower.training.optim import OPTIMIZERS, SCHEDULES
 from bridgetower.training.run import train
 from folders import same_weights
 
@@ -31,7 +33,10 @@ def own(tiny_dataset: Path) -> RunConfig:
 
 
 class TestOptimizer:
-    def test_rates_by_layer_schedule_and_mean_of_the_weights(self, own: RunConfig, tmp_path: Path) -> None:
+    def test_rates_by_layer_schedule_and_mean_of_the_weights(
+        self, own: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """And a stopped run ends with the same bits."""
         rates: list[dict[str, float]] = []
         weights: list[dict[str, Tensor]] = []
 
@@ -57,24 +62,34 @@ class TestOptimizer:
         saved = states.tensors(tmp_path / "run")
         assert torch.equal(saved[f"model.{upper}"], weights[-1][upper])
         assert torch.equal(saved[f"mean.{upper}"], mean)
-
-    def test_resumes_with_the_same_bits(self, own: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        train(own, tmp_path / "whole", extensions=OWN, progress=False)
         with monkeypatch.context() as patch:
             patch.setattr(own_training.Averaged, "after_step", stop_at(3))
             with pytest.raises(KeyboardInterrupt):
                 train(own, tmp_path / "parts", extensions=OWN, progress=False)
         train(own, tmp_path / "parts", extensions=OWN, resume=True, progress=False)
         for folder in ("last", "best"):
-            assert same_weights(tmp_path / "parts" / folder, tmp_path / "whole" / folder)
+            assert same_weights(tmp_path / "parts" / folder, tmp_path / "run" / folder)
 
-    def test_groups_without_names_are_refused(self, own: RunConfig, tmp_path: Path) -> None:
+    def test_refused(self, own: RunConfig, tmp_path: Path) -> None:
         def nameless(groups: list[dict[str, Any]], config: Any) -> torch.optim.Optimizer:
             return torch.optim.SGD([parameter for group in groups for parameter in group["params"]], lr=1.0)
 
         given = replace(OWN, optimizers={"layered_sgd": nameless})
         with pytest.raises(ValueError, match="a group of optimiser 'layered_sgd' lacks names of its parameters"):
             train(own, tmp_path / "run", extensions=given, progress=False)
+        for kind, table in (("optimizers", OPTIMIZERS), ("schedules", SCHEDULES), ("loggers", LOGGERS)):
+            for name in table:
+                with pytest.raises(ValueError, match=rf"extensions\.{kind} has '{name}', a name of the package"):
+                    replace(OWN, **{kind: {name: nameless}})
+
+
+@pytest.mark.parametrize(("option", "known"), [("rule", "adamw,hf_adamw"), ("schedule", "polynomial,cosine")])
+def test_the_help_says_where_others_come_from(option: str, known: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["train", "pretrain-nano", "--help"])
+    _, found, after = "".join(capsys.readouterr().out.split()).partition(f"--optimizer.{option}{{{known}}}|STR")
+    assert found
+    assert f"Extensions.{'optimizers' if option == 'rule' else 'schedules'}" in after.partition("--optimizer.")[0]
 
 
 def stop_at(step: int) -> Callable[..., None]:

@@ -25,13 +25,6 @@ CheckEnd = Callable[[Path], None]
 
 
 class TestFinished:
-    def test_is_left_as_it_is(self, finished: Finished, config: RunConfig) -> None:
-        out, metrics = finished
-        before = snapshot(out)
-        assert len(before) > 12  # the folders, state, log, TensorBoard and both checkpoints
-        assert train(config, out, resume=True, progress=False) == metrics
-        assert snapshot(out) == before
-
     @pytest.mark.parametrize("left", [(), ("model.safetensors",)])
     def test_killed_before_its_last_checkpoint_was_whole_it_is_written(
         self, finished: Finished, tmp_path: Path, check_end: CheckEnd, left: tuple[str, ...]
@@ -48,30 +41,26 @@ class TestFinished:
 class TestExtended:
     """A finished run goes on as a run of the new length would."""
 
-    def test_ends_like_a_run_that_had_the_length_from_there(
-        self, finished: Finished, config: RunConfig, tmp_path: Path
+    def test_and_killed_it_ends_like_one_that_was_not(
+        self, finished: Finished, config: RunConfig, tmp_path: Path, stop_at: StopAt
     ) -> None:
-        out, longer = tmp_path / "run", replace(config, max_steps=9)
-        shutil.copytree(finished[0], out)
-        metrics = train(longer, out, resume=True, progress=False)
+        killed, out, longer = tmp_path / "killed", tmp_path / "undisturbed", replace(config, max_steps=9)
+        for folder in (killed, out):
+            shutil.copytree(finished[0], folder)
+        stop_at(2, killed, config=longer, resume=True)
+        assert not (killed / "last" / "config.json").exists()
+        metrics = [train(longer, folder, resume=True, progress=False) for folder in (killed, out)]
+        assert metrics[0] == metrics[1]
+        assert same_weights(killed / "last", out / "last")
         assert [line["step"] for line in read_metrics(out, "validation")] == [2, 4, 6, 8, 9]
         assert read_run(out) == longer
         assert not same_weights(out / "last", finished[0] / "last")
         before = snapshot(out)
-        assert train(longer, out, resume=True, progress=False) == metrics
+        assert len(before) > 12  # the folders, state, log, TensorBoard and both checkpoints
+        assert train(longer, out, resume=True, progress=False) == metrics[1]
         assert snapshot(out) == before
         with pytest.raises(ValueError, match=r"has done 9 steps, more than the 6 asked for"):
             train(config, out, resume=True, progress=False)
-
-    def test_killed_it_goes_on(self, finished: Finished, config: RunConfig, tmp_path: Path, stop_at: StopAt) -> None:
-        longer = replace(config, max_steps=9)
-        for out in (tmp_path / "killed", tmp_path / "undisturbed"):
-            shutil.copytree(finished[0], out)
-        stop_at(2, tmp_path / "killed", config=longer, resume=True)
-        assert not (tmp_path / "killed" / "last" / "config.json").exists()
-        metrics = [train(longer, tmp_path / name, resume=True, progress=False) for name in ("killed", "undisturbed")]
-        assert metrics[0] == metrics[1]
-        assert same_weights(tmp_path / "killed" / "last", tmp_path / "undisturbed" / "last")
 
 
 class TestChanged:
@@ -131,10 +120,6 @@ class TestChanged:
             train(replace(config, model=config.model.override(changes)), finished[0], resume=True, progress=False)
         assert snapshot(finished[0]) == before
 
-    def test_of_nothing_starts(self, config: RunConfig, finished: Finished, tmp_path: Path) -> None:
-        assert train(config, tmp_path / "run", resume=True, progress=False) == finished[1]
-        assert same_weights(tmp_path / "run" / "last", finished[0] / "last")
-
 
 def test_a_state_is_a_checkpoint(config: RunConfig, finished: Finished, tmp_path: Path) -> None:
     """Before any evaluation too; another run starts from it."""
@@ -163,12 +148,6 @@ def test_a_folder_that_is_removed_meanwhile(config: RunConfig, tmp_path: Path, s
 
 
 class TestStopped:
-    def test_after_a_failure(self, tmp_path: Path, stop_at: StopAt, check_end: CheckEnd) -> None:
-        out = tmp_path / "run"
-        stop_at(4, out)
-        assert not (out / "last").exists()
-        check_end(out)
-
     def test_tidies_up_after_a_kill(self, tmp_path: Path, stop_at: StopAt, check_end: CheckEnd) -> None:
         """Half-written temporary files, and a first best checkpoint that was cut off before its config."""
         out = tmp_path / "run"
@@ -181,17 +160,17 @@ class TestStopped:
         check_end(out)
         assert not list(out.rglob("*partial*"))
 
-    @pytest.mark.parametrize("folder", ["best", "last"])
-    def test_leaves_files_of_others(self, config: RunConfig, tmp_path: Path, stop_at: StopAt, folder: str) -> None:
+    def test_leaves_files_of_others(self, config: RunConfig, tmp_path: Path, stop_at: StopAt) -> None:
         out = tmp_path / "run"
         stop_at(1, out)
-        (out / folder).mkdir()
-        (out / folder / "notes.txt").write_text("mine")
-        with pytest.raises(FileExistsError, match=rf"{folder}/notes\.txt was not written by the run"):
-            train(config, out, resume=True, progress=False)
+        for folder in ("last", "best"):
+            (out / folder).mkdir()
+            (out / folder / "notes.txt").write_text("mine")
+            with pytest.raises(FileExistsError, match=rf"{folder}/notes\.txt was not written by the run"):
+                train(config, out, resume=True, progress=False)
         with pytest.raises(FileExistsError, match="already holds a run"):
             train(config, out, progress=False)
-        assert (out / folder / "notes.txt").read_text() == "mine"
+        assert (out / "best" / "notes.txt").read_text() == "mine"
 
 
 class TestData:

@@ -1,6 +1,6 @@
 """Whole runs from their config: what they leave, what they refuse, and what they start from."""
 
-import json
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 import bridgetower.objectives.pretraining as pretraining_module
 import bridgetower.training.folder as folder_module
@@ -103,14 +102,19 @@ class TestWhatIsLeft:
         assert [path.name for path in sorted((out / states.STATE).iterdir())] == ["step-00000004", "step-00000006"]
         assert read_checkpoint(out / "last").reranking.itc_weight == finished[1]["itc_weight"]
 
-    def test_large_weights_are_in_several_files(
+    def test_epochs_with_large_weights_in_several_files(
         self, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         for function in (write_checkpoint, update_weights):
             monkeypatch.setattr(folder_module, function.__name__, partial(function, shard_bytes=20_000))
-        short = replace(config, max_steps=2, evaluate_every=1)
-        train(short, tmp_path / "run", progress=False)
-        train(replace(short, max_steps=3), tmp_path / "run", resume=True, progress=False)  # best/ and last/ are its own
+        epochs = replace(config, max_steps=None, max_epochs=1, batch_size=16, micro_batch_size=4, evaluate_every=1)
+        train(epochs, tmp_path / "run", progress=False)
+        processor = read_checkpoint(tmp_path / "run").processor
+        assert processor is not None
+        steps = CaptionImages(config.data, "train", processor).num_examples // 16
+        assert states.saved(tmp_path / "run").step == steps
+        longer = replace(epochs, max_epochs=None, max_steps=steps + 1)
+        train(longer, tmp_path / "run", resume=True, progress=False)  # best/ and last/ are its own
         assert len(list((tmp_path / "run" / "last").glob("model-*.safetensors"))) > 1
         kept = states.tensors(tmp_path / "run")
         for name, weight in read_checkpoint(tmp_path / "run" / "last").tensors.items():
@@ -152,16 +156,6 @@ class TestWhatIsLeft:
         first, second = (read_metrics(tmp_path / name, "validation")[0] for name in "ab")
         assert first.pop("time") != second.pop("time")
         assert first == second
-
-    @pytest.mark.parametrize("micro_batch_size", [16, 4])
-    def test_epochs(self, config: RunConfig, tmp_path: Path, micro_batch_size: int) -> None:
-        epochs = replace(config, max_steps=None, max_epochs=1, batch_size=16, evaluate_every=0)
-        epochs = replace(epochs, micro_batch_size=micro_batch_size)
-        train(epochs, tmp_path / "run", progress=False)
-        processor = read_checkpoint(tmp_path / "run").processor
-        assert processor is not None
-        pairs = CaptionImages(config.data, "train", processor).num_examples
-        assert states.saved(tmp_path / "run").step == pairs // 16
 
 
 class TestCheckpointedActivations:
@@ -231,15 +225,6 @@ class TestRefusals:
             train(config, tmp_path, progress=False)
         assert not (tmp_path / CONFIG).exists()
 
-    def test_a_run_that_never_started_may_be_started_anew(
-        self, finished: tuple[Path, dict[str, float]], config: RunConfig, tmp_path: Path
-    ) -> None:
-        out = tmp_path / "run"
-        for mistake in ({"batch_size": 400}, {"data": replace(config.data, folders=("nowhere",))}):
-            with pytest.raises((ValueError, FileNotFoundError), match=r"lower batch_size|nowhere"):
-                train(replace(config, **mistake), out, progress=False)
-        assert train(config, out, progress=False) == finished[1]
-
     def test_a_set_that_is_not_complete(self, config: RunConfig, tmp_path: Path) -> None:
         folder = write_unreadable(tmp_path / "data")
         (folder / INFO_FILE).unlink()
@@ -248,7 +233,7 @@ class TestRefusals:
             train(changed, tmp_path / "run", progress=False)
 
     @pytest.mark.parametrize("spoilt", ["picture", "loss"])
-    def test_a_run_that_failed_in_its_first_step_may_be_started_anew(
+    def test_a_run_that_failed_before_its_second_step_may_be_started_anew(
         self, finished: tuple[Path, dict[str, float]], config: RunConfig, tmp_path: Path, spoilt: str
     ) -> None:
         out = tmp_path / "run"
@@ -256,6 +241,10 @@ class TestRefusals:
         if spoilt == "picture":
             folder = write_unreadable(tmp_path / "data")
             failing = replace(config, data=replace(config.data, folders=(str(folder),)), batch_size=2)
+        for mistake in ({"batch_size": 400}, {"data": replace(config.data, folders=("nowhere",))}):
+            with pytest.raises((ValueError, FileNotFoundError), match=r"lower batch_size|nowhere"):
+                train(replace(config, **mistake), out, progress=False)
+        (out / f".{CONFIG}.partial-abc.json").touch()
         with pytest.raises((FloatingPointError, ValueError), match=r"is not finite at step 1|image train/\d\.png of"):
             train(failing, out, progress=False)
         assert (out / METRICS).exists()  # else this shows nothing
@@ -274,13 +263,6 @@ class TestRefusals:
         assert mine.read_text() == "mine"
         assert [path.name for path in tmp_path.iterdir()] == [name]
 
-    def test_what_a_failed_start_left_is_no_obstacle(
-        self, finished: tuple[Path, dict[str, float]], config: RunConfig, tmp_path: Path
-    ) -> None:
-        for name in (".lock", f".{CONFIG}.partial-abc.json"):
-            (tmp_path / name).touch()
-        assert train(config, tmp_path, progress=False) == finished[1]
-
     @pytest.mark.parametrize(
         ("optimizer", "report_to", "message"),
         [
@@ -296,23 +278,22 @@ class TestRefusals:
             train(replace(config, optimizer=optimizer), tmp_path / "run", report_to=report_to, progress=False)
         assert not (tmp_path / "run").exists()
 
-    def test_a_damaged_config(self, config: RunConfig, tmp_path: Path) -> None:
-        (tmp_path / CONFIG).write_text("{")
-        with pytest.raises(ValueError, match=r"run\.json is not valid JSON"):
-            train(config, tmp_path, resume=True, progress=False)
-
-    def test_a_damaged_state(self, config: RunConfig, tmp_path: Path) -> None:
+    def test_a_damaged_config_or_state(
+        self, finished: tuple[Path, dict[str, float]], config: RunConfig, tmp_path: Path
+    ) -> None:
         out = tmp_path / "run"
-        train(replace(config, max_steps=1), out, progress=False)
+        shutil.copytree(finished[0], out)
         (path,) = states.files(out)
         path.write_bytes(path.read_bytes()[:1000])
-        with pytest.raises(ValueError, match=r"step-00000001 is damaged or no state of a run"):
-            train(replace(config, max_steps=1), out, resume=True, progress=False)
+        with pytest.raises(ValueError, match=r"step-00000006 is damaged or no state of a run"):
+            train(config, out, resume=True, progress=False)
+        (out / CONFIG).write_text("{")
+        with pytest.raises(ValueError, match=r"run\.json is not valid JSON"):
+            train(config, out, resume=True, progress=False)
 
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"batch_size": 400}, "examples are fewer than one batch of 400; lower batch_size"),
             ({"micro_batch_size": 3}, "does not split into 1 processes x 3 micro-batches"),
             ({"image_size": 25}, "not a multiple of the patch size 10"),
         ],
@@ -322,65 +303,23 @@ class TestRefusals:
     ) -> None:
         with pytest.raises(ValueError, match=message):
             train(replace(config, **changes), tmp_path / "run", progress=False)
-
-    def test_texts_longer_than_the_position_table(self, config: RunConfig, tmp_path: Path) -> None:
         changed = replace(config, data=replace(config.data, max_length=33))
         with pytest.raises(ValueError, match=r"data\.max_length is 33; the text tower takes at most 32 tokens"):
-            train(changed, tmp_path / "run", progress=False)
+            train(changed, tmp_path / "other", progress=False)
 
 
-class TestStart:
-    def test_from_a_checkpoint(self, config: RunConfig, tiny_checkpoint: Path, tmp_path: Path) -> None:
-        data = replace(config.data, max_length=20, background=(255, 255, 255))
-        changed = replace(unmoved(config), init=str(tiny_checkpoint), data=data, image_size=40)
-        train(changed, tmp_path / "run", progress=False)
-        before, after = read_checkpoint(tiny_checkpoint), read_checkpoint(tmp_path / "run" / "last")
-        assert before.processor is not None
-        assert after.processor is not None
-        for name, tensor in before.resized(40).tensors.items():
-            assert torch.equal(tensor, after.tensors[name])
-        assert after.processor.config == replace(
-            before.processor.config, max_length=20, background=(255, 255, 255), image_size=40
-        )
-        assert after.processor.texts(["red bar"]).input_ids.equal(before.processor.texts(["red bar"]).input_ids)
-
-    def test_background_of_the_checkpoint_stays(self, config: RunConfig, tiny_checkpoint: Path, tmp_path: Path) -> None:
-        first = replace(config, data=replace(config.data, background=(1, 2, 3)), max_steps=1)
-        train(first, tmp_path / "first", progress=False)
-        train(replace(config, init=str(tmp_path / "first"), max_steps=1), tmp_path / "second", progress=False)
-        values = json.loads((tmp_path / "second" / "last" / "processor.json").read_text())
-        assert values["config"]["background"] == [1, 2, 3]
-
-    def test_a_checkpoint_without_tokenizer(self, config: RunConfig, tiny_checkpoint: Path, tmp_path: Path) -> None:
-        folder = tmp_path / "bare"
-        folder.mkdir()
-        for name in ("config.json", "model.safetensors"):
-            (folder / name).write_bytes((tiny_checkpoint / name).read_bytes())
-        with pytest.raises(ValueError, match="bare has no tokenizer; convert it with one first"):
-            train(replace(config, init=str(folder)), tmp_path / "run", progress=False)
-
-    def test_with_a_tokenizer_of_another_family(self, config: RunConfig, tmp_path: Path) -> None:
-        """BERT's padding has id 0: the text tower must not count it as a word."""
-        words = [
-            "[PAD]",
-            "[UNK]",
-            "[CLS]",
-            "[SEP]",
-            "[MASK]",
-            *shapes.COLOURS,
-            *shapes.GROUNDS,
-            *shapes.SHAPES,
-            "on",
-            "a",
-        ]
-        vocabulary = {word: number for number, word in enumerate(words)}
-        tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-        tokenizer.normalizer = normalizers.BertNormalizer()
-        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-        tokenizer.save(str(tmp_path / "tokenizer.json"))
-        train(replace(config, tokenizer=str(tmp_path), max_steps=1), tmp_path / "run", progress=False)
-        last = read_checkpoint(tmp_path / "run" / "last")
-        assert last.processor is not None
-        assert last.processor.mask_token == "[MASK]"
-        assert (last.config.text.vocab_size, last.config.text.pad_token_id) == (len(words), 0)
+def test_from_a_checkpoint(config: RunConfig, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    data = replace(config.data, max_length=20, background=(255, 255, 255))
+    changed = replace(unmoved(config), init=str(tiny_checkpoint), data=data, image_size=40)
+    train(changed, tmp_path / "run", progress=False)
+    before, after = read_checkpoint(tiny_checkpoint), read_checkpoint(tmp_path / "run" / "last")
+    assert before.processor is not None
+    assert after.processor is not None
+    for name, tensor in before.resized(40).tensors.items():
+        assert torch.equal(tensor, after.tensors[name])
+    values = replace(before.processor.config, max_length=20, background=(255, 255, 255), image_size=40)
+    assert after.processor.config == values
+    assert after.processor.texts(["red bar"]).input_ids.equal(before.processor.texts(["red bar"]).input_ids)
+    again = starting_checkpoint(replace(config, init=str(tmp_path / "run"), image_size=40))
+    assert again.processor is not None
+    assert again.processor.config.background == (255, 255, 255)  # which stays

@@ -35,20 +35,14 @@ class TestRunConfig:
         )
         assert read(json.loads(json.dumps(run.to_dict()))) == run
 
-    @pytest.mark.parametrize("path", [(), ("optimizer",), ("data",), ("task",), ("model", "text")])
-    def test_unknown_keys(self, path: tuple[str, ...]) -> None:
-        values = RECIPES["pretrain-base"].to_dict()
-        inner: dict[str, Any] = values
+    @pytest.mark.parametrize("path", [(), ("optimizer",), ("model", "text"), ("task", "phases", 1)])
+    def test_unknown_keys(self, path: tuple[Any, ...]) -> None:
+        values = json.loads(json.dumps(RECIPES["pretrain-nano"].to_dict()))
+        inner: Any = values
         for name in path:
             inner = inner[name]
         inner["learning_rat"] = 1
         with pytest.raises(ValueError, match=r"has unknown fields \['learning_rat'\]; known: \["):
-            read(values)
-
-    def test_unknown_key_in_a_phase(self) -> None:
-        values = json.loads(json.dumps(RECIPES["pretrain-nano"].to_dict()))
-        values["task"]["phases"][1]["mlmm"] = 1
-        with pytest.raises(ValueError, match=r"unknown fields \['mlmm'\]"):
             read(values)
 
     @pytest.mark.parametrize("kind", ["painting", None])
@@ -80,11 +74,6 @@ class TestRunConfig:
         with pytest.raises(ValueError, match=message.format(task.kind)):
             RunConfig(**given, **values)
 
-    @pytest.mark.parametrize("lengths", [{}, {"max_steps": 5, "max_epochs": 1}])
-    def test_both_or_none_of_the_lengths(self, lengths: dict[str, int]) -> None:
-        with pytest.raises(ValueError, match="expected exactly one of them"):
-            RunConfig(**lengths)  # type: ignore[arg-type]
-
     @pytest.mark.parametrize(
         ("values", "message"),
         [
@@ -98,6 +87,8 @@ class TestRunConfig:
             ({"device": "cuda:1"}, "device is 'cuda:1'; expected one of auto, cpu"),
             ({"checkpoint_activations": ("heads",)}, "checkpoint_activations is 'heads'; expected one of vision, text"),
             ({"init": "a", "tokenizer": "b"}, "tokenizer b with init a, which has its own"),
+            ({"max_steps": None}, "expected exactly one of them"),
+            ({"max_epochs": 1}, "expected exactly one of them"),
         ],
     )
     def test_values(self, values: dict[str, Any], message: str) -> None:
@@ -159,7 +150,3 @@ class TestRunConfig:
         """The command's help shows an entry only for the one name before its colon."""
         entries = re.findall(r"^        (\w+): ", inspect.getdoc(config).replace("\n    ", "\n        "), re.MULTILINE)
         assert entries == [item.name for item in fields(config) if item.name != "kind"]
-
-    def test_every_part_can_be_changed_by_its_name(self) -> None:
-        """What `run.json` names is what the command's options name."""
-        assert set(RECIPES["pretrain-base"].to_dict()) == {item.name for item in fields(RunConfig)}

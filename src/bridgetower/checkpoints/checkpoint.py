@@ -74,7 +74,7 @@ class Checkpoint:
             object.__setattr__(self, "processor", within)
 
     def class_names(self, head: str) -> tuple[str, ...]:
-        """Returns the names of the classes of a head; none if it predicts a number."""
+        """The names of the classes of a head; none if it predicts a number."""
         names = FIXED_LABELS.get(head) or self.labels.get(head)
         if names is None and self.config.heads.predicts_number(head):
             return ()
@@ -103,10 +103,7 @@ class Checkpoint:
         return replace(self, config=config, tensors=tensors, processor=processor)
 
     def with_token_types(self, count: int) -> Checkpoint:
-        """Returns the checkpoint with at least so many token types; new ones start as the last one is.
-
-        Official, before NLVR2: row 2, the second image, starts as row 1.
-        """
+        """Returns the checkpoint with at least so many token types; new ones start as the last one, as officially."""
         name = "token_type_embedding.weight"
         table = self.tensors[name]
         if len(table) >= count:
@@ -126,7 +123,6 @@ class Checkpoint:
 def resized_vision(
     tensors: Mapping[str, Tensor], config: VisionConfig, extensions: Extensions = NO_EXTENSIONS
 ) -> dict[str, Tensor]:
-    """Returns the parameters `vision.*` among `tensors`, made to fit the config's image size."""
     own = {name.removeprefix(VISION): tensor for name, tensor in tensors.items() if name.startswith(VISION)}
     with on_meta():
         tower = vision_tower(config, extensions)
@@ -168,7 +164,6 @@ def collect(
     droppable: Iterable[str],
     dtype: torch.dtype | None = None,
 ) -> Checkpoint:
-    """Sorts a foreign checkpoint's tensors into read, extra and dropped ones."""
     extra_table = {ours: entry for ours, entry in extra_table.items() if set(entry.names) <= set(tensors)}
     extra_tensors = {name for entry in extra_table.values() for name in entry.names}
     dropped = check_sources(source, parameter_shapes(config), tensors, table, droppable, extra_tensors)
@@ -195,8 +190,17 @@ def check_sources(
     dropped = {name for name in rest if any(re.fullmatch(pattern, name) for pattern in droppable)}
     _refuse(source, "lacks", sorted(needed - set(tensors)))
     _refuse(source, "has unknown", sorted(rest - dropped))
-    foreign = {name: entry.foreign_shape(shapes[ours]) for ours, entry in table.items() for name in entry.names}
-    _check_shapes(source, foreign, tensors)
+    wrong, strange = [], []
+    for ours, entry in table.items():
+        for name in entry.names:
+            tensor, shape = tensors[name], entry.foreign_shape(shapes[ours])
+            if tensor.shape != shape:
+                wrong.append(f"{name} {list(tensor.shape)} (expected {list(shape)})")
+            if tensor.dtype not in _FLOATS:
+                kind = str(tensor.dtype).removeprefix("torch.")
+                strange.append(f"{name} {kind} (expected floats of 16, 32 or 64 bits)")
+    _refuse(source, "has wrongly shaped", wrong)
+    _refuse(source, "has wrongly typed", strange)
     return tuple(sorted(dropped))
 
 
@@ -205,31 +209,16 @@ def check_tensors(
 ) -> None:
     """Raises ValueError, with a list, unless `tensors` are the parameters of `BridgeTower(config, extensions)`."""
     check_depth(source, config, tensors)
-    expected = parameter_shapes(config, extensions)
-    _refuse(source, "lacks", sorted(set(expected) - set(tensors)))
-    _refuse(source, "has unknown", sorted(set(tensors) - set(expected)))
-    _check_shapes(source, expected, tensors)
+    shapes = parameter_shapes(config, extensions)
+    check_sources(source, shapes, tensors, {name: Source((name,)) for name in shapes}, ())
 
 
 def finite(source: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Returns tensors, all of whose values are numbers."""
     # One pass over each without a second tensor; NaN goes through both extremes.
     filled = {name: tensor for name, tensor in tensors.items() if tensor.numel()}
     wrong = [name for name, tensor in filled.items() if not torch.stack(tensor.aminmax()).isfinite().all()]
     _refuse(source, "has NaN or infinite values in", wrong)
     return tensors
-
-
-def _check_shapes(source: str, expected: Mapping[str, torch.Size], tensors: Mapping[str, Tensor]) -> None:
-    wrong, strange = [], []
-    for name, shape in expected.items():
-        tensor = tensors[name]
-        if tensor.shape != shape:
-            wrong.append(f"{name} {list(tensor.shape)} (expected {list(shape)})")
-        if tensor.dtype not in _FLOATS:
-            strange.append(f"{name} {str(tensor.dtype).removeprefix('torch.')} (expected floats of 16, 32 or 64 bits)")
-    _refuse(source, "has wrongly shaped", wrong)
-    _refuse(source, "has wrongly typed", strange)
 
 
 def _refuse(source: str, what: str, names: list[str]) -> None:

@@ -24,11 +24,7 @@ LETTERS = 16
 
 
 def fingerprint(config: ModelConfig, tensors: Mapping[str, Tensor], processor: Processor) -> str:
-    """Returns a digest of weights, architecture and preprocessing.
-
-    Weights count as they are in bfloat16, so that a model has one fingerprint in float32 and in bfloat16. Settings that
-    have their default value do not count: a setting that a later release adds changes no fingerprint.
-    """
+    """Returns a digest; weights count in bfloat16, and settings only if they are not at their default."""
     names = sorted(tensors)
     with ThreadPoolExecutor() as pool:  # digests and conversions let other threads run
         digests = pool.map(_digest, (tensors[name].detach().to(torch.bfloat16) for name in names))
@@ -42,7 +38,7 @@ def fingerprint(config: ModelConfig, tensors: Mapping[str, Tensor], processor: P
 
 
 def exact_fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """Returns a digest of tensors by name, which the smallest change of a value changes: 16 hexadecimal digits."""
+    """Returns a digest of tensors by name, which the smallest change of a value changes."""
     with ThreadPoolExecutor() as pool:
         digests = dict(zip(tensors, pool.map(_digest, tensors.values()), strict=True))
     return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()[:LETTERS]
@@ -68,7 +64,6 @@ def _digest(tensor: Tensor) -> str:
 
 
 def _changed(config: Any, prefix: str = "") -> Iterator[tuple[str, object]]:
-    """Yields the fields of a nested dataclass that differ from their defaults, under dotted names."""
     for field in fields(config):
         value = getattr(config, field.name)
         if is_dataclass(value):

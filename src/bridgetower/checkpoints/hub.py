@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,8 @@ from bridgetower.checkpoints.tensors import WEIGHTS
 
 _FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]  # the last are vocabularies of SentencePiece
 _PICKLED = [WEIGHTS[2], "pytorch_model-*.bin"]
+
+logger = logging.getLogger(__name__)
 
 
 class HubOptions(TypedDict, total=False):
@@ -23,10 +26,7 @@ class HubOptions(TypedDict, total=False):
 
 
 def parse_hub_id(source: str) -> tuple[str, str | None, str | None] | None:
-    """Returns the repository, the file and the revision of `owner/name`, `owner/name/FILE.ckpt`, each with `@revision`.
-
-    None is for what looks like a path. Whether something local has that name is for the caller to look at first.
-    """
+    """Returns repository, file and revision of `owner/name` or `owner/name/FILE.ckpt`; None of a path."""
     name, _, revision = source.partition("@")
     parts, is_file = name.split("/", 2), name.endswith(".ckpt")
     if source.startswith((".", "~")) or not all(parts) or len(parts) != 2 + is_file:
@@ -35,7 +35,6 @@ def parse_hub_id(source: str) -> tuple[str, str | None, str | None] | None:
 
 
 def is_downloaded(source: str) -> bool:
-    """Whether a repository's files are on this machine; `source` is a hub id, perhaps with `@revision`."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -78,33 +77,45 @@ def download(repo: str, revision: str | None = None, **hub: Unpack[HubOptions]) 
     return folder, root.name
 
 
-def download_ckpt(
-    repo: str, revision: str | None = None, file: str | None = None, **hub: Unpack[HubOptions]
-) -> tuple[Path, str, str]:
-    """Fetches a `.ckpt` file, or the only one; returns its path, its name in the repository, and the commit."""
+def fetch(source: str, revision: str | None = None, **hub: Unpack[HubOptions]) -> tuple[Path, str]:
+    """Fetches a model, or the named or only `.ckpt` of a repository; returns its place and its name with the commit."""
     from huggingface_hub import HfApi, hf_hub_download, snapshot_download
     from huggingface_hub.errors import OfflineModeIsEnabled
 
-    inside, options = hub.pop("subfolder", None), dict[str, Any](hub)
+    repo, file, named = parse_hub_id(source) or (source, None, None)
+    if named and revision is not None:
+        raise ValueError(f"{source} names a revision, and revision is {revision!r}; leave one of them out")
+    wanted = named or revision
     if file is None:
+        folder, commit = download(repo, wanted, **hub)
+        if any((folder / name).exists() for name in ("config.json", "best/config.json")):
+            return folder, _pinned(source, wanted, f"{repo}@{commit}")
+    inside, options = hub.pop("subfolder", None), dict[str, Any](hub)
+    start = f"{inside}/" if inside else ""
+    if file is not None:
+        file = start + file
+    else:
         with _explained(repo):
             try:
                 if options.get("local_files_only"):
                     raise OfflineModeIsEnabled
-                names = HfApi(token=options.get("token")).list_repo_files(repo, revision=revision)
+                names = HfApi(token=options.get("token")).list_repo_files(repo, revision=wanted)
             except OfflineModeIsEnabled:
-                root = Path(snapshot_download(repo, revision=revision, **options | {"local_files_only": True}))
+                root = Path(snapshot_download(repo, revision=wanted, **options | {"local_files_only": True}))
                 names = [path.relative_to(root).as_posix() for path in root.rglob("*.ckpt")]
-        found = sorted(
-            name for name in names if name.endswith(".ckpt") and name.startswith(f"{inside}/" if inside else "")
-        )
+        found = sorted(name for name in names if name.endswith(".ckpt") and name.startswith(start))
         if not found:
             raise FileNotFoundError(f"{repo} has neither a config.json nor a .ckpt; expected a repository of a model")
         if len(found) > 1:
             raise ValueError(f"{repo} has several checkpoints: {', '.join(found)}; name one, as in {repo}/{found[0]}")
         file = found[0]
-    elif inside:
-        file = f"{inside}/{file}"
     with _explained(repo):
-        path = Path(hf_hub_download(repo, file, revision=revision, **options))
-    return path, file, path.parents[file.count("/")].name
+        path = Path(hf_hub_download(repo, file, revision=wanted, **options))
+    return path, _pinned(source, wanted, f"{repo}/{file}@{path.parents[file.count('/')].name}")
+
+
+def _pinned(source: str, revision: str | None, name: str) -> str:
+    commit = name.rpartition("@")[2]
+    if commit != revision:
+        logger.warning("%s is at commit %s; pin it by its name %s (or --revision)", source, commit, name)
+    return name

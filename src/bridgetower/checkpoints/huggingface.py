@@ -17,7 +17,7 @@ from bridgetower.checkpoints.reranking import UNMEASURED
 from bridgetower.checkpoints.tensors import extent
 from bridgetower.model.config import BridgeKind, FusionConfig, HeadsConfig, ModelConfig
 from bridgetower.model.heads import HEADS, chosen_heads
-from bridgetower.model.plain import check_numbers, known_fields
+from bridgetower.model.plain import known_fields
 from bridgetower.model.tower_config import Activation, TextConfig, VisionConfig
 
 _LINK_PARTS = r"LayerNorm\.(weight|bias)|scaled_factor|beta"
@@ -37,7 +37,21 @@ _ACTIVATIONS: dict[str, Activation] = {  # the first of several names is written
 _ACTIVATION_NAMES = {ours: theirs for theirs, ours in reversed(_ACTIVATIONS.items())}
 _BACKBONE = "bridgetower."
 _LINK_TOWERS = ("add", "scaled_add", "interpolate")  # bridge kinds that transformers has
-_DEPTH = (1, 1_000)  # layers
+_DEEPEST = 1_000  # layers
+_TEXT_FIELDS = {  # theirs to ours, of the text tower and, the second part, also of the fusion layers
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "max_position_embeddings": "max_positions",
+    "type_vocab_size": "type_vocab_size",
+    "pad_token_id": "pad_token_id",
+}
+_LAYER_FIELDS = {
+    "num_attention_heads": "num_heads",
+    "intermediate_size": "intermediate_size",
+    # One field in transformers for the text tower (1e-5) and the fusion layers (1e-12 in the official code).
+    "layer_norm_eps": "layer_norm_eps",
+    "hidden_dropout_prob": "dropout",
+}
 
 logger = logging.getLogger(__name__)
 
@@ -59,9 +73,6 @@ class _Text:
     layer_norm_eps: float = 1e-5
     pad_token_id: int = 1
 
-    def __post_init__(self) -> None:
-        check_numbers(self, "text_config.", num_hidden_layers=_DEPTH)
-
 
 @dataclass(frozen=True)
 class _Vision:
@@ -71,9 +82,6 @@ class _Vision:
     image_size: int | tuple[int, ...] = 288
     layer_norm_eps: float = 1e-5
     remove_last_layer: bool = False
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "vision_config.", num_hidden_layers=_DEPTH)
 
     @property
     def blocks(self) -> int:
@@ -91,9 +99,6 @@ class _Top:
     tie_word_embeddings: bool = False
     hidden_act: str = "gelu"
     contrastive_hidden_size: int = 512
-
-    def __post_init__(self) -> None:
-        check_numbers(self, num_hidden_layers=_DEPTH)
 
 
 def read_checkpoint(
@@ -117,40 +122,54 @@ def read_checkpoint(
 
 
 def export(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Returns transformers' config values and tensors for a checkpoint."""
     config = checkpoint.config
     if reasons := _obstacles(config):
         raise ValueError(f"transformers cannot hold {checkpoint.source}: {'; '.join(reasons)}")
-    for setting, ours, theirs in _lost(checkpoint):
-        logger.warning(
-            "%s: transformers has no field for the %s: %s becomes %s", checkpoint.source, setting, ours, theirs
-        )
-    heads = config.heads
+    text, fusion, heads = config.text, config.fusion, config.heads
+    shared: list[tuple[str, object, object]] = [  # what transformers lacks or shares, our value, and the one that wins
+        ("record of reranking", checkpoint.reranking.to_plain(), UNMEASURED.to_plain()),
+        ("layer norm eps of the fusion layers", fusion.layer_norm_eps, text.layer_norm_eps),
+        ("dropout of the fusion layers", fusion.dropout, text.dropout),
+        ("attention dropout of the fusion layers", fusion.attention_dropout, text.attention_dropout),
+    ]
+    if heads.mlm:
+        shared.append(("layer norm eps of the MLM head", heads.mlm_layer_norm_eps, fusion.bridge_layer_norm_eps))
+    for name, ours, theirs in shared:
+        if ours != theirs:
+            logger.warning(
+                "%s: transformers has no field for the %s: %s becomes %s", checkpoint.source, name, ours, theirs
+            )
     prefix = _BACKBONE if heads.mlm or heads.itm or heads.itc else ""
     tensors = dict(checkpoint.tensors) | checkpoint.extra_tensors
     if "text.pooler.dense.weight" not in tensors:  # transformers builds this pooler but never reads it
-        tensors["text.pooler.dense.weight"] = torch.zeros(config.text.hidden_size, config.text.hidden_size)
-        tensors["text.pooler.dense.bias"] = torch.zeros(config.text.hidden_size)
-    options: dict[str, Any] = {"separate_projections": config.fusion.separate_projections, "backbone_prefix": prefix}
+        tensors["text.pooler.dense.weight"] = torch.zeros(text.hidden_size, text.hidden_size)
+        tensors["text.pooler.dense.bias"] = torch.zeros(text.hidden_size)
+    options: dict[str, Any] = {"separate_projections": fusion.separate_projections, "backbone_prefix": prefix}
     table = name_table(tensors, "huggingface", **options)
     return _config_values(checkpoint), export_tensors(table, tensors)
 
 
 def _model_config(source: str, top: _Top, text: _Text, vision: _Vision, tensors: Mapping[str, Tensor]) -> ModelConfig:
-    _check_runnable(source, top, text, vision)
-    depth, fusion_depth = text.num_hidden_layers, top.num_hidden_layers
-    bridged = tuple(range(depth - fusion_depth + 1, depth + 1))
-    width = vision.hidden_size
-    itc = "itc_text_head.fc.weight"
-    shared: dict[str, Any] = {  # transformers builds the fusion layers from the text config
-        "num_heads": text.num_attention_heads,
-        "intermediate_size": text.intermediate_size,
-        "layer_norm_eps": text.layer_norm_eps,
-        "activation": _ACTIVATIONS[text.hidden_act],
-        "dropout": text.hidden_dropout_prob,
-        "attention_dropout": (
-            None if text.attention_probs_dropout_prob == text.hidden_dropout_prob else text.attention_probs_dropout_prob
+    depth, fusion_depth, width = text.num_hidden_layers, top.num_hidden_layers, vision.hidden_size
+    unknown = {text.hidden_act, top.hidden_act} - _ACTIVATIONS.keys()
+    refused = {
+        "share_link_tower_layers is true": top.share_link_tower_layers and fusion_depth > 1,
+        f"link_tower_type is {top.link_tower_type!r}": top.link_tower_type not in _LINK_TOWERS,
+        f"hidden_act is {', '.join(sorted(unknown))}, not one of {', '.join(_ACTIVATIONS)}": bool(unknown),
+        f"hidden_size {top.hidden_size} differs from the text tower's": top.hidden_size != text.hidden_size,
+        "the image tower is shallower than the text tower": vision.blocks < depth,
+        f"one of its parts has less than 1 or more than {_DEEPEST} layers": (
+            min(depth, fusion_depth) < 1 or max(depth, fusion_depth, vision.blocks) > _DEEPEST
         ),
+    }
+    if reasons := [reason for reason, applies in refused.items() if applies]:
+        raise ValueError(f"{source}: config.json describes a model that is not supported: {'; '.join(reasons)}")
+    bridged = tuple(range(depth - fusion_depth + 1, depth + 1))
+    itc, same_dropout = "itc_text_head.fc.weight", text.attention_probs_dropout_prob == text.hidden_dropout_prob
+    shared: dict[str, Any] = {ours: getattr(text, theirs) for theirs, ours in _LAYER_FIELDS.items()}
+    shared |= {  # transformers builds the fusion layers from the text config
+        "activation": _ACTIVATIONS[text.hidden_act],
+        "attention_dropout": None if same_dropout else text.attention_probs_dropout_prob,
     }
     return ModelConfig(
         vision=VisionConfig(
@@ -163,13 +182,7 @@ def _model_config(source: str, top: _Top, text: _Text, vision: _Vision, tensors:
             layer_norm_eps=vision.layer_norm_eps,
         ),
         text=TextConfig(
-            vocab_size=text.vocab_size,
-            hidden_size=text.hidden_size,
-            num_layers=depth,
-            max_positions=text.max_position_embeddings,
-            type_vocab_size=text.type_vocab_size,
-            pad_token_id=text.pad_token_id,
-            **shared,
+            num_layers=depth, **{ours: getattr(text, theirs) for theirs, ours in _TEXT_FIELDS.items()}, **shared
         ),
         fusion=FusionConfig(
             hidden_size=top.hidden_size,
@@ -190,20 +203,6 @@ def _model_config(source: str, top: _Top, text: _Text, vision: _Vision, tensors:
             mlm_activation=_ACTIVATIONS[top.hidden_act],
         ),
     )
-
-
-def _check_runnable(source: str, top: _Top, text: _Text, vision: _Vision) -> None:
-    unknown = {text.hidden_act, top.hidden_act} - _ACTIVATIONS.keys()
-    refused = {
-        "share_link_tower_layers is true": top.share_link_tower_layers and top.num_hidden_layers > 1,
-        f"link_tower_type is {top.link_tower_type!r}": top.link_tower_type not in _LINK_TOWERS,
-        f"hidden_act is {', '.join(sorted(unknown))}, not one of {', '.join(_ACTIVATIONS)}": bool(unknown),
-        f"hidden_size {top.hidden_size} differs from the text tower's": top.hidden_size != text.hidden_size,
-        "the image tower is shallower than the text tower": vision.blocks < text.num_hidden_layers,
-    }
-    reasons = [reason for reason, applies in refused.items() if applies]
-    if reasons:
-        raise ValueError(f"{source}: config.json describes a model that is not supported: {'; '.join(reasons)}")
 
 
 def _side(value: int | tuple[int, ...]) -> int:
@@ -254,20 +253,6 @@ def _obstacles(config: ModelConfig) -> list[str]:
     return [reason for reason, applies in checks.items() if applies]
 
 
-def _lost(checkpoint: Checkpoint) -> list[tuple[str, object, object]]:
-    """Settings that transformers lacks or shares with another one: their names, our value, and the value that wins."""
-    text, fusion, heads = checkpoint.config.text, checkpoint.config.fusion, checkpoint.config.heads
-    shared: list[tuple[str, object, object]] = [
-        ("record of reranking", checkpoint.reranking.to_plain(), UNMEASURED.to_plain()),
-        ("layer norm eps of the fusion layers", fusion.layer_norm_eps, text.layer_norm_eps),
-        ("dropout of the fusion layers", fusion.dropout, text.dropout),
-        ("attention dropout of the fusion layers", fusion.attention_dropout, text.attention_dropout),
-    ]
-    if heads.mlm:
-        shared.append(("layer norm eps of the MLM head", heads.mlm_layer_norm_eps, fusion.bridge_layer_norm_eps))
-    return [(name, ours, theirs) for name, ours, theirs in shared if ours != theirs]
-
-
 def _config_values(checkpoint: Checkpoint) -> dict[str, Any]:
     config = checkpoint.config
     vision, text, fusion = config.vision, config.text, config.fusion
@@ -287,26 +272,17 @@ def _config_values(checkpoint: Checkpoint) -> dict[str, Any]:
         "num_hidden_layers": fusion.num_layers,
         "num_attention_heads": fusion.num_heads,
         "layer_norm_eps": fusion.bridge_layer_norm_eps,
-        "hidden_act": _ACTIVATION_NAMES[config.heads.mlm_activation],
+        "hidden_act": _ACTIVATION_NAMES[heads.mlm_activation],
         "link_tower_type": fusion.bridge,
         "share_cross_modal_transformer_layers": not fusion.separate_projections,
         "share_link_tower_layers": False,
         "tie_word_embeddings": False,
-        "contrastive_hidden_size": config.heads.itc_size,
+        "contrastive_hidden_size": heads.itc_size,
         "logit_scale_init_value": 2.6592,
         "text_config": {
-            "vocab_size": text.vocab_size,
-            "hidden_size": text.hidden_size,
+            **{theirs: getattr(text, ours) for theirs, ours in (_TEXT_FIELDS | _LAYER_FIELDS).items()},
             "num_hidden_layers": text.num_layers,
-            "num_attention_heads": text.num_heads,
-            "intermediate_size": text.intermediate_size,
-            "max_position_embeddings": text.max_positions,
-            "type_vocab_size": text.type_vocab_size,
-            "pad_token_id": text.pad_token_id,
-            # One field in transformers for the text tower (1e-5) and the fusion layers (1e-12 in the official code).
-            "layer_norm_eps": text.layer_norm_eps,
             "hidden_act": _ACTIVATION_NAMES[text.activation],
-            "hidden_dropout_prob": text.dropout,
             "attention_probs_dropout_prob": (
                 text.dropout if text.attention_dropout is None else text.attention_dropout
             ),

@@ -15,7 +15,7 @@ import torch
 
 from bridgetower.checkpoints import huggingface, microsoft
 from bridgetower.checkpoints.checkpoint import Checkpoint, check_tensors, finite
-from bridgetower.checkpoints.hub import HubOptions, download, download_ckpt, parse_hub_id
+from bridgetower.checkpoints.hub import HubOptions, fetch, parse_hub_id
 from bridgetower.checkpoints.reranking import UNMEASURED, Reranking
 from bridgetower.checkpoints.tensors import (
     ABOUT,
@@ -35,7 +35,7 @@ from bridgetower.model.config import ModelConfig
 from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
 from bridgetower.model.heads import chosen_heads
 from bridgetower.model.plain import from_plain
-from bridgetower.processor import Processor, ProcessorConfig, load_tokenizer
+from bridgetower.processor import Processor, load_tokenizer
 
 Format = Literal["bridgetower", "hf"]
 
@@ -81,28 +81,16 @@ def read_checkpoint(
         given = {"revision": revision, **hub} if revision is not None else hub
         settings = ", ".join(f"{name} {value!r}" for name, value in given.items() if name != "token")
         raise ValueError(f"{settings or 'token'} is for hub ids, but {source} is a local path; leave it out")
-    if path.is_dir():
-        checkpoint = _read_folder(path, str(source), overrides or {}, dtype, extensions)
-    elif path.is_file():
-        checkpoint = _read_official(path, overrides or {}, dtype)
-    elif hub_id := parse_hub_id(str(source)):
-        repo, file, named = hub_id
-        if named and revision is not None:
-            raise ValueError(f"{source} names a revision, and revision is {revision!r}; leave one of them out")
-        wanted = named or revision
-        if file is None:
-            place, commit = download(repo, wanted, **hub)
-        if file is None and any((place / name).exists() for name in ("config.json", "best/config.json")):
-            name = f"{repo}@{commit}"
-            checkpoint = _read_folder(place, name, overrides or {}, dtype, extensions)
-        else:
-            place, file, commit = download_ckpt(repo, wanted, file, **hub)
-            name = f"{repo}/{file}@{commit}"
-            checkpoint = replace(_read_official(place, overrides or {}, dtype), source=name)
-        if commit != wanted:
-            logger.warning("%s is at commit %s; pin it by its name %s (or --revision)", source, commit, name)
+    if path.exists():
+        place, name = path, str(source)
+    elif parse_hub_id(str(source)):
+        place, name = fetch(str(source), revision, **hub)
     else:
         raise FileNotFoundError(f"{source} does not exist; expected a folder, an official .ckpt file or a hub id")
+    if place.is_dir():
+        checkpoint = _read_folder(place, name, overrides or {}, dtype, extensions)
+    else:
+        checkpoint = replace(_read_official(place, overrides or {}, dtype), source=name)
     if checkpoint.dropped:
         logger.info("%s: not used: %s", checkpoint.source, ", ".join(checkpoint.dropped))
     if answers is not None:
@@ -114,9 +102,8 @@ def read_checkpoint(
     if tokenizer is not None:
         if checkpoint.processor is None:
             raise ValueError(f"{checkpoint.source} has no image preprocessing to go with a tokenizer")
-        checkpoint = replace(
-            checkpoint, processor=Processor(checkpoint.processor.config, load_tokenizer(Path(tokenizer)))
-        )
+        processor = Processor(checkpoint.processor.config, load_tokenizer(Path(tokenizer)))
+        checkpoint = replace(checkpoint, processor=processor)
     return checkpoint
 
 
@@ -184,12 +171,11 @@ def convert(
     if drop_itc:
         checkpoint = checkpoint.without_itc()
         logger.info("%s: the contrastive head is left out", checkpoint.source)
-    if to == "bridgetower":
-        with new_folder(folder) as temporary:
-            write_checkpoint(checkpoint, temporary, shard_bytes=shard_bytes)
-        return
-    values, tensors = huggingface.export(checkpoint)
+    values, tensors = ({}, {}) if to == "bridgetower" else huggingface.export(checkpoint)
     with new_folder(folder) as temporary:
+        if to == "bridgetower":
+            write_checkpoint(checkpoint, temporary, shard_bytes=shard_bytes)
+            return
         write_weights(temporary, tensors, for_transformers=True, shard_bytes=shard_bytes)
         if checkpoint.processor is not None:
             checkpoint.processor.save_huggingface(temporary)
@@ -253,17 +239,7 @@ def _read_official(path: Path, overrides: Mapping[str, Any], dtype: torch.dtype 
     config = settings.get("config") if isinstance(settings, dict) else None
     if not isinstance(config, dict) or not isinstance(state_dict, dict):
         raise ValueError(f"{path} has no state_dict with hyper_parameters.config; expected an official .ckpt")
-    official = microsoft.Settings.read(str(path), config)
-    tensors = only_tensors(str(path), state_dict)
-    checkpoint = microsoft.read_checkpoint(str(path), official, tensors, overrides, dtype)
-    # The official evaluation transform: `clip` crops, `blip` and `albef` squash; the tokenizer is only named.
-    squashes = any("blip" in key or "albef" in key for key in official.val_transform_keys)
-    preprocessing = ProcessorConfig(
-        profile="official-finetune" if squashes else "official-pretrain",
-        image_size=checkpoint.config.vision.image_size,
-        max_length=official.max_text_len,
-    )
-    return replace(checkpoint, processor=Processor(preprocessing, None))
+    return microsoft.read_checkpoint(str(path), config, only_tensors(str(path), state_dict), overrides, dtype)
 
 
 def _names(path: str | Path, names: object) -> tuple[str, ...]:

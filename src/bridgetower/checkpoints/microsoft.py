@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from bridgetower.checkpoints.tensors import extent
 from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig
 from bridgetower.model.plain import known_fields
 from bridgetower.model.tower_config import TextConfig, VisionConfig
+from bridgetower.processor import Processor, ProcessorConfig
 
 # Left-overs of CLIP's text side and of timm's classifier, buffers, and what managers never read.
 _DROPPABLE = (
@@ -44,10 +45,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Settings:
-    """What is read of the run config (`hyper_parameters.config` of a file), under its names.
-
-    The defaults are those of METER's own code, which has no such options.
-    """
+    """What is read of the official run config, with defaults of METER's code, which has no such options."""
 
     tokenizer: str
     num_heads: int
@@ -60,20 +58,15 @@ class Settings:
     meter_fusion: bool = False
     vit_layernorm_shared: bool = True
 
-    @classmethod
-    def read(cls, source: str, official: object) -> Settings:
-        """Picks them out."""
-        return known_fields(cls, official, f"{source}: hyper_parameters.config")
-
 
 def read_checkpoint(
     source: str,
-    official: Settings,
+    run_config: Mapping[str, Any],
     tensors: Mapping[str, Tensor],
     overrides: Mapping[str, Any],
     dtype: torch.dtype | None = None,
 ) -> Checkpoint:
-    """Builds a checkpoint from the official run config and state dict."""
+    official = known_fields(Settings, run_config, f"{source}: hyper_parameters.config")
     naming: Naming = "timm" if "vit_model.cls_token" in tensors else "clip"
     if "vit_model.layers.0.blocks.0.norm1.weight" in tensors:
         raise ValueError(f"{source} has a Swin image tower, which is not supported; expected one with CLIP or a ViT")
@@ -97,7 +90,15 @@ def read_checkpoint(
         ) from error
     table = name_table(parameter_shapes(config), naming)
     extra_names = [name for name in extra_tensor_names(config) if naming == "clip" or "text." in name]
-    return collect(source, config, tensors, table, name_table(extra_names, naming), _DROPPABLE, dtype)
+    checkpoint = collect(source, config, tensors, table, name_table(extra_names, naming), _DROPPABLE, dtype)
+    # The official evaluation transform: `clip` crops, `blip` and `albef` squash; the tokenizer is only named.
+    squashes = any("blip" in key or "albef" in key for key in official.val_transform_keys)
+    preprocessing = ProcessorConfig(
+        profile="official-finetune" if squashes else "official-pretrain",
+        image_size=config.vision.image_size,
+        max_length=official.max_text_len,
+    )
+    return replace(checkpoint, processor=Processor(preprocessing, None))
 
 
 def _split(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -134,7 +135,7 @@ def _split(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _heads_config(official: Settings, tensors: Mapping[str, Tensor]) -> HeadsConfig:
     """Every head that the file has; fine-tuned ones may carry those of several tasks, of one inner width."""
-    tasks = [task for task in ("vqa", "snli", "nlvr2") if _has(task, tensors)]
+    tasks = [task for task in ("vqa", "snli", "nlvr2") if f"{task}_classifier.3.weight" in tensors]
     norms = [f"{task}_classifier.1.weight" for task in tasks]
     inner = [extent(tensors, norm) if norm in tensors else 0 for norm in norms]  # 0: `task_head_layers=1`
     pooled_size = 2 * extent(tensors, "cross_modal_text_transform.weight")
@@ -145,24 +146,19 @@ def _heads_config(official: Settings, tensors: Mapping[str, Tensor]) -> HeadsCon
         itc="tower" if itc in tensors else None,
         itc_size=extent(tensors, itc) if itc in tensors else HeadsConfig.itc_size,
         rank="rank_output.weight" in tensors,
-        vqa=extent(tensors, "vqa_classifier.3.weight") if _has("vqa", tensors) else 0,
-        snli_ve=_has("snli", tensors),
-        nlvr2=_has("nlvr2", tensors),
+        vqa=extent(tensors, "vqa_classifier.3.weight") if "vqa" in tasks else 0,
+        snli_ve="snli" in tasks,
+        nlvr2="nlvr2" in tasks,
         hidden_scale=inner[0] / pooled_size if inner else HeadsConfig.hidden_scale,
         nlvr2_dropout=official.nlvr2_drop_rate,
     )
 
 
-def _has(task: str, tensors: Mapping[str, Tensor]) -> bool:
-    return f"{task}_classifier.3.weight" in tensors
-
-
 def _vision_config(tensors: Mapping[str, Tensor], naming: Naming, num_heads: int | None) -> VisionConfig:
-    prefix = "vit_model." if naming == "timm" else "vit_model.visual."
-    timm = naming == "timm"
-    patches = prefix + ("patch_embed.proj.weight" if timm else "conv1.weight")
-    positions = prefix + ("pos_embed" if timm else "positional_embedding")
-    blocks = prefix + ("blocks." if timm else "transformer.resblocks.")
+    timm, blocks = naming == "timm", "vit_model.visual.transformer.resblocks."
+    patches, positions = "vit_model.visual.conv1.weight", "vit_model.visual.positional_embedding"
+    if timm:
+        patches, positions, blocks = "vit_model.patch_embed.proj.weight", "vit_model.pos_embed", "vit_model.blocks."
     width, patch = extent(tensors, patches), extent(tensors, patches, -1)
     num_patches = extent(tensors, positions, -2) - 1
     return VisionConfig(
@@ -182,9 +178,8 @@ def _vision_config(tensors: Mapping[str, Tensor], naming: Naming, num_heads: int
 
 def _text_config(official: Settings, tensors: Mapping[str, Tensor], num_heads: int | None) -> TextConfig:
     roberta = "roberta" in official.tokenizer
-    embeddings = "text_transformer.embeddings."
+    embeddings, layers = "text_transformer.embeddings.", "text_transformer.encoder.layer."
     width = extent(tensors, f"{embeddings}word_embeddings.weight", 1)
-    layers = "text_transformer.encoder.layer."
     return TextConfig(
         vocab_size=extent(tensors, f"{embeddings}word_embeddings.weight"),
         hidden_size=width,

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypedDict
 from jaxtyping import Float
 from torch import Tensor
 
+from bridgetower.files import flattened
 from bridgetower.model.plain import AT_LEAST_0, AT_LEAST_1, check_numbers, from_plain
 
 ITC_WEIGHT = "itc_weight"
@@ -25,9 +26,6 @@ class Match(TypedDict, total=False):
     score: float
 
 
-_SHARE = (0, 1)
-
-
 def described(probability: float | None = None, score: float | None = None) -> str:
     """Returns how well a pair matches in words: `12.3 %`, `score 0.123`, or nothing."""
     if probability is not None:
@@ -39,31 +37,21 @@ def described(probability: float | None = None, score: float | None = None) -> s
 class Calibration:
     """How a probability follows from the log-odds of the matching head: sigmoid(slope · log-odds + intercept).
 
-    It is fitted to the candidates that ITC finds for the texts of a validation split (Platt scaling). The calibration
-    errors are of all these pairs; `ece_after` by calibrations of the other half of the images each.
-
-    Attributes:
-        slope: At least 0; 0: matching does not separate right candidates from wrong ones.
-        intercept: Of the log-odds.
-        pairs: Candidates, over all texts.
-        matching: Those of them that belong to their text.
-        ece_before: Expected calibration error of the sigmoid of the log-odds.
-        ece_after: Expected calibration error of the probability.
+    It is fitted to the candidates that ITC finds for the texts of a validation split (Platt scaling).
     """
 
-    slope: float
+    slope: float  # at least 0; 0: matching does not separate right candidates from wrong ones
     intercept: float
-    pairs: int
-    matching: int
-    ece_before: float
-    ece_after: float
+    pairs: int  # candidates, over all texts
+    matching: int  # those of them that belong to their text
+    ece_before: float  # expected calibration error of the sigmoid of the log-odds
+    ece_after: float  # of the probability, by calibrations of the other half of the images each
 
     def __post_init__(self) -> None:
         counts = {"pairs": AT_LEAST_1, "matching": AT_LEAST_0}
-        check_numbers(self, "calibration.", slope=AT_LEAST_0, ece_before=_SHARE, ece_after=_SHARE, **counts)
+        check_numbers(self, "calibration.", slope=AT_LEAST_0, ece_before=(0, 1), ece_after=(0, 1), **counts)
 
     def log_odds(self, log_odds: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
-        """Returns the log-odds of the probabilities, from those of the matching head."""
         return self.slope * log_odds + self.intercept
 
 
@@ -73,16 +61,10 @@ class Gain:
 
     The measure is the mean of recall at 1, 5 and 10, text to image, as a fraction. The texts of each half of the images
     are ranked with the weight of ITC that is best on the other half.
-
-    Attributes:
-        difference: Of two stages less that of ITC alone.
-        low: Lower end of its 95 % interval.
-        high: Upper end of it.
-        texts: Queries.
     """
 
-    difference: float
-    low: float
+    difference: float  # of two stages less that of ITC alone
+    low: float  # end of its 95 % interval
     high: float
     texts: int
 
@@ -115,36 +97,28 @@ class Reranking:
 
     @property
     def shown(self) -> Literal["probability", "score"]:
-        """What `match` returns: a calibrated probability or, without a calibration, a score."""
         return "score" if self.calibration is None else "probability"
 
     def match(self, log_odds: Float[Tensor, "*s"]) -> Float[Tensor, "*s"]:
-        """Returns how well pairs match, from 0 to 1, from the log-odds of the matching head; `shown` names it."""
+        """Returns how well pairs match, from 0 to 1; `shown` names it."""
         return (log_odds if self.calibration is None else self.calibration.log_odds(log_odds)).sigmoid()
 
     def named(self, log_odds: Float[Tensor, " n"]) -> list[Match]:
-        """Returns what `match` returns, each number under its name."""
-        values: list[float] = self.match(log_odds).tolist()
-        if self.shown == "score":
-            return [{"score": value} for value in values]
-        return [{"probability": value} for value in values]
+        if self.calibration is None:
+            return [{"score": value} for value in self.match(log_odds).tolist()]
+        return [{"probability": value} for value in self.match(log_odds).tolist()]
 
     def to_plain(self) -> dict[str, Any]:
-        """Returns what a config has of it; what was not measured is left out."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     def metrics(self) -> dict[str, float]:
         """Returns all numbers under flat names, such as `calibration_slope`."""
-        found: dict[str, float] = {ITC_WEIGHT: self.itc_weight}
-        for part, values in (("calibration", self.calibration), ("gain", self.gain)):
-            if values is not None:
-                found |= {f"{part}_{name}": value for name, value in vars(values).items()}
-        return found
+        return {name.replace(".", "_"): number for name, number in flattened(self.to_plain())}
 
     @classmethod
     def from_metrics(cls, metrics: Mapping[str, float]) -> Reranking:
         """Returns what `metrics` wrote among other metrics, or `UNMEASURED`."""
-        values: dict[str, Any] = {name: metrics[name] for name in (ITC_WEIGHT,) if name in metrics}
+        values: dict[str, Any] = {ITC_WEIGHT: metrics[ITC_WEIGHT]} if ITC_WEIGHT in metrics else {}
         for part, kind in (("calibration", Calibration), ("gain", Gain)):
             names = [name for name in kind.__dataclass_fields__ if f"{part}_{name}" in metrics]
             if names:

@@ -36,7 +36,7 @@ class Extensions:
             `OptimizerConfig`, for `optimizer.rule`. It may divide the groups, such as for rates by layer; `names` stay.
         schedules: Each makes, of the `OptimizerConfig` and the number of steps, a function of the step that gives the
             factor of all learning rates, for `optimizer.schedule`.
-        loggers: Each makes a `training.loggers.Logger` of the run's folder, its config and its first step, for
+        loggers: Each makes a `training.logs.Logger` of the run's folder, its config and its first step, for
             `report_to`.
         callbacks: Each a `training.callbacks.Callback`.
 
@@ -61,6 +61,9 @@ class Extensions:
             "text_towers": TEXT_ARCHITECTURES,
             "bridges": BRIDGES,
             "heads": HEADS,
+            "optimizers": ("adamw", "hf_adamw"),
+            "schedules": ("polynomial", "cosine"),
+            "loggers": ("tensorboard", "wandb", "trackio", "mlflow"),
         }
         for kind, table in tables.items():
             if taken := [name for name in getattr(self, kind) if name in table]:

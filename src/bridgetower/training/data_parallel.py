@@ -1,23 +1,33 @@
-"""How several processes train one task: replicas (DDP), or each with a share of the weights (FSDP2, `sharding`)."""
+"""How several processes train one task: replicas (DDP), or each with a share of the weights (FSDP2)."""
 
 from __future__ import annotations
 
 import gc
 import math
 import os
-from collections.abc import Collection, Iterator
+import warnings
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from bridgetower.distributed import rank, world_size
+from bridgetower.distributed import world_size
+from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.cpu_linear import RecomputedLayerNorm
+from bridgetower.model.fusion import FusionLayer
+
+# What a layer returns may be a view, as of a product in oneDNN; nothing is written in its place.
+warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
 
 
 def run_device(choice: str) -> torch.device:
-    """Returns the device of this process: with `auto` an accelerator if there is one, else the CPU."""
     if choice != "auto":
         return torch.device(choice)
     if torch.cuda.is_available():
@@ -26,7 +36,6 @@ def run_device(choice: str) -> torch.device:
 
 
 def set_numerics(device: torch.device, precision: str, *, deterministic: bool) -> None:
-    """Sets how PyTorch computes products of float32 on GPUs, and whether its kernels have to give the same bits."""
     if precision == "tf32" and device.type != "cuda":
         raise ValueError(f"precision tf32 is for GPUs, not for {device.type}; use fp32 or bf16")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
@@ -44,12 +53,11 @@ class Replicated:
 
     def __init__(self, task: nn.Module) -> None:
         self.task, self.run = task, task
-        self._graph, self._used = _graph_of(task), set[str]()
+        self._graph, self._used = self._graph_now(), set[str]()
         if world_size() > 1:
             self.run = _averaging(task, self._used)
 
     def __call__(self, *inputs: Any) -> Any:
-        """Runs the task."""
         self._follow_graph()
         return self.run(*inputs)
 
@@ -77,25 +85,24 @@ class Replicated:
         yield
         self.task.train()
 
+    def _graph_now(self) -> object:
+        """Returns what stays the same as long as the same parameters get gradients; None: nothing is known to."""
+        # The order in which gloo adds up more than two numbers depends on their place in a bucket, and only buckets of
+        # parameters that are looked for never change. So runs on CPUs resume with the same bits.
+        by_place = world_size() > 2 and next(self.task.parameters()).device.type == "cpu"
+        return None if by_place else getattr(self.task, "graph", None)
+
     def _follow_graph(self) -> None:
         """Before a pass: looks for parameters without a gradient after a change, and no longer once they are known."""
         if not isinstance(self.run, DistributedDataParallel):
             return
-        graph = _graph_of(self.task)
+        graph = self._graph_now()
         if graph != self._graph:
             self._graph, self._used = graph, set()
         if self.run.find_unused_parameters is bool(self._used):
             self.run = self.task
             gc.collect()  # the old one refers to itself, and holds memory for all gradients
             self.run = _averaging(self.task, self._used)
-
-
-def _graph_of(task: nn.Module) -> object:
-    """Returns what stays the same as long as the same parameters get gradients; None: nothing is known to."""
-    # The order in which gloo adds up more than two numbers depends on their place in a bucket, and only buckets of
-    # parameters that are looked for never change. So runs on CPUs resume with the same bits.
-    by_place = world_size() > 2 and next(task.parameters()).device.type == "cpu"
-    return None if by_place else getattr(task, "graph", None)
 
 
 def _averaging(task: nn.Module, used: Collection[str]) -> DistributedDataParallel:
@@ -113,11 +120,76 @@ def _averaging(task: nn.Module, used: Collection[str]) -> DistributedDataParalle
     return wrapped
 
 
-def whole_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Returns the state dict of a model on the CPU, in the first process; every process has to call it."""
-    weights = {}
-    for name, tensor in model.state_dict().items():
-        whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # of what a process has a share
-        if rank() == 0:
-            weights[name] = whole.cpu()
-    return weights
+class Sharded(Replicated):
+    """A task of whose weights every process has a share; a layer is whole while it runs.
+
+    What is in no layer, such as embeddings and heads, is whole during a pass and its backward pass. Scalars, such as
+    the temperature, cannot be cut and are replicated.
+    """
+
+    def __init__(self, task: nn.Module, precision: str = "fp32") -> None:
+        self.task = self.run = task
+        for parameter in task.parameters():
+            dist.broadcast(parameter.data, 0)
+        self.scalars = [parameter for parameter in task.parameters() if parameter.ndim == 0]
+        ignored = set(self.scalars)
+        norms = [module for module in task.modules() if type(module) in (nn.LayerNorm, RecomputedLayerNorm)]
+        for norm in norms:  # for its gradients a layer would need weights of the norm before it, which may be away
+            norm.__class__ = _LayerNorm
+        # Layers are sent and put together in bfloat16, as autocast would read them. Their inputs stay as they are, and
+        # so does what is in no layer, such as embeddings and what losses are computed from.
+        half = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+        policy = half if precision == "bf16" else MixedPrecisionPolicy()
+        for model in [module for module in task.modules() if isinstance(module, BridgeTower)]:
+            for layer in model.layers():
+                fully_shard(layer, ignored_params=ignored, mp_policy=policy)
+        fully_shard(task, ignored_params=ignored)
+        for module in task.modules():
+            for method in ("attend", "key_value") if isinstance(module, FusionLayer) else ():
+                register_fsdp_forward_method(module, method)
+        if hasattr(task, "features"):
+            register_fsdp_forward_method(task, "features")
+
+    def accumulating(self, *, when: bool) -> AbstractContextManager[None]:
+        """Adds each pass to the shares, since whole gradients would take the memory saved."""
+        return nullcontext()
+
+    def clip_gradients(self, limit: float | None) -> Tensor:
+        for scalar in self.scalars:
+            if scalar.grad is not None:
+                dist.all_reduce(scalar.grad)
+                scalar.grad /= world_size()
+        kinds = [
+            [p for p in self.task.parameters() if p.grad is not None and isinstance(p, DTensor) == sharded]
+            for sharded in (True, False)
+        ]
+        norm = torch.stack([_norm(parameters) for parameters in kinds if parameters]).norm()
+        for parameters in kinds:
+            nn.utils.clip_grads_with_norm_(parameters, math.inf if limit is None else limit, norm)
+        return norm
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Puts all weights together: processes run different numbers of batches, so that they cannot gather layers."""
+        parts = [module for module in self.task.modules() if isinstance(module, FSDPModule)]
+        for part in parts:
+            part.set_reshard_after_forward(False, recurse=False)
+            part.unshard()
+        with super().evaluating():
+            yield
+        for part in parts:
+            part.set_reshard_after_forward(part is not self.task, recurse=False)
+            part.reshard()
+
+
+class _LayerNorm(nn.LayerNorm):
+    """Computes in single precision, as autocast does on GPUs, with weights that are put together in half precision."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.to(inputs.dtype)
+        return F.layer_norm(inputs, self.normalized_shape, self.weight.to(inputs.dtype), bias, self.eps)
+
+
+def _norm(parameters: Sequence[nn.Parameter]) -> Tensor:
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm

@@ -18,7 +18,6 @@ from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.tasks.run_config import CONFIG, METRICS, RunConfig
 from bridgetower.tasks.spec import TaskSpec
 from bridgetower.tasks.table import TASKS
-from bridgetower.training.data_parallel import whole_weights
 from bridgetower.training.state import FOLDER as STATES
 from bridgetower.training.state import newest
 
@@ -43,11 +42,23 @@ def claimed(out: Path, config: RunConfig, spec: TaskSpec, *, resume: bool) -> It
             remove_leftovers(folder)
         if not resume:
             write_json(out / CONFIG, config.to_dict())
-        yield _changes(out, config, spec) if resume else {}
+            yield {}
+            return
+        found = differences(read_run(out, spec).to_dict(), config.to_dict())
+        changed = {name: f"{old} -> {new}" for name, old, new in found}
+        others = [name for name in changed if name.startswith(_WHAT_IT_IS) and not name.endswith("dropout")]
+        if others:
+            values = ", ".join(f"{name} {changed[name]}" for name in others)
+            raise ValueError(
+                f"{out} is a run of another model or task: {values}; resume it with the values of before, or start "
+                "again in another folder"
+            )
+        if changed:
+            logger.warning("%s goes on with other values: %s", out, ", ".join(f"{n} {v}" for n, v in changed.items()))
+        yield changed
 
 
 def read_run(out: Path, task: TaskSpec | None = None) -> RunConfig:
-    """Returns the config of the run in a folder."""
     if not (out / CONFIG).exists():
         raise FileNotFoundError(f"{out} holds no run ({CONFIG} is missing); start one without --resume")
     specs = [*TASKS.values(), *([] if task is None else [task])]
@@ -55,19 +66,15 @@ def read_run(out: Path, task: TaskSpec | None = None) -> RunConfig:
 
 
 def _check(out: Path, spec: TaskSpec, *, resume: bool) -> None:
-    """Raises before anything is written if the folder holds what is not of a run, or a run that may not be replaced."""
     if resume:
         read_run(out, spec)
-        spoilt = [
-            folder / name for folder in (out / "best", out / "last") for name in _others(folder, _CHECKPOINT, SHARDS)
-        ]
-        if spoilt:
-            raise FileExistsError(
-                f"{spoilt[0]} was not written by the run; move it away, as the folder is written anew"
-            )
+        for folder in (out / "best", out / "last"):
+            if others := _others(folder, _CHECKPOINT, SHARDS):
+                raise FileExistsError(
+                    f"{folder / others[0]} was not written by the run; move it away, as the folder is written anew"
+                )
     elif not (out / CONFIG).exists():
-        foreign = _others(out, {CONFIG, ".lock"})
-        if foreign:
+        if foreign := _others(out, {CONFIG, ".lock"}):
             raise FileExistsError(
                 f"{out} already holds a run without its {CONFIG}, or other files ({', '.join(foreign[:3])}); choose "
                 "another --out or move them away"
@@ -80,37 +87,20 @@ def _check(out: Path, spec: TaskSpec, *, resume: bool) -> None:
 
 
 def _others(folder: Path, ours: set[str], pattern: str = "") -> list[str]:
-    """Names in a folder that are neither ours, by name or pattern, nor left over from writing one of ours."""
+    """Names in a folder that are neither ours nor left over from writing one of ours."""
     names = {intended_name(path) for path in folder.iterdir()} - ours if folder.exists() else ()
     return sorted(name for name in names if not fnmatch(name, pattern))
 
 
-def _changes(out: Path, config: RunConfig, spec: TaskSpec) -> dict[str, str]:
-    found = differences(read_run(out, spec).to_dict(), config.to_dict())
-    changed = {name: f"{old} -> {new}" for name, old, new in found}
-    others = [name for name in changed if name.startswith(_WHAT_IT_IS) and not name.endswith("dropout")]
-    if others:
-        values = ", ".join(f"{name} {changed[name]}" for name in others)
-        raise ValueError(
-            f"{out} is a run of another model or task: {values}; resume it with the values of before, or start "
-            "again in another folder"
-        )
-    if changed:
-        logger.warning("%s goes on with other values: %s", out, ", ".join(f"{n} {v}" for n, v in changed.items()))
-    return changed
-
-
-def change_config(out: Path, config: RunConfig) -> None:
-    """Writes the config with which a run goes on; `last/` is none of its checkpoints until it ends again."""
-    (out / "last" / "config.json").unlink(missing_ok=True)
-    write_json(out / CONFIG, config.to_dict())
-
-
 def save_checkpoint(
-    folder: Path, checkpoint: Checkpoint, model: BridgeTower, metrics: Mapping[str, float], config: RunConfig
+    config: RunConfig, checkpoint: Checkpoint, model: BridgeTower, folder: Path, metrics: Mapping[str, float]
 ) -> None:
-    """Writes the weights of a run as a checkpoint, in the first process; every process has to call it."""
-    tensors = whole_weights(model)
+    """Every process has to call it; the first one writes."""
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # of what a process has a share
+        if rank() == 0:
+            tensors[name] = whole.cpu()
     if rank() != 0:
         return
     current = replace(checkpoint, tensors=tensors, reranking=Reranking.from_metrics(metrics))

@@ -14,18 +14,17 @@ from threading import current_thread, main_thread
 from types import FrameType, MappingProxyType
 
 import torch
-from torch import Tensor
-from torch.optim import Optimizer
 from torch.utils.flop_counter import FlopCounterMode
 
 from bridgetower.data.batch import Batch
 from bridgetower.data.order import StepSampler
 from bridgetower.distributed import from_first, rank, require_same, world_size
+from bridgetower.files import write_json
 from bridgetower.model.layers import autocast
 from bridgetower.processor import load_items
-from bridgetower.training.data_parallel import Replicated
-from bridgetower.training.loggers import LOGGERS, TENSORBOARD
-from bridgetower.training.logs import RunLog, mean_over_ranks, peak_flops
+from bridgetower.tasks.run_config import CONFIG
+from bridgetower.training.data_parallel import Replicated, Sharded
+from bridgetower.training.logs import LOGGERS, TENSORBOARD, RunLog, mean_over_ranks, peak_flops
 from bridgetower.training.optim import build_optimizer, parameter_groups, schedule
 from bridgetower.training.setup import TrainContext
 from bridgetower.training.state import DATA, OPTIMIZER, StateSaver, TrainingState, load_state
@@ -46,11 +45,8 @@ class Interrupted(Exception):  # noqa: N818 - not an error: the run was stopped 
     """
 
     def __init__(self, message: str, number: int = signal.SIGTERM) -> None:
-        super().__init__(message, number)
+        super().__init__(message)
         self.signal = number
-
-    def __str__(self) -> str:
-        return str(self.args[0])
 
 
 class Stop:
@@ -62,7 +58,6 @@ class Stop:
 
     @property
     def requested(self) -> bool:
-        """Whether a signal came."""
         return self.signal is not None
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
@@ -77,10 +72,7 @@ class Stop:
 
 @contextmanager
 def stop_signals(announce: Callable[[str], None] = lambda name: None) -> Iterator[Stop]:
-    """Turns SIGINT, SIGTERM and SIGHUP into a request; afterwards they do what they did before.
-
-    Outside the main thread, where Python takes no signals, none is awaited.
-    """
+    """Turns signals into a request; outside the main thread, where Python takes none, none is awaited."""
     stop = Stop(announce)
     numbers = SIGNALS if current_thread() is main_thread() else ()
     # A signal that is ignored stays so, as SIGHUP is below nohup.
@@ -101,18 +93,13 @@ def fit(
     timeout: timedelta | None = None,
     report_to: Sequence[str] = (TENSORBOARD,),
     changed: Mapping[str, str] = MappingProxyType({}),
-    change: Callable[[], None] = lambda: None,
     progress: bool = True,
 ) -> dict[str, float]:
     """Trains to the end, writes `last/` and returns the last evaluation; a finished run only returns it."""
-    config = context.config
-    if config.parallel == "ddp" or world_size() == 1:
-        task = Replicated(context.task)
-    else:
-        from bridgetower.training.sharding import Sharded
-
-        task = Sharded(context.task, config.precision)
-    optimizer = build_optimizer(parameter_groups(context.model, config.optimizer), config.optimizer, context.extensions)
+    config, model, extensions = context.config, context.model, context.extensions
+    shared_out = config.parallel == "fsdp" and world_size() > 1
+    task = Sharded(context.task, config.precision) if shared_out else Replicated(context.task)
+    optimizer = build_optimizer(parameter_groups(model, config.optimizer), config.optimizer, extensions)
     conditions = {  # what decides the result beside the config: the data, and how a batch is cut, for the negatives
         "number of processes": world_size(),
         "micro-batches of each": count_micro_batches(config),
@@ -120,43 +107,38 @@ def fit(
         DATA: dict(context.digests),
     }
     require_same(conditions)
+    state = load_state(out, model, optimizer, conditions) if resume else TrainingState()
+    if state.step > context.max_steps:
+        raise ValueError(f"{out} has done {state.step} steps, more than the {context.max_steps} asked for; give more")
+    if changed and rank() == 0:
+        (out / "last" / "config.json").unlink(missing_ok=True)  # it is none of its checkpoints until it ends again
+        write_json(out / CONFIG, config.to_dict())
 
-    def unmeasured(state: TrainingState) -> bool:
+    def unmeasured() -> bool:
         every = config.evaluate_every
         due = every is not None and (state.step == context.max_steps or (every > 0 and state.step % every == 0))
         return due and state.evaluated < state.step
 
-    state = TrainingState()
-    if resume:
-        state = load_state(out, context.model, optimizer, conditions)
-    if state.step > context.max_steps:
-        raise ValueError(f"{out} has done {state.step} steps, more than the {context.max_steps} asked for; give more")
-    if changed and rank() == 0:
-        change()
-    if 0 < state.step == context.max_steps and not unmeasured(state):
+    @contextmanager
+    def as_evaluated() -> Iterator[None]:
+        with ExitStack() as stack:
+            for callback in extensions.callbacks:
+                stack.enter_context(callback.evaluating(context, optimizer))
+            yield
+
+    def keep_last() -> None:
+        # The config of a checkpoint comes last: with it, last/ already holds the weights of this end.
+        if from_first(not (out / "last" / "config.json").exists()):
+            with as_evaluated():
+                context.save(out / "last", state.metrics)
+
+    if 0 < state.step == context.max_steps and not unmeasured():
         logger.info("%s is finished: all %d steps are done", out, state.step)
-        _keep_last(context, optimizer, state, out)
+        keep_last()
         return state.metrics
-    factor = schedule(config.optimizer, context.max_steps, context.extensions)
-    limited = [name for name in config.task.contrasts if name != "ITC" or config.contrast_over != "step"]
-    if limited and count_micro_batches(config) > 1 and rank() == 0:
-        logger.warning(
-            "%s: one micro-batch of %s pairs per process is compared, not the batch of %s; raise micro_batch_size, "
-            "or add processes (for ITC: contrast_over)",
-            " and ".join(limited),
-            config.micro_batch_size,
-            config.batch_size,
-        )
-    if config.data.trains_on_validation and config.evaluate_every is not None and rank() == 0:
-        logger.warning(
-            "%s is trained on, so its metrics say nothing about other data: there is no best/, only last/, and no "
-            "calibration; leave it out of --data.train-splits, or give another --data.validation-split",
-            config.data.validation_split,
-        )
     if rank() == 0:
-        steps = f"step {state.step + 1:,} to {context.max_steps:,}"
-        logger.info("training: %s, %d of %d examples each", steps, config.batch_size, len(context.examples))
-    loggers = {**context.extensions.loggers, **LOGGERS}
+        _announce(context, state.step)
+    loggers = {**LOGGERS, **extensions.loggers}
     log = RunLog(
         out,
         config,
@@ -166,8 +148,29 @@ def fit(
         enabled=rank() == 0,
         progress=progress,
     )
-    watch = StepWatch()
+    factor, watch = schedule(config.optimizer, context.max_steps, extensions), StepWatch()
     saver = StateSaver(out, conditions, describe=context.describe, asynchronous=async_checkpoints, timeout=timeout)
+
+    def evaluate() -> None:
+        """Measures the model and keeps it if it is the best so far; the state that is saved already learns of both."""
+        # Weights that are shared out are put together in the precision of training.
+        precision = "fp32" if model.device.type == "cpu" and config.parallel == "ddp" else config.precision
+        with log.pausing("validating"), as_evaluated():
+            with task.evaluating(), autocast(model.device, precision):
+                # Those of the first process in all of them, as these decide together what is saved.
+                state.metrics = from_first(context.evaluate())
+            log.write("validation", state.step, state.metrics)
+            if config.select_by not in state.metrics:
+                raise ValueError(
+                    f"select_by is {config.select_by!r}; the evaluation gave {sorted(state.metrics)}; the state of "
+                    f"step {state.step} is saved, and --resume with another --select-by goes on from it"
+                )
+            score = state.metrics[config.select_by]
+            if not config.data.trains_on_validation and (state.best is None or score > state.best):
+                state.best, state.best_step = score, state.step
+                context.save(out / "best", state.metrics)
+            state.evaluated = state.step
+            saver.amend(state)
 
     with (
         saver,
@@ -178,38 +181,69 @@ def fit(
         batches = log.loaded(loader)
         if changed:
             log.write("changed", state.step, changed)
-        if unmeasured(state):  # it was stopped before it could
-            _evaluate(task, context, optimizer, state, log, saver, out)
+        if unmeasured():  # it was stopped before it could
+            evaluate()
+        counts = peak_flops() is not None and config.precision == "bf16"
         for step in range(state.step, context.max_steps):
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * factor(step)
-            with _counting(log, context, first=step == state.step):
+            with ExitStack() as counting:
+                counter = FlopCounterMode(display=False)
+                if counts:  # compiled layers run as they are written; else their operations would not be seen
+                    counting.enter_context(torch.compiler.set_stance("force_eager"))
+                    counting.enter_context(counter)
                 losses, ids, skipped = run_step(task, context, optimizer, batches, step, state.skipped)
+            if counts:
+                log.step_flops, counts = float(counter.get_total_flops()), False
             state.step, state.skipped = step + 1, state.skipped + skipped
-            for callback in () if skipped else context.extensions.callbacks:
+            for callback in () if skipped else extensions.callbacks:
                 callback.after_step(context, optimizer, state.step)
             last = state.step == context.max_steps
             stopping = watch.note(state.step, losses, ids, stop=stop.requested, skipped=skipped)
-            shared = mean_over_ranks(losses) if log.due(state.step) else losses
-            log.step(state.step, shared, float(optimizer.param_groups[0]["lr"]))
+            means = mean_over_ranks(losses) if log.due(state.step) else losses
+            log.step(state.step, means, float(optimizer.param_groups[0]["lr"]))
             # Before the evaluation, which may take longer than there is between a signal and the end.
-            if last or stopping or unmeasured(state) or state.step % config.checkpoint_every == 0:
+            if last or stopping or unmeasured() or state.step % config.checkpoint_every == 0:
                 watch.settle()  # what is kept is of finite weights
                 with log.pausing("saving"):
-                    saver.save(context.model, optimizer, state)
+                    saver.save(model, optimizer, state)
             if stopping and not last:
                 raise Interrupted(
                     f"stopped after step {state.step} of {context.max_steps}; --resume continues it",
                     stop.signal or signal.SIGTERM,
                 )
-            if unmeasured(state):
-                _evaluate(task, context, optimizer, state, log, saver, out)
-        _keep_last(context, optimizer, state, out)
+            if unmeasured():
+                evaluate()
+        keep_last()
     return state.metrics
 
 
+def _announce(context: TrainContext, first_step: int) -> None:
+    config = context.config
+    limited = [name for name in config.task.contrasts if name != "ITC" or config.contrast_over != "step"]
+    if limited and count_micro_batches(config) > 1:
+        logger.warning(
+            "%s: one micro-batch of %s pairs per process is compared, not the batch of %s; raise micro_batch_size, "
+            "or add processes (for ITC: contrast_over)",
+            " and ".join(limited),
+            config.micro_batch_size,
+            config.batch_size,
+        )
+    if config.data.trains_on_validation and config.evaluate_every is not None:
+        logger.warning(
+            "%s is trained on, so its metrics say nothing about other data: there is no best/, only last/, and no "
+            "calibration; leave it out of --data.train-splits, or give another --data.validation-split",
+            config.data.validation_split,
+        )
+    steps = f"step {first_step + 1:,} to {context.max_steps:,}"
+    logger.info("training: %s, %d of %d examples each", steps, config.batch_size, len(context.examples))
+
+
 def _batches(context: TrainContext, first_step: int) -> Generator[Batch, None, None]:
-    config, micro_batches = context.config, count_micro_batches(context.config)
+    config, micro_batches, device = context.config, count_micro_batches(context.config), context.model.device
+    sets = getattr(context.examples, "set_numbers", None) if config.data.one_set_per_batch else None
+    if config.data.one_set_per_batch and sets is None:
+        raise ValueError(f"the examples of {config.task.kind} have no set_numbers; leave out one_set_per_batch")
     kept = keeps_pixels(config, context.model.config.vision.image_size)
     sampler = StepSampler(
         len(context.examples),
@@ -219,81 +253,11 @@ def _batches(context: TrainContext, first_step: int) -> Generator[Batch, None, N
         counted=lambda step: micro_batches > 1 and config.task.counts_labels(step / context.max_steps),
         steps=range(first_step, context.max_steps),
         seed=config.seed,
-        sets=_sets(context),
+        sets=sets,
         rank=rank(),
         world_size=world_size(),
     )
-    device = context.model.device
     if context.images is not None:
         # A quarter of the bytes, on the way or kept.
         context.images[0].raw = device.type != "cpu" or (kept and config.contrast_over == "step")
     return load_items(context.examples.__getitem__, sampler, num_workers=config.data.num_workers, device=device)
-
-
-def _sets(context: TrainContext) -> Tensor | None:
-    """Returns the set of each example where batches are of one set each."""
-    config = context.config
-    if not config.data.one_set_per_batch:
-        return None
-    numbers = getattr(context.examples, "set_numbers", None)
-    if numbers is None:
-        raise ValueError(f"the examples of {config.task.kind} have no set_numbers; leave out one_set_per_batch")
-    return numbers
-
-
-def _evaluate(
-    task: Replicated,
-    context: TrainContext,
-    optimizer: Optimizer,
-    state: TrainingState,
-    log: RunLog,
-    saver: StateSaver,
-    out: Path,
-) -> None:
-    """Measures the model and keeps it if it is the best so far; the state that is saved already learns of both."""
-    config, device = context.config, context.model.device
-    # Weights that are shared out are put together in the precision of training.
-    precision = "fp32" if device.type == "cpu" and config.parallel == "ddp" else config.precision
-    with log.pausing("validating"), _as_evaluated(context, optimizer):
-        with task.evaluating(), autocast(device, precision):
-            # Those of the first process in all of them, as these decide together what is saved.
-            state.metrics = from_first(context.evaluate())
-        log.write("validation", state.step, state.metrics)
-        if config.select_by not in state.metrics:
-            raise ValueError(
-                f"select_by is {config.select_by!r}; the evaluation gave {sorted(state.metrics)}; the state of step "
-                f"{state.step} is saved, and --resume with another --select-by goes on from it"
-            )
-        score = state.metrics[config.select_by]
-        if not config.data.trains_on_validation and (state.best is None or score > state.best):
-            state.best, state.best_step = score, state.step
-            context.save(out / "best", state.metrics)
-        state.evaluated = state.step
-        saver.amend(state)
-
-
-@contextmanager
-def _as_evaluated(context: TrainContext, optimizer: Optimizer) -> Iterator[None]:
-    with ExitStack() as stack:
-        for callback in context.extensions.callbacks:
-            stack.enter_context(callback.evaluating(context, optimizer))
-        yield
-
-
-def _keep_last(context: TrainContext, optimizer: Optimizer, state: TrainingState, out: Path) -> None:
-    # The config of a checkpoint comes last: with it, last/ already holds the weights of this end.
-    if from_first(not (out / "last" / "config.json").exists()):
-        with _as_evaluated(context, optimizer):
-            context.save(out / "last", state.metrics)
-
-
-@contextmanager
-def _counting(log: RunLog, context: TrainContext, *, first: bool) -> Iterator[None]:
-    """Counts the operations of the first step where the log can say which share of the possible speed they are."""
-    if not first or peak_flops() is None or context.config.precision != "bf16":
-        yield
-        return
-    # Compiled layers run as they are written; else their operations would not be seen.
-    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
-        yield
-    log.step_flops = float(counter.get_total_flops())

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.config import entry
 from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
-from bridgetower.model.heads import HeadSpec
-from bridgetower.model.plain import check_choice
 from bridgetower.tasks.run_config import OptimizerConfig
 
 # Official `set_schedule`: a learning rate per part of the model, decided by the parameter's official name.
@@ -21,27 +20,23 @@ _FUSION = ("text_projections.", "image_projections.", "fusion.", "text_pooler.",
 
 
 def parameter_groups(model: BridgeTower, config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Sorts parameters into groups of equal learning rate and decay."""
     decayed = _decayed(model, config.rule)
     groups: dict[tuple[float, float, type], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        lr = config.lr * multiplier(name, config, model.head_specs)
+        lr, (module, _, of_head) = config.lr, name.partition(".")  # of towers, token types and the temperature
+        if name.startswith(_FUSION):
+            lr *= config.fusion_multiplier
+        elif module.endswith("_head"):
+            of_towers = of_head.startswith(model.head_specs[module.removesuffix("_head")].tower_lr)
+            lr *= 1.0 if of_towers else config.head_multiplier
         decay = config.weight_decay if name in decayed else 0.0
         kind = type(parameter.data)  # fused kernels take no mixture of whole and sharded ones
         group = groups.setdefault((lr, decay, kind), {"params": [], "names": [], "lr": lr, "weight_decay": decay})
         group["params"].append(parameter)
         group["names"].append(name)
     return list(groups.values())
-
-
-def multiplier(name: str, config: OptimizerConfig, heads: Mapping[str, HeadSpec]) -> float:
-    """Learning-rate factor of a parameter: heads, fusion encoder, or 1 for towers, token types and temperature."""
-    module, _, parameter = name.partition(".")
-    if module.endswith("_head"):
-        return 1.0 if parameter.startswith(heads[module.removesuffix("_head")].tower_lr) else config.head_multiplier
-    return config.fusion_multiplier if name.startswith(_FUSION) else 1.0
 
 
 def _decayed(model: BridgeTower, rule: str) -> set[str]:
@@ -55,60 +50,60 @@ def _decayed(model: BridgeTower, rule: str) -> set[str]:
     if rule == "adamw":
         matrices = {name for name, weight in parameters.items() if weight.ndim >= 2 and name.endswith("weight")}
         return {name for name in matrices if "embedding" not in name or "patch_embedding" in name}
-    norms = (path for path, module in model.named_modules() if "norm" in type(module).__name__.lower())
-    spared = {f"{path}.weight" for path in norms if not _official_list_misses(path, model)}
+    spared = set()
+    for path in (path for path, module in model.named_modules() if "norm" in type(module).__name__.lower()):
+        part, _, module = path.partition(".")
+        published = model.head_specs[part.removesuffix("_head")].published if part.endswith("_head") else {}
+        clip = part == "vision" and model.config.vision.architecture == "vit" and model.config.vision.pre_norm
+        if not clip and "norm" in published.get(module, "norm").lower():
+            spared.add(f"{path}.weight")
     return {
         name for name, weight in parameters.items() if "bias" not in name and (name not in spared or weight.ndim > 1)
     }
 
 
-def _official_list_misses(norm: str, model: BridgeTower) -> bool:
-    """Whether a norm, by its path, has an official name that the official list of parameters without decay misses."""
-    part, _, module = norm.partition(".")
-    if part == "vision":
-        return model.config.vision.architecture == "vit" and model.config.vision.pre_norm  # CLIP's, not timm's
-    published = model.head_specs[part.removesuffix("_head")].published if part.endswith("_head") else {}
-    return "norm" not in published.get(module, "norm").lower()
-
-
-def check_names(config: OptimizerConfig, extensions: Extensions) -> None:
-    """Raises ValueError if there is no such rule or schedule, in the package or in the extensions."""
-    check_choice("optimizer.rule", config.rule, Literal[("adamw", "hf_adamw", *extensions.optimizers)])
-    check_choice("optimizer.schedule", config.schedule, Literal[("polynomial", "cosine", *extensions.schedules)])
-
-
-def schedule(config: OptimizerConfig, max_steps: int, extensions: Extensions = NO_EXTENSIONS) -> Callable[[int], float]:
-    """Returns step -> factor of the group's learning rate, as transformers' schedules compute it.
-
-    Linear warm-up from 0 (step 0 has factor 0), then polynomial decay to `end_lr`, cosine decay to 0, or a custom one.
-    """
-    if config.schedule in extensions.schedules:
-        return extensions.schedules[config.schedule](config, max_steps)
+def _after_warmup(config: OptimizerConfig, max_steps: int, decay: Callable[[float], float]) -> Callable[[int], float]:
+    """Returns step -> factor as transformers computes it: from 0 at step 0 to 1, then `decay` of the share done."""
     warmup = int(config.warmup * max_steps)
 
     def factor(step: int) -> float:
         if step < warmup:
             return step / max(1, warmup)
-        done = min((step - warmup) / max(1, max_steps - warmup), 1.0)
-        if config.schedule == "cosine":
-            return max(0.0, 0.5 * (1 + math.cos(math.pi * done)))
-        end = config.end_lr / config.lr
-        return (1 - end) * (1 - done) ** config.power + end
+        return decay(min((step - warmup) / max(1, max_steps - warmup), 1.0))
 
     return factor
+
+
+def _polynomial(config: OptimizerConfig, max_steps: int) -> Callable[[int], float]:
+    end = config.end_lr / config.lr
+    return _after_warmup(config, max_steps, lambda done: (1 - end) * (1 - done) ** config.power + end)
+
+
+def _cosine(config: OptimizerConfig, max_steps: int) -> Callable[[int], float]:
+    return _after_warmup(config, max_steps, lambda done: max(0.0, 0.5 * (1 + math.cos(math.pi * done))))
+
+
+SCHEDULES: dict[str, Callable[[OptimizerConfig, int], Callable[[int], float]]] = {
+    "polynomial": _polynomial,
+    "cosine": _cosine,
+}
+OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], OptimizerConfig], Optimizer]] = {
+    "adamw": lambda groups, config: torch.optim.AdamW(
+        groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True
+    ),
+    "hf_adamw": lambda groups, config: HfAdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps),
+}
+
+
+def schedule(config: OptimizerConfig, max_steps: int, extensions: Extensions = NO_EXTENSIONS) -> Callable[[int], float]:
+    return entry("optimizer.schedule", config.schedule, SCHEDULES | extensions.schedules)(config, max_steps)
 
 
 def build_optimizer(
     groups: list[dict[str, Any]], config: OptimizerConfig, extensions: Extensions = NO_EXTENSIONS
 ) -> Optimizer:
-    """Returns AdamW under the config's rule, or a custom optimiser of the same parameters, in groups of its own."""
-    optimizer: Optimizer
-    if config.rule == "hf_adamw":
-        optimizer = HfAdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
-    elif config.rule == "adamw":
-        optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
-    else:
-        optimizer = extensions.optimizers[config.rule](groups, config)
+    """Returns the optimiser of the config's rule; a custom one may put the same parameters in groups of its own."""
+    optimizer = entry("optimizer.rule", config.rule, OPTIMIZERS | extensions.optimizers)(groups, config)
     for group in optimizer.param_groups:
         if config.rule in extensions.optimizers and len(group.get("names", ())) != len(group["params"]):
             raise ValueError(f"a group of optimiser {config.rule!r} lacks names of its parameters; keep them together")
@@ -117,26 +112,13 @@ def build_optimizer(
 
 
 class HfAdamW(Optimizer):
-    """AdamW as transformers 4.17 had it, with which the official models were trained.
+    """AdamW of transformers 4.17: epsilon before the bias correction, decay after the step at the full rate."""
 
-    The epsilon is added before the bias correction, and decay comes after the step with the full learning rate.
-    """
-
-    def __init__(
-        self,
-        params: Iterable[dict[str, Any]],
-        lr: float,
-        betas: tuple[float, float],
-        eps: float,
-        *,
-        foreach: bool | None = None,
-    ) -> None:
+    def __init__(self, params: Iterable[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
-        self.foreach = foreach
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Updates every parameter that has a gradient."""
         for group in self.param_groups:
             by_step: dict[int, list[Tensor]] = {}
             for parameter in group["params"]:
@@ -149,7 +131,7 @@ class HfAdamW(Optimizer):
                 state["step"] += 1
                 by_step.setdefault(int(state["step"]), []).append(parameter)
             for step, parameters in by_step.items():
-                at_once = parameters[0].is_cuda if self.foreach is None else self.foreach
+                at_once = parameters[0].is_cuda  # else one by one, which takes less memory
                 for part in [parameters] if at_once else [[parameter] for parameter in parameters]:
                     self._update(part, step, group)
 

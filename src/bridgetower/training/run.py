@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import timedelta
@@ -15,6 +15,7 @@ from bridgetower.checkpoints.io import write_description
 from bridgetower.data.frozen import FeatureCache
 from bridgetower.distributed import barrier, from_first, num_restarts, process_group, rank, require_same
 from bridgetower.files import cache_folder
+from bridgetower.model.config import entry
 from bridgetower.model.cpu import optimize_for_cpu
 from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
 from bridgetower.model.plain import check_choice
@@ -23,11 +24,11 @@ from bridgetower.tasks.spec import TaskSpec
 from bridgetower.tasks.table import spec_of
 from bridgetower.training.alignment import align_projections
 from bridgetower.training.data_parallel import run_device, set_numerics
-from bridgetower.training.folder import change_config, claimed, save_checkpoint
+from bridgetower.training.folder import claimed, save_checkpoint
 from bridgetower.training.frozen import frozen_examples
-from bridgetower.training.loggers import LOGGERS, TENSORBOARD
+from bridgetower.training.logs import LOGGERS, TENSORBOARD
 from bridgetower.training.loop import fit
-from bridgetower.training.optim import check_names
+from bridgetower.training.optim import OPTIMIZERS, SCHEDULES
 from bridgetower.training.setup import TrainContext, build_task
 from bridgetower.training.start import starting_checkpoint
 from bridgetower.training.state import newest
@@ -87,9 +88,10 @@ def train(
     """
     if feature_cache_limit < 0:
         raise ValueError(f"feature_cache_limit is {feature_cache_limit}; expected GiB, at least 0")
-    check_names(config.optimizer, extensions)
+    entry("optimizer.rule", config.optimizer.rule, OPTIMIZERS | extensions.optimizers)
+    entry("optimizer.schedule", config.optimizer.schedule, SCHEDULES | extensions.schedules)
     for name in report_to:
-        check_choice("report_to", name, Literal[(*LOGGERS, *extensions.loggers)])
+        entry("report_to", name, LOGGERS | extensions.loggers)
     check_choice("select_by", config.select_by, Literal[(*config.task.metrics, *extensions.metrics)])
     spec = spec_of(config.task, task)
     cache = FeatureCache(feature_cache or cache_folder() / "features", int(feature_cache_limit * 2**30))
@@ -109,7 +111,6 @@ def train(
                 timeout=timedelta(minutes=timeout_minutes),
                 report_to=report_to,
                 changed=changed,
-                change=partial(change_config, out, config),
                 progress=progress,
             )
             barrier()
@@ -117,15 +118,8 @@ def train(
 
 
 def _prepared(
-    config: RunConfig,
-    spec: TaskSpec,
-    out: Path,
-    extensions: Extensions,
-    cache: FeatureCache,
-    *,
-    progress: bool,
+    config: RunConfig, spec: TaskSpec, out: Path, extensions: Extensions, cache: FeatureCache, *, progress: bool
 ) -> TrainContext:
-    """Returns the model to train, with its task and examples; features of frozen towers are computed."""
     checkpoint = starting_checkpoint(config, spec, extensions)
     device = run_device(config.device)
     set_numerics(device, config.precision, deterministic=config.deterministic)
@@ -143,17 +137,12 @@ def _prepared(
         setup = replace(setup, examples=frozen_examples(config, model, setup, cache, progress=progress))
     if config.align_first and not from_first(newest(out) is not None):  # the state holds what came of it
         align_projections(config, model, setup.examples, progress=progress)
-    max_steps = config.max_steps or (config.max_epochs or 0) * (len(setup.examples) // config.batch_size)
-
-    def save(folder: Path, metrics: Mapping[str, float]) -> None:
-        save_checkpoint(folder, checkpoint, model, metrics, config)
-
     return TrainContext(
         **vars(setup),
         config=config,
         model=model,
-        save=save,
-        max_steps=max_steps,
+        save=partial(save_checkpoint, config, checkpoint, model),
+        max_steps=config.max_steps or (config.max_epochs or 0) * (len(setup.examples) // config.batch_size),
         describe=partial(write_description, checkpoint),
         extensions=extensions,
     )

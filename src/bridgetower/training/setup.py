@@ -47,13 +47,9 @@ class TrainContext(TaskSetup):
     """Everything that the loop needs, built by `bridgetower.training.run`.
 
     Attributes:
-        config: Decides the result.
-        model: The model that the task trains.
         save: Writes the weights as a checkpoint to a folder, with the weight of ITC that their metrics have; every
             process has to call it.
-        max_steps: Optimiser steps of the whole run.
         describe: Writes to a folder what makes a checkpoint of it, beside the weights.
-        extensions: Custom parts of the model and of the training.
     """
 
     config: RunConfig
@@ -67,7 +63,6 @@ class TrainContext(TaskSetup):
 def build_task(
     config: RunConfig, checkpoint: Checkpoint, model: BridgeTower, task: TaskSpec | None = None
 ) -> TaskSetup:
-    """Builds task, examples and evaluation of a run."""
     spec = spec_of(config.task, task)
     processor = checkpoint.processor
     assert processor is not None  # starting_checkpoint refused it
@@ -83,14 +78,10 @@ def build_task(
         use="train",
     )
     train, trained = spec.examples(source), spec.module(model, config.task)
+    images = None if train.images is None else (train.images,)
+    setup = TaskSetup(task=trained, examples=train, images=images, digests=_digests(train), evaluate=dict)
     if config.evaluate_every is None:
-        return TaskSetup(
-            task=trained,
-            examples=train,
-            images=None if train.images is None else (train.images,),
-            digests=_digests(train),
-            evaluate=dict,
-        )
+        return setup
     evaluated = config.data.as_evaluated()
     held_out = spec.examples(replace(source, data=evaluated, splits=validation, use="validate"))
     known = config.data.trains_on_validation
@@ -109,9 +100,8 @@ def build_task(
     if config.select_by not in own and (reason := spec.unavailable(evaluation, config.select_by)) is not None:
         possible = [*(name for name in config.task.metrics if spec.unavailable(evaluation, name) is None), *own]
         raise ValueError(f"select_by is {config.select_by!r}, but {reason}; use one of {', '.join(possible)}")
-    return TaskSetup(
-        task=trained,
-        examples=train,
+    return replace(
+        setup,
         images=None if train.images is None else (train.images, held_out.images),
         digests=_digests(train) | _digests(held_out),
         evaluate=lambda: spec.metrics(replace(evaluation)) | ({TRAINED_ON: 1.0} if known else {}),
@@ -121,19 +111,3 @@ def build_task(
 def _digests(examples: Any) -> dict[str, str]:
     digests: dict[str, str] = (examples if examples.images is None else examples.images).digests()
     return digests
-
-
-def class_labels(config: RunConfig, spec: TaskSpec) -> dict[str, tuple[str, ...]]:
-    """Returns the names of the classes of a new head, by head, where they are not the same for all data."""
-    if spec.head is None or spec.class_names is None:
-        return {}
-    names = tuple(spec.class_names(config.data, config.task))
-    if spec.head in config.model.heads.own:
-        return {spec.head: names}
-    expected, found = getattr(config.model.heads, spec.head), len(names) or 1  # a number needs one output
-    if found != expected:
-        raise ValueError(
-            f"{spec.name} has {found} answers or classes here, but model.heads.{spec.head} is {expected}; set it to "
-            f"{found}, or choose another set"
-        )
-    return {spec.head: names} if names else {}

@@ -17,7 +17,7 @@ from bridgetower.data.batch import derive_seed
 from bridgetower.data.config import DataConfig
 from bridgetower.files import differences
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.config import FEATURE_FIELDS, HeadsConfig, ModelConfig
+from bridgetower.model.config import FEATURE_FIELDS, ModelConfig
 from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
 from bridgetower.model.heads import HEADS, chosen_heads
 from bridgetower.model.presets import TEXT_TOWERS, VISION_TOWERS
@@ -26,7 +26,6 @@ from bridgetower.processor import Processor, ProcessorConfig, load_tokenizer, tr
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.spec import TaskSpec
 from bridgetower.tasks.table import spec_of
-from bridgetower.training.setup import class_labels
 
 logger = logging.getLogger(__name__)
 
@@ -42,12 +41,14 @@ def starting_checkpoint(
 ) -> Checkpoint:
     """Reads the checkpoint to start from, or draws the weights of a new model around the towers that are given."""
     spec = spec_of(config.task, task)
+    recipe = spec.recipe(config.recipe)
+    usual, usual_data = (recipe.model, recipe.data) if recipe else (ModelConfig(), DataConfig())
     if config.init is None:
-        checkpoint = _new(config, spec, extensions)
+        checkpoint = _new(config, spec, usual, extensions)
     else:
-        checkpoint = _initial(config, spec, config.init, extensions)
-    longest, wanted, recipe = checkpoint.config.text.max_length, config.data.max_length, spec.recipe(config.recipe)
-    if wanted > longest and wanted != (recipe.data if recipe else DataConfig()).max_length:
+        checkpoint = _initial(config, spec, usual, config.init, extensions)
+    longest, wanted = checkpoint.config.text.max_length, config.data.max_length
+    if wanted > longest and wanted != usual_data.max_length:
         raise ValueError(f"data.max_length is {wanted}; the text tower takes at most {longest} tokens")
     if wanted > longest:
         cut = "texts are cut at %d tokens, which the text tower takes, not at the recipe's %d"
@@ -55,7 +56,7 @@ def starting_checkpoint(
     return checkpoint
 
 
-def _initial(config: RunConfig, spec: TaskSpec, init: str, extensions: Extensions) -> Checkpoint:
+def _initial(config: RunConfig, spec: TaskSpec, usual: ModelConfig, init: str, extensions: Extensions) -> Checkpoint:
     checkpoint = read_checkpoint(init, dtype=torch.float32, extensions=extensions)  # some are in half precision
     processor = checkpoint.processor
     if processor is None or processor.tokenizer is None:
@@ -72,12 +73,12 @@ def _initial(config: RunConfig, spec: TaskSpec, init: str, extensions: Extension
     checkpoint = replace(checkpoint, processor=Processor(values, processor.tokenizer))
     if config.image_size is not None:
         checkpoint = checkpoint.resized(config.image_size)
-    return _with_heads(checkpoint, config, spec)
+    return _with_heads(checkpoint, config, spec, usual)
 
 
-def _with_heads(checkpoint: Checkpoint, config: RunConfig, spec: TaskSpec) -> Checkpoint:
+def _with_heads(checkpoint: Checkpoint, config: RunConfig, spec: TaskSpec, usual: ModelConfig) -> Checkpoint:
     """Returns the checkpoint with exactly the heads of the run's config; new ones are drawn."""
-    usual, found, chosen = _default_model(config, spec), checkpoint.config.heads, config.model.heads
+    found, chosen = checkpoint.config.heads, config.model.heads
     if chosen.nlvr2:
         checkpoint = checkpoint.with_token_types(3)
     if found.itc and chosen.itc and all(getattr(chosen, name) == getattr(usual.heads, name) for name in _OF_ITC):
@@ -87,8 +88,28 @@ def _with_heads(checkpoint: Checkpoint, config: RunConfig, spec: TaskSpec) -> Ch
     there_now, needed = chosen_heads(found), chosen_heads(chosen)  # a contrastive head of another kind is in both
     kept = [head for head in there_now if needed.get(head) == there_now[head]]
     new, dropped = ([head for head in heads if head not in kept] for heads in (needed, there_now))
-    model_config = replace(checkpoint.config, heads=_effective_heads(found, chosen, kept))
-    _check_model(usual, config, checkpoint, model_config)
+    # One that is kept keeps its width, its epsilon and the features that it reads.
+    scaled = any(HEADS[head].hidden_scale for head in kept if head in HEADS)
+    pools = {"itc", "image", "text"} & set(kept)
+    heads = replace(
+        chosen,
+        hidden_scale=(found if scaled else chosen).hidden_scale,
+        itc_size=(found if "itc" in kept else chosen).itc_size,
+        mlm_layer_norm_eps=(found if "mlm" in kept else chosen).mlm_layer_norm_eps,
+        mlm_activation=(found if "mlm" in kept else chosen).mlm_activation,
+        **{name: getattr(found if pools else chosen, name) for name in FEATURE_FIELDS},
+    )
+    model_config = replace(checkpoint.config, heads=heads)
+    wanted = config.model.to_dict()
+    if config.image_size is not None:  # takes precedence over the model's, for a new model too
+        wanted["vision"]["image_size"] = config.image_size
+    changed = {name for name, _, _ in differences(usual.to_dict(), wanted)}
+    ignored = [f"model.{name}" for name, _, _ in differences(model_config.to_dict(), wanted) if name in changed]
+    if ignored:
+        raise ValueError(
+            f"{', '.join(ignored)} would be ignored: init {checkpoint.source} brings its own architecture; leave them "
+            "out (heads can be chosen with model.heads.*, the image size with image_size)"
+        )
     if dropped:
         logger.info("%s: heads that the run does not use are left behind: %s", checkpoint.source, ", ".join(dropped))
     there = checkpoint.tensors
@@ -98,45 +119,14 @@ def _with_heads(checkpoint: Checkpoint, config: RunConfig, spec: TaskSpec) -> Ch
         logger.info("%s: the head rank starts as the logit of a match of the head itm", checkpoint.source)
     if drawn:
         logger.warning("%s lacks heads that the run needs; they start anew: %s", checkpoint.source, ", ".join(drawn))
-    tensors = {
-        name: tensor
-        for name, tensor in there.items()
-        if not name.startswith(tuple(f"{head}_head." for head in dropped))
-    }
+    left = tuple(f"{head}_head." for head in dropped)
+    tensors = {name: tensor for name, tensor in there.items() if not name.startswith(left)}
     tensors |= _new_heads(model_config, checkpoint.extensions, new, config.seed)
     if ranks:  # official: it starts as the matching head's logit of a match
         tensors |= {f"rank_head.fc.{kind}": there[f"itm_head.fc.{kind}"][1:].clone() for kind in ("weight", "bias")}
     labels = {head: names for head, names in checkpoint.labels.items() if head in kept}
-    labels |= {head: names for head, names in class_labels(config, spec).items() if head in new}
+    labels |= {head: names for head, names in _labels(config, spec).items() if head in new}
     return replace(checkpoint, config=model_config, tensors=tensors, labels=labels)
-
-
-def _effective_heads(there: HeadsConfig, chosen: HeadsConfig, kept: list[str]) -> HeadsConfig:
-    """The heads of the run; one that is kept keeps its width, its epsilon and the features that it reads."""
-    scaled = any(HEADS[head].hidden_scale for head in kept if head in HEADS)
-    pools = {"itc", "image", "text"} & set(kept)
-    return replace(
-        chosen,
-        hidden_scale=there.hidden_scale if scaled else chosen.hidden_scale,
-        itc_size=there.itc_size if "itc" in kept else chosen.itc_size,
-        mlm_layer_norm_eps=(there if "mlm" in kept else chosen).mlm_layer_norm_eps,
-        mlm_activation=(there if "mlm" in kept else chosen).mlm_activation,
-        **{name: getattr(there if pools else chosen, name) for name in FEATURE_FIELDS},
-    )
-
-
-def _check_model(usual: ModelConfig, config: RunConfig, checkpoint: Checkpoint, effective: ModelConfig) -> None:
-    """Raises ValueError if the run changes a value of its recipe's model that the checkpoint decides."""
-    default, chosen = usual.to_dict(), config.model.to_dict()
-    if config.image_size is not None:  # takes precedence over the model's, for a new model too
-        chosen["vision"]["image_size"] = config.image_size
-    changed = {name for name, _, _ in differences(default, chosen)}
-    ignored = [f"model.{name}" for name, _, _ in differences(effective.to_dict(), chosen) if name in changed]
-    if ignored:
-        raise ValueError(
-            f"{', '.join(ignored)} would be ignored: init {checkpoint.source} brings its own architecture; leave them "
-            "out (heads can be chosen with model.heads.*, the image size with image_size)"
-        )
 
 
 def _new_heads(config: ModelConfig, extensions: Extensions, heads: list[str], seed: int) -> dict[str, Tensor]:
@@ -152,8 +142,7 @@ def _new_heads(config: ModelConfig, extensions: Extensions, heads: list[str], se
     return {name: tensor for name, tensor in model.state_dict().items() if name.startswith(prefixes)}
 
 
-def _new(config: RunConfig, spec: TaskSpec, extensions: Extensions) -> Checkpoint:
-    defaults = _default_model(config, spec)
+def _new(config: RunConfig, spec: TaskSpec, defaults: ModelConfig, extensions: Extensions) -> Checkpoint:
     config = with_named_towers(config, defaults, extensions)
     if spec.recipe(config.recipe) in spec.fine_tuning and not (config.vision or config.text):
         logger.warning("%s fine-tunes a pre-trained model, but starts from random weights; give init", config.recipe)
@@ -213,7 +202,7 @@ def _new(config: RunConfig, spec: TaskSpec, extensions: Extensions) -> Checkpoin
         extensions=extensions,
         tensors=tensors,
         processor=processor,
-        labels=class_labels(config, spec),
+        labels=_labels(config, spec),
     )
 
 
@@ -246,6 +235,17 @@ def _overrides(config: VisionConfig | TextConfig, defaults: VisionConfig | TextC
     }
 
 
-def _default_model(config: RunConfig, spec: TaskSpec) -> ModelConfig:
-    recipe = spec.recipe(config.recipe)
-    return recipe.model if recipe else ModelConfig()
+def _labels(config: RunConfig, spec: TaskSpec) -> dict[str, tuple[str, ...]]:
+    """Returns the names of the classes of a new head, by head, where they are not the same for all data."""
+    if spec.head is None or spec.class_names is None:
+        return {}
+    names = tuple(spec.class_names(config.data, config.task))
+    if spec.head in config.model.heads.own:
+        return {spec.head: names}
+    expected, found = getattr(config.model.heads, spec.head), len(names) or 1  # a number needs one output
+    if found != expected:
+        raise ValueError(
+            f"{spec.name} has {found} answers or classes here, but model.heads.{spec.head} is {expected}; set it to "
+            f"{found}, or choose another set"
+        )
+    return {spec.head: names} if names else {}

@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from shutil import rmtree
-from types import TracebackType
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import async_save, save
 from torch.optim import Optimizer
 
-from bridgetower.checkpoints.tensors import LAYOUT, read_about, write_about
-from bridgetower.distributed import from_first, rank, world_size
+from bridgetower.checkpoints.tensors import read_about, share_file, state_tensors, write_about, write_safetensors
+from bridgetower.distributed import from_all, from_first, rank, tensors_from_first, world_size
 from bridgetower.files import new_folder
-from bridgetower.training.state_files import StateReader, StateWriter
 
 FOLDER = "states"
 KEPT = 2  # states
@@ -35,9 +27,6 @@ DATA, OPTIMIZER = "data", "optimiser"
 """Conditions of a run: digests of its data by path, with which it has to go on, and the class of its optimiser."""
 
 logger = logging.getLogger(__name__)
-
-# PyTorch says so at every save and load of a run of one process.
-warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
 
 @dataclass(kw_only=True)
@@ -63,15 +52,12 @@ class TrainingState:
 
 
 def newest(out: Path) -> Path | None:
-    """Returns the folder of the last state that a run saved; None if it has saved none."""
+    """Returns the folder of the last state that a run saved."""
     return max((out / FOLDER).glob("step-*"), default=None)
 
 
 class StateSaver:
-    """Writes states of a run, of which the last two are kept; every process has to use it.
-
-    As a context manager it waits at its end until everything is written.
-    """
+    """Writes states of a run, of which the last two are kept; every process has to use it, and to leave it."""
 
     def __init__(
         self,
@@ -85,40 +71,27 @@ class StateSaver:
         self.out, self.conditions, self.describe, self.asynchronous = out, dict(conditions), describe, asynchronous
         # Of its own: the exchanges of a save in the background must not meet those of the run.
         self._group = dist.new_group(backend="gloo", timeout=timeout) if world_size() > 1 else None
-        self._opened, self._pending = ExitStack(), Future[Any]()
-        self._pending.set_result(None)
+        self._pool, self._pending = ThreadPoolExecutor(1), list[Future[None]]()
 
     def __enter__(self) -> StateSaver:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.wait()
+        self._pool.shutdown()
 
     def save(self, model: nn.Module, optimizer: Optimizer, state: TrainingState) -> None:
         """Writes a state so that `load_state` gives the same bits; first waits for the one before."""
         self.wait()
-        path = self.out / FOLDER / f"step-{state.step:08d}"
-        temporary = ""
-        if rank() == 0:
-            folder = self._opened.enter_context(new_folder(path))
-            self.describe(folder)
-            temporary = str(folder)
-        temporary = from_first(temporary)
-        about = {"state": asdict(state), "conditions": self.conditions}
-        tensors = _tensors(model, optimizer) if rank() == 0 or _is_sharded(model) else {}
-        options: dict[str, Any] = {
-            "storage_writer": StateWriter(Path(temporary), about, self._finish),
-            "planner": DefaultSavePlanner(flatten_state_dict=False, dedup_save_to_lowest_rank=True),
-            "process_group": self._group,
-        }
-        with self._failures():
-            if self.asynchronous:
-                pending: Any = async_save(tensors, **options)
-                self._pending = pending
-            else:
-                save(tensors, **options)
+        own = {}  # the rows of this process, and in the first one what each has whole
+        for name, tensor in _tensors(model, optimizer).items():
+            if hasattr(tensor, "to_local") or rank() == 0:
+                rows = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+                own[name] = rows.detach().to("cpu", copy=self.asynchronous)
+        if self.asynchronous:
+            self._pending.append(self._pool.submit(self._write, own, asdict(state)))
+        else:
+            self._write(own, asdict(state))
 
     def amend(self, state: TrainingState) -> None:
         """Notes in the state that was saved last what was found since, such as metrics, in the first process."""
@@ -128,25 +101,52 @@ class StateSaver:
             write_about(folder, read_about(folder) | {"state": asdict(state)})
 
     def wait(self) -> None:
-        """Waits until everything is written."""
-        with self._failures():
-            self._pending.result()
+        """Waits until everything is written; raises the error of the process where that failed."""
+        while self._pending:
+            self._pending.pop().result()
 
-    def _finish(self) -> None:
-        """Gives a whole state its name, in the first process, and removes old ones."""
-        self._opened.close()
-        for path in sorted((self.out / FOLDER).glob("step-*"))[:-KEPT]:
-            rmtree(path)
+    def _write(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Writes a state, which the first process gives its name when it is whole, and removes old ones."""
+        with ExitStack() as opened:
 
-    @contextmanager
-    def _failures(self) -> Iterator[None]:
-        """Removes what was written of a state that failed, and raises the error of the process where it did."""
+            def begin() -> Path | None:
+                if rank() != 0:
+                    return None
+                folder = opened.enter_context(new_folder(self.out / FOLDER / f"step-{state['step']:08d}"))
+                self.describe(folder)
+                return folder
+
+            def write() -> bool:
+                if tensors:
+                    write_safetensors(share_file(folder, rank()), tensors)
+                return bool(tensors)
+
+            def finish() -> None:
+                if rank() != 0:
+                    return
+                absent = [process for process in range(writing) if not share_file(folder, process).exists()]
+                if absent:
+                    raise FileNotFoundError(f"process {absent[0]} does not write to this {folder}; use a shared disk")
+                write_about(folder, {"state": state, "conditions": self.conditions, "processes": writing})
+                opened.close()
+                for path in sorted((self.out / FOLDER).glob("step-*"))[:-KEPT]:
+                    rmtree(path)
+
+            folder: Any = self._everywhere(begin)[0]
+            writing = sum(self._everywhere(write))
+            self._everywhere(finish)
+
+    def _everywhere(self, act: Callable[[], Any]) -> list[Any]:
+        """Does something in every process and returns what each found; the error of one is raised in all."""
         try:
-            yield
-        except CheckpointException as error:
-            failure, _ = next(iter(error.failures.values()))
-            self._opened.__exit__(type(failure), failure, failure.__traceback__)
-            raise failure from error
+            own = act()
+        except Exception as error:  # noqa: BLE001 - the others have to learn of it
+            own = error
+        found = from_all(own, self._group)
+        for value in found:
+            if isinstance(value, Exception):
+                raise value
+        return found
 
 
 def load_state(out: Path, model: nn.Module, optimizer: Optimizer, conditions: Mapping[str, Any]) -> TrainingState:
@@ -159,33 +159,28 @@ def load_state(out: Path, model: nn.Module, optimizer: Optimizer, conditions: Ma
     about = from_first(_about(out) if rank() == 0 else None)
     if about is None:
         return TrainingState()
-    path, layout, shared = Path(about["path"]), about[LAYOUT], _is_sharded(model)
+    path = Path(about["path"])
     _check_conditions(path, about["conditions"], conditions)
+    weights, parameters, tensors = model.state_dict(), _parameters(optimizer), dict[str, Tensor]()
     keeps_moments = about["conditions"][OPTIMIZER] == conditions[OPTIMIZER]
-    layout = {key: of for key, of in layout.items() if key.startswith("model.") or keeps_moments}
-    parameters = _parameters(optimizer)
-    layout = {key: of for key, of in layout.items() if key.startswith("model.") or key.partition(".")[2] in parameters}
-    weights = model.state_dict()
-    shapes = {f"model.{name}": list(tensor.shape) for name, tensor in weights.items()}
-    before = {key: of["shape"] for key, of in layout.items() if key.startswith("model.")}
-    others = [key for key in {**shapes, **before} if shapes.get(key) != before.get(key)]
-    if others:
-        raise ValueError(
-            f"{path} is not of this model ({others[0]} was {before.get(others[0])}, now {shapes.get(others[0])}); "
-            "give the options of the model as they were, or start again in another folder"
-        )
-    tensors = {}  # to read into: on the CPU, or shared out as the parameters are
-    for key, of in layout.items():
-        kind, _, name = key.partition(".")
-        like, dtype = weights[name] if kind == "model" else parameters[name], getattr(torch, of["dtype"])
-        is_cut = of["shape"] == list(like.shape) and hasattr(like, "full_tensor")
-        tensors[key] = torch.empty_like(like, dtype=dtype) if is_cut else torch.empty(of["shape"], dtype=dtype)
+    shared = any(hasattr(weight, "to_local") for weight in weights.values())
     if shared or rank() == 0:
         with _readable(path):
-            reader, planner = StateReader(path, about[LAYOUT]), DefaultLoadPlanner(flatten_state_dict=False)
-            load(tensors, storage_reader=reader, planner=planner, no_dist=not shared)
-    tensors = tensors if shared else from_first(tensors)
-    model.load_state_dict({name: tensors[f"model.{name}"] for name in model.state_dict()})
+            for key, tensor in state_tensors(path):
+                kind, _, name = key.partition(".")
+                if kind == "model" or (keeps_moments and name in parameters):
+                    like: Any = weights.get(name) if kind == "model" else parameters[name]
+                    tensors[key] = _cut(tensor, like) if hasattr(like, "to_local") else tensor
+    tensors = tensors if shared else tensors_from_first(tensors)
+    now = {f"model.{name}": list(weight.shape) for name, weight in weights.items()}
+    before = {key: list(tensor.shape) for key, tensor in tensors.items() if key.startswith("model.")}
+    others = [key for key in {**now, **before} if now.get(key) != before.get(key)]
+    if others:
+        raise ValueError(
+            f"{path} is not of this model ({others[0]} was {before.get(others[0])}, now {now.get(others[0])}); "
+            "give the options of the model as they were, or start again in another folder"
+        )
+    model.load_state_dict({name: tensors[f"model.{name}"] for name in weights})
     optimizer.state.clear()
     for key, tensor in tensors.items():
         kind, _, name = key.partition(".")
@@ -201,7 +196,7 @@ def _about(out: Path) -> dict[str, Any] | None:
         return None
     with _readable(path):
         about = read_about(path)
-        if {field.name for field in TrainingState.__dataclass_fields__.values()} != about["state"].keys():
+        if TrainingState.__dataclass_fields__.keys() != about["state"].keys():
             raise ValueError(f"it is of another version: {', '.join(about['state'])}")
     return {"path": str(path), **about}
 
@@ -210,12 +205,19 @@ def _about(out: Path) -> dict[str, Any] | None:
 def _readable(path: Path) -> Iterator[None]:
     try:
         yield
-    except (CheckpointException, OSError, ValueError, KeyError) as error:
-        failure = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ValueError(
-            f"{path} is damaged or no state of a run ({failure}); remove this folder to continue from the state "
-            "before, or start again in another folder"
+            f"{path} is damaged or no state of a run ({error}); remove this folder to continue from the state before, "
+            "or start again in another folder"
         ) from error
+
+
+def _cut(tensor: Tensor, like: Any) -> Tensor:
+    if tensor.shape != like.shape:
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
 def _parameters(optimizer: Optimizer) -> dict[str, nn.Parameter]:
@@ -223,11 +225,7 @@ def _parameters(optimizer: Optimizer) -> dict[str, nn.Parameter]:
     return {name: parameter for group in pairs for name, parameter in group}
 
 
-def _is_sharded(model: nn.Module) -> bool:
-    return any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
-
-
-def _tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+def _tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for name, parameter in _parameters(optimizer).items():
         for kind, value in optimizer.state.get(parameter, {}).items():
@@ -238,7 +236,6 @@ def _tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
 
 
 def _check_conditions(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Logs what has changed."""
     old, new = before[DATA], now[DATA]
     if list(old.values()) != list(new.values()):
         found = ", ".join(

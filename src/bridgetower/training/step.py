@@ -31,12 +31,11 @@ _ADVICE = (
 logger = logging.getLogger(__name__)
 
 
-KEPT_BYTES = 2**31
-"""Pixels of a step up to which a process keeps them between the two passes; more are read again."""
+KEPT_BYTES = 2**31  # of pixels that a process keeps between the two passes of a step; more are read again
 
 
 def count_micro_batches(config: RunConfig) -> int:
-    """Returns the number of micro-batches that each process makes of its share of a step."""
+    """Of each process, for its share of a step."""
     share = max(config.batch_size // world_size(), 1)
     return -(-share // (config.micro_batch_size or share))
 
@@ -44,11 +43,10 @@ def count_micro_batches(config: RunConfig) -> int:
 def run_step(
     task: Replicated, context: TrainContext, optimizer: Optimizer, batches: Iterator[Batch], step: int, skipped: int = 0
 ) -> tuple[dict[str, Tensor], list[str], bool]:
-    """Runs a step, counted from 0, over its micro-batches.
+    """Runs a step, counted from 0, over its micro-batches; returns means, ids, and whether it was skipped.
 
     On a CPU, losses and gradients that are not finite stop it before the weights change. A GPU is not waited for:
-    `StepWatch` looks at what is returned. If steps may be skipped, every device is waited for, and such a step changes
-    nothing.
+    `StepWatch` looks at what is returned. If steps may be skipped, every device is waited for.
     """
     config, count, device = context.config, count_micro_batches(context.config), context.model.device
     progress = step / context.max_steps
@@ -97,7 +95,6 @@ def run_step(
 def _pass(
     task: Replicated, context: TrainContext, inputs: tuple[Any, ...], step: int, count: int, *, check: bool
 ) -> Losses:
-    """Runs a micro-batch forward and backward; its gradients are added to those that are there."""
     device = context.model.device
     with autocast(device, context.config.precision):
         losses: Losses = task(*inputs)
@@ -117,10 +114,7 @@ def _on_device(batch: Any, context: TrainContext) -> Any:
 
 
 def _weighted(batches: Iterator[CaptionBatch], count: int) -> Iterator[CaptionBatch]:
-    """Weighs MLM of each micro-batch so that the mean over all of them is that over the labels of the step.
-
-    Everything else is a mean over examples, of which all micro-batches have as many.
-    """
+    """Weighs MLM of each micro-batch so that the mean over all of them is that over the labels of the step."""
     mean: Tensor | None = None
     for batch in batches:
         if mean is None:
@@ -133,10 +127,7 @@ def _weighted(batches: Iterator[CaptionBatch], count: int) -> Iterator[CaptionBa
 def _contrasts(
     context: TrainContext, batches: Iterator[Any], step: int, count: int, *, check: bool
 ) -> tuple[list[Contrast], Iterator[Any]]:
-    """ITC over the whole step, for each of its micro-batches, and where these come from then.
-
-    Nothing is computed where each compares its own pairs.
-    """
+    """ITC over the whole step, for each of its micro-batches, and where these come from then."""
     config, task, kept = context.config, context.task, list[Batch]()
     if not encodes_twice(config, task.progress, count):  # type: ignore[arg-type]
         return [], batches
@@ -163,7 +154,7 @@ def _seed_dropout(config: RunConfig, step: int, micro: int) -> None:
 
 
 def check_gradients(norm: Tensor, ids: Sequence[str], step: int) -> None:
-    """Raises before the weights are spoilt; gradients are averaged, so with several processes it is in all of them."""
+    """Gradients are averaged, so with several processes it raises in all of them."""
     if not torch.isfinite(norm):
         raise FloatingPointError(
             f"gradients are not finite at step {step}: norm {norm.item()}; examples of this process's batch: "
@@ -172,14 +163,13 @@ def check_gradients(norm: Tensor, ids: Sequence[str], step: int) -> None:
 
 
 def encodes_twice(config: RunConfig, progress: float, micro_batches: int) -> bool:
-    """Whether a step encodes its micro-batches once for their features and once more for gradients."""
     if config.contrast_over != "step" or micro_batches == 1:
         return False
     return config.task.contrasts_pairs(progress)
 
 
 def keeps_pixels(config: RunConfig, image_size: int) -> bool:
-    """Whether the pixels of a process's share of a step, as uint8, are few enough to be kept between its two passes."""
+    """Whether the pixels of a process, as uint8, are kept between its two passes."""
     return not config.freeze_towers and config.batch_size // world_size() * 3 * image_size**2 <= KEPT_BYTES
 
 
@@ -191,10 +181,7 @@ def contrast_of_step(
     *,
     check: bool = True,
 ) -> list[Contrast]:
-    """Encodes all micro-batches without a graph and compares all pairs of all processes.
-
-    One micro-batch is in memory at a time; of the others there are only the features.
-    """
+    """Encodes all micro-batches in turn without a graph and compares all pairs of all processes."""
     features = []
     with torch.no_grad():
         for number, batch in enumerate(batches):
@@ -236,7 +223,6 @@ class StepWatch:
         return self._stop
 
     def settle(self, *, leave: int = 0) -> None:
-        """Looks at all steps but the last `leave`, before something is kept of them."""
         while len(self._open) > leave:
             step, values, event, ids = self._open.popleft()
             if event is not None:
@@ -247,7 +233,6 @@ class StepWatch:
 
 
 def does_not_fit(batch: Any, run: Callable[[Any], object]) -> ValueError:
-    """Returns the error of a micro-batch that does not fit, with a size that does."""
     size, fits = len(batch) // 2, None
     if world_size() > 1:
         return ValueError(f"a micro-batch of {len(batch)} does not fit into memory; try --micro-batch-size {size}")
@@ -257,18 +242,14 @@ def does_not_fit(batch: Any, run: Callable[[Any], object]) -> ValueError:
             run(_first(batch, size))
             fits = size
         size //= 2
+    advice = f"one of {fits} does: use --micro-batch-size {fits}"
     if fits is None:
-        return ValueError(
-            f"a micro-batch of {len(batch)} does not fit into memory, nor does one of 1; use --checkpoint-activations "
-            "vision text fusion, --parallel fsdp or a smaller model"
-        )
-    return ValueError(
-        f"a micro-batch of {len(batch)} does not fit into memory, one of {fits} does: use --micro-batch-size {fits}"
-    )
+        smaller = "--checkpoint-activations vision text fusion, --parallel fsdp or a smaller model"
+        advice = f"nor does one of 1; use {smaller}"
+    return ValueError(f"a micro-batch of {len(batch)} does not fit into memory, {advice}")
 
 
 def _first(batch: Any, count: int) -> Any:
-    """Returns the first examples of a batch, with all texts that are theirs."""
     parts: dict[str, Any] = {}
     for name, value in vars(batch).items():
         if isinstance(value, Tensor) and value.ndim > 0 and len(value) % len(batch) == 0:
