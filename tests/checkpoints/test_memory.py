@@ -77,5 +77,5 @@ def test_loading_and_using_a_folder(sources: dict[str, Path], kind: str, precisi
 
 
 def test_loading_an_official_file(sources: dict[str, Path]) -> None:
-    """The mapped file, all of which is read, and the joined quarter."""
-    assert peaks(sources["ckpt"], overrides=OVERRIDES)[0] < 1.25
+    """The mapped file, all of which is read, the joined quarter, and some megabytes of code that is read meanwhile."""
+    assert peaks(sources["ckpt"], overrides=OVERRIDES)[0] < 1.4

@@ -30,7 +30,7 @@ from bridgetower.objectives.losses import Losses
 from bridgetower.objectives.pretraining import PretrainingTask
 from bridgetower.tasks.run_config import OptimizerConfig, read_metrics
 from bridgetower.training.data_parallel import run_device
-from bridgetower.training.loop import SAME_SECONDS, Interrupted, fit
+from bridgetower.training.loop import Interrupted, fit
 from bridgetower.training.setup import TrainContext
 from bridgetower.training.state import StateSaver, TrainingState
 from folders import snapshot
@@ -195,14 +195,17 @@ class TestSignals:
         run(parts, tmp_path)
         assert states.saved(tmp_path).step == 2
 
-    def test_a_second_one_later_ends_at_once(self, build: Callable[..., TrainContext], tmp_path: Path) -> None:
+    def test_a_second_one_later_ends_at_once(
+        self, build: Callable[..., TrainContext], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("bridgetower.training.loop.SAME_SECONDS", 0.3)
         parts = build()
 
         def interrupt(task: Any, inputs: Any, output: Any) -> None:
             if len(task.seen) == 3:
                 os.kill(os.getpid(), signal.SIGTERM)
                 os.kill(os.getpid(), signal.SIGTERM)  # of the launcher: it sent one to the group before
-                time.sleep(SAME_SECONDS + 0.5)
+                time.sleep(0.5)
                 os.kill(os.getpid(), signal.SIGINT)
                 time.sleep(60)
 

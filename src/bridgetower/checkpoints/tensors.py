@@ -32,28 +32,34 @@ SHARD_BYTES = 4 * 10**9
 """Weights above this are written in several files."""
 
 _CHECKSUM = "crc32"  # in the metadata of a safetensors file
-_THREADS = 4  # compute checksums, each of tensors that are mapped meanwhile
+_THREADS, _THREADED_AT_LEAST = 4, 2**22  # for checksums; less bytes take longer to share out than to read
 _UNPACKED, _UNPACKED_AT_LEAST = 4, 2**26  # times the size of an archive, and bytes; compressed weights have about twice
 _SHARED = 4  # times the bytes of all memory; tied embeddings and decoders have up to twice
 
 
 class MappedTensors(Mapping[str, Tensor]):
-    """The tensors of a safetensors file, each in a mapping of its own, which leaves memory with the tensor."""
+    """The tensors of a safetensors file, each mapped from it when it is asked for.
+
+    What was read of a mapping stays in memory until the last tensor of it is gone. So the file is mapped anew after
+    every sixteenth of it, and who joins or converts tensors in turn holds the results and that much of the file.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path, self._version = path, _version(path)
-        with self._opened() as file:
-            self._names = dict.fromkeys(file.keys())
-            self.metadata: dict[str, str] = file.metadata() or {}
+        self._map()
+        self._names = dict.fromkeys(self._file.keys())
+        self.metadata: dict[str, str] = self._file.metadata() or {}
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._names:
             raise KeyError(name)
+        if self._left < 0:
+            self._map()
         try:
-            with self._opened() as file:
-                tensor: Tensor = file.get_tensor(name)
+            tensor: Tensor = self._file.get_tensor(name)
         except SafetensorError as error:
             raise ValueError(f"tensor {name} of {self._path} cannot be read ({error})") from error
+        self._left -= tensor.nbytes
         return tensor
 
     def __iter__(self) -> Iterator[str]:
@@ -62,11 +68,11 @@ class MappedTensors(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._names)
 
-    def _opened(self) -> Any:
-        file = safe_open(self._path, framework="pt")
+    def _map(self) -> None:
+        self._file: Any = safe_open(self._path, framework="pt")
+        self._left = self._path.stat().st_size // 16
         if _version(self._path) != self._version:  # or tensors of two versions would be put together
             raise ValueError(f"{self._path} was replaced while it was read; load it again")
-        return file
 
 
 def read_safetensors(path: Path) -> Mapping[str, Tensor]:
@@ -91,8 +97,12 @@ def checksum(tensors: Mapping[str, Tensor]) -> str:
         about = zlib.crc32(repr((name, list(tensor.shape), str(tensor.dtype))).encode())
         return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, about)
 
-    with ThreadPoolExecutor(_THREADS) as pool:
-        parts = list(pool.map(part, sorted(tensors)))
+    names = sorted(tensors)
+    if sum(tensors[name].nbytes for name in names) < _THREADED_AT_LEAST:
+        parts = list(map(part, names))
+    else:
+        with ThreadPoolExecutor(_THREADS) as pool:
+            parts = list(pool.map(part, names))
     return f"{zlib.crc32(repr(parts).encode()):08x}"
 
 

@@ -182,11 +182,11 @@ def load_state(out: Path, model: nn.Module, optimizer: Optimizer, conditions: Ma
         )
     model.load_state_dict({name: tensors[f"model.{name}"] for name in weights})
     optimizer.state.clear()
-    for key, tensor in tensors.items():
-        kind, _, name = key.partition(".")
-        if kind != "model":
-            device = parameters[name].device if optimizer.defaults.get("fused") or tensor.ndim else "cpu"
-            optimizer.state[parameters[name]][kind] = tensor.to(device)
+    place = {name: number for number, name in enumerate(parameters)}
+    moments = [(*key.split(".", 1), tensor) for key, tensor in tensors.items() if not key.startswith("model.")]
+    for kind, name, tensor in sorted(moments, key=lambda moment: place[moment[1]]):  # ordered as if it had gone on
+        device = parameters[name].device if optimizer.defaults.get("fused") or tensor.ndim else "cpu"
+        optimizer.state[parameters[name]][kind] = tensor.to(device)
     return TrainingState(**about["state"])
 
 
