@@ -183,10 +183,11 @@ def load_state(out: Path, model: nn.Module, optimizer: Optimizer, conditions: Ma
     model.load_state_dict({name: tensors[f"model.{name}"] for name in weights})
     optimizer.state.clear()
     place = {name: number for number, name in enumerate(parameters)}
-    moments = [(*key.split(".", 1), tensor) for key, tensor in tensors.items() if not key.startswith("model.")]
-    for kind, name, tensor in sorted(moments, key=lambda moment: place[moment[1]]):  # ordered as if it had gone on
-        device = parameters[name].device if optimizer.defaults.get("fused") or tensor.ndim else "cpu"
-        optimizer.state[parameters[name]][kind] = tensor.to(device)
+    moments = [key.partition(".")[::2] for key in tensors if not key.startswith("model.")]
+    for kind, name in sorted(moments, key=lambda moment: place[moment[1]]):  # ordered as if it had gone on
+        parameter, tensor = parameters[name], tensors[f"{kind}.{name}"]
+        device = parameter.device if optimizer.defaults.get("fused") or tensor.ndim else "cpu"
+        optimizer.state[parameter][kind] = tensor.to(device)
     return TrainingState(**about["state"])
 
 
