@@ -49,7 +49,7 @@ PARTS = ("vision", "text", "fusion")
 
 @dataclass
 class Trained:
-    """What a run of three steps gave in one process."""
+    """What a run of two steps gave in one process."""
 
     gradients: list[dict[str, Tensor]]
     entries: list[dict[str, Any]]
@@ -83,7 +83,7 @@ def trained(configs: dict[str, RunConfig], out: Path) -> dict[str, Trained]:
 
 @pytest.fixture(scope="module")
 def configs(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunConfig]:
-    """Three steps of two micro-batches in each of two processes."""
+    """Two steps of two micro-batches in each of two processes."""
     folder = tmp_path_factory.mktemp("sharding")
     checkpoint = shapes.write_tiny_checkpoint(tiny_dataset, folder / "checkpoint", PLAIN)
     questions = asked.write_set(folder / "vqa", "vqa")
@@ -93,7 +93,7 @@ def configs(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
         optimizer=SMOOTH,
         checkpoint_activations=PARTS,
         micro_batch_size=2,
-        max_steps=3,
+        max_steps=2,
         device="cpu",
     )
     heads = HeadsConfig(mlm=False, itm=False, vqa=len(asked.ANSWERS))

@@ -27,7 +27,7 @@ def test_from_scratch_to_use(tiny_dataset: Path, tmp_path: Path) -> None:
     )
     config = shapes.run_config(tiny_dataset, model=model, max_steps=2)
     out = tmp_path / "run"
-    with pytest.raises(ValueError, match=r"vision\.architecture is 'patches'; expected one of vit, timm, or a custom one"):
+    with pytest.raises(ValueError, match=r"vision\.architecture is 'patches'; expected one of vit, timm, or a custom"):
         train(config, tmp_path / "without", progress=False)
     metrics = train(config, out, extensions=OWN, progress=False)
     assert train(config, out, extensions=OWN, resume=True, progress=False) == metrics

@@ -75,7 +75,7 @@ class TestChanged:
         changed = replace(
             config,
             optimizer=replace(config.optimizer, lr=1e-4, clip_norm=0.5),
-            data=replace(config.data, folders=(str(moved),), num_workers=1, cache=not config.data.cache),
+            data=replace(config.data, folders=(str(moved),), cache=not config.data.cache),
             evaluation=replace(config.evaluation, batch_size=3),
             model=config.model.override({"text.dropout": 0.25}),
             micro_batch_size=4,
