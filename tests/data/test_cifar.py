@@ -27,6 +27,7 @@ def test_pictures_and_classes(folder: Path, tiny_processor: Processor) -> None:
     assert batch.ids == ("data_batch_2-1", "data_batch_1-0")
     assert images.labels()[[9, 0]].tolist() == [2, 0]
     assert images.ids()[9] == "data_batch_2-1"
+    assert cifar_names(folder, 10) == originals.CIFAR10
 
 
 def test_splits(folder: Path, tiny_processor: Processor) -> None:
@@ -47,10 +48,6 @@ def test_fine_classes(tmp_path: Path, tiny_processor: Processor) -> None:
         images = CifarImages(folder, "train", tiny_processor, 100)
         assert images.labels().tolist() == [(7 * row) % 100 for row in range(18)]
         assert cifar_names(folder, 100)[7] == "class_7"
-
-
-def test_names(folder: Path) -> None:
-    assert cifar_names(folder, 10) == originals.CIFAR10
 
 
 def test_damaged_and_missing_files(folder: Path, tiny_processor: Processor) -> None:

@@ -79,14 +79,6 @@ def test_rows_keep_their_numbers_and_a_test_split_takes_no_bad_one(tmp_path: Pat
         read_glue(tmp_path, "rte", "test", max_errors=1)
 
 
-def test_a_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
-    originals.write_glue(tmp_path)
-    path = tmp_path / "RTE" / "dev.tsv"
-    path.write_bytes(path.read_bytes() + b"9\tcaf\xe9\tcaf\xe9\tentailment\n")
-    with pytest.raises(ValueError, match=r"dev\.tsv is not UTF-8"):
-        read_glue(tmp_path, "rte", "validation")
-
-
 def test_refusals(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match="RTE has no split 'validation-mismatched'; expected one of train, validation, t"
@@ -94,6 +86,10 @@ def test_refusals(folder: Path, tmp_path: Path) -> None:
         read_glue(folder, "rte", "validation-mismatched")
     with pytest.raises(FileNotFoundError, match=r"no train\.tsv in .*; give the folder of GLUE's RTE"):
         read_glue(tmp_path, "rte", "train")
+    (tmp_path / "RTE").mkdir()
+    (tmp_path / "RTE" / "dev.tsv").write_bytes(b"index\tsentence1\tsentence2\tlabel\n9\tcaf\xe9\tb\tentailment\n")
+    with pytest.raises(ValueError, match=r"dev\.tsv is not UTF-8"):
+        read_glue(tmp_path, "rte", "validation")
     (tmp_path / "QNLI").mkdir()
     (tmp_path / "QNLI" / "dev.tsv").write_text("index\tsentence1\tsentence\n0\ta\tb\n")
     with pytest.raises(ValueError, match="has no column question, label; it has index, sentence1, sentence"):

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import datasets
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image as Picture
 
-from bridgetower.data.example import Example
 from bridgetower.data.reader import Columns, parts_of, read, read_part
 
 COLOURS = {name: number * 60 for number, name in enumerate("abcd")}
@@ -295,8 +295,6 @@ def test_a_missing_column_is_an_error(tmp_path: Path) -> None:
 
 def test_row_groups_are_read_one_at_a_time(tmp_path: Path) -> None:
     table = pa.table({"image": [png(name) for name in "abcd"], "caption": list("abcd")})
-    import pyarrow.parquet as pq
-
     pq.write_table(table, tmp_path / "t.parquet", row_group_size=1)
-    examples: list[Example] = list(read(tmp_path / "t.parquet"))
+    examples = list(read(tmp_path / "t.parquet"))
     assert [replace(one.images[0], content=None).read() for one in examples] == [png(name) for name in "abcd"]

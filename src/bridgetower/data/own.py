@@ -64,7 +64,6 @@ class OwnSetConfig(WritingConfig):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Checks fractions and counts."""
         super().__post_init__()
         test, validation = self.test_fraction, self.validation_fraction
         if min(test, validation) < 0 or test + validation >= 1:
@@ -143,9 +142,7 @@ class Seen:
 
     rows: int = 0
     labels: set[str] = field(default_factory=set)
-    several: dict[bool, str] = field(
-        default_factory=dict
-    )  # places of rows with a list of labels, and with a single one
+    several: dict[bool, str] = field(default_factory=dict)  # places of a row with a list of labels, and of one without
     ids: set[str] = field(default_factory=set)
     answers: Counter[str] = field(default_factory=Counter)  # normalised, with the number of their training questions
 
@@ -305,7 +302,7 @@ def _questions(example: Example, config: VqaConfig, seen: Seen) -> Sequence[Ques
     parts = cell if isinstance(cell, list) else [cell]
     if config.answer_separator and isinstance(cell, str):
         parts = cell.split(config.answer_separator)
-    answers = tuple(filter(None, (_text(part["answer"] if isinstance(part, dict) else part) for part in parts)))
+    answers = tuple(filter(None, (_text(part.get("answer") if isinstance(part, dict) else part) for part in parts)))
     if example.split in ("", "train"):
         seen.answers.update(list(dict.fromkeys(map(normalise_answer, answers))))
     number = _text(example.fields.get("question_id")) or str(seen.rows)

@@ -8,7 +8,7 @@ from functools import partial
 
 from bridgetower.data.config import PrepareConfig
 from bridgetower.data.datasets.originals import Originals
-from bridgetower.data.datasets.spec import ArrowFiles, DatasetSpec, PublishedCount
+from bridgetower.data.datasets.spec import ArrowFiles, DatasetSpec, published
 from bridgetower.data.prepared_set import SetWriter
 from bridgetower.data.schema import CAPTIONS
 
@@ -45,11 +45,9 @@ val2014/COCO_val2014_000000000042.jpg …
     split_rule="Karpathy's splits; restval belongs to train",
     protocol=_PROTOCOL,
     licences={"captions": "CC-BY 4.0", "images": "terms of use of Flickr"},
-    published={
-        "train": [PublishedCount(images=113_287, texts=566_747, source=_KARPATHY)],
-        "validation": [PublishedCount(images=5_000, texts=25_010, source=_KARPATHY)],
-        "test": [PublishedCount(images=5_000, texts=25_010, source=_KARPATHY)],
-    },
+    published=published(
+        _KARPATHY, {"train": (113_287, 566_747), "validation": (5_000, 25_010), "test": (5_000, 25_010)}
+    ),
     fill=partial(_fill, "dataset_coco.json"),
     arrow=ArrowFiles(
         layout="coco_caption_karpathy_{train,restval,val,test}",
@@ -74,11 +72,7 @@ flickr30k-images/1000092795.jpg …
     split_rule=_KARPATHY,
     protocol=_PROTOCOL,
     licences={"captions and images": "for research and education, under the terms of use of Flickr"},
-    published={
-        "train": [PublishedCount(images=29_000, texts=145_000, source=_KARPATHY)],
-        "validation": [PublishedCount(images=1_014, texts=5_070, source=_KARPATHY)],
-        "test": [PublishedCount(images=1_000, texts=5_000, source=_KARPATHY)],
-    },
+    published=published(_KARPATHY, {"train": (29_000, 145_000), "validation": (1_014, 5_070), "test": (1_000, 5_000)}),
     fill=partial(_fill, "dataset_flickr30k.json"),
     arrow=ArrowFiles(
         layout="f30k_caption_karpathy_{train,val,test}",
@@ -93,10 +87,7 @@ flickr30k-images/1000092795.jpg …
 CC3M = DatasetSpec(
     name="cc3m",
     schema=CAPTIONS,
-    published={
-        "train": [PublishedCount(images=3_318_333, texts=3_318_333, source=_LINKS)],
-        "validation": [PublishedCount(images=15_840, texts=15_840, source=_LINKS)],
-    },
+    published=published(_LINKS, {"train": (3_318_333, 3_318_333), "validation": (15_840, 15_840)}),
     split_rule="as published",
     arrow=ArrowFiles(
         layout="conceptual_caption_train_0 … 30, and by --splits validation conceptual_caption_val_0",
@@ -108,6 +99,6 @@ SBU = DatasetSpec(
     name="sbu",
     schema=CAPTIONS,
     split_rule="all is train",
-    published={"train": [PublishedCount(images=1_000_000, texts=1_000_000, source=_LINKS)]},
+    published=published(_LINKS, {"train": (1_000_000, 1_000_000)}),
     arrow=ArrowFiles(layout="sbu_0 … 8", stems={"train": tuple(f"sbu_{number}" for number in range(9))}),
 )

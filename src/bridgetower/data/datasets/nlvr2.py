@@ -2,7 +2,7 @@
 
 from bridgetower.data.config import PrepareConfig
 from bridgetower.data.datasets.originals import Originals
-from bridgetower.data.datasets.spec import STATEMENTS, ArrowFiles, DatasetSpec, PublishedCount, Row
+from bridgetower.data.datasets.spec import STATEMENTS, ArrowFiles, DatasetSpec, Row, published
 from bridgetower.data.prepared_set import SetWriter
 from bridgetower.data.schema import NLVR2 as SCHEMA
 from bridgetower.data.schema import Statement, nlvr2_sentence
@@ -20,7 +20,6 @@ _FILES = {
 _FOLDERS = ("nlvr2/data", "nlvr/nlvr2/data", "data")
 _UNLABELLED = "test2"  # which was held back, and may come without labels
 _USUAL = ("train", "validation", "test1")
-_PAGE = "NLVR2's page"
 
 
 def _fill(originals: Originals, writer: SetWriter, config: PrepareConfig) -> None:
@@ -85,12 +84,10 @@ test1/test1-0-0-img0.png … (or in images/)
     split_rule="as published; dev is validation",
     protocol="every statement, without spaces at its ends; a row is a pair of images with all statements about it",
     licences={"statements": "CC-BY 4.0", "images": "as on the pages that they are from"},
-    published={
-        "train": [PublishedCount(texts=86_373, source=_PAGE)],
-        "validation": [PublishedCount(texts=6_982, source=_PAGE)],
-        "test1": [PublishedCount(texts=6_967, source=_PAGE)],
-        "test2": [PublishedCount(texts=6_970, source=_PAGE)],
-    },
+    published=published(
+        "NLVR2's page",
+        {"train": (None, 86_373), "validation": (None, 6_982), "test1": (None, 6_967), "test2": (None, 6_970)},
+    ),
     fill=_fill,
     arrow=ArrowFiles(
         layout="nlvr2_{train,dev,test1}, and by --splits nlvr2_{balanced,unbalanced}_{dev,test1}",

@@ -2,13 +2,12 @@
 
 from bridgetower.data.config import PrepareConfig
 from bridgetower.data.datasets.originals import Originals
-from bridgetower.data.datasets.spec import STATEMENTS, ArrowFiles, DatasetSpec, PublishedCount, Row
+from bridgetower.data.datasets.spec import STATEMENTS, ArrowFiles, DatasetSpec, Row, published
 from bridgetower.data.prepared_set import SetWriter
 from bridgetower.data.schema import SNLI_VE as SCHEMA
 from bridgetower.data.schema import Statement
 
 _FILES = {"train": "snli_ve_train.jsonl", "validation": "snli_ve_dev.jsonl", "test": "snli_ve_test.jsonl"}
-_PAGE = "SNLI-VE's page"
 
 
 def _fill(originals: Originals, writer: SetWriter, config: PrepareConfig) -> None:
@@ -55,11 +54,9 @@ flickr30k-images/1000092795.jpg …
     split_rule="as published; dev is validation",
     protocol="the text is sentence2 alone, without spaces at its ends; the image stands for sentence1",
     licences={"statements": "CC-BY-SA 4.0", "images": "for research and education, under the terms of use of Flickr"},
-    published={
-        "train": [PublishedCount(images=29_783, texts=529_527, source=_PAGE)],
-        "validation": [PublishedCount(images=1_000, texts=17_858, source=_PAGE)],
-        "test": [PublishedCount(images=1_000, texts=17_901, source=_PAGE)],
-    },
+    published=published(
+        "SNLI-VE's page", {"train": (29_783, 529_527), "validation": (1_000, 17_858), "test": (1_000, 17_901)}
+    ),
     fill=_fill,
     arrow=ArrowFiles(
         layout="snli_{train,dev,test}",

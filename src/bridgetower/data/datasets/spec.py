@@ -27,6 +27,13 @@ class PublishedCount:
     source: str
 
 
+def published(source: str, counts: Mapping[str, tuple[int | None, int]]) -> dict[str, list[PublishedCount]]:
+    """Images and texts of each split that one source publishes."""
+    return {
+        name: [PublishedCount(images=images, texts=texts, source=source)] for name, (images, texts) in counts.items()
+    }
+
+
 @dataclass(frozen=True, kw_only=True)
 class DatasetSpec:
     """A set that can be prepared from its original files."""

@@ -10,6 +10,7 @@ from bridgetower.data.answers import ANSWERS_FILE, normalise_answer, read_vocabu
 from bridgetower.data.config import NOT_CONTENT, PrepareConfig
 from bridgetower.data.datasets.originals import Originals
 from bridgetower.data.datasets.spec import ArrowFiles, DatasetSpec, PublishedCount, asked
+from bridgetower.data.example import Image
 from bridgetower.data.prepared_set import SetWriter
 from bridgetower.data.schema import CAPTIONS, VQA, Question
 
@@ -47,18 +48,17 @@ class VgqaConfig(VgConfig):
 
 
 def _fill(originals: Originals, writer: SetWriter, config: VgConfig) -> None:
-    for image_id, image in _described(originals, writer, config, "region_descriptions.json"):
+    for image_id, file, image in _described(originals, writer, config, "region_descriptions.json"):
         phrases = [region["phrase"].strip() for region in image["regions"]]
         for region in (region for region, phrase in zip(image["regions"], phrases, strict=True) if not phrase):
             writer.leave_out("empty description", str(region["region_id"]))
-        file = originals.image(*(f"{folder}/{image_id}.jpg" for folder in _FOLDERS))
-        writer.add([file], list(filter(None, phrases)), name=str(image_id), split="train")
+        writer.add([file], list(filter(None, phrases)), name=image_id, split="train")
 
 
 def _described(
     originals: Originals, writer: SetWriter, config: VgConfig, file: str
-) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Yields numbers of images with what a file says of them, but those that COCO holds out."""
+) -> Iterator[tuple[str, Image, Mapping[str, Any]]]:
+    """Yields images with what a file says of them, but those that COCO holds out."""
     held_out: set[int] = set()
     if config.leave_out:
         splits = config.karpathy or originals.annotation("dataset_coco.json", "karpathy/dataset_coco.json")
@@ -80,7 +80,8 @@ def _described(
         if image_id in held_out:
             writer.leave_out(f"image in COCO's {' or '.join(config.leave_out)} split", str(image_id))
         else:
-            yield image_id, image
+            places = (f"{folder}/{image_id}.jpg" for folder in _FOLDERS)
+            yield str(image_id), originals.image(*places), image
 
 
 VG = DatasetSpec(
@@ -109,9 +110,8 @@ def _fill_vgqa(originals: Originals, writer: SetWriter, config: VgqaConfig) -> N
     writer.files = vocabulary_file(vocabulary)
     originals.used.append(config.answers / ANSWERS_FILE)
     known = frozenset(vocabulary)
-    for image_id, image in _described(originals, writer, config, "question_answers.json"):
-        file = originals.image(*(f"{folder}/{image_id}.jpg" for folder in _FOLDERS))
-        writer.add([file], list(_usable(image["qas"], known, writer)), name=str(image_id), split="train")
+    for image_id, file, image in _described(originals, writer, config, "question_answers.json"):
+        writer.add([file], list(_usable(image["qas"], known, writer)), name=image_id, split="train")
 
 
 def _usable(pairs: Iterable[Mapping[str, Any]], known: Container[str], writer: SetWriter) -> Iterator[Question]:
