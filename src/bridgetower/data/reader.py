@@ -12,7 +12,7 @@ import posixpath
 import re
 import tarfile
 import zlib
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -128,11 +128,11 @@ def parts_of(source: str | os.PathLike[str]) -> list[Part]:
     files = [one for one in listed if not one.problem]
     if len(listed) == 1 and listed[0].place == source and bad:
         raise ValueError(f"{source}: {bad[0].problem}")
-    kinds = {kind: [one for one in files if _kind(one) == kind] for kind in {_kind(one) for one in files}}
-    images, tables, tars, videos, subtitles = (
-        kinds.get(kind, []) for kind in ("images", "table", "tar", "video", "subtitles")
-    )
-    texts = {one.name: one for one in kinds.get("texts", [])}
+    kinds = defaultdict[str, list[Listed]](list)
+    for one in files:
+        kinds[_kind(one)].append(one)
+    images, tables, tars, videos, subtitles = (kinds[name] for name in ("images", "table", "tar", "video", "subtitles"))
+    texts = {one.name: one for one in kinds["texts"]}
     described = [one for one in tables if _DESCRIBES.fullmatch(PurePosixPath(one.name).name)]
     captions = [one for one in texts.values() if PurePosixPath(one.name).name == _CAPTIONS_FILE]
     arrow = [one for one in tables if suffix_of(one.place) == ".arrow"]
@@ -162,10 +162,9 @@ def parts_of(source: str | os.PathLike[str]) -> list[Part]:
         if len(listed) == 1:
             videos, subtitles = _beside(videos[0])
         found += [_part("video", one, _subtitles_of(one, videos, subtitles)) for one in kinds["video"]]
-    used = {one.name for part in found for one in part.files}
-    unused = [suffix_of(one.place) or one.name for one in kinds.get("other", []) if one.name not in used]
-    if unused and not saved:
-        counts = ", ".join(f"{count} {suffix}" for suffix, count in Counter(unused).most_common(8))
+    if kinds["other"] and not saved:
+        unused = Counter(suffix_of(one.place) or one.name for one in kinds["other"])
+        counts = ", ".join(f"{count} {suffix}" for suffix, count in unused.most_common(8))
         logger.warning("%s: files that are not read were skipped: %s", source, counts)
     if not found and not bad:
         raise ValueError(f"{source} has nothing that can be read; expected images, a table, tar shards or videos")
