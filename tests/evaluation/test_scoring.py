@@ -55,8 +55,8 @@ class StoppedError(Exception):
     """What stops an evaluation in the middle."""
 
 
-def stop_after(model: BridgeTower, batches: int) -> Any:
-    """Lets the model fail after so many batches of pairs."""
+def stop(model: BridgeTower, images: CaptionImages, work: Path, batches: int, config: RetrievalConfig = CONFIG) -> None:
+    """Evaluates until so many batches of pairs are scored."""
     seen: list[int] = []
 
     def count(module: Any, inputs: Any, output: Any) -> None:
@@ -64,7 +64,10 @@ def stop_after(model: BridgeTower, batches: int) -> Any:
         if len(seen) > batches:
             raise StoppedError
 
-    return model.fusion.register_forward_hook(count)
+    hook = model.fusion.register_forward_hook(count)
+    with pytest.raises(StoppedError):
+        evaluate_retrieval(model, images, config, EvaluationOptions(work=work))
+    hook.remove()
 
 
 class TestHalfPrecision:
@@ -105,10 +108,7 @@ class TestWork:
         means = EvaluationOptions(work=tmp_path)
         expected = evaluate_retrieval(tiny_model, images, CONFIG)
         pairs = int((~dense.itm(expected).isnan()).sum())
-        hook = stop_after(tiny_model, 12)
-        with pytest.raises(StoppedError):
-            evaluate_retrieval(tiny_model, images, CONFIG, means)
-        hook.remove()
+        stop(tiny_model, images, tmp_path, 12)
         (folder,) = tmp_path.iterdir()
         kept = len(list(folder.glob("process-0/scores-*")))
         assert kept >= 2
@@ -125,10 +125,7 @@ class TestWork:
     ) -> None:
         expected = evaluate_retrieval(tiny_model, images, CONFIG).metrics()
         work, kept = tmp_path / "work", tmp_path / "kept"
-        hook = stop_after(tiny_model, 12)
-        with pytest.raises(StoppedError):
-            evaluate_retrieval(tiny_model, images, CONFIG, EvaluationOptions(work=work))
-        hook.remove()
+        stop(tiny_model, images, work, 12)
         (folder,) = work.iterdir()
         folder.rename(kept)
         names = {path.name for path in (kept / "process-0").glob("*.safetensors")}
@@ -164,16 +161,11 @@ class TestWork:
     def test_another_model_or_setting_starts_on_its_own(
         self, tiny_model: BridgeTower, images: CaptionImages, tmp_path: Path
     ) -> None:
-        hook = stop_after(tiny_model, 7)
-        for config in (CONFIG, replace(CONFIG, candidates=3)):
-            with pytest.raises(StoppedError):
-                evaluate_retrieval(tiny_model, images, config, EvaluationOptions(work=tmp_path))
+        stop(tiny_model, images, tmp_path, 7)
+        stop(tiny_model, images, tmp_path, 7, replace(CONFIG, candidates=3))
         with torch.no_grad():
-            assert tiny_model.itm_head is not None
-            tiny_model.itm_head.fc.bias += 1e-7
-        with pytest.raises(StoppedError):
-            evaluate_retrieval(tiny_model, images, CONFIG, EvaluationOptions(work=tmp_path))
-        hook.remove()
+            tiny_model.head("itm").fc.bias += 1e-7
+        stop(tiny_model, images, tmp_path, 7)
         assert len(list(tmp_path.iterdir())) == 3
         evaluate_retrieval(tiny_model, images, CONFIG, EvaluationOptions(work=tmp_path))
         assert len(list(tmp_path.iterdir())) == 2
@@ -185,12 +177,9 @@ class TestWork:
         folder, work = tmp_path / "changed", tmp_path / "work"
         shutil.copytree(tiny_dataset, folder)
         originals = CaptionImages(DataConfig(folders=(str(folder),)), "test", tiny_processor)
-        hook = stop_after(tiny_model, 12)
-        with pytest.raises(StoppedError):
-            evaluate_retrieval(tiny_model, originals, CONFIG, EvaluationOptions(work=work))
-        with torch.autocast("cpu", torch.bfloat16), pytest.raises(StoppedError):
-            evaluate_retrieval(tiny_model, originals, CONFIG, EvaluationOptions(work=work))
-        hook.remove()
+        stop(tiny_model, originals, work, 12)
+        with torch.autocast("cpu", torch.bfloat16):
+            stop(tiny_model, originals, work, 12)
         assert len(list(work.iterdir())) == 2
         records = records_of(tiny_dataset, "test")
         others = [replace(one, images=records[place - 1].images) for place, one in enumerate(records)]
@@ -213,10 +202,7 @@ class TestWork:
     def test_the_same_evaluation_twice_at_a_time(
         self, tiny_model: BridgeTower, images: CaptionImages, tmp_path: Path
     ) -> None:
-        hook = stop_after(tiny_model, 1)
-        with pytest.raises(StoppedError):
-            evaluate_retrieval(tiny_model, images, CONFIG, EvaluationOptions(work=tmp_path))
-        hook.remove()
+        stop(tiny_model, images, tmp_path, 1)
         (folder,) = tmp_path.iterdir()
         with locked(folder), pytest.raises(FileExistsError, match="another process works in"):
             evaluate_retrieval(tiny_model, images, CONFIG, EvaluationOptions(work=tmp_path))

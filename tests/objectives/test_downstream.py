@@ -136,26 +136,21 @@ class TestRanking:
 
 
 class TestSingleTowers:
-    def test_image_tower_alone(self) -> None:
-        network = model(image=5, itm=False)
-        task = task_of_head(network, "image")
-        batch = Batch(pixel_values=tiny.images(3), labels=torch.tensor([0, 4, 2]))
-        cls = network.vision(batch.pixel_values, network.config.vision_layers)[-1][:, 0]
-        expected = network.image_head(cls)
-        assert tiny.off(task.logits(batch), expected) < 1e-5
-        task(batch).total.backward()
+    @pytest.mark.parametrize("part", ["vision", "text"])
+    def test_one_tower_alone(self, part: str) -> None:
+        head = "image" if part == "vision" else "text"
+        network, inputs = model(**{head: 5, "itm": False}), texts()
+        given = {"pixel_values": tiny.images(3)} if part == "vision" else inputs
+        task, batch = task_of_head(network, head), Batch(labels=torch.tensor([0, 4, 2]), **given)
+        tower, layers = getattr(network, part), getattr(network.config, f"{part}_layers")
+        words = (inputs["input_ids"], inputs["attention_mask"].bool(), layers)
+        cls = tower(*((tiny.images(3), layers) if part == "vision" else words))[-1][:, 0]
+        assert tiny.off(task.logits(batch), getattr(network, f"{head}_head")(cls)) < 1e-5
+        losses = task(batch)
+        assert losses.metrics.keys() == {"accuracy"}
+        losses.total.backward()
         reached = {name.split(".")[0] for name, value in network.named_parameters() if value.grad is not None}
-        assert reached == {"vision", "image_head"}
-
-    def test_text_tower_alone(self) -> None:
-        network = model(text=3, itm=False)
-        task, batch = task_of_head(network, "text"), Batch(labels=torch.tensor([0, 2, 1]), **texts())
-        cls = network.text(batch.input_ids, batch.attention_mask.bool(), network.config.text_layers)[-1][:, 0]
-        assert tiny.off(task.logits(batch), network.text_head(cls)) < 1e-5
-        assert task(batch).metrics.keys() == {"accuracy"}
-        task(batch).total.backward()
-        reached = {name.split(".")[0] for name, value in network.named_parameters() if value.grad is not None}
-        assert reached == {"text", "text_head"}
+        assert reached == {part, f"{head}_head"}
 
     def test_numbers(self) -> None:
         task = task_of_head(model(text=1, itm=False), "text")
