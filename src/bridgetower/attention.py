@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float, UInt8
@@ -21,7 +21,7 @@ _VIEW_SIDE = 480  # pixels, at least
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attention:
+class Explanation:
     """Cross-attention of each word of a text over an image, layer by layer.
 
     Attributes:
@@ -32,6 +32,8 @@ class Attention:
             renormalised: [layers, words].
         probability: That image and text match; None without a calibration of the matching head.
         score: Of the matching head, from 0 to 1, where it has no calibration; else None.
+        text: As given to `explain`.
+        view: The part of the image that the model gets, in its proportions, as `explain` adds it.
     """
 
     words: tuple[str, ...]
@@ -39,19 +41,8 @@ class Attention:
     prefix_shares: Float[Tensor, "k w"] = field(repr=False)
     probability: float | None = None
     score: float | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Explanation(Attention):
-    """Attention together with what it is of.
-
-    Attributes:
-        text: As given.
-        view: The part of the image that the model gets, in its proportions.
-    """
-
-    text: str
-    view: Image.Image = field(repr=False)
+    text: str = ""
+    view: Image.Image | None = field(default=None, repr=False)
 
 
 def explain(predictor: Predictor, image: ImageLike, text: str, *, truncate: bool = False) -> Explanation:
@@ -72,11 +63,11 @@ def explain(predictor: Predictor, image: ImageLike, text: str, *, truncate: bool
     processor = predictor.processor
     (ids,) = processor.token_ids([text], truncate=truncate)
     found = attention_of(predictor, processor.resize(image), ids)
-    return Explanation(text=text, view=view_of(processor, image), **vars(found))
+    return replace(found, text=text, view=view_of(processor, image))
 
 
 @torch.inference_mode()
-def attention_of(predictor: Predictor, image: UInt8[Tensor, "3 h w"], ids: Sequence[int]) -> Attention:
+def attention_of(predictor: Predictor, image: UInt8[Tensor, "3 h w"], ids: Sequence[int]) -> Explanation:
     """Does the part of `explain` that needs the model, with an image as `Processor.resize` returns it."""
     model, processor = predictor.model, predictor.processor
     words, tokens = words_of(processor, ids)
@@ -98,7 +89,7 @@ def attention_of(predictor: Predictor, image: UInt8[Tensor, "3 h w"], ids: Seque
     prefix, patches = attention.tensor_split([model.config.vision.num_prefix_tokens], dim=-1)
     rows = pixel_values.shape[-2] // model.config.vision.patch_size
     maps = patches / patches.sum(dim=-1, keepdim=True)
-    return Attention(
+    return Explanation(
         words=words,
         maps=maps.unflatten(-1, (rows, -1)),
         prefix_shares=prefix.sum(dim=-1),

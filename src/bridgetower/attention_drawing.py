@@ -32,6 +32,7 @@ def draw_explanation(explanation: Explanation) -> Image.Image:
     columns = -(-num_words // bands)
     width = max(_LABEL + columns * (_TILE + 0.1) + 0.2, 7.0)
     height = _HEAD + bands * (num_layers * (_TILE + 0.25) + _BAND)
+    assert explanation.view is not None, "it comes from `explain`"
     figure, view = Figure(figsize=(width, height)), explanation.view.convert("RGB").resize((168, 168))
 
     def box(x: float, y: float, side: float) -> tuple[float, float, float, float]:

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bridgetower.attention import Attention, attention_of, explain
+from bridgetower.attention import Explanation as Attention
+from bridgetower.attention import attention_of, explain
 from bridgetower.inference import FilledWord, Item, Pixels, Tokens
 from bridgetower.predictor import Predictor, load
 from bridgetower.serve.service import Outcome, QueueItem, compute

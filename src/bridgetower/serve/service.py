@@ -13,7 +13,7 @@ import torch
 from fastapi import Depends, Request
 from torch import Tensor
 
-from bridgetower.attention import Attention
+from bridgetower.attention import Explanation as Attention
 from bridgetower.inference import HEAD_OF, Choice, FilledWord, Item, Kind, Tokens, assembled, choices
 from bridgetower.predictor import Predictor
 from bridgetower.processor import Resized
