@@ -186,10 +186,12 @@ def test_what_quantized_vectors_keep() -> None:
     assert quantized(vectors, None) is vectors
 
 
-@pytest.mark.parametrize("setting", ["max_errors", "num_workers", "commit_seconds", "batch_size"])
+@pytest.mark.parametrize("setting", ["max_errors", "num_workers", "commit_seconds", "batch_size", "ray_workers"])
 def test_settings(setting: str) -> None:
     with pytest.raises(ValueError, match=f"{setting} (is )?-1"):
         SourceConfig(**{setting: -1})
+    with pytest.raises(ValueError, match="ray_workers 2 would be ignored without ray"):
+        SourceConfig(ray_workers=2)
 
 
 class TestBroken:

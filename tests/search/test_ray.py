@@ -120,18 +120,6 @@ def test_an_index(shapes_folder: Path, tiny_checkpoint: Path, monkeypatch: pytes
     assert build_index(shapes_folder, tmp_path / "a.lance", tiny_checkpoint, config).added == 0
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"ray_workers": 2}, "ray_workers 2 would be ignored without ray"),
-        ({"ray": LOCAL, "ray_workers": 0}, "ray_workers is 0; expected at least 1"),
-    ],
-)
-def test_settings(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        SourceConfig(**settings)
-
-
 def test_what_cannot_be_done(shapes_folder: Path, predictor: Predictor, tiny_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="on Ray every worker loads the model; give what to load"):
         embed_source(shapes_folder, tmp_path / "v.npy", predictor, EmbedConfig(ray=LOCAL))

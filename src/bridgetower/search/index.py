@@ -337,12 +337,7 @@ class Index:
         return file
 
     def open_video(self, moment: Indexed) -> BinaryIO:
-        """Opens the video of a moment that was indexed, and no other file: its size and time are compared.
-
-        Raises:
-            ValueError: It is no moment, or its file is outside the folder of the index or not what was indexed.
-            OSError: It cannot be read.
-        """
+        """Opens the video of a moment, unless it is outside the folder of the index or its size or time changed."""
         if moment.start is None or isinstance(named := file_of(moment.place, moment.path, self.root), str):
             raise ValueError("it is an image, not a moment of a video")
         with _told(self.uri):
@@ -443,12 +438,8 @@ class Index:
     def upsert(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Writes images in one commit; those that are there are replaced.
 
-        Args:
-            rows: By column: `path`, `digest`, `width`, `height`, `captions` and vectors as NumPy arrays; perhaps
-                `mtime` (of the file, in microseconds since 1970) and the other columns of `IndexInfo.schema`.
-
-        Raises:
-            ValueError: A vector has values that are no numbers, or zeros alone.
+        Rows have `path`, `digest`, `width`, `height`, `captions` and vectors as NumPy arrays, perhaps also `mtime` (of
+        the file, in microseconds since 1970) and the other columns of `IndexInfo.schema`.
         """
         for row in rows:
             if not all(np.isfinite(row[name]).all() for name in ("image_vector", "text_vectors", "pair_vectors")):
@@ -502,11 +493,7 @@ class Index:
         return rows
 
     def create_ann_index(self) -> None:
-        """Groups the images' vectors, so that searches compare only those of the groups nearest to the query.
-
-        Images that are written later are compared one by one until the table is tidied. Vectors of captions and of
-        pairs are always compared one by one.
-        """
+        """Groups the images' vectors, so that searches compare only those of the groups nearest to the query."""
         settings: Any = {"sample_rate": _SAMPLED, "max_iterations": _ITERATIONS}
         config = IvfSq(distance_type="cosine", num_partitions=_num_partitions(len(self)), **settings)
         with _told(self.uri, "written"):
@@ -518,11 +505,7 @@ class Index:
         return any(index.columns == ["image_vector"] for index in self._table.list_indices())
 
     def optimize(self, num_replaced: int = 0) -> None:
-        """Rewrites the table where that makes it smaller or quicker, and forgets versions that nobody reads any more.
-
-        Args:
-            num_replaced: Rows that were deleted or replaced since it was tidied.
-        """
+        """Tidies the table where that makes it smaller or quicker, after so many rows were deleted or replaced."""
         fragments = self._table.stats()["fragment_stats"]["num_fragments"]
         indexes = {index.columns[0]: index.name for index in self._table.list_indices()}
         outside = max((self._table.index_stats(name).num_unindexed_rows for name in indexes.values()), default=0)
