@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import torch
 from annotated_types import Len
 from fastapi import APIRouter, Response
 from PIL import Image
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, create_model
 
 from bridgetower.attention import attention_of, view_of, words_of
 from bridgetower.inference import Item
@@ -48,23 +49,9 @@ _DIGITS = 6  # of a share of attention, after the point
 _QUALITY = 88  # of the JPEG of a view
 
 
-class Match(BaseModel):
-    """An image and a text; with `all_pairs`, the pairs of the first image come first."""
-
-    image: int = Field(description="Number of the image.")
-    text: int = Field(description="Number of the text.")
-    probability: float | None = PROBABILITY
-    score: float | None = SCORE
-
-
 class Choice(BaseModel):
     label: str
     probability: float = Field(description="Over all of them, or of each on its own where several may hold.")
-
-
-class Answers(BaseModel):
-    index: int
-    answers: list[Choice] = Field(description="Likeliest first; their probabilities do not sum to one.")
 
 
 class Word(BaseModel):
@@ -72,125 +59,101 @@ class Word(BaseModel):
     probability: float
 
 
-class Filled(BaseModel):
-    index: int
-    masks: list[list[Word]] = Field(description="For each mask of a text, words, likeliest first.")
-
-
-class Judged(BaseModel):
-    index: int
-    judgements: list[Choice] = Field(description="Likeliest first.")
-
-
-class Classified(BaseModel):
-    index: int
-    classes: list[Choice] = Field(description="Likeliest first.")
-
-
 class PairRequest(Body):
-    """Images with texts; `use` names the route, and the last field of `entry` has the result."""
-
-    use: ClassVar[PairUse]
-    entry: ClassVar[type[BaseModel]]
-
     images: Images
     texts: Texts
 
 
-def _example(**fields: Any) -> dict[str, Any]:
-    return {"examples": [{"images": IMAGE, **fields}]}
+@dataclass(frozen=True, kw_only=True)
+class _Verb:
+    """A route: its body beside images and texts, which may have another name, and an entry of its response.
+
+    The last field of an entry has what was computed.
+    """
+
+    about: str
+    example: dict[str, Any]
+    entry: dict[str, Any]
+    more: dict[str, Any] = field(default_factory=dict)
+    texts: str = "texts"
 
 
-class MatchRequest(
-    PairRequest, json_schema_extra=_example(texts=["a red square", "two dogs in the snow"], all_pairs=True)
-):
-    """Compute how well images and texts match: image n and text n, or all pairs."""
-
-    use = "match"
-    entry = Match
-    all_pairs: bool = Field(False, description="Match every image with every text.")
-
-
-class AnswerRequest(PairRequest, json_schema_extra=_example(questions="what colour is the square?", top=3)):
-    """Answer questions about images, with a model that was fine-tuned on VQA."""
-
-    use = "answer"
-    entry = Answers
-    texts: Texts = Field(alias="questions")
-    top: Top = 5
-
-
-class FillMaskRequest(PairRequest, json_schema_extra=_example(texts="a <mask> square")):
-    """Fill masked words of texts about images."""
-
-    use = "fill-mask"
-    entry = Filled
-    top: Top = 5
-
-
-class EntailRequest(PairRequest, json_schema_extra=_example(statements="it is red")):
-    """Classify whether images contradict, are neutral to or entail statements, with a model fine-tuned on SNLI-VE."""
-
-    use = "entail"
-    entry = Judged
-    texts: Texts = Field(alias="statements")
-
-
-class ReasonRequest(PairRequest, json_schema_extra=_example(images_2=IMAGE, statements="both are red")):
-    """Classify statements about a left and a right image as true or false, with a model fine-tuned on NLVR2."""
-
-    use = "reason"
-    entry = Judged
-    images_2: Images
-    texts: Texts = Field(alias="statements")
-
-
-Phrases = Annotated[list[Annotated[str, Len(max_length=1000)]], Several]
-_EXAMPLES = [{"images": IMAGE, "texts": "a red square"}, {"images": IMAGE, "labels": ["a red square", "two dogs"]}]
-
-
-class ClassifyRequest(PairRequest, json_schema_extra={"examples": _EXAMPLES}):
-    """Classify images by labels, or images, texts or both with a model fine-tuned on a table of one's own."""
-
-    use = "classify"
-    entry = Classified
-    images: Images | None = None  # type: ignore[assignment]  # here one of the two may be missing
-    texts: Texts | None = None  # type: ignore[assignment]
-    labels: Phrases | None = Field(None, description="Classes to compare images with; without, those of the model.")
-    templates: Phrases = Field(list(TEMPLATES), description="Texts with {} where a label goes; its vector is the mean.")
-    top: Top | None = Field(None, description="Classes per input; all if left out.")
+_JUDGED = {"index": (int, ...), "judgements": (list[Choice], Field(description="Likeliest first."))}
+_VERBS: dict[PairUse, _Verb] = {
+    "match": _Verb(
+        about="Compute how well images and texts match: image n and text n, or all pairs.",
+        example={"texts": ["a red square", "two dogs in the snow"], "all_pairs": True},
+        entry={
+            "image": (int, Field(description="Number of the image.")),
+            "text": (int, Field(description="Number of the text.")),
+            "probability": (float | None, PROBABILITY),
+            "score": (float | None, SCORE),
+        },
+        more={
+            "all_pairs": (bool, Field(False, description="Match every image, the first one first, with every text."))
+        },
+    ),
+    "answer": _Verb(
+        about="Answer questions about images, with a model that was fine-tuned on VQA.",
+        example={"questions": "what colour is the square?", "top": 3},
+        entry={
+            "index": (int, ...),
+            "answers": (list[Choice], Field(description="Do not sum to one; likeliest first.")),
+        },
+        more={"top": (Top, 5)},
+        texts="questions",
+    ),
+    "fill-mask": _Verb(
+        about="Fill masked words of texts about images.",
+        example={"texts": "a <mask> square"},
+        entry={"index": (int, ...), "masks": (list[list[Word]], Field(description="For each mask, likeliest first."))},
+        more={"top": (Top, 5)},
+    ),
+    "entail": _Verb(
+        about="Classify whether images contradict, are neutral to or entail statements, with a model fine-tuned on "
+        "SNLI-VE.",
+        example={"statements": "it is red"},
+        entry=_JUDGED,
+        texts="statements",
+    ),
+    "reason": _Verb(
+        about="Classify statements about a left and a right image as true or false, with a model fine-tuned on NLVR2.",
+        example={"images_2": IMAGE, "statements": "both are red"},
+        entry=_JUDGED,
+        more={"images_2": (Images, ...)},
+        texts="statements",
+    ),
+}
 
 
-async def _by_head(body: PairRequest, service: Service) -> Response:
+async def _answered(use: PairUse, result: str, body: PairRequest, service: Service) -> Response:
     """Responds with what a head of the model says of each pair."""
-    if body.images is None and body.texts is None:
+    if body.images is None and body.texts is None:  # which may be left out of `classify`
         raise ApiError(400, "neither images nor texts given; expected one of them at least", param="images")
     images: Sequence[str | None] = body.images or [None] * len(body.texts)
-    texts = body.texts or [""] * len(images)
-    images_2: list[str] = getattr(body, "images_2", [])
+    texts, images_2 = body.texts or [""] * len(images), getattr(body, "images_2", [])
     params = ("images", type(body).model_fields["texts"].alias or "texts")
     all_pairs = getattr(body, "all_pairs", False)
-    if isinstance(body, ReasonRequest) and len(images) != len(images_2):
+    if use == "reason" and len(images) != len(images_2):
         message = f"{len(images)} images and {len(images_2)} images_2; expected a second one for each first"
         raise ApiError(400, message, param="images_2")
     if not all_pairs and len(images) != len(texts):
         raise ApiError(400, f"{len(images)} images and {len(texts)} texts; expected as many of one as of the other")
     count = len(images) * len(texts) if all_pairs else len(images) + len(images_2)
     param = params[1] if images[0] is None else params[0]
-    with service.admission(count, param, body.model, body.use, images=[*images, *images_2]):
+    with service.admission(count, param, body.model, use, images=[*images, *images_2]):
         outcomes, tokens = await service.pairs(
-            *(body.use, images, texts),
+            *(use, images, texts),
             images_2=images_2,
             all_pairs=all_pairs,
             params=params,
             top=getattr(body, "top", None) or _ALL,
             truncate=body.truncate,
         )
-    model = service.model_for(body.use)
-    *_, result = body.entry.model_fields
+    model = service.model_for(use)
 
     def rows() -> list[dict[str, Any]]:
-        if body.use != "match":
+        if use != "match":
             return [{"index": number, result: outcome} for number, outcome in enumerate(outcomes)]
         named = model.predictor.reranking.named(torch.tensor(outcomes))
         places = paired(len(images), len(texts), all_pairs=all_pairs)
@@ -203,31 +166,60 @@ def _num_values(outcome: Any) -> int:
     return sum(map(_num_values, outcome)) if isinstance(outcome, list) else 1
 
 
-def _add(request: type[PairRequest], answer: Callable[[Any, Service], Any]) -> None:
-    """Adds the route for requests of a type."""
+def _route(use: PairUse, verb: _Verb) -> None:
+    """Adds the route of a verb."""
+    name = use.title().replace("-", "")
+    request = create_model(
+        f"{name}Request",
+        __base__=PairRequest,
+        __doc__=verb.about,
+        __cls_kwargs__={"json_schema_extra": {"examples": [{"images": IMAGE, **verb.example}]}},
+        texts=(Texts, Field(alias=None if verb.texts == "texts" else verb.texts)),
+        **verb.more,
+    )
+    *_, result = verb.entry
 
     async def handle(body: PairRequest, service: Served) -> Response:
-        response: Response = await answer(body, service)
-        return response
+        return await _answered(use, result, body, service)
 
     handle.__annotations__["body"] = request
+    entry = create_model(name, **verb.entry)
+    settings: dict[str, Any] = {"response_model": Listed[entry], "responses": COMPUTING}  # type: ignore[valid-type]
     router.add_api_route(
-        f"/v1/{request.use}",
-        handle,
-        methods=["POST"],
-        name=request.use.replace("-", "_"),
-        description=request.__doc__,
-        response_model=Listed[request.entry],  # type: ignore[name-defined]  # made at run time
-        responses=COMPUTING,
+        f"/v1/{use}", handle, methods=["POST"], name=use.replace("-", "_"), description=verb.about, **settings
     )
 
 
-async def _classified(body: ClassifyRequest, service: Service) -> Response:
-    """Responds with the nearest of the labels if there are any, else with what the head says."""
+for _use, _verb in _VERBS.items():
+    _route(_use, _verb)
+
+
+Phrases = Annotated[list[Annotated[str, Len(max_length=1000)]], Several]
+_EXAMPLES = [{"images": IMAGE, "texts": "a red square"}, {"images": IMAGE, "labels": ["a red square", "two dogs"]}]
+
+
+class ClassifyRequest(PairRequest, json_schema_extra={"examples": _EXAMPLES}):
+    """Images with labels; or images, texts or both."""
+
+    images: Images | None = None  # type: ignore[assignment]  # here one of the two may be missing
+    texts: Texts | None = None  # type: ignore[assignment]
+    labels: Phrases | None = Field(None, description="Classes to compare images with; without, those of the model.")
+    templates: Phrases = Field(list(TEMPLATES), description="Texts with {} where a label goes; its vector is the mean.")
+    top: Top | None = Field(None, description="Classes per input; all if left out.")
+
+
+class Classified(BaseModel):
+    index: int
+    classes: list[Choice] = Field(description="Likeliest first.")
+
+
+@router.post("/v1/classify", response_model=Listed[Classified], responses=COMPUTING)
+async def classify(body: ClassifyRequest, service: Served) -> Response:
+    """Classify images by labels, or images, texts or both with a model fine-tuned on a table of one's own."""
     if body.labels is None:
         if "templates" in body.model_fields_set:
             raise ApiError(400, "templates are for labels; give labels too, or neither", param="templates")
-        return await _by_head(body, service)
+        return await _answered("classify", "classes", body, service)
     labels, top = body.labels, min(body.top or len(body.labels), len(body.labels))
     if body.images is None or body.texts is not None:
         raise ApiError(400, "labels are compared with images alone; give images and no texts", param="labels")
@@ -252,11 +244,6 @@ async def _classified(body: ClassifyRequest, service: Service) -> Response:
 
     tokens = service.main.tokens(images, texts)
     return await json_of(lambda: listed(rows(), service.name, tokens), len(images) * top)
-
-
-for _request in (MatchRequest, AnswerRequest, FillMaskRequest, EntailRequest, ReasonRequest):
-    _add(_request, _by_head)
-_add(ClassifyRequest, _classified)
 
 
 class ExplainRequest(Body, json_schema_extra={"examples": [{"image": IMAGE, "text": "a red square"}]}):
