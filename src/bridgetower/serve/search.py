@@ -20,12 +20,11 @@ from fastapi import Path as InPath
 from fastapi.responses import StreamingResponse
 from PIL import Image
 from pydantic import BaseModel, Field, field_validator
-from torch import Tensor
 
 from bridgetower.inference import Item
 from bridgetower.processor import Resized, media_type
 from bridgetower.search.conditions import condition_sql
-from bridgetower.search.index import Hit, Index, Indexed
+from bridgetower.search.index import Hit, Indexed
 from bridgetower.search.searcher import COLUMNS, RERANK, Against, Searcher, candidates, mean_vector, two_stages
 from bridgetower.serve.access import video_token
 from bridgetower.serve.config import ServeConfig
@@ -154,52 +153,44 @@ async def search(body: SearchRequest, service: Served) -> Response:
         else:
             items = [*(Item(image=image.pixels) for image in images), *(Item(ids=ids) for ids in texts)]
         vector = mean_vector(torch.stack(await service.batcher.submit(items)))
-        nearest = await asyncio.to_thread(_nearest, searcher.index, vector, max(body.top, rerank), against, body)
+        where, column = None if body.where is None else condition_sql(body.where), COLUMNS[against]
+        find = partial(searcher.index.nearest, column=column, where=where, exact=body.exact)
+        try:
+            with _index_read():
+                nearest = await asyncio.to_thread(find, vector, max(body.top, rerank))
+        except ValueError as error:
+            if where is None:
+                raise _unavailable(error) from error
+            raise ApiError(400, str(error), param="where") from error
         chosen, others = candidates(nearest, rerank)
-        opened = await _opened_images(service, chosen)
+        opened: list[tuple[Hit, Resized]] = []
+        if chosen:
+            limit = limits.max_body * MIB
+            read = partial(searcher.open, prepare=service.inputs.prepared, max_bytes=limit, fetch=False)
+            try:
+                with _index_read():
+                    frames = await asyncio.to_thread(searcher.index.frames, chosen)
+                found = await service.inputs.each(*(partial(read, one, frames=frames) for one in chosen))
+                opened = searcher.usable(chosen, found)
+            except ValueError as error:
+                logger.error("search: %s", error)
+                message = "none of the images that were found can be opened where the index has them; send rerank 0"
+                raise ApiError(404, message, code="no_pictures") from error
         match = [Item(kind="match", image=image.pixels, ids=texts[0]) for _, image in opened]
         log_odds = await service.batcher.submit(match)
         hits = two_stages([one for one, _ in opened], log_odds, others, searcher.predictor.reranking)[: body.top]
 
-    def found() -> dict[str, Any]:
+    def content() -> dict[str, Any]:
         tokens = service.main.tokens([*images, *(image for _, image in opened)], texts)
         data = [{"rank": rank, **_shown(hit), **_told(hit, limits)} for rank, hit in enumerate(hits, start=1)]
         return {**listed(data, service.name, tokens), "against": against}
 
-    return await json_of(found, len(hits))
+    return await json_of(content, len(hits))
 
 
 def _searcher(service: Service) -> Searcher:
     assert service.searcher is not None, "these routes are there only with an index"
     return service.searcher
-
-
-def _nearest(index: Index, vector: Tensor, count: int, against: Against, body: SearchRequest) -> list[Hit]:
-    where = None if body.where is None else condition_sql(body.where)
-    try:
-        with _index_read():
-            return index.nearest(vector, count, column=COLUMNS[against], where=where, exact=body.exact)
-    except ValueError as error:
-        if where is None:
-            raise _unavailable(error) from error
-        raise ApiError(400, str(error), param="where") from error
-
-
-async def _opened_images(service: Service, found: list[Hit]) -> list[tuple[Hit, Resized]]:
-    """Returns candidates with their images; those that cannot be opened are left out."""
-    if not found:
-        return []
-    searcher = _searcher(service)
-    settings: Any = {"prepare": service.inputs.prepared, "max_bytes": service.config.max_body * MIB, "fetch": False}
-    try:
-        with _index_read():
-            settings["frames"] = await asyncio.to_thread(searcher.index.frames, found)
-        images = await service.inputs.each(*(partial(searcher.open, one, **settings) for one in found))
-        return searcher.usable(found, images)
-    except ValueError as error:
-        logger.error("search: %s", error)
-        message = "none of the images that were found can be opened where the index has them; send rerank 0"
-        raise ApiError(404, message, code="no_pictures") from error
 
 
 def _shown(one: Indexed) -> dict[str, Any]:
