@@ -22,7 +22,6 @@ from bridgetower.tasks.run_config import TIMEOUT_MINUTES
 from bridgetower.tasks.table import BENCHMARKS
 
 if TYPE_CHECKING:
-    from bridgetower.checkpoints import Reranking
     from bridgetower.evaluation.outcome import Outcome
 
 _LOG = logging.getLogger(__name__)
@@ -103,6 +102,7 @@ def evaluate(
 
     from bridgetower.checkpoints import Reranking, write_reranking
     from bridgetower.distributed import process_group, rank
+    from bridgetower.evaluation.candidates import LEAST_IMAGES
     from bridgetower.model.cpu import pack_weights
     from bridgetower.model.layers import autocast
     from bridgetower.tasks.benchmarks import evaluate as run_benchmark
@@ -128,7 +128,15 @@ def evaluate(
         if rank() != 0:
             return
         if fit_two_stage:
-            _keep(model, Reranking.from_metrics(outcome.metrics))
+            fitted = Reranking.from_metrics(outcome.metrics)
+            if fitted.calibration is None or fitted.gain is None:
+                _LOG.warning(
+                    "the split is too small for a calibration and for a comparison with ITC alone, so matches stay "
+                    "scores; give at least %d images with different captions, and candidates of which some match and "
+                    "others do not",
+                    LEAST_IMAGES,
+                )
+            write_reranking(model, fitted)
         settings = {name: value for name, value in vars(options).items() if name != "batch_size"}
         about = {
             "benchmark": benchmark,
@@ -142,21 +150,14 @@ def evaluate(
         title = f"{predictor.source}: {split} of {', '.join(data)}"
         _report(title, outcome, about, out, json=json)
         if report is not None:
-            _write_errors(report, title, outcome, slices)
+            from bridgetower.reports.errors import write_errors
 
-
-def _keep(model: str, reranking: Reranking) -> None:
-    """Writes what was fitted into the model's folder."""
-    from bridgetower.checkpoints import write_reranking
-    from bridgetower.evaluation.candidates import LEAST_IMAGES
-
-    if reranking.calibration is None or reranking.gain is None:
-        _LOG.warning(
-            "the split is too small for a calibration and for a comparison with ITC alone, so matches stay scores; "
-            "give at least %d images with different captions, and candidates of which some match and others do not",
-            LEAST_IMAGES,
-        )
-    write_reranking(model, reranking)
+            if outcome.judge is None or outcome.images is None:
+                raise ValueError(
+                    "a report of errors is for retrieval without folds, by a model with a contrastive head, and for "
+                    "questions, statements and classes of prepared sets; leave report out"
+                )
+            write_errors(report, outcome.judge(), outcome.images, title=title, slices=slices)
 
 
 def _report(title: str, outcome: Outcome, about: Mapping[str, Any], out: Path | None, *, json: bool) -> None:
@@ -173,14 +174,3 @@ def _report(title: str, outcome: Outcome, about: Mapping[str, Any], out: Path | 
     else:
         emit_metrics(title, {**outcome.counts, **outcome.metrics})
         emit_following("serve", "--model", about["model"])
-
-
-def _write_errors(path: Path, title: str, outcome: Outcome, slices: Path | None) -> None:
-    from bridgetower.reports.errors import write_errors
-
-    if outcome.judge is None or outcome.images is None:
-        raise ValueError(
-            "a report of errors is for retrieval without folds, by a model with a contrastive head, and for questions, "
-            "statements and classes of prepared sets; leave report out"
-        )
-    write_errors(path, outcome.judge(), outcome.images, title=title, slices=slices)
