@@ -247,13 +247,6 @@ class TestResults:
             assert blocks == expected
         hook.remove()
 
-    def test_one_text_for_several_images_is_encoded_once(self, predictor: Predictor, files: list[Path]) -> None:
-        encoded: list[int] = []
-        hook = predictor.model.text.register_forward_hook(lambda _, inputs, __: encoded.append(len(inputs[0])))
-        predictor.match(files, TEXTS[0])
-        hook.remove()
-        assert encoded == [1]
-
     def test_an_image_that_comes_again_is_encoded_once(self, predictor: Predictor, files: list[Path]) -> None:
         encoded = 0
 

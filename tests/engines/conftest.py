@@ -13,6 +13,8 @@ from bridgetower.model.config import ModelConfig
 
 # What `tiny_checkpoint`, whose export has every part, has not.
 OTHER = tiny.changed(
+    vision__num_layers=2,
+    text__num_layers=2,
     vision__distillation_token=True,
     vision__pre_norm=False,
     vision__activation="gelu",
@@ -24,7 +26,8 @@ OTHER = tiny.changed(
     heads__itc="fused",
     heads__mlm=False,
 )
-FEW = tiny.changed(fusion__bridge="adaptive_manager", heads__itc=None, heads__mlm=False)
+ONE_LAYER = {f"{part}__num_layers": 1 for part in ("vision", "text", "fusion")}
+FEW = tiny.changed(heads__itc=None, heads__mlm=False, **ONE_LAYER)
 
 
 def _export(config: ModelConfig, folder: Path, *, int8: bool = False) -> None:

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import tiny
-from bridgetower.model.presets import BERT_BASE
 from bridgetower.model.tower_config import TextConfig
 from bridgetower.model.towers import TextTransformer
 
@@ -124,19 +123,3 @@ def test_dropout_in_training_only() -> None:
     assert tiny.off(tower.embed(ids), tower.embed(ids)) > 0.01
     without = made(tiny.changed(text__dropout=0.0).text)
     assert torch.equal(without(ids, mask, (3,))[0], without.train()(ids, mask, (3,))[0])
-
-
-def test_bert_has_the_sizes_of_transformers() -> None:
-    published = pytest.importorskip("transformers").BertConfig()
-    assert (BERT_BASE.vocab_size, BERT_BASE.type_vocab_size, BERT_BASE.pad_token_id, BERT_BASE.layer_norm_eps) == (
-        published.vocab_size,
-        published.type_vocab_size,
-        published.pad_token_id,
-        published.layer_norm_eps,
-    )
-    assert (BERT_BASE.hidden_size, BERT_BASE.num_layers, BERT_BASE.num_heads, BERT_BASE.max_positions) == (
-        published.hidden_size,
-        published.num_hidden_layers,
-        published.num_attention_heads,
-        published.max_position_embeddings,
-    )
