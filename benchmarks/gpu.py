@@ -26,11 +26,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
-from bridgetower.data.batch import CaptionBatch
+from bridgetower.data.batch import IGNORED, CaptionBatch, StepSampler
 from bridgetower.data.captions import CaptionImages, CaptionPairs
 from bridgetower.data.config import DataConfig
-from bridgetower.data.masking import IGNORED
-from bridgetower.data.order import StepSampler
 from bridgetower.data.own import PairsConfig, prepare_own
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import HeadsConfig, ModelConfig

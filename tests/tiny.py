@@ -6,8 +6,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from bridgetower.data.batch import CaptionBatch
-from bridgetower.data.masking import IGNORED
+from bridgetower.data.batch import IGNORED, CaptionBatch
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig
 from bridgetower.model.encodings import Encoded

@@ -5,8 +5,7 @@ from dataclasses import replace
 import torch
 
 import tiny
-from bridgetower.data.batch import Batch, RankingBatch, joined
-from bridgetower.data.masking import IGNORED
+from bridgetower.data.batch import IGNORED, Batch, RankingBatch, joined
 
 
 def test_captions_are_filled_up_to_the_longest() -> None:

@@ -13,10 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from bridgetower.data import prepared_set
-from bridgetower.data.batch import BatchKey, CaptionBatch
+from bridgetower.data.batch import BatchKey, CaptionBatch, StepSampler
 from bridgetower.data.captions import CaptionImages, CaptionPairs
 from bridgetower.data.config import DataConfig, MaskingConfig
-from bridgetower.data.order import StepSampler
 from bridgetower.data.own import prepare_own
 from bridgetower.data.store import Table
 from bridgetower.processor import Processor, load_items

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bridgetower.data.batch import IGNORED, mask_tokens
 from bridgetower.data.config import MaskingConfig
-from bridgetower.data.masking import IGNORED, mask_tokens
 
 BOS, PAD, EOS, MASK = 0, 1, 2, 119
 SPECIAL = (BOS, PAD, EOS)

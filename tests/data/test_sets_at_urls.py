@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from bridgetower.data.batch import StepSampler
 from bridgetower.data.captions import CaptionImages, CaptionPairs
 from bridgetower.data.config import DataConfig
-from bridgetower.data.order import StepSampler
 from bridgetower.data.prepared_set import PreparedSet
 from bridgetower.processor import Processor, load_items
 from stores import Store

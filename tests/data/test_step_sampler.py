@@ -9,8 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridgetower.data.batch import BatchKey, derive_seed
-from bridgetower.data.order import StepSampler
+from bridgetower.data.batch import BatchKey, StepSampler, derive_seed
 
 
 def keys(num_examples: int, steps: Iterable[int] = range(4), **values: Any) -> list[BatchKey]:

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 import tiny
-from bridgetower.data.batch import CaptionBatch, joined
-from bridgetower.data.masking import IGNORED
+from bridgetower.data.batch import IGNORED, CaptionBatch, joined
 from bridgetower.distributed import rank
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.losses import Losses

@@ -14,11 +14,9 @@ import dense
 import shapes
 import tiny
 from bridgetower.checkpoints import read_checkpoint
-from bridgetower.data.batch import CaptionBatch
+from bridgetower.data.batch import IGNORED, CaptionBatch, StepSampler
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig, MaskingConfig
-from bridgetower.data.masking import IGNORED
-from bridgetower.data.order import StepSampler
 from bridgetower.distributed import rank, world_size
 from bridgetower.evaluation import masked_words
 from bridgetower.evaluation.config import RetrievalConfig

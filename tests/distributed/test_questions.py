@@ -40,7 +40,7 @@ def predict(checkpoint: Path, folder: Path) -> list[Predictions]:
 def test_predictions_are_complete_and_in_order(answering_checkpoint: Path, tmp_path: Path) -> None:
     given = answering_checkpoint, asked.write_set(tmp_path / "snli-ve", "snli-ve")
     alone = predict(*given)
-    assert len(alone[0]) % 2 == len(alone[1]) == 1
+    assert len(alone[0].classes) % 2 == len(alone[1].classes) == 1
     for process in run_on_ranks(2, predict, *given):
         for found, expected in zip(process, alone, strict=True):
             assert torch.equal(found.classes, expected.classes)

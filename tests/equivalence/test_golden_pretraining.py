@@ -6,7 +6,7 @@ from mutations import MUTATIONS, mutated
 from recompute import encode, features, pretraining_outputs, pretraining_task, recorded_pairs
 from torch import nn
 
-from bridgetower.data.masking import IGNORED
+from bridgetower.data.batch import IGNORED
 from golden import FEATURES, case, check, wrong
 
 FLOAT_NOISE = 5e-6  # of two float32 runs; each is within 3.4e-6 of float64

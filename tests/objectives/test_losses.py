@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bridgetower.data.masking import IGNORED
+from bridgetower.data.batch import IGNORED
 from bridgetower.model.heads import ItcHead, MlmHead
 from bridgetower.objectives.losses import Losses, class_loss, itc_loss, mlm_loss, similarity
 

@@ -13,10 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import contexts
 import tiny
-from bridgetower.data.batch import CaptionBatch
+from bridgetower.data.batch import IGNORED, CaptionBatch
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
-from bridgetower.data.masking import IGNORED
 from bridgetower.engines.engine import TorchEngine
 from bridgetower.inference import encoded_images, encoded_texts
 from bridgetower.model.bridgetower import BridgeTower

@@ -1,18 +1,19 @@
-"""Batches: each is a function of the key that names it."""
+"""Batches: each is a function of the key that names it; their order, and which words of them are hidden."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.utils.data import Sampler
 
-from bridgetower.data.masking import IGNORED
+from bridgetower.data.config import MaskingConfig
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,9 @@ def derive_seed(*parts: object) -> int:
     digest = hashlib.blake2b(":".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
+
+IGNORED = -100
+"""Label of a position that is not predicted; the default `ignore_index` of PyTorch's cross-entropy."""
 
 # What fills up short texts, by field.
 _FILLS = {"input_ids": 0, "masked_input_ids": 0, "attention_mask": 0, "mlm_labels": IGNORED}
@@ -175,3 +179,116 @@ def _stacked(tensors: Sequence[Tensor], fill: int | None) -> Tensor:
         return torch.cat(list(tensors))
     longest = max(tensor.shape[1] for tensor in tensors)
     return torch.cat([F.pad(tensor, (0, longest - tensor.shape[1]), value=fill) for tensor in tensors])
+
+
+def mask_tokens(
+    input_ids: Int[Tensor, "b l"],
+    *,
+    config: MaskingConfig,
+    special_ids: Collection[int],
+    mask_token_id: int,
+    vocab_size: int,
+    generator: torch.Generator,
+    continues_word: Bool[Tensor, " v"] | None = None,
+) -> tuple[Int[Tensor, "b l"], Int[Tensor, "b l"]]:
+    """Hides some tokens and returns the masked ids with the labels to predict, `IGNORED` elsewhere.
+
+    The draws come from `generator` alone and their number depends on the shape only. Random tokens come from the
+    vocabulary without the special and mask tokens. For whole words, `continues_word` is True at ids that carry on the
+    word before them (WordPiece's `##`); a special token always ends a word.
+    """
+    special = torch.zeros(vocab_size, dtype=torch.bool)
+    special[[*special_ids, mask_token_id]] = True
+    is_special = special[input_ids]
+    draws = torch.rand(input_ids.shape, generator=generator)
+    if continues_word is not None:  # every token has the draw of its word's first token
+        starts = ~continues_word[input_ids] | is_special
+        first = torch.where(starts, torch.arange(input_ids.shape[1]), 0).cummax(dim=1).values
+        draws = draws.gather(1, first)
+    predicted = (draws < config.probability) & ~is_special
+
+    ordinary = (~special).nonzero().squeeze(1)
+    strangers = ordinary[torch.randint(len(ordinary), input_ids.shape, generator=generator)].to(input_ids)
+    fate = torch.rand(input_ids.shape, generator=generator)
+    hidden = predicted & (fate < config.mask_share)
+    exchanged = predicted & (fate < config.mask_share + config.random_share)
+    masked = torch.where(exchanged, strangers, input_ids).masked_fill(hidden, mask_token_id)  # hidden wins
+    return masked, input_ids.masked_fill(~predicted, IGNORED)
+
+
+class StepSampler(Sampler[BatchKey]):
+    """The micro-batches of one rank from a given step on, in an order that only the seed decides.
+
+    The order of each epoch is cut into global batches; ranks and micro-batches take consecutive parts, so the
+    batches of an optimiser step hold the same examples for any number of ranks. What does not fill a batch is left out.
+    """
+
+    def __init__(
+        self,
+        num_examples: int,
+        *,
+        batch_size: int,
+        micro_batches: int,
+        steps: range,
+        seed: int,
+        sets: Int[Tensor, " n"] | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        passes: Callable[[int], int] = lambda step: 1,
+        counted: Callable[[int], bool] = lambda step: False,
+    ) -> None:
+        """Plans the steps; with the set of each example, `sets`, batches are of one set each.
+
+        `passes` tells how often the micro-batches of a step come, one whole pass after the other, and `counted` whether
+        the first micro-batch of a step names them all, in the last pass.
+        """
+        parts = world_size * micro_batches
+        if num_examples < batch_size:
+            raise ValueError(f"{num_examples} examples are fewer than one batch of {batch_size}; lower batch_size")
+        if batch_size % parts:
+            raise ValueError(
+                f"batch_size {batch_size} does not split into {world_size} processes x {micro_batches} micro-batches; "
+                f"use a multiple of {parts}"
+            )
+        self.num_examples, self.batch_size, self.steps, self.seed = num_examples, batch_size, steps, seed
+        self.micro_batches, self.rank, self.part = micro_batches, rank, batch_size // parts
+        self.sets, self.passes, self.counted = sets, passes, counted
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.num_examples // self.batch_size
+
+    def __len__(self) -> int:
+        return sum(self.passes(step) for step in self.steps) * self.micro_batches
+
+    def __iter__(self) -> Iterator[BatchKey]:
+        epoch, order = -1, torch.empty(0)
+        for step in self.steps:
+            if step // self.steps_per_epoch != epoch:
+                epoch = step // self.steps_per_epoch
+                order = self.order(epoch)
+            first = step % self.steps_per_epoch * self.batch_size
+            start = first + self.rank * self.part * self.micro_batches
+            own = order[start : start + self.part * self.micro_batches].split(self.part)
+            keys = [
+                BatchKey(tuple(examples.tolist()), derive_seed(self.seed, step, self.rank, micro))
+                for micro, examples in enumerate(own)
+            ]
+            yield from keys * (self.passes(step) - 1)
+            yield replace(keys[0], step=tuple(keys)) if self.counted(step) else keys[0]
+            yield from keys[1:]
+
+    def order(self, epoch: int) -> Int[Tensor, " n"]:
+        """Returns all examples in the order of an epoch; what fills no batch of one set comes last, mixed."""
+
+        def shuffled(count: int, *parts: object) -> Int[Tensor, " n"]:
+            return torch.randperm(count, generator=torch.Generator().manual_seed(derive_seed(self.seed, *parts, epoch)))
+
+        order, size = shuffled(self.num_examples, "epoch"), self.batch_size
+        if self.sets is None:
+            return order
+        by_set = [order[self.sets[order] == number] for number in self.sets.unique().tolist()]
+        ends = [len(own) // size * size for own in by_set]
+        batches = torch.cat([own[:end] for own, end in zip(by_set, ends, strict=True)]).view(-1, size)
+        rest = torch.cat([own[end:] for own, end in zip(by_set, ends, strict=True)])
+        return torch.cat([batches[shuffled(len(batches), "batches")].flatten(), rest[shuffled(len(rest))]])

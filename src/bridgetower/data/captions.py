@@ -12,9 +12,8 @@ from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from bridgetower.data.batch import BatchKey, CaptionBatch, RankingBatch
+from bridgetower.data.batch import IGNORED, BatchKey, CaptionBatch, RankingBatch, mask_tokens
 from bridgetower.data.config import DataConfig, MaskingConfig
-from bridgetower.data.masking import IGNORED, mask_tokens
 from bridgetower.data.prepared import PreparedImages
 from bridgetower.data.views import drop_words
 from bridgetower.processor import Processor

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bridgetower.data.masking import IGNORED
+from bridgetower.data.batch import IGNORED
 from bridgetower.distributed import all_gather
 from bridgetower.model.layers import autocast
 

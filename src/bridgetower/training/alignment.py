@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bridgetower.data.batch import BatchDataset, CaptionBatch, derive_seed
-from bridgetower.data.order import StepSampler
+from bridgetower.data.batch import BatchDataset, CaptionBatch, StepSampler, derive_seed
 from bridgetower.distributed import rank
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.layers import autocast, mean_token

@@ -16,8 +16,7 @@ from types import FrameType, MappingProxyType
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from bridgetower.data.batch import Batch
-from bridgetower.data.order import StepSampler
+from bridgetower.data.batch import Batch, StepSampler
 from bridgetower.distributed import from_first, rank, require_same, world_size
 from bridgetower.files import write_json
 from bridgetower.model.layers import autocast
