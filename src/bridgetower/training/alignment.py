@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -66,13 +65,22 @@ def align_projections(config: RunConfig, model: BridgeTower, examples: BatchData
     task = Alignment(model).to(model.device).eval()  # layers of the towers that run here draw no dropout
     parameters = task.trained()
     optimizer = torch.optim.AdamW(parameters, lr=LR, weight_decay=0.0)
+    sampler = StepSampler(
+        len(examples),
+        batch_size=config.batch_size,
+        micro_batches=1,
+        steps=range(config.align_first),
+        seed=derive_seed(config.seed, "alignment"),
+    )
+    workers, device = config.data.num_workers, model.device
+    batches = load_items(examples.__getitem__, sampler, num_workers=workers, device=device)
     first = last = math.nan
     with step_bars(shown=progress and rank() == 0) as bars:
         bar = bars.add_task("aligning projections", total=config.align_first, metrics="")
-        for step, batch in enumerate(_batches(config, examples, model.device)):
+        for step, batch in enumerate(batches):
             optimizer.param_groups[0]["lr"] = LR * (1 - step / config.align_first)
-            with autocast(model.device, config.precision):
-                loss: Tensor = task(batch.to(model.device))
+            with autocast(device, config.precision):
+                loss: Tensor = task(batch.to(device))
             last = loss.item()
             if not math.isfinite(last):
                 raise FloatingPointError(f"loss of aligning is {last} at step {step + 1}; leave out align_first")
@@ -86,14 +94,3 @@ def align_projections(config: RunConfig, model: BridgeTower, examples: BatchData
         parameter.grad = None
     model.train()
     logger.info("projections aligned in %d steps: ITC from %.3f to %.3f", config.align_first, first, last)
-
-
-def _batches(config: RunConfig, examples: BatchDataset, device: torch.device) -> Iterator[CaptionBatch]:
-    sampler = StepSampler(
-        len(examples),
-        batch_size=config.batch_size,
-        micro_batches=1,
-        steps=range(config.align_first),
-        seed=derive_seed(config.seed, "alignment"),
-    )
-    return load_items(examples.__getitem__, sampler, num_workers=config.data.num_workers, device=device)
