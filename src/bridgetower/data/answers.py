@@ -45,13 +45,13 @@ _CONTRACTED = """
 """
 
 
-def _without_one_apostrophe(word: str) -> list[str]:
-    return [word[:place] + word[place + 1 :] for place, letter in enumerate(word) if letter == "'"]
-
-
-_CONTRACTIONS = {key: word for word in _CONTRACTED.split() for key in _without_one_apostrophe(word)} | {
-    "somebody'd": "somebodyd"  # Official: the two are the wrong way round.
-}
+# By each form without one of its apostrophes.
+_CONTRACTIONS = {
+    word[:place] + word[place + 1 :]: word
+    for word in _CONTRACTED.split()
+    for place, letter in enumerate(word)
+    if letter == "'"
+} | {"somebody'd": "somebodyd"}  # Official: the two are the wrong way round.
 
 
 @lru_cache(maxsize=100_000)

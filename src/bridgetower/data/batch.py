@@ -167,18 +167,14 @@ def joined(parts: Sequence[_Batch], *, seed: int) -> _Batch:
     for field in fields(parts[0]):
         items = [getattr(part, field.name) for part in parts]
         if isinstance(items[0], Tensor):
-            values[field.name] = _stacked(items, _FILLS.get(field.name))
+            if (fill := _FILLS.get(field.name)) is not None:
+                longest = max(tensor.shape[1] for tensor in items)
+                items = [F.pad(tensor, (0, longest - tensor.shape[1]), value=fill) for tensor in items]
+            values[field.name] = torch.cat(items)
     mask = values.get("attention_mask")
     if mask is not None and bool(mask.all()):
         values["attention_mask"] = None
     return replace(parts[0], **values)
-
-
-def _stacked(tensors: Sequence[Tensor], fill: int | None) -> Tensor:
-    if fill is None:
-        return torch.cat(list(tensors))
-    longest = max(tensor.shape[1] for tensor in tensors)
-    return torch.cat([F.pad(tensor, (0, longest - tensor.shape[1]), value=fill) for tensor in tensors])
 
 
 def mask_tokens(

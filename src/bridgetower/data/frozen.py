@@ -104,6 +104,8 @@ class FeatureCache:
         A row has about so many tokens. Each process of a run computes its share. Of two runs one computes and the other
         waits.
         """
+        import pyarrow as pa
+
         description = json_text(content, indent=2).encode()
         folder = self.folder / hashlib.sha256(description).hexdigest()[:16]
         place = folder / "states.lance"
@@ -118,7 +120,8 @@ class FeatureCache:
                     os.utime(folder / CONTENT)
                 else:
                     write_bytes(folder / CONTENT, description)
-                    _create(place)
+                    schema = pa.schema([("row", pa.int64()), ("states", pa.large_binary())])
+                    Table.create(place, schema, checked="states", replace=place.exists())
                 if missing.any():
                     self._make_room(int(missing.sum() * tokens * num_layers * width * dtype.itemsize))
             missing = from_first(missing).nonzero()[:, 0]
@@ -154,13 +157,6 @@ def _size_of(folder: Path) -> int:
         with suppress(FileNotFoundError):
             size += path.stat().st_size if path.is_file() else 0
     return size
-
-
-def _create(place: Path) -> None:
-    import pyarrow as pa
-
-    schema = pa.schema([("row", pa.int64()), ("states", pa.large_binary())])
-    Table.create(place, schema, checked="states", replace=place.exists())
 
 
 def _write(table: Table, rows: Sequence[int], outputs: Iterator[Tensor]) -> None:
@@ -219,7 +215,8 @@ class FrozenDataset(Dataset[Batch]):
             states = features.read(rows, fields[0][0].shape[1]).chunk(len(fields))
             values |= zip((name for _, name in fields), states, strict=True)
         if key.step:
-            values["step_labels"] = torch.stack([self._num_labels(other) for other in key.step]).sum()
+            others = (self._joined(other, torch.Generator().manual_seed(other.seed)) for other in key.step)
+            values["step_labels"] = torch.stack([other.num_labels for other in others]).sum()
         whole: Batch = replace(batch, **values)
         return whole
 
@@ -250,10 +247,6 @@ class FrozenDataset(Dataset[Batch]):
         drawn = torch.randint(self.num_views, (len(key.examples),), generator=generator).tolist()
         parts = [self._part(example, view) for example, view in zip(key.examples, drawn, strict=True)]
         return joined(parts, seed=key.seed)
-
-    def _num_labels(self, key: BatchKey) -> Int[Tensor, ""]:
-        num_labels: Tensor = self._joined(key, torch.Generator().manual_seed(key.seed)).num_labels
-        return num_labels
 
 
 def _texts_of(batch: Batch) -> Iterator[tuple[Int[Tensor, "b l"], str]]:
