@@ -11,7 +11,7 @@ import pytest
 import asked
 import shapes
 from bridgetower.cli import main
-from bridgetower.cli.own import own_task
+from bridgetower.cli.options import own_task
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.predictor import load
 from bridgetower.tasks.benchmarks import evaluate

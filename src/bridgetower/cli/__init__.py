@@ -95,8 +95,7 @@ def _parser(name: str, arguments: Sequence[str]) -> Parse:
     """Returns what parses the arguments of a command; some of these decide which options there are."""
     import tyro
 
-    from bridgetower.cli.options import OPTIONAL_VALUES
-    from bridgetower.cli.own import own_task
+    from bridgetower.cli.options import OPTIONAL_VALUES, own_task
 
     module = import_module(f"bridgetower.cli.{COMMANDS[name]}")
     command: Any = getattr(module, name.replace("-", "_"))

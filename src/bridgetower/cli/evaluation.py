@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from bridgetower.cli.options import LOADED, Loading, Model, demo_or
+from bridgetower.cli.options import LOADED, Loading, Model, demo_or, own_task
 from bridgetower.cli.output import emit, emit_following, emit_metrics, emit_table, is_json
-from bridgetower.cli.own import own_task
 from bridgetower.evaluation.config import EvaluationOptions, RetrievalConfig
 from bridgetower.extras import require
 from bridgetower.files import cache_folder, require_parent

@@ -12,14 +12,28 @@ import tyro
 from tyro.conf import arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from bridgetower.cli.own import own_extensions
 from bridgetower.engines.config import EngineRequest, Precision
+from bridgetower.extras import load_object
 from bridgetower.tasks.run_config import RunConfig
+from bridgetower.tasks.spec import TaskSpec
 from bridgetower.tasks.table import RECIPES
 
 if TYPE_CHECKING:
     from bridgetower.checkpoints import Checkpoint, HubOptions
+    from bridgetower.model.extensions import Extensions
     from bridgetower.predictor import Predictor
+
+
+def own_task(place: str | None) -> TaskSpec | None:
+    """Returns the task that `--task-spec` names, None without one; errors as of `load_object`."""
+    return None if place is None else load_object("task_spec", place, TaskSpec)
+
+
+def own_extensions(place: str | None) -> Extensions:
+    """Returns the towers, bridges and heads that `--extensions` names; errors as of `load_object`."""
+    from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
+
+    return NO_EXTENSIONS if place is None else load_object("extensions", place, Extensions)
 
 
 def recipe_type(recipes: Mapping[str, RunConfig]) -> Any:

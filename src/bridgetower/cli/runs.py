@@ -12,9 +12,8 @@ from typing import Annotated, Any, get_type_hints
 
 from tyro.conf import Positional, arg
 
-from bridgetower.cli.options import Recipe, named, recipe_type
+from bridgetower.cli.options import Recipe, named, own_extensions, own_task, recipe_type
 from bridgetower.cli.output import emit, emit_following, emit_metrics, emit_rows, emit_table, is_json
-from bridgetower.cli.own import own_extensions, own_task
 from bridgetower.extras import require
 from bridgetower.tasks.run_config import FEATURE_CACHE_GIB, TIMEOUT_MINUTES
 from bridgetower.tasks.spec import TaskSpec

@@ -129,25 +129,22 @@ class GlueTask:
     texts: tuple[str, ...] = ("sentence1", "sentence2")  # columns of the texts
     label: str = "label"  # column of the label
     classes: tuple[str, ...] = ("0", "1")  # labels in order of the classes; none where a number is predicted
-    # splits whose files have no header, with the numbers of the columns `texts` and `label`
-    no_header: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    # by split
+    columns: tuple[int, ...] = ()  # numbers of the text's and the label's, where labelled files have no header
     files: Mapping[str, str] = field(
         default_factory=lambda: {"train": "train.tsv", "validation": "dev.tsv", "test": "test.tsv"}
     )
-    # of the names of the files that GLUE's server takes, by split
-    endings: Mapping[str, str] = field(default_factory=lambda: {"test": ""})
 
     @property
     def submission(self) -> dict[str, str]:
         """Name of the file that GLUE's server takes, by split."""
-        return {split: f"{self.folder}{ending}.tsv" for split, ending in self.endings.items()}
+        endings = {"test": "-m", "test-mismatched": "-mm"} if "test-mismatched" in self.files else {"test": ""}
+        return {split: f"{self.folder}{ending}.tsv" for split, ending in endings.items()}
 
 
 _ENTAILMENT = ("entailment", "not_entailment")
 
 GLUE: Mapping[GlueName, GlueTask] = {
-    "cola": GlueTask(folder="CoLA", texts=("sentence",), no_header={"train": (3, 1), "validation": (3, 1)}),
+    "cola": GlueTask(folder="CoLA", texts=("sentence",), columns=(3, 1)),
     "mrpc": GlueTask(folder="MRPC", texts=("#1 String", "#2 String"), label="Quality"),
     "sst-2": GlueTask(folder="SST-2", texts=("sentence",)),
     "qqp": GlueTask(folder="QQP", texts=("question1", "question2"), label="is_duplicate"),
@@ -165,7 +162,6 @@ GLUE: Mapping[GlueName, GlueTask] = {
             "test": "test_matched.tsv",
             "test-mismatched": "test_mismatched.tsv",
         },
-        endings={"test": "-m", "test-mismatched": "-mm"},
     ),
 }
 
@@ -199,8 +195,8 @@ def read_glue(folder: str | Path, name: GlueName, split: str, *, max_errors: int
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 ({error}); copy it again") from error
     lines = [line.rstrip("\r").split("\t") for line in content.split("\n") if line.strip("\r")]
-    if split in task.no_header:
-        first, columns = 0, task.no_header[split]
+    if task.columns and has_labels:
+        first, columns = 0, task.columns
     else:
         wanted, header = (*task.texts, *([task.label] if has_labels else [])), lines[0] if lines else []
         if missing := [column for column in wanted if column not in header]:
