@@ -20,8 +20,7 @@ import bridgetower
 from bridgetower import BridgeTower, Extensions, HeadSpec, RunConfig, VisionTower, train
 from bridgetower.data.config import DataConfig, PrepareConfig
 from bridgetower.data.datasets import prepare_set
-from bridgetower.data.datasets.originals import Originals
-from bridgetower.data.datasets.spec import DatasetSpec
+from bridgetower.data.datasets.spec import DatasetSpec, Originals
 from bridgetower.data.examples import ClassEncoder, EntryDataset
 from bridgetower.data.prepared_set import SetWriter
 from bridgetower.data.schema import Schema

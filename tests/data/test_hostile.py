@@ -16,7 +16,7 @@ import zstandard
 from PIL import Image as Picture
 
 from bridgetower.data import example
-from bridgetower.data.datasets.originals import Originals
+from bridgetower.data.datasets.spec import Originals
 from bridgetower.data.example import Example
 from bridgetower.data.own import PairsConfig, prepare_own
 from bridgetower.data.reader import read

@@ -6,8 +6,7 @@ import pytest
 
 from bridgetower.data.config import PrepareConfig
 from bridgetower.data.datasets import prepare_set
-from bridgetower.data.datasets.originals import Originals
-from bridgetower.data.datasets.spec import DatasetSpec
+from bridgetower.data.datasets.spec import DatasetSpec, Originals
 from bridgetower.data.prepared_set import SetWriter
 from bridgetower.data.schema import CAPTIONS
 from miniature import write, write_coco, write_lines

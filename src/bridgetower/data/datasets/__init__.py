@@ -7,9 +7,8 @@ from pathlib import Path
 from bridgetower.data.config import PrepareConfig
 from bridgetower.data.datasets.captions import CC3M, COCO, FLICKR30K, SBU
 from bridgetower.data.datasets.nlvr2 import NLVR2
-from bridgetower.data.datasets.originals import Originals
 from bridgetower.data.datasets.snli_ve import SNLI_VE
-from bridgetower.data.datasets.spec import ArrowConfig, DatasetSpec
+from bridgetower.data.datasets.spec import ArrowConfig, DatasetSpec, Originals
 from bridgetower.data.datasets.vg import VG, VGQA, VGQA_COCO
 from bridgetower.data.datasets.vqav2 import VQAV2
 from bridgetower.data.own import finished_set

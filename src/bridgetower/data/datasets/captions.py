@@ -7,8 +7,7 @@ downloads.
 from functools import partial
 
 from bridgetower.data.config import PrepareConfig
-from bridgetower.data.datasets.originals import Originals
-from bridgetower.data.datasets.spec import ArrowFiles, DatasetSpec, published
+from bridgetower.data.datasets.spec import ArrowFiles, DatasetSpec, Originals, published
 from bridgetower.data.prepared_set import SetWriter
 from bridgetower.data.schema import CAPTIONS
 

@@ -1,8 +1,7 @@
 """NLVR2: statements that are true or false of two photos (Suhr et al. 2019)."""
 
 from bridgetower.data.config import PrepareConfig
-from bridgetower.data.datasets.originals import Originals
-from bridgetower.data.datasets.spec import STATEMENTS, ArrowFiles, DatasetSpec, Row, published
+from bridgetower.data.datasets.spec import STATEMENTS, ArrowFiles, DatasetSpec, Originals, Row, published
 from bridgetower.data.prepared_set import SetWriter
 from bridgetower.data.schema import NLVR2 as SCHEMA
 from bridgetower.data.schema import Statement, nlvr2_sentence

@@ -1,8 +1,7 @@
 """SNLI-VE: statements that follow from an image of Flickr30k, contradict it, or neither (Xie et al. 2019)."""
 
 from bridgetower.data.config import PrepareConfig
-from bridgetower.data.datasets.originals import Originals
-from bridgetower.data.datasets.spec import STATEMENTS, ArrowFiles, DatasetSpec, Row, published
+from bridgetower.data.datasets.spec import STATEMENTS, ArrowFiles, DatasetSpec, Originals, Row, published
 from bridgetower.data.prepared_set import SetWriter
 from bridgetower.data.schema import SNLI_VE as SCHEMA
 from bridgetower.data.schema import Statement

@@ -8,8 +8,7 @@ from typing import Any, Literal
 
 from bridgetower.data.answers import ANSWERS_FILE, normalise_answer, read_vocabulary, vocabulary_file
 from bridgetower.data.config import NOT_CONTENT, PrepareConfig
-from bridgetower.data.datasets.originals import Originals
-from bridgetower.data.datasets.spec import ArrowFiles, DatasetSpec, PublishedCount, asked
+from bridgetower.data.datasets.spec import ArrowFiles, DatasetSpec, Originals, PublishedCount, asked
 from bridgetower.data.example import Image
 from bridgetower.data.prepared_set import SetWriter
 from bridgetower.data.schema import CAPTIONS, VQA, Question

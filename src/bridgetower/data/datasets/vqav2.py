@@ -6,8 +6,7 @@ from typing import Any
 
 from bridgetower.data.answers import ANNOTATORS, answer_vocabulary, vocabulary_file
 from bridgetower.data.config import PrepareConfig
-from bridgetower.data.datasets.originals import Originals
-from bridgetower.data.datasets.spec import DatasetSpec, PublishedCount, asked
+from bridgetower.data.datasets.spec import DatasetSpec, Originals, PublishedCount, asked
 from bridgetower.data.prepared_set import SetWriter
 from bridgetower.data.schema import VQA, Question
 
