@@ -1,4 +1,4 @@
-"""A published set, the folder of its original files, and ViLT-style Arrow files, what owners of the official set-up have."""
+"""A published set, the folder of its original files, and ViLT-style Arrow files, which owners of the original have."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from bridgetower.data.answers import vocabulary_file
 from bridgetower.data.config import NOT_CONTENT, PrepareConfig
 from bridgetower.data.example import ColumnFile, Image
-from bridgetower.data.fetch import LARGEST_ITEM, JsonLists, version_of
+from bridgetower.data.fetch import LARGEST_ITEM, JsonLists
 from bridgetower.data.prepared_set import SetWriter
 from bridgetower.data.schema import Question, Schema
 from bridgetower.files import json_object
@@ -51,13 +51,8 @@ class Originals:
 
     def image(self, *places: str) -> Image:
         """The image file at the first of several places where there is one; the first of all if there is none."""
-        for place in places:
-            path = str(self.folder / place)
-            try:
-                return Image(name=place, place=path, version=version_of(path))
-            except OSError:
-                continue
-        return Image(name=places[0], place=str(self.folder / places[0]))
+        place = next((one for one in places if (self.folder / one).is_file()), places[0])
+        return Image(name=place, place=str(self.folder / place))
 
     def items(self, path: Path, key: str | None = None) -> Iterator[Any]:
         """Reads the items of a list in a JSON file one by one: the whole, or what stands under a key."""
