@@ -270,6 +270,8 @@ def test_a_key_that_comes_again_has_a_problem(tmp_path: Path) -> None:
         ("x.json", b"[1,", "not valid JSON"),
         ("x.csv.gz", gzip.compress(b"image\na.png\n" * 9)[:-9], "the rest of it is not read"),
         ("x.csv.bz2", b"BZh91AY&SY" + b"?" * 99, "the rest of it is not read"),
+        ("x.csv.zst", b"(\xb5/\xfd" + b"?" * 99, "the rest of it is not read"),
+        ("x.csv.xz", b"\xfd7zXZ" + b"?" * 99, "the rest of it is not read"),
         ("x.csv", b"a" * 2**21, "more than 1048576 characters"),
     ],
 )

@@ -11,7 +11,6 @@ import os
 import posixpath
 import re
 import tarfile
-import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -189,7 +188,7 @@ def read_part(part: Part, columns: Columns) -> Iterator[Example]:
                 yield replace(example, split=example.split or part.split)
         except ColumnError:
             raise
-        except (ValueError, OSError, EOFError, csv.Error, lzma.LZMAError, zlib.error) as error:
+        except (ValueError, OSError, EOFError, csv.Error, lzma.LZMAError) as error:
             if isinstance(error, OSError) and (error.errno or is_url(file.place)):
                 raise  # of the disk or the network: the file may be sound
             yield Example(id=file.name, place=file.name, problem=f"{error}; the rest of it is not read")
@@ -603,12 +602,13 @@ def _class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[str]]
 
 
 def _decompressed(file: Listed) -> Any:
-    from fsspec.compression import compr
-    from fsspec.utils import infer_compression
+    import pyarrow as pa
 
-    method = infer_compression(file.place.partition("?")[0] if is_url(file.place) else file.place)
-    opened = open_place(file.place)
-    return compr[method](opened, mode="rb") if method else opened
+    opened, suffix = open_place(file.place), suffix_of(file.place).rpartition(".")[2]
+    kinds = {"gz": "gzip", "bz2": "bz2", "zst": "zstd"}
+    if suffix == "xz":
+        return lzma.open(opened)
+    return pa.CompressedInputStream(opened, kinds[suffix]) if suffix in kinds else opened
 
 
 def _lines(file: Listed) -> Iterator[str]:

@@ -41,22 +41,16 @@ class Policy:
     bilinear: bool  # where pixels are moved, interpolate as OpenCV does; else take the nearest as Pillow does
 
 
-_ENHANCE = (0.1, 1.9)
 _GEOMETRY = {"rotate": (0.0, 30.0), "shear_x": (0.0, 0.3), "shear_y": (0.0, 0.3)}
-_NOTHING = (0.0, 0.0)
 
 POLICIES: Mapping[RandAugment, Policy] = {
     # Official `blip_randaug` and `blip_randaug_wohf`, after BLIP's transform/randaugment.py.
     "geometry": Policy(
         {
-            "identity": _NOTHING,
-            "autocontrast": _NOTHING,
-            "equalize": _NOTHING,
-            "brightness": _ENHANCE,
-            "sharpness": _ENHANCE,
+            **dict.fromkeys(("identity", "autocontrast", "equalize"), (0.0, 0.0)),
+            **dict.fromkeys(("brightness", "sharpness"), (0.1, 1.9)),
             **_GEOMETRY,
-            "translate_x": (0.0, 10.0),
-            "translate_y": (0.0, 10.0),
+            **dict.fromkeys(("translate_x", "translate_y"), (0.0, 10.0)),
         },
         highest=10,
         probability=0.5,
@@ -66,18 +60,11 @@ POLICIES: Mapping[RandAugment, Policy] = {
     # Official `blip_randaug_wc` and `clip_randaug`, after ViLT's transforms/randaug.py.
     "colour": Policy(
         {
-            "autocontrast": _NOTHING,
-            "equalize": _NOTHING,
-            "posterize": (0.0, 4.0),
-            "solarize": (0.0, 256.0),
-            "solarize_add": (0.0, 110.0),
-            "colour": _ENHANCE,
-            "contrast": _ENHANCE,
-            "brightness": _ENHANCE,
-            "sharpness": _ENHANCE,
+            **dict.fromkeys(("autocontrast", "equalize"), (0.0, 0.0)),
+            **{"posterize": (0.0, 4.0), "solarize": (0.0, 256.0), "solarize_add": (0.0, 110.0)},
+            **dict.fromkeys(("colour", "contrast", "brightness", "sharpness"), (0.1, 1.9)),
             **_GEOMETRY,
-            "translate_x": (0.0, 100.0),
-            "translate_y": (0.0, 100.0),
+            **dict.fromkeys(("translate_x", "translate_y"), (0.0, 100.0)),
         },
         highest=30,
         probability=1.0,
