@@ -9,20 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+from rich import progress as rich_bars
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 from rich.text import Text
 
 T = TypeVar("T")
@@ -32,21 +20,21 @@ LOG_SECONDS = 60.0  # between two lines of progress in the log
 logger = logging.getLogger(__name__)
 
 
-class RateColumn(ProgressColumn):
+class RateColumn(rich_bars.ProgressColumn):
     """Things done per second."""
 
-    def render(self, task: Task) -> Text:
+    def render(self, task: rich_bars.Task) -> Text:
         return Text("" if task.speed is None else f"{task.speed:,.0f}/s")
 
 
-def step_bars(*, shown: bool) -> Progress:
+def step_bars(*, shown: bool) -> rich_bars.Progress:
     """Returns bars of steps with a field `metrics`."""
-    return _Bars(MofNCompleteColumn(), TextColumn("{task.fields[metrics]}"), shown=shown)
+    return _Bars(rich_bars.MofNCompleteColumn(), rich_bars.TextColumn("{task.fields[metrics]}"), shown=shown)
 
 
-def count_bars(*, shown: bool) -> Progress:
+def count_bars(*, shown: bool) -> rich_bars.Progress:
     """Returns bars of things with their rate."""
-    return _Bars(MofNCompleteColumn(), RateColumn(), shown=shown)
+    return _Bars(rich_bars.MofNCompleteColumn(), RateColumn(), shown=shown)
 
 
 def counted(items: Iterable[T], description: str, *, shown: bool, total: int | None = None) -> Iterator[T]:
@@ -67,30 +55,34 @@ def counting(description: str, *, total: int | None, shown: bool) -> Iterator[Ca
 def reading(path: Path, *, shown: bool) -> Iterator[BinaryIO]:
     """Opens a file to read, under a bar of its bytes."""
     with (
-        _Bars(DownloadColumn(), TransferSpeedColumn(), shown=shown) as bars,
+        _Bars(rich_bars.DownloadColumn(), rich_bars.TransferSpeedColumn(), shown=shown) as bars,
         bars.open(path, "rb", description=f"reading {path.name}") as file,
     ):
         yield file
 
 
-class _Bars(Progress):
+class _Bars(rich_bars.Progress):
     """Bars on a terminal; elsewhere a line a minute for each that is not done: how far, how fast, how long it takes."""
 
-    def __init__(self, *columns: ProgressColumn, shown: bool) -> None:
+    def __init__(self, *columns: rich_bars.ProgressColumn, shown: bool) -> None:
         console = Console(stderr=True)
         hidden = not (shown and console.is_terminal)
         console.quiet = hidden  # bars that are disabled still end with an empty line before rich 14.3
-        settings: Any = {"speed_estimate_period": 600 if hidden else 30, "get_time": time.monotonic}
-        texts, times = (TextColumn("{task.description}"), BarColumn()), (TimeElapsedColumn(), TimeRemainingColumn())
+        settings: Any = {
+            "speed_estimate_period": 600 if hidden else 30,
+            "get_time": time.monotonic,
+        }  # of which the rate is
+        texts = rich_bars.TextColumn("{task.description}"), rich_bars.BarColumn()
+        times = rich_bars.TimeElapsedColumn(), rich_bars.TimeRemainingColumn()
         super().__init__(*texts, *columns, *times, console=console, disable=hidden, **settings)
         self._logs = shown and hidden
         self._logged = self.get_time()
 
-    def update(self, task_id: TaskID, **changes: Any) -> None:
+    def update(self, task_id: rich_bars.TaskID, **changes: Any) -> None:
         super().update(task_id, **changes)
         self._log()
 
-    def advance(self, task_id: TaskID, advance: float = 1) -> None:
+    def advance(self, task_id: rich_bars.TaskID, advance: float = 1) -> None:
         super().advance(task_id, advance)
         self._log()
 
