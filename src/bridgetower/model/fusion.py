@@ -70,6 +70,10 @@ class FusionLayer(nn.Module):
         attended = self.self_attention_norm(hidden[:, :num_queries] + self.dropout(attended))
         return attended, self.cross_attention.query(attended)
 
+    def key_value(self, hidden: Float[Tensor, "b l d"]) -> Float[Tensor, "b l e"]:
+        """A method of the layer, since sharded weights are put together when one is called."""
+        return self.cross_attention.key_value(hidden)
+
 
 class FusionEncoder(nn.Module):
     """K layers of two streams; layer ℓ > 1 reads BridgeLayer(previous output, tower layer ℓ) of its modality."""
@@ -101,7 +105,7 @@ class FusionEncoder(nn.Module):
 
     def _cached(self, stream: Tensor, mask: Tensor | None, own: nn.Module, other: nn.Module) -> FirstLayerCache:
         attended, query = self._checkpointed(cast(FusionLayer, own).attend)(stream, mask)
-        return FirstLayerCache(attended, query, cast(FusionLayer, other).cross_attention.key_value(stream))
+        return FirstLayerCache(attended, query, cast(FusionLayer, other).key_value(stream))
 
     def forward(
         self,
