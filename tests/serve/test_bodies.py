@@ -13,12 +13,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter, ValidationError, field_validator
 
+from bridgetower.inference import FilledWord
 from bridgetower.serve.config import MOST_ITEMS
 from bridgetower.serve.errors import ApiError
 from bridgetower.serve.inputs import MAX_CHARACTERS
-from bridgetower.serve.schemas import OUTSIDE, STRINGS, TEXT, JsonRoute, Texts, check_effort, parse
+from bridgetower.serve.schemas import OUTSIDE, STRINGS, TEXT, JsonRoute, Texts, check_effort, json_of, parse
 from served import error_of
 
+pytestmark = pytest.mark.anyio
 ANYTHING: TypeAdapter[Any] = TypeAdapter(Any)
 
 
@@ -167,3 +169,19 @@ def test_every_list_of_a_request_has_a_limit_in_the_description(client: httpx.Cl
     assert set(lists) <= {1, MOST_ITEMS}
     texts = schemas["MatchRequest"]["properties"]["texts"]["anyOf"]
     assert (texts[0]["maxLength"], texts[1]["items"]["maxLength"]) == (MAX_CHARACTERS, MAX_CHARACTERS)
+
+
+async def test_answers_are_ascii_without_what_is_none() -> None:
+    rows = [{"a": "\u202eé", "b": None, "c": [FilledWord("x", 0.25)]}, {"a": "\ud800"}, {"d": [0.1, 1e-9]}, 3]
+    for parts in (1, 10**6):
+        response = await json_of(lambda: {"data": rows, "none": None, "n": {"k": None, "m": "ü"}}, parts)
+        assert response.body.isascii()
+        assert json.loads(response.body) == {
+            "data": [
+                {"a": "\u202eé", "c": [{"word": "x", "probability": 0.25}]},
+                {"a": "\ud800"},
+                {"d": [0.1, 1e-9]},
+                3,
+            ],
+            "n": {"m": "ü"},
+        }

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from annotated_types import Len
@@ -13,6 +14,7 @@ from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, BeforeValidator, Field, TypeAdapter, ValidationError
+from pydantic_core import to_json
 
 from bridgetower.serve.config import MOST_ITEMS, MOST_TOP
 from bridgetower.serve.errors import ApiError, invalid_request
@@ -138,6 +140,9 @@ async def json_of(build: Callable[[], Mapping[str, Any]], parts: int) -> Respons
 def _line(value: object) -> str:
     if isinstance(value, Mapping):
         value = {name: one for name, one in value.items() if one is not None}
+    with suppress(ValueError):  # half a surrogate pair
+        if (text := to_json(value).decode()).isascii():  # six times as fast
+            return text
     return json.dumps(value, default=vars)
 
 
