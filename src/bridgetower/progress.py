@@ -68,10 +68,8 @@ class _Bars(rich_bars.Progress):
         console = Console(stderr=True)
         hidden = not (shown and console.is_terminal)
         console.quiet = hidden  # bars that are disabled still end with an empty line before rich 14.3
-        settings: Any = {
-            "speed_estimate_period": 600 if hidden else 30,
-            "get_time": time.monotonic,
-        }  # of which the rate is
+        period = 600 if hidden else 30  # of which the rate is taken
+        settings: Any = {"speed_estimate_period": period, "get_time": time.monotonic}
         texts = rich_bars.TextColumn("{task.description}"), rich_bars.BarColumn()
         times = rich_bars.TimeElapsedColumn(), rich_bars.TimeRemainingColumn()
         super().__init__(*texts, *columns, *times, console=console, disable=hidden, **settings)
