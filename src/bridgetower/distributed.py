@@ -171,8 +171,6 @@ def all_gather(tensor: Tensor, *, gather_with_grads: bool = True) -> Tensor:
     run the backward pass. If all of them compute one and the same loss of the gathered rows, that is `world_size`
     times the gradient of a single process, which the averaging of data-parallel training makes equal to it.
     """
-    if tensor.ndim == 0:
-        raise ValueError("a tensor without axes was given; expected [b, ...], use tensor[None]")
     if world_size() == 1:
         return tensor
     if gather_with_grads:
@@ -189,11 +187,6 @@ def gather_by_id(ids: Int[Tensor, " n"], *tensors: Tensor) -> tuple[Tensor, ...]
     A distributed sampler repeats less than `world_size` samples to give every process the same number; of such a repeat
     the row of the lowest rank stays. More repeats are ids that do not name their rows, and an error.
     """
-    if ids.ndim != 1:
-        raise ValueError(f"ids are {list(ids.shape)}; expected one per row, [n]")
-    for tensor in tensors:
-        if tensor.ndim == 0 or len(tensor) != len(ids):
-            raise ValueError(f"a tensor of shape {list(tensor.shape)} came with {len(ids)} ids; expected a row per id")
     if world_size() == 1 and bool((ids.diff() > 0).all()):
         return (ids, *(tensor.detach() for tensor in tensors))  # no copy: lists of pairs are large
     all_ids = _gather_uneven(ids)

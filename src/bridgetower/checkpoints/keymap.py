@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,15 +18,10 @@ Rule = tuple[str, tuple[str, ...]]
 
 @dataclass(frozen=True)
 class Source:
-    """Where one of our tensors comes from.
+    """Where one of our tensors comes from."""
 
-    Attributes:
-        names: Foreign tensors that are stacked along dimension 0: query, key and value are one matrix here.
-        leading_ones: Dimensions of size 1 that the foreign tensor has in front.
-    """
-
-    names: tuple[str, ...]
-    leading_ones: int = 0
+    names: tuple[str, ...]  # foreign tensors that are stacked along dimension 0: query, key and value are one here
+    leading_ones: int = 0  # dimensions of size 1 that the foreign tensor has in front
 
     def foreign_shape(self, shape: torch.Size) -> torch.Size:
         part = shape if len(self.names) == 1 else (shape[0] // len(self.names), *shape[1:])
@@ -210,21 +205,13 @@ MODEL_TYPES: dict[Kind, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class TowerNaming:
-    """How one publisher names the tensors of a tower.
+    """How one publisher names the tensors of a tower."""
 
-    Attributes:
-        kind: Short name; the last three are transformers', and `bert` stands for RoBERTa too.
-        prefix: In front of every name of the tower.
-        marker: A name, after the prefix, that tells this kind from the others.
-        rules: Our names to the publisher's.
-        droppable: Patterns of names that stand beside the tower: other towers, heads, buffers.
-    """
-
-    kind: Kind
-    prefix: str
-    marker: str
-    rules: Sequence[Rule]
-    droppable: tuple[str, ...]
+    kind: Kind  # the last three are transformers', and `bert` stands for RoBERTa too
+    prefix: str  # in front of every name of the tower
+    marker: str  # a name, after the prefix, that tells this kind from the others
+    rules: Sequence[Rule]  # our names to the publisher's
+    droppable: tuple[str, ...]  # patterns of names that stand beside the tower: other towers, heads, buffers
 
     @property
     def part(self) -> Literal["vision", "text"]:
@@ -263,51 +250,37 @@ _VIT = image_tower(
     *("layernorm", "encoder.layer", _VIT_LAYER),
     distillation_embedding="embeddings.distillation_token",
 )
-# Per kind its prefixes, marker, rules, and the patterns of what stands beside a tower; PREFIX is one of the prefixes.
-_TOWERS: dict[Kind, tuple[tuple[str, ...], str, list[Rule], tuple[str, ...]]] = {
-    "openai": (
-        ("visual.",),
-        "class_embedding",
-        _CLIP,
-        (
-            r"PREFIXproj",
-            r"positional_embedding|text_projection|logit_scale|input_resolution|context_length|vocab_size",
-            r"(transformer|token_embedding|ln_final)\..*",
-        ),
+
+
+def _towers(
+    kind: Kind, prefixes: tuple[str, ...], marker: str, rules: list[Rule], *beside: str
+) -> Iterator[TowerNaming]:
+    for prefix in prefixes:
+        patterns = tuple(pattern.replace("PREFIX", re.escape(prefix)) for pattern in beside)
+        yield TowerNaming(kind, prefix, marker, rules, patterns)
+
+
+NAMINGS = (
+    *_towers(
+        *("openai", ("visual.",), "class_embedding", _CLIP, r"PREFIXproj"),
+        r"positional_embedding|text_projection|logit_scale|input_resolution|context_length|vocab_size",
+        r"(transformer|token_embedding|ln_final)\..*",
     ),
-    "timm": (("",), "patch_embed.proj.weight", _TIMM, (r"(head|head_dist|pre_logits)\..*",)),
-    "clip": (
-        ("vision_model.", ""),
-        "embeddings.class_embedding",
-        _HF_CLIP,
-        (
-            r"(text_model|classifier)\..*",
-            r"(visual|text)_projection\.weight|logit_scale",
-            r"PREFIXembeddings\.position_ids",
-        ),
+    *_towers("timm", ("",), "patch_embed.proj.weight", _TIMM, r"(head|head_dist|pre_logits)\..*"),
+    *_towers(
+        *("clip", ("vision_model.", ""), "embeddings.class_embedding", _HF_CLIP, r"PREFIXembeddings\.position_ids"),
+        r"(text_model|classifier)\..*|(visual|text)_projection\.weight|logit_scale",
     ),
-    "vit": (
-        ("vit.", "deit.", ""),
-        "embeddings.cls_token",
-        _VIT,
-        (r"PREFIXpooler\..*", r"((cls_|distillation_)?classifier|decoder)\..*", r"PREFIXembeddings\.mask_token"),
+    *_towers(
+        *("vit", ("vit.", "deit.", ""), "embeddings.cls_token", _VIT, r"PREFIX(pooler\..*|embeddings\.mask_token)"),
+        r"((cls_|distillation_)?classifier|decoder)\..*",
     ),
-    "bert": (
-        ("roberta.", "bert.", ""),
-        "embeddings.word_embeddings.weight",
-        _TEXT,
-        (
-            r"PREFIXpooler\..*",
-            r"PREFIXembeddings\.(position_ids|token_type_ids)",
-            # Official: the MLM head starts anew, so those of RoBERTa and BERT are not read either.
-            r"(lm_head|cls|classifier|qa_outputs)\..*",
-        ),
+    *_towers(
+        *("bert", ("roberta.", "bert.", ""), "embeddings.word_embeddings.weight", _TEXT),
+        r"PREFIX(pooler\..*|embeddings\.(position_ids|token_type_ids))",
+        # Official: the MLM head starts anew, so those of RoBERTa and BERT are not read either.
+        r"(lm_head|cls|classifier|qa_outputs)\..*",
     ),
-}
-NAMINGS = tuple(
-    TowerNaming(kind, prefix, marker, rules, tuple(each.replace("PREFIX", re.escape(prefix)) for each in beside))
-    for kind, (prefixes, marker, rules, beside) in _TOWERS.items()
-    for prefix in prefixes
 )
 
 

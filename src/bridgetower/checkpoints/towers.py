@@ -44,20 +44,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class TowerWeights:
-    """A published tower.
+    """A published tower."""
 
-    Attributes:
-        source: Where it came from; a hub id carries its commit, `id@commit`.
-        config: Its architecture, a `VisionConfig` for the image size that it was trained at, or a `TextConfig`.
-        tensors: The parameters `vision.*` or `text.*` of a model with this tower, in float32.
-        preprocessing: Fields of `ProcessorConfig` that an image tower was trained with, as far as its files tell them.
-        tokenizer: Of the folder of a text tower; None if there is none.
-    """
-
-    source: str
-    config: Any
-    tensors: dict[str, Tensor]
-    preprocessing: Mapping[str, Any] = field(default_factory=dict)
+    source: str  # a hub id carries its commit, `id@commit`
+    config: Any  # a `VisionConfig` for the image size that it was trained at, or a `TextConfig`
+    tensors: dict[str, Tensor]  # the parameters `vision.*` or `text.*` of a model with this tower, in float32
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)  # fields of `ProcessorConfig` that its files tell
     tokenizer: Tokenizer | None = None
 
     def resized(self, image_size: int) -> TowerWeights:

@@ -37,11 +37,7 @@ SAME_SECONDS = 5.0
 
 
 class Interrupted(Exception):  # noqa: N818 - not an error: the run was stopped by a signal
-    """The run was stopped and saved its state; `--resume` continues it.
-
-    Attributes:
-        signal: Which one came; SIGTERM if it came to another process.
-    """
+    """The run was stopped by `signal`, SIGTERM if that came to another process, and saved its state."""
 
     def __init__(self, message: str, number: int = signal.SIGTERM) -> None:
         super().__init__(message)

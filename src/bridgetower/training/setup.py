@@ -25,38 +25,24 @@ TRAINED_ON = "validation_is_trained_on"
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSetup:
-    """What is trained and how it is judged.
+    """What is trained and how it is judged."""
 
-    Attributes:
-        task: Model and losses; its `progress` is set to the share of the run that is done.
-        examples: What it is trained on.
-        images: Those of the examples, and those that are evaluated if any; None where the set is not a prepared one.
-        digests: Of the files that are read, by path.
-        evaluate: Gives the metrics of the validation split.
-    """
-
-    task: nn.Module
+    task: nn.Module  # its `progress` is set to the share of the run that is done
     examples: BatchDataset
-    images: tuple[PreparedImages, ...] | None = None
-    digests: Mapping[str, str]
+    images: tuple[PreparedImages, ...] | None = None  # of the examples, and of those that are evaluated; None: no set
+    digests: Mapping[str, str]  # of the files that are read, by path
     evaluate: Callable[[], dict[str, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainContext(TaskSetup):
-    """Everything that the loop needs, built by `bridgetower.training.run`.
-
-    Attributes:
-        save: Writes the weights as a checkpoint to a folder, with the weight of ITC that their metrics have; every
-            process has to call it.
-        describe: Writes to a folder what makes a checkpoint of it, beside the weights.
-    """
+    """Everything that the loop needs."""
 
     config: RunConfig
     model: BridgeTower
-    save: Callable[[Path, Mapping[str, float]], None]
+    save: Callable[[Path, Mapping[str, float]], None]  # a checkpoint with its metrics; every process has to call it
     max_steps: int
-    describe: Callable[[Path], None] = lambda folder: None
+    describe: Callable[[Path], None] = lambda folder: None  # writes what makes a checkpoint of a folder with weights
     extensions: Extensions = NO_EXTENSIONS
 
 

@@ -31,24 +31,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(kw_only=True)
 class TrainingState:
-    """Where a run is.
-
-    Batches, masks, negatives and dropout are functions of the seed and the step, so no generator state is kept.
-
-    Attributes:
-        step: Optimiser steps done.
-        skipped: Those among them whose gradients were not finite, so that no weight changed.
-        evaluated: Step of the last evaluation.
-        best, best_step: Best validation metric so far, and when.
-        metrics: Of the last evaluation.
-    """
+    """Where a run is; all draws are functions of the seed and the step, so no generator state is kept."""
 
     step: int = 0
-    skipped: int = 0
-    evaluated: int = 0
-    best: float | None = None
+    skipped: int = 0  # steps among them whose gradients were not finite, so that no weight changed
+    evaluated: int = 0  # step of the last evaluation
+    best: float | None = None  # validation metric so far
     best_step: int = 0
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)  # of the last evaluation
 
 
 def newest(out: Path) -> Path | None:
@@ -239,11 +229,8 @@ def _tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
 def _check_conditions(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     old, new = before[DATA], now[DATA]
     if list(old.values()) != list(new.values()):
-        found = ", ".join(
-            f"content of {place} was {digest}, now {other}"
-            for (place, other), digest in zip(new.items(), old.values(), strict=False)
-            if digest != other
-        )
+        pairs = [pair for pair in zip(new.items(), old.values(), strict=False) if pair[0][1] != pair[1]]
+        found = ", ".join(f"content of {place} was {before}, now {after}" for (place, after), before in pairs)
         raise ValueError(
             f"{path} is of other data: {found or f'{len(old)} files, now {len(new)}'}; put them back as they were, or "
             "start again in another folder with --init on this one"
