@@ -18,7 +18,7 @@ PATIENCE = 300.0  # seconds after which something hangs
 
 def stopped(launcher: list[str], dataset: Path, out: Path, number: signal.Signals) -> tuple[int, str]:
     """Sends a signal to the group of a run with data workers in the middle; returns its exit code and its errors."""
-    options = ("--data.num-workers", "2", "--max-steps", "100000", "--checkpoint-every", "100000")
+    options = ("--data.num-workers", "1", "--max-steps", "100000", "--checkpoint-every", "100000")
     with subprocess.Popen(
         [sys.executable, "-m", *launcher, *train_command(dataset, out, *options)],
         env=os.environ | {"OMP_NUM_THREADS": "1"},

@@ -170,10 +170,10 @@ def test_a_process_that_does_not_answer_ends_the_others_and_is_named(
     torchrun: list[Path], tiny_dataset: Path, folder: Path, losing: str
 ) -> None:
     out = folder / "hung"
-    options = ("--checkpoint-every", "4", "--timeout-minutes", "0.2")
+    options = ("--checkpoint-every", "4", "--timeout-minutes", "0.1")
     code, _, error = finish(start(torchrun, tiny_dataset, out, *options, program=(losing, "hang")))
     assert code != 0
-    assert "bridgetower: process 1 of 2 was lost or did not answer within 0.2 minutes" in error
+    assert "bridgetower: process 1 of 2 was lost or did not answer within 0.1 minutes" in error
     assert states.saved(out).step == 8
 
 

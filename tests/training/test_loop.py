@@ -179,33 +179,23 @@ class TestSignals:
         assert pickle.loads(pickle.dumps(interrupted.value)).signal == number
         assert states.saved(tmp_path / "parts").step == 3
         assert f"{number.name}: stopping after this step" in caplog.text
+        last = build(max_steps=3)
+        last.task.register_forward_hook(lambda *_: os.kill(os.getpid(), number) if len(last.task.seen) == 3 else None)
+        run(last, tmp_path / "last")  # at the last step it is simply finished
         assert signal.getsignal(number) is before
         assert torch.equal(run(build(), tmp_path / "parts", resume=True), whole)
-
-    def test_at_the_last_step_the_run_is_simply_finished(
-        self, build: Callable[..., TrainContext], tmp_path: Path
-    ) -> None:
-        parts = build(max_steps=2)
-
-        def interrupt(task: Any, inputs: Any, output: Any) -> None:
-            if len(task.seen) == 2:
-                os.kill(os.getpid(), signal.SIGTERM)
-
-        parts.task.register_forward_hook(interrupt)
-        run(parts, tmp_path)
-        assert states.saved(tmp_path).step == 2
 
     def test_a_second_one_later_ends_at_once(
         self, build: Callable[..., TrainContext], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("bridgetower.training.loop.SAME_SECONDS", 0.3)
+        monkeypatch.setattr("bridgetower.training.loop.SAME_SECONDS", 2.0)
         parts = build()
 
         def interrupt(task: Any, inputs: Any, output: Any) -> None:
             if len(task.seen) == 3:
                 os.kill(os.getpid(), signal.SIGTERM)
                 os.kill(os.getpid(), signal.SIGTERM)  # of the launcher: it sent one to the group before
-                time.sleep(0.5)
+                time.sleep(2.5)
                 os.kill(os.getpid(), signal.SIGINT)
                 time.sleep(60)
 

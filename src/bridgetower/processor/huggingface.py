@@ -44,7 +44,7 @@ def read_config(folder: Path, *, patch_size: int, max_length: int | None = None)
     path, values = _read_image_settings(folder)
     settings = {name: value for name, value in values.items() if value is not None}
     for name, value in settings.items():
-        if value != _FIXED.get(name, value):
+        if name in _FIXED and value != _FIXED[name]:
             raise ValueError(f"{path} sets {name} to {value!r}; this package carries out {_FIXED[name]!r} only")
         if name not in _FIXED and name not in _KNOWN:
             raise ValueError(f"{path} sets {name} to {value!r}, which this package does not know; remove it if unused")
