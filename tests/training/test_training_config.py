@@ -132,7 +132,7 @@ class TestRunConfig:
     ) -> None:
         train = Mock(return_value={})
         monkeypatch.setattr("bridgetower.training.run.train", train)
-        monkeypatch.setattr("bridgetower.cli.runs._report", Mock())
+        monkeypatch.setenv("RANK", "1")  # whose process reports nothing
         cli.main(["train", *options, "--data.folders", "set", "--out", "run"])
         config = train.call_args.args[0]
         assert (config.max_steps, config.max_epochs) == length
