@@ -26,52 +26,44 @@ from bridgetower.model.towers import TextTransformer, VisionTransformer
 
 
 class TestPresets:
-    def test_base(self) -> None:
+    @pytest.mark.parametrize(
+        ("config", "image", "towers", "fusion", "layers"),
+        [
+            (BASE, (288, 16, 325), (12, 768, 12, 3072), (6, 768, 12, 3072), (7, 8, 9, 10, 11, 12)),
+            (LARGE, (294, 14, 442), (24, 1024, 16, 4096), (6, 1024, 16, 4096), (19, 20, 21, 22, 23, 24)),
+        ],
+        ids=["base", "large"],
+    )
+    def test_sizes(
+        self, config: ModelConfig, image: tuple[int, ...], towers: tuple[int, ...], fusion: Any, layers: Any
+    ) -> None:
         """Paper, "Implementation Details"."""
-        vision, text, fusion = BASE.vision, BASE.text, BASE.fusion
-        assert (vision.image_size, vision.patch_size, vision.num_tokens) == (288, 16, 325)
-        for part in (vision, text):
-            assert (part.num_layers, part.hidden_size, part.num_heads, part.intermediate_size) == (12, 768, 12, 3072)
-        assert (fusion.num_layers, fusion.hidden_size, fusion.num_heads, fusion.intermediate_size) == (6, 768, 12, 3072)
-        assert BASE.vision_layers == BASE.text_layers == (7, 8, 9, 10, 11, 12)
-        assert (text.vocab_size, text.max_length, fusion.dropout) == (50265, 512, 0.1)
-
-    def test_large(self) -> None:
-        vision, text, fusion = LARGE.vision, LARGE.text, LARGE.fusion
-        assert (vision.image_size, vision.patch_size, vision.num_tokens) == (294, 14, 442)
-        for part in (vision, text):
-            assert (part.num_layers, part.hidden_size, part.num_heads, part.intermediate_size) == (24, 1024, 16, 4096)
-        assert (fusion.num_layers, fusion.hidden_size, fusion.num_heads, fusion.intermediate_size) == (
-            6,
-            1024,
-            16,
-            4096,
-        )
-        assert LARGE.vision_layers == (19, 20, 21, 22, 23, 24)
+        assert (config.vision.image_size, config.vision.patch_size, config.vision.num_tokens) == image
+        for part, sizes in ((config.vision, towers), (config.text, towers), (config.fusion, fusion)):
+            assert (part.num_layers, part.hidden_size, part.num_heads, part.intermediate_size) == sizes
+        assert config.vision_layers == config.text_layers == layers
+        assert (config.text.vocab_size, config.text.max_length, config.fusion.dropout) == (50265, 512, 0.1)
 
     def test_layer_norm_eps(self) -> None:
         assert (BASE.vision.layer_norm_eps, BASE.text.layer_norm_eps, BASE.fusion.bridge_layer_norm_eps) == (1e-5,) * 3
         assert (BASE.fusion.layer_norm_eps, BASE.heads.mlm_layer_norm_eps) == (1e-12, 1e-12)
 
     @pytest.mark.parametrize("config", [BASE, LARGE, NANO], ids=["base", "large", "nano"])
-    def test_meter(self, config: ModelConfig) -> None:
-        baseline = meter(config)
-        assert baseline.vision_layers == (config.vision.num_layers,)
-        assert baseline.text_layers == (config.text.num_layers,)
+    def test_meter_and_its_control(self, config: ModelConfig) -> None:
+        baseline, control = meter(config), meter_with_norms(config)
         assert (baseline.fusion.bridge, baseline.fusion.input_norm) == (None, False)
-        assert (baseline.vision, baseline.text, baseline.heads) == (config.vision, config.text, config.heads)
+        assert (control.fusion.bridge, control.fusion.input_norm) == ("norm", True)
+        assert replace(control.fusion, bridge=config.fusion.bridge) == config.fusion
+        for changed in (baseline, control):
+            assert (changed.vision_layers, changed.text_layers) == (
+                (config.vision.num_layers,),
+                (config.text.num_layers,),
+            )
+            assert (changed.vision, changed.text, changed.heads) == (config.vision, config.text, config.heads)
 
     def test_meter_reads_the_last_of_chosen_layers(self) -> None:
         baseline = meter(NANO.override({"fusion.vision_layers": (1, 3), "fusion.text_layers": (1, 2)}))
         assert (baseline.vision_layers, baseline.text_layers) == ((3,), (2,))
-
-    @pytest.mark.parametrize("config", [BASE, LARGE, NANO], ids=["base", "large", "nano"])
-    def test_meter_with_norms(self, config: ModelConfig) -> None:
-        control = meter_with_norms(config)
-        assert (control.vision_layers, control.text_layers) == (meter(config).vision_layers, meter(config).text_layers)
-        assert (control.fusion.bridge, control.fusion.input_norm) == ("norm", True)
-        assert replace(control.fusion, bridge=config.fusion.bridge) == config.fusion
-        assert (control.vision, control.text, control.heads) == (config.vision, config.text, config.heads)
 
     def test_towers_of_the_published_models(self) -> None:
         assert replace(VISION_TOWERS["clip-b16"], image_size=288) == BASE.vision

@@ -36,12 +36,8 @@ class TestValues:
         model = tiny.build(CONFIG)
         optimize(model)
         given = found(model, attentions=True)
-        assert [list(layers) for layers in (given.vision, given.text, given.fused_image, given.fused_text)] == [
-            [0, 1, 2, 3, 4],
-            [0, 1, 2, 3],
-            [1, 2, 3],
-            [1, 2, 3],
-        ]
+        layers_of = [list(layers) for layers in (given.vision, given.text, given.fused_image, given.fused_text)]
+        assert layers_of == [[0, 1, 2, 3, 4], [0, 1, 2, 3], [1, 2, 3], [1, 2, 3]]
         assert {
             kind: {number: tuple(weights.shape) for number, weights in layers.items()}
             for kind, layers in given.attentions.items()
@@ -110,12 +106,8 @@ def test_weights_are_those_that_the_layers_use() -> None:
 
 def test_chosen_layers_only() -> None:
     given = found(tiny.build(CONFIG), layers={"vision": [4, 0], "fusion": (2,)}, attentions=True)
-    assert [list(layers) for layers in (given.vision, given.text, given.fused_image, given.fused_text)] == [
-        [4, 0],
-        [],
-        [2],
-        [2],
-    ]
+    found_layers = [list(layers) for layers in (given.vision, given.text, given.fused_image, given.fused_text)]
+    assert found_layers == [[4, 0], [], [2], [2]]
     assert {kind: list(layers) for kind, layers in given.attentions.items()} == {
         "vision": [4],
         **{key: [2] for key in ("image self", "text self", "image to text", "text to image")},
@@ -157,12 +149,8 @@ def test_custom_towers() -> None:
     assert list(given.vision) == [1, 2, 3, 4]
     with pytest.raises(ValueError, match="the attention of Patches cannot be kept; leave vision out of layers"):
         found(model, attentions=True)
-    assert list(found(model, layers={"fusion": [1]}, attentions=True).attentions) == [
-        "image self",
-        "text self",
-        "image to text",
-        "text to image",
-    ]
+    kinds = found(model, layers={"fusion": [1]}, attentions=True).attentions
+    assert list(kinds) == ["image self", "text self", "image to text", "text to image"]
 
 
 def test_gradients_reach_the_weights() -> None:

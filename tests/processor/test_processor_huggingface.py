@@ -21,11 +21,7 @@ from bridgetower.processor import Processor, ProcessorConfig, Profile, train_tok
 Photo = Callable[[int, int], Image.Image]
 
 HUB = {
-    "do_center_crop": True,
-    "do_normalize": True,
-    "do_pad": True,
-    "do_rescale": True,
-    "do_resize": True,
+    **dict.fromkeys(("do_center_crop", "do_normalize", "do_pad", "do_rescale", "do_resize"), True),
     "image_mean": [0.48145466, 0.4578275, 0.40821073],
     "image_processor_type": "BridgeTowerImageProcessor",
     "image_std": [0.26862954, 0.26130258, 0.27577711],
