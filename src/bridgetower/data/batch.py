@@ -93,7 +93,6 @@ class Batch:
         return sum(any(each is not None for each in given) for given in (first, second))
 
     def to(self, device: torch.device) -> Self:
-        """Moves every tensor."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Self:

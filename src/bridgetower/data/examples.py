@@ -84,12 +84,7 @@ class AnswerEncoder:
 
 
 class EntryDataset(Dataset[Batch]):
-    """Entries of prepared sets, one example each, with the image or images that they are about.
-
-    Attributes:
-        images: What the entries are about.
-        encode: Makes labels of entries.
-    """
+    """Entries of prepared sets, one example each, with the image or images that they are about."""
 
     def __init__(
         self,

@@ -107,7 +107,6 @@ class PreparedImages:
         return [found[image] for image in images]
 
     def pixels(self, images: Sequence[int]) -> list[UInt8[Tensor, "3 h w"]]:
-        """Returns resized images."""
         wanted = [image for image in dict.fromkeys(images) if image not in self._cache]
         decoded = dict(zip(wanted, self._decoded(wanted, self.processor.resize), strict=True))
         if self.config.cache:
@@ -128,7 +127,6 @@ class PreparedImages:
         return pixels if self.raw else self.processor.normalise(pixels)
 
     def pixel_values(self, images: Sequence[int]) -> Float[Tensor, "b 3 h w"]:
-        """Returns normalised images."""
         return self.processor.normalise(torch.stack(self.pixels(images)))
 
     def fields(self, images: Sequence[int], generator: torch.Generator, suffix: str = "") -> dict[str, Any]:
