@@ -16,22 +16,18 @@ from bridgetower.tasks.run_config import BASE_AT_384, COLOUR_VIEWS, PAPER_OPTIMI
 from bridgetower.tasks.spec import Evaluation, ExampleSource, TaskSpec
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from bridgetower.data.captions import CaptionPairs, RankingPairs
     from bridgetower.model.bridgetower import BridgeTower
-    from bridgetower.objectives.pretraining import PretrainingTask
-    from bridgetower.objectives.ranking import RankingTask
 
 
-def _build(model: BridgeTower, config: PretrainingConfig) -> PretrainingTask:
-    from bridgetower.objectives.pretraining import PretrainingTask
+def _build(model: BridgeTower, config: PretrainingConfig | RankingConfig) -> nn.Module:
+    from bridgetower.objectives import pretraining, ranking
 
-    return PretrainingTask(model, config)
-
-
-def _build_ranking(model: BridgeTower, config: RankingConfig) -> RankingTask:
-    from bridgetower.objectives.ranking import RankingTask
-
-    return RankingTask(model, config)
+    if isinstance(config, RankingConfig):
+        return ranking.RankingTask(model, config)
+    return pretraining.PretrainingTask(model, config)
 
 
 def _examples(source: ExampleSource) -> CaptionPairs | RankingPairs:
@@ -247,13 +243,13 @@ PRETRAINING = TaskSpec(
     benchmarks={"retrieval": PretrainingConfig()},
 )
 
-RANKING = TaskSpec(
+RANKING = replace(
+    PRETRAINING,
     name="ranking",
     config=RankingConfig,
-    schema=CAPTIONS,
-    build=_build_ranking,
-    examples=_examples,
-    evaluate=_evaluate,
     validate=_all_pairs,
+    unavailable=lambda evaluation, metric: None,
+    recipes=(),
     fine_tuning=(RETRIEVAL_FLICKR30K_RANKING,),
+    benchmarks={},
 )

@@ -144,18 +144,14 @@ def _evaluate_glue(evaluation: Evaluation) -> Outcome:
     predicted = evaluation.predictions.classes if classes else evaluation.outputs[:, 0]
     labels = [classes[number] if classes else f"{number:.3f}" for number in predicted.tolist()]
     metrics = GLUE_METRICS[evaluation.task.name] if texts.labelled else ()
-    submissions = [texts.task.submission[split] for split in evaluation.splits if split.startswith("test")]
+    files = [texts.task.submission[split] for split in evaluation.splits if split.startswith("test")]
+    lines = [f"{index}\t{label}\n" for index, label in enumerate(labels)]  # as GLUE's server takes them
     return Outcome(
         metrics={metric: getattr(class_metrics, metric)(predicted, texts.labels()) for metric in metrics},
         counts={"num_texts": len(texts)},
         predictions=[{"index": row.index, "label": label} for row, label in zip(texts.rows, labels, strict=True)],
-        submission=glue_submission(submissions[0], labels) if submissions else None,
+        submission=(files[0], "index\tprediction\n" + "".join(lines)) if files else None,
     )
-
-
-def glue_submission(name: str, labels: Sequence[str]) -> tuple[str, str]:
-    rows = (f"{index}\t{label}\n" for index, label in enumerate(labels))
-    return name, "index\tprediction\n" + "".join(rows)
 
 
 def _cifar_recipe(num_classes: NumClasses) -> RunConfig:
