@@ -122,6 +122,8 @@ class TestTask:
             PretrainingTask(BridgeTower(tiny.CONFIG, own), PretrainingConfig(phases=(Phase(objectives={"count": 1}),)))
         with pytest.raises(ValueError, match="mlm, itm and itc have weights of their own"):
             Phase(objectives={"itc": 1})
+        with pytest.raises(ValueError, match=r"extensions\.objectives has 'itm', a name of the package"):
+            Extensions(objectives={"itm": own.objectives["sigmoid"]})
         for weight in (-1.0, float("nan")):
             with pytest.raises(ValueError, match="expected >= 0"):
                 Phase(objectives={"sigmoid": weight})

@@ -61,6 +61,7 @@ class Extensions:
             "text_towers": TEXT_ARCHITECTURES,
             "bridges": BRIDGES,
             "heads": HEADS,
+            "objectives": ("itc", "itm", "mlm"),
             "optimizers": ("adamw", "hf_adamw"),
             "schedules": ("polynomial", "cosine"),
             "loggers": ("tensorboard", "wandb", "trackio", "mlflow"),
