@@ -61,35 +61,30 @@ def test_usage(post: Post, predictor: Predictor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "words"),
+    ("body", "param", "words"),
     [
-        ({"query": "a", "documents": []}, "at least 1"),
-        ({"query": "a", "documents": ["a", {"image": URIS[0]}]}, "texts and images, whose scores cannot be compared"),
-        ({"query": "a", "documents": [{}]}, "expected either text or image"),
-        ({"query": "a", "documents": [{"text": "a", "image": URIS[0]}]}, "expected either text or image"),
-        ({"query": "a", "documents": [7]}, "documents.0"),
-        ({"query": "a", "documents": ["a"], "top_n": 0}, "top_n"),
-        ({"documents": ["a"]}, "query"),
-        ({"query": "a", "documents": [{"image": "/etc/passwd"}]}, "expected a data URI"),
-        ({"query": "a", "documents": ["red circle " * 50]}, "the limit is 24"),
+        ({"query": "a", "documents": []}, "documents", "at least 1"),
+        ({"query": "a", "documents": ["a", {"image": URIS[0]}]}, "documents", "whose scores cannot be compared"),
+        ({"query": "a", "documents": [{}]}, "documents.0", "expected either text or image"),
+        (
+            {"query": "a", "documents": [{"text": "a", "image": URIS[0]}]},
+            "documents.0",
+            "expected either text or image",
+        ),
+        ({"query": "a", "documents": [7]}, "documents.0", "an object"),
+        ({"query": "a", "documents": ["a"], "top_n": 0}, "top_n", "greater"),
+        ({"documents": ["a"]}, "query", "required"),
+        ({"query": "a", "documents": [{"image": "/etc/passwd"}]}, "documents", "expected a data URI"),
+        ({"query": URIS[0], "documents": [URIS[0], BROKEN]}, "documents.1", "image"),
+        ({"query": BROKEN, "documents": URIS}, "query", "image"),
+        ({"query": "a", "documents": ["a", "red circle " * 50]}, "documents", "the limit is 24"),
+        ({"query": "red circle " * 50, "documents": TEXTS}, "query", "the limit is 24"),
     ],
 )
-def test_refusals(refused: Post, body: dict[str, Any], words: str) -> None:
-    assert words in refused(PATH, **body)["message"]
-
-
-@pytest.mark.parametrize(
-    ("query", "documents", "param"),
-    [
-        (URIS[0], [URIS[0], BROKEN], "documents.1"),
-        (BROKEN, URIS, "query"),
-        ("a", ["a", "red circle " * 50], "documents"),
-        ("red circle " * 50, TEXTS, "query"),
-    ],
-    ids=["image", "query image", "text", "query text"],
-)
-def test_what_is_wrong_is_named(refused: Post, query: str, documents: list[str], param: str) -> None:
-    assert refused(PATH, query=query, documents=documents)["param"].startswith(param)
+def test_what_is_wrong_is_named(refused: Post, body: dict[str, Any], param: str, words: str) -> None:
+    error = refused(PATH, **body)
+    assert error["param"].startswith(param)
+    assert words in error["message"]
 
 
 @pytest.mark.parametrize("path", ["/rerank", "/v2/rerank"])

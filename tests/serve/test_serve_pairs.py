@@ -213,14 +213,15 @@ def test_explain_refusals(refused: Post) -> None:
     assert refused("/v1/explain", image=[URIS[0]], text="a")["param"] == "image"
 
 
-def test_each_way_to_name_an_image_that_is_refused(refused: Post) -> None:
+def test_each_way_to_name_an_image_that_is_refused(refused: Post, tmp_path: Path) -> None:
     """Paths, devices, other hosts, drawings and images with too many pixels: on every route that takes an image."""
     drawing = base64.b64encode(b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>').decode()
     many = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\xff\xff\0\0\xff\xff\x08\x02\0\0\0" + bytes(40)
     images = ["/etc/passwd", "/dev/zero", "file:///etc/passwd", "http://127.0.0.1/a.png", "https://example.org/a.png"]
     images += [f"data:image/svg+xml;base64,{drawing}", "data:image/png;base64," + base64.b64encode(many).decode()]
     images += ["data:text/html;base64,PGI+", "data:image/png,%89PNG"]
-    for image in images:
+    (tmp_path / "a.png").write_bytes(PNGS[0])
+    for image in (*images, str(tmp_path / "a.png"), f"file://{tmp_path}/a.png", "data:,", ""):
         for path, fields in (
             ("/v1/explain", {"image": image, "text": "a"}),
             ("/v1/match", {"images": image, "texts": "a"}),
