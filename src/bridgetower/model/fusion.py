@@ -54,7 +54,7 @@ class FusionLayer(nn.Module):
     ) -> Float[Tensor, "b q d"]:
         """Returns the stream's output; a cache stands for what is computed of one of the streams alone."""
         if cache is None:
-            attended, query = self.attend(hidden, mask, num_queries)
+            attended, query = self._attend(hidden, mask, num_queries)
         else:
             attended, query = cache.attended[:, :num_queries], cache.query[:, :num_queries]
         key_value = self.cross_attention.key_value(other) if other_cache is None else other_cache.key_value
@@ -62,17 +62,21 @@ class FusionLayer(nn.Module):
         queries = self.cross_attention_norm(attended + self.dropout(crossed))
         return self.mlp_norm(queries + self.dropout(self.mlp(queries)))
 
+    # Of a sharded layer the weights are there while `forward` or one of these two runs, and gone after each.
     def attend(
-        self, hidden: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None, num_queries: int | None = None
-    ) -> tuple[Float[Tensor, "b q d"], Float[Tensor, "b q d"]]:
+        self, hidden: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None
+    ) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b l d"]]:
         """Returns self-attention with its norm, and the queries of cross-attention: what needs this stream only."""
+        return self._attend(hidden, mask)
+
+    def key_value(self, hidden: Float[Tensor, "b l d"]) -> Float[Tensor, "b l e"]:
+        found: Tensor = self.cross_attention.key_value(hidden)
+        return found
+
+    def _attend(self, hidden: Tensor, mask: Tensor | None, num_queries: int | None = None) -> tuple[Tensor, Tensor]:
         attended = self.self_attention(hidden, mask, num_queries)
         attended = self.self_attention_norm(hidden[:, :num_queries] + self.dropout(attended))
         return attended, self.cross_attention.query(attended)
-
-    def key_value(self, hidden: Float[Tensor, "b l d"]) -> Float[Tensor, "b l e"]:
-        """A method of the layer, since sharded weights are put together when one is called."""
-        return self.cross_attention.key_value(hidden)
 
 
 class FusionEncoder(nn.Module):
