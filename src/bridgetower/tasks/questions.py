@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from bridgetower.data import schema as schemas
 from bridgetower.data.answers import FEW_ANNOTATORS, normalise_answer, read_vocabulary
 from bridgetower.data.schema import Schema, nlvr2_sentence
-from bridgetower.evaluation.class_metrics import vqa_score, vqa_scores
 from bridgetower.evaluation.config import Protocol
 from bridgetower.evaluation.outcome import Outcome
 from bridgetower.files import json_text
@@ -90,6 +89,8 @@ def _questions(source: ExampleSource) -> EntryDataset:
 
 
 def _evaluate_questions(evaluation: Evaluation) -> Outcome:
+    from bridgetower.evaluation.class_metrics import vqa_score
+
     entries = list(evaluation.examples)
     given = evaluation.likeliest()
     answers = [answer for answer, _ in given]
@@ -120,6 +121,8 @@ def question_metrics(
     answers: Sequence[str], questions: Sequence[Entry]
 ) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
     """Returns `vqa_score` and that of each type of answer, and the scores by types."""
+    from bridgetower.evaluation.class_metrics import vqa_scores
+
     overall, by_type = vqa_scores(answers, questions)
     named = {f"vqa_score_{name.replace('/', '_')}": score for name, score in by_type["by_answer_type"].items()}
     return {"vqa_score": overall, **named}, by_type
