@@ -89,6 +89,8 @@ def read_checkpoint(
         raise FileNotFoundError(f"{source} does not exist; expected a folder, an official .ckpt file or a hub id")
     if place.is_dir():
         checkpoint = _read_folder(place, name, overrides or {}, dtype, extensions)
+    elif place.suffix == ".safetensors" or place.name in WEIGHTS:
+        raise ValueError(f"{place} holds weights without their config; pass its folder, {place.parent}")
     else:
         checkpoint = replace(_read_official(place, overrides or {}, dtype), source=name)
     if checkpoint.dropped:
@@ -232,8 +234,6 @@ def _read_folder(
 
 
 def _read_official(path: Path, overrides: Mapping[str, Any], dtype: torch.dtype | None) -> Checkpoint:
-    if path.suffix == ".safetensors" or path.name in WEIGHTS:
-        raise ValueError(f"{path} holds weights without their config; pass its folder, {path.parent}")
     content = read_torch_archive(path)
     settings, state_dict = content.get("hyper_parameters"), content.get("state_dict")
     config = settings.get("config") if isinstance(settings, dict) else None

@@ -6,7 +6,7 @@ import gc
 import math
 import os
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -163,7 +163,10 @@ class Sharded(Replicated):
             [p for p in self.task.parameters() if p.grad is not None and isinstance(p, DTensor) == sharded]
             for sharded in (True, False)
         ]
-        norm = torch.stack([_norm(parameters) for parameters in kinds if parameters]).norm()
+        norms: list[Any] = [
+            nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None]) for kind in kinds if kind
+        ]
+        norm = torch.stack([each.full_tensor() if isinstance(each, DTensor) else each for each in norms]).norm()
         for parameters in kinds:
             nn.utils.clip_grads_with_norm_(parameters, math.inf if limit is None else limit, norm)
         return norm
@@ -188,8 +191,3 @@ class _LayerNorm(nn.LayerNorm):
     def forward(self, inputs: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(inputs.dtype)
         return F.layer_norm(inputs, self.normalized_shape, self.weight.to(inputs.dtype), bias, self.eps)
-
-
-def _norm(parameters: Sequence[nn.Parameter]) -> Tensor:
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import distribute_tensor
 from torch.optim import Optimizer
 
 from bridgetower.checkpoints.tensors import read_about, share_file, state_tensors, write_about, write_safetensors
@@ -146,10 +147,16 @@ def load_state(out: Path, model: nn.Module, optimizer: Optimizer, conditions: Ma
     shared out, each reads its share, however many there were before. What the state has of parameters that are not
     optimised any more is left behind, and all of another optimiser.
     """
-    about = from_first(_about(out) if rank() == 0 else None)
-    if about is None:
+    about: Any = None
+    path = from_first(newest(out) if rank() == 0 else None)
+    if path is None:
         return TrainingState()
-    path = Path(about["path"])
+    if rank() == 0:
+        with _readable(path):
+            about = read_about(path)
+            if TrainingState.__dataclass_fields__.keys() != about["state"].keys():
+                raise ValueError(f"it is of another version: {', '.join(about['state'])}")
+    about = from_first(about)
     _check_conditions(path, about["conditions"], conditions)
     weights, parameters, tensors = model.state_dict(), _parameters(optimizer), dict[str, Tensor]()
     keeps_moments = about["conditions"][OPTIMIZER] == conditions[OPTIMIZER]
@@ -160,7 +167,10 @@ def load_state(out: Path, model: nn.Module, optimizer: Optimizer, conditions: Ma
                 kind, _, name = key.partition(".")
                 if kind == "model" or (keeps_moments and name in parameters):
                     like: Any = weights.get(name) if kind == "model" else parameters[name]
-                    tensors[key] = _cut(tensor, like) if hasattr(like, "to_local") else tensor
+                    if hasattr(like, "to_local") and tensor.shape == like.shape:  # of which this process has some rows
+                        mesh, cut = like.device_mesh, like.placements
+                        tensor = distribute_tensor(tensor.to(like.device), mesh, cut, src_data_rank=None)
+                    tensors[key] = tensor
     tensors = tensors if shared else tensors_from_first(tensors)
     now = {f"model.{name}": list(weight.shape) for name, weight in weights.items()}
     before = {key: list(tensor.shape) for key, tensor in tensors.items() if key.startswith("model.")}
@@ -181,17 +191,6 @@ def load_state(out: Path, model: nn.Module, optimizer: Optimizer, conditions: Ma
     return TrainingState(**about["state"])
 
 
-def _about(out: Path) -> dict[str, Any] | None:
-    path = newest(out)
-    if path is None:
-        return None
-    with _readable(path):
-        about = read_about(path)
-        if TrainingState.__dataclass_fields__.keys() != about["state"].keys():
-            raise ValueError(f"it is of another version: {', '.join(about['state'])}")
-    return {"path": str(path), **about}
-
-
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
     try:
@@ -201,14 +200,6 @@ def _readable(path: Path) -> Iterator[None]:
             f"{path} is damaged or no state of a run ({error}); remove this folder to continue from the state before, "
             "or start again in another folder"
         ) from error
-
-
-def _cut(tensor: Tensor, like: Any) -> Tensor:
-    if tensor.shape != like.shape:
-        return tensor
-    from torch.distributed.tensor import distribute_tensor
-
-    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
 def _parameters(optimizer: Optimizer) -> dict[str, nn.Parameter]:
