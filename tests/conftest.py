@@ -50,7 +50,7 @@ CHECKING = ("engines", "equivalence", "evaluation", "model", "objectives")
 # Must come before the first import of the package; test modules and other conftest files then import as they like.
 jaxtyping.install_import_hook(CHECKED, "typechecks.checked")
 
-LONGEST = "test_readme.py"
+LONG, LONGEST = ("distributed", "end_to_end", "training"), "test_readme.py"
 LONGEST_TEST = 1200.0  # seconds
 os.environ["BRIDGETOWER_PRODUCTS"] = "onednn"  # the kernels under test, also where PyTorch's own are faster
 os.fsync = lambda descriptor: None  # no test cuts the power, and a training would wait a tenth of its time
@@ -104,7 +104,7 @@ def _encodable_events(send: Callable[..., None]) -> Callable[..., None]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts files whose tests take long first, so that no process is left alone with one of them at the end."""
-    long = {item.path for item in items if item.path.parent.name == "end_to_end" or item.get_closest_marker("slow")}
+    long = {item.path for item in items if item.path.parent.name in LONG or item.get_closest_marker("slow")}
     items.sort(key=lambda item: (item.path not in long, item.path.name != LONGEST))
 
 
