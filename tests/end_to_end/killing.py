@@ -26,9 +26,9 @@ from kills import before, renamed, send, within
 from preloaded import preload
 from shapes import train_command
 
-NUM_KILLS = 14
+NUM_KILLS = 8
 BACKGROUND = ("--async-checkpoints",)  # of every other attempt
-MAX_STEPS = 24
+MAX_STEPS = 16
 OPTIONS = ("--max-steps", str(MAX_STEPS), "--checkpoint-every", "1", "--evaluate-every", "6")
 
 
@@ -101,7 +101,7 @@ def main(dataset: Path, folder: Path) -> dict[str, Any]:
     ]
     report["killed_at"] = step_of(killed)
     report["killed"] = end(start(dataset, killed))
-    stop = source.randint(5, 15)
+    stop = source.randint(4, 12)
     terminated = start(dataset, stopped, lambda: before(renamed(states.SAVED), stop, lambda: send(signal.SIGTERM)))
     report["terminated"] = end(terminated)
     report["stopped_at"] = step_of(stopped)
