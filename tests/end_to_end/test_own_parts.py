@@ -45,12 +45,6 @@ def test_commands(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(json.loads(capsys.readouterr().out)["embedding"]) == 256
 
 
-def test_export(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("onnxruntime")
-    main(["export", str(work / "run"), str(work / "onnx"), "--extensions", f"{EXAMPLE}:EXTENSIONS"])
-    assert json.loads(capsys.readouterr().out)["largest_difference"] < 1e-4
-
-
 def test_without_extensions(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["embed", str(work / "run"), "--texts", "dark"])
