@@ -26,6 +26,7 @@ Uri = str | os.PathLike[str]
 CRC = "crc"
 """Column with the CRC-32 of the checked column, as Lance has no checksums."""
 
+_KEYS = ("AWS_", "AZURE_", "GOOGLE_", "HF_")  # variables with the settings of object stores
 _SUFFIX = ".lance"
 _CHECKED = b"bridgetower.checked"  # key of the metadata of a schema: names the checked column
 # Of LanceDB's messages: places in its sources, kinds of errors, how Rust writes types.
@@ -99,9 +100,11 @@ class Table:
             return int(self.lance.count_rows())
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"uri": self.uri, "version": self.version, "storage_options": self._options}
+        keys = {name: value for name, value in os.environ.items() if name.startswith(_KEYS)}
+        return {"uri": self.uri, "version": self.version, "storage_options": self._options, "environment": keys}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        os.environ.update(state["environment"])  # a fork server has that of its own start
         self.__init__(state["uri"], version=state["version"], storage_options=state["storage_options"])  # type: ignore[misc]
 
     @property
