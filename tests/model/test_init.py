@@ -121,17 +121,6 @@ class TestSpreads:
         for weights, width in (*((weights, text) for weights in tower), *((weights, fusion) for weights in others)):
             assert self.close(weights, 0.02 * math.sqrt(768 / min(width, 768)))
 
-    def test_image_tower_follows_clip(self) -> None:
-        """Residual branches shrink with the square root of twice the depth (4 layers here)."""
-        tower, width = drawn(WIDE).vision, 96**-0.5
-        for layer in tower.layers:
-            assert self.close(layer.attention.qkv.weight, width)
-            assert self.close(layer.attention.out.weight, width / math.sqrt(2 * 4))
-            assert self.close(layer.mlp.up.weight, (2 * 96) ** -0.5)
-            assert self.close(layer.mlp.down.weight, width / math.sqrt(2 * 4))
-        assert self.close(tower.position_embedding, width)
-        assert self.close(tower.patch_embedding.weight, (3 * 8 * 8) ** -0.5)
-
     def test_base(self) -> None:
         """The published size, but fewer layers and words: the spread of every kind of parameter."""
         config = BASE.override(
