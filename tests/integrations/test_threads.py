@@ -15,7 +15,6 @@ from torch import Tensor, nn
 import tiny
 from bridgetower.engines.config import EngineName, Precision
 from bridgetower.engines.engine import TorchEngine
-from bridgetower.integrations.llama_index import BridgeTowerEmbedding
 from bridgetower.predictor import Predictor, load
 from served import PNGS
 
@@ -81,6 +80,9 @@ def test_weights_are_packed_once_by_threads_that_start_together() -> None:
 def test_coroutines(exported: Path, images: list[str]) -> None:
     """Through the interface of another library, in the engine whose calls most easily meet."""
     predictor = load(exported, engine="openvino")
+    pytest.importorskip("llama_index.core")
+    from bridgetower.integrations.llama_index import BridgeTowerEmbedding
+
     embedding = BridgeTowerEmbedding(predictor)
 
     async def gathered() -> list[Any]:

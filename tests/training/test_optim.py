@@ -135,6 +135,7 @@ class TestGroups:
     @pytest.mark.parametrize("bridge", ["static_manager", "adaptive_manager"])
     def test_official_rule_spares_norms_without_an_official_name(self, bridge: str) -> None:
         """Those of towers of timm and transformers, and of managers."""
+        pytest.importorskip("transformers")
         vision = timm_config("vit_tiny_patch16_224", {"embed_dim": 12, "depth": 2, "num_heads": 2}, 32)
         text = transformers_config({**ELECTRA, "num_hidden_layers": 2})
         vision = replace(vision, pre_norm=True)  # the default, which a custom tower keeps

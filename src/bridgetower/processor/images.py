@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import AvifImagePlugin, ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 Colour: TypeAlias = tuple[int, int, int]
 Fit: TypeAlias = tuple[int, str, bool]
@@ -44,7 +44,7 @@ def media_type(content: bytes) -> str:
     """Returns the media type of an image's file, such as `image/png`; only the head of the file is read."""
     Image.init()
     for name in _FORMATS:
-        accept = Image.OPEN[name][1] if name in Image.OPEN else None  # AVIF needs Pillow 11.3
+        accept = Image.OPEN[name][1]
         if accept is not None and accept(content[:16]) is True:
             return Image.MIME[name]
     raise ValueError(f"the file is no image; expected one of {', '.join(sorted(_FORMATS))}")
@@ -251,8 +251,7 @@ def _decode_for_server(max_pixels: int, memory: int) -> None:
         signal.signal(number, signal.SIG_IGN)  # sent to the whole group; the server ends this process when it is done
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     Image.init()
-    if avif := sys.modules.get("PIL.AvifImagePlugin"):
-        vars(avif)["DEFAULT_MAX_THREADS"] = 1  # each takes memory, and other images have the other cores
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # each takes memory, and other images have the other cores
     if sys.platform == "linux":
         resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     warnings.simplefilter("ignore")
