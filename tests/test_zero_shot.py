@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from bridgetower.cli import main
+from bridgetower.inference import TEMPLATES, prompts_of
 from bridgetower.predictor import Predictor, load
-from bridgetower.zero_shot import TEMPLATES, prompts_of
 from served import PNGS, URIS, error_of, running
 
 LABELS = ["red circle", "blue bar", "a {bar}"]

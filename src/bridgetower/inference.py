@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -24,6 +25,8 @@ HEAD_OF: Mapping[str, str] = {"answer": "vqa", "entail": "snli_ve", "reason": "n
 
 Tokens = tuple[int, ...]
 Pixels = UInt8[Tensor, "3 h w"]
+
+TEMPLATES = ("{}", "a photo of a {}", "a picture of a {}", "an image of a {}")
 
 _APART = ("fill_mask", "mask_probabilities", "reason")  # what is read of other outputs, or of two fusions
 _MASKS = 64  # whose words are ranked at once: each has a row as long as the vocabulary
@@ -263,3 +266,29 @@ def _distinct(
     found = {key(source): source for source in present}
     numbers = {name: number for number, name in enumerate(found)}
     return list(found.values()), [numbers[key(source)] for source in present]
+
+
+def prompts_of(labels: Sequence[str], templates: Sequence[str]) -> list[str]:
+    """Returns the texts of labels: each in all templates, then the next."""
+    if isinstance(labels, str) or len(labels) < 2 or not all(label.strip() for label in labels):
+        raise ValueError(f"labels are {labels!r}; expected two or more, none empty")
+    if repeated := sorted(label for label, count in Counter(labels).items() if count > 1):
+        raise ValueError(f"labels has {repeated[0]!r} twice; expected different ones")
+    if isinstance(templates, str) or not templates:
+        raise ValueError(f"templates are {templates!r}; expected a list of one or more")
+    if odd := [template for template in templates if template.count("{}") != 1]:
+        raise ValueError(f"template {odd[0]!r} has {odd[0].count('{}')} places for a label; expected one {{}}")
+    return [template.replace("{}", label) for label in labels for template in templates]
+
+
+def label_choices(
+    model: BridgeTower,
+    images: Float[Tensor, "n c"],
+    prompts: Float[Tensor, "p c"],
+    labels: Sequence[str],
+    top: int | None = None,
+) -> list[list[Choice]]:
+    """Returns the likeliest labels of every image; the probabilities of all labels of an image sum to one."""
+    scale = float(model.contrastive_head().logit_scale())
+    of_labels = l2_normalize(prompts.unflatten(0, (len(labels), -1)).mean(dim=1))
+    return choices((scale * images @ of_labels.T).softmax(dim=-1), labels, top)

@@ -18,14 +18,24 @@ from bridgetower.engines.config import EngineRequest, Precision
 from bridgetower.engines.engine import Engine
 from bridgetower.engines.start import EngineChoice, chosen_engine
 from bridgetower.files import cache_folder
-from bridgetower.inference import HEAD_OF, Item, Judging, Outcome, check_top, choices, compute
+from bridgetower.inference import (
+    HEAD_OF,
+    TEMPLATES,
+    Item,
+    Judging,
+    Outcome,
+    check_top,
+    choices,
+    compute,
+    label_choices,
+    prompts_of,
+)
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import Part
 from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
 from bridgetower.model.hidden_states import HiddenStates, hidden_states
 from bridgetower.processor import ImageLike, Processor
 from bridgetower.processor.processor import Images, Texts, either_lists, image_list, is_image, pair_lists, text_list
-from bridgetower.zero_shot import TEMPLATES, label_choices, prompts_of
 
 
 class Options(TypedDict, total=False):

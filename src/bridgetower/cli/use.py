@@ -296,9 +296,9 @@ def classify(
     import torch
 
     from bridgetower.data.reader import read
+    from bridgetower.inference import TEMPLATES, label_choices, prompts_of
     from bridgetower.search.config import SourceConfig
     from bridgetower.search.embed import check_bad, embedded, given_examples, name_of
-    from bridgetower.zero_shot import TEMPLATES, label_choices, prompts_of
 
     prompts = prompts_of(labels, templates or TEMPLATES)
     classes = predictor.embed_texts(prompts, batch_size=using.batch_size, truncate=using.truncate)

@@ -16,7 +16,7 @@ from PIL import Image
 from pydantic import BaseModel, Field, create_model
 
 from bridgetower.attention import attention_of, view_of, words_of
-from bridgetower.inference import Item
+from bridgetower.inference import TEMPLATES, Item, label_choices, prompts_of
 from bridgetower.processor import Resized
 from bridgetower.serve.config import MOST_TOP
 from bridgetower.serve.errors import ApiError
@@ -40,7 +40,6 @@ from bridgetower.serve.schemas import (
     usage,
 )
 from bridgetower.serve.service import PairUse, Served, Service, paired
-from bridgetower.zero_shot import TEMPLATES, label_choices, prompts_of
 
 router = APIRouter(route_class=JsonRoute, tags=["images with texts"])
 
