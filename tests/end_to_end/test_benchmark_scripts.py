@@ -219,7 +219,7 @@ class TestSmallest:
 
     def test_gpu_without_one(self, run: Callable[..., str], tmp_path: Path) -> None:
         run("gpu.py", "--tiny", device="cpu", pairs=4, repeats=1, workers=1, images=20, json=tmp_path / "rows.json")
-        rows = read_json(tmp_path / "rows.json")["rows"]
+        rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
         assert len(rows) == 4 + 2 + 2 + 1
         assert all(row.get("pairs_per_second", row.get("images_per_second")) > 0 for row in rows)
 
@@ -234,7 +234,7 @@ class TestSmallest:
 
     def test_serving(self, run: Callable[..., str], tmp_path: Path) -> None:
         run("serving.py", kinds="texts", clients=8, seconds=0.5, rounds=1, json=tmp_path / "rows.json")
-        rows = read_json(tmp_path / "rows.json")
+        rows = json.loads((tmp_path / "rows.json").read_text())
         assert [row["way"] for row in rows] == ["one at a time", "--max-batch 1", "batches"]
         assert all(0 < row["p50_ms"] <= row["p99_ms"] for row in rows)
 
@@ -244,7 +244,7 @@ class TestSmallest:
         files = {"json": tmp_path / "rows.json", "plot": tmp_path / "growth.png", "cache": tmp_path / "cache"}
         run("run.py", "--quick", "--only", *measures, "help", "memory", "growth", **files, threads=1)
         assert files["plot"].read_bytes().startswith(b"\x89PNG")
-        rows = read_json(files["json"])
+        rows = json.loads(files["json"].read_text())
         limits = {
             ("itm forward, fp32",): 1e-5,
             ("rerank",): 1e-5,
