@@ -46,9 +46,9 @@ class TestBad:
         broken = coco / "val2014" / coco_name(391895, "val2014")
         missing.unlink()
         broken.write_bytes(broken.read_bytes()[:200])
-        with pytest.raises(ValueError, match=rf"has 1 bad .*'train2014/{missing.name}': there is no such file"):
+        with pytest.raises(ValueError, match=rf"1 bad item.*'train2014/{missing.name}': there is no such file"):
             prepare_set("coco", coco, tmp_path / "out", PrepareConfig(splits=("train",)))
-        with pytest.raises(ValueError, match=rf"has 2 bad .*{missing.name}.*{broken.name}': .*damaged"):
+        with pytest.raises(ValueError, match=rf"2 bad items.*{missing.name}.*{broken.name}': .*damaged"):
             prepare_set("coco", coco, tmp_path / "out", PrepareConfig(max_errors=1))
         assert not (tmp_path / "out" / "dataset.json").exists()
         info = prepare_set("coco", coco, tmp_path / "out", PrepareConfig(max_errors=2))
@@ -63,7 +63,7 @@ class TestBad:
         broken = coco / "train2014" / coco_name(9, "train2014")
         broken.write_bytes(b"no picture")
         prepare_set("coco", coco, tmp_path / "out", PrepareConfig(max_errors=1))
-        with pytest.raises(ValueError, match=r"has 1 bad .*allowed are 0"):
+        with pytest.raises(ValueError, match=r"1 bad item.*allowed are 0"):
             prepare_set("coco", coco, tmp_path / "out")
         assert read_info(tmp_path / "out").splits["train"].images == 6
 
@@ -73,7 +73,7 @@ class TestBad:
         picture = coco / "train2014" / coco_name(9, "train2014")
         whole = picture.read_bytes()
         picture.write_bytes(b"no picture")
-        with pytest.raises(ValueError, match="has 1 bad"):
+        with pytest.raises(ValueError, match="1 bad item"):
             prepare_set("coco", coco, tmp_path / "out")
         picture.write_bytes(whole)
         read = prepared_set._checked
@@ -87,7 +87,7 @@ class TestBad:
     def test_a_changed_picture_is_read_again(self, coco: Path, tmp_path: Path) -> None:
         picture, broken = (coco / "train2014" / coco_name(number, "train2014") for number in (57870, 9))
         broken.write_bytes(b"no picture")
-        with pytest.raises(ValueError, match="has 1 bad"):
+        with pytest.raises(ValueError, match="1 bad item"):
             prepare_set("coco", coco, tmp_path / "out")
         picture.write_bytes(jpeg(1, size=(64, 64)))
         prepare_set("coco", coco, tmp_path / "out", PrepareConfig(max_errors=1))

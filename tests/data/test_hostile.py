@@ -200,7 +200,7 @@ def pictures(tmp_path: Path) -> Iterator[Path]:
 def test_they_count_as_errors(pictures: Path, tmp_path: Path) -> None:
     rows = [f'{number}.png,"{number}{"x" * 2**21 if number == 3 else ""}"' for number in range(8)]
     (pictures / "t.csv").write_text("\n".join(["image,caption", *rows]))
-    with pytest.raises(ValueError, match=r"has 1 bad entry .*: t\.csv line 5: it has more than 1048576 characters"):
+    with pytest.raises(ValueError, match=r"1 bad item.*: t\.csv line 5: it has more than 1048576 characters"):
         prepare_own("pairs", pictures / "t.csv", tmp_path / "out")
     info = prepare_own("pairs", pictures / "t.csv", tmp_path / "out", PairsConfig(max_errors=1))
     assert sum(split.examples for split in info.splits.values()) == 7

@@ -181,7 +181,7 @@ class TestBadRows:
         rows += [{"image": "no.png", "caption": "x"}, {"image": "3.png", "caption": ""}, {"caption": "alone"}]
         source = table(tmp_path, rows)
         (tmp_path / "5.png").write_bytes(b"no image")
-        with pytest.raises(ValueError, match=r"has 4 bad entries or images.*line 32.*line 33.*line 6.*line 31"):
+        with pytest.raises(ValueError, match=r"4 bad items.*line 32.*line 33.*line 6.*line 31"):
             prepare_own("pairs", source, tmp_path / "out", PairsConfig(max_errors=3))
         info = prepare_own("pairs", source, tmp_path / "out", PairsConfig(max_errors=4))
         assert info.left_out["cannot be used"] == 4

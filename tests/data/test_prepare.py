@@ -91,7 +91,7 @@ class TestPairs:
             (tmp_path / "photos").mkdir(exist_ok=True)
             (tmp_path / "photos" / name).write_bytes((tmp_path / f"{number}.png").read_bytes())
             (tmp_path / "photos" / f"{name[:-4]}.txt").write_text("a shade")
-        with pytest.raises(ValueError, match=r"has 2 bad .*the name 'caf\\udce9\.\w+' is not UTF-8; rename the file"):
+        with pytest.raises(ValueError, match=r"2 bad items.*the name 'caf\\udce9\.\w+' is not UTF-8; rename the file"):
             prepare_own("pairs", tmp_path / "photos", tmp_path / "out")
         info = prepare_own("pairs", tmp_path / "photos", tmp_path / "out", PairsConfig(max_errors=2))
         assert sum(counts.images for counts in info.splits.values()) == 2
@@ -125,7 +125,7 @@ class TestOwnKind:
     )
 
     def test_rows_and_further_files(self, table: Path, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match=r"has 2 bad entries or images.* own\.csv line 8: it is the third"):
+        with pytest.raises(ValueError, match=r"2 bad items.* own\.csv line 8: it is the third"):
             prepare_own(self.NAMES, table, tmp_path / "out", OwnSetConfig(seed=3))
         info = prepare_own(self.NAMES, table, tmp_path / "out", OwnSetConfig(seed=3, max_errors=2))
         found = [row for split in info.splits for row in read_rows(tmp_path / "out", split)]

@@ -97,8 +97,8 @@ class TestPrepare:
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            ("image,text,label\nnone.png,,a\n,x,b\n", r"has 1 bad entry .*line 2: 'none\.png': there is no such file"),
-            ("text,label\n ,a\nx,b\n", "1 bad entry .*line 2: it has neither image nor text"),
+            ("image,text,label\nnone.png,,a\n,x,b\n", r"1 bad item.*line 2: 'none\.png': there is no such file"),
+            ("text,label\n ,a\nx,b\n", "1 bad item.*line 2: it has neither image nor text"),
             ("id,text,label\n1,x,a\n1,y,b\n", "line 3: id '1' comes twice"),
             ("text,label\nx,a\ny,a\n", r"there are 1 classes \(a\); expected at least two"),
             ("text,label,split\nx,a,train\ny,b,park\n", "line 3: split is 'park'; expected one of train"),

@@ -295,10 +295,11 @@ def classify(
     import numpy as np
     import torch
 
+    from bridgetower.data.example import check_bad
     from bridgetower.data.reader import read
     from bridgetower.inference import TEMPLATES, label_choices, prompts_of
     from bridgetower.search.config import SourceConfig
-    from bridgetower.search.embed import check_bad, embedded, given_examples, name_of
+    from bridgetower.search.embed import embedded, given_examples, name_of
 
     prompts = prompts_of(labels, templates or TEMPLATES)
     classes = predictor.embed_texts(prompts, batch_size=using.batch_size, truncate=using.truncate)
@@ -311,7 +312,7 @@ def classify(
             vectors = torch.from_numpy(np.array([one.image_vector for one in good]))
             chosen = label_choices(predictor.model, vectors, classes, labels, top)
             _emit_choices({"image": [name_of(one.example) for one in good]}, "classes", chosen, json=using.json)
-    check_bad(source or "the input", problems, len(problems), max_errors, "the classes of the others are printed")
+    check_bad(source or "the input", problems, max_errors, "the classes of the others are printed")
 
 
 def _repeated(*given: Sequence[str]) -> list[tuple[str, ...]]:

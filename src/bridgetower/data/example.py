@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate
 from typing import Any
 
 from bridgetower.data.fetch import open_place, read_bytes, version_of
+
+NAMED = 10  # problems spelt out in an error or a report
 
 _WITHIN = ("piece", "cell", "moment")
 _LARGEST_GROUP = 2**31  # bytes of a row group of a Parquet file
@@ -137,3 +139,13 @@ def cell_bytes(value: object) -> bytes | None:
     """Returns the image in a cell, plain or beside a path as `datasets` writes it; None if there is none."""
     content = value.get("bytes") if isinstance(value, dict) else value
     return content if isinstance(content, bytes) else None
+
+
+def check_bad(source: object, problems: Sequence[str], max_errors: int, others: str = "") -> None:
+    """Raises a ValueError if more than allowed could not be used; `others` says what became of the rest."""
+    if len(problems) > max_errors:
+        shown = " | ".join(problems[:NAMED])
+        more = f" and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
+        bad = f"{len(problems)} bad item{'s' if len(problems) > 1 else ''}, allowed are {max_errors}"
+        kept = f"; {others}" if others else ""
+        raise ValueError(f"{source}: {bad} (max_errors=N allows more){kept}: {shown}{more}")

@@ -13,9 +13,9 @@ from typing import Any
 
 from bridgetower.data.answers import normalise_answer, vocabulary_file
 from bridgetower.data.config import WritingConfig
-from bridgetower.data.example import Example
+from bridgetower.data.example import Example, check_bad
 from bridgetower.data.fetch import list_files
-from bridgetower.data.prepared_set import INFO_FILE, DatasetInfo, SetWriter, check_errors, read_info
+from bridgetower.data.prepared_set import INFO_FILE, DatasetInfo, SetWriter, read_info
 from bridgetower.data.reader import CaptionsFrom, Columns, read
 from bridgetower.data.schema import (
     CAPTIONS,
@@ -217,7 +217,7 @@ def prepare_own(
                 writer.refuse(f"{place}: {error}")
                 continue
             writer.add(images, entries, name="" if images else example.id, split=example.split, place=place)
-        check_errors(source, writer.bad, config.max_errors)
+        check_bad(source, writer.bad, config.max_errors)
         writer.files = dict(spec.files(seen, config))
         info = DatasetInfo(
             name=Path(str(source).rstrip("/")).stem,
@@ -239,7 +239,7 @@ def finished_set(out: Path, settings: Mapping[str, Any], max_errors: int) -> Dat
         raise ValueError(
             f"{out} holds a set that differs in {', '.join(different)}; choose another folder, or remove it"
         )
-    check_errors(out, info.some_left_out.get("cannot be used", ()), max_errors)
+    check_bad(out, info.some_left_out.get("cannot be used", ()), max_errors)
     return info
 
 

@@ -17,7 +17,7 @@ from typing import Any, Self
 import numpy as np
 
 from bridgetower.data.config import WritingConfig
-from bridgetower.data.example import Image
+from bridgetower.data.example import Image, check_bad
 from bridgetower.data.fetch import is_url, read_bytes, version_of
 from bridgetower.data.schema import Schema, schema_named
 from bridgetower.data.store import CRC, Table
@@ -36,7 +36,6 @@ logger = logging.getLogger(__name__)
 
 _COMMIT_BYTES, _COMMIT_SECONDS = 2**26, 30.0  # of images, after which they are committed
 _AHEAD = 64  # images that are read and checked ahead, for each thread
-_NAMED = 10  # problems spelt out in an error
 _LISTED = 1000  # and in `dataset.json`, of each reason
 
 # Types of columns by Arrow's names; Arrow itself is imported where it is used, as the help of commands has none.
@@ -198,7 +197,7 @@ class SetWriter:
         while self._waiting:
             self._settle()
         self._commit()  # what can be used stays for the next attempt
-        check_errors(source, self.bad, self.config.max_errors)
+        check_bad(source, self.bad, self.config.max_errors)
         if not self._counts or (empty := [name for name in splits if not self._counts[name]]):
             of = f" of {', '.join(empty)}" if self._counts else ""
             raise ValueError(f"{source} has no usable example{of}; check that it is the right source")
@@ -428,16 +427,6 @@ def split_of(mark: bytes, shares: Mapping[str, float], seed: int) -> str:
             return name
         place -= share
     return "train"
-
-
-def check_errors(source: object, messages: Sequence[str], max_errors: int) -> None:
-    if len(messages) > max_errors:
-        what = "entry or image" if len(messages) == 1 else "entries or images"
-        more = f" and {len(messages) - _NAMED} more" if len(messages) > _NAMED else ""
-        shown = " | ".join(messages[:_NAMED])
-        raise ValueError(
-            f"{source} has {len(messages)} bad {what}, allowed are {max_errors} (max_errors): {shown}{more}"
-        )
 
 
 def _checked(image: Image) -> bytes | str:

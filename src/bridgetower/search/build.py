@@ -18,7 +18,7 @@ from typing import Any
 
 from PIL import Image as PilImage
 
-from bridgetower.data.example import Example
+from bridgetower.data.example import Example, check_bad
 from bridgetower.data.fetch import is_url, suffix_of, version_of
 from bridgetower.data.reader import Part, parts_of, read_part
 from bridgetower.data.store import Table, Uri, split_uri
@@ -30,7 +30,6 @@ from bridgetower.search.embed import (
     Commits,
     Embedded,
     Model,
-    check_bad,
     check_ray,
     computed,
     embedded,
@@ -122,7 +121,7 @@ def build_index(
         report = _Update(index, predictor if config.ray is None else model, str(root), config).run(sources, progress)
     say_cut(report.cut)
     others = f"the other {report.images} are in the index"
-    check_bad(", ".join(map(str, sources)), report.bad, len(report.bad), config.max_errors, others)
+    check_bad(", ".join(map(str, sources)), report.bad, config.max_errors, others)
     return report
 
 

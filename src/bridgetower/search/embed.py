@@ -28,7 +28,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image as PilImage
 from torch import Tensor
 
-from bridgetower.data.example import Example, Image
+from bridgetower.data.example import NAMED, Example, Image, check_bad
 from bridgetower.data.fetch import is_url, list_files, suffix_of
 from bridgetower.data.reader import IMAGE_SUFFIXES, Part, parts_of, read, read_part
 from bridgetower.distributed import available_cores
@@ -60,7 +60,6 @@ SUFFIXES = (".jsonl", ".parquet", ".npy", ".lance")  # of the places that vector
 MIN_FOR_WORKERS = 500  # images from which on processes decode: starting these takes about as long as decoding so many
 
 _LOCAL = "local"  # instead of an address: a cluster of this machine, which ends with the run
-_NAMED = 10  # problems spelt out in an error or a report
 _COMMITTED = 2**16  # rows, after which they are committed
 _SHARE = 0.01  # of the time so far: commits get rarer, so that what Lance notes of each stays little
 _EXPORTED = 4096  # rows at once
@@ -180,11 +179,11 @@ def embed_source(
         named = str(source) if isinstance(source, str | Path) else "the input"
         if not len(places):
             table.drop()
-            check_bad(named, problems, len(problems), config.max_errors, f"{out} would have no vectors")
-            reasons = " | ".join(problems[:_NAMED]) or "it names nothing"
+            check_bad(named, problems, config.max_errors, f"{out} would have no vectors")
+            reasons = " | ".join(problems[:NAMED]) or "it names nothing"
             raise ValueError(f"{out} would have no vectors: nothing of {named} could be used: {reasons}")
         kept = f"the {len(places)} vectors of the others are kept, and the same command with a larger N writes them"
-        check_bad(named, problems, len(problems), config.max_errors, kept)
+        check_bad(named, problems, config.max_errors, kept)
         if not is_finished and suffix == ".lance":
             with table.writing():
                 table.lance.delete("problem != ''")
@@ -198,7 +197,7 @@ def embed_source(
         vectors=len(places),
         cut=num_cut,
         bad=len(problems),
-        problems=tuple(problems[:_NAMED]),
+        problems=tuple(problems[:NAMED]),
         report=str(report) if problems else None,
         seconds=time.perf_counter() - started,
     )
@@ -376,7 +375,7 @@ def print_vectors(source: str | Path | Sequence[Example], model: Model, config: 
             sys.stdout.write(_json_line(name_of(one.example), text, bool(one.example.images), values))
     say_cut(num_cut)
     named = str(source) if isinstance(source, str | Path) else "the input"
-    check_bad(named, problems, len(problems), config.max_errors, "the vectors of the others are printed")
+    check_bad(named, problems, config.max_errors, "the vectors of the others are printed")
 
 
 def given_examples(images: Sequence[Path], texts: Sequence[str], *, pairs: bool) -> list[Example]:
@@ -646,12 +645,3 @@ def check_ray(config: SourceConfig, model: Model) -> None:
         require("ray")
         if isinstance(model, Predictor):
             raise ValueError("on Ray every worker loads the model; give what to load, not a loaded model")
-
-
-def check_bad(source: object, problems: Sequence[str], num_bad: int, max_errors: int, others: str) -> None:
-    """Raises a ValueError if more examples than allowed could not be used."""
-    if num_bad > max_errors:
-        shown = problems[:_NAMED]
-        more = f" and {num_bad - len(shown)} more" if num_bad > len(shown) else ""
-        bad = f"{num_bad} bad item{'s' if num_bad > 1 else ''}, allowed are {max_errors}"
-        raise ValueError(f"{source}: {bad} (max_errors=N allows more); {others}: {' | '.join(shown)}{more}")

@@ -209,7 +209,7 @@ class TestStatements:
         write_arrow_file(tmp_path / "arrows" / "nlvr2_dev.arrow", rows)
         config = ArrowConfig(splits=("validation",))
         with pytest.raises(
-            ValueError, match=r"has 1 bad .*: dev-3-2-5: 2 statements, expected the one that the identifier"
+            ValueError, match=r"1 bad item.*: dev-3-2-5: 2 statements, expected the one that the identifier"
         ):
             prepare_arrow(tmp_path / "arrows", tmp_path / "out", config)
         prepare_arrow(tmp_path / "arrows", tmp_path / "out", replace(config, max_errors=1))
@@ -234,7 +234,7 @@ class TestStatements:
         for name, one in content.items():
             write_arrow_file(tmp_path / "arrows" / f"{name}.arrow", [one])
         for name, split in (("snli-ve", "validation"), ("nlvr2", "validation"), ("vqav2", "test")):
-            with pytest.raises(ValueError, match=r"has 1 bad .*, row 0: (statement|question) .* is empty$"):
+            with pytest.raises(ValueError, match=r"1 bad item.*, row 0: (statement|question) .* is empty$"):
                 prepare_arrow(tmp_path / "arrows", tmp_path / "out", ArrowConfig(sets=(name,)))
             info = prepare_arrow(tmp_path / "arrows", tmp_path / "out", ArrowConfig(sets=(name,), max_errors=1))[name]
             assert info.splits[split].examples == 1

@@ -59,7 +59,7 @@ def test_questions_with_one_answer_of_the_vocabulary(source: Path, tmp_path: Pat
 
 def test_an_empty_question_is_bad(source: Path, tmp_path: Path, config: VgqaConfig) -> None:
     change(source / "annotations" / "question_answers.json", lambda rows: rows[0]["qas"][1].update(question=""))
-    with pytest.raises(ValueError, match=r"has 1 bad .*: 1: question 1000101 is empty$"):
+    with pytest.raises(ValueError, match=r"1 bad item.*: 1: question 1000101 is empty$"):
         prepare_set("vgqa", source, tmp_path / "out", config)
     assert prepare_set("vgqa", source, tmp_path / "out", replace(config, max_errors=1)).splits["train"].examples == 11
 

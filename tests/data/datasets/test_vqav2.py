@@ -101,14 +101,14 @@ def test_files_that_do_not_fit(
     source: Path, tmp_path: Path, file: str, edit: Callable[[Any], object], message: str
 ) -> None:
     change(source / file, edit)
-    with pytest.raises(ValueError, match=f"has 1 bad .*{message}"):
+    with pytest.raises(ValueError, match=f"1 bad item.*{message}"):
         prepare_set("vqav2", source, tmp_path / "out")
     assert prepare_set("vqav2", source, tmp_path / "out", PrepareConfig(max_errors=1)).left_out["cannot be used"]
 
 
 def test_an_empty_question_is_bad(source: Path, tmp_path: Path) -> None:
     change(source / TRAIN_QUESTIONS, lambda content: content["questions"][0].update(question=" "))
-    with pytest.raises(ValueError, match=r"has 1 bad .*: 9: question 9000 is empty$"):
+    with pytest.raises(ValueError, match=r"1 bad item.*: 9: question 9000 is empty$"):
         prepare_set("vqav2", source, tmp_path / "out")
     info = prepare_set("vqav2", source, tmp_path / "out", PrepareConfig(max_errors=1))
     assert info.splits["train"].examples == 27
