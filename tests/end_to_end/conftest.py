@@ -1,7 +1,8 @@
 """A browser."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,3 +23,32 @@ def chromium() -> Iterator[Any]:
         browser = driver.chromium.launch(executable_path=installed, args=[SITE])
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def browsed(chromium: Any, tmp_path: Path) -> Callable[..., Any]:
+    """Opens an address; nothing may go wrong there or be asked from elsewhere. A screenshot is kept of a failure."""
+
+    @contextmanager
+    def opened(address: str, path: str = "/", *, expected: str | None = None, **settings: Any) -> Iterator[Any]:
+        context = chromium.new_context(**{"viewport": {"width": 1200, "height": 900}, **settings})
+        page = context.new_page()
+        page.set_default_timeout(60_000)
+        asked: list[str] = []
+        wrong: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.goto(address + path)
+        try:
+            yield page
+        except BaseException:
+            page.screenshot(path=tmp_path / "failure.png", full_page=True)
+            raise
+        finally:
+            context.close()
+        assert len(asked) > 4
+        assert not [url for url in asked if not url.startswith((address, "data:", "blob:"))]
+        assert not [text for text in wrong if expected is None or expected not in text]
+
+    return opened

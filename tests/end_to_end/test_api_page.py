@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +24,16 @@ def server(predictor: Predictor) -> Iterator[Running]:
 
 
 @pytest.fixture
-def page(chromium: Any, server: Running, tmp_path: Path) -> Iterator[Any]:
+def page(browsed: Callable[..., Any], server: Running) -> Iterator[Any]:
     """The reference, for a reader who has given the key."""
-    context = chromium.new_context(viewport={"width": 1200, "height": 900})
-    page = context.new_page()
-    page.set_default_timeout(60_000)
-    wrong: list[str] = []
-    page.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
-    page.goto(f"{server.client.base_url}/docs")
-    page.get_by_label("API key").fill("open")
-    page.get_by_label("API key").press("Enter")
-    page.get_by_text("the API key is missing or wrong").wait_for()
-    page.get_by_label("API key").fill("sesame")
-    page.get_by_label("API key").press("Enter")
-    page.locator("#operations section").first.wait_for()
-    yield page
-    page.screenshot(path=tmp_path / "page.png", full_page=True)
-    context.close()
-    assert [text for text in wrong if "status of 40" not in text] == []
+    with browsed(str(server.client.base_url), "/docs", expected="status of 40") as page:
+        page.get_by_label("API key").fill("open")
+        page.get_by_label("API key").press("Enter")
+        page.get_by_text("the API key is missing or wrong").wait_for()
+        page.get_by_label("API key").fill("sesame")
+        page.get_by_label("API key").press("Enter")
+        page.locator("#operations section").first.wait_for()
+        yield page
 
 
 def test_every_operation_and_field(page: Any, server: Running) -> None:
