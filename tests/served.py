@@ -8,19 +8,23 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
 import numpy as np
+import pytest
 from PIL import Image
 
 from bridgetower.predictor import Predictor
 from bridgetower.search.searcher import Searcher
 from bridgetower.serve.config import ServeConfig
+from bridgetower.serve.inputs import Decoders
 from bridgetower.serve.server import Server, take_port
 from bridgetower.serve.service import Service
 
+KEY = "sesame open"
+BEARER = {"Authorization": f"Bearer {KEY}"}
 PATIENCE = 120.0  # seconds after which something hangs
 TEXTS = ["red circle on black", "a bar", "a square that is blue on a grey ground"]
 
@@ -90,6 +94,19 @@ def running(predictor: Predictor, searcher: Searcher | None = None, **settings: 
     """Serves a model on a free port and lends a client."""
     with started(predictor, searcher, **settings) as found:
         yield found.client
+
+
+@contextmanager
+def changed(
+    server: Running, searcher: Searcher | None = None, *, decoders: Decoders | None = None, **limits: int
+) -> Iterator[httpx.Client]:
+    """Lends the client of a server that has another index, decoders or limits meanwhile: no other need be started."""
+    service = server.service
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(service, "config", replace(service.config, **limits))
+        patch.setattr(service, "searcher", searcher or service.searcher)
+        patch.setattr(service.main, "decoders", decoders or service.main.decoders)
+        yield server.client
 
 
 def error_of(response: httpx.Response, status: int) -> dict[str, Any]:

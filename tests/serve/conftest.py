@@ -1,4 +1,4 @@
-"""A server with the usual settings around the small model, and what is asked of it."""
+"""Servers around the small model, each started once, and what is asked of the usual one."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from bridgetower.predictor import Predictor
     from bridgetower.search.searcher import Searcher
+    from served import Running
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +28,13 @@ def predictor(tiny_checkpoint: Path) -> "Predictor":
 
 
 @pytest.fixture(scope="session")
+def answering(answering_checkpoint: Path) -> "Predictor":
+    from bridgetower.predictor import load
+
+    return load(answering_checkpoint, device="cpu")
+
+
+@pytest.fixture(scope="session")
 def searcher(predictor: "Predictor", tmp_path_factory: pytest.TempPathFactory) -> "Searcher":
     """An index of 45 images of shapes and their captions."""
     from bridgetower.search.build import build_index
@@ -39,12 +47,55 @@ def searcher(predictor: "Predictor", tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="session")
-def client(predictor: "Predictor", searcher: "Searcher") -> Iterator["httpx.Client"]:
-    """Of a server with the usual settings."""
-    from served import running
+def server(predictor: "Predictor", searcher: "Searcher") -> Iterator["Running"]:
+    """With the usual settings."""
+    from served import started
 
-    with running(predictor, searcher, name="tiny") as client:
-        yield client
+    with started(predictor, searcher, name="tiny", page=True) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def locked(predictor: "Predictor", searcher: "Searcher") -> Iterator["Running"]:
+    """With a key, an access log, a proxy in front and few places."""
+    from served import KEY, started
+
+    few: dict[str, Any] = {"queue": 8, "max_items": 8, "forwarded_allow_ips": ("127.0.0.1",)}
+    with started(predictor, searcher, name="tiny", page=True, api_key=KEY, access_log=True, **few) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def hasty(predictor: "Predictor", searcher: "Searcher") -> Iterator["Running"]:
+    """Gives little: bodies of 1 MiB, 8 items, 2 seconds."""
+    from served import started
+
+    limits: dict[str, Any] = {"timeout": 2.0, "max_body": 1, "max_items": 4, "queue": 8}
+    with started(predictor, searcher, patience=1.0, **limits) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def both(predictor: "Predictor", answering: "Predictor") -> Iterator["Running"]:
+    """With two models and no index."""
+    from served import started
+
+    with started(predictor, answering=answering, name="tiny") as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def alone(answering: "Predictor") -> Iterator["Running"]:
+    """With the second model alone, and five places."""
+    from served import started
+
+    with started(answering, max_items=5, queue=5) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def client(server: "Running") -> "httpx.Client":
+    return server.client
 
 
 @pytest.fixture

@@ -1,18 +1,10 @@
 """The description of the API, and requests made up from it."""
 
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
-
-from bridgetower.predictor import Predictor
-from bridgetower.search.searcher import Searcher
-from bridgetower.serve.app import build_app
-from bridgetower.serve.config import ServeConfig
-from bridgetower.serve.service import Service
-from served import running
 
 
 def test_the_description_has_this_server_s_errors(client: httpx.Client) -> None:
@@ -27,15 +19,6 @@ def test_the_description_has_this_server_s_errors(client: httpx.Client) -> None:
     assert set(responses) == {"200", "400", "401", "404", "408", "413", "429", "503"}
     assert responses["429"]["content"]["application/json"]["schema"]["$ref"].endswith("/Error")
     assert "HTTPValidationError" not in content["components"]["schemas"]
-
-
-def test_nothing_is_loaded_from_elsewhere(client: httpx.Client) -> None:
-    assert {client.get(path).status_code for path in ("/docs", "/redoc", "/docs/oauth2-redirect")} == {404}
-
-
-def test_two_applications_are_apart(predictor: Predictor) -> None:
-    first, second = (build_app(Service(predictor, ServeConfig(name=name))) for name in ("one", "two"))
-    assert (first.state.service.name, second.state.service.name) == ("one", "two")
 
 
 @pytest.mark.parametrize("mode", ["positive", "negative"])
@@ -77,19 +60,13 @@ def test_made_up_requests(client: httpx.Client, mode: str) -> None:
     "path",
     ["/", "/docs", "/page.js", "/health", "/ready", "/info", "/metrics", "/v1/models", "/v1/index", "/openapi.json"],
 )
-def test_head_is_get_without_the_body(page: httpx.Client, path: str) -> None:
-    got, asked = page.get(path), page.head(path)
+def test_head_is_get_without_the_body(client: httpx.Client, path: str) -> None:
+    got, asked = client.get(path), client.head(path)
     assert (asked.status_code, asked.content) == (got.status_code, b"")
     assert asked.headers["content-type"] == got.headers["content-type"]
     if path not in ("/metrics", "/ready"):
         assert asked.headers["content-length"] == got.headers["content-length"]
 
 
-def test_head_of_what_is_not_there(page: httpx.Client) -> None:
-    assert [page.head(path).status_code for path in ("/nothing", "/v1/embeddings")] == [404, 405]
-
-
-@pytest.fixture(scope="module")
-def page(predictor: Predictor, searcher: Searcher) -> Iterator[httpx.Client]:
-    with running(predictor, searcher, page=True) as client:
-        yield client
+def test_head_of_what_is_not_there(client: httpx.Client) -> None:
+    assert [client.head(path).status_code for path in ("/nothing", "/v1/embeddings")] == [404, 405]

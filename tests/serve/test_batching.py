@@ -8,8 +8,9 @@ from unittest.mock import ANY
 
 import pytest
 
+from bridgetower.serve.errors import ApiError
 from bridgetower.serve.metrics import Metrics
-from bridgetower.serve.queues import FETCHING, Batcher, QueueFullError
+from bridgetower.serve.queues import FETCHING, Batcher
 
 pytestmark = pytest.mark.anyio
 
@@ -76,9 +77,9 @@ async def test_no_more_is_admitted_than_the_queue_takes() -> None:
     batcher = Batcher(Doubling(), max_batch=4, queue=10)
     with batcher.admission(7):
         assert batcher.admitted == 7
-        with pytest.raises(QueueFullError, match="try again in") as caught, batcher.admission(4):
+        with pytest.raises(ApiError, match="try again in") as caught, batcher.admission(4):
             pass
-        assert caught.value.retry_after >= 1
+        assert caught.value.status == 429
         with batcher.admission(3):
             assert batcher.admitted == 10
     assert batcher.admitted == 0
@@ -91,11 +92,11 @@ async def test_requests_that_fetch_take_no_places_of_others() -> None:
         for count in (100, *[1] * (FETCHING - 1)):
             stack.enter_context(batcher.admission(count, fetches=True))
         for count in (1, 2):
-            with pytest.raises(QueueFullError), batcher.admission(count, fetches=True):
+            with pytest.raises(ApiError), batcher.admission(count, fetches=True):
                 pass
         with batcher.admission(600):
             assert batcher.admitted == 1199
-    with batcher.admission(1, fetches=True), pytest.raises(QueueFullError), batcher.admission(600, fetches=True):
+    with batcher.admission(1, fetches=True), pytest.raises(ApiError), batcher.admission(600, fetches=True):
         pass
     assert batcher.admitted == 0
     await batcher.close()
@@ -206,7 +207,7 @@ async def test_a_model_that_always_fails_is_not_alive_until_it_computes_again() 
 async def test_the_time_to_wait_is_that_of_all_that_is_queued() -> None:
     batcher = Batcher(Doubling(), max_batch=4, queue=100)
     with batcher.admission(90):
-        with pytest.raises(QueueFullError) as refused, batcher.admission(20):
+        with pytest.raises(ApiError) as refused, batcher.admission(20):
             pass
-        assert refused.value.retry_after == 23  # 90 items at 4 a second
+        assert refused.value.headers == {"Retry-After": "23"}  # 90 items at 4 a second
     await batcher.close()

@@ -4,7 +4,6 @@ import base64
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from bridgetower.predictor import Predictor, load
-from bridgetower.serve import embeddings, schemas
-from served import PNGS, TEXTS, URIS, error_of, running
+from bridgetower.predictor import Predictor
+from bridgetower.serve import model_routes, schemas
+from served import PNGS, TEXTS, URIS, Running, error_of
 
 PATH = "/v1/embeddings"
 Post = Callable[..., Any]
@@ -173,10 +172,9 @@ class TestRefusals:
             assert "1025 items, the limit is 1024" in refused(PATH, 413, input=[entry] * 1025)["message"]
         assert "at most 4096" in refused(PATH, 413, input=[{"text": "a"}] * 4097)["message"]
 
-    def test_a_model_without_contrastive_head(self, answering_checkpoint: Path) -> None:
-        with running(load(answering_checkpoint, device="cpu")) as client:
-            error = error_of(client.post(PATH, json={"input": "a"}), 400)
-            answer = client.post(PATH, json={"input": {"text": "a", "image": URIS[0]}}).json()
+    def test_a_model_without_contrastive_head(self, alone: Running) -> None:
+        error = error_of(alone.client.post(PATH, json={"input": "a"}), 400)
+        answer = alone.client.post(PATH, json={"input": {"text": "a", "image": URIS[0]}}).json()
         assert "no contrastive (ITC) head" in error["message"]
         assert error["code"] == "unsupported_by_model"
         assert len(vectors(answer)) == 1
@@ -213,7 +211,7 @@ def test_long_responses_are_built_outside_of_the_event_loop(
         threads.append(threading.current_thread().name)
         return usage(tokens)
 
-    for module in (schemas, embeddings):
+    for module in (schemas, model_routes):
         monkeypatch.setattr(module, "usage", seen)
     post(path, **body)
     assert [name.partition("_")[0] for name in threads] == ["asyncio"]

@@ -1,6 +1,5 @@
 """Errors have one form, tell no more than they should, and a failure of the server does not end it."""
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -8,14 +7,14 @@ import httpx
 import pytest
 
 from bridgetower.predictor import Predictor
-from served import error_of, running
+from served import error_of
 
 
 def test_unknown_paths_and_methods(client: httpx.Client) -> None:
     assert error_of(client.get("/v1/other"), 404)["message"] == "GET /v1/other: Not Found"
     error = error_of(client.get("/v1/embeddings"), 405)
     assert error["code"] == "method_not_allowed"
-    assert error_of(client.post("/", json={}), 404)["type"] == "not_found_error"
+    assert error_of(client.post("/other", json={}), 404)["type"] == "not_found_error"
 
 
 @pytest.mark.parametrize(
@@ -46,20 +45,23 @@ def test_json_under_another_name(client: httpx.Client) -> None:
     assert "with the header Content-Type: application/json" in error_of(response, 400)["message"]
 
 
-def test_a_failure_is_logged_and_tells_nothing(predictor: Predictor, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failure_is_logged_with_its_id_and_tells_nothing(
+    client: httpx.Client, predictor: Predictor, caplog: pytest.LogCaptureFixture
+) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("secret of the inside")
 
-    with running(predictor) as client, caplog.at_level(logging.ERROR):
-        hook = predictor.model.text.word_embedding.register_forward_pre_hook(fail)
-        try:
-            error = error_of(client.post("/v1/embeddings", json={"input": "a"}), 500)
-        finally:
-            hook.remove()
-        assert error["code"] == "internal_error"
-        assert "secret" not in error["message"]
-        assert "secret of the inside" in caplog.text
-        assert client.post("/v1/embeddings", json={"input": "a"}).status_code == 200
+    ask = {"json": {"input": "a"}, "headers": {"X-Request-ID": "unlucky"}}
+    hook = predictor.model.text.word_embedding.register_forward_pre_hook(fail)
+    try:
+        error = error_of(client.post("/v1/embeddings", **ask), 500)
+    finally:
+        hook.remove()
+    assert error["code"] == "internal_error"
+    assert "secret" not in error["message"]
+    assert "secret of the inside" in caplog.text
+    assert "POST /v1/embeddings failed, request unlucky" in caplog.text
+    assert client.post("/v1/embeddings", **ask).status_code == 200
 
 
 def test_little_of_a_request_comes_back(refused: Callable[..., dict[str, Any]]) -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 from bridgetower.predictor import Predictor
 from bridgetower.processor import open_reduced
 from bridgetower.processor.images import MEMORY_PER_PIXEL
-from bridgetower.serve.decoding import Decoders
+from bridgetower.serve.inputs import Decoders
 from served import URIS, Running, error_of, started
 
 MEBI = 2**20
@@ -191,7 +191,7 @@ def test_hostile_images_get_an_error_and_others_their_answer(small: Running) -> 
     assert asked(small, URIS[0]).json()["data"][0]["embedding"] == expected
     if sys.platform == "linux":
         assert memory(os.getpid(), "VmRSS") < begin + 64 * MEBI
-        decoders = small.service.inputs.decoders
+        decoders = small.service.main.decoders
         for process in decoders.processes:
             assert memory(process.pid, "VmHWM") < decoders.memory
             assert memory(process.pid, "VmRSS") < 128 * MEBI

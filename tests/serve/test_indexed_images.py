@@ -23,8 +23,8 @@ from PIL import Image
 from bridgetower.predictor import Predictor
 from bridgetower.search.build import build_index
 from bridgetower.search.searcher import Searcher
-from bridgetower.serve.decoding import Decoders
-from served import URIS, Running, error_of, png, running, started, until
+from bridgetower.serve.inputs import Decoders
+from served import URIS, Running, changed, error_of, png, started, until
 from shapes import write_pictures
 
 
@@ -50,7 +50,7 @@ class Album:
 
 
 @contextmanager
-def album_in(folder: Path, predictor: Predictor) -> Iterator[Album]:
+def album_in(folder: Path, server: Running) -> Iterator[Album]:
     root = folder / "photos"
     (root / "deep").mkdir(parents=True)
     for name, seed in (("a.png", 1), ("b.png", 2), ("deep/c.png", 3)):
@@ -63,23 +63,19 @@ def album_in(folder: Path, predictor: Predictor) -> Iterator[Album]:
     Image.new("RGBA", (40, 20), (255, 0, 0, 0)).save(root / "clear.png")
     Image.new("RGB", (1200, 1000)).save(root / "many.png")
     Image.fromarray(noise[:, :700]).save(root / "large.bmp")
+    predictor = server.service.main.predictor
     build_index(root, folder / "photos.lance", predictor)
     ids = {str(file.relative_to(root)): hashlib.sha256(file.read_bytes()).hexdigest() for file in root.rglob("*.*")}
-    with running(predictor, Searcher(folder / "photos.lance", predictor), max_pixels=1, max_body=1) as client:
+    decoders = Decoders(max_pixels=10**6, memory=2**28)
+    with changed(server, Searcher(folder / "photos.lance", predictor), decoders=decoders, max_body=1) as client:
         yield Album(root, client, ids)
+    decoders.close()
 
 
 @pytest.fixture(scope="module")
-def album(predictor: Predictor, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Album]:
-    """One that no test changes."""
-    with album_in(tmp_path_factory.mktemp("album"), predictor) as found:
-        yield found
-
-
-@pytest.fixture
-def own(predictor: Predictor, tmp_path: Path) -> Iterator[Album]:
-    """One of a test's own."""
-    with album_in(tmp_path, predictor) as found:
+def album(server: Running, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Album]:
+    """What no test changes."""
+    with album_in(tmp_path_factory.mktemp("album"), server) as found:
         yield found
 
 
@@ -147,15 +143,20 @@ def test_paths_addresses_and_odd_sizes(album: Album) -> None:
         assert error_of(album.get("a.png", size=size), 400)["param"] == "size"
 
 
-def test_what_is_not_in_the_index(own: Album) -> None:
-    error = error_of(own.client.get(f"/v1/pictures/{'0' * 64}"), 404)
-    assert error["message"] == "the index has no image with this id"
-    (own.root / "new.png").write_bytes(png(9))
-    assert error_of(own.client.get(f"/v1/pictures/{hashlib.sha256(png(9)).hexdigest()}"), 404)
+def test_what_is_not_in_the_index(album: Album) -> None:
+    (album.root / "new.png").write_bytes(png(9))
+    for digest in ("0" * 64, hashlib.sha256(png(9)).hexdigest()):
+        error = error_of(album.client.get(f"/v1/pictures/{digest}"), 404)
+        assert error["message"] == "the index has no image with this id"
 
 
-def test_what_took_the_place_of_a_file(own: Album, tmp_path: Path) -> None:
+def test_what_took_the_place_of_a_file(server: Running, tmp_path: Path) -> None:
     """Another file, a link to one, a device, a pipe, a folder; a copy elsewhere in the index will do."""
+    with album_in(tmp_path, server) as own:
+        check_places(own, tmp_path)
+
+
+def check_places(own: Album, tmp_path: Path) -> None:
     secret = tmp_path / "secret.png"
     secret.write_bytes(png(77))
     file = own.root / "b.png"
@@ -185,20 +186,19 @@ def test_what_took_the_place_of_a_file(own: Album, tmp_path: Path) -> None:
     own.gone("a.png")
 
 
-def test_an_index_of_what_is_outside(predictor: Predictor, tmp_path: Path) -> None:
+def test_an_index_of_what_is_outside(server: Running, predictor: Predictor, tmp_path: Path) -> None:
     """A table may name any file; a search finds it, but nobody is sent it."""
     write_pictures(tmp_path)
     (tmp_path / "in").mkdir()
     lines = ["image,caption", "../00.png,one", f"{tmp_path / '01.png'},two"]
     (tmp_path / "in" / "table.csv").write_text("\n".join(lines))
     build_index(tmp_path / "in" / "table.csv", tmp_path / "outside.lance", predictor)
-    with running(predictor, Searcher(tmp_path / "outside.lance", predictor)) as client:
+    with changed(server, Searcher(tmp_path / "outside.lance", predictor)) as client:
         data = client.post("/v1/search", json={"query": "red"}).json()["data"]
         assert len(data) == 2
         for row in data:
-            assert (
-                "cannot be read as it was indexed" in error_of(client.get(f"/v1/pictures/{row['id']}"), 404)["message"]
-            )
+            error = error_of(client.get(f"/v1/pictures/{row['id']}"), 404)
+            assert "cannot be read as it was indexed" in error["message"]
 
 
 def test_limits_hold(album: Album) -> None:
@@ -209,7 +209,7 @@ def test_limits_hold(album: Album) -> None:
     assert "cannot be read as it was indexed" in album.gone("large.bmp")
 
 
-def test_decoding_holds_up_nothing(predictor: Predictor, searcher: Searcher, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoding_holds_up_nothing(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """While images are decoded, the server answers others."""
     gate, at_work = threading.Event(), threading.Semaphore(0)
     original = Decoders.open
@@ -219,41 +219,37 @@ def test_decoding_holds_up_nothing(predictor: Predictor, searcher: Searcher, mon
         gate.wait(20)
         return original(*arguments, **options)
 
-    with started(predictor, searcher) as found:
-        monkeypatch.setattr(Decoders, "open", slow)
-        digest = found.client.get("/v1/index").json()["examples"][0]["id"]
-        with ThreadPoolExecutor(1) as pool:
-            asked = pool.submit(found.client.get, f"/v1/pictures/{digest}?size=64")
-            assert at_work.acquire(timeout=20)
-            assert found.client.get("/health").status_code == 200
-            assert found.service.batcher.admitted == 1
-            gate.set()
-            assert asked.result().status_code == 200
-        until(lambda: found.service.batcher.admitted == 0)
-
-
-def test_what_takes_too_long_is_given_up(
-    predictor: Predictor, searcher: Searcher, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    gate = threading.Event()
-    digest = searcher.index.examples(1)[0].digest
-    with started(predictor, searcher, timeout=0.5) as found:
-        monkeypatch.setattr(Decoders, "open", lambda *_, **options: gate.wait(60))
-        response = found.client.get(f"/v1/pictures/{digest}?size=64")
-        assert "no answer within 0.5 s" in error_of(response, 503)["message"]
-        assert int(response.headers["retry-after"]) >= 1
-        until(lambda: found.service.batcher.admitted == 0)
+    monkeypatch.setattr(Decoders, "open", slow)
+    digest = server.client.get("/v1/index").json()["examples"][0]["id"]
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(server.client.get, f"/v1/pictures/{digest}?size=64")
+        assert at_work.acquire(timeout=20)
+        assert server.client.get("/health").status_code == 200
+        assert server.service.batcher.admitted == 1
         gate.set()
+        assert asked.result().status_code == 200
+    until(lambda: server.service.batcher.admitted == 0)
 
 
-@pytest.fixture
-def large(tmp_path: Path, predictor: Predictor) -> tuple[Searcher, Path]:
+def test_what_takes_too_long_is_given_up(hasty: Running, searcher: Searcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = threading.Event()
+    monkeypatch.setattr(Decoders, "open", lambda *_, **options: gate.wait(60))
+    response = hasty.client.get(f"/v1/pictures/{searcher.index.examples(1)[0].digest}?size=64")
+    assert "no answer within 2 s" in error_of(response, 503)["message"]
+    assert int(response.headers["retry-after"]) >= 1
+    until(lambda: hasty.service.batcher.admitted == 0)
+    gate.set()
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory, predictor: Predictor) -> tuple[Searcher, Path]:
     """An index of a file of 17 MB, more than the buffers of a connection take, and the file."""
-    (tmp_path / "photos").mkdir()
-    file = tmp_path / "photos" / "large.bmp"
+    folder = tmp_path_factory.mktemp("large")
+    (folder / "photos").mkdir()
+    file = folder / "photos" / "large.bmp"
     Image.new("RGB", (2400, 2400), "red").save(file)
-    build_index(tmp_path / "photos", tmp_path / "photos.lance", predictor)
-    return Searcher(tmp_path / "photos.lance", predictor), file
+    build_index(folder / "photos", folder / "photos.lance", predictor)
+    return Searcher(folder / "photos.lance", predictor), file
 
 
 def asked_for(found: Running, path: str) -> socket.socket:
@@ -292,8 +288,8 @@ def test_a_reader_that_stalls_is_cut_off_in_the_end(
 ) -> None:
     searcher, file = large
     path = f"/v1/pictures/{hashlib.sha256(file.read_bytes()).hexdigest()}"
-    with started(predictor, searcher, max_body=17, timeout=1.0) as found, asked_for(found, path) as connection:
+    with started(predictor, searcher, max_body=17, timeout=0.5) as found, asked_for(found, path) as connection:
         assert connection.recv(100).startswith(b"HTTP/1.1 200")
-        time.sleep(4)  # much longer than it may take
+        time.sleep(2)  # much longer than it may take
         assert length_of(connection) < file.stat().st_size
     assert "without completing" not in caplog.text

@@ -13,17 +13,10 @@ from starlette.types import Message, Receive, Scope, Send
 
 from bridgetower.predictor import Predictor
 from bridgetower.serve.middleware import RequestLimitsMiddleware
-from served import PATIENCE, TEXTS, Running, error_of, held_up, started, until
+from served import PATIENCE, TEXTS, Running, error_of, held_up, until
 
 PATH = "/v1/embeddings"
 MIB = 2**20
-
-
-@pytest.fixture(scope="module")
-def small(predictor: Predictor) -> Iterator[Running]:
-    """A server that gives little: bodies of 1 MiB, 8 items, 2 seconds."""
-    with started(predictor, max_body=1, max_items=4, queue=8, timeout=2.0) as found:
-        yield found
 
 
 def connect(running: Running) -> socket.socket:
@@ -50,27 +43,27 @@ def large_ones(running: Running, count: int) -> Iterator[list[socket.socket]]:
 
 
 class TestSize:
-    def test_the_largest_body(self, small: Running) -> None:
+    def test_the_largest_body(self, hasty: Running) -> None:
         body, headers = json.dumps({"input": "a"}).encode(), {"Content-Type": "application/json"}
-        assert small.client.post(PATH, content=body + b" " * (MIB - len(body)), headers=headers).status_code == 200
+        assert hasty.client.post(PATH, content=body + b" " * (MIB - len(body)), headers=headers).status_code == 200
         parts = (b" " * 65536 for _ in range(40))  # without a length
         for content in (body + b" " * (MIB - len(body) + 1), parts):
-            error = error_of(small.client.post(PATH, content=content, headers=headers), 413)
+            error = error_of(hasty.client.post(PATH, content=content, headers=headers), 413)
             assert f"larger than {MIB} bytes" in error["message"]
-        with connect(small) as connection:
+        with connect(hasty) as connection:
             connection.sendall(request(b"", length=MIB + 1))  # of which nothing is read
             assert status(connection) == 413
 
-    def test_bodies_that_arrive_together_share_a_limit(self, small: Running) -> None:
+    def test_bodies_that_arrive_together_share_a_limit(self, hasty: Running) -> None:
         """Probes and small bodies have room beside as many large ones as there may be."""
-        with large_ones(small, 9) as connections:
+        with large_ones(hasty, 9) as connections:
             statuses = {status(connection) for connection in connections}
             assert 429 in statuses <= {429, 408}
-        with large_ones(small, 8):
+        with large_ones(hasty, 8):
             for _ in range(20):
-                assert small.client.post(PATH, json={"input": "a"}).status_code == 200
-                assert {small.client.get(path).status_code for path in ("/health", "/ready")} == {200}
-                assert small.client.post("/health", content=b" " * (MIB - 10)).status_code == 405
+                assert hasty.client.post(PATH, json={"input": "a"}).status_code == 200
+                assert {hasty.client.get(path).status_code for path in ("/health", "/ready")} == {200}
+                assert hasty.client.post("/health", content=b" " * (MIB - 10)).status_code == 405
 
 
 async def nothing() -> Message:
@@ -166,19 +159,19 @@ class TestRequestsTogether:
 
 
 class TestTime:
-    def test_a_slow_upload_ends(self, small: Running) -> None:
-        with connect(small) as connection:
+    def test_a_slow_upload_ends(self, hasty: Running) -> None:
+        with connect(hasty) as connection:
             connection.sendall(request(b'{"inp', length=100))
             assert status(connection) == 408
 
-    def test_no_answer_in_time(self, small: Running, predictor: Predictor) -> None:
+    def test_no_answer_in_time(self, hasty: Running, predictor: Predictor) -> None:
         with held_up(predictor):
-            response = small.client.post(PATH, json={"input": "a"})
+            response = hasty.client.post(PATH, json={"input": "a"})
             error = error_of(response, 503)
             assert int(response.headers["retry-after"]) >= 1
             assert "no answer within 2 s" in error["message"]
-        until(lambda: small.service.batcher.admitted == 0)
-        assert small.client.post(PATH, json={"input": "a"}).status_code == 200
+        until(lambda: hasty.service.batcher.admitted == 0)
+        assert hasty.client.post(PATH, json={"input": "a"}).status_code == 200
 
     def test_get_has_to_be_answered_in_time_too(self) -> None:
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -215,29 +208,29 @@ class TestTime:
 
 
 class TestQueue:
-    def test_full(self, small: Running, predictor: Predictor) -> None:
+    def test_full(self, hasty: Running, predictor: Predictor) -> None:
         with held_up(predictor) as gate, ThreadPoolExecutor(2) as pool:
-            waiting = [pool.submit(small.client.post, PATH, json={"input": [TEXTS[0]] * 4}) for _ in range(2)]
-            until(lambda: small.service.batcher.admitted == 8)
-            response = small.client.post(PATH, json={"input": "a"})
+            waiting = [pool.submit(hasty.client.post, PATH, json={"input": [TEXTS[0]] * 4}) for _ in range(2)]
+            until(lambda: hasty.service.batcher.admitted == 8)
+            response = hasty.client.post(PATH, json={"input": "a"})
             error = error_of(response, 429)
             assert (error["type"], error["code"]) == ("rate_limit_error", "queue_full")
             assert int(response.headers["retry-after"]) >= 1
             gate.set()
             assert [answer.result().status_code for answer in waiting] == [200, 200]
-        assert small.client.post(PATH, json={"input": "a"}).status_code == 200
+        assert hasty.client.post(PATH, json={"input": "a"}).status_code == 200
 
-    def test_a_client_that_leaves_makes_room(self, small: Running, predictor: Predictor) -> None:
+    def test_a_client_that_leaves_makes_room(self, hasty: Running, predictor: Predictor) -> None:
         with held_up(predictor):
-            connections = [connect(small), connect(small)]
+            connections = [connect(hasty), connect(hasty)]
             for connection in connections:
                 connection.sendall(request(json.dumps({"input": [TEXTS[0]] * 4}).encode()))
-            until(lambda: small.service.batcher.admitted == 8)
+            until(lambda: hasty.service.batcher.admitted == 8)
             connections[1].close()
-            until(lambda: small.service.batcher.admitted == 4)
+            until(lambda: hasty.service.batcher.admitted == 4)
             connections[0].close()
-            until(lambda: small.service.batcher.admitted == 0)
-        with connect(small) as connection:
+            until(lambda: hasty.service.batcher.admitted == 0)
+        with connect(hasty) as connection:
             connection.sendall(request(b'{"inp', length=100))  # and leaves while it sends
-        assert small.client.post(PATH, json={"input": "a"}).status_code == 200
-        assert small.service.batcher.admitted == 0
+        assert hasty.client.post(PATH, json={"input": "a"}).status_code == 200
+        assert hasty.service.batcher.admitted == 0

@@ -1,5 +1,6 @@
 """What the server says about its model and itself."""
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,12 @@ import pytest
 
 import bridgetower
 from bridgetower.predictor import Predictor, load
-from served import PNGS, URIS, error_of, running
+from bridgetower.serve.app import info
+from bridgetower.serve.config import ServeConfig
+from bridgetower.serve.service import Service
+from served import URIS, Running, error_of
+
+NO_HEAD = ("/v1/answer", "/v1/entail", "/v1/reason", "/v1/classify")  # in the small model
 
 
 def test_one_model(client: httpx.Client, predictor: Predictor) -> None:
@@ -26,34 +32,25 @@ def test_one_model(client: httpx.Client, predictor: Predictor) -> None:
     assert error_of(client.get("/v1/models/gpt"), 404)["code"] == "model_not_found"
 
 
-def test_a_model_is_named_after_its_source(answering_checkpoint: Path) -> None:
-    with running(load(answering_checkpoint, device="cpu")) as client:
-        (model,) = client.get("/v1/models").json()["data"]
-        assert model["id"] == str(answering_checkpoint)
-        assert model["uses"] == ["explain", "answer", "entail", "reason"]
-        assert client.get(f"/v1/models/{model['id'].removeprefix('/')}").status_code == 404
-        assert client.get(f"/v1/models/{model['id']}").json() == model
+def test_a_model_is_named_after_its_source(alone: Running, answering: Predictor) -> None:
+    (model,) = alone.client.get("/v1/models").json()["data"]
+    assert (model["id"], model["uses"]) == (answering.source, ["explain", "answer", "entail", "reason"])
+    assert alone.client.get(f"/v1/models/{model['id'].removeprefix('/')}").status_code == 404
+    assert alone.client.get(f"/v1/models/{model['id']}").json() == model
 
 
-def test_two_models(predictor: Predictor, answering_checkpoint: Path) -> None:
-    answering, name = load(answering_checkpoint, device="cpu"), str(answering_checkpoint)
-    with running(predictor, answering=answering, name="tiny") as client:
-        first, second = client.get("/v1/models").json()["data"]
-        assert (first["id"], first["uses"]) == ("tiny", ["embeddings", "match", "fill-mask", "explain"])
-        assert (second["id"], second["uses"]) == (name, ["answer", "entail", "reason"])
-        assert second["fingerprint"] == answering.fingerprint != first["fingerprint"]
-        assert client.get(f"/v1/models/{name}").json() == second
-        assert client.get("/v1/models/tiny").json() == first
-        question = {"images": URIS[0], "questions": "which colour?", "top": 2}
-        for named in ({}, {"model": name}):
-            answer = client.post("/v1/answer", json=question | named).json()
-            assert answer["model"] == name
-            expected = answering.answer(PNGS[0], "which colour?", top=2)
-            labels = [choice["label"] for choice in answer["data"][0]["answers"]]
-            assert labels == [choice.label for choice in expected]
-        message = error_of(client.post("/v1/answer", json=question | {"model": "tiny"}), 404)["message"]
-        assert message == f"model is 'tiny'; this server has '{name}' for this"
-        error_of(client.post("/v1/embeddings", json={"input": "a", "model": name}), 404)
+def test_two_models(both: Running, answering: Predictor) -> None:
+    client, name = both.client, answering.source
+    first, second = client.get("/v1/models").json()["data"]
+    assert (first["id"], first["uses"]) == ("tiny", ["embeddings", "match", "fill-mask", "explain"])
+    assert (second["id"], second["uses"]) == (name, ["answer", "entail", "reason"])
+    assert second["fingerprint"] == answering.fingerprint != first["fingerprint"]
+    assert [client.get(f"/v1/models/{one}").json() for one in ("tiny", name)] == [first, second]
+    question = {"images": URIS[0], "questions": "which colour?", "top": 2}
+    assert client.post("/v1/answer", json=question | {"model": name}).json()["model"] == name
+    message = error_of(client.post("/v1/answer", json=question | {"model": "tiny"}), 404)["message"]
+    assert message == f"model is 'tiny'; this server has '{name}' for this"
+    error_of(client.post("/v1/embeddings", json={"input": "a", "model": name}), 404)
 
 
 def test_health_and_readiness(client: httpx.Client) -> None:
@@ -71,38 +68,29 @@ def test_every_example_works(client: httpx.Client, post: Callable[..., Any]) -> 
             if "requestBody" in operation:
                 reference = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
                 for example in schemas[reference.rpartition("/")[2]]["examples"]:
-                    if path not in (
-                        "/v1/answer",
-                        "/v1/entail",
-                        "/v1/reason",
-                        "/v1/classify",
-                    ):  # the small model has no head for it
+                    if path not in NO_HEAD:
                         post(path, **example)
                         tried += 1
     assert tried >= 8
 
 
-def test_info_has_the_fields_of_text_embeddings_inference(predictor: Predictor) -> None:
-    with running(predictor, name="tiny", max_batch=4, max_items=8, queue=100) as client:
-        assert client.get("/info").json() == {
-            "model_id": "tiny",
-            "model_sha": predictor.fingerprint,
-            "model_dtype": "float32",
-            "model_type": {"embedding": {"pooling": "cls"}},
-            "max_concurrent_requests": 100,
-            "max_input_length": 24,
-            "max_batch_tokens": 96,
-            "max_batch_requests": 4,
-            "max_client_batch_size": 8,
-            "auto_truncate": False,
-            "tokenization_workers": 1,
-            "version": bridgetower.__version__,
-        }
-
-
-def test_info_names_the_precision(tiny_checkpoint: Path) -> None:
-    with running(load(tiny_checkpoint, device="cpu", precision="bf16")) as client:
-        assert client.get("/info").json()["model_dtype"] == "bfloat16"
+def test_info_has_the_fields_of_text_embeddings_inference(tiny_checkpoint: Path) -> None:
+    model = load(tiny_checkpoint, device="cpu", precision="bf16")
+    config = ServeConfig(name="tiny", max_batch=4, max_items=8, queue=100)
+    assert asyncio.run(info(Service(model, config))) == {
+        "model_id": "tiny",
+        "model_sha": model.fingerprint,
+        "model_dtype": "bfloat16",
+        "model_type": {"embedding": {"pooling": "cls"}},
+        "max_concurrent_requests": 100,
+        "max_input_length": 24,
+        "max_batch_tokens": 96,
+        "max_batch_requests": 4,
+        "max_client_batch_size": 8,
+        "auto_truncate": False,
+        "tokenization_workers": 1,
+        "version": bridgetower.__version__,
+    }
 
 
 def test_labels_of_many_images_have_a_limit(client: httpx.Client) -> None:

@@ -11,16 +11,9 @@ import pytest
 
 from bridgetower.predictor import Predictor
 from bridgetower.serve.metrics import ACCESS_LOG
-from bridgetower.serve.service import Service
-from served import TEXTS, error_of, running, until
+from served import BEARER, TEXTS, Running, error_of, until
 
 NEW = re.compile("[0-9a-f]{32}")
-
-
-@pytest.fixture(scope="module")
-def logging_client(predictor: Predictor) -> Iterator[httpx.Client]:
-    with running(predictor, access_log=True, api_key="secret", forwarded_allow_ips=("127.0.0.1",)) as client:
-        yield client
 
 
 @pytest.fixture
@@ -59,11 +52,11 @@ def test_other_ids_are_replaced(client: httpx.Client, given: Any) -> None:
     assert all(NEW.fullmatch(one) for one in ids)
 
 
-def test_a_line_for_each_request(logging_client: httpx.Client, lines: Callable[[int], list[dict[str, Any]]]) -> None:
-    key = {"Authorization": "Bearer secret"}
-    answer = logging_client.post("/v1/embeddings", json={"input": "a bar"}, headers=key | {"X-Request-ID": "mine"})
-    error_of(logging_client.post("/v1/embeddings", json={"input": "a bar"}), 401)
-    error_of(logging_client.get("/a%0Ab\u202ec?key=private", headers=key | {"X-Forwarded-For": "203.0.113.9"}), 404)
+def test_a_line_for_each_request(locked: Running, lines: Callable[[int], list[dict[str, Any]]]) -> None:
+    client = locked.client
+    answer = client.post("/v1/embeddings", json={"input": "a bar"}, headers=BEARER | {"X-Request-ID": "mine"})
+    error_of(client.post("/v1/embeddings", json={"input": "a bar"}), 401)
+    error_of(client.get("/a%0Ab\u202ec?key=private", headers=BEARER | {"X-Forwarded-For": "203.0.113.9"}), 404)
     first, *others = lines(3)
     second, third = sorted(others, key=lambda line: line["status"])  # what is refused has its body read afterwards
     assert first.pop("seconds") > 0
@@ -86,15 +79,6 @@ def test_no_line_unless_it_is_asked_for(client: httpx.Client, lines: Callable[[i
     assert lines(0) == []
 
 
-def test_a_failure_is_logged_with_its_id(
-    predictor: Predictor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    with running(predictor) as client:
-        monkeypatch.setattr(Service, "uses", lambda *_: 1 / 0)
-        error_of(client.get("/v1/models", headers={"X-Request-ID": "unlucky"}), 500)
-    assert "GET /v1/models failed, request unlucky" in caplog.text
-
-
 def figures(client: httpx.Client) -> dict[str, float]:
     response = client.get("/metrics")
     assert response.headers["content-type"].startswith("text/plain")
@@ -102,22 +86,20 @@ def figures(client: httpx.Client) -> dict[str, float]:
     return {name: float(value) for name, value in lines}
 
 
-def test_requests_batches_and_memory(predictor: Predictor) -> None:
-    with running(predictor, name="tiny", max_batch=4) as client:
-        before = figures(client)
-        for body in ({"input": TEXTS * 2}, {"input": "a"}, {"input": 7}):
-            client.post("/v1/embeddings", json=body)
-        client.get("/v1/models/tiny")
-        client.get("/nowhere/1")
-        client.get("/nowhere/2")
-        after = figures(client)
+def test_requests_batches_and_memory(client: httpx.Client, predictor: Predictor) -> None:
+    before = figures(client)
+    for body in ({"input": TEXTS * 6}, {"input": "a"}, {"input": 7}):
+        client.post("/v1/embeddings", json=body)
+    for path in ("/v1/models/tiny", "/nowhere/1", "/nowhere/2"):
+        client.get(path)
+    after = figures(client)
     gained = {name: value - before.get(name, 0) for name, value in after.items()}
     assert gained['bridgetower_requests_total{route="/v1/embeddings",status="200"}'] == 2
     assert gained['bridgetower_requests_total{route="/v1/embeddings",status="400"}'] == 1
     assert gained['bridgetower_requests_total{route="/v1/models/{name:path}",status="200"}'] == 1
     assert gained['bridgetower_requests_total{route="none",status="404"}'] == 2
     assert gained['bridgetower_request_seconds_count{route="/v1/embeddings"}'] == 3
-    assert gained["bridgetower_batch_items_sum"] == 7
+    assert gained["bridgetower_batch_items_sum"] == 19
     assert gained["bridgetower_batch_items_count"] == 3
     for name in ("items_admitted", "items_queued", "items_computing"):
         assert after[f"bridgetower_{name}"] == 0

@@ -8,7 +8,7 @@ import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,45 +19,48 @@ import httpcore
 import pytest
 
 from bridgetower.predictor import Predictor
-from bridgetower.serve.decoding import Decoders
+from bridgetower.serve import remote as remote_module
 from bridgetower.serve.errors import ApiError
-from bridgetower.serve.inputs import Inputs
+from bridgetower.serve.inputs import Decoders, Inputs
 from bridgetower.serve.remote import AT_ONCE, RemoteImages, is_public
-from served import PNGS, URIS, error_of, running, started, until
+from served import PNGS, URIS, error_of, started, until
+
+FILE = "/a.png?size=1"
 
 
 class Images(BaseHTTPRequestHandler):
     """An image, and what a host may do instead of sending one."""
 
     def do_GET(self) -> None:
-        if self.path == "/a.png?size=1":
-            self._send(PNGS[0])
-        elif self.path == "/moved":
-            self.send_response(302)
-            self.send_header("Location", "/a.png?size=1")
-            self.end_headers()
-        elif self.path == "/endless":
-            self._send(b"x" * 300_000)
-        elif self.path == "/slow":
-            self.send_response(200)
-            self.end_headers()
-            for _ in range(20):
-                self.wfile.write(b"x")
-                time.sleep(0.2)
-        elif self.path == "/headers":
-            self.wfile.write(b"HTTP/1.0 200 OK\r\nX-Endless: ")
-            for _ in range(100):
-                self.wfile.write(b"x")
-                time.sleep(0.2)
-        elif self.path == "/garbage":
-            self.wfile.write(b"garbage\r\n\r\n")
-        else:
-            self.send_error(404)
+        match self.path:
+            case "/a.png?size=1":
+                self._send(PNGS[0])
+            case "/moved":
+                self.send_response(302)
+                self.send_header("Location", FILE)
+                self.end_headers()
+            case "/endless":
+                self._send(b"x" * 300_000)
+            case "/slow":
+                self._send(b"")
+                self._drip()
+            case "/headers":
+                self.wfile.write(b"HTTP/1.0 200 OK\r\nX-Endless: ")
+                self._drip()
+            case "/garbage":
+                self.wfile.write(b"garbage\r\n\r\n")
+            case _:
+                self.send_error(404)
 
     def _send(self, content: bytes) -> None:
         self.send_response(200)
         self.end_headers()
         self.wfile.write(content)
+
+    def _drip(self) -> None:
+        for _ in range(20):
+            self.wfile.write(b"x")
+            time.sleep(0.1)
 
     def log_message(self, *_: object) -> None:
         """Keeps the tests quiet."""
@@ -77,28 +80,43 @@ def place() -> Iterator[str]:
 
 
 @pytest.fixture
-def remote(place: str) -> RemoteImages:
-    """What may connect to this machine, as tests must."""
-    port = place.rpartition(":")[2]
-    hosts = [place, f"localhost:{port}"]
-    return RemoteImages(hosts, max_bytes=200_000, timeout=1.0, may_connect=lambda address: address.is_loopback)
+def near(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets connections go to this machine and nowhere else."""
+    monkeypatch.setattr(remote_module, "is_public", lambda address: address.is_loopback)
+
+
+@pytest.fixture
+def remote(place: str, near: None) -> RemoteImages:
+    return RemoteImages([place, place.replace("127.0.0.1", "localhost")], max_bytes=200_000, timeout=0.5)
+
+
+@pytest.fixture
+def looked_up(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[[], list[str]]], RemoteImages]:
+    """Returns what looks a host up by a function in place of the system."""
+    look_up = socket.getaddrinfo
+
+    def led(host: str, addresses: Callable[[], list[str]], timeout: float = 5.0) -> RemoteImages:
+        def found(asked: Any, *rest: Any, **options: Any) -> Any:
+            if asked != host.partition(":")[0]:
+                return look_up(asked, *rest, **options)
+            return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (address, 0)) for address in addresses()]
+
+        monkeypatch.setattr(socket, "getaddrinfo", found)
+        return RemoteImages([host], max_bytes=200_000, timeout=timeout)
+
+    return led
 
 
 def test_an_image(remote: RemoteImages, place: str) -> None:
-    for url in (f"http://{place}/a.png?size=1", f"HTTP://{place.replace('127.0.0.1', 'LOCALHOST')}/a.png?size=1#part"):
+    for url in (f"http://{place}{FILE}", f"HTTP://{place.replace('127.0.0.1', 'LOCALHOST')}{FILE}#part"):
         assert fetched(remote, url) == PNGS[0]
 
 
-def led_to(host: str, addresses: list[str], **settings: Any) -> RemoteImages:
-    """What looks a host up as these addresses."""
-    return RemoteImages([host], max_bytes=200_000, timeout=5.0, look_up=lambda *_: addresses, **settings)
-
-
+@pytest.mark.usefixtures("near")
 @pytest.mark.parametrize("addresses", [["127.0.0.1", "127.0.0.2"], ["127.0.0.2", "127.0.0.1"]])
-def test_all_addresses_of_a_host_are_tried(place: str, addresses: list[str]) -> None:
+def test_all_addresses_of_a_host_are_tried(place: str, addresses: list[str], looked_up: Any) -> None:
     host = place.replace("127.0.0.1", "images.test")
-    remote = led_to(host, addresses, may_connect=lambda _: True)
-    assert fetched(remote, f"http://{host}/a.png?size=1") == PNGS[0]
+    assert fetched(looked_up(host, lambda: addresses), f"http://{host}{FILE}") == PNGS[0]
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
@@ -113,34 +131,28 @@ def test_all_addresses_of_a_host_are_tried(place: str, addresses: list[str]) -> 
     ],
 )
 def test_a_host_with_an_address_that_is_not_public_is_not_connected_to(
-    addresses: list[str], scheme: str, monkeypatch: pytest.MonkeyPatch
+    addresses: list[str], scheme: str, looked_up: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def connect(*given: Any, **options: Any) -> None:
         pytest.fail(f"connects to {given}")
 
     monkeypatch.setattr(anyio, "connect_tcp", connect)
     with pytest.raises(ValueError, match="is at an address that is not public"):
-        fetched(led_to("example.org", addresses), f"{scheme}://example.org/a.png")
+        fetched(looked_up("example.org", lambda: addresses), f"{scheme}://example.org/a.png")
 
 
-def test_what_is_connected_to_is_what_was_checked(place: str) -> None:
+@pytest.mark.usefixtures("near")
+def test_what_is_connected_to_is_what_was_checked(place: str, looked_up: Any) -> None:
     """A name that resolves to another address by the time of the connection is of no use."""
-    answers = [["127.0.0.1"], ["127.0.0.9"]]
+    answers = [["127.0.0.9"], ["127.0.0.1"]]
     host = place.replace("127.0.0.1", "images.test")
-    looked: list[str] = []
-
-    def look_up(name: str, port: int) -> list[str]:
-        looked.append(name)
-        return answers.pop(0)
-
-    remote = RemoteImages(
-        [host], max_bytes=200_000, timeout=5.0, look_up=look_up, may_connect=lambda one: one.is_loopback
-    )
-    assert fetched(remote, f"http://{host}/a.png?size=1") == PNGS[0]
-    assert looked == ["images.test"]
+    assert fetched(looked_up(host, answers.pop), f"http://{host}{FILE}") == PNGS[0]
+    assert answers == [["127.0.0.9"]]
 
 
-def test_an_address_that_does_not_answer_has_a_share_of_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_that_does_not_answer_has_a_share_of_the_time(
+    looked_up: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     given: list[float] = []
 
     async def connect(self: Any, address: str, port: int, seconds: float, *_: Any) -> None:
@@ -149,7 +161,7 @@ def test_an_address_that_does_not_answer_has_a_share_of_the_time(monkeypatch: py
 
     monkeypatch.setattr(httpcore.AnyIOBackend, "connect_tcp", connect)
     with pytest.raises(ValueError, match="did not arrive within 5 s"):
-        fetched(led_to("example.org", ["8.8.8.8", "9.9.9.9", "1.1.1.1"]), "http://example.org/a.png")
+        fetched(looked_up("example.org", lambda: ["8.8.8.8", "9.9.9.9", "1.1.1.1"]), "http://example.org/a.png")
     assert given == pytest.approx([5 / 3, 5 / 2, 5], rel=0.05)
 
 
@@ -157,13 +169,9 @@ def test_an_address_that_does_not_answer_has_a_share_of_the_time(monkeypatch: py
     ("path", "words"),
     [
         ("/moved", "status 302; redirects are not followed"),
-        ("/other", "status 404$"),
-        ("/", "status 404$"),
-        ("", "status 404$"),
-        ("?a", "status 404$"),
+        *((path, "status 404$") for path in ("/other", "/", "", "?a")),
         ("/endless", "larger than 200000 bytes"),
-        ("/slow", "did not arrive within 1 s"),
-        ("/headers", "did not arrive within 1 s"),
+        *((path, r"did not arrive within 0\.5 s") for path in ("/slow", "/headers")),
         ("/garbage", "does not answer in HTTP"),
     ],
 )
@@ -172,37 +180,21 @@ def test_what_a_host_may_do_instead(remote: RemoteImages, place: str, path: str,
         fetched(remote, f"http://{place}{path}")
 
 
-@pytest.mark.parametrize(
-    "url",
-    [
-        "http://example.org/a.png",
-        "http://127.0.0.1/a.png",
-        "http://127.0.0.1:1/a.png",
-        "http://user@{place}/a.png",
-        "http://{place}@example.org/a.png",
-        "http://{place}.example.org/a.png",
-        "https:///a.png",
-        "http://[::1/a.png",
-        "http://{place}/a b",
-        "http://{place}/\r\nHost: other",
-        "http://{place}/ä.png",
-    ],
-)
+ODD = ["http://example.org/a.png", "http://127.0.0.1/a.png", "http://127.0.0.1:1/a.png", "http://user@{place}/a.png"]
+ODD += ["http://{place}@example.org/a.png", "http://{place}.example.org/a.png", "https:///a.png", "http://[::1/a.png"]
+ODD += ["http://{place}/a b", "http://{place}/\r\nHost: other", "http://{place}/ä.png"]
+
+
+@pytest.mark.parametrize("url", ODD)
 def test_other_hosts_and_odd_urls(remote: RemoteImages, place: str, url: str) -> None:
     with pytest.raises(ValueError, match=r"not fetched from|must be escaped|Port|Invalid|netloc"):
         fetched(remote, url.format(place=place))
 
 
-def test_a_name_that_leads_to_this_machine(place: str) -> None:
-    remote = RemoteImages([place], max_bytes=200_000, timeout=1.0)
-    with pytest.raises(ValueError, match="at an address that is not public"):
-        fetched(remote, f"http://{place}/a.png?size=1")
-
-
-def test_a_name_that_leads_nowhere() -> None:
-    remote = RemoteImages(["nowhere.invalid"], max_bytes=9, timeout=1.0)
-    with pytest.raises(ValueError, match=r"'nowhere\.invalid' is not known"):
-        fetched(remote, "https://nowhere.invalid/a.png")
+def test_names_that_lead_to_this_machine_and_nowhere(place: str) -> None:
+    for host, words in ((place, "at an address that is not public"), ("nowhere.invalid", "is not known")):
+        with pytest.raises(ValueError, match=words):
+            fetched(RemoteImages([host], max_bytes=9, timeout=5.0), f"http://{host}/a.png")
 
 
 class Hanging:
@@ -213,7 +205,7 @@ class Hanging:
         self.most = self.now = 0
         self._lock = threading.Lock()
 
-    def __call__(self, host: str, port: int) -> list[str]:
+    def __call__(self) -> list[str]:
         with self._lock:
             self.now += 1
             self.most = max(self.most, self.now)
@@ -223,24 +215,22 @@ class Hanging:
         raise OSError("let go")
 
 
-def test_a_look_up_that_hangs_is_left_alone() -> None:
+def test_a_look_up_that_hangs_is_left_alone(looked_up: Any) -> None:
     hanging = Hanging()
-    remote = RemoteImages(["example.org"], max_bytes=9, timeout=0.2, look_up=hanging)
+    remote = looked_up("example.org", hanging, timeout=0.1)
     for _ in range(AT_ONCE + 2):
-        with pytest.raises(ValueError, match=r"did not arrive within 0\.2 s"):
+        with pytest.raises(ValueError, match=r"did not arrive within 0\.1 s"):
             fetched(remote, "http://example.org/a.png")
-    while hanging.now < AT_ONCE:
-        time.sleep(0.01)
+    until(lambda: hanging.now == AT_ONCE)
     assert hanging.most == AT_ONCE
     hanging.go.set()
-    patient = RemoteImages(["example.org"], max_bytes=9, timeout=60, look_up=hanging)
     with pytest.raises(ValueError, match=r"'example\.org' is not known \(let go\)"):
-        fetched(patient, "http://example.org/a.png")
+        fetched(looked_up("example.org", hanging, timeout=60.0), "http://example.org/a.png")
 
 
-def test_slow_hosts_do_not_hold_those_who_decode(predictor: Predictor) -> None:
+def test_slow_hosts_do_not_hold_those_who_decode(predictor: Predictor, looked_up: Any) -> None:
     hanging = Hanging()
-    remote = RemoteImages(["example.org"], max_bytes=9, timeout=600, look_up=hanging)
+    remote = looked_up("example.org", hanging, timeout=600.0)
     inputs = Inputs(predictor.processor, Decoders(max_pixels=10_000, memory=2**28), remote=remote)
 
     async def both() -> list[object]:
@@ -258,22 +248,30 @@ def test_slow_hosts_do_not_hold_those_who_decode(predictor: Predictor) -> None:
     inputs.close()
 
 
-def test_slow_hosts_take_no_places(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
-    hanging, look_up = Hanging(), socket.getaddrinfo
-
-    def hanging_for_one(host: str, port: int, *rest: Any, **options: Any) -> Any:
-        return hanging(host, port) if host == "example.org" else look_up(host, port, *rest, **options)
-
-    monkeypatch.setattr(socket, "getaddrinfo", hanging_for_one)
-    far, param = "http://example.org/a.png", {"modality": "image"}
+def test_a_server_that_allows_hosts(predictor: Predictor, place: str, looked_up: Any) -> None:
+    """What it refuses; and slow hosts take no places of requests that fetch nothing."""
+    hanging = Hanging()
+    looked_up("slow.example", hanging)
+    far, param = "http://slow.example/a.png", {"modality": "image"}
     requests: list[tuple[str, dict[str, Any]]] = [
         ("/v1/embeddings", {"input": [far] * 2, **param}),
         ("/v1/match", {"images": far, "texts": "a"}),
         ("/v1/rerank", {"query": {"image": far}, "documents": ["a"]}),
         ("/v1/explain", {"image": far, "text": "a"}),
     ]
-    limits = {"queue": 5, "max_items": 5, "allow_host": ("example.org",), "timeout": 600.0}
+    limits = {"queue": 5, "max_items": 5, "allow_host": ("slow.example", place), "timeout": 600.0}
     with started(predictor, **limits) as server, ThreadPoolExecutor(len(requests)) as pool:
+        for url, words in (
+            (f"http://{place}{FILE}", "not public"),
+            ("http://example.org/a.png", "not fetched from 'example.org'"),
+            ("file:///etc/passwd", "expected a data URI"),
+            (f"http://{'a' * 10**6}.org/a.png", "a.org'; send a data URI"),
+        ):
+            for body in ({"input": url, "modality": "image"}, {"input": ["a", {"text": "a", "image": url}]}):
+                error = error_of(server.client.post("/v1/embeddings", json=body), 400)
+                assert words in error["message"]
+                assert len(error["message"]) <= 4003
+                assert error["code"] == "invalid_image"
         slow = [pool.submit(server.client.post, path, json=body) for path, body in requests]
         until(lambda: server.service.batcher.admitted == 5)
         error_of(server.client.post("/v1/embeddings", json={"input": far, **param}), 429)
@@ -301,56 +299,34 @@ def encrypted(tmp_path: Path) -> Iterator[tuple[str, Path]]:
         server.shutdown()
 
 
+@pytest.mark.usefixtures("near")
 def test_certificates(encrypted: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     port, certificate = encrypted
-    hosts = [f"localhost:{port}", f"127.0.0.1:{port}"]
+    local, number = (f"https://{host}:{port}{FILE}" for host in ("localhost", "127.0.0.1"))
 
     def remote() -> RemoteImages:
-        return RemoteImages(hosts, max_bytes=200_000, timeout=5.0, may_connect=lambda address: address.is_loopback)
+        return RemoteImages([f"localhost:{port}", f"127.0.0.1:{port}"], max_bytes=200_000, timeout=5.0)
 
     with pytest.raises(ValueError, match="self-signed"):
-        fetched(remote(), f"https://localhost:{port}/a.png?size=1")
+        fetched(remote(), local)
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     trusting = remote()
-    assert fetched(trusting, f"https://localhost:{port}/a.png?size=1") == PNGS[0]
+    assert fetched(trusting, local) == PNGS[0]
     with pytest.raises(ValueError, match="IP address mismatch"):
-        fetched(trusting, f"https://127.0.0.1:{port}/a.png?size=1")
+        fetched(trusting, number)
     monkeypatch.delenv("SSL_CERT_FILE")
-    assert (
-        fetched(trusting, f"https://localhost:{port}/a.png?size=1") == PNGS[0]
-    )  # certificates are read once, not again
+    assert fetched(trusting, local) == PNGS[0]  # certificates are read once, not again
 
 
-@pytest.mark.parametrize(
-    "address",
-    [
+def test_addresses_that_are_not_public_and_those_that_are() -> None:
+    for address in (
         *("127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "0.0.0.0", "100.64.0.1"),
         *("224.0.0.1", "255.255.255.255", "::1", "::", "fe80::1", "fc00::1", "ff02::1", "::ffff:127.0.0.1"),
         *("64:ff9b::7f00:1", "64:ff9b:1::7f00:1", "2002:7f00:1::", "2001:0:7f00:1::", "2002::", "::7f00:1"),
         *("::ffff:8.8.8.8", "::ffff:0:8.8.8.8", "fec0::1", "fd00::1", "100::1", "2001:db8::1", "3fff::1", "2001:20::1"),
         *("5f00::1", "4000::1", "192.0.0.8", "192.0.0.171", "192.0.2.1", "198.18.0.1", "198.51.100.1", "203.0.113.1"),
         *("192.88.99.1", "0.1.2.3", "240.0.0.1", "239.1.2.3"),
-    ],
-)
-def test_addresses_that_are_not_public(address: str) -> None:
-    assert not is_public(ipaddress.ip_address(address))
-
-
-@pytest.mark.parametrize("address", ["8.8.8.8", "192.0.1.1", "100.128.0.1", "198.20.0.1", "2606:4700::1111"])
-def test_public_addresses(address: str) -> None:
-    assert is_public(ipaddress.ip_address(address))
-
-
-def test_a_server_that_allows_a_host(predictor: Predictor, place: str) -> None:
-    with running(predictor, allow_host=(place,)) as client:
-        for url, words in (
-            (f"http://{place}/a.png?size=1", "not public"),
-            ("http://example.org/a.png", "not fetched from 'example.org'"),
-            ("file:///etc/passwd", "expected a data URI"),
-            (f"http://{'a' * 10**6}.org/a.png", "a.org'; send a data URI"),
-        ):
-            for body in ({"input": url, "modality": "image"}, {"input": ["a", {"text": "a", "image": url}]}):
-                error = error_of(client.post("/v1/embeddings", json=body), 400)
-                assert words in error["message"]
-                assert len(error["message"]) <= 4003
-                assert error["code"] == "invalid_image"
+    ):
+        assert not is_public(ipaddress.ip_address(address)), address
+    for address in ("8.8.8.8", "192.0.1.1", "100.128.0.1", "198.20.0.1", "2606:4700::1111"):
+        assert is_public(ipaddress.ip_address(address)), address

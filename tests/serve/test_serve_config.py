@@ -10,10 +10,10 @@ from bridgetower.serve.config import ServeConfig, is_loopback, with_environment
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"max_batch": 0}, "max_batch is 0; expected more than 0"),
+        ({"max_batch": 0}, "max_batch is 0; expected at least 1"),
         *(({"timeout": seconds}, "expected more than 0") for seconds in (0.0, -1.0)),
         ({"timeout": float("nan")}, "timeout is nan; expected a number"),
-        ({"port": 65536}, "port is 65536; expected 0 to 65535"),
+        ({"port": 65536}, "port is 65536; expected a whole number from 0 to 65,535"),
         ({"api_key": ""}, "API key is empty"),
         *(({"api_key": key}, "begins or ends with a space") for key in (" abc", "abc ")),
         ({"api_key": "schlüssel"}, "cannot be sent"),
@@ -25,7 +25,7 @@ from bridgetower.serve.config import ServeConfig, is_loopback, with_environment
         ({"forwarded_allow_ips": ("*",)}, "expected an address or a network"),
         ({"cors_origin": ("*",)}, "expected a site such as https://app.example.org, without a path"),
         ({"cors_origin": ("https://app.example.org/",)}, "expected a site"),
-        ({"max_items": 4097, "queue": 5000}, "max_items is 4097; expected 4096 or fewer"),
+        ({"max_items": 4097, "queue": 5000}, "max_items is 4097; expected a whole number from 1 to 4,096"),
         ({"queue": 10}, "always be refused; raise queue or lower max_items"),
     ],
 )

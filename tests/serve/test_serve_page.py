@@ -1,15 +1,12 @@
 """The page's files: what a browser is told of them, and that nothing of the page is read from a request."""
 
 import re
-from collections.abc import Iterator
 
 import httpx
 import pytest
 
-from bridgetower.predictor import Predictor
-from bridgetower.search.searcher import Searcher
 from bridgetower.serve import app
-from served import error_of, started
+from served import Running, error_of
 
 PLACES = {
     "/": "text/html; charset=utf-8",
@@ -30,12 +27,6 @@ POLICY = {
     "form-action": "'none'",
     "frame-ancestors": "'none'",
 }
-
-
-@pytest.fixture(scope="module")
-def client(predictor: Predictor, searcher: Searcher) -> Iterator[httpx.Client]:
-    with started(predictor, searcher, page=True, max_body=1) as found:
-        yield found.client
 
 
 @pytest.mark.parametrize(("path", "kind"), PLACES.items())
@@ -72,17 +63,15 @@ def test_nothing_is_inline_or_from_elsewhere(client: httpx.Client) -> None:
             assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|\beval\(|new Function", text)
 
 
-def test_the_page_without_the_key_holds_nothing(predictor: Predictor, searcher: Searcher) -> None:
-    with started(predictor, searcher, page=True, api_key="secret", name="my-own-model") as found:
-        for path in PLACES:
-            response = found.client.get(path)
-            assert response.status_code == 200
-            assert "my-own-model" not in response.text
-        for path in ("/v1/models", "/v1/index", f"/v1/pictures/{'0' * 64}"):
-            error_of(found.client.get(path), 401)
+def test_the_page_without_the_key_holds_nothing(locked: Running) -> None:
+    for path in PLACES:
+        response = locked.client.get(path)
+        assert response.status_code == 200
+        assert '"tiny"' not in response.text
+    for path in ("/v1/models", "/v1/index", f"/v1/pictures/{'0' * 64}"):
+        error_of(locked.client.get(path), 401)
 
 
-def test_no_page(predictor: Predictor) -> None:
-    with started(predictor) as found:
-        for path in PLACES:
-            error_of(found.client.get(path), 404)
+def test_no_page(hasty: Running) -> None:
+    for path in PLACES:
+        error_of(hasty.client.get(path), 404)

@@ -4,7 +4,7 @@ import base64
 import io
 import resource
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 from bridgetower.attention import explain
-from bridgetower.predictor import Predictor, load
+from bridgetower.predictor import Predictor
 from bridgetower.serve import schemas
 from bridgetower.serve.schemas import usage
-from served import PNGS, TEXTS, URIS, error_of, running
+from served import PNGS, TEXTS, URIS, Running, changed, error_of
 
 Post = Callable[..., Any]
 MASKED = ["a <mask> on <mask>", "<mask> bar", "a <mask>"]
@@ -28,16 +28,9 @@ def _most_memory() -> int:
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-@pytest.fixture(scope="module")
-def answering(answering_checkpoint: Path) -> Predictor:
-    return load(answering_checkpoint, device="cpu")
-
-
-@pytest.fixture(scope="module")
-def both(predictor: Predictor, answering: Predictor) -> Iterator[httpx.Client]:
-    """A server with two models, so that there is a head for every route of the table."""
-    with running(predictor, answering=answering, name="tiny") as client:
-        yield client
+@pytest.fixture
+def both(both: Running) -> httpx.Client:
+    return both.client
 
 
 DIRECT: dict[str, tuple[dict[str, Any], str, Callable[[Predictor], Any], int]] = {
@@ -92,13 +85,9 @@ def test_equal_to_the_direct_call(both: httpx.Client, predictor: Predictor, answ
         ("reason", "no nlvr2 head"),
     ],
 )
-def test_a_model_without_the_head(refused: Post, answering: Predictor, use: str, missing: str) -> None:
-    body = {"images": URIS} | DIRECT[use][0]
-    if use in ("match", "fill-mask"):
-        with running(answering) as client:
-            error = error_of(client.post(f"/v1/{use}", json=body), 400)
-    else:
-        error = refused(f"/v1/{use}", **body)
+def test_a_model_without_the_head(client: httpx.Client, alone: Running, use: str, missing: str) -> None:
+    without = alone.client if use in ("match", "fill-mask") else client
+    error = error_of(without.post(f"/v1/{use}", json={"images": URIS} | DIRECT[use][0]), 400)
     assert error["code"] == "unsupported_by_model"
     assert missing in error["message"]
 
@@ -109,7 +98,7 @@ def test_top(both: httpx.Client, top: object) -> None:
     assert error_of(both.post("/v1/answer", json=body), 400)["param"] == "top"
 
 
-def test_refused_statements(both: httpx.Client, answering: Predictor) -> None:
+def test_refused_statements(both: httpx.Client, alone: Running) -> None:
     def refused(path: str, **body: Any) -> dict[str, Any]:
         return error_of(both.post(path, json=body), 400)
 
@@ -118,8 +107,7 @@ def test_refused_statements(both: httpx.Client, answering: Predictor) -> None:
     assert (error["param"], "3 images and 2 images_2" in error["message"]) == ("images_2", True)
     assert refused("/v1/reason", images=URIS[0], images_2="/etc/passwd", statements="a")["param"] == "images_2"
     assert refused("/v1/entail", images=URIS[0], statements="red circle " * 30)["param"] == "statements"
-    with running(answering, max_items=5, queue=5) as client:
-        error = error_of(client.post("/v1/reason", json={"images": URIS} | DIRECT["reason"][0]), 413)
+    error = error_of(alone.client.post("/v1/reason", json={"images": URIS} | DIRECT["reason"][0]), 413)
     assert error["message"] == "images: 6 items, the limit is 5; send several requests"
 
 
@@ -156,8 +144,8 @@ class TestFillMask:
         cut = refused("/v1/fill-mask", images=URIS[0], texts="red circle on black " * 30 + "<mask>", truncate=True)
         assert "no mask in text 0" in cut["message"]
 
-    def test_no_more_words_than_can_be_answered_with(self, predictor: Predictor) -> None:
-        with running(predictor, max_items=2, queue=2) as client:
+    def test_no_more_words_than_can_be_answered_with(self, server: Running) -> None:
+        with changed(server, max_items=2) as client:
             body = {"images": URIS[:2], "texts": ["<mask> bar", "<mask>"]}
             assert client.post("/v1/fill-mask", json=body | {"top": 100}).status_code == 200
             error = error_of(client.post("/v1/fill-mask", json=body | {"texts": MASKED[:2], "top": 100}), 413)

@@ -23,7 +23,8 @@ from bridgetower.search.build import build_index
 from bridgetower.search.conditions import condition_sql
 from bridgetower.search.index import Index, IndexInfo
 from bridgetower.search.searcher import Hit, Searcher
-from served import PNGS, URIS, error_of, running
+from bridgetower.serve.inputs import Decoders
+from served import PNGS, URIS, Running, changed, error_of
 from shapes import write_pictures
 
 PATH = "/v1/search"
@@ -58,18 +59,22 @@ def test_a_text(post: Post, searcher: Searcher, settings: dict[str, Any]) -> Non
     check(post(PATH, query="red circle", **settings), searcher.search("red circle", **(settings | sql)))
 
 
-def test_both_scores_by_the_weight_of_the_model(searcher: Searcher, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_both_scores_by_the_weight_of_the_model(
+    server: Running, searcher: Searcher, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
     write_checkpoint(
         replace(read_checkpoint(tiny_checkpoint), reranking=Reranking(itc_weight=64.0)), tmp_path / "model"
     )
     weighted = load(tmp_path / "model", device="cpu")
     expected = Searcher(searcher.index, weighted).search("red circle")
     assert [hit.path for hit in expected] != [hit.path for hit in searcher.search("red circle")]
-    with running(weighted, Searcher(searcher.index, weighted)) as client:
+    with changed(server, Searcher(searcher.index, weighted)) as client:
         check(client.post(PATH, json={"query": "red circle"}).json(), expected)
 
 
-def test_exact_compares_what_an_approximate_search_leaves_out(predictor: Predictor, tmp_path: Path) -> None:
+def test_exact_compares_what_an_approximate_search_leaves_out(
+    server: Running, predictor: Predictor, tmp_path: Path
+) -> None:
     searcher = Searcher(grouped_index(predictor, tmp_path), predictor)
     texts = ["red circle", "a bar", "blue", "a square on grey"]
 
@@ -77,7 +82,7 @@ def test_exact_compares_what_an_approximate_search_leaves_out(predictor: Predict
         return [searcher.search(text, top=50, rerank=0, exact=exact) for text in texts]
 
     assert expected(exact=True) != expected(exact=False)
-    with running(predictor, searcher) as client:
+    with changed(server, searcher) as client:
         for exact in (True, False):
             for text, hits in zip(texts, expected(exact), strict=True):
                 body = {"query": text, "top": 50, "rerank": 0, "exact": exact}
@@ -100,16 +105,19 @@ def grouped_index(predictor: Predictor, folder: Path) -> Index:
     return index
 
 
-def test_no_more_is_matched_than_a_request_may_have(predictor: Predictor, searcher: Searcher) -> None:
-    with running(predictor, searcher, max_items=9, queue=9) as client:
+def test_no_more_is_matched_than_a_request_may_have(server: Running, searcher: Searcher) -> None:
+    with changed(server, max_items=9) as client:
         answer = client.post(PATH, json={"query": "red bar"}).json()
         check(answer, searcher.search("red bar", rerank=8))
         together = client.post(PATH, json={"query": "red bar", "image": URIS[0]}).json()
         check(together, searcher.search("red bar", PNGS[0], rerank=7))
         error = error_of(client.post(PATH, json={"query": "red bar", "rerank": 9}), 413)
         assert error["message"] == "rerank: 10 items, the limit is 9; send several requests"
-    with running(predictor, searcher, max_items=1, queue=1) as client:
+    with changed(server, max_items=1) as client:
         check(client.post(PATH, json={"query": "red bar"}).json(), searcher.search("red bar", rerank=0))
+    with changed(server, max_items=46) as client:  # 45 images: no more room is taken for 256
+        answer = client.post(PATH, json={"query": "red bar", "rerank": 256, "top": 50})
+        assert [row["rank"] for row in answer.json()["data"]] == list(range(1, 46))
 
 
 def test_an_image_and_both(post: Post, searcher: Searcher) -> None:
@@ -152,14 +160,13 @@ def test_refusals(refused: Post, body: dict[str, Any], words: str) -> None:
     assert ".rs" not in message
 
 
-def test_no_index(predictor: Predictor) -> None:
-    with running(predictor) as client:
-        error = error_of(client.post(PATH, json={"query": "a"}), 404)
-        assert error["code"] == "no_index"
-        assert PATH not in client.get("/openapi.json").json()["paths"]
+def test_no_index(both: Running) -> None:
+    error = error_of(both.client.post(PATH, json={"query": "a"}), 404)
+    assert error["code"] == "no_index"
+    assert PATH not in both.client.get("/openapi.json").json()["paths"]
 
 
-def test_what_is_matched_is_what_was_indexed(predictor: Predictor, tmp_path: Path) -> None:
+def test_what_is_matched_is_what_was_indexed(server: Running, predictor: Predictor, tmp_path: Path) -> None:
     """Another file in its place, a link to one, a pipe, or too large a file is left out; a link to a copy is not."""
     photos = tmp_path / "photos"
     photos.mkdir()
@@ -177,18 +184,20 @@ def test_what_is_matched_is_what_was_indexed(predictor: Predictor, tmp_path: Pat
     os.mkfifo(photos / names[2])
     shutil.move(photos / names[3], copy)
     (photos / names[3]).symlink_to(copy)
-    with running(predictor, Searcher(tmp_path / "photos.lance", predictor), max_pixels=1) as client:
+    decoders = Decoders(max_pixels=10**6, memory=2**28)
+    with changed(server, Searcher(tmp_path / "photos.lance", predictor), decoders=decoders) as client:
         rows = client.post(PATH, json={"query": "red", "top": 60, "rerank": 60}).json()["data"]
+    decoders.close()
     assert {row["path"] for row in rows} == {*names} - {*names[:3], "large.png"}
     assert all("score" in row for row in rows)
 
 
-def test_an_index_that_is_damaged(predictor: Predictor, tmp_path: Path) -> None:
+def test_an_index_that_is_damaged(server: Running, predictor: Predictor, tmp_path: Path) -> None:
     build_index(write_pictures(tmp_path), tmp_path / "photos.lance", predictor)
     searcher = Searcher(tmp_path / "photos.lance", predictor)
     for file in (tmp_path / "photos.lance" / "data").iterdir():
         file.write_bytes(file.read_bytes()[:50])
-    with running(predictor, searcher) as client:
+    with changed(server, searcher) as client:
         check_unavailable(client, {"query": "a", "where": {"width": {"gt": 0}}})
         assert client.get("/health").status_code == 200
 
@@ -202,7 +211,7 @@ def check_unavailable(client: httpx.Client, ask: dict[str, Any]) -> None:
 
 
 def test_an_index_that_changes_while_it_is_served(
-    predictor: Predictor, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Running, predictor: Predictor, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(index_module, "_SEEN_WITHIN", -1.0)
     pictures, uri = write_pictures(tmp_path), tmp_path / "photos.lance"
@@ -211,7 +220,7 @@ def test_an_index_that_changes_while_it_is_served(
     weights = {name: 1.1 * value for name, value in checkpoint.tensors.items()}
     write_checkpoint(replace(checkpoint, tensors=weights), tmp_path / "other")
     ask = {"query": "a", "top": 50, "rerank": 0}
-    with running(predictor, Searcher(uri, predictor)) as client:
+    with changed(server, Searcher(uri, predictor)) as client:
         count = len(client.post(PATH, json=ask).json()["data"])
         Image.new("RGB", (30, 30), "red").save(tmp_path / "one-more.png")
         pictures.write_text(f"{pictures.read_text().rstrip()}\none-more.png,all red\n")
@@ -228,19 +237,12 @@ def test_an_index_that_changes_while_it_is_served(
         assert str(tmp_path) not in error["message"]
 
 
-def test_pictures_that_are_gone(predictor: Predictor, tmp_path: Path) -> None:
+def test_pictures_that_are_gone(server: Running, predictor: Predictor, tmp_path: Path) -> None:
     build_index(write_pictures(tmp_path), tmp_path / "gone.lance", predictor)
     for image in tmp_path.glob("*.png"):
         image.unlink()
-    with running(predictor, Searcher(tmp_path / "gone.lance", predictor)) as client:
+    with changed(server, Searcher(tmp_path / "gone.lance", predictor)) as client:
         error = error_of(client.post(PATH, json={"query": "a"}), 404)
         assert error["code"] == "no_pictures"
         assert str(tmp_path) not in error["message"]
         assert len(client.post(PATH, json={"query": "a", "rerank": 0}).json()["data"]) == 10
-
-
-def test_no_more_room_is_taken_than_there_are_images(predictor: Predictor, searcher: Searcher) -> None:
-    """45 images: a search that would match 256 is admitted by a server of 46 places."""
-    with running(predictor, searcher, max_items=46, queue=46) as client:
-        answer = client.post("/v1/search", json={"query": "red bar", "rerank": 256, "top": 50})
-        assert [row["rank"] for row in answer.json()["data"]] == list(range(1, 46))

@@ -1,10 +1,8 @@
 """The model behind a queue: when it is ready, and what it can do."""
 
-from pathlib import Path
-
 import pytest
 
-from bridgetower.predictor import Predictor, load
+from bridgetower.predictor import Predictor
 from bridgetower.serve.config import ServeConfig
 from bridgetower.serve.errors import ApiError
 from bridgetower.serve.service import Service
@@ -15,8 +13,6 @@ pytestmark = pytest.mark.anyio
 async def test_ready_while_it_runs_and_admits_what_it_can_do(predictor: Predictor) -> None:
     service = Service(predictor, ServeConfig(name="tiny", max_items=3))
     assert not service.ready
-    with pytest.raises(RuntimeError, match="the service does not run"):
-        service.batcher.admitted  # noqa: B018 - raises
     async with service.running():
         assert service.ready
         with service.admission(3, "input", "tiny"):
@@ -33,11 +29,3 @@ async def test_ready_while_it_runs_and_admits_what_it_can_do(predictor: Predicto
                 pass
         assert service.batcher.admitted == 0
     assert not service.ready
-
-
-def test_what_a_model_can_do(predictor: Predictor, answering_checkpoint: Path) -> None:
-    service = Service(predictor, ServeConfig())
-    assert service.models == [service.main]
-    assert service.uses(service.main) == ["embeddings", "match", "fill-mask", "explain"]
-    answering = Service(load(answering_checkpoint, device="cpu"), ServeConfig())
-    assert answering.uses(answering.main) == ["explain", "answer", "entail", "reason"]

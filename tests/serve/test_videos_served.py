@@ -12,10 +12,9 @@ from typing import Any
 import httpx
 import pytest
 
-from bridgetower.predictor import Predictor
 from bridgetower.search.build import build_index
 from bridgetower.search.searcher import Searcher
-from served import error_of, png, running
+from served import BEARER, Running, changed, error_of, png
 from videos import SAID, SRT, write_clip
 
 
@@ -39,8 +38,8 @@ TALK, LECTURE = "talk.mp4#t=0.500,2.500", "sub/lecture.webm#t=0.000,12.000"
 
 
 @contextmanager
-def talks_in(folder: Path, predictor: Predictor, **settings: Any) -> Iterator[Talks]:
-    root = folder / "talks"
+def talks_in(folder: Path, server: Running, **limits: int) -> Iterator[Talks]:
+    root, predictor = folder / "talks", server.service.main.predictor
     (root / "sub").mkdir(parents=True)
     write_clip(root / "talk.mp4")
     (root / "talk.srt").write_text(SRT, encoding="utf-8")
@@ -50,14 +49,14 @@ def talks_in(folder: Path, predictor: Predictor, **settings: Any) -> Iterator[Ta
     (root / "sub" / "lecture.srt").write_text("1\n00:00:00,000 --> 00:00:12,000\nAll colours\n")
     (root / "a.png").write_bytes(png(1))
     build_index(root, folder / "talks.lance", predictor)
-    with running(predictor, Searcher(folder / "talks.lance", predictor), **settings) as client:
+    with changed(server, Searcher(folder / "talks.lance", predictor), **limits) as client:
         yield Talks(root, client)
 
 
 @pytest.fixture(scope="module")
-def talks(predictor: Predictor, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Talks]:
+def talks(server: Running, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Talks]:
     """A folder that no test changes."""
-    with talks_in(tmp_path_factory.mktemp("talks"), predictor) as found:
+    with talks_in(tmp_path_factory.mktemp("talks"), server) as found:
         yield found
 
 
@@ -136,9 +135,9 @@ def test_nothing_but_moments_of_the_index(talks: Talks) -> None:
         assert str(talks.root) not in str(error)
 
 
-def test_no_file_that_has_taken_its_place(predictor: Predictor, tmp_path: Path) -> None:
+def test_no_file_that_has_taken_its_place(server: Running, tmp_path: Path) -> None:
     """Another content, another time, a link to a file of the same size and time, a pipe, a folder, nothing."""
-    with talks_in(tmp_path, predictor) as talks:
+    with talks_in(tmp_path, server) as talks:
         path, secret = talks.root / "talk.mp4", tmp_path / "secret"
         time, content = path.stat().st_mtime_ns, path.read_bytes()
         link = talks.hits()[TALK]["link"].partition("#")[0]
@@ -170,9 +169,9 @@ def test_no_file_that_has_taken_its_place(predictor: Predictor, tmp_path: Path) 
         assert talks.client.get(link).content == content
 
 
-def test_a_link_plays_without_the_key(predictor: Predictor, tmp_path: Path) -> None:
-    with talks_in(tmp_path, predictor, api_key="sesame") as talks:
-        client, headers = talks.client, {"Authorization": "Bearer sesame"}
+def test_a_link_plays_without_the_key(locked: Running, tmp_path: Path) -> None:
+    with talks_in(tmp_path, locked) as talks:
+        client, headers = talks.client, BEARER
         body = {"query": "a red square", "where": {"path": {"like": "talk.mp4%"}}}
         hit = client.post("/v1/search", json=body, headers=headers).json()["data"][0]
         link = hit["link"].partition("#")[0]

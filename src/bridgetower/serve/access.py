@@ -18,9 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from bridgetower.serve.config import ServeConfig
 from bridgetower.serve.errors import ApiError
 
-OPEN = frozenset({"/health", "/ready"})
-"""Paths that need no key, by GET or HEAD."""
-
+OPEN = frozenset({"/health", "/ready"})  # need no key, by GET or HEAD
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:]*)(?::[0-9]*)?")
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
 _VIDEO = re.compile(r"/v1/videos/([0-9a-f]{64})")
@@ -36,20 +34,19 @@ def video_token(key: str, video: str, expiry: int | None = None) -> str:
 
 
 class AuthMiddleware:
-    """Refuses requests without the key, before their body is read.
+    """Refuses requests without the key, before their body is read, and what pages of other sites make browsers send.
 
-    A page of another site can have a browser send requests, which reaches a server without a key on its own machine.
-    So requests from pages of other sites are refused, and a server without a key accepts only requests whose host is
-    one of its names (another name may point here: DNS rebinding).
+    Without a key, the host of a request must be one of this server's names: others may point here (DNS rebinding).
     """
 
     def __init__(self, app: ASGIApp, *, config: ServeConfig, page: Collection[str]) -> None:
         self._app, self._page, self._sites, self._key = app, page, config.cors_origin, config.api_key
+        self._digest = None if config.api_key is None else hashlib.sha256(config.api_key.encode()).digest()
         self._names = _LOCAL_NAMES | {config.host, *map(str.lower, config.server_name)}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         error = None
-        if scope["type"] == "http" and not self._has_token(scope):
+        if not self._has_token(scope):
             error = self._error(Headers(scope=scope), scope["method"], scope["path"])
         await (self._app if error is None else error.response(scope))(scope, receive, send)
 
@@ -66,8 +63,10 @@ class AuthMiddleware:
         if path in OPEN and method not in ("GET", "HEAD"):
             return ApiError(405, f"{method} {path}: expected GET or HEAD", headers={"Allow": "GET, HEAD"})
         scheme, _, given = headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and self._is_key(given.strip()):
-            return None
+        if scheme.lower() == "bearer" and self._digest is not None:
+            digest = hashlib.sha256(given.strip().encode(errors="surrogateescape")).digest()
+            if hmac.compare_digest(digest, self._digest):  # of one length, in the same time for any key
+                return None
         fetch = (headers.get("origin"), headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest"))
         is_link = method == "GET" and path in ("/", "/docs") and fetch == (None, "navigate", "document")
         if not is_link and not self._is_from_here(headers):
@@ -92,10 +91,9 @@ class AuthMiddleware:
         return ApiError(401, message, headers={"WWW-Authenticate": "Bearer"})
 
     def _is_from_here(self, headers: Headers) -> bool:
-        """Whether the headers do not name a page of another site as the sender, except those that are allowed.
+        """Whether the headers name no other site's page, or one that is allowed, as the sender.
 
-        Browsers compare the addresses themselves, before a proxy may change them, and send the result if they reach
-        the server by HTTPS or on their own machine.
+        By HTTPS and on their own machine browsers compare the addresses themselves, before a proxy may change them.
         """
         origin, site = headers.get("origin"), headers.get("sec-fetch-site")
         if origin in self._sites or (origin is None and site is None):
@@ -105,30 +103,15 @@ class AuthMiddleware:
         hosts = [headers.get(name, "").lower() for name in ("host", "x-forwarded-host")]
         return str(origin).lower() in [f"{scheme}://{host}" for scheme in ("http", "https") for host in hosts if host]
 
-    def _is_key(self, given: str) -> bool:
-        """Compares digests, of one length, so that it takes the same time for any key."""
-        return self._key is not None and hmac.compare_digest(_digest(given), _digest(self._key))
-
-
-def _digest(key: str) -> bytes:
-    return hashlib.sha256(key.encode(errors="surrogateescape")).digest()
-
 
 class ProxyMiddleware:
-    """Takes a prefix off the path, and the sender from the headers of trusted proxies.
-
-    `X-Forwarded-For` gives the address of the client, `X-Forwarded-Proto` the scheme. `X-Forwarded-Host` is left where
-    a trusted proxy sent it, and removed elsewhere.
-    """
+    """Takes a prefix off the path, and the sender from the headers of trusted proxies; others lose X-Forwarded-Host."""
 
     def __init__(self, app: ASGIApp, *, trusted: Sequence[str], prefix: str) -> None:
         self._app, self._prefix = wrap_asgi_with_proxy_headers(app, list(trusted)), prefix
         self._trusted = [ipaddress.ip_network(network) for network in trusted]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
         scope = dict(scope)
         if self._prefix and scope["path"] == self._prefix:
             await RedirectResponse(f"{self._prefix}/")(scope, receive, send)

@@ -13,14 +13,13 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, Field
 
 import bridgetower
-from bridgetower.engines.config import Precision
-from bridgetower.serve import embeddings, pairs
+from bridgetower.serve import model_routes
 from bridgetower.serve.access import OPEN, AuthMiddleware, ProxyMiddleware
 from bridgetower.serve.errors import ApiError, add_handlers
 from bridgetower.serve.metrics import ObservingMiddleware
 from bridgetower.serve.middleware import RequestLimitsMiddleware, StrictHttpMiddleware
 from bridgetower.serve.schemas import AsciiResponse, errors
-from bridgetower.serve.service import MIB, Served, ServedModel, Service, Use
+from bridgetower.serve.service import MIB, Served, Service, Use
 
 router = APIRouter(tags=["server"])
 
@@ -32,14 +31,7 @@ PAGE = {
     "/docs.js": ("docs.js", "text/javascript"),
     "/elements.js": ("elements.js", "text/javascript"),
 }
-"""The file at each path of the pages, with its media type; the pages use the public routes."""
-
-_DTYPES: dict[Precision, Literal["float32", "bfloat16", "float16", "int8"]] = {
-    "fp32": "float32",
-    "bf16": "bfloat16",
-    "fp16": "float16",
-    "int8": "int8",
-}
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "int8": "int8"}
 _OF_INDEX = {"/v1/search": "POST", "/v1/index": "GET", "/v1/pictures/{id}": "GET", "/v1/videos/{id}": "GET"}
 _PAGE_HEADERS = {
     "Cache-Control": "no-cache",
@@ -54,12 +46,11 @@ _PAGE_HEADERS = {
 
 
 def build_app(service: Service) -> FastAPI:
-    """Returns the application around a service that runs."""
     config = service.config
     app = FastAPI(
         title="BridgeTower",
         version=bridgetower.__version__,
-        description=f"Embeddings of texts and images, and predictions for both together: {service.name}.",
+        description=f"Embeddings of texts and images, and predictions for both together: {service.main.name}.",
         openapi_url=None,  # FastAPI would write the description anew for each request
         docs_url=None,  # it loads scripts from elsewhere; /docs is a page of this package
         redoc_url=None,
@@ -68,15 +59,18 @@ def build_app(service: Service) -> FastAPI:
         servers=[{"url": config.root_path}] if config.root_path else None,
     )
     app.state.service = service
-    app.include_router(embeddings.router)
-    app.include_router(pairs.router)
+    app.include_router(model_routes.router)
     if service.searcher is not None:
         from bridgetower.serve import search  # takes a second, and another extra
 
         app.include_router(search.router)
     else:
+
+        async def no_index() -> None:
+            raise ApiError(404, "this server has no index; start it with --index", code="no_index")
+
         for path, method in _OF_INDEX.items():
-            app.add_api_route(path, _no_index, methods=[method], include_in_schema=False)
+            app.add_api_route(path, no_index, methods=[method], include_in_schema=False)
     app.include_router(router)
     for path, (name, kind) in PAGE.items() if config.page else ():
         content = files("bridgetower.serve").joinpath("static", name).read_bytes()
@@ -97,28 +91,22 @@ def build_app(service: Service) -> FastAPI:
     app.add_middleware(ObservingMiddleware, metrics=service.metrics, access_log=config.access_log)
     app.add_middleware(ProxyMiddleware, trusted=config.forwarded_allow_ips, prefix=config.root_path)
 
-    described = cache(lambda: AsciiResponse(_described(app, with_key=config.api_key is not None)))
-    app.add_api_route("/openapi.json", described, include_in_schema=False)
+    def described() -> Response:
+        """Describe the routes with the errors of this API in place of FastAPI's own, and that they take a key."""
+        content = app.openapi()
+        for path, operations in content["paths"].items():
+            for operation in operations.values():
+                operation["responses"].pop("422", None)
+                if config.api_key is not None and path not in OPEN:
+                    operation["security"] = [{"key": []}]
+        for name in ("HTTPValidationError", "ValidationError"):
+            content["components"]["schemas"].pop(name, None)
+        if config.api_key is not None:
+            content["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        return AsciiResponse(content)
+
+    app.add_api_route("/openapi.json", cache(described), include_in_schema=False, response_model=None)
     return app
-
-
-async def _no_index() -> None:
-    raise ApiError(404, "this server has no index; start it with --index", code="no_index")
-
-
-def _described(app: FastAPI, *, with_key: bool) -> dict[str, Any]:
-    """Returns the description with the errors of this API in place of FastAPI's own, and that it takes a key."""
-    content = app.openapi()
-    for path, operations in content["paths"].items():
-        for operation in operations.values():
-            operation["responses"].pop("422", None)
-            if with_key and path not in OPEN:
-                operation["security"] = [{"key": []}]
-    for name in ("HTTPValidationError", "ValidationError"):
-        content["components"]["schemas"].pop(name, None)
-    if with_key:
-        content["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-    return content
 
 
 class Model(BaseModel):
@@ -138,29 +126,23 @@ class Models(BaseModel):
     data: list[Model]
 
 
-class ServerInfo(BaseModel):
-    model_id: str
-    model_sha: str = Field(description="Names what the vectors depend on.")
-    model_dtype: Literal["float32", "bfloat16", "float16", "int8"]
-    model_type: dict[str, dict[str, str]] = {"embedding": {"pooling": "cls"}}
-    max_concurrent_requests: int = Field(description="Most items admitted and not yet answered.")
-    max_input_length: int = Field(description="Longest text, in tokens.")
-    max_batch_tokens: int = Field(description="Most tokens of texts computed at once.")
-    max_batch_requests: int = Field(description="Most items computed at once.")
-    max_client_batch_size: int = Field(description="Most items in one request.")
-    auto_truncate: bool = Field(default=False, description="Whether long texts are cut without being asked to.")
-    tokenization_workers: int = 1
-    version: str
-
-
-class Status(BaseModel):
-    status: Literal["ok"] = "ok"
-
-
 @router.get("/v1/models", responses=errors(401))
 async def models(service: Served) -> Models:
     """List what is served: one model, or two if questions have one of their own."""
-    return Models(data=[_model(service, model) for model in service.models])
+    found = []
+    for served in service.models:
+        processor = served.predictor.processor
+        one = Model(
+            id=served.name,
+            created=service.started,
+            fingerprint=served.predictor.fingerprint,
+            image_size=processor.config.image_size,
+            max_tokens=processor.config.max_length,
+            mask_token=processor.mask_token,
+            uses=service.uses(served),
+        )
+        found.append(one)
+    return Models(data=found)
 
 
 @router.get("/v1/completions", include_in_schema=False)
@@ -183,57 +165,47 @@ async def chat() -> None:
 @router.get("/v1/models/{name:path}", responses=errors(401, 404))
 async def model(name: str, service: Served) -> Model:
     """Describe a model."""
-    for served in service.models:
-        if served.name == name:
-            return _model(service, served)
-    has = " and ".join(repr(served.name) for served in service.models)
+    served = {one.id: one for one in (await models(service)).data}
+    if name in served:
+        return served[name]
+    has = " and ".join(map(repr, served))
     raise ApiError(404, f"model is {name!r}; this server has {has}", code="model_not_found")
 
 
-def _model(service: Service, served: ServedModel) -> Model:
-    processor = served.predictor.processor
-    return Model(
-        id=served.name,
-        created=service.started,
-        fingerprint=served.predictor.fingerprint,
-        image_size=processor.config.image_size,
-        max_tokens=processor.config.max_length,
-        mask_token=processor.mask_token,
-        uses=service.uses(served),
-    )
-
-
 @router.get("/health")
-async def health() -> Status:
+async def health() -> dict[str, str]:
     """Whether the process responds."""
-    return Status()
+    return {"status": "ok"}
 
 
 @router.get("/ready", responses=errors(503))
-async def ready(service: Served) -> Status:
+async def ready(service: Served) -> dict[str, str]:
     """Whether the model responds: not before its first computation, and not while the server shuts down."""
     if not service.ready:
         message = "the model is not ready; try again in a second"
         raise ApiError(503, message, code="not_ready", headers={"Retry-After": "1"})
-    return Status()
+    return {"status": "ok"}
 
 
 @router.get("/info", responses=errors(401))
-async def info(service: Served) -> ServerInfo:
-    """Describe the server as text-embeddings-inference does."""
+async def info(service: Served) -> dict[str, Any]:
+    """Describe the server as text-embeddings-inference does; requests and batches are counted in items."""
     predictor, config = service.main.predictor, service.config
     longest = predictor.processor.config.max_length
-    return ServerInfo(
-        model_id=service.name,
-        model_sha=predictor.fingerprint,
-        model_dtype=_DTYPES[predictor.precision],
-        max_concurrent_requests=config.queue,
-        max_input_length=longest,
-        max_batch_tokens=service.max_batch * longest,
-        max_batch_requests=service.max_batch,
-        max_client_batch_size=config.max_items,
-        version=bridgetower.__version__,
-    )
+    return {
+        "model_id": service.main.name,
+        "model_sha": predictor.fingerprint,
+        "model_dtype": _DTYPES[predictor.precision],
+        "model_type": {"embedding": {"pooling": "cls"}},
+        "max_concurrent_requests": config.queue,
+        "max_input_length": longest,
+        "max_batch_tokens": service.max_batch * longest,
+        "max_batch_requests": service.max_batch,
+        "max_client_batch_size": config.max_items,
+        "auto_truncate": False,
+        "tokenization_workers": 1,
+        "version": bridgetower.__version__,
+    }
 
 
 @router.get("/metrics", response_class=PlainTextResponse, responses=errors(401))

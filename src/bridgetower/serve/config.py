@@ -5,15 +5,12 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
-from bridgetower.model.plain import check_numbers
+from bridgetower.model.plain import AT_LEAST_1, check_numbers
 
-MOST_ITEMS = 4096
-"""Of `max_items`, and most entries in any list of a request: more would take long to parse."""
-
-MOST_TOP = 100
-"""Most answers to a question, words for a mask or hits of a search in one request."""
+MOST_ITEMS = 4096  # of `max_items`, and most entries in any list of a request: more would take long to parse
+MOST_TOP = 100  # answers to a question, words for a mask or hits of a search in one request
 
 _NAME = r"[a-z0-9.-]+"
 
@@ -36,7 +33,6 @@ _FORMS: tuple[tuple[str, Callable[[str], object], str], ...] = (
     ("forwarded_allow_ips", _is_network, "an address or a network, such as 127.0.0.1 or 10.0.0.0/8"),
     ("cors_origin", _is(f"(?-i:https?://{_NAME}(:[0-9]+)?)"), "a site such as https://app.example.org, without a path"),
 )
-"""Fields with texts of a certain form, what checks it, and what is expected."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,16 +85,10 @@ class ServeConfig:
     cors_origin: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        check_numbers(self)
-        positive = ("max_batch", "queue", "timeout", "max_body", "max_pixels", "max_items", "replicas")
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if item.name in positive and value is not None and not value > 0:
-                raise ValueError(f"{item.name} is {value}; expected more than 0")
-        if self.max_items > MOST_ITEMS:
-            raise ValueError(f"max_items is {self.max_items}; expected {MOST_ITEMS} or fewer: clients can send several")
-        if not 0 <= self.port < 2**16:
-            raise ValueError(f"port is {self.port}; expected 0 to 65535")
+        counts = ("max_batch", "queue", "max_body", "max_pixels", "replicas")
+        check_numbers(self, "", port=(0, 2**16 - 1), max_items=(1, MOST_ITEMS), **dict.fromkeys(counts, AT_LEAST_1))
+        if self.timeout <= 0:
+            raise ValueError(f"timeout is {self.timeout}; expected more than 0")
         if self.api_key is not None and not (self.api_key and self.api_key.isascii() and self.api_key.isprintable()):
             raise ValueError("the API key is empty or has characters that cannot be sent; expected printable ASCII")
         if self.api_key is not None and self.api_key.strip() != self.api_key:

@@ -33,7 +33,7 @@ _SHOWN, _SHOWN_MESSAGE = 100, 500  # characters of what a client sent that it ge
 
 
 class ApiError(Exception):
-    """An error in the response to a client, in one line: given, expected, what to do."""
+    """An error in the response to a client, in one line."""
 
     def __init__(
         self,
@@ -66,28 +66,27 @@ def failed(scope: Mapping[str, Any], error: Exception) -> ApiError:
 
 
 def add_handlers(app: FastAPI) -> None:
-    """Makes every error of an application one of these."""
-
-    async def handle(request: Request, error: Exception) -> Response:
-        return _told(request, error).response(request.scope)
-
     for kind in (ApiError, HTTPException, RequestValidationError, Exception):
-        app.add_exception_handler(kind, handle)
+        app.add_exception_handler(kind, _handle)
 
 
-def _told(request: Request, error: Exception) -> ApiError:
-    if isinstance(error, ApiError):
-        return error
+async def _handle(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException):
         message = f"{request.method} {quote(request.scope['path'])}: {error.detail}"
-        return ApiError(error.status_code, message, headers=error.headers)
-    if not isinstance(error, RequestValidationError):
-        return failed(request.scope, error)
-    problems = [{**problem, "loc": problem["loc"][1:]} for problem in error.errors()]  # without "body" or "query"
-    kind = request.headers.get("content-type", "")
-    if request.method == "POST" and not problems[0]["loc"] and "json" not in kind:  # FastAPI has not read it then
-        return ApiError(400, "the body is not sent as JSON; send it with the header Content-Type: application/json")
-    return invalid_request(problems)
+        error = ApiError(error.status_code, message, headers=error.headers)
+    elif isinstance(error, RequestValidationError):
+        problems = [{**problem, "loc": problem["loc"][1:]} for problem in error.errors()]  # without "body" or "query"
+        error = invalid_request(problems)
+        if (
+            request.method == "POST"
+            and not problems[0]["loc"]
+            and "json" not in request.headers.get("content-type", "")
+        ):
+            message = "the body is not sent as JSON; send it with the header Content-Type: application/json"
+            error = ApiError(400, message)  # FastAPI has not read it then
+    elif not isinstance(error, ApiError):
+        error = failed(request.scope, error)
+    return error.response(request.scope)
 
 
 def invalid_request(problems: Sequence[Mapping[str, Any]]) -> ApiError:

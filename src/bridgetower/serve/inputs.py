@@ -4,33 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import re
+import signal
+import subprocess
+import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import accumulate, groupby, pairwise
-from typing import TypeVar
+from subprocess import Popen
+from typing import Any, TypeVar
+
+import numpy as np
+from jaxtyping import UInt8
 
 from bridgetower.distributed import available_cores
-from bridgetower.inference import Tokens
-from bridgetower.processor import Processor, Resized
-from bridgetower.serve.decoding import Decoders
+from bridgetower.inference import Item, Pixels, Tokens
+from bridgetower.processor import Processor, Resized, images
 from bridgetower.serve.errors import ApiError
 from bridgetower.serve.queues import Turn, Turns
 from bridgetower.serve.remote import RemoteImages
 
-IMAGE = (
+IMAGE = (  # a red square, for examples
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAEklEQVR4nGP4z8CAFWEXHbQSACj/P8Fu7N9hAAAAAElF"
     "TkSuQmCC"
 )
-"""A red square, for examples."""
 
-MAX_CHARACTERS = 20_000
-"""Of one text. Models take far fewer; longer texts would be tokenised only to be refused or cut."""
-
-MAX_CHARACTERS_TOGETHER = 2**22
-"""Of all texts of one field of a request."""
-
+MAX_CHARACTERS = 20_000  # of one text; models take far fewer
+_TOGETHER = 2**22  # characters of all texts of one field of a request
 _BASE64 = 2**20  # characters that are decoded at once; meanwhile no other thread of Python runs
 _AT_ONCE = 2000  # characters that are tokenised in less time than handing them to a thread takes
 _SLICE = 40_000  # characters, or texts of one more, that are tokenised in one piece of a thread's work
@@ -41,6 +44,69 @@ _URL = re.compile(r"https?://", re.IGNORECASE)
 _SHOWN = 40
 
 _Result = TypeVar("_Result")
+
+
+class Decoders:
+    """Processes that decode images from outside, each with so many bytes of memory; one that takes more is replaced."""
+
+    def __init__(self, *, max_pixels: int, memory: int) -> None:
+        self.memory = memory
+        self._command = [sys.executable, "-P", images.__file__, str(max_pixels), str(memory)]
+        self._idle: deque[Popen[bytes]] = deque()
+        self.processes: set[Popen[bytes]] = set()
+        self._closed = False
+
+    def open(
+        self,
+        content: bytes,
+        side: int | None = None,
+        *,
+        background: images.Colour | None = None,
+        fit: images.Fit | None = None,
+    ) -> tuple[UInt8[np.ndarray, "h w 3"], tuple[int, int]]:
+        """Decodes as `open_reduced`; a ValueError also says that an image takes too much memory or time."""
+        try:
+            process = self._idle.popleft()
+        except IndexError:
+            process = self._started()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        job = json.dumps({"length": len(content), "side": side, "background": background, "fit": fit})
+        try:
+            process.stdin.write(job.encode() + b"\n")
+            process.stdin.write(content)
+            process.stdin.flush()
+            answer = json.loads(process.stdout.readline())
+            pixels = np.empty(answer.get("shape", 0), np.uint8)
+            if process.stdout.readinto(pixels.data.cast("B")) < pixels.size:  # type: ignore[attr-defined]
+                raise EOFError
+        except (OSError, EOFError, ValueError) as error:
+            self.processes.discard(process)
+            status = process.wait()
+            if not self._closed:
+                self._idle.append(self._started())
+            most = f"{self.memory // 10**6} MB"
+            if status == -signal.SIGPROF:
+                most = f"{images.SECONDS:g} s + {images.SECONDS_PER_MEGAPIXEL:g} s per million pixels"
+            raise ValueError(f"the image takes more than {most} to decode; save it in another way") from error
+        self._idle.append(process)
+        if "error" in answer:
+            raise ValueError(answer["error"])
+        return pixels, tuple(answer["size"])
+
+    def close(self) -> None:
+        self._closed = True
+        for process in list(self.processes):
+            process.kill()
+            process.wait()
+
+    def _started(self) -> Popen[bytes]:
+        try:
+            process = Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        except OSError as error:  # of which the image is not to blame
+            raise RuntimeError(f"no process can be started to decode images: {error}") from error
+        self.processes.add(process)
+        return process
 
 
 class Inputs:
@@ -60,55 +126,42 @@ class Inputs:
         return self._remote is not None and any(_URL.match(source) for source in sources if source is not None)
 
     def prepared(self, content: bytes) -> Resized:
-        """Decodes an image's file and brings it to the model's size."""
         return self._processor.prepare(content, decode=self.decoders.open)
 
-    async def images(
-        self, sources: Sequence[str], param: str, *, numbers: Sequence[int] | None = None
-    ) -> list[Resized]:
-        """Decodes images and brings them to the model's size."""
-        return await self.decoded(self.prepared, sources, param, numbers=numbers)
+    async def images(self, sources: Sequence[str | None], param: str) -> list[Pixels | None]:
+        """Decodes images and brings them to the model's size; None in the place of one stays."""
+        return await self.decoded(lambda content: self.prepared(content).pixels, sources, param)
 
-    async def decoded(
-        self,
-        decode: Callable[[bytes], _Result],
-        sources: Sequence[str],
-        param: str,
-        *,
-        numbers: Sequence[int] | None = None,
-    ) -> list[_Result]:
+    async def decoded(self, decode: Callable[[bytes], Any], sources: Sequence[str | None], param: str) -> list[Any]:
         """Decodes images; errors name them by their numbers in the field."""
-        if numbers is None and len(sources) != 1:
-            numbers = range(len(sources))
-        params = [param] if numbers is None else [f"{param}.{number}" for number in numbers]
+
+        async def one(turn: Turn, source: str | None, param: str) -> Any:
+            if source is None:
+                return None
+            try:
+                if self._remote is not None and _URL.match(source):
+                    async with self._remote.fetched(source) as content:
+                        return await self._threads.run(turn, lambda: decode(content))
+                return await self._threads.run(turn, lambda: decode(_content(source)))
+            except (ValueError, OSError) as error:
+                raise ApiError(400, f"{param}: {error}", param=param, code="invalid_image") from error
+
+        params = [param] if len(sources) == 1 else [f"{param}.{number}" for number in range(len(sources))]
         with self._threads.turn() as turn:
-            jobs = [
-                asyncio.ensure_future(self._decoded(turn, decode, *source))
-                for source in zip(sources, params, strict=True)
-            ]
+            jobs = [asyncio.ensure_future(one(turn, *source)) for source in zip(sources, params, strict=True)]
             try:
                 return await asyncio.gather(*jobs)
             finally:
                 for job in jobs:
                     job.cancel()
 
-    async def _decoded(self, turn: Turn, decode: Callable[[bytes], _Result], source: str, param: str) -> _Result:
-        try:
-            if self._remote is not None and _URL.match(source):
-                async with self._remote.fetched(source) as content:
-                    return await self._threads.run(turn, lambda: decode(content))
-            return await self._threads.run(turn, lambda: decode(_content(source)))
-        except (ValueError, OSError) as error:
-            raise ApiError(400, f"{param}: {error}", param=param, code="invalid_image") from error
-
     async def texts(self, texts: Sequence[str], param: str, *, truncate: bool) -> list[Tokens]:
-        """Tokenises texts."""
         longest, together = max(map(len, texts)), sum(map(len, texts))
         if longest > MAX_CHARACTERS:
             message = f"{param}: a text has {longest} characters, the limit is {MAX_CHARACTERS}"
             raise ApiError(400, message, param=param)
-        if together > MAX_CHARACTERS_TOGETHER:
-            message = f"{param}: {together} characters, the limit is {MAX_CHARACTERS_TOGETHER}; send several requests"
+        if together > _TOGETHER:
+            message = f"{param}: {together} characters, the limit is {_TOGETHER}; send several requests"
             raise ApiError(413, message, param=param)
 
         def tokenised(start: int, end: int) -> list[list[int]]:
@@ -126,13 +179,21 @@ class Inputs:
             raise ApiError(400, f"{param}: {message}", param=param) from error
         return [tuple(ids) for part in found for ids in part]
 
+    async def items(self, contents: Sequence[Any], param: str, *, truncate: bool) -> list[Item]:
+        """Prepares entries of a field, each a text, an image, or both to be embedded together."""
+        images = await self.images([one.image for one in contents], param)
+        texts = await self.texts([one.text or "" for one in contents], param, truncate=truncate)
+        return [
+            Item(image=image, ids=None if one.text is None else ids)
+            for one, image, ids in zip(contents, images, texts, strict=True)
+        ]
+
     async def each(self, *works: Callable[[], _Result]) -> list[_Result]:
         """Runs functions that decode something, in threads, in turn with other requests."""
         with self._threads.turn() as turn:
             return await asyncio.gather(*(self._threads.run(turn, work) for work in works))
 
     def close(self) -> None:
-        """Ends the threads without waiting for work that was begun."""
         self._threads.close()
         self.decoders.close()
         if self._remote is not None:

@@ -10,8 +10,6 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -24,8 +22,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from bridgetower.files import json_text, shortened
 
 ACCESS_LOG = logging.getLogger("bridgetower.access")
-SHARED = "PROMETHEUS_MULTIPROC_DIR"
-
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 _CLIENT_LEFT = 499  # as nginx has it
@@ -33,11 +29,8 @@ _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 class Metrics:
-    """The metrics of one server."""
-
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
-
         own: dict[str, Any] = {"namespace": "bridgetower", "registry": registry}
         gauge: Any = partial(Gauge, **own, multiprocess_mode="livesum")
         histogram: Any = partial(Histogram, **own, buckets=_SECONDS)
@@ -52,41 +45,23 @@ class Metrics:
         self.queue_seconds = histogram("queue_seconds", "Time that items of a request waited for a batch.")
         self.batch_items = histogram("batch_items", "Items computed together.", buckets=_ITEMS)
         self.batch_seconds = histogram("batch_seconds", "Time for a batch.")
-        if SHARED in os.environ:
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
             self._registry = CollectorRegistry()
             MultiProcessCollector(self._registry)  # type: ignore[no-untyped-call]
         else:
             ProcessCollector(registry=registry)
 
     def text(self) -> bytes:
-        """Returns all metrics in the format of Prometheus."""
         return generate_latest(self._registry)
 
 
-@contextmanager
-def held(gauge: Gauge, count: int = 1) -> Iterator[None]:
-    """Raises a gauge during the block."""
-    gauge.inc(count)
-    try:
-        yield
-    finally:
-        gauge.dec(count)
-
-
 class ObservingMiddleware:
-    """Counts every request with the route that it took; those that took none share one name.
-
-    The id of a request is its header X-Request-ID if that has 1 to 128 letters, digits and `._:-`, else a new one. The
-    response has it too.
-    """
+    """Counts every request with the route that it took, and gives it an id: its header X-Request-ID, or a new one."""
 
     def __init__(self, app: ASGIApp, *, metrics: Metrics, access_log: bool) -> None:
         self._app, self._metrics, self._access_log = app, metrics, access_log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
         given = Headers(scope=scope).get("x-request-id", "")
         number = scope.setdefault("state", {})["request_id"] = given if _ID.fullmatch(given) else uuid.uuid4().hex
         started, status, size, method = time.perf_counter(), _CLIENT_LEFT, 0, scope["method"]
@@ -101,7 +76,7 @@ class ObservingMiddleware:
             await send(message)
 
         try:
-            with held(self._metrics.in_flight):
+            with self._metrics.in_flight.track_inprogress():
                 await self._app(scope, receive, noting)
         except Exception:
             status = 500 if status == _CLIENT_LEFT else status  # it may have begun

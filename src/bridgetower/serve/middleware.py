@@ -10,13 +10,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bridgetower.serve.errors import ApiError, failed
 
-HEAD_BYTES = 2**16
-"""Most bytes of the head of a request."""
-
+HEAD_BYTES = 2**16  # at most, of the head of a request
 _DRAIN = 5.0  # seconds for which the rest of a body is read after its response
 _CHUNKS, _CHUNK = 256, 1024  # chunks that any body may have; bytes of a body for each chunk more
-
-_WITHOUT_BODY = ("GET", "HEAD")
 _REQUESTS = 1000  # with bodies, that are read or answered at once
 _BODIES = 8  # of the largest size that are held at once, and as many bytes of answers
 _OWN = 2**16  # bytes of a body, or of an answer, for which there is always room
@@ -25,13 +21,9 @@ _OWN = 2**16  # bytes of a body, or of an answer, for which there is always room
 class RequestLimitsMiddleware:
     """Limits the body of a request, the time for its response, and the responses that clients have not yet read.
 
-    GET and HEAD have no body, and are let through however many other requests there are.
-
-    Stalled clients are disconnected when others need the room. Of too many requests, the one whose body has been
-    arriving for longest is dropped; of too many bytes of responses, the one that is read most slowly. The first 64 KiB
-    of a body are not counted, so small bodies are read however many large ones there are.
-
-    A request whose client disconnects is dropped, and its queued items are not computed.
+    Stalled clients are disconnected when others need the room: of too many requests, the one whose body has been
+    arriving for longest; of too many bytes of responses, the one that is read most slowly. GET and HEAD, and the first
+    64 KiB of a body, always have room. Of a client that disconnects, queued items are not computed.
     """
 
     def __init__(self, app: ASGIApp, *, max_body: int, timeout: float, requests: int = _REQUESTS) -> None:
@@ -42,34 +34,33 @@ class RequestLimitsMiddleware:
         self.answers: set[_Answer] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
         method, headers, body = scope["method"], Headers(scope=scope), bytearray()
         deadline = asyncio.get_running_loop().time() + self.timeout
-        error: ApiError | None
-        if method in _WITHOUT_BODY:
-            if "transfer-encoding" in headers or headers.get("content-length", "0") != "0":
-                message = f"{method} has a body, which is not read; expected none"
-                error = ApiError(400, message, headers={"Connection": "close"})
-            else:
+        try:
+            if method in ("GET", "HEAD"):
+                if _has_body(headers):
+                    message = f"{method} has a body, which is not read; expected none"
+                    raise ApiError(400, message, headers={"Connection": "close"})
                 scope["method"] = "GET"  # every route of GET answers HEAD, without the body
-                error = await self._answered(scope, body, receive, send, deadline, head=method == "HEAD")
-        elif self._requests >= self._most and not self._drop_stalled():
-            error = _busy("too many requests at once")
-        else:
+                await self._answer(scope, body, receive, send, deadline, head=method == "HEAD")
+                return
+            if self._requests >= self._most:
+                stalled = next((limit for limit in self._reading if not limit.expired()), None)
+                if stalled is None:
+                    raise _busy("too many requests at once")
+                del self._reading[stalled]
+                _expire(stalled)
             self._requests += 1
             try:
-                error = await self._read(headers, body, receive, deadline)
-                error = error or await self._answered(scope, body, receive, send, deadline)
+                await self._read(headers, body, receive, deadline)
+                await self._answer(scope, body, receive, send, deadline)
             finally:
                 self._requests -= 1
                 self._held -= _counted(body)
-        if error is not None:
+        except ApiError as error:
             await error.response(scope)(scope, receive, send)
 
-    async def _read(self, headers: Headers, body: bytearray, receive: Receive, deadline: float) -> ApiError | None:
-        """Reads the body; returns what is wrong with it."""
+    async def _read(self, headers: Headers, body: bytearray, receive: Receive, deadline: float) -> None:
         limit = asyncio.timeout_at(deadline)
         self._reading[limit] = None
         try:
@@ -87,45 +78,13 @@ class RequestLimitsMiddleware:
                     self._held += _counted(body) - before
                     self._check(len(body))
                     chunks, more = chunks + 1, message.get("more_body", False)
-            return None
         except TimeoutError:
             if limit not in self._reading:
-                return _busy("too many requests at once")
-            return ApiError(408, f"the request was not sent within {self.timeout:g} s; send less, or faster")
-        except ApiError as error:
-            return error
+                raise _busy("too many requests at once") from None
+            error = ApiError(408, f"the request was not sent within {self.timeout:g} s; send less, or faster")
+            raise error from None
         finally:
             self._reading.pop(limit, None)
-
-    async def _answered(
-        self, scope: Scope, body: bytearray, receive: Receive, send: Send, deadline: float, *, head: bool = False
-    ) -> ApiError | None:
-        """Runs the application, and returns an error if nothing was sent yet.
-
-        It is cancelled at the deadline, and when the client disconnects or stalls. Once the response has begun, each
-        part of it has the whole time.
-        """
-        left, limit = False, asyncio.timeout_at(deadline)
-        answer = _Answer(self, send, limit, head=head)
-        try:
-            async with limit:
-                watching = asyncio.ensure_future(_end_when_left(receive, limit))
-                try:
-                    await self._app(scope, _replay(body), answer)
-                finally:
-                    left = watching.done()
-                    watching.cancel()
-        except Exception as error:
-            if left or answer.done:
-                return None
-            if isinstance(error, TimeoutError) and limit.expired():
-                if answer.started:
-                    raise  # the connection is closed, so that the client sees that the response is not whole
-                message = f"no answer within {self.timeout:g} s; try again later"
-                return ApiError(503, message, headers={"Retry-After": "10"})
-            failure = failed(scope, error)
-            return None if answer.started else failure
-        return None
 
     def _check(self, size: int) -> None:
         if size > self._max_body:
@@ -134,18 +93,45 @@ class RequestLimitsMiddleware:
         if self._held > self.most_bytes:
             raise _busy("too many large requests at once")
 
-    def _drop_stalled(self) -> bool:
-        """Drops the request whose body has been on its way for longest; False if no body is."""
-        limit = next((one for one in self._reading if not one.expired()), None)
-        if limit is None:
-            return False
-        del self._reading[limit]
-        _expire(limit)
-        return True
+    async def _answer(
+        self, scope: Scope, body: bytearray, receive: Receive, send: Send, deadline: float, *, head: bool = False
+    ) -> None:
+        """Runs the application until the deadline, or until the client disconnects or stalls."""
+        left, limit = False, asyncio.timeout_at(deadline)
+        answer = _Answer(self, send, limit, head=head)
+        messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def replay() -> Message:
+            return messages.pop() if messages else await asyncio.Future()  # until it is cancelled
+
+        async def end_when_left() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            _expire(limit)
+
+        try:
+            async with limit:
+                watching = asyncio.ensure_future(end_when_left())
+                try:
+                    await self._app(scope, replay, answer)
+                finally:
+                    left = watching.done()
+                    watching.cancel()
+        except Exception as error:
+            if left or answer.done:
+                return
+            if isinstance(error, TimeoutError) and limit.expired():
+                if answer.started:
+                    raise  # the connection is closed, so that the client sees that the response is not whole
+                message = f"no answer within {self.timeout:g} s; try again later"
+                raise ApiError(503, message, headers={"Retry-After": "10"}) from None
+            failure = failed(scope, error)
+            if not answer.started:
+                raise failure from None
 
 
 class _Answer:
-    """Sends a response in parts, and counts the bytes that the client has not yet read."""
+    """Sends a response in parts, each of which has the whole time, and counts the bytes that were not yet read."""
 
     def __init__(self, limits: RequestLimitsMiddleware, send: Send, limit: asyncio.Timeout, *, head: bool) -> None:
         self._limits, self._send, self._limit, self._head = limits, send, limit, head
@@ -163,30 +149,26 @@ class _Answer:
         if len(body) <= _OWN:
             await self._send_part(message)
             return
-        self._size, self._since = len(body), asyncio.get_running_loop().time()
-        self._make_room()
-        self._limits.answers.add(self)
+        others, now = self._limits.answers, asyncio.get_running_loop().time()
+        self._size, self._since = len(body), now
+        while others and self._size + sum(other._size for other in others) > self._limits.most_bytes:
+            slowest = min(others, key=lambda other: other._sent / (now - other._since + 1e-3))
+            others.discard(slowest)
+            _expire(slowest._limit)
+        others.add(self)
         try:
             for start in range(0, len(body), _OWN):
                 more = start + _OWN < len(body) or message.get("more_body", False)
                 await self._send_part({**message, "body": body[start : start + _OWN], "more_body": more})
                 self._sent = start + _OWN
         finally:
-            self._limits.answers.discard(self)
+            others.discard(self)
 
     async def _send_part(self, message: Message) -> None:
         await self._send(message)
         now, end = asyncio.get_running_loop().time(), self._limit.when()
         if end is not None and end > now:  # else the client is being disconnected
             self._limit.reschedule(now + self._limits.timeout)
-
-    def _make_room(self) -> None:
-        """Disconnects the clients that read most slowly until all responses together are within the limit."""
-        now, others = asyncio.get_running_loop().time(), self._limits.answers
-        while others and self._size + sum(other._size for other in others) > self._limits.most_bytes:
-            slowest = min(others, key=lambda other: other._sent / (now - other._since + 1e-3))
-            others.discard(slowest)
-            _expire(slowest._limit)
 
 
 class StrictHttpMiddleware:
@@ -200,8 +182,7 @@ class StrictHttpMiddleware:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = Headers(scope=scope)
-        more = "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
+        more = _has_body(Headers(scope=scope))
 
         async def reading() -> Message:
             nonlocal more
@@ -237,6 +218,10 @@ def _bad_head(scope: Scope) -> ApiError | None:
     return None
 
 
+def _has_body(headers: Headers) -> bool:
+    return "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
+
+
 def _invalid(reason: str) -> ApiError:
     return ApiError(400, f"{reason}; expected HTTP/1.1", code="invalid_http", headers={"Connection": "close"})
 
@@ -252,22 +237,3 @@ def _counted(body: bytearray) -> int:
 def _expire(limit: asyncio.Timeout) -> None:
     if not limit.expired():
         limit.reschedule(asyncio.get_running_loop().time())
-
-
-def _replay(body: bytearray) -> Receive:
-    """Returns what hands an application a body that was read."""
-    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def receive() -> Message:
-        if messages:
-            return messages.pop()
-        await asyncio.Event().wait()  # until it is cancelled: whether the client left is looked after elsewhere
-        raise AssertionError
-
-    return receive
-
-
-async def _end_when_left(receive: Receive, limit: asyncio.Timeout) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    _expire(limit)

@@ -11,9 +11,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Condition, Thread
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
-from bridgetower.serve.metrics import Metrics, held
+from bridgetower.serve.errors import ApiError
+from bridgetower.serve.metrics import Metrics
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -25,46 +26,31 @@ _FAILED = 3  # batches in a row after which the model is taken for broken
 _SMOOTHING = 0.2  # of the newest batch in the rate that Retry-After is estimated from
 
 
-class QueueFullError(Exception):
-    """Too many items are queued; how many seconds it takes to compute them is an estimate."""
-
-    def __init__(self, retry_after: int) -> None:
-        super().__init__(f"too many items are queued; try again in {retry_after} s")
-        self.retry_after = retry_after
-
-
 class _Request(Generic[_Item, _Result]):
-    """Items of one `submit`, and the results of those that were computed."""
+    """Items of one `submit` that no batch has yet, and the results of those that were computed."""
 
     def __init__(self, items: Sequence[_Item]) -> None:
-        self.items, self.taken, self.submitted = items, 0, time.perf_counter()
+        self.left, self.count, self.submitted = deque(items), len(items), time.perf_counter()
         self.results: list[_Result] = []
         self.done: asyncio.Future[list[_Result]] = asyncio.get_running_loop().create_future()
 
     @property
-    def remaining(self) -> int:
-        return 0 if self.done.done() else len(self.items) - self.taken
+    def waits(self) -> bool:
+        return bool(self.left) and not self.done.done()
 
-    def take(self, count: int) -> Sequence[_Item]:
-        start, self.taken = self.taken, min(self.taken + count, len(self.items))
-        return self.items[start : self.taken]
-
-    def add(self, results: Sequence[_Result]) -> None:
-        self.results += results
-        if len(self.results) == len(self.items) and not self.done.done():
+    def add(self, outcome: _Result | BaseException) -> None:
+        if self.done.done():
+            return
+        if isinstance(outcome, BaseException):
+            self.done.set_exception(outcome)
+            return
+        self.results.append(outcome)
+        if len(self.results) == self.count:
             self.done.set_result(self.results)
-
-    def fail(self, error: BaseException) -> None:
-        if not self.done.done():
-            self.done.set_exception(error)
 
 
 class Batcher(Generic[_Item, _Result]):
-    """Computes items in batches, in one thread.
-
-    It never waits for a batch to fill: while one is computed, the next one gathers. Requests take turns, so that one
-    of many items does not delay those of few.
-    """
+    """Computes items in batches, in one thread; it never waits for a batch to fill: the next one gathers meanwhile."""
 
     def __init__(
         self,
@@ -94,19 +80,19 @@ class Batcher(Generic[_Item, _Result]):
 
     @contextmanager
     def admission(self, count: int, *, fetches: bool = False) -> Iterator[None]:
-        """Reserves places for items, from before they are prepared until their response is ready.
-
-        Requests that fetch have as many places of their own, so that slow hosts take none from others.
-        """
+        """Reserves places for items of a request; those that fetch have their own, as hosts may be slow."""
         admitted = self._admitted[fetches]
         if sum(admitted) + count > self._queue or (fetches and len(admitted) == FETCHING):
-            raise QueueFullError(max(1, math.ceil(sum(admitted) / self._rate)))
+            seconds = max(1, math.ceil(sum(admitted) / self._rate))
+            message = f"the server is busy: too many items are queued; try again in {seconds} s"
+            raise ApiError(429, message, headers={"Retry-After": str(seconds)})
         admitted.append(count)
+        self._metrics.admitted.inc(count)
         try:
-            with held(self._metrics.admitted, count):
-                yield
+            yield
         finally:
             admitted.remove(count)
+            self._metrics.admitted.dec(count)
 
     async def submit(self, items: Sequence[_Item]) -> list[_Result]:
         """Returns the results of items, which must have been admitted; if it is cancelled, they are dropped."""
@@ -119,7 +105,7 @@ class Batcher(Generic[_Item, _Result]):
         try:
             return await request.done
         finally:
-            self._metrics.queued.dec(len(items) - request.taken)
+            self._metrics.queued.dec(len(request.left))
 
     async def close(self) -> None:
         """Computes what was submitted, then stops."""
@@ -132,95 +118,66 @@ class Batcher(Generic[_Item, _Result]):
         loop = asyncio.get_running_loop()
         while True:
             await self._wake.wait()
-            shares = self._next_batch()
-            if not shares:
+            batch = self._next_batch()
+            if not batch:
                 if self._closing:
                     return
                 self._wake.clear()
                 continue
-            batch = [item for _, items in shares for item in items]
             started = time.perf_counter()
-            for request, _ in shares:
+            for request in dict.fromkeys(request for request, _ in batch):
                 self._metrics.queue_seconds.observe(started - request.submitted)
             self._metrics.queued.dec(len(batch))
-            with held(self._metrics.computing, len(batch)):
-                computed = loop.run_in_executor(self._thread, self._compute, batch)
-                await asyncio.wait([computed])
+            self._metrics.computing.set(len(batch))
+            outcomes = await loop.run_in_executor(self._thread, self._outcomes, [item for _, item in batch])
+            self._metrics.computing.set(0)
             seconds = time.perf_counter() - started
             self._rate += _SMOOTHING * (len(batch) / max(seconds, 1e-6) - self._rate)
             self._metrics.batch_items.observe(len(batch))
             self._metrics.batch_seconds.observe(seconds)
-            self._failed = 0 if not computed.exception() else self._failed + 1
-            if not computed.exception():
-                self._deliver(shares, computed.result())
-            elif len(batch) == 1:
-                shares[0][0].fail(cast(BaseException, computed.exception()))
-            else:  # the requests whose items can be computed alone are not to suffer
-                outcomes = await loop.run_in_executor(self._thread, self._each_alone, batch)
-                self._failed = 0 if any(isinstance(one, tuple) for one in outcomes) else self._failed
-                start = 0
-                for request, items in shares:
-                    own = outcomes[start : start + len(items)]
-                    start += len(items)
-                    if errors := [one for one in own if isinstance(one, BaseException)]:
-                        request.fail(errors[0])
-                    else:
-                        request.add([one[0] for one in own if isinstance(one, tuple)])
+            self._failed = self._failed + 1 if all(isinstance(one, BaseException) for one in outcomes) else 0
+            for (request, _), outcome in zip(batch, outcomes, strict=True):
+                request.add(outcome)
 
-    def _each_alone(self, batch: Sequence[_Item]) -> list[tuple[_Result] | BaseException]:
-        outcomes: list[tuple[_Result] | BaseException] = []
-        for item in batch:
-            try:
-                outcomes.append((self._compute([item])[0],))
-            except Exception as error:  # noqa: BLE001 - of this item alone
-                outcomes.append(error)
-        return outcomes
-
-    @staticmethod
-    def _deliver(shares: list[tuple[_Request[_Item, _Result], Sequence[_Item]]], results: Sequence[_Result]) -> None:
-        start = 0
-        for request, items in shares:
-            request.add(results[start : start + len(items)])
-            start += len(items)
-
-    def _next_batch(self) -> list[tuple[_Request[_Item, _Result], Sequence[_Item]]]:
+    def _next_batch(self) -> list[tuple[_Request[_Item, _Result], _Item]]:
         """Takes items of the requests in turn, the same number of each while there are enough."""
-        waiting = deque(request for request in self._waiting if request.remaining)
-        shares, room = [], self._max_batch
-        while waiting and room:
+        waiting = deque(request for request in self._waiting if request.waits)
+        batch: list[tuple[_Request[_Item, _Result], _Item]] = []
+        while waiting and len(batch) < self._max_batch:
             request = waiting.popleft()
-            items = request.take(max(1, room // (len(waiting) + 1)))
-            shares.append((request, items))
-            room -= len(items)
-            if request.remaining:
+            share = max(1, (self._max_batch - len(batch)) // (len(waiting) + 1))
+            batch += [(request, request.left.popleft()) for _ in range(min(share, len(request.left)))]
+            if request.left:
                 waiting.append(request)
         self._waiting = waiting
-        return shares
+        return batch
+
+    def _outcomes(self, items: Sequence[_Item]) -> list[_Result | BaseException]:
+        """Computes items together, or if that fails each alone: those that can be computed are not to suffer."""
+        try:
+            return list(self._compute(items))
+        except BaseException as error:  # noqa: BLE001 - passed to who waits
+            if len(items) == 1:
+                return [error]
+        return [outcome for item in items for outcome in self._outcomes([item])]
 
 
 @dataclass(eq=False)
 class Turn:
-    """Work of one request that is not yet begun.
-
-    `spent` is the time of its work, that in progress as long as the last, and at least that of others when it came.
-    """
+    """Work of one request that is not yet begun, and the time of its work so far."""
 
     work: deque[tuple[Future[Any], Callable[[], Any]]] = field(default_factory=deque)
-    spent: float = 0.0
+    spent: float = 0.0  # work in progress counts as long as the last; at least that of others when it came
     last: float = 0.0
 
     def drop(self) -> None:
-        """Drops the work; who waits for it is cancelled."""
         for future, _ in self.work:
             future.cancel()
         self.work.clear()
 
 
 class Turns:
-    """Threads that work for the request with the least time so far, so that a long one does not delay the others.
-
-    Work in a library, such as decoding an image, cannot be ended. So the threads do not keep the process from ending.
-    """
+    """Threads that work for the request with the least time so far, and do not keep the process from ending."""
 
     def __init__(self, count: int, name: str, clock: Callable[[], float] = time.thread_time) -> None:
         self._count, self._name, self._clock, self._started, self._closed = count, name, clock, 0, False
@@ -257,7 +214,6 @@ class Turns:
         return await asyncio.wrap_future(future)
 
     def close(self) -> None:
-        """Drops work that was not begun, without waiting for the rest."""
         with self._changed:
             self._closed = True
             for turn in self._waiting:

@@ -6,7 +6,7 @@ import asyncio
 import ipaddress
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import asynccontextmanager
 from functools import cached_property
 from typing import Any
@@ -16,10 +16,7 @@ import httpcore
 
 from bridgetower.serve.queues import Turns
 
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-
-AT_ONCE = 8
-"""Images that are fetched at the same time; more wait."""
+AT_ONCE = 8  # images that are fetched at the same time; more wait
 
 _PORTS = {"http": 80, "https": 443}
 _INTERNET = ipaddress.ip_network("2000::/3")  # all of IPv6 that is not of this machine, local networks or mapped IPv4
@@ -34,26 +31,16 @@ _SPECIAL = [  # networks for special purposes, as IANA's registries have them; t
 ]
 
 
-class RemoteImages:
-    """Fetches images by URL.
+class RemoteImages(httpcore.AnyIOBackend):
+    """Fetches images by URL from hosts that are allowed, if all addresses of a host are public.
 
-    The host of a URL must be one of those allowed, and all its addresses public ones: a name that someone points to
-    this machine or its network leads nowhere. What was checked is what is connected to. Redirects are not followed,
-    proxies not used. One deadline is over the look-up of the name, the connection, headers and content.
+    What was checked is what is connected to, so that no name leads to this machine or its network; TLS checks the
+    name. Redirects are not followed, proxies not used. One deadline is over look-up, connection, headers and content.
     """
 
-    def __init__(
-        self,
-        hosts: Collection[str],
-        *,
-        max_bytes: int,
-        timeout: float,
-        may_connect: Callable[[Address], bool] | None = None,
-        look_up: Callable[[str, int], list[str]] | None = None,
-    ) -> None:
+    def __init__(self, hosts: Collection[str], *, max_bytes: int, timeout: float) -> None:
         self._hosts = {host.lower() for host in hosts}
         self._max_bytes, self._timeout = max_bytes, timeout
-        self._may_connect, self._look_up = may_connect or is_public, look_up or _addresses
         self._look_ups, self._slots = Turns(AT_ONCE, "look-up"), asyncio.Semaphore(AT_ONCE)
 
     @asynccontextmanager
@@ -63,24 +50,31 @@ class RemoteImages:
             yield await self.fetch(url)
 
     async def fetch(self, url: str) -> bytes:
-        scheme, host, port, target = self._checked(url)
-        place = httpcore.URL(scheme=scheme, host=host, port=port, target=target)
+        if not url.isascii() or not url.isprintable() or " " in url:
+            raise ValueError("a URL has characters that must be escaped in one")
+        parts = urlsplit(url)
+        port = parts.port or _PORTS[parts.scheme]
+        host = parts.hostname or ""
+        shown = host if port == _PORTS[parts.scheme] else f"{host}:{port}"
+        if shown not in self._hosts or "@" in parts.netloc:
+            raise ValueError(f"images are not fetched from {shown!r}; send a data URI, or have the host allowed")
+        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        place = httpcore.URL(scheme=parts.scheme, host=host, port=port, target=target)
+        tls = self._tls if parts.scheme == "https" else None
         content = bytearray()
         try:
-            async with asyncio.timeout(self._timeout) as limit:
-                network = _Pinned(self, limit.when() or 0.0)
-                tls = self._tls if scheme == "https" else None
-                async with (
-                    httpcore.AsyncConnectionPool(ssl_context=tls, network_backend=network) as pool,
-                    pool.stream("GET", place, headers={"Accept-Encoding": "identity"}) as response,
-                ):
-                    if response.status != 200:
-                        redirect = "; redirects are not followed" if 300 <= response.status < 400 else ""
-                        raise ValueError(f"{host} answered with status {response.status}{redirect}")
-                    async for part in response.aiter_stream():
-                        content += part
-                        if len(content) > self._max_bytes:
-                            raise ValueError(f"the file at the URL is larger than {self._max_bytes} bytes")
+            async with (
+                asyncio.timeout(self._timeout),
+                httpcore.AsyncConnectionPool(ssl_context=tls, network_backend=self) as pool,
+                pool.stream("GET", place, headers={"Accept-Encoding": "identity"}) as response,
+            ):
+                if response.status != 200:
+                    redirect = "; redirects are not followed" if 300 <= response.status < 400 else ""
+                    raise ValueError(f"{host} answered with status {response.status}{redirect}")
+                async for part in response.aiter_stream():
+                    content += part
+                    if len(content) > self._max_bytes:
+                        raise ValueError(f"the file at the URL is larger than {self._max_bytes} bytes")
         except (TimeoutError, httpcore.TimeoutException) as error:
             raise ValueError(f"the file at the URL did not arrive within {self._timeout:g} s") from error
         except httpcore.ProtocolError as error:
@@ -88,45 +82,6 @@ class RemoteImages:
         except httpcore.NetworkError as error:
             raise ValueError(f"{host} cannot be read: {error}") from error
         return bytes(content)
-
-    async def addresses(self, host: str, port: int) -> list[str]:
-        """Returns all addresses of a host; none if one of them may not be connected to."""
-        try:
-            with self._look_ups.turn() as turn:  # whose thread may outlive the deadline: a look-up cannot be ended
-                found = await self._look_ups.run(turn, lambda: self._look_up(host, port))
-        except (OSError, UnicodeError) as error:
-            raise ValueError(f"host {host!r} is not known ({error})") from error
-        if not all(self._may_connect(ipaddress.ip_address(address.partition("%")[0])) for address in found):
-            raise ValueError(f"host {host!r} is at an address that is not public")
-        return found
-
-    def close(self) -> None:
-        """Ends without waiting for look-ups that were begun."""
-        self._look_ups.close()
-
-    def _checked(self, url: str) -> tuple[str, str, int, str]:
-        """Returns scheme, host, port and target of a URL that may be fetched."""
-        if not url.isascii() or not url.isprintable() or " " in url:
-            raise ValueError("a URL has characters that must be escaped in one")
-        parts = urlsplit(url)
-        usual, name = _PORTS[parts.scheme], parts.hostname or ""
-        port = parts.port or usual
-        host = name if port == usual else f"{name}:{port}"
-        if host not in self._hosts or "@" in parts.netloc:
-            raise ValueError(f"images are not fetched from {host!r}; send a data URI, or have the host allowed")
-        return parts.scheme, name, port, (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-
-    @cached_property
-    def _tls(self) -> ssl.SSLContext:
-        """Checks certificates; kept, because reading those of the system is slow."""
-        return ssl.create_default_context()
-
-
-class _Pinned(httpcore.AnyIOBackend):
-    """Connects to addresses that were checked, even if the name resolves to others by now; TLS checks the name."""
-
-    def __init__(self, remote: RemoteImages, deadline: float) -> None:
-        self._remote, self._deadline = remote, deadline
 
     async def connect_tcp(
         self,
@@ -137,9 +92,19 @@ class _Pinned(httpcore.AnyIOBackend):
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.AsyncNetworkStream:
         """Connects to the first address that can be reached; each has its share of the time that is left."""
-        found = await self._remote.addresses(host, port)
+        deadline = asyncio.get_running_loop().time() + self._timeout
+        try:
+            with self._look_ups.turn() as turn:  # whose thread may outlive the deadline: a look-up cannot be ended
+                entries = await self._look_ups.run(
+                    turn, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+                )
+        except (OSError, UnicodeError) as error:
+            raise ValueError(f"host {host!r} is not known ({error})") from error
+        found = [str(entry[4][0]) for entry in entries]
+        if not all(is_public(ipaddress.ip_address(address.partition("%")[0])) for address in found):
+            raise ValueError(f"host {host!r} is at an address that is not public")
         for number, address in enumerate(found):
-            share = (self._deadline - asyncio.get_running_loop().time()) / (len(found) - number)
+            share = (deadline - asyncio.get_running_loop().time()) / (len(found) - number)
             try:
                 return await super().connect_tcp(address, port, share)
             except (httpcore.NetworkError, httpcore.TimeoutException):
@@ -147,12 +112,16 @@ class _Pinned(httpcore.AnyIOBackend):
                     raise
         raise ValueError(f"host {host!r} has no address")
 
+    def close(self) -> None:
+        self._look_ups.close()
 
-def _addresses(host: str, port: int) -> list[str]:
-    return [str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+    @cached_property
+    def _tls(self) -> ssl.SSLContext:
+        """Checks certificates; kept, because reading those of the system is slow."""
+        return ssl.create_default_context()
 
 
-def is_public(address: Address) -> bool:
+def is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
     """Whether an address is public and does not embed another address."""
     if address.version == 6 and address not in _INTERNET:
         return False

@@ -73,19 +73,13 @@ _REASONS = {
 
 
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Returns the responses of a route with these statuses, for OpenAPI."""
     return {status: {"model": Error, "description": _REASONS[status]} for status in statuses}
 
 
-COMPUTING = errors(*_REASONS)
-"""Errors of every route that uses the model."""
+COMPUTING = errors(*_REASONS)  # of every route that uses the model
 
 PROBABILITY = Field(None, description="That text and image match; only of what was matched, by a calibrated model.")
 SCORE = Field(None, description="Of the matching head, from 0 to 1; instead of a probability without a calibration.")
-
-
-def _several(given: object) -> object:
-    return [given] if isinstance(given, str) else given
 
 
 Text = Annotated[str, Len(max_length=MAX_CHARACTERS)]
@@ -94,15 +88,17 @@ Modality = Literal["text", "image"]
 Top = Annotated[int, Field(ge=1, le=MOST_TOP)]
 Several = Len(1, MOST_ITEMS)
 
+
+def _several(given: object) -> object:
+    return [given] if isinstance(given, str) else given
+
+
 Texts = Annotated[
     list[Text], Several, BeforeValidator(_several, json_schema_input_type=Text | Annotated[list[Text], Several])
 ]
-"""A text or several, as a list."""
-
 Images = Annotated[
     list[Source], Several, BeforeValidator(_several, json_schema_input_type=Source | Annotated[list[Source], Several])
 ]
-"""An image or several, as a list."""
 
 
 def usage(tokens: int) -> dict[str, int]:
@@ -121,11 +117,7 @@ class AsciiResponse(JSONResponse):
 
 
 async def json_of(build: Callable[[], Mapping[str, Any]], parts: int) -> Response:
-    """Returns an object as JSON without what is None.
-
-    Entries of its lists are written one by one, and in a thread if the response has many parts: one long call would
-    hold up all other threads.
-    """
+    """Returns an object as JSON without what is None, written in a thread, entry by entry, if it has many parts."""
 
     def written() -> Response:
         fields = []
@@ -146,15 +138,9 @@ def _line(value: object) -> str:
     return json.dumps(value, default=vars)
 
 
-STRINGS = 2**15
-"""Most strings in a body, names of fields included."""
-
-OUTSIDE = 2**18
-"""Most bytes of a body outside of strings: numbers, brackets and commas; white space is not counted."""
-
-TEXT = 2**23
-"""Most bytes in strings with an escape or a character outside ASCII; data URIs have neither."""
-
+# Of a body at most: strings, with names of fields; bytes outside of strings, such as numbers, but white space; bytes in
+# strings with an escape or a character outside ASCII, which data URIs have not.
+STRINGS, OUTSIDE, TEXT = 2**15, 2**18, 2**23
 _BYTES_AT_ONCE = 2**14  # that are parsed in less time than handing them to a thread takes
 _PART = 2**16
 _PARSER = ThreadPoolExecutor(1, thread_name_prefix="bodies")  # one: while it parses, no other thread of Python runs
@@ -182,7 +168,6 @@ class JsonRoute(APIRoute):
 
 
 def parse(model: TypeAdapter[Any], body: bytes) -> Any:
-    """Returns the content of a JSON body."""
     check_effort(body)
     try:
         return model.validate_json(body)
@@ -191,10 +176,7 @@ def parse(model: TypeAdapter[Any], body: bytes) -> Any:
 
 
 def check_effort(body: bytes) -> None:
-    """Checks that a body parses quickly, in small steps between which other threads run.
-
-    Long strings cost little; many values and strings with escapes cost much.
-    """
+    """Checks that a body parses quickly, in small steps between which other threads run."""
     strings = outside = text = size = 0
     inside, plain = False, True
     for part in _parts(body):

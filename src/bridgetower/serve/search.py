@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from hashlib import sha256
-from typing import Annotated, Any, BinaryIO, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
 from fastapi import APIRouter, Header, Query, Response
@@ -27,7 +27,6 @@ from bridgetower.search.conditions import condition_sql
 from bridgetower.search.index import Hit, Indexed
 from bridgetower.search.searcher import COLUMNS, RERANK, Against, Searcher, candidates, mean_vector, two_stages
 from bridgetower.serve.access import video_token
-from bridgetower.serve.config import ServeConfig
 from bridgetower.serve.errors import ApiError
 from bridgetower.serve.schemas import (
     COMPUTING,
@@ -48,9 +47,7 @@ from bridgetower.serve.service import MIB, Served, Service
 router = APIRouter(route_class=JsonRoute, tags=["search"])
 logger = logging.getLogger(__name__)
 
-PIECE = 2**21
-"""Most bytes of an answer to a request for a range; players ask for the next one."""
-
+PIECE = 2**21  # bytes at most of an answer to a request for a range; players ask for the next one
 _CHUNK = 2**16  # bytes of a whole video that are read at once
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII | re.IGNORECASE)
 _Opened = TypeVar("_Opened")
@@ -134,56 +131,53 @@ class SearchResponse(Listed[FoundImage]):
 @router.post("/v1/search", response_model=SearchResponse, responses=COMPUTING)
 async def search(body: SearchRequest, service: Served) -> Response:
     """Find images of the index by a text, by an image, or by both."""
-    searcher, limits = _searcher(service), service.config
+    searcher, config, model = _searcher(service), service.config, service.main
     settings: Any = {"top": body.top, "rerank": body.rerank, "against": body.against}
-    try:
-        with _index_read():
-            against, rerank = await asyncio.to_thread(searcher.planned, body.query, body.image, **settings)
-            rerank = min(rerank, await asyncio.to_thread(len, searcher.index))
-    except ValueError as error:
-        raise ApiError(400, str(error)) from error
+    with _index_read(asked=True):
+        against, rerank = await asyncio.to_thread(searcher.planned, body.query, body.image, **settings)
+        rerank = min(rerank, await asyncio.to_thread(len, searcher.index))
     given = sum(part is not None for part in (body.query, body.image))
     if body.rerank is None:
-        rerank = max(0, min(rerank, limits.max_items - given))
+        rerank = max(0, min(rerank, config.max_items - given))
     with service.admission(given + rerank, "rerank", body.model, images=[body.image]):
-        images = [] if body.image is None else await service.inputs.images([body.image], "image")
-        texts = [] if body.query is None else await service.inputs.texts([body.query], "query", truncate=body.truncate)
-        if against == "pairs" and images and texts:
-            items = [Item(image=images[0].pixels, ids=texts[0])]
+        (image,) = await model.images([body.image], "image")
+        texts = [] if body.query is None else await model.texts([body.query], "query", truncate=body.truncate)
+        if against == "pairs" and image is not None and texts:
+            items = [Item(image=image, ids=texts[0])]
         else:
-            items = [*(Item(image=image.pixels) for image in images), *(Item(ids=ids) for ids in texts)]
+            items = [*(Item(image=one) for one in [image] if one is not None), *(Item(ids=ids) for ids in texts)]
         vector = mean_vector(torch.stack(await service.batcher.submit(items)))
-        where, column = None if body.where is None else condition_sql(body.where), COLUMNS[against]
-        find = partial(searcher.index.nearest, column=column, where=where, exact=body.exact)
-        try:
-            with _index_read():
-                nearest = await asyncio.to_thread(find, vector, max(body.top, rerank))
-        except ValueError as error:
-            if where is None:
-                raise _unavailable(error) from error
-            raise ApiError(400, str(error), param="where") from error
+        where = None if body.where is None else condition_sql(body.where)
+        find = partial(searcher.index.nearest, column=COLUMNS[against], where=where, exact=body.exact)
+        with _index_read(asked=where is not None, param="where"):
+            nearest = await asyncio.to_thread(find, vector, max(body.top, rerank))
         chosen, others = candidates(nearest, rerank)
         opened: list[tuple[Hit, Resized]] = []
         if chosen:
-            limit = limits.max_body * MIB
-            read = partial(searcher.open, prepare=service.inputs.prepared, max_bytes=limit, fetch=False)
+            with _index_read():
+                frames = await asyncio.to_thread(searcher.index.frames, chosen)
+            limit = config.max_body * MIB
+            read = partial(searcher.open, prepare=model.prepared, max_bytes=limit, fetch=False, frames=frames)
             try:
-                with _index_read():
-                    frames = await asyncio.to_thread(searcher.index.frames, chosen)
-                found = await service.inputs.each(*(partial(read, one, frames=frames) for one in chosen))
-                opened = searcher.usable(chosen, found)
+                opened = searcher.usable(chosen, await model.each(*(partial(read, one) for one in chosen)))
             except ValueError as error:
                 logger.error("search: %s", error)
                 message = "none of the images that were found can be opened where the index has them; send rerank 0"
                 raise ApiError(404, message, code="no_pictures") from error
-        match = [Item(kind="match", image=image.pixels, ids=texts[0]) for _, image in opened]
-        log_odds = await service.batcher.submit(match)
+        matched = [Item(kind="match", image=image.pixels, ids=texts[0]) for _, image in opened]
+        log_odds = await service.batcher.submit(matched)
         hits = two_stages([one for one, _ in opened], log_odds, others, searcher.predictor.reranking)[: body.top]
 
     def content() -> dict[str, Any]:
-        tokens = service.main.tokens([*images, *(image for _, image in opened)], texts)
-        data = [{"rank": rank, **_shown(hit), **_told(hit, limits)} for rank, hit in enumerate(hits, start=1)]
-        return {**listed(data, service.name, tokens), "against": against}
+        rows = []
+        for rank, hit in enumerate(hits, start=1):
+            moment = {}
+            if hit.start is not None:
+                token = "" if config.api_key is None else f"?token={video_token(config.api_key, hit.digest)}"
+                place = hit.file if isinstance(hit.file, str) else f"{config.root_path}/v1/videos/{hit.digest}{token}"
+                moment = {"transcript": " ".join(hit.captions), "link": f"{place}#{hit.path.rpartition('#')[2]}"}
+            rows.append({"rank": rank, **_shown(hit), **moment})
+        return {**listed(rows, model.name, model.tokens([*items, *matched])), "against": against}
 
     return await json_of(content, len(hits))
 
@@ -197,27 +191,17 @@ def _shown(one: Indexed) -> dict[str, Any]:
     return {"id": one.digest} | {name: value for name, value in vars(one).items() if name in FoundImage.model_fields}
 
 
-def _told(hit: Hit, config: ServeConfig) -> dict[str, Any]:
-    """Returns what only a moment of a video has."""
-    if hit.start is None:
-        return {}
-    token = "" if config.api_key is None else f"?token={video_token(config.api_key, hit.digest)}"
-    place = hit.file if isinstance(hit.file, str) else f"{config.root_path}/v1/videos/{hit.digest}{token}"
-    return {"transcript": " ".join(hit.captions), "link": f"{place}#{hit.path.rpartition('#')[2]}"}
-
-
 @contextmanager
-def _index_read() -> Iterator[None]:
-    """Answers that the index is unavailable where it cannot be read in the block; the log has the reason."""
+def _index_read(*, asked: bool = False, param: str | None = None) -> Iterator[None]:
+    """Answers that the index cannot be read; where something is asked of it, a ValueError is of the request."""
     try:
         yield
-    except OSError as error:
-        raise _unavailable(error) from error
-
-
-def _unavailable(error: Exception) -> ApiError:
-    logger.error("index: %s", error)
-    return ApiError(503, "the index cannot be read; the server's log has the reason", code="index_unavailable")
+    except (OSError, ValueError) as error:
+        if isinstance(error, ValueError) and asked:
+            raise ApiError(400, str(error), param=param) from error
+        logger.error("index: %s", error)
+        message = "the index cannot be read; the server's log has the reason"
+        raise ApiError(503, message, code="index_unavailable") from error
 
 
 class IndexResponse(BaseModel):
@@ -265,7 +249,7 @@ async def image(
             try:
                 if size is None:
                     return content, media_type(content)
-                pixels, _ = service.inputs.decoders.open(content, size, background=_WHITE)
+                pixels, _ = service.main.decoders.open(content, size, background=_WHITE)
             except ValueError as error:
                 message = str(error).partition("; shrink it first")[0]
                 raise ApiError(404, message, param="id", code="no_picture") from error
@@ -275,7 +259,7 @@ async def image(
             image.save(stream, "JPEG", quality=_QUALITY, subsampling=0)
             return stream.getvalue(), "image/jpeg"
 
-        ((content, kind),) = await service.inputs.each(read)
+        ((content, kind),) = await service.main.each(read)
     return Response(content, media_type=kind, headers=headers)
 
 
@@ -308,22 +292,27 @@ async def video(
     with service.admission(1, "id", None):
         with _index_read():
             moments = await asyncio.to_thread(index.with_digest, id)
-        opened = await asyncio.to_thread(_first, moments, lambda one: (index.open_video(one), one.path), "video")
-    stream, path = opened
+        stream, path = await asyncio.to_thread(_first, moments, lambda one: (index.open_video(one), one.path), "video")
     status = os.fstat(stream.fileno())
     size, tag = status.st_size, f'"{status.st_size:x}-{status.st_mtime_ns:x}"'
     kind = mimetypes.guess_type(path.rpartition("#")[0])[0] or ""
     kind = kind if kind.startswith("video/") else "application/octet-stream"
     headers = {**_HEADERS, "Accept-Ranges": "bytes", "Cache-Control": "private, no-cache", "ETag": tag}
+
+    async def whole() -> AsyncIterator[bytes]:
+        with stream:
+            while content := await asyncio.to_thread(stream.read, _CHUNK):
+                yield content
+
     with ExitStack() as until_sent:
         until_sent.enter_context(stream)
         if if_none_match is not None and {"*", tag} & {one.strip() for one in if_none_match.split(",")}:
             return Response(status_code=304, headers=headers)
         piece = None if range is None or if_range not in (None, tag) else _piece(range, size)
         if piece is None:
-            until_sent.pop_all()  # `_whole` closes it
+            until_sent.pop_all()
             headers["Content-Length"] = str(size)
-            return StreamingResponse(_whole(stream), media_type=kind, headers=headers)
+            return StreamingResponse(whole(), media_type=kind, headers=headers)
         start, end = piece
         content = await asyncio.to_thread(os.pread, stream.fileno(), end - start, start)
     headers["Content-Range"] = f"bytes {start}-{start + len(content) - 1}/{size}"
@@ -331,10 +320,7 @@ async def video(
 
 
 def _piece(given: str, size: int) -> tuple[int, int] | None:
-    """Returns where a range begins and ends, cut to `PIECE` bytes; None of all but one valid range, which is ignored.
-
-    Source: RFC 9110, section 14.2.
-    """
+    """Returns where one valid range begins and ends, cut to `PIECE` bytes; others are ignored (RFC 9110, 14.2)."""
     found = _RANGE.fullmatch(given.strip())
     first, last = found.groups() if found else ("", "")
     if not (first or last) or (first and last and int(last) < int(first)):
@@ -345,9 +331,3 @@ def _piece(given: str, size: int) -> tuple[int, int] | None:
         message = f"the range is {given[:80]!r}; expected one like bytes=0-999 within {size} bytes"
         raise ApiError(416, message, param="range", headers={"Content-Range": f"bytes */{size}"})
     return start, min(end, start + PIECE)
-
-
-async def _whole(stream: BinaryIO) -> AsyncIterator[bytes]:
-    with stream:
-        while content := await asyncio.to_thread(stream.read, _CHUNK):
-            yield content

@@ -100,26 +100,27 @@ class Server(Embedded):
         if self._signal is not None:
             signal.raise_signal(self._signal)
 
-    def stop(self) -> None:
-        """Takes no more connections and finishes the requests that it has; may be called from any thread."""
-        logger.info("stopping: %d items are finished first", self._service.batcher.admitted)
-        self._loop.call_soon_threadsafe(super().stop)
-
     async def _run(self) -> None:
         self._loop = asyncio.get_running_loop()
+
+        def end(number: int) -> None:
+            self._signal = number
+            for other in _SIGNALS:
+                self._loop.remove_signal_handler(other)  # the next one ends the process at once
+            self.stop()
+
         async with self._service.running():
             if threading.current_thread() is threading.main_thread():
                 for number in _SIGNALS:
                     if signal.getsignal(number) is not signal.SIG_IGN:
-                        self._loop.add_signal_handler(number, self._end, number)
+                        self._loop.add_signal_handler(number, end, number)
             with suppress(TimeoutError):
                 await self.serve()
 
-    def _end(self, number: int) -> None:
-        self._signal = number
-        for other in _SIGNALS:
-            self._loop.remove_signal_handler(other)  # the next one ends the process at once
-        self.stop()
+    def stop(self) -> None:
+        """Takes no more connections and finishes the requests that it has; may be called from any thread."""
+        logger.info("stopping: %d items are finished first", self._service.batcher.admitted)
+        self._loop.call_soon_threadsafe(super().stop)
 
     def _init_shared_socket(self) -> None:
         """Listens; called by Granian."""
@@ -133,7 +134,7 @@ class Server(Embedded):
         self._shd, self._ssp = SocketHolder(self._listener.detach(), False, _CONNECTIONS), None  # type: ignore[assignment, call-arg]
         self.started.set()
         place = f"[{host}]" if ":" in host else host
-        logger.info("serving %s at http://%s:%d", self._service.name, place, port)
+        logger.info("serving %s at http://%s:%d", self._service.main.name, place, port)
 
 
 def _open_files() -> int:

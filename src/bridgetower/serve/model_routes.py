@@ -1,0 +1,532 @@
+"""Routes that use the model: embeddings as of OpenAI, reranking as of Jina and Cohere, images with texts."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import product
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, Self, cast
+
+import torch
+from annotated_types import Len
+from fastapi import APIRouter, Response
+from PIL import Image
+from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, create_model, field_validator, model_validator
+
+from bridgetower.attention import attention_of, view_of, words_of
+from bridgetower.inference import TEMPLATES, Choice, FilledWord, Item, Kind, Pixels, label_choices, prompts_of
+from bridgetower.serve.config import MOST_TOP
+from bridgetower.serve.errors import ApiError
+from bridgetower.serve.inputs import IMAGE, is_image
+from bridgetower.serve.schemas import (
+    COMPUTING,
+    PROBABILITY,
+    SCORE,
+    Body,
+    Images,
+    JsonRoute,
+    Listed,
+    Modality,
+    Several,
+    Source,
+    Text,
+    Texts,
+    Top,
+    Usage,
+    json_of,
+    listed,
+    usage,
+)
+from bridgetower.serve.service import Served, Service, Use
+
+router = APIRouter(route_class=JsonRoute)
+
+_ALL = 2**31  # classes: there are fewer
+_DIGITS = 6  # of a share of attention, after the point
+_QUALITY = 88  # of the JPEG of a view
+_PAIRS = "images with texts"
+
+
+class TextPart(BaseModel, extra="forbid"):
+    type: Literal["text"]
+    text: Text
+
+
+class Url(BaseModel):
+    url: Source
+
+
+class ImagePart(BaseModel, extra="forbid"):
+    type: Literal["image_url"]
+    image_url: Url
+
+
+class Message(BaseModel, extra="forbid"):
+    """A message with at most one image and one text."""
+
+    role: Literal["user"]
+    content: Text | Annotated[list[Annotated[TextPart | ImagePart, Field(discriminator="type")]], Several]
+
+
+class Content(BaseModel, extra="forbid"):
+    """A text, an image, or both."""
+
+    text: str | None = None
+    image: Source | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _object(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            raise ValueError("expected a string, or an object with text, image or both")
+        return given
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if self.text is None and self.image is None:
+            raise ValueError("expected text, image or both")
+        return self
+
+
+def _whole(given: Any) -> None:
+    if given is not None:
+        raise ValueError("this model was not trained for shortened vectors; leave it out")
+
+
+_PARTS = [{"type": "image_url", "image_url": {"url": IMAGE}}, {"type": "text", "text": "a red square"}]
+_EMBEDDINGS = [
+    {"input": ["two dogs in the snow", "a red square"]},
+    {"input": IMAGE, "modality": "image"},
+    {"input": [{"text": "a red square", "image": IMAGE}, {"text": "a red square"}]},
+    {"messages": [{"role": "user", "content": _PARTS}], "encoding_format": "base64"},
+]
+
+_Entries = str | Content | Annotated[list[str | Content], Several]
+
+
+class EmbeddingsRequest(Body, json_schema_extra={"examples": _EMBEDDINGS}):
+    """Texts, images, or images with texts, which get a vector each; or one message, whose parts get one together."""
+
+    modality: Modality = Field("text", description="What strings in `input` are.")
+    input: Annotated[list[Content], Several] | None = Field(
+        None, description="Texts, images, or objects with a text, an image or both, which get one vector together."
+    )
+    messages: Annotated[list[Message], Field(min_length=1, max_length=1)] | None = None
+    encoding_format: Literal["float", "base64"] = Field("float", description="base64: of little-endian float32.")
+    dimensions: Annotated[None, BeforeValidator(_whole)] = Field(
+        None, description="Not possible: the vectors mean something only as a whole."
+    )
+    embedding_type: Literal["float", "base64"] | None = Field(None, description="Jina's `encoding_format`.")
+    task: str | None = Field(None, max_length=1000, description="Accepted because Jina's clients send it; not used.")
+    normalized: bool = Field(True, description="Likewise: the vectors have length one in any case.")
+    truncation_direction: Annotated[Literal["right"], BeforeValidator(lambda given: str(given).lower())] = Field(
+        "right", description="Texts are cut at their end, in any case."
+    )
+
+    @field_validator("input", mode="before", json_schema_input_type=_Entries)
+    @classmethod
+    def _entries(cls, given: Any, info: ValidationInfo) -> Any:
+        several = [given] if isinstance(given, str | dict) else given
+        if not isinstance(several, list):
+            return several
+        if several and isinstance(several[0], int | list):
+            raise ValueError(
+                "token ids, which are another tokenizer's; expected texts (in LangChain: "
+                "OpenAIEmbeddings(check_embedding_ctx_length=False))"
+            )
+        return [{info.data.get("modality", "text"): one} if isinstance(one, str) else one for one in several]
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.input is None) == (self.messages is None):
+            raise ValueError("expected either input or messages")
+        self.contents()
+        return self
+
+    def contents(self) -> list[Content]:
+        if self.messages is None:
+            return self.input or []
+        given = self.messages[0].content
+        parts = [TextPart(type="text", text=given)] if isinstance(given, str) else given
+        texts = [part.text for part in parts if isinstance(part, TextPart)]
+        images = [part.image_url.url for part in parts if isinstance(part, ImagePart)]
+        if len(texts) > 1 or len(images) > 1:
+            raise ValueError("a message has several texts or images; expected at most one of each")
+        return [Content(text=next(iter(texts), None), image=next(iter(images), None))]
+
+
+class Embedding(BaseModel):
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+
+
+@router.post("/v1/embeddings", response_model=Listed[Embedding], responses=COMPUTING, tags=["embeddings"])
+async def embeddings(body: EmbeddingsRequest, service: Served) -> Response:
+    """Turn texts, images, or an image and a text together into vectors.
+
+    Vectors of texts and of images can be compared. What is comparable with the joint vector of an image and a text is
+    another joint vector.
+    """
+    param, contents = "messages" if body.messages else "input", body.contents()
+    sources = [one.image for one in contents]
+    joint = all(one.image is not None and one.text is not None for one in contents)
+    with service.admission(len(contents), param, body.model, None if joint else "embeddings", images=sources):
+        items = await service.main.items(contents, param, truncate=body.truncate)
+        vectors = await service.batcher.submit(items)
+
+    def content() -> dict[str, Any]:
+        if (body.embedding_type or body.encoding_format) == "float":
+            written = [vector.tolist() for vector in vectors]
+        else:
+            written = [base64.b64encode(vector.numpy().astype("<f4").tobytes()).decode() for vector in vectors]
+        rows = [{"object": "embedding", "index": n, "embedding": vector} for n, vector in enumerate(written)]
+        return listed(rows, service.main.name, service.main.tokens(items))
+
+    return await json_of(content, sum(vector.numel() for vector in vectors))
+
+
+class Document(Content):
+    """A text or an image."""
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if (self.text is None) == (self.image is None):
+            raise ValueError("expected either text or image")
+        return self
+
+
+def _document(given: Any) -> Any:
+    if isinstance(given, str):
+        return {"image" if is_image(given) else "text": given}
+    return given
+
+
+TextOrImage = Annotated[Document, BeforeValidator(_document, json_schema_input_type=str | Document)]
+_RERANK = [
+    {"query": "a red square", "documents": [{"image": IMAGE}]},
+    {"query": "a red square", "documents": ["two dogs in the snow", "a square in red"], "top_n": 1},
+]
+
+
+class RerankRequest(Body, json_schema_extra={"examples": _RERANK}):
+    """A query and documents, which are all texts or all images."""
+
+    query: TextOrImage
+    documents: Annotated[list[TextOrImage], Several]
+    top_n: int | None = Field(None, ge=1, description="Results to return; all of them if left out.")
+    return_documents: bool = Field(False, description="Repeat the documents in the results.")
+    max_tokens_per_doc: int | None = Field(
+        None, ge=1, strict=True, description="Cohere's client sends it; not used: `truncate` cuts documents."
+    )
+
+
+class Result(BaseModel):
+    index: int = Field(description="Its number in the request.")
+    relevance_score: float
+    document: Document | None = None
+
+
+class RerankResponse(BaseModel):
+    """Documents, the most relevant first."""
+
+    model: str
+    scored_by: Literal["matching", "cosine"] = Field(
+        description="How well text and image match, as of `/v1/match`, or the cosine of two texts or of two images."
+    )
+    results: list[Result]
+    usage: Usage
+
+
+@router.post("/rerank", include_in_schema=False)
+@router.post("/v2/rerank", include_in_schema=False)
+@router.post("/v1/rerank", response_model=RerankResponse, responses=COMPUTING, tags=["rerank"])
+async def rerank(body: RerankRequest, service: Served) -> Response:
+    """Sort documents by their relevance to a query.
+
+    A text is matched with images, and an image with texts, by the whole model. Texts are compared with a text, and
+    images with an image, by the cosine of their vectors.
+    """
+    kinds = {document.text is None for document in body.documents}
+    if len(kinds) > 1:
+        message = "documents are texts and images, whose scores cannot be compared; send two requests"
+        raise ApiError(400, message, param="documents")
+    same, model = {body.query.text is None} == kinds, service.main
+    sources = [one.image for one in (body.query, *body.documents)]
+    use: Literal["embeddings", "match"] = "embeddings" if same else "match"
+    with service.admission(len(body.documents) + same, "documents", body.model, use, images=sources):
+        (query,) = await model.items([body.query], "query", truncate=body.truncate)
+        items = await model.items(body.documents, "documents", truncate=body.truncate)
+        if same:
+            items.insert(0, query)
+        else:
+            items = [
+                Item(kind="match", image=one.image if query.ids else query.image, ids=query.ids or one.ids)
+                for one in items
+            ]
+        outcomes = await service.batcher.submit(items)
+    if same:
+        first, *vectors = outcomes
+        scores = [float(first @ vector) for vector in vectors]
+    else:
+        scores = model.predictor.reranking.match(torch.tensor(outcomes)).tolist()
+    order = sorted(range(len(scores)), key=lambda number: -scores[number])[: body.top_n]
+
+    def content() -> dict[str, Any]:
+        results = [
+            {
+                "index": number,
+                "relevance_score": scores[number],
+                "document": body.documents[number].model_dump(exclude_none=True) if body.return_documents else None,
+            }
+            for number in order
+        ]
+        scored_by = "cosine" if same else "matching"
+        return {"model": model.name, "scored_by": scored_by, "results": results, "usage": usage(model.tokens(items))}
+
+    shown = body.documents if body.return_documents else []
+    return await json_of(content, len(order) + sum(len(one.text or one.image or "") for one in shown))
+
+
+class PairRequest(Body):
+    images: Images
+    texts: Texts
+
+
+async def _answered(use: Use, result: str, body: PairRequest, service: Service) -> Response:
+    """Responds with what a head of the model says of each pair."""
+    if body.images is None and body.texts is None:  # which may be left out of `classify`
+        raise ApiError(400, "neither images nor texts given; expected one of them at least", param="images")
+    sources: Sequence[str | None] = body.images or [None] * len(body.texts)
+    given, sources_2 = body.texts or [""] * len(sources), getattr(body, "images_2", [])
+    texts_param, all_pairs = type(body).model_fields["texts"].alias or "texts", getattr(body, "all_pairs", False)
+    if use == "reason" and len(sources) != len(sources_2):
+        message = f"{len(sources)} images and {len(sources_2)} images_2; expected a second one for each first"
+        raise ApiError(400, message, param="images_2")
+    if not all_pairs and len(sources) != len(given):
+        raise ApiError(400, f"{len(sources)} images and {len(given)} texts; expected as many of one as of the other")
+    count = len(sources) * len(given) if all_pairs else len(sources) + len(sources_2)
+    param, model = "images" if body.images else texts_param, service.model_for(use)
+    with service.admission(count, param, body.model, use, images=[*sources, *sources_2]):
+        processor, top = model.predictor.processor, getattr(body, "top", None) or _ALL
+        blank = processor.blank_image().pixels
+        images = [blank if image is None else image for image in await model.images(sources, "images")]
+        images_2 = await model.images(sources_2, "images_2")
+        texts = await model.texts(given, texts_param, truncate=body.truncate)
+        if use == "fill-mask":
+            most, masks = MOST_TOP * service.config.max_items, [ids.count(processor.mask_token_id) for ids in texts]
+            if 0 in masks:
+                message = f"no mask in text {masks.index(0)}; put {processor.mask_token} where a word is missing"
+                raise ApiError(400, f"{texts_param}: {message}", param=texts_param)
+            if sum(masks) * top > most:
+                message = f"{sum(masks)} masks with {top} words each, the limit is {most} words; ask for fewer"
+                raise ApiError(413, f"{texts_param}: {message}", param=texts_param)
+        places = (
+            list(product(range(len(images)), range(len(texts)))) if all_pairs else [(n, n) for n in range(len(images))]
+        )
+        kind = cast(Kind, use.replace("-", "_"))
+        items = [
+            Item(kind=kind, image=images[i], image_2=images_2[i] if images_2 else None, ids=texts[t], top=top)
+            for i, t in places
+        ]
+        outcomes = await service.batcher.submit(items)
+
+    def content() -> dict[str, Any]:
+        if use == "match":
+            named = model.predictor.reranking.named(torch.tensor(outcomes))
+            rows = [{"image": i, "text": t, **shown} for (i, t), shown in zip(places, named, strict=True)]
+        else:
+            rows = [{"index": number, result: outcome} for number, outcome in enumerate(outcomes)]
+        return listed(rows, model.name, model.tokens(items))
+
+    return await json_of(content, _num_values(outcomes))
+
+
+def _num_values(outcome: Any) -> int:
+    return sum(map(_num_values, outcome)) if isinstance(outcome, list) else 1
+
+
+def _route(
+    use: Use,
+    about: str,
+    example: Mapping[str, Any],
+    entry: Mapping[str, Any],
+    more: Mapping[str, Any] = MappingProxyType({}),
+    texts: str = "texts",
+) -> None:
+    """Adds a route: what its body has beside images and texts, which may have another name, and each of its results."""
+    name = use.title().replace("-", "")
+    request = create_model(
+        f"{name}Request",
+        __base__=PairRequest,
+        __doc__=about,
+        __cls_kwargs__={"json_schema_extra": {"examples": [{"images": IMAGE, **example}]}},
+        texts=(Texts, Field(alias=None if texts == "texts" else texts)),
+        **more,
+    )
+    fields: dict[str, Any] = ({} if use == "match" else {"index": (int, ...)}) | dict(entry)
+    numbered = create_model(name, **fields)
+
+    async def handle(body: PairRequest, service: Served) -> Response:
+        return await _answered(use, next(iter(entry)), body, service)
+
+    handle.__annotations__["body"] = request
+    settings: dict[str, Any] = {"response_model": Listed[numbered], "responses": COMPUTING}  # type: ignore[valid-type]
+    router.add_api_route(
+        f"/v1/{use}", handle, methods=["POST"], name=use.replace("-", "_"), description=about, tags=[_PAIRS], **settings
+    )
+
+
+_TOP: dict[str, Any] = {"top": (Top, 5)}
+_JUDGED = {"judgements": (list[Choice], Field(description="Likeliest first."))}
+
+_route(
+    "match",
+    "Compute how well images and texts match: image n and text n, or all pairs.",
+    {"texts": ["a red square", "two dogs in the snow"], "all_pairs": True},
+    {
+        "image": (int, Field(description="Number of the image.")),
+        "text": (int, Field(description="Number of the text.")),
+        "probability": (float | None, PROBABILITY),
+        "score": (float | None, SCORE),
+    },
+    {"all_pairs": (bool, Field(False, description="Match every image, the first one first, with every text."))},
+)
+_route(
+    "answer",
+    "Answer questions about images, with a model that was fine-tuned on VQA.",
+    {"questions": "what colour is the square?", "top": 3},
+    {"answers": (list[Choice], Field(description="Do not sum to one; likeliest first."))},
+    _TOP,
+    "questions",
+)
+_route(
+    "fill-mask",
+    "Fill masked words of texts about images.",
+    {"texts": "a <mask> square"},
+    {"masks": (list[list[FilledWord]], Field(description="For each mask, likeliest first."))},
+    _TOP,
+)
+_route(
+    "entail",
+    "Classify whether images contradict, are neutral to or entail statements, with a model fine-tuned on SNLI-VE.",
+    {"statements": "it is red"},
+    _JUDGED,
+    texts="statements",
+)
+_route(
+    "reason",
+    "Classify statements about a left and a right image as true or false, with a model fine-tuned on NLVR2.",
+    {"images_2": IMAGE, "statements": "both are red"},
+    _JUDGED,
+    {"images_2": (Images, ...)},
+    "statements",
+)
+
+Phrases = Annotated[list[Annotated[str, Len(max_length=1000)]], Several]
+_EXAMPLES = [{"images": IMAGE, "texts": "a red square"}, {"images": IMAGE, "labels": ["a red square", "two dogs"]}]
+
+
+class ClassifyRequest(PairRequest, json_schema_extra={"examples": _EXAMPLES}):
+    images: Images | None = None  # type: ignore[assignment]  # here one of the two may be missing
+    texts: Texts | None = None  # type: ignore[assignment]
+    labels: Phrases | None = Field(None, description="Classes to compare images with; without, those of the model.")
+    templates: Phrases = Field(list(TEMPLATES), description="Texts with {} where a label goes; its vector is the mean.")
+    top: Top | None = Field(None, description="Classes per input; all if left out.")
+
+
+class Classified(BaseModel):
+    index: int
+    classes: list[Choice] = Field(description="Likeliest first.")
+
+
+@router.post("/v1/classify", response_model=Listed[Classified], responses=COMPUTING, tags=[_PAIRS])
+async def classify(body: ClassifyRequest, service: Served) -> Response:
+    """Classify images by labels, or images, texts or both with a model fine-tuned on a table of one's own."""
+    if body.labels is None:
+        if "templates" in body.model_fields_set:
+            raise ApiError(400, "templates are for labels; give labels too, or neither", param="templates")
+        return await _answered("classify", "classes", body, service)
+    labels, top = body.labels, min(body.top or len(body.labels), len(body.labels))
+    if body.images is None or body.texts is not None:
+        raise ApiError(400, "labels are compared with images alone; give images and no texts", param="labels")
+    count = len(body.images) + len(labels) * len(body.templates)
+    with service.admission(count, "labels", body.model, "embeddings", images=body.images):
+        if len(body.images) * top > (most := MOST_TOP * service.config.max_items):
+            message = f"labels: {len(body.images)} images with {top} labels each, the limit is {most}; send top"
+            raise ApiError(413, message, param="labels")
+        try:
+            prompts = prompts_of(labels, body.templates)
+        except ValueError as error:
+            raise ApiError(400, str(error), param="labels") from error
+        images = await service.main.images(body.images, "images")
+        texts = await service.main.texts(prompts, "labels", truncate=body.truncate)
+        items = [*(Item(image=image) for image in images), *(Item(ids=ids) for ids in texts)]
+        vectors = torch.stack(await service.batcher.submit(items))
+
+    def content() -> dict[str, Any]:
+        model, count = service.main.predictor.model, len(images)
+        chosen = label_choices(model, vectors[:count], vectors[count:], labels, body.top)
+        rows = [{"index": number, "classes": classes} for number, classes in enumerate(chosen)]
+        return listed(rows, service.main.name, service.main.tokens(items))
+
+    return await json_of(content, len(images) * top)
+
+
+class ExplainRequest(Body, json_schema_extra={"examples": [{"image": IMAGE, "text": "a red square"}]}):
+    image: Source
+    text: Text = Field(description="With at least one word.")
+    view: bool = Field(False, description="Also return the part of the image that the model sees.")
+
+
+class ExplainResponse(BaseModel):
+    """The cross-attention of each word over the image, mean over the heads, layer by layer."""
+
+    model: str = Field(description="That answered.")
+    words: list[str] = Field(description="Of the text; a word of several tokens is their mean.")
+    maps: list[list[list[list[float]]]] = Field(
+        description="By layer, word, row and column of patches; each sums to 1."
+    )
+    prefix_shares: list[list[float]] = Field(description="By layer and word: what went to the class token instead.")
+    probability: float | None = PROBABILITY
+    score: float | None = SCORE
+    view: str | None = Field(None, description="Data URI of the part of the image that the maps cover.")
+    usage: Usage
+
+
+@router.post("/v1/explain", response_model=ExplainResponse, responses=COMPUTING, tags=[_PAIRS])
+async def explain(body: ExplainRequest, service: Served) -> Response:
+    """Compute the cross-attention of each word of a text over an image, which is not what decides the match."""
+    model, predictor, processor = service.main, service.main.predictor, service.main.predictor.processor
+
+    def decoded(content: bytes) -> tuple[Pixels, str | None]:
+        if not body.view:
+            return model.prepared(content).pixels, None
+        whole, _ = model.decoders.open(content, background=processor.config.background)
+        stream = io.BytesIO()
+        view_of(processor, Image.fromarray(whole)).save(stream, "JPEG", quality=_QUALITY)
+        view = "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
+        return model.prepared(content).pixels, view
+
+    with service.admission(1, "image", body.model, images=[body.image]):
+        ((image, view),) = await model.decoded(decoded, [body.image], "image")
+        (ids,) = await model.texts([body.text], "text", truncate=body.truncate)
+        try:
+            words_of(processor, ids)
+        except ValueError as error:
+            raise ApiError(400, str(error), param="text") from error
+        (attention,) = await service.batcher.submit([partial(attention_of, predictor, image, ids)])
+        response = {
+            "model": model.name,
+            "words": list(attention.words),
+            "prefix_shares": attention.prefix_shares.tolist(),
+            "probability": attention.probability,
+            "score": attention.score,
+            "view": view,
+            "usage": usage(model.tokens([Item(image=image, ids=ids)])),
+        }
+        maps = attention.maps.double().round(decimals=_DIGITS)
+        return await json_of(lambda: response | {"maps": maps.tolist()}, maps.numel())
