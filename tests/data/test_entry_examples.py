@@ -10,8 +10,7 @@ import asked
 from bridgetower.data.answers import soft_targets
 from bridgetower.data.batch import BatchKey
 from bridgetower.data.config import DataConfig
-from bridgetower.data.examples import ClassEncoder, EntryDataset
-from bridgetower.data.prepared import PreparedImages
+from bridgetower.data.examples import ClassEncoder, EntryDataset, PreparedImages
 from bridgetower.data.schema import SCHEMAS
 from bridgetower.model.config import FIXED_LABELS
 from bridgetower.processor import Processor

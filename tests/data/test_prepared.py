@@ -7,7 +7,7 @@ import torch
 
 import asked
 from bridgetower.data.config import DataConfig
-from bridgetower.data.prepared import PreparedImages
+from bridgetower.data.examples import PreparedImages
 from bridgetower.data.prepared_set import read_info
 from bridgetower.data.schema import SCHEMAS
 from bridgetower.processor import Processor

@@ -15,7 +15,7 @@ from PIL import Image
 
 import asked
 from bridgetower.cli import main
-from bridgetower.data.prepared import PreparedImages
+from bridgetower.data.examples import PreparedImages
 from bridgetower.data.schema import SCHEMAS, Question
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.outcome import Judgement, Outcome

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import shapes
 import states
 from bridgetower.data.batch import CaptionBatch
-from bridgetower.data.prepared import PreparedImages
+from bridgetower.data.examples import PreparedImages
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.losses import Losses
 from bridgetower.objectives.pretraining import PretrainingTask

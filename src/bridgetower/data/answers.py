@@ -10,29 +10,18 @@ from pathlib import Path
 
 from bridgetower.files import parse_json
 
-MIN_COUNT = 9
-"""Questions that an answer must be the first choice of to be in the vocabulary (official ViLT and METER code)."""
-
-ANSWERS_FILE = "answers.json"
-"""The vocabulary of a prepared set."""
-
-ANNOTATORS = 10
-"""People who answered each question of VQA."""
-
-FEW_ANNOTATORS = 4
-"""Fewer than these do not reach score 1 by the rule for ten; the share of them that gave an answer is its score."""
+MIN_COUNT = 9  # questions that an answer of the vocabulary is the first choice of (official ViLT and METER code)
+ANSWERS_FILE = "answers.json"  # the vocabulary of a prepared set
+ANNOTATORS = 10  # people who answered each question of VQA
+FEW_ANNOTATORS = 4  # fewer do not reach score 1 by the rule for ten: the share that gave an answer is its score
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _DIGIT_COMMA_DIGIT = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
 _NUM_PERIODS = 32  # Official: re.UNICODE, which is 32, is passed where the number of replacements belongs.
 _ARTICLES = frozenset({"a", "an", "the"})
-_DIGITS = {
-    word: str(number)
-    for number, word in enumerate(
-        ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
-    )
-} | {"none": "0"}
+_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_DIGITS = {"none": "0"} | {word: str(number) for number, word in enumerate(_WORDS)}
 
 _CONTRACTED = """
     ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've
@@ -43,8 +32,6 @@ _CONTRACTED = """
     what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've
     wouldn't wouldn't've y'all y'all'd've y'all'll you'd you'd've you'll you're you've
 """
-
-
 # By each form without one of its apostrophes.
 _CONTRACTIONS = {
     word[:place] + word[place + 1 :]: word
@@ -72,23 +59,18 @@ def normalise_answer(answer: str) -> str:
 
 
 def answer_type(answer: str) -> str:
-    """Returns the type of an answer, as VQA has them: "yes/no", "number" or "other"."""
     return "yes/no" if answer in ("yes", "no") else "number" if answer.isdigit() else "other"
 
 
 def answer_score(count: int) -> float:
-    """Returns the score of an answer that `count` of the ten annotators gave: 0, 0.3, 0.6, 0.9, and 1 from four on.
-
-    It is the mean of min(n / 3, 1) over all ways to leave one annotator out, rounded to one digit.
-    """
+    """Returns the mean of min(n / 3, 1) over all ways to leave one of ten annotators out, rounded to one digit."""
     return min(1.0, round(0.3 * count, 1))
 
 
 def soft_targets(answers: Iterable[str], vocabulary: Container[str]) -> dict[str, float]:
     """Returns the score of each normalised answer that the vocabulary has, in order of first appearance.
 
-    With fewer than four annotators the score is the share of them that gave the answer, so that the answer of a single
-    person, as in Visual Genome, has score 1 (official `write_vgqa.py`).
+    The answer of a single person, as in Visual Genome, has score 1 (official `write_vgqa.py`).
     """
     counts = Counter(map(normalise_answer, answers))
     total = counts.total()

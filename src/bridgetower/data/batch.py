@@ -18,17 +18,11 @@ from bridgetower.data.config import MaskingConfig
 
 @dataclass(frozen=True)
 class BatchKey:
-    """Names one micro-batch.
-
-    Attributes:
-        examples: In it.
-        seed: Of its draws.
-        step: All micro-batches of this process in the step, where something is counted over a step; only the first
-            one has them.
-    """
+    """Names one micro-batch."""
 
     examples: tuple[int, ...]
-    seed: int
+    seed: int  # of its draws
+    # Where something is counted over a step, its first micro-batch has all those of this process.
     step: tuple[BatchKey, ...] = ()
 
 
@@ -37,9 +31,7 @@ class BatchDataset(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, key: BatchKey) -> Batch:
-        """Builds the batch that `key` names, from nothing else."""
-        ...
+    def __getitem__(self, key: BatchKey) -> Batch: ...
 
 
 def derive_seed(*parts: object) -> int:
@@ -48,38 +40,25 @@ def derive_seed(*parts: object) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-IGNORED = -100
-"""Label of a position that is not predicted; the default `ignore_index` of PyTorch's cross-entropy."""
-
-# What fills up short texts, by field.
-_FILLS = {"input_ids": 0, "masked_input_ids": 0, "attention_mask": 0, "mlm_labels": IGNORED}
+IGNORED = -100  # label of a position that is not predicted, as PyTorch's cross-entropy has it
+_FILLS = {"input_ids": 0, "masked_input_ids": 0, "attention_mask": 0, "mlm_labels": IGNORED}  # of short texts
 
 _Batch = TypeVar("_Batch", bound="Batch")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Examples of a task; what the task does not read is None.
+    """Examples of a task; what the task does not read is None."""
 
-    Attributes:
-        ids: Names of the examples, for predictions and error messages.
-        seed: Of everything that is drawn while the batch is processed.
-        pixel_values, pixel_values_2: The image of each example, or both images.
-        input_ids: The text of each example.
-        attention_mask: 0 on padding; None if nothing is padded.
-        labels: Classes [b], numbers [b], or a score of each class [b, k]; None where they are not known.
-        image_states, image_states_2: What a frozen tower made of the images, in the place of pixels: the hidden states
-            of some layers.
-        text_states: Likewise of the texts, beside their ids.
-    """
-
-    ids: tuple[str, ...] = ()
-    seed: int = 0
-    pixel_values: Float[Tensor, "b 3 h w"] | None = None
+    ids: tuple[str, ...] = ()  # names of the examples, for predictions and error messages
+    seed: int = 0  # of everything that is drawn while the batch is processed
+    pixel_values: Float[Tensor, "b 3 h w"] | None = None  # the image of each example, or the first of both
     pixel_values_2: Float[Tensor, "b 3 h w"] | None = None
     input_ids: Int[Tensor, "b l"] | None = None
-    attention_mask: Int[Tensor, "b l"] | None = None
+    attention_mask: Int[Tensor, "b l"] | None = None  # 0 on padding; None if nothing is padded
+    # Classes, numbers, or a score of each class; None where they are not known.
     labels: Int[Tensor, " b"] | Float[Tensor, " b"] | Float[Tensor, "b k"] | None = None
+    # Of some layers of frozen towers: in the place of pixels, or beside the ids of texts.
     image_states: Float[Tensor, "b n p v"] | None = None
     image_states_2: Float[Tensor, "b n p v"] | None = None
     text_states: Float[Tensor, "b n l t"] | None = None
@@ -96,8 +75,7 @@ class Batch:
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Self:
-        """Copies every tensor to where a GPU reads it faster; torch's data loader calls it."""
-        return self._map(Tensor.pin_memory)
+        return self._map(Tensor.pin_memory)  # torch's data loader calls this
 
     def copied(self) -> Self:
         return self._map(Tensor.clone)
@@ -110,25 +88,16 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionBatch(Batch):
-    """Images with one caption each.
-
-    Attributes:
-        masked_input_ids, mlm_labels: The same texts with words hidden, and the hidden ids (-100 elsewhere).
-        image_index: Equal numbers mark the same image, or images with the same captions, across all ranks.
-        step_labels: Number of labels in all micro-batches of this process in the step, where they are counted.
-        mlm_weight: What MLM of this batch is multiplied with; None is 1.
-        mlm_positions: Where `mlm_labels` has ids, counted over the whole batch; a GPU would have to be waited for.
-        masked_states: Hidden states of the texts with words hidden.
-    """
+    """Images with one caption each."""
 
     input_ids: Int[Tensor, "b l"]
-    masked_input_ids: Int[Tensor, "b l"]
-    mlm_labels: Int[Tensor, "b l"]
-    image_index: Int[Tensor, " b"]
-    step_labels: Int[Tensor, ""] | None = None
-    mlm_weight: Float[Tensor, ""] | None = None
-    mlm_positions: Int[Tensor, " n"] | None = None
-    masked_states: Float[Tensor, "b n l t"] | None = None
+    masked_input_ids: Int[Tensor, "b l"]  # the same texts with words hidden
+    mlm_labels: Int[Tensor, "b l"]  # the hidden ids, `IGNORED` elsewhere
+    image_index: Int[Tensor, " b"]  # equal across all ranks for the same image, or images with the same captions
+    step_labels: Int[Tensor, ""] | None = None  # in all micro-batches of this process in the step, if counted
+    mlm_weight: Float[Tensor, ""] | None = None  # what MLM of this batch is multiplied with; None is 1
+    mlm_positions: Int[Tensor, " n"] | None = None  # of labels in the whole batch; a GPU would have to be waited for
+    masked_states: Float[Tensor, "b n l t"] | None = None  # of the texts with words hidden
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -147,17 +116,11 @@ class CaptionBatch(Batch):
 
 @dataclass(frozen=True, kw_only=True)
 class RankingBatch(Batch):
-    """Images with one true and several false texts each.
+    """Images with one true and several false texts each."""
 
-    Attributes:
-        input_ids: The texts of each image in succession, the true one first.
-        attention_mask: Of all texts.
-        image_index: Equal numbers mark the same image, or images with the same captions.
-    """
-
-    input_ids: Int[Tensor, "t l"]
+    input_ids: Int[Tensor, "t l"]  # the texts of each image in succession, the true one first
     attention_mask: Int[Tensor, "t l"] | None = None
-    image_index: Int[Tensor, " b"]
+    image_index: Int[Tensor, " b"]  # equal for the same image, or images with the same captions
 
 
 def joined(parts: Sequence[_Batch], *, seed: int) -> _Batch:
@@ -188,8 +151,7 @@ def mask_tokens(
 ) -> tuple[Int[Tensor, "b l"], Int[Tensor, "b l"]]:
     """Hides some tokens and returns the masked ids with the labels to predict, `IGNORED` elsewhere.
 
-    The draws come from `generator` alone and their number depends on the shape only. Random tokens come from the
-    vocabulary without the special and mask tokens. For whole words, `continues_word` is True at ids that carry on the
+    The number of draws depends on the shape only. For whole words, `continues_word` is True at ids that carry on the
     word before them (WordPiece's `##`); a special token always ends a word.
     """
     special = torch.zeros(vocab_size, dtype=torch.bool)
@@ -216,6 +178,8 @@ class StepSampler(Sampler[BatchKey]):
 
     The order of each epoch is cut into global batches; ranks and micro-batches take consecutive parts, so the
     batches of an optimiser step hold the same examples for any number of ranks. What does not fill a batch is left out.
+    With `sets`, the set of each example, batches are of one set each. `passes` tells how often the micro-batches of a
+    step come, one whole pass after the other, and `counted` whether the first one names them all, in the last pass.
     """
 
     def __init__(
@@ -232,11 +196,6 @@ class StepSampler(Sampler[BatchKey]):
         passes: Callable[[int], int] = lambda step: 1,
         counted: Callable[[int], bool] = lambda step: False,
     ) -> None:
-        """Plans the steps; with the set of each example, `sets`, batches are of one set each.
-
-        `passes` tells how often the micro-batches of a step come, one whole pass after the other, and `counted` whether
-        the first micro-batch of a step names them all, in the last pass.
-        """
         parts = world_size * micro_batches
         if num_examples < batch_size:
             raise ValueError(f"{num_examples} examples are fewer than one batch of {batch_size}; lower batch_size")

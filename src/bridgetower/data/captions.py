@@ -14,27 +14,22 @@ from torch.utils.data import Dataset
 
 from bridgetower.data.batch import IGNORED, BatchKey, CaptionBatch, RankingBatch, mask_tokens
 from bridgetower.data.config import DataConfig, MaskingConfig
-from bridgetower.data.prepared import PreparedImages
+from bridgetower.data.examples import PreparedImages
 from bridgetower.data.views import drop_words
 from bridgetower.processor import Processor
 
-DRAWN = -1
-"""Number of a caption that is drawn each time."""
+DRAWN = -1  # number of a caption that is drawn each time
 
 
 class CaptionImages(PreparedImages):
-    """Images with their captions, numbered in the order in which their examples come; each caption of an image once.
-
-    Attributes:
-        owner: Number of the image of each example.
-    """
+    """Images with their captions, numbered in the order in which their examples come; each caption of an image once."""
 
     def __init__(self, config: DataConfig, splits: str | Sequence[str], processor: Processor) -> None:
         super().__init__(config, splits, processor)
         numbers, first, places = np.unique(self.image_of.numpy(), return_index=True, return_inverse=True)
         order = first.argsort()
         self._images = torch.from_numpy(numbers[order])
-        self.owner = torch.from_numpy(order.argsort()[places])
+        self.owner = torch.from_numpy(order.argsort()[places])  # the image of each example
         self._by_image = self.owner.argsort(stable=True)
         self._caption_ends = self.owner.bincount(minlength=len(order)).cumsum(0)
 

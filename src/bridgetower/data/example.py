@@ -14,7 +14,6 @@ from bridgetower.data.fetch import open_place, read_bytes, version_of
 
 NAMED = 10  # problems spelt out in an error or a report
 
-_WITHIN = ("piece", "cell", "moment")
 _LARGEST_GROUP = 2**31  # bytes of a row group of a Parquet file
 _AT_ONCE = 16  # rows
 
@@ -35,11 +34,9 @@ class Image:
 
     @property
     def is_file(self) -> bool:
-        """Whether it is a file of its own, on this machine or at a URL."""
         return not (self.piece or self.cell or self.moment)
 
     def read(self) -> bytes:
-        """Returns the bytes of the image file."""
         if self.content is not None:
             return self.content
         if self.moment:
@@ -56,8 +53,8 @@ class Image:
 
     def located(self) -> str:
         """Returns where it is within its file as JSON; empty of a file of its own."""
-        within = {name: list(getattr(self, name)) for name in _WITHIN if getattr(self, name)}
-        return json.dumps(within) if within else ""
+        within = {"piece": self.piece, "cell": self.cell, "moment": self.moment}
+        return "" if self.is_file else json.dumps({name: place for name, place in within.items() if place})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +107,6 @@ class ColumnFile:
         self._ends = [0, *accumulate(sizes)]
 
     def batches(self, columns: list[str] | None = None) -> Iterator[Any]:
-        """Yields some rows after the other."""
         if self._parquet is not None:
             yield from self._parquet.iter_batches(_AT_ONCE, columns=columns)
         else:
@@ -119,7 +115,6 @@ class ColumnFile:
                 yield from (chosen.slice(start, _AT_ONCE) for start in range(0, batch.num_rows, _AT_ONCE))
 
     def value(self, column: str, row: int) -> Any:
-        """Returns a cell."""
         number = bisect_right(self._ends, row) - 1
         if column not in self.schema.names or number == len(self._ends) - 1:
             raise ValueError(f"there is no row {row + 1} with a column {column}; make the index again")
@@ -131,7 +126,6 @@ class ColumnFile:
 
 @lru_cache(maxsize=4)
 def open_columns(place: str, version: str) -> ColumnFile:
-    """Opens a Parquet or Arrow file, once as long as its version stays."""
     return ColumnFile(place)
 
 

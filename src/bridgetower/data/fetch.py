@@ -9,7 +9,6 @@ import os
 import random
 import re
 import stat
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,38 +16,25 @@ from json import JSONDecodeError, JSONDecoder
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+from fsspec.core import url_to_fs
+from fsspec.spec import AbstractBufferedFile
+
 from bridgetower.files import unfit_name
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
-"""Seconds before a request is made again after an error that may pass, at most; each pause is drawn."""
-
-DEADLINE = float(os.environ.get("BRIDGETOWER_FETCH_TIMEOUT", "60"))
-"""Seconds that one request may take."""
-
-LARGEST = 2**29
-"""Bytes of a file that is read whole: an image, or a file of a server that gives no ranges."""
-
-LARGEST_ITEM = 2**24
-"""Characters of an item of a list in a JSON file."""
+PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # most seconds before a request that failed is made again; each is drawn
+DEADLINE = float(os.environ.get("BRIDGETOWER_FETCH_TIMEOUT", "60"))  # seconds that one request may take
+LARGEST = 2**29  # bytes of a file that is read whole: an image, or a file of a server that gives no ranges
+LARGEST_ITEM = 2**24  # characters of an item of a list in a JSON file
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:(//|:)", re.IGNORECASE)
 _MARK = re.compile(r"[^ \t\r\n]")
 _NUMBERS = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _BUFFER = 2**22  # bytes that are asked for at once
 _PASSING = (408, 425, 429)  # answers from 400 to 499 that may be others when they are asked again
-# What stores raise beside OSError; only of packages that are in use.
-_ERRORS = (
-    ("aiohttp", "ClientError"),
-    ("botocore.exceptions", "BotoCoreError"),
-    ("botocore.exceptions", "ClientError"),
-    ("gcsfs.retry", "HttpError"),
-    ("google.auth.exceptions", "GoogleAuthError"),
-    ("httpx", "HTTPError"),
-)
 
 
 @dataclass(frozen=True)
@@ -92,7 +78,10 @@ def read_bytes(place: str, piece: tuple[int, int] | None = None, *, most: int = 
 
 def open_place(place: str) -> BinaryIO:
     """Opens a file to be read in any order; of one at a URL pieces are asked for, each again after an error."""
-    return io.BufferedReader(_Ranges(place), _BUFFER) if is_url(place) else open_regular(place)
+    if not is_url(place):
+        return open_regular(place)
+    size, partial = (_info(place).get(name) for name in ("size", "partial"))
+    return io.BytesIO(_whole(place, LARGEST)) if size is None or partial is False else _Ranges(place, size)
 
 
 def open_regular(place: str | Path) -> BinaryIO:
@@ -109,7 +98,7 @@ def version_of(place: str) -> str:
     if not is_url(place):
         status = Path(place).stat()
         return f"{status.st_size} {status.st_mtime_ns}"
-    return _version(_retried(place, lambda system, path: system.info(path, **_deadline(system))))
+    return _version(_info(place))
 
 
 def list_files(source: str) -> Iterator[Listed]:
@@ -188,20 +177,18 @@ class JsonLists:
         """Yields the items of the list that the file is or has under a key; without a key it may have only one."""
         num_lists = 0
         try:
-            if self._taken("[{") == "[":
+            if self._next() == "[":
                 num_lists += 1
-                for _ in self._members("]"):
-                    yield self._value()
+                yield from self._list()
             else:
+                self._taken("{")
                 for _ in self._members("}"):
                     name, _ = self._value(), self._taken(":")
-                    if key not in (None, name) or self._next() != "[":
+                    if key in (None, name) and self._next() == "[":
+                        num_lists += 1
+                        yield from self._list()
+                    else:
                         self._value()
-                        continue
-                    num_lists += 1
-                    self._taken("[")
-                    for _ in self._members("]"):
-                        yield self._value()
             if self._next():
                 raise ValueError("something follows it")
         except (ValueError, RecursionError) as error:  # of JSON, of UTF-8 or of too many digits
@@ -211,15 +198,17 @@ class JsonLists:
             what = f"no {key} list" if key else f"{num_lists} lists of rows"
             raise ValueError(f"{self._name} has {what}; check that it is the right file, or write JSON lines")
 
+    def _list(self) -> Iterator[Any]:
+        self._taken("[")
+        for _ in self._members("]"):
+            yield self._value()
+
     def _members(self, end: str) -> Iterator[None]:
         """Goes from one to the next up to the mark at the end."""
-        if self._next() == end:
-            self._at += 1
-            return
-        while True:
+        mark = self._taken(end) if self._next() == end else ""
+        while mark != end:
             yield
-            if self._taken("," + end) == end:
-                return
+            mark = self._taken("," + end)
 
     def _next(self) -> str:
         """Goes over white space and returns what follows; empty at the end."""
@@ -258,47 +247,27 @@ class JsonLists:
         return bool(part)
 
 
-class _Ranges(io.RawIOBase):
-    """A file at a URL, of which ranges are read; where a server gives none, the whole is kept."""
+class _Ranges(AbstractBufferedFile):  # type: ignore[misc]
+    """A file at a URL, of which ranges are read; where its server gives none after all, the whole is kept."""
 
-    def __init__(self, url: str) -> None:
-        self._url, self._at, self._content = url, 0, b""
-        info = _retried(url, lambda system, path: system.info(path, **_deadline(system)))
-        self._size = info.get("size")
-        if self._size is None or info.get("partial") is False:
-            self._content = _whole(url, LARGEST)
-            self._size = len(self._content)
+    def __init__(self, url: str, size: int) -> None:
+        super().__init__(*_system(url), block_size=_BUFFER, size=size)
+        self._url, self._content = url, b""
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
-        self._at = max(0, start + offset)
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        count = max(0, min(len(buffer), self._size - self._at))
-        if count:
-            start, end = self._at, self._at + count
-            part = self._content[start:end] if self._content else _piece(self._url, start, count, whole=self._size)
-            if len(part) > count:
-                self._content, part = part, part[start:end]
-            buffer[:count] = part
-            self._at = end
-        return count
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        if not self._content:
+            part = _piece(self._url, start, end - start, whole=self.size)
+            if len(part) <= end - start:
+                return part
+            self._content = part
+        return self._content[start:end]
 
 
 def _whole(url: str, most: int) -> bytes:
+    # Over HTTP in one request; the length, which a request of its own would tell, is not needed.
+    streaming = {"block_size": 0, "size": 1} if url.lower().startswith("http") else {}
+
     def read(system: Any, path: str) -> bytes:
-        # Over HTTP in one request; the length, which a request of its own would tell, is not needed.
-        streaming = {"block_size": 0, "size": 1} if url.lower().startswith("http") else {}
         with system.open(path, "rb", **streaming) as file:
             content = bytearray()
             while len(content) <= most and (part := file.read(_BUFFER)):
@@ -336,23 +305,21 @@ def _retried(url: str, read: Callable[[Any, str], T]) -> T:
             raise FileNotFoundError(f"no file at {url}") from error
         except ImportError as error:
             raise FileNotFoundError(f"{url} cannot be read: {error}; install that package") from error
-        except _store_errors() as error:
+        except ValueError:  # what the caller gave is wrong
+            raise
+        except Exception as error:
             status = getattr(error, "status", None)
-            stays = isinstance(error, PermissionError) or (
-                isinstance(status, int) and 400 <= status < 500 and status not in _PASSING
-            )
-            pause = None if stays else next(pauses, None)
+            is_final = isinstance(status, int) and 400 <= status < 500 and status not in _PASSING
+            pause = None if is_final or isinstance(error, PermissionError) else next(pauses, None)
             reason = (str(error) or type(error).__name__).partition("\n")[0][:300]
             if pause is None:
                 raise OSError(f"{url} cannot be read ({reason})") from error
-            seconds = pause * random.uniform(0.5, 1.0)
-            logger.warning("%s cannot be read (%s); trying again in %.1f s", url, reason, seconds)
-            time.sleep(seconds)
+            pause *= random.uniform(0.5, 1.0)
+            logger.warning("%s cannot be read (%s); trying again in %.1f s", url, reason, pause)
+            time.sleep(pause)
 
 
 def _system(url: str) -> tuple[Any, str]:
-    from fsspec.core import url_to_fs
-
     options: dict[str, Any] = {}
     if url.lower().startswith("http"):
         import aiohttp
@@ -367,11 +334,10 @@ def _deadline(system: Any) -> dict[str, float]:
     return {"timeout": DEADLINE} if getattr(system, "async_impl", False) else {}
 
 
+def _info(url: str) -> dict[str, Any]:
+    return _retried(url, lambda system, path: system.info(path, **_deadline(system)))
+
+
 def _version(info: dict[str, Any]) -> str:
     marks = {name.lower(): info[name] for name in info if name.lower() in ("etag", "mtime", "last-modified", "sha256")}
     return " ".join(map(str, (info.get("size"), *(marks[name] for name in sorted(marks)))))
-
-
-def _store_errors() -> tuple[type[Exception], ...]:
-    loaded = [(sys.modules[module], name) for module, name in _ERRORS if module in sys.modules]
-    return OSError, RuntimeError, *(getattr(module, name) for module, name in loaded if hasattr(module, name))

@@ -25,12 +25,8 @@ from bridgetower.files import json_text, locked, remove_folder, remove_leftovers
 from bridgetower.progress import counted
 
 IMAGE_STATES = ("image_states", "image_states_2")
-TEXT_STATES = {"input_ids": "text_states", "masked_input_ids": "masked_states"}
-"""Fields of batches with hidden states; those of texts by the ids that they are of."""
-
-CONTENT = "content.json"
-"""Describes what a folder of the cache holds; it is as old as the last use of the folder."""
-
+TEXT_STATES = {"input_ids": "text_states", "masked_input_ids": "masked_states"}  # by the ids that they are of
+CONTENT = "content.json"  # what a folder of the cache holds; the file is as old as the last use of the folder
 _COMMIT_BYTES = 2**26  # of states, after which they are committed
 _KEPT = 65_536  # examples whose small tensors stay in memory
 
@@ -39,21 +35,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Features:
-    """Hidden states of a frozen tower, a row for each view of an image or for each text.
+    """Hidden states of a frozen tower, a row for each view of an image or for each text."""
 
-    Attributes:
-        table: Has the rows in the order in which they were written.
-        places: Of the rows in the table.
-        num_layers, width: Of the states.
-        num_views: Of each image; with a negative number the last image is meant.
-    """
-
-    table: Table
-    places: Int[np.ndarray, " n"]
+    table: Table  # has the rows in the order in which they were written
+    places: Int[np.ndarray, " n"]  # of the rows in the table
     num_layers: int
     width: int
     dtype: torch.dtype
-    num_views: int = 1
+    num_views: int = 1  # of each image; with a negative number the last image is meant
 
     def read(self, rows: Sequence[int], length: int = 0) -> Float[Tensor, "b k l w"]:
         """Returns some rows; those of fewer tokens than others, or than `length`, are filled up with zeros."""
@@ -76,7 +65,6 @@ class FeatureCache:
     """
 
     def __init__(self, folder: Path, limit: int) -> None:
-        """Names the place, which may be moved or removed while no run uses it; nothing is opened or written."""
         self.folder, self.limit, self._held = folder, limit, ExitStack()
 
     def __enter__(self) -> Self:
@@ -101,8 +89,7 @@ class FeatureCache:
     ) -> Features:
         """Returns the features of some content, which is all that decides them; what is missing is computed first.
 
-        A row has about so many tokens. Each process of a run computes its share. Of two runs one computes and the other
-        waits.
+        Each process of a run computes its share, in commits that outlast a kill; of two runs one waits.
         """
         import pyarrow as pa
 
@@ -127,7 +114,15 @@ class FeatureCache:
             missing = from_first(missing).nonzero()[:, 0]
             if len(missing):
                 own = missing[rank() :: world_size()].tolist()
-                _write(Table(place), own, counted(compute(own), f"towers: {what}", shown=shown, total=len(own)))
+                outputs = counted(compute(own), f"towers: {what}", shown=shown, total=len(own))
+                table, contents, size = Table(place), list[bytes](), 0
+                for end, states in enumerate(outputs, start=1):
+                    contents.append(states.contiguous().view(torch.uint8).numpy().tobytes())
+                    size += len(contents[-1])
+                    if size >= _COMMIT_BYTES or end == len(own):
+                        rows = pa.array(own[end - len(contents) : end])
+                        table.append(pa.table({"row": rows, "states": pa.array(contents, pa.large_binary())}))
+                        contents, size = [], 0
                 barrier()
         table = Table(place)
         places = table.column("row").argsort()
@@ -151,43 +146,23 @@ class FeatureCache:
 
 
 def _size_of(folder: Path) -> int:
-    """Bytes of the files below a folder, which others may rename or remove meanwhile."""
     size = 0
     for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):  # others may rename or remove it meanwhile
             size += path.stat().st_size if path.is_file() else 0
     return size
-
-
-def _write(table: Table, rows: Sequence[int], outputs: Iterator[Tensor]) -> None:
-    """Adds rows to a table; what was committed outlasts a kill."""
-    import pyarrow as pa
-
-    contents: list[bytes] = []
-    first = size = 0
-    for end, states in enumerate(outputs, start=1):
-        contents.append(states.contiguous().view(torch.uint8).numpy().tobytes())
-        size += len(contents[-1])
-        if size >= _COMMIT_BYTES or end == len(rows):
-            columns = {"row": pa.array(rows[first:end]), "states": pa.array(contents, pa.large_binary())}
-            table.append(pa.table(columns))
-            contents, first, size = [], end, 0
 
 
 class FrozenDataset(Dataset[Batch]):
     """Examples in a fixed number of views each, with hidden states of their images, and of their texts.
 
     What is drawn of an example's texts, such as masks or false texts, is drawn once and for all in each view of it; its
-    images have views of their own.
-
-    Attributes:
-        texts: Features of the texts, and the row of each by its key.
+    images, which the wrapped examples give as numbers, have views of their own.
     """
 
     def __init__(self, examples: BatchDataset, images: Features, num_views: int, seed: int) -> None:
-        """Wraps examples whose images come as their numbers."""
         self.examples, self.images, self.num_views, self.seed = examples, images, num_views, seed
-        self.texts: tuple[Features, dict[bytes, int]] | None = None
+        self.texts: tuple[Features, dict[bytes, int]] | None = None  # and the row of each by its key
         self._parts: dict[tuple[int, int], Batch] = {}
 
     def __len__(self) -> int:
@@ -202,7 +177,6 @@ class FrozenDataset(Dataset[Batch]):
         return vars(self) | {"_parts": {}}
 
     def __getitem__(self, key: BatchKey) -> Batch:
-        """Draws a view of each example of the batch that `key` names, and views of their images."""
         generator = torch.Generator().manual_seed(key.seed)
         batch, values = self._joined(key, generator), dict[str, Any]()
         for name in IMAGE_STATES:
@@ -221,7 +195,7 @@ class FrozenDataset(Dataset[Batch]):
         return whole
 
     def _part(self, example: int, view: int) -> Any:
-        """Returns a batch of one example, with an explicit mask."""
+        """Returns a batch of one example in a view, with an explicit mask."""
         if (found := self._parts.get((example, view))) is not None:
             return found
         seed = derive_seed(self.seed, "view of an example", example, view)
@@ -243,14 +217,12 @@ class FrozenDataset(Dataset[Batch]):
         return sorted(keys, key=lambda key: (len(key), key))
 
     def _joined(self, key: BatchKey, generator: torch.Generator) -> Any:
-        """Puts a drawn view of each example together."""
         drawn = torch.randint(self.num_views, (len(key.examples),), generator=generator).tolist()
         parts = [self._part(example, view) for example, view in zip(key.examples, drawn, strict=True)]
         return joined(parts, seed=key.seed)
 
 
 def _texts_of(batch: Batch) -> Iterator[tuple[Int[Tensor, "b l"], str]]:
-    """Yields token ids of a batch, and the field for their hidden states."""
     for name, states in TEXT_STATES.items():
         if (ids := getattr(batch, name, None)) is not None:
             yield ids, states

@@ -26,21 +26,13 @@ _SIDE = 320  # pixels, the longer side of a sample
 
 @dataclass(frozen=True, kw_only=True)
 class SplitReport:
-    """What a split holds.
+    """What a split holds."""
 
-    Attributes:
-        images: Images, or pairs of images.
-        texts: Captions, questions or statements.
-        published: Its published size; None for sets that are not published.
-        words: Shortest, median, mean, 95th percentile and longest length of the texts in words, by name.
-        classes: Number of texts of each answer type or label; empty for captions.
-    """
-
-    images: int
+    images: int  # or pairs of images
     texts: int
-    published: PublishedCount | None
-    words: Mapping[str, float]
-    classes: Mapping[str, int]
+    published: PublishedCount | None  # its published size; None for sets that are not published
+    words: Mapping[str, float]  # lengths of the texts in words: shortest, median, mean, p95 and longest
+    classes: Mapping[str, int]  # texts of each answer type or label; none for captions
 
 
 def inspect(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from math import isfinite
 from pathlib import Path
@@ -249,16 +249,16 @@ def _captions(example: Example, config: PairsConfig, seen: Seen) -> Sequence[str
     return list(dict.fromkeys(example.texts))
 
 
-def _labelled(example: Example, config: LabelledConfig, seen: Seen) -> Sequence[LabelledEntry]:
+def _labelled(
+    example: Example, config: LabelledConfig, seen: Seen, usual: Sequence[str] = LABEL_COLUMNS
+) -> Sequence[LabelledEntry]:
     """A cell without a value is an unknown label; an empty list, or an empty cell with a separator, is no class."""
-    cell, separator = _cell(example, config.label_column, LABEL_COLUMNS), config.label_separator
+    cell, separator = _cell(example, config.label_column, usual), config.label_separator
     labels: tuple[str, ...] | None = None
     if cell is not None and cell == cell and not (separator is None and cell == ""):
         parts = cell if isinstance(cell, list) else str(cell).split(separator) if separator else [cell]
         labels = tuple(dict.fromkeys(name for part in parts if (name := _text(part))))
-    text = " ".join(example.texts) or _text(
-        next((v for k, v in example.fields.items() if k.lower() in TEXT_COLUMNS), "")
-    )
+    text = " ".join(example.texts) or _text(_cell(example, None, TEXT_COLUMNS))
     if not text and not example.images:
         raise ValueError("it has neither image nor text")
     name = _id(example, seen)
@@ -274,17 +274,14 @@ def _classes(seen: Seen, config: LabelledConfig) -> Mapping[str, Any]:
             f"{seen.several[True]} has a list of labels and {seen.several[False]} a single one; give a list in each row"
         )
     if len(seen.labels) < 2:
-        raise ValueError(
-            f"there are {len(seen.labels)} classes ({', '.join(seen.labels)}); expected at least two: name the column "
-            "of labels (label_column)"
-        )
+        found = f"{len(seen.labels)} classes ({', '.join(seen.labels)})"
+        raise ValueError(f"there are {found}; expected at least two: name the column of labels (label_column)")
     by_number = sorted(seen.labels, key=lambda one: (not one.isdecimal(), int(one) if one.isdecimal() else 0, one))
     return {CLASSES_FILE: asdict(Classes(names=tuple(by_number), multi_label=True in seen.several))}
 
 
 def _numbered(example: Example, config: LabelledConfig, seen: Seen) -> Sequence[LabelledEntry]:
-    column = config.label_column
-    (entry,) = _labelled(example, replace(config, label_column=column or _named(example, NUMBER_COLUMNS)), seen)
+    (entry,) = _labelled(example, config, seen, NUMBER_COLUMNS)
     try:
         finite = not entry.labelled or (len(entry.labels) == 1 and isfinite(float(entry.labels[0])))
     except ValueError:
@@ -342,14 +339,10 @@ def _text_of(example: Example, config: OwnSetConfig, usual: Sequence[str]) -> st
 
 
 def _cell(example: Example, asked: str | None, usual: Sequence[str]) -> Any:
-    name = asked or _named(example, usual)
+    """Returns what is in the column that is asked for, or in the first one of a usual name."""
     if asked and asked not in example.fields:
         raise ValueError(f"it has no column {asked}; it has {', '.join(example.fields)}")
-    return example.fields.get(name)
-
-
-def _named(example: Example, usual: Sequence[str]) -> str:
-    return next((name for name in example.fields if name.lower() in usual), "")
+    return example.fields[asked] if asked else next((v for k, v in example.fields.items() if k.lower() in usual), None)
 
 
 def _text(cell: object) -> str:
@@ -362,6 +355,7 @@ def _spec(name: str, what: str, more: str, example: str, **others: Any) -> OwnSp
     return OwnSpec(name=name, summary=f"{what}\n\n{f'{more} {splits}'.strip()}\n\n{example}", **others)
 
 
+_WITH_LABELS: Mapping[str, Any] = {"schema": CLASSIFICATION, "config": LabelledConfig, "num_images": None}
 _SPECS = (
     _spec("pairs", "Images with captions.", "", "photos", schema=CAPTIONS, config=PairsConfig, entries=_captions),
     _spec(
@@ -369,22 +363,18 @@ _SPECS = (
         "Images, texts or both with a label, or several.",
         "The names of the classes are in classes.json.",
         "memes",
-        schema=CLASSIFICATION,
-        config=LabelledConfig,
         entries=_labelled,
-        num_images=None,
         files=_classes,
+        **_WITH_LABELS,
     ),
     _spec(
         "regression",
         "Images, texts or both with a number, such as a rating.",
         "",
         "ratings",
-        schema=CLASSIFICATION,
-        config=LabelledConfig,
         entries=_numbered,
-        num_images=None,
         files=lambda seen, config: {CLASSES_FILE: asdict(Classes(names=(), multi_label=False))},
+        **_WITH_LABELS,
     ),
     _spec(
         "vqa",

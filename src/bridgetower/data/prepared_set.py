@@ -9,8 +9,9 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,11 +27,9 @@ from bridgetower.model.plain import from_plain
 from bridgetower.progress import counting
 
 INFO_FILE = "dataset.json"
-SPLITS = ("train", "validation", "test")
-"""The usual ones, in their order; a set may have others."""
-
+SPLITS = ("train", "validation", "test")  # the usual ones, in their order; a set may have others
+# What a user chooses another split with, for errors.
 SPLIT_OPTIONS = "evaluate has --split, train --data.train-splits and --data.validation-split"
-"""What a user chooses another split with, for errors."""
 
 logger = logging.getLogger(__name__)
 
@@ -42,59 +41,40 @@ _LISTED = 1000  # and in `dataset.json`, of each reason
 _IMAGES = {"name": "string", "version": "string", "digest": "binary", "image": "large_binary"}
 _EXAMPLES = {"split": "string", "group": "int32", "example": "large_binary"}
 
+# Name, split, place, images with their keys, and entries of an example.
 _Waiting = tuple[str, str, str, list[tuple[int, Image]], list[Any]]
-"""Name, split, place, images with their keys, and entries of an example."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitInfo:
-    """How much a split holds: images, and examples, such as captions or questions."""
+    """How much a split holds."""
 
     images: int
-    examples: int
+    examples: int  # such as captions or questions
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetInfo:
-    """What a prepared set is, as `dataset.json` has it.
-
-    Attributes:
-        name: Of the set.
-        kind: Name of the schema of its examples.
-        split_rule: How images were given to splits, in words.
-        protocol: What else was decided about the originals, in words.
-        sources: Annotation files with their digests.
-        licences: Licence of each part.
-        settings: Everything that decides the content, the source's digest among it.
-        splits: How much each holds.
-        left_out: How much was left out, by reason.
-        some_left_out: Names of some of it, by reason.
-        versions: Of the tables.
-        digest: Of all images and examples.
-    """
+    """What a prepared set is, as `dataset.json` has it."""
 
     name: str
-    kind: str = "captions"
-    split_rule: str
-    protocol: str = ""
-    sources: Mapping[str, str] = field(default_factory=dict)
-    licences: Mapping[str, str] = field(default_factory=dict)
-    settings: Mapping[str, object] = field(default_factory=dict)
+    kind: str = "captions"  # name of the schema of its examples
+    split_rule: str  # how images were given to splits, in words
+    protocol: str = ""  # what else was decided about the originals, in words
+    sources: Mapping[str, str] = field(default_factory=dict)  # annotation files with their digests
+    licences: Mapping[str, str] = field(default_factory=dict)  # of each part
+    settings: Mapping[str, object] = field(default_factory=dict)  # all that decides the content
     splits: Mapping[str, SplitInfo] = field(default_factory=dict)
-    left_out: Mapping[str, int] = field(default_factory=dict)
-    some_left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    versions: Mapping[str, int] = field(default_factory=dict)
-    digest: str = ""
+    left_out: Mapping[str, int] = field(default_factory=dict)  # how much, by reason
+    some_left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)  # names of some of it, by reason
+    versions: Mapping[str, int] = field(default_factory=dict)  # of the tables
+    digest: str = ""  # of all images and examples
 
 
 class SetWriter:
     """Writes a set: images are read and checked ahead in threads, images and examples are committed as they come.
 
     An attempt that was killed is continued by the next one on the same folder: committed images are not read again.
-
-    Attributes:
-        files: Content of further JSON files of the set, by name, such as the vocabulary of answers.
-        bad: What cannot be used.
     """
 
     def __init__(
@@ -110,8 +90,8 @@ class SetWriter:
     ) -> None:
         self.out, self.schema, self.config = Path(out), schema, config
         self._shares, self._seed, self._by_content, self._progress = shares or {}, seed, by_content, progress
-        self.files: dict[str, Any] = {}
-        self.bad: list[str] = []
+        self.files: dict[str, Any] = {}  # content of further JSON files of the set, such as a vocabulary of answers
+        self.bad: list[str] = []  # what cannot be used
         self._left_out: dict[str, list[str]] = {}
         self._num_left_out: Counter[str] = Counter()
         self._seen: set[int] = set()
@@ -162,12 +142,19 @@ class SetWriter:
                 self.refuse(f"{place or name}: {problem}")
             else:
                 good.append(entry)
-        images = [_versioned(image) for image in images]
-        keys = [_key(image.name, image.version) for image in images]
-        for key, image in zip(keys, images, strict=True):
+        asked = []
+        for image in images:
+            version = image.version  # an attempt that is continued must not take an earlier image of the same name
+            if not version and image.content is not None:
+                version = hashlib.blake2b(image.content, digest_size=8).hexdigest()
+            elif not version and not is_url(image.place):
+                with suppress(OSError):
+                    version = version_of(image.place)
+            key = _key(image.name, version)
+            asked.append((key, replace(image, version=version)))
             if key not in self._places:
                 self._places[key] = self._pool.submit(_checked, image)
-        self._waiting.append((name, split, place or name, list(zip(keys, images, strict=True)), good))
+        self._waiting.append((name, split, place or name, asked, good))
         if len(self._waiting) > _AHEAD * self.config.num_workers:
             self._settle()
 
@@ -175,7 +162,6 @@ class SetWriter:
         self.bad.append(escaped(message))
 
     def is_new(self, key: str) -> bool:
-        """Whether this is asked of a key for the first time."""
         known = (number := _key(key, "")) in self._seen
         self._seen.add(number)
         return not known
@@ -205,10 +191,26 @@ class SetWriter:
             raise ValueError(
                 f"{source}: {self._given[True]} has a split and {self._given[False]} none; give all or none"
             )
-        if False in self._given:
-            self._fill_splits()
-        elif self._by_content:
-            self._check_apart(source)
+        # A split of a share that chance left empty gets one image, so that a small set can be evaluated.
+        for name in SPLITS if False in self._given else ():
+            largest = max(self._groups, key=lambda one: len(self._groups[one]))
+            is_wanted = (name == "train" or self._shares.get(name, 0) > 0) and not self._groups.get(name)
+            if is_wanted and len(self._groups[largest]) > 1:
+                moved = min(self._groups[largest])
+                self._groups[largest].remove(moved)
+                self._groups[name] = {moved}
+                count = self._table.lance.count_rows(f"`group` = {moved}")
+                self._counts.update({largest: -count, name: count})
+                self._table.lance.update(where=f"`group` = {moved}", values={"split": name})
+        if True in self._given and self._by_content:
+            # An image in two splits would be trained on and evaluated; a copy of it under another name may be meant.
+            if self._twice:
+                raise ValueError(f"{source}: {len(self._twice)} images, such as {self._twice[0]}; give each one split")
+            for split, other in combinations(self._groups, 2):
+                if shared := {group for group in self._groups[split] & self._groups[other] if group >= 0}:
+                    name = self._images.take([min(shared)], ["name"])["name"][0]
+                    message = "%s: %d images of %s, such as %s, are in %s too, by the same or other names"
+                    logger.warning(message, source, len(shared), split, name, other)
         for name, value in self.files.items():
             write_json(self.out / name, value)
         bad = {"cannot be used": self.bad[:_LISTED]} if self.bad else {}
@@ -236,10 +238,17 @@ class SetWriter:
             found = self._places[key]
             if isinstance(found, Future):
                 content = found.result()
-                found = content if isinstance(content, str) else self._add_image(image, content)
-                self._places[key] = found
-                if isinstance(found, str):
+                if isinstance(content, str):
+                    found = content
                     self.refuse(f"{place}: {found}")
+                else:
+                    digest = hashlib.blake2b(content, digest_size=16).digest()
+                    found = self._contents.get(digest, -1)
+                    if found < 0:
+                        self._rows.append((image.name, image.version, digest, content))
+                        self._size += len(content)
+                        found = self._add_digest(digest)
+                self._places[key] = found
             if isinstance(found, str):
                 problem = found
             else:
@@ -266,14 +275,6 @@ class SetWriter:
         if self._size > _COMMIT_BYTES or (self._rows and time.monotonic() - self._written > _COMMIT_SECONDS):
             self._commit()
 
-    def _add_image(self, image: Image, content: bytes) -> int:
-        digest = hashlib.blake2b(content, digest_size=16).digest()
-        if self._by_content and digest in self._contents:
-            return self._contents[digest]
-        self._rows.append((image.name, image.version, digest, content))
-        self._size += len(content)
-        return self._add_digest(digest)
-
     def _add_digest(self, digest: bytes) -> int:
         self._digests.append(digest)
         if self._by_content:
@@ -294,31 +295,6 @@ class SetWriter:
         self._rows, self._examples = [], []
         self._size, self._written = 0, time.monotonic()
 
-    def _check_apart(self, source: object) -> None:
-        """An image in two splits would be trained on and evaluated; a copy of it under another name may be meant."""
-        if self._twice:
-            raise ValueError(f"{source}: {len(self._twice)} images, such as {self._twice[0]}; give each one split")
-        for number, split in enumerate(self._groups):
-            for other in list(self._groups)[:number]:
-                if shared := {group for group in self._groups[split] & self._groups[other] if group >= 0}:
-                    name = self._images.take([min(shared)], ["name"])["name"][0]
-                    message = "%s: %d images of %s, such as %s, are in %s too, by the same or other names"
-                    logger.warning(message, source, len(shared), other, name, split)
-
-    def _fill_splits(self) -> None:
-        """Gives a split of a share that chance left empty one image, so that a small set can be evaluated."""
-        wanted = [name for name in SPLITS if name == "train" or self._shares.get(name, 0) > 0]
-        for name in wanted:
-            largest = max(self._groups, key=lambda one: len(self._groups[one]))
-            if not self._groups.get(name) and len(self._groups[largest]) > 1:
-                moved = min(self._groups[largest])
-                self._groups[largest].remove(moved)
-                self._groups[name] = {moved}
-                count = self._table.lance.count_rows(f"`group` = {moved}")
-                self._counts[largest] -= count
-                self._counts[name] += count
-                self._table.lance.update(where=f"`group` = {moved}", values={"split": name})
-
 
 def _own_table(place: Path, columns: Mapping[str, str], *, checked: str, replace: bool = False) -> Table:
     """Opens the table that an earlier attempt left, or makes it; a user's table of that name is kept."""
@@ -334,14 +310,7 @@ def _own_table(place: Path, columns: Mapping[str, str], *, checked: str, replace
 
 
 class PreparedSet:
-    """A prepared set that is opened to be read: some splits, or all.
-
-    Attributes:
-        numbers: Of the examples of the chosen splits.
-        split_of: The place of each one's split among `splits`.
-        groups: Number of the first image of each of them; negative where an example has only text.
-        num_images: Of all splits.
-    """
+    """A prepared set that is opened to be read: some splits, or all."""
 
     def __init__(self, folder: str | Path, splits: Sequence[str] | None = None, schema: Schema | None = None) -> None:
         self.folder, self.info = str(folder).rstrip("/"), read_info(folder)
@@ -354,7 +323,7 @@ class PreparedSet:
             raise FileNotFoundError(f"{folder} has no split {missing[0]!r}; it has {there} ({SPLIT_OPTIONS})")
         versions = self.info.versions
         self._images = Table(f"{self.folder}/images.lance", version=versions["images"])
-        self.num_images = len(self._images)
+        self.num_images = len(self._images)  # of all splits
         self._examples = Table(f"{self.folder}/examples.lance", version=versions["examples"])
         names = sorted(self.info.splits)
         digests, split, groups = _content(self._images, self._examples, names)
@@ -363,8 +332,9 @@ class PreparedSet:
                 raise OSError(f"{table.uri} is damaged; make or copy the set again")
         places = [self.splits.index(name) if name in self.splits else -1 for name in names]
         split = np.array([*places, -1], np.int8)[split]
-        self.numbers = np.flatnonzero(split >= 0)
-        self.split_of, self.groups = split[self.numbers], groups[self.numbers]
+        self.numbers = np.flatnonzero(split >= 0)  # of the examples of the chosen splits
+        self.split_of = split[self.numbers]  # the place of each one's split among `splits`
+        self.groups = groups[self.numbers]  # the first image of each one; negative where it has only text
 
     def examples(self, places: Sequence[int]) -> list[dict[str, Any]]:
         """Returns examples by their places among `numbers`: `id`, `images` and `entry` of each."""
@@ -372,7 +342,6 @@ class PreparedSet:
         return [json.loads(row) for row in rows["example"].to_pylist()]
 
     def scan(self) -> Iterator[dict[str, Any]]:
-        """Yields all examples of the chosen splits in order."""
         import pyarrow as pa
 
         start = 0
@@ -441,18 +410,6 @@ def _checked(image: Image) -> bytes | str:
     except (ValueError, OSError) as error:
         return f"{image.name!r}: {error}"
     return content
-
-
-def _versioned(image: Image) -> Image:
-    """An attempt that is continued must not take an earlier image of the same name."""
-    if image.version or (image.content is None and is_url(image.place)):
-        return image
-    if image.content is not None:
-        return replace(image, version=hashlib.blake2b(image.content, digest_size=8).hexdigest())
-    try:
-        return replace(image, version=version_of(image.place))
-    except OSError:
-        return image
 
 
 def _key(name: str, version: str) -> int:

@@ -51,10 +51,15 @@ SPLITS = {
 """How splits are named in sources, and here."""
 
 CaptionsFrom = Literal["text", "folder"]
-_Names = tuple[tuple[str, ...], str, str, str]  # of the columns of images, texts, ids and splits
 
 _TABLES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow")
-_COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
+_OF_ROWS = {**dict.fromkeys(_TABLES, "table"), ".tar": "tar", ".txt": "texts"}
+_KINDS = {
+    **dict.fromkeys(IMAGE_SUFFIXES, "images"),
+    **dict.fromkeys(VIDEO_SUFFIXES, "video"),
+    **dict.fromkeys(SUBTITLE_SUFFIXES, "subtitles"),
+    **{suffix + packed: kind for suffix, kind in _OF_ROWS.items() for packed in ("", ".gz", ".bz2", ".xz", ".zst")},
+}
 _DESCRIBES = re.compile(r"metadata\.(csv|jsonl|parquet)")  # a table of the images of a folder, as `datasets` has it
 _CAPTIONS_FILE = "captions.txt"
 _LONGEST = 2**20  # characters of a row of a text file or of a cell, bytes of a header in a tar shard
@@ -131,29 +136,25 @@ def parts_of(source: str | os.PathLike[str]) -> list[Part]:
     for one in files:
         kinds[_kind(one)].append(one)
     images, tables, tars, videos, subtitles = (kinds[name] for name in ("images", "table", "tar", "video", "subtitles"))
-    texts = {one.name: one for one in kinds["texts"]}
+    captions = [one for one in kinds["texts"] if PurePosixPath(one.name).name == _CAPTIONS_FILE]
     described = [one for one in tables if _DESCRIBES.fullmatch(PurePosixPath(one.name).name)]
-    captions = [one for one in texts.values() if PurePosixPath(one.name).name == _CAPTIONS_FILE]
-    arrow = [one for one in tables if suffix_of(one.place) == ".arrow"]
+    if tars and images and not described:
+        raise ValueError(
+            f"{source} has both tar shards ({tars[0].name}) and images ({images[0].name}); give one of them"
+        )
+    # As `datasets.Dataset.save_to_disk` writes it.
     saved = any(PurePosixPath(one.name).name in ("state.json", "dataset_dict.json") for one in files)
-    if described:
-        found = [_part("table", one) for one in described]
-    elif tars:
-        if images:
-            raise ValueError(
-                f"{source} has both tar shards ({tars[0].name}) and images ({images[0].name}); give one of them"
-            )
-        found = [_part("tar", one) for one in tars]
-    elif captions and len(files) > 1:
-        found = [_part("captions", one) for one in captions]
-    elif saved and arrow:  # as `datasets.Dataset.save_to_disk` writes it
-        found = [_part("table", one) for one in arrow]
-    elif images:
-        found = [*_image_parts(images, texts)]
-    elif tables:
-        found = [_part("table", one) for one in tables if len(files) == 1 or suffix_of(one.place) != ".json"]
+    arrow = [one for one in tables if saved and suffix_of(one.place) == ".arrow"]
+    choices = (
+        *(("table", described), ("tar", tars), ("captions", captions if len(files) > 1 else []), ("table", arrow)),
+        *(("images", images), ("table", tables), ("texts", kinds["texts"])),
+    )
+    kind, chosen = next((choice for choice in choices if choice[1]), ("", []))
+    if kind == "images":
+        found = [*_image_parts(images, {one.name: one for one in kinds["texts"]})]
     else:
-        found = [_part("texts", one) for one in texts.values()]
+        chosen = [one for one in chosen if len(files) == 1 or suffix_of(one.place) != ".json"]
+        found = [_part(kind, one) for one in chosen]
     if videos and not is_installed("av"):
         missing = "PyAV, which reads videos, is missing: install the extra 'video'"
         bad += [replace(one, problem=missing) for one in videos]
@@ -177,39 +178,26 @@ def read_part(part: Part, columns: Columns) -> Iterator[Example]:
     file = part.files[0]
     if part.kind == "problem":
         yield Example(id=file.name, place=file.name, problem=file.problem)
-    elif part.kind == "video":
-        yield from _moments(file, part.beside.get(file.name), columns.cutting, part.split)
-    elif part.kind == "images":
-        yield from (_of_image(one, part, columns) for one in part.files)
-    else:
-        read = {"table": _rows_of_table, "tar": _samples, "captions": _rows_of_captions, "texts": _lines_of_text}
-        try:
-            for example in read[part.kind](file, columns):
-                yield replace(example, split=example.split or part.split)
-        except ColumnError:
-            raise
-        except (ValueError, OSError, EOFError, csv.Error, lzma.LZMAError) as error:
-            if isinstance(error, OSError) and (error.errno or is_url(file.place)):
-                raise  # of the disk or the network: the file may be sound
-            yield Example(id=file.name, place=file.name, problem=f"{error}; the rest of it is not read")
+        return
+    read = {"table": _table, "tar": _tar, "captions": _captions, "texts": _texts, "images": _images, "video": _video}
+    try:
+        for example in read[part.kind](part, columns):
+            yield example if example.split else replace(example, split=part.split)
+    except ColumnError:
+        raise
+    except (ValueError, OSError, EOFError, csv.Error, lzma.LZMAError) as error:
+        if isinstance(error, OSError) and (error.errno or is_url(file.place)):
+            raise  # of the disk or the network: the file may be sound
+        yield Example(id=file.name, place=file.name, problem=f"{error}; the rest of it is not read")
 
 
 def _kind(file: Listed) -> str:
     suffix = suffix_of(file.place)
-    plain = suffix.removesuffix("." + suffix.rpartition(".")[2]) if suffix.endswith(_COMPRESSED) else suffix
-    if suffix in IMAGE_SUFFIXES:
-        return "images"
-    if plain in _TABLES:
-        return "table"
-    if suffix in SUBTITLE_SUFFIXES:
-        return "subtitles"
     if suffix == ".ts" and not is_url(file.place):  # which is also the ending of TypeScript
         with suppress(OSError, ValueError):
             return "video" if read_bytes(file.place, (0, 1)) == b"G" else "other"
         return "other"
-    if suffix in VIDEO_SUFFIXES:
-        return "video"
-    return {".tar": "tar", ".txt": "texts"}.get(plain, "other")
+    return _KINDS.get(suffix, "other")
 
 
 def _part(kind: Any, file: Listed, beside: Listed | None = None) -> Part:
@@ -263,39 +251,38 @@ def _subtitles_of(video: Listed, videos: Sequence[Listed], subtitles: Sequence[L
     return found[0] if found else None
 
 
-def _of_image(file: Listed, part: Part, columns: Columns) -> Example:
-    image = Image(name=file.name, place=file.place, version=file.version)
-    folder = PurePosixPath(file.name).parent.name
-    example = Example(id=file.name, images=(image,), split=part.split, place=file.name)
-    if folder and not (part.split and "/" not in file.name.partition("/")[2]):
-        example = replace(example, fields={"label": folder})
-    if columns.captions_from == "folder":
-        return replace(example, texts=(re.sub(r"[_-]+", " ", folder),) if folder else ())
-    beside = part.beside.get(file.name)
-    if beside is None:
-        return example
-    try:
-        root = Path(file.place.removesuffix(file.name)).resolve()
-        is_link = not is_url(file.place) and Path(beside.place).is_symlink()
-        if is_link and not Path(beside.place).resolve().is_relative_to(root):  # which an index would then show
-            raise ValueError("it is a link to a file outside of the folder; copy it there")
-        texts = read_bytes(beside.place, most=_LONGEST).decode("utf-8-sig").splitlines()
-        return replace(example, texts=_stripped(texts))
-    except (OSError, ValueError) as error:
-        return replace(example, problem=f"{beside.name}: {error}")
+def _images(part: Part, columns: Columns) -> Iterator[Example]:
+    for file in part.files:
+        image = Image(name=file.name, place=file.place, version=file.version)
+        folder, beside = PurePosixPath(file.name).parent, part.beside.get(file.name)
+        is_class = folder.name and not (part.split and len(folder.parts) == 1)
+        fields, texts, problem = {"label": folder.name} if is_class else {}, tuple[str, ...](), ""
+        if columns.captions_from == "folder":
+            texts = _stripped([re.sub(r"[_-]+", " ", folder.name)])
+        elif beside is not None:
+            try:
+                root = Path(file.place.removesuffix(file.name)).resolve()
+                is_link = not is_url(file.place) and Path(beside.place).is_symlink()
+                if is_link and not Path(beside.place).resolve().is_relative_to(root):  # which an index would then show
+                    raise ValueError("it is a link to a file outside of the folder; copy it there")
+                texts = _stripped(read_bytes(beside.place, most=_LONGEST).decode("utf-8-sig").splitlines())
+            except (OSError, ValueError) as error:
+                problem = f"{beside.name}: {error}"
+        yield Example(id=file.name, images=(image,), texts=texts, fields=fields, place=file.name, problem=problem)
 
 
-def _moments(file: Listed, subtitles: Listed | None, cutting: Cutting, split: str) -> Iterator[Example]:
+def _video(part: Part, columns: Columns) -> Iterator[Example]:
     from bridgetower.data.video import moments_of  # needs torch and PyAV
 
+    (file,) = part.files
     try:
-        moments, problems = moments_of(file, subtitles, cutting)
+        moments, problems = moments_of(file, part.beside.get(file.name), columns.cutting)
     except (OSError, ValueError) as error:
         moments, problems = [], [str(error)]
     for one in moments:
         name = f"{file.name}#t={one.start:.3f},{one.end:.3f}"
         image = Image(name=name, place=file.place, moment=(one.start, one.end), version=file.version)
-        yield Example(id=name, images=(image,), texts=_stripped([one.text]), split=split, place=name)
+        yield Example(id=name, images=(image,), texts=_stripped([one.text]), place=name)
     if problems:
         yield Example(id=file.name, place=file.name, problem="; ".join(problems))
 
@@ -313,14 +300,17 @@ class _Headers:
         return self._read(size)
 
 
-def _members(opened: BinaryIO) -> Iterator[tarfile.TarInfo]:
+def _members(opened: BinaryIO) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+    """Yields the key, the suffix and the header of each file; as in WebDataset, a key ends at the first full stop."""
     headers = _Headers(opened)
     with tarfile.open(fileobj=headers, mode="r:") as archive:  # type: ignore[call-overload]
         while (member := archive.next()) is not None:
             if member.size < 0:
                 raise tarfile.ReadError(f"{member.name} has {member.size} bytes")
             if member.isfile():
-                yield member
+                path = PurePosixPath(member.name)
+                stem, dot, ending = path.name.partition(".")
+                yield str(path.parent / stem), (dot + ending).lower(), member
             archive.members, archive.pax_headers = [], {}  # kept to find members by name, without bound
             headers.left = _LONGEST
         opened.seek(archive.offset)
@@ -328,18 +318,12 @@ def _members(opened: BinaryIO) -> Iterator[tarfile.TarInfo]:
             raise tarfile.ReadError("no end of the archive")
 
 
-def _key_and_suffix(member: tarfile.TarInfo) -> tuple[str, str]:
-    path = PurePosixPath(member.name)
-    stem, dot, ending = path.name.partition(".")  # WebDataset: the key ends at the first full stop
-    return str(path.parent / stem), (dot + ending).lower()
-
-
-def _samples(file: Listed, columns: Columns) -> Iterator[Example]:
-    """Reads a tar shard of WebDataset or img2dataset: members of one key are an image, its `.txt` and its `.json`."""
-    seen: set[int] = set()
+def _tar(part: Part, columns: Columns) -> Iterator[Example]:
+    """Reads a shard of WebDataset or img2dataset: members of one key are an image, its `.txt` and its `.json`."""
+    (file,), seen = part.files, set[int]()
     with open_place(file.place) as opened:
         try:
-            for key, members in groupby(_members(opened), lambda member: _key_and_suffix(member)[0]):
+            for key, members in groupby(_members(opened), lambda one: one[0]):
                 example = _sample(file, key, members, opened)
                 again = hash(key) in seen
                 seen.add(hash(key))
@@ -349,13 +333,11 @@ def _samples(file: Listed, columns: Columns) -> Iterator[Example]:
             yield Example(id=file.name, place=file.name, problem=problem)
 
 
-def _sample(file: Listed, key: str, members: Iterable[tarfile.TarInfo], opened: BinaryIO) -> Example:
-    images = list[Image]()
-    details = dict[str, Any]()
+def _sample(file: Listed, key: str, members: Iterable[tuple[str, str, tarfile.TarInfo]], opened: BinaryIO) -> Example:
+    images, details = list[Image](), dict[str, Any]()
     text, problem = None, ""
-    for member in members:
-        suffix, content = _key_and_suffix(member)[1], None
-        is_image = suffix in IMAGE_SUFFIXES
+    for _, suffix, member in members:
+        is_image, content = suffix in IMAGE_SUFFIXES, None
         if not is_image and suffix not in (".txt", ".json"):
             continue
         most = LARGEST if is_image else _LONGEST
@@ -387,17 +369,18 @@ def _sample(file: Listed, key: str, members: Iterable[tarfile.TarInfo], opened: 
     )
 
 
-def _lines_of_text(file: Listed, columns: Columns) -> Iterator[Example]:
+def _texts(part: Part, columns: Columns) -> Iterator[Example]:
+    (file,) = part.files
     for number, line in enumerate(_lines(file), start=1):
         if line.strip():
             texts, problem = ((line.strip(),), "") if len(line) <= _LONGEST else ((), _TOO_LONG)
             place = f"{file.name} line {number}"
-            yield Example(id=_row_id(file, number), texts=texts, place=place, problem=problem)
+            yield Example(id=f"{file.name}/{number}", texts=texts, place=place, problem=problem)
 
 
-def _rows_of_captions(file: Listed, columns: Columns) -> Iterator[Example]:
+def _captions(part: Part, columns: Columns) -> Iterator[Example]:
     """Reads lines "image TAB caption" or "image,caption", with or without a header."""
-    separator = ""
+    (file,), separator = part.files, ""
     for number, line in enumerate(map(str.strip, _lines(file)), start=1):
         separator = separator or ("\t" if "\t" in line else ",")
         name, _, caption = line.partition(separator)
@@ -407,38 +390,56 @@ def _rows_of_captions(file: Listed, columns: Columns) -> Iterator[Example]:
             caption = caption[1:-1].replace('""', '"')
         place = f"{file.name} line {number}"
         if len(line) > _LONGEST:
-            yield Example(id=_row_id(file, number), place=place, problem=_TOO_LONG)
+            yield Example(id=f"{file.name}/{number}", place=place, problem=_TOO_LONG)
         else:
             image = _named_image(file, _FLICKR_NUMBER.sub("", name.strip()))
             yield Example(id=image.name, images=(image,), texts=_stripped([caption]), place=place)
 
 
-def _rows_of_table(file: Listed, columns: Columns) -> Iterator[Example]:
+def _table(part: Part, columns: Columns) -> Iterator[Example]:
     """Yields the rows of a table; of a wrong row the example has the problem, and the next ones follow."""
+    (file,) = part.files
     suffix = suffix_of(file.place)
     if suffix in (".parquet", ".arrow"):
-        rows: Iterator[tuple[str, Any]] = _columnar_rows(file)
-    elif ".json" in suffix or ".ndjson" in suffix:
-        rows = _json_rows(file)
+        rows = _columnar_rows(file)
     else:
-        rows = _csv_rows(file, "\t" if suffix.startswith(".tsv") else "")
-    names: _Names = ((), "", "", "")
+        rows = _json_rows(file) if ".json" in suffix or ".ndjson" in suffix else _csv_rows(file)
     keys: tuple[str, ...] = ()
     asked = {name for name in (*(columns.image or "").split(","), columns.text, columns.id) if name}
     for number, (place, cells) in enumerate(rows, start=1):
+        row_id = f"{file.name}/{number}"
         if isinstance(cells, str):  # a problem
-            yield Example(id=_row_id(file, number), place=place, problem=cells)
+            yield Example(id=row_id, place=place, problem=cells)
             continue
         if tuple(cells) != keys:
             keys = tuple(cells)
-            names = _names_of(file, cells, columns)
+            in_images, in_texts, in_id, in_split = _columns_of(file, cells, columns)
             asked.difference_update(keys)
-        yield _of_row(file, number, place, cells, names, columns)
+        given = (one for name in in_images for one in _as_list(cells[name]) if isinstance(one, Image) or _text(one))
+        images = [one if isinstance(one, Image) else _named_image(file, _text(one)) for one in given]
+        texts = _stripped(map(_text, _as_list(cells.get(in_texts))))
+        if columns.captions_from == "folder" and images:
+            texts = _stripped([re.sub(r"[_-]+", " ", PurePosixPath(images[0].name).parent.name)])
+        if max(map(len, (*texts, *(cell for cell in cells.values() if isinstance(cell, str)))), default=0) > _LONGEST:
+            yield Example(id=row_id, place=place, problem=_TOO_LONG)
+            continue
+        split = _text(cells.get(in_split)).strip().lower()
+        yield Example(
+            id=_text(cells.get(in_id)) or (images[0].name if len(images) == 1 and images[0].is_file else row_id),
+            images=tuple(images),
+            texts=texts,
+            fields={key: value for key, value in cells.items() if key not in (*in_images, in_texts, in_split)},
+            split=SPLITS.get(split, split),
+            place=place,
+            problem=f"split is {split!r}; expected one of {', '.join(SPLITS)}" if split not in ("", *SPLITS) else "",
+        )
     if keys and asked:
         raise ColumnError(f"no row of {file.name} has a column {', '.join(sorted(asked))}; it has {', '.join(keys)}")
 
 
-def _names_of(file: Listed, cells: Mapping[str, Any], columns: Columns) -> _Names:
+def _columns_of(file: Listed, cells: Mapping[str, Any], columns: Columns) -> tuple[tuple[str, ...], str, str, str]:
+    """Returns the names of the columns of images, texts, ids and splits."""
+
     def find(asked: str | None, *usual: Sequence[str]) -> str:
         if asked:
             return asked if asked in cells else ""
@@ -459,37 +460,6 @@ def _names_of(file: Listed, cells: Mapping[str, Any], columns: Columns) -> _Name
     return images, find(columns.text, CAPTION_COLUMNS), find(columns.id, ID_COLUMNS), find(None, ("split",))
 
 
-def _of_row(
-    file: Listed, number: int, place: str, cells: Mapping[str, Any], names: _Names, columns: Columns
-) -> Example:
-    in_images, in_texts, in_id, in_split = names
-    images = []
-    for name in in_images:
-        cell = cells[name]
-        for one in cell if isinstance(cell, list) else [cell]:
-            if isinstance(one, Image):
-                images.append(one)
-            elif text := _text(one):
-                images.append(_named_image(file, text))
-    texts = cells.get(in_texts)
-    captions = _stripped(map(_text, texts if isinstance(texts, list) else [texts]))
-    if columns.captions_from == "folder" and images:
-        captions = _stripped([re.sub(r"[_-]+", " ", PurePosixPath(images[0].name).parent.name)])
-    split = _text(cells.get(in_split)).strip().lower()
-    single = images[0] if len(images) == 1 else None
-    if max(map(len, (*captions, *(cell for cell in cells.values() if isinstance(cell, str)))), default=0) > _LONGEST:
-        return Example(id=_row_id(file, number), place=place, problem=_TOO_LONG)
-    return Example(
-        id=_text(cells.get(in_id)) or (single.name if single and single.is_file else _row_id(file, number)),
-        images=tuple(images),
-        texts=captions,
-        fields={key: value for key, value in cells.items() if key not in (*in_images, in_texts, in_split)},
-        split=SPLITS.get(split, split),
-        place=place,
-        problem=f"split is {split!r}; expected one of {', '.join(SPLITS)}" if split not in ("", *SPLITS) else "",
-    )
-
-
 def _named_image(file: Listed, given: str) -> Image:
     """Returns the image that a cell names: by a URL, or from the folder of its table on."""
     if is_url(given):
@@ -500,8 +470,8 @@ def _named_image(file: Listed, given: str) -> Image:
     return Image(name=name, place=path if is_url(path) else os.path.normpath(path or given))
 
 
-def _row_id(file: Listed, number: int) -> str:
-    return f"{file.name}/{number}"
+def _as_list(cell: object) -> list[Any]:
+    return cell if isinstance(cell, list) else [cell]
 
 
 def _text(cell: object) -> str:
@@ -530,10 +500,10 @@ class _Rows:
         return line
 
 
-def _csv_rows(file: Listed, delimiter: str) -> Iterator[tuple[str, Any]]:
+def _csv_rows(file: Listed) -> Iterator[tuple[str, Any]]:
     lines = _lines(file)
     first = next(lines, "")
-    delimiter = delimiter or max(",;\t|", key=first.count)
+    delimiter = "\t" if suffix_of(file.place).startswith(".tsv") else max(",;\t|", key=first.count)
     csv.field_size_limit(max(_LONGEST, csv.field_size_limit()))  # of all readers of the process
     limited = _Rows(chain([first], lines))
     reader = csv.DictReader(limited, delimiter=delimiter, strict=True)
@@ -570,35 +540,21 @@ def _json_rows(file: Listed) -> Iterator[tuple[str, Any]]:
 def _columnar_rows(file: Listed) -> Iterator[tuple[str, Any]]:
     """Reads a Parquet or Arrow file a group at a time; cells with image bytes become images, classes their names."""
     table = ColumnFile(file.place)
-    classes = _class_names(table.schema.metadata)
-    number = 0
-    for batch in table.batches():
-        for cells in batch.to_pylist():
-            number += 1
-            row = dict[str, Any]()
-            for name, value in cells.items():
-                content = cell_bytes(value)
-                if content is not None:
-                    image = f"{file.name}/{name} {number}"
-                    row[name] = Image(
-                        name=image, place=file.place, cell=(name, number - 1), version=file.version, content=content
-                    )
-                elif isinstance(value, dict) and "bytes" in value:
-                    row[name] = value.get("path")
-                elif name in classes and isinstance(value, int) and 0 <= value < len(classes[name]):
-                    row[name] = classes[name][value]
-                else:
-                    row[name] = value
-            yield f"{file.name} row {number}", row
-
-
-def _class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[str]]:
-    """Returns the names of the classes in columns of numbers, as `datasets` notes them in a file."""
-    try:
-        features = json.loads((metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
-        return {name: list(one["names"]) for name, one in features.items() if one.get("_type") == "ClassLabel"}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return {}
+    classes: dict[str, list[str]] = {}
+    with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):  # notes of `datasets`, if any
+        features = json.loads((table.schema.metadata or {})[b"huggingface"])["info"]["features"]
+        classes = {name: list(one["names"]) for name, one in features.items() if one.get("_type") == "ClassLabel"}
+    for number, cells in enumerate((cells for batch in table.batches() for cells in batch.to_pylist()), start=1):
+        for column, value in cells.items():
+            content = cell_bytes(value)
+            if content is not None:
+                name, cell = f"{file.name}/{column} {number}", (column, number - 1)
+                cells[column] = Image(name=name, place=file.place, cell=cell, version=file.version, content=content)
+            elif isinstance(value, dict) and "bytes" in value:
+                cells[column] = value.get("path")
+            elif column in classes and isinstance(value, int) and 0 <= value < len(classes[column]):
+                cells[column] = classes[column][value]
+        yield f"{file.name} row {number}", cells
 
 
 def _decompressed(file: Listed) -> Any:

@@ -20,11 +20,8 @@ from bridgetower.files import escaped, remove_folder
 if TYPE_CHECKING:
     import pyarrow as pa
 
-Uri = str | os.PathLike[str]
-"""Where a table is: a local folder, or one in an object store."""
-
-CRC = "crc"
-"""Column with the CRC-32 of the checked column, as Lance has no checksums."""
+Uri = str | os.PathLike[str]  # where a table is: a local folder, or one in an object store
+CRC = "crc"  # column with the CRC-32 of the checked column, as Lance has no checksums
 
 _KEYS = ("AWS_", "AZURE_", "GOOGLE_", "HF_")  # variables with the settings of object stores
 _SUFFIX = ".lance"
@@ -42,11 +39,7 @@ logger = logging.getLogger(__name__)
 
 
 class Table:
-    """A Lance table at one version, the newest one when it is opened if none is given.
-
-    Attributes:
-        uri: Of its folder, whose name ends in `.lance`.
-    """
+    """A Lance table at one version, the newest one when it is opened if none is given."""
 
     def __init__(
         self, uri: Uri, *, version: int | None = None, storage_options: Mapping[str, str] | None = None
@@ -109,7 +102,6 @@ class Table:
 
     @property
     def version(self) -> int:
-        """Number of the commit that is read."""
         with _named(self.uri, "read"):
             return int(self.lance.version)
 
@@ -118,10 +110,9 @@ class Table:
         return self.lance.schema
 
     @property
-    def checked(self) -> str | None:
-        """The column of which there are CRCs."""
-        name = (self.schema.metadata or {}).get(_CHECKED)
-        return name.decode() if name else None
+    def checked(self) -> str:
+        """The column of which there are CRCs, if there is one."""
+        return (self.schema.metadata or {}).get(_CHECKED, b"").decode()
 
     def append(self, rows: pa.Table) -> None:
         """Adds rows in one commit; the CRCs are computed here."""
@@ -134,7 +125,7 @@ class Table:
         self._crcs = None
 
     def take(self, numbers: Sequence[int], columns: Sequence[str]) -> pa.Table:
-        """Returns columns of rows in the order of their numbers; the checked column is compared with its CRCs."""
+        """Returns columns of rows in the order of their numbers; all that is read is compared with its CRCs."""
         wanted, places = np.unique(np.asarray(numbers, np.int64), return_inverse=True)
         with _named(self.uri, "read"):
             found = self.lance.take_offsets(wanted.tolist()).select(list(columns)).to_arrow()
@@ -147,19 +138,18 @@ class Table:
         return found.take(places)
 
     def scan(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Yields columns of all rows in order; the checked column is compared with its CRCs."""
         for batch, wrong in self._batches(columns):
             if wrong:
                 raise OSError(f"row {wrong[0]} of {self.uri} is damaged; make or copy the table again")
             yield batch
 
     def damaged(self) -> list[int]:
-        """Reads all rows, and returns the numbers of those whose checked column is not as it was written."""
+        """Returns the numbers of the rows whose checked column is not as it was written."""
         return [row for _, wrong in self._batches([self.checked] if self.checked else []) for row in wrong]
 
     def _batches(self, columns: Sequence[str]) -> Iterator[tuple[pa.RecordBatch, list[int]]]:
         """Yields columns of all rows, and the numbers of those whose checked column is damaged."""
-        checked, start = self.checked if self.checked in columns else None, 0
+        checked, start = self.checked if self.checked in columns else "", 0
         with _named(self.uri, "read"):
             for batch in self.lance.search().select([*columns, CRC] if checked else list(columns)).to_batches():
                 wrong = crcs_of(batch[checked]) != batch[CRC].to_numpy() if checked else np.empty(0)
@@ -167,13 +157,11 @@ class Table:
                 start += len(batch)
 
     def column(self, name: str) -> np.ndarray:
-        """Returns a column of numbers of all rows."""
         parts = [batch[name].to_numpy(zero_copy_only=False) for batch in self.scan([name])]
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
     def writing(self) -> AbstractContextManager[None]:
-        """Returns what names the table in errors of writing through `lance`."""
-        return _named(self.uri, "written")
+        return _named(self.uri, "written")  # in errors of writing through `lance`
 
     def drop(self) -> None:
         if is_url(self.uri):
@@ -183,7 +171,6 @@ class Table:
             remove_folder(Path(self.uri))
 
     def crcs(self) -> np.ndarray:
-        """Returns the CRCs of all rows, which are kept in memory."""
         if self._crcs is None:
             self._crcs = self.column(CRC)
         return self._crcs

@@ -24,22 +24,14 @@ from bridgetower.processor import MAX_PIXELS
 
 _LONGEST_SIDE = 1280  # of a frame that is kept, in pixels
 _THUMBNAIL = 32  # width and height of the small frames that are compared
-_LARGEST_SUBTITLES = 2**26  # bytes of a file
-_LONGEST_CUE = 2000  # characters
 _SHOWN_FOR = 5.0  # seconds that a subtitle without an end is shown
 _SILENCE = 10.0  # seconds without a subtitle from which on they are moments of their own
 _CUT = 12.0  # mean difference of two small frames, of 255, from which on another scene begins
 _TOGETHER = 0.25  # of the shorter one's time, within which two subtitles begin together
 _SHORTEST = 1.0  # seconds of a scene
-_MISSING = 2.0  # seconds that a whole video may end before the end that the file names
 _MARKS = re.compile(r"\{[^}]*\}")
-_QUALITY = 88  # of a JPEG
-_TO_END = 10.0  # seconds at the end of a video that are read to see whether it is whole
 _KEYFRAMES_EVERY = 5.0  # seconds: where they come as often, no other frames are compared
 _COMPARED_EVERY = 0.5  # seconds between two frames that are compared
-_REACH = 10.0  # seconds to a later frame up to which frames are decoded instead of going to the nearest keyframe
-_BACK = (0.0, 5.0, 30.0, float("inf"))  # seconds before a frame where a keyframe is looked for
-_OPENED = 2  # videos that a process keeps open
 _MICROSECONDS = 1_000_000
 _VIDEOS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf"
 _SUBTITLES = "webvtt,srt"
@@ -62,7 +54,7 @@ def moments_of(file: Listed, subtitles: Listed | None, cutting: Cutting) -> tupl
         end = video.end()
         if end <= 0:
             raise ValueError(f"{file.place} has no pictures that can be read; copy it again")
-        if end < video.duration - _MISSING:
+        if end < video.duration - 2:
             problems.append(f"it ends after {end:.1f} of {video.duration:.1f} s; copy it again")
         cues, problem = video.cues() if subtitles is None else read_subtitles(subtitles.place)
         problems += [problem] if problem else []
@@ -72,9 +64,16 @@ def moments_of(file: Listed, subtitles: Listed | None, cutting: Cutting) -> tupl
             problems.append(f"all its subtitles come after its end, at {end:.1f} s; they are another video's")
         if cutting.every is not None:
             return windows(end, max(cutting.every, end / cutting.max_moments), segments), problems
-        gaps = list(silences(segments, end))
-        scenes = scenes_in(gaps, cuts_of(video), cutting.max_moments) if gaps else []
-    return at_most(cutting.max_moments, sorted([*segments, *scenes], key=lambda one: one.start)), problems
+        starts, ends = [0.0, *(one.end for one in segments)], [*(one.start for one in segments), end]
+        found = list(zip(starts, ends, strict=True))
+        gaps = [(start, stop) for start, stop in found if stop - start > _SILENCE or not segments]
+        cuts = cuts_of(video) if gaps else []
+    inside = [cut for cut in cuts if any(start + _SHORTEST < cut[0] < stop - _SHORTEST for start, stop in gaps)]
+    strongest = sorted(inside, key=lambda cut: -cut[1])[: max(0, cutting.max_moments - len(gaps))]
+    for start, stop in gaps:
+        times = [start, *sorted(time for time, _ in strongest if start < time < stop), stop]
+        segments += [Moment(*part) for part in pairwise(times)]
+    return at_most(cutting.max_moments, sorted(segments, key=lambda one: one.start)), problems
 
 
 def merged(cues: Iterable[Moment]) -> list[Moment]:
@@ -88,7 +87,7 @@ def merged(cues: Iterable[Moment]) -> list[Moment]:
     until = 0.0  # which it was shown
     for cue in sorted(cues, key=lambda one: (one.start, one.end)):
         start, end = max(0.0, cue.start), cue.end if cue.end > cue.start else cue.start + _SHOWN_FOR
-        text = _MARKS.sub(" ", cue.text[:_LONGEST_CUE]).replace("\\N", "\n").replace("\\h", " ")
+        text = _MARKS.sub(" ", cue.text[:2000]).replace("\\N", "\n").replace("\\h", " ")
         lines = list(filter(None, (" ".join(line.split()) for line in text.split("\n"))))
         if not lines or end <= 0:
             continue
@@ -108,15 +107,6 @@ def merged(cues: Iterable[Moment]) -> list[Moment]:
     return [one for one in segments if one.end > one.start]
 
 
-def silences(segments: Sequence[Moment], end: float) -> Iterator[tuple[float, float]]:
-    """Yields the times in which nothing is said for long; the whole video if nothing is said at all."""
-    starts = [0.0, *(one.end for one in segments)]
-    ends = [*(one.start for one in segments), end]
-    for start, stop in zip(starts, ends, strict=True):
-        if stop - start > _SILENCE or not segments:
-            yield start, stop
-
-
 def cuts_of(video: Video) -> list[tuple[float, float]]:
     """Returns when another scene begins, and by how much it differs from what was shown when the last one began."""
     cuts: list[tuple[float, float]] = []
@@ -128,18 +118,6 @@ def cuts_of(video: Video) -> list[tuple[float, float]]:
             cuts += [(time, difference)] if before is not None else []
             before = frame
     return cuts
-
-
-def scenes_in(gaps: Sequence[tuple[float, float]], cuts: Sequence[tuple[float, float]], most: int) -> list[Moment]:
-    """Returns the scenes in some parts of a video; of more than enough cuts the strongest."""
-    within = [(start + _SHORTEST, end - _SHORTEST) for start, end in gaps]
-    inside = [cut for cut in cuts if any(start < cut[0] < end for start, end in within)]
-    strongest = sorted(inside, key=lambda cut: -cut[1])[: max(0, most - len(gaps))]
-    found = []
-    for start, end in gaps:
-        times = [start, *sorted(time for time, _ in strongest if start < time < end), end]
-        found += [Moment(*part) for part in pairwise(times)]
-    return found
 
 
 def windows(end: float, every: float, segments: Sequence[Moment]) -> list[Moment]:
@@ -207,11 +185,11 @@ class Video:
         self._frames: Iterator[Any] = iter(())
         self._failed: float | None = None  # time of the last packet that is damaged
         self._key = 0.0  # time of the last keyframe
-        self._reach = _REACH
+        self._reach = 10.0  # seconds up to which a later frame is decoded to, and not looked for by a keyframe
 
     def end(self) -> float:
         """Returns how far it can be read, in seconds; less than its duration where a part is missing."""
-        for start in (max(0.0, self.duration - _TO_END), 0.0):
+        for start in (max(0.0, self.duration - 10), 0.0):
             self._go_to(start)
             if ends := [
                 self._time(packet) + float((packet.duration or 0) * packet.time_base) for packet in self._packets(None)
@@ -263,14 +241,14 @@ class Video:
         if frame.rotation:
             image = image.rotate(frame.rotation, expand=True)
         stream = io.BytesIO()
-        image.save(stream, "JPEG", quality=_QUALITY, comment=name)
+        image.save(stream, "JPEG", quality=88, comment=name)
         return stream.getvalue()
 
     def _at(self, time: float) -> Any:
         """Returns the last frame that begins at or before a time; later ones are reached by decoding on."""
         before = None if self._shown is None else self._time(self._shown)
         if before is None or not 0 <= time - before <= self._reach:
-            for back in _BACK:
+            for back in (0.0, 5.0, 30.0, float("inf")):  # seconds before it where a keyframe may be
                 self._go_to(time - back)
                 self._advance()
                 if self._ahead is not None and self._time(self._ahead) <= time:
@@ -325,7 +303,6 @@ class Video:
 
 @contextmanager
 def opened_video(place: str) -> Iterator[Video]:
-    """Opens a video."""
     with _named(place), _opened(place, _VIDEOS) as container:
         yield Video(place, container)
 
@@ -336,7 +313,7 @@ def frame_of(place: str, time: float, name: str = "") -> bytes:
         return _kept(place, "" if is_url(place) else version_of(place)).jpeg(time, name)
 
 
-@lru_cache(maxsize=_OPENED)
+@lru_cache(maxsize=2)
 def _kept(place: str, version: str) -> Video:
     return Video(place, _opened(place, _VIDEOS))
 
@@ -345,7 +322,7 @@ def read_subtitles(place: str) -> tuple[list[Moment], str | None]:
     """Reads a file of subtitles, WebVTT or SubRip: what can be read, and what is wrong with the rest."""
     cues: list[Moment] = []
     try:
-        content = read_bytes(place, most=_LARGEST_SUBTITLES)
+        content = read_bytes(place, most=2**26)
         if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             content = content.decode("utf-16", errors="replace").encode()
         with _opened(place, _SUBTITLES, content) as container:

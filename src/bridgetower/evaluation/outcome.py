@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from bridgetower.files import json_text, write_json, write_text
 
 if TYPE_CHECKING:
-    from bridgetower.data.prepared import PreparedImages
+    from bridgetower.data.examples import PreparedImages
 
 METRICS = "metrics.json"
 PREDICTIONS = "predictions.jsonl"

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from bridgetower.data.prepared import PreparedImages
+from bridgetower.data.examples import PreparedImages
 from bridgetower.drawing import BLUE, png
 from bridgetower.evaluation.candidates import BINS, expected_calibration_error, reliability
 from bridgetower.evaluation.outcome import Judgement

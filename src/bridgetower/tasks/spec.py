@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from bridgetower.checkpoints import Reranking
-    from bridgetower.data.prepared import PreparedImages
+    from bridgetower.data.examples import PreparedImages
     from bridgetower.data.schema import Schema
     from bridgetower.evaluation.predictions import Predictions
     from bridgetower.evaluation.retrieval import RetrievalResult
@@ -50,7 +50,7 @@ class ExampleSource:
     use: Use
 
     def images(self, schema: Schema) -> PreparedImages:
-        from bridgetower.data.prepared import PreparedImages
+        from bridgetower.data.examples import PreparedImages
 
         return PreparedImages(self.data, self.splits, self.processor, schema=schema)
 

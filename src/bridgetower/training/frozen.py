@@ -17,8 +17,8 @@ from torch import Tensor
 
 from bridgetower.checkpoints.fingerprint import code_content, exact_fingerprint
 from bridgetower.data.batch import derive_seed
+from bridgetower.data.examples import NO_IMAGE, PreparedImages
 from bridgetower.data.frozen import FeatureCache, Features, FrozenDataset, key_ids
-from bridgetower.data.prepared import NO_IMAGE, PreparedImages
 from bridgetower.data.views import random_view
 from bridgetower.distributed import rank
 from bridgetower.model.bridgetower import BridgeTower

@@ -11,7 +11,7 @@ from torch import nn
 
 from bridgetower.checkpoints import UNMEASURED, Checkpoint
 from bridgetower.data.batch import BatchDataset
-from bridgetower.data.prepared import PreparedImages
+from bridgetower.data.examples import PreparedImages
 from bridgetower.evaluation.config import EvaluationOptions
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
