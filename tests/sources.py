@@ -56,11 +56,12 @@ def _write_lines(path: Path, rows: list[dict[str, object]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def write_tar(path: Path, rows: list[tuple[str, str]], contents: Mapping[str, bytes]) -> None:
-    """Writes a shard as WebDataset does."""
+def write_tar(path: Path, rows: list[tuple[str, str]], contents: Mapping[str, bytes], *, as_json: bool = False) -> None:
+    """Writes a shard as WebDataset does, or with captions as img2dataset has them too."""
     with tarfile.open(path, "w") as archive:
         for name, caption in rows:
-            for member, content in ((name, contents[name]), (f"{Path(name).stem}.txt", caption.encode())):
+            text = (".json", json.dumps({"caption": caption})) if as_json else (".txt", caption)
+            for member, content in ((name, contents[name]), (f"{Path(name).stem}{text[0]}", text[1].encode())):
                 header = tarfile.TarInfo(member)
                 header.size = len(content)
                 archive.addfile(header, io.BytesIO(content))

@@ -1,11 +1,9 @@
 """The one reader: every kind of source gives the same examples, and what cannot be used is named and skipped."""
 
 import gzip
-import io
 import json
 import os
-import tarfile
-from collections.abc import Callable
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,150 +11,68 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image as Picture
 
 from bridgetower.data.reader import Columns, parts_of, read, read_part
+from rows import png
+from sources import CAPTIONS, NAMES, write_sources, write_tar
 
-COLOURS = {name: number * 60 for number, name in enumerate("abcd")}
-CAPTIONS = {name: (f"the {name}", f"again {name}") for name in COLOURS}
-
-
-def png(name: str) -> bytes:
-    stream = io.BytesIO()
-    Picture.new("RGB", (8, 6), (COLOURS[name], 10, 200)).save(stream, "PNG")
-    return stream.getvalue()
+CONTENTS = {f"{name}.png": png(50 * number) for number, name in enumerate(NAMES)}
+KINDS = ("folder", "imagefolder", "table.csv", "table.jsonl", "shards", "parquet_folder", "saved", "bytes.parquet")
+MORE_KINDS = ("captions", "semicolons.csv", "tabs.tsv", "table.csv.gz", "table.json", "img2dataset.tar")
 
 
-def images(folder: Path, names: str = "abcd") -> None:
+def images(folder: Path, *names: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        (folder / f"{name}.png").write_bytes(png(name))
+    for number, name in enumerate(names):
+        (folder / f"{name}.png").write_bytes(png(number))
 
 
-def _folder(root: Path) -> Path:
-    images(root)
-    for name, texts in CAPTIONS.items():
-        (root / f"{name}.txt").write_text("\n".join(texts) + "\n\n")
-    return root
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("sources")
+    for folder in ("images", "captions"):
+        (root / folder).mkdir()
+        for name, content in CONTENTS.items():
+            (root / folder / name).write_bytes(content)
+    rows = list(zip(CONTENTS, CAPTIONS, strict=True))
+    lines = [f'{name}#0\t"{text}"' for name, text in rows]
+    (root / "captions" / "captions.txt").write_text("\n".join(["image\tcaption", *lines]))
+    for name, delimiter in (("semicolons.csv", ";"), ("tabs.tsv", "\t")):
+        cells = [("image", "caption"), *((f"images/{file}", f'"{text}"') for file, text in rows)]
+        (root / name).write_text("\n".join(map(delimiter.join, cells)))
+    places = write_sources(root / "images", root)
+    write_tar(root / "img2dataset.tar", rows, CONTENTS, as_json=True)
+    (root / "table.csv.gz").write_bytes(gzip.compress((root / "table.csv").read_bytes()))
+    listed = [{"file_name": f"images/{name}", "caption": [text]} for name, text in rows]
+    (root / "table.json").write_text(json.dumps({"info": "x", "rows": listed}))
+    return places | {kind: root / kind for kind in MORE_KINDS}
 
 
-def _captions_file(root: Path) -> Path:
-    images(root)
-    lines = [f'{name}.png#{n}\t"{text}"' for name, texts in CAPTIONS.items() for n, text in enumerate(texts)]
-    (root / "captions.txt").write_text("image\tcaption\n" + "\n".join(lines))
-    return root
-
-
-def _csv(root: Path, delimiter: str = ",", name: str = "table.csv", open_: Callable[..., io.TextIOBase] = open) -> Path:
-    images(root / "img")
-    with open_(root / name, "wt", encoding="utf-8") as file:
-        file.write(delimiter.join(["image", "caption", "n"]) + "\n")
-        for name_, texts in CAPTIONS.items():
-            for number, text in enumerate(texts):
-                file.write(delimiter.join([f"img/{name_}.png", f'"{text}"', str(number)]) + "\n")
-    return root / name
-
-
-def _json_lines(root: Path) -> Path:
-    images(root)
-    rows = [json.dumps({"file_name": f"{name}.png", "caption": list(texts)}) for name, texts in CAPTIONS.items()]
-    (root / "t.jsonl").write_text("\n".join(rows))
-    return root / "t.jsonl"
-
-
-def _json(root: Path) -> Path:
-    images(root)
-    rows = [{"file_name": f"{name}.png", "caption": list(texts)} for name, texts in CAPTIONS.items()]
-    (root / "t.json").write_text(json.dumps({"info": "x", "rows": rows}))
-    return root / "t.json"
-
-
-def _metadata(root: Path) -> Path:
-    images(root / "train")
-    rows = [json.dumps({"file_name": f"{name}.png", "text": list(texts)}) for name, texts in CAPTIONS.items()]
-    (root / "train" / "metadata.jsonl").write_text("\n".join(rows))
-    return root
-
-
-def _dataset() -> datasets.Dataset:
-    columns = {
-        "image": [{"bytes": png(name), "path": None} for name in CAPTIONS],
-        "text": [list(texts) for texts in CAPTIONS.values()],
-        "label": [0, 1, 1, 0],
-    }
-    made = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
-    return made.cast_column("label", datasets.ClassLabel(names=["cat", "dog"]))
-
-
-def _repository(root: Path) -> Path:
-    (root / "data").mkdir(parents=True)
-    (root / "README.md").write_text("---\n")
-    _dataset().to_parquet(str(root / "data" / "train-00000-of-00001.parquet"))
-    return root
-
-
-def _saved(root: Path) -> Path:
-    datasets.DatasetDict({"train": _dataset()}).save_to_disk(str(root))
-    return root
-
-
-def _tar(root: Path) -> Path:
-    root.mkdir(parents=True)
-    with tarfile.open(root / "shard-000.tar", "w") as archive:
-        for name, texts in CAPTIONS.items():
-            for ending, content in ((".png", png(name)), (".json", json.dumps({"caption": texts[0]}).encode())):
-                info = tarfile.TarInfo(f"x/{name}{ending}")
-                info.size = len(content)
-                archive.addfile(info, io.BytesIO(content))
-    return root / "shard-000.tar"
-
-
-SOURCES: dict[str, Callable[[Path], Path]] = {
-    "folder": _folder,
-    "captions.txt": _captions_file,
-    "csv": _csv,
-    "semicolons": lambda root: _csv(root, ";"),
-    "tsv": lambda root: _csv(root, "\t", "table.tsv"),
-    "csv.gz": lambda root: _csv(root, name="table.csv.gz", open_=gzip.open),
-    "jsonl": _json_lines,
-    "json": _json,
-    "metadata": _metadata,
-    "repository": _repository,
-    "save_to_disk": _saved,
-    "tar": _tar,
-}
-
-
-@pytest.fixture(params=SOURCES)
-def source(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    root = tmp_path / "source"
-    if request.param not in ("repository", "save_to_disk", "tar"):
-        root.mkdir()
-    return SOURCES[request.param](root)
-
-
-def test_every_kind_of_source_has_the_same_images_and_captions(source: Path) -> None:
-    found: dict[bytes, list[str]] = {}
-    for example in read(source):
+@pytest.mark.parametrize("kind", [*KINDS, *MORE_KINDS])
+def test_every_kind_of_source_has_the_same_images_and_captions(kind: str, places: dict[str, Path]) -> None:
+    found: dict[bytes, tuple[str, ...]] = {}
+    for example in read(places[kind]):
         assert not example.problem
         (image,) = example.images
-        found.setdefault(image.read(), []).extend(example.texts)
+        found[image.read()] = example.texts
         assert replace(image, content=None).read() == image.read()  # from its place, as an index reads it later
-    number = 1 if source.suffix == ".tar" else 2
-    assert found == {png(name): list(texts[:number]) for name, texts in CAPTIONS.items()}
+    assert found == {content: (text,) for content, text in zip(CONTENTS.values(), CAPTIONS, strict=True)}
+    parts = [example for part in parts_of(places[kind]) for example in read_part(part, Columns())]
+    assert parts == list(read(places[kind]))
 
 
-def test_parts_are_read_on_their_own(source: Path) -> None:
-    parts = [example for part in parts_of(source) for example in read_part(part, Columns())]
-    assert parts == list(read(source))
-
-
-@pytest.mark.parametrize("make", [_metadata, _repository, _saved])
-def test_splits_and_classes_are_those_of_the_source(make: Callable[[Path], Path], tmp_path: Path) -> None:
-    examples = list(read(make(tmp_path / "s")))
-    assert {example.split for example in examples} == {"train"}
-    if make is not _metadata:
-        assert [example.fields["label"] for example in examples] == ["cat", "dog", "dog", "cat"]
+@pytest.mark.parametrize("saved", [False, True])
+def test_splits_and_classes_are_those_of_the_source(saved: bool, tmp_path: Path) -> None:
+    cells = {"image": [{"bytes": png(n), "path": None} for n in range(4)], "label": [0, 1, 1, 0]}
+    made = datasets.Dataset.from_dict(cells).cast_column("image", datasets.Image())
+    made = made.cast_column("label", datasets.ClassLabel(names=["cat", "dog"]))
+    if saved:
+        datasets.DatasetDict({"train": made}).save_to_disk(str(tmp_path))
+    else:
+        (tmp_path / "README.md").write_text("---\n")
+        made.to_parquet(str(tmp_path / "data" / "train-00000-of-00001.parquet"))
+    found = [(example.split, example.fields["label"]) for example in read(tmp_path)]
+    assert found == [("train", name) for name in ("cat", "dog", "dog", "cat")]
 
 
 def test_class_folders_with_splits(tmp_path: Path) -> None:
@@ -169,61 +85,50 @@ def test_class_folders_with_splits(tmp_path: Path) -> None:
     assert {one.texts for one in by_folder} == {("cat",), ("big dog",)}
 
 
-def test_bad_rows_are_named_by_line_and_the_next_ones_are_read(tmp_path: Path) -> None:
-    images(tmp_path)
-    (tmp_path / "t.csv").write_text(
-        "image,caption,split\na.png,one,train\nb.png,x,nowhere\nc.png,a,b,c\nd.png,two,dev\n"
-    )
-    examples = list(read(tmp_path / "t.csv"))
-    assert [(one.place, bool(one.problem)) for one in examples] == [
-        ("t.csv line 2", False),
-        ("t.csv line 3", True),
-        ("t.csv line 4", True),
-        ("t.csv line 5", False),
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        (
+            "t.csv",
+            "image,caption,split\na.png,one,train\nb.png,x,nowhere\nc.png,a,b,c\nd.png,two,dev\n",
+            [(2, "train", ("one",)), (3, None, ()), (4, None, ()), (5, "validation", ("two",))],
+        ),
+        (
+            "t.jsonl",
+            '{"image": "a.png"}\n{broken\n[1]\n\n{"image": "b.png", "caption": NaN}\n',
+            [(1, "", ()), (2, None, ()), (3, None, ()), (5, "", ())],
+        ),
+    ],
+)
+def test_bad_rows_are_named_by_line_and_the_next_ones_are_read(
+    name: str, content: str, expected: list[tuple[int, str | None, tuple[str, ...]]], tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(content)
+    found = [
+        (one.place, None, ()) if one.problem else (one.place, one.split, one.texts) for one in read(tmp_path / name)
     ]
-    assert [one.split for one in examples if not one.problem] == ["train", "validation"]
-    (tmp_path / "t.jsonl").write_text('{"image": "a.png"}\n{broken\n[1]\n\n{"image": "b.png", "caption": NaN}\n')
-    lines = list(read(tmp_path / "t.jsonl"))
-    assert [(one.place, bool(one.problem), one.texts) for one in lines] == [
-        ("t.jsonl line 1", False, ()),
-        ("t.jsonl line 2", True, ()),
-        ("t.jsonl line 3", True, ()),
-        ("t.jsonl line 5", False, ()),
-    ]
+    assert found == [(f"{name} line {line}", split, texts) for line, split, texts in expected]
 
 
 def test_pairs_of_images(tmp_path: Path) -> None:
-    images(tmp_path)
+    images(tmp_path, "a", "b")
     (tmp_path / "t.csv").write_text("left,right,text\na.png,b.png,both\n")
-    (example,) = read(tmp_path / "t.csv")
-    assert [image.read() for image in example.images] == [png("a"), png("b")]
     (tmp_path / "u.csv").write_text("first,second,text\na.png,b.png,both\n")
-    (named,) = read(tmp_path / "u.csv", Columns(image="first,second"))
-    assert named.images == example.images
+    for found in (read(tmp_path / "t.csv"), read(tmp_path / "u.csv", Columns(image="first,second"))):
+        assert [[image.read() for image in example.images] for example in found] == [[png(0), png(1)]]
 
 
 def test_what_is_skipped_is_counted_and_what_cannot_be_read_has_a_problem(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    images(tmp_path, "a")
+    images(tmp_path, "a", ".hidden")
+    images(tmp_path / "shut", "b")
     for name in ("x.heic", "y.heic", "z.psd"):
         (tmp_path / name).write_bytes(b"?")
     (tmp_path / "main.ts").write_text("export const x = 1")
-    (tmp_path / ".hidden.png").write_bytes(png("b"))
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere")
     (tmp_path / "circle").symlink_to(tmp_path)
-    examples = list(read(tmp_path))
-    assert [one.id for one in examples if not one.problem] == ["a.png"]
-    assert {one.id for one in examples if one.problem} == {"pipe.png", "gone.png"}
-    assert "2 .heic" in caplog.text
-    assert "1 .psd" in caplog.text
-    assert "1 .ts" in caplog.text
-
-
-def test_a_folder_that_cannot_be_listed_has_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    images(tmp_path / "open", "a")
-    images(tmp_path / "shut", "b")
     scandir = os.scandir
 
     def refuse(folder: str) -> object:
@@ -233,7 +138,11 @@ def test_a_folder_that_cannot_be_listed_has_a_problem(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(os, "scandir", refuse)
     examples = list(read(tmp_path))
-    assert [(one.id, one.problem) for one in examples] == [("open/a.png", ""), ("shut", "Permission denied")]
+    assert [one.id for one in examples if not one.problem] == ["a.png"]
+    problems = {one.id: one.problem for one in examples if one.problem}
+    assert problems.keys() == {"pipe.png", "gone.png", "shut"}
+    assert problems["shut"] == "Permission denied"
+    assert all(skipped in caplog.text for skipped in ("2 .heic", "1 .psd", "1 .ts"))
 
 
 def test_captions_through_a_link_out_of_the_folder_are_refused(tmp_path: Path) -> None:
@@ -246,19 +155,14 @@ def test_captions_through_a_link_out_of_the_folder_are_refused(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("cut", [100, 600, 1024, 3000])
-def test_a_shard_that_is_cut_off_has_a_problem(cut: int, tmp_path: Path) -> None:
-    shard = _tar(tmp_path / "s")
-    shard.write_bytes(shard.read_bytes()[:cut])
-    examples = list(read(shard))
-    assert examples[-1].problem
+def test_a_shard_that_is_cut_off_has_a_problem(cut: int, places: dict[str, Path], tmp_path: Path) -> None:
+    shard = shutil.copy(places["shards"] / "shard-0.tar", tmp_path)
+    os.truncate(shard, cut)
+    assert [*read(shard)][-1].problem
 
 
 def test_a_key_that_comes_again_has_a_problem(tmp_path: Path) -> None:
-    with tarfile.open(tmp_path / "s.tar", "w") as archive:
-        for name in ("a", "b", "a"):
-            info = tarfile.TarInfo(f"{name}.png")
-            info.size = len(png(name))
-            archive.addfile(info, io.BytesIO(png(name)))
+    write_tar(tmp_path / "s.tar", [(f"{name}.png", "x") for name in "aba"], {"a.png": png(0), "b.png": png(1)})
     assert [bool(one.problem) for one in read(tmp_path / "s.tar")] == [False, False, True]
 
 
@@ -282,21 +186,18 @@ def test_a_file_that_cannot_be_read_on_is_one_bad_row(name: str, content: bytes,
     assert error in last.problem
 
 
-def test_a_source_that_is_none(tmp_path: Path) -> None:
+def test_a_source_that_is_none(places: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no file or folder"):
         read(tmp_path / "none")
     (tmp_path / "x.heic").touch()
     with pytest.raises(ValueError, match="nothing that can be read"):
         read(tmp_path / "x.heic")
-
-
-def test_a_missing_column_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no row of t\.jsonl has a column quote"):
-        list(read(_json_lines(tmp_path), Columns(text="quote")))
+    with pytest.raises(ValueError, match=r"no row of table\.jsonl has a column quote"):
+        list(read(places["table.jsonl"], Columns(text="quote")))
 
 
 def test_row_groups_are_read_one_at_a_time(tmp_path: Path) -> None:
-    table = pa.table({"image": [png(name) for name in "abcd"], "caption": list("abcd")})
+    table = pa.table({"image": list(CONTENTS.values()), "caption": list(CAPTIONS)})
     pq.write_table(table, tmp_path / "t.parquet", row_group_size=1)
     examples = list(read(tmp_path / "t.parquet"))
-    assert [replace(one.images[0], content=None).read() for one in examples] == [png(name) for name in "abcd"]
+    assert [replace(one.images[0], content=None).read() for one in examples] == list(CONTENTS.values())
