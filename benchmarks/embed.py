@@ -21,8 +21,7 @@ from inference_memory import save_model
 from PIL import Image
 
 from bridgetower.data.store import Table
-from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig
-from bridgetower.model.tower_config import TextConfig, VisionConfig
+from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig, TextConfig, VisionConfig
 from bridgetower.search.config import EmbedConfig
 from bridgetower.search.embed import embed_source
 from search import Row, _alone, _photo, show

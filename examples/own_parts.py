@@ -26,9 +26,8 @@ from bridgetower.data.prepared_set import SetWriter
 from bridgetower.data.schema import Schema
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.outcome import Outcome
-from bridgetower.model.config import FusionConfig, HeadsConfig
+from bridgetower.model.config import FusionConfig, HeadsConfig, VisionConfig
 from bridgetower.model.presets import NANO
-from bridgetower.model.tower_config import VisionConfig
 from bridgetower.objectives.classification import ClassificationTask, task_of_head
 from bridgetower.objectives.config import NotAnOption, TaskConfig
 from bridgetower.tasks.benchmarks import evaluate

@@ -10,8 +10,7 @@ from torch import Tensor
 
 import tiny
 from bridgetower.checkpoints.keymap import Naming, export_tensors, name_table
-from bridgetower.model.config import FusionConfig, ModelConfig
-from bridgetower.model.tower_config import TextConfig, VisionConfig
+from bridgetower.model.config import FusionConfig, ModelConfig, TextConfig, VisionConfig
 
 # As CLIP, RoBERTa and transformers would have it: heads of width 64 in the image tower, a fusion encoder like the text
 # tower.

@@ -4,8 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from bridgetower import Extensions, HeadSpec, TextTower, VisionTower
-from bridgetower.model.config import FusionConfig
-from bridgetower.model.tower_config import TextConfig, VisionConfig
+from bridgetower.model.config import FusionConfig, TextConfig, VisionConfig
 
 
 class Patches(VisionTower):

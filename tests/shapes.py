@@ -13,8 +13,7 @@ from bridgetower.data.config import DataConfig
 from bridgetower.data.own import PairsConfig, prepare_own
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig
-from bridgetower.model.tower_config import TextConfig, VisionConfig
+from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig, TextConfig, VisionConfig
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.processor import Processor, ProcessorConfig, train_tokenizer
 from bridgetower.tasks.run_config import OptimizerConfig, RunConfig

@@ -10,8 +10,7 @@ from bridgetower.data.datasets import DATASETS
 from bridgetower.data.datasets.spec import ArrowConfig
 from bridgetower.data.own import OWN_SETS
 from bridgetower.evaluation.config import RetrievalConfig
-from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig
-from bridgetower.model.tower_config import TextConfig, VisionConfig
+from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig, TextConfig, VisionConfig
 from bridgetower.search.config import IndexConfig
 from bridgetower.serve.config import ServeConfig
 

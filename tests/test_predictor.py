@@ -280,7 +280,7 @@ class TestResults:
     def test_bfloat16_does_not_round_the_vectors_themselves(self, tiny_checkpoint: Path, files: list[Path]) -> None:
         coarse = load(tiny_checkpoint, device="cpu", precision="bf16")
         outputs: list[Tensor] = []
-        coarse.model.contrastive_head().image.register_forward_hook(lambda *arguments: outputs.append(arguments[2]))
+        coarse.model.head("itc").image.register_forward_hook(lambda *arguments: outputs.append(arguments[2]))
         vectors = coarse.embed_images(files)
         assert outputs[0].dtype == torch.bfloat16
         torch.testing.assert_close(vectors, F.normalize(outputs[0].float(), dim=-1), atol=1e-7, rtol=1e-6)

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from bridgetower.model.products import processor_name
+from bridgetower.model.cpu import processor_name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -108,7 +108,7 @@ class Setting:
         heads = {"heads.itm": True, "heads.itc": "tower", "heads.itc_size": ITC_SIZE}
         model = BridgeTower(checkpoint.config.override(heads), generator=torch.Generator().manual_seed(0))
         model.load_state_dict({**model.state_dict(), **checkpoint.tensors})
-        _draw_heads(cast(LinearHead, model.head("itm")).fc, model.contrastive_head())
+        _draw_heads(cast(LinearHead, model.head("itm")).fc, model.head("itc"))
         optimize_for_cpu(model)
         return model
 

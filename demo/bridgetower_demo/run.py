@@ -21,7 +21,7 @@ from bridgetower.data.store import Table
 from bridgetower.evaluation.masked_words import evaluate_masked_words
 from bridgetower.evaluation.retrieval import RetrievalResult, evaluate_retrieval
 from bridgetower.files import locked, read_json, write_bytes, write_json, write_text
-from bridgetower.model.products import processor_name
+from bridgetower.model.cpu import processor_name
 from bridgetower.objectives.config import PretrainingConfig
 from bridgetower.predictor import Predictor, load
 from bridgetower.reports.comparison import Comparison

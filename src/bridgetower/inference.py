@@ -123,7 +123,7 @@ def _read(model: BridgeTower, kind: Kind, pooled: Float[Tensor, "b e"]) -> Itera
         return l2_normalize(model.pair_embeds(pooled))
     if kind == "match":
         return matched(model.itm_logits(pooled)).tolist()
-    logits, heads = model.class_logits(HEAD_OF[kind], pooled).float().cpu(), model.config.heads
+    logits, heads = model.head(HEAD_OF[kind])(pooled).float().cpu(), model.config.heads
     if heads.predicts_number(HEAD_OF[kind]):
         return _numbers(logits)
     each = kind == "answer" or (kind == "classify" and heads.multi_label)
@@ -289,6 +289,6 @@ def label_choices(
     top: int | None = None,
 ) -> list[list[Choice]]:
     """Returns the likeliest labels of every image; the probabilities of all labels of an image sum to one."""
-    scale = float(model.contrastive_head().logit_scale())
+    scale = float(model.head("itc").logit_scale())
     of_labels = l2_normalize(prompts.unflatten(0, (len(labels), -1)).mean(dim=1))
     return choices((scale * images @ of_labels.T).softmax(dim=-1), labels, top)

@@ -185,7 +185,7 @@ class Predictor:
         self, images: Images, *, batch_size: int = 32, num_workers: int = 0, progress: bool = False
     ) -> Float[Tensor, "n c"]:
         """Returns L2-normalised vectors that can be compared with those of texts; for the options see `Options`."""
-        self.model.contrastive_head()
+        self.model.head("itc")
         options = Options(batch_size=batch_size, num_workers=num_workers, progress=progress)
         return torch.stack(
             compute_inputs(self.engine, self.processor, "embedding", image_list(images), None, **options)
@@ -195,7 +195,7 @@ class Predictor:
         self, texts: Texts, *, batch_size: int = 32, truncate: bool = False, progress: bool = False
     ) -> Float[Tensor, "n c"]:
         """Returns L2-normalised vectors that can be compared with those of images; for the options see `Options`."""
-        self.model.contrastive_head()
+        self.model.head("itc")
         options = Options(batch_size=batch_size, truncate=truncate, progress=progress)
         return torch.stack(compute_inputs(self.engine, self.processor, "embedding", None, text_list(texts), **options))
 

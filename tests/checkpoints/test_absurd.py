@@ -26,9 +26,8 @@ from bridgetower.data.config import DataConfig, MaskingConfig, PrepareConfig
 from bridgetower.data.own import PairsConfig
 from bridgetower.data.store import Table
 from bridgetower.evaluation.config import RetrievalConfig
-from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig
+from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig, TextConfig, VisionConfig
 from bridgetower.model.plain import from_plain
-from bridgetower.model.tower_config import TextConfig, VisionConfig
 from bridgetower.objectives.config import Phase, RankingConfig
 from bridgetower.processor import Processor
 from bridgetower.search.config import IndexConfig

@@ -64,7 +64,7 @@ class TestNames:
         assert "vqa_classifier.0.weight" in made.state_dict
         model, pooled = read(tmp_path, made).model(), torch.randn(2, 96)
         weight, bias = (made.state_dict[f"vqa_classifier.0.{kind}"] for kind in ("weight", "bias"))
-        assert tiny.off(model.class_logits("vqa", pooled), pooled @ weight.T + bias) < 1e-5
+        assert tiny.off(model.head("vqa")(pooled), pooled @ weight.T + bias) < 1e-5
 
     def test_separate_norms_are_extra_and_warned_of(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         names = [f"vit_model.visual.ln_separate.{number}.weight" for number in range(3)]

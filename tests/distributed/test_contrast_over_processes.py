@@ -85,7 +85,7 @@ def alone(kind: str, whole: bool, processes: int) -> tuple[Tensor, Gradients]:
             seed(process, micro)
             features.append(task.features(batch))
     embeds = [torch.cat(parts) for parts in zip(*(part.embeds for part in features), strict=True)]
-    loss = 2 * itc_loss(embeds, torch.tensor(INDEX), task.model.contrastive_head().logit_scale())
+    loss = 2 * itc_loss(embeds, torch.tensor(INDEX), task.model.head("itc").logit_scale())
     loss.backward()
     return loss.detach(), gradients(task)
 

@@ -138,7 +138,7 @@ def our_outputs(model: BridgeTower, batch: Inputs) -> dict[str, Tensor]:
     fused = model.fuse(image, text, "all")
     if model.config.heads.itc == "fused":
         embeds = {"image": model.image_embeds(image), "text": model.text_embeds(text)}
-        head = model.contrastive_head()
+        head = model.head("itc")
         return embeds | {"pair": model.pair_embeds(fused.pooled), "logit_scale": head.logit_scale()}
     if model.mlm_head is not None:
         return {"logits": model.mlm_head(fused.text)}

@@ -31,7 +31,7 @@ def starting(recorded, *prefixes):
 def similarities(task, encoded):
     """Features, and scaled similarities in both directions."""
     image, text = task.model.image_embeds(encoded[0]), task.model.text_embeds(encoded[1])
-    scale = task.model.contrastive_head().logit_scale()
+    scale = task.model.head("itc").logit_scale()
     return image, text, scale, scale * image @ text.T
 
 
@@ -99,7 +99,7 @@ class TestFineTuning:
         image, text = encode(task.model, inputs)
         ours = itm_outputs(task, image, text, negatives(recorded, "ft_"), prefix="ft_")
         embeds = task.model.image_embeds(image), task.model.text_embeds(text)
-        ours["ft_itc_loss"] = itc_loss(embeds, index, task.model.contrastive_head().logit_scale())
+        ours["ft_itc_loss"] = itc_loss(embeds, index, task.model.head("itc").logit_scale())
         return ours
 
     def test_soft_targets_over_the_texts_of_an_image(self, recorded, task):

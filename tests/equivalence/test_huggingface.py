@@ -199,7 +199,7 @@ class TestContrastiveLoss:
         assert [name for name in ours if tiny.off(ours[name], gradients[name]) > limit(gradients[name])] == []
         with torch.no_grad():  # control: images and texts alone, or pairs in another place
             embeds = PretrainingTask(model, self.TASK).features(batch).embeds
-            scale = model.contrastive_head().logit_scale()
+            scale = model.head("itc").logit_scale()
             images, texts, pairs = embeds
             others = (images, texts), (texts, images, pairs), (images, pairs, texts)
             losses = [itc_loss(each, batch.image_index, scale).item() for each in (embeds, *others)]

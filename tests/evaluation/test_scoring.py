@@ -72,7 +72,7 @@ def stop(model: BridgeTower, images: CaptionImages, work: Path, batches: int, co
 
 class TestHalfPrecision:
     def test_cosines_are_those_of_the_vectors_in_float32(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
-        head, outputs = tiny_model.contrastive_head(), {"image": [], "text": []}  # type: dict[str, list[Tensor]]
+        head, outputs = tiny_model.head("itc"), {"image": [], "text": []}  # type: dict[str, list[Tensor]]
         for name, kept in outputs.items():
             getattr(head, name).register_forward_hook(lambda module, inputs, output, to=kept: to.append(output))
         with torch.autocast("cpu", torch.bfloat16):

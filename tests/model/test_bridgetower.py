@@ -284,7 +284,7 @@ class TestModes:
         image, text = tiny.encodings(model)
         fused = model.fuse(image, text, "all")
         outputs = [fused.text.sum(), fused.image.sum(), model.mlm_logits(fused.text).sum()]
-        outputs += [model.itm_logits(fused.pooled).sum(), model.contrastive_head().logit_scale()]
+        outputs += [model.itm_logits(fused.pooled).sum(), model.head("itc").logit_scale()]
         outputs += [model.image_embeds(image).sum(), model.text_embeds(text).sum()]
         torch.stack(outputs).sum().backward()
         assert [name for name, value in model.named_parameters() if value.grad is None] == []

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiny
-from bridgetower.model.config import ModelConfig
+from bridgetower.model.config import ModelConfig, TextConfig, VisionConfig, check_image_size
 from bridgetower.model.presets import (
     BASE,
     LARGE,
@@ -21,7 +21,6 @@ from bridgetower.model.presets import (
     meter,
     meter_with_norms,
 )
-from bridgetower.model.tower_config import TextConfig, VisionConfig, check_image_size
 from bridgetower.model.towers import TextTransformer, VisionTransformer
 
 

@@ -11,14 +11,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import tiny
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.config import ModelConfig
-from bridgetower.model.cpu import optimize_for_cpu, pack_weights
-from bridgetower.model.cpu_attention import BlockedAttention, SharedDrawDropout, draw_kept
-from bridgetower.model.cpu_linear import OneDnnLinear, activated_, activation_gradient, in_onednn, linear
+from bridgetower.model.config import Activation, ModelConfig
+from bridgetower.model.cpu import (
+    BlockedAttention,
+    OneDnnLinear,
+    SharedDrawDropout,
+    activated_,
+    activation_gradient,
+    draw_kept,
+    in_onednn,
+    linear,
+    optimize_for_cpu,
+    pack_weights,
+)
 from bridgetower.model.fusion import FusionOutputs
 from bridgetower.model.layers import activated
 from bridgetower.model.presets import meter
-from bridgetower.model.tower_config import Activation
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.pretraining import PretrainingTask
 from tiny import exact, mask_of

@@ -9,8 +9,7 @@ import torch
 import tiny
 from bridgetower import BridgeTower, Extensions
 from bridgetower.checkpoints import Checkpoint, convert, read_checkpoint, write_checkpoint
-from bridgetower.model.cpu import optimize_for_cpu
-from bridgetower.model.cpu_linear import OneDnnLinear
+from bridgetower.model.cpu import OneDnnLinear, optimize_for_cpu
 from bridgetower.tasks.run_config import OptimizerConfig
 from bridgetower.training.optim import parameter_groups
 from own_modules import OWN

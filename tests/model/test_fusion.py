@@ -227,7 +227,7 @@ class TestEncoder:
     @pytest.mark.parametrize("config", EACH_BRIDGE, ids=lambda config: str(config.bridge))
     def test_caches_change_nothing(self, config: FusionConfig) -> None:
         encoder, (image, text, mask) = made(FusionEncoder(config)), inputs(config)
-        caches = encoder.cache_image(image), encoder.cache_text(text, mask)
+        caches = encoder.cached("image", image), encoder.cached("text", text, mask)
         expected = encoder(image, text, mask, "all")
         assert all(
             tiny.off(*pair) < ATOL for pair in zip(encoder(image, text, mask, "all", *caches), expected, strict=True)

@@ -131,7 +131,7 @@ class TestEmbeddings:
         model = tiny.build(tiny.changed(heads__itc=kind)).double()
         image, text = model.encode_image(tiny.images(3).double()), model.encode_text(*tiny.texts([5, 3, 4]))
         pooled = model.fuse(image, text).pooled
-        head = model.contrastive_head()
+        head = model.head("itc")
         cls = image.cls if kind == "tower" else image.layers[-1][:, 0]
         expected = {
             "image": F.linear(cls, head.image.weight, head.image.bias),
@@ -172,9 +172,9 @@ class TestWithoutHeads:
     @pytest.mark.parametrize("name", ["vqa", "snli_ve", "nlvr2", "image", "text"])
     def test_errors_of_the_downstream_heads(self, name: str) -> None:
         with pytest.raises(ValueError, match=rf"this model has no {name} head \(it has mlm, itm, itc\); load"):
-            tiny.build().class_logits(name, torch.zeros(1, 32))
+            tiny.build().head(name)
         with pytest.raises(ValueError, match=rf"this model has no {name} head \(it has none\); load"):
-            tiny.build(NONE).class_logits(name, torch.zeros(1, 32))
+            tiny.build(NONE).head(name)
 
     def test_no_parameters(self) -> None:
         assert not [name for name, _ in tiny.build(NONE).named_parameters() if "head" in name]

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import tiny
+from bridgetower.model.config import Activation, TextConfig, VisionConfig
 from bridgetower.model.layers import (
     CrossAttention,
     DotProductAttention,
@@ -20,7 +21,6 @@ from bridgetower.model.layers import (
     SelfAttention,
     activated,
 )
-from bridgetower.model.tower_config import Activation, TextConfig, VisionConfig
 from tiny import exact as random
 from tiny import made, mask_of
 

@@ -11,10 +11,9 @@ from torch import Tensor
 
 import tiny
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.config import ModelConfig
+from bridgetower.model.config import ModelConfig, TextConfig, VisionConfig
 from bridgetower.model.extensions import vision_tower
 from bridgetower.model.library_towers import TransformersTower, timm_config, transformers_config
-from bridgetower.model.tower_config import TextConfig, VisionConfig
 from families import TEXT_FAMILIES, VISION_FAMILIES
 
 timm = pytest.importorskip("timm")

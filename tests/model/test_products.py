@@ -12,9 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import tiny
 from bridgetower.files import cache_folder
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.cpu import optimize_for_cpu, pack_weights
-from bridgetower.model.cpu_linear import OneDnnLinear
-from bridgetower.model.products import LIBRARIES, VARIABLE, onednn_is_faster
+from bridgetower.model.cpu import LIBRARIES, VARIABLE, OneDnnLinear, onednn_is_faster, optimize_for_cpu, pack_weights
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.pretraining import PretrainingTask
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import tiny
-from bridgetower.model.tower_config import TextConfig
+from bridgetower.model.config import TextConfig
 from bridgetower.model.towers import TextTransformer
 
 CONFIG = tiny.CONFIG.text

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import tiny
-from bridgetower.model.tower_config import VisionConfig
+from bridgetower.model.config import VisionConfig
 from bridgetower.model.towers import VisionTransformer, resize_position_embedding
 from tiny import exact as random
 

@@ -49,7 +49,7 @@ def test_cifar(make: Any, folder: Path) -> None:
     pictures = [originals.cifar_picture(40 + row).transpose(1, 2, 0).copy() for row in range(8)]
     with torch.no_grad():
         cls = predictor.model.encode_image(predictor.processor.images(pictures), outputs="cls").cls
-        expected = predictor.model.class_logits("image", cls).argmax(dim=1).tolist()
+        expected = predictor.model.head("image")(cls).argmax(dim=1).tolist()
     assert [row["label"] for row in outcome.predictions] == [originals.CIFAR10[number] for number in expected]
     assert [row["id"] for row in outcome.predictions] == [f"test_batch-{row}" for row in range(8)]
     right = [number == (5 + row) % 10 for row, number in enumerate(expected)]

@@ -67,7 +67,7 @@ def as_a_whole(phase: Phase, kind: str = "tower") -> tuple[Tensor, dict[str, Ten
         features.append(task.features(batch))
     embeds = [torch.cat(parts) for parts in zip(*(part.embeds for part in features), strict=True)]
     index = torch.cat([batch.image_index for batch in BATCHES])
-    loss = itc_loss(embeds, index, task.model.contrastive_head().logit_scale())
+    loss = itc_loss(embeds, index, task.model.head("itc").logit_scale())
     (phase.itc * loss).backward()
     if phase.itm:
         for number, batch in enumerate(BATCHES):

@@ -178,7 +178,7 @@ class TestContrastOverStep:
     ) -> None:
         options = {"micro_batch_size": 2, "contrast_over": "step", "model": shapes.MODEL, "precision": precision}
         parts = self.contrasting(build, augmentation="affine", **options)
-        heads = parts.model.contrastive_head()
+        heads = parts.model.head("itc")
         seen: dict[str, list[Tensor]] = {"text": [], "image": []}
         for name, outputs in seen.items():
             getattr(heads, name).register_forward_hook(lambda head, inputs, output, to=outputs: to.append(output))

@@ -14,10 +14,9 @@ from torch import Tensor
 from bridgetower.checkpoints.keymap import Source, import_tensors
 from bridgetower.checkpoints.reranking import UNMEASURED, Reranking
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.config import CLASS_COUNTS, FIXED_LABELS, ModelConfig
+from bridgetower.model.config import CLASS_COUNTS, FIXED_LABELS, ModelConfig, VisionConfig
 from bridgetower.model.extensions import NO_EXTENSIONS, Extensions, vision_tower
 from bridgetower.model.layers import on_meta
-from bridgetower.model.tower_config import VisionConfig
 from bridgetower.processor import Processor
 
 VISION = "vision."  # in front of the names of the image tower's parameters

@@ -15,10 +15,17 @@ from bridgetower.checkpoints.checkpoint import Checkpoint, check_depth, collect,
 from bridgetower.checkpoints.keymap import export_tensors, name_table
 from bridgetower.checkpoints.reranking import UNMEASURED
 from bridgetower.checkpoints.tensors import extent
-from bridgetower.model.config import BridgeKind, FusionConfig, HeadsConfig, ModelConfig
+from bridgetower.model.config import (
+    Activation,
+    BridgeKind,
+    FusionConfig,
+    HeadsConfig,
+    ModelConfig,
+    TextConfig,
+    VisionConfig,
+)
 from bridgetower.model.heads import HEADS, chosen_heads
 from bridgetower.model.plain import known_fields
-from bridgetower.model.tower_config import Activation, TextConfig, VisionConfig
 
 _LINK_PARTS = r"LayerNorm\.(weight|bias)|scaled_factor|beta"
 _DROPPABLE = (

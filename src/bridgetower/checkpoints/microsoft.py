@@ -14,9 +14,8 @@ from torch import Tensor
 from bridgetower.checkpoints.checkpoint import Checkpoint, collect, extra_tensor_names, parameter_shapes
 from bridgetower.checkpoints.keymap import PUBLISHED_HEADS, Naming, name_table
 from bridgetower.checkpoints.tensors import extent
-from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig
+from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig, TextConfig, VisionConfig
 from bridgetower.model.plain import known_fields
-from bridgetower.model.tower_config import TextConfig, VisionConfig
 from bridgetower.processor import Processor, ProcessorConfig
 
 # Left-overs of CLIP's text side and of timm's classifier, buffers, and what managers never read.

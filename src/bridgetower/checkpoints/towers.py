@@ -17,6 +17,7 @@ from bridgetower.checkpoints.hub import download, parse_hub_id
 from bridgetower.checkpoints.keymap import MODEL_TYPES, Values, import_tensors, recognise, rule_table, settings
 from bridgetower.checkpoints.tensors import extent, only_tensors, read_safetensors, read_torch_archive, read_weights
 from bridgetower.files import read_json
+from bridgetower.model.config import TextConfig, VisionConfig
 from bridgetower.model.layers import on_meta
 from bridgetower.model.library_towers import (
     TimmTower,
@@ -26,7 +27,6 @@ from bridgetower.model.library_towers import (
     timm_hub_id,
     transformers_tokenizer,
 )
-from bridgetower.model.tower_config import TextConfig, VisionConfig
 from bridgetower.model.towers import TextTransformer, VisionTransformer
 from bridgetower.processor import load_tokenizer
 from bridgetower.processor.huggingface import channels, read_normalisation

@@ -39,8 +39,8 @@ from bridgetower.files import (
     write_json,
 )
 from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.cpu import cpu_info
 from bridgetower.model.extensions import Extensions
-from bridgetower.model.products import cpu_info
 from bridgetower.progress import counted
 
 MANIFEST = "export.json"

@@ -78,7 +78,7 @@ def evaluate_retrieval(
     not so with folds. Images are shared out over the processes of a distributed run; every process gets the same
     result.
     """
-    model.contrastive_head()
+    model.head("itc")
     with pair_scorer(model, images, config, options) as scorer:
         (image_vectors, text_vectors), truth = scorer.vectors(), scorer.truth
 
@@ -140,7 +140,7 @@ def evaluate_all_pairs(
     def logits(pooled: Tensor) -> Tensor:
         if model.rank_head is None:
             return model.itm_logits(pooled)
-        scores = model.rank_scores(pooled)
+        scores = model.head("rank")(pooled)
         return torch.stack([torch.zeros_like(scores), scores], dim=1)  # as the logit of a match, against 0
 
     size = config.fold_size or len(images)

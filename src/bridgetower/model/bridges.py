@@ -62,8 +62,7 @@ class ConcatenatingBridge(Bridge):
         self.linear = nn.Linear(2 * config.hidden_size, config.hidden_size)
 
     def mixed(self, stream: Stream, tower: Stream) -> Stream:
-        output: Tensor = self.linear(torch.cat([tower, stream], dim=-1))
-        return output
+        return self.linear(torch.cat([tower, stream], dim=-1))
 
 
 class GatedBridge(ConcatenatingBridge):

@@ -18,20 +18,12 @@ from bridgetower.model.config import ModelConfig, Part, entry
 from bridgetower.model.encodings import Encoded, Fused, Mask
 from bridgetower.model.extensions import NO_EXTENSIONS, TEXT_ARCHITECTURES, Extensions, vision_tower
 from bridgetower.model.fusion import FusionEncoder, FusionOutputs
-from bridgetower.model.heads import (
-    HEADS,
-    FusedItcHead,
-    HeadSpec,
-    ItcHead,
-    LinearHead,
-    MlmHead,
-    RankHead,
-    chosen_heads,
-)
+from bridgetower.model.heads import HEADS, FusedItcHead, HeadSpec, ItcHead, LinearHead, MlmHead, RankHead, chosen_heads
 from bridgetower.model.layers import Pooler, allow_graphs, mean_token
 from bridgetower.model.towers import Transformer, VisionTransformer
 
 EncodeOutputs = Literal["layers", "cls"]
+Modality = Literal["image", "text"]
 TEXT, IMAGE, SECOND_IMAGE = 0, 1, 2  # token types
 
 
@@ -161,16 +153,8 @@ class BridgeTower(nn.Module):
             metrics: Measured values by name.
             command: That trained it.
         """
-        return self._writer().push(
-            self,
-            repo_id,
-            private=private,
-            token=token,
-            license=license,
-            datasets=datasets,
-            metrics=metrics or {},
-            command=command,
-        )
+        facts = {"license": license, "datasets": datasets, "metrics": metrics or {}, "command": command}
+        return self._writer().push(self, repo_id, private=private, token=token, **facts)
 
     def _writer(self) -> Any:
         if self.writer is None:
@@ -244,18 +228,9 @@ class BridgeTower(nn.Module):
             outputs: `layers` for the fusion encoder, `cls` for contrastive embeddings only, which takes less work.
             states: What the frozen tower made of the images before, see `cached_layers`.
         """
-        layers = self.config.vision_layers
-        if states is not None:
-            hidden = self._from_states(self.vision, states, None, layers)
-        elif pixel_values is None:
+        if pixel_values is None and states is None:
             raise ValueError("no pixel_values and no states are given; give one of them")
-        elif outputs == "cls" and self.config.heads.image_pooling == "token":
-            return Encoded((), self.vision.cls(pixel_values, layers[-1]))
-        else:
-            hidden = self.vision(pixel_values, layers[-1:] if outputs == "cls" else layers)
-        if outputs == "cls":
-            return Encoded((), self.image_features(hidden[-1]))
-        return self.project_image(hidden, token_type)
+        return self._encoded("image", (pixel_values,), None, token_type, outputs, states)
 
     def encode_text(
         self,
@@ -278,16 +253,7 @@ class BridgeTower(nn.Module):
             mask = F.pad(torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask, (0, missing))
             input_ids = F.pad(input_ids, (0, missing), value=self.config.text.pad_token_id)
             states = None if states is None else F.pad(states, (0, 0, 0, missing))
-        layers = self.config.text_layers
-        if states is not None:
-            hidden = self._from_states(self.text, states, mask, layers)
-        elif outputs == "cls" and self.config.heads.text_pooling == "token":
-            return Encoded((), self.text.cls(input_ids, mask, layers[-1]))
-        else:
-            hidden = self.text(input_ids, mask, layers[-1:] if outputs == "cls" else layers)
-        if outputs == "cls":
-            return Encoded((), self.text_features(hidden[-1], mask))
-        return self.project_text(hidden, mask)
+        return self._encoded("text", (input_ids, mask), mask, TEXT, outputs, states)
 
     def padding(self, length: int) -> int | None:
         """Returns how many tokens are added to texts of a length; None: they stay as they are, without a mask."""
@@ -295,36 +261,64 @@ class BridgeTower(nn.Module):
             return None
         return max(0, min(-length % self.text_multiple, self.config.text.max_length - length))
 
-    def _from_states(
-        self, tower: Any, states: Float[Tensor, "b n l w"], mask: Bool[Tensor, "b l"] | None, read: tuple[int, ...]
-    ) -> list[Float[Tensor, "b l w"]]:
-        """Returns the layers of a tower that are read; those that train are run."""
-        if not self.trained_top:
-            return list(states.unbind(1))
-        return tower.continued(dict(zip(self.cached_layers(read), states.unbind(1), strict=True)), mask, read)
+    def _encoded(
+        self,
+        modality: Modality,
+        inputs: tuple[Any, ...],
+        mask: Bool[Tensor, "b l"] | None,
+        token_type: int,
+        outputs: EncodeOutputs,
+        states: Float[Tensor, "b n l w"] | None,
+    ) -> Encoded:
+        """Runs as much of a tower as the outputs need; with `states` only the layers that train."""
+        tower, read = self._tower(modality)
+        if states is not None and not self.trained_top:
+            hidden = list(states.unbind(1))
+        elif states is not None:
+            hidden = tower.continued(dict(zip(self.cached_layers(read), states.unbind(1), strict=True)), mask, read)
+        elif outputs == "layers":
+            hidden = tower(*inputs, read)
+        elif getattr(self.config.heads, f"{modality}_pooling") == "token":
+            return Encoded((), tower.cls(*inputs, read[-1]))
+        else:
+            hidden = tower(*inputs, read[-1:])
+        if outputs == "cls":
+            return Encoded((), self._features(modality, hidden[-1], mask))
+        return self.project(modality, hidden, mask, token_type)
 
-    def project_image(self, hidden: list[Float[Tensor, "b p v"]], token_type: int = IMAGE) -> Encoded:
-        """Returns the encoding of images from the bridged hidden states of the image tower."""
-        embedding, layers = self.image_layer_embedding, self.config.vision_layers
-        projected = self._projected(hidden, self.image_projections, token_type, embedding, layers)
-        return Encoded(projected, self.image_features(hidden[-1]))
+    def _tower(self, modality: Modality) -> tuple[Any, tuple[int, ...]]:
+        """Returns a tower and its layers that are read."""
+        if modality == "image":
+            return self.vision, self.config.vision_layers
+        return self.text, self.config.text_layers
 
-    def project_text(self, hidden: list[Float[Tensor, "b l t"]], attention_mask: Mask = None) -> Encoded:
-        """Returns the encoding of texts from the bridged hidden states of the text tower."""
-        mask = None if attention_mask is None else attention_mask.bool()
-        embedding, layers = self.text_layer_embedding, self.config.text_layers
-        projected = self._projected(hidden, self.text_projections, TEXT, embedding, layers)
-        return Encoded(projected, self.text_features(hidden[-1], mask), mask)
+    def _features(
+        self, modality: Modality, hidden: Float[Tensor, "b l w"], mask: Bool[Tensor, "b l"] | None
+    ) -> Float[Tensor, "b w"]:
+        """Returns what heads on a tower read, from the hidden states of its last bridged layer."""
+        if getattr(self.config.heads, f"{modality}_pooling") == "token":
+            return self._tower(modality)[0].pooled(hidden)
+        return mean_token(hidden[:, self.config.vision.num_prefix_tokens if modality == "image" else 0 :], mask)
 
-    def image_features(self, hidden: Float[Tensor, "b p v"]) -> Float[Tensor, "b v"]:
-        """Returns what heads on the image tower read, from the hidden states of its last bridged layer."""
-        if self.config.heads.image_pooling == "token":
-            return self.vision.pooled(hidden)
-        return hidden[:, self.config.vision.num_prefix_tokens :].mean(dim=1)
-
-    def text_features(self, hidden: Float[Tensor, "b l t"], mask: Bool[Tensor, "b l"] | None) -> Float[Tensor, "b t"]:
-        """Returns what heads on the text tower read, from the hidden states of its last bridged layer."""
-        return self.text.pooled(hidden) if self.config.heads.text_pooling == "token" else mean_token(hidden, mask)
+    def project(
+        self,
+        modality: Modality,
+        hidden: Sequence[Float[Tensor, "b l w"]],
+        mask: Bool[Tensor, "b l"] | None,
+        token_type: int,
+    ) -> Encoded:
+        """Returns the encoding of the hidden states of the bridged layers of a tower."""
+        types = self.token_type_embedding.weight
+        if not 0 <= token_type < len(types):
+            raise ValueError(f"token type {token_type}; this model has {len(types)}: set fusion.num_token_types")
+        projections: nn.ModuleList = getattr(self, f"{modality}_projections")
+        embedding: nn.Embedding | None = getattr(self, f"{modality}_layer_embedding")
+        projected = []
+        for index, (states, layer) in enumerate(zip(hidden, self._tower(modality)[1], strict=True)):
+            added = types[token_type] if embedding is None else types[token_type] + embedding.weight[layer - 1]
+            states = projections[index % len(projections)](states)
+            projected.append(states + added.to(states.dtype))
+        return Encoded(tuple(projected), self._features(modality, hidden[-1], mask), mask)
 
     def cache_image(self, image: Encoded) -> Encoded:
         """Adds what the first fusion layer computes of each image alone, for images that several texts share.
@@ -333,13 +327,13 @@ class BridgeTower(nn.Module):
         """
         if self._draws():
             return image
-        return replace(image, first_layer_cache=self.fusion.cache_image(image.layers))
+        return replace(image, first_layer_cache=self.fusion.cached("image", image.layers))
 
     def cache_text(self, text: Encoded) -> Encoded:
         """Adds what the first fusion layer computes of each text alone, see `cache_image`."""
         if self._draws():
             return text
-        return replace(text, first_layer_cache=self.fusion.cache_text(text.layers, text.mask))
+        return replace(text, first_layer_cache=self.fusion.cached("text", text.layers, text.mask))
 
     def fuse(self, image: Encoded, text: Encoded, outputs: FusionOutputs = "pooled") -> Fused:
         """Fuses image b with text b, computing only what is read.
@@ -366,11 +360,6 @@ class BridgeTower(nn.Module):
             return Fused(pooled=pooled)
         return Fused(text_stream, image_stream, pooled)
 
-    def pooled_with_two(self, first: Encoded, second: Encoded, text: Encoded) -> Float[Tensor, "b f"]:
-        """Returns the pooled outputs of text b with each of two images, side by side, as `nlvr2` reads them."""
-        text = self.cache_text(text)
-        return torch.cat([self.fuse(first, text).pooled, self.fuse(second, text).pooled], dim=-1)
-
     def forward(
         self,
         pixel_values: Float[Tensor, "b 3 h w"],
@@ -383,7 +372,7 @@ class BridgeTower(nn.Module):
 
     def image_embeds(self, image: Encoded) -> Float[Tensor, "b c"]:
         """Returns L2-normalised contrastive embeddings of images."""
-        head = self.contrastive_head()
+        head = self.head("itc")
         if self.compares_pairs:  # transformers reads the CLS that fusion gets, the official code the tower's
             bridged = self.image_projections[-1](image.cls) + self.token_type_embedding.weight[IMAGE]
             return _l2_normalize(head.image(bridged))
@@ -391,7 +380,7 @@ class BridgeTower(nn.Module):
 
     def text_embeds(self, text: Encoded) -> Float[Tensor, "b c"]:
         """Returns L2-normalised contrastive embeddings of texts."""
-        head = self.contrastive_head()
+        head = self.head("itc")
         return _l2_normalize(head.text(text.cls if self.compares_pairs else head.dropout(text.cls)))
 
     @property
@@ -415,20 +404,6 @@ class BridgeTower(nn.Module):
         """Returns vocabulary logits of text stream positions."""
         return self.head("mlm")(hidden)
 
-    def rank_scores(self, pooled: Float[Tensor, "b e"]) -> Float[Tensor, " b"]:
-        """Returns a score of each pair, to be compared among the texts of one image."""
-        return self.head("rank")(pooled)
-
-    def class_logits(self, name: str, features: Float[Tensor, "b f"]) -> Float[Tensor, "b k"]:
-        """Returns the logits of a downstream head.
-
-        Args:
-            name: Of the head.
-            features: For `vqa` and `snli_ve` the pooled output, for `nlvr2` those of both images side by side, for
-                `image` and `text` the CLS of that tower.
-        """
-        return self.head(name)(features)
-
     def head(self, name: str, *, recipe: str | None = None) -> Any:
         """Returns a head; the error names the `recipe` that trains it, by default the usual one."""
         head = getattr(self, f"{name}_head", None)
@@ -443,34 +418,10 @@ class BridgeTower(nn.Module):
             )
         return head
 
-    def contrastive_head(self) -> Any:
-        """Returns the contrastive head, an `ItcHead` or `FusedItcHead`, or what an adapter has put around it."""
-        return self.head("itc")
-
     def _draws(self) -> bool:
         """Whether fusion depends on random numbers: of dropout, or the noise of managers."""
         fusion = self.config.fusion
         return self.training and bool(fusion.dropout or fusion.attention_dropout or fusion.first_bridge == 1)
-
-    def _projected(
-        self,
-        hidden: list[Tensor],
-        projections: nn.ModuleList,
-        token_type: int,
-        layer_embedding: nn.Embedding | None,
-        layers: tuple[int, ...],
-    ) -> tuple[Float[Tensor, "b l d"], ...]:
-        """Hidden states at the fusion width, with the token type and the embedding of the layer if there is one."""
-        token_types, found = self.token_type_embedding.weight, []
-        if not 0 <= token_type < len(token_types):
-            raise ValueError(f"token type {token_type}; this model has {len(token_types)}: set fusion.num_token_types")
-        for index, (states, layer) in enumerate(zip(hidden, layers, strict=True)):
-            added = token_types[token_type]
-            if layer_embedding is not None:
-                added = added + layer_embedding.weight[layer - 1]
-            projected = projections[0 if len(projections) == 1 else index](states)
-            found.append(projected + added.to(projected.dtype))
-        return tuple(found)
 
 
 def _l2_normalize(vectors: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:

@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bridgetower.model.bridges import BRIDGES, BridgeBuilder
-from bridgetower.model.config import entry
+from bridgetower.model.config import TextConfig, VisionConfig, entry
 from bridgetower.model.heads import HEADS, HeadSpec
 from bridgetower.model.library_towers import TimmTower, TransformersTower
-from bridgetower.model.tower_config import TextConfig, VisionConfig
 from bridgetower.model.towers import TextTower, TextTransformer, VisionTower, VisionTransformer
 
 VISION_ARCHITECTURES: dict[str, Callable[[VisionConfig], VisionTower]] = {"vit": VisionTransformer, "timm": TimmTower}

@@ -62,21 +62,19 @@ class FusionLayer(nn.Module):
         queries = self.cross_attention_norm(attended + self.dropout(crossed))
         return self.mlp_norm(queries + self.dropout(self.mlp(queries)))
 
-    # Of a sharded layer the weights are there while `forward` or one of these two runs, and gone after each.
-    def attend(
-        self, hidden: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None
-    ) -> tuple[Float[Tensor, "b l d"], Float[Tensor, "b l d"]]:
-        """Returns self-attention with its norm, and the queries of cross-attention: what needs this stream only."""
-        return self._attend(hidden, mask)
-
+    # Of a sharded layer the weights are there while `forward`, `attend` or `key_value` runs, and gone after each.
     def key_value(self, hidden: Float[Tensor, "b l d"]) -> Float[Tensor, "b l e"]:
-        found: Tensor = self.cross_attention.key_value(hidden)
-        return found
+        return self.cross_attention.key_value(hidden)
 
-    def _attend(self, hidden: Tensor, mask: Tensor | None, num_queries: int | None = None) -> tuple[Tensor, Tensor]:
+    def _attend(
+        self, hidden: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None, num_queries: int | None = None
+    ) -> tuple[Float[Tensor, "b q d"], Float[Tensor, "b q d"]]:
+        """Returns self-attention with its norm, and the queries of cross-attention: what needs this stream only."""
         attended = self.self_attention(hidden, mask, num_queries)
         attended = self.self_attention_norm(hidden[:, :num_queries] + self.dropout(attended))
         return attended, self.cross_attention.query(attended)
+
+    attend = _attend
 
 
 class FusionEncoder(nn.Module):
@@ -99,15 +97,15 @@ class FusionEncoder(nn.Module):
         self.image_bridges = nn.ModuleList(bridge(config, layer, num_image) for layer in bridged)
         self._reads_all = not all(isinstance(each, Bridge) for each in (*self.text_bridges, *self.image_bridges))
 
-    def cache_text(self, layers: TowerLayers, mask: Bool[Tensor, "b l"] | None) -> FirstLayerCache:
-        stream = self._first_input(tuple(layers), self.text_norm, self.text_bridges)
-        return self._cached(stream, mask, self.text_layers[0], self.image_layers[0])
-
-    def cache_image(self, layers: TowerLayers) -> FirstLayerCache:
-        stream = self._first_input(tuple(layers), self.image_norm, self.image_bridges)
-        return self._cached(stream, None, self.image_layers[0], self.text_layers[0])
-
-    def _cached(self, stream: Tensor, mask: Tensor | None, own: nn.Module, other: nn.Module) -> FirstLayerCache:
+    def cached(
+        self, modality: Literal["image", "text"], layers: TowerLayers, mask: Bool[Tensor, "b l"] | None = None
+    ) -> FirstLayerCache:
+        """Returns what the first layer computes of one stream alone."""
+        if modality == "image":
+            norm, bridges, own, other = self.image_norm, self.image_bridges, self.image_layers[0], self.text_layers[0]
+        else:
+            norm, bridges, own, other = self.text_norm, self.text_bridges, self.text_layers[0], self.image_layers[0]
+        stream = self._first_input(tuple(layers), norm, bridges)
         attended, query = self._checkpointed(cast(FusionLayer, own).attend)(stream, mask)
         return FirstLayerCache(attended, query, cast(FusionLayer, other).key_value(stream))
 
@@ -149,8 +147,7 @@ class FusionEncoder(nn.Module):
         return text_stream, image_stream
 
     def _first_input(self, layers: TowerLayers, norm: nn.Module, bridges: nn.ModuleList) -> Float[Tensor, "b l d"]:
-        stream: Tensor = bridges[0](None, layers, None, None) if self.first_bridge == 1 else norm(layers[0])
-        return stream
+        return bridges[0](None, layers, None, None) if self.first_bridge == 1 else norm(layers[0])
 
     def _checkpointed(self, layer: Callable[P, Output]) -> Callable[P, Output]:
         return activation_checkpointing(layer, when=self.checkpoint_activations)

@@ -12,9 +12,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bridgetower.model.config import HeadsConfig, ModelConfig
+from bridgetower.model.config import Activation, HeadsConfig, ModelConfig
 from bridgetower.model.layers import activated
-from bridgetower.model.tower_config import Activation
 
 
 class MlmHead(nn.Module):

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.bridgetower import IMAGE, TEXT, BridgeTower
 from bridgetower.model.config import Part
 from bridgetower.model.encodings import Mask
 from bridgetower.model.fusion import FusionLayer
@@ -107,9 +107,9 @@ def hidden_states(
                 keep_weights("image to text", number, image_layer.cross_attention.attention)
                 keep_weights("text to image", number, text_layer.cross_attention.attention)
         vision, bridged = _states(model.vision, pixel_values, None, chosen["vision"], config.vision_layers)
-        image = model.project_image(bridged)
+        image = model.project("image", bridged, None, IMAGE)
         text, bridged = _states(model.text, input_ids, mask, chosen["text"], config.text_layers)
-        fused = BridgeTower.fuse(model, image, model.project_text(bridged, mask), "all")  # all pairs at once
+        fused = BridgeTower.fuse(model, image, model.project("text", bridged, mask, TEXT), "all")  # all pairs at once
     return replace(found, vision=vision, text=text, pooled=fused.pooled)
 
 
@@ -133,5 +133,5 @@ def _states(
     else:
         run = tower(inputs, numbers) if isinstance(tower, VisionTower) else tower(inputs, mask, numbers)
     states = dict(zip(numbers, run, strict=True))
-    finish = tower.finished if isinstance(tower, Transformer) else lambda hidden: hidden
+    finish = tower.post_norm if isinstance(tower, Transformer) else nn.Identity()
     return {number: states[number] for number in chosen}, [finish(states[number]) for number in bridged]

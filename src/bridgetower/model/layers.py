@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.checkpoint import checkpoint
 
-from bridgetower.model.tower_config import Activation, TextConfig, VisionConfig
+from bridgetower.model.config import Activation, TextConfig, VisionConfig
 
 P = ParamSpec("P")
 Output = TypeVar("Output")

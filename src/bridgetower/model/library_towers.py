@@ -15,8 +15,8 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from bridgetower.extras import require
+from bridgetower.model.config import TextConfig, VisionConfig
 from bridgetower.model.layers import on_meta
-from bridgetower.model.tower_config import TextConfig, VisionConfig
 from bridgetower.model.towers import TextTower, VisionTower
 
 _MODEL = "model."  # in front of the library's names of parameters

@@ -3,8 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig
-from bridgetower.model.tower_config import TextConfig, VisionConfig
+from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig, TextConfig, VisionConfig
 
 # OpenAI's CLIP, at the image size that it was trained at.
 CLIP_B16 = VisionConfig(image_size=224)

@@ -10,18 +10,15 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from bridgetower.model.config import TextConfig, VisionConfig
 from bridgetower.model.layers import PostNormLayer, PreNormLayer, activation_checkpointing
-from bridgetower.model.tower_config import TextConfig, VisionConfig
 
 
 class Tower(nn.Module, ABC):
-    """What both kinds of towers have in common.
-
-    Attributes:
-        checkpoint_activations: Whether layers are to keep only their inputs in training; towers may ignore it.
-    """
+    """What both kinds of towers have in common."""
 
     checkpoint_activations = False
+    """Whether layers are to keep only their inputs in training; towers may ignore it."""
 
     def stacked_layers(self) -> list[nn.Module]:
         """Returns the layers, first to last; a custom tower needs this for `train_top` only."""
@@ -87,13 +84,11 @@ class Transformer(Tower):
     """What the towers of this package have in common: their hidden states can be cached between layers."""
 
     layers: nn.ModuleList
+    post_norm: nn.Module
+    """Makes of the hidden states of a layer what the projections read."""
 
     @abstractmethod
     def embed(self, inputs: Tensor) -> Float[Tensor, "b l w"]: ...
-
-    def finished(self, hidden: Float[Tensor, "*b w"]) -> Float[Tensor, "*b w"]:
-        """Returns the hidden states of a layer as the projections read them."""
-        return hidden
 
     def stacked_layers(self) -> list[nn.Module]:
         return list(self.layers)
@@ -110,7 +105,7 @@ class Transformer(Tower):
         start = max(states)
         known = [states[layer] for layer in layers if layer <= start]
         rest = self._run(states[start], start, mask, tuple(layer for layer in layers if layer > start))
-        return [self.finished(hidden) for hidden in known + rest]
+        return [self.post_norm(hidden) for hidden in known + rest]
 
     def _run(self, hidden: Tensor, start: int, mask: Tensor | None, layers: tuple[int, ...]) -> list[Tensor]:
         outputs = [hidden] if start in layers else []
@@ -124,7 +119,7 @@ class Transformer(Tower):
         """The CLS of one layer, which is computed at this position only."""
         (hidden,) = self.states(inputs, mask, (number - 1,))
         last = activation_checkpointing(self.layers[number - 1], when=self.checkpoint_activations)
-        return self.finished(last(hidden, mask, num_queries=1)[:, 0])
+        return self.post_norm(last(hidden, mask, num_queries=1)[:, 0])
 
 
 class VisionTransformer(Transformer, VisionTower):
@@ -145,9 +140,6 @@ class VisionTransformer(Transformer, VisionTower):
     def forward(self, pixel_values: Float[Tensor, "b 3 h w"], layers: tuple[int, ...]) -> list[Float[Tensor, "b p v"]]:
         """Returns the normalised outputs; images of another size get interpolated position embeddings."""
         return [self.post_norm(hidden) for hidden in self.states(pixel_values, None, layers)]
-
-    def finished(self, hidden: Float[Tensor, "*b v"]) -> Float[Tensor, "*b v"]:
-        return self.post_norm(hidden)
 
     def cls(self, pixel_values: Float[Tensor, "b 3 h w"], number: int) -> Float[Tensor, "b v"]:
         return self._cls(pixel_values, None, number)
@@ -207,6 +199,7 @@ class TextTransformer(Transformer, TextTower):
         self.embedding_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(PostNormLayer(config) for _ in range(config.num_layers))
+        self.post_norm = nn.Identity()
 
     def forward(
         self, input_ids: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"] | None, layers: tuple[int, ...]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -62,8 +63,9 @@ class ClassificationTask(nn.Module):
                 features = model.fuse(image, text).pooled
             else:
                 second = model.encode_image(batch.pixel_values_2, SECOND_IMAGE, states=batch.image_states_2)
-                features = model.pooled_with_two(image, second, text)
-        return model.class_logits(self.head, features)
+                text = model.cache_text(text)
+                features = torch.cat([model.fuse(each, text).pooled for each in (image, second)], dim=-1)
+        return model.head(self.head)(features)
 
 
 def task_of_head(model: BridgeTower, head: str) -> ClassificationTask:

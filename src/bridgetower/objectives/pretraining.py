@@ -155,7 +155,7 @@ class PretrainingTask(nn.Module):
     ) -> Float[Tensor, ""]:
         """Contrastive loss over the features of all ranks, or `contrast` with the features of this batch."""
         embeds = self._embeds(image, text)
-        scale = self.model.contrastive_head().logit_scale()
+        scale = self.model.head("itc").logit_scale()
         if contrast is not None:
             return contrast.through(embeds, scale)
         gathers = self.config.gather_with_grads
@@ -168,7 +168,7 @@ class PretrainingTask(nn.Module):
                 f"{type(self).__name__} overrides itc, which sees one micro-batch only: with --contrast-over step "
                 "override contrast_loss, or contrast"
             )
-        gathers, scale = self.config.gather_with_grads, self.model.contrastive_head().logit_scale()
+        gathers, scale = self.config.gather_with_grads, self.model.head("itc").logit_scale()
         return contrast_parts(parts, scale, gather_with_grads=gathers, loss=self.contrast_loss)
 
     def itm(self, image: Encoded, text: Encoded, pairs: Pairs) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
@@ -199,7 +199,7 @@ class PretrainingTask(nn.Module):
             own = slice(rank() * len(batch), (rank() + 1) * len(batch))
         all_index = all_gather(index) if len(image) > len(batch) else index
         with torch.no_grad():
-            scale = self.model.contrastive_head().logit_scale()
+            scale = self.model.head("itc").logit_scale()
             images, texts = self.model.image_embeds(image), self.model.text_embeds(text)
             image_to_text, text_to_image = similarity(images[own], texts, scale), similarity(texts[own], images, scale)
         pairs = hard_pairs(image_to_text, text_to_image, index, all_index, own, generator)

@@ -56,7 +56,7 @@ class RankingTask(nn.Module):
     def scores(self, image: Encoded, text: Encoded) -> Float[Tensor, "b n"]:
         num_texts = len(text) // len(image)
         rows = torch.arange(len(image), device=image.cls.device).repeat_interleave(num_texts)
-        return self.model.rank_scores(self.model.fuse(image[rows], text).pooled).unflatten(0, (-1, num_texts))
+        return self.model.head("rank")(self.model.fuse(image[rows], text).pooled).unflatten(0, (-1, num_texts))
 
     def itm(self, image: Encoded, text: Encoded, batch: RankingBatch) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """Matching loss and accuracy of the true texts, half of them with another image of the batch."""

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from bridgetower.model.config import check_image_size
 from bridgetower.model.plain import check_choice, check_numbers, from_plain
-from bridgetower.model.tower_config import check_image_size
 from bridgetower.processor.images import Fit
 
 Profile = Literal["official-pretrain", "official-finetune", "hf"]

@@ -108,7 +108,7 @@ def build_index(
     for one in sources:
         parts_of(one)  # of what is no source nothing is loaded
     predictor = loaded(model)
-    predictor.model.contrastive_head()
+    predictor.model.head("itc")
     with write_lock(out):
         if Table.exists(out):
             index = Index(out)

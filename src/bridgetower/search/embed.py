@@ -418,7 +418,7 @@ def embedded(
     `of` None embeds the image, or the texts where there is none; "all" the image, its texts and both together.
     """
     if of != "pairs":
-        predictor.model.contrastive_head()
+        predictor.model.head("itc")
     left, num_workers = iter(examples), config.num_workers
     if num_workers is None:
         first = list(islice(left, MIN_FOR_WORKERS)) if config.ray is None else []

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from bridgetower.distributed import world_size
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.cpu_linear import RecomputedLayerNorm
+from bridgetower.model.cpu import RecomputedLayerNorm
 from bridgetower.model.fusion import FusionLayer
 
 # What a layer returns may be a view, as of a product in oneDNN; nothing is written in its place.

@@ -22,9 +22,9 @@ from bridgetower.data.frozen import FeatureCache, Features, FrozenDataset, key_i
 from bridgetower.data.views import random_view
 from bridgetower.distributed import rank
 from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.config import TextConfig, VisionConfig
 from bridgetower.model.layers import autocast
 from bridgetower.model.presets import TEXT_TOWERS, VISION_TOWERS
-from bridgetower.model.tower_config import TextConfig, VisionConfig
 from bridgetower.model.towers import Tower
 from bridgetower.processor import Processor, loaded
 from bridgetower.tasks.run_config import RunConfig

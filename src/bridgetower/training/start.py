@@ -17,11 +17,10 @@ from bridgetower.data.batch import derive_seed
 from bridgetower.data.config import DataConfig
 from bridgetower.files import differences
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.config import FEATURE_FIELDS, ModelConfig
+from bridgetower.model.config import FEATURE_FIELDS, ModelConfig, TextConfig, VisionConfig
 from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
 from bridgetower.model.heads import HEADS, chosen_heads
 from bridgetower.model.presets import TEXT_TOWERS, VISION_TOWERS
-from bridgetower.model.tower_config import TextConfig, VisionConfig
 from bridgetower.processor import Processor, ProcessorConfig, load_tokenizer, train_tokenizer
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.spec import TaskSpec
