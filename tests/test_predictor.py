@@ -20,7 +20,7 @@ import bridgetower
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.engines.config import EngineName
 from bridgetower.engines.engine import TorchEngine
-from bridgetower.model.encodings import Encoded
+from bridgetower.model.fusion import Encoded
 from bridgetower.predictor import Predictor, load
 
 TEXTS = ["red circle on black", "a bar", "a square that is blue on a grey ground"]

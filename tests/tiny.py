@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from bridgetower.data.batch import IGNORED, CaptionBatch
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig, TextConfig, VisionConfig
-from bridgetower.model.encodings import Encoded
+from bridgetower.model.fusion import Encoded
 
 # No two widths, depths or head counts are equal, so that a mix-up shows.
 CONFIG = ModelConfig(

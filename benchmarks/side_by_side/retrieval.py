@@ -11,7 +11,7 @@ from bridgetower.engines.engine import Engine
 from bridgetower.evaluation.candidates import candidate_pairs
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.metrics import GroundTruth
-from bridgetower.model.encodings import Encoded
+from bridgetower.model.fusion import Encoded
 from side_by_side.rows import Row
 from side_by_side.setting import Setting
 from side_by_side.timing import Timing, alternate

@@ -24,7 +24,7 @@ from bridgetower.inference import (
     score_pairs,
     split_rows,
 )
-from bridgetower.model.encodings import Encoded
+from bridgetower.model.fusion import Encoded
 from bridgetower.processor import ImageLike, Processor, loaded
 from bridgetower.progress import count_bars, counted
 

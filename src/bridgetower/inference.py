@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bridgetower.engines.engine import Engine, to_device
 from bridgetower.model.bridgetower import IMAGE, SECOND_IMAGE, BridgeTower, EncodeOutputs
-from bridgetower.model.encodings import Encoded
+from bridgetower.model.fusion import Encoded
 from bridgetower.processor import Processor
 
 Judging = Literal["answer", "entail", "reason", "classify"]

@@ -11,6 +11,7 @@ from typing import Any, TypedDict, Unpack, cast
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from bridgetower.batches import compute_inputs, match_all
 from bridgetower.checkpoints import Checkpoint, HubOptions, fingerprint, read_checkpoint
@@ -291,7 +292,7 @@ class Predictor:
             layers=layers,
             attentions=attentions,
         )
-        return found.map(lambda tensor: tensor.float().cpu())
+        return tree_map(lambda tensor: tensor.float().cpu(), found)
 
     def class_names(self, head: str) -> tuple[str, ...]:
         """Returns the names of the classes of a head, in its order."""

@@ -21,7 +21,7 @@ from bridgetower.distributed import rank, world_size
 from bridgetower.evaluation import masked_words
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.retrieval import evaluate_matching, evaluate_retrieval
-from bridgetower.model.encodings import Encoded
+from bridgetower.model.fusion import Encoded
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.matching import Pairs
 from bridgetower.objectives.pretraining import PretrainingTask

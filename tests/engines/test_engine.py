@@ -14,8 +14,7 @@ from torch import nn
 import tiny
 from bridgetower.engines.engine import TorchEngine
 from bridgetower.model.bridgetower import IMAGE, BridgeTower
-from bridgetower.model.encodings import Fused
-from bridgetower.model.fusion import FusionOutputs
+from bridgetower.model.fusion import Fused, FusionOutputs
 
 CPU = torch.device("cpu")
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bridgetower.checkpoints import Checkpoint
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.encodings import Fused
+from bridgetower.model.fusion import Fused
 from bridgetower.model.layers import FeedForward
 from golden import variant
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bridgetower.data.batch import IGNORED, CaptionBatch
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.encodings import Encoded
+from bridgetower.model.fusion import Encoded
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.losses import Losses
 from bridgetower.objectives.matching import Pairs

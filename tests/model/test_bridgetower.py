@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import tiny
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.encodings import Fused
+from bridgetower.model.fusion import Fused
 from bridgetower.model.presets import meter
 
 pytestmark = pytest.mark.usefixtures("double_precision")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import tiny
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.encodings import Encoded
+from bridgetower.model.fusion import Encoded
 
 pytestmark = pytest.mark.usefixtures("double_precision")
 

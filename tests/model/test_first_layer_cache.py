@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import tiny
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import ModelConfig
-from bridgetower.model.encodings import Encoded
+from bridgetower.model.fusion import Encoded
 from bridgetower.model.presets import meter, meter_with_norms
 
 pytestmark = pytest.mark.usefixtures("double_precision")

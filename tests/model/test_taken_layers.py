@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import tiny
 from bridgetower.model.bridges import BRIDGES
-from bridgetower.model.encodings import Encoded, TakenLayers
+from bridgetower.model.fusion import Encoded, TakenLayers
 
 ROWS = torch.tensor([0, 1, 2, 2, 0, 1, 0, 1, 2])
 OTHERS = torch.tensor([0, 1, 2, 0, 1, 2, 1, 2, 0])

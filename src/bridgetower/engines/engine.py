@@ -18,8 +18,7 @@ from torch import Tensor
 from bridgetower.engines.parts_engine import PartsEngine
 from bridgetower.model.bridgetower import IMAGE, BridgeTower, EncodeOutputs
 from bridgetower.model.cpu import pack_weights
-from bridgetower.model.encodings import Encoded, Fused, Mask
-from bridgetower.model.fusion import FusionOutputs
+from bridgetower.model.fusion import Encoded, Fused, FusionOutputs, Mask
 from bridgetower.model.layers import allow_graphs
 
 _STARTING = Lock()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.encodings import Encoded
+from bridgetower.model.fusion import Encoded
 from bridgetower.model.heads import HeadInputs, chosen_heads
 
 PartName = Literal["image", "image_cls", "text", "text_cls", "fusion_pooled", "fusion_text"]

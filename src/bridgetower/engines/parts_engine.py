@@ -20,8 +20,7 @@ from bridgetower.engines.config import EngineName, Precision
 from bridgetower.engines.parts import PartName
 from bridgetower.model.bridgetower import IMAGE, BridgeTower, EncodeOutputs
 from bridgetower.model.cpu import optimize_for_cpu
-from bridgetower.model.encodings import Encoded, Fused, Mask
-from bridgetower.model.fusion import FusionOutputs
+from bridgetower.model.fusion import Encoded, Fused, FusionOutputs, Mask
 
 
 class PartsEngine:

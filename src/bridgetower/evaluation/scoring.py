@@ -27,7 +27,7 @@ from bridgetower.evaluation.metrics import GroundTruth
 from bridgetower.files import locked, remove_leftovers
 from bridgetower.inference import image_bytes, log_odds, score_pairs, split_rows
 from bridgetower.model.bridgetower import BridgeTower, EncodeOutputs
-from bridgetower.model.encodings import Encoded
+from bridgetower.model.fusion import Encoded
 from bridgetower.processor import load_items
 from bridgetower.progress import count_bars, counted
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import get_args
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from bridgetower.model.config import FusionConfig
+from bridgetower.model.config import MANAGERS, BridgeKind, FusionConfig
 from bridgetower.model.layers import DotProductAttention
 
 Stream = Float[Tensor, "b l d"]
@@ -18,69 +20,35 @@ TowerLayers = Sequence[Stream]
 
 
 class Bridge(nn.Module):
-    """LayerNorm(x + z), the paper's choice (equation 8 and table "BridgeLayer")."""
+    """LayerNorm of a tower layer x and the stream z, which `kind` mixes as `FusionConfig.bridge` says."""
 
-    def __init__(self, config: FusionConfig, layer: int, num_tower_layers: int) -> None:
+    def __init__(self, config: FusionConfig, layer: int, num_tower_layers: int, *, kind: str = "add") -> None:
         super().__init__()
-        self.layer = layer
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.bridge_layer_norm_eps)
+        width = config.hidden_size
+        self.kind, self.layer = kind, 1 if kind == "norm" else layer  # `norm` has one layer, which it does not read
+        self.norm = nn.LayerNorm(width, eps=config.bridge_layer_norm_eps)
+        if kind == "scaled_add":
+            self.scale = nn.Parameter(torch.tensor(1.0))
+        elif kind == "interpolate":
+            self.beta = nn.Parameter(torch.tensor(0.5))
+        elif kind in ("concatenate", "gated"):
+            self.linear = nn.Linear(2 * width, width)
 
     def forward(self, stream: Stream, tower_layers: TowerLayers, other_stream: Other, other_mask: OtherMask) -> Stream:
-        return self.norm(self.mixed(stream, tower_layers[self.layer - 1]))
-
-    def mixed(self, stream: Stream, tower: Stream) -> Stream:
-        return tower + stream
-
-
-class ScaledAddBridge(Bridge):
-    """LayerNorm(αx + z), α learned."""
-
-    def __init__(self, config: FusionConfig, layer: int, num_tower_layers: int) -> None:
-        super().__init__(config, layer, num_tower_layers)
-        self.scale = nn.Parameter(torch.tensor(1.0))
-
-    def mixed(self, stream: Stream, tower: Stream) -> Stream:
-        return tower * self.scale + stream
-
-
-class InterpolatingBridge(Bridge):
-    """LayerNorm((1 - β)x + βz), β learned."""
-
-    def __init__(self, config: FusionConfig, layer: int, num_tower_layers: int) -> None:
-        super().__init__(config, layer, num_tower_layers)
-        self.beta = nn.Parameter(torch.tensor(0.5))
-
-    def mixed(self, stream: Stream, tower: Stream) -> Stream:
-        return tower * (1 - self.beta) + stream * self.beta
-
-
-class ConcatenatingBridge(Bridge):
-    """LayerNorm(W[x; z]), of the paper's table."""
-
-    def __init__(self, config: FusionConfig, layer: int, num_tower_layers: int) -> None:
-        super().__init__(config, layer, num_tower_layers)
-        self.linear = nn.Linear(2 * config.hidden_size, config.hidden_size)
-
-    def mixed(self, stream: Stream, tower: Stream) -> Stream:
-        return self.linear(torch.cat([tower, stream], dim=-1))
-
-
-class GatedBridge(ConcatenatingBridge):
-    """LayerNorm(g ⊙ x + (1 - g) ⊙ z) with the gate g = σ(W[x; z]), of the paper's table."""
-
-    def mixed(self, stream: Stream, tower: Stream) -> Stream:
-        gate = torch.sigmoid(super().mixed(stream, tower))
-        return stream + gate * (tower - stream)  # unlike torch.lerp also of several dtypes, as under autocast
-
-
-class NormBridge(Bridge):
-    """LayerNorm(z): reads no tower layer."""
-
-    def __init__(self, config: FusionConfig, layer: int, num_tower_layers: int) -> None:
-        super().__init__(config, 1, num_tower_layers)  # the only one that reaches the fusion encoder
-
-    def mixed(self, stream: Stream, tower: Stream) -> Stream:
-        return stream
+        tower = tower_layers[self.layer - 1]
+        if self.kind == "add":
+            mixed = tower + stream
+        elif self.kind == "scaled_add":
+            mixed = tower * self.scale + stream
+        elif self.kind == "interpolate":
+            mixed = tower * (1 - self.beta) + stream * self.beta
+        elif self.kind == "norm":
+            mixed = stream
+        else:
+            mixed = self.linear(torch.cat([tower, stream], dim=-1))
+        if self.kind == "gated":
+            mixed = stream + torch.sigmoid(mixed) * (tower - stream)  # unlike torch.lerp also of several dtypes
+        return self.norm(mixed)
 
 
 class Manager(nn.Module):
@@ -156,12 +124,7 @@ class AdaptiveManager(Manager):
 
 BridgeBuilder = Callable[[FusionConfig, int, int], nn.Module]
 BRIDGES: dict[str, BridgeBuilder] = {
-    "add": Bridge,
-    "scaled_add": ScaledAddBridge,
-    "interpolate": InterpolatingBridge,
-    "concatenate": ConcatenatingBridge,
-    "gated": GatedBridge,
-    "norm": NormBridge,
+    **{kind: partial(Bridge, kind=kind) for kind in get_args(BridgeKind) if kind not in MANAGERS},
     "static_manager": StaticManager,
     "adaptive_manager": lambda config, layer, num_tower_layers: (StaticManager if layer == 1 else AdaptiveManager)(
         config, layer, num_tower_layers

@@ -10,16 +10,15 @@ from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from bridgetower.model.bridges import BRIDGES
 from bridgetower.model.config import ModelConfig, Part, entry
-from bridgetower.model.encodings import Encoded, Fused, Mask
 from bridgetower.model.extensions import NO_EXTENSIONS, TEXT_ARCHITECTURES, Extensions, vision_tower
-from bridgetower.model.fusion import FusionEncoder, FusionOutputs
+from bridgetower.model.fusion import Encoded, Fused, FusionEncoder, FusionOutputs, Mask
 from bridgetower.model.heads import HEADS, FusedItcHead, HeadSpec, ItcHead, LinearHead, MlmHead, RankHead, chosen_heads
-from bridgetower.model.layers import Pooler, allow_graphs, mean_token
+from bridgetower.model.layers import Pooler, TokenMask, allow_graphs, mean_token
 from bridgetower.model.towers import Transformer, VisionTransformer
 
 EncodeOutputs = Literal["layers", "cls"]
@@ -49,11 +48,7 @@ class BridgeTower(nn.Module):
     """Texts are padded to a multiple of so many tokens, so that compiled layers meet few lengths."""
 
     def __init__(
-        self,
-        config: ModelConfig,
-        extensions: Extensions = NO_EXTENSIONS,
-        *,
-        generator: torch.Generator | None = None,
+        self, config: ModelConfig, extensions: Extensions = NO_EXTENSIONS, *, generator: torch.Generator | None = None
     ) -> None:
         """Builds the modules that the config names, with random weights.
 
@@ -187,11 +182,7 @@ class BridgeTower(nn.Module):
             layer.compile(fullgraph=True, backend=backend)
 
     def train_top_layers(self, count: int) -> None:
-        """Freezes the towers but for the top layers of those that are read; embeddings and norms around are frozen too.
-
-        Args:
-            count: Layers of each tower that train.
-        """
+        """Freezes each tower but for the top `count` of its layers that are read; embeddings and norms too."""
         for tower, read in ((self.vision, self.config.vision_layers), (self.text, self.config.text_layers)):
             if count > read[-1]:
                 raise ValueError(
@@ -230,7 +221,7 @@ class BridgeTower(nn.Module):
         """
         if pixel_values is None and states is None:
             raise ValueError("no pixel_values and no states are given; give one of them")
-        return self._encoded("image", (pixel_values,), None, token_type, outputs, states)
+        return self._encoded("image", pixel_values, None, token_type, outputs, states)
 
     def encode_text(
         self,
@@ -245,27 +236,22 @@ class BridgeTower(nn.Module):
         Args:
             input_ids: Token ids.
             attention_mask: 0 on padding; None if nothing is padded.
-            outputs: `layers` for the fusion encoder, `cls` for contrastive embeddings only, which takes less work.
-            states: What the frozen tower made of the texts before, see `cached_layers`.
+            outputs, states: As of `encode_image`.
         """
         mask = None if attention_mask is None else attention_mask.bool()
-        if (missing := self.padding(input_ids.shape[1])) is not None:
+        if self.text_multiple > 1:
+            length = input_ids.shape[1]
+            missing = max(0, min(-length % self.text_multiple, self.config.text.max_length - length))
             mask = F.pad(torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask, (0, missing))
             input_ids = F.pad(input_ids, (0, missing), value=self.config.text.pad_token_id)
             states = None if states is None else F.pad(states, (0, 0, 0, missing))
-        return self._encoded("text", (input_ids, mask), mask, TEXT, outputs, states)
-
-    def padding(self, length: int) -> int | None:
-        """Returns how many tokens are added to texts of a length; None: they stay as they are, without a mask."""
-        if self.text_multiple == 1:
-            return None
-        return max(0, min(-length % self.text_multiple, self.config.text.max_length - length))
+        return self._encoded("text", input_ids, mask, TEXT, outputs, states)
 
     def _encoded(
         self,
         modality: Modality,
-        inputs: tuple[Any, ...],
-        mask: Bool[Tensor, "b l"] | None,
+        inputs: Tensor | None,
+        mask: TokenMask,
         token_type: int,
         outputs: EncodeOutputs,
         states: Float[Tensor, "b n l w"] | None,
@@ -276,12 +262,11 @@ class BridgeTower(nn.Module):
             hidden = list(states.unbind(1))
         elif states is not None:
             hidden = tower.continued(dict(zip(self.cached_layers(read), states.unbind(1), strict=True)), mask, read)
-        elif outputs == "layers":
-            hidden = tower(*inputs, read)
-        elif getattr(self.config.heads, f"{modality}_pooling") == "token":
-            return Encoded((), tower.cls(*inputs, read[-1]))
+        elif outputs == "cls" and getattr(self.config.heads, f"{modality}_pooling") == "token":
+            return Encoded((), tower.cls(inputs, read[-1], mask))
         else:
-            hidden = tower(*inputs, read[-1:])
+            given = (inputs,) if modality == "image" else (inputs, mask)
+            hidden = tower(*given, read[-1:] if outputs == "cls" else read)
         if outputs == "cls":
             return Encoded((), self._features(modality, hidden[-1], mask))
         return self.project(modality, hidden, mask, token_type)
@@ -292,20 +277,14 @@ class BridgeTower(nn.Module):
             return self.vision, self.config.vision_layers
         return self.text, self.config.text_layers
 
-    def _features(
-        self, modality: Modality, hidden: Float[Tensor, "b l w"], mask: Bool[Tensor, "b l"] | None
-    ) -> Float[Tensor, "b w"]:
+    def _features(self, modality: Modality, hidden: Float[Tensor, "b l w"], mask: TokenMask) -> Float[Tensor, "b w"]:
         """Returns what heads on a tower read, from the hidden states of its last bridged layer."""
         if getattr(self.config.heads, f"{modality}_pooling") == "token":
             return self._tower(modality)[0].pooled(hidden)
         return mean_token(hidden[:, self.config.vision.num_prefix_tokens if modality == "image" else 0 :], mask)
 
     def project(
-        self,
-        modality: Modality,
-        hidden: Sequence[Float[Tensor, "b l w"]],
-        mask: Bool[Tensor, "b l"] | None,
-        token_type: int,
+        self, modality: Modality, hidden: Sequence[Float[Tensor, "b l w"]], mask: TokenMask, token_type: int
     ) -> Encoded:
         """Returns the encoding of the hidden states of the bridged layers of a tower."""
         types = self.token_type_embedding.weight
@@ -351,8 +330,8 @@ class BridgeTower(nn.Module):
             )
         if not (image.layers and text.layers):
             raise ValueError('these encodings hold the CLS only; encode with outputs="layers" what is to be fused')
-        streams = (image.layers, text.layers, text.mask, outputs, image.first_layer_cache, text.first_layer_cache)
-        text_stream, image_stream = self.fusion(*streams)
+        caches = image.first_layer_cache, text.first_layer_cache
+        text_stream, image_stream = self.fusion(image.layers, text.layers, text.mask, outputs, *caches)
         if image_stream is None:
             return Fused(text=text_stream)
         pooled = torch.cat([self.text_pooler(text_stream), self.image_pooler(image_stream)], dim=-1)
@@ -389,10 +368,7 @@ class BridgeTower(nn.Module):
         return self.config.heads.itc == "fused"
 
     def pair_embeds(self, pooled: Float[Tensor, "b e"]) -> Float[Tensor, "b c"]:
-        """Returns L2-normalised embeddings of fused pairs.
-
-        The contrastive model of transformers has a head for them; elsewhere it is the pooled output itself.
-        """
+        """Returns L2-normalised embeddings of fused pairs: of the head of transformers, or the pooled output itself."""
         head: Any = self.itc_head  # whatever an adapter has put around it
         return _l2_normalize(head.pooled(pooled) if self.compares_pairs else pooled)
 

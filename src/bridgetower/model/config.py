@@ -15,6 +15,18 @@ Positions = Literal["roberta", "bert"]
 Settings = Annotated[Mapping[str, Any] | None, Fixed, Suppress]
 """What another library builds a tower from, ready for JSON; it comes with the weights, so it is no option."""
 
+BridgeKind = Literal[
+    "add", "scaled_add", "interpolate", "concatenate", "gated", "norm", "static_manager", "adaptive_manager"
+]
+MANAGERS = ("static_manager", "adaptive_manager")
+ItcKind = Literal["tower", "fused"]
+Pooling = Literal["token", "mean"]
+Part = Literal["vision", "text", "fusion"]
+_Entry = TypeVar("_Entry")
+
+# Names of the classes of heads in the official order (`write_snli.py`; NLVR2's files hold these very strings).
+FIXED_LABELS = {"snli_ve": ("contradiction", "neutral", "entailment"), "nlvr2": ("False", "True")}
+
 EPS = (1e-20, 1.0)
 WIDTH, CLASSES = 65_536, 10_000_000
 _SIZES: dict[str, tuple[float, float]] = {
@@ -24,6 +36,34 @@ _SIZES: dict[str, tuple[float, float]] = {
     "intermediate_size": (1, 4 * WIDTH),
     "layer_norm_eps": EPS,
 }
+
+
+def check_image_size(image_size: int, patch_size: int) -> None:
+    if image_size % patch_size or image_size <= 0:
+        lower = max(image_size // patch_size, 1) * patch_size
+        raise ValueError(
+            f"image size {image_size} is not a multiple of the patch size {patch_size}; "
+            f"use {lower} or {lower + patch_size}"
+        )
+
+
+def check_part(part: str, config: Any, **bounds: tuple[float, float]) -> None:
+    """Checks the fields of a part that others have too, and its numbers."""
+    check_numbers(config, f"{part}.", **bounds, **_SIZES)
+    if config.hidden_size % config.num_heads:
+        raise ValueError(
+            f"{part}.hidden_size {config.hidden_size} is not a multiple of {part}.num_heads {config.num_heads}"
+        )
+    check_choice(f"{part}.activation", config.activation, Activation)
+    if part != "vision":
+        check_dropouts(part, config, "dropout", "attention_dropout")
+
+
+def check_dropouts(part: str, config: Any, *names: str) -> None:
+    for name in names:
+        dropout = getattr(config, name)
+        if dropout is not None and not 0 <= dropout < 1:
+            raise ValueError(f"{part}.{name} is {dropout}; expected a probability in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,47 +179,6 @@ class TextConfig:
             raise ValueError(f"text of {length} tokens; the position table holds {self.max_length}: shorten it")
 
 
-def check_image_size(image_size: int, patch_size: int) -> None:
-    if image_size % patch_size or image_size <= 0:
-        lower = max(image_size // patch_size, 1) * patch_size
-        raise ValueError(
-            f"image size {image_size} is not a multiple of the patch size {patch_size}; "
-            f"use {lower} or {lower + patch_size}"
-        )
-
-
-def check_part(part: str, config: Any, **bounds: tuple[float, float]) -> None:
-    """Checks the fields of a part that others have too, and its numbers."""
-    check_numbers(config, f"{part}.", **bounds, **_SIZES)
-    if config.hidden_size % config.num_heads:
-        raise ValueError(
-            f"{part}.hidden_size {config.hidden_size} is not a multiple of {part}.num_heads {config.num_heads}"
-        )
-    check_choice(f"{part}.activation", config.activation, Activation)
-    if part != "vision":
-        check_dropouts(part, config, "dropout", "attention_dropout")
-
-
-def check_dropouts(part: str, config: Any, *names: str) -> None:
-    for name in names:
-        dropout = getattr(config, name)
-        if dropout is not None and not 0 <= dropout < 1:
-            raise ValueError(f"{part}.{name} is {dropout}; expected a probability in [0, 1)")
-
-
-BridgeKind = Literal[
-    "add", "scaled_add", "interpolate", "concatenate", "gated", "norm", "static_manager", "adaptive_manager"
-]
-MANAGERS = ("static_manager", "adaptive_manager")
-ItcKind = Literal["tower", "fused"]
-Pooling = Literal["token", "mean"]
-Part = Literal["vision", "text", "fusion"]
-_Entry = TypeVar("_Entry")
-
-# Names of the classes of heads in the official order (`write_snli.py`; NLVR2's files hold these very strings).
-FIXED_LABELS = {"snli_ve": ("contradiction", "neutral", "entailment"), "nlvr2": ("False", "True")}
-
-
 @dataclass(frozen=True, kw_only=True)
 class FusionConfig:
     """The cross-modal encoder and what feeds it.
@@ -256,7 +255,7 @@ class FusionConfig:
         return 1 if self.bridge in MANAGERS else 2
 
     def num_tower_layers(self, tower: Literal["vision", "text"]) -> int:
-        layers = self.vision_layers if tower == "vision" else self.text_layers
+        layers = getattr(self, f"{tower}_layers")
         return self.num_bridged_layers if layers is None else len(layers)
 
 

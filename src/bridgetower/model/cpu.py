@@ -29,8 +29,7 @@ from torch.autograd.function import once_differentiable
 from bridgetower.files import cache_folder, write_json
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import Activation
-from bridgetower.model.encodings import Encoded, Fused
-from bridgetower.model.fusion import FusionOutputs
+from bridgetower.model.fusion import Encoded, Fused, FusionOutputs
 from bridgetower.model.layers import GELU, DotProductAttention, FeedForward, SelfAttention, activated, is_plain
 
 # Of the largest activation of a fusion layer, in inference, for each thread. More pairs at once were slower: with two
@@ -171,7 +170,12 @@ def linear(
     """Returns activation(hidden) · weightᵀ + bias; for gradients `hidden` is kept, or what a LayerNorm made it of."""
     if weight.is_mkldnn:
         hidden, bias = hidden.to(weight.dtype), None if bias is None else bias.to(weight.dtype)
-    elif not in_onednn(hidden, weight):
+    elif (
+        not hidden.dtype == weight.dtype == torch.float32
+        or hidden.numel() == 0
+        or torch.is_autocast_enabled("cpu")
+        or not onednn_is_faster()
+    ):
         inputs = hidden if activation is None else _Activated.apply(hidden, activation)  # type: ignore[no-untyped-call]
         return F.linear(inputs, weight, bias)
     if not torch.is_grad_enabled():
@@ -181,16 +185,6 @@ def linear(
 
 class OneDnnSelfAttention(SelfAttention):
     linear_layer, product = OneDnnLinear, staticmethod(linear)
-
-
-def in_onednn(hidden: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN is to compute a product: of float32 operands that are not empty, if it is faster."""
-    return (
-        hidden.dtype == weight.dtype == torch.float32
-        and hidden.numel() > 0
-        and not torch.is_autocast_enabled("cpu")
-        and onednn_is_faster()
-    )
 
 
 def computes(device: torch.device, dtype: torch.dtype) -> bool:

@@ -1,18 +1,23 @@
-"""The cross-modal encoder: bridges from tower layers into two streams that attend to each other."""
+"""The cross-modal encoder: encodings of the towers in, which can be cut, joined and repeated, fused pairs out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple, cast
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
-from jaxtyping import Bool, Float
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from bridgetower.model.bridges import BRIDGES, Bridge, BridgeBuilder, TowerLayers
 from bridgetower.model.config import FusionConfig, entry
-from bridgetower.model.layers import CrossAttention, FeedForward, Output, P, SelfAttention, activation_checkpointing
+from bridgetower.model.layers import CrossAttention, FeedForward, SelfAttention, TokenMask, activation_checkpointing
 
 FusionOutputs = Literal["pooled", "text", "all"]
+Index = Int[Tensor, " n"] | Bool[Tensor, " b"] | slice
+Mask = Int[Tensor, "b l"] | Bool[Tensor, "b l"] | None
 
 
 class FirstLayerCache(NamedTuple):
@@ -24,6 +29,119 @@ class FirstLayerCache(NamedTuple):
     attended: Float[Tensor, "b l d"]
     query: Float[Tensor, "b l d"]
     key_value: Float[Tensor, "b l e"]
+
+
+class TakenLayers(Sequence[Tensor]):
+    """Rows of the layers of an encoding, each layer copied only when it is read, and not kept."""
+
+    def __init__(self, layers: Sequence[Float[Tensor, "b l d"]], rows: Int[Tensor, " n"]) -> None:
+        self.layers: Sequence[Tensor] = layers
+        self.rows: Tensor = rows
+        if isinstance(layers, TakenLayers):
+            self.layers, self.rows = layers.layers, layers.rows[rows]
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return TakenLayers(self.layers[index], self.rows)
+        return self.layers[index][self.rows]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One modality of a batch, ready to be fused with any encoding of the other modality.
+
+    Attributes:
+        layers: The bridged hidden states of the tower, projected to the fusion width, token type added.
+        cls: The tower's last CLS before projection, the contrastive head's input.
+        mask: False on padding; None if nothing is padded (always for images).
+        first_layer_cache: What the first fusion layer computes of it alone; None: computed again in every `fuse`.
+    """
+
+    layers: Sequence[Float[Tensor, "b l d"]]
+    cls: Float[Tensor, "b w"]
+    mask: Bool[Tensor, "b l"] | None = None
+    first_layer_cache: FirstLayerCache | None = None
+
+    def __len__(self) -> int:
+        return len(self.cls)
+
+    def __getitem__(self, index: Index) -> Encoded:
+        """Selects samples; an index may repeat, so one encoding serves many pairs."""
+        if isinstance(index, slice) and not isinstance(self.layers, TakenLayers):
+            return self.map(lambda tensor: tensor[index])
+        rows = torch.arange(len(self), device=self.cls.device)[index]
+        return self.map(lambda tensor: tensor[rows], TakenLayers(self.layers, rows))
+
+    def map(self, function: Callable[[Tensor], Tensor], layers: Sequence[Tensor] | None = None) -> Encoded:
+        """Applies a function to all tensors, but those of the layers if they are given."""
+        layers = tuple(map(function, self.layers)) if layers is None else layers
+        mask, cache = self.mask, self.first_layer_cache
+        return Encoded(
+            layers,
+            function(self.cls),
+            None if mask is None else function(mask),
+            None if cache is None else FirstLayerCache(*map(function, cache)),
+        )
+
+    def padded(self, length: int) -> Encoded:
+        missing = length - self.layers[0].shape[1]
+        if missing < 0:
+            raise ValueError(f"{self.layers[0].shape[1]} tokens do not fit into {length}; pad to at least as many")
+        mask = self.mask
+        if mask is None:
+            mask = torch.ones(self.layers[0].shape[:2], dtype=torch.bool, device=self.cls.device)
+        padded = self.map(lambda tensor: F.pad(tensor, (0, 0, 0, missing)) if tensor.ndim == 3 else tensor)
+        return replace(padded, mask=F.pad(mask, (0, missing)))
+
+    @staticmethod
+    def cat(parts: Sequence[Encoded]) -> Encoded:
+        """Joins batches along samples, padding texts of different lengths to the longest."""
+        if not parts:
+            raise ValueError("no encodings given; expected at least one")
+        lengths = {part.layers[0].shape[1] for part in parts if part.layers}
+        if len(lengths) > 1 or any(part.mask is not None for part in parts):
+            parts = [part.padded(max(lengths)) for part in parts]
+        masks = [part.mask for part in parts if part.mask is not None]
+        caches = [part.first_layer_cache for part in parts if part.first_layer_cache is not None]
+        return Encoded(
+            tuple(map(torch.cat, zip(*(part.layers for part in parts), strict=True))),
+            torch.cat([part.cls for part in parts]),
+            torch.cat(masks) if masks else None,
+            FirstLayerCache(*map(torch.cat, zip(*caches, strict=True))) if len(caches) == len(parts) else None,
+        )
+
+
+class Fused:
+    """Outputs of the fusion encoder as far as they were asked for: both streams, and their pooled outputs together."""
+
+    def __init__(self, text: Tensor | None = None, image: Tensor | None = None, pooled: Tensor | None = None) -> None:
+        self._text, self._image, self._pooled = text, image, pooled
+
+    @property
+    def text(self) -> Float[Tensor, "b l d"]:
+        return _read(self._text, "text", '"text" or "all"')
+
+    @property
+    def image(self) -> Float[Tensor, "b p d"]:
+        return _read(self._image, "image", '"all"')
+
+    @property
+    def pooled(self) -> Float[Tensor, "b e"]:
+        return _read(self._pooled, "pooled", '"pooled" or "all"')
+
+    @staticmethod
+    def cat(parts: Sequence[Fused]) -> Fused:
+        outputs = zip(*((part._text, part._image, part._pooled) for part in parts), strict=True)
+        return Fused(*(None if each[0] is None else torch.cat(each) for each in outputs))
+
+
+def _read(output: Tensor | None, name: str, outputs: str) -> Tensor:
+    if output is None:
+        raise ValueError(f"{name} was not computed; call fuse with outputs={outputs}")
+    return output
 
 
 class FusionLayer(nn.Module):
@@ -46,7 +164,7 @@ class FusionLayer(nn.Module):
         hidden: Float[Tensor, "b l d"],
         other: Float[Tensor, "b m d"],
         *,
-        mask: Bool[Tensor, "b l"] | None = None,
+        mask: TokenMask = None,
         other_mask: Bool[Tensor, "b m"] | None = None,
         num_queries: int | None = None,
         cache: FirstLayerCache | None = None,
@@ -67,7 +185,7 @@ class FusionLayer(nn.Module):
         return self.cross_attention.key_value(hidden)
 
     def _attend(
-        self, hidden: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None, num_queries: int | None = None
+        self, hidden: Float[Tensor, "b l d"], mask: TokenMask, num_queries: int | None = None
     ) -> tuple[Float[Tensor, "b q d"], Float[Tensor, "b q d"]]:
         """Returns self-attention with its norm, and the queries of cross-attention: what needs this stream only."""
         attended = self.self_attention(hidden, mask, num_queries)
@@ -98,22 +216,21 @@ class FusionEncoder(nn.Module):
         self._reads_all = not all(isinstance(each, Bridge) for each in (*self.text_bridges, *self.image_bridges))
 
     def cached(
-        self, modality: Literal["image", "text"], layers: TowerLayers, mask: Bool[Tensor, "b l"] | None = None
+        self, modality: Literal["image", "text"], layers: TowerLayers, mask: TokenMask = None
     ) -> FirstLayerCache:
         """Returns what the first layer computes of one stream alone."""
-        if modality == "image":
-            norm, bridges, own, other = self.image_norm, self.image_bridges, self.image_layers[0], self.text_layers[0]
-        else:
-            norm, bridges, own, other = self.text_norm, self.text_bridges, self.text_layers[0], self.image_layers[0]
+        own: Any = self.image_layers[0] if modality == "image" else self.text_layers[0]
+        other: Any = self.text_layers[0] if modality == "image" else self.image_layers[0]
+        norm, bridges = getattr(self, f"{modality}_norm"), getattr(self, f"{modality}_bridges")
         stream = self._first_input(tuple(layers), norm, bridges)
-        attended, query = self._checkpointed(cast(FusionLayer, own).attend)(stream, mask)
-        return FirstLayerCache(attended, query, cast(FusionLayer, other).key_value(stream))
+        attended, query = self._checkpointed(own.attend)(stream, mask)
+        return FirstLayerCache(attended, query, other.key_value(stream))
 
     def forward(
         self,
         image: Sequence[Float[Tensor, "b p d"]],
         text: Sequence[Float[Tensor, "b l d"]],
-        text_mask: Bool[Tensor, "b l"] | None,
+        text_mask: TokenMask,
         outputs: FusionOutputs,
         image_cache: FirstLayerCache | None = None,
         text_cache: FirstLayerCache | None = None,
@@ -149,5 +266,5 @@ class FusionEncoder(nn.Module):
     def _first_input(self, layers: TowerLayers, norm: nn.Module, bridges: nn.ModuleList) -> Float[Tensor, "b l d"]:
         return bridges[0](None, layers, None, None) if self.first_bridge == 1 else norm(layers[0])
 
-    def _checkpointed(self, layer: Callable[P, Output]) -> Callable[P, Output]:
+    def _checkpointed(self, layer: Any) -> Any:
         return activation_checkpointing(layer, when=self.checkpoint_activations)

@@ -163,15 +163,21 @@ def _itc_head(config: ModelConfig) -> ItcHead | FusedItcHead:
     return FusedItcHead(size, text_size, config.fusion.pooled_size, heads.itc_size)
 
 
-def _classifier(config: ModelConfig, num_classes: int, *, num_images: int = 1, dropout: float = 0.0) -> ClassifierHead:
-    """A head on the pooled output of one or two images; official `head_hidden_scale` counts in that of one."""
-    pooled_size = config.fusion.pooled_size
-    hidden_size = round(config.heads.hidden_scale * pooled_size)
-    return ClassifierHead(num_images * pooled_size, hidden_size, num_classes, dropout)
+def _classifier(
+    recipe: str, num_classes: Callable[[HeadsConfig], int], official: str | None = None, *, num_images: int = 1
+) -> HeadSpec:
+    """A classifier of one or two images with a text; official `head_hidden_scale` counts in the output of one."""
 
+    def build(config: ModelConfig) -> ClassifierHead:
+        pooled_size, heads = config.fusion.pooled_size, config.heads
+        dropout = heads.nlvr2_dropout if num_images == 2 else 0.0
+        hidden_size = round(heads.hidden_scale * pooled_size)
+        return ClassifierHead(num_images * pooled_size, hidden_size, num_classes(heads), dropout)
 
-def _in_sequence(name: str) -> dict[str, str]:  # officially a `ClassifierHead` is an `nn.Sequential`
-    return {"dense": f"{name}.0", "norm": f"{name}.1", "decoder": f"{name}.3"}
+    places = {"dense": 0, "norm": 1, "decoder": 3}  # of the official `nn.Sequential`
+    published = {} if official is None else {name: f"{official}.{place}" for name, place in places.items()}
+    inputs: HeadInputs = "pooled_pair" if num_images == 2 else "pooled"
+    return HeadSpec(build=build, inputs=inputs, recipe=recipe, published=published, hidden_scale=True)
 
 
 HEADS: dict[str, HeadSpec] = {
@@ -224,33 +230,10 @@ HEADS: dict[str, HeadSpec] = {
         published={"fc": "rank_output"},
         tower_lr=("fc",),  # the official `set_schedule` misses it
     ),
-    "vqa": HeadSpec(
-        build=lambda config: _classifier(config, config.heads.vqa),
-        inputs="pooled",
-        recipe="vqav2-base",
-        published=_in_sequence("vqa_classifier"),
-        hidden_scale=True,
-    ),
-    "snli_ve": HeadSpec(
-        build=lambda config: _classifier(config, 3),
-        inputs="pooled",
-        recipe="snli-ve",
-        published=_in_sequence("snli_classifier"),
-        hidden_scale=True,
-    ),
-    "nlvr2": HeadSpec(
-        build=lambda config: _classifier(config, 2, num_images=2, dropout=config.heads.nlvr2_dropout),
-        inputs="pooled_pair",
-        recipe="nlvr2",
-        published=_in_sequence("nlvr2_classifier"),
-        hidden_scale=True,
-    ),
-    "classification": HeadSpec(
-        build=lambda config: _classifier(config, config.heads.classification),
-        inputs="pooled",
-        recipe="classification",
-        hidden_scale=True,
-    ),
+    "vqa": _classifier("vqav2-base", lambda heads: heads.vqa, "vqa_classifier"),
+    "snli_ve": _classifier("snli-ve", lambda heads: 3, "snli_classifier"),
+    "nlvr2": _classifier("nlvr2", lambda heads: 2, "nlvr2_classifier", num_images=2),
+    "classification": _classifier("classification", lambda heads: heads.classification),
     "image": HeadSpec(
         build=lambda config: LinearHead(config.vision.hidden_size, config.heads.image),
         inputs="image_cls",

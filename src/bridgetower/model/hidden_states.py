@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, fields, replace
 from threading import get_ident
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -14,8 +13,7 @@ from torch import Tensor, nn
 
 from bridgetower.model.bridgetower import IMAGE, TEXT, BridgeTower
 from bridgetower.model.config import Part
-from bridgetower.model.encodings import Mask
-from bridgetower.model.fusion import FusionLayer
+from bridgetower.model.fusion import Mask
 from bridgetower.model.towers import Tower, Transformer, VisionTower
 
 FusionAttention = Literal["image self", "text self", "image to text", "text to image"]
@@ -23,8 +21,7 @@ FusionAttention = Literal["image self", "text self", "image to text", "text to i
 AttentionKind = Literal["vision", "text"] | FusionAttention
 
 
-@dataclass(frozen=True, kw_only=True)
-class HiddenStates:
+class HiddenStates(NamedTuple):
     """What layers give, each by its number, with the pooled output.
 
     Attributes:
@@ -40,12 +37,6 @@ class HiddenStates:
     fused_text: dict[int, Float[Tensor, "b l d"]]
     attentions: dict[AttentionKind, dict[int, Float[Tensor, "b h q m"]]]
     pooled: Float[Tensor, "b e"]
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> HiddenStates:
-        def mapped(value: Any) -> Any:
-            return {key: mapped(each) for key, each in value.items()} if isinstance(value, dict) else function(value)
-
-        return HiddenStates(**{each.name: mapped(getattr(self, each.name)) for each in fields(self)})
 
 
 def hidden_states(
@@ -67,13 +58,12 @@ def hidden_states(
     }
     chosen = {part: tuple(numbers if layers is None else layers.get(part, ())) for part, numbers in there.items()}
     unknown: list[str] = [part for part in layers or () if part not in there]
-    unknown += [
-        f"{part} {number}" for part, numbers in chosen.items() for number in numbers if number not in there[part]
-    ]
+    for part, numbers in chosen.items():
+        unknown += [f"{part} {number}" for number in numbers if number not in there[part]]
     if unknown:
         known = ", ".join(f"{part} {numbers[0]} to {numbers[-1]}" for part, numbers in there.items())
         raise ValueError(f"layers has {', '.join(unknown)}; this model has {known}")
-    found = HiddenStates(vision={}, text={}, fused_image={}, fused_text={}, attentions={}, pooled=torch.empty(0, 0))
+    found = HiddenStates({}, {}, {}, {}, {}, pooled=torch.empty(0, 0))
     caller = get_ident()  # other threads may use the model meanwhile
     with ExitStack() as hooks:
 
@@ -84,8 +74,9 @@ def hidden_states(
 
             hooks.enter_context(layer.register_forward_hook(hook))
 
-        def keep_weights(kind: AttentionKind, number: int, attention: nn.Module) -> None:
-            keep(found.attentions.setdefault(kind, {}), number, attention, _weights)
+        def keep_weights(kind: AttentionKind, number: int, layer: Any) -> None:
+            if attentions:
+                keep(found.attentions.setdefault(kind, {}), number, layer.attention, _weights)
 
         towers: dict[Literal["vision", "text"], Tower] = {"vision": model.vision, "text": model.text}
         for part, tower in towers.items() if attentions else ():
@@ -93,24 +84,20 @@ def hidden_states(
             if numbers and not isinstance(tower, Transformer):
                 raise ValueError(f"the attention of {type(tower).__name__} cannot be kept; leave {part} out of layers")
             for number in numbers:
-                keep_weights(part, number, cast(Any, tower.stacked_layers()[number - 1]).attention.attention)
+                keep_weights(part, number, tower.stacked_layers()[number - 1].attention)
         for number in chosen["fusion"]:
-            image_layer, text_layer = (
-                cast(FusionLayer, stream[number - 1])
-                for stream in (model.fusion.image_layers, model.fusion.text_layers)
-            )
-            for layer, kept in ((image_layer, found.fused_image), (text_layer, found.fused_text)):
-                keep(kept, number, layer, lambda module, inputs, output: output)
-            if attentions:
-                keep_weights("image self", number, image_layer.self_attention.attention)
-                keep_weights("text self", number, text_layer.self_attention.attention)
-                keep_weights("image to text", number, image_layer.cross_attention.attention)
-                keep_weights("text to image", number, text_layer.cross_attention.attention)
+            image_layer, text_layer = model.fusion.image_layers[number - 1], model.fusion.text_layers[number - 1]
+            keep(found.fused_image, number, image_layer, lambda module, inputs, output: output)
+            keep(found.fused_text, number, text_layer, lambda module, inputs, output: output)
+            keep_weights("image self", number, image_layer.self_attention)
+            keep_weights("text self", number, text_layer.self_attention)
+            keep_weights("image to text", number, image_layer.cross_attention)
+            keep_weights("text to image", number, text_layer.cross_attention)
         vision, bridged = _states(model.vision, pixel_values, None, chosen["vision"], config.vision_layers)
         image = model.project("image", bridged, None, IMAGE)
         text, bridged = _states(model.text, input_ids, mask, chosen["text"], config.text_layers)
         fused = BridgeTower.fuse(model, image, model.project("text", bridged, mask, TEXT), "all")  # all pairs at once
-    return replace(found, vision=vision, text=text, pooled=fused.pooled)
+    return found._replace(vision=vision, text=text, pooled=fused.pooled)
 
 
 def _weights(attention: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor | None], output: Tensor) -> Tensor:

@@ -17,8 +17,10 @@ from torch.utils.checkpoint import checkpoint
 
 from bridgetower.model.config import Activation, TextConfig, VisionConfig
 
-P = ParamSpec("P")
-Output = TypeVar("Output")
+_P = ParamSpec("_P")
+_Output = TypeVar("_Output")
+TokenMask = Bool[Tensor, "b l"] | None
+"""False on padding; None if nothing is padded."""
 
 GELU = {"gelu": "none", "gelu_tanh": "tanh"}
 """What PyTorch calls the approximation."""
@@ -30,7 +32,7 @@ def activated(hidden: Float[Tensor, "*n"], activation: Activation) -> Float[Tens
     return F.relu(hidden) if activation == "relu" else F.gelu(hidden, approximate=GELU[activation])
 
 
-def activation_checkpointing(layer: Callable[P, Output], *, when: bool) -> Callable[P, Output]:
+def activation_checkpointing(layer: Callable[_P, _Output], *, when: bool) -> Callable[_P, _Output]:
     """Returns `layer`, or if `when` a form of it that keeps its inputs only and runs again for its gradients."""
     if when and torch.is_grad_enabled():
         return partial(checkpoint, layer, use_reentrant=False)
@@ -113,7 +115,7 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(hidden_size, hidden_size)
 
     def forward(
-        self, hidden: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None = None, num_queries: int | None = None
+        self, hidden: Float[Tensor, "b l d"], mask: TokenMask = None, num_queries: int | None = None
     ) -> Float[Tensor, "b q d"]:
         """Attends from the first `num_queries` positions (None: all) to every position where `mask` is True."""
         if num_queries is None or not is_plain(self.qkv, self.linear_layer) or self.qkv.weight.is_mkldnn:
@@ -184,7 +186,7 @@ class PostNormLayer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, hidden: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None = None, num_queries: int | None = None
+        self, hidden: Float[Tensor, "b l d"], mask: TokenMask = None, num_queries: int | None = None
     ) -> Float[Tensor, "b q d"]:
         attended = self.attention(hidden, mask, num_queries)
         hidden = self.attention_norm(hidden[:, :num_queries] + self.dropout(attended))
@@ -202,7 +204,7 @@ class Pooler(nn.Module):
         return torch.tanh(self.dense(hidden[:, 0]))
 
 
-def mean_token(hidden: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"] | None) -> Float[Tensor, "b d"]:
+def mean_token(hidden: Float[Tensor, "b l d"], mask: TokenMask) -> Float[Tensor, "b d"]:
     if mask is None:
         return hidden.mean(dim=1)
     weights = mask[..., None].to(hidden.dtype)

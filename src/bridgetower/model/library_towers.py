@@ -5,18 +5,18 @@ from __future__ import annotations
 import inspect
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from bridgetower.extras import require
 from bridgetower.model.config import TextConfig, VisionConfig
-from bridgetower.model.layers import on_meta
+from bridgetower.model.layers import TokenMask, on_meta
 from bridgetower.model.towers import TextTower, VisionTower
 
 _MODEL = "model."  # in front of the library's names of parameters
@@ -35,13 +35,11 @@ class TimmTower(VisionTower):
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        settings = _settings(config, "vision.settings", "architecture")
-        self.model = _timm_model(settings["architecture"], settings.get("arguments", {}), config.image_size)
-        described = _timm_config(self.model, settings, config.image_size)
-        _check_described("vision", config, described, "patch_size", "hidden_size", "num_layers", "prefix_tokens")
+        same = ("patch_size", "hidden_size", "num_layers", "prefix_tokens")
+        self.model = _described("vision", config, "architecture", lambda given: _timm(given, config.image_size), same)
 
     def forward(self, pixel_values: Float[Tensor, "b 3 h w"], layers: tuple[int, ...]) -> list[Float[Tensor, "b p v"]]:
-        outputs = self.model.forward_intermediates(  # type: ignore[operator]
+        outputs = self.model.forward_intermediates(
             pixel_values,
             indices=[layer - 1 for layer in layers],
             return_prefix_tokens=bool(self.model.num_prefix_tokens),  # not every architecture has them to return
@@ -54,11 +52,10 @@ class TimmTower(VisionTower):
         return [torch.cat(output[::-1], dim=1) if isinstance(output, tuple) else output for output in outputs]
 
     def pooled(self, hidden: Float[Tensor, "b p v"]) -> Float[Tensor, "b v"]:
-        vector: Tensor = self.model.forward_head(hidden, pre_logits=True)  # type: ignore[operator]
-        return vector
+        return self.model.forward_head(hidden, pre_logits=True)
 
     def stacked_layers(self) -> list[nn.Module]:
-        return list(self.model.blocks)  # type: ignore[arg-type]
+        return list(self.model.blocks)
 
     def fitted(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         own = {name.removeprefix(_MODEL): tensor for name, tensor in tensors.items()}
@@ -74,7 +71,7 @@ class TimmTower(VisionTower):
         return dict(tensors) if convert is None else dict(convert(dict(tensors), self.model))
 
     def set_activation_checkpointing(self, enabled: bool) -> None:
-        self.model.set_grad_checkpointing(enabled)  # type: ignore[operator]
+        self.model.set_grad_checkpointing(enabled)
 
 
 class TransformersTower(TextTower):
@@ -86,13 +83,11 @@ class TransformersTower(TextTower):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.config = config
-        settings = _settings(config, "text.settings", "model_type")
-        self.model = _transformers_model(settings, config.dropout)
-        described = _transformers_config(self.model, settings)
-        _check_described("text", config, described, "vocab_size", "hidden_size", "num_layers", "max_positions")
+        same = ("vocab_size", "hidden_size", "num_layers", "max_positions")
+        self.model = _described("text", config, "model_type", lambda given: _transformers(given, config.dropout), same)
 
     def forward(
-        self, input_ids: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"] | None, layers: tuple[int, ...]
+        self, input_ids: Int[Tensor, "b l"], mask: TokenMask, layers: tuple[int, ...]
     ) -> list[Float[Tensor, "b l t"]]:
         self.config.check_length(input_ids.shape[1])
         attention_mask = None if mask is None else mask.long()
@@ -115,8 +110,7 @@ class TransformersTower(TextTower):
 
 def timm_config(architecture: str, arguments: Mapping[str, Any], image_size: int | None = None) -> VisionConfig:
     with on_meta():
-        model = _timm_model(architecture, arguments, image_size)
-    return _timm_config(model, {"architecture": architecture, "arguments": dict(arguments)}, image_size)
+        return _timm({"architecture": architecture, "arguments": dict(arguments)}, image_size)[1]
 
 
 def timm_data_config(architecture: str, pretrained: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -145,8 +139,7 @@ def timm_hub_id(name: str) -> str:
 
 def transformers_config(settings: Mapping[str, Any]) -> TextConfig:
     with on_meta():
-        model = _transformers_model(settings, 0.0)
-    return _transformers_config(model, settings)
+        return _transformers(settings, 0.0)[1]
 
 
 def read_transformers(folder: Path) -> tuple[TextConfig, dict[str, Tensor]]:
@@ -163,7 +156,7 @@ def read_transformers(folder: Path) -> tuple[TextConfig, dict[str, Tensor]]:
             output_loading_info=True,
         )
     except (OSError, RuntimeError, ValueError) as error:
-        raise ValueError(f"transformers cannot read {folder} ({str(error).strip().partition(chr(10))[0]})") from error
+        raise ValueError(f"transformers cannot read {folder} ({_first_line(error)})") from error
     values = loaded.config.to_dict()
     settings = json.loads(json.dumps({name: values[name] for name in values if name not in _UNUSED_SETTINGS}))
     config = transformers_config(settings)
@@ -188,8 +181,7 @@ def transformers_tokenizer(folder: Path) -> Tokenizer | None:
     try:
         loaded = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (ImportError, OSError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"transformers cannot read the tokenizer in {folder} ({reason})") from error
+        raise ValueError(f"transformers cannot read the tokenizer in {folder} ({_first_line(error)})") from error
     vocabulary = loaded.vocab_files_names.get("vocab_file", "tokenizer.json")
     if not (folder / vocabulary).is_file() or not hasattr(loaded, "backend_tokenizer"):
         raise ValueError(
@@ -201,57 +193,57 @@ def transformers_tokenizer(folder: Path) -> Tokenizer | None:
     return tokenizer
 
 
-def _settings(config: VisionConfig | TextConfig, field: str, key: str) -> Mapping[str, Any]:
+def _described(
+    part: str, config: Any, key: str, build: Callable[[Mapping[str, Any]], tuple[Any, Any]], same: Sequence[str]
+) -> Any:
+    """Builds what the settings of a config describe, whose other fields have to agree with them."""
     settings = config.settings or {}
     if not isinstance(settings.get(key), str):
-        raise ValueError(f"{field} has no {key}, which {config.architecture!r} is built from; read the tower's weights")
-    return settings
-
-
-def _check_described(part: str, config: Any, described: Any, *names: str) -> None:
-    for name in names:
+        raise ValueError(
+            f"{part}.settings has no {key}, which {config.architecture!r} is built from; read the tower's weights"
+        )
+    model, described = build(settings)
+    for name in same:
         given, built = getattr(config, name), getattr(described, name)
         if given != built:
             raise ValueError(f"{part}.{name} is {given}, but {part}.settings make a tower with {built}; leave it out")
+    return model
 
 
-def _timm_model(architecture: str, arguments: Mapping[str, Any], image_size: int | None) -> nn.Module:
+def _timm(settings: Mapping[str, Any], image_size: int | None) -> tuple[Any, VisionConfig]:
     require("towers", "timm")
     import timm
     from timm.models import is_model
 
+    architecture, arguments = settings["architecture"], settings.get("arguments", {})
     if not is_model(architecture.partition(".")[0]):
         raise ValueError(f"timm has no architecture {architecture!r}; timm.list_models() names those that there are")
     size = {} if image_size is None else {"img_size": image_size}
     try:
-        return _built(lambda: timm.create_model(architecture, **{**arguments, **size, "num_classes": 0}))
+        model = _built(lambda: timm.create_model(architecture, **{**arguments, **size, "num_classes": 0}))
     except TypeError as error:
         raise ValueError(f"timm cannot build {architecture} with {arguments or size} ({error})") from error
-
-
-def _timm_config(model: Any, settings: Mapping[str, Any], image_size: int | None) -> VisionConfig:
     layers, run = getattr(model, "feature_info", None), getattr(model, "forward_intermediates", None)
     sizes = {(layer["num_chs"], layer["reduction"]) for layer in layers} if isinstance(layers, list) else set()
     has = all(hasattr(model, name) for name in ("blocks", "patch_embed", "num_prefix_tokens"))
     # Some return patches alone.
     if len(sizes) != 1 or not has or run is None or "return_prefix_tokens" not in inspect.signature(run).parameters:
         raise ValueError(
-            f"{settings['architecture']} is no vision transformer of timm whose layers are of one width and whose "
+            f"{architecture} is no vision transformer of timm whose layers are of one width and whose "
             "forward_intermediates returns prefix tokens; expected one such as vit_small_patch14_dinov2"
         )
     ((width, patch),) = sizes
-    attention = getattr(model.blocks[0], "attn", None)
     if image_size is None:
         height, width_ = getattr(model.patch_embed, "img_size", None) or model.pretrained_cfg["input_size"][1:]
         if height != width_:
             raise ValueError(f"timm's image size is {height} x {width_}; expected a square: give image_size")
         image_size = int(height)
-    return VisionConfig(
+    return model, VisionConfig(
         image_size=image_size,
         patch_size=patch,
         hidden_size=width,
         num_layers=len(model.blocks),
-        num_heads=getattr(attention, "num_heads", 1),
+        num_heads=getattr(getattr(model.blocks[0], "attn", None), "num_heads", 1),
         intermediate_size=4 * width,
         pre_norm=False,
         patch_bias=True,
@@ -262,39 +254,33 @@ def _timm_config(model: Any, settings: Mapping[str, Any], image_size: int | None
     )
 
 
-def _transformers_model(settings: Mapping[str, Any], dropout: float) -> nn.Module:
+def _transformers(settings: Mapping[str, Any], dropout: float) -> tuple[Any, TextConfig]:
     """Builds a model in float32; `dropout` replaces every dropout probability, as in the towers of this package."""
     require("towers", "transformers")
     from transformers import AutoConfig, AutoModel
 
+    kind = settings["model_type"]
     values = {name: value for name, value in settings.items() if name not in ("model_type", "dtype", "torch_dtype")}
     try:
-        config = AutoConfig.for_model(settings["model_type"], **values)
+        config: Any = AutoConfig.for_model(kind, **values)
     except ValueError as error:
         raise ValueError(
-            f"transformers does not know the model type {settings['model_type']!r}; expected an encoder such as bert"
+            f"transformers does not know the model type {kind!r}; expected an encoder such as bert"
         ) from error
     for name, value in config.to_dict().items():
         if "dropout" in name and type(value) in (int, float):
             setattr(config, name, dropout)
     if getattr(config, "is_encoder_decoder", False):
-        raise ValueError(
-            f"{settings['model_type']} is an encoder with a decoder; expected an encoder such as modernbert"
-        )
-    model: Any = _built(lambda: AutoModel.from_config(config))
+        raise ValueError(f"{kind} is an encoder with a decoder; expected an encoder such as modernbert")
+    model = _built(lambda: AutoModel.from_config(config))
     if getattr(model, "pooler", None) is not None:
         model.pooler = None
-    return model
-
-
-def _transformers_config(model: Any, settings: Mapping[str, Any]) -> TextConfig:
-    config = model.config
     padded = [
         module.padding_idx is not None
         for name, module in model.named_modules()
         if isinstance(module, nn.Embedding) and name.endswith("embeddings.position_embeddings")
     ]
-    return TextConfig(
+    return model, TextConfig(
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
         num_layers=config.num_hidden_layers,
@@ -308,7 +294,7 @@ def _transformers_config(model: Any, settings: Mapping[str, Any]) -> TextConfig:
     )
 
 
-def _built(build: Callable[[], nn.Module]) -> nn.Module:
+def _built(build: Callable[[], Any]) -> Any:
     """Builds a model; if it is described on `meta`, its buffers get values, since checkpoints do not hold all."""
     if torch.get_default_device().type != "meta":
         return build()
@@ -319,3 +305,7 @@ def _built(build: Callable[[], nn.Module]) -> nn.Module:
             described = nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
             module.register_parameter(name, described)
     return model
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -35,10 +35,11 @@ def from_plain(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     return cls(**{name: _checked(types[name], value, f"{where}.{name}") for name, value in values.items()})
 
 
-def known_fields(cls: type[T], values: object, where: str) -> T:
-    if not isinstance(values, Mapping):
-        raise ValueError(f"{where} is {values!r}; expected names and values")
-    return from_plain(cls, {name: value for name, value in values.items() if name in get_type_hints(cls)}, where)
+def known_fields(cls: type[T], values: Any, where: str) -> T:
+    """Like `from_plain`, but passes over fields that the dataclass does not have."""
+    if isinstance(values, Mapping):
+        values = {name: value for name, value in values.items() if name in get_type_hints(cls)}
+    return from_plain(cls, values, where)
 
 
 def check_choice(name: str, value: object, choices: Any, *, or_none: bool = False) -> None:

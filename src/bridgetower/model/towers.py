@@ -7,11 +7,11 @@ from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from bridgetower.model.config import TextConfig, VisionConfig
-from bridgetower.model.layers import PostNormLayer, PreNormLayer, activation_checkpointing
+from bridgetower.model.layers import PostNormLayer, PreNormLayer, TokenMask, activation_checkpointing
 
 
 class Tower(nn.Module, ABC):
@@ -28,15 +28,18 @@ class Tower(nn.Module, ABC):
         """Chooses whether layers keep only their inputs in training."""
         self.checkpoint_activations = enabled
 
-    def states(
-        self, inputs: Tensor, mask: Bool[Tensor, "b l"] | None, layers: tuple[int, ...]
-    ) -> list[Float[Tensor, "b l w"]]:
+    def states(self, inputs: Tensor, mask: TokenMask, layers: tuple[int, ...]) -> list[Float[Tensor, "b l w"]]:
         """Returns the hidden states after some layers, from which `continued` of towers of this package goes on."""
         raise ValueError(f"{type(self).__name__} cannot go on from cached states; leave out train_top or freeze_towers")
 
     def pooled(self, hidden: Float[Tensor, "b l w"]) -> Float[Tensor, "b w"]:
         """Returns the global vector of the last layer that is read, from its hidden states; here their CLS."""
         return hidden[:, 0]
+
+    def cls(self, inputs: Tensor, number: int, mask: TokenMask = None) -> Float[Tensor, "b w"]:
+        """Returns the global vector of one layer."""
+        given = (inputs,) if isinstance(self, VisionTower) else (inputs, mask)
+        return self.pooled(self(*given, (number,))[-1])
 
 
 class VisionTower(Tower):
@@ -49,10 +52,6 @@ class VisionTower(Tower):
     @abstractmethod
     def forward(self, pixel_values: Float[Tensor, "b 3 h w"], layers: tuple[int, ...]) -> list[Float[Tensor, "b p v"]]:
         """Returns the hidden states of some layers, counted from 1 and increasing, as the projections read them."""
-
-    def cls(self, pixel_values: Float[Tensor, "b 3 h w"], number: int) -> Float[Tensor, "b v"]:
-        """Returns the global vector of one layer."""
-        return self.pooled(self(pixel_values, (number,))[-1])
 
     def fitted(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns the parameters of this tower at another image size, made to fit this one's; here as they are.
@@ -71,13 +70,9 @@ class TextTower(Tower):
 
     @abstractmethod
     def forward(
-        self, input_ids: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"] | None, layers: tuple[int, ...]
+        self, input_ids: Int[Tensor, "b l"], mask: TokenMask, layers: tuple[int, ...]
     ) -> list[Float[Tensor, "b l t"]]:
         """Returns the hidden states of some layers, counted from 1 and increasing; `mask` is False on padding."""
-
-    def cls(self, input_ids: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"] | None, number: int) -> Float[Tensor, "b t"]:
-        """Returns the global vector of one layer; `mask` is False on padding."""
-        return self.pooled(self(input_ids, mask, (number,))[-1])
 
 
 class Transformer(Tower):
@@ -93,13 +88,11 @@ class Transformer(Tower):
     def stacked_layers(self) -> list[nn.Module]:
         return list(self.layers)
 
-    def states(
-        self, inputs: Tensor, mask: Bool[Tensor, "b l"] | None, layers: tuple[int, ...]
-    ) -> list[Float[Tensor, "b l w"]]:
+    def states(self, inputs: Tensor, mask: TokenMask, layers: tuple[int, ...]) -> list[Float[Tensor, "b l w"]]:
         return self._run(self.embed(inputs), 0, mask, layers)
 
     def continued(
-        self, states: Mapping[int, Float[Tensor, "b l w"]], mask: Bool[Tensor, "b l"] | None, layers: tuple[int, ...]
+        self, states: Mapping[int, Float[Tensor, "b l w"]], mask: TokenMask, layers: tuple[int, ...]
     ) -> list[Float[Tensor, "b l w"]]:
         """Returns what a run returns for some layers, from `states` by layer: those up to the last one."""
         start = max(states)
@@ -115,8 +108,8 @@ class Transformer(Tower):
                 outputs.append(hidden)
         return outputs
 
-    def _cls(self, inputs: Tensor, mask: Tensor | None, number: int) -> Float[Tensor, "b w"]:
-        """The CLS of one layer, which is computed at this position only."""
+    def cls(self, inputs: Tensor, number: int, mask: TokenMask = None) -> Float[Tensor, "b w"]:
+        """Returns the CLS of one layer, which is computed at this position only."""
         (hidden,) = self.states(inputs, mask, (number - 1,))
         last = activation_checkpointing(self.layers[number - 1], when=self.checkpoint_activations)
         return self.post_norm(last(hidden, mask, num_queries=1)[:, 0])
@@ -140,9 +133,6 @@ class VisionTransformer(Transformer, VisionTower):
     def forward(self, pixel_values: Float[Tensor, "b 3 h w"], layers: tuple[int, ...]) -> list[Float[Tensor, "b p v"]]:
         """Returns the normalised outputs; images of another size get interpolated position embeddings."""
         return [self.post_norm(hidden) for hidden in self.states(pixel_values, None, layers)]
-
-    def cls(self, pixel_values: Float[Tensor, "b 3 h w"], number: int) -> Float[Tensor, "b v"]:
-        return self._cls(pixel_values, None, number)
 
     def fitted(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns the parameters with position embeddings interpolated to the config's image size."""
@@ -202,12 +192,9 @@ class TextTransformer(Transformer, TextTower):
         self.post_norm = nn.Identity()
 
     def forward(
-        self, input_ids: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"] | None, layers: tuple[int, ...]
+        self, input_ids: Int[Tensor, "b l"], mask: TokenMask, layers: tuple[int, ...]
     ) -> list[Float[Tensor, "b l t"]]:
         return self.states(input_ids, mask, layers)
-
-    def cls(self, input_ids: Int[Tensor, "b l"], mask: Bool[Tensor, "b l"] | None, number: int) -> Float[Tensor, "b t"]:
-        return self._cls(input_ids, mask, number)
 
     def embed(self, inputs: Int[Tensor, "b l"]) -> Float[Tensor, "b l t"]:
         """Returns normalised sums of word, position and segment-0 embeddings."""

@@ -14,7 +14,7 @@ from bridgetower.data.batch import CaptionBatch
 from bridgetower.distributed import all_gather, rank, world_size
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import entry
-from bridgetower.model.encodings import Encoded
+from bridgetower.model.fusion import Encoded
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.losses import (
     Contrast,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bridgetower.data.batch import RankingBatch
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.encodings import Encoded
+from bridgetower.model.fusion import Encoded
 from bridgetower.objectives.config import RankingConfig
 from bridgetower.objectives.losses import Losses, class_loss
 from bridgetower.objectives.matching import matching_loss, random_pairs
