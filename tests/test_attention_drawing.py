@@ -5,8 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bridgetower.attention import Explanation
-from bridgetower.attention_drawing import draw_explanation, heat
+from bridgetower.attention import Explanation, draw_explanation, heat
 
 
 @pytest.fixture

@@ -20,8 +20,8 @@ from bridgetower.extras import Extra, require
 os.environ.setdefault("LANCEDB_LOG", "error")  # it warns of each empty group of vectors
 
 if TYPE_CHECKING:
+    from bridgetower.attention import draw_explanation as draw_explanation
     from bridgetower.attention import explain as explain
-    from bridgetower.attention_drawing import draw_explanation as draw_explanation
     from bridgetower.checkpoints import convert as convert
     from bridgetower.checkpoints import read_checkpoint as read_checkpoint
     from bridgetower.model.bridgetower import BridgeTower as BridgeTower
@@ -59,7 +59,7 @@ _HOMES = {
     "VisionTower": "bridgetower.model.towers",
     "build_index": "bridgetower.search.build",
     "convert": "bridgetower.checkpoints",
-    "draw_explanation": "bridgetower.attention_drawing",
+    "draw_explanation": "bridgetower.attention",
     "embed_source": "bridgetower.search.embed",
     "explain": "bridgetower.attention",
     "hidden_states": "bridgetower.model.hidden_states",

@@ -1,4 +1,4 @@
-"""Cross-attention of the words of a text over an image, in every fusion layer."""
+"""Cross-attention of the words of a text over an image, in every fusion layer: computed, and drawn as heat maps."""
 
 from __future__ import annotations
 
@@ -6,18 +6,25 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from bridgetower.checkpoints.reranking import Match
+from bridgetower.checkpoints.reranking import Match, described
 from bridgetower.inference import matched
 from bridgetower.model.hidden_states import hidden_states
 from bridgetower.predictor import Predictor
 from bridgetower.processor import ImageLike, Processor, Resized
 
 _VIEW_SIDE = 480  # pixels, at least
+WORDS_IN_A_BAND = 8
+
+_TILE, _HEAD, _LABEL, _BAND = 1.55, 2.2, 1.2, 0.45  # inches: a map, the text above, that on the left, a gap
+_LEGEND = """Cross-attention of each word over the image, mean over the heads.
+Every map sums to 1; bright is the largest share of a patch in its layer.
+Under each map: what went to the class token instead."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,12 +96,8 @@ def attention_of(predictor: Predictor, image: UInt8[Tensor, "3 h w"], ids: Seque
     prefix, patches = attention.tensor_split([model.config.vision.num_prefix_tokens], dim=-1)
     rows = pixel_values.shape[-2] // model.config.vision.patch_size
     maps = patches / patches.sum(dim=-1, keepdim=True)
-    return Explanation(
-        words=words,
-        maps=maps.unflatten(-1, (rows, -1)),
-        prefix_shares=prefix.sum(dim=-1),
-        **match,
-    )
+    maps = maps.unflatten(-1, (rows, -1))
+    return Explanation(words=words, maps=maps, prefix_shares=prefix.sum(dim=-1), **match)
 
 
 def words_of(processor: Processor, ids: Sequence[int]) -> tuple[tuple[str, ...], list[list[int]]]:
@@ -117,15 +120,71 @@ def words_of(processor: Processor, ids: Sequence[int]) -> tuple[tuple[str, ...],
 def view_of(processor: Processor, image: ImageLike) -> Image.Image:
     """The square of an image that the model gets, in a resolution for display."""
     config = processor.config
-    factor = -(-_VIEW_SIDE // config.image_size)
+    side = -(-_VIEW_SIDE // config.image_size) * config.image_size
+    pixels = None
     # The sizes of hf are rounded, so that a larger view could show another part.
     if config.profile != "hf" and not isinstance(image, Resized):
-        larger = Processor(config.with_image_size(factor * config.image_size), processor.tokenizer)
+        larger = Processor(config.with_image_size(side), processor.tokenizer)
         with suppress(ValueError):  # the longer side of an image may be too long at that size only
-            return _to_image(larger.resize(image))
-    pixels = _to_image(processor.resize(image))
-    return pixels.resize((factor * config.image_size,) * 2, Image.Resampling.BICUBIC)
+            pixels = larger.resize(image)
+    pixels = processor.resize(image) if pixels is None else pixels
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy()).resize((side, side), Image.Resampling.BICUBIC)
 
 
-def _to_image(pixels: UInt8[Tensor, "3 h w"]) -> Image.Image:
-    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+def draw_explanation(explanation: Explanation) -> Image.Image:
+    """Draws the maps: words from left to right, in bands of at most eight, layers from top to bottom.
+
+    Each layer has one scale: bright is the patch that gets the largest share of any word's attention in that layer. The
+    share that went to the class token instead stands under each map.
+    """
+    from matplotlib.figure import Figure
+
+    from bridgetower.drawing import FAINT, PLAIN, drawn, shortened
+
+    num_layers, num_words = explanation.maps.shape[:2]
+    bands = -(-num_words // WORDS_IN_A_BAND)
+    columns = -(-num_words // bands)
+    width = max(_LABEL + columns * (_TILE + 0.1) + 0.2, 7.0)
+    height = _HEAD + bands * (num_layers * (_TILE + 0.25) + _BAND)
+    assert explanation.view is not None, "it comes from `explain`"
+    figure, view = Figure(figsize=(width, height)), explanation.view.convert("RGB").resize((168, 168))
+
+    def box(x: float, y: float, side: float) -> tuple[float, float, float, float]:
+        return x / width, 1 - (y + side) / height, side / width, side / height
+
+    axes = figure.add_axes(box(0.2, 0.2, _TILE))
+    axes.axis("off")
+    axes.imshow(view)
+    title = f"“{shortened(explanation.text, round(7 * (width - 2)))}”"
+    match = described(explanation.probability, explanation.score)
+    lines = (title, 0.4, 15, "black"), (f"match: {match}" if match else "", 0.7, 11, "black"), (_LEGEND, 1.6, 9, FAINT)
+    for line, place, size, colour in lines:
+        figure.text((_TILE + 0.4) / width, 1 - place / height, line, fontsize=size, color=colour, **PLAIN)
+    for word, name in enumerate(explanation.words):
+        band, column = divmod(word, columns)
+        for layer, maps in enumerate(explanation.maps):
+            top = _HEAD + band * (num_layers * (_TILE + 0.25) + _BAND) + layer * (_TILE + 0.25)
+            axes, peak = figure.add_axes(box(_LABEL + column * (_TILE + 0.1), top, _TILE)), float(maps.max())
+            axes.axis("off")
+            axes.imshow(heat(view, maps[word] / peak))
+            share = f"class token {100 * float(explanation.prefix_shares[layer, word]):.0f} %"
+            axes.text(0.5, -0.02, share, ha="center", va="top", fontsize=7, color=FAINT, transform=axes.transAxes)
+            if layer == 0:
+                axes.set_title(shortened(name, 16), fontsize=11, pad=4, **PLAIN)
+            if column == 0:
+                label = f"layer {layer + 1}\nup to {100 * peak:.1f} %"
+                axes.text(-0.08, 0.5, label, ha="right", va="center", fontsize=9, transform=axes.transAxes)
+    return drawn(figure)
+
+
+def heat(view: Image.Image, values: Float[Tensor, "r c"]) -> Image.Image:
+    """Lays a map of values from 0 to 1 over an image: where it is 0 the image is dark, where it is 1 it glows."""
+    import matplotlib
+
+    grid = Image.fromarray(values.clamp(0, 1).numpy().astype(np.float32))
+    smooth = np.asarray(grid.resize(view.size, Image.Resampling.BICUBIC)).clip(0, 1)[..., None]
+    grey = np.asarray(view.convert("L"), dtype=np.float32)[..., None] / 255
+    dark = 0.35 * (0.6 * grey + 0.4 * np.asarray(view, dtype=np.float32) / 255)
+    opacity = 0.85 * smooth**0.7
+    mixed = (1 - opacity) * dark + opacity * matplotlib.colormaps["inferno"](smooth[..., 0])[..., :3]
+    return Image.fromarray((255 * mixed.clip(0, 1)).round().astype(np.uint8))

@@ -27,7 +27,6 @@ def png(figure: Figure) -> bytes:
 
 
 def drawn(figure: Figure) -> Image.Image:
-    """Returns a drawing as an image."""
     return Image.open(BytesIO(png(figure))).convert("RGB")
 
 
@@ -38,7 +37,6 @@ def shortened(text: str, length: int) -> str:
 
 
 def write_image(path: Path, image: Image.Image) -> None:
-    """Writes an image atomically, in the format that its name says."""
     if Path(path).suffix.lower() not in Image.registered_extensions():
         raise ValueError(f"{path} has no suffix of a kind of images; give a name such as image.png")
     with replacing(path) as temporary:

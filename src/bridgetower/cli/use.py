@@ -139,8 +139,8 @@ def explain(
     """
     require("plot")
     require_parent(out)
+    from bridgetower.attention import draw_explanation
     from bridgetower.attention import explain as attention_of
-    from bridgetower.attention_drawing import draw_explanation
     from bridgetower.drawing import write_image
 
     found = attention_of(loading.load(model), str(image), text, truncate=truncate)

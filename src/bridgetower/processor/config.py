@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from bridgetower.model.config import check_image_size
-from bridgetower.model.plain import check_choice, check_numbers, from_plain
-from bridgetower.processor.images import Fit
+from bridgetower.model.plain import check_choice, check_numbers
 
 Profile = Literal["official-pretrain", "official-finetune", "hf"]
 Interpolation = Literal["bicubic", "bilinear"]
@@ -67,11 +65,10 @@ class ProcessorConfig:
         colour = self.background
         if colour is not None and (len(colour) != 3 or not all(type(c) is int and 0 <= c <= 255 for c in colour)):
             raise ValueError(f"background is {colour}; expected three whole numbers from 0 to 255, or None")
-        if self.profile != "hf":
-            for name in ("shortest_edge", "size_divisor"):
-                if getattr(self, name) is not None:
-                    raise ValueError(f"{name} is {getattr(self, name)}, which profile {self.profile!r} does not use")
-        elif self.resize_edge < self.resize_divisor:
+        for name in ("shortest_edge", "size_divisor"):
+            if self.profile != "hf" and getattr(self, name) is not None:
+                raise ValueError(f"{name} is {getattr(self, name)}, which profile {self.profile!r} does not use")
+        if self.profile == "hf" and self.resize_edge < self.resize_divisor:
             raise ValueError(
                 f"short side {self.resize_edge} px is below size_divisor {self.resize_divisor}, so every image would "
                 "vanish; raise image_size or lower size_divisor"
@@ -81,17 +78,6 @@ class ProcessorConfig:
     def resize_edge(self) -> int:
         """Short side before the crop, in pixels; `hf` may have set it apart from `image_size`."""
         return self.image_size if self.shortest_edge is None else self.shortest_edge
-
-    @property
-    def decoded_side(self) -> int | None:
-        """Pixels that the short side of an image has at least when it is decoded; None decodes in full."""
-        return FAST_MARGIN * self.resize_edge if self.fast_decode else None
-
-    @property
-    def fit(self) -> Fit | None:
-        """How PIL brings an image to the model's size; None in the `hf` profile, which PyTorch resizes."""
-        crop = self.profile == "official-pretrain"
-        return None if self.profile == "hf" else (self.image_size, self.interpolation, crop)
 
     @property
     def resize_divisor(self) -> int:
@@ -106,12 +92,3 @@ class ProcessorConfig:
                 f"choose both with dataclasses.replace(config, image_size={image_size}, shortest_edge=...)"
             )
         return replace(self, image_size=image_size)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns a plain dictionary, ready for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ProcessorConfig:
-        """Builds the config that `to_dict` described."""
-        return from_plain(cls, values, "processor config")

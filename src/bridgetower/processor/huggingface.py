@@ -156,13 +156,9 @@ def tokenizer_settings(tokens: Special[str], max_length: int) -> dict[str, Any]:
         "padding_side": "right",
         "truncation_side": "right",
         "clean_up_tokenization_spaces": False,
-        "bos_token": tokens.bos,
         "cls_token": tokens.bos,
-        "eos_token": tokens.eos,
         "sep_token": tokens.eos,
-        "pad_token": tokens.pad,
-        "unk_token": tokens.unk,
-        "mask_token": tokens.mask,
+        **{f"{role}_token": token for role, token in tokens._asdict().items()},
     }
 
 

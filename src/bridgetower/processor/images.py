@@ -207,23 +207,16 @@ def _to_rgb(image: Image.Image, background: Colour | None) -> Image.Image:
         box = (0, top, image.width, min(top + rows, image.height))
         strip = image.crop(box)
         if strip.mode == "I" or strip.mode.startswith("I;16"):
-            strip = _reduce_depth(strip)
+            values, transparent = np.asarray(strip).astype(np.uint32), strip.info.get("transparency")
+            strip = Image.fromarray(((values + 128) // 257).astype(np.uint8))  # v / 257, rounded
+            if transparent is not None:  # a colour marked so becomes an alpha channel
+                strip.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
         if strip.has_transparency_data:
             strip = strip.convert("RGBA")
             if background is not None:
                 strip = Image.alpha_composite(Image.new("RGBA", strip.size, (*background, 255)), strip)
         rgb.paste(strip.convert("RGB"), box)
     return rgb
-
-
-def _reduce_depth(image: Image.Image) -> Image.Image:
-    """Scales grey of 16 bit to 8 bit, rounding v / 257; a colour marked as transparent becomes an alpha channel."""
-    values = np.asarray(image).astype(np.uint32)
-    grey = Image.fromarray(((values + 128) // 257).astype(np.uint8))
-    transparent = image.info.get("transparency")
-    if transparent is not None:
-        grey.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
-    return grey
 
 
 def _from_array(given: Any) -> Image.Image:

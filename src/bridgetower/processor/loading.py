@@ -7,7 +7,7 @@ import multiprocessing
 import signal
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import cache, partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from jaxtyping import Shaped
@@ -17,8 +17,6 @@ from torch.utils.data import DataLoader, Dataset
 from bridgetower.distributed import available_cores
 
 CPU = torch.device("cpu")
-
-Item = TypeVar("Item")
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +60,7 @@ def load_items(
             worker.kill()
 
 
-@cache
+@cache  # so that it is told once
 def _at_most_cores(num_workers: int) -> int:
     if num_workers > (cores := available_cores()):
         logger.info("%d processes are to decode, but there are %d cores; %d do", num_workers, cores, cores)
@@ -70,14 +68,14 @@ def _at_most_cores(num_workers: int) -> int:
 
 
 def loaded(
-    load: Callable[[Item], Shaped[Tensor, "..."]],
-    batches: Sequence[Sequence[Item]],
+    load: Callable[[Any], Shaped[Tensor, "..."]],
+    batches: Sequence[Sequence[Any]],
     *,
     num_workers: int,
     device: torch.device = CPU,
 ) -> Iterator[Shaped[Tensor, "b ..."]]:
-    workers = min(num_workers, len(batches))
-    return load_items(partial(_stacked, load), batches, num_workers=workers, device=device)
+    """Yields batches of what `load` makes of their items."""
+    return load_items(partial(_stacked, load), batches, num_workers=min(num_workers, len(batches)), device=device)
 
 
 def _stacked(load: Callable[[Any], Tensor], batch: Sequence[Any]) -> Tensor:

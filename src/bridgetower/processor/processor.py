@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, Literal, Self, TypeAlias
@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from bridgetower import files
-from bridgetower.model.plain import check_choice
+from bridgetower.model.plain import check_choice, from_plain
 from bridgetower.processor import huggingface
-from bridgetower.processor.config import ProcessorConfig
+from bridgetower.processor.config import FAST_MARGIN, ProcessorConfig
 from bridgetower.processor.images import open_reduced
 from bridgetower.processor.text import (
     Special,
@@ -32,7 +32,6 @@ from bridgetower.processor.text import (
     check_texts,
     encode,
     find_tokenizer,
-    join_pair,
     load_tokenizer,
     special_tokens,
     tokenizers_errors,
@@ -252,38 +251,37 @@ class Processor:
         return found
 
     def images(self, images: Sequence[ImageLike], *, first: int = 0) -> Float[Tensor, "b 3 h w"]:
-        """Opens, resizes and normalises images.
-
-        Args:
-            images: At least one.
-            first: Number of the first one, for errors.
-        """
+        """Opens, resizes and normalises images; in errors they are numbered from `first` on."""
         if is_image(images):
             raise ValueError(f"one image ({type(images).__name__}) where a list of images is expected; pass [image]")
-        return self.normalise(
-            torch.stack([self.resize_numbered(item) for item in enumerate(image_list(images), first)])
-        )
+        pixels = [self.resize_numbered(item) for item in enumerate(image_list(images), first)]
+        return self.normalise(torch.stack(pixels))
+
+    def resize_numbered(self, item: tuple[int, ImageLike]) -> UInt8[Tensor, "3 h w"]:
+        """Returns `resize` of an image that comes with its number, which errors name."""
+        try:
+            return self.resize(item[1])
+        except ValueError as error:
+            raise ValueError(f"image {item[0]}: {error}") from error
 
     def resize(self, image: ImageLike) -> UInt8[Tensor, "3 h w"]:
         """Opens one image and brings it to the model's size: all that comes before `normalise`."""
         return self.prepare(image).pixels
 
     def prepare(self, image: ImageLike, *, decode: Callable[..., Any] = open_reduced) -> Resized:
-        """Opens one image as `resize` does and keeps how large it was; one that was prepared is returned as it is.
-
-        Args:
-            image: The image.
-            decode: In place of `open_reduced`, such as one with another `max_pixels`.
-        """
+        """Opens one image as `resize` does and keeps how large it was; one that was prepared is returned as it is."""
         config = self.config
         if isinstance(image, Resized):
             expected = [3, config.image_size, config.image_size]
             if list(image.pixels.shape) != expected:
                 raise ValueError(f"an image was prepared as {list(image.pixels.shape)}; this model takes {expected}")
             return image
-        opened, (width, height) = decode(image, config.decoded_side, background=config.background, fit=config.fit)
+        side = FAST_MARGIN * config.resize_edge if config.fast_decode else None
+        fit = (config.image_size, config.interpolation, config.profile == "official-pretrain")
+        by_pil = config.profile != "hf"  # which PyTorch resizes
+        opened, (width, height) = decode(image, side, background=config.background, fit=fit if by_pil else None)
         pixels = to_tensor(opened)
-        return Resized(pixels=pixels if config.fit else _letterboxed(pixels, config), width=width, height=height)
+        return Resized(pixels=pixels if by_pil else _letterboxed(pixels, config), width=width, height=height)
 
     def blank_image(self) -> Resized:
         """Returns what stands where an image is missing: an image of the mean colour, which becomes about 0."""
@@ -292,26 +290,18 @@ class Processor:
         return Resized(pixels=colour[:, None, None].expand(3, side, side).contiguous(), width=side, height=side)
 
     def normalise(self, pixels: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-        """Maps a batch of resized images to (v/255 - mean) / std; `images` is this after `resize`.
-
-        The factor 255 sits in mean and std, as in transformers (equal bit for bit).
-        """
+        """Maps a batch of resized images to (v/255 - mean) / std; `images` is this after `resize`."""
         if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] != 3:
             shape = list(pixels.shape)
             raise ValueError(f"pixels are {pixels.dtype} of shape {shape}; expected uint8 [batch, 3, h, w]")
-        mean, std = (
+        mean, std = (  # the factor 255 sits in them, as in transformers, which is equal bit for bit
             (torch.tensor(values) * 255.0)[:, None, None].to(pixels.device, non_blocking=True)
             for values in (self.config.image_mean, self.config.image_std)
         )
         return pixels.to(torch.float32).sub_(mean).div_(std)
 
     def texts(self, texts: Sequence[str], *, truncate: bool = False) -> TextBatch:
-        """Tokenises texts and pads them to the longest of them.
-
-        Args:
-            texts: At least one.
-            truncate: Cut texts above `config.max_length`; the end token stays.
-        """
+        """Tokenises texts and pads them to the longest of them; `truncate` cuts those above `config.max_length`."""
         return self.pad(self.token_ids(texts, truncate=truncate))
 
     def token_ids(self, texts: Sequence[str], *, truncate: bool = False, first: int = 0) -> list[list[int]]:
@@ -325,18 +315,29 @@ class Processor:
             return self._text[0].encode(text)
 
     def pair_ids(self, texts: Sequence[Sequence[str]]) -> list[list[int]]:
-        """Tokenises single texts or pairs of them, without padding; what is too long is cut."""
+        """Tokenises single texts or pairs of them, without padding; of pairs the longer text is cut first, then both.
+
+        They are joined as `<s> A </s></s> B </s>` or `[CLS] A [SEP] B [SEP]`.
+        """
         tokenizer, _, special = self._text
         flat = encode(tokenizer, [text for parts in texts for text in parts], max_length=sys.maxsize)
+        with tokenizers_errors("the tokenizer cannot encode a pair of empty texts"):
+            between = [special.eos] * max(1, len(tokenizer.encode("", "").ids) - 2)
         encoded, limit = iter(flat), self.config.max_length
-        joined = []
+        room, joined = limit - 2 - len(between), list[list[int]]()
         for parts in texts:
             if len(parts) > 2:
                 raise ValueError(f"an example has {len(parts)} texts; expected one or two: join them, or choose one")
-            first, *others = [next(encoded) for _ in parts]
+            ids, *others = [next(encoded) for _ in parts]
             if others:
-                first = join_pair(first, others[0], tokenizer, special, limit)
-            joined.append(first if len(first) <= limit else [*first[: limit - 1], first[-1]])
+                a, b = ids[1:-1], others[0][1:-1]
+                shorter, longer = sorted((len(a), len(b)))
+                if shorter + longer > room:
+                    shorter = min(shorter, room // 2)
+                    longer = room - shorter
+                kept = (longer, shorter) if len(a) > len(b) else (shorter, longer)
+                ids = [special.bos, *a[: kept[0]], *between, *b[: kept[1]], special.eos]
+            joined.append(ids if len(ids) <= limit else [*ids[: limit - 1], ids[-1]])
         return joined
 
     def pad(self, ids: Sequence[Sequence[int]]) -> TextBatch:
@@ -363,7 +364,7 @@ class Processor:
         target = Path(folder)
         if self.tokenizer is not None:
             files.write_text(target / _TOKENIZER_FILE, self.tokenizer.to_str(pretty=True))
-        values = {"version": _VERSION, "tokenizer": self.tokenizer is not None, "config": self.config.to_dict()}
+        values = {"version": _VERSION, "tokenizer": self.tokenizer is not None, "config": asdict(self.config)}
         files.write_json(target / "processor.json", values)
 
     @classmethod
@@ -376,7 +377,7 @@ class Processor:
                 f"{path} is of version {values.get('version')} with {sorted(values)}; this release reads {_VERSION} "
                 "with version, tokenizer and config"
             )
-        config = ProcessorConfig.from_dict(values["config"])
+        config = from_plain(ProcessorConfig, values["config"], "processor config")
         return cls(config, load_tokenizer(path.with_name(_TOKENIZER_FILE)) if values["tokenizer"] else None)
 
     @classmethod
@@ -424,14 +425,6 @@ class Processor:
         if self.tokenizer is None or self._special is None:
             raise ValueError("this processor has no tokenizer; build it with Processor(config, load_tokenizer(folder))")
         return self.tokenizer, *self._special
-
-    def resize_numbered(self, item: tuple[int, ImageLike]) -> UInt8[Tensor, "3 h w"]:
-        """Returns `resize` of an image that comes with its number, which errors name."""
-        number, image = item
-        try:
-            return self.resize(image)
-        except ValueError as error:
-            raise ValueError(f"image {number}: {error}") from error
 
 
 def to_tensor(image: Image.Image | UInt8[np.ndarray, "h w 3"]) -> UInt8[Tensor, "3 h w"]:

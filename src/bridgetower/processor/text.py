@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from jaxtyping import Int
-from tokenizers import AddedToken, Encoding, Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Encoding, Tokenizer, decoders, pre_tokenizers, processors
+from tokenizers.implementations import BertWordPieceTokenizer, ByteLevelBPETokenizer
 from tokenizers.models import BPE, WordPiece
 from torch import Tensor
 
@@ -131,22 +132,6 @@ def tokenizers_errors(what: str) -> Iterator[None]:
         raise ValueError(f"{what} ({reason}); copy the files of the tokenizer again, or use another one") from error
 
 
-def join_pair(
-    first: Sequence[int], second: Sequence[int], tokenizer: Tokenizer, ids: Special[int], max_length: int
-) -> list[int]:
-    """Joins two texts as `<s> A </s></s> B </s>` or `[CLS] A [SEP] B [SEP]`; the longer one is cut first, then both."""
-    with tokenizers_errors("the tokenizer cannot encode a pair of empty texts"):
-        between = [ids.eos] * max(1, len(tokenizer.encode("", "").ids) - 2)
-    a, b = list(first[1:-1]), list(second[1:-1])
-    room = max_length - 2 - len(between)
-    shorter, longer = sorted((len(a), len(b)))
-    if shorter + longer > room:
-        shorter = min(shorter, room // 2)
-        longer = room - shorter
-    kept = (longer, shorter) if len(a) > len(b) else (shorter, longer)
-    return [ids.bos, *a[: kept[0]], *between, *b[: kept[1]], ids.eos]
-
-
 def check_texts(texts: Sequence[str]) -> None:
     if isinstance(texts, str):
         raise ValueError(f"one text, {_start(texts)}, where a list of texts is expected; pass [text]")
@@ -187,17 +172,35 @@ def load_tokenizer(folder_or_file: str | os.PathLike[str]) -> Tokenizer:
         mask, prefix = settings.get("mask_token"), settings.get("add_prefix_space") or False
         lstrip = mask.get("lstrip", False) if isinstance(mask, dict) else True
         with _reading(folder):
-            vocab, merges = BPE.read_file(str(path), str(merges_file))
-            return _roberta(vocab, merges, add_prefix_space=prefix, mask_lstrip=lstrip)
+            return _roberta(*BPE.read_file(str(path), str(merges_file)), add_prefix_space=prefix, mask_lstrip=lstrip)
     if path.name == "vocab.txt":
         settings = _settings(folder, BERT)
         lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        vocab = {token: number for number, token in enumerate(lines)}
         with _reading(path):
-            return _bert({token: number for number, token in enumerate(lines)}, settings)
+            _ids_of(BERT, Tokenizer(WordPiece(vocab, unk_token=BERT.unk)))
+            bert = BertWordPieceTokenizer(
+                vocab,
+                handle_chinese_chars=settings.get("tokenize_chinese_chars") is not False,
+                strip_accents=settings.get("strip_accents"),
+                lowercase=settings.get("do_lower_case") is not False,
+            )
+            return Tokenizer.from_str(bert.to_str())
     content = read_bytes(path)
     with _reading(path):
         tokenizer = Tokenizer.from_str(content.decode())
-    _check_growth(path, content)
+    # No normaliser may make long texts of short ones: several in turn could make any amount of one letter.
+    growth, waiting = 1, [json_object(content, path).get("normalizer")]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict):
+            waiting += part.values()
+            texts = ("x", part.get("content"), part.get("prepend"))
+            growth *= max(len(text) for text in texts if isinstance(text, str))
+        elif isinstance(part, list):
+            waiting += part
+        if growth > _MOST_GROWTH:
+            raise ValueError(f"{path} makes texts more than {_MOST_GROWTH} times as long; use another tokenizer")
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer
@@ -226,16 +229,8 @@ def train_tokenizer(captions: Iterable[str], *, vocab_size: int) -> Tokenizer:
         raise ValueError(f"vocab_size is {vocab_size}; 256 bytes and {len(ROBERTA)} special tokens need {smallest}")
     if not texts:
         raise ValueError("no captions to train a tokenizer on; give at least one text")
-    learner = Tokenizer(BPE())
-    learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 1,
-        min_frequency=2,
-        special_tokens=[ROBERTA.bos, ROBERTA.pad, ROBERTA.eos, ROBERTA.unk],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    learner.train_from_iterator(texts, trainer)
+    learner, first = ByteLevelBPETokenizer(), [ROBERTA.bos, ROBERTA.pad, ROBERTA.eos, ROBERTA.unk]
+    learner.train_from_iterator(texts, vocab_size - 1, show_progress=False, special_tokens=first)
     model = json.loads(learner.to_str())["model"]
     vocab = model["vocab"] | {ROBERTA.mask: len(model["vocab"])}
     return _roberta(vocab, [(left, right) for left, right in model["merges"]])
@@ -255,38 +250,6 @@ def _roberta(
     plain = (ROBERTA.bos, ROBERTA.pad, ROBERTA.eos, ROBERTA.unk)
     tokenizer.add_special_tokens([*plain, AddedToken(ROBERTA.mask, lstrip=mask_lstrip)])
     return tokenizer
-
-
-def _bert(vocab: dict[str, int], settings: Mapping[str, Any]) -> Tokenizer:
-    tokenizer = Tokenizer(WordPiece(vocab=vocab, unk_token=BERT.unk))
-    chinese = settings.get("tokenize_chinese_chars")
-    tokenizer.normalizer = normalizers.BertNormalizer(
-        clean_text=True,
-        handle_chinese_chars=True if chinese is None else chinese,
-        strip_accents=settings.get("strip_accents"),
-        lowercase=settings.get("do_lower_case") is not False,
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece(prefix="##")
-    ids = _ids_of(BERT, tokenizer)
-    tokenizer.post_processor = processors.BertProcessing((BERT.eos, ids.eos), (BERT.bos, ids.bos))
-    tokenizer.add_special_tokens(list(BERT))
-    return tokenizer
-
-
-def _check_growth(path: Path, content: bytes) -> None:
-    """Checks that no normaliser makes long texts of short ones: several in turn could make any amount of one letter."""
-    growth, waiting = 1, [json_object(content, path).get("normalizer")]
-    while waiting:
-        part = waiting.pop()
-        if isinstance(part, dict):
-            waiting += part.values()
-            texts = ("x", part.get("content"), part.get("prepend"))
-            growth *= max(len(text) for text in texts if isinstance(text, str))
-        elif isinstance(part, list):
-            waiting += part
-        if growth > _MOST_GROWTH:
-            raise ValueError(f"{path} makes texts more than {_MOST_GROWTH} times as long; use another tokenizer")
 
 
 def _settings(folder: Path, expected: Special[str]) -> dict[str, Any]:
