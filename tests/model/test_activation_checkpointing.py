@@ -51,11 +51,13 @@ def step(
     return gradients, sum(sizes.values())
 
 
-@pytest.mark.parametrize("parts", CHOICES, ids="+".join)
-@pytest.mark.parametrize("dropout", [0.0, 0.2])
-@pytest.mark.parametrize("phase", PHASES.values(), ids=PHASES)
-def test_gradients_are_the_same_bits(parts: tuple[Part, ...], dropout: float, phase: Phase) -> None:
-    assert tiny.equal(step(parts, phase, dropout=dropout)[0], step((), phase, dropout=dropout)[0])
+@pytest.mark.parametrize(
+    ("parts", "phase", "dropout"),
+    [*((parts, "everything", 0.2) for parts in CHOICES), (PARTS, "everything", 0.0), (PARTS, "contrast only", 0.2)],
+)
+def test_gradients_are_the_same_bits(parts: tuple[Part, ...], phase: str, dropout: float) -> None:
+    ours, theirs = (step(some, PHASES[phase], dropout=dropout)[0] for some in (parts, ()))
+    assert tiny.equal(ours, theirs)
 
 
 def test_control_other_draws_of_dropout_give_other_gradients() -> None:

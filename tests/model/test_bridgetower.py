@@ -35,6 +35,7 @@ VARIANTS = {
     "adaptive manager": tiny.changed(fusion__bridge="adaptive_manager", fusion__layer_embeddings=True),
     "three layers": tiny.changed(fusion__num_layers=3),
     "one layer": tiny.changed(fusion__num_layers=1),
+    "chosen layers": tiny.changed(fusion__vision_layers=(1, 4), fusion__text_layers=(1, 3)),
 }
 
 
@@ -65,27 +66,23 @@ class TestComposition:
             return 0.0 if embedding is None else embedding.weight[layer - 1]
 
         config, pixels, (ids, mask) = model.config, tiny.images(2), tiny.texts([5, 3])
-        hidden = model.vision(pixels, config.vision_layers)
         image, text = model.encode_image(pixels), model.encode_text(ids, mask)
-        for index, layer in enumerate(image.layers):
-            projection = model.image_projections[index if config.fusion.separate_projections else 0]
-            expected = projection(hidden[index]) + model.token_type_embedding.weight[1]
-            expected = expected + vector(model.image_layer_embedding, config.vision_layers[index])
-            assert tiny.off(layer, expected) < ATOL
-        assert torch.equal(image.cls, hidden[-1][:, 0])
+        states = model.vision(pixels, config.vision_layers), model.text(ids, mask.bool(), config.text_layers)
+        for encoded, hidden, kind, layers, projections, embedding in (
+            (image, states[0], 1, config.vision_layers, model.image_projections, model.image_layer_embedding),
+            (text, states[1], 0, config.text_layers, model.text_projections, model.text_layer_embedding),
+        ):
+            for index, layer in enumerate(encoded.layers):
+                expected = projections[index if config.fusion.separate_projections else 0](hidden[index])
+                expected = expected + model.token_type_embedding.weight[kind] + vector(embedding, layers[index])
+                assert tiny.off(layer, expected) < ATOL
+            assert torch.equal(encoded.cls, hidden[-1][:, 0])
+            assert len(encoded.layers) == len(layers)
         assert image.mask is None
-        hidden = model.text(ids, mask.bool(), config.text_layers)
-        for index, layer in enumerate(text.layers):
-            projection = model.text_projections[index if config.fusion.separate_projections else 0]
-            expected = projection(hidden[index]) + model.token_type_embedding.weight[0]
-            expected = expected + vector(model.text_layer_embedding, config.text_layers[index])
-            assert tiny.off(layer, expected) < ATOL
-        assert torch.equal(text.cls, hidden[-1][:, 0])
         assert torch.equal(text.mask, mask.bool())
-        assert (len(image.layers), len(text.layers)) == (len(config.vision_layers), len(config.text_layers))
 
-    def test_integer_and_boolean_masks(self, model: BridgeTower) -> None:
-        ids, mask = tiny.texts([5, 3])
+    def test_integer_and_boolean_masks(self) -> None:
+        model, (ids, mask) = tiny.build(), tiny.texts([5, 3])
         assert torch.equal(model.encode_text(ids, mask).cls, model.encode_text(ids, mask.bool()).cls)
 
 
@@ -174,45 +171,13 @@ class TestReading:
             else:
                 assert getattr(fused, name).shape[0] == 3
 
-    def test_a_name_that_is_not_there(self, model: BridgeTower) -> None:
-        fuse = inspect.unwrap(BridgeTower.fuse)  # without the annotations' own check
+    def test_a_name_that_is_not_there(self) -> None:
+        fuse, model = inspect.unwrap(BridgeTower.fuse), tiny.build()  # without the annotations' own check
         with pytest.raises(ValueError, match="outputs is 'typo'; expected one of pooled, text, all"):
             fuse(model, *tiny.encodings(model), outputs="typo")
 
 
 class TestTowerLayers:
-    def test_meter_reads_the_last_layers_only(self) -> None:
-        """With the last layers kept, what the bridges would have read makes no difference."""
-        model = tiny.build(meter(tiny.CONFIG))
-        image, text = tiny.encodings(model)
-        assert len(image.layers) == len(text.layers) == 1
-        hidden = model.vision(tiny.images(3), (1, 2, 3, 4))[-1]
-        expected = model.image_projections[0](hidden) + model.token_type_embedding.weight[1]
-        assert tiny.off(image.layers[0], expected) < ATOL
-        assert not [name for name, _ in model.named_parameters() if "bridges" in name or "text_norm" in name]
-
-    @pytest.mark.parametrize(("vision", "text"), [((1, 4), (2, 3)), ((3, 4), (1, 3)), ((1, 2), (1, 2))])
-    def test_chosen_layers(self, vision: tuple[int, int], text: tuple[int, int]) -> None:
-        config = tiny.changed(fusion__vision_layers=vision, fusion__text_layers=text)
-        chosen, default = tiny.build(config), tiny.build()
-        ids, mask = tiny.texts([5, 3, 4])
-        image = chosen.encode_image(tiny.images(3))
-        every = default.vision(tiny.images(3), (1, 2, 3, 4))
-        for layer, number in zip(image.layers, vision, strict=True):
-            expected = default.image_projections[0](every[number - 1]) + default.token_type_embedding.weight[1]
-            assert tiny.off(layer, expected) < ATOL
-        assert tiny.off(image.cls, every[vision[-1] - 1][:, 0]) < ATOL
-        every = default.text(ids, mask.bool(), (1, 2, 3))
-        for layer, number in zip(chosen.encode_text(ids, mask).layers, text, strict=True):
-            expected = default.text_projections[0](every[number - 1]) + default.token_type_embedding.weight[0]
-            assert tiny.off(layer, expected) < ATOL
-
-    def test_the_default_is_the_top(self) -> None:
-        named = tiny.build(tiny.changed(fusion__vision_layers=(3, 4), fusion__text_layers=(2, 3)))
-        assert torch.equal(
-            named.fuse(*tiny.encodings(named)).pooled, tiny.build().fuse(*tiny.encodings(tiny.build())).pooled
-        )
-
     def test_separate_projections_with_equal_weights_are_a_shared_one(self) -> None:
         separate, shared = tiny.build(tiny.changed(fusion__separate_projections=True)), tiny.build()
         weights = shared.state_dict()

@@ -3,9 +3,7 @@
 import copy
 import pickle
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from io import BytesIO
-from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -17,7 +15,7 @@ from bridgetower.checkpoints import read_checkpoint
 from bridgetower.engines.engine import TorchEngine
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.cpu import optimize_for_cpu, pack_weights
-from bridgetower.predictor import Predictor, load
+from bridgetower.predictor import load
 
 CONFIG = tiny.changed(text__dropout=0.0, fusion__dropout=0.0)
 FUSED = CONFIG.override({"heads.itc": "fused"})
@@ -118,16 +116,6 @@ class TestPredictor:
         for twin in (copy.deepcopy(predictor), pickle.loads(pickle.dumps(predictor))):
             assert twin.fingerprint == predictor.fingerprint
             assert tiny.off(twin.embed_texts(self.TEXTS), predictor.embed_texts(self.TEXTS)) < ATOL
-
-    def test_spawned_workers(self, tiny_checkpoint: Path) -> None:
-        predictor = load(tiny_checkpoint, device="cpu")
-        expected = predictor.embed_texts(self.TEXTS)
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            assert tiny.off(pool.submit(vectors_of, predictor).result(), expected) < ATOL
-
-
-def vectors_of(predictor: Predictor) -> Tensor:
-    return predictor.embed_texts(TestPredictor.TEXTS)
 
 
 class Adapted(nn.Module):
