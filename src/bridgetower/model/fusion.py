@@ -93,8 +93,13 @@ class Encoded:
         mask = self.mask
         if mask is None:
             mask = torch.ones(self.layers[0].shape[:2], dtype=torch.bool, device=self.cls.device)
-        padded = self.map(lambda tensor: F.pad(tensor, (0, 0, 0, missing)) if tensor.ndim == 3 else tensor)
-        return replace(padded, mask=F.pad(mask, (0, missing)))
+
+        def pad(tensor: Tensor) -> Tensor:
+            if tensor.ndim == 3:
+                return F.pad(tensor, (0, 0, 0, missing))
+            return F.pad(tensor, (0, missing)) if tensor.dtype == torch.bool else tensor  # the mask, or the CLS
+
+        return replace(self, mask=mask).map(pad)
 
     @staticmethod
     def cat(parts: Sequence[Encoded]) -> Encoded:
