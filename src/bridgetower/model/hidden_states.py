@@ -80,10 +80,10 @@ def hidden_states(
 
         towers: dict[Literal["vision", "text"], Tower] = {"vision": model.vision, "text": model.text}
         for part, tower in towers.items() if attentions else ():
-            numbers = [number for number in chosen[part] if number > 0]
-            if numbers and not isinstance(tower, Transformer):
+            layered = [number for number in chosen[part] if number > 0]
+            if layered and not isinstance(tower, Transformer):
                 raise ValueError(f"the attention of {type(tower).__name__} cannot be kept; leave {part} out of layers")
-            for number in numbers:
+            for number in layered:
                 keep_weights(part, number, tower.stacked_layers()[number - 1].attention)
         for number in chosen["fusion"]:
             image_layer, text_layer = model.fusion.image_layers[number - 1], model.fusion.text_layers[number - 1]

@@ -12,7 +12,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from jaxtyping import Int
 from tokenizers import AddedToken, Encoding, Tokenizer, decoders, pre_tokenizers, processors
-from tokenizers.implementations import BertWordPieceTokenizer, ByteLevelBPETokenizer
+from tokenizers.implementations.bert_wordpiece import BertWordPieceTokenizer
+from tokenizers.implementations.byte_level_bpe import ByteLevelBPETokenizer
 from tokenizers.models import BPE, WordPiece
 from torch import Tensor
 
@@ -229,8 +230,9 @@ def train_tokenizer(captions: Iterable[str], *, vocab_size: int) -> Tokenizer:
         raise ValueError(f"vocab_size is {vocab_size}; 256 bytes and {len(ROBERTA)} special tokens need {smallest}")
     if not texts:
         raise ValueError("no captions to train a tokenizer on; give at least one text")
-    learner, first = ByteLevelBPETokenizer(), [ROBERTA.bos, ROBERTA.pad, ROBERTA.eos, ROBERTA.unk]
-    learner.train_from_iterator(texts, vocab_size - 1, show_progress=False, special_tokens=first)
+    learner = ByteLevelBPETokenizer()
+    first: list[str | AddedToken] = [ROBERTA.bos, ROBERTA.pad, ROBERTA.eos, ROBERTA.unk]
+    learner.train_from_iterator(iter(texts), vocab_size - 1, show_progress=False, special_tokens=first)
     model = json.loads(learner.to_str())["model"]
     vocab = model["vocab"] | {ROBERTA.mask: len(model["vocab"])}
     return _roberta(vocab, [(left, right) for left, right in model["merges"]])
