@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 _PRINTING = """
+python() { bridgetower "$@"; }
 bridgetower() { printf '%s\\t' "$@"; echo; }
 torchrun() { test "$1 $2 $3 $4" = "--nproc-per-node 8 -m bridgetower"; shift 4; bridgetower "$@"; }
 set -euo pipefail
@@ -12,7 +13,7 @@ set -euo pipefail
 
 
 def commands(page: Path) -> list[list[str]]:
-    """The arguments of `bridgetower` in each command of a page, in order; a shell expands its loops."""
+    """The arguments of `bridgetower` or `python` in each command of a page, in order; a shell expands its loops."""
     blocks = re.findall(r"^```sh\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     script = _PRINTING + "".join(blocks)
     printed = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout

@@ -4,7 +4,6 @@ from importlib import import_module
 
 MODULES = (
     "bridgetower.training.run",
-    "bridgetower.tasks.single_tower",
     "bridgetower.evaluation.retrieval",
     "bridgetower.evaluation.masked_words",
     "datasets",

@@ -318,7 +318,6 @@ class TestData:
         assert "consistency" not in report
         assert report["notes"][0] in caplog.text
         assert not (tmp_path / "found" / "submission.csv").exists()
-        assert "--max-errors 2 is for GLUE" in refused(*command, "--max-errors", 2)
         assert "evaluate takes engine torch" in refused(*command, "--engine", "onnxruntime")
 
     def test_evaluate_in_bfloat16_and_errors(

@@ -33,15 +33,13 @@ from bridgetower.processor import Processor
 from bridgetower.search.config import IndexConfig
 from bridgetower.serve.config import ServeConfig
 from bridgetower.tasks.run_config import OptimizerConfig, RunConfig
-from bridgetower.tasks.single_tower import CifarConfig, GlueConfig
 from bridgetower_demo.toysets.scenes import ScenesConfig
 
 VALUES = (math.nan, -math.inf, -1, 0, 0.5, 1e300, 10**9, 10**30, "a", None, True, [], {"a": 1}, [1e9, math.nan, -1])
 MEMORY, SECONDS = 2**30, 600
 CONFIGS = (
     *(VisionConfig, TextConfig, FusionConfig, HeadsConfig, OptimizerConfig, RunConfig, Phase, RankingConfig),
-    *(CifarConfig, GlueConfig, RetrievalConfig, DataConfig, MaskingConfig, PrepareConfig, PairsConfig, ScenesConfig),
-    *(IndexConfig, ServeConfig),
+    *(RetrievalConfig, DataConfig, MaskingConfig, PrepareConfig, PairsConfig, ScenesConfig, IndexConfig, ServeConfig),
 )
 NAMES = {
     "own": "text.word_embedding.weight",

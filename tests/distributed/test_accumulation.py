@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import asked
-import originals
 import shapes
 from bridgetower.data.config import MaskingConfig
 from bridgetower.data.own import PairsConfig, prepare_own
@@ -21,7 +20,6 @@ from bridgetower.model.config import HeadsConfig
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.tasks.questions import Nlvr2Config, SnliVeConfig, VqaConfig
 from bridgetower.tasks.run_config import RunConfig, read_metrics
-from bridgetower.tasks.single_tower import GlueConfig
 from bridgetower.training.run import train
 
 SIZES = {1: (8, 4, 2, 1), 2: (4, 1)}  # of micro-batches, by the number of processes; 8 is the whole batch
@@ -37,15 +35,13 @@ TASKS = {
     "vqa": VqaConfig(),
     "snli-ve": SnliVeConfig(),
     "nlvr2": Nlvr2Config(),
-    "glue": GlueConfig(name="sts-b"),
 }
 HEADS = {
     "vqa": HeadsConfig(mlm=False, itm=False, vqa=len(asked.ANSWERS)),
     "snli-ve": HeadsConfig(mlm=False, itm=False, snli_ve=True),
     "nlvr2": HeadsConfig(mlm=False, itm=False, nlvr2=True, nlvr2_dropout=0.0),
-    "glue": HeadsConfig(mlm=False, itm=False, text=1),
 }
-PARTS = {"words": "mlm", "vqa": "vqa", "snli-ve": "snli_ve", "nlvr2": "nlvr2", "glue": "text"}
+PARTS = {"words": "mlm", "vqa": "vqa", "snli-ve": "snli_ve", "nlvr2": "nlvr2"}
 
 
 @dataclass
@@ -103,7 +99,6 @@ def configs(uneven: Path, tiny_dataset: Path, tmp_path_factory: pytest.TempPathF
     folder = tmp_path_factory.mktemp("sets")
     checkpoint = shapes.write_tiny_checkpoint(tiny_dataset, folder / "checkpoint", PLAIN)
     sets = {kind: asked.write_set(folder / kind, kind) for kind in asked.KINDS}
-    sets |= {"glue": originals.write_glue(folder / "glue")}
     return {
         name: shapes.run_config(
             sets.get(name, uneven),

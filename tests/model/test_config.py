@@ -123,7 +123,7 @@ class TestErrors:
             ({"fusion.dropout": -0.1}, r"fusion.dropout is -0.1; expected a probability in \[0, 1\)"),
             ({"heads.nlvr2_dropout": 1.0}, r"heads.nlvr2_dropout is 1.0; expected a probability in \[0, 1\)"),
             ({"heads.vqa": -1}, "heads.vqa is -1; expected a whole number from 0 to 10,000,000"),
-            ({"heads.text": -2}, "heads.text is -2; expected a whole number from 0 to 10,000,000"),
+            ({"heads.vqa": -2}, "heads.vqa is -2; expected a whole number from 0 to 10,000,000"),
             ({"heads.nlvr2": True}, "heads.nlvr2 with fusion.num_token_types 2; its second image needs 3"),
             ({"fusion.vision_layers": (4,)}, r"fusion.vision_layers is \(4,\); expected 2 tower layers"),
             ({"fusion.text_layers": (1, 2, 3)}, r"fusion.text_layers is \(1, 2, 3\); expected 2 tower layers"),

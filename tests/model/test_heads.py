@@ -17,7 +17,6 @@ from bridgetower.model.heads import (
     LinearHead,
     MlmHead,
     RankHead,
-    TextHead,
 )
 from tiny import exact as random
 from tiny import made
@@ -71,31 +70,6 @@ class TestClassifier:
             assert head.dense.weight.shape == (hidden, pooled)
             assert head.decoder.weight.shape == (classes, hidden)
         assert [head.dropout.p for head in (model.vqa_head, model.snli_ve_head, model.nlvr2_head)] == [0.0, 0.0, 0.1]
-
-
-class TestTowers:
-    def test_text(self) -> None:
-        head, cls = made(TextHead(32, 3, 0.1)), random(4, 32)
-        middle = torch.tanh(cls @ head.dense.weight.T + head.dense.bias)
-        assert tiny.off(head(cls), middle @ head.decoder.weight.T + head.decoder.bias) < ATOL
-
-    def test_text_head_is_the_one_of_transformers(self) -> None:
-        roberta = pytest.importorskip("transformers.models.roberta.modeling_roberta")
-        config = roberta.RobertaConfig(hidden_size=32, num_labels=3, hidden_dropout_prob=0.1)
-        theirs, ours = roberta.RobertaClassificationHead(config), TextHead(32, 3, 0.1)
-        ours.dense.load_state_dict(theirs.dense.state_dict())
-        ours.decoder.load_state_dict(theirs.out_proj.state_dict())
-        hidden = random(4, 5, 32).float()
-        assert tiny.off(ours.eval()(hidden[:, 0]), theirs.eval()(hidden)) < 1e-6
-
-    def test_text_head_drops_before_each_layer(self) -> None:
-        head, cls = made(TextHead(32, 3, 0.1)).train(), random(4, 32)
-        torch.manual_seed(0)
-        ours = head(cls)
-        torch.manual_seed(0)
-        inner = torch.tanh(head.dense(F.dropout(cls, 0.1)))
-        assert tiny.off(ours, head.decoder(F.dropout(inner, 0.1))) < ATOL
-        assert tiny.off(ours, head.eval()(cls)) > 0.01
 
 
 class TestItc:

@@ -170,8 +170,6 @@ class TestStatements:
         ("nlvr2", "nlvr2"),
         ("classification", "classification"),
         ("regression", "regression"),
-        ("cifar100", "cifar100"),
-        ("rte", "glue-rte"),
     ],
 )
 def test_a_model_without_the_head(tiny_checkpoint: Path, benchmark: str, recipe: str) -> None:
@@ -184,7 +182,6 @@ def test_a_model_without_the_head(tiny_checkpoint: Path, benchmark: str, recipe:
     ("benchmark", "kind", "config", "options", "message"),
     [
         ("nlvr2", "nlvr2", RetrievalConfig(candidates=3), {}, "are for retrieval; leave them out for nlvr2"),
-        ("nlvr2", "nlvr2", RetrievalConfig(), {"max_errors": 1}, "max_errors 1 is for GLUE; leave it out for nlvr2"),
         ("vqav2", "nlvr2", RetrievalConfig(), {}, "use a set of kind vqa"),
     ],
 )

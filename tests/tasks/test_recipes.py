@@ -12,7 +12,6 @@ from bridgetower.model.heads import HEADS as HEAD_SPECS
 from bridgetower.model.presets import BASE, LARGE, meter, meter_with_norms
 from bridgetower.objectives.config import PretrainingConfig, RankingConfig
 from bridgetower.tasks.run_config import RunConfig
-from bridgetower.tasks.single_tower import CifarConfig
 from bridgetower.tasks.table import RECIPES, TASKS
 
 # How training pictures are varied: smallest crop, mirrored, RandAugment and its magnitude, profile of evaluation.
@@ -128,27 +127,6 @@ class TestPublished:
         fine_tuning = {recipe.recipe for spec in TASKS.values() for recipe in spec.fine_tuning}
         assert (name in fine_tuning) == (not name.startswith("pretrain"))
         assert run.evaluate_every or name == "retrieval-flickr30k-ranking"  # whose evaluation takes long
-
-
-class TestSingleTowers:
-    """The table gives learning rates, batch sizes of GLUE, and CIFAR's size and transform."""
-
-    def test_cifar(self) -> None:
-        for classes in (10, 100):
-            run = RECIPES[f"cifar{classes}"]
-            assert run.optimizer.lr in (1e-5, 2e-5)
-            assert (run.image_size, run.data.profile) == (224, "official-pretrain")
-            assert run.model.heads == HeadsConfig(mlm=False, itm=False, image=classes)
-            assert run.task == CifarConfig(num_classes=classes)
-
-    def test_glue(self) -> None:
-        outputs = {"cola": 2, "mrpc": 2, "sst-2": 2, "qqp": 2, "sts-b": 1, "rte": 2, "qnli": 2, "mnli": 3}
-        assert {f"glue-{name}" for name in outputs} == {name for name in RECIPES if name.startswith("glue-")}
-        for name, count in outputs.items():
-            run = RECIPES[f"glue-{name}"]
-            assert run.optimizer.lr in (1e-5, 2e-5)
-            assert run.batch_size in (16, 32)
-            assert run.model.heads == HeadsConfig(mlm=False, itm=False, text=count)
 
 
 class TestObjectives:

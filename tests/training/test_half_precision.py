@@ -15,14 +15,12 @@ from torch import Tensor, nn
 
 import asked
 import bridgetower.training.run as run_module
-import originals
 import shapes
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.data.own import prepare_own
 from bridgetower.objectives.config import PretrainingConfig
 from bridgetower.objectives.losses import info_nce
 from bridgetower.tasks.run_config import RunConfig, read_metrics
-from bridgetower.tasks.single_tower import CifarConfig
 from bridgetower.tasks.table import RECIPES
 from bridgetower.training.run import train
 from bridgetower.training.setup import TaskSetup
@@ -45,9 +43,6 @@ LOGITS: dict[str, tuple[str, Callable[[Tensor, Tensor], Tensor], str]] = {
     "classification": ("classification_head", F.cross_entropy, "labels"),
     "regression": ("classification_head", lambda logits, labels: F.mse_loss(logits[:, 0], labels), "labels"),
     "nlvr2": ("nlvr2_head", F.cross_entropy, "labels"),
-    "cifar100": ("image_head", F.cross_entropy, "labels"),
-    "glue-mnli": ("text_head", F.cross_entropy, "labels"),
-    "glue-sts-b": ("text_head", lambda logits, labels: F.mse_loss(logits[:, 0], labels), "labels"),
 }
 
 FEATURES = ("image_pooling", "text_pooling", "itc_dropout")
@@ -69,8 +64,6 @@ class Seen:
 def folders(tmp_path_factory: pytest.TempPathFactory, tiny_dataset: Path) -> dict[str, Path]:
     """A set for each kind of task."""
     folder = tmp_path_factory.mktemp("sets")
-    for name, write in (("cifar-10", originals.write_cifar10), ("cifar-100", originals.write_cifar100)):
-        write(folder / name)
     table = asked.write_table(folder / "things", several=False)
     prepare_own("classification", table, folder / "classification", progress=False)
     ratings = folder / "ratings.csv"
@@ -80,8 +73,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory, tiny_dataset: Path) -> dic
         **{name: folder / name for name in ("classification", "regression")},
         **{kind: asked.write_set(folder / kind, kind) for kind in asked.KINDS},
         **dict.fromkeys(("pretraining", "ranking"), tiny_dataset),
-        **{name: folder / name for name in ("cifar-10", "cifar-100")},
-        "glue": originals.write_glue(folder / "glue"),
     }
 
 
@@ -98,7 +89,7 @@ def cut_down(folders: dict[str, Path], tiny_checkpoint: Path) -> Callable[..., R
         if heads.classification > 1:
             heads = replace(heads, classification=asked.NUM_CLASSES)
         fusion = replace(shapes.MODEL.fusion, num_token_types=recipe.model.fusion.num_token_types)
-        folder = folders[f"cifar-{task.num_classes}" if isinstance(task, CifarConfig) else task.kind]
+        folder = folders[task.kind]
         config = replace(
             recipe,
             model=replace(shapes.MODEL, heads=heads, fusion=fusion),

@@ -37,7 +37,6 @@ def evaluate(
     options: Annotated[RetrievalConfig, arg(name="")] = RetrievalConfig(),  # noqa: B008 - frozen
     fit_two_stage: bool = False,
     task_spec: str | None = None,
-    max_errors: int = 0,
     num_workers: int = 0,
     work: Path | None = None,
     loading: Loading = LOADED,
@@ -54,8 +53,8 @@ def evaluate(
     stage: the fusion encoder scores every pair. The list of benchmarks names the
     usual metric of each; docs/evaluation.md has the others. A table on a terminal, JSON elsewhere.
 
-    --out gets metrics.json, predictions.jsonl by id, and for vqav2, nlvr2 and GLUE's test splits the submission file
-    that their servers take; for vqav2 that is always all of the split test, also with --split test-dev.
+    --out gets metrics.json, predictions.jsonl by id, and for vqav2 and nlvr2 the submission file that their servers
+    take; for vqav2 that is always all of the split test, also with --split test-dev.
 
     Examples: bridgetower evaluate runs/nano retrieval --data data/flags --max-captions 1
               bridgetower evaluate runs/nano retrieval --data data/flags --split validation --fit-two-stage
@@ -65,15 +64,13 @@ def evaluate(
     Args:
         model: What to load.
         benchmark: What to measure.
-        data: Prepared data sets or their URLs, evaluated together; for CIFAR and GLUE the folder of the original
-            files.
+        data: Prepared data sets or their URLs, evaluated together.
         split: Which split.
         options: How it is measured; all but --protocol and --batch-size is for retrieval.
         fit_two_stage: Fit what search needs to match candidates on this split, which is not for tests, and write it
             into the model's folder: the weight of ITC, the calibration of probabilities, and whether matching ranks
             better than ITC alone.
         task_spec: A task of your own, FILE.py:NAME or module:NAME; then BENCHMARK is one of its benchmarks.
-        max_errors: Bad rows of a GLUE file that may be left out; they are named.
         num_workers: Processes that decode images; 0 decodes in the main one.
         work: Folder for the scores that retrieval has so far; in the user's cache if none is given. Killed, the same
             command continues; at the end it is emptied.
@@ -122,7 +119,6 @@ def evaluate(
             *(predictor, benchmark, data, split, options, means),
             spec=own_task(task_spec),
             fit_two_stage=fit_two_stage,
-            max_errors=max_errors,
         )
         if rank() != 0:
             return

@@ -12,7 +12,6 @@ Captions = Literal["all", "one"]
 Augmentation = Literal["none", "affine"]
 RandAugment = Literal["none", "geometry", "colour"]
 OfficialProfile = Literal["official-pretrain", "official-finetune"]
-GlueName = Literal["cola", "mrpc", "sst-2", "qqp", "sts-b", "rte", "qnli", "mnli"]
 
 NOT_CONTENT: Mapping[str, bool] = {"content": False}
 """Metadata of a field that does not decide the content of a set, so that another value of it is the same set."""

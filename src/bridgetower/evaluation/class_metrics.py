@@ -17,18 +17,6 @@ def accuracy(predicted: Int[Tensor, " n"], labels: Int[Tensor, " n"]) -> float:
     return (predicted == labels).double().mean().item()
 
 
-def f1(predicted: Int[Tensor, " n"], labels: Int[Tensor, " n"]) -> float:
-    """Returns the F1 of class 1, 0 if it is neither predicted nor there."""
-    from sklearn.metrics import f1_score
-
-    return float(f1_score(labels, predicted, zero_division=0))
-
-
-def matthews_correlation(predicted: Int[Tensor, " n"], labels: Int[Tensor, " n"]) -> float:
-    """Returns Matthews' correlation of two classes, 0 if all predictions or all labels are the same."""
-    return pearson_correlation(predicted.double(), labels.double())
-
-
 def pearson_correlation(predicted: Float[Tensor, " n"], labels: Float[Tensor, " n"]) -> float:
     first, second = (values.double() - values.double().mean() for values in (predicted, labels))
     spread = first.norm() * second.norm()
@@ -63,14 +51,15 @@ def classification_metrics(
     each against the rest. Classes that no row or every row has have neither; where none is left, both are left out.
     F1 is the mean over the classes that some row has or is predicted to have.
     """
-    from sklearn.metrics import average_precision_score, roc_auc_score
+    from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
     num_classes = labels.shape[1]
     predicted = probabilities > 0.5 if multi_label else one_hot(probabilities.argmax(dim=1), num_classes).bool()
     seen = [number for number in range(num_classes) if (predicted | labels)[:, number].any()]
+    f1 = [float(f1_score(labels[:, number], predicted[:, number], zero_division=0)) for number in seen]
     metrics = {
         "accuracy": (predicted == labels).all(dim=1).double().mean().item(),
-        "macro_f1": sum(f1(predicted[:, number], labels[:, number]) for number in seen) / max(1, len(seen)),
+        "macro_f1": sum(f1) / max(1, len(f1)),
     }
     both = ranked_classes(labels, multi_label=multi_label)
     ranked = {"auroc": roc_auc_score, "average_precision": average_precision_score}

@@ -260,7 +260,7 @@ class FusionConfig:
 
 
 # Fields of `HeadsConfig`: numbers of classes, whose names a checkpoint has; and what the heads on towers read.
-CLASS_COUNTS = ("vqa", "classification", "image", "text")
+CLASS_COUNTS = ("vqa", "classification")
 FEATURE_FIELDS = ("image_pooling", "text_pooling", "itc_dropout")
 
 
@@ -276,7 +276,7 @@ class HeadsConfig:
         itc_size: Width of the contrastive embeddings.
         itc_dropout: Probability, in training only, on what the `tower` kind projects: it keeps a small set from being
             learnt by heart, above all with frozen towers.
-        image_pooling: What the heads on the image tower (`itc`, `image`) read of its last bridged layer: `token` is the
+        image_pooling: What heads on the image tower, such as `itc`, read of its last bridged layer: `token` is the
             tower's global vector, such as its CLS; `mean` is the mean of the patches.
         text_pooling: Likewise of a text; `mean`, that of all tokens but padding, is what text towers of
             sentence-transformers are trained for.
@@ -291,8 +291,6 @@ class HeadsConfig:
         multi_label: Whether several of them may hold at once, each with a probability of its own.
         hidden_scale: Width inside the classifiers above, as a multiple of the pooled width; 0: one Linear alone.
         nlvr2_dropout: Probability, in training only, before the NLVR2 head.
-        image: Classes of the head on the image tower alone (CIFAR); 0: no head.
-        text: Classes of the head on the text tower alone (GLUE), 1 for a number instead of a class; 0: no head.
         own: Names of custom heads.
     """
 
@@ -313,8 +311,6 @@ class HeadsConfig:
     multi_label: bool = False
     hidden_scale: float = 2.0
     nlvr2_dropout: float = 0.1
-    image: int = 0
-    text: int = 0
     own: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -330,8 +326,7 @@ class HeadsConfig:
 
     def predicts_number(self, head: str) -> bool:
         """Whether the single output of a head is a number, not the logit of a class."""
-        several = head == "classification" and self.multi_label
-        return head in ("classification", "text") and getattr(self, head) == 1 and not several
+        return head == "classification" and self.classification == 1 and not self.multi_label
 
 
 @dataclass(frozen=True, kw_only=True)

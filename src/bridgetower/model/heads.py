@@ -33,7 +33,7 @@ class MlmHead(nn.Module):
 
 
 class LinearHead(nn.Module):
-    """Linear: matching, with logits of no (0) and yes (1) from the pooled output; CIFAR, from the image's features."""
+    """Linear: matching, with logits of no (0) and yes (1) from the pooled output."""
 
     def __init__(self, input_size: int, num_classes: int) -> None:
         super().__init__()
@@ -71,20 +71,6 @@ class ClassifierHead(nn.Module):
         if self.dense is not None and self.norm is not None:
             hidden = F.gelu(self.norm(self.dense(hidden)))
         return self.decoder(hidden)
-
-
-class TextHead(nn.Module):
-    """RoBERTa's classification head on the text tower's CLS: Linear, tanh, Linear, with dropout before each; GLUE."""
-
-    def __init__(self, text_size: int, num_classes: int, dropout: float) -> None:
-        super().__init__()
-        self.dropout = nn.Dropout(dropout)
-        self.dense = nn.Linear(text_size, text_size)
-        self.decoder = nn.Linear(text_size, num_classes)
-
-    def forward(self, cls: Float[Tensor, "b t"]) -> Float[Tensor, "b k"]:
-        hidden = torch.tanh(self.dense(self.dropout(cls)))
-        return self.decoder(self.dropout(hidden))
 
 
 class ItcHead(nn.Module):
@@ -234,14 +220,4 @@ HEADS: dict[str, HeadSpec] = {
     "snli_ve": _classifier("snli-ve", lambda heads: 3, "snli_classifier"),
     "nlvr2": _classifier("nlvr2", lambda heads: 2, "nlvr2_classifier", num_images=2),
     "classification": _classifier("classification", lambda heads: heads.classification),
-    "image": HeadSpec(
-        build=lambda config: LinearHead(config.vision.hidden_size, config.heads.image),
-        inputs="image_cls",
-        recipe="cifar10",
-    ),
-    "text": HeadSpec(
-        build=lambda config: TextHead(config.text.hidden_size, config.heads.text, config.text.dropout),
-        inputs="text_cls",
-        recipe="glue-cola",
-    ),
 }

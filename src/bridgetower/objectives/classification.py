@@ -18,11 +18,7 @@ Loss = Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
 
 
 class ClassificationTask(nn.Module):
-    """A head on what its examples have: the pooled output, that of two images, or the CLS of one tower.
-
-    With two images, the official code runs the text tower once per image; here it runs once. Official `run_cifar.py`
-    leaves the head on the image tower at its random start; here it learns.
-    """
+    """A head on the pooled output, or on that of two images: officially the text tower runs for each, here once."""
 
     graph = "classification"
     """The same parameters get gradients in every step."""
@@ -52,19 +48,14 @@ class ClassificationTask(nn.Module):
 
     def logits(self, batch: Batch) -> Float[Tensor, "b k"]:
         model = self.model
-        if batch.input_ids is None:
-            features = model.encode_image(batch.pixel_values, outputs="cls").cls
-        elif not batch.num_images:
-            features = model.encode_text(batch.input_ids, batch.attention_mask, outputs="cls").cls
+        image = model.encode_image(batch.pixel_values, states=batch.image_states)
+        text = model.encode_text(batch.input_ids, batch.attention_mask, states=batch.text_states)
+        if batch.num_images == 1:
+            features = model.fuse(image, text).pooled
         else:
-            image = model.encode_image(batch.pixel_values, states=batch.image_states)
-            text = model.encode_text(batch.input_ids, batch.attention_mask, states=batch.text_states)
-            if batch.num_images == 1:
-                features = model.fuse(image, text).pooled
-            else:
-                second = model.encode_image(batch.pixel_values_2, SECOND_IMAGE, states=batch.image_states_2)
-                text = model.cache_text(text)
-                features = torch.cat([model.fuse(each, text).pooled for each in (image, second)], dim=-1)
+            second = model.encode_image(batch.pixel_values_2, SECOND_IMAGE, states=batch.image_states_2)
+            text = model.cache_text(text)
+            features = torch.cat([model.fuse(each, text).pooled for each in (image, second)], dim=-1)
         return model.head(self.head)(features)
 
 

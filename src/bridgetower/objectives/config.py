@@ -14,7 +14,7 @@ from bridgetower.model.plain import AT_LEAST_0, AT_LEAST_1, check_choice, check_
 Negatives = Literal["random", "uniform", "hard"]
 NegativesFrom = Literal["rank", "world"]
 MlmNormalization = Literal["step", "official"]
-Reads = Literal["captions", "entries", "files"]
+Reads = Literal["captions", "entries"]
 NotAnOption = Annotated[str, Fixed, Suppress]
 """A field that a run saves but the command line does not offer."""
 
@@ -27,7 +27,7 @@ class TaskConfig(ABC):
     """Whether `align_first` can compare its images with its captions."""
 
     reads: ClassVar[Reads] = "entries"
-    """What is trained on: captions or other entries of prepared sets, or files as their authors publish them."""
+    """What is trained on: captions of prepared sets, or other entries."""
 
     kind: NotAnOption = ""
 

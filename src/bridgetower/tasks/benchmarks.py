@@ -25,7 +25,6 @@ def evaluate(
     *,
     spec: TaskSpec | None = None,
     fit_two_stage: bool = False,
-    max_errors: int = 0,
 ) -> Outcome:
     """Measures a model on a split; every process of a distributed run gets the same outcome."""
     if fit_two_stage:
@@ -47,14 +46,13 @@ def evaluate(
     others = replace(config, protocol=RetrievalConfig.protocol, batch_size=RetrievalConfig.batch_size)
     if task.reads != "captions" and others != RetrievalConfig():
         raise ValueError(f"candidates, folds and captions are for retrieval; leave them out for {benchmark}")
-    if max_errors and not hasattr(task, "max_errors"):
-        raise ValueError(f"max_errors {max_errors} is for GLUE; leave it out for {benchmark}")
     if spec.head is not None:
         recipes = (*spec.fine_tuning, *spec.recipes)  # the one that trains a model for the benchmark is named first
         recipes = (*(each for each in recipes if each.task == task), *recipes)
         predictor.model.head(spec.head, recipe=next((each.recipe for each in recipes), None))
-    given: dict[str, Any] = {"protocol": config.protocol, "max_errors": max_errors}
-    task = replace(task, **{name: value for name, value in given.items() if hasattr(task, name)})
+    if hasattr(task, "protocol"):
+        given: dict[str, Any] = {"protocol": config.protocol}
+        task = replace(task, **given)
     names = () if spec.head is None else predictor.class_names(spec.head)
     source = ExampleSource(
         data=DataConfig(folders=tuple(map(str, folders)), num_workers=options.num_workers),

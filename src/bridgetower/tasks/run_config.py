@@ -224,18 +224,7 @@ class RunConfig:
             "data.captions": self.data.captions != DataConfig.captions,
             "data.word_dropout": self.data.word_dropout != DataConfig.word_dropout,
         }
-        if self.task.reads == "files":
-            given |= {
-                "data.random_crop, flip or rand_augment": self.data.has_views,
-                "data.augmentation": self.data.augmentation != DataConfig.augmentation,
-                "data.transform": self.data.transform is not None,
-                "data.repeats": bool(self.data.repeats),
-                "data.train_only": bool(self.data.train_only),
-                "data.cache": self.data.cache,
-                "freeze_towers": self.freeze_towers,
-            }
-        ignored = [name for name, is_set in given.items() if is_set]
-        if ignored:
+        if ignored := [name for name, is_set in given.items() if is_set]:
             raise ValueError(f"{', '.join(ignored)} would be ignored by {self.task.kind}; leave it out")
 
     def _check_frozen(self) -> None:
@@ -318,11 +307,4 @@ QUESTION_VIEWS = DataConfig(
 # Official `clip_randaug` in training; the short side resized and the centre cropped in both (official `clip`).
 CLIP_VIEWS = DataConfig(
     profile="official-pretrain", rand_augment="colour", rand_magnitude=9, max_length=50, num_workers=4
-)
-
-# The paper's uni-modal checks. The paper gives learning rates (1e-5 or 2e-5) and, for GLUE, batch sizes (16 or 32). The
-# rest is chosen here: for GLUE as RoBERTa was fine-tuned (Liu et al. 2019, appendix, table 10), for CIFAR alike.
-SINGLE_TOWER_OPTIMIZER = OptimizerConfig(lr=1e-5, weight_decay=0.1, warmup=0.06, head_multiplier=1, fusion_multiplier=1)
-SINGLE_TOWER_SOURCE = (
-    "paper, appendix, for the learning rate{}; epochs, warm-up and decay are chosen here; give a pre-trained init"
 )

@@ -159,18 +159,16 @@ class TaskSpec:
 
     Attributes:
         name: Also the `kind` of its config.
-        schema: What the rows of its prepared sets hold; None where it reads other files.
+        schema: What the rows of its prepared sets hold.
         head: The head whose classes have names, one of `HEADS` or a custom one; None if there is none.
         build: Makes the module that is trained, batch in and `Losses` out, of a model and the config; None: that of the
             head, `objectives.classification.task_of_head`. If the same parameters get gradients in every step, give it
             an attribute `graph`, equal as long as that holds: several processes need not look for them then.
         examples: Opens the examples of a split: a set addressed by batch (`BatchDataset`), with `images`, the images of
-            its prepared sets, or None and the method `digests` of the files that it reads. To train on one set
-            per batch, it has `set_numbers`, the set of each example.
+            its prepared sets. To train on one set per batch, it has `set_numbers`, the set of each example.
         validate: Metrics of the validation split during training; None: those of `evaluate`.
         class_names: Names of the classes of a new head, of the data and the config; None where they are always the same
             or there are none.
-        texts: All texts of the training splits, for a tokenizer; None: those of the schema's entries.
         unavailable: Why a metric of the config cannot be evaluated; None if it can.
         recipes: Runs that can start from random weights.
         fine_tuning: Recipes that make sense only with an `init`.
@@ -179,14 +177,13 @@ class TaskSpec:
 
     name: str
     config: type[TaskConfig]
-    schema: Schema | None = None
+    schema: Schema
     head: str | None = None
     build: Callable[[BridgeTower, Any], nn.Module] | None = None
     examples: Callable[[ExampleSource], Any]
     evaluate: Callable[[Evaluation], Outcome]
     validate: Callable[[Evaluation], dict[str, float]] | None = None
     class_names: Callable[[DataConfig, Any], Sequence[str]] | None = None
-    texts: Callable[[DataConfig, Any], Iterator[str]] | None = None
     unavailable: Callable[[Evaluation, str], str | None] = lambda evaluation, metric: None
     recipes: tuple[RunConfig, ...] = ()
     fine_tuning: tuple[RunConfig, ...] = ()
@@ -204,14 +201,10 @@ class TaskSpec:
         return task_of_head(model, self.head)
 
     def training_texts(self, config: RunConfig, processor: Processor) -> Iterator[str]:
-        if self.texts is not None:
-            return self.texts(config.data, config.task)
-        schema = self.schema
-        assert schema is not None  # a task without a schema gives its texts
-        source = ExampleSource(
-            data=config.data, splits=config.data.train_splits, processor=processor, task=config.task, use="train"
-        )
-        return (text for row in source.images(schema).scan() for text in schema.texts_of(row["entry"]))
+        from bridgetower.data.prepared import PreparedImages
+
+        images = PreparedImages(config.data, config.data.train_splits, processor, schema=self.schema)
+        return (text for row in images.scan() for text in self.schema.texts_of(row["entry"]))
 
     def metrics(self, evaluation: Evaluation) -> dict[str, float]:
         measured = self.evaluate(evaluation).metrics if self.validate is None else self.validate(evaluation)
@@ -222,11 +215,4 @@ def first_folder(data: DataConfig) -> str:
     """Returns the prepared set that has the names of the classes."""
     if not data.folders:
         raise ValueError("no data folder given; pass --data.folders DIR, made by `bridgetower prepare`")
-    return data.folders[0]
-
-
-def one_folder(data: DataConfig, kind: str) -> str:
-    """Returns the folder of a task that reads a single one."""
-    if len(data.folders) != 1:
-        raise ValueError(f"{len(data.folders)} data folders; {kind} reads one: give the folder of its files")
     return data.folders[0]

@@ -9,11 +9,10 @@ from bridgetower.tasks.classification import CLASSIFICATION, REGRESSION
 from bridgetower.tasks.pretraining import PRETRAINING, RANKING
 from bridgetower.tasks.questions import NLVR2, SNLI_VE, VQA
 from bridgetower.tasks.run_config import RunConfig
-from bridgetower.tasks.single_tower import CIFAR, GLUE
 from bridgetower.tasks.spec import TaskSpec
 
 TASKS: Mapping[str, TaskSpec] = {
-    spec.name: spec for spec in (PRETRAINING, RANKING, VQA, SNLI_VE, NLVR2, CLASSIFICATION, REGRESSION, CIFAR, GLUE)
+    spec.name: spec for spec in (PRETRAINING, RANKING, VQA, SNLI_VE, NLVR2, CLASSIFICATION, REGRESSION)
 }
 """By the `kind` of their configs."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -64,8 +63,8 @@ def build_task(
         use="train",
     )
     train, trained = spec.examples(source), spec.module(model, config.task)
-    images = None if train.images is None else (train.images,)
-    setup = TaskSetup(task=trained, examples=train, images=images, digests=_digests(train), evaluate=dict)
+    digests = train.images.digests()
+    setup = TaskSetup(task=trained, examples=train, images=(train.images,), digests=digests, evaluate=dict)
     if config.evaluate_every is None:
         return setup
     evaluated = config.data.as_evaluated()
@@ -88,12 +87,7 @@ def build_task(
         raise ValueError(f"select_by is {config.select_by!r}, but {reason}; use one of {', '.join(possible)}")
     return replace(
         setup,
-        images=None if train.images is None else (train.images, held_out.images),
-        digests=_digests(train) | _digests(held_out),
+        images=(train.images, held_out.images),
+        digests=digests | held_out.images.digests(),
         evaluate=lambda: spec.metrics(replace(evaluation)) | ({TRAINED_ON: 1.0} if known else {}),
     )
-
-
-def _digests(examples: Any) -> dict[str, str]:
-    digests: dict[str, str] = (examples if examples.images is None else examples.images).digests()
-    return digests

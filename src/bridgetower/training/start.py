@@ -89,7 +89,7 @@ def _with_heads(checkpoint: Checkpoint, config: RunConfig, spec: TaskSpec, usual
     new, dropped = ([head for head in heads if head not in kept] for heads in (needed, there_now))
     # One that is kept keeps its width, its epsilon and the features that it reads.
     scaled = any(HEADS[head].hidden_scale for head in kept if head in HEADS)
-    pools = {"itc", "image", "text"} & set(kept)
+    pools = {"itc", *chosen.own} & set(kept)
     heads = replace(
         chosen,
         hidden_scale=(found if scaled else chosen).hidden_scale,
