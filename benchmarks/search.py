@@ -27,9 +27,8 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from bridgetower.evaluation.candidates import candidate_pairs
 from bridgetower.evaluation.config import RetrievalConfig
-from bridgetower.evaluation.metrics import RECALL_KS, GroundTruth, streamed_recalls
+from bridgetower.evaluation.metrics import RECALL_KS, GroundTruth, candidate_pairs, streamed_recalls
 from bridgetower.search.build import build_index
 from bridgetower.search.config import IndexConfig
 from bridgetower.search.index import Index, IndexInfo

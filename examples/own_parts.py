@@ -24,8 +24,7 @@ from bridgetower.data.datasets.spec import DatasetSpec, Originals
 from bridgetower.data.examples import ClassEncoder, EntryDataset
 from bridgetower.data.prepared_set import SetWriter
 from bridgetower.data.schema import Schema
-from bridgetower.evaluation.config import RetrievalConfig
-from bridgetower.evaluation.outcome import Outcome
+from bridgetower.evaluation.config import Outcome, RetrievalConfig
 from bridgetower.model.config import FusionConfig, HeadsConfig, VisionConfig
 from bridgetower.model.presets import NANO
 from bridgetower.objectives.classification import ClassificationTask, task_of_head
@@ -141,7 +140,7 @@ def examples(source: ExampleSource) -> EntryDataset:
 
 def measure(evaluation: Evaluation) -> Outcome:
     """Predicts every claim and counts the right ones."""
-    predictions = evaluation.predictions
+    predictions = evaluation.class_metrics
     labels = [evaluation.names[number] for number in predictions.classes.tolist()]
     entries = list(evaluation.examples)
     right = [entry["label"] == label for entry, label in zip(entries, labels, strict=True)]

@@ -33,13 +33,13 @@ from bridgetower.data.prepared_set import SetWriter
 from bridgetower.data.schema import CLASSIFICATION as LABELLED
 from bridgetower.data.schema import LabelledEntry, Schema
 from bridgetower.evaluation.class_metrics import number_metrics
-from bridgetower.evaluation.outcome import Outcome
+from bridgetower.evaluation.config import Outcome
 from bridgetower.model.config import HeadsConfig, ModelConfig
 from bridgetower.model.heads import LinearHead
 from bridgetower.model.presets import BASE
 from bridgetower.objectives.classification import ClassificationTask, task_of_head
 from bridgetower.objectives.config import NotAnOption, TaskConfig
-from bridgetower.tasks.classification import CLASSIFICATION, ClassificationConfig
+from bridgetower.tasks.entries import CLASSIFICATION, ClassificationConfig
 from bridgetower.tasks.run_config import OptimizerConfig
 from bridgetower.tasks.spec import Evaluation, ExampleSource, TaskSpec
 
@@ -297,7 +297,7 @@ def measure_glue(evaluation: Evaluation) -> Outcome:
     task, (split,) = GLUE[evaluation.task.kind], evaluation.splits
     known = [entry["label"] for entry in evaluation.examples if entry["label"]]
     if task.classes:
-        predicted = evaluation.predictions.classes
+        predicted = evaluation.class_metrics.classes
         given = [task.classes[number] for number in predicted.tolist()]
         found = glue_metrics(predicted.tolist(), [task.classes.index(label) for label in known]) if known else {}
     else:
@@ -305,7 +305,7 @@ def measure_glue(evaluation: Evaluation) -> Outcome:
         given = [f"{number:.3f}" for number in predicted.tolist()]
         found = number_metrics(predicted, torch.tensor(list(map(float, known)))) if known else {}
     lines = [f"{index}\t{label}\n" for index, label in enumerate(given)]
-    return evaluation.outcome(
+    return evaluation.config(
         [{"label": label} for label in given],
         id_name="index",
         metrics={name: found[name] for name in task.metrics} if known else {},

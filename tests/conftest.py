@@ -35,7 +35,6 @@ CHECKED = [
     "bridgetower.model.layers",
     "bridgetower.model.towers",
     "bridgetower.objectives.losses",
-    "bridgetower.objectives.matching",
     "bridgetower.objectives.pretraining",
     "bridgetower.evaluation.masked_words",
     "bridgetower.evaluation.retrieval",

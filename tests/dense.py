@@ -7,9 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from bridgetower.evaluation.candidates import Candidates
 from bridgetower.evaluation.config import Protocol, RetrievalConfig
-from bridgetower.evaluation.metrics import RECALL_KS, GroundTruth, RetrievalRecalls, ScoresOf
+from bridgetower.evaluation.metrics import RECALL_KS, Candidates, GroundTruth, RetrievalRecalls, ScoresOf
 from bridgetower.evaluation.retrieval import RetrievalResult
 
 DROPPED = -100.0

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from bridgetower.engines.engine import Engine
-from bridgetower.evaluation.candidates import candidate_pairs
 from bridgetower.evaluation.config import RetrievalConfig
-from bridgetower.evaluation.metrics import GroundTruth
+from bridgetower.evaluation.metrics import GroundTruth, candidate_pairs
 from bridgetower.model.fusion import Encoded
 from side_by_side.rows import Row
 from side_by_side.setting import Setting

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from bridgetower.data.batch import CaptionBatch
 from bridgetower.objectives.config import Phase, PretrainingConfig
-from bridgetower.objectives.losses import itc_loss
-from bridgetower.objectives.matching import random_pairs
+from bridgetower.objectives.losses import itc_loss, random_pairs
 from bridgetower.objectives.pretraining import PretrainingTask
 from side_by_side.machine import peak_gib
 from side_by_side.products import rates

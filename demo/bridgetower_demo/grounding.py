@@ -14,7 +14,7 @@ from bridgetower.data.batch import Batch, BatchDataset, BatchKey
 from bridgetower.data.config import DataConfig
 from bridgetower.data.examples import EntryDataset
 from bridgetower.data.schema import VQA
-from bridgetower.evaluation.predictions import predict_classes
+from bridgetower.evaluation.class_metrics import predict_classes
 from bridgetower.predictor import Predictor
 from bridgetower.tasks.spec import ExampleSource
 from bridgetower.tasks.table import TASKS

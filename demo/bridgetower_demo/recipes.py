@@ -12,7 +12,7 @@ from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig
 from bridgetower.model.presets import BERT_BASE, NANO, VIT_B16, meter
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.tasks import table as tasks
-from bridgetower.tasks.questions import Nlvr2Config, SnliVeConfig, VqaConfig
+from bridgetower.tasks.entries import Nlvr2Config, SnliVeConfig, VqaConfig
 from bridgetower.tasks.run_config import OptimizerConfig, RunConfig
 from bridgetower.tasks.spec import TaskSpec
 

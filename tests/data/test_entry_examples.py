@@ -15,7 +15,7 @@ from bridgetower.data.prepared_set import read_info
 from bridgetower.data.schema import SCHEMAS
 from bridgetower.model.config import FIXED_LABELS
 from bridgetower.processor import Processor
-from bridgetower.tasks.questions import VqaConfig
+from bridgetower.tasks.entries import VqaConfig
 from bridgetower.tasks.table import TASKS
 from rows import CHOICES, Choice, record, write_set
 

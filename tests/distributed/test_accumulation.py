@@ -18,7 +18,7 @@ from bridgetower.distributed import world_size
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.config import HeadsConfig
 from bridgetower.objectives.config import Phase, PretrainingConfig
-from bridgetower.tasks.questions import Nlvr2Config, SnliVeConfig, VqaConfig
+from bridgetower.tasks.entries import Nlvr2Config, SnliVeConfig, VqaConfig
 from bridgetower.tasks.run_config import RunConfig, read_metrics
 from bridgetower.training.run import train
 

@@ -23,7 +23,7 @@ from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.retrieval import evaluate_matching, evaluate_retrieval
 from bridgetower.model.fusion import Encoded
 from bridgetower.objectives.config import Phase, PretrainingConfig
-from bridgetower.objectives.matching import Pairs
+from bridgetower.objectives.losses import Pairs
 from bridgetower.objectives.pretraining import PretrainingTask
 from bridgetower.training.logs import mean_over_ranks
 from rows import records_of, write_set

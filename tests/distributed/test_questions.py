@@ -11,7 +11,7 @@ import asked
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.data.batch import BatchKey
 from bridgetower.data.examples import EntryDataset
-from bridgetower.evaluation.predictions import Predictions, predict_classes
+from bridgetower.evaluation.class_metrics import Predictions, predict_classes
 from bridgetower.objectives.classification import task_of_head
 
 

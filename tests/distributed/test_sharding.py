@@ -24,7 +24,7 @@ from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import HeadsConfig
 from bridgetower.model.layers import FeedForward
 from bridgetower.objectives.config import Phase, PretrainingConfig
-from bridgetower.tasks.questions import VQA, VqaConfig
+from bridgetower.tasks.entries import VQA, VqaConfig
 from bridgetower.tasks.run_config import OptimizerConfig, RunConfig, read_metrics
 from bridgetower.training import data_parallel
 from bridgetower.training.run import train

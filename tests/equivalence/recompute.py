@@ -13,8 +13,7 @@ from bridgetower.data.batch import IGNORED, CaptionBatch
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.fusion import Encoded
 from bridgetower.objectives.config import Phase, PretrainingConfig
-from bridgetower.objectives.losses import Losses
-from bridgetower.objectives.matching import Pairs
+from bridgetower.objectives.losses import Losses, Pairs
 from bridgetower.objectives.pretraining import PretrainingTask
 from bridgetower.tasks.run_config import OptimizerConfig
 from golden import Case

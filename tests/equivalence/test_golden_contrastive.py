@@ -4,8 +4,7 @@ import pytest
 import torch
 from recompute import caption_batch, encode, itm_outputs, pretraining_outputs, pretraining_task
 
-from bridgetower.objectives.losses import itc_loss
-from bridgetower.objectives.matching import hard_pairs, pairs_with_negatives
+from bridgetower.objectives.losses import hard_pairs, itc_loss, pairs_with_negatives
 from golden import case, check, wrong
 
 

@@ -8,9 +8,8 @@ import torch
 from recompute import bridged_layers
 
 import dense
-from bridgetower.evaluation.candidates import candidate_pairs
 from bridgetower.evaluation.config import RetrievalConfig
-from bridgetower.evaluation.metrics import streamed_recalls
+from bridgetower.evaluation.metrics import candidate_pairs, streamed_recalls
 from dense import DROPPED, truth_of
 from golden import case, check, wrong
 

@@ -8,7 +8,7 @@ from recompute import caption_batch, encode, itm_outputs, pretraining_task
 
 from bridgetower.checkpoints.keymap import export_tensors
 from bridgetower.distributed import all_gather, rank, world_size
-from bridgetower.objectives.matching import pairs_with_negatives
+from bridgetower.objectives.losses import pairs_with_negatives
 from bridgetower.objectives.pretraining import gather_texts
 from golden import GRADIENTS, case, wrong
 

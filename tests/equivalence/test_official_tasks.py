@@ -16,7 +16,7 @@ from bridgetower.checkpoints import convert, read_checkpoint
 from bridgetower.data.config import DataConfig
 from bridgetower.files import write_json
 from bridgetower.model.config import HeadsConfig
-from bridgetower.tasks.questions import SnliVeConfig, VqaConfig
+from bridgetower.tasks.entries import SnliVeConfig, VqaConfig
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.run import train
 from bridgetower.training.start import starting_checkpoint

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bridgetower.checkpoints import Calibration, Reranking
-from bridgetower.evaluation.candidates import BINS, Bin, calibrate, expected_calibration_error, reliability
+from bridgetower.evaluation.metrics import BINS, Bin, calibrate, expected_calibration_error, reliability
 
 
 def test_bins_by_hand() -> None:

@@ -10,9 +10,15 @@ from hypothesis import strategies as st
 from sklearn.metrics import top_k_accuracy_score
 
 import dense
-from bridgetower.evaluation.candidates import candidate_pairs
 from bridgetower.evaluation.config import RetrievalConfig
-from bridgetower.evaluation.metrics import RECALL_KS, GroundTruth, chance_recalls, folds, streamed_recalls
+from bridgetower.evaluation.metrics import (
+    RECALL_KS,
+    GroundTruth,
+    candidate_pairs,
+    chance_recalls,
+    folds,
+    streamed_recalls,
+)
 from dense import DROPPED, truth_of
 
 

@@ -9,8 +9,8 @@ import asked
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.data.batch import BatchKey
 from bridgetower.data.examples import EntryDataset
+from bridgetower.evaluation.class_metrics import predict_classes
 from bridgetower.evaluation.config import EvaluationOptions
-from bridgetower.evaluation.predictions import predict_classes
 from bridgetower.objectives.classification import ClassificationTask, task_of_head
 from bridgetower.processor import Processor
 

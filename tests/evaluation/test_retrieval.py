@@ -14,9 +14,15 @@ import dense
 from bridgetower.checkpoints import ITC_ALONE, UNMEASURED, Reranking, read_checkpoint
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
-from bridgetower.evaluation.candidates import ITC_WEIGHTS, Candidates
 from bridgetower.evaluation.config import DEFAULTS, EvaluationOptions, Protocol, RetrievalConfig
-from bridgetower.evaluation.metrics import GroundTruth, RetrievalRecalls, chance_recalls, hit_chances
+from bridgetower.evaluation.metrics import (
+    ITC_WEIGHTS,
+    Candidates,
+    GroundTruth,
+    RetrievalRecalls,
+    chance_recalls,
+    hit_chances,
+)
 from bridgetower.evaluation.retrieval import (
     RetrievalResult,
     evaluate_all_pairs,

@@ -160,7 +160,7 @@ class TestScores:
 
     def test_overall_and_by_type(self) -> None:
         assert vqa_scores(["yes", "two", "red", "yes"], self.QUESTIONS) == (
-            0.55,
+            {"vqa_score": 0.55, "vqa_score_number": 0.9, "vqa_score_other": 0.3, "vqa_score_yes_no": 0.5},
             {
                 "by_answer_type": {"number": 0.9, "other": 0.3, "yes/no": 0.5},
                 "by_question_type": {"how many": 0.9, "is the": 0.5, "what color": 0.3},
@@ -168,8 +168,11 @@ class TestScores:
         )
 
     def test_questions_without_a_type_have_no_group(self) -> None:
-        overall, by_type = vqa_scores(["yes", "no"], [self.QUESTIONS[0], {"answers": ("yes",)}])
-        assert (overall, by_type) == (0.5, {"by_answer_type": {"yes/no": 1.0}, "by_question_type": {"is the": 1.0}})
+        metrics, by_type = vqa_scores(["yes", "no"], [self.QUESTIONS[0], {"answers": ("yes",)}])
+        assert (metrics["vqa_score"], by_type) == (
+            0.5,
+            {"by_answer_type": {"yes/no": 1.0}, "by_question_type": {"is the": 1.0}},
+        )
 
     def test_two_decimals_in_percent(self) -> None:
-        assert vqa_scores(["yes", "no", "no"], [self.QUESTIONS[0]] * 3)[0] == 0.3333
+        assert vqa_scores(["yes", "no", "no"], [self.QUESTIONS[0]] * 3)[0]["vqa_score"] == 0.3333

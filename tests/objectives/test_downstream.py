@@ -12,7 +12,7 @@ from bridgetower.data.batch import Batch, RankingBatch
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.objectives.classification import ClassificationTask, task_of_head
 from bridgetower.objectives.config import RankingConfig
-from bridgetower.objectives.ranking import RankingTask
+from bridgetower.objectives.pretraining import RankingTask
 
 LENGTHS = (5, 3, 4)
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bridgetower.objectives.matching import (
+from bridgetower.objectives.losses import (
     Pairs,
     _warn_once,
     hard_pairs,

@@ -12,7 +12,7 @@ import tiny
 from bridgetower.data.batch import CaptionBatch
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.objectives.config import Phase, PretrainingConfig
-from bridgetower.objectives.matching import hard_pairs
+from bridgetower.objectives.losses import hard_pairs
 from bridgetower.objectives.pretraining import PretrainingTask
 
 CONFIG = shapes.MODEL.override({"text.dropout": 0.0, "fusion.dropout": 0.0, "text.vocab_size": 40})

@@ -17,8 +17,7 @@ import asked
 from bridgetower.cli import main
 from bridgetower.data.examples import PreparedImages
 from bridgetower.data.schema import SCHEMAS, Question
-from bridgetower.evaluation.config import RetrievalConfig
-from bridgetower.evaluation.outcome import Judgement, Outcome
+from bridgetower.evaluation.config import Judgement, Outcome, RetrievalConfig
 from bridgetower.predictor import load
 from bridgetower.processor import Processor, open_image
 from bridgetower.reports.errors import _shown, write_errors

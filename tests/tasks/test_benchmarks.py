@@ -13,8 +13,7 @@ from bridgetower.checkpoints import read_checkpoint, write_checkpoint
 from bridgetower.data.datasets import prepare_arrow
 from bridgetower.data.schema import SCHEMAS
 from bridgetower.evaluation.class_metrics import vqa_score
-from bridgetower.evaluation.config import RetrievalConfig
-from bridgetower.evaluation.outcome import Outcome
+from bridgetower.evaluation.config import Outcome, RetrievalConfig
 from bridgetower.predictor import Predictor, load
 from bridgetower.tasks.benchmarks import evaluate
 from miniature_arrow import write_nlvr2_arrow
@@ -131,7 +130,7 @@ class TestStatements:
     def test_statements_that_come_twice(
         self, predictor: Predictor, sets: dict[str, Path], monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("bridgetower.evaluation.predictions.predict_classes", None)  # nothing is computed before
+        monkeypatch.setattr("bridgetower.evaluation.class_metrics.predict_classes", None)  # nothing is computed before
         with pytest.raises(ValueError, match="ids of 10 come again; expected one example of each id"):
             evaluate(predictor, "nlvr2", [sets["nlvr2"]] * 2, "validation", RetrievalConfig())
 

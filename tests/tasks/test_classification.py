@@ -20,7 +20,7 @@ from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.config import HeadsConfig
 from bridgetower.predictor import Predictor, load
 from bridgetower.tasks.benchmarks import evaluate
-from bridgetower.tasks.classification import ClassificationConfig
+from bridgetower.tasks.entries import ClassificationConfig
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.run import train
 from served import URIS, error_of, running

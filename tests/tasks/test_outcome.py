@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from bridgetower.evaluation.outcome import Outcome
+from bridgetower.evaluation.config import Outcome
 
 ABOUT = {"benchmark": "vqav2", "split": "validation", "protocol": "standard"}
 

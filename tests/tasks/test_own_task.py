@@ -15,7 +15,7 @@ from bridgetower.cli.options import own_task
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.predictor import load
 from bridgetower.tasks.benchmarks import evaluate
-from bridgetower.tasks.questions import NLVR2
+from bridgetower.tasks.entries import NLVR2
 from bridgetower.tasks.spec import TaskSpec
 from bridgetower.training.folder import read_run
 from bridgetower.training.run import train
@@ -29,7 +29,7 @@ from bridgetower.model.config import HeadsConfig
 from bridgetower.objectives.classification import ClassificationTask
 from bridgetower.objectives.config import NotAnOption, TaskConfig
 from bridgetower.tasks.run_config import OptimizerConfig, RunConfig
-from bridgetower.tasks.questions import SNLI_VE
+from bridgetower.tasks.entries import SNLI_VE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +135,7 @@ def test_no_spec(spec: TaskSpec, name: str, message: str) -> None:
 def test_the_working_directory_is_on_the_path_for_the_named_module_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "my_statements.py").write_text("from bridgetower.tasks.questions import NLVR2")
+    (tmp_path / "my_statements.py").write_text("from bridgetower.tasks.entries import NLVR2")
     (tmp_path / "unnamed.py").write_text("raise AssertionError")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder])

@@ -15,7 +15,7 @@ from bridgetower.model.config import HeadsConfig
 from bridgetower.predictor import load
 from bridgetower.processor import Processor
 from bridgetower.tasks.benchmarks import evaluate
-from bridgetower.tasks.classification import REGRESSION, ClassificationConfig, RegressionConfig
+from bridgetower.tasks.entries import REGRESSION, ClassificationConfig, RegressionConfig
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.spec import ExampleSource
 from bridgetower.training.run import train

@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 import asked
-from bridgetower.evaluation.class_metrics import vqa_score
+from bridgetower.evaluation.class_metrics import vqa_score, vqa_scores
 from bridgetower.processor import Processor
-from bridgetower.tasks.questions import question_metrics, statement_metrics
+from bridgetower.tasks.entries import statement_metrics
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def test_questions(load: Any) -> None:
     questions = load("vqa")
     given = [asked.ANSWERS[number % len(asked.ANSWERS)] for number in range(3, 13)]
     scores = [vqa_score(answer, entry["answers"]) for answer, entry in zip(given, questions, strict=True)]
-    metrics, by_type = question_metrics(given, questions)
+    metrics, by_type = vqa_scores(given, questions)
     assert metrics["vqa_score"] == pytest.approx(sum(scores) / 10, abs=5e-5)
     assert metrics["vqa_score_other"] == pytest.approx(sum(scores[::2]) / 5, abs=5e-5)
     assert metrics["vqa_score_yes_no"] == pytest.approx(sum(scores[1::2]) / 5, abs=5e-5)

@@ -19,7 +19,7 @@ from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import HeadsConfig
 from bridgetower.objectives.config import RankingConfig
 from bridgetower.processor import Processor
-from bridgetower.tasks.questions import Nlvr2Config, SnliVeConfig, VqaConfig
+from bridgetower.tasks.entries import Nlvr2Config, SnliVeConfig, VqaConfig
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.run import train
 from bridgetower.training.setup import TrainContext

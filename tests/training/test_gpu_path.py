@@ -21,8 +21,7 @@ from bridgetower.inference import encoded_images, encoded_texts
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.layers import autocast, on_meta
 from bridgetower.objectives.config import Phase, PretrainingConfig
-from bridgetower.objectives.losses import Losses, mlm_loss
-from bridgetower.objectives.matching import _draw
+from bridgetower.objectives.losses import Losses, _draw, mlm_loss
 from bridgetower.objectives.pretraining import PretrainingTask
 from bridgetower.processor import Processor
 from bridgetower.tasks.run_config import OptimizerConfig, RunConfig

@@ -15,7 +15,7 @@ from bridgetower import cli
 from bridgetower.data.config import DataConfig
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.objectives.config import Phase, RankingConfig
-from bridgetower.tasks.questions import Nlvr2Config, SnliVeConfig, VqaConfig
+from bridgetower.tasks.entries import Nlvr2Config, SnliVeConfig, VqaConfig
 from bridgetower.tasks.run_config import OptimizerConfig, RunConfig
 from bridgetower.tasks.table import RECIPES, TASKS
 from bridgetower.training.run import train

@@ -10,7 +10,7 @@ from fitting import KINDS
 import asked
 from bridgetower.files import write_json
 from bridgetower.predictor import load
-from bridgetower.tasks.questions import VqaConfig
+from bridgetower.tasks.entries import VqaConfig
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.run import train
 from bridgetower.training.setup import build_task

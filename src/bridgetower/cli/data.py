@@ -19,7 +19,7 @@ from tyro.extras import SubcommandApp
 from bridgetower.cli.output import emit, emit_following, emit_result, is_json
 from bridgetower.cli.parsing import deferred
 from bridgetower.data.datasets import DATASETS, prepare_arrow, prepare_set
-from bridgetower.data.datasets.spec import ArrowConfig
+from bridgetower.data.datasets.arrow import ArrowConfig
 from bridgetower.data.own import OWN_SETS, SOURCE_HELP, prepare_own
 from bridgetower.data.schema import Schema
 from bridgetower.extras import load_object, require
@@ -120,7 +120,7 @@ def inspect(
 def _as_json(info: DatasetInfo, reports: Mapping[str, SplitReport], html: Path | None) -> dict[str, Any]:
     splits = {}
     for name, split in reports.items():
-        published = None if split.published is None else vars(split.published)
+        published = None if split.published is None else split.published._asdict()
         counts = {"images": split.images, "texts": split.texts, "published": published}
         splits[name] = {**counts, "words": split.words, "classes": dict(split.classes)}
     return {

@@ -21,7 +21,7 @@ from bridgetower.tasks.run_config import TIMEOUT_MINUTES
 from bridgetower.tasks.table import BENCHMARKS
 
 if TYPE_CHECKING:
-    from bridgetower.evaluation.outcome import Outcome
+    from bridgetower.evaluation.config import Outcome
 
 _LOG = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def evaluate(
 
     from bridgetower.checkpoints import Reranking, write_reranking
     from bridgetower.distributed import process_group, rank
-    from bridgetower.evaluation.candidates import LEAST_IMAGES
+    from bridgetower.evaluation.metrics import LEAST_IMAGES
     from bridgetower.model.cpu import pack_weights
     from bridgetower.model.layers import autocast
     from bridgetower.tasks.benchmarks import evaluate as run_benchmark

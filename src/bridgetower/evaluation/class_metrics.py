@@ -1,16 +1,56 @@
-"""Metrics of classes, numbers and answers to questions; pure functions on whole arrays."""
+"""Predictions for a whole set, and metrics of classes, numbers and answers to questions: pure functions on arrays."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from bridgetower.data.answers import FEW_ANNOTATORS, normalise_answer
+from bridgetower.data.batch import BatchDataset, BatchKey
+from bridgetower.distributed import gather_by_id, rank, world_size
+from bridgetower.evaluation.config import DEFAULTS, EvaluationOptions
+from bridgetower.processor import load_items
+from bridgetower.progress import counted
+
+
+class Predictions(NamedTuple):
+    """The likeliest class of every example, in order, and the probability that the task gives it."""
+
+    classes: Int[Tensor, " n"]
+    probabilities: Float[Tensor, " n"]
+
+
+def predict_classes(
+    task: nn.Module, examples: BatchDataset, *, batch_size: int, options: EvaluationOptions = DEFAULTS
+) -> Predictions:
+    found = predict(task, examples, lambda out: out.max(dim=1)[::-1], batch_size=batch_size, options=options)
+    return Predictions(*found)
+
+
+@torch.inference_mode()
+def predict(
+    task: nn.Module,
+    examples: BatchDataset,
+    read: Callable[[Tensor], tuple[Tensor, ...]],
+    *,
+    batch_size: int,
+    options: EvaluationOptions = DEFAULTS,
+) -> tuple[Tensor, ...]:
+    """Predicts every example; each process predicts its share and gets all."""
+    own = range(rank() % len(examples), len(examples), world_size())  # of fewer examples than processes, one twice
+    keys = [BatchKey(tuple(own[start : start + batch_size]), 0) for start in range(0, len(own), batch_size)]
+    device = next(task.parameters()).device
+    loader: Iterable[Any] = load_items(examples.__getitem__, keys, num_workers=options.num_workers, device=device)
+    loader = counted(loader, "predicting batches", shown=options.progress and rank() == 0, total=len(keys))
+    parts = [tuple(part.cpu() for part in read(task.predict(batch.to(device)))) for batch in loader]  # type: ignore[operator]
+    columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+    return gather_by_id(torch.tensor(own), *columns)[1:]
 
 
 def accuracy(predicted: Int[Tensor, " n"], labels: Int[Tensor, " n"]) -> float:
@@ -77,20 +117,25 @@ def ranked_classes(labels: Bool[Tensor, "n k"], *, multi_label: bool) -> list[in
 
 def vqa_scores(
     predictions: Sequence[str], questions: Sequence[Mapping[str, Any]]
-) -> tuple[float, dict[str, dict[str, float]]]:
-    """Returns the mean score of all questions, and those `by_answer_type` and `by_question_type` of named types.
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """Returns `vqa_score` and that of each type of answer, and those `by_answer_type` and `by_question_type`.
 
     They are from 0 to 1, to four decimals: the two that the official evaluation gives in percent (GT-Vision-Lab/VQA,
     `vqaEval.py`).
     """
+
+    def mean(some: Sequence[float]) -> float:
+        return round(sum(some) / len(some), 4)
+
     scores = [vqa_score(given, question["answers"]) for given, question in zip(predictions, questions, strict=True)]
     by_type: dict[str, dict[str, float]] = {}
     for column in ("answer_type", "question_type"):
         groups: dict[str, list[float]] = defaultdict(list)
         for score, question in zip(scores, questions, strict=True):
             groups[question.get(column, "")].append(score)
-        by_type[f"by_{column}"] = {name: _mean(groups[name]) for name in sorted(groups) if name}
-    return _mean(scores), by_type
+        by_type[f"by_{column}"] = {name: mean(groups[name]) for name in sorted(groups) if name}
+    named = {f"vqa_score_{name.replace('/', '_')}": score for name, score in by_type["by_answer_type"].items()}
+    return {"vqa_score": mean(scores), **named}, by_type
 
 
 def vqa_score(prediction: str, answers: Sequence[str]) -> float:
@@ -103,7 +148,7 @@ def vqa_score(prediction: str, answers: Sequence[str]) -> float:
     """
     if not answers:
         raise ValueError("a question has no answers; expected those of the annotators")
-    given, predicted = [_on_one_line(answer) for answer in answers], _on_one_line(prediction)
+    predicted, *given = (text.replace("\n", " ").replace("\t", " ").strip() for text in (prediction, *answers))
     few = len(given) < FEW_ANNOTATORS
     if few or len(set(given)) > 1:
         given, predicted = [normalise_answer(answer) for answer in given], normalise_answer(predicted)
@@ -112,11 +157,3 @@ def vqa_score(prediction: str, answers: Sequence[str]) -> float:
         return same / len(given)
     others = [same - 1] * same + [same] * (len(given) - same)
     return sum(min(count / 3, 1.0) for count in others) / len(given)
-
-
-def _on_one_line(answer: str) -> str:
-    return answer.replace("\n", " ").replace("\t", " ").strip()
-
-
-def _mean(scores: Sequence[float]) -> float:
-    return round(sum(scores) / len(scores), 4)

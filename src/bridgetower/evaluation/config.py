@@ -1,13 +1,23 @@
-"""How models are evaluated; importable without torch."""
+"""How models are evaluated, and what an evaluation leaves; importable without torch."""
 
 from __future__ import annotations
 
+import platform
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from bridgetower.files import json_text, write_json, write_text
 from bridgetower.model.plain import AT_LEAST_0, AT_LEAST_1, check_choice, check_numbers
+
+if TYPE_CHECKING:
+    from bridgetower.data.prepared import PreparedImages
+
+METRICS = "metrics.json"
+PREDICTIONS = "predictions.jsonl"
 
 Protocol = Literal["standard", "paper"]
 
@@ -41,21 +51,57 @@ class RetrievalConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationOptions:
-    """How an evaluation runs; nothing here changes its result.
+    """How an evaluation runs; nothing here changes its result."""
 
-    Attributes:
-        work: Folder in which retrieval keeps what it has in a folder of its own until it is finished: called again
-            after a kill, the same evaluation goes on from there. None: it starts again.
-        until_written: Removes that folder when it is closed, for callers that write results, which a kill before that
-            would lose. None: the folder is removed when the evaluation ends.
-        num_workers: Processes that decode; 0 decodes in this one.
-        progress: Show bars.
-    """
-
-    work: Path | None = None
-    until_written: ExitStack | None = None
-    num_workers: int = 0
+    work: Path | None = None  # where retrieval keeps what it has until it is finished, to go on from there after a kill
+    until_written: ExitStack | None = None  # removes that when it is closed; None: the end of the evaluation does
+    num_workers: int = 0  # processes that decode; 0 decodes in this one
     progress: bool = False
 
 
 DEFAULTS = EvaluationOptions()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """An example whose answer is known, and what the model made of it."""
+
+    id: str
+    images: tuple[int, ...]  # their numbers among those of the set
+    text: str  # that the model read; empty if none
+    expected: str  # the right answer, in words
+    given: str  # the model's
+    score: float  # from 0, wrong, to 1, right
+    miss: float  # the worst misses have the largest values
+    probability: float | None  # that the model gives to its answer
+    found: int | None = None  # number of the image that was found, where one is looked for
+    groups: Mapping[str, str] = field(default_factory=dict)  # kinds that the example is of, by column
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What was found out about a model."""
+
+    metrics: Mapping[str, float]  # empty where the answers are not known
+    counts: Mapping[str, int]  # of what was judged
+    details: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # metrics by group
+    predictions: Sequence[Mapping[str, Any]] = ()  # one row per example, with its id
+    submission: tuple[str, str] | None = None  # name and content of the file that a test server takes
+    notes: Sequence[str] = ()  # what cannot be given, and why
+    judge: Callable[[], list[Judgement]] | None = None  # gives the examples whose answers are known
+    images: PreparedImages | None = None  # that the judgements name
+
+    def report(self, about: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the content of `metrics.json`: what was measured and how, versions, counts, metrics."""
+        versions = {name: version(name) for name in ("bridgetower", "torch")} | {"python": platform.python_version()}
+        notes = {"notes": list(self.notes)} if self.notes else {}
+        return {**about, **self.counts, **self.metrics, **self.details, **notes, "versions": versions}
+
+    def write(self, folder: Path, about: Mapping[str, Any]) -> None:
+        if self.predictions:
+            lines = (json_text(row) + "\n" for row in self.predictions)
+            write_text(folder / PREDICTIONS, "".join(lines))
+        if self.submission is not None:
+            name, content = self.submission
+            write_text(folder / name, content)
+        write_json(folder / METRICS, self.report(about))

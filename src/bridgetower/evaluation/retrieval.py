@@ -12,11 +12,16 @@ from torch import Tensor
 
 from bridgetower.checkpoints import ITC_WEIGHT, UNMEASURED, Reranking
 from bridgetower.data.captions import CaptionImages
-from bridgetower.evaluation.candidates import Candidates, candidate_pairs
 from bridgetower.evaluation.class_metrics import accuracy
-from bridgetower.evaluation.config import DEFAULTS, EvaluationOptions, RetrievalConfig
-from bridgetower.evaluation.metrics import GroundTruth, RetrievalRecalls, chance_recalls, streamed_recalls
-from bridgetower.evaluation.outcome import Judgement
+from bridgetower.evaluation.config import DEFAULTS, EvaluationOptions, Judgement, RetrievalConfig
+from bridgetower.evaluation.metrics import (
+    Candidates,
+    GroundTruth,
+    RetrievalRecalls,
+    candidate_pairs,
+    chance_recalls,
+    streamed_recalls,
+)
 from bridgetower.evaluation.scoring import pair_scorer
 from bridgetower.inference import two_stage_order
 from bridgetower.model.bridgetower import BridgeTower
@@ -25,31 +30,19 @@ from bridgetower.objectives.losses import similarity
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalResult:
-    """Scores and recalls of one model on one set.
+    """Scores and recalls of one model on one set; what matching gives is None without a matching head."""
 
-    Attributes:
-        image_vectors: Contrastive, of length one.
-        text_vectors: The same of the texts that are ranked.
-        candidates: The pairs that were matched, and their scores; None without a matching head.
-        matching_recalls: Of the ranking of the candidates by matching alone; None without a matching head.
-        two_stage_recalls: Of their ranking by both, `inference.combined_scores`; by matching alone with protocol
-            `paper`.
-        reranking: With which candidates were ranked; None where they were not, and with protocol `paper`.
-        ece: Expected calibration error of `Reranking.match` on the candidates of texts; None likewise.
-        itm_accuracy: Of each text with its own image and with a random other one; None without a matching head.
-    """
-
-    image_vectors: Float[Tensor, "i c"]
-    text_vectors: Float[Tensor, "t c"]
+    image_vectors: Float[Tensor, "i c"]  # contrastive, of length one
+    text_vectors: Float[Tensor, "t c"]  # the same of the texts that are ranked
     truth: GroundTruth
     itc_recalls: RetrievalRecalls
     chance: RetrievalRecalls
-    candidates: Candidates | None = None
-    matching_recalls: RetrievalRecalls | None = None
-    two_stage_recalls: RetrievalRecalls | None = None
-    reranking: Reranking | None = None
-    ece: float | None = None
-    itm_accuracy: float | None = None
+    candidates: Candidates | None = None  # the pairs that were matched, and their scores
+    matching_recalls: RetrievalRecalls | None = None  # of their ranking by matching alone
+    two_stage_recalls: RetrievalRecalls | None = None  # by both scores; by matching alone with protocol `paper`
+    reranking: Reranking | None = None  # with which they were ranked; None with protocol `paper`
+    ece: float | None = None  # expected calibration error of `Reranking.match` on candidates of texts; None likewise
+    itm_accuracy: float | None = None  # of each text with its own image and with a random other one
 
     def metrics(self) -> dict[str, float]:
         """Flat metrics: recalls `itc_…`, `matching_…`, `two_stage_…` and `chance_…`, the others, the last `rsum`."""
@@ -93,8 +86,9 @@ def evaluate_retrieval(
             own, stranger = truth.text_image_index[pairs.text], _strangers(truth)[pairs.text]
             is_control = (pairs.image == own) | (pairs.image == stranger)
             matched = accuracy(accepted[is_control].long(), pairs.belong[is_control].long())
+            alone = candidates.recalls()
             second = {"candidates": candidates, "itm_accuracy": matched}
-            second["matching_recalls"] = second["two_stage_recalls"] = candidates.recalls()
+            second |= {"matching_recalls": alone, "two_stage_recalls": alone}
             if config.protocol == "standard":
                 used = candidates.fitted() if reranking is None else reranking
                 second |= {"reranking": used, "ece": candidates.error(used)}
@@ -175,17 +169,11 @@ Direction = Literal["text_to_image", "image_to_text"]
 
 
 class Ranking(NamedTuple):
-    """All items for a query: candidates by the score of the second stage, then the rest by cosine.
+    """All items for a query: candidates by the score of the second stage, then the rest by cosine."""
 
-    Attributes:
-        order: Their rows, best first.
-        rank: Place of the best right answer, counted from 1.
-        itm: Matching score of the first item; None without a matching head.
-    """
-
-    order: Int[Tensor, " m"]
-    rank: int
-    itm: float | None
+    order: Int[Tensor, " m"]  # their rows, best first
+    rank: int  # place of the best right answer, counted from 1
+    itm: float | None  # matching score of the first item; None without a matching head
 
 
 def rankings(result: RetrievalResult, direction: Direction, queries: Iterable[int]) -> Iterator[Ranking]:

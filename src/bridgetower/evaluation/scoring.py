@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
@@ -57,9 +57,6 @@ class PairScorer:
 
     Every image is encoded once for its vector and once more for its pairs, and captions with every batch of pairs, so
     that no encoding is kept for longer than a part of the images takes.
-
-    Attributes:
-        truth: Which images and texts belong together.
     """
 
     def __init__(
@@ -78,6 +75,7 @@ class PairScorer:
         self._ids = [ids[text] for text in order]
         self._place = torch.tensor(order).argsort()
         self._own = torch.arange(len(images))[rank() :: world_size()]
+        self._shown = options.progress and rank() == 0
 
     def vectors(self) -> tuple[Float[Tensor, "i c"], Float[Tensor, "t c"]]:
         model, size, shown = self._model, self._config.batch_size, self._shown
@@ -113,7 +111,14 @@ class PairScorer:
         digest = hashlib.sha256(torch.stack([rows, texts]).numpy().data).hexdigest()[:8]
         names = [f"scores-{digest}-{number:05d}" for number in range(len(parts))]
         kept = [self._read(name) for name in names]
-        encoded = self._image_parts([part for part, logits in zip(parts, kept, strict=True) if logits is None])
+        # The encodings of the images of a part, part by part; workers decode ahead of it.
+        batches = [
+            split_rows(part, self._config.batch_size)
+            for part, logits in zip(parts, kept, strict=True)
+            if logits is None
+        ]
+        images = map(self._model.cache_image, self._encode_images(list(chain.from_iterable(batches))))
+        encoded = (Encoded.cat(list(islice(images, len(each)))) for each in batches)
         match, accepted = torch.empty(len(own)), torch.empty(len(own), dtype=torch.bool)
         with count_bars(shown=self._shown) as bars:
             bar = bars.add_task("pairs", total=len(own))
@@ -121,7 +126,7 @@ class PairScorer:
                 if logits is None:
                     numbers = torch.stack([rows[start:end] - part.start, self._place[texts[start:end]]], dim=1)
                     advance = partial(bars.advance, bar)
-                    logits = self._score_part(encoded, numbers, head or self._model.itm_logits, advance)
+                    logits = self._score_part(next(encoded), numbers, head or self._model.itm_logits, advance)
                     self._keep(name, logits)
                 odds = log_odds(logits)
                 match[start:end] = logits[:, 1] if self._config.protocol == "paper" else odds
@@ -131,9 +136,9 @@ class PairScorer:
         return match, accepted
 
     def _score_part(
-        self, images: Iterator[Encoded], pairs: Int[Tensor, "n 2"], head: Head, advance: Callable[[int], object]
+        self, image: Encoded, pairs: Int[Tensor, "n 2"], head: Head, advance: Callable[[int], object]
     ) -> Float[Tensor, "n 2"]:
-        image, order, logits = next(images), pairs[:, 1].argsort(stable=True), torch.empty(len(pairs), 2)
+        order, logits = pairs[:, 1].argsort(stable=True), torch.empty(len(pairs), 2)
 
         def text_of(places: Sequence[int]) -> Encoded:
             return self._model.cache_text(self._encode_texts(places))
@@ -147,14 +152,6 @@ class PairScorer:
             raise ValueError(f"{int(logits.isnan().any(dim=1).sum())} of {len(logits)} pairs have a score that is NaN")
         return logits
 
-    def _image_parts(self, parts: Sequence[range]) -> Iterator[Encoded]:
-        """Yields the encodings of all images of a part, part by part; workers decode ahead of it."""
-        split = [split_rows(part, self._config.batch_size) for part in parts]
-        images = self._encode_images([rows for batches in split for rows in batches])
-        encoded = (self._model.cache_image(image) for image in images)
-        for batches in split:
-            yield Encoded.cat(list(islice(encoded, len(batches))))
-
     def _encode_images(self, batches: Sequence[range], outputs: EncodeOutputs = "layers") -> Iterator[Encoded]:
         images, workers = self._images, self._options.num_workers
         numbers = [self._own[list(rows)].tolist() for rows in batches]
@@ -167,10 +164,6 @@ class PairScorer:
         batch = self._images.processor.pad([self._ids[place] for place in places])
         mask = None if batch.attention_mask is None else batch.attention_mask.to(self._device)
         return self._model.encode_text(batch.input_ids.to(self._device), mask, outputs=outputs)
-
-    @property
-    def _shown(self) -> bool:
-        return self._options.progress and rank() == 0
 
     def _read(self, name: str) -> Tensor | None:
         """Returns a result from its file; None where there is none, or a damaged one."""

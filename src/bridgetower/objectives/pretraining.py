@@ -10,44 +10,41 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bridgetower.data.batch import CaptionBatch
+from bridgetower.data.batch import CaptionBatch, RankingBatch
 from bridgetower.distributed import all_gather, rank, world_size
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import entry
 from bridgetower.model.fusion import Encoded
-from bridgetower.objectives.config import Phase, PretrainingConfig
+from bridgetower.objectives.config import Phase, PretrainingConfig, RankingConfig
 from bridgetower.objectives.losses import (
     Contrast,
     Features,
     Losses,
+    Pairs,
+    class_loss,
     contrast_parts,
+    hard_pairs,
     info_nce,
     itc_loss,
+    matching_loss,
     mlm_loss,
+    random_pairs,
     similarity,
+    uniform_pairs,
 )
-from bridgetower.objectives.matching import Pairs, hard_pairs, matching_loss, random_pairs, uniform_pairs
 
 Texts = Literal["plain", "masked"]
 
 
 @dataclass(frozen=True)
 class Step:
-    """What the objectives of a step share.
+    """What the objectives of a step share."""
 
-    Attributes:
-        phase: Which is in force.
-        batch: Images with captions.
-        image: Their encodings.
-        texts: Those of the captions, of the kinds that the objectives of the phase read.
-        contrast: ITC of all pairs of the step, where it is computed outside.
-    """
-
-    phase: Phase
+    phase: Phase  # which is in force
     batch: CaptionBatch
     image: Encoded
-    texts: dict[Texts, Encoded] = field(default_factory=dict)
-    contrast: Contrast | None = None
+    texts: dict[Texts, Encoded] = field(default_factory=dict)  # of the kinds that the objectives of the phase read
+    contrast: Contrast | None = None  # ITC of all pairs of the step, where it is computed outside
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +69,7 @@ class PretrainingTask(nn.Module):
 
     ITC compares the pairs that it is given with those of the other processes, and negatives come from the same pairs:
     with accumulation that is one micro-batch per process, not the whole batch of the step. ITC over more than that is
-    computed outside, from `features`, and handed to `forward`.
-
-    Attributes:
-        progress: Share of the run that is done; decides the phase.
+    computed outside, from `features`, and handed to `forward`. The share of the run that is done decides the phase.
     """
 
     contrast_loss: Callable[..., Float[Tensor, ""]] = staticmethod(info_nce)
@@ -239,3 +233,43 @@ OBJECTIVES: dict[str, Objective] = {
     "mlm": Objective(loss=_mlm, heads=("mlm",), texts=("masked",)),
 }
 """In the order in which they are computed."""
+
+
+class RankingTask(nn.Module):
+    """Cross-entropy of the true text's score against those of the false texts, and matching beside it.
+
+    Official `compute_irtr`, which crashes: it stacks tensors of different shapes. Its run config also switches
+    matching on, with the head of pre-training kept as it is; so here.
+    """
+
+    graph = "ranking"
+    """The same parameters get gradients in every step."""
+
+    def __init__(self, model: BridgeTower, config: RankingConfig) -> None:
+        super().__init__()
+        self.model, self.config = model, config
+        if config.itm:
+            model.head("itm").requires_grad_(False)
+
+    def forward(self, batch: RankingBatch) -> Losses:
+        image, text, scores = self.score(batch)
+        loss, accuracy = class_loss(scores, torch.zeros(len(scores), dtype=torch.long, device=scores.device))
+        parts, metrics = {"rank": loss}, {"rank_accuracy": accuracy}
+        if self.config.itm:  # of the true texts, half of them with another image of the batch
+            pairs = random_pairs(batch.image_index, torch.Generator().manual_seed(batch.seed))
+            fused = self.model.fuse(image[pairs.image_rows], text[pairs.text_rows * scores.shape[1]])
+            parts["itm"], metrics["itm_accuracy"] = matching_loss(self.model.itm_logits(fused.pooled), pairs.labels)
+        return Losses.weigh(parts, {"rank": 1.0, "itm": self.config.itm}, metrics)
+
+    def predict(self, batch: RankingBatch) -> Float[Tensor, "b n"]:
+        """Returns the probability of each text to be the true one among those of its image."""
+        return self.score(batch)[2].float().softmax(dim=-1)
+
+    def score(self, batch: RankingBatch) -> tuple[Encoded, Encoded, Float[Tensor, "b n"]]:
+        """Returns images, texts, and the scores of the texts of each image, the true one first."""
+        model = self.model
+        image = model.cache_image(model.encode_image(batch.pixel_values, states=batch.image_states))
+        text = model.encode_text(batch.input_ids, batch.attention_mask, states=batch.text_states)
+        num_texts = len(text) // len(image)
+        rows = torch.arange(len(image), device=image.cls.device).repeat_interleave(num_texts)
+        return image, text, model.rank_scores(model.fuse(image[rows], text).pooled).unflatten(0, (-1, num_texts))

@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 
 from bridgetower.data.examples import PreparedImages
 from bridgetower.drawing import BLUE, png
-from bridgetower.evaluation.candidates import BINS, expected_calibration_error, reliability
-from bridgetower.evaluation.outcome import Judgement
+from bridgetower.evaluation.config import Judgement
+from bridgetower.evaluation.metrics import BINS, expected_calibration_error, reliability
 from bridgetower.files import write_text
 from bridgetower.processor import open_image
 from bridgetower.reports.numbers import count, percent

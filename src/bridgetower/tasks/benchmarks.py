@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bridgetower.data.config import DataConfig
-from bridgetower.evaluation.config import DEFAULTS, EvaluationOptions, RetrievalConfig
-from bridgetower.evaluation.outcome import Outcome
+from bridgetower.evaluation.config import DEFAULTS, EvaluationOptions, Outcome, RetrievalConfig
 from bridgetower.predictor import Predictor
 from bridgetower.tasks.spec import Evaluation, ExampleSource, TaskSpec
 from bridgetower.tasks.table import BENCHMARKS
@@ -64,12 +63,10 @@ def evaluate(
         use="test",
     )
     evaluation = Evaluation(
-        task=task,
+        **vars(source),
         model=predictor.model,
         module=lambda: spec.module(predictor.model, task),
         examples=spec.examples(source),
-        splits=(split,),
-        names=names,
         settings=config,
         reranking=None if fit_two_stage else predictor.reranking,
         options=options,

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 from bridgetower.data.config import DataConfig
 from bridgetower.data.schema import CAPTIONS
-from bridgetower.evaluation.config import RetrievalConfig
-from bridgetower.evaluation.outcome import Outcome
+from bridgetower.evaluation.config import Outcome, RetrievalConfig
 from bridgetower.model.config import HeadsConfig
 from bridgetower.model.presets import BASE, LARGE, NANO, meter, meter_with_norms
 from bridgetower.objectives.config import Phase, PretrainingConfig, RankingConfig
@@ -23,11 +22,9 @@ if TYPE_CHECKING:
 
 
 def _build(model: BridgeTower, config: PretrainingConfig | RankingConfig) -> nn.Module:
-    from bridgetower.objectives import pretraining, ranking
+    from bridgetower.objectives.pretraining import PretrainingTask, RankingTask
 
-    if isinstance(config, RankingConfig):
-        return ranking.RankingTask(model, config)
-    return pretraining.PretrainingTask(model, config)
+    return RankingTask(model, config) if isinstance(config, RankingConfig) else PretrainingTask(model, config)
 
 
 def _examples(source: ExampleSource) -> CaptionPairs | RankingPairs:
@@ -83,23 +80,15 @@ def _validate(evaluation: Evaluation) -> dict[str, float]:
     return metrics
 
 
-_METRIC_HEADS = {
-    "rsum": ("itc",),
-    "itc_rsum": ("itc",),
-    "matching_rsum": ("itc", "itm"),
-    "two_stage_rsum": ("itc", "itm"),
-    "itm_accuracy": ("itm",),
-    "mlm_accuracy": ("mlm",),
-}
-
-
 def _unavailable(evaluation: Evaluation, metric: str) -> str | None:
-    model, heads = evaluation.model, _METRIC_HEADS[metric]
+    model = evaluation.model
+    two_stages = metric in ("matching_rsum", "two_stage_rsum")
+    heads = ["itc", "itm"] if two_stages else [{"itm_accuracy": "itm", "mlm_accuracy": "mlm"}.get(metric, "itc")]
     missing = [head for head in heads if getattr(model, f"{head}_head") is None]
     if missing:
         return f"the model has no {' and no '.join(missing)} head"
     if "itm" in heads and model.itc_head is not None and not evaluation.settings.candidates:
-        return "evaluation.candidates is 0, so that no pairs are matched"
+        return "evaluation.metrics is 0, so that no pairs are matched"
     return None
 
 

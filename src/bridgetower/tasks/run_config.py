@@ -295,14 +295,7 @@ COLOUR_VIEWS = DataConfig(
 )
 
 # Official `blip_randaug_wohf`: nothing is mirrored, since questions name left and right.
-QUESTION_VIEWS = DataConfig(
-    profile="official-finetune",
-    random_crop=0.5,
-    rand_augment="geometry",
-    rand_magnitude=5,
-    max_length=50,
-    num_workers=4,
-)
+QUESTION_VIEWS = replace(COLOUR_VIEWS, flip=False, rand_augment="geometry", rand_magnitude=5)
 
 # Official `clip_randaug` in training; the short side resized and the centre cropped in both (official `clip`).
 CLIP_VIEWS = DataConfig(

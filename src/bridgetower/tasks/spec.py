@@ -8,8 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from bridgetower.data.config import DataConfig
-from bridgetower.evaluation.config import DEFAULTS, EvaluationOptions, RetrievalConfig
-from bridgetower.evaluation.outcome import Judgement, Outcome
+from bridgetower.evaluation.config import DEFAULTS, EvaluationOptions, Judgement, Outcome, RetrievalConfig
 from bridgetower.model.config import HeadsConfig
 from bridgetower.objectives.config import TaskConfig
 from bridgetower.tasks.run_config import RunConfig
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from bridgetower.checkpoints import Reranking
     from bridgetower.data.examples import PreparedImages
     from bridgetower.data.schema import Schema
-    from bridgetower.evaluation.predictions import Predictions
+    from bridgetower.evaluation.class_metrics import Predictions
     from bridgetower.evaluation.retrieval import RetrievalResult
     from bridgetower.model.bridgetower import BridgeTower
     from bridgetower.processor import Processor
@@ -56,38 +55,33 @@ class ExampleSource:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation:
+class Evaluation(ExampleSource):
     """What is measured, and how; what is predicted is computed once, when it is first read, in all processes alike.
 
     Attributes:
         module: Gives the model with its losses, of which `predict` is used.
-        splits: Which the examples are of.
-        names: Of the classes of the task's head.
         settings: Protocol and batch size; the rest is for retrieval.
         reranking: Of the checkpoint; None fits it.
         options: How it runs, which changes nothing in the result.
     """
 
-    task: Any
     model: BridgeTower
     module: Callable[[], nn.Module]
     examples: Any
-    splits: tuple[str, ...]
-    names: Sequence[str] = ()
     settings: RetrievalConfig
     reranking: Reranking | None = None
     options: EvaluationOptions = DEFAULTS
 
     @cached_property
     def predictions(self) -> Predictions:
-        from bridgetower.evaluation.predictions import predict_classes
+        from bridgetower.evaluation.class_metrics import predict_classes
 
         return predict_classes(self.module(), self.examples, batch_size=self.settings.batch_size, options=self.options)
 
     @cached_property
     def outputs(self) -> Float[Tensor, "n k"]:
         """All that is predicted for every example, in order."""
-        from bridgetower.evaluation.predictions import predict
+        from bridgetower.evaluation.class_metrics import predict
 
         size = self.settings.batch_size
         return predict(self.module(), self.examples, lambda out: (out,), batch_size=size, options=self.options)[0]

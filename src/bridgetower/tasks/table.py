@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from bridgetower.objectives.config import TaskConfig
-from bridgetower.tasks.classification import CLASSIFICATION, REGRESSION
+from bridgetower.tasks.entries import CLASSIFICATION, NLVR2, REGRESSION, SNLI_VE, VQA
 from bridgetower.tasks.pretraining import PRETRAINING, RANKING
-from bridgetower.tasks.questions import NLVR2, SNLI_VE, VQA
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.spec import TaskSpec
 

@@ -52,7 +52,6 @@ def build_task(
     processor = checkpoint.processor
     assert processor is not None  # starting_checkpoint refused it
     names = () if spec.head is None else checkpoint.class_names(spec.head)
-    validation = (config.data.validation_split,)
     source = ExampleSource(
         data=config.data,
         splits=config.data.train_splits,
@@ -67,16 +66,14 @@ def build_task(
     setup = TaskSetup(task=trained, examples=train, images=(train.images,), digests=digests, evaluate=dict)
     if config.evaluate_every is None:
         return setup
-    evaluated = config.data.as_evaluated()
-    held_out = spec.examples(replace(source, data=evaluated, splits=validation, use="validate"))
-    known = config.data.trains_on_validation
+    validation = (config.data.validation_split,)
+    source = replace(source, data=config.data.as_evaluated(), splits=validation, use="validate")
+    held_out, known = spec.examples(source), config.data.trains_on_validation
     evaluation = Evaluation(
-        task=config.task,
+        **vars(source),
         model=model,
         module=lambda: trained,
         examples=held_out,
-        splits=validation,
-        names=names,
         settings=config.evaluation,
         reranking=UNMEASURED if known else None,
         options=EvaluationOptions(num_workers=config.data.num_workers),

@@ -24,11 +24,9 @@ class TestAnnotation:
         assert originals.annotation("a.json", "karpathy/a.json") == tmp_path / "karpathy" / "a.json"
         write(tmp_path / "a.json", {})
         assert originals.annotation("a.json", "karpathy/a.json") == tmp_path / "a.json"
-        assert originals.optional_annotation("a.json") == tmp_path / "a.json"
-        assert len(originals.used) == 3
+        assert len(originals.used) == 2
 
     def test_a_missing_one_is_an_error(self, originals: Originals) -> None:
-        assert originals.optional_annotation("a.json", "b/a.json") is None
         with pytest.raises(FileNotFoundError, match=r"no file a\.json or b/a\.json in .*, or leave out what needs it"):
             originals.annotation("a.json", "b/a.json")
 

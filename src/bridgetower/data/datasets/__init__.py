@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from bridgetower.data.config import PrepareConfig
+from bridgetower.data.datasets import arrow
+from bridgetower.data.datasets.arrow import ArrowConfig
 from bridgetower.data.datasets.captions import CC3M, COCO, FLICKR30K, SBU
-from bridgetower.data.datasets.nlvr2 import NLVR2
-from bridgetower.data.datasets.snli_ve import SNLI_VE
-from bridgetower.data.datasets.spec import ArrowConfig, DatasetSpec, Originals
+from bridgetower.data.datasets.spec import DatasetSpec, Originals
+from bridgetower.data.datasets.statements import NLVR2, SNLI_VE
 from bridgetower.data.datasets.vg import VG, VGQA, VGQA_COCO
 from bridgetower.data.datasets.vqav2 import VQAV2
 from bridgetower.data.own import finished_set
@@ -20,27 +22,13 @@ DATASETS: Mapping[str, DatasetSpec] = {
 }
 """Every published set, by name."""
 
-_FEW = 5  # files of a wrong folder that are named
-
 
 def prepare_set(
     dataset: str | DatasetSpec, source: Path, out: Path, config: PrepareConfig | None = None, *, progress: bool = True
 ) -> DatasetInfo:
-    """Writes a set to the folder `out`; a complete one of the same files is left as it is.
+    """Writes one of `DATASETS`, or a custom set, to a folder; a complete one of the same files is left as it is.
 
     An attempt that was killed is continued: images that were written are not read again.
-
-    Args:
-        dataset: Name of one of `DATASETS`, or a set of your own.
-        source: Folder with the original files.
-        out: Dataset folder.
-        config: What is prepared, and how many errors are allowed.
-        progress: Whether to show progress, if standard error is a terminal.
-
-    Raises:
-        FileNotFoundError: If the source or an annotation file is missing.
-        ValueError: If the name or a split is unknown, an annotation file cannot be read, there are too many errors, or
-            `out` holds something else.
     """
     known = [name for name, each in DATASETS.items() if each.fill]
     if isinstance(dataset, str) and dataset not in known:
@@ -53,44 +41,37 @@ def prepare_set(
     unknown = [split for split in config.splits if split not in splits]
     if unknown:
         raise ValueError(f"{spec.name} has no split {', '.join(unknown)}; it has {', '.join(splits)}")
-    _check_folder(source, f"the original files of {spec.name}")
     return _prepare(spec, Path(source), Path(out), config, progress)
 
 
 def prepare_arrow(
     source: Path, out: Path, config: ArrowConfig | None = None, *, progress: bool = True
 ) -> dict[str, DatasetInfo]:
-    """Writes each set of which ViLT-style Arrow files lie in a folder to a folder of its own in `out`.
-
-    Args:
-        source: Folder with the files.
-        out: Folder of the dataset folders, which are called like the sets.
-        config: Which sets and splits, and how many errors are allowed.
-        progress: Whether to show progress, if standard error is a terminal.
-
-    Returns:
-        What was written, by set.
-
-    Raises:
-        FileNotFoundError: If the source is missing, or has no file of a set or of one of its splits.
-        ValueError: If a set or a split is unknown, a file cannot be read, there are too many errors, or a folder in
-            `out` holds something else.
-    """
+    """Writes each set of which ViLT-style Arrow files lie in a folder to a folder of its own in `out`."""
     source, config = Path(source), config or ArrowConfig()
-    _check_folder(source, "ViLT-style Arrow files")
+    if not source.is_dir():
+        raise FileNotFoundError(f"no folder {source}; give the folder with ViLT-style Arrow files")
     unknown = [name for name in config.sets if name not in DATASETS]
     if unknown:
         raise ValueError(f"no set called {', '.join(unknown)}; sets are {', '.join(DATASETS)}")
     found = [
-        each.arrow.spec(each)
+        replace(
+            each,
+            splits=tuple(files.stems),
+            more_splits=tuple(files.more_stems),
+            split_rule=files.split_rule or each.split_rule,
+            protocol=arrow.protocol_of(each.schema.name),
+            licences={"images and texts": f"as those of {each.name}"},
+            fill=partial(arrow.fill, files),
+        )
         for each in DATASETS.values()
-        if each.arrow and (each.name in config.sets if config.sets else each.arrow.any_in(source))
+        if (files := each.arrow) and (each.name in config.sets if config.sets else files.any_in(source))
     ]
     known = [split for each in found for split in (*each.splits, *each.more_splits)]
     if not found:
         there = sorted(path.name for path in source.glob("*.arrow"))
         raise FileNotFoundError(
-            f"{source} has {', '.join(there[:_FEW]) or 'no file'}{', …' if len(there) > _FEW else ''}; expected Arrow "
+            f"{source} has {', '.join(there[:5]) or 'no file'}{', …' if len(there) > 5 else ''}; expected Arrow "
             "files as the official code names them, such as coco_caption_karpathy_train.arrow"
         )
     strange = [split for split in config.splits if split not in known]
@@ -108,17 +89,18 @@ def prepare_arrow(
     return prepared
 
 
-def _check_folder(source: Path, what: str) -> None:
-    if not Path(source).is_dir():
-        raise FileNotFoundError(f"no folder {source}; give the folder with {what}")
-
-
 def _prepare(spec: DatasetSpec, source: Path, out: Path, config: PrepareConfig, progress: bool) -> DatasetInfo:
+    if not source.is_dir():
+        raise FileNotFoundError(f"no folder {source}; give the folder with the original files of {spec.name}")
     originals = Originals(folder=source, splits=config.splits or spec.splits, progress=progress)
     settings = {"set": spec.name, **config.settings, "splits": list(originals.splits)}
+
+    def mark(path: Path) -> str:  # of a file with images its size
+        return f"{path.stat().st_size} bytes" if path.suffix == ".arrow" else sha256_of(path)
+
     if finished := finished_set(out, settings, config.max_errors):
         there = {name: source / name for name in finished.sources if (source / name).is_file()}
-        if changed := [name for name, path in there.items() if _mark(path) != finished.sources[name]]:
+        if changed := [name for name, path in there.items() if mark(path) != finished.sources[name]]:
             raise ValueError(f"{out} holds a set of another {changed[0]}; choose another folder, or remove it")
         return finished
     with SetWriter(out, spec.schema, config, progress=progress) as writer:
@@ -133,15 +115,10 @@ def _prepare(spec: DatasetSpec, source: Path, out: Path, config: PrepareConfig, 
             split_rule=spec.split_rule,
             protocol=spec.protocol,
             sources={
-                str(path.relative_to(source)) if path.is_relative_to(source) else path.name: _mark(path)
+                str(path.relative_to(source)) if path.is_relative_to(source) else path.name: mark(path)
                 for path in (*originals.used, *originals.large)
             },
             licences=spec.licences,
             settings=settings,
         )
         return writer.finish(source, info, splits=originals.splits)
-
-
-def _mark(path: Path) -> str:
-    """Digest of an annotation file; the size of one with images."""
-    return f"{path.stat().st_size} bytes" if path.suffix == ".arrow" else sha256_of(path)

@@ -7,7 +7,8 @@ downloads.
 from functools import partial
 
 from bridgetower.data.config import PrepareConfig
-from bridgetower.data.datasets.spec import ArrowFiles, DatasetSpec, Originals, published
+from bridgetower.data.datasets.arrow import ArrowFiles
+from bridgetower.data.datasets.spec import DatasetSpec, Originals, published
 from bridgetower.data.prepared_set import SetWriter
 from bridgetower.data.schema import CAPTIONS
 

@@ -1,22 +1,21 @@
-"""A published set, the folder of its original files, and ViLT-style Arrow files, which owners of the original have."""
+"""A published set, and the folder of its original files."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from bridgetower.data.answers import vocabulary_file
-from bridgetower.data.config import NOT_CONTENT, PrepareConfig
-from bridgetower.data.example import ColumnFile, Image
+from bridgetower.data.config import PrepareConfig
+from bridgetower.data.datasets.arrow import ArrowFiles
+from bridgetower.data.example import Image
 from bridgetower.data.fetch import LARGEST_ITEM, JsonLists
 from bridgetower.data.prepared_set import SetWriter
-from bridgetower.data.schema import Question, Schema
+from bridgetower.data.schema import Schema
 from bridgetower.files import json_object
-from bridgetower.progress import counted, reading
+from bridgetower.progress import reading
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,18 +34,12 @@ class Originals:
 
     def annotation(self, *places: str) -> Path:
         """The file at the first of several places where there is one; without it the set would be another."""
-        found = self.optional_annotation(*places)
+        found = next((self.folder / place for place in places if (self.folder / place).is_file()), None)
         if found is None:
             raise FileNotFoundError(
                 f"no file {' or '.join(places)} in {self.folder}; put it there, or leave out what needs it (splits)"
             )
-        return found
-
-    def optional_annotation(self, *places: str) -> Path | None:
-        """Like `annotation`, but None if there is no such file."""
-        found = next((self.folder / place for place in places if (self.folder / place).is_file()), None)
-        if found:
-            self.used.append(found)
+        self.used.append(found)
         return found
 
     def image(self, *places: str) -> Image:
@@ -71,20 +64,17 @@ class Originals:
                     yield json_object(line, f"{path}, line {number}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class PublishedCount:
+class PublishedCount(NamedTuple):
     """How many images (or pairs) and texts a split has, as far as it is published."""
 
-    images: int | None = None
-    texts: int | None = None
+    images: int | None
+    texts: int | None
     source: str
 
 
 def published(source: str, counts: Mapping[str, tuple[int | None, int]]) -> dict[str, list[PublishedCount]]:
     """Images and texts of each split that one source publishes."""
-    return {
-        name: [PublishedCount(images=images, texts=texts, source=source)] for name, (images, texts) in counts.items()
-    }
+    return {name: [PublishedCount(*count, source)] for name, count in counts.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,158 +109,3 @@ class DatasetSpec:
         known = self.published.get(split, ())
         equal = (each for each in known if each.images in (None, images) and each.texts in (None, texts))
         return next(equal, known[0] if known else None)
-
-
-Row = Mapping[str, Any]
-Stem = str | tuple[str, ...]
-Stems = Mapping[str, Sequence[Stem]]
-
-STATEMENTS = "statements as the files have them, without spaces at their ends"
-
-_CAPTIONS = "captions as the files have them, without spaces at their ends"
-_QUESTIONS = (
-    "questions as the files have them, which lack those of train and validation without an answer of the vocabulary; "
-    "the files keep scores instead of the annotators' answers: there are as many answers as give these scores"
-)
-_NUMBERED = re.compile(r"(.*_)\d+")
-_OTHER_ANSWER = "(not among the answers)"  # no vocabulary has its normal form
-_VOTES = {0.3: 1, 0.6: 2, 0.9: 3, 1.0: 4}
-"""Annotators by the score that they make together."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArrowConfig(PrepareConfig):
-    """How ViLT-style Arrow files are prepared.
-
-    Attributes:
-        max_errors: Missing or broken images, missing files of a numbered series and unusable entries that each set may
-            leave out; they are named in `dataset.json`.
-        sets: Sets to prepare; empty prepares all of which there is a file.
-    """
-
-    sets: tuple[str, ...] = field(default=(), metadata=NOT_CONTENT)
-
-
-def _captions(writer: SetWriter, name: str, row: Row) -> list[str]:
-    return writer.filled_captions(name, row["caption"])
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArrowFiles:
-    """The Arrow files of a set, of captions unless other columns and entries are given."""
-
-    layout: str  # their names, as the help shows them
-    split_rule: str = ""  # how images are given to splits, in words; empty if as in the published files
-    protocol: str = _CAPTIONS  # what else the files decide, in words
-    stems: Stems  # names of the files of each split, without their ending; of a tuple the first that is there
-    more_stems: Stems = field(default_factory=dict)  # the same of splits that are prepared only by name
-    columns: Sequence[str] = ("caption", "image_id")  # columns beside the images
-    images: Sequence[str] = ("image",)  # columns of images
-    image_id: str | None = "image_id"  # column with the name of a row; None to number the rows
-    image_of: Callable[[str], str] = str  # name of the image or pair that a row of a name is about
-    entries: Callable[[SetWriter, str, Row], Sequence[Any]] = _captions  # makes the entries of a row with a name
-
-    def paths(self, folder: Path, split: str) -> list[Path]:
-        """Files of a split, whether they are there or not, and those that are numbered higher than the usual ones."""
-        stems = {**self.stems, **self.more_stems}[split]
-        choices = [[folder / f"{name}.arrow" for name in ([stem] if isinstance(stem, str) else stem)] for stem in stems]
-        paths = [next((path for path in among if path.is_file()), among[0]) for among in choices]
-        if series := _NUMBERED.fullmatch(paths[-1].stem):
-            there = (path.stem.removeprefix(series[1]) for path in folder.glob(f"{series[1]}*.arrow"))
-            more = sorted(int(rest) for rest in there if rest.isdecimal() and int(rest) >= len(stems))
-            paths += [folder / f"{series[1]}{number}.arrow" for number in more]
-        return paths
-
-    def any_in(self, folder: Path) -> bool:
-        return any(path.is_file() for split in (*self.stems, *self.more_stems) for path in self.paths(folder, split))
-
-    def spec(self, dataset: DatasetSpec) -> DatasetSpec:
-        """Returns the set as one that is prepared from these files."""
-        return replace(
-            dataset,
-            splits=tuple(self.stems),
-            more_splits=tuple(self.more_stems),
-            split_rule=self.split_rule or dataset.split_rule,
-            protocol=self.protocol,
-            licences={"images and texts": f"as those of {dataset.name}"},
-            config=ArrowConfig,
-            fill=partial(_fill, self),
-        )
-
-
-def asked(
-    *, layout: str, split_rule: str, stems: Stems, annotators: int, more_stems: Stems | None = None
-) -> ArrowFiles:
-    """Files of a set with questions, each answered by so many people."""
-    return ArrowFiles(
-        layout=layout,
-        split_rule=split_rule,
-        protocol=_QUESTIONS,
-        stems=stems,
-        more_stems=more_stems or {},
-        columns=("questions", "answers", "answer_labels", "answer_scores", "image_id", "question_id"),
-        entries=partial(_questions, annotators=annotators),
-    )
-
-
-def _questions(writer: SetWriter, name: str, row: Row, *, annotators: int) -> list[Question]:
-    """Questions with answers that give the scores of the row."""
-    questions: list[Question] = []
-    for place, (question, number) in enumerate(zip(row["questions"], row["question_id"], strict=True)):
-        answers = list(row["answers"][place]) if row["answers"] else []
-        if answers and annotators > 1:
-            scores = row["answer_scores"][place]
-            answers = [one for one, score in zip(answers, scores, strict=True) for _ in range(_VOTES[round(score, 1)])]
-            answers += [_OTHER_ANSWER] * (annotators - len(answers))
-        questions.append(Question(question_id=number, question=question, answers=tuple(answers)))
-    return questions
-
-
-def _fill(files: ArrowFiles, originals: Originals, writer: SetWriter, config: ArrowConfig) -> None:
-    answers: dict[int, str] = {}  # of a VQA set, by the numbers of their classes
-    for split in filter(originals.wants, (*files.stems, *files.more_stems)):
-        paths = files.paths(originals.folder, split)
-        missing = [path for path in paths if not path.is_file()]
-        in_series = [path for path in missing if _NUMBERED.fullmatch(path.stem)]  # as many as could be downloaded
-        if missing and (len(missing) == len(paths) or in_series != missing):
-            name, folder = missing[0].name, missing[0].parent
-            raise FileNotFoundError(f"no file {name} in {folder}; put it there, or leave out {split} (splits)")
-        for path in missing:
-            writer.refuse(f"no file {path.name} in {path.parent}")
-        there = [path for path in paths if path not in missing]
-        for path in counted(there, f"reading {split}", shown=originals.progress):
-            originals.large.append(path)
-            _fill_from(files, writer, answers, path, split)
-    # Without gaps in the numbers: else some classes have answers that no question has.
-    if sorted(answers) == list(range(len(answers))):
-        writer.files = vocabulary_file([answers[number] for number in sorted(answers)])
-    else:
-        writer.leave_out("answers.json", "some classes have no answer in these files")
-
-
-def _fill_from(files: ArrowFiles, writer: SetWriter, answers: dict[int, str], path: Path, split: str) -> None:
-    table, names, is_asked = ColumnFile(str(path)), [*files.images, *files.columns], "answer_labels" in files.columns
-    if missing := [name for name in names if name not in table.schema.names]:
-        raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(table.schema.names)}")
-    for number, row in enumerate(row for batch in table.batches(names) for row in batch.to_pylist()):
-        name = str(row[files.image_id]) if files.image_id else f"{path.stem}-{number}"
-        place = f"{path.name}, row {number}"
-        contents = [row[column] for column in files.images]
-        if flat := [one for one in files.columns if one != files.image_id and not isinstance(row[one], list)]:
-            raise ValueError(f"{path} has {type(row[flat[0]]).__name__} in column {flat[0]}; expected lists")
-        if not all(isinstance(content, bytes) and content for content in contents):
-            writer.refuse(f"{place}: no image of {name}")
-        elif not writer.is_new(f"{split} {name}"):
-            writer.refuse(f"{place}: {name} comes twice")
-        else:
-            for labels, words in zip(row["answer_labels"], row["answers"], strict=True) if is_asked else ():
-                answers.update(zip(labels, words, strict=True))
-            image = files.image_of(name)
-            inner = [f"{image}-img{side}.png" for side in (0, 1)]  # of NLVR2
-            if len(contents) == 1:
-                inner = [image if Path(image).suffix else f"{image}.jpg"]
-            images = [
-                Image(name=f"{path.name}/{file}", place=str(path), content=content)
-                for content, file in zip(contents, inner, strict=True)
-            ]
-            writer.add(images, files.entries(writer, name, row), name=image, split=split, place=place)

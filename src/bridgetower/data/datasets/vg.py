@@ -1,14 +1,15 @@
 """Visual Genome (Krishna et al. 2017): descriptions of regions as captions, and questions as training data of VQAv2."""
 
 from collections import defaultdict
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from bridgetower.data.answers import ANSWERS_FILE, normalise_answer, read_vocabulary, vocabulary_file
 from bridgetower.data.config import NOT_CONTENT, PrepareConfig
-from bridgetower.data.datasets.spec import ArrowFiles, DatasetSpec, Originals, PublishedCount, asked
+from bridgetower.data.datasets.arrow import ArrowFiles
+from bridgetower.data.datasets.spec import DatasetSpec, Originals, published
 from bridgetower.data.example import Image
 from bridgetower.data.prepared_set import SetWriter
 from bridgetower.data.schema import CAPTIONS, VQA, Question
@@ -98,7 +99,7 @@ with --leave-out also: dataset_coco.json (or in karpathy/, or --karpathy FILE)
     protocol="every description of a region is a caption of the whole image; boxes are not kept",
     licences={"descriptions and images": "CC-BY 4.0"},
     config=VgConfig,
-    published={"train": [PublishedCount(images=108_077, source="Visual Genome's page")]},
+    published=published("Visual Genome's page", {"train": (108_077, None)}),
     fill=_fill,
     arrow=ArrowFiles(layout="vg", stems={"train": ("vg",)}),
 )
@@ -110,39 +111,29 @@ def _fill_vgqa(originals: Originals, writer: SetWriter, config: VgqaConfig) -> N
     originals.used.append(config.answers / ANSWERS_FILE)
     known = frozenset(vocabulary)
     for image_id, file, image in _described(originals, writer, config, "question_answers.json"):
-        writer.add([file], list(_usable(image["qas"], known, writer)), name=image_id, split="train")
-
-
-def _usable(pairs: Iterable[Mapping[str, Any]], known: Container[str], writer: SetWriter) -> Iterator[Question]:
-    """Yields the questions with exactly one answer of the vocabulary, each once."""
-    answers: dict[str, set[str]] = defaultdict(set)
-    good = []
-    for pair in pairs:
-        answer = normalise_answer(pair["answer"])
-        if answer in known:
-            answers[pair["question"]].add(answer)
-            good.append(pair)
-        else:
-            writer.leave_out("answer not in the vocabulary", str(pair["qa_id"]))
-    seen: set[str] = set()
-    for pair in good:
-        question = pair["question"]
-        if len(answers[question]) > 1:
-            writer.leave_out("question with several answers", str(pair["qa_id"]))
-        elif question in seen:
-            writer.leave_out("question that was asked before", str(pair["qa_id"]))
-        else:
-            seen.add(question)
-            yield Question(question_id=pair["qa_id"], question=question, answers=(pair["answer"],))
+        answers: dict[str, set[str]] = defaultdict(set)  # of the vocabulary, by question
+        for pair in image["qas"]:
+            answers[pair["question"]] |= {normalise_answer(pair["answer"])} & known
+        questions: dict[str, Question] = {}  # those with exactly one answer, each once
+        for pair in image["qas"]:
+            text, answer, number = pair["question"], pair["answer"], pair["qa_id"]
+            if normalise_answer(answer) not in known:
+                writer.leave_out("answer not in the vocabulary", str(number))
+            elif len(answers[text]) > 1:
+                writer.leave_out("question with several answers", str(number))
+            elif text in questions:
+                writer.leave_out("question that was asked before", str(number))
+            else:
+                questions[text] = Question(question_id=number, question=text, answers=(answer,))
+        writer.add([file], list(questions.values()), name=image_id, split="train")
 
 
 def _arrow(stem: str) -> ArrowFiles:
-    return asked(
+    return ArrowFiles(
         layout=f"{stem}_{{train,val}}",
         split_rule="as the files have them; validation holds the images of Karpathy's val and test splits of COCO, and "
         "in vgqa further ones",
         stems={"train": (f"{stem}_train",), "validation": (f"{stem}_val",)},
-        annotators=1,
     )
 
 

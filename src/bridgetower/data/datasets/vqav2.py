@@ -6,7 +6,8 @@ from typing import Any
 
 from bridgetower.data.answers import ANNOTATORS, answer_vocabulary, vocabulary_file
 from bridgetower.data.config import PrepareConfig
-from bridgetower.data.datasets.spec import DatasetSpec, Originals, PublishedCount, asked
+from bridgetower.data.datasets.arrow import ArrowFiles
+from bridgetower.data.datasets.spec import DatasetSpec, Originals, PublishedCount
 from bridgetower.data.prepared_set import SetWriter
 from bridgetower.data.schema import VQA, Question
 
@@ -19,11 +20,12 @@ def _fill(originals: Originals, writer: SetWriter, config: PrepareConfig) -> Non
     annotations: dict[str, str] = {}  # as JSON, of which 650,000 with ten answers take 200 MB
     missing = []
     for split in _ANNOTATED:
-        find = originals.annotation if originals.wants(split) else originals.optional_annotation
         file = f"v2_mscoco_{_SUBSETS[split]}_annotations.json"
-        path = find(file, f"vqav2/{file}")
-        missing += [] if path else [split]
-        for annotation in originals.items(path, "annotations") if path else ():
+        places = (file, f"vqav2/{file}")
+        if not originals.wants(split) and not any((originals.folder / place).is_file() for place in places):
+            missing.append(split)
+            continue
+        for annotation in originals.items(originals.annotation(*places), "annotations"):
             first_choices.append(annotation["multiple_choice_answer"])
             if originals.wants(split):
                 kept = {name: annotation[name] for name in ("image_id", "question_type", "answer_type")}
@@ -65,11 +67,18 @@ def _key(split: str, entry: Mapping[str, Any]) -> str:
     return f"question {entry['question_id']} of {split}"
 
 
-def _stems(subset: str) -> tuple[tuple[str, str]]:
-    """Those with answers in normal form, which the official code reads, come first."""
-    return ((f"vqav2_{subset}_fix", f"vqav2_{subset}"),)
-
-
+# Files with answers in normal form, which the official code reads, come first.
+_STEMS = {
+    split: [(f"vqav2_{part}_fix", f"vqav2_{part}")]
+    for split, part in {
+        "train": "train",
+        "validation": "val",
+        "test": "test",
+        "test-dev": "test-dev",
+        "trainable-validation": "trainable_val",
+        "rest-validation": "rest_val",
+    }.items()
+}
 _PAGE = "visualqa.org"
 _FIXED = "official code, answers in normal form, questions with an answer of the vocabulary"
 _RAW = "official code, answers as given, questions with an answer of the vocabulary"
@@ -98,29 +107,24 @@ test2015/COCO_test2015_000000000001.jpg …
     licences={"questions and answers": "CC-BY 4.0", "images": "terms of use of Flickr"},
     published={
         "train": [
-            PublishedCount(images=82_783, texts=443_757, source=_PAGE),
-            PublishedCount(images=82_774, texts=435_174, source=_FIXED),
-            PublishedCount(images=82_774, texts=434_867, source=_RAW),
+            PublishedCount(82_783, 443_757, _PAGE),
+            PublishedCount(82_774, 435_174, _FIXED),
+            PublishedCount(82_774, 434_867, _RAW),
         ],
         "validation": [
-            PublishedCount(images=40_504, texts=214_354, source=_PAGE),
-            PublishedCount(images=40_503, texts=210_207, source=_FIXED),
-            PublishedCount(images=40_503, texts=210_051, source=_RAW),
+            PublishedCount(40_504, 214_354, _PAGE),
+            PublishedCount(40_503, 210_207, _FIXED),
+            PublishedCount(40_503, 210_051, _RAW),
         ],
-        "test": [PublishedCount(images=81_434, texts=447_793, source=_PAGE)],
-        "test-dev": [PublishedCount(texts=107_394, source=_PAGE)],
+        "test": [PublishedCount(81_434, 447_793, _PAGE)],
+        "test-dev": [PublishedCount(None, 107_394, _PAGE)],
     },
     fill=_fill,
-    arrow=asked(
+    arrow=ArrowFiles(
         layout="vqav2_{train,val,test,test-dev}, those that end in _fix first",
         split_rule="as published; test-dev's questions are also among test's",
-        stems={
-            "train": _stems("train"),
-            "validation": _stems("val"),
-            "test": _stems("test"),
-            "test-dev": _stems("test-dev"),
-        },
-        more_stems={"trainable-validation": _stems("trainable_val"), "rest-validation": _stems("rest_val")},
+        stems={split: _STEMS[split] for split in _SUBSETS},
+        more_stems={split: stems for split, stems in _STEMS.items() if split not in _SUBSETS},
         annotators=ANNOTATORS,
     ),
 )

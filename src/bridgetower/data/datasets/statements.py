@@ -1,12 +1,58 @@
-"""NLVR2: statements that are true or false of two photos (Suhr et al. 2019)."""
+"""SNLI-VE, statements about an image of Flickr30k (Xie et al. 2019), and NLVR2, about two photos (Suhr et al. 2019)."""
 
+from bridgetower.data import schema
 from bridgetower.data.config import PrepareConfig
-from bridgetower.data.datasets.spec import STATEMENTS, ArrowFiles, DatasetSpec, Originals, Row, published
+from bridgetower.data.datasets.arrow import ArrowFiles
+from bridgetower.data.datasets.spec import DatasetSpec, Originals, published
 from bridgetower.data.prepared_set import SetWriter
-from bridgetower.data.schema import NLVR2 as SCHEMA
-from bridgetower.data.schema import Statement, nlvr2_sentence
+from bridgetower.data.schema import Statement
 
-_FILES = {
+_SNLI_VE_FILES = {"train": "snli_ve_train.jsonl", "validation": "snli_ve_dev.jsonl", "test": "snli_ve_test.jsonl"}
+
+
+def _fill_snli_ve(originals: Originals, writer: SetWriter, config: PrepareConfig) -> None:
+    for split in filter(originals.wants, _SNLI_VE_FILES):
+        file = _SNLI_VE_FILES[split]
+        path = originals.annotation(file, f"snli_ve/{file}")
+        for number, pair in enumerate(originals.lines(path), start=1):
+            place = f"{file}, line {number}"
+            identifier = pair.get("pairID") or f"{split}-{number}"
+            if pair["gold_label"] not in schema.SNLI_VE.labels:
+                expected = ", ".join(schema.SNLI_VE.labels)
+                writer.refuse(f"{place}: label {pair['gold_label']!r}, expected one of {expected}")
+            elif not writer.is_new(identifier):
+                writer.refuse(f"{place}: pair {identifier!r} comes twice")
+            else:
+                name = f"{pair['Flickr30K_ID']}.jpg"
+                text = pair["sentence2"].strip()
+                statement = Statement(statement_id=identifier, text=text, label=pair["gold_label"])
+                image = originals.image(f"flickr30k-images/{name}")
+                writer.add([image], [statement], name=name, split=split, place=place)
+
+
+SNLI_VE = DatasetSpec(
+    name="snli-ve",
+    schema=schema.SNLI_VE,
+    summary="SNLI-VE, statements about images of Flickr30k.",
+    layout="""
+snli_ve_train.jsonl, snli_ve_dev.jsonl, snli_ve_test.jsonl (or in snli_ve/)
+flickr30k-images/1000092795.jpg …
+""",
+    splits=tuple(_SNLI_VE_FILES),
+    split_rule="as published; dev is validation",
+    protocol="the text is sentence2 alone, without spaces at its ends; the image stands for sentence1",
+    licences={"statements": "CC-BY-SA 4.0", "images": "for research and education, under the terms of use of Flickr"},
+    published=published(
+        "SNLI-VE's page", {"train": (29_783, 529_527), "validation": (1_000, 17_858), "test": (1_000, 17_901)}
+    ),
+    fill=_fill_snli_ve,
+    arrow=ArrowFiles(
+        layout="snli_{train,dev,test}",
+        stems={"train": ("snli_train",), "validation": ("snli_dev",), "test": ("snli_test",)},
+    ),
+)
+
+_NLVR2_FILES = {
     "train": "train.json",
     "validation": "dev.json",
     "test1": "test1.json",
@@ -21,13 +67,13 @@ _UNLABELLED = "test2"  # which was held back, and may come without labels
 _USUAL = ("train", "validation", "test1")
 
 
-def _fill(originals: Originals, writer: SetWriter, config: PrepareConfig) -> None:
-    for split in filter(originals.wants, _FILES):
-        file = _FILES[split]
+def _fill_nlvr2(originals: Originals, writer: SetWriter, config: PrepareConfig) -> None:
+    for split in filter(originals.wants, _NLVR2_FILES):
+        file = _NLVR2_FILES[split]
         path = originals.annotation(*(f"{folder}/{file}" for folder in _FOLDERS))
         for row in originals.lines(path):
             identifier, label = row["identifier"], row.get("label", "")
-            if label not in SCHEMA.labels and (label or split != _UNLABELLED):
+            if label not in schema.NLVR2.labels and (label or split != _UNLABELLED):
                 writer.refuse(f"{identifier} of {file}: label {label!r}, expected the text True or False")
             elif not writer.is_new(f"{identifier} of {split}"):
                 writer.refuse(f"{identifier} of {file} comes twice")
@@ -40,34 +86,9 @@ def _fill(originals: Originals, writer: SetWriter, config: PrepareConfig) -> Non
                 writer.add(images, [statement], name=pair, split=split)
 
 
-def _arrow_pair(name: str) -> str:
-    """The image pair that a row is about: its identifier without the number of a sentence."""
-    return name.rpartition("-")[0] if nlvr2_sentence(name) else name
-
-
-def _arrow_statements(writer: SetWriter, name: str, row: Row) -> list[Statement]:
-    """Statements of a row; wrong labels are bad, and several statements under the identifier of one.
-
-    The official code writes a row per image pair, without the numbers of its sentences. What is made of its name here
-    is no identifier of NLVR2, so that nothing is computed or submitted by sentences that are not known.
-    """
-    statements: list[Statement] = []
-    known = nlvr2_sentence(name) is not None
-    if known and len(row["questions"]) > 1:
-        writer.refuse(f"{name}: {len(row['questions'])} statements, expected the one that the identifier names")
-        return []
-    for place, (text, label) in enumerate(zip(row["questions"], row["answers"], strict=True)):
-        identifier = name if known else f"{name}#{place}"
-        if label not in SCHEMA.labels:
-            writer.refuse(f"{identifier}: label {label!r}, expected the text True or False")
-        else:
-            statements.append(Statement(statement_id=identifier, text=text.strip(), label=label))
-    return statements
-
-
 NLVR2 = DatasetSpec(
     name="nlvr2",
-    schema=SCHEMA,
+    schema=schema.NLVR2,
     summary=(
         "NLVR2, statements about two images.\n\n"
         "By --splits also test2, balanced-validation, balanced-test1, unbalanced-validation and unbalanced-test1."
@@ -79,7 +100,7 @@ dev/dev-0-0-img0.png … (or in images/)
 test1/test1-0-0-img0.png … (or in images/)
 """,
     splits=_USUAL,
-    more_splits=tuple(split for split in _FILES if split not in _USUAL),
+    more_splits=tuple(split for split in _NLVR2_FILES if split not in _USUAL),
     split_rule="as published; dev is validation",
     protocol="every statement, without spaces at its ends; a row is a pair of images with all statements about it",
     licences={"statements": "CC-BY 4.0", "images": "as on the pages that they are from"},
@@ -87,20 +108,14 @@ test1/test1-0-0-img0.png … (or in images/)
         "NLVR2's page",
         {"train": (None, 86_373), "validation": (None, 6_982), "test1": (None, 6_967), "test2": (None, 6_970)},
     ),
-    fill=_fill,
+    fill=_fill_nlvr2,
     arrow=ArrowFiles(
         layout="nlvr2_{train,dev,test1}, and by --splits nlvr2_{balanced,unbalanced}_{dev,test1}",
-        protocol=f"{STATEMENTS}; their identifiers are NLVR2's only where the files have the number of the sentence",
         stems={"train": ("nlvr2_train",), "validation": ("nlvr2_dev",), "test1": ("nlvr2_test1",)},
         more_stems={
             f"{part}-{split}": (f"nlvr2_{part}_{subset}",)
             for part in ("balanced", "unbalanced")
             for split, subset in (("validation", "dev"), ("test1", "test1"))
         },
-        columns=("questions", "answers", "identifier"),
-        images=("image_0", "image_1"),
-        image_id="identifier",
-        image_of=_arrow_pair,
-        entries=_arrow_statements,
     ),
 )

@@ -1,20 +1,20 @@
-"""Questions and statements about images: VQAv2, SNLI-VE, and NLVR2 with two images."""
+"""Tasks on entries of prepared sets: VQAv2, SNLI-VE, NLVR2 with two images, and custom tables of labels or numbers."""
 
 from __future__ import annotations
 
 import csv
 import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from bridgetower.data import schema as schemas
 from bridgetower.data.answers import FEW_ANNOTATORS, normalise_answer, read_vocabulary
+from bridgetower.data.own import read_classes
 from bridgetower.data.schema import Schema, nlvr2_sentence
-from bridgetower.evaluation.config import Protocol
-from bridgetower.evaluation.outcome import Outcome
+from bridgetower.evaluation.config import Outcome, Protocol
 from bridgetower.files import json_text
 from bridgetower.model.config import HeadsConfig
 from bridgetower.model.plain import check_choice, check_numbers
@@ -31,6 +31,8 @@ from bridgetower.tasks.run_config import (
 from bridgetower.tasks.spec import Entry, Evaluation, ExampleSource, TaskSpec, first_folder
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from bridgetower.data.examples import EntryDataset
 
 
@@ -71,6 +73,20 @@ class Nlvr2Config(TaskConfig):
     kind: NotAnOption = "nlvr2"
 
 
+@dataclass(frozen=True, kw_only=True)
+class ClassificationConfig(TaskConfig):
+    metrics = ("accuracy", "macro_f1", "auroc", "average_precision")
+
+    kind: NotAnOption = "classification"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegressionConfig(TaskConfig):
+    metrics = ("pearson_correlation", "spearman_correlation")
+
+    kind: NotAnOption = "regression"
+
+
 def _questions(source: ExampleSource) -> EntryDataset:
     """Opens questions; `test-dev` of VQAv2 is part of `test`, and its server takes the answers to all of it."""
     from bridgetower.data.examples import AnswerEncoder, EntryDataset
@@ -89,43 +105,30 @@ def _questions(source: ExampleSource) -> EntryDataset:
 
 
 def _evaluate_questions(evaluation: Evaluation) -> Outcome:
-    from bridgetower.evaluation.class_metrics import vqa_score
+    from bridgetower.evaluation.class_metrics import vqa_score, vqa_scores
 
-    entries = list(evaluation.examples)
-    given = evaluation.likeliest()
-    answers = [answer for answer, _ in given]
-    answered = [(answer, entry) for answer, entry in zip(answers, entries, strict=True) if entry["answers"]]
-    metrics, details = question_metrics(*zip(*answered, strict=True)) if answered else ({}, {})
-    by_id = dict(zip([entry["question_id"] for entry in entries], answers, strict=True))
-    return evaluation.outcome(
+    entries, given = list(evaluation.examples), evaluation.likeliest()
+    answers = {entry["question_id"]: answer for entry, (answer, _) in zip(entries, given, strict=True)}
+    answered = [(answer, entry) for entry, (answer, _) in zip(entries, given, strict=True) if entry["answers"]]
+    metrics, details = vqa_scores(*zip(*answered, strict=True)) if answered else ({}, {})
+
+    def expected(entry: Entry) -> str:  # the most frequent answer in the form in which `vqa_score` compares it
+        raw = len(entry["answers"]) >= FEW_ANNOTATORS and len(set(entry["answers"])) == 1
+        forms = entry["answers"] if raw else map(normalise_answer, entry["answers"])
+        return Counter(forms).most_common(1)[0][0]
+
+    return evaluation.config(
         [{"answer": answer, "probability": probability} for answer, probability in given],
         given,
         id_name="question_id",
         known_name="num_answered",
-        expected=lambda entry: _expected(entry["answers"]),
+        expected=expected,
         score=lambda entry, answer: vqa_score(answer, entry["answers"]),
         groups=("answer_type", "question_type"),
         metrics=metrics,
         details=details,
-        submission=("submission.json", json_text([{"question_id": key, "answer": by_id[key]} for key in by_id])),
+        submission=("submission.json", json_text([{"question_id": key, "answer": answers[key]} for key in answers])),
     )
-
-
-def _expected(answers: Sequence[str]) -> str:
-    """Returns the most frequent answer in the form in which `vqa_score` compares it."""
-    raw = len(answers) >= FEW_ANNOTATORS and len(set(answers)) == 1
-    return answers[0] if raw else Counter(map(normalise_answer, answers)).most_common(1)[0][0]
-
-
-def question_metrics(
-    answers: Sequence[str], questions: Sequence[Entry]
-) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
-    """Returns `vqa_score` and that of each type of answer, and the scores by types."""
-    from bridgetower.evaluation.class_metrics import vqa_scores
-
-    overall, by_type = vqa_scores(answers, questions)
-    named = {f"vqa_score_{name.replace('/', '_')}": score for name, score in by_type["by_answer_type"].items()}
-    return {"vqa_score": overall, **named}, by_type
 
 
 def _statements(source: ExampleSource, schema: Schema) -> EntryDataset:
@@ -138,22 +141,23 @@ def _statements(source: ExampleSource, schema: Schema) -> EntryDataset:
 def _evaluate_statements(evaluation: Evaluation) -> Outcome:
     entries, is_nlvr2 = list(evaluation.examples), evaluation.examples.schema is schemas.NLVR2
     given = evaluation.likeliest()
-    labels = [label for label, _ in given]
-    by_id = dict(zip([entry["statement_id"] for entry in entries], labels, strict=True))
+    by_id = {entry["statement_id"]: label for entry, (label, _) in zip(entries, given, strict=True)}
     unknown = [name for name in by_id if is_nlvr2 and nlvr2_sentence(name) is None]
     notes = [
         f"no consistency and no submission: {len(unknown)} of {len(by_id)} statements, such as {name!r}, have no "
         "identifier of NLVR2, which contains the sentence; prepare the set from NLVR2's JSON files"
         for name in unknown[:1]
     ]
-    return evaluation.outcome(
+    submission = io.StringIO()  # as NLVR2's evaluation takes it: identifier and prediction, without header
+    csv.writer(submission, lineterminator="\n").writerows(by_id.items())
+    return evaluation.config(
         [{"label": label, "probability": probability} for label, probability in given],
         given,
         id_name="statement_id",
         expected=lambda entry: str(entry["label"]),
         score=lambda entry, label: float(label == entry["label"]),
-        metrics=statement_metrics(entries, labels, is_nlvr2=is_nlvr2),
-        submission=nlvr2_submission(by_id) if is_nlvr2 and not unknown else None,
+        metrics=statement_metrics(entries, [label for label, _ in given], is_nlvr2=is_nlvr2),
+        submission=("submission.csv", submission.getvalue()) if is_nlvr2 and not unknown else None,
         notes=notes,
     )
 
@@ -174,11 +178,94 @@ def statement_metrics(entries: Sequence[Entry], labels: Sequence[str], *, is_nlv
     return metrics if None in sentences else metrics | {"consistency": sum(sentences.values()) / len(sentences)}
 
 
-def nlvr2_submission(labels: Mapping[str, str]) -> tuple[str, str]:
-    """Returns the file that NLVR2's evaluation takes: CSV lines of identifier and prediction, without header."""
-    stream = io.StringIO()
-    csv.writer(stream, lineterminator="\n").writerows(labels.items())
-    return "submission.csv", stream.getvalue()
+def _labelled(source: ExampleSource) -> EntryDataset:
+    from bridgetower.data.examples import ClassEncoder, EntryDataset, NumberEncoder
+
+    heads, numbers = source.heads, source.task.kind == "regression"
+    if numbers and not heads.predicts_number("classification"):
+        raise ValueError(
+            f"the classification head has {heads.classification} classes; regression takes a model whose head "
+            "has one output: model.heads.classification 1, without model.heads.multi_label"
+        )
+    for folder in source.data.folders:
+        classes = read_classes(folder)
+        if numbers and not classes.numbers:
+            raise ValueError(f"{folder} has classes; regression takes sets of `bridgetower prepare regression`")
+        if not numbers and (classes.numbers or classes.multi_label != heads.multi_label):
+            kind = "a number" if classes.numbers else "one label" if heads.multi_label else "several labels"
+            other = f"set it to {not heads.multi_label} for a new head"
+            other = "choose the task regression" if classes.numbers else other
+            raise ValueError(
+                f"{folder} has {kind} per row, but model.heads.multi_label is {heads.multi_label}; {other}, or choose "
+                "another set"
+            )
+    encoder = NumberEncoder() if numbers else ClassEncoder(source.names, multi_label=heads.multi_label)
+    test = source.use == "test"
+    examples = EntryDataset(source.images(schemas.CLASSIFICATION), encoder, labelled=not test, unique=test)
+    for entry in filter(encoder.known, examples):
+        examples.label(entry)
+    return examples
+
+
+def _known(evaluation: Evaluation) -> tuple[list[int], Tensor | None]:
+    """Returns the rows with a label, and their labels: classes as marks."""
+    import torch
+    from torch.nn.functional import one_hot
+
+    examples, heads = evaluation.examples, evaluation.heads
+    known = {row: examples.label(entry) for row, entry in enumerate(examples) if examples.encode.known(entry)}
+    labels = torch.stack(list(known.values())) if known else None
+    if labels is not None and evaluation.names:
+        labels = (labels if heads.multi_label else one_hot(labels, len(evaluation.names))).bool()
+    return list(known), labels
+
+
+def _evaluate_numbers(evaluation: Evaluation) -> Outcome:
+    from bridgetower.evaluation.class_metrics import number_metrics
+
+    numbers, (rows, labels) = evaluation.outputs[:, 0], _known(evaluation)
+    return evaluation.outcome(
+        [{"number": number} for number in numbers.tolist()],
+        id_name="id",
+        metrics={} if labels is None else number_metrics(numbers[rows], labels),
+    )
+
+
+def _evaluate_classes(evaluation: Evaluation) -> Outcome:
+    """Measures classes; of several labels, the probability of an answer is that of the least certain one."""
+    from torch.nn.functional import one_hot
+
+    from bridgetower.evaluation.class_metrics import classification_metrics
+
+    outputs, names, several = evaluation.outputs, evaluation.names, evaluation.heads.multi_label
+    predicted = outputs > 0.5 if several else one_hot(outputs.argmax(dim=1), len(names)).bool()
+    labels = [[name for name, holds in zip(names, row, strict=True) if holds] for row in predicted.tolist()]
+    certainty = outputs.maximum(1 - outputs).amin(dim=1) if several else outputs.amax(dim=1)
+    rows, known = _known(evaluation)
+
+    def joined(labels: Iterable[str]) -> str:
+        return ", ".join(sorted(labels)) or "none"
+
+    return evaluation.outcome(
+        [
+            {"labels": given, "probabilities": dict(zip(names, values, strict=True))}
+            for given, values in zip(labels, outputs.tolist(), strict=True)
+        ],
+        list(zip(map(joined, labels), certainty.tolist(), strict=True)),
+        id_name="id",
+        expected=lambda entry: joined(entry["labels"]),
+        score=lambda entry, given: float(joined(entry["labels"]) == given),
+        metrics={} if known is None else classification_metrics(outputs[rows], known, multi_label=several),
+    )
+
+
+def _unavailable(evaluation: Evaluation, metric: str) -> str | None:
+    from bridgetower.evaluation.class_metrics import ranked_classes
+
+    labels = _known(evaluation)[1] if metric in ("auroc", "average_precision") else None
+    if labels is None or ranked_classes(labels, multi_label=evaluation.heads.multi_label):
+        return None
+    return f"every class is that of all examples or of none in {' and '.join(evaluation.splits)}"
 
 
 NUM_ANSWERS = 3129
@@ -261,6 +348,29 @@ NLVR2_BASE = replace(
     evaluate_every=1_000,
 )
 
+CLASSIFICATION_RECIPE = replace(
+    SNLI_VE_BASE,
+    recipe="classification",
+    source="this project, after the paper's SNLI-VE: for sets of `bridgetower prepare classification`; give a "
+    "pre-trained init, and set model.heads.classification to the number of classes",
+    task=ClassificationConfig(),
+    model=replace(BASE, heads=HeadsConfig(mlm=False, itm=False, classification=2)),
+    image_size=None,
+    optimizer=replace(PAPER_OPTIMIZER, lr=1e-5, warmup=0.06, head_multiplier=10),
+    data=replace(COLOUR_VIEWS, flip=False),  # texts in images, such as in memes, are not to be mirrored
+    evaluate_every=500,
+)
+
+REGRESSION_RECIPE = replace(
+    CLASSIFICATION_RECIPE,
+    recipe="regression",
+    source="this project, as the recipe classification: for sets of `bridgetower prepare regression`; give a "
+    "pre-trained init",
+    task=RegressionConfig(),
+    model=replace(BASE, heads=HeadsConfig(mlm=False, itm=False, classification=1)),
+    select_by="pearson_correlation",
+)
+
 VQA = TaskSpec(
     name="vqa",
     config=VqaConfig,
@@ -293,4 +403,26 @@ NLVR2 = replace(
     examples=partial(_statements, schema=schemas.NLVR2),
     fine_tuning=(NLVR2_BASE,),
     benchmarks={"nlvr2": Nlvr2Config()},
+)
+
+CLASSIFICATION = TaskSpec(
+    name="classification",
+    config=ClassificationConfig,
+    schema=schemas.CLASSIFICATION,
+    head="classification",
+    examples=_labelled,
+    evaluate=_evaluate_classes,
+    class_names=lambda data, config: read_classes(first_folder(data)).names,
+    unavailable=_unavailable,
+    fine_tuning=(CLASSIFICATION_RECIPE,),
+    benchmarks={"classification": ClassificationConfig()},
+)
+
+REGRESSION = replace(
+    CLASSIFICATION,
+    name="regression",
+    config=RegressionConfig,
+    evaluate=_evaluate_numbers,
+    fine_tuning=(REGRESSION_RECIPE,),
+    benchmarks={"regression": RegressionConfig()},
 )
