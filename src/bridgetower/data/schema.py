@@ -12,37 +12,22 @@ from bridgetower.files import escaped
 
 @dataclass(frozen=True, kw_only=True)
 class Schema:
-    """What an example holds: one image or several, and an entry, such as a caption or a question.
+    """What an example holds: images, and an entry, such as a caption or a question."""
 
-    Attributes:
-        name: Stands in `dataset.json`.
-        entries: Names them in headings.
-        entry: Type of an entry: `str`, or a frozen dataclass with fields of `str`, `int`, `float`, `bool` or a tuple of
-            them.
-        noun: Names an entry in errors.
-        texts: Fields with texts, in their order, each a `str` or a tuple of them; none where an entry is its text.
-        id: Field that identifies an entry; None if nothing does.
-        label: Field that `inspect` counts the values of.
-        label_noun: Names a label in errors.
-        labels: Values of it, in the order of the class numbers; empty if it may have any. An entry without a label has
-            an empty one.
-        stripped: Whether a text may not have spaces at its ends.
-        num_images: Of an example.
-        optional: Whether an image or a text may be missing, not both.
-    """
-
-    name: str
-    entries: str
-    entry: type[Any] = str
-    noun: str
-    texts: tuple[str, ...] = ()
-    id: str | None = None
-    label: str | None = None
-    label_noun: str = "label"
-    labels: tuple[str, ...] = ()
-    stripped: bool = True
-    num_images: int = 1
-    optional: bool = False
+    name: str  # stands in `dataset.json`
+    entries: str  # names them in headings
+    entry: type[Any] = (
+        str  # `str`, or a frozen dataclass with fields of `str`, `int`, `float`, `bool` or a tuple of them
+    )
+    noun: str  # names an entry in errors
+    texts: tuple[str, ...] = ()  # fields with texts, each a `str` or a tuple of them; none where an entry is its text
+    id: str | None = None  # field that identifies an entry
+    label: str | None = None  # field that `inspect` counts the values of
+    label_noun: str = "label"  # names a label in errors
+    labels: tuple[str, ...] = ()  # its values, in the order of the class numbers; empty if it may have any
+    stripped: bool = True  # whether a text may not have spaces at its ends
+    num_images: int = 1  # of an example
+    optional: bool = False  # whether an image or a text may be missing, not both
 
     def texts_of(self, entry: Any) -> list[str]:
         """Returns the texts of an entry, as a row holds it or as an object, in the order of the fields."""
@@ -76,53 +61,32 @@ class Schema:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """A question about an image.
+    """A question about an image."""
 
-    Attributes:
-        question_id: The official number.
-        question: The text.
-        question_type: Its first words, as the annotations have them; empty if unknown.
-        answer_type: "yes/no", "number" or "other"; empty if unknown.
-        answers: One of each annotator, as given; none in a test split.
-    """
-
-    question_id: int
+    question_id: int  # the official number
     question: str
-    question_type: str = ""
-    answer_type: str = ""
-    answers: tuple[str, ...] = ()
+    question_type: str = ""  # its first words, as the annotations have them; empty if unknown
+    answer_type: str = ""  # "yes/no", "number" or "other"; empty if unknown
+    answers: tuple[str, ...] = ()  # one of each annotator, as given; none in a test split
 
 
 @dataclass(frozen=True, kw_only=True)
 class Statement:
-    """A statement about one image or two.
+    """A statement about one image or two."""
 
-    Attributes:
-        statement_id: The official identifier.
-        text: The text, stripped.
-        label: Whether it holds, one of the labels of the schema; empty if unknown.
-    """
-
-    statement_id: str
+    statement_id: str  # the official identifier
     text: str
-    label: str = ""
+    label: str = ""  # one of the labels of the schema; empty if unknown
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledEntry:
-    """A row of a user's own table: a text, an image, or both, and their classes.
+    """A row of a user's own table: a text, an image, or both, and their classes."""
 
-    Attributes:
-        example_id: Unique within the set.
-        text: The text, stripped; empty if there is none.
-        labels: Names of its classes; none if no class holds, or if they are not known.
-        labelled: Whether they are known.
-    """
-
-    example_id: str
-    text: str = ""
-    labels: tuple[str, ...] = ()
-    labelled: bool = True
+    example_id: str  # unique within the set
+    text: str = ""  # empty if there is none
+    labels: tuple[str, ...] = ()  # names of its classes; none if no class holds, or if they are not known
+    labelled: bool = True  # whether they are known
 
 
 _STATEMENTS: Mapping[str, Any] = {

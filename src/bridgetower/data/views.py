@@ -25,8 +25,6 @@ SCALES = (0.8, 1.15)  # of the image's size; above 1 crops
 MAX_SHIFT = 0.1  # of the side
 BRIGHTNESS = (0.85, 1.15)
 
-_NUM_OPS = 2  # random changes of an image by RandAugment
-_CROP_DRAWS = 10
 _SIGNED = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
 
 
@@ -119,7 +117,7 @@ def _crop(image: Image.Image, size: int, smallest: float, generator: torch.Gener
     If ten draws do not fit into the image, it is the largest part in the centre with such sides.
     """
     low, high = math.log(3 / 4), math.log(4 / 3)
-    for _ in range(_CROP_DRAWS):
+    for _ in range(10):
         share, shape = torch.rand(2, generator=generator).tolist()
         area = image.width * image.height * (smallest + (1 - smallest) * share)
         ratio = math.exp(low + (high - low) * shape)
@@ -141,7 +139,7 @@ def rand_augment(image: Image.Image, kind: RandAugment, magnitude: int, generato
         return image
     policy = POLICIES[kind]
     names = list(policy.ops)
-    for choice in torch.randint(len(names), (_NUM_OPS,), generator=generator).tolist():
+    for choice in torch.randint(len(names), (2,), generator=generator).tolist():
         made, sign = torch.rand(2, generator=generator).tolist()
         if made < policy.probability:
             name = names[choice]
@@ -185,13 +183,12 @@ def change(image: Image.Image, name: str, value: float, policy: Policy) -> Image
 
 def _moved(image: Image.Image, matrix: tuple[float, float, float, float, float, float], policy: Policy) -> Image.Image:
     """Takes each pixel from where `matrix` maps it to: of Pillow's corners, or with `bilinear` of OpenCV's centres."""
-    fill, resample = (policy.fill,) * 3, Image.Resampling.NEAREST
+    fill, size, resample = (policy.fill,) * 3, image.size, Image.Resampling.NEAREST
     if policy.bilinear:
         a, b, c, d, e, f = matrix
         matrix = (a, b, c + 1 + (1 - a - b) / 2, d, e, f + 1 + (1 - d - e) / 2)
-        size, resample = image.size, Image.Resampling.BILINEAR
-        return ImageOps.expand(image, 1, fill).transform(size, Image.Transform.AFFINE, matrix, resample, fillcolor=fill)
-    return image.transform(image.size, Image.Transform.AFFINE, matrix, resample, fillcolor=fill)
+        image, resample = ImageOps.expand(image, 1, fill), Image.Resampling.BILINEAR
+    return image.transform(size, Image.Transform.AFFINE, matrix, resample, fillcolor=fill)
 
 
 def augment(

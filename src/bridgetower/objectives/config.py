@@ -23,11 +23,8 @@ NotAnOption = Annotated[str, Fixed, Suppress]
 class TaskConfig(ABC):
     """Settings of a run's task; each task has a config of its own, with its name as `kind`."""
 
-    aligns: ClassVar[bool] = False
-    """Whether `align_first` can compare its images with its captions."""
-
-    reads: ClassVar[Reads] = "entries"
-    """What is trained on: captions of prepared sets, or other entries."""
+    aligns: ClassVar[bool] = False  # whether `align_first` can compare its images with its captions
+    reads: ClassVar[Reads] = "entries"  # of prepared sets: captions, or other entries
 
     kind: NotAnOption = ""
 
@@ -148,7 +145,6 @@ class PretrainingConfig(TaskConfig):
 
     @property
     def hides_words(self) -> bool:
-        """Whether captions come with hidden words, too."""
         return any(phase.mlm or phase.objectives for phase in self.phases)
 
     def contrasts_pairs(self, progress: float) -> bool:
