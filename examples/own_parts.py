@@ -140,7 +140,7 @@ def examples(source: ExampleSource) -> EntryDataset:
 
 def measure(evaluation: Evaluation) -> Outcome:
     """Predicts every claim and counts the right ones."""
-    predictions = evaluation.class_metrics
+    predictions = evaluation.predictions
     labels = [evaluation.names[number] for number in predictions.classes.tolist()]
     entries = list(evaluation.examples)
     right = [entry["label"] == label for entry, label in zip(entries, labels, strict=True)]

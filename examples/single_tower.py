@@ -59,6 +59,7 @@ class OneTowerTask(ClassificationTask):
             features = model.encode_image(batch.pixel_values, outputs="cls", states=batch.image_states).cls
         else:
             text, mask = batch.input_ids, batch.attention_mask
+            assert text is not None
             features = model.encode_text(text, mask, outputs="cls", states=batch.text_states).cls
         return model.class_logits(self.head, features)
 
@@ -297,7 +298,7 @@ def measure_glue(evaluation: Evaluation) -> Outcome:
     task, (split,) = GLUE[evaluation.task.kind], evaluation.splits
     known = [entry["label"] for entry in evaluation.examples if entry["label"]]
     if task.classes:
-        predicted = evaluation.class_metrics.classes
+        predicted = evaluation.predictions.classes
         given = [task.classes[number] for number in predicted.tolist()]
         found = glue_metrics(predicted.tolist(), [task.classes.index(label) for label in known]) if known else {}
     else:
@@ -305,7 +306,7 @@ def measure_glue(evaluation: Evaluation) -> Outcome:
         given = [f"{number:.3f}" for number in predicted.tolist()]
         found = number_metrics(predicted, torch.tensor(list(map(float, known)))) if known else {}
     lines = [f"{index}\t{label}\n" for index, label in enumerate(given)]
-    return evaluation.config(
+    return evaluation.outcome(
         [{"label": label} for label in given],
         id_name="index",
         metrics={name: found[name] for name in task.metrics} if known else {},

@@ -1,6 +1,7 @@
 """The example of CIFAR on the image tower and GLUE on the text tower: files, prepared sets, runs, metrics."""
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +35,7 @@ from bridgetower.training.run import train
 
 EXAMPLE = str(Path(__file__).parents[2] / "examples" / "single_tower.py")
 OWN: Extensions = load_object("extensions", EXAMPLE, Extensions)
-example: Any = __import__("sys").modules[EXAMPLE]
+example: Any = sys.modules[EXAMPLE]
 TRAINED = ("cifar10", "cola", "mrpc", "stsb", "mnli")
 
 

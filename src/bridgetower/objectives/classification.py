@@ -48,6 +48,7 @@ class ClassificationTask(nn.Module):
 
     def logits(self, batch: Batch) -> Float[Tensor, "b k"]:
         model = self.model
+        assert batch.input_ids is not None  # a batch of this task has texts, if empty ones
         image = model.encode_image(batch.pixel_values, states=batch.image_states)
         text = model.encode_text(batch.input_ids, batch.attention_mask, states=batch.text_states)
         if batch.num_images == 1:

@@ -117,7 +117,7 @@ def _evaluate_questions(evaluation: Evaluation) -> Outcome:
         forms = entry["answers"] if raw else map(normalise_answer, entry["answers"])
         return Counter(forms).most_common(1)[0][0]
 
-    return evaluation.config(
+    return evaluation.outcome(
         [{"answer": answer, "probability": probability} for answer, probability in given],
         given,
         id_name="question_id",
@@ -150,7 +150,7 @@ def _evaluate_statements(evaluation: Evaluation) -> Outcome:
     ]
     submission = io.StringIO()  # as NLVR2's evaluation takes it: identifier and prediction, without header
     csv.writer(submission, lineterminator="\n").writerows(by_id.items())
-    return evaluation.config(
+    return evaluation.outcome(
         [{"label": label, "probability": probability} for label, probability in given],
         given,
         id_name="statement_id",

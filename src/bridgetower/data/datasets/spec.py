@@ -72,7 +72,7 @@ class PublishedCount(NamedTuple):
     source: str
 
 
-def published(source: str, counts: Mapping[str, tuple[int | None, int]]) -> dict[str, list[PublishedCount]]:
+def published(source: str, counts: Mapping[str, tuple[int | None, int | None]]) -> dict[str, list[PublishedCount]]:
     """Images and texts of each split that one source publishes."""
     return {name: [PublishedCount(*count, source)] for name, count in counts.items()}
 
