@@ -93,7 +93,7 @@ def training(data: Path, *, processes: int = 1, asynchronous: bool = False) -> W
         "heads": ["itc-size=8"],
     }
     values = [f"--model.{part}.{value}" for part, entries in parts.items() for value in entries]
-    values += ["--batch-size=8", "--data.max-length=24", "--log-every=1", "--evaluation.metrics=4"]
+    values += ["--batch-size=8", "--data.max-length=24", "--log-every=1", "--evaluation.candidates=4"]
     values += [f"--max-steps={STEPS}", f"--checkpoint-every={INTERVAL}", "--evaluate-every=10"]
     command = ["train", "pretrain-nano", "--data.folders", str(data)]
     command += ["--async-checkpoints"] if asynchronous else []

@@ -125,7 +125,7 @@ def train_command(dataset: Path, out: Path, *options: str) -> list[str]:
         "--precision=fp32",
         "--data.max-length=24",
         "--log-every=1",
-        "--evaluation.metrics=4",
+        "--evaluation.candidates=4",
     ]
     arguments = [argument for value in values for argument in value.split("=")]
     return ["train", "pretrain-nano", "--data.folders", str(dataset), "--out", str(out), *arguments, *options]

@@ -157,7 +157,7 @@ class TestObjectives:
             assert isinstance(task, PretrainingConfig)
             (phase,) = task.phases
             assert (phase.mlm, phase.itm, phase.itc, phase.negatives) == (0, 1, 1, "hard")
-            assert RECIPES[name].evaluation.metrics == candidates
+            assert RECIPES[name].evaluation.candidates == candidates
 
     def test_contrastive_fine_tuning_is_that_of_transformers_trainer(self) -> None:
         run = RECIPES["contrastive-large"]

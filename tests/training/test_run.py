@@ -196,7 +196,7 @@ class TestHeads:
         [
             (HeadsConfig(itc=None), "rsum", "the model has no itc head; use one of itm_accuracy, mlm_accuracy"),
             (HeadsConfig(itm=False), "two_stage_rsum", "the model has no itc and no itm head; use one of mlm_accuracy"),
-            (shapes.MODEL.heads, "itm_accuracy", "evaluation.metrics is 0, .*; use one of rsum, itc_rsum, mlm_acc"),
+            (shapes.MODEL.heads, "itm_accuracy", "evaluation.candidates is 0, .*; use one of rsum, itc_rsum, mlm_acc"),
         ],
     )
     def test_selection_that_cannot_be_evaluated_is_refused_before_training(

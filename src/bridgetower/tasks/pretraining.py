@@ -88,7 +88,7 @@ def _unavailable(evaluation: Evaluation, metric: str) -> str | None:
     if missing:
         return f"the model has no {' and no '.join(missing)} head"
     if "itm" in heads and model.itc_head is not None and not evaluation.settings.candidates:
-        return "evaluation.metrics is 0, so that no pairs are matched"
+        return "evaluation.candidates is 0, so that no pairs are matched"
     return None
 
 
