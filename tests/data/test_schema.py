@@ -8,25 +8,11 @@ from bridgetower.data.schema import (
     SNLI_VE,
     VQA,
     Question,
-    Schema,
     Statement,
     nlvr2_sentence,
     schema_named,
 )
 from rows import CHOICES, Choice
-
-
-@pytest.mark.parametrize(
-    ("schema", "entry"),
-    [
-        (CAPTIONS, "a dog"),
-        (VQA, {"question": "a dog", "answers": []}),
-        (VQA, Question(question_id=1, question="a dog")),
-        (SNLI_VE, {"text": "a dog", "label": ""}),
-    ],
-)
-def test_text_of_an_entry(schema: Schema, entry: object) -> None:
-    assert schema.texts_of(entry) == ["a dog"]
 
 
 def test_no_such_schema() -> None:

@@ -149,25 +149,6 @@ class TestRetrievalRecalls:
         assert both_directions(recalls) == pytest.approx(both_directions(chance), abs=1e-12)
         assert max(both_directions(recalls)) < 1.0
 
-    def test_order_of_rows_does_not_matter_even_with_ties(self):
-        scores, owners = make_case()
-        scores = (scores * 4).round()
-        generator = torch.Generator().manual_seed(9)
-        images, texts = (torch.randperm(size, generator=generator) for size in scores.shape)
-        new_row = images.argsort()
-        expected = recalls_of_table(scores, owners)
-        permuted = recalls_of_table(scores[images][:, texts], new_row[owners[texts]])
-        assert both_directions(permuted) == pytest.approx(both_directions(expected), abs=1e-12)
-
-    def test_duplicate_captions_stay(self):
-        """A repeated caption of another image stands beside the own one and takes half of its chance."""
-        scores = torch.tensor([[0.9, 0.9], [0.2, 0.2]])
-        recalls = recalls_of_table(scores, torch.tensor([0, 1]), ks=(1, 2))
-        assert recalls.image_to_text == {1: 0.5, 2: 1.0}
-        assert recalls.text_to_image == {1: 0.5, 2: 1.0}
-        same_image = recalls_of_table(torch.tensor([[0.9, 0.9, 0.1], [0.2, 0.2, 0.3]]), torch.tensor([0, 0, 1]))
-        assert same_image.image_to_text[1] == 1.0
-
 
 class TestSharedTexts:
     """Six images, of which 3, 4 and 5 have the captions of 0, 1 and 1."""
@@ -181,11 +162,6 @@ class TestSharedTexts:
         assert recalls.text_to_image[1] == pytest.approx((1 + 2 / 6 + 1 + 1) / 4)
         tied = {0: 2 / 4, 1: 1 / 4, 4: 1 / 4}
         assert recalls.image_to_text[1] == pytest.approx((3 + sum(tied.values())) / 6)
-
-    @pytest.mark.parametrize("ks", [(1, 5, 10), (2,), (3, 4)])
-    def test_constant_scores_give_chance(self, ks):
-        tied = recalls_of_table(torch.zeros(6, 4), self.INDEX, owners=self.OWNERS, ks=ks)
-        assert chance_recalls(GroundTruth(self.INDEX, self.OWNERS), ks=ks) == tied
 
 
 class TestChance:
@@ -258,21 +234,6 @@ class TestTwoStages:
         found, expected = (dense.ranked(each, each.cosine, "paper").recalls() for each in (pairs, plain))
         assert found == expected
 
-    @pytest.mark.parametrize("protocol", ["standard", "paper"])
-    def test_dropped_items_are_no_hits(self, protocol):
-        """The only own item is no candidate: even the last rank is no hit."""
-        truth = truth_of(torch.tensor([0, 1]))
-        for side in (torch.zeros(2, 2, dtype=torch.bool), torch.tensor([[False, True], [True, False]])):
-            recalls = dense.ranked(dense.listed(truth, side), torch.zeros(2, 2), protocol).recalls(ks=(1, 2))
-            assert both_directions(recalls) == [0.0] * 4
-
-    def test_protocols_differ_where_only_one_side_chose(self):
-        image_side = torch.tensor([[True, False], [False, False]])
-        text_side = torch.tensor([[False, True], [False, False]])
-        pairs, scores = dense.listed(truth_of(torch.tensor([0, 1])), image_side, text_side), torch.tensor([1.0, 2.0])
-        assert both_directions(dense.ranked(pairs, scores).recalls(ks=(1,))) == [0.5, 0.0]
-        assert both_directions(dense.ranked(pairs, scores, "paper").recalls(ks=(1, 2))) == [0.0, 0.5, 0.5, 0.5]
-
     def test_scores_that_are_nan(self):
         cosine, index = make_case()
         cosine[2, 3] = torch.nan
@@ -281,16 +242,3 @@ class TestTwoStages:
         pairs = dense.listed(truth_of(torch.tensor([0, 1])), torch.ones(2, 2, dtype=torch.bool))
         with pytest.raises(ValueError, match="1 of 4 candidate scores are NaN"):
             dense.ranked(pairs, torch.tensor([0.0, torch.nan, 0.0, 0.0])).recalls()
-
-
-class TestFolds:
-    def test_mean_of_the_folds(self):
-        scores, index = make_case(num_images=12, num_texts=40)
-        truth = truth_of(index)
-        parts = [streamed_recalls(dense.scores_of(scores[rows][:, texts]), own) for rows, texts, own in folds(truth, 4)]
-        found = streamed_recalls(dense.scores_of(scores), truth, fold_size=4)
-        assert both_directions(found) == pytest.approx(mean_of(parts), abs=1e-12)
-        assert found.text_to_image[1] != streamed_recalls(dense.scores_of(scores), truth).text_to_image[1]
-        assert streamed_recalls(dense.scores_of(scores), truth, fold_size=12) == streamed_recalls(
-            dense.scores_of(scores), truth
-        )
