@@ -12,8 +12,7 @@ from torch import Tensor
 from bridgetower.checkpoints import described
 from bridgetower.data.captions import CaptionImages
 from bridgetower.evaluation.config import RetrievalConfig
-from bridgetower.evaluation.retrieval import Direction, Ranking, RetrievalResult, rankings
-from bridgetower.evaluation.scoring import ranked_texts
+from bridgetower.evaluation.retrieval import Direction, Ranking, RetrievalResult, ranked_texts, rankings
 from bridgetower.predictor import Predictor
 from bridgetower_demo.grounding import Judged
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import bridgetower.evaluation.scoring as scoring
+import bridgetower.evaluation.retrieval as scoring
 import dense
 from bridgetower.checkpoints import ITC_ALONE, UNMEASURED, Reranking, read_checkpoint
 from bridgetower.data.captions import CaptionImages

@@ -15,15 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import bridgetower.evaluation.scoring as scoring_module
+import bridgetower.evaluation.retrieval as scoring_module
 import dense
 import kills
 from bridgetower import cli
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
 from bridgetower.evaluation.config import EvaluationOptions, RetrievalConfig
-from bridgetower.evaluation.retrieval import evaluate_retrieval
-from bridgetower.evaluation.scoring import pair_scorer
+from bridgetower.evaluation.retrieval import evaluate_retrieval, pair_scorer
 from bridgetower.files import locked
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.processor import Processor
@@ -34,7 +33,7 @@ CONFIG = RetrievalConfig(candidates=4, batch_size=3)
 # Evaluates with few pairs per part, and may be killed right before the scores of some part are there.
 IN_PARTS = """
 import signal, sys
-import bridgetower.evaluation.scoring as scoring
+import bridgetower.evaluation.retrieval as scoring
 import kills
 scoring.PAIRS_PER_PART = 8
 kills.main("*/scores-*", sys.argv[1], "SIGKILL", "self", *sys.argv[2:])

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
-from torch.utils.data import Dataset
 
 from bridgetower.data.batch import Batch, BatchKey, CaptionBatch, derive_seed, joined
 from bridgetower.data.captions import CaptionImages, CaptionPairs
@@ -21,7 +20,7 @@ from bridgetower.progress import counted
 BATCH_SIZE = 64
 
 
-class MaskedPairs(Dataset[tuple[CaptionBatch, list[Batch]]]):
+class MaskedPairs:
     """Every pair of a set in order, in batches, with words hidden.
 
     What is hidden of a pair, and which other image it is shown with, depend on its number alone.
@@ -37,16 +36,13 @@ class MaskedPairs(Dataset[tuple[CaptionBatch, list[Batch]]]):
         """Returns the texts of a batch, and its images, then other ones if the set has any."""
         images = self.pairs.images
         rows = range(number * BATCH_SIZE, min((number + 1) * BATCH_SIZE, len(self.pairs)))
-        batch = joined([self._pair(row) for row in rows], seed=0)
+        pairs = [self.pairs[BatchKey((row,), derive_seed("masked words", row))] for row in rows]
+        whole = [replace(pair, attention_mask=torch.ones_like(pair.mlm_labels)) for pair in pairs]
         own: list[int] = self.pairs.pairs[rows.start : rows.stop, 0].tolist()
         shown = [images.batch(own)]
         if len(images) > 1:
             shown.append(images.batch([other_image(*pair, len(images)) for pair in zip(own, rows, strict=True)]))
-        return batch, shown
-
-    def _pair(self, row: int) -> CaptionBatch:
-        pair = self.pairs[BatchKey((row,), derive_seed("masked words", row))]
-        return replace(pair, attention_mask=torch.ones_like(pair.mlm_labels))
+        return joined(whole, seed=0), shown
 
 
 @torch.inference_mode()
@@ -55,10 +51,9 @@ def evaluate_masked_words(
 ) -> dict[str, float]:
     """Returns loss and accuracy on hidden words with the right image and with another image of the set.
 
-    Every pair counts, and at every call the same words are hidden and the same other images shown. The gap between
-    `mlm_accuracy` and `mlm_wrong_image_accuracy` is what the model reads off the image. A set of one image
-    has no other: the two `mlm_wrong_image_…` metrics are then left out. The processes of a run share the batches; every
-    process gets the same result, which is that of one process.
+    At every call the same words are hidden and the same other images shown. The gap between `mlm_accuracy` and
+    `mlm_wrong_image_accuracy`, which a set of one image has not, is what the model reads off the image. The processes
+    of a run share the batches, and each gets the result of one.
     """
     model.head("mlm")
     device, pairs = next(model.parameters()).device, MaskedPairs(images, masking)

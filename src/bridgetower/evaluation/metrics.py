@@ -68,10 +68,7 @@ def hit_chances(places: Places, k: int) -> Float[Tensor, " q"]:
 
 
 def folds(truth: GroundTruth, fold_size: int | None) -> Iterator[tuple[slice, Int[Tensor, " f"], GroundTruth]]:
-    """Yields the rows of the images of each fold and of their texts, and which of these belong together.
-
-    Without `fold_size` there is one fold.
-    """
+    """Yields the rows of the images of each fold, or of all, and of their texts, and which of these belong together."""
     index, owners = truth
     size = fold_size or len(owners)
     for start in range(0, len(owners), size):
@@ -105,9 +102,8 @@ class RetrievalRecalls(NamedTuple):
 def recalls_of(found: Sequence[tuple[Places, Places]], ks: Sequence[int] = RECALL_KS) -> RetrievalRecalls:
     """Recall at k of images that look for texts and of texts that look for images: the mean over equal folds.
 
-    Without ties this is the share of hits in `torch.topk`. Tied scores count by their chance of a hit when the tied
-    items are ordered at random, so constant scores give exactly `chance_recalls` and the order of the rows never
-    matters. Of a fold only its own images and texts count (COCO 1k: five folds).
+    Without ties this is the share of hits in `torch.topk`; tied scores count by their chance of a hit when they are
+    ordered at random, so constant scores give exactly `chance_recalls` and the order of the rows never matters.
     """
     return RetrievalRecalls(
         *(
@@ -156,11 +152,7 @@ def streamed_recalls(
 def chance_recalls(
     truth: GroundTruth, *, fold_size: int | None = None, ks: Sequence[int] = RECALL_KS
 ) -> RetrievalRecalls:
-    """Expected recalls of a uniformly random ranking.
-
-    With M items of which n are right: 1 − C(M−n, k)/C(M, k), averaged over queries. A rank beyond the number of items
-    is a certain hit.
-    """
+    """Expected recalls of a random ranking: with M items of which n are right, the mean of 1 − C(M−n, k)/C(M, k)."""
     found = []
     for _, _, (index, owners) in folds(truth, fold_size):
         own = torch.bincount(index, minlength=len(owners))[owners], torch.bincount(owners, minlength=len(owners))[index]
@@ -371,10 +363,7 @@ def candidate_pairs(
 
 
 def _keys(scores: Float[Tensor, "q m"], items: Int[Tensor, " m"]) -> Int[Tensor, "q m"]:
-    """Whole numbers of a score and an item, in the order of the scores; of equal ones the lower item comes higher.
-
-    The bits of a float32, as a whole number, are in its order, those of negative ones in reverse.
-    """
+    """Whole numbers of a score and an item, in the order of the scores; of equal ones the lower item comes higher."""
     bits = _ordered((scores.float() + 0.0).view(torch.int32))  # adding makes 0.0 of -0.0
     return bits.long().bitwise_left_shift_(32).bitwise_or_(_LOW_BITS - items)
 
@@ -384,7 +373,7 @@ def _decoded(keys: Int[Tensor, "q k"]) -> tuple[Int[Tensor, "q k"], Float[Tensor
 
 
 def _ordered(bits: Int[Tensor, "*s"]) -> Int[Tensor, "*s"]:
-    """Turns the order of the negative ones around; done twice, it changes nothing."""
+    """Bits of float32 are, as whole numbers, in its order, those of negative ones in reverse: turns these around."""
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 

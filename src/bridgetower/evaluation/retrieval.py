@@ -1,17 +1,29 @@
-"""Image-text retrieval: contrastive recall, then matching of the candidates, with shared encodings."""
+"""Image-text retrieval: contrastive recall, then matching of the candidates, in parts that outlast a kill."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import chain, islice
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from bridgetower.checkpoints import ITC_WEIGHT, UNMEASURED, Reranking
+from bridgetower.checkpoints.fingerprint import exact_fingerprint, fingerprint
+from bridgetower.checkpoints.tensors import read_safetensors, write_safetensors
+from bridgetower.data.batch import Batch
 from bridgetower.data.captions import CaptionImages
+from bridgetower.distributed import barrier, gather_by_id, rank, world_size
 from bridgetower.evaluation.class_metrics import accuracy
 from bridgetower.evaluation.config import DEFAULTS, EvaluationOptions, Judgement, RetrievalConfig
 from bridgetower.evaluation.metrics import (
@@ -22,10 +34,196 @@ from bridgetower.evaluation.metrics import (
     chance_recalls,
     streamed_recalls,
 )
-from bridgetower.evaluation.scoring import pair_scorer
-from bridgetower.inference import two_stage_order
-from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.files import locked, remove_leftovers
+from bridgetower.inference import image_bytes, log_odds, score_pairs, split_rows, two_stage_order
+from bridgetower.model.bridgetower import BridgeTower, EncodeOutputs
+from bridgetower.model.encodings import Encoded
 from bridgetower.objectives.losses import similarity
+from bridgetower.processor import load_items
+from bridgetower.progress import count_bars, counted
+
+_LOG = logging.getLogger(__name__)
+
+PAIRS_PER_PART = 4096
+"""About how many pairs are scored before their scores are kept."""
+
+_PART_BYTES = 2**26
+"""About the most that the encodings of the images of a part take."""
+
+Head = Callable[[Tensor], Tensor]
+"""Gives the logits of no match and match of a pooled output."""
+
+
+def ranked_texts(images: CaptionImages, config: RetrievalConfig) -> tuple[list[str], GroundTruth]:
+    """Returns the captions that are ranked, and whose they are: images with the same share them, except in folds."""
+    if config.fold_size is not None and len(images) % config.fold_size:
+        raise ValueError(f"{len(images)} images do not split into folds of {config.fold_size}; expected a multiple")
+    owners = images.owners() if config.fold_size is None else torch.arange(len(images))
+    texts, text_image_index = images.texts(config.max_captions, owners)
+    return texts, GroundTruth(text_image_index, owners)
+
+
+class PairScorer:
+    """Scores pairs of images and captions; the processes of a run share the images.
+
+    Every image is encoded once for its vector and once more for its pairs, and captions with every batch of pairs, so
+    that no encoding is kept for longer than a part of the images takes.
+    """
+
+    def __init__(
+        self,
+        model: BridgeTower,
+        images: CaptionImages,
+        config: RetrievalConfig,
+        options: EvaluationOptions,
+        folder: Path | None,
+    ) -> None:
+        self._model, self._images, self._config, self._options, self._folder = model, images, config, options, folder
+        self._device = next(model.parameters()).device
+        texts, self.truth = ranked_texts(images, config)
+        ids = images.processor.token_ids(texts, truncate=True)
+        order = sorted(range(len(ids)), key=lambda text: len(ids[text]))  # short texts first, so that little is padded
+        self._ids = [ids[text] for text in order]
+        self._place = torch.tensor(order).argsort()
+        self._own = torch.arange(len(images))[rank() :: world_size()]
+        self._shown = options.progress and rank() == 0
+
+    def vectors(self) -> tuple[Float[Tensor, "i c"], Float[Tensor, "t c"]]:
+        model, size, shown = self._model, self._config.batch_size, self._shown
+        batches, rows = split_rows(range(len(self._own)), size), split_rows(range(len(self._ids)), size)
+        images = counted(self._encode_images(batches, "cls"), "image batches", shown=shown, total=len(batches))
+        places = counted(rows, "text batches", shown=shown)
+        vectors = {
+            "images": (model.image_embeds(image) for image in images),
+            "texts": (model.text_embeds(self._encode_texts(each, outputs="cls")) for each in places),  # short first
+        }
+        none = torch.empty(0, model.config.heads.itc_size)  # a process may have no images
+        found = []
+        for name, computed in vectors.items():
+            kept = self._read(f"vectors-{name}")
+            if kept is None:
+                kept = torch.cat([none, *(each.float().cpu() for each in computed)])
+                self._keep(f"vectors-{name}", kept)
+            found.append(kept)
+        return gather_by_id(self._own, found[0])[1], found[1][self._place]
+
+    def score(
+        self, image: Int[Tensor, " n"], text: Int[Tensor, " n"], head: Head | None = None
+    ) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"]]:
+        """Returns the log-odds of a match of pairs, or with protocol `paper` its logit, and whether they are accepted.
+
+        Those of a part of the images are kept as soon as they are there.
+        """
+        own = (image % world_size() == rank()).nonzero().squeeze(1)
+        rows, texts, count = image[own] // world_size(), text[own], len(self._own)
+        size = max(1, min(_PART_BYTES // image_bytes(self._model), PAIRS_PER_PART * count // max(1, len(own))))
+        parts = split_rows(range(count), size)
+        starts = torch.searchsorted(rows, torch.tensor([0, *(part.stop for part in parts)])).tolist()
+        digest = hashlib.sha256(torch.stack([rows, texts]).numpy().data).hexdigest()[:8]
+        names = [f"scores-{digest}-{number:05d}" for number in range(len(parts))]
+        kept = [self._read(name) for name in names]
+        # The encodings of the images of a part, part by part; workers decode ahead of it.
+        batches = [
+            split_rows(part, self._config.batch_size)
+            for part, logits in zip(parts, kept, strict=True)
+            if logits is None
+        ]
+        images = map(self._model.cache_image, self._encode_images(list(chain.from_iterable(batches))))
+        encoded = (Encoded.cat(list(islice(images, len(each)))) for each in batches)
+        match, accepted = torch.empty(len(own)), torch.empty(len(own), dtype=torch.bool)
+        with count_bars(shown=self._shown) as bars:
+            bar = bars.add_task("pairs", total=len(own))
+            for name, logits, part, start, end in zip(names, kept, parts, starts, starts[1:], strict=False):
+                if logits is None:
+                    numbers = torch.stack([rows[start:end] - part.start, self._place[texts[start:end]]], dim=1)
+                    advance = partial(bars.advance, bar)
+                    logits = self._score_part(next(encoded), numbers, head or self._model.itm_logits, advance)
+                    self._keep(name, logits)
+                odds = log_odds(logits)
+                match[start:end] = logits[:, 1] if self._config.protocol == "paper" else odds
+                accepted[start:end] = odds > 0
+                bars.update(bar, completed=end)
+        _, match, accepted = gather_by_id(own, match, accepted)
+        return match, accepted
+
+    def _score_part(
+        self, image: Encoded, pairs: Int[Tensor, "n 2"], head: Head, advance: Callable[[int], object]
+    ) -> Float[Tensor, "n 2"]:
+        order, logits = pairs[:, 1].argsort(stable=True), torch.empty(len(pairs), 2)
+
+        def text_of(places: Sequence[int]) -> Encoded:
+            return self._model.cache_text(self._encode_texts(places))
+
+        size = self._config.batch_size
+        scored = score_pairs(self._model, head, image, text_of, pairs[order], batch_size=size)
+        for batch, found in zip(order.split(size), scored, strict=True):
+            logits[batch] = found.float().cpu()
+            advance(len(batch))
+        if bool(logits.isnan().any()):
+            raise ValueError(f"{int(logits.isnan().any(dim=1).sum())} of {len(logits)} pairs have a score that is NaN")
+        return logits
+
+    def _encode_images(self, batches: Sequence[range], outputs: EncodeOutputs = "layers") -> Iterator[Encoded]:
+        images, workers = self._images, self._options.num_workers
+        numbers = [self._own[list(rows)].tolist() for rows in batches]
+        loader: Iterator[Batch] = load_items(images.batch, numbers, num_workers=workers, device=self._device)
+        for batch in loader:
+            moved = images.on_device(batch, self._device)
+            yield self._model.encode_image(moved.pixel_values, outputs=outputs, states=moved.image_states)
+
+    def _encode_texts(self, places: Sequence[int], outputs: EncodeOutputs = "layers") -> Encoded:
+        batch = self._images.processor.pad([self._ids[place] for place in places])
+        mask = None if batch.attention_mask is None else batch.attention_mask.to(self._device)
+        return self._model.encode_text(batch.input_ids.to(self._device), mask, outputs=outputs)
+
+    def _read(self, name: str) -> Tensor | None:
+        """Returns a result from its file; None where there is none, or a damaged one."""
+        if self._folder is None or not (path := self._folder / f"{name}.safetensors").exists():
+            return None
+        try:
+            return read_safetensors(path)["values"]
+        except ValueError as error:
+            _LOG.warning(f"what {path} held is computed again ({error})")
+            return None
+
+    def _keep(self, name: str, values: Tensor) -> None:
+        if self._folder is not None:
+            write_safetensors(self._folder / f"{name}.safetensors", {"values": values})
+
+
+@contextmanager
+def pair_scorer(
+    model: BridgeTower, images: CaptionImages, config: RetrievalConfig, options: EvaluationOptions
+) -> Iterator[PairScorer]:
+    """Gives what scores pairs; what it keeps in `options.work` is removed at the end, unless that comes by an error."""
+    if options.work is None:
+        yield PairScorer(model, images, config, options, None)
+        barrier()
+        return
+    decisive = {  # all that decides the scores
+        "weights": exact_fingerprint(model.state_dict()),
+        "preprocessing": fingerprint(model.config, {}, images.processor),
+        "data": images.digests(),
+        "settings": asdict(config),
+        "processes": world_size(),
+        "half precision": torch.is_autocast_enabled(next(model.parameters()).device.type),
+    }
+    path = options.work / hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
+
+    @contextmanager
+    def removed_at_the_end() -> Iterator[None]:
+        with locked(path):
+            yield
+            shutil.rmtree(path)
+
+    with ExitStack() as stack:
+        if rank() == 0:
+            (options.until_written or stack).enter_context(removed_at_the_end())
+        folder = path / f"process-{rank()}"
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder)
+        yield PairScorer(model, images, config, options, folder)
+        barrier()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,11 +278,11 @@ def evaluate_retrieval(
 
         second: dict[str, Any] = {}
         if model.itm_head is not None and config.candidates:
-            pairs = candidate_pairs(cosines, truth, config, others=_control_pairs(truth))
+            controls, count = _control_pairs(truth), len(truth.text_image_index)
+            pairs = candidate_pairs(cosines, truth, config, others=controls)
             match, accepted = scorer.score(pairs.image, pairs.text)
             candidates = replace(pairs, itm=match)
-            own, stranger = truth.text_image_index[pairs.text], _strangers(truth)[pairs.text]
-            is_control = (pairs.image == own) | (pairs.image == stranger)
+            is_control = torch.isin(pairs.image * count + pairs.text, controls[0] * count + controls[1])
             matched = accuracy(accepted[is_control].long(), pairs.belong[is_control].long())
             alone = candidates.recalls()
             second = {"candidates": candidates, "itm_accuracy": matched}
@@ -150,19 +348,15 @@ def evaluate_all_pairs(
 
 
 def _control_pairs(truth: GroundTruth) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
-    """Each text with its own image and with one that has other captions, by image."""
-    image = torch.cat([truth.text_image_index, _strangers(truth)])
-    order = image.argsort(stable=True)
-    return image[order], order % len(truth.text_image_index)
-
-
-def _strangers(truth: GroundTruth) -> Int[Tensor, " t"]:
-    """An image of other captions for each text, drawn with a fixed seed; its own if there is no other."""
+    """Each text with its own image and with one of other captions, drawn with a fixed seed, by image."""
     different, own = truth.text_image_index.unique(return_inverse=True)
-    if len(different) == 1:
-        return truth.text_image_index
-    shift = torch.randint(1, len(different), own.shape, generator=torch.Generator().manual_seed(0))
-    return different[(own + shift) % len(different)]
+    strangers = truth.text_image_index
+    if len(different) > 1:
+        shift = torch.randint(1, len(different), own.shape, generator=torch.Generator().manual_seed(0))
+        strangers = different[(own + shift) % len(different)]
+    image = torch.cat([truth.text_image_index, strangers])
+    order = image.argsort(stable=True)
+    return image[order], order % len(own)
 
 
 Direction = Literal["text_to_image", "image_to_text"]

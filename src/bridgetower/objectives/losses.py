@@ -147,10 +147,7 @@ def contrast_parts(
     gather_with_grads: bool = True,
     loss: Callable[..., Float[Tensor, ""]] = info_nce,
 ) -> list[Contrast]:
-    """Compares all pairs of all parts and processes; returns what each part needs for its backward pass.
-
-    Source: Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup" (2021).
-    """
+    """Compares the pairs of all parts and processes; gives what each needs for its backward pass (Gao et al. 2021)."""
     scale, lengths = logit_scale.detach().requires_grad_(), [len(part.image_index) for part in parts]
     own = [_leaf(torch.cat(embeds)) for embeds in zip(*(part.embeds for part in parts), strict=True)]
     with torch.enable_grad():
@@ -225,9 +222,8 @@ def hard_pairs(
 ) -> Pairs:
     """Positives, then each text with a hard image, then each image with a hard text: 3b pairs, as in the official code.
 
-    Negatives are drawn from the softmax of the contrastive similarity, as in ALBEF. An image's own texts and a text's
-    own image are left out. Official: they get weight 0 after the softmax and are drawn where it underflows; here: the
-    softmax is over the others only, which is the same distribution without the underflow.
+    Negatives are drawn from the softmax of the contrastive similarity, as in ALBEF, over the others only: officially
+    own pairs get weight 0 after the softmax, and are drawn where it underflows.
     """
     others = image_index[:, None] != all_image_index[None]
     draws = _draw(text_to_image, others, generator), _draw(image_to_text, others, generator)
@@ -261,10 +257,9 @@ def matching_loss(
 
 
 def _draw(logits: Float[Tensor, "b n"], allowed: Bool[Tensor, "b n"], generator: torch.Generator) -> Int[Tensor, " b"]:
-    """Draws one column per row from the softmax over the allowed ones, as `torch.multinomial` does on a CPU.
+    """Draws a column per row from the softmax over the allowed ones, as `torch.multinomial` does; the first if none is.
 
-    The numbers are drawn on the CPU and compared on the device, which is not waited for. Rows without an allowed column
-    get the first one.
+    The numbers are drawn on the CPU and compared on the device, which is not waited for.
     """
     # Features that are not finite must not end here: the loss that follows from them names the batch.
     finite = logits.detach().float().nan_to_num()

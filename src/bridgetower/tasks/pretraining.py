@@ -38,8 +38,7 @@ def _examples(source: ExampleSource) -> CaptionPairs | RankingPairs:
 
 def _evaluate(evaluation: Evaluation) -> Outcome:
     """Measures retrieval; a model without contrastive head has one stage, all pairs."""
-    from bridgetower.evaluation.retrieval import retrieval_judgements
-    from bridgetower.evaluation.scoring import ranked_texts
+    from bridgetower.evaluation.retrieval import ranked_texts, retrieval_judgements
 
     images, settings = evaluation.examples.images, evaluation.settings
     texts, _ = ranked_texts(images, settings)

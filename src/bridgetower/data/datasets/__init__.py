@@ -60,7 +60,7 @@ def prepare_arrow(
             splits=tuple(files.stems),
             more_splits=tuple(files.more_stems),
             split_rule=files.split_rule or each.split_rule,
-            protocol=arrow.protocol_of(each.schema.name),
+            protocol=arrow.ROWS[each.schema.name].protocol,
             licences={"images and texts": f"as those of {each.name}"},
             fill=partial(arrow.fill, files),
         )

@@ -107,7 +107,7 @@ def _statements(writer: SetWriter, name: str, row: Row, annotators: int) -> list
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Rows:
+class Rows:
     """What the files hold of one schema."""
 
     protocol: str  # what they decide beside splits, in words
@@ -117,27 +117,27 @@ class _Rows:
     name: str | None = "image_id"  # column with the name of a row; None to number the rows
 
 
-_ROWS = {
-    CAPTIONS.name: _Rows(
+ROWS = {
+    CAPTIONS.name: Rows(
         protocol="captions as the files have them, without spaces at their ends",
         columns=("caption",),
         entries=_captions,
     ),
-    VQA.name: _Rows(
+    VQA.name: Rows(
         protocol="questions as the files have them, which lack those of train and validation without an answer of the "
         "vocabulary; the files keep scores instead of the annotators' answers: there are as many answers as give these "
         "scores",
         columns=("questions", "answers", "answer_labels", "answer_scores", "question_id"),
         entries=_questions,
     ),
-    SNLI_VE.name: _Rows(
+    SNLI_VE.name: Rows(
         protocol="statements as the files have them, without spaces at their ends; numbered anew, like the images, as "
         "the files name neither",
         columns=("sentences", "labels"),
         entries=_statements,
         name=None,
     ),
-    NLVR2.name: _Rows(
+    NLVR2.name: Rows(
         protocol="statements as the files have them, without spaces at their ends; their identifiers are NLVR2's only "
         "where the files have the number of the sentence",
         columns=("questions", "answers"),
@@ -146,10 +146,6 @@ _ROWS = {
         name="identifier",
     ),
 }
-
-
-def protocol_of(schema: str) -> str:
-    return _ROWS[schema].protocol
 
 
 def fill(files: ArrowFiles, originals: Originals, writer: SetWriter, config: ArrowConfig) -> None:
@@ -175,7 +171,7 @@ def fill(files: ArrowFiles, originals: Originals, writer: SetWriter, config: Arr
 
 
 def _fill_from(path: Path, files: ArrowFiles, writer: SetWriter, answers: dict[int, str], split: str) -> None:
-    table, rows = ColumnFile(str(path)), _ROWS[writer.schema.name]
+    table, rows = ColumnFile(str(path)), ROWS[writer.schema.name]
     names = [*rows.images, *rows.columns, *([rows.name] if rows.name else [])]
     if missing := [name for name in names if name not in table.schema.names]:
         raise ValueError(f"{path} has no column {', '.join(missing)}; it has {', '.join(table.schema.names)}")

@@ -32,10 +32,8 @@ def _fill(originals: Originals, writer: SetWriter, config: PrepareConfig) -> Non
                 answers = [answer["answer"] for answer in annotation["answers"]]
                 annotations[_key(split, annotation)] = json.dumps({**kept, "answers": answers})
     for split in filter(originals.wants, _SUBSETS):
-        file, year = (
-            f"v2_OpenEnded_mscoco_{_SUBSETS[split]}_questions.json",
-            _SUBSETS[split].replace("test-dev", "test"),
-        )
+        file = f"v2_OpenEnded_mscoco_{_SUBSETS[split]}_questions.json"
+        year = _SUBSETS[split].replace("test-dev", "test")
         for question in originals.items(originals.annotation(file, f"vqav2/{file}"), "questions"):
             key, image_id = _key(split, question), question["image_id"]
             if not writer.is_new(key):
@@ -67,18 +65,12 @@ def _key(split: str, entry: Mapping[str, Any]) -> str:
     return f"question {entry['question_id']} of {split}"
 
 
-# Files with answers in normal form, which the official code reads, come first.
-_STEMS = {
-    split: [(f"vqav2_{part}_fix", f"vqav2_{part}")]
-    for split, part in {
-        "train": "train",
-        "validation": "val",
-        "test": "test",
-        "test-dev": "test-dev",
-        "trainable-validation": "trainable_val",
-        "rest-validation": "rest_val",
-    }.items()
-}
+def _stems(*splits: str) -> dict[str, list[tuple[str, str]]]:
+    """Those with answers in normal form, which the official code reads, come first."""
+    parts = {"validation": "val", "trainable-validation": "trainable_val", "rest-validation": "rest_val"}
+    return {split: [(f"vqav2_{parts.get(split, split)}_fix", f"vqav2_{parts.get(split, split)}")] for split in splits}
+
+
 _PAGE = "visualqa.org"
 _FIXED = "official code, answers in normal form, questions with an answer of the vocabulary"
 _RAW = "official code, answers as given, questions with an answer of the vocabulary"
@@ -123,8 +115,8 @@ test2015/COCO_test2015_000000000001.jpg …
     arrow=ArrowFiles(
         layout="vqav2_{train,val,test,test-dev}, those that end in _fix first",
         split_rule="as published; test-dev's questions are also among test's",
-        stems={split: _STEMS[split] for split in _SUBSETS},
-        more_stems={split: stems for split, stems in _STEMS.items() if split not in _SUBSETS},
+        stems=_stems(*_SUBSETS),
+        more_stems=_stems("trainable-validation", "rest-validation"),
         annotators=ANNOTATORS,
     ),
 )
