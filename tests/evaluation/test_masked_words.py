@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig, MaskingConfig
 from bridgetower.evaluation import masked_words
-from bridgetower.evaluation.config import EvaluationOptions
 from bridgetower.evaluation.masked_words import MaskedPairs, evaluate_masked_words, other_image
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.processor import Processor
@@ -68,7 +67,7 @@ class TestEvaluation:
         first = evaluate_masked_words(tiny_model, images, MASKING)
         torch.manual_seed(5)
         before = torch.get_rng_state()
-        assert evaluate_masked_words(tiny_model, images, MASKING, EvaluationOptions(num_workers=1)) == first
+        assert evaluate_masked_words(tiny_model, images, MASKING) == first
         assert torch.equal(torch.get_rng_state(), before)
         monkeypatch.setattr(masked_words, "BATCH_SIZE", 5)  # words are hidden by the number of the pair
         assert evaluate_masked_words(tiny_model, images, MASKING) == pytest.approx(first, abs=1e-6)

@@ -143,7 +143,7 @@ class TestWithoutHeads:
         with pytest.raises(ValueError, match=r"no masked-language \(MLM\) head"):
             model.mlm_logits(fused.text)
 
-    @pytest.mark.parametrize("name", ["vqa", "snli_ve", "nlvr2", "image", "text"])
+    @pytest.mark.parametrize("name", ["vqa", "snli_ve", "nlvr2"])
     def test_errors_of_the_downstream_heads(self, name: str) -> None:
         with pytest.raises(ValueError, match=rf"this model has no {name} head \(it has mlm, itm, itc\); load"):
             tiny.build().head(name)

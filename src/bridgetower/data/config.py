@@ -91,7 +91,19 @@ class DataConfig:
         check_choice("captions", self.captions, Captions)
         check_choice("augmentation", self.augmentation, Augmentation)
         check_choice("profile", self.profile, OfficialProfile, or_none=True)
-        self._check_views()
+        check_choice("rand_augment", self.rand_augment, RandAugment)
+        highest = {"none": 0, "geometry": 10, "colour": 30}[self.rand_augment]
+        if not min(1, highest) <= self.rand_magnitude <= highest:
+            raise ValueError(
+                f"rand_magnitude is {self.rand_magnitude} for rand_augment {self.rand_augment!r}; expected "
+                f"{f'1 to {highest}' if highest else '0'}"
+            )
+        if self.random_crop is not None and not 0 < self.random_crop <= 1:
+            raise ValueError(f"random_crop is {self.random_crop}; expected a share in (0, 1], or None")
+        if self.has_views and (self.cache or self.augmentation != "none"):
+            raise ValueError(
+                "random_crop, flip and rand_augment start from the image files; leave cache and augmentation out"
+            )
         if not 0 <= self.word_dropout < 1:
             raise ValueError(f"word_dropout is {self.word_dropout}; expected a share in [0, 1)")
         if self.max_length < 3 or self.num_workers < 0:
@@ -114,21 +126,6 @@ class DataConfig:
         """Returns the settings without what varies or repeats training examples."""
         views: dict[str, Any] = {"random_crop": None, "flip": False, "rand_augment": "none", "rand_magnitude": 0}
         return replace(self, train_only=(), repeats=(), augmentation="none", transform=None, word_dropout=0.0, **views)
-
-    def _check_views(self) -> None:
-        check_choice("rand_augment", self.rand_augment, RandAugment)
-        highest = {"none": 0, "geometry": 10, "colour": 30}[self.rand_augment]
-        if not min(1, highest) <= self.rand_magnitude <= highest:
-            raise ValueError(
-                f"rand_magnitude is {self.rand_magnitude} for rand_augment {self.rand_augment!r}; expected "
-                f"{f'1 to {highest}' if highest else '0'}"
-            )
-        if self.random_crop is not None and not 0 < self.random_crop <= 1:
-            raise ValueError(f"random_crop is {self.random_crop}; expected a share in (0, 1], or None")
-        if self.has_views and (self.cache or self.augmentation != "none"):
-            raise ValueError(
-                "random_crop, flip and rand_augment start from the image files; leave cache and augmentation out"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)

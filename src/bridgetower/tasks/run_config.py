@@ -206,28 +206,16 @@ class RunConfig:
                 raise ValueError(
                     f"{name} {getattr(self, name)} with init {self.init}, which has its own; leave one out"
                 )
-        self._check_used()
-        if self.contrast_over == "step" and "ITC" not in self.task.contrasts:
-            raise ValueError("contrast_over is 'step', but no phase has ITC (itc is 0); leave it out or set itc")
-        self._check_frozen()
-        for part in self.checkpoint_activations:
-            check_choice("checkpoint_activations", part, Part)
-        choices = {"precision": Precision, "device": Device, "parallel": Parallel, "contrast_over": ContrastOver}
-        for name, kind in choices.items():
-            check_choice(name, getattr(self, name), kind)
-
-    def _check_used(self) -> None:
-        if self.task.reads == "captions":
-            return
-        given = {
+        set_for_captions = {
             "evaluation": replace(self.evaluation, batch_size=RetrievalConfig.batch_size) != RetrievalConfig(),
             "data.captions": self.data.captions != DataConfig.captions,
             "data.word_dropout": self.data.word_dropout != DataConfig.word_dropout,
         }
-        if ignored := [name for name, is_set in given.items() if is_set]:
+        ignored = [name for name, is_set in set_for_captions.items() if is_set]
+        if ignored and self.task.reads != "captions":
             raise ValueError(f"{', '.join(ignored)} would be ignored by {self.task.kind}; leave it out")
-
-    def _check_frozen(self) -> None:
+        if self.contrast_over == "step" and "ITC" not in self.task.contrasts:
+            raise ValueError("contrast_over is 'step', but no phase has ITC (itc is 0); leave it out or set itc")
         if self.frozen_views > 1 and not self.freeze_towers:
             raise ValueError(f"frozen_views {self.frozen_views} would be ignored without freeze_towers; leave it out")
         if self.align_first and not self.freeze_towers:
@@ -244,6 +232,11 @@ class RunConfig:
             raise ValueError(
                 f"checkpoint_activations {' '.join(ignored)} would be ignored with freeze_towers; leave it out"
             )
+        for part in self.checkpoint_activations:
+            check_choice("checkpoint_activations", part, Part)
+        choices = {"precision": Precision, "device": Device, "parallel": Parallel, "contrast_over": ContrastOver}
+        for name, kind in choices.items():
+            check_choice(name, getattr(self, name), kind)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
