@@ -61,7 +61,7 @@ class OneTowerTask(ClassificationTask):
             text, mask = batch.input_ids, batch.attention_mask
             assert text is not None
             features = model.encode_text(text, mask, outputs="cls", states=batch.text_states).cls
-        return model.class_logits(self.head, features)
+        return model.head(self.head)(features)
 
 
 def build(model: BridgeTower, config: TaskConfig) -> OneTowerTask:

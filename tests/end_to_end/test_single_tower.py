@@ -196,7 +196,7 @@ class TestRuns:
         pictures = [originals.cifar_picture(40 + row).transpose(1, 2, 0).copy() for row in range(8)]
         with torch.no_grad():
             cls = model.model.encode_image(model.processor.images(pictures), outputs="cls").cls
-            expected = model.model.class_logits("cifar10", cls).argmax(dim=1).tolist()
+            expected = model.model.head("cifar10")(cls).argmax(dim=1).tolist()
         assert [row["labels"] for row in outcome.predictions] == [[originals.CIFAR10[number]] for number in expected]
         assert [row["id"] for row in outcome.predictions] == [f"test_batch-{row}" for row in range(8)]
         right = [number == (5 + row) % 10 for row, number in enumerate(expected)]
@@ -211,7 +211,7 @@ class TestRuns:
         text = model.processor.pad(model.processor.pair_ids([entry["texts"] for entry in entries]))
         with torch.no_grad():
             cls = model.model.encode_text(text.input_ids, text.attention_mask, outputs="cls").cls
-            logits = model.model.class_logits(name, cls)
+            logits = model.model.head(name)(cls)
         numbers = logits.argmax(dim=1).tolist() if task.classes else logits[:, 0].tolist()
         labels = [task.classes[number] if task.classes else f"{number:.3f}" for number in numbers]
         truth = [task.classes.index(entry["label"]) if task.classes else float(entry["label"]) for entry in entries]
@@ -266,4 +266,4 @@ def test_recipes_have_the_published_numbers_and_a_loss_of_each_output(
     loss, _ = spec.module(model, run.task).loss(outputs, labels)
     assert loss == (F.cross_entropy(outputs, labels) if names else F.mse_loss(outputs[:, 0], labels))
     width = shapes.MODEL.vision.hidden_size if name.startswith("cifar") else shapes.MODEL.text.hidden_size
-    assert model.class_logits(name, torch.zeros(2, width)).shape == (2, outputs.shape[1])
+    assert model.head(name)(torch.zeros(2, width)).shape == (2, outputs.shape[1])

@@ -14,7 +14,7 @@ from bridgetower.files import json_text, write_json, write_text
 from bridgetower.model.plain import AT_LEAST_0, AT_LEAST_1, check_choice, check_numbers
 
 if TYPE_CHECKING:
-    from bridgetower.data.prepared import PreparedImages
+    from bridgetower.data.examples import PreparedImages
 
 METRICS = "metrics.json"
 PREDICTIONS = "predictions.jsonl"

@@ -37,7 +37,7 @@ from bridgetower.evaluation.metrics import (
 from bridgetower.files import locked, remove_leftovers
 from bridgetower.inference import image_bytes, log_odds, score_pairs, split_rows, two_stage_order
 from bridgetower.model.bridgetower import BridgeTower, EncodeOutputs
-from bridgetower.model.encodings import Encoded
+from bridgetower.model.fusion import Encoded
 from bridgetower.objectives.losses import similarity
 from bridgetower.processor import load_items
 from bridgetower.progress import count_bars, counted

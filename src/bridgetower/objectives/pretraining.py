@@ -272,4 +272,4 @@ class RankingTask(nn.Module):
         text = model.encode_text(batch.input_ids, batch.attention_mask, states=batch.text_states)
         num_texts = len(text) // len(image)
         rows = torch.arange(len(image), device=image.cls.device).repeat_interleave(num_texts)
-        return image, text, model.rank_scores(model.fuse(image[rows], text).pooled).unflatten(0, (-1, num_texts))
+        return image, text, model.head("rank")(model.fuse(image[rows], text).pooled).unflatten(0, (-1, num_texts))

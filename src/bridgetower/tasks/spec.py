@@ -195,7 +195,7 @@ class TaskSpec:
         return task_of_head(model, self.head)
 
     def training_texts(self, config: RunConfig, processor: Processor) -> Iterator[str]:
-        from bridgetower.data.prepared import PreparedImages
+        from bridgetower.data.examples import PreparedImages
 
         images = PreparedImages(config.data, config.data.train_splits, processor, schema=self.schema)
         return (text for row in images.scan() for text in self.schema.texts_of(row["entry"]))
