@@ -1,7 +1,7 @@
 """Small images and rows of prepared sets with them."""
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from bridgetower.data.prepared_set import DatasetInfo, PreparedSet
-from bridgetower.data.schema import CAPTIONS, Question, Schema, Statement
+from bridgetower.data.schema import CAPTIONS, Schema
 from bridgetower_demo.toysets.collection import Collection, ImageFile, Record, write_collection
 
 
@@ -24,14 +24,9 @@ class Choice:
     label: str = ""
 
 
+_TEXTS = ("question", "answers")
 CHOICES = Schema(
-    name="choices",
-    entries="choices",
-    entry=Choice,
-    noun="choice",
-    texts=("question", "answers"),
-    id="choice_id",
-    label="label",
+    name="choices", entries="choices", entry=Choice, noun="choice", texts=_TEXTS, id="choice_id", label="label"
 )
 
 
@@ -44,40 +39,8 @@ def png(shade: int, size: int = 4) -> bytes:
 
 def record(number: int, **changes: Any) -> Record:
     """Returns an image with two captions."""
-    return _record(number, (f"shade {number}", "grey"), changes)
-
-
-def question_record(number: int, **changes: Any) -> Record:
-    """Returns an image with two questions, the second of a test split."""
-    first = Question(
-        question_id=10 * number,
-        question="How dark is it?",
-        question_type="how",
-        answer_type="number",
-        answers=(str(number),) * 10,
-    )
-    return _record(number, (first, Question(question_id=10 * number + 1, question="What is it?")), changes)
-
-
-def statement_record(number: int, **changes: Any) -> Record:
-    """Returns an image with two statements, one labelled."""
-    statements = (
-        Statement(statement_id=f"{number}#a", text="It is grey.", label="entailment"),
-        Statement(statement_id=f"{number}#b", text="It is a cat."),
-    )
-    return _record(number, statements, changes)
-
-
-def pair_record(number: int, **changes: Any) -> Record:
-    """Returns two images with a statement."""
-    images = (ImageFile(f"{number}.png", png(number)), ImageFile(f"{number}-2.png", png(number + 100)))
-    statement = Statement(statement_id=f"dev-{number}-0-0", text="The left one is darker.", label="True")
-    return _record(number, (statement,), {"images": images, **changes})
-
-
-def _record(number: int, entries: Sequence[Any], changes: dict[str, Any]) -> Record:
     images = (ImageFile(f"{number}.png", png(number)),)
-    return Record(**{"image_id": f"id-{number}", "images": images, "entries": entries, **changes})
+    return Record(**{"image_id": f"id-{number}", "images": images, "entries": (f"shade {number}", "grey"), **changes})
 
 
 def write_set(folder: Path, splits: Mapping[str, Iterable[Record]], schema: Schema = CAPTIONS, **files: Any) -> Path:

@@ -11,23 +11,13 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from bridgetower.data import schema as schemas
 from bridgetower.data.answers import normalise_answer, vocabulary_file
 from bridgetower.data.config import WritingConfig
 from bridgetower.data.example import Example, check_bad
 from bridgetower.data.fetch import list_files
 from bridgetower.data.prepared_set import INFO_FILE, DatasetInfo, SetWriter, read_info
 from bridgetower.data.reader import CaptionsFrom, Columns, read
-from bridgetower.data.schema import (
-    CAPTIONS,
-    CLASSIFICATION,
-    NLVR2,
-    SNLI_VE,
-    VQA,
-    LabelledEntry,
-    Question,
-    Schema,
-    Statement,
-)
 from bridgetower.files import read_json
 from bridgetower.model.plain import from_plain
 
@@ -39,7 +29,7 @@ QUESTION_COLUMNS = ("question", "questions", "query")
 ANSWER_COLUMNS = ("answer", "answers", "multiple_choice_answer")
 
 _MEANT = {  # labels in other words, by schema
-    "snli-ve": {str(number): label for number, label in enumerate(SNLI_VE.labels)},
+    "snli-ve": {str(number): label for number, label in enumerate(schemas.SNLI_VE.labels)},
     "nlvr2": {"true": "True", "1": "True", "yes": "True", "false": "False", "0": "False", "no": "False"},
 }
 
@@ -152,7 +142,7 @@ class OwnSpec:
     """A kind of custom set."""
 
     name: str  # of its command
-    schema: Schema  # of its examples
+    schema: schemas.Schema  # of its examples
     summary: str  # help of its command: a line, and perhaps paragraphs
     config: type[OwnSetConfig] = OwnSetConfig  # type of the settings
     # makes entries of a row, or raises ValueError with what is wrong
@@ -251,7 +241,7 @@ def _captions(example: Example, config: PairsConfig, seen: Seen) -> Sequence[str
 
 def _labelled(
     example: Example, config: LabelledConfig, seen: Seen, usual: Sequence[str] = LABEL_COLUMNS
-) -> Sequence[LabelledEntry]:
+) -> Sequence[schemas.LabelledEntry]:
     """A cell without a value is an unknown label; an empty list, or an empty cell with a separator, is no class."""
     cell, separator = _cell(example, config.label_column, usual), config.label_separator
     labels: tuple[str, ...] | None = None
@@ -265,7 +255,7 @@ def _labelled(
     if labels is not None:
         seen.several.setdefault(separator is not None or isinstance(cell, list), example.place)
         seen.labels.update(labels)
-    return [LabelledEntry(example_id=name, text=text, labels=labels or (), labelled=labels is not None)]
+    return [schemas.LabelledEntry(example_id=name, text=text, labels=labels or (), labelled=labels is not None)]
 
 
 def _classes(seen: Seen, config: LabelledConfig) -> Mapping[str, Any]:
@@ -280,7 +270,7 @@ def _classes(seen: Seen, config: LabelledConfig) -> Mapping[str, Any]:
     return {CLASSES_FILE: asdict(Classes(names=tuple(by_number), multi_label=True in seen.several))}
 
 
-def _numbered(example: Example, config: LabelledConfig, seen: Seen) -> Sequence[LabelledEntry]:
+def _numbered(example: Example, config: LabelledConfig, seen: Seen) -> Sequence[schemas.LabelledEntry]:
     (entry,) = _labelled(example, config, seen, NUMBER_COLUMNS)
     try:
         finite = not entry.labelled or (len(entry.labels) == 1 and isfinite(float(entry.labels[0])))
@@ -291,7 +281,7 @@ def _numbered(example: Example, config: LabelledConfig, seen: Seen) -> Sequence[
     return [entry]
 
 
-def _questions(example: Example, config: VqaConfig, seen: Seen) -> Sequence[Question]:
+def _questions(example: Example, config: VqaConfig, seen: Seen) -> Sequence[schemas.Question]:
     text = _text_of(example, config, QUESTION_COLUMNS)
     if not text:
         raise ValueError("it has no question")
@@ -304,7 +294,7 @@ def _questions(example: Example, config: VqaConfig, seen: Seen) -> Sequence[Ques
         seen.answers.update(list(dict.fromkeys(map(normalise_answer, answers))))
     number = _text(example.fields.get("question_id")) or str(seen.rows)
     identifier, kind = int(number) if number.isdecimal() else seen.rows, _text(example.fields.get("answer_type"))
-    return [Question(question_id=identifier, question=text, answer_type=kind, answers=answers)]
+    return [schemas.Question(question_id=identifier, question=text, answer_type=kind, answers=answers)]
 
 
 def _answers(seen: Seen, config: VqaConfig) -> Mapping[str, Any]:
@@ -314,7 +304,9 @@ def _answers(seen: Seen, config: VqaConfig) -> Mapping[str, Any]:
     return vocabulary_file(vocabulary)
 
 
-def _statements(example: Example, config: OwnSetConfig, seen: Seen, schema: Schema) -> Sequence[Statement]:
+def _statements(
+    example: Example, config: OwnSetConfig, seen: Seen, schema: schemas.Schema
+) -> Sequence[schemas.Statement]:
     label = _text(_cell(example, None, LABEL_COLUMNS)).lower()
     label = _MEANT[schema.name].get(label, label)
     if label not in ("", *schema.labels):
@@ -322,7 +314,7 @@ def _statements(example: Example, config: OwnSetConfig, seen: Seen, schema: Sche
     text = _text_of(example, config, TEXT_COLUMNS)
     if not text:
         raise ValueError("it has no statement")
-    return [Statement(statement_id=_id(example, seen), text=text, label=label)]
+    return [schemas.Statement(statement_id=_id(example, seen), text=text, label=label)]
 
 
 def _id(example: Example, seen: Seen) -> str:
@@ -355,9 +347,11 @@ def _spec(name: str, what: str, more: str, example: str, **others: Any) -> OwnSp
     return OwnSpec(name=name, summary=f"{what}\n\n{f'{more} {splits}'.strip()}\n\n{example}", **others)
 
 
-_WITH_LABELS: Mapping[str, Any] = {"schema": CLASSIFICATION, "config": LabelledConfig, "num_images": None}
+_WITH_LABELS: Mapping[str, Any] = {"schema": schemas.CLASSIFICATION, "config": LabelledConfig, "num_images": None}
 _SPECS = (
-    _spec("pairs", "Images with captions.", "", "photos", schema=CAPTIONS, config=PairsConfig, entries=_captions),
+    _spec(
+        "pairs", "Images with captions.", "", "photos", schema=schemas.CAPTIONS, config=PairsConfig, entries=_captions
+    ),
     _spec(
         "classification",
         "Images, texts or both with a label, or several.",
@@ -381,7 +375,7 @@ _SPECS = (
         "Questions about images with one answer or several.",
         "The answers that a model can choose, those of the training split, are in answers.json.",
         "charts",
-        schema=VQA,
+        schema=schemas.VQA,
         config=VqaConfig,
         entries=_questions,
         files=_answers,
@@ -392,8 +386,8 @@ _SPECS = (
         "entailment, or 0, 1 and 2.",
         "",
         "claims",
-        schema=SNLI_VE,
-        entries=partial(_statements, schema=SNLI_VE),
+        schema=schemas.SNLI_VE,
+        entries=partial(_statements, schema=schemas.SNLI_VE),
     ),
     _spec(
         "image-pairs",
@@ -401,8 +395,8 @@ _SPECS = (
         "--image-column A,B.",
         "",
         "pairs",
-        schema=NLVR2,
-        entries=partial(_statements, schema=NLVR2),
+        schema=schemas.NLVR2,
+        entries=partial(_statements, schema=schemas.NLVR2),
         num_images=2,
     ),
 )

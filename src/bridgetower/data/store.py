@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -35,22 +34,18 @@ _INTERNALS = (
     (r"\b(List|Timestamp|Struct|Duration)\((?:[^()]|\([^()]*\))*\)", r"\1"),
 )
 
-logger = logging.getLogger(__name__)
-
 
 class Table:
     """A Lance table at one version, the newest one when it is opened if none is given."""
 
-    def __init__(
-        self, uri: Uri, *, version: int | None = None, storage_options: Mapping[str, str] | None = None
-    ) -> None:
-        self.uri, self._options = str(uri), dict(storage_options or {})
+    def __init__(self, uri: Uri, *, version: int | None = None) -> None:
+        self.uri = str(uri)
         folder, name = split_uri(self.uri)
         if not is_url(self.uri) and not Path(self.uri).is_dir():  # connecting would make the folder around it
             raise FileNotFoundError(f"no table {self.uri}")
         with _named(self.uri, "read"):
             try:
-                self.lance: Any = _connect(folder, self._options).open_table(name)
+                self.lance: Any = _connect(folder).open_table(name)
             except ValueError as error:
                 if "not found" not in str(error):
                     raise
@@ -60,30 +55,21 @@ class Table:
         self._crcs: np.ndarray | None = None
 
     @classmethod
-    def create(
-        cls,
-        uri: Uri,
-        schema: pa.Schema,
-        *,
-        checked: str | None = None,
-        replace: bool = False,
-        storage_options: Mapping[str, str] | None = None,
-    ) -> Table:
+    def create(cls, uri: Uri, schema: pa.Schema, *, checked: str, replace: bool = False) -> Table:
         import pyarrow as pa
 
         folder, name = split_uri(str(uri))
-        if checked:
-            schema = schema.append(pa.field(CRC, pa.uint32()))
-            schema = schema.with_metadata({**(schema.metadata or {}), _CHECKED: checked.encode()})
+        schema = schema.append(pa.field(CRC, pa.uint32()))
+        schema = schema.with_metadata({**(schema.metadata or {}), _CHECKED: checked.encode()})
         mode: Literal["overwrite", "create"] = "overwrite" if replace else "create"
         with _named(str(uri), "written"):
-            _connect(folder, dict(storage_options or {})).create_table(name, schema=schema, mode=mode)
-        return cls(uri, storage_options=storage_options)
+            _connect(folder).create_table(name, schema=schema, mode=mode)
+        return cls(uri)
 
     @staticmethod
-    def exists(uri: Uri, *, storage_options: Mapping[str, str] | None = None) -> bool:
+    def exists(uri: Uri) -> bool:
         try:
-            Table(uri, storage_options=storage_options)
+            Table(uri)
         except FileNotFoundError:
             return False
         return True
@@ -94,11 +80,11 @@ class Table:
 
     def __getstate__(self) -> dict[str, Any]:
         keys = {name: value for name, value in os.environ.items() if name.startswith(_KEYS)}
-        return {"uri": self.uri, "version": self.version, "storage_options": self._options, "environment": keys}
+        return {"uri": self.uri, "version": self.version, "environment": keys}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         os.environ.update(state["environment"])  # a fork server has that of its own start
-        self.__init__(state["uri"], version=state["version"], storage_options=state["storage_options"])  # type: ignore[misc]
+        self.__init__(state["uri"], version=state["version"])  # type: ignore[misc]
 
     @property
     def version(self) -> int:
@@ -111,21 +97,20 @@ class Table:
 
     @property
     def checked(self) -> str:
-        """The column of which there are CRCs, if there is one."""
+        """The column of which there are CRCs; none in a table that is another's."""
         return (self.schema.metadata or {}).get(_CHECKED, b"").decode()
 
     def append(self, rows: pa.Table) -> None:
         """Adds rows in one commit; the CRCs are computed here."""
         import pyarrow as pa
 
-        if checked := self.checked:
-            rows = rows.append_column(pa.field(CRC, pa.uint32()), pa.array(crcs_of(rows[checked]), pa.uint32()))
+        rows = rows.append_column(CRC, pa.array(crcs_of(rows[self.checked]), pa.uint32()))
         with _named(self.uri, "written"):
             self.lance.add(rows.select(self.schema.names).cast(self.schema))
         self._crcs = None
 
     def take(self, numbers: Sequence[int], columns: Sequence[str]) -> pa.Table:
-        """Returns columns of rows in the order of their numbers; all that is read is compared with its CRCs."""
+        """Returns columns of rows in the order of their numbers; the checked column is compared with its CRCs."""
         wanted, places = np.unique(np.asarray(numbers, np.int64), return_inverse=True)
         with _named(self.uri, "read"):
             found = self.lance.take_offsets(wanted.tolist()).select(list(columns)).to_arrow()
@@ -145,7 +130,7 @@ class Table:
 
     def damaged(self) -> list[int]:
         """Returns the numbers of the rows whose checked column is not as it was written."""
-        return [row for _, wrong in self._batches([self.checked] if self.checked else []) for row in wrong]
+        return [row for _, wrong in self._batches([self.checked]) for row in wrong]
 
     def _batches(self, columns: Sequence[str]) -> Iterator[tuple[pa.RecordBatch, list[int]]]:
         """Yields columns of all rows, and the numbers of those whose checked column is damaged."""
@@ -166,7 +151,7 @@ class Table:
     def drop(self) -> None:
         if is_url(self.uri):
             folder, name = split_uri(self.uri)
-            _connect(folder, self._options).drop_table(name)
+            _connect(folder).drop_table(name)
         else:
             remove_folder(Path(self.uri))
 
@@ -176,13 +161,12 @@ class Table:
         return self._crcs
 
 
-def _connect(folder: str, storage_options: dict[str, str]) -> Any:
+def _connect(folder: str) -> Any:
     os.environ.setdefault("LANCEDB_LOG", "error")  # its warnings are about its own doing
     import lancedb  # not before: it starts a thread, which forked workers would lack
 
-    if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):  # as s3fs takes it
-        storage_options = {"allow_http": "true"} | storage_options
-    return lancedb.connect(folder, storage_options=storage_options or None)
+    is_http = os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")  # as s3fs takes it
+    return lancedb.connect(folder, storage_options={"allow_http": "true"} if is_http else None)
 
 
 def crcs_of(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
