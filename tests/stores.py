@@ -46,10 +46,6 @@ class Store:
             system.pipe_file(f"{place}/{path.relative_to(folder)}", path.read_bytes())
         return f"s3://{place}"
 
-    def reads(self, name: str) -> int:
-        """Number of requests for the content of a file."""
-        return sum(method == "GET" and path.endswith(f"/{name}") for method, path in self.asked)
-
     def unreliable(self, share: float, seed: int = 0) -> None:
         """Lets a share of the requests go wrong."""
         source = random.Random(seed)

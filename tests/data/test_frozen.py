@@ -134,9 +134,8 @@ class TestCache:
             folder = self.put(cache, "a", 100_000)
             with pytest.raises(OSError, match=r"features of frozen towers take .* GiB, but the disk of .* has"):
                 self.put(cache, "large", 4_000_000)
-            assert folder.exists()
         with FeatureCache(disk, 2**40) as cache:
-            self.put(cache, "fits", 160_000)  # which now may remove the first one
+            self.put(cache, "fits", 160_000)  # which may remove the first one now that no run holds it
         assert not folder.exists()
 
     def test_one_that_was_removed_while_another_waited_is_made_again(
@@ -153,13 +152,6 @@ class TestCache:
                 shutil.rmtree(folder)
             assert result.result() == folder
         assert len(Table(folder / "states.lance")) == 1
-
-
-def test_padding_does_not_count_in_the_key_of_a_text() -> None:
-    ids, mask = torch.tensor([[5, 6, 1], [5, 6, 7]]), torch.tensor([[1, 1, 0], [1, 1, 1]])
-    keys = text_keys(ids, mask)
-    assert keys[0] == text_keys(ids[:1, :2], None)[0]
-    assert [key_ids(key).tolist() for key in keys] == [[5, 6], [5, 6, 7]]
 
 
 @pytest.fixture(scope="module")
@@ -185,20 +177,17 @@ class TestExamples:
         assert len(set(keys)) == len(keys)
         captions = len({caption for said in examples.examples.images.all_captions() for caption in said})
         assert captions < len(keys) <= captions + 2 * len(examples)
+        padded = text_keys(torch.tensor([[5, 6, 1], [5, 6, 7]]), torch.tensor([[1, 1, 0], [1, 1, 1]]))
+        assert [key_ids(key).tolist() for key in padded] == [[5, 6], [5, 6, 7]]
 
     def test_states_are_those_of_the_images_and_texts(self, examples: FrozenDataset) -> None:
         key = BatchKey((3, 0, 3), 5)
         batch: Any = examples[key]
-        views = [
-            (batch.image_states[:, 0, 0, 0] / 100).long()
-            for batch in (batch, *(examples[replace(key, seed=seed)] for seed in range(80)))
-        ]
+        every = [batch, *(examples[replace(key, seed=seed)] for seed in range(60))]
+        views = [(one.image_states[:, 0, 0, 0] / 100).long() for one in every]
         owners = examples.examples.pairs[[3, 0, 3], 0]
         assert all(torch.equal(rows // 2, owners) for rows in views)
-        assert {tuple(rows.tolist()) for rows in views} == {
-            tuple((2 * owners + torch.tensor(drawn)).tolist())
-            for drawn in torch.cartesian_prod(*[torch.arange(2)] * 3).tolist()
-        }
+        assert len({tuple((rows % 2).tolist()) for rows in views}) == 8  # any view of each
         texts = examples.texts
         assert texts is not None
         for ids, states in ((batch.input_ids, batch.text_states), (batch.masked_input_ids, batch.masked_states)):

@@ -185,7 +185,12 @@ class RankingPairs(Dataset[RankingBatch]):
     def __getitem__(self, key: BatchKey) -> RankingBatch:
         generator = torch.Generator().manual_seed(key.seed)
         pairs = self._pairs[list(key.examples)]
-        chosen = [one for image, number in pairs.tolist() for one in self._with_false(image, number, generator)]
+        chosen, num_images = list[tuple[int, int]](), len(self.images)
+        for image, number in pairs.tolist():  # images with other captions begin after the end of its group, in a circle
+            group = self._group[image]
+            after = torch.randint(num_images - int(self._sizes[group]), (self.false_texts,), generator=generator)
+            others = self._by_group[(self._ends[group] + after) % num_images].tolist()
+            chosen += [(image, number), *((other, DRAWN) for other in others)]
         images, processor = pairs[:, 0].tolist(), self.images.processor
         ids, texts, identities = self.images.chosen(chosen, generator, images)
         tokens = processor.pad(processor.token_ids(texts, truncate=True))
@@ -197,9 +202,3 @@ class RankingPairs(Dataset[RankingBatch]):
             ids=ids[:: self.false_texts + 1],
             seed=key.seed,
         )
-
-    def _with_false(self, image: int, number: int, generator: torch.Generator) -> list[tuple[int, int]]:
-        group, count = self._group[image], len(self.images)  # the others begin after its end, in a circle
-        after = torch.randint(count - int(self._sizes[group]), (self.false_texts,), generator=generator)
-        others: list[int] = self._by_group[(self._ends[group] + after) % count].tolist()
-        return [(image, number), *((other, DRAWN) for other in others)]

@@ -80,9 +80,9 @@ class PreparedImages:
             self._examples = self._examples or list(self.scan())
             return [self._examples[number] for number in numbers]
         found: dict[int, dict[str, Any]] = {}
-        for one, own in self._shares(numbers, self._starts):
-            rows = self.sets[one].examples([number - self._starts[one] for number in own])
-            found |= {number: self._renumbered(one, row) for number, row in zip(own, rows, strict=True)}
+        for one, wanted, own in self._shares(numbers, self._starts):
+            rows = (self._renumbered(one, row) for row in self.sets[one].examples(own))
+            found |= zip(wanted, rows, strict=True)
         return [found[number] for number in numbers]
 
     def scan(self) -> Iterator[dict[str, Any]]:
@@ -92,10 +92,8 @@ class PreparedImages:
     def contents(self, images: Sequence[int]) -> list[bytes]:
         """Returns the files of images as they were prepared."""
         images, found = self._in_sets(images), dict[int, bytes]()
-        for one, own in self._shares(images, self._image_starts):
-            found |= dict(
-                zip(own, self.sets[one].images([image - self._image_starts[one] for image in own]), strict=True)
-            )
+        for one, wanted, own in self._shares(images, self._image_starts):
+            found |= zip(wanted, self.sets[one].images(own), strict=True)
         return [found[image] for image in images]
 
     def pixels(self, images: Sequence[int]) -> list[UInt8[Tensor, "3 h w"]]:
@@ -145,26 +143,24 @@ class PreparedImages:
         contents = dict(zip(there, self.contents(there), strict=True))
         for image in images:
             try:
-                found.append(
-                    self.processor.resize(self.processor.blank_image()) if image < 0 else decode(contents[image])
-                )
+                resize, blank_image = self.processor.resize, self.processor.blank_image
+                found.append(resize(blank_image()) if image < 0 else decode(contents[image]))
             except ValueError as error:
-                ((number, (place,)),) = self._shares(self._in_sets([image]), self._image_starts)
-                one = self.sets[number]
-                (name,) = one.image_names([place - self._image_starts[number]])
-                raise ValueError(f"image {name} of {one.folder}: {error}") from error
+                ((number, _, own),) = self._shares(self._in_sets([image]), self._image_starts)
+                (name,) = self.sets[number].image_names(own)
+                raise ValueError(f"image {name} of {self.sets[number].folder}: {error}") from error
         return found
 
     def _in_sets(self, images: Sequence[int]) -> Sequence[int]:
         return images
 
-    def _shares(self, numbers: Sequence[int], starts: Sequence[int]) -> Iterator[tuple[int, list[int]]]:
-        """Yields the sets that some examples or images are of, with those of each, without repeats."""
+    def _shares(self, numbers: Sequence[int], starts: Sequence[int]) -> Iterator[tuple[int, list[int], list[int]]]:
+        """Yields the sets that some examples or images are of, with those of each, and their numbers in it."""
         different = np.unique(np.asarray(numbers, np.int64))
         ends = np.searchsorted(different, starts)
         for number in range(len(self.sets)):
             if len(own := different[ends[number] : ends[number + 1]]):
-                yield number, own.tolist()
+                yield number, own.tolist(), (own - starts[number]).tolist()
 
     def _renumbered(self, number: int, row: dict[str, Any]) -> dict[str, Any]:
         return {**row, "images": [self._image_starts[number] + image for image in row["images"]]}
