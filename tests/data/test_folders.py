@@ -17,6 +17,7 @@ from bridgetower.files import locked
 from folders import snapshot
 from miniature import change, coco_name, jpeg, write, write_coco
 from rows import read_rows
+from stores import Store
 
 NUM_PICTURES = 120
 
@@ -163,3 +164,21 @@ class TestFaults:
         shutil.rmtree(tmp_path / "out" / f"{table}.lance")
         with pytest.raises(FileNotFoundError, match=rf"no table .*/out/{table}\.lance$"):
             PreparedSet(tmp_path / "out", ["train"])
+
+
+class TestInAStore:
+    """Of which the tests have a real server."""
+
+    def test_is_the_same_also_where_requests_fail(self, store: Store, tiny_dataset: Path) -> None:
+        url, splits = store.upload(tiny_dataset, "bucket/set"), ["train", "test"]
+        here = PreparedSet(tiny_dataset, splits)
+        rows = list(here.scan())
+        numbers = [row["images"][0] for row in rows]
+        store.unreliable(0.1)
+        there = PreparedSet(url, splits)
+        assert list(there.scan()) == there.examples(range(len(rows))) == rows
+        assert there.images(numbers) == here.images(numbers)
+
+    def test_is_not_there(self, store: Store) -> None:
+        with pytest.raises(FileNotFoundError, match=r"no dataset\.json in s3://bucket/other"):
+            PreparedSet("s3://bucket/other", ["train"])

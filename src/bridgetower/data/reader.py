@@ -229,22 +229,22 @@ def _beside(video: Listed) -> tuple[list[Listed], list[Listed]]:
         near = [Listed(f"{stem}{suffix}", PurePosixPath(stem).name + suffix) for suffix in SUBTITLE_SUFFIXES]
     else:
         near = [one for one in list_files(video.place.rpartition("/")[0]) if "/" not in one.name]
-    videos = [one for one in near if suffix_of(one.place) in VIDEO_SUFFIXES and one.name != video.name]
     subtitles = list[Listed]()
     for one in near:
         if suffix_of(one.place) in SUBTITLE_SUFFIXES:
             with suppress(FileNotFoundError):
                 subtitles.append(replace(one, version=version_of(one.place)))
-    return [video, *videos], subtitles
+    return [one for one in near if suffix_of(one.place) in VIDEO_SUFFIXES], subtitles
 
 
 def _subtitles_of(video: Listed, videos: Sequence[Listed], subtitles: Sequence[Listed]) -> Listed | None:
     """Returns `NAME.vtt`, `NAME.srt` or `NAME.LANGUAGE.vtt` of a video, in this order, unless it is another video's."""
     stem = video.name.rpartition(".")[0]
     others = {one.name.rpartition(".")[0] for one in videos} - {stem}
-    found = [one for one in subtitles if one.name.startswith(f"{stem}.") and one.name.rpartition(".")[0] not in others]
-    language = re.compile(r"([A-Za-z]{2,3}([-_][A-Za-z0-9]+)*(\.(forced|sdh))?\.)?(vtt|srt)", re.ASCII)
-    found = [one for one in found if language.fullmatch(one.name[len(stem) + 1 :])]
+    language = re.compile(
+        re.escape(stem) + r"\.([A-Za-z]{2,3}([-_][A-Za-z0-9]+)*(\.(forced|sdh))?\.)?(vtt|srt)", re.ASCII
+    )
+    found = [one for one in subtitles if language.fullmatch(one.name) and one.name.rpartition(".")[0] not in others]
     found.sort(key=lambda one: (one.name.count("."), not one.name.endswith(".vtt"), one.name))
     if len(found) > 1:
         logger.warning("%s has %d files of subtitles; %s is read", video.name, len(found), found[0].name)
@@ -443,13 +443,11 @@ def _columns_of(file: Listed, cells: Mapping[str, Any], columns: Columns) -> tup
     def find(asked: str | None, *usual: Sequence[str]) -> str:
         if asked:
             return asked if asked in cells else ""
-        for group in usual:
-            found = [name for name in cells if name.lower() in group]
-            if len(found) > 1:
-                raise ColumnError(f"{file.name} has several columns of one kind ({', '.join(found)}); name one of them")
-            if found:
-                return found[0]
-        return ""
+        among = ([name for name in cells if name.lower() in group] for group in usual)
+        found = next(filter(None, among), [""])
+        if len(found) > 1:
+            raise ColumnError(f"{file.name} has several columns of one kind ({', '.join(found)}); name one of them")
+        return found[0]
 
     if columns.image:
         images: tuple[str, ...] = tuple(name for name in columns.image.split(",") if name in cells)
@@ -561,9 +559,9 @@ def _decompressed(file: Listed) -> Any:
     import pyarrow as pa
 
     opened, suffix = open_place(file.place), suffix_of(file.place).rpartition(".")[2]
-    kinds = {"gz": "gzip", "bz2": "bz2", "zst": "zstd"}
     if suffix == "xz":
         return lzma.open(opened)
+    kinds = {"gz": "gzip", "bz2": "bz2", "zst": "zstd"}
     return pa.CompressedInputStream(opened, kinds[suffix]) if suffix in kinds else opened
 
 
