@@ -123,10 +123,10 @@ def test_lengths_are_those_of_the_sorted_list(values: list[int]) -> None:
     assert sum(value < lengths["p95"] for value in values) < 0.95 * len(values)
 
 
-def test_words_of_all_texts_are_counted(tmp_path: Path) -> None:
+def test_all_texts_of_an_entry_are_counted_and_shown(tmp_path: Path) -> None:
     row = record(1, entries=(Choice(choice_id="1", question="what is it?", answers=("a dog", "cat")),))
     folder = write_set(tmp_path / "set", {"train": [row]}, CHOICES)
     split = inspect(folder, schema=CHOICES)[1]["train"]
-    assert [split.texts, *(split.words[name] for name in ("shortest", "mean", "longest"))] == [1, 1, 2.0, 3]
+    assert (split.texts, split.words) == (1, {"shortest": 1, "median": 2, "mean": 2.0, "p95": 3, "longest": 3})
     write_samples(folder, tmp_path / "page.html", schema=CHOICES)
     assert "what is it? · a dog · cat" in (tmp_path / "page.html").read_text()

@@ -286,12 +286,9 @@ class SetWriter:
 
         for table, rows in ((self._images, self._rows), (self._table, self._examples)):
             if rows:
-                names = [name for name in table.schema.names if name != CRC]
-                columns = (
-                    pa.array(list(values), table.schema.field(name).type)
-                    for name, values in zip(names, zip(*rows, strict=True), strict=True)
-                )
-                table.append(pa.table(dict(zip(names, columns, strict=True))))
+                schema = table.schema.remove(table.schema.get_field_index(CRC))
+                columns = dict(zip(schema.names, map(list, zip(*rows, strict=True)), strict=True))
+                table.append(pa.Table.from_pydict(columns, schema))
         self._rows, self._examples = [], []
         self._size, self._written = 0, time.monotonic()
 
