@@ -76,8 +76,6 @@ def assert_share(hits, total, expected):
 
 
 class TestMasking:
-    CONTINUES = torch.arange(VOCAB) >= 60
-
     @pytest.mark.parametrize(
         "config", [MaskingConfig(), MaskingConfig(probability=0.3, mask_share=0.5, random_share=0.4)]
     )
@@ -130,30 +128,19 @@ class TestMasking:
         assert not torch.equal(first[1], again[1])
         assert torch.equal(torch.get_rng_state(), before)
 
-    def words_of(self, row):
-        """Position lists of the words of one row; special tokens end a word."""
-        words, open_word = [], False
-        for position, token in enumerate(row):
-            if token in (*SPECIAL, MASK):
-                open_word = False
-            elif open_word and token >= 60:
-                words[-1].append(position)
-            else:
-                words.append([position])
-                open_word = True
-        return words
-
     def test_words_are_predicted_whole(self):
         ids, config = make_ids(200, 30), MaskingConfig(whole_word=True)
-        masked, labels = mask(ids, config=config, continues_word=self.CONTINUES)
-        words = [(row, word) for row, tokens in enumerate(ids.tolist()) for word in self.words_of(tokens)]
-        chosen = [(labels != IGNORED)[row, word] for row, word in words]
-        assert all(word.all() or not word.any() for word in chosen)
-        assert any(len(word) > 1 and word.all() for word in chosen)
-        assert_share(sum(bool(word.all()) for word in chosen), len(chosen), config.probability)
-        assert_share(int((masked == MASK).sum()), int((labels != IGNORED).sum()), config.mask_share)
-        by_token = [(mask(ids)[1] != IGNORED)[row, word] for row, word in words]
-        assert any(word.any() and not word.all() for word in by_token)
+        masked, labels = mask(ids, config=config, continues_word=torch.arange(VOCAB) >= 60)
+        special = torch.isin(ids, torch.tensor([*SPECIAL, MASK]))  # one ends a word
+        carries_on = torch.zeros_like(special)
+        carries_on[:, 1:] = (ids[:, 1:] >= 60) & ~special[:, :-1] & ~special[:, 1:]
+        predicted, by_token = labels != IGNORED, mask(ids)[1] != IGNORED
+        torn = [((one[:, 1:] != one[:, :-1]) & carries_on[:, 1:]).sum() for one in (predicted, by_token)]
+        assert torn[0] == 0 < torn[1]
+        assert (predicted & carries_on).any()
+        words = predicted[~special & ~carries_on]
+        assert_share(int(words.sum()), len(words), config.probability)
+        assert_share(int((masked == MASK).sum()), int(predicted.sum()), config.mask_share)
 
     @pytest.mark.parametrize(
         "values",

@@ -185,7 +185,7 @@ class Video:
         self._frames: Iterator[Any] = iter(())
         self._failed: float | None = None  # time of the last packet that is damaged
         self._key = 0.0  # time of the last keyframe
-        self._reach = 10.0  # seconds up to which a later frame is decoded to, and not looked for by a keyframe
+        self._reach = 10.0  # seconds to a later frame up to which frames are decoded; else a keyframe is sought
 
     def end(self) -> float:
         """Returns how far it can be read, in seconds; less than its duration where a part is missing."""
