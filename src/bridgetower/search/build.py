@@ -9,7 +9,8 @@ import posixpath
 import sys
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, groupby, islice
@@ -24,23 +25,11 @@ from bridgetower.data.reader import Part, parts_of, read_part
 from bridgetower.data.store import Table, Uri, split_uri
 from bridgetower.files import unfit_name
 from bridgetower.predictor import Predictor
-from bridgetower.progress import counting
 from bridgetower.search.config import IndexConfig
-from bridgetower.search.embed import (
-    Commits,
-    Embedded,
-    Model,
-    check_ray,
-    computed,
-    embedded,
-    loaded,
-    name_of,
-    numbered,
-    say_cut,
-)
-from bridgetower.search.index import Index, IndexInfo, place_of, write_lock
+from bridgetower.search.embed import Embedded, Model, check_ray, embed_tasks, loaded, name_of, numbered, write_lock
+from bridgetower.search.index import Index, IndexInfo, place_of
 
-_AT_ONCE = 1000  # examples that are compared, and rows that are removed
+_AT_ONCE = 1000  # examples that are compared
 _TASK = 512  # examples that a worker on Ray gets
 _FIRST_TIME, _LAST_TIME = -62_135_596_800_000_000, 253_402_300_799_999_999  # the years 1 to 9999, in microseconds
 _OF_PART = "|"  # between the version of a file with several images and the key of the settings that it was read with
@@ -49,27 +38,16 @@ _GONE = tuple(os.strerror(number) for number in (errno.ENOENT, errno.ENOTDIR, er
 
 @dataclass(frozen=True, kw_only=True)
 class IndexReport:
-    """The changes of a run over an index.
+    """The changes of a run over an index."""
 
-    Attributes:
-        images: In the index now.
-        added: That were not in it.
-        changed: That were in it with other content, captions or times.
-        removed: That its source no longer has, or that can no longer be read.
-        reused: Of those added or changed, how many got vectors that the index had of the same content and captions.
-        cut: Captions that were cut, as they were too long for the model.
-        bad: What cannot be used, each with the reason.
-        seconds: That it took, without loading the model.
-    """
-
-    images: int
-    added: int
-    changed: int
-    removed: int
-    reused: int
-    cut: int
-    bad: tuple[str, ...]
-    seconds: float
+    images: int  # in the index now
+    added: int  # that were not in it
+    changed: int  # that were in it with other content, captions or times
+    removed: int  # that its source no longer has, or that can no longer be read
+    reused: int  # of those added or changed, how many got vectors that the index had of the same content and captions
+    cut: int  # captions that were cut, as they were too long for the model
+    bad: tuple[str, ...]  # what cannot be used, each with the reason
+    seconds: float  # that it took, without loading the model
 
 
 def build_index(
@@ -103,8 +81,8 @@ def build_index(
     config = config or IndexConfig()
     check_ray(config, model)
     split_uri(str(out))  # refuses what is no name for an index
-    sources = [source] if isinstance(source, str | Path) else source
-    root = root_of_all(sources)
+    sources = [str(one) for one in ([source] if isinstance(source, str | Path) else source)]
+    root = _root_of_all(sources)
     for one in sources:
         parts_of(one)  # of what is no source nothing is loaded
     predictor = loaded(model)
@@ -113,37 +91,31 @@ def build_index(
         if Table.exists(out):
             index = Index(out)
             index.check_model(predictor.fingerprint, predictor.source)
-            there = index.info.root if is_url(index.info.root) else index.root
+            there = index.info.root if is_url(index.info.root) else str(index.root)
             if there != root and (is_url(there) or is_url(root) or index.root.resolve() != Path(root).resolve()):
                 raise ValueError(f"{out} is of the images in {there}, not of {root}; choose another name for the index")
         else:
             index = new_index(out, predictor, root)
-        report = _Update(index, predictor if config.ray is None else model, str(root), config).run(sources, progress)
-    say_cut(report.cut)
+        report = _Update(index, root, config).run(sources, predictor if config.ray is None else model, progress)
     others = f"the other {report.images} are in the index"
-    check_bad(", ".join(map(str, sources)), report.bad, config.max_errors, others)
+    check_bad(", ".join(sources), report.bad, config.max_errors, others)
     return report
 
 
 class _Update:
-    """One run over an index.
+    """One run over an index."""
 
-    Rows of a file with several images have its version, and the last of them says how many there are: a file of which
-    as many are in the index is not read again as long as it does not change.
-    """
-
-    def __init__(self, index: Index, model: Model, root: str, config: IndexConfig) -> None:
-        self.index, self.model, self.root, self.config = index, model, root, config
-        self.known: dict[str, tuple[int, str]] = {}  # state and version of each row that the index had, by path
-        self.parts: defaultdict[str, list[str]] = defaultdict(list)  # their paths by version
-        self.part_sizes: dict[str, int] = {}  # by version
+    def __init__(self, index: Index, root: str, config: IndexConfig) -> None:
+        self.index, self.root, self.config = index, root, config
+        self.known: dict[str, tuple[int, str]] = {}  # of what is in the index, by path: its state, and its version
+        self.parts = defaultdict[str, list[str]](list)  # paths by the version of a file with several images
+        self.part_sizes: dict[str, int] = {}  # how many images such files have
         self.sizes: set[int] = set()  # of image files
         self.seen: set[str] = set()  # paths
         self.bad: dict[str, str] = {}
         self.unreachable: set[str] = set()  # what may be there, but cannot be looked at
         self.counts: Counter[str] = Counter()
         self.usable: Counter[str] = Counter()  # images that each source names
-        self.about: dict[str, dict[str, Any]] = {}  # columns of what is embedded
         names = ["path", "version", "captions", "place", "size", "start", "part_size"]
         for batch in index.scan(names):
             for path, version, captions, place, size, start, part_size in zip(
@@ -157,32 +129,17 @@ class _Update:
                 if start is None:
                     self.sizes.add(size)
 
-    def run(self, sources: Sequence[str | Path], progress: bool) -> IndexReport:
+    def run(self, sources: Sequence[str], model: Model, progress: bool) -> IndexReport:
         """Embeds, writes and deletes."""
-        parts = [(str(one), _versioned(part)) for one in sources for part in parts_of(one)]
-        started, commits = time.perf_counter(), Commits(self.config.commit_seconds)
-        examples, rows = self._wanted(parts), list[dict[str, Any]]()
-        tasks = iter(lambda: list(islice(examples, _TASK if self.config.ray else 1)), [])
-        with counting("embedding", total=None, shown=progress) as advance:
-            try:
-                for found in computed(partial(_embedded, self.config), tasks, self.model, self.config):
-                    for one in found:
-                        path, columns = one.example.id, self.about.pop(one.example.id)
-                        self.counts["cut"] += one.num_cut
-                        if not one.problem:
-                            self.counts["changed" if path in self.known else "added"] += 1
-                            rows.append(row_of(one, columns))
-                            continue
-                        self.bad[path] = f"{path!r}: {one.problem}"
-                        if not one.may_pass:
-                            self.seen.discard(path)
-                    advance(len(found))
-                    if commits.due(len(rows)):
-                        self.index.upsert(rows)
-                        rows = []
-            finally:
-                self.index.upsert(rows)
-        for source in map(str, sources):
+        started, examples = (
+            time.perf_counter(),
+            self._wanted([(one, part) for one in sources for part in parts_of(one)]),
+        )
+        tasks: Iterable[Callable[[], Iterable[Example]]] = [lambda: examples]
+        if self.config.ray is not None:
+            tasks = (partial(iter, some) for some in iter(lambda: list(islice(examples, _TASK)), []))
+        self.counts["cut"] = embed_tasks(tasks, "all", model, self.config, self._write, progress=progress)
+        for source in sources:
             if not self.usable[source]:
                 advice = f"check that it is the right source, or remove {self.index.uri} to have none"
                 raise ValueError(
@@ -203,19 +160,27 @@ class _Update:
         seconds = time.perf_counter() - started
         return IndexReport(images=len(self.index), bad=tuple(self.bad.values()), seconds=seconds, **numbers)
 
-    def _wanted(self, parts: Sequence[tuple[str, Part]]) -> Iterator[Example]:
-        """Yields the images that are new or changed."""
-
-        def is_of_texts(part: Part) -> bool:
-            """Whether rows name images, and several rows may be about one."""
-            is_binary = suffix_of(part.files[0].place) in (".parquet", ".arrow")
-            return part.kind == "captions" or (part.kind == "table" and not is_binary)
-
-        yield from self._compared(self._text_rows([one for one in parts if is_of_texts(one[1])]), "")
-        for source, part in parts:
-            if is_of_texts(part):
+    def _write(self, found: Sequence[Embedded]) -> None:
+        for one in found:
+            path = one.example.id
+            if not one.problem:
+                self.counts["changed" if path in self.known else "added"] += 1
                 continue
-            version = self._version_of_part(source, part)
+            self.bad[path] = f"{path!r}: {one.problem}"
+            if not one.may_pass:
+                self.seen.discard(path)
+        self.index.upsert([row_of(one) for one in found if not one.problem])
+
+    def _wanted(self, parts: Sequence[tuple[str, Part]]) -> Iterator[Example]:
+        """Yields the images that are new or changed, each with the columns of its row as fields."""
+        of_texts, others = list[tuple[str, Part]](), list[tuple[str, Part]]()
+        for source, part in parts:  # rows of a table that is no binary name images, and several may be about one
+            is_binary = suffix_of(part.files[0].place) in (".parquet", ".arrow")
+            is_of_texts = part.kind == "captions" or (part.kind == "table" and not is_binary)
+            (of_texts if is_of_texts else others).append((source, part))
+        yield from self._compared(self._text_rows(of_texts), "")
+        for source, part in others:
+            version = self._version_of(source, part)
             paths = self.parts.get(version, [])
             if paths and len(paths) == self.part_sizes.get(version):
                 self.seen.update(paths)
@@ -223,19 +188,24 @@ class _Update:
             else:
                 yield from self._compared(self._groups(source, part), version)
 
-    def _version_of_part(self, source: str, part: Part) -> str:
+    def _version_of(self, source: str, part: Part) -> str:
         """Returns the version that the rows of a file with several images have; empty if that cannot be told."""
-        files = [*part.files, *part.beside.values()]
-        if part.kind not in ("table", "tar", "video") or not all(one.version for one in files):
+        if part.kind not in ("table", "tar", "video"):
             return ""
-        names = ((one.name, one.version) for one in files)
-        about = [part.kind, self._folder(source), self.config.columns, self.config.truncate, *names]
+        versions = {one.name: one.version for one in (*part.files, *part.beside.values())}
+        file = part.files[0]
+        if is_url(file.place) and not file.version:  # which listings over HTTP do not tell
+            with suppress(OSError):  # reading it says what is wrong
+                versions[file.name] = version_of(file.place)
+        if not all(version not in ("", "None") for version in versions.values()):
+            return ""
+        about = [part.kind, self._folder(source), self.config.columns, self.config.truncate, *versions.items()]
         digest = hashlib.blake2b(repr(about).encode(errors="surrogateescape"), digest_size=8).hexdigest()
-        return f"{part.files[0].version}{_OF_PART}{digest}"
+        return f"{versions[file.name]}{_OF_PART}{digest}"
 
     def _folder(self, source: str) -> str:
         """Returns where a source is in the folder of several."""
-        path = "" if is_url(source) else os.path.relpath(root_of(source).resolve(), Path(self.root).resolve())
+        path = "" if is_url(source) else os.path.relpath(_root_of(source).resolve(), Path(self.root).resolve())
         return "" if path == "." else path
 
     def _groups(self, source: str, part: Part) -> Iterator[tuple[str, list[Example]]]:
@@ -269,11 +239,9 @@ class _Update:
         while part := list(islice(left, _AT_ONCE)):
             wanted, same, kept = list[Example](), list[dict[str, Any]](), list[dict[str, Any]]()
             for number, (source, group), is_last in part:
-                if (example := self._merged(group)) is None:
+                if (example := self._with_columns(group, version, number + 1 if is_last else 0)) is None:
                     continue
-                path, image = example.id, example.images[0]
-                if (columns := self._described(example, version, number + 1 if is_last else 0)) is None:
-                    continue
+                path, image, columns = example.id, example.images[0], dict(example.fields)
                 if path in self.seen:
                     message = f"{example.place}: {path!r} already names another image; give each its own name"
                     self.bad[message] = message
@@ -285,22 +253,19 @@ class _Update:
                     kept += [] if before == columns["version"] else [columns]
                     continue
                 wanted.append(example)
-                self.about[path] = columns
                 size = len(image.content) if image.content is not None else columns["size"]
                 is_at_hand = image.content is not None or not is_url(image.place)
                 if is_at_hand and not image.moment and size in self.sizes:
-                    try:
+                    with suppress(OSError, ValueError):  # embedding it says what is wrong
                         same.append(columns | {"digest": hashlib.sha256(image.read()).hexdigest(), "size": size})
-                    except (OSError, ValueError):  # embedding it says what is wrong
-                        continue
             self.index.set_versions(kept)
-            for path in (reused := self.index.reuse(same)):
+            reused = self.index.reuse(same)
+            for path in reused:
                 self.counts.update(["changed" if path in self.known else "added", "reused"])
-                del self.about[path]
             yield from (example for example in wanted if example.id not in reused)
 
-    def _merged(self, group: Sequence[Example]) -> Example | None:
-        """Returns an example with the captions of all rows about its image; None if there is none that can be used."""
+    def _with_columns(self, group: Sequence[Example], version: str, part_size: int) -> Example | None:
+        """Returns an example with the captions of all rows about its image; None, with a note, if none can be used."""
         usable: list[Example] = []
         for one in group:
             first, image = usable[0].images[0] if usable else None, one.images[0] if one.images else None
@@ -316,11 +281,9 @@ class _Update:
                 self.bad[message] = f"{message}; give each a name of its own"
             else:
                 usable.append(one)
-        return replace(usable[0], texts=tuple(text for one in usable for text in one.texts)) if usable else None
-
-    def _described(self, example: Example, version: str, part_size: int) -> dict[str, Any] | None:
-        """Returns columns of an image that its source tells; None, with a note, if it cannot be used."""
-        image, path = example.images[0], example.id
+        if not usable:
+            return None
+        example, image, path = usable[0], usable[0].images[0], usable[0].id
         if problem := unfit_name(path):
             self.bad[path] = f"{example.place}: {problem}"
             return None
@@ -333,44 +296,32 @@ class _Update:
             return None
         size, mtime = (0, 0) if is_url(image.place) else (int(one) for one in own.split())
         is_of_part, (start, end) = version and not image.is_file, image.moment or (None, None)
-        return {
+        captions = tuple(text for one in usable for text in one.texts)
+        columns = {
             "path": path,
             "size": image.piece[1] if image.piece else 0 if image.cell else size,
             "mtime": min(max(mtime // 1000, _FIRST_TIME), _LAST_TIME),
             "version": version if is_of_part else own,
             "part_size": part_size if is_of_part else 0,
             "place": place_of(image, path, self.root),
-            "captions": list(example.texts),
+            "captions": list(captions),
             "start": start,
             "end": end,
         }
+        return replace(example, texts=captions, fields=columns)
 
 
-def row_of(one: Embedded, columns: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a row for an image that was embedded, with what its source tells; without a size that of the file."""
-    names = ("digest", "width", "height", "frame", "image_vector", "text_vectors", "pair_vectors")
-    return {**columns, "size": columns.get("size") or one.size, **{name: getattr(one, name) for name in names}}
-
-
-def _embedded(config: IndexConfig, predictor: Predictor, tasks: Iterable[list[Example]]) -> Iterator[list[Embedded]]:
-    return embedded(predictor, chain.from_iterable(tasks), "all", config)
+def row_of(one: Embedded) -> dict[str, Any]:
+    """Returns a row for an image that was embedded, whose fields are the columns that its source tells."""
+    own = {name: getattr(one, name) for name in ("digest", "width", "height", "frame")}
+    images, texts, pairs = (one.vectors.get(kind, []) for kind in ("images", "texts", "pairs"))
+    vectors = {"image_vector": images[0], "text_vectors": texts, "pair_vectors": pairs}
+    return {**one.example.fields, **own, **vectors, "size": one.example.fields.get("size") or one.size}
 
 
 def _state(version: str, captions: Sequence[str], place: str) -> int:
     """What differs once an image is to be embedded again."""
     return hash((version.partition(_OF_PART)[0], *captions, place))
-
-
-def _versioned(part: Part) -> Part:
-    """Returns a part with the version of its file, which listings over HTTP do not tell."""
-    file = part.files[0]
-    if not is_url(file.place) or file.version or part.kind not in ("table", "tar", "video"):
-        return part
-    try:
-        version = version_of(file.place)
-    except OSError:  # reading it says what is wrong
-        return part
-    return replace(part, files=(replace(file, version="" if version == "None" else version),))
 
 
 def new_index(out: Uri, predictor: Predictor, root: Uri) -> Index:
@@ -386,22 +337,22 @@ def new_index(out: Uri, predictor: Predictor, root: Uri) -> Index:
     return Index.create(out, info)
 
 
-def root_of_all(sources: Sequence[str | Path]) -> str | Path:
+def _root_of_all(sources: Sequence[str]) -> str:
     """Returns the folder that the paths of sources start from, or the URL of the only one."""
     if not sources:
         raise ValueError("nothing to index; name a folder of images, a table, tar shards or videos")
     if len(sources) == 1:
-        return str(sources[0]) if is_url(sources[0]) else root_of(sources[0])
-    if urls := [str(source) for source in sources if is_url(source)]:
+        return sources[0] if is_url(sources[0]) else str(_root_of(sources[0]))
+    if urls := [source for source in sources if is_url(source)]:
         raise ValueError(f"{urls[0]} is a URL, of which an index can only have one source; make an index of its own")
     places = [Path(source).resolve() for source in sources]
     for number, place in enumerate(places):
         if inside := [one for one in places[:number] + places[number + 1 :] if one.is_relative_to(place)]:
             raise ValueError(f"{inside[0]} is given twice, as it is in {place}; leave it out")
-    return Path(os.path.commonpath([root_of(place) for place in places]))
+    return os.path.commonpath([_root_of(place) for place in places])
 
 
-def root_of(source: str | os.PathLike[str]) -> Path:
+def _root_of(source: str | os.PathLike[str]) -> Path:
     """Returns the folder that the paths of a local source start from."""
     path = Path(source)
     return path if path.is_dir() else path.parent

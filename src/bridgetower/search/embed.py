@@ -12,8 +12,7 @@ import os
 import re
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -24,13 +23,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from PIL import Image as PilImage
 from torch import Tensor
 
 from bridgetower.data.example import NAMED, Example, Image, check_bad
 from bridgetower.data.fetch import is_url, list_files, suffix_of
-from bridgetower.data.reader import IMAGE_SUFFIXES, Part, parts_of, read, read_part
+from bridgetower.data.reader import IMAGE_SUFFIXES, Columns, Part, parts_of, read, read_part
 from bridgetower.distributed import available_cores
 from bridgetower.extras import require
 from bridgetower.files import escaped, json_text, locked, remove_leftovers, replacing, unfit_name
@@ -47,20 +46,16 @@ if TYPE_CHECKING:
 Model = Predictor | str | Path | Callable[[], Predictor]
 """A loaded model, what to load, or what returns one."""
 
-Task = tuple[int, Part | Sequence[Example], Set[int]]
-"""Number of a part of a source, the part or its examples, and numbers of the examples that are not needed."""
-
-Numbered = tuple[int, int, bool, "Embedded"]
-"""An example with the number of its part, its number there, and whether it is the last."""
+Of = Content | Literal["all"] | None
+"""None: images, or texts where there is no image; "all": images, their texts and both together."""
 
 T = TypeVar("T")
-Result = TypeVar("Result")
 
 SUFFIXES = (".jsonl", ".parquet", ".npy", ".lance")  # of the places that vectors can be written to
 MIN_FOR_WORKERS = 500  # images from which on processes decode: starting these takes about as long as decoding so many
 
 _LOCAL = "local"  # instead of an address: a cluster of this machine, which ends with the run
-_COMMITTED = 2**16  # rows, after which they are committed
+_COMMITTED = 2**16  # examples, after which they are committed
 _SHARE = 0.01  # of the time so far: commits get rarer, so that what Lance notes of each stays little
 _EXPORTED = 4096  # rows at once
 _DTYPES: dict[Quantize | None, str] = {None: "float32", "float16": "float16", "int8": "int8", "binary": "uint8"}
@@ -68,12 +63,11 @@ _DECIDING = ("image_column", "caption_column", "id_column", "captions_from", "ev
 _OF_RUN = ("part", "number", "is_last", "is_image", "place", "problem", "may_pass")  # columns that the result lacks
 _OF_BYTES = re.compile(r"^the \d+ image bytes")
 _STAYING = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
-_NONE = np.empty((0, 0), np.float32)
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Embedded:
     """An example with its vectors, or with the reason why it has none."""
 
@@ -83,33 +77,23 @@ class Embedded:
     width: int = 0  # of the upright image, in pixels; 0 without one
     height: int = 0
     frame: bytes | None = field(default=None, repr=False)  # the image file if it was made of a frame of a video
-    image_vector: Float[np.ndarray, " c"] | None = None
-    text_vectors: Float[np.ndarray, "t c"] = field(default_factory=lambda: _NONE)
-    pair_vectors: Float[np.ndarray, "t e"] = field(default_factory=lambda: _NONE)
+    ids: list[Tokens] = field(default_factory=list)  # of the texts
     num_cut: int = 0  # texts that were too long
+    vectors: dict[str, list[np.ndarray]] = field(default_factory=dict)  # of "images", "texts" and "pairs"
     problem: str = ""
     may_pass: bool = False  # the problem may be gone when the image is read again, as of a network
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedReport:
-    """What came of embedding a source.
+    """What came of embedding a source."""
 
-    Attributes:
-        vectors: That were written.
-        cut: Texts that were cut in this run, as they were too long for the model.
-        bad: Items that could not be used.
-        problems: The first of them, each with the reason.
-        report: File that names all of them; None if there are none.
-        seconds: That it took, without loading the model.
-    """
-
-    vectors: int
-    cut: int
-    bad: int
-    problems: tuple[str, ...]
-    report: str | None
-    seconds: float
+    vectors: int  # that were written
+    cut: int  # texts that were cut in this run, as they were too long for the model
+    bad: int  # items that could not be used
+    problems: tuple[str, ...]  # the first of them, each with the reason
+    report: str | None  # file that names all of them; None if there are none
+    seconds: float  # that it took, without loading the model
 
 
 def embed_source(
@@ -139,16 +123,15 @@ def embed_source(
         ValueError: The source cannot be read, the model has no contrastive head, there is an unfinished run of another
             source, model or settings, or more than `max_errors` items cannot be used; what was embedded is kept then.
     """
-    config, suffix = config or EmbedConfig(), Path(out).suffix
-    if problem := unfit_name(str(out)):
+    config, out = config or EmbedConfig(), str(out)
+    if problem := unfit_name(out):
         raise ValueError(problem)
-    if suffix not in SUFFIXES:
-        raise ValueError(f"{str(out)!r} has no suffix of vectors; expected one of {', '.join(SUFFIXES)}")
+    if (suffix := Path(out).suffix) not in SUFFIXES:
+        raise ValueError(f"{out!r} has no suffix of vectors; expected one of {', '.join(SUFFIXES)}")
     require("search")
     check_ray(config, model)
     parts: list[Part | Sequence[Example]] = [*parts_of(source)] if isinstance(source, str | Path) else [source]
-    predictor = loaded(model)
-    started, out = time.perf_counter(), str(out)
+    predictor, started = loaded(model), time.perf_counter()
     versions = hashlib.sha256()
     for part in parts:
         versions.update((part.version if isinstance(part, Part) else repr(part)).encode(errors="surrogateescape"))
@@ -162,28 +145,30 @@ def embed_source(
     parent, _, name = out.rpartition("/") if is_url(out) else (str(Path(out).parent), "", Path(out).name)
     uri = out if suffix == ".lance" else f"{parent}/.{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}.lance"
     report, num_cut = Path(f"{name if is_url(out) else out}.errors.jsonl"), 0
-    with nullcontext() if is_url(uri) else locked(Path(uri)):
+    with write_lock(uri):
         for place in [] if is_url(out) else [Path(out), report, Path(uri), Path(out).with_suffix(".ids.jsonl")]:
             remove_leftovers(place.parent, place.name)
         table = _opened(uri, plan, predictor, config)
-        is_finished = "part" not in table.schema.names
-        if is_finished:
+        if is_finished := "part" not in table.schema.names:
             found = map(json.loads, report.read_text(encoding="utf-8").splitlines() if report.is_file() else [])
-            places, problems = np.arange(len(table)), [f"{one['id']!r}: {one['problem']}" for one in found]
+            places, bad = np.arange(len(table)), list(found)
         else:
-            total = sum(len(part.files) if isinstance(part, Part) else len(part) for part in parts)
-            counted = all(not isinstance(part, Part) or part.kind == "images" for part in parts)
-            with counting("embedding", total=total if counted else None, shown=progress) as advance:
-                num_cut = _fill(table, parts, predictor if config.ray is None else model, config, advance)
-            places, problems = _results(table, report)
-        named = str(source) if isinstance(source, str | Path) else "the input"
+            num_cut = _fill(table, parts, predictor if config.ray is None else model, config, progress)
+            order = np.lexsort((table.column("number"), table.column("part")))  # of the source
+            is_good = (table.column("problem").astype(object) == "")[order]
+            places, bad = order[is_good], table.take(order[~is_good].tolist(), ["id", "place", "problem"]).to_pylist()
+            report.unlink(missing_ok=True)
+            if bad:
+                with replacing(report) as temporary, temporary.open("w", encoding="utf-8") as file:
+                    file.writelines(json_text(row) + "\n" for row in bad)
+        problems = [f"{row['id']!r}: {row['problem']}" for row in bad]
         if not len(places):
             table.drop()
-            check_bad(named, problems, config.max_errors, f"{out} would have no vectors")
+            check_bad(_named(source), problems, config.max_errors, f"{out} would have no vectors")
             reasons = " | ".join(problems[:NAMED]) or "it names nothing"
-            raise ValueError(f"{out} would have no vectors: nothing of {named} could be used: {reasons}")
+            raise ValueError(f"{out} would have no vectors: nothing of {_named(source)} could be used: {reasons}")
         kept = f"the {len(places)} vectors of the others are kept, and the same command with a larger N writes them"
-        check_bad(named, problems, config.max_errors, kept)
+        check_bad(_named(source), problems, config.max_errors, kept)
         if not is_finished and suffix == ".lance":
             with table.writing():
                 table.lance.delete("problem != ''")
@@ -192,7 +177,6 @@ def embed_source(
         elif not is_finished:
             _export(table, Path(out), places)
             table.drop()
-    say_cut(num_cut)
     return EmbedReport(
         vectors=len(places),
         cut=num_cut,
@@ -201,6 +185,10 @@ def embed_source(
         report=str(report) if problems else None,
         seconds=time.perf_counter() - started,
     )
+
+
+def _named(source: object) -> str:
+    return str(source) if isinstance(source, str | Path) else "the input"
 
 
 def _opened(uri: str, plan: dict[str, Any], predictor: Predictor, config: EmbedConfig) -> Table:
@@ -236,11 +224,7 @@ def _opened(uri: str, plan: dict[str, Any], predictor: Predictor, config: EmbedC
 
 
 def _fill(
-    table: Table,
-    parts: Sequence[Part | Sequence[Example]],
-    model: Model,
-    config: EmbedConfig,
-    advance: Callable[[int], None],
+    table: Table, parts: Sequence[Part | Sequence[Example]], model: Model, config: EmbedConfig, progress: bool
 ) -> int:
     """Embeds what is not in the table, and what failed for a reason that may have passed; returns how many were cut."""
     if table.column("may_pass").any():
@@ -249,80 +233,52 @@ def _fill(
     part, number, is_last = (table.column(name) for name in ("part", "number", "is_last"))
     order = np.argsort(part, kind="stable")
     starts = np.searchsorted(part, np.arange(len(parts) + 1), sorter=order)
-    tasks: list[Task] = []
+    tasks, done = list[Callable[[], Iterable[Example]]](), 0
     for place, files in enumerate(parts):
         rows = order[starts[place] : starts[place + 1]]
         known = np.unique(number[rows])
-        advance(len(known))
+        done += len(known)
         if not (is_last[rows].any() and len(known) == known[-1] + 1):
-            tasks.append((place, files, frozenset(known.tolist())))
-    waiting, commits, num_cut = list[Numbered](), Commits(config.commit_seconds), 0
-    try:
-        for found in computed(partial(_embedded_parts, config), tasks, model, config):
-            waiting += found
-            num_cut += sum(one.num_cut for *_, one in found)
-            advance(len(found))
-            if commits.due(len(waiting)):
-                _add(table, waiting, config.quantize)
-                waiting = []
-    finally:
-        _add(table, waiting, config.quantize)
-    return num_cut
+            tasks.append(partial(_missing, place, files, frozenset(known.tolist()), config.columns))
+    total = sum(len(part.files) if isinstance(part, Part) else len(part) for part in parts)
+    counted = all(not isinstance(part, Part) or part.kind == "images" for part in parts)
+    add = partial(_add, table, config.quantize)
+    return embed_tasks(
+        tasks, config.of, model, config, add, done=done, total=total if counted else None, progress=progress
+    )
 
 
-def _embedded_parts(config: EmbedConfig, predictor: Predictor, tasks: Iterable[Task]) -> Iterator[list[Numbered]]:
-    """Embeds parts, whose examples share batches."""
-    numbers: deque[tuple[int, int, bool]] = deque()  # of the examples that were read and are not embedded yet
-
-    def examples() -> Iterator[Example]:
-        for part, files, known in tasks:
-            found = read_part(files, config.columns) if isinstance(files, Part) else files
-            for number, example, is_last in numbered(found):
-                if number not in known:
-                    numbers.append((part, number, is_last))
-                    yield example
-
-    for found in embedded(predictor, examples(), config.of, config):
-        yield [(*numbers.popleft(), one) for one in found]
+def _missing(part: int, files: Part | Sequence[Example], known: Set[int], columns: Columns) -> Iterator[Example]:
+    """Yields the examples of a part that are not in the table, with what the table has of a run as their fields."""
+    found = read_part(files, columns) if isinstance(files, Part) else files
+    for number, example, is_last in numbered(found):
+        if number not in known:
+            yield replace(example, fields={"part": part, "number": number, "is_last": is_last})
 
 
-def _add(table: Table, rows: Sequence[Numbered], quantize: Quantize | None) -> None:
+def _add(table: Table, quantize: Quantize | None, found: Sequence[Embedded]) -> None:
     import pyarrow as pa
 
-    if not rows:
+    if not found:
         return
-    schema = table.schema
-    kind = schema.field("vector").type
-    cells, vectors = list[tuple[Any, ...]](), list[np.ndarray]()
-    for part, number, is_last, one in rows:
-        found = _vectors_of(one) or [(None, np.zeros(0))]
-        about = bool(one.example.images), one.example.place, one.problem, one.may_pass, name_of(one.example)
-        cells += [(part, number, is_last, *about, text) for text, _ in found]
-        if one.problem:
-            vectors.append(np.zeros(kind.list_size, _DTYPES[quantize]))
+    kind = table.schema.field("vector").type
+    rows, vectors = list[Mapping[str, Any]](), list[np.ndarray]()
+    for one in found:
+        about = {"id": name_of(one.example), "place": one.example.place, "problem": one.problem}
+        about = {name: escaped(text) for name, text in about.items()}
+        more = {"is_image": bool(one.example.images), "may_pass": one.may_pass}
+        own = _vectors_of(one)
+        rows += [{**one.example.fields, **about, **more, "text": text} for text, _ in own or [(None, None)]]
+        if own:
+            vectors += [*quantized(np.stack([vector for _, vector in own]), quantize)]
         else:
-            vectors += [*quantized(np.stack([vector for _, vector in found]), quantize)]
+            vectors.append(np.zeros(kind.list_size, _DTYPES[quantize]))
     if not is_url(table.uri) and not Path(table.uri, "_versions").is_dir():  # Lance would write a damaged one
         raise FileNotFoundError(f"{table.uri} was removed while it was written; run the same command again")
-    columns = [
-        pa.array([escaped(cell) if isinstance(cell, str) else cell for cell in values], schema.field(name).type)
-        for values, name in zip(zip(*cells, strict=True), (*_OF_RUN, "id", "text"), strict=True)
-    ]
+    names = [*_OF_RUN, "id", "text"]
+    written = pa.Table.from_pylist(rows, pa.schema([table.schema.field(name) for name in names]))
     flat = pa.array(np.stack(vectors).ravel(), kind.value_type)
-    columns.append(pa.FixedSizeListArray.from_arrays(flat, kind.list_size))
-    table.append(pa.table(columns, names=[*_OF_RUN, "id", "text", "vector"]))
-
-
-def _results(table: Table, report: Path) -> tuple[np.ndarray, list[str]]:
-    """Returns the places of rows with a vector, in the order of the source, and what the report says of the others."""
-    order = np.lexsort((table.column("number"), table.column("part")))
-    is_good = (table.column("problem").astype(object) == "")[order]
-    bad = table.take(order[~is_good].tolist(), ["id", "place", "problem"]).to_pylist()
-    report.unlink(missing_ok=True)
-    if bad:
-        with replacing(report) as temporary, temporary.open("w", encoding="utf-8") as file:
-            file.writelines(json_text(row) + "\n" for row in bad)
-    return order[is_good], [f"{row['id']!r}: {row['problem']}" for row in bad]
+    table.append(written.append_column("vector", pa.FixedSizeListArray.from_arrays(flat, kind.list_size)))
 
 
 def _export(table: Table, out: Path, places: np.ndarray) -> None:
@@ -365,17 +321,18 @@ def print_vectors(source: str | Path | Sequence[Example], model: Model, config: 
     if config.ray is not None:
         raise ValueError("on Ray vectors are written to a file or table, not printed; give its place as out")
     examples = read(source, config.columns) if isinstance(source, str | Path) else source
-    problems, num_cut = list[str](), 0
-    config = replace(config, num_workers=config.num_workers or 0)
-    for one in chain.from_iterable(embedded(loaded(model), examples, config.of, config)):
-        num_cut += one.num_cut
-        problems += [f"{name_of(one.example)!r}: {one.problem}"] if one.problem else []
-        for text, vector in _vectors_of(one):
-            values = quantized(vector[None], config.quantize)[0].tolist()
-            sys.stdout.write(_json_line(name_of(one.example), text, bool(one.example.images), values))
-    say_cut(num_cut)
-    named = str(source) if isinstance(source, str | Path) else "the input"
-    check_bad(named, problems, config.max_errors, "the vectors of the others are printed")
+    problems = list[str]()
+
+    def write(found: Sequence[Embedded]) -> None:
+        for one in found:
+            problems.extend([f"{name_of(one.example)!r}: {one.problem}"] if one.problem else [])
+            for text, vector in _vectors_of(one):
+                values = quantized(vector[None], config.quantize)[0].tolist()
+                sys.stdout.write(_json_line(name_of(one.example), text, bool(one.example.images), values))
+
+    config = replace(config, num_workers=config.num_workers or 0, commit_seconds=0)
+    embed_tasks([lambda: examples], config.of, model, config, write)
+    check_bad(_named(source), problems, config.max_errors, "the vectors of the others are printed")
 
 
 def given_examples(images: Sequence[Path], texts: Sequence[str], *, pairs: bool) -> list[Example]:
@@ -398,11 +355,11 @@ def given_examples(images: Sequence[Path], texts: Sequence[str], *, pairs: bool)
 
 def _vectors_of(one: Embedded) -> list[tuple[str | None, np.ndarray]]:
     """Returns the vectors of an example with the text of each: of the image, or of each text or pair."""
-    if one.problem:
-        return []
-    if one.image_vector is not None:
-        return [(None, one.image_vector)]
-    return list(zip(one.example.texts, one.pair_vectors if len(one.pair_vectors) else one.text_vectors, strict=True))
+    return [
+        pair
+        for kind, vectors in one.vectors.items()
+        for pair in zip((None,) if kind == "images" else one.example.texts, vectors, strict=True)
+    ]
 
 
 def _json_line(name: str, text: str | None, is_image: bool, values: Sequence[float]) -> str:
@@ -410,129 +367,130 @@ def _json_line(name: str, text: str | None, is_image: bool, values: Sequence[flo
     return json_text({**named, **({} if text is None else {"text": text}), "embedding": values}) + "\n"
 
 
-def embedded(
-    predictor: Predictor, examples: Iterable[Example], of: Content | Literal["all"] | None, config: SourceConfig
-) -> Iterator[list[Embedded]]:
-    """Embeds examples in order, batch by batch, each with its problem if it has one.
+def embed_tasks(
+    tasks: Iterable[Callable[[], Iterable[Example]]],
+    of: Of,
+    model: Model,
+    config: SourceConfig,
+    write: Callable[[Sequence[Embedded]], None],
+    *,
+    done: int = 0,
+    total: int | None = None,
+    progress: bool = False,
+) -> int:
+    """Embeds what tasks return, here in order or on Ray, and writes it every few seconds; returns how many were cut."""
+    waiting, num_cut, started = list[Embedded](), 0, time.monotonic()
+    last = started
+    if config.ray is None:
+        batches = embedded(loaded(model), chain.from_iterable(task() for task in tasks), of, config)
+    else:
+        batches = _embedded_on_ray(tasks, of, model, config)
+    with counting("embedding", total=total, shown=progress) as advance:
+        advance(done)
+        try:
+            for found in batches:
+                waiting += found
+                num_cut += sum(one.num_cut for one in found)
+                advance(len(found))
+                now = time.monotonic()
+                wait = max(config.commit_seconds, _SHARE * (now - started)) if config.commit_seconds else 0.0
+                if len(waiting) >= _COMMITTED or now - last >= wait:
+                    ready, waiting, last = waiting, [], now
+                    write(ready)
+        finally:
+            write(waiting)
+    if num_cut:
+        logger.warning("%d texts were longer than the model takes and were cut", num_cut)
+    return num_cut
 
-    `of` None embeds the image, or the texts where there is none; "all" the image, its texts and both together.
-    """
+
+def embedded(
+    predictor: Predictor, examples: Iterable[Example], of: Of, config: SourceConfig
+) -> Iterator[list[Embedded]]:
+    """Embeds examples in order, batch by batch, each with its problem if it has one."""
     if of != "pairs":
-        predictor.model.head("itc")
-    left, num_workers = iter(examples), config.num_workers
+        predictor.model.contrastive_head()
+    left, num_workers, size = iter(examples), config.num_workers, config.batch_size
     if num_workers is None:
         first = list(islice(left, MIN_FOR_WORKERS)) if config.ray is None else []
         num_workers = available_cores() if len(first) >= MIN_FOR_WORKERS else 0
         left = chain(first, left)
-    batches = iter(lambda: list(islice(left, config.batch_size)), [])
-    for decoded, pixels in load_items(
-        partial(decode, predictor.processor, of != "texts"), batches, num_workers=num_workers
-    ):
-        yield _with_vectors(predictor, decoded, pixels, of, config)
+    get = partial(decode, predictor.processor, of, config.truncate)
+    for found, pixels in load_items(get, iter(lambda: list(islice(left, size)), []), num_workers=num_workers):
+        shown = iter(pixels)
+        images = [next(shown) if one.width else None for one in found]
+        for kind in ("images", "texts", "pairs"):
+            items = list[tuple[list[np.ndarray], Item]]()
+            for one, image in zip(found, images, strict=True):
+                if kind in one.vectors:
+                    given = [None] if kind == "images" else one.ids
+                    image = None if kind == "texts" else image
+                    items += [(one.vectors[kind], Item(image=image, ids=ids)) for ids in given]
+            for start in range(0, len(items), size):
+                some = items[start : start + size]
+                for (vectors, _), vector in zip(some, predictor.compute([item for _, item in some]), strict=True):
+                    vectors.append(vector.numpy())  # type: ignore[union-attr]  # of embeddings
+        yield found
 
 
 def decode(
-    processor: Processor, images: bool, batch: Sequence[Example]
+    processor: Processor, of: Of, truncate: bool, batch: Sequence[Example]
 ) -> tuple[list[Embedded], UInt8[Tensor, "n 3 h w"]]:
-    """Returns examples without vectors and, if images are needed, in one block the pixels of those with an image."""
+    """Returns examples with room for the vectors that are wanted, and in one block the pixels of their images."""
     found, pixels = list[Embedded](), list[Tensor]()
     for example in batch:
+        kinds = (of,) if of else ("images",) if example.images else ("texts",)
+        if of == "all":
+            kinds = ("images", "texts", "pairs") if example.texts else ("images",)
         without = replace(example, images=tuple(replace(image, content=None) for image in example.images))
         one = Embedded(example=without, problem=example.problem)
-        if images and not example.problem and len(example.images) > 1:
-            problem = f"it has {len(example.images)} images; expected one: name its column as image_column"
-            one = replace(one, problem=problem)
-        elif images and not example.problem and example.images:
+        found.append(one)
+        if not one.problem and kinds != ("texts",):
+            if len(example.images) != 1:
+                count = f"it has {len(example.images)} images; expected one: name its column as image_column"
+                one.problem = count if example.images else "it has no image"
+                continue
             image = example.images[0]
             try:
                 content = image.read()
                 resized = processor.prepare(content)
             except (ValueError, OSError) as error:
-                problem = _OF_BYTES.sub("it", str(error))
+                one.problem = _OF_BYTES.sub("it", str(error))
                 if isinstance(error, FileNotFoundError) and error.filename:
-                    problem = f"no image file at {image.place}"
-                elif problem.startswith(image.place) and image.is_file:
-                    problem = f"it{problem.removeprefix(image.place)}"
-                may_pass = isinstance(error, OSError) and not isinstance(error, _STAYING)
-                one = replace(one, problem=problem, may_pass=may_pass)
-            else:
-                pixels.append(resized.pixels)
-                digest, frame = hashlib.sha256(content).hexdigest(), content if image.moment else None
-                one = replace(one, digest=digest, size=len(content), frame=frame)
-                one = replace(one, width=resized.width, height=resized.height)
-        found.append(one)
+                    one.problem = f"no image file at {image.place}"
+                elif one.problem.startswith(image.place) and image.is_file:
+                    one.problem = f"it{one.problem.removeprefix(image.place)}"
+                one.may_pass = isinstance(error, OSError) and not isinstance(error, _STAYING)
+                continue
+            pixels.append(resized.pixels)
+            one.digest, one.size = hashlib.sha256(content).hexdigest(), len(content)
+            one.frame, one.width, one.height = content if image.moment else None, resized.width, resized.height
+        if not one.problem and kinds != ("images",):
+            one.problem = "" if example.texts else "it has no text"
+            try:
+                for text in example.texts:
+                    ids, is_cut = _tokens(processor, text, truncate)
+                    one.ids.append(ids)
+                    one.num_cut += is_cut
+            except ValueError as error:
+                one.problem, one.num_cut = f"caption {error}", 0
+        if not one.problem:
+            one.vectors = {kind: [] for kind in kinds}
     return found, torch.stack(pixels) if pixels else torch.empty(0, dtype=torch.uint8)
 
 
-def _with_vectors(
-    predictor: Predictor,
-    decoded: Sequence[Embedded],
-    pixels: UInt8[Tensor, "n 3 h w"],
-    of: Content | Literal["all"] | None,
-    config: SourceConfig,
-) -> list[Embedded]:
-    """Gives vectors to what was decoded, or problems."""
-
-    def tokens(text: str) -> tuple[Tokens, bool]:
-        """Returns the ids of a text, and whether it was cut."""
-        try:
-            return tuple(predictor.processor.token_ids([text])[0]), False
-        except ValueError:
-            return tuple(predictor.processor.token_ids([text], truncate=config.truncate)[0]), True
-
-    items: dict[str, list[Item]] = {"images": [], "texts": [], "pairs": []}
-    found, wanted, left = list[Embedded](), list[tuple[str, ...]](), iter(pixels)
-    for one in decoded:
-        image, texts, problem = next(left) if one.width else None, one.example.texts, one.problem
-        if of is None:
-            kinds: tuple[str, ...] = ("images",) if one.example.images else ("texts",)
-        else:
-            kinds = (of,) if of != "all" else ("images", "texts", "pairs") if texts else ("images",)
-        cut = list[tuple[Tokens, bool]]()
-        if not problem and image is None and kinds != ("texts",):
-            problem = "it has no image"
-        elif not problem and kinds != ("images",):
-            try:
-                cut = [tokens(text) for text in texts]
-                problem = "" if texts else "it has no text"
-            except ValueError as error:
-                problem = f"caption {error}"
-        kinds = () if problem else kinds
-        for kind in kinds:
-            shown = None if kind == "texts" else image
-            items[kind] += [Item(image=shown, ids=ids) for ids, _ in cut] if kind != "images" else [Item(image=shown)]
-        found.append(replace(one, problem=problem, num_cut=0 if problem else sum(is_cut for _, is_cut in cut)))
-        wanted.append(kinds)
-
-    def computed_of(items: Sequence[Item]) -> Iterator[np.ndarray]:
-        for start in range(0, len(items), config.batch_size):
-            yield from (vector.numpy() for vector in predictor.compute(items[start : start + config.batch_size]))  # type: ignore[union-attr]  # of embeddings
-
-    vectors = {kind: computed_of(some) for kind, some in items.items()}
-    return [
-        replace(
-            one,
-            image_vector=next(vectors["images"]) if "images" in kinds else None,
-            text_vectors=np.stack([next(vectors["texts"]) for _ in one.example.texts]) if "texts" in kinds else _NONE,
-            pair_vectors=np.stack([next(vectors["pairs"]) for _ in one.example.texts]) if "pairs" in kinds else _NONE,
-        )
-        for one, kinds in zip(found, wanted, strict=True)
-    ]
+def _tokens(processor: Processor, text: str, truncate: bool) -> tuple[Tokens, bool]:
+    """Returns the ids of a text, and whether it was cut."""
+    try:
+        return tuple(processor.token_ids([text])[0]), False
+    except ValueError:
+        return tuple(processor.token_ids([text], truncate=truncate)[0]), True
 
 
-def computed(
-    work: Callable[[Predictor, Iterable[T]], Iterator[list[Result]]],
-    tasks: Iterable[T],
-    model: Model,
-    config: SourceConfig,
-) -> Iterator[list[Result]]:
-    """Yields what comes of tasks: in order here or, task by task, on a cluster, where models take one after the other.
-
-    What a worker had that died is done again.
-    """
-    if config.ray is None:
-        yield from work(loaded(model), tasks)
-        return
+def _embedded_on_ray(
+    tasks: Iterable[Callable[[], Iterable[Example]]], of: Of, model: Model, config: SourceConfig
+) -> Iterator[list[Embedded]]:
+    """Yields what comes of tasks, which models take one after the other; what a worker had that died is done again."""
     import ray
     from ray.util import ActorPool
 
@@ -547,7 +505,7 @@ def computed(
         workers, pool = list[Any](), ActorPool([])
         for task in tasks:
             if len(workers) < count:
-                workers.append(actor.remote(model, work))
+                workers.append(actor.remote(model, of, config))
                 pool.push(workers[-1])
             elif not pool.has_free():
                 yield pool.get_next_unordered()
@@ -560,11 +518,11 @@ def computed(
 
 
 class _Worker:
-    def __init__(self, model: Model, work: Callable[[Predictor, Iterable[Any]], Iterator[list[Any]]]) -> None:
-        self._predictor, self._work = loaded(model), work
+    def __init__(self, model: Model, of: Of, config: SourceConfig) -> None:
+        self._embedded = partial(embedded, loaded(model), of=of, config=config)
 
-    def done(self, task: Any) -> list[Any]:
-        return [*chain.from_iterable(self._work(self._predictor, [task]))]
+    def done(self, task: Callable[[], Iterable[Example]]) -> list[Embedded]:
+        return [*chain.from_iterable(self._embedded(examples=task()))]
 
 
 def _cluster(config: SourceConfig) -> AbstractContextManager[Any]:
@@ -580,23 +538,6 @@ def _cluster(config: SourceConfig) -> AbstractContextManager[Any]:
         return ray.init(address=config.ray, log_to_driver=False, logging_level=logging.WARNING, **options)
     except ConnectionError as error:
         raise OSError(f"no Ray cluster at {config.ray} ({error}); start one, or give {_LOCAL}") from error
-
-
-class Commits:
-    """Says when rows are to be committed: every few seconds, less often in long runs, and before they are too many."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds, self._started = seconds, time.monotonic()
-        self._last = self._started
-
-    def due(self, num_rows: int) -> bool:
-        """Whether to commit so many rows now; the clock starts anew then."""
-        now = time.monotonic()
-        wait = max(self._seconds, _SHARE * (now - self._started)) if self._seconds else 0.0
-        if not num_rows or (num_rows < _COMMITTED and now - self._last < wait):
-            return False
-        self._last = now
-        return True
 
 
 def numbered(items: Iterable[T]) -> Iterator[tuple[int, T, bool]]:
@@ -633,15 +574,14 @@ def name_of(example: Example) -> str:
     return example.images[0].name if example.images and example.images[0].piece else example.id
 
 
-def say_cut(num_cut: int) -> None:
-    """Logs how many texts were cut, if any."""
-    if num_cut:
-        logger.warning("%d texts were longer than the model takes and were cut", num_cut)
-
-
 def check_ray(config: SourceConfig, model: Model) -> None:
     """Checks that workers of a cluster can load the model themselves, if there is to be a cluster."""
     if config.ray is not None:
         require("ray")
         if isinstance(model, Predictor):
             raise ValueError("on Ray every worker loads the model; give what to load, not a loaded model")
+
+
+def write_lock(uri: str | os.PathLike[str]) -> AbstractContextManager[None]:
+    """Holds a table for this process while it is written, where it is a local folder."""
+    return nullcontext() if is_url(uri) else locked(Path(uri))

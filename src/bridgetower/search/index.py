@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -24,7 +24,7 @@ from bridgetower.checkpoints import is_downloaded
 from bridgetower.data.example import Image
 from bridgetower.data.fetch import is_url, open_regular
 from bridgetower.data.store import CRC, Table, Uri, crcs_of, message_of
-from bridgetower.files import json_object, locked, parse_json
+from bridgetower.files import json_object, parse_json
 from bridgetower.model.plain import from_plain
 from bridgetower.processor import check_length
 
@@ -101,46 +101,48 @@ class IndexInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class Indexed:
-    """An image as the index has it.
+    """An image as the index has it."""
 
-    Attributes:
-        digest: SHA-256 of the file.
-        path: From the folder of the images.
-        size: Of the file, in bytes.
-        width: Of the upright image, in pixels.
-        height: Of the same.
-        captions: That came with it.
-        place: Where in a shard, a table or a video, or at which URL; empty of a file of its own.
-        start: Seconds from the start of the video that it is a moment of; None: it is none.
-        end: Likewise.
-    """
-
-    digest: str
-    path: str
-    size: int
-    width: int
+    digest: str  # SHA-256 of the file
+    path: str  # from the folder of the images
+    size: int  # of the file, in bytes
+    width: int  # of the upright image, in pixels
     height: int
-    captions: Sequence[str]
-    place: str = ""
-    start: float | None = None
+    captions: Sequence[str]  # that came with it
+    place: str = ""  # where in a shard, a table or a video, or at which URL, as JSON; empty of a file of its own
+    start: float | None = None  # seconds from the start of the video that it is a moment of; None: it is none
     end: float | None = None
+
+    def where(self) -> dict[str, Any]:
+        """Returns its place; the index may be from someone else, so the types are checked."""
+        where = json_object(self.place or "{}", "the place of an image")
+        piece, cell = where.get("piece", [0, 1]), where.get("cell", ["", 0])
+
+        def are(values: Any, *kinds: type) -> bool:
+            return isinstance(values, list) and [type(value) for value in values] == list(kinds)
+
+        if not (
+            all(isinstance(where.get(name, ""), str) for name in ("file", "url"))
+            and (are(piece, int, int) and piece[0] >= 0 and piece[1] > 0)
+            and (are(cell, str, int) and cell[1] >= 0)
+        ):
+            raise ValueError(f"the index has {self.place} as the place of {self.path!r}; make the index again")
+        return where
+
+    def file_in(self, root: Path) -> Path | str:
+        """Returns its file, the shard, table or video that it is in, or its URL."""
+        where = self.where()
+        return str(where["url"]) if "url" in where else root / where.get("file", self.path)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hit(Indexed):
-    """An image that was found.
+    """An image that was found."""
 
-    Attributes:
-        file: The image, or the shard, table or video that it is in, or its URL.
-        cosine: Of the query's vector and the image's.
-        probability: That text and image match; None where they were not matched, or matching has no calibration.
-        score: Of the matching head, from 0 to 1, where it has no calibration; else None.
-    """
-
-    file: Path | str
-    cosine: float
-    probability: float | None = None
-    score: float | None = None
+    file: Path | str  # the image, or the shard, table or video that it is in, or its URL
+    cosine: float  # of the query's vector and the image's
+    probability: float | None = None  # that text and image match, where they were matched and there is a calibration
+    score: float | None = None  # of the matching head, from 0 to 1, where they were matched and there is none
 
 
 class Index:
@@ -235,7 +237,7 @@ class Index:
         """
         if given is not None:
             return str(given)
-        is_local = is_path(self.info.model)
+        is_local = self.info.model.startswith(_BESIDE) or Path(self.info.model).is_absolute()
         if is_local and not Path(self.model).exists():
             raise FileNotFoundError(
                 f"{self.uri} was made with the model at {self.model}, which is not there; give where it is now as model"
@@ -266,9 +268,8 @@ class Index:
 
     def with_digest(self, digest: str) -> list[Indexed]:
         """Returns the images whose file has a SHA-256: none, one, or a few of those that are copies of each other."""
-        with _told(self.uri):
-            rows = self._table.search().where(is_one_of([digest], "digest")).select(list(_RETURNED)).limit(_MAX_COPIES)
-            return [Indexed(**row) for row in rows.to_list()]
+        found = self._found(_is_one_of([digest], "digest"), _RETURNED, _MAX_COPIES)
+        return [Indexed(**row) for row in found.to_pylist()]
 
     def frames(self, images: Sequence[Indexed]) -> dict[str, bytes]:
         """Returns the frames of the moments among some images, by path."""
@@ -278,11 +279,14 @@ class Index:
     def rows(self, paths: Sequence[str], columns: Sequence[str] = _RETURNED) -> list[dict[str, Any]]:
         """Returns columns of the rows with some paths, as far as they are there, in no order; default: of `Indexed`."""
         found = list[dict[str, Any]]()
-        with _told(self.uri):
-            for start in range(0, len(paths), _MAX_PATHS):
-                wanted = is_one_of(paths[start : start + _MAX_PATHS])
-                found += self._table.search().where(wanted).select(list(columns)).to_list()
+        for start in range(0, len(paths), _MAX_PATHS):
+            found += self._found(_is_one_of(paths[start : start + _MAX_PATHS]), columns).to_pylist()
         return found
+
+    def _found(self, where: str, columns: Sequence[str], limit: int | None = None) -> pa.Table:
+        with _told(self.uri):
+            query = self._table.search().where(where).select(list(columns))
+            return (query if limit is None else query.limit(limit)).to_arrow()
 
     def examples(self, count: int) -> list[Indexed]:
         """Returns up to `count` images from evenly spread rows, always the same ones of the same table."""
@@ -317,7 +321,7 @@ class Index:
         frame = None
         if image.start is not None:
             frame = (self.frames([image]) if frames is None else frames).get(image.path, b"")
-        named = file_of(image.place, image.path, self.root)
+        named = image.file_in(self.root)
         if frame is None and isinstance(named, str) and not fetch:
             raise ValueError("the image is at a URL, which is not fetched because an index names it")
         size = image.size if frame is None else len(frame)
@@ -338,10 +342,9 @@ class Index:
 
     def open_video(self, moment: Indexed) -> BinaryIO:
         """Opens the video of a moment, unless it is outside the folder of the index or its size or time changed."""
-        if moment.start is None or isinstance(named := file_of(moment.place, moment.path, self.root), str):
+        if moment.start is None or isinstance(named := moment.file_in(self.root), str):
             raise ValueError("it is an image, not a moment of a video")
-        with _told(self.uri):
-            rows = self._table.search().where(is_one_of([moment.path])).select(["mtime"]).to_arrow()
+        rows = self._found(_is_one_of([moment.path]), ["mtime"])
         stream = open_regular(self._real(named, within_root=True))
         status = os.fstat(stream.fileno())
         if status.st_size != moment.size or [status.st_mtime_ns // 1000] != rows["mtime"].cast(pa.int64()).to_pylist():
@@ -388,12 +391,12 @@ class Index:
             raise OSError(f"{self.uri} has vectors with NaN, which no search finds; make the index again")
         hits = []
         for row in rows:
-            cosine, image = 1 - row.pop("_distance"), row | {"captions": tuple(row["captions"])}
+            cosine = 1 - row.pop("_distance")
+            image = Indexed(**row | {"captions": tuple(row["captions"])})
             try:
-                file = file_of(row["place"], row["path"], self.root)
+                hits.append(Hit(file=image.file_in(self.root), cosine=cosine, **vars(image)))
             except ValueError as error:  # of a damaged row; the condition is not at fault
                 raise OSError(f"{self.uri} cannot be read: {error}") from error
-            hits.append(Hit(file=file, cosine=cosine, **image))
         return sorted(hits, key=lambda one: (-one.cosine, one.path))
 
     def _compared_in_memory(self, vector: Float[Tensor, " c"], count: int) -> list[dict[str, Any]] | None:
@@ -460,10 +463,9 @@ class Index:
         """Writes images with the vectors of others that have the same digest and captions; returns their paths."""
         if not images:
             return set()
-        where = f"start IS NULL AND width > 0 AND {is_one_of({one['digest'] for one in images}, 'digest')}"
+        where = f"start IS NULL AND width > 0 AND {_is_one_of({one['digest'] for one in images}, 'digest')}"
         names = [name for name in self._table.schema.names if name != "mtime"]  # which may be none that Python has
-        with _told(self.uri):
-            found = self._checked(self._table.search().where(where).select(names).to_arrow())
+        found = self._checked(self._found(where, names))
         rows = {(row["digest"], tuple(row["captions"])): row for row in found.drop_columns([CRC]).to_pylist()}
         known = [rows[key] | one for one in images if (key := (one["digest"], tuple(one["captions"]))) in rows]
         self.upsert(known)
@@ -474,13 +476,13 @@ class Index:
         for version, part_size in {(row["version"], row["part_size"]) for row in rows}:
             paths = [row["path"] for row in rows if (row["version"], row["part_size"]) == (version, part_size)]
             with _told(self.uri, "written"):
-                self._table.update(where=is_one_of(paths), values={"version": version, "part_size": part_size})
+                self._table.update(where=_is_one_of(paths), values={"version": version, "part_size": part_size})
 
     def remove(self, paths: Sequence[str]) -> None:
         """Deletes rows."""
         for start in range(0, len(paths), _MAX_PATHS):
             with _told(self.uri, "written"):
-                self._table.delete(is_one_of(paths[start : start + _MAX_PATHS]))
+                self._table.delete(_is_one_of(paths[start : start + _MAX_PATHS]))
 
     def image_vectors(self) -> Iterator[Float[np.ndarray, "n c"]]:
         """Yields the vectors of all images; an OSError says that one is not as it was written."""
@@ -528,32 +530,9 @@ def place_of(image: Image, path: str, root: Uri) -> str:
     return json.dumps(file | json.loads(image.located() or "{}"))
 
 
-def file_of(place: str, path: str, root: Path) -> Path | str:
-    """Returns where an image is: its file, the shard, table or video that it is in, or its URL."""
-    where = _place(place, path)
-    return str(where["url"]) if "url" in where else root / where.get("file", path)
-
-
-def _place(place: str, path: str) -> dict[str, Any]:
-    """Returns what `place_of` wrote; the index may be from someone else, so its types are checked."""
-    where = json_object(place or "{}", "the place of an image")
-    piece, cell = where.get("piece", [0, 1]), where.get("cell", ["", 0])
-
-    def are(values: Any, *kinds: type) -> bool:
-        return isinstance(values, list) and [type(value) for value in values] == list(kinds)
-
-    if not (
-        all(isinstance(where.get(name, ""), str) for name in ("file", "url"))
-        and (are(piece, int, int) and piece[0] >= 0 and piece[1] > 0)
-        and (are(cell, str, int) and cell[1] >= 0)
-    ):
-        raise ValueError(f"the index has {place} as the place of {path!r}; make the index again")
-    return where
-
-
 def read_indexed(file: Path | str, image: Indexed) -> bytes:
     """Returns the bytes of an image in a file if they are those that were indexed: their digest is compared."""
-    where = _place(image.place, image.path)
+    where = image.where()
     piece, cell = (tuple(where[name]) if name in where else None for name in ("piece", "cell"))
     if piece and piece[1] != image.size:  # which limits are for
         raise ValueError(f"the index has {image.size} bytes, and {piece[1]} as the length of the image; make it again")
@@ -587,16 +566,11 @@ def _told(uri: str, what: str = "read", where: str | None = None) -> Iterator[No
         raise OSError(f"{uri} cannot be {what}: {message}{advice}") from error
 
 
-def write_lock(uri: Uri) -> AbstractContextManager[None]:
-    """Holds an index for this process while it is written, where it is a local folder."""
-    return nullcontext() if is_url(uri) else locked(Path(uri))
-
-
 def _num_partitions(num_rows: int) -> int:
     return max(1, round(2 * num_rows**0.5))
 
 
-def is_one_of(values: Collection[str], column: str = "path") -> str:
+def _is_one_of(values: Collection[str], column: str = "path") -> str:
     """Returns the condition that a row's path is one of these; a quotation mark in a name is doubled."""
     names = ", ".join("'" + value.replace("'", "''") + "'" for value in values)
     return f"{column} IN ({names})"
@@ -611,11 +585,6 @@ def portable(uri: Uri, path: Uri) -> str:
     if beside is None or not absolute.is_relative_to(beside):
         return str(absolute)
     return _BESIDE + os.path.relpath(absolute, beside)
-
-
-def is_path(path: str) -> bool:
-    """Whether what `portable` returned is a path, and not the hub id that was kept instead of one."""
-    return path.startswith(_BESIDE) or Path(path).is_absolute()
 
 
 def resolved(uri: Uri, path: str) -> str:
