@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from importlib import import_module
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal, TypeVar
 
 _Custom = TypeVar("_Custom")
@@ -57,7 +56,31 @@ def is_installed(name: str) -> bool:
 def load_object(option: str, place: str, kind: type[_Custom] | Any) -> _Custom:
     """Returns a custom object, `module:NAME` or `FILE.py:NAME`; of custom modules, only the named one is imported."""
     where, _, name = place.partition(":")
-    module = _from_file(option, Path(where)) if where.endswith(".py") else _on_path(option, where)
+    if where.endswith(".py"):  # imported once, under its path as name: it takes the place of no other module
+        path = str(Path(where).resolve())
+        spec = spec_from_file_location(path, path)
+        if not Path(path).is_file() or spec is None or spec.loader is None:
+            raise ValueError(f"{option} is {where}, but there is no such file; expected FILE.py:NAME")
+        if (module := sys.modules.get(path)) is None:
+            module = sys.modules[path] = module_from_spec(spec)
+            try:
+                spec.loader.exec_module(module)
+            except BaseException:
+                del sys.modules[path]
+                raise
+    else:
+        folder = str(Path.cwd())
+        sys.path.append(folder)  # as its last one, for that time only
+        try:
+            module = import_module(where)
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f"{option} is {where}: {error}; expected FILE.py:NAME, or module:NAME of a module here or on PYTHONPATH"
+            ) from error
+        finally:
+            sys.path.reverse()
+            sys.path.remove(folder)
+            sys.path.reverse()
     there = {key: value for key, value in vars(module).items() if isinstance(value, kind)}
     if not name and len(there) == 1:
         return next(iter(there.values()))
@@ -66,36 +89,3 @@ def load_object(option: str, place: str, kind: type[_Custom] | Any) -> _Custom:
         names = ", ".join(f"{where}:{each}" for each in there) or f"a module with a {kind.__name__}"
         raise ValueError(f"{option} is {place}{found}; expected {names}")
     return there[name]
-
-
-def _from_file(option: str, file: Path) -> ModuleType:
-    """Imports a file, once, under its path as name: it takes the place of no other module."""
-    name = str(file.resolve())
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = spec_from_file_location(name, name)
-    if not file.is_file() or spec is None or spec.loader is None:
-        raise ValueError(f"{option} is {file}, but there is no such file; expected FILE.py:NAME")
-    module = sys.modules[name] = module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
-
-
-def _on_path(option: str, name: str) -> ModuleType:
-    """Imports a module; the working directory is on Python's path, as its last folder, for that time only."""
-    folder = str(Path.cwd())
-    sys.path.append(folder)
-    try:
-        return import_module(name)
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"{option} is {name}: {error}; expected FILE.py:NAME, or module:NAME of a module here or on PYTHONPATH"
-        ) from error
-    finally:
-        sys.path.reverse()
-        sys.path.remove(folder)
-        sys.path.reverse()

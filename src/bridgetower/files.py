@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from glob import escape
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 try:
     import fcntl
@@ -259,9 +259,7 @@ def remove_leftovers(folder: Path, name: str | None = None) -> None:
             if not path.is_dir():
                 path.unlink()
                 continue
-            descriptor = os.open(path, os.O_RDONLY)
-            stack.callback(os.close, descriptor)
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(_opened(path, stack), fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -282,29 +280,24 @@ def locked(folder: Path, *, wait: bool = False, shared: bool = False) -> Iterato
             with writing(folder, numbers=_NO_RIGHT), suppress(FileNotFoundError):
                 folder.mkdir(parents=True, exist_ok=True)
                 file = stack.enter_context(path.open("a"))  # a lock that is there is not written to
-                _lock(file, folder, operation, wait)
+                try:
+                    fcntl.flock(file, operation | fcntl.LOCK_NB)
+                except OSError as error:
+                    if error.errno in _NO_LOCKS:
+                        reason = f"{folder} cannot be locked ({os.strerror(error.errno)}): its file system has no flock"
+                        advice = "mount it with locks (Lustre: -o flock), or choose a folder elsewhere"
+                        raise OSError(error.errno, f"{reason}; {advice}") from error
+                    if error.errno != errno.EWOULDBLOCK:
+                        raise
+                    if not wait:
+                        busy = f"another process works in {folder}; wait for it or stop it first"
+                        raise FileExistsError(busy) from error
+                    logger.info("another process works in %s; waiting for it", folder)
+                    fcntl.flock(file, operation)
                 if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                     break
         stack.callback(fcntl.flock, file, fcntl.LOCK_UN)  # also for processes that were forked meanwhile
         yield
-
-
-def _lock(file: IO[str], folder: Path, operation: int, wait: bool) -> None:
-    try:
-        fcntl.flock(file, operation | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        if not wait:
-            raise FileExistsError(f"another process works in {folder}; wait for it or stop it first") from error
-        logger.info("another process works in %s; waiting for it", folder)
-        fcntl.flock(file, operation)
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-        raise OSError(
-            error.errno,
-            f"{folder} cannot be locked ({os.strerror(error.errno)}): its file system has no flock; mount it with "
-            "locks (Lustre: -o flock), or choose a folder elsewhere",
-        ) from error
 
 
 @contextmanager
@@ -316,10 +309,8 @@ def _beside(path: Path, failures: tuple[type[Exception], ...] = ()) -> Iterator[
             folder = Path(tempfile.mkdtemp(prefix=f".{path.name}{_MARK}", dir=path.parent))
         with ExitStack() as stack:
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
-            descriptor = os.open(folder, os.O_RDONLY)
-            stack.callback(os.close, descriptor)
-            with suppress(OSError):  # a disk without locks
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with suppress(OSError, AttributeError):  # a disk or a system without locks
+                fcntl.flock(_opened(folder, stack), fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield folder / path.name
             _sync(path.parent)
 
@@ -327,8 +318,11 @@ def _beside(path: Path, failures: tuple[type[Exception], ...] = ()) -> Iterator[
 def _sync(path: Path) -> None:
     if os.name == "nt" and path.is_dir():  # which Windows cannot open
         return
+    with ExitStack() as stack:
+        os.fsync(_opened(path, stack))
+
+
+def _opened(path: Path, stack: ExitStack) -> int:
     descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    stack.callback(os.close, descriptor)
+    return descriptor

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Literal, TypeVar
 
@@ -13,10 +14,11 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from bridgetower.data.fetch import is_url, read_bytes
 from bridgetower.engines.engine import Engine, to_device
 from bridgetower.model.bridgetower import IMAGE, SECOND_IMAGE, BridgeTower, EncodeOutputs
-from bridgetower.model.fusion import Encoded
-from bridgetower.processor import Processor
+from bridgetower.model.encodings import Encoded
+from bridgetower.processor import ImageLike, Processor, loaded
 
 Judging = Literal["answer", "entail", "reason", "classify"]
 Kind = Literal["embedding", "match", "fill_mask", "mask_probabilities"] | Judging
@@ -130,6 +132,30 @@ def _read(model: BridgeTower, kind: Kind, pooled: Float[Tensor, "b e"]) -> Itera
     return _numbers(logits.sigmoid() if each else logits.softmax(dim=-1))
 
 
+def decoded(
+    processor: Processor, images: Sequence[ImageLike], batch_size: int, num_workers: int = 0
+) -> Iterator[Pixels]:
+    """Yields resized images, which are decoded batch by batch; an object that a batch has several times, once."""
+    batches = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
+    different: list[dict[int, tuple[int, ImageLike]]] = [{} for _ in batches]
+    for number, image in enumerate(images):
+        different[number // batch_size].setdefault(id(image), (number, image))
+    numbered = [list(each.values()) for each in different]
+    opened = loaded(partial(_resized, processor), numbered, num_workers=num_workers)
+    for batch, keys, pixels in zip(batches, different, opened, strict=True):
+        found = dict(zip(keys, pixels, strict=True))
+        yield from (found[id(image)] for image in batch)
+
+
+def _resized(processor: Processor, numbered: tuple[int, ImageLike]) -> Pixels:
+    return processor.resize_numbered((numbered[0], fetched(numbered[1])))
+
+
+def fetched(image: ImageLike) -> ImageLike:
+    """Returns the bytes of an image at a URL; other images as they are."""
+    return read_bytes(image) if isinstance(image, str) and is_url(image) else image
+
+
 def encoded_images(
     engine: Engine,
     processor: Processor,
@@ -207,9 +233,10 @@ def two_stage_order(cosine: Float[Tensor, "*q n"], scores: Float[Tensor, "*q n"]
     return by_cosine.gather(-1, scores.argsort(dim=-1, descending=True, stable=True))
 
 
-def check_top(top: int | None) -> None:
-    if top is not None and top < 1:
-        raise ValueError(f"top is {top}; expected at least 1")
+def check_at_least_1(**numbers: int | None) -> None:
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise ValueError(f"{name} is {number}; expected at least 1")
 
 
 def choices(probabilities: Float[Tensor, "n k"], names: Sequence[str], top: int | None = None) -> list[list[Choice]]:

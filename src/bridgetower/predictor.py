@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, cast
 
@@ -13,7 +14,6 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from bridgetower.batches import compute_inputs, match_all
 from bridgetower.checkpoints import Checkpoint, HubOptions, fingerprint, read_checkpoint
 from bridgetower.engines.config import EngineRequest, Precision
 from bridgetower.engines.engine import Engine
@@ -24,19 +24,29 @@ from bridgetower.inference import (
     TEMPLATES,
     Item,
     Judging,
+    Kind,
     Outcome,
-    check_top,
+    check_at_least_1,
     choices,
     compute,
+    decoded,
+    encoded_images,
+    encoded_texts,
+    image_bytes,
     label_choices,
+    matched,
     prompts_of,
+    score_pairs,
+    split_rows,
 )
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import Part
+from bridgetower.model.encodings import Encoded
 from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
 from bridgetower.model.hidden_states import HiddenStates, hidden_states
 from bridgetower.processor import ImageLike, Processor
 from bridgetower.processor.processor import Images, Texts, either_lists, image_list, is_image, pair_lists, text_list
+from bridgetower.progress import count_bars, counted
 
 
 class Options(TypedDict, total=False):
@@ -188,9 +198,7 @@ class Predictor:
         """Returns L2-normalised vectors that can be compared with those of texts; for the options see `Options`."""
         self.model.head("itc")
         options = Options(batch_size=batch_size, num_workers=num_workers, progress=progress)
-        return torch.stack(
-            compute_inputs(self.engine, self.processor, "embedding", image_list(images), None, **options)
-        )
+        return torch.stack(self._computed("embedding", image_list(images), None, **options))
 
     def embed_texts(
         self, texts: Texts, *, batch_size: int = 32, truncate: bool = False, progress: bool = False
@@ -198,7 +206,7 @@ class Predictor:
         """Returns L2-normalised vectors that can be compared with those of images; for the options see `Options`."""
         self.model.head("itc")
         options = Options(batch_size=batch_size, truncate=truncate, progress=progress)
-        return torch.stack(compute_inputs(self.engine, self.processor, "embedding", None, text_list(texts), **options))
+        return torch.stack(self._computed("embedding", None, text_list(texts), **options))
 
     def embed_pairs(self, images: Images, texts: Texts, **options: Unpack[Options]) -> Float[Tensor, "n c"]:
         """Returns L2-normalised joint vectors of image n with text n.
@@ -206,8 +214,7 @@ class Predictor:
         They are comparable with the vectors of images and texts only in transformers' contrastive models, which have a
         head for them; elsewhere they are the pooled fusion output.
         """
-        pairs = pair_lists(images, texts)
-        return torch.stack(compute_inputs(self.engine, self.processor, "embedding", *pairs, **options))
+        return torch.stack(self._computed("embedding", *pair_lists(images, texts), **options))
 
     @torch.inference_mode()
     def match(
@@ -239,10 +246,9 @@ class Predictor:
             raise ValueError(f"memory_gib is {memory_gib}; expected more than 0")
         if not all_pairs:
             pairs = pair_lists(images, texts, ", or all_pairs=True to match every image with every text")
-            found = compute_inputs(self.engine, self.processor, "match", *pairs, **options)
-            return self.reranking.match(torch.tensor(found))
+            return self.reranking.match(torch.tensor(self._computed("match", *pairs, **options)))
         given, words, room = image_list(images), text_list(texts), int(memory_gib * 2**30) // 2
-        return self.reranking.match(match_all(self.engine, self.processor, given, words, room=room, **options))
+        return self.reranking.match(self._matched(given, words, room, **options))
 
     def fill_mask(self, images: Images, texts: Texts, *, top: int = 5, **options: Unpack[Options]) -> Any:
         """Returns the `top` likeliest words (lists of `FilledWord`) for each mask of each text, given its image.
@@ -253,13 +259,13 @@ class Predictor:
             top: Candidates per mask.
             **options: See `Options`.
         """
-        check_top(top)
+        check_at_least_1(top=top)
         given, words, _ = pair_lists(images, texts)
         ids = self.processor.token_ids(words, truncate=options.get("truncate", False))
         for text, tokens in zip(words, ids, strict=True):
             if self.processor.mask_token_id not in tokens:
                 raise ValueError(f"no mask in {text!r}; put {self.processor.mask_token} where a word is missing")
-        filled = compute_inputs(self.engine, self.processor, "fill_mask", given, words, top=top, **options)
+        filled = self._computed("fill_mask", given, words, top=top, **options)
         return filled[0] if isinstance(texts, str) and is_image(images) else filled
 
     @torch.inference_mode()
@@ -335,7 +341,7 @@ class Predictor:
         if labels is not None:
             if images is None or texts is not None:
                 raise ValueError("labels are compared with images alone; give images and no texts")
-            check_top(top)
+            check_at_least_1(top=top)
             size, truncate = options.get("batch_size", 32), options.get("truncate", False)
             prompts = self.embed_texts(prompts_of(labels, templates), batch_size=size, truncate=truncate)
             workers, progress = options.get("num_workers", 0), options.get("progress", False)
@@ -359,7 +365,7 @@ class Predictor:
         if not self.model.config.heads.predicts_number("classification"):
             raise ValueError("the classification head of this model has classes, not a number; use classify")
         pairs = either_lists(images, texts, self.processor.blank_image())
-        return torch.stack(compute_inputs(self.engine, self.processor, "classify", *pairs, **options))[:, 0]
+        return torch.stack(self._computed("classify", *pairs, **options))[:, 0]
 
     def compute(self, items: Sequence[Item]) -> list[Outcome]:
         """Computes items of any kind together; see `inference.compute`."""
@@ -375,11 +381,82 @@ class Predictor:
         top: int | None = None,
         **options: Unpack[Options],
     ) -> Any:
-        check_top(top)
+        check_at_least_1(top=top)
         names = self.class_names(HEAD_OF[kind])
         if not names:
             raise ValueError(f"the {HEAD_OF[kind]} head of this model predicts a number, not classes; use estimate")
         pairs = pair_lists(images, texts, images_2=images_2)
-        chosen = choices(torch.stack(compute_inputs(self.engine, self.processor, kind, *pairs, **options)), names, top)
+        chosen = choices(torch.stack(self._computed(kind, *pairs, **options)), names, top)
         single = isinstance(texts, str) and is_image(images) and (images_2 is None or is_image(images_2))
         return chosen[0] if single else chosen
+
+    def _computed(
+        self,
+        kind: Kind,
+        images: Sequence[ImageLike] | None,
+        texts: Sequence[str] | None,
+        images_2: Sequence[ImageLike] | None = None,
+        *,
+        top: int = 1,
+        batch_size: int = 32,
+        truncate: bool = False,
+        num_workers: int = 0,
+        progress: bool = False,
+    ) -> list[Any]:
+        """Computes something of images, of texts, or of every image, or every two, with its text."""
+        check_at_least_1(batch_size=batch_size)
+        count = len(images if images is not None else texts or ())
+        ids = [None] * count if texts is None else [*map(tuple, self.processor.token_ids(texts, truncate=truncate))]
+        order = list(range(count))
+        if images is None:
+            order.sort(key=lambda row: len(ids[row] or ()))  # so that batches hold little padding
+        shown = [some and decoded(self.processor, some, batch_size, num_workers) for some in (images, images_2)]
+        found: list[Any] = [None] * count
+        batches = split_rows(range(count), batch_size)
+        for batch in counted(batches, "batches", shown=progress and len(batches) > 1):
+            rows = order[batch.start : batch.stop]
+            first, second = ([None] * len(rows) if each is None else list(islice(each, len(rows))) for each in shown)
+            items = [
+                Item(kind=kind, image=image, image_2=image_2, ids=ids[row], top=top)
+                for row, image, image_2 in zip(rows, first, second, strict=True)
+            ]
+            for row, outcome in zip(rows, self.compute(items), strict=True):
+                found[row] = outcome
+        return found
+
+    def _matched(
+        self,
+        images: Sequence[ImageLike],
+        texts: Sequence[str],
+        room: int,
+        *,
+        batch_size: int = 32,
+        truncate: bool = False,
+        num_workers: int = 0,
+        progress: bool = False,
+    ) -> Float[Tensor, "i t"]:
+        """Returns the log-odds of a match of every image with every text; each image is encoded once."""
+        check_at_least_1(batch_size=batch_size)
+        engine, processor = self.engine, self.processor
+        ids = processor.token_ids(texts, truncate=truncate)
+        order = sorted(range(len(ids)), key=lambda text: len(ids[text]))  # so that batches hold little padding
+        scores = torch.empty(len(images), len(ids))
+        pixels = decoded(processor, images, batch_size, num_workers)
+
+        def text_of(places: Sequence[int]) -> Encoded:
+            return engine.cache_text(encoded_texts(engine, processor, [ids[order[place]] for place in places]))
+
+        with count_bars(shown=progress) as bars:
+            bar = bars.add_task("pairs", total=scores.numel())
+            for block in split_rows(range(len(images)), max(1, room // image_bytes(engine.model))):
+                shown = (list(islice(pixels, len(rows))) for rows in split_rows(block, batch_size))
+                image = Encoded.cat([engine.cache_image(encoded_images(engine, processor, some)) for some in shown])
+                pairs = torch.cartesian_prod(torch.arange(len(ids)), torch.arange(len(image))).flip(1)
+                found = []
+                for logits in score_pairs(
+                    engine, engine.model.itm_logits, image, text_of, pairs, batch_size=batch_size
+                ):
+                    found.append(matched(logits))
+                    bars.advance(bar, len(logits))
+                scores[block.start : block.stop, order] = torch.cat(found).reshape(len(ids), len(image)).T
+        return scores

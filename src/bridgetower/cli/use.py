@@ -277,9 +277,9 @@ def classify(
         raise ValueError("labels are compared with images alone; give images and no texts")
     if not labels and (source is not None or templates or max_errors):
         raise ValueError("no labels are given, which a source, --templates and --max-errors need; give --labels A B …")
-    from bridgetower.inference import check_top
+    from bridgetower.inference import check_at_least_1
 
-    check_top(top)
+    check_at_least_1(top=top)
     predictor = using.load(model)
     if not labels:
         names = list(map(str, images))
@@ -309,7 +309,7 @@ def classify(
     for batch in embedded(predictor, examples, "images", config):
         problems += [f"{name_of(one.example)!r}: {one.problem}" for one in batch if one.problem]
         if good := [one for one in batch if not one.problem]:
-            vectors = torch.from_numpy(np.array([one.image_vector for one in good]))
+            vectors = torch.from_numpy(np.concatenate([one.vectors["images"] for one in good]))
             chosen = label_choices(predictor.model, vectors, classes, labels, top)
             _emit_choices({"image": [name_of(one.example) for one in good]}, "classes", chosen, json=using.json)
     check_bad(source or "the input", problems, max_errors, "the classes of the others are printed")

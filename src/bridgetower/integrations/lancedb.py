@@ -20,22 +20,14 @@ class BridgeTowerEmbeddings(EmbeddingFunction):
     """L2-normalised vectors of texts or images; a table of either is searched with both.
 
     A table stores these fields, not the model: it is loaded when it is first needed.
-
-    Attributes:
-        name: What to load, as of `bridgetower.load`.
-        source: What the source column has: `image` (files or bytes) or `text`.
-        device: Such as `cpu`; None takes a GPU if there is one.
-        batch_size: Inputs at once.
-        truncate: Cut texts that are too long instead of refusing them.
-        max_retries: None, as what fails once fails again.
     """
 
-    name: str
-    source: Literal["image", "text"] = "image"
-    device: str | None = None
-    batch_size: int = 32
-    truncate: bool = False
-    max_retries: int = 0
+    name: str  # what to load, as of `bridgetower.load`
+    source: Literal["image", "text"] = "image"  # what the source column has: `image` (files or bytes) or `text`
+    device: str | None = None  # such as `cpu`; None takes a GPU if there is one
+    batch_size: int = 32  # inputs at once
+    truncate: bool = False  # cut texts that are too long instead of refusing them
+    max_retries: int = 0  # what fails once fails again
 
     def ndims(self) -> int:
         """Returns the width of the vectors."""

@@ -1,9 +1,7 @@
-"""LangChain: embeddings by a model of this package, a retriever over an index, and the index as a vector store."""
+"""LangChain: embeddings by a model of this package, and an index as a vector store."""
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,7 +19,6 @@ from bridgetower.data.example import Example, Image
 from bridgetower.data.fetch import is_url
 from bridgetower.data.store import Table, Uri
 from bridgetower.extras import require
-from bridgetower.files import json_object
 from bridgetower.predictor import Predictor, load
 from bridgetower.processor import ImageLike
 from bridgetower.search.config import SourceConfig
@@ -31,13 +28,12 @@ require("search")
 
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
-from langchain_core.retrievers import BaseRetriever
 from langchain_core.vectorstores import VectorStore
 from langchain_core.vectorstores.utils import maximal_marginal_relevance
 
 from bridgetower.search.build import new_index, row_of
-from bridgetower.search.embed import embedded
-from bridgetower.search.index import Hit, Index, Indexed, file_of, write_lock
+from bridgetower.search.embed import Of, embedded, write_lock
+from bridgetower.search.index import Hit, Index, Indexed
 from bridgetower.search.searcher import Against, Searcher
 
 Filter = Mapping[str, Any] | Callable[[Document], bool]
@@ -80,79 +76,35 @@ class BridgeTowerEmbeddings(Embeddings):
         return embed(*inputs, batch_size=self.batch_size, **options).tolist() if any(map(len, inputs)) else []
 
 
-class BridgeTowerRetriever(BaseRetriever):
-    """Finds images of an index for a text, as `Searcher.search` does.
-
-    A document has the captions of an image, one a line; its metadata are those of the hit, with the file as `source`.
-
-    Attributes:
-        searcher: The index with its model.
-        k: Documents to return.
-        rerank: Candidates that are matched with the text.
-        where: Condition in SQL on columns of the index.
-        against: What the text is compared with.
-        truncate: Cut texts that are too long instead of refusing them.
-    """
-
-    searcher: Any
-    k: int = 4
-    rerank: int | None = None
-    where: str | None = None
-    against: Against | None = None
-    truncate: bool = False
-
-    @classmethod
-    def of(cls, index: str | Path, model: Predictor | str | Path | None = None, **fields: Any) -> BridgeTowerRetriever:
-        """Opens an index; None loads the model that it was made with. `fields` are the attributes."""
-        return cls(searcher=Searcher(index, model), **fields)
-
-    def _get_relevant_documents(
-        self, query: str, *, run_manager: Any, k: int | None = None, where: str | None = None
-    ) -> list[Document]:
-        """Returns the documents of the best images; `k` and `where` of a call go before those of the retriever."""
-        hits = self.searcher.search(
-            query,
-            top=self.k if k is None else k,
-            where=self.where if where is None else where,
-            rerank=self.rerank,
-            against=self.against,
-            truncate=self.truncate,
-        )
-        return [_of_image(hit, hit.file, id_=hit.digest) for hit in hits]
-
-    async def _aget_relevant_documents(self, query: str, *, run_manager: Any, **changes: Any) -> list[Document]:
-        return await asyncio.to_thread(self._get_relevant_documents, query, run_manager=None, **changes)
-
-
 class BridgeTowerVectorStore(VectorStore):
     """Documents in an index: images, images with texts, and texts.
 
     The id of a document is its path in the index. A text without an image is found by its own vector, in the place of
-    an image's. Indexes that `bridgetower index` made are searched as well; their documents are those of
-    `BridgeTowerRetriever`.
+    an image's. Indexes that `bridgetower index` made are searched as well; their documents have the captions of an
+    image, one a line, and as metadata those of the hit, with the file as `source`.
 
     Attributes:
         searcher: The index with its model.
     """
 
-    def __init__(self, index: Uri, embedding: BridgeTowerEmbeddings, *, root: Path | None = None) -> None:
+    def __init__(self, index: Uri, embedding: BridgeTowerEmbeddings | None = None, *, root: Path | None = None) -> None:
         """Opens an index, or makes an empty one.
 
         Args:
             index: Where it is, its name ending in `.lance`.
-            embedding: The model.
+            embedding: The model; None: the one that the index was made with.
             root: Folder that paths of images start from; default: the one that the index names, of a new one the one
                 that it is in, or of one in an object store the working directory.
 
         Raises:
             ValueError: The index was made with another model.
         """
-        self._embedding, predictor = embedding, embedding.predictor
-        if not Table.exists(index):
+        if embedding is not None and not Table.exists(index):
             place = root or (Path.cwd() if is_url(index) else Path(index).resolve().parent)
             with write_lock(index):
-                new_index(index, predictor, place)
-        self.searcher = Searcher(Index(index, root=root), predictor)
+                new_index(index, embedding.predictor, place)
+        self.searcher = Searcher(Index(index, root=root), embedding and embedding.predictor)
+        self._embedding = embedding or BridgeTowerEmbeddings(self.searcher.predictor)
 
     @property
     def embeddings(self) -> Embeddings:
@@ -181,17 +133,7 @@ class BridgeTowerVectorStore(VectorStore):
         Raises:
             ValueError: There are not as many of one as of the other, a text is too long, or an image cannot be used.
         """
-        given = list(texts)
-        if images is not None:
-            return self.add_images(images, metadatas, ids=ids, texts=given)
-        names, abouts = _named(given, metadatas, ids)
-        rows, vectors = list[dict[str, Any]](), self._embedding.embed_documents(given)
-        for name, text, vector, about in zip(names, given, vectors, abouts, strict=True):
-            digest, values = hashlib.sha256(text.encode()).hexdigest(), np.array([vector], np.float32)
-            own = {"path": name, "captions": [text], "place": _place({"metadata": about}), "digest": digest}
-            of_text = {"image_vector": values[0], "text_vectors": values, "pair_vectors": np.empty((0, 0))}
-            rows.append({**own, **of_text, "width": 0, "height": 0})
-        return self._written(rows)
+        return self._added(images, list(texts), metadatas, ids)
 
     def add_images(
         self,
@@ -205,31 +147,44 @@ class BridgeTowerVectorStore(VectorStore):
 
         Metadata get the file or URL as `source`.
         """
-        names, abouts = _named(uris, metadatas, ids)
-        if texts is not None and len(texts) != len(uris):
-            raise ValueError(f"{len(uris)} images and {len(texts)} texts; expected as many of one as of the other")
-        captions: list[tuple[str, ...]] = [()] * len(uris) if texts is None else [(text,) for text in texts]
-        examples = [
-            Example(id=name, images=(Image(name=name, place=place),), texts=own, place=place)
-            for name, place, own in zip(names, map(str, uris), captions, strict=True)
-        ]
-        config = SourceConfig(truncate=self._embedding.truncate, batch_size=self._embedding.batch_size, num_workers=0)
-        batches = embedded(self.searcher.predictor, examples, "all", config)
-        rows = []
-        for one, about in zip(chain.from_iterable(batches), abouts, strict=True):
-            uri = one.example.place
-            if one.problem:
-                raise ValueError(f"{uri}: {one.problem}; nothing was added")
-            file = {"url": uri} if is_url(uri) else {"file": os.path.relpath(uri, self.searcher.index.root)}
-            place = _place({**file, "metadata": {"source": uri, **about}})
-            rows.append(row_of(one, {"path": one.example.id, "captions": list(one.example.texts), "place": place}))
-        return self._written(rows)
+        return self._added(uris, texts, metadatas, ids)
 
-    def _written(self, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-        with write_lock(self.searcher.index.uri):
-            self.searcher.index.upsert(list({row["path"]: row for row in rows}.values()))
-            self.searcher.index.optimize()
-        return [row["path"] for row in rows]
+    def _added(
+        self,
+        uris: Sequence[str | Path] | None,
+        texts: Sequence[str] | None,
+        metadatas: Sequence[dict[str, Any]] | None,
+        ids: Sequence[str | None] | None,
+    ) -> list[str]:
+        given: Sequence[Any] = texts or () if uris is None else uris
+        for name, values in (("metadatas", metadatas), ("ids", ids), ("texts", texts)):
+            if values is not None and len(values) != len(given):
+                what = f"{len(given)} {'images' if name == 'texts' else 'documents'} and {len(values)} {name}"
+                raise ValueError(f"{what}; expected as many of one as of the other")
+        index, examples = self.searcher.index, list[Example]()
+        for number in range(len(given)):
+            path, about = (ids[number] if ids else None) or str(uuid4()), metadatas[number] if metadatas else {}
+            captions, where, images, uri = () if texts is None else (texts[number],), {"metadata": about}, (), ""
+            if uris is not None:
+                uri = str(uris[number])
+                file = {"url": uri} if is_url(uri) else {"file": os.path.relpath(uri, index.root)}
+                where, images = {**file, "metadata": {"source": uri, **about}}, (Image(name=path, place=uri),)
+            try:
+                fields = {"path": path, "captions": list(captions), "place": json.dumps(where)}
+            except TypeError as error:
+                message = f"metadata {about!r} cannot be kept ({error}); expected values of JSON"
+                raise ValueError(message) from error
+            examples.append(Example(id=path, images=images, texts=captions, fields=fields, place=uri or "a text"))
+        config = SourceConfig(truncate=self._embedding.truncate, batch_size=self._embedding.batch_size, num_workers=0)
+        of: Of = None if uris is None else "all"
+        found = [*chain.from_iterable(embedded(self.searcher.predictor, examples, of, config))]
+        for one in found:
+            if one.problem:
+                raise ValueError(f"{one.example.place}: {one.problem}; nothing was added")
+        with write_lock(index.uri):
+            index.upsert(list({one.example.id: row_of(one) for one in found}.values()))
+            index.optimize()
+        return [one.id for one in examples]
 
     def delete(self, ids: list[str] | None = None) -> bool:
         """Deletes documents; None: all. Ids that are not there are passed over."""
@@ -241,7 +196,7 @@ class BridgeTowerVectorStore(VectorStore):
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
         """Returns the documents with some ids, in their order; those that are not there are left out."""
         images = (Indexed(**row) for row in self.searcher.index.rows(ids))
-        found = {one.path: _document(one, file_of(one.place, one.path, self.searcher.index.root)) for one in images}
+        found = {one.path: _document(one, one.file_in(self.searcher.index.root)) for one in images}
         return [found[id_] for id_ in ids if id_ in found]
 
     def similarity_search_with_score(
@@ -252,7 +207,7 @@ class BridgeTowerVectorStore(VectorStore):
         filter: Filter | None = None,  # noqa: A002 - its name in LangChain
         where: str | None = None,
         against: Against | None = None,
-        rerank: int = 0,
+        rerank: int | None = 0,
     ) -> list[tuple[Document, float]]:
         """Returns the best documents for a text with their cosines, best first.
 
@@ -263,6 +218,7 @@ class BridgeTowerVectorStore(VectorStore):
             where: A condition in SQL on columns of the index, such as `width > 800`.
             against: What the text is compared with, as of `Searcher.search`.
             rerank: Of the nearest documents, how many are matched with the text if they have an image; they come first.
+                None: as many as `bridgetower search` matches.
         """
         settings: Any = {"where": where, "against": against, "rerank": rerank, "truncate": self._embedding.truncate}
         return _chosen(lambda count: self.searcher.search(query, top=count, **settings), k, filter)
@@ -336,31 +292,12 @@ class BridgeTowerVectorStore(VectorStore):
         return store
 
 
-def _named(
-    given: Sequence[Any], metadatas: Sequence[dict[str, Any]] | None, ids: Sequence[str | None] | None
-) -> tuple[list[str], Sequence[dict[str, Any]]]:
-    """Returns the ids of documents, made up where there is none, and their metadata."""
-    for name, values in (("metadatas", metadatas), ("ids", ids)):
-        if values is not None and len(values) != len(given):
-            raise ValueError(
-                f"{len(given)} documents and {len(values)} {name}; expected as many of one as of the other"
-            )
-    return [name or str(uuid4()) for name in ids or [None] * len(given)], metadatas or [{}] * len(given)
-
-
-def _place(where: Mapping[str, Any]) -> str:
-    """Returns where an image is, together with metadata."""
-    try:
-        return json.dumps(where)
-    except TypeError as error:
-        raise ValueError(f"metadata {where['metadata']!r} cannot be kept ({error}); expected values of JSON") from error
-
-
 def _document(one: Indexed, file: Path | str) -> Document:
     """Returns the document that was added or, of an index from elsewhere, that of a hit."""
-    about = json_object(one.place or "{}", "the place of an image").get("metadata")
+    about = one.where().get("metadata")
     if about is None:
-        return _of_image(one, file, id_=one.path)
+        about = {**vars(one), "source": str(file), "captions": list(one.captions)}
+        about.pop("file", None)
     return Document(id=one.path, page_content="\n".join(one.captions), metadata=about)
 
 
@@ -382,10 +319,3 @@ def _chosen(search: Callable[[int], list[Hit]], k: int, filter_: Filter | None) 
         if len(found) >= k or len(hits) < count:
             return found[:k]
         count *= 4
-
-
-def _of_image(one: Indexed, file: Path | str, *, id_: str) -> Document:
-    """Returns the document of an image of an index: its captions, with what is known of it as metadata."""
-    about = {**vars(one), "source": str(file), "captions": list(one.captions)}
-    about.pop("file", None)
-    return Document(id=id_, page_content="\n".join(one.captions), metadata=about)

@@ -10,10 +10,9 @@ from typing import Any, Self
 
 import torch
 
-from bridgetower.batches import fetched
 from bridgetower.checkpoints import read_checkpoint, write_checkpoint
 from bridgetower.extras import require
-from bridgetower.inference import Item
+from bridgetower.inference import Item, fetched
 from bridgetower.predictor import load
 
 require("sentence-transformers")

@@ -312,10 +312,10 @@ class _Update:
 
 
 def row_of(one: Embedded) -> dict[str, Any]:
-    """Returns a row for an image that was embedded, whose fields are the columns that its source tells."""
+    """Returns a row for what was embedded, whose fields are the columns that its source tells."""
     own = {name: getattr(one, name) for name in ("digest", "width", "height", "frame")}
     images, texts, pairs = (one.vectors.get(kind, []) for kind in ("images", "texts", "pairs"))
-    vectors = {"image_vector": images[0], "text_vectors": texts, "pair_vectors": pairs}
+    vectors = {"image_vector": (images or texts)[0], "text_vectors": texts, "pair_vectors": pairs}
     return {**one.example.fields, **own, **vectors, "size": one.example.fields.get("size") or one.size}
 
 

@@ -72,8 +72,8 @@ class Embedded:
     """An example with its vectors, or with the reason why it has none."""
 
     example: Example  # without the bytes of its image
-    digest: str = ""  # SHA-256 of the image file
-    size: int = 0  # of the same, in bytes
+    digest: str = ""  # SHA-256 of the image file, or of the texts where there is none
+    size: int = 0  # of the image file, in bytes
     width: int = 0  # of the upright image, in pixels; 0 without one
     height: int = 0
     frame: bytes | None = field(default=None, repr=False)  # the image file if it was made of a frame of a video
@@ -472,6 +472,7 @@ def decode(
                     ids, is_cut = _tokens(processor, text, truncate)
                     one.ids.append(ids)
                     one.num_cut += is_cut
+                one.digest = one.digest or hashlib.sha256("\n".join(example.texts).encode()).hexdigest()
             except ValueError as error:
                 one.problem, one.num_cut = f"caption {error}", 0
         if not one.problem:

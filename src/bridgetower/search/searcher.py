@@ -15,11 +15,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from bridgetower.batches import check_batch_size
 from bridgetower.checkpoints import Reranking
 from bridgetower.data.store import Uri
 from bridgetower.distributed import available_cores
-from bridgetower.inference import Item, check_top, combined_scores, two_stage_order
+from bridgetower.inference import Item, check_at_least_1, combined_scores, two_stage_order
 from bridgetower.model.plain import check_choice
 from bridgetower.predictor import Predictor, load
 from bridgetower.processor import ImageLike, Resized
@@ -98,7 +97,7 @@ class Searcher:
             ValueError: There is neither text nor image, a number is out of range, `rerank` without a text or a matching
                 head, the condition is none, or none of the candidates can be opened.
         """
-        check_batch_size(batch_size)
+        check_at_least_1(batch_size=batch_size)
         given, (against, rerank) = against, self.planned(text, image, top=top, rerank=rerank, against=against)
         if given is None and against == "images" and text is not None and image is None and self.index.num_spoken:
             message = "the text is compared with images, as %d of %d entries have no transcript; against captions finds"
@@ -140,7 +139,7 @@ class Searcher:
             raise ValueError("nothing to search for; give a text, an image or both")
         if text is not None and not text.strip():
             raise ValueError(f"the text to search for is {text!r}; give words, or leave it out and give an image")
-        check_top(top)
+        check_at_least_1(top=top)
         if rerank is not None and rerank < 0:
             raise ValueError(f"rerank is {rerank}; expected at least 0")
         if rerank and text is None:
