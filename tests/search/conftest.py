@@ -1,14 +1,13 @@
 """A model, images of shapes to index, and some of them in every kind of source."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from album import Album
 
 from bridgetower.predictor import Predictor, load
-from bridgetower.search.build import IndexReport, build_index
-from bridgetower.search.config import IndexConfig
 from shapes import write_pictures
 from sources import write_sources
 
@@ -27,23 +26,12 @@ def shapes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def photos(shapes_folder: Path, tmp_path: Path) -> Path:
-    """Six images, two of them in a folder in the folder."""
+def album(shapes_folder: Path, predictor: Predictor, tmp_path: Path) -> Album:
     folder = tmp_path / "photos"
     (folder / "sub").mkdir(parents=True)
     for number in range(6):
         shutil.copy2(shapes_folder / f"{number:02}.png", folder / ("sub" if number > 3 else ""))
-    return folder
-
-
-@pytest.fixture
-def build(photos: Path, predictor: Predictor, tmp_path: Path) -> Callable[..., IndexReport]:
-    """Brings the index of `photos` up to date, with settings."""
-
-    def call(source: Path = photos, **settings: object) -> IndexReport:
-        return build_index(source, tmp_path / "photos.lance", predictor, IndexConfig(**settings))  # type: ignore[arg-type]
-
-    return call
+    return Album(folder, predictor)
 
 
 @pytest.fixture(scope="session")

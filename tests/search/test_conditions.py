@@ -2,12 +2,12 @@
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from test_index import about, row
 
 from bridgetower.search.conditions import MAX_COMPARISONS, condition_sql
-from bridgetower.search.index import Index, IndexInfo
+from bridgetower.search.index import Index
 
 NAMES = ("a.png", "b'; DROP TABLE x --.png", 'c".jpg', "d\\%.png", "dogs/e.png", "f`.png")
 DEEP: dict[str, Any] = {"width": {"eq": 1}}
@@ -19,27 +19,14 @@ for _ in range(20):
 def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
     """Images of widths 1, 2, …, each with its name as caption and written a day after the one before."""
     folder = tmp_path_factory.mktemp("index")
-    about = IndexInfo(fingerprint="f", model="m", root=str(folder), image_width=3, pair_width=3)
-    index = Index.create(folder / "a.lance", about)
-    days = 86_400_000_000
-    index.upsert(
-        [
-            {
-                "path": name,
-                "mtime": 1_767_225_600_000_000 + number * days,  # the year 2026 begins
-                "digest": name,
-                "width": number + 1,
-                "height": 10,
-                "captions": [name, "a picture"],
-                "start": float(number) if number > 3 else None,
-                "end": number + 0.5 if number > 3 else None,
-                "image_vector": np.ones(3, np.float32),
-                "text_vectors": np.ones((2, 3), np.float32),
-                "pair_vectors": np.ones((2, 3), np.float32),
-            }
-            for number, name in enumerate(NAMES)
-        ]
-    )
+    index, day = Index.create(folder / "a.lance", about(folder)), 86_400_000_000
+    rows = []
+    for number, name in enumerate(NAMES):
+        start, end = (float(number), number + 0.5) if number > 3 else (None, None)
+        mtime = 1_767_225_600_000_000 + number * day  # the year 2026 begins
+        sizes = {"width": number + 1, "height": 10, "mtime": mtime}
+        rows.append(row(name, captions=[name, "a picture"], start=start, end=end, **sizes))
+    index.upsert(rows)
     return index
 
 

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from bridgetower import cli
 from bridgetower.data import fetch
 from bridgetower.data.example import Image as SourceImage
 from bridgetower.data.store import Table
@@ -171,12 +172,6 @@ class TestOutputs:
             embed(shapes_folder)
         assert len(started) == (enough == 45)
 
-    def test_other_places_are_refused(self, embed: Embed, places: dict[str, Path]) -> None:
-        with pytest.raises(ValueError, match=r"the name '.*\\udcff/v\.npy' is not UTF-8; rename the file"):
-            embed(places["folder"], "\udcff/v.npy")
-        with pytest.raises(ValueError, match=r"'.*v\.txt' has no suffix of vectors; expected one of \.jsonl, \.parq"):
-            embed(places["folder"], "v.txt")
-
 
 def test_what_quantized_vectors_keep() -> None:
     vectors = np.array([[0.5, -0.25, 0, 1], [0, 0, 0, 0]], np.float32)
@@ -186,12 +181,15 @@ def test_what_quantized_vectors_keep() -> None:
     assert quantized(vectors, None) is vectors
 
 
-@pytest.mark.parametrize("setting", ["max_errors", "num_workers", "commit_seconds", "batch_size", "ray_workers"])
-def test_settings(setting: str) -> None:
-    with pytest.raises(ValueError, match=f"{setting} (is )?-1"):
-        SourceConfig(**{setting: -1})
+def test_settings_and_places(embed: Embed, places: dict[str, Path]) -> None:
+    for setting in ("max_errors", "num_workers", "commit_seconds", "batch_size", "ray_workers"):
+        with pytest.raises(ValueError, match=f"{setting} (is )?-1"):
+            SourceConfig(**{setting: -1})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="ray_workers 2 would be ignored without ray"):
         SourceConfig(ray_workers=2)
+    for out, message in (("\udcff/v.npy", r"udcff/v\.npy' is not UTF-8"), ("v.txt", r"'.*v\.txt' has no suffix of")):
+        with pytest.raises(ValueError, match=message):
+            embed(places["folder"], out)
 
 
 class TestBroken:
@@ -228,19 +226,15 @@ class TestBroken:
         if suffix == "lance":  # a run that was through
             again = embed(photos, out.name, max_errors=2)
             assert (again.vectors, again.bad, sum(encoded)) == (4, 2, 4)
-
-    @pytest.mark.parametrize("suffix", WAYS)
-    def test_nothing_that_can_be_used(self, suffix: str, embed: Embed, photos: Path, tmp_path: Path) -> None:
         for path in photos.iterdir():
             path.write_text("not an image")
+        none = tmp_path / f"none.{suffix}"
         with pytest.raises(ValueError, match=r"6 bad items.* would have no vectors: '0\.png': it cannot be read"):
-            embed(photos, f"v.{suffix}")
-        with pytest.raises(
-            ValueError, match=r"nothing of .*photos could be used: '0\.png': it cannot be read as an image"
-        ):
-            embed(photos, f"v.{suffix}", max_errors=6)
-        assert len((tmp_path / f"v.{suffix}.errors.jsonl").read_text().splitlines()) == 6
-        assert not (tmp_path / f"v.{suffix}").exists()
+            embed(photos, none.name)
+        with pytest.raises(ValueError, match=r"nothing of .*photos could be used: '0\.png': it cannot be read as an"):
+            embed(photos, none.name, max_errors=6)
+        assert len(Path(f"{none}.errors.jsonl").read_text().splitlines()) == 6
+        assert not none.exists()
 
     def test_what_may_pass_is_read_again(
         self, embed: Embed, shapes_folder: Path, encoded: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -369,11 +363,11 @@ class TestContinuing:
         commits, add = list[int](), embed_module._add
         table = tmp_path / ("v.lance" if suffix == "lance" else f".v.{suffix}.lance")
 
-        def removing(run: Any, rows: Any, quantize: Any) -> None:
-            commits.append(len(rows))
+        def removing(run: Any, quantize: Any, found: Any) -> None:
+            commits.append(len(found))
             if len(commits) == 2:
                 shutil.rmtree(table)
-            add(run, rows, quantize)
+            add(run, quantize, found)
 
         with monkeypatch.context() as patch:
             patch.setattr(embed_module, "_add", removing)
@@ -395,8 +389,7 @@ class TestContinuing:
             other.kill()
         assert embed(places["folder"]).vectors == 5
 
-    @pytest.mark.parametrize("suffix", ["lance", "npy"])
-    @pytest.mark.parametrize("kib", [8, 24])
+    @pytest.mark.parametrize(("suffix", "kib"), [("lance", 24), ("npy", 8), ("npy", 24)])
     def test_a_full_disk_is_told_in_a_line(
         self, suffix: str, kib: int, predictor: Predictor, shapes_folder: Path, small_disk: Callable[[int], Path]
     ) -> None:
@@ -421,28 +414,25 @@ class TestCommand:
         printed = np.array([line["embedding"] for line in lines], np.float32)
         assert np.abs(quantized(printed, "int8").astype(int) - np.load(tmp_path / "v.npy")).max() <= 1
 
-    def test_good_lines_are_printed_before_an_error(
+    def test_errors(
         self,
+        refused: Callable[..., str],
         tiny_checkpoint: Path,
         places: dict[str, Path],
         tmp_path: Path,
         capsys: pytest.CaptureFixture[str],
     ) -> None:
-        from bridgetower import cli
-
         (tmp_path / "bad.png").write_text("not an image")
         with pytest.raises(SystemExit):
             cli.main(["embed", str(tiny_checkpoint), "--images", str(tmp_path / "bad.png"), str(places["folder"])])
         printed = capsys.readouterr()
-        assert len(printed.out.splitlines()) == 5
+        assert len(printed.out.splitlines()) == 5  # before the error
         assert "the input: 1 bad item, allowed are 0 (--max-errors N allows more)" in printed.err
-
-    def test_errors(self, refused: Callable[..., str], tiny_checkpoint: Path, places: dict[str, Path]) -> None:
-        command = ("embed", tiny_checkpoint)
-        assert "no file or folder nowhere" in refused(*command, "nowhere")
-        assert "--images or --texts are given; expected one" in refused(*command, places["folder"], "--texts", "a")
-        assert "no suffix of vectors" in refused(*command, places["folder"], "--out", "v")
-        too_long = refused(*command, "--texts", "red bar on black " * 9, "--no-truncate")
-        assert "pass --truncate to cut it" in too_long
-        for option, given in (("--batch-size", 0), ("--max-errors", -1)):
-            assert f"{option} {given}" in refused(*command, places["folder"], option, given).replace(" is ", " ")
+        for given, message in (
+            (("nowhere",), "no file or folder nowhere"),
+            ((places["folder"], "--texts", "a"), "--images or --texts are given; expected one"),
+            (("--texts", "red bar on black " * 9, "--no-truncate"), "pass --truncate to cut it"),
+            ((places["folder"], "--batch-size", 0), "--batch-size 0"),
+            ((places["folder"], "--max-errors", -1), "--max-errors -1"),
+        ):
+            assert message in refused("embed", tiny_checkpoint, *given).replace(" is ", " ")

@@ -22,17 +22,8 @@ from huggingface_hub import constants
 
 from bridgetower.data.store import Table
 from bridgetower.search import index as index_module
-from bridgetower.search.index import (
-    Index,
-    Indexed,
-    IndexInfo,
-    file_of,
-    is_path,
-    portable,
-    read_indexed,
-    resolved,
-    write_lock,
-)
+from bridgetower.search.embed import write_lock
+from bridgetower.search.index import Index, Indexed, IndexInfo, portable, read_indexed, resolved
 
 Make = Callable[..., Index]
 CONTENT = b"0123456789"
@@ -127,27 +118,27 @@ def test_a_table_with_other_columns_is_no_index(make: Make, column: tuple[str, p
         Index(index.uri)
 
 
-def test_every_value_of_a_row(make: Make) -> None:
+def test_rows_are_written_replaced_and_found(make: Make) -> None:
     index = make()
-    index.upsert([row("a.png", captions=["one", "two"]), row("b.png")])
+    index.upsert([row("a.png", captions=["one", "two"]), row("b'.png", digest="x' OR 'a' = 'a")])
     found = content(index)
     assert found["a.png"]["captions"] == ["one", "two"]
     assert found["a.png"]["text_vectors"] == [[0, 1, 2], [3, 4, 5]]
     assert found["a.png"]["pair_vectors"] == [[1] * 5] * 2
-    assert (found["b.png"]["text_vectors"], found["b.png"]["image_vector"]) == ([], [1, 1, 1])
-    assert str(found["b.png"]["mtime"]) == "2023-11-14 22:13:20.123456+00:00"
+    assert (found["b'.png"]["text_vectors"], found["b'.png"]["image_vector"]) == ([], [1, 1, 1])
+    assert str(found["b'.png"]["mtime"]) == "2023-11-14 22:13:20.123456+00:00"
     assert found["a.png"]["crc"] == zlib.crc32(np.ones(3, np.float32).tobytes())
-
-
-def test_an_image_is_found_by_its_digest(make: Make) -> None:
-    index = make()
-    index.upsert([row("a.png", captions=["one"]), row("b.png", digest="x' OR 'a' = 'a"), row("c.png")])
-    index.upsert([row(f"copy-{number}.png", digest="digest of a.png") for number in range(20)])
-    (found,) = index.with_digest("digest of c.png")
-    assert (found.path, found.size, found.width, found.height, list(found.captions)) == ("c.png", 10, 30, 20, [])
-    assert [one.path for one in index.with_digest("x' OR 'a' = 'a")] == ["b.png"]
-    assert len(index.with_digest("digest of a.png")) == 8  # copies are told of, but not all
+    index.upsert([row(name) for name in ('c".png', "d\\.png", "e%.png")])
+    (one,) = index.with_digest('digest of c".png')
+    assert (one.path, one.size, one.width, one.height, list(one.captions)) == ('c".png', 10, 30, 20, [])
+    assert [one.path for one in index.with_digest("x' OR 'a' = 'a")] == ["b'.png"]
     assert index.with_digest("' OR '1' = '1") == index.with_digest("") == []
+    index.upsert([row("a.png", value=9), row("new.png", value=8)])
+    index.remove(["d\\.png", "e%.png", "nothing.png"])
+    values = {path: entry["image_vector"][0] for path, entry in content(index).items()}  # type: ignore[index]
+    assert values == {"a.png": 9, "b'.png": 1, 'c".png': 1, "new.png": 8}
+    index.upsert([row(f"copy-{number}.png", digest="digest of a.png") for number in range(20)])
+    assert len(index.with_digest("digest of a.png")) == 8  # copies are told of, but not all
 
 
 def test_digests_and_paths_get_an_index_from_some_rows_on(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,16 +173,6 @@ def test_examples_come_from_all_over_the_index(make: Make) -> None:
     assert [one.path for one in found] == ["012.png", "037.png", "062.png", "087.png"]
     assert [list(one.captions) for one in found] == [["12"], ["37"], ["62"], ["87"]]
     assert len(index.examples(1000)) == 100
-
-
-def test_replaces_and_deletes_by_path(make: Make) -> None:
-    index = make()
-    names = ["a.png", "b'.png", 'c".png', "d\\.png", "e%.png"]
-    index.upsert([row(name, value=number) for number, name in enumerate(names, start=1)])
-    index.upsert([row("a.png", value=9), row("new.png", value=8)])
-    index.remove(["d\\.png", "e%.png", "nothing.png"])
-    values = {path: entry["image_vector"][0] for path, entry in content(index).items()}  # type: ignore[index]
-    assert values == {"a.png": 9, "b'.png": 2, 'c".png': 3, "new.png": 8}
 
 
 def test_tidies_many_small_pieces(make: Make) -> None:
@@ -365,14 +346,13 @@ def test_another_reader_sees_what_is_written(make: Make, monkeypatch: pytest.Mon
 
 
 class TestVectorsThatAreNoNumbers:
-    @pytest.mark.parametrize(
-        ("name", "value"), [("image_vector", np.nan), ("text_vectors", np.inf), ("pair_vectors", -np.inf)]
-    )
-    def test_are_not_written(self, make: Make, name: str, value: float) -> None:
-        index, bad = make(), row("b.png", captions=["one"])
-        bad[name].flat[1] = value
-        with pytest.raises(ValueError, match=r"'b\.png' has a vector with NaN or infinite values"):
-            index.upsert([row("a.png"), bad])
+    def test_are_not_written(self, make: Make) -> None:
+        index = make()
+        for name, value in (("image_vector", np.nan), ("text_vectors", np.inf), ("pair_vectors", -np.inf)):
+            bad = row("b.png", captions=["one"])
+            bad[name].flat[1] = value
+            with pytest.raises(ValueError, match=r"'b\.png' has a vector with NaN or infinite values"):
+                index.upsert([row("a.png"), bad])
         with pytest.raises(ValueError, match=r"'b\.png' has a vector of zeros, which nothing finds"):
             index.upsert([row("a.png"), row("b.png", value=0.0)])
         assert len(index) == 0
@@ -439,25 +419,22 @@ def test_damaged_files_are_named_without_the_sources_of_a_library(make: Make) ->
             use()
 
 
-@pytest.mark.parametrize("place", ["{", "[]", '{"file": 5}'])
-def test_a_row_with_a_damaged_place_is_no_fault_of_the_condition(make: Make, place: str) -> None:
+def test_a_row_with_a_damaged_place_is_no_fault_of_the_condition(make: Make) -> None:
     index = make()
-    index.upsert([row("a.png")])
-    index._table.update(values={"place": place})
-    for where in (None, "width > 0"):
-        with pytest.raises(OSError, match=r"photos\.lance cannot be read: .*"):
-            index.nearest(torch.ones(3), 1, where=where)
+    for place in ("{", "[]", '{"file": 5}'):
+        index.upsert([row("a.png", place=place)])
+        for where in (None, "width > 0"):
+            with pytest.raises(OSError, match=r"photos\.lance cannot be read: .*"):
+                index.nearest(torch.ones(3), 1, where=where)
 
 
-@pytest.mark.parametrize("mtime", [253_402_300_800_000_000, -62_135_596_800_000_001, 2**63 - 1])
-def test_times_that_python_does_not_have_are_no_obstacle(make: Make, mtime: int) -> None:
-    index, one = make(), row("a.png", mtime=mtime)
-    index.upsert([one])
-    assert [found.path for found in index.nearest(torch.ones(3), 1)] == ["a.png"]
-    assert [found.path for found in index.examples(1)] == ["a.png"]
-    assert [found.path for found in index.with_digest(one["digest"])] == ["a.png"]
+def test_times_that_python_does_not_have_are_no_obstacle(make: Make) -> None:
+    index, times = make(), [253_402_300_800_000_000, -62_135_596_800_000_001, 2**63 - 1]
+    index.upsert([row(f"{number}.png", mtime=time) for number, time in enumerate(times)])
+    assert len(index.nearest(torch.ones(3), 3)) == len(index.examples(3)) == 3
+    assert [found.path for found in index.with_digest("digest of 1.png")] == ["1.png"]
     (batch,) = index.scan(["mtime"])
-    assert batch["mtime"].cast(pa.int64()).to_pylist() == [mtime]
+    assert batch["mtime"].cast(pa.int64()).to_pylist() == times
 
 
 def test_refuses_what_is_no_index(tmp_path: Path) -> None:
@@ -477,12 +454,6 @@ def test_refuses_what_is_no_index(tmp_path: Path) -> None:
     (tmp_path / "damaged.lance" / "_versions" / "1.manifest").write_bytes(b"nonsense")
     with pytest.raises(OSError, match=r"damaged\.lance cannot be read: "):
         Index(tmp_path / "damaged.lance")
-
-
-def test_paths_and_hub_ids(tmp_path: Path) -> None:
-    for path in (tmp_path / "a" / "model", tmp_path / "model"):
-        assert is_path(portable(tmp_path / "a" / "b.lance", path))
-    assert not is_path("owner/model@1a2b")
 
 
 def test_what_lies_beside_moves_along(tmp_path: Path) -> None:
@@ -508,12 +479,9 @@ class TestPlacesOfOthers:
             image = Indexed(
                 digest=digest, path="a.png", size=size, width=1, height=1, captions=(), place=json.dumps(place)
             )
-            return read_indexed(file_of(image.place, image.path, tmp_path), image)
+            return read_indexed(image.file_in(tmp_path), image)
 
         return call
-
-    def test_a_piece(self, read: Callable[[dict[str, object], int], bytes]) -> None:
-        assert read({"file": "shard.tar", "piece": [2, 3]}, 3) == CONTENT[2:5]
 
     @pytest.mark.parametrize(
         ("place", "message"),
@@ -539,7 +507,6 @@ class TestPlacesOfOthers:
     ) -> None:
         with pytest.raises(ValueError, match=message):
             read(place, 3)
-
-    def test_more_than_an_image(self, read: Callable[[dict[str, object], int], bytes]) -> None:
-        with pytest.raises(ValueError, match="expected at most"):
+        assert read({"file": "shard.tar", "piece": [2, 3]}, 3) == CONTENT[2:5]
+        with pytest.raises(ValueError, match="expected at most"):  # more than an image
             read({"file": "shard.tar", "piece": [0, 2**40]}, 2**40)

@@ -3,15 +3,15 @@
 import logging
 import re
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from album import Album
 
-from bridgetower.checkpoints import ITC_ALONE, Reranking, read_checkpoint, write_checkpoint
+from bridgetower.checkpoints import ITC_ALONE, Calibration, Gain, Reranking, read_checkpoint, write_checkpoint
 from bridgetower.predictor import Predictor, load
 from bridgetower.search.build import build_index
 from bridgetower.search.index import Index
@@ -88,6 +88,23 @@ class TestStages:
         assert [hit.score for hit in hits] == pytest.approx([by_name[hit.path] for hit in hits], abs=1e-5)
         assert (names(hits) == ranked(files, cosine)[:8]) == (itc_weight == ITC_ALONE)
 
+    def test_validation_decides_about_probabilities_and_matching(
+        self, searcher: Searcher, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        plain = searcher.search(TEXT, rerank=9, top=9)
+        measured = Calibration(slope=0.5, intercept=-2.0, pairs=9, matching=1, ece_before=0.4, ece_after=0.1)
+        monkeypatch.setattr(searcher.predictor, "reranking", Reranking(calibration=measured))
+        hits = searcher.search(TEXT, rerank=9, top=9)
+        assert names(hits) == names(plain)  # a calibration changes no order
+        expected = (0.5 * torch.tensor([hit.score for hit in plain]).logit() - 2).sigmoid()
+        torch.testing.assert_close(torch.tensor([hit.probability for hit in hits]), expected, atol=1e-5, rtol=0)
+        assert {hit.score for hit in hits} == {hit.probability for hit in plain} == {None}
+        for low, high, matched in ((0.01, 0.05, True), (-0.01, 0.03, False), (-0.05, -0.01, False)):
+            gain = Gain(difference=(low + high) / 2, low=low, high=high, texts=9)
+            monkeypatch.setattr(searcher.predictor, "reranking", Reranking(gain=gain))
+            for rerank, given in ((None, matched), (4, True), (0, False)):
+                assert [hit.score is not None for hit in searcher.search(TEXT, top=3, rerank=rerank)] == [given] * 3
+
     def test_the_rest_follows_by_cosine(self, searcher: Searcher) -> None:
         nearest, hits = searcher.search(TEXT, rerank=0, top=9), searcher.search(TEXT, rerank=4, top=9)
         assert set(names(hits[:4])) == set(names(nearest[:4]))
@@ -155,17 +172,21 @@ class TestConditions:
         captioned = searcher.search(TEXT, rerank=0, where="array_has(captions, 'red circle on black')")
         assert names(captioned) == ["00.png"]
 
-    def test_complaints_are_short(self, searcher: Searcher) -> None:
+    def test_what_is_no_condition(self, searcher: Searcher) -> None:
         with pytest.raises(ValueError, match=r"^where is 'widdth > 800': No field named widdth; columns are [a-z, ]+$"):
             searcher.search(TEXT, where="widdth > 800")
-
-    @pytest.mark.parametrize(
-        "where", ["width > > 8", "DROP TABLE x", "", "width > 'a'", "captions = 'a'", "width / 0 > 1", "- path > 3"]
-    )
-    def test_what_is_no_condition(self, searcher: Searcher, where: str) -> None:
-        with pytest.raises(ValueError, match=r"where is .*; columns are path, size, mtime, width") as caught:
-            searcher.search(TEXT, where=where)
-        assert not re.search(r"\.rs|[lL]ance|Arrow|Some\(|Utf8|Field \{", str(caught.value))
+        for where in (
+            "width > > 8",
+            "DROP TABLE x",
+            "",
+            "width > 'a'",
+            "captions = 'a'",
+            "width / 0 > 1",
+            "- path > 3",
+        ):
+            with pytest.raises(ValueError, match=r"where is .*; columns are path, size, mtime, width") as caught:
+                searcher.search(TEXT, where=where)
+            assert not re.search(r"\.rs|[lL]ance|Arrow|Some\(|Utf8|Field \{", str(caught.value))
 
     @pytest.mark.parametrize(
         ("given", "message"),
@@ -185,8 +206,6 @@ class TestConditions:
             given = given | {"image": shapes_folder / "00.png"}
         with pytest.raises(ValueError, match=message):
             searcher.search(**given)  # type: ignore[arg-type]
-
-    def test_a_text_can_be_cut(self, searcher: Searcher) -> None:
         assert len(searcher.search("red bar on black " * 9, truncate=True, top=2)) == 2
 
 
@@ -194,51 +213,43 @@ class TestModels:
     def test_that_of_the_index_is_the_default(self, index: Index, searcher: Searcher, tiny_checkpoint: Path) -> None:
         assert Searcher(index.uri).search(TEXT) == searcher.search(TEXT)
         assert Searcher(index, tiny_checkpoint).predictor.fingerprint == index.info.fingerprint
-
-    def test_another_model(self, index: Index, tiny_checkpoint: Path) -> None:
         other = load(tiny_checkpoint, image_size=40, device="cpu")
         with pytest.raises(ValueError, match=f"made with model {index.info.fingerprint} .* is {other.fingerprint}"):
             Searcher(index, other)
 
-    def test_a_model_that_is_elsewhere_now(self, photos: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    def test_a_model_that_is_elsewhere_now(self, album: Album, tiny_checkpoint: Path, tmp_path: Path) -> None:
         shutil.copytree(tiny_checkpoint, tmp_path / "model")
-        build_index(photos, tmp_path / "photos.lance", tmp_path / "model")
+        build_index(album.folder, album.out, tmp_path / "model")
         (tmp_path / "model").rename(tmp_path / "moved")
         with pytest.raises(FileNotFoundError, match=r"photos\.lance was made with the model at .*/model, which is not"):
-            Searcher(tmp_path / "photos.lance")
-        assert len(Searcher(tmp_path / "photos.lance", tmp_path / "moved").search(TEXT)) == 6
+            Searcher(album.out)
+        assert len(Searcher(album.out, tmp_path / "moved").search(TEXT)) == 6
 
-    def test_a_model_without_matching_head(self, photos: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    def test_a_model_without_matching_head(self, album: Album, tiny_checkpoint: Path, tmp_path: Path) -> None:
         checkpoint = read_checkpoint(tiny_checkpoint)
         tensors = {name: value for name, value in checkpoint.tensors.items() if not name.startswith("itm_head")}
         config = checkpoint.config.override({"heads.itm": False})
         write_checkpoint(replace(checkpoint, config=config, tensors=tensors), tmp_path / "model")
-        build_index(photos, tmp_path / "photos.lance", tmp_path / "model")
-        searcher = Searcher(tmp_path / "photos.lance")
+        build_index(album.folder, album.out, tmp_path / "model")
+        searcher = Searcher(album.out)
         assert {hit.score for hit in searcher.search(TEXT)} == {None}
         with pytest.raises(ValueError, match="no matching"):
             searcher.search(TEXT, rerank=3)
 
 
-class TestImagesThatAreGone:
-    def test_are_left_out(
-        self, build: Callable[..., object], photos: Path, predictor: Predictor, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        build()
-        (photos / "00.png").unlink()
-        (photos / "01.png").write_text("not an image")
-        searcher = Searcher(photos.parent / "photos.lance", predictor)
-        with caplog.at_level(logging.WARNING):
-            hits = searcher.search(TEXT)
-        assert sorted(names(hits)) == ["02.png", "03.png", "sub/04.png", "sub/05.png"]
-        assert "2 of 6 images that were found cannot be opened and are left out" in caplog.text
-        assert len(searcher.search(TEXT, rerank=0)) == 6
-
-    def test_are_found_elsewhere(self, build: Callable[..., object], photos: Path, predictor: Predictor) -> None:
-        build()
-        before = Searcher(photos.parent / "photos.lance", predictor).search(TEXT)
-        shutil.move(photos, photos.parent / "moved")
-        with pytest.raises(ValueError, match=r"none of the 6 images .* can be opened .*; give the folder"):
-            Searcher(photos.parent / "photos.lance", predictor).search(TEXT)
-        moved = Index(photos.parent / "photos.lance", root=photos.parent / "moved")
-        assert names(Searcher(moved, predictor).search(TEXT)) == names(before)
+def test_images_that_are_gone(album: Album, predictor: Predictor, caplog: pytest.LogCaptureFixture) -> None:
+    album.build()
+    searcher = Searcher(album.out, predictor)
+    before = searcher.search(TEXT)
+    moved = album.folder.rename(album.folder.with_name("moved"))
+    with pytest.raises(ValueError, match=r"none of the 6 images .* can be opened .*; give the folder"):
+        searcher.search(TEXT)
+    searcher = Searcher(Index(album.out, root=moved), predictor)
+    assert names(searcher.search(TEXT)) == names(before)
+    (moved / "00.png").unlink()
+    (moved / "01.png").write_text("not an image")
+    with caplog.at_level(logging.WARNING):
+        hits = searcher.search(TEXT)
+    assert sorted(names(hits)) == ["02.png", "03.png", "sub/04.png", "sub/05.png"]
+    assert "2 of 6 images that were found cannot be opened and are left out" in caplog.text
+    assert len(searcher.search(TEXT, rerank=0)) == 6

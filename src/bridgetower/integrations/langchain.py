@@ -164,7 +164,9 @@ class BridgeTowerVectorStore(VectorStore):
         index, examples = self.searcher.index, list[Example]()
         for number in range(len(given)):
             path, about = (ids[number] if ids else None) or str(uuid4()), metadatas[number] if metadatas else {}
-            captions, where, images, uri = () if texts is None else (texts[number],), {"metadata": about}, (), ""
+            captions: tuple[str, ...] = () if texts is None else (texts[number],)
+            where: dict[str, Any] = {"metadata": about}
+            images, uri = tuple[Image, ...](), ""
             if uris is not None:
                 uri = str(uris[number])
                 file = {"url": uri} if is_url(uri) else {"file": os.path.relpath(uri, index.root)}
