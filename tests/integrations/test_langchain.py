@@ -1,4 +1,4 @@
-"""LangChain: embeddings equal to the predictor's, a retriever that gives the hits of a search, and a vector store."""
+"""LangChain: embeddings equal to the predictor's, and a vector store that gives the hits of a search."""
 
 import asyncio
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
@@ -17,7 +17,7 @@ pytest.importorskip("langchain_core")
 from langchain_core.documents import Document
 from langchain_core.embeddings import DeterministicFakeEmbedding
 
-from bridgetower.integrations.langchain import BridgeTowerEmbeddings, BridgeTowerRetriever, BridgeTowerVectorStore
+from bridgetower.integrations.langchain import BridgeTowerEmbeddings, BridgeTowerVectorStore
 
 TEXTS = ["red circle on black", "a bar", "a green square"]
 ABOUTS = [{"page": 1, "tags": ["a", "ü"]}, {"page": 2}, {"page": 3}]
@@ -55,36 +55,6 @@ def test_options_and_errors(comparable_checkpoint: Path, images: list[str]) -> N
     assert len(embeddings.embed_query("red circle on black " * 30)) == 8
     with pytest.raises(ValueError, match="2 images and 3 texts"):
         embeddings.embed_image_text_pairs(TEXTS, images[:2])
-
-
-class TestRetriever:
-    def test_documents_are_hits(self, index: Path, predictor: Predictor) -> None:
-        hits = Searcher(index, predictor).search("a red circle", top=5, rerank=8, where="path < '20'")
-        retriever = BridgeTowerRetriever.of(index, predictor, k=5, rerank=8, where="path < '20'")
-        documents = retriever.invoke("a red circle")
-        assert [document.metadata["source"] for document in documents] == [str(hit.file) for hit in hits]
-        for document, hit in zip(documents, hits, strict=True):
-            assert document.id == hit.digest
-            assert document.page_content == "\n".join(hit.captions)
-            assert document.metadata["score"] == pytest.approx(hit.score)
-            assert document.metadata["cosine"] == pytest.approx(hit.cosine)
-            assert document.metadata["path"] < "20"
-
-    def test_a_call_may_ask_for_others(self, index: Path) -> None:
-        retriever = BridgeTowerRetriever.of(index, rerank=0)
-        assert len(retriever.invoke("a bar")) == 4
-        (document,) = asyncio.run(retriever.ainvoke("a bar", k=1, where="path = '07.png'"))
-        assert (document.metadata["path"], document.metadata["score"]) == ("07.png", None)
-
-    def test_errors_are_those_of_a_search(self, index: Path, predictor: Predictor) -> None:
-        retriever = BridgeTowerRetriever.of(index, predictor)
-        for query, options, words in (
-            (" ", {}, "the text to search for is ' '"),
-            ("a bar", {"where": "colour = 1"}, "where is 'colour = 1'"),
-            ("a bar", {"k": 0}, "top is 0"),
-        ):
-            with pytest.raises(ValueError, match=words):
-                retriever.invoke(query, **options)
 
 
 @pytest.fixture(scope="module")
@@ -126,30 +96,20 @@ class TestTexts:
         retriever = store.as_retriever(search_kwargs={"k": 2, "filter": {"page": 3}})
         assert [document.id for document in retriever.invoke("a bar")] == ["c"]
 
-    @pytest.mark.parametrize(
-        ("filter_", "ids"),
-        [
-            ({"page": 2}, ["b"]),
-            ({"tags": ["a", "ü"], "page": 1}, ["a"]),
-            ({"colour": "red"}, []),
-            (lambda document: "on" in document.page_content, ["a"]),
-        ],
-    )
-    def test_filters(self, store: BridgeTowerVectorStore, filter_: Any, ids: list[str]) -> None:
+    def test_filters_and_conditions(self, store: BridgeTowerVectorStore) -> None:
         others = [f"a bar {number}" for number in range(9)]
         store.add_texts([*others, *TEXTS], [*[{}] * 9, *ABOUTS], ids=[*map(str, range(9)), "a", "b", "c"])
-        assert [found.id for found in store.similarity_search("a bar", k=2, filter=filter_)] == ids
-
-    def test_conditions(self, store: BridgeTowerVectorStore) -> None:
-        store.add_texts(TEXTS, ABOUTS, ids=["a", "b", "c"])
-        for where, filter_, ids in (
-            ("array_has(captions, 'a green square')", None, ["c"]),
-            ("path IN ('a', 'b') AND width = 0", None, ["b", "a"]),
-            ("path IN ('a', 'b')", {"page": 1}, ["a"]),
-        ):
-            settings = {"where": where, "filter": filter_}
+        cases: list[tuple[dict[str, Any], list[str]]] = [
+            ({"filter": {"page": 2}}, ["b"]),
+            ({"filter": {"tags": ["a", "ü"], "page": 1}}, ["a"]),
+            ({"filter": {"colour": "red"}}, []),
+            ({"filter": lambda document: "on" in document.page_content}, ["a"]),
+            ({"where": "array_has(captions, 'a green square')"}, ["c"]),
+            ({"where": "path IN ('a', 'b') AND width = 0"}, ["b", "a"]),
+            ({"where": "path IN ('a', 'b')", "filter": {"page": 1}}, ["a"]),
+        ]
+        for settings, ids in cases:
             assert [found.id for found in store.similarity_search("a bar", k=2, **settings)] == ids
-            assert store.as_retriever(search_kwargs={"k": 1, **settings}).invoke("a bar")[0].id == ids[0]
 
     def test_what_differs_is_found(self, store: BridgeTowerVectorStore, predictor: Predictor) -> None:
         texts = ["a bar", "a bar a", "a green square", "red circle on black"]
@@ -200,36 +160,44 @@ class TestImages:
             hits = client.post("/v1/search", json={"query": "a bar", "rerank": 4}).json()["data"]
         assert [(hit["path"], hit["rank"]) for hit in hits] == [(one.id, n) for n, (one, _) in enumerate(expected, 1)]
 
-    def test_an_index_from_elsewhere(
-        self, index: Path, embeddings: BridgeTowerEmbeddings, predictor: Predictor
-    ) -> None:
-        store = BridgeTowerVectorStore(index, embeddings)
-        hit = store.searcher.search(TEXTS[0], top=1, rerank=0)[0]
-        (document,) = store.similarity_search(TEXTS[0], k=1, where="width > 8")
-        assert document.id == hit.path
-        assert document.metadata["source"] == str(hit.file)
-        assert document.metadata["cosine"] == pytest.approx(hit.cosine)
-        assert store.get_by_ids([hit.path])[0].page_content == "\n".join(hit.captions)
+    def test_an_index_from_elsewhere(self, index: Path, predictor: Predictor) -> None:
+        store, searcher = BridgeTowerVectorStore(index), Searcher(index, predictor)
+        for settings in ({"rerank": 8, "where": "path < '20'"}, {"rerank": None}, {"rerank": 0, "against": "captions"}):
+            hits = searcher.search("a red circle", top=5, **settings)  # type: ignore[arg-type]
+            retriever = store.as_retriever(search_kwargs={"k": 5, **settings})
+            documents = retriever.invoke("a red circle")
+            assert [document.id for document in documents] == [hit.path for hit in hits]
+            assert asyncio.run(retriever.ainvoke("a red circle")) == documents
+            for document, hit in zip(documents, hits, strict=True):
+                assert document.page_content == "\n".join(hit.captions)
+                about = document.metadata
+                assert (about["source"], about["digest"]) == (str(hit.file), hit.digest)
+                assert (about["score"], about["cosine"]) == pytest.approx((hit.score, hit.cosine), abs=1e-6)
+        (document,) = store.as_retriever().invoke("a bar", k=1, where="path = '07.png'")
+        assert store.get_by_ids(["07.png"])[0].page_content == document.page_content
+        for query, options, words in (
+            (" ", {}, "the text to search for is ' '"),
+            ("a bar", {"where": "colour = 1"}, "where is 'colour = 1'"),
+            ("a bar", {"k": 0}, "top is 0"),
+        ):
+            with pytest.raises(ValueError, match=words):
+                store.similarity_search(query, **options)
 
 
 class TestErrors:
-    @pytest.mark.parametrize(
-        ("given", "message"),
-        [
+    def test_what_cannot_be_added(self, store: BridgeTowerVectorStore) -> None:
+        cases: list[tuple[dict[str, Any], str]] = [
             ({"texts": TEXTS, "metadatas": [{}]}, "3 documents and 1 metadatas"),
             ({"texts": TEXTS, "ids": ["a"]}, "3 documents and 1 ids"),
             ({"texts": TEXTS, "images": ["a.png"]}, "1 images and 3 texts"),
             ({"texts": ["a"], "images": ["none.png"]}, "none.png: .*; nothing was added"),
             ({"texts": ["a bar " * 90]}, "the limit is 24"),
             ({"texts": ["a"], "metadatas": [{"file": Path()}]}, "cannot be kept .*; expected values of JSON"),
-        ],
-    )
-    def test_what_cannot_be_added(self, store: BridgeTowerVectorStore, given: dict[str, Any], message: str) -> None:
-        with pytest.raises(ValueError, match=message):
-            store.add_texts(**given)
+        ]
+        for given, message in cases:
+            with pytest.raises(ValueError, match=message):
+                store.add_texts(**given)
         assert len(store.searcher.index) == 0
-
-    def test_unknown_arguments(self, store: BridgeTowerVectorStore) -> None:
         store.add_texts(TEXTS)
         for settings in ({"were": "width > 8"}, {"page": 2}):
             for search in (store.similarity_search, store.max_marginal_relevance_search):
