@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, cast
@@ -410,7 +410,8 @@ class Predictor:
         order = list(range(count))
         if images is None:
             order.sort(key=lambda row: len(ids[row] or ()))  # so that batches hold little padding
-        shown = [some and decoded(self.processor, some, batch_size, num_workers) for some in (images, images_2)]
+        opened = partial(decoded, self.processor, batch_size=batch_size, num_workers=num_workers)
+        shown = [None if some is None else opened(some) for some in (images, images_2)]
         found: list[Any] = [None] * count
         batches = split_rows(range(count), batch_size)
         for batch in counted(batches, "batches", shown=progress and len(batches) > 1):
@@ -420,7 +421,7 @@ class Predictor:
                 Item(kind=kind, image=image, image_2=image_2, ids=ids[row], top=top)
                 for row, image, image_2 in zip(rows, first, second, strict=True)
             ]
-            for row, outcome in zip(rows, self.compute(items), strict=True):
+            for row, outcome in zip(rows, compute(self.engine, self.processor, items), strict=True):
                 found[row] = outcome
         return found
 

@@ -268,7 +268,7 @@ def _add(table: Table, quantize: Quantize | None, found: Sequence[Embedded]) -> 
         about = {name: escaped(text) for name, text in about.items()}
         more = {"is_image": bool(one.example.images), "may_pass": one.may_pass}
         own = _vectors_of(one)
-        rows += [{**one.example.fields, **about, **more, "text": text} for text, _ in own or [(None, None)]]
+        rows += [{**one.example.fields, **about, **more, "text": text} for text in [text for text, _ in own] or [None]]
         if own:
             vectors += [*quantized(np.stack([vector for _, vector in own]), quantize)]
         else:
@@ -439,7 +439,7 @@ def decode(
     """Returns examples with room for the vectors that are wanted, and in one block the pixels of their images."""
     found, pixels = list[Embedded](), list[Tensor]()
     for example in batch:
-        kinds = (of,) if of else ("images",) if example.images else ("texts",)
+        kinds: tuple[str, ...] = (of or ("images" if example.images else "texts"),)
         if of == "all":
             kinds = ("images", "texts", "pairs") if example.texts else ("images",)
         without = replace(example, images=tuple(replace(image, content=None) for image in example.images))
