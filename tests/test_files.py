@@ -12,9 +12,11 @@ import stat
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -46,6 +48,28 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+def fail(path: Path, error: BaseException) -> None:
+    path.write_bytes(b"half of the n")
+    raise error
+
+
+@contextmanager
+def child(work: Callable[[], object]) -> Iterator[None]:
+    """A process that does some work, tells so, and lives on until it is killed in the end."""
+    reading, writing = os.pipe()
+    process = os.fork()
+    if process == 0:
+        work()
+        os.write(writing, b"held")
+        time.sleep(60)
+    try:
+        assert os.read(reading, 4) == b"held"
+        yield
+    finally:
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+
+
 class TestReplacing:
     def test_new_content_appears_only_at_the_end(self, tmp_path: Path) -> None:
         path = tmp_path / "deep" / "er" / "a.bin"
@@ -59,23 +83,14 @@ class TestReplacing:
 
     @pytest.mark.parametrize("error", [PlannedError(), KeyboardInterrupt(), OSError(errno.ENOSPC, "full")])
     def test_an_error_leaves_the_old_file_and_no_temporary(self, tmp_path: Path, error: BaseException) -> None:
-        path = tmp_path / "a.bin"
-        write_bytes(path, b"old")
-
-        def fail() -> None:
-            with replacing(path) as temporary:
-                temporary.write_bytes(b"half of the n")
-                raise error
-
-        with pytest.raises(type(error)):
-            fail()
-        assert contents(tmp_path) == {"a.bin": b"old"}
-
-    def test_a_target_that_cannot_be_replaced(self, tmp_path: Path) -> None:
+        write_bytes(tmp_path / "a.bin", b"old")
+        with pytest.raises(type(error)), replacing(tmp_path / "a.bin") as temporary:
+            fail(temporary, error)
         (tmp_path / "a").mkdir()
         with pytest.raises(OSError, match="directory"):
             write_bytes(tmp_path / "a", b"new")
-        assert [path.name for path in tmp_path.iterdir()] == ["a"]
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "a.bin"]
+        assert (tmp_path / "a.bin").read_bytes() == b"old"
 
     def test_what_other_programs_use_by_its_name_stays(self, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "pipe")
@@ -162,17 +177,10 @@ class TestNewFolder:
         assert [entry.name for entry in path.parent.iterdir()] == ["a"]
         assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(path.parent.stat().st_mode)
 
-    def test_an_error_leaves_nothing(self, tmp_path: Path) -> None:
-        def fail() -> None:
-            with new_folder(tmp_path / "a") as temporary:
-                write_text(temporary / "b", "new")
-                raise PlannedError
-
-        with pytest.raises(PlannedError):
-            fail()
-        assert list(tmp_path.iterdir()) == []
-
     def test_takes_an_empty_folder_and_no_other(self, tmp_path: Path) -> None:
+        with pytest.raises(PlannedError), new_folder(tmp_path / "a") as temporary:
+            fail(temporary / "b", PlannedError())
+        assert list(tmp_path.iterdir()) == []
         (tmp_path / "a").mkdir()
         with new_folder(tmp_path / "a") as temporary:
             write_text(temporary / "b", "new")
@@ -194,14 +202,9 @@ class TestNewFolder:
         assert contents(disk / "a") == contents(tmp_path / "link") == {"b": b"new"}
 
     def test_of_two_at_once_the_first_stays(self, tmp_path: Path) -> None:
-        def fill(*names: str) -> None:
-            with new_folder(tmp_path / "a") as temporary:
-                write_text(temporary / names[0], "new")
-                if names[1:]:
-                    fill(*names[1:])
-
-        with pytest.raises(FileExistsError, match="is not empty"):
-            fill("second", "first")
+        path = tmp_path / "a"
+        with pytest.raises(FileExistsError, match="is not empty"), new_folder(path), new_folder(path) as temporary:
+            write_text(temporary / "first", "new")
         assert contents(tmp_path / "a") == {"first": b"new"}
 
     def test_the_working_directory_and_mount_points(
@@ -216,28 +219,36 @@ class TestNewFolder:
             pass
 
 
-class TestContent:
-    def test_a_name_that_is_not_utf8_comes_back_whole(self, tmp_path: Path) -> None:
-        name = os.fsdecode(b"caf\xe9 \\udce9.png")
-        write_json(tmp_path / "a.json", {name: [name]})
-        assert (tmp_path / "a.json").read_bytes().decode().count(r"caf\udce9 \\udce9.png") == 2
-        (found,) = read_json(tmp_path / "a.json")
-        assert os.fsencode(found) == b"caf\xe9 \\udce9.png"
-
-    def test_text_and_json(self, tmp_path: Path) -> None:
-        write_text(tmp_path / "a.txt", "größer\n")
+class TestJson:
+    def test_round_trip(self, tmp_path: Path) -> None:
+        name = os.fsdecode(b"caf\xe9 \\udce9.png")  # is not UTF-8, and comes back whole
+        write_json(tmp_path / "a.json", {name: ["größer", 1, None]})
+        assert (tmp_path / "a.json").read_bytes().decode().count(r"caf\udce9 \\udce9.png") == 1
+        assert read_json(tmp_path / "a.json") == {name: ["größer", 1, None]}
         write_json(tmp_path / "a.json", {"ä": [1, "b"]})
-        assert (tmp_path / "a.txt").read_bytes() == "größer\n".encode()
-        assert (tmp_path / "a.json").read_text(encoding="utf-8") == '{\n  "ä": [\n    1,\n    "b"\n  ]\n}\n'
-
-    def test_what_is_no_json_leaves_the_old_file(self, tmp_path: Path) -> None:
-        write_json(tmp_path / "a.json", 1)
+        text = '{\n  "ä": [\n    1,\n    "b"\n  ]\n}\n'
+        assert (tmp_path / "a.json").read_text(encoding="utf-8") == text
         with pytest.raises(TypeError):
             write_json(tmp_path / "a.json", {"a": object()})
         for value in (math.nan, math.inf, -math.inf):
             with pytest.raises(FloatingPointError, match="NaN or infinite"):
                 write_json(tmp_path / "a.json", {"a": [{"b": value}]})
-        assert contents(tmp_path) == {"a.json": b"1\n"}
+        assert contents(tmp_path) == {"a.json": text.encode()}
+        with pytest.raises(FileNotFoundError, match=r"no file .*x\.json"):
+            read_json(tmp_path / "x.json")
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            *((content, "is not valid JSON") for content in (b"", b"{", b"{'a': 1}", b"\xff\xfe", b'{"a": 1} x')),
+            *((content, "nested too deep") for content in (b"[" * 10**6, b'{"a":' * 10**6 + b"1" + b"}" * 10**6)),
+            *((content, "expected a JSON object") for content in (b"[]", b"3", b"null", b'"a"')),
+        ],
+    )
+    def test_what_is_no_object(self, tmp_path: Path, content: bytes, message: str) -> None:
+        (tmp_path / "x.json").write_bytes(content)
+        with pytest.raises(ValueError, match=rf"x\.json .*{message}"):
+            read_json(tmp_path / "x.json")
 
 
 class TestLeftovers:
@@ -246,13 +257,15 @@ class TestLeftovers:
         """Lets a process write something half."""
 
         def call(name: str) -> None:
-            child = os.fork()
-            if child == 0:
-                with replacing(tmp_path / name) as temporary:
-                    temporary.write_bytes(b"half")
-                    (temporary.parent / ".tmpOfALibrary").write_bytes(b"half")
-                    os.kill(os.getpid(), 9)
-            os.waitpid(child, 0)
+            written = replacing(tmp_path / name)
+
+            def write() -> None:
+                temporary = written.__enter__()
+                temporary.write_bytes(b"half")
+                (temporary.parent / ".tmpOfALibrary").write_bytes(b"half")
+
+            with child(write):
+                pass
 
         return call
 
@@ -304,51 +317,28 @@ class TestLock:
         with locked(tmp_path / "new"):
             pass
 
-    def test_is_let_go_by_a_killed_process(self, tmp_path: Path) -> None:
-        reading, writing = os.pipe()
-        child = os.fork()
-        if child == 0:
-            with locked(tmp_path):
-                os.write(writing, b"held")
-                time.sleep(60)
-        assert os.read(reading, 4) == b"held"
-        with pytest.raises(FileExistsError, match="another process"), locked(tmp_path):
+    def test_is_let_go_by_a_killed_process_but_not_for_its_children(self, tmp_path: Path) -> None:
+        held = locked(tmp_path)
+        with child(held.__enter__), pytest.raises(FileExistsError, match="another process"), locked(tmp_path):
             pytest.fail("held twice")
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        with locked(tmp_path):
-            pass
-
-    def test_is_let_go_while_children_that_were_forked_meanwhile_live_on(self, tmp_path: Path) -> None:
-        with locked(tmp_path):
-            child = os.fork()
-            if child == 0:
-                time.sleep(60)
-                os._exit(0)
-        try:
+        with ExitStack() as stack:
+            with locked(tmp_path):
+                stack.enter_context(child(lambda: None))  # lives on
             with locked(tmp_path):
                 pass
-        finally:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
 
     def test_of_a_folder_that_was_removed_while_waiting_is_taken_anew(self, tmp_path: Path) -> None:
-        folder, (reading, writing) = tmp_path / "a", os.pipe()
-        with locked(folder):
-            child = os.fork()
-            if child == 0:
-                with locked(folder, wait=True):
-                    os.write(writing, b"held")
-                    time.sleep(60)
-            time.sleep(0.5)  # it waits for the lock, in a file that is removed now
-            shutil.rmtree(folder)
-        try:
-            assert os.read(reading, 4) == b"held"
+        folder, held, reading = tmp_path / "a", locked(tmp_path / "a", wait=True), threading.Event()
+        with ExitStack() as stack:
+            with locked(folder):
+                waiting = threading.Thread(target=lambda: (stack.enter_context(child(held.__enter__)), reading.set()))
+                waiting.start()
+                time.sleep(0.3)  # it waits for the lock, in a file that is removed now
+                assert not reading.is_set()
+                shutil.rmtree(folder)
+            waiting.join()
             with pytest.raises(FileExistsError, match="another process"), locked(folder):
                 pytest.fail("held twice")
-        finally:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
 
     def test_a_link_to_nowhere(self, tmp_path: Path) -> None:
         (tmp_path / "a").symlink_to(tmp_path / "b")
@@ -357,34 +347,23 @@ class TestLock:
             pytest.fail("held")
 
     def test_who_waits_says_so(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-        reading, writing = os.pipe()
-        child = os.fork()
-        if child == 0:
-            with locked(tmp_path):
-                os.write(writing, b"held")
-                time.sleep(0.5)
-            os._exit(0)
-        assert os.read(reading, 4) == b"held"
-        with caplog.at_level("INFO"), locked(tmp_path, wait=True):
-            assert f"another process works in {tmp_path}; waiting for it" in caplog.text
-        os.waitpid(child, 0)
+        held = locked(tmp_path)
+        with ExitStack() as stack, caplog.at_level("INFO"):
+            stack.enter_context(child(held.__enter__))
+            threading.Timer(0.2, stack.close).start()
+            with locked(tmp_path, wait=True):
+                assert f"another process works in {tmp_path}; waiting for it" in caplog.text
 
-    @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
-    def test_a_file_system_without_locks(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-        def flock(*_: object) -> None:
-            raise OSError(number, os.strerror(number))
-
-        monkeypatch.setattr(fcntl, "flock", flock)
-        with pytest.raises(
-            OSError, match=r"cannot be locked .* its file system has no flock; mount it with locks"
-        ) as error:
-            locked(tmp_path).__enter__()
-        assert error.value.errno == number
-
-    def test_nothing_is_locked_where_there_are_no_locks(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_where_there_are_no_locks(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        for number in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
+            error = OSError(number, os.strerror(number))
+            monkeypatch.setattr(fcntl, "flock", Mock(side_effect=error))
+            with pytest.raises(OSError, match=r"cannot be locked .* has no flock; mount it with locks") as caught:
+                locked(tmp_path).__enter__()
+            assert caught.value.errno == number
         monkeypatch.setattr(files, "fcntl", None)
         with locked(tmp_path / "new"), locked(tmp_path / "new", shared=True):
-            assert (tmp_path / "new").is_dir()
+            write_text(tmp_path / "new" / "a", "new")
 
 
 class TestReadOnly:
@@ -439,37 +418,11 @@ class TestFullDisk:
     def test_wherever_the_disk_is_found_full(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
         write_bytes(tmp_path / "a", b"old")
 
-        def full(*arguments: object, **options: object) -> None:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-        monkeypatch.setattr(os, call, full)
+        monkeypatch.setattr(os, call, Mock(side_effect=OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
         with pytest.raises(OSError, match=r"/a could not be written \(No space left"):
             write_bytes(tmp_path / "a", b"new")
         monkeypatch.undo()
         assert contents(tmp_path) == {"a": b"old"}
-
-
-class TestJson:
-    def test_round_trip(self, tmp_path: Path) -> None:
-        (tmp_path / "x.json").write_text('{"é": [1, null]}', encoding="utf-8")
-        assert read_json(tmp_path / "x.json") == {"é": [1, None]}
-
-    @pytest.mark.parametrize(
-        ("content", "message"),
-        [
-            *((content, "is not valid JSON") for content in (b"", b"{", b"{'a': 1}", b"\xff\xfe", b'{"a": 1} x')),
-            *((content, "nested too deep") for content in (b"[" * 10**6, b'{"a":' * 10**6 + b"1" + b"}" * 10**6)),
-            *((content, "expected a JSON object") for content in (b"[]", b"3", b"null", b'"a"')),
-        ],
-    )
-    def test_what_is_no_object(self, tmp_path: Path, content: bytes, message: str) -> None:
-        (tmp_path / "x.json").write_bytes(content)
-        with pytest.raises(ValueError, match=rf"x\.json .*{message}"):
-            read_json(tmp_path / "x.json")
-
-    def test_missing(self, tmp_path: Path) -> None:
-        with pytest.raises(FileNotFoundError, match=r"no file .*x\.json"):
-            read_json(tmp_path / "x.json")
 
 
 def test_space_is_required_before_something_is_written(small_disk: Callable[[int], Path]) -> None:

@@ -14,10 +14,10 @@ NAMES = ["00.png", "01.png", "02.png", "03.png", "sub/04.png", "sub/05.png"]
 
 
 class Album:
-    """Six images, two of them in a folder in the folder, and their index."""
+    """Images or videos, and their index beside their folder."""
 
     def __init__(self, folder: Path, predictor: Predictor) -> None:
-        self.folder, self.out, self.predictor = folder, folder.parent / "photos.lance", predictor
+        self.folder, self.out, self.predictor = folder, folder.with_suffix(".lance"), predictor
 
     def build(self, *sources: Path, **settings: Any) -> IndexReport:
         """Brings the index up to date with the images, or with other sources."""

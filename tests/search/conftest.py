@@ -1,8 +1,9 @@
 """A model, images of shapes to index, and some of them in every kind of source."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from album import Album
@@ -27,6 +28,7 @@ def shapes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def album(shapes_folder: Path, predictor: Predictor, tmp_path: Path) -> Album:
+    """Six images, two of them in a folder in the folder."""
     folder = tmp_path / "photos"
     (folder / "sub").mkdir(parents=True)
     for number in range(6):
@@ -49,3 +51,24 @@ def encoded(predictor: Predictor) -> Iterator[list[int]]:
     )
     yield batches
     hook.remove()
+
+
+@pytest.fixture
+def stopped(predictor: Predictor) -> Callable[[int, Callable[[], object]], None]:
+    """Ends a call, in which each image is a batch, in the place of the computation of a number."""
+
+    def call(number: int, run: Callable[[], object]) -> None:
+        compute, calls = predictor.compute, list[int]()
+
+        def failing(items: Any) -> Any:
+            calls.append(len(items))
+            if len(calls) == number:
+                raise KeyboardInterrupt
+            return compute(items)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(predictor, "compute", failing)
+            with pytest.raises(KeyboardInterrupt):
+                run()
+
+    return call

@@ -1,8 +1,8 @@
 """Embeds or indexes in forked processes that are killed before each change that they make, and completes each.
 
-Called as `python killing.py MODEL PHOTOS FOLDER KIND`; KIND is `index`, `npy` or `lance`. Heavy imports happen once,
-here; every attempt is a process of its own, as if it had been started from a shell. Prints what was found after each
-kill, and after the run that completed it.
+Called as `python killing.py MODEL PHOTOS FOLDER`. Heavy imports happen once, here; every attempt is a process of its
+own, as if it had been started from a shell. Prints what was found after each kill, and after the run that completed it,
+by what was made: an index, or vectors in a table or a file.
 """
 
 import json
@@ -161,6 +161,7 @@ def indexing(predictor: Predictor, photos: Path, folder: Path) -> list[dict[str,
 
 
 if __name__ == "__main__":
-    model, photos, folder, kind = sys.argv[1:]
+    model, photos, folder = sys.argv[1:]
     arguments = load(Path(model), device="cpu"), Path(photos), Path(folder)
-    print(json.dumps(indexing(*arguments) if kind == "index" else embedding(*arguments, kind)))  # noqa: T201
+    found = {suffix: embedding(*arguments, suffix) for suffix in ("lance", "npy")}
+    print(json.dumps(found | {"index": indexing(*arguments)}))  # noqa: T201

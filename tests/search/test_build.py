@@ -32,27 +32,6 @@ from sources import CAPTIONS, served
 from sources import NAMES as NAMES_OF
 
 
-@pytest.fixture
-def stopped(predictor: Predictor) -> Callable[[int, Callable[[], object]], None]:
-    """Ends a call, in which each image is a batch, in the place of the computation of a number."""
-
-    def call(number: int, run: Callable[[], object]) -> None:
-        compute, calls = predictor.compute, list[int]()
-
-        def failing(items: Any) -> Any:
-            calls.append(len(items))
-            if len(calls) == number:
-                raise KeyboardInterrupt
-            return compute(items)
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(predictor, "compute", failing)
-            with pytest.raises(KeyboardInterrupt):
-                run()
-
-    return call
-
-
 class TestContent:
     def test_rows_are_what_the_model_says(self, album: Album, predictor: Predictor) -> None:
         given = {"01.png": ["a red bar"], "sub/04.png": ["a green square", "a bar", "red on black"]}

@@ -68,10 +68,16 @@ def slow(model: Path) -> Callable[[], Predictor]:
     return call
 
 
-def test_a_killed_worker_and_a_broken_part(
+def test_goes_on_with_what_one_process_began_and_without_a_killed_worker(
     texts: Path, tiny_checkpoint: Path, predictor: Predictor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     append, commits = Table.append, list[int]()
+
+    def stopping(table: Table, rows: pa.Table) -> None:
+        if len(commits) == 5:
+            raise KeyboardInterrupt
+        append(table, rows)
+        commits.append(sum(name != "" for name in rows["id"].to_pylist()))
 
     def killing(table: Table, rows: pa.Table) -> None:
         append(table, rows)
@@ -79,39 +85,25 @@ def test_a_killed_worker_and_a_broken_part(
         if len(commits) == 3:
             os.kill(workers()[0], signal.SIGKILL)
 
+    settings: Any = {"commit_seconds": 0, "batch_size": 3, "max_errors": 1}
+    monkeypatch.setattr(Table, "append", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        embed_source(texts, tmp_path / "v.npy", predictor, EmbedConfig(**settings))
+    assert sum(commits) == 15
+    del commits[:]
     monkeypatch.setattr(Table, "append", killing)
-    config = EmbedConfig(ray=LOCAL, ray_workers=2, max_errors=1, commit_seconds=0)
+    config = EmbedConfig(ray=LOCAL, ray_workers=2, **settings)
     report = embed_source(texts, tmp_path / "v.npy", slow(tiny_checkpoint), config)
     assert (report.vectors, report.bad) == (45, 1)
     assert len(commits) > 3
+    assert sum(commits) == 31  # of the 30 that were left, and the bad one
     lines = [line for path in sorted(texts.glob("[0-9]*.txt")) for line in path.read_text().splitlines()]
     np.testing.assert_allclose(np.load(tmp_path / "v.npy"), predictor.embed_texts(lines).numpy(), atol=1e-5)
 
 
-def test_goes_on_with_what_one_process_began(
-    texts: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    append, counts = Table.append, list[int]()
-
-    def stopping(table: Table, rows: pa.Table) -> None:
-        if len(counts) == 5:
-            raise KeyboardInterrupt
-        append(table, rows)
-        counts.append(sum(name != "" for name in rows["id"].to_pylist()))
-
-    monkeypatch.setattr(Table, "append", stopping)
-    settings: Any = {"commit_seconds": 0, "batch_size": 3, "max_errors": 1}
-    with pytest.raises(KeyboardInterrupt):
-        embed_source(texts, tmp_path / "v.npy", tiny_checkpoint, EmbedConfig(**settings))
-    monkeypatch.setattr(Table, "append", append)
-    assert sum(counts) == 15
-    config = EmbedConfig(ray=LOCAL, ray_workers=2, **settings)
-    assert embed_source(texts, tmp_path / "v.npy", tiny_checkpoint, config).vectors == 45
-
-
 def test_an_index(shapes_folder: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(build, "_TASK", 9)
-    config = IndexConfig(ray=LOCAL, ray_workers=2)
+    config = IndexConfig(ray=LOCAL, ray_workers=1)
     assert build_index(shapes_folder, tmp_path / "a.lance", tiny_checkpoint, config).added == 45
     build_index(shapes_folder, tmp_path / "b.lance", tiny_checkpoint)
     vector = next(iter(load(tiny_checkpoint, device="cpu").embed_images(shapes_folder / "07.png")))

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from album import Album
 from PIL import Image
 
 from bridgetower.data import reader
 from bridgetower.predictor import Predictor
-from bridgetower.search.build import IndexReport, build_index
-from bridgetower.search.config import IndexConfig
+from bridgetower.search.build import build_index
 from bridgetower.search.index import Index
 from bridgetower.search.searcher import Searcher
 from bridgetower.search.sheet import contact_sheet
@@ -40,19 +40,13 @@ def talks(clip: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def index_of(predictor: Predictor, tmp_path: Path) -> Callable[..., IndexReport]:
-    def call(*sources: Path, **settings: Any) -> IndexReport:
-        return build_index(sources, tmp_path / "talks.lance", predictor, IndexConfig(**settings))
-
-    return call
+def album(talks: Path, predictor: Predictor) -> Album:
+    return Album(talks, predictor)
 
 
-def test_a_row_has_frame_times_transcript_and_vectors(
-    talks: Path, predictor: Predictor, index_of: Callable[..., IndexReport], tmp_path: Path
-) -> None:
-    report = index_of(talks / "talk.mp4", talks / "lectures")
-    assert (report.images, report.added, report.bad) == (7, 7, ())
-    searcher = Searcher(tmp_path / "talks.lance", predictor)
+def test_a_row_has_frame_times_transcript_and_vectors(talks: Path, predictor: Predictor, album: Album) -> None:
+    assert album.counts(talks / "talk.mp4", talks / "lectures") == (7, 7, 0, 0)
+    searcher = Searcher(album.out, predictor)
     hit, *others = searcher.search(SAID[0], against="captions", rerank=0)
     assert (hit.path, hit.start, hit.end, hit.captions) == ("talk.mp4#t=0.500,2.500", 0.5, 2.5, (SAID[0],))
     assert hit.cosine == pytest.approx(1, abs=1e-5)
@@ -69,12 +63,10 @@ def test_a_row_has_frame_times_transcript_and_vectors(
         assert (nearest.path, nearest.cosine) == (hit.path, pytest.approx(1, abs=1e-5))
 
 
-def test_matching_and_sheets_take_the_frames_of_the_index(
-    talks: Path, predictor: Predictor, index_of: Callable[..., IndexReport], tmp_path: Path
-) -> None:
-    index_of(talks)
+def test_matching_and_sheets_take_the_frames_of_the_index(talks: Path, predictor: Predictor, album: Album) -> None:
+    album.build()
     shutil.rmtree(talks)  # nothing is read from it any more
-    searcher = Searcher(tmp_path / "talks.lance", predictor)
+    searcher = Searcher(album.out, predictor)
     hits = searcher.search("a red square")
     assert len(hits) == 7
     frames = [searcher.index.content(hit) for hit in hits]
@@ -87,14 +79,10 @@ def test_matching_and_sheets_take_the_frames_of_the_index(
 
 
 def test_a_text_is_compared_with_what_is_said_where_all_moments_have_words(
-    talks: Path,
-    predictor: Predictor,
-    index_of: Callable[..., IndexReport],
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
+    talks: Path, predictor: Predictor, album: Album, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    index_of(talks / "talk.mp4")
-    searcher = Searcher(tmp_path / "talks.lance", predictor)
+    album.build(talks / "talk.mp4")
+    searcher = Searcher(album.out, predictor)
     frame = io.BytesIO(searcher.index.content(searcher.index.examples(1)[0])).getvalue()
     said = searcher.search(SAID[1])
     assert (said[0].captions, said[0].cosine, said[0].score) == ((SAID[1],), pytest.approx(1, abs=1e-5), None)
@@ -115,63 +103,38 @@ def test_a_text_is_compared_with_what_is_said_where_all_moments_have_words(
     assert mixed.search(SAID[1]) == shown
     assert "the text is compared with images, as 4 of 7 entries have no transcript" in caplog.text
     (talks / "talk.srt").write_text("1\n00:00:02,000 --> 00:00:04,000\nthe sea\n", encoding="utf-8")
-    index_of(talks / "talk.mp4", every=6.0)  # half of it is silent now
-    assert len(Searcher(tmp_path / "talks.lance", predictor).search("the sea")) == 2
+    album.build(talks / "talk.mp4", every=6.0)  # half of it is silent now
+    assert len(Searcher(album.out, predictor).search("the sea")) == 2
 
 
-def test_only_what_has_changed_is_embedded(talks: Path, index_of: Callable[..., IndexReport]) -> None:
-    index_of(talks)
-    again = index_of(talks)
-    assert (again.added, again.changed, again.removed) == (0, 0, 0)
+def test_only_what_has_changed_is_embedded(talks: Path, album: Album, stopped: Callable[..., None]) -> None:
+    stopped(4, lambda: album.build(batch_size=2, commit_seconds=0, num_workers=0))  # two of an image of a lecture each
+    assert len(Index(album.out)) == 4
+    assert album.counts() == (7, 3, 0, 0)
+    assert album.counts() == (7, 0, 0, 0)
     (talks / "talk.srt").write_text(SRT.replace("followed", "trailed"), encoding="utf-8")
-    changed = index_of(talks)
-    assert (changed.added, changed.changed, changed.removed) == (0, 1, 0)
+    assert album.counts() == (7, 0, 1, 0)
     (talks / "lectures" / "one.mp4").unlink()
-    assert index_of(talks).removed == 4
-    assert index_of(talks, every=6.0).images == 2
+    assert album.build().removed == 4
+    assert album.build(every=6.0).images == 2
 
 
-def test_moments_stay_where_videos_cannot_be_read(
-    talks: Path, index_of: Callable[..., IndexReport], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_moments_stay_where_videos_cannot_be_read(talks: Path, album: Album, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("RGB", (8, 8)).save(talks / "a.png")
     Image.new("RGB", (9, 9)).save(talks / "b.png")
-    before = index_of(talks)
+    before = album.build()
     (talks / "b.png").unlink()
     monkeypatch.setattr(reader, "is_installed", lambda package: package != "av")
     with pytest.raises(ValueError, match=r"2 bad items.*'talk.mp4': PyAV, which reads videos, is missing: install"):
-        index_of(talks)
-    without = index_of(talks, max_errors=2)
-    assert (without.images, without.added, without.removed) == (before.images - 1, 0, 0)
+        album.build()
+    assert album.counts(max_errors=2) == (before.images - 1, 0, 0, 0)
 
 
-def test_a_run_that_was_stopped_is_continued(
-    talks: Path, predictor: Predictor, index_of: Callable[..., IndexReport], tmp_path: Path
-) -> None:
-    compute, calls = predictor.compute, []
-
-    def stops(*given: Any, **options: Any) -> Any:
-        calls.append(given)
-        if len(calls) == 4:  # two of an image of a lecture each
-            raise KeyboardInterrupt
-        return compute(*given, **options)
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(predictor, "compute", stops)
-        with pytest.raises(KeyboardInterrupt):
-            index_of(talks, batch_size=2, commit_seconds=0.0, num_workers=0)
-    assert len(Index(tmp_path / "talks.lance")) == 4
-    report = index_of(talks)
-    assert (report.added, report.changed, report.images) == (3, 0, 7)
-
-
-def test_at_urls_and_in_stores(
-    talks: Path, predictor: Predictor, index_of: Callable[..., IndexReport], store: Store, tmp_path: Path
-) -> None:
+def test_at_urls_and_in_stores(talks: Path, predictor: Predictor, album: Album, store: Store, tmp_path: Path) -> None:
     (talks / "lectures" / "one.mp4").rename(talks / "one.mp4")
     (talks / "lectures").rmdir()
-    index_of(talks)
-    expected = Searcher(tmp_path / "talks.lance", predictor).search(SAID[1], against="images", rerank=0)
+    album.build()
+    expected = Searcher(album.out, predictor).search(SAID[1], against="images", rerank=0)
     with served(talks) as url:
         report = build_index(f"{url}/talk.mp4", tmp_path / "url.lance", predictor)
         assert (report.images, report.bad) == (3, ())
@@ -192,33 +155,25 @@ def test_at_urls_and_in_stores(
     assert found[0].file == f"s3://bucket/talks/{found[0].path.partition('#')[0]}"
 
 
-def test_a_damaged_video_is_named_and_what_can_be_read_is_kept(
-    talks: Path, index_of: Callable[..., IndexReport], tmp_path: Path
-) -> None:
+def test_a_damaged_video_is_named_and_what_can_be_read_is_kept(talks: Path, album: Album) -> None:
     path = write_clip(talks / "broken.mp4", size=(320, 240), keyframes=5)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     (talks / "empty.mp4").write_bytes(b"")
-    with pytest.raises(
-        ValueError, match=r"2 bad items.*'broken.mp4': it ends after .* s; copy it again \| 'empty.mp4'"
-    ):
-        index_of(talks)
-    report = index_of(talks, max_errors=2)
-    assert len(report.bad) == 2
-    assert any(path.startswith("broken.mp4#t=0.000,") for path in Index(tmp_path / "talks.lance").paths())
-
-
-@pytest.mark.parametrize(
-    ("sources", "message"),
-    [
-        ((), "nothing to index; name a folder"),
-        (("talk.mp4", "."), "talk.mp4 is given twice, as it is in"),
-        (("talk.mp4", "https://host/a.tar"), "a.tar is a URL, of which an index can only have one source"),
-    ],
-)
-def test_refuses(talks: Path, index_of: Callable[..., IndexReport], sources: tuple[str, ...], message: str) -> None:
-    given = [name if "//" in name else talks / name for name in sources]
+    message = r"2 bad items.*'broken.mp4': it ends after .* s; copy it again \| 'empty.mp4'"
     with pytest.raises(ValueError, match=message):
-        index_of(*given)
+        album.build()
+    assert any(path.startswith("broken.mp4#t=0.000,") for path in Index(album.out).paths())
+
+
+def test_refuses(talks: Path, predictor: Predictor, tmp_path: Path) -> None:
+    cases: list[tuple[list[Any], str]] = [
+        ([], "nothing to index; name a folder"),
+        ([talks / "talk.mp4", talks], "talk.mp4 is given twice, as it is in"),
+        ([talks / "talk.mp4", "https://host/a.tar"], "a.tar is a URL, of which an index can only have one source"),
+    ]
+    for sources, message in cases:
+        with pytest.raises(ValueError, match=message):
+            build_index(sources, tmp_path / "a.lance", predictor)
 
 
 def test_hits_on_the_command_line(
@@ -240,11 +195,9 @@ class TestFrames:
     """The frames of moments come from the index, all at once, and only as they were indexed."""
 
     @pytest.fixture
-    def searcher(
-        self, talks: Path, predictor: Predictor, index_of: Callable[..., IndexReport], tmp_path: Path
-    ) -> Searcher:
-        index_of(talks)
-        return Searcher(tmp_path / "talks.lance", predictor)
+    def searcher(self, album: Album, predictor: Predictor) -> Searcher:
+        album.build()
+        return Searcher(album.out, predictor)
 
     def test_are_read_in_one_query(self, searcher: Searcher, monkeypatch: pytest.MonkeyPatch) -> None:
         expected = searcher.search("red", rerank=7, against="images")
