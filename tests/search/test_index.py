@@ -80,9 +80,7 @@ def test_says_what_it_is_of(make: Make, tmp_path: Path) -> None:
         moved.check_model("0" * 16, "mine")
 
 
-def test_no_model_is_downloaded_because_an_index_names_it(
-    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_model_is_downloaded_for_an_index(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     index = make()
     with pytest.raises(FileNotFoundError, match=r"owner/name@1a of the hub, which is not on this machine; give it as"):
@@ -95,27 +93,21 @@ def test_no_model_is_downloaded_because_an_index_names_it(
     assert index.model_or(None) == "owner/name@1a"
 
 
-@pytest.mark.parametrize(
-    "column",
-    [
-        ("path", pa.array([None], pa.string())),
-        ("image_vector", pa.array([[1.0]], pa.list_(pa.float64()))),
-        ("digest", None),
-        ("further", pa.array([0])),
-    ],
-)
-def test_a_table_with_other_columns_is_no_index(make: Make, column: tuple[str, pa.Array | None]) -> None:
-    index, (name, values) = make(), column
+def test_a_table_with_other_columns_is_no_index(make: Make) -> None:
+    index = make()
     index.upsert([row("a.png", captions=["one"])])
     place, stem = Path(index.uri).parent, Path(index.uri).stem
-    table = lancedb.connect(place).open_table(stem).to_arrow()
-    if name in table.schema.names:
-        table = table.drop([name])
-    if values is not None:
-        table = table.append_column(name, values)
-    lancedb.connect(place).create_table(stem, table, mode="overwrite")
-    with pytest.raises(ValueError, match=r"photos\.lance has other columns than an index; choose another name"):
-        Index(index.uri)
+    whole = lancedb.connect(place).open_table(stem).to_arrow()
+    vectors = pa.array([[1.0]], pa.list_(pa.float64()))
+    for changed in (
+        whole.drop(["path"]).append_column("path", pa.array([None], pa.string())),
+        whole.drop(["image_vector"]).append_column("image_vector", vectors),
+        whole.drop(["digest"]),
+        whole.append_column("further", pa.array([0])),
+    ):
+        lancedb.connect(place).create_table(stem, changed, mode="overwrite")
+        with pytest.raises(ValueError, match=r"photos\.lance has other columns than an index; choose another name"):
+            Index(index.uri)
 
 
 def test_rows_are_written_replaced_and_found(make: Make) -> None:
@@ -338,10 +330,7 @@ def test_another_reader_sees_what_is_written(make: Make, monkeypatch: pytest.Mon
     index = make()
     reader = Index(index.uri)
     index.upsert([row("a.png")])
-    deadline = 50
-    while len(reader) == 0 and deadline:
-        deadline -= 1
-        torch.arange(10_000_000).sum()  # takes some milliseconds
+    monkeypatch.setattr(index_module, "_SEEN_WITHIN", 0)
     assert len(reader) == 1
 
 
@@ -372,9 +361,6 @@ def test_a_store_that_refuses_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch)
     body = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
 
     class Refusing(BaseHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            """Says nothing."""
-
         def do_GET(self) -> None:
             self.send_response(403)
             self.send_header("Content-Length", str(len(body)))
@@ -386,11 +372,9 @@ def test_a_store_that_refuses_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch)
         keys = {"ACCESS_KEY_ID": "k", "SECRET_ACCESS_KEY": "s", "DEFAULT_REGION": "us-east-1"}
         for name, value in (keys | {"ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}"}).items():
             monkeypatch.setenv(f"AWS_{name}", value)
-        uri, said = "s3://bucket/photos.lance", "the store answers 403: Access Denied$"
-        with pytest.raises(OSError, match=rf"^{uri} cannot be read: {said}"):
+        uri = "s3://bucket/photos.lance"
+        with pytest.raises(OSError, match=rf"^{uri} cannot be read: the store answers 403: Access Denied$"):
             Index(uri)
-        with pytest.raises(OSError, match=rf"^{uri} cannot be written: {said}"):
-            Index.create(uri, about("s3://bucket/photos"))
         server.shutdown()
 
 
