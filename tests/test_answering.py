@@ -51,67 +51,48 @@ class TestResults:
         given = {"input_ids": text.input_ids, "attention_mask": text.attention_mask}
         pixels, others = processor.images(pictures), processor.images(pictures[::-1])
         with torch.no_grad():
-            expected = {
-                "answer": task_of_head(model, "vqa").predict(Batch(pixel_values=pixels, **given)),
-                "entail": task_of_head(model, "snli_ve").predict(Batch(pixel_values=pixels, **given)),
-                "reason": task_of_head(model, "nlvr2").predict(
-                    Batch(pixel_values=pixels, pixel_values_2=others, **given)
-                ),
-            }
-        names = {
-            "answer": shapes.COLOURS,
-            "entail": ("contradiction", "neutral", "entailment"),
-            "reason": ("False", "True"),
-        }
-        for method, probabilities in expected.items():
+            one, two = Batch(pixel_values=pixels, **given), Batch(pixel_values=pixels, pixel_values_2=others, **given)
+            expected = [
+                ("answer", shapes.COLOURS, task_of_head(model, "vqa").predict(one)),
+                ("entail", ("contradiction", "neutral", "entailment"), task_of_head(model, "snli_ve").predict(one)),
+                ("reason", ("False", "True"), task_of_head(model, "nlvr2").predict(two)),
+            ]
+        for method, names, probabilities in expected:
             for choices, row in zip(ask(predictor, method), probabilities.tolist(), strict=True):
                 found = {choice.label: choice.probability for choice in choices}
-                assert found == pytest.approx(dict(zip(names[method], row, strict=True)), abs=1e-6)
+                assert found == pytest.approx(dict(zip(names, row, strict=True)), abs=1e-6)
                 assert [choice.probability for choice in choices] == sorted(found.values(), reverse=True)
 
     @pytest.mark.parametrize("method", ["answer", "entail", "reason"])
-    def test_one_or_several_in_batches_of_any_size(
-        self, predictor: Predictor, ask: Callable[..., Any], method: str
-    ) -> None:
-        together = ask(predictor, method)
-        for size in (1, 2):
-            parts = ask(predictor, method, batch_size=size)
-            assert [[choice.label for choice in row] for row in parts] == [
-                [choice.label for choice in row] for row in together
-            ]
+    def test_one_or_several_in_batches(self, predictor: Predictor, ask: Callable[..., Any], method: str) -> None:
+        together, parts = ask(predictor, method), ask(predictor, method, batch_size=2)
+        assert [[choice.label for choice in row] for row in parts] == [[one.label for one in row] for row in together]
         for number, row in enumerate(together):
             alone = ask(predictor, method, number)
             assert [choice.probability for choice in alone] == pytest.approx([c.probability for c in row], abs=1e-5)
 
-    def test_the_second_picture_matters(self, predictor: Predictor, pictures: list[Image.Image]) -> None:
-        one = predictor.reason(pictures[0], pictures[1], QUESTIONS[0])
-        other = predictor.reason(pictures[0], pictures[2], QUESTIONS[0])
+    def test_second_images_iterators_and_top(
+        self, predictor: Predictor, pictures: list[Image.Image], ask: Callable[..., Any]
+    ) -> None:
+        one, other = (predictor.reason(pictures[0], pictures[number], QUESTIONS[0]) for number in (1, 2))
         assert one[0].probability != pytest.approx(other[0].probability, abs=1e-6)
-
-    def test_iterators(self, predictor: Predictor, pictures: list[Image.Image], ask: Callable[..., Any]) -> None:
         found = predictor.reason(iter(pictures), iter(pictures[::-1]), iter(QUESTIONS))
         assert found == ask(predictor, "reason")
-
-    def test_top(self, predictor: Predictor, ask: Callable[..., Any]) -> None:
         everything = ask(predictor, "answer", top=99)
         assert [len(row) for row in everything] == [5, 5, 5]
         assert ask(predictor, "answer", top=2) == [row[:2] for row in everything]
 
 
 class TestErrors:
-    @pytest.mark.parametrize(("method", "head"), [("answer", "vqa"), ("entail", "snli_ve"), ("reason", "nlvr2")])
-    def test_a_model_without_the_head_names_those_that_it_has(
-        self, tiny_checkpoint: Path, ask: Callable[..., Any], method: str, head: str
-    ) -> None:
-        with pytest.raises(ValueError, match=rf"this model has no {head} head \(it has mlm, itm, itc\); load a"):
-            ask(load(tiny_checkpoint, device="cpu"), method)
-
-    def test_unnamed_answers(self, answering_checkpoint: Path, ask: Callable[..., Any]) -> None:
-        nameless = replace(read_checkpoint(answering_checkpoint), labels={})
-        predictor = Predictor(nameless, TorchEngine(nameless.model(), torch.device("cpu")))
+    def test_heads_and_names(self, tiny_checkpoint: Path, answering_checkpoint: Path, ask: Callable[..., Any]) -> None:
+        without, checkpoint = load(tiny_checkpoint, device="cpu"), read_checkpoint(answering_checkpoint)
+        for method, head in (("answer", "vqa"), ("entail", "snli_ve"), ("reason", "nlvr2")):
+            with pytest.raises(ValueError, match=rf"this model has no {head} head \(it has mlm, itm, itc\); load a"):
+                ask(without, method)
+        nameless = Predictor(replace(checkpoint, labels={}), TorchEngine(checkpoint.model(), torch.device("cpu")))
         with pytest.raises(ValueError, match=r"does not name the classes of its vqa head; .* pass answers"):
-            ask(predictor, "answer")
-        assert len(ask(predictor, "entail")) == 3
+            ask(nameless, "answer")
+        assert len(ask(nameless, "entail")) == 3
 
     def test_one_goes_with_all_of_the_others(self, predictor: Predictor, pictures: list[Image.Image]) -> None:
         several = [

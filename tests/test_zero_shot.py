@@ -78,7 +78,9 @@ class TestCommand:
             (tmp_path / "photos" / f"{number}.png").write_bytes(content)
         return tmp_path / "photos"
 
-    def test_a_folder_files_and_a_table(self, run: Callable[..., Any], predictor: Predictor, photos: Path) -> None:
+    def test_a_folder_files_and_a_table(
+        self, run: Callable[..., Any], capsys: pytest.CaptureFixture[str], predictor: Predictor, photos: Path
+    ) -> None:
         expected = [probabilities(chosen) for chosen in predictor.classify(PNGS, labels=LABELS)]
         files = sorted(photos.glob("*.png"))
         with (photos.parent / "table.csv").open("w", newline="") as file:
@@ -90,10 +92,6 @@ class TestCommand:
         (row, *_) = run("classify", predictor.source, photos, "--labels", *LABELS, "--templates", "a {}", "--top", 1)
         (best, *_) = predictor.classify(PNGS[0], labels=LABELS, templates=["a {}"])
         assert probabilities(row["classes"]) == {best.label: best.probability}
-
-    def test_a_broken_image_is_named(
-        self, run: Callable[..., Any], capsys: pytest.CaptureFixture[str], predictor: Predictor, photos: Path
-    ) -> None:
         (photos / "1.png").write_bytes(b"no image")
         command = ["classify", predictor.source, str(photos), "--labels", "a", "b"]
         with pytest.raises(SystemExit):
@@ -105,20 +103,14 @@ class TestCommand:
         rows = run(*command, "--max-errors", 1)
         assert [Path(row["image"]).name for row in rows] == ["0.png", "2.png"]
 
-    @pytest.mark.parametrize(
-        ("arguments", "words"),
-        [
-            (["PHOTOS"], "no labels are given"),
+    def test_bad_arguments(self, refused: Callable[..., str], predictor: Predictor, photos: Path) -> None:
+        for given, words in (
+            ([photos], "no labels are given"),
             (["--texts", "a", "--labels", "a", "b"], "labels are compared with images alone"),
-            (["PHOTOS", "--images", "PHOTOS", "--labels", "a", "b"], "expected one of them"),
+            ([photos, "--images", photos, "--labels", "a", "b"], "expected one of them"),
             (["--labels", "a", "b"], "nothing to classify"),
-        ],
-    )
-    def test_bad_arguments(
-        self, refused: Callable[..., str], predictor: Predictor, photos: Path, arguments: list[str], words: str
-    ) -> None:
-        given = [str(photos) if one == "PHOTOS" else one for one in arguments]
-        assert words in refused("classify", predictor.source, *given)
+        ):
+            assert words in refused("classify", predictor.source, *given)
 
 
 def test_served(predictor: Predictor, answering_checkpoint: Path) -> None:
@@ -138,7 +130,6 @@ def test_served(predictor: Predictor, answering_checkpoint: Path) -> None:
         for body, words in (
             ({"images": URIS, "labels": ["a", "a"]}, "labels has 'a' twice"),
             ({"texts": ["a"], "labels": ["a", "b"]}, "labels are compared with images alone"),
-            ({"images": ["/etc/passwd"], "labels": ["a", "b"]}, "expected a data URI"),
             ({"images": URIS[:1], "templates": ["{}"]}, "templates are for labels"),
             ({"images": URIS[:1], "labels": ["a", "b " * 99]}, 'send "truncate": true'),
             ({"images": URIS[:1]}, "no classification head"),

@@ -176,21 +176,6 @@ def test_refuses(talks: Path, predictor: Predictor, tmp_path: Path) -> None:
             build_index(sources, tmp_path / "a.lance", predictor)
 
 
-def test_hits_on_the_command_line(
-    run: Callable[..., list[Any]], talks: Path, tiny_checkpoint: Path, tmp_path: Path
-) -> None:
-    (report,) = run(
-        *("index", talks / "talk.mp4", talks / "lectures", "--out", tmp_path / "a.lance", "--model", tiny_checkpoint),
-        *("--every", 4, "--max-moments", 100),
-    )
-    assert report["images"] == 6
-    hits = run("search", tmp_path / "a.lance", "a red square", "--sheet", tmp_path / "sheet.png")
-    (first,) = [hit for hit in hits if hit["path"] == "talk.mp4#t=0.000,4.000"]
-    assert (first["start"], first["end"], first["transcript"]) == (0, 4, SAID[0])
-    assert first["link"] == f"{(talks / 'talk.mp4').as_uri()}#t=0.000,4.000"
-    assert Image.open(tmp_path / "sheet.png").size[0] > 200
-
-
 class TestFrames:
     """The frames of moments come from the index, all at once, and only as they were indexed."""
 
