@@ -115,21 +115,20 @@ def compute(engine: Engine, processor: Processor, items: Sequence[Item]) -> list
             pooled = torch.cat([pooled, second], dim=-1)
         for kind in dict.fromkeys(item.kind for item in some):
             chosen = [number for number, item in enumerate(some) if item.kind == kind]
-            outcomes = _read(model, kind, pooled[_index(engine, chosen)])
+            own = pooled[_index(engine, chosen)]
+            if kind == "embedding":
+                outcomes = l2_normalize(model.pair_embeds(own))
+            elif kind == "match":
+                outcomes = matched(model.itm_logits(own)).tolist()
+            else:
+                head = HEAD_OF[kind]
+                logits = model.class_logits(head, own).float().cpu()
+                each = kind == "answer" or (kind == "classify" and model.config.heads.multi_label)
+                if not model.config.heads.predicts_number(head):
+                    logits = logits.sigmoid() if each else logits.softmax(dim=-1)
+                outcomes = _numbers(logits)
             found.update(zip([rows[number] for number in chosen], outcomes, strict=True))
     return [found[row] for row in range(len(items))]
-
-
-def _read(model: BridgeTower, kind: Kind, pooled: Float[Tensor, "b e"]) -> Iterable[Outcome]:
-    if kind == "embedding":
-        return l2_normalize(model.pair_embeds(pooled))
-    if kind == "match":
-        return matched(model.itm_logits(pooled)).tolist()
-    logits, heads = model.head(HEAD_OF[kind])(pooled).float().cpu(), model.config.heads
-    if heads.predicts_number(HEAD_OF[kind]):
-        return _numbers(logits)
-    each = kind == "answer" or (kind == "classify" and heads.multi_label)
-    return _numbers(logits.sigmoid() if each else logits.softmax(dim=-1))
 
 
 def decoded(
@@ -240,19 +239,17 @@ def check_at_least_1(**numbers: int | None) -> None:
 
 
 def choices(probabilities: Float[Tensor, "n k"], names: Sequence[str], top: int | None = None) -> list[list[Choice]]:
-    best = probabilities.topk(min(top or len(names), len(names)))
-    return [
-        [Choice(names[number], probability) for number, probability in zip(*row, strict=True)]
-        for row in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    ]
+    return [[Choice(names[place], one) for place, one in row] for row in _best(probabilities, top or len(names))]
 
 
 def top_words(processor: Processor, probabilities: Float[Tensor, "m v"], top: int) -> list[list[FilledWord]]:
+    rows = _best(probabilities, top)
+    return [[FilledWord(processor.decode([token]).strip(), one) for token, one in row] for row in rows]
+
+
+def _best(probabilities: Float[Tensor, "n k"], top: int) -> Iterator[Iterator[tuple[int, float]]]:
     best = probabilities.topk(min(top, probabilities.shape[-1]))
-    return [
-        [FilledWord(processor.decode([token]).strip(), probability) for token, probability in zip(*row, strict=True)]
-        for row in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    ]
+    return map(zip, best.indices.tolist(), best.values.tolist())
 
 
 def l2_normalize(vectors: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:

@@ -286,34 +286,29 @@ def _export(table: Table, out: Path, places: np.ndarray) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns, schema = ["id", "text", "vector"], table.schema
-
-    def rows(*others: str) -> Iterator[Any]:
-        for start in range(0, len(places), _EXPORTED):
-            yield table.take(places[start : start + _EXPORTED].tolist(), [*columns, *others])
-
+    columns, schema, suffix = ["id", "text", "vector"], table.schema, out.suffix
     with ExitStack() as stack:
         temporary = stack.enter_context(replacing(out))
-        if out.suffix == ".parquet":
+        if suffix == ".parquet":
             schema = pa.schema([schema.field(name) for name in columns], schema.metadata)
             writer = stack.enter_context(pq.ParquetWriter(temporary, schema))
-            for some in rows():
-                writer.write_table(some.cast(schema))
-            return
-        file = stack.enter_context(temporary.open("wb"))
-        if out.suffix == ".jsonl":
-            for some in rows("is_image"):
+        else:
+            file = stack.enter_context(temporary.open("wb"))
+        if suffix == ".npy":
+            lines = stack.enter_context(stack.enter_context(replacing(out.with_suffix(".ids.jsonl"))).open("wb"))
+            kind = schema.field("vector").type
+            dtype, shape = np.dtype(kind.value_type.to_pandas_dtype()), (len(places), kind.list_size)
+            np.lib.format.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False, "shape": shape})
+        for start in range(0, len(places), _EXPORTED):
+            some = table.take(places[start : start + _EXPORTED].tolist(), [*columns, "is_image"])
+            if suffix == ".parquet":
+                writer.write_table(some.select(columns).cast(schema))
+            elif suffix == ".jsonl":
                 for row in some.to_pylist():
                     file.write(_json_line(row["id"], row["text"], row["is_image"], row["vector"]).encode())
-            return
-        kind = schema.field("vector").type
-        lines = stack.enter_context(stack.enter_context(replacing(out.with_suffix(".ids.jsonl"))).open("wb"))
-        dtype = np.dtype(kind.value_type.to_pandas_dtype())
-        header = {"descr": dtype.str, "fortran_order": False, "shape": (len(places), kind.list_size)}
-        np.lib.format.write_array_header_1_0(file, header)
-        for some in rows():
-            file.write(np.ascontiguousarray(some["vector"].combine_chunks().flatten().to_numpy()).data)
-            lines.writelines((json_text(row) + "\n").encode() for row in some.select(["id", "text"]).to_pylist())
+            else:
+                file.write(np.ascontiguousarray(some["vector"].combine_chunks().flatten().to_numpy()).data)
+                lines.writelines((json_text(row) + "\n").encode() for row in some.select(["id", "text"]).to_pylist())
 
 
 def print_vectors(source: str | Path | Sequence[Example], model: Model, config: EmbedConfig) -> None:
@@ -469,23 +464,18 @@ def decode(
             one.problem = "" if example.texts else "it has no text"
             try:
                 for text in example.texts:
-                    ids, is_cut = _tokens(processor, text, truncate)
-                    one.ids.append(ids)
-                    one.num_cut += is_cut
+                    try:
+                        (ids,) = processor.token_ids([text])
+                    except ValueError:
+                        (ids,) = processor.token_ids([text], truncate=truncate)
+                        one.num_cut += 1
+                    one.ids.append(tuple(ids))
                 one.digest = one.digest or hashlib.sha256("\n".join(example.texts).encode()).hexdigest()
             except ValueError as error:
                 one.problem, one.num_cut = f"caption {error}", 0
         if not one.problem:
             one.vectors = {kind: [] for kind in kinds}
     return found, torch.stack(pixels) if pixels else torch.empty(0, dtype=torch.uint8)
-
-
-def _tokens(processor: Processor, text: str, truncate: bool) -> tuple[Tokens, bool]:
-    """Returns the ids of a text, and whether it was cut."""
-    try:
-        return tuple(processor.token_ids([text])[0]), False
-    except ValueError:
-        return tuple(processor.token_ids([text], truncate=truncate)[0]), True
 
 
 def _embedded_on_ray(
