@@ -77,25 +77,17 @@ def example() -> ModuleType:
     return found
 
 
-@pytest.mark.parametrize(
-    ("status", "error", "message"),
-    [
+def test_errors_are_told(example: ModuleType, client: Any, llm: str) -> None:
+    server = str(client.base_url).rstrip("/")
+    for status, error, message in (
         (401, {"message": "no such key", "type": "authentication_error"}, "completions: no such key, status 401"),
         (400, "no such model", "completions: no such model, status 400"),
         (500, ["odd"], "completions: Internal Server Error, status 500"),
         (200, {"message": "overloaded", "code": 529}, "/v1: overloaded"),
-    ],
-)
-def test_errors_of_a_language_model_are_told(
-    example: ModuleType, client: Any, llm: str, status: int, error: Any, message: str
-) -> None:
-    Stub.status, Stub.error = status, error
-    server = str(client.base_url).rstrip("/")
-    with pytest.raises(SystemExit, match=message):
-        example.main(["a red square", "What?", "--server", server, "--llm", llm, "--model", "a-model"])
-
-
-def test_a_server_that_is_not_there_is_told(example: ModuleType) -> None:
+    ):
+        Stub.status, Stub.error = status, error
+        with pytest.raises(SystemExit, match=message):
+            example.main(["a red square", "What?", "--server", server, "--llm", llm, "--model", "a-model"])
     with pytest.raises(SystemExit, match=r"http://127\.0\.0\.1:9/v1/search cannot be reached: "):
         example.main(["a", "b", "--server", "http://127.0.0.1:9", "--llm", "http://127.0.0.1:9", "--model", "a"])
 

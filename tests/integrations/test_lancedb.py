@@ -29,17 +29,20 @@ def nearest(table: Any, query: Any) -> dict[str, float]:
     return {row["content"]: pytest.approx(1 - row["_distance"], abs=1e-5) for row in rows}
 
 
-def test_images(predictor: Predictor, images: list[str], tmp_path: Path) -> None:
-    function = get_registry().get("bridgetower").create(name=predictor.source, device="cpu")
+def table_of(folder: Path, name: str, **options: Any) -> Any:
+    """A table whose contents are embedded."""
+    function = get_registry().get("bridgetower").create(name=name, device="cpu", **options)
 
-    class Picture(LanceModel):
+    class Content(LanceModel):
         content: str = function.SourceField()
         vector: Vector(function.ndims()) = function.VectorField()  # type: ignore[valid-type]
 
-    table = lancedb.connect(tmp_path).create_table("pictures", schema=Picture)
-    table.add([{"content": image} for image in images])
+    return lancedb.connect(folder).create_table("contents", schema=Content)
 
-    again = lancedb.connect(tmp_path).open_table("pictures")  # the function is read from the table
+
+def test_images(predictor: Predictor, images: list[str], tmp_path: Path) -> None:
+    table_of(tmp_path, predictor.source).add([{"content": image} for image in images])
+    again = lancedb.connect(tmp_path).open_table("contents")  # the function is read from the table
     vectors = predictor.embed_images(images)
     by_text = vectors @ predictor.embed_texts(TEXTS[0])[0]
     assert nearest(again, TEXTS[0]) == dict(zip(images, by_text.tolist(), strict=True))
@@ -66,13 +69,7 @@ def test_tables_of_two_models_load_each_once(
 
 
 def test_texts(predictor: Predictor, images: list[str], tmp_path: Path) -> None:
-    function = get_registry().get("bridgetower").create(name=predictor.source, source="text", device="cpu")
-
-    class Caption(LanceModel):
-        content: str = function.SourceField()
-        vector: Vector(function.ndims()) = function.VectorField()  # type: ignore[valid-type]
-
-    table = lancedb.connect(tmp_path).create_table("captions", schema=Caption)
+    table = table_of(tmp_path, predictor.source, source="text")
     table.add([{"content": text} for text in TEXTS])
     cosines = predictor.embed_texts(TEXTS) @ predictor.embed_images(images[2])[0]
     assert nearest(table, Path(images[2]).read_bytes()) == dict(zip(TEXTS, cosines.tolist(), strict=True))

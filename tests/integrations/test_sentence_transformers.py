@@ -54,21 +54,17 @@ class TestEncode:
         copy = pickle.loads(pickle.dumps(embedder))  # as a pool of processes gets it
         close(copy.encode(TEXTS), embedder.encode(TEXTS))
 
-    @pytest.mark.parametrize(
-        ("given", "words"),
-        [
+    def test_what_it_cannot_embed(self, embedder: Any, tiny_checkpoint: Path) -> None:
+        cases: list[tuple[Any, str]] = [
             ([("a", "b"), Image.new("RGB", (8, 8))], "an input is text; expected a text, an image, or a dict"),
             ([[{"role": "user", "content": "a"}]], "an input is message; expected a text"),
             ([{"text": ["a", "b"], "image": "a.png"}], "expected a text, an image, or a dict with text, image or both"),
             ([{"text": "a", "picture": "a.png"}], "unrecognized modality keys"),
             ([np.zeros(9)], "audio"),
-        ],
-    )
-    def test_what_it_cannot_embed(self, embedder: Any, given: list[Any], words: str) -> None:
-        with pytest.raises(ValueError, match=words):
-            embedder.encode(given)
-
-    def test_joint_vectors_of_another_width(self, tiny_checkpoint: Path) -> None:
+        ]
+        for given, words in cases:
+            with pytest.raises(ValueError, match=words):
+                embedder.encode(given)
         model = sentence_transformers.SentenceTransformer(modules=[EmbeddingModule(tiny_checkpoint)], device="cpu")
         pair = {"text": "a bar", "image": Image.new("RGB", (8, 8))}
         assert model.encode([pair]).shape == (1, 16)
@@ -108,13 +104,8 @@ class TestFolders:
 
 
 class TestRank:
-    @pytest.fixture
-    def ranker(self, tiny_checkpoint: Path) -> Any:
-        return sentence_transformers.CrossEncoder(modules=[MatchingModule(tiny_checkpoint)], device="cpu")
-
-    def test_images_for_a_text_and_texts_for_an_image(
-        self, ranker: Any, tiny_checkpoint: Path, images: list[str]
-    ) -> None:
+    def test_images_for_a_text_and_texts_for_an_image(self, tiny_checkpoint: Path, images: list[str]) -> None:
+        ranker = sentence_transformers.CrossEncoder(modules=[MatchingModule(tiny_checkpoint)], device="cpu")
         scores = load(tiny_checkpoint, device="cpu").match(images, TEXTS[:2], all_pairs=True)
         for query, documents, expected in (
             (TEXTS[0], images, scores[:, 0]),
@@ -123,10 +114,7 @@ class TestRank:
             found = {hit["corpus_id"]: hit["score"] for hit in ranker.rank(query, documents)}
             close([found[number] for number in range(len(documents))], expected)
             assert list(found.values()) == sorted(found.values(), reverse=True)
-
-    @pytest.mark.parametrize(
-        "pair", [("a", "b"), (Image.new("RGB", (8, 8)),) * 2, ("a", {"text": "a", "image": "b.png"})]
-    )
-    def test_other_pairs(self, ranker: Any, pair: Any) -> None:
-        with pytest.raises(ValueError, match="expected an image and a text"):
-            ranker.predict([pair])
+        image = Image.new("RGB", (8, 8))
+        for pair in (("a", "b"), (image, image), ("a", {"text": "a", "image": "b.png"})):
+            with pytest.raises(ValueError, match="expected an image and a text"):
+                ranker.predict([pair])
