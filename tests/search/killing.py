@@ -65,7 +65,7 @@ def killed(work: Callable[[], object], number: int) -> int:
 
         def counted(*given: Any, **options: Any) -> Any:
             nonlocal number
-            number -= 1
+            number -= "dir_fd" not in options  # as in the removal of a folder that has another name already
             if not number:
                 os.kill(os.getpid(), signal.SIGKILL)
             return call(*given, **options)
@@ -101,7 +101,7 @@ def rows(out: Path) -> dict[str, Any]:
 
 
 def embedding(predictor: Predictor, photos: Path, folder: Path, suffix: str) -> list[dict[str, Any]]:
-    out, report, found = folder / "out" / f"v.{suffix}", folder / "report.json", list[dict[str, Any]]()
+    out, report, found = folder / suffix / f"v.{suffix}", folder / "report.json", list[dict[str, Any]]()
 
     def run() -> int:
         return embed_source(photos, out, predictor, EmbedConfig(**OFTEN)).bad
