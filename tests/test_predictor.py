@@ -260,7 +260,7 @@ class TestResults:
         for vectors, _ in pairs[:3]:
             torch.testing.assert_close(vectors.norm(dim=1), torch.ones(3))
         outputs: list[Tensor] = []  # of the head, which are not rounded again
-        coarse.model.contrastive_head().image.register_forward_hook(lambda *arguments: outputs.append(arguments[2]))
+        coarse.model.head("itc").image.register_forward_hook(lambda *arguments: outputs.append(arguments[2]))
         vectors = coarse.embed_images(files)
         assert outputs[0].dtype == torch.bfloat16
         torch.testing.assert_close(vectors, F.normalize(outputs[0].float(), dim=-1), atol=1e-7, rtol=1e-6)

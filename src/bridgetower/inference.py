@@ -17,7 +17,7 @@ from torch import Tensor
 from bridgetower.data.fetch import is_url, read_bytes
 from bridgetower.engines.engine import Engine, to_device
 from bridgetower.model.bridgetower import IMAGE, SECOND_IMAGE, BridgeTower, EncodeOutputs
-from bridgetower.model.encodings import Encoded
+from bridgetower.model.fusion import Encoded
 from bridgetower.processor import ImageLike, Processor, loaded
 
 Judging = Literal["answer", "entail", "reason", "classify"]
@@ -122,7 +122,7 @@ def compute(engine: Engine, processor: Processor, items: Sequence[Item]) -> list
                 outcomes = matched(model.itm_logits(own)).tolist()
             else:
                 head = HEAD_OF[kind]
-                logits = model.class_logits(head, own).float().cpu()
+                logits = model.head(head)(own).float().cpu()
                 each = kind == "answer" or (kind == "classify" and model.config.heads.multi_label)
                 if not model.config.heads.predicts_number(head):
                     logits = logits.sigmoid() if each else logits.softmax(dim=-1)

@@ -41,8 +41,8 @@ from bridgetower.inference import (
 )
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import Part
-from bridgetower.model.encodings import Encoded
 from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
+from bridgetower.model.fusion import Encoded
 from bridgetower.model.hidden_states import HiddenStates, hidden_states
 from bridgetower.processor import ImageLike, Processor
 from bridgetower.processor.processor import Images, Texts, either_lists, image_list, is_image, pair_lists, text_list

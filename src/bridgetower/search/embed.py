@@ -404,7 +404,7 @@ def embedded(
 ) -> Iterator[list[Embedded]]:
     """Embeds examples in order, batch by batch, each with its problem if it has one."""
     if of != "pairs":
-        predictor.model.contrastive_head()
+        predictor.model.head("itc")
     left, num_workers, size = iter(examples), config.num_workers, config.batch_size
     if num_workers is None:
         first = list(islice(left, MIN_FOR_WORKERS)) if config.ray is None else []
