@@ -24,7 +24,7 @@ from bridgetower.cli.output import with_options
 from bridgetower.files import escaped
 from bridgetower.predictor import load
 from bridgetower.training.folder import read_run
-from bridgetower_demo.folder import FOLDER, trained_model
+from bridgetower_demo.folder import FOLDER, answering_model, trained_model
 from miniature_arrow import write_nlvr2_arrow
 from published import openai
 
@@ -39,106 +39,112 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 class TestUsing:
-    def test_embed(self, run: Callable[..., list[Any]], tiny_checkpoint: Path, files: list[Path]) -> None:
-        rows = run("embed", tiny_checkpoint, "--images", *files, "--texts", "red bar", "--device", "cpu")
-        model = load(tiny_checkpoint, device="cpu")
-        assert [row.get("image") for row in rows] == [*map(str, files), None]
-        assert rows[2]["text"] == "red bar"
+    def test_verbs_print_what_the_model_returns(self, run, tiny_checkpoint, answering_checkpoint, files):
+        model, answering = load(tiny_checkpoint, device="cpu"), load(answering_checkpoint, device="cpu")
+        (red, blue), images = map(str, files), ("--images", *files)
+        rows = run("embed", tiny_checkpoint, *images, "--texts", "red bar", "--device", "cpu")
         vectors = [*model.embed_images(files).tolist(), *model.embed_texts("red bar").tolist()]
-        assert [row["embedding"] for row in rows] == vectors
+        given = [{"image": red}, {"image": blue}, {"text": "red bar"}]
+        assert rows == [one | {"embedding": vector} for one, vector in zip(given, vectors, strict=True)]
 
-    def test_other_engines(
-        self, run: Callable[..., list[Any]], refused: Callable[..., str], exported: Path, files: list[Path]
-    ) -> None:
-        commands = [
-            ["embed", exported, "--images", *files, "--texts", "red bar"],
-            ["match", exported, "--images", *files, "--texts", "red bar", "a circle"],
-            ["fill-mask", exported, "--images", files[0], "--texts", "a <mask> bar", "--top", 1],
+        texts = ("red bar", "blue circle")
+        everything = run("match", tiny_checkpoint, *images, "--texts", *texts, "--all-pairs")
+        assert [(row["image"], row["text"]) for row in everything] == [(f, t) for f in (red, blue) for t in texts]
+        expected = model.match(files, texts, all_pairs=True).flatten().tolist()
+        assert [row["score"] for row in everything] == pytest.approx(expected, abs=1e-6)
+        pairs = run("match", tiny_checkpoint, *images, "--texts", *texts)
+        assert [(row["image"], row["text"]) for row in pairs] == [(red, texts[0]), (blue, texts[1])]
+        assert [row["score"] for row in pairs] == pytest.approx([expected[0], expected[3]], abs=1e-6)
+
+        texts = ("a <mask> on <mask>", "<mask> bar" + " on black" * 40)
+        rows = run(
+            "fill-mask", tiny_checkpoint, *images, "--texts", *texts, "--top", 3, "--truncate", "--batch-size", 1
+        )
+        given = [(red, texts[0]), (red, texts[0]), (blue, texts[1])]
+        assert [(row["image"], row["text"]) for row in rows] == given
+        filled = model.fill_mask(files, texts, top=3, truncate=True)
+        expected = [[word.word for word in words] for masks in filled for words in masks]
+        assert [[word["word"] for word in row["words"]] for row in rows] == expected
+        assert rows[0]["words"][0].keys() == {"word", "probability"}
+
+        asked = ("what colour?", "red?")
+        rows = run("answer", answering_checkpoint, *images, "--questions", *asked, "--top", 2)
+        chosen = [list(map(vars, one)) for one in answering.answer(files, asked, top=2)]
+        assert rows == [
+            {"image": file, "question": question, "answers": one}
+            for file, question, one in zip((red, blue), asked, chosen, strict=True)
         ]
-        for command in commands:
-            plain, *others = (run(*command, "--engine", engine) for engine in ("torch", "onnxruntime", "openvino"))
-            for rows in others:
-                for row, expected in zip(rows, plain, strict=True):
-                    assert row.get("embedding") == pytest.approx(expected.get("embedding"), abs=2e-5)
-                    assert row.get("probability") == pytest.approx(expected.get("probability"), abs=2e-5)
-                    words = [[word["word"] for word in one.get("words", [])] for one in (row, expected)]
-                    assert words[0] == words[1]
-        assert "engine torch has no int8" in refused(*commands[0], "--precision", "int8")
+        rows = run("answer", answering_checkpoint, "--images", red, "--questions", *asked)  # about one image
+        assert [(row["image"], row["question"]) for row in rows] == [(red, asked[0]), (red, asked[1])]
+        (row,) = run("entail", answering_checkpoint, "--images", red, "--statements", "a red bar")
+        judged = list(map(vars, answering.entail(red, "a red bar")))
+        assert row == {"image": red, "statement": "a red bar", "judgements": judged}
+        pictures = ("--images", red, "--images-2", blue)
+        (row,) = run("reason", answering_checkpoint, *pictures, "--statements", "both are red")
+        judged = list(map(vars, answering.reason(red, blue, "both are red")))
+        assert row == {"image": red, "image_2": blue, "statement": "both are red", "judgements": judged}
 
-    def test_the_word_demo_is_the_model_of_the_demo(
-        self,
-        run: Callable[..., list[Any]],
-        refused: Callable[..., str],
-        tiny_checkpoint: Path,
-        files: list[Path],
-        tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
+    def test_a_table_on_a_terminal(self, run, capsys, monkeypatch, tiny_checkpoint, answering_checkpoint, files):
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        for name, command in {
+            "answers": ["answer", answering_checkpoint, "--images", files[0], "--questions", "what colour?"],
+            "words": ["fill-mask", tiny_checkpoint, "--images", files[0], "--texts", "a <mask> bar"],
+        }.items():
+            (row,) = run(*command, "--json")
+            cli.main(list(map(str, command)))
+            shown = capsys.readouterr().out
+            for label, probability in (one.values() for one in row[name]):
+                assert f"{label}  {probability:.3f}" in shown
+            assert "┃" in shown
+
+    def test_other_engines_and_sizes(self, run, refused, tiny_checkpoint, exported, files):
+        for options, settings in (
+            (("--engine", "onnxruntime"), {"engine": "onnxruntime"}),
+            (("--image-size", 40, "--device", "cpu"), {"image_size": 40, "device": "cpu"}),
+        ):
+            model = exported if "engine" in settings else tiny_checkpoint
+            rows = run("embed", model, "--images", *files, *options)
+            assert [row["embedding"] for row in rows] == load(model, **settings).embed_images(files).tolist()
+        assert "engine torch has no int8" in refused("embed", exported, "--texts", "a", "--precision", "int8")
+        assert "is for hub ids" in refused("embed", tiny_checkpoint, "--images", *files, "--revision", "main")
+
+    def test_the_word_demo_is_a_model_of_the_demo(
+        self, run, refused, tiny_checkpoint, answering_checkpoint, files, tmp_path, monkeypatch
+    ):
         monkeypatch.chdir(tmp_path)
-        commands = [
-            ("embed", "--texts", "a red bar"),
-            ("match", "--images", files[0], "--texts", "a red bar"),
-            ("fill-mask", "--images", files[0], "--texts", "a <mask> bar"),
-        ]
-        for verb, *given in commands:
-            message = refused(verb, "demo", *given)
-            assert "model is demo, but there is no bridgetower-demo/runs/bridgetower-0/last here" in message
-        shutil.copytree(tiny_checkpoint, trained_model(FOLDER))
-        for verb, *given in commands:
-            assert run(verb, "demo", *given) == run(verb, tiny_checkpoint, *given)
+        made = {"match": trained_model(FOLDER), "answer": answering_model(FOLDER)}
+        for verb, asked, model in (("match", "texts", tiny_checkpoint), ("answer", "questions", answering_checkpoint)):
+            given = ("--images", files[0], f"--{asked}", "a red bar")
+            assert f"model is demo, but there is no {made[verb]} here" in refused(verb, "demo", *given)
+            shutil.copytree(model, made[verb])
+            assert run(verb, "demo", *given) == run(verb, model, *given)
 
-    def test_embed_with_processes_that_decode(
-        self, run: Callable[..., list[Any]], tiny_checkpoint: Path, files: list[Path]
-    ) -> None:
-        command = ["embed", tiny_checkpoint, "--images", *files, "--device", "cpu", "--fast-decode"]
-        assert run(*command, "--num-workers", 2) == run(*command)
-
-    def test_names_that_are_not_utf8(
-        self,
-        run: Callable[..., list[Any]],
-        tiny_checkpoint: Path,
-        answering_checkpoint: Path,
-        files: list[Path],
-        tmp_path: Path,
-    ) -> None:
+    def test_names_that_are_not_utf8(self, run, tiny_checkpoint, answering_checkpoint, files, tmp_path):
         """Printed, they are valid JSON and name the file again when they are read; a table holds text alone."""
         name = tmp_path / "caf\udce9 \n.png"
         name.write_bytes(files[0].read_bytes())
-        given, text = ("--images", name), ("--texts", "a red bar")
-        (plain,), (found,) = (run("embed", tiny_checkpoint, "--images", path) for path in (files[0], name))
-        assert found == plain | {"image": str(name)}
-        assert Path(found["image"]).read_bytes() == files[0].read_bytes()
+        given = ("--images", name)
         lines = [
-            *run("embed", tiny_checkpoint, *given, *text, "--of", "pairs"),
-            *run("match", tiny_checkpoint, *given, *text),
-            *run("fill-mask", tiny_checkpoint, *given, "--texts", "a <mask> bar"),
+            *run("embed", tiny_checkpoint, *given),
+            *run("match", tiny_checkpoint, *given, "--texts", "a red bar"),
             *run("entail", answering_checkpoint, *given, "--statements", "a red bar"),
         ]
-        assert [line["image"] for line in lines] == [str(name)] * 4
+        assert [line["image"] for line in lines] == [str(name)] * 3
         run("embed", tiny_checkpoint, *given, "--out", tmp_path / "out.jsonl")
         (written,) = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
         assert written["image"] == escaped(str(name))
 
-    def test_embed_pairs_to_a_file(
-        self, run: Callable[..., list[Any]], tiny_checkpoint: Path, files: list[Path], tmp_path: Path
-    ) -> None:
+    def test_embed_pairs_to_a_file(self, run, tiny_checkpoint, files, tmp_path):
         out = tmp_path / "vectors.jsonl"
         command = ("embed", tiny_checkpoint, "--images", *files, "--texts", "a", "bär", "--of", "pairs")
         (report,) = run(*command, "--out", out)
         assert (report["out"], report["vectors"], report["bad"]) == (str(out), 2, 0)
-        assert run(*command) == [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
-        rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+        rows = run(*command)
+        assert rows == [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
         assert [(row["image"], row["text"]) for row in rows] == [(str(files[0]), "a"), (str(files[1]), "bär")]
-        assert [len(row["embedding"]) for row in rows] == [16, 16]
+        assert rows == run(*command, "--num-workers", 2)
 
-    def test_explain(
-        self,
-        run: Callable[..., list[Any]],
-        refused: Callable[..., str],
-        tiny_checkpoint: Path,
-        files: list[Path],
-        tmp_path: Path,
-    ) -> None:
+    def test_explain(self, run, refused, tiny_checkpoint, files, tmp_path):
         command = ("explain", files[0], "a red bar", "--model", tiny_checkpoint, "--out")
         (row,) = run(*command, tmp_path / "map.png")
         found = bridgetower.explain(load(tiny_checkpoint), files[0], "a red bar")
@@ -153,54 +159,13 @@ class TestUsing:
         assert Image.open(tmp_path / "map.png").size == bridgetower.draw_explanation(found).size
         assert "map.doc has no suffix of a kind of images" in refused(*command, tmp_path / "map.doc")
 
-    def test_embed_at_another_size(
-        self,
-        run: Callable[..., list[Any]],
-        refused: Callable[..., str],
-        tiny_checkpoint: Path,
-        files: list[Path],
-    ) -> None:
-        rows = run("embed", tiny_checkpoint, "--images", *files, "--image-size", 40)
-        vectors = [load(tiny_checkpoint, image_size=size).embed_images(files).tolist() for size in (40, 20)]
-        assert [row["embedding"] for row in rows] == vectors[0] != vectors[1]
-        assert "is for hub ids" in refused("embed", tiny_checkpoint, "--images", *files, "--revision", "main")
-
-    def test_match(self, run: Callable[..., list[Any]], tiny_checkpoint: Path, files: list[Path]) -> None:
-        texts = ("red bar", "blue circle")
-        pairs = run("match", tiny_checkpoint, "--images", *files, "--texts", *texts)
-        everything = run("match", tiny_checkpoint, "--images", *files, "--texts", *texts, "--all-pairs")
-        assert [(row["image"], row["text"]) for row in pairs] == list(zip(map(str, files), texts, strict=True))
-        assert [(row["image"], row["text"]) for row in everything] == [(str(f), t) for f in files for t in texts]
-        expected = load(tiny_checkpoint).match(files, texts, all_pairs=True).flatten().tolist()
-        assert [row["score"] for row in everything] == pytest.approx(expected, abs=1e-6)
-        assert [row["score"] for row in pairs] == pytest.approx([expected[0], expected[3]], abs=1e-6)
-
-    def test_fill_mask(self, run: Callable[..., list[Any]], tiny_checkpoint: Path, files: list[Path]) -> None:
-        texts = ("a <mask> on <mask>", "<mask> bar" + " on black" * 40)
-        command = ["fill-mask", tiny_checkpoint, "--images", *files, "--texts", *texts, "--top", 3, "--truncate"]
-        rows = run(*command, "--batch-size", 1)
-        assert [row["text"] for row in rows] == [texts[0], texts[0], texts[1]]
-        assert [row["image"] for row in rows] == [str(files[0]), str(files[0]), str(files[1])]
-        filled = load(tiny_checkpoint).fill_mask(files, texts, top=3, truncate=True)
-        expected = [[word.word for word in words] for masks in filled for words in masks]
-        assert [[word["word"] for word in row["words"]] for row in rows] == expected
-        assert rows[0]["words"][0].keys() == {"word", "probability"}
-
-    def test_convert_there_and_back(
-        self, run: Callable[..., list[Any]], tiny_checkpoint: Path, tmp_path: Path, files: list[Path]
-    ) -> None:
-        (written,) = run("convert", tiny_checkpoint, tmp_path / "larger", "--to", "bridgetower", "--image-size", 40)
-        assert written == {"written": str(tmp_path / "larger"), "format": "bridgetower", "not_used": []}
-        assert read_checkpoint(tmp_path / "larger").config.vision.image_size == 40
-        assert len(run("embed", tmp_path / "larger", "--images", *files)) == 2
-
-    def test_convert_without_the_contrastive_head(
-        self, run: Callable[..., list[Any]], refused: Callable[..., str], tiny_checkpoint: Path, tmp_path: Path
-    ) -> None:
-        command = ["convert", tiny_checkpoint, tmp_path / "converted", "--to"]
+    def test_convert(self, run, refused, tiny_checkpoint, tmp_path):
+        command = ("convert", tiny_checkpoint, tmp_path / "larger", "--to")
         assert "--drop-itc leaves it out" in refused(*command, "hf")
-        run(*command, "bridgetower", "--drop-itc")
-        assert read_checkpoint(tmp_path / "converted").config.heads.itc is None
+        (written,) = run(*command, "bridgetower", "--image-size", 40, "--drop-itc")
+        assert written == {"written": str(tmp_path / "larger"), "format": "bridgetower", "not_used": []}
+        config = read_checkpoint(tmp_path / "larger").config
+        assert (config.vision.image_size, config.heads.itc) == (40, None)
 
 
 def pair_of(row: dict[str, Any]) -> dict[str, Any]:
@@ -227,14 +192,7 @@ class TestData:
         assert folds["chance_text_to_image_r1"] == pytest.approx(1 / 3)
         assert (folds["fold_size"], report["fold_size"]) == (3, None)
 
-    def test_evaluate_on_a_terminal(
-        self,
-        run: Callable[..., list[Any]],
-        capsys: pytest.CaptureFixture[str],
-        monkeypatch: pytest.MonkeyPatch,
-        tiny_checkpoint: Path,
-        tiny_dataset: Path,
-    ) -> None:
+    def test_evaluate_on_a_terminal(self, run, capsys, monkeypatch, tiny_checkpoint, tiny_dataset):
         command = ["evaluate", str(tiny_checkpoint), "retrieval", "--data", str(tiny_dataset), "--candidates", "3"]
         monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
         (report,) = run(*command, "--json")
@@ -248,14 +206,8 @@ class TestData:
         assert cells["weight of ITC"] == ["", "", "0", ""]
 
     def test_what_is_fitted_is_written_into_the_checkpoint(
-        self,
-        run: Callable[..., list[Any]],
-        refused: Callable[..., str],
-        tiny_checkpoint: Path,
-        tiny_dataset: Path,
-        tmp_path: Path,
-        caplog: pytest.LogCaptureFixture,
-    ) -> None:
+        self, run, refused, tiny_checkpoint, tiny_dataset, tmp_path, caplog
+    ):
         model = shutil.copytree(tiny_checkpoint, tmp_path / "model")
         write_reranking(model, Reranking(itc_weight=512.0))
         command = ["evaluate", model, "retrieval", "--data", tiny_dataset]
@@ -287,9 +239,7 @@ class TestData:
         assert "the split is too small for a calibration" in caplog.text
         assert read_checkpoint(model).reranking.calibration is None
 
-    def test_matches_are_probabilities_after_a_calibration(
-        self, run: Callable[..., list[Any]], tiny_checkpoint: Path, tmp_path: Path
-    ) -> None:
+    def test_matches_are_probabilities_after_a_calibration(self, run, tiny_checkpoint, tmp_path):
         shapes.write_pictures(tmp_path)
         model = shutil.copytree(tiny_checkpoint, tmp_path / "model")
         calibration = Calibration(slope=0.5, intercept=-2.0, pairs=9, matching=1, ece_before=0.4, ece_after=0.1)
@@ -302,14 +252,7 @@ class TestData:
         assert map_["probability"] == pytest.approx(float(expected), abs=1e-5)
         assert "score" not in map_
 
-    def test_evaluate_says_what_cannot_be_given(
-        self,
-        run: Callable[..., list[Any]],
-        refused: Callable[..., str],
-        answering_checkpoint: Path,
-        tmp_path: Path,
-        caplog: pytest.LogCaptureFixture,
-    ) -> None:
+    def test_evaluate_says_what_cannot_be_given(self, run, refused, answering_checkpoint, tmp_path, caplog):
         write_nlvr2_arrow(tmp_path / "arrows")
         run("prepare", "arrow", "--source", tmp_path / "arrows", "--out", tmp_path)
         command = ["evaluate", answering_checkpoint, "nlvr2", "--data", tmp_path / "nlvr2", "--split", "test1"]
@@ -320,9 +263,7 @@ class TestData:
         assert not (tmp_path / "found" / "submission.csv").exists()
         assert "evaluate takes engine torch" in refused(*command, "--engine", "onnxruntime")
 
-    def test_evaluate_in_bfloat16_and_errors(
-        self, run: Callable[..., list[Any]], refused: Callable[..., str], tiny_checkpoint: Path, tiny_dataset: Path
-    ) -> None:
+    def test_evaluate_in_bfloat16_and_errors(self, run, refused, tiny_checkpoint, tiny_dataset):
         command = ["evaluate", tiny_checkpoint, "retrieval", "--data"]
         (half,), (full,) = run(*command, tiny_dataset, "--precision", "bf16"), run(*command, tiny_dataset)
         assert half.keys() == full.keys()
@@ -332,16 +273,7 @@ class TestData:
 
 
 class TestTraining:
-    def test_trains_refuses_and_resumes(
-        self,
-        run: Callable[..., list[Any]],
-        refused: Callable[..., str],
-        capsys: pytest.CaptureFixture[str],
-        caplog: pytest.LogCaptureFixture,
-        monkeypatch: pytest.MonkeyPatch,
-        tiny_dataset: Path,
-        tmp_path: Path,
-    ) -> None:
+    def test_trains_refuses_and_resumes(self, run, refused, capsys, caplog, monkeypatch, tiny_dataset, tmp_path):
         command = shapes.train_command(tiny_dataset, tmp_path / "run", "--max-steps", "4")
         (result,) = run(*command)
         assert result["run"] == str(tmp_path / "run")
@@ -370,9 +302,7 @@ class TestTraining:
         contradicted = refused(*sized, "--model.vision.num-layers", "5")
         assert "vision deit-b16-distilled contradicts the run's settings: --model.vision.num-layers 5" in contradicted
 
-    def test_the_folder_of_a_run_on_published_towers_is_a_model(
-        self, run: Callable[..., list[Any]], tiny_dataset: Path, tmp_path: Path
-    ) -> None:
+    def test_the_folder_of_a_run_on_published_towers_is_a_model(self, run, tiny_dataset, tmp_path):
         path = openai(tmp_path / "clip.pt").source
         command = ["train", "pretrain-nano", "--data.folders", tiny_dataset, "--vision", path]
         command += ["--max-steps", 1, "--batch-size", 8, "--image-size", 32, "--model.text.vocab-size", 300]
@@ -390,9 +320,7 @@ class TestTraining:
 
 
 class TestUserErrors:
-    def test_models_and_pictures(
-        self, refused: Callable[..., str], tiny_checkpoint: Path, files: list[Path], tmp_path: Path
-    ) -> None:
+    def test_models_and_pictures(self, refused, tiny_checkpoint, files, tmp_path):
         (tmp_path / "empty.png").write_bytes(b"")
         (tmp_path / "model").mkdir()
         assert "nowhere does not exist" in refused("embed", tmp_path / "nowhere", "--texts", "a")
@@ -427,9 +355,7 @@ class TestUserErrors:
             ("", "no command is given; `bridgetower --help` lists"),
         ],
     )
-    def test_options_that_do_not_exist_are_named(
-        self, capsys: pytest.CaptureFixture[str], arguments: str, named: str
-    ) -> None:
+    def test_options_that_do_not_exist_are_named(self, capsys, arguments, named):
         with pytest.raises(SystemExit) as caught:
             cli.main(arguments.split())
         assert caught.value.code == 2
@@ -521,9 +447,7 @@ class TestHelp:
             ),
         ],
     )
-    def test_entries_are_whole_and_show_a_type(
-        self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str, shown: str
-    ) -> None:
+    def test_entries_are_whole_and_show_a_type(self, capsys, monkeypatch, command, shown):
         monkeypatch.setenv("COLUMNS", "250")
         with pytest.raises(SystemExit):
             cli.main([*command.split(), "--help"])
@@ -601,9 +525,7 @@ class TestNamesOfOptions:
         )
         assert with_options(message, (), lambda: known) == shown
 
-    def test_a_default_that_does_not_fit_is_named_as_an_option(
-        self, refused: Callable[..., str], tiny_dataset: Path, tmp_path: Path
-    ) -> None:
+    def test_a_default_that_does_not_fit_is_named_as_an_option(self, refused, tiny_dataset, tmp_path):
         few = ("train", "pretrain-nano", "--out", tmp_path / "run", "--data.folders", tiny_dataset)
         assert refused(*few).endswith("lower --batch-size")
 

@@ -30,9 +30,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 class TestIndex:
-    def test_makes_and_updates(
-        self, run: Callable[..., list[Any]], tiny_checkpoint: Path, photos: Path, tmp_path: Path
-    ) -> None:
+    def test_makes_and_updates(self, run, tiny_checkpoint, photos, tmp_path):
         command = ("index", photos, "--out", tmp_path / "photos.lance", "--model", tiny_checkpoint)
         (first,) = run(*command)
         assert first.pop("seconds") > 0
@@ -65,9 +63,7 @@ class TestSearch:
         run("index", photos, "--out", tmp_path / "photos.lance", "--model", tiny_checkpoint)
         return tmp_path / "photos.lance"
 
-    def test_lines_for_scripts(
-        self, run: Callable[..., list[Any]], index: Path, photos: Path, tiny_checkpoint: Path
-    ) -> None:
+    def test_lines_for_scripts(self, run, index, photos, tiny_checkpoint):
         rows = run("search", index, "red bar")
         expected = Searcher(index, tiny_checkpoint).search("red bar")
         assert [row["rank"] for row in rows] == [1, 2, 3]
@@ -86,9 +82,7 @@ class TestSearch:
             **{"width": 24, "height": 24, "captions": ["[bold]\x1b[2J", "wine"]},
         }
 
-    def test_by_picture_with_options(
-        self, run: Callable[..., list[Any]], index: Path, photos: Path, tmp_path: Path
-    ) -> None:
+    def test_by_picture_with_options(self, run, index, photos, tmp_path):
         (hit,) = run("search", index, "--image", photos / "blue.png", "--top", 1, "--sheet", tmp_path / "hits.png")
         assert (hit["path"], hit["score"]) == ("blue.png", None)
         assert Image.open(tmp_path / "hits.png").width > 500
@@ -97,13 +91,7 @@ class TestSearch:
         photos.rename(tmp_path / "moved")
         assert len(run("search", index, "a", "--root", tmp_path / "moved")) == 3
 
-    def test_a_table_on_a_terminal(
-        self,
-        run: Callable[..., list[Any]],
-        capsys: pytest.CaptureFixture[str],
-        monkeypatch: pytest.MonkeyPatch,
-        index: Path,
-    ) -> None:
+    def test_a_table_on_a_terminal(self, run, capsys, monkeypatch, index):
         monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
         cli.main(["search", str(index), "red"])
         table = capsys.readouterr().out
@@ -115,14 +103,7 @@ class TestSearch:
         cli.main(["search", str(index), "red", "--where", "width > 999"])
         assert capsys.readouterr().out == "No image meets the condition.\n"
 
-    def test_moments(
-        self,
-        run: Callable[..., list[Any]],
-        capsys: pytest.CaptureFixture[str],
-        monkeypatch: pytest.MonkeyPatch,
-        tiny_checkpoint: Path,
-        tmp_path: Path,
-    ) -> None:
+    def test_moments(self, run, capsys, monkeypatch, tiny_checkpoint, tmp_path):
         write_clip(tmp_path / "talk.mp4")
         (tmp_path / "talk.srt").write_text(SRT, encoding="utf-8")
         command = ("index", tmp_path / "talk.mp4", "--out", tmp_path / "talk.lance", "--model", tiny_checkpoint)
@@ -141,9 +122,7 @@ class TestSearch:
             *("1", "talk.mp4", "0:00:03 to 0:00:05", "1.000", SAID[1])
         ]
 
-    def test_errors(
-        self, refused: Callable[..., str], index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_errors(self, refused, index, tmp_path, monkeypatch):
         fingerprint = Index(index).info.fingerprint
         other = refused("search", index, "red", "--image-size", 40)
         assert f"was made with model {fingerprint}" in other

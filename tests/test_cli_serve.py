@@ -10,11 +10,10 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 import httpx
 import pytest
@@ -47,12 +46,7 @@ USERS = (sys.executable, "-m", "bridgetower")
 
 
 @contextmanager
-def process(
-    *arguments: str,
-    key: str | None = None,
-    stdout: IO[str] | None = None,
-    command: Sequence[str | Path] = USERS,
-) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
+def process(*arguments, key=None, stdout=None, command=USERS):
     """Starts the command and lends the process, the name of the model and its address."""
     environment = os.environ | ({} if key is None else {KEY: key})
     command = [*command, "serve", "--port", "0", *arguments]
@@ -205,13 +199,8 @@ def test_threads_share_their_memory(tiny_checkpoint: Path) -> None:
 
 
 def test_the_word_demo_is_all_that_the_demo_left(
-    tiny_dataset: Path,
-    tiny_checkpoint: Path,
-    answering_checkpoint: Path,
-    forked: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    tiny_dataset, tiny_checkpoint, answering_checkpoint, forked, tmp_path, monkeypatch
+):
     """An index, which brings its model, and a second model for questions."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tiny_checkpoint, trained_model(FOLDER))
@@ -256,9 +245,7 @@ def usual_log() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("usual_log")
-def test_what_cannot_be_served(
-    refused: Callable[..., str], tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_what_cannot_be_served(refused, tiny_checkpoint, monkeypatch, tmp_path):
     monkeypatch.delenv(KEY, raising=False)
     monkeypatch.chdir(tmp_path)
     assert "neither a model nor an index is given; give --model MODEL" in refused("serve", "--port", "0")

@@ -71,9 +71,7 @@ def test_the_names_left_out_are_required(project: dict[str, Any]) -> None:
     assert requirements(extras).keys() >= TOOLS | TOO_NEW
 
 
-def test_temporary_files_of_processes_lie_below_the_folder_of_the_tests(
-    tmp_path_factory: pytest.TempPathFactory,
-) -> None:
+def test_temporary_files_of_processes_lie_below_the_folder_of_the_tests(tmp_path_factory):
     code = "import os, tempfile; print(tempfile.gettempdir(), os.environ['XDG_CACHE_HOME'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     base = tmp_path_factory.getbasetemp()

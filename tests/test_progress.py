@@ -47,9 +47,7 @@ def test_shown_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
     assert output(terminal=False) == ""
 
 
-def test_a_line_a_minute_in_the_log_elsewhere(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_line_a_minute_in_the_log_elsewhere(monkeypatch, caplog):
     clock = [0.0]
     monkeypatch.setattr("time.monotonic", lambda: clock[0])
     caplog.set_level("INFO", "bridgetower")

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from bridgetower.files import flattened
 from bridgetower.reports.comparison import Comparison, draw_curves
 from bridgetower.reports.numbers import MINUS, NO_VALUE, count, mean_std, number, range_of, spread, with_interval
-from bridgetower.reports.pages import Row, Table, page_templates, style
+from bridgetower.reports.pages import Row, Table, page_templates
 from bridgetower_demo.examples import AnswerExample, SearchExample
 from bridgetower_demo.findings import (
     ARM_NAMES,
@@ -70,7 +70,6 @@ def render_report(
     templates.filters |= {"ordinal": ordinal, "duration": duration}
     tested = list(results.runs[0].test)
     return templates.get_template("report.html").render(
-        style=style(templates),
         title=f"{' against '.join(ARM_NAMES[arm] for arm in results.arms)} on {listing(tested)}",
         lead=method(results),
         arms={arm: ARM_NAMES[arm] for arm in results.arms},

@@ -7,7 +7,7 @@ from typing import Any
 from PIL import Image
 
 from bridgetower.inference import FilledWord
-from bridgetower_demo.examples import AnswerExample, Direction, Hit, SearchExample
+from bridgetower_demo.examples import AnswerExample, Hit, SearchExample
 from bridgetower_demo.mask_examples import Guess, MaskExample
 from bridgetower_demo.results import (
     PARTS,
@@ -103,14 +103,7 @@ def hit(caption: str, *, is_own: bool = False, match: str = "25.0 %") -> Hit:
     return Hit(caption=caption, image=png(1), cosine=-0.125, match=match, is_own=is_own)
 
 
-def search(
-    direction: Direction = "text_to_image",
-    *,
-    text: str = "a query",
-    answer: str = "an answer",
-    rank: int = 1,
-    top: int = 3,
-) -> SearchExample:
+def search(direction="text_to_image", *, text="a query", answer="an answer", rank=1, top=3):
     """Returns a search whose right answer has the rank."""
     hits = tuple(hit(answer, is_own=place == rank) for place in range(1, top + 1))
     own = hit(answer, is_own=True)

@@ -96,9 +96,7 @@ def test_run_again_trains_no_further(demo: tuple[Path, dict[str, Any], str]) -> 
 
 
 @pytest.mark.nightly
-def test_bridges_on_towers_are_compared(
-    demo: tuple[Path, dict[str, Any], str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bridges_on_towers_are_compared(demo, monkeypatch, capsys):
     out, _, _ = demo
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
     benchmark = importlib.import_module("pretrained_bridges")

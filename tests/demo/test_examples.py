@@ -8,7 +8,7 @@ import torch
 import dense
 from bridgetower.data.captions import CaptionImages
 from bridgetower.evaluation.config import RetrievalConfig
-from bridgetower.evaluation.retrieval import RetrievalResult, evaluate_retrieval
+from bridgetower.evaluation.retrieval import evaluate_retrieval
 from bridgetower.predictor import Predictor
 from bridgetower_demo.examples import Direction, SearchExample, answer_examples, choose, search_examples, spread_evenly
 from bridgetower_demo.grounding import Judged, TextExample
@@ -50,9 +50,7 @@ class TestSearches:
             for k, recall in getattr(result.two_stage_recalls, direction).items():
                 assert sum(rank <= k for rank in ranks) / len(ranks) == pytest.approx(recall)
 
-    def test_candidates_come_first_by_match_logit_then_the_rest_by_cosine(
-        self, predictor: Predictor, images: CaptionImages, ranked: RetrievalResult, config: RetrievalConfig
-    ) -> None:
+    def test_candidates_come_first_by_match_logit_then_the_rest_by_cosine(self, predictor, images, ranked, config):
         examples = search_examples(predictor, images, ranked, config, count=len(images), top=len(images))
         texts, _ = images.texts()
         similarity, itm = dense.similarity(ranked), dense.itm(ranked)
@@ -66,9 +64,7 @@ class TestSearches:
             assert [hit.image for hit in example.hits] == images.contents(list(order))
             assert [hit.cosine for hit in example.hits] == pytest.approx([float(cosines[image]) for image in order])
 
-    def test_scores_are_those_of_the_pair(
-        self, predictor: Predictor, images: CaptionImages, ranked: RetrievalResult, config: RetrievalConfig
-    ) -> None:
+    def test_scores_are_those_of_the_pair(self, predictor, images, ranked, config):
         for example in search_examples(predictor, images, ranked, config, count=2):
             for hit in (*example.hits, example.own):
                 to_image = example.direction == "text_to_image"
@@ -78,9 +74,7 @@ class TestSearches:
                 product = predictor.embed_images(pair[0]) @ predictor.embed_texts(pair[1]).T
                 assert hit.cosine == pytest.approx(float(product), abs=1e-6)
 
-    def test_own_answer_stands_at_its_rank(
-        self, predictor: Predictor, images: CaptionImages, ranked: RetrievalResult, config: RetrievalConfig
-    ) -> None:
+    def test_own_answer_stands_at_its_rank(self, predictor, images, ranked, config):
         examples = search_examples(predictor, images, ranked, config, count=len(images), top=3)
         assert {example.rank > 3 for example in examples} == {True, False}
         for example in examples:
@@ -91,9 +85,7 @@ class TestSearches:
             items = images if example.direction == "text_to_image" else images.texts()[0]
             assert example.num_items == len(items)
 
-    def test_without_matching_head_the_cosine_ranks(
-        self, predictor: Predictor, images: CaptionImages, ranked: RetrievalResult, config: RetrievalConfig
-    ) -> None:
+    def test_without_matching_head_the_cosine_ranks(self, predictor, images, ranked, config):
         plain = replace(ranked, candidates=None, two_stage_recalls=None, itm_accuracy=None)
         for example in search_examples(predictor, images, plain, config, count=2):
             cosines = [hit.cosine for hit in example.hits]
@@ -101,9 +93,7 @@ class TestSearches:
             assert {hit.match for hit in example.hits} == {""}
 
 
-def test_ties_keep_the_order_of_the_set(
-    predictor: Predictor, images: CaptionImages, ranked: RetrievalResult, config: RetrievalConfig
-) -> None:
+def test_ties_keep_the_order_of_the_set(predictor, images, ranked, config):
     flat = replace(ranked, candidates=None, image_vectors=torch.zeros_like(ranked.image_vectors))
     examples = search_examples(predictor, images, flat, config, count=len(images), top=2)
     for example in of("text_to_image", examples):

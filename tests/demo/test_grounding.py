@@ -20,9 +20,7 @@ def predictor(answering_checkpoint: Path) -> Predictor:
 
 
 @pytest.fixture(scope="module", params=["vqa", "snli-ve", "nlvr2"])
-def judged(
-    request: pytest.FixtureRequest, predictor: Predictor, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[str, Path, Judged]:
+def judged(request, predictor, tmp_path_factory):
     kind, folder = request.param, tmp_path_factory.mktemp("scenes")
     config = ScenesConfig(kind=kind, num_train=40, num_validation=4, num_test=NUM_TEST, side=30)
     prepare_toyset("scenes", folder, config, progress=False)

@@ -28,9 +28,7 @@ def test_every_test_picture_with_its_captions(tiny_dataset: Path, tmp_path: Path
     assert snapshot(tmp_path) == before
 
 
-def test_the_index_is_of_the_model_at_hand_and_ranks_as_the_evaluation_does(
-    tiny_dataset: Path, tiny_checkpoint: Path, tmp_path: Path
-) -> None:
+def test_the_index_is_of_the_model_at_hand_and_ranks_as_the_evaluation_does(tiny_dataset, tiny_checkpoint, tmp_path):
     predictor = load(tiny_checkpoint, device="cpu")
     write_held_out({"shapes": tiny_dataset}, tmp_path / "held-out")
     for model in (load(tiny_checkpoint, image_size=40, device="cpu"), predictor):

@@ -2,7 +2,6 @@
 
 import shutil
 import socket
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,13 +47,7 @@ def run_of(dataset: Path, vision: str, text: str) -> RunConfig:
 
 
 @pytest.mark.slow
-def test_from_weights_to_a_server(
-    tiny_dataset: Path,
-    text_tower: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    run: Callable[..., list[Any]],
-) -> None:
+def test_from_weights_to_a_server(tiny_dataset, text_tower, tmp_path, monkeypatch, run):
     save_timm(tmp_path / "tower", "siglip")
     config = run_of(tiny_dataset, f"timm:{tmp_path / 'tower'}", text_tower)
     start = starting_checkpoint(config)

@@ -93,9 +93,7 @@ class Sums:
                     self.distance[head] += sum(share * one for share, one in zip(shares, far, strict=True))
 
 
-def test_attention_is_a_mean_over_pairs_and_positions(
-    benchmark: Callable[[str], Any], tiny_checkpoint: Path, tiny_dataset: Path
-) -> None:
+def test_attention_is_a_mean_over_pairs_and_positions(benchmark, tiny_checkpoint, tiny_dataset):
     predictor = load(tiny_checkpoint, device="cpu")
     images = CaptionImages(DataConfig(folders=(str(tiny_dataset),)), "test", predictor.processor)
     model, size = predictor.model, predictor.model.config.vision.patch_size
@@ -155,9 +153,7 @@ def test_the_drawing_over_depths_shows_a_lead_that_grows(benchmark: Callable[[st
     assert drawn[0] != drawn[1]
 
 
-def test_the_runs_of_the_report_are_those_of_the_page_on_bridges(
-    benchmark: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_runs_of_the_report_are_those_of_the_page_on_bridges(benchmark, tmp_path, monkeypatch):
     bridges = benchmark("bridges")
     monkeypatch.setattr(bridges, "train_all", None)  # all runs are there
     options = ["depth-6", "--work", tmp_path, "--results", ROOT / "docs" / "bridges.json"]

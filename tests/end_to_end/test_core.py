@@ -90,9 +90,7 @@ def test_packages_of_extras_are_those_of_the_project() -> None:
         assert imported(extras[extra]) == set(names)
 
 
-def test_a_model_is_used_and_help_is_shown(
-    core: Path, tiny_checkpoint: Path, answering_checkpoint: Path, tmp_path: Path
-) -> None:
+def test_a_model_is_used_and_help_is_shown(core, tiny_checkpoint, answering_checkpoint, tmp_path):
     Image.new("RGB", (24, 24), "red").save(tmp_path / "red.png")
     images, texts = ["--images", tmp_path / "red.png"], ["--texts", "a red bar"]
     uses: list[list[object]] = [

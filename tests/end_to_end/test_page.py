@@ -148,8 +148,8 @@ def named(choices: list[Any]) -> list[tuple[str, str]]:
 
 
 def test_probabilities_only_with_a_calibration_and_matching_as_validation_found(
-    opened: Any, searcher: Searcher, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    opened, searcher, predictor, monkeypatch
+):
     calibration = Calibration(slope=0.5, intercept=-2.0, pairs=9, matching=1, ece_before=0.4, ece_after=0.1)
     gain = Gain(difference=0.0, low=-0.01, high=0.01, texts=9)
     monkeypatch.setattr(predictor, "reranking", Reranking(calibration=calibration, gain=gain))
@@ -276,9 +276,7 @@ def test_a_moment_plays_from_its_start(opened: Any, predictor: Predictor, tmp_pa
         assert page.evaluate("[videos, heldVideos.size]") == [0, 0]  # it is played from its address, not downloaded
 
 
-def test_an_image_of_the_index_that_is_too_large_is_sent_smaller(
-    opened: Any, predictor: Predictor, tmp_path: Path
-) -> None:
+def test_an_image_of_the_index_that_is_too_large_is_sent_smaller(opened, predictor, tmp_path):
     (tmp_path / "scans").mkdir()
     noise = Image.frombytes("RGB", (560, 540), random.Random(0).randbytes(3 * 560 * 540))
     noise.save(tmp_path / "scans" / "scan.png")
@@ -294,9 +292,7 @@ def test_an_image_of_the_index_that_is_too_large_is_sent_smaller(
         assert card_paths(page) == ["scan.png"]
 
 
-def test_a_video_that_the_browser_cannot_play_is_shown_as_its_frame(
-    opened: Any, predictor: Predictor, tmp_path: Path
-) -> None:
+def test_a_video_that_the_browser_cannot_play_is_shown_as_its_frame(opened, predictor, tmp_path):
     write_clip(tmp_path / "talk.avi", codec="mpeg4")
     build_index(tmp_path / "talk.avi", tmp_path / "talks.lance", predictor)
     searcher = Searcher(tmp_path / "talks.lance", predictor)
@@ -584,9 +580,7 @@ def test_the_theme_is_kept(opened: Any) -> None:
         check_theme(page, "light", ("#search-intro", ".how li"))
 
 
-def test_what_the_server_lacks_is_not_offered(
-    opened: Any, answering_checkpoint: Path, tiny_checkpoint: Path, tmp_path: Path
-) -> None:
+def test_what_the_server_lacks_is_not_offered(opened, answering_checkpoint, tiny_checkpoint, tmp_path):
     with started(load(tiny_checkpoint, device="cpu"), page=True) as running, opened(running=running) as page:
         page.get_by_role("heading", name="Examine an image").wait_for()
         assert page.locator("#uses label").all_inner_texts() == ["Match", "Fill in", "Where words look"]

@@ -115,9 +115,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def addresses(
-    searcher: Searcher, certificate: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, str]]:
+def addresses(searcher, certificate, tmp_path_factory):
     """The address of the server behind nginx, in each way."""
     if NGINX is None:
         pytest.skip("NO NGINX, THE SERVER IS NOT TESTED BEHIND A PROXY: apt-get install nginx-light")

@@ -166,9 +166,7 @@ def test_retrieval(tiny_checkpoint: Path, tiny_dataset: Path) -> None:
     assert [one.miss == 0 for one in judgements] == [(one.found,) == one.images for one in judgements]
 
 
-def test_the_command(
-    tiny_checkpoint: Path, tiny_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command(tiny_checkpoint, tiny_dataset, tmp_path, capsys):
     page = tmp_path / "errors.html"
     command = ["evaluate", str(tiny_checkpoint), "retrieval", "--data", str(tiny_dataset), "--candidates", "4"]
     main([*command, "--report", str(page)])

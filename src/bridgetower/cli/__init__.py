@@ -15,21 +15,14 @@ from itertools import pairwise, permutations
 from typing import Any
 
 import bridgetower
-from bridgetower.cli.output import STDOUT, log_to, with_options, with_whole_entries
+from bridgetower.cli.output import STDOUT, log_to, with_options
 from bridgetower.cli.parsing import Parse, deferred, known_options, meant, parsed
 from bridgetower.files import shortened, visible, writing
 
 GROUPS: Mapping[str, Mapping[str, str]] = {
-    "use a model": {
-        "embed": "embed",
-        "match": "use",
-        "fill-mask": "use",
-        "answer": "use",
-        "entail": "use",
-        "reason": "use",
-        "classify": "use",
-        "explain": "use",
-    },
+    "use a model": dict.fromkeys(
+        ("embed", "match", "fill-mask", "answer", "entail", "reason", "classify", "explain"), "use"
+    ),
     "search and serve": {"index": "search", "search": "search", "serve": "serve"},
     "train and evaluate": {"train": "runs", "evaluate": "evaluation", "compare": "runs"},
     "prepare data": {"prepare": "data", "inspect": "data"},
@@ -99,9 +92,8 @@ def _parser(name: str, arguments: Sequence[str]) -> Parse:
 
     module = import_module(f"bridgetower.cli.{COMMANDS[name]}")
     command: Any = getattr(module, name.replace("-", "_"))
-    spec = own_task(_option("--task-spec", arguments)) if name == "train" else None
-    if spec is not None:
-        command = module.train_with(spec)
+    if name == "train":
+        command = module.train_with(own_task(_option("--task-spec", arguments)))
     settings: dict[str, Any] = {
         "prog": f"bridgetower {name}",
         "config": (tyro.conf.ConsolidateSubcommandArgs, tyro.conf.CascadeSubcommandArgs),
@@ -110,7 +102,7 @@ def _parser(name: str, arguments: Sequence[str]) -> Parse:
     if isinstance(command, tyro.extras.SubcommandApp):
         parse = partial(command.cli, **settings)
     else:
-        parse = partial(tyro.cli, deferred(with_whole_entries(command)), **settings)
+        parse = partial(tyro.cli, deferred(command), **settings)
     return lambda given: parse(args=given)
 
 

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from bridgetower.cli.options import LOADED, Loading, Model, demo_or, own_task
-from bridgetower.cli.output import emit, emit_following, emit_metrics, emit_table, is_json
+from bridgetower.cli.options import LOADED, Json, Loading, Model, demo_or, own_task
+from bridgetower.cli.output import emit, emit_following, emit_metrics, is_json
 from bridgetower.evaluation.config import EvaluationOptions, RetrievalConfig
 from bridgetower.extras import require
 from bridgetower.files import cache_folder, require_parent
 from bridgetower.tasks.run_config import TIMEOUT_MINUTES
 from bridgetower.tasks.table import BENCHMARKS
-
-if TYPE_CHECKING:
-    from bridgetower.evaluation.config import Outcome
 
 _LOG = logging.getLogger(__name__)
 
@@ -43,7 +39,7 @@ def evaluate(
     out: Path | None = None,
     report: Path | None = None,
     slices: Path | None = None,
-    json: bool = False,
+    json: Json = False,
 ) -> None:
     """Evaluate a model on a prepared data set.
 
@@ -62,7 +58,6 @@ def evaluate(
               torchrun --nproc-per-node 2 -m bridgetower evaluate runs/vqa vqav2 --data data/vqav2 --out vqa
 
     Args:
-        model: What to load.
         benchmark: What to measure.
         data: Prepared data sets or their URLs, evaluated together.
         split: Which split.
@@ -74,12 +69,10 @@ def evaluate(
         num_workers: Processes that decode images; 0 decodes in the main one.
         work: Folder for the scores that retrieval has so far; in the user's cache if none is given. Killed, the same
             command continues; at the end it is emptied.
-        loading: How the model is loaded.
         out: Folder for the metrics and predictions.
         report: HTML file to write, with the worst misses and their images, confusions, calibration and slices.
         slices: For --report: a CSV with a column id, as in predictions.jsonl (for retrieval, of the images), and others
             to slice by.
-        json: Print JSON on a terminal too.
     """
     model = demo_or(model)
     if work is not None and benchmark != "retrieval":
@@ -143,7 +136,18 @@ def evaluate(
             "precision": loading.precision,
         }
         title = f"{predictor.source}: {split} of {', '.join(data)}"
-        _report(title, outcome, about, out, json=json)
+        for note in outcome.notes:
+            _LOG.warning(note)
+        if out is not None:
+            outcome.write(out, about)
+        if is_json(json):
+            emit(outcome.report(about))
+        elif benchmark == "retrieval":
+            emit_metrics(title, outcome.metrics)
+            emit_following("index", "PHOTOS", "--out", "photos.lance", "--model", predictor.source)
+        else:
+            emit_metrics(title, {**outcome.counts, **outcome.metrics})
+            emit_following("serve", "--model", predictor.source)
         if report is not None:
             from bridgetower.reports.errors import write_errors
 
@@ -153,19 +157,3 @@ def evaluate(
                     "questions, statements and classes of prepared sets; leave report out"
                 )
             write_errors(report, outcome.judge(), outcome.images, title=title, slices=slices)
-
-
-def _report(title: str, outcome: Outcome, about: Mapping[str, Any], out: Path | None, *, json: bool) -> None:
-    """Writes and prints what was measured."""
-    for note in outcome.notes:
-        _LOG.warning(note)
-    if out is not None:
-        outcome.write(out, about)
-    if is_json(json):
-        emit(outcome.report(about))
-    elif about["benchmark"] == "retrieval":
-        emit_table(title, outcome.metrics)
-        emit_following("index", "PHOTOS", "--out", "photos.lance", "--model", about["model"])
-    else:
-        emit_metrics(title, {**outcome.counts, **outcome.metrics})
-        emit_following("serve", "--model", about["model"])

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from bridgetower.cli.options import READ, Model, Reading
+from bridgetower.cli.options import READ, Json, Model, Reading
 from bridgetower.cli.output import emit_result
 from bridgetower.engines.config import Form
 from bridgetower.integrations import Kind, write_modules
@@ -21,7 +21,7 @@ def convert(
     to: Literal["bridgetower", "hf"] | Kind,
     drop_itc: bool = False,
     reading: Reading = READ,
-    json: bool = False,
+    json: Json = False,
 ) -> None:
     """Convert a checkpoint to a folder of this package, of transformers or of sentence-transformers.
 
@@ -33,8 +33,6 @@ def convert(
         to: bridgetower; hf for transformers' from_pretrained; sentence-transformers for its SentenceTransformer;
             cross-encoder for its CrossEncoder.
         drop_itc: Leave the contrastive head out; transformers cannot hold the official kind.
-        reading: How the source is read.
-        json: Print JSON on a terminal too.
     """
     from bridgetower.checkpoints import convert as write_converted
 
@@ -52,7 +50,7 @@ def export(
     *,
     form: Annotated[Form, arg(name="format")] = "onnx",
     reading: Reading = READ,
-    json: bool = False,
+    json: Json = False,
 ) -> None:
     """Export a model in parts, for any batch and text length: image tower, text tower and fusion encoder.
 
@@ -63,11 +61,9 @@ def export(
     Example: bridgetower export MODEL my-export --format onnx
 
     Args:
-        model: What to load.
         destination: New folder.
         form: onnx for engines onnxruntime and openvino; onnx-int8, with linear layers in int8, for onnxruntime.
         reading: How the model is read; an export takes images of one size.
-        json: Print JSON on a terminal too.
     """
     from bridgetower.engines.export import write_exported
 

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
-import tyro
 from tyro.conf import arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from bridgetower.engines.config import EngineRequest, Precision
 from bridgetower.extras import load_object
-from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.spec import TaskSpec
-from bridgetower.tasks.table import RECIPES
 
 if TYPE_CHECKING:
     from bridgetower.checkpoints import Checkpoint, HubOptions
@@ -36,15 +33,9 @@ def own_extensions(place: str | None) -> Extensions:
     return NO_EXTENSIONS if place is None else load_object("extensions", place, Extensions)
 
 
-def recipe_type(recipes: Mapping[str, RunConfig]) -> Any:
-    """Returns the type of an argument that is one of some recipes, with an option for each of its values."""
-    sources = {name: recipe.source for name, recipe in recipes.items()}
-    return tyro.extras.subcommand_type_from_defaults(recipes, descriptions=sources, prefix_names=False)
-
-
-Recipe = recipe_type(RECIPES)
 _MODEL = "Hub id, folder of bridgetower or transformers, run folder, official .ckpt, or the word demo."
 Model = Annotated[str, arg(help=_MODEL)]
+Json = Annotated[bool, arg(help="Print JSON on a terminal too.")]
 _DEMO = {
     "model": Path("bridgetower-demo/runs/bridgetower-0/last"),
     "answering model": Path("bridgetower-demo/runs/bridgetower-0-answers/last"),

@@ -9,11 +9,9 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from bridgetower.files import json_text, one_line, shortened, visible, writing
-
-_Command = TypeVar("_Command", bound=Callable[..., None])
 
 STDOUT = Path("standard output")
 """What errors call it."""
@@ -53,16 +51,11 @@ def is_json(json: bool) -> bool:
     return json or not sys.stdout.isatty()
 
 
-def emit(value: object) -> None:
-    """Writes one line of JSON."""
-    emit_lines([value])
-
-
-def emit_lines(rows: Iterable[object]) -> None:
-    """Writes a line of JSON per row."""
-    for line in map(json_text, rows):
+def emit(*values: object) -> None:
+    """Writes a line of JSON per value."""
+    for value in values:
         with writing(STDOUT):
-            sys.stdout.write(line + "\n")
+            sys.stdout.write(json_text(value) + "\n")
 
 
 def emit_result(value: Mapping[str, object], *, json: bool, following: Sequence[object] = ()) -> None:
@@ -75,13 +68,13 @@ def emit_result(value: Mapping[str, object], *, json: bool, following: Sequence[
 
 
 def emit_results(rows: Iterable[Mapping[str, object]], *, json: bool) -> None:
-    """Writes a line of JSON per row, or on a terminal a table; all rows have the same names."""
+    """Writes a line of JSON per row, or on a terminal a table without its empty columns; all rows have equal names."""
     if is_json(json):
-        emit_lines(rows)
-        return
-    found = list(rows)
-    names = tuple(found[0]) if found else ()
-    emit_rows(None, names, [[_cell(row[name]) for name in names] for row in found], texts=range(len(names)))
+        for row in rows:
+            emit(row)
+    elif found := [{name: _cell(value) for name, value in row.items()} for row in rows]:
+        names = [name for name in found[0] if any(row[name] for row in found)]
+        emit_rows(None, names, [[row[name] for name in names] for row in found], texts=range(len(names)))
 
 
 def emit_following(*arguments: object) -> None:
@@ -91,43 +84,47 @@ def emit_following(*arguments: object) -> None:
 
 
 def _cell(value: object) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_cell(one)}" for name, one in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(map(_cell, value))
-    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else one_line(str(value))
-
-
-def emit_table(title: str, metrics: Mapping[str, float]) -> None:
-    """Writes the metrics of a retrieval evaluation in per cent: a line per metric, a column per stage, chance last."""
-    shown = [stage for stage in _STAGES if f"{stage}_rsum" in metrics]
-    percent = {name: 100 * value for name, value in metrics.items()}
-    rows: dict[str, dict[str, str]] = {}
-    for name in (metric.removeprefix("chance_") for metric in metrics if metric.startswith("chance_")):
-        rows[name.replace("_", " ")] = {stage: f"{percent[f'{stage}_{name}']:.1f}" for stage in shown}
-    if "itm_accuracy" in metrics:
-        rows["itm accuracy"] = {"matching": f"{percent['itm_accuracy']:.1f}", "chance": "50.0"}
-    if "itc_weight" in metrics:
-        rows["weight of ITC"] = {"two_stage": f"{metrics['itc_weight']:g}"}
-    if "ece" in metrics:
-        rows["ECE of matches"] = {"matching": f"{percent['ece']:.1f}"}
-    if "gain_difference" in metrics:
-        gain, low, high = (percent[f"gain_{name}"] for name in ("difference", "low", "high"))
-        rows["text to image, less ITC alone"] = {"two_stage": f"{gain:+.1f} ({low:+.1f} to {high:+.1f})"}
-    if "calibration_pairs" in metrics:
-        before, after = (percent[f"calibration_ece_{name}"] for name in ("before", "after"))
-        rows["ECE before and after calibration"] = {"matching": f"{before:.1f}, {after:.1f}"}
-    cells = [[name, *(row.get(stage, "") for stage in shown)] for name, row in rows.items()]
-    emit_rows(f"{title}, in percent", ("", *(_STAGES[stage] for stage in shown)), cells)
+    match value:
+        case {"probability": float(probability), **named} if len(named) == 1:  # a class, a word
+            return f"{_cell(*named.values())}  {probability:.3f}"
+        case Mapping():
+            return ", ".join(f"{name} {_cell(one)}" for name, one in value.items())
+        case list() | tuple():
+            between = "\n" if any(isinstance(one, Mapping) for one in value) else ", "
+            return between.join(map(_cell, value))
+        case None:
+            return ""
+        case float():
+            return f"{value:.4g}"
+    return one_line(str(value))
 
 
 def emit_metrics(title: str, metrics: Mapping[str, float]) -> None:
-    """Writes a line per metric, its value as in JSON."""
-    rows = [
-        (name.replace("_", " "), f"{value:.4f}" if isinstance(value, float) else f"{value}")
-        for name, value in metrics.items()
-    ]
-    emit_rows(title, ("", ""), rows)
+    """Writes a line per metric; those of a retrieval evaluation in per cent, a column per stage, chance last."""
+    if "chance_rsum" not in metrics:
+        named = {name.replace("_", " "): value for name, value in metrics.items()}
+        rows = [(name, f"{value:.4f}" if isinstance(value, float) else f"{value}") for name, value in named.items()]
+        emit_rows(title, ("", ""), rows)
+        return
+    shown = [stage for stage in _STAGES if f"{stage}_rsum" in metrics]
+    percent = {name: 100 * value for name, value in metrics.items()}
+    found: dict[str, dict[str, str]] = {}
+    for name in (metric.removeprefix("chance_") for metric in metrics if metric.startswith("chance_")):
+        found[name.replace("_", " ")] = {stage: f"{percent[f'{stage}_{name}']:.1f}" for stage in shown}
+    if "itm_accuracy" in metrics:
+        found["itm accuracy"] = {"matching": f"{percent['itm_accuracy']:.1f}", "chance": "50.0"}
+    if "itc_weight" in metrics:
+        found["weight of ITC"] = {"two_stage": f"{metrics['itc_weight']:g}"}
+    if "ece" in metrics:
+        found["ECE of matches"] = {"matching": f"{percent['ece']:.1f}"}
+    if "gain_difference" in metrics:
+        gain, low, high = (percent[f"gain_{name}"] for name in ("difference", "low", "high"))
+        found["text to image, less ITC alone"] = {"two_stage": f"{gain:+.1f} ({low:+.1f} to {high:+.1f})"}
+    if "calibration_pairs" in metrics:
+        before, after = (percent[f"calibration_ece_{name}"] for name in ("before", "after"))
+        found["ECE before and after calibration"] = {"matching": f"{before:.1f}, {after:.1f}"}
+    cells = [[name, *(row.get(stage, "") for stage in shown)] for name, row in found.items()]
+    emit_rows(f"{title}, in percent", ("", *(_STAGES[stage] for stage in shown)), cells)
 
 
 def emit_rows(
@@ -178,9 +175,3 @@ def _names(option: str) -> list[str]:
     parts = option.removeprefix("--").replace("-", "_").split(".")
     names = [".".join(parts[start:]) for start in range(len(parts))]
     return [name for name in names if "_" in name or "." in name]
-
-
-def with_whole_entries(command: _Command) -> _Command:
-    """Joins the lines of each entry under "Args", which the help would break where they break in the source."""
-    command.__doc__ = re.sub(r"\n {12}(?=\S)", " ", command.__doc__ or "")
-    return command

@@ -20,7 +20,11 @@ _SUBCOMMAND = re.compile(r"^\W+• (\S+)", re.MULTILINE)
 
 
 def deferred(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
-    """Returns a command with the same options and help that only returns its call."""
+    """Returns a command with the same options and help that only returns its call.
+
+    The lines of each entry under "Args" are joined: the help would break where they break in the source.
+    """
+    command.__doc__ = re.sub(r"\n {12}(?=\S)", " ", command.__doc__ or "")
 
     @functools.wraps(command)
     def bind(*arguments: Any, **options: Any) -> Callable[[], None]:

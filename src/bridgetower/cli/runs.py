@@ -6,16 +6,16 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from inspect import signature
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
+from tyro.extras import subcommand_type_from_defaults
 
-from bridgetower.cli.options import Recipe, named, own_extensions, own_task, recipe_type
-from bridgetower.cli.output import emit, emit_following, emit_metrics, emit_rows, emit_table, is_json
+from bridgetower.cli.options import Json, named, own_extensions, own_task
+from bridgetower.cli.output import emit, emit_following, emit_metrics, emit_rows, is_json
 from bridgetower.extras import require
-from bridgetower.tasks.run_config import FEATURE_CACHE_GIB, TIMEOUT_MINUTES
+from bridgetower.tasks.run_config import FEATURE_CACHE_GIB, TIMEOUT_MINUTES, RunConfig
 from bridgetower.tasks.spec import TaskSpec
 from bridgetower.tasks.table import RECIPES, spec_of
 
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 def train(
-    config: Annotated[Recipe, arg(name="")],
+    config: RunConfig,
     *,
     out: Path,
     task_spec: str | None = None,
@@ -34,7 +34,7 @@ def train(
     timeout_minutes: float = TIMEOUT_MINUTES,
     feature_cache: Path | None = None,
     feature_cache_limit: float = FEATURE_CACHE_GIB,
-    json: bool = False,
+    json: Json = False,
 ) -> None:
     """Train a recipe; every value can be overridden by its option.
 
@@ -60,7 +60,6 @@ def train(
         timeout_minutes: How long a process waits for the others before it ends with an error that names them.
         feature_cache: Folder for what frozen towers give, which runs share; default: ~/.cache/bridgetower/features.
         feature_cache_limit: GiB of features that are kept there; the longest unused are removed first.
-        json: Print JSON on a terminal too.
     """
     require("train")
     logger.info("%s: starting the run in %s", config.recipe or "train", out)  # the libraries take seconds
@@ -88,24 +87,20 @@ def train(
     if is_json(json):
         emit({"run": str(out), **metrics})
         return
-    show = emit_table if "chance_rsum" in metrics else emit_metrics
-    show(f"{out}: {config.data.validation_split}", metrics)
+    emit_metrics(f"{out}: {config.data.validation_split}", metrics)
     if benchmarks := spec_of(config.task, own_task(task_spec)).benchmarks:
         own = () if task_spec is None else ("--task-spec", task_spec)
         emit_following("evaluate", out, next(iter(benchmarks)), "--data", *config.data.folders, *own)
 
 
-def train_with(spec: TaskSpec) -> Callable[..., None]:
-    """Returns the command `train` with the recipes of a task of the user's own beside those that there are."""
-    recipes = {**RECIPES, **{recipe.recipe: recipe for recipe in (*spec.recipes, *spec.fine_tuning)}}
-
-    def command(*arguments: Any, **options: Any) -> None:
-        train(*arguments, **options)
-
-    command.__doc__, command.__signature__ = train.__doc__, signature(train)  # type: ignore[attr-defined]
-    hints = get_type_hints(train, include_extras=True)
-    command.__annotations__ = hints | {"config": Annotated[recipe_type(recipes), arg(name="")]}
-    return command
+def train_with(task: TaskSpec | None) -> Callable[..., None]:
+    """Returns the command `train` for one of all recipes, also of a custom task, with an option for each value."""
+    own = () if task is None else (*task.recipes, *task.fine_tuning)
+    recipes = {**RECIPES, **{recipe.recipe: recipe for recipe in own}}
+    sources = {name: recipe.source for name, recipe in recipes.items()}
+    kind: Any = subcommand_type_from_defaults(recipes, descriptions=sources, prefix_names=False)
+    train.__annotations__["config"] = Annotated[kind, arg(name="")]
+    return train
 
 
 def compare(
@@ -114,7 +109,7 @@ def compare(
     metric: str | None = None,
     reach: float | None = None,
     out: Path | None = None,
-    json: bool = False,
+    json: Json = False,
 ) -> None:
     """Compare learning curves of finished runs, with differences paired by seed and their 95 % intervals.
 
@@ -130,7 +125,6 @@ def compare(
         metric: Of the validation split; default: the one by which the first run selects its best checkpoint.
         reach: A value of the metric, for the number of steps to it.
         out: Folder for comparison.html, curves.png and comparison.json; default: none are written.
-        json: Print JSON on a terminal too.
     """
     for extra in ("train", "plot"):
         require(extra)

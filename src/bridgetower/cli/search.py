@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from bridgetower.cli.options import LOADED, Loading, Model, demo_or
-from bridgetower.cli.output import emit_following, emit_lines, emit_result, emit_rows, is_json
+from bridgetower.cli.options import LOADED, Json, Loading, Model, demo_or
+from bridgetower.cli.output import emit, emit_following, emit_result, emit_results, is_json
 from bridgetower.extras import require
-from bridgetower.files import one_line, require_parent
+from bridgetower.files import require_parent
 from bridgetower.search.config import IndexConfig
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def index(
     model: Model,
     options: Annotated[IndexConfig, arg(name="")] = IndexConfig(),  # noqa: B008 - frozen
     loading: Loading = LOADED,
-    json: bool = False,
+    json: Json = False,
 ) -> None:
     """Embed images of folders, tables or tar shards, or moments of videos, into an index for `bridgetower search`.
 
@@ -43,10 +44,6 @@ def index(
             NAME.vtt or NAME.srt beside NAME.mp4; or the URL of one.
         out: Folder of the index, its name ending in .lance; or the URI of one in an object store, such as
             s3://bucket/photos.lance.
-        model: What to load.
-        options: How.
-        loading: How the model is loaded.
-        json: Print JSON on a terminal too.
     """
     require("search")
     from bridgetower.search.build import build_index
@@ -91,7 +88,7 @@ def search(
     root: Path | None = None,
     sheet: Path | None = None,
     loading: Loading = LOADED,
-    json: bool = False,
+    json: Json = False,
 ) -> None:
     """Search an index by a text, by an image, or by both.
 
@@ -107,12 +104,9 @@ def search(
         index: What `bridgetower index` made, its name ending in .lance, or the word demo.
         text: Description of the images to find.
         image: Find images similar to this one; with a text, both count equally in finding candidates.
-        query: Which images are found.
         model: What to load; default: the model that the index was made with.
         root: Folder of the images, if it is elsewhere now.
         sheet: Also draw the hits into this image file.
-        loading: How the model is loaded.
-        json: Print JSON on a terminal too.
     """
     require("search")
     if sheet is not None:
@@ -129,12 +123,9 @@ def search(
 
         write_image(sheet, contact_sheet(hits, opened.content, text=text, image=image))
     if is_json(json):
-        emit_lines({"rank": rank, **_values(hit)} for rank, hit in enumerate(hits, start=1))
+        emit(*({"rank": rank, **_values(hit)} for rank, hit in enumerate(hits, start=1)))
     elif hits:
-        rows = [{"": str(rank), **_cells(hit)} for rank, hit in enumerate(hits, start=1)]
-        names = [name for name in rows[0] if any(row[name] for row in rows)]  # without columns that are empty
-        texts = [place for place, name in enumerate(names) if name in ("", "image", "captions")]
-        emit_rows(None, names, [[row[name] for name in names] for row in rows], texts=texts)
+        emit_results([{"": rank, **_cells(hit)} for rank, hit in enumerate(hits, start=1)], json=False)
         emit_following("serve", "--index", opened.uri)
     else:
         print("No image meets the condition.")
@@ -155,15 +146,12 @@ def _cells(hit: Hit) -> dict[str, str]:
 
     is_moment = hit.start is not None and hit.end is not None
     more = f" (and {len(hit.captions) - 1} more)" if len(hit.captions) > 1 else ""
+    start, end = (timedelta(seconds=int(seconds or 0)) for seconds in (hit.start, hit.end))
     return {
-        "image": one_line(hit.path.rpartition("#")[0] if is_moment else hit.path),
-        "time": f"{_clock(hit.start or 0)} to {_clock(hit.end or 0)}" if is_moment else "",
+        "image": hit.path.rpartition("#")[0] if is_moment else hit.path,
+        "time": f"{start} to {end}" if is_moment else "",
         "match": described(hit.probability, hit.score),
         "cosine": f"{hit.cosine:.3f}",
         "pixels": "" if is_moment else f"{hit.width}x{hit.height}",
-        "captions": one_line("".join(hit.captions[:1])) + more,
+        "captions": "".join(hit.captions[:1]) + more,
     }
-
-
-def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}"

@@ -1,24 +1,28 @@
-"""The commands that use a model on a few inputs: matches, masked words, answers, judgements, classes, explanations."""
+"""The commands that use a model: vectors, matches, masked words, answers, judgements, classes, explanations."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from bridgetower.cli.embed import SOURCE
-from bridgetower.cli.options import LOADED, Loading, LoadOptions, Model
-from bridgetower.cli.output import emit_lines, emit_result, emit_results, emit_rows, is_json
+from bridgetower.cli.options import LOADED, Json, Loading, LoadOptions, Model
+from bridgetower.cli.output import emit_result, emit_results
 from bridgetower.extras import require
-from bridgetower.files import one_line, require_parent
+from bridgetower.files import require_parent
+from bridgetower.search.config import EmbedConfig, SourceConfig
 
 if TYPE_CHECKING:
     from bridgetower.inference import Choice
     from bridgetower.predictor import Options
+
+Images = Annotated[tuple[Path, ...], arg(help="Image files.")]
+Texts = tuple[str, ...]
+Source = Annotated[Positional[str | None], arg(metavar="[SOURCE]")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +41,19 @@ class UseOptions(LoadOptions):
     num_workers: int = 0
     json: bool = False
 
+    @property
     def options(self) -> Options:
-        """Returns the arguments of a predictor's method, with a bar on a terminal."""
+        """The arguments of a predictor's method, with a bar on a terminal."""
         chosen = {"batch_size": self.batch_size, "truncate": self.truncate, "num_workers": self.num_workers}
         return {**chosen, "progress": sys.stderr.isatty()}  # type: ignore[typeddict-item]
+
+    def emit(self, given: Mapping[str, Sequence[object]], name: str, found: Iterable[float | Sequence[Choice]]) -> None:
+        """Prints what was found beside what was given, of which a single one goes with all of the others."""
+        count = max(map(len, given.values()))
+        columns = [list(each) * (count if len(each) == 1 else 1) for each in given.values()]
+        values = [one if isinstance(one, float) else list(map(vars, one)) for one in found]
+        rows = zip(*columns, values, strict=True)
+        emit_results((dict(zip((*given, name), row, strict=True)) for row in rows), json=self.json)
 
 
 Using = Annotated[UseOptions, arg(name="")]
@@ -48,13 +61,50 @@ USED = UseOptions()
 """The usual way."""
 
 
-def match(
+def embed(
     model: Positional[Model],
+    source: Source = None,
     *,
-    images: tuple[Path, ...],
-    texts: tuple[str, ...],
-    all_pairs: bool = False,
-    using: Using = USED,
+    images: tuple[Path, ...] = (),
+    texts: Texts = (),
+    out: str | None = None,
+    options: Annotated[EmbedConfig, arg(name="")] = EmbedConfig(),  # noqa: B008 - frozen
+    loading: Loading = LOADED,
+    json: Json = False,
+) -> None:
+    """Embed images, texts or pairs as vectors: a few, or those of a folder, a table or tar shards of any size.
+
+    Without --out it prints a JSON line per vector, {"image" or "id", "text", "embedding"}. With --out it writes them to
+    a file, and prints {"out", "vectors", "cut", "bad", "problems", "report", "seconds"}; killed, it is continued by
+    running it again. What cannot be used is left out and named.
+
+    Examples: bridgetower embed MODEL --images a.jpg b.jpg --texts "two dogs"
+              bridgetower embed MODEL photos --out vectors.parquet
+              bridgetower embed MODEL "https://host/shard-{000..099}.tar" --out vectors.lance --max-errors 1000
+
+    Args:
+        source: Folder of images, table (CSV, TSV, JSON lines, Parquet, Arrow), tar shard, .txt file with a text per
+            line, folder of shards or of Parquet or Arrow files; or the URL of one (https, s3, gs, hf, …).
+        images: Image files, or folders of them.
+        texts: Texts.
+        out: Place of the vectors, which ends in .jsonl, .parquet, .npy or .lance.
+    """
+    from bridgetower.search.embed import embed_source, given_examples, print_vectors
+
+    if source is None and not images and not texts:
+        raise ValueError("nothing to embed; give a SOURCE, --images FILE … or --texts TEXT …")
+    if source is not None and (images or texts):
+        raise ValueError(f"both {source} and --images or --texts are given; expected one of them")
+    given = given_examples(images, texts, pairs=options.of == "pairs") if source is None else source
+    if out is None:
+        print_vectors(given, lambda: loading.load(model), options)
+    else:
+        report = embed_source(given, out, lambda: loading.load(model), options, progress=True)
+        emit_result({"out": out, **asdict(report)}, json=json)
+
+
+def match(
+    model: Positional[Model], *, images: Images, texts: Texts, all_pairs: bool = False, using: Using = USED
 ) -> None:
     """Score how well images and texts match.
 
@@ -64,28 +114,17 @@ def match(
     Example: bridgetower match MODEL --images dog.jpg cat.jpg --texts "a dog" "a cat" --all-pairs
 
     Args:
-        model: What to load.
-        images: Image files.
         texts: Texts; text n goes with image n, one with all images, and all with one image.
         all_pairs: Score every image with every text.
-        using: How the model is loaded and used.
     """
     predictor, names = using.load(model), list(map(str, images))
-    scores = predictor.match(names, texts, all_pairs=all_pairs, **using.options()).flatten().tolist()
-    pairs = [(image, text) for image in names for text in texts] if all_pairs else _repeated(names, texts)
-    shown = predictor.reranking.shown
-    rows = ({"image": i, "text": t, shown: score} for (i, t), score in zip(pairs, scores, strict=True))
-    emit_results(rows, json=using.json)
+    scores = predictor.match(names, texts, all_pairs=all_pairs, **using.options).flatten().tolist()
+    if all_pairs:
+        names, texts = [name for name in names for _ in texts], texts * len(names)
+    using.emit({"image": names, "text": texts}, predictor.reranking.shown, scores)
 
 
-def fill_mask(
-    model: Positional[Model],
-    *,
-    images: tuple[Path, ...],
-    texts: tuple[str, ...],
-    top: int = 5,
-    using: Using = USED,
-) -> None:
+def fill_mask(model: Positional[Model], *, images: Images, texts: Texts, top: int = 5, using: Using = USED) -> None:
     """Fill masked words of texts about images.
 
     Gives one JSON line per mask, {"image", "text", "words": [{"word", "probability"}, …]}, likeliest word first; a
@@ -94,20 +133,17 @@ def fill_mask(
     Example: bridgetower fill-mask MODEL --images cat.jpg --texts "a <mask> on a sofa"
 
     Args:
-        model: What to load.
-        images: Image files.
         texts: Texts with <mask> ([MASK] for a BERT model) where a word is missing; text n goes with image n.
         top: Candidates per mask.
-        using: How the model is loaded and used.
     """
     names = list(map(str, images))
-    filled = using.load(model).fill_mask(names, texts, top=top, **using.options())
-    rows = (
-        {"image": image, "text": text, "words": [vars(word) for word in words]}
-        for (image, text), masks in zip(_repeated(names, texts), filled, strict=True)
+    filled = using.load(model).fill_mask(names, texts, top=top, **using.options)
+    found = [
+        {"image": names[number % len(names)], "text": texts[number % len(texts)], "words": list(map(vars, words))}
+        for number, masks in enumerate(filled)
         for words in masks
-    )
-    emit_results(rows, json=using.json)
+    ]
+    emit_results(found, json=using.json)
 
 
 def explain(
@@ -118,7 +154,7 @@ def explain(
     model: Model,
     loading: Loading = LOADED,
     truncate: bool = False,
-    json: bool = False,
+    json: Json = False,
 ) -> None:
     """Draw the cross-attention of each word of a text over an image as heat maps, layer by layer.
 
@@ -132,10 +168,7 @@ def explain(
         image: Image file.
         text: A text about it.
         out: Image file to draw into.
-        model: What to load.
-        loading: How the model is loaded.
         truncate: Cut a text that is too long instead of refusing it.
-        json: Print JSON on a terminal too.
     """
     require("plot")
     require_parent(out)
@@ -156,14 +189,7 @@ def explain(
     emit_result(value, json=json)
 
 
-def answer(
-    model: Positional[Model],
-    *,
-    images: tuple[Path, ...],
-    questions: tuple[str, ...],
-    top: int = 5,
-    using: Using = USED,
-) -> None:
+def answer(model: Positional[Model], *, images: Images, questions: Texts, top: int = 5, using: Using = USED) -> None:
     """Answer questions about images, with a model fine-tuned on VQA.
 
     Gives one JSON line per question, {"image", "question", "answers": [{"label", "probability"}, …]}, likeliest answer
@@ -173,20 +199,15 @@ def answer(
               bridgetower answer demo --images bridgetower-demo/images/scene-1.png --questions "is there a circle?"
 
     Args:
-        model: What to load; an official .ckpt needs --answers.
-        images: Image files.
         questions: Questions; question n is about image n, or all about one image.
         top: Answers per question.
-        using: How the model is loaded and used.
     """
     predictor, names = using.load(model, answers_questions=True), list(map(str, images))
-    chosen = predictor.answer(names, questions, top=top, **using.options())
-    _emit_choices({"image": names, "question": questions}, "answers", chosen, json=using.json)
+    chosen = predictor.answer(names, questions, top=top, **using.options)
+    using.emit({"image": names, "question": questions}, "answers", chosen)
 
 
-def entail(
-    model: Positional[Model], *, images: tuple[Path, ...], statements: tuple[str, ...], using: Using = USED
-) -> None:
+def entail(model: Positional[Model], *, images: Images, statements: Texts, using: Using = USED) -> None:
     """Classify statements about images as entailment, neutral or contradiction, with a model fine-tuned on SNLI-VE.
 
     Gives one JSON line per statement, {"image", "statement", "judgements": [{"label", "probability"}, …]}, likeliest
@@ -195,14 +216,11 @@ def entail(
     Example: bridgetower entail MODEL --images cat.jpg --statements "an animal is asleep"
 
     Args:
-        model: What to load.
-        images: Image files.
         statements: Statements; statement n is about image n, or all about one image.
-        using: How the model is loaded and used.
     """
     names = list(map(str, images))
-    chosen = using.load(model).entail(names, statements, **using.options())
-    _emit_choices({"image": names, "statement": statements}, "judgements", chosen, json=using.json)
+    chosen = using.load(model).entail(names, statements, **using.options)
+    using.emit({"image": names, "statement": statements}, "judgements", chosen)
 
 
 def reason(
@@ -210,7 +228,7 @@ def reason(
     *,
     images: tuple[Path, ...],
     images_2: tuple[Path, ...],
-    statements: tuple[str, ...],
+    statements: Texts,
     using: Using = USED,
 ) -> None:
     """Classify statements about two images as true or false, with a model fine-tuned on NLVR2.
@@ -221,26 +239,23 @@ def reason(
     Example: bridgetower reason MODEL --images a.jpg --images-2 b.jpg --statements "both images show a dog"
 
     Args:
-        model: What to load.
         images: Image files, the left ones.
         images_2: As many image files, the right ones.
         statements: Statements; statement n is about image n of both.
-        using: How the model is loaded and used.
     """
     left, right = list(map(str, images)), list(map(str, images_2))
-    chosen = using.load(model).reason(left, right, statements, **using.options())
-    given = {"image": left, "image_2": right, "statement": statements}
-    _emit_choices(given, "judgements", chosen, json=using.json)
+    chosen = using.load(model).reason(left, right, statements, **using.options)
+    using.emit({"image": left, "image_2": right, "statement": statements}, "judgements", chosen)
 
 
 def classify(
     model: Positional[Model],
-    source: Annotated[Positional[str | None], SOURCE] = None,
+    source: Source = None,
     *,
     images: tuple[Path, ...] = (),
-    texts: tuple[str, ...] = (),
-    labels: tuple[str, ...] = (),
-    templates: tuple[str, ...] = (),
+    texts: Texts = (),
+    labels: Texts = (),
+    templates: Texts = (),
     top: int | None = None,
     max_errors: int = 0,
     using: Using = USED,
@@ -258,7 +273,6 @@ def classify(
               bridgetower classify MODEL --images meme.png --texts "look how many people love you"
 
     Args:
-        model: What to load.
         source: With --labels: folder of images, table, tar shard, or folder of such, here or at a URL.
         images: Image files, with --labels also folders of them; leave them out to classify texts alone.
         texts: Texts; text n goes with image n. Leave them out to classify images alone. Not with --labels.
@@ -267,7 +281,6 @@ def classify(
             photo, a picture and an image.
         top: Classes per input; all if left out.
         max_errors: With --labels: images that may be left out because they cannot be used; each is named.
-        using: How the model is loaded and used.
     """
     if source is not None and (images or texts):
         raise ValueError(f"both {source} and --images or --texts are given; expected one of them")
@@ -277,7 +290,7 @@ def classify(
         raise ValueError("labels are compared with images alone; give images and no texts")
     if not labels and (source is not None or templates or max_errors):
         raise ValueError("no labels are given, which a source, --templates and --max-errors need; give --labels A B …")
-    from bridgetower.inference import check_at_least_1
+    from bridgetower.inference import TEMPLATES, check_at_least_1, label_choices, prompts_of
 
     check_at_least_1(top=top)
     predictor = using.load(model)
@@ -286,19 +299,15 @@ def classify(
         given = {name: values for name, values in (("image", names), ("text", texts)) if values}
         inputs = names or None, texts or None
         if predictor.model.config.heads.predicts_number("classification"):
-            rows = zip(_repeated(*given.values()), predictor.estimate(*inputs, **using.options()).tolist(), strict=True)
-            emit_lines(dict(zip((*given, "number"), (*row, number), strict=True)) for row, number in rows)
+            using.emit(given, "number", predictor.estimate(*inputs, **using.options).tolist())
         else:
-            chosen = predictor.classify(*inputs, top=top, **using.options())
-            _emit_choices(given, "classes", chosen, json=using.json)
+            using.emit(given, "classes", predictor.classify(*inputs, top=top, **using.options))
         return
     import numpy as np
     import torch
 
     from bridgetower.data.example import check_bad
     from bridgetower.data.reader import read
-    from bridgetower.inference import TEMPLATES, label_choices, prompts_of
-    from bridgetower.search.config import SourceConfig
     from bridgetower.search.embed import embedded, given_examples, name_of
 
     prompts = prompts_of(labels, templates or TEMPLATES)
@@ -311,26 +320,5 @@ def classify(
         if good := [one for one in batch if not one.problem]:
             vectors = torch.from_numpy(np.concatenate([one.vectors["images"] for one in good]))
             chosen = label_choices(predictor.model, vectors, classes, labels, top)
-            _emit_choices({"image": [name_of(one.example) for one in good]}, "classes", chosen, json=using.json)
+            using.emit({"image": [name_of(one.example) for one in good]}, "classes", chosen)
     check_bad(source or "the input", problems, max_errors, "the classes of the others are printed")
-
-
-def _repeated(*given: Sequence[str]) -> list[tuple[str, ...]]:
-    """Returns what goes together; a single one goes with all of the others."""
-    count = max(map(len, given))
-    return list(zip(*(list(each) * (count if len(each) == 1 else 1) for each in given), strict=True))
-
-
-def _emit_choices(
-    given: Mapping[str, Sequence[str]], name: str, chosen: Sequence[Sequence[Choice]], *, json: bool
-) -> None:
-    """Prints what was chosen beside what was given, one row each."""
-    rows = zip(_repeated(*given.values()), chosen, strict=True)
-    if is_json(json):
-        emit_lines(dict(zip(given, row, strict=True)) | {name: list(map(vars, choices))} for row, choices in rows)
-        return
-    shown = [
-        (*map(one_line, row), "\n".join(f"{one_line(one.label)}  {one.probability:.3f}" for one in choices))
-        for row, choices in rows
-    ]
-    emit_rows(None, (*given, name), shown, texts=range(len(given) + 1))

@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
+from operator import add
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
 
 from bridgetower.drawing import png
-from bridgetower.files import read_json, write_bytes, write_json, write_text
+from bridgetower.files import flattened, read_json, write_bytes, write_json, write_text
 from bridgetower.reports.numbers import (
+    MINUS,
     NO_VALUE,
     Difference,
     Spread,
     mean_std,
-    number,
     paired_difference,
     spread,
     verdict,
@@ -42,13 +44,15 @@ class FinishedRun:
     curve: Mapping[int, float]  # metric on the validation split by step
     seconds_per_step: float  # without evaluations
 
+    @property
+    def steps(self) -> list[int]:
+        return sorted(self.curve)
+
     def measures(self, reach: float | None) -> dict[str, float]:
         """Returns the mean of the curve, its last value, and the first step, or the last, at which it is `reach`."""
-        steps = sorted(self.curve)
-        found = {"area": sum(self.curve.values()) / len(steps), "final": self.curve[steps[-1]]}
+        found = {"area": fmean(self.curve.values()), "final": self.curve[self.steps[-1]]}
         if reach is not None:
-            reached = (step for step in steps if self.curve[step] >= reach)
-            found["steps_to_reach"] = next(reached, steps[-1])
+            found["steps_to_reach"] = next((step for step in self.steps if self.curve[step] >= reach), self.steps[-1])
         return found
 
 
@@ -65,7 +69,7 @@ class Comparison:
             seeds = [run.seed for run in self.arm_runs(arm)]
             if len(set(seeds)) < len(seeds):
                 raise ValueError(f"several runs of {arm} have the same seed: {seeds}; give each arm each seed once")
-        steps = {tuple(sorted(run.curve)): f"{run.arm}, seed {run.seed}" for run in self.runs}
+        steps = {tuple(run.steps): f"{run.arm}, seed {run.seed}" for run in self.runs}
         if len(steps) > 1:
             (one, first), (other, second) = list(steps.items())[:2]
             raise ValueError(
@@ -101,13 +105,10 @@ class Comparison:
 
     def differences(self, arm: str) -> dict[str, Difference]:
         """Returns the measures of the first arm minus those of another, over the seeds of both; empty if none."""
-        arms = (self.arms[0], arm)
-        ours, theirs = ({run.seed: run.measures(self.reach) for run in self.arm_runs(one)} for one in arms)
-        seeds = sorted(set(ours) & set(theirs))
-        names = ours[seeds[0]] if seeds else ()
-        return {
-            name: paired_difference(*([one[seed][name] for seed in seeds] for one in (ours, theirs))) for name in names
-        }
+        measured = [{run.seed: run.measures(self.reach) for run in self.arm_runs(one)} for one in (self.arms[0], arm)]
+        seeds = sorted(measured[0].keys() & measured[1].keys())
+        names = measured[0][seeds[0]] if seeds else ()
+        return {name: paired_difference(*([one[seed][name] for seed in seeds] for one in measured)) for name in names}
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values, ready for JSON: by arm seeds, curves, measures, and differences with their interval."""
@@ -117,9 +118,7 @@ class Comparison:
             "arms": {
                 arm: {
                     "seeds": [run.seed for run in self.arm_runs(arm)],
-                    "curves": [
-                        {str(step): run.curve[step] for step in sorted(run.curve)} for run in self.arm_runs(arm)
-                    ],
+                    "curves": [{str(step): run.curve[step] for step in run.steps} for run in self.arm_runs(arm)],
                     "measures": self.spreads(arm),
                 }
                 for arm in self.arms
@@ -131,23 +130,21 @@ class Comparison:
         """Returns the titles and cells of a table: arms first, then the paired differences from the first arm."""
         titles = {name: title for name, title in MEASURES.items() if name != "steps_to_reach" or self.reach is not None}
         if self.reach is not None:
-            titles["steps_to_reach"] += f" {number(scale * self.reach, digits=3).rstrip('0').rstrip('.')}"
-        forms = {name: (1.0, 0) if name == "steps_to_reach" else (scale, digits) for name in titles}
+            titles["steps_to_reach"] += f" {round(scale * self.reach, 3):g}"
+        forms: dict[str, Any] = {name: {"scale": scale, "digits": digits} for name in titles}
+        forms |= {"steps_to_reach": {"digits": 0}} if self.reach is not None else {}
         rows = []
         for arm in self.arms:
             spreads = self.spreads(arm)
-            cells = [mean_std(spreads[name], scale=factor, digits=places) for name, (factor, places) in forms.items()]
-            seconds = mean_std(spreads["seconds_per_step"], digits=3)
-            rows.append([arm, str(len(self.arm_runs(arm))), *cells, seconds])
+            cells = [mean_std(spreads[name], **form) for name, form in forms.items()]
+            rows.append([arm, str(len(self.arm_runs(arm))), *cells, mean_std(spreads["seconds_per_step"], digits=3)])
         for arm in self.arms[1:]:
-            found = self.differences(arm)
-            cells = [NO_VALUE] * len(forms)
+            found, cells, seeds = self.differences(arm), [NO_VALUE] * len(forms), 0
             if found:
                 marks = [" *" if verdict(found[name]) in ("higher", "lower") else "" for name in forms]
-                shown = [with_interval(found[n], scale=factor, digits=places) for n, (factor, places) in forms.items()]
-                cells = [cell + mark for cell, mark in zip(shown, marks, strict=True)]
-            seeds = str(len(found["area"]["values"])) if found else "0"
-            rows.append([f"{self.arms[0]} \u2212 {arm}", seeds, *cells, ""])
+                shown = [with_interval(found[name], **form) for name, form in forms.items()]
+                cells, seeds = list(map(add, shown, marks)), len(found["area"]["values"])
+            rows.append([f"{self.arms[0]} {MINUS} {arm}", str(seeds), *cells, ""])
         return ["", "seeds", *titles.values(), "seconds per step"], rows
 
     def markdown(self) -> str:
@@ -175,8 +172,7 @@ def draw_curves(comparison: Comparison, title: str, floors: Mapping[str, float] 
             curves = [run.curve for run in comparison.arm_runs(arm)]
             steps = sorted(curves[0])
             values = [[curve[step] for curve in curves] for step in steps]
-            means = [sum(each) / len(each) for each in values]
-            axes.plot(steps, means, line, color=ink, linewidth=2, markersize=5, label=arm)
+            axes.plot(steps, list(map(fmean, values)), line, color=ink, linewidth=2, markersize=5, label=arm)
             axes.fill_between(steps, list(map(min, values)), list(map(max, values)), color=ink, alpha=0.15, linewidth=0)
         for name, value in (floors or {}).items():
             axes.axhline(value, color="#555555", linestyle=":", label=name)
@@ -216,14 +212,7 @@ def finished_runs(
 
 def arm_names(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Names each run by the values of its config, but for the seed, in which the runs differ."""
-
-    def flat_of(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for name, value in values.items():
-            found |= flat_of(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-        return found
-
-    flat = [flat_of(config) for config in configs]
+    flat = [dict(flattened(config)) for config in configs]
     names = dict.fromkeys(name for config in flat for name in config if name not in ("seed", "recipe"))
     differing = [name for name in names if len({repr(config.get(name)) for config in flat}) > 1]
     return [

@@ -22,7 +22,7 @@ from bridgetower.evaluation.metrics import BINS, expected_calibration_error, rel
 from bridgetower.files import write_text
 from bridgetower.processor import open_image
 from bridgetower.reports.numbers import count, percent
-from bridgetower.reports.pages import Row, Table, page_templates, style
+from bridgetower.reports.pages import Row, Table, page_templates
 
 MISSES = 48
 """Misses that are shown."""
@@ -30,18 +30,6 @@ MISSES = 48
 _SIDE = 320  # pixels, the longer side of an image
 _CONFUSIONS, _VALUES = 20, 50  # most that are listed: pairs, values of a column
 _Z = 1.96  # of the 95 % interval
-
-_ANSWERS = {
-    "expected": "right answer",
-    "given": "the model",
-    "misses": "Wrong answers, those first that the model gives the highest probability.",
-}
-_RETRIEVAL = {
-    "expected": "right image",
-    "given": "found first",
-    "misses": "Texts for which another image is found first: those first whose own image is farthest behind. The "
-    "probability is that of a match with the image that is found; without a calibration it is the score of matching.",
-}
 
 
 def write_errors(
@@ -59,23 +47,24 @@ def write_errors(
     if slices is not None:
         judgements = _grouped(judgements, slices)
     is_retrieval = judgements[0].found is not None
-    worst = sorted(
-        (one for one in judgements if one.score < 1 and one.given != one.expected), key=lambda one: -one.miss
-    )
+    wrong = [one for one in judgements if one.score < 1 and one.given != one.expected]
+    worst = sorted(wrong, key=lambda one: -one.miss)
     pairs = Counter((one.expected, one.given) for one in worst)
     rows = [Row(expected, (given, count(number))) for (expected, given), number in pairs.most_common(_CONFUSIONS)]
     confusions = Table(caption="The most frequent", columns=("right answer", "the model", "examples"), rows=rows)
-    templates = page_templates()
     total, right = count(len(judgements)), percent(fmean(one.score for one in judgements))
-    page = templates.get_template("errors.html").render(
-        style=style(templates),
-        title=title,
-        lead=f"{right} of {total} examples are right; {count(len(worst))} are not, or not quite.",
-        words=_RETRIEVAL if is_retrieval else _ANSWERS,
-        misses=[_shown(one, images) for one in worst[:misses]],
-        confusions=confusions if rows and not is_retrieval else None,
-        calibration=_calibration(judgements),
-        slices=_slices(judgements, with_answers=not is_retrieval),
+    page = (
+        page_templates()
+        .get_template("errors.html")
+        .render(
+            title=title,
+            lead=f"{right} of {total} examples are right; {count(len(worst))} are not, or not quite.",
+            is_retrieval=is_retrieval,
+            misses=[_shown(one, images) for one in worst[:misses]],
+            confusions=confusions if rows and not is_retrieval else None,
+            calibration=_calibration(judgements),
+            slices=_slices(judgements, with_answers=not is_retrieval),
+        )
     )
     write_text(path, page)
 
@@ -112,13 +101,8 @@ def _calibration(judgements: Sequence[Judgement]) -> dict[str, Any] | None:
     if not known:
         return None
     bins = reliability(*torch.tensor(known, dtype=torch.float64).T)
-    rows = [
-        Row(
-            f"{one.number / BINS:.1f} to {(one.number + 1) / BINS:.1f}",
-            (count(one.examples), percent(one.probability), percent(one.right)),
-        )
-        for one in bins
-    ]
+    ranges = [f"{one.number / BINS:.1f} to {(one.number + 1) / BINS:.1f}" for one in bins]
+    cells = [(count(one.examples), percent(one.probability), percent(one.right)) for one in bins]
     columns = ("probability", "examples", "mean probability", "right")
     drawing = Figure(figsize=(4.8, 2.9), layout="constrained")
     axes = drawing.add_subplot(xlabel="probability", ylabel="right", xlim=(0, 1), ylim=(0, 1))
@@ -128,7 +112,7 @@ def _calibration(judgements: Sequence[Judgement]) -> dict[str, Any] | None:
     return {
         "error": expected_calibration_error(bins),
         "drawing": png(drawing),
-        "table": Table(columns=columns, rows=rows),
+        "table": Table(columns=columns, rows=list(map(Row, ranges, cells))),
     }
 
 

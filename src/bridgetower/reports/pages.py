@@ -25,12 +25,6 @@ def page_templates(*packages: str) -> Environment:
     return templates
 
 
-def style(templates: Environment) -> str:
-    """Returns the style sheet of pages."""
-    assert templates.loader is not None  # page_templates sets it
-    return templates.loader.get_source(templates, "page.css")[0]
-
-
 @dataclass(frozen=True)
 class Row:
     """A row of a table, with its head."""

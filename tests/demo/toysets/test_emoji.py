@@ -80,9 +80,7 @@ class TestCaptions:
             captions_of([emoji("one", code="1"), emoji("one", code="2")])
 
 
-def test_a_held_out_concept_has_one_picture_and_no_variant_or_caption_elsewhere(
-    splits: dict[str, list[Record]],
-) -> None:
+def test_a_held_out_concept_has_one_picture_and_no_variant_or_caption_elsewhere(splits):
     for record in splits["validation"] + splits["test"]:
         assert record.extra["concept"] == record.extra["name"]
         assert "skin tone" not in record.entries[0]

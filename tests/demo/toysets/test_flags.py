@@ -118,9 +118,7 @@ class TestCollect:
             ("MR", (0.5, 0.22), (210, 37, 65)),  # the new flag: red stripe on top
         ],
     )
-    def test_pictures_show_what_the_text_says(
-        self, flags: dict[str, Record], iso: str, point: tuple[float, float], colour: tuple[int, int, int]
-    ) -> None:
+    def test_pictures_show_what_the_text_says(self, flags, iso, point, colour):
         picture = pixels(flags[iso])
         found = picture[round(point[1] * picture.shape[0]), round(point[0] * picture.shape[1])]
         assert np.abs(found - np.array(colour)).max() < 30

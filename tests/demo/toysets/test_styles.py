@@ -42,9 +42,7 @@ def test_sizes_and_styles_of_emoji(emoji_splits: dict[str, list[Record]]) -> Non
         assert len({record.extra["concept"] for record in emoji_splits[split]}) == 200
 
 
-def test_a_concept_is_in_one_split_in_all_styles_and_a_held_out_one_has_its_base(
-    emoji_splits: dict[str, list[Record]],
-) -> None:
+def test_a_concept_is_in_one_split_in_all_styles_and_a_held_out_one_has_its_base(emoji_splits):
     codes: dict[object, set[str]] = defaultdict(set)
     for record in emoji_splits["test"]:
         codes[record.extra["concept"]].add(record.image_id.removesuffix("-openmoji"))
