@@ -1,5 +1,6 @@
-"""`bridgetower prepare SET`: every set has its verb, and says what files it takes."""
+"""`bridgetower prepare SET`: every set has its verb, and says what files it takes; `bridgetower inspect`."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 
 from bridgetower import cli
-from bridgetower.data.datasets import DATASETS
+from bridgetower.data.datasets import DATASETS, prepare_set
 from bridgetower.files import write_json
 from miniature import (
     ANSWERS,
@@ -82,3 +83,32 @@ def test_errors(refused: Callable[..., str], tmp_path: Path) -> None:
     )
     source.mkdir()
     assert "no file dataset_coco.json" in refused("prepare", "coco", "--source", source, "--out", out)
+    for folder in (tmp_path / "none", tmp_path):
+        assert f"no dataset.json in {folder}; give the folder" in refused("inspect", folder)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_vqav2(tmp_path / "vqa")
+    prepare_set("vqav2", tmp_path / "vqa", tmp_path / "out")
+    return tmp_path / "out"
+
+
+def test_inspect_json_and_page(run: Callable[..., list[Any]], folder: Path, tmp_path: Path) -> None:
+    (printed,) = run("inspect", folder, "--html", tmp_path / "page.html", "--num-samples", 2, "--check")
+    train = printed["splits"]["train"]
+    assert (printed["name"], printed["kind"], train["images"], train["texts"]) == ("vqav2", "vqa", 7, 28)
+    assert train["published"] == {"images": 82_783, "texts": 443_757, "source": "visualqa.org"}
+    assert train["words"]["median"] == 6
+    assert train["classes"] == {"yes/no": 14, "number": 7, "other": 7}
+    assert printed["html"] == str(tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
+
+
+def test_inspect_tables(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    cli.main(["inspect", str(folder)])
+    text = capsys.readouterr().out
+    assert "7 of 82,783" in text
+    assert "8 of 107,394" in text
+    assert "train: yes/no 14, number 7, other 7" in text
