@@ -21,7 +21,7 @@ from bridgetower.model.hidden_states import hidden_states
 from bridgetower.model.layers import on_meta
 from bridgetower.model.presets import LARGE, NANO, meter
 from bridgetower.predictor import load
-from bridgetower.reports.comparison import Comparison, FinishedRun
+from bridgetower.reports.comparison import Comparison
 from bridgetower_demo.costs import flops_by_part, parameters_by_part
 from bridgetower_demo.recipes import RECIPES
 from bridgetower_demo.run import DEEP_TOWERS
@@ -134,23 +134,6 @@ def test_the_memory_of_a_training(benchmark: Callable[[str], Any], processes: in
 def test_bridges_are_measured_with_the_recipe_of_the_demo(benchmark: Callable[[str], Any]) -> None:
     model = benchmark("bridges").model
     assert model(6) == RECIPES["scenes-vqa-deep"].model != model(4)
-
-
-def test_the_drawing_over_depths_shows_a_lead_that_grows(benchmark: Callable[[str], Any]) -> None:
-    bridges = benchmark("bridges")
-
-    def runs(depth: int, lead: float) -> tuple[FinishedRun, ...]:
-        return tuple(
-            FinishedRun(arm=arm, seed=seed, curve={1: seed + lead * depth * (arm == "BridgeTower")}, seconds_per_step=1)
-            for arm in bridges.ARMS
-            for seed in (1, 2, 4)
-        )
-
-    drawn = [
-        bridges.draw_depths({n: Comparison(metric="a", reach=None, runs=runs(n, lead)) for n in bridges.TEXT_LAYERS})
-        for lead in (0.0, 1.0)
-    ]
-    assert drawn[0] != drawn[1]
 
 
 def test_the_runs_of_the_report_are_those_of_the_page_on_bridges(benchmark, tmp_path, monkeypatch):
