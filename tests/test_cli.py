@@ -21,7 +21,7 @@ import shapes
 from bridgetower import cli
 from bridgetower.checkpoints import Calibration, Reranking, read_checkpoint, write_reranking
 from bridgetower.cli.output import with_options
-from bridgetower.files import escaped
+from bridgetower.files import escaped, one_line
 from bridgetower.predictor import load
 from bridgetower.training.folder import read_run
 from bridgetower_demo.folder import FOLDER, answering_model, trained_model
@@ -94,7 +94,7 @@ class TestUsing:
             cli.main(list(map(str, command)))
             shown = capsys.readouterr().out
             for label, probability in (one.values() for one in row[name]):
-                assert f"{label}  {probability:.3f}" in shown
+                assert f"{one_line(label)}  {probability:.3f}" in shown
             assert "┃" in shown
 
     def test_other_engines_and_sizes(self, run, refused, tiny_checkpoint, exported, files):
