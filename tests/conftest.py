@@ -5,6 +5,7 @@ import gc
 import json
 import logging
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import shutil
 import signal
@@ -52,8 +53,12 @@ LONGEST_TEST = 1200.0  # seconds
 os.environ["BRIDGETOWER_PRODUCTS"] = "onednn"  # the kernels under test, also where PyTorch's own are faster
 os.fsync = lambda descriptor: None  # no test cuts the power, and a training would wait a tenth of its time
 
-# Processes that need them start at once.
+# Processes that need them start at once, whatever the code under test would import beforehand.
 multiprocessing.set_forkserver_preload(list(MODULES))
+multiprocessing.forkserver.set_forkserver_preload = lambda names: None
+os.environ["PYTHONWARNINGS"] = (
+    "ignore:lancedb fork support:RuntimeWarning"  # nothing is under way where they are forked
+)
 
 
 @pytest.hookimpl(trylast=True)  # pytest then knows its own folder

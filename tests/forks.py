@@ -1,8 +1,8 @@
 """Starts commands as forks of one process that has imported what they need: a start takes milliseconds, not seconds.
 
-`python forks.py FOLDER` is that process. The `bridgetower`, `torchrun` and `python` that it writes to FOLDER start
-there what they are called with, in their folder, with their environment and standard streams. They pass signals on and
-end as it ends; if they are killed, so is it. The processes of `torchrun` are such forks too.
+The `bridgetower`, `torchrun` and `python` in a folder start what they are called with, in their folder, with their
+environment and standard streams. They pass signals on and end as it ends; if they are killed, so is it. The processes
+of `torchrun` are such forks too, and processes that decode are forks of the one that lends those of the tests.
 """
 
 import atexit
@@ -13,25 +13,28 @@ import runpy
 import select
 import signal
 import socket
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import forkserver, get_context, parent_process, process
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
 
 from preloaded import preload
 
-# What starts threads, which a fork loses, is left out: LanceDB and the runtimes of exported graphs.
+# What starts threads, which a fork loses, is left out: the runtimes of exported graphs.
 OTHERS = (
     "bridgetower.predictor",
     "bridgetower.reports.errors",
-    "bridgetower_demo.toysets",
+    "bridgetower.search.searcher",
     "bridgetower.serve.app",
+    "bridgetower_demo.run",
     "torch.distributed.run",
 )
 NAMES = ("bridgetower", "torchrun", "python")
+LENDER = ("_forkserver_address", "_forkserver_authkey")  # what tells where processes are lent
 MOST_BYTES = 1 << 20
 
 CLIENT = """#!{python} -IS
@@ -55,31 +58,39 @@ sys.exit(code)
 @contextmanager
 def commands(folder: Path) -> Iterator[None]:
     """Makes the names in a folder such commands."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}  # forks keep the number of threads
-    with subprocess.Popen([sys.executable, __file__, folder], stdout=subprocess.PIPE, env=environment) as server:
-        assert server.stdout is not None
-        try:
-            assert server.stdout.readline()
-            yield
-        finally:
-            server.terminate()
+    address = folder / "socket"
+    for name in NAMES:
+        (folder / name).write_text(CLIENT.format(python=sys.executable, address=str(address)))
+        (folder / name).chmod(0o755)
+    context = get_context("forkserver")
+    is_ready, ready = context.Pipe(duplex=False)
+    forkserver.ensure_running()
+    lender = {name: value for name, value in vars(forkserver._forkserver).items() if name in LENDER}
+    server = context.Process(target=serve, args=(address, ready, lender))
+    server.start()
+    try:
+        assert is_ready.recv()
+        yield
+    finally:
+        server.terminate()
+        server.join()
 
 
-def main(folder: Path) -> None:
-    """Waits for commands; returns in the process of each of them, once it has the state of one."""
-    sys.path.append(str(Path(__file__).parents[1] / "demo"))
+def serve(address: Path, ready: Connection, lender: dict[str, Any]) -> None:
+    """Waits for commands, and runs each in a process of its own."""
     preload(*OTHERS)
+    vars(forkserver._forkserver).update(lender)
+    forkserver._forkserver.ensure_running = lambda: None
+    os.fsync = lambda descriptor: None  # as in tests
     gc.freeze()
-    address = str(folder / "socket")
+    parent = parent_process()
+    assert parent is not None
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-        listener.bind(address)
+        listener.bind(str(address))
         listener.listen()
-        for name in NAMES:
-            (folder / name).write_text(CLIENT.format(python=sys.executable, address=address))
-            (folder / name).chmod(0o755)
-        os.write(1, b"ready\n")
+        ready.send(True)
         watchers = []
-        while True:
+        while parent.sentinel not in select.select([listener, parent.sentinel], [], [])[0]:
             connection, _ = listener.accept()
             watchers = [watcher for watcher in watchers if os.waitpid(watcher, os.WNOHANG) == (0, 0)]
             watcher = os.fork()
@@ -87,30 +98,39 @@ def main(folder: Path) -> None:
                 break
             watchers.append(watcher)
             connection.close()
+        else:
+            return
     watch(connection)
+    try:
+        run()
+    except BaseException as error:  # noqa: BLE001 - its process ends with it
+        end(error)
+    end(None)
 
 
 def watch(connection: socket.socket) -> None:
-    """Starts the command of a request and ends with it; returns in the process of the command."""
+    """Starts the command of a request and ends with it; returns in the process of the command, with its state."""
     content, streams, _, _ = socket.recv_fds(connection, MOST_BYTES, 3)
-    process = os.fork()
-    if process:
-        connection.send(str(process).encode())
+    command = os.fork()
+    if command:
+        connection.send(str(command).encode())
         for stream in (0, 1, 2, *streams):
             os.close(stream)
-        ended = os.pidfd_open(process)
+        ended = os.pidfd_open(command)
         alone = ended not in select.select([connection, ended], [], [])[0]  # whoever asked for it was killed
         if alone:
-            os.kill(process, signal.SIGKILL)
-        code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+            os.kill(command, signal.SIGKILL)
+        code = os.waitstatus_to_exitcode(os.waitpid(command, 0)[1])
         if not alone:
             connection.send(str(code).encode())
         os._exit(0)
     connection.close()
+    process._parent_process = None
     request = json.loads(content)
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
@@ -153,12 +173,3 @@ def end(error: BaseException | None) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code or 0)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
-    try:
-        run()
-    except BaseException as error:  # noqa: BLE001 - its process ends with it
-        end(error)
-    end(None)

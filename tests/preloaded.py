@@ -7,6 +7,7 @@ MODULES = (
     "bridgetower.evaluation.retrieval",
     "bridgetower.evaluation.masked_words",
     "datasets",
+    "lancedb",
     "pandas",  # by pyarrow
     "pytest",
     "sklearn.linear_model",

@@ -5,6 +5,7 @@ import json
 import logging
 import re
 import sys
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from dataclasses import replace
 from io import StringIO
@@ -26,6 +27,7 @@ from bridgetower_demo.plan import ON_TOWERS
 from bridgetower_demo.run import run_demo
 from bridgetower_demo.toysets.flags import FlagsConfig
 from folders import snapshot
+from small_demo import make_small
 from starter import write_towers
 
 pytestmark = pytest.mark.slow
@@ -41,17 +43,19 @@ SMALL = replace(
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], str]:
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, Any], str]]:
     """The folder of the command, what it printed and what it logged."""
     folder = tmp_path_factory.mktemp("demo")
     write_towers(folder / "towers")
     handler, log, printed = logging.StreamHandler(StringIO()), logging.getLogger("bridgetower_demo"), StringIO()
     log.addHandler(handler)
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plan, "ON_TOWERS", SMALL)
-        main(["--out", str(folder), "--minutes", "0.001"])
-    log.removeHandler(handler)
-    return folder, json.loads(printed.getvalue()), handler.stream.getvalue()
+        make_small(patch.setattr)
+        with redirect_stdout(printed):
+            main(["--out", str(folder), "--minutes", "0.001"])
+        log.removeHandler(handler)
+        yield folder, json.loads(printed.getvalue()), handler.stream.getvalue()
 
 
 def test_every_stage_leaves_a_model_and_towers_stay_as_they_were(demo: tuple[Path, dict[str, Any], str]) -> None:

@@ -31,7 +31,7 @@ SPELLED = {"<s>": "[CLS]", "<pad>": "[PAD]", "</s>": "[SEP]", "<unk>": "[UNK]", 
 def text_tower(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> str:
     """A ModernBERT with the tokenizer of the set, whose special tokens have ModernBERT's names."""
     folder = tmp_path_factory.mktemp("modernbert")
-    save_text(folder, "modernbert", vocab_size=310, num_hidden_layers=3)
+    save_text(folder, "modernbert", vocab_size=310, num_hidden_layers=1)
     tokenizer = (tiny_checkpoint / "tokenizer.json").read_text()
     for ours, theirs in SPELLED.items():
         tokenizer = tokenizer.replace(f'"{ours}"', f'"{theirs}"')
@@ -41,7 +41,7 @@ def text_tower(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) 
 
 def run_of(dataset: Path, vision: str, text: str) -> RunConfig:
     recipe = RECIPES["pretrain-nano"]
-    model = replace(recipe.model, fusion=replace(shapes.MODEL.fusion, hidden_size=12))
+    model = replace(recipe.model, fusion=replace(shapes.MODEL.fusion, hidden_size=12, num_layers=1))
     changes: dict[str, Any] = {"recipe": recipe.recipe, "model": model, "vision": vision, "text": text}
     return shapes.run_config(dataset, **changes, max_steps=2)
 

@@ -22,16 +22,23 @@ from videos import SRT, write_clip
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PUBLISHED, LEFT = "BridgeTower/bridgetower-large-itm-mlm-itc", "bridgetower-demo/runs/bridgetower-0/last"
-DEMO = Path(__file__).with_name("small_demo.py")
+DEMO = ROOT / "tests" / "small_demo.py"
 NEEDED = {"integrations.md": ("llama_index", "sentence_transformers")}  # that `make lowest` leaves out
-# As written, but sets are small.
-SMALL = """
-python() {
+# As written, but on few images, and with few of them at once where the page leaves that to the recipe.
+SMALL = f"""
+python() {{
     case "$*" in
-        "-m bridgetower_demo prepare "[ef]*) command python "$@" --num-validation 20 --num-test 20 ;;
+        "-m bridgetower_demo "*) shift 2; command python {DEMO} "$@" ;;
         *) command python "$@" ;;
     esac
-}
+}}
+bridgetower() {{
+    case "$*" in
+        *--batch-size*) command bridgetower "$@" ;;
+        "train pretrain-nano"*|"train scenes-vqa"*) command bridgetower "$@" --batch-size 16 ;;
+        *) command bridgetower "$@" ;;
+    esac
+}}
 """
 FENCE = re.compile(r"^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -83,8 +90,8 @@ class Workplace:
 def workplace(tmp_path_factory: pytest.TempPathFactory, forked: Path) -> Workplace:
     """An empty folder after a short demo without a download, with a few photos and videos of the user's own."""
     folder = tmp_path_factory.mktemp("workplace")
-    demo = Workplace(folder, Path(sys.executable).parent)  # as a user starts it; what follows is forked
-    demo.run(sys.executable, str(DEMO))
+    demo = Workplace(folder, forked)
+    demo.run("python", str(DEMO))
     photos = folder / "my-photos"
     photos.mkdir()
     pictures = sorted((folder / "bridgetower-demo" / "images").glob("*.png"))
@@ -102,7 +109,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, forked: Path) -> Workpla
     write_clip(folder / "lectures" / "one.webm", codec="libvpx-vp9")
     write_clip(folder / "talk.mp4")
     (folder / "talk.srt").write_text(SRT, encoding="utf-8")
-    return Workplace(folder, forked)
+    return demo
 
 
 def test_readme_has_commands() -> None:

@@ -8,9 +8,16 @@ import pytest
 
 from bridgetower.data.schema import SCHEMAS
 from bridgetower.processor import open_image
+from bridgetower_demo.toysets import scenes
 from bridgetower_demo.toysets.scenes import SceneKind, ScenesConfig, collect
 
 SMALL = ScenesConfig(num_train=40, num_validation=8, num_test=8, side=30)
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Leaves out the images, which are drawn after text and answer and take most of the time."""
+    monkeypatch.setattr(scenes, "scenes_for", lambda *_, **__: ())
 
 
 def texts_and_answers(config, split="train"):
@@ -42,6 +49,7 @@ def test_every_kind(kind):
     assert len(set(map(tuple, drawn))) == 4
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(("kind", "level"), [("vqa", "easy"), ("vqa", "hard"), ("snli-ve", "easy"), ("nlvr2", "easy")])
 def test_the_text_alone_tells_nothing(kind, level):
     """What each text's commonest answer in one half gets right in the other is what guessing gets."""
@@ -69,6 +77,7 @@ def number_of_answers(kind, topic, text, level):
     return colours if topic == "colour" else kinds
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("level", ["easy", "medium", "hard"])
 def test_vocabulary_has_every_answer(level):
     config = replace(SMALL, kind="vqa", level=level, num_train=400)

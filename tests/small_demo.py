@@ -1,0 +1,41 @@
+"""The demo on few images; as a script the one from scratch for two steps of each training, or one of its sets."""
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from bridgetower.data.prepared_set import DatasetInfo
+from bridgetower.tasks.run_config import RunConfig
+from bridgetower.training.run import train
+from bridgetower_demo import __main__, plan, run, toysets
+from bridgetower_demo.recipes import task_of
+from bridgetower_demo.toysets.collection import Collection, write_collection
+
+FEW = {"train": 64, "validation": 12, "test": 20}
+
+
+def write_few(out: Path, collection: Collection, **options: Any) -> DatasetInfo:
+    """Writes the first records of each split."""
+    splits = {split: islice(records, FEW[split]) for split, records in collection.splits.items()}
+    return write_collection(out, replace(collection, splits=splits), **options)
+
+
+def make_small(change: Callable[[object, str, Any], None]) -> None:
+    """Changes the sets that the demo writes, and the batches of its recipes."""
+    change(toysets, "write_collection", write_few)
+    change(run, "RECIPES", {name: replace(recipe, batch_size=16) for name, recipe in run.RECIPES.items()})
+
+
+def train_here(runs: Mapping[Path, RunConfig], **_: Any) -> None:
+    """Trains without processes of its own."""
+    for folder, config in runs.items():
+        train(config, folder, task=task_of(config), progress=False)
+
+
+if __name__ == "__main__":
+    make_small(setattr)
+    run.train_all, plan.NUM_VALIDATION, plan.NUM_TEST = train_here, FEW["validation"], FEW["test"]
+    __main__.main(sys.argv[1:] or ["--from-scratch", "--minutes", "0.01"])
