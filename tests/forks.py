@@ -44,7 +44,7 @@ connection.connect({address!r})
 request = dict(command=sys.argv, folder=os.getcwd(), environment=dict(os.environ))
 socket.send_fds(connection, [json.dumps(request).encode()], [0, 1, 2])
 process = int(connection.recv(100))
-for number in (signal.SIGINT, signal.SIGTERM):
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, lambda number, _: os.kill(process, number))
 code = int(connection.recv(100))
 if code < 0:

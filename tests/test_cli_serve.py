@@ -69,11 +69,17 @@ def process(*arguments, key=None, stdout=None, command=USERS):
             running.kill()
 
 
-def test_serves_until_it_is_told_to_stop(tiny_checkpoint: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def at_once(forked: Path) -> list[Path]:
+    """The command, which starts in milliseconds."""
+    return [forked / "bridgetower"]
+
+
+def test_serves_until_it_is_told_to_stop(tiny_checkpoint: Path, at_once: list[Path], tmp_path: Path) -> None:
     options = ("--model", str(tiny_checkpoint), "--name", "tiny", "--access-log")
     with (
         (tmp_path / "log").open("w") as log,
-        process(*options, key="secret", stdout=log) as (running, name, address),
+        process(*options, key="secret", stdout=log, command=at_once) as (running, name, address),
     ):
         assert name == "tiny"
         assert httpx.post(f"{address}/v1/embeddings", json={"input": "a bar"}).status_code == 401
@@ -96,9 +102,9 @@ def test_serves_until_it_is_told_to_stop(tiny_checkpoint: Path, tmp_path: Path) 
     ]
 
 
-def test_what_was_taken_in_is_finished(tiny_checkpoint: Path) -> None:
+def test_what_was_taken_in_is_finished(tiny_checkpoint: Path, at_once: list[Path]) -> None:
     slow = ("--model", str(tiny_checkpoint), "--max-batch", "1")
-    with process(*slow) as (running, _, address), ThreadPoolExecutor(1) as pool:
+    with process(*slow, command=at_once) as (running, _, address), ThreadPoolExecutor(1) as pool:
         asked = pool.submit(httpx.post, f"{address}/v1/embeddings", json={"input": ["a bar"] * 1024}, timeout=PATIENCE)
         while "bridgetower_items_admitted 1024.0" not in httpx.get(f"{address}/metrics").text:
             assert not asked.done()
@@ -199,7 +205,7 @@ def test_threads_share_their_memory(tiny_checkpoint: Path) -> None:
 
 
 def test_the_word_demo_is_all_that_the_demo_left(
-    tiny_dataset, tiny_checkpoint, answering_checkpoint, forked, tmp_path, monkeypatch
+    tiny_dataset, tiny_checkpoint, answering_checkpoint, at_once, tmp_path, monkeypatch
 ):
     """An index, which brings its model, and a second model for questions."""
     monkeypatch.chdir(tmp_path)
@@ -207,8 +213,7 @@ def test_the_word_demo_is_all_that_the_demo_left(
     shutil.copytree(answering_checkpoint, answering_model(FOLDER))
     write_held_out({"shapes": tiny_dataset}, held_out_images(FOLDER))
     index_held_out(held_out_images(FOLDER), held_out_index(FOLDER), load(trained_model(FOLDER), device="cpu"))
-    command = [forked / "bridgetower"]  # a start takes milliseconds
-    with process("--index", "demo", "--answer-model", "demo", command=command) as (running, name, address):
+    with process("--index", "demo", "--answer-model", "demo", command=at_once) as (running, name, address):
         assert name == "bridgetower-demo/runs/bridgetower-0/last"
         question = {"images": URIS[0], "questions": "which colour?"}
         answer = httpx.post(f"{address}/v1/answer", json=question).json()
@@ -227,8 +232,8 @@ def test_a_model_is_served_alone(tiny_checkpoint: Path, answering_checkpoint: Pa
         assert [served.name for served in found.models] == [str(model)]
 
 
-def test_interrupted_by_hand(tiny_checkpoint: Path) -> None:
-    with process("--model", str(tiny_checkpoint)) as (running, _, _):
+def test_interrupted_by_hand(tiny_checkpoint: Path, at_once: list[Path]) -> None:
+    with process("--model", str(tiny_checkpoint), command=at_once) as (running, _, _):
         running.send_signal(signal.SIGINT)
         _, errors = running.communicate(timeout=PATIENCE)
         assert running.returncode == 128 + signal.SIGINT
