@@ -376,25 +376,23 @@ class TestStopping:
         assert caught.value.code == 130
         assert capsys.readouterr().err == "bridgetower: interrupted\n"
 
-    def test_a_reader_that_left(self) -> None:
+    def test_a_reader_that_left(self, forked: Path) -> None:
         reader, writer = os.pipe()
         os.close(reader)
-        done = subprocess.run(
-            [sys.executable, "-m", "bridgetower", "--help"], stdout=writer, stderr=subprocess.PIPE, check=False
-        )
+        done = subprocess.run([forked / "bridgetower", "--help"], stdout=writer, stderr=subprocess.PIPE, check=False)
         os.close(writer)
         assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
 
-    def test_a_full_disk_behind_standard_output(self, tiny_dataset: Path) -> None:
+    def test_a_full_disk_behind_standard_output(self, forked: Path, tiny_dataset: Path) -> None:
         with Path("/dev/full").open("w") as full:
-            command = [sys.executable, "-m", "bridgetower", "inspect", str(tiny_dataset)]
+            command = [forked / "bridgetower", "inspect", tiny_dataset]
             done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
         message = "standard output could not be written (No space left on device); make room on the disk"
         assert (done.returncode, done.stderr) == (2, f"bridgetower: {message}\n")
 
 
 class TestLogging:
-    def test_only_this_package_speaks_and_nothing_moves_the_terminal_or_feigns_an_entry(self) -> None:
+    def test_only_this_package_speaks_and_nothing_moves_the_terminal_or_feigns_an_entry(self, forked: Path) -> None:
         script = "\n".join(
             (
                 "import logging, sys",
@@ -407,7 +405,7 @@ class TestLogging:
                 "cli.main(['search', 'no\\x1b[2J\\u202emodel/a.lance', 'a'])",
             )
         )
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+        done = subprocess.run([forked / "python", "-c", script], capture_output=True, text=True, check=False)
         assert done.returncode == 2
         quoted = r"WARNING a\u001b[2J\u009b\nERROR \u202egnp.exe is bad"
         assert done.stderr.splitlines()[:3] == ["INFO ours", "WARNING a warning", quoted]
@@ -469,8 +467,7 @@ class TestHelp:
                 "heavy = ('torch', 'torchvision', 'datasets')",
                 "loaded = [name for name in heavy if name in sys.modules]",
                 "assert not loaded, f'--help loads {loaded}'",
-                "bridgetower.load",
-                "assert 'torch' in sys.modules  # the control: this is what would have been seen",
+                "assert 'tyro' in sys.modules  # the control: what is loaded is seen",
             )
         )
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
