@@ -33,8 +33,7 @@ from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.data_parallel import Replicated
 from bridgetower.training.frozen import frozen_examples
 from bridgetower.training.optim import build_optimizer, parameter_groups
-from bridgetower.training.setup import TrainContext, build_task
-from bridgetower.training.start import starting_checkpoint
+from bridgetower.training.setup import build_task, starting_checkpoint
 from bridgetower.training.step import run_step
 
 WORDS = [f"word{number}" for number in range(40)]
@@ -78,31 +77,17 @@ def step_seconds(config: RunConfig, dataset_out: Path, way: str, repeats: int) -
     optimize_for_cpu(model)
     work = build_task(config, checkpoint, model)
     if way == "files":
-        work = replace(
-            work,
-            examples=frozen_examples(
-                config, model, work, FeatureCache(dataset_out / "features", 2**40), progress=False
-            ),
-        )
+        cache = FeatureCache(dataset_out / "features", 2**40)
+        work = replace(work, examples=frozen_examples(work, cache, progress=False))
     elif way == "frozen":
         model.vision.requires_grad_(False)
         model.text.requires_grad_(False)
     optimizer = build_optimizer(parameter_groups(model, config.optimizer), config.optimizer)
     task = Replicated(work.task)
-    parts = TrainContext(
-        config=config,
-        task=work.task,
-        model=model,
-        examples=work.examples,
-        digests={},
-        evaluate=dict,
-        save=lambda folder, metrics: None,
-        max_steps=100,
-    )
     source, times = batches(work.examples, config.batch_size), []
     for step in range(repeats + 1):
         started = time.process_time()
-        run_step(task, parts, optimizer, source, step)
+        run_step(task, work, optimizer, source, step)
         times.append(time.process_time() - started)
     return statistics.median(times[1:])
 

@@ -81,10 +81,6 @@ def run(rule: str, phase: Phase, batch_size: int, ways: dict[str, Any]) -> dict[
         model=model,
         examples=CaptionPairs.__new__(CaptionPairs),  # not read: the batches are handed over
         images=(pictures, pictures),
-        digests={},
-        evaluate=dict,
-        save=lambda folder, metrics: None,
-        max_steps=2,
     )
     batches, before = micro_batches(min(batch_size, config.micro_batch_size or batch_size)), resident("VmRSS")
     for step in range(2):

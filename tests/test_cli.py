@@ -23,7 +23,7 @@ from bridgetower.checkpoints import Calibration, Reranking, read_checkpoint, wri
 from bridgetower.cli.output import with_options
 from bridgetower.files import escaped, one_line
 from bridgetower.predictor import load
-from bridgetower.training.folder import read_run
+from bridgetower.training.run import read_run
 from bridgetower_demo.folder import FOLDER, answering_model, trained_model
 from miniature_arrow import write_nlvr2_arrow
 from published import openai

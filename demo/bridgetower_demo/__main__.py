@@ -51,7 +51,7 @@ def demo(
     for extra in ("demo", "train", "search", "plot"):
         require(extra)
     logger.info("demo: everything goes to %s", out)
-    from bridgetower.training.loop import Interrupted
+    from bridgetower.training.run import Interrupted
     from bridgetower_demo.parallel import LostProcessError
     from bridgetower_demo.plan import FROM_SCRATCH, ON_TOWERS
     from bridgetower_demo.run import run_demo

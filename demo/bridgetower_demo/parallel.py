@@ -17,8 +17,7 @@ from torch.multiprocessing.spawn import ProcessException, start_processes
 from bridgetower.distributed import available_cores
 from bridgetower.progress import step_bars
 from bridgetower.tasks.run_config import CONFIG, METRICS, RunConfig, read_metrics
-from bridgetower.training.loop import Interrupted, stop_signals
-from bridgetower.training.run import train
+from bridgetower.training.run import Interrupted, stop_signals, train
 from bridgetower_demo.recipes import task_of
 
 POLL_SECONDS = 0.5
@@ -56,7 +55,7 @@ def train_all(runs: Mapping[Path, RunConfig], *, progress: bool = True) -> None:
         try:
             while not processes.join(POLL_SECONDS):
                 show()
-                if stop.requested and not ended_early:  # they save and stop
+                if stop and not ended_early:  # they save and stop
                     ended_early = True
                     for process in processes.processes:
                         process.terminate()
@@ -68,7 +67,7 @@ def train_all(runs: Mapping[Path, RunConfig], *, progress: bool = True) -> None:
     for outcome in ended:
         if outcome is not None and not isinstance(outcome, Interrupted):
             raise outcome
-    if stop.requested:
+    if stop:
         raise Interrupted(f"stopped with {ended.count(None)} of {len(runs)} runs finished")
     if lost is not None:
         names = " or ".join(str(folder) for folder, _ in shares[lost.error_index])

@@ -108,9 +108,7 @@ def rank() -> int:
 
 
 def available_cores() -> int:
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def world_size() -> int:
@@ -165,11 +163,10 @@ def require_same(values: Mapping[str, Any]) -> None:
 
 
 def all_gather(tensor: Tensor, *, gather_with_grads: bool = True) -> Tensor:
-    """Concatenates a tensor of every process along the first axis, by rank; the tensor itself in a single process.
+    """Concatenates a tensor of every process along the first axis, by rank; all have to run the backward pass.
 
-    The gradient of this process's rows is the sum of what all processes return for them, so every process has to
-    run the backward pass. If all of them compute one and the same loss of the gathered rows, that is `world_size`
-    times the gradient of a single process, which the averaging of data-parallel training makes equal to it.
+    The gradient of this process's rows is the sum of what all return for them: of a loss that all compute alike,
+    `world_size` times that of a single process, which the averaging of data-parallel training makes equal to it.
     """
     if world_size() == 1:
         return tensor
@@ -184,22 +181,18 @@ def all_gather(tensor: Tensor, *, gather_with_grads: bool = True) -> Tensor:
 def gather_by_id(ids: Int[Tensor, " n"], *tensors: Tensor) -> tuple[Tensor, ...]:
     """Puts the rows of all processes together, one per id and sorted by id, the same in every process.
 
-    A distributed sampler repeats less than `world_size` samples to give every process the same number; of such a repeat
-    the row of the lowest rank stays. More repeats are ids that do not name their rows, and an error.
+    Of what a sampler repeats to give every process as many, less than `world_size`, the row of the lowest rank stays.
     """
     if world_size() == 1 and bool((ids.diff() > 0).all()):
         return (ids, *(tensor.detach() for tensor in tensors))  # no copy: lists of pairs are large
     all_ids = _gather_uneven(ids)
-    order = all_ids.argsort(stable=True)
-    ordered = all_ids[order]
-    is_first = torch.ones_like(ordered, dtype=torch.bool)
-    is_first[1:] = ordered[1:] != ordered[:-1]
-    repeats = len(ordered) - int(is_first.sum())
+    each, counts = all_ids.unique(return_counts=True)
+    repeats = len(all_ids) - len(each)
     if repeats >= world_size():
         limit = f"at most {world_size() - 1} from the sampler's padding in {world_size()} processes"
-        raise ValueError(f"{repeats} of {len(ordered)} ids are repeats; expected {limit}, use an id that names the row")
-    rows = order[is_first]
-    return (all_ids[rows], *(_gather_uneven(tensor)[rows] for tensor in tensors))
+        raise ValueError(f"{repeats} of {len(all_ids)} ids are repeats; expected {limit}, use an id that names the row")
+    rows = all_ids.argsort(stable=True)[counts.cumsum(0) - counts]  # the first of each id
+    return (each, *(_gather_uneven(tensor)[rows] for tensor in tensors))
 
 
 class _AllGather(torch.autograd.Function):
@@ -215,8 +208,7 @@ class _AllGather(torch.autograd.Function):
         # A reduce-scatter would move half as much, but gloo has it only in part.
         total = gradient.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
-        rows = len(total) // world_size()
-        return total[rank() * rows : (rank() + 1) * rows]
+        return total.chunk(world_size())[rank()]
 
 
 def _sendable(tensor: Tensor) -> Tensor:

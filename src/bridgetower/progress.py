@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -47,17 +48,14 @@ def counted(items: Iterable[T], description: str, *, shown: bool, total: int | N
 def counting(description: str, *, total: int | None, shown: bool) -> Iterator[Callable[[int], None]]:
     """Yields what is called with each number of things that were done: a bar moves, or a line a minute is logged."""
     with count_bars(shown=shown) as bars:
-        task = bars.add_task(description, total=total)
-        yield lambda count: bars.advance(task, count)
+        yield partial(bars.advance, bars.add_task(description, total=total))
 
 
 @contextmanager
 def reading(path: Path, *, shown: bool) -> Iterator[BinaryIO]:
     """Opens a file to read, under a bar of its bytes."""
-    with (
-        _Bars(rich_bars.DownloadColumn(), rich_bars.TransferSpeedColumn(), shown=shown) as bars,
-        bars.open(path, "rb", description=f"reading {path.name}") as file,
-    ):
+    columns = rich_bars.DownloadColumn(), rich_bars.TransferSpeedColumn()
+    with _Bars(*columns, shown=shown) as bars, bars.open(path, "rb", description=f"reading {path.name}") as file:
         yield file
 
 

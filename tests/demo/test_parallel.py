@@ -16,8 +16,7 @@ import pytest
 import states
 from bridgetower.files import locked
 from bridgetower.tasks.run_config import METRICS, RunConfig, read_metrics
-from bridgetower.training.loop import Interrupted
-from bridgetower.training.run import train
+from bridgetower.training.run import Interrupted, train
 from bridgetower_demo.parallel import LostProcessError, train_all
 from folders import same_weights
 from shapes import run_config

@@ -58,21 +58,17 @@ def gathered():
 
 
 class TestAllGather:
-    def test_every_process_knows_its_place(self, gathered):
+    def test_values_and_places(self, gathered):
         assert [position for _, position, *_ in gathered] == [(0, WORLD), (1, WORLD)]
-
-    def test_values(self, gathered):
         for results, *_ in gathered:
             for values, _ in results.values():
                 assert torch.equal(values, features())
 
-    def test_gradient_of_a_shared_loss_is_world_size_times_the_single_one(self, gathered):
-        gradient = torch.cat([results[True, False][1] for results, *_ in gathered])
-        torch.testing.assert_close(gradient / WORLD, single_gradient())
-
-    def test_gradient_sums_over_the_losses_of_all(self, gathered):
-        gradient = torch.cat([results[True, True][1] for results, *_ in gathered])
-        torch.testing.assert_close(gradient, single_gradient(0) + single_gradient(1))
+    def test_gradients(self, gathered):
+        """Of a shared loss `world_size` times that of one process; of losses of their own the sum."""
+        shared, own = (torch.cat([results[True, each][1] for results, *_ in gathered]) for each in (False, True))
+        torch.testing.assert_close(shared / WORLD, single_gradient())
+        torch.testing.assert_close(own, single_gradient(0) + single_gradient(1))
 
     def test_without_grads_only_the_own_loss_counts(self, gathered):
         for own_loss in (True, False):
@@ -135,28 +131,22 @@ class TestGatherById:
         every_id = sorted({number for shard in SHARDS[name] for number in shard})
         expected = [tensor.detach() for tensor in rows_of(every_id)]
         for results in gathered_by_id:
-            assert len(results[name]) == len(expected)
             for result, wanted in zip(results[name], expected, strict=True):
                 assert torch.equal(result, wanted)
                 assert result.dtype == wanted.dtype
                 assert not result.requires_grad
 
-    def test_of_two_rows_the_lowest_rank_stays(self, gathered_by_id):
+    def test_of_two_rows_the_lowest_rank_stays_and_more_repeats_are_an_error(self, gathered_by_id):
         for results in gathered_by_id:
             ids, ranks = results["which"]
             assert ids.tolist() == [4, 5, 6]
             assert ranks.tolist() == [1, 0, 0]
-
-    def test_more_repeats_than_a_sampler_makes(self, gathered_by_id):
-        for results in gathered_by_id:
             assert results["error"].startswith("2 of 4 ids are repeats; expected at most 1")
 
-    def test_single_process_sorts(self):
+    def test_in_a_single_process(self):
         ids, values = gather_by_id(torch.tensor([3, 1, 2]), torch.tensor([[30.0], [10.0], [20.0]]))
         assert ids.tolist() == [1, 2, 3]
         assert values.tolist() == [[10.0], [20.0], [30.0]]
-
-    def test_repeats_in_a_single_process(self):
         with pytest.raises(ValueError, match="1 of 3 ids are repeats"):
             gather_by_id(torch.tensor([3, 1, 3]))
 
@@ -164,7 +154,6 @@ class TestGatherById:
 def fail_on_one():
     if rank() == 1:
         raise RuntimeError("rank one failed on purpose")
-    return rank()
 
 
 def test_a_failing_process_is_reported():

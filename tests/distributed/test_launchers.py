@@ -70,9 +70,9 @@ def test_a_lost_first_process_is_named(forked: Path) -> None:
 
 
 def test_processes_that_never_come_are_waited_for_no_longer(forked: Path) -> None:
-    (printed,) = start(forked / "python", LAUNCHERS["mpirun"], range(1, 2), 2, minutes=0.05)
+    (printed,) = start(forked / "python", LAUNCHERS["mpirun"], range(1, 2), 2, minutes=0.02)
     assert "process 1 of 2 did not meet the others at 127.0.0.1:" in printed
-    assert "within 0.05 minutes" in printed
+    assert "within 0.02 minutes" in printed
 
 
 @pytest.fixture(autouse=True)

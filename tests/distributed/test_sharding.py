@@ -98,11 +98,11 @@ def configs(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
     )
     heads = HeadsConfig(mlm=False, itm=False, vqa=len(asked.ANSWERS))
     changes: dict[str, dict[str, Any]] = {
-        "words and contrast": {"contrast_over": "step", "select_by": "itc_rsum"},
+        "words and contrast": {"contrast_over": "step", "evaluate_every": None},
         "a fused head": {
             "contrast_over": "step",
             "model": replace(PLAIN, heads=HeadsConfig(mlm=False, itm=False, itc="fused", itc_size=6)),
-            "select_by": "itc_rsum",
+            "evaluate_every": None,
         },
         "vqa": {
             "data": replace(config.data, folders=(str(questions),)),

@@ -21,8 +21,7 @@ import shapes
 import states
 from bridgetower import cli
 from bridgetower.tasks.run_config import read_metrics
-from bridgetower.training.folder import read_run
-from bridgetower.training.run import train
+from bridgetower.training.run import read_run, train
 from folders import same_weights
 from shapes import train_command
 
@@ -30,7 +29,7 @@ pytestmark = pytest.mark.slow
 
 Started = subprocess.Popen[str]
 
-STEPS = 12
+STEPS = 8
 PATIENCE = 900.0  # seconds after which something hangs
 TWO = ("--standalone", "--nproc-per-node", "2")
 
@@ -52,7 +51,7 @@ def start(
     program: Sequence[str] = ("-m", "bridgetower"),
 ) -> Started:
     """Starts torchrun with two processes, each on one thread."""
-    command = train_command(dataset, out, "--max-steps", str(STEPS), "--evaluate-every", "5", *options)
+    command = train_command(dataset, out, "--max-steps", str(STEPS), "--evaluate-every", "3", *options)
     return subprocess.Popen(
         [*torchrun, *TWO, *program, *command],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -114,7 +113,7 @@ def test_one_result_and_one_log(whole: tuple[int, str, str], stopped: tuple[int,
     (line,) = out.splitlines()
     assert json.loads(line)["run"] == str(folder / "whole")
     assert [entry["step"] for entry in read_metrics(folder / "whole", "train")] == list(range(1, STEPS + 1))
-    assert [entry["step"] for entry in read_metrics(folder / "whole", "validation")] == [5, 10, STEPS]
+    assert [entry["step"] for entry in read_metrics(folder / "whole", "validation")] == [3, 6, STEPS]
     assert len(list((folder / "whole").rglob("*.jsonl"))) == 1
 
 
@@ -133,14 +132,14 @@ def test_continued_it_ends_with_the_same_bits(
     assert [entry["step"] for entry in read_metrics(folder / "stopped", "train")] == list(range(1, STEPS + 1))
 
 
-# Kills the second process once, at its tenth step, or stops it there without an end.
+# Kills the second process once, at its sixth step, or stops it there without an end.
 LOSING = """
 import os, signal, sys, time
-from bridgetower import cli
-from bridgetower.training import loop
-original = loop.run_step
+from bridgetower import cli, distributed
+from bridgetower.training import run as loop
+original, distributed._ANSWER_SECONDS = loop.run_step, 2.0
 def run_step(task, context, optimizer, batches, step, skipped):
-    if step == 9 and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+    if step == 5 and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGKILL) if sys.argv[1] == "kill" else time.sleep(1000)
     return original(task, context, optimizer, batches, step, skipped)
@@ -174,7 +173,7 @@ def test_a_process_that_does_not_answer_ends_the_others_and_is_named(
     code, _, error = finish(start(torchrun, tiny_dataset, out, *options, program=(losing, "hang")))
     assert code != 0
     assert "bridgetower: process 1 of 2 was lost or did not answer within 0.1 minutes" in error
-    assert states.saved(out).step == 8
+    assert states.saved(out).step == 4
 
 
 @pytest.fixture

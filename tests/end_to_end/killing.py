@@ -26,10 +26,10 @@ from kills import before, renamed, send, within
 from preloaded import preload
 from shapes import train_command
 
-NUM_KILLS = 8
+NUM_KILLS = 6
 BACKGROUND = ("--async-checkpoints",)  # of every other attempt
-MAX_STEPS = 16
-OPTIONS = ("--max-steps", str(MAX_STEPS), "--checkpoint-every", "1", "--evaluate-every", "6")
+MAX_STEPS = 10
+OPTIONS = ("--max-steps", str(MAX_STEPS), "--checkpoint-every", "1", "--evaluate-every", "4")
 
 
 def start(dataset: Path, out: Path, prepare: Callable[[], None] = lambda: None, *options: str) -> int:
@@ -101,9 +101,14 @@ def main(dataset: Path, folder: Path) -> dict[str, Any]:
     ]
     report["killed_at"] = step_of(killed)
     report["killed"] = end(start(dataset, killed))
-    stop = source.randint(4, 12)
-    terminated = start(dataset, stopped, lambda: before(renamed(states.SAVED), stop, lambda: send(signal.SIGTERM)))
-    report["terminated"] = end(terminated)
+    stop = source.randint(3, 7)
+
+    def terminate() -> None:
+        """Sends the signal to the whole group, data workers included, as launchers and schedulers do."""
+        os.setsid()
+        before(renamed(states.SAVED), stop, lambda: os.killpg(0, signal.SIGTERM))
+
+    report["terminated"] = end(start(dataset, stopped, terminate, "--data.num-workers", "1"))
     report["stopped_at"] = step_of(stopped)
     shutil.copytree(stopped, altered)
     forget_momentum(altered)

@@ -18,7 +18,7 @@ from bridgetower.search.searcher import Searcher
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.table import RECIPES
 from bridgetower.training.run import train
-from bridgetower.training.start import starting_checkpoint
+from bridgetower.training.setup import starting_checkpoint
 from families import save_text, save_timm
 from served import TEXTS, running
 

@@ -13,7 +13,7 @@ from killing import MAX_STEPS, NUM_KILLS, leftovers
 
 import states
 from bridgetower.tasks.run_config import METRICS
-from bridgetower.training.folder import read_run
+from bridgetower.training.run import read_run
 from folders import same_weights
 from tiny import equal
 
@@ -49,7 +49,7 @@ class TestKilled:
     def test_every_kill_hit_a_living_process(self, report: dict[str, Any]) -> None:
         assert [kill["ended"] for kill in report["kills"]] == [-signal.SIGKILL] * NUM_KILLS
         assert (report["whole"], report["killed"]) == (0, 0)
-        assert 4 < report["killed_at"] < MAX_STEPS
+        assert 3 < report["killed_at"] < MAX_STEPS
 
     def test_some_hit_it_while_it_wrote_a_file(self, report: dict[str, Any]) -> None:
         assert any(kill["leftovers"] for kill in report["kills"])
@@ -63,7 +63,7 @@ class TestKilled:
         assert states.saved(killed) == states.saved(whole)
         assert equal(states.tensors(killed), states.tensors(whole))
         assert entries(folder / "killed") == entries(folder / "whole")
-        assert len(entries(folder / "whole")) == MAX_STEPS + -(-MAX_STEPS // 6)
+        assert len(entries(folder / "whole")) == MAX_STEPS + -(-MAX_STEPS // 4)
 
     def test_nothing_is_left_behind(self, report: dict[str, Any], folder: Path) -> None:
         assert leftovers(folder / "killed") == []

@@ -19,7 +19,7 @@ from bridgetower.model.config import HeadsConfig
 from bridgetower.tasks.entries import SnliVeConfig, VqaConfig
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.run import train
-from bridgetower.training.start import starting_checkpoint
+from bridgetower.training.setup import starting_checkpoint
 from golden import case
 
 WORDS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "what", "colour", "is", "it", "red", "one", "of", "them"]

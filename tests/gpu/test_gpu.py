@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import contexts
 import shapes
 import tiny
 from bridgetower.model.layers import autocast
@@ -22,6 +21,7 @@ from bridgetower.tasks.run_config import OptimizerConfig, RunConfig, read_metric
 from bridgetower.training.data_parallel import Replicated, set_numerics
 from bridgetower.training.optim import build_optimizer, parameter_groups
 from bridgetower.training.run import train
+from bridgetower.training.setup import TrainContext
 from bridgetower.training.step import run_step
 from folders import same_weights
 from served import PNGS
@@ -67,7 +67,7 @@ def test_a_step_does_not_wait_for_the_gpu() -> None:
     )
     model = tiny.build(PLAIN).to("cuda").train()
     task: nn.Module = PretrainingTask(model, TASK)
-    parts = contexts.of_steps(task, config)
+    parts = TrainContext(config=config, task=task, model=model, examples=[])  # type: ignore[arg-type]
     optimizer, wrapped = build_optimizer(parameter_groups(model, config.optimizer), config.optimizer), Replicated(task)
     batches = [tiny.caption_batch((0, 1, 2, 3), (5, 3, 7, 4), PLAIN, seed=seed).pin_memory() for seed in range(3)]
     run_step(wrapped, parts, optimizer, iter(batches), 0)

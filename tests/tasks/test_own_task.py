@@ -17,8 +17,7 @@ from bridgetower.predictor import load
 from bridgetower.tasks.benchmarks import evaluate
 from bridgetower.tasks.entries import NLVR2
 from bridgetower.tasks.spec import TaskSpec
-from bridgetower.training.folder import read_run
-from bridgetower.training.run import train
+from bridgetower.training.run import read_run, train
 
 MODULE = '''
 from dataclasses import dataclass, replace

@@ -1,13 +1,13 @@
 """Lends runs: one that nothing disturbed, and others that are stopped and continued."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fitting import KINDS, PLAIN, RowTask
+from fitting import KINDS, PLAIN, Finished, Patch, RowTask, Runs, StopAt
 from torch import nn
 
 import asked
@@ -38,14 +38,14 @@ def config(tiny_dataset: Path) -> RunConfig:
 
 
 @pytest.fixture(scope="session")
-def finished(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
+def finished(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """A run that nothing disturbed, and its metrics."""
     out = tmp_path_factory.mktemp("run") / "run"
     return out, train(config, out, progress=False)
 
 
 @pytest.fixture
-def stop_at(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def stop_at(config: RunConfig, monkeypatch: Patch) -> Callable[..., None]:
     """Trains into a folder up to the forward pass of some step, does something there, and fails."""
 
     def stop(
@@ -82,7 +82,7 @@ def stop_at(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
 
 
 @pytest.fixture
-def check_end(config: RunConfig, finished: tuple[Path, dict[str, float]]) -> Callable[[Path], None]:
+def check_end(config: RunConfig, finished: Finished) -> Callable[[Path], None]:
     """Continues a run and checks that it ends with the bits of the one that nothing disturbed."""
 
     def check(out: Path) -> None:
@@ -94,14 +94,14 @@ def check_end(config: RunConfig, finished: tuple[Path, dict[str, float]]) -> Cal
 
 
 @pytest.fixture
-def build(tiny_dataset: Path, tiny_processor: Processor) -> Callable[..., TrainContext]:
-    """Makes the parts of a run; without `task`, of the row task."""
+def build(tiny_dataset: Path, tiny_processor: Processor, monkeypatch: Patch) -> Callable[..., TrainContext]:
+    """Makes the parts of a run; without `task`, of the row task, whose checkpoints are not written."""
 
     def make(
         task: Callable[[BridgeTower], nn.Module] = RowTask,
         *,
         evaluate: Callable[[], dict[str, float]] = lambda: {"rsum": 0.0},
-        save: Callable[[Path, Mapping[str, float]], None] = lambda folder, metrics: None,
+        save: StopAt = lambda context, folder, metrics: None,
         augmentation: Any = "none",
         **changes: Any,
     ) -> TrainContext:
@@ -109,50 +109,37 @@ def build(tiny_dataset: Path, tiny_processor: Processor) -> Callable[..., TrainC
         config = replace(config, data=replace(config.data, augmentation=augmentation))
         model = off_defaults(BridgeTower(config.model.override({"text.vocab_size": tiny_processor.vocab_size})))
         pairs = CaptionPairs(CaptionImages(config.data, "train", tiny_processor), config.task.masking)
-        return TrainContext(
-            config=config,
-            task=task(model),
-            model=model,
-            examples=pairs,
-            digests={"train.parquet": "12ab"},
-            evaluate=evaluate,
-            save=save,
-            max_steps=config.max_steps or 0,
-        )
+        monkeypatch.setattr("bridgetower.training.run.save_checkpoint", save)
+        parts = {"config": config, "model": model, "task": task(model), "examples": pairs, "evaluate": evaluate}
+        return TrainContext(**parts, digests={"train.parquet": "12ab"})
 
     return make
 
 
 @pytest.fixture(scope="session")
-def runs(tiny_dataset: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunConfig]:
+def runs(tiny_dataset: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """A short run of each kind, from the small checkpoint."""
     folder = tmp_path_factory.mktemp("sets")
-    heads = {
-        "ranking": HeadsConfig(mlm=False, rank=True),
-        "vqa": HeadsConfig(mlm=False, itm=False, vqa=len(asked.ANSWERS)),
-        "snli-ve": HeadsConfig(mlm=False, itm=False, snli_ve=True),
-        "nlvr2": HeadsConfig(mlm=False, itm=False, nlvr2=True),
+    heads: dict[str, dict[str, Any]] = {
+        "ranking": {"rank": True},
+        "vqa": {"vqa": len(asked.ANSWERS)},
+        "snli-ve": {"snli_ve": True},
     }
-    tasks = {
-        "ranking": RankingConfig(false_texts=3),
-        "vqa": VqaConfig(),
-        "snli-ve": SnliVeConfig(),
-        "nlvr2": Nlvr2Config(),
-    }
+    tasks = {"ranking": RankingConfig(false_texts=3), "vqa": VqaConfig(), "snli-ve": SnliVeConfig()}
     sets = {kind: asked.write_set(folder / kind, kind) for kind in asked.KINDS} | {"ranking": tiny_dataset}
     return {
         kind: shapes.run_config(
             sets[kind],
-            task=tasks[kind],
-            select_by=tasks[kind].metrics[0],
+            task=tasks.get(kind, Nlvr2Config()),
+            select_by=tasks.get(kind, Nlvr2Config()).metrics[0],
             evaluation=RetrievalConfig(),
             model=replace(
                 shapes.MODEL,
-                heads=heads[kind],
+                heads=HeadsConfig(mlm=False, itm=kind == "ranking", **heads.get(kind, {"nlvr2": True})),
                 fusion=replace(shapes.MODEL.fusion, num_token_types=3 if kind == "nlvr2" else 2),
             ),
             init=str(tiny_checkpoint),
-            max_steps=3,
+            max_steps=2,
             micro_batch_size=4,
             checkpoint_every=1,
         )

@@ -1,10 +1,11 @@
 """A loss that is a mean over rows, what trains it, and what watches."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,9 +16,13 @@ import shapes
 from bridgetower.data.batch import CaptionBatch
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.objectives.losses import Losses
-from bridgetower.training.loop import fit
+from bridgetower.tasks.run_config import RunConfig
+from bridgetower.training.run import fit
 from bridgetower.training.setup import TrainContext
 
+Build, StopAt = Callable[..., TrainContext], Callable[..., None]
+Caplog, Patch = pytest.LogCaptureFixture, pytest.MonkeyPatch
+Finished, Runs = tuple[Path, dict[str, float]], dict[str, RunConfig]
 KINDS = ("ranking", *asked.KINDS)
 PLAIN = shapes.MODEL.override({"text.dropout": 0.0, "fusion.dropout": 0.0})
 

@@ -11,26 +11,24 @@ import torch
 from torch import nn
 
 from bridgetower.data.batch import BatchKey
-from bridgetower.data.frozen import IMAGE_STATES, FeatureCache, FrozenDataset
-from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.data.frozen import IMAGE_STATES, FeatureCache
 from bridgetower.model.towers import TextTower, VisionTower
 from bridgetower.tasks.run_config import RunConfig
-from bridgetower.training.frozen import _View, frozen_examples
-from bridgetower.training.setup import TaskSetup, build_task
-from bridgetower.training.start import starting_checkpoint
+from bridgetower.training.frozen import View, frozen_examples
+from bridgetower.training.setup import TrainContext, build_task, starting_checkpoint
 
 KEY = BatchKey(tuple(range(6)), 3)
 """Of a batch for `recomputed`."""
 
 
-def prepared(config: RunConfig, cache: Path) -> tuple[BridgeTower, TaskSetup, FrozenDataset]:
-    """Model, work and examples of a run as `train` makes them, with the features in a cache."""
+def prepared(config: RunConfig, cache: Path) -> TrainContext:
+    """A run as `train` makes it, with the features of its examples in a cache."""
     checkpoint = starting_checkpoint(config)
     model = checkpoint.model().train()
     if config.train_top is not None:
         model.train_top_layers(config.train_top)
-    work = build_task(config, checkpoint, model)
-    return model, work, frozen_examples(config, model, work, FeatureCache(cache, 2**40), progress=False)
+    context = build_task(config, checkpoint, model)
+    return replace(context, examples=frozen_examples(context, FeatureCache(cache, 2**40), progress=False))
 
 
 @contextmanager
@@ -49,13 +47,14 @@ def tower_passes() -> Iterator[Counter[str]]:
         hook.remove()
 
 
-def recomputed(batch: Any, work: TaskSetup, examples: FrozenDataset) -> Any:
+def recomputed(batch: Any, run: TrainContext) -> Any:
     """The same batch of `KEY` with pixels in the place of hidden states, of the views that have these."""
-    images, features = work.images[0], examples.images
+    examples: Any = run.examples
+    images, features = run.images[0], examples.images
     shown = examples.examples[replace(KEY, seed=0)]
     values: dict[str, Any] = {name: None for name in ("text_states", "masked_states") if hasattr(batch, name)}
     frozen, images.frozen = images.frozen, None
-    view = _View(images, features.num_views, examples.seed)
+    view = View(images, features.num_views, examples.seed)
     for name in IMAGE_STATES:
         if (numbers := getattr(shown, name)) is not None:
             pixels = []

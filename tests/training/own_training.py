@@ -14,7 +14,7 @@ from bridgetower.model.extensions import Extensions
 from bridgetower.objectives.config import PretrainingConfig, TaskConfig
 from bridgetower.objectives.pretraining import PretrainingTask
 from bridgetower.tasks.pretraining import PRETRAINING
-from bridgetower.training.callbacks import Callback
+from bridgetower.training.setup import Callback
 
 DECAY, RATE_DECAY = 0.5, 0.5
 LOGGED: list[tuple[str, int, dict[str, float]]] = []

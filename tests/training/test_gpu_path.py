@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import contexts
 import tiny
 from bridgetower.data.batch import IGNORED, CaptionBatch
 from bridgetower.data.captions import CaptionImages
@@ -27,6 +26,7 @@ from bridgetower.processor import Processor
 from bridgetower.tasks.run_config import OptimizerConfig, RunConfig
 from bridgetower.training.data_parallel import Replicated, set_numerics
 from bridgetower.training.optim import build_optimizer, parameter_groups
+from bridgetower.training.setup import TrainContext
 from bridgetower.training.step import run_step
 
 GPU = torch.device("meta")  # of which nothing can be read either
@@ -70,7 +70,7 @@ def batches(count: int) -> Iterator[CaptionBatch]:
 
 
 def step(task: nn.Module, config: RunConfig, given: Iterable[CaptionBatch] | None = None) -> dict[str, Tensor]:
-    parts = contexts.of_steps(task, config)
+    parts = TrainContext(config=config, task=task, model=task.model, examples=[])  # type: ignore[arg-type]
     optimizer = build_optimizer(parameter_groups(parts.model, config.optimizer), config.optimizer)
     return run_step(Replicated(task), parts, optimizer, iter(given or batches(2)), 0)[0]
 
@@ -87,17 +87,6 @@ def run_config(**options: Any) -> RunConfig:
     )
 
 
-@pytest.mark.parametrize("contrast_over", ["micro-batch", "step"])
-@pytest.mark.parametrize("name", PHASES)
-def test_a_step_does_not_wait_for_the_device(name: str, contrast_over: str) -> None:
-    config = replace(run_config(**PHASES[name]), contrast_over=contrast_over)
-    task = PretrainingTask(on_gpu(), config.task)
-    with NoWaiting():
-        means = step(task, config)
-    assert {value.device for value in means.values()} == {GPU}
-    assert "gradient_norm" in means
-
-
 def frozen_batches() -> list[CaptionBatch]:
     """Batches of what frozen towers made before."""
     config, found = tiny.CONFIG, []
@@ -108,15 +97,25 @@ def frozen_batches() -> list[CaptionBatch]:
     return found
 
 
-@pytest.mark.parametrize("name", ["hard negatives", "contrast"])
-def test_a_step_on_frozen_features_does_not_wait_for_the_device(name: str) -> None:
-    config = run_config(**PHASES[name])
-    model = on_gpu()
-    model.vision.requires_grad_(False)
-    model.text.requires_grad_(False)
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        *((name, "micro-batch") for name in PHASES if name != "contrast"),
+        *((name, way) for name in ("hard negatives", "contrast") for way in ("step", "frozen")),
+    ],
+)
+def test_a_step_does_not_wait_for_the_device(name: str, way: str) -> None:
+    config, model, given = run_config(**PHASES[name]), on_gpu(), None
+    if way == "step":
+        config = replace(config, contrast_over="step")
+    if way == "frozen":
+        model.vision.requires_grad_(False)
+        model.text.requires_grad_(False)
+        given = frozen_batches()
     with NoWaiting():
-        means = step(PretrainingTask(model, config.task), config, given=frozen_batches())
+        means = step(PretrainingTask(model, config.task), config, given)
     assert {value.device for value in means.values()} == {GPU}
+    assert "gradient_norm" in means
 
 
 class Waiting(PretrainingTask):

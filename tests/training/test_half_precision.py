@@ -23,7 +23,7 @@ from bridgetower.objectives.losses import info_nce
 from bridgetower.tasks.run_config import RunConfig, read_metrics
 from bridgetower.tasks.table import RECIPES
 from bridgetower.training.run import train
-from bridgetower.training.setup import TaskSetup
+from bridgetower.training.setup import TrainContext
 
 # Of recipes with the same task and the same kind of contrastive head one.
 DISTINCT = {(recipe.task, recipe.model.heads.itc): name for name, recipe in reversed(RECIPES.items())}
@@ -102,9 +102,10 @@ def cut_down(folders: dict[str, Path], tiny_checkpoint: Path) -> Callable[..., R
             align_first=0,
             max_epochs=None,
             log_every=1,
-            precision="bf16",
         )
-        return replace(config, **changes)
+        config = replace(config, **changes)
+        validates = name in LOGITS and config.precision == "bf16"
+        return replace(config, evaluate_every=0 if validates else None)
 
     return cut
 
@@ -124,12 +125,13 @@ def watch(cut_down: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathF
 
             return hook
 
-        def build_task(*arguments: Any) -> TaskSetup:
+        def build_task(*arguments: Any) -> TrainContext:
             work = original(*arguments)
             work.task.register_forward_pre_hook(lambda task, inputs: seen.batches.append(inputs[0]))
             for name, module in work.task.named_modules():
                 if "_head" in name:
                     module.register_forward_hook(keep(name.removeprefix("model.")))
+            assert {parameter.dtype for parameter in work.task.parameters()} == {torch.float32}
             seen.gradients = stack.enter_context(recorded_gradients(work.task))
             return work
 

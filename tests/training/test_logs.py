@@ -5,24 +5,29 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from fitting import Patch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import shapes
+from bridgetower.model.extensions import Extensions
 from bridgetower.tasks.run_config import METRICS, read_metrics
-from bridgetower.training.logs import LOGGERS, RunLog
+from bridgetower.training.logs import RunLog
 from bridgetower.training.state import TrainingState
 
 SPEED = ("seconds", "data_seconds", "pairs_per_second")
 
 
-def open_log(out: Path, first_step: int = 0, *, enabled: bool = True, log_every: int = 1) -> RunLog:
-    config = shapes.run_config(out, log_every=log_every)
+def open_log(out: Path, first_step: int = 0, *, log_every: int = 1, progress: bool = False) -> RunLog:
+    context: Any = SimpleNamespace(
+        config=shapes.run_config(out, log_every=log_every), max_steps=20, model=SimpleNamespace(extensions=Extensions())
+    )
     state = TrainingState(step=first_step, evaluated=first_step)
-    loggers = [LOGGERS["tensorboard"](out, config, first_step)] if enabled else []
-    return RunLog(out, config, 20, state, loggers=loggers, enabled=enabled, progress=False)
+    return RunLog(context, out, state, report_to=["tensorboard"], progress=progress)
 
 
 def write_steps(out: Path, steps: range, *, log_every: int = 1) -> None:
@@ -49,20 +54,18 @@ class TestWriting:
         assert entries[2]["loss"] == 3.0
         assert entries[2]["lr"] == pytest.approx(3e-3)
         assert read_metrics(tmp_path, "validation")[0]["rsum"] == 50.0
-
-    def test_every_few_steps_and_the_last(self, tmp_path: Path) -> None:
         write_steps(tmp_path, range(1, 21), log_every=8)
         assert steps_of(tmp_path, "train") == [8, 16, 20]
 
-    def test_speed_is_that_of_the_clock_without_pauses(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_speed_is_that_of_the_clock_without_pauses(self, tmp_path: Path, monkeypatch: Patch) -> None:
         """A step that only asks a device to work takes the time until its numbers are there."""
         now = [0.0]
         monkeypatch.setattr(time, "perf_counter", lambda: now[0])
 
         class Late:
-            def __float__(self) -> float:
+            def float(self) -> torch.Tensor:
                 now[0] += 1.0
-                return 2.0
+                return torch.tensor(2.0)
 
         def batches() -> Iterator[int]:
             for number in range(9):
@@ -80,8 +83,9 @@ class TestWriting:
         found = [[entry[name] for name in SPEED] for entry in read_metrics(tmp_path, "train")]
         assert found == [[1.75, 0.25, 8 / 1.75], [4.0, 1.0, 8.0]]
 
-    def test_other_processes_write_nothing(self, tmp_path: Path) -> None:
-        with open_log(tmp_path, enabled=False) as log:
+    def test_other_processes_write_nothing(self, tmp_path: Path, monkeypatch: Patch) -> None:
+        monkeypatch.setattr("bridgetower.training.logs.rank", lambda: 1)
+        with open_log(tmp_path) as log:
             log.step(1, {"loss": torch.tensor(1.0)}, 1e-3)
             log.write("validation", 1, {"rsum": 1.0})
         assert list(tmp_path.iterdir()) == []
@@ -108,10 +112,10 @@ class TestWriting:
         assert [point.step for point in found.Scalars("validation/rsum")] == steps_of(tmp_path, "validation")
 
     def test_the_bar_leaves_standard_output_alone(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Patch
     ) -> None:
         monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes this for a terminal
-        with RunLog(tmp_path, shapes.run_config(tmp_path), 2, TrainingState(), enabled=True, progress=True) as log:
+        with open_log(tmp_path, progress=True) as log:
             log.step(1, {"loss": torch.tensor(1.0)}, 1e-3)
         captured = capsys.readouterr()
         assert captured.out == ""
@@ -127,14 +131,11 @@ class TestResuming:
         write_steps(tmp_path, range(1, 2))
         assert steps_of(tmp_path, "train") == [1]
 
-    def test_a_half_written_last_line_is_dropped(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("length", [1, 10, -1])
+    def test_a_half_written_last_line_is_dropped(self, tmp_path: Path, length: int) -> None:
         write_steps(tmp_path, range(1, 4))
         path = tmp_path / METRICS
-        whole = path.read_text()
-        last = whole.splitlines()[-1]
-        for length in (1, 10, len(last) - 1):
-            path.write_text(whole + last[:length])
-            assert steps_of(tmp_path, "train") == [1, 2, 3]
-            write_steps(tmp_path, range(4, 5))
-            assert steps_of(tmp_path, "train") == [1, 2, 3, 4]
-            assert all(json.loads(line) for line in path.read_text().splitlines())
+        path.write_text(path.read_text() + path.read_text().splitlines()[-1][:length])
+        assert steps_of(tmp_path, "train") == [1, 2, 3]
+        write_steps(tmp_path, range(4, 5))
+        assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4]

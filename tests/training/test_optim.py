@@ -162,20 +162,25 @@ class TestGroups:
 
 
 class TestSchedule:
-    def test_linear(self) -> None:
-        factor = schedule(OptimizerConfig(warmup=0.25), 20)
-        expected = [0, 0.2, 0.4, 0.6, 0.8] + [1 - step / 15 for step in range(16)]
-        assert [factor(step) for step in range(21)] == pytest.approx(expected)
-
-    def test_power_and_end(self) -> None:
-        assert schedule(OptimizerConfig(warmup=0.0), 1)(0) == 1
-        factor = schedule(OptimizerConfig(lr=1e-3, warmup=0, power=2, end_lr=1e-4), 10)
-        assert [factor(step) for step in range(11)] == pytest.approx([0.1 + 0.9 * (1 - s / 10) ** 2 for s in range(11)])
-
-    def test_cosine(self) -> None:
-        factor = schedule(OptimizerConfig(warmup=0.2, schedule="cosine"), 10)
-        expected = [0, 0.5] + [(1 + math.cos(math.pi * step / 8)) / 2 for step in range(9)]
-        assert [factor(step) for step in range(11)] == pytest.approx(expected)
+    @pytest.mark.parametrize(
+        ("config", "steps", "expected"),
+        [
+            (OptimizerConfig(warmup=0.25), 20, [0, 0.2, 0.4, 0.6, 0.8, *(1 - step / 15 for step in range(16))]),
+            (OptimizerConfig(warmup=0.0), 1, [1]),
+            (
+                OptimizerConfig(lr=1e-3, warmup=0, power=2, end_lr=1e-4),
+                10,
+                [0.1 + 0.9 * (1 - step / 10) ** 2 for step in range(11)],
+            ),
+            (
+                OptimizerConfig(warmup=0.2, schedule="cosine"),
+                10,
+                [0, 0.5, *((1 + math.cos(math.pi * step / 8)) / 2 for step in range(9))],
+            ),
+        ],
+    )
+    def test_values(self, config: OptimizerConfig, steps: int, expected: list[float]) -> None:
+        assert list(map(schedule(config, steps), range(len(expected)))) == pytest.approx(expected)
 
     @given(
         warmup=st.floats(0, 0.9),
@@ -185,7 +190,7 @@ class TestSchedule:
     )
     def test_rises_to_one_and_falls_without_jumps(self, warmup: float, steps: int, power: float, kind: Any) -> None:
         config = OptimizerConfig(warmup=warmup, schedule=kind, power=power if kind == "polynomial" else 1.0)
-        factors = [schedule(config, steps)(step) for step in range(steps + 5)]
+        factors = list(map(schedule(config, steps), range(steps + 5)))
         top = int(warmup * steps)
         assert factors[top] == max(factors) == 1
         assert factors[: top + 1] == pytest.approx([step / max(top, 1) for step in range(top)] + [1])

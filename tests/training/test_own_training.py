@@ -1,4 +1,4 @@
-"""Optimiser, schedule, rates by layer, running mean, logger and objective from outside of the package."""
+"""Optimiser, schedule, logger, objective, tower, bridge and head from outside of the package."""
 
 import sys
 from collections.abc import Callable
@@ -10,10 +10,12 @@ from typing import Any
 import own_training
 import pytest
 import torch
+from fitting import Patch
 from own_training import DECAY, OWN, RATE_DECAY, SIGMOID, TRAP, SigmoidConfig
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+import bridgetower
 import shapes
 import states
 from bridgetower import cli
@@ -22,7 +24,9 @@ from bridgetower.tasks.run_config import OptimizerConfig, RunConfig, read_metric
 from bridgetower.training.logs import LOGGERS
 from bridgetower.training.optim import OPTIMIZERS, SCHEDULES
 from bridgetower.training.run import train
+from bridgetower.training.setup import starting_checkpoint
 from folders import same_weights
+from own_modules import OWN as MODULES
 
 SGD = OptimizerConfig(rule="layered_sgd", schedule="constant", lr=1e-2)
 
@@ -34,7 +38,7 @@ def own(tiny_dataset: Path) -> RunConfig:
 
 class TestOptimizer:
     def test_rates_by_layer_schedule_and_mean_of_the_weights(
-        self, own: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, own: RunConfig, tmp_path: Path, monkeypatch: Patch
     ) -> None:
         """And a stopped run ends with the same bits."""
         rates: list[dict[str, float]] = []
@@ -120,9 +124,7 @@ class TestLoggers:
         assert "validation/rsum" in module.LOGGED[2][2]
 
     @pytest.mark.parametrize("name", ["wandb", "trackio", "mlflow"])
-    def test_trackers_of_others(
-        self, own: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
-    ) -> None:
+    def test_trackers_of_others(self, own: RunConfig, tmp_path: Path, monkeypatch: Patch, name: str) -> None:
         """As their modules are called, the same run after a stop."""
         calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
 
@@ -146,7 +148,7 @@ class TestLoggers:
         assert names[0] == names[1]
         assert [call for call, _, _ in calls].count("end_run" if name == "mlflow" else "finish") == 2
 
-    def test_that_are_not_installed(self, own: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_that_are_not_installed(self, own: RunConfig, tmp_path: Path, monkeypatch: Patch) -> None:
         monkeypatch.setitem(sys.modules, "wandb", None)
         with pytest.raises(ValueError, match=r"report_to names wandb, which is not installed .*; pip install wandb"):
             train(own, tmp_path / "run", extensions=OWN, report_to=("wandb",), progress=False)
@@ -190,3 +192,34 @@ class TestObjective:
             ValueError, match=r"TrapTask overrides itc, which sees one micro-batch only: .*contrast_loss"
         ):
             train(config, tmp_path / "run", task=TRAP, progress=False)
+
+
+def test_from_scratch_to_use(tiny_dataset: Path, tmp_path: Path) -> None:
+    model = shapes.MODEL.override(
+        {"vision.architecture": "patches", "vision.prefix_tokens": 0, "fusion.bridge": "manager"}
+        | {
+            "vision.num_layers": 3,
+            "text.num_layers": 3,
+            "fusion.vision_layers": (1, 2, 3),
+            "fusion.text_layers": (1, 2, 3),
+            "heads.own": ("mood",),
+        }
+    )
+    config = shapes.run_config(tiny_dataset, model=model, max_steps=2)
+    out = tmp_path / "run"
+    with pytest.raises(ValueError, match=r"vision\.architecture is 'patches'; expected one of vit, timm, or a custom"):
+        train(config, tmp_path / "without", progress=False)
+    metrics = train(config, out, extensions=MODULES, progress=False)
+    assert train(config, out, extensions=MODULES, resume=True, progress=False) == metrics
+
+    drawn, trained = starting_checkpoint(config, extensions=MODULES), read_checkpoint(out / "last", extensions=MODULES)
+    for name in ("vision.blocks.0.weight", "fusion.text_bridges.0.weigh.weight", "text.layers.0.mlp.up.weight"):
+        assert not torch.equal(drawn.tensors[name], trained.tensors[name]), name
+
+    again = replace(config, init=str(out), model=replace(config.model, heads=replace(model.heads, itm=False)))
+    started = starting_checkpoint(again, extensions=MODULES)
+    assert torch.equal(started.tensors["mood_head.weight"], trained.tensors["mood_head.weight"])
+    assert not any(name.startswith("itm_head.") for name in started.tensors)
+
+    predictor = bridgetower.load(out, extensions=MODULES)
+    assert predictor.embed_texts(["red bar", "blue ring"]).shape == (2, model.heads.itc_size)

@@ -7,67 +7,59 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fitting import Caplog, Finished, StopAt
 
 import shapes
 import states
 from bridgetower.checkpoints import convert, read_checkpoint
-from bridgetower.data.own import PairsConfig, prepare_own
 from bridgetower.tasks.run_config import RunConfig, read_metrics
-from bridgetower.training.folder import read_run
-from bridgetower.training.run import train
+from bridgetower.training.run import read_run, train
 from bridgetower.training.state import newest
 from folders import same_weights, snapshot
 from tiny import equal
 
-Finished = tuple[Path, dict[str, float]]
-StopAt = Callable[..., None]
 CheckEnd = Callable[[Path], None]
 
 
-class TestFinished:
-    @pytest.mark.parametrize("left", [(), ("model.safetensors",)])
-    def test_killed_before_its_last_checkpoint_was_whole_it_is_written(
-        self, finished: Finished, tmp_path: Path, check_end: CheckEnd, left: tuple[str, ...]
-    ) -> None:
-        out = tmp_path / "run"
-        shutil.copytree(finished[0], out)
-        shutil.rmtree(out / "last")
-        for name in left:
-            (out / "last").mkdir()
-            (out / "last" / name).write_bytes(b"half")
-        check_end(out)
+@pytest.mark.parametrize("left", [(), ("model.safetensors",)])
+def test_killed_before_its_last_checkpoint_was_whole_it_is_written(
+    finished: Finished, tmp_path: Path, check_end: CheckEnd, left: tuple[str, ...]
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished[0], out)
+    shutil.rmtree(out / "last")
+    for name in left:
+        (out / "last").mkdir()
+        (out / "last" / name).write_bytes(b"half")
+    check_end(out)
 
 
-class TestExtended:
+def test_a_longer_run_that_is_killed_ends_like_one_that_was_not(
+    finished: Finished, config: RunConfig, tmp_path: Path, stop_at: StopAt, caplog: Caplog
+) -> None:
     """A finished run goes on as a run of the new length would."""
-
-    def test_and_killed_it_ends_like_one_that_was_not(
-        self, finished: Finished, config: RunConfig, tmp_path: Path, stop_at: StopAt
-    ) -> None:
-        killed, out, longer = tmp_path / "killed", tmp_path / "undisturbed", replace(config, max_steps=9)
-        for folder in (killed, out):
-            shutil.copytree(finished[0], folder)
-        stop_at(2, killed, config=longer, resume=True)
-        assert not (killed / "last" / "config.json").exists()
-        metrics = [train(longer, folder, resume=True, progress=False) for folder in (killed, out)]
-        assert metrics[0] == metrics[1]
-        assert same_weights(killed / "last", out / "last")
-        assert [line["step"] for line in read_metrics(out, "validation")] == [2, 4, 6, 8, 9]
-        assert read_run(out) == longer
-        assert not same_weights(out / "last", finished[0] / "last")
-        before = snapshot(out)
-        assert len(before) > 12  # the folders, state, log, TensorBoard and both checkpoints
+    killed, out, longer = tmp_path / "killed", tmp_path / "undisturbed", replace(config, max_steps=9)
+    for folder in (killed, out):
+        shutil.copytree(finished[0], folder)
+    stop_at(2, killed, config=longer, resume=True)
+    assert not (killed / "last" / "config.json").exists()
+    metrics = [train(longer, folder, resume=True, progress=False) for folder in (killed, out)]
+    assert metrics[0] == metrics[1]
+    assert same_weights(killed / "last", out / "last")
+    assert [line["step"] for line in read_metrics(out, "validation")] == [2, 4, 6, 8, 9]
+    assert read_run(out) == longer
+    assert not same_weights(out / "last", finished[0] / "last")
+    before = snapshot(out)
+    assert len(before) > 12  # the folders, state, log, TensorBoard and both checkpoints
+    with caplog.at_level("INFO"):
         assert train(longer, out, resume=True, progress=False) == metrics[1]
-        assert snapshot(out) == before
-        with pytest.raises(ValueError, match=r"has done 9 steps, more than the 6 asked for"):
-            train(config, out, resume=True, progress=False)
+    assert f"{out} is finished: all 9 steps are done" in caplog.text
+    assert snapshot(out) == before
 
 
 class TestChanged:
-    """What errors advise, and other ways to do the same."""
-
     def test_goes_on_and_says_what_has_changed(
-        self, config: RunConfig, tmp_path: Path, stop_at: StopAt, caplog: pytest.LogCaptureFixture
+        self, config: RunConfig, tmp_path: Path, stop_at: StopAt, caplog: Caplog
     ) -> None:
         out, moved = tmp_path / "run", tmp_path / "moved"
         stop_at(4, out)
@@ -93,23 +85,15 @@ class TestChanged:
         assert [line["step"] for line in read_metrics(out, "validation")] == [2, 7]
         assert states.saved(out).step == 7
         (line,) = read_metrics(out, "changed")
-        assert line["step"] == 2
-        assert line["optimizer.clip_norm"] == "None -> 0.5"
-        assert line["micro_batch_size"] == "None -> 4"
+        assert (line["step"], line["optimizer.clip_norm"], line["micro_batch_size"]) == (2, "None -> 0.5", "None -> 4")
         assert f"{out} goes on with other values: " in caplog.text
         assert "optimizer.clip_norm None -> 0.5" in caplog.text
 
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            (
-                {"fusion.bridge": "sparse_manager"},
-                r"another model or task: model\.fusion\.bridge \w+ -> sparse_manager; ",
-            ),
-            (
-                {"vision.hidden_size": 16, "vision.num_heads": 4},
-                r"model\.vision\.hidden_size 8 -> 16, model\.vision\.num_",
-            ),
+            ({"fusion.bridge": "sparse_manager"}, r"task: model\.fusion\.bridge \w+ -> sparse_manager; "),
+            ({"vision.hidden_size": 16, "vision.num_heads": 4}, r"hidden_size 8 -> 16, model\.vision\.num_"),
         ],
     )
     def test_another_model_is_refused_and_loses_nothing(
@@ -173,67 +157,38 @@ class TestStopped:
         assert (out / "best" / "notes.txt").read_text() == "mine"
 
 
-class TestData:
-    def test_prepared_anew(self, config: RunConfig, finished: Finished, tmp_path: Path, stop_at: StopAt) -> None:
-        """The same pictures do; another split is refused, and named."""
-        pictures, folder, out = tmp_path / "pictures", tmp_path / "set", tmp_path / "run"
-        pictures.mkdir()
-        shapes.prepare_shapes(pictures, folder)
-        moved = replace(config, data=replace(config.data, folders=(str(folder),)))
-        stop_at(4, out, config=moved)
-        shutil.rmtree(folder)
-        share = shapes.NUM_HELD_OUT / shapes.NUM_PICTURES
-        other = PairsConfig(seed=1, test_fraction=share, validation_fraction=share)
-        prepare_own("pairs", pictures / "shapes.csv", folder, other)
-        before = snapshot(out)
-        message = rf"data: content of {folder} \(train\) was \w{{64}}, now \w{{64}}, .* \(validation\) was"
-        with pytest.raises(ValueError, match=message):
-            train(moved, out, resume=True, progress=False)
-        assert snapshot(out) == before
-        shutil.rmtree(folder)
-        shapes.prepare_shapes(pictures, folder)
-        assert train(moved, out, resume=True, progress=False) == finished[1]
+def test_data_that_is_prepared_anew(config: RunConfig, finished: Finished, tmp_path: Path, stop_at: StopAt) -> None:
+    """The same pictures do; another split is refused, and named."""
+    pictures, folder, out = tmp_path / "pictures", tmp_path / "set", tmp_path / "run"
+    pictures.mkdir()
+    shapes.prepare_shapes(pictures, folder)
+    moved = replace(config, data=replace(config.data, folders=(str(folder),)))
+    stop_at(4, out, config=moved)
+    shutil.rmtree(folder)
+    shapes.prepare_shapes(pictures, folder, seed=1)
+    before = snapshot(out)
+    message = rf"data: content of {folder} \(train\) was \w{{64}}, now \w{{64}}, .* \(validation\) was"
+    with pytest.raises(ValueError, match=message):
+        train(moved, out, resume=True, progress=False)
+    assert snapshot(out) == before
+    shutil.rmtree(folder)
+    shapes.prepare_shapes(pictures, folder)
+    assert train(moved, out, resume=True, progress=False) == finished[1]
 
 
-class TestFullDisk:
-    def test_a_state_that_does_not_fit_leaves_the_one_of_before(
-        self, config: RunConfig, small_disk: Callable[[int], Path], stop_at: StopAt, check_end: CheckEnd
-    ) -> None:
-        disk = small_disk(2048)
-        out, filler = disk / "run", disk / "filler"
-
-        def fill() -> None:
-            with filler.open("wb", buffering=0) as file:
-                try:
-                    while file.write(b"x" * 4096):
-                        pass
-                except OSError:
-                    pass
-
-        # Step 4 finds the disk full when its state is written; the state of step 2 is there.
-        stop_at(4, out, fill)
-        size = sum(path.stat().st_size for path in states.files(out))
-        with filler.open("r+b") as file:
-            file.truncate(filler.stat().st_size - 2 * size // 3)  # room for the log, not for a state
-        with pytest.raises(OSError, match=r"step-00000004 could not be written .*make room on the disk"):
+def test_a_state_for_which_there_is_no_room_leaves_the_one_of_before(
+    config: RunConfig, tmp_path: Path, stop_at: StopAt, check_end: CheckEnd
+) -> None:
+    """With a limit on the size of files, which needs no rights."""
+    out = tmp_path / "run"
+    stop_at(4, out)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (states.files(out)[0].stat().st_size // 2, hard))
+    try:
+        with pytest.raises(OSError, match=r"could not be written .*make room on the disk"):
             train(config, out, resume=True, progress=False)
-        assert states.saved(out).step == 2
-        assert not list(out.rglob("*partial*"))
-        filler.unlink()
-        check_end(out)
-
-    def test_files_that_may_not_grow(
-        self, config: RunConfig, tmp_path: Path, stop_at: StopAt, check_end: CheckEnd
-    ) -> None:
-        """The same with a limit on the size of files, which needs no rights."""
-        out = tmp_path / "run"
-        stop_at(4, out)
-        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (states.files(out)[0].stat().st_size // 2, hard))
-        try:
-            with pytest.raises(OSError, match="could not be written"):
-                train(config, out, resume=True, progress=False)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        assert states.saved(out).step == 2
-        check_end(out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert states.saved(out).step == 2
+    assert not list(out.rglob("*partial*"))
+    check_end(out)

@@ -1,6 +1,5 @@
 """Whole runs from their config: what they leave, what they refuse, and what they start from."""
 
-import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -8,16 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from fitting import Caplog, Finished, Patch
 from safetensors.torch import load_file
 
 import bridgetower.objectives.pretraining as pretraining_module
-import bridgetower.training.folder as folder_module
+import bridgetower.training.state as state_module
 import shapes
 import states
 from bridgetower.checkpoints import UNMEASURED, read_checkpoint, update_weights, write_checkpoint
 from bridgetower.data import prepared_set
 from bridgetower.data.captions import CaptionImages
-from bridgetower.data.prepared_set import INFO_FILE
 from bridgetower.evaluation.masked_words import evaluate_masked_words
 from bridgetower.evaluation.retrieval import evaluate_matching, evaluate_retrieval
 from bridgetower.files import locked
@@ -25,14 +24,11 @@ from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import HeadsConfig
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.pretraining import PretrainingTask
-from bridgetower.tasks.run_config import CONFIG, METRICS, OptimizerConfig, RunConfig, read_metrics
-from bridgetower.training.folder import read_run
-from bridgetower.training.run import train
-from bridgetower.training.start import starting_checkpoint
+from bridgetower.tasks.run_config import CONFIG, METRICS, RunConfig, read_metrics
+from bridgetower.training.run import read_run, train
+from bridgetower.training.setup import starting_checkpoint
 from folders import same_weights
 from rows import record, write_set
-
-MLM_AND_ITM = PretrainingConfig(phases=(Phase(mlm=1.0, itm=1.0),))
 
 
 def unmoved(config: RunConfig) -> RunConfig:
@@ -57,17 +53,10 @@ def write_unreadable(folder: Path) -> Path:
 
 
 class TestWhatIsLeft:
-    def test_files(self, finished: tuple[Path, dict[str, float]], config: RunConfig) -> None:
+    def test_files(self, finished: Finished, config: RunConfig) -> None:
         out, _ = finished
-        assert {path.name for path in out.iterdir()} == {
-            CONFIG,
-            states.STATE,
-            METRICS,
-            "best",
-            "last",
-            "tensorboard",
-            ".lock",
-        }
+        folders = {states.STATE, "best", "last", "tensorboard"}
+        assert {path.name for path in out.iterdir()} == {CONFIG, METRICS, ".lock", *folders}
         assert read_run(out) == config
         names = {"README.md", "config.json", "model.safetensors", "processor.json", "tokenizer.json"}
         for folder in ("best", "last"):
@@ -76,13 +65,34 @@ class TestWhatIsLeft:
             assert f"bridgetower train {config.recipe}" in card
             assert f"Training data: `{Path(config.data.folders[0]).name}`" in card
             assert "| itc_weight |" in card
+        assert [path.name for path in sorted((out / states.STATE).iterdir())] == ["step-00000004", "step-00000006"]
+
+    def test_last_holds_the_weights_of_the_state_and_best_the_figures_of_its_step(
+        self, finished: Finished, config: RunConfig
+    ) -> None:
+        out, metrics = finished
+        kept, last = states.tensors(out), load_file(out / "last" / "model.safetensors")
+        assert states.saved(out).step == 6
+        assert all(torch.equal(kept[f"model.{name}"], tensor) for name, tensor in last.items())
+        assert read_checkpoint(out / "last").reranking.itc_weight == metrics["itc_weight"]
+        evaluations = read_metrics(out, "validation")
+        assert [entry["step"] for entry in evaluations] == [2, 4, 6]
+        assert {name: value for name, value in evaluations[-1].items() if name in metrics} == metrics
+        best = max(evaluations, key=lambda entry: entry["rsum"])
+        checkpoint = read_checkpoint(out)  # the folder of a run is its best checkpoint
+        assert checkpoint.processor is not None
+        images = CaptionImages(config.data, "validation", checkpoint.processor)
+        assert checkpoint.reranking.itc_weight == best["itc_weight"]  # fitted again by the same rule
+        again = evaluate_retrieval(checkpoint.model(), images, config.evaluation, reranking=None).metrics()
+        again |= evaluate_masked_words(checkpoint.model(), images, config.task.masking)
+        assert {name: best[name] for name in again} == pytest.approx(again, abs=1e-6)
 
     def test_nothing_is_fitted_or_chosen_on_data_that_is_trained_on(
-        self, config: RunConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+        self, config: RunConfig, tmp_path: Path, caplog: Caplog
     ) -> None:
-        both = replace(config, data=replace(config.data, train_splits=("train", "validation")), max_steps=4)
-        out = tmp_path / "run"
-        metrics = train(replace(both, evaluate_every=2), out, progress=False)
+        data = replace(config.data, train_splits=("train", "validation"))
+        both, out = replace(config, data=data, max_steps=2, evaluate_every=1), tmp_path / "run"
+        metrics = train(both, out, progress=False)
         assert metrics["validation_is_trained_on"] == 1.0
         assert not {name for name in metrics if name.startswith(("gain_", "calibration_"))}
         assert metrics["two_stage_rsum"] == metrics["matching_rsum"]
@@ -91,22 +101,13 @@ class TestWhatIsLeft:
         assert read_checkpoint(out / "last").reranking == UNMEASURED
         assert dict(read_checkpoint(out).tensors).keys() == load_file(out / "last" / "model.safetensors").keys()
         assert sum("is trained on" in message for message in caplog.messages) == 1
-        assert train(replace(both, evaluate_every=2), out, resume=True, progress=False) == metrics
-
-    def test_last_holds_the_weights_of_the_state(self, finished: tuple[Path, dict[str, float]]) -> None:
-        out, _ = finished
-        kept = states.tensors(out)
-        last = load_file(out / "last" / "model.safetensors")
-        assert states.saved(out).step == 6
-        assert all(torch.equal(kept[f"model.{name}"], tensor) for name, tensor in last.items())
-        assert [path.name for path in sorted((out / states.STATE).iterdir())] == ["step-00000004", "step-00000006"]
-        assert read_checkpoint(out / "last").reranking.itc_weight == finished[1]["itc_weight"]
+        assert train(both, out, resume=True, progress=False) == metrics
 
     def test_epochs_with_large_weights_in_several_files(
-        self, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, config: RunConfig, tmp_path: Path, monkeypatch: Patch
     ) -> None:
         for function in (write_checkpoint, update_weights):
-            monkeypatch.setattr(folder_module, function.__name__, partial(function, shard_bytes=20_000))
+            monkeypatch.setattr(state_module, function.__name__, partial(function, shard_bytes=20_000))
         epochs = replace(config, max_steps=None, max_epochs=1, batch_size=16, micro_batch_size=4, evaluate_every=1)
         train(epochs, tmp_path / "run", progress=False)
         processor = read_checkpoint(tmp_path / "run").processor
@@ -120,77 +121,54 @@ class TestWhatIsLeft:
         for name, weight in read_checkpoint(tmp_path / "run" / "last").tensors.items():
             assert torch.equal(kept[f"model.{name}"], weight)
 
-    def test_best_gives_the_figures_of_its_step(
-        self, finished: tuple[Path, dict[str, float]], config: RunConfig
-    ) -> None:
-        out, metrics = finished
-        evaluations = read_metrics(out, "validation")
-        assert [entry["step"] for entry in evaluations] == [2, 4, 6]
-        assert {name: value for name, value in evaluations[-1].items() if name in metrics} == metrics
-        best = max(evaluations, key=lambda entry: entry["rsum"])
-        checkpoint = read_checkpoint(out)  # the folder of a run is its best checkpoint
-        assert checkpoint.processor is not None
-        images = CaptionImages(config.data, "validation", checkpoint.processor)
-        assert checkpoint.reranking.itc_weight == best["itc_weight"]  # fitted again by the same rule
-        again = evaluate_retrieval(checkpoint.model(), images, config.evaluation, reranking=None).metrics()
-        again |= evaluate_masked_words(checkpoint.model(), images, config.task.masking)
-        assert {name: best[name] for name in again} == pytest.approx(again, abs=1e-6)
-
-    def test_the_same_config_gives_the_same_bits(
-        self, finished: tuple[Path, dict[str, float]], config: RunConfig, tmp_path: Path
-    ) -> None:
+    def test_the_same_config_gives_the_same_bits(self, finished: Finished, config: RunConfig, tmp_path: Path) -> None:
         out, metrics = finished
         assert train(replace(config, evaluate_every=0), tmp_path / "again", progress=False) == metrics
         assert same_weights(tmp_path / "again" / "last", out / "last")
-        train(replace(config, seed=1), tmp_path / "other", progress=False)
+        train(replace(config, seed=1, evaluate_every=None), tmp_path / "other", progress=False)
         assert not same_weights(tmp_path / "other" / "last", out / "last")
 
-    def test_evaluation_sees_no_repeats_and_no_augmentation(
-        self, finished: tuple[Path, dict[str, float]], config: RunConfig, tmp_path: Path
-    ) -> None:
+    def test_evaluation_sees_no_repeats_and_no_augmentation(self, config: RunConfig, tmp_path: Path) -> None:
         folder = config.data.folders[0]
         data = replace(config.data, folders=(folder, folder), repeats=(1, 2), augmentation="affine", word_dropout=0.5)
         others = replace(data, repeats=(2, 1), augmentation="none", word_dropout=0.0)
-        for name, used in (("a", data), ("b", others)):
+        first, second = (
             train(replace(unmoved(config), data=used), tmp_path / name, progress=False)
-        first, second = (read_metrics(tmp_path / name, "validation")[0] for name in "ab")
-        assert first.pop("time") != second.pop("time")
+            for name, used in (("a", data), ("b", others))
+        )
         assert first == second
 
 
-class TestCheckpointedActivations:
-    def test_layers_run_twice_and_give_the_same_bits(
-        self,
-        finished: tuple[Path, dict[str, float]],
-        config: RunConfig,
-        tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        calls: list[bool] = []
+def test_checkpointed_layers_run_twice_and_give_the_same_bits(
+    finished: Finished, config: RunConfig, tmp_path: Path, monkeypatch: Patch
+) -> None:
+    calls: list[bool] = []
 
-        def build(model: BridgeTower, task: PretrainingConfig) -> PretrainingTask:
-            model.fusion.text_layers[0].register_forward_pre_hook(lambda layer, inputs: calls.append(layer.training))
-            return PretrainingTask(model, task)
+    def build(model: BridgeTower, task: PretrainingConfig) -> PretrainingTask:
+        model.fusion.text_layers[0].register_forward_pre_hook(lambda layer, inputs: calls.append(layer.training))
+        return PretrainingTask(model, task)
 
-        monkeypatch.setattr(pretraining_module, "PretrainingTask", build)
-        changed = replace(config, checkpoint_activations=("fusion",))
-        assert train(changed, tmp_path / "run", progress=False) == finished[1]
-        assert same_weights(tmp_path / "run" / "last", finished[0] / "last")
-        assert calls.count(True) == 2 * 2 * 4  # for masked words and for matching, in the four steps that have them
+    monkeypatch.setattr(pretraining_module, "PretrainingTask", build)
+    changed = replace(config, checkpoint_activations=("fusion",), evaluate_every=0)
+    assert train(changed, tmp_path / "run", progress=False) == finished[1]
+    assert same_weights(tmp_path / "run" / "last", finished[0] / "last")
+    assert calls.count(True) == 2 * 2 * 4  # for masked words and for matching, in the four steps that have them
 
 
-class TestHeads:
-    def test_without_contrastive_head_matching_is_evaluated(self, config: RunConfig, tmp_path: Path) -> None:
-        model = replace(config.model, heads=HeadsConfig(itc=None))
-        changed = replace(config, task=MLM_AND_ITM, model=model, select_by="itm_accuracy")
-        metrics = train(changed, tmp_path / "run", progress=False)
-        names = {"mlm_loss", "mlm_accuracy", "mlm_wrong_image_loss", "mlm_wrong_image_accuracy", "itm_accuracy"}
-        assert metrics.keys() == names
-        last = read_checkpoint(tmp_path / "run" / "last")
-        assert last.processor is not None
-        images = CaptionImages(config.data, "validation", last.processor)
-        assert metrics["itm_accuracy"] == evaluate_matching(last.model(), images, config.evaluation)
+def test_without_contrastive_head_matching_is_evaluated(config: RunConfig, tmp_path: Path) -> None:
+    task = PretrainingConfig(phases=(Phase(mlm=1.0, itm=1.0),))
+    model = replace(config.model, heads=HeadsConfig(itc=None))
+    changed = replace(config, task=task, model=model, select_by="itm_accuracy", max_steps=2)
+    metrics = train(changed, tmp_path / "run", progress=False)
+    names = {"mlm_loss", "mlm_accuracy", "mlm_wrong_image_loss", "mlm_wrong_image_accuracy", "itm_accuracy"}
+    assert metrics.keys() == names
+    last = read_checkpoint(tmp_path / "run" / "last")
+    assert last.processor is not None
+    images = CaptionImages(config.data, "validation", last.processor)
+    assert metrics["itm_accuracy"] == evaluate_matching(last.model(), images, config.evaluation)
 
+
+class TestRefusals:
     @pytest.mark.parametrize(
         ("heads", "select_by", "message"),
         [
@@ -199,13 +177,12 @@ class TestHeads:
             (shapes.MODEL.heads, "itm_accuracy", "evaluation.candidates is 0, .*; use one of rsum, itc_rsum, mlm_acc"),
         ],
     )
-    def test_selection_that_cannot_be_evaluated_is_refused_before_training(
+    def test_a_selection_that_cannot_be_evaluated(
         self, config: RunConfig, tmp_path: Path, heads: HeadsConfig, select_by: Any, message: str
     ) -> None:
-        phase = Phase(mlm=1.0, itm=float(heads.itm))
         changed = replace(
             config,
-            task=PretrainingConfig(phases=(phase,)),
+            task=PretrainingConfig(phases=(Phase(mlm=1.0, itm=float(heads.itm)),)),
             model=replace(config.model, heads=heads),
             evaluation=replace(config.evaluation, candidates=0),
             select_by=select_by,
@@ -214,27 +191,18 @@ class TestHeads:
             train(changed, tmp_path / "run", progress=False)
         assert not (tmp_path / "run" / METRICS).exists()
 
-
-class TestRefusals:
-    def test_a_folder_with_a_run(self, finished: tuple[Path, dict[str, float]], config: RunConfig) -> None:
+    def test_a_folder_with_a_run_or_in_which_another_process_trains(
+        self, finished: Finished, config: RunConfig, tmp_path: Path
+    ) -> None:
         with pytest.raises(FileExistsError, match="already holds a run; continue it with --resume"):
             train(config, finished[0], progress=False)
-
-    def test_a_folder_in_which_another_process_trains(self, config: RunConfig, tmp_path: Path) -> None:
         with locked(tmp_path), pytest.raises(FileExistsError, match="another process works in"):
             train(config, tmp_path, progress=False)
         assert not (tmp_path / CONFIG).exists()
 
-    def test_a_set_that_is_not_complete(self, config: RunConfig, tmp_path: Path) -> None:
-        folder = write_unreadable(tmp_path / "data")
-        (folder / INFO_FILE).unlink()
-        changed = replace(config, data=replace(config.data, folders=(str(folder),)), batch_size=2)
-        with pytest.raises(FileNotFoundError, match=r"no dataset\.json in .*data; give the folder"):
-            train(changed, tmp_path / "run", progress=False)
-
     @pytest.mark.parametrize("spoilt", ["picture", "loss"])
     def test_a_run_that_failed_before_its_second_step_may_be_started_anew(
-        self, finished: tuple[Path, dict[str, float]], config: RunConfig, tmp_path: Path, spoilt: str
+        self, finished: Finished, config: RunConfig, tmp_path: Path, spoilt: str
     ) -> None:
         out = tmp_path / "run"
         failing = replace(config, init=str(write_spoilt(tmp_path / "checkpoint", config)))
@@ -264,48 +232,26 @@ class TestRefusals:
         assert [path.name for path in tmp_path.iterdir()] == [name]
 
     @pytest.mark.parametrize(
-        ("optimizer", "report_to", "message"),
+        ("changes", "report_to", "message"),
         [
-            (OptimizerConfig(rule="offical"), (), "optimizer.rule is 'offical'; expected one of adamw, hf_adamw"),
-            (OptimizerConfig(schedule="linear"), (), "schedule is 'linear'; expected one of polynomial, cosine"),
-            (OptimizerConfig(), ("neptune",), "report_to is 'neptune'; expected one of tensorboard, wandb, trackio"),
-        ],
-    )
-    def test_names_of_nothing(
-        self, config: RunConfig, tmp_path: Path, optimizer: OptimizerConfig, report_to: tuple[str, ...], message: str
-    ) -> None:
-        with pytest.raises(ValueError, match=message):
-            train(replace(config, optimizer=optimizer), tmp_path / "run", report_to=report_to, progress=False)
-        assert not (tmp_path / "run").exists()
-
-    def test_a_damaged_config_or_state(
-        self, finished: tuple[Path, dict[str, float]], config: RunConfig, tmp_path: Path
-    ) -> None:
-        out = tmp_path / "run"
-        shutil.copytree(finished[0], out)
-        (path,) = states.files(out)
-        path.write_bytes(path.read_bytes()[:1000])
-        with pytest.raises(ValueError, match=r"step-00000006 is damaged or no state of a run"):
-            train(config, out, resume=True, progress=False)
-        (out / CONFIG).write_text("{")
-        with pytest.raises(ValueError, match=r"run\.json is not valid JSON"):
-            train(config, out, resume=True, progress=False)
-
-    @pytest.mark.parametrize(
-        ("changes", "message"),
-        [
-            ({"micro_batch_size": 3}, "does not split into 1 processes x 3 micro-batches"),
-            ({"image_size": 25}, "not a multiple of the patch size 10"),
+            ({"optimizer.rule": "offical"}, "wandb", "optimizer.rule is 'offical'; expected one of adamw, hf_adamw"),
+            ({"optimizer.schedule": "line"}, "wandb", "schedule is 'line'; expected one of polynomial, cosine"),
+            ({}, "neptune", "report_to is 'neptune'; expected one of tensorboard, wandb, trackio"),
+            ({"micro_batch_size": 3}, "tensorboard", "does not split into 1 processes x 3 micro-batches"),
+            ({"image_size": 25}, "tensorboard", "not a multiple of the patch size 10"),
+            ({"data.max_length": 33}, "tensorboard", r"data\.max_length is 33; the text tower takes at most 32 tokens"),
         ],
     )
     def test_values_that_do_not_fit(
-        self, config: RunConfig, tmp_path: Path, changes: dict[str, Any], message: str
+        self, config: RunConfig, tmp_path: Path, changes: dict[str, Any], report_to: str, message: str
     ) -> None:
+        for name, value in changes.items():
+            part, _, field = name.rpartition(".")
+            one = replace(getattr(config, part), **{field: value}) if part else value
+            config = replace(config, **{part or field: one})
         with pytest.raises(ValueError, match=message):
-            train(replace(config, **changes), tmp_path / "run", progress=False)
-        changed = replace(config, data=replace(config.data, max_length=33))
-        with pytest.raises(ValueError, match=r"data\.max_length is 33; the text tower takes at most 32 tokens"):
-            train(changed, tmp_path / "other", progress=False)
+            train(config, tmp_path / "run", report_to=[report_to], progress=False)
+        assert report_to == "tensorboard" or not (tmp_path / "run").exists()
 
 
 def test_from_a_checkpoint(config: RunConfig, tiny_checkpoint: Path, tmp_path: Path) -> None:

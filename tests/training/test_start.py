@@ -1,5 +1,6 @@
-"""The checkpoint that a run starts from: its heads, its number format, and settings that it would ignore."""
+"""The checkpoint that a run starts from: heads, number format, published towers, and settings that it would ignore."""
 
+import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -7,15 +8,22 @@ from typing import Any
 
 import pytest
 import torch
+from fitting import Caplog, Patch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 import shapes
+import tiny
 from bridgetower.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
+from bridgetower.checkpoints.towers import read_text_tower, read_vision_tower
 from bridgetower.model.config import HeadsConfig
+from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
+from bridgetower.model.presets import TEXT_TOWERS, VISION_TOWERS
+from bridgetower.model.towers import VisionTransformer
 from bridgetower.processor import Processor, ProcessorConfig
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.table import RECIPES
-from bridgetower.training.start import starting_checkpoint
+from bridgetower.training.setup import starting_checkpoint, with_named_towers
+from published import openai, transformers_text, transformers_vision
 
 ITC = HeadsConfig(mlm=False, itm=True, itc="tower", itc_size=8)
 
@@ -46,7 +54,7 @@ def with_heads(config: RunConfig, heads: HeadsConfig, **changes: Any) -> RunConf
 
 class TestHeads:
     def test_missing_ones_start_anew_and_unused_ones_are_left_behind(
-        self, config: RunConfig, there: Checkpoint, tmp_path: Path, caplog: pytest.LogCaptureFixture
+        self, config: RunConfig, there: Checkpoint, tmp_path: Path, caplog: Caplog
     ) -> None:
         init = without_itc(there, tmp_path / "init")
         with caplog.at_level(logging.INFO):
@@ -72,7 +80,7 @@ class TestHeads:
         assert float(first["itc_head.temperature"]) == pytest.approx(0.07)
 
     def test_a_contrastive_head_keeps_its_kind_where_the_run_has_that_of_its_recipe(
-        self, config: RunConfig, there: Checkpoint, tmp_path: Path, caplog: pytest.LogCaptureFixture
+        self, config: RunConfig, there: Checkpoint, tmp_path: Path, caplog: Caplog
     ) -> None:
         fused = HeadsConfig(mlm=True, itm=True, itc="fused", itc_size=6)
         first = starting_checkpoint(with_heads(config, fused))
@@ -98,7 +106,7 @@ class TestHeads:
 
     @pytest.mark.parametrize("changes", [{"itc": "tower", "text_pooling": "mean"}, {"itc": "tower", "itc_size": 5}])
     def test_one_that_the_user_sets_starts_anew(
-        self, config: RunConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture, changes: dict[str, Any]
+        self, config: RunConfig, tmp_path: Path, caplog: Caplog, changes: dict[str, Any]
     ) -> None:
         fused = HeadsConfig(itc="fused", itc_size=6)
         write_checkpoint(starting_checkpoint(with_heads(config, fused)), tmp_path / "fused")
@@ -108,9 +116,7 @@ class TestHeads:
         assert start.config.heads.itc == "tower"
         assert "they start anew: itc" in caplog.text
 
-    def test_all_heads_of_the_checkpoint_are_kept(
-        self, config: RunConfig, there: Checkpoint, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def test_all_heads_of_the_checkpoint_are_kept(self, config: RunConfig, there: Checkpoint, caplog: Caplog) -> None:
         recipe = RECIPES["pretrain-nano"]  # whose default architecture is not what the user set
         for run in (config, replace(config, recipe=recipe.recipe, model=recipe.model)):
             start = starting_checkpoint(run)
@@ -131,7 +137,7 @@ class TestDownstreamHeads:
 
     @pytest.mark.parametrize("itm", [True, False])
     def test_ranking_starts_as_the_logit_of_a_match(
-        self, config: RunConfig, there: Checkpoint, caplog: pytest.LogCaptureFixture, itm: bool
+        self, config: RunConfig, there: Checkpoint, caplog: Caplog, itm: bool
     ) -> None:
         with caplog.at_level(logging.INFO):
             start = starting_checkpoint(with_heads(config, HeadsConfig(mlm=False, itm=itm, rank=True)))
@@ -171,54 +177,44 @@ class TestModel:
         assert {tensor.dtype for tensor in start.tensors.values()} == {torch.float32}
 
 
-class TestProfile:
-    def test_of_a_new_model(self, config: RunConfig) -> None:
+def settings(config: RunConfig) -> ProcessorConfig:
+    """Preprocessing of the checkpoint that a run starts from."""
+    processor = starting_checkpoint(config).processor
+    assert processor is not None
+    return processor.config
+
+
+class TestPreprocessing:
+    def test_profile_of_a_new_model(self, config: RunConfig) -> None:
         for profile, expected in ((None, "official-pretrain"), ("official-finetune", "official-finetune")):
             data = replace(config.data, profile=profile)
-            assert profile_of(starting_checkpoint(replace(config, init=None, data=data))) == expected
+            assert settings(replace(config, init=None, data=data)).profile == expected
 
-    def test_of_a_checkpoint(self, config: RunConfig, there: Checkpoint, tmp_path: Path) -> None:
+    def test_profile_of_a_checkpoint(self, config: RunConfig, there: Checkpoint, tmp_path: Path) -> None:
         """The profile of transformers has settings that the official ones lack."""
         assert there.processor is not None
         values = replace(there.processor.config, profile="hf", image_size=40, shortest_edge=44, size_divisor=2)
-        processor = replace_config(there, values)
+        processor = Processor(values, there.processor.tokenizer)
         write_checkpoint(replace(there.resized(40), processor=processor), tmp_path / "hf")
         model = config.model.override({"vision.image_size": 40})
         changed = replace(config, init=str(tmp_path / "hf"), model=model)
-        assert profile_of(starting_checkpoint(changed)) == "hf"
-        changed = replace(
-            changed, model=config.model, image_size=20, data=replace(config.data, profile="official-finetune")
-        )
-        start = starting_checkpoint(changed)
-        assert profile_of(start) == "official-finetune"
-        assert start.processor is not None
-        assert start.processor.config.image_size == 20
+        assert settings(changed).profile == "hf"
+        data = replace(config.data, profile="official-finetune")
+        found = settings(replace(changed, model=config.model, image_size=20, data=data))
+        assert (found.profile, found.image_size) == ("official-finetune", 20)
+
+    @pytest.mark.parametrize("has_init", [True, False])
+    def test_fast_decoding_travels_with_the_model(self, config: RunConfig, has_init: bool) -> None:
+        run = replace(config, data=replace(config.data, fast_decode=True), init=config.init if has_init else None)
+        assert settings(run).fast_decode
+        assert not settings(replace(run, data=config.data)).fast_decode
 
 
-def test_fine_tuning_from_nothing_warns(config: RunConfig, caplog: pytest.LogCaptureFixture) -> None:
+def test_fine_tuning_from_nothing_warns(config: RunConfig, caplog: Caplog) -> None:
     starting_checkpoint(replace(config, init=None))
     assert not caplog.records
     starting_checkpoint(replace(config, init=None, recipe="retrieval-coco"))
     assert "retrieval-coco fine-tunes a pre-trained model, but starts from random weights; give init" in caplog.text
-
-
-def profile_of(checkpoint: Checkpoint) -> str:
-    assert checkpoint.processor is not None
-    return checkpoint.processor.config.profile
-
-
-def replace_config(checkpoint: Checkpoint, values: ProcessorConfig) -> Processor:
-    assert checkpoint.processor is not None
-    return Processor(values, checkpoint.processor.tokenizer)
-
-
-@pytest.mark.parametrize("has_init", [True, False])
-def test_fast_decoding_travels_with_the_model(config: RunConfig, has_init: bool) -> None:
-    run = replace(config, data=replace(config.data, fast_decode=True), init=config.init if has_init else None)
-    for start, expected in ((run, True), (replace(run, data=config.data), False)):
-        processor = starting_checkpoint(start).processor
-        assert processor is not None
-        assert processor.config.fast_decode is expected
 
 
 def test_with_a_tokenizer_of_another_family(config: RunConfig, tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -239,3 +235,177 @@ def test_with_a_tokenizer_of_another_family(config: RunConfig, tiny_checkpoint: 
         (tmp_path / "bare" / name).write_bytes((tiny_checkpoint / name).read_bytes())
     with pytest.raises(ValueError, match="bare has no tokenizer; convert it with one first"):
         starting_checkpoint(replace(config, init=str(tmp_path / "bare")))
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """OpenAI's archive: 32 pixels, patches of 8, three layers."""
+    return str(openai(tmp_path_factory.mktemp("clip") / "clip.pt").source)
+
+
+@pytest.fixture(scope="module")
+def roberta(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> str:
+    """A folder of transformers with the tokenizer of the set."""
+    pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("roberta")
+    transformers_text(folder, "RobertaForMaskedLM", vocab_size=310, max_position_embeddings=40)
+    (folder / "tokenizer.json").write_bytes((tiny_checkpoint / "tokenizer.json").read_bytes())
+    return str(folder)
+
+
+class OwnTower(VisionTransformer):
+    """A custom tower."""
+
+
+def with_towers(dataset: Path, **changes: Any) -> RunConfig:
+    """A run whose towers are those of its recipe."""
+    recipe = RECIPES["pretrain-nano"]
+    run = shapes.run_config(dataset, recipe=recipe.recipe, model=recipe.model, image_size=40, max_steps=2)
+    return replace(run, **changes)
+
+
+def processor_of(checkpoint: Checkpoint) -> Processor:
+    assert checkpoint.processor is not None
+    return checkpoint.processor
+
+
+class TestWeights:
+    def test_both(self, tiny_dataset: Path, clip: str, roberta: str) -> None:
+        start = starting_checkpoint(with_towers(tiny_dataset, vision=clip, text=roberta))
+        start.model()  # exactly the parameters of the config
+        vision, text = read_vision_tower(clip).resized(40), read_text_tower(roberta)
+        for tower, prefix in ((vision, "vision."), (text, "text.")):
+            there = {name: tensor for name, tensor in start.tensors.items() if name.startswith(prefix)}
+            assert tiny.equal(there, tower.tensors)
+        assert start.config.vision == vision.config
+        assert start.config.text == replace(text.config, dropout=0.0)
+        nano = RECIPES["pretrain-nano"].model
+        assert (start.config.fusion, start.config.heads) == (nano.fusion, nano.heads)
+
+    def test_one_alone_with_a_rest_that_the_seed_decides(self, tiny_dataset: Path, clip: str, roberta: str) -> None:
+        seen, again, other = (
+            starting_checkpoint(with_towers(tiny_dataset, vision=clip, seed=seed)) for seed in (0, 0, 1)
+        )
+        assert tiny.equal(seen.tensors, again.tensors)
+        assert torch.equal(seen.tensors["vision.post_norm.weight"], other.tensors["vision.post_norm.weight"])
+        assert not torch.equal(seen.tensors["itm_head.fc.weight"], other.tensors["itm_head.fc.weight"])
+        told = starting_checkpoint(with_towers(tiny_dataset, text=roberta, image_size=None))
+        nano = RECIPES["pretrain-nano"].model
+        assert seen.config.text == replace(nano.text, vocab_size=processor_of(seen).vocab_size)
+        assert told.config.vision == nano.vision
+        assert told.config.text.vocab_size == 310 > processor_of(told).vocab_size
+        for start in (seen, told):
+            start.model()
+
+
+class TestTokenizer:
+    def test_comes_with_the_towers(
+        self, tiny_dataset: Path, roberta: str, tiny_processor: Processor, tmp_path: Path
+    ) -> None:
+        processor = processor_of(starting_checkpoint(with_towers(tiny_dataset, text=roberta, image_size=None)))
+        texts = ["red circle on black"]
+        assert torch.equal(processor.texts(texts).input_ids, tiny_processor.texts(texts).input_ids)
+        transformers_vision(tmp_path, "ViTModel")
+        values = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.1, 0.2, 0.3]}
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(values))
+        settings = processor_of(starting_checkpoint(with_towers(tiny_dataset, vision=str(tmp_path)))).config
+        assert (settings.image_mean, settings.image_std) == ((0.5, 0.5, 0.5), (0.1, 0.2, 0.3))
+
+    def test_a_tokenizer_for_a_tower_without_one(
+        self, tiny_dataset: Path, roberta: str, tiny_checkpoint: Path, tmp_path: Path
+    ) -> None:
+        changes = {"text": str(tmp_path), "image_size": None}
+        transformers_text(tmp_path, "RobertaModel", vocab_size=310, max_position_embeddings=40)
+        with pytest.raises(ValueError, match=r"the text tower .* has no tokenizer; give tokenizer, a folder or file"):
+            starting_checkpoint(with_towers(tiny_dataset, **changes))
+        start = starting_checkpoint(with_towers(tiny_dataset, **changes, tokenizer=str(tiny_checkpoint)))
+        assert processor_of(start).tokenizer is not None
+        changes["text"] = roberta
+        with pytest.raises(ValueError, match="which has its own; leave one out"):
+            starting_checkpoint(with_towers(tiny_dataset, **changes, tokenizer=str(tiny_checkpoint)))
+
+    def test_texts_are_cut_where_the_tower_ends(self, tiny_dataset: Path, roberta: str, caplog: Caplog) -> None:
+        limits = {}
+        for length in (30, RECIPES["pretrain-nano"].data.max_length):
+            run = with_towers(tiny_dataset, text=roberta, image_size=None)
+            start = starting_checkpoint(replace(run, data=replace(run.data, max_length=length)))
+            limits[length] = processor_of(start).config.max_length
+        assert limits == {30: 30, 40: 38}
+        assert "texts are cut at 38 tokens, which the text tower takes, not at the recipe's 40" in caplog.text
+        with pytest.raises(ValueError, match=r"data\.max_length is 39; the text tower takes at most 38 tokens"):
+            starting_checkpoint(replace(run, data=replace(run.data, max_length=39)))
+
+    @pytest.mark.parametrize("changes", [{"vocab_size": 50}, {"pad_token_id": 0}])
+    def test_a_tokenizer_of_another_tower(
+        self, tiny_dataset: Path, tiny_checkpoint: Path, tmp_path: Path, changes: dict[str, int]
+    ) -> None:
+        pytest.importorskip("transformers")
+        values = {"vocab_size": 310, "max_position_embeddings": 40} | changes
+        transformers_text(tmp_path, "RobertaModel", **values)
+        run = with_towers(tiny_dataset, text=str(tmp_path), image_size=None, tokenizer=str(tiny_checkpoint))
+        with pytest.raises(ValueError, match=r"the tokenizer has \d+ ids and pads with 1; the text tower .* give the"):
+            starting_checkpoint(run)
+
+
+class TestNames:
+    def test_presets(self, tiny_dataset: Path, caplog: Caplog) -> None:
+        recipe = RECIPES["pretrain-nano"].model
+        run = with_towers(tiny_dataset, vision="clip-b32", text="bert-base", image_size=64)
+        named = with_named_towers(run, recipe, NO_EXTENSIONS)
+        assert named.model.vision == replace(VISION_TOWERS["clip-b32"], image_size=64)
+        assert named.model.text == replace(TEXT_TOWERS["bert-base"], dropout=recipe.text.dropout)
+        assert (named.model.fusion, named.vision, named.text) == (recipe.fusion, None, None)
+        assert "vision clip-b32 is an architecture, which starts from random weights" in caplog.text
+        weights = replace(run, vision="clip.pt", text=None)
+        assert with_named_towers(weights, recipe, NO_EXTENSIONS) == weights
+
+    def test_a_tower_of_ones_own(self, tiny_dataset: Path) -> None:
+        extensions = Extensions(vision_towers={"mine": OwnTower})
+        run = with_towers(tiny_dataset, vision="mine")
+        start = starting_checkpoint(run, extensions=extensions)
+        assert isinstance(start.model().vision, OwnTower)
+        assert start.config.vision.architecture == "mine"
+        with pytest.raises(FileNotFoundError, match="mine does not exist; expected a file with weights, a folder or"):
+            starting_checkpoint(run)
+
+    @pytest.mark.parametrize(
+        ("part", "name", "message"),
+        [
+            ("vision", "mine", r"vision mine contradicts .*: model\.vision\.architecture 'vit' \(it has 'mine'\)"),
+            ("vision", "vit-b16", r"vision vit-b16 contradicts .*: model\.vision\.num_layers 5 \(it has 12\); leave"),
+            ("text", "bert-base", r"text bert-base contradicts .*: model\.text\.hidden_size 128 \(it has 768\)"),
+            ("text", "bert-large", r"bert-large is a tower's name and a path here; give \./bert-large for the"),
+        ],
+    )
+    def test_contradictions(
+        self, tiny_dataset: Path, part: str, name: str, message: str, tmp_path: Path, monkeypatch: Patch
+    ) -> None:
+        (tmp_path / "bert-large").mkdir()
+        monkeypatch.chdir(tmp_path)
+        recipe = RECIPES["pretrain-nano"].model
+        defaults = recipe.override({"vision.architecture": "other", "text.hidden_size": 64, "vision.num_layers": 3})
+        run = with_towers(tiny_dataset, **{part: name}, model=recipe.override({"vision.num_layers": 5}))
+        with pytest.raises(ValueError, match=message):
+            with_named_towers(run, defaults, Extensions(vision_towers={"mine": OwnTower}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"init": "y"}, "vision .* with init y, which has its own; leave one out"),
+        ({"model": "vision.num_layers"}, r"contradicts the run's settings: model\.vision\.num_layers 6 \(it has 3\)"),
+        ({"image_size": None}, "image size 60 is not a multiple of the patch size 8; use 56 or 64"),
+        ({"recipe": "pretrain-base"}, "expected increasing layers between 1 and 3, the depth of the vision tower"),
+    ],
+)
+def test_refused(tiny_dataset: Path, clip: str, changes: dict[str, Any], message: str) -> None:
+    nano = RECIPES["pretrain-nano"].model.override({"vision.num_layers": 6} if "model" in changes else {})
+    changes = changes | {"model": RECIPES["pretrain-base"].model if "recipe" in changes else nano}
+    with pytest.raises(ValueError, match=message):
+        starting_checkpoint(with_towers(tiny_dataset, vision=clip, **changes))
+
+
+def test_what_the_file_cannot_tell_may_be_set(tiny_dataset: Path, clip: str) -> None:
+    model = RECIPES["pretrain-nano"].model.override({"vision.activation": "gelu", "text.dropout": 0.3})
+    start = starting_checkpoint(with_towers(tiny_dataset, vision=clip, model=model))
+    assert (start.config.vision.activation, start.config.text.dropout) == ("gelu", 0.3)

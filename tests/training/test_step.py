@@ -1,4 +1,4 @@
-"""One step: accumulation, clipping, contrast over the step, and what stops a run before its weights are spoilt."""
+"""One step: accumulation, clipping, contrast over the step (GradCache), and what stops a run."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -7,65 +7,59 @@ from typing import Any
 
 import pytest
 import torch
-from fitting import recorded_gradients, run, weights
+from fitting import Build, Patch, recorded_gradients, run, weights
 from torch import Tensor, nn
 
 import shapes
 import states
+import tiny
 from bridgetower.data.batch import CaptionBatch
 from bridgetower.data.examples import PreparedImages
 from bridgetower.objectives.config import Phase, PretrainingConfig
-from bridgetower.objectives.losses import Losses
+from bridgetower.objectives.losses import Losses, itc_loss
 from bridgetower.objectives.pretraining import PretrainingTask
 from bridgetower.tasks.run_config import OptimizerConfig, read_metrics
 from bridgetower.training import step as step_module
 from bridgetower.training.setup import TrainContext
+from bridgetower.training.step import contrast_of_step, encodes_twice
 
 
-class TestAccumulation:
-    def gradients(self, parts: TrainContext, out: Path) -> list[Tensor]:
-        with recorded_gradients(parts.model) as seen:
-            run(parts, out)
-        return seen
-
-    @pytest.mark.parametrize("micro_batch_size", [4, 3, 1])
-    def test_equals_one_large_batch(
-        self, build: Callable[..., TrainContext], tmp_path: Path, micro_batch_size: int
-    ) -> None:
-        size = 6 if micro_batch_size == 3 else 8
-        whole = self.gradients(build(batch_size=size, max_steps=3), tmp_path / "whole")
-        cut = build(batch_size=size, micro_batch_size=micro_batch_size, max_steps=3)
-        parts = self.gradients(cut, tmp_path / "parts")
-        assert len(whole) == len(parts) == 3
-        for one, other in zip(whole, parts, strict=True):
-            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
-        losses = [[entry["loss"] for entry in read_metrics(tmp_path / name, "train")] for name in ("whole", "parts")]
-        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-        control = self.gradients(build(batch_size=size // 2, max_steps=1), tmp_path / "half")
-        assert (whole[0] - control[0]).abs().max() > 1e-2
+def gradients(parts: TrainContext, out: Path) -> tuple[list[Tensor], list[dict[str, float]]]:
+    """Of each step, and what was logged."""
+    with recorded_gradients(parts.model) as seen:
+        run(parts, out)
+    return seen, read_metrics(out, "train")
 
 
-class TestClipping:
-    def test_shortens_the_gradient_and_keeps_its_direction(
-        self, build: Callable[..., TrainContext], tmp_path: Path
-    ) -> None:
-        seen = {}
-        for name, clip_norm in (("free", None), ("clipped", 0.01)):
-            parts = build(max_steps=1, optimizer=OptimizerConfig(lr=1e-2, clip_norm=clip_norm))
-            with recorded_gradients(parts.model) as gradients:
-                run(parts, tmp_path / name)
-            (seen[name],) = gradients
-        norm = seen["free"].norm().item()
-        assert norm > 0.1
-        assert seen["clipped"].norm().item() == pytest.approx(0.01, rel=1e-3)
-        torch.testing.assert_close(seen["clipped"] / 0.01, seen["free"] / norm, atol=1e-4, rtol=1e-3)
-        (entry,) = read_metrics(tmp_path / "clipped", "train")
-        assert entry["gradient_norm"] == pytest.approx(norm, rel=1e-4)
-        assert read_metrics(tmp_path / "free", "train")[0]["gradient_norm"] == entry["gradient_norm"]
+@pytest.mark.parametrize("micro_batch_size", [4, 3, 1])
+def test_accumulation_equals_one_large_batch(build: Build, tmp_path: Path, micro_batch_size: int) -> None:
+    size = 6 if micro_batch_size == 3 else 8
+    whole, logged = gradients(build(batch_size=size, max_steps=2), tmp_path / "whole")
+    cut = build(batch_size=size, micro_batch_size=micro_batch_size, max_steps=2)
+    parts, found = gradients(cut, tmp_path / "parts")
+    assert len(whole) == len(parts) == 2
+    for one, other in zip(whole, parts, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+    assert [entry["loss"] for entry in found] == pytest.approx([entry["loss"] for entry in logged], rel=1e-4)
+    control, _ = gradients(build(batch_size=size // 2, max_steps=1), tmp_path / "half")
+    assert (whole[0] - control[0]).abs().max() > 1e-2
+
+
+def test_clipping_shortens_the_gradient_and_keeps_its_direction(build: Build, tmp_path: Path) -> None:
+    found = [
+        gradients(build(max_steps=1, optimizer=OptimizerConfig(lr=1e-2, clip_norm=limit)), tmp_path / str(limit))
+        for limit in (None, 0.01)
+    ]
+    (((free,), (entry,)), ((clipped,), (other,))) = found
+    norm = free.norm().item()
+    assert norm > 0.1
+    assert clipped.norm().item() == pytest.approx(0.01, rel=1e-3)
+    torch.testing.assert_close(clipped / 0.01, free / norm, atol=1e-4, rtol=1e-3)
+    assert other["gradient_norm"] == entry["gradient_norm"] == pytest.approx(norm, rel=1e-4)
 
 
 class TestNotFinite:
-    def test_stops_and_names_the_pictures(self, build: Callable[..., TrainContext], tmp_path: Path) -> None:
+    def test_stops_and_names_the_pictures(self, build: Build, tmp_path: Path) -> None:
         phase = Phase(mlm=1.0, itm=1.0, itc=1.0, negatives="hard")
         parts = build(
             lambda model: PretrainingTask(model, PretrainingConfig(phases=(phase,))), checkpoint_every=1, max_steps=4
@@ -88,7 +82,7 @@ class TestNotFinite:
 
     @pytest.mark.parametrize("clip_norm", [None, 1.0])
     def test_a_gradient_stops_before_the_weights_change(
-        self, build: Callable[..., TrainContext], tmp_path: Path, clip_norm: float | None
+        self, build: Build, tmp_path: Path, clip_norm: float | None
     ) -> None:
         parts = build(micro_batch_size=4, optimizer=OptimizerConfig(lr=1e-2, clip_norm=clip_norm))
         batches: list[CaptionBatch] = []
@@ -110,18 +104,17 @@ class TestNotFinite:
 
 
 class TestContrastOverStep:
-    def contrasting(self, build: Callable[..., TrainContext], **changes: Any) -> TrainContext:
+    def contrasting(self, build: Build, **changes: Any) -> TrainContext:
         task = PretrainingConfig(phases=(Phase(mlm=0, itm=0, itc=1),))
         parts = build(lambda model: PretrainingTask(model, task), batch_size=8, max_steps=2, **changes)
         return replace(parts, config=replace(parts.config, task=task))
 
     def trained(self, parts: TrainContext, out: Path) -> tuple[list[Tensor], list[float]]:
-        with recorded_gradients(parts.model) as seen:
-            run(parts, out)
-        return seen, [entry["itc"] for entry in read_metrics(out, "train")]
+        seen, entries = gradients(parts, out)
+        return seen, [entry["itc"] for entry in entries]
 
     @pytest.mark.parametrize("num_workers", [0, 1])
-    def test_equals_one_large_batch(self, build: Callable[..., TrainContext], tmp_path: Path, num_workers: int) -> None:
+    def test_equals_one_large_batch(self, build: Build, tmp_path: Path, num_workers: int) -> None:
         whole = self.trained(self.contrasting(build), tmp_path / "whole")
         parts = self.contrasting(build, micro_batch_size=2, contrast_over="step")
         data = replace(parts.config.data, num_workers=num_workers)
@@ -135,7 +128,7 @@ class TestContrastOverStep:
         assert control[1][0] < whole[1][0]  # fewer pairs to tell apart
 
     def test_pixels_are_kept_between_the_passes_unless_they_are_too_many(
-        self, build: Callable[..., TrainContext], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, build: Build, tmp_path: Path, monkeypatch: Patch
     ) -> None:
         drawn: list[int] = []
         views = PreparedImages.views
@@ -159,9 +152,7 @@ class TestContrastOverStep:
         assert found[0][1] == found[1][1]
         assert all(torch.equal(kept, read) for kept, read in zip(found[0][0], found[1][0], strict=True))
 
-    def test_masked_words_are_those_of_a_step_without_it(
-        self, build: Callable[..., TrainContext], tmp_path: Path
-    ) -> None:
+    def test_masked_words_are_those_of_a_step_without_it(self, build: Build, tmp_path: Path) -> None:
         task, logged = PretrainingConfig(phases=(Phase(mlm=1, itm=0, itc=1),)), []
         for contrast_over in ("step", "micro-batch"):
             parts = build(
@@ -174,7 +165,7 @@ class TestContrastOverStep:
 
     @pytest.mark.parametrize("precision", ["fp32", "bf16"])
     def test_both_passes_see_the_same_views_and_draw_the_same_dropout(
-        self, build: Callable[..., TrainContext], tmp_path: Path, precision: str
+        self, build: Build, tmp_path: Path, precision: str
     ) -> None:
         options = {"micro_batch_size": 2, "contrast_over": "step", "model": shapes.MODEL, "precision": precision}
         parts = self.contrasting(build, augmentation="affine", **options)
@@ -190,37 +181,19 @@ class TestContrastOverStep:
 
 
 class Large(PretrainingTask):
-    """Has memory for so many pairs, as a small GPU."""
-
-    fits = 3
+    """Has no memory for a pass, as a small GPU."""
 
     def forward(self, batch: CaptionBatch, *contrast: Any) -> Losses:
-        if len(batch) > self.fits:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return super().forward(batch, *contrast)
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
 
-@pytest.mark.parametrize(
-    ("fits", "message"),
-    [
-        (3, "a micro-batch of 8 does not fit into memory, one of 2 does: use --micro-batch-size 2"),
-        (0, "a micro-batch of 8 does not fit into memory, nor does one of 1; use --checkpoint-activations"),
-    ],
-)
-def test_a_batch_that_does_not_fit_names_one_that_does(
-    build: Callable[..., TrainContext], tmp_path: Path, fits: int, message: str
-) -> None:
+def test_a_batch_that_does_not_fit_says_what_takes_less(build: Build, tmp_path: Path) -> None:
     parts = build(lambda model: Large(model, PretrainingConfig(phases=(Phase(mlm=1, itm=1, itc=1),))))
-    parts.task.fits = fits
-    before = weights(parts.model)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match="a micro-batch of 8 does not fit into memory; try a smaller --micro-batch"):
         run(parts, tmp_path)
-    assert torch.equal(weights(parts.model), before)
 
 
-def test_dropout_differs_by_step_micro_batch_and_process(
-    build: Callable[..., TrainContext], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_dropout_differs_by_step_micro_batch_and_process(build: Build, tmp_path: Path, monkeypatch: Patch) -> None:
     def drawn(number: int) -> list[float]:
         with monkeypatch.context() as patch:
             patch.setattr("bridgetower.training.step.rank", lambda: number)
@@ -232,3 +205,102 @@ def test_dropout_differs_by_step_micro_batch_and_process(
     first, again, other = drawn(0), drawn(0), drawn(1)
     assert first == again
     assert len({*first, *other}) == 8
+
+
+CONTRAST = Phase(mlm=0, itm=0, itc=2)
+EVERYTHING = Phase(mlm=0.5, itm=2, itc=1)
+BATCHES = [
+    tiny.caption_batch((0, 1), (5, 3), seed=3),
+    tiny.caption_batch((2, 0), (4, 4), seed=4),
+    tiny.caption_batch((3, 4), (7, 2), seed=5),
+]
+
+
+HEADS = {"tower": {"heads__itc_dropout": 0.3}, "fused": {"heads__itc": "fused"}}
+
+
+def make_task(phase: Phase, kind: str) -> PretrainingTask:
+    model = tiny.build(tiny.changed(**HEADS[kind])).train()
+    return PretrainingTask(model, PretrainingConfig(phases=(phase,)))
+
+
+def seed(number: int) -> None:
+    torch.manual_seed(100 + number)
+
+
+def gradients_of(task: PretrainingTask) -> dict[str, Tensor]:
+    return {name: value.grad for name, value in task.model.named_parameters() if value.grad is not None}
+
+
+def in_parts(
+    phase: Phase, kind: str = "tower", batches: Sequence[CaptionBatch] = BATCHES, again: Callable[[int], None] = seed
+) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+    """Losses of each micro-batch and the gradients of their mean."""
+    task = make_task(phase, kind)
+    contrasts = contrast_of_step(task, batches, seed)
+    parts = []
+    for number, (batch, contrast) in enumerate(zip(batches, contrasts, strict=True)):
+        again(number)
+        losses = task(batch, contrast)
+        (losses.total / len(batches)).backward()
+        parts.append({name: loss.detach() for name, loss in losses.parts.items()})
+    return parts, gradients_of(task)
+
+
+def as_a_whole(phase: Phase, kind: str = "tower") -> tuple[Tensor, dict[str, Tensor]]:
+    """ITC of all batches with one graph, and the gradients of it and of the other objectives' means."""
+    task, features = make_task(phase, kind), []
+    for number, batch in enumerate(BATCHES):
+        seed(number)
+        features.append(task.features(batch))
+    embeds = [torch.cat(parts) for parts in zip(*(part.embeds for part in features), strict=True)]
+    index = torch.cat([batch.image_index for batch in BATCHES])
+    loss = itc_loss(embeds, index, task.model.head("itc").logit_scale())
+    (phase.itc * loss).backward()
+    if phase.itm:
+        for number, batch in enumerate(BATCHES):
+            seed(number)
+            parts = task(batch).parts  # ITC too, as it draws dropout before the others
+            ((phase.mlm * parts["mlm"] + phase.itm * parts["itm"]) / len(BATCHES)).backward()
+    return loss.detach(), gradients_of(task)
+
+
+def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    """Largest difference, of large gradients as a share of their largest value."""
+    assert one.keys() == other.keys()
+    return max(float((one[name] - other[name]).abs().max() / other[name].abs().max().clamp(min=1)) for name in one)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("phase", [CONTRAST, EVERYTHING])
+def test_losses_and_gradients_are_those_of_the_whole(phase: Phase, kind: str) -> None:
+    parts, found = in_parts(phase, kind)
+    loss, expected = as_a_whole(phase, kind)
+    for part in parts:
+        torch.testing.assert_close(part["itc"], loss, atol=2e-6, rtol=1e-5)
+    assert distance(found, expected) < 1e-5
+    assert max(float(gradient.abs().max()) for gradient in expected.values()) > 0.1
+    assert float(expected["text.layers.0.mlp.up.weight"].abs().max()) > 1e-4
+    assert kind == "tower" or float(expected["itc_head.pooled.weight"].abs().max()) > 1e-3
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_control_other_draws_of_dropout_differ(kind: str) -> None:
+    _, expected = as_a_whole(CONTRAST, kind)
+    _, found = in_parts(CONTRAST, kind, again=lambda number: seed(number + 1))
+    assert distance(found, expected) > 1e-3
+
+
+def test_features_that_are_not_finite_name_their_batch() -> None:
+    spoilt = replace(BATCHES[1], pixel_values=BATCHES[1].pixel_values * torch.nan)
+    with pytest.raises(FloatingPointError, match="contrastive features are not finite; examples of the batch: 2, 0"):
+        in_parts(CONTRAST, batches=[BATCHES[0], spoilt])
+
+
+def test_which_steps_encode_their_micro_batches_twice(tiny_dataset: Path) -> None:
+    phases = (Phase(until=0.5, itc=1), Phase())
+    task = PretrainingConfig(phases=phases)
+    config = shapes.run_config(tiny_dataset, task=task, contrast_over="step")
+    assert [encodes_twice(config, progress, 2) for progress in (0.0, 0.4, 0.5, 0.9)] == [True, True, False, False]
+    assert not encodes_twice(config, 0.0, 1)
+    assert not encodes_twice(replace(config, contrast_over="micro-batch"), 0.0, 2)

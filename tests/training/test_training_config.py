@@ -10,6 +10,7 @@ from unittest.mock import Mock
 
 import pytest
 import tyro
+from fitting import Patch
 
 from bridgetower import cli
 from bridgetower.data.config import DataConfig
@@ -46,13 +47,11 @@ class TestRunConfig:
             read(values)
 
     @pytest.mark.parametrize("kind", ["painting", None])
-    def test_unknown_task(self, kind: str | None) -> None:
+    def test_unknown_task_or_metric(self, kind: str | None, tmp_path: Path) -> None:
         values = RECIPES["pretrain-base"].to_dict()
         values["task"]["kind"] = kind
         with pytest.raises(ValueError, match=rf"run config\.task\.kind is {kind!r}; expected one of pretraining, rank"):
             read(values)
-
-    def test_a_metric_of_another_task(self, tmp_path: Path) -> None:
         config = RunConfig(max_steps=1, task=RankingConfig(), select_by="itm_accuracy")
         with pytest.raises(ValueError, match="select_by is 'itm_accuracy'; expected one of rsum, one_stage_rsum"):
             train(config, tmp_path / "run")
@@ -128,7 +127,7 @@ class TestRunConfig:
         ],
     )
     def test_a_length_takes_the_place_of_the_recipe_s(
-        self, options: list[str], length: tuple[int | None, int | None], monkeypatch: pytest.MonkeyPatch
+        self, options: list[str], length: tuple[int | None, int | None], monkeypatch: Patch
     ) -> None:
         train = Mock(return_value={})
         monkeypatch.setattr("bridgetower.training.run.train", train)

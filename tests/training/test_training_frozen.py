@@ -1,5 +1,6 @@
-"""Frozen towers: the same losses and gradients as towers that are asked each time, from files that survive kills."""
+"""Frozen towers: the losses and gradients of towers that are asked each time, aligned projections, and the cache."""
 
+import copy
 import inspect
 import json
 import pickle
@@ -20,24 +21,24 @@ from typing import Any
 import PIL
 import pytest
 import torch
-from fitting import KINDS
+from fitting import KINDS, Caplog, Patch, Runs, StopAt
 from freezing import KEY, prepared, recomputed, tower_passes
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import shapes
+import tiny
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.data.batch import BatchKey
 from bridgetower.data.store import Table
-from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.towers import VisionTransformer
-from bridgetower.objectives.config import PretrainingConfig
-from bridgetower.tasks.run_config import RunConfig
+from bridgetower.objectives.config import PretrainingConfig, RankingConfig
+from bridgetower.tasks.run_config import RunConfig, read_metrics
 from bridgetower.tasks.table import RECIPES
-from bridgetower.training.frozen import _View
+from bridgetower.training.frozen import Alignment, View, align_projections
 from bridgetower.training.run import train
-from bridgetower.training.setup import TaskSetup
-from bridgetower.training.step import does_not_fit
+from bridgetower.training.setup import TrainContext
 from families import save_text, save_timm
 from folders import same_weights
 
@@ -45,7 +46,7 @@ EVERYTHING = PretrainingConfig(phases=(replace(shapes.PHASES[-1], until=1.0),))
 
 
 @pytest.fixture(scope="module")
-def all_runs(runs: dict[str, RunConfig], tiny_dataset: Path, tiny_checkpoint: Path) -> dict[str, RunConfig]:
+def all_runs(runs: Runs, tiny_dataset: Path, tiny_checkpoint: Path) -> Runs:
     """A run of each kind with frozen towers."""
     captions = shapes.run_config(
         tiny_dataset,
@@ -60,14 +61,15 @@ def all_runs(runs: dict[str, RunConfig], tiny_dataset: Path, tiny_checkpoint: Pa
     }
 
 
-def step(model: BridgeTower, work: TaskSetup, batch: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def step(run: TrainContext, batch: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Losses and gradients with the dropout of the fusion encoder and with towers that draw none."""
+    model = run.model
     model.zero_grad(set_to_none=True)
-    work.task.train()
+    run.task.train()
     model.vision.eval()
     model.text.eval()
     torch.manual_seed(7)
-    losses = work.task(batch)
+    losses = run.task(batch)
     losses.total.backward()
     gradients = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
     return {name: loss.detach() for name, loss in losses.parts.items()}, gradients
@@ -87,6 +89,15 @@ def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 
+def evaluates_alike(run: TrainContext) -> bool:
+    """Whether the metrics are those of towers that are asked."""
+    run.model.eval()
+    metrics = run.evaluate()
+    assert run.images[1].frozen is not None
+    run.images[1].frozen = None
+    return metrics == pytest.approx(run.evaluate(), abs=1e-6)
+
+
 @pytest.fixture(scope="module")
 def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache for tests of what is read from it."""
@@ -97,15 +108,15 @@ class TestSteps:
     @pytest.mark.parametrize("kind", ["pretraining", *KINDS])
     @pytest.mark.parametrize("precision", ["fp32", "bf16"])
     def test_losses_and_gradients_are_those_of_towers_that_are_asked(
-        self, all_runs: dict[str, RunConfig], kind: str, precision: Any, features: Path
+        self, all_runs: Runs, kind: str, precision: Any, features: Path
     ) -> None:
-        model, work, examples = prepared(replace(all_runs[kind], precision=precision), features)
-        batch = examples[KEY]
-        asked = recomputed(batch, work, examples)
-        exact = step(model, work, asked)[1]
+        run = prepared(replace(all_runs[kind], precision=precision), features)
+        batch = run.examples[KEY]
+        asked = recomputed(batch, run)
+        exact = step(run, asked)[1]
         with autocast(precision):
-            losses, gradients = step(model, work, batch)
-            expected = step(model, work, asked)
+            losses, gradients = step(run, batch)
+            expected = step(run, asked)
         largest = max(float(gradient.abs().max()) for gradient in gradients.values())
         # In bfloat16 towers round otherwise in batches of another size, so that the gradients of both are as far from
         # each other as from those in float32.
@@ -115,91 +126,59 @@ class TestSteps:
         assert largest > 0.05
         assert not any(name.startswith(("vision.", "text.")) for name in gradients)
 
-    @pytest.mark.parametrize("kind", ["pretraining", *KINDS])
-    def test_a_batch_that_does_not_fit_names_one_that_does(
-        self, all_runs: dict[str, RunConfig], kind: str, features: Path
-    ) -> None:
-        _, work, examples = prepared(all_runs[kind], features)
-
-        def run(part: Any) -> None:
-            if len(part) > 3:
-                raise torch.OutOfMemoryError("CUDA out of memory")
-            work.task(part).total.backward()
-
-        advice = does_not_fit(examples[BatchKey((0, 3, 1, 2, 4, 5, 6, 7), 3)], run)
-        assert str(advice).endswith("one of 2 does: use --micro-batch-size 2")
-
     @pytest.mark.parametrize("kind", ["pretraining", "nlvr2"])
     @pytest.mark.parametrize("top", [1, 2])
-    def test_layers_that_train_run_on_cached_states(
-        self, all_runs: dict[str, RunConfig], kind: str, top: int, features: Path
-    ) -> None:
+    def test_layers_that_train_run_on_cached_states(self, all_runs: Runs, kind: str, top: int, features: Path) -> None:
         config = replace(all_runs[kind], train_top=top)
-        model, work, examples = prepared(config, features)
-        batch = examples[KEY]
-        run: set[str] = set()
-        for name, module in model.named_modules():
-            module.register_forward_hook(lambda *_, name=name: run.add(name))
-        losses, gradients = step(model, work, batch)
+        run = prepared(config, features)
+        batch = run.examples[KEY]
+        ran: set[str] = set()
+        for name, module in run.model.named_modules():
+            module.register_forward_hook(lambda *_, name=name: ran.add(name))
+        losses, gradients = step(run, batch)
         numbers = {f"{part}.layers.{number}" for part in ("vision", "text") for number in range(2)}
         trained = {name for name in numbers if int(name[-1]) >= 2 - top}
-        assert run & numbers == trained
+        assert ran & numbers == trained
         assert {".".join(name.split(".")[:3]) for name in gradients if name.startswith(("vision", "text."))} == trained
-        expected = step(model, work, recomputed(batch, work, examples))
+        expected = step(run, recomputed(batch, run))
         assert distance(losses, expected[0]) < 1e-5
         assert distance(gradients, expected[1]) < 1e-5 * max(float(value.abs().max()) for value in gradients.values())
-        model.eval()
-        metrics = work.evaluate()
-        work.images[1].frozen = None
-        assert metrics == pytest.approx(work.evaluate(), abs=1e-6)
+        assert evaluates_alike(run)
         written = versions(features)
         prepared(replace(config, max_steps=2), features)
         assert versions(features) == written
 
-    def test_half_precision_on_the_disk_loses_nothing_that_autocast_reads(
-        self, all_runs: dict[str, RunConfig], features: Path
-    ) -> None:
-        model, work, examples = prepared(replace(all_runs["pretraining"], precision="bf16"), features)
-        work.images[0].frozen = None
-        view = _View(work.images[0], 3, examples.seed)
+    def test_half_precision_on_the_disk_loses_nothing_that_autocast_reads(self, all_runs: Runs, features: Path) -> None:
+        run = prepared(replace(all_runs["pretraining"], precision="bf16"), features)
+        examples: Any = run.examples
+            run.images[0].frozen = None
+        view = View(run.images[0], 3, examples.seed)
         pixels = torch.stack([view(row) for row in range(32)])
         with autocast("bf16"), torch.no_grad():  # in the batch in which it was computed
-            expected = model.vision(pixels, model.config.vision_layers)
+            expected = run.model.vision(pixels, run.model.config.vision_layers)
         for stored, asked in zip(examples.images.read(range(32)).unbind(1), expected, strict=True):
             assert torch.equal(stored, asked.bfloat16())  # to which autocast rounds what a projection reads
 
-    def test_control_other_views_differ(self, all_runs: dict[str, RunConfig], features: Path) -> None:
-        model, work, examples = prepared(all_runs["pretraining"], features)
-        batch: Any = examples[KEY]
-        losses, _ = step(model, work, batch)
-        others = (replace(batch, image_states=examples[replace(KEY, seed=seed)].image_states) for seed in range(4, 9))
-        assert max(distance(losses, step(model, work, other)[0]) for other in others) > 1e-3
-
-    def test_every_view_of_an_image_is_seen_with_every_text(
-        self, all_runs: dict[str, RunConfig], features: Path
+    def test_every_view_of_an_image_is_seen_with_every_text_and_evaluated_without(
+        self, all_runs: Runs, features: Path
     ) -> None:
-        _, _, examples = prepared(all_runs["pretraining"], features)
-        batches: list[Any] = [examples[BatchKey((0,), seed)] for seed in range(60)]
+        run = prepared(all_runs["pretraining"], features)
+        batches: list[Any] = [run.examples[BatchKey((0,), seed)] for seed in range(60)]
         seen = {(float(batch.image_states.sum()), float(batch.masked_states.sum())) for batch in batches}
         assert [len({each[place] for each in seen}) for place in (0, 1)] == [3, 3]
         assert len(seen) == 9
-        again: Any = examples[BatchKey((0,), 5)]
+        again: Any = run.examples[BatchKey((0,), 5)]
         assert torch.equal(again.image_states, batches[5].image_states)
-
-    def test_what_is_evaluated_is_the_same(self, all_runs: dict[str, RunConfig], features: Path) -> None:
-        config = all_runs["pretraining"]
-        model, work, _ = prepared(config, features)
-        model.eval()
-        metrics = work.evaluate()
-        assert work.images[1].frozen is not None
-        work.images[1].frozen = None
-        assert metrics == pytest.approx(work.evaluate(), abs=1e-6)
+        batch: Any = run.examples[KEY]  # control: losses tell views apart
+        losses, _ = step(run, batch)
+        views: list[Any] = [run.examples[replace(KEY, seed=seed)] for seed in range(4, 9)]
+        others = (step(run, replace(batch, image_states=view.image_states))[0] for view in views)
+        assert max(distance(losses, other) for other in others) > 1e-3
+        assert evaluates_alike(run)
 
 
 @pytest.fixture(scope="module")
-def whole(
-    all_runs: dict[str, RunConfig], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, dict[str, float], Counter[str]]:
+def whole(all_runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float], Counter[str]]:
     """A run that nothing disturbed, with its cache beside it, its metrics and how often its towers ran."""
     out = tmp_path_factory.mktemp("frozen") / "run"
     with tower_passes() as passes:
@@ -207,54 +186,37 @@ def whole(
     return out, metrics, passes
 
 
+def changed_names(before: Path, after: Path) -> set[str]:
+    one, other = read_checkpoint(before).tensors, read_checkpoint(after).tensors
+    return {name for name in one if not torch.equal(one[name], other[name])}
+
+
 class TestRun:
     def test_towers_stay_and_the_rest_learns(self, whole: tuple[Path, Any, Any], tiny_checkpoint: Path) -> None:
-        before, after = (read_checkpoint(path).tensors for path in (tiny_checkpoint, whole[0] / "last"))
-        changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+        changed = {name.split(".")[0] for name in changed_names(tiny_checkpoint, whole[0] / "last")}
         assert not changed & {"vision", "text"}
         assert {"image_projections", "text_projections", "fusion", "itm_head", "mlm_head", "itc_head"} <= changed
 
-    def test_top_layers_learn_and_those_below_stay(
-        self, all_runs: dict[str, RunConfig], tiny_checkpoint: Path, tmp_path: Path
-    ) -> None:
-        config = replace(all_runs["pretraining"], train_top=1)
-        train(config, tmp_path / "run", feature_cache=tmp_path / "cache", progress=False)
-        before, after = (read_checkpoint(path).tensors for path in (tiny_checkpoint, tmp_path / "run" / "last"))
-        changed = {name for name in before if not torch.equal(before[name], after[name])}
+    def test_top_layers_learn_and_those_below_stay(self, all_runs: Runs, tiny_checkpoint: Path, tmp_path: Path) -> None:
+        config, cache = replace(all_runs["pretraining"], train_top=1, max_steps=3), tmp_path / "cache"
+        train(config, tmp_path / "run", feature_cache=cache, progress=False)
+        changed = changed_names(tiny_checkpoint, tmp_path / "run" / "last")
         towers = {".".join(name.split(".")[:3]) for name in changed if name.startswith(("vision.", "text."))}
         assert towers == {"vision.layers.1", "text.layers.1"}
-        written = versions(tmp_path / "cache")
-        again = replace(config, init=str(tmp_path / "run"), max_steps=1)  # the same layers below
-        train(again, tmp_path / "again", feature_cache=tmp_path / "cache", progress=False)
-        assert versions(tmp_path / "cache") == written
-
-    def test_stopped_and_continued_it_ends_with_the_same_bits(
-        self,
-        whole: tuple[Path, dict[str, float], Any],
-        all_runs: dict[str, RunConfig],
-        stop_at: Callable[..., None],
-        tmp_path: Path,
-    ) -> None:
-        out = tmp_path / "run"
-        stop_at(4, out, config=all_runs["pretraining"])
-        cache = tmp_path / "elsewhere"
-        assert train(all_runs["pretraining"], out, resume=True, feature_cache=cache, progress=False) == whole[1]
-        assert same_weights(out / "last", whole[0] / "last")
+        written = versions(cache)
+        again = replace(config, init=str(tmp_path / "run"), evaluate_every=None, max_steps=1)  # the same layers below
+        train(again, tmp_path / "again", feature_cache=cache, progress=False)
+        assert versions(cache) == written
 
     def test_a_killed_writer_leaves_what_it_finished(
-        self,
-        whole: tuple[Path, dict[str, float], Counter[str]],
-        all_runs: dict[str, RunConfig],
-        forked: Path,
-        tmp_path: Path,
+        self, whole: tuple[Path, dict[str, float], Counter[str]], all_runs: Runs, forked: Path, tmp_path: Path
     ) -> None:
         out, cache, config = tmp_path / "run", tmp_path / "cache", all_runs["pretraining"]
         (tmp_path / "config.pickle").write_bytes(pickle.dumps((config, out, cache)))
         command = [forked / "python", "-c", KILLED, tmp_path / "config.pickle"]
         killed = subprocess.run(command, cwd=Path(__file__).parent)
         assert killed.returncode == -signal.SIGKILL
-        half = [len(Table(path)) for path in cache.glob("*/states.lance")]
-        assert half == [32]  # of 81
+        assert [len(Table(path)) for path in cache.glob("*/states.lance")] == [32]  # of 81
         with tower_passes() as passes:
             assert train(config, out, feature_cache=cache, progress=False) == whole[1]
         assert passes["vision"] == whole[2]["vision"] - 1
@@ -265,8 +227,6 @@ KILLED = """
 import os, pickle, signal, sys
 from pathlib import Path
 from bridgetower.data import frozen, store
-from bridgetower.tasks.table import RECIPES
-from bridgetower.training.frozen import _View
 from bridgetower.training.run import train
 config, out, cache = pickle.loads(Path(sys.argv[1]).read_bytes())
 frozen._COMMIT_BYTES = 32 * 4 * 5 * 2 * 8  # bytes of a batch of views
@@ -279,8 +239,28 @@ train(config, out, feature_cache=cache, progress=False)
 """
 
 
+def passes_of(config: RunConfig, cache: Path) -> Counter[str]:
+    """How often towers run in a run up to its examples."""
+    with tower_passes() as passes:
+        prepared(config, cache)
+    return passes
+
+
+@pytest.fixture(scope="module")
+def cached(all_runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Path], Path]:
+    """Makes a cache with what a run needs, once, and copies it."""
+    caches = tmp_path_factory.mktemp("caches")
+
+    def copied(kind: str, to: Path) -> Path:
+        if not (caches / kind).exists():
+            prepared(all_runs[kind], caches / kind)
+        return Path(shutil.copytree(caches / kind, to))
+
+    return copied
+
+
 class TestCache:
-    """Which runs share what towers gave: `passes` counts runs of the image and of the text tower."""
+    """Which runs share what towers gave."""
 
     @pytest.mark.parametrize(
         ("kind", "changes", "computed"),
@@ -297,85 +277,81 @@ class TestCache:
         ],
     )
     def test_settings(
-        self, all_runs: dict[str, RunConfig], kind: str, changes: dict[str, Any], computed: set[str], tmp_path: Path
+        self,
+        all_runs: Runs,
+        cached: Callable[[str, Path], Path],
+        kind: str,
+        changes: dict[str, Any],
+        computed: set[str],
+        tmp_path: Path,
     ) -> None:
-        config = all_runs[kind]
-        prepared(config, tmp_path)
+        config, cache = all_runs[kind], cached(kind, tmp_path / "cache")
         data = replace(config.data, **changes.get("data", {}))
-        with tower_passes() as passes:
-            prepared(replace(config, **changes | {"data": data}), tmp_path)
-        assert set(passes) == computed
+        assert set(passes_of(replace(config, **changes | {"data": data}), cache)) == computed
 
     @pytest.mark.parametrize("part", ["vision", "text"])
     def test_other_weights(
-        self, all_runs: dict[str, RunConfig], tmp_path: Path, tiny_checkpoint: Path, part: str
+        self, all_runs: Runs, cached: Callable[[str, Path], Path], tmp_path: Path, tiny_checkpoint: Path, part: str
     ) -> None:
-        config, changed = all_runs["pretraining"], tmp_path / "changed"
-        prepared(config, tmp_path / "cache")
+        cache, changed = cached("pretraining", tmp_path / "cache"), tmp_path / "changed"
         shutil.copytree(tiny_checkpoint, changed)
         tensors = load_file(changed / "model.safetensors")
         tensors[f"{part}.layers.1.mlp.down.bias"] += 1e-6
         save_file(tensors, changed / "model.safetensors", metadata={"format": "pt"})
-        with tower_passes() as passes:
-            prepared(replace(config, init=str(changed)), tmp_path / "cache")
-        assert set(passes) == {part}
+        assert set(passes_of(replace(all_runs["pretraining"], init=str(changed)), cache)) == {part}
 
     def test_other_layers_of_the_same_tower(self, tiny_dataset: Path, tmp_path: Path) -> None:
         config = shapes.run_config(tiny_dataset, freeze_towers=True)
         meter = replace(config, model=config.model.override({"fusion.bridge": None}))
-        towers = [prepared(run, tmp_path)[0].state_dict() for run in (config, meter)]
-        assert all(
-            torch.equal(towers[1][name], value) for name, value in towers[0].items() if name.startswith("vision")
-        )
+        towers = [prepared(run, tmp_path).model.vision.state_dict() for run in (config, meter)]
+        assert all(torch.equal(towers[1][name], value) for name, value in towers[0].items())
         layers = [json.loads(path.read_text())["layers"] for path in tmp_path.glob("*/content.json")]
         assert sorted(layers) == [[1, 2]] * 3 + [[2]] * 3
 
     def test_everything_may_be_moved(
-        self, all_runs: dict[str, RunConfig], tmp_path: Path, tiny_checkpoint: Path, tiny_dataset: Path
+        self,
+        all_runs: Runs,
+        cached: Callable[[str, Path], Path],
+        tmp_path: Path,
+        tiny_checkpoint: Path,
+        tiny_dataset: Path,
     ) -> None:
-        config = all_runs["pretraining"]
-        prepared(config, tmp_path / "cache")
+        config, moved = all_runs["pretraining"], cached("pretraining", tmp_path / "moved")
         shutil.copytree(tiny_checkpoint, tmp_path / "model")
         shutil.copytree(tiny_dataset, tmp_path / "set")
-        (tmp_path / "cache").rename(tmp_path / "moved")
-        moved = replace(
-            config, init=str(tmp_path / "model"), data=replace(config.data, folders=(str(tmp_path / "set"),))
-        )
+        data = replace(config.data, folders=(str(tmp_path / "set"),))
         with tower_passes() as passes:
-            model, work, examples = prepared(moved, tmp_path / "moved")
-            batch = examples[KEY]
-            losses, _ = step(model, work, batch)
+            run = prepared(replace(config, init=str(tmp_path / "model"), data=data), moved)
+            batch = run.examples[KEY]
+            losses, _ = step(run, batch)
         assert not passes
-        assert distance(losses, step(model, work, recomputed(batch, work, examples))[0]) < 1e-5
+        assert distance(losses, step(run, recomputed(batch, run))[0]) < 1e-5
 
-    def test_of_two_at_once_one_computes(self, all_runs: dict[str, RunConfig], tmp_path: Path) -> None:
+    def test_of_two_at_once_one_computes(self, all_runs: Runs, tmp_path: Path) -> None:
         config = all_runs["vqa"]
-        with tower_passes() as alone:
-            prepared(config, tmp_path / "alone")
+        alone = passes_of(config, tmp_path / "alone")
         with ProcessPoolExecutor(2, mp_context=get_context("forkserver")) as pool:
             both = list(pool.map(passes_of, [config] * 2, [tmp_path / "both"] * 2))
         assert both[0] + both[1] == alone
         assert len(list((tmp_path / "both").glob("*/states.lance"))) == 3
 
-    def test_what_they_were_computed_from_is_written_down(self, all_runs: dict[str, RunConfig], tmp_path: Path) -> None:
-        _, work, _ = prepared(all_runs["vqa"], tmp_path)
+    def test_what_they_were_computed_from_is_written_down(self, all_runs: Runs, tmp_path: Path) -> None:
+        before, digests = torch.backends.cuda.matmul.allow_tf32, prepared(all_runs["vqa"], tmp_path).digests
         contents = [json.loads(path.read_text()) for path in tmp_path.glob("*/content.json")]
         assert len(contents) == 3
         pixels = [content["pixels"] for content in contents if "pixels" in content]
-        assert sorted(digest for content in pixels for digest, _ in content["data"]) == sorted(work.digests.values())
+        assert sorted(digest for content in pixels for digest, _ in content["data"]) == sorted(digests.values())
         tower = sha256(Path(inspect.getfile(VisionTransformer)).read_bytes()).hexdigest()[:16]
         assert all(tower in content["code"] for content in contents)
         assert all(content["versions"]["torch"] == torch.__version__ for content in [*contents, *pixels])
         assert all(content["versions"]["PIL"] == PIL.__version__ for content in pixels)
-
-    def test_another_precision(self, all_runs: dict[str, RunConfig], tmp_path: Path) -> None:
-        for rounded, count in ((True, 3), (False, 6)):
-            torch.backends.cuda.matmul.allow_tf32 = rounded
-            prepared(all_runs["vqa"], tmp_path)
-            assert len(list(tmp_path.glob("*/content.json"))) == count
+        torch.backends.cuda.matmul.allow_tf32 = not before  # another precision
+        prepared(all_runs["vqa"], tmp_path)
+        torch.backends.cuda.matmul.allow_tf32 = before
+        assert len(list(tmp_path.glob("*/content.json"))) == 6
 
     def test_another_version_of_a_library(
-        self, tiny_dataset: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, tiny_dataset: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: Patch
     ) -> None:
         for library in ("timm", "transformers"):
             pytest.importorskip(library)
@@ -392,13 +368,117 @@ class TestCache:
             assert set(passes_of(config, tmp_path / "cache")) == {part}
 
 
-def passes_of(config: RunConfig, cache: Path) -> Counter[str]:
-    """How often towers run in a run up to its examples."""
-    with tower_passes() as passes:
-        prepared(config, cache)
-    return passes
-
-
-def test_random_towers_are_warned_of(tiny_dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_random_towers_are_warned_of(tiny_dataset: Path, tmp_path: Path, caplog: Caplog) -> None:
     prepared(shapes.run_config(tiny_dataset, freeze_towers=True), tmp_path)
     assert "some of them start from random weights; give init" in caplog.text
+
+
+@pytest.fixture
+def aligning(all_runs: Runs) -> RunConfig:
+    return replace(all_runs["pretraining"], data=all_runs["ranking"].data, frozen_views=2, align_first=5)
+
+
+def aligned(task: Alignment, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss and what it says of every parameter."""
+    task.zero_grad(set_to_none=True)
+    loss = task(batch)
+    loss.backward()
+    return loss.detach(), {name: value.grad for name, value in task.named_parameters() if value.grad is not None}
+
+
+class TestAlignment:
+    def test_is_that_of_towers_that_are_asked(self, aligning: RunConfig, features: Path) -> None:
+        run = prepared(aligning, features)
+        run.model.eval()  # towers that are asked in training draw dropout
+        task, batch = Alignment(run.model), run.examples[KEY]
+        loss, found = aligned(task, batch)
+        expected = aligned(task, recomputed(batch, run))
+        assert abs(float(loss - expected[0])) < 1e-6
+        assert found.keys() == expected[1].keys()
+        assert all(torch.allclose(found[name], expected[1][name], atol=1e-6) for name in found)
+        assert not any(".vision." in name or ".text." in name or ".fusion." in name for name in found)
+
+    def test_padding_does_not_count(self, aligning: RunConfig, features: Path) -> None:
+        run = prepared(aligning, features)
+        batch: Any = run.examples[KEY]
+        assert batch.attention_mask is not None
+        padding = (batch.attention_mask == 0)[:, None, :, None].float()
+        task = Alignment(run.model.eval())
+        with torch.no_grad():
+            losses = [
+                task(replace(batch, text_states=batch.text_states + more)) for more in (0.0, padding, 1 - padding)
+            ]
+        assert torch.allclose(losses[0], losses[1], atol=1e-6)
+        assert not torch.allclose(losses[0], losses[2], atol=1e-4)
+
+
+class TestAligning:
+    def test_only_the_projections_change_and_the_loss_falls(self, aligning: RunConfig, features: Path) -> None:
+        run = prepared(replace(aligning, align_first=30), features)
+        model, batch, rates = run.model, run.examples[KEY], list[float]()
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        with torch.no_grad():
+            untrained = Alignment(model)(batch)
+        hook = register_optimizer_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
+        align_projections(run, progress=False)
+        hook.remove()
+        with torch.no_grad():
+            assert Alignment(model)(batch) < untrained - 0.1
+        changed = {name.split(".")[0] for name, value in model.state_dict().items() if not value.equal(before[name])}
+        assert changed == {"image_projections", "text_projections"}
+        assert all(value.grad is None for value in model.parameters())
+        assert rates == pytest.approx([1e-2 * (1 - step / 30) for step in range(30)])
+
+    @pytest.mark.parametrize("changes", [{"train_top": 1}, {"precision": "bf16"}])
+    def test_draws_nothing(self, aligning: RunConfig, features: Path, changes: dict[str, Any]) -> None:
+        """Layers that train later run here, too; half precision leaves weights in single precision."""
+        run = prepared(replace(aligning, **changes), features)
+        before, found = copy.deepcopy(run.model.state_dict()), []
+        for seed in (0, 1):
+            torch.manual_seed(seed)
+            run.model.load_state_dict(before)
+            align_projections(run, progress=False)
+            assert run.model.training
+            found.append(copy.deepcopy(run.model.state_dict()))
+        assert tiny.equal(*found)
+        assert not tiny.equal(found[0], before)
+        assert {value.dtype for value in found[0].values()} == {torch.float32}
+
+    def test_a_loss_that_is_not_finite_stops_it(self, aligning: RunConfig, features: Path) -> None:
+        run = prepared(aligning, features)
+        with torch.no_grad():
+            next(iter(run.model.image_projections.parameters())).fill_(torch.nan)
+        with pytest.raises(FloatingPointError, match="loss of aligning is nan at step 1"):
+            align_projections(run, progress=False)
+
+
+def test_stopped_and_continued_it_ends_with_the_same_bits(
+    aligning: RunConfig, stop_at: StopAt, tmp_path: Path, features: Path
+) -> None:
+    """Before the first checkpoint, and after it."""
+    metrics = train(aligning, tmp_path / "whole", feature_cache=features, progress=False)
+    for step in (1, 4):
+        out = tmp_path / str(step)
+        stop_at(step, out, config=aligning)
+        assert train(aligning, out, resume=True, feature_cache=features, progress=False) == metrics
+        assert same_weights(out / "last", tmp_path / "whole" / "last")
+    first = replace(aligning, align_first=0, max_steps=1)  # control: aligned projections begin elsewhere
+    train(first, tmp_path / "not", feature_cache=features, progress=False)
+    losses = [read_metrics(tmp_path / name, "train")[0]["loss"] for name in ("whole", "not")]
+    assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"align_first": -1}, "align_first is -1; expected at least 0"),
+        ({"freeze_towers": False, "frozen_views": 1}, "align_first is 5; expected 0 without freeze_towers"),
+        ({"task": RankingConfig()}, "align_first compares images with captions; leave it out for ranking"),
+        ({"data": {"transform": "my.py:views"}}, "data.transform my.py:views with frozen towers, .*; leave one out"),
+    ],
+)
+def test_refused(aligning: RunConfig, changes: dict[str, Any], message: str) -> None:
+    if "data" in changes:
+        changes = {"data": replace(aligning.data, **changes["data"])}
+    with pytest.raises(ValueError, match=message):
+        replace(aligning, **changes)

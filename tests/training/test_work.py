@@ -1,81 +1,159 @@
-"""Every kind of task is trained, evaluated, and continued with the same bits."""
+"""Every kind of task is trained, evaluated, and continued with the same bits; and what it refuses."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
-from fitting import KINDS
+from fitting import KINDS, Runs, run
+from freezing import prepared
 
 import asked
+import shapes
+from bridgetower.data.batch import Batch, BatchDataset, BatchKey
+from bridgetower.data.config import DataConfig
 from bridgetower.files import write_json
+from bridgetower.model.config import HeadsConfig
 from bridgetower.predictor import load
 from bridgetower.tasks.entries import VqaConfig
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.run import train
-from bridgetower.training.setup import build_task
-from bridgetower.training.start import starting_checkpoint
+from bridgetower.training.setup import build_task, starting_checkpoint
+from bridgetower.training.state import newest
 from folders import same_weights
+
+Trained = Callable[[str], tuple[Path, dict[str, float]]]
+
+
+@pytest.fixture(scope="module")
+def trained(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Trains a kind, once; gives the folder and the metrics."""
+    folder = tmp_path_factory.mktemp("trained")
+    return cache(lambda kind: (folder / kind, train(runs[kind], folder / kind, progress=False)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_is_continued_with_the_same_bits(
-    kind: str, runs: dict[str, RunConfig], tmp_path: Path, stop_at: Callable[..., None]
-) -> None:
-    metrics = train(runs[kind], tmp_path / "whole", progress=False)
+def test_is_continued_with_the_same_bits(kind: str, runs: Runs, trained: Trained, tmp_path: Path) -> None:
+    """From the state before the last one."""
+    (whole, metrics), out = trained(kind), tmp_path / "run"
     assert runs[kind].select_by in metrics
     assert kind != "ranking" or {"rsum", "one_stage_rsum", "chance_rsum"} <= metrics.keys()
-    stop_at(4, tmp_path / "stopped", config=runs[kind])  # in the second of three steps of two micro-batches
-    assert train(runs[kind], tmp_path / "stopped", resume=True, progress=False) == metrics
-    assert same_weights(tmp_path / "stopped" / "last", tmp_path / "whole" / "last")
+    shutil.copytree(whole, out)
+    last = newest(out)
+    assert last is not None
+    for folder in (last, out / "last", out / "best"):
+        shutil.rmtree(folder)
+    assert train(runs[kind], out, resume=True, progress=False) == metrics
+    for name in ("last", "best"):
+        assert same_weights(out / name, whole / name)
 
 
-def test_a_trained_head_keeps_its_answers(runs: dict[str, RunConfig], tmp_path: Path) -> None:
+def test_a_trained_head_keeps_its_answers(runs: Runs, trained: Trained, tmp_path: Path) -> None:
     """They travel from the set into the checkpoint, and its order counts then, not that of another set."""
-    first = replace(runs["vqa"], max_steps=1)
-    train(first, tmp_path / "first", progress=False)
-    answers = load(tmp_path / "first", device="cpu").answer(asked.png("red"), "What colour is this?", top=99)
+    first, (out, _) = runs["vqa"], trained("vqa")
+    answers = load(out, device="cpu").answer(asked.png("red"), "What colour is this?", top=99)
     assert {choice.label for choice in answers} == set(asked.ANSWERS)
     folder = asked.write_set(tmp_path / "set", "vqa")
     write_json(folder / "answers.json", list(asked.ANSWERS[::-1]))
-    second = replace(first, init=str(tmp_path / "first"), data=replace(first.data, folders=(str(folder),)))
+    second = replace(first, init=str(out), data=replace(first.data, folders=(str(folder),)))
     assert starting_checkpoint(second).labels == {"vqa": asked.ANSWERS}
-    heads = replace(runs["vqa"].model.heads, vqa=5)
-    config = replace(runs["vqa"], model=replace(runs["vqa"].model, heads=heads))
-    with pytest.raises(
-        ValueError, match=r"vqa has 11 answers or classes here, but model\.heads\.vqa is 5; set it to 11"
-    ):
-        starting_checkpoint(config)
 
 
-def test_paper_leaves_questions_out_and_trains_on_both_splits(runs: dict[str, RunConfig]) -> None:
-    config = replace(runs["vqa"], max_steps=1)
+def test_paper_leaves_questions_out_and_trains_on_both_splits(runs: Runs) -> None:
+    config = runs["vqa"]
     both = replace(config.data, train_splits=("train", "validation"))
-    paper = replace(config, task=VqaConfig(protocol="paper"), data=both)
     checkpoint = starting_checkpoint(config)
-    standard_work, paper_work = (build_task(run, checkpoint, checkpoint.model()) for run in (config, paper))
-    assert (len(standard_work.examples), len(paper_work.examples)) == (14, 23)
-    unsure = standard_work.evaluate()["vqa_score_yes_no"]
-    assert paper_work.evaluate()["vqa_score_yes_no"] == pytest.approx(unsure * 5 / 4, abs=1e-4)
-
-
-def test_statements_without_labels_are_refused_before_training(runs: dict[str, RunConfig], tmp_path: Path) -> None:
-    for split in ({"train_splits": ("test",)}, {"validation_split": "test"}):
-        config = replace(runs["nlvr2"], data=replace(runs["nlvr2"].data, **split))
-        with pytest.raises(ValueError, match="of split test has no label"):
-            train(config, tmp_path / "run", progress=False)
+    standard, paper = (
+        build_task(run, checkpoint, checkpoint.model())
+        for run in (config, replace(config, task=VqaConfig(protocol="paper"), data=both))
+    )
+    assert (len(standard.examples), len(paper.examples)) == (14, 23)
+    unsure = standard.evaluate()["vqa_score_yes_no"]
+    assert paper.evaluate()["vqa_score_yes_no"] == pytest.approx(unsure * 5 / 4, abs=1e-4)
 
 
 @pytest.mark.parametrize("kind", asked.KINDS)
-def test_from_nothing_with_a_tokenizer_of_the_texts(kind: str, runs: dict[str, RunConfig]) -> None:
+def test_from_nothing_with_a_tokenizer_of_the_texts(kind: str, runs: Runs) -> None:
     processor = starting_checkpoint(replace(runs[kind], init=None)).processor
     assert processor is not None
     assert len(processor.token_ids(["colour" if kind == "vqa" else "red"])[0]) < 6
 
 
-def test_another_kind_of_set(runs: dict[str, RunConfig], tmp_path: Path) -> None:
-    config = replace(runs["vqa"], data=runs["snli-ve"].data)
-    with pytest.raises(FileNotFoundError, match=r"no answers\.json in .*; give a VQA set"):
-        train(config, tmp_path / "run", progress=False)
-    with pytest.raises(ValueError, match="use a set of kind snli-ve"):
-        train(replace(runs["snli-ve"], data=runs["vqa"].data), tmp_path / "run", progress=False)
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("kind", "changes", "message"),
+        [
+            ("nlvr2", {"data.train_splits": ("test",)}, "of split test has no label"),
+            ("nlvr2", {"data.validation_split": "test"}, "of split test has no label"),
+            ("vqa", {"model.heads": HeadsConfig(mlm=False, itm=False, vqa=5)}, r"model\.heads\.vqa is 5; set it to 11"),
+            ("vqa", {"data": "snli-ve"}, r"no answers\.json in .*; give a VQA set"),
+            ("snli-ve", {"data": "vqa"}, "use a set of kind snli-ve"),
+        ],
+    )
+    def test_before_training(
+        self, runs: Runs, tmp_path: Path, kind: str, changes: dict[str, Any], message: str
+    ) -> None:
+        config = runs[kind]
+        for name, value in changes.items():
+            part, _, field = name.rpartition(".")
+            given = runs[value].data if field == "data" else value
+            config = replace(
+                config, **{part or field: replace(getattr(config, part), **{field: given}) if part else given}
+            )
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            train(config, tmp_path / "run", progress=False)
+
+
+class Recorded:
+    """Examples, and the numbers of those that were read."""
+
+    def __init__(self, examples: BatchDataset, *, hidden: bool = False) -> None:
+        self.examples, self.seen = examples, list[tuple[int, ...]]()
+        if not hidden:
+            self.set_numbers = examples.set_numbers  # type: ignore[attr-defined]
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, key: BatchKey) -> Batch:
+        self.seen.append(key.examples)
+        return self.examples[key]
+
+
+@pytest.fixture
+def one_set(tiny_dataset: Path) -> RunConfig:
+    folders = (str(tiny_dataset),) * 2
+    data = DataConfig(folders=folders, max_length=24, one_set_per_batch=True)
+    return shapes.run_config(tiny_dataset, data=data, evaluate_every=None)
+
+
+def read(config: RunConfig, folder: Path, **options: Any) -> Recorded:
+    """Trains, and returns what was read."""
+    checkpoint = starting_checkpoint(config)
+    context = build_task(config, checkpoint, checkpoint.model().train())
+    if config.freeze_towers:
+        context = prepared(config, folder / "cache")
+    examples: Any = Recorded(context.examples, **options)
+    run(replace(context, examples=examples, checkpoint=None), folder / str(config.data.one_set_per_batch))
+    return examples
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_examples_of_a_batch_are_of_one_set(one_set: RunConfig, tmp_path: Path, frozen: bool) -> None:
+    config = replace(one_set, freeze_towers=frozen)
+    mixed = replace(config, data=replace(config.data, one_set_per_batch=False))  # control
+    batches = []
+    for each in (config, mixed):
+        examples = read(each, tmp_path)
+        batches.append([{bool(examples.set_numbers[example]) for example in seen} for seen in examples.seen])
+    assert all(len(sets) == 1 for sets in batches[0])
+    assert len(set.union(*batches[0])) == 2
+    assert any(len(sets) == 2 for sets in batches[1])
+
+
+def test_examples_that_do_not_tell_their_images_are_refused(one_set: RunConfig, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="the examples of pretraining have no set_numbers"):
+        read(one_set, tmp_path, hidden=True)

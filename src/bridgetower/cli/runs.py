@@ -63,7 +63,7 @@ def train(
     """
     require("train")
     logger.info("%s: starting the run in %s", config.recipe or "train", out)  # the libraries take seconds
-    from bridgetower.training.loop import Interrupted
+    from bridgetower.training.run import Interrupted
     from bridgetower.training.run import train as train_run
 
     try:

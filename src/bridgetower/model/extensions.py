@@ -37,7 +37,7 @@ class Extensions:
             factor of all learning rates, for `optimizer.schedule`.
         loggers: Each makes a `training.logs.Logger` of the run's folder, its config and its first step, for
             `report_to`.
-        callbacks: Each a `training.callbacks.Callback`.
+        callbacks: Each a `training.setup.Callback`.
 
     Raises:
         ValueError: A name is that of an entry of the package.

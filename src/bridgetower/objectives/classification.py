@@ -20,9 +20,6 @@ Loss = Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
 class ClassificationTask(nn.Module):
     """A head on the pooled output, or on that of two images: officially the text tower runs for each, here once."""
 
-    graph = "classification"
-    """The same parameters get gradients in every step."""
-
     def __init__(
         self,
         model: BridgeTower,

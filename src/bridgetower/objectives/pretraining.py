@@ -92,10 +92,6 @@ class PretrainingTask(nn.Module):
                 "head out of the checkpoint (bridgetower convert --drop-itc)"
             )
 
-    @property
-    def graph(self) -> Phase:
-        return self.config.phase(self.progress)
-
     def forward(self, batch: CaptionBatch, contrast: Contrast | None = None) -> Losses:
         step = replace(self.encode(batch), contrast=contrast)
         weights = step.phase.weights
@@ -241,9 +237,6 @@ class RankingTask(nn.Module):
     Official `compute_irtr`, which crashes: it stacks tensors of different shapes. Its run config also switches
     matching on, with the head of pre-training kept as it is; so here.
     """
-
-    graph = "ranking"
-    """The same parameters get gradients in every step."""
 
     def __init__(self, model: BridgeTower, config: RankingConfig) -> None:
         super().__init__()

@@ -156,8 +156,7 @@ class TaskSpec:
         schema: What the rows of its prepared sets hold.
         head: The head whose classes have names, one of `HEADS` or a custom one; None if there is none.
         build: Makes the module that is trained, batch in and `Losses` out, of a model and the config; None: that of the
-            head, `objectives.classification.task_of_head`. If the same parameters get gradients in every step, give it
-            an attribute `graph`, equal as long as that holds: several processes need not look for them then.
+            head, `objectives.classification.task_of_head`.
         examples: Opens the examples of a split: a set addressed by batch (`BatchDataset`), with `images`, the images of
             its prepared sets. To train on one set per batch, it has `set_numbers`, the set of each example.
         validate: Metrics of the validation split during training; None: those of `evaluate`.

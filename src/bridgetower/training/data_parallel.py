@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import os
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -45,37 +44,25 @@ def set_numerics(device: torch.device, precision: str, *, deterministic: bool) -
 
 
 class Replicated:
-    """A task whose weights every process has whole; one process alone has nothing to average.
-
-    Parameters without a gradient, such as heads that a phase does not use, are looked for in the graph of each step. If
-    a task has an attribute `graph`, this is done in the first step with each value of it only.
-    """
+    """A task whose weights every process has whole; one process alone has nothing to average."""
 
     def __init__(self, task: nn.Module) -> None:
         self.task, self.run = task, task
-        self._graph, self._used = self._graph_now(), set[str]()
         if world_size() > 1:
-            self.run = _averaging(task, self._used)
+            # Parameters without a gradient, such as heads that a phase does not use, are looked for in each step. The
+            # order in which gloo adds up more than two numbers depends on their place in a bucket, and only buckets of
+            # parameters that are looked for never change: so runs on CPUs resume with the same bits.
+            self.run = DistributedDataParallel(task, find_unused_parameters=True, gradient_as_bucket_view=True)
 
     def __call__(self, *inputs: Any) -> Any:
-        self._follow_graph()
         return self.run(*inputs)
 
     def accumulating(self, *, when: bool) -> AbstractContextManager[None]:
-        """Returns a context of passes whose gradients stay in this process and are averaged with those of the next."""
-        self._follow_graph()
+        """Returns a context of passes whose gradients wait for the next; those of shares never do, to save memory."""
         return self.run.no_sync() if when and isinstance(self.run, DistributedDataParallel) else nullcontext()
 
     def clip_gradients(self, limit: float | None) -> Tensor:
         """Shortens all gradients together to `limit` if there is one; returns their norm of before."""
-        if self._graph is not None and isinstance(self.run, DistributedDataParallel):
-            used = {name for name, parameter in self.task.named_parameters() if parameter.grad is not None}
-            self._used = self._used or used
-            if changed := sorted(used ^ self._used):
-                raise ValueError(
-                    f"{changed[0]} and {len(changed) - 1} other parameters got a gradient in some steps with the same "
-                    "`graph` of the task and none in others, which processes cannot average; leave `graph` out"
-                )
         return nn.utils.clip_grad_norm_(self.task.parameters(), math.inf if limit is None else limit)
 
     @contextmanager
@@ -85,46 +72,11 @@ class Replicated:
         yield
         self.task.train()
 
-    def _graph_now(self) -> object:
-        """Returns what stays the same as long as the same parameters get gradients; None: nothing is known to."""
-        # The order in which gloo adds up more than two numbers depends on their place in a bucket, and only buckets of
-        # parameters that are looked for never change. So runs on CPUs resume with the same bits.
-        by_place = world_size() > 2 and next(self.task.parameters()).device.type == "cpu"
-        return None if by_place else getattr(self.task, "graph", None)
-
-    def _follow_graph(self) -> None:
-        """Before a pass: looks for parameters without a gradient after a change, and no longer once they are known."""
-        if not isinstance(self.run, DistributedDataParallel):
-            return
-        graph = self._graph_now()
-        if graph != self._graph:
-            self._graph, self._used = graph, set()
-        if self.run.find_unused_parameters is bool(self._used):
-            self.run = self.task
-            gc.collect()  # the old one refers to itself, and holds memory for all gradients
-            self.run = _averaging(self.task, self._used)
-
-
-def _averaging(task: nn.Module, used: Collection[str]) -> DistributedDataParallel:
-    """Returns a task whose gradients are averaged: those of the used parameters, or if there are none, all found."""
-    others = [
-        parameter
-        for name, parameter in task.named_parameters()
-        if used and parameter.requires_grad and name not in used
-    ]
-    for parameter in others:
-        parameter.requires_grad_(False)
-    wrapped = DistributedDataParallel(task, find_unused_parameters=not used, gradient_as_bucket_view=True)
-    for parameter in others:
-        parameter.requires_grad_(True)
-    return wrapped
-
 
 class Sharded(Replicated):
-    """A task of whose weights every process has a share; a layer is whole while it runs.
+    """A task of whose weights every process has a share; a layer is whole while it runs, the rest during a pass.
 
-    What is in no layer, such as embeddings and heads, is whole during a pass and its backward pass. Scalars, such as
-    the temperature, cannot be cut and are replicated.
+    Scalars, such as the temperature, cannot be cut and are replicated.
     """
 
     def __init__(self, task: nn.Module, precision: str = "fp32") -> None:
@@ -150,22 +102,14 @@ class Sharded(Replicated):
         if hasattr(task, "features"):
             register_fsdp_forward_method(task, "features")
 
-    def accumulating(self, *, when: bool) -> AbstractContextManager[None]:
-        """Adds each pass to the shares, since whole gradients would take the memory saved."""
-        return nullcontext()
-
     def clip_gradients(self, limit: float | None) -> Tensor:
         for scalar in self.scalars:
             if scalar.grad is not None:
                 dist.all_reduce(scalar.grad)
                 scalar.grad /= world_size()
-        kinds = [
-            [p for p in self.task.parameters() if p.grad is not None and isinstance(p, DTensor) == sharded]
-            for sharded in (True, False)
-        ]
-        norms: list[Any] = [
-            nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None]) for kind in kinds if kind
-        ]
+        used = [parameter for parameter in self.task.parameters() if parameter.grad is not None]
+        kinds = [[each for each in used if isinstance(each, DTensor) == cut] for cut in (True, False)]
+        norms: list[Any] = [nn.utils.get_total_norm([each.grad for each in kind]) for kind in kinds if kind]  # type: ignore[misc]
         norm = torch.stack([each.full_tensor() if isinstance(each, DTensor) else each for each in norms]).norm()
         for parameters in kinds:
             nn.utils.clip_grads_with_norm_(parameters, math.inf if limit is None else limit, norm)

@@ -1,40 +1,47 @@
-"""Frozen towers: their hidden states of every image and text are computed once, in a cache that runs share."""
+"""Frozen towers: their hidden states of every image and text are computed once, in a cache that runs share.
+
+And `align_first`: projections aligned by ITC on these, before the fusion encoder learns to read them.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import inspect
-import json
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from bridgetower.checkpoints.fingerprint import code_content, exact_fingerprint
-from bridgetower.data.batch import derive_seed
+from bridgetower.data.batch import CaptionBatch, StepSampler, derive_seed
 from bridgetower.data.examples import NO_IMAGE, PreparedImages
 from bridgetower.data.frozen import FeatureCache, Features, FrozenDataset, key_ids
 from bridgetower.data.views import random_view
 from bridgetower.distributed import rank
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import TextConfig, VisionConfig
-from bridgetower.model.layers import autocast
+from bridgetower.model.layers import autocast, mean_token
 from bridgetower.model.presets import TEXT_TOWERS, VISION_TOWERS
 from bridgetower.model.towers import Tower
-from bridgetower.processor import Processor, loaded
+from bridgetower.objectives.losses import info_nce
+from bridgetower.processor import Processor, load_items, loaded
+from bridgetower.progress import step_bars
 from bridgetower.tasks.run_config import RunConfig
-from bridgetower.training.setup import TaskSetup
+from bridgetower.training.setup import TrainContext
 
 logger = logging.getLogger(__name__)
 
-_BATCH = 32  # images or texts at once
+LR = 1e-2
+"""Of AdamW at the first step of aligning; it falls linearly to 0. Nothing else is trained, so nothing is upset."""
 
-_Run = Callable[..., Tensor]  # of a tower, on inputs and, for texts, their mask
+_BATCH = 32  # images or texts at once
 
 # Settings of the data that do not change the pixels of an image; the processor has some of them.
 _NOT_OF_PIXELS = (
@@ -44,131 +51,126 @@ _NOT_OF_PIXELS = (
 
 
 @torch.no_grad()
-def frozen_examples(
-    config: RunConfig, model: BridgeTower, setup: TaskSetup, cache: FeatureCache, *, progress: bool
-) -> FrozenDataset:
+def frozen_examples(context: TrainContext, cache: FeatureCache, *, progress: bool) -> FrozenDataset:
     """Freezes the towers and takes their hidden states of all images and texts from a cache, or computes them.
 
-    From now on the images of the run come from the cache, and so do the texts of the examples that are returned. The
-    towers do not change any more, and the cache is held open until the run ends.
+    The images of the run then come from the cache, which is held open, and so do the texts of what is returned.
     """
+    config, model = context.config, context.model
     if config.init is None and {config.vision, config.text} & {None, *VISION_TOWERS, *TEXT_TOWERS}:
         logger.warning("freeze_towers keeps towers as they are, but some of them start from random weights; give init")
     if not model.trained_top:
         model.vision.requires_grad_(False)
         model.text.requires_grad_(False)
-    assert setup.images is not None  # RunConfig refuses freeze_towers where there are no prepared images
-    train, *evaluated = setup.images
+    train, *evaluated = context.images
     # Half precision is what the projections read under autocast; an evaluation is not under it. Nor are the views.
     # Layers that train add to what is cached, so that it is not rounded.
     half = config.precision == "bf16" and not model.trained_top
     dtype = torch.bfloat16 if half else torch.float32
-    shown = progress and rank() == 0
+    towers = _Towers(model, cache, config, shown=progress and rank() == 0)
     model.eval()
-    frozen = _images(cache, model, train, config.frozen_views, dtype, config, shown=shown)
+    frozen = towers.images(train, config.frozen_views, dtype)
     for held_out in evaluated:
-        held_out.frozen = _images(cache, model, held_out, 1, torch.float32, config, shown=shown).first_views
+        held_out.frozen = towers.images(held_out, 1, torch.float32).first_views
     train.frozen = torch.tensor  # of their numbers
-    examples = FrozenDataset(setup.examples, frozen, config.frozen_views, config.seed)
+    examples = FrozenDataset(context.examples, frozen, config.frozen_views, config.seed)
     keys = examples.needed_texts()
-    features = _texts(cache, model, keys, train.processor, dtype, shown=shown)
-    examples.texts = features, {key: row for row, key in enumerate(keys)}
+    examples.texts = towers.texts(keys, train.processor, dtype), {key: row for row, key in enumerate(keys)}
     model.train()
     return examples
 
 
-def _images(
-    cache: FeatureCache,
-    model: BridgeTower,
-    images: PreparedImages,
-    num_views: int,
-    dtype: torch.dtype,
-    config: RunConfig,
-    *,
-    shown: bool,
-) -> Features:
-    """Returns all views of some images, and of the image of examples without one if there are any."""
+class _Towers:
+    """Frozen towers, with what they made before in a cache."""
 
-    def compute(rows: Sequence[int], tower: _Run) -> Iterator[Tensor]:
-        batches = [rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)]
-        view, workers = _View(images, num_views, config.seed), config.data.num_workers
-        for pixels in loaded(view, batches, num_workers=workers, device=model.device):
-            yield from tower(pixels)
+    def __init__(self, model: BridgeTower, cache: FeatureCache, config: RunConfig, *, shown: bool) -> None:
+        self.model, self.cache, self.config, self.shown = model, cache, config, shown
 
-    pixels, tokens = {"pixels": _pixels(images, num_views, config.seed)}, model.config.vision.num_tokens
-    count = len(images) + bool((images.image_of == NO_IMAGE).any())
-    options: dict[str, Any] = {"what": f"{len(images)} images", "shown": shown, "num_views": num_views}
-    return _features(cache, model, "vision", dtype, pixels, count * num_views, tokens, compute, **options)
+    def images(self, images: PreparedImages, num_views: int, dtype: torch.dtype) -> Features:
+        """Returns all views of some images, and of the image of examples without one if there are any."""
+        model, seed = self.model, self.config.seed
+        processor = {name: value for name, value in asdict(images.processor.config).items() if name != "max_length"}
+        views = {name: value for name, value in asdict(images.config).items() if name not in _NOT_OF_PIXELS}
+        pixels = {  # all that decides the pixels of all views; where the images lie does not
+            "data": [[one.info.digest, one.splits] for one in images.sets],
+            "images": len(images),
+            "processor": processor,
+            **code_content({type(images), random_view}, Path(inspect.getfile(Processor)).parent.glob("*.py"), {"PIL"}),
+            "views": {"number": num_views, "seed": seed if images.config.varies_images else None, **views},
+        }
+
+        def compute(rows: Sequence[int], tower: Callable[..., Tensor]) -> Iterator[Tensor]:
+            batches = [rows[start : start + _BATCH] for start in range(0, len(rows), _BATCH)]
+            view, workers = View(images, num_views, seed), self.config.data.num_workers
+            for batch in loaded(view, batches, num_workers=workers, device=model.device):
+                yield from tower(batch)
+
+        rows = (len(images) + bool((images.image_of == NO_IMAGE).any())) * num_views
+        tokens, what = model.config.vision.num_tokens, f"{len(images)} images"
+        return self._features(
+            "vision", dtype, {"pixels": pixels}, rows, tokens, compute, what=what, num_views=num_views
+        )
+
+    def texts(self, keys: Sequence[bytes], processor: Processor, dtype: torch.dtype) -> Features:
+        """Returns some texts, which are sorted by length."""
+        ids = [key_ids(key) for key in keys]
+
+        def compute(rows: Sequence[int], tower: Callable[..., Tensor]) -> Iterator[Tensor]:
+            for start in range(0, len(rows), _BATCH):
+                numbers = rows[start : start + _BATCH]
+                batch = processor.pad([ids[row].tolist() for row in numbers])
+                mask = None if batch.attention_mask is None else batch.attention_mask.bool().to(self.model.device)
+                states = tower(batch.input_ids, mask)
+                yield from (row[:, : len(ids[number])] for number, row in zip(numbers, states, strict=True))
+
+        digest = hashlib.sha256(b"".join(len(key).to_bytes(4, "big") + key for key in keys)).hexdigest()
+        tokens, what = sum(map(len, ids)) / len(ids), f"{len(keys)} texts"
+        return self._features("text", dtype, {"texts": digest}, len(keys), tokens, compute, what=what)
+
+    def _features(
+        self,
+        part: Literal["vision", "text"],
+        dtype: torch.dtype,
+        inputs: Mapping[str, Any],
+        num_rows: int,
+        tokens: float,
+        compute: Callable[[Sequence[int], Callable[..., Tensor]], Iterator[Tensor]],
+        **options: Any,
+    ) -> Features:
+        """Returns what a tower makes of inputs; `compute` gives it the inputs of some rows."""
+        model = self.model
+        tower: Tower = getattr(model, part)
+        sizes: VisionConfig | TextConfig = getattr(model.config, part)
+        layers = model.cached_layers(model.config.vision_layers if part == "vision" else model.config.text_layers)
+        weights = {name: value for name, value in tower.state_dict(keep_vars=True).items() if not value.requires_grad}
+        content = {  # all that decides the states
+            "tower": asdict(sizes),
+            "weights": exact_fingerprint(weights),
+            "output": "states" if model.trained_top else "read",
+            **code_content({type(module) for module in tower.modules()}),
+            "layers": layers,
+            "dtype": str(dtype),
+            "tf32": torch.backends.cuda.matmul.allow_tf32,
+            "device": model.device.type,
+            **inputs,
+        }
+
+        def run(given: Tensor, *mask: Tensor | None) -> Float[Tensor, "b k l w"]:
+            given = given.to(model.device, non_blocking=True)
+            with autocast(model.device, "bf16" if dtype == torch.bfloat16 else "fp32"):
+                if model.trained_top:
+                    states = tower.states(given, mask[0] if mask else None, layers)
+                else:
+                    states = tower(given, *mask, layers)
+            return torch.stack(states, dim=1).to("cpu", dtype)
+
+        shape: dict[str, Any] = {"num_layers": len(layers), "width": sizes.hidden_size, "dtype": dtype, **options}
+        return self.cache.features(
+            content, num_rows, tokens, lambda rows: compute(rows, run), shown=self.shown, **shape
+        )
 
 
-def _texts(
-    cache: FeatureCache,
-    model: BridgeTower,
-    keys: Sequence[bytes],
-    processor: Processor,
-    dtype: torch.dtype,
-    *,
-    shown: bool,
-) -> Features:
-    """Returns some texts, which are sorted by length."""
-    ids = [key_ids(key) for key in keys]
-
-    def compute(rows: Sequence[int], tower: _Run) -> Iterator[Tensor]:
-        for start in range(0, len(rows), _BATCH):
-            numbers = rows[start : start + _BATCH]
-            batch = processor.pad([ids[row].tolist() for row in numbers])
-            mask = None if batch.attention_mask is None else batch.attention_mask.bool().to(model.device)
-            states = tower(batch.input_ids, mask)
-            yield from (row[:, : len(ids[number])] for number, row in zip(numbers, states, strict=True))
-
-    digest = hashlib.sha256(b"".join(len(key).to_bytes(4, "big") + key for key in keys)).hexdigest()
-    tokens = sum(map(len, ids)) / len(ids)
-    options: dict[str, Any] = {"what": f"{len(keys)} texts", "shown": shown}
-    return _features(cache, model, "text", dtype, {"texts": digest}, len(keys), tokens, compute, **options)
-
-
-def _features(
-    cache: FeatureCache,
-    model: BridgeTower,
-    part: Literal["vision", "text"],
-    dtype: torch.dtype,
-    inputs: Mapping[str, Any],
-    num_rows: int,
-    tokens: float,
-    compute: Callable[[Sequence[int], _Run], Iterator[Tensor]],
-    **options: Any,
-) -> Features:
-    """Returns what a tower makes of inputs; `compute` gives it the inputs of some rows."""
-    tower: Tower = getattr(model, part)
-    sizes: VisionConfig | TextConfig = getattr(model.config, part)
-    layers = model.cached_layers(model.config.vision_layers if part == "vision" else model.config.text_layers)
-    tensors = tower.state_dict(keep_vars=True)
-    content = {  # all that decides the states
-        "tower": json.loads(json.dumps(asdict(sizes))),
-        "weights": exact_fingerprint({name: value for name, value in tensors.items() if not value.requires_grad}),
-        "output": "states" if model.trained_top else "read",
-        **code_content({type(module) for module in tower.modules()}),
-        "layers": list(layers),
-        "dtype": str(dtype),
-        "tf32": torch.backends.cuda.matmul.allow_tf32,
-        "device": model.device.type,
-        **inputs,
-    }
-
-    def run(given: Tensor, *mask: Tensor | None) -> Float[Tensor, "b k l w"]:
-        given = given.to(model.device, non_blocking=True)
-        with autocast(model.device, "bf16" if dtype == torch.bfloat16 else "fp32"):
-            if model.trained_top:
-                states = tower.states(given, mask[0] if mask else None, layers)
-            else:
-                states = tower(given, *mask, layers)
-        return torch.stack(states, dim=1).to("cpu", dtype)
-
-    shape: dict[str, Any] = {"num_layers": len(layers), "width": sizes.hidden_size, "dtype": dtype, **options}
-    return cache.features(content, num_rows, tokens, lambda rows: compute(rows, run), **shape)
-
-
-class _View:
+class View:
     """A view of an image by its row; the row of the last image is that of none."""
 
     def __init__(self, images: PreparedImages, num_views: int, seed: int) -> None:
@@ -180,16 +182,56 @@ class _View:
         return self.images.views([image if image < len(self.images) else NO_IMAGE], generator)[0]
 
 
-def _pixels(images: PreparedImages, num_views: int, seed: int) -> dict[str, Any]:
-    """What decides the pixels of all views of some images; where the images lie does not."""
-    processor = {name: value for name, value in asdict(images.processor.config).items() if name != "max_length"}
-    views = {name: value for name, value in asdict(images.config).items() if name not in _NOT_OF_PIXELS}
-    content = {
-        "data": [[one.info.digest, one.splits] for one in images.sets],
-        "images": len(images),
-        "processor": processor,
-        **code_content({type(images), random_view}, Path(inspect.getfile(Processor)).parent.glob("*.py"), {"PIL"}),
-        "views": {"number": num_views, "seed": seed if images.config.varies_images else None, **views},
-    }
-    plain: dict[str, Any] = json.loads(json.dumps(content))
-    return plain
+class Alignment(nn.Module):
+    """ITC of what the projections hand to the fusion encoder, in each bridged tower layer: of means of the tokens.
+
+    As with the contrastive head, the temperature is learnt and starts at 0.07.
+    """
+
+    def __init__(self, model: BridgeTower) -> None:
+        super().__init__()
+        self.model = model
+        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+    def forward(self, batch: CaptionBatch) -> Float[Tensor, ""]:
+        """Returns the mean of the contrastive losses of all bridged layers."""
+        images = self.model.encode_image(batch.pixel_values, states=batch.image_states)
+        texts = self.model.encode_text(batch.input_ids, batch.attention_mask, states=batch.text_states)
+        losses = []
+        index, scale = batch.image_index, self.log_scale.exp()
+        for image, text in zip(images.layers, texts.layers, strict=True):
+            means = mean_token(image, images.mask), mean_token(text, texts.mask)
+            features = F.normalize(means[0], dim=-1), F.normalize(means[1], dim=-1)
+            losses.append(info_nce(features, index, features, index, logit_scale=scale))
+        return torch.stack(losses).mean()
+
+
+def align_projections(context: TrainContext, *, progress: bool) -> None:
+    """Trains the projections of frozen towers by ITC, and nothing else, for `align_first` steps, in every process.
+
+    It depends on the config and the data alone, so a run that was killed before its first state does the same again.
+    """
+    config, model, examples = context.config, context.model, context.examples
+    task = Alignment(model).to(model.device).eval()  # layers of the towers that run here draw no dropout
+    projections = nn.ModuleList([model.image_projections, model.text_projections])
+    parameters, steps = [task.log_scale, *projections.parameters()], config.align_first
+    optimizer, seed = torch.optim.AdamW(parameters, lr=LR, weight_decay=0.0), derive_seed(config.seed, "alignment")
+    sampler = StepSampler(len(examples), batch_size=config.batch_size, micro_batches=1, steps=range(steps), seed=seed)
+    batches = load_items(examples.__getitem__, sampler, num_workers=config.data.num_workers, device=model.device)
+    losses: list[float] = []
+    with step_bars(shown=progress and rank() == 0) as bars:
+        bar = bars.add_task("aligning projections", total=steps, metrics="")
+        for step, batch in enumerate(batches):
+            optimizer.param_groups[0]["lr"] = LR * (1 - step / steps)
+            with autocast(model.device, config.precision):
+                loss: Tensor = task(batch.to(model.device))
+            losses.append(loss.item())
+            if not math.isfinite(losses[-1]):
+                raise FloatingPointError(f"loss of aligning is {losses[-1]} at step {step + 1}; leave out align_first")
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward(inputs=parameters)
+            optimizer.step()
+            bars.update(bar, advance=1, metrics=f"itc {losses[-1]:.3f}")
+    optimizer.zero_grad(set_to_none=True)
+    model.train()
+    logger.info("projections aligned in %d steps: ITC from %.3f to %.3f", steps, losses[0], losses[-1])

@@ -42,9 +42,8 @@ def parameter_groups(model: BridgeTower, config: OptimizerConfig) -> list[dict[s
 def _decayed(model: BridgeTower, rule: str) -> set[str]:
     """Returns the names of the parameters to which weight decay applies.
 
-    `adamw` decays matrices and convolutions. `hf_adamw` decays everything but biases and the weights of norms. It does
-    decay the norms of CLIP, and those in the heads of VQA, SNLI-VE and NLVR2, as their official names are not in the
-    official list of parameters without decay.
+    `adamw` decays matrices and convolutions; `hf_adamw` all but biases and norms. It does decay the norms of CLIP, and
+    those in the heads of VQA, SNLI-VE and NLVR2, whose official names are not in the official list.
     """
     parameters = dict(model.named_parameters())
     if rule == "adamw":
@@ -62,30 +61,24 @@ def _decayed(model: BridgeTower, rule: str) -> set[str]:
     }
 
 
-def _after_warmup(config: OptimizerConfig, max_steps: int, decay: Callable[[float], float]) -> Callable[[int], float]:
-    """Returns step -> factor as transformers computes it: from 0 at step 0 to 1, then `decay` of the share done."""
-    warmup = int(config.warmup * max_steps)
+def _after_warmup(config: OptimizerConfig, max_steps: int) -> Callable[[int], float]:
+    """Gives the factor of a step as transformers computes it: from 0 at step 0 to 1, and then down."""
+    warmup, end = int(config.warmup * max_steps), config.end_lr / config.lr
 
     def factor(step: int) -> float:
         if step < warmup:
             return step / max(1, warmup)
-        return decay(min((step - warmup) / max(1, max_steps - warmup), 1.0))
+        done = min((step - warmup) / max(1, max_steps - warmup), 1.0)
+        if config.schedule == "cosine":
+            return max(0.0, 0.5 * (1 + math.cos(math.pi * done)))
+        return (1 - end) * (1 - done) ** config.power + end
 
     return factor
 
 
-def _polynomial(config: OptimizerConfig, max_steps: int) -> Callable[[int], float]:
-    end = config.end_lr / config.lr
-    return _after_warmup(config, max_steps, lambda done: (1 - end) * (1 - done) ** config.power + end)
-
-
-def _cosine(config: OptimizerConfig, max_steps: int) -> Callable[[int], float]:
-    return _after_warmup(config, max_steps, lambda done: max(0.0, 0.5 * (1 + math.cos(math.pi * done))))
-
-
 SCHEDULES: dict[str, Callable[[OptimizerConfig, int], Callable[[int], float]]] = {
-    "polynomial": _polynomial,
-    "cosine": _cosine,
+    "polynomial": _after_warmup,
+    "cosine": _after_warmup,
 }
 OPTIMIZERS: dict[str, Callable[[list[dict[str, Any]], OptimizerConfig], Optimizer]] = {
     "adamw": lambda groups, config: torch.optim.AdamW(

@@ -1,4 +1,4 @@
-"""What a killed run continues from: weights, optimiser, step; each process writes its share, and nothing by halves."""
+"""What a run writes: its checkpoints, and states, from which it continues when it was killed; nothing by halves."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from shutil import rmtree
@@ -17,15 +17,32 @@ from torch import Tensor, nn
 from torch.distributed.tensor import distribute_tensor
 from torch.optim import Optimizer
 
-from bridgetower.checkpoints.tensors import read_about, share_file, state_tensors, write_about, write_safetensors
+from bridgetower.checkpoints import Checkpoint, Reranking, update_weights, write_checkpoint
+from bridgetower.checkpoints.io import CARD, write_card, write_description
+from bridgetower.checkpoints.tensors import (
+    SHARDS,
+    WEIGHTS,
+    read_about,
+    share_file,
+    state_tensors,
+    write_about,
+    write_safetensors,
+)
 from bridgetower.distributed import from_all, from_first, rank, tensors_from_first, world_size
 from bridgetower.files import new_folder
+from bridgetower.tasks.run_config import CONFIG
+from bridgetower.training.setup import TrainContext
 
 FOLDER = "states"
 KEPT = 2  # states
 
 DATA, OPTIMIZER = "data", "optimiser"
 """Conditions of a run: digests of its data by path, with which it has to go on, and the class of its optimiser."""
+
+CHECKPOINT_FILES = {
+    *("config.json", *WEIGHTS[:2], "carried.safetensors", "processor.json", "tokenizer.json", "labels.json", CARD),
+}
+"""What `save_checkpoint` leaves in a folder, beside `SHARDS`."""
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +55,6 @@ class TrainingState:
     skipped: int = 0  # steps among them whose gradients were not finite, so that no weight changed
     evaluated: int = 0  # step of the last evaluation
     best: float | None = None  # validation metric so far
-    best_step: int = 0
     metrics: dict[str, float] = field(default_factory=dict)  # of the last evaluation
 
 
@@ -55,11 +71,11 @@ class StateSaver:
         out: Path,
         conditions: Mapping[str, Any],
         *,
-        describe: Callable[[Path], None] = lambda folder: None,
+        checkpoint: Checkpoint | None = None,
         asynchronous: bool = False,
         timeout: timedelta | None = None,
     ) -> None:
-        self.out, self.conditions, self.describe, self.asynchronous = out, dict(conditions), describe, asynchronous
+        self.out, self.conditions, self.checkpoint, self.asynchronous = out, conditions, checkpoint, asynchronous
         # Of its own: the exchanges of a save in the background must not meet those of the run.
         self._group = dist.new_group(backend="gloo", timeout=timeout) if world_size() > 1 else None
         self._pool, self._pending = ThreadPoolExecutor(1), list[Future[None]]()
@@ -74,8 +90,15 @@ class StateSaver:
     def save(self, model: nn.Module, optimizer: Optimizer, state: TrainingState) -> None:
         """Writes a state so that `load_state` gives the same bits; first waits for the one before."""
         self.wait()
+        tensors: dict[str, Any] = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+        for name, parameter in _parameters(optimizer).items():
+            for kind, value in optimizer.state.get(parameter, {}).items():
+                if not isinstance(value, Tensor):
+                    given = type(value).__name__
+                    raise ValueError(f"the optimiser keeps {kind} of {name} as a {given}; keep tensors only")
+                tensors[f"{kind}.{name}"] = value
         own = {}  # the rows of this process, and in the first one what each has whole
-        for name, tensor in _tensors(model, optimizer).items():
+        for name, tensor in tensors.items():
             if hasattr(tensor, "to_local") or rank() == 0:
                 rows = tensor.to_local() if hasattr(tensor, "to_local") else tensor
                 own[name] = rows.detach().to("cpu", copy=self.asynchronous)
@@ -100,11 +123,10 @@ class StateSaver:
         """Writes a state, which the first process gives its name when it is whole, and removes old ones."""
         with ExitStack() as opened:
 
-            def begin() -> Path | None:
-                if rank() != 0:
-                    return None
+            def begin() -> Path:
                 folder = opened.enter_context(new_folder(self.out / FOLDER / f"step-{state['step']:08d}"))
-                self.describe(folder)
+                if self.checkpoint is not None:
+                    write_description(self.checkpoint, folder)
                 return folder
 
             def write() -> bool:
@@ -113,8 +135,6 @@ class StateSaver:
                 return bool(tensors)
 
             def finish() -> None:
-                if rank() != 0:
-                    return
                 absent = [process for process in range(writing) if not share_file(folder, process).exists()]
                 if absent:
                     raise FileNotFoundError(f"process {absent[0]} does not write to this {folder}; use a shared disk")
@@ -123,14 +143,14 @@ class StateSaver:
                 for path in sorted((self.out / FOLDER).glob("step-*"))[:-KEPT]:
                     rmtree(path)
 
-            folder: Any = self._everywhere(begin)[0]
+            folder: Any = self._everywhere(begin, first_only=True)[0]
             writing = sum(self._everywhere(write))
-            self._everywhere(finish)
+            self._everywhere(finish, first_only=True)
 
-    def _everywhere(self, act: Callable[[], Any]) -> list[Any]:
+    def _everywhere(self, act: Callable[[], Any], *, first_only: bool = False) -> list[Any]:
         """Does something in every process and returns what each found; the error of one is raised in all."""
         try:
-            own = act()
+            own = None if first_only and rank() > 0 else act()
         except Exception as error:  # noqa: BLE001 - the others have to learn of it
             own = error
         found = from_all(own, self._group)
@@ -143,9 +163,8 @@ class StateSaver:
 def load_state(out: Path, model: nn.Module, optimizer: Optimizer, conditions: Mapping[str, Any]) -> TrainingState:
     """Restores weights and optimiser in place; a run without a state yet starts at step 0.
 
-    Processes that have whole weights get them from the first, and need not see the folder; with weights that are
-    shared out, each reads its share, however many there were before. What the state has of parameters that are not
-    optimised any more is left behind, and all of another optimiser.
+    Processes with whole weights get them from the first, and need not see the folder; others read their share. What is
+    not optimised any more is left behind, and all of another optimiser.
     """
     about: Any = None
     path = from_first(newest(out) if rank() == 0 else None)
@@ -207,16 +226,6 @@ def _parameters(optimizer: Optimizer) -> dict[str, nn.Parameter]:
     return {name: parameter for group in pairs for name, parameter in group}
 
 
-def _tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    for name, parameter in _parameters(optimizer).items():
-        for kind, value in optimizer.state.get(parameter, {}).items():
-            if not isinstance(value, Tensor):
-                raise ValueError(f"the optimiser keeps {kind} of {name} as a {type(value).__name__}; keep tensors only")
-            tensors[f"{kind}.{name}"] = value
-    return tensors
-
-
 def _check_conditions(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     old, new = before[DATA], now[DATA]
     if list(old.values()) != list(new.values()):
@@ -226,14 +235,38 @@ def _check_conditions(path: Path, before: Mapping[str, Any], now: Mapping[str, A
             f"{path} is of other data: {found or f'{len(old)} files, now {len(new)}'}; put them back as they were, or "
             "start again in another folder with --init on this one"
         )
-    changed = [f"{name} was {before.get(name)}, now {now[name]}" for name in now if before.get(name) != now[name]]
-    changed = [line for line in changed if not line.startswith(f"{DATA} was")]
-    if changed and rank() == 0:
+    names = [name for name in now if name != DATA and before.get(name) != now[name]]
+    if names and rank() == 0:
         logger.warning(
             "%s goes on to another result than that of an undisturbed run: %s. The examples of a step stay the same; "
             "the micro-batches they are cut into, the contrast within these, and all that is drawn for them "
             "(negatives, captions, masked and dropped words, augmentation, dropout) may not, and another optimiser "
             "starts without moments",
             path,
-            "; ".join(changed),
+            "; ".join(f"{name} was {before.get(name)}, now {now[name]}" for name in names),
         )
+
+
+def save_checkpoint(context: TrainContext, folder: Path, metrics: Mapping[str, float]) -> None:
+    """Every process has to call it; the first one writes."""
+    tensors = {}
+    for name, tensor in context.model.state_dict().items():
+        whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # of what a process has a share
+        if rank() == 0:
+            tensors[name] = whole.cpu()
+    if rank() != 0 or context.checkpoint is None:
+        return
+    current = replace(context.checkpoint, tensors=tensors, reranking=Reranking.from_metrics(metrics))
+    if (folder / "config.json").exists():
+        update_weights(current, folder)
+    else:  # without the config, which comes last: a killed run's first write
+        for path in (*(folder / name for name in CHECKPOINT_FILES), *folder.glob(SHARDS)):
+            path.unlink(missing_ok=True)
+        write_checkpoint(current, folder)
+    write_card(
+        current,
+        folder,
+        metrics=metrics,
+        data=[place.rstrip("/").rpartition("/")[2] for place in context.config.data.folders],
+        command=f"bridgetower train {context.config.recipe}  # all settings are in {CONFIG} of the run",
+    )
