@@ -151,7 +151,7 @@ class TestSteps:
     def test_half_precision_on_the_disk_loses_nothing_that_autocast_reads(self, all_runs: Runs, features: Path) -> None:
         run = prepared(replace(all_runs["pretraining"], precision="bf16"), features)
         examples: Any = run.examples
-            run.images[0].frozen = None
+        run.images[0].frozen = None
         view = View(run.images[0], 3, examples.seed)
         pixels = torch.stack([view(row) for row in range(32)])
         with autocast("bf16"), torch.no_grad():  # in the batch in which it was computed
