@@ -98,9 +98,7 @@ def stopped(tiny_dataset: Path, folder: Path) -> tuple[int, str, str]:
     """A run that torchrun was asked to stop when it was about to save what it evaluated first, as users start it."""
     program = (kills.__file__, "*/best/config.json", "1", "SIGTERM", "parent")
     users = (sys.executable, "-m", "torch.distributed.run")
-    ended = finish(start(users, tiny_dataset, folder / "stopped", program=program))
-    shutil.copytree(folder / "stopped", folder / "halfway")
-    return ended
+    return finish(start(users, tiny_dataset, folder / "stopped", program=program))
 
 
 def test_one_result_and_one_log(whole: tuple[int, str, str], stopped: tuple[int, str, str], folder: Path) -> None:
@@ -115,21 +113,6 @@ def test_one_result_and_one_log(whole: tuple[int, str, str], stopped: tuple[int,
     assert [entry["step"] for entry in read_metrics(folder / "whole", "train")] == list(range(1, STEPS + 1))
     assert [entry["step"] for entry in read_metrics(folder / "whole", "validation")] == [3, 6, STEPS]
     assert len(list((folder / "whole").rglob("*.jsonl"))) == 1
-
-
-def test_continued_it_ends_with_the_same_bits(
-    whole: tuple[int, str, str],
-    stopped: tuple[int, str, str],
-    torchrun: list[Path],
-    tiny_dataset: Path,
-    folder: Path,
-) -> None:
-    assert 0 < states.saved(folder / "stopped").step < STEPS
-    code, _, error = finish(start(torchrun, tiny_dataset, folder / "stopped", "--resume"))
-    assert code == 0, error
-    for checkpoint in ("last", "best"):
-        assert same_weights(folder / "whole" / checkpoint, folder / "stopped" / checkpoint)
-    assert [entry["step"] for entry in read_metrics(folder / "stopped", "train")] == list(range(1, STEPS + 1))
 
 
 # Kills the second process once, at its sixth step, or stops it there without an end.
@@ -190,7 +173,7 @@ def nodes(torchrun: list[Path], tmp_path: Path) -> Callable[..., Started]:
     return call
 
 
-def test_a_folder_that_one_process_does_not_see(
+def test_continued_it_ends_with_the_same_bits_though_one_process_does_not_see_its_folder(
     whole: tuple[int, str, str],
     stopped: tuple[int, str, str],
     tiny_dataset: Path,
@@ -198,12 +181,15 @@ def test_a_folder_that_one_process_does_not_see(
     tmp_path: Path,
     nodes: Callable[..., Started],
 ) -> None:
-    shutil.copytree(folder / "halfway", tmp_path / "first" / "run")
+    assert 0 < states.saved(folder / "stopped").step < STEPS
+    shutil.copytree(folder / "stopped", tmp_path / "first" / "run")
     code, _, error = finish(nodes(tiny_dataset, Path("run"), "--resume"))
     assert code == 0, error
     assert list((tmp_path / "second").iterdir()) == []
     for checkpoint in ("last", "best"):
         assert same_weights(folder / "whole" / checkpoint, tmp_path / "first" / "run" / checkpoint)
+    steps = [entry["step"] for entry in read_metrics(tmp_path / "first" / "run", "train")]
+    assert steps == list(range(1, STEPS + 1))
 
 
 def test_arguments_that_differ_are_refused(tiny_dataset: Path, tmp_path: Path, nodes: Callable[..., Started]) -> None:
@@ -219,12 +205,11 @@ def test_another_number_of_processes_goes_on_and_says_so(
     stopped: tuple[int, str, str], folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     out = tmp_path / "alone"
-    shutil.copytree(folder / "halfway", out)
-    before = states.saved(out).step
+    shutil.copytree(folder / "stopped", out)
     train(read_run(out), out, resume=True, progress=False)
     assert "number of processes was 2, now 1" in caplog.text
     assert "negatives" in caplog.text
-    assert before < STEPS == states.saved(out).step
+    assert states.saved(out).step == STEPS
     assert [entry["step"] for entry in read_metrics(out, "train")] == list(range(1, STEPS + 1))
 
 

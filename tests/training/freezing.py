@@ -47,6 +47,13 @@ def tower_passes() -> Iterator[Counter[str]]:
         hook.remove()
 
 
+def passes_of(config: RunConfig, cache: Path) -> Counter[str]:
+    """How often towers run in a run up to its examples."""
+    with tower_passes() as passes:
+        prepared(config, cache)
+    return passes
+
+
 def recomputed(batch: Any, run: TrainContext) -> Any:
     """The same batch of `KEY` with pixels in the place of hidden states, of the views that have these."""
     examples: Any = run.examples

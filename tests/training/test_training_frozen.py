@@ -22,7 +22,7 @@ import PIL
 import pytest
 import torch
 from fitting import KINDS, Caplog, Patch, Runs, StopAt
-from freezing import KEY, prepared, recomputed, tower_passes
+from freezing import KEY, passes_of, prepared, recomputed, tower_passes
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -237,13 +237,6 @@ def killed(table, rows):
 store.Table.append = killed
 train(config, out, feature_cache=cache, progress=False)
 """
-
-
-def passes_of(config: RunConfig, cache: Path) -> Counter[str]:
-    """How often towers run in a run up to its examples."""
-    with tower_passes() as passes:
-        prepared(config, cache)
-    return passes
 
 
 @pytest.fixture(scope="module")
