@@ -1,6 +1,5 @@
 """Pre-training and retrieval evaluation in two processes against one that holds everything."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import dense
 import shapes
 import tiny
 from bridgetower.checkpoints import read_checkpoint
-from bridgetower.data.batch import IGNORED, CaptionBatch, StepSampler
+from bridgetower.data.batch import CaptionBatch, StepSampler
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig, MaskingConfig
 from bridgetower.distributed import rank, world_size
@@ -95,16 +94,6 @@ def step(lengths: tuple[int, ...], phase: Phase, changes: dict[str, Any]) -> Res
     return {"total": losses.total.detach(), "parts": parts, "gradients": gradients(task), "pairs": drawn}
 
 
-def step_with_nothing_hidden_on_one() -> dict[str, Tensor]:
-    task = make_task(Phase(mlm=1.0, itm=1.0, itc=1.0))
-    batch = own_part(whole_batch(LENGTHS["padded"]), rank())
-    if rank() == 1:
-        batch = replace(batch, mlm_labels=torch.full_like(batch.mlm_labels, IGNORED))
-    parallel = DistributedDataParallel(task, find_unused_parameters=True)
-    parallel(batch).total.backward()
-    return gradients(task)
-
-
 def evaluate(checkpoint: Path, dataset: Path, split: str) -> Result:
     loaded = read_checkpoint(checkpoint)
     assert loaded.processor is not None
@@ -145,7 +134,6 @@ def everything(checkpoint: Path, dataset: Path, single: Path) -> Result:
         "steps": {
             (texts, name): step(lengths, *phase) for texts, lengths in LENGTHS.items() for name, phase in PHASES.items()
         },
-        "nothing hidden": step_with_nothing_hidden_on_one(),
         **both_evaluations(checkpoint, dataset, single),
         "samples": sample(),
     }
@@ -244,14 +232,6 @@ class TestStep:
             (local,) = result["steps"][texts, "hard"]["pairs"]
             assert int(torch.cat([local.image_rows, local.text_rows]).max()) < ROWS
         assert foreign > 0
-
-
-def test_nothing_hidden_in_one_process(processes: list[Result]) -> None:
-    """No process waits for a gradient that the other does not have."""
-    first, second = (process["nothing hidden"] for process in processes)
-    assert first.keys() == second.keys()
-    assert distance(first, second) == 0
-    assert float(first["mlm_head.decoder.weight"].abs().max()) > 0
 
 
 class TestEvaluation:

@@ -24,6 +24,7 @@ from bridgetower.model.fusion import FusionLayer
 
 # What a layer returns may be a view, as of a product in oneDNN; nothing is written in its place.
 warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")  # as other phases need it
 
 
 def run_device(choice: str) -> torch.device:
