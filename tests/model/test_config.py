@@ -12,15 +12,7 @@ from hypothesis import strategies as st
 
 import tiny
 from bridgetower.model.config import ModelConfig, TextConfig, VisionConfig, check_image_size
-from bridgetower.model.presets import (
-    BASE,
-    LARGE,
-    NANO,
-    TEXT_TOWERS,
-    VISION_TOWERS,
-    meter,
-    meter_with_norms,
-)
+from bridgetower.model.presets import BASE, LARGE, NANO, TEXT_TOWERS, VISION_TOWERS, meter, meter_with_norms
 from bridgetower.model.towers import TextTransformer, VisionTransformer
 
 
@@ -87,13 +79,6 @@ class TestPresets:
 
 
 class TestDerived:
-    def test_top_layers(self) -> None:
-        assert (tiny.CONFIG.vision_layers, tiny.CONFIG.text_layers) == ((3, 4), (2, 3))
-
-    def test_chosen_layers(self) -> None:
-        config = tiny.changed(fusion__vision_layers=(1, 4), fusion__text_layers=(1, 2))
-        assert (config.vision_layers, config.text_layers) == ((1, 4), (1, 2))
-
     def test_lengths(self) -> None:
         assert TextConfig(max_positions=514, pad_token_id=1).max_length == 512
         assert TextConfig(max_positions=514, pad_token_id=0).max_length == 513
@@ -154,10 +139,11 @@ class TestErrors:
             *("text.max_positions", "fusion.bridge_layer_norm_eps", "heads.itc_size", "heads.mlm_layer_norm_eps"),
         ],
     )
-    @pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, 10**30, True, "4", None])
-    def test_out_of_bounds(self, field: str, value: object) -> None:
-        with pytest.raises(ValueError, match=rf"{field} is {value!r}; expected a (whole )?number from \S+ to \S+$"):
-            tiny.CONFIG.override({field: value})
+    def test_out_of_bounds(self, field: str) -> None:
+        for value in (0, -1, math.nan, math.inf, 10**30, True, "4", None):
+            message = rf"{field} is {value!r}; expected a (whole )?number from \S+ to \S+$"
+            with pytest.raises(ValueError, match=message):
+                tiny.CONFIG.override({field: value})
 
     @pytest.mark.parametrize("layers", [3, "34", ("3", 4), (3.0, 4), [3, None]])
     def test_layers_that_are_no_numbers(self, layers: object) -> None:
@@ -180,22 +166,15 @@ class TestErrors:
         assert lower < size < upper or size < patch
 
 
-class TestValues:
-    def test_override_leaves_the_rest(self) -> None:
-        config = tiny.CONFIG.override({"text.num_heads": 2, "text.dropout": 0.0, "vision.image_size": 32})
-        assert config == replace(
-            tiny.CONFIG,
-            text=replace(tiny.CONFIG.text, num_heads=2, dropout=0.0),
-            vision=replace(tiny.CONFIG.vision, image_size=32),
-        )
-        assert tiny.CONFIG.override({}) == tiny.CONFIG
-
-    def test_fields_that_fit_only_together(self) -> None:
-        config = tiny.CONFIG.override({"vision.hidden_size": 25, "vision.num_heads": 5})
-        assert (config.vision.hidden_size, config.vision.num_heads) == (25, 5)
-
-    def test_a_list_becomes_a_tuple(self) -> None:
-        assert tiny.CONFIG.override({"fusion.text_layers": [1, 3]}).fusion.text_layers == (1, 3)
+def test_override_leaves_the_rest() -> None:
+    changes = {"text.num_heads": 2, "vision.hidden_size": 25, "vision.num_heads": 5, "fusion.text_layers": [1, 3]}
+    assert tiny.CONFIG.override(changes) == replace(
+        tiny.CONFIG,
+        text=replace(tiny.CONFIG.text, num_heads=2),
+        vision=replace(tiny.CONFIG.vision, hidden_size=25, num_heads=5),
+        fusion=replace(tiny.CONFIG.fusion, text_layers=(1, 3)),
+    )
+    assert tiny.CONFIG.override({}) == tiny.CONFIG
 
 
 class TestJson:
@@ -213,15 +192,6 @@ class TestJson:
     def test_unknown_fields(self) -> None:
         with pytest.raises(ValueError, match=r"model config has unknown fields \['audio'\]; known: .*'vision'"):
             ModelConfig.from_dict({"audio": {}})
-        with pytest.raises(ValueError, match=r"model config.text has unknown fields \['a', 'b'\]"):
-            ModelConfig.from_dict({"text": {"b": 1, "a": 2}})
-
-    @pytest.mark.parametrize("values", [None, 3, "vision", ["vision"]])
-    def test_no_fields(self, values: Any) -> None:
-        with pytest.raises(ValueError, match=r"model config is .*; expected names and values"):
-            ModelConfig.from_dict(values)
-        with pytest.raises(ValueError, match=r"model config.text is .*; expected names and values"):
-            ModelConfig.from_dict({"text": values})
 
     def test_values_are_checked(self) -> None:
         with pytest.raises(ValueError, match=r"vision.hidden_size 24 is not a multiple of vision.num_heads 5"):

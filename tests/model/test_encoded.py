@@ -93,14 +93,11 @@ def test_cat_of_different_lengths(parts: list[list[int]], masked: bool) -> None:
     assert close_pairs(model, pixels, joined, whole)
 
 
-def test_cat_of_images() -> None:
+def test_cat_of_images_or_nothing() -> None:
     model, pixels = tiny.build(), tiny.images(4)
     joined = Encoded.cat([model.encode_image(pixels[:1]), model.encode_image(pixels[1:])])
     assert joined.mask is None
     assert same(joined, model.encode_image(pixels))
-
-
-def test_cat_of_nothing() -> None:
     with pytest.raises(ValueError, match="no encodings given; expected at least one"):
         Encoded.cat([])
 
@@ -112,10 +109,6 @@ def test_padded() -> None:
     assert all(layer.shape[1] == 9 for layer in longer.layers)
     without = Encoded(text.layers, text.cls).padded(6)
     assert without.mask.tolist() == [[True] * 5 + [False]] * 3
-
-
-def test_padding_to_fewer_tokens_is_refused() -> None:
-    text = tiny.build().encode_text(*tiny.texts([5, 3]))
     assert same(text.padded(5), text)
     with pytest.raises(ValueError, match="5 tokens do not fit into 4"):
         text.padded(4)

@@ -64,8 +64,6 @@ class TestBridge:
         assert BRIDGES["scaled_add"](CONFIG, 2, 2).scale.item() == 1
         assert BRIDGES["interpolate"](CONFIG, 2, 2).beta.item() == 0.5
         assert {name for name, _ in BRIDGES["add"](CONFIG, 2, 2).named_parameters()} == {"norm.weight", "norm.bias"}
-
-    def test_those_of_the_config_are_in_the_table(self) -> None:
         assert set(get_args(BridgeKind)) == set(BRIDGES)
 
     def test_unknown(self) -> None:
@@ -171,16 +169,11 @@ class TestLayer:
         assert tiny.off(*of_image) < ATOL
         assert tiny.off(layer(image[0], text[0]), layer(image[0], text[0] + far)) > 0.01
 
-    @pytest.mark.parametrize("queries", [1, 2, 4])
+    @pytest.mark.parametrize("queries", [1, 2])
     def test_first_queries_only(self, queries: int) -> None:
         layer, (image, text, mask) = made(FusionLayer(CONFIG)), inputs()
         everything = layer(text[0], image[0], mask=mask)
-        some = layer(text[0], image[0], mask=mask, num_queries=queries)
-        assert tiny.off(some, everything[:, :queries]) < ATOL
-
-    def test_eps_is_that_of_the_layers(self) -> None:
-        layer = FusionLayer(tiny.changed(fusion__layer_norm_eps=1e-3, fusion__bridge_layer_norm_eps=1e-2).fusion)
-        assert {child.eps for child in layer.modules() if isinstance(child, nn.LayerNorm)} == {1e-3}
+        assert tiny.off(layer(text[0], image[0], mask=mask, num_queries=queries), everything[:, :queries]) < ATOL
 
 
 def by_hand(encoder: FusionEncoder, config: FusionConfig, mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -220,7 +213,6 @@ class TestEncoder:
             assert tiny.off(some_text, whole_text) < ATOL
             assert some_image is None
         else:
-            assert some_text.shape == some_image.shape == (3, 1, WIDTH)
             assert tiny.off(some_text, whole_text[:, :1]) < ATOL
             assert tiny.off(some_image, whole_image[:, :1]) < ATOL
 
@@ -228,24 +220,21 @@ class TestEncoder:
     def test_caches_change_nothing(self, config: FusionConfig) -> None:
         encoder, (image, text, mask) = made(FusionEncoder(config)), inputs(config)
         caches = encoder.cached("image", image), encoder.cached("text", text, mask)
-        expected = encoder(image, text, mask, "all")
-        assert all(
-            tiny.off(*pair) < ATOL for pair in zip(encoder(image, text, mask, "all", *caches), expected, strict=True)
-        )
+        ours, expected = encoder(image, text, mask, "all", *caches), encoder(image, text, mask, "all")
+        assert all(tiny.off(*pair) < ATOL for pair in zip(ours, expected, strict=True))
 
     @pytest.mark.parametrize("config", EACH_BRIDGE, ids=lambda config: str(config.bridge))
-    @pytest.mark.parametrize("kernels", [False, True])
-    def test_bfloat16_autocast_trains(self, config: FusionConfig, kernels: bool) -> None:
+    def test_bfloat16_autocast_trains(self, config: FusionConfig) -> None:
         encoder, (image, text, mask) = made(FusionEncoder(config)).float(), inputs(config)
         image, text = tuple(layer.float() for layer in image), tuple(layer.float() for layer in text)
         expected = encoder(image, text, mask, "all")
-        if kernels:
-            optimize_for_cpu(encoder)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            outputs = encoder(image, text, mask, "all")
-        assert all(0 < tiny.off(*pair) < 0.2 for pair in zip(outputs, expected, strict=True))
-        sum(output.float().square().sum() for output in outputs).backward()
-        assert all(weight.grad.isfinite().all() for weight in encoder.parameters() if weight.grad is not None)
+        for optimize in (lambda _: None, optimize_for_cpu):
+            optimize(encoder)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                outputs = encoder(image, text, mask, "all")
+            assert all(0 < tiny.off(*pair) < 0.2 for pair in zip(outputs, expected, strict=True))
+            sum(output.float().square().sum() for output in outputs).backward()
+            assert all(weight.grad.isfinite().all() for weight in encoder.parameters() if weight.grad is not None)
 
     def test_reading_text_leaves_the_last_image_layer_out(self) -> None:
         encoder, (image, text, mask), ran = made(FusionEncoder(CONFIG)), inputs(), []
@@ -271,11 +260,10 @@ class TestEncoder:
         }
         assert (NORMS.num_bridged_layers, METER.num_bridged_layers, CONFIG.num_bridged_layers) == (1, 1, 3)
 
-    def test_eps_of_bridges_and_input_norms(self) -> None:
-        config = tiny.changed(fusion__layer_norm_eps=1e-3, fusion__bridge_layer_norm_eps=1e-2).fusion
-        encoder = FusionEncoder(config)
-        outer = [encoder.text_norm, encoder.image_norm, encoder.text_bridges[0].norm, encoder.image_bridges[0].norm]
-        assert {norm.eps for norm in outer} == {1e-2}
+    def test_eps_of_layers_and_of_what_is_around_them(self) -> None:
+        encoder = FusionEncoder(tiny.changed(fusion__layer_norm_eps=1e-3, fusion__bridge_layer_norm_eps=1e-2).fusion)
+        eps = {name: child.eps for name, child in encoder.named_modules() if isinstance(child, nn.LayerNorm)}
+        assert eps == {name: 1e-3 if "_layers." in name else 1e-2 for name in eps}
 
     def test_dropout_after_each_part_of_a_layer(self) -> None:
         """Where all is dropped, nothing but the norms is left of self-attention, cross-attention and feed-forward."""
@@ -284,14 +272,3 @@ class TestEncoder:
         expected = layer.mlp_norm(layer.cross_attention_norm(layer.self_attention_norm(hidden)))
         assert tiny.off(layer(hidden, random(3, 4, WIDTH, seed=1)), expected) < ATOL
         assert tiny.off(layer.eval()(hidden, random(3, 4, WIDTH, seed=1)), expected) > 0.01
-
-    def test_dropout_in_training_only(self) -> None:
-        encoder, (image, text, mask) = made(FusionEncoder(CONFIG)), inputs()
-        assert torch.equal(encoder(image, text, mask, "all")[0], encoder(image, text, mask, "all")[0])
-        encoder.train()
-        assert tiny.off(encoder(image, text, mask, "all")[0], encoder(image, text, mask, "all")[0]) > 0.01
-        without = made(FusionEncoder(tiny.changed(fusion__num_layers=3, fusion__dropout=0.0).fusion))
-        evaluated = without(image, text, mask, "all")
-        assert all(
-            torch.equal(*pair) for pair in zip(evaluated, without.train()(image, text, mask, "all"), strict=True)
-        )

@@ -1,6 +1,7 @@
 """Heads against their formulas, and the embeddings that the model makes with them."""
 
 import math
+import re
 from dataclasses import fields
 
 import pytest
@@ -25,29 +26,24 @@ ATOL = 1e-10
 NONE = tiny.changed(heads__mlm=False, heads__itm=False, heads__itc=None)
 
 
-class TestMlm:
-    @pytest.mark.parametrize("shape", [(2, 5), (7,), (0,)], ids=str)
-    def test_formula(self, shape: tuple[int, ...]) -> None:
-        head, hidden = made(MlmHead(16, 50, 1e-3)), random(*shape, 16)
-        middle = F.layer_norm(F.gelu(head.dense(hidden)), (16,), head.norm.weight, head.norm.bias, eps=1e-3)
-        expected = middle @ head.decoder.weight.T + head.decoder.bias
-        assert head(hidden).shape == (*shape, 50)
-        assert torch.allclose(head(hidden), expected, rtol=0, atol=ATOL)
-
-    def test_decoder_is_not_tied(self) -> None:
-        model = tiny.build(tiny.changed(fusion__hidden_size=32, fusion__num_heads=4))
-        assert model.mlm_head.decoder.weight.shape == model.text.word_embedding.weight.shape
-        assert model.mlm_head.decoder.weight.data_ptr() != model.text.word_embedding.weight.data_ptr()
+@pytest.mark.parametrize("shape", [(2, 5), (7,), (0,)], ids=str)
+def test_mlm(shape: tuple[int, ...]) -> None:
+    head, hidden = made(MlmHead(16, 50, 1e-3)), random(*shape, 16)
+    middle = F.layer_norm(F.gelu(head.dense(hidden)), (16,), head.norm.weight, head.norm.bias, eps=1e-3)
+    expected = middle @ head.decoder.weight.T + head.decoder.bias
+    assert torch.allclose(head(hidden), expected, rtol=0, atol=ATOL)
 
 
-def test_itm() -> None:
-    head, pooled = made(LinearHead(32, 2)), random(3, 32)
-    assert tiny.off(head(pooled), pooled @ head.fc.weight.T + head.fc.bias) < ATOL
+def test_the_decoder_of_masked_words_is_not_tied() -> None:
+    model = tiny.build(tiny.changed(fusion__hidden_size=32, fusion__num_heads=4))
+    assert model.mlm_head.decoder.weight.shape == model.text.word_embedding.weight.shape
+    assert model.mlm_head.decoder.weight.data_ptr() != model.text.word_embedding.weight.data_ptr()
 
 
-def test_rank() -> None:
-    head, pooled = made(RankHead(32)), random(3, 32)
-    assert tiny.off(head(pooled), pooled @ head.fc.weight[0] + head.fc.bias) < ATOL
+def test_itm_and_rank() -> None:
+    pooled, itm, rank = random(3, 32), made(LinearHead(32, 2)), made(RankHead(32))
+    assert tiny.off(itm(pooled), pooled @ itm.fc.weight.T + itm.fc.bias) < ATOL
+    assert tiny.off(rank(pooled), pooled @ rank.fc.weight[0] + rank.fc.bias) < ATOL
 
 
 class TestClassifier:
@@ -73,10 +69,6 @@ class TestClassifier:
 
 
 class TestItc:
-    def test_start_temperature(self) -> None:
-        assert ItcHead(4, 5, 6).logit_scale().item() == pytest.approx(1 / 0.07)
-        assert FusedItcHead(4, 5, 8, 6).logit_scale().item() == pytest.approx(1 / 0.07)
-
     @pytest.mark.parametrize(("start", "clamped"), [(0.2, 0.2), (0.7, 0.5), (1e-5, 0.001), (-3.0, 0.001)])
     def test_temperature_is_clamped(self, start: float, clamped: float) -> None:
         head = ItcHead(4, 5, 6).eval()
@@ -95,6 +87,7 @@ class TestItc:
 
     def test_fused_scale_is_an_exponential(self) -> None:
         head = FusedItcHead(4, 5, 8, 6)
+        assert head.logit_scale().item() == pytest.approx(1 / 0.07) == ItcHead(4, 5, 6).logit_scale().item()
         head.log_logit_scale.data.fill_(1.5)
         assert head.logit_scale().item() == pytest.approx(math.exp(1.5))
 
@@ -121,34 +114,27 @@ class TestEmbeddings:
             assert tiny.off(ours[name], expected[name] / expected[name].norm(dim=-1, keepdim=True)) < ATOL
             assert ours[name].shape == (3, 32 if (kind, name) == ("tower", "pair") else 12)
 
-    def test_logits(self) -> None:
-        model = tiny.build()
-        fused = model(tiny.images(2), *tiny.texts([5, 3]))
-        assert torch.equal(model.itm_logits(fused.pooled), model.itm_head(fused.pooled))
-        assert torch.equal(model.mlm_logits(fused.text), model.mlm_head(fused.text))
-        labelled = torch.tensor([[True, False, False, False, True], [False, True, False, False, False]])
-        assert model.mlm_logits(fused.text[labelled]).shape == (3, 50)
-
 
 class TestWithoutHeads:
-    def test_errors(self) -> None:
-        model = tiny.build(NONE)
-        image, text = model.encode_image(tiny.images(1)), model.encode_text(*tiny.texts([4]))
-        fused = model.fuse(image, text, "all")
-        for embed, encoded in ((model.image_embeds, image), (model.text_embeds, text)):
-            with pytest.raises(ValueError, match=r"no contrastive \(ITC\) head"):
-                embed(encoded)
-        with pytest.raises(ValueError, match=r"no matching \(ITM\) head"):
-            model.itm_logits(fused.pooled)
-        with pytest.raises(ValueError, match=r"no masked-language \(MLM\) head"):
-            model.mlm_logits(fused.text)
-
     @pytest.mark.parametrize("name", ["vqa", "snli_ve", "nlvr2"])
-    def test_errors_of_the_downstream_heads(self, name: str) -> None:
+    def test_errors(self, name: str) -> None:
         with pytest.raises(ValueError, match=rf"this model has no {name} head \(it has mlm, itm, itc\); load"):
             tiny.build().head(name)
         with pytest.raises(ValueError, match=rf"this model has no {name} head \(it has none\); load"):
             tiny.build(NONE).head(name)
+
+    def test_errors_of_what_reads_heads(self) -> None:
+        model = tiny.build(NONE)
+        image, text = model.encode_image(tiny.images(1)), model.encode_text(*tiny.texts([4]))
+        fused = model.fuse(image, text, "all")
+        for read, given, title in (
+            (model.image_embeds, image, "contrastive (ITC)"),
+            (model.text_embeds, text, "contrastive (ITC)"),
+            (model.itm_logits, fused.pooled, "matching (ITM)"),
+            (model.mlm_logits, fused.text, "masked-language (MLM)"),
+        ):
+            with pytest.raises(ValueError, match=re.escape(f"no {title} head")):
+                read(given)
 
     def test_no_parameters(self) -> None:
         assert not [name for name, _ in tiny.build(NONE).named_parameters() if "head" in name]

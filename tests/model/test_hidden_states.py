@@ -31,77 +31,59 @@ def found(model: BridgeTower, **options: Any) -> HiddenStates:
 @pytest.mark.parametrize(
     "optimize", [lambda model: None, optimize_for_cpu, pack_weights], ids=["plain", "cpu", "packed"]
 )
-class TestValues:
-    def test_everything(self, optimize: Any) -> None:
-        model = tiny.build(CONFIG)
-        optimize(model)
-        given = found(model, attentions=True)
-        layers_of = [list(layers) for layers in (given.vision, given.text, given.fused_image, given.fused_text)]
-        assert layers_of == [[0, 1, 2, 3, 4], [0, 1, 2, 3], [1, 2, 3], [1, 2, 3]]
-        assert {
-            kind: {number: tuple(weights.shape) for number, weights in layers.items()}
-            for kind, layers in given.attentions.items()
-        } == {
-            "vision": dict.fromkeys(range(1, 5), (3, 3, 10, 10)),
-            "text": dict.fromkeys(range(1, 4), (3, 4, 5, 5)),
-            "image self": dict.fromkeys(range(1, 4), (3, 4, 10, 10)),
-            "text self": dict.fromkeys(range(1, 4), (3, 4, 5, 5)),
-            "image to text": dict.fromkeys(range(1, 4), (3, 4, 10, 5)),
-            "text to image": dict.fromkeys(range(1, 4), (3, 4, 5, 10)),
-        }
-        for kind, layers in given.attentions.items():
-            for weights in layers.values():
-                assert torch.allclose(weights.sum(dim=-1), torch.ones(()), atol=1e-6)
-                if kind in ("text", "text self", "image to text"):
-                    assert float(weights[1, ..., 3:].max()) == 0.0, "padding gets none"
-        assert not [module for module in model.modules() if module._forward_pre_hooks or module._forward_hooks]
-
-    def test_they_are_those_of_a_usual_run(self, optimize: Any) -> None:
-        model = tiny.build(CONFIG)
-        optimize(model)
-        pixels, ids, mask = batch()
-        given = found(model)
-        with torch.no_grad():
-            fused = model(pixels, ids, mask)
-            vision, text = model.vision(pixels, (2, 3, 4)), model.text(ids, mask.bool(), (1, 2, 3))
-            for number, hidden in zip((2, 3, 4), vision, strict=True):
-                assert tiny.off(model.vision.post_norm(given.vision[number]), hidden) < ATOL
-        for number, hidden in zip((1, 2, 3), text, strict=True):
-            assert tiny.off(given.text[number], hidden) < ATOL
-        assert tiny.off(given.fused_text[3], fused.text) < ATOL
-        assert tiny.off(given.fused_image[3], fused.image) < ATOL
-        assert tiny.off(given.pooled, fused.pooled) < ATOL
-
-
-def contexts(model: BridgeTower, weights: torch.Tensor, lengths: tuple[int, ...]) -> list[float]:
-    """How far weights times values are from what each layer's output projection gets."""
-    seen: dict[str, list[torch.Tensor]] = {"key_value": [], "out": []}
-    hooks = []
-    for layer in model.fusion.text_layers:
-        attention = layer.cross_attention
-        hooks += [
-            attention.key_value.register_forward_hook(lambda module, inputs, output: seen["key_value"].append(output)),
-            attention.out.register_forward_pre_hook(lambda module, inputs: seen["out"].append(inputs[0])),
-        ]
-    model.fuse(*tiny.encodings(model, lengths), outputs="all")
-    for hook in hooks:
-        hook.remove()
-    off = []
-    for layer_weights, key_value, context in zip(weights, seen["key_value"], seen["out"], strict=True):
-        value = key_value.chunk(2, dim=-1)[1].unflatten(-1, (layer_weights.shape[1], -1)).transpose(1, 2)
-        mine = (layer_weights @ value).transpose(1, 2).flatten(2)
-        off.append(float((mine - context).abs().max()))
-    return off
+def test_everything(optimize: Any) -> None:
+    model = tiny.build(CONFIG)
+    optimize(model)
+    given = found(model, attentions=True)
+    layers_of = [list(layers) for layers in (given.vision, given.text, given.fused_image, given.fused_text)]
+    assert layers_of == [[0, 1, 2, 3, 4], [0, 1, 2, 3], [1, 2, 3], [1, 2, 3]]
+    assert {
+        kind: {number: tuple(weights.shape) for number, weights in layers.items()}
+        for kind, layers in given.attentions.items()
+    } == {
+        "vision": dict.fromkeys(range(1, 5), (3, 3, 10, 10)),
+        "text": dict.fromkeys(range(1, 4), (3, 4, 5, 5)),
+        "image self": dict.fromkeys(range(1, 4), (3, 4, 10, 10)),
+        "text self": dict.fromkeys(range(1, 4), (3, 4, 5, 5)),
+        "image to text": dict.fromkeys(range(1, 4), (3, 4, 10, 5)),
+        "text to image": dict.fromkeys(range(1, 4), (3, 4, 5, 10)),
+    }
+    for kind, layers in given.attentions.items():
+        for weights in layers.values():
+            assert torch.allclose(weights.sum(dim=-1), torch.ones(()), atol=1e-6)
+            if kind in ("text", "text self", "image to text"):
+                assert float(weights[1, ..., 3:].max()) == 0.0, "padding gets none"
+    assert not [module for module in model.modules() if module._forward_pre_hooks or module._forward_hooks]
+    pixels, ids, mask = batch()
+    with torch.no_grad():
+        fused = model(pixels, ids, mask)
+        vision, text = model.vision(pixels, (2, 3, 4)), model.text(ids, mask.bool(), (1, 2, 3))
+        ours = [model.vision.post_norm(given.vision[number]) for number in (2, 3, 4)]
+    ours += [*(given.text[number] for number in (1, 2, 3)), given.fused_text[3], given.fused_image[3], given.pooled]
+    usual = [*vision, *text, fused.text, fused.image, fused.pooled]
+    assert max(map(tiny.off, ours, usual)) < ATOL
 
 
 @torch.no_grad()
 def test_weights_are_those_that_the_layers_use() -> None:
+    """Weights times values are what each output projection gets."""
     model = tiny.build(CONFIG)
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def keep(attention: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.append((attention.split_heads(inputs[2]), attention.split_heads(output)))
+
+    for layer in model.fusion.text_layers:
+        layer.cross_attention.attention.register_forward_hook(keep)
     weights = torch.stack(list(found(model, attentions=True).attentions["text to image"].values()))
     assert weights.shape == (3, 3, 4, 5, 10)
-    assert max(contexts(model, weights, (5, 3, 4))) < 1e-5
-    assert max(contexts(model, weights.flip(2), (5, 3, 4))) > 1e-3  # the control: heads in another order
-    assert max(contexts(model, weights.flip(0), (5, 3, 4))) > 1e-3  # and layers
+
+    def off(weights: Tensor) -> float:
+        return max(tiny.off(layer @ value, context) for layer, (value, context) in zip(weights, seen, strict=True))
+
+    assert off(weights) < 1e-5
+    assert off(weights.flip(2)) > 1e-3  # the control: heads in another order
+    assert off(weights.flip(0)) > 1e-3  # and layers
 
 
 def test_chosen_layers_only() -> None:
@@ -124,19 +106,11 @@ def test_layers_above_those_that_are_bridged() -> None:
         assert tiny.off(model.vision.post_norm(given.vision[4]), model.vision(batch()[0], (4,))[0]) < ATOL
 
 
-@pytest.mark.parametrize(
-    ("layers", "message"),
-    [
-        (
-            {"vision": [5], "fusion": [0]},
-            "layers has vision 5, fusion 0; this model has vision 0 to 4, text 0 to 3, fus",
-        ),
-        ({"image": [1]}, "layers has image; this model has vision 0 to 4"),
-    ],
-)
-def test_layers_that_are_not_there(layers: dict[Any, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        found(tiny.build(CONFIG), layers=layers)
+def test_layers_that_are_not_there() -> None:
+    there = "this model has vision 0 to 4, text 0 to 3, fus"
+    for layers, unknown in (({"vision": [5], "fusion": [0]}, "vision 5, fusion 0"), ({"image": [1]}, "image")):
+        with pytest.raises(ValueError, match=f"layers has {unknown}; {there}"):
+            found(tiny.build(CONFIG), layers=layers)
 
 
 def test_custom_towers() -> None:

@@ -4,22 +4,13 @@ import math
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import tiny
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import ModelConfig
 from bridgetower.model.layers import on_meta
 from bridgetower.model.presets import BASE
-
-WIDE = tiny.changed(
-    vision__hidden_size=96,
-    vision__intermediate_size=384,
-    text__hidden_size=96,
-    text__vocab_size=300,
-    fusion__hidden_size=96,
-    fusion__intermediate_size=200,
-)
 
 
 def drawn(config: ModelConfig = tiny.CONFIG, seed: int = 0, start: float = float("nan")) -> BridgeTower:
@@ -43,19 +34,13 @@ def drawn(config: ModelConfig = tiny.CONFIG, seed: int = 0, start: float = float
     ],
     ids=["tower", "fused", "meter", "norms_distilled", "concatenate"],
 )
-class TestAll:
-    def test_every_weight_is_set(self, config: ModelConfig) -> None:
-        assert [name for name, value in drawn(config).named_parameters() if not value.isfinite().all()] == []
-
-    def test_the_start_does_not_matter(self, config: ModelConfig) -> None:
-        one, other = drawn(config), drawn(config, start=3.0)
-        assert all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
-
-    def test_the_seed_decides(self, config: ModelConfig) -> None:
-        one, other = drawn(config, seed=1).state_dict(), drawn(config, seed=2).state_dict()
-        changed = {name for name, value in one.items() if not torch.equal(value, other[name])}
-        fixed = {name for name in one if name.endswith("bias") or "norm" in name or one[name].ndim == 0}
-        assert changed == one.keys() - fixed
+def test_every_weight_is_set_as_the_seed_says(config: ModelConfig) -> None:
+    one, again, other = drawn(config).state_dict(), drawn(config, start=3.0).state_dict(), drawn(config, seed=2)
+    assert [name for name, value in one.items() if not value.isfinite().all()] == []
+    assert tiny.equal(one, again), "where it starts does not matter"
+    changed = {name for name, value in one.items() if not torch.equal(value, other.state_dict()[name])}
+    fixed = {name for name in one if name.endswith("bias") or "norm" in name or one[name].ndim == 0}
+    assert changed == one.keys() - fixed
 
 
 def test_only_the_given_generator_is_used() -> None:
@@ -66,22 +51,11 @@ def test_only_the_given_generator_is_used() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_norms_and_biases() -> None:
-    model = drawn()
-    for name, module in model.named_modules():
-        if isinstance(module, nn.LayerNorm):
-            assert (module.weight == 1).all(), name
-        if isinstance(module, nn.LayerNorm | nn.Linear):
-            assert (module.bias == 0).all(), name
-
-
 def test_scalars_keep_their_start() -> None:
     model = drawn(tiny.changed(fusion__bridge="scaled_add"))
     assert model.itc_head.temperature.item() == pytest.approx(0.07)
     assert model.fusion.text_bridges[0].scale.item() == 1
-    model = BridgeTower(tiny.changed(fusion__bridge="static_manager"))
-    model.reset_parameters(torch.Generator().manual_seed(0))
-    manager = model.fusion.text_bridges[1]
+    manager = BridgeTower(tiny.changed(fusion__bridge="static_manager")).fusion.text_bridges[1]
     assert (manager.weights == 1 / len(manager.weights)).all()
     assert (manager.stream_weight == 1).all()
 
@@ -108,18 +82,19 @@ class TestSpreads:
     def close(weights: Tensor, spread: float) -> bool:
         return abs(weights.std().item() / spread - 1) < 5 / math.sqrt(2 * weights.numel())
 
-    @pytest.mark.parametrize(("text", "fusion"), [(96, 48), (48, 96), (800, 96)])
+    @pytest.mark.parametrize(("text", "fusion"), [(96, 48), (800, 96)])
     def test_text_and_fusion(self, text: int, fusion: int) -> None:
         """0.02 at a width of 768 and above, larger below, as the square root of the width asks for."""
         model = drawn(tiny.changed(text__hidden_size=text, fusion__hidden_size=fusion, text__vocab_size=300))
-        tower = model.text.layers[0].attention.qkv.weight, model.text.word_embedding.weight
-        others = (
-            model.fusion.image_layers[1].cross_attention.key_value.weight,
-            model.image_projections[0].weight,
-            model.mlm_head.decoder.weight,
-        )
-        for weights, width in (*((weights, text) for weights in tower), *((weights, fusion) for weights in others)):
-            assert self.close(weights, 0.02 * math.sqrt(768 / min(width, 768)))
+        for module, width in (
+            (model.text.layers[0].attention.qkv, text),
+            (model.text.word_embedding, text),
+            (model.fusion.image_layers[1].cross_attention.key_value, fusion),
+            (model.image_projections[0], fusion),
+            (model.mlm_head.decoder, fusion),
+        ):
+            assert self.close(module.weight, 0.02 * math.sqrt(768 / min(width, 768)))
+            assert text == 800 or not self.close(module.weight, 0.02), "control"
 
     def test_base(self) -> None:
         """The published size, but fewer layers and words: the spread of every kind of parameter."""
@@ -150,6 +125,3 @@ class TestSpreads:
                 right = weights.numel() == 1 or self.close(weights, 0.02)
             wrong += [] if right else [name]
         assert wrong == []
-
-    def test_control(self) -> None:
-        assert not self.close(drawn(WIDE).text.layers[0].attention.qkv.weight, 0.02)

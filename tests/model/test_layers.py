@@ -43,13 +43,23 @@ def attended(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor
     return DotProductAttention(heads, 0.0)(query, key, value, mask)
 
 
-class TestSelfAttention:
-    def test_formula(self) -> None:
+def in_parts(hidden: Tensor, layer: nn.Linear, count: int) -> list[Tensor]:
+    pairs = zip(layer.weight.chunk(count), layer.bias.chunk(count), strict=True)
+    return [F.linear(hidden, weight, bias) for weight, bias in pairs]
+
+
+class TestAttention:
+    def test_self_attention(self) -> None:
         layer, hidden, mask = made(SelfAttention(WIDTH, HEADS)), random(2, 5, WIDTH), mask_of(5, 2)
-        weight, bias = layer.qkv.weight.chunk(3), layer.qkv.bias.chunk(3)
-        query, key, value = (F.linear(hidden, weight[part], bias[part]) for part in range(3))
-        expected = layer.out(attended(query, key, value, HEADS, mask))
+        expected = layer.out(attended(*in_parts(hidden, layer.qkv, 3), HEADS, mask))
         assert tiny.off(layer(hidden, mask), expected) < ATOL
+        assert tiny.off(layer(hidden, mask_of(5, 5)), layer(hidden)) < ATOL, "nothing masked is no mask"
+
+    def test_cross_attention(self) -> None:
+        layer = made(CrossAttention(WIDTH, HEADS))
+        hidden, other, mask = random(2, 3, WIDTH), random(2, 5, WIDTH, seed=1), mask_of(4, 5)
+        expected = layer.out(attended(layer.query(hidden), *in_parts(other, layer.key_value, 2), HEADS, mask))
+        assert tiny.off(layer(layer.query(hidden), layer.key_value(other), mask), expected) < ATOL
 
     @settings(max_examples=25, deadline=None)
     @given(length=st.integers(1, 6), queries=st.integers(1, 6), masked=st.booleans())
@@ -57,30 +67,13 @@ class TestSelfAttention:
         layer, hidden = made(SelfAttention(WIDTH, HEADS)), random(2, length, WIDTH)
         mask = mask_of(length, 1) if masked else None
         some = layer(hidden, mask, num_queries=queries)
-        assert some.shape == (2, min(queries, length), WIDTH)
         assert tiny.off(some, layer(hidden, mask)[:, :queries]) < ATOL
 
-
-class TestCrossAttention:
-    def test_formula(self) -> None:
-        layer = made(CrossAttention(WIDTH, HEADS))
-        hidden, other, mask = random(2, 3, WIDTH), random(2, 5, WIDTH, seed=1), mask_of(4, 5)
-        weight, bias = layer.key_value.weight.chunk(2), layer.key_value.bias.chunk(2)
-        key, value = (F.linear(other, weight[part], bias[part]) for part in range(2))
-        expected = layer.out(attended(layer.query(hidden), key, value, HEADS, mask))
-        assert tiny.off(layer(layer.query(hidden), layer.key_value(other), mask), expected) < ATOL
-
-
-class TestMasks:
     def test_masked_positions_are_not_read(self) -> None:
         layer, hidden, mask = made(SelfAttention(WIDTH, HEADS)), random(2, 5, WIDTH), mask_of(5, 2)
         changed = hidden + 100 * random(2, 5, WIDTH, seed=3) * ~mask[..., None]
         assert tiny.off(layer(hidden, mask)[mask], layer(changed, mask)[mask]) < ATOL
         assert tiny.off(layer(hidden)[mask], layer(changed)[mask]) > 0.01, "without the mask they are"
-
-    def test_nothing_masked_is_no_mask(self) -> None:
-        layer, hidden = made(SelfAttention(WIDTH, HEADS)), random(2, 5, WIDTH)
-        assert tiny.off(layer(hidden, mask_of(5, 5)), layer(hidden)) < ATOL
 
 
 VALUES = torch.linspace(-6, 6, 50, dtype=torch.float64)
@@ -94,44 +87,24 @@ def test_activation_formulas() -> None:
     assert tiny.off(activated(VALUES, "relu"), (VALUES + VALUES.abs()) / 2) < 1e-12
 
 
-def test_quick_gelu_is_an_approximation() -> None:
-    assert 1e-3 < tiny.off(activated(VALUES, "quick_gelu"), F.gelu(VALUES)) < 0.03
-    assert activated(torch.zeros(3), "quick_gelu").tolist() == [0, 0, 0]
+def test_feed_forward() -> None:
+    layer, hidden = made(FeedForward(WIDTH, 20, "quick_gelu")), random(2, 5, WIDTH)
+    up = layer.up(hidden)
+    assert tiny.off(layer(hidden), layer.down(up / (1 + torch.exp(-1.702 * up)))) < ATOL
 
 
-class TestFeedForward:
-    @pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
-    def test_formula(self, activation: str) -> None:
-        layer, hidden = made(FeedForward(WIDTH, 20, activation)), random(2, 5, WIDTH)
-        up = layer.up(hidden)
-        exact = 0.5 * up * (1 + torch.erf(up / 2**0.5))
-        expected = layer.down(exact if activation == "gelu" else up / (1 + torch.exp(-1.702 * up)))
-        assert tiny.off(layer(hidden), expected) < ATOL
-
-    @pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
-    def test_without_gradients_it_is_the_same_in_less_memory(self, activation: str) -> None:
-        layer, hidden = made(FeedForward(WIDTH, 20, activation)), random(2, 5, WIDTH)
-        given = hidden.clone()
-        with torch.inference_mode():
-            ours = layer(hidden)
-        assert tiny.off(ours, layer(hidden)) < ATOL
-        assert torch.equal(hidden, given)
+def test_pre_norm() -> None:
+    layer, hidden = made(pre_norm("quick_gelu")), random(2, 5, WIDTH)
+    after = hidden + layer.attention(norm(hidden, layer.attention_norm, 1e-3))
+    assert tiny.off(layer(hidden), after + layer.mlp(norm(after, layer.mlp_norm, 1e-3))) < ATOL
+    assert tiny.off(layer(hidden), made(pre_norm("gelu"))(hidden)) > 1e-3, "the activation reaches the feed-forward"
+    assert torch.equal(layer(hidden), layer.train()(hidden)), "no dropout"
 
 
-class TestTransformerLayers:
-    def test_pre_norm(self) -> None:
-        layer, hidden = made(pre_norm("quick_gelu")), random(2, 5, WIDTH)
-        after = hidden + layer.attention(norm(hidden, layer.attention_norm, 1e-3))
-        assert tiny.off(layer(hidden), after + layer.mlp(norm(after, layer.mlp_norm, 1e-3))) < ATOL
-
-    def test_post_norm(self) -> None:
-        layer, hidden, mask = made(PostNormLayer(POST)), random(2, 5, WIDTH), mask_of(5, 3)
-        after = norm(hidden + layer.attention(hidden, mask), layer.attention_norm, 1e-3)
-        assert tiny.off(layer(hidden, mask), norm(after + layer.mlp(after), layer.mlp_norm, 1e-3)) < ATOL
-
-    def test_activation_reaches_the_feed_forward(self) -> None:
-        layer, hidden = made(pre_norm("gelu")), random(2, 5, WIDTH)
-        assert tiny.off(layer(hidden), made(pre_norm("quick_gelu"))(hidden)) > 1e-3
+def test_post_norm() -> None:
+    layer, hidden, mask = made(PostNormLayer(POST)), random(2, 5, WIDTH), mask_of(5, 3)
+    after = norm(hidden + layer.attention(hidden, mask), layer.attention_norm, 1e-3)
+    assert tiny.off(layer(hidden, mask), norm(after + layer.mlp(after), layer.mlp_norm, 1e-3)) < ATOL
 
 
 def norm(hidden: Tensor, layer: nn.LayerNorm, eps: float) -> Tensor:
@@ -160,10 +133,6 @@ class TestDropout:
         assert torch.equal(layer(*inputs), layer(*inputs))
         layer.train()
         assert tiny.off(layer(*inputs), layer(*inputs)) > 0.01
-
-    def test_pre_norm_has_none(self) -> None:
-        layer, hidden = made(pre_norm("gelu")), random(2, 5, WIDTH)
-        assert torch.equal(layer(hidden), layer.train()(hidden))
 
     def test_scale_is_kept(self) -> None:
         """Kept values grow by 1 / (1 - p), so the mean over many draws is the value without dropout."""

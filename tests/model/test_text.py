@@ -40,14 +40,10 @@ class TestPositions:
         """Counted over tokens that are not padding, from pad + 1 = 2; padding has position pad = 1."""
         assert made().position_ids(torch.tensor([ids])).tolist() == [positions]
 
-    def test_roberta_with_another_padding(self) -> None:
-        tower = made(tiny.changed(text__pad_token_id=0).text)
-        assert tower.position_ids(torch.tensor([[5, 6, 0, 7, 0]])).tolist() == [[1, 2, 0, 3, 0]]
-
-    @pytest.mark.parametrize("ids", [[5, 6, 7, 0, 0], [0, 0, 0, 0, 0], [0, 5, 0, 6, 7]])
-    def test_bert(self, ids: list[int]) -> None:
-        positions = made(BERT).position_ids(torch.tensor([ids]))
-        assert positions.expand(1, -1).tolist() == [[0, 1, 2, 3, 4]]
+    def test_others(self) -> None:
+        ids = torch.tensor([[5, 6, 0, 7, 0]])
+        assert made(tiny.changed(text__pad_token_id=0).text).position_ids(ids).tolist() == [[1, 2, 0, 3, 0]]
+        assert made(BERT).position_ids(ids).tolist() == [0, 1, 2, 3, 4]
 
 
 class TestEmbed:
@@ -72,7 +68,7 @@ class TestEmbed:
 
 
 class TestLayers:
-    @pytest.mark.parametrize("read", [(3,), (1,), (1, 2, 3), (1, 3)], ids=str)
+    @pytest.mark.parametrize("read", [(3,), (1,), (1, 2, 3)], ids=str)
     def test_read_layers(self, read: tuple[int, ...]) -> None:
         tower, (ids, mask) = made(), texts(5, 3)
         hidden = tower.embed(ids)
@@ -101,14 +97,6 @@ class TestPadding:
         one, other = (tower(part, keep.bool(), (1, 3)) for part, keep in ((ids, mask), (wider_ids, wider_mask)))
         for short, long in zip(one, other, strict=True):
             assert tiny.off(short[mask.bool()], long[wider_mask.bool()]) < ATOL
-
-    @settings(max_examples=25, deadline=None)
-    @given(lengths=LENGTHS)
-    def test_texts_alone(self, lengths: list[int]) -> None:
-        tower, (ids, mask) = made(), tiny.texts(lengths)
-        together = tower(ids, mask.bool(), (3,))[0]
-        for row, length in enumerate(lengths):
-            assert tiny.off(tower(ids[row : row + 1, :length], None, (3,))[0][0], together[row, :length]) < ATOL
 
     def test_control_without_the_mask_it_does(self) -> None:
         tower, (ids, mask) = made(), texts(5, 3)

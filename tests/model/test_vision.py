@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -53,26 +53,19 @@ class TestEmbed:
 
 
 class TestLayers:
-    @pytest.mark.parametrize("read", [(4,), (1,), (1, 2, 3, 4), (2, 4)], ids=str)
+    @pytest.mark.parametrize("read", [(1,), (1, 2, 3, 4), (2, 4)], ids=str)
     @pytest.mark.parametrize("config", [CONFIG, TIMM], ids=["clip", "timm"])
     def test_read_layers(self, config: VisionConfig, read: tuple[int, ...]) -> None:
-        tower = made(config)
+        tower, ran = made(config), []
         hidden = tower.embed(images())
         expected = {}
         for number, layer in enumerate(tower.layers, start=1):
             hidden = layer(hidden)
             expected[number] = tower.post_norm(hidden)
-        outputs = tower(images(), read)
-        assert len(outputs) == len(read)
-        for output, number in zip(outputs, read, strict=True):
-            assert tiny.off(output, expected[number]) < ATOL
-
-    def test_later_layers_are_not_run(self) -> None:
-        tower, ran = made(), []
-        for number, layer in enumerate(tower.layers, start=1):
             layer.register_forward_hook(lambda *_, number=number: ran.append(number))
-        tower(images(), (1, 2))
-        assert ran == [1, 2]
+        for output, number in zip(tower(images(), read), read, strict=True):
+            assert tiny.off(output, expected[number]) < ATOL
+        assert ran == list(range(1, read[-1] + 1)), "later layers are not run"
 
     def test_a_distilled_tower_has_one_tensor_and_one_position_more(self) -> None:
         distilled, plain = made(DISTILLED).state_dict(), made(TIMM).state_dict()
@@ -105,14 +98,6 @@ class TestOtherSizes:
 
 
 class TestResize:
-    @settings(max_examples=30, deadline=None)
-    @given(side=st.integers(1, 7), rows=st.integers(1, 9), columns=st.integers(1, 9))
-    def test_shape_and_class_row(self, side: int, rows: int, columns: int) -> None:
-        position = random(side**2 + 1, 6)
-        resized = resize_position_embedding(position, (rows, columns))
-        assert resized.shape == (rows * columns + 1, 6)
-        assert torch.equal(resized[0], position[0])
-
     @given(side=st.integers(1, 7), prefix=st.integers(1, 2))
     def test_identity(self, side: int, prefix: int) -> None:
         position = random(side**2 + prefix, 6)
@@ -144,12 +129,6 @@ class TestResize:
         expected = resize_position_embedding(swapped, (2, 4))[1:].unflatten(0, (2, 4)).transpose(0, 1).flatten(0, 1)
         assert tiny.off(tall[1:], expected) < ATOL
         assert tiny.off(tall[1:], wide[1:]) > 0.01
-
-    def test_gradient_reaches_the_table(self) -> None:
-        position = random(10, 4).requires_grad_()
-        resize_position_embedding(position, (5, 5)).sum().backward()
-        assert position.grad is not None
-        assert position.grad.abs().sum() > 0
 
 
 def cubic(distance: float, a: float = -0.75) -> float:
