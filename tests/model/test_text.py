@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -85,23 +84,6 @@ class TestLayers:
             layer.register_forward_hook(lambda *_, number=number: ran.append(number))
         tower(ids, mask, (1, 2))
         assert ran == [1, 2]
-
-
-class TestPadding:
-    @settings(max_examples=25, deadline=None)
-    @given(lengths=LENGTHS, more=st.integers(0, 6), bert=st.booleans())
-    def test_changes_nothing(self, lengths: list[int], more: int, bert: bool) -> None:
-        tower = made(BERT if bert else CONFIG)
-        ids, mask = tiny.texts(lengths, tiny.CONFIG)
-        wider_ids, wider_mask = tiny.texts(lengths, tiny.CONFIG, width=max(lengths) + more)
-        one, other = (tower(part, keep.bool(), (1, 3)) for part, keep in ((ids, mask), (wider_ids, wider_mask)))
-        for short, long in zip(one, other, strict=True):
-            assert tiny.off(short[mask.bool()], long[wider_mask.bool()]) < ATOL
-
-    def test_control_without_the_mask_it_does(self) -> None:
-        tower, (ids, mask) = made(), texts(5, 3)
-        difference = (tower(ids, mask, (3,))[0] - tower(ids, None, (3,))[0])[1, :3]
-        assert difference.abs().max() > 0.01
 
 
 def test_dropout_in_training_only() -> None:

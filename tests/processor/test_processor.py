@@ -152,11 +152,6 @@ def test_lists_of_images(config: ProcessorConfig, photo: Photo, tmp_path: Path) 
         processor.images([tmp_path / "nothing.png"])
 
 
-def test_processors_travel_to_worker_processes(config: ProcessorConfig, tokenizer: Tokenizer) -> None:
-    travelled = pickle.loads(pickle.dumps(Processor(config, tokenizer)))
-    assert travelled.token_ids(["A dog"]) == Processor(config, tokenizer).token_ids(["A dog"])
-
-
 def test_a_prepared_picture_counts_as_an_image(config: ProcessorConfig, photo: Photo, tmp_path: Path) -> None:
     processor, path = Processor(config, None), tmp_path / "turned.jpg"
     exif = Image.Exif()

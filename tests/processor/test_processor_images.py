@@ -41,13 +41,8 @@ def test_every_way_of_giving_a_picture_is_equal(photo: Photo, tmp_path: Path) ->
     tensor = torch.from_numpy(pixels).permute(2, 0, 1)
     for source in (str(path), path, path.read_bytes(), picture, pixels, tensor, pixels[:, ::-1][:, ::-1]):
         assert np.array_equal(_array(source), pixels)
-
-
-def test_the_source_stays_untouched(photo: Photo) -> None:
-    picture = photo(4, 5)
-    before = picture.tobytes()
     open_image(picture).putpixel((0, 0), (1, 2, 3))
-    assert picture.tobytes() == before
+    assert np.array_equal(np.array(picture), pixels), "the source stays as it is"
 
 
 def test_grey_and_transparent_arrays_and_tensors() -> None:
@@ -105,12 +100,6 @@ def test_the_processor_applies_its_background() -> None:
         assert Processor(config, None).resize(_icon().crop((2, 0, 3, 1))).flatten().tolist() == [expected] * 3
 
 
-def test_grey_with_alpha() -> None:
-    image = Image.fromarray(np.array([[[90, 255], [30, 0]]], dtype=np.uint8), "LA")
-    assert _array(_bytes(image, "PNG"))[0, :, 0].tolist() == [90, 30]
-    assert _array(_bytes(image, "PNG"), background=WHITE)[0, :, 0].tolist() == [90, 255]
-
-
 @pytest.mark.parametrize("transparency", [None, 1, bytes([255, 0])])
 def test_palettes(transparency: int | bytes | None) -> None:
     image = Image.new("P", (2, 1))
@@ -124,11 +113,13 @@ def test_palettes(transparency: int | bytes | None) -> None:
         assert _array(_bytes(image, "PNG", **options), background=WHITE)[0].tolist() == [[200, 10, 20], second]
 
 
-def test_one_bit_and_cmyk(photo: Photo) -> None:
-    black_and_white = photo(8, 9).convert("1")
-    assert np.array_equal(_array(_bytes(black_and_white, "PNG")), np.asarray(black_and_white.convert("RGB")))
-    ink = photo(8, 9).convert("CMYK")
-    assert np.array_equal(_array(_bytes(ink, "TIFF")), np.asarray(ink.convert("RGB")))
+def test_other_modes(photo: Photo) -> None:
+    for mode, kind in (("1", "PNG"), ("CMYK", "TIFF")):
+        picture = photo(8, 9).convert(mode)
+        assert np.array_equal(_array(_bytes(picture, kind)), np.asarray(picture.convert("RGB")))
+    grey = _bytes(Image.fromarray(np.array([[[90, 255], [30, 0]]], dtype=np.uint8), "LA"), "PNG")
+    assert _array(grey)[0, :, 0].tolist() == [90, 30]
+    assert _array(grey, background=WHITE)[0, :, 0].tolist() == [90, 255]
 
 
 GREY_16 = np.array([[0, 128, 129, 257, 32768, 65535]], dtype=np.uint16)
@@ -189,11 +180,6 @@ def test_other_files_and_objects_are_opened_in_full(photo: Photo) -> None:
         assert image.size == size == (400, 240)
 
 
-def test_the_limit_is_on_the_full_picture(photo: Photo) -> None:
-    with pytest.raises(ValueError, match="400x240 = 96000 pixels, the limit is 90000"):
-        open_reduced(_bytes(photo(240, 400), "JPEG"), 9, max_pixels=90_000)
-
-
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_unreadable_exif_means_upright(photo: Photo) -> None:
     content = _bytes(photo(8, 9), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff")
@@ -220,13 +206,12 @@ def test_avif_files_are_what_pillow_makes_of_them(mode: str, photo: Photo) -> No
 
 
 @pytest.mark.parametrize("orientation", range(9))
-@pytest.mark.parametrize("kind", ["JPEG", "TIFF", "WEBP", "PNG"])
-def test_orientation_is_what_pillow_makes_of_it(kind: str, orientation: int, photo: Photo) -> None:
+def test_orientation_is_what_pillow_makes_of_it(orientation: int, photo: Photo) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    options: dict[str, Any] = {"exif": exif, "lossless": True} if kind == "WEBP" else {"exif": exif}
-    content = _bytes(photo(20, 31), kind, **options)
-    assert np.array_equal(_array(content), np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(content)))))
+    for kind, options in (("JPEG", {}), ("TIFF", {}), ("WEBP", {"lossless": True}), ("PNG", {})):
+        content = _bytes(photo(20, 31), kind, exif=exif, **options)
+        assert np.array_equal(_array(content), np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(content)))))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
@@ -251,13 +236,12 @@ def test_two_picture_jpegs_of_phones_and_cameras(photo: Photo) -> None:
 
 
 def test_missing_files_and_folders(tmp_path: Path) -> None:
+    (tmp_path / "empty.jpg").touch()
     with pytest.raises(FileNotFoundError, match=r"no image file at .*nothing\.jpg"):
         open_image(tmp_path / "nothing.jpg")
-    with pytest.raises(ValueError, match="not a file"):
-        open_image(tmp_path)
-    (tmp_path / "empty.jpg").touch()
-    with pytest.raises(ValueError, match=r"empty\.jpg is empty"):
-        open_image(tmp_path / "empty.jpg")
+    for place, message in ((tmp_path, "not a file"), (tmp_path / "empty.jpg", r"empty\.jpg is empty")):
+        with pytest.raises(ValueError, match=message):
+            open_image(place)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF"])
@@ -276,16 +260,13 @@ def test_a_cut_off_file_is_an_error_and_never_half_a_picture(kind: str, photo: P
         open_image(content[: len(content) * 2 // 3])
 
 
-def test_pils_leniency_is_refused(photo: Photo, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cut_off_pictures_that_pil_would_fill(photo: Photo, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = _bytes(photo(40, 56), "JPEG")[:-200]
+    with pytest.raises(ValueError, match="the PIL image is cut off"):
+        open_image(Image.open(io.BytesIO(content)))
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     with pytest.raises(ValueError, match="would end in grey"):
-        open_image(_bytes(photo(40, 56), "JPEG")[:-200])
-
-
-def test_an_open_but_cut_off_pil_image_is_an_error(photo: Photo) -> None:
-    content = _bytes(photo(40, 56), "JPEG")
-    with pytest.raises(ValueError, match="the PIL image is cut off"):
-        open_image(Image.open(io.BytesIO(content[:-200])))
+        open_image(content)
 
 
 def test_altered_files_raise_nothing_but_value_errors(photo: Photo) -> None:
@@ -328,7 +309,7 @@ def test_oversized_pictures_are_refused_before_they_are_decoded() -> None:
 
 
 def test_the_pixel_limit_can_be_moved(photo: Photo) -> None:
-    content = _bytes(photo(20, 30), "PNG")
+    content = _bytes(photo(20, 30), "JPEG")
     assert open_image(content, max_pixels=600).size == (30, 20)
-    with pytest.raises(ValueError, match="600 pixels, the limit is 599"):
-        open_image(content, max_pixels=599)
+    with pytest.raises(ValueError, match="30x20 = 600 pixels, the limit is 599"):
+        open_reduced(content, 9, max_pixels=599)

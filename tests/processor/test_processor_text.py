@@ -1,7 +1,6 @@
 """Token ids against transformers' tokenizers; cutting, padding and the errors."""
 
 import json
-import os
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -68,7 +67,7 @@ def test_vocab_and_merges_equal_transformers(roberta_folder: Path) -> None:
     assert ours.encode("A dog").ids != ours.encode(" A dog").ids, "no leading space is added"
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.lists(st.one_of(st.text(max_size=12), st.sampled_from(["<mask>", " ", "</s>", "dog"]))).map("".join))
 def test_any_text_equals_transformers_and_comes_back(text: str, roberta_folder: Path) -> None:
     ours, theirs = _cached_pair(roberta_folder)
@@ -94,17 +93,6 @@ def test_the_comparison_sees_a_leading_space_and_the_mask_token(roberta_folder: 
     assert load_tokenizer(tmp_path).encode("a <mask>").ids != theirs("a <mask>").input_ids
 
 
-def test_the_real_vocabulary_equals_transformers() -> None:
-    if "BRIDGETOWER_ROBERTA" not in os.environ:
-        pytest.skip("BRIDGETOWER_ROBERTA does not name a folder with roberta-base's vocab.json and merges.txt")
-    folder = Path(os.environ["BRIDGETOWER_ROBERTA"])
-    ours, theirs = load_tokenizer(folder), _roberta(folder)
-    assert ours.encode("Hello world").ids == [0, 31414, 232, 2]
-    assert ours.token_to_id("<mask>") == 50264
-    for text in TEXTS:
-        assert ours.encode(text).ids == theirs(text).input_ids, text
-
-
 @pytest.mark.parametrize(
     "options", [{}, {"do_lower_case": False}, {"strip_accents": False}, {"tokenize_chinese_chars": False}]
 )
@@ -124,19 +112,15 @@ def test_tokenizer_json_is_read_without_its_padding_and_truncation(tokenizer: To
     fixed.enable_padding(length=40)
     fixed.enable_truncation(5)
     fixed.save(str(tmp_path / "tokenizer.json"))
+    text = "A dog runs on the grass"
     for source in (tmp_path, tmp_path / "tokenizer.json"):
-        assert (
-            load_tokenizer(source).encode("A dog runs on the grass").ids
-            == tokenizer.encode("A dog runs on the grass").ids
-        )
+        assert load_tokenizer(source).encode(text).ids == tokenizer.encode(text).ids
 
 
 def test_missing_and_damaged_tokenizers(roberta_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "spm.model").write_bytes(b"\x0e")
     for source in (tmp_path, tmp_path / "spm.model"):
-        with pytest.raises(
-            FileNotFoundError, match=r"no tokenizer at .*expected tokenizer\.json.*AutoTokenizer\.from_"
-        ):
+        with pytest.raises(FileNotFoundError, match=r"no tokenizer at .*AutoTokenizer\.from_"):
             load_tokenizer(source)
     (tmp_path / "vocab.json").write_bytes((roberta_folder / "vocab.json").read_bytes())
     with pytest.raises(FileNotFoundError, match=r"needs merges\.txt"):
@@ -191,16 +175,12 @@ def test_training_needs_texts_and_room() -> None:
 
 
 def test_batches_are_padded_to_their_longest_text(config: ProcessorConfig, tokenizer: Tokenizer) -> None:
-    processor = Processor(config, tokenizer)
-    rows = processor.token_ids(["A dog", "A dog runs on the grass."])
-    batch = processor.texts(["A dog", "A dog runs on the grass."])
-    assert batch.input_ids.shape == (2, max(map(len, rows)))
-    assert batch.input_ids[0].tolist() == rows[0] + [1] * (len(rows[1]) - len(rows[0]))
+    processor, texts = Processor(config, tokenizer), ["A dog", "A dog runs on the grass."]
+    short, long = processor.token_ids(texts)
+    batch, missing = processor.texts(texts), len(long) - len(short)
+    assert batch.input_ids.tolist() == [short + [1] * missing, long]
     assert batch.attention_mask is not None
-    assert batch.attention_mask.tolist() == [
-        [1] * len(rows[0]) + [0] * (len(rows[1]) - len(rows[0])),
-        [1] * len(rows[1]),
-    ]
+    assert batch.attention_mask.tolist() == [[1] * len(short) + [0] * missing, [1] * len(long)]
     assert processor.texts(["A dog", "A dog"]).attention_mask is None
     assert batch.input_ids.dtype == batch.attention_mask.dtype == torch.long
 
@@ -209,9 +189,8 @@ def test_too_long_texts_name_the_way_out(config: ProcessorConfig, tokenizer: Tok
     processor = Processor(config, tokenizer)
     text = "A dog runs on the grass. " * 9
     count = len(tokenizer.encode(text).ids)
-    with pytest.raises(
-        ValueError, match=rf"text 1, 'A dog runs on .*…', has {count} tokens, the limit is 12; .*truncate"
-    ):
+    message = rf"text 1, 'A dog runs on .*…', has {count} tokens, the limit is 12; .*truncate"
+    with pytest.raises(ValueError, match=message):
         processor.texts(["A dog", text])
 
 
@@ -225,7 +204,7 @@ def test_truncation_keeps_the_end_token_and_equals_transformers(
         assert expected[-1] == processor.eos_token_id
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(pair=st.lists(st.sampled_from([text for text in TEXTS if text]), min_size=1, max_size=2))
 def test_pairs_are_joined_and_cut_as_roberta_does(
     pair: list[str], config: ProcessorConfig, tokenizer: Tokenizer, roberta_folder: Path
@@ -281,10 +260,10 @@ def test_bad_texts(texts: Any, message: str, config: ProcessorConfig, tokenizer:
         Processor(config, tokenizer).texts(texts)
 
 
-@pytest.mark.parametrize("ids", [[], [[]], [[0, 2], []]])
-def test_nothing_to_pad(ids: list[list[int]], config: ProcessorConfig, tokenizer: Tokenizer) -> None:
-    with pytest.raises(ValueError, match="expected at least one, none empty"):
-        Processor(config, tokenizer).pad(ids)
+def test_nothing_to_pad(config: ProcessorConfig, tokenizer: Tokenizer) -> None:
+    for ids in ([], [[]], [[0, 2], []]):
+        with pytest.raises(ValueError, match="expected at least one, none empty"):
+            Processor(config, tokenizer).pad(ids)
 
 
 def _words(processor: Processor, text: str) -> list[list[str]]:
@@ -420,18 +399,14 @@ def test_special_tokens_and_words_of_other_families(
 class TestOnlyTheBeginningIsRead:
     """Of a text that is cut; the ids are those of the whole text."""
 
-    @pytest.mark.parametrize(
-        "part", [*TEXTS[1:-1], "A", " ", "\u200b", "\x00", "e\u0301", "a" * 500 + " ", "x\u0300" * 60]
-    )
     @pytest.mark.parametrize("before", ["", "A dog runs. ", "\u200b" * 300, "a" * 190, "a" * 200 + " "])
-    def test_ids_are_those_of_the_whole_text(
-        self, config: ProcessorConfig, tokenizer: Tokenizer, part: str, before: str
-    ) -> None:
-        for length in (900, 901, 907):
-            text = (before + part * length)[:length] + " dog" * 20
-            ids = tokenizer.encode(text).ids
-            expected = ids if len(ids) <= config.max_length else [*ids[: config.max_length - 1], ids[-1]]
-            assert Processor(config, tokenizer).token_ids([text, "a"], truncate=True)[0] == expected
+    def test_ids_are_those_of_the_whole_text(self, config: ProcessorConfig, tokenizer: Tokenizer, before: str) -> None:
+        processor, most = Processor(config, tokenizer), config.max_length
+        for part in (*TEXTS[1:-1], "A", " ", "\u200b", "\x00", "e\u0301", "a" * 500 + " ", "x\u0300" * 60):
+            texts = [(before + part * length)[:length] + " dog" * 20 for length in (900, 901, 907)]
+            whole = [tokenizer.encode(text).ids for text in texts]
+            expected = [ids if len(ids) <= most else [*ids[: most - 1], ids[-1]] for ids in whole]
+            assert processor.token_ids(texts, truncate=True) == expected
 
     def test_a_word_that_is_cut_does_not_count(self) -> None:
         """Nine long words are 180 characters; of the next one twelve are read first, which would be three tokens."""
@@ -467,10 +442,8 @@ class PanicException(BaseException):
 
 def test_threads_that_cannot_start_are_no_fault_of_the_files() -> None:
     reason = "The global thread pool has not been initialized.: ThreadPoolBuildError { kind: IOError(Os { code: 11 }) }"
-    with (
-        pytest.raises(OSError, match=r"cannot start its threads .* TOKENIZERS_PARALLELISM=false"),
-        tokenizers_errors("x"),
-    ):
+    message = r"cannot start its threads .* TOKENIZERS_PARALLELISM=false"
+    with pytest.raises(OSError, match=message), tokenizers_errors("x"):
         raise PanicException(reason)
     with pytest.raises(ValueError, match="copy the files of the tokenizer again"), tokenizers_errors("x"):
         raise PanicException("index out of range")
