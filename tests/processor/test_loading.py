@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from bridgetower.distributed import available_cores
 from bridgetower.processor import load_items, loaded
@@ -41,7 +42,7 @@ class TestWorkers:
 
 
 def test_a_killed_process_is_one_line_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.1,))  # not five seconds
     message = r"^a process .* was killed .* memory runs short; start the same command again[^\n]*$"
     with pytest.raises(ChildProcessError, match=message):
         list(load_items(doubled, [1, 8, 2], num_workers=1))
