@@ -171,7 +171,6 @@ class TestResults:
         calls: list[Callable[..., Any]] = [
             lambda **how: predictor.match(files, TEXTS, **how),
             lambda **how: predictor.match(files, TEXTS[:2], all_pairs=True, **how),
-            lambda **how: predictor.embed_pairs(files, TEXTS, **how),
             lambda **how: torch.tensor(
                 [masks[0][0].probability for masks in predictor.fill_mask(files, MASKED, **how)]
             ),
