@@ -61,22 +61,14 @@ Outcome = Tensor | float | list[list[FilledWord]]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Item:
-    """One thing to be computed.
+    """One thing to be computed."""
 
-    Attributes:
-        kind: An `embedding` is of the image, the text or both; every other kind takes both, and `reason` two images.
-            The text of a `fill_mask` or `mask_probabilities` has a mask.
-        image: As `Processor.resize` returns it. One object in several items is encoded once.
-        image_2: The second image of `reason`, likewise.
-        ids: The text's token ids; equal ones are encoded once.
-        top: Words per mask of `fill_mask`; the best of a judgement are chosen by `choices`.
-    """
-
+    # An embedding is of the image, the text or both; every other kind takes both, and `reason` two images.
     kind: Kind = "embedding"
-    image: Pixels | None = None
-    image_2: Pixels | None = None
-    ids: Tokens | None = None
-    top: int = 1
+    image: Pixels | None = None  # as `Processor.resize` returns it; one object in several items is encoded once
+    image_2: Pixels | None = None  # the second one of `reason`
+    ids: Tokens | None = None  # of the text, for `fill_mask` and `mask_probabilities` with a mask; equal ones once
+    top: int = 1  # words per mask of `fill_mask`; the best of a judgement are chosen by `choices`
 
 
 @torch.inference_mode()

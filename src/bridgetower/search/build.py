@@ -197,7 +197,7 @@ class _Update:
         if is_url(file.place) and not file.version:  # which listings over HTTP do not tell
             with suppress(OSError):  # reading it says what is wrong
                 versions[file.name] = version_of(file.place)
-        if not all(version not in ("", "None") for version in versions.values()):
+        if versions[file.name] == "None" or not all(versions.values()):  # of which a server tells nothing
             return ""
         about = [part.kind, self._folder(source), self.config.columns, self.config.truncate, *versions.items()]
         digest = hashlib.blake2b(repr(about).encode(errors="surrogateescape"), digest_size=8).hexdigest()
