@@ -9,6 +9,7 @@ import pytest
 from album import Album
 
 from bridgetower.predictor import Predictor, load
+from bridgetower.search import build, embed
 from shapes import write_pictures
 from sources import write_sources
 
@@ -72,3 +73,17 @@ def stopped(predictor: Predictor) -> Callable[[int, Callable[[], object]], None]
                 run()
 
     return call
+
+
+@pytest.fixture
+def read_names(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files of sources that are read."""
+    names, read_part = list[str](), embed.read_part
+
+    def noting(part: Any, columns: Any) -> Any:
+        names.append(part.files[0].name)
+        return read_part(part, columns)
+
+    for module in (build, embed):
+        monkeypatch.setattr(module, "read_part", noting)
+    return names

@@ -21,9 +21,8 @@ from PIL import Image
 from bridgetower.checkpoints import read_checkpoint, write_checkpoint
 from bridgetower.data.example import Example
 from bridgetower.data.example import Image as SourceImage
-from bridgetower.data.reader import Columns, Part, read
+from bridgetower.data.reader import read
 from bridgetower.predictor import Predictor, load
-from bridgetower.search import build as build_module
 from bridgetower.search.build import IndexReport, build_index
 from bridgetower.search.embed import decode, write_lock
 from bridgetower.search.index import Index
@@ -261,40 +260,28 @@ class TestUpdate:
 class TestParts:
     """Files with many images in them are read only if they changed, or were not read to their end."""
 
-    @pytest.fixture
-    def read(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-        """Names of the files that are read."""
-        names, read_part = list[str](), build_module.read_part
-
-        def noting(part: Part, columns: Columns) -> Any:
-            names.append(part.files[0].name)
-            return read_part(part, columns)
-
-        monkeypatch.setattr(build_module, "read_part", noting)
-        return names
-
     @pytest.mark.parametrize(("kind", "last"), [("shards", "shard-1.tar"), ("bytes.parquet", ""), ("saved", None)])
     def test_unchanged_ones_are_not_read(
-        self, kind: str, last: str | None, album: Album, places: dict[str, Path], read: list[str], tmp_path: Path
+        self, kind: str, last: str | None, album: Album, places: dict[str, Path], read_names: list[str], tmp_path: Path
     ) -> None:
         source = tmp_path / kind
         (shutil.copytree if places[kind].is_dir() else shutil.copy)(places[kind], source)
         assert album.counts(source) == (5, 5, 0, 0)
-        assert len(read) == len(set(read)) > 0
+        assert len(read_names) == len(set(read_names)) > 0
         assert sum(row["part_size"] for row in album.rows().values()) == 5
-        del read[:]
-        assert (album.counts(source), read) == ((5, 0, 0, 0), [])
+        del read_names[:]
+        assert (album.counts(source), read_names) == ((5, 0, 0, 0), [])
         if last is not None:
             os.utime(source / last, (1, 1)) if last else os.utime(source, (1, 1))
             for _ in range(2):
                 album.build(source)
-                assert read == [last or kind]
+                assert read_names == [last or kind]
 
     def test_a_run_that_ended_within_one(
         self,
         album: Album,
         shapes_folder: Path,
-        read: list[str],
+        read_names: list[str],
         encoded: list[int],
         stopped: Callable[..., None],
         tmp_path: Path,
@@ -308,8 +295,8 @@ class TestParts:
                     archive.add(shapes_folder / f"{number:02}.png", f"{number:02}.png")
 
         def run() -> tuple[IndexReport, list[str]]:
-            del read[:]
-            return album.build(tars), [*read]
+            del read_names[:]
+            return album.build(tars), [*read_names]
 
         write("a.tar", range(5))
         write("b.tar", range(5, 9))
@@ -328,12 +315,12 @@ class TestParts:
         assert (report.changed, names) == (0, [])
 
     def test_one_with_something_bad_is_read_again(
-        self, album: Album, shapes_folder: Path, read: list[str], tmp_path: Path
+        self, album: Album, shapes_folder: Path, read_names: list[str], tmp_path: Path
     ) -> None:
         contents = [(shapes_folder / "00.png").read_bytes(), b"not an image", (shapes_folder / "01.png").read_bytes()]
         pq.write_table(pa.table({"id": list("abc"), "image": contents}), tmp_path / "a.parquet")
         first, again = (album.build(tmp_path / "a.parquet", max_errors=1) for _ in range(2))
-        assert (first.bad, again.images, again.added, len(read)) == (again.bad, 2, 0, 2)
+        assert (first.bad, again.images, again.added, len(read_names)) == (again.bad, 2, 0, 2)
 
 
 class TestUnreadableFolders:

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -282,42 +283,25 @@ class TestBroken:
 
 class TestContinuing:
     @pytest.mark.parametrize("suffix", WAYS)
-    @pytest.mark.parametrize("number", [1, 2, 3])
     def test_after_a_run_that_was_cut_off(
         self,
         suffix: str,
-        number: int,
         embed: Bench,
         places: dict[str, Path],
         expected: np.ndarray,
         encoded: list[int],
+        read_names: list[str],
         stopped: Callable[..., None],
     ) -> None:
-        def call() -> EmbedReport:
-            return embed(places["shards"], f"v.{suffix}", batch_size=2, commit_seconds=0)
-
-        stopped(number, call)
-        del encoded[:]
-        assert call().vectors == 5
-        assert sum(encoded) == 5 - 2 * (number - 1)
-        names, vectors = embed.read(f"v.{suffix}")
-        assert names == [f"shard-{number}.tar/{name}.png" for number, name in zip("00011", NAMES, strict=True)]
-        np.testing.assert_allclose(vectors, expected, atol=1e-5)
-        embed.check_beside(f"v.{suffix}")
-
-    def test_parts_that_are_through_are_not_read(
-        self, embed: Bench, places: dict[str, Path], stopped: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        stopped(2, lambda: embed(places["shards"], batch_size=3, commit_seconds=0))
-        read_part, names = embed_module.read_part, list[str]()
-
-        def noting(part: Any, columns: Any) -> Any:
-            names.append(part.files[0].name)
-            return read_part(part, columns)
-
-        monkeypatch.setattr(embed_module, "read_part", noting)
-        assert embed(places["shards"], batch_size=3).vectors == 5
-        assert names == ["shard-1.tar"]
+        for size, left in ((2, ["shard-0.tar", "shard-1.tar"]), (3, ["shard-1.tar"])):  # within a part, and after it
+            call = partial(embed, places["shards"], f"v{size}.{suffix}", batch_size=size, commit_seconds=0)
+            stopped(2, call)
+            del encoded[:], read_names[:]
+            assert call().vectors == 5
+            assert (sum(encoded), read_names) == (5 - size, left)
+            names, vectors = embed.read(f"v{size}.{suffix}")
+            assert names == [f"shard-{number}.tar/{name}.png" for number, name in zip("00011", NAMES, strict=True)]
+            np.testing.assert_allclose(vectors, expected, atol=1e-5)
 
     @pytest.mark.parametrize("suffix", WAYS)
     def test_with_other_settings_or_another_source_is_refused(
