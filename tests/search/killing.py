@@ -1,6 +1,6 @@
 """Embeds or indexes in forked processes that are killed before each change that they make, and completes each.
 
-Called as `python killing.py MODEL PHOTOS FOLDER`. Heavy imports happen once, here; every attempt is a process of its
+Called as `python killing.py MODEL FOLDER`, which has `photos` and `few` of them. Heavy imports happen once, here; every attempt is a process of its
 own, as if it had been started from a shell. Prints what was found after each kill, and after the run that completed it,
 by what was made: an index, or vectors in a table or a file.
 """
@@ -161,7 +161,6 @@ def indexing(predictor: Predictor, photos: Path, folder: Path) -> list[dict[str,
 
 
 if __name__ == "__main__":
-    model, photos, folder = sys.argv[1:]
-    arguments = load(Path(model), device="cpu"), Path(photos), Path(folder)
-    found = {suffix: embedding(*arguments, suffix) for suffix in ("lance", "npy")}
-    print(json.dumps(found | {"index": indexing(*arguments)}))  # noqa: T201
+    predictor, folder = load(Path(sys.argv[1]), device="cpu"), Path(sys.argv[2])
+    found = {suffix: embedding(predictor, folder / "few", folder, suffix) for suffix in ("lance", "npy")}
+    print(json.dumps(found | {"index": indexing(predictor, folder / "photos", folder)}))  # noqa: T201

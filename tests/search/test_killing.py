@@ -14,19 +14,19 @@ from test_embed import written
 
 from bridgetower.predictor import Predictor
 
-NAMES = ["00.png", "01.png", "02.png"]
+NAMES = ["00.png", "01.png"]
 
 
 @pytest.fixture(scope="module")
 def runs(tiny_checkpoint: Path, shapes_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     base = tmp_path_factory.mktemp("killed")
-    folder = base / "photos"
-    folder.mkdir()
-    for name in NAMES:
-        shutil.copy(shapes_folder / name, folder)
-    (folder / "03.png").write_text("not an image")
+    for name, images in (("few", NAMES), ("photos", [*NAMES, "02.png"])):
+        (base / name).mkdir()
+        for image in images:
+            shutil.copy(shapes_folder / image, base / name)
+        (base / name / "03.png").write_text("not an image")
     done = subprocess.run(
-        [sys.executable, Path(__file__).with_name("killing.py"), tiny_checkpoint, folder, base],
+        [sys.executable, Path(__file__).with_name("killing.py"), tiny_checkpoint, base],
         env=os.environ | {"PYTHONWARNINGS": "ignore"},  # LanceDB warns of forks
         capture_output=True,
         text=True,
