@@ -43,11 +43,10 @@ class TestSearches:
         config = RetrievalConfig(candidates=len(images), max_captions=1)
         result = evaluate_retrieval(predictor.model, images, config)
         examples = search_examples(predictor, images, result, config, count=len(images))
-        assert result.two_stage_recalls is not None
         for direction in ("text_to_image", "image_to_text"):
             ranks = [example.rank for example in of(direction, examples)]
             assert len(ranks) == len(images)
-            for k, recall in getattr(result.two_stage_recalls, direction).items():
+            for k, recall in getattr(result.recalls["two_stage"], direction).items():
                 assert sum(rank <= k for rank in ranks) / len(ranks) == pytest.approx(recall)
 
     def test_candidates_come_first_by_match_logit_then_the_rest_by_cosine(self, predictor, images, ranked, config):
@@ -86,7 +85,7 @@ class TestSearches:
             assert example.num_items == len(items)
 
     def test_without_matching_head_the_cosine_ranks(self, predictor, images, ranked, config):
-        plain = replace(ranked, candidates=None, two_stage_recalls=None, itm_accuracy=None)
+        plain = replace(ranked, candidates=None, itm_accuracy=None)
         for example in search_examples(predictor, images, plain, config, count=2):
             cosines = [hit.cosine for hit in example.hits]
             assert cosines == sorted(cosines, reverse=True)

@@ -76,8 +76,7 @@ def two_stage_recalls(
     return recalls_of(dense.recalls(*dense.two_stage_scores(scores, *sides, protocol), dense.truth_of(owner)))
 
 
-def recalls_of(recalls: RetrievalRecalls | None) -> dict[str, float]:
-    assert recalls is not None
+def recalls_of(recalls: RetrievalRecalls) -> dict[str, float]:
     return recalls.named("any")
 
 
@@ -96,11 +95,11 @@ class TestBruteForce:
         scored = ~itm.isnan()
         match = logits[..., 1] if protocol == "paper" else logits[..., 1] - logits[..., 0]
         torch.testing.assert_close(itm[scored], match[scored], atol=1e-5, rtol=0)
-        for recalls in (result.matching_recalls, result.two_stage_recalls):
+        for recalls in (result.recalls["matching"], result.recalls["two_stage"]):
             assert recalls_of(recalls) == pytest.approx(two_stage_recalls(similarity, match, 3, owner, protocol))
-        assert recalls_of(result.itc_recalls) == pytest.approx(two_stage_recalls(similarity, similarity, 99, owner))
+        assert recalls_of(result.recalls["itc"]) == pytest.approx(two_stage_recalls(similarity, similarity, 99, owner))
         assert torch.equal(result.truth.text_image_index, owner)
-        assert result.chance == chance_recalls(dense.truth_of(owner))
+        assert result.recalls["chance"] == chance_recalls(dense.truth_of(owner))
 
     @pytest.mark.parametrize("size", [1, 64])
     def test_batch_size_changes_nothing(self, retrieve: Any, size: int) -> None:
@@ -116,9 +115,9 @@ class TestBothScores:
         (similarity, logits), (_, owner) = everything, images.texts()
         scores = logits[..., 1] - logits[..., 0] + itc_weight * (similarity + 1)  # not below what is dropped
         expected = two_stage_recalls(similarity, scores, 5, owner)
-        assert recalls_of(result.two_stage_recalls) == pytest.approx(expected)
+        assert recalls_of(result.recalls["two_stage"]) == pytest.approx(expected)
         assert result.reranking == Reranking(itc_weight=itc_weight)
-        assert result.matching_recalls == retrieve(candidates=5).two_stage_recalls
+        assert result.recalls["matching"] == retrieve(candidates=5).recalls["two_stage"]
 
     def test_the_fit_is_the_best_of_the_weights(self, retrieve: Any) -> None:
         fitted = retrieve(candidates=5, reranking=None)
@@ -248,9 +247,9 @@ def made_up_candidates(seed: int, itm_signal: float, itc_signal: float) -> Candi
 
 def test_without_candidates_there_is_one_stage(retrieve: Any) -> None:
     alone, both = retrieve(candidates=0), retrieve(candidates=3)
-    assert (alone.candidates, alone.two_stage_recalls, alone.itm_accuracy) == (None, None, None)
-    assert alone.itc_recalls == both.itc_recalls
-    assert alone.metrics()["rsum"] == alone.itc_recalls.rsum
+    assert (alone.candidates, alone.recalls.keys(), alone.itm_accuracy) == (None, {"itc", "chance"}, None)
+    assert alone.recalls["itc"] == both.recalls["itc"]
+    assert alone.metrics()["rsum"] == alone.recalls["itc"].rsum
 
 
 def test_one_image_at_a_time_gives_the_same_metrics(
@@ -275,7 +274,7 @@ class TestAllPairs:
             expected = evaluate_retrieval(tiny_model, images, config)
             found = evaluate_all_pairs(tiny_model, images, replace(config, candidates=1, batch_size=5))
             assert found["rsum"] == pytest.approx(expected.metrics()["two_stage_rsum"])
-            assert found["chance_rsum"] == pytest.approx(expected.chance.rsum)
+            assert found["chance_rsum"] == pytest.approx(expected.recalls["chance"].rsum)
             assert found["one_stage_text_to_image_r1"] == pytest.approx(
                 expected.metrics()["two_stage_text_to_image_r1"]
             )
@@ -310,12 +309,12 @@ class TestFolds:
             part = write_set(tmp_path / str(start), {"test": records_of(tiny_dataset, "test")[start : start + 3]})
             fold = CaptionImages(DataConfig(folders=(str(part),)), "test", images.processor)
             alone.append(evaluate_retrieval(tiny_model, fold, replace(config, fold_size=None)))
-        for stage in ("itc_recalls", "matching_recalls", "two_stage_recalls", "chance"):
-            recalls = [recalls_of(getattr(fold, stage)) for fold in alone]
+        for stage in ALL_STAGES:
+            recalls = [recalls_of(fold.recalls[stage]) for fold in alone]
             means = {name: sum(fold[name] for fold in recalls) / 3 for name in recalls[0]}
-            assert recalls_of(getattr(result, stage)) == pytest.approx(means)
+            assert recalls_of(result.recalls[stage]) == pytest.approx(means)
         whole = evaluate_retrieval(tiny_model, images, replace(config, fold_size=None))
-        assert whole.two_stage_recalls != result.two_stage_recalls
+        assert whole.recalls["two_stage"] != result.recalls["two_stage"]
         assert whole.itm_accuracy == result.itm_accuracy
 
     def test_unequal_folds(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
@@ -353,9 +352,9 @@ class TestAccuracy:
     def test_without_matching_head(self, tiny_model: BridgeTower, images: CaptionImages, retrieve: Any) -> None:
         tiny_model.itm_head = None
         result = retrieve()
-        assert (result.candidates, result.matching_recalls, result.two_stage_recalls) == (None, None, None)
+        assert (result.candidates, result.recalls.keys()) == (None, {"itc", "chance"})
         assert (result.itm_accuracy, result.reranking) == (None, None)
-        assert result.metrics()["rsum"] == result.itc_recalls.rsum
+        assert result.metrics()["rsum"] == result.recalls["itc"].rsum
         for evaluate in (evaluate_matching, evaluate_all_pairs):
             with pytest.raises(ValueError, match=r"no matching \(ITM\) head"):
                 evaluate(tiny_model, images, RetrievalConfig())

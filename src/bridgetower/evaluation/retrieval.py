@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -49,9 +49,6 @@ PAIRS_PER_PART = 4096
 
 _PART_BYTES = 2**26
 """About the most that the encodings of the images of a part take."""
-
-Head = Callable[[Tensor], Tensor]
-"""Gives the logits of no match and match of a pooled output."""
 
 
 def ranked_texts(images: CaptionImages, config: RetrievalConfig) -> tuple[list[str], GroundTruth]:
@@ -108,11 +105,11 @@ class PairScorer:
         return gather_by_id(self._own, found[0])[1], found[1][self._place]
 
     def score(
-        self, image: Int[Tensor, " n"], text: Int[Tensor, " n"], head: Head | None = None
+        self, image: Int[Tensor, " n"], text: Int[Tensor, " n"], head: Callable[[Tensor], Tensor] | None = None
     ) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"]]:
         """Returns the log-odds of a match of pairs, or with protocol `paper` its logit, and whether they are accepted.
 
-        Those of a part of the images are kept as soon as they are there.
+        `head` gives the logits of no match and match of a pooled output. What a part of the images gives is kept.
         """
         own = (image % world_size() == rank()).nonzero().squeeze(1)
         rows, texts, count = image[own] // world_size(), text[own], len(self._own)
@@ -147,7 +144,11 @@ class PairScorer:
         return match, accepted
 
     def _score_part(
-        self, image: Encoded, pairs: Int[Tensor, "n 2"], head: Head, advance: Callable[[int], object]
+        self,
+        image: Encoded,
+        pairs: Int[Tensor, "n 2"],
+        head: Callable[[Tensor], Tensor],
+        advance: Callable[[int], object],
     ) -> Float[Tensor, "n 2"]:
         order, logits = pairs[:, 1].argsort(stable=True), torch.empty(len(pairs), 2)
 
@@ -233,25 +234,21 @@ class RetrievalResult:
     image_vectors: Float[Tensor, "i c"]  # contrastive, of length one
     text_vectors: Float[Tensor, "t c"]  # the same of the texts that are ranked
     truth: GroundTruth
-    itc_recalls: RetrievalRecalls
-    chance: RetrievalRecalls
+    recalls: Mapping[str, RetrievalRecalls]  # by stage: itc; of candidates by matching and by both scores; chance
     candidates: Candidates | None = None  # the pairs that were matched, and their scores
-    matching_recalls: RetrievalRecalls | None = None  # of their ranking by matching alone
-    two_stage_recalls: RetrievalRecalls | None = None  # by both scores; by matching alone with protocol `paper`
     reranking: Reranking | None = None  # with which they were ranked; None with protocol `paper`
     ece: float | None = None  # expected calibration error of `Reranking.match` on candidates of texts; None likewise
     itm_accuracy: float | None = None  # of each text with its own image and with a random other one
 
     def metrics(self) -> dict[str, float]:
         """Flat metrics: recalls `itc_…`, `matching_…`, `two_stage_…` and `chance_…`, the others, the last `rsum`."""
-        stages = {"itc": self.itc_recalls, "matching": self.matching_recalls, "two_stage": self.two_stage_recalls}
         metrics: dict[str, float] = {}
-        for stage, recalls in {**stages, "chance": self.chance}.items():
-            metrics |= {} if recalls is None else recalls.named(stage)
+        for stage, recalls in self.recalls.items():
+            metrics |= recalls.named(stage)
         weight = None if self.reranking is None else self.reranking.itc_weight
         others = {ITC_WEIGHT: weight, "ece": self.ece, "itm_accuracy": self.itm_accuracy}
         metrics |= {name: value for name, value in others.items() if value is not None}
-        return metrics | {"rsum": (self.two_stage_recalls or self.itc_recalls).rsum}
+        return metrics | {"rsum": self.recalls.get("two_stage", self.recalls["itc"]).rsum}
 
 
 @torch.inference_mode()
@@ -277,6 +274,7 @@ def evaluate_retrieval(
             return similarity(image_vectors[rows], text_vectors[texts], torch.ones(()))
 
         second: dict[str, Any] = {}
+        recalls: dict[str, RetrievalRecalls] = {}
         if model.itm_head is not None and config.candidates:
             controls, count = _control_pairs(truth), len(truth.text_image_index)
             pairs = candidate_pairs(cosines, truth, config, others=controls)
@@ -284,20 +282,20 @@ def evaluate_retrieval(
             candidates = replace(pairs, itm=match)
             is_control = torch.isin(pairs.image * count + pairs.text, controls[0] * count + controls[1])
             matched = accuracy(accepted[is_control].long(), pairs.belong[is_control].long())
-            alone = candidates.recalls()
             second = {"candidates": candidates, "itm_accuracy": matched}
-            second |= {"matching_recalls": alone, "two_stage_recalls": alone}
+            recalls = dict.fromkeys(("matching", "two_stage"), candidates.recalls())
             if config.protocol == "standard":
                 used = candidates.fitted() if reranking is None else reranking
                 second |= {"reranking": used, "ece": candidates.error(used)}
                 if used.itc_weight:
-                    second["two_stage_recalls"] = candidates.recalls(used.itc_weight)
+                    recalls["two_stage"] = candidates.recalls(used.itc_weight)
+    size = config.fold_size
+    by_cosine, chance = streamed_recalls(cosines, truth, fold_size=size), chance_recalls(truth, fold_size=size)
     return RetrievalResult(
         image_vectors=image_vectors,
         text_vectors=text_vectors,
         truth=truth,
-        itc_recalls=streamed_recalls(cosines, truth, fold_size=config.fold_size),
-        chance=chance_recalls(truth, fold_size=config.fold_size),
+        recalls={"itc": by_cosine, **recalls, "chance": chance},
         **second,
     )
 

@@ -15,23 +15,9 @@ from bridgetower.distributed import all_gather, rank, world_size
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import entry
 from bridgetower.model.fusion import Encoded
+from bridgetower.objectives import losses
 from bridgetower.objectives.config import Phase, PretrainingConfig, RankingConfig
-from bridgetower.objectives.losses import (
-    Contrast,
-    Features,
-    Losses,
-    Pairs,
-    class_loss,
-    contrast_parts,
-    hard_pairs,
-    info_nce,
-    itc_loss,
-    matching_loss,
-    mlm_loss,
-    random_pairs,
-    similarity,
-    uniform_pairs,
-)
+from bridgetower.objectives.losses import Contrast, Features, Losses, Pairs, similarity
 
 Texts = Literal["plain", "masked"]
 
@@ -72,7 +58,7 @@ class PretrainingTask(nn.Module):
     computed outside, from `features`, and handed to `forward`. The share of the run that is done decides the phase.
     """
 
-    contrast_loss: Callable[..., Float[Tensor, ""]] = staticmethod(info_nce)
+    contrast_loss: Callable[..., Float[Tensor, ""]] = staticmethod(losses.info_nce)
     """Contrastive loss of some pairs against all; a subclass may have another one."""
 
     def __init__(self, model: BridgeTower, config: PretrainingConfig) -> None:
@@ -149,7 +135,7 @@ class PretrainingTask(nn.Module):
         if contrast is not None:
             return contrast.through(embeds, scale)
         gathers = self.config.gather_with_grads
-        return itc_loss(embeds, batch.image_index, scale, gather_with_grads=gathers, loss=self.contrast_loss)
+        return losses.itc_loss(embeds, batch.image_index, scale, gather_with_grads=gathers, loss=self.contrast_loss)
 
     def contrast(self, parts: Sequence[Features]) -> list[Contrast]:
         """Returns ITC over the features of all micro-batches of a step and of all ranks, for each micro-batch."""
@@ -159,17 +145,17 @@ class PretrainingTask(nn.Module):
                 "override contrast_loss, or contrast"
             )
         gathers, scale = self.config.gather_with_grads, self.model.head("itc").logit_scale()
-        return contrast_parts(parts, scale, gather_with_grads=gathers, loss=self.contrast_loss)
+        return losses.contrast_parts(parts, scale, gather_with_grads=gathers, loss=self.contrast_loss)
 
     def itm(self, image: Encoded, text: Encoded, pairs: Pairs) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """Matching loss and accuracy of `pairs`, one fusion over all of them."""
         fused = self.model.fuse(image[pairs.image_rows], text[pairs.text_rows], outputs="pooled")
-        return matching_loss(self.model.itm_logits(fused.pooled), pairs.labels)
+        return losses.matching_loss(self.model.itm_logits(fused.pooled), pairs.labels)
 
     def mlm(self, image: Encoded, masked: Encoded, batch: CaptionBatch) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """Masked-word loss and accuracy with the weight of the batch, read from the text stream with the true image."""
         fused = self.model.fuse(image, masked, outputs="text")
-        loss, accuracy = mlm_loss(self.model.mlm_logits, fused.text, batch.mlm_labels, batch.mlm_positions)
+        loss, accuracy = losses.mlm_loss(self.model.mlm_logits, fused.text, batch.mlm_labels, batch.mlm_positions)
         weight = batch.mlm_weight
         return (loss, accuracy) if weight is None else (loss * weight, accuracy * weight)
 
@@ -179,9 +165,9 @@ class PretrainingTask(nn.Module):
         """Draws the pairs of the phase; returns them and the encodings that their rows refer to."""
         generator = torch.Generator().manual_seed(batch.seed)
         if phase.negatives == "random":
-            return random_pairs(batch.image_index, generator), (image, text)
+            return losses.random_pairs(batch.image_index, generator), (image, text)
         if phase.negatives == "uniform":
-            return uniform_pairs(batch.image_index, generator), (image, text)
+            return losses.uniform_pairs(batch.image_index, generator), (image, text)
         index, own = batch.image_index, slice(0, len(batch))
         if self.config.negatives_from == "world" and world_size() > 1:
             image = replace(image, first_layer_cache=None).map(all_gather)
@@ -192,7 +178,7 @@ class PretrainingTask(nn.Module):
             scale = self.model.head("itc").logit_scale()
             images, texts = self.model.image_embeds(image), self.model.text_embeds(text)
             image_to_text, text_to_image = similarity(images[own], texts, scale), similarity(texts[own], images, scale)
-        pairs = hard_pairs(image_to_text, text_to_image, index, all_index, own, generator)
+        pairs = losses.hard_pairs(image_to_text, text_to_image, index, all_index, own, generator)
         return pairs, (image, text)
 
     def _embeds(self, image: Encoded, text: Encoded) -> tuple[Float[Tensor, "b c"], ...]:
@@ -246,12 +232,13 @@ class RankingTask(nn.Module):
 
     def forward(self, batch: RankingBatch) -> Losses:
         image, text, scores = self.score(batch)
-        loss, accuracy = class_loss(scores, torch.zeros(len(scores), dtype=torch.long, device=scores.device))
+        loss, accuracy = losses.class_loss(scores, torch.zeros(len(scores), dtype=torch.long, device=scores.device))
         parts, metrics = {"rank": loss}, {"rank_accuracy": accuracy}
         if self.config.itm:  # of the true texts, half of them with another image of the batch
-            pairs = random_pairs(batch.image_index, torch.Generator().manual_seed(batch.seed))
+            pairs = losses.random_pairs(batch.image_index, torch.Generator().manual_seed(batch.seed))
             fused = self.model.fuse(image[pairs.image_rows], text[pairs.text_rows * scores.shape[1]])
-            parts["itm"], metrics["itm_accuracy"] = matching_loss(self.model.itm_logits(fused.pooled), pairs.labels)
+            logits = self.model.itm_logits(fused.pooled)
+            parts["itm"], metrics["itm_accuracy"] = losses.matching_loss(logits, pairs.labels)
         return Losses.weigh(parts, {"rank": 1.0, "itm": self.config.itm}, metrics)
 
     def predict(self, batch: RankingBatch) -> Float[Tensor, "b n"]:
