@@ -1,0 +1,392 @@
+"""Published sets from the files of their authors: what becomes of them, where they may lie, and what is bad."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bridgetower.data.answers import read_vocabulary
+from bridgetower.data.config import PrepareConfig
+from bridgetower.data.datasets import prepare_set
+from bridgetower.data.datasets.vg import VgConfig, VgqaConfig
+from bridgetower.data.prepared_set import DatasetInfo, read_info
+from bridgetower.files import write_json
+from miniature import (
+    ANSWERS,
+    change,
+    coco_name,
+    counts,
+    jpeg,
+    write,
+    write_coco,
+    write_flickr30k,
+    write_nlvr2,
+    write_snli_ve,
+    write_visual_genome,
+    write_vqav2,
+)
+from rows import png, read_rows
+
+WRITERS: Mapping[str, Callable[[Path], None]] = {
+    "coco": write_coco,
+    "flickr30k": write_flickr30k,
+    "vg": write_visual_genome,
+    "vgqa": write_visual_genome,
+    "vqav2": write_vqav2,
+    "snli-ve": write_snli_ve,
+    "nlvr2": write_nlvr2,
+}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Callable[[str], Path]:
+    def make(name: str) -> Path:
+        WRITERS[name](tmp_path / name)
+        return tmp_path / name
+
+    return make
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> VgqaConfig:
+    """Of VG-QA, with the splits of COCO and a vocabulary."""
+    write_coco(tmp_path / "coco")
+    (tmp_path / "vqa").mkdir()
+    write_json(tmp_path / "vqa" / "answers.json", ["yes", "no", "2"])
+    return VgqaConfig(answers=tmp_path / "vqa", karpathy=tmp_path / "coco" / "dataset_coco.json")
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, DatasetInfo]]:
+    """Each set with its usual splits, but VG-QA."""
+    folder = tmp_path_factory.mktemp("sets")
+    found = {}
+    for name, writer in WRITERS.items():
+        writer(folder / "originals" / name)
+        if name != "vgqa":
+            config = VgConfig() if name == "vg" else PrepareConfig()
+            found[name] = folder / name, prepare_set(name, folder / "originals" / name, folder / name, config)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "files"),
+    [
+        ("coco", {"train": (7, 34), "validation": (2, 10), "test": (2, 11)}, 1),
+        ("flickr30k", {"train": (3, 15), "validation": (1, 5), "test": (2, 10)}, 1),
+        ("vg", {"train": (5, 10)}, 1),
+        ("vqav2", {"train": (7, 28), "validation": (5, 20), "test": (3, 12), "test-dev": (2, 8)}, 6),
+        ("snli-ve", dict.fromkeys(("train", "validation", "test"), (2, 10)), 3),
+        ("nlvr2", dict.fromkeys(("train", "validation", "test1"), (3, 6)), 3),
+    ],
+)
+def test_sizes(prepared: Any, name: str, sizes: dict[str, tuple[int, int]], files: int) -> None:
+    folder, info = prepared[name]
+    assert counts(info) == sizes
+    assert info == read_info(folder)
+    assert len(info.sources) == files
+    left_out = {"coco": {"repeated caption": 1}, "vg": {"empty description": 5}}
+    assert info.left_out == left_out.get(name, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "row", "expected"),
+    [
+        (
+            "coco",
+            "train",
+            0,
+            {
+                "id": "COCO_train2014_000000057870.jpg",
+                "images": [jpeg(57870)],
+                "entries": [
+                    *(f"Picture 57870, caption {number}." for number in range(3)),
+                    "A restaurant has modern wooden tables and chairs.",
+                ],
+            },
+        ),
+        ("coco", "train", 4, {"id": "COCO_val2014_000000318219.jpg"}),  # of restval
+        ("flickr30k", "test", 0, {"id": "1000092799.jpg"}),
+        ("vg", "train", 1, {"images": [jpeg(2)], "entries": ["the clock is green", "shade is along street 2"]}),
+        ("vg", "train", 4, {"id": "5"}),  # 6 has no description
+        ("vqav2", "validation", 1, {"id": "43", "images": [jpeg(43)]}),
+        ("vqav2", "test", 0, {"images": [jpeg(1)]}),
+        ("vqav2", "test-dev", 0, {"images": [jpeg(1)]}),
+        ("snli-ve", "validation", 0, {"id": "3416050490.jpg"}),
+        ("nlvr2", "train", 1, {"id": "train-10-0", "images": [png(1), jpeg(1)]}),  # a JPEG, whatever its name
+    ],
+)
+def test_rows(prepared: Any, name: str, split: str, row: int, expected: dict[str, Any]) -> None:
+    found = read_rows(prepared[name][0], split)[row]
+    assert {key: found[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "row", "place", "expected"),
+    [
+        (
+            *("vqav2", "validation", 1, 2),
+            {
+                **{"question_id": 43002, "question": "What is number 2 of 43?"},
+                **{"question_type": "what is", "answer_type": "yes/no"},
+                "answers": ["no."] * 7 + ["The  dog", "dont know", "no."],
+            },
+        ),
+        (
+            *("vqav2", "test", 0, 0),
+            {
+                **{"question_id": 1000, "question": "What is number 0 of 1?"},
+                **{"question_type": "", "answer_type": "", "answers": []},
+            },
+        ),
+        (
+            *("snli-ve", "validation", 0, 1),
+            {
+                **{"statement_id": "3416050490.jpg#1r1c", "text": "Statement 1 about 3416050490."},
+                "label": "contradiction",
+            },
+        ),
+        (
+            *("nlvr2", "train", 1, 1),
+            {"statement_id": "train-10-0-1", "text": "Statement 1 about train-10-0.", "label": "True"},
+        ),
+    ],
+)
+def test_entries(prepared: Any, name: str, split: str, row: int, place: int, expected: dict[str, Any]) -> None:
+    assert read_rows(prepared[name][0], split)[row]["entries"][place] == expected
+
+
+def test_vocabulary_is_that_of_both_annotated_splits(
+    prepared: Any, source: Callable[[str], Path], tmp_path: Path
+) -> None:
+    # Of picture 9, whose annotations come first, those of the questions 3, 2, 1, 0 in this order.
+    assert read_vocabulary(prepared["vqav2"][0]) == ("no", "yes", "2")
+    assert set(ANSWERS) == {"no", "yes", "2"}
+    prepare_set("vqav2", source("vqav2"), tmp_path / "some", PrepareConfig(splits=("validation",)))
+    assert read_vocabulary(tmp_path / "some") == ("no", "yes", "2")
+
+
+class TestSplits:
+    def test_some(self, source: Callable[[str], Path], tmp_path: Path) -> None:
+        coco = source("coco")
+        (coco / "train2014").rename(tmp_path / "elsewhere")
+        info = prepare_set("coco", coco, tmp_path / "out", PrepareConfig(splits=("validation", "test")))
+        assert counts(info) == {"validation": (2, 10), "test": (2, 11)}
+        with pytest.raises(ValueError, match="coco has no split val; it has train, validation, test"):
+            prepare_set("coco", coco, tmp_path / "other", PrepareConfig(splits=("val",)))
+
+    def test_further_ones_of_nlvr2(self, source: Callable[[str], Path], tmp_path: Path) -> None:
+        splits = ("balanced-validation", "unbalanced-test1", "test2")
+        info = prepare_set("nlvr2", source("nlvr2"), tmp_path / "out", PrepareConfig(splits=splits))
+        assert counts(info) == {"balanced-validation": (1, 2), "test2": (3, 6), "unbalanced-test1": (2, 4)}
+        row = read_rows(tmp_path / "out", "test2")[0]
+        assert [statement["label"] for statement in row["entries"]] == ["", ""]
+
+    def test_those_of_vqav2_for_tests_take_no_annotations(self, source: Callable[[str], Path], tmp_path: Path) -> None:
+        folder = source("vqav2")
+        for file in folder.glob("*_annotations.json"):
+            file.unlink()
+        with pytest.raises(FileNotFoundError, match=r"no file v2_mscoco_train2014_annotations\.json or vqav2/"):
+            prepare_set("vqav2", folder, tmp_path / "out", PrepareConfig(max_errors=9))
+        info = prepare_set("vqav2", folder, tmp_path / "out", PrepareConfig(splits=("test", "test-dev")))
+        assert list(info.splits) == ["test", "test-dev"]
+        assert not (tmp_path / "out" / "answers.json").exists()
+        assert "answers.json, which takes the annotations of train and validation" in info.left_out
+
+
+@pytest.mark.parametrize(
+    ("name", "moves"),
+    [
+        ("vqav2", {"*.json": "vqav2"}),
+        ("snli-ve", {"*.jsonl": "snli_ve"}),
+        ("vg", {"images/*": ""}),
+        ("nlvr2", {"nlvr2/data": "nlvr/nlvr2", "dev": "images", "test1": "images"}),
+        ("nlvr2", {"nlvr2/data": ""}),
+    ],
+)
+def test_other_places(
+    prepared: Any, source: Callable[[str], Path], tmp_path: Path, name: str, moves: dict[str, str]
+) -> None:
+    folder = source(name)
+    for pattern, target in moves.items():
+        for path in list(folder.glob(pattern)):
+            (folder / target).mkdir(parents=True, exist_ok=True)
+            path.rename(folder / target / path.name)
+    info = prepare_set(name, folder, tmp_path / "out", VgConfig() if name == "vg" else PrepareConfig())
+    assert info.digest == prepared[name][1].digest
+
+
+def _first(key: str, **values: Any) -> Callable[[Any], object]:
+    return lambda content: content[key][0].update(**values)
+
+
+def _second(**values: Any) -> Callable[[Any], object]:
+    return lambda rows: rows[1].update(**values)
+
+
+COCO, NLVR2, SNLI_VE = "dataset_coco.json", "nlvr2/data/dev.json", "snli_ve_dev.jsonl"
+QUESTIONS, ANNOTATIONS = "v2_OpenEnded_mscoco_train2014_questions.json", "v2_mscoco_train2014_annotations.json"
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "edit", "message"),
+    [
+        ("coco", COCO, _first("images", split="dev"), r"COCO_train2014_000000057870\.jpg: split 'dev', expected one"),
+        *(
+            ("nlvr2", NLVR2, _second(label=label), rf"dev-0-0-1 of dev\.json: label {label!r}, expected the text")
+            for label in (True, "true", None, "")
+        ),
+        ("nlvr2", NLVR2, lambda rows: rows.append(rows[1]), r"dev-0-0-1 of dev\.json comes twice"),
+        ("nlvr2", NLVR2, _second(sentence=" \n"), "dev-0-0: statement 'dev-0-0-1' is empty$"),
+        *(
+            ("snli-ve", SNLI_VE, _second(gold_label=label), rf"dev\.jsonl, line 2: label '{label}', expected one of")
+            for label in ("-", "Entailment", "")
+        ),
+        ("snli-ve", SNLI_VE, _second(sentence2=" "), r"dev\.jsonl, line 2: statement '3416050490\.jpg#1r1c' is empty$"),
+        ("snli-ve", SNLI_VE, lambda rows: rows.append(rows[0]), r"line 11: pair '3416050490\.jpg#0r0n' comes twice"),
+        (
+            *("vqav2", ANNOTATIONS, lambda content: content["annotations"].pop(0)),
+            "question 9003 of train has no annotation",
+        ),
+        (
+            "vqav2",
+            ANNOTATIONS,
+            _first("annotations", image_id=10),
+            "question 9003 of train has an annotation of",
+        ),
+        (
+            "vqav2",
+            QUESTIONS,
+            lambda content: content["questions"].pop(0),
+            "annotation of question 9000 of train",
+        ),
+        (
+            *("vqav2", QUESTIONS, lambda content: content["questions"].append(content["questions"][0])),
+            "question 9000 of train comes twice",
+        ),
+        ("vqav2", QUESTIONS, _first("questions", question=" "), ": 9: question 9000 is empty$"),
+    ],
+)
+def test_bad_entries(
+    source: Callable[[str], Path], tmp_path: Path, name: str, file: str, edit: Callable[[Any], object], message: str
+) -> None:
+    folder = source(name)
+    change(folder / file, edit)
+    with pytest.raises(ValueError, match=f"1 bad .*{message}"):
+        prepare_set(name, folder, tmp_path / "out")
+    info = prepare_set(name, folder, tmp_path / "out", PrepareConfig(max_errors=1))
+    assert info.left_out["cannot be used"] == 1
+
+
+def test_an_empty_caption_is_left_out(source: Callable[[str], Path], tmp_path: Path) -> None:
+    coco = source("coco")
+    change(coco / COCO, lambda content: content["images"][0]["sentences"][0].update(raw=" "))
+    info = prepare_set("coco", coco, tmp_path / "out")
+    assert info.splits["train"].examples == 33
+    assert info.some_left_out["empty caption"] == ["COCO_train2014_000000057870.jpg"]
+
+
+def test_a_field_of_another_type(source: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = source("nlvr2")
+    change(folder / NLVR2, _second(sentence=None))
+    with pytest.raises(ValueError, match=r"dev\.json is not as published"):
+        prepare_set("nlvr2", folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("nlvr2", "images/train/8/train-10-0-img1.png"),
+        ("vg", "images/VG_100K/4.jpg"),
+        ("vqav2", f"train2014/{coco_name(9, 'train2014')}"),  # of four questions, but one picture
+    ],
+)
+def test_a_missing_picture(source: Callable[[str], Path], tmp_path: Path, name: str, file: str) -> None:
+    folder = source(name)
+    (folder / file).unlink()
+    with pytest.raises(ValueError, match=rf"1 bad .*: '{file}': there is no such"):
+        prepare_set(name, folder, tmp_path / "out", VgConfig() if name == "vg" else PrepareConfig())
+
+
+def test_pairs_of_snli_ve_without_an_id_are_numbered(source: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = source("snli-ve")
+    change(folder / "snli_ve_test.jsonl", lambda rows: [row.pop("pairID") for row in rows])
+    prepare_set("snli-ve", folder, tmp_path / "out")
+    rows = [row["entries"] for row in read_rows(tmp_path / "out", "test")]
+    assert [statement["statement_id"] for row in rows for statement in row] == [f"test-{n}" for n in range(1, 11)]
+
+
+class TestHeldOut:
+    def test_of_captions(self, source: Callable[[str], Path], tmp_path: Path, config: VgqaConfig) -> None:
+        (folder := source("vg")).joinpath("image_data.json").rename(tmp_path / "kept.json")
+        assert prepare_set("vg", folder, tmp_path / "all", VgConfig()).splits["train"].images == 5  # it is not needed
+        (tmp_path / "kept.json").rename(folder / "image_data.json")
+        given = VgConfig(leave_out=("val", "test"), karpathy=config.karpathy)
+        info = prepare_set("vg", folder, tmp_path / "out", given)
+        assert [row["id"] for row in read_rows(tmp_path / "out", "train")] == ["1", "2", "4", "5"]
+        assert info.some_left_out["image in COCO's val or test split"] == ["3"]
+
+    def test_of_questions(self, source: Callable[[str], Path], tmp_path: Path, config: VgqaConfig) -> None:
+        folder = source("vgqa")
+        info = prepare_set("vgqa", folder, tmp_path / "out", config)
+        rows = read_rows(tmp_path / "out", "train")
+        assert [row["id"] for row in rows] == ["1", "2", "4", "5"]
+        assert info.some_left_out["image in COCO's val or test split"] == ["3"]
+        wider = prepare_set("vgqa", folder, tmp_path / "wider", replace(config, leave_out=("restval", "val", "test")))
+        assert [row["id"] for row in read_rows(tmp_path / "wider", "train")] == ["1", "2", "5"]
+        assert wider.settings["leave_out"] == ["restval", "val", "test"]
+        # Questions with one answer of the vocabulary:
+        asked = [
+            (question["question_id"], question["question"], question["answers"]) for question in rows[0]["entries"]
+        ]
+        assert asked == [
+            (1_000_100, "Is it red?", ["Yes."]),
+            (1_000_101, "How many?", ["Two."]),
+            (1_000_107, "Is it  red?", ["No"]),
+        ]
+        assert (rows[0]["images"], info.splits["train"].examples) == ([jpeg(1)], 12)
+        assert info.left_out == {
+            "answer not in the vocabulary": 8,
+            "question that was asked before": 4,
+            "question with several answers": 8,
+            "image in COCO's val or test split": 1,
+        }
+        assert read_vocabulary(tmp_path / "out") == ("yes", "no", "2")
+
+    def test_none_gets_into_training_whatever_may_be_bad(
+        self, source: Callable[[str], Path], tmp_path: Path, config: VgqaConfig
+    ) -> None:
+        folder, out = source("vgqa"), tmp_path / "out"
+        write(tmp_path / "other.json", {"images": [{"cocoid": 9, "split": "train"}, {"cocoid": 1, "split": "val"}]})
+        for karpathy, error, message in (
+            (None, FileNotFoundError, r"no file dataset_coco\.json or karpathy"),
+            (
+                tmp_path / "other.json",
+                ValueError,
+                r"other\.json has no image of split test; check that it is",
+            ),
+            (tmp_path / "nowhere.json", FileNotFoundError, r"nowhere\.json"),
+        ):
+            with pytest.raises(error, match=message):
+                prepare_set("vgqa", folder, out, replace(config, karpathy=karpathy, max_errors=9))
+        assert not (out / "dataset.json").exists()
+
+    def test_files(self, source: Callable[[str], Path], tmp_path: Path, config: VgqaConfig) -> None:
+        folder, out = source("vgqa"), tmp_path / "out"
+        (tmp_path / "coco" / "dataset_coco.json").rename(folder / "dataset_coco.json")
+        config = replace(config, karpathy=None)
+        assert prepare_set("vgqa", folder, out, config).sources.keys() == {
+            *("answers.json", "dataset_coco.json", "image_data.json", "annotations/question_answers.json")
+        }
+        with pytest.raises(FileNotFoundError, match=r"no answers\.json in"):
+            prepare_set("vgqa", folder, tmp_path / "other", replace(config, answers=folder))
+        for file in ("image_data.json", "annotations/question_answers.json"):
+            (folder / file).rename(tmp_path / "moved.json")
+            name = Path(file).name
+            with pytest.raises(FileNotFoundError, match=rf"no file {name} or annotations/{name}"):
+                prepare_set("vgqa", folder, tmp_path / "other", config)
+            (tmp_path / "moved.json").rename(folder / file)
+        with pytest.raises(ValueError, match="vgqa takes a VgqaConfig, given is a PrepareConfig"):
+            prepare_set("vgqa", folder, out, PrepareConfig())
