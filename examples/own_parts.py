@@ -29,9 +29,9 @@ from bridgetower.model.config import FusionConfig, HeadsConfig, VisionConfig
 from bridgetower.model.presets import NANO
 from bridgetower.objectives.classification import ClassificationTask, task_of_head
 from bridgetower.objectives.config import NotAnOption, TaskConfig
-from bridgetower.tasks.benchmarks import evaluate
 from bridgetower.tasks.run_config import OptimizerConfig
 from bridgetower.tasks.spec import Evaluation, ExampleSource, TaskSpec
+from bridgetower.tasks.table import evaluate
 
 
 # A schema: what a row holds besides its image.

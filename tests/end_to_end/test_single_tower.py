@@ -29,8 +29,8 @@ from bridgetower.extras import load_object
 from bridgetower.model.config import HeadsConfig
 from bridgetower.predictor import load
 from bridgetower.processor import Processor
-from bridgetower.tasks.benchmarks import evaluate
 from bridgetower.tasks.spec import ExampleSource, TaskSpec
+from bridgetower.tasks.table import evaluate
 from bridgetower.training.run import train
 
 EXAMPLE = str(Path(__file__).parents[2] / "examples" / "single_tower.py")

@@ -163,11 +163,6 @@ class TestBothScores:
         assert validation.error(UNMEASURED) == pytest.approx(found.ece_before)
         assert test.error(fitted) < 0.03 < 0.2 < test.error(UNMEASURED)
 
-    def test_small_sets_give_a_weight_alone(self) -> None:
-        few, enough = (cut(made_up_candidates(0, 1.0, 1.0), torch.arange(size)).fitted() for size in (7, 8))
-        assert few == Reranking(itc_weight=few.itc_weight)
-        assert None not in (enough.calibration, enough.gain)
-
     def test_a_gain_is_not_that_of_the_fit(self) -> None:
         """Matching is right in one half and wrong in the other: the best weight of a half is bad for the other.
 

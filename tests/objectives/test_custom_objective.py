@@ -18,8 +18,8 @@ from bridgetower.model.extensions import Extensions
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.pretraining import PretrainingTask
 from bridgetower.predictor import load
-from bridgetower.tasks.benchmarks import evaluate
 from bridgetower.tasks.run_config import read_metrics
+from bridgetower.tasks.table import evaluate
 from bridgetower.training.run import train
 
 MODULE = '''

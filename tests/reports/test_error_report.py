@@ -21,7 +21,7 @@ from bridgetower.evaluation.config import Judgement, Outcome, RetrievalConfig
 from bridgetower.predictor import load
 from bridgetower.processor import Processor, open_image
 from bridgetower.reports.errors import _shown, write_errors
-from bridgetower.tasks.benchmarks import evaluate
+from bridgetower.tasks.table import evaluate
 from rows import write_set
 
 

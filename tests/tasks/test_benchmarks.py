@@ -15,7 +15,7 @@ from bridgetower.data.schema import SCHEMAS
 from bridgetower.evaluation.class_metrics import vqa_score
 from bridgetower.evaluation.config import Outcome, RetrievalConfig
 from bridgetower.predictor import Predictor, load
-from bridgetower.tasks.benchmarks import evaluate
+from bridgetower.tasks.table import evaluate
 from miniature_arrow import write_nlvr2_arrow
 from rows import write_set
 

@@ -12,16 +12,15 @@ import asked
 import shapes
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.cli import main
-from bridgetower.data.inspection import inspect, write_samples
 from bridgetower.data.own import Classes, LabelledConfig, prepare_own, read_classes
 from bridgetower.data.prepared_set import PreparedSet
 from bridgetower.evaluation.class_metrics import classification_metrics
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.config import HeadsConfig
 from bridgetower.predictor import Predictor, load
-from bridgetower.tasks.benchmarks import evaluate
 from bridgetower.tasks.entries import ClassificationConfig
 from bridgetower.tasks.run_config import RunConfig
+from bridgetower.tasks.table import evaluate
 from bridgetower.training.run import train
 from served import URIS, error_of, running
 
@@ -70,30 +69,6 @@ def predictor(run: tuple[Path, dict[str, float]]) -> Predictor:
 
 
 class TestPrepare:
-    def test_rows(self, folder: Path, several: bool) -> None:
-        names = tuple(sorted([*COLOURS, "warm"] if several else COLOURS))
-        assert read_classes(folder) == Classes(names=names, multi_label=several)
-        opened = PreparedSet(folder, ["train"])
-        found = {row["entry"]["example_id"]: (row["images"], row["entry"]) for row in opened.scan()}
-        assert found["r2"][0] == []
-        assert len(found["r1"][0]) == 1
-        assert found["r2"][1] == {
-            "example_id": "r2",
-            "text": "a blue thing",
-            "labels": ["blue"],
-            "labelled": True,
-        }
-        assert found["r4"][1]["text"] == ""
-        assert found["r4"][1]["labels"] == (["red", "warm"] if several else ["red"])
-
-    def test_is_inspected(self, folder: Path, several: bool, tmp_path: Path) -> None:
-        _, report = inspect(folder)
-        assert {name: split.texts for name, split in report.items()} == {"train": 24, "validation": 8, "test": 8}
-        expected = dict.fromkeys(COLOURS, 2) | {"yellow": 1, "unknown": 1} | ({"warm": 3} if several else {})
-        assert report["test"].classes == expected
-        write_samples(folder, tmp_path / "page.html")
-        assert "a blue thing" in (tmp_path / "page.html").read_text()
-
     @pytest.mark.parametrize(
         ("content", "message"),
         [

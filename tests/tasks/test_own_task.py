@@ -1,6 +1,5 @@
 """A task of a user's own, from a file of theirs: trained, continued and measured by the command and in Python."""
 
-import json
 import sys
 from dataclasses import replace
 from importlib import import_module
@@ -10,13 +9,12 @@ import pytest
 
 import asked
 import shapes
-from bridgetower.cli import main
 from bridgetower.cli.options import own_task
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.predictor import load
-from bridgetower.tasks.benchmarks import evaluate
 from bridgetower.tasks.entries import NLVR2
 from bridgetower.tasks.spec import TaskSpec
+from bridgetower.tasks.table import evaluate
 from bridgetower.training.run import read_run, train
 
 MODULE = '''
@@ -86,29 +84,17 @@ def folder(tmp_path: Path) -> Path:
     return asked.write_set(tmp_path / "set", "snli-ve")
 
 
-def test_command(spec: TaskSpec, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    own = ["--task-spec", "smooth_task:SMOOTH"]
-    data = ["--data.folders", str(folder), "--data.max-length", "24", "--device", "cpu"]
-    command = ["train", "smooth-tiny", *own, *data, "--task.smoothing", "0.2", "--out", str(tmp_path / "run")]
-    main(command)
-    assert "accuracy" in json.loads(capsys.readouterr().out)
-    assert read_run(tmp_path / "run", spec).to_dict()["task"] == {"kind": "smooth", "smoothing": 0.2}
-    main([*command, "--resume"])
-    capsys.readouterr()
-    main(["evaluate", str(tmp_path / "run"), "smooth-statements", *own, "--data", str(folder), "--split", "validation"])
-    report = json.loads(capsys.readouterr().out)
-    outcome = evaluate(
-        load(tmp_path / "run", device="cpu"), "smooth-statements", [folder], "validation", RetrievalConfig(), spec=spec
-    )
-    assert report["accuracy"] == outcome.metrics["accuracy"]
-    with pytest.raises(ValueError, match="there is no benchmark 'vqav2'; expected one of smooth-statements"):
-        evaluate(load(tmp_path / "run", device="cpu"), "vqav2", [folder], "test", RetrievalConfig(), spec=spec)
-
-
 def test_python(spec: TaskSpec, folder: Path, tmp_path: Path) -> None:
     recipe = spec.recipes[0]
     config = replace(recipe, data=replace(shapes.run_config(folder).data), device="cpu")
-    assert train(config, tmp_path / "run", task=spec, progress=False).keys() >= {"accuracy"}
+    metrics = train(config, tmp_path / "run", task=spec, progress=False)
+    assert train(config, tmp_path / "run", task=spec, resume=True, progress=False) == metrics
+    assert read_run(tmp_path / "run", spec).to_dict()["task"] == {"kind": "smooth", "smoothing": 0.1}
+    model = load(tmp_path / "run", device="cpu")
+    outcome = evaluate(model, "smooth-statements", [folder], "validation", RetrievalConfig(), spec=spec)
+    assert outcome.metrics["accuracy"] == metrics["accuracy"]
+    with pytest.raises(ValueError, match="there is no benchmark 'vqav2'; expected one of smooth-statements"):
+        evaluate(model, "vqav2", [folder], "test", RetrievalConfig(), spec=spec)
     with pytest.raises(ValueError, match=r"there is no task 'smooth' among .*; pass its spec as task"):
         train(config, tmp_path / "other", progress=False)
     with pytest.raises(ValueError, match="task smooth takes a SmoothConfig; the run has a PretrainingConfig"):

@@ -14,10 +14,10 @@ from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.config import HeadsConfig
 from bridgetower.predictor import load
 from bridgetower.processor import Processor
-from bridgetower.tasks.benchmarks import evaluate
 from bridgetower.tasks.entries import REGRESSION, ClassificationConfig, RegressionConfig
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.spec import ExampleSource
+from bridgetower.tasks.table import evaluate
 from bridgetower.training.run import train
 
 

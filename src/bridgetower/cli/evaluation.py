@@ -94,7 +94,7 @@ def evaluate(
     from bridgetower.evaluation.metrics import LEAST_IMAGES
     from bridgetower.model.cpu import pack_weights
     from bridgetower.model.layers import autocast
-    from bridgetower.tasks.benchmarks import evaluate as run_benchmark
+    from bridgetower.tasks.table import evaluate as run_benchmark
 
     if fit_two_stage:
         write_reranking(model, None)  # before it is evaluated, which takes long

@@ -1,14 +1,22 @@
-"""Every task, and the recipes and benchmarks that follow from them; importable without torch."""
+"""Every task, the recipes and benchmarks that follow from them, and their evaluation; importable without torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from bridgetower.data.config import DataConfig
+from bridgetower.evaluation.config import DEFAULTS, EvaluationOptions, Outcome, RetrievalConfig
 from bridgetower.objectives.config import TaskConfig
 from bridgetower.tasks.entries import CLASSIFICATION, NLVR2, REGRESSION, SNLI_VE, VQA
 from bridgetower.tasks.pretraining import PRETRAINING, RANKING
 from bridgetower.tasks.run_config import RunConfig
-from bridgetower.tasks.spec import TaskSpec
+from bridgetower.tasks.spec import Evaluation, ExampleSource, TaskSpec
+
+if TYPE_CHECKING:
+    from bridgetower.predictor import Predictor
 
 TASKS: Mapping[str, TaskSpec] = {
     spec.name: spec for spec in (PRETRAINING, RANKING, VQA, SNLI_VE, NLVR2, CLASSIFICATION, REGRESSION)
@@ -30,3 +38,64 @@ def spec_of(config: TaskConfig, own: TaskSpec | None = None) -> TaskSpec:
     if type(config) is not spec.config:
         raise ValueError(f"task {spec.name} takes a {spec.config.__name__}; the run has a {type(config).__name__}")
     return spec
+
+
+def evaluate(
+    predictor: Predictor,
+    benchmark: str,
+    folders: Sequence[str | Path],
+    split: str,
+    config: RetrievalConfig,
+    options: EvaluationOptions = DEFAULTS,
+    *,
+    spec: TaskSpec | None = None,
+    fit_two_stage: bool = False,
+) -> Outcome:
+    """Measures a model on a split; every process of a distributed run gets the same outcome."""
+    if fit_two_stage:
+        if benchmark != "retrieval" or config.protocol == "paper":
+            raise ValueError(
+                f"fit_two_stage with benchmark {benchmark}, protocol {config.protocol}; expected retrieval by protocol "
+                "standard: leave fit_two_stage out"
+            )
+        if split.startswith("test"):
+            raise ValueError(
+                f"fit_two_stage on split {split!r}; reranking is fitted on other data than tests: validation"
+            )
+        for head in ("itc", "itm"):
+            predictor.model.head(head)
+    known = BENCHMARKS if spec is None else dict.fromkeys(spec.benchmarks, spec)
+    if benchmark not in known:
+        raise ValueError(f"there is no benchmark {benchmark!r}; expected one of {', '.join(known)}")
+    spec, task = known[benchmark], known[benchmark].benchmarks[benchmark]
+    others = replace(config, protocol=RetrievalConfig.protocol, batch_size=RetrievalConfig.batch_size)
+    if task.reads != "captions" and others != RetrievalConfig():
+        raise ValueError(f"candidates, folds and captions are for retrieval; leave them out for {benchmark}")
+    if spec.head is not None:
+        recipes = (*spec.fine_tuning, *spec.recipes)  # the one that trains a model for the benchmark is named first
+        recipes = (*(each for each in recipes if each.task == task), *recipes)
+        predictor.model.head(spec.head, recipe=next((each.recipe for each in recipes), None))
+    if hasattr(task, "protocol"):
+        given: dict[str, Any] = {"protocol": config.protocol}
+        task = replace(task, **given)
+    names = () if spec.head is None else predictor.class_names(spec.head)
+    source = ExampleSource(
+        data=DataConfig(folders=tuple(map(str, folders)), num_workers=options.num_workers),
+        splits=(split,),
+        processor=predictor.processor,
+        task=task,
+        names=names,
+        heads=predictor.model.config.heads,
+        use="test",
+    )
+    evaluation = Evaluation(
+        **vars(source),
+        model=predictor.model,
+        module=lambda: spec.module(predictor.model, task),
+        examples=spec.examples(source),
+        settings=config,
+        reranking=None if fit_two_stage else predictor.reranking,
+        options=options,
+    )
+    outcome = spec.evaluate(evaluation)
+    return replace(outcome, metrics=evaluation.with_own(outcome.metrics), images=evaluation.examples.images)
