@@ -1,11 +1,36 @@
-"""Metrics of classes and numbers against scikit-learn and SciPy, on made-up arrays and at their edges."""
+"""Predictions of a whole set; metrics of classes and numbers against scikit-learn and SciPy, and at their edges."""
+
+from pathlib import Path
 
 import pytest
 import torch
 from scipy import stats
 from sklearn.metrics import accuracy_score
 
-from bridgetower.evaluation.class_metrics import accuracy, pearson_correlation, spearman_correlation
+import asked
+from bridgetower.checkpoints import read_checkpoint
+from bridgetower.data.batch import BatchKey
+from bridgetower.evaluation.class_metrics import (
+    accuracy,
+    pearson_correlation,
+    predict_classes,
+    spearman_correlation,
+)
+from bridgetower.objectives.classification import task_of_head
+from bridgetower.processor import Processor
+
+
+def test_every_example_is_predicted_in_order(
+    answering_checkpoint: Path, tmp_path: Path, tiny_processor: Processor
+) -> None:
+    statements = asked.examples(asked.write_set(tmp_path / "set", "snli-ve"), "snli-ve", tiny_processor)
+    task = task_of_head(read_checkpoint(answering_checkpoint).model(), "snli_ve")
+    with torch.no_grad():
+        expected = torch.cat([task.predict(statements[BatchKey((row,), 0)]) for row in range(len(statements))])
+    for batch_size in (5, 100):
+        found = predict_classes(task, statements, batch_size=batch_size)
+        assert torch.equal(found.classes, expected.argmax(dim=1))
+        torch.testing.assert_close(found.probabilities, expected.amax(dim=1), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -289,14 +289,22 @@ def expected_calibration_error(bins: Sequence[Bin]) -> float:
 def calibrate(
     log_odds: Float[Tensor, " n"], matching: Bool[Tensor, " n"], halves: Bool[Tensor, " n"]
 ) -> Calibration | None:
+    from sklearn.linear_model import LogisticRegression
+
     sides = (halves, ~halves)
     if any(len(matching[side].unique()) < 2 for side in sides):
         return None
+
+    def platt(odds: Float[Tensor, " n"], right: Bool[Tensor, " n"]) -> tuple[float, float]:
+        found = LogisticRegression().fit(odds.double().numpy()[:, None], right.numpy())
+        slope, intercept = float(found.coef_[0, 0]), float(found.intercept_[0])
+        return (slope, intercept) if slope > 0 else (0.0, float(right.double().mean().logit()))  # the share alone
+
     after = torch.empty_like(log_odds)
     for side in sides:
-        slope, intercept = _platt(log_odds[~side], matching[~side])
+        slope, intercept = platt(log_odds[~side], matching[~side])
         after[side] = (slope * log_odds[side] + intercept).sigmoid()
-    slope, intercept = _platt(log_odds, matching)
+    slope, intercept = platt(log_odds, matching)
     errors = [expected_calibration_error(reliability(found, matching.float())) for found in (log_odds.sigmoid(), after)]
     return Calibration(
         slope=slope,
@@ -306,17 +314,6 @@ def calibrate(
         ece_before=errors[0],
         ece_after=errors[1],
     )
-
-
-def _platt(log_odds: Float[Tensor, " n"], matching: Bool[Tensor, " n"]) -> tuple[float, float]:
-    """Returns slope and intercept of a logistic regression; a slope below 0 is 0, and the share decides alone."""
-    from sklearn.linear_model import LogisticRegression
-
-    found = LogisticRegression().fit(log_odds.double().numpy()[:, None], matching.numpy())
-    slope, intercept = float(found.coef_[0, 0]), float(found.intercept_[0])
-    if slope > 0:
-        return slope, intercept
-    return 0.0, float(matching.double().mean().logit())
 
 
 def candidate_pairs(

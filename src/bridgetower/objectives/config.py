@@ -25,7 +25,6 @@ class TaskConfig(ABC):
 
     aligns: ClassVar[bool] = False  # whether `align_first` can compare its images with its captions
     reads: ClassVar[Reads] = "entries"  # of prepared sets: captions, or other entries
-
     kind: NotAnOption = ""
 
     @property
@@ -115,7 +114,6 @@ class PretrainingConfig(TaskConfig):
     aligns: ClassVar[bool] = True
     reads: ClassVar[Reads] = "captions"
     metrics = ("rsum", "itc_rsum", "matching_rsum", "two_stage_rsum", "itm_accuracy", "mlm_accuracy")
-
     kind: NotAnOption = "pretraining"
     phases: tuple[Phase, ...] = (Phase(),)
     masking: MaskingConfig = field(default_factory=MaskingConfig)
@@ -168,7 +166,6 @@ class RankingConfig(TaskConfig):
 
     reads: ClassVar[Reads] = "captions"
     metrics = ("rsum", "one_stage_rsum")
-
     kind: NotAnOption = "ranking"
     false_texts: int = 15
     itm: float = 1.0

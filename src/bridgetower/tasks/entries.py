@@ -46,7 +46,6 @@ class VqaConfig(TaskConfig):
     """
 
     metrics = ("vqa_score",)
-
     kind: NotAnOption = "vqa"
     protocol: Protocol = "standard"
 
@@ -60,7 +59,6 @@ class SnliVeConfig(TaskConfig):
     """Does an image contradict a statement, leave it open, or entail it?"""
 
     metrics = ("accuracy",)
-
     kind: NotAnOption = "snli-ve"
 
 
@@ -69,21 +67,18 @@ class Nlvr2Config(TaskConfig):
     """Is a statement about two images true?"""
 
     metrics = ("accuracy",)
-
     kind: NotAnOption = "nlvr2"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationConfig(TaskConfig):
     metrics = ("accuracy", "macro_f1", "auroc", "average_precision")
-
     kind: NotAnOption = "classification"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RegressionConfig(TaskConfig):
     metrics = ("pearson_correlation", "spearman_correlation")
-
     kind: NotAnOption = "regression"
 
 

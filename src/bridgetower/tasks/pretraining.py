@@ -122,12 +122,7 @@ PRETRAIN_BASE_ITC = replace(
 PRETRAIN_NANO = RunConfig(
     recipe="pretrain-nano",
     source="this project: chosen on the validation splits of the emoji and flags sets, see docs/demo.md",
-    task=PretrainingConfig(
-        phases=(
-            Phase(until=0.4, mlm=0, itm=0, itc=1),
-            Phase(until=1.0, mlm=1, itm=1, itc=1),
-        )
-    ),
+    task=PretrainingConfig(phases=(Phase(until=0.4, mlm=0, itm=0, itc=1), Phase(until=1.0, mlm=1, itm=1, itc=1))),
     model=NANO,
     optimizer=OptimizerConfig(lr=1e-3, weight_decay=0.05, warmup=0.05, head_multiplier=1, fusion_multiplier=1),
     data=DataConfig(augmentation="affine", max_length=40, background=(255, 255, 255), cache=True),
@@ -194,13 +189,7 @@ CONTRASTIVE_LARGE = RunConfig(
     task=PretrainingConfig(phases=(Phase(mlm=0, itm=0, itc=1),)),
     model=replace(LARGE, heads=HeadsConfig(mlm=False, itm=False, itc="fused", itc_size=512)),
     optimizer=OptimizerConfig(
-        lr=1e-5,
-        betas=(0.9, 0.999),
-        weight_decay=0.0,
-        head_multiplier=1,
-        fusion_multiplier=1,
-        warmup=0.0,
-        clip_norm=1.0,
+        lr=1e-5, betas=(0.9, 0.999), weight_decay=0.0, head_multiplier=1, fusion_multiplier=1, warmup=0.0, clip_norm=1.0
     ),
     data=DataConfig(max_length=128, num_workers=4),
     batch_size=384,

@@ -34,62 +34,13 @@ def prepare_set(
     if isinstance(dataset, str) and dataset not in known:
         raise ValueError(f"no set called {dataset!r}; sets are {', '.join(known)}")
     spec = DATASETS[dataset] if isinstance(dataset, str) else dataset
-    config = config or PrepareConfig()
+    source, out, config = Path(source), Path(out), config or PrepareConfig()
     if type(config) is not spec.config:
         raise ValueError(f"{spec.name} takes a {spec.config.__name__}, given is a {type(config).__name__}")
     splits = (*spec.splits, *spec.more_splits)
     unknown = [split for split in config.splits if split not in splits]
     if unknown:
         raise ValueError(f"{spec.name} has no split {', '.join(unknown)}; it has {', '.join(splits)}")
-    return _prepare(spec, Path(source), Path(out), config, progress)
-
-
-def prepare_arrow(
-    source: Path, out: Path, config: ArrowConfig | None = None, *, progress: bool = True
-) -> dict[str, DatasetInfo]:
-    """Writes each set of which ViLT-style Arrow files lie in a folder to a folder of its own in `out`."""
-    source, config = Path(source), config or ArrowConfig()
-    if not source.is_dir():
-        raise FileNotFoundError(f"no folder {source}; give the folder with ViLT-style Arrow files")
-    unknown = [name for name in config.sets if name not in DATASETS]
-    if unknown:
-        raise ValueError(f"no set called {', '.join(unknown)}; sets are {', '.join(DATASETS)}")
-    found = [
-        replace(
-            each,
-            splits=tuple(files.stems),
-            more_splits=tuple(files.more_stems),
-            split_rule=files.split_rule or each.split_rule,
-            protocol=arrow.ROWS[each.schema.name].protocol,
-            licences={"images and texts": f"as those of {each.name}"},
-            fill=partial(arrow.fill, files),
-        )
-        for each in DATASETS.values()
-        if (files := each.arrow) and (each.name in config.sets if config.sets else files.any_in(source))
-    ]
-    known = [split for each in found for split in (*each.splits, *each.more_splits)]
-    if not found:
-        there = sorted(path.name for path in source.glob("*.arrow"))
-        raise FileNotFoundError(
-            f"{source} has {', '.join(there[:5]) or 'no file'}{', …' if len(there) > 5 else ''}; expected Arrow "
-            "files as the official code names them, such as coco_caption_karpathy_train.arrow"
-        )
-    strange = [split for split in config.splits if split not in known]
-    if strange:
-        raise ValueError(
-            f"no split {', '.join(strange)} of {', '.join(each.name for each in found)}; splits are "
-            f"{', '.join(dict.fromkeys(known))}"
-        )
-    prepared = {}
-    for each in found:
-        wanted = [split for split in config.splits if split in (*each.splits, *each.more_splits)]
-        if wanted or not config.splits:
-            own = replace(config, splits=tuple(wanted))
-            prepared[each.name] = _prepare(each, source, Path(out) / each.name, own, progress)
-    return prepared
-
-
-def _prepare(spec: DatasetSpec, source: Path, out: Path, config: PrepareConfig, progress: bool) -> DatasetInfo:
     if not source.is_dir():
         raise FileNotFoundError(f"no folder {source}; give the folder with the original files of {spec.name}")
     originals = Originals(folder=source, splits=config.splits or spec.splits, progress=progress)
@@ -122,3 +73,49 @@ def _prepare(spec: DatasetSpec, source: Path, out: Path, config: PrepareConfig, 
             settings=settings,
         )
         return writer.finish(source, info, splits=originals.splits)
+
+
+def prepare_arrow(
+    source: Path, out: Path, config: ArrowConfig | None = None, *, progress: bool = True
+) -> dict[str, DatasetInfo]:
+    """Writes each set of which ViLT-style Arrow files lie in a folder to a folder of its own in `out`."""
+    source, config = Path(source), config or ArrowConfig()
+    if not source.is_dir():
+        raise FileNotFoundError(f"no folder {source}; give the folder with ViLT-style Arrow files")
+    unknown = [name for name in config.sets if name not in DATASETS]
+    if unknown:
+        raise ValueError(f"no set called {', '.join(unknown)}; sets are {', '.join(DATASETS)}")
+    found = [
+        replace(
+            each,
+            splits=tuple(files.stems),
+            more_splits=tuple(files.more_stems),
+            split_rule=files.split_rule or each.split_rule,
+            protocol=arrow.ROWS[each.schema.name].protocol,
+            licences={"images and texts": f"as those of {each.name}"},
+            config=ArrowConfig,
+            fill=partial(arrow.fill, files),
+        )
+        for each in DATASETS.values()
+        if (files := each.arrow) and (each.name in config.sets if config.sets else files.any_in(source))
+    ]
+    known = [split for each in found for split in (*each.splits, *each.more_splits)]
+    if not found:
+        there = sorted(path.name for path in source.glob("*.arrow"))
+        raise FileNotFoundError(
+            f"{source} has {', '.join(there[:5]) or 'no file'}{', …' if len(there) > 5 else ''}; expected Arrow "
+            "files as the official code names them, such as coco_caption_karpathy_train.arrow"
+        )
+    strange = [split for split in config.splits if split not in known]
+    if strange:
+        raise ValueError(
+            f"no split {', '.join(strange)} of {', '.join(each.name for each in found)}; splits are "
+            f"{', '.join(dict.fromkeys(known))}"
+        )
+    prepared = {}
+    for each in found:
+        wanted = [split for split in config.splits if split in (*each.splits, *each.more_splits)]
+        if wanted or not config.splits:
+            own = replace(config, splits=tuple(wanted))
+            prepared[each.name] = prepare_set(each, source, Path(out) / each.name, own, progress=progress)
+    return prepared
