@@ -20,17 +20,9 @@ Loss = Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
 class ClassificationTask(nn.Module):
     """A head on the pooled output, or on that of two images: officially the text tower runs for each, here once."""
 
-    def __init__(
-        self,
-        model: BridgeTower,
-        head: str,
-        *,
-        loss: Loss,
-        probabilities: Callable[[Float[Tensor, "b k"]], Float[Tensor, "b k"]],
-    ) -> None:
+    def __init__(self, model: BridgeTower, head: str, *, loss: Loss, probabilities: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.model, self.head = model, head
-        self.loss, self.probabilities = loss, probabilities
+        self.model, self.head, self.loss, self.probabilities = model, head, loss, probabilities
 
     def forward(self, batch: Batch) -> Losses:
         logits = self.logits(batch)

@@ -30,16 +30,10 @@ class Losses:
 
     @classmethod
     def weigh(
-        cls,
-        parts: dict[str, Float[Tensor, ""]],
-        weights: Mapping[str, float],
-        metrics: dict[str, Float[Tensor, ""]] | None = None,
+        cls, parts: dict[str, Tensor], weights: Mapping[str, float], metrics: dict[str, Tensor] | None = None
     ) -> Losses:
         """Sums `parts` under `weights`, which name every part."""
-        if not parts:
-            raise ValueError("no objective is active: every loss weight is 0; give at least one a positive weight")
-        total = torch.stack([weights[name] * loss for name, loss in parts.items()]).sum()
-        return cls(parts, total, metrics or {})
+        return cls(parts, torch.stack([weights[name] * loss for name, loss in parts.items()]).sum(), metrics or {})
 
 
 def mlm_loss(
