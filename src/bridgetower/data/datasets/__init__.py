@@ -9,10 +9,9 @@ from bridgetower.data.config import PrepareConfig
 from bridgetower.data.datasets import arrow
 from bridgetower.data.datasets.arrow import ArrowConfig
 from bridgetower.data.datasets.captions import CC3M, COCO, FLICKR30K, SBU
+from bridgetower.data.datasets.questions import VG, VGQA, VGQA_COCO, VQAV2
 from bridgetower.data.datasets.spec import DatasetSpec, Originals
 from bridgetower.data.datasets.statements import NLVR2, SNLI_VE
-from bridgetower.data.datasets.vg import VG, VGQA, VGQA_COCO
-from bridgetower.data.datasets.vqav2 import VQAV2
 from bridgetower.data.own import finished_set
 from bridgetower.data.prepared_set import DatasetInfo, SetWriter
 from bridgetower.files import sha256_of
