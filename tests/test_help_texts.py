@@ -7,7 +7,7 @@ import pytest
 
 from bridgetower.data.config import DataConfig, MaskingConfig, PrepareConfig
 from bridgetower.data.datasets import DATASETS
-from bridgetower.data.datasets.arrow import ArrowConfig
+from bridgetower.data.datasets.spec import ArrowConfig
 from bridgetower.data.own import OWN_SETS
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig, TextConfig, VisionConfig

@@ -19,7 +19,7 @@ from bridgetower.cli.options import Json
 from bridgetower.cli.output import emit, emit_following, emit_result, emit_rows, is_json
 from bridgetower.cli.parsing import deferred
 from bridgetower.data.datasets import DATASETS, prepare_arrow, prepare_set
-from bridgetower.data.datasets.arrow import ArrowConfig
+from bridgetower.data.datasets.spec import ArrowConfig
 from bridgetower.data.own import OWN_SETS, SOURCE_HELP, prepare_own
 from bridgetower.data.schema import Schema
 from bridgetower.extras import load_object, require

@@ -10,7 +10,7 @@ import pytest
 
 from bridgetower.data.answers import read_vocabulary, soft_targets
 from bridgetower.data.datasets import DATASETS, prepare_arrow
-from bridgetower.data.datasets.arrow import ArrowConfig
+from bridgetower.data.datasets.spec import ArrowConfig
 from miniature import coco_name, counts, jpeg
 from miniature_arrow import (
     VOCABULARY,

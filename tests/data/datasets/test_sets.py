@@ -10,7 +10,7 @@ import pytest
 from bridgetower.data.answers import read_vocabulary
 from bridgetower.data.config import PrepareConfig
 from bridgetower.data.datasets import prepare_set
-from bridgetower.data.datasets.questions import VgConfig, VgqaConfig
+from bridgetower.data.datasets.sets import VgConfig, VgqaConfig
 from bridgetower.data.prepared_set import DatasetInfo, read_info
 from bridgetower.files import write_json
 from miniature import (

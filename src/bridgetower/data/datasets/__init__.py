@@ -1,25 +1,15 @@
-"""The published sets, one module each, and their preparation from the files of their authors."""
+"""Published sets, and their preparation from the files of their authors."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from bridgetower.data.config import PrepareConfig
-from bridgetower.data.datasets import arrow
-from bridgetower.data.datasets.arrow import ArrowConfig
-from bridgetower.data.datasets.captions import CC3M, COCO, FLICKR30K, SBU
-from bridgetower.data.datasets.questions import VG, VGQA, VGQA_COCO, VQAV2
-from bridgetower.data.datasets.spec import DatasetSpec, Originals
-from bridgetower.data.datasets.statements import NLVR2, SNLI_VE
+from bridgetower.data.datasets.sets import DATASETS as DATASETS
+from bridgetower.data.datasets.spec import ROWS, ArrowConfig, DatasetSpec, Originals, fill_from_arrow
 from bridgetower.data.own import finished_set
 from bridgetower.data.prepared_set import DatasetInfo, SetWriter
 from bridgetower.files import sha256_of
-
-DATASETS: Mapping[str, DatasetSpec] = {
-    each.name: each for each in (COCO, FLICKR30K, VG, CC3M, SBU, VQAV2, VGQA, VGQA_COCO, SNLI_VE, NLVR2)
-}
-"""Every published set, by name."""
 
 
 def prepare_set(
@@ -90,10 +80,10 @@ def prepare_arrow(
             splits=tuple(files.stems),
             more_splits=tuple(files.more_stems),
             split_rule=files.split_rule or each.split_rule,
-            protocol=arrow.ROWS[each.schema.name].protocol,
+            protocol=ROWS[each.schema.name].protocol,
             licences={"images and texts": f"as those of {each.name}"},
             config=ArrowConfig,
-            fill=partial(arrow.fill, files),
+            fill=partial(fill_from_arrow, files),
         )
         for each in DATASETS.values()
         if (files := each.arrow) and (each.name in config.sets if config.sets else files.any_in(source))

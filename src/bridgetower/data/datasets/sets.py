@@ -1,12 +1,20 @@
-"""VQAv2 (Goyal et al. 2017); Visual Genome (Krishna et al. 2017), its regions as captions, its questions for VQAv2."""
+"""The published sets.
+
+COCO and Flickr30k in Karpathy's splits (2015), CC3M (Sharma et al. 2018) and SBU (Ordonez et al. 2011), of which only
+links are published: their Arrow files are read here, and `prepare pairs` reads what img2dataset downloads. VQAv2 (Goyal
+et al. 2017); Visual Genome (Krishna et al. 2017), its regions as captions, its questions for VQAv2. SNLI-VE, statements
+about an image of Flickr30k (Xie et al. 2019), and NLVR2, about two photos (Suhr et al. 2019).
+"""
 
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from bridgetower.data import schema as schemas
 from bridgetower.data.answers import (
     ANNOTATORS,
     ANSWERS_FILE,
@@ -16,13 +24,103 @@ from bridgetower.data.answers import (
     vocabulary_file,
 )
 from bridgetower.data.config import NOT_CONTENT, PrepareConfig
-from bridgetower.data.datasets.arrow import ArrowFiles
-from bridgetower.data.datasets.spec import DatasetSpec, Originals, PublishedCount, published
+from bridgetower.data.datasets.spec import ArrowFiles, DatasetSpec, Originals, PublishedCount, published
 from bridgetower.data.example import Image
 from bridgetower.data.prepared_set import SetWriter
-from bridgetower.data.schema import CAPTIONS, VQA, Question
+from bridgetower.data.schema import Question, Statement
 
-_SUBSETS = {"train": "train2014", "validation": "val2014", "test": "test2015", "test-dev": "test-dev2015"}
+_KARPATHY = "Karpathy's splits"
+_LINKS = "links, of which many are dead"
+_CAPTIONS_PROTOCOL = "every caption of an image once, in its order, without spaces at its ends"
+
+_SPLITS = {"train": "train", "restval": "train", "val": "validation", "test": "test"}
+
+
+def _fill_karpathy(file: str, originals: Originals, writer: SetWriter, config: PrepareConfig) -> None:
+    path = originals.annotation(file, f"karpathy/{file}")
+    for image in originals.items(path, "images"):
+        split = _SPLITS.get(image["split"])
+        if split is None:
+            writer.refuse(f"{image['filename']}: split {image['split']!r}, expected one of {', '.join(_SPLITS)}")
+        elif originals.wants(split):
+            found = originals.image(f"{image.get('filepath', 'flickr30k-images')}/{image['filename']}")
+            captions = [sentence["raw"] for sentence in image["sentences"]]
+            texts = writer.filled_captions(image["filename"], captions)
+            writer.add([found], texts, name=image["filename"], split=split)
+
+
+COCO = DatasetSpec(
+    name="coco",
+    schema=schemas.CAPTIONS,
+    summary="COCO captions in Karpathy's splits.",
+    layout="""
+dataset_coco.json (or in karpathy/)
+train2014/COCO_train2014_000000000009.jpg …
+val2014/COCO_val2014_000000000042.jpg …
+""",
+    splits=("train", "validation", "test"),
+    split_rule="Karpathy's splits; restval belongs to train",
+    protocol=_CAPTIONS_PROTOCOL,
+    licences={"captions": "CC-BY 4.0", "images": "terms of use of Flickr"},
+    published=published(
+        _KARPATHY, {"train": (113_287, 566_747), "validation": (5_000, 25_010), "test": (5_000, 25_010)}
+    ),
+    fill=partial(_fill_karpathy, "dataset_coco.json"),
+    arrow=ArrowFiles(
+        layout="coco_caption_karpathy_{train,restval,val,test}",
+        stems={
+            "train": ("coco_caption_karpathy_train", "coco_caption_karpathy_restval"),
+            "validation": ("coco_caption_karpathy_val",),
+            "test": ("coco_caption_karpathy_test",),
+        },
+    ),
+)
+
+
+FLICKR30K = DatasetSpec(
+    name="flickr30k",
+    schema=schemas.CAPTIONS,
+    summary="Flickr30k captions in Karpathy's splits.",
+    layout="""
+dataset_flickr30k.json (or in karpathy/)
+flickr30k-images/1000092795.jpg …
+""",
+    splits=("train", "validation", "test"),
+    split_rule=_KARPATHY,
+    protocol=_CAPTIONS_PROTOCOL,
+    licences={"captions and images": "for research and education, under the terms of use of Flickr"},
+    published=published(_KARPATHY, {"train": (29_000, 145_000), "validation": (1_014, 5_070), "test": (1_000, 5_000)}),
+    fill=partial(_fill_karpathy, "dataset_flickr30k.json"),
+    arrow=ArrowFiles(
+        layout="f30k_caption_karpathy_{train,val,test}",
+        stems={
+            "train": ("f30k_caption_karpathy_train",),
+            "validation": ("f30k_caption_karpathy_val",),
+            "test": ("f30k_caption_karpathy_test",),
+        },
+    ),
+)
+
+CC3M = DatasetSpec(
+    name="cc3m",
+    schema=schemas.CAPTIONS,
+    published=published(_LINKS, {"train": (3_318_333, 3_318_333), "validation": (15_840, 15_840)}),
+    split_rule="as published",
+    arrow=ArrowFiles(
+        layout="conceptual_caption_train_0 … 30, and by --splits validation conceptual_caption_val_0",
+        stems={"train": tuple(f"conceptual_caption_train_{number}" for number in range(31))},
+        more_stems={"validation": ("conceptual_caption_val_0",)},
+    ),
+)
+SBU = DatasetSpec(
+    name="sbu",
+    schema=schemas.CAPTIONS,
+    split_rule="all is train",
+    published=published(_LINKS, {"train": (1_000_000, 1_000_000)}),
+    arrow=ArrowFiles(layout="sbu_0 … 8", stems={"train": tuple(f"sbu_{number}" for number in range(9))}),
+)
+
+_VQAV2_SUBSETS = {"train": "train2014", "validation": "val2014", "test": "test2015", "test-dev": "test-dev2015"}
 _ANNOTATED = ("train", "validation")
 
 
@@ -31,7 +129,7 @@ def _fill_vqav2(originals: Originals, writer: SetWriter, config: PrepareConfig) 
     annotations: dict[str, str] = {}  # as JSON, of which 650,000 with ten answers take 200 MB
     missing = []
     for split in _ANNOTATED:
-        file = f"v2_mscoco_{_SUBSETS[split]}_annotations.json"
+        file = f"v2_mscoco_{_VQAV2_SUBSETS[split]}_annotations.json"
         places = (file, f"vqav2/{file}")
         if not originals.wants(split) and not any((originals.folder / place).is_file() for place in places):
             missing.append(split)
@@ -42,9 +140,9 @@ def _fill_vqav2(originals: Originals, writer: SetWriter, config: PrepareConfig) 
                 kept = {name: annotation[name] for name in ("image_id", "question_type", "answer_type")}
                 answers = [answer["answer"] for answer in annotation["answers"]]
                 annotations[_key(split, annotation)] = json.dumps({**kept, "answers": answers})
-    for split in filter(originals.wants, _SUBSETS):
-        file = f"v2_OpenEnded_mscoco_{_SUBSETS[split]}_questions.json"
-        year = _SUBSETS[split].replace("test-dev", "test")
+    for split in filter(originals.wants, _VQAV2_SUBSETS):
+        file = f"v2_OpenEnded_mscoco_{_VQAV2_SUBSETS[split]}_questions.json"
+        year = _VQAV2_SUBSETS[split].replace("test-dev", "test")
         for question in originals.items(originals.annotation(file, f"vqav2/{file}"), "questions"):
             key, image_id = _key(split, question), question["image_id"]
             if not writer.is_new(key):
@@ -88,7 +186,7 @@ _RAW = "official code, answers as given, questions with an answer of the vocabul
 
 VQAV2 = DatasetSpec(
     name="vqav2",
-    schema=VQA,
+    schema=schemas.VQA,
     summary="VQAv2, with the answers of every annotator and answers.json, the vocabulary.",
     layout="""
 v2_OpenEnded_mscoco_train2014_questions.json (JSON files here or in vqav2/)
@@ -101,7 +199,7 @@ train2014/COCO_train2014_000000000009.jpg …
 val2014/COCO_val2014_000000000042.jpg …
 test2015/COCO_test2015_000000000001.jpg …
 """,
-    splits=tuple(_SUBSETS),
+    splits=tuple(_VQAV2_SUBSETS),
     split_rule="as published: train2014, val2014, test2015, and test-dev2015, whose questions are also among test2015",
     protocol=(
         "every question with the answers as the annotators gave them; answers.json has the normalised first choices of "
@@ -126,7 +224,7 @@ test2015/COCO_test2015_000000000001.jpg …
     arrow=ArrowFiles(
         layout="vqav2_{train,val,test,test-dev}, those that end in _fix first",
         split_rule="as published; test-dev's questions are also among test's",
-        stems=_stems(*_SUBSETS),
+        stems=_stems(*_VQAV2_SUBSETS),
         more_stems=_stems("trainable-validation", "rest-validation"),
         annotators=ANNOTATORS,
     ),
@@ -134,7 +232,7 @@ test2015/COCO_test2015_000000000001.jpg …
 
 KarpathySplit = Literal["restval", "val", "test"]
 
-_FOLDERS = ("images/VG_100K", "images/VG_100K_2", "VG_100K", "VG_100K_2")
+_VG_FOLDERS = ("images/VG_100K", "images/VG_100K_2", "VG_100K", "VG_100K_2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,13 +296,13 @@ def _described(
         if image_id in held_out:
             writer.leave_out(f"image in COCO's {' or '.join(config.leave_out)} split", str(image_id))
         else:
-            places = (f"{folder}/{image_id}.jpg" for folder in _FOLDERS)
+            places = (f"{folder}/{image_id}.jpg" for folder in _VG_FOLDERS)
             yield str(image_id), originals.image(*places), image
 
 
 VG = DatasetSpec(
     name="vg",
-    schema=CAPTIONS,
+    schema=schemas.CAPTIONS,
     summary="Visual Genome, the descriptions of regions as captions.",
     layout="""
 region_descriptions.json (or in annotations/)
@@ -257,7 +355,7 @@ def _arrow(stem: str) -> ArrowFiles:
 
 VGQA = DatasetSpec(
     name="vgqa",
-    schema=VQA,
+    schema=schemas.VQA,
     summary="Questions of Visual Genome as further training data of VQAv2.",
     layout="""
 question_answers.json and image_data.json (or in annotations/)
@@ -276,4 +374,122 @@ dataset_coco.json (or in karpathy/, or --karpathy FILE)
     fill=_fill_vgqa,
     arrow=_arrow("vgqa"),
 )
-VGQA_COCO = DatasetSpec(name="vgqa-coco", schema=VQA, arrow=_arrow("vgqa_coco"))
+VGQA_COCO = DatasetSpec(name="vgqa-coco", schema=schemas.VQA, arrow=_arrow("vgqa_coco"))
+
+_SNLI_VE_FILES = {"train": "snli_ve_train.jsonl", "validation": "snli_ve_dev.jsonl", "test": "snli_ve_test.jsonl"}
+
+
+def _fill_snli_ve(originals: Originals, writer: SetWriter, config: PrepareConfig) -> None:
+    for split in filter(originals.wants, _SNLI_VE_FILES):
+        file = _SNLI_VE_FILES[split]
+        path = originals.annotation(file, f"snli_ve/{file}")
+        for number, pair in enumerate(originals.lines(path), start=1):
+            place = f"{file}, line {number}"
+            identifier = pair.get("pairID") or f"{split}-{number}"
+            if pair["gold_label"] not in schemas.SNLI_VE.labels:
+                expected = ", ".join(schemas.SNLI_VE.labels)
+                writer.refuse(f"{place}: label {pair['gold_label']!r}, expected one of {expected}")
+            elif not writer.is_new(identifier):
+                writer.refuse(f"{place}: pair {identifier!r} comes twice")
+            else:
+                name = f"{pair['Flickr30K_ID']}.jpg"
+                text = pair["sentence2"].strip()
+                statement = Statement(statement_id=identifier, text=text, label=pair["gold_label"])
+                image = originals.image(f"flickr30k-images/{name}")
+                writer.add([image], [statement], name=name, split=split, place=place)
+
+
+SNLI_VE = DatasetSpec(
+    name="snli-ve",
+    schema=schemas.SNLI_VE,
+    summary="SNLI-VE, statements about images of Flickr30k.",
+    layout="""
+snli_ve_train.jsonl, snli_ve_dev.jsonl, snli_ve_test.jsonl (or in snli_ve/)
+flickr30k-images/1000092795.jpg …
+""",
+    splits=tuple(_SNLI_VE_FILES),
+    split_rule="as published; dev is validation",
+    protocol="the text is sentence2 alone, without spaces at its ends; the image stands for sentence1",
+    licences={"statements": "CC-BY-SA 4.0", "images": "for research and education, under the terms of use of Flickr"},
+    published=published(
+        "SNLI-VE's page", {"train": (29_783, 529_527), "validation": (1_000, 17_858), "test": (1_000, 17_901)}
+    ),
+    fill=_fill_snli_ve,
+    arrow=ArrowFiles(
+        layout="snli_{train,dev,test}",
+        stems={"train": ("snli_train",), "validation": ("snli_dev",), "test": ("snli_test",)},
+    ),
+)
+
+_NLVR2_FILES = {
+    "train": "train.json",
+    "validation": "dev.json",
+    "test1": "test1.json",
+    "test2": "test2.json",
+    "balanced-validation": "balanced/balanced_dev.json",
+    "balanced-test1": "balanced/balanced_test1.json",
+    "unbalanced-validation": "unbalanced/unbalanced_dev.json",
+    "unbalanced-test1": "unbalanced/unbalanced_test1.json",
+}
+_NLVR2_FOLDERS = ("nlvr2/data", "nlvr/nlvr2/data", "data")
+_UNLABELLED = "test2"  # which was held back, and may come without labels
+_USUAL = ("train", "validation", "test1")
+
+
+def _fill_nlvr2(originals: Originals, writer: SetWriter, config: PrepareConfig) -> None:
+    for split in filter(originals.wants, _NLVR2_FILES):
+        file = _NLVR2_FILES[split]
+        path = originals.annotation(*(f"{folder}/{file}" for folder in _NLVR2_FOLDERS))
+        for row in originals.lines(path):
+            identifier, label = row["identifier"], row.get("label", "")
+            if label not in schemas.NLVR2.labels and (label or split != _UNLABELLED):
+                writer.refuse(f"{identifier} of {file}: label {label!r}, expected the text True or False")
+            elif not writer.is_new(f"{identifier} of {split}"):
+                writer.refuse(f"{identifier} of {file} comes twice")
+            else:
+                statement = Statement(statement_id=identifier, text=row["sentence"].strip(), label=label)
+                pair = identifier.rpartition("-")[0]
+                subset = pair.partition("-")[0]
+                folders = [f"images/train/{row['directory']}"] if subset == "train" else [subset, f"images/{subset}"]
+                images = [originals.image(*(f"{one}/{pair}-img{side}.png" for one in folders)) for side in (0, 1)]
+                writer.add(images, [statement], name=pair, split=split)
+
+
+NLVR2 = DatasetSpec(
+    name="nlvr2",
+    schema=schemas.NLVR2,
+    summary=(
+        "NLVR2, statements about two images.\n\n"
+        "By --splits also test2, balanced-validation, balanced-test1, unbalanced-validation and unbalanced-test1."
+    ),
+    layout="""
+nlvr2/data/train.json, dev.json, test1.json (or in data/ or nlvr/nlvr2/data/)
+images/train/0/train-10108-0-img0.png …
+dev/dev-0-0-img0.png … (or in images/)
+test1/test1-0-0-img0.png … (or in images/)
+""",
+    splits=_USUAL,
+    more_splits=tuple(split for split in _NLVR2_FILES if split not in _USUAL),
+    split_rule="as published; dev is validation",
+    protocol="every statement, without spaces at its ends; a row is a pair of images with all statements about it",
+    licences={"statements": "CC-BY 4.0", "images": "as on the pages that they are from"},
+    published=published(
+        "NLVR2's page",
+        {"train": (None, 86_373), "validation": (None, 6_982), "test1": (None, 6_967), "test2": (None, 6_970)},
+    ),
+    fill=_fill_nlvr2,
+    arrow=ArrowFiles(
+        layout="nlvr2_{train,dev,test1}, and by --splits nlvr2_{balanced,unbalanced}_{dev,test1}",
+        stems={"train": ("nlvr2_train",), "validation": ("nlvr2_dev",), "test1": ("nlvr2_test1",)},
+        more_stems={
+            f"{part}-{split}": (f"nlvr2_{part}_{subset}",)
+            for part in ("balanced", "unbalanced")
+            for split, subset in (("validation", "dev"), ("test1", "test1"))
+        },
+    ),
+)
+
+DATASETS: Mapping[str, DatasetSpec] = {
+    each.name: each for each in (COCO, FLICKR30K, VG, CC3M, SBU, VQAV2, VGQA, VGQA_COCO, SNLI_VE, NLVR2)
+}
+"""Every published set, by name."""
