@@ -16,9 +16,6 @@ from bridgetower.model.plain import AT_LEAST_0, AT_LEAST_1, check_choice, check_
 if TYPE_CHECKING:
     from bridgetower.data.examples import PreparedImages
 
-METRICS = "metrics.json"
-PREDICTIONS = "predictions.jsonl"
-
 Protocol = Literal["standard", "paper"]
 
 
@@ -100,8 +97,8 @@ class Outcome:
     def write(self, folder: Path, about: Mapping[str, Any]) -> None:
         if self.predictions:
             lines = (json_text(row) + "\n" for row in self.predictions)
-            write_text(folder / PREDICTIONS, "".join(lines))
+            write_text(folder / "predictions.jsonl", "".join(lines))
         if self.submission is not None:
             name, content = self.submission
             write_text(folder / name, content)
-        write_json(folder / METRICS, self.report(about))
+        write_json(folder / "metrics.json", self.report(about))

@@ -31,22 +31,15 @@ Entry = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class ExampleSource:
-    """Where examples come from, and what for.
-
-    Attributes:
-        splits: Of the folders; joined.
-        names: Of the classes of the task's head, in its order.
-        heads: Of the model.
-        use: `train` may leave examples out; `validate` needs a label of each; `test` takes all, labelled or not.
-    """
+    """Where examples come from, and what for."""
 
     data: DataConfig
-    splits: tuple[str, ...]
+    splits: tuple[str, ...]  # of the folders; joined
     processor: Processor
     task: Any
-    names: Sequence[str] = ()
-    heads: HeadsConfig = field(default_factory=HeadsConfig)
-    use: Use
+    names: Sequence[str] = ()  # of the classes of the task's head, in its order
+    heads: HeadsConfig = field(default_factory=HeadsConfig)  # of the model
+    use: Use  # `train` may leave examples out; `validate` needs a label of each; `test` takes all, labelled or not
 
     def images(self, schema: Schema) -> PreparedImages:
         from bridgetower.data.examples import PreparedImages
@@ -56,21 +49,14 @@ class ExampleSource:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(ExampleSource):
-    """What is measured, and how; what is predicted is computed once, when it is first read, in all processes alike.
-
-    Attributes:
-        module: Gives the model with its losses, of which `predict` is used.
-        settings: Protocol and batch size; the rest is for retrieval.
-        reranking: Of the checkpoint; None fits it.
-        options: How it runs, which changes nothing in the result.
-    """
+    """What is measured, and how; what is predicted is computed once, when it is first read, in all processes alike."""
 
     model: BridgeTower
-    module: Callable[[], nn.Module]
+    module: Callable[[], nn.Module]  # gives the model with its losses, of which `predict` is used
     examples: Any
-    settings: RetrievalConfig
-    reranking: Reranking | None = None
-    options: EvaluationOptions = DEFAULTS
+    settings: RetrievalConfig  # protocol and batch size; the rest is for retrieval
+    reranking: Reranking | None = None  # of the checkpoint; None fits it
+    options: EvaluationOptions = DEFAULTS  # how it runs, which changes nothing in the result
 
     @cached_property
     def predictions(self) -> Predictions:
