@@ -53,19 +53,10 @@ GEOMETRY_7 = {"brightness": 1.36, "sharpness": 1.36, "rotate": 21.0, "shear_x": 
 COLOUR_9 = {"posterize": 1.2, "solarize": 76.8, "solarize_add": 33.0, "rotate": 9.0, "shear_x": 0.09, "shear_y": 0.09}
 ENHANCED_9 = dict.fromkeys(("colour", "contrast", "brightness", "sharpness"), 0.64)
 # BLIP: level / 10 of 30 degrees, 0.3, 10 pixels, and * 1.8 + 0.1; ViLT: level / 30 between the ends of `augment_list`
+PLAIN = dict.fromkeys(("autocontrast", "equalize"), 0)
 OFFICIAL_VALUES = [
-    (
-        "geometry",
-        7,
-        {"identity": 0, "autocontrast": 0, "equalize": 0, **GEOMETRY_7, "translate_x": 7.0, "translate_y": 7.0},
-        128,
-    ),
-    (
-        "colour",
-        9,
-        {"autocontrast": 0, "equalize": 0, **COLOUR_9, **ENHANCED_9, "translate_x": 30.0, "translate_y": 30.0},
-        0,
-    ),
+    ("geometry", 7, {"identity": 0, **PLAIN, **GEOMETRY_7, "translate_x": 7.0, "translate_y": 7.0}, 128),
+    ("colour", 9, {**PLAIN, **COLOUR_9, **ENHANCED_9, "translate_x": 30.0, "translate_y": 30.0}, 0),
 ]
 
 

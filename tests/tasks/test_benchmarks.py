@@ -15,6 +15,7 @@ from bridgetower.data.schema import SCHEMAS
 from bridgetower.evaluation.class_metrics import vqa_score
 from bridgetower.evaluation.config import Outcome, RetrievalConfig
 from bridgetower.predictor import Predictor, load
+from bridgetower.tasks.entries import statement_metrics
 from bridgetower.tasks.table import evaluate
 from miniature_arrow import write_nlvr2_arrow
 from rows import write_set
@@ -153,6 +154,17 @@ class TestStatements:
         assert [row[0] for row in rows] == ["test-0-0-0", "test-0-1-0", "test-1-0-0"]
         assert {row[1] for row in rows} <= {"True", "False"}
         assert measure("snli-ve", "test").submission is None
+
+    def test_consistency_counts_a_sentence_with_all_its_pairs(self) -> None:
+        records = asked.paired("validation", 5)  # two sentences with two pairs, one with one
+        statements = [vars(statement) for record in records for statement in record.entries]
+        wrong = ["?" if row == 2 else entry["label"] for row, entry in enumerate(statements)]
+        expected = {"accuracy": pytest.approx(0.8), "consistency": pytest.approx(2 / 3)}
+        assert statement_metrics(statements, wrong, is_nlvr2=True) == expected
+        unknown = {**statements[0], "label": ""}
+        assert statement_metrics([unknown, *statements], ["other", *wrong], is_nlvr2=True) == expected
+        assert statement_metrics([unknown], ["other"], is_nlvr2=True) == {}
+        assert statement_metrics([{**statements[0], "statement_id": "mine"}], ["?"], is_nlvr2=True) == {"accuracy": 0.0}
 
     def test_images_in_their_order(self, measure: Any, predictor: Predictor) -> None:
         outcome, record = measure("nlvr2", "validation"), asked.paired("validation", 5)[1]
