@@ -34,7 +34,7 @@ from bridgetower.engines.export import (
 from bridgetower.engines.parts import make_part
 from bridgetower.engines.parts_engine import OnnxRuntimeRunner
 from bridgetower.extras import load_object
-from bridgetower.model import products
+from bridgetower.model import cpu
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.extensions import NO_EXTENSIONS
 
@@ -122,7 +122,7 @@ class TestSignedWeights:
     def processor(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
         """Makes this one of x86 with some flags."""
         monkeypatch.setattr("platform.machine", lambda: "x86_64")
-        monkeypatch.setattr(products, "_CPU_INFO", tmp_path / "cpuinfo")
+        monkeypatch.setattr(cpu, "_CPU_INFO", tmp_path / "cpuinfo")
         return lambda flags: (tmp_path / "cpuinfo").write_text(f"flags\t\t: fpu sse2 {flags}\n") and None
 
     @pytest.mark.parametrize(

@@ -70,11 +70,9 @@ class Manager(nn.Module):
 class StaticManager(Manager):
     """Σᵢ softmaxᵢ(Wᵢ / τ) ⊙ LNᵢ(xᵢ) + c ⊙ LN(z) over all bridged layers xᵢ of the tower (ManagerTower, "SAUE").
 
-    W (a weight per layer and channel, at first 1/N), c (at first 1) and the temperature τ (at first 1) are learned. In
-    training, noise with standard deviation 1/N is added to W. The manager into the first fusion layer has no z.
-
-    Source: Xu et al., "ManagerTower: Aggregating the Insights of Uni-Modal Experts for Vision-Language Representation
-    Learning", ACL 2023, and its published code.
+    W (a weight per layer and channel, at first 1/N), c and the temperature τ (at first 1) are learned; in training,
+    noise with standard deviation 1/N is added to W. Into the first fusion layer there is no z. Source: Xu et al.,
+    "ManagerTower: Aggregating the Insights of Uni-Modal Experts for Vision-Language Representation Learning", ACL 2023.
     """
 
     def __init__(self, config: FusionConfig, layer: int, num_tower_layers: int) -> None:
@@ -98,9 +96,8 @@ class AdaptiveManager(Manager):
     """The manager whose weights depend on both streams (ManagerTower, "AAUE"): Σᵢ softmaxᵢ(sᵢ / τ) xᵢ' + c ⊙ z'.
 
     s = V[softmax((Qz')(Ko')ᵀ / √d) o'; z'] has a score for each position and bridged layer; x', z' and o' are the
-    layers, the stream and the other stream, each after a LayerNorm of its own. Noise, c, τ and source are as in
-    `StaticManager`, which the published code has in place of this one into the first layer, where there is no stream
-    yet. Unlike there, padding of the other stream gets no attention.
+    layers, the stream and the other stream, each after a LayerNorm of its own. All else is as in `StaticManager`, which
+    the published code has into the first layer. Unlike there, padding of the other stream gets no attention.
     """
 
     def __init__(self, config: FusionConfig, layer: int, num_tower_layers: int) -> None:
@@ -126,7 +123,5 @@ BridgeBuilder = Callable[[FusionConfig, int, int], nn.Module]
 BRIDGES: dict[str, BridgeBuilder] = {
     **{kind: partial(Bridge, kind=kind) for kind in get_args(BridgeKind) if kind not in MANAGERS},
     "static_manager": StaticManager,
-    "adaptive_manager": lambda config, layer, num_tower_layers: (StaticManager if layer == 1 else AdaptiveManager)(
-        config, layer, num_tower_layers
-    ),
+    "adaptive_manager": lambda config, layer, n: (StaticManager if layer == 1 else AdaptiveManager)(config, layer, n),
 }

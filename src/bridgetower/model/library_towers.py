@@ -58,8 +58,8 @@ class TimmTower(VisionTower):
         return list(self.model.blocks)
 
     def fitted(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        own = {name.removeprefix(_MODEL): tensor for name, tensor in tensors.items()}
-        fitted = {f"{_MODEL}{name}": tensor for name, tensor in self.converted(own).items()}
+        converted = self.converted({name.removeprefix(_MODEL): tensor for name, tensor in tensors.items()})
+        fitted = {f"{_MODEL}{name}": tensor for name, tensor in converted.items()}
         wrong = [name for name, tensor in self.state_dict().items() if fitted[name].shape != tensor.shape]
         if wrong:
             raise ValueError(f"timm cannot resize {', '.join(wrong)}; use the image size that the tower was trained at")
@@ -93,10 +93,8 @@ class TransformersTower(TextTower):
         attention_mask = None if mask is None else mask.long()
         output = self.model(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
         hidden = [output.hidden_states[layer] for layer in layers]
-        if mask is None:
-            return hidden
         # On padding, numbers depend on the kernel, and are not numbers where a local window is all padding.
-        return [layer.masked_fill(~mask[..., None], 0) for layer in hidden]
+        return hidden if mask is None else [layer.masked_fill(~mask[..., None], 0) for layer in hidden]
 
     def stacked_layers(self) -> list[nn.Module]:
         for module in self.model.modules():
@@ -148,13 +146,9 @@ def read_transformers(folder: Path) -> tuple[TextConfig, dict[str, Tensor]]:
     from transformers import AutoModel
 
     try:
-        loaded, report = AutoModel.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            local_files_only=True,
-            trust_remote_code=False,  # not even after a question on the terminal, as by default
-            output_loading_info=True,
-        )
+        # No code in the folder, not even after a question on the terminal, as by default.
+        options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False, "output_loading_info": True}
+        loaded, report = AutoModel.from_pretrained(folder, dtype=torch.float32, **options)
     except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(f"transformers cannot read {folder} ({_first_line(error)})") from error
     values = loaded.config.to_dict()
@@ -162,12 +156,10 @@ def read_transformers(folder: Path) -> tuple[TextConfig, dict[str, Tensor]]:
     config = transformers_config(settings)
     with on_meta():
         expected = TransformersTower(config).state_dict()
-    missing = sorted(f"{_MODEL}{name}" for name in report["missing_keys"])
-    lacking = [name.removeprefix(_MODEL) for name in missing if name in expected]
-    if lacking:
+    there, names = loaded.state_dict(), [name.removeprefix(_MODEL) for name in expected]
+    if lacking := sorted(set(names) & set(report["missing_keys"])):
         raise ValueError(f"{folder} lacks tensors: {', '.join(lacking[:10])}")
-    there = loaded.state_dict()
-    return config, {name: there[name.removeprefix(_MODEL)] for name in expected}
+    return config, {f"{_MODEL}{name}": there[name] for name in names}
 
 
 def transformers_tokenizer(folder: Path) -> Tokenizer | None:

@@ -44,20 +44,11 @@ LARGE = ModelConfig(
 )
 
 # For two CPU cores and images of emoji size: about 3 M parameters. Dropout costs time and helps nothing at this size.
+_NANO: dict[str, Any] = {"hidden_size": 128, "num_heads": 4, "intermediate_size": 512}
 NANO = ModelConfig(
-    vision=VisionConfig(
-        image_size=60, patch_size=10, hidden_size=128, num_layers=4, num_heads=4, intermediate_size=512
-    ),
-    text=TextConfig(
-        vocab_size=4096,
-        hidden_size=128,
-        num_layers=3,
-        num_heads=4,
-        intermediate_size=512,
-        max_positions=66,
-        dropout=0.0,
-    ),
-    fusion=FusionConfig(hidden_size=128, num_layers=2, num_heads=4, intermediate_size=512, dropout=0.0),
+    vision=VisionConfig(image_size=60, patch_size=10, num_layers=4, **_NANO),
+    text=TextConfig(vocab_size=4096, num_layers=3, max_positions=66, dropout=0.0, **_NANO),
+    fusion=FusionConfig(num_layers=2, dropout=0.0, **_NANO),
     heads=HeadsConfig(itc="tower", itc_size=128),
 )
 

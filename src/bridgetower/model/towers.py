@@ -54,11 +54,7 @@ class VisionTower(Tower):
         """Returns the hidden states of some layers, counted from 1 and increasing, as the projections read them."""
 
     def fitted(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Returns the parameters of this tower at another image size, made to fit this one's; here as they are.
-
-        Raises:
-            ValueError: They cannot be resized.
-        """
+        """Returns the parameters of this tower at another image size made to fit this one's, or raises ValueError."""
         return dict(tensors)
 
 
@@ -149,9 +145,8 @@ class VisionTransformer(Transformer, VisionTower):
                 f"expected sides that are multiples of the patch size {self.config.patch_size}"
             )
         patches = self.patch_embedding(inputs).flatten(2).transpose(1, 2)  # [B, P-1, V]
-        prefix: list[Tensor] = [self.class_embedding]
-        if self.distillation_embedding is not None:
-            prefix.append(self.distillation_embedding)
+        every = (self.class_embedding, self.distillation_embedding)
+        prefix = [embedding for embedding in every if embedding is not None]
         prefix_tokens = torch.stack(prefix).expand(patches.shape[0], -1, -1)  # len() would fix the number in an export
         hidden = torch.cat([prefix_tokens, patches], dim=1)
         positions = resize_position_embedding(self.position_embedding, (height, width), len(prefix))
@@ -163,17 +158,17 @@ class VisionTransformer(Transformer, VisionTower):
         config = self.config
         width = config.hidden_size**-0.5
         branch = width * (2 * config.num_layers) ** -0.5
-        for embedding in (self.class_embedding, self.distillation_embedding, self.position_embedding):
-            if embedding is not None:
-                embedding.normal_(std=width, generator=generator)
-        fan_in = 3 * config.patch_size**2
-        self.patch_embedding.weight.normal_(std=fan_in**-0.5, generator=generator)
+        spreads: list[tuple[Tensor | None, float]] = [
+            *((self.class_embedding, width), (self.distillation_embedding, width), (self.position_embedding, width)),
+            (self.patch_embedding.weight, (3 * config.patch_size**2) ** -0.5),
+        ]
         for layer in self.layers:
             assert isinstance(layer, PreNormLayer)
-            layer.attention.qkv.weight.normal_(std=width, generator=generator)
-            layer.attention.out.weight.normal_(std=branch, generator=generator)
-            layer.mlp.up.weight.normal_(std=(2 * config.hidden_size) ** -0.5, generator=generator)
-            layer.mlp.down.weight.normal_(std=branch, generator=generator)
+            spreads += [(layer.attention.qkv.weight, width), (layer.attention.out.weight, branch)]
+            spreads += [(layer.mlp.up.weight, (2 * config.hidden_size) ** -0.5), (layer.mlp.down.weight, branch)]
+        for weight, spread in spreads:
+            if weight is not None:
+                weight.normal_(std=spread, generator=generator)
 
 
 class TextTransformer(Transformer, TextTower):
