@@ -8,6 +8,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
     return stream.getvalue()
 
 
+@cache
 def deflated(size: int) -> bytes:
     """So many zeros, without taking as much memory."""
     packer, zeros = zlib.compressobj(9), bytes(MEBI)
@@ -188,6 +190,8 @@ def test_hostile_images_get_an_error_and_others_their_answer(small: Running) -> 
             else:
                 error = error_of(answer.result(), 400)
                 assert (error["code"], error["param"]) == ("invalid_image", "input"), name
+                if name == "jpeg, 3000 scans":
+                    assert "takes more than 1 s + 0.25 s per million pixels to decode" in error["message"]
     assert asked(small, URIS[0]).json()["data"][0]["embedding"] == expected
     if sys.platform == "linux":
         assert memory(os.getpid(), "VmRSS") < begin + 64 * MEBI
@@ -206,15 +210,13 @@ def test_what_takes_too_much_is_told_and_its_process_replaced() -> None:
         with pytest.raises(ValueError, match=r"takes more than 100 MB to decode; save it in another way$"):
             decoders.open(saved(Image.new("1", (5000, 4000)), "PNG"))
         assert not first & set(decoders.processes)
-        with pytest.raises(ValueError, match=r"takes more than 1 s \+ 0.25 s per million pixels to decode"):
-            decoders.open(many_scans(1900, 3000))
         assert np.array_equal(decoders.open(saved(PHOTO, "PNG"))[0], np.asarray(PHOTO))
         assert len(decoders.processes) == 1
     finally:
         decoders.close()
 
 
-SIDE = 1600
+SIDE = 1400
 
 
 def large(mode: str) -> Image.Image:

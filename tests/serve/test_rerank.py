@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from bridgetower.predictor import Predictor
@@ -12,82 +13,75 @@ from served import PNGS, TEXTS, URIS
 PATH = "/v1/rerank"
 BROKEN = "data:image/png;base64,iVBORw0KGgo="
 Post = Callable[..., Any]
+IMAGES, NAMED = [{"image": uri} for uri in URIS], [{"text": text} for text in TEXTS]
 
 
-def check(answer: dict[str, Any], scores: Tensor, scored_by: str) -> None:
-    """Every document once, the best first, with these scores."""
-    results = answer["results"]
+def by_match(predictor: Predictor) -> Tensor:
+    return predictor.match(PNGS, TEXTS, all_pairs=True)
+
+
+def by_cosine(predictor: Predictor) -> Tensor:
+    texts, images = predictor.embed_texts(TEXTS), predictor.embed_images(PNGS)
+    return torch.stack([texts @ texts[0], images @ images[0]])
+
+
+@pytest.mark.parametrize(
+    ("query", "documents", "expected", "scored_by"),
+    [
+        (TEXTS[0], IMAGES, lambda model: by_match(model)[:, 0], "matching"),
+        ({"text": TEXTS[0]}, URIS, lambda model: by_match(model)[:, 0], "matching"),
+        (URIS[0], TEXTS, lambda model: by_match(model)[0], "matching"),
+        ({"image": URIS[0]}, NAMED, lambda model: by_match(model)[0], "matching"),
+        (TEXTS[0], TEXTS, lambda model: by_cosine(model)[0], "cosine"),
+        (URIS[0], URIS, lambda model: by_cosine(model)[1], "cosine"),
+    ],
+)
+def test_every_document_once_the_best_first(
+    post: Post, predictor: Predictor, query: Any, documents: Any, expected: Callable[..., Tensor], scored_by: str
+) -> None:
+    answer, scores = post(PATH, query=query, documents=documents), expected(predictor)
     assert answer["scored_by"] == scored_by
-    assert [row["index"] for row in results] == scores.argsort(descending=True).tolist()
-    expected = scores.sort(descending=True).values.tolist()
-    assert [row["relevance_score"] for row in results] == pytest.approx(expected, abs=1e-5)
-
-
-def test_images_for_a_text(post: Post, predictor: Predictor) -> None:
-    expected = predictor.match(PNGS, TEXTS[:1], all_pairs=True)[:, 0]
-    check(post(PATH, query=TEXTS[0], documents=[{"image": uri} for uri in URIS]), expected, "matching")
-    check(post(PATH, query={"text": TEXTS[0]}, documents=URIS), expected, "matching")
-
-
-def test_texts_for_an_image(post: Post, predictor: Predictor) -> None:
-    expected = predictor.match(PNGS[:1], TEXTS, all_pairs=True)[0]
-    check(post(PATH, query=URIS[0], documents=TEXTS), expected, "matching")
-    check(post(PATH, query={"image": URIS[0]}, documents=[{"text": text} for text in TEXTS]), expected, "matching")
-
-
-def test_texts_for_a_text(post: Post, predictor: Predictor) -> None:
-    vectors = predictor.embed_texts(["a red bar", *TEXTS])
-    check(post(PATH, query="a red bar", documents=TEXTS), vectors[1:] @ vectors[0], "cosine")
-
-
-def test_images_for_an_image(post: Post, predictor: Predictor) -> None:
-    vectors = predictor.embed_images(PNGS)
-    answer = post(PATH, query=URIS[0], documents=URIS)
-    check(answer, vectors @ vectors[0], "cosine")
-    assert answer["results"][0] == {"index": 0, "relevance_score": pytest.approx(1)}
+    assert [row["index"] for row in answer["results"]] == scores.argsort(descending=True).tolist()
+    best = scores.sort(descending=True).values.tolist()
+    assert [row["relevance_score"] for row in answer["results"]] == pytest.approx(best, abs=1e-5)
+    assert answer["results"][0].keys() == {"index", "relevance_score"}
+    first, *others = map(len, predictor.processor.token_ids(TEXTS))
+    num_images = str([query, documents]).count("data:")
+    read = {0: 2 * first + sum(others), 1: first + sum(others), 3: first, 4: 0}[num_images]
+    assert answer["usage"]["total_tokens"] == 5 * num_images + read
 
 
 def test_the_first_few_with_their_documents(post: Post) -> None:
-    answer = post(PATH, query=TEXTS[0], documents=TEXTS, top_n=2, return_documents=True)
-    first, second = answer["results"]
+    first, second = post(PATH, query=TEXTS[0], documents=TEXTS, top_n=2, return_documents=True)["results"]
     assert first == {"index": 0, "relevance_score": pytest.approx(1), "document": {"text": TEXTS[0]}}
     assert second["document"] == {"text": TEXTS[second["index"]]}
     assert len(post(PATH, query="a", documents=TEXTS, top_n=99)["results"]) == 3
 
 
-def test_usage(post: Post, predictor: Predictor) -> None:
-    tokens = sum(map(len, predictor.processor.token_ids(TEXTS)))
-    assert post(PATH, query=TEXTS[0], documents=TEXTS[1:])["usage"]["total_tokens"] == tokens
-
-
 @pytest.mark.parametrize(
-    ("body", "param", "words"),
+    ("query", "documents", "param", "words"),
     [
-        ({"query": "a", "documents": []}, "documents", "at least 1"),
-        ({"query": "a", "documents": ["a", {"image": URIS[0]}]}, "documents", "whose scores cannot be compared"),
-        ({"query": "a", "documents": [{}]}, "documents.0", "expected either text or image"),
-        (
-            {"query": "a", "documents": [{"text": "a", "image": URIS[0]}]},
-            "documents.0",
-            "expected either text or image",
-        ),
-        ({"query": "a", "documents": [7]}, "documents.0", "an object"),
-        ({"query": "a", "documents": ["a"], "top_n": 0}, "top_n", "greater"),
-        ({"documents": ["a"]}, "query", "required"),
-        ({"query": "a", "documents": [{"image": "/etc/passwd"}]}, "documents", "expected a data URI"),
-        ({"query": URIS[0], "documents": [URIS[0], BROKEN]}, "documents.1", "image"),
-        ({"query": BROKEN, "documents": URIS}, "query", "image"),
-        ({"query": "a", "documents": ["a", "red circle " * 50]}, "documents", "the limit is 24"),
-        ({"query": "red circle " * 50, "documents": TEXTS}, "query", "the limit is 24"),
+        ("a", [], "documents", "at least 1"),
+        ("a", ["a", IMAGES[0]], "documents", "whose scores cannot be compared"),
+        ("a", [{}], "documents.0", "expected either text or image"),
+        ("a", [{"text": "a", "image": URIS[0]}], "documents.0", "expected either text or image"),
+        ("a", [7], "documents.0", "an object"),
+        (None, ["a"], "query", "expected a string, or an object"),
+        ("a", [{"image": "/etc/passwd"}], "documents", "expected a data URI"),
+        (URIS[0], [URIS[0], BROKEN], "documents.1", "image"),
+        (BROKEN, URIS, "query", "image"),
+        ("a", ["a", "red circle " * 50], "documents", "the limit is 24"),
+        ("red circle " * 50, TEXTS, "query", "the limit is 24"),
     ],
 )
-def test_what_is_wrong_is_named(refused: Post, body: dict[str, Any], param: str, words: str) -> None:
-    error = refused(PATH, **body)
+def test_what_is_wrong_is_named(refused: Post, query: Any, documents: Any, param: str, words: str) -> None:
+    error = refused(PATH, query=query, documents=documents)
     assert error["param"].startswith(param)
     assert words in error["message"]
 
 
 @pytest.mark.parametrize("path", ["/rerank", "/v2/rerank"])
-def test_other_clients_paths_and_fields(post: Post, path: str) -> None:
+def test_other_clients_paths_and_fields(post: Post, refused: Post, path: str) -> None:
     expected = post(PATH, query=TEXTS[0], documents=TEXTS)
     assert post(path, query=TEXTS[0], documents=TEXTS, max_tokens_per_doc=4096, model="tiny") == expected
+    assert refused(path, query="a", documents=["a"], top_n=0)["param"] == "top_n"

@@ -1,4 +1,4 @@
-"""The model behind a queue: when it is ready, and what it can do."""
+"""The model behind a queue: when it is ready, and what it admits."""
 
 import pytest
 
@@ -7,9 +7,8 @@ from bridgetower.serve.config import ServeConfig
 from bridgetower.serve.errors import ApiError
 from bridgetower.serve.service import Service
 
-pytestmark = pytest.mark.anyio
 
-
+@pytest.mark.anyio
 async def test_ready_while_it_runs_and_admits_what_it_can_do(predictor: Predictor) -> None:
     service = Service(predictor, ServeConfig(name="tiny", max_items=3))
     assert not service.ready
@@ -20,10 +19,7 @@ async def test_ready_while_it_runs_and_admits_what_it_can_do(predictor: Predicto
         for given, words in (
             ((4, "input", None), "4 items, the limit is 3"),
             ((1, "input", "other"), "this server has 'tiny'"),
-            (
-                (1, "images", None, "answer"),
-                "no vqa head .* name it with --answer-model when the server is started$",
-            ),
+            ((1, "images", None, "answer"), "no vqa head .* name it with --answer-model when the server is started$"),
         ):
             with pytest.raises(ApiError, match=words), service.admission(*given):
                 pass

@@ -5,6 +5,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -13,55 +15,69 @@ from bridgetower.serve.queues import Turns
 pytestmark = pytest.mark.anyio
 
 
+async def ask(turns: Turns, *works: Callable[[], Any]) -> list[Any]:
+    with turns.turn() as turn:
+        return await asyncio.gather(*(turns.run(turn, work) for work in works))
+
+
 @pytest.mark.parametrize(
     ("seconds", "expected"),
     [
-        ({}, ["a0", "b0", "c0", "a1", "c1", "a2", "a3", "a4"]),
-        ({"c": 2.5}, ["a0", "b0", "c0", "a1", "a2", "c1", "a3", "a4"]),
-        ({"a": 9.0}, ["a0", "b0", "c0", "c1", "a1", "a2", "a3", "a4"]),
+        ({}, "a0 b0 c0 a1 c1 a2 a3 a4"),
+        ({"c": 2.5}, "a0 b0 c0 a1 a2 c1 a3 a4"),
+        ({"a": 9.0}, "a0 b0 c0 c1 a1 a2 a3 a4"),
     ],
 )
-async def test_every_request_has_the_same_time(seconds: dict[str, float], expected: list[str]) -> None:
+async def test_every_request_has_the_same_time(seconds: dict[str, float], expected: str) -> None:
     done: list[str] = []
     gate = threading.Event()
-
-    def now() -> float:
-        return sum(seconds.get(name[0], 1.0) for name in done)
-
-    async def ask(turns: Turns, *names: str) -> None:
-        with turns.turn() as turn:
-            await asyncio.gather(*(turns.run(turn, lambda name=name: done.append(name)) for name in names))
-
-    turns = Turns(1, "test", now)
-    with turns.turn() as turn:
-        first = asyncio.ensure_future(turns.run(turn, gate.wait))
+    turns = Turns(1, "test", lambda: sum(seconds.get(name[0], 1.0) for name in done))
+    first = asyncio.ensure_future(ask(turns, gate.wait))
+    await asyncio.sleep(0)
+    requests = [[f"{name}{number}" for number in range(count)] for name, count in (("a", 5), ("b", 1), ("c", 2))]
+    asking = [asyncio.ensure_future(ask(turns, *((lambda n=n: done.append(n)) for n in names))) for names in requests]
+    for _ in range(5):
         await asyncio.sleep(0)
-        others = [ask(turns, *(f"a{number}" for number in range(5))), ask(turns, "b0"), ask(turns, "c0", "c1")]
-        asking = [asyncio.ensure_future(other) for other in others]
-        for _ in range(5):
-            await asyncio.sleep(0)
-        gate.set()
-        await asyncio.gather(first, *asking)
-    assert done == expected
+    gate.set()
+    await asyncio.gather(first, *asking)
+    assert done == expected.split()
+
+
+async def test_newcomers_do_not_starve_those_who_wait() -> None:
+    done: list[str] = []
+
+    def work(name: str) -> Callable[[], None]:
+        def do() -> None:
+            time.sleep(0.005)  # meanwhile the next newcomer comes
+            done.append(name)
+
+        return do
+
+    async def newcomers(turns: Turns) -> None:
+        for _ in range(20):
+            await ask(turns, work("new"))
+
+    turns = Turns(1, "test", lambda: float(len(done)))
+    await asyncio.gather(ask(turns, *[work("old")] * 5), *(newcomers(turns) for _ in range(4)))
+    assert len(done) == 85
+    assert max(number for number, name in enumerate(done) if name == "old") < 60
 
 
 async def test_what_nobody_waits_for_is_not_done() -> None:
     done: list[int] = []
     gate = threading.Event()
-
     turns = Turns(1, "test")
-    with turns.turn() as turn, turns.turn() as other:
-        first = asyncio.ensure_future(turns.run(turn, gate.wait))
-        await asyncio.sleep(0)
-        with turns.turn() as leaving:
-            for number in range(3):
-                waiting = asyncio.ensure_future(turns.run(leaving, lambda number=number: done.append(number)))
-                await asyncio.sleep(0)
-            waiting.cancel()
-        last = asyncio.ensure_future(turns.run(other, lambda: done.append(9)))
-        await asyncio.sleep(0)
-        gate.set()
-        await asyncio.gather(first, last)
+    first = asyncio.ensure_future(ask(turns, gate.wait))
+    await asyncio.sleep(0)
+    with turns.turn() as leaving:
+        for number in range(3):
+            waiting = asyncio.ensure_future(turns.run(leaving, lambda number=number: done.append(number)))
+            await asyncio.sleep(0)
+        waiting.cancel()
+    last = asyncio.ensure_future(ask(turns, lambda: done.append(9)))
+    await asyncio.sleep(0)
+    gate.set()
+    await asyncio.gather(first, last)
     assert done == [9]
 
 
@@ -72,10 +88,9 @@ async def test_nobody_waits_for_what_is_dropped() -> None:
     def fail() -> None:
         raise MemoryError("a")
 
-    turns = Turns(1, "test")
     before = asyncio.all_tasks()
-    with pytest.raises(MemoryError), turns.turn() as turn:
-        await asyncio.gather(*(turns.run(turn, work) for work in (fail, gate.wait, int)))
+    with pytest.raises(MemoryError):
+        await ask(Turns(1, "test"), fail, gate.wait, int)
     assert len(asyncio.all_tasks() - before) == 2
     gate.set()
     _, pending = await asyncio.wait(asyncio.all_tasks() - before, timeout=10)
@@ -92,17 +107,12 @@ async def test_errors_reach_who_waits_and_the_thread_goes_on(error: BaseExceptio
         raise error
 
     turns = Turns(1, "test")
-    with turns.turn() as turn:
-        with pytest.raises(raised, match=r"a$"):
-            await turns.run(turn, fail)
-        assert await turns.run(turn, lambda: 3) == 3
-
-
-async def test_closed_ones_take_no_more() -> None:
-    turns = Turns(1, "test")
+    with pytest.raises(raised, match=r"a$"):
+        await ask(turns, fail)
+    assert await ask(turns, lambda: 3) == [3]
     turns.close()
-    with turns.turn() as turn, pytest.raises(RuntimeError, match="closed"):
-        await turns.run(turn, int)
+    with pytest.raises(RuntimeError, match="closed"):
+        await ask(turns, int)
 
 
 def test_the_process_ends_beside_work_that_does_not() -> None:
@@ -123,24 +133,3 @@ print("ended")
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout == "ended\n"
-
-
-async def test_newcomers_do_not_starve_those_who_wait() -> None:
-    done: list[str] = []
-
-    async def ask(turns: Turns, *names: str) -> None:
-        with turns.turn() as turn:
-            await asyncio.gather(*(turns.run(turn, lambda name=name: work(name)) for name in names))
-
-    def work(name: str) -> None:
-        time.sleep(0.005)  # meanwhile the next newcomer comes
-        done.append(name)
-
-    async def newcomers(turns: Turns) -> None:
-        for _ in range(20):
-            await ask(turns, "new")
-
-    turns = Turns(1, "test", lambda: float(len(done)))
-    await asyncio.gather(ask(turns, *["old"] * 5), *(newcomers(turns) for _ in range(4)))
-    assert len(done) == 85
-    assert max(number for number, name in enumerate(done) if name == "old") < 60
