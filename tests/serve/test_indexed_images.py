@@ -27,6 +27,8 @@ from bridgetower.serve.inputs import Decoders
 from served import URIS, Running, changed, error_of, png, started, until
 from shapes import write_pictures
 
+LARGE = 2400  # pixels; a file of 17 MB is more than the buffers of a connection take
+
 
 @dataclass(frozen=True)
 class Album:
@@ -41,12 +43,13 @@ class Album:
             f"/v1/pictures/{self.ids[name]}", params={key: str(value) for key, value in query.items()}
         )
 
-    def gone(self, name: str) -> str:
-        """Checks that neither the file nor a small one is sent; returns why."""
-        errors = [error_of(self.get(name, **query), 404) for query in ({}, {"size": 64})]
-        assert {error["code"] for error in errors} == {"no_picture"}
-        assert str(self.root.parent) not in str(errors)
-        return str(errors[0]["message"])
+    def check_gone(self, name: str) -> None:
+        """Checks that neither the file nor a small one is sent, and that little is told of it."""
+        for query in ({}, {"size": 64}):
+            error = error_of(self.get(name, **query), 404)
+            assert error["code"] == "no_picture"
+            assert "cannot be read as it was indexed" in error["message"]
+            assert str(self.root.parent) not in str(error)
 
 
 @contextmanager
@@ -63,13 +66,18 @@ def album_in(folder: Path, server: Running) -> Iterator[Album]:
     Image.new("RGBA", (40, 20), (255, 0, 0, 0)).save(root / "clear.png")
     Image.new("RGB", (1200, 1000)).save(root / "many.png")
     Image.fromarray(noise[:, :700]).save(root / "large.bmp")
-    predictor = server.service.main.predictor
-    build_index(root, folder / "photos.lance", predictor)
     ids = {str(file.relative_to(root)): hashlib.sha256(file.read_bytes()).hexdigest() for file in root.rglob("*.*")}
-    decoders = Decoders(max_pixels=10**6, memory=2**28)
-    with changed(server, Searcher(folder / "photos.lance", predictor), decoders=decoders, max_body=1) as client:
+    searcher, decoders = indexed(root, server.service.main.predictor), Decoders(max_pixels=10**6, memory=2**28)
+    with changed(server, searcher, decoders=decoders, max_body=1) as client:
         yield Album(root, client, ids)
     decoders.close()
+
+
+def indexed(source: Path, predictor: Predictor) -> Searcher:
+    """Indexes a folder or a table."""
+    index = source.parent / f"{source.name}.lance"
+    build_index(source, index, predictor)
+    return Searcher(index, predictor)
 
 
 @pytest.fixture(scope="module")
@@ -79,18 +87,16 @@ def album(server: Running, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield found
 
 
-def test_hits_name_what_can_be_fetched(client: httpx.Client, post: Callable[..., Any], searcher: Searcher) -> None:
+def test_hits_and_the_index_tell_of_what_can_be_fetched(
+    client: httpx.Client, post: Callable[..., Any], searcher: Searcher
+) -> None:
     data = post("/v1/search", query="red bar", top=3)["data"]
     assert len(data) == 3
     for row in data:
         content = (searcher.index.root / row["path"]).read_bytes()
         assert row["id"] == hashlib.sha256(content).hexdigest()
         response = client.get(f"/v1/pictures/{row['id']}")
-        assert response.content == content
-        assert response.headers["content-type"] == "image/png"
-
-
-def test_the_index_tells_of_itself(client: httpx.Client, searcher: Searcher) -> None:
+        assert (response.content, response.headers["content-type"]) == (content, "image/png")
     about = client.get("/v1/index").json()
     assert about["images"] == 45
     assert len({one["id"] for one in about["examples"]}) == 12
@@ -133,7 +139,7 @@ NAMES = ["a.png", "photos/a.png", "/etc/passwd", "..%2f..%2fetc%2fpasswd", "%2e%
 NAMES += ["..", "%00", "' OR path = 'a.png", "0" * 63, "0" * 65, "A" * 64, "https:%2f%2fexample.org%2fa.png"]
 
 
-def test_paths_addresses_and_odd_sizes(album: Album) -> None:
+def test_names_odd_sizes_and_what_is_not_in_the_index(album: Album) -> None:
     for name in (*NAMES, URIS[0][:60]):
         response = album.client.get(f"/v1/pictures/{name}")
         assert response.status_code in (400, 404), name
@@ -141,49 +147,43 @@ def test_paths_addresses_and_odd_sizes(album: Album) -> None:
         assert error["type"] in ("invalid_request_error", "not_found_error")
     for size in (0, 15, 1601, 10**30, -1, "large", "1e3"):
         assert error_of(album.get("a.png", size=size), 400)["param"] == "size"
-
-
-def test_what_is_not_in_the_index(album: Album) -> None:
     (album.root / "new.png").write_bytes(png(9))
     for digest in ("0" * 64, hashlib.sha256(png(9)).hexdigest()):
         error = error_of(album.client.get(f"/v1/pictures/{digest}"), 404)
         assert error["message"] == "the index has no image with this id"
 
 
+def test_limits_hold(album: Album) -> None:
+    many = error_of(album.get("many.png", size=64), 404)["message"]
+    assert "1200000 pixels, the limit is 1000000" in many
+    assert "open_image" not in many
+    assert album.get("many.png").status_code == 200
+    album.check_gone("large.bmp")
+
+
 def test_what_took_the_place_of_a_file(server: Running, tmp_path: Path) -> None:
     """Another file, a link to one, a device, a pipe, a folder; a copy elsewhere in the index will do."""
     with album_in(tmp_path, server) as own:
-        check_places(own, tmp_path)
-
-
-def check_places(own: Album, tmp_path: Path) -> None:
-    secret = tmp_path / "secret.png"
-    secret.write_bytes(png(77))
-    file = own.root / "b.png"
-    for content in (png(77), b"x" * len(png(2))):
-        file.write_bytes(content)
-        assert "cannot be read as it was indexed" in own.gone("b.png")
-    file.unlink()
-    assert "cannot be read" in own.gone("b.png")
-    for make in (
-        *(partial(file.symlink_to, target) for target in (secret, "/dev/zero", file, own.root / "deep" / "c.png")),
-        partial(os.mkfifo, file),
-    ):
-        make()
-        assert "cannot be read" in own.gone("b.png")
-        file.unlink()
-    file.mkdir()
-    assert "cannot be read" in own.gone("b.png")
-
-    (own.root / "deep").rename(tmp_path / "elsewhere")
-    (own.root / "deep").symlink_to(tmp_path / "elsewhere")
-    assert "cannot be read as it was indexed" in own.gone("deep/c.png")
-
-    content = (own.root / "a.png").read_bytes()
-    (own.root / "a.png").unlink()
-    assert own.get("a.png").content == content
-    (own.root / "copy.png").unlink()
-    own.gone("a.png")
+        secret, file = tmp_path / "secret.png", own.root / "b.png"
+        secret.write_bytes(png(77))
+        for make in (
+            *(partial(file.write_bytes, content) for content in (png(77), b"x" * len(png(2)))),
+            lambda: None,
+            *(partial(file.symlink_to, target) for target in (secret, "/dev/zero", file, own.root / "deep" / "c.png")),
+            partial(os.mkfifo, file),
+            file.mkdir,
+        ):
+            file.unlink(missing_ok=True)
+            make()
+            own.check_gone("b.png")
+        (own.root / "deep").rename(tmp_path / "elsewhere")
+        (own.root / "deep").symlink_to(tmp_path / "elsewhere")
+        own.check_gone("deep/c.png")
+        content = (own.root / "a.png").read_bytes()
+        (own.root / "a.png").unlink()
+        assert own.get("a.png").content == content
+        (own.root / "copy.png").unlink()
+        own.check_gone("a.png")
 
 
 def test_an_index_of_what_is_outside(server: Running, predictor: Predictor, tmp_path: Path) -> None:
@@ -192,21 +192,10 @@ def test_an_index_of_what_is_outside(server: Running, predictor: Predictor, tmp_
     (tmp_path / "in").mkdir()
     lines = ["image,caption", "../00.png,one", f"{tmp_path / '01.png'},two"]
     (tmp_path / "in" / "table.csv").write_text("\n".join(lines))
-    build_index(tmp_path / "in" / "table.csv", tmp_path / "outside.lance", predictor)
-    with changed(server, Searcher(tmp_path / "outside.lance", predictor)) as client:
+    with changed(server, indexed(tmp_path / "in" / "table.csv", predictor)) as client:
         data = client.post("/v1/search", json={"query": "red"}).json()["data"]
         assert len(data) == 2
-        for row in data:
-            error = error_of(client.get(f"/v1/pictures/{row['id']}"), 404)
-            assert "cannot be read as it was indexed" in error["message"]
-
-
-def test_limits_hold(album: Album) -> None:
-    many = error_of(album.get("many.png", size=64), 404)["message"]
-    assert "1200000 pixels, the limit is 1000000" in many
-    assert "open_image" not in many
-    assert album.get("many.png").status_code == 200
-    assert "cannot be read as it was indexed" in album.gone("large.bmp")
+        Album(tmp_path / "in", client, {row["path"]: row["id"] for row in data}).check_gone(data[0]["path"])
 
 
 def test_decoding_holds_up_nothing(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,20 +231,20 @@ def test_what_takes_too_long_is_given_up(hasty: Running, searcher: Searcher, mon
 
 
 @pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory, predictor: Predictor) -> tuple[Searcher, Path]:
-    """An index of a file of 17 MB, more than the buffers of a connection take, and the file."""
-    folder = tmp_path_factory.mktemp("large")
-    (folder / "photos").mkdir()
-    file = folder / "photos" / "large.bmp"
-    Image.new("RGB", (2400, 2400), "red").save(file)
-    build_index(folder / "photos", folder / "photos.lance", predictor)
-    return Searcher(folder / "photos.lance", predictor), file
+def large(tmp_path_factory: pytest.TempPathFactory, predictor: Predictor) -> tuple[Searcher, bytes, str]:
+    """An index of a large file, its content, and where the server has it."""
+    folder = tmp_path_factory.mktemp("large") / "photos"
+    folder.mkdir()
+    Image.new("RGB", (LARGE, LARGE), "red").save(folder / "large.bmp")
+    content = (folder / "large.bmp").read_bytes()
+    return indexed(folder, predictor), content, f"/v1/pictures/{hashlib.sha256(content).hexdigest()}"
 
 
 def asked_for(found: Running, path: str) -> socket.socket:
-    """A connection that asks for a file and has not read it."""
+    """A connection that asks for a file and has read little of it."""
     connection = socket.create_connection(found.address, timeout=60)
     connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+    assert connection.recv(100).startswith(b"HTTP/1.1 200")
     return connection
 
 
@@ -265,31 +254,27 @@ def length_of(connection: socket.socket) -> int:
     with suppress(ConnectionResetError):
         while part := connection.recv(2**20):
             length += len(part)
-            if length >= 17_280_000:
+            if length >= 3 * LARGE**2:
                 break
     return length
 
 
-def test_slow_readers_give_way(predictor: Predictor, large: tuple[Searcher, Path]) -> None:
+def test_slow_readers_give_way(predictor: Predictor, large: tuple[Searcher, bytes, str]) -> None:
     """Eight times the largest body is held of answers; whoever reads most slowly is cut off for the ninth."""
-    searcher, file = large
-    path = f"/v1/pictures/{hashlib.sha256(file.read_bytes()).hexdigest()}"
+    searcher, content, path = large
     with started(predictor, searcher, max_body=17) as found, ExitStack() as slow:
         connections = [slow.enter_context(asked_for(found, path)) for _ in range(8)]
-        assert all(connection.recv(100).startswith(b"HTTP/1.1 200") for connection in connections)
-        assert found.client.get(path).content == file.read_bytes()
+        assert found.client.get(path).content == content
         lengths = [length_of(connection) for connection in connections]
-        assert min(lengths) < file.stat().st_size
-        assert sum(length > file.stat().st_size for length in lengths) == 7
+        assert min(lengths) < len(content)
+        assert sum(length > len(content) for length in lengths) == 7
 
 
 def test_a_reader_that_stalls_is_cut_off_in_the_end(
-    predictor: Predictor, large: tuple[Searcher, Path], caplog: pytest.LogCaptureFixture
+    predictor: Predictor, large: tuple[Searcher, bytes, str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    searcher, file = large
-    path = f"/v1/pictures/{hashlib.sha256(file.read_bytes()).hexdigest()}"
+    searcher, content, path = large
     with started(predictor, searcher, max_body=17, timeout=0.5) as found, asked_for(found, path) as connection:
-        assert connection.recv(100).startswith(b"HTTP/1.1 200")
         time.sleep(2)  # much longer than it may take
-        assert length_of(connection) < file.stat().st_size
+        assert length_of(connection) < len(content)
     assert "without completing" not in caplog.text

@@ -16,6 +16,7 @@ from bridgetower.serve.middleware import RequestLimitsMiddleware
 from served import PATIENCE, TEXTS, Running, error_of, held_up, until
 
 PATH = "/v1/embeddings"
+FOUR = {"input": TEXTS[:1] * 4}
 MIB = 2**20
 
 
@@ -42,28 +43,64 @@ def large_ones(running: Running, count: int) -> Iterator[list[socket.socket]]:
         yield connections
 
 
-class TestSize:
-    def test_the_largest_body(self, hasty: Running) -> None:
-        body, headers = json.dumps({"input": "a"}).encode(), {"Content-Type": "application/json"}
-        assert hasty.client.post(PATH, content=body + b" " * (MIB - len(body)), headers=headers).status_code == 200
-        parts = (b" " * 65536 for _ in range(40))  # without a length
-        for content in (body + b" " * (MIB - len(body) + 1), parts):
-            error = error_of(hasty.client.post(PATH, content=content, headers=headers), 413)
-            assert f"larger than {MIB} bytes" in error["message"]
-        with connect(hasty) as connection:
-            connection.sendall(request(b"", length=MIB + 1))  # of which nothing is read
-            assert status(connection) == 413
+def test_the_largest_body(hasty: Running) -> None:
+    body, headers = json.dumps({"input": "a"}).encode(), {"Content-Type": "application/json"}
+    assert hasty.client.post(PATH, content=body + b" " * (MIB - len(body)), headers=headers).status_code == 200
+    parts = (b" " * 65536 for _ in range(40))  # without a length
+    for content in (body + b" " * (MIB - len(body) + 1), parts):
+        error = error_of(hasty.client.post(PATH, content=content, headers=headers), 413)
+        assert f"larger than {MIB} bytes" in error["message"]
+    with connect(hasty) as connection:
+        connection.sendall(request(b"", length=MIB + 1))  # of which nothing is read
+        assert status(connection) == 413
 
-    def test_bodies_that_arrive_together_share_a_limit(self, hasty: Running) -> None:
-        """Probes and small bodies have room beside as many large ones as there may be."""
-        with large_ones(hasty, 9) as connections:
-            statuses = {status(connection) for connection in connections}
-            assert 429 in statuses <= {429, 408}
-        with large_ones(hasty, 8):
-            for _ in range(20):
-                assert hasty.client.post(PATH, json={"input": "a"}).status_code == 200
-                assert {hasty.client.get(path).status_code for path in ("/health", "/ready")} == {200}
-                assert hasty.client.post("/health", content=b" " * (MIB - 10)).status_code == 405
+
+def test_bodies_that_arrive_together_share_a_limit(hasty: Running) -> None:
+    """Probes and small bodies have room beside as many large ones as there may be; those end for want of time."""
+    with large_ones(hasty, 9) as connections:
+        for _ in range(5):
+            assert hasty.client.post(PATH, json={"input": "a"}).status_code == 200
+            assert {hasty.client.get(path).status_code for path in ("/health", "/ready")} == {200}
+            assert hasty.client.post("/health", content=b" " * (MIB - 10)).status_code == 405
+        assert {status(connection) for connection in connections} == {429, 408}
+
+
+def test_no_answer_in_time(hasty: Running, predictor: Predictor) -> None:
+    with held_up(predictor):
+        response = hasty.client.post(PATH, json={"input": "a"})
+        error = error_of(response, 503)
+        assert int(response.headers["retry-after"]) >= 1
+        assert "no answer within 2 s" in error["message"]
+    until(lambda: hasty.service.batcher.admitted == 0)
+    assert hasty.client.post(PATH, json={"input": "a"}).status_code == 200
+
+
+def test_a_queue_that_is_full(hasty: Running, predictor: Predictor) -> None:
+    with held_up(predictor) as gate, ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(hasty.client.post, PATH, json=FOUR) for _ in range(2)]
+        until(lambda: hasty.service.batcher.admitted == 8)
+        response = hasty.client.post(PATH, json={"input": "a"})
+        error = error_of(response, 429)
+        assert (error["type"], error["code"]) == ("rate_limit_error", "queue_full")
+        assert int(response.headers["retry-after"]) >= 1
+        gate.set()
+        assert [answer.result().status_code for answer in waiting] == [200, 200]
+    assert hasty.client.post(PATH, json={"input": "a"}).status_code == 200
+
+
+def test_a_client_that_leaves_makes_room(hasty: Running, predictor: Predictor) -> None:
+    with held_up(predictor):
+        connections = [connect(hasty), connect(hasty)]
+        for connection in connections:
+            connection.sendall(request(json.dumps(FOUR).encode()))
+        for left in (8, 4, 0):
+            until(lambda left=left: hasty.service.batcher.admitted == left)
+            if left:
+                connections.pop().close()
+    with connect(hasty) as connection:
+        connection.sendall(request(b'{"inp', length=100))  # and leaves while it sends
+    assert hasty.client.post(PATH, json={"input": "a"}).status_code == 200
+    assert hasty.service.batcher.admitted == 0
 
 
 async def nothing() -> Message:
@@ -85,24 +122,22 @@ async def ask(limits: RequestLimitsMiddleware, body: bytes | None = b"a", method
     return statuses[0]
 
 
-class TestRequestsTogether:
-    def test_of_too_many_the_one_that_stalls_longest_is_dropped(self) -> None:
-        async def run() -> None:
-            limits = RequestLimitsMiddleware(Response(), max_body=10, timeout=60, requests=3)
-            stalled = [asyncio.create_task(ask(limits, None)) for _ in range(3)]
+@pytest.mark.anyio
+class TestMiddleware:
+    async def test_of_too_many_requests_the_one_that_stalls_longest_is_dropped(self) -> None:
+        limits = RequestLimitsMiddleware(Response(), max_body=10, timeout=60, requests=3)
+        stalled = [asyncio.create_task(ask(limits, None)) for _ in range(3)]
+        await asyncio.sleep(0)
+        for number in range(2):
+            assert await ask(limits) == 200
+            assert await stalled[number] == 429
+            stalled.append(asyncio.create_task(ask(limits, None)))
             await asyncio.sleep(0)
-            for number in range(2):
-                assert await ask(limits) == 200
-                assert await stalled[number] == 429
-                stalled.append(asyncio.create_task(ask(limits, None)))
-                await asyncio.sleep(0)
-            assert not any(one.done() for one in stalled[2:])
-            for one in stalled[2:]:
-                one.cancel()
+        assert not any(one.done() for one in stalled[2:])
+        for one in stalled[2:]:
+            one.cancel()
 
-        asyncio.run(run())
-
-    def test_those_in_progress_have_a_limit(self) -> None:
+    async def test_requests_in_progress_have_a_limit(self) -> None:
         """Those of GET are not counted, and what has ended makes room, however it ends."""
         answered: list[str] = []
         gate = asyncio.Event()
@@ -115,29 +150,19 @@ class TestRequestsTogether:
             answered.append(scope["path"])
             await Response()(scope, receive, send)
 
-        async def run() -> None:
-            limits = RequestLimitsMiddleware(app, max_body=10, timeout=60, requests=2)
-            waiting = [asyncio.create_task(ask(limits, path="/waits")) for _ in range(2)]
-            await asyncio.sleep(0)
-            assert await ask(limits, path="/more") == 429
-            assert await ask(limits, None, "GET", "/health") == 200
-            gate.set()
-            assert [await one for one in waiting] == [200, 200]
-            for _ in range(3):
-                assert await ask(limits, path="/fails") == 500
-            assert await ask(limits, path="/more") == 200
-
-        asyncio.run(run())
+        limits = RequestLimitsMiddleware(app, max_body=10, timeout=60, requests=2)
+        waiting = [asyncio.create_task(ask(limits, path="/waits")) for _ in range(2)]
+        await asyncio.sleep(0)
+        assert await ask(limits, path="/more") == 429
+        assert await ask(limits, None, "GET", "/health") == 200
+        gate.set()
+        assert [await one for one in waiting] == [200, 200]
+        for _ in range(3):
+            assert await ask(limits, path="/fails") == 500
+        assert await ask(limits, path="/more") == 200
         assert answered == ["/health", "/waits", "/waits", "/more"]
 
-    def test_bodies_that_were_answered_no_longer_count(self) -> None:
-        async def run() -> None:
-            limits = RequestLimitsMiddleware(Response(), max_body=100_000, timeout=60)
-            assert [await ask(limits, bytes(100_000)) for _ in range(60)] == [200] * 60
-
-        asyncio.run(run())
-
-    def test_small_bodies_are_read_beside_as_many_large_ones_as_there_may_be(self) -> None:
+    async def test_only_large_bodies_that_are_not_answered_count(self) -> None:
         """800,000 bytes of bodies are held, of each of which the first 64 KiB do not count."""
         gate = asyncio.Event()
 
@@ -146,47 +171,28 @@ class TestRequestsTogether:
                 await gate.wait()
             await Response()(scope, receive, send)
 
-        async def run() -> None:
-            limits = RequestLimitsMiddleware(app, max_body=100_000, timeout=60)
-            large = [asyncio.create_task(ask(limits, bytes(100_000))) for _ in range(40)]
-            await asyncio.sleep(0.1)
-            assert [await one for one in large if one.done()] == [429] * 17  # 23 are held: 800,000 / 34,464
-            assert await ask(limits, bytes(60_000)) == 200
-            gate.set()
-            await asyncio.gather(*large)
+        limits = RequestLimitsMiddleware(app, max_body=100_000, timeout=60)
+        large = [asyncio.create_task(ask(limits, bytes(100_000))) for _ in range(40)]
+        await asyncio.sleep(0.1)
+        assert [await one for one in large if one.done()] == [429] * 17  # 23 are held: 800,000 / 34,464
+        assert await ask(limits, bytes(60_000)) == 200
+        gate.set()
+        await asyncio.gather(*large)
+        assert [await ask(limits, bytes(100_000)) for _ in range(60)] == [200] * 60
 
-        asyncio.run(run())
-
-
-class TestTime:
-    def test_a_slow_upload_ends(self, hasty: Running) -> None:
-        with connect(hasty) as connection:
-            connection.sendall(request(b'{"inp', length=100))
-            assert status(connection) == 408
-
-    def test_no_answer_in_time(self, hasty: Running, predictor: Predictor) -> None:
-        with held_up(predictor):
-            response = hasty.client.post(PATH, json={"input": "a"})
-            error = error_of(response, 503)
-            assert int(response.headers["retry-after"]) >= 1
-            assert "no answer within 2 s" in error["message"]
-        until(lambda: hasty.service.batcher.admitted == 0)
-        assert hasty.client.post(PATH, json={"input": "a"}).status_code == 200
-
-    def test_get_has_to_be_answered_in_time_too(self) -> None:
+    async def test_get_has_to_be_answered_in_time_too(self) -> None:
         async def app(scope: Scope, receive: Receive, send: Send) -> None:
             await nothing()
 
-        limits = RequestLimitsMiddleware(app, max_body=10, timeout=0.01)
-        assert asyncio.run(ask(limits, None, "GET")) == 503
+        assert await ask(RequestLimitsMiddleware(app, max_body=10, timeout=0.01), None, "GET") == 503
 
-    def test_a_response_takes_as_long_as_its_parts_are_read(self) -> None:
+    async def test_a_response_takes_as_long_as_its_parts_are_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Reading ten parts takes ten times the limit; one that is read for longer than the limit is the last."""
         seconds = 0.0
         sent: list[Message] = []
-
-        async def app(scope: Scope, receive: Receive, send: Send) -> None:
-            await StreamingResponse(str(number) for number in range(20))(scope, receive, send)
+        loop = asyncio.get_running_loop()
+        now = loop.time
+        monkeypatch.setattr(loop, "time", lambda: now() + seconds)
 
         async def send(message: Message) -> None:
             nonlocal seconds
@@ -195,42 +201,8 @@ class TestTime:
             await asyncio.sleep(0)  # timers that are due have run
             sent.append(message)
 
-        async def run() -> None:
-            loop = asyncio.get_running_loop()
-            now = loop.time
-            loop.time = lambda: now() + seconds  # type: ignore[method-assign]
-            scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "asgi": {"spec_version": "2.4"}}
-            with pytest.raises(TimeoutError):  # the server then closes the connection
-                await RequestLimitsMiddleware(app, max_body=10, timeout=60)(scope, nothing, send)
-
-        asyncio.run(run())
+        parts = StreamingResponse(str(number) for number in range(20))
+        scope = {"type": "http", "method": "GET", "path": "/", "headers": [], "asgi": {"spec_version": "2.4"}}
+        with pytest.raises(TimeoutError):  # the server then closes the connection
+            await RequestLimitsMiddleware(parts, max_body=10, timeout=60)(scope, nothing, send)
         assert [message["body"] for message in sent[1:]] == [b"%d" % number for number in range(9)]
-
-
-class TestQueue:
-    def test_full(self, hasty: Running, predictor: Predictor) -> None:
-        with held_up(predictor) as gate, ThreadPoolExecutor(2) as pool:
-            waiting = [pool.submit(hasty.client.post, PATH, json={"input": [TEXTS[0]] * 4}) for _ in range(2)]
-            until(lambda: hasty.service.batcher.admitted == 8)
-            response = hasty.client.post(PATH, json={"input": "a"})
-            error = error_of(response, 429)
-            assert (error["type"], error["code"]) == ("rate_limit_error", "queue_full")
-            assert int(response.headers["retry-after"]) >= 1
-            gate.set()
-            assert [answer.result().status_code for answer in waiting] == [200, 200]
-        assert hasty.client.post(PATH, json={"input": "a"}).status_code == 200
-
-    def test_a_client_that_leaves_makes_room(self, hasty: Running, predictor: Predictor) -> None:
-        with held_up(predictor):
-            connections = [connect(hasty), connect(hasty)]
-            for connection in connections:
-                connection.sendall(request(json.dumps({"input": [TEXTS[0]] * 4}).encode()))
-            until(lambda: hasty.service.batcher.admitted == 8)
-            connections[1].close()
-            until(lambda: hasty.service.batcher.admitted == 4)
-            connections[0].close()
-            until(lambda: hasty.service.batcher.admitted == 0)
-        with connect(hasty) as connection:
-            connection.sendall(request(b'{"inp', length=100))  # and leaves while it sends
-        assert hasty.client.post(PATH, json={"input": "a"}).status_code == 200
-        assert hasty.service.batcher.admitted == 0

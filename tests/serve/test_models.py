@@ -22,14 +22,21 @@ def test_one_model(client: httpx.Client, predictor: Predictor) -> None:
     listed = client.get("/v1/models").json()
     (model,) = listed["data"]
     assert listed["object"] == "list"
-    assert model == client.get("/v1/models/tiny").json()
-    assert model["id"] == "tiny"
-    assert (model["object"], model["owned_by"]) == ("model", "bridgetower")
-    assert model["fingerprint"] == predictor.fingerprint
-    assert (model["image_size"], model["max_tokens"]) == (20, 24)
-    assert model["mask_token"] == "<mask>"
-    assert model["uses"] == ["embeddings", "match", "fill-mask", "explain"]
+    assert client.get("/v1/models/tiny").json() == model
+    assert model.pop("created") > 1.7e9
+    assert model == {
+        "id": "tiny",
+        "object": "model",
+        "owned_by": "bridgetower",
+        "fingerprint": predictor.fingerprint,
+        "image_size": 20,
+        "max_tokens": 24,
+        "mask_token": "<mask>",
+        "uses": ["embeddings", "match", "fill-mask", "explain"],
+    }
     assert error_of(client.get("/v1/models/gpt"), 404)["code"] == "model_not_found"
+    for path in ("/health", "/ready"):
+        assert client.get(path).json() == {"status": "ok"}
 
 
 def test_a_model_is_named_after_its_source(alone: Running, answering: Predictor) -> None:
@@ -53,24 +60,17 @@ def test_two_models(both: Running, answering: Predictor) -> None:
     error_of(client.post("/v1/embeddings", json={"input": "a", "model": name}), 404)
 
 
-def test_health_and_readiness(client: httpx.Client) -> None:
-    for path in ("/health", "/ready"):
-        assert client.get(path).json() == {"status": "ok"}
-        assert (client.head(path).status_code, client.head(path).content) == (200, b"")
-
-
 def test_every_example_works(client: httpx.Client, post: Callable[..., Any]) -> None:
     description = client.get("/openapi.json").json()
     schemas = description["components"]["schemas"]
     tried = 0
     for path, operations in description["paths"].items():
-        for operation in operations.values():
-            if "requestBody" in operation:
-                reference = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"]
-                for example in schemas[reference.rpartition("/")[2]]["examples"]:
-                    if path not in NO_HEAD:
-                        post(path, **example)
-                        tried += 1
+        if path in NO_HEAD or "requestBody" not in operations.get("post", {}):
+            continue
+        reference = operations["post"]["requestBody"]["content"]["application/json"]["schema"]["$ref"]
+        for example in schemas[reference.rpartition("/")[2]]["examples"]:
+            post(path, **example)
+            tried += 1
     assert tried >= 8
 
 

@@ -3,7 +3,6 @@
 import base64
 import io
 import resource
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,22 +14,11 @@ from PIL import Image
 
 from bridgetower.attention import explain
 from bridgetower.predictor import Predictor
-from bridgetower.serve import schemas
-from bridgetower.serve.schemas import usage
 from served import PNGS, TEXTS, URIS, Running, changed, error_of
 
 Post = Callable[..., Any]
 MASKED = ["a <mask> on <mask>", "<mask> bar", "a <mask>"]
-
-
-def _most_memory() -> int:
-    """Bytes that this process, which the server runs in, has had in memory at most."""
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-@pytest.fixture
-def both(both: Running) -> httpx.Client:
-    return both.client
+LONG, ONE = "red circle " * 30, {"images": URIS[0]}
 
 
 DIRECT: dict[str, tuple[dict[str, Any], str, Callable[[Predictor], Any], int]] = {
@@ -62,10 +50,10 @@ def compared(found: Any, expected: Any) -> None:
 
 
 @pytest.mark.parametrize("use", DIRECT)
-def test_equal_to_the_direct_call(both: httpx.Client, predictor: Predictor, answering: Predictor, use: str) -> None:
+def test_equal_to_the_direct_call(both: Running, predictor: Predictor, answering: Predictor, use: str) -> None:
     body, field, call, num_images = DIRECT[use]
     model = predictor if use in ("match", "fill-mask") else answering
-    answer = both.post(f"/v1/{use}", json={"images": URIS} | body).json()
+    answer = both.client.post(f"/v1/{use}", json={"images": URIS} | body).json()
     assert answer["model"] == ("tiny" if model is predictor else model.source)
     numbers = ("image", "text") if use == "match" else ("index",)
     assert [[row[name] for name in numbers] for row in answer["data"]] == [[row] * len(numbers) for row in range(3)]
@@ -92,83 +80,59 @@ def test_a_model_without_the_head(client: httpx.Client, alone: Running, use: str
     assert missing in error["message"]
 
 
-@pytest.mark.parametrize("top", [0, 101, "many", None])
-def test_top(both: httpx.Client, top: object) -> None:
-    body = {"images": URIS[0], "questions": "what?", "top": top}
-    assert error_of(both.post("/v1/answer", json=body), 400)["param"] == "top"
+@pytest.mark.parametrize(
+    ("use", "body", "param", "words"),
+    [
+        *(("answer", ONE | {"questions": "what?", "top": top}, "top", "") for top in (0, 101, "many", None)),
+        ("entail", {"images": URIS, "statements": TEXTS[:2]}, None, "3 images and 2 texts"),
+        ("entail", ONE | {"statements": LONG}, "statements", "the limit is 24"),
+        ("reason", {"images": URIS, "images_2": URIS[:2], "statements": TEXTS}, "images_2", "3 images and 2 images_2"),
+        ("reason", ONE | {"images_2": "/etc/passwd", "statements": "a"}, "images_2", "expected a data URI"),
+        ("match", {"images": URIS, "texts": TEXTS[:2]}, None, "3 images and 2 texts"),
+        ("match", ONE, "texts", "required"),
+        ("match", ONE | {"texts": "a" * 20_001}, "texts.0", "at most 20000 characters"),
+        ("match", {"images": [URIS[0], "x"], "texts": ["a", "b"]}, "images.1", "expected a data URI"),
+        ("fill-mask", {"images": URIS[:2], "texts": ["a <mask>", "a bar"]}, "texts", "no mask in text 1; put <mask>"),
+        ("fill-mask", ONE | {"texts": LONG + "<mask>", "truncate": True}, "texts", "no mask in text 0"),
+        ("explain", {"image": URIS[0], "text": ""}, "text", "no word"),
+        ("explain", {"image": URIS[0], "text": LONG}, "text", "the limit is 24"),
+        ("explain", {"image": [URIS[0]], "text": "a"}, "image", "valid string"),
+    ],
+)
+def test_what_is_wrong_is_named(both: Running, use: str, body: dict[str, Any], param: str | None, words: str) -> None:
+    error = error_of(both.client.post(f"/v1/{use}", json=body), 400)
+    assert error["param"] == param
+    assert words in error["message"]
 
 
-def test_refused_statements(both: httpx.Client, alone: Running) -> None:
-    def refused(path: str, **body: Any) -> dict[str, Any]:
-        return error_of(both.post(path, json=body), 400)
-
-    assert "3 images and 2 texts" in refused("/v1/entail", images=URIS, statements=TEXTS[:2])["message"]
-    error = refused("/v1/reason", images=URIS, images_2=URIS[:2], statements=TEXTS)
-    assert (error["param"], "3 images and 2 images_2" in error["message"]) == ("images_2", True)
-    assert refused("/v1/reason", images=URIS[0], images_2="/etc/passwd", statements="a")["param"] == "images_2"
-    assert refused("/v1/entail", images=URIS[0], statements="red circle " * 30)["param"] == "statements"
+def test_no_more_items_and_words_than_can_be_answered_with(server: Running, alone: Running) -> None:
     error = error_of(alone.client.post("/v1/reason", json={"images": URIS} | DIRECT["reason"][0]), 413)
     assert error["message"] == "images: 6 items, the limit is 5; send several requests"
+    with changed(server, max_items=2) as client:
+        body = {"images": URIS[:2], "texts": ["<mask> bar", "<mask>"], "top": 100}
+        assert client.post("/v1/fill-mask", json=body).status_code == 200
+        error = error_of(client.post("/v1/fill-mask", json=body | {"texts": MASKED[:2]}), 413)
+    assert error["message"] == "texts: 3 masks with 100 words each, the limit is 200 words; ask for fewer"
 
 
-class TestMatch:
-    def test_all_pairs(self, post: Post, predictor: Predictor) -> None:
-        answer = post("/v1/match", images=URIS, texts=TEXTS[:2], all_pairs=True)
-        assert [(row["image"], row["text"]) for row in answer["data"]] == [(i, t) for i in range(3) for t in range(2)]
-        expected = predictor.match(PNGS, TEXTS[:2], all_pairs=True).flatten().tolist()
-        assert [row["score"] for row in answer["data"]] == pytest.approx(expected, abs=1e-5)
-        assert len({round(probability, 4) for probability in expected}) == 6
-
-    def test_refusals(self, refused: Post) -> None:
-        assert "3 images and 2 texts" in refused("/v1/match", images=URIS, texts=TEXTS[:2])["message"]
-        error = refused("/v1/match", 413, images=[URIS[0]] * 33, texts=["a"] * 32, all_pairs=True)
-        assert "1056 items, the limit is 1024" in error["message"]
-        assert refused("/v1/match", images=URIS[0])["param"] == "texts"
-        assert "at most 20000 characters" in refused("/v1/match", images=URIS[0], texts="a" * 20_001)["message"]
-        assert refused("/v1/match", images=[URIS[0], "x"], texts=["a", "b"])["param"] == "images.1"
-
-    def test_pairs_are_counted_before_any_is_built(self, client: httpx.Client) -> None:
-        """9 and 16 million pairs, of which a list would take a gigabyte."""
-        for number in (3000, 4096):
-            before = _most_memory()
-            letters = ["a"] * number
-            response = client.post("/v1/match", json={"images": letters, "texts": letters, "all_pairs": True})
-            assert f"images: {number**2} items, the limit is 1024" in error_of(response, 413)["message"]
-            assert _most_memory() - before < 100 * 2**20
+def test_all_pairs(post: Post, predictor: Predictor) -> None:
+    answer = post("/v1/match", images=URIS, texts=TEXTS[:2], all_pairs=True)
+    assert [(row["image"], row["text"]) for row in answer["data"]] == [(i, t) for i in range(3) for t in range(2)]
+    expected = predictor.match(PNGS, TEXTS[:2], all_pairs=True).flatten().tolist()
+    assert [row["score"] for row in answer["data"]] == pytest.approx(expected, abs=1e-5)
+    assert len({round(probability, 4) for probability in expected}) == 6
+    tokens = sum(map(len, predictor.processor.token_ids(TEXTS[:2])))
+    assert answer["usage"]["total_tokens"] == 3 * 5 + tokens  # each is read once
 
 
-class TestFillMask:
-    def test_no_mask(self, refused: Post) -> None:
-        error = refused("/v1/fill-mask", images=URIS[:2], texts=["a <mask>", "a bar"])
-        assert error["message"] == "texts: no mask in text 1; put <mask> where a word is missing"
-        cut = refused("/v1/fill-mask", images=URIS[0], texts="red circle on black " * 30 + "<mask>", truncate=True)
-        assert "no mask in text 0" in cut["message"]
-
-    def test_no_more_words_than_can_be_answered_with(self, server: Running) -> None:
-        with changed(server, max_items=2) as client:
-            body = {"images": URIS[:2], "texts": ["<mask> bar", "<mask>"]}
-            assert client.post("/v1/fill-mask", json=body | {"top": 100}).status_code == 200
-            error = error_of(client.post("/v1/fill-mask", json=body | {"texts": MASKED[:2], "top": 100}), 413)
-        assert error["message"] == "texts: 3 masks with 100 words each, the limit is 200 words; ask for fewer"
-
-    def test_long_answers_are_built_in_a_thread(
-        self, client: httpx.Client, predictor: Predictor, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        threads: list[str] = []
-
-        def noted(tokens: int) -> dict[str, int]:
-            threads.append(threading.current_thread().name)
-            return usage(tokens)
-
-        monkeypatch.setattr(schemas, "usage", noted)
-        for number, top in ((1, 1), (12, 100)):
-            body = {"images": URIS[:1] * number, "texts": ["<mask> bar"] * number, "top": top}
-            data = client.post("/v1/fill-mask", json=body).json()["data"]
-            expected = predictor.fill_mask(PNGS[0], "<mask> bar", top=top)[0]
-            assert [[word["word"] for word in row["masks"][0]] for row in data] == [
-                [word.word for word in expected]
-            ] * number
-        assert [name.startswith("asyncio") for name in threads] == [False, True]
+def test_pairs_are_counted_before_any_is_built(client: httpx.Client) -> None:
+    """9 and 16 million pairs, of which a list would take a gigabyte."""
+    for number in (3000, 4096):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        letters = ["a"] * number
+        response = client.post("/v1/match", json={"images": letters, "texts": letters, "all_pairs": True})
+        assert f"images: {number**2} items, the limit is 1024" in error_of(response, 413)["message"]
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 2**10  # KiB
 
 
 def test_explain_maps_every_word(post: Post, predictor: Predictor) -> None:
@@ -192,13 +156,6 @@ def test_the_view_is_what_the_model_sees(post: Post, predictor: Predictor) -> No
         assert view.size == expected.size
         difference = np.abs(np.asarray(view, dtype=float) - np.asarray(expected, dtype=float))
         assert difference.mean() < 4
-
-
-def test_explain_refusals(refused: Post) -> None:
-    assert "no word" in refused("/v1/explain", image=URIS[0], text="")["message"]
-    assert refused("/v1/explain", image="/etc/passwd", text="a")["param"] == "image"
-    assert refused("/v1/explain", image=URIS[0], text="red circle " * 30)["param"] == "text"
-    assert refused("/v1/explain", image=[URIS[0]], text="a")["param"] == "image"
 
 
 def test_each_way_to_name_an_image_that_is_refused(refused: Post, tmp_path: Path) -> None:
