@@ -1,41 +1,36 @@
 """Servers around the small model, each started once, and what is asked of the usual one."""
 
 import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
-    import httpx
 
-    from bridgetower.predictor import Predictor
-    from bridgetower.search.searcher import Searcher
-    from served import Running
+    pass
 
 
 @pytest.fixture(scope="session")
-def anyio_backend() -> str:
+def anyio_backend():
     return "asyncio"
 
 
 @pytest.fixture(scope="session")
-def predictor(tiny_checkpoint: Path) -> "Predictor":
+def predictor(tiny_checkpoint):
     from bridgetower.predictor import load
 
     return load(tiny_checkpoint, device="cpu")
 
 
 @pytest.fixture(scope="session")
-def answering(answering_checkpoint: Path) -> "Predictor":
+def answering(answering_checkpoint):
     from bridgetower.predictor import load
 
     return load(answering_checkpoint, device="cpu")
 
 
 @pytest.fixture(scope="session")
-def searcher(predictor: "Predictor", tmp_path_factory: pytest.TempPathFactory) -> "Searcher":
+def searcher(predictor, tmp_path_factory):
     """An index of 45 images of shapes and their captions."""
     from bridgetower.search.build import build_index
     from bridgetower.search.searcher import Searcher
@@ -47,7 +42,7 @@ def searcher(predictor: "Predictor", tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="session")
-def server(predictor: "Predictor", searcher: "Searcher") -> Iterator["Running"]:
+def server(predictor, searcher):
     """With the usual settings."""
     from served import started
 
@@ -56,7 +51,7 @@ def server(predictor: "Predictor", searcher: "Searcher") -> Iterator["Running"]:
 
 
 @pytest.fixture(scope="session")
-def locked(predictor: "Predictor", searcher: "Searcher") -> Iterator["Running"]:
+def locked(predictor, searcher):
     """With a key, an access log, a proxy in front and few places."""
     from served import KEY, started
 
@@ -66,7 +61,7 @@ def locked(predictor: "Predictor", searcher: "Searcher") -> Iterator["Running"]:
 
 
 @pytest.fixture(scope="session")
-def hasty(predictor: "Predictor", searcher: "Searcher") -> Iterator["Running"]:
+def hasty(predictor, searcher):
     """Gives little: bodies of 1 MiB, 8 items, 2 seconds."""
     from served import started
 
@@ -76,7 +71,7 @@ def hasty(predictor: "Predictor", searcher: "Searcher") -> Iterator["Running"]:
 
 
 @pytest.fixture(scope="session")
-def both(predictor: "Predictor", answering: "Predictor") -> Iterator["Running"]:
+def both(predictor, answering):
     """With two models and no index."""
     from served import started
 
@@ -85,7 +80,7 @@ def both(predictor: "Predictor", answering: "Predictor") -> Iterator["Running"]:
 
 
 @pytest.fixture(scope="session")
-def alone(answering: "Predictor") -> Iterator["Running"]:
+def alone(answering):
     """With the second model alone, and five places."""
     from served import started
 
@@ -94,15 +89,15 @@ def alone(answering: "Predictor") -> Iterator["Running"]:
 
 
 @pytest.fixture(scope="session")
-def client(server: "Running") -> "httpx.Client":
+def client(server):
     return server.client
 
 
 @pytest.fixture
-def post(client: "httpx.Client") -> Callable[..., Any]:
+def post(client):
     """Posts JSON and returns the answer to a good request."""
 
-    def call(path: str, **body: Any) -> Any:
+    def call(path, **body):
         response = client.post(path, json=body)
         assert response.status_code == 200, response.text
         return response.json()
@@ -111,11 +106,11 @@ def post(client: "httpx.Client") -> Callable[..., Any]:
 
 
 @pytest.fixture
-def refused(client: "httpx.Client") -> Callable[..., dict[str, Any]]:
+def refused(client):
     """Posts JSON and returns the error that comes back."""
     from served import error_of
 
-    def call(path: str, status: int = 400, **body: Any) -> dict[str, Any]:
+    def call(path, status=400, **body):
         content = json.dumps(body)  # half a surrogate pair is escaped
         return error_of(client.post(path, content=content, headers={"Content-Type": "application/json"}), status)
 

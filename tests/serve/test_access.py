@@ -4,18 +4,17 @@ import base64
 import hmac
 import time
 
-import httpx
 import pytest
 
 from bridgetower.serve.access import video_token
-from served import BEARER, KEY, Running, error_of
+from served import BEARER, KEY, error_of
 
 BODY = {"input": "a bar"}
 PASSWORD = "Basic " + base64.b64encode(f"me:{KEY}".encode()).decode()  # which a browser would send by itself
 
 
 @pytest.fixture
-def locked(locked: Running) -> httpx.Client:
+def locked(locked):
     return locked.client
 
 
@@ -23,7 +22,7 @@ def locked(locked: Running) -> httpx.Client:
     "given",
     [None, "", "Bearer", "Bearer sesame", f"Bearer {KEY}!", KEY, "Bearer schlüssel".encode("latin-1"), PASSWORD],
 )
-def test_wrong_keys(locked: httpx.Client, given: str | bytes | None) -> None:
+def test_wrong_keys(locked, given):
     headers = {} if given is None else {b"Authorization": given}
     for method, path in (
         *(("GET", path) for path in ("/v1/models", "/v1/other", "/openapi.json", "/metrics", "/other", "/rerank")),
@@ -35,13 +34,13 @@ def test_wrong_keys(locked: httpx.Client, given: str | bytes | None) -> None:
         assert response.headers["www-authenticate"] == "Bearer"
 
 
-def test_the_right_key(locked: httpx.Client) -> None:
+def test_the_right_key(locked):
     for given in (f"Bearer {KEY}", f"bearer  {KEY}"):
         assert locked.post("/v1/embeddings", json=BODY, headers={"Authorization": given}).status_code == 200
         assert locked.get("/metrics", headers={"Authorization": given}).status_code == 200
 
 
-def test_keys_are_compared_in_constant_time(locked: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_are_compared_in_constant_time(locked, monkeypatch):
     compared: list[tuple[bytes, bytes]] = []
     compare = hmac.compare_digest
     monkeypatch.setattr(hmac, "compare_digest", lambda one, other: compared.append((one, other)) or compare(one, other))
@@ -53,7 +52,7 @@ def test_keys_are_compared_in_constant_time(locked: httpx.Client, monkeypatch: p
     assert [one == other for one, other in compared] == [False] * 4 + [True]
 
 
-def test_other_sites_by_their_name(locked: httpx.Client, client: httpx.Client) -> None:
+def test_other_sites_by_their_name(locked, client):
     place = client.base_url.netloc.decode()
     for origin in ("https://evil.example", "null", "http://localhost:1", f"http://{place}.evil.example"):
         error = error_of(client.post("/v1/embeddings", json=BODY, headers={"Origin": origin}), 403)
@@ -68,7 +67,7 @@ LINK = {"Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
 
 
 @pytest.mark.parametrize("site", ["cross-site", "same-site"])
-def test_other_sites_without_their_name(locked: httpx.Client, client: httpx.Client, site: str) -> None:
+def test_other_sites_without_their_name(locked, client, site):
     """As an image, a frame or a script of theirs sends; only a link to the page is let in."""
     said = {"Sec-Fetch-Site": site}
     image, frame = {"Sec-Fetch-Mode": "no-cors"}, LINK | {"Sec-Fetch-Dest": "iframe"}
@@ -84,12 +83,12 @@ def test_other_sites_without_their_name(locked: httpx.Client, client: httpx.Clie
         assert server.get("/?a=b", headers=LINK | said).status_code == 200
 
 
-def test_requests_of_the_page_itself(client: httpx.Client) -> None:
+def test_requests_of_the_page_itself(client):
     for site in ("same-origin", "none"):
         assert client.post("/v1/embeddings", json=BODY, headers={"Sec-Fetch-Site": site}).status_code == 200
 
 
-def test_probes_need_no_key(locked: httpx.Client) -> None:
+def test_probes_need_no_key(locked):
     for path in ("/health", "/ready"):
         assert (locked.get(path).status_code, locked.head(path).status_code) == (200, 200)
     for method in ("POST", "PUT", "DELETE", "OPTIONS", "PATCH"):
@@ -101,7 +100,7 @@ def test_probes_need_no_key(locked: httpx.Client) -> None:
         error_of(locked.get(path), 401)
 
 
-def test_the_description_tells_of_the_key(locked: httpx.Client, client: httpx.Client) -> None:
+def test_the_description_tells_of_the_key(locked, client):
     description = locked.get("/openapi.json", headers=BEARER).json()
     assert description["paths"]["/v1/embeddings"]["post"]["security"] == [{"key": []}]
     assert "security" not in description["paths"]["/health"]["get"]
@@ -113,17 +112,17 @@ OTHER_NAMES += ["[::1].evil.example", "[::1", "[::1]evil", "localhost:evil", "12
 
 
 @pytest.mark.parametrize("host", OTHER_NAMES)
-def test_without_a_key_other_names_are_refused(client: httpx.Client, locked: httpx.Client, host: str) -> None:
+def test_without_a_key_other_names_are_refused(client, locked, host):
     assert error_of(client.get("/v1/models", headers={"Host": host}), 403)["code"] == "wrong_host"
     assert locked.get("/v1/models", headers=BEARER | {"Host": host}).status_code == 200
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:80", "127.0.0.1:8000", "[::1]", "[::1]:8000"])
-def test_names_of_this_machine(client: httpx.Client, host: str) -> None:
+def test_names_of_this_machine(client, host):
     assert client.get("/v1/models", headers={"Host": host}).status_code == 200
 
 
-def test_a_token_opens_one_video_for_a_while(locked: httpx.Client) -> None:
+def test_a_token_opens_one_video_for_a_while(locked):
     video, other, now = "a" * 64, "b" * 64, int(time.time())
     token = video_token(KEY, video)
     opened = [

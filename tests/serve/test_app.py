@@ -1,13 +1,11 @@
 """The description of the API, and requests made up from it."""
 
 from collections import Counter
-from typing import Any
 
-import httpx
 import pytest
 
 
-def test_the_description_has_this_server_s_errors(client: httpx.Client) -> None:
+def test_the_description_has_this_server_s_errors(client):
     content = client.get("/openapi.json").json()
     assert set(content["paths"]) == {
         *("/v1/embeddings", "/v1/rerank", "/v1/match", "/v1/answer", "/v1/fill-mask", "/v1/search"),
@@ -22,7 +20,7 @@ def test_the_description_has_this_server_s_errors(client: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize("mode", ["positive", "negative"])
-def test_made_up_requests(client: httpx.Client, mode: str) -> None:
+def test_made_up_requests(client, mode):
     """What the description allows, and what it does not: answers are as described, none is a failure of the server."""
     schemathesis = pytest.importorskip("schemathesis")
     from hypothesis import HealthCheck, given, settings
@@ -37,7 +35,7 @@ def test_made_up_requests(client: httpx.Client, mode: str) -> None:
         checks.unsupported_method,
     ]
     routes: Counter[str] = Counter()
-    usual = settings(max_examples=20, deadline=None, database=None, derandomize=True)
+    usual = settings(max_examples=10, deadline=None, database=None, derandomize=True)
     refusals = {"checks": {"negative_data_rejection": {"expected-statuses": [400, 413]}}}
     config = schemathesis.Config.from_dict(refusals)
     for result in schemathesis.openapi.from_url(f"{client.base_url}/openapi.json", config=config).get_all_operations():
@@ -47,26 +45,19 @@ def test_made_up_requests(client: httpx.Client, mode: str) -> None:
 
         @settings(usual, suppress_health_check=list(HealthCheck))
         @given(case=operation.as_strategy(generation_mode=schemathesis.GenerationMode(mode)))
-        def answered(case: Any) -> None:
+        def answered(case):
             case.call_and_validate(checks=held)
             routes[case.operation.path] += 1
 
         answered()
-    assert routes["/v1/embeddings"] == 20
+    assert routes["/v1/embeddings"] == 10
     assert len(routes) == (19 if mode == "positive" else 10)
 
 
-@pytest.mark.parametrize(
-    "path",
-    ["/", "/docs", "/page.js", "/health", "/ready", "/info", "/metrics", "/v1/models", "/v1/index", "/openapi.json"],
-)
-def test_head_is_get_without_the_body(client: httpx.Client, path: str) -> None:
-    got, asked = client.get(path), client.head(path)
-    assert (asked.status_code, asked.content) == (got.status_code, b"")
-    assert asked.headers["content-type"] == got.headers["content-type"]
-    if path not in ("/metrics", "/ready"):
-        assert asked.headers["content-length"] == got.headers["content-length"]
-
-
-def test_head_of_what_is_not_there(client: httpx.Client) -> None:
-    assert [client.head(path).status_code for path in ("/nothing", "/v1/embeddings")] == [404, 405]
+def test_head_is_get_without_the_body(client):
+    for path in ("/", "/page.js", "/health", "/ready", "/info", "/metrics", "/v1/models", "/v1/index", "/openapi.json"):
+        got, asked = client.get(path), client.head(path)
+        assert (asked.status_code, asked.content) == (got.status_code, b"")
+        assert asked.headers["content-type"] == got.headers["content-type"]
+        if path not in ("/metrics", "/ready"):
+            assert asked.headers["content-length"] == got.headers["content-length"]

@@ -53,7 +53,7 @@ async def begun(batcher: Batcher[int, int], *requests: list[int]) -> list[asynci
     return tasks
 
 
-async def test_requests_that_come_together_are_computed_together() -> None:
+async def test_requests_that_come_together_are_computed_together():
     async with batching(closed=True, max_batch=8) as (doubling, batcher):
         first = await begun(batcher, [1])
         await doubling.seen()
@@ -63,7 +63,7 @@ async def test_requests_that_come_together_are_computed_together() -> None:
         assert [len(batch) for batch in doubling.batches] == [1, 6]
 
 
-async def test_a_large_request_takes_turns_with_small_ones() -> None:
+async def test_a_large_request_takes_turns_with_small_ones():
     finished: list[asyncio.Task[list[int]]] = []
     async with batching(closed=True) as (doubling, batcher):
         large = await begun(batcher, list(range(100)))
@@ -78,7 +78,7 @@ async def test_a_large_request_takes_turns_with_small_ones() -> None:
         assert all(len(batch) == 4 for batch in doubling.batches[:25])
 
 
-async def test_no_more_is_admitted_than_the_queue_takes() -> None:
+async def test_no_more_is_admitted_than_the_queue_takes():
     async with batching(queue=100) as (_, batcher):
         with batcher.admission(90):
             assert batcher.admitted == 90
@@ -90,7 +90,7 @@ async def test_no_more_is_admitted_than_the_queue_takes() -> None:
         assert batcher.admitted == 0
 
 
-async def test_requests_that_fetch_take_no_places_of_others() -> None:
+async def test_requests_that_fetch_take_no_places_of_others():
     async with batching(queue=600) as (_, batcher):
         with contextlib.ExitStack() as stack:
             for count in (100, *[1] * (FETCHING - 1)):
@@ -105,7 +105,7 @@ async def test_requests_that_fetch_take_no_places_of_others() -> None:
         assert batcher.admitted == 0
 
 
-async def test_what_a_client_no_longer_waits_for_is_not_computed() -> None:
+async def test_what_a_client_no_longer_waits_for_is_not_computed():
     async with batching(closed=True, max_batch=2) as (doubling, batcher):
         first = await begun(batcher, [1, 2])
         await doubling.seen()
@@ -117,7 +117,7 @@ async def test_what_a_client_no_longer_waits_for_is_not_computed() -> None:
         assert doubling.batches == [[1, 2], [5]]
 
 
-async def test_closing_finishes_what_was_submitted() -> None:
+async def test_closing_finishes_what_was_submitted():
     async with batching(closed=True, max_batch=2) as (doubling, batcher):
         tasks = await begun(batcher, *([number] * 5 for number in range(3)))
         await doubling.seen()
@@ -130,10 +130,10 @@ async def test_closing_finishes_what_was_submitted() -> None:
         assert not batcher.alive
 
 
-async def test_items_and_batches_are_counted() -> None:
+async def test_items_and_batches_are_counted():
     metrics = Metrics()
 
-    def figures() -> dict[str, float]:
+    def figures():
         lines = [line.split() for line in metrics.text().decode().splitlines() if line.startswith("bridgetower_")]
         return {name.removeprefix("bridgetower_"): float(value) for name, value in lines}
 
@@ -160,7 +160,7 @@ async def test_items_and_batches_are_counted() -> None:
     assert figures()["items_queued"] == 0
 
 
-async def test_an_item_that_fails_fails_its_request_alone() -> None:
+async def test_an_item_that_fails_fails_its_request_alone():
     async with batching(closed=True, max_batch=8) as (doubling, batcher):
         first = await begun(batcher, [1])
         await doubling.seen()
@@ -173,7 +173,7 @@ async def test_an_item_that_fails_fails_its_request_alone() -> None:
         assert await batcher.submit([3]) == [6]
 
 
-async def test_a_model_that_always_fails_is_not_alive_until_it_computes_again() -> None:
+async def test_a_model_that_always_fails_is_not_alive_until_it_computes_again():
     async with batching() as (_, batcher):
         for alive in (True, True, False):
             with pytest.raises(ValueError, match="minus one"):

@@ -4,7 +4,6 @@ import json
 import threading
 from typing import Any
 
-import httpx
 import pytest
 from fastapi import APIRouter, FastAPI
 from fastapi.testclient import TestClient
@@ -36,8 +35,8 @@ def strings(part: bytes, *lengths: int) -> bytes:
     return b"[" + b",".join(b'"' + part * length + b'"' for length in lengths) + b"]"
 
 
-def test_what_takes_long_to_parse() -> None:
-    def check(small: bytes, large: bytes, words: str) -> None:
+def test_what_takes_long_to_parse():
+    def check(small, large, words):
         assert effort_of(small) == ""
         assert words in effort_of(large)
 
@@ -61,7 +60,7 @@ def test_what_takes_long_to_parse() -> None:
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.text(alphabet='a"\\é\n/', max_size=200), max_size=200))
 @example(["\\" * 200 + '"'] * 200)
-def test_what_is_inside_of_strings_is_found_as_a_parser_does(texts: list[str]) -> None:
+def test_what_is_inside_of_strings_is_found_as_a_parser_does(texts):
     """Repeated, so that the parts which a body is looked at in end anywhere in the texts."""
     body = json.dumps(texts * 50, ensure_ascii=len(texts) % 2 == 0).encode()
     room = OUTSIDE - len("[[],]") - max(0, 50 * len(texts) - 1)
@@ -78,7 +77,7 @@ class Counted(BaseModel):
         return [*given, threading.current_thread().name]
 
 
-def test_large_bodies_are_parsed_in_a_thread_of_their_own() -> None:
+def test_large_bodies_are_parsed_in_a_thread_of_their_own():
     app, router = FastAPI(), APIRouter(route_class=JsonRoute)
 
     @router.post("/last")
@@ -94,7 +93,7 @@ def test_large_bodies_are_parsed_in_a_thread_of_their_own() -> None:
     assert parsed == answered
 
 
-def test_every_route_with_a_body_refuses_those_that_would_take_long(client: httpx.Client) -> None:
+def test_every_route_with_a_body_refuses_those_that_would_take_long(client):
     operations = client.get("/openapi.json").json()["paths"].items()
     paths = [path for path, methods in operations for operation in methods.values() if "requestBody" in operation]
     assert len(paths) >= 6
@@ -103,7 +102,7 @@ def test_every_route_with_a_body_refuses_those_that_would_take_long(client: http
         assert error["message"] == f"the body has more than {STRINGS} strings; send several requests"
 
 
-def test_lists_of_a_request_have_a_limit(client: httpx.Client) -> None:
+def test_lists_of_a_request_have_a_limit(client):
     many = ["a"] * (MOST_ITEMS + 1)
     for path, body, param in (
         ("/v1/embeddings", {"input": many}, "input"),
@@ -118,13 +117,13 @@ def test_lists_of_a_request_have_a_limit(client: httpx.Client) -> None:
         assert f"at most {MOST_ITEMS} items" in error["message"]
 
 
-def test_parsed_as_json_does() -> None:
+def test_parsed_as_json_does():
     for value in ([1, -2.5e3, True, None, {"a": ["é", "\n", '"\\']}], "a", {}):
         for ascii_only in (True, False):
             assert parse(ANYTHING, json.dumps(value, ensure_ascii=ascii_only).encode()) == value
 
 
-def test_one_text_or_several() -> None:
+def test_one_text_or_several():
     texts = TypeAdapter(Texts)
     assert texts.validate_python("a") == ["a"]
     assert texts.validate_python(["a", "b"]) == ["a", "b"]
@@ -134,11 +133,11 @@ def test_one_text_or_several() -> None:
     assert [kind["type"] for kind in texts.json_schema()["anyOf"]] == ["string", "array"]
 
 
-def test_every_list_of_a_request_has_a_limit_in_the_description(client: httpx.Client) -> None:
+def test_every_list_of_a_request_has_a_limit_in_the_description(client):
     description = client.get("/openapi.json").json()
     schemas, seen, lists = description["components"]["schemas"], set(), []
 
-    def walk(schema: Any) -> None:
+    def walk(schema):
         if isinstance(schema, list):
             for part in schema:
                 walk(part)
@@ -159,7 +158,7 @@ def test_every_list_of_a_request_has_a_limit_in_the_description(client: httpx.Cl
     assert (texts[0]["maxLength"], texts[1]["items"]["maxLength"]) == (MAX_CHARACTERS, MAX_CHARACTERS)
 
 
-async def test_answers_are_ascii_without_what_is_none() -> None:
+async def test_answers_are_ascii_without_what_is_none():
     rows = [{"a": "\u202eé", "b": None, "c": [FilledWord("x", 0.25)]}, {"a": "\ud800"}, {"d": [0.1, 1e-9]}, 3]
     for parts in (1, 10**6):
         response = await json_of(lambda: {"data": rows, "none": None, "n": {"k": None, "m": "ü"}}, parts)

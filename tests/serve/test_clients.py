@@ -4,7 +4,6 @@ import base64
 import json
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import httpx
 import numpy as np
@@ -13,22 +12,21 @@ import predictionguard
 import pytest
 import torch
 
-from bridgetower.predictor import Predictor
-from served import BEARER, KEY, PNGS, TEXTS, URIS, Running, error_of, held_up, until
+from served import BEARER, KEY, PNGS, TEXTS, URIS, error_of, held_up, until
 
 
 @pytest.fixture
-def address(locked: Running) -> str:
+def address(locked):
     return str(locked.client.base_url.join("/v1"))
 
 
 @pytest.fixture
-def client(address: str) -> openai.OpenAI:
+def client(address):
     return openai.OpenAI(base_url=address, api_key=KEY, max_retries=0)
 
 
 class TestOpenai:
-    def test_embeddings(self, client: openai.OpenAI, predictor: Predictor) -> None:
+    def test_embeddings(self, client, predictor):
         expected = predictor.embed_texts(TEXTS)
         for options in ({}, {"encoding_format": "float"}):  # by itself the client asks for base64
             answer = client.embeddings.create(model="tiny", input=TEXTS, **options)  # type: ignore[call-overload]
@@ -37,15 +35,15 @@ class TestOpenai:
             )
             assert answer.usage.prompt_tokens > 0
 
-    def test_pictures(self, client: openai.OpenAI) -> None:
+    def test_pictures(self, client):
         answer = client.embeddings.create(model="tiny", input=URIS[0], extra_body={"modality": "image"})
         assert len(answer.data[0].embedding) == 8
 
-    def test_models(self, client: openai.OpenAI) -> None:
+    def test_models(self, client):
         assert [model.id for model in client.models.list()] == ["tiny"]
         assert client.models.retrieve("tiny").owned_by == "bridgetower"
 
-    def test_errors_have_their_classes(self, client: openai.OpenAI, address: str) -> None:
+    def test_errors_have_their_classes(self, client, address):
         with pytest.raises(openai.BadRequestError, match="not trained for shortened vectors"):
             client.embeddings.create(model="tiny", input="a", dimensions=4)
         with pytest.raises(openai.NotFoundError, match="this server has 'tiny'"):
@@ -57,7 +55,7 @@ class TestOpenai:
         with pytest.raises(openai.APIStatusError, match="9 items, the limit is 8"):
             client.embeddings.create(model="tiny", input=["a"] * 9)
 
-    def test_it_comes_back_when_the_queue_was_full(self, locked: Running, address: str, predictor: Predictor) -> None:
+    def test_it_comes_back_when_the_queue_was_full(self, locked, address, predictor):
         patient = openai.OpenAI(base_url=address, api_key=KEY, max_retries=5)
         refusals = locked.service.metrics.requests.labels("/v1/embeddings", "429")._value
         before = refusals.get()
@@ -74,12 +72,10 @@ class TestPredictionGuard:
     """The calls of code that was written for its API, with another address."""
 
     @pytest.fixture
-    def client(self, address: str) -> predictionguard.PredictionGuard:
+    def client(self, address):
         return predictionguard.PredictionGuard(api_key=KEY, url=address)
 
-    def test_frames_with_transcripts_and_a_question(
-        self, client: predictionguard.PredictionGuard, predictor: Predictor, tmp_path: Path
-    ) -> None:
+    def test_frames_with_transcripts_and_a_question(self, client, predictor, tmp_path):
         (tmp_path / "frame.png").write_bytes(PNGS[1])
         images = [base64.b64encode(PNGS[0]).decode(), str(tmp_path / "frame.png"), URIS[2]]
         entries = [{"text": text, "image": image} for text, image in zip(TEXTS, images, strict=True)]
@@ -91,11 +87,11 @@ class TestPredictionGuard:
         np.testing.assert_allclose(question, predictor.embed_texts(TEXTS[0])[0], atol=1e-5)
         assert "embedding" in client.embeddings.create(model="tiny", input=TEXTS, truncate=True)["data"][2]
 
-    def test_the_key_is_checked_first(self, address: str) -> None:
+    def test_the_key_is_checked_first(self, address):
         with pytest.raises(ValueError, match="check your access api_key"):
             predictionguard.PredictionGuard(api_key="other", url=address)
 
-    def test_errors_are_their_message(self, client: predictionguard.PredictionGuard) -> None:
+    def test_errors_are_their_message(self, client):
         with pytest.raises(ValueError, match=r"^Could not generate embeddings\. model is 'other'; this server"):
             client.embeddings.create(model="other", input=TEXTS)
         with pytest.raises(ValueError, match=r"^Could not generate embeddings\. .*9 items, the limit is 8"):
@@ -103,13 +99,13 @@ class TestPredictionGuard:
         with pytest.raises(ValueError, match=r"^Could not make prediction\. this server generates no text"):
             client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "What is it?"}])
 
-    def test_texts_are_not_cut_at_their_beginning(self, address: str) -> None:
+    def test_texts_are_not_cut_at_their_beginning(self, address):
         given = {"model": "tiny", "input": TEXTS, "truncate": True, "truncation_direction": "Left"}
         answer = httpx.post(f"{address}/embeddings", json=given, headers=BEARER)
         assert "should be 'right'" in error_of(answer, 400)["message"]
 
 
-def test_langchain(address: str, predictor: Predictor) -> None:
+def test_langchain(address, predictor):
     langchain = pytest.importorskip("langchain_openai")
     embeddings = langchain.OpenAIEmbeddings(
         base_url=address, api_key=KEY, model="tiny", check_embedding_ctx_length=False, chunk_size=2
@@ -119,7 +115,7 @@ def test_langchain(address: str, predictor: Predictor) -> None:
     np.testing.assert_allclose(embeddings.embed_query(TEXTS[1]), expected[1], atol=1e-5)
 
 
-def test_curl(address: str) -> None:
+def test_curl(address):
     command = ["curl", "--silent", "--fail", f"{address}/embeddings", "-H", f"Authorization: Bearer {KEY}"]
     body = ["-H", "Content-Type: application/json", "-d", json.dumps({"input": "a bar"})]
     done = subprocess.run([*command, *body], capture_output=True, text=True, check=True)

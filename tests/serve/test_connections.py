@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from bridgetower.predictor import Predictor
 from bridgetower.serve import middleware
 from served import Running, running
 
@@ -62,7 +61,7 @@ def error(content: bytes, expected: int) -> dict[str, Any]:
     return dict(found)
 
 
-def test_heads_that_do_not_come_end_their_connections_and_leave_room(hasty: Running) -> None:
+def test_heads_that_do_not_come_end_their_connections_and_leave_room(hasty):
     parts = [b"", b"G", b"POST /v1/match HTTP/1.1\r\nHost: loc", GET[:-2], GET + GET[:9]]
     with connections(hasty, 500) as silent:
         for sent, connection in zip(parts * 100, silent, strict=True):
@@ -72,7 +71,7 @@ def test_heads_that_do_not_come_end_their_connections_and_leave_room(hasty: Runn
     assert answered == [int(GET in sent) for sent in parts] * 100
 
 
-def test_headers_that_come_a_line_at_a_time(hasty: Running) -> None:
+def test_headers_that_come_a_line_at_a_time(hasty):
     with connections(hasty, 1) as (connection,), contextlib.suppress(ConnectionResetError, BrokenPipeError):
         for number in range(300):
             connection.sendall(b"a: b\r\n" if number else GET[:-2])
@@ -80,7 +79,7 @@ def test_headers_that_come_a_line_at_a_time(hasty: Running) -> None:
         pytest.fail("headers come for 30 s")
 
 
-def test_a_body_that_goes_on_after_its_answer(hasty: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_body_that_goes_on_after_its_answer(hasty, monkeypatch):
     monkeypatch.setattr(middleware, "_DRAIN", 0.5)
     with connections(hasty, 1) as (connection,), contextlib.suppress(ConnectionResetError, BrokenPipeError):
         connection.sendall(POST.replace(b"/v1/embeddings", b"/health") + b"Content-Length: 9999999999\r\n\r\n")
@@ -92,7 +91,7 @@ def test_a_body_that_goes_on_after_its_answer(hasty: Running, monkeypatch: pytes
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="needs Linux")
-def test_a_client_that_reads_nothing_is_disconnected(hasty: Running) -> None:
+def test_a_client_that_reads_nothing_is_disconnected(hasty):
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.connect(hasty.address)
@@ -103,7 +102,7 @@ def test_a_client_that_reads_nothing_is_disconnected(hasty: Running) -> None:
             list(iter(lambda: connection.recv(65536), b""))
 
 
-def test_a_connection_is_kept_for_the_next_request(hasty: Running) -> None:
+def test_a_connection_is_kept_for_the_next_request(hasty):
     content = answers(hasty, GET * 4 + GET[:-2] + b"Content-Length: 0\r\n\r\n")
     assert content.count(b"HTTP/1.1 200 OK") == 5
     assert b"connection: close" not in content
@@ -127,7 +126,7 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("sent", MALFORMED.values(), ids=MALFORMED)
-def test_what_is_no_http(hasty: Running, sent: bytes) -> None:
+def test_what_is_no_http(hasty, sent):
     """One answer from the HTTP library, or none, and what follows is not read."""
     content = answers(hasty, sent, MODELS)
     assert content.count(b"HTTP/1.1 ") <= 1
@@ -153,13 +152,13 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("expected", "sent"), REFUSED.values(), ids=REFUSED)
-def test_what_others_may_read_in_another_way(hasty: Running, expected: int, sent: bytes) -> None:
+def test_what_others_may_read_in_another_way(hasty, expected, sent):
     found = error(answers(hasty, sent, MODELS), expected)
     assert found["type"] == "invalid_request_error"
 
 
 @pytest.mark.parametrize("lengths", [LENGTH + CHUNKED, CHUNKED + LENGTH, b"Content-Length: 3\r\n" + CHUNKED])
-def test_a_length_beside_chunks_is_the_last_that_is_read(hasty: Running, lengths: bytes) -> None:
+def test_a_length_beside_chunks_is_the_last_that_is_read(hasty, lengths):
     """RFC 9112, 6.3: the chunks count, and the connection is closed, so that nothing is left over of it."""
     content = answers(hasty, POST + lengths + b"\r\n" + CHUNKS, MODELS)
     assert status(content) == 200
@@ -167,23 +166,23 @@ def test_a_length_beside_chunks_is_the_last_that_is_read(hasty: Running, lengths
     assert b"connection: close" in content.lower()
 
 
-def test_some_short_chunks_and_many_long_ones(hasty: Running) -> None:
+def test_some_short_chunks_and_many_long_ones(hasty):
     chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in BODY) + (b"800\r\n" + b" " * 2048 + b"\r\n") * 400
     content = answers(hasty, (POST + CHUNKED + b"\r\n" + chunks + b"0\r\na: b\r\n\r\n") * 2)
     assert content.count(b"HTTP/1.1 200") == 2
 
 
-def test_another_protocol_is_not_spoken(hasty: Running) -> None:
+def test_another_protocol_is_not_spoken(hasty):
     upgrade = b"Connection: Upgrade\r\nUpgrade: %s\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: YQ==\r\n\r\n"
     for protocol in (b"websocket", b"h2c"):
         assert status(answers(hasty, GET[:-2] + upgrade % protocol)) == 200
 
 
-def test_the_software_is_not_told(hasty: Running) -> None:
+def test_the_software_is_not_told(hasty):
     assert hasty.client.get("/health").headers["server"] == "bridgetower"
 
 
-def test_a_large_body_that_is_refused_does_not_lose_its_answer(hasty: Running) -> None:
+def test_a_large_body_that_is_refused_does_not_lose_its_answer(hasty):
     with connections(hasty, 1) as (connection,):
         size = 20_000_000
         head = POST.replace(b"/v1/embeddings", b"/health") + b"Content-Length: %d\r\n\r\n" % size
@@ -194,11 +193,11 @@ def test_a_large_body_that_is_refused_does_not_lose_its_answer(hasty: Running) -
     assert b"connection: close" in content
 
 
-def test_handlers_of_logs_stay_open_while_a_server_runs(predictor: Predictor) -> None:
+def test_handlers_of_logs_stay_open_while_a_server_runs(predictor):
     closed: list[str] = []
 
     class Handler(logging.Handler):
-        def close(self) -> None:
+        def close(self):
             closed.append(self.name or "")
             super().close()
 

@@ -6,15 +6,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from bridgetower.predictor import Predictor
 from bridgetower.serve import model_routes, schemas
-from served import PNGS, TEXTS, URIS, Running, error_of
+from served import PNGS, TEXTS, URIS, error_of
 
 PATH = "/v1/embeddings"
 Post = Callable[..., Any]
@@ -38,7 +36,7 @@ def message(*parts: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": content}]
 
 
-def test_texts_and_images(post: Post, predictor: Predictor) -> None:
+def test_texts_and_images(post, predictor):
     texts, images = predictor.embed_texts(TEXTS), predictor.embed_images(PNGS)
     answer = post(PATH, input=TEXTS, model="tiny")
     assert (answer["object"], answer["model"]) == ("list", "tiny")
@@ -51,7 +49,7 @@ def test_texts_and_images(post: Post, predictor: Predictor) -> None:
         check(answer, texts)
 
 
-def test_long_texts_are_cut_only_if_told(post: Post, refused: Post, predictor: Predictor) -> None:
+def test_long_texts_are_cut_only_if_told(post, refused, predictor):
     long = "red circle on black " * 30
     error = refused(PATH, input=["a", long])
     assert "text 1, 'red circle" in error["message"]
@@ -60,7 +58,7 @@ def test_long_texts_are_cut_only_if_told(post: Post, refused: Post, predictor: P
     check(post(PATH, input=long, truncate=True), predictor.embed_texts(long, truncate=True))
 
 
-def test_damaged_images_are_numbered(refused: Post) -> None:
+def test_damaged_images_are_numbered(refused):
     for damaged, words in {
         URIS[0][:-400]: "cut off or damaged",
         URIS[0][:60]: "cannot be read as an image|damaged|padding",
@@ -73,7 +71,7 @@ def test_damaged_images_are_numbered(refused: Post) -> None:
         assert any(word in error["message"] for word in words.split("|")), error
 
 
-def test_objects_get_a_vector_each_in_the_order_given(post: Post, predictor: Predictor) -> None:
+def test_objects_get_a_vector_each_in_the_order_given(post, predictor):
     bare = URIS[1].partition(",")[2]
     pair, image, text = {"text": TEXTS[0], "image": URIS[0]}, {"image": bare}, {"text": TEXTS[1]}
     images, texts = predictor.embed_images(PNGS), predictor.embed_texts([*TEXTS, ""])
@@ -87,7 +85,7 @@ def test_objects_get_a_vector_each_in_the_order_given(post: Post, predictor: Pre
     check(post(PATH, input=[bare, image], modality="image"), images[[1, 1]])
 
 
-def test_messages(post: Post, refused: Post, predictor: Predictor) -> None:
+def test_messages(post, refused, predictor):
     check(post(PATH, messages=message(URIS[0], TEXTS[1])), predictor.embed_pairs(PNGS[0], TEXTS[1]))
     check(post(PATH, messages=message(URIS[0])), predictor.embed_images(PNGS[0]))
     for content in (message(TEXTS[0]), [{"role": "user", "content": TEXTS[0]}]):
@@ -97,7 +95,7 @@ def test_messages(post: Post, refused: Post, predictor: Predictor) -> None:
     assert "at most 1" in refused(PATH, messages=message("a") * 2)["message"]
 
 
-def test_usage_is_what_the_towers_read(post: Post, predictor: Predictor) -> None:
+def test_usage_is_what_the_towers_read(post, predictor):
     vision = predictor.model.config.vision
     image, text = (vision.image_size // vision.patch_size) ** 2 + 1, len(predictor.processor.token_ids(TEXTS)[0])
     for given, expected in (
@@ -136,14 +134,14 @@ def test_usage_is_what_the_towers_read(post: Post, predictor: Predictor) -> None
         ({"input": "a \ud800 b"}, None, "not valid JSON"),
     ],
 )
-def test_refusals_name_the_field(refused: Post, body: dict[str, Any], param: str | None, words: str) -> None:
+def test_refusals_name_the_field(refused, body, param, words):
     error = refused(PATH, **body)
     assert words in error["message"]
     assert (error["param"] or "").startswith(param or "")
     assert error["type"] == "invalid_request_error"
 
 
-def test_another_model_too_many_items_and_a_head_that_is_not_there(refused: Post, alone: Running) -> None:
+def test_another_model_too_many_items_and_a_head_that_is_not_there(refused, alone):
     error = refused(PATH, 404, input="a", model="text-embedding-3-small")
     assert error["message"] == "model is 'text-embedding-3-small'; this server has 'tiny'"
     assert (error["code"], error["param"]) == ("model_not_found", "model")
@@ -155,7 +153,7 @@ def test_another_model_too_many_items_and_a_head_that_is_not_there(refused: Post
     assert len(alone.client.post(PATH, json={"input": PAIR}).json()["data"]) == 1
 
 
-def test_many_clients_at_once_get_their_own(client: httpx.Client, predictor: Predictor) -> None:
+def test_many_clients_at_once_get_their_own(client, predictor):
     texts, images = predictor.embed_texts(TEXTS), predictor.embed_images(PNGS)
     bodies = [{"input": TEXTS[n % 3]} if n % 2 else {"input": URIS[n % 3], "modality": "image"} for n in range(48)]
     with ThreadPoolExecutor(16) as pool:
@@ -176,13 +174,11 @@ def test_many_clients_at_once_get_their_own(client: httpx.Client, predictor: Pre
         ("/v1/fill-mask", {"images": URIS[:1] * 12, "texts": ["<mask> bar"] * 12, "top": 100}, {"top": 1}),
     ],
 )
-def test_long_responses_are_built_outside_of_the_event_loop(
-    post: Post, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any], less: dict[str, Any]
-) -> None:
+def test_long_responses_are_built_outside_of_the_event_loop(post, monkeypatch, path, body, less):
     threads: list[str] = []
     usage = schemas.usage
 
-    def seen(tokens: int) -> dict[str, int]:
+    def seen(tokens):
         threads.append(threading.current_thread().name)
         return usage(tokens)
 

@@ -1,8 +1,7 @@
 """A batch of every kind of item gives what the predictors' own methods give, each image and text encoded once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -89,9 +88,7 @@ def computed(model: Predictor, items: Sequence[QueueItem]) -> list[Outcome]:
     return compute(lambda item: model, items)
 
 
-def test_a_mixed_batch_of_two_models_in_any_order_is_the_direct_calls(
-    predictor: Predictor, answering: Predictor
-) -> None:
+def test_a_mixed_batch_of_two_models_in_any_order_is_the_direct_calls(predictor, answering):
     looks = [partial(attention_of, predictor, one.image, one.ids) for one in items_of(predictor)[4::6]]
     judging, judgements = judged(answering)
     items: list[QueueItem] = [*items_of(predictor), *looks, *judging]
@@ -106,18 +103,18 @@ def test_a_mixed_batch_of_two_models_in_any_order_is_the_direct_calls(
         assert_same(outcomes, [expected[number] for number in numbers])
 
 
-def test_control_a_swapped_pair_is_noticed(predictor: Predictor) -> None:
+def test_control_a_swapped_pair_is_noticed(predictor):
     items, expected = items_of(predictor), expected_of(predictor)
     items[2] = Item(kind="match", image=items[8].image, ids=items[2].ids)
     with pytest.raises(AssertionError):
         assert_same(computed(predictor, items), expected)
 
 
-def test_each_image_and_text_is_encoded_once(predictor: Predictor) -> None:
+def test_each_image_and_text_is_encoded_once(predictor):
     counts = {"vision": 0, "text": 0}
 
-    def counting(name: str) -> Callable[..., None]:
-        def count(module: object, inputs: tuple[Tensor, ...], output: object) -> None:
+    def counting(name):
+        def count(module, inputs, output):
             counts[name] += len(inputs[0])
 
         return count
@@ -130,12 +127,12 @@ def test_each_image_and_text_is_encoded_once(predictor: Predictor) -> None:
     assert counts == {"vision": 3, "text": 6}
 
 
-def test_exported_parts(exported: Path, predictor: Predictor) -> None:
+def test_exported_parts(exported, predictor):
     engine = load(exported, engine="onnxruntime")
     assert_same(computed(engine, items_of(engine)), expected_of(predictor))
 
 
-def test_more_masks_than_are_ranked_at_once(predictor: Predictor) -> None:
+def test_more_masks_than_are_ranked_at_once(predictor):
     (ids,) = map(tuple, predictor.processor.token_ids(["<mask>" * 20]))
     images = [predictor.processor.resize(content) for content in PNGS] * 2
     outcomes = computed(predictor, [Item(kind="fill_mask", image=image, ids=ids) for image in images])

@@ -6,7 +6,7 @@ import os
 import struct
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bridgetower.predictor import Predictor
 from bridgetower.processor import open_reduced
 from bridgetower.processor.images import MEMORY_PER_PIXEL
 from bridgetower.serve.inputs import Decoders
@@ -150,7 +149,7 @@ DECODED = {"tiff, overlapping strips", "avif, false size"}  # as images of 16x16
 
 
 @pytest.fixture(scope="module")
-def small(predictor: Predictor) -> Iterator[Running]:
+def small(predictor):
     """A server that takes images of 4 million pixels in bodies of 2 MiB."""
     with started(predictor, max_pixels=4, max_body=2) as found:
         yield found
@@ -175,7 +174,7 @@ def source(content: bytes) -> str:
 
 
 @pytest.mark.slow
-def test_hostile_images_get_an_error_and_others_their_answer(small: Running) -> None:
+def test_hostile_images_get_an_error_and_others_their_answer(small):
     files = {name: source(made()) for name, made in HOSTILE.items()}
     expected = vector(asked(small, URIS[0]))
     begin = memory(os.getpid(), "VmRSS")
@@ -202,7 +201,7 @@ def test_hostile_images_get_an_error_and_others_their_answer(small: Running) -> 
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such limit")
-def test_what_takes_too_much_is_told_and_its_process_replaced() -> None:
+def test_what_takes_too_much_is_told_and_its_process_replaced():
     decoders = Decoders(max_pixels=20_000_000, memory=100_000_000)
     try:
         decoders.open(saved(PHOTO, "PNG"))
@@ -241,7 +240,7 @@ KINDS: list[tuple[str, str, dict[str, Any]]] = [
 
 
 @pytest.mark.slow
-def test_sound_images_of_every_kind_fit_and_are_what_this_process_makes_of_them() -> None:
+def test_sound_images_of_every_kind_fit_and_are_what_this_process_makes_of_them():
     decoders = Decoders(max_pixels=SIDE**2, memory=MEMORY_PER_PIXEL * SIDE**2 + 3 * 2**22 + 2**26)
     exif = Image.Exif()
     exif[0x0112] = 6

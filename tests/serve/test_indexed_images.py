@@ -7,13 +7,12 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import httpx
 import numpy as np
@@ -81,15 +80,13 @@ def indexed(source: Path, predictor: Predictor) -> Searcher:
 
 
 @pytest.fixture(scope="module")
-def album(server: Running, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Album]:
+def album(server, tmp_path_factory):
     """What no test changes."""
     with album_in(tmp_path_factory.mktemp("album"), server) as found:
         yield found
 
 
-def test_hits_and_the_index_tell_of_what_can_be_fetched(
-    client: httpx.Client, post: Callable[..., Any], searcher: Searcher
-) -> None:
+def test_hits_and_the_index_tell_of_what_can_be_fetched(client, post, searcher):
     data = post("/v1/search", query="red bar", top=3)["data"]
     assert len(data) == 3
     for row in data:
@@ -105,7 +102,7 @@ def test_hits_and_the_index_tell_of_what_can_be_fetched(
     assert client.get("/v1/index").json() == about
 
 
-def test_small_ones(album: Album) -> None:
+def test_small_ones(album):
     for name, size, expected in (
         ("wide.jpg", 300, (200, 300)),
         ("wide.jpg", 1600, (600, 900)),
@@ -121,7 +118,7 @@ def test_small_ones(album: Album) -> None:
                 assert image.getpixel((0, 0)) == (255, 255, 255)
 
 
-def test_the_file_itself_is_sent_as_nothing_but_an_image(album: Album) -> None:
+def test_the_file_itself_is_sent_as_nothing_but_an_image(album):
     for name, kind in (("wide.jpg", "image/jpeg"), ("copy.png", "image/png")):
         response = album.get(name)
         assert response.content == (album.root / name).read_bytes()
@@ -139,7 +136,7 @@ NAMES = ["a.png", "photos/a.png", "/etc/passwd", "..%2f..%2fetc%2fpasswd", "%2e%
 NAMES += ["..", "%00", "' OR path = 'a.png", "0" * 63, "0" * 65, "A" * 64, "https:%2f%2fexample.org%2fa.png"]
 
 
-def test_names_odd_sizes_and_what_is_not_in_the_index(album: Album) -> None:
+def test_names_odd_sizes_and_what_is_not_in_the_index(album):
     for name in (*NAMES, URIS[0][:60]):
         response = album.client.get(f"/v1/pictures/{name}")
         assert response.status_code in (400, 404), name
@@ -153,7 +150,7 @@ def test_names_odd_sizes_and_what_is_not_in_the_index(album: Album) -> None:
         assert error["message"] == "the index has no image with this id"
 
 
-def test_limits_hold(album: Album) -> None:
+def test_limits_hold(album):
     many = error_of(album.get("many.png", size=64), 404)["message"]
     assert "1200000 pixels, the limit is 1000000" in many
     assert "open_image" not in many
@@ -161,7 +158,7 @@ def test_limits_hold(album: Album) -> None:
     album.check_gone("large.bmp")
 
 
-def test_what_took_the_place_of_a_file(server: Running, tmp_path: Path) -> None:
+def test_what_took_the_place_of_a_file(server, tmp_path):
     """Another file, a link to one, a device, a pipe, a folder; a copy elsewhere in the index will do."""
     with album_in(tmp_path, server) as own:
         secret, file = tmp_path / "secret.png", own.root / "b.png"
@@ -186,7 +183,7 @@ def test_what_took_the_place_of_a_file(server: Running, tmp_path: Path) -> None:
         own.check_gone("a.png")
 
 
-def test_an_index_of_what_is_outside(server: Running, predictor: Predictor, tmp_path: Path) -> None:
+def test_an_index_of_what_is_outside(server, predictor, tmp_path):
     """A table may name any file; a search finds it, but nobody is sent it."""
     write_pictures(tmp_path)
     (tmp_path / "in").mkdir()
@@ -198,12 +195,12 @@ def test_an_index_of_what_is_outside(server: Running, predictor: Predictor, tmp_
         Album(tmp_path / "in", client, {row["path"]: row["id"] for row in data}).check_gone(data[0]["path"])
 
 
-def test_decoding_holds_up_nothing(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoding_holds_up_nothing(server, monkeypatch):
     """While images are decoded, the server answers others."""
     gate, at_work = threading.Event(), threading.Semaphore(0)
     original = Decoders.open
 
-    def slow(*arguments: Any, **options: Any) -> Any:
+    def slow(*arguments, **options):
         at_work.release()
         gate.wait(20)
         return original(*arguments, **options)
@@ -220,7 +217,7 @@ def test_decoding_holds_up_nothing(server: Running, monkeypatch: pytest.MonkeyPa
     until(lambda: server.service.batcher.admitted == 0)
 
 
-def test_what_takes_too_long_is_given_up(hasty: Running, searcher: Searcher, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_takes_too_long_is_given_up(hasty, searcher, monkeypatch):
     gate = threading.Event()
     monkeypatch.setattr(Decoders, "open", lambda *_, **options: gate.wait(60))
     response = hasty.client.get(f"/v1/pictures/{searcher.index.examples(1)[0].digest}?size=64")
@@ -231,7 +228,7 @@ def test_what_takes_too_long_is_given_up(hasty: Running, searcher: Searcher, mon
 
 
 @pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory, predictor: Predictor) -> tuple[Searcher, bytes, str]:
+def large(tmp_path_factory, predictor):
     """An index of a large file, its content, and where the server has it."""
     folder = tmp_path_factory.mktemp("large") / "photos"
     folder.mkdir()
@@ -259,7 +256,7 @@ def length_of(connection: socket.socket) -> int:
     return length
 
 
-def test_slow_readers_give_way(predictor: Predictor, large: tuple[Searcher, bytes, str]) -> None:
+def test_slow_readers_give_way(predictor, large):
     """Eight times the largest body is held of answers; whoever reads most slowly is cut off for the ninth."""
     searcher, content, path = large
     with started(predictor, searcher, max_body=17) as found, ExitStack() as slow:
@@ -270,9 +267,7 @@ def test_slow_readers_give_way(predictor: Predictor, large: tuple[Searcher, byte
         assert sum(length > len(content) for length in lengths) == 7
 
 
-def test_a_reader_that_stalls_is_cut_off_in_the_end(
-    predictor: Predictor, large: tuple[Searcher, bytes, str], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_reader_that_stalls_is_cut_off_in_the_end(predictor, large, caplog):
     searcher, content, path = large
     with started(predictor, searcher, max_body=17, timeout=0.5) as found, asked_for(found, path) as connection:
         time.sleep(2)  # much longer than it may take

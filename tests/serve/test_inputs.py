@@ -4,15 +4,12 @@ import asyncio
 import base64
 import io
 import json
-from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 from tokenizers import Tokenizer
 
-from bridgetower.predictor import Predictor
 from bridgetower.processor import Processor
 from bridgetower.serve.errors import ApiError
 from bridgetower.serve.inputs import MAX_CHARACTERS, Decoders, Inputs, is_image
@@ -22,13 +19,13 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture
-def inputs(predictor: Predictor) -> Iterator[Inputs]:
+def inputs(predictor):
     found = Inputs(predictor.processor, Decoders(max_pixels=2000, memory=2**28))
     yield found
     found.close()
 
 
-def test_as_the_predictor_prepares_them(inputs: Inputs, predictor: Predictor) -> None:
+def test_as_the_predictor_prepares_them(inputs, predictor):
     images = asyncio.run(inputs.images(URIS, "images"))
     for image, content in zip(images, PNGS, strict=True):
         assert torch.equal(image, predictor.processor.resize(content))
@@ -37,7 +34,7 @@ def test_as_the_predictor_prepares_them(inputs: Inputs, predictor: Predictor) ->
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP", "GIF", "BMP", "TIFF"])
-def test_other_formats_and_any_spelling_of_the_type(inputs: Inputs, predictor: Predictor, kind: str) -> None:
+def test_other_formats_and_any_spelling_of_the_type(inputs, predictor, kind):
     stream = io.BytesIO()
     Image.open(io.BytesIO(PNGS[0])).save(stream, kind)
     source = f"DATA:image/{kind};base64," + base64.b64encode(stream.getvalue()).decode()
@@ -45,11 +42,11 @@ def test_other_formats_and_any_spelling_of_the_type(inputs: Inputs, predictor: P
     assert torch.equal(image, predictor.processor.resize(stream.getvalue()))
 
 
-async def test_one_request_of_many_images_does_not_hold_up_another(predictor: Predictor) -> None:
+async def test_one_request_of_many_images_does_not_hold_up_another(predictor):
     order: list[str] = []
     inputs = Inputs(predictor.processor, Decoders(max_pixels=1_000_000, memory=2**28))
 
-    async def ask(name: str, sources: list[str]) -> None:
+    async def ask(name, sources):
         await inputs.images(sources, name)
         order.append(name)
 
@@ -60,21 +57,21 @@ async def test_one_request_of_many_images_does_not_hold_up_another(predictor: Pr
     inputs.close()
 
 
-def test_too_many_pixels(inputs: Inputs) -> None:
+def test_too_many_pixels(inputs):
     with pytest.raises(ApiError, match=r"50x41 = 2050 pixels, the limit is 2000; shrink it first$") as caught:
         asyncio.run(inputs.images([URIS[0], uri(png(0, 50, 41))], "images"))
     assert (caught.value.status, caught.value.param) == (400, "images.1")
     assert len(asyncio.run(inputs.images([uri(png(0, 50, 40))], "images"))) == 1
 
 
-def test_too_many_characters(inputs: Inputs) -> None:
+def test_too_many_characters(inputs):
     with pytest.raises(ApiError, match=f"{MAX_CHARACTERS + 1} characters"):
         asyncio.run(inputs.texts(["a" * (MAX_CHARACTERS + 1)], "texts", truncate=True))
     ((*ids,),) = asyncio.run(inputs.texts(["a " * (MAX_CHARACTERS // 2)], "texts", truncate=True))
     assert len(ids) == 24
 
 
-def test_a_tokenizer_that_panics_fails_the_request_alone(predictor: Predictor) -> None:
+def test_a_tokenizer_that_panics_fails_the_request_alone(predictor):
     tokenizer = predictor.processor.tokenizer
     assert tokenizer is not None
     values = json.loads(tokenizer.to_str()) | {"pre_tokenizer": {"type": "FixedLength", "length": 0}}
@@ -87,13 +84,13 @@ def test_a_tokenizer_that_panics_fails_the_request_alone(predictor: Predictor) -
     inputs.close()
 
 
-def test_what_counts_as_an_image() -> None:
+def test_what_counts_as_an_image():
     assert is_image(URIS[0])
     assert is_image("data:image/svg+xml;base64,")
     assert not any(map(is_image, ["data:text/plain;base64,aa", "a data:image/png;base64,", "image.png", ""]))
 
 
-def test_base64_is_decoded_in_parts_as_at_once(inputs: Inputs, predictor: Predictor) -> None:
+def test_base64_is_decoded_in_parts_as_at_once(inputs, predictor):
     part = 2**20  # characters that are decoded at once
     for length in (part // 4 * 3 - 1, part // 4 * 3, part // 4 * 3 + 1, part * 2):
         content = PNGS[0] + bytes(length - len(PNGS[0]))
@@ -105,12 +102,12 @@ def test_base64_is_decoded_in_parts_as_at_once(inputs: Inputs, predictor: Predic
             asyncio.run(inputs.images([f"data:image/png;base64,{damaged}"], "images"))
 
 
-def test_all_characters_of_a_request_have_a_limit(refused: Callable[..., dict[str, Any]]) -> None:
+def test_all_characters_of_a_request_have_a_limit(refused):
     found = refused("/v1/embeddings", 413, input=["a " * 10_000] * 210, truncate=True)
     assert found["message"] == "input: 4200000 characters, the limit is 4194304; send several requests"
 
 
-def test_long_texts_are_read_in_slices(post: Callable[..., Any], refused: Callable[..., dict[str, Any]]) -> None:
+def test_long_texts_are_read_in_slices(post, refused):
     texts = [f"{word} bar " * 1000 for word in ("red", "blue", "green") * 9]
     vectors = [row["embedding"] for row in post("/v1/embeddings", input=texts, truncate=True)["data"]]
     for text, vector in zip(texts, vectors, strict=True):
@@ -123,17 +120,17 @@ def test_long_texts_are_read_in_slices(post: Callable[..., Any], refused: Callab
     assert "text 903, " in message
 
 
-async def test_an_image_does_not_wait_for_long_texts(predictor: Predictor) -> None:
+async def test_an_image_does_not_wait_for_long_texts(predictor):
     """Of 400 texts one is read while the image waits, not all."""
     inputs = Inputs(predictor.processor, Decoders(max_pixels=10_000, memory=2**28))
     inputs.warm()
     done: list[str] = []
 
-    async def texts() -> None:
+    async def texts():
         await inputs.texts(["a" * 20_000] * 200, "input", truncate=True)
         done.append("texts")
 
-    async def image() -> None:
+    async def image():
         await asyncio.sleep(0.05)
         await inputs.images(URIS[:1], "input")
         done.append("image")

@@ -9,9 +9,8 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 from starlette.responses import Response, StreamingResponse
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Message
 
-from bridgetower.predictor import Predictor
 from bridgetower.serve.middleware import RequestLimitsMiddleware
 from served import PATIENCE, TEXTS, Running, error_of, held_up, until
 
@@ -43,7 +42,7 @@ def large_ones(running: Running, count: int) -> Iterator[list[socket.socket]]:
         yield connections
 
 
-def test_the_largest_body(hasty: Running) -> None:
+def test_the_largest_body(hasty):
     body, headers = json.dumps({"input": "a"}).encode(), {"Content-Type": "application/json"}
     assert hasty.client.post(PATH, content=body + b" " * (MIB - len(body)), headers=headers).status_code == 200
     parts = (b" " * 65536 for _ in range(40))  # without a length
@@ -55,7 +54,7 @@ def test_the_largest_body(hasty: Running) -> None:
         assert status(connection) == 413
 
 
-def test_bodies_that_arrive_together_share_a_limit(hasty: Running) -> None:
+def test_bodies_that_arrive_together_share_a_limit(hasty):
     """Probes and small bodies have room beside as many large ones as there may be; those end for want of time."""
     with large_ones(hasty, 9) as connections:
         for _ in range(5):
@@ -65,7 +64,7 @@ def test_bodies_that_arrive_together_share_a_limit(hasty: Running) -> None:
         assert {status(connection) for connection in connections} == {429, 408}
 
 
-def test_no_answer_in_time(hasty: Running, predictor: Predictor) -> None:
+def test_no_answer_in_time(hasty, predictor):
     with held_up(predictor):
         response = hasty.client.post(PATH, json={"input": "a"})
         error = error_of(response, 503)
@@ -75,7 +74,7 @@ def test_no_answer_in_time(hasty: Running, predictor: Predictor) -> None:
     assert hasty.client.post(PATH, json={"input": "a"}).status_code == 200
 
 
-def test_a_queue_that_is_full(hasty: Running, predictor: Predictor) -> None:
+def test_a_queue_that_is_full(hasty, predictor):
     with held_up(predictor) as gate, ThreadPoolExecutor(2) as pool:
         waiting = [pool.submit(hasty.client.post, PATH, json=FOUR) for _ in range(2)]
         until(lambda: hasty.service.batcher.admitted == 8)
@@ -88,7 +87,7 @@ def test_a_queue_that_is_full(hasty: Running, predictor: Predictor) -> None:
     assert hasty.client.post(PATH, json={"input": "a"}).status_code == 200
 
 
-def test_a_client_that_leaves_makes_room(hasty: Running, predictor: Predictor) -> None:
+def test_a_client_that_leaves_makes_room(hasty, predictor):
     with held_up(predictor):
         connections = [connect(hasty), connect(hasty)]
         for connection in connections:
@@ -124,7 +123,7 @@ async def ask(limits: RequestLimitsMiddleware, body: bytes | None = b"a", method
 
 @pytest.mark.anyio
 class TestMiddleware:
-    async def test_of_too_many_requests_the_one_that_stalls_longest_is_dropped(self) -> None:
+    async def test_of_too_many_requests_the_one_that_stalls_longest_is_dropped(self):
         limits = RequestLimitsMiddleware(Response(), max_body=10, timeout=60, requests=3)
         stalled = [asyncio.create_task(ask(limits, None)) for _ in range(3)]
         await asyncio.sleep(0)
@@ -137,12 +136,12 @@ class TestMiddleware:
         for one in stalled[2:]:
             one.cancel()
 
-    async def test_requests_in_progress_have_a_limit(self) -> None:
+    async def test_requests_in_progress_have_a_limit(self):
         """Those of GET are not counted, and what has ended makes room, however it ends."""
         answered: list[str] = []
         gate = asyncio.Event()
 
-        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async def app(scope, receive, send):
             if scope["path"] == "/fails":
                 raise RuntimeError
             if scope["method"] == "POST":
@@ -162,11 +161,11 @@ class TestMiddleware:
         assert await ask(limits, path="/more") == 200
         assert answered == ["/health", "/waits", "/waits", "/more"]
 
-    async def test_only_large_bodies_that_are_not_answered_count(self) -> None:
+    async def test_only_large_bodies_that_are_not_answered_count(self):
         """800,000 bytes of bodies are held, of each of which the first 64 KiB do not count."""
         gate = asyncio.Event()
 
-        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async def app(scope, receive, send):
             if len((await receive())["body"]) == 100_000:
                 await gate.wait()
             await Response()(scope, receive, send)
@@ -180,13 +179,13 @@ class TestMiddleware:
         await asyncio.gather(*large)
         assert [await ask(limits, bytes(100_000)) for _ in range(60)] == [200] * 60
 
-    async def test_get_has_to_be_answered_in_time_too(self) -> None:
-        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+    async def test_get_has_to_be_answered_in_time_too(self):
+        async def app(scope, receive, send):
             await nothing()
 
         assert await ask(RequestLimitsMiddleware(app, max_body=10, timeout=0.01), None, "GET") == 503
 
-    async def test_a_response_takes_as_long_as_its_parts_are_read(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_a_response_takes_as_long_as_its_parts_are_read(self, monkeypatch):
         """Reading ten parts takes ten times the limit; one that is read for longer than the limit is the last."""
         seconds = 0.0
         sent: list[Message] = []
@@ -194,7 +193,7 @@ class TestMiddleware:
         now = loop.time
         monkeypatch.setattr(loop, "time", lambda: now() + seconds)
 
-        async def send(message: Message) -> None:
+        async def send(message):
             nonlocal seconds
             seconds += 50 if len(sent) < 10 else 70
             await asyncio.sleep(0)

@@ -1,24 +1,20 @@
 """What the server says about its model and itself."""
 
 import asyncio
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
 
 import bridgetower
-from bridgetower.predictor import Predictor, load
+from bridgetower.predictor import load
 from bridgetower.serve.app import info
 from bridgetower.serve.config import ServeConfig
 from bridgetower.serve.service import Service
-from served import URIS, Running, error_of
+from served import URIS, error_of
 
 NO_HEAD = ("/v1/answer", "/v1/entail", "/v1/reason", "/v1/classify")  # in the small model
 
 
-def test_one_model(client: httpx.Client, predictor: Predictor) -> None:
+def test_one_model(client, predictor):
     listed = client.get("/v1/models").json()
     (model,) = listed["data"]
     assert listed["object"] == "list"
@@ -39,14 +35,14 @@ def test_one_model(client: httpx.Client, predictor: Predictor) -> None:
         assert client.get(path).json() == {"status": "ok"}
 
 
-def test_a_model_is_named_after_its_source(alone: Running, answering: Predictor) -> None:
+def test_a_model_is_named_after_its_source(alone, answering):
     (model,) = alone.client.get("/v1/models").json()["data"]
     assert (model["id"], model["uses"]) == (answering.source, ["explain", "answer", "entail", "reason"])
     assert alone.client.get(f"/v1/models/{model['id'].removeprefix('/')}").status_code == 404
     assert alone.client.get(f"/v1/models/{model['id']}").json() == model
 
 
-def test_two_models(both: Running, answering: Predictor) -> None:
+def test_two_models(both, answering):
     client, name = both.client, answering.source
     first, second = client.get("/v1/models").json()["data"]
     assert (first["id"], first["uses"]) == ("tiny", ["embeddings", "match", "fill-mask", "explain"])
@@ -60,7 +56,7 @@ def test_two_models(both: Running, answering: Predictor) -> None:
     error_of(client.post("/v1/embeddings", json={"input": "a", "model": name}), 404)
 
 
-def test_every_example_works(client: httpx.Client, post: Callable[..., Any]) -> None:
+def test_every_example_works(client, post):
     description = client.get("/openapi.json").json()
     schemas = description["components"]["schemas"]
     tried = 0
@@ -74,7 +70,7 @@ def test_every_example_works(client: httpx.Client, post: Callable[..., Any]) -> 
     assert tried >= 8
 
 
-def test_info_has_the_fields_of_text_embeddings_inference(tiny_checkpoint: Path) -> None:
+def test_info_has_the_fields_of_text_embeddings_inference(tiny_checkpoint):
     model = load(tiny_checkpoint, device="cpu", precision="bf16")
     config = ServeConfig(name="tiny", max_batch=4, max_items=8, queue=100)
     assert asyncio.run(info(Service(model, config))) == {
@@ -93,7 +89,7 @@ def test_info_has_the_fields_of_text_embeddings_inference(tiny_checkpoint: Path)
     }
 
 
-def test_labels_of_many_images_have_a_limit(client: httpx.Client) -> None:
+def test_labels_of_many_images_have_a_limit(client):
     labels = [f"label {number}" for number in range(500)]
     body = {"images": [URIS[0]] * 500, "labels": labels, "templates": ["{}"]}
     found = error_of(client.post("/v1/classify", json=body), 413)

@@ -1,11 +1,8 @@
 """Prefixes, forwarded headers and other sites, as a proxy or a browser sends them."""
 
-from collections.abc import Iterator
 
-import httpx
 import pytest
 
-from bridgetower.predictor import Predictor
 from served import error_of, running
 
 SITE = "https://app.example.org"
@@ -13,14 +10,14 @@ BODY = {"input": "a bar"}
 
 
 @pytest.fixture(scope="module")
-def trusting(predictor: Predictor) -> Iterator[httpx.Client]:
+def trusting(predictor):
     """Of a server behind a proxy on this machine, at a prefix."""
     settings = {"forwarded_allow_ips": ("127.0.0.0/8",), "root_path": "/photos", "server_name": ("Photos.example",)}
     with running(predictor, page=True, cors_origin=(SITE,), **settings) as client:
         yield client
 
 
-def test_a_prefix_that_the_proxy_leaves_or_takes_off(trusting: httpx.Client) -> None:
+def test_a_prefix_that_the_proxy_leaves_or_takes_off(trusting):
     for place in ("/photos/v1/models", "/v1/models", "/photos/", "/", "/photos/page.css", "/photos/health"):
         assert trusting.get(place).status_code == 200
     for place in ("/photosv1/models", "/photos/photos/v1/models", "/photos/v1/models/", "/photo/v1/models"):
@@ -30,12 +27,12 @@ def test_a_prefix_that_the_proxy_leaves_or_takes_off(trusting: httpx.Client) -> 
     assert trusting.get("/openapi.json").json()["servers"] == [{"url": "/photos"}]
 
 
-def test_no_response_has_the_address_of_the_server(client: httpx.Client) -> None:
+def test_no_response_has_the_address_of_the_server(client):
     error_of(client.get("/v1/models/"), 404)
     assert "servers" not in client.get("/openapi.json").json()
 
 
-def test_names(trusting: httpx.Client, client: httpx.Client) -> None:
+def test_names(trusting, client):
     for host in ("photos.example", "PHOTOS.example:443"):
         assert trusting.get("/v1/models", headers={"Host": host}).status_code == 200
         assert (
@@ -46,7 +43,7 @@ def test_names(trusting: httpx.Client, client: httpx.Client) -> None:
     assert error_of(trusting.get("/v1/models", headers=headers), 403)["code"] == "wrong_host"
 
 
-def test_the_forwarded_host_counts_only_from_trusted_proxies(trusting: httpx.Client, client: httpx.Client) -> None:
+def test_the_forwarded_host_counts_only_from_trusted_proxies(trusting, client):
     headers = {"Origin": "https://photos.example:8443", "X-Forwarded-Host": "photos.example:8443"}
     assert trusting.post("/v1/embeddings", json=BODY, headers=headers).status_code == 200
     error = error_of(client.post("/v1/embeddings", json=BODY, headers=headers), 403)
@@ -55,7 +52,7 @@ def test_the_forwarded_host_counts_only_from_trusted_proxies(trusting: httpx.Cli
     error_of(trusting.post("/v1/embeddings", json=BODY, headers=headers), 403)
 
 
-def test_what_the_browser_compared_itself(client: httpx.Client) -> None:
+def test_what_the_browser_compared_itself(client):
     """A proxy that drops the port from Host does not make a page one of another site."""
     headers = {"Origin": "http://localhost:8080", "Host": "localhost"}
     error_of(client.post("/v1/embeddings", json=BODY, headers=headers), 403)
@@ -68,7 +65,7 @@ def test_what_the_browser_compared_itself(client: httpx.Client) -> None:
 PREFLIGHT = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
 
 
-def test_a_site_that_is_allowed(trusting: httpx.Client) -> None:
+def test_a_site_that_is_allowed(trusting):
     headers = {"Origin": SITE, "Sec-Fetch-Site": "cross-site"}
     for content, status in ((BODY, 200), ({"input": 7}, 400)):
         answer = trusting.post("/v1/embeddings", json=content, headers=headers)
@@ -78,7 +75,7 @@ def test_a_site_that_is_allowed(trusting: httpx.Client) -> None:
     assert "access-control-allow-credentials" not in answer.headers  # no browser then shows what its password gets
 
 
-def test_a_site_that_is_not(trusting: httpx.Client, client: httpx.Client) -> None:
+def test_a_site_that_is_not(trusting, client):
     for site in ("https://app.example.org:444", "http://app.example.org", "https://evil.example", "null"):
         headers = {"Origin": site, "Sec-Fetch-Site": "cross-site"}
         answer = trusting.post("/v1/embeddings", json=BODY, headers=headers)

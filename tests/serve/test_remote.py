@@ -8,17 +8,14 @@ import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import anyio
 import httpcore
 import pytest
 
-from bridgetower.predictor import Predictor
 from bridgetower.serve import remote as remote_module
 from bridgetower.serve.errors import ApiError
 from bridgetower.serve.inputs import Decoders, Inputs
@@ -71,7 +68,7 @@ def fetched(remote: RemoteImages, url: str) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def place() -> Iterator[str]:
+def place():
     """Host and port of a server of images."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Images) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -80,23 +77,23 @@ def place() -> Iterator[str]:
 
 
 @pytest.fixture
-def near(monkeypatch: pytest.MonkeyPatch) -> None:
+def near(monkeypatch):
     """Lets connections go to this machine and nowhere else."""
     monkeypatch.setattr(remote_module, "is_public", lambda address: address.is_loopback)
 
 
 @pytest.fixture
-def remote(place: str, near: None) -> RemoteImages:
+def remote(place, near):
     return RemoteImages([place, place.replace("127.0.0.1", "localhost")], max_bytes=200_000, timeout=0.5)
 
 
 @pytest.fixture
-def looked_up(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[[], list[str]]], RemoteImages]:
+def looked_up(monkeypatch):
     """Returns what looks a host up by a function in place of the system."""
     look_up = socket.getaddrinfo
 
-    def led(host: str, addresses: Callable[[], list[str]], timeout: float = 5.0) -> RemoteImages:
-        def found(asked: Any, *rest: Any, **options: Any) -> Any:
+    def led(host, addresses, timeout=5.0):
+        def found(asked, *rest, **options):
             if asked != host.partition(":")[0]:
                 return look_up(asked, *rest, **options)
             return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (address, 0)) for address in addresses()]
@@ -107,14 +104,14 @@ def looked_up(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[[], li
     return led
 
 
-def test_an_image(remote: RemoteImages, place: str) -> None:
+def test_an_image(remote, place):
     for url in (f"http://{place}{FILE}", f"HTTP://{place.replace('127.0.0.1', 'LOCALHOST')}{FILE}#part"):
         assert fetched(remote, url) == PNGS[0]
 
 
 @pytest.mark.usefixtures("near")
 @pytest.mark.parametrize("addresses", [["127.0.0.1", "127.0.0.2"], ["127.0.0.2", "127.0.0.1"]])
-def test_all_addresses_of_a_host_are_tried(place: str, addresses: list[str], looked_up: Any) -> None:
+def test_all_addresses_of_a_host_are_tried(place, addresses, looked_up):
     host = place.replace("127.0.0.1", "images.test")
     assert fetched(looked_up(host, lambda: addresses), f"http://{host}{FILE}") == PNGS[0]
 
@@ -130,10 +127,8 @@ def test_all_addresses_of_a_host_are_tried(place: str, addresses: list[str], loo
         ["8.8.8.8"] * 9 + ["10.0.0.1"],
     ],
 )
-def test_a_host_with_an_address_that_is_not_public_is_not_connected_to(
-    addresses: list[str], scheme: str, looked_up: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def connect(*given: Any, **options: Any) -> None:
+def test_a_host_with_an_address_that_is_not_public_is_not_connected_to(addresses, scheme, looked_up, monkeypatch):
+    async def connect(*given, **options):
         pytest.fail(f"connects to {given}")
 
     monkeypatch.setattr(anyio, "connect_tcp", connect)
@@ -142,7 +137,7 @@ def test_a_host_with_an_address_that_is_not_public_is_not_connected_to(
 
 
 @pytest.mark.usefixtures("near")
-def test_what_is_connected_to_is_what_was_checked(place: str, looked_up: Any) -> None:
+def test_what_is_connected_to_is_what_was_checked(place, looked_up):
     """A name that resolves to another address by the time of the connection is of no use."""
     answers = [["127.0.0.9"], ["127.0.0.1"]]
     host = place.replace("127.0.0.1", "images.test")
@@ -150,12 +145,10 @@ def test_what_is_connected_to_is_what_was_checked(place: str, looked_up: Any) ->
     assert answers == [["127.0.0.9"]]
 
 
-def test_an_address_that_does_not_answer_has_a_share_of_the_time(
-    looked_up: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_address_that_does_not_answer_has_a_share_of_the_time(looked_up, monkeypatch):
     given: list[float] = []
 
-    async def connect(self: Any, address: str, port: int, seconds: float, *_: Any) -> None:
+    async def connect(self, address, port, seconds, *_):
         given.append(seconds)
         raise httpcore.ConnectTimeout
 
@@ -175,7 +168,7 @@ def test_an_address_that_does_not_answer_has_a_share_of_the_time(
         ("/garbage", "does not answer in HTTP"),
     ],
 )
-def test_what_a_host_may_do_instead(remote: RemoteImages, place: str, path: str, words: str) -> None:
+def test_what_a_host_may_do_instead(remote, place, path, words):
     with pytest.raises(ValueError, match=words):
         fetched(remote, f"http://{place}{path}")
 
@@ -186,12 +179,12 @@ ODD += ["http://{place}/a b", "http://{place}/\r\nHost: other", "http://{place}/
 
 
 @pytest.mark.parametrize("url", ODD)
-def test_other_hosts_and_odd_urls(remote: RemoteImages, place: str, url: str) -> None:
+def test_other_hosts_and_odd_urls(remote, place, url):
     with pytest.raises(ValueError, match=r"not fetched from|must be escaped|Port|Invalid|netloc"):
         fetched(remote, url.format(place=place))
 
 
-def test_names_that_lead_to_this_machine_and_nowhere(place: str) -> None:
+def test_names_that_lead_to_this_machine_and_nowhere(place):
     for host, words in ((place, "at an address that is not public"), ("nowhere.invalid", "is not known")):
         with pytest.raises(ValueError, match=words):
             fetched(RemoteImages([host], max_bytes=9, timeout=5.0), f"http://{host}/a.png")
@@ -215,7 +208,7 @@ class Hanging:
         raise OSError("let go")
 
 
-def test_a_look_up_that_hangs_is_left_alone(looked_up: Any) -> None:
+def test_a_look_up_that_hangs_is_left_alone(looked_up):
     hanging = Hanging()
     remote = looked_up("example.org", hanging, timeout=0.1)
     for _ in range(AT_ONCE + 2):
@@ -228,12 +221,12 @@ def test_a_look_up_that_hangs_is_left_alone(looked_up: Any) -> None:
         fetched(looked_up("example.org", hanging, timeout=60.0), "http://example.org/a.png")
 
 
-def test_slow_hosts_do_not_hold_those_who_decode(predictor: Predictor, looked_up: Any) -> None:
+def test_slow_hosts_do_not_hold_those_who_decode(predictor, looked_up):
     hanging = Hanging()
     remote = looked_up("example.org", hanging, timeout=600.0)
     inputs = Inputs(predictor.processor, Decoders(max_pixels=10_000, memory=2**28), remote=remote)
 
-    async def both() -> list[object]:
+    async def both():
         slow = [asyncio.ensure_future(inputs.images(["http://example.org/a.png"], "slow")) for _ in range(3 * AT_ONCE)]
         while hanging.now < AT_ONCE:
             await asyncio.sleep(0.01)
@@ -248,7 +241,7 @@ def test_slow_hosts_do_not_hold_those_who_decode(predictor: Predictor, looked_up
     inputs.close()
 
 
-def test_a_server_that_allows_hosts(predictor: Predictor, place: str, looked_up: Any) -> None:
+def test_a_server_that_allows_hosts(predictor, place, looked_up):
     """What it refuses; and slow hosts take no places of requests that fetch nothing."""
     hanging = Hanging()
     looked_up("slow.example", hanging)
@@ -282,7 +275,7 @@ def test_a_server_that_allows_hosts(predictor: Predictor, place: str, looked_up:
 
 
 @pytest.fixture
-def encrypted(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+def encrypted(tmp_path):
     """Port of a server of images that speaks TLS as localhost, and its certificate."""
     if shutil.which("openssl") is None:
         pytest.skip("openssl, which makes certificates, is not installed")
@@ -300,11 +293,11 @@ def encrypted(tmp_path: Path) -> Iterator[tuple[str, Path]]:
 
 
 @pytest.mark.usefixtures("near")
-def test_certificates(encrypted: tuple[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_certificates(encrypted, monkeypatch):
     port, certificate = encrypted
     local, number = (f"https://{host}:{port}{FILE}" for host in ("localhost", "127.0.0.1"))
 
-    def remote() -> RemoteImages:
+    def remote():
         return RemoteImages([f"localhost:{port}", f"127.0.0.1:{port}"], max_bytes=200_000, timeout=5.0)
 
     with pytest.raises(ValueError, match="self-signed"):
@@ -318,7 +311,7 @@ def test_certificates(encrypted: tuple[str, Path], monkeypatch: pytest.MonkeyPat
     assert fetched(trusting, local) == PNGS[0]  # certificates are read once, not again
 
 
-def test_addresses_that_are_not_public_and_those_that_are() -> None:
+def test_addresses_that_are_not_public_and_those_that_are():
     for address in (
         *("127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "0.0.0.0", "100.64.0.1"),
         *("224.0.0.1", "255.255.255.255", "::1", "::", "fe80::1", "fc00::1", "ff02::1", "::ffff:127.0.0.1"),

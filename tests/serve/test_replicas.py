@@ -13,7 +13,7 @@ from bridgetower.serve.replicas import Replica, share, supervise
 
 
 @pytest.mark.parametrize(("cores", "sizes"), [(4, [2, 2]), (5, [2, 3]), (7, [2, 2, 3]), (3, [1] * 3)])
-def test_every_core_is_in_one_share(cores: int, sizes: list[int]) -> None:
+def test_every_core_is_in_one_share(cores, sizes):
     shares = [share(range(10, 10 + cores), number, len(sizes)) for number in range(len(sizes))]
     assert list(map(len, shares)) == sizes
     assert [core for part in shares for core in part] == list(range(10, 10 + cores))
@@ -30,9 +30,7 @@ def killed_once(starts: Path, replica: Replica) -> None:
     raise SystemExit(2)
 
 
-def test_a_killed_replica_starts_again_after_a_pause_and_one_that_fails_ends_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_replica_starts_again_after_a_pause_and_one_that_fails_ends_all(tmp_path, monkeypatch):
     monkeypatch.setattr(replicas, "_PAUSE", 1.0)
     starts = tmp_path / "starts"
     with pytest.raises(SystemExit) as ended:

@@ -36,9 +36,7 @@ def by_cosine(predictor: Predictor) -> Tensor:
         (URIS[0], URIS, lambda model: by_cosine(model)[1], "cosine"),
     ],
 )
-def test_every_document_once_the_best_first(
-    post: Post, predictor: Predictor, query: Any, documents: Any, expected: Callable[..., Tensor], scored_by: str
-) -> None:
+def test_every_document_once_the_best_first(post, predictor, query, documents, expected, scored_by):
     answer, scores = post(PATH, query=query, documents=documents), expected(predictor)
     assert answer["scored_by"] == scored_by
     assert [row["index"] for row in answer["results"]] == scores.argsort(descending=True).tolist()
@@ -51,7 +49,7 @@ def test_every_document_once_the_best_first(
     assert answer["usage"]["total_tokens"] == 5 * num_images + read
 
 
-def test_the_first_few_with_their_documents(post: Post) -> None:
+def test_the_first_few_with_their_documents(post):
     first, second = post(PATH, query=TEXTS[0], documents=TEXTS, top_n=2, return_documents=True)["results"]
     assert first == {"index": 0, "relevance_score": pytest.approx(1), "document": {"text": TEXTS[0]}}
     assert second["document"] == {"text": TEXTS[second["index"]]}
@@ -74,14 +72,14 @@ def test_the_first_few_with_their_documents(post: Post) -> None:
         ("red circle " * 50, TEXTS, "query", "the limit is 24"),
     ],
 )
-def test_what_is_wrong_is_named(refused: Post, query: Any, documents: Any, param: str, words: str) -> None:
+def test_what_is_wrong_is_named(refused, query, documents, param, words):
     error = refused(PATH, query=query, documents=documents)
     assert error["param"].startswith(param)
     assert words in error["message"]
 
 
 @pytest.mark.parametrize("path", ["/rerank", "/v2/rerank"])
-def test_other_clients_paths_and_fields(post: Post, refused: Post, path: str) -> None:
+def test_other_clients_paths_and_fields(post, refused, path):
     expected = post(PATH, query=TEXTS[0], documents=TEXTS)
     assert post(path, query=TEXTS[0], documents=TEXTS, max_tokens_per_doc=4096, model="tiny") == expected
     assert refused(path, query="a", documents=["a"], top_n=0)["param"] == "top_n"

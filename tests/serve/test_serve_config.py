@@ -1,6 +1,5 @@
 """Settings that cannot work are refused with what to do."""
 
-from typing import Any
 
 import pytest
 
@@ -29,19 +28,19 @@ from bridgetower.serve.config import ServeConfig, is_loopback, with_environment
         ({"queue": 10}, "always be refused; raise queue or lower max_items"),
     ],
 )
-def test_impossible_settings(settings: dict[str, Any], message: str) -> None:
+def test_impossible_settings(settings, message):
     with pytest.raises(ValueError, match=message):
         ServeConfig(**settings)
 
 
-def test_nothing_is_open_or_shown_by_default() -> None:
+def test_nothing_is_open_or_shown_by_default():
     config = ServeConfig(api_key="secret")
     assert is_loopback(config.host)
     assert config.allow_host == ()
     assert "secret" not in repr(config)
 
 
-def test_addresses_of_this_machine() -> None:
+def test_addresses_of_this_machine():
     for hosts, expected in (
         (("127.0.0.1", "127.1.2.3", "::1", "localhost"), True),
         (("0.0.0.0", "::", "192.168.0.1", "example.org", ""), False),
@@ -49,7 +48,7 @@ def test_addresses_of_this_machine() -> None:
         assert [is_loopback(host) for host in hosts] == [expected] * len(hosts)
 
 
-def test_options_from_the_environment() -> None:
+def test_options_from_the_environment():
     environment = {
         "BRIDGETOWER_MAX_BATCH": "32",
         "BRIDGETOWER_PAGE": "false",
@@ -70,5 +69,5 @@ def test_options_from_the_environment() -> None:
 @pytest.mark.parametrize(
     ("name", "option"), [("photos.lance", "--index"), ("s3://a/b.lance/", "--index"), ("me/tiny", "--model")]
 )
-def test_the_first_argument_is_an_index_or_a_model(name: str, option: str) -> None:
+def test_the_first_argument_is_an_index_or_a_model(name, option):
     assert with_environment([name, "--port", "0"], {}) == [option, name, "--port", "0"]

@@ -4,17 +4,15 @@ import base64
 import io
 import resource
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 from PIL import Image
 
 from bridgetower.attention import explain
 from bridgetower.predictor import Predictor
-from served import PNGS, TEXTS, URIS, Running, changed, error_of
+from served import PNGS, TEXTS, URIS, changed, error_of
 
 Post = Callable[..., Any]
 MASKED = ["a <mask> on <mask>", "<mask> bar", "a <mask>"]
@@ -50,7 +48,7 @@ def compared(found: Any, expected: Any) -> None:
 
 
 @pytest.mark.parametrize("use", DIRECT)
-def test_equal_to_the_direct_call(both: Running, predictor: Predictor, answering: Predictor, use: str) -> None:
+def test_equal_to_the_direct_call(both, predictor, answering, use):
     body, field, call, num_images = DIRECT[use]
     model = predictor if use in ("match", "fill-mask") else answering
     answer = both.client.post(f"/v1/{use}", json={"images": URIS} | body).json()
@@ -73,7 +71,7 @@ def test_equal_to_the_direct_call(both: Running, predictor: Predictor, answering
         ("reason", "no nlvr2 head"),
     ],
 )
-def test_a_model_without_the_head(client: httpx.Client, alone: Running, use: str, missing: str) -> None:
+def test_a_model_without_the_head(client, alone, use, missing):
     without = alone.client if use in ("match", "fill-mask") else client
     error = error_of(without.post(f"/v1/{use}", json={"images": URIS} | DIRECT[use][0]), 400)
     assert error["code"] == "unsupported_by_model"
@@ -99,13 +97,13 @@ def test_a_model_without_the_head(client: httpx.Client, alone: Running, use: str
         ("explain", {"image": [URIS[0]], "text": "a"}, "image", "valid string"),
     ],
 )
-def test_what_is_wrong_is_named(both: Running, use: str, body: dict[str, Any], param: str | None, words: str) -> None:
+def test_what_is_wrong_is_named(both, use, body, param, words):
     error = error_of(both.client.post(f"/v1/{use}", json=body), 400)
     assert error["param"] == param
     assert words in error["message"]
 
 
-def test_no_more_items_and_words_than_can_be_answered_with(server: Running, alone: Running) -> None:
+def test_no_more_items_and_words_than_can_be_answered_with(server, alone):
     error = error_of(alone.client.post("/v1/reason", json={"images": URIS} | DIRECT["reason"][0]), 413)
     assert error["message"] == "images: 6 items, the limit is 5; send several requests"
     with changed(server, max_items=2) as client:
@@ -115,7 +113,7 @@ def test_no_more_items_and_words_than_can_be_answered_with(server: Running, alon
     assert error["message"] == "texts: 3 masks with 100 words each, the limit is 200 words; ask for fewer"
 
 
-def test_all_pairs(post: Post, predictor: Predictor) -> None:
+def test_all_pairs(post, predictor):
     answer = post("/v1/match", images=URIS, texts=TEXTS[:2], all_pairs=True)
     assert [(row["image"], row["text"]) for row in answer["data"]] == [(i, t) for i in range(3) for t in range(2)]
     expected = predictor.match(PNGS, TEXTS[:2], all_pairs=True).flatten().tolist()
@@ -125,7 +123,7 @@ def test_all_pairs(post: Post, predictor: Predictor) -> None:
     assert answer["usage"]["total_tokens"] == 3 * 5 + tokens  # each is read once
 
 
-def test_pairs_are_counted_before_any_is_built(client: httpx.Client) -> None:
+def test_pairs_are_counted_before_any_is_built(client):
     """9 and 16 million pairs, of which a list would take a gigabyte."""
     for number in (3000, 4096):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -135,7 +133,7 @@ def test_pairs_are_counted_before_any_is_built(client: httpx.Client) -> None:
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 2**10  # KiB
 
 
-def test_explain_maps_every_word(post: Post, predictor: Predictor) -> None:
+def test_explain_maps_every_word(post, predictor):
     for number, text in enumerate(TEXTS):
         answer = post("/v1/explain", image=URIS[number], text=text)
         expected = explain(predictor, PNGS[number], text)
@@ -147,7 +145,7 @@ def test_explain_maps_every_word(post: Post, predictor: Predictor) -> None:
         assert "view" not in answer
 
 
-def test_the_view_is_what_the_model_sees(post: Post, predictor: Predictor) -> None:
+def test_the_view_is_what_the_model_sees(post, predictor):
     answer = post("/v1/explain", image=URIS[0], text="a bar", view=True)
     head, _, content = answer["view"].partition(",")
     assert head == "data:image/jpeg;base64"
@@ -158,7 +156,7 @@ def test_the_view_is_what_the_model_sees(post: Post, predictor: Predictor) -> No
         assert difference.mean() < 4
 
 
-def test_each_way_to_name_an_image_that_is_refused(refused: Post, tmp_path: Path) -> None:
+def test_each_way_to_name_an_image_that_is_refused(refused, tmp_path):
     """Paths, devices, other hosts, drawings and images with too many pixels: on every route that takes an image."""
     drawing = base64.b64encode(b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>').decode()
     many = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\xff\xff\0\0\xff\xff\x08\x02\0\0\0" + bytes(40)

@@ -24,7 +24,7 @@ from bridgetower.search.conditions import condition_sql
 from bridgetower.search.index import Index, IndexInfo
 from bridgetower.search.searcher import Hit, Searcher
 from bridgetower.serve.inputs import Decoders
-from served import PNGS, URIS, Running, changed, error_of
+from served import PNGS, URIS, changed, error_of
 from shapes import write_pictures
 
 PATH = "/v1/search"
@@ -54,14 +54,12 @@ def check(answer: dict[str, Any], hits: list[Hit]) -> None:
         {"where": {"width": {"gte": 24}, "path": {"in": ["01.png", "02.png", "it's.png"]}}},
     ],
 )
-def test_a_text(post: Post, searcher: Searcher, settings: dict[str, Any]) -> None:
+def test_a_text(post, searcher, settings):
     sql = {"where": condition_sql(settings["where"])} if "where" in settings else {}
     check(post(PATH, query="red circle", **settings), searcher.search("red circle", **(settings | sql)))
 
 
-def test_both_scores_by_the_weight_of_the_model(
-    server: Running, searcher: Searcher, tiny_checkpoint: Path, tmp_path: Path
-) -> None:
+def test_both_scores_by_the_weight_of_the_model(server, searcher, tiny_checkpoint, tmp_path):
     write_checkpoint(
         replace(read_checkpoint(tiny_checkpoint), reranking=Reranking(itc_weight=64.0)), tmp_path / "model"
     )
@@ -72,13 +70,11 @@ def test_both_scores_by_the_weight_of_the_model(
         check(client.post(PATH, json={"query": "red circle"}).json(), expected)
 
 
-def test_exact_compares_what_an_approximate_search_leaves_out(
-    server: Running, predictor: Predictor, tmp_path: Path
-) -> None:
+def test_exact_compares_what_an_approximate_search_leaves_out(server, predictor, tmp_path):
     searcher = Searcher(grouped_index(predictor, tmp_path), predictor)
     texts = ["red circle", "a bar", "blue", "a square on grey"]
 
-    def expected(exact: bool) -> list[list[Hit]]:
+    def expected(exact):
         return [searcher.search(text, top=50, rerank=0, exact=exact) for text in texts]
 
     assert expected(exact=True) != expected(exact=False)
@@ -105,7 +101,7 @@ def grouped_index(predictor: Predictor, folder: Path) -> Index:
     return index
 
 
-def test_no_more_is_matched_than_a_request_may_have(server: Running, searcher: Searcher) -> None:
+def test_no_more_is_matched_than_a_request_may_have(server, searcher):
     with changed(server, max_items=9) as client:
         answer = client.post(PATH, json={"query": "red bar"}).json()
         check(answer, searcher.search("red bar", rerank=8))
@@ -120,21 +116,21 @@ def test_no_more_is_matched_than_a_request_may_have(server: Running, searcher: S
         assert [row["rank"] for row in answer.json()["data"]] == list(range(1, 46))
 
 
-def test_an_image_and_both(post: Post, searcher: Searcher) -> None:
+def test_an_image_and_both(post, searcher):
     check(post(PATH, image=URIS[0]), searcher.search(image=PNGS[0]))
     check(post(PATH, query="red bar", image=URIS[0]), searcher.search("red bar", PNGS[0]))
     together = {"against": "pairs", "rerank": 4}
     check(post(PATH, query="red bar", image=URIS[0], **together), searcher.search("red bar", PNGS[0], **together))
 
 
-def test_a_text_alone_against_pairs(post: Post, searcher: Searcher) -> None:
+def test_a_text_alone_against_pairs(post, searcher):
     answer = post(PATH, query="red bar", against="pairs")
     assert answer["against"] == "captions"
     check(answer, searcher.search("red bar", against="captions"))
     assert post(PATH, query="red bar")["against"] == "images"
 
 
-def test_usage_counts_what_was_matched(post: Post, predictor: Predictor) -> None:
+def test_usage_counts_what_was_matched(post, predictor):
     text = len(predictor.processor.token_ids(["red bar"])[0])
     assert post(PATH, query="red bar", rerank=0)["usage"]["total_tokens"] == text
     assert post(PATH, query="red bar", rerank=4)["usage"]["total_tokens"] == text + 4 * 5
@@ -154,19 +150,19 @@ def test_usage_counts_what_was_matched(post: Post, predictor: Predictor) -> None
         ({"query": "red circle " * 30}, "the limit is 24"),
     ],
 )
-def test_refusals(refused: Post, body: dict[str, Any], words: str) -> None:
+def test_refusals(refused, body, words):
     message = refused(PATH, **body)["message"]
     assert words in message
     assert ".rs" not in message
 
 
-def test_no_index(both: Running) -> None:
+def test_no_index(both):
     error = error_of(both.client.post(PATH, json={"query": "a"}), 404)
     assert error["code"] == "no_index"
     assert PATH not in both.client.get("/openapi.json").json()["paths"]
 
 
-def test_what_is_matched_is_what_was_indexed(server: Running, predictor: Predictor, tmp_path: Path) -> None:
+def test_what_is_matched_is_what_was_indexed(server, predictor, tmp_path):
     """Another file in its place, a link to one, a pipe, or too large a file is left out; a link to a copy is not."""
     photos = tmp_path / "photos"
     photos.mkdir()
@@ -192,7 +188,7 @@ def test_what_is_matched_is_what_was_indexed(server: Running, predictor: Predict
     assert all("score" in row for row in rows)
 
 
-def test_an_index_that_is_damaged(server: Running, predictor: Predictor, tmp_path: Path) -> None:
+def test_an_index_that_is_damaged(server, predictor, tmp_path):
     build_index(write_pictures(tmp_path), tmp_path / "photos.lance", predictor)
     searcher = Searcher(tmp_path / "photos.lance", predictor)
     for file in (tmp_path / "photos.lance" / "data").iterdir():
@@ -210,9 +206,7 @@ def check_unavailable(client: httpx.Client, ask: dict[str, Any]) -> None:
         assert (error["code"], error["message"][:27]) == ("index_unavailable", "the index cannot be read; t")
 
 
-def test_an_index_that_changes_while_it_is_served(
-    server: Running, predictor: Predictor, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_index_that_changes_while_it_is_served(server, predictor, tiny_checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(index_module, "_SEEN_WITHIN", -1.0)
     pictures, uri = write_pictures(tmp_path), tmp_path / "photos.lance"
     build_index(pictures, uri, predictor)
@@ -237,7 +231,7 @@ def test_an_index_that_changes_while_it_is_served(
         assert str(tmp_path) not in error["message"]
 
 
-def test_pictures_that_are_gone(server: Running, predictor: Predictor, tmp_path: Path) -> None:
+def test_pictures_that_are_gone(server, predictor, tmp_path):
     build_index(write_pictures(tmp_path), tmp_path / "gone.lance", predictor)
     for image in tmp_path.glob("*.png"):
         image.unlink()

@@ -10,21 +10,20 @@ from contextlib import ExitStack, suppress
 import httpx
 import pytest
 
-from bridgetower.predictor import Predictor
 from bridgetower.serve.config import ServeConfig
 from bridgetower.serve.server import shared_port, take_port
 from served import PATIENCE, TEXTS, held_up, started, until
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
-def test_other_machines_only_with_a_key(host: str) -> None:
+def test_other_machines_only_with_a_key(host):
     with pytest.raises(ValueError, match="can be reached from other machines; set an API key"):
         take_port(ServeConfig(host=host, port=0))
     with take_port(ServeConfig(host=host, port=0, api_key="secret")) as listener:
         assert listener.getsockname()[0] == host
 
 
-def test_connections_opened_together_reach_all_processes() -> None:
+def test_connections_opened_together_reach_all_processes():
     """A pool of kept connections, as nginx has one, is spread over the listeners of one port."""
     with take_port(ServeConfig(port=0)) as taken, ExitStack() as stack:
         address = taken.getsockname()
@@ -44,7 +43,7 @@ def test_connections_opened_together_reach_all_processes() -> None:
         assert min(counts) >= 10  # fewer by chance once in 10**9
 
 
-def test_a_port_that_is_taken_and_a_host_that_is_not_here() -> None:
+def test_a_port_that_is_taken_and_a_host_that_is_not_here():
     with take_port(ServeConfig(port=0)) as listener:
         port = listener.getsockname()[1]
         with pytest.raises(OSError, match=rf"cannot listen at 127\.0\.0\.1, port {port}: .*; choose another"):
@@ -53,7 +52,7 @@ def test_a_port_that_is_taken_and_a_host_that_is_not_here() -> None:
         take_port(ServeConfig(host="192.0.2.1", api_key="secret", port=0))
 
 
-def test_as_many_open_files_as_are_of_use() -> None:
+def test_as_many_open_files_as_are_of_use():
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = 20_000 if most == resource.RLIM_INFINITY else min(20_000, most)
     code = f"""
@@ -71,7 +70,7 @@ for soft, hard in ((64, 100), (100, 100), (256, {most})):
     assert found == [[100, 100, 100], [100, 100, 100], [files := min(most, 16_384), files, most]]
 
 
-def test_stopping_finishes_what_was_taken_in(predictor: Predictor) -> None:
+def test_stopping_finishes_what_was_taken_in(predictor):
     with started(predictor, max_batch=2) as running, held_up(predictor) as gate, ThreadPoolExecutor(4) as pool:
         waiting = [
             pool.submit(

@@ -2,14 +2,13 @@
 
 import pytest
 
-from bridgetower.predictor import Predictor
 from bridgetower.serve.config import ServeConfig
 from bridgetower.serve.errors import ApiError
 from bridgetower.serve.service import Service
 
 
 @pytest.mark.anyio
-async def test_ready_while_it_runs_and_admits_what_it_can_do(predictor: Predictor) -> None:
+async def test_ready_while_it_runs_and_admits_what_it_can_do(predictor):
     service = Service(predictor, ServeConfig(name="tiny", max_items=3))
     assert not service.ready
     async with service.running():

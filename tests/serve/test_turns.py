@@ -28,7 +28,7 @@ async def ask(turns: Turns, *works: Callable[[], Any]) -> list[Any]:
         ({"a": 9.0}, "a0 b0 c0 c1 a1 a2 a3 a4"),
     ],
 )
-async def test_every_request_has_the_same_time(seconds: dict[str, float], expected: str) -> None:
+async def test_every_request_has_the_same_time(seconds, expected):
     done: list[str] = []
     gate = threading.Event()
     turns = Turns(1, "test", lambda: sum(seconds.get(name[0], 1.0) for name in done))
@@ -43,17 +43,17 @@ async def test_every_request_has_the_same_time(seconds: dict[str, float], expect
     assert done == expected.split()
 
 
-async def test_newcomers_do_not_starve_those_who_wait() -> None:
+async def test_newcomers_do_not_starve_those_who_wait():
     done: list[str] = []
 
-    def work(name: str) -> Callable[[], None]:
-        def do() -> None:
+    def work(name):
+        def do():
             time.sleep(0.005)  # meanwhile the next newcomer comes
             done.append(name)
 
         return do
 
-    async def newcomers(turns: Turns) -> None:
+    async def newcomers(turns):
         for _ in range(20):
             await ask(turns, work("new"))
 
@@ -63,7 +63,7 @@ async def test_newcomers_do_not_starve_those_who_wait() -> None:
     assert max(number for number, name in enumerate(done) if name == "old") < 60
 
 
-async def test_what_nobody_waits_for_is_not_done() -> None:
+async def test_what_nobody_waits_for_is_not_done():
     done: list[int] = []
     gate = threading.Event()
     turns = Turns(1, "test")
@@ -81,11 +81,11 @@ async def test_what_nobody_waits_for_is_not_done() -> None:
     assert done == [9]
 
 
-async def test_nobody_waits_for_what_is_dropped() -> None:
+async def test_nobody_waits_for_what_is_dropped():
     """Of several pieces one fails: the others are ended too, so that nothing is held for ever."""
     gate = threading.Event()
 
-    def fail() -> None:
+    def fail():
         raise MemoryError("a")
 
     before = asyncio.all_tasks()
@@ -102,8 +102,8 @@ class PanicException(BaseException):
 
 
 @pytest.mark.parametrize(("error", "raised"), [(ValueError("a"), ValueError), (PanicException("a"), RuntimeError)])
-async def test_errors_reach_who_waits_and_the_thread_goes_on(error: BaseException, raised: type[Exception]) -> None:
-    def fail() -> None:
+async def test_errors_reach_who_waits_and_the_thread_goes_on(error, raised):
+    def fail():
         raise error
 
     turns = Turns(1, "test")
@@ -115,7 +115,7 @@ async def test_errors_reach_who_waits_and_the_thread_goes_on(error: BaseExceptio
         await ask(turns, int)
 
 
-def test_the_process_ends_beside_work_that_does_not() -> None:
+def test_the_process_ends_beside_work_that_does_not():
     script = """
 import asyncio, threading
 from bridgetower.serve.queues import Turns

@@ -54,13 +54,13 @@ def talks_in(folder: Path, server: Running, **limits: int) -> Iterator[Talks]:
 
 
 @pytest.fixture(scope="module")
-def talks(server: Running, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Talks]:
+def talks(server, tmp_path_factory):
     """A folder that no test changes."""
     with talks_in(tmp_path_factory.mktemp("talks"), server) as found:
         yield found
 
 
-def test_hits_have_times_a_transcript_and_a_link(talks: Talks) -> None:
+def test_hits_have_times_a_transcript_and_a_link(talks):
     hits = talks.hits()
     assert len(hits) == 8
     hit = hits[TALK]
@@ -76,7 +76,7 @@ def test_hits_have_times_a_transcript_and_a_link(talks: Talks) -> None:
     assert {one["path"] for one in found} == {"talk.mp4#t=3.500,5.000", "copy.mp4#t=3.500,5.000"}
 
 
-def test_a_video_is_sent_whole_or_in_pieces(talks: Talks, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_video_is_sent_whole_or_in_pieces(talks, monkeypatch):
     for name, file, kind in ((TALK, "talk.mp4", "video/mp4"), (LECTURE, "sub/lecture.webm", "video/webm")):
         content = (talks.root / file).read_bytes()
         whole = talks.get(name)
@@ -103,7 +103,7 @@ def test_a_video_is_sent_whole_or_in_pieces(talks: Talks, monkeypatch: pytest.Mo
     assert (piece.content, piece.headers["content-range"]) == (content[50:150], f"bytes 50-149/{size}")
 
 
-def test_ranges_of_another_content_and_outside_of_the_video(talks: Talks) -> None:
+def test_ranges_of_another_content_and_outside_of_the_video(talks):
     whole = talks.get(TALK)
     tag, size = whole.headers["etag"], len(whole.content)
     assert talks.get(TALK, **{"range": "bytes=0-1", "if-range": tag}).status_code == 206
@@ -114,7 +114,7 @@ def test_ranges_of_another_content_and_outside_of_the_video(talks: Talks) -> Non
         assert response.headers["content-range"] == f"bytes */{size}"
 
 
-def test_what_is_no_range_or_several_is_ignored(talks: Talks) -> None:
+def test_what_is_no_range_or_several_is_ignored(talks):
     content = (talks.root / "talk.mp4").read_bytes()
     link = talks.hits()[TALK]["link"].partition("#")[0]
     several = ("bytes=0-1,5-6", "bytes=" + "0-," * 2000)
@@ -126,7 +126,7 @@ def test_what_is_no_range_or_several_is_ignored(talks: Talks) -> None:
         assert (response.status_code, response.content) == (200, content)
 
 
-def test_nothing_but_moments_of_the_index(talks: Talks) -> None:
+def test_nothing_but_moments_of_the_index(talks):
     for name in ("talk.mp4", "..%2f..%2fetc%2fpasswd", "/etc/passwd", "0" * 63, "' OR path = 'talk.mp4", "%00"):
         assert talks.client.get(f"/v1/videos/{name}").status_code in (400, 404)
     for name in ("0" * 64, talks.hits()["a.png"]["id"]):
@@ -135,7 +135,7 @@ def test_nothing_but_moments_of_the_index(talks: Talks) -> None:
         assert str(talks.root) not in str(error)
 
 
-def test_no_file_that_has_taken_its_place(server: Running, tmp_path: Path) -> None:
+def test_no_file_that_has_taken_its_place(server, tmp_path):
     """Another content, another time, a link to a file of the same size and time, a pipe, a folder, nothing."""
     with talks_in(tmp_path, server) as talks:
         path, secret = talks.root / "talk.mp4", tmp_path / "secret"
@@ -145,7 +145,7 @@ def test_no_file_that_has_taken_its_place(server: Running, tmp_path: Path) -> No
         secret.write_bytes(content)
         os.utime(secret, ns=(0, time))
 
-        def write(content: bytes, time: int | None = None) -> None:
+        def write(content, time=None):
             path.write_bytes(content)
             if time is not None:
                 os.utime(path, ns=(0, time))
@@ -169,7 +169,7 @@ def test_no_file_that_has_taken_its_place(server: Running, tmp_path: Path) -> No
         assert talks.client.get(link).content == content
 
 
-def test_a_link_plays_without_the_key(locked: Running, tmp_path: Path) -> None:
+def test_a_link_plays_without_the_key(locked, tmp_path):
     with talks_in(tmp_path, locked) as talks:
         client, headers = talks.client, BEARER
         body = {"query": "a red square", "where": {"path": {"like": "talk.mp4%"}}}
