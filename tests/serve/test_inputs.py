@@ -33,42 +33,48 @@ def test_as_the_predictor_prepares_them(inputs, predictor):
     assert [list(ids) for ids in texts] == predictor.processor.token_ids(TEXTS)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "GIF", "BMP", "TIFF"])
-def test_other_formats_and_any_spelling_of_the_type(inputs, predictor, kind):
-    stream = io.BytesIO()
-    Image.open(io.BytesIO(PNGS[0])).save(stream, kind)
-    source = f"DATA:image/{kind};base64," + base64.b64encode(stream.getvalue()).decode()
-    (image,) = asyncio.run(inputs.images([source], "images"))
-    assert torch.equal(image, predictor.processor.resize(stream.getvalue()))
+def test_other_formats_and_any_spelling_of_the_type(inputs, predictor):
+    for kind in ("JPEG", "WEBP", "GIF", "BMP", "TIFF"):
+        stream = io.BytesIO()
+        Image.open(io.BytesIO(PNGS[0])).save(stream, kind)
+        source = f"DATA:image/{kind};base64," + base64.b64encode(stream.getvalue()).decode()
+        (image,) = asyncio.run(inputs.images([source], "images"))
+        assert torch.equal(image, predictor.processor.resize(stream.getvalue()))
 
 
-async def test_one_request_of_many_images_does_not_hold_up_another(predictor):
+async def test_an_image_waits_neither_for_many_others_nor_for_long_texts(predictor):
+    """Of 200 texts one is read while the image waits, not all."""
     order: list[str] = []
     inputs = Inputs(predictor.processor, Decoders(max_pixels=1_000_000, memory=2**28))
+    inputs.warm()
 
-    async def ask(name, sources):
-        await inputs.images(sources, name)
+    async def ask(name, prepared):
+        await prepared
         order.append(name)
 
-    many = asyncio.ensure_future(ask("many", [uri(png(1, 700, 700))] * 12))
-    await asyncio.sleep(0)
-    await asyncio.gather(many, ask("few", URIS[:1]))
-    assert order == ["few", "many"]
+    for many in (
+        inputs.images([uri(png(1, 700, 700))] * 12, "many"),
+        inputs.texts(["a" * 20_000] * 200, "many", truncate=True),
+    ):
+        asked = asyncio.ensure_future(ask("many", many))
+        await asyncio.sleep(0.02)
+        await asyncio.gather(asked, ask("few", inputs.images(URIS[:1], "few")))
+    assert order == ["few", "many"] * 2
     inputs.close()
 
 
-def test_too_many_pixels(inputs):
+def test_too_many_pixels_and_characters(inputs, refused):
     with pytest.raises(ApiError, match=r"50x41 = 2050 pixels, the limit is 2000; shrink it first$") as caught:
         asyncio.run(inputs.images([URIS[0], uri(png(0, 50, 41))], "images"))
     assert (caught.value.status, caught.value.param) == (400, "images.1")
     assert len(asyncio.run(inputs.images([uri(png(0, 50, 40))], "images"))) == 1
 
-
-def test_too_many_characters(inputs):
     with pytest.raises(ApiError, match=f"{MAX_CHARACTERS + 1} characters"):
         asyncio.run(inputs.texts(["a" * (MAX_CHARACTERS + 1)], "texts", truncate=True))
     ((*ids,),) = asyncio.run(inputs.texts(["a " * (MAX_CHARACTERS // 2)], "texts", truncate=True))
     assert len(ids) == 24
+    found = refused("/v1/embeddings", 413, input=["a " * 10_000] * 210, truncate=True)
+    assert found["message"] == "input: 4200000 characters, the limit is 4194304; send several requests"
 
 
 def test_a_tokenizer_that_panics_fails_the_request_alone(predictor):
@@ -102,11 +108,6 @@ def test_base64_is_decoded_in_parts_as_at_once(inputs, predictor):
             asyncio.run(inputs.images([f"data:image/png;base64,{damaged}"], "images"))
 
 
-def test_all_characters_of_a_request_have_a_limit(refused):
-    found = refused("/v1/embeddings", 413, input=["a " * 10_000] * 210, truncate=True)
-    assert found["message"] == "input: 4200000 characters, the limit is 4194304; send several requests"
-
-
 def test_long_texts_are_read_in_slices(post, refused):
     texts = [f"{word} bar " * 1000 for word in ("red", "blue", "green") * 9]
     vectors = [row["embedding"] for row in post("/v1/embeddings", input=texts, truncate=True)["data"]]
@@ -118,23 +119,3 @@ def test_long_texts_are_read_in_slices(post, refused):
         message := refused("/v1/embeddings", input=[*short, *["a bar"] * 3, texts[0]])["message"]
     )
     assert "text 903, " in message
-
-
-async def test_an_image_does_not_wait_for_long_texts(predictor):
-    """Of 400 texts one is read while the image waits, not all."""
-    inputs = Inputs(predictor.processor, Decoders(max_pixels=10_000, memory=2**28))
-    inputs.warm()
-    done: list[str] = []
-
-    async def texts():
-        await inputs.texts(["a" * 20_000] * 200, "input", truncate=True)
-        done.append("texts")
-
-    async def image():
-        await asyncio.sleep(0.05)
-        await inputs.images(URIS[:1], "input")
-        done.append("image")
-
-    await asyncio.gather(texts(), image())
-    assert done == ["image", "texts"]
-    inputs.close()

@@ -1,6 +1,5 @@
 """Prefixes, forwarded headers and other sites, as a proxy or a browser sends them."""
 
-
 import pytest
 
 from served import error_of, running

@@ -1,6 +1,5 @@
 """Settings that cannot work are refused with what to do."""
 
-
 import pytest
 
 from bridgetower.serve.config import ServeConfig, is_loopback, with_environment

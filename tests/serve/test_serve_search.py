@@ -2,7 +2,6 @@
 
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from served import PNGS, URIS, changed, error_of
 from shapes import write_pictures
 
 PATH = "/v1/search"
-Post = Callable[..., Any]
+NO_MATCHES = {"rerank": 0}
 
 
 def check(answer: dict[str, Any], hits: list[Hit]) -> None:
@@ -42,21 +41,39 @@ def check(answer: dict[str, Any], hits: list[Hit]) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("query", "image", "settings"),
     [
-        {},
-        {"rerank": 0},
-        {"rerank": 5},
-        {"top": 20, "rerank": 12, "where": {"path": {"gt": "20.png"}}},
-        {"against": "captions", "rerank": 3},
-        {"where": {"captions": {"contains": "red bar on black"}}},
-        {"where": {"width": {"gt": 1000}}},
-        {"where": {"width": {"gte": 24}, "path": {"in": ["01.png", "02.png", "it's.png"]}}},
+        *(
+            ("red circle", None, settings)
+            for settings in (
+                {},
+                NO_MATCHES,
+                {"rerank": 5},
+                {"top": 20, "rerank": 12, "where": {"path": {"gt": "20.png"}}},
+                {"against": "captions", "rerank": 3},
+                {"where": {"captions": {"contains": "red bar on black"}}},
+                {"where": {"width": {"gt": 1000}}},
+                {"where": {"width": {"gte": 24}, "path": {"in": ["01.png", "02.png", "it's.png"]}}},
+                {"against": "pairs"},
+            )
+        ),
+        (None, 0, {}),
+        ("red bar", 0, {}),
+        ("red bar", 0, {"against": "pairs", "rerank": 4}),
     ],
 )
-def test_a_text(post, searcher, settings):
+def test_what_the_searcher_finds(post, searcher, predictor, query, image, settings):
+    given = {"query": query, "image": None if image is None else URIS[image]}
+    answer = post(PATH, **{name: value for name, value in given.items() if value is not None}, **settings)
     sql = {"where": condition_sql(settings["where"])} if "where" in settings else {}
-    check(post(PATH, query="red circle", **settings), searcher.search("red circle", **(settings | sql)))
+    hits = searcher.search(query, None if image is None else PNGS[image], **(settings | sql))
+    check(answer, hits)
+    against = settings.get("against", "images")
+    assert answer["against"] == ("captions" if against == "pairs" and image is None else against)
+    texts = len(predictor.processor.token_ids([query])[0]) if query else 0
+    matched = sum(hit.score is not None for hit in hits)
+    if settings.get("rerank", 0) <= len(hits) and "rerank" in settings:
+        assert answer["usage"]["total_tokens"] == texts + 5 * (matched + (image is not None))
 
 
 def test_both_scores_by_the_weight_of_the_model(server, searcher, tiny_checkpoint, tmp_path):
@@ -116,26 +133,6 @@ def test_no_more_is_matched_than_a_request_may_have(server, searcher):
         assert [row["rank"] for row in answer.json()["data"]] == list(range(1, 46))
 
 
-def test_an_image_and_both(post, searcher):
-    check(post(PATH, image=URIS[0]), searcher.search(image=PNGS[0]))
-    check(post(PATH, query="red bar", image=URIS[0]), searcher.search("red bar", PNGS[0]))
-    together = {"against": "pairs", "rerank": 4}
-    check(post(PATH, query="red bar", image=URIS[0], **together), searcher.search("red bar", PNGS[0], **together))
-
-
-def test_a_text_alone_against_pairs(post, searcher):
-    answer = post(PATH, query="red bar", against="pairs")
-    assert answer["against"] == "captions"
-    check(answer, searcher.search("red bar", against="captions"))
-    assert post(PATH, query="red bar")["against"] == "images"
-
-
-def test_usage_counts_what_was_matched(post, predictor):
-    text = len(predictor.processor.token_ids(["red bar"])[0])
-    assert post(PATH, query="red bar", rerank=0)["usage"]["total_tokens"] == text
-    assert post(PATH, query="red bar", rerank=4)["usage"]["total_tokens"] == text + 4 * 5
-
-
 @pytest.mark.parametrize(
     ("body", "words"),
     [
@@ -164,38 +161,33 @@ def test_no_index(both):
 
 def test_what_is_matched_is_what_was_indexed(server, predictor, tmp_path):
     """Another file in its place, a link to one, a pipe, or too large a file is left out; a link to a copy is not."""
-    photos = tmp_path / "photos"
+    photos, elsewhere = tmp_path / "photos", tmp_path / "elsewhere"
     photos.mkdir()
+    elsewhere.mkdir()
     write_pictures(photos)
     Image.new("RGB", (1200, 1000)).save(photos / "large.png")
     build_index(photos, tmp_path / "photos.lance", predictor)
-    (tmp_path / "elsewhere").mkdir()
-    secret, copy = tmp_path / "elsewhere" / "secret.png", tmp_path / "elsewhere" / "copy.png"
-    Image.new("RGB", (30, 30), "red").save(secret)
+    Image.new("RGB", (30, 30), "red").save(elsewhere / "secret.png")
     names = sorted(path.name for path in photos.glob("*.png"))
-    (photos / names[0]).write_bytes(secret.read_bytes())
-    (photos / names[1]).unlink()
-    (photos / names[1]).symlink_to(secret)
-    (photos / names[2]).unlink()
+    shutil.move(photos / names[3], elsewhere / "copy.png")
+    for name in names[:3]:
+        (photos / name).unlink()
+    (photos / names[0]).write_bytes((elsewhere / "secret.png").read_bytes())
+    (photos / names[1]).symlink_to(elsewhere / "secret.png")
     os.mkfifo(photos / names[2])
-    shutil.move(photos / names[3], copy)
-    (photos / names[3]).symlink_to(copy)
+    (photos / names[3]).symlink_to(elsewhere / "copy.png")
     decoders = Decoders(max_pixels=10**6, memory=2**28)
     with changed(server, Searcher(tmp_path / "photos.lance", predictor), decoders=decoders) as client:
         rows = client.post(PATH, json={"query": "red", "top": 60, "rerank": 60}).json()["data"]
+        assert {row["path"] for row in rows} == {*names} - {*names[:3], "large.png"}
+        assert all("score" in row for row in rows)
+        for image in photos.glob("*.png"):
+            image.unlink()
+        error = error_of(client.post(PATH, json={"query": "a"}), 404)
+        assert error["code"] == "no_pictures"
+        assert str(tmp_path) not in error["message"]
+        assert len(client.post(PATH, json={"query": "a"} | NO_MATCHES).json()["data"]) == 10
     decoders.close()
-    assert {row["path"] for row in rows} == {*names} - {*names[:3], "large.png"}
-    assert all("score" in row for row in rows)
-
-
-def test_an_index_that_is_damaged(server, predictor, tmp_path):
-    build_index(write_pictures(tmp_path), tmp_path / "photos.lance", predictor)
-    searcher = Searcher(tmp_path / "photos.lance", predictor)
-    for file in (tmp_path / "photos.lance" / "data").iterdir():
-        file.write_bytes(file.read_bytes()[:50])
-    with changed(server, searcher) as client:
-        check_unavailable(client, {"query": "a", "where": {"width": {"gt": 0}}})
-        assert client.get("/health").status_code == 200
 
 
 def check_unavailable(client: httpx.Client, ask: dict[str, Any]) -> None:
@@ -213,13 +205,16 @@ def test_an_index_that_changes_while_it_is_served(server, predictor, tiny_checkp
     checkpoint = read_checkpoint(tiny_checkpoint)
     weights = {name: 1.1 * value for name, value in checkpoint.tensors.items()}
     write_checkpoint(replace(checkpoint, tensors=weights), tmp_path / "other")
-    ask = {"query": "a", "top": 50, "rerank": 0}
+    ask = {"query": "a", "top": 50} | NO_MATCHES
     with changed(server, Searcher(uri, predictor)) as client:
         count = len(client.post(PATH, json=ask).json()["data"])
         Image.new("RGB", (30, 30), "red").save(tmp_path / "one-more.png")
         pictures.write_text(f"{pictures.read_text().rstrip()}\none-more.png,all red\n")
         build_index(pictures, uri, predictor)
         assert len(client.post(PATH, json=ask).json()["data"]) == count + 1
+        for file in (uri / "data").iterdir():  # damaged
+            file.write_bytes(file.read_bytes()[:50])
+        check_unavailable(client, ask | {"where": {"width": {"gt": 0}}})
         shutil.rmtree(uri)
         check_unavailable(client, ask)
         lancedb.connect(tmp_path).create_table(uri.stem, pa.table({"a": [1]}))  # something else
@@ -229,14 +224,4 @@ def test_an_index_that_changes_while_it_is_served(server, predictor, tiny_checkp
         error = error_of(client.post(PATH, json=ask), 503)
         assert error["code"] == "index_unavailable"
         assert str(tmp_path) not in error["message"]
-
-
-def test_pictures_that_are_gone(server, predictor, tmp_path):
-    build_index(write_pictures(tmp_path), tmp_path / "gone.lance", predictor)
-    for image in tmp_path.glob("*.png"):
-        image.unlink()
-    with changed(server, Searcher(tmp_path / "gone.lance", predictor)) as client:
-        error = error_of(client.post(PATH, json={"query": "a"}), 404)
-        assert error["code"] == "no_pictures"
-        assert str(tmp_path) not in error["message"]
-        assert len(client.post(PATH, json={"query": "a", "rerank": 0}).json()["data"]) == 10
+        assert client.get("/health").status_code == 200
