@@ -61,6 +61,22 @@ def test_every_kind_of_source_has_the_same_images_and_captions(kind: str, places
     assert parts == list(read(places[kind]))
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.txt", "one\n two\n\n"),
+        ("captions.txt", 'a.png,one\na.png#1,"two"\n'),
+        ("t.jsonl", '{"image": "a.png", "text": ["one", " two ", ""]}'),
+    ],
+)
+def test_several_captions_of_an_image(name: str, content: str, tmp_path: Path) -> None:
+    images(tmp_path, "a")
+    (tmp_path / name).write_text(content)
+    examples = list(read(tmp_path if name.endswith(".txt") else tmp_path / name))
+    assert [text for example in examples for text in example.texts] == ["one", "two"]
+    assert {image.read() for example in examples for image in example.images} == {png(0)}
+
+
 @pytest.mark.parametrize("saved", [False, True])
 def test_splits_and_classes_are_those_of_the_source(saved: bool, tmp_path: Path) -> None:
     cells = {"image": [{"bytes": png(n), "path": None} for n in range(4)], "label": [0, 1, 1, 0]}
@@ -128,6 +144,7 @@ def test_what_is_skipped_is_counted_and_what_cannot_be_read_has_a_problem(
     (tmp_path / "main.ts").write_text("export const x = 1")
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
     (tmp_path / "circle").symlink_to(tmp_path)
     scandir = os.scandir
 
@@ -140,8 +157,8 @@ def test_what_is_skipped_is_counted_and_what_cannot_be_read_has_a_problem(
     examples = list(read(tmp_path))
     assert [one.id for one in examples if not one.problem] == ["a.png"]
     problems = {one.id: one.problem for one in examples if one.problem}
-    assert problems.keys() == {"pipe.png", "gone.png", "shut"}
-    assert problems["shut"] == "Permission denied"
+    assert problems.keys() == {"pipe.png", "gone.png", "loop.png", "shut"}
+    assert (problems["shut"], problems["loop.png"]) == ("Permission denied", "Too many levels of symbolic links")
     assert all(skipped in caplog.text for skipped in ("2 .heic", "1 .psd", "1 .ts"))
 
 

@@ -111,12 +111,30 @@ def list_files(source: str) -> Iterator[Listed]:
         first, last = numbers.groups()
         for number in range(int(first), int(last) + 1):
             yield from list_files(f"{source[: numbers.start()]}{number:0{len(first)}}{source[numbers.end() :]}")
-    elif is_url(source):
-        yield from _listed_at(source)
-    elif not Path(source).is_dir():
-        yield Listed(source, Path(source).name, version_of(source))
+        return
+    if not is_url(source):
+        if Path(source).is_dir():
+            yield from _listed_below(source, "", [])
+        else:
+            yield Listed(source, Path(source).name, version_of(source))
+        return
+    fixed = source
+    if "*" in source:
+        found = _retried(source, lambda system, path: system.glob(path, detail=True))
+        if not found:
+            raise FileNotFoundError(f"nothing matches {source}")
+        fixed = source.partition("*")[0].rpartition("/")[0]
+    elif Path(source.partition("?")[0]).suffix and source.lower().startswith("http"):  # no listing over HTTP
+        yield Listed(source, source.partition("?")[0].rpartition("/")[2])
+        return
     else:
-        yield from _listed_below(source, "", [])
+        found = _retried(source, lambda system, path: system.find(path, detail=True))
+    system, start = _system(fixed)
+    for path in sorted(found):
+        name = os.path.relpath(path, start) if path.rstrip("/") != start.rstrip("/") else path.rpartition("/")[2]
+        is_hidden = any(part.startswith(".") and part != ".." for part in name.split("/"))
+        if found[path].get("type") != "directory" and not is_hidden:
+            yield Listed(path if is_url(path) else system.unstrip_protocol(path), name, _version(found[path]))
 
 
 def _listed_below(folder: str, prefix: str, parents: list[tuple[int, int]]) -> Iterator[Listed]:
@@ -141,28 +159,6 @@ def _listed_below(folder: str, prefix: str, parents: list[tuple[int, int]]) -> I
             yield Listed(entry.path, name, f"{kind.st_size} {kind.st_mtime_ns}", problem or "")
         except OSError as error:
             yield Listed(entry.path, name, problem=f"{error.strerror or error}")
-
-
-def _listed_at(url: str) -> Iterator[Listed]:
-    if "*" in url:
-        found = _retried(url, lambda system, path: system.glob(path, detail=True))
-        if not found:
-            raise FileNotFoundError(f"nothing matches {url}")
-        fixed = url.partition("*")[0].rpartition("/")[0]
-    elif Path(url.partition("?")[0]).suffix and url.lower().startswith("http"):  # no listing over HTTP
-        yield Listed(url, url.partition("?")[0].rpartition("/")[2])
-        return
-    else:
-        found = _retried(url, lambda system, path: system.find(path, detail=True))
-        fixed = url
-    system, start = _system(fixed)
-    for path in sorted(found):
-        info = found[path]
-        name = os.path.relpath(path, start) if path.rstrip("/") != start.rstrip("/") else path.rpartition("/")[2]
-        if info.get("type") != "directory" and not any(
-            part.startswith(".") and part != ".." for part in name.split("/")
-        ):
-            yield Listed(path if is_url(path) else system.unstrip_protocol(path), name, _version(info))
 
 
 class JsonLists:

@@ -231,21 +231,10 @@ class Video:
         return cues, f"{num_bad} of the subtitles in it cannot be read, as they are not UTF-8" if num_bad else None
 
     def jpeg(self, time: float, name: str = "") -> bytes:
-        """Returns the frame shown at a time, upright, at most 1280 pixels long, with a name as comment."""
-        frame = self._at(time)
-        self._check_size(frame.width, frame.height)
-        width = frame.width * float(self._stream.sample_aspect_ratio or 1)
-        scale = min(1.0, _LONGEST_SIDE / max(width, frame.height))
-        size = {"width": max(1, round(width * scale)), "height": max(1, round(frame.height * scale))}
-        image = Image.fromarray(frame.reformat(**size, format="rgb24", interpolation="BICUBIC").to_ndarray())
-        if frame.rotation:
-            image = image.rotate(frame.rotation, expand=True)
-        stream = io.BytesIO()
-        image.save(stream, "JPEG", quality=88, comment=name)
-        return stream.getvalue()
+        """Returns the frame shown at a time, upright, at most 1280 pixels long, with a name as comment.
 
-    def _at(self, time: float) -> Any:
-        """Returns the last frame that begins at or before a time; later ones are reached by decoding on."""
+        It is the last one that begins at or before the time; later ones are reached by decoding on.
+        """
         before = None if self._shown is None else self._time(self._shown)
         if before is None or not 0 <= time - before <= self._reach:
             for back in (0.0, 5.0, 30.0, float("inf")):  # seconds before it where a keyframe may be
@@ -259,7 +248,17 @@ class Video:
             self._advance()
         if self._shown is None or (self._failed is not None and self._key <= self._failed <= time):
             raise ValueError(f"{self.place} cannot be decoded at {time:.3f} s; copy it again")
-        return self._shown
+        frame = self._shown
+        self._check_size(frame.width, frame.height)
+        width = frame.width * float(self._stream.sample_aspect_ratio or 1)
+        scale = min(1.0, _LONGEST_SIDE / max(width, frame.height))
+        size = {"width": max(1, round(width * scale)), "height": max(1, round(frame.height * scale))}
+        image = Image.fromarray(frame.reformat(**size, format="rgb24", interpolation="BICUBIC").to_ndarray())
+        if frame.rotation:
+            image = image.rotate(frame.rotation, expand=True)
+        stream = io.BytesIO()
+        image.save(stream, "JPEG", quality=88, comment=name)
+        return stream.getvalue()
 
     def _advance(self) -> None:
         self._shown, self._ahead = self._ahead, next(self._frames, None)
