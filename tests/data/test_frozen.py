@@ -134,6 +134,7 @@ class TestCache:
             folder = self.put(cache, "a", 100_000)
             with pytest.raises(OSError, match=r"features of frozen towers take .* GiB, but the disk of .* has"):
                 self.put(cache, "large", 4_000_000)
+            assert folder.exists()
         with FeatureCache(disk, 2**40) as cache:
             self.put(cache, "fits", 160_000)  # which may remove the first one now that no run holds it
         assert not folder.exists()

@@ -11,8 +11,19 @@ import pytest
 from PIL import Image as Picture
 
 from bridgetower.data.answers import read_vocabulary
-from bridgetower.data.own import LabelledConfig, OwnSetConfig, PairsConfig, VqaConfig, prepare_own, read_classes
+from bridgetower.data.example import Example
+from bridgetower.data.own import (
+    LabelledConfig,
+    OwnSetConfig,
+    OwnSpec,
+    PairsConfig,
+    Seen,
+    VqaConfig,
+    prepare_own,
+    read_classes,
+)
 from bridgetower.data.prepared_set import PreparedSet, read_info, split_of
+from bridgetower.data.schema import CAPTIONS
 from folders import snapshot
 
 
@@ -186,6 +197,20 @@ class TestBadRows:
         with pytest.raises(ValueError, match=error):
             prepare_own(kind, table(tmp_path, [row]), tmp_path / "out", config)
 
+    def test_names_that_are_not_utf8(self, tmp_path: Path) -> None:
+        folder = tmp_path / "caf\udce9"
+        for number, name in enumerate(("a", "b", "caf\udce9")):
+            photo(folder / f"{name}.png", number)
+            (folder / f"{name}.txt").write_text("a shade")
+        with pytest.raises(ValueError, match=r"2 bad items.*the name 'caf\\udce9\.\w+' is not UTF-8; rename the file"):
+            prepare_own("pairs", folder, tmp_path / "out")
+        info = prepare_own("pairs", folder, tmp_path / "out", PairsConfig(max_errors=2))
+        assert sum(counts.examples for counts in info.splits.values()) == 2
+        assert info == read_info(tmp_path / "out")
+        assert info == prepare_own("pairs", folder, tmp_path / "out", PairsConfig(max_errors=2))
+        with pytest.raises(ValueError, match=r"caf\\udce9/out.* is not UTF-8; choose another folder"):
+            prepare_own("pairs", folder, folder / "out", PairsConfig(max_errors=2))
+
 
 class TestAttempts:
     def test_a_killed_attempt_is_continued_to_the_same_set(self, tmp_path: Path, forked: Path) -> None:
@@ -229,3 +254,30 @@ class TestAttempts:
 def test_config_refuses(changes: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PairsConfig(**changes)  # type: ignore[arg-type]
+
+
+def named(example: Example, config: OwnSetConfig, seen: Seen) -> Sequence[str]:
+    """Makes one caption of the name of an image."""
+    if example.id == "3.png":
+        raise ValueError("it is the third")
+    return [f"number {Path(example.id).stem}"]
+
+
+def test_a_kind_of_ones_own(tmp_path: Path) -> None:
+    names = OwnSpec(
+        name="names",
+        schema=CAPTIONS,
+        summary="Images.",
+        entries=named,
+        files=lambda seen, config: {"lines.json": [seen.rows, config.seed]},
+    )
+    source = table(tmp_path, [{"image": f"{n // 2}.png", "n": n} for n in range(40)], 20)
+    with pytest.raises(ValueError, match=r"2 bad items.* rows\.jsonl line 7: it is the third"):
+        prepare_own(names, source, tmp_path / "out", OwnSetConfig(seed=3))
+    prepare_own(names, source, tmp_path / "out", OwnSetConfig(seed=3, max_errors=2))
+    assert sorted(entries(tmp_path / "out")) == sorted(f"number {n}" for n in range(20) if n != 3)
+    assert json.loads((tmp_path / "out" / "lines.json").read_text()) == [40, 3]
+    with pytest.raises(ValueError, match="no kind of set called 'pair'; there are pairs, classification"):
+        prepare_own("pair", source, tmp_path / "out")
+    with pytest.raises(ValueError, match="names takes a OwnSetConfig, given is a PairsConfig"):
+        prepare_own(names, source, tmp_path / "out", PairsConfig())
