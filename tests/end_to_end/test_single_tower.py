@@ -240,11 +240,6 @@ class TestRuns:
                 assert [line.split("\t")[0] for line in lines] == list(map(str, range(len(rows(sets[name], split)))))
                 assert not task.classes or {line.split("\t")[1] for line in lines} <= set(task.classes)
 
-    def test_a_model_without_the_head(self, tiny_checkpoint: Path, sets: dict[str, Path]) -> None:
-        model = load(tiny_checkpoint, extensions=OWN, device="cpu")
-        with pytest.raises(ValueError, match=r"no rte head \(it has mlm, itm, itc\); .*: bridgetower train rte$"):
-            evaluate(model, "rte", [sets["rte"]], "test", RetrievalConfig(), spec=example.RTE)
-
 
 @pytest.mark.parametrize("name", example.SETS)
 def test_recipes_have_the_published_numbers_and_a_loss_of_each_output(

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 import tiny
@@ -30,28 +29,6 @@ def model(**heads: object) -> BridgeTower:
 def texts(count: int = 1) -> dict[str, Tensor]:
     ids, mask = tiny.texts([length for length in LENGTHS for _ in range(count)])
     return {"input_ids": ids, "attention_mask": mask}
-
-
-class TestVqa:
-    TARGETS = torch.tensor([[1.0, 0.0, 0.3, 0.0], [0.0, 0.0, 0.0, 0.0], [0.6, 0.9, 0.0, 0.0]])
-
-    def test_loss(self) -> None:
-        task = task_of_head(model(vqa=4), "vqa")
-        batch = Batch(pixel_values=tiny.images(3), labels=self.TARGETS, **texts())
-        probabilities = task.predict(batch)
-        entropy = self.TARGETS * probabilities.log() + (1 - self.TARGETS) * (1 - probabilities).log()
-        assert task(batch).total.item() == pytest.approx(-entropy.mean().item() * 4, rel=1e-5)
-
-
-class TestSnliVe:
-    def test_loss_and_accuracy(self) -> None:
-        task = task_of_head(model(snli_ve=True), "snli_ve")
-        batch = Batch(pixel_values=tiny.images(3), labels=torch.tensor([0, 2, 1]), **texts())
-        probabilities, losses = task.predict(batch), task(batch)
-        assert torch.allclose(probabilities.sum(dim=1), torch.ones(3))
-        assert losses.total.item() == pytest.approx(F.nll_loss(probabilities.log(), batch.labels).item(), rel=1e-5)
-        right = (probabilities.argmax(dim=1) == batch.labels).float().mean().item()
-        assert losses.metrics["accuracy"].item() == pytest.approx(right)
 
 
 class TestSeveralLabels:

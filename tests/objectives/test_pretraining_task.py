@@ -74,32 +74,6 @@ class TestWork:
 
 
 class TestValues:
-    def test_mlm_is_that_of_the_whole_model(self) -> None:
-        task, batch = make_task(Phase(mlm=1, itm=0)), make_batch()
-        fused = task.model(batch.pixel_values, batch.masked_input_ids, batch.attention_mask)
-        logits = task.model.mlm_logits(fused.text)
-        expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.mlm_labels.flatten())
-        torch.testing.assert_close(task(batch).parts["mlm"], expected, atol=1e-5, rtol=1e-5)
-
-    @pytest.mark.parametrize("negatives", ["random", "hard"])
-    def test_itm_is_that_of_the_whole_model_on_the_drawn_pairs(self, negatives: Any) -> None:
-        phase = Phase(mlm=0, itm=1, negatives=negatives)
-        task, batch = make_task(phase), make_batch()
-        image, text = (
-            task.model.encode_image(batch.pixel_values),
-            task.model.encode_text(batch.input_ids, batch.attention_mask),
-        )
-        pairs, _ = task.pairs(image, text, batch, phase)
-        assert batch.attention_mask is not None
-        fused = task.model(
-            batch.pixel_values[pairs.image_rows],
-            batch.input_ids[pairs.text_rows],
-            batch.attention_mask[pairs.text_rows],
-        )
-        expected = torch.nn.functional.cross_entropy(task.model.itm_logits(fused.pooled), pairs.labels)
-        torch.testing.assert_close(task(batch).parts["itm"], expected, atol=1e-5, rtol=1e-5)
-        assert (batch.image_index[pairs.image_rows] == batch.image_index[pairs.text_rows]).long().equal(pairs.labels)
-
     def test_hard_negatives_are_drawn_by_the_scaled_cosines(self) -> None:
         phase = replace(ALL, negatives="hard")
         batch = make_batch()

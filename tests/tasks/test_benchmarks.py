@@ -204,12 +204,6 @@ def test_refusals(
 
 
 class TestRetrieval:
-    def test_no_other_heads_than_those_that_are_read(self, tiny_dataset: Path, tmp_path: Path) -> None:
-        heads = replace(shapes.MODEL.heads, mlm=False, itm=False)
-        shapes.write_tiny_checkpoint(tiny_dataset, tmp_path, replace(shapes.MODEL, heads=heads))
-        outcome = evaluate(load(tmp_path, device="cpu"), "retrieval", [tiny_dataset], "test", RetrievalConfig())
-        assert outcome.metrics["rsum"] == outcome.metrics["itc_rsum"]
-
     def test_one_stage_without_contrastive_head(
         self, tiny_checkpoint: Path, tiny_dataset: Path, tmp_path: Path
     ) -> None:
