@@ -131,20 +131,19 @@ def streamed_recalls(
         for is_counted in (False, True):  # how many are as high as the best own item, once that is known
             for block, texts in zip(columns.split(size), torch.arange(counts[1]).split(size), strict=True):
                 scores = scores_of(rows, block).float()
-                own = fold.owners[:, None] == fold.text_image_index[texts]
+                image, text = (fold.owners[:, None] == fold.text_image_index[texts]).nonzero(as_tuple=True)
+                own, asking = scores[image, text], (image, texts[text])
                 if not is_counted:
                     check_not_nan(scores, "scores")
-                    right = scores.where(own, -torch.inf)
-                    best[0], best[1][texts] = best[0].maximum(right.amax(dim=1)), right.amax(dim=0)
+                    for highest, queries in zip(best, asking, strict=True):
+                        highest.scatter_reduce_(0, queries, own, "amax")
                     continue
-                for place, queries, dim, highest in (
-                    (places[0], torch.arange(counts[0]), 1, best[0][:, None]),
-                    (places[1], texts, 0, best[1][texts]),
-                ):
-                    tied = scores == highest
-                    place.better[queries] += (scores > highest).sum(dim=dim)
-                    place.tied[queries] += tied.sum(dim=dim)
-                    place.own[queries] += (tied & own).sum(dim=dim)
+                for place, highest, queries in zip(places, best, asking, strict=True):
+                    place.own.add_(torch.bincount(queries[own == highest[queries]], minlength=len(highest)))
+                places[0].better.add_((scores > best[0][:, None]).sum(dim=1))
+                places[0].tied.add_((scores == best[0][:, None]).sum(dim=1))
+                places[1].better[texts] = (scores > best[1][texts]).sum(dim=0)
+                places[1].tied[texts] = (scores == best[1][texts]).sum(dim=0)
         found.append((places[0], places[1]))
     return recalls_of(found, ks)
 
