@@ -10,13 +10,13 @@ import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from bridgetower.data.batch import CaptionBatch
 from bridgetower.data.captions import CaptionPairs
+from bridgetower.data.examples import PreparedImages
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.cpu import optimize_for_cpu
 from bridgetower.model.presets import NANO
@@ -74,7 +74,8 @@ def run(rule: str, phase: Phase, batch_size: int, ways: dict[str, Any]) -> dict[
     optimizer = build_optimizer(parameter_groups(model, config.optimizer), config.optimizer)
     setup = Replicated(PretrainingTask(model, task).train())
     sizes = ProcessorConfig(profile="official-pretrain", image_size=NANO.vision.image_size, max_length=TOKENS)
-    pictures: Any = SimpleNamespace(processor=Processor(sizes, None))  # what is read of them
+    pictures = PreparedImages.__new__(PreparedImages)
+    pictures.processor = Processor(sizes, None)  # what is read of them
     parts = TrainContext(
         config=config,
         task=setup.task,
