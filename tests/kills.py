@@ -2,7 +2,7 @@
 
 Called as `python kills.py WHEN NUMBER SIGNAL TARGET ARGUMENTS`, it runs the command line with ARGUMENTS and sends the
 signal right before the file whose name matches the pattern WHEN is renamed into place for the NUMBERth time. TARGET is
-`self`, or `parent`: then the process waits there until the parent passed the signal on.
+`self`, or a file that it makes then: it waits there until someone else sends the signal.
 """
 
 import fnmatch
@@ -50,12 +50,12 @@ def send(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
-def send_by_parent(number: int) -> None:
-    """Sends the parent a signal, and waits until it arrives here."""
+def wait_for(number: int, file: str) -> None:
+    """Makes a file, and waits until the signal arrives here."""
     reading, writing = os.pipe2(os.O_NONBLOCK)
     os.set_blocking(reading, True)
     signal.set_wakeup_fd(writing)
-    os.kill(os.getppid(), number)
+    Path(file).touch()
     assert os.read(reading, 1) == bytes([number])
 
 
@@ -63,8 +63,8 @@ def main(when: str, number: str, name: str, target: str, *arguments: str) -> Non
     """Runs the command line."""
     from bridgetower import cli
 
-    sent = {"self": send, "parent": send_by_parent}[target]
-    before(renamed(when), int(number), lambda: sent(signal.Signals[name]))
+    sent = signal.Signals[name]
+    before(renamed(when), int(number), lambda: send(sent) if target == "self" else wait_for(sent, target))
     cli.main(arguments)
 
 

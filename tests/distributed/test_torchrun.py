@@ -7,7 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -94,11 +94,16 @@ def whole(torchrun: list[Path], tiny_dataset: Path, folder: Path) -> tuple[int, 
 
 
 @pytest.fixture(scope="module")
-def stopped(tiny_dataset: Path, folder: Path) -> tuple[int, str, str]:
-    """A run that torchrun was asked to stop when it was about to save what it evaluated first, as users start it."""
-    program = (kills.__file__, "*/best/config.json", "1", "SIGTERM", "parent")
-    users = (sys.executable, "-m", "torch.distributed.run")
-    return finish(start(users, tiny_dataset, folder / "stopped", program=program))
+def stopped(torchrun: list[Path], tiny_dataset: Path, folder: Path) -> tuple[int, str, str]:
+    """A run that torchrun was asked to stop when it was about to save what it evaluated first."""
+    waiting = folder / "waiting"
+    program = (kills.__file__, "*/best/config.json", "1", "SIGTERM", str(waiting))
+    process = start(torchrun, tiny_dataset, folder / "stopped", program=program)
+    while not waiting.exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    return finish(process)
 
 
 def test_one_result_and_one_log(whole: tuple[int, str, str], stopped: tuple[int, str, str], folder: Path) -> None:
