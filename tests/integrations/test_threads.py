@@ -24,7 +24,6 @@ ENGINES: list[tuple[EngineName, Precision]] = [
     ("torch", "bf16"),
     ("onnxruntime", "fp32"),
     ("openvino", "fp32"),
-    ("openvino", "bf16"),
 ]
 TEXTS = [f"{' '.join(['red'] * (number % 3 + 1))} bar and square {number}" for number in range(6)]
 CALLS: list[Callable[[Predictor, int], Tensor]] = [
