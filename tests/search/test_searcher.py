@@ -46,6 +46,17 @@ def names(hits: list[Hit]) -> list[str]:
     return [hit.path for hit in hits]
 
 
+def captioned(searcher: Searcher, files: list[Path]) -> tuple[list[Path], list[str], list[int]]:
+    """Images as often as they have captions, these captions, and how many each image has."""
+    by_name = {one.path: one.captions for one in searcher.index.examples(len(files))}
+    pairs = [(file, caption) for file in files for caption in by_name[file.name]]
+    return [file for file, _ in pairs], [caption for _, caption in pairs], [len(by_name[file.name]) for file in files]
+
+
+def best(vectors: torch.Tensor, query: torch.Tensor, counts: list[int]) -> torch.Tensor:
+    return torch.stack([part.max() for part in (vectors @ query).split(counts)])
+
+
 class TestStages:
     def test_nearest_vectors(self, searcher: Searcher, predictor: Predictor, files: list[Path]) -> None:
         cosine = predictor.embed_images(files) @ predictor.embed_texts(TEXT)[0]
@@ -123,16 +134,15 @@ class TestStages:
         assert None not in {hit.score for hit in searcher.search(TEXT, files[7])}
 
     def test_against_captions_and_pairs(self, searcher: Searcher, predictor: Predictor, files: list[Path]) -> None:
-        captions = {hit.path: hit.captions for hit in searcher.search(TEXT, rerank=0, top=45)}
-        text = predictor.embed_texts(TEXT)[0]
-        best = torch.stack([(predictor.embed_texts(captions[file.name]) @ text).max() for file in files])
+        shown, captions, counts = captioned(searcher, files)
         hits = searcher.search(TEXT, against="captions", rerank=0, top=45)
-        assert names(hits) == ranked(files, best)
+        texts = predictor.embed_texts(captions)
+        assert names(hits) == ranked(files, best(texts, predictor.embed_texts(TEXT)[0], counts))
         assert TEXT in hits[0].captions
-        pair = predictor.embed_pairs(files[3], captions[files[3].name][0])[0]
-        own = [predictor.embed_pairs([file] * len(captions[file.name]), captions[file.name]) for file in files]
-        hits = searcher.search(captions[files[3].name][0], files[3], against="pairs", rerank=0, top=45)
-        expected = torch.stack([(vectors @ pair).max() for vectors in own]).sort(descending=True).values
+        place = sum(counts[:3])
+        pair = predictor.embed_pairs(files[3], captions[place])[0]
+        hits = searcher.search(captions[place], files[3], against="pairs", rerank=0, top=45)
+        expected = best(predictor.embed_pairs(shown, captions), pair, counts).sort(descending=True).values
         torch.testing.assert_close(torch.tensor([hit.cosine for hit in hits]), expected, atol=1e-5, rtol=0)
         assert hits[0].path == files[3].name
 
@@ -142,15 +152,14 @@ class TestStages:
         write_tiny_checkpoint(tiny_dataset, tmp_path / "model", MODEL.override({"heads.itc": "fused"}))
         build_index(shapes_folder / "shapes.csv", tmp_path / "shapes.lance", tmp_path / "model")
         searcher = Searcher(tmp_path / "shapes.lance")
-        model, captions = searcher.predictor, {one.path: one.captions for one in searcher.index.examples(10**6)}
-        own = [model.embed_pairs([file] * len(captions[file.name]), captions[file.name]) for file in files]
-        text, image = model.embed_texts(TEXT)[0], model.embed_images(files[3])[0]
-        for given, vector in (((TEXT, None), text), ((None, files[3]), image)):
+        model, (shown, captions, counts) = searcher.predictor, captioned(searcher, files)
+        pairs, text, image = model.embed_pairs(shown, captions), model.embed_texts(TEXT), model.embed_images(files[3])
+        for given, vector in (((TEXT, None), text[0]), ((None, files[3]), image[0])):
             hits = searcher.search(*given, against="pairs", rerank=0, top=45)
-            best = torch.stack([(vectors @ vector).max() for vectors in own])
-            assert names(hits) == ranked(files, best)
+            expected = best(pairs, vector, counts)
+            assert names(hits) == ranked(files, expected)
             found = torch.tensor([hit.cosine for hit in hits])
-            torch.testing.assert_close(found, best.sort(descending=True).values, atol=1e-5, rtol=0)
+            torch.testing.assert_close(found, expected.sort(descending=True).values, atol=1e-5, rtol=0)
 
     def test_models_of_two_heads_compare_a_text_alone_with_captions(
         self, searcher: Searcher, files: list[Path], caplog: pytest.LogCaptureFixture
