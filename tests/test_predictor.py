@@ -153,13 +153,15 @@ class TestResults:
             assert result.dtype == torch.float32
 
     def test_batch_size_and_processes_change_nothing(self, predictor: Predictor, files: list[Path]) -> None:
-        for how in ({"batch_size": 1}, {"batch_size": 2}, {"batch_size": 2, "num_workers": 2}):
-            for one, other in zip(results(predictor, files), results(predictor, files, **how), strict=True):
+        for size in (1, 2):
+            for one, other in zip(results(predictor, files), results(predictor, files, batch_size=size), strict=True):
                 torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
         given: list[Any] = [*files, Image.open(files[0]), files[0].read_bytes(), files[0]]
         alone = predictor.embed_images(given, batch_size=2)
         assert torch.equal(predictor.embed_images(given, batch_size=2, num_workers=2), alone)
         assert torch.equal(alone[0], alone[-1])
+        scores = predictor.match(files, TEXTS, all_pairs=True, batch_size=2)
+        assert torch.equal(predictor.match(files, TEXTS, all_pairs=True, batch_size=2, num_workers=2), scores)
 
     def test_all_pairs_are_pair_by_pair(self, predictor: Predictor, files: list[Path]) -> None:
         texts = [*TEXTS, "yellow"]
