@@ -78,17 +78,17 @@ def is_image(given: object) -> bool:
 
 def image_list(images: Images) -> list[ImageLike]:
     """Returns one image or several as a list."""
-    found: Any = [images] if is_image(images) else list(images)  # type: ignore[arg-type]
-    if not found:
-        raise ValueError("no images given; expected at least one")
-    return found
+    return _several(images, is_image(images), "images")
 
 
 def text_list(texts: Texts) -> list[str]:
     """Returns one text or several as a list."""
-    found = [texts] if isinstance(texts, str) else list(texts)
-    if not found:
-        raise ValueError("no texts given; expected at least one")
+    return _several(texts, isinstance(texts, str), "texts")
+
+
+def _several(given: Any, is_one: bool, what: str) -> list[Any]:
+    if not (found := [given] if is_one else list(given)):
+        raise ValueError(f"no {what} given; expected at least one")
     return found
 
 
@@ -184,10 +184,7 @@ class Processor:
 
     @cached_property
     def continues_word(self) -> Bool[Tensor, " v"]:
-        """True at the ids of tokens that carry on the word before them, for whole-word masking.
-
-        The first word of a text has no space before it: there the start token ends the word.
-        """
+        """True at the ids of tokens that carry on the word before them; after the start token a word begins."""
         tokenizer, special, _ = self._text
         tokens = map(tokenizer.id_to_token, range(self.vocab_size))
         if isinstance(tokenizer.model, WordPiece):
@@ -398,15 +395,13 @@ class Processor:
     def save_huggingface(self, folder: str | os.PathLike[str]) -> None:
         """Writes `preprocessor_config.json`, `tokenizer.json`, `tokenizer_config.json` for transformers' AutoProcessor.
 
-        Token ids are equal for every profile. Pixel values are equal for profile `hf`; for the official profiles they
-        differ a little, and a warning is logged.
+        Pixel values of the official profiles differ a little there, of which a warning is logged.
         """
-        target = Path(folder)
+        target, settings = Path(folder), huggingface.image_settings(self.config)
         if (target / "processor_config.json").exists():
             raise ValueError(
                 f"{target} has a processor_config.json, which would win over the new files; remove it first"
             )
-        settings = huggingface.image_settings(self.config)
         if self.config.profile != "hf":
             _LOG.warning(
                 "transformers cannot repeat profile %r exactly: pixels differ by up to 1 of 255 levels, an odd crop by "
@@ -451,8 +446,5 @@ def _letterboxed(image: UInt8[Tensor, "3 h w"], config: ProcessorConfig) -> UInt
             f"{divisor} px and is cut to 0; crop it first or use profile 'official-pretrain'"
         )
     scaled = F.interpolate(image[None], (rows, columns), mode=config.interpolation, antialias=True)[0]
-    missing_rows, missing_columns = max(size - rows, 0), max(size - columns, 0)
-    left, top = missing_columns // 2, missing_rows // 2
-    filled = F.pad(scaled, [left, missing_columns - left, top, missing_rows - top])
-    row, column = max(rows - size, 0) // 2, max(columns - size, 0) // 2
-    return filled[:, row : row + size, column : column + size]
+    left, top = int((size - columns) / 2), int((size - rows) / 2)  # below 0 where it is cropped
+    return F.pad(scaled, [left, size - columns - left, top, size - rows - top])
