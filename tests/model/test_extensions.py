@@ -10,8 +10,6 @@ import tiny
 from bridgetower import BridgeTower, Extensions
 from bridgetower.checkpoints import Checkpoint, convert, read_checkpoint, write_checkpoint
 from bridgetower.model.cpu import OneDnnLinear, optimize_for_cpu
-from bridgetower.tasks.run_config import OptimizerConfig
-from bridgetower.training.optim import parameter_groups
 from own_modules import OWN
 
 CONFIG = replace(
@@ -74,19 +72,16 @@ def test_a_checkpoint_names_them(tmp_path: Path) -> None:
         convert(read, tmp_path / "hf", "hf")
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
+def test_unknown_names() -> None:
+    for values, message in (
         (
             {"text.architecture": "letters"},
             "text.architecture is 'letters'; expected one of bert, transformers, words,",
         ),
         ({"heads.own": ("mood", "colour")}, "heads.own is 'colour'; expected one of mlm, .*, mood, or"),
-    ],
-)
-def test_unknown_names(values: dict[str, object], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        BridgeTower(CONFIG.override(values), OWN)
+    ):
+        with pytest.raises(ValueError, match=message):
+            BridgeTower(CONFIG.override(values), OWN)
 
 
 @pytest.mark.parametrize(
@@ -104,10 +99,3 @@ def test_initial_weights_of_a_tower_are_its_own() -> None:
     after = model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before if name.startswith(("vision.", "text.")))
     assert not torch.equal(before["mood_head.weight"], after["mood_head.weight"])
-
-
-def test_learning_rates() -> None:
-    groups = parameter_groups(build(), OptimizerConfig(lr=1.0, head_multiplier=5, fusion_multiplier=3))
-    rates = {name: group["lr"] for group in groups for name in group["names"]}
-    names = ("vision.blocks.0.weight", "mood_head.weight", "fusion.text_bridges.0.weigh.bias")
-    assert [rates[name] for name in names] == [1, 5, 3]
