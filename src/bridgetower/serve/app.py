@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from importlib.resources import files
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from fastapi import APIRouter, FastAPI
 from fastapi.middleware.cors import CORSMiddleware
@@ -129,19 +129,19 @@ class Models(BaseModel):
 @router.get("/v1/models", responses=errors(401))
 async def models(service: Served) -> Models:
     """List what is served: one model, or two if questions have one of their own."""
-    found = []
-    for served in service.models:
-        processor = served.predictor.processor
-        one = Model(
+    found = [
+        Model(
             id=served.name,
             created=service.started,
             fingerprint=served.predictor.fingerprint,
             image_size=processor.config.image_size,
             max_tokens=processor.config.max_length,
             mask_token=processor.mask_token,
-            uses=service.uses(served),
+            uses=[use for use in get_args(Use) if service.model_for(use) is served and served.lacking(use) is None],
         )
-        found.append(one)
+        for served in service.models
+        for processor in [served.predictor.processor]
+    ]
     return Models(data=found)
 
 
@@ -155,11 +155,10 @@ async def completions() -> Models:
 @router.post("/v1/completions", include_in_schema=False)
 async def chat() -> None:
     """Refuse to generate text, in words."""
-    raise ApiError(
-        404,
-        "this server generates no text; send that to a language model, with what /v1/search finds (docs/videos.md)",
-        code="not_a_language_model",
+    message = (
+        "this server generates no text; send that to a language model, with what /v1/search finds (docs/videos.md)"
     )
+    raise ApiError(404, message, code="not_a_language_model")
 
 
 @router.get("/v1/models/{name:path}", responses=errors(401, 404))

@@ -6,7 +6,6 @@ import base64
 import io
 from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import product
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self, cast
 
@@ -116,15 +115,11 @@ class EmbeddingsRequest(Body, json_schema_extra={"examples": _EMBEDDINGS}):
     )
     messages: Annotated[list[Message], Field(min_length=1, max_length=1)] | None = None
     encoding_format: Literal["float", "base64"] = Field("float", description="base64: of little-endian float32.")
-    dimensions: Annotated[None, BeforeValidator(_whole)] = Field(
-        None, description="Not possible: the vectors mean something only as a whole."
-    )
+    dimensions: Annotated[None, BeforeValidator(_whole)] = Field(None, description="Not possible.")
     embedding_type: Literal["float", "base64"] | None = Field(None, description="Jina's `encoding_format`.")
     task: str | None = Field(None, max_length=1000, description="Accepted because Jina's clients send it; not used.")
     normalized: bool = Field(True, description="Likewise: the vectors have length one in any case.")
-    truncation_direction: Annotated[Literal["right"], BeforeValidator(lambda given: str(given).lower())] = Field(
-        "right", description="Texts are cut at their end, in any case."
-    )
+    truncation_direction: Annotated[Literal["right"], BeforeValidator(lambda given: str(given).lower())] = "right"
 
     @field_validator("input", mode="before", json_schema_input_type=_Entries)
     @classmethod
@@ -166,11 +161,7 @@ class Embedding(BaseModel):
 
 @router.post("/v1/embeddings", response_model=Listed[Embedding], responses=COMPUTING, tags=["embeddings"])
 async def embeddings(body: EmbeddingsRequest, service: Served) -> Response:
-    """Turn texts, images, or an image and a text together into vectors.
-
-    Vectors of texts and of images can be compared. What is comparable with the joint vector of an image and a text is
-    another joint vector.
-    """
+    """Turn texts and images into vectors that can be compared, or an image and a text together into a joint vector."""
     param, contents = "messages" if body.messages else "input", body.contents()
     sources = [one.image for one in contents]
     joint = all(one.image is not None and one.text is not None for one in contents)
@@ -219,9 +210,7 @@ class RerankRequest(Body, json_schema_extra={"examples": _RERANK}):
     documents: Annotated[list[TextOrImage], Several]
     top_n: int | None = Field(None, ge=1, description="Results to return; all of them if left out.")
     return_documents: bool = Field(False, description="Repeat the documents in the results.")
-    max_tokens_per_doc: int | None = Field(
-        None, ge=1, strict=True, description="Cohere's client sends it; not used: `truncate` cuts documents."
-    )
+    max_tokens_per_doc: int | None = Field(None, ge=1, strict=True, description="Of Cohere's client; not used.")
 
 
 class Result(BaseModel):
@@ -234,9 +223,7 @@ class RerankResponse(BaseModel):
     """Documents, the most relevant first."""
 
     model: str
-    scored_by: Literal["matching", "cosine"] = Field(
-        description="How well text and image match, as of `/v1/match`, or the cosine of two texts or of two images."
-    )
+    scored_by: Literal["matching", "cosine"] = Field(description="By `/v1/match`, or between two of one kind.")
     results: list[Result]
     usage: Usage
 
@@ -245,11 +232,7 @@ class RerankResponse(BaseModel):
 @router.post("/v2/rerank", include_in_schema=False)
 @router.post("/v1/rerank", response_model=RerankResponse, responses=COMPUTING, tags=["rerank"])
 async def rerank(body: RerankRequest, service: Served) -> Response:
-    """Sort documents by their relevance to a query.
-
-    A text is matched with images, and an image with texts, by the whole model. Texts are compared with a text, and
-    images with an image, by the cosine of their vectors.
-    """
+    """Sort documents by their relevance to a query: by the whole model, or texts among themselves by their vectors."""
     kinds = {document.text is None for document in body.documents}
     if len(kinds) > 1:
         message = "documents are texts and images, whose scores cannot be compared; send two requests"
@@ -324,14 +307,9 @@ async def _answered(use: Use, result: str, body: PairRequest, service: Service) 
             if sum(masks) * top > most:
                 message = f"{sum(masks)} masks with {top} words each, the limit is {most} words; ask for fewer"
                 raise ApiError(413, f"{texts_param}: {message}", param=texts_param)
-        places = (
-            list(product(range(len(images)), range(len(texts)))) if all_pairs else [(n, n) for n in range(len(images))]
-        )
-        kind = cast(Kind, use.replace("-", "_"))
-        items = [
-            Item(kind=kind, image=images[i], image_2=images_2[i] if images_2 else None, ids=texts[t], top=top)
-            for i, t in places
-        ]
+        places = [(i, t) for i in range(len(images)) for t in (range(len(texts)) if all_pairs else [i])]
+        kind, seconds = cast(Kind, use.replace("-", "_")), images_2 or [None] * len(images)
+        items = [Item(kind=kind, image=images[i], image_2=seconds[i], ids=texts[t], top=top) for i, t in places]
         outcomes = await service.batcher.submit(items)
 
     def content() -> dict[str, Any]:
@@ -487,9 +465,7 @@ class ExplainResponse(BaseModel):
 
     model: str = Field(description="That answered.")
     words: list[str] = Field(description="Of the text; a word of several tokens is their mean.")
-    maps: list[list[list[list[float]]]] = Field(
-        description="By layer, word, row and column of patches; each sums to 1."
-    )
+    maps: list[list[list[list[float]]]] = Field(description="By layer, word, row and column; each sums to 1.")
     prefix_shares: list[list[float]] = Field(description="By layer and word: what went to the class token instead.")
     probability: float | None = PROBABILITY
     score: float | None = SCORE
@@ -503,12 +479,11 @@ async def explain(body: ExplainRequest, service: Served) -> Response:
     model, predictor, processor = service.main, service.main.predictor, service.main.predictor.processor
 
     def decoded(content: bytes) -> tuple[Pixels, str | None]:
-        if not body.view:
-            return model.prepared(content).pixels, None
-        whole, _ = model.decoders.open(content, background=processor.config.background)
-        stream = io.BytesIO()
-        view_of(processor, Image.fromarray(whole)).save(stream, "JPEG", quality=_QUALITY)
-        view = "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
+        view = None
+        if body.view:
+            whole, _ = model.decoders.open(content, background=processor.config.background)
+            view_of(processor, Image.fromarray(whole)).save(stream := io.BytesIO(), "JPEG", quality=_QUALITY)
+            view = "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
         return model.prepared(content).pixels, view
 
     with service.admission(1, "image", body.model, images=[body.image]):

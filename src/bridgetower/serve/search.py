@@ -8,8 +8,8 @@ import logging
 import mimetypes
 import os
 import re
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from hashlib import sha256
 from typing import Annotated, Any, TypeVar
@@ -19,12 +19,12 @@ from fastapi import APIRouter, Header, Query, Response
 from fastapi import Path as InPath
 from fastapi.responses import StreamingResponse
 from PIL import Image
-from pydantic import BaseModel, Field, field_validator
+from pydantic import AfterValidator, BaseModel, Field
 
 from bridgetower.inference import Item
-from bridgetower.processor import Resized, media_type
+from bridgetower.processor import media_type
 from bridgetower.search.conditions import condition_sql
-from bridgetower.search.index import Hit, Indexed
+from bridgetower.search.index import Indexed
 from bridgetower.search.searcher import COLUMNS, RERANK, Against, Searcher, candidates, mean_vector, two_stages
 from bridgetower.serve.access import video_token
 from bridgetower.serve.errors import ApiError
@@ -50,7 +50,7 @@ logger = logging.getLogger(__name__)
 PIECE = 2**21  # bytes at most of an answer to a request for a range; players ask for the next one
 _CHUNK = 2**16  # bytes of a whole video that are read at once
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII | re.IGNORECASE)
-_Opened = TypeVar("_Opened")
+_Result = TypeVar("_Result")
 _EXAMPLES = 12
 _QUALITY = 88  # of a JPEG
 _WHITE = (255, 255, 255)  # under transparent pixels
@@ -64,8 +64,6 @@ _HEADERS = {
 }
 
 Id = Annotated[str, InPath(pattern="^[0-9a-f]{64}$", description="As a hit of `/v1/search` has it.")]
-_SIDE = "Longer side of the JPEG that is made of it, in pixels; none: the file itself."
-Size = Annotated[int | None, Query(ge=16, le=1600, description=_SIDE)]
 _EXAMPLE = {"query": "a red flag", "top": 3, "rerank": 8, "where": {"width": {"gte": 8}}}
 
 
@@ -82,7 +80,7 @@ class SearchRequest(Body, json_schema_extra={"examples": [_EXAMPLE]}):
         description=f"Candidates matched with the text; if left out {RERANK}, or what the limit of items leaves; 0 "
         "where validation did not find that matching ranks better, and for what is said.",
     )
-    where: dict[str, Any] | None = Field(
+    where: Annotated[dict[str, Any], AfterValidator(condition_sql)] | None = Field(
         None,
         description='Condition on path, size, mtime, width, height, captions, start and end, such as {"width": {"gte": '
         '800}, "path": {"like": "%.jpg"}}. Operators are eq, ne, gt, gte, lt, lte, in, like (of path) and contains (of '
@@ -94,13 +92,6 @@ class SearchRequest(Body, json_schema_extra={"examples": [_EXAMPLE]}):
         "of the index are moments of videos with words.",
     )
     exact: bool = Field(False, description="Compare with every vector, even where the index could leave most out.")
-
-    @field_validator("where")
-    @classmethod
-    def _is_condition(cls, given: dict[str, Any] | None) -> dict[str, Any] | None:
-        if given is not None:
-            condition_sql(given)
-        return given
 
 
 class IndexedImage(BaseModel):
@@ -132,10 +123,9 @@ class SearchResponse(Listed[FoundImage]):
 async def search(body: SearchRequest, service: Served) -> Response:
     """Find images of the index by a text, by an image, or by both."""
     searcher, config, model = _searcher(service), service.config, service.main
-    settings: Any = {"top": body.top, "rerank": body.rerank, "against": body.against}
-    with _index_read(asked=True):
-        against, rerank = await asyncio.to_thread(searcher.planned, body.query, body.image, **settings)
-        rerank = min(rerank, await asyncio.to_thread(len, searcher.index))
+    plan = partial(searcher.planned, top=body.top, rerank=body.rerank, against=body.against)
+    against, rerank = await _read(plan, body.query, body.image, asked=True)
+    rerank = min(rerank, await _read(len, searcher.index))
     given = sum(part is not None for part in (body.query, body.image))
     if body.rerank is None:
         rerank = max(0, min(rerank, config.max_items - given))
@@ -147,23 +137,19 @@ async def search(body: SearchRequest, service: Served) -> Response:
         else:
             items = [*(Item(image=one) for one in [image] if one is not None), *(Item(ids=ids) for ids in texts)]
         vector = mean_vector(torch.stack(await service.batcher.submit(items)))
-        where = None if body.where is None else condition_sql(body.where)
+        where: Any = body.where  # in SQL, since it was validated
         find = partial(searcher.index.nearest, column=COLUMNS[against], where=where, exact=body.exact)
-        with _index_read(asked=where is not None, param="where"):
-            nearest = await asyncio.to_thread(find, vector, max(body.top, rerank))
+        nearest = await _read(find, vector, max(body.top, rerank), asked=where is not None, param="where")
         chosen, others = candidates(nearest, rerank)
-        opened: list[tuple[Hit, Resized]] = []
-        if chosen:
-            with _index_read():
-                frames = await asyncio.to_thread(searcher.index.frames, chosen)
-            limit = config.max_body * MIB
-            read = partial(searcher.open, prepare=model.prepared, max_bytes=limit, fetch=False, frames=frames)
-            try:
-                opened = searcher.usable(chosen, await model.each(*(partial(read, one) for one in chosen)))
-            except ValueError as error:
-                logger.error("search: %s", error)
-                message = "none of the images that were found can be opened where the index has them; send rerank 0"
-                raise ApiError(404, message, code="no_pictures") from error
+        frames = await _read(searcher.index.frames, chosen) if chosen else {}
+        limit = config.max_body * MIB
+        read = partial(searcher.open, prepare=model.prepared, max_bytes=limit, fetch=False, frames=frames)
+        try:
+            opened = searcher.usable(chosen, await model.each(*(partial(read, one) for one in chosen)))
+        except ValueError as error:
+            logger.error("search: %s", error)
+            message = "none of the images that were found can be opened where the index has them; send rerank 0"
+            raise ApiError(404, message, code="no_pictures") from error
         matched = [Item(kind="match", image=image.pixels, ids=texts[0]) for _, image in opened]
         log_odds = await service.batcher.submit(matched)
         hits = two_stages([one for one, _ in opened], log_odds, others, searcher.predictor.reranking)[: body.top]
@@ -191,11 +177,10 @@ def _shown(one: Indexed) -> dict[str, Any]:
     return {"id": one.digest} | {name: value for name, value in vars(one).items() if name in FoundImage.model_fields}
 
 
-@contextmanager
-def _index_read(*, asked: bool = False, param: str | None = None) -> Iterator[None]:
-    """Answers that the index cannot be read; where something is asked of it, a ValueError is of the request."""
+async def _read(work: Callable[..., _Result], *given: Any, asked: bool = False, param: str | None = None) -> _Result:
+    """Reads the index, or answers that it cannot be read; a ValueError is of the request where one asks of it."""
     try:
-        yield
+        return await asyncio.to_thread(work, *given)
     except (OSError, ValueError) as error:
         if isinstance(error, ValueError) and asked:
             raise ApiError(400, str(error), param=param) from error
@@ -213,8 +198,7 @@ class IndexResponse(BaseModel):
 async def index(service: Served) -> IndexResponse:
     """Return the number of images in the index, and some of them."""
     index = _searcher(service).index
-    with _index_read():
-        count, examples = await asyncio.to_thread(lambda: (len(index), index.examples(_EXAMPLES)))
+    count, examples = await _read(lambda: (len(index), index.examples(_EXAMPLES)))
     return IndexResponse(images=count, examples=[IndexedImage(**_shown(one)) for one in examples])
 
 
@@ -226,14 +210,15 @@ async def index(service: Served) -> IndexResponse:
 async def image(
     id: Id,  # noqa: A002 - its name in the path
     service: Served,
-    size: Size = None,
+    size: int | None = Query(
+        None, ge=16, le=1600, description="Longer side of a JPEG, in pixels; none: the file itself."
+    ),
     if_none_match: str | None = Header(None, description="The `ETag` of what the client has."),
 ) -> Response:
     """Return an image of the index: small as JPEG, or as the file that was indexed."""
     index, headers = _searcher(service).index, {**_HEADERS, "ETag": (tag := f'"{id}-{size or "file"}"')}
     with service.admission(1, "id", None):
-        with _index_read():
-            copies = await asyncio.to_thread(index.with_digest, id)
+        copies = await _read(index.with_digest, id)
         if copies and tag in (if_none_match or ""):
             return Response(status_code=304, headers=headers)
 
@@ -255,15 +240,14 @@ async def image(
                 raise ApiError(404, message, param="id", code="no_picture") from error
             image = Image.fromarray(pixels)
             image.thumbnail((size, size), Image.Resampling.LANCZOS)
-            stream = io.BytesIO()
-            image.save(stream, "JPEG", quality=_QUALITY, subsampling=0)
+            image.save(stream := io.BytesIO(), "JPEG", quality=_QUALITY, subsampling=0)
             return stream.getvalue(), "image/jpeg"
 
         ((content, kind),) = await service.main.each(read)
     return Response(content, media_type=kind, headers=headers)
 
 
-def _first(copies: Sequence[Indexed], opened: Callable[[Indexed], _Opened], kind: str) -> _Opened:
+def _first(copies: Sequence[Indexed], opened: Callable[[Indexed], _Result], kind: str) -> _Result:
     """Opens the first of what has one id in the index that can be opened as it was indexed."""
     problem = f"the index has no {kind} with this id"
     for one in copies:
@@ -290,8 +274,7 @@ async def video(
     """Return the video of a moment, or a piece of at most 2 MiB of it if a range is asked for."""
     index = _searcher(service).index
     with service.admission(1, "id", None):
-        with _index_read():
-            moments = await asyncio.to_thread(index.with_digest, id)
+        moments = await _read(index.with_digest, id)
         stream, path = await asyncio.to_thread(_first, moments, lambda one: (index.open_video(one), one.path), "video")
     status = os.fstat(stream.fileno())
     size, tag = status.st_size, f'"{status.st_size:x}-{status.st_mtime_ns:x}"'

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from fastapi import Depends, Request
 from torch import Tensor
@@ -166,9 +166,6 @@ class Service:
     def model_for(self, use: Use | Kind) -> ServedModel:
         """Returns the model for a use: the second one for uses of a fine-tuned head, if it has that head."""
         return self.answering if use in HEAD_OF and self.answering.lacking(use) is None else self.main
-
-    def uses(self, model: ServedModel) -> list[Use]:
-        return [use for use in get_args(Use) if self.model_for(use) is model and model.lacking(use) is None]
 
 
 async def _served(request: Request) -> Service:
