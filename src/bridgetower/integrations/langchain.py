@@ -41,13 +41,7 @@ Filter = Mapping[str, Any] | Callable[[Document], bool]
 
 
 class BridgeTowerEmbeddings(Embeddings):
-    """L2-normalised vectors of texts, of images, and of images with texts.
-
-    Attributes:
-        predictor: The model.
-        batch_size: Inputs at once.
-        truncate: Cut texts that are too long instead of refusing them.
-    """
+    """L2-normalised vectors of texts, of images, and of images with texts; too long texts are cut with `truncate`."""
 
     def __init__(
         self, model: Predictor | str | Path, *, batch_size: int = 32, truncate: bool = False, **options: Any
@@ -81,10 +75,8 @@ class BridgeTowerVectorStore(VectorStore):
 
     The id of a document is its path in the index. A text without an image is found by its own vector, in the place of
     an image's. Indexes that `bridgetower index` made are searched as well; their documents have the captions of an
-    image, one a line, and as metadata those of the hit, with the file as `source`.
-
-    Attributes:
-        searcher: The index with its model.
+    image, one a line, and as metadata those of the hit, with the file as `source`. `searcher` is the index with its
+    model.
     """
 
     def __init__(self, index: Uri, embedding: BridgeTowerEmbeddings | None = None, *, root: Path | None = None) -> None:
@@ -119,19 +111,10 @@ class BridgeTowerVectorStore(VectorStore):
         ids: Sequence[str | None] | None = None,
         images: Sequence[str | Path] | None = None,
     ) -> list[str]:
-        """Adds texts, or images with a text each; documents with ids that are there are replaced.
+        """Adds texts, or images with a text each, and returns their ids; documents that have these are replaced.
 
-        Args:
-            texts: What documents say.
-            metadatas: Of each, of values that JSON has.
-            ids: Of each; made up where there is none.
-            images: Files or URLs, image n for text n.
-
-        Returns:
-            The ids.
-
-        Raises:
-            ValueError: There are not as many of one as of the other, a text is too long, or an image cannot be used.
+        Images are files or URLs, and metadata are of values that JSON has. A ValueError says that there are not as many
+        of one as of the other, that a text is too long, or that an image cannot be used; nothing is added then.
         """
         return self._added(images, list(texts), metadatas, ids)
 
@@ -214,8 +197,7 @@ class BridgeTowerVectorStore(VectorStore):
         """Returns the best documents for a text with their cosines, best first.
 
         Args:
-            query: What to look for.
-            k: Documents.
+            query, k: What to look for, and how many.
             filter: Which documents; they are compared after the search, which looks further until there are `k`.
             where: A condition in SQL on columns of the index, such as `width > 800`.
             against: What the text is compared with, as of `Searcher.search`.
@@ -249,14 +231,9 @@ class BridgeTowerVectorStore(VectorStore):
     def max_marginal_relevance_search_by_vector(
         self, embedding: list[float], k: int = 4, fetch_k: int = 20, lambda_mult: float = 0.5, **settings: Any
     ) -> list[Document]:
-        """Returns documents that are near to a vector and differ from each other.
+        """Returns `k` of the `fetch_k` documents nearest to a vector that differ from each other.
 
-        Args:
-            embedding: The vector.
-            k: Documents.
-            fetch_k: The nearest, of which they are chosen.
-            lambda_mult: 1 counts nearness alone, 0 difference alone.
-            settings: Of `similarity_search_by_vector`.
+        A `lambda_mult` of 1 counts nearness alone, 0 difference alone; see `similarity_search_by_vector` for others.
         """
         found = self.similarity_search_by_vector(embedding, fetch_k, **settings)
         rows = self.searcher.index.rows([str(document.id) for document in found], ["path", "image_vector"])

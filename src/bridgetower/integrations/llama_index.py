@@ -17,11 +17,9 @@ from llama_index.core.embeddings import MultiModalEmbedding
 
 
 class BridgeTowerEmbedding(MultiModalEmbedding):
-    """L2-normalised vectors of texts and of images, which can be compared.
+    """L2-normalised vectors of texts and of images, which can be compared; too long texts are cut with `truncate`.
 
-    Attributes:
-        truncate: Cut texts that are too long instead of refusing them.
-        options: Of `bridgetower.load`; other processes, and what reads `to_dict`, load the model with them.
+    Other processes, and what reads `to_dict`, load the model with `options` of `bridgetower.load`.
     """
 
     truncate: bool = False
