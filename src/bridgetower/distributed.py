@@ -56,23 +56,24 @@ def process_group(device: str | None, timeout_minutes: float) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        lost: list[int] = []  # the processes that do not say in time that an exchange failed for them too
-        if isinstance(error, dist.DistError) or "gloo" in str(error):
-            answers = PrefixStore("after a failure", store)
-            lost, deadline = list(range(count)), time.monotonic() + _ANSWER_SECONDS
-            try:
-                answers.set(str(number), "")
-                while lost and time.monotonic() < deadline:
-                    lost = [other for other in lost if not answers.check([str(other)])]
-                    time.sleep(0.1)
-            except dist.DistError:  # the first process, which has the store, is gone
-                lost = [0]
-        if lost:
-            raise ConnectionError(
-                f"process {', '.join(map(str, lost))} of {count} was lost or did not answer within {timeout_minutes:g} "
-                f"minutes ({str(error).splitlines()[0]}); start the run again with --resume"
-            ) from error
-        raise
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        answers = PrefixStore("after a failure", store)
+        # The processes that do not say in time that an exchange failed for them too.
+        lost, deadline = list(range(count)), time.monotonic() + _ANSWER_SECONDS
+        try:
+            answers.set(str(number), "")
+            while lost and time.monotonic() < deadline:
+                lost = [other for other in lost if not answers.check([str(other)])]
+                time.sleep(0.1)
+        except dist.DistError:  # the first process, which has the store, is gone
+            lost = [0]
+        if not lost:
+            raise
+        raise ConnectionError(
+            f"process {', '.join(map(str, lost))} of {count} was lost or did not answer within {timeout_minutes:g} "
+            f"minutes ({str(error).splitlines()[0]}); start the run again with --resume"
+        ) from error
     finally:
         dist.destroy_process_group()
 

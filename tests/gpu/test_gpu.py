@@ -85,7 +85,7 @@ def test_deterministic_runs_end_with_the_same_bits(tiny_dataset: Path, tmp_path:
     assert same_weights(tmp_path / "one" / "last", tmp_path / "other" / "last")
 
 
-def test_a_batch_that_does_not_fit_names_one_that_does(tiny_dataset: Path, tmp_path: Path) -> None:
+def test_a_batch_that_does_not_fit_is_named(tiny_dataset: Path, tmp_path: Path) -> None:
     torch.cuda.set_per_process_memory_fraction(1e-4)
     try:
         config = replace(shapes.run_config(tiny_dataset), batch_size=24)
