@@ -15,9 +15,7 @@ import pytest
 from bridgetower.data import example, fetch, reader
 from bridgetower.data.datasets.spec import Originals
 from bridgetower.data.example import Example
-from bridgetower.data.own import PairsConfig, prepare_own
 from bridgetower.data.reader import read
-from rows import png
 
 BOMB = 2**24  # bytes, more than reading may take
 DEEP = b"[" * 10**6 + b"]" * 10**6
@@ -170,14 +168,3 @@ def test_a_large_row_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         (one,) = examples(tmp_path / "t.parquet")
         assert (size == 2**19) == (one.problem == "")
     assert "has a row group of 2" in one.problem
-
-
-def test_they_count_as_errors(tmp_path: Path) -> None:
-    for number in range(8):
-        (tmp_path / f"{number}.png").write_bytes(png(number))
-    rows = [f'{number}.png,"{number}{"x" * 2**21 if number == 3 else ""}"' for number in range(8)]
-    (tmp_path / "t.csv").write_text("\n".join(["image,caption", *rows]))
-    with pytest.raises(ValueError, match=r"1 bad item.*: t\.csv line 5: it has more than 1048576 characters"):
-        prepare_own("pairs", tmp_path / "t.csv", tmp_path / "out")
-    info = prepare_own("pairs", tmp_path / "t.csv", tmp_path / "out", PairsConfig(max_errors=1))
-    assert sum(split.examples for split in info.splits.values()) == 7

@@ -41,9 +41,6 @@ _LISTED = 1000  # and in `dataset.json`, of each reason
 _IMAGES = {"name": "string", "version": "string", "digest": "binary", "image": "large_binary"}
 _EXAMPLES = {"split": "string", "group": "int32", "example": "large_binary"}
 
-# Name, split, place, images with their keys, and entries of an example.
-_Waiting = tuple[str, str, str, list[tuple[int, Image]], list[Any]]
-
 
 @dataclass(frozen=True, kw_only=True)
 class SplitInfo:
@@ -100,7 +97,8 @@ class SetWriter:
         self._digests: list[bytes] = []
         self._rows: list[tuple[str, str, bytes, bytes]] = []  # images that are not committed
         self._examples: list[tuple[str, int, bytes]] = []  # likewise
-        self._waiting: deque[_Waiting] = deque()  # examples whose images are read
+        # Name, split, place, images with their keys, and entries of examples whose images are read.
+        self._waiting: deque[tuple[str, str, str, list[tuple[int, Image]], list[Any]]] = deque()
         self._groups: dict[str, set[int]] = {}  # images, or texts without one, of each split
         self._counts: Counter[str] = Counter()
         self._given: dict[bool, str] = {}  # an example with a split that the source gave, and one without

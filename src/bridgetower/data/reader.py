@@ -61,12 +61,10 @@ _KINDS = {
     **{suffix + packed: kind for suffix, kind in _OF_ROWS.items() for packed in ("", ".gz", ".bz2", ".xz", ".zst")},
 }
 _DESCRIBES = re.compile(r"metadata\.(csv|jsonl|parquet)")  # a table of the images of a folder, as `datasets` has it
-_CAPTIONS_FILE = "captions.txt"
 _LONGEST = 2**20  # characters of a row of a text file or of a cell, bytes of a header in a tar shard
 _TOO_LONG = f"it has more than {_LONGEST} characters"
 _PART = 2000  # images of a folder that are read together
 _IN_NAME = re.compile(r"(?:^|[/_.-])(train|training|validation|valid|val|dev|test|testing)(?=[/_.-]|$)")
-_FLICKR_NUMBER = re.compile(r"#\d+$")  # "1000092795.jpg#0"
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +134,7 @@ def parts_of(source: str | os.PathLike[str]) -> list[Part]:
     for one in files:
         kinds[_kind(one)].append(one)
     images, tables, tars, videos, subtitles = (kinds[name] for name in ("images", "table", "tar", "video", "subtitles"))
-    captions = [one for one in kinds["texts"] if PurePosixPath(one.name).name == _CAPTIONS_FILE]
+    captions = [one for one in kinds["texts"] if PurePosixPath(one.name).name == "captions.txt"]
     described = [one for one in tables if _DESCRIBES.fullmatch(PurePosixPath(one.name).name)]
     if tars and images and not described:
         raise ValueError(
@@ -392,7 +390,8 @@ def _captions(part: Part, columns: Columns) -> Iterator[Example]:
         if len(line) > _LONGEST:
             yield Example(id=f"{file.name}/{number}", place=place, problem=_TOO_LONG)
         else:
-            image = _named_image(file, _FLICKR_NUMBER.sub("", name.strip()))
+            # Flickr30k numbers the captions of an image: "1000092795.jpg#0".
+            image = _named_image(file, re.sub(r"#\d+$", "", name.strip()))
             yield Example(id=image.name, images=(image,), texts=_stripped([caption]), place=place)
 
 

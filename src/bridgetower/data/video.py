@@ -24,17 +24,14 @@ from bridgetower.processor import MAX_PIXELS
 
 _LONGEST_SIDE = 1280  # of a frame that is kept, in pixels
 _THUMBNAIL = 32  # width and height of the small frames that are compared
-_SHOWN_FOR = 5.0  # seconds that a subtitle without an end is shown
 _SILENCE = 10.0  # seconds without a subtitle from which on they are moments of their own
 _CUT = 12.0  # mean difference of two small frames, of 255, from which on another scene begins
 _TOGETHER = 0.25  # of the shorter one's time, within which two subtitles begin together
 _SHORTEST = 1.0  # seconds of a scene
 _MARKS = re.compile(r"\{[^}]*\}")
-_KEYFRAMES_EVERY = 5.0  # seconds: where they come as often, no other frames are compared
 _COMPARED_EVERY = 0.5  # seconds between two frames that are compared
 _MICROSECONDS = 1_000_000
 _VIDEOS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf"
-_SUBTITLES = "webvtt,srt"
 _BITMAPS = frozenset({"dvb_subtitle", "dvd_subtitle", "hdmv_pgs_subtitle", "xsub"})  # codecs of subtitles without text
 
 
@@ -86,7 +83,7 @@ def merged(cues: Iterable[Moment]) -> list[Moment]:
     shown: list[str] = []  # lines of the subtitle before
     until = 0.0  # which it was shown
     for cue in sorted(cues, key=lambda one: (one.start, one.end)):
-        start, end = max(0.0, cue.start), cue.end if cue.end > cue.start else cue.start + _SHOWN_FOR
+        start, end = max(0.0, cue.start), cue.end if cue.end > cue.start else cue.start + 5.0
         text = _MARKS.sub(" ", cue.text[:2000]).replace("\\N", "\n").replace("\\h", " ")
         lines = list(filter(None, (" ".join(line.split()) for line in text.split("\n"))))
         if not lines or end <= 0:
@@ -204,7 +201,7 @@ class Video:
         gaps = [after - before for before, after in pairwise([*keys, self.duration])]
         codec = self._stream.codec_context
         before, last = codec.skip_frame, -_COMPARED_EVERY
-        codec.skip_frame = "NONKEY" if gaps and max(gaps) <= _KEYFRAMES_EVERY else "DEFAULT"
+        codec.skip_frame = "NONKEY" if gaps and max(gaps) <= 5.0 else "DEFAULT"  # seconds
         self._go_to(0.0)
         size = {"width": _THUMBNAIL, "height": _THUMBNAIL, "format": "rgb24", "interpolation": "AREA"}
         try:
@@ -324,7 +321,7 @@ def read_subtitles(place: str) -> tuple[list[Moment], str | None]:
         content = read_bytes(place, most=2**26)
         if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             content = content.decode("utf-16", errors="replace").encode()
-        with _opened(place, _SUBTITLES, content) as container:
+        with _opened(place, "webvtt,srt", content) as container:
             num_bad = _read_cues(container.demux(container.streams[0]), cues)
     except (ValueError, OSError) as error:
         return cues, str(error)
