@@ -202,11 +202,6 @@ class TestModes:
         assert tiny.off(model.fuse(*tiny.encodings(model)).pooled, model.fuse(*tiny.encodings(model)).pooled) > 1e-3
         assert torch.equal(model.encode_image(tiny.images(3)).cls, image.cls), "the image tower has none"
 
-    def test_without_dropout_training_is_evaluation(self) -> None:
-        model = tiny.build(tiny.changed(text__dropout=0.0, fusion__dropout=0.0))
-        evaluated = model.fuse(*tiny.encodings(model)).pooled
-        assert torch.equal(model.train().fuse(*tiny.encodings(model)).pooled, evaluated)
-
     def test_every_parameter_learns(self) -> None:
         model = tiny.build()
         image, text = tiny.encodings(model)

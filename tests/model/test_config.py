@@ -103,6 +103,11 @@ class TestErrors:
             ({"text.positions": "alibi"}, "text.positions is 'alibi'; expected one of roberta, bert"),
             ({"heads.hidden_scale": -1.0}, r"heads.hidden_scale is -1.0; expected a number from 0 to 1,000"),
             ({"heads.itc": "both"}, "heads.itc is 'both'; expected one of tower, fused, None"),
+            ({"heads.image_pooling": "max"}, r"heads\.image_pooling is 'max'; expected one of token, mean"),
+            (
+                {"heads.itc": "fused", "heads.text_pooling": "mean"},
+                "heads.itc is fused with means as pooling, or itc_dr",
+            ),
             ({"fusion.num_token_types": 1}, "fusion.num_token_types is 1; expected a whole number from 2 to 1,000"),
             ({"text.dropout": 1.0}, r"text.dropout is 1.0; expected a probability in \[0, 1\)"),
             ({"fusion.dropout": -0.1}, r"fusion.dropout is -0.1; expected a probability in \[0, 1\)"),
@@ -185,9 +190,6 @@ class TestJson:
     )
     def test_round_trip(self, config: ModelConfig) -> None:
         assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-
-    def test_what_is_left_out_is_the_default(self) -> None:
-        assert ModelConfig.from_dict({"vision": {"num_layers": 7}}) == ModelConfig(vision=VisionConfig(num_layers=7))
 
     def test_unknown_fields(self) -> None:
         with pytest.raises(ValueError, match=r"model config has unknown fields \['audio'\]; known: .*'vision'"):

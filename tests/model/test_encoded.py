@@ -121,14 +121,6 @@ def test_padded() -> None:
         text.padded(4)
 
 
-def test_map() -> None:
-    _, text = tiny.encodings(tiny.build())
-    assert text.layers[0].requires_grad
-    detached = text.map(Tensor.detach)
-    assert not any(tensor.requires_grad for tensor in (*detached.layers, detached.cls))
-    assert torch.equal(detached.mask, text.mask)
-
-
 class LiveBytes(TorchDispatchMode):
     """Bytes of all tensors that operators made and that are still there, and the most that there were."""
 

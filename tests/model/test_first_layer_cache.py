@@ -158,8 +158,3 @@ class TestCls:
         image, text = model.encode_image(tiny.images(3), outputs="cls"), tiny.encodings(model)[1]
         with pytest.raises(ValueError, match='hold the CLS only; encode with outputs="layers"'):
             model.fuse(image, text)
-
-    def test_can_be_cut_and_joined(self) -> None:
-        model = tiny.build()
-        text = model.encode_text(*tiny.texts([5, 3, 4]), outputs="cls")
-        assert torch.equal(Encoded.cat([text[:1], text[1:]]).cls, text.cls)

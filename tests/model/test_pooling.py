@@ -39,11 +39,6 @@ def test_by_hand() -> None:
         assert tiny.off(embeds, nn.functional.normalize(linear(features), dim=-1)) < ATOL
 
 
-def test_no_text_needs_a_mask() -> None:
-    model, (ids, mask) = build(), tiny.texts([4, 4])
-    assert tiny.off(model.encode_text(ids).cls, model.encode_text(ids, mask).cls) < ATOL
-
-
 def test_dropout_in_training_only() -> None:
     model, pixels = build(), tiny.images(2)
     image = model.encode_image(pixels)
@@ -69,10 +64,3 @@ def test_parts_of_an_export() -> None:
     for inputs in part.examples():
         for ours, theirs in zip(program(*inputs), part.module(*inputs), strict=True):
             assert tiny.off(ours, theirs) < 1e-5
-
-
-def test_refused() -> None:
-    with pytest.raises(ValueError, match=r"heads\.image_pooling is 'max'; expected one of token, mean"):
-        tiny.changed(heads__image_pooling="max")
-    with pytest.raises(ValueError, match=r"heads\.itc is fused with means as pooling, or itc_dropout"):
-        tiny.changed(heads__itc="fused", heads__text_pooling="mean")

@@ -84,12 +84,3 @@ class TestLayers:
             layer.register_forward_hook(lambda *_, number=number: ran.append(number))
         tower(ids, mask, (1, 2))
         assert ran == [1, 2]
-
-
-def test_dropout_in_training_only() -> None:
-    tower, (ids, mask) = made(), texts(5, 3)
-    assert torch.equal(tower.embed(ids), tower.embed(ids))
-    tower.train()
-    assert tiny.off(tower.embed(ids), tower.embed(ids)) > 0.01
-    without = made(tiny.changed(text__dropout=0.0).text)
-    assert torch.equal(without(ids, mask, (3,))[0], without.train()(ids, mask, (3,))[0])

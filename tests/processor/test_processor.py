@@ -19,17 +19,9 @@ Photo = Callable[[int, int], Image.Image]
 
 
 def test_saved_and_loaded_processors_are_equal(tokenizer: Tokenizer, photo: Photo, tmp_path: Path) -> None:
-    config = ProcessorConfig(
-        profile="hf",
-        image_size=48,
-        shortest_edge=64,
-        size_divisor=8,
-        max_length=30,
-        patch_size=16,
-        background=(1, 2, 3),
-        image_mean=(0.1, 0.2, 0.3),
-        image_std=(0.4, 0.5, 0.6),
-    )
+    sizes = {"image_size": 48, "shortest_edge": 64, "size_divisor": 8, "max_length": 30, "patch_size": 16}
+    values = {"background": (1, 2, 3), "image_mean": (0.1, 0.2, 0.3), "image_std": (0.4, 0.5, 0.6)}
+    config = ProcessorConfig(profile="hf", **sizes, **values)
     saved = Processor(config, tokenizer)
     saved.save(tmp_path)
     loaded = Processor.load(tmp_path)

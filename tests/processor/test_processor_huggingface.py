@@ -91,28 +91,17 @@ def test_settings_that_are_carried_out(settings: dict[str, Any], fields: dict[st
     assert {name: getattr(config, name) for name in fields} == fields
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"do_resize": False},
-        {"do_rescale": False},
-        {"do_normalize": False},
-        {"do_center_crop": False},
-        {"resample": 0},
-        {"rescale_factor": 1.0},
-        {"pad_size": {"height": 300, "width": 300}},
-        {"size": {"shortest_edge": 288, "longest_edge": 400}},
-        {"size": {"height": 288, "width": 300}},
-        {"crop_size": "288"},
-        {"image_mean": 0.5},
-        {"some_new_setting": 1},
-        {"image_processor_type": "ViltImageProcessor"},
-    ],
-)
-def test_settings_that_would_be_ignored_are_refused(settings: dict[str, Any], tmp_path: Path) -> None:
-    name = next(iter(settings))
-    with pytest.raises(ValueError, match=rf"preprocessor_config\.json (sets {name} to|is for ViltImageProcessor)"):
-        Processor.from_huggingface(_folder(tmp_path, HUB | settings), patch_size=16)
+def test_settings_that_would_be_ignored_are_refused(tmp_path: Path) -> None:
+    for name, value in (
+        *((name, False) for name in ("do_resize", "do_rescale", "do_normalize", "do_center_crop")),
+        *(("resample", 0), ("rescale_factor", 1.0), ("pad_size", {"height": 300, "width": 300})),
+        *(("size", {"shortest_edge": 288, "longest_edge": 400}), ("size", {"height": 288, "width": 300})),
+        *(("crop_size", "288"), ("image_mean", 0.5), ("some_new_setting", 1)),
+        ("image_processor_type", "ViltImageProcessor"),
+    ):
+        message = rf"preprocessor_config\.json (sets {name} to|is for ViltImageProcessor)"
+        with pytest.raises(ValueError, match=message):
+            Processor.from_huggingface(_folder(tmp_path, HUB | {name: value}), patch_size=16)
 
 
 def test_nested_settings_win_as_in_transformers(tmp_path: Path) -> None:

@@ -266,33 +266,13 @@ def test_nothing_to_pad(config: ProcessorConfig, tokenizer: Tokenizer) -> None:
             Processor(config, tokenizer).pad(ids)
 
 
-def _words(processor: Processor, text: str) -> list[list[str]]:
-    """Tokens of a text, grouped by the table of continuations."""
-    assert processor.tokenizer is not None
-    words: list[list[str]] = []
-    for number in processor.token_ids([text])[0]:
-        token = processor.tokenizer.id_to_token(number)
-        if processor.continues_word[number]:
-            words[-1].append(token)
-        else:
-            words.append([token])
-    return words
-
-
-def test_words_of_word_pieces(config: ProcessorConfig, tmp_path: Path) -> None:
-    (tmp_path / "vocab.txt").write_text("\n".join(VOCAB_TXT), encoding="utf-8")
-    processor = Processor(config, load_tokenizer(tmp_path))
-    assert _words(processor, "a dog running, runs [MASK]") == [
-        *(["[CLS]"], ["a"], ["dog"], ["run", "##ning"], [","], ["run", "##s"], ["[MASK]"], ["[SEP]"])
-    ]
-    assert processor.continues_word.sum() == 2
-
-
 def test_words_of_byte_level_bpe(config: ProcessorConfig, tokenizer: Tokenizer) -> None:
     processor = Processor(config, tokenizer)
-    words = _words(processor, " xyz dogs <mask> dog")
-    assert [words[0], words[-1], words[3]] == [["<s>"], ["</s>"], ["<mask>"]]
-    assert ["".join(word) for word in words[1:-1]] == ["Ġxyz", "Ġdogs", "<mask>", "Ġdog"]
+    words: list[list[str]] = []
+    for number in processor.token_ids([" xyz dogs <mask> dog"])[0]:
+        words += [] if processor.continues_word[number] else [[]]
+        words[-1].append(tokenizer.id_to_token(number))
+    assert ["".join(word) for word in words] == ["<s>", "Ġxyz", "Ġdogs", "<mask>", "Ġdog", "</s>"]
     assert len(words[1]) > 1
     assert not processor.continues_word[list(processor.special_ids)].any()
     assert len(processor.continues_word) == processor.vocab_size
@@ -312,7 +292,6 @@ def _changed(tokenizer: Tokenizer, **changes: Any) -> str:
     return json.dumps(json.loads(tokenizer.to_str()) | changes)
 
 
-_WITHOUT_UNKNOWN = {"type": "WordLevel", "unk_token": "<none>"}
 _TEMPLATE = [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
 _PANICKING = {
     "when it is read": {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},
@@ -346,22 +325,17 @@ def test_a_tokenizer_that_makes_long_texts_of_short_ones_is_refused(
         load_tokenizer(tmp_path)
 
 
-@pytest.mark.parametrize("use", ["token_ids", "pair_ids", "token_offsets"])
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"pre_tokenizer": {"type": "FixedLength", "length": 0}},  # panics
-        {"model": _WITHOUT_UNKNOWN, "pre_tokenizer": None},  # a bare Exception
-    ],
-)
-def test_texts_that_a_tokenizer_fails_at_are_errors(use: str, changes: Any, tokenizer: Tokenizer) -> None:
-    if "model" in changes:
-        changes = changes | {"model": changes["model"] | {"vocab": json.loads(tokenizer.to_str())["model"]["vocab"]}}
+@pytest.mark.parametrize("kind", ["panics", "a bare Exception"])
+def test_texts_that_a_tokenizer_fails_at_are_errors(kind: str, tokenizer: Tokenizer) -> None:
+    changes: dict[str, Any] = {"pre_tokenizer": {"type": "FixedLength", "length": 0}}
+    if kind == "a bare Exception":
+        vocab = json.loads(tokenizer.to_str())["model"]["vocab"]
+        changes = {"model": {"type": "WordLevel", "unk_token": "<none>", "vocab": vocab}, "pre_tokenizer": None}
     failing = Tokenizer.from_str(_changed(tokenizer, **changes))
     processor = Processor(ProcessorConfig(profile="hf", image_size=32, max_length=8), failing)
-    given = {"token_ids": ["a dog"], "pair_ids": [("a dog", "a cat")], "token_offsets": "a dog"}[use]
-    with pytest.raises(ValueError, match=r"^the tokenizer cannot encode th.*use another one$"):
-        getattr(processor, use)(given)
+    for use, given in (("token_ids", ["a dog"]), ("pair_ids", [("a dog", "a cat")]), ("token_offsets", "a dog")):
+        with pytest.raises(ValueError, match=r"^the tokenizer cannot encode th.*use another one$"):
+            getattr(processor, use)(given)
 
 
 @pytest.mark.parametrize(

@@ -106,24 +106,6 @@ def test_hf_comparison_sees_another_crop_and_another_interpolation(photo: Photo)
     assert hf.resize(odd).shape == (3, 64, 64)
 
 
-def test_hf_profile_letterboxes_a_panorama(photo: Photo) -> None:
-    pixels = _processor("hf", 288).resize(photo(200, 800))
-    black = (pixels == 0).all(dim=0).all(dim=1)
-    assert black[:96].all()
-    assert black[-96:].all()
-    assert not black[96:-96].any()
-
-
-@pytest.mark.parametrize("profile", ["official-pretrain", "official-finetune", "hf"])
-def test_images_is_normalise_after_resize(profile: Profile, photo: Photo) -> None:
-    processor = _processor(profile, 64)
-    pictures = [photo(50, 90), photo(90, 50), photo(64, 64)]
-    pixels = torch.stack([processor.resize(picture) for picture in pictures])
-    assert pixels.dtype == torch.uint8
-    assert torch.equal(processor.images(pictures), processor.normalise(pixels))
-    assert torch.equal(processor.images(pictures)[1:2], processor.images(pictures[1:2]))
-
-
 def test_normalise_uses_the_given_mean_and_std() -> None:
     config = replace(_processor("hf", 32).config, image_mean=(0.5, 0.0, 1.0), image_std=(0.5, 1.0, 2.0))
     white = Processor(config, None).normalise(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8))
