@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -39,9 +40,14 @@ VARIANTS = {
 }
 
 
-@pytest.fixture(params=VARIANTS.values(), ids=[name.replace(" ", "_") for name in VARIANTS])
+@cache
+def built(name: str = "bridges") -> BridgeTower:
+    return tiny.build(VARIANTS[name])
+
+
+@pytest.fixture(params=VARIANTS)
 def model(request: pytest.FixtureRequest) -> BridgeTower:
-    return tiny.build(request.param)
+    return built(request.param)
 
 
 def close(one: Fused, other: Fused) -> bool:
@@ -86,7 +92,7 @@ class TestBatches:
     @settings(max_examples=15, deadline=None)
     @given(lengths=LENGTHS, more=st.integers(0, 6), name=st.sampled_from(list(VARIANTS)))
     def test_padding_changes_nothing(self, lengths: list[int], more: int, name: str) -> None:
-        model = tiny.build(VARIANTS[name])
+        model = built(name)
         pixels, (ids, mask) = tiny.images(len(lengths)), tiny.texts(lengths)
         wider = tiny.texts(lengths, width=max(lengths) + more)
         one, other = model(pixels, ids, mask), model(pixels, *wider)
@@ -104,7 +110,7 @@ class TestBatches:
     @settings(max_examples=15, deadline=None)
     @given(order=st.permutations(range(4)), cut=st.integers(1, 3), name=st.sampled_from(list(VARIANTS)))
     def test_order_and_batching_change_nothing(self, order: list[int], cut: int, name: str) -> None:
-        model = tiny.build(VARIANTS[name])
+        model = built(name)
         pixels, (ids, mask) = tiny.images(4), tiny.texts([5, 3, 4, 1])
         whole = model(pixels, ids, mask)
         for rows in (order[:cut], order[cut:]):

@@ -3,6 +3,7 @@
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
@@ -25,6 +26,11 @@ OTHERS = torch.tensor([0, 1, 2, 0, 1, 2, 1, 2, 0])
 LENGTHS = st.lists(st.integers(1, 8), min_size=1, max_size=4)
 
 
+@cache
+def built() -> BridgeTower:
+    return tiny.build()
+
+
 def same(one: Encoded, other: Encoded) -> bool:
     """Equal up to rounding, where the texts are not padding."""
     kept = torch.ones(one.layers[0].shape[:2], dtype=torch.bool) if one.mask is None else one.mask
@@ -41,7 +47,7 @@ def close_pairs(model: BridgeTower, pixels: Tensor, one: Encoded, other: Encoded
 @settings(max_examples=15, deadline=None)
 @given(rows=st.lists(st.integers(0, 2), min_size=1, max_size=6))
 def test_indexing_with_repeats_is_encoding_repeats(rows: list[int]) -> None:
-    model, pixels, (ids, mask) = tiny.build(), tiny.images(3), tiny.texts([5, 3, 4])
+    model, pixels, (ids, mask) = built(), tiny.images(3), tiny.texts([5, 3, 4])
     index = torch.tensor(rows)
     assert same(model.encode_image(pixels)[index], model.encode_image(pixels[index]))
     assert same(model.encode_text(ids, mask)[index], model.encode_text(ids[index], mask[index]))
@@ -80,7 +86,7 @@ def test_gradients_of_repeats_add_up() -> None:
 @given(parts=st.lists(LENGTHS, min_size=1, max_size=3), masked=st.booleans())
 def test_cat_of_different_lengths(parts: list[list[int]], masked: bool) -> None:
     """With unequal texts in a part a mask is needed; without one each part has one length."""
-    model = tiny.build()
+    model = built()
     if not masked:
         parts = [[part[0]] * len(part) for part in parts]
     lengths = [length for part in parts for length in part]

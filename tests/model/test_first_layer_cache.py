@@ -1,5 +1,6 @@
 """What a stream computes alone is computed once, and outputs="cls" computes nothing that the CLS does not need."""
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -39,9 +40,14 @@ def gradients(output: Tensor, parameters: dict[str, Tensor]) -> dict[str, Tensor
     return {name: torch.zeros(()) if one is None else one for name, one in zip(parameters, found, strict=True)}
 
 
-@pytest.fixture(params=VARIANTS.values(), ids=[name.replace(" ", "_") for name in VARIANTS])
+@cache
+def built(name: str = "bridges") -> BridgeTower:
+    return tiny.build(VARIANTS[name])
+
+
+@pytest.fixture(params=VARIANTS)
 def model(request: pytest.FixtureRequest) -> BridgeTower:
-    return tiny.build(request.param)
+    return built(request.param)
 
 
 class TestFirstLayerCache:
@@ -52,7 +58,7 @@ class TestFirstLayerCache:
         outputs=st.sampled_from(list(OUTPUTS)),
     )
     def test_pairs_that_share_caches(self, pairs: list[tuple[int, int]], name: str, outputs: Any) -> None:
-        model = tiny.build(VARIANTS[name])
+        model = built(name)
         image, text = model.encode_image(tiny.images(3)), model.encode_text(*tiny.texts([5, 3, 4, 1]))
         rows, columns = torch.tensor(pairs).T
         plain = model.fuse(image[rows], text[columns], outputs)

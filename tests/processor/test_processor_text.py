@@ -333,9 +333,9 @@ def test_texts_that_a_tokenizer_fails_at_are_errors(kind: str, tokenizer: Tokeni
         changes = {"model": {"type": "WordLevel", "unk_token": "<none>", "vocab": vocab}, "pre_tokenizer": None}
     failing = Tokenizer.from_str(_changed(tokenizer, **changes))
     processor = Processor(ProcessorConfig(profile="hf", image_size=32, max_length=8), failing)
-    for use, given in (("token_ids", ["a dog"]), ("pair_ids", [("a dog", "a cat")]), ("token_offsets", "a dog")):
+    for use, texts in (("token_ids", ["a dog"]), ("pair_ids", [("a dog", "a cat")]), ("token_offsets", "a dog")):
         with pytest.raises(ValueError, match=r"^the tokenizer cannot encode th.*use another one$"):
-            getattr(processor, use)(given)
+            getattr(processor, use)(texts)
 
 
 @pytest.mark.parametrize(
