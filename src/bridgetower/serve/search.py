@@ -53,7 +53,6 @@ _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII | re.IGNORECASE)
 _Result = TypeVar("_Result")
 _EXAMPLES = 12
 _QUALITY = 88  # of a JPEG
-_WHITE = (255, 255, 255)  # under transparent pixels
 _HEADERS = {
     "Cache-Control": "private, max-age=86400",  # an id names one content for ever
     "Content-Disposition": "inline",
@@ -234,7 +233,8 @@ async def image(
             try:
                 if size is None:
                     return content, media_type(content)
-                pixels, _ = service.main.decoders.open(content, size, background=_WHITE)
+                background = service.main.predictor.processor.config.background  # as the model sees it
+                pixels, _ = service.main.decoders.open(content, size, background=background)
             except ValueError as error:
                 message = str(error).partition("; shrink it first")[0]
                 raise ApiError(404, message, param="id", code="no_picture") from error

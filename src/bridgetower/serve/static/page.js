@@ -16,7 +16,15 @@ function percent(probability) {
 }
 
 const decimal = (value) => value.toFixed(3).replace(/^-0\.000$/, "0.000").replace("-", "\u2212");
+const clock = (seconds) => `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
 const counted = (count, one, many = `${one}s`) => `${count.toLocaleString("en")} ${count === 1 ? one : many}`;
+
+/** Returns the file name of a hit; of a moment of a video with its times. */
+function nameOf({ path, start, end }) {
+  const moment = start !== null && start !== undefined;
+  const name = (moment ? path.replace(/#t=[^#]*$/, "") : path).split(/[\\/]/).pop();
+  return moment ? `${name}, ${clock(start)}\u2013${clock(end)}` : name;
+}
 
 /** Returns how well a pair matches: its calibrated probability or, without a calibration, its score; else null. */
 function matchOf({ probability, score }) {
@@ -345,7 +353,7 @@ function showProblem(place, problem, again = null) {
 const LONGEST = 200_000; // characters of a link; a text has at most 20,000, each of which may be encoded in nine
 const views = {
   search: { show: showSearch, restore: restoreSearch, get work() { return searching; } },
-  examine: { show: showExamine, restore: restoreExamine, get work() { return examining; } },
+  playground: { show: showPlayground, restore: restorePlayground, get work() { return examining; } },
 };
 let view = null;
 
@@ -362,7 +370,7 @@ function remember(hash, { replace = false } = {}) {
 /** Shows what a link says, or in words why it cannot be shown. */
 function restore() {
   const [name, values = ""] = location.hash.slice(1).split(/\?(.*)/s);
-  const chosen = Object.hasOwn(views, name) && (name === "examine" || index) ? name : index ? "search" : "examine";
+  const chosen = Object.hasOwn(views, name) && (name === "playground" || index) ? name : index ? "search" : "playground";
   show(chosen);
   views[chosen].restore(new URLSearchParams(isWhole(values) ? values : ""));
   if (isWhole(values)) return;
@@ -471,16 +479,12 @@ async function search({ open = null } = {}) {
 function showHits(found) {
   hits = found;
   found.forEach((hit) => paths.set(hit.id, hit.path));
-  const matches = found.map(matchOf);
   cards = found.map((hit, number) => el("button", { type: "button", className: "card", onclick: () => openViewer(number) },
     frame(hit.id, SMALL, ""),
     el("span", { className: "told" },
       hit.captions.length ? el("span", { className: "caption" }, hit.captions[0]) : null,
-      el("span", { className: "path", title: hit.path }, hit.path),
-      el("span", { className: "two" },
-        matches[number] && el("span", { className: "match" }, "match ", el("b", {}, matches[number].shown)),
-        el("span", { className: "cosine" }, "cosine ", el("b", {}, decimal(hit.cosine)))),
-      matches[number] && bar(matches[number].share))));
+      el("span", { className: "path", title: hit.path }, nameOf(hit))),
+    el("span", { className: "rank" }, el("span", { className: "hidden" }, "Rank "), String(number + 1))));
   $("hits").replaceChildren(...cards.map((card) => el("li", {}, card)));
 }
 
@@ -505,8 +509,10 @@ function openViewer(number) {
   const hit = hits[number];
   current = number;
   $("viewer-place").textContent = `${number + 1} of ${hits.length}`;
-  $("viewer-path").textContent = hit.path;
-  $("viewer-size").textContent = `${hit.width} × ${hit.height} pixels`;
+  $("viewer-path").textContent = nameOf(hit);
+  $("viewer-path").title = hit.path;
+  const folder = hit.path.slice(0, Math.max(hit.path.lastIndexOf("/"), 0));
+  $("viewer-size").textContent = `${folder ? `in ${folder}, ` : ""}${hit.width} × ${hit.height} pixels`;
   $("previous").disabled = number === 0;
   $("next").disabled = number === hits.length - 1;
   if (hit.link?.includes("/v1/videos/")) play($("viewer-image"), hit);
@@ -546,8 +552,8 @@ function viewerLinks(hit) {
   }, "Download");
   return [
     link("Find similar", address("search", { like: hit.id })),
-    text ? link("Where the words look", address("examine", { use: "look", image: hit.id, text })) : null,
-    link("Examine", address("examine", { image: hit.id })),
+    text ? link("Where the words look", address("playground", { use: "look", image: hit.id, text })) : null,
+    link("Playground", address("playground", { image: hit.id })),
     download,
   ].filter(Boolean);
 }
@@ -575,11 +581,11 @@ $("close").addEventListener("click", () => $("viewer").close());
 $("previous").addEventListener("click", () => openViewer(current - 1));
 $("next").addEventListener("click", () => openViewer(current + 1));
 
-// ---------------------------------------------------------------------------------------------- one image, examined
+// ---------------------------------------------------------------------------------------------- one image, in the playground
 
 let mask = "<mask>";
 let use = null;
-const examining = new Work($("examine-state"), [$("result"), $("maps")]);
+const examining = new Work($("playground-state"), [$("result"), $("maps")]);
 const first = new Slot($("first-image"), { name: "Image", wide: true });
 const second = new Slot($("second-image"), { name: "Second image", title: "Second image", wide: true });
 
@@ -619,6 +625,18 @@ const USES = {
     path: "v1/reason", body: (images, text, other) => ({ images, images_2: other, statements: text }),
     show: ({ data }) => [ranking("Judgements", data[0].judgements, "label")],
   },
+  label: {
+    needs: "embeddings", label: "Label", field: "Labels, one per line", example: "a flag\na smiling face", button: "Compare", lines: 4,
+    help: "Compares the image with labels of yours (zero-shot). The probabilities of all labels sum to one.",
+    path: "v1/classify", body: (images, text) => ({ images, labels: linesOf(text) }),
+    show: ({ data }) => [ranking("Labels", data[0].classes, "label")],
+  },
+  classify: {
+    needs: "classify", label: "Classify", field: "Text beside the image, if there is one", example: "", button: "Classify", optional: true,
+    help: "Names the class that the model was trained on.",
+    path: "v1/classify", body: (images, text) => (text ? { images, texts: text } : { images }),
+    show: ({ data }) => [ranking("Classes", data[0].classes, "label")],
+  },
   look: {
     needs: "explain", label: "Where words look", field: "Text", example: "a white cross on red", button: "Show",
     help: "Draws the cross-attention of each word of a text over the image, layer by layer.",
@@ -641,8 +659,8 @@ function ranking(caption, rows, name) {
     el("td", {}, bar(matchOf(row).share))))));
 }
 
-function showExamine() {
-  document.title = "Examine · BridgeTower";
+function showPlayground() {
+  document.title = "Playground · BridgeTower";
 }
 
 function choose(name) {
@@ -664,7 +682,7 @@ function choose(name) {
   $("second-image").hidden = !chosen.two;
 }
 
-function restoreExamine(values) {
+function restorePlayground(values) {
   $("viewer").close();
   const wanted = values.get("use");
   const offered = Object.keys(USES).filter((name) => $(`use-${name}`));
@@ -678,16 +696,16 @@ function restoreExamine(values) {
   if (values.get("text") && first.id && values.has("image")) examine();
 }
 
-const examineValues = () => ({
+const playgroundValues = () => ({
   use, image: first.id, image2: USES[use].two ? second.id : null, text: $("text").value.trim(),
 });
 
 async function examine() {
   const chosen = USES[use];
-  const values = examineValues();
+  const values = playgroundValues();
   const missing = [
     first.image === null || (chosen.two && second.image === null) ? (chosen.two ? "both images" : "an image") : null,
-    values.text ? null : `a text (${chosen.field.toLowerCase()})`,
+    values.text || chosen.optional ? null : `a text (${chosen.field.toLowerCase()})`,
   ].filter(Boolean);
   if (missing.length) {
     examining.stop();
@@ -695,7 +713,7 @@ async function examine() {
     return;
   }
   const own = Boolean(first.image.file || (chosen.two && second.image.file));
-  if (!own) remember(address("examine", values));
+  if (!own) remember(address("playground", values));
   await examining.run("The model reads the image…", async (signal) => {
     const bodyOf = ([image, other]) => chosen.body(image, values.text, other);
     const answer = await askWith([first, ...(chosen.two ? [second] : [])], chosen.path, bodyOf, signal);
@@ -705,7 +723,7 @@ async function examine() {
   });
 }
 
-$("examine-form").addEventListener("submit", (event) => {
+$("playground-form").addEventListener("submit", (event) => {
   event.preventDefault();
   examine();
 });
@@ -880,7 +898,7 @@ function offerExamples() {
   $("bench-examples").replaceChildren(...index.examples.map((one) => thumb(one, () => {
     (USES[use].two && first.image !== null && second.image === null ? second : first).set(indexed(one.id));
     if ($("text").value.trim()) examine();
-  }, `Examine “${name(one)}”`)));
+  }, `Ask about “${name(one)}”`)));
   const queries = queriesOf(index.examples);
   $("queries-part").hidden = queries.length === 0;
   $("queries").replaceChildren(...queries.map((text) => el("li", {}, el("button", {
@@ -912,7 +930,7 @@ async function start() {
   $("uses").append(...offered.map(([name, { label }]) => el("label", {},
     el("input", { type: "radio", name: "use", id: `use-${name}`, onchange: () => choose(name) }), label)));
   $("insert-mask").textContent = `Insert ${mask}`;
-  $("examine-intro").textContent = `Give an image and a text, and see what the model makes of both: ${offered.map(([, { label }]) => label.toLowerCase()).join(", ")}.`;
+  $("playground-intro").textContent = `Give an image and a text: ${offered.map(([, { label }]) => label.toLowerCase()).join(", ")}.`;
   const names = models.map((model) => model.id.split("/").slice(-2).join("/")); // of a hub id all, of a path its end
   $("about").textContent = `Model: ${names.join(", and for questions ")}`;
   $("to-search").hidden = index === null;
