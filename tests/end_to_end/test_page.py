@@ -56,9 +56,14 @@ DROP = """([content, name, kind, event]) => {
 def searcher(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Searcher:
     """The small model with every head that the page asks, and an index of images of shapes."""
     folder = tmp_path_factory.mktemp("page")
-    heads = HeadsConfig(itc="tower", itc_size=8, vqa=len(COLOURS), snli_ve=True, nlvr2=True)
+    heads = HeadsConfig(itc="tower", itc_size=8, vqa=len(COLOURS), snli_ve=True, nlvr2=True, classification=2)
     model = replace(MODEL, heads=heads, fusion=replace(MODEL.fusion, num_token_types=3))
-    predictor = load(write_tiny_checkpoint(tiny_dataset, folder / "model", model, {"vqa": COLOURS}), device="cpu")
+    predictor = load(
+        write_tiny_checkpoint(
+            tiny_dataset, folder / "model", model, {"vqa": COLOURS, "classification": ("shape", "bar")}
+        ),
+        device="cpu",
+    )
     build_index(write_pictures(folder), folder / "shapes.lance", predictor)
     return Searcher(folder / "shapes.lance", predictor)
 
@@ -92,8 +97,8 @@ def opened(browsed: Callable[..., Any], server: Running) -> Callable[..., Any]:
 
 
 def search(page: Any, text: str) -> None:
-    page.get_by_label("What should be seen").fill(text)
-    page.get_by_label("What should be seen").press("Enter")
+    page.get_by_label("Describe the image").fill(text)
+    page.get_by_label("Describe the image").press("Enter")
 
 
 def settled(page: Any, part: str = "search") -> str:
@@ -117,16 +122,13 @@ def until(holds: Callable[[], bool], page: Any) -> None:
 
 
 def check_hits(page: Any, hits: list[Hit]) -> None:
-    """The gallery has these hits, with images and both scores; right after a click it still has the hits of before."""
+    """The gallery has these hits with their ranks and images; right after a click it still has the hits of before."""
     until(lambda: card_paths(page) == [hit.path for hit in hits], page)
     until(lambda: page.locator("#hits img").count() == len(hits), page)
     cards = page.locator("#hits li").evaluate_all("""cards => cards.map(card => [
-      [...card.querySelectorAll(".two b")].map(part => part.innerText), card.querySelector("img").naturalWidth
+      card.querySelector(".rank").lastChild.data, card.querySelector("img").naturalWidth
     ])""")
-    for (scores, width), hit in zip(cards, hits, strict=True):
-        shown = [] if hit.score is None else [f"score {number(hit.score, digits=3)}"]
-        assert [score.replace("\xa0", " ") for score in scores] == [*shown, number(hit.cosine, digits=3)]
-        assert width == hit.width
+    assert cards == [[str(rank), hit.width] for rank, hit in enumerate(hits, start=1)]
 
 
 def rows(page: Any) -> list[tuple[str, str]]:
@@ -139,7 +141,7 @@ def use(page: Any, name: str, label: str, text: str, button: str) -> list[tuple[
     page.get_by_role("radio", name=name, exact=True).check(force=True)
     page.get_by_label(label, exact=True).fill(text)
     page.get_by_role("button", name=button, exact=True).click()
-    assert settled(page, "examine").startswith("Answered by shapes.")
+    assert settled(page, "playground").startswith("Answered by shapes.")
     return rows(page)
 
 
@@ -153,16 +155,21 @@ def test_probabilities_only_with_a_calibration_and_matching_as_validation_found(
     calibration = Calibration(slope=0.5, intercept=-2.0, pairs=9, matching=1, ece_before=0.4, ece_after=0.1)
     gain = Gain(difference=0.0, low=-0.01, high=0.01, texts=9)
     monkeypatch.setattr(predictor, "reranking", Reranking(calibration=calibration, gain=gain))
+    nearest, expected = searcher.search(TEXT, top=1)[0], searcher.search(TEXT, top=24, rerank=64)
     with opened(link=f"#search?q={TEXT}") as page:
         assert "nearest first" in settled(page)
-        assert page.locator("#hits .match").count() == 0
+        dialog = page.get_by_role("dialog")
+        page.locator(".card").first.click()
+        assert dialog.locator("dt").all_inner_texts() == [f"Cosine\n{number(nearest.cosine, digits=3)}"]
+        page.keyboard.press("Escape")
         page.get_by_text("Options").click()
-        page.get_by_label("Match with the text").select_option("the 64 nearest images")
+        page.get_by_label("Rerank").select_option("the 64 nearest images")
         page.get_by_role("button", name="Search", exact=True).click()
-        page.locator("#hits .match").first.wait_for()
-        expected = searcher.search(TEXT, top=24, rerank=64)
-        shown = [part.inner_text().replace("\xa0", " ") for part in page.locator("#hits .match b").all()]
-        assert shown == [percent(hit.probability or 0) for hit in expected]
+        until(lambda: "best first" in settled(page), page)
+        check_hits(page, expected)
+        page.locator(".card").first.click()
+        assert percent(expected[0].probability or 0) in dialog.locator("dt").first.inner_text().replace("\xa0", " ")
+        page.keyboard.press("Escape")
         assert "rerank=64" in page.url
 
 
@@ -178,8 +185,8 @@ def test_all_that_it_does(opened: Any, searcher: Searcher, predictor: Predictor,
         assert settled(page).startswith("20 images, best first")
         check_hits(page, searcher.search(TEXT, top=24, where="path < '20.png'"))
         check_no_scrolling_sideways(page)
-        check_theme(page, look, (".card .path", ".card .two b", "#search-state p"))
-        page.get_by_role("link", name="Examine", exact=True).click()
+        check_theme(page, look, (".card .path", "#search-state p"))
+        page.get_by_role("link", name="Playground", exact=True).click()
         page.locator("#first-image input[type=file]").set_input_files(image)
         check_uses(page, predictor, image)
         check_heat_maps(page, predictor, image)
@@ -199,6 +206,10 @@ def check_uses(page: Any, predictor: Predictor, image: Path) -> None:
     filled = use(page, "Fill in", "Text with <mask> where a word is missing", "red <mask> on black", "Fill in")
     (words,) = predictor.fill_mask(image, "red <mask> on black", top=5)
     assert filled == [(word.word, percent(word.probability)) for word in words]
+    labelled = use(page, "Label", "Labels, one per line", f"{TEXT}\na bar", "Compare")
+    assert labelled == named(predictor.classify(image, labels=[TEXT, "a bar"]))
+    classified = use(page, "Classify", "Text beside the image, if there is one", "", "Classify")
+    assert classified == named(predictor.classify(image))
     checked = use(page, "Check", "Statement", "it is red", "Check")
     assert checked == named(predictor.entail(image, "it is red"))
     page.get_by_role("radio", name="Compare two", exact=True).check(force=True)
@@ -265,7 +276,7 @@ def test_a_moment_plays_from_its_start(opened: Any, predictor: Predictor, tmp_pa
         page.evaluate(COUNT_VIDEOS)
         search(page, "a red square")
         settled(page)
-        page.locator(".card", has_text="talk.webm#t=3.500,5.000").click()
+        page.locator(".card", has_text="talk.webm, 0:03\u20130:05").click()
         video = page.get_by_role("dialog").locator("video")
         until(lambda: video.evaluate("video => video.readyState") >= 2, page)
         assert video.evaluate("video => video.currentTime") == pytest.approx(3.5, abs=0.3)
@@ -316,7 +327,7 @@ def test_examples_of_the_index_can_be_clicked(opened: Any, searcher: Searcher) -
         example.click()
         assert settled(page).startswith("24 images, nearest first")
         check_hits(page, searcher.search(image=searcher.index.root / path, top=24))
-        page.get_by_role("link", name="Examine", exact=True).click()
+        page.get_by_role("link", name="Playground", exact=True).click()
         page.locator("#bench-examples button").first.click()
         assert use(page, "Ask", "Question", "which colour?", "Ask")
 
@@ -329,8 +340,8 @@ def test_an_image_is_dropped_or_pasted(opened: Any, searcher: Searcher, predicto
         page.evaluate(DROP, dropped)
         assert "Your own image is not part of the link." in settled(page)
         check_hits(page, searcher.search(image=PNGS[0], top=24))
-        page.get_by_role("link", name="Examine", exact=True).click()
-        until(lambda: page.title() == "Examine · BridgeTower", page)
+        page.get_by_role("link", name="Playground", exact=True).click()
+        until(lambda: page.title() == "Playground · BridgeTower", page)
         page.evaluate(DROP, dropped)
         assert use(page, "Ask", "Question", "which?", "Ask") == named(predictor.answer(PNGS[0], "which?", top=5))
 
@@ -368,7 +379,7 @@ def test_dialog_by_keyboard(opened: Any, searcher: Searcher) -> None:
         focused = "document.activeElement.querySelector('.path')?.title"
         until(lambda: page.evaluate(focused) == hits[0].path, page)  # the browser first restores the focus of before
         assert "open=" not in page.url
-        tab_to("the views", "it.id === 'to-examine'")
+        tab_to("the views", "it.id === 'to-playground'")
         page.keyboard.press("Enter")
         tab_to("the uses", "it.type === 'radio'")
         page.keyboard.press("ArrowRight")
@@ -377,7 +388,7 @@ def test_dialog_by_keyboard(opened: Any, searcher: Searcher) -> None:
         page.keyboard.type("a bar")
         tab_to("an image of the index", "it.matches('#bench-examples button')")
         page.keyboard.press("Enter")
-        assert settled(page, "examine").startswith("Answered by shapes.")
+        assert settled(page, "playground").startswith("Answered by shapes.")
 
 
 def check_dialog(dialog: Any, hits: list[Hit], place: int) -> None:
@@ -397,7 +408,7 @@ def test_damaged_links_are_told_in_words(opened: Any) -> None:
         for link, words in (
             ("#search?q=%E0%A4%A", "The link is damaged"),
             ("#search?q=100%", "The link is damaged"),
-            ("#examine?text=%zz", "The link is damaged"),
+            ("#playground?text=%zz", "The link is damaged"),
             ("#search?q=" + "a" * 300_000, "The link is damaged"),
             ("#search?q=" + "a" * 30_000, "The server cannot use this"),
             ("#search?where=" + "(" * 1000 + "&q=a", "The condition cannot be read"),
@@ -413,9 +424,16 @@ def test_links_that_mean_nothing_show_the_page(opened: Any) -> None:
     shown = "#queries button, #bench-examples button"
     with opened(link="#constructor") as page:
         for link in (
-            *("#toString?n=3", "#__proto__", "#examine?use=help", "#examine?use=__proto__", "#&&&===???", "#?#?#"),
+            *(
+                "#toString?n=3",
+                "#__proto__",
+                "#playground?use=help",
+                "#playground?use=__proto__",
+                "#&&&===???",
+                "#?#?#",
+            ),
             "#search?n=99999999999999999999&against=constructor",
-            "#examine?use[]=ask&image=x&image=y",
+            "#playground?use[]=ask&image=x&image=y",
         ):
             page.locator(shown).locator("visible=true").first.wait_for()
             assert page.get_by_role("alert").count() == 0
@@ -485,7 +503,7 @@ def test_what_cannot_be_done_is_told(opened: Any, image: Path, tmp_path: Path) -
         page.get_by_label("Only where").fill('{"width": {"gt": 1000}}')
         search(page, "a bar")
         page.get_by_text("No image meets the condition").wait_for()
-        page.get_by_role("link", name="Examine", exact=True).click()
+        page.get_by_role("link", name="Playground", exact=True).click()
         page.get_by_role("radio", name="Fill in", exact=True).check(force=True)
         page.get_by_role("button", name="Fill in", exact=True).click()
         assert "Give an image and a text" in problem()
@@ -517,16 +535,16 @@ def test_texts_of_strangers_stay_texts(opened: Any, predictor: Predictor, tmp_pa
         assert dialog.locator("#viewer-captions li").all_inner_texts() == [HOSTILE]
         assert dialog.get_by_role("heading").first.inner_text() == name
         page.keyboard.press("Escape")
-        page.get_by_role("link", name="Examine", exact=True).click()
+        page.get_by_role("link", name="Playground", exact=True).click()
         page.get_by_role("radio", name="Match", exact=True).check(force=True)
         page.locator("#bench-examples button").click()
         page.get_by_label("Texts, one per line").fill("<b>a</b>")
         page.get_by_role("button", name="Match", exact=True).click()
-        settled(page, "examine")
+        settled(page, "playground")
         assert [text for text, _ in rows(page)] == ["<b>a</b>"]
         assert HOSTILE in page.locator("#about").inner_text()
-        assert page.locator("img[onerror], b:not(.two b)").count() == 0
-        assert page.title() == "Examine · BridgeTower"
+        assert page.locator("img[onerror], b").count() == 0
+        assert page.title() == "Playground · BridgeTower"
 
 
 def test_the_policy_stops_what_markup_could_do(chromium: Any, server: Running) -> None:
@@ -582,13 +600,13 @@ def test_the_theme_is_kept(opened: Any) -> None:
 
 def test_what_the_server_lacks_is_not_offered(opened, answering_checkpoint, tiny_checkpoint, tmp_path):
     with started(load(tiny_checkpoint, device="cpu"), page=True) as running, opened(running=running) as page:
-        page.get_by_role("heading", name="Examine an image").wait_for()
-        assert page.locator("#uses label").all_inner_texts() == ["Match", "Fill in", "Where words look"]
+        page.get_by_role("heading", name="Ask about an image").wait_for()
+        assert page.locator("#uses label").all_inner_texts() == ["Match", "Fill in", "Label", "Where words look"]
         assert not page.get_by_role("link", name="Search", exact=True).is_visible()
         assert not page.locator("#bench-examples-part").is_visible()
     answering = load(answering_checkpoint, device="cpu")
     with started(answering, page=True) as running, opened(running=running) as page:
-        page.get_by_role("heading", name="Examine an image").wait_for()
+        page.get_by_role("heading", name="Ask about an image").wait_for()
         assert page.locator("#uses label").all_inner_texts() == ["Ask", "Check", "Compare two", "Where words look"]
         folder, name = answering_checkpoint.parts[-2:]  # and no more of the server's folders
         assert page.locator("#about").inner_text() == f"Model: {folder}/{name}"

@@ -147,8 +147,8 @@ def addresses(searcher, certificate, tmp_path_factory):
 def test_page(addresses: dict[str, str], browsed: Callable[..., Any], way: str) -> None:
     with browsed(addresses[way], ignore_https_errors=True) as page:
         page.get_by_text("45 images can be searched").wait_for()
-        page.get_by_label("What should be seen").fill("red circle on black")
-        page.get_by_label("What should be seen").press("Enter")
+        page.get_by_label("Describe the image").fill("red circle on black")
+        page.get_by_label("Describe the image").press("Enter")
         page.locator("#hits li:nth-child(24) img").wait_for()
         assert page.locator("#hits img").first.evaluate("image => image.naturalWidth") > 0
         assert page.locator("#hits").evaluate("list => getComputedStyle(list).display") == "grid"
