@@ -13,8 +13,7 @@ from transformers import BridgeTowerConfig, BridgeTowerForImageAndTextRetrieval,
 
 from bridgetower.checkpoints import Checkpoint, read_checkpoint
 from bridgetower.engines.config import EngineName, Precision
-from bridgetower.engines.engine import Engine
-from bridgetower.engines.start import EngineChoice
+from bridgetower.engines.engine import Engine, EngineChoice
 from bridgetower.files import new_folder
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.cpu import optimize_for_cpu

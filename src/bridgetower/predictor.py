@@ -16,8 +16,7 @@ from torch.utils._pytree import tree_map
 
 from bridgetower.checkpoints import Checkpoint, HubOptions, fingerprint, read_checkpoint
 from bridgetower.engines.config import EngineRequest, Precision
-from bridgetower.engines.engine import Engine
-from bridgetower.engines.start import EngineChoice, chosen_engine
+from bridgetower.engines.engine import Engine, EngineChoice, chosen_engine
 from bridgetower.files import cache_folder
 from bridgetower.inference import (
     HEAD_OF,

@@ -1,24 +1,61 @@
-"""Damaged, foreign and malicious folders: refused with a reason, never read in part and never executed."""
+"""Damaged, foreign, malicious and absurd files: refused in one line with a reason, never read in part or executed."""
 
 import json
-from collections.abc import Callable
+import math
+import resource
+import signal
+import subprocess
+import sys
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 import official
-from bridgetower import predictor
+from bridgetower import checkpoints, cli, predictor
 from bridgetower.checkpoints import read_checkpoint
-from bridgetower.checkpoints.tensors import read_safetensors, write_safetensors
+from bridgetower.checkpoints.microsoft import Settings
+from bridgetower.checkpoints.microsoft import read_checkpoint as read_official
+from bridgetower.checkpoints.tensors import read_safetensors, read_sharded, write_safetensors
+from bridgetower.data.config import DataConfig, MaskingConfig, PrepareConfig
+from bridgetower.data.own import PairsConfig
+from bridgetower.data.store import Table
+from bridgetower.evaluation.config import RetrievalConfig
+from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig
+from bridgetower.model.plain import from_plain
+from bridgetower.model.tower_config import TextConfig, VisionConfig
+from bridgetower.objectives.config import Phase, RankingConfig
+from bridgetower.processor import Processor
+from bridgetower.search.config import IndexConfig
+from bridgetower.serve.config import ServeConfig
+from bridgetower.tasks.run_config import OptimizerConfig, RunConfig
+from bridgetower.tasks.single_tower import CifarConfig, GlueConfig
+from bridgetower_demo.toysets.scenes import ScenesConfig
 from payload import Payload
 
+VALUES = (math.nan, -math.inf, -1, 0, 0.5, 1e300, 10**9, 10**30, "a", None, True, [], {"a": 1}, [1e9, math.nan, -1])
+MEMORY, SECONDS = 2**30, 600
+CONFIGS = (
+    *(VisionConfig, TextConfig, FusionConfig, HeadsConfig, OptimizerConfig, RunConfig, Phase, RankingConfig),
+    *(CifarConfig, GlueConfig, RetrievalConfig, DataConfig, MaskingConfig, PrepareConfig, PairsConfig, ScenesConfig),
+    *(IndexConfig, ServeConfig),
+)
+WORDS = {
+    "own": "text.word_embedding.weight",
+    "safe": "bridgetower.text_model.embeddings.word_embeddings.weight",
+    "official": "text_transformer.embeddings.word_embeddings.weight",
+}
 QUERY = "bridgetower.text_model.encoder.layer.0.attention.self.query.weight"
 
 
-def edit_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+def edit_json(path: Path, change: Callable[[Any], object]) -> None:
     values = json.loads(path.read_text())
     change(values)
     path.write_text(json.dumps(values))
@@ -31,38 +68,95 @@ def edit_weights(folder: Path, change: Callable[[dict[str, Tensor]], object]) ->
     write_safetensors(path, tensors)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "model-00001-of-00002.safetensors", "pytorch_model.bin"])
-def test_weights_without_their_folder(name: str, tmp_path: Path) -> None:
-    write_safetensors(tmp_path / name, {"weight": torch.ones(2)})
-    with pytest.raises(ValueError, match=f"weights without their config; pass its folder, {tmp_path}"):
-        read_checkpoint(tmp_path / name)
+@contextmanager
+def guarded() -> Iterator[None]:
+    """Lets memory grow by a gibibyte, and ends what hangs."""
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+
+    def hangs(number: int, frame: types.FrameType | None) -> None:
+        raise TimeoutError(f"still at it after {SECONDS} seconds")
+
+    handler = signal.signal(signal.SIGALRM, hangs)
+    resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, before[1]))
+    signal.alarm(SECONDS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        resource.setrlimit(resource.RLIMIT_AS, before)
+        signal.signal(signal.SIGALRM, handler)
 
 
-class TestBytes:
-    @pytest.mark.parametrize("kept", [0, 100, -1])
+def altered(values: Any) -> Iterator[tuple[str, Any]]:
+    """Yields copies of nested values in which the whole, or a part of them at any depth, is absurd."""
+    for value in VALUES:
+        yield f" = {value!r}", value
+    if isinstance(values, dict | list):
+        for key, part in values.items() if isinstance(values, dict) else enumerate(values):
+            for place, other in altered(part):
+                copy = values.copy()
+                copy[key] = other
+                yield f".{key}{place}", copy
+
+
+def problem(load: Callable[[], object]) -> str | None:
+    """What is wrong with a way to load; None if it ends in one line of ValueError or OSError, or in nothing."""
+    try:
+        with guarded():
+            load()
+    except (ValueError, OSError) as error:
+        return None if "\n" not in str(error) and 0 < len(str(error)) < 3000 else f"no line: {error}"
+    except Exception as error:  # noqa: BLE001 - which is what is looked for
+        return repr(error)
+    return None
+
+
+def load(folder: Path) -> predictor.Predictor:
+    return predictor.load(folder, device="cpu")
+
+
+def load_processor(folder: Path) -> Processor:
+    """Loads preprocessing alone, which takes less time."""
+    own = (folder / "processor.json").exists()
+    return Processor.load(folder) if own else Processor.from_huggingface(folder, patch_size=16)
+
+
+def problems(folder: Path, file: str, load: Callable[[Path], object]) -> dict[str, str]:
+    """What is wrong with a folder when a setting of a JSON file is absurd."""
+    content, found = json.loads((folder / file).read_text()), {}
+    for place, values in altered(content):
+        (folder / file).write_text(json.dumps(values))
+        if what := problem(lambda: load(folder)):
+            found[place] = what
+    (folder / file).write_text(json.dumps(content))
+    load(folder)  # the control: as it was, it loads
+    return found
+
+
+class TestFiles:
+    @pytest.mark.parametrize("name", ["model.safetensors", "model-00001-of-00002.safetensors", "pytorch_model.bin"])
+    def test_weights_without_their_folder(self, name: str, tmp_path: Path) -> None:
+        write_safetensors(tmp_path / name, {"weight": torch.ones(2)})
+        with pytest.raises(ValueError, match=f"weights without their config; pass its folder, {tmp_path}"):
+            read_checkpoint(tmp_path / name)
+
     @pytest.mark.parametrize(
         ("kind", "file"),
         [
             ("own", "model.safetensors"),
             ("own", "carried.safetensors"),
-            ("safe", "model.safetensors"),
             ("pickled", "pytorch_model.bin"),
+            ("official", "model.ckpt"),
         ],
     )
-    def test_truncated(self, request: pytest.FixtureRequest, kind: str, file: str, kept: int) -> None:
-        folder: Path = request.getfixturevalue(kind)
-        (folder / file).write_bytes((folder / file).read_bytes()[:kept])
+    def test_truncated(self, request: pytest.FixtureRequest, tmp_path: Path, kind: str, file: str) -> None:
+        place = official.make().save(tmp_path / file) if kind == "official" else request.getfixturevalue(kind) / file
+        place.write_bytes(place.read_bytes()[:-1])
         with pytest.raises(ValueError, match=f"{file} (is not a whole|was refused)"):
-            read_checkpoint(folder)
+            read_checkpoint(place if kind == "official" else place.parent)
 
-    @pytest.mark.parametrize("kept", [0, 100, -1])
-    def test_truncated_ckpt(self, tmp_path: Path, kept: int) -> None:
-        file = official.make().save(tmp_path / "model.ckpt")
-        file.write_bytes(file.read_bytes()[:kept])
-        with pytest.raises(ValueError, match=r"model\.ckpt"):
-            read_checkpoint(file, overrides=official.OVERRIDES)
-
-    def test_shards(self, sharded: Path, safe: Path) -> None:
+    def test_shards(self, sharded: Path) -> None:
         index = sharded / "model.safetensors.index.json"
         whole = index.read_text()
         left = json.loads(whole)["weight_map"]["mlm_score.bias"]
@@ -71,65 +165,54 @@ class TestBytes:
         with pytest.raises(ValueError, match="lacks tensors"):  # which lie in a file that is not listed
             read_checkpoint(sharded)
         index.write_text(whole)
-        (safe / "model.safetensors").rename(sharded.parent / "x.safetensors")
-        edit_json(index, lambda values: values["weight_map"].update({QUERY: "../x.safetensors"}))
-        with pytest.raises(ValueError, match=r"points to \.\./x\.safetensors, outside its folder"):
-            read_checkpoint(sharded)
-        index.write_text(whole)
         next(sharded.glob("model-00002-*.safetensors")).unlink()
         with pytest.raises(FileNotFoundError, match=r"model-00002-.* is missing"):
             read_checkpoint(sharded)
 
+    @pytest.mark.parametrize(
+        ("kind", "change", "message"),
+        [
+            ("safe", lambda it: it.update({f"{QUERY}s": it.pop(QUERY)}), rf"safe lacks tensors: {QUERY}$"),
+            ("safe", lambda it: it.update(mystery=torch.rand(1)), r"safe has unknown tensors: mystery$"),
+            ("own", lambda it: it.pop("fusion.text_norm.bias"), r"own lacks tensors: fusion\.text_norm\.bias$"),
+            *(
+                ("safe", lambda it, shape=shape: it.update({QUERY: torch.rand(shape)}), rf"shaped tensors: {QUERY} \[")
+                for shape in ((47, 48), (48, 48, 1), ())
+            ),
+        ],
+    )
+    def test_other_tensors(self, request: pytest.FixtureRequest, kind: str, change: Any, message: str) -> None:
+        folder = request.getfixturevalue(kind)
+        edit_weights(folder, change)
+        with pytest.raises(ValueError, match=message):
+            read_checkpoint(folder)
 
-@pytest.mark.parametrize(
-    ("kind", "change", "message"),
-    [
-        ("safe", lambda it: it.update({f"{QUERY}s": it.pop(QUERY)}), rf"safe lacks tensors: {QUERY}$"),
-        ("safe", lambda it: it.update(mystery=torch.rand(1)), r"safe has unknown tensors: mystery$"),
-        ("own", lambda it: it.pop("fusion.text_norm.bias"), r"own lacks tensors: fusion\.text_norm\.bias$"),
-        *(
-            (
-                "safe",
-                lambda it, shape=shape: it.update({QUERY: torch.rand(shape)}),
-                rf"wrongly shaped tensors: {QUERY} \[{', '.join(map(str, shape))}\] \(expected \[48, 48\]\)",
-            )
-            for shape in ((47, 48), (48, 47), (48,), (48, 48, 1), ())
-        ),
-    ],
-)
-def test_other_tensors(request: pytest.FixtureRequest, kind: str, change: Any, message: str) -> None:
-    folder = request.getfixturevalue(kind)
-    edit_weights(folder, change)
-    with pytest.raises(ValueError, match=message):
-        read_checkpoint(folder)
+    @pytest.mark.parametrize("kind", ["own", "safe"])
+    def test_broken_json(self, request: pytest.FixtureRequest, kind: str) -> None:
+        folder: Path = request.getfixturevalue(kind)
+        for content in ("", "{", "[]", "null"):
+            (folder / "config.json").write_text(content)
+            with pytest.raises(ValueError, match=r"config\.json (is not valid JSON|holds a)"):
+                read_checkpoint(folder)
 
 
 class TestConfigs:
-    @pytest.mark.parametrize("kind", ["own", "safe"])
-    @pytest.mark.parametrize("content", ["", "{", "[]", "null"])
-    def test_broken_json(self, request: pytest.FixtureRequest, kind: str, content: str) -> None:
-        folder: Path = request.getfixturevalue(kind)
-        (folder / "config.json").write_text(content)
-        with pytest.raises(ValueError, match=r"config\.json (is not valid JSON|holds a)"):
-            read_checkpoint(folder)
-
     @pytest.mark.parametrize(
         ("place", "change", "message"),
         [
             *(((), {"version": value}, f"of format version {value}; this release reads 1") for value in (0, 2, None)),
+            ((), {"model": None}, "model config is"),
             (("model", "fusion"), {"colour": "red"}, r"model config\.fusion has unknown fields \['colour'\]"),
-            *(((), {"model": value}, "model config is") for value in (None, 3, [])),
             (("model", "text"), {"hidden_size": "48"}, r"model config\.text\.hidden_size is '48'; expected int$"),
             (("model", "text"), {"num_heads": 5}, r"text\.hidden_size 48 is not a multiple of text\.num_heads 5"),
         ],
     )
     def test_of_this_package(self, own: Path, place: tuple[str, ...], change: dict[str, Any], message: str) -> None:
-        def edit(values: dict[str, Any]) -> None:
-            for name in place:
-                values = values[name]
-            values.update(change)
-
-        edit_json(own / "config.json", edit)
+        values = part = json.loads((own / "config.json").read_text())
+        for name in place:
+            part = part[name]
+        part.update(change)
+        (own / "config.json").write_text(json.dumps(values))
         with pytest.raises(ValueError, match=message):
             read_checkpoint(own)
 
@@ -150,6 +233,7 @@ class TestConfigs:
             (None, {"num_hidden_layers": 5}, "expected increasing layers between 1 and 3"),
             (None, {"num_hidden_layers": 10**9}, "less than 1 or more than 1000 layers"),
             ("text_config", {"hidden_act": "tanh"}, "hidden_act is tanh, not one of"),
+            ("text_config", {"vocab_size": "a"}, "text_config.vocab_size is 'a'; expected int"),
             ("vision_config", {"remove_last_layer": True}, "image tower is shallower"),
             ("vision_config", {"num_hidden_layers": 2}, "image tower is shallower"),
             ("vision_config", {"image_size": [32, 64]}, "is not square"),
@@ -161,7 +245,7 @@ class TestConfigs:
             read_checkpoint(safe)
 
     def test_of_transformers_that_names_only_what_differs(self, safe: Path) -> None:
-        """The defaults are those of transformers."""
+        """The defaults are those of transformers; null, as for fields of other models, stands for them."""
 
         def shorten(values: dict[str, Any]) -> None:
             for name in ("layer_norm_eps", "link_tower_type", "share_link_tower_layers", "contrastive_hidden_size"):
@@ -169,11 +253,17 @@ class TestConfigs:
             for name in ("layer_norm_eps", "pad_token_id", "type_vocab_size", "hidden_dropout_prob"):
                 del values["text_config"][name]
             del values["vision_config"]["layer_norm_eps"], values["vision_config"]["patch_size"]
-            values["vision_config"]["image_size"] = [32, 32]
+            values["vision_config"] |= {"image_size": [32, 32], "pad_token_id": None}
 
         expected = read_checkpoint(safe).config
         edit_json(safe / "config.json", shorten)
         assert read_checkpoint(safe).config == expected.override({"heads.itc_size": 512})
+
+    def test_every_field_of_the_model_stands_in_the_file(self, own: Path) -> None:
+        model = json.loads((own / "config.json").read_text())["model"]
+        parts = {"vision": VisionConfig, "text": TextConfig, "fusion": FusionConfig, "heads": HeadsConfig}
+        assert parts.keys() == {field.name for field in fields(ModelConfig)}
+        assert all(model[name].keys() == {field.name for field in fields(part)} for name, part in parts.items())
 
 
 class TestMalice:
@@ -207,3 +297,156 @@ class TestMalice:
         self.poison(file, None, trace)
         read_checkpoint(pickled)
         assert not trace.exists()
+
+
+class TestAbsurd:
+    """Every setting of every file with values that cannot be meant loads, or is refused in one line."""
+
+    @pytest.mark.slow
+    def test_settings_of_folders(self, own: Path, safe: Path) -> None:
+        for folder, others in (
+            (own, ["processor.json"]),
+            (safe, ["preprocessor_config.json", "tokenizer_config.json"]),
+        ):
+            assert problems(folder, "config.json", read_checkpoint) == {}
+            for file in others:
+                assert problems(folder, file, load_processor) == {}
+
+    def test_index_of_shards(self, safe: Path) -> None:
+        (safe / "model.safetensors").rename(safe / "a.safetensors")
+        names = list(read_safetensors(safe / "a.safetensors"))[:3]
+        index = safe / "model.safetensors.index.json"
+        index.write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, "a.safetensors")}))
+        assert problems(safe, index.name, lambda folder: read_sharded(folder / index.name)) == {}
+
+    def test_official_settings(self) -> None:
+        made, found = official.make(), {}
+
+        def read(settings: dict[str, Any]) -> object:
+            return read_official("model.ckpt", settings, made.state_dict, official.OVERRIDES)
+
+        read(made.run_config)  # the control
+        for field in fields(Settings):
+            for value in VALUES:
+                settings = {**made.run_config, field.name: value}
+                if what := problem(lambda settings=settings: read(settings)):
+                    found[f"{field.name} = {value!r}"] = what
+        assert found == {}
+
+    @pytest.mark.parametrize("config", CONFIGS)
+    def test_settings_of_runs_and_verbs(self, config: type) -> None:
+        found = {}
+        for field in fields(config):
+            for value in VALUES:
+                values = {field.name: value}
+                if what := problem(lambda values=values: from_plain(config, values, "settings")):
+                    found[f"{field.name} = {value!r}"] = what
+            if str(field.type).removesuffix(" | None") in ("int", "float"):
+                for value in (math.nan, math.inf, 10**30, True, "a"):
+                    with pytest.raises(ValueError, match=f"{field.name} is {value!r}"):
+                        config(**{field.name: value})
+        assert found == {}
+
+    @pytest.mark.parametrize("depth", [900, 100_000])
+    @pytest.mark.parametrize("file", ["config.json", "processor.json", "tokenizer.json"])
+    def test_settings_nested_without_end_or_too_large_for_the_memory(self, own: Path, file: str, depth: int) -> None:
+        for content in ("[" * depth + "]" * depth, '{"a":' * depth + "1" + "}" * depth):
+            (own / file).write_text(content)
+            assert problem(lambda: load(own)) is None
+            with pytest.raises(ValueError, match=file if depth > 900 else "."):
+                load(own)
+        with (own / file).open("w") as stream:
+            stream.truncate(2**36)  # of which nothing is stored
+        with pytest.raises(ValueError, match=rf"{file} has 68719476736 bytes; expected at most 268435456"), guarded():
+            load(own)
+
+    @pytest.mark.parametrize(
+        ("absurd", "words"),
+        [
+            (
+                lambda it: it["model"]["vocab"].update(red=280),
+                "ids up to 280, but text.vocab_size is 280; give",
+            ),
+            (lambda it: it["model"]["vocab"].update(red=2**32 - 1), "ids up to 4294967295, but text.vocab_size is 280"),
+            (
+                lambda it: it["added_tokens"].extend(it["added_tokens"][0] | {"content": f"<{n}>"} for n in range(9)),
+                "ids up to 285, but text.vocab_size is 280",
+            ),
+            (lambda it: it["post_processor"].update(sep=["</s>", 300]), r"puts \[0, 300\] around a text"),
+        ],
+    )
+    def test_token_ids_that_have_no_embedding(self, own: Path, absurd: Callable[[Any], None], words: str) -> None:
+        edit_json(own / "tokenizer.json", absurd)
+        with pytest.raises(ValueError, match=words), guarded():
+            load(own)
+
+    def test_header_of_weights_nested_without_end(self, own: Path) -> None:
+        header = b'{"a":' * 100_000 + b"1" + b"}" * 100_000
+        (own / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+        with pytest.raises(ValueError, match=r"model\.safetensors is not a whole safetensors file"), guarded():
+            load(own)
+
+
+@pytest.mark.parametrize("kind", WORDS)
+def test_what_is_no_float_or_no_number_is_refused_by_name(request: pytest.FixtureRequest, kind: str) -> None:
+    made, name = official.make(), WORDS[kind]
+    whole = made.state_dict[name] if kind == "official" else None
+    if kind != "official":
+        folder: Path = request.getfixturevalue(kind)
+        whole = read_safetensors(folder / "model.safetensors")[name].clone()
+
+    def read(tensor: Tensor) -> object:
+        if kind == "official":
+            return read_official("x", made.run_config, {**made.state_dict, name: tensor}, official.OVERRIDES)
+        edit_weights(folder, lambda tensors: tensors.update({name: tensor}))
+        return read_checkpoint(folder)
+
+    for wrong in ("int64", "bool", "complex64", "float8_e4m3fn"):
+        with pytest.raises(ValueError, match=rf"wrongly typed .*word_embedding\S*weight {wrong} \(expected floats"):
+            read(whole.to(getattr(torch, wrong)))
+    for right in (torch.float16, torch.bfloat16, torch.float64):
+        read(whole.to(right))
+        for value in (math.nan, -math.inf):
+            spoilt = whole.to(right, copy=True)
+            spoilt.flatten()[-1] = value
+            with pytest.raises(ValueError, match=r"NaN or infinite values in tensors: text\.word_embedding\.weight$"):
+                read(spoilt)
+
+
+class TestResults:
+    """A model of numbers so large that what comes out of it is none."""
+
+    @pytest.fixture(scope="class")
+    def broken(self, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        folder = tmp_path_factory.mktemp("broken") / "model"
+        checkpoint = read_checkpoint(tiny_checkpoint)
+        huge = {name: torch.full_like(value, 3e38) for name, value in checkpoint.tensors.items() if "embedding" in name}
+        checkpoints.write_checkpoint(replace(checkpoint, tensors=checkpoint.tensors | huge), folder)
+        return folder
+
+    @pytest.mark.parametrize(
+        "command",
+        [
+            ["embed", "MODEL", "--texts", "a bar"],
+            ["fill-mask", "MODEL", "--images", "PICTURE", "--texts", "a <mask>"],
+            ["index", "FOLDER", "--out", "FOLDER/index.lance", "--model", "MODEL"],
+        ],
+    )
+    def test_are_not_shown(
+        self, broken: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str]
+    ) -> None:
+        Image.new("RGB", (24, 24), "red").save(tmp_path / "a.png")
+        places = {"MODEL": str(broken), "PICTURE": str(tmp_path / "a.png"), "FOLDER": str(tmp_path)}
+        places["FOLDER/index.lance"] = str(tmp_path / "index.lance")
+        with pytest.raises(SystemExit) as stop:
+            cli.main([*(places.get(word, word) for word in command), "--device", "cpu"])
+        shown = capsys.readouterr()
+        assert (stop.value.code, shown.out) == (2, "")
+        assert shown.err.splitlines()[-1].startswith("bridgetower: the model gives NaN; its weights or settings")
+        assert not Table.exists(tmp_path / "index.lance")
+
+    def test_are_not_served(self, broken: Path) -> None:
+        command = [sys.executable, "-m", "bridgetower", "serve", "--model", str(broken), "--port", "0"]
+        done = subprocess.run([*command, "--device", "cpu"], capture_output=True, text=True, check=False)
+        assert done.returncode > 0
+        assert "the model gives NaN" in done.stderr

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 import tiny
-from bridgetower.checkpoints import Checkpoint, write_checkpoint
-from bridgetower.engines.export import products_overflow, write_graph, write_int8_graph
-from bridgetower.engines.parts import make_part, part_names
+from bridgetower.checkpoints import Checkpoint
+from bridgetower.engines.config import Form
+from bridgetower.engines.export import write_exported
 from bridgetower.model.config import ModelConfig
 
 # What `tiny_checkpoint`, whose export has every part, has not.
@@ -20,7 +20,10 @@ OTHER = tiny.changed(
     vision__activation="gelu",
     text__positions="bert",
     text__pad_token_id=0,
+    fusion__num_layers=1,
     fusion__bridge="adaptive_manager",
+    fusion__vision_layers=(1, 2),
+    fusion__text_layers=(1, 2),
     fusion__separate_projections=True,
     fusion__num_token_types=3,
     heads__itc="fused",
@@ -30,16 +33,10 @@ ONE_LAYER = {f"{part}__num_layers": 1 for part in ("vision", "text", "fusion")}
 FEW = tiny.changed(heads__itc=None, heads__mlm=False, **ONE_LAYER)
 
 
-def _export(config: ModelConfig, folder: Path, *, int8: bool = False) -> None:
+def _export(config: ModelConfig, folder: Path, form: Form = "onnx") -> None:
     """Writes a model with random weights and its parts, without preprocessing."""
     model = tiny.build(config)
-    write_checkpoint(Checkpoint(source="tiny", config=model.config, tensors=model.state_dict()), folder)
-    for name in part_names(model):
-        part, path = make_part(model, name), folder / f"{name}.onnx"
-        if int8:
-            write_int8_graph(part, path, signed=not products_overflow())
-        else:
-            write_graph(part, path, folder / "model.safetensors")
+    write_exported(Checkpoint(source="tiny", config=model.config, tensors=model.state_dict()), folder, form)
 
 
 @pytest.fixture(scope="session")
@@ -51,4 +48,4 @@ def other(made_once: Callable[..., Path]) -> Path:
 @pytest.fixture(scope="session")
 def int8(made_once: Callable[..., Path]) -> Path:
     """A folder with the parts of a model that has few of them, in int8."""
-    return made_once("int8", lambda folder: _export(FEW, folder, int8=True))
+    return made_once("int8", lambda folder: _export(FEW, folder, "onnx-int8"))

@@ -8,11 +8,10 @@ import torch
 
 from bridgetower import extras
 from bridgetower.checkpoints import read_checkpoint
-from bridgetower.engines import start
+from bridgetower.engines import engine
 from bridgetower.engines.config import FASTEST, FORMS, EngineName, Precision
-from bridgetower.engines.engine import TorchEngine
-from bridgetower.engines.parts_engine import PartsEngine
-from bridgetower.engines.start import EngineChoice, chosen_engine
+from bridgetower.engines.engine import EngineChoice, TorchEngine, chosen_engine
+from bridgetower.engines.parts import PartsEngine
 
 
 class TestChoice:
@@ -49,15 +48,15 @@ class TestAuto:
         able = FASTEST[precision]
         assert {(engine, precision) for engine in able} <= FORMS.keys()
         assert chosen_engine("auto", precision, "cpu") == able[0]
-        monkeypatch.setattr(start, "is_installed", lambda package: package in ("onnxscript", able[-1]))
+        monkeypatch.setattr(engine, "is_installed", lambda package: package in ("onnxscript", able[-1]))
         assert chosen_engine("auto", precision, "cpu") == able[-1]
 
     def test_takes_none_that_could_not_export(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(start, "is_installed", lambda package: package != "onnxscript")
+        monkeypatch.setattr(engine, "is_installed", lambda package: package != "onnxscript")
         assert chosen_engine("auto", "fp32", "cpu") == "torch"
 
     def test_takes_torch_on_a_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(start, "find_device", lambda device: torch.device("cuda"))
+        monkeypatch.setattr(engine, "find_device", lambda device: torch.device("cuda"))
         assert chosen_engine("auto", "fp32", None) == "torch"
 
     def test_leaves_other_engines_as_they_are(self) -> None:
@@ -66,9 +65,9 @@ class TestAuto:
 
 class TestStart:
     def test_torch(self, tiny_checkpoint: Path) -> None:
-        engine = EngineChoice(device="cpu", precision="bf16").start(read_checkpoint(tiny_checkpoint))
-        assert isinstance(engine, TorchEngine)
-        assert engine.model.token_type_embedding.weight.dtype == torch.bfloat16
+        started = EngineChoice(device="cpu", precision="bf16").start(read_checkpoint(tiny_checkpoint))
+        assert isinstance(started, TorchEngine)
+        assert started.model.token_type_embedding.weight.dtype == torch.bfloat16
 
     def test_an_exported_folder_is_not_exported_again(self, exported: Path, tmp_path: Path) -> None:
         choice = EngineChoice(engine="onnxruntime", cache=tmp_path)

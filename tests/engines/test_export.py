@@ -31,8 +31,7 @@ from bridgetower.engines.export import (
     write_exported,
     write_int8_graph,
 )
-from bridgetower.engines.parts import make_part
-from bridgetower.engines.parts_engine import OnnxRuntimeRunner
+from bridgetower.engines.parts import Part, Runner
 from bridgetower.extras import load_object
 from bridgetower.model import cpu
 from bridgetower.model.bridgetower import BridgeTower
@@ -45,8 +44,10 @@ def copied(exported: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def checkpoint(few_parts: Path) -> Checkpoint:
-    return read_checkpoint(few_parts)
+def checkpoint(exported: Path, monkeypatch: pytest.MonkeyPatch) -> Checkpoint:
+    """A checkpoint whose graphs, which hold no weights, are copied instead of exported again."""
+    monkeypatch.setattr(export, "write_graph", lambda part, path, weights: shutil.copy(exported / path.name, path))
+    return read_checkpoint(exported)
 
 
 class TestWriting:
@@ -89,16 +90,6 @@ class TestGraphs:
         assert not any(tensors["text.word_embedding.weight"][3].numpy().tobytes() in graph for graph in graphs)
         assert not any(b".py" in graph for graph in graphs)  # nor names of this machine
 
-    def test_int8_weights_have_a_scale_for_each_output_channel(self, int8: Path) -> None:
-        for path in int8.glob("*.onnx"):
-            held = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
-            weights = {name: held[name] for name in held if name.endswith("_quantized")}
-            assert len(weights) > 3
-            for name, weight in weights.items():
-                scale = held[name.removesuffix("_quantized") + "_scale"]
-                assert scale.shape == (weight.shape[-1],)
-                assert len(set(scale.tolist())) > 1
-
     @pytest.mark.parametrize(
         ("others", "same"),
         [
@@ -115,8 +106,8 @@ class TestGraphs:
         assert (layout(tmp_path / "others") == layout(tmp_path / "weights")) == same
 
 
-class TestSignedWeights:
-    """int8 weights are signed where the processor has VNNI; elsewhere their products would overflow."""
+class TestInt8:
+    """Weights are signed where the processor has VNNI; elsewhere their products would overflow."""
 
     @pytest.fixture
     def processor(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
@@ -125,24 +116,36 @@ class TestSignedWeights:
         monkeypatch.setattr(cpu, "_CPU_INFO", tmp_path / "cpuinfo")
         return lambda flags: (tmp_path / "cpuinfo").write_text(f"flags\t\t: fpu sse2 {flags}\n") and None
 
-    @pytest.mark.parametrize(
-        ("flags", "overflow"), [("avx2", True), ("avx2 avx_vnni", False), ("avx512f avx512_vnni", False)]
-    )
-    def test_which_processors_overflow(self, processor: Callable[[str], None], flags: str, overflow: bool) -> None:
+    def test_which_processors_overflow(self, processor: Callable[[str], None]) -> None:
         assert products_overflow()  # nothing is known of it yet
-        processor(flags)
-        assert products_overflow() == overflow
+        for flags, overflow in (("avx2", True), ("avx2 avx_vnni", False), ("avx512f avx512_vnni", False)):
+            processor(flags)
+            assert products_overflow() == overflow
 
-    def test_weights_that_are_written(
-        self, checkpoint: Checkpoint, tmp_path: Path, processor: Callable[[str], None]
+    def test_weights_have_the_right_sign_and_a_scale_for_each_output_channel(self, int8: Path, tmp_path: Path) -> None:
+        signed = not products_overflow()
+        part, other = Part(read_checkpoint(int8).model(), "text"), tmp_path / "other.onnx"
+        write_int8_graph(part, other, signed=not signed)
+        for path, is_signed in (*((path, signed) for path in int8.glob("*.onnx")), (other, not signed)):
+            held = {tensor.name: tensor for tensor in onnx.load(path).graph.initializer}
+            weights = {name: held[name] for name in held if name.endswith("_quantized")}
+            assert {tensor.data_type for tensor in weights.values()} == {
+                TensorProto.INT8 if is_signed else TensorProto.UINT8
+            }
+            assert len(weights) > 3
+            for name, weight in weights.items():
+                scale = onnx.numpy_helper.to_array(held[name.removesuffix("_quantized") + "_scale"])
+                assert scale.shape == (weight.dims[-1],)
+                assert len(set(scale.tolist())) > 1
+
+    def test_signed_ones_are_refused_where_they_overflow(
+        self, int8: Path, tmp_path: Path, processor: Callable[[str], None]
     ) -> None:
+        shutil.copytree(int8, tmp_path / "model")
+        manifest = json.loads((int8 / MANIFEST).read_text())
+        (tmp_path / "model" / MANIFEST).write_text(json.dumps(manifest | {"signed": True}))
         processor("avx_vnni")
-        write_exported(checkpoint, tmp_path / "model", "onnx-int8")
         exported_model(tmp_path / "model", NO_EXTENSIONS)
-        write_int8_graph(make_part(checkpoint.model(), "image"), tmp_path / "unsigned.onnx", signed=False)
-        for path, kind in (("model/image.onnx", TensorProto.INT8), ("unsigned.onnx", TensorProto.UINT8)):
-            tensors = onnx.load(tmp_path / path).graph.initializer
-            assert {tensor.data_type for tensor in tensors if tensor.name.endswith("_quantized")} == {kind}
         processor("avx2")
         with pytest.raises(ValueError, match="for processors with VNNI"):
             exported_model(tmp_path / "model", NO_EXTENSIONS)
@@ -190,7 +193,7 @@ class TestDamage:
         ids, mask = torch.tensor([[0, 5, 2]]), torch.ones(1, 3, dtype=torch.int64)
         update_weights(replace(checkpoint, tensors=doubled), copied)
         expected = exported_model(copied, NO_EXTENSIONS).encode_text(ids, mask).cls
-        output = OnnxRuntimeRunner(copied).run("text", [ids.numpy(), mask.numpy()])[-1]
+        output = Runner("onnxruntime", copied).run("text", [ids.numpy(), mask.numpy()])[-1]
         torch.testing.assert_close(torch.from_numpy(output), expected.detach(), atol=2e-5, rtol=0)
 
 

@@ -15,8 +15,15 @@ from torch import Tensor
 import tiny
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.engines.config import EngineName, Precision
-from bridgetower.engines.parts import make_part, part_names
-from bridgetower.engines.parts_engine import PartsEngine, SignalStack, kept_signal_stack, make_runner, signal_stack
+from bridgetower.engines.parts import (
+    Part,
+    PartsEngine,
+    Runner,
+    SignalStack,
+    kept_signal_stack,
+    part_names,
+    signal_stack,
+)
 from bridgetower.model.bridgetower import SECOND_IMAGE, BridgeTower, EncodeOutputs
 from bridgetower.model.config import ModelConfig
 
@@ -27,7 +34,7 @@ CLOSE = {"atol": 2e-5, "rtol": 0}
 
 
 def opened(folder: Path, name: EngineName = "onnxruntime", precision: Precision = "fp32") -> PartsEngine:
-    return PartsEngine(read_checkpoint(folder).model(), make_runner(name, folder, precision))
+    return PartsEngine(read_checkpoint(folder).model(), Runner(name, folder, precision))
 
 
 @pytest.fixture(scope="module", params=["exported", "other"])
@@ -171,7 +178,7 @@ class TestParts:
     @torch.no_grad()
     def test_examples_of_texts_are_padded_wherever_the_pad_is(self, pad: int) -> None:
         model = tiny.build(tiny.changed(text__pad_token_id=pad, text__positions="bert"))
-        ids, mask = make_part(model, "text").inputs
+        ids, mask = Part(model, "text").inputs
         assert torch.equal(ids == pad, mask == 0)
         assert 0 <= ids.min() <= ids.max() < model.config.text.vocab_size
         assert torch.equal(mask.sum(dim=1), torch.tensor([8, 4]))
@@ -198,10 +205,10 @@ class TestSignals:
 USE = """
 import faulthandler, os, signal, sys
 from pathlib import Path
-from bridgetower.engines.parts_engine import OpenVinoRunner
+from bridgetower.engines.parts import load_openvino
 
 faulthandler.enable()
-loaded = [OpenVinoRunner(Path(sys.argv[1]))._load(Path(sys.argv[1]) / "image.onnx") for _ in range(2)]
+loaded = [load_openvino(Path(sys.argv[1]) / "image.onnx", "fp32") for _ in range(2)]
 del loaded[0]
 del loaded[0]
 signal.signal(signal.SIGTERM, lambda number, frame: print("handled", number))

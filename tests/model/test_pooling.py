@@ -8,7 +8,7 @@ from torch import nn
 
 import tiny
 from bridgetower.checkpoints import Checkpoint, convert, read_checkpoint, write_checkpoint
-from bridgetower.engines.parts import make_part
+from bridgetower.engines.parts import Part
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import ModelConfig
 
@@ -59,8 +59,8 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
 
 
 def test_parts_of_an_export() -> None:
-    part = make_part(build(), "text")
+    part = Part(build(), "text")
     program = part.exported().module()
     for inputs in part.examples():
-        for ours, theirs in zip(program(*inputs), part.module(*inputs), strict=True):
+        for ours, theirs in zip(program(*inputs), part(*inputs), strict=True):
             assert tiny.off(ours, theirs) < 1e-5

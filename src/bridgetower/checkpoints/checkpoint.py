@@ -19,35 +19,22 @@ from bridgetower.model.extensions import NO_EXTENSIONS, Extensions, vision_tower
 from bridgetower.model.layers import on_meta
 from bridgetower.processor import Processor
 
-VISION = "vision."  # in front of the names of the image tower's parameters
-_LISTED = 10
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """What a file or folder holds.
+    """What a file or folder holds."""
 
-    Attributes:
-        source: Where it came from; a hub id carries its commit, `id@commit`.
-        tensors: Every parameter of `BridgeTower(config, extensions)`, under its name.
-        extra_tensors: Tensors of the source that no computation reads but a conversion back must write (the text
-            pooler, the official `ln_separate`).
-        dropped: Foreign names that were left behind: buffers, left-overs of CLIP's text side.
-        processor: Its texts are at most as long as the text tower takes: a larger `max_length` is lowered to that.
-        extensions: Custom towers, bridges and heads that the config names.
-        labels: Names of the classes by head, such as the answers of `vqa`; those in `FIXED_LABELS` go without.
-        reranking: What validation found for the second stage of a search.
-    """
-
-    source: str
+    source: str  # a hub id carries its commit, `id@commit`
     config: ModelConfig
-    tensors: dict[str, Tensor]
+    tensors: dict[str, Tensor]  # every parameter of `BridgeTower(config, extensions)`, under its name
+    # What no computation reads but a conversion back must write (the text pooler, the official `ln_separate`).
     extra_tensors: dict[str, Tensor] = field(default_factory=dict)
-    dropped: tuple[str, ...] = ()
-    processor: Processor | None = None
+    dropped: tuple[str, ...] = ()  # foreign names that were left behind: buffers, left-overs of CLIP's text side
+    processor: Processor | None = None  # a larger `max_length` than the text tower takes is lowered to that
     extensions: Extensions = NO_EXTENSIONS
-    labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # names of classes by head, but `FIXED_LABELS`
     reranking: Reranking = UNMEASURED
 
     def __post_init__(self) -> None:
@@ -61,14 +48,15 @@ class Checkpoint:
                     f"{self.source} has {len(set(names))} different names among {len(names)} for the {count} classes "
                     f"of its {head} head; expected one for each, in the order of the classes"
                 )
-        rows, processor = self.config.text.vocab_size, self.processor
-        if processor is not None and processor.tokenizer is not None and processor.vocab_size > rows:
+        if (processor := self.processor) is None:
+            return
+        rows, longest = self.config.text.vocab_size, self.config.text.max_length
+        if processor.tokenizer is not None and processor.vocab_size > rows:
             raise ValueError(
                 f"{self.source} has a tokenizer with ids up to {processor.vocab_size - 1}, but text.vocab_size is "
                 f"{rows}; give the tokenizer that the text tower was trained with"
             )
-        longest = self.config.text.max_length
-        if processor is not None and processor.config.max_length > longest:
+        if processor.config.max_length > longest:
             within = Processor(replace(processor.config, max_length=longest), processor.tokenizer)
             object.__setattr__(self, "processor", within)
 
@@ -122,10 +110,10 @@ class Checkpoint:
 def resized_vision(
     tensors: Mapping[str, Tensor], config: VisionConfig, extensions: Extensions = NO_EXTENSIONS
 ) -> dict[str, Tensor]:
-    own = {name.removeprefix(VISION): tensor for name, tensor in tensors.items() if name.startswith(VISION)}
+    own = {name.removeprefix("vision."): one for name, one in tensors.items() if name.startswith("vision.")}
     with on_meta():
         tower = vision_tower(config, extensions)
-    return {f"{VISION}{name}": tensor for name, tensor in tower.fitted(own).items()}
+    return {f"vision.{name}": tensor for name, tensor in tower.fitted(own).items()}
 
 
 @lru_cache(maxsize=4)
@@ -146,12 +134,10 @@ def check_depth(source: str, config: ModelConfig, tensors: Collection[str]) -> N
 def extra_tensor_names(config: ModelConfig, extra_vision_layers: int = 0) -> list[str]:
     """Names that a source may have and no computation of ours reads, in our naming."""
     read, depth = config.vision.num_layers, config.vision.num_layers + extra_vision_layers
-    names = [f"text.pooler.dense.{kind}" for kind in ("weight", "bias")]
-    names += [f"vision.separate_norms.{n}.{kind}" for n in range(depth + 1) for kind in ("weight", "bias")]
+    modules = ["text.pooler.dense", *(f"vision.separate_norms.{number}" for number in range(depth + 1))]
+    names = [f"{module}.{kind}" for module in modules for kind in ("weight", "bias")]
     block = [name for name in parameter_shapes(config) if name.startswith("vision.layers.0.")]
-    for number in range(read, depth):
-        names += [name.replace("layers.0.", f"layers.{number}.") for name in block]
-    return names
+    return names + [name.replace(".0.", f".{number}.", 1) for number in range(read, depth) for name in block]
 
 
 def collect(
@@ -164,15 +150,10 @@ def collect(
     dtype: torch.dtype | None = None,
 ) -> Checkpoint:
     extra_table = {ours: entry for ours, entry in extra_table.items() if set(entry.names) <= set(tensors)}
-    extra_tensors = {name for entry in extra_table.values() for name in entry.names}
-    dropped = check_sources(source, parameter_shapes(config), tensors, table, droppable, extra_tensors)
-    return Checkpoint(
-        source=source,
-        config=config,
-        tensors=finite(source, import_tensors(table, tensors, dtype)),
-        extra_tensors=import_tensors(extra_table, tensors),
-        dropped=dropped,
-    )
+    extra_names = {name for entry in extra_table.values() for name in entry.names}
+    dropped = check_sources(source, parameter_shapes(config), tensors, table, droppable, extra_names)
+    ours, extra_tensors = finite(source, import_tensors(table, tensors, dtype)), import_tensors(extra_table, tensors)
+    return Checkpoint(source=source, config=config, tensors=ours, extra_tensors=extra_tensors, dropped=dropped)
 
 
 def check_sources(
@@ -222,5 +203,5 @@ def finite(source: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _refuse(source: str, what: str, names: list[str]) -> None:
     if names:
-        more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-        raise ValueError(f"{source} {what} tensors: {', '.join(names[:_LISTED])}{more}")
+        more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+        raise ValueError(f"{source} {what} tensors: {', '.join(names[:10])}{more}")

@@ -20,28 +20,23 @@ from bridgetower.files import sha256_of
 from bridgetower.model.config import ModelConfig
 from bridgetower.processor import Processor
 
-LETTERS = 16
+_LETTERS = 16
 
 
 def fingerprint(config: ModelConfig, tensors: Mapping[str, Tensor], processor: Processor) -> str:
     """Returns a digest; weights count in bfloat16, and settings only if they are not at their default."""
-    names = sorted(tensors)
-    with ThreadPoolExecutor() as pool:  # digests and conversions let other threads run
-        digests = pool.map(_digest, (tensors[name].detach().to(torch.bfloat16) for name in names))
-        content = {
-            "tensors": dict(zip(names, digests, strict=True)),
-            "model": dict(_changed(config)),
-            "processor": dict(_changed(processor.config)),
-            "vocabulary": None if processor.tokenizer is None else processor.tokenizer.get_vocab(),
-        }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:LETTERS]
+    content = {
+        "tensors": _digests(tensors, torch.bfloat16),
+        "model": dict(_changed(config)),
+        "processor": dict(_changed(processor.config)),
+        "vocabulary": None if processor.tokenizer is None else processor.tokenizer.get_vocab(),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:_LETTERS]
 
 
 def exact_fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """Returns a digest of tensors by name, which the smallest change of a value changes."""
-    with ThreadPoolExecutor() as pool:
-        digests = dict(zip(tensors, pool.map(_digest, tensors.values()), strict=True))
-    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()[:LETTERS]
+    return hashlib.sha256(json.dumps(_digests(tensors), sort_keys=True).encode()).hexdigest()[:_LETTERS]
 
 
 def code_content(parts: set[Any], files: Iterable[Path] = (), packages: Iterable[str] = ()) -> dict[str, Any]:
@@ -49,7 +44,7 @@ def code_content(parts: set[Any], files: Iterable[Path] = (), packages: Iterable
     bases = {base for part in parts for base in getattr(part, "__mro__", (part,)) if base is not object}
     try:
         sources = {Path(inspect.getfile(base)) for base in bases}.union(files)
-        code = sorted(sha256_of(file)[:LETTERS] for file in sources)
+        code = sorted(sha256_of(file)[:_LETTERS] for file in sources)
     except (TypeError, OSError):
         code = [uuid4().hex]
     names = {"torch", *packages, *(part.__module__.partition(".")[0] for part in parts)}
@@ -57,10 +52,14 @@ def code_content(parts: set[Any], files: Iterable[Path] = (), packages: Iterable
     return {"code": code, "versions": {name: str(found) for name, found in versions.items() if found is not None}}
 
 
-def _digest(tensor: Tensor) -> str:
-    digest = hashlib.sha256(repr(list(tensor.shape)).encode())
-    digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def _digests(tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> dict[str, str]:
+    def digest(tensor: Tensor) -> str:
+        found = hashlib.sha256(repr(list(tensor.shape)).encode())
+        found.update(tensor.detach().to(dtype).cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return found.hexdigest()
+
+    with ThreadPoolExecutor() as pool:  # digests and conversions let other threads run
+        return dict(zip(tensors, pool.map(digest, tensors.values()), strict=True))
 
 
 def _changed(config: Any, prefix: str = "") -> Iterator[tuple[str, object]]:

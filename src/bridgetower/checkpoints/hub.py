@@ -35,13 +35,10 @@ def parse_hub_id(source: str) -> tuple[str, str | None, str | None] | None:
 
 
 def is_downloaded(source: str) -> bool:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
     repo, _, revision = parse_hub_id(source) or (source, None, None)
     try:
-        snapshot_download(repo, revision=revision, local_files_only=True)
-    except (LocalEntryNotFoundError, HFValidationError):
+        _download(repo, revision, local_files_only=True)
+    except FileNotFoundError:
         return False
     return True
 
@@ -59,63 +56,60 @@ def _explained(repo: str) -> Iterator[None]:
         ) from error
 
 
-def download(repo: str, revision: str | None = None, **hub: Unpack[HubOptions]) -> tuple[Path, str]:
-    """Fetches a repository's small files and one kind of weights; returns the folder and the commit."""
+def _download(repo: str, revision: str | None = None, subfolder: str | None = None, **options: Any) -> Path:
+    """Fetches a repository's small files and one kind of weights; returns its snapshot, whose name is the commit."""
     from huggingface_hub import snapshot_download
 
-    inside, options = hub.pop("subfolder", None), dict[str, Any](hub)
+    inside = f"{subfolder}/" if subfolder else ""
 
     def fetch(patterns: list[str]) -> Path:
-        wanted = [f"{inside}/{pattern}" for pattern in patterns] if inside else patterns
+        wanted = [inside + pattern for pattern in patterns]
         return Path(snapshot_download(repo, revision=revision, allow_patterns=wanted, **options))
 
     with _explained(repo):
         root = fetch(_FILES)
-        folder = root / (inside or "")
+        folder = root / inside
         if (folder / "config.json").exists() and not any((folder / name).exists() for name in WEIGHTS[:2]):
             fetch([*_FILES, *_PICKLED])
-    return folder, root.name
+    return root
 
 
-def fetch(source: str, revision: str | None = None, **hub: Unpack[HubOptions]) -> tuple[Path, str]:
-    """Fetches a model, or the named or only `.ckpt` of a repository; returns its place and its name with the commit."""
-    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
-    from huggingface_hub.errors import OfflineModeIsEnabled
+def locate(source: str, expected: str, revision: str | None = None, **hub: Unpack[HubOptions]) -> tuple[Path, str]:
+    """Returns where a local path, or a model of the hub, or its named or only `.ckpt` is; its name has the commit."""
+    if Path(source).exists():
+        return Path(source), source
+    if (found := parse_hub_id(source)) is None:
+        raise FileNotFoundError(f"{source} does not exist; expected {expected} or a hub id")
+    from huggingface_hub import HfApi, constants, hf_hub_download
 
-    repo, file, named = parse_hub_id(source) or (source, None, None)
+    repo, file, named = found
     if named and revision is not None:
         raise ValueError(f"{source} names a revision, and revision is {revision!r}; leave one of them out")
-    wanted = named or revision
-    if file is None:
-        folder, commit = download(repo, wanted, **hub)
-        if any((folder / name).exists() for name in ("config.json", "best/config.json")):
-            return folder, _pinned(source, wanted, f"{repo}@{commit}")
-    inside, options = hub.pop("subfolder", None), dict[str, Any](hub)
+    revision, inside, options = named or revision, hub.pop("subfolder", None), dict[str, Any](hub)
     start = f"{inside}/" if inside else ""
-    if file is not None:
-        file = start + file
-    else:
-        with _explained(repo):
-            try:
-                if options.get("local_files_only"):
-                    raise OfflineModeIsEnabled
-                names = HfApi(token=options.get("token")).list_repo_files(repo, revision=wanted)
-            except OfflineModeIsEnabled:
-                root = Path(snapshot_download(repo, revision=wanted, **options | {"local_files_only": True}))
-                names = [path.relative_to(root).as_posix() for path in root.rglob("*.ckpt")]
-        found = sorted(name for name in names if name.endswith(".ckpt") and name.startswith(start))
-        if not found:
+    if file is None:
+        root = _download(repo, revision, inside, **options)
+        if any((root / start / name).exists() for name in ("config.json", "best/config.json")):
+            return root / start, _pinned(source, revision, f"{repo}@{root.name}")
+        if options.get("local_files_only") or constants.HF_HUB_OFFLINE:
+            names = [path.relative_to(root).as_posix() for path in root.rglob("*.ckpt")]
+        else:
+            with _explained(repo):
+                names = HfApi(token=options.get("token")).list_repo_files(repo, revision=revision)
+        ckpts = sorted(name for name in names if name.endswith(".ckpt") and name.startswith(start))
+        if not ckpts:
             raise FileNotFoundError(f"{repo} has neither a config.json nor a .ckpt; expected a repository of a model")
-        if len(found) > 1:
-            raise ValueError(f"{repo} has several checkpoints: {', '.join(found)}; name one, as in {repo}/{found[0]}")
-        file = found[0]
+        if len(ckpts) > 1:
+            raise ValueError(f"{repo} has several checkpoints: {', '.join(ckpts)}; name one, as in {repo}/{ckpts[0]}")
+        file = ckpts[0].removeprefix(start)
     with _explained(repo):
-        path = Path(hf_hub_download(repo, file, revision=wanted, **options))
-    return path, _pinned(source, wanted, f"{repo}/{file}@{path.parents[file.count('/')].name}")
+        path = Path(hf_hub_download(repo, start + file, revision=revision, **options))
+    commit = path.parents[(start + file).count("/")].name
+    return path, _pinned(source, revision, f"{repo}/{start}{file}@{commit}")
 
 
 def _pinned(source: str, revision: str | None, name: str) -> str:
     commit = name.rpartition("@")[2]
     if commit != revision:
-        logger.warning("%s is at commit %s; pin it by its name %s (or --revision)", source, commit, name)
+        logger.warning("%s is at commit %s; pin it by its name %s", source, commit, name)
     return name

@@ -15,7 +15,7 @@ import torch
 
 from bridgetower.checkpoints import huggingface, microsoft
 from bridgetower.checkpoints.checkpoint import Checkpoint, check_tensors, finite
-from bridgetower.checkpoints.hub import HubOptions, fetch, parse_hub_id
+from bridgetower.checkpoints.hub import HubOptions, locate
 from bridgetower.checkpoints.reranking import UNMEASURED, Reranking
 from bridgetower.checkpoints.tensors import (
     ABOUT,
@@ -76,23 +76,25 @@ def read_checkpoint(
         FileNotFoundError: Nothing is there.
         ValueError: What is there is damaged, of no known kind, or does not fit together.
     """
-    path = Path(source)
-    if (revision is not None or hub) and path.exists():
-        given = {"revision": revision, **hub} if revision is not None else hub
-        settings = ", ".join(f"{name} {value!r}" for name, value in given.items() if name != "token")
-        raise ValueError(f"{settings or 'token'} is for hub ids, but {source} is a local path; leave it out")
-    if path.exists():
-        place, name = path, str(source)
-    elif parse_hub_id(str(source)):
-        place, name = fetch(str(source), revision, **hub)
-    else:
-        raise FileNotFoundError(f"{source} does not exist; expected a folder, an official .ckpt file or a hub id")
+    given = {name: value for name, value in {"revision": revision, **hub}.items() if value is not None}
+    if given and Path(source).exists():
+        named = ", ".join(f"{name} {value!r}" for name, value in given.items() if name != "token")
+        raise ValueError(f"{named or 'token'} is for hub ids, but {source} is a local path; leave it out")
+    place, name = locate(str(source), "a folder, an official .ckpt file", revision, **hub)
     if place.is_dir():
         checkpoint = _read_folder(place, name, overrides or {}, dtype, extensions)
     elif place.suffix == ".safetensors" or place.name in WEIGHTS:
         raise ValueError(f"{place} holds weights without their config; pass its folder, {place.parent}")
     else:
-        checkpoint = replace(_read_official(place, overrides or {}, dtype), source=name)
+        content = read_torch_archive(place)
+        settings, state_dict = content.get("hyper_parameters"), content.get("state_dict")
+        config = settings.get("config") if isinstance(settings, dict) else None
+        if not isinstance(config, dict) or not isinstance(state_dict, dict):
+            raise ValueError(f"{place} has no state_dict with hyper_parameters.config; expected an official .ckpt")
+        tensors = only_tensors(str(place), state_dict)
+        checkpoint = replace(
+            microsoft.read_checkpoint(str(place), config, tensors, overrides or {}, dtype), source=name
+        )
     if checkpoint.dropped:
         logger.info("%s: not used: %s", checkpoint.source, ", ".join(checkpoint.dropped))
     if answers is not None:
@@ -186,11 +188,10 @@ def convert(
 
 def _checkpoint_folder(folder: Path, name: str) -> Path:
     """Returns the folder itself, or of a training run `best/`, or `last/` where validation data was trained on."""
-    places = folder / "best", folder, folder / "last"
-    found = next((place for place in places if (place / "config.json").exists()), folder)
-    if not (found / "config.json").exists():
-        raise FileNotFoundError(f"{name} has no config.json; expected a folder of bridgetower or of transformers")
-    return found
+    for place in (folder / "best", folder, folder / "last"):
+        if (place / "config.json").exists():
+            return place
+    raise FileNotFoundError(f"{name} has no config.json; expected a folder of bridgetower or of transformers")
 
 
 def _read_folder(
@@ -200,12 +201,12 @@ def _read_folder(
     values = read_json(folder / "config.json")
     if overrides:
         raise ValueError(f"overrides {sorted(overrides)} are for official .ckpt files; {name} has a config of its own")
-    if values.get("format") != _FORMAT["format"] and values.get("model_type") != "bridgetower":
-        raise ValueError(
-            f"{name} is of model type {values.get('model_type')!r}; expected 'bridgetower' (a tower alone is where a "
-            "model can start from: bridgetower train --vision or --text)"
-        )
     if values.get("format") != _FORMAT["format"]:
+        if values.get("model_type") != "bridgetower":
+            raise ValueError(
+                f"{name} is of model type {values.get('model_type')!r}; expected 'bridgetower' (a tower alone is where "
+                "a model can start from: bridgetower train --vision or --text)"
+            )
         checkpoint = huggingface.read_checkpoint(name, values, read_weights(folder, name), dtype)
         if not any((folder / file).exists() for file in ("preprocessor_config.json", "processor_config.json")):
             return checkpoint
@@ -231,15 +232,6 @@ def _read_folder(
         labels={head: _names(labels, names) for head, names in read_json(labels).items()} if labels.exists() else {},
         reranking=from_plain(Reranking, values.get("reranking", {}), f"{name}: reranking"),
     )
-
-
-def _read_official(path: Path, overrides: Mapping[str, Any], dtype: torch.dtype | None) -> Checkpoint:
-    content = read_torch_archive(path)
-    settings, state_dict = content.get("hyper_parameters"), content.get("state_dict")
-    config = settings.get("config") if isinstance(settings, dict) else None
-    if not isinstance(config, dict) or not isinstance(state_dict, dict):
-        raise ValueError(f"{path} has no state_dict with hyper_parameters.config; expected an official .ckpt")
-    return microsoft.read_checkpoint(str(path), config, only_tensors(str(path), state_dict), overrides, dtype)
 
 
 def _names(path: str | Path, names: object) -> tuple[str, ...]:
@@ -285,14 +277,9 @@ def write_card(
     from huggingface_hub import ModelCardData
 
     config, source = checkpoint.config, checkpoint.source
-    values = ModelCardData(
-        license=license,
-        library_name="bridgetower",
-        datasets=list(datasets) or None,
-        tags=["bridgetower", "vision-language", "arxiv:2206.08657"],
-    )
+    tags = ["bridgetower", "vision-language", "arxiv:2206.08657"]
+    values = ModelCardData(license=license, library_name="bridgetower", datasets=list(datasets) or None, tags=tags)
     millions = sum(tensor.numel() for tensor in checkpoint.tensors.values()) / 1e6
-    trained = [f"`{each}`" for each in (*datasets, *data)]
     vision, text = config.vision, config.text
     parts = [
         f"---\n{values.to_yaml()}\n---\n\n# {name or 'BridgeTower'}\n",
@@ -303,11 +290,11 @@ def write_card(
         f"Made from `{Path(source).name if Path(source).exists() else source}`.\n",
         f'```python\nimport bridgetower\n\nmodel = bridgetower.load("{name or "FOLDER"}")\n```\n',
     ]
-    if trained:
-        parts.append(f"Training data: {', '.join(trained)}.\n")
+    if datasets or data:
+        parts.append(f"Training data: {', '.join(f'`{each}`' for each in (*datasets, *data))}.\n")
     if command:
         parts.append(f"Trained by:\n\n```bash\n{command}\n```\n")
     if metrics:
-        rows = [f"| {metric} | {value:.4g} |" for metric, value in metrics.items()]
-        parts.append("\n".join(["| metric | value |", "|---|---|", *rows, ""]))
-    write_text(folder / CARD, "\n".join(parts))
+        parts.append("| metric | value |\n|---|---|")
+    parts += [f"| {metric} | {value:.4g} |" for metric, value in metrics.items()]
+    write_text(folder / CARD, "\n".join(parts).rstrip() + "\n")

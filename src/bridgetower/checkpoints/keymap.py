@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from bridgetower.checkpoints.tensors import extent
 from bridgetower.model.heads import HEADS
 
 Naming = Literal["clip", "timm", "huggingface"]
@@ -28,16 +29,13 @@ class Source:
         return torch.Size((1,) * self.leading_ones + tuple(part))
 
 
-def block(attention_norm: str, qkv: str | tuple[str, ...], out: str, mlp_norm: str, up: str, down: str) -> list[Rule]:
-    """Returns the rules of a transformer layer, from the foreign name of each of its modules; `qkv` may be three."""
-    return [
-        (r"attention_norm\.(\w+)", (attention_norm,)),
-        (r"attention\.qkv\.(\w+)", (qkv,) if isinstance(qkv, str) else qkv),
-        (r"attention\.out\.(\w+)", (out,)),
-        (r"mlp_norm\.(\w+)", (mlp_norm,)),
-        (r"mlp\.up\.(\w+)", (up,)),
-        (r"mlp\.down\.(\w+)", (down,)),
-    ]
+_BLOCK = ("attention_norm", "attention.qkv", "attention.out", "mlp_norm", "mlp.up", "mlp.down")
+
+
+def block(*foreign: str | tuple[str, ...]) -> list[Rule]:
+    """Returns the rules of a transformer layer, from the foreign names of the modules in `_BLOCK`."""
+    names = [(name,) if isinstance(name, str) else name for name in foreign]
+    return [(rf"{re.escape(ours)}\.(\w+)", theirs) for ours, theirs in zip(_BLOCK, names, strict=True)]
 
 
 def inside(prefix: str, foreign: str, rules: Iterable[Rule]) -> list[Rule]:
@@ -69,12 +67,9 @@ def image_tower(
 # Our name -> foreign names; "{0}", "{1}" are the groups of the pattern. First match wins.
 # Prefixes: TEXT is the text tower, VISION the image tower, MODEL everything else of the backbone.
 _BERT_LAYER = block(
-    attention_norm="attention.output.LayerNorm.{0}",
-    qkv=("attention.self.query.{0}", "attention.self.key.{0}", "attention.self.value.{0}"),
-    out="attention.output.dense.{0}",
-    mlp_norm="output.LayerNorm.{0}",
-    up="intermediate.dense.{0}",
-    down="output.dense.{0}",
+    "attention.output.LayerNorm.{0}",
+    ("attention.self.query.{0}", "attention.self.key.{0}", "attention.self.value.{0}"),
+    *("attention.output.dense.{0}", "output.LayerNorm.{0}", "intermediate.dense.{0}", "output.dense.{0}"),
 )
 _FUSION_LAYER = [
     (r"cross_attention\.query\.(\w+)", ("crossattention.self.query.{0}",)),
@@ -144,7 +139,7 @@ _PREFIXES: dict[Naming, dict[str, str]] = {
 
 
 def name_table(
-    names: Iterable[str], naming: Naming, *, separate_projections: bool = False, backbone_prefix: str = ""
+    names: Iterable[str], naming: Naming, separate_projections: bool = False, backbone_prefix: str = ""
 ) -> dict[str, Source]:
     """Returns where each of our tensors is found under a foreign naming."""
     projections = _SEPARATE_PROJECTIONS if separate_projections else _SHARED_PROJECTIONS
@@ -221,29 +216,53 @@ class TowerNaming:
         ones = _TIMM_ONES if self.kind in ("timm", "vit") else {}
         return rule_table(names, self.rules, {"VISION.": self.prefix, "TEXT.": self.prefix}, ones)
 
-    def find(self, tensors: Mapping[str, Tensor], name: str) -> Tensor | None:
-        """Returns the publisher's tensor (the first of them) for one of our names, None if it is not there."""
-        return tensors.get(self.table([name])[name].names[0])
+    def sizes(self, source: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Returns what tensors show of the tower's config; KeyError names one that is missing."""
+
+        def foreign(name: str) -> str:
+            return self.table([f"{self.part}.{name}"])[f"{self.part}.{name}"].names[0]
+
+        def size(name: str, axis: int = 0) -> int:
+            return extent(tensors, foreign(name), axis)
+
+        layers = foreign("layers.0.mlp.up.weight").partition(".0.")[0] + "."
+        numbers = {name.removeprefix(layers).partition(".")[0] for name in tensors if name.startswith(layers)}
+        told = {"num_layers": len(numbers), "intermediate_size": size("layers.0.mlp.up.weight")}
+        if self.part == "text":
+            return told | {
+                "vocab_size": size("word_embedding.weight"),
+                "hidden_size": size("word_embedding.weight", -1),
+                "max_positions": size("position_embedding.weight"),
+                "type_vocab_size": size("token_type_embedding.weight"),
+            }
+        clip, patch = self.kind in ("openai", "clip"), size("patch_embedding.weight", -1)
+        distilled = not clip and foreign("distillation_embedding") in tensors
+        patches = size("position_embedding", -2) - 1 - distilled
+        side = round(max(patches, 0) ** 0.5)
+        if side**2 != patches or not side:
+            raise ValueError(f"{source} has positions for {patches} patches; expected a square number")
+        return told | {
+            "image_size": side * patch,
+            "patch_size": patch,
+            "hidden_size": size("patch_embedding.weight"),
+            "pre_norm": clip,
+            "patch_bias": not clip,
+            "distillation_token": distilled,
+        }
 
 
 _HF_CLIP_LAYER = block(
-    attention_norm="layer_norm1.{0}",
-    qkv=("self_attn.q_proj.{0}", "self_attn.k_proj.{0}", "self_attn.v_proj.{0}"),
-    out="self_attn.out_proj.{0}",
-    mlp_norm="layer_norm2.{0}",
-    up="mlp.fc1.{0}",
-    down="mlp.fc2.{0}",
+    "layer_norm1.{0}",
+    ("self_attn.q_proj.{0}", "self_attn.k_proj.{0}", "self_attn.v_proj.{0}"),
+    *("self_attn.out_proj.{0}", "layer_norm2.{0}", "mlp.fc1.{0}", "mlp.fc2.{0}"),
 )
 _HF_CLIP = image_tower(
     *_HUGGINGFACE_EMBEDDINGS, "post_layernorm", "encoder.layers", _HF_CLIP_LAYER, pre_norm="pre_layrnorm.{0}"
 )
 _VIT_LAYER = block(
-    attention_norm="layernorm_before.{0}",
-    qkv=("attention.attention.query.{0}", "attention.attention.key.{0}", "attention.attention.value.{0}"),
-    out="attention.output.dense.{0}",
-    mlp_norm="layernorm_after.{0}",
-    up="intermediate.dense.{0}",
-    down="output.dense.{0}",
+    "layernorm_before.{0}",
+    ("attention.attention.query.{0}", "attention.attention.key.{0}", "attention.attention.value.{0}"),
+    *("attention.output.dense.{0}", "layernorm_after.{0}", "intermediate.dense.{0}", "output.dense.{0}"),
 )
 _VIT = image_tower(
     *("embeddings.patch_embeddings.projection", "embeddings.cls_token", "embeddings.position_embeddings"),
@@ -252,41 +271,48 @@ _VIT = image_tower(
 )
 
 
-def _towers(
-    kind: Kind, prefixes: tuple[str, ...], marker: str, rules: list[Rule], *beside: str
-) -> Iterator[TowerNaming]:
-    for prefix in prefixes:
-        patterns = tuple(pattern.replace("PREFIX", re.escape(prefix)) for pattern in beside)
-        yield TowerNaming(kind, prefix, marker, rules, patterns)
-
-
-NAMINGS = (
-    *_towers(
+_TOWERS: tuple[tuple[Any, ...], ...] = (  # kind, prefixes, marker, rules, and patterns of what stands beside
+    (
         *("openai", ("visual.",), "class_embedding", _CLIP, r"PREFIXproj"),
         r"positional_embedding|text_projection|logit_scale|input_resolution|context_length|vocab_size",
         r"(transformer|token_embedding|ln_final)\..*",
     ),
-    *_towers("timm", ("",), "patch_embed.proj.weight", _TIMM, r"(head|head_dist|pre_logits)\..*"),
-    *_towers(
+    ("timm", ("",), "patch_embed.proj.weight", _TIMM, r"(head|head_dist|pre_logits)\..*"),
+    (
         *("clip", ("vision_model.", ""), "embeddings.class_embedding", _HF_CLIP, r"PREFIXembeddings\.position_ids"),
         r"(text_model|classifier)\..*|(visual|text)_projection\.weight|logit_scale",
     ),
-    *_towers(
+    (
         *("vit", ("vit.", "deit.", ""), "embeddings.cls_token", _VIT, r"PREFIX(pooler\..*|embeddings\.mask_token)"),
         r"((cls_|distillation_)?classifier|decoder)\..*",
     ),
-    *_towers(
+    (
         *("bert", ("roberta.", "bert.", ""), "embeddings.word_embeddings.weight", _TEXT),
         r"PREFIX(pooler\..*|embeddings\.(position_ids|token_type_ids))",
         # Official: the MLM head starts anew, so those of RoBERTa and BERT are not read either.
         r"(lm_head|cls|classifier|qa_outputs)\..*",
     ),
 )
+NAMINGS = tuple(
+    TowerNaming(kind, prefix, marker, rules, tuple(one.replace("PREFIX", re.escape(prefix)) for one in beside))
+    for kind, prefixes, marker, rules, *beside in _TOWERS
+    for prefix in prefixes
+)
 
 
 def recognise(tensors: Mapping[str, Tensor], part: Literal["vision", "text"]) -> TowerNaming | None:
     known = (naming for naming in NAMINGS if naming.part == part)
     return next((naming for naming in known if naming.prefix + naming.marker in tensors), None)
+
+
+def official_towers(naming: Naming) -> tuple[TowerNaming, TowerNaming]:
+    """Returns the namings of the image tower and the text tower in the official code."""
+    kinds = ("VISION.", "timm" if naming == "timm" else "openai"), ("TEXT.", "bert")
+    image, text = (
+        replace(next(known for known in NAMINGS if known.kind == kind), prefix=_PREFIXES[naming][place])
+        for place, kind in kinds
+    )
+    return image, text
 
 
 def settings(source: str, kind: Kind, values: Values, width: int) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -6,13 +6,14 @@ import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bridgetower.checkpoints.checkpoint import Checkpoint, collect, extra_tensor_names, parameter_shapes
-from bridgetower.checkpoints.keymap import PUBLISHED_HEADS, Naming, name_table
+from bridgetower.checkpoints.keymap import PUBLISHED_HEADS, Naming, name_table, official_towers, settings
 from bridgetower.checkpoints.tensors import extent
 from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig, TextConfig, VisionConfig
 from bridgetower.model.plain import known_fields
@@ -28,8 +29,6 @@ _DROPPABLE = (
     r"temperature",
     r"(train|val|test|dev)_.*",  # metric states
 )
-
-
 _MANAGER_MODULES = {
     "extra_query_LayerNorm": "other_norm",
     "LayerNorm": "norms",
@@ -77,19 +76,14 @@ def read_checkpoint(
         )
     try:
         tensors = _split(tensors)
-        config = ModelConfig(
-            vision=_vision_config(tensors, naming, overrides.get("vision.num_heads")),
-            text=_text_config(official, tensors, overrides.get("text.num_heads")),
-            fusion=_fusion_config(official, tensors),
-            heads=_heads_config(official, tensors),
-        ).override(overrides)
+        config = _model_config(source, official, tensors, naming, overrides).override(overrides)
     except KeyError as error:
         raise ValueError(
             f"{source} lacks {error}; expected an official BridgeTower, METER or ManagerTower checkpoint"
         ) from error
-    table = name_table(parameter_shapes(config), naming)
     extra_names = [name for name in extra_tensor_names(config) if naming == "clip" or "text." in name]
-    checkpoint = collect(source, config, tensors, table, name_table(extra_names, naming), _DROPPABLE, dtype)
+    tables = name_table(parameter_shapes(config), naming), name_table(extra_names, naming)
+    checkpoint = collect(source, config, tensors, *tables, _DROPPABLE, dtype)
     # The official evaluation transform: `clip` crops, `blip` and `albef` squash; the tokenizer is only named.
     squashes = any("blip" in key or "albef" in key for key in official.val_transform_keys)
     preprocessing = ProcessorConfig(
@@ -132,107 +126,67 @@ def _split(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return split
 
 
-def _heads_config(official: Settings, tensors: Mapping[str, Tensor]) -> HeadsConfig:
-    """Every head that the file has; fine-tuned ones may carry those of several tasks, of one inner width."""
-    tasks = [task for task in ("vqa", "snli", "nlvr2") if f"{task}_classifier.3.weight" in tensors]
-    norms = [f"{task}_classifier.1.weight" for task in tasks]
-    inner = [extent(tensors, norm) if norm in tensors else 0 for norm in norms]  # 0: `task_head_layers=1`
-    pooled_size = 2 * extent(tensors, "cross_modal_text_transform.weight")
-    itc = "itc_text_head.fc.weight"
-    return HeadsConfig(
-        mlm="mlm_score.bias" in tensors,
-        itm="itm_score.fc.weight" in tensors,
-        itc="tower" if itc in tensors else None,
-        itc_size=extent(tensors, itc) if itc in tensors else HeadsConfig.itc_size,
-        rank="rank_output.weight" in tensors,
-        vqa=extent(tensors, "vqa_classifier.3.weight") if "vqa" in tasks else 0,
-        snli_ve="snli" in tasks,
-        nlvr2="nlvr2" in tasks,
-        hidden_scale=inner[0] / pooled_size if inner else HeadsConfig.hidden_scale,
-        nlvr2_dropout=official.nlvr2_drop_rate,
-    )
-
-
-def _vision_config(tensors: Mapping[str, Tensor], naming: Naming, num_heads: int | None) -> VisionConfig:
-    timm, blocks = naming == "timm", "vit_model.visual.transformer.resblocks."
-    patches, positions = "vit_model.visual.conv1.weight", "vit_model.visual.positional_embedding"
-    if timm:
-        patches, positions, blocks = "vit_model.patch_embed.proj.weight", "vit_model.pos_embed", "vit_model.blocks."
-    width, patch = extent(tensors, patches), extent(tensors, patches, -1)
-    num_patches = extent(tensors, positions, -2) - 1
-    return VisionConfig(
-        image_size=round(max(num_patches, 0) ** 0.5) * patch,
-        patch_size=patch,
-        hidden_size=width,
-        num_layers=_count(tensors, blocks),
-        # CLIP's own code derives the heads from the width; timm's names fix them.
-        num_heads=num_heads or (_heads("vision", width) if timm else max(width // 64, 1)),
-        intermediate_size=extent(tensors, blocks + ("0.mlp.fc1.weight" if timm else "0.mlp.c_fc.weight")),
-        layer_norm_eps=1e-6 if timm else 1e-5,
-        activation="gelu" if timm else "quick_gelu",
-        pre_norm=not timm,
-        patch_bias=timm,
-    )
-
-
-def _text_config(official: Settings, tensors: Mapping[str, Tensor], num_heads: int | None) -> TextConfig:
-    roberta = "roberta" in official.tokenizer
-    embeddings, layers = "text_transformer.embeddings.", "text_transformer.encoder.layer."
-    width = extent(tensors, f"{embeddings}word_embeddings.weight", 1)
-    return TextConfig(
-        vocab_size=extent(tensors, f"{embeddings}word_embeddings.weight"),
-        hidden_size=width,
-        num_layers=_count(tensors, layers),
-        num_heads=num_heads or _heads("text", width),
-        intermediate_size=extent(tensors, layers + "0.intermediate.dense.weight"),
-        max_positions=extent(tensors, f"{embeddings}position_embeddings.weight"),
-        type_vocab_size=extent(tensors, f"{embeddings}token_type_embeddings.weight"),
-        pad_token_id=1 if roberta else 0,
-        positions="roberta" if roberta else "bert",
-        layer_norm_eps=1e-5 if roberta else 1e-12,
-    )
-
-
-def _fusion_config(official: Settings, tensors: Mapping[str, Tensor]) -> FusionConfig:
+def _model_config(
+    source: str, official: Settings, tensors: Mapping[str, Tensor], naming: Naming, overrides: Mapping[str, Any]
+) -> ModelConfig:
+    """Returns the config by the shapes of the tensors and what the run config tells."""
     if official.meter_fusion:
         raise ValueError(
             "the official option meter_fusion is not supported; expected model_type BT or METER without it"
         )
-    layers, managers = "cross_modal_text_layers.", "cross_modal_text_manager_tower.0.weights"
-    managed: dict[str, Any] = {}
-    if managers in tensors:
-        if official.manager_type not in _MANAGERS:
-            raise ValueError(f"manager_type is {official.manager_type!r}; expected one of {', '.join(_MANAGERS)}")
-        for part, ours in (("text", "text_layers"), ("image", "vision_layers")):
-            depth = extent(tensors, f"layer_embeddings_{part}.weight")
-            count = extent(tensors, f"cross_modal_{part}_manager_tower.0.weights")
-            managed[ours] = tuple(range(depth - count + 1, depth + 1))
-    bridge = None if official.model_type == "METER" else "add"
-    return FusionConfig(
-        hidden_size=extent(tensors, "cross_modal_text_transform.weight"),
-        num_layers=_count(tensors, layers),
+    image, words = (known.sizes(source, tensors) for known in official_towers(naming))
+    image |= settings(source, "timm" if naming == "timm" else "openai", {}, image["hidden_size"])[1]
+    if "roberta" in official.tokenizer:
+        words |= {"positions": "roberta", "pad_token_id": 1, "layer_norm_eps": 1e-5}
+    else:
+        words |= {"positions": "bert", "pad_token_id": 0, "layer_norm_eps": 1e-12}
+    for tower, told in (("vision", image), ("text", words)):
+        usual = told.get("num_heads") or PUBLISHED_HEADS.get(told["hidden_size"])
+        told["num_heads"] = overrides.get(f"{tower}.num_heads") or usual
+        if told["num_heads"] is None:  # the official code takes them from the tower's name, which a file lacks
+            raise ValueError(
+                f"an official checkpoint does not store the attention heads of its {tower} tower of width "
+                f"{told['hidden_size']}; pass overrides={{'{tower}.num_heads': ...}}"
+            )
+    size = partial(extent, tensors)
+    fusion = FusionConfig(
+        hidden_size=size("cross_modal_text_transform.weight"),
+        num_layers=len({name.split(".")[1] for name in tensors if name.startswith("cross_modal_text_layers.")}),
         num_heads=official.num_heads,
-        intermediate_size=extent(tensors, layers + "0.intermediate.dense.weight"),
-        bridge=_MANAGERS[official.manager_type] if managed else bridge,
-        input_norm="cross_modal_text_layernorm.weight" in tensors or bool(managed),
-        layer_embeddings=bool(managed),
-        **managed,
-        num_token_types=extent(tensors, "token_type_embeddings.weight"),
+        intermediate_size=size("cross_modal_text_layers.0.intermediate.dense.weight"),
+        num_token_types=size("token_type_embeddings.weight"),
         dropout=official.drop_rate,
+        **_bridges(official, tensors),
     )
+    # Every head that the file has; fine-tuned ones may carry those of several tasks, of one inner width.
+    tasks = [task for task in ("vqa", "snli", "nlvr2") if f"{task}_classifier.3.weight" in tensors]
+    norms = [f"{task}_classifier.1.weight" for task in tasks]
+    inner = [size(norm) if norm in tensors else 0 for norm in norms]  # 0: `task_head_layers=1`
+    itc = "itc_text_head.fc.weight"
+    heads = HeadsConfig(
+        mlm="mlm_score.bias" in tensors,
+        itm="itm_score.fc.weight" in tensors,
+        itc="tower" if itc in tensors else None,
+        itc_size=size(itc) if itc in tensors else HeadsConfig.itc_size,
+        rank="rank_output.weight" in tensors,
+        vqa=size("vqa_classifier.3.weight") if "vqa" in tasks else 0,
+        snli_ve="snli" in tasks,
+        nlvr2="nlvr2" in tasks,
+        hidden_scale=inner[0] / (2 * fusion.hidden_size) if inner else HeadsConfig.hidden_scale,
+        nlvr2_dropout=official.nlvr2_drop_rate,
+    )
+    return ModelConfig(vision=VisionConfig(**image), text=TextConfig(**words), fusion=fusion, heads=heads)
 
 
-def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
-    numbers = {name.removeprefix(prefix).split(".")[0] for name in tensors if name.startswith(prefix)}
-    if not numbers:
-        raise KeyError(f"{prefix}*")
-    return len(numbers)
-
-
-def _heads(tower: str, width: int) -> int:
-    if width not in PUBLISHED_HEADS:  # the official code takes them from the tower's name, which a file lacks
-        raise ValueError(
-            f"an official checkpoint does not store the attention heads of its {tower} tower of width {width}; "
-            f"pass overrides={{'{tower}.num_heads': ...}}"
-        )
-    return PUBLISHED_HEADS[width]
+def _bridges(official: Settings, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    if "cross_modal_text_manager_tower.0.weights" not in tensors:
+        bridge = None if official.model_type == "METER" else "add"
+        return {"bridge": bridge, "input_norm": "cross_modal_text_layernorm.weight" in tensors}
+    if official.manager_type not in _MANAGERS:
+        raise ValueError(f"manager_type is {official.manager_type!r}; expected one of {', '.join(_MANAGERS)}")
+    managed: dict[str, Any] = {"bridge": _MANAGERS[official.manager_type], "input_norm": True, "layer_embeddings": True}
+    for part, ours in (("text", "text_layers"), ("image", "vision_layers")):
+        depth = extent(tensors, f"layer_embeddings_{part}.weight")
+        count = extent(tensors, f"cross_modal_{part}_manager_tower.0.weights")
+        managed[ours] = tuple(range(depth - count + 1, depth + 1))
+    return managed

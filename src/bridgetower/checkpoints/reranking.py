@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, cast
 
 from jaxtyping import Float
 from torch import Tensor
@@ -12,11 +12,8 @@ from torch import Tensor
 from bridgetower.files import flattened
 from bridgetower.model.plain import AT_LEAST_0, AT_LEAST_1, check_numbers, from_plain
 
-ITC_WEIGHT = "itc_weight"
-"""Name of the weight, as a metric and in configs."""
-
-ITC_ALONE = 1e6
-"""The largest weight of ITC in a two-stage ranking: candidates are matched, but their order is that of the cosine."""
+ITC_WEIGHT = "itc_weight"  # the name of the weight, as a metric and in configs
+ITC_ALONE = 1e6  # the largest weight in a two-stage ranking: candidates are matched, but ordered by the cosine
 
 
 class Match(TypedDict, total=False):
@@ -74,18 +71,11 @@ class Gain:
 
 @dataclass(frozen=True, kw_only=True)
 class Reranking:
-    """What validation found for the second stage of a search; the config of a checkpoint has it as `reranking`.
+    """What validation found for the second stage of a search; the config of a checkpoint has it as `reranking`."""
 
-    Attributes:
-        itc_weight: Of the cosine in a two-stage ranking (`inference.combined_scores`); 0 ranks candidates by matching
-            alone.
-        calibration: Of matching; None: it was not measured, and outputs of the matching head are scores.
-        gain: Of two stages over ITC alone; None: it was not measured.
-    """
-
-    itc_weight: float = 0.0
-    calibration: Calibration | None = None
-    gain: Gain | None = None
+    itc_weight: float = 0.0  # of the cosine (`inference.combined_scores`); 0 ranks candidates by matching alone
+    calibration: Calibration | None = None  # None: it was not measured, and outputs of the matching head are scores
+    gain: Gain | None = None  # of two stages over ITC alone; None: it was not measured
 
     def __post_init__(self) -> None:
         check_numbers(self, "reranking.", itc_weight=(0, ITC_ALONE))
@@ -104,9 +94,7 @@ class Reranking:
         return (log_odds if self.calibration is None else self.calibration.log_odds(log_odds)).sigmoid()
 
     def named(self, log_odds: Float[Tensor, " n"]) -> list[Match]:
-        if self.calibration is None:
-            return [{"score": value} for value in self.match(log_odds).tolist()]
-        return [{"probability": value} for value in self.match(log_odds).tolist()]
+        return [cast(Match, {self.shown: value}) for value in self.match(log_odds).tolist()]
 
     def to_plain(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if value is not None}
@@ -126,5 +114,4 @@ class Reranking:
         return from_plain(cls, values, "reranking")
 
 
-UNMEASURED = Reranking()
-"""Of a checkpoint without a record, such as a published one: candidates are ranked by matching alone."""
+UNMEASURED = Reranking()  # of a checkpoint without a record, such as a published one

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,20 +19,13 @@ from torch import Tensor
 
 from bridgetower.files import json_text, read_json, replacing, write_json
 
-WEIGHTS = (
-    *("model.safetensors", "model.safetensors.index.json"),
-    *("pytorch_model.bin", "pytorch_model.bin.index.json"),
-)
-"""What transformers and timm call the weights in a folder, best first."""
+# What transformers and timm call the weights in a folder, best first.
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+SHARDS = "model-*.safetensors"  # the files that an index lists
+SHARD_BYTES = 4 * 10**9  # weights above this are written in several files
+ABOUT = "state.json"
 
-SHARDS = "model-*.safetensors"
-"""Pattern of the names of the files that an index lists."""
-
-SHARD_BYTES = 4 * 10**9
-"""Weights above this are written in several files."""
-
-_CHECKSUM = "crc32"  # in the metadata of a safetensors file
-_THREADS, _THREADED_AT_LEAST = 4, 2**22  # for checksums; less bytes take longer to share out than to read
+_CHECKSUM = "crc32"  # in the metadata of a safetensors file, and in `state.json`
 _UNPACKED, _UNPACKED_AT_LEAST = 4, 2**26  # times the size of an archive, and bytes; compressed weights have about twice
 _SHARED = 4  # times the bytes of all memory; tied embeddings and decoders have up to twice
 
@@ -97,13 +90,8 @@ def checksum(tensors: Mapping[str, Tensor]) -> str:
         about = zlib.crc32(repr((name, list(tensor.shape), str(tensor.dtype))).encode())
         return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, about)
 
-    names = sorted(tensors)
-    if sum(tensors[name].nbytes for name in names) < _THREADED_AT_LEAST:
-        parts = list(map(part, names))
-    else:
-        with ThreadPoolExecutor(_THREADS) as pool:
-            parts = list(pool.map(part, names))
-    return f"{zlib.crc32(repr(parts).encode()):08x}"
+    with ThreadPoolExecutor(4) as pool:
+        return f"{zlib.crc32(repr(list(pool.map(part, sorted(tensors)))).encode()):08x}"
 
 
 def read_sharded(index: Path) -> Mapping[str, Tensor]:
@@ -152,20 +140,18 @@ def only_tensors(name: str, values: Mapping[str, Any]) -> dict[str, Tensor]:
     """Returns named, dense tensors; each with memory of its own, as training would move two at once."""
 
     def is_weight(key: object, value: object) -> bool:
-        dense = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_nested
-        return isinstance(key, str) and dense and cast(Tensor, value).device.type == "cpu"
+        named = isinstance(key, str) and isinstance(value, Tensor)
+        return named and value.layout == torch.strided and not value.is_nested and value.device.type == "cpu"
 
-    others = sorted(str(key) for key, value in values.items() if not is_weight(key, value))
-    if others:
+    if others := sorted(str(key) for key, value in values.items() if not is_weight(key, value)):
         raise ValueError(f"{name} holds {', '.join(others[:10])}, which are no named, dense tensors; expected weights")
-    memories = {key: tensor.untyped_storage() for key, tensor in values.items()}
-    stored = {memory.data_ptr(): memory.nbytes() for memory in memories.values()}
+    stored = {memory.data_ptr(): memory.nbytes() for memory in (one.untyped_storage() for one in values.values())}
     read, most = sum(tensor.nbytes for tensor in values.values()), _SHARED * sum(stored.values())
     if read > most:  # shared by many, or a few numbers repeated without end
         raise ValueError(f"tensors of {name} share memory and would take {read} bytes apart; expected at most {most}")
     apart = {}
     for key, tensor in values.items():
-        first = stored.pop(memories[key].data_ptr(), None) is not None
+        first = stored.pop(tensor.untyped_storage().data_ptr(), None) is not None
         apart[key] = tensor.detach() if first else tensor.detach().clone()
     return apart
 
@@ -196,9 +182,8 @@ def write_weights(
 
     stem = "model" if for_transformers else f"model-{checksum(tensors)}"
     sizes = {name: tensor.to("meta") for name, tensor in tensors.items()}  # which share no memory
-    split = split_torch_state_dict_into_shards(
-        sizes, filename_pattern=f"{stem}{{suffix}}.safetensors", max_shard_size=int(shard_bytes)
-    )
+    pattern = f"{stem}{{suffix}}.safetensors"
+    split = split_torch_state_dict_into_shards(sizes, filename_pattern=pattern, max_shard_size=int(shard_bytes))
     for shard, names in split.filename_to_tensors.items():
         write_safetensors(folder / shard, {name: tensors[name] for name in names}, for_transformers=for_transformers)
     write_json(folder / WEIGHTS[1], {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
@@ -222,9 +207,6 @@ def _check_unpacked(path: Path) -> bool:
     if unpacked > max(_UNPACKED * size, _UNPACKED_AT_LEAST):
         raise ValueError(f"its {size} bytes would be {unpacked} unpacked; expected at most {_UNPACKED} times as many")
     return all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
-
-
-ABOUT = "state.json"
 
 
 def write_about(folder: Path, content: Mapping[str, Any]) -> None:

@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from bridgetower.checkpoints.checkpoint import check_sources, finite, resized_vision
-from bridgetower.checkpoints.hub import download, parse_hub_id
-from bridgetower.checkpoints.keymap import MODEL_TYPES, Values, import_tensors, recognise, rule_table, settings
-from bridgetower.checkpoints.tensors import extent, only_tensors, read_safetensors, read_torch_archive, read_weights
+from bridgetower.checkpoints.hub import locate
+from bridgetower.checkpoints.keymap import MODEL_TYPES, TowerNaming, Values, import_tensors, recognise, settings
+from bridgetower.checkpoints.tensors import only_tensors, read_safetensors, read_torch_archive, read_weights
 from bridgetower.files import read_json
 from bridgetower.model.config import TextConfig, VisionConfig
 from bridgetower.model.layers import on_meta
@@ -112,25 +112,15 @@ def read_text_tower(source: str, overrides: Values | None = None) -> TowerWeight
 
 
 def _open(source: str) -> _Found:
-    path = Path(source)
-    if path.is_file():
-        if path.suffix == ".safetensors":
-            return _Found(source, read_safetensors(path), {}, None)
-        content = read_torch_archive(path)
-        wrapped = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), dict)), content)
-        return _Found(source, only_tensors(source, wrapped), {}, None)
-    if path.is_dir():
-        folder, name = path, source
-    elif (hub_id := parse_hub_id(source)) and hub_id[1] is None:
-        repo, _, revision = hub_id
-        folder, commit = download(repo, revision)
-        name = f"{repo}@{commit}"
-        if revision != commit:
-            logger.warning("%s is at commit %s; %s pins it", source, commit, name)
-    else:
-        raise FileNotFoundError(f"{source} does not exist; expected a file with weights, a folder or a hub id")
-    config = folder / "config.json"
-    return _Found(name, read_weights(folder, name), read_json(config) if config.exists() else {}, folder)
+    place, name = locate(source, "a file with weights, a folder")
+    if place.is_dir():
+        config = place / "config.json"
+        return _Found(name, read_weights(place, name), read_json(config) if config.exists() else {}, place)
+    if place.suffix == ".safetensors":
+        return _Found(name, read_safetensors(place), {}, None)
+    content = read_torch_archive(place)
+    wrapped = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), dict)), content)
+    return _Found(name, only_tensors(name, wrapped), {}, None)
 
 
 def _own_tower(found: _Found, part: Literal["vision", "text"], overrides: Values) -> TowerWeights:
@@ -144,39 +134,10 @@ def _own_tower(found: _Found, part: Literal["vision", "text"], overrides: Values
             name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"): tensor
             for name, tensor in tensors.items()
         }
-
-    def size(name: str, axis: int = 0) -> int:
-        tensor = naming.find(tensors, f"{part}.{name}")
-        if tensor is None:
-            raise ValueError(f"{source} lacks tensors: {naming.table([f'{part}.{name}'])[f'{part}.{name}'].names[0]}")
-        return extent({name: tensor}, name, axis)
-
-    build: Any = TextTransformer if part == "text" else VisionTransformer
-    told: dict[str, Any] = {"num_layers": 0, "intermediate_size": size("layers.0.mlp.up.weight")}
-    while naming.find(tensors, f"{part}.layers.{told['num_layers']}.mlp.up.weight") is not None:
-        told["num_layers"] += 1
-    if part == "text":
-        told |= {
-            "vocab_size": size("word_embedding.weight"),
-            "hidden_size": size("word_embedding.weight", -1),
-            "max_positions": size("position_embedding.weight"),
-            "type_vocab_size": size("token_type_embedding.weight"),
-        }
-    else:
-        clip, patch = naming.kind in ("openai", "clip"), size("patch_embedding.weight", -1)
-        distilled = not clip and naming.find(tensors, "vision.distillation_embedding") is not None
-        patches = size("position_embedding", -2) - 1 - distilled
-        side = round(max(patches, 0) ** 0.5)
-        if side**2 != patches or not side:
-            raise ValueError(f"{source} has positions for {patches} patches; expected a square number")
-        told |= {
-            "image_size": side * patch,
-            "patch_size": patch,
-            "hidden_size": size("patch_embedding.weight"),
-            "pre_norm": clip,
-            "patch_bias": not clip,
-            "distillation_token": distilled,
-        }
+    try:
+        told = naming.sizes(source, tensors)
+    except KeyError as error:
+        raise ValueError(f"{source} lacks tensors: {error.args[0]}") from error
     from_config, defaults = settings(source, naming.kind, found.settings, told["hidden_size"])
     told |= from_config
     check_overrides(source, part, told, overrides)
@@ -188,10 +149,7 @@ def _own_tower(found: _Found, part: Literal["vision", "text"], overrides: Values
         )
     config = TextConfig(**values) if part == "text" else VisionConfig(**values)
     with on_meta():
-        shapes = {f"{part}.{name}": tensor.shape for name, tensor in build(config).state_dict().items()}
-    table = naming.table(shapes)
-    if dropped := check_sources(source, shapes, tensors, table, naming.droppable):
-        logger.info("%s: not used: %s", source, ", ".join(dropped))
+        tower = TextTransformer(config) if isinstance(config, TextConfig) else VisionTransformer(config)
     pixels = None
     if part == "vision" and found.folder is not None:
         timm = found.settings.get("pretrained_cfg")
@@ -199,12 +157,8 @@ def _own_tower(found: _Found, part: Literal["vision", "text"], overrides: Values
             pixels = channels(found.folder, "mean", timm["mean"]), channels(found.folder, "std", timm["std"])
         else:
             pixels = read_normalisation(found.folder)
-    return TowerWeights(
-        source=source,
-        config=config,
-        tensors=finite(source, import_tensors(table, tensors, torch.float32)),
-        preprocessing={} if pixels is None else {"image_mean": pixels[0], "image_std": pixels[1]},
-    )
+    preprocessing = {} if pixels is None else {"image_mean": pixels[0], "image_std": pixels[1]}
+    return _weights(source, config, tower, tensors, naming, preprocessing)
 
 
 def _timm_tower(found: _Found, overrides: Values) -> TowerWeights:
@@ -223,20 +177,30 @@ def _timm_tower(found: _Found, overrides: Values) -> TowerWeights:
         tensors = tower.converted(found.tensors)
     except RuntimeError as error:
         raise ValueError(f"{found.name} does not fit timm's {architecture} ({error}); give its own name") from error
-    shapes = {f"vision.{name}": tensor.shape for name, tensor in tower.state_dict().items()}
-    table = rule_table(shapes, [(r"vision\.model\.(.+)", ("{0}",))], {}, {})
-    check_sources(found.name, shapes, tensors, table, (r"(head|head_dist|pre_logits)\..*",))
-    return TowerWeights(
-        source=found.name,
-        config=config,
-        tensors=finite(found.name, import_tensors(table, tensors, torch.float32)),
-        preprocessing={
-            "profile": "official-finetune" if data["crop_mode"] == "squash" else "official-pretrain",
-            "image_mean": tuple(data["mean"]),
-            "image_std": tuple(data["std"]),
-            "interpolation": data["interpolation"],
-        },
-    )
+    naming = TowerNaming("timm", "", "", [(r"vision\.model\.(.+)", ("{0}",))], (r"(head|head_dist|pre_logits)\..*",))
+    preprocessing = {
+        "profile": "official-finetune" if data["crop_mode"] == "squash" else "official-pretrain",
+        "image_mean": tuple(data["mean"]),
+        "image_std": tuple(data["std"]),
+        "interpolation": data["interpolation"],
+    }
+    return _weights(found.name, config, tower, tensors, naming, preprocessing)
+
+
+def _weights(
+    source: str,
+    config: Any,
+    tower: nn.Module,
+    tensors: Mapping[str, Tensor],
+    naming: TowerNaming,
+    preprocessing: Values,
+) -> TowerWeights:
+    shapes = {f"{naming.part}.{name}": tensor.shape for name, tensor in tower.state_dict().items()}
+    table = naming.table(shapes)
+    if dropped := check_sources(source, shapes, tensors, table, naming.droppable):
+        logger.info("%s: not used: %s", source, ", ".join(dropped))
+    converted = finite(source, import_tensors(table, tensors, torch.float32))
+    return TowerWeights(source=source, config=config, tensors=converted, preprocessing=preprocessing)
 
 
 def check_overrides(source: str, part: str, decided: Values, overrides: Values) -> None:

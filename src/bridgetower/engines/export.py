@@ -17,15 +17,14 @@ import tempfile
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from bridgetower.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
-from bridgetower.checkpoints.fingerprint import code_content
+from bridgetower.checkpoints.fingerprint import code_content, exact_fingerprint
 from bridgetower.engines.config import FORMS, TOLERANCES, EngineName, Form, Precision
-from bridgetower.engines.parts import Part, flat, make_part, part_names
-from bridgetower.engines.parts_engine import make_runner
+from bridgetower.engines.parts import Part, Runner, part_names
 from bridgetower.extras import is_installed, require
 from bridgetower.files import (
     locked,
@@ -63,17 +62,15 @@ def write_exported(
         write_checkpoint(replace(checkpoint, tensors=tensors), temporary, shard_bytes=math.inf)  # graphs refer to it
         model = read_checkpoint(temporary, extensions=checkpoint.extensions).model(copy=False)
         require("onnx", "onnxscript")
-        able: dict[EngineName, Precision] = {}  # the precision in which each is to give the model's numbers
-        for (engine, precision), runs in FORMS.items():
-            if runs == form:
-                able.setdefault(engine, precision)
+        precision: Precision = "fp32" if form == "onnx" else "int8"  # in which the numbers are to be the model's
+        able = [engine for engine in get_args(EngineName) if FORMS.get((engine, precision)) == form]
         if not any(map(is_installed, able)):
             require("onnx", *able)
-        runners = {engine: make_runner(engine, temporary, able[engine]) for engine in able if is_installed(engine)}
+        runners = {engine: Runner(engine, temporary, precision) for engine in able if is_installed(engine)}
         differences: dict[str, dict[str, float]] = {engine: {} for engine in runners}
         names = part_names(model)
         for name in counted(names, "exporting parts", shown=progress):
-            part = make_part(model, name)
+            part = Part(model, name)
             if form == "onnx":
                 write_graph(part, temporary / f"{name}.onnx", temporary / _WEIGHTS)
             else:
@@ -82,8 +79,8 @@ def write_exported(
                 off = 0.0  # from the model, over examples of several sizes
                 for inputs in part.examples():
                     with torch.no_grad():
-                        expected = part.module(*inputs)
-                    outputs = runner.run(name, [value.numpy() for value in flat(inputs)])
+                        expected = part(*inputs)
+                    outputs = runner.run(name, [value.numpy() for value in inputs])
                     for output, wanted in zip(outputs, expected, strict=True):
                         difference = (torch.from_numpy(output) - wanted).abs().max() / wanted.abs().max().clamp(min=1)
                         off = max(off, float(difference.nan_to_num(torch.inf)))
@@ -93,15 +90,9 @@ def write_exported(
                         f"{TOLERANCES[form]:.0e}: use engine torch"
                     )
                 differences[engine][name] = off
-        manifest = {
-            "version": VERSION,
-            "form": form,
-            "weights": _fingerprint(temporary, form),
-            "parts": {name: sha256_of(temporary / f"{name}.onnx") for name in names},
-            "signed": signed,
-            "largest_difference": differences,  # of each engine's part from the model
-        }
-        write_json(temporary / MANIFEST, manifest)
+        manifest = {"version": VERSION, "form": form, "signed": signed, "weights": _fingerprint(temporary, form)}
+        parts = {name: sha256_of(temporary / f"{name}.onnx") for name in names}
+        write_json(temporary / MANIFEST, {**manifest, "parts": parts, "largest_difference": differences})
     return differences
 
 
@@ -162,12 +153,9 @@ def content_key(checkpoint: Checkpoint) -> str:
         {*map(type, model.modules()), *filter(inspect.isfunction, builders)},
         [file for place in (inspect.getfile(BridgeTower), __file__) for file in Path(place).parent.glob("*.py")],
     )
-    content = [VERSION, checkpoint.config.to_dict(), part_names(model), code]
-    digest = hashlib.sha256(json.dumps(content).encode())
-    for name in sorted(checkpoint.tensors):
-        digest.update(name.encode())
-        digest.update(checkpoint.tensors[name].float().contiguous().numpy().data)
-    return digest.hexdigest()[:32]
+    weights = exact_fingerprint(checkpoint.tensors)
+    content = [VERSION, checkpoint.config.to_dict(), part_names(model), code, weights]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
 
 
 def products_overflow() -> bool:
@@ -230,8 +218,8 @@ def _graph(part: Part, *, optimize: bool) -> Any:
             verbose=False,
             optimize=optimize,
             opset_version=_OPSET,
-            input_names=list(part.input_names),
-            output_names=list(part.output_names),
+            input_names=list(part.dynamic),
+            output_names=part.output_names,
         )
     ClearMetadataAndDocStringPass()(program.model)  # it names files of this machine
     return program
@@ -242,24 +230,21 @@ def _fingerprint(folder: Path, form: Form) -> str:
     return layout(folder / _WEIGHTS) if form == "onnx" else sha256_of(folder / _WEIGHTS)
 
 
-def tensor_ranges(weights: Path) -> dict[str, tuple[int, int]]:
-    """Returns where the tensors of a safetensors file lie: first byte and number of bytes."""
-    header, first = _header(weights)
-    return {
-        name: (first + entry["data_offsets"][0], entry["data_offsets"][1] - entry["data_offsets"][0])
-        for name, entry in header.items()
-        if name != "__metadata__"
-    }
-
-
 def layout(weights: Path) -> str:
     """Returns a fingerprint of what graphs take for granted of a weights file: names, formats, shapes and places."""
-    header, first = _header(weights)
-    header["__metadata__"] = {"format": "pt"}  # whatever it is: it may hold a checksum of the numbers
-    return hashlib.sha256(json.dumps([first, header], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(_header(weights), sort_keys=True).encode()).hexdigest()
 
 
-def _header(weights: Path) -> tuple[dict[str, Any], int]:
+def tensor_ranges(weights: Path) -> dict[str, tuple[int, int]]:
+    """Returns where the tensors of a safetensors file lie: first byte and number of bytes."""
+    first, header = _header(weights)
+    places = {name: entry["data_offsets"] for name, entry in header.items()}
+    return {name: (first + start, end - start) for name, (start, end) in places.items()}
+
+
+def _header(weights: Path) -> tuple[int, dict[str, Any]]:
     with weights.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
-        return parse_json(file.read(size), f"the header of {weights}"), 8 + size
+        header = parse_json(file.read(size), f"the header of {weights}")
+    header.pop("__metadata__", None)  # which may hold a checksum of the numbers
+    return 8 + size, header

@@ -1,17 +1,25 @@
-"""The parts that a model is exported in: towers and fusion encoder, each computing what one use reads."""
+"""The parts that a model is exported in, each computing what one use reads, and the engine that they make on a CPU."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import ctypes
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.fusion import Encoded
+from bridgetower.engines.config import EngineName, Precision
+from bridgetower.model.bridgetower import IMAGE, BridgeTower, EncodeOutputs
+from bridgetower.model.cpu import optimize_for_cpu
+from bridgetower.model.fusion import Encoded, Fused, FusionOutputs, Mask
 from bridgetower.model.heads import HeadInputs, chosen_heads
 
 PartName = Literal["image", "image_cls", "text", "text_cls", "fusion_pooled", "fusion_text"]
@@ -27,109 +35,211 @@ _PARTS_OF: dict[HeadInputs, tuple[PartName, ...]] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Part:
-    """A part in PyTorch with example arguments and which of their sizes vary, ready to be exported."""
-
-    name: PartName
-    module: nn.Module
-    inputs: tuple[Any, ...]
-    dynamic: tuple[Any, ...]
-    input_names: tuple[str, ...]
-    output_names: tuple[str, ...]
-
-    def examples(self) -> Iterator[tuple[Any, ...]]:
-        """Yields the example arguments, and their first half without the last token."""
-
-        def smaller(tensor: Tensor, sizes: Mapping[int, Dim]) -> Tensor:
-            return tensor[:1, :-1] if 1 in sizes else tensor[:1]
-
-        yield self.inputs
-        yield tuple(
-            [*map(smaller, value, dynamic)] if isinstance(value, list) else smaller(value, dynamic)
-            for value, dynamic in zip(self.inputs, self.dynamic, strict=True)
-        )
-
-    def exported(self) -> ExportedProgram:
-        with torch.no_grad():
-            return torch.export.export(self.module, self.inputs, dynamic_shapes=self.dynamic, strict=False)
-
-
-class _Image(nn.Module):
-    def __init__(self, model: BridgeTower, outputs: Any) -> None:
-        super().__init__()
-        self.model, self.outputs = model, outputs
-
-    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        image = self.model.encode_image(pixel_values, outputs=self.outputs)
-        return *image.layers, image.cls
-
-
-class _Text(_Image):
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
-        text = self.model.encode_text(input_ids, attention_mask, outputs=self.outputs)
-        return *text.layers, text.cls
-
-
-class _Fusion(_Image):
-    def forward(  # type: ignore[override]
-        self, image: Sequence[Tensor], text: Sequence[Tensor], attention_mask: Tensor
-    ) -> tuple[Tensor]:
-        # Fusion does not read the CLS of a tower; the fields are filled with what has their shape.
-        encoded_image = Encoded(tuple(image), image[0][:, 0])
-        encoded_text = Encoded(tuple(text), text[0][:, 0], attention_mask.bool())
-        fused = self.model.fuse(encoded_image, encoded_text, self.outputs)
-        return (fused.pooled if self.outputs == "pooled" else fused.text,)
-
-
 def part_names(model: BridgeTower) -> tuple[PartName, ...]:
     read = [part for name in chosen_heads(model.config.heads) for part in _PARTS_OF[model.head_specs[name].inputs]]
     return tuple(dict.fromkeys(("image", "text", "fusion_pooled", *read)))
 
 
-def make_part(model: BridgeTower, name: PartName) -> Part:
-    """Returns a part of `model`, with random examples of its inputs: two images or texts, the second text padded."""
-    config, generator = model.config.text, torch.Generator().manual_seed(0)
-    side, length = model.config.vision.image_size, min(8, config.max_length)
-    pixel_values = torch.randn(2, 3, side, side, generator=generator)
-    input_ids = torch.randint(config.vocab_size - 1, (2, length), generator=generator)
-    input_ids += input_ids >= config.pad_token_id  # so that it is any other id
-    mask = torch.ones_like(input_ids)
-    input_ids[1, length // 2 :], mask[1, length // 2 :] = config.pad_token_id, 0
-    batch = Dim("batch", min=1, max=_LARGEST_BATCH)
-    sizes = {0: batch, 1: Dim("length", min=1, max=config.max_length)}
-    image_names = tuple(f"image_{number}" for number in range(len(model.config.vision_layers)))
-    text_names = tuple(f"text_{number}" for number in range(len(model.config.text_layers)))
-    if name in ("image", "image_cls"):
-        return Part(
-            name=name,
-            module=_Image(model, "layers" if name == "image" else "cls"),
-            inputs=(pixel_values,),
-            dynamic=({0: batch},),
-            input_names=("pixel_values",),
-            output_names=(*(image_names if name == "image" else ()), "cls"),
-        )
-    if name in ("text", "text_cls"):
-        return Part(
-            name=name,
-            module=_Text(model, "layers" if name == "text" else "cls"),
-            inputs=(input_ids, mask),
-            dynamic=(sizes, sizes),
-            input_names=("input_ids", "attention_mask"),
-            output_names=(*(text_names if name == "text" else ()), "cls"),
-        )
-    outputs = name.removeprefix("fusion_")
-    with torch.no_grad():
-        image, text = model.encode_image(pixel_values), model.encode_text(input_ids, mask)
-    return Part(
-        name=name,
-        module=_Fusion(model, outputs),
-        inputs=(list(image.layers), list(text.layers), mask),
-        dynamic=([{0: batch}] * len(image.layers), [sizes] * len(text.layers), sizes),
-        input_names=(*image_names, *text_names, "attention_mask"),
-        output_names=(outputs,),
-    )
+class Part(nn.Module):
+    """A part of a model with random inputs, two images or texts, the second text padded, ready to be exported."""
+
+    def __init__(self, model: BridgeTower, name: PartName) -> None:
+        super().__init__()
+        self.model = model
+        self._tower, _, self._outputs = name.partition("_")
+        config, generator = model.config.text, torch.Generator().manual_seed(0)
+        side, length = model.config.vision.image_size, min(8, config.max_length)
+        pixel_values = torch.randn(2, 3, side, side, generator=generator)
+        input_ids = torch.randint(config.vocab_size - 1, (2, length), generator=generator)
+        input_ids += input_ids >= config.pad_token_id  # so that it is any other id
+        mask = torch.ones_like(input_ids)
+        input_ids[1, length // 2 :], mask[1, length // 2 :] = config.pad_token_id, 0
+        rows = {0: Dim("batch", min=1, max=_LARGEST_BATCH)}
+        tokens = rows | {1: Dim("length", min=1, max=config.max_length)}
+        images = {f"image_{number}": rows for number in range(len(model.config.vision_layers))}
+        texts = {f"text_{number}": tokens for number in range(len(model.config.text_layers))}
+        self.inputs: tuple[Tensor, ...]
+        self.dynamic: dict[str, dict[int, Dim]]  # the sizes that vary, by the name of the input
+        if self._tower == "image":
+            self.inputs, self.dynamic = (pixel_values,), {"pixel_values": rows}
+        elif self._tower == "text":
+            self.inputs, self.dynamic = (input_ids, mask), {"input_ids": tokens, "attention_mask": tokens}
+        else:
+            with torch.no_grad():
+                image, text = model.encode_image(pixel_values), model.encode_text(input_ids, mask)
+            self.inputs = (*image.layers, *text.layers, mask)
+            self.dynamic = images | texts | {"attention_mask": tokens}
+        layers = images if self._tower == "image" else texts
+        self.output_names = [self._outputs] if self._outputs else [*layers, "cls"]
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        outputs: Any = self._outputs or "layers"
+        if self._tower == "image":
+            image = self.model.encode_image(*inputs, outputs=outputs)
+            return *image.layers, image.cls
+        if self._tower == "text":
+            text = self.model.encode_text(*inputs, outputs=outputs)
+            return *text.layers, text.cls
+        count = len(self.model.config.vision_layers)
+        images, texts, mask = inputs[:count], inputs[count:-1], inputs[-1].bool()
+        # Fusion does not read the CLS of a tower; the fields are filled with what has their shape.
+        image, text = Encoded(images, images[0][:, 0]), Encoded(texts, texts[0][:, 0], mask)
+        return (getattr(self.model.fuse(image, text, outputs), outputs),)
+
+    def examples(self) -> Iterator[tuple[Tensor, ...]]:
+        """Yields the inputs, and their first half without the last token."""
+        yield self.inputs
+        sizes = zip(self.inputs, self.dynamic.values(), strict=True)
+        yield tuple(tensor[:1, :-1] if 1 in dynamic else tensor[:1] for tensor, dynamic in sizes)
+
+    def exported(self) -> ExportedProgram:
+        sizes = (tuple(self.dynamic.values()),)
+        with torch.no_grad():
+            return torch.export.export(self, self.inputs, dynamic_shapes=sizes, strict=False)
 
 
-def flat(arguments: Sequence[Any]) -> list[Tensor]:
-    return [tensor for value in arguments for tensor in (value if isinstance(value, list) else [value])]
+class PartsEngine:
+    """Runs towers and fusion encoder as exported parts; of the model's weights, only those of the heads are read."""
+
+    def __init__(self, model: BridgeTower, runner: Runner) -> None:
+        self.model, self.device = model.requires_grad_(False), torch.device("cpu")
+        self._runner = runner
+        optimize_for_cpu(model)
+
+    def encode_image(
+        self, pixel_values: Float[Tensor, "b 3 h w"], token_type: int = IMAGE, *, outputs: EncodeOutputs = "layers"
+    ) -> Encoded:
+        side = self.model.config.vision.image_size
+        if pixel_values.shape[-2:] != (side, side):
+            raise ValueError(
+                f"images of {pixel_values.shape[-1]} x {pixel_values.shape[-2]} pixels; this engine was built for "
+                f"{side} x {side}: pass image_size to load"
+            )
+        if outputs == "cls":
+            return Encoded((), self._run("image_cls", pixel_values)[0])
+        *layers, cls = self._run("image", pixel_values)
+        token_types = self.model.token_type_embedding.weight
+        if token_type != IMAGE:  # the part adds the one of a single image
+            layers = [layer + (token_types[token_type] - token_types[IMAGE]) for layer in layers]
+        return Encoded(tuple(layers), cls)
+
+    def encode_text(
+        self, input_ids: Int[Tensor, "b l"], attention_mask: Mask = None, *, outputs: EncodeOutputs = "layers"
+    ) -> Encoded:
+        self.model.config.text.check_length(input_ids.shape[1])
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(torch.int64)
+        if outputs == "cls":
+            return Encoded((), self._run("text_cls", input_ids, mask)[0])
+        *layers, cls = self._run("text", input_ids, mask)
+        return Encoded(tuple(layers), cls, None if attention_mask is None else attention_mask.bool())
+
+    def cache_image(self, image: Encoded) -> Encoded:
+        return image  # parts share nothing between pairs
+
+    def cache_text(self, text: Encoded) -> Encoded:
+        return text
+
+    def fuse(self, image: Encoded, text: Encoded, outputs: FusionOutputs = "pooled") -> Fused:
+        if outputs == "all":
+            raise ValueError('outputs="all" is not exported; expected "pooled" or "text", or load with engine="torch"')
+        if len(image) != len(text):
+            raise ValueError(
+                f"{len(image)} images and {len(text)} texts; expected one text per image: index them first"
+            )
+        mask = torch.ones(text.layers[0].shape[:2]) if text.mask is None else text.mask
+        part: PartName = "fusion_text" if outputs == "text" else "fusion_pooled"
+        (output,) = self._run(part, *image.layers, *text.layers, mask.to(torch.int64))
+        return Fused(**{outputs: output})
+
+    def _run(self, part: PartName, *inputs: Tensor) -> list[Tensor]:
+        arrays = [np.ascontiguousarray(tensor.numpy()) for tensor in inputs]
+        return [torch.from_numpy(output) for output in self._runner.run(part, arrays)]
+
+
+Run = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
+
+
+class Runner:
+    """Runs the parts of one exported folder, in any number of threads, with as many threads as PyTorch has."""
+
+    def __init__(self, engine: EngineName, folder: Path, precision: Precision = "fp32") -> None:
+        self._engine, self._folder, self._precision = engine, folder, precision
+        self._loaded: dict[PartName, Run] = {}
+        self._loading = Lock()
+
+    def __reduce__(self) -> tuple[type[Runner], tuple[EngineName, Path, Precision]]:
+        return Runner, (self._engine, self._folder, self._precision)
+
+    def run(self, part: PartName, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Returns the outputs of a part, which is loaded when it is first run; both are in the order of `Part`."""
+        with self._loading:
+            if part not in self._loaded:
+                path = self._folder / f"{part}.onnx"
+                self._loaded[part] = (
+                    load_openvino(path, self._precision) if self._engine == "openvino" else _load_onnxruntime(path)
+                )
+        return self._loaded[part](inputs)
+
+
+def _load_onnxruntime(path: Path) -> Run:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    # Between two parts, threads of the one must not keep those of the other from the cores.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    names = [node.name for node in session.get_inputs()]
+    return lambda inputs: session.run(None, dict(zip(names, inputs, strict=True)))
+
+
+def load_openvino(path: Path, precision: Precision) -> Run:
+    import openvino
+
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
+    }
+    with kept_signal_stack():
+        compiled = openvino.Core().compile_model(path, "CPU", settings)
+    idle: list[Any] = []  # requests, which hold the inputs and outputs of a call: each thread takes its own
+
+    def run(inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        try:
+            request = idle.pop()
+        except IndexError:
+            request = compiled.create_infer_request()
+        outputs = request.infer(list(inputs), share_inputs=True, share_outputs=False)
+        idle.append(request)
+        return [outputs[port] for port in compiled.outputs]
+
+    return run
+
+
+class SignalStack(ctypes.Structure):
+    """`stack_t` of Linux (sigaltstack(2))."""
+
+    _fields_ = (("address", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+def signal_stack() -> SignalStack:
+    found = SignalStack()
+    ctypes.CDLL(None).sigaltstack(None, ctypes.byref(found))
+    return found
+
+
+@contextmanager
+def kept_signal_stack() -> Iterator[None]:
+    """Leaves the thread the stack that it had.
+
+    OpenVINO installs one with every model that it compiles, and puts the one before back when the model goes. Of models
+    that go in another order than they came, one is left that is no longer there, and the next signal, Ctrl-C included,
+    kills the process.
+    """
+    before = signal_stack() if sys.platform == "linux" else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            ctypes.CDLL(None).sigaltstack(ctypes.byref(before), None)
