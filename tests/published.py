@@ -44,13 +44,9 @@ class ClipBlock(nn.Module):
         return hidden + self.mlp(self.ln_2(hidden))
 
 
-class ClipBlocks(nn.Module):
-    def __init__(self, width: int, depth: int) -> None:
-        super().__init__()
-        self.resblocks = nn.Sequential(*(ClipBlock(width) for _ in range(depth)))
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return self.resblocks(hidden)
+def clip_blocks(width: int, depth: int) -> nn.Module:
+    blocks = nn.Sequential(*(ClipBlock(width) for _ in range(depth)))
+    return nn.Sequential(OrderedDict(resblocks=blocks))
 
 
 class ClipVisual(nn.Module):
@@ -60,20 +56,14 @@ class ClipVisual(nn.Module):
         self.class_embedding = nn.Parameter(torch.empty(WIDTH))
         self.positional_embedding = nn.Parameter(torch.empty(17, WIDTH))
         self.ln_pre, self.ln_post = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-        self.transformer = ClipBlocks(WIDTH, depth)
+        self.transformer = clip_blocks(WIDTH, depth)
         self.proj = nn.Parameter(torch.empty(WIDTH, 20))
 
-    def embed(self, pixels: Tensor) -> Tensor:
+    def hidden(self, pixels: Tensor) -> list[Tensor]:
         patches = self.conv1(pixels).flatten(2).transpose(1, 2)
         start = self.class_embedding.expand(len(pixels), 1, -1)
-        return self.ln_pre(torch.cat([start, patches], dim=1) + self.positional_embedding)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        hidden = self.transformer(self.embed(pixels).transpose(0, 1))
-        return self.ln_post(hidden[0]) @ self.proj
-
-    def hidden(self, pixels: Tensor) -> list[Tensor]:
-        hidden, outputs = self.embed(pixels).transpose(0, 1), []
+        hidden = self.ln_pre(torch.cat([start, patches], dim=1) + self.positional_embedding).transpose(0, 1)
+        outputs = []
         for block in self.transformer.resblocks:
             hidden = block(hidden)
             outputs.append(self.ln_post(hidden.transpose(0, 1)))
@@ -85,18 +75,13 @@ class Clip(nn.Module):
 
     def __init__(self, depth: int) -> None:
         super().__init__()
-        self.visual, self.transformer = ClipVisual(depth), ClipBlocks(64, 1)
+        self.visual, self.transformer = ClipVisual(depth), clip_blocks(64, 1)
         self.token_embedding, self.ln_final = nn.Embedding(30, 64), nn.LayerNorm(64)
         self.positional_embedding = nn.Parameter(torch.empty(7, 64))
         self.text_projection = nn.Parameter(torch.empty(64, 20))
         self.logit_scale = nn.Parameter(torch.ones(()))
         for name, number in (("input_resolution", 32), ("context_length", 7), ("vocab_size", 30)):
             self.register_buffer(name, torch.tensor(number))
-
-    def forward(self, pixels: Tensor, ids: Tensor) -> Tensor:
-        text = self.transformer((self.token_embedding(ids) + self.positional_embedding).transpose(0, 1))
-        texts = self.ln_final(text[-1]) @ self.text_projection
-        return self.logit_scale.exp() * self.visual(pixels) @ texts.T
 
 
 def openai(path: Path, *, depth: int = 3) -> Published:

@@ -1,7 +1,8 @@
-"""A checkpoint in memory: the model around its tensors, another image size, and the checks of what was read."""
+"""A checkpoint in memory: the model around its tensors, another image size, checks of what was read, fingerprints."""
 
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import make_dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,10 +10,12 @@ import torch
 from torch import Tensor
 
 import tiny
-from bridgetower.checkpoints import UNMEASURED, Checkpoint, Gain, Reranking
+from bridgetower.checkpoints import UNMEASURED, Checkpoint, Gain, Reranking, fingerprint, read_checkpoint
 from bridgetower.checkpoints.checkpoint import check_tensors, collect, extra_tensor_names, parameter_shapes
+from bridgetower.checkpoints.fingerprint import _changed, exact_fingerprint
 from bridgetower.checkpoints.keymap import export_tensors, name_table
-from bridgetower.processor import Processor, ProcessorConfig
+from bridgetower.predictor import load
+from bridgetower.processor import Processor, ProcessorConfig, train_tokenizer
 
 
 @pytest.fixture
@@ -117,20 +120,15 @@ class TestLabels:
         with pytest.raises(ValueError, match=r"mine does not name the classes of its vqa head; .* pass answers"):
             replace(with_vqa, labels={}).class_names("vqa")
 
-    @pytest.mark.parametrize(
-        ("head", "names", "message"),
-        [
+    def test_not_one_for_each_class(self, with_vqa: Checkpoint) -> None:
+        for head, names, message in (
             ("vqa", ("yes", "no"), "for the 3 classes of its vqa head; expected one for each"),
             ("vqa", ("yes", "no", "yes"), "2 different names among 3 for the 3 classes"),
             ("vqa", ("yes", "no", "2", "3"), "for the 3 classes"),
             ("text", ("a", "b"), "for the 0 classes of its text head"),
-        ],
-    )
-    def test_not_one_for_each_class(
-        self, with_vqa: Checkpoint, head: str, names: tuple[str, ...], message: str
-    ) -> None:
-        with pytest.raises(ValueError, match=message):
-            replace(with_vqa, labels={head: names})
+        ):
+            with pytest.raises(ValueError, match=message):
+                replace(with_vqa, labels={head: names})
 
 
 @pytest.mark.parametrize(
@@ -186,10 +184,10 @@ class TestCollect:
         assert collected.extra_tensors.keys() == {"text.pooler.dense.weight", "vision.separate_norms.3.bias"}
         assert collected.dropped == ("left_a", "left_b", "temp")
 
-    @pytest.mark.parametrize("name", ["xleft_a", "temperature2", "temp.x", "vit_model.visual.ln_separate.9.bias"])
-    def test_patterns_match_whole_names(self, foreign: dict[str, Tensor], name: str) -> None:
-        with pytest.raises(ValueError, match=f"theirs has unknown tensors: {name}"):
-            self.collected(foreign | {name: torch.rand(24)})
+    def test_patterns_match_whole_names(self, foreign: dict[str, Tensor]) -> None:
+        for name in ("xleft_a", "temperature2", "temp.x", "vit_model.visual.ln_separate.9.bias"):
+            with pytest.raises(ValueError, match=f"theirs has unknown tensors: {name}"):
+                self.collected(foreign | {name: torch.rand(24)})
 
     def test_shapes_are_told_under_the_names_of_the_file(self, foreign: dict[str, Tensor]) -> None:
         wrong: dict[str, Any] = {
@@ -210,3 +208,51 @@ def test_extra_tensor_names_of_unread_layers() -> None:
     assert blocks == {"4", "5"}
     assert norms >= {str(number) for number in range(6)}
     assert not any(name.startswith("vision.layers.") for name in extra_tensor_names(tiny.CONFIG))
+
+
+def of(checkpoint: Checkpoint) -> str:
+    assert checkpoint.processor is not None
+    return fingerprint(checkpoint.config, checkpoint.tensors, checkpoint.processor)
+
+
+class TestFingerprint:
+    """It stays where vectors stay, and changes with all that they depend on."""
+
+    @pytest.fixture
+    def checkpoint(self, tiny_checkpoint: Path) -> Checkpoint:
+        return read_checkpoint(tiny_checkpoint)
+
+    def test_is_the_same_in_either_precision_and_order(self, checkpoint: Checkpoint, tiny_checkpoint: Path) -> None:
+        assert len(of(checkpoint)) == 16
+        assert of(replace(checkpoint, tensors=dict(reversed(checkpoint.tensors.items())))) == of(checkpoint)
+        assert load(tiny_checkpoint, device="cpu").fingerprint == of(checkpoint)
+        assert load(tiny_checkpoint, device="cpu", precision="bf16").fingerprint == of(checkpoint)
+
+    def test_changes_with_every_weight_and_setting(self, checkpoint: Checkpoint) -> None:
+        processor, variants = checkpoint.processor, [checkpoint, checkpoint.resized(40)]
+        assert processor is not None
+        for name in ("token_type_embedding.weight", "itc_head.image.weight", "vision.class_embedding"):
+            changed = checkpoint.tensors[name].clone()
+            changed.view(-1)[-1] += 0.1
+            turned = checkpoint.tensors[name].reshape(-1, 1)  # same bytes, another shape
+            variants += [replace(checkpoint, tensors=checkpoint.tensors | {name: one}) for one in (changed, turned)]
+        white = Processor(replace(processor.config, background=(255, 255, 255)), processor.tokenizer)
+        words = Processor(processor.config, train_tokenizer(["another text"] * 9, vocab_size=300))
+        variants += [replace(checkpoint, processor=other) for other in (white, words)]
+        variants.append(replace(checkpoint, config=checkpoint.config.override({"vision.layer_norm_eps": 1e-6})))
+        assert len({of(variant) for variant in variants}) == len(variants)
+
+    def test_a_new_setting_at_its_default_changes_nothing(self) -> None:
+        before = make_dataclass("Before", [("a", int, 1)])
+        after = make_dataclass("After", [("a", int, 1), ("b", torch.dtype, torch.float32)])
+        assert dict(_changed(before(2))) == dict(_changed(after(2))) == {"a": 2}
+        assert dict(_changed(after(2, torch.float16))) != {"a": 2}
+
+    def test_an_exact_one_changes_with_the_smallest_change(self, checkpoint: Checkpoint) -> None:
+        tensors = dict(checkpoint.tensors)
+        before, name = exact_fingerprint(tensors), "vision.class_embedding"
+        assert exact_fingerprint(dict(reversed(tensors.items()))) == before
+        assert len(before) == 16
+        tensors[name] = torch.nextafter(tensors[name], torch.tensor(9.0))
+        assert exact_fingerprint(tensors) != before
+        assert of(replace(checkpoint, tensors=tensors)) == of(checkpoint)  # which counts in bfloat16

@@ -2,18 +2,22 @@
 
 import errno
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest.mock import Mock
 
 import pytest
 import torch
+from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import load_file
 from torch import Tensor
 
 import tiny
+from bridgetower import BridgeTower, load
 from bridgetower.checkpoints import (
     UNMEASURED,
     Calibration,
@@ -76,15 +80,15 @@ class TestSources:
         for name in ("owner/name", f"../{tmp_path.name}/owner/name"):
             assert read_checkpoint(name).source == name
 
-    @pytest.mark.parametrize("settings", ["{}", '{"model_max_length": 1e30}', '{"model_max_length": 40}'])
-    def test_a_folder_of_transformers_cuts_to_what_its_model_takes(self, safe: Path, settings: str) -> None:
-        (safe / "tokenizer_config.json").write_text(settings)
-        checkpoint = read_checkpoint(safe)
-        processor, limit = checkpoint.processor, checkpoint.config.text.max_length
-        assert processor is not None
-        (ids,) = processor.token_ids(["a dog runs " * 30], truncate=True)
-        assert len(ids) == processor.config.max_length == limit
-        checkpoint.model().encode_text(torch.tensor([ids]))
+    def test_a_folder_of_transformers_cuts_to_what_its_model_takes(self, safe: Path) -> None:
+        for settings in ("{}", '{"model_max_length": 1e30}', '{"model_max_length": 40}'):
+            (safe / "tokenizer_config.json").write_text(settings)
+            checkpoint = read_checkpoint(safe)
+            processor, limit = checkpoint.processor, checkpoint.config.text.max_length
+            assert processor is not None
+            (ids,) = processor.token_ids(["a dog runs " * 30], truncate=True)
+            assert len(ids) == processor.config.max_length == limit
+            checkpoint.model().encode_text(torch.tensor([ids]))
 
 
 class TestShards:
@@ -141,16 +145,15 @@ class TestTiedDecoder:
         config.tie_word_embeddings = True
         return tiny.off_defaults(transformers.BridgeTowerForMaskedLM(config)).eval()
 
-    @pytest.mark.parametrize("weights", ["safetensors", "pickle"])
-    def test_it_is_found_and_converted(self, tied: "BridgeTowerForMaskedLM", tmp_path: Path, weights: str) -> None:
+    def test_it_is_found_and_converted(self, tied: "BridgeTowerForMaskedLM", tmp_path: Path) -> None:
         folder = tmp_path / "tied"
         tied.save_pretrained(folder)
         tensors = tensor_files.read_safetensors(folder / "model.safetensors")
         assert "mlm_score.decoder.weight" not in tensors
-        if weights == "pickle":
-            torch.save(dict(tensors), folder / "pytorch_model.bin")
-            (folder / "model.safetensors").unlink()
         read = read_checkpoint(folder)
+        torch.save(dict(tensors), folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+        assert tiny.equal(read_checkpoint(folder).tensors, read.tensors)
         decoder, words = read.tensors["mlm_head.decoder.weight"], read.tensors["text.word_embedding.weight"]
         assert torch.equal(decoder, words)
         assert decoder.data_ptr() != words.data_ptr(), "training must not move one through the other"
@@ -180,22 +183,17 @@ class TestTiedDecoder:
             read_checkpoint(safe)
 
 
-class TestNothingThere:
-    @pytest.mark.parametrize("name", ["nowhere", "./owner/name", "a/b/c", "model.ckpt", "owner/model.ckpt", "~/x"])
-    def test_no_such_path(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-        monkeypatch.chdir(tmp_path)
+def test_nothing_is_there(own: Path, safe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("nowhere", "./owner/name", "a/b/c", "model.ckpt", "owner/model.ckpt", "~/x"):
         with pytest.raises(FileNotFoundError, match="does not exist; expected a folder"):
             read_checkpoint(name)
-
-    def test_an_empty_folder(self, tmp_path: Path) -> None:
-        with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
-            read_checkpoint(tmp_path)
-
-    @pytest.mark.parametrize("kind", ["safe", "own"])
-    def test_no_weights(self, request: pytest.FixtureRequest, kind: str) -> None:
-        folder: Path = request.getfixturevalue(kind)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
+        read_checkpoint(tmp_path / "empty")
+    for folder in (own, safe):
         (folder / "model.safetensors").unlink()
-        with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
+        with pytest.raises(FileNotFoundError, match=r"has no weights; expected one of model\.safetensors"):
             read_checkpoint(folder)
 
 
@@ -275,9 +273,9 @@ class TestReranking:
         with pytest.raises(FileNotFoundError, match="has no config"):
             write_reranking("owner/name", RERANKING)
 
-    @pytest.mark.parametrize(
-        ("part", "field", "value", "message"),
-        [
+    def test_what_is_none(self, own: Path) -> None:
+        content = json.loads((own / "config.json").read_text())
+        for part, field, value, message in (
             *(("", "itc_weight", value, r"itc_weight is .*; expected") for value in (-1.0, 1e7, "16", True, None)),
             ("", "weight", 1.0, r"reranking has unknown fields \['weight'\]"),
             ("calibration", "slope", -1.0, r"calibration\.slope is -1\.0; expected at least 0"),
@@ -285,14 +283,12 @@ class TestReranking:
             ("calibration", "ece_after", 2.0, r"calibration\.ece_after is 2\.0; expected a number from 0 to 1"),
             ("gain", "low", "none", r"gain\.low is 'none'; expected float"),
             ("gain", "difference", 3.0, r"gain\.difference is 3\.0; expected a number from -1 to 1"),
-        ],
-    )
-    def test_what_is_none(self, own: Path, part: str, field: str, value: object, message: str) -> None:
-        values = json.loads((own / "config.json").read_text()) | {"reranking": RERANKING.to_plain()}
-        (values["reranking"][part] if part else values["reranking"])[field] = value
-        (own / "config.json").write_text(json.dumps(values))
-        with pytest.raises(ValueError, match=message):
-            read_checkpoint(own)
+        ):
+            reranking = RERANKING.to_plain()
+            (reranking[part] if part else reranking)[field] = value
+            (own / "config.json").write_text(json.dumps(content | {"reranking": reranking}))
+            with pytest.raises(ValueError, match=message):
+                read_checkpoint(own)
 
 
 class TestFullDisk:
@@ -358,16 +354,86 @@ class TestLabels:
         with pytest.raises(ValueError, match=r"it has heads that transformers lacks \(vqa"):
             convert(with_answers, tmp_path / "hf", "hf")
 
-    @pytest.mark.parametrize("text", ["yes\nno", '{"vqa": ["yes"]}', '["yes", 2]', "[["])
-    def test_a_file_of_something_else(self, with_answers: Checkpoint, tmp_path: Path, text: str) -> None:
+    def test_a_file_of_something_else(self, with_answers: Checkpoint, tmp_path: Path) -> None:
         write_checkpoint(with_answers, tmp_path / "model")
         answers = tmp_path / "answers.json"
-        answers.write_text(text)
-        with pytest.raises(ValueError, match=r"answers\.json is no list of answers"):
-            read_checkpoint(tmp_path / "model", answers=answers)
-
-    def test_a_damaged_file_of_the_checkpoint(self, with_answers: Checkpoint, tmp_path: Path) -> None:
-        write_checkpoint(with_answers, tmp_path)
-        (tmp_path / "labels.json").write_text('{"vqa": "yes"}')
+        for text in ("yes\nno", '{"vqa": ["yes"]}', '["yes", 2]', "[["):
+            answers.write_text(text)
+            with pytest.raises(ValueError, match=r"answers\.json is no list of answers"):
+                read_checkpoint(tmp_path / "model", answers=answers)
+        (tmp_path / "model" / "labels.json").write_text('{"vqa": "yes"}')
         with pytest.raises(ValueError, match=r"labels\.json holds names that are no list of texts"):
-            read_checkpoint(tmp_path)
+            read_checkpoint(tmp_path / "model")
+
+
+class TestSave:
+    """A model saved by its own methods."""
+
+    TEXTS = ("a red square", "two blue circles")
+
+    def test_after_training(self, tiny_checkpoint: Path, tmp_path: Path) -> None:
+        checkpoint = read_checkpoint(tiny_checkpoint)
+        model = checkpoint.model().train()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        model.itm_logits(model.fuse(*tiny.encodings(model)).pooled).square().sum().backward()
+        optimizer.step()
+        model.save(tmp_path / "mine")
+        saved, before = load(tmp_path / "mine", device="cpu"), load(tiny_checkpoint, device="cpu")
+        assert tiny.equal(saved.model.state_dict(), model.state_dict())
+        assert saved.processor.config == before.processor.config
+        assert tiny.off(saved.embed_texts(self.TEXTS), before.embed_texts(self.TEXTS)) > 1e-4
+        assert read_checkpoint(tmp_path / "mine").labels == checkpoint.labels
+
+    def test_all_that_came_along(self, checkpoint: Checkpoint, tmp_path: Path) -> None:
+        config = tiny.changed(heads__vqa=2)
+        values = {"config": config, "tensors": tiny.build(config).state_dict(), "extra_tensors": {"x": torch.rand(3)}}
+        named = {"labels": {"vqa": ("yes", "no")}, "reranking": RERANKING, "processor": None}
+        changed = replace(checkpoint, **values, **named)
+        changed.model().save(tmp_path / "saved")
+        convert(changed, tmp_path / "converted", "bridgetower")
+        assert content(tmp_path / "saved") == content(tmp_path / "converted")
+
+    def test_a_new_model_replaces_nothing(self, tmp_path: Path) -> None:
+        model = BridgeTower(tiny.CONFIG)
+        model.save(tmp_path / "new")
+        assert tiny.equal(read_checkpoint(tmp_path / "new").model().state_dict(), model.state_dict())
+        with pytest.raises(FileExistsError, match="is not empty"):
+            model.save(tmp_path / "new")
+
+    def test_a_used_predictor(self, tiny_checkpoint: Path, tmp_path: Path) -> None:
+        predictor = load(tiny_checkpoint, device="cpu")
+        vectors = predictor.embed_texts(self.TEXTS)
+        predictor.save(tmp_path / "again")
+        again = load(tmp_path / "again", device="cpu")
+        assert again.fingerprint == predictor.fingerprint
+        assert torch.equal(again.embed_texts(self.TEXTS), vectors)
+
+    def test_pushed_to_the_hub(self, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        repository, sent = tmp_path / "repository", []
+
+        def create_repo(api: HfApi, repo_id: str, **options: Any) -> SimpleNamespace:
+            sent.append({"repo_id": repo_id, "token": api.token, **options})
+            return SimpleNamespace(repo_id=f"owner/{repo_id}")
+
+        def upload_folder(api: HfApi, *, repo_id: str, folder_path: Path, commit_message: str) -> SimpleNamespace:
+            shutil.copytree(folder_path, repository)
+            return SimpleNamespace(commit_url=f"https://hub/{repo_id}/commit/1")
+
+        monkeypatch.setattr(HfApi, "create_repo", create_repo)
+        monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
+        predictor = load(tiny_checkpoint, device="cpu")
+        facts = {"license": "mit", "datasets": ["owner/shapes"], "metrics": {"recall@1": 0.5}, "command": "train nano"}
+        url = predictor.model.push_to_hub("mine", private=True, token="hf_secret", **facts)  # type: ignore[arg-type]
+        assert url == "https://hub/owner/mine/commit/1"
+        assert sent == [{"repo_id": "mine", "private": True, "exist_ok": True, "token": "hf_secret"}]
+        assert load(repository, device="cpu").fingerprint == predictor.fingerprint
+        card = ModelCard.load(repository / "README.md")
+        assert (card.data.license, card.data.library_name, card.data.datasets) == (
+            "mit",
+            "bridgetower",
+            ["owner/shapes"],
+        )
+        for part in ('load("owner/mine")', "| recall@1 | 0.5 |", "train nano", tiny_checkpoint.name, "million param"):
+            assert part in card.text
+        assert str(tiny_checkpoint) not in card.text, "no path of this machine"
+        assert "hf_secret" not in card.content

@@ -21,29 +21,31 @@ TEXT_DEPTH, FUSION_DEPTH, MANAGED = 4, 3, {"text": 2, "image": 3}
 HEADS = 4
 
 
-def linear(name: str, out: int, inside: int) -> dict[str, tuple[int, ...]]:
+Shapes = dict[str, tuple[int, ...]]
+
+
+def linear(name: str, out: int, inside: int) -> Shapes:
     return {f"{name}.weight": (out, inside), f"{name}.bias": (out,)}
 
 
-def norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
+def norm(name: str, width: int) -> Shapes:
     return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
 
 
-def attention(name: str, width: int) -> dict[str, tuple[int, ...]]:
-    parts = [linear(f"{name}.self.{part}", width, width) for part in ("query", "key", "value")]
-    joined = parts[0] | parts[1] | parts[2]
-    return joined | linear(f"{name}.output.dense", width, width) | norm(f"{name}.output.LayerNorm", width)
+def bert_layer(name: str, width: int, inner: int, *attentions: str) -> Shapes:
+    found = linear(f"{name}.intermediate.dense", inner, width) | linear(f"{name}.output.dense", width, inner)
+    found |= norm(f"{name}.output.LayerNorm", width)
+    for attention in (f"{name}.{attention}" for attention in attentions):
+        for part in ("self.query", "self.key", "self.value", "output.dense"):
+            found |= linear(f"{attention}.{part}", width, width)
+        found |= norm(f"{attention}.output.LayerNorm", width)
+    return found
 
 
-def feed_forward(name: str, width: int, inner: int) -> dict[str, tuple[int, ...]]:
-    layers = linear(f"{name}.intermediate.dense", inner, width) | linear(f"{name}.output.dense", width, inner)
-    return layers | norm(f"{name}.output.LayerNorm", width)
-
-
-def common(image_depth: int) -> dict[str, tuple[int, ...]]:
+def common(image_depth: int) -> Shapes:
     """What both have: RoBERTa, CLIP's towers with the left-overs of its text side, fusion layers, poolers."""
     text, clip = "text_transformer.embeddings", "vit_model.visual"
-    names: dict[str, tuple[int, ...]] = {
+    names: Shapes = {
         f"{text}.position_ids": (1, POSITIONS),
         f"{text}.word_embeddings.weight": (WORDS, T),
         f"{text}.position_embeddings.weight": (POSITIONS, T),
@@ -62,37 +64,35 @@ def common(image_depth: int) -> dict[str, tuple[int, ...]]:
         **linear("cross_modal_image_transform", D, V),
     }
     for number in range(TEXT_DEPTH):
-        layer = f"text_transformer.encoder.layer.{number}"
-        names |= attention(f"{layer}.attention", T) | feed_forward(layer, T, 4 * T)
-    for number in range(image_depth):
-        block = f"{clip}.transformer.resblocks.{number}"
+        names |= bert_layer(f"text_transformer.encoder.layer.{number}", T, 4 * T, "attention")
+    for block in (f"{clip}.transformer.resblocks.{number}" for number in range(image_depth)):
         names |= {f"{block}.attn.in_proj_weight": (3 * V, V), f"{block}.attn.in_proj_bias": (3 * V,)}
         names |= linear(f"{block}.attn.out_proj", V, V) | norm(f"{block}.ln_1", V) | norm(f"{block}.ln_2", V)
         names |= linear(f"{block}.mlp.c_fc", 4 * V, V) | linear(f"{block}.mlp.c_proj", V, 4 * V)
     for stream in ("text", "image"):
         names |= linear(f"cross_modal_{stream}_pooler.dense", D, D)
         for number in range(FUSION_DEPTH):
-            layer = f"cross_modal_{stream}_layers.{number}"
-            names |= attention(f"{layer}.attention", D) | attention(f"{layer}.crossattention", D)
-            names |= feed_forward(layer, D, FEED)
+            names |= bert_layer(f"cross_modal_{stream}_layers.{number}", D, FEED, "attention", "crossattention")
     return names
 
 
-def mlm_and_itm() -> dict[str, tuple[int, ...]]:
-    transform = linear("mlm_score.transform.dense", D, D) | norm("mlm_score.transform.LayerNorm", D)
-    decoder = {"mlm_score.decoder.weight": (WORDS, D), "mlm_score.bias": (WORDS,)}
-    return transform | decoder | linear("itm_score.fc", 2, 2 * D)
+MLM_AND_ITM = {
+    **linear("mlm_score.transform.dense", D, D),
+    **norm("mlm_score.transform.LayerNorm", D),
+    "mlm_score.decoder.weight": (WORDS, D),
+    "mlm_score.bias": (WORDS,),
+    **linear("itm_score.fc", 2, 2 * D),
+}
 
 
-def managers(kind: str, weight: str) -> dict[str, tuple[int, ...]]:
-    names: dict[str, tuple[int, ...]] = {"temperature": ()}
-    for stream, image_depth in (("text", TEXT_DEPTH), ("image", TEXT_DEPTH)):
-        names[f"layer_embeddings_{stream}.weight"] = (image_depth, D)
-        count = MANAGED[stream]
+def manager_tower(kind: str, weight: str) -> Shapes:
+    names = common(TEXT_DEPTH) | MLM_AND_ITM | {"temperature": ()}
+    for stream, count in MANAGED.items():
+        names[f"layer_embeddings_{stream}.weight"] = (TEXT_DEPTH, D)
+        names |= linear(f"cross_modal_itc_{stream}_head.fc", 20, T if stream == "text" else V)
         for number in range(FUSION_DEPTH):
             manager = f"cross_modal_{stream}_manager_tower.{number}.manager_layer"
-            previous = int(number > 0)
-            width = D if weight == "vector" else 1
+            previous, width = int(number > 0), D if weight == "vector" else 1
             for index in range(count + previous):
                 names |= norm(f"{manager}.LayerNorm.{index}", D)
             names |= {f"{manager}.softmax_temperature": (1,), f"{manager}.softmax_temperature_cross": (1,)}
@@ -100,23 +100,16 @@ def managers(kind: str, weight: str) -> dict[str, tuple[int, ...]]:
                 names[f"{manager}.layer_scores"] = (1, count + previous, 1, width)
             else:
                 names[f"{manager}.layer_scores_cross"] = (1, 1, 1, width)
-                names |= linear(f"{manager}.linear_controller", count, 2 * D) | norm(
-                    f"{manager}.extra_query_LayerNorm", D
-                )
+                names |= linear(f"{manager}.linear_controller", count, 2 * D)
+                names |= norm(f"{manager}.extra_query_LayerNorm", D)
                 names |= linear(f"{manager}.fusion_attention.q_proj", D, D)
                 names |= linear(f"{manager}.fusion_attention.k_proj", D, D)
-        names |= linear(f"cross_modal_itc_{stream}_head.fc", 20, T if stream == "text" else V)
     return names
 
 
-SETTINGS = {
-    "tokenizer": "roberta-base",
-    "num_heads": HEADS,
-    "drop_rate": 0.1,
-    "max_text_len": 12,
-    "val_transform_keys": ["clip"],
-}
-METER = common(TEXT_DEPTH - 1) | mlm_and_itm()  # its CLIP lacks the last block
+SETTINGS: dict[str, Any] = {"tokenizer": "roberta-base", "num_heads": HEADS, "drop_rate": 0.1, "max_text_len": 12}
+SETTINGS |= {"val_transform_keys": ["clip"]}
+METER = common(TEXT_DEPTH - 1) | MLM_AND_ITM  # its CLIP lacks the last block
 FINE_TUNED = common(TEXT_DEPTH - 1) | {
     "rank_output.weight": (1, 2 * D),
     "rank_output.bias": (1,),
@@ -130,7 +123,7 @@ FINE_TUNED = common(TEXT_DEPTH - 1) | {
 }
 
 
-def weights(names: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+def weights(names: Shapes) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(5)
     tensors = {name: 0.3 * torch.randn(shape, generator=generator) for name, shape in names.items()}
     # away from where a temperature or a scale is without effect, or a softmax is one-hot
@@ -142,7 +135,10 @@ def weights(names: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
 
 
 def read(folder: Path, tensors: Mapping[str, Tensor], **settings: Any) -> Checkpoint:
-    content = {"state_dict": dict(tensors), "hyper_parameters": {"config": SETTINGS | settings}}
+    content = {
+        "state_dict": dict(tensors),
+        "hyper_parameters": {"config": SETTINGS | settings},
+    }
     torch.save(content, folder / "model.ckpt")
     return read_checkpoint(folder / "model.ckpt", overrides=OVERRIDES)
 
@@ -295,50 +291,36 @@ class TestMeter:
 
 @pytest.mark.parametrize("weight", ["vector", "scalar"])
 @pytest.mark.parametrize(("kind", "bridge"), [("SAUE", "static_manager"), ("AAUE", "adaptive_manager")])
-class TestManagerTower:
-    @staticmethod
-    def read(folder: Path, tensors: Mapping[str, Tensor], kind: str) -> Checkpoint:
-        return read(folder, tensors, model_type="MT", manager_type=kind, nlvr2_drop_rate=0.1)
-
-    def test_every_name_is_read_or_known(self, tmp_path: Path, kind: str, bridge: str, weight: str) -> None:
-        names = common(TEXT_DEPTH) | mlm_and_itm() | managers(kind, weight)
-        found = self.read(tmp_path, weights(names), kind)
-        fusion = found.config.fusion
-        assert (fusion.bridge, fusion.text_layers, fusion.vision_layers) == (bridge, (3, 4), (2, 3, 4))
-        assert fusion.layer_embeddings
-        assert (found.config.heads.itc, found.config.heads.itc_size) == ("tower", 20)
-        assert {name for name in found.dropped if "_manager_tower." in name} == {
-            f"cross_modal_{stream}_manager_tower.{number}.softmax_temperature_cross"
-            for stream in ("text", "image")
-            for number in range(FUSION_DEPTH)
-        }
-
-    def test_outputs(self, tmp_path: Path, kind: str, bridge: str, weight: str) -> None:
-        tensors = weights(common(TEXT_DEPTH) | mlm_and_itm() | managers(kind, weight))
-        model = self.read(tmp_path, tensors, kind).model()
-        assert off(*both(model, tensors, [9, 9])) < 2e-5
-        # Padding of the text: the official adaptive managers of the image stream attend to it, ours do not.
-        padded = off(*both(model, tensors, [9, 5]))
-        assert padded < 2e-5 if kind == "SAUE" else padded > 1e-4
-        for name in (
-            "layer_embeddings_image.weight",
-            "cross_modal_text_manager_tower.0.manager_layer.softmax_temperature",
-            f"cross_modal_image_manager_tower.2.manager_layer.layer_scores{'' if kind == 'SAUE' else '_cross'}",
-        ):
-            assert off(*both(model, tensors | {name: tensors[name] * 2}, [9, 9])) > 1e-3, name
-
-    def test_contrastive_vectors(self, tmp_path: Path, kind: str, bridge: str, weight: str) -> None:
-        tensors = weights(common(TEXT_DEPTH) | mlm_and_itm() | managers(kind, weight))
-        model = self.read(tmp_path, tensors, kind).model()
-        ids = torch.randint(3, WORDS, (3, 6), generator=torch.Generator().manual_seed(1))
-        with torch.no_grad():
-            cls = model.text(ids, None, (TEXT_DEPTH,))[0][:, 0]
-            head = "cross_modal_itc_text_head.fc"
-            expected = F.normalize(cls @ tensors[f"{head}.weight"].T + tensors[f"{head}.bias"], dim=-1)
-            assert tiny.off(model.text_embeds(model.encode_text(ids)), expected) < 1e-5
+def test_manager_tower(tmp_path: Path, kind: str, bridge: str, weight: str) -> None:
+    tensors = weights(manager_tower(kind, weight))
+    found = read(tmp_path, tensors, model_type="MT", manager_type=kind, nlvr2_drop_rate=0.1)
+    fusion = found.config.fusion
+    assert (fusion.bridge, fusion.text_layers, fusion.vision_layers) == (bridge, (3, 4), (2, 3, 4))
+    assert fusion.layer_embeddings
+    assert (found.config.heads.itc, found.config.heads.itc_size) == ("tower", 20)
+    assert {name for name in found.dropped if "_manager_tower." in name} == {
+        f"cross_modal_{stream}_manager_tower.{number}.softmax_temperature_cross"
+        for stream in ("text", "image")
+        for number in range(FUSION_DEPTH)
+    }
+    model = found.model()
+    assert off(*both(model, tensors, [9, 9])) < 2e-5
+    # Padding of the text: the official adaptive managers of the image stream attend to it, ours do not.
+    padded = off(*both(model, tensors, [9, 5]))
+    assert padded < 2e-5 if kind == "SAUE" else padded > 1e-4
+    for name in (
+        "layer_embeddings_image.weight",
+        "cross_modal_text_manager_tower.0.manager_layer.softmax_temperature",
+        f"cross_modal_image_manager_tower.2.manager_layer.layer_scores{'' if kind == 'SAUE' else '_cross'}",
+    ):
+        assert off(*both(model, tensors | {name: tensors[name] * 2}, [9, 9])) > 1e-3, name
+    ids, head = torch.randint(3, WORDS, (3, 6), generator=torch.Generator().manual_seed(1)), "cross_modal_itc_text_head"
+    with torch.no_grad():
+        cls = model.text(ids, None, (TEXT_DEPTH,))[0][:, 0]
+        expected = F.normalize(cls @ tensors[f"{head}.fc.weight"].T + tensors[f"{head}.fc.bias"], dim=-1)
+        assert tiny.off(model.text_embeds(model.encode_text(ids)), expected) < 1e-5
 
 
 def test_another_manager_is_refused(tmp_path: Path) -> None:
-    tensors = weights(common(TEXT_DEPTH) | mlm_and_itm() | managers("SAUE", "vector"))
     with pytest.raises(ValueError, match="manager_type is 'new'; expected one of SAUE, AAUE"):
-        read(tmp_path, tensors, model_type="MT", manager_type="new")
+        read(tmp_path, weights(manager_tower("SAUE", "vector")), model_type="MT", manager_type="new")

@@ -5,7 +5,6 @@ import json
 import pickle
 import random
 import struct
-import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -72,14 +71,15 @@ class TestSafetensors:
         write_safetensors(tmp_path / "x.safetensors", items)
         assert tiny.equal(read_safetensors(tmp_path / "x.safetensors"), items)
 
-    @pytest.mark.parametrize("kept", [0, 1, 7, 8, 50, 0.5, 0.9, -1], ids=str)
-    def test_truncated(self, tmp_path: Path, kept: float) -> None:
+    def test_truncated_or_something_else(self, tmp_path: Path) -> None:
         path = tmp_path / "x.safetensors"
         write_safetensors(path, tensors())
         whole = path.read_bytes()
-        path.write_bytes(whole[: int(kept * len(whole)) if isinstance(kept, float) else kept])
-        with pytest.raises(ValueError, match=r"x.safetensors is not a whole safetensors file"):
-            read_safetensors(path)
+        pieces = [whole[:kept] for kept in (0, 1, 7, 8, 50, len(whole) // 2, -1)]
+        for content in (*pieces, b"<html>not found</html>", struct.pack("<Q", 2**62) + b"{}"):
+            path.write_bytes(content)
+            with pytest.raises(ValueError, match=r"x.safetensors is not a whole safetensors file"):
+                read_safetensors(path)
 
     def test_a_flipped_bit_is_found_or_changes_nothing(self, tmp_path: Path) -> None:
         """Every bit of the header, and one of each byte of numbers."""
@@ -110,20 +110,11 @@ class TestSafetensors:
         with safe_open(path, framework="pt") as file:
             assert file.metadata() == {"format": "pt"}
 
-    @pytest.mark.parametrize(
-        "changes",
-        [{"a": torch.zeros(3, 5)}, {"b": torch.ones(1)}, {"scalar": torch.tensor(1, dtype=torch.int32)}],
-        ids=str,
-    )
-    def test_the_checksum_is_of_names_formats_shapes_and_numbers(self, changes: dict[str, Tensor]) -> None:
-        assert checksum(tensors() | changes) != checksum(tensors())
+    def test_the_checksum_is_of_names_formats_shapes_and_numbers(self) -> None:
+        turned, whole = tensors()["a"].reshape(3, 20), torch.tensor(1, dtype=torch.int32)
+        for changes in ({"a": torch.zeros(20, 3)}, {"a": turned}, {"b": torch.ones(1)}, {"scalar": whole}):
+            assert checksum(tensors() | changes) != checksum(tensors())
         assert checksum(dict(reversed(tensors().items()))) == checksum(tensors())
-
-    @pytest.mark.parametrize("content", [b"<html>not found</html>", struct.pack("<Q", 2**62) + b"{}"])
-    def test_something_else(self, tmp_path: Path, content: bytes) -> None:
-        (tmp_path / "x.safetensors").write_bytes(content)
-        with pytest.raises(ValueError, match="is not a whole safetensors file"):
-            read_safetensors(tmp_path / "x.safetensors")
 
     def test_a_file_that_is_replaced_while_it_is_read(self, tmp_path: Path) -> None:
         """Large enough to be mapped more than once: tensors of two versions are never put together."""
@@ -162,21 +153,18 @@ class TestShards:
         with pytest.raises(ValueError, match="is not valid JSON"):
             read_sharded(index)
 
-    @pytest.mark.parametrize("place", ["../x.safetensors", "sub/x.safetensors", "{}/x.safetensors", "..", ""])
-    def test_a_shard_elsewhere(self, tmp_path: Path, place: str) -> None:
+    def test_a_shard_elsewhere(self, tmp_path: Path) -> None:
         """The file exists, so that only the check keeps it from being read."""
         inside = tmp_path / "inside"
         (inside / "sub").mkdir(parents=True)
         for folder in (tmp_path, inside / "sub"):
             save_file(tensors(), folder / "x.safetensors")
-        index = self.folder(inside, WEIGHT_MAP | {"b": place.format(tmp_path)})
-        with pytest.raises(ValueError, match="outside its folder"):
-            read_sharded(index)
-
-    @pytest.mark.parametrize("weight_map", [None, [], "x", {"a": 3}, {"a": None}], ids=str)
-    def test_an_index_of_another_form(self, tmp_path: Path, weight_map: Any) -> None:
-        with pytest.raises(ValueError, match="has no weight_map of names to files"):
-            read_sharded(self.folder(tmp_path, weight_map))
+        for place in ("../x.safetensors", "sub/x.safetensors", f"{tmp_path}/x.safetensors", "..", ""):
+            with pytest.raises(ValueError, match="outside its folder"):
+                read_sharded(self.folder(inside, WEIGHT_MAP | {"b": place}))
+        for weight_map in (None, [], "x", {"a": 3}, {"a": None}):
+            with pytest.raises(ValueError, match="has no weight_map of names to files"):
+                read_sharded(self.folder(inside, weight_map))
 
 
 class TestTorchArchive:
@@ -186,46 +174,34 @@ class TestTorchArchive:
         assert tiny.equal(content.pop("state_dict"), tensors())
         assert content == {"epoch": 3, "config": {"names": ["a", None], "rate": 0.1}}
 
-    def test_truncated_anywhere(self, tmp_path: Path, write: Callable[[Any, Path], None]) -> None:
-        path = tmp_path / "x.bin"
+    @pytest.mark.filterwarnings("ignore")  # about the altered protocol number
+    def test_truncated_or_altered_anywhere(self, tmp_path: Path, write: Callable[[Any, Path], None]) -> None:
+        """Whatever the bytes are, the only error is a ValueError that names the file."""
+        path, rng, refusals = tmp_path / "x.bin", random.Random(0), []
         write(tensors(), path)
         whole = path.read_bytes()
         for kept in range(0, len(whole), max(1, len(whole) // 80)):
             path.write_bytes(whole[:kept])
             with pytest.raises(ValueError, match=r"x.bin (is not a whole PyTorch file|was refused)"):
                 read_torch_archive(path)
-
-    def test_altered_anywhere(self, tmp_path: Path, write: Callable[[Any, Path], None]) -> None:
-        """Whatever the bytes are, the only error is a ValueError that names the file."""
-        path, rng = tmp_path / "x.bin", random.Random(0)
-        write(tensors(), path)
-        whole = path.read_bytes()
-        outcomes = set()
         for _ in range(250):
             altered = bytearray(whole)
             for _ in range(rng.randint(1, 4)):
                 altered[rng.randrange(len(altered))] = rng.randrange(256)
             path.write_bytes(bytes(altered))
-            outcomes.add(self.outcome(path))
-        assert outcomes <= {"read", "refused"}
-        assert "refused" in outcomes
-
-    @staticmethod
-    def outcome(path: Path) -> str:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the altered protocol number
             try:
                 read_torch_archive(path)
             except ValueError as error:
-                return "refused" if str(path) in str(error) else f"no name: {error!r}"
-        return "read"
+                refusals.append(str(error))
+        assert refusals
+        assert all(str(path) in refusal for refusal in refusals)
 
-    @pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"PK\x03\x04", b"\x80\x02}.", None])
-    def test_something_else(self, tmp_path: Path, content: bytes | None) -> None:
+    def test_something_else(self, tmp_path: Path) -> None:
         bare = pickle.dumps({"payload": Payload(tmp_path / "trace")}, protocol=2)
-        (tmp_path / "x.ckpt").write_bytes(bare if content is None else content)
-        with pytest.raises(ValueError, match=r"x.ckpt"):
-            read_torch_archive(tmp_path / "x.ckpt")
+        for content in (b"", b"<html>not found</html>", b"PK\x03\x04", b"\x80\x02}.", bare):
+            (tmp_path / "x.ckpt").write_bytes(content)
+            with pytest.raises(ValueError, match=r"x.ckpt"):
+                read_torch_archive(tmp_path / "x.ckpt")
         assert not (tmp_path / "trace").exists()
 
     @pytest.mark.skipif(not MAPS.exists(), reason=f"{MAPS} is Linux")
@@ -240,27 +216,18 @@ class TestTorchArchive:
 
     def test_an_archive_that_unfolds_is_not_unpacked(self, tmp_path: Path) -> None:
         deflated({"w": torch.zeros(2**25)}, tmp_path / "bomb.ckpt")
-        with pytest.raises(
-            ValueError, match=r"bomb\.ckpt .*its \d+ bytes would be 1342\d+ unpacked; expected at most 4"
-        ):
+        message = r"bomb\.ckpt .*its \d+ bytes would be 1342\d+ unpacked; expected at most 4"
+        with pytest.raises(ValueError, match=message):
             read_torch_archive(tmp_path / "bomb.ckpt")
 
-    @pytest.mark.parametrize(
-        ("key", "change"),
-        [
-            ("w", lambda tensor: tensor.to_sparse()),
-            ("w", lambda tensor: tensor.to("meta")),
-            ("w", lambda tensor: torch.nested.nested_tensor([tensor])),
-            (3, lambda tensor: tensor),
-            ("w", lambda tensor: "text"),
-        ],
-        ids=["sparse", "meta", "nested", "a number as name", "text"],
-    )
     @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
-    def test_what_is_no_weight(self, tmp_path: Path, key: object, change: Callable[[Tensor], object]) -> None:
-        torch.save({**tensors(), key: change(torch.ones(2, 2))}, tmp_path / "x.bin")
-        with pytest.raises(ValueError, match=f"x holds {key}, which are no named, dense tensors"):
-            only_tensors("x", read_torch_archive(tmp_path / "x.bin"))
+    def test_what_is_no_weight(self, tmp_path: Path) -> None:
+        ones = torch.ones(2, 2)
+        nested = torch.nested.nested_tensor([ones])
+        for key, value in (("w", ones.to_sparse()), ("w", ones.to("meta")), ("w", nested), (3, ones), ("w", "text")):
+            torch.save({**tensors(), key: value}, tmp_path / "x.bin")
+            with pytest.raises(ValueError, match=f"x holds {key}, which are no named, dense tensors"):
+                only_tensors("x", read_torch_archive(tmp_path / "x.bin"))
 
     def test_each_has_memory_of_its_own(self, tmp_path: Path, write: Callable[[Any, Path], None]) -> None:
         joined = torch.rand(6, 3)
@@ -290,11 +257,10 @@ class TestTorchArchive:
             read_torch_archive(tmp_path / "x.bin")
 
 
-@pytest.mark.parametrize("suffix", ["bin", "ckpt"])
-def test_code_is_refused_and_not_run(tmp_path: Path, write: Callable[[Any, Path], None], suffix: str) -> None:
-    path, trace = tmp_path / f"x.{suffix}", tmp_path / "trace"
+def test_code_is_refused_and_not_run(tmp_path: Path, write: Callable[[Any, Path], None]) -> None:
+    path, trace = tmp_path / "x.bin", tmp_path / "trace"
     write({**tensors(), "payload": Payload(trace)}, path)
-    with pytest.raises(ValueError, match=f"x.{suffix} was refused: .*only running its code"):
+    with pytest.raises(ValueError, match=r"x\.bin was refused: .*only running its code"):
         read_torch_archive(path)
     assert not trace.exists()
     torch.load(path, weights_only=False)["payload"].close()  # the control

