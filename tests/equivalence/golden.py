@@ -34,9 +34,7 @@ class Tolerance:
         return ours.shape == recorded.shape and torch.allclose(ours, recorded, atol=self.atol, rtol=self.rtol)
 
 
-FEATURES = Tolerance(2e-5)
-EPS = Tolerance(1e-6)
-GRADIENTS = Tolerance(1e-6)
+FEATURES, EPS, GRADIENTS = Tolerance(2e-5), Tolerance(1e-6), Tolerance(1e-6)
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class Case:
             raise FileNotFoundError(f"no recorded case in {self.folder}; set {FOLDER_VARIABLE} to the folder of all")
 
     @cached_property
-    def meta(self) -> dict[str, Any]:
+    def meta(self) -> Any:
         return self.json("meta.json")
 
     @cached_property
@@ -82,12 +80,10 @@ class Case:
 
     def path(self, file: str) -> Path:
         """Where a file lies, in this case or in the one that shares it."""
-        elsewhere: dict[str, str] = self.meta.get("files_elsewhere", {})
-        return self.folder / elsewhere.get(file, file)
+        return self.folder / self.meta.get("files_elsewhere", {}).get(file, file)
 
-    def json(self, file: str) -> dict[str, Any]:
-        content: dict[str, Any] = json.loads((self.folder / file).read_text())
-        return content
+    def json(self, file: str) -> Any:
+        return json.loads((self.folder / file).read_text())
 
     def tensors(self, file: str) -> dict[str, Tensor]:
         """Reads a tensor file of the case, half precision widened."""
@@ -103,9 +99,7 @@ class Case:
 
     def fresh_model(self) -> BridgeTower:
         """Returns a model for training, whose steps leave the cached checkpoint as it was."""
-        checkpoint = self.checkpoint
-        tensors = {name: tensor.clone() for name, tensor in checkpoint.tensors.items()}
-        model = replace(checkpoint, tensors=tensors).model()
+        model = self.checkpoint.model()
         optimize_for_cpu(model)
         return model
 
@@ -136,11 +130,13 @@ def wrong(
     ours: Mapping[str, Tensor], recorded: Mapping[str, Tensor], tolerance: Tolerance = FEATURES
 ) -> dict[str, str]:
     """Returns the names whose values differ by more than the tolerance, and by how much at most."""
-    return {
-        name: _difference(value, recorded[name])
-        for name, value in ours.items()
-        if not tolerance.holds(value.detach(), recorded[name])
-    }
+    found = {}
+    for name, value in ours.items():
+        if not tolerance.holds(value.detach(), recorded[name]):
+            shapes = f"shape {list(value.shape)}, recorded {list(recorded[name].shape)}"
+            same = value.shape == recorded[name].shape
+            found[name] = f"off by {float((value - recorded[name]).abs().max()):.2e}" if same else shapes
+    return found
 
 
 def check(
@@ -152,9 +148,3 @@ def check(
     """Fails unless everything recorded but `without` was recomputed, and is close."""
     assert set(ours) == set(recorded) - set(without)
     assert wrong(ours, recorded, tolerance) == {}
-
-
-def _difference(ours: Tensor, recorded: Tensor) -> str:
-    if ours.shape != recorded.shape:
-        return f"shape {list(ours.shape)}, recorded {list(recorded.shape)}"
-    return f"off by {float((ours - recorded).abs().max()):.2e}"

@@ -19,8 +19,6 @@ Inputs = Mapping[str, Tensor]
 
 
 class TanhFeedForward(nn.Module):
-    """Feed-forward with the tanh approximation of GELU."""
-
     def __init__(self, layer: FeedForward) -> None:
         super().__init__()
         self.layer = layer
@@ -31,7 +29,6 @@ class TanhFeedForward(nn.Module):
 
 
 def gelu_tanh_in_bert_layers(checkpoint: Checkpoint, inputs: Inputs) -> Fused:
-    """Text tower and fusion layers with tanh-GELU."""
     model = checkpoint.model()
     for layer in (*model.text.layers, *model.fusion.text_layers, *model.fusion.image_layers):
         layer.mlp = TanhFeedForward(layer.mlp)
@@ -39,12 +36,10 @@ def gelu_tanh_in_bert_layers(checkpoint: Checkpoint, inputs: Inputs) -> Fused:
 
 
 def gelu_instead_of_quickgelu(checkpoint: Checkpoint, inputs: Inputs) -> Fused:
-    """Image tower with the exact GELU."""
     return _run(variant(checkpoint, {"vision.activation": "gelu"}), inputs)
 
 
 def text_mask_ignored(checkpoint: Checkpoint, inputs: Inputs) -> Fused:
-    """Padding attended to."""
     return _run(checkpoint.model(), {**inputs, "text_masks": torch.ones_like(inputs["text_masks"])})
 
 
@@ -77,12 +72,10 @@ def text_link_towers_reversed(checkpoint: Checkpoint, inputs: Inputs) -> Fused:
 
 
 def cross_eps_1e5(checkpoint: Checkpoint, inputs: Inputs) -> Fused:
-    """Fusion layers with the epsilon of transformers."""
     return _run(variant(checkpoint, {"fusion.layer_norm_eps": 1e-5}), inputs)
 
 
 def image_transposed(checkpoint: Checkpoint, inputs: Inputs) -> Fused:
-    """Height and width exchanged."""
     return _run(checkpoint.model(), {**inputs, "image": inputs["image"].transpose(2, 3)})
 
 
@@ -96,30 +89,18 @@ def image_layer_reads_updated_text(checkpoint: Checkpoint, inputs: Inputs) -> Fu
     return _run(model, inputs)
 
 
-MUTATIONS: dict[str, Callable[[Checkpoint, Inputs], Fused]] = {
-    function.__name__: function
-    for function in (
-        gelu_tanh_in_bert_layers,
-        gelu_instead_of_quickgelu,
-        text_mask_ignored,
-        token_types_swapped,
-        position_ids_off_by_one,
-        ln_post_skipped,
-        text_link_towers_reversed,
-        cross_eps_1e5,
-        image_transposed,
-        image_layer_reads_updated_text,
-    )
-}
+_ALL: tuple[Callable[[Checkpoint, Inputs], Fused], ...] = (
+    *(gelu_tanh_in_bert_layers, gelu_instead_of_quickgelu, text_mask_ignored, token_types_swapped),
+    *(position_ids_off_by_one, ln_post_skipped, text_link_towers_reversed, cross_eps_1e5, image_transposed),
+    image_layer_reads_updated_text,
+)
+MUTATIONS = {function.__name__: function for function in _ALL}
 
 
 @torch.no_grad()
 def mutated(name: str, checkpoint: Checkpoint, inputs: Inputs) -> dict[str, Tensor]:
     """Features under the named mistake."""
     fused = MUTATIONS[name](checkpoint, inputs)
-    assert fused.text is not None
-    assert fused.image is not None
-    assert fused.pooled is not None
     return {"text_feats": fused.text, "image_feats": fused.image, "cls_feats": fused.pooled}
 
 

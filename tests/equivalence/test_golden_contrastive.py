@@ -2,25 +2,12 @@
 
 import pytest
 import torch
-from recompute import caption_batch, encode, itm_outputs, pretraining_outputs, pretraining_task
+from recompute import caption_batch, encode, itm_outputs, pretraining_outputs
 
 from bridgetower.objectives.losses import hard_pairs, itc_loss, pairs_with_negatives
-from golden import case, check, wrong
+from golden import check, wrong
 
-
-@pytest.fixture(scope="module")
-def recorded():
-    return case("b_itc")
-
-
-@pytest.fixture(scope="module")
-def task(recorded):
-    return pretraining_task(recorded, recorded.load())
-
-
-@pytest.fixture(scope="module")
-def encoded(recorded, task):
-    return encode(task.model, recorded.inputs)
+CASE = "b_itc"
 
 
 def starting(recorded, *prefixes):

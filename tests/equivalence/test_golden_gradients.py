@@ -10,13 +10,9 @@ from bridgetower.checkpoints.keymap import export_tensors
 from bridgetower.training.optim import build_optimizer, parameter_groups, schedule
 from golden import GRADIENTS, Tolerance, case, wrong
 
+CASE = "m_gradients"
 # Float32 noise in a gradient, measured as for the losses. Adam divides a gradient by its own size, noise included.
 NOISE = 1e-7
-
-
-@pytest.fixture(scope="module")
-def recorded():
-    return case("m_gradients")
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +31,8 @@ def gradients(recorded):
 
 
 @pytest.fixture(scope="module")
-def config(training):
-    return optimizer_config(training["config"], training["max_steps"])
-
-
-@pytest.fixture(scope="module")
-def trained(recorded, training, config):
-    return train(recorded, training, config)
+def trained(recorded, training):
+    return train(recorded, training)
 
 
 def official_gradients(recorded, factor=1.0):
@@ -96,8 +87,9 @@ class TestGradients:
         assert differing(exchanged, expected) == {query, value}
 
 
-def train(recorded, training, config):
+def train(recorded, training, **changes):
     """The recorded steps: the same batch each time; returns losses, learning rates by official name, and changes."""
+    config = replace(optimizer_config(training["config"], training["max_steps"]), **changes)
     model = recorded.fresh_model()
     task = pretraining_task(recorded, model)
     optimizer = build_optimizer(parameter_groups(model, config), config)
@@ -163,6 +155,6 @@ class TestSteps:
         assert all(changes[name] == 0 for name in set(changes) - set(trained[2]))
 
     @pytest.mark.parametrize("change", [{"rule": "adamw"}, {"betas": (0.9, 0.999)}, {"weight_decay": 0.0}])
-    def test_control_another_optimiser_fails(self, recorded, training, config, expected, change):
-        _, _, norms = train(recorded, training, replace(config, **change))
+    def test_control_another_optimiser_fails(self, recorded, training, expected, change):
+        _, _, norms = train(recorded, training, **change)
         assert differing_changes(norms, training, expected) != []

@@ -10,15 +10,10 @@ from torchvision.transforms import InterpolationMode
 import tiny
 from bridgetower.processor import Processor, ProcessorConfig
 from bridgetower.processor.config import CLIP_MEAN, CLIP_STD
-from golden import case
 
+CASE = "n_preprocess"
 PROFILES = {"clip": "official-pretrain", "blip": "official-finetune"}
 ATOL = 1e-6
-
-
-@pytest.fixture(scope="module")
-def recorded():
-    return case("n_preprocess")
 
 
 def prepared(profile: str, size: int, picture: Tensor) -> Tensor:

@@ -3,28 +3,14 @@
 import pytest
 import torch
 from mutations import MUTATIONS, mutated
-from recompute import encode, features, pretraining_outputs, pretraining_task, recorded_pairs
+from recompute import encode, features, pretraining_outputs, recorded_pairs
 from torch import nn
 
 from bridgetower.data.batch import IGNORED
-from golden import FEATURES, case, check, wrong
+from golden import FEATURES, check, wrong
 
+CASE = "a_pretrain"
 FLOAT_NOISE = 5e-6  # of two float32 runs; each is within 3.4e-6 of float64
-
-
-@pytest.fixture(scope="module")
-def recorded():
-    return case("a_pretrain")
-
-
-@pytest.fixture(scope="module")
-def task(recorded):
-    return pretraining_task(recorded, recorded.load())
-
-
-@pytest.fixture(scope="module")
-def encoded(recorded, task):
-    return encode(task.model, recorded.inputs)
 
 
 def layer_modules(config):

@@ -11,14 +11,10 @@ import dense
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.metrics import candidate_pairs, streamed_recalls
 from dense import DROPPED, truth_of
-from golden import case, check, wrong
+from golden import check, wrong
 
+CASE = "f_irtr"
 STAGES = ("plain", "chunked", "gather_inputs", "save_memory")  # of the official code, one result
-
-
-@pytest.fixture(scope="module")
-def recorded():
-    return case("f_irtr")
 
 
 @pytest.fixture(scope="module")

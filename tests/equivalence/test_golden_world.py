@@ -12,6 +12,7 @@ from bridgetower.objectives.losses import pairs_with_negatives
 from bridgetower.objectives.pretraining import gather_texts
 from golden import GRADIENTS, case, wrong
 
+CASE = "b2_itc_world2"
 ARMS = ("itc_gather_with_grads_True", "itc_gather_with_grads_False", "hard_local", "hard_global")
 
 
@@ -46,7 +47,7 @@ def average_gradients(model):
 
 def run_arm(arm):
     """This process's losses, logits and gradient norms before and after averaging."""
-    recorded = case("b2_itc_world2")
+    recorded = case(CASE)
     recorded_arm = recorded.meta["ranks"][rank()][arm]
     count = recorded.meta["rows_per_rank"]
     task = pretraining_task(recorded, recorded.fresh_model(), gather_with_grads=not arm.endswith("False"))
@@ -65,11 +66,6 @@ def run_arm(arm):
 
 def run_arms():
     return {arm: run_arm(arm) for arm in ARMS}
-
-
-@pytest.fixture(scope="module")
-def recorded():
-    return case("b2_itc_world2")
 
 
 @pytest.fixture(scope="module")

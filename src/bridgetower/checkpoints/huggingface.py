@@ -97,11 +97,10 @@ def read_checkpoint(
     blocks = vision.num_hidden_layers - vision.remove_last_layer
     config = _model_config(source, top, text, vision, blocks, tensors)
     check_depth(source, config, tensors)
-    tables = (
-        name_table(names, "huggingface", config.fusion.separate_projections, prefix)
-        for names in (parameter_shapes(config), extra_tensor_names(config, blocks - config.vision.num_layers))
-    )
-    return collect(source, config, tensors, *tables, _DROPPABLE, dtype)
+    options: Any = {"separate_projections": config.fusion.separate_projections, "backbone_prefix": prefix}
+    table = name_table(parameter_shapes(config), "huggingface", **options)
+    extra_table = name_table(extra_tensor_names(config, blocks - config.vision.num_layers), "huggingface", **options)
+    return collect(source, config, tensors, table, extra_table, _DROPPABLE, dtype)
 
 
 def export(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Tensor]]:

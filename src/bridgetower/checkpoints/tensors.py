@@ -140,8 +140,9 @@ def only_tensors(name: str, values: Mapping[str, Any]) -> dict[str, Tensor]:
     """Returns named, dense tensors; each with memory of its own, as training would move two at once."""
 
     def is_weight(key: object, value: object) -> bool:
-        named = isinstance(key, str) and isinstance(value, Tensor)
-        return named and value.layout == torch.strided and not value.is_nested and value.device.type == "cpu"
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            return False
+        return value.layout == torch.strided and not value.is_nested and value.device.type == "cpu"
 
     if others := sorted(str(key) for key, value in values.items() if not is_weight(key, value)):
         raise ValueError(f"{name} holds {', '.join(others[:10])}, which are no named, dense tensors; expected weights")

@@ -75,7 +75,7 @@ class Part(nn.Module):
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         outputs: Any = self._outputs or "layers"
         if self._tower == "image":
-            image = self.model.encode_image(*inputs, outputs=outputs)
+            image = self.model.encode_image(inputs[0], outputs=outputs)
             return *image.layers, image.cls
         if self._tower == "text":
             text = self.model.encode_text(*inputs, outputs=outputs)
