@@ -28,15 +28,13 @@ from bridgetower.data.config import DataConfig, MaskingConfig, PrepareConfig
 from bridgetower.data.own import PairsConfig
 from bridgetower.data.store import Table
 from bridgetower.evaluation.config import RetrievalConfig
-from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig
+from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig, TextConfig, VisionConfig
 from bridgetower.model.plain import from_plain
-from bridgetower.model.tower_config import TextConfig, VisionConfig
 from bridgetower.objectives.config import Phase, RankingConfig
 from bridgetower.processor import Processor
 from bridgetower.search.config import IndexConfig
 from bridgetower.serve.config import ServeConfig
 from bridgetower.tasks.run_config import OptimizerConfig, RunConfig
-from bridgetower.tasks.single_tower import CifarConfig, GlueConfig
 from bridgetower_demo.toysets.scenes import ScenesConfig
 from payload import Payload
 
@@ -44,8 +42,7 @@ VALUES = (math.nan, -math.inf, -1, 0, 0.5, 1e300, 10**9, 10**30, "a", None, True
 MEMORY, SECONDS = 2**30, 600
 CONFIGS = (
     *(VisionConfig, TextConfig, FusionConfig, HeadsConfig, OptimizerConfig, RunConfig, Phase, RankingConfig),
-    *(CifarConfig, GlueConfig, RetrievalConfig, DataConfig, MaskingConfig, PrepareConfig, PairsConfig, ScenesConfig),
-    *(IndexConfig, ServeConfig),
+    *(RetrievalConfig, DataConfig, MaskingConfig, PrepareConfig, PairsConfig, ScenesConfig, IndexConfig, ServeConfig),
 )
 WORDS = {
     "own": "text.word_embedding.weight",

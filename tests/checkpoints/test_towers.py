@@ -14,9 +14,9 @@ from torch import Tensor
 import tiny
 from bridgetower.checkpoints.keymap import NAMINGS, PUBLISHED_HEADS, Kind, TowerNaming, recognise, settings
 from bridgetower.checkpoints.towers import TowerWeights, read_text_tower, read_vision_tower
+from bridgetower.model.config import TextConfig, VisionConfig
 from bridgetower.model.extensions import TEXT_ARCHITECTURES, vision_tower
 from bridgetower.model.presets import BERT_BASE, ROBERTA_BASE, VISION_TOWERS
-from bridgetower.model.tower_config import TextConfig, VisionConfig
 from bridgetower.model.towers import TextTransformer, VisionTransformer
 from bridgetower.processor.text import special_tokens
 from families import VISION_FAMILIES, save_text, save_timm
