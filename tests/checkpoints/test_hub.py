@@ -23,6 +23,7 @@ from bridgetower.checkpoints.towers import read_text_tower
 from published import transformers_text
 
 OLD, NEW = "0" * 39 + "1", "0" * 39 + "2"
+WIDTHS = {"text.hidden_size": 192, "vision.hidden_size": 192, "vision.num_heads": 3}  # of which heads are known
 
 
 def add(cache: Path, repo: str, folder: Path, commit: str, *refs: str) -> Path:
@@ -80,8 +81,7 @@ class TestCkpt:
 
     @pytest.fixture
     def made(self, tmp_path: Path) -> Path:
-        widths = {"text.hidden_size": 192, "vision.hidden_size": 192, "vision.num_heads": 3}
-        return official.make(widths).save(tmp_path / "repository" / "pt_base.ckpt")
+        return official.make(WIDTHS).save(tmp_path / "repository" / "pt_base.ckpt")
 
     def test_the_only_one(self, cache: Path, made: Path, caplog: pytest.LogCaptureFixture) -> None:
         add(cache, "owner/tower", made.parent, NEW, "main")
@@ -114,25 +114,21 @@ class TestCkpt:
         assert read_checkpoint("repository/pt_base.ckpt").source == "repository/pt_base.ckpt"
 
 
-class TestOptions:
-    def test_a_folder_inside_of_a_repository(self, cache: Path, safe: Path, tmp_path: Path) -> None:
-        (tmp_path / "repository").mkdir()
-        safe.rename(tmp_path / "repository" / "inner")
-        add(cache, "owner/models", tmp_path / "repository", NEW, "main")
-        read = read_checkpoint("owner/models", subfolder="inner")
-        assert read.config == read_checkpoint(tmp_path / "repository" / "inner").config
-        assert read.processor is not None
-        with pytest.raises(FileNotFoundError, match=r"owner/models has neither a config\.json nor a \.ckpt"):
-            read_checkpoint("owner/models")
-
-    def test_another_cache_without_a_network(self, safe: Path, tmp_path: Path) -> None:
-        add(tmp_path / "other", "owner/tower", safe, NEW, "main")
-        here = {"cache_dir": tmp_path / "other", "local_files_only": True}
-        assert read_checkpoint("owner/tower", **here).source == f"owner/tower@{NEW}"
-
-    def test_they_are_for_the_hub(self, safe: Path) -> None:
-        with pytest.raises(ValueError, match=f"subfolder 'x' is for hub ids, but {safe} is a local path; leave it out"):
-            read_checkpoint(safe, subfolder="x")
+def test_options(cache: Path, safe: Path, own: Path, tmp_path: Path) -> None:
+    """A folder inside of a repository, and another cache without a network; they are for hub ids alone."""
+    (tmp_path / "repository").mkdir()
+    inner = safe.rename(tmp_path / "repository" / "inner")
+    add(cache, "owner/models", tmp_path / "repository", NEW, "main")
+    read = read_checkpoint("owner/models", subfolder="inner")
+    assert read.config == read_checkpoint(inner).config
+    assert read.processor is not None
+    with pytest.raises(FileNotFoundError, match=r"owner/models has neither a config\.json nor a \.ckpt"):
+        read_checkpoint("owner/models")
+    add(tmp_path / "other", "owner/tower", own, NEW, "main")
+    here = {"cache_dir": tmp_path / "other", "local_files_only": True}
+    assert read_checkpoint("owner/tower", **here).source == f"owner/tower@{NEW}"
+    with pytest.raises(ValueError, match=f"subfolder 'x' is for hub ids, but {own} is a local path; leave it out"):
+        read_checkpoint(own, subfolder="x")
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -169,8 +165,7 @@ class Hub(BaseHTTPRequestHandler):
 
 def test_a_gated_repository_of_a_server(tmp_path: Path) -> None:
     """As a user has it: `HF_TOKEN` or `token`, over HTTP."""
-    widths = {"text.hidden_size": 192, "vision.hidden_size": 192, "vision.num_heads": 3}
-    Hub.files = {"README.md": b"text", "a.ckpt": official.make(widths).save(tmp_path / "a.ckpt").read_bytes()}
+    Hub.files = {"README.md": b"text", "a.ckpt": official.make(WIDTHS).save(tmp_path / "a.ckpt").read_bytes()}
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
@@ -221,11 +216,12 @@ def test_files_that_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert len(patterns) == 2  # pickled weights only where there are no others
 
 
-@pytest.mark.parametrize("name", ["nobody/nothing", "owner/tower@v9", "my folder/model", f"owner/tower@{OLD}"])
-def test_what_is_not_there(cache: Path, safe: Path, name: str) -> None:
+def test_what_is_not_there(cache: Path, safe: Path) -> None:
     (safe / "model.safetensors").unlink()
     add(cache, "owner/tower", safe, NEW, "main")
-    with pytest.raises(FileNotFoundError, match=rf"{name.partition('@')[0]} is no local path and could not be fetched"):
-        read_checkpoint(name)
+    for name in ("nobody/nothing", "owner/tower@v9", "my folder/model", f"owner/tower@{OLD}"):
+        what = f"{name.partition('@')[0]} is no local path and could not be fetched"
+        with pytest.raises(FileNotFoundError, match=what):
+            read_checkpoint(name)
     with pytest.raises(FileNotFoundError, match="has no weights"):
         read_checkpoint("owner/tower")

@@ -84,18 +84,11 @@ class TestNames:
             (lambda it: it.pop("snli_classifier.1.weight"), "(lacks tensors: |lacks ')snli_classifier.1.weight"),
             (lambda it: it.pop("rank_output.bias"), "lacks tensors: rank_output.bias"),
             (lambda it: it.pop("mlm_score.transform.dense.bias"), r"lacks tensors: mlm_score\.transform\.dense\.bias"),
-            (
-                lambda it: [it.pop(name) for name in [*it] if ".resblocks.1." in name],
-                r"lacks tensors: vit_model\.visual\.transformer\.resblocks\.1\.",
-            ),
+            (lambda it: [it.pop(name) for name in [*it] if ".resblocks.1." in name], r"lacks .*\.resblocks\.1\."),
             (lambda it: it.update({QUERY: torch.rand(47)}), rf"{QUERY} \[47\] \(expected \[48\]\)"),
             *(
-                (lambda it, name=name: it.pop(name), f"lacks '{name}'; expected an official BridgeTower, METER ")
-                for name in (
-                    "vit_model.visual.conv1.weight",
-                    "cross_modal_text_transform.weight",
-                    "token_type_embeddings.weight",
-                )
+                (lambda it, name=name: it.pop(f"{name}.weight"), f"lacks '{name}.weight'; expected an official Bridge")
+                for name in ("vit_model.visual.conv1", "cross_modal_text_transform", "token_type_embeddings")
             ),
             (lambda it: it.update({"mlm_score.bias": "weights"}), r"holds mlm_score\.bias, which are no named, dense"),
         ],
@@ -110,50 +103,42 @@ class TestNames:
 class TestHeads:
     """The number of attention heads stands in no official file."""
 
-    @pytest.mark.parametrize(
-        ("changes", "overrides", "message"),
-        [
+    def test_refused(self, tmp_path: Path) -> None:
+        for changes, overrides, message in (
             ({}, {}, r"text tower of width 48; pass overrides=\{'text\.num_heads'"),
             (official.TIMM, official.OVERRIDES, r"vision tower of width 128; pass overrides=\{'vision\.num_heads'"),
             ({}, {"text.heads": 3, **official.OVERRIDES}, r"unknown config field 'text\.heads'"),
             ({}, {**official.OVERRIDES, "vision.patch_size": 8}, r"wrongly shaped tensors: .*conv1\.weight"),
-        ],
-    )
-    def test_refused(self, tmp_path: Path, changes: dict[str, Any], overrides: dict[str, Any], message: str) -> None:
-        with pytest.raises(ValueError, match=message):
-            read(tmp_path, official.make(changes), overrides)
+        ):
+            with pytest.raises(ValueError, match=message):
+                read(tmp_path, official.make(changes), overrides)
 
-    @pytest.mark.parametrize(("width", "heads"), [(192, 3), (384, 6)])
-    def test_published_widths(self, tmp_path: Path, width: int, heads: int) -> None:
-        changes = {"text.hidden_size": width, "text.num_heads": heads, "vision.hidden_size": width}
-        for vision in ({}, official.TIMM):
-            made = official.make(changes | {"vision.num_heads": heads} | vision)
-            checkpoint = read(tmp_path, made, {})
-            assert (checkpoint.config.text.num_heads, checkpoint.config.vision.num_heads) == (heads, heads)
+    def test_published_widths(self, tmp_path: Path) -> None:
+        for width, heads, vision in ((192, 3, {}), (384, 6, official.TIMM)):
+            widths = {"text.hidden_size": width, "vision.hidden_size": width, "vision.num_heads": heads}
+            config = read(tmp_path, official.make({**widths, "text.num_heads": heads, **vision}), {}).config
+            assert (config.text.num_heads, config.vision.num_heads) == (heads, heads)
 
 
 class TestRunConfig:
-    @pytest.mark.parametrize("name", ["tokenizer", "num_heads", "drop_rate", "val_transform_keys", "max_text_len"])
-    def test_refused(self, tmp_path: Path, name: str) -> None:
+    def test_refused(self, tmp_path: Path) -> None:
         made = official.make()
         with pytest.raises(ValueError, match="meter_fusion is not supported"):
             read(tmp_path, replace(made, run_config={**made.run_config, "meter_fusion": True}))
-        del made.run_config[name]
-        with pytest.raises(ValueError, match=rf"hyper_parameters.config lacks \['{name}'\]"):
-            read(tmp_path, made)
+        for name in ("tokenizer", "num_heads", "drop_rate", "val_transform_keys", "max_text_len"):
+            lacking = {field: value for field, value in made.run_config.items() if field != name}
+            with pytest.raises(ValueError, match=rf"hyper_parameters.config lacks \['{name}'\]"):
+                read(tmp_path, replace(made, run_config=lacking))
 
-    @pytest.mark.parametrize(
-        ("key", "profile"),
-        [("clip", "official-pretrain"), ("blip", "official-finetune"), ("albef", "official-finetune")],
-    )
-    def test_preprocessing(self, tmp_path: Path, key: str, profile: str) -> None:
+    def test_preprocessing(self, tmp_path: Path) -> None:
         made = official.make()
-        made.run_config["val_transform_keys"] = [key]
-        processor = read(tmp_path, made).processor
-        assert processor is not None
-        assert processor.config.profile == profile
-        assert (processor.config.image_size, processor.config.max_length) == (32, 12)
-        assert processor.tokenizer is None
+        for key, profile in (("clip", "pretrain"), ("blip", "finetune"), ("albef", "finetune")):
+            made.run_config["val_transform_keys"] = [key]
+            processor = read(tmp_path, made).processor
+            assert processor is not None
+            assert processor.config.profile == f"official-{profile}"
+            assert (processor.config.image_size, processor.config.max_length) == (32, 12)
+            assert processor.tokenizer is None
 
     def test_tokenizer_from_elsewhere(self, tmp_path: Path) -> None:
         tokenizer = train_tokenizer(["a dog runs"] * 3, vocab_size=280)
@@ -165,18 +150,15 @@ class TestRunConfig:
         assert processor.token_ids(["a dog"]) == Processor(processor.config, tokenizer).token_ids(["a dog"])
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
+def test_another_kind_of_file(tmp_path: Path) -> None:
+    for content in (
         {"state_dict": {}},
         {"hyper_parameters": {"config": {}}},
         {"hyper_parameters": None, "state_dict": {}},
         {"hyper_parameters": {"config": None}, "state_dict": {}},
         {"hyper_parameters": {"config": {}}, "state_dict": [1]},
         {"weight": torch.rand(2)},
-    ],
-)
-def test_another_kind_of_file(tmp_path: Path, content: dict[str, Any]) -> None:
-    torch.save(content, tmp_path / "model.ckpt")
-    with pytest.raises(ValueError, match=r"has no state_dict with hyper_parameters\.config"):
-        read_checkpoint(tmp_path / "model.ckpt")
+    ):
+        torch.save(content, tmp_path / "model.ckpt")
+        with pytest.raises(ValueError, match=r"has no state_dict with hyper_parameters\.config"):
+            read_checkpoint(tmp_path / "model.ckpt")

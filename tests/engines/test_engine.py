@@ -1,18 +1,23 @@
-"""The engine that is the model itself: packed weights give the model's own numbers."""
+"""The engine that is the model itself, and what can be chosen; engines of exported parts have tests of their own."""
 
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import nn
 
 import tiny
-from bridgetower.engines.engine import TorchEngine
+from bridgetower import extras
+from bridgetower.checkpoints import read_checkpoint
+from bridgetower.engines import engine
+from bridgetower.engines.config import FASTEST, FORMS, EngineName, Precision
+from bridgetower.engines.engine import EngineChoice, TorchEngine, chosen_engine
+from bridgetower.engines.parts import PartsEngine
 from bridgetower.model.bridgetower import IMAGE, BridgeTower
 from bridgetower.model.fusion import Fused, FusionOutputs
 
@@ -34,44 +39,34 @@ def fused(model: BridgeTower | TorchEngine, outputs: FusionOutputs, dtype: torch
     return model.fuse(model.cache_image(image), model.cache_text(text), outputs)
 
 
-@pytest.mark.parametrize("outputs", get_args(FusionOutputs))
-@torch.inference_mode()
-def test_fused(outputs: FusionOutputs) -> None:
-    model, engine = made()
-    assert packed(engine) == {False}
-    ours, theirs = fused(engine, outputs), fused(model, outputs)
-    assert packed(engine) == {True}
-    for name in ("pooled", "text", "image"):
-        if getattr(theirs, f"_{name}", None) is not None:
-            assert tiny.off(getattr(ours, name), getattr(theirs, name)) < 1e-5
+class TestNumbers:
+    """The model itself: packed weights give its own numbers."""
 
+    @pytest.mark.parametrize("outputs", get_args(FusionOutputs))
+    @torch.inference_mode()
+    def test_fused(self, outputs: FusionOutputs) -> None:
+        model, own = made()
+        assert packed(own) == {False}
+        ours, theirs = fused(own, outputs), fused(model, outputs)
+        assert packed(own) == {True}
+        for name in ("pooled", "text", "image"):
+            if getattr(theirs, f"_{name}", None) is not None:
+                assert tiny.off(getattr(ours, name), getattr(theirs, name)) < 1e-5
+        pixel_values = tiny.images(3)
+        cls = [each.encode_image(pixel_values, IMAGE, outputs="cls").cls for each in (own, model)]
+        assert tiny.off(*cls) < 1e-5
 
-@torch.inference_mode()
-def test_cls() -> None:
-    model, engine = made()
-    pixel_values = tiny.images(3)
-    ours, theirs = (each.encode_image(pixel_values, IMAGE, outputs="cls").cls for each in (engine, model))
-    assert tiny.off(ours, theirs) < 1e-5
-
-
-@torch.inference_mode()
-def test_bfloat16_is_as_near_to_float32_as_the_model_is() -> None:
-    exact = fused(made()[0], "pooled").pooled
-    model, engine = made(torch.bfloat16)
-    ours, theirs = (fused(each, "pooled", torch.bfloat16).pooled.float() for each in (engine, model))
-    assert tiny.off(ours, exact) < 2 * tiny.off(theirs, exact)
-
-
-@torch.inference_mode()
-def test_float16_is_nearer_to_float32_than_bfloat16() -> None:
-    exact = fused(made()[0], "pooled").pooled
-    off = [tiny.off(fused(made(dtype)[1], "pooled").pooled.float(), exact) for dtype in (torch.float16, torch.bfloat16)]
-    assert 0 < off[0] < 0.25 * off[1]
-
-
-def test_control_the_numbers_are_of_these_weights() -> None:
-    engine = TorchEngine(tiny.build(seed=1), CPU)
-    assert tiny.off(fused(engine, "pooled").pooled, fused(made()[0], "pooled").pooled) > 0.01
+    @torch.inference_mode()
+    def test_number_formats(self) -> None:
+        """bfloat16 is as near to float32 as the model is, float16 nearer; other weights give other numbers."""
+        exact = fused(made()[0], "pooled").pooled
+        model, own = made(torch.bfloat16)
+        coarse, theirs = (fused(each, "pooled", torch.bfloat16).pooled.float() for each in (own, model))
+        assert tiny.off(coarse, exact) < 2 * tiny.off(theirs, exact)
+        half = fused(made(torch.float16)[1], "pooled").pooled.float()
+        assert 0 < tiny.off(half, exact) < 0.25 * tiny.off(coarse, exact)
+        other = TorchEngine(tiny.build(seed=1), CPU)
+        assert tiny.off(fused(other, "pooled").pooled, exact) > 0.01
 
 
 # Without the checks of shapes that the tests put around every function, which no graph can hold. Every kind of call, in
@@ -137,3 +132,89 @@ def test_compiled_in_few_graphs_for_all_kinds_of_calls_and_beyond_their_limit() 
     assert breaks == 0
     assert off < 1e-5
     assert beyond < 1e-5
+
+
+class TestChoice:
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"engine": "tensorrt"}, "engine is 'tensorrt'; expected one of torch, onnxruntime, openvino"),
+            ({"precision": "fp8"}, "precision is 'fp8'; expected one of fp32, bf16, fp16, int8"),
+            ({"precision": "fp16", "device": "cpu"}, "precision fp16 is for GPUs; on the CPU use bf16"),
+            ({"engine": "openvino", "precision": "fp16"}, "engine openvino has no fp16; .*: torch"),
+            ({"engine": "onnxruntime", "precision": "bf16"}, "engine onnxruntime has no bf16; .*: torch, openvino"),
+            ({"precision": "int8"}, "engine torch has no int8; engines that have it: onnxruntime"),
+            ({"engine": "openvino", "precision": "int8"}, "engine openvino has no int8"),
+            ({"engine": "onnxruntime", "device": "cuda:0"}, "engine onnxruntime runs on the CPU, not on cuda:0"),
+            ({"device": "gpu"}, "device is 'gpu'; expected a name such as cpu or cuda:0"),
+            ({"engine": "openvino", "compile": True}, "engine openvino is not compiled; use engine torch"),
+            ({"device": "cuda:99"}, "device is 'cuda:99', but PyTorch sees"),
+            ({"device": "meta"}, "device is 'meta', on which PyTorch cannot compute here"),
+            ({"device": "vulkan"}, "device is 'vulkan', on which PyTorch cannot compute here"),
+        ],
+    )
+    def test_that_does_not_exist(self, options: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            EngineChoice(**options)
+
+    def test_of_a_number_format(self) -> None:
+        assert EngineChoice(precision="bf16").dtype == torch.bfloat16
+        assert EngineChoice().dtype == EngineChoice(engine="onnxruntime").dtype == torch.float32
+
+
+class TestAuto:
+    @pytest.mark.parametrize("precision", get_args(Precision))
+    def test_takes_the_first_that_is_installed(self, monkeypatch: pytest.MonkeyPatch, precision: Precision) -> None:
+        able = FASTEST[precision]
+        assert {(engine, precision) for engine in able} <= FORMS.keys()
+        assert chosen_engine("auto", precision, "cpu") == able[0]
+        monkeypatch.setattr(engine, "is_installed", lambda package: package in ("onnxscript", able[-1]))
+        assert chosen_engine("auto", precision, "cpu") == able[-1]
+
+    def test_takes_none_that_could_not_export(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(engine, "is_installed", lambda package: package != "onnxscript")
+        assert chosen_engine("auto", "fp32", "cpu") == "torch"
+
+    def test_takes_torch_on_a_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(engine, "find_device", lambda device: torch.device("cuda"))
+        assert chosen_engine("auto", "fp32", None) == "torch"
+
+    def test_leaves_other_engines_as_they_are(self) -> None:
+        assert chosen_engine("onnxruntime", "fp32", None) == "onnxruntime"
+
+
+class TestStart:
+    def test_torch(self, tiny_checkpoint: Path) -> None:
+        started = EngineChoice(device="cpu", precision="bf16").start(read_checkpoint(tiny_checkpoint))
+        assert isinstance(started, TorchEngine)
+        assert started.model.token_type_embedding.weight.dtype == torch.bfloat16
+
+    def test_an_exported_folder_is_not_exported_again(self, exported: Path, tmp_path: Path) -> None:
+        choice = EngineChoice(engine="onnxruntime", cache=tmp_path)
+        assert isinstance(choice.start(read_checkpoint(exported), exported), PartsEngine)
+        assert list(tmp_path.iterdir()) == []
+
+    @pytest.mark.parametrize(("name", "extra"), [("onnxruntime", "onnx"), ("openvino", "openvino")])
+    def test_a_missing_package(
+        self, exported: Path, monkeypatch: pytest.MonkeyPatch, name: EngineName, extra: str
+    ) -> None:
+        monkeypatch.setattr(extras, "is_installed", lambda package: package != name)
+        message = rf"package {name} is not installed; run in the project's folder: pip install '\.\[{extra}\]'"
+        with pytest.raises(FileNotFoundError, match=message):
+            EngineChoice(engine=name).start(read_checkpoint(exported), exported)
+
+
+WITHOUT_LOCKS = """
+import sys
+sys.modules["fcntl"] = sys.modules["resource"] = None  # the import of either fails
+import bridgetower
+model = bridgetower.load(sys.argv[1], device="cpu")
+print(*model.embed_texts(["a bar"]).shape)
+"""
+
+
+def test_a_model_is_used_without_fcntl(tiny_checkpoint: Path) -> None:
+    """Where Python has no file locks, as on Windows, the package is imported and a model is used all the same."""
+    command = [sys.executable, "-c", WITHOUT_LOCKS, str(tiny_checkpoint)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout == "1 8\n"

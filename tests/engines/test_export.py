@@ -90,20 +90,20 @@ class TestGraphs:
         assert not any(tensors["text.word_embedding.weight"][3].numpy().tobytes() in graph for graph in graphs)
         assert not any(b".py" in graph for graph in graphs)  # nor names of this machine
 
-    @pytest.mark.parametrize(
-        ("others", "same"),
-        [
-            ({"a": torch.zeros(2, 3), "b": torch.ones(4)}, True),
-            ({"a": torch.ones(3, 2), "b": torch.ones(4)}, False),
-            ({"a": torch.ones(2, 3), "c": torch.ones(4)}, False),
-            ({"a": torch.ones(2, 3), "b": torch.ones(8, dtype=torch.float16)}, False),
-        ],
-        ids=["values", "shape", "name", "format"],
-    )
-    def test_rely_on_a_layout(self, tmp_path: Path, others: dict[str, torch.Tensor], same: bool) -> None:
-        save_file({"a": torch.ones(2, 3), "b": torch.ones(4)}, tmp_path / "weights")
-        save_file(others, tmp_path / "others")
-        assert (layout(tmp_path / "others") == layout(tmp_path / "weights")) == same
+    def test_rely_on_a_layout(self, tmp_path: Path) -> None:
+        """Of names, formats and shapes, whatever the values."""
+        layouts = []
+        for tensors in (
+            {"a": torch.ones(2, 3), "b": torch.ones(4)},
+            {"a": torch.zeros(2, 3), "b": torch.ones(4)},
+            {"a": torch.ones(3, 2), "b": torch.ones(4)},
+            {"a": torch.ones(2, 3), "c": torch.ones(4)},
+            {"a": torch.ones(2, 3), "b": torch.ones(8, dtype=torch.float16)},
+        ):
+            save_file(tensors, tmp_path / "weights")
+            layouts.append(layout(tmp_path / "weights"))
+        assert layouts[0] == layouts[1]
+        assert len(set(layouts)) == 4
 
 
 class TestInt8:
@@ -155,11 +155,6 @@ def _cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-20])
 
 
-def _flip(path: Path) -> None:
-    content = path.read_bytes()
-    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-
-
 def _other_version(path: Path) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 9}))
 
@@ -177,7 +172,6 @@ class TestDamage:
             ("export.json", _other_version, "was exported as version 9; this release reads 2"),
             ("export.json", _cut, "is not valid JSON"),
             ("model.safetensors", _half, "is not what its parts were exported of"),
-            ("model.safetensors", _flip, "model.safetensors .*copy it again"),
             ("model.safetensors", Path.unlink, "model.safetensors"),
             ("config.json", Path.unlink, "has no config.json"),
         ],
@@ -221,17 +215,22 @@ class TestCache:
         assert model.state_dict().keys() == exported.tensors.keys()
         assert exported.reranking.itc_weight == 16
 
-    def test_key_depends_on_every_weight_and_the_config_alone(self, checkpoint: Checkpoint) -> None:
-        key = content_key(checkpoint)
-        same = replace(checkpoint, source="elsewhere", tensors={n: t.clone() for n, t in checkpoint.tensors.items()})
-        assert content_key(same) == key
+    def test_key_depends_on_every_weight_the_config_and_versions_alone(
+        self, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        cloned = {name: tensor.clone() for name, tensor in checkpoint.tensors.items()}
+        keys = [content_key(checkpoint), content_key(checkpoint.resized(40))]
+        assert content_key(replace(checkpoint, source="elsewhere", tensors=cloned)) == keys[0]
         for name in ("vision.class_embedding", "itm_head.fc.bias"):
             changed = checkpoint.tensors[name].clone()
             changed[0] += 1e-6
-            assert content_key(replace(checkpoint, tensors=checkpoint.tensors | {name: changed})) != key
+            keys.append(content_key(replace(checkpoint, tensors=checkpoint.tensors | {name: changed})))
         config = checkpoint.config.override({"vision.layer_norm_eps": 1e-6})
-        assert content_key(replace(checkpoint, config=config)) != key
-        assert content_key(checkpoint.resized(40)) != key
+        keys.append(content_key(replace(checkpoint, config=config)))
+        for package in ("bridgetower", "torch"):
+            monkeypatch.setattr(sys.modules[package], "__version__", "99.0")
+            keys.append(content_key(checkpoint))
+        assert len(set(keys)) == 7
 
     def test_key_depends_on_the_code_that_own_parts_inherit(self, tmp_path: Path) -> None:
         file = tmp_path / "own_base.py"
@@ -248,12 +247,4 @@ class TestCache:
         assert content_key(checkpoint) == key
         assert content_key(replace(checkpoint, extensions=Extensions(vision_towers={"patches": patches}))) != key
         file.write_text(file.read_text().replace("torch.tanh", "torch.sin"))
-        assert content_key(checkpoint) != key
-
-    @pytest.mark.parametrize("package", ["bridgetower", "torch"])
-    def test_key_depends_on_versions(
-        self, checkpoint: Checkpoint, package: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        key = content_key(checkpoint)
-        monkeypatch.setattr(sys.modules[package], "__version__", "99.0")
         assert content_key(checkpoint) != key

@@ -24,7 +24,7 @@ from bridgetower.engines.parts import (
     part_names,
     signal_stack,
 )
-from bridgetower.model.bridgetower import SECOND_IMAGE, BridgeTower, EncodeOutputs
+from bridgetower.model.bridgetower import SECOND_IMAGE, BridgeTower
 from bridgetower.model.config import ModelConfig
 
 for package in ("onnxruntime", "openvino"):
@@ -91,52 +91,41 @@ class TestEquality:
         assert tiny.off(ours.layers[0], with_two.encode_image(pixel_values).layers[0]) > 1e-2
 
     @torch.inference_mode()
-    def test_control_another_model_is_told_apart(self, with_two: PartsEngine) -> None:
+    def test_control_another_model_or_padding_that_is_attended_to_shows(self, with_two: PartsEngine) -> None:
         other = tiny.build(with_two.model.config)
         with torch.no_grad():
             other.text.layers[0].mlp.up.bias[0] += 0.01
         ours, expected = outputs(with_two, [5, 3], padded=False), outputs(other, [5, 3], padded=False)
         assert tiny.off(ours["pooled"], expected["pooled"]) > 2e-5
         assert tiny.off(ours["image cls"], expected["image cls"]) < 2e-5
-
-    @torch.inference_mode()
-    def test_control_padding_that_is_attended_to_shows(self, with_two: PartsEngine) -> None:
         ids, mask = tiny.texts([5, 3])
-        image = with_two.encode_image(tiny.images(2))
-        text = with_two.encode_text(ids, mask)
+        image, text = with_two.encode_image(tiny.images(2)), with_two.encode_text(ids, mask)
         unmasked = replace(text, mask=torch.ones_like(mask, dtype=torch.bool))
         right, wrong = with_two.fuse(image, text).pooled, with_two.fuse(image, unmasked).pooled
         torch.testing.assert_close(right[0], wrong[0], **CLOSE)
         assert tiny.off(right[1], wrong[1]) > 1e-3
 
 
-class TestCoarse:
-    """Precisions that trade exactness for speed: near the model, but not equal."""
+@pytest.mark.parametrize(("folder", "engine", "limit"), [("exported", "openvino", 0.1), ("int8", "onnxruntime", 0.15)])
+@torch.inference_mode()
+def test_coarse_precisions_are_near_the_model_but_not_equal(
+    request: pytest.FixtureRequest, folder: str, engine: EngineName, limit: float
+) -> None:
+    if folder == "exported" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("this processor has no bfloat16")
+    coarse = opened(request.getfixturevalue(folder), engine, "bf16" if folder == "exported" else "int8")
+    ours, expected = (outputs(each, [5, 3, 4, 9], padded=False) for each in (coarse, coarse.model))
+    for name, wanted in expected.items():
+        assert tiny.off(ours[name], wanted) < limit * wanted.abs().max(), name
+    assert tiny.off(ours["pooled"], expected["pooled"]) > 1e-5
 
-    @pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this processor has no bfloat16")
-    @torch.inference_mode()
-    def test_bfloat16(self, exported: Path) -> None:
-        self._near(opened(exported, "openvino", "bf16"), 0.1)
 
-    @torch.inference_mode()
-    def test_int8(self, int8: Path) -> None:
-        self._near(opened(int8), 0.15)
-
-    @torch.inference_mode()
-    def test_numbers_in_int8_depend_on_the_batch(self, int8: Path) -> None:
-        engine, (ids, mask) = opened(int8), tiny.texts([5] * 8)
-        expected = engine.model.encode_text(ids[:1], mask[:1]).cls
-        batch, alone = engine.encode_text(ids, mask).cls, engine.encode_text(ids[:1], mask[:1]).cls
-        assert 0.1 < tiny.off(batch[:1], alone) / tiny.off(alone, expected) < 10
-
-    def _near(self, engine: PartsEngine, limit: float) -> None:
-        lengths = [5, 3, 4, 9]
-        ours = outputs(engine, lengths, padded=False)
-        expected = outputs(engine.model, lengths, padded=False)
-        for name, wanted in expected.items():
-            scale = wanted.abs().max()
-            assert tiny.off(ours[name], wanted) < limit * scale, name
-        assert tiny.off(ours["pooled"], expected["pooled"]) > 1e-5
+@torch.inference_mode()
+def test_numbers_in_int8_depend_on_the_batch(int8: Path) -> None:
+    engine, (ids, mask) = opened(int8), tiny.texts([5] * 8)
+    expected = engine.model.encode_text(ids[:1], mask[:1]).cls
+    batch, alone = engine.encode_text(ids, mask).cls, engine.encode_text(ids[:1], mask[:1]).cls
+    assert 0.1 < tiny.off(batch[:1], alone) / tiny.off(alone, expected) < 10
 
 
 @torch.inference_mode()
@@ -146,24 +135,18 @@ def test_used_engines_are_pickled(engine: PartsEngine) -> None:
     assert torch.equal(pickle.loads(pickle.dumps(engine)).encode_image(pixel_values).cls, expected)
 
 
-class TestRefusals:
-    def test_images_of_another_size(self, with_two: PartsEngine) -> None:
-        with pytest.raises(ValueError, match="images of 32 x 32 pixels; this engine was built for 24 x 24"):
-            with_two.encode_image(tiny.images(1, size=32))
-
-    @pytest.mark.parametrize("outputs", ["layers", "cls"])
-    def test_longer_texts_than_the_tower_takes(self, engine: PartsEngine, outputs: EncodeOutputs) -> None:
-        limit = engine.model.config.text.max_length
-        ids = torch.full((1, limit + 1), 5)
+def test_refusals(with_two: PartsEngine) -> None:
+    with pytest.raises(ValueError, match="images of 32 x 32 pixels; this engine was built for 24 x 24"):
+        with_two.encode_image(tiny.images(1, size=32))
+    limit = with_two.model.config.text.max_length
+    for kind in ("layers", "cls"):
         with pytest.raises(ValueError, match=f"text of {limit + 1} tokens; the position table holds {limit}"):
-            engine.encode_text(ids, outputs=outputs)
-
-    def test_everything_at_once(self, with_two: PartsEngine) -> None:
-        image, text = with_two.encode_image(tiny.images(2)), with_two.encode_text(*tiny.texts([3, 3]))
-        with pytest.raises(ValueError, match='outputs="all" is not exported'):
-            with_two.fuse(image, text, outputs="all")
-        with pytest.raises(ValueError, match="2 images and 1 texts"):
-            with_two.fuse(image, text[:1])
+            with_two.encode_text(torch.full((1, limit + 1), 5), outputs=kind)  # type: ignore[arg-type]
+    image, text = with_two.encode_image(tiny.images(2)), with_two.encode_text(*tiny.texts([3, 3]))
+    with pytest.raises(ValueError, match='outputs="all" is not exported'):
+        with_two.fuse(image, text, outputs="all")
+    with pytest.raises(ValueError, match="2 images and 1 texts"):
+        with_two.fuse(image, text[:1])
 
 
 class TestParts:
@@ -174,14 +157,14 @@ class TestParts:
         assert part_names(tiny.build(tiny.changed(**few))) == ("image", "text", "fusion_pooled")
         assert part_names(tiny.build(tiny.changed(**few, heads__image=3)))[3:] == ("image_cls",)
 
-    @pytest.mark.parametrize("pad", [0, 1, 30, 49])
     @torch.no_grad()
-    def test_examples_of_texts_are_padded_wherever_the_pad_is(self, pad: int) -> None:
-        model = tiny.build(tiny.changed(text__pad_token_id=pad, text__positions="bert"))
-        ids, mask = Part(model, "text").inputs
-        assert torch.equal(ids == pad, mask == 0)
-        assert 0 <= ids.min() <= ids.max() < model.config.text.vocab_size
-        assert torch.equal(mask.sum(dim=1), torch.tensor([8, 4]))
+    def test_examples_of_texts_are_padded_wherever_the_pad_is(self) -> None:
+        for pad in (0, 1, 30, 49):
+            model = tiny.build(tiny.changed(text__pad_token_id=pad, text__positions="bert"))
+            ids, mask = Part(model, "text").inputs
+            assert torch.equal(ids == pad, mask == 0)
+            assert 0 <= ids.min() <= ids.max() < model.config.text.vocab_size
+            assert torch.equal(mask.sum(dim=1), torch.tensor([8, 4]))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems lay the structure out in another way")
