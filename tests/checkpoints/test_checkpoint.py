@@ -10,8 +10,14 @@ from torch import Tensor
 
 import tiny
 from bridgetower.checkpoints import UNMEASURED, Checkpoint, Gain, Reranking, fingerprint, read_checkpoint
-from bridgetower.checkpoints.checkpoint import check_tensors, collect, extra_tensor_names, parameter_shapes
-from bridgetower.checkpoints.fingerprint import _changed, exact_fingerprint
+from bridgetower.checkpoints.checkpoint import (
+    _changed,
+    check_tensors,
+    collect,
+    exact_fingerprint,
+    extra_tensor_names,
+    parameter_shapes,
+)
 from bridgetower.checkpoints.keymap import export_tensors, name_table
 from bridgetower.predictor import load
 from bridgetower.processor import Processor, ProcessorConfig, train_tokenizer

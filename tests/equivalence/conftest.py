@@ -11,7 +11,6 @@ sys.path.append(str(Path(__file__).parents[1] / "distributed"))  # for its runne
 
 @pytest.fixture(scope="module")
 def recorded(request):
-    """The case that the file names."""
     from golden import case
 
     return case(request.module.CASE)

@@ -39,8 +39,6 @@ FEATURES, EPS, GRADIENTS = Tolerance(2e-5), Tolerance(1e-6), Tolerance(1e-6)
 
 @dataclass(frozen=True)
 class Case:
-    """One folder of recorded tensors and facts."""
-
     folder: Path
 
     def __post_init__(self) -> None:
@@ -63,7 +61,6 @@ class Case:
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
-        """The official checkpoint, read as any user would."""
         return read_checkpoint(self.path("checkpoint.ckpt"), overrides=self.overrides)
 
     @property
@@ -98,7 +95,6 @@ class Case:
         return model
 
     def fresh_model(self) -> BridgeTower:
-        """Returns a model for training, whose steps leave the cached checkpoint as it was."""
         model = self.checkpoint.model()
         optimize_for_cpu(model)
         return model
@@ -122,7 +118,6 @@ def case(name: str) -> Case:
 
 
 def variant(checkpoint: Checkpoint, overrides: Mapping[str, Any]) -> BridgeTower:
-    """Returns the checkpoint's model with some rules of its config changed."""
     return replace(checkpoint, config=checkpoint.config.override(overrides)).model().requires_grad_(False)
 
 

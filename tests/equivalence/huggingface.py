@@ -90,8 +90,6 @@ RENAMED: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Inputs:
-    """A batch of images and padded texts."""
-
     pixel_values: Tensor
     input_ids: Tensor
     attention_mask: Tensor
@@ -157,18 +155,15 @@ def backpropagate(outputs: Mapping[str, Tensor], batch: Inputs) -> None:
 
 
 def their_gradients(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Returns the gradients of parameters that were reached, by name."""
     return {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
 
 
 def our_gradients(checkpoint: Checkpoint, model: BridgeTower) -> dict[str, Tensor]:
-    """Returns this package's gradients under transformers' names."""
     gradients = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
     return export_tensors(table(checkpoint, gradients), gradients)
 
 
 def table(checkpoint: Checkpoint, names: Mapping[str, Tensor]) -> dict[str, Source]:
-    """Returns transformers' names of some of our parameters."""
     heads = checkpoint.config.heads
     prefix = "bridgetower." if heads.mlm or heads.itm or heads.itc else ""
     separate = checkpoint.config.fusion.separate_projections

@@ -99,7 +99,6 @@ MUTATIONS = {function.__name__: function for function in _ALL}
 
 @torch.no_grad()
 def mutated(name: str, checkpoint: Checkpoint, inputs: Inputs) -> dict[str, Tensor]:
-    """Features under the named mistake."""
     fused = MUTATIONS[name](checkpoint, inputs)
     return {"text_feats": fused.text, "image_feats": fused.image, "cls_feats": fused.pooled}
 

@@ -42,7 +42,6 @@ def caption_batch(inputs: Mapping[str, Tensor], rows: slice = slice(None)) -> Ca
 
 
 def features(model: BridgeTower, image: Encoded, text: Encoded, prefix: str = "") -> dict[str, Tensor]:
-    """Both streams and the pooled output, under the official names."""
     fused = model.fuse(image, text, outputs="all")
     return {f"{prefix}text_feats": fused.text, f"{prefix}image_feats": fused.image, f"{prefix}cls_feats": fused.pooled}
 
@@ -50,7 +49,6 @@ def features(model: BridgeTower, image: Encoded, text: Encoded, prefix: str = ""
 def encode(
     model: BridgeTower, inputs: Mapping[str, Tensor], suffix: str = "", prefix: str = ""
 ) -> tuple[Encoded, Encoded]:
-    """Encodings of the recorded images and texts."""
     image, ids, mask = (inputs[f"{prefix}{name}{suffix}"] for name in ("image", "text_ids", "text_masks"))
     return model.encode_image(image), model.encode_text(ids, mask)
 
@@ -63,7 +61,6 @@ def bridged_layers(model: BridgeTower, encoded: Encoded, token_type: int) -> Ten
 def itm_outputs(
     task: PretrainingTask, image: Encoded, text: Encoded, pairs: Pairs, prefix: str = ""
 ) -> dict[str, Tensor]:
-    """Matching logits and loss of given pairs."""
     with outputs_of(task.model.itm_head) as logits:
         loss, _ = task.itm(image, text, pairs)
     return {f"{prefix}itm_logits": logits[0], f"{prefix}itm_loss": loss}
@@ -85,7 +82,6 @@ def recorded_pairs(labels: Tensor) -> Pairs:
 
 
 def with_false_images(model: BridgeTower, image: Encoded, inputs: Mapping[str, Tensor]) -> Encoded:
-    """The true images and, after them, the false ones."""
     return Encoded.cat([image, model.encode_image(inputs["false_image_0"])])
 
 
@@ -122,7 +118,6 @@ def optimizer_config(official: Mapping[str, Any], max_steps: int) -> OptimizerCo
 
 @contextmanager
 def outputs_of(module: nn.Module | None) -> Iterator[list[Tensor]]:
-    """Collects what a module returns while the context is open."""
     assert module is not None
     seen: list[Tensor] = []
     handle = module.register_forward_hook(lambda _module, _args, output: seen.append(output))

@@ -15,7 +15,6 @@ def starting(recorded, *prefixes):
 
 
 def similarities(task, encoded):
-    """Features, and scaled similarities in both directions."""
     image, text = task.model.image_embeds(encoded[0]), task.model.text_embeds(encoded[1])
     scale = task.model.head("itc").logit_scale()
     return image, text, scale, scale * image @ text.T

@@ -32,7 +32,6 @@ def outputs(recorded, model):
 
 
 def with_wrong_eps(recorded, block):
-    """The model with the recorded wrong value in one block only."""
     value = recorded.meta["wrong_eps_sensitivity"][block]["wrong"]
     if block not in ("cross_first_layernorm", "link_tower"):
         return variant(recorded.checkpoint, {FIELDS[block]: value})

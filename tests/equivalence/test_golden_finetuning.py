@@ -15,7 +15,6 @@ NAMES = {"c_vqa": "vqa", "d_snli": "snli", "e_nlvr2": "nlvr2"}
 
 
 def batch_of(name, inputs):
-    """The recorded inputs as a data loader would hand them over."""
     text = {"input_ids": inputs["text_ids"], "attention_mask": inputs["text_masks"]}
     labels = inputs["vqa_targets" if name == "c_vqa" else "labels"]
     if name == "e_nlvr2":
@@ -28,7 +27,6 @@ def head_of(name, model):
 
 
 def outputs(name, model, batch):
-    """Logits and loss of a task, under the official names."""
     with outputs_of(head_of(name, model)) as logits:
         losses = task_of_head(model, HEADS[name])(batch)
     return {f"{NAMES[name]}_logits": logits[0], f"{NAMES[name]}_loss": losses.total}
@@ -114,7 +112,6 @@ class TestFeaturesOfTwoImages:
         return case("e_nlvr2")
 
     def outputs(self, recorded, token_types):
-        """The text, encoded once, with each image under its token type."""
         model, inputs = recorded.load(), recorded.inputs
         text = model.encode_text(inputs["text_ids"], inputs["text_masks"])
         ours = {}

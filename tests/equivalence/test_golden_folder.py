@@ -65,7 +65,6 @@ class TestNames:
         assert [entry for entry, tensor in back.items() if not torch.equal(tensor, official[entry])] == [query, key]
 
     def test_control_an_unknown_tensor_is_refused(self, recorded, tmp_path):
-        """Nothing is left behind but what is known to be of no use."""
         content = read_torch_archive(recorded.path("checkpoint.ckpt"))
         content["state_dict"]["cross_modal_text_layers.0.unknown.weight"] = torch.zeros(1)
         torch.save(content, tmp_path / "checkpoint.ckpt")

@@ -36,7 +36,6 @@ def trained(recorded, training):
 
 
 def official_gradients(recorded, factor=1.0):
-    """Gradients of MLM + factor · ITM under the official names."""
     model = recorded.fresh_model()
     outputs = pretraining_outputs(pretraining_task(recorded, model), recorded.inputs)
     (outputs["mlm_loss"] + factor * outputs["itm_loss"]).backward()

@@ -42,7 +42,6 @@ def recorded_groups(name):
 
 
 def build(name):
-    """Our model with the heads that the official one had; its weights do not matter."""
     official, checkpoint = recorded_groups(name)["params"], case(MODELS[name]).checkpoint
     heads = {"mlm": "mlm_score.bias", "itm": "itm_score.fc.weight"}
     return BridgeTower(checkpoint.config.override({f"heads.{head}": key in official for head, key in heads.items()}))
@@ -149,7 +148,6 @@ class TestSchedule:
 
 
 def wrong_steps(recorded, config):
-    """Steps at which a group's learning rate differs from the recorded one."""
     factor = schedule(config, recorded["max_steps"])
     multipliers = {"base": 1.0, "head": config.head_multiplier, "cross_modal": config.fusion_multiplier}
     return [

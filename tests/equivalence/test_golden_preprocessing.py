@@ -22,7 +22,6 @@ def prepared(profile: str, size: int, picture: Tensor) -> Tensor:
 
 
 def bilinear(kind: str, size: int, picture: Tensor) -> Tensor:
-    """The official transform, with the wrong interpolation."""
     sides = size if kind == "clip" else (size, size)
     resize = transforms.Resize(sides, InterpolationMode.BILINEAR)
     steps = [resize, transforms.CenterCrop(size), transforms.ToTensor(), transforms.Normalize(CLIP_MEAN, CLIP_STD)]

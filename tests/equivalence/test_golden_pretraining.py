@@ -31,7 +31,6 @@ def layer_modules(config):
 
 
 def intermediates(model, inputs):
-    """Output of every tower layer, bridge and fusion layer for the first sample."""
     modules = layer_modules(model.config)
     seen = {}
     handles = [

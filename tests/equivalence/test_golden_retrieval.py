@@ -47,12 +47,10 @@ def chosen(recorded, similarity, *, fewer=0):
 
 @pytest.fixture(scope="module")
 def pairs(recorded, similarity):
-    """Candidates of each image, and of each text."""
     return chosen(recorded, similarity)
 
 
 def score_pairs(model, image, text, pairs, batch_size):
-    """Matching logits of pairs."""
     batches = zip(pairs.image.split(batch_size), pairs.text.split(batch_size), strict=True)
     return torch.cat(
         [model.itm_logits(model.fuse(image[rows], text[columns], outputs="pooled").pooled) for rows, columns in batches]
@@ -61,19 +59,16 @@ def score_pairs(model, image, text, pairs, batch_size):
 
 @pytest.fixture(scope="module")
 def itm(recorded, model, encoded, pairs):
-    """Match logit of the candidate pairs, scored in batches."""
     return score_pairs(model, *encoded, pairs, recorded.meta["config"]["per_gpu_eval_batchsize_text"])[..., 1]
 
 
 @pytest.fixture(scope="module")
 def candidates(recorded):
-    """Candidates from the recorded similarities."""
     return chosen(recorded, recorded.outputs["sims_matrix"])
 
 
 @pytest.fixture(scope="module")
 def scored(recorded, candidates):
-    """The official match scores of the candidates."""
     return recorded.outputs["scores"][candidates.image, candidates.text]
 
 
@@ -84,7 +79,6 @@ def two_stage_scores(pairs, itm, protocol):
 
 
 def official_recalls(recalls, ks):
-    """Our recalls under the official names."""
     figures = {f"ir_r{k}": recalls.text_to_image[k] for k in ks} | {f"tr_r{k}": recalls.image_to_text[k] for k in ks}
     means = {"ir_mean": sum(recalls.text_to_image.values()) / len(ks)}
     means["tr_mean"] = sum(recalls.image_to_text.values()) / len(ks)

@@ -46,7 +46,6 @@ def average_gradients(model):
 
 
 def run_arm(arm):
-    """This process's losses, logits and gradient norms before and after averaging."""
     recorded = case(CASE)
     recorded_arm = recorded.meta["ranks"][rank()][arm]
     count = recorded.meta["rows_per_rank"]

@@ -38,7 +38,6 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def num_answers() -> int:
-    """As many as the recorded head tells apart."""
     number: int = case("c_vqa").meta["config"]["vqav2_label_size"]
     return number
 

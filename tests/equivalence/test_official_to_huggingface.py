@@ -23,7 +23,6 @@ ONE_HEAD = {
 
 
 def converted(folder: Path, kind: str, changes: dict[str, Any] | None = None) -> tuple[Checkpoint, Path]:
-    """Reads an official file and writes transformers' folder."""
     file = official.make(ONE_HEAD[kind] | (changes or {})).save(folder / "model.ckpt")
     checkpoint = read_checkpoint(file, overrides=official.OVERRIDES)
     convert(checkpoint, folder / "hf", "hf")
@@ -42,7 +41,6 @@ def made(changes: dict[str, Any]) -> Checkpoint:
 
 @torch.no_grad()
 def difference(checkpoint: Checkpoint, folder: Path, kind: str) -> float:
-    """Largest difference between this package and transformers."""
     theirs = hf.reload(folder, kind)
     batch = hf.inputs(theirs)
     ours, expected = hf.our_outputs(checkpoint.model(), batch), hf.their_outputs(theirs, batch)
@@ -97,9 +95,10 @@ def test_same_numbers_after_a_detour_through_transformers(tmp_path: Path) -> Non
         (official.BERT, "text tower is BERT"),
         ({"fusion.num_token_types": 3}, "token types"),
         (official.TIMM, "image tower is not CLIP"),
-        ({"fusion.hidden_size": 24}, "fusion width, heads or feed-forward differ"),
-        ({"fusion.num_heads": 4}, "fusion width, heads or feed-forward differ"),
-        ({"fusion.intermediate_size": 64}, "fusion width, heads or feed-forward differ"),
+        *(
+            ({f"fusion.{name}": value}, "fusion width, heads or feed-forward differ")
+            for name, value in (("hidden_size", 24), ("num_heads", 4), ("intermediate_size", 64))
+        ),
         ({"heads.itc": "tower"}, "contrastive head is the official kind"),
         ({"heads.itc": "fused"}, "image tower as wide as the fusion encoder"),
         ({"vision.num_heads": 4}, "image heads are not as many as fit"),

@@ -1,7 +1,6 @@
 """Names and bytes: every published checkpoint in, this package's and transformers' folders out."""
 
-from bridgetower.checkpoints.checkpoint import Checkpoint
-from bridgetower.checkpoints.fingerprint import fingerprint
+from bridgetower.checkpoints.checkpoint import Checkpoint, fingerprint
 from bridgetower.checkpoints.hub import HubOptions, is_downloaded
 from bridgetower.checkpoints.io import convert, read_checkpoint, update_weights, write_checkpoint, write_reranking
 from bridgetower.checkpoints.reranking import ITC_ALONE, ITC_WEIGHT, UNMEASURED, Calibration, Gain, Reranking, described

@@ -307,12 +307,9 @@ def recognise(tensors: Mapping[str, Tensor], part: Literal["vision", "text"]) ->
 
 def official_towers(naming: Naming) -> tuple[TowerNaming, TowerNaming]:
     """Returns the namings of the image tower and the text tower in the official code."""
-    kinds = ("VISION.", "timm" if naming == "timm" else "openai"), ("TEXT.", "bert")
-    image, text = (
-        replace(next(known for known in NAMINGS if known.kind == kind), prefix=_PREFIXES[naming][place])
-        for place, kind in kinds
-    )
-    return image, text
+    by_kind, prefixes = {known.kind: known for known in NAMINGS}, _PREFIXES[naming]
+    image = by_kind["timm" if naming == "timm" else "openai"]
+    return replace(image, prefix=prefixes["VISION."]), replace(by_kind["bert"], prefix=prefixes["TEXT."])
 
 
 def settings(source: str, kind: Kind, values: Values, width: int) -> tuple[dict[str, Any], dict[str, Any]]:

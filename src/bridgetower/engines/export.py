@@ -22,7 +22,7 @@ from typing import Any, get_args
 import torch
 
 from bridgetower.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
-from bridgetower.checkpoints.fingerprint import code_content, exact_fingerprint
+from bridgetower.checkpoints.checkpoint import code_content, exact_fingerprint
 from bridgetower.engines.config import FORMS, TOLERANCES, EngineName, Form, Precision
 from bridgetower.engines.parts import Part, Runner, part_names
 from bridgetower.extras import is_installed, require

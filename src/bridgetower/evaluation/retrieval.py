@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from bridgetower.checkpoints import ITC_WEIGHT, UNMEASURED, Reranking
-from bridgetower.checkpoints.fingerprint import exact_fingerprint, fingerprint
+from bridgetower.checkpoints.checkpoint import exact_fingerprint, fingerprint
 from bridgetower.checkpoints.tensors import read_safetensors, write_safetensors
 from bridgetower.data.batch import Batch
 from bridgetower.data.captions import CaptionImages

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bridgetower.checkpoints.fingerprint import code_content, exact_fingerprint
+from bridgetower.checkpoints.checkpoint import code_content, exact_fingerprint
 from bridgetower.data.batch import CaptionBatch, StepSampler, derive_seed
 from bridgetower.data.examples import NO_IMAGE, PreparedImages
 from bridgetower.data.frozen import FeatureCache, Features, FrozenDataset, key_ids
