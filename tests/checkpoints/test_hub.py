@@ -163,6 +163,19 @@ class Hub(BaseHTTPRequestHandler):
         pass
 
 
+GATED = """
+import os
+from bridgetower import read_checkpoint
+print(read_checkpoint("owner/gated", token="secret", cache_dir="one").source)
+try:
+    read_checkpoint("owner/gated", cache_dir="two")
+except FileNotFoundError as error:
+    print(error)
+os.environ["HF_TOKEN"] = "secret"
+print(read_checkpoint("owner/gated/a.ckpt", cache_dir="three").source)
+"""
+
+
 def test_a_gated_repository_of_a_server(tmp_path: Path) -> None:
     """As a user has it: `HF_TOKEN` or `token`, over HTTP."""
     Hub.files = {"README.md": b"text", "a.ckpt": official.make(WIDTHS).save(tmp_path / "a.ckpt").read_bytes()}
@@ -170,22 +183,15 @@ def test_a_gated_repository_of_a_server(tmp_path: Path) -> None:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     environment |= {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_DISABLE_XET": "1"}
-
-    def load(cache: str, call: str, **more: str) -> subprocess.CompletedProcess[str]:
-        command = f"from bridgetower import read_checkpoint; print(read_checkpoint({call}).source)"
-        where = {**environment, "HF_HOME": str(tmp_path / cache), **more}
-        return subprocess.run([sys.executable, "-c", command], env=where, capture_output=True, text=True, check=False)
-
-    try:
-        given = load("one", "'owner/gated', token='secret'")
-        assert given.stdout.strip() == f"owner/gated/a.ckpt@{NEW}", given.stderr
-        named = load("two", "'owner/gated/a.ckpt'", HF_TOKEN="secret")
-        assert named.stdout.strip() == f"owner/gated/a.ckpt@{NEW}", named.stderr
-        refused = load("three", "'owner/gated'").stderr.splitlines()[-1]
-        assert "could not be fetched from the hub (GatedRepoError); check the name, the network, and your" in refused
-    finally:
-        server.shutdown()
-        server.server_close()
+    environment["HF_HOME"] = str(tmp_path / "home")
+    command = [sys.executable, "-c", GATED]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    server.shutdown()
+    server.server_close()
+    assert done.returncode == 0, done.stderr
+    given, refused, named = done.stdout.splitlines()
+    assert given == named == f"owner/gated/a.ckpt@{NEW}"
+    assert "could not be fetched from the hub (GatedRepoError); check the name, the network, and your" in refused
 
 
 def test_a_tower(cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

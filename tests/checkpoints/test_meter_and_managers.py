@@ -33,13 +33,13 @@ def norm(name: str, width: int) -> Shapes:
 
 
 def bert_layer(name: str, width: int, inner: int, *attentions: str) -> Shapes:
-    found = linear(f"{name}.intermediate.dense", inner, width) | linear(f"{name}.output.dense", width, inner)
-    found |= norm(f"{name}.output.LayerNorm", width)
+    found: Shapes = {}
     for attention in (f"{name}.{attention}" for attention in attentions):
         for part in ("self.query", "self.key", "self.value", "output.dense"):
             found |= linear(f"{attention}.{part}", width, width)
         found |= norm(f"{attention}.output.LayerNorm", width)
-    return found
+    found |= linear(f"{name}.intermediate.dense", inner, width) | linear(f"{name}.output.dense", width, inner)
+    return found | norm(f"{name}.output.LayerNorm", width)
 
 
 def common(image_depth: int) -> Shapes:
@@ -89,7 +89,6 @@ def manager_tower(kind: str, weight: str) -> Shapes:
     names = common(TEXT_DEPTH) | MLM_AND_ITM | {"temperature": ()}
     for stream, count in MANAGED.items():
         names[f"layer_embeddings_{stream}.weight"] = (TEXT_DEPTH, D)
-        names |= linear(f"cross_modal_itc_{stream}_head.fc", 20, T if stream == "text" else V)
         for number in range(FUSION_DEPTH):
             manager = f"cross_modal_{stream}_manager_tower.{number}.manager_layer"
             previous, width = int(number > 0), D if weight == "vector" else 1
@@ -104,6 +103,7 @@ def manager_tower(kind: str, weight: str) -> Shapes:
                 names |= norm(f"{manager}.extra_query_LayerNorm", D)
                 names |= linear(f"{manager}.fusion_attention.q_proj", D, D)
                 names |= linear(f"{manager}.fusion_attention.k_proj", D, D)
+        names |= linear(f"cross_modal_itc_{stream}_head.fc", 20, T if stream == "text" else V)
     return names
 
 

@@ -216,9 +216,7 @@ def _read_folder(
         raise ValueError(
             f"{name} is of format version {values.get('version')}; this release reads {_FORMAT['version']}"
         )
-    if "model" not in values:
-        raise ValueError(f"{name}/config.json has no model; copy the whole folder again")
-    config = ModelConfig.from_dict(values["model"])
+    config = from_plain(ModelConfig, values.get("model"), f"{name}/config.json: model")
     tensors = state_weights(folder) if (folder / ABOUT).exists() else read_weights(folder, name)
     check_tensors(name, config, tensors, extensions)
     extra_tensors, labels = folder / "carried.safetensors", folder / LABELS
