@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -88,14 +87,7 @@ RENAMED: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclass(frozen=True)
-class Inputs:
-    pixel_values: Tensor
-    input_ids: Tensor
-    attention_mask: Tensor
-
-    def named(self) -> dict[str, Tensor]:
-        return dict(vars(self))
+Inputs = dict[str, Tensor]
 
 
 def random_model(kind: str, changes: Mapping[str, Any] | None = None, seed: int = 0) -> PreTrainedModel:
@@ -118,11 +110,12 @@ def inputs(model: PreTrainedModel, image_size: int | None = None, seed: int = 2)
     ids = torch.randint(padding + 2, config.text_config.vocab_size, (2, 7), generator=generator)
     mask = torch.ones_like(ids)
     ids[1, 4:], mask[1, 4:] = padding, 0
-    return Inputs(torch.randn(2, 3, side, side, generator=generator), ids, mask)
+    pixel_values = torch.randn(2, 3, side, side, generator=generator)
+    return {"pixel_values": pixel_values, "input_ids": ids, "attention_mask": mask}
 
 
 def their_outputs(model: PreTrainedModel, batch: Inputs, **options: Any) -> dict[str, Tensor]:
-    result = model(**batch.named(), **options)
+    result = model(**batch, **options)
     if isinstance(model, BridgeTowerModel):
         return {"text": result.text_features, "image": result.image_features, "pooled": result.pooler_output}
     if isinstance(model, BridgeTowerForContrastiveLearning):
@@ -132,7 +125,8 @@ def their_outputs(model: PreTrainedModel, batch: Inputs, **options: Any) -> dict
 
 
 def our_outputs(model: BridgeTower, batch: Inputs) -> dict[str, Tensor]:
-    image, text = model.encode_image(batch.pixel_values), model.encode_text(batch.input_ids, batch.attention_mask)
+    image = model.encode_image(batch["pixel_values"])
+    text = model.encode_text(batch["input_ids"], batch["attention_mask"])
     fused = model.fuse(image, text, "all")
     if model.config.heads.itc == "fused":
         embeds = {"image": model.image_embeds(image), "text": model.text_embeds(text)}
@@ -150,7 +144,7 @@ def backpropagate(outputs: Mapping[str, Tensor], batch: Inputs) -> None:
     weights = tiny.cotangents(outputs)
     for name in outputs.keys() & {"text", "logits"}:
         if outputs[name].ndim == 3:
-            weights[name] = weights[name] * batch.attention_mask[..., None]
+            weights[name] = weights[name] * batch["attention_mask"][..., None]
     torch.stack([(outputs[name] * weights[name]).sum() for name in outputs]).sum().backward()
 
 

@@ -6,8 +6,6 @@ from recompute import caption_batch, encode, features, mlm_outputs, pretraining_
 
 from golden import EPS, case, check, variant, wrong
 
-CASES = ("o_eps_clip_roberta", "o_eps_vit_bert")
-
 # Official block -> our config field. The first LayerNorm and the bridges share one value in the paper's models.
 FIELDS = {
     "vision": "vision.layer_norm_eps",
@@ -19,7 +17,7 @@ FIELDS = {
 }
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(params=["o_eps_clip_roberta", "o_eps_vit_bert"])
 def recorded(request):
     return case(request.param)
 
@@ -36,10 +34,8 @@ def with_wrong_eps(recorded, block):
     if block not in ("cross_first_layernorm", "link_tower"):
         return variant(recorded.checkpoint, {FIELDS[block]: value})
     model = recorded.load()
-    fusion = model.fusion
-    first = [fusion.text_norm, fusion.image_norm]
-    bridges = [bridge.norm for bridge in (*fusion.text_bridges, *fusion.image_bridges)]
-    for norm in first if block == "cross_first_layernorm" else bridges:
+    bridges = [bridge.norm for bridge in (*model.fusion.text_bridges, *model.fusion.image_bridges)]
+    for norm in bridges if block == "link_tower" else (model.fusion.text_norm, model.fusion.image_norm):
         norm.eps = value
     return model
 

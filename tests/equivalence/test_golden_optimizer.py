@@ -77,27 +77,19 @@ class TestGroups:
 
     @pytest.mark.parametrize("name", MODELS)
     def test_every_parameter_is_in_one_group_with_its_multiplier_and_decay(self, name):
-        official, model = recorded_groups(name)["params"], build(name)
-        ours = our_groups(name, model)
+        recorded, config, model = recorded_groups(name), groups_config(name), build(name)
+        official, ours, groups = recorded["params"], our_groups(name, model), parameter_groups(model, config)
         assert disagreeing(ours, official) == []
         left_overs = (*LEFT_OVERS, *(("temperature",) if model.itc_head is None else ()))
         known = {key for key in official if any(fnmatch(key, pattern) for pattern in left_overs)}
         assert set(official) - set(ours) == known
-        grouped = [entry for group in parameter_groups(model, groups_config(name)) for entry in group["names"]]
+        grouped = [entry for group in groups for entry in group["names"]]
         assert sorted(grouped) == sorted(key for key, _ in model.named_parameters())
-        assert recorded_groups(name)["in_no_group"] == []
-
-    @pytest.mark.parametrize("name", MODELS)
-    def test_defaults_of_the_optimiser(self, name):
-        config, official = groups_config(name), recorded_groups(name)
-        optimizer = build_optimizer(parameter_groups(build(name), config), config)
-        defaults = {key: optimizer.defaults[key] for key in ("lr", "betas", "eps", "weight_decay")}
-        expected = {key: official["defaults"][key] for key in defaults}
-        assert defaults | {"betas": list(defaults["betas"])} == expected
-
-    @pytest.mark.parametrize("name", MODELS)
-    def test_control_decay_as_in_torch_and_the_other_image_tower_fail(self, name):
-        official, model = recorded_groups(name)["params"], build(name)
+        assert recorded["in_no_group"] == []
+        defaults = build_optimizer(groups, config).defaults
+        expected = {key: recorded["defaults"][key] for key in ("lr", "betas", "eps", "weight_decay")}
+        assert {key: defaults[key] for key in expected} | {"betas": list(defaults["betas"])} == expected
+        # Controls: decay as in torch, and the other image tower.
         of_torch = disagreeing(our_groups(name, model, rule="adamw"), official)
         assert "text_transformer.embeddings.word_embeddings.weight" in of_torch
         model.config = model.config.override({"vision.pre_norm": not model.config.vision.pre_norm})

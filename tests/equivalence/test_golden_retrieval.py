@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,48 +19,14 @@ STAGES = ("plain", "chunked", "gather_inputs", "save_memory")  # of the official
 
 
 @pytest.fixture(scope="module")
-def model(recorded):
-    return recorded.load()
-
-
-@pytest.fixture(scope="module")
-def encoded(recorded, model):
-    inputs = recorded.inputs
-    return model.encode_image(inputs["images"]), model.encode_text(inputs["text_ids"], inputs["text_masks"])
-
-
-@pytest.fixture(scope="module")
-def similarity(model, encoded):
-    return model.image_embeds(encoded[0]) @ model.text_embeds(encoded[1]).T
-
-
-@pytest.fixture(scope="module")
-def truth(recorded):
-    return truth_of(recorded.inputs["text_image_index"])
-
-
-def chosen(recorded, similarity, *, fewer=0):
-    truth = truth_of(recorded.inputs["text_image_index"])
-    return candidate_pairs(
-        dense.scores_of(similarity), truth, RetrievalConfig(candidates=recorded.meta["k_test"] - fewer)
-    )
-
-
-@pytest.fixture(scope="module")
-def pairs(recorded, similarity):
-    return chosen(recorded, similarity)
-
-
-def score_pairs(model, image, text, pairs, batch_size):
-    batches = zip(pairs.image.split(batch_size), pairs.text.split(batch_size), strict=True)
-    return torch.cat(
-        [model.itm_logits(model.fuse(image[rows], text[columns], outputs="pooled").pooled) for rows, columns in batches]
-    )
-
-
-@pytest.fixture(scope="module")
-def itm(recorded, model, encoded, pairs):
-    return score_pairs(model, *encoded, pairs, recorded.meta["config"]["per_gpu_eval_batchsize_text"])[..., 1]
+def ours(recorded):
+    """The model, its encodings and similarities, the candidates of each image and text, and their match logits."""
+    model, inputs = recorded.load(), recorded.inputs
+    encoded = model.encode_image(inputs["images"]), model.encode_text(inputs["text_ids"], inputs["text_masks"])
+    similarity = model.image_embeds(encoded[0]) @ model.text_embeds(encoded[1]).T
+    pairs = chosen(recorded, similarity)
+    itm = score_pairs(model, *encoded, pairs, recorded.meta["config"]["per_gpu_eval_batchsize_text"])[..., 1]
+    return SimpleNamespace(model=model, encoded=encoded, similarity=similarity, pairs=pairs, itm=itm)
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +37,18 @@ def candidates(recorded):
 @pytest.fixture(scope="module")
 def scored(recorded, candidates):
     return recorded.outputs["scores"][candidates.image, candidates.text]
+
+
+def chosen(recorded, similarity, *, fewer=0):
+    config = RetrievalConfig(candidates=recorded.meta["k_test"] - fewer)
+    return candidate_pairs(dense.scores_of(similarity), truth_of(recorded.inputs["text_image_index"]), config)
+
+
+def score_pairs(model, image, text, pairs, batch_size):
+    batches = zip(pairs.image.split(batch_size), pairs.text.split(batch_size), strict=True)
+    return torch.cat(
+        [model.itm_logits(model.fuse(image[rows], text[columns], outputs="pooled").pooled) for rows, columns in batches]
+    )
 
 
 def two_stage_scores(pairs, itm, protocol):
@@ -90,35 +69,32 @@ def ranks(figures):
 
 
 class TestEncodings:
-    def test_bridged_layers(self, recorded, model, encoded):
-        for name, part, token_type in (("image_embedss", encoded[0], 1), ("text_embedss", encoded[1], 0)):
-            expected = recorded.outputs[name]
-            ours = bridged_layers(model, part, token_type)[:, : expected.shape[1]]
-            assert wrong({name: ours}, recorded.outputs) == {}
+    def test_bridged_layers_features_and_similarities(self, recorded, ours):
+        found = {"unimodal_feats_image": ours.model.image_embeds(ours.encoded[0]), "sims_matrix": ours.similarity}
+        found["unimodal_feats_text"] = ours.model.text_embeds(ours.encoded[1])
+        for name, part, token_type in (("image_embedss", ours.encoded[0], 1), ("text_embedss", ours.encoded[1], 0)):
+            count = recorded.outputs[name].shape[1]
+            found[name] = bridged_layers(ours.model, part, token_type)[:, :count]
+        assert wrong(found, recorded.outputs) == {}
 
-    def test_features_and_similarities(self, recorded, model, encoded, similarity):
-        image, text = model.image_embeds(encoded[0]), model.text_embeds(encoded[1])
-        ours = {"unimodal_feats_image": image, "unimodal_feats_text": text, "sims_matrix": similarity}
-        assert wrong(ours, recorded.outputs) == {}
-
-    def test_each_text_with_its_image(self, recorded, model, encoded):
-        index = recorded.inputs["text_image_index"]
-        pooled = model.fuse(encoded[0][index], encoded[1]).pooled
-        ours = {"paired_cls_feats": pooled, "paired_itm_logits": model.itm_head(pooled)}
-        assert wrong(ours, recorded.outputs) == {}
-        pooled = model.fuse(encoded[0][(index + 1) % len(encoded[0])], encoded[1]).pooled  # control
+    def test_each_text_with_its_image(self, recorded, ours):
+        index, (image, text) = recorded.inputs["text_image_index"], ours.encoded
+        pooled = ours.model.fuse(image[index], text).pooled
+        found = {"paired_cls_feats": pooled, "paired_itm_logits": ours.model.itm_head(pooled)}
+        assert wrong(found, recorded.outputs) == {}
+        pooled = ours.model.fuse(image[(index + 1) % len(image)], text).pooled  # control
         assert wrong({"paired_cls_feats": pooled}, recorded.outputs) != {}
 
 
 class TestReranking:
-    def test_texts_of_an_image_and_images_of_a_text(self, recorded, itm, pairs):
-        inputs, scores = recorded.inputs, dense.table(pairs, itm)
+    def test_texts_of_an_image_and_images_of_a_text(self, recorded, ours):
+        inputs, pairs, scores = recorded.inputs, ours.pairs, dense.table(ours.pairs, ours.itm)
         row, texts = int(inputs["image_rerank_image"]), inputs["image_rerank_texts"]
         assert set(texts.tolist()) == set(pairs.text[pairs.image_side & (pairs.image == row)].tolist())
         column, images = int(inputs["text_rerank_text"]), inputs["text_rerank_images"]
         assert set(images.tolist()) == set(pairs.image[pairs.text_side & (pairs.text == column)].tolist())
-        ours = {"image_rerank_scores": scores[row, texts], "text_rerank_scores": scores[images, column]}
-        assert wrong(ours, recorded.outputs) == {}
+        found = {"image_rerank_scores": scores[row, texts], "text_rerank_scores": scores[images, column]}
+        assert wrong(found, recorded.outputs) == {}
 
 
 class TestMetrics:
@@ -149,35 +125,32 @@ class TestMetrics:
 
 
 class TestTwoStages:
-    def test_score_matrices(self, recorded, itm, pairs):
-        image_side, text_side = two_stage_scores(pairs, itm, "standard")
-        scores, _ = two_stage_scores(pairs, itm, "paper")
-        ours = {"scores_image_side": image_side, "scores_text_side": text_side, "scores": scores}
-        check(ours, {name: recorded.outputs[name] for name in ours})
+    def test_score_matrices(self, recorded, ours):
+        image_side, text_side = two_stage_scores(ours.pairs, ours.itm, "standard")
+        scores, _ = two_stage_scores(ours.pairs, ours.itm, "paper")
+        found = {"scores_image_side": image_side, "scores_text_side": text_side, "scores": scores}
+        check(found, {name: recorded.outputs[name] for name in found})
 
-    @pytest.mark.parametrize("stage", STAGES)
-    def test_recalls(self, recorded, itm, pairs, stage):
-        expected = recorded.meta["recalls"][stage]
-        ks = ranks(expected)
-        recalls = dense.ranked(pairs, itm, "paper").recalls(ks=ks)
-        assert official_recalls(recalls, ks) == pytest.approx(expected, abs=1e-6)
-
-    def test_recalls_of_the_first_stage(self, recorded, similarity, truth):
+    def test_recalls_of_each_stage(self, recorded, ours):
         assert set(recorded.meta["recalls"]) == {*STAGES, "itc_only"}
-        expected = recorded.meta["recalls"]["itc_only"]
-        ks = ranks(expected)
-        recalls = streamed_recalls(dense.scores_of(similarity), truth, ks=ks)
-        assert official_recalls(recalls, ks) == pytest.approx(expected, abs=1e-6)
+        for stage, expected in recorded.meta["recalls"].items():
+            ks = ranks(expected)
+            if stage == "itc_only":
+                truth = truth_of(recorded.inputs["text_image_index"])
+                recalls = streamed_recalls(dense.scores_of(ours.similarity), truth, ks=ks)
+            else:
+                recalls = dense.ranked(ours.pairs, ours.itm, "paper").recalls(ks=ks)
+            assert official_recalls(recalls, ks) == pytest.approx(expected, abs=1e-6), stage
 
-    def test_control_one_candidate_less_fails(self, recorded, model, encoded, similarity):
-        fewer = chosen(recorded, similarity, fewer=1)
-        itm = score_pairs(model, *encoded, fewer, batch_size=len(similarity))[..., 1]
+    def test_control_one_candidate_less_fails(self, recorded, ours):
+        fewer = chosen(recorded, ours.similarity, fewer=1)
+        itm = score_pairs(ours.model, *ours.encoded, fewer, batch_size=len(ours.similarity))[..., 1]
         scores, _ = two_stage_scores(fewer, itm, "paper")
         dropped = (scores == DROPPED) & (recorded.outputs["scores"] != DROPPED)
         assert bool(dropped.any())
         assert wrong({"scores": scores}, recorded.outputs) != {}
 
-    def test_control_logits_of_no_match_fail(self, recorded, model, encoded, pairs):
-        logits = score_pairs(model, *encoded, pairs, batch_size=8)[..., 0]
-        scores, _ = two_stage_scores(pairs, logits, "paper")
+    def test_control_logits_of_no_match_fail(self, recorded, ours):
+        logits = score_pairs(ours.model, *ours.encoded, ours.pairs, batch_size=8)[..., 0]
+        scores, _ = two_stage_scores(ours.pairs, logits, "paper")
         assert wrong({"scores": scores}, recorded.outputs) != {}

@@ -131,8 +131,8 @@ def test_hidden_states_and_attentions(tmp_path: Path, variant: str) -> None:
     theirs.set_attn_implementation("eager")  # forms the weights
     batch = hf.inputs(theirs)
     with torch.no_grad():
-        ours = hidden_states(read_checkpoint(tmp_path).model(), **batch.named(), attentions=True)
-        output = theirs(**batch.named(), output_hidden_states=True, output_attentions=True)
+        ours = hidden_states(read_checkpoint(tmp_path).model(), **batch, attentions=True)
+        output = theirs(**batch, output_hidden_states=True, output_attentions=True)
     text, image, fused = output.hidden_states
     image = [hidden.transpose(0, 1) for hidden in image]
     fused_text, fused_image = zip(*fused, strict=True)
@@ -231,7 +231,7 @@ class TestControls:
 
     def test_a_forgotten_mask(self, case: Case) -> None:
         batch = case.batch()
-        everything = replace(batch, attention_mask=torch.ones_like(batch.attention_mask))
+        everything = batch | {"attention_mask": torch.ones_like(batch["attention_mask"])}
         with torch.no_grad():
             ours = hf.our_outputs(case.checkpoint.model(), everything)["logits"][1, :4]
             theirs = hf.their_outputs(case.theirs, batch)["logits"][1, :4]
@@ -260,7 +260,7 @@ def test_other_image_sizes(tmp_path: Path) -> None:
     case = make_case(tmp_path / "hf", "backbone", {})
     model, generator = case.checkpoint.model(), torch.Generator().manual_seed(3)
     for size in ((48, 48), (16, 16), (32, 64), (64, 16)):
-        batch = replace(case.batch(), pixel_values=torch.randn(2, 3, *size, generator=generator))
+        batch = case.batch() | {"pixel_values": torch.randn(2, 3, *size, generator=generator)}
         theirs = hf.their_outputs(case.theirs, batch, interpolate_pos_encoding=True)
         assert off(hf.our_outputs(model, batch), theirs) < ATOL, size
 
@@ -294,7 +294,7 @@ class TestWithPreprocessing:
             Processor(config, tokenizer).save_huggingface(source)
         theirs, processor = hf.KINDS[kind].from_pretrained(source).eval(), AutoProcessor.from_pretrained(source)
         encoded = processor(cls.images(), list(cls.TEXTS), padding=True, return_tensors="pt")
-        batch = hf.Inputs(encoded["pixel_values"], encoded["input_ids"], encoded["attention_mask"])
+        batch = {name: encoded[name] for name in ("pixel_values", "input_ids", "attention_mask")}
         with torch.no_grad():
             return predictor.load(source, device="cpu"), hf.their_outputs(theirs, batch)
 

@@ -38,8 +38,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def num_answers() -> int:
-    number: int = case("c_vqa").meta["config"]["vqav2_label_size"]
-    return number
+    return int(case("c_vqa").meta["config"]["vqav2_label_size"])
 
 
 @pytest.fixture(scope="module")
