@@ -166,19 +166,18 @@ class TestTiedDecoder:
             convert(read, tmp_path / to, to)
             assert tiny.equal(read_checkpoint(tmp_path / to).tensors, read.tensors)
 
-    def test_one_that_is_stored_beside_the_words_is_read_apart(self, safe: Path) -> None:
+    def test_one_that_is_stored_is_read_apart_and_an_untied_one_must_be_there(
+        self, safe: Path
+    ) -> None:
         tensors = dict(tensor_files.read_safetensors(safe / "model.safetensors"))
-        tensors["mlm_score.decoder.weight"] = tensors["bridgetower.text_model.embeddings.word_embeddings.weight"]
-        torch.save(tensors, safe / "pytorch_model.bin")
+        words = tensors["bridgetower.text_model.embeddings.word_embeddings.weight"]
         (safe / "model.safetensors").unlink()
+        torch.save(tensors | {"mlm_score.decoder.weight": words}, safe / "pytorch_model.bin")
         model = read_checkpoint(safe).model()
         assert model.mlm_head is not None
         assert model.mlm_head.decoder.weight.data_ptr() != model.text.word_embedding.weight.data_ptr()
-
-    def test_an_untied_one_must_be_there(self, safe: Path) -> None:
-        tensors = dict(tensor_files.read_safetensors(safe / "model.safetensors"))
         del tensors["mlm_score.decoder.weight"]
-        tensor_files.write_safetensors(safe / "model.safetensors", tensors)
+        torch.save(tensors, safe / "pytorch_model.bin")
         with pytest.raises(ValueError, match=r"lacks tensors: mlm_score\.decoder\.weight"):
             read_checkpoint(safe)
 
@@ -207,15 +206,15 @@ def test_settings_that_would_be_ignored(own: Path, safe: Path) -> None:
 
 class TestWriting:
     @pytest.mark.parametrize("to", ["bridgetower", "hf"])
-    def test_what_is_there_is_left_alone(self, checkpoint: Checkpoint, tmp_path: Path, to: Any) -> None:
-        (tmp_path / "notes.txt").write_text("mine")
-        for place in (tmp_path, tmp_path / "notes.txt"):
+    def test_the_same_bytes_in_an_empty_or_new_folder_but_no_other(
+        self, checkpoint: Checkpoint, tmp_path: Path, to: Any
+    ) -> None:
+        (tmp_path / "used").mkdir()
+        (tmp_path / "used" / "notes.txt").write_text("mine")
+        for place in (tmp_path / "used", tmp_path / "used" / "notes.txt"):
             with pytest.raises(FileExistsError, match="is not empty"):
                 convert(checkpoint, place, to)
-        assert content(tmp_path) == {"notes.txt": b"mine"}
-
-    @pytest.mark.parametrize("to", ["bridgetower", "hf"])
-    def test_the_same_bytes_in_an_empty_or_new_folder(self, checkpoint: Checkpoint, tmp_path: Path, to: Any) -> None:
+        assert content(tmp_path / "used") == {"notes.txt": b"mine"}
         (tmp_path / "empty").mkdir()
         folders = tmp_path / "empty", tmp_path / "new" / "deep"
         for folder in folders:
@@ -393,14 +392,12 @@ class TestSave:
         convert(changed, tmp_path / "converted", "bridgetower")
         assert content(tmp_path / "saved") == content(tmp_path / "converted")
 
-    def test_a_new_model_replaces_nothing(self, tmp_path: Path) -> None:
+    def test_a_new_model_and_a_used_predictor(self, tiny_checkpoint: Path, tmp_path: Path) -> None:
         model = BridgeTower(tiny.CONFIG)
         model.save(tmp_path / "new")
         assert tiny.equal(read_checkpoint(tmp_path / "new").model().state_dict(), model.state_dict())
         with pytest.raises(FileExistsError, match="is not empty"):
             model.save(tmp_path / "new")
-
-    def test_a_used_predictor(self, tiny_checkpoint: Path, tmp_path: Path) -> None:
         predictor = load(tiny_checkpoint, device="cpu")
         vectors = predictor.embed_texts(self.TEXTS)
         predictor.save(tmp_path / "again")

@@ -26,7 +26,7 @@ OTHER = tiny.changed(
     fusion__text_layers=(1, 2),
     fusion__separate_projections=True,
     fusion__num_token_types=3,
-    heads__itc="fused",
+    heads__itc=None,
     heads__mlm=False,
 )
 ONE_LAYER = {f"{part}__num_layers": 1 for part in ("vision", "text", "fusion")}
