@@ -138,33 +138,13 @@ class TestFiles:
             with pytest.raises(ValueError, match=f"weights without their config; pass its folder, {tmp_path}"):
                 read_checkpoint(tmp_path / name)
 
-    @pytest.mark.parametrize(
-        ("kind", "file"),
-        [
-            ("own", "model.safetensors"),
-            ("own", "carried.safetensors"),
-            ("pickled", "pytorch_model.bin"),
-            ("official", "model.ckpt"),
-        ],
-    )
-    def test_truncated(self, request: pytest.FixtureRequest, tmp_path: Path, kind: str, file: str) -> None:
-        place = official.make().save(tmp_path / file) if kind == "official" else request.getfixturevalue(kind) / file
-        place.write_bytes(place.read_bytes()[:-1])
-        with pytest.raises(ValueError, match=f"{file} (is not a whole|was refused)"):
-            read_checkpoint(place if kind == "official" else place.parent)
-
-    def test_shards(self, sharded: Path) -> None:
-        index = sharded / "model.safetensors.index.json"
-        whole = index.read_text()
-        left = json.loads(whole)["weight_map"]["mlm_score.bias"]
-        listed = {name: shard for name, shard in json.loads(whole)["weight_map"].items() if shard != left}
-        edit_json(index, lambda values: values.update(weight_map=listed))
-        with pytest.raises(ValueError, match="lacks tensors"):  # which lie in a file that is not listed
-            read_checkpoint(sharded)
-        index.write_text(whole)
-        next(sharded.glob("model-00002-*.safetensors")).unlink()
-        with pytest.raises(FileNotFoundError, match=r"model-00002-.* is missing"):
-            read_checkpoint(sharded)
+    def test_truncated(self, own: Path) -> None:
+        for file in ("carried.safetensors", "model.safetensors"):
+            whole = (own / file).read_bytes()
+            (own / file).write_bytes(whole[:-1])
+            with pytest.raises(ValueError, match=f"{file} is not a whole"):
+                read_checkpoint(own)
+            (own / file).write_bytes(whole)
 
     @pytest.mark.parametrize(
         ("kind", "change", "message"),
@@ -174,7 +154,7 @@ class TestFiles:
             ("own", lambda it: it.pop("fusion.text_norm.bias"), r"own lacks tensors: fusion\.text_norm\.bias$"),
             *(
                 ("safe", lambda it, shape=shape: it.update({QUERY: torch.rand(shape)}), rf"shaped tensors: {QUERY} \[")
-                for shape in ((47, 48), (48, 48, 1), ())
+                for shape in ((47, 48), ())
             ),
         ],
     )
@@ -183,14 +163,6 @@ class TestFiles:
         edit_weights(folder, change)
         with pytest.raises(ValueError, match=message):
             read_checkpoint(folder)
-
-    @pytest.mark.parametrize("kind", ["own", "safe"])
-    def test_broken_json(self, request: pytest.FixtureRequest, kind: str) -> None:
-        folder: Path = request.getfixturevalue(kind)
-        for content in ("", "{", "[]", "null"):
-            (folder / "config.json").write_text(content)
-            with pytest.raises(ValueError, match=r"config\.json (is not valid JSON|holds a)"):
-                read_checkpoint(folder)
 
 
 class TestConfigs:

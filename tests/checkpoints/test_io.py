@@ -166,9 +166,7 @@ class TestTiedDecoder:
             convert(read, tmp_path / to, to)
             assert tiny.equal(read_checkpoint(tmp_path / to).tensors, read.tensors)
 
-    def test_one_that_is_stored_is_read_apart_and_an_untied_one_must_be_there(
-        self, safe: Path
-    ) -> None:
+    def test_one_that_is_stored_is_read_apart_and_an_untied_one_must_be_there(self, safe: Path) -> None:
         tensors = dict(tensor_files.read_safetensors(safe / "model.safetensors"))
         words = tensors["bridgetower.text_model.embeddings.word_embeddings.weight"]
         (safe / "model.safetensors").unlink()
