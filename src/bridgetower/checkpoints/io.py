@@ -216,7 +216,8 @@ def _read_folder(
         raise ValueError(
             f"{name} is of format version {values.get('version')}; this release reads {_FORMAT['version']}"
         )
-    config = from_plain(ModelConfig, values.get("model"), f"{name}/config.json: model")
+    model: Any = values.get("model")
+    config = from_plain(ModelConfig, model, f"{name}/config.json: model")
     tensors = state_weights(folder) if (folder / ABOUT).exists() else read_weights(folder, name)
     check_tensors(name, config, tensors, extensions)
     extra_tensors, labels = folder / "carried.safetensors", folder / LABELS
