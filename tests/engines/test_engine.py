@@ -162,43 +162,35 @@ class TestChoice:
         assert EngineChoice().dtype == EngineChoice(engine="onnxruntime").dtype == torch.float32
 
 
-class TestAuto:
-    @pytest.mark.parametrize("precision", get_args(Precision))
-    def test_takes_the_first_that_is_installed(self, monkeypatch: pytest.MonkeyPatch, precision: Precision) -> None:
-        able = FASTEST[precision]
-        assert {(engine, precision) for engine in able} <= FORMS.keys()
-        assert chosen_engine("auto", precision, "cpu") == able[0]
-        monkeypatch.setattr(engine, "is_installed", lambda package: package in ("onnxscript", able[-1]))
-        assert chosen_engine("auto", precision, "cpu") == able[-1]
+@pytest.mark.parametrize("precision", get_args(Precision))
+def test_auto_takes_the_first_that_is_installed(monkeypatch: pytest.MonkeyPatch, precision: Precision) -> None:
+    able = FASTEST[precision]
+    assert {(engine, precision) for engine in able} <= FORMS.keys()
+    assert chosen_engine("auto", precision, "cpu") == able[0]
+    monkeypatch.setattr(engine, "is_installed", lambda package: package in ("onnxscript", able[-1]))
+    assert chosen_engine("auto", precision, "cpu") == able[-1]
 
-    def test_takes_none_that_could_not_export(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(engine, "is_installed", lambda package: package != "onnxscript")
+
+def test_auto_takes_none_that_could_not_export_and_torch_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert chosen_engine("onnxruntime", "fp32", None) == "onnxruntime"
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "is_installed", lambda package: package != "onnxscript")
         assert chosen_engine("auto", "fp32", "cpu") == "torch"
-
-    def test_takes_torch_on_a_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(engine, "find_device", lambda device: torch.device("cuda"))
-        assert chosen_engine("auto", "fp32", None) == "torch"
-
-    def test_leaves_other_engines_as_they_are(self) -> None:
-        assert chosen_engine("onnxruntime", "fp32", None) == "onnxruntime"
+    monkeypatch.setattr(engine, "find_device", lambda device: torch.device("cuda"))
+    assert chosen_engine("auto", "fp32", None) == "torch"
 
 
-class TestStart:
-    def test_torch(self, tiny_checkpoint: Path) -> None:
-        started = EngineChoice(device="cpu", precision="bf16").start(read_checkpoint(tiny_checkpoint))
-        assert isinstance(started, TorchEngine)
-        assert started.model.token_type_embedding.weight.dtype == torch.bfloat16
-
-    def test_an_exported_folder_is_not_exported_again(self, exported: Path, tmp_path: Path) -> None:
-        choice = EngineChoice(engine="onnxruntime", cache=tmp_path)
-        assert isinstance(choice.start(read_checkpoint(exported), exported), PartsEngine)
-        assert list(tmp_path.iterdir()) == []
-
-    @pytest.mark.parametrize(("name", "extra"), [("onnxruntime", "onnx"), ("openvino", "openvino")])
-    def test_a_missing_package(
-        self, exported: Path, monkeypatch: pytest.MonkeyPatch, name: EngineName, extra: str
-    ) -> None:
-        monkeypatch.setattr(extras, "is_installed", lambda package: package != name)
+def test_start(tiny_checkpoint: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exported folder is not exported again; a missing package is named."""
+    started = EngineChoice(device="cpu", precision="bf16").start(read_checkpoint(tiny_checkpoint))
+    assert isinstance(started, TorchEngine)
+    assert started.model.token_type_embedding.weight.dtype == torch.bfloat16
+    choice = EngineChoice(engine="onnxruntime", cache=tmp_path)
+    assert isinstance(choice.start(read_checkpoint(exported), exported), PartsEngine)
+    assert list(tmp_path.iterdir()) == []
+    names: dict[EngineName, str] = {"onnxruntime": "onnx", "openvino": "openvino"}
+    for name, extra in names.items():
+        monkeypatch.setattr(extras, "is_installed", lambda package, name=name: package != name)
         message = rf"package {name} is not installed; run in the project's folder: pip install '\.\[{extra}\]'"
         with pytest.raises(FileNotFoundError, match=message):
             EngineChoice(engine=name).start(read_checkpoint(exported), exported)

@@ -24,16 +24,9 @@ _DROPPABLE = (
     *(r".*\.position_ids", r".*\.token_type_ids"),
     rf"(bridgetower\.)?cross_modal_(text|image)_link_tower\.({_LINK_PARTS})",  # shared by no layers, if there is one
 )
-_ACTIVATIONS: dict[str, Activation] = {  # the first of several names is written
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "relu": "relu",
-    "quick_gelu": "quick_gelu",
-    "gelu_python": "gelu",
-    "gelu_fast": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-}
-_ACTIVATION_NAMES = {ours: theirs for theirs, ours in reversed(_ACTIVATIONS.items())}
+_WRITTEN: dict[str, Activation] = {"gelu": "gelu", "gelu_new": "gelu_tanh", "relu": "relu", "quick_gelu": "quick_gelu"}
+_ACTIVATIONS = _WRITTEN | {"gelu_python": "gelu", "gelu_fast": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
+_ACTIVATION_NAMES = {ours: theirs for theirs, ours in _WRITTEN.items()}
 _BACKBONE = "bridgetower."
 _LINK_TOWERS = ("add", "scaled_add", "interpolate")  # bridge kinds that transformers has
 # Theirs to ours, of the text tower alone, and of its layers and the fusion layers, which share a field in transformers;
