@@ -230,37 +230,33 @@ class TestConfigs:
         assert all(model[name].keys() == {field.name for field in fields(part)} for name, part in parts.items())
 
 
-class TestMalice:
-    @staticmethod
-    def poison(file: Path, key: str | None, trace: Path) -> None:
-        content = torch.load(file, weights_only=True)
-        (content if key is None else content[key]).update({QUERY: Payload(trace)})
-        torch.save(content, file)
+def poison(file: Path, key: str | None, trace: Path) -> None:
+    content = torch.load(file, weights_only=True)
+    (content if key is None else content[key]).update({QUERY: Payload(trace)})
+    torch.save(content, file)
 
-    @pytest.mark.parametrize("key", [None, "state_dict", "hyper_parameters", "callbacks"])
-    def test_pickles_are_refused(self, request: pytest.FixtureRequest, tmp_path: Path, key: str | None) -> None:
-        trace = tmp_path / "trace"
-        if key is None:
-            source: Path = request.getfixturevalue("pickled")
-            file = source / "pytorch_model.bin"
-        else:
-            source = file = official.make().save(tmp_path / "model.ckpt")
-        self.poison(file, key, trace)
-        for read in (read_checkpoint, predictor.load):
-            with pytest.raises(ValueError, match=rf"{file.name} was refused"):
-                read(source, overrides={} if key is None else official.OVERRIDES)
-        assert not trace.exists()
-        torch.load(file, weights_only=False)  # the control
-        assert trace.exists()
 
-    def test_safetensors_win_over_a_pickle_beside_them(self, pickled: Path, tmp_path: Path) -> None:
-        """And the pickle is not opened at all."""
-        file, trace = pickled / "pytorch_model.bin", tmp_path / "trace"
-        tensors = {name: value for name, value in torch.load(file).items() if not name.endswith("_ids")}
-        write_safetensors(pickled / "model.safetensors", tensors)
-        self.poison(file, None, trace)
+@pytest.mark.parametrize("key", ["state_dict", "hyper_parameters", "callbacks"])
+def test_official_pickles_are_refused(tmp_path: Path, key: str) -> None:
+    file, trace = official.make().save(tmp_path / "model.ckpt"), tmp_path / "trace"
+    poison(file, key, trace)
+    for read in (read_checkpoint, predictor.load):
+        with pytest.raises(ValueError, match=r"model\.ckpt was refused"):
+            read(file, overrides=official.OVERRIDES)
+    assert not trace.exists()
+
+
+def test_a_pickle_is_refused_and_not_opened_where_safetensors_are_beside_it(pickled: Path, tmp_path: Path) -> None:
+    file, trace = pickled / "pytorch_model.bin", tmp_path / "trace"
+    tensors = {name: value for name, value in torch.load(file).items() if not name.endswith("_ids")}
+    poison(file, None, trace)
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin was refused"):
         read_checkpoint(pickled)
-        assert not trace.exists()
+    write_safetensors(pickled / "model.safetensors", tensors)
+    read_checkpoint(pickled)
+    assert not trace.exists()
+    torch.load(file, weights_only=False)  # the control
+    assert trace.exists()
 
 
 class TestAbsurd:
@@ -268,11 +264,8 @@ class TestAbsurd:
 
     @pytest.mark.slow
     def test_settings_of_folders(self, own: Path, safe: Path) -> None:
-        for folder, others in (
-            (own, ["processor.json"]),
-            (safe, ["preprocessor_config.json", "tokenizer_config.json"]),
-        ):
-            assert problems(folder, "config.json", read_checkpoint) == {}
+        for folder, *others in ((own, "processor.json"), (safe, "preprocessor_config.json", "tokenizer_config.json")):
+            assert problems(folder, "config.json", load) == {}
             for file in others:
                 assert problems(folder, file, load_processor) == {}
 
