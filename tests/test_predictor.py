@@ -17,7 +17,7 @@ from torch import Tensor
 
 import bridgetower
 from bridgetower.checkpoints import Checkpoint, read_checkpoint
-from bridgetower.engines import start
+from bridgetower.engines import engine
 from bridgetower.engines.engine import TorchEngine
 from bridgetower.model.fusion import Encoded
 from bridgetower.predictor import Predictor, load
@@ -399,7 +399,7 @@ class TestEngines:
             assert (checkpoint.config.vision.image_size, cache) == (40, tmp_path)
             raise PlannedError
 
-        monkeypatch.setattr(start, "cached_export", exporting)
+        monkeypatch.setattr(engine, "cached_export", exporting)
         with pytest.raises(PlannedError):
             load(exported, engine="onnxruntime", cache=tmp_path, image_size=40)
 
