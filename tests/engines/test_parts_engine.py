@@ -155,7 +155,6 @@ class TestParts:
         assert set(part_names(tiny.build())) == every
         few = {"heads__itc": None, "heads__mlm": False}
         assert part_names(tiny.build(tiny.changed(**few))) == ("image", "text", "fusion_pooled")
-        assert part_names(tiny.build(tiny.changed(**few, heads__image=3)))[3:] == ("image_cls",)
 
     @torch.no_grad()
     def test_examples_of_texts_are_padded_wherever_the_pad_is(self) -> None:
