@@ -69,16 +69,6 @@ class TestContent:
 class TestSources:
     """Images in shards and tables and at URLs are found, opened again, and left alone while nothing changes."""
 
-    @pytest.mark.parametrize("kind", ["shards", "bytes.parquet"])
-    def test_as_in_a_folder(self, kind: str, album: Album, places: dict[str, Path], predictor: Predictor) -> None:
-        assert album.counts(places[kind]) == (5, 5, 0, 0)
-        searcher, files = Searcher(album.out, predictor), [places["folder"] / f"{name}.png" for name in NAMES_OF]
-        expected = predictor.match(files, "a green square", all_pairs=True)[:, 0].tolist()
-        hits = {hit.captions[0]: hit for hit in searcher.search("a green square")}
-        found = {caption: hit.score for caption, hit in hits.items()}
-        assert found == pytest.approx(dict(zip(CAPTIONS, expected, strict=True)), abs=1e-5)
-        assert searcher.index.content(hits[CAPTIONS[0]]) == files[0].read_bytes()
-
     def test_at_urls(self, album: Album, places: dict[str, Path], predictor: Predictor, tmp_path: Path) -> None:
         image, shards, table = places["folder"] / "03.png", tmp_path / "shards.lance", tmp_path / "urls.csv"
         with served(places["folder"].parent) as url:
@@ -258,15 +248,21 @@ class TestUpdate:
 
 
 class TestParts:
-    """Files with many images in them are read only if they changed, or were not read to their end."""
+    """Files with many images in them are as a folder, and read only if they changed, or were not read to their end."""
 
     @pytest.mark.parametrize(("kind", "last"), [("shards", "shard-1.tar"), ("bytes.parquet", ""), ("saved", None)])
     def test_unchanged_ones_are_not_read(
         self, kind: str, last: str | None, album: Album, places: dict[str, Path], read_names: list[str], tmp_path: Path
     ) -> None:
-        source = tmp_path / kind
+        source, files = tmp_path / kind, [places["folder"] / f"{name}.png" for name in NAMES_OF]
         (shutil.copytree if places[kind].is_dir() else shutil.copy)(places[kind], source)
         assert album.counts(source) == (5, 5, 0, 0)
+        searcher = Searcher(album.out, album.predictor)
+        expected = album.predictor.match(files, "a green square", all_pairs=True)[:, 0].tolist()
+        hits = {hit.captions[0]: hit for hit in searcher.search("a green square")}
+        found = {caption: hit.score for caption, hit in hits.items()}
+        assert found == pytest.approx(dict(zip(CAPTIONS, expected, strict=True)), abs=1e-5)
+        assert searcher.index.content(hits[CAPTIONS[0]]) == files[0].read_bytes()
         assert len(read_names) == len(set(read_names)) > 0
         assert sum(row["part_size"] for row in album.rows().values()) == 5
         del read_names[:]

@@ -40,12 +40,7 @@ logger = logging.getLogger(__name__)
 
 
 class Searcher:
-    """An index together with the model that made it.
-
-    Attributes:
-        index: What is searched.
-        predictor: The model.
-    """
+    """An `index` together with the model that made it, its `predictor`."""
 
     def __init__(self, index: Index | Uri, model: Predictor | str | Path | None = None) -> None:
         """Brings both together.
