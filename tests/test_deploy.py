@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tomllib
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -46,14 +45,14 @@ def served_with() -> list[list[str]]:
     return [shlex.split(line) for line in re.findall(r"\bserve (--\S.*)", text)]
 
 
-def test_the_options_exist(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_options_exist(capsys):
     commands = served_with()
     assert len(commands) == 3
     known = option_names("serve", capsys)
     assert {word for words in commands for word in words if word.startswith("--")} <= known
 
 
-def test_nothing_is_said_of_the_unit(tmp_path: Path) -> None:
+def test_nothing_is_said_of_the_unit(tmp_path):
     if shutil.which("systemd-analyze") is None:
         pytest.skip("NO SYSTEMD, THE UNIT IS NOT CHECKED: apt-get install systemd")
     unit = (DEPLOY / "bridgetower.service").read_text(encoding="utf-8")
@@ -61,24 +60,24 @@ def test_nothing_is_said_of_the_unit(tmp_path: Path) -> None:
     assert said(["systemd-analyze", "verify", str(tmp_path / "bridgetower.service")]) == ""
 
 
-def test_nothing_is_said_of_the_dockerfile() -> None:
+def test_nothing_is_said_of_the_dockerfile():
     assert said([str(Path(sys.executable).with_name("hadolint")), str(DEPLOY / "Dockerfile")]) == ""
 
 
-def test_what_is_copied_into_the_image_is_not_ignored() -> None:
+def test_what_is_copied_into_the_image_is_not_ignored():
     copied = re.findall(r"^COPY (?!--from)(.*) \S+$", DOCKERFILE, re.MULTILINE)
     allowed = re.findall(r"^!(.*)$", (DEPLOY / "Dockerfile.dockerignore").read_text(), re.MULTILINE)
     assert sorted(name for names in copied for name in names.split()) == sorted(allowed)
     assert all((ROOT / name).exists() for name in allowed)
 
 
-def test_the_torch_of_the_image_is_one_that_the_project_takes() -> None:
+def test_the_torch_of_the_image_is_one_that_the_project_takes():
     needed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
     (torch,) = (one for one in needed if one.startswith("torch>"))
     assert f'"{torch}"' in DOCKERFILE
 
 
-def test_compose_file() -> None:
+def test_compose_file():
     if shutil.which("docker-compose") is None:
         pytest.skip("NO DOCKER COMPOSE, compose.yaml IS NOT CHECKED: apt-get install docker-compose")
     command = ["docker-compose", "--file", str(DEPLOY / "compose.yaml"), "config", "--format", "json"]
@@ -91,7 +90,7 @@ def test_compose_file() -> None:
     assert "set the key that clients send" in without.stderr
 
 
-def test_health_check(tiny_checkpoint: Path) -> None:
+def test_health_check(tiny_checkpoint):
     (command,) = re.findall(r"^    CMD (\[.*\])$", DOCKERFILE, re.MULTILINE)
     program, *arguments = json.loads(command)
     assert program == "python"
@@ -104,7 +103,7 @@ def test_health_check(tiny_checkpoint: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def image() -> Iterator[str]:
+def image():
     if shutil.which("docker") is None or subprocess.run(["docker", "info"], capture_output=True).returncode:
         pytest.skip("NO DOCKER, THE IMAGE IS NOT BUILT: start a Docker daemon")
     name = f"bridgetower-test-{uuid.uuid4().hex[:8]}"
@@ -114,7 +113,7 @@ def image() -> Iterator[str]:
 
 
 @pytest.mark.slow
-def test_the_image_serves_without_root(image: str, tiny_checkpoint: Path) -> None:
+def test_the_image_serves_without_root(image, tiny_checkpoint):
     tiny_checkpoint.chmod(0o755)
     options = ["--detach", "--rm", "--env", "BRIDGETOWER_API_KEY", "--publish", "127.0.0.1::8000", "--read-only"]
     places = ["--tmpfs", "/tmp", "--volume", f"{tiny_checkpoint}:/data/model:ro"]

@@ -1,12 +1,14 @@
 """Servers around the small model, each started once, and what is asked of the usual one."""
 
 import json
-from typing import TYPE_CHECKING, Any
 
 import pytest
 
-if TYPE_CHECKING:
-    pass
+from bridgetower.predictor import load
+from bridgetower.search.build import build_index
+from bridgetower.search.searcher import Searcher
+from served import KEY, error_of, started
+from shapes import write_pictures
 
 
 @pytest.fixture(scope="session")
@@ -16,25 +18,17 @@ def anyio_backend():
 
 @pytest.fixture(scope="session")
 def predictor(tiny_checkpoint):
-    from bridgetower.predictor import load
-
     return load(tiny_checkpoint, device="cpu")
 
 
 @pytest.fixture(scope="session")
 def answering(answering_checkpoint):
-    from bridgetower.predictor import load
-
     return load(answering_checkpoint, device="cpu")
 
 
 @pytest.fixture(scope="session")
 def searcher(predictor, tmp_path_factory):
     """An index of 45 images of shapes and their captions."""
-    from bridgetower.search.build import build_index
-    from bridgetower.search.searcher import Searcher
-    from shapes import write_pictures
-
     folder = tmp_path_factory.mktemp("indexed")
     build_index(write_pictures(folder), folder / "shapes.lance", predictor)
     return Searcher(folder / "shapes.lance", predictor)
@@ -43,8 +37,6 @@ def searcher(predictor, tmp_path_factory):
 @pytest.fixture(scope="session")
 def server(predictor, searcher):
     """With the usual settings."""
-    from served import started
-
     with started(predictor, searcher, name="tiny", page=True) as found:
         yield found
 
@@ -52,9 +44,7 @@ def server(predictor, searcher):
 @pytest.fixture(scope="session")
 def locked(predictor, searcher):
     """With a key, an access log, a proxy in front and few places."""
-    from served import KEY, started
-
-    few: dict[str, Any] = {"queue": 8, "max_items": 8, "forwarded_allow_ips": ("127.0.0.1",)}
+    few = {"queue": 8, "max_items": 8, "forwarded_allow_ips": ("127.0.0.1",)}
     with started(predictor, searcher, name="tiny", page=True, api_key=KEY, access_log=True, **few) as found:
         yield found
 
@@ -62,9 +52,7 @@ def locked(predictor, searcher):
 @pytest.fixture(scope="session")
 def hasty(predictor, searcher):
     """Gives little: bodies of 1 MiB, 8 items, 2 seconds."""
-    from served import started
-
-    limits: dict[str, Any] = {"timeout": 2.0, "max_body": 1, "max_items": 4, "queue": 8}
+    limits = {"timeout": 2.0, "max_body": 1, "max_items": 4, "queue": 8}
     with started(predictor, searcher, patience=1.0, **limits) as found:
         yield found
 
@@ -72,8 +60,6 @@ def hasty(predictor, searcher):
 @pytest.fixture(scope="session")
 def both(predictor, answering):
     """With two models and no index."""
-    from served import started
-
     with started(predictor, answering=answering, name="tiny") as found:
         yield found
 
@@ -81,8 +67,6 @@ def both(predictor, answering):
 @pytest.fixture(scope="session")
 def alone(answering):
     """With the second model alone, and five places."""
-    from served import started
-
     with started(answering, max_items=5, queue=5) as found:
         yield found
 
@@ -107,7 +91,6 @@ def post(client):
 @pytest.fixture
 def refused(client):
     """Posts JSON and returns the error that comes back."""
-    from served import error_of
 
     def call(path, status=400, **body):
         content = json.dumps(body)  # half a surrogate pair is escaped

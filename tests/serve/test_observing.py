@@ -46,8 +46,9 @@ def test_ids_are_kept_or_replaced(client):
     assert all(NEW.fullmatch(one) for one in ids)
 
 
-def test_a_line_for_each_request(locked, lines):
+def test_a_line_for_each_request_where_it_is_asked_for(server, locked, lines):
     client = locked.client
+    server.client.get("/health")
     answer = client.post("/v1/embeddings", json={"input": "a bar"}, headers=BEARER | {"X-Request-ID": "mine"})
     error_of(client.post("/v1/embeddings", json={"input": "a bar"}), 401)
     error_of(client.get("/a%0Ab\u202ec?key=private", headers=BEARER | {"X-Forwarded-For": "203.0.113.9"}), 404)
@@ -66,11 +67,6 @@ def test_a_line_for_each_request(locked, lines):
     }
     assert (second["status"], second["route"]) == (401, "none")
     assert (third["status"], third["path"], third["client"]) == (404, "/a\nb\u202ec", "203.0.113.9")
-
-
-def test_no_line_unless_it_is_asked_for(client, lines):
-    client.get("/health")
-    assert lines(0) == []
 
 
 def figures(client: httpx.Client) -> dict[str, float]:

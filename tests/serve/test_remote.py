@@ -267,7 +267,10 @@ def test_a_server_that_allows_hosts(predictor, place, looked_up):
                 assert error["code"] == "invalid_image"
         slow = [pool.submit(server.client.post, path, json=body) for path, body in requests]
         until(lambda: server.service.batcher.admitted == 5)
-        error_of(server.client.post("/v1/embeddings", json={"input": far, **param}), 429)
+        response = server.client.post("/v1/embeddings", json={"input": far, **param})
+        error = error_of(response, 429)
+        assert (error["type"], error["code"]) == ("rate_limit_error", "queue_full")
+        assert int(response.headers["retry-after"]) >= 1
         for body in ({"input": ["http://example.org"] * 5}, {"input": URIS, **param}):
             assert server.client.post("/v1/embeddings", json=body).status_code == 200
         hanging.go.set()

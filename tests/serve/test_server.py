@@ -2,16 +2,15 @@
 
 import resource
 import socket
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from functools import partial
 
 import httpx
 import pytest
 
 from bridgetower.serve.config import ServeConfig
-from bridgetower.serve.server import shared_port, take_port
+from bridgetower.serve.server import _open_files, shared_port, take_port
 from served import PATIENCE, TEXTS, held_up, started, until
 
 
@@ -52,32 +51,22 @@ def test_a_port_that_is_taken_and_a_host_that_is_not_here():
         take_port(ServeConfig(host="192.0.2.1", api_key="secret", port=0))
 
 
-def test_as_many_open_files_as_are_of_use():
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = 20_000 if most == resource.RLIM_INFINITY else min(20_000, most)
-    code = f"""
-import os, resource
-from bridgetower.serve.server import _open_files
-for soft, hard in ((64, 100), (100, 100), (256, {most})):
-    if os.fork() == 0:  # a hard limit cannot be raised again
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        print(_open_files(), *resource.getrlimit(resource.RLIMIT_NOFILE), flush=True)
-        os._exit(0)
-    os.wait()
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    found = [[int(number) for number in line.split()] for line in done.stdout.splitlines()]
-    assert found == [[100, 100, 100], [100, 100, 100], [files := min(most, 16_384), files, most]]
+@pytest.mark.parametrize(
+    ("soft", "hard", "files"),
+    [(64, 100, 100), (100, 100, 100), (256, 20_000, 16_384), (256, resource.RLIM_INFINITY, 16_384)],
+)
+def test_as_many_open_files_as_are_of_use(monkeypatch, soft, hard, files):
+    limits = [(soft, hard)]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, given: limits.append(given))
+    assert _open_files() == files
+    assert limits[-1] == (files, hard)
 
 
 def test_stopping_finishes_what_was_taken_in(predictor):
     with started(predictor, max_batch=2) as running, held_up(predictor) as gate, ThreadPoolExecutor(4) as pool:
-        waiting = [
-            pool.submit(
-                httpx.post, f"{running.client.base_url}/v1/embeddings", json={"input": TEXTS * 3}, timeout=PATIENCE
-            )
-            for _ in range(4)
-        ]
+        ask = partial(httpx.post, f"{running.client.base_url}/v1/embeddings", timeout=PATIENCE)
+        waiting = [pool.submit(ask, json={"input": TEXTS * 3}) for _ in range(4)]
         until(lambda: running.service.batcher.admitted == 36)
         running.server.stop()
         until(lambda: not _accepts(running.address))

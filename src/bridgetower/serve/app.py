@@ -7,15 +7,17 @@ from importlib.resources import files
 from typing import Any, Literal, get_args
 
 from fastapi import APIRouter, FastAPI
+from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
 
 import bridgetower
 from bridgetower.serve import model_routes
 from bridgetower.serve.access import OPEN, AuthMiddleware, ProxyMiddleware
-from bridgetower.serve.errors import ApiError, add_handlers
+from bridgetower.serve.errors import ApiError, handle
 from bridgetower.serve.metrics import ObservingMiddleware
 from bridgetower.serve.middleware import RequestLimitsMiddleware, StrictHttpMiddleware
 from bridgetower.serve.schemas import AsciiResponse, errors
@@ -57,6 +59,7 @@ def build_app(service: Service) -> FastAPI:
         default_response_class=AsciiResponse,
         redirect_slashes=False,  # to an address in full, which a proxy may have another name for
         servers=[{"url": config.root_path}] if config.root_path else None,
+        exception_handlers=dict.fromkeys((ApiError, HTTPException, RequestValidationError, Exception), handle),
     )
     app.state.service = service
     app.include_router(model_routes.router)
@@ -76,7 +79,6 @@ def build_app(service: Service) -> FastAPI:
         content = files("bridgetower.serve").joinpath("static", name).read_bytes()
         file = Response(content, media_type=kind, headers=_PAGE_HEADERS)
         app.add_api_route(path, lambda file=file: file, response_class=Response, include_in_schema=False)
-    add_handlers(app)
     app.add_middleware(RequestLimitsMiddleware, max_body=config.max_body * MIB, timeout=config.timeout)
     app.add_middleware(AuthMiddleware, config=config, page=PAGE.keys())
     if config.cors_origin:

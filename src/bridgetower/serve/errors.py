@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
 
-from fastapi import FastAPI, Request, Response
+from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
@@ -65,25 +65,17 @@ def failed(scope: Mapping[str, Any], error: Exception) -> ApiError:
     return ApiError(500, "the server failed; its log has the reason", code="internal_error")
 
 
-def add_handlers(app: FastAPI) -> None:
-    for kind in (ApiError, HTTPException, RequestValidationError, Exception):
-        app.add_exception_handler(kind, _handle)
-
-
-async def _handle(request: Request, error: Exception) -> Response:
+async def handle(request: Request, error: Exception) -> Response:
+    """Answers with an error of this API, whatever was raised."""
     if isinstance(error, HTTPException):
         message = f"{request.method} {quote(request.scope['path'])}: {error.detail}"
         error = ApiError(error.status_code, message, headers=error.headers)
     elif isinstance(error, RequestValidationError):
         problems = [{**problem, "loc": problem["loc"][1:]} for problem in error.errors()]  # without "body" or "query"
-        error = invalid_request(problems)
-        if (
-            request.method == "POST"
-            and not problems[0]["loc"]
-            and "json" not in request.headers.get("content-type", "")
-        ):
+        error, kind = invalid_request(problems), request.headers.get("content-type", "")
+        if request.method == "POST" and not problems[0]["loc"] and "json" not in kind:  # FastAPI has not read it then
             message = "the body is not sent as JSON; send it with the header Content-Type: application/json"
-            error = ApiError(400, message)  # FastAPI has not read it then
+            error = ApiError(400, message)
     elif not isinstance(error, ApiError):
         error = failed(request.scope, error)
     return error.response(request.scope)

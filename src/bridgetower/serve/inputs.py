@@ -57,12 +57,7 @@ class Decoders:
         self._closed = False
 
     def open(
-        self,
-        content: bytes,
-        side: int | None = None,
-        *,
-        background: images.Colour | None = None,
-        fit: images.Fit | None = None,
+        self, content: bytes, side: int | None = None, **options: Any
     ) -> tuple[UInt8[np.ndarray, "h w 3"], tuple[int, int]]:
         """Decodes as `open_reduced`; a ValueError also says that an image takes too much memory or time."""
         try:
@@ -71,7 +66,7 @@ class Decoders:
             process = self._started()
         assert process.stdin is not None
         assert process.stdout is not None
-        job = json.dumps({"length": len(content), "side": side, "background": background, "fit": fit})
+        job = json.dumps({"length": len(content), "side": side, "background": None, "fit": None, **options})
         try:
             process.stdin.write(job.encode() + b"\n")
             process.stdin.write(content)

@@ -34,10 +34,6 @@ class _Request(Generic[_Item, _Result]):
         self.results: list[_Result] = []
         self.done: asyncio.Future[list[_Result]] = asyncio.get_running_loop().create_future()
 
-    @property
-    def waits(self) -> bool:
-        return bool(self.left) and not self.done.done()
-
     def add(self, outcome: _Result | BaseException) -> None:
         if self.done.done():
             return
@@ -141,7 +137,7 @@ class Batcher(Generic[_Item, _Result]):
 
     def _next_batch(self) -> list[tuple[_Request[_Item, _Result], _Item]]:
         """Takes items of the requests in turn, the same number of each while there are enough."""
-        waiting = deque(request for request in self._waiting if request.waits)
+        waiting = deque(request for request in self._waiting if request.left and not request.done.done())
         batch: list[tuple[_Request[_Item, _Result], _Item]] = []
         while waiting and len(batch) < self._max_batch:
             request = waiting.popleft()
