@@ -43,11 +43,7 @@ _CONTRACTIONS = {
 
 @lru_cache(maxsize=100_000)
 def normalise_answer(answer: str) -> str:
-    """Returns the form in which answers are compared (GT-Vision-Lab/VQA, `vqaEval.py`, quirks included).
-
-    Punctuation goes first, then case, number words, articles and contractions. An answer that is only an article
-    becomes empty.
-    """
+    """Returns the form in which answers are compared (GT-Vision-Lab/VQA, `vqaEval.py`, quirks included)."""
     joined = _DIGIT_COMMA_DIGIT.search(answer) is not None
     text = answer
     for mark in _PUNCTUATION:
@@ -68,10 +64,7 @@ def answer_score(count: int) -> float:
 
 
 def soft_targets(answers: Iterable[str], vocabulary: Container[str]) -> dict[str, float]:
-    """Returns the score of each normalised answer that the vocabulary has, in order of first appearance.
-
-    The answer of a single person, as in Visual Genome, has score 1 (official `write_vgqa.py`).
-    """
+    """Returns scores by answer; that of a single person, as in Visual Genome, is 1 (official `write_vgqa.py`)."""
     counts = Counter(map(normalise_answer, answers))
     total = counts.total()
     return {
@@ -82,10 +75,7 @@ def soft_targets(answers: Iterable[str], vocabulary: Container[str]) -> dict[str
 
 
 def answer_vocabulary(first_choices: Iterable[str], *, min_count: int = MIN_COUNT) -> Sequence[str]:
-    """Returns the normalised answers that are the first choice of enough questions, in order of first appearance.
-
-    Classifiers of released checkpoints depend on that order.
-    """
+    """Returns the first choices of enough questions, in order of appearance, as released classifiers have them."""
     counts = Counter(map(normalise_answer, first_choices))
     return tuple(answer for answer, count in counts.items() if count >= min_count)
 

@@ -147,13 +147,9 @@ def mask_tokens(
     mask_token_id: int,
     vocab_size: int,
     generator: torch.Generator,
-    continues_word: Bool[Tensor, " v"] | None = None,
+    continues_word: Bool[Tensor, " v"] | None = None,  # for whole words: whether an id carries on the word before it
 ) -> tuple[Int[Tensor, "b l"], Int[Tensor, "b l"]]:
-    """Hides some tokens and returns the masked ids with the labels to predict, `IGNORED` elsewhere.
-
-    The number of draws depends on the shape only. For whole words, `continues_word` is True at ids that carry on the
-    word before them (WordPiece's `##`); a special token always ends a word.
-    """
+    """Returns ids with some tokens hidden and their labels, `IGNORED` elsewhere; the shape tells how much is drawn."""
     special = torch.zeros(vocab_size, dtype=torch.bool)
     special[[*special_ids, mask_token_id]] = True
     is_special = special[input_ids]

@@ -81,10 +81,7 @@ class CaptionImages(PreparedImages):
     def chosen(
         self, pairs: Sequence[Sequence[int]], generator: torch.Generator, identified: Sequence[int] = ()
     ) -> tuple[tuple[str, ...], list[str], Int[Tensor, " i"]]:
-        """Returns the name and the caption of each pair, or a drawn one, with words dropped by the config.
-
-        Beside them, a number for each identified image: the same for images with the same captions, in every process.
-        """
+        """Returns names and captions of pairs, and a number for each identified image, the same for equal captions."""
         numbers = []
         for image, number in pairs:
             own = self._examples_of(image)
@@ -108,8 +105,6 @@ class CaptionImages(PreparedImages):
 
 
 class CaptionPairs(Dataset[CaptionBatch]):
-    """(image, caption) pairs for training, addressed by batch."""
-
     def __init__(self, images: CaptionImages, masking: MaskingConfig | None, *, with_images: bool = True) -> None:
         self.images, self.masking, self.with_images = images, masking, with_images
         self.pairs = images.pairs()
@@ -130,7 +125,6 @@ class CaptionPairs(Dataset[CaptionBatch]):
         return replace(batch, **fields, step_labels=torch.stack(counts).sum() if counts else None)
 
     def _texts(self, key: BatchKey, generator: torch.Generator, identified: Sequence[int]) -> CaptionBatch:
-        """Draws captions and hides words."""
         processor = self.images.processor
         ids, captions, identities = self.images.chosen(self.pairs[list(key.examples)].tolist(), generator, identified)
         text = processor.pad(processor.token_ids(captions, truncate=True))
@@ -157,10 +151,9 @@ class CaptionPairs(Dataset[CaptionBatch]):
 
 
 class RankingPairs(Dataset[RankingBatch]):
-    """(image, true caption) pairs with false captions of other images, addressed by batch.
+    """(image, true caption) pairs with false captions of images with other captions.
 
-    Official: a false caption is any of the set, now and then one of the image's own; here: of an image with other
-    captions. Images with the same captions count as one.
+    Official: a false caption is any of the set, now and then one of the image's own.
     """
 
     def __init__(self, images: CaptionImages, false_texts: int) -> None:

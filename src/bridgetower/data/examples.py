@@ -90,7 +90,6 @@ class PreparedImages:
             yield from (self._renumbered(number, row) for row in one.scan())
 
     def contents(self, images: Sequence[int]) -> list[bytes]:
-        """Returns the files of images as they were prepared."""
         images, found = self._in_sets(images), dict[int, bytes]()
         for one, wanted, own in self._shares(images, self._image_starts):
             found |= zip(wanted, self.sets[one].images(own), strict=True)
@@ -227,8 +226,6 @@ class AnswerEncoder:
 
 
 class EntryDataset(Dataset[Batch]):
-    """Entries of prepared sets, one example each, with the image or images that they are about."""
-
     def __init__(
         self,
         images: PreparedImages,

@@ -48,7 +48,6 @@ class Listed:
 
 
 def is_url(place: object) -> bool:
-    """Whether a place is a URL such as https://…, s3://… or hf://…, and not a local path."""
     return _SCHEME.match(str(place)) is not None
 
 

@@ -59,10 +59,7 @@ class Features:
 
 
 class FeatureCache:
-    """Tables of features, each in a folder whose name is a digest of all that decides them.
-
-    A run holds the folders that it uses until it ends; a killed one lets go of them.
-    """
+    """Tables of features, each in a folder named by a digest of what decides them, which a run holds until it ends."""
 
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder, self.limit, self._held = folder, limit, ExitStack()
@@ -87,10 +84,7 @@ class FeatureCache:
         what: str = "rows",
         shown: bool = False,
     ) -> Features:
-        """Returns the features of some content, which is all that decides them; what is missing is computed first.
-
-        Each process of a run computes its share, in commits that outlast a kill; of two runs one waits.
-        """
+        """Computes what is missing, each process its share, in commits that outlast a kill; of two runs one waits."""
         import pyarrow as pa
 
         description = json_text(content, indent=2).encode()

@@ -26,8 +26,6 @@ _SIDE = 320  # pixels, the longer side of a sample
 
 @dataclass(frozen=True, kw_only=True)
 class SplitReport:
-    """What a split holds."""
-
     images: int  # or pairs of images
     texts: int
     published: PublishedCount | None  # its published size; None for sets that are not published
@@ -66,7 +64,6 @@ def inspect(
 
 
 def word_lengths(counts: Mapping[int, int]) -> dict[str, float]:
-    """Sums up how many texts have each length."""
     lengths = sorted(counts)
     weights = np.array([counts[length] for length in lengths])
     median, p95 = (lengths[place] for place in np.searchsorted(weights.cumsum(), np.array([0.5, 0.95]) * weights.sum()))
@@ -99,7 +96,6 @@ def write_samples(
 
 
 def _data_uri(content: bytes) -> str:
-    """An image as a URI that carries it, small and as every browser shows it."""
     image = open_image(content)
     image.thumbnail((_SIDE, _SIDE))
     stream = io.BytesIO()

@@ -44,8 +44,6 @@ _EXAMPLES = {"split": "string", "group": "int32", "example": "large_binary"}
 
 @dataclass(frozen=True, kw_only=True)
 class SplitInfo:
-    """How much a split holds."""
-
     images: int
     examples: int  # such as captions or questions
 
@@ -69,10 +67,7 @@ class DatasetInfo:
 
 
 class SetWriter:
-    """Writes a set: images are read and checked ahead in threads, images and examples are committed as they come.
-
-    An attempt that was killed is continued by the next one on the same folder: committed images are not read again.
-    """
+    """Reads and checks images ahead in threads, and commits; what a killed attempt committed is not read again."""
 
     def __init__(
         self,
@@ -305,8 +300,6 @@ def _own_table(place: Path, columns: Mapping[str, str], *, checked: str, replace
 
 
 class PreparedSet:
-    """A prepared set that is opened to be read: some splits, or all."""
-
     def __init__(self, folder: str | Path, splits: Sequence[str] | None = None, schema: Schema | None = None) -> None:
         self.folder, self.info = str(folder).rstrip("/"), read_info(folder)
         self.schema = schema or schema_named(self.info.kind)
@@ -355,7 +348,6 @@ class PreparedSet:
         return found
 
     def damaged(self) -> list[str]:
-        """Reads all, and returns what is not as it was written."""
         return [f"row {row} of {table.uri}" for table in (self._images, self._examples) for row in table.damaged()]
 
 
@@ -409,5 +401,5 @@ def _checked(image: Image) -> bytes | str:
 
 def _key(name: str, version: str) -> int:
     return int.from_bytes(
-        hashlib.blake2b(f"{name}\0{version}".encode(errors="surrogateescape"), digest_size=8).digest(), "big"
+        hashlib.blake2b(f"{name}\0{version}".encode(errors="surrogateescape"), digest_size=8).digest()
     )

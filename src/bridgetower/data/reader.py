@@ -21,34 +21,21 @@ from typing import Any, BinaryIO, Literal
 
 from bridgetower.data.config import Cutting
 from bridgetower.data.example import ColumnFile, Example, Image, cell_bytes
-from bridgetower.data.fetch import (
-    LARGEST,
-    JsonLists,
-    Listed,
-    is_url,
-    list_files,
-    open_place,
-    read_bytes,
-    suffix_of,
-    version_of,
-)
+from bridgetower.data.fetch import JsonLists, Listed, is_url, list_files, open_place, read_bytes, suffix_of, version_of
 from bridgetower.extras import is_installed
 
 IMAGE_SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
-VIDEO_SUFFIXES = frozenset(
-    {".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv"}
-)
+VIDEO_SUFFIXES = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv")
 SUBTITLE_SUFFIXES = (".vtt", ".srt")
 IMAGE_COLUMNS = ("image", "image_path", "path", "file", "file_name", "filename", "filepath", "img", "jpg")
 URL_COLUMNS = ("url", "image_url")
 CAPTION_COLUMNS = ("caption", "captions", "text", "sentence", "sentences")
 ID_COLUMNS = ("id", "image_id", "key", "uid")
 PAIR_COLUMNS = (("image_0", "image_1"), ("image_1", "image_2"), ("image1", "image2"), ("left", "right"))
-SPLITS = {
+SPLITS = {  # as sources name them, and their names here
     **{"train": "train", "training": "train", "test": "test", "testing": "test"},
     **{"validation": "validation", "valid": "validation", "val": "validation", "dev": "validation"},
 }
-"""How splits are named in sources, and here."""
 
 CaptionsFrom = Literal["text", "folder"]
 
@@ -63,6 +50,7 @@ _KINDS = {
 _DESCRIBES = re.compile(r"metadata\.(csv|jsonl|parquet)")  # a table of the images of a folder, as `datasets` has it
 _LONGEST = 2**20  # characters of a row of a text file or of a cell, bytes of a header in a tar shard
 _TOO_LONG = f"it has more than {_LONGEST} characters"
+_LARGEST = 2**29  # bytes of an image in a tar shard
 _PART = 2000  # images of a folder that are read together
 _IN_NAME = re.compile(r"(?:^|[/_.-])(train|training|validation|valid|val|dev|test|testing)(?=[/_.-]|$)")
 
@@ -338,7 +326,7 @@ def _sample(file: Listed, key: str, members: Iterable[tuple[str, str, tarfile.Ta
         is_image, content = suffix in IMAGE_SUFFIXES, None
         if not is_image and suffix not in (".txt", ".json"):
             continue
-        most = LARGEST if is_image else _LONGEST
+        most = _LARGEST if is_image else _LONGEST
         if member.issparse() or member.size > most:
             problem = f"{member.name} has gaps or {member.size} bytes; expected at most {most}"
             continue

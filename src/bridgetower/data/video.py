@@ -45,7 +45,7 @@ class Moment:
 
 
 def moments_of(file: Listed, subtitles: Listed | None, cutting: Cutting) -> tuple[list[Moment], list[str]]:
-    """Returns the moments of a video in order, and what is wrong with it or its subtitles."""
+    """Returns the moments of a video, and what is wrong with it or its subtitles."""
     problems = []
     with opened_video(file.place) as video:
         end = video.end()
@@ -74,11 +74,7 @@ def moments_of(file: Listed, subtitles: Listed | None, cutting: Cutting) -> tupl
 
 
 def merged(cues: Iterable[Moment]) -> list[Moment]:
-    """Returns what is said as segments that follow each other.
-
-    Subtitles that begin together are one segment. Of others that overlap, the first ends where the next
-    begins. Lines that a subtitle repeats from the one before, as rolling captions do, are left out.
-    """
+    """Joins subtitles that begin together, ends others where the next begins, and leaves lines out that come again."""
     segments: list[Moment] = []
     shown: list[str] = []  # lines of the subtitle before
     until = 0.0  # which it was shown
@@ -228,10 +224,7 @@ class Video:
         return cues, f"{num_bad} of the subtitles in it cannot be read, as they are not UTF-8" if num_bad else None
 
     def jpeg(self, time: float, name: str = "") -> bytes:
-        """Returns the frame shown at a time, upright, at most 1280 pixels long, with a name as comment.
-
-        It is the last one that begins at or before the time; later ones are reached by decoding on.
-        """
+        """Returns the last frame that begins at or before a time, upright, at most 1280 pixels long, with a comment."""
         before = None if self._shown is None else self._time(self._shown)
         if before is None or not 0 <= time - before <= self._reach:
             for back in (0.0, 5.0, 30.0, float("inf")):  # seconds before it where a keyframe may be
