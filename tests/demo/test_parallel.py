@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,13 @@ def check_it_goes_on(run: Path, config: RunConfig) -> None:
     assert saved_step(run) == short.max_steps == steps_done(run)
 
 
+@pytest.fixture
+def children() -> Callable[[], list[BaseProcess]]:
+    """The processes that the test has started."""
+    before = set(multiprocessing.active_children())
+    return lambda: [process for process in multiprocessing.active_children() if process not in before]
+
+
 def test_two_equal_training_one_after_another_and_stay_as_they_are(tmp_path: Path, tiny_dataset: Path) -> None:
     runs = {tmp_path / f"seed-{seed}": run_config(tiny_dataset, seed=seed) for seed in (0, 1)}
     train_all(runs, progress=False)
@@ -77,19 +85,19 @@ def test_two_equal_training_one_after_another_and_stay_as_they_are(tmp_path: Pat
     assert [path.read_bytes() for path in files] == before
 
 
-def test_one_that_fails_raises_its_error_and_the_other_can_go_on(tmp_path: Path, tiny_dataset: Path) -> None:
+def test_one_that_fails_raises_its_error_and_the_other_can_go_on(children, tmp_path: Path, tiny_dataset: Path) -> None:
     good, bad = run_config(tiny_dataset, max_steps=LONG), run_config(tiny_dataset, batch_size=4000)
     with pytest.raises(ValueError, match="fewer than one batch of 4000"):
         train_all({tmp_path / "good": good, tmp_path / "bad": bad}, progress=False)
-    assert multiprocessing.active_children() == []
+    assert children() == []
     if (tmp_path / "good" / METRICS).exists():  # else it had not begun
         check_it_goes_on(tmp_path / "good", good)
 
 
-def test_a_lost_process_is_named(tmp_path: Path, tiny_dataset: Path) -> None:
+def test_a_lost_process_is_named(children, tmp_path: Path, tiny_dataset: Path) -> None:
     runs = {tmp_path / name: run_config(tiny_dataset, max_steps=LONG) for name in ("one", "other")}
     with (
-        once(lambda: all(steps_done(run) > 2 for run in runs), lambda: multiprocessing.active_children()[0].kill()),
+        once(lambda: all(steps_done(run) > 2 for run in runs), lambda: children()[0].kill()),
         pytest.raises(LostProcessError, match="continue it") as error,
     ):
         train_all(runs, progress=False)
@@ -98,7 +106,7 @@ def test_a_lost_process_is_named(tmp_path: Path, tiny_dataset: Path) -> None:
     assert f"the process of run {lost} was lost" in str(error.value)
 
 
-def test_an_interrupted_one_saves_and_goes_on(tmp_path: Path, tiny_dataset: Path) -> None:
+def test_an_interrupted_one_saves_and_goes_on(children, tmp_path: Path, tiny_dataset: Path) -> None:
     names = ("one", "other", "later", "last")[: len(os.sched_getaffinity(0)) + 1]  # at least one has to wait
     runs = {tmp_path / name: run_config(tiny_dataset, max_steps=LONG) for name in names}
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
@@ -107,7 +115,7 @@ def test_an_interrupted_one_saves_and_goes_on(tmp_path: Path, tiny_dataset: Path
         pytest.raises(Interrupted, match=f"stopped with 0 of {len(runs)} runs finished"),
     ):
         train_all(runs, progress=False)
-    assert multiprocessing.active_children() == []
+    assert children() == []
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
     assert not (tmp_path / names[-1]).exists() or len(names) == 4
     check_it_goes_on(tmp_path / "one", runs[tmp_path / "one"])
