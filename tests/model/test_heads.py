@@ -1,14 +1,18 @@
-"""Heads against their formulas, and the embeddings that the model makes with them."""
+"""Heads against their formulas, what they read of towers, and the embeddings that the model makes with them."""
 
 import math
 import re
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 import tiny
+from bridgetower.checkpoints import Checkpoint, convert, read_checkpoint, write_checkpoint
+from bridgetower.engines.parts import Part
+from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import HeadsConfig
 from bridgetower.model.heads import (
     HEADS,
@@ -156,3 +160,56 @@ class TestTable:
         )
         for parameter, _ in head.named_parameters():
             assert len([ours for ours in HEADS[name].published if f"{parameter}.".startswith(f"{ours}.")]) == 1
+
+
+MEANS = tiny.changed(
+    heads__image_pooling="mean", heads__text_pooling="mean", heads__itc_dropout=0.2, vision__distillation_token=True
+)
+
+
+def of_means() -> BridgeTower:
+    return tiny.build(MEANS)
+
+
+def test_means_by_hand() -> None:
+    model, pixels, (ids, mask) = of_means(), tiny.images(3), tiny.texts([5, 3, 4])
+    image = model.vision(pixels, MEANS.vision_layers)[-1][:, 2:].mean(dim=1)
+    last = model.text(ids, mask.bool(), MEANS.text_layers)[-1]
+    text = torch.stack([row[:length].mean(dim=0) for row, length in zip(last, (5, 3, 4), strict=True)])
+    for outputs in ("layers", "cls"):
+        encoded = model.encode_image(pixels, outputs=outputs), model.encode_text(ids, mask, outputs=outputs)
+        assert tiny.off(encoded[0].cls, image) < 1e-6
+        assert tiny.off(encoded[1].cls, text) < 1e-6
+    head = model.itc_head
+    for embeds, features, linear in (
+        (model.image_embeds(model.encode_image(pixels)), image, head.image),
+        (model.text_embeds(model.encode_text(ids, mask)), text, head.text),
+    ):
+        assert tiny.off(embeds, F.normalize(linear(features), dim=-1)) < 1e-6
+
+
+def test_dropout_of_features() -> None:
+    model, pixels = of_means(), tiny.images(2)
+    image = model.encode_image(pixels)
+    assert torch.equal(model.image_embeds(image), model.image_embeds(image))
+    model.train()
+    assert tiny.off(model.image_embeds(image), model.image_embeds(image)) > 1e-3
+
+
+def test_means_saved_and_loaded(tmp_path: Path) -> None:
+    model = of_means()
+    checkpoint = Checkpoint(source="tiny", config=MEANS, tensors=model.state_dict())
+    write_checkpoint(checkpoint, tmp_path / "model")
+    again = read_checkpoint(str(tmp_path / "model")).model().eval()
+    pixels = tiny.images(2)
+    assert torch.equal(again.encode_image(pixels).cls, model.encode_image(pixels).cls)
+    with pytest.raises(ValueError, match="contrastive head is the official kind"):
+        convert(checkpoint, tmp_path / "hf", "hf")
+
+
+def test_means_exported() -> None:
+    part = Part(of_means(), "text")
+    program = part.exported().module()
+    for inputs in part.examples():
+        for ours, theirs in zip(program(*inputs), part(*inputs), strict=True):
+            assert tiny.off(ours, theirs) < 1e-5
