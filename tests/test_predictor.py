@@ -3,6 +3,7 @@
 import gc
 import io
 import pickle
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -254,6 +255,20 @@ class TestResults:
         assert captured.out == ""
         assert "batches" in captured.err
         assert torch.equal(shown, predictor.embed_images(files, batch_size=1))
+
+    def test_few_calls_lead_to_the_fusion_encoder(self, predictor: Predictor, files: list[Path]) -> None:
+        called: list[str] = []
+
+        def look(*_: Any) -> None:
+            frame = sys._getframe()
+            while frame := frame.f_back:  # type: ignore[assignment]
+                if "bridgetower" in frame.f_globals["__name__"]:
+                    called.append(frame.f_code.co_qualname)
+
+        hook = predictor.model.fusion.register_forward_pre_hook(look)
+        predictor.match(files, TEXTS)
+        hook.remove()
+        assert len(called) <= 6, called
 
     def test_other_image_size(self, tiny_checkpoint: Path, files: list[Path]) -> None:
         larger = load(tiny_checkpoint, device="cpu", image_size=40)
