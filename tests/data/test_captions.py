@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor
 from bridgetower.data import prepared_set
 from bridgetower.data.batch import BatchKey, CaptionBatch, StepSampler
 from bridgetower.data.captions import CaptionImages, CaptionPairs, RankingPairs
-from bridgetower.data.config import DataConfig, MaskingConfig
+from bridgetower.data.config import Cutting, DataConfig, MaskingConfig
 from bridgetower.data.own import prepare_own
 from bridgetower.data.store import Table
 from bridgetower.processor import Processor, load_items
@@ -97,15 +97,17 @@ class TestImages:
 
 
 @pytest.mark.parametrize(
-    "values",
+    ("config", "values"),
     [
-        {"repeats": (0,), "folders": ("a",)},
-        *({"captions": "two"}, {"augmentation": "flip"}, {"word_dropout": 1.0}, {"max_length": 2}, {"num_workers": -1}),
+        (DataConfig, {"repeats": (0,), "folders": ("a",)}),
+        *((DataConfig, one) for one in ({"captions": "two"}, {"augmentation": "flip"}, {"word_dropout": 1.0})),
+        *((DataConfig, one) for one in ({"max_length": 2}, {"num_workers": -1})),
+        *((Cutting, one) for one in ({"every": 0}, {"every": float("nan")}, {"max_moments": 0})),
     ],
 )
-def test_config_refuses(values: dict[str, Any]) -> None:
+def test_config_refuses(config: Callable[..., Any], values: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(values))):
-        DataConfig(**values)
+        config(**values)
 
 
 class TestPairs:

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 
 from bridgetower.data import prepared_set
-from bridgetower.data.config import PrepareConfig
+from bridgetower.data.config import PrepareConfig, WritingConfig
 from bridgetower.data.datasets import prepare_set
-from bridgetower.data.prepared_set import PreparedSet, read_info
+from bridgetower.data.example import Image
+from bridgetower.data.prepared_set import DatasetInfo, PreparedSet, SetWriter, read_info
+from bridgetower.data.schema import CAPTIONS
 from bridgetower.files import locked
 from folders import snapshot
 from miniature import change, coco_name, jpeg, write, write_coco
-from rows import read_rows
+from rows import png, read_rows
 from stores import Store
 
 NUM_PICTURES = 120
@@ -164,6 +166,15 @@ class TestFaults:
         shutil.rmtree(tmp_path / "out" / f"{table}.lance")
         with pytest.raises(FileNotFoundError, match=rf"no table .*/out/{table}\.lance$"):
             PreparedSet(tmp_path / "out", ["train"])
+
+
+def test_an_attempt_of_other_settings_leaves_no_image_of_its_own(tmp_path: Path) -> None:
+    """Its images have the same names."""
+    for shade in (1, 2):
+        with SetWriter(tmp_path, CAPTIONS, WritingConfig()) as writer:
+            writer.add([Image(name="a.png", place="", content=png(shade))], ["grey"], split="train")
+            writer.finish("here", DatasetInfo(name="a", split_rule="by hand"))
+    assert [row["images"] for row in read_rows(tmp_path, "train")] == [[png(2)]]
 
 
 class TestInAStore:

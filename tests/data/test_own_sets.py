@@ -235,6 +235,8 @@ class TestAttempts:
         first, before = prepare_own("pairs", source, tmp_path / "out"), snapshot(tmp_path / "out")
         assert prepare_own("pairs", source, tmp_path / "out", PairsConfig(num_workers=1, max_errors=3)) == first
         assert snapshot(tmp_path / "out") == before
+        with pytest.raises(ValueError, match="is a file; give a folder"):
+            prepare_own("pairs", source, source)
         with pytest.raises(ValueError, match="differs in seed"):
             prepare_own("pairs", source, tmp_path / "out", PairsConfig(seed=1))
         source.write_text(source.read_text() + '{"image": "0.png", "caption": "more"}\n')

