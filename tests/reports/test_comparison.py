@@ -91,21 +91,17 @@ def test_seeds_that_one_arm_lacks_are_left_out_of_differences() -> None:
     assert alone.rows()[1][-1] == ["bridges \u2212 meter", "0", "\u2013", "\u2013", ""]
 
 
-def test_other_steps() -> None:
-    message = r"bridges, seed 3 has 3 evaluations up to step 30, meter, seed 1 has 2 up to step 20"
-    with pytest.raises(ValueError, match=message):
-        Comparison(metric="accuracy", reach=None, runs=runs(CURVES | {"meter": {1: [0.1, 0.2]}}))
-
-
-def test_one_arm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shorter = runs(CURVES | {"meter": {1: [0.1, 0.2]}})
+    for refused, message in (
+        (shorter, r"bridges, seed 3 has 3 evaluations up to step 30, meter, seed 1 has 2 up to step 20"),
+        ((*runs()[:1], *runs()[:1], *runs()[3:]), r"several runs of bridges have the same seed: \[1, 1\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Comparison(metric="accuracy", reach=None, runs=refused)
     with pytest.raises(SystemExit):
         main(["compare", *map(str, folders(tmp_path)["bridges"])])
     assert "one arm only (nano); expected runs of at least two" in capsys.readouterr().err
-
-
-def test_the_same_seed_twice() -> None:
-    with pytest.raises(ValueError, match=r"several runs of bridges have the same seed: \[1, 1\]"):
-        Comparison(metric="accuracy", reach=None, runs=(*runs()[:1], *runs()[:1], *runs()[3:]))
 
 
 def test_arms_are_named_by_what_differs(tmp_path: Path) -> None:

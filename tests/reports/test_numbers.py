@@ -6,67 +6,36 @@ from bridgetower.reports import numbers
 from bridgetower.reports.numbers import paired_difference, spread, verdict
 
 
-@pytest.mark.parametrize(
-    ("value", "sign", "expected"),
-    [
-        (1.25, True, "+1.2"),
-        (-1.26, False, "\u22121.3"),
-        (-0.01, True, "0.0"),
-        (0.0, True, "0.0"),
-        (1234.5, False, "1234.5"),
-    ],
-)
-def test_number(value: float, sign: bool, expected: str) -> None:
-    assert numbers.number(value, sign=sign) == expected
-
-
-def test_mean_std() -> None:
+def test_numbers_as_text() -> None:
+    for value, sign, shown in (
+        *((1.25, True, "+1.2"), (-1.26, False, "\u22121.3")),
+        *((-0.01, True, "0.0"), (0.0, True, "0.0"), (1234.5, False, "1234.5")),
+    ):
+        assert numbers.number(value, sign=sign) == shown
+    for probability, shown in {
+        **{0.0: "0.00 %", 5e-5: "< 0.01 %", 0.0042: "0.42 %", 0.042: "4.2 %"},
+        **{0.0996: "10 %", 0.42: "42 %", 1.0: "100 %"},
+    }.items():
+        assert numbers.percent(probability) == shown
+    assert numbers.count(1234567) == "1\u202f234\u202f567"
     assert numbers.mean_std(spread([0.1, 0.2, 0.6]), scale=100) == "30.0 ± 26.5"
     assert numbers.mean_std(spread([0.3]), scale=100, sign=True) == "+30.0"
 
 
-@pytest.mark.parametrize(
-    ("probability", "expected"),
-    [
-        (0.0, "0.00 %"),
-        (5e-5, "< 0.01 %"),
-        (0.0042, "0.42 %"),
-        (0.042, "4.2 %"),
-        (0.0996, "10 %"),
-        (0.42, "42 %"),
-        (1.0, "100 %"),
-    ],
-)
-def test_percent(probability: float, expected: str) -> None:
-    assert numbers.percent(probability) == expected
+def test_spread_is_the_sample_standard_deviation() -> None:
+    assert spread([1.0, 2.0, 6.0]) == {"mean": 3.0, "std": pytest.approx(7**0.5), "values": [1.0, 2.0, 6.0]}
+    assert spread([5.0]) == {"mean": 5.0, "std": None, "values": [5.0]}
 
 
-def test_count() -> None:
-    assert numbers.count(1234567) == "1\u202f234\u202f567"
-
-
-class TestSpread:
-    def test_std_is_the_sample_standard_deviation(self) -> None:
-        assert spread([1.0, 2.0, 6.0]) == {"mean": 3.0, "std": pytest.approx(7**0.5), "values": [1.0, 2.0, 6.0]}
-
-    def test_one_value_has_no_std(self) -> None:
-        assert spread([5.0]) == {"mean": 5.0, "std": None, "values": [5.0]}
-
-
-class TestPairedDifference:
-    def test_two_seeds(self) -> None:
-        # Student's t with one degree of freedom: 12.706 standard errors of 1.
-        found = paired_difference([5.0, 8.0], [1.0, 2.0])
-        assert (found["mean"], found["values"]) == (5.0, [4.0, 6.0])
-        assert found["interval_95"] == pytest.approx((5 - 12.7062, 5 + 12.7062))
-
-    def test_many_seeds(self) -> None:
-        low, high = paired_difference([0.0, 1.0] * 50, [0.0] * 100)["interval_95"] or (0.0, 0.0)
-        exact = 1.9842 * spread([0.0, 1.0] * 50)["std"] / 10  # type: ignore[operator]
-        assert (high - low) / 2 == pytest.approx(exact, rel=1e-4)
-
-    def test_one_seed_has_no_interval(self) -> None:
-        assert paired_difference([4.0], [1.0])["interval_95"] is None
+def test_paired_differences() -> None:
+    # Student's t with one degree of freedom: 12.706 standard errors of 1.
+    found = paired_difference([5.0, 8.0], [1.0, 2.0])
+    assert (found["mean"], found["values"]) == (5.0, [4.0, 6.0])
+    assert found["interval_95"] == pytest.approx((5 - 12.7062, 5 + 12.7062))
+    low, high = paired_difference([0.0, 1.0] * 50, [0.0] * 100)["interval_95"] or (0.0, 0.0)
+    exact = 1.9842 * spread([0.0, 1.0] * 50)["std"] / 10  # type: ignore[operator]
+    assert (high - low) / 2 == pytest.approx(exact, rel=1e-4)
+    assert paired_difference([4.0], [1.0])["interval_95"] is None
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from itertools import cycle
 from operator import add
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -35,8 +35,7 @@ LINE_STYLES = tuple((ink, marker + line) for marker in "os^" for ink, line in _I
 MEASURES = {"area": "mean over the curve", "final": "last evaluation", "steps_to_reach": "steps to reach"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class FinishedRun:
+class FinishedRun(NamedTuple):
     """One training."""
 
     arm: str  # what it has in common with runs of other seeds

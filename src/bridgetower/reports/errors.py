@@ -45,7 +45,15 @@ def write_errors(
     if not judgements:
         raise ValueError("no right answer is known of this split; a report of errors takes one with answers")
     if slices is not None:
-        judgements = _grouped(judgements, slices)
+        with slices.open(newline="", encoding="utf-8-sig") as file:
+            table = list(csv.DictReader(file))
+        if not table or "id" not in table[0]:
+            expected = "expected a CSV with id and the columns to slice by"
+            raise ValueError(f"{slices} has no rows with a column id; {expected}")
+        columns = {row["id"]: {name: value for name, value in row.items() if name != "id" and value} for row in table}
+        if not any(one.id in columns for one in judgements):
+            raise ValueError(f"{slices} has none of the {len(judgements)} examples, such as id {judgements[0].id}")
+        judgements = [replace(one, groups={**one.groups, **columns.get(one.id, {})}) for one in judgements]
     is_retrieval = judgements[0].found is not None
     wrong = [one for one in judgements if one.score < 1 and one.given != one.expected]
     worst = sorted(wrong, key=lambda one: -one.miss)
@@ -67,18 +75,6 @@ def write_errors(
         )
     )
     write_text(path, page)
-
-
-def _grouped(judgements: Sequence[Judgement], table: Path) -> list[Judgement]:
-    """Adds the columns of a table to the groups."""
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
-    if not rows or "id" not in rows[0]:
-        raise ValueError(f"{table} has no rows with a column id; expected a CSV with id and the columns to slice by")
-    columns = {row["id"]: {name: value for name, value in row.items() if name != "id" and value} for row in rows}
-    if not any(one.id in columns for one in judgements):
-        raise ValueError(f"{table} has none of the {len(judgements)} examples, such as id {judgements[0].id}")
-    return [replace(one, groups={**one.groups, **columns.get(one.id, {})}) for one in judgements]
 
 
 def _shown(one: Judgement, images: PreparedImages) -> dict[str, Any]:

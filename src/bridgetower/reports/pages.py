@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
@@ -14,19 +14,15 @@ from bridgetower.reports.numbers import count, number, percent
 
 def page_templates(*packages: str) -> Environment:
     """Returns the templates of pages with their filters, those of other packages too."""
+    loader = ChoiceLoader([PackageLoader(package) for package in ("bridgetower.reports", *packages)])
     templates = Environment(
-        loader=ChoiceLoader([PackageLoader(package) for package in ("bridgetower.reports", *packages)]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        autoescape=True, loader=loader, lstrip_blocks=True, trim_blocks=True, undefined=StrictUndefined
     )
     templates.filters |= {"count": count, "number": number, "percent": percent, "data_uri": _data_uri}
     return templates
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """A row of a table, with its head."""
 
     header: str
@@ -34,8 +30,7 @@ class Row:
     style: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Table:
+class Table(NamedTuple):
     """A table of plain text, or what to write where there is none; `groups` are heads over several columns."""
 
     caption: str = ""
