@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from bridgetower.data.prepared_set import DatasetInfo
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.run import train
 from bridgetower_demo import __main__, plan, run, toysets
+from bridgetower_demo.costs import model_cost
 from bridgetower_demo.recipes import task_of
 from bridgetower_demo.toysets.collection import Collection, write_collection
 
@@ -24,9 +26,10 @@ def write_few(out: Path, collection: Collection, **options: Any) -> DatasetInfo:
 
 
 def make_small(change: Callable[[object, str, Any], None]) -> None:
-    """Changes the sets that the demo writes, and the batches of its recipes."""
+    """Changes the sets that the demo writes, the batches of its recipes, and how often it measures a pass."""
     change(toysets, "write_collection", write_few)
     change(run, "RECIPES", {name: replace(recipe, batch_size=16) for name, recipe in run.RECIPES.items()})
+    change(run, "model_cost", partial(model_cost, repeats=1, warmup=0))
 
 
 def train_here(runs: Mapping[Path, RunConfig], **_: Any) -> None:
@@ -37,5 +40,8 @@ def train_here(runs: Mapping[Path, RunConfig], **_: Any) -> None:
 
 if __name__ == "__main__":
     make_small(setattr)
+    shallow = {"vision.num_layers": 2, "text.num_layers": 1, "fusion.num_layers": 1}
+    ours = {name: one for name, one in run.RECIPES.items() if name.startswith(("pretrain-nano", "scenes-vqa"))}
+    run.RECIPES = {name: replace(one, model=one.model.override(shallow)) for name, one in ours.items()}
     run.train_all, plan.NUM_VALIDATION, plan.NUM_TEST = train_here, FEW["validation"], FEW["test"]
     __main__.main(sys.argv[1:] or ["--from-scratch", "--minutes", "0.01"])

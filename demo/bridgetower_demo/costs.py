@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from math import prod
 
 import torch
@@ -69,21 +70,23 @@ def flops_by_part(model: BridgeTower, text_length: int) -> dict[str, int]:
     """
     head = _matching_head(model)
     pixels, ids = _inputs(model, text_length)
-    pooled = model(pixels, ids, outputs="pooled").pooled
-    image_tower = _flops(lambda: model.vision(pixels, model.config.vision_layers))
-    text_tower = _flops(lambda: model.text(ids, None, model.config.text_layers))
-    backbone = _flops(lambda: model(pixels, ids, outputs="pooled"))
-    counts = image_tower, text_tower, backbone - image_tower - text_tower, _flops(lambda: head(pooled))
-    return dict(zip(PARTS, counts, strict=True))
+    with _counting() as counter:
+        pooled = model(pixels, ids, outputs="pooled").pooled
+    counts = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
+    image_tower, text_tower = (counts[f"{type(model).__name__}.{tower}"] for tower in ("vision", "text"))
+    with _counting() as of_head:
+        head(pooled)
+    rest = counter.get_total_flops() - image_tower - text_tower
+    return dict(zip(PARTS, (image_tower, text_tower, rest, of_head.get_total_flops()), strict=True))
 
 
-def _flops(forward: Callable[[], object]) -> int:
+@contextmanager
+def _counting() -> Iterator[FlopCounterMode]:
     # The counter has no formula for oneDNN's product and would count it as nothing.
     formulas = {torch.ops.mkldnn._linear_pointwise: _product_flops} if torch.backends.mkldnn.is_available() else {}
     # Nor every fused attention of GPUs; written out as two products it is counted on every device.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=formulas) as counter:
-        forward()
-    return counter.get_total_flops()
+        yield counter
 
 
 def _product_flops(rows: torch.Size, weight: torch.Size, *_: object, **__: object) -> int:

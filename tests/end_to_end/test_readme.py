@@ -24,7 +24,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PUBLISHED, LEFT = "BridgeTower/bridgetower-large-itm-mlm-itc", "bridgetower-demo/runs/bridgetower-0/last"
 DEMO = ROOT / "tests" / "small_demo.py"
 NEEDED = {"integrations.md": ("llama_index", "sentence_transformers")}  # that `make lowest` leaves out
-# As written, but on few images, and with few of them at once where the page leaves that to the recipe.
+# As written, but on few images, with shallow models, and few images at once where the page leaves that to the recipe.
 SMALL = f"""
 python() {{
     case "$*" in
@@ -32,13 +32,18 @@ python() {{
         *) command python "$@" ;;
     esac
 }}
-bridgetower() {{
+smaller() {{
+    local options=()
     case "$*" in
-        *--batch-size*) command bridgetower "$@" ;;
-        "train pretrain-nano"*|"train scenes-vqa"*) command bridgetower "$@" --batch-size 16 ;;
-        *) command bridgetower "$@" ;;
+        *--init*|*--vision*) ;;
+        *"train pretrain-nano"*|*"train scenes-vqa"*)
+            options=(--model.vision.num-layers 1 --model.text.num-layers 1 --model.fusion.num-layers 1)
+            [[ "$*" == *--batch-size* ]] || options+=(--batch-size 16) ;;
     esac
+    command "$@" "${{options[@]}}"
 }}
+bridgetower() {{ smaller bridgetower "$@"; }}
+torchrun() {{ smaller torchrun "$@"; }}
 """
 FENCE = re.compile(r"^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
