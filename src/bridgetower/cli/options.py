@@ -117,7 +117,6 @@ class ReadOptions:
 
 Reading = Annotated[ReadOptions, arg(name="")]
 READ = ReadOptions()
-"""The usual way."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +152,6 @@ class LoadOptions(ReadOptions):
 
 Loading = Annotated[LoadOptions, arg(name="")]
 LOADED = LoadOptions()
-"""The usual way."""
 
 
 def demo_or(given: str, what: Literal["model", "answering model", "index"] = "model") -> str:

@@ -58,7 +58,6 @@ class UseOptions(LoadOptions):
 
 Using = Annotated[UseOptions, arg(name="")]
 USED = UseOptions()
-"""The usual way."""
 
 
 def embed(

@@ -15,17 +15,7 @@ from matplotlib.figure import Figure
 
 from bridgetower.drawing import png
 from bridgetower.files import flattened, read_json, write_bytes, write_json, write_text
-from bridgetower.reports.numbers import (
-    MINUS,
-    NO_VALUE,
-    Difference,
-    Spread,
-    mean_std,
-    paired_difference,
-    spread,
-    verdict,
-    with_interval,
-)
+from bridgetower.reports import numbers
 from bridgetower.reports.pages import page_templates
 from bridgetower.tasks.run_config import CONFIG, read_metrics
 
@@ -95,19 +85,20 @@ class Comparison:
         """Returns the runs of an arm in order of their seeds."""
         return sorted((run for run in self.runs if run.arm == arm), key=lambda run: run.seed)
 
-    def spreads(self, arm: str) -> dict[str, Spread]:
+    def spreads(self, arm: str) -> dict[str, numbers.Spread]:
         """Returns the measures of an arm over its seeds, and the seconds of a step."""
         runs = self.arm_runs(arm)
         measured = [run.measures(self.reach) for run in runs]
-        found = {name: spread([one[name] for one in measured]) for name in measured[0]}
-        return found | {"seconds_per_step": spread([run.seconds_per_step for run in runs])}
+        found = {name: numbers.spread([one[name] for one in measured]) for name in measured[0]}
+        return found | {"seconds_per_step": numbers.spread([run.seconds_per_step for run in runs])}
 
-    def differences(self, arm: str) -> dict[str, Difference]:
+    def differences(self, arm: str) -> dict[str, numbers.Difference]:
         """Returns the measures of the first arm minus those of another, over the seeds of both; empty if none."""
         measured = [{run.seed: run.measures(self.reach) for run in self.arm_runs(one)} for one in (self.arms[0], arm)]
         seeds = sorted(measured[0].keys() & measured[1].keys())
         names = measured[0][seeds[0]] if seeds else ()
-        return {name: paired_difference(*([one[seed][name] for seed in seeds] for one in measured)) for name in names}
+        pairs = {name: [[one[seed][name] for seed in seeds] for one in measured] for name in names}
+        return {name: numbers.paired_difference(*each) for name, each in pairs.items()}
 
     def to_dict(self) -> dict[str, Any]:
         """Returns plain values, ready for JSON: by arm seeds, curves, measures, and differences with their interval."""
@@ -135,15 +126,16 @@ class Comparison:
         rows = []
         for arm in self.arms:
             spreads = self.spreads(arm)
-            cells = [mean_std(spreads[name], **form) for name, form in forms.items()]
-            rows.append([arm, str(len(self.arm_runs(arm))), *cells, mean_std(spreads["seconds_per_step"], digits=3)])
+            cells = [numbers.mean_std(spreads[name], **form) for name, form in forms.items()]
+            seconds = numbers.mean_std(spreads["seconds_per_step"], digits=3)
+            rows.append([arm, str(len(self.arm_runs(arm))), *cells, seconds])
         for arm in self.arms[1:]:
-            found, cells, seeds = self.differences(arm), [NO_VALUE] * len(forms), 0
+            found, cells, seeds = self.differences(arm), [numbers.NO_VALUE] * len(forms), 0
             if found:
-                marks = [" *" if verdict(found[name]) in ("higher", "lower") else "" for name in forms]
-                shown = [with_interval(found[name], **form) for name, form in forms.items()]
+                marks = [" *" if numbers.verdict(found[name]) in ("higher", "lower") else "" for name in forms]
+                shown = [numbers.with_interval(found[name], **form) for name, form in forms.items()]
                 cells, seeds = list(map(add, shown, marks)), len(found["area"]["values"])
-            rows.append([f"{self.arms[0]} {MINUS} {arm}", str(seeds), *cells, ""])
+            rows.append([f"{self.arms[0]} {numbers.MINUS} {arm}", str(seeds), *cells, ""])
         return ["", "seeds", *titles.values(), "seconds per step"], rows
 
     def markdown(self) -> str:
