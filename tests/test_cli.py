@@ -437,7 +437,7 @@ class TestHelp:
         example = 'bridgetower search photos.lance "two dogs in the snow" --sheet hits.png\n          bridgetower'
         whole = "compare it with captions or images, and say so. (default: None)"
         for command, shown in {
-            ("embed",): ["--revision STR", "Print JSON on a terminal too.", "How a model is loaded, and what runs it."],
+            ("embed",): ["--revision STR", "Print JSON on a terminal too."],
             ("train", "pretrain-nano"): ["--max-epochs INT"],
             ("search",): ["INDEX.lance [TEXT]", whole, f"Examples: {example}"],
         }.items():
