@@ -6,7 +6,7 @@ import os
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -28,13 +28,10 @@ FAULTS = ("refused", "dropped", "cut")
 class Store:
     """The server, as programs see it."""
 
-    endpoint: str = ""
-    asked: list[tuple[str, str]] = field(default_factory=list)
     fault: Callable[[str], str | None] = lambda path: None
 
     def reset(self) -> None:
-        """Forgets requests, and lets nothing go wrong."""
-        self.asked.clear()
+        """Lets nothing go wrong."""
         self.fault = lambda path: None
 
     def upload(self, folder: Path, place: str) -> str:
@@ -66,8 +63,7 @@ def s3_store() -> Iterator[Store]:
     try:
         with ThreadingHTTPServer(("127.0.0.1", 0), _handler(store, server.get_host_and_port())) as proxy:
             Thread(target=proxy.serve_forever, daemon=True).start()
-            store.endpoint = f"http://127.0.0.1:{proxy.server_port}"
-            with patch.dict(os.environ, SETTINGS, AWS_ENDPOINT_URL=store.endpoint):
+            with patch.dict(os.environ, SETTINGS, AWS_ENDPOINT_URL=f"http://127.0.0.1:{proxy.server_port}"):
                 forget()
                 fsspec.filesystem("s3").makedirs("bucket", exist_ok=True)  # all servers of a process share it
                 yield store
@@ -86,7 +82,6 @@ def _handler(store: Store, address: tuple[str, int]) -> type[BaseHTTPRequestHand
 
         def forward(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            store.asked.append((self.command, self.path))
             fault = store.fault(self.path) if self.command == "GET" else None
             if fault == "dropped":
                 self.close_connection = True
