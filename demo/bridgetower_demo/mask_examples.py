@@ -144,7 +144,8 @@ def telling_word(caption: str, processor: Processor) -> HiddenWord | None:
 def _single_tokens(caption: str, processor: Processor) -> list[HiddenWord]:
     """Lists the words that are one token each, up to where the processor cuts."""
     (ids,) = processor.token_ids([caption], truncate=True)
-    encoding = processor.token_offsets(caption)
+    assert processor.tokenizer is not None
+    encoding = processor.tokenizer.encode(caption)
     tokens_of = Counter(encoding.word_ids)
     found = []
     for position in range(1, len(ids) - 1):

@@ -124,7 +124,7 @@ def view_of(processor: Processor, image: ImageLike) -> Image.Image:
     pixels = None
     # The sizes of hf are rounded, so that a larger view could show another part.
     if config.profile != "hf" and not isinstance(image, Resized):
-        larger = Processor(config.with_image_size(side), processor.tokenizer)
+        larger = processor.with_image_size(side)
         with suppress(ValueError):  # the longer side of an image may be too long at that size only
             pixels = larger.resize(image)
     pixels = processor.resize(image) if pixels is None else pixels

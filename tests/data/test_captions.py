@@ -260,7 +260,7 @@ def test_captions_that_are_too_long_are_cut(tmp_path: Path, load: Any, tiny_proc
     prepare_own("pairs", tmp_path / "a.csv", tmp_path / "set")
     batch = load(tmp_path / "set")[BatchKey((0,), 0)]
     assert batch.input_ids.shape == (1, tiny_processor.config.max_length)
-    assert batch.input_ids[0, -1] == tiny_processor.eos_token_id
+    assert batch.input_ids[0, -1] == tiny_processor.token_ids([""])[0][-1]
     assert batch.attention_mask is None
 
 

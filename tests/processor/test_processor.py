@@ -156,6 +156,6 @@ def test_a_prepared_picture_counts_as_an_image(config: ProcessorConfig, photo: P
     assert torch.equal(processor.images([prepared, path]), processor.images([path, path]))
     with pytest.raises(ValueError, match="pass \\[image\\]"):
         processor.images(prepared)
-    other = Processor(config.with_image_size(48), None)
+    other = processor.with_image_size(48)
     with pytest.raises(ValueError, match=r"prepared as \[3, 32, 32\]; this model takes \[3, 48, 48\]"):
         other.images([prepared])

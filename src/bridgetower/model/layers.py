@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any, ClassVar, ParamSpec, TypeVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +17,6 @@ from torch.utils.checkpoint import checkpoint
 
 from bridgetower.model.config import Activation, TextConfig, VisionConfig
 
-_P = ParamSpec("_P")
-_Output = TypeVar("_Output")
 TokenMask = Bool[Tensor, "b l"] | None
 """False on padding; None if nothing is padded."""
 
@@ -32,7 +30,7 @@ def activated(hidden: Float[Tensor, "*n"], activation: Activation) -> Float[Tens
     return F.relu(hidden) if activation == "relu" else F.gelu(hidden, approximate=GELU[activation])
 
 
-def activation_checkpointing(layer: Callable[_P, _Output], *, when: bool) -> Callable[_P, _Output]:
+def activation_checkpointing(layer: Any, *, when: bool) -> Any:
     """Returns `layer`, or if `when` a form of it that keeps its inputs only and runs again for its gradients."""
     if when and torch.is_grad_enabled():
         return partial(checkpoint, layer, use_reentrant=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from bridgetower.model.config import check_image_size
@@ -83,12 +83,3 @@ class ProcessorConfig:
     def resize_divisor(self) -> int:
         """What both sides are cut down to a multiple of in the `hf` profile, in pixels."""
         return 32 if self.size_divisor is None else self.size_divisor
-
-    def with_image_size(self, image_size: int) -> ProcessorConfig:
-        """Returns a copy for another size."""
-        if self.shortest_edge is not None:
-            raise ValueError(
-                f"shortest_edge {self.shortest_edge} was set apart from image_size {self.image_size}; "
-                f"choose both with dataclasses.replace(config, image_size={image_size}, shortest_edge=...)"
-            )
-        return replace(self, image_size=image_size)

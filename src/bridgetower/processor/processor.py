@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, Literal, Self, TypeAlias
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -29,7 +29,6 @@ from bridgetower.processor.images import open_reduced
 from bridgetower.processor.text import (
     Special,
     TextBatch,
-    check_texts,
     encode,
     find_tokenizer,
     load_tokenizer,
@@ -146,16 +145,6 @@ class Processor:
     def __init__(self, config: ProcessorConfig, tokenizer: Tokenizer | None) -> None:
         self.config, self.tokenizer = config, tokenizer
         self._special = None if tokenizer is None else special_tokens(tokenizer)
-
-    @property
-    def bos_token_id(self) -> int:
-        """Id of the start token."""
-        return self._text[2].bos
-
-    @property
-    def eos_token_id(self) -> int:
-        """Id of the end token."""
-        return self._text[2].eos
 
     @property
     def pad_token_id(self) -> int:
@@ -305,12 +294,6 @@ class Processor:
         """Tokenises texts, with start and end token, without padding; in errors they are numbered from `first` on."""
         return encode(self._text[0], texts, max_length=self.config.max_length, truncate=truncate, first=first)
 
-    def token_offsets(self, text: str) -> Encoding:
-        """Tokenises a text as `token_ids` does, uncut, with the characters and the word that each token is of."""
-        check_texts([text])
-        with tokenizers_errors("the tokenizer cannot encode this text"):
-            return self._text[0].encode(text)
-
     def pair_ids(self, texts: Sequence[Sequence[str]]) -> list[list[int]]:
         """Tokenises single texts or pairs of them, without padding; of pairs the longer text is cut first, then both.
 
@@ -354,7 +337,13 @@ class Processor:
 
     def with_image_size(self, image_size: int) -> Processor:
         """Returns a processor for another image size, with the same tokenizer."""
-        return Processor(self.config.with_image_size(image_size), self.tokenizer)
+        edge = self.config.shortest_edge
+        if edge is not None:
+            raise ValueError(
+                f"shortest_edge {edge} was set apart from image_size {self.config.image_size}; choose both with "
+                f"dataclasses.replace(config, image_size={image_size}, shortest_edge=...)"
+            )
+        return Processor(replace(self.config, image_size=image_size), self.tokenizer)
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes `tokenizer.json`, then `processor.json`, each atomically."""

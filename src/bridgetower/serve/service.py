@@ -117,7 +117,7 @@ class Service:
         for model in self.models:
             processor = model.predictor.processor
             kind: Kind = "embedding" if model is self.main else "answer"
-            ids = (processor.bos_token_id, processor.eos_token_id)
+            (ids,) = processor.token_ids([""])
             first.append(Item(kind=kind, image=processor.blank_image().pixels, ids=ids))
         await asyncio.gather(
             self.batcher.submit(first),
