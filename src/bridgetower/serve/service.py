@@ -117,7 +117,7 @@ class Service:
         for model in self.models:
             processor = model.predictor.processor
             kind: Kind = "embedding" if model is self.main else "answer"
-            (ids,) = processor.token_ids([""])
+            ids = tuple(processor.token_ids([""])[0])
             first.append(Item(kind=kind, image=processor.blank_image().pixels, ids=ids))
         await asyncio.gather(
             self.batcher.submit(first),
