@@ -195,7 +195,7 @@ def cases(draw):
 
 
 class TestTwoStages:
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=75, deadline=None)
     @given(cases(), st.integers(1, 5), st.sampled_from(["standard", "paper"]), st.integers(1, 40))
     def test_as_on_whole_tables(self, case, k, protocol, pairs_at_once):
         cosine, scores, truth, fold_size = case

@@ -53,18 +53,17 @@ def retrieve(tiny_model: BridgeTower, images: CaptionImages) -> Callable[..., Re
 @pytest.fixture(scope="module")
 @torch.no_grad()
 def everything(tiny_checkpoint: Path, tiny_dataset: Path, tiny_processor: Processor) -> tuple[Tensor, Tensor]:
-    """Contrastive similarity and match logits [i, t, 2] of all pairs, each through `model.forward` on its own."""
+    """Contrastive similarity and match logits [i, t, 2] of all pairs, each text through `model.forward` on its own."""
     model = read_checkpoint(tiny_checkpoint).model()
     images = CaptionImages(DataConfig(folders=(str(tiny_dataset),)), "test", tiny_processor)
     captions, _ = images.texts()
     similarity, logits = torch.empty(len(images), len(captions)), torch.empty(len(images), len(captions), 2)
-    for row in range(len(images)):
-        pixel_values = images.pixel_values([row])
-        image = model.image_embeds(model.encode_image(pixel_values))
-        for column, caption in enumerate(captions):
-            text = images.processor.texts([caption]).input_ids
-            logits[row, column] = model.itm_logits(model(pixel_values, text).pooled)[0]
-            similarity[row, column] = (image * model.text_embeds(model.encode_text(text))).sum()
+    pixel_values = images.pixel_values(range(len(images)))
+    image = model.image_embeds(model.encode_image(pixel_values))
+    for column, caption in enumerate(captions):  # alone, so that nothing is padded
+        text = images.processor.texts([caption]).input_ids
+        logits[:, column] = model.itm_logits(model(pixel_values, text.expand(len(images), -1)).pooled)
+        similarity[:, column] = image @ model.text_embeds(model.encode_text(text))[0]
     return similarity, logits
 
 
@@ -101,9 +100,8 @@ class TestBruteForce:
         assert torch.equal(result.truth.text_image_index, owner)
         assert result.recalls["chance"] == chance_recalls(dense.truth_of(owner))
 
-    @pytest.mark.parametrize("size", [1, 64])
-    def test_batch_size_changes_nothing(self, retrieve: Any, size: int) -> None:
-        expected, found = (retrieve(batch_size=each, candidates=2) for each in (4, size))
+    def test_batch_size_changes_nothing(self, retrieve: Any) -> None:
+        expected, found = (retrieve(batch_size=each, candidates=2) for each in (64, 1))
         torch.testing.assert_close(dense.similarity(found), dense.similarity(expected), atol=1e-5, rtol=0)
         assert found.metrics() == pytest.approx(expected.metrics(), abs=1e-6)
 

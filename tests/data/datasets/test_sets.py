@@ -242,8 +242,13 @@ def test_bad_entries(
     change(folder / file, edit)
     with pytest.raises(ValueError, match=f"1 bad .*{message}"):
         prepare_set(name, folder, tmp_path / "out")
-    info = prepare_set(name, folder, tmp_path / "out", PrepareConfig(max_errors=1))
-    assert info.left_out["cannot be used"] == 1
+
+
+def test_a_bad_entry_may_be_left_out(source: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = source("nlvr2")
+    change(folder / NLVR2, _second(sentence=" \n"))
+    info = prepare_set("nlvr2", folder, tmp_path / "out", PrepareConfig(max_errors=1))
+    assert (info.splits["validation"].examples, info.left_out["cannot be used"]) == (5, 1)
 
 
 def test_an_empty_caption_is_left_out(source: Callable[[str], Path], tmp_path: Path) -> None:
