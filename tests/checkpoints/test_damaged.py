@@ -132,45 +132,21 @@ def problems(folder: Path, file: str, load: Callable[[Path], object]) -> dict[st
     return found
 
 
-class TestFiles:
-    def test_weights_without_their_folder(self, tmp_path: Path) -> None:
-        for name in ("model.safetensors", "model-00001-of-00002.safetensors", "pytorch_model.bin"):
-            write_safetensors(tmp_path / name, {"weight": torch.ones(2)})
-            with pytest.raises(ValueError, match=f"weights without their config; pass its folder, {tmp_path}"):
-                read_checkpoint(tmp_path / name)
-
-    def test_truncated(self, own: Path) -> None:
-        for file in ("carried.safetensors", "model.safetensors"):
-            whole = (own / file).read_bytes()
-            (own / file).write_bytes(whole[:-1])
-            with pytest.raises(ValueError, match=f"{file} is not a whole"):
-                read_checkpoint(own)
-            (own / file).write_bytes(whole)
-
-    @pytest.mark.parametrize(
-        ("kind", "change", "message"),
-        [
-            ("safe", lambda it: it.update({f"{QUERY}s": it.pop(QUERY)}), rf"safe lacks tensors: {QUERY}$"),
-            ("safe", lambda it: it.update(mystery=torch.rand(1)), r"safe has unknown tensors: mystery$"),
-            ("own", lambda it: it.pop("fusion.text_norm.bias"), r"own lacks tensors: fusion\.text_norm\.bias$"),
-            *(
-                ("safe", lambda it, shape=shape: it.update({QUERY: torch.rand(shape)}), rf"shaped tensors: {QUERY} \[")
-                for shape in ((47, 48), ())
-            ),
-        ],
-    )
-    def test_other_tensors(self, request: pytest.FixtureRequest, kind: str, change: Any, message: str) -> None:
-        folder = request.getfixturevalue(kind)
-        edit_weights(folder, change)
-        with pytest.raises(ValueError, match=message):
-            read_checkpoint(folder)
+def test_weights_without_their_folder_or_truncated(own: Path, tmp_path: Path) -> None:
+    for name in ("model.safetensors", "model-00001-of-00002.safetensors", "pytorch_model.bin"):
+        write_safetensors(tmp_path / name, {"weight": torch.ones(2)})
+        with pytest.raises(ValueError, match=f"weights without their config; pass its folder, {tmp_path}"):
+            read_checkpoint(tmp_path / name)
+    (own / "carried.safetensors").write_bytes((own / "carried.safetensors").read_bytes()[:-1])
+    with pytest.raises(ValueError, match=r"carried\.safetensors is not a whole"):
+        read_checkpoint(own)
 
 
 class TestConfigs:
     @pytest.mark.parametrize(
         ("place", "change", "message"),
         [
-            *(((), {"version": value}, f"of format version {value}; this release reads 1") for value in (0, 2, None)),
+            ((), {"version": 2}, "of format version 2; this release reads 1"),
             ((), {"model": None}, r"own/config\.json: model is None; expected names"),
             (("model", "fusion"), {"colour": "red"}, r"model\.fusion has unknown fields \['colour'\]"),
             (("model", "text"), {"hidden_size": "48"}, r"model\.text\.hidden_size is '48'; expected int$"),

@@ -3,7 +3,6 @@
 import errno
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -308,16 +307,6 @@ class TestFullDisk:
                 convert(checkpoint, tmp_path / "new", to)  # type: ignore[arg-type]
             assert not (tmp_path / "new").exists()
 
-    def test_on_a_real_one(self, checkpoint: Checkpoint, small_disk: Callable[[int], Path]) -> None:
-        """With room for the model once, but not twice."""
-        disk = small_disk(sum(value.nbytes for value in checkpoint.tensors.values()) // 1024 * 3 // 2)
-        write_checkpoint(checkpoint, disk / "model")
-        before = content(disk)
-        with pytest.raises(OSError, match="space"):
-            update_weights(changed(checkpoint), disk / "model")
-        assert content(disk) == before
-        assert tiny.equal(read_checkpoint(disk / "model").tensors, checkpoint.tensors)
-
     def test_a_broken_write_is_never_read(
         self, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -367,19 +356,6 @@ class TestSave:
     """A model saved by its own methods."""
 
     TEXTS = ("a red square", "two blue circles")
-
-    def test_after_training(self, tiny_checkpoint: Path, tmp_path: Path) -> None:
-        checkpoint = read_checkpoint(tiny_checkpoint)
-        model = checkpoint.model().train()
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        model.itm_logits(model.fuse(*tiny.encodings(model)).pooled).square().sum().backward()
-        optimizer.step()
-        model.save(tmp_path / "mine")
-        saved, before = load(tmp_path / "mine", device="cpu"), load(tiny_checkpoint, device="cpu")
-        assert tiny.equal(saved.model.state_dict(), model.state_dict())
-        assert saved.processor.config == before.processor.config
-        assert tiny.off(saved.embed_texts(self.TEXTS), before.embed_texts(self.TEXTS)) > 1e-4
-        assert read_checkpoint(tmp_path / "mine").labels == checkpoint.labels
 
     def test_all_that_came_along(self, checkpoint: Checkpoint, tmp_path: Path) -> None:
         config = tiny.changed(heads__vqa=2)

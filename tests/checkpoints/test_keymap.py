@@ -5,8 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 import official
@@ -44,41 +42,29 @@ def random_tensors(config: ModelConfig) -> dict[str, Tensor]:
     return {name: torch.rand(shape, generator=generator) for name, shape in parameter_shapes(config).items()}
 
 
-class TestBijection:
-    @pytest.mark.parametrize("kind", TABLES)
-    def test_all_come_back_under_names_that_serve_once(self, kind: str) -> None:
-        changes, naming, *prefix = TABLES[kind]
-        config = tiny.CONFIG.override(changes)
+@pytest.mark.parametrize("kind", TABLES)
+def test_all_come_back_under_names_that_serve_once(kind: str) -> None:
+    changes, naming, *prefix = TABLES[kind]
+    config = tiny.CONFIG.override(changes)
 
-        def table(names: Any) -> dict[str, Source]:
-            return name_table(names, naming, config.fusion.separate_projections, *prefix)
+    def table(names: Any) -> dict[str, Source]:
+        return name_table(names, naming, config.fusion.separate_projections, *prefix)
 
-        ours = random_tensors(config)
-        names = table(ours)
-        foreign = export_tensors(names, ours)
-        assert tiny.equal(import_tensors(names, foreign), ours)
-        others = {name: torch.rand_like(value) for name, value in foreign.items()}
-        assert tiny.equal(export_tensors(names, import_tensors(names, others)), others)
-        assert sum(value.numel() for value in foreign.values()) == sum(value.numel() for value in ours.values())
-        for name, source in names.items():
-            assert {foreign[other].shape for other in source.names} == {source.foreign_shape(ours[name].shape)}
-        extra = [] if naming == "timm" else extra_tensor_names(config, extra_vision_layers=2)
-        uses = Counter(name for source in table([*ours, *extra]).values() for name in source.names)
-        assert [name for name, count in uses.items() if count > 1] == []
-        # Control: exchanged parts do not come back.
-        exchanged = {name: Source(source.names[::-1], source.leading_ones) for name, source in names.items()}
-        assert not tiny.equal(import_tensors(exchanged, foreign), ours)
-
-    @settings(max_examples=60, deadline=None)
-    @given(
-        layers=st.lists(st.integers(0, 30), min_size=2, max_size=2, unique=True),
-        naming=st.sampled_from(["clip", "huggingface"]),
-    )
-    def test_layers_stay_apart(self, layers: list[int], naming: Naming) -> None:
-        parts = ("vision.layers.{}.mlp.up.bias", "text.layers.{}.mlp.up.bias", "fusion.image_layers.{}.mlp.up.bias")
-        names = [part.format(layer) for part in parts for layer in layers]
-        foreign = [source.names[0] for source in name_table(names, naming).values()]
-        assert len(set(foreign)) == len(names)
+    ours = random_tensors(config)
+    names = table(ours)
+    foreign = export_tensors(names, ours)
+    assert tiny.equal(import_tensors(names, foreign), ours)
+    others = {name: torch.rand_like(value) for name, value in foreign.items()}
+    assert tiny.equal(export_tensors(names, import_tensors(names, others)), others)
+    assert sum(value.numel() for value in foreign.values()) == sum(value.numel() for value in ours.values())
+    for name, source in names.items():
+        assert {foreign[other].shape for other in source.names} == {source.foreign_shape(ours[name].shape)}
+    extra = [] if naming == "timm" else extra_tensor_names(config, extra_vision_layers=2)
+    uses = Counter(name for source in table([*ours, *extra]).values() for name in source.names)
+    assert [name for name, count in uses.items() if count > 1] == []
+    # Control: exchanged parts do not come back.
+    exchanged = {name: Source(source.names[::-1], source.leading_ones) for name, source in names.items()}
+    assert not tiny.equal(import_tensors(exchanged, foreign), ours)
 
 
 KNOWN = [
@@ -136,12 +122,3 @@ class TestNames:
     def test_what_the_other_side_does_not_have(self, naming: Naming, name: str) -> None:
         with pytest.raises(KeyError, match=f"no foreign name is known for {name}"):
             name_table([name], naming)
-
-
-def test_a_missing_source_is_an_error() -> None:
-    ours = random_tensors(tiny.CONFIG)
-    names = name_table(ours, "clip")
-    foreign = export_tensors(names, ours)
-    del foreign["text_transformer.encoder.layer.1.attention.self.key.bias"]
-    with pytest.raises(KeyError, match=r"layer\.1\.attention\.self\.key\.bias"):
-        import_tensors(names, foreign)

@@ -25,9 +25,9 @@ from bridgetower.engines.export import (
     content_key,
     exported_model,
     is_exported,
-    layout,
     products_overflow,
     tensor_ranges,
+    weights_fingerprint,
     write_exported,
     write_int8_graph,
 )
@@ -100,8 +100,8 @@ class TestGraphs:
             {"a": torch.ones(2, 3), "c": torch.ones(4)},
             {"a": torch.ones(2, 3), "b": torch.ones(8, dtype=torch.float16)},
         ):
-            save_file(tensors, tmp_path / "weights")
-            layouts.append(layout(tmp_path / "weights"))
+            save_file(tensors, tmp_path / "model.safetensors")
+            layouts.append(weights_fingerprint(tmp_path, "onnx"))
         assert layouts[0] == layouts[1]
         assert len(set(layouts)) == 4
 

@@ -133,8 +133,6 @@ def read_weights(folder: Path, name: str) -> Mapping[str, Tensor]:
 
 
 def read_pickled(path: Path) -> Mapping[str, Tensor]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; copy the whole folder again")
     return only_tensors(str(path), read_torch_archive(path))
 
 

@@ -90,7 +90,7 @@ def write_exported(
                         f"{TOLERANCES[form]:.0e}: use engine torch"
                     )
                 differences[engine][name] = off
-        manifest = {"version": VERSION, "form": form, "signed": signed, "weights": _fingerprint(temporary, form)}
+        manifest = {"version": VERSION, "form": form, "signed": signed, "weights": weights_fingerprint(temporary, form)}
         parts = {name: sha256_of(temporary / f"{name}.onnx") for name in names}
         write_json(temporary / MANIFEST, {**manifest, "parts": parts, "largest_difference": differences})
     return differences
@@ -117,7 +117,7 @@ def exported_model(folder: Path, extensions: Extensions) -> BridgeTower:
             raise FileNotFoundError(f"{path} is missing; export the model again")
         if sha256_of(path) != digest:
             raise ValueError(f"{path} is not what was exported; export the model again")
-    if _fingerprint(folder, form) != weights:
+    if weights_fingerprint(folder, form) != weights:
         raise ValueError(f"{folder / _WEIGHTS} is not what its parts were exported of; export the model again")
     return read_checkpoint(folder, extensions=extensions).model(copy=False)
 
@@ -225,14 +225,11 @@ def _graph(part: Part, *, optimize: bool) -> Any:
     return program
 
 
-def _fingerprint(folder: Path, form: Form) -> str:
-    """Returns what ties the parts to the weights: where these lie for graphs that read them there, else their bytes."""
-    return layout(folder / _WEIGHTS) if form == "onnx" else sha256_of(folder / _WEIGHTS)
-
-
-def layout(weights: Path) -> str:
-    """Returns a fingerprint of what graphs take for granted of a weights file: names, formats, shapes and places."""
-    return hashlib.sha256(json.dumps(_header(weights), sort_keys=True).encode()).hexdigest()
+def weights_fingerprint(folder: Path, form: Form) -> str:
+    """Returns what ties parts to the weights: names, formats, shapes and places if graphs read them, else all bytes."""
+    if form != "onnx":
+        return sha256_of(folder / _WEIGHTS)
+    return hashlib.sha256(json.dumps(_header(folder / _WEIGHTS), sort_keys=True).encode()).hexdigest()
 
 
 def tensor_ranges(weights: Path) -> dict[str, tuple[int, int]]:

@@ -133,11 +133,10 @@ class PartsEngine:
         *layers, cls = self._run("text", input_ids, mask)
         return Encoded(tuple(layers), cls, None if attention_mask is None else attention_mask.bool())
 
-    def cache_image(self, image: Encoded) -> Encoded:
-        return image  # parts share nothing between pairs
+    def cache_image(self, encoded: Encoded) -> Encoded:
+        return encoded  # parts share nothing between pairs
 
-    def cache_text(self, text: Encoded) -> Encoded:
-        return text
+    cache_text = cache_image
 
     def fuse(self, image: Encoded, text: Encoded, outputs: FusionOutputs = "pooled") -> Fused:
         if outputs == "all":
