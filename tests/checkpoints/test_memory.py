@@ -14,18 +14,9 @@ STATUS = Path("/proc/self/status")
 pytestmark = pytest.mark.skipif(not STATUS.exists(), reason=f"{STATUS} is Linux")
 
 # 44 million parameters, a quarter of them in joined projections of query, key and value.
-SIZES = {
-    "text.vocab_size": 8000,
-    "text.hidden_size": 512,
-    "text.num_heads": 8,
-    "text.intermediate_size": 2048,
-    "vision.hidden_size": 512,
-    "vision.num_heads": 8,
-    "vision.intermediate_size": 2048,
-    "fusion.hidden_size": 512,
-    "fusion.num_heads": 8,
-    "fusion.intermediate_size": 2048,
-}
+WIDE = {"hidden_size": 512, "num_heads": 8, "intermediate_size": 2048}
+SIZES = {f"{part}.{name}": size for part in ("text", "vision", "fusion") for name, size in WIDE.items()}
+SIZES["text.vocab_size"] = 8000
 OVERRIDES = {"text.num_heads": 8, "vision.num_heads": 8}
 
 # Loads a model, then reads every weight; prints the peak of the memory after each, in bytes above what imports take.
