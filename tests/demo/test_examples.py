@@ -18,22 +18,16 @@ def of(direction: Direction, examples: list[SearchExample]) -> list[SearchExampl
     return [example for example in examples if example.direction == direction]
 
 
-@pytest.mark.parametrize(
-    ("ranks", "count", "chosen"),
-    [
+def test_choice() -> None:
+    for ranks, count, chosen in (
         ([1, 9, 1, 4, 1, 2, 1, 30], 4, [0, 6, 5, 7]),  # half hits and half misses, from near to far
         ([1, 9, 1, 4, 1, 2, 1, 30], 5, [0, 4, 6, 5, 7]),
         ([1, 1, 1, 7], 3, [0, 2, 3]),  # the other kind fills up
         ([5, 1, 7, 6], 3, [1, 0, 2]),
         ([5, 7, 6], 2, [0, 1]),
         ([1, 1, 1], 2, [0, 2]),
-    ],
-)
-def test_choice(ranks: list[int], count: int, chosen: list[int]) -> None:
-    assert choose(ranks, count) == chosen
-
-
-def test_spread() -> None:
+    ):
+        assert choose(ranks, count) == chosen
     assert [spread_evenly(range(10), count) for count in (4, 1, 0)] == [[0, 3, 6, 9], [5], []]
     assert spread_evenly(range(2), 3) == [0, 1]
 

@@ -84,34 +84,24 @@ def shape(kind="circle", colour="red", x=0.5, y=0.5):
     return Shape(kind=kind, colour=colour, size="large", x=x, y=y)
 
 
-@pytest.mark.parametrize(
-    ("noun", "text", "with_article", "plural", "fits"),
-    [
-        (Noun(kind="circle", colour="red"), "red circle", "a red circle", "red circles", True),
-        (Noun(kind="circle", colour="blue"), "blue circle", "a blue circle", "blue circles", False),
-        (Noun(kind="cross", colour="orange"), "orange cross", "an orange cross", "orange crosses", False),
-        (Noun(colour="red", size="small"), "small red shape", "a small red shape", "small red shapes", False),
-        (Noun(colour="red", size="large"), "large red shape", "a large red shape", "large red shapes", True),
-    ],
-)
-def test_nouns(noun, text, with_article, plural, fits):
-    assert (str(noun), noun.with_article, noun.plural) == (text, with_article, plural)
-    assert noun.fits(shape()) is fits
+def test_nouns():
+    for words, noun in {
+        "a red circle, red circles": Noun(kind="circle", colour="red"),
+        "a blue circle, blue circles": Noun(kind="circle", colour="blue"),
+        "an orange cross, orange crosses": Noun(kind="cross", colour="orange"),
+        "a small red shape, small red shapes": Noun(colour="red", size="small"),
+        "a large red shape, large red shapes": Noun(colour="red", size="large"),
+    }.items():
+        assert f"{noun.with_article}, {noun.plural}" == words
+        assert noun.with_article.endswith(f" {noun}")
+        assert noun.fits(shape()) is words.startswith(("a red circle", "a large red"))
 
 
-@pytest.mark.parametrize(
-    ("relation", "x", "y", "expected"),
-    [
-        ("left of", 0.2, 0.5, True),
-        ("left of", 0.8, 0.5, False),
-        ("left of", 0.45, 0.1, None),
-        ("right of", 0.8, 0.5, True),
-        ("above", 0.5, 0.2, True),
-        ("below", 0.5, 0.2, False),
-    ],
-)
-def test_relations(relation, x, y, expected):
-    assert holds(relation, shape(x=x, y=y), shape()) is expected
+def test_relations():
+    beside = {"left of": [(0.2, 0.5, True), (0.8, 0.5, False), (0.45, 0.1, None)], "right of": [(0.8, 0.5, True)]}
+    for relation, places in (beside | {"above": [(0.5, 0.2, True)], "below": [(0.5, 0.2, False)]}).items():
+        for x, y, expected in places:
+            assert holds(relation, shape(x=x, y=y), shape()) is expected
 
 
 class TestDrawLot:

@@ -85,15 +85,12 @@ def test_vocabulary_has_every_answer(level):
     assert {answer for _, _, answer in texts_and_answers(config)} == set(vocabulary)
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
+def test_unfit_values():
+    for values, message in (
         ({"kind": "poem"}, "kind is 'poem'.*expected one of captions, vqa, snli-ve, nlvr2"),
         ({"level": "absurd"}, "level is 'absurd'; expected one of easy, medium, hard"),
         ({"num_test": 0}, "num_test 0, .*expected at least 1"),
         ({"side": 10}, "side 10; expected .*30 pixels"),
-    ],
-)
-def test_unfit_values(values, message):
-    with pytest.raises(ValueError, match=message):
-        ScenesConfig(**values)
+    ):
+        with pytest.raises(ValueError, match=message):
+            ScenesConfig(**values)
