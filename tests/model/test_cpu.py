@@ -93,16 +93,8 @@ class TestWholeModel:
 
     def test_every_kernel_is_in_use(self) -> None:
         before, after = ({type(module).__name__ for module in model.modules()} for model in (tiny.build(), optimized()))
-        swapped = {
-            "BridgeTower",
-            "DotProductAttention",
-            "Dropout",
-            "FeedForward",
-            "LayerNorm",
-            "Linear",
-            "SelfAttention",
-        }
-        assert before - after == swapped
+        swapped = "BridgeTower DotProductAttention Dropout FeedForward LayerNorm Linear SelfAttention"
+        assert before - after == set(swapped.split())
 
 
 @pytest.mark.parametrize("shape", [(24,), (1, 24), (2, 3, 4, 24)], ids=str)
@@ -163,13 +155,13 @@ def test_parts_of_tensors() -> None:
     check_gradients(ours, theirs, [hidden, weight])
 
 
-@pytest.mark.parametrize("frozen", [0, 1, 2], ids=["input", "weight", "bias"])
-def test_frozen_parts_get_no_gradient(frozen: int) -> None:
-    leaves = [random(4, 8), random(6, 8, seed=1), random(6, seed=2)]
-    for number, leaf in enumerate(leaves):
-        leaf.requires_grad_(number != frozen)
-    linear(*leaves).sum().backward()
-    assert [leaf.grad is None for leaf in leaves] == [number == frozen for number in range(3)]
+def test_frozen_parts_get_no_gradient() -> None:
+    for frozen in range(3):
+        leaves = [random(4, 8), random(6, 8, seed=1), random(6, seed=2)]
+        for number, leaf in enumerate(leaves):
+            leaf.requires_grad_(number != frozen)
+        linear(*leaves).sum().backward()
+        assert [leaf.grad is None for leaf in leaves] == [number == frozen for number in range(3)]
 
 
 @pytest.mark.parametrize("activation", get_args(Activation))

@@ -141,12 +141,7 @@ def doubled(model: BridgeTower, names: tuple[str, ...]) -> None:
 class TestWrappedLayers:
     """Layers are called, so that what was put around them takes part, whatever is computed of the model."""
 
-    def made(
-        self,
-        wrap: Callable[[BridgeTower, tuple[str, ...]], None],
-        optimize: Callable[[BridgeTower], None],
-        names: tuple[str, ...],
-    ) -> BridgeTower:
+    def made(self, wrap: Callable[..., None], optimize: Callable[..., None], *names: str) -> BridgeTower:
         model = tiny.build(CONFIG)
         before = pooled(model)
         wrap(model, names)
@@ -155,18 +150,16 @@ class TestWrappedLayers:
         return model
 
     def test_the_first_token_alone(self, wrap: Callable[..., None], optimize: Callable[[BridgeTower], None]) -> None:
-        model = self.made(wrap, optimize, ("qkv",))
+        model = self.made(wrap, optimize, "qkv")
         image, text = tiny.encodings(model)
         assert tiny.off(model.fuse(image, text, "pooled").pooled, model.fuse(image, text, "all").pooled) < ATOL
         assert tiny.off(model.encode_image(tiny.images(3), outputs="cls").cls, image.cls) < ATOL
         assert tiny.off(model.encode_text(*tiny.texts([5, 3, 4]), outputs="cls").cls, text.cls) < ATOL
 
-    @pytest.mark.parametrize("name", ["up", "down"])
-    def test_with_gradients(
-        self, wrap: Callable[..., None], optimize: Callable[[BridgeTower], None], name: str
-    ) -> None:
-        model = self.made(wrap, optimize, (name,))
-        assert tiny.off(model.fuse(*tiny.encodings(model)).pooled, pooled(model)) < ATOL
+    def test_with_gradients(self, wrap: Callable[..., None], optimize: Callable[..., None]) -> None:
+        for name in ("up", "down"):
+            model = self.made(wrap, optimize, name)
+            assert tiny.off(model.fuse(*tiny.encodings(model)).pooled, pooled(model)) < ATOL
 
 
 def test_what_a_hook_was_given_stays_as_it_was() -> None:

@@ -120,12 +120,12 @@ def test_no_settings_and_a_size_that_the_model_cannot_take(tmp_path: Path) -> No
         Processor.from_huggingface(_folder(tmp_path, HUB), patch_size=14)
 
 
-@pytest.mark.parametrize(("limit", "expected"), [(77, 77), (int(1e30), 512), (None, 512)])
-def test_the_text_limit_comes_from_the_tokenizer(limit: int | None, expected: int, tmp_path: Path) -> None:
+def test_the_text_limit_comes_from_the_tokenizer(tmp_path: Path) -> None:
     _folder(tmp_path, HUB)
-    _folder(tmp_path, {"model_max_length": limit}, "tokenizer_config.json")
-    assert Processor.from_huggingface(tmp_path, patch_size=16).config.max_length == expected
-    assert Processor.from_huggingface(tmp_path, patch_size=16, max_length=50).config.max_length == 50
+    for limit, expected in ((77, 77), (int(1e30), 512), (None, 512)):
+        _folder(tmp_path, {"model_max_length": limit}, "tokenizer_config.json")
+        assert Processor.from_huggingface(tmp_path, patch_size=16).config.max_length == expected
+        assert Processor.from_huggingface(tmp_path, patch_size=16, max_length=50).config.max_length == 50
 
 
 def _hf_config(**fields: Any) -> ProcessorConfig:
@@ -270,17 +270,11 @@ def test_nothing_is_written_beside_settings_that_would_win(tokenizer: Tokenizer,
     assert [path.name for path in tmp_path.iterdir()] == ["processor_config.json"]
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"do_center_crop": False, "size": {"shortest_edge": 96}},
-        {"size": {"shortest_edge": 96}, "crop_size": {"height": 80, "width": 80}},
-        {"size": {"height": 96, "width": 96}, "crop_size": {"height": 80, "width": 80}},
-        {"size": {"height": 96, "width": 96}, "do_center_crop": True},
-        {"size": {"shortest_edge": 96}, "crop_size": 96, "do_pad": True},
-    ],
-)
-def test_other_clip_settings_are_refused(settings: dict[str, Any], tmp_path: Path) -> None:
-    _folder(tmp_path, {"image_processor_type": "CLIPImageProcessor"} | settings)
-    with pytest.raises(ValueError, match=r"resizes to|sets do_pad"):
-        Processor.from_huggingface(tmp_path, patch_size=16)
+def test_other_clip_settings_are_refused(tmp_path: Path) -> None:
+    edge, square = {"size": {"shortest_edge": 96}}, {"size": {"height": 96, "width": 96}}
+    small = {"crop_size": {"height": 80, "width": 80}}
+    others = (edge | {"do_center_crop": False}, edge | small, square | small, square | {"do_center_crop": True})
+    for settings in (*others, edge | {"crop_size": 96, "do_pad": True}):
+        _folder(tmp_path, {"image_processor_type": "CLIPImageProcessor"} | settings)
+        with pytest.raises(ValueError, match=r"resizes to|sets do_pad"):
+            Processor.from_huggingface(tmp_path, patch_size=16)

@@ -137,22 +137,18 @@ def test_missing_and_damaged_tokenizers(roberta_folder: Path, tmp_path: Path) ->
         load_tokenizer(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
+def test_special_tokens_that_would_be_ignored(roberta_folder: Path, tmp_path: Path) -> None:
+    for file in roberta_folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    for name, content, message in (
         ("tokenizer_config.json", {"mask_token": "[M]"}, r"mask_token to '\[M\]', expected '<mask>'"),
         ("special_tokens_map.json", {"pad_token": {"content": "[P]"}}, r"pad_token to '\[P\]'"),
         ("added_tokens.json", {"<image>": 320}, "tokens of its own"),
-    ],
-)
-def test_special_tokens_that_would_be_ignored(
-    name: str, content: dict[str, Any], message: str, roberta_folder: Path, tmp_path: Path
-) -> None:
-    for file in roberta_folder.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
-    (tmp_path / name).write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=message):
-        load_tokenizer(tmp_path)
+    ):
+        (tmp_path / name).write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=message):
+            load_tokenizer(tmp_path)
+        (tmp_path / name).unlink()
 
 
 def test_trained_tokenizer_has_robertas_ids_and_is_deterministic(tokenizer: Tokenizer) -> None:
