@@ -148,6 +148,7 @@ async def good_client(server: Server, requests: list[Valid], found: Found, until
         reply = await connection.send(valid.request)
         found.statuses["valid", reply.status] += 1
         if reply.status in (429, 503):
+            connection.close()  # which the server would do in a long wait
             await asyncio.sleep(choice.random() * float(reply.headers["retry-after"]))
         elif reply.status != 200 or _differs(valid, reply):
             found.wrong.append(f"{reply.status} {reply.body[:200]!r}")

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import logging
 import socket
 import time
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 
 from bridgetower.serve import middleware
-from served import Running, running
+from served import Running
 
 GET = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 MODELS = GET.replace(b"/health", b"/v1/models")
@@ -191,18 +190,3 @@ def test_a_large_body_that_is_refused_does_not_lose_its_answer(hasty):
         content = everything(connection)
     assert status(content) == 405
     assert b"connection: close" in content
-
-
-def test_handlers_of_logs_stay_open_while_a_server_runs(predictor):
-    closed: list[str] = []
-
-    class Handler(logging.Handler):
-        def close(self):
-            closed.append(self.name or "")
-            super().close()
-
-    handler = Handler()
-    with running(predictor) as client:
-        assert client.get("/health").status_code == 200
-        assert closed == []
-    handler.close()

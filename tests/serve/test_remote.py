@@ -17,8 +17,6 @@ import httpcore
 import pytest
 
 from bridgetower.serve import remote as remote_module
-from bridgetower.serve.errors import ApiError
-from bridgetower.serve.inputs import Decoders, Inputs
 from bridgetower.serve.remote import AT_ONCE, RemoteImages, is_public
 from served import PNGS, URIS, error_of, started, until
 
@@ -219,26 +217,6 @@ def test_a_look_up_that_hangs_is_left_alone(looked_up):
     hanging.go.set()
     with pytest.raises(ValueError, match=r"'example\.org' is not known \(let go\)"):
         fetched(looked_up("example.org", hanging, timeout=60.0), "http://example.org/a.png")
-
-
-def test_slow_hosts_do_not_hold_those_who_decode(predictor, looked_up):
-    hanging = Hanging()
-    remote = looked_up("example.org", hanging, timeout=600.0)
-    inputs = Inputs(predictor.processor, Decoders(max_pixels=10_000, memory=2**28), remote=remote)
-
-    async def both():
-        slow = [asyncio.ensure_future(inputs.images(["http://example.org/a.png"], "slow")) for _ in range(3 * AT_ONCE)]
-        while hanging.now < AT_ONCE:
-            await asyncio.sleep(0.01)
-        assert len(await inputs.images(URIS[:2], "quick")) == 2
-        assert not any(job.done() for job in slow)
-        hanging.go.set()
-        return await asyncio.gather(*slow, return_exceptions=True)
-
-    errors = asyncio.run(both())
-    assert hanging.most == AT_ONCE
-    assert all(isinstance(error, ApiError) and "let go" in error.message for error in errors)
-    inputs.close()
 
 
 def test_a_server_that_allows_hosts(predictor, place, looked_up):

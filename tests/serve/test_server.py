@@ -1,5 +1,6 @@
 """Where a server listens, and that it finishes what it has taken in."""
 
+import logging
 import resource
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -63,7 +64,18 @@ def test_as_many_open_files_as_are_of_use(monkeypatch, soft, hard, files):
     assert limits[-1] == (files, hard)
 
 
-def test_stopping_finishes_what_was_taken_in(predictor):
+class Handler(logging.Handler):
+    """Notes whether it is closed, as Granian would."""
+
+    closed = False
+
+    def close(self):
+        self.closed = True
+        super().close()
+
+
+def test_stopping_finishes_what_was_taken_in_and_logs_stay_open(predictor):
+    handler = Handler()
     with started(predictor, max_batch=2) as running, held_up(predictor) as gate, ThreadPoolExecutor(4) as pool:
         ask = partial(httpx.post, f"{running.client.base_url}/v1/embeddings", timeout=PATIENCE)
         waiting = [pool.submit(ask, json={"input": TEXTS * 3}) for _ in range(4)]
@@ -76,6 +88,7 @@ def test_stopping_finishes_what_was_taken_in(predictor):
         assert not running.thread.is_alive()
     assert [len(answer.json()["data"]) for answer in answers] == [9] * 4
     assert not running.service.ready
+    assert not handler.closed
 
 
 def _accepts(address: tuple[str, int]) -> bool:
