@@ -51,8 +51,8 @@ def locked(predictor, searcher):
 
 @pytest.fixture(scope="session")
 def hasty(predictor, searcher):
-    """Gives little: bodies of 1 MiB, 8 items, 2 seconds."""
-    limits = {"timeout": 2.0, "max_body": 1, "max_items": 4, "queue": 8}
+    """Gives little: bodies of 1 MiB, 8 items, 1.5 seconds."""
+    limits = {"timeout": 1.5, "max_body": 1, "max_items": 4, "queue": 8}
     with started(predictor, searcher, patience=1.0, **limits) as found:
         yield found
 

@@ -221,7 +221,7 @@ def test_what_takes_too_long_is_given_up(hasty, searcher, monkeypatch):
     gate = threading.Event()
     monkeypatch.setattr(Decoders, "open", lambda *_, **options: gate.wait(60))
     response = hasty.client.get(f"/v1/pictures/{searcher.index.examples(1)[0].digest}?size=64")
-    assert "no answer within 2 s" in error_of(response, 503)["message"]
+    assert "no answer within 1.5 s" in error_of(response, 503)["message"]
     assert int(response.headers["retry-after"]) >= 1
     until(lambda: hasty.service.batcher.admitted == 0)
     gate.set()
@@ -269,7 +269,7 @@ def test_slow_readers_give_way(predictor, large):
 
 def test_a_reader_that_stalls_is_cut_off_in_the_end(predictor, large, caplog):
     searcher, content, path = large
-    with started(predictor, searcher, max_body=17, timeout=0.5) as found, asked_for(found, path) as connection:
-        time.sleep(2)  # much longer than it may take
+    with started(predictor, searcher, max_body=17, timeout=0.4) as found, asked_for(found, path) as connection:
+        time.sleep(1.5)  # much longer than it may take
         assert length_of(connection) < len(content)
     assert "without completing" not in caplog.text

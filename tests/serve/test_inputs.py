@@ -43,7 +43,7 @@ def test_other_formats_and_any_spelling_of_the_type(inputs, predictor):
 
 
 async def test_an_image_waits_neither_for_many_others_nor_for_long_texts(predictor):
-    """Of 200 texts one is read while the image waits, not all."""
+    """Of 80 texts one is read while the image waits, not all."""
     order: list[str] = []
     inputs = Inputs(predictor.processor, Decoders(max_pixels=1_000_000, memory=2**28))
     inputs.warm()
@@ -53,8 +53,8 @@ async def test_an_image_waits_neither_for_many_others_nor_for_long_texts(predict
         order.append(name)
 
     for many in (
-        inputs.images([uri(png(1, 700, 700))] * 12, "many"),
-        inputs.texts(["a" * 20_000] * 200, "many", truncate=True),
+        inputs.images([uri(png(1, 700, 700))] * 8, "many"),
+        inputs.texts(["a" * 20_000] * 80, "many", truncate=True),
     ):
         asked = asyncio.ensure_future(ask("many", many))
         await asyncio.sleep(0.02)
