@@ -185,12 +185,10 @@ class TestData:
         assert report["split"] == "test"
         assert report["chance_text_to_image_r1"] == pytest.approx(1 / counts["test"])
         assert report["rsum"] == report["two_stage_rsum"]
-        (validation,) = run(*command, "--split", "validation", "--protocol", "paper", "--max-captions", 1)
-        assert validation["chance_text_to_image_r1"] == pytest.approx(1 / counts["validation"])
-        assert validation["protocol"] == "paper"
-        (folds,) = run(*command, "--fold-size", 3)
+        options = ("--split", "validation", "--protocol", "paper", "--max-captions", 1, "--fold-size", 3)
+        (folds,) = run(*command, *options)
         assert folds["chance_text_to_image_r1"] == pytest.approx(1 / 3)
-        assert (folds["fold_size"], report["fold_size"]) == (3, None)
+        assert (folds["protocol"], folds["fold_size"], report["fold_size"]) == ("paper", 3, None)
 
     def test_evaluate_on_a_terminal(self, run, capsys, monkeypatch, tiny_checkpoint, tiny_dataset):
         command = ["evaluate", str(tiny_checkpoint), "retrieval", "--data", str(tiny_dataset), "--candidates", "3"]
@@ -321,20 +319,12 @@ class TestTraining:
 
 class TestUserErrors:
     def test_models_and_pictures(self, refused, tiny_checkpoint, files, tmp_path):
-        (tmp_path / "empty.png").write_bytes(b"")
-        (tmp_path / "model").mkdir()
         assert "nowhere does not exist" in refused("embed", tmp_path / "nowhere", "--texts", "a")
-        assert "has no config.json" in refused("embed", tmp_path / "model", "--texts", "a")
         assert "nothing to embed; give a SOURCE, --images FILE" in refused("embed", tiny_checkpoint)
         assert "nothing.png" in refused("embed", tiny_checkpoint, "--images", tmp_path / "nothing.png")
-        assert "empty (0 bytes)" in refused("embed", tiny_checkpoint, "--images", tmp_path / "empty.png")
         several = refused("match", tiny_checkpoint, "--images", *files, "--texts", "a", "b", "c")
         assert "2 images and 3 texts; expected one text per image, or one of either, or --all-pairs" in several
-        pairs = refused("embed", tiny_checkpoint, "--images", *files, "--texts", "a", "--of", "pairs")
-        assert "2 images and 1 texts; expected one text per image" in pairs
-        assert "no mask in 'a'" in refused("fill-mask", tiny_checkpoint, "--images", files[0], "--texts", "a")
         too_long = refused("match", tiny_checkpoint, "--images", files[0], "--texts", "red bar on black " * 9)
-        assert "the limit is 24" in too_long
         assert "pass --truncate to cut it" in too_long
         assert "device is 'gpu'" in refused("embed", tiny_checkpoint, "--texts", "a", "--device", "gpu")
         assert "is not empty" in refused("convert", tiny_checkpoint, files[0].parent, "--to", "bridgetower")
