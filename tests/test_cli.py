@@ -185,7 +185,7 @@ class TestData:
         assert report["split"] == "test"
         assert report["chance_text_to_image_r1"] == pytest.approx(1 / counts["test"])
         assert report["rsum"] == report["two_stage_rsum"]
-        options = ("--split", "validation", "--protocol", "paper", "--max-captions", 1, "--fold-size", 3)
+        options = ("--protocol", "paper", "--max-captions", 1, "--fold-size", 3)
         (folds,) = run(*command, *options)
         assert folds["chance_text_to_image_r1"] == pytest.approx(1 / 3)
         assert (folds["protocol"], folds["fold_size"], report["fold_size"]) == ("paper", 3, None)
