@@ -40,12 +40,10 @@ class TestModel:
         assert tiny.equal(other.state_dict(), before)
 
     def test_weights_are_not_copied_if_so_asked(self, checkpoint: Checkpoint) -> None:
-        pointers = {name: value.data_ptr() for name, value in checkpoint.model(copy=False).named_parameters()}
+        batch, model = (tiny.images(2), *tiny.texts([5, 3])), checkpoint.model(copy=False)
+        pointers = {name: value.data_ptr() for name, value in model.named_parameters()}
         assert pointers == {name: value.data_ptr() for name, value in checkpoint.tensors.items()}
-
-    def test_same_outputs(self, checkpoint: Checkpoint) -> None:
-        batch = tiny.images(2), *tiny.texts([5, 3])
-        assert torch.equal(checkpoint.model()(*batch).pooled, tiny.build()(*batch).pooled)
+        assert torch.equal(model(*batch).pooled, tiny.build()(*batch).pooled)
 
 
 def test_without_its_contrastive_head(checkpoint: Checkpoint) -> None:
@@ -60,7 +58,7 @@ def test_without_its_contrastive_head(checkpoint: Checkpoint) -> None:
 
 
 class TestResized:
-    def test_only_positions_change(self, checkpoint: Checkpoint) -> None:
+    def test_only_positions_change_as_in_the_model(self, checkpoint: Checkpoint) -> None:
         same, larger, name = checkpoint.resized(24), checkpoint.resized(40), "vision.position_embedding"
         assert same.config == checkpoint.config
         assert tiny.equal(same.tensors, checkpoint.tensors)
@@ -69,10 +67,8 @@ class TestResized:
         assert larger.config == checkpoint.config.override({"vision.image_size": 40})
         check_tensors("larger", larger.config, larger.tensors)
 
-    def test_equals_resizing_in_the_model(self, checkpoint: Checkpoint) -> None:
-        images = tiny.images(2, size=40)
-        resized, original = checkpoint.resized(40).model(), checkpoint.model()
-        assert torch.equal(resized.encode_image(images).cls, original.encode_image(images).cls)
+        images, original = tiny.images(2, size=40), checkpoint.model()
+        assert torch.equal(larger.model().encode_image(images).cls, original.encode_image(images).cls)
 
     def test_number_format_is_kept(self, checkpoint: Checkpoint) -> None:
         half = replace(checkpoint, tensors={name: value.half() for name, value in checkpoint.tensors.items()})
@@ -80,12 +76,10 @@ class TestResized:
         for size in (24, 40):
             assert {value.dtype for value in half.resized(size).tensors.values()} == {torch.float16}
 
-    def test_sizes_that_the_patch_does_not_divide(self, checkpoint: Checkpoint) -> None:
+    def test_preprocessing_goes_along_and_the_patch_divides(self, checkpoint: Checkpoint) -> None:
         for size, nearest in ((41, "40 or 48"), (5, "8 or 16")):
             with pytest.raises(ValueError, match=f"{size} is not a multiple of the patch size 8; use {nearest}"):
                 checkpoint.resized(size)
-
-    def test_preprocessing_goes_along(self, checkpoint: Checkpoint) -> None:
         config = ProcessorConfig(profile="official-finetune", image_size=24, max_length=10, patch_size=8)
         resized = replace(checkpoint, processor=Processor(config, None)).resized(40)
         assert resized.processor is not None

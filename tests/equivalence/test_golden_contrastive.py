@@ -26,13 +26,6 @@ def negatives(recorded, prefix):
     return pairs_with_negatives(images, texts, slice(0, len(images)))
 
 
-def fine_tuning_batch(recorded):
-    """One image with several captions: rows of equal index use the image of the first of them."""
-    index = recorded.inputs["ft_img_index"]
-    first = (index[:, None] == index[None]).int().argmax(dim=1)
-    return recorded.inputs | {"image": recorded.inputs["image"][first]}, index
-
-
 class TestContrast:
     def test_features_and_logits(self, recorded, task, encoded):
         image, text, scale, logits = similarities(task, encoded)
@@ -78,22 +71,15 @@ class TestHardNegatives:
         assert bool((pairs.image_rows[count:] != pairs.text_rows[count:]).all())
 
 
-class TestFineTuning:
-    def outputs(self, recorded, task, index):
-        inputs, _ = fine_tuning_batch(recorded)
-        image, text = encode(task.model, inputs)
-        ours = itm_outputs(task, image, text, negatives(recorded, "ft_"), prefix="ft_")
-        embeds = task.model.image_embeds(image), task.model.text_embeds(text)
-        ours["ft_itc_loss"] = itc_loss(embeds, index, task.model.head("itc").logit_scale())
-        return ours
-
-    def test_soft_targets_over_the_texts_of_an_image(self, recorded, task):
-        _, index = fine_tuning_batch(recorded)
-        check(self.outputs(recorded, task, index), starting(recorded, "ft_"))
-
-    def test_control_targets_over_all_texts_fail(self, recorded, task):
-        # Hard targets would not do as a control: where images are equal, so are their rows, and the sums coincide.
-        index = recorded.inputs["ft_img_index"]
-        assert 1 < len(index.unique()) < len(index)
-        different = wrong(self.outputs(recorded, task, torch.zeros_like(index)), recorded.outputs)
-        assert set(different) == {"ft_itc_loss"}
+def test_soft_targets_over_the_texts_of_an_image(recorded, task):
+    """Of several captions of one image: rows of equal index use the image of the first of them."""
+    index = recorded.inputs["ft_img_index"]
+    first = (index[:, None] == index[None]).int().argmax(dim=1)
+    image, text = encode(task.model, recorded.inputs | {"image": recorded.inputs["image"][first]})
+    ours = itm_outputs(task, image, text, negatives(recorded, "ft_"), prefix="ft_")
+    embeds, scale = (task.model.image_embeds(image), task.model.text_embeds(text)), task.model.head("itc").logit_scale()
+    ours["ft_itc_loss"] = itc_loss(embeds, index, scale)
+    check(ours, starting(recorded, "ft_"))
+    # Hard targets would not do as a control: where images are equal, so are their rows, and the sums coincide.
+    assert 1 < len(index.unique()) < len(index)
+    assert wrong({"ft_itc_loss": itc_loss(embeds, torch.zeros_like(index), scale)}, recorded.outputs) != {}

@@ -71,19 +71,6 @@ def test_the_file_itself_answers_and_judges(tokenizer: Path, answers: Path) -> N
         model.reason(picture, picture, "one of them is red")
 
 
-def run_of(converted: Path, folder: Path, task: VqaConfig | SnliVeConfig, heads: HeadsConfig) -> RunConfig:
-    recorded = case("c_vqa").checkpoint.config
-    return RunConfig(
-        task=task,
-        select_by=task.metrics[0],
-        model=replace(recorded, heads=heads),
-        init=str(converted),
-        data=DataConfig(folders=(str(folder),), max_length=recorded.text.max_length),
-        batch_size=4,
-        max_steps=1,
-    )
-
-
 def test_each_task_goes_on_with_its_head(
     converted: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, answers: Path
 ) -> None:
@@ -96,7 +83,15 @@ def test_each_task_goes_on_with_its_head(
         folder = asked.write_set(tmp_path / kind, kind)  # type: ignore[arg-type]
         if kind == "vqa":
             write_json(folder / "answers.json", list(json.loads(answers.read_text())))
-        config = run_of(converted, folder, task, heads)
+        config = RunConfig(
+            task=task,
+            select_by=task.metrics[0],
+            model=replace(there.config, heads=heads),
+            init=str(converted),
+            data=DataConfig(folders=(str(folder),), max_length=there.config.text.max_length),
+            batch_size=4,
+            max_steps=1,
+        )
         caplog.clear()
         with caplog.at_level(logging.INFO):
             start = starting_checkpoint(config)
