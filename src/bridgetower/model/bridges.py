@@ -7,15 +7,13 @@ from functools import partial
 from typing import get_args
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from bridgetower.model.config import MANAGERS, BridgeKind, FusionConfig
-from bridgetower.model.layers import DotProductAttention
+from bridgetower.model.layers import DotProductAttention, KeyMask, Keys
 
 Stream = Float[Tensor, "b l d"]
-Other = Float[Tensor, "b m d"]
-OtherMask = Bool[Tensor, "b m"] | None
 TowerLayers = Sequence[Stream]
 
 
@@ -34,7 +32,7 @@ class Bridge(nn.Module):
         elif kind in ("concatenate", "gated"):
             self.linear = nn.Linear(2 * width, width)
 
-    def forward(self, stream: Stream, tower_layers: TowerLayers, other_stream: Other, other_mask: OtherMask) -> Stream:
+    def forward(self, stream: Stream, tower_layers: TowerLayers, other_stream: Keys, other_mask: KeyMask) -> Stream:
         tower = tower_layers[self.layer - 1]
         if self.kind == "add":
             mixed = tower + stream
@@ -84,7 +82,7 @@ class StaticManager(Manager):
             self.stream_weight = nn.Parameter(torch.ones(width))
 
     def forward(
-        self, stream: Stream | None, tower_layers: TowerLayers, other_stream: Other | None, other_mask: OtherMask
+        self, stream: Stream | None, tower_layers: TowerLayers, other_stream: Keys | None, other_mask: KeyMask
     ) -> Stream:
         managed = self.managed(tower_layers, self.weights[:, None, None, :])
         if self.stream_norm is None:
@@ -111,7 +109,7 @@ class AdaptiveManager(Manager):
         self.scores = nn.Linear(2 * width, num_tower_layers)
         self.stream_weight = nn.Parameter(torch.ones(width))
 
-    def forward(self, stream: Stream, tower_layers: TowerLayers, other_stream: Other, other_mask: OtherMask) -> Stream:
+    def forward(self, stream: Stream, tower_layers: TowerLayers, other_stream: Keys, other_mask: KeyMask) -> Stream:
         stream, other = self.stream_norm(stream), self.other_norm(other_stream)
         query, key = self.query(stream), self.key(other)
         context = self.attention(query, key, other.to(key.dtype), other_mask)  # a LayerNorm under autocast is float32

@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int8
+from jaxtyping import Float, Int8
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -30,7 +30,7 @@ from bridgetower.files import cache_folder, write_json
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import Activation
 from bridgetower.model.fusion import Encoded, Fused, FusionOutputs
-from bridgetower.model.layers import GELU, DotProductAttention, FeedForward, SelfAttention, activated, is_plain
+from bridgetower.model.layers import GELU, DotProductAttention, FeedForward, Keys, SelfAttention, activated, is_plain
 
 # Of the largest activation of a fusion layer, in inference, for each thread. More pairs at once were slower: with two
 # threads the base model took 0.116 s each for 32 encoded images with one text, 0.091 s for 8 (`benchmarks/run.py --only
@@ -277,11 +277,7 @@ class BlockedAttention(DotProductAttention):
     """Attention some heads at a time, whose scores stay in the cache."""
 
     def forward(
-        self,
-        query: Float[Tensor, "b q d"],
-        key: Float[Tensor, "b m d"],
-        value: Float[Tensor, "b m d"],
-        mask: Bool[Tensor, "b m"] | None,
+        self, query: Float[Tensor, "b q d"], key: Keys, value: Keys, mask: Bool[Tensor, "b m"] | None
     ) -> Float[Tensor, "b q d"]:
         rate = self.dropout if self.training else 0.0
         context = _WrittenOut.apply(*map(self.split_heads, (query, key, value)), mask, rate)  # type: ignore[no-untyped-call]

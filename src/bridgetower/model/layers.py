@@ -19,6 +19,8 @@ from bridgetower.model.config import Activation, TextConfig, VisionConfig
 
 TokenMask = Bool[Tensor, "b l"] | None
 """False on padding; None if nothing is padded."""
+Keys = Float[Tensor, "b m d"]
+KeyMask = Bool[Tensor, "b m"] | None
 
 GELU = {"gelu": "none", "gelu_tanh": "tanh"}
 """What PyTorch calls the approximation."""
@@ -76,13 +78,7 @@ class DotProductAttention(nn.Module):
         super().__init__()
         self.num_heads, self.dropout = num_heads, dropout
 
-    def forward(
-        self,
-        query: Float[Tensor, "b q d"],
-        key: Float[Tensor, "b m d"],
-        value: Float[Tensor, "b m d"],
-        mask: Bool[Tensor, "b m"] | None,
-    ) -> Float[Tensor, "b q d"]:
+    def forward(self, query: Float[Tensor, "b q d"], key: Keys, value: Keys, mask: KeyMask) -> Float[Tensor, "b q d"]:
         """Returns softmax(q·kᵀ / √e)·v of every head, side by side; keys where `mask` is False get no weight."""
         query, key, value = map(self.split_heads, (query, key, value))
         attention_mask = None if mask is None else mask[:, None, None, :]
@@ -135,7 +131,7 @@ class CrossAttention(nn.Module):
         self.out = nn.Linear(hidden_size, hidden_size)
 
     def forward(
-        self, query: Float[Tensor, "b q d"], key_value: Float[Tensor, "b m e"], mask: Bool[Tensor, "b m"] | None
+        self, query: Float[Tensor, "b q d"], key_value: Float[Tensor, "b m e"], mask: KeyMask
     ) -> Float[Tensor, "b q d"]:
         return self.out(self.attention(query, *key_value.chunk(2, dim=-1), mask))
 
