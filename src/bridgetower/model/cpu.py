@@ -22,7 +22,7 @@ from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int8
+from jaxtyping import Bool, Float, Int8
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
