@@ -1,7 +1,7 @@
-"""Makes the pictures of README.md: python docs/pictures.py, in a folder where `make demo` has run.
+"""Makes the figures of README.md and docs/concepts.md: python docs/pictures.py, where `make demo` has run.
 
-They show a search in the web UI and a search's sheet, with the model and the held-out images of the demo. Needs
-Chromium.
+They show a search in the web UI and a search's sheet, with the model and the held-out images of the demo, and the
+architecture. Needs Chromium; `python docs/pictures.py architecture` draws the last one alone.
 """
 
 from __future__ import annotations
@@ -21,8 +21,14 @@ FLAGS = "path LIKE 'flags/%'"
 COLOURS = 128  # of each picture, so that it is small
 
 
+INK, TOWER, FUSION, BRIDGE, HEAD = "#1f2330", "#dfe3fb", "#c9f0e4", "#4f5bd5", "#f4f4f7"
+
+
 def main() -> None:
-    """Writes the pictures and the record."""
+    """Writes the figures."""
+    draw_architecture(DOCS / "bridgetower.png")
+    if sys.argv[1:] == ["architecture"]:
+        return
     with tempfile.TemporaryDirectory() as folder:
         taken, drawn = Path(folder) / "web-ui.png", Path(folder) / "search.png"
         take_page(taken)
@@ -30,6 +36,54 @@ def main() -> None:
         subprocess.run([sys.executable, "-m", "bridgetower", *search], check=True)
         for path in (taken, drawn):
             Image.open(path).convert("RGB").quantize(COLOURS).save(DOCS / path.name, optimize=True)
+
+
+def draw_architecture(path: Path) -> None:
+    """Draws three layers of each tower, their bridges, and the fusion layers that these lead to."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    from matplotlib.patches import FancyBboxPatch
+
+    figure, axes = pyplot.subplots(figsize=(9, 4.6), dpi=130)
+
+    def box(x: float, y: float, width: float, text: str, colour: str, height: float = 0.62) -> None:
+        style = "round,pad=0.02,rounding_size=0.1"
+        axes.add_patch(FancyBboxPatch((x, y), width, height, boxstyle=style, facecolor=colour, edgecolor=INK, lw=1))
+        axes.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=9.5, color=INK)
+
+    def arrow(start: tuple[float, float], end: tuple[float, float], colour: str = INK) -> None:
+        axes.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": colour, "lw": 1.4})
+
+    for x, name, source in ((0.2, "image", "patches of an image"), (7.6, "text", "tokens of a text")):
+        box(x, 0, 2.2, source, HEAD)
+        box(x, 0.95, 2.2, f"{name} layers 1 to 6", TOWER)
+        for layer in range(3):
+            label = f"{name} layer {7 + layer}" if layer < 2 else f"{name} layer 12"
+            box(x, 1.9 + 0.95 * layer, 2.2, label, TOWER)
+        axes.text(x + 1.1, 3.66, "⋮", ha="center", va="center", fontsize=12, color=INK)
+        for bottom in (0.62, 1.57, 2.52):
+            arrow((x + 1.1, bottom), (x + 1.1, bottom + 0.33))
+    for layer in range(3):
+        y = 1.9 + 0.95 * layer
+        box(3.7, y, 2.6, f"fusion layer {layer + 1 if layer < 2 else 6}", FUSION)
+        arrow((2.42, y + 0.31), (3.68, y + 0.31), BRIDGE)
+        arrow((7.58, y + 0.31), (6.32, y + 0.31), BRIDGE)
+    axes.text(3.05, 2.3, "bridge", ha="center", va="bottom", fontsize=8.5, color=BRIDGE)
+    axes.text(6.95, 2.3, "bridge", ha="center", va="bottom", fontsize=8.5, color=BRIDGE)
+    axes.text(5, 3.66, "⋮", ha="center", va="center", fontsize=12, color=INK)
+    arrow((5, 2.52), (5, 2.85))
+    for x, name in ((2.85, "matching"), (4.3, "masked words"), (5.75, "answers, …")):
+        box(x, 4.9, 1.4, name, HEAD)
+        arrow((5, 4.42), (x + 0.7, 4.88))
+    box(0.2, 4.9, 2.2, "vector of the image", HEAD)
+    box(7.6, 4.9, 2.2, "vector of the text", HEAD)
+    arrow((1.3, 4.42), (1.3, 4.88))
+    arrow((8.7, 4.42), (8.7, 4.88))
+    axes.set(xlim=(0, 10), ylim=(-0.15, 5.7))
+    axes.axis("off")
+    figure.savefig(path, bbox_inches="tight", facecolor="white")
 
 
 def take_page(path: Path) -> None:

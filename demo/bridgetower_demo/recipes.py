@@ -105,7 +105,7 @@ SCENES_VQA = RunConfig(
 SCENES_VQA_DEEP = replace(
     SCENES_VQA,
     recipe="scenes-vqa-deep",
-    source="this project: scenes-vqa with deeper towers, where bridges help; see docs/bridges.md",
+    source="this project: scenes-vqa with deeper towers, where bridges help; see docs/experiments.md",
     model=SCENES_VQA.model.override({"vision.num_layers": 6, "text.num_layers": 4, "fusion.num_layers": 3}),
     max_steps=1_200,
     evaluate_every=100,
