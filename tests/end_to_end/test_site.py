@@ -70,7 +70,7 @@ def pages(site: Path) -> dict[Path, Page]:
 def test_every_page_of_docs_is_in_the_navigation() -> None:
     settings = tomllib.loads((ROOT / "docs" / "zensical.toml").read_text())["project"]
     named = [name for group in settings["nav"] for pages in group.values() for page in pages for name in page.values()]
-    made = {"index.md", "changelog.md", "contributing.md", "commands.md"}
+    made = {"index.md", "changelog.md", "contributing.md", "commands.md", "security.md"}
     assert sorted(named) == sorted(made | {path.name for path in (ROOT / "docs").glob("*.md")})
 
 
