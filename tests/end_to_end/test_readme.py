@@ -20,7 +20,8 @@ from stores import s3_store
 from videos import SRT, write_clip
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FIRST = [ROOT / "README.md", ROOT / "docs" / "data.md", ROOT / "docs" / "training.md"]  # others use what these leave
+PAGES = [*FIRST, *sorted(set((ROOT / "docs").glob("*.md")) - set(FIRST))]
 PUBLISHED, LEFT = "BridgeTower/bridgetower-large-itm-mlm-itc", "bridgetower-demo/runs/bridgetower-0/last"
 DEMO = ROOT / "tests" / "small_demo.py"
 NEEDED = {"integrations.md": ("llama_index", "sentence_transformers")}  # that `make lowest` leaves out
@@ -119,8 +120,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, forked: Path) -> Workpla
 
 def test_readme_has_commands() -> None:
     languages = [language for language, _ in blocks(ROOT / "README.md")]
-    assert languages.count("bash") >= 5
-    assert languages.count("python") == 2
+    assert {"bash", "python"} <= set(languages)
     assert PUBLISHED in blocks(ROOT / "README.md")[0][1]
 
 
