@@ -25,7 +25,9 @@ from bridgetower import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-NAMES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md", "SECURITY.md": "security.md"}
+NAMES = {"README.md": "index.md"} | {
+    f"{name}.md": f"{name.lower()}.md" for name in ("CHANGELOG", "CONTRIBUTING", "SECURITY")
+}
 COLUMNS = 90
 LINK = re.compile(r"(?<=\]\()(?!https?://|#)([^)#]+)")
 
