@@ -20,6 +20,7 @@ import shapes
 import states
 from bridgetower import cli
 from bridgetower.checkpoints import read_checkpoint
+from bridgetower.objectives.pretraining import OBJECTIVES
 from bridgetower.tasks.run_config import OptimizerConfig, RunConfig, read_metrics
 from bridgetower.training.logs import LOGGERS
 from bridgetower.training.optim import OPTIMIZERS, SCHEDULES
@@ -81,7 +82,8 @@ class TestOptimizer:
         given = replace(OWN, optimizers={"layered_sgd": nameless})
         with pytest.raises(ValueError, match="a group of optimiser 'layered_sgd' lacks names of its parameters"):
             train(own, tmp_path / "run", extensions=given, progress=False)
-        for kind, table in (("optimizers", OPTIMIZERS), ("schedules", SCHEDULES), ("loggers", LOGGERS)):
+        tables = {"objectives": OBJECTIVES, "optimizers": OPTIMIZERS, "schedules": SCHEDULES, "loggers": LOGGERS}
+        for kind, table in tables.items():
             for name in table:
                 with pytest.raises(ValueError, match=rf"extensions\.{kind} has '{name}', a name of the package"):
                     replace(OWN, **{kind: {name: nameless}})

@@ -60,7 +60,7 @@ class Phase:
         mlm: Weight of the masked-word loss; 0 does not compute it.
         itm: Weight of the matching loss; 0 does not compute it.
         itc: Weight of the contrastive loss; 0 does not compute it.
-        objectives: Weights of further objectives by name, of `Extensions.objectives`.
+        objectives: Weights of further objectives by name, of the package or of `Extensions.objectives`.
         negatives: Of ITM, out of one micro-batch. `random`: another image for half of the texts, as in the official
             pre-training. `uniform`: every pair matches, and every text has another image too, and every image another
             text. `hard`: likewise, drawn by contrastive similarity, as in the official code with ITC.

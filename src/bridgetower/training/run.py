@@ -61,7 +61,7 @@ logger = logging.getLogger(__name__)
 
 def train(
     config: RunConfig,
-    out: Path,
+    out: str | Path,
     *,
     task: TaskSpec | None = None,
     extensions: Extensions = NO_EXTENSIONS,
@@ -109,6 +109,7 @@ def train(
         ConnectionError: Another process was lost; it is named.
         FloatingPointError: A loss or a gradient is not finite, in more steps than may be skipped.
     """
+    out = Path(out)
     if feature_cache_limit < 0:
         raise ValueError(f"feature_cache_limit is {feature_cache_limit}; expected GiB, at least 0")
     entry("optimizer.rule", config.optimizer.rule, OPTIMIZERS | extensions.optimizers)
