@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -64,13 +64,14 @@ def serve(
     from bridgetower.serve.server import take_port
 
     config = options if options.api_key else replace(options, api_key=os.environ.get(KEY))
-    start = partial(_run, config, {"model": model, "index": index, "root": root, "answer_model": answer_model})
+    given = {"model": model, "index": index, "root": root, "answer_model": answer_model}
     with take_port(config) as port:
         if config.replicas == 1:
-            start(loading, port)
+            _run(config, given, loading, port)
         else:
             _log_with_time()
-            supervise(config.replicas, partial(_run_replica, (port.getsockname(), port.family), loading, start))
+            address = (port.getsockname(), port.family)
+            supervise(config.replicas, partial(_run_replica, config, given, loading, address))
 
 
 def _run(config: ServeConfig, given: Mapping[str, Any], loading: LoadOptions, port: socket, name: str = "") -> None:
@@ -87,7 +88,7 @@ def _run(config: ServeConfig, given: Mapping[str, Any], loading: LoadOptions, po
 
 
 def _run_replica(
-    address: tuple[Any, int], loading: LoadOptions, start: Callable[[LoadOptions, socket, str], None], replica: Replica
+    config: ServeConfig, given: Mapping[str, Any], loading: LoadOptions, address: tuple[Any, int], replica: Replica
 ) -> None:
     """Serves in one of several processes, each of which listens at the port itself."""
     replica.settle()
@@ -95,8 +96,9 @@ def _run_replica(
     from bridgetower.serve.server import shared_port
 
     with reported():
-        chosen = replica.device(loading.device) if loading.engine in ("torch", "auto") else loading.device
-        start(replace(loading, device=chosen), shared_port(*address), f"replica {replica.number + 1}: ")
+        if loading.engine in ("torch", "auto"):
+            loading = replace(loading, device=replica.device(loading.device))
+        _run(config, given, loading, shared_port(*address), f"replica {replica.number + 1}: ")
 
 
 def service(

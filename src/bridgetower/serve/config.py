@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from bridgetower.model.plain import AT_LEAST_1, check_numbers
@@ -19,18 +20,11 @@ def _is(pattern: str) -> Callable[[str], object]:
     return re.compile(pattern, re.IGNORECASE).fullmatch
 
 
-def _is_network(text: str) -> bool:
-    try:
-        return bool(ipaddress.ip_network(text))
-    except ValueError:
-        return False
-
-
 _FORMS: tuple[tuple[str, Callable[[str], object], str], ...] = (
     ("allow_host", _is(f"{_NAME}(:[0-9]+)?"), "a name such as images.example.org, or name:port"),
     ("server_name", _is(_NAME), "a name such as photos.example.org, without a port"),
     ("root_path", _is("(/[a-z0-9._~-]+)*"), "a prefix such as /photos, without a slash at its end"),
-    ("forwarded_allow_ips", _is_network, "an address or a network, such as 127.0.0.1 or 10.0.0.0/8"),
+    ("forwarded_allow_ips", ipaddress.ip_network, "an address or a network, such as 127.0.0.1 or 10.0.0.0/8"),
     ("cors_origin", _is(f"(?-i:https?://{_NAME}(:[0-9]+)?)"), "a site such as https://app.example.org, without a path"),
 )
 
@@ -96,7 +90,10 @@ class ServeConfig:
         for name, form, expected in _FORMS:
             values = getattr(self, name)
             for value in (values,) if isinstance(values, str) else values:
-                if not form(value):
+                fits: object = None
+                with suppress(ValueError):
+                    fits = form(value)
+                if not fits:
                     raise ValueError(f"{name} has {value!r}; expected {expected}")
         if self.queue < self.max_items:
             raise ValueError(
