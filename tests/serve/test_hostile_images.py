@@ -1,6 +1,5 @@
 """Images that are made to take memory or time: each gets an error, and the server goes on."""
 
-import base64
 import io
 import os
 import struct
@@ -20,7 +19,7 @@ from PIL import Image
 from bridgetower.processor import open_reduced
 from bridgetower.processor.images import MEMORY_PER_PIXEL
 from bridgetower.serve.inputs import Decoders
-from served import URIS, Running, error_of, started
+from served import URIS, Running, error_of, started, uri
 
 MEBI = 2**20
 
@@ -170,18 +169,14 @@ def vector(response: Any) -> Any:
     return pytest.approx(response.json()["data"][0]["embedding"], abs=1e-5)
 
 
-def source(content: bytes) -> str:
-    return base64.b64encode(content).decode()
-
-
 @pytest.mark.slow
 def test_hostile_images_get_an_error_and_others_their_answer(small):
-    files = {name: source(made()) for name, made in HOSTILE.items()}
+    files = {name: uri(made()) for name, made in HOSTILE.items()}
     expected = vector(asked(small, URIS[0]))
     begin = memory(os.getpid(), "VmRSS")
     with ThreadPoolExecutor(1) as pool:
         for name, file in files.items():
-            answer = pool.submit(asked, small, f"data:image/png;base64,{file}")
+            answer = pool.submit(asked, small, file)
             while not answer.done():
                 assert asked(small, URIS[0]).json()["data"][0]["embedding"] == expected, name
                 assert small.client.get("/ready").status_code == 200, name

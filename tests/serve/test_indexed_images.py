@@ -217,16 +217,6 @@ def test_decoding_holds_up_nothing(server, monkeypatch):
     until(lambda: server.service.batcher.admitted == 0)
 
 
-def test_what_takes_too_long_is_given_up(hasty, searcher, monkeypatch):
-    gate = threading.Event()
-    monkeypatch.setattr(Decoders, "open", lambda *_, **options: gate.wait(60))
-    response = hasty.client.get(f"/v1/pictures/{searcher.index.examples(1)[0].digest}?size=64")
-    assert "no answer within 1.5 s" in error_of(response, 503)["message"]
-    assert int(response.headers["retry-after"]) >= 1
-    until(lambda: hasty.service.batcher.admitted == 0)
-    gate.set()
-
-
 @pytest.fixture(scope="module")
 def large(tmp_path_factory, predictor):
     """An index of a large file, its content, and where the server has it."""

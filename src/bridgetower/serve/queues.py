@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from threading import Condition, Thread
 from typing import Any, Generic, TypeVar
 
@@ -158,13 +157,14 @@ class Batcher(Generic[_Item, _Result]):
         return [outcome for item in items for outcome in self._outcomes([item])]
 
 
-@dataclass(eq=False)
 class Turn:
     """Work of one request that is not yet begun, and the time of its work so far."""
 
-    work: deque[tuple[Future[Any], Callable[[], Any]]] = field(default_factory=deque)
-    spent: float = 0.0  # work in progress counts as long as the last; at least that of others when it came
-    last: float = 0.0
+    def __init__(self) -> None:
+        self.work: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self.spent = self.last = (
+            0.0  # work in progress counts as long as the last; at least that of others when it came
+        )
 
     def drop(self) -> None:
         for future, _ in self.work:
