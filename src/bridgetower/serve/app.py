@@ -25,14 +25,9 @@ from bridgetower.serve.service import MIB, Served, Service, Use
 
 router = APIRouter(tags=["server"])
 
-PAGE = {
-    "/": ("index.html", "text/html"),
-    "/page.css": ("page.css", "text/css"),
-    "/page.js": ("page.js", "text/javascript"),
-    "/docs": ("docs.html", "text/html"),
-    "/docs.js": ("docs.js", "text/javascript"),
-    "/elements.js": ("elements.js", "text/javascript"),
-}
+PAGE = {"/": "index.html", "/docs": "docs.html"}  # the file at each path of the pages, which use the public routes
+PAGE |= {f"/{name}": name for name in ("page.css", "page.js", "docs.js", "elements.js")}
+_KINDS = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "int8": "int8"}
 _OF_INDEX = {"/v1/search": "POST", "/v1/index": "GET", "/v1/pictures/{id}": "GET", "/v1/videos/{id}": "GET"}
 _PAGE_HEADERS = {
@@ -75,9 +70,9 @@ def build_app(service: Service) -> FastAPI:
         for path, method in _OF_INDEX.items():
             app.add_api_route(path, no_index, methods=[method], include_in_schema=False)
     app.include_router(router)
-    for path, (name, kind) in PAGE.items() if config.page else ():
+    for path, name in PAGE.items() if config.page else ():
         content = files("bridgetower.serve").joinpath("static", name).read_bytes()
-        file = Response(content, media_type=kind, headers=_PAGE_HEADERS)
+        file = Response(content, media_type=_KINDS[name.partition(".")[2]], headers=_PAGE_HEADERS)
         app.add_api_route(path, lambda file=file: file, response_class=Response, include_in_schema=False)
     app.add_middleware(RequestLimitsMiddleware, max_body=config.max_body * MIB, timeout=config.timeout)
     app.add_middleware(AuthMiddleware, config=config, page=PAGE.keys())
