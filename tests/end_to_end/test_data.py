@@ -22,6 +22,6 @@ def test_every_command(tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytes
     assert "<h1>vqav2</h1>" in Path("vqav2.html").read_text()
     small = "--image-size 20 --data.max-length 24 --batch-size 2 --micro-batch-size 1 --max-epochs None --max-steps 2"
     train = ["train", "vqav2-base", "--init", str(tiny_checkpoint), "--data.folders", "data/vqav2", "--out", "run"]
-    cli.main([*train, *small.split(), "--precision", "fp32", "--data.num-workers", "0", "--model.heads.vqa", "4"])
+    cli.main([*train, *small.split(), "--precision", "fp32", "--data.num-workers", "0"])
     cli.main(["evaluate", "run", "vqav2", "--data", "data/vqav2", "--split", "test", "--out", "found"])
     assert {path.name for path in Path("found").iterdir()} == {"metrics.json", "predictions.jsonl", "submission.json"}

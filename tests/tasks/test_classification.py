@@ -16,11 +16,11 @@ from bridgetower.data.own import Classes, LabelledConfig, prepare_own, read_clas
 from bridgetower.data.prepared_set import PreparedSet
 from bridgetower.evaluation.class_metrics import classification_metrics
 from bridgetower.evaluation.config import RetrievalConfig
-from bridgetower.model.config import HeadsConfig
+from bridgetower.files import read_json
 from bridgetower.predictor import Predictor, load
 from bridgetower.tasks.entries import ClassificationConfig
 from bridgetower.tasks.run_config import RunConfig
-from bridgetower.tasks.table import evaluate
+from bridgetower.tasks.table import RECIPES, evaluate
 from bridgetower.training.run import train
 from served import URIS, error_of, running
 
@@ -41,14 +41,15 @@ def folder(several: bool, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def config(several: bool, folder: Path, tiny_checkpoint: Path) -> RunConfig:
-    heads = HeadsConfig(mlm=False, itm=False, classification=5 if several else 4, multi_label=several)
+def config(folder: Path, tiny_checkpoint: Path) -> RunConfig:
+    """The recipe with what it says of heads, which gives way to the data."""
     return shapes.run_config(
         folder,
+        recipe="classification",
         task=ClassificationConfig(),
         select_by="accuracy",
         evaluation=RetrievalConfig(),
-        model=replace(shapes.MODEL, heads=heads),
+        model=replace(shapes.MODEL, heads=RECIPES["classification"].model.heads),
         init=str(tiny_checkpoint),
         max_steps=3,
         micro_batch_size=4,
@@ -107,13 +108,16 @@ class TestTraining:
         assert metrics.keys() == set(ClassificationConfig.metrics)
         names = tuple(sorted([*COLOURS, "warm"] if several else COLOURS))
         assert read_checkpoint(out / "last").labels == {"classification": names}
+        heads = read_json(out / "run.json")["model"]["heads"]
+        assert (heads["classification"], heads["multi_label"]) == (len(names), several)
 
     def test_refusals(self, config: RunConfig, several: bool, folder: Path, tmp_path: Path) -> None:
-        heads = replace(config.model.heads, multi_label=not several)
-        with pytest.raises(ValueError, match=rf"per row, but model\.heads\.multi_label is {not several}; set it to"):
-            train(replace(config, model=replace(config.model, heads=heads)), tmp_path / "run", progress=False)
+        if not several:
+            heads = replace(config.model.heads, multi_label=True)
+            with pytest.raises(ValueError, match=r"per row, but model\.heads\.multi_label is True; set it to"):
+                train(replace(config, model=replace(config.model, heads=heads)), tmp_path / "run", progress=False)
         heads = replace(config.model.heads, classification=3)
-        with pytest.raises(ValueError, match=r"but model\.heads\.classification is 3; set it to"):
+        with pytest.raises(ValueError, match=r"but model\.heads\.classification is 3; leave it out"):
             train(replace(config, model=replace(config.model, heads=heads)), tmp_path / "run", progress=False)
         data = replace(config.data, validation_split="test")
         with pytest.raises(ValueError, match="example r39 of split test has no label"):

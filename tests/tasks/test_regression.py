@@ -17,7 +17,7 @@ from bridgetower.processor import Processor
 from bridgetower.tasks.entries import REGRESSION, ClassificationConfig, RegressionConfig
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.spec import ExampleSource
-from bridgetower.tasks.table import evaluate
+from bridgetower.tasks.table import RECIPES, evaluate
 from bridgetower.training.run import train
 
 
@@ -78,7 +78,9 @@ def test_a_set_or_a_head_of_the_other_kind(config: RunConfig, tiny_processor: Pr
     )
     with pytest.raises(ValueError, match="regression takes a model whose head has one output"):
         REGRESSION.examples(source)
-    classes = replace(config, task=ClassificationConfig(), select_by="accuracy")
+    heads = RECIPES["classification"].model.heads
+    classes = replace(config, task=ClassificationConfig(), select_by="accuracy", recipe="classification")
+    classes = replace(classes, model=replace(config.model, heads=heads))
     with pytest.raises(
         ValueError, match=r"has a number per row, .*; choose the task regression, or choose another set"
     ):

@@ -15,11 +15,12 @@ import asked
 import shapes
 from bridgetower.data.batch import Batch, BatchDataset, BatchKey
 from bridgetower.data.config import DataConfig
-from bridgetower.files import write_json
+from bridgetower.files import read_json, write_json
 from bridgetower.model.config import HeadsConfig
 from bridgetower.predictor import load
 from bridgetower.tasks.entries import VqaConfig
 from bridgetower.tasks.run_config import RunConfig
+from bridgetower.tasks.table import RECIPES
 from bridgetower.training.run import train
 from bridgetower.training.setup import build_task, starting_checkpoint
 from bridgetower.training.state import newest
@@ -62,6 +63,14 @@ def test_a_trained_head_keeps_its_answers(runs: Runs, trained: Trained, tmp_path
     assert starting_checkpoint(second).labels == {"vqa": asked.ANSWERS}
 
 
+def test_a_number_of_answers_that_is_the_recipes_gives_way_to_that_of_the_data(runs: Runs, tmp_path: Path) -> None:
+    model = replace(runs["vqa"].model, heads=RECIPES["vqav2-base"].model.heads)
+    config, out = replace(runs["vqa"], recipe="vqav2-base", model=model), tmp_path / "run"
+    metrics = train(config, out, progress=False)
+    assert read_json(out / "run.json")["model"]["heads"]["vqa"] == len(asked.ANSWERS)
+    assert train(config, out, resume=True, progress=False) == metrics
+
+
 def test_paper_leaves_questions_out_and_trains_on_both_splits(runs: Runs) -> None:
     config = runs["vqa"]
     both = replace(config.data, train_splits=("train", "validation"))
@@ -88,7 +97,7 @@ class TestRefusals:
         [
             ("nlvr2", {"data.train_splits": ("test",)}, "of split test has no label"),
             ("nlvr2", {"data.validation_split": "test"}, "of split test has no label"),
-            ("vqa", {"model.heads": HeadsConfig(mlm=False, itm=False, vqa=5)}, r"model\.heads\.vqa is 5; set it to 11"),
+            ("vqa", {"model.heads": HeadsConfig(mlm=False, itm=False, vqa=5)}, r"model\.heads\.vqa is 5; leave it out"),
             ("vqa", {"data": "snli-ve"}, r"no answers\.json in .*; give a VQA set"),
             ("snli-ve", {"data": "vqa"}, "use a set of kind snli-ve"),
         ],

@@ -177,11 +177,6 @@ def _labelled(source: ExampleSource) -> EntryDataset:
     from bridgetower.data.examples import ClassEncoder, EntryDataset, NumberEncoder
 
     heads, numbers = source.heads, source.task.kind == "regression"
-    if numbers and not heads.predicts_number("classification"):
-        raise ValueError(
-            f"the classification head has {heads.classification} classes; regression takes a model whose head "
-            "has one output: model.heads.classification 1, without model.heads.multi_label"
-        )
     for folder in source.data.folders:
         classes = read_classes(folder)
         if numbers and not classes.numbers:
@@ -194,6 +189,11 @@ def _labelled(source: ExampleSource) -> EntryDataset:
                 f"{folder} has {kind} per row, but model.heads.multi_label is {heads.multi_label}; {other}, or choose "
                 "another set"
             )
+    if numbers and not heads.predicts_number("classification"):
+        raise ValueError(
+            f"the classification head has {heads.classification} classes; regression takes a model whose head "
+            "has one output: model.heads.classification 1, without model.heads.multi_label"
+        )
     encoder = NumberEncoder() if numbers else ClassEncoder(source.names, multi_label=heads.multi_label)
     test = source.use == "test"
     examples = EntryDataset(source.images(schemas.CLASSIFICATION), encoder, labelled=not test, unique=test)
@@ -263,8 +263,7 @@ def _unavailable(evaluation: Evaluation, metric: str) -> str | None:
     return f"every class is that of all examples or of none in {' and '.join(evaluation.splits)}"
 
 
-NUM_ANSWERS = 3129
-_HEADS = HeadsConfig(mlm=False, itm=False, vqa=NUM_ANSWERS, hidden_scale=2.0)
+_HEADS = HeadsConfig(mlm=False, itm=False, vqa=3129, hidden_scale=2.0)
 
 VQAV2_BASE = RunConfig(
     recipe="vqav2-base",
@@ -347,7 +346,7 @@ CLASSIFICATION_RECIPE = replace(
     SNLI_VE_BASE,
     recipe="classification",
     source="this project, after the paper's SNLI-VE: for sets of `bridgetower prepare classification`; give a "
-    "pre-trained init, and set model.heads.classification to the number of classes",
+    "pre-trained init",
     task=ClassificationConfig(),
     model=replace(BASE, heads=HeadsConfig(mlm=False, itm=False, classification=2)),
     image_size=None,
@@ -408,6 +407,7 @@ CLASSIFICATION = TaskSpec(
     examples=_labelled,
     evaluate=_evaluate_classes,
     class_names=lambda data, config: read_classes(first_folder(data)).names,
+    multi_label=lambda data: read_classes(first_folder(data)).multi_label,
     unavailable=_unavailable,
     fine_tuning=(CLASSIFICATION_RECIPE,),
     benchmarks={"classification": ClassificationConfig()},

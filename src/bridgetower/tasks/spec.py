@@ -148,6 +148,7 @@ class TaskSpec:
         validate: Metrics of the validation split during training; None: those of `evaluate`.
         class_names: Names of the classes of a new head, of the data and the config; None where they are always the same
             or there are none.
+        multi_label: Whether several of them may hold at once, by the data.
         unavailable: Why a metric of the config cannot be evaluated; None if it can.
         recipes: Runs that can start from random weights.
         fine_tuning: Recipes that make sense only with an `init`.
@@ -163,6 +164,7 @@ class TaskSpec:
     evaluate: Callable[[Evaluation], Outcome]
     validate: Callable[[Evaluation], dict[str, float]] | None = None
     class_names: Callable[[DataConfig, Any], Sequence[str]] | None = None
+    multi_label: Callable[[DataConfig], bool] = lambda data: False
     unavailable: Callable[[Evaluation, str], str | None] = lambda evaluation, metric: None
     recipes: tuple[RunConfig, ...] = ()
     fine_tuning: tuple[RunConfig, ...] = ()

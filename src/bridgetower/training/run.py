@@ -34,7 +34,7 @@ from bridgetower.training.data_parallel import Replicated, Sharded, run_device, 
 from bridgetower.training.frozen import align_projections, frozen_examples
 from bridgetower.training.logs import LOGGERS, TENSORBOARD, RunLog
 from bridgetower.training.optim import OPTIMIZERS, SCHEDULES, build_optimizer, parameter_groups, schedule
-from bridgetower.training.setup import TrainContext, build_task, starting_checkpoint
+from bridgetower.training.setup import TrainContext, build_task, starting_checkpoint, with_classes
 from bridgetower.training.state import (
     CHECKPOINT_FILES,
     DATA,
@@ -120,6 +120,7 @@ def train(
     spec = spec_of(config.task, task)
     cache = FeatureCache(feature_cache or cache_folder() / "features", int(feature_cache_limit * 2**30))
     with process_group(config.device, timeout_minutes), cache:
+        config = with_classes(config, spec)
         require_same({"out": str(out), "resume": resume, "feature_cache": str(cache.folder), **config.to_dict()})
         resume = from_first((resume or num_restarts() > 0) and (out / CONFIG).exists())
         own: dict[str, str] = {}

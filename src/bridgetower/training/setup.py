@@ -21,7 +21,7 @@ from bridgetower.data.examples import PreparedImages
 from bridgetower.evaluation.config import EvaluationOptions
 from bridgetower.files import differences
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.config import FEATURE_FIELDS, ModelConfig, TextConfig, VisionConfig
+from bridgetower.model.config import CLASS_COUNTS, FEATURE_FIELDS, ModelConfig, TextConfig, VisionConfig
 from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
 from bridgetower.model.heads import HEADS, chosen_heads
 from bridgetower.model.presets import TEXT_TOWERS, VISION_TOWERS
@@ -120,6 +120,21 @@ def build_task(
         digests=train.images.digests() | held_out.images.digests(),
         evaluate=lambda: spec.metrics(replace(evaluation)) | ({TRAINED_ON: 1.0} if known else {}),
     )
+
+
+def with_classes(config: RunConfig, spec: TaskSpec) -> RunConfig:
+    """Returns the run with as many answers or classes as its data has, unless it changes the number of its recipe."""
+    if spec.head not in CLASS_COUNTS or spec.class_names is None:
+        return config
+    recipe, heads = spec.recipe(config.recipe), config.model.heads
+    usual = (recipe.model if recipe else ModelConfig()).heads
+    found: dict[str, Any] = {spec.head: len(spec.class_names(config.data, config.task)) or 1}  # a number: one output
+    if spec.head == "classification":
+        found["multi_label"] = spec.multi_label(config.data)
+    found = {name: value for name, value in found.items() if getattr(usual, name) == getattr(heads, name) != value}
+    for name, value in found.items():
+        logger.info("model.heads.%s is %s, as in %s", name, value, config.data.folders[0])
+    return replace(config, model=replace(config.model, heads=replace(heads, **found)))
 
 
 def starting_checkpoint(
@@ -319,7 +334,7 @@ def _labels(config: RunConfig, spec: TaskSpec) -> dict[str, tuple[str, ...]]:
     expected, found = getattr(config.model.heads, spec.head), len(names) or 1  # a number needs one output
     if found != expected:
         raise ValueError(
-            f"{spec.name} has {found} answers or classes here, but model.heads.{spec.head} is {expected}; set it to "
-            f"{found}, or choose another set"
+            f"{spec.name} has {found} answers or classes here, but model.heads.{spec.head} is {expected}; leave it "
+            "out, or choose another set"
         )
     return {spec.head: names} if names else {}
