@@ -53,6 +53,16 @@ def blocks(page: Path) -> list[tuple[str, str]]:
     return FENCE.findall(page.read_text(encoding="utf-8"))
 
 
+def agrees(shown: str, printed: str) -> bool:
+    return re.fullmatch(".+".join(map(re.escape, shown.split("…"))), printed) is not None
+
+
+def test_what_is_printed_agrees_with_what_is_shown():
+    assert agrees("[2, …] and 3", "[2, 512] and 3")
+    assert not agrees("[2, …] and 3", "[2, 512] and 4")
+    assert not agrees("[3, …]", "[2, 512]")
+
+
 @dataclass(frozen=True)
 class Workplace:
     """A folder, and a shell in it."""
@@ -67,10 +77,11 @@ class Workplace:
         found = {"PYTHONPATH": ":".join(places)}
         return os.environ | found | {"PATH": f"{self.commands}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
-    def run(self, *command: str) -> None:
-        """Runs a command, which must succeed."""
+    def run(self, *command: str) -> list[str]:
+        """The lines that a command prints, which must succeed."""
         done = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{command} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+        return done.stdout.splitlines()
 
     @contextmanager
     def serves(self, command: str) -> Iterator[None]:
@@ -138,7 +149,10 @@ def test_what_the_readme_tells_of_transformers() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_run(page: Path, workplace: Workplace) -> None:
-    """Nothing is downloaded: a model of the hub is replaced by the demo's."""
+    """Lines that a page shows after `# =>` are printed, but for what `…` stands for: figures of a trained model.
+
+    Nothing is downloaded: a model of the hub is replaced by the demo's.
+    """
     for package in NEEDED.get(page.name, ()):
         pytest.importorskip(package)
     with ExitStack() as servers:
@@ -150,7 +164,10 @@ def test_commands_run(page: Path, workplace: Workplace) -> None:
                 continue
             interpreter = ["python"] if language == "python" else ["bash", "-euo", "pipefail"]
             script = text.replace(PUBLISHED, LEFT)
-            workplace.run(*interpreter, "-c", script if language == "python" else SMALL + script)
+            printed = workplace.run(*interpreter, "-c", script if language == "python" else SMALL + script)
+            if shown := re.findall(r"# => (.*)", text):
+                assert len(printed) == len(shown), printed
+                assert [line for line in zip(shown, printed, strict=True) if not agrees(*line)] == []
 
 
 class TestDemo:
