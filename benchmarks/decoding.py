@@ -1,10 +1,10 @@
-"""Pictures per second that are decoded and resized, in this process and in others, in full and at reduced scale.
+"""Images per second that are decoded and resized, in this process and in others, in full and at reduced scale.
 
     python benchmarks/decoding.py
 
 Photo-like JPEGs are generated: noise whose strength falls with its frequency as that of photos does (1/f). They are
 brought to the input of the base model, 288 x 288. Beside the rates, which other processes on the machine lower, stand
-the milliseconds of the processor for one picture, and by how much the pixels of `fast_decode` differ.
+the milliseconds of the processor for one image, and by how much the pixels of `fast_decode` differ.
 """
 
 import argparse
@@ -28,7 +28,7 @@ BATCH = 8
 
 
 def photo(width: int, height: int, generator: np.random.Generator) -> Image.Image:
-    """Returns a picture with the spectrum of a photo, in colours that belong together."""
+    """Returns an image with the spectrum of a photo, in colours that belong together."""
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None])
     frequency[0, 0] = 1.0
     shared = _noise(frequency, width, height, generator)
@@ -44,7 +44,7 @@ def _noise(frequency: np.ndarray, width: int, height: int, generator: np.random.
 
 
 def rate(processor: Processor, paths: list[Path], workers: int, repeats: int) -> float:
-    """Returns the median of pictures per second; starting the processes counts."""
+    """Returns the median of images per second; starting the processes counts."""
     batches, rates = [paths[start : start + BATCH] for start in range(0, len(paths), BATCH)], []
     for _ in range(repeats):
         started = time.perf_counter()
@@ -54,7 +54,7 @@ def rate(processor: Processor, paths: list[Path], workers: int, repeats: int) ->
 
 
 def milliseconds(processor: Processor, paths: list[Path], repeats: int) -> float:
-    """Returns the least processor time for one picture."""
+    """Returns the least processor time for one image."""
     times = []
     for path in paths * repeats:
         started = time.process_time()
@@ -64,14 +64,14 @@ def milliseconds(processor: Processor, paths: list[Path], repeats: int) -> float
 
 
 def pixels(processor: Processor, paths: list[Path]) -> Tensor:
-    """Returns the resized pictures as numbers that can be subtracted."""
+    """Returns the resized images as numbers that can be subtracted."""
     return torch.stack([processor.resize(path) for path in paths]).int()
 
 
 def main() -> None:
     """Measures, prints a table and, if asked to, writes a JSON list."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=4, help="different ones of each size")
+    parser.add_argument("--images", type=int, default=4, help="different ones of each size")
     parser.add_argument(
         "--decoded", type=int, default=64, help="how many are decoded of 640 x 480; a quarter of others"
     )
@@ -82,12 +82,12 @@ def main() -> None:
     torch.set_num_threads(1)
     ways = {fast: Processor(replace(ORDINARY, fast_decode=fast), None) for fast in (False, True)}
     heads = "".join(f"{f'{workers} workers':>12}" for workers in options.workers)
-    print(f"{'pictures per second':22}{'decoded':>12}{heads}{'CPU ms':>10}{'mean off':>10}{'largest':>9}")
+    print(f"{'images per second':22}{'decoded':>12}{heads}{'CPU ms':>10}{'mean off':>10}{'largest':>9}")
     rows = []
     with tempfile.TemporaryDirectory() as name:
         for size, (width, height) in SIZES.items():
             generator = np.random.default_rng(0)
-            paths = [Path(name) / f"{size}-{number}.jpg" for number in range(options.pictures)]
+            paths = [Path(name) / f"{size}-{number}.jpg" for number in range(options.images)]
             for path in paths:
                 photo(width, height, generator).save(path, quality=90)
             count = options.decoded // (1 if width < 1000 else 4)

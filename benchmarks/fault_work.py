@@ -54,22 +54,22 @@ class Work:
     kib: int
 
 
-def write_pictures(folder: Path, count: int) -> Path:
-    """Writes noisy pictures of coloured circles and the table of their captions."""
+def write_images(folder: Path, count: int) -> Path:
+    """Writes noisy images of coloured circles and the table of their captions."""
     source, lines = random.Random(0), ["image,caption"]
     folder.mkdir()
     for number in range(count):
         colour, ground = source.sample(COLOURS, 2)
-        picture = Image.frombytes("RGB", (SIZE, SIZE), source.randbytes(3 * SIZE * SIZE))
-        ImageDraw.Draw(picture).ellipse((10, 10, 20 + source.randrange(60), 80), fill=colour, outline=ground)
-        picture.save(folder / f"{number:04}.png")
+        image = Image.frombytes("RGB", (SIZE, SIZE), source.randbytes(3 * SIZE * SIZE))
+        ImageDraw.Draw(image).ellipse((10, 10, 20 + source.randrange(60), 80), fill=colour, outline=ground)
+        image.save(folder / f"{number:04}.png")
         lines.append(f"{number:04}.png,a {colour} circle with a {ground} line; number {number}")
     (folder / "captions.csv").write_text("\n".join(lines))
     return folder / "captions.csv"
 
 
 def preparing(table: Path, work: Path) -> Work:
-    """Preparing of the pictures, of which about twenty are in a commit."""
+    """Preparing of the images, of which about twenty are in a commit."""
     prepared_set._COMMIT_BYTES = 20 * 3 * SIZE * SIZE  # of the forks, too
     options = ["--test-fraction", "0.3", "--num-workers", "1"]
     return Work(
@@ -136,7 +136,7 @@ def evaluating(data: Path, model: Path) -> Work:
 
 
 def indexing(photos: Path, model: Path, work: Path) -> Work:
-    """An index of the pictures, written image by image."""
+    """An index of the images, written image by image."""
     options = ["--batch-size", "1", "--commit-seconds", "0", "--num-workers", "0"]
     rows = partial(_rows, name="photos", key="path", work=work)
 

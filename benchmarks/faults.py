@@ -26,7 +26,7 @@ import sklearn.linear_model  # noqa: F401
 import torch
 import torch._dynamo  # optimisers import it
 from fault_attempts import Around, Attempt, Ended, Kill, on_small_disk, read_only, why_not_mounted
-from fault_work import Found, Work, evaluating, indexing, preparing, training, write_pictures
+from fault_work import Found, Work, evaluating, indexing, preparing, training, write_images
 
 import bridgetower.predictor
 import bridgetower.search.build
@@ -236,9 +236,9 @@ def table_of_faults(faults: Sequence[Fault]) -> str:
     return table(rows, "what", "fault", "ended", "run again: bits equal")
 
 
-def jobs_in(folder: Path, pictures: int, names: Sequence[str]) -> Iterator[Job]:
+def jobs_in(folder: Path, images: int, names: Sequence[str]) -> Iterator[Job]:
     """Runs the jobs of some names undisturbed, and those whose output they read."""
-    photos = write_pictures(folder / "photos", pictures)
+    photos = write_images(folder / "photos", images)
     prepare = Job.undisturbed(preparing(photos, folder), folder / "prepare")
     data, model = folder / "prepare" / "whole", folder / "train" / "whole" / "last"
     train = Job.undisturbed(training(data), folder / "train")
@@ -257,7 +257,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200, help="over all jobs")
     parser.add_argument("--jobs", nargs="+", choices=JOBS, default=JOBS)
-    parser.add_argument("--pictures", type=int, default=300)
+    parser.add_argument("--images", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
@@ -266,7 +266,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", message="lancedb fork support", category=RuntimeWarning)
     source, kills, faults = random.Random(options.seed), list[Kills](), list[Fault]()
     with tempfile.TemporaryDirectory() as folder:
-        for number, job in enumerate(jobs_in(Path(folder), options.pictures, options.jobs)):
+        for number, job in enumerate(jobs_in(Path(folder), options.images, options.jobs)):
             share = options.kills // len(options.jobs) + (number < options.kills % len(options.jobs))
             kills.append(kill_often(job, share, source))
             logging.info("%s", asdict(kills[-1]))

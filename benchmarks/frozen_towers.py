@@ -2,7 +2,7 @@
 
     python benchmarks/frozen_towers.py
 
-A set of 640 x 480 JPEGs with captions is generated. Each model takes steps of MLM + ITM and of ITC alone, one picture
+A set of 640 x 480 JPEGs with captions is generated. Each model takes steps of MLM + ITM and of ITC alone, one image
 and one caption per pair, decoding included, in three ways: all weights trained; towers frozen, but run in every step;
 towers frozen and read from the files of `--freeze-towers`.
 """
@@ -49,7 +49,7 @@ PHASES = {"MLM + ITM": Phase(), "ITC": Phase(mlm=0, itm=0, itc=1)}
 
 
 def make_set(folder: Path, count: int) -> Path:
-    """Writes noisy pictures with captions of twelve words and prepares them."""
+    """Writes noisy images with captions of twelve words and prepares them."""
     generator, lines = np.random.default_rng(0), ["image,caption"]
     for number in range(count):
         coarse = Image.fromarray(generator.integers(0, 256, (24, 32, 3), dtype=np.uint8))

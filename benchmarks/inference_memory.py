@@ -74,7 +74,7 @@ def save_model(config: ModelConfig, folder: Path) -> int:
 
 
 def make_set(folder: Path, count: int) -> Path:
-    """Prepares a set with so many pictures for testing."""
+    """Prepares a set with so many images for testing."""
     folder.mkdir()
     generator, lines = np.random.default_rng(0), ["image,caption"]
     for number in range(count + 2):

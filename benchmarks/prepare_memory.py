@@ -1,6 +1,6 @@
 """Peak memory of `bridgetower prepare` over the number of pairs: python benchmarks/prepare_memory.py.
 
-Pictures with captions are generated once, as files with a CSV table and as COCO's files; each `prepare` is a process of
+Images with captions are generated once, as files with a CSV table and as COCO's files; each `prepare` is a process of
 its own.
 """
 
@@ -36,7 +36,7 @@ def caption(number: int) -> str:
 
 
 def write_pictures(folder: Path, count: int) -> list[str]:
-    """Writes pictures and returns their names."""
+    """Writes images and returns their names."""
     folder.mkdir(parents=True)
     names = [f"{number:012d}.jpg" for number in range(count)]
     for number, name in enumerate(names):
@@ -54,7 +54,7 @@ def table(folder: Path, names: list[str]) -> list[str]:
 
 
 def coco(folder: Path, names: list[str]) -> list[str]:
-    """Writes Karpathy's file with five captions per picture."""
+    """Writes Karpathy's file with five captions per image."""
     images = [
         {
             "filepath": "pictures",
@@ -86,7 +86,7 @@ def measure(command: list[str]) -> tuple[float, float]:
 def main() -> None:
     """Prints a line of JSON per form and number, with the ratio to the first."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, nargs="+", default=[5_000, 50_000], help="numbers of pictures")
+    parser.add_argument("--pairs", type=int, nargs="+", default=[5_000, 50_000], help="numbers of images")
     counts = parser.parse_args().pairs
     first: dict[str, float] = {}
     for count in counts:
@@ -99,7 +99,7 @@ def main() -> None:
                     [sys.executable, "-m", "bridgetower", "prepare", *write(folder, names), "--out", str(out)]
                 )
                 ratio = peak / first.setdefault(form, peak)
-                figures = {"form": form, "pictures": count, "peak_mib": round(peak), "ratio": round(ratio, 2)}
+                figures = {"form": form, "images": count, "peak_mib": round(peak), "ratio": round(ratio, 2)}
                 print(json.dumps({**figures, "seconds": round(seconds, 1)}), flush=True)
 
 

@@ -48,12 +48,12 @@ def bad_things(server: Server) -> dict[str, BadThing]:
             ["0" * 64, ids[0][:-1] + "g", ids[0].upper(), "../" + ids[0], "%2e%2e%2fetc%2fhostname", ""]
         )
         size = choice.choice(["", "?size=64", "?size=0", "?size=-1", "?size=99999999999999999999", "?size=a"])
-        return expect(await connection.send(head(f"GET /v1/pictures/{odd}{size}")), 400, 404)
+        return expect(await connection.send(head(f"GET /v1/images/{odd}{size}")), 400, 404)
 
     async def unread(connection: Connection, choice: random.Random) -> Reply | None:
         """Asks for images of the index many times and reads nothing."""
         writer = await connection.open()
-        writer.write(head(f"GET /v1/pictures/{choice.choice(ids)}") * 20)
+        writer.write(head(f"GET /v1/images/{choice.choice(ids)}") * 20)
         await asyncio.sleep(3 * choice.random())
         return None
 

@@ -20,7 +20,7 @@ def messages_of(hits: Sequence[dict[str, Any]], frames: Sequence[bytes], questio
 
     Args:
         hits: Of `/v1/search`.
-        frames: Of each hit, from `/v1/pictures/{id}`.
+        frames: Of each hit, from `/v1/images/{id}`.
         question: About them.
     """
     parts: list[dict[str, Any]] = []
@@ -76,14 +76,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     own, key = os.environ.get("BRIDGETOWER_API_KEY"), os.environ.get("OPENAI_API_KEY")
     hits = json.loads(fetch(f"{given.server}/v1/search", {"query": given.query, "top": given.top}, own))["data"]
-    frames = [fetch(f"{given.server}/v1/pictures/{hit['id']}?size=768", key=own) for hit in hits]
+    frames = [fetch(f"{given.server}/v1/images/{hit['id']}?size=768", key=own) for hit in hits]
     body = {"model": given.model, "messages": messages_of(hits, frames, given.question)}
     answer = json.loads(fetch(f"{given.llm}/chat/completions", body, key))
     if message := answer.get("error"):  # some answer so with status 200
         raise SystemExit(f"{given.llm}: {message_of(json.dumps({'error': message}).encode())}")
     print(answer["choices"][0]["message"]["content"])
     for number, hit in enumerate(hits, start=1):
-        print(f"[{number}] {given.server}{hit.get('link', '/v1/pictures/' + hit['id'])}")
+        print(f"[{number}] {given.server}{hit.get('link', '/v1/images/' + hit['id'])}")
 
 
 if __name__ == "__main__":

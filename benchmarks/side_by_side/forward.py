@@ -66,7 +66,7 @@ def forward_rows(setting: Setting, precision: Precision, batch: int) -> Iterator
 
 
 def rank_row(setting: Setting) -> Iterator[Row]:
-    """Spearman's correlation of the scores of all pairs of 20 pictures and 10 texts, int8 with float32."""
+    """Spearman's correlation of the scores of all pairs of 20 images and 10 texts, int8 with float32."""
     images, texts = (3, 4) if setting.quick else (20, 10)
     inputs = setting.inputs(texts, TOKENS, images)
     engines: tuple[tuple[EngineName, Precision], ...] = (("torch", "fp32"), ("onnxruntime", "int8"))

@@ -87,7 +87,7 @@ class Setting:
         return choice.start(checkpoint)
 
     def inputs(self, batch: int, tokens: int, images: int | None = None) -> dict[str, Tensor]:
-        """Returns smooth random pictures, random texts without padding and their mask, as transformers names them."""
+        """Returns smooth random images, random texts without padding and their mask, as transformers names them."""
         generator = torch.Generator().manual_seed(1)
         side, text = self.config.vision_config.image_size, self.config.text_config
         coarse = torch.randn(images or batch, 3, 6, 6, generator=generator)

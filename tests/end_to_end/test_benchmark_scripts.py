@@ -185,7 +185,7 @@ class TestSmallest:
         assert Image.open(work / "depth-2" / "curves.png").width > 500
 
     def test_faults(self, run: Callable[..., str], tmp_path: Path) -> None:
-        printed = run("faults.py", "--jobs", "prepare", "train", kills=4, pictures=60, out=tmp_path / "faults.json")
+        printed = run("faults.py", "--jobs", "prepare", "train", kills=4, images=60, out=tmp_path / "faults.json")
         found = read_json(tmp_path / "faults.json")
         for row in found["kills"]:
             assert (row["kills"], row["resumed"], row["beyond"], row["errors"]) == (2, 2, 0, [])

@@ -110,7 +110,7 @@ def test_a_token_opens_one_video_for_a_while(locked):
     assert error["code"] == "no_video"  # of the index
     for path, given in (
         *((f"videos/{one}", token) for one in (other, video.upper())),
-        *((f"{kind}/{video}", token) for kind in ("pictures", "models")),
+        *((f"{kind}/{video}", token) for kind in ("images", "models")),
         (f"videos/{video}", video_token(KEY, video, now - 1)),
         (f"videos/{video}", f"{now + 9999999}-{token.partition('-')[2]}"),
         (f"videos/{video}", video_token("other key", video)),

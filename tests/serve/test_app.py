@@ -9,7 +9,7 @@ def test_the_description_has_this_server_s_errors(client):
     content = client.get("/openapi.json").json()
     assert set(content["paths"]) == {
         *("/v1/embeddings", "/v1/rerank", "/v1/match", "/v1/answer", "/v1/fill-mask", "/v1/search"),
-        *("/v1/entail", "/v1/reason", "/v1/classify", "/v1/explain", "/v1/index", "/v1/pictures/{id}"),
+        *("/v1/entail", "/v1/reason", "/v1/classify", "/v1/explain", "/v1/index", "/v1/images/{id}"),
         "/v1/videos/{id}",
         *("/v1/models", "/v1/models/{name}", "/health", "/ready", "/info", "/metrics"),
     }

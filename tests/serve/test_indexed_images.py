@@ -38,15 +38,13 @@ class Album:
     ids: dict[str, str]
 
     def get(self, name: str, **query: object) -> httpx.Response:
-        return self.client.get(
-            f"/v1/pictures/{self.ids[name]}", params={key: str(value) for key, value in query.items()}
-        )
+        return self.client.get(f"/v1/images/{self.ids[name]}", params={key: str(value) for key, value in query.items()})
 
     def check_gone(self, name: str) -> None:
         """Checks that neither the file nor a small one is sent, and that little is told of it."""
         for query in ({}, {"size": 64}):
             error = error_of(self.get(name, **query), 404)
-            assert error["code"] == "no_picture"
+            assert error["code"] == "no_image"
             assert "cannot be read as it was indexed" in error["message"]
             assert str(self.root.parent) not in str(error)
 
@@ -92,7 +90,7 @@ def test_hits_and_the_index_tell_of_what_can_be_fetched(client, post, searcher):
     for row in data:
         content = (searcher.index.root / row["path"]).read_bytes()
         assert row["id"] == hashlib.sha256(content).hexdigest()
-        response = client.get(f"/v1/pictures/{row['id']}")
+        response = client.get(f"/v1/images/{row['id']}")
         assert (response.content, response.headers["content-type"]) == (content, "image/png")
     about = client.get("/v1/index").json()
     assert about["images"] == 45
@@ -138,7 +136,7 @@ NAMES += ["..", "%00", "' OR path = 'a.png", "0" * 63, "0" * 65, "A" * 64, "http
 
 def test_names_odd_sizes_and_what_is_not_in_the_index(album):
     for name in (*NAMES, URIS[0][:60]):
-        response = album.client.get(f"/v1/pictures/{name}")
+        response = album.client.get(f"/v1/images/{name}")
         assert response.status_code in (400, 404), name
         error = error_of(response, response.status_code)
         assert error["type"] in ("invalid_request_error", "not_found_error")
@@ -146,7 +144,7 @@ def test_names_odd_sizes_and_what_is_not_in_the_index(album):
         assert error_of(album.get("a.png", size=size), 400)["param"] == "size"
     (album.root / "new.png").write_bytes(png(9))
     for digest in ("0" * 64, hashlib.sha256(png(9)).hexdigest()):
-        error = error_of(album.client.get(f"/v1/pictures/{digest}"), 404)
+        error = error_of(album.client.get(f"/v1/images/{digest}"), 404)
         assert error["message"] == "the index has no image with this id"
 
 
@@ -208,7 +206,7 @@ def test_decoding_holds_up_nothing(server, monkeypatch):
     monkeypatch.setattr(Decoders, "open", slow)
     digest = server.client.get("/v1/index").json()["examples"][0]["id"]
     with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(server.client.get, f"/v1/pictures/{digest}?size=64")
+        asked = pool.submit(server.client.get, f"/v1/images/{digest}?size=64")
         assert at_work.acquire(timeout=20)
         assert server.client.get("/health").status_code == 200
         assert server.service.batcher.admitted == 1
@@ -224,7 +222,7 @@ def large(tmp_path_factory, predictor):
     folder.mkdir()
     Image.new("RGB", (LARGE, LARGE), "red").save(folder / "large.bmp")
     content = (folder / "large.bmp").read_bytes()
-    return indexed(folder, predictor), content, f"/v1/pictures/{hashlib.sha256(content).hexdigest()}"
+    return indexed(folder, predictor), content, f"/v1/images/{hashlib.sha256(content).hexdigest()}"
 
 
 def asked_for(found: Running, path: str) -> socket.socket:

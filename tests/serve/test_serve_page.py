@@ -42,5 +42,5 @@ def test_the_page_without_the_key_holds_nothing_and_may_be_left_out(locked, hast
         assert response.status_code == 200
         assert '"tiny"' not in response.text
         error_of(hasty.client.get(path), 404)
-    for path in ("/v1/models", "/v1/index", f"/v1/pictures/{'0' * 64}"):
+    for path in ("/v1/models", "/v1/index", f"/v1/images/{'0' * 64}"):
         error_of(locked.client.get(path), 401)

@@ -184,7 +184,7 @@ def test_what_is_matched_is_what_was_indexed(server, predictor, tmp_path):
         for image in photos.glob("*.png"):
             image.unlink()
         error = error_of(client.post(PATH, json={"query": "a"}), 404)
-        assert error["code"] == "no_pictures"
+        assert error["code"] == "no_images"
         assert str(tmp_path) not in error["message"]
         assert len(client.post(PATH, json={"query": "a"} | NO_MATCHES).json()["data"]) == 10
     decoders.close()
@@ -192,7 +192,7 @@ def test_what_is_matched_is_what_was_indexed(server, predictor, tmp_path):
 
 def check_unavailable(client: httpx.Client, ask: dict[str, Any]) -> None:
     """Checks that every route that reads the index says that it cannot."""
-    answers = [client.get(f"/v1/{path}") for path in ("index", f"pictures/{'0' * 64}", f"videos/{'0' * 64}")]
+    answers = [client.get(f"/v1/{path}") for path in ("index", f"images/{'0' * 64}", f"videos/{'0' * 64}")]
     for answer in (client.post(PATH, json=ask), *answers):
         error = error_of(answer, 503)
         assert (error["code"], error["message"][:27]) == ("index_unavailable", "the index cannot be read; t")

@@ -69,7 +69,7 @@ def test_hits_have_times_a_transcript_and_a_link(talks):
     assert not {"start", "end", "transcript", "link"} & hits["a.png"].keys()
     assert len({hit["id"] for hit in hits.values()}) == 8  # also of the copy, whose frames look the same
     for size in ({}, {"size": 64}):
-        picture = talks.client.get(f"/v1/pictures/{hit['id']}", params=size)
+        picture = talks.client.get(f"/v1/images/{hit['id']}", params=size)
         assert (picture.status_code, picture.headers["content-type"]) == (200, "image/jpeg")
     where = {"start": {"gte": 3}, "end": {"lt": 6}}
     found = talks.client.post("/v1/search", json={"query": "a", "where": where}).json()["data"]
@@ -171,7 +171,7 @@ def test_a_link_plays_without_the_key(locked, tmp_path):
         piece = client.get(link, headers={"Range": "bytes=0-99"})
         assert (piece.status_code, piece.content) == (206, (talks.root / "talk.mp4").read_bytes()[:100])
         error_of(client.get(link.partition("?")[0]), 401)
-        for path in (link, f"/v1/pictures/{hit['id']}", f"/v1/pictures/{hit['id']}?size=64"):
+        for path in (link, f"/v1/images/{hit['id']}", f"/v1/images/{hit['id']}?size=64"):
             whole = client.get(path, headers=headers)
             again = client.get(path, headers={**headers, "If-None-Match": whole.headers["etag"]})
             assert (whole.status_code, again.status_code, again.content) == (200, 304, b"")

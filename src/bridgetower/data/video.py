@@ -50,7 +50,7 @@ def moments_of(file: Listed, subtitles: Listed | None, cutting: Cutting) -> tupl
     with opened_video(file.place) as video:
         end = video.end()
         if end <= 0:
-            raise ValueError(f"{file.place} has no pictures that can be read; copy it again")
+            raise ValueError(f"{file.place} has no frames that can be read; copy it again")
         if end < video.duration - 2:
             problems.append(f"it ends after {end:.1f} of {video.duration:.1f} s; copy it again")
         cues, problem = video.cues() if subtitles is None else read_subtitles(subtitles.place)
@@ -163,11 +163,11 @@ class Video:
 
     def __init__(self, place: str, container: Any) -> None:
         if not container.streams.video:
-            raise ValueError(f"{place} has no pictures; expected a video")
+            raise ValueError(f"{place} has no frames; expected a video")
         self.place, self._container = place, container
         self._stream = container.streams.video[0]
         if self._stream.codec_context is None:
-            raise ValueError(f"{place} has pictures that FFmpeg cannot decode; convert it, for example to H.264")
+            raise ValueError(f"{place} has frames that FFmpeg cannot decode; convert it, for example to H.264")
         self._stream.thread_type = "AUTO"
         self._check_size(self._stream.width, self._stream.height)
         self._first = (container.start_time or 0) / _MICROSECONDS

@@ -29,7 +29,7 @@ PAGE = {"/": "index.html", "/docs": "docs.html"}  # the file at each path of the
 PAGE |= {f"/{name}": name for name in ("page.css", "page.js", "docs.js", "elements.js")}
 _KINDS = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "int8": "int8"}
-_OF_INDEX = {"/v1/search": "POST", "/v1/index": "GET", "/v1/pictures/{id}": "GET", "/v1/videos/{id}": "GET"}
+_OF_INDEX = {"/v1/search": "POST", "/v1/index": "GET", "/v1/images/{id}": "GET", "/v1/videos/{id}": "GET"}
 _PAGE_HEADERS = {
     "Cache-Control": "no-cache",
     "Content-Security-Policy": (

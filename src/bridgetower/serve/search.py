@@ -94,7 +94,7 @@ class SearchRequest(Body, json_schema_extra={"examples": [_EXAMPLE]}):
 
 
 class IndexedImage(BaseModel):
-    id: str = Field(description="For `/v1/pictures/{id}`: SHA-256 of the file when it was indexed.")
+    id: str = Field(description="For `/v1/images/{id}`: SHA-256 of the file when it was indexed.")
     path: str = Field(description="As the index has it.")
     width: int
     height: int
@@ -148,7 +148,7 @@ async def search(body: SearchRequest, service: Served) -> Response:
         except ValueError as error:
             logger.error("search: %s", error)
             message = "none of the images that were found can be opened where the index has them; send rerank 0"
-            raise ApiError(404, message, code="no_pictures") from error
+            raise ApiError(404, message, code="no_images") from error
         matched = [Item(kind="match", image=image.pixels, ids=texts[0]) for _, image in opened]
         log_odds = await service.batcher.submit(matched)
         hits = two_stages([one for one, _ in opened], log_odds, others, searcher.predictor.reranking)[: body.top]
@@ -202,7 +202,7 @@ async def index(service: Served) -> IndexResponse:
 
 
 @router.get(
-    "/v1/pictures/{id}",
+    "/v1/images/{id}",
     response_class=Response,
     responses={200: {"content": {"image/*": {}}}, **errors(400, 401, 404, 413, 429, 503)},
 )
@@ -237,7 +237,7 @@ async def image(
                 pixels, _ = service.main.decoders.open(content, size, background=background)
             except ValueError as error:
                 message = str(error).partition("; shrink it first")[0]
-                raise ApiError(404, message, param="id", code="no_picture") from error
+                raise ApiError(404, message, param="id", code="no_image") from error
             image = Image.fromarray(pixels)
             image.thumbnail((size, size), Image.Resampling.LANCZOS)
             image.save(stream := io.BytesIO(), "JPEG", quality=_QUALITY, subsampling=0)
@@ -256,7 +256,7 @@ def _first(copies: Sequence[Indexed], opened: Callable[[Indexed], _Result], kind
         except (OSError, ValueError) as error:
             logger.error("%s %s: %s", kind, one.digest, error)
             problem = f"the {kind} cannot be read as it was indexed; the server's log has the reason"
-    raise ApiError(404, problem, param="id", code="no_video" if kind == "video" else "no_picture")
+    raise ApiError(404, problem, param="id", code="no_video" if kind == "video" else "no_image")
 
 
 @router.get(

@@ -127,8 +127,8 @@ const indexed = (id) => ({ id, path: paths.get(id) ?? "image of the index" });
 const shown = new Map(); // address of an image → promise of a URL of its content
 
 /** Returns a URL of an image of the index; it is fetched, as an <img> cannot send the key. */
-function pictureUrl(id, size) {
-  const address = `v1/pictures/${id}?size=${size}`;
+function imageUrl(id, size) {
+  const address = `v1/images/${id}?size=${size}`;
   const known = shown.get(address) ?? fetchedUrl(address);
   shown.delete(address);
   shown.set(address, known);
@@ -170,7 +170,7 @@ function clear(holder, id = "") {
 async function fill(holder, id, size, alt) {
   clear(holder, id);
   try {
-    const url = await pictureUrl(id, size);
+    const url = await imageUrl(id, size);
     if (holder.dataset.id === id) holder.replaceChildren(el("img", { src: url, alt }));
   } catch (problem) {
     if (holder.dataset.id === id) holder.replaceChildren(el("span", { className: "missing" }, problem.message));
@@ -185,7 +185,7 @@ async function play(holder, hit) {
   const isLeft = () => holder.release !== release; // another image, or the same again
   const fallBack = () => { if (holder.dataset.id === hit.id) fill(holder, hit.id, LARGE, hit.path); };
   try {
-    const poster = await pictureUrl(hit.id, LARGE);
+    const poster = await imageUrl(hit.id, LARGE);
     if (isLeft()) return;
     const src = hit.link.slice(hit.link.indexOf("v1/videos/")); // has a token if there is a key, which a <video> cannot send
     holder.replaceChildren(el("video", { poster, controls: true, preload: "metadata", src, onerror: fallBack }));
@@ -245,7 +245,7 @@ class Slot {
   async uri(signal, size = null) {
     if (this.image.file) return dataUri(this.image.file);
     const query = size === null ? "" : `?size=${size}`;
-    return dataUri(await (await send(`v1/pictures/${this.id}${query}`, { signal })).blob());
+    return dataUri(await (await send(`v1/images/${this.id}${query}`, { signal })).blob());
   }
 
   draw() {
@@ -542,7 +542,7 @@ function viewerLinks(hit) {
     type: "button",
     onclick: async () => {
       try {
-        const url = URL.createObjectURL(await (await send(`v1/pictures/${hit.id}`)).blob());
+        const url = URL.createObjectURL(await (await send(`v1/images/${hit.id}`)).blob());
         el("a", { href: url, download: hit.path.split(/[\\/]/).pop() }).click();
         setTimeout(() => URL.revokeObjectURL(url), 60_000);
       } catch (problem) {

@@ -1,7 +1,7 @@
-"""Makes the figures of README.md and docs/concepts.md: python docs/pictures.py, where `make demo` has run.
+"""Makes the figures of README.md and docs/concepts.md: python docs/figures.py, where `make demo` has run.
 
 They show a search in the web UI and a search's sheet, with the model and the held-out images of the demo, and the
-architecture. Needs Chromium; `python docs/pictures.py architecture` draws the last one alone.
+architecture. Needs Chromium; `python docs/figures.py architecture` draws the last one alone.
 """
 
 from __future__ import annotations
