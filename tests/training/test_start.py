@@ -21,7 +21,7 @@ from bridgetower.model.presets import TEXT_TOWERS, VISION_TOWERS
 from bridgetower.model.towers import VisionTransformer
 from bridgetower.processor import Processor, ProcessorConfig
 from bridgetower.tasks.run_config import RunConfig
-from bridgetower.tasks.table import RECIPES
+from bridgetower.tasks.table import RECIPES, TASKS
 from bridgetower.training.setup import starting_checkpoint, with_named_towers
 from published import openai, transformers_text, transformers_vision
 
@@ -88,7 +88,7 @@ class TestHeads:
         assert first.tensors["itc_head.pooled.weight"].shape[0] == 6
         assert "they start anew: itc" in caplog.text  # of another kind than that of the checkpoint
         write_checkpoint(first, tmp_path / "fused")
-        recipe = replace(RECIPES["retrieval-coco"], init=str(tmp_path / "fused"), data=config.data, image_size=None)
+        recipe = replace(RECIPES["retrieval-coco"], init=str(tmp_path / "fused"), data=config.data)
         caplog.clear()
         start = starting_checkpoint(recipe)
         assert start.config.heads == replace(fused, mlm=False)
@@ -110,7 +110,7 @@ class TestHeads:
     ) -> None:
         fused = HeadsConfig(itc="fused", itc_size=6)
         write_checkpoint(starting_checkpoint(with_heads(config, fused)), tmp_path / "fused")
-        recipe = replace(RECIPES["retrieval-coco"], init=str(tmp_path / "fused"), data=config.data, image_size=None)
+        recipe = replace(RECIPES["retrieval-coco"], init=str(tmp_path / "fused"), data=config.data)
         heads = replace(recipe.model.heads, **changes)
         start = starting_checkpoint(replace(recipe, model=replace(recipe.model, heads=heads)))
         assert start.config.heads.itc == "tower"
@@ -123,6 +123,23 @@ class TestHeads:
             assert start.config == there.config
             assert all(torch.equal(tensor, there.tensors[name]) for name, tensor in start.tensors.items())
         assert "heads" not in caplog.text
+
+
+def test_the_image_size_of_a_recipe_gives_way_where_patches_do_not_divide_it(config: RunConfig, caplog: Caplog) -> None:
+    def size(run: RunConfig, recipe: RunConfig) -> int:
+        start = starting_checkpoint(run, replace(TASKS["pretraining"], fine_tuning=(recipe,)))
+        assert start.processor is not None
+        assert start.processor.config.image_size == start.config.vision.image_size
+        return start.config.vision.image_size
+
+    recipe = RECIPES["retrieval-coco"]
+    run = replace(recipe, init=config.init, data=config.data)
+    assert size(run, recipe) == 20
+    assert "images have its 20 pixels; its patches of 10 do not divide the recipe's 384" in caplog.text
+    fitting = replace(run, image_size=40)
+    assert size(fitting, fitting) == size(fitting, recipe) == 40
+    with pytest.raises(ValueError, match="image size 45 is not a multiple of the patch size 10; use 40 or 50"):
+        size(replace(run, image_size=45), recipe)
 
 
 class TestDownstreamHeads:

@@ -116,7 +116,8 @@ class RunConfig:
             `clip-b16`, or a custom tower.
         text: Its text tower, likewise: a folder or a hub id with an encoder of transformers, whose tokenizer is used; a
             name of `TEXT_TOWERS`, such as `bert-base`; or a custom tower. Dropout is the recipe's.
-        image_size: Pixels; with `init`, position embeddings are resized to it. None keeps that of `model` or `init`.
+        image_size: Pixels; with `init`, position embeddings are resized to it. None keeps that of `model` or `init`, as
+            does a recipe's that the patches of `init` do not divide.
         tokenizer: Folder or file with a tokenizer for a new model; None takes that of `text`, or trains byte-level
             BPE on the training captions.
         data: What is trained on and how it is read.

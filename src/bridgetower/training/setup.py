@@ -172,6 +172,11 @@ def _initial(config: RunConfig, spec: TaskSpec, usual: ModelConfig, init: str, e
     if data.profile is not None:  # the other two belong to transformers' profile
         values = replace(values, profile=data.profile, shortest_edge=None, size_divisor=None)
     checkpoint = replace(checkpoint, processor=Processor(values, processor.tokenizer), extensions=extensions)
+    vision, recipe, size = checkpoint.config.vision, spec.recipe(config.recipe), config.image_size
+    if size and size % vision.patch_size and recipe and size == recipe.image_size:
+        kept_size = "%s: images have its %d pixels; its patches of %d do not divide the recipe's %d"
+        logger.warning(kept_size, checkpoint.source, vision.image_size, vision.patch_size, size)
+        config = replace(config, image_size=None)
     if config.image_size is not None:
         checkpoint = checkpoint.resized(config.image_size)
     found, chosen = checkpoint.config.heads, config.model.heads
