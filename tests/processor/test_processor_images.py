@@ -76,6 +76,19 @@ def test_what_is_no_picture_is_refused(source: Any, message: str) -> None:
         open_image(source)
 
 
+def test_a_whole_file_of_another_kind_is_unsupported_and_not_damaged() -> None:
+    tiff, jpeg = (_bytes(Image.new("L", (8, 8)), kind) for kind in ("TIFF", "JPEG"))
+    depth = jpeg.index(b"\xff\xc0") + 4
+    for content, message in (
+        (tiff.replace(struct.pack("<HHIH", 258, 3, 1, 8), struct.pack("<HHIH", 258, 3, 1, 24)), "tiff: unknown pixel"),
+        (jpeg[:depth] + b"\x0c" + jpeg[depth + 1 :], "jpeg: cannot handle 12-bit"),
+        *((b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0mif1heic", "supported are AVIF") for brand in (b"heic", b"mif1")),
+    ):
+        with pytest.raises(ValueError, match=message) as caught:
+            open_image(content)
+        assert "damaged" not in str(caught.value)
+
+
 def _icon() -> Image.Image:
     """One opaque red, one half transparent blue, one invisible pixel with black and one with green behind."""
     icon = Image.new("RGBA", (4, 1))

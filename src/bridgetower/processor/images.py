@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import struct
 import sys
@@ -35,6 +36,7 @@ _DECODE_ERRORS = (
     *(IndexError, Image.DecompressionBombError, Image.DecompressionBombWarning),
 )
 
+_UNSUPPORTED = re.compile(r"unknown pixel mode|unsupported|cannot handle|KeyError", re.IGNORECASE)  # of PIL's reasons
 _BYTES_PER_PIXEL = 8  # of a file: four channels of 16 bit
 _METADATA = 2**25  # bytes of a file that are no pixels
 _STRIP = 2**18  # pixels that are converted at once
@@ -45,8 +47,8 @@ def media_type(content: bytes) -> str:
     Image.init()
     for name in _FORMATS:
         accept = Image.OPEN[name][1]
-        if accept is not None and accept(content[:16]) is True:
-            return Image.MIME[name]
+        if accept is not None and accept(content[:16]) is True and (name != "AVIF" or b"avi" in content[8:64]):
+            return Image.MIME[name]  # HEIC may begin as AVIF does
     raise ValueError(f"the file is no image; expected one of {', '.join(sorted(_FORMATS))}")
 
 
@@ -134,12 +136,21 @@ def _opened(content: bytes, name: str, max_pixels: int) -> ImageFile.ImageFile:
         raise ValueError(f"{name} has too many pixels ({error}); shrink it first") from error
     except _DECODE_ERRORS as error:
         try:
-            media_type(content)
+            kind = media_type(content)
         except ValueError:
             expected = ", ".join(sorted(_FORMATS))
-            raise ValueError(f"{name} cannot be read as an image; expected one of {expected}") from error
-        reason = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
-        raise ValueError(f"{name} is damaged{reason}; fetch the image again") from error
+            raise ValueError(f"{name} cannot be read as an image; supported are {expected}") from error
+        reason: Exception | str = error
+        if isinstance(error, UnidentifiedImageError):  # which has no reason
+            try:
+                reason = ""
+                Image.OPEN[kind.removeprefix("image/").upper()][0](BytesIO(content), "")
+            except _DECODE_ERRORS as own:
+                reason = own
+        if _UNSUPPORTED.search(repr(reason)):
+            raise ValueError(f"{name} is of an unsupported kind ({kind}: {reason}); convert it to PNG") from error
+        shown = f" ({reason})" if str(reason) else ""
+        raise ValueError(f"{name} is damaged{shown}; fetch the image again") from error
     width, height = image.size
     if width * height > max_pixels:
         raise ValueError(
@@ -157,7 +168,9 @@ def _upright(image: Image.Image, name: str, background: Colour | None) -> tuple[
     try:
         image.load()
     except _DECODE_ERRORS as error:
-        raise ValueError(f"{name} is cut off or damaged ({error}); fetch the image again") from error
+        kind = image.info.get("compression")  # of a TIFF
+        more = f", or convert it: its compression {kind} may be unsupported" if kind in ("webp", "zstd", "lzma") else ""
+        raise ValueError(f"{name} is cut off or damaged ({error}); fetch the image again{more}") from error
     rgb = _to_rgb(image, background)
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
