@@ -1,9 +1,6 @@
 """Answers and judgements of a loaded model: one or several, equal to the tasks', and what is refused."""
 
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,7 +10,6 @@ import shapes
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.data.batch import Batch
 from bridgetower.engines.engine import TorchEngine
-from bridgetower.inference import Choice
 from bridgetower.objectives.classification import task_of_head
 from bridgetower.predictor import Predictor, load
 
@@ -21,21 +17,21 @@ QUESTIONS = ["what colour?", "is it a bar on black", "a circle"]
 
 
 @pytest.fixture(scope="module")
-def predictor(answering_checkpoint: Path) -> Predictor:
+def predictor(answering_checkpoint):
     return load(answering_checkpoint, device="cpu")
 
 
 @pytest.fixture(scope="module")
-def pictures() -> list[Image.Image]:
+def pictures():
     return [Image.new("RGB", (24, 24), colour) for colour in ("red", "blue", "white")]
 
 
 @pytest.fixture
-def ask(pictures: list[Image.Image]) -> Callable[..., list[list[Choice]]]:
+def ask(pictures):
     """Asks a predictor by the name of the method; the second pictures are the first ones in reverse."""
 
-    def call(predictor: Predictor, method: str, number: int | None = None, **options: Any) -> Any:
-        images: list[Any] = [pictures, pictures[::-1]] if method == "reason" else [pictures]
+    def call(predictor, method, number=None, **options):
+        images = [pictures, pictures[::-1]] if method == "reason" else [pictures]
         given = [*images, QUESTIONS]
         return getattr(predictor, method)(*(given if number is None else [part[number] for part in given]), **options)
 
@@ -43,9 +39,7 @@ def ask(pictures: list[Image.Image]) -> Callable[..., list[list[Choice]]]:
 
 
 class TestResults:
-    def test_are_those_of_the_tasks(
-        self, predictor: Predictor, pictures: list[Image.Image], ask: Callable[..., list[list[Choice]]]
-    ) -> None:
+    def test_are_those_of_the_tasks(self, predictor, pictures, ask):
         model, processor = predictor.model, predictor.processor
         text = processor.texts(QUESTIONS)
         given = {"input_ids": text.input_ids, "attention_mask": text.attention_mask}
@@ -64,16 +58,14 @@ class TestResults:
                 assert [choice.probability for choice in choices] == sorted(found.values(), reverse=True)
 
     @pytest.mark.parametrize("method", ["answer", "entail", "reason"])
-    def test_one_or_several_in_batches(self, predictor: Predictor, ask: Callable[..., Any], method: str) -> None:
+    def test_one_or_several_in_batches(self, predictor, ask, method):
         together, parts = ask(predictor, method), ask(predictor, method, batch_size=2)
         assert [[choice.label for choice in row] for row in parts] == [[one.label for one in row] for row in together]
         for number, row in enumerate(together):
             alone = ask(predictor, method, number)
             assert [choice.probability for choice in alone] == pytest.approx([c.probability for c in row], abs=1e-5)
 
-    def test_second_images_iterators_and_top(
-        self, predictor: Predictor, pictures: list[Image.Image], ask: Callable[..., Any]
-    ) -> None:
+    def test_second_images_iterators_and_top(self, predictor, pictures, ask):
         one, other = (predictor.reason(pictures[0], pictures[number], QUESTIONS[0]) for number in (1, 2))
         assert one[0].probability != pytest.approx(other[0].probability, abs=1e-6)
         found = predictor.reason(iter(pictures), iter(pictures[::-1]), iter(QUESTIONS))
@@ -84,7 +76,7 @@ class TestResults:
 
 
 class TestErrors:
-    def test_heads_and_names(self, tiny_checkpoint: Path, answering_checkpoint: Path, ask: Callable[..., Any]) -> None:
+    def test_heads_and_names(self, tiny_checkpoint, answering_checkpoint, ask):
         without, checkpoint = load(tiny_checkpoint, device="cpu"), read_checkpoint(answering_checkpoint)
         for method, head in (("answer", "vqa"), ("entail", "snli_ve"), ("reason", "nlvr2")):
             with pytest.raises(ValueError, match=rf"this model has no {head} head \(it has mlm, itm, itc\); load a"):
@@ -94,7 +86,7 @@ class TestErrors:
             ask(nameless, "answer")
         assert len(ask(nameless, "entail")) == 3
 
-    def test_one_goes_with_all_of_the_others(self, predictor: Predictor, pictures: list[Image.Image]) -> None:
+    def test_one_goes_with_all_of_the_others(self, predictor, pictures):
         several = [
             (predictor.answer, (pictures[0], QUESTIONS), ([pictures[0]] * 3, QUESTIONS)),
             (predictor.answer, (pictures, QUESTIONS[0]), (pictures, [QUESTIONS[0]] * 3)),
@@ -103,11 +95,11 @@ class TestErrors:
             (predictor.reason, (*pictures[:2], QUESTIONS), ([pictures[0]] * 3, [pictures[1]] * 3, QUESTIONS)),
         ]
         for method, given, expected in several:
-            for found, alone in zip(method(*given), method(*expected), strict=True):  # type: ignore[operator]
+            for found, alone in zip(method(*given), method(*expected), strict=True):
                 assert [one.label for one in found] == [one.label for one in alone]
                 assert found[0].probability == pytest.approx(alone[0].probability, abs=1e-6)
 
-    def test_inputs(self, predictor: Predictor, pictures: list[Image.Image]) -> None:
+    def test_inputs(self, predictor, pictures):
         with pytest.raises(ValueError, match="top is 0; expected at least 1"):
             predictor.answer(pictures, QUESTIONS, top=0)
         with pytest.raises(ValueError, match="3 images and 2 texts; expected one text per image"):

@@ -1,8 +1,6 @@
 """Attention maps, held against what the model itself computes, and against words and pixels by hand."""
 
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,33 +10,33 @@ from PIL import Image, ImageDraw
 from bridgetower.attention import explain, view_of
 from bridgetower.checkpoints import read_checkpoint, write_checkpoint
 from bridgetower.model.hidden_states import hidden_states
-from bridgetower.predictor import Predictor, load
+from bridgetower.predictor import load
 from bridgetower.processor import Processor
 
 TEXT = "a red circle on black"
 
 
 @pytest.fixture(scope="module")
-def predictor(tiny_checkpoint: Path) -> Predictor:
+def predictor(tiny_checkpoint):
     return load(tiny_checkpoint, device="cpu")
 
 
 @pytest.fixture
-def picture() -> Image.Image:
+def picture():
     picture = Image.new("RGB", (60, 30), "blue")
     ImageDraw.Draw(picture).ellipse((14, 5, 34, 25), fill="red")
     return picture
 
 
 class TestExplain:
-    def test_every_map_sums_to_one(self, predictor: Predictor, picture: Image.Image) -> None:
+    def test_every_map_sums_to_one(self, predictor, picture):
         found = explain(predictor, picture, TEXT)
         assert found.words == ("a", "red", "circle", "on", "black")
         assert found.maps.shape == (2, 5, 2, 2)
         torch.testing.assert_close(found.maps.sum(dim=(2, 3)), torch.ones(2, 5), atol=1e-6, rtol=0)
         assert found.score == pytest.approx(float(predictor.match(picture, TEXT)), abs=1e-6)
 
-    def test_shares_and_maps_are_the_whole_attention(self, predictor: Predictor, picture: Image.Image) -> None:
+    def test_shares_and_maps_are_the_whole_attention(self, predictor, picture):
         model, processor = predictor.model, predictor.processor
         ids = processor.token_ids([TEXT])
         with torch.no_grad():
@@ -53,16 +51,14 @@ class TestExplain:
         torch.testing.assert_close(ours[:, 0], whole[:, first], atol=1e-6, rtol=0)
         assert (found.prefix_shares > 0).all()
 
-    def test_words_of_several_tokens(self, predictor: Predictor, picture: Image.Image) -> None:
+    def test_words_of_several_tokens(self, predictor, picture):
         ids = predictor.processor.token_ids(["zebra-crossing, red"])[0]
         found = explain(predictor, picture, "zebra-crossing, red")
         assert len(ids) > 4
         assert found.words == ("zebra-crossing,", "red")
         torch.testing.assert_close(found.maps.sum(dim=(2, 3)), torch.ones(2, 2), atol=1e-6, rtol=0)
 
-    def test_a_distillation_token_is_no_patch(
-        self, tiny_checkpoint: Path, picture: Image.Image, tmp_path: Path
-    ) -> None:
+    def test_a_distillation_token_is_no_patch(self, tiny_checkpoint, picture, tmp_path):
         checkpoint = read_checkpoint(tiny_checkpoint)
         tensors = dict(checkpoint.tensors)
         position = tensors["vision.position_embedding"]
@@ -72,18 +68,16 @@ class TestExplain:
         write_checkpoint(replace(checkpoint, config=config, tensors=tensors), tmp_path / "model")
         assert explain(load(tmp_path / "model", device="cpu"), picture, TEXT).maps.shape == (2, 5, 2, 2)
 
-    def test_in_bfloat16_and_without_matching_head(
-        self, tiny_checkpoint: Path, predictor: Predictor, picture: Image.Image
-    ) -> None:
+    def test_in_bfloat16_and_without_matching_head(self, tiny_checkpoint, predictor, picture):
         coarse = explain(load(tiny_checkpoint, device="cpu", precision="bf16"), picture, TEXT)
         assert (coarse.maps - explain(predictor, picture, TEXT).maps).abs().max() < 0.05
 
-    def test_refuses_a_text_without_words(self, predictor: Predictor, picture: Image.Image) -> None:
+    def test_refuses_a_text_without_words(self, predictor, picture):
         for text in ("", "   ", "<mask>"):
             with pytest.raises(ValueError, match="the text has no word"):
                 explain(predictor, picture, text)
 
-    def test_a_text_that_is_too_long(self, predictor: Predictor, picture: Image.Image) -> None:
+    def test_a_text_that_is_too_long(self, predictor, picture):
         with pytest.raises(ValueError, match="the limit is 24"):
             explain(predictor, picture, "red bar on black " * 9)
         assert len(explain(predictor, picture, "red bar on black " * 9, truncate=True).words) > 9
@@ -91,7 +85,7 @@ class TestExplain:
 
 class TestView:
     @pytest.mark.parametrize("profile", ["official-pretrain", "official-finetune"])
-    def test_what_cannot_be_enlarged_is_shown_as_the_model_gets_it(self, predictor: Predictor, profile: Any) -> None:
+    def test_what_cannot_be_enlarged_is_shown_as_the_model_gets_it(self, predictor, profile):
         """An image that was resized before, and one that is too long at the size of the view."""
         processor = Processor(replace(predictor.processor.config, profile=profile), predictor.processor.tokenizer)
         stripes = np.zeros((4, 3000, 3), dtype=np.uint8)
@@ -103,14 +97,14 @@ class TestView:
             small = np.asarray(view.resize(seen.shape[:2], Image.Resampling.BOX), dtype=float)
             assert np.abs(small - seen).mean() < 12
 
-    def test_a_prepared_image_is_explained_as_itself(self, predictor: Predictor, picture: Image.Image) -> None:
+    def test_a_prepared_image_is_explained_as_itself(self, predictor, picture):
         found, plain = explain(predictor, predictor.processor.prepare(picture), TEXT), explain(predictor, picture, TEXT)
         assert torch.equal(found.maps, plain.maps)
 
     @pytest.mark.parametrize("profile", ["official-pretrain", "official-finetune", "hf"])
-    def test_shows_what_the_model_sees(self, predictor: Predictor, picture: Image.Image, profile: str) -> None:
+    def test_shows_what_the_model_sees(self, predictor, picture, profile):
         settings = {"size_divisor": 4} if profile == "hf" else {}
-        config = replace(predictor.processor.config, profile=profile, **settings)  # type: ignore[arg-type]
+        config = replace(predictor.processor.config, profile=profile, **settings)
         predictor.processor, before = Processor(config, predictor.processor.tokenizer), predictor.processor
         try:
             view = explain(predictor, picture, TEXT).view

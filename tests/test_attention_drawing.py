@@ -9,11 +9,11 @@ from bridgetower.attention import Explanation, draw_explanation, heat
 
 
 @pytest.fixture
-def view() -> Image.Image:
+def view():
     return Image.linear_gradient("L").convert("RGB").resize((480, 480))
 
 
-def explanation(view: Image.Image, num_words: int, *, layers: int = 1, probability: float | None = 0.5) -> Explanation:
+def explanation(view, num_words, *, layers=1, probability=0.5):
     maps = torch.full((layers, num_words, 3, 3), 0.05)
     for word in range(num_words):
         maps[:, word, word % 3, word % 2] = 0.6
@@ -27,7 +27,7 @@ def explanation(view: Image.Image, num_words: int, *, layers: int = 1, probabili
     )
 
 
-def test_glows_where_the_attention_is(view: Image.Image) -> None:
+def test_glows_where_the_attention_is(view):
     values = torch.zeros(3, 3)
     values[0, 2] = 1
     pixels = np.asarray(heat(view, values)).astype(float).sum(axis=2)
@@ -40,7 +40,7 @@ def test_glows_where_the_attention_is(view: Image.Image) -> None:
 
 
 @pytest.mark.filterwarnings("error")
-def test_bands_of_words_and_rows_of_layers(view: Image.Image) -> None:
+def test_bands_of_words_and_rows_of_layers(view):
     few, many = draw_explanation(explanation(view, 8)), draw_explanation(explanation(view, 9, probability=None))
     side = few.width / 8.6
     assert 5 * side < many.width < 7 * side

@@ -7,10 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -30,7 +28,7 @@ from published import openai
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")
     paths = [folder / f"{colour}.png" for colour in ("red", "blue")]
     for path in paths:
@@ -168,12 +166,12 @@ class TestUsing:
         assert (config.vision.image_size, config.heads.itc) == (40, None)
 
 
-def pair_of(row: dict[str, Any]) -> dict[str, Any]:
+def pair_of(row):
     return {name: row[name] for name in ("image", "text")}
 
 
 class TestData:
-    def test_prepare_and_evaluate(self, run: Callable[..., list[Any]], tiny_checkpoint: Path, tmp_path: Path) -> None:
+    def test_prepare_and_evaluate(self, run, tiny_checkpoint, tmp_path):
         table = shapes.write_pictures(tmp_path)
         (prepared,) = run("prepare", "pairs", table, "--out", tmp_path / "set", "--test-fraction", 0.2)
         counts = prepared["splits"]
@@ -290,7 +288,7 @@ class TestTraining:
         assert table.splitlines()[-1] == f"Next: bridgetower {following}"
         assert caplog.messages[0] == f"pretrain-nano: starting the run in {result['run']}"
 
-    def test_towers_by_name(self, refused: Callable[..., str], tiny_dataset: Path, tmp_path: Path) -> None:
+    def test_towers_by_name(self, refused, tiny_dataset, tmp_path):
         """The towers are large, so the run ends before they are built."""
         command = ["train", "pretrain-nano", "--data.folders", str(tiny_dataset), "--out", str(tmp_path / "run")]
         towers = ["--vision", "deit-b16-distilled", "--text", "bert-base"]
@@ -308,7 +306,7 @@ class TestTraining:
         (report,) = run("evaluate", tmp_path / "run", "retrieval", "--data", tiny_dataset)
         assert report["model"] == str(tmp_path / "run")
 
-    def test_errors(self, refused: Callable[..., str], tiny_dataset: Path, tmp_path: Path) -> None:
+    def test_errors(self, refused, tiny_dataset, tmp_path):
         command = shapes.train_command(tiny_dataset, tmp_path / "run")
         assert "fewer than one batch of 4000" in refused(*command, "--batch-size", "4000")
         nothing = refused("train", "pretrain-nano", "--out", tmp_path / "empty")
@@ -356,7 +354,7 @@ class TestUserErrors:
 
 
 class TestStopping:
-    def test_interrupted(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_interrupted(self, capsys):
         before = signal.signal(signal.SIGALRM, signal.default_int_handler)  # as Ctrl-C outside of the training loop
         try:
             with pytest.raises(SystemExit) as caught, cli.reported():
@@ -366,14 +364,14 @@ class TestStopping:
         assert caught.value.code == 130
         assert capsys.readouterr().err == "bridgetower: interrupted\n"
 
-    def test_a_reader_that_left(self, forked: Path) -> None:
+    def test_a_reader_that_left(self, forked):
         reader, writer = os.pipe()
         os.close(reader)
         done = subprocess.run([forked / "bridgetower", "--help"], stdout=writer, stderr=subprocess.PIPE, check=False)
         os.close(writer)
         assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
 
-    def test_a_full_disk_behind_standard_output(self, forked: Path, tiny_dataset: Path) -> None:
+    def test_a_full_disk_behind_standard_output(self, forked, tiny_dataset):
         with Path("/dev/full").open("w") as full:
             command = [forked / "bridgetower", "inspect", tiny_dataset]
             done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
@@ -382,7 +380,7 @@ class TestStopping:
 
 
 class TestLogging:
-    def test_only_this_package_speaks_and_nothing_moves_the_terminal_or_feigns_an_entry(self, forked: Path) -> None:
+    def test_only_this_package_speaks_and_nothing_moves_the_terminal_or_feigns_an_entry(self, forked):
         script = "\n".join(
             (
                 "import logging, sys",
@@ -404,7 +402,7 @@ class TestLogging:
 
 
 class TestHelp:
-    def test_overview_has_a_line_for_each_command(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_overview_has_a_line_for_each_command(self, capsys):
         for module in cli.COMMANDS.values():  # as commands that ran before in this process
             import_module(f"bridgetower.cli.{module}")
         cli.main(["--help"])
@@ -413,7 +411,7 @@ class TestHelp:
         assert max(map(len, lines)) < 125
         assert len(lines) < 40
 
-    def test_errors_and_logs_quote_no_megabytes(self, refused: Callable[..., str], tmp_path: Path) -> None:
+    def test_errors_and_logs_quote_no_megabytes(self, refused, tmp_path):
         (tmp_path / "config.json").write_text(json.dumps({"model_type": "a" * 10**6}))
         error = refused("embed", tmp_path, "--texts", "a")
         assert len(error) < 5000
@@ -436,11 +434,11 @@ class TestHelp:
             text = capsys.readouterr().out
             assert [words for words in shown if words not in text] == []
 
-    def test_version(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_version(self, capsys):
         cli.main(["--version"])
         assert capsys.readouterr().out == f"bridgetower {bridgetower.__version__}\n"
 
-    def test_loads_no_heavy_package(self) -> None:
+    def test_loads_no_heavy_package(self):
         script = "\n".join(
             (
                 "import sys, bridgetower",
@@ -460,13 +458,13 @@ class TestHelp:
 
 
 class TestPublicNames:
-    def test_are_there(self) -> None:
+    def test_are_there(self):
         assert dir(bridgetower) == sorted(bridgetower.__all__)
         for name in bridgetower.__all__:
             home = getattr(getattr(bridgetower, name), "__module__", "bridgetower.tasks.table")
             assert home.startswith("bridgetower.")
 
-    def test_a_misspelt_one(self) -> None:
+    def test_a_misspelt_one(self):
         with pytest.raises(AttributeError, match="has no attribute 'laod'; public names: BridgeTower, Extensions"):
             bridgetower.laod  # noqa: B018
 
@@ -483,7 +481,7 @@ class TestNamesOfOptions:
             ([], "batch_size is 0; pass truncate=True", "batch_size is 0; pass --truncate"),
         ],
     )
-    def test_options_are_named_as_they_are_typed(self, typed: list[str], message: str, shown: str) -> None:
+    def test_options_are_named_as_they_are_typed(self, typed, message, shown):
         shown = (shown or message).format(typed[0].partition("=")[0] if typed else "")
         assert with_options(message, typed) == shown
 
@@ -497,7 +495,7 @@ class TestNamesOfOptions:
             ("lower num_layers", "lower num_layers"),
         ],
     )
-    def test_an_option_that_is_not_typed_is_named_where_it_can_only_be_one(self, message: str, shown: str) -> None:
+    def test_an_option_that_is_not_typed_is_named_where_it_can_only_be_one(self, message, shown):
         known = (
             "--batch-size",
             "--evaluation.batch-size",
@@ -530,5 +528,5 @@ class TestNamesOfOptions:
         ("prepare pairs --ot x", "no option --ot; did you mean --out? `bridgetower prepare pairs --help` lists all"),
     ],
 )
-def test_what_was_perhaps_meant(refused: Callable[..., str], arguments: str, message: str) -> None:
+def test_what_was_perhaps_meant(refused, arguments, message):
     assert message in refused(*arguments.split())

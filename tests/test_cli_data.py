@@ -1,9 +1,6 @@
 """`bridgetower prepare SET`: every set has its verb, and says what files it takes; `bridgetower inspect`."""
 
 import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -38,11 +35,11 @@ NOT_NEEDED = {
 """Files and folders of the miniatures that the help of a set does not name."""
 
 
-def test_every_set_is_here() -> None:
+def test_every_set_is_here():
     assert LAYOUTS.keys() == {name for name, each in DATASETS.items() if each.fill}
 
 
-def test_prepares(run: Callable[..., list[Any]], tmp_path: Path) -> None:
+def test_prepares(run, tmp_path):
     write_visual_genome(tmp_path / "in")
     write_coco(tmp_path / "in")
     write_json(tmp_path / "in" / "answers.json", list(ANSWERS))
@@ -52,7 +49,7 @@ def test_prepares(run: Callable[..., list[Any]], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_help_names_the_files(name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_help_names_the_files(name, capsys, tmp_path):
     with pytest.raises(SystemExit):
         cli.main(["prepare", name, "--help"])
     text = capsys.readouterr().out
@@ -61,7 +58,7 @@ def test_help_names_the_files(name: str, capsys: pytest.CaptureFixture[str], tmp
     assert [word for word in expected - NOT_NEEDED if word not in text] == []
 
 
-def test_arrow(run: Callable[..., list[Any]], tmp_path: Path) -> None:
+def test_arrow(run, tmp_path):
     write_nlvr2_arrow(tmp_path / "arrows")
     write_vg_arrow(tmp_path / "arrows")
     printed = run("prepare", "arrow", "--source", tmp_path / "arrows", "--out", tmp_path / "out")
@@ -75,7 +72,7 @@ def test_arrow(run: Callable[..., list[Any]], tmp_path: Path) -> None:
     ]
 
 
-def test_errors(refused: Callable[..., str], tmp_path: Path) -> None:
+def test_errors(refused, tmp_path):
     source, out = tmp_path / "nowhere", tmp_path / "set"
     assert "nowhere.csv" in refused("prepare", "pairs", tmp_path / "nowhere.csv", "--out", out)
     assert "give the folder with the original files of coco" in refused(
@@ -88,13 +85,13 @@ def test_errors(refused: Callable[..., str], tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path):
     write_vqav2(tmp_path / "vqa")
     prepare_set("vqav2", tmp_path / "vqa", tmp_path / "out")
     return tmp_path / "out"
 
 
-def test_inspect_json_and_page(run: Callable[..., list[Any]], folder: Path, tmp_path: Path) -> None:
+def test_inspect_json_and_page(run, folder, tmp_path):
     (printed,) = run("inspect", folder, "--html", tmp_path / "page.html", "--num-samples", 2, "--check")
     train = printed["splits"]["train"]
     assert (printed["name"], printed["kind"], train["images"], train["texts"]) == ("vqav2", "vqa", 7, 28)
@@ -105,7 +102,7 @@ def test_inspect_json_and_page(run: Callable[..., list[Any]], folder: Path, tmp_
     assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
 
 
-def test_inspect_tables(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inspect_tables(folder, capsys, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     cli.main(["inspect", str(folder)])
     text = capsys.readouterr().out

@@ -4,9 +4,6 @@ import hashlib
 import re
 import shutil
 import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
@@ -21,7 +18,7 @@ from videos import SAID, SRT, write_clip
 
 
 @pytest.fixture
-def photos(tmp_path: Path) -> Path:
+def photos(tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()
     for number, colour in enumerate(("red", "blue", "green")):
@@ -40,7 +37,7 @@ class TestIndex:
         (second,) = run(*command, "--max-errors", 1, "--batch-size", 1)
         assert second["bad"] == ["'broken.png': it is empty (0 bytes); fetch the image again"]
 
-    def test_errors(self, refused: Callable[..., str], tiny_checkpoint: Path, photos: Path, tmp_path: Path) -> None:
+    def test_errors(self, refused, tiny_checkpoint, photos, tmp_path):
         command = ("index", photos, "--out", tmp_path / "photos.lance", "--model", tiny_checkpoint)
         (photos / "broken.png").write_text("")
         assert "1 bad item, allowed are 0 (--max-errors N allows more); the other 3 are in the" in refused(*command)
@@ -58,7 +55,7 @@ class TestIndex:
 
 class TestSearch:
     @pytest.fixture
-    def index(self, run: Callable[..., list[Any]], tiny_checkpoint: Path, photos: Path, tmp_path: Path) -> Path:
+    def index(self, run, tiny_checkpoint, photos, tmp_path):
         (photos / "red.txt").write_text("[bold]\x1b[2J\nwine\n")
         run("index", photos, "--out", tmp_path / "photos.lance", "--model", tiny_checkpoint)
         return tmp_path / "photos.lance"
@@ -143,14 +140,14 @@ class TestDemo:
     """Where the demo has run, the word demo names its model and its index."""
 
     @pytest.fixture
-    def demo(self, tiny_dataset: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    def demo(self, tiny_dataset, tiny_checkpoint, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         shutil.copytree(tiny_checkpoint, trained_model(FOLDER))
         write_held_out({"shapes": tiny_dataset}, held_out_images(FOLDER))
         index_held_out(held_out_images(FOLDER), held_out_index(FOLDER), load(trained_model(FOLDER), device="cpu"))
         return tmp_path
 
-    def test_search(self, run: Callable[..., list[Any]], demo: Path, photos: Path, tmp_path: Path) -> None:
+    def test_search(self, run, demo, photos, tmp_path):
         run("index", photos, "--out", "photos.lance", "--model", "demo")
         assert len(run("search", "photos.lance", "red")) == 3
         hits = run("search", "demo", "red circle on black")

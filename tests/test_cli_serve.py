@@ -10,11 +10,9 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 import httpx
 import pytest
@@ -34,7 +32,7 @@ HEAP = 2**26  # bytes, the size and alignment of the address ranges that glibc r
 
 
 @contextmanager
-def heard(number: signal.Signals) -> Iterator[None]:
+def heard(number):
     """Lets processes that are started here hear a signal, even if a job in the background was told to ignore it."""
     before = signal.signal(number, signal.default_int_handler)
     try:
@@ -47,12 +45,7 @@ USERS = (sys.executable, "-m", "bridgetower")
 
 
 @contextmanager
-def process(
-    *arguments: str,
-    key: str | None = None,
-    stdout: IO[str] | None = None,
-    command: Sequence[str | Path] = USERS,
-) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
+def process(*arguments, key=None, stdout=None, command=USERS):
     """Starts the command and lends the process, the name of the model and its address."""
     environment = os.environ | ({} if key is None else {KEY: key})
     command = [*command, "serve", "--port", "0", *arguments]
@@ -118,7 +111,7 @@ def test_threads_share_their_memory(tiny_checkpoint):
         assert errors.rstrip().endswith("stopped")
 
 
-def spawned(parent: int) -> dict[int, set[int]]:
+def spawned(parent):
     """The processes that a process has spawned, with their cores."""
     found = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):

@@ -24,20 +24,20 @@ DOCKERFILE = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
 KEY = "sesame open"
 
 
-def said(command: list[str], **settings: str) -> str:
+def said(command, **settings):
     """What a command writes that must succeed."""
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | settings, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
-def option_names(command: str, capsys: pytest.CaptureFixture[str]) -> set[str]:
+def option_names(command, capsys):
     with pytest.raises(SystemExit):
         main([command, "--help"])
     return set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
 
 
-def served_with() -> list[list[str]]:
+def served_with():
     """The options of `bridgetower serve` in each file."""
     files = ("bridgetower.service", "compose.yaml", "Dockerfile")
     text = "\n".join((DEPLOY / name).read_text(encoding="utf-8") for name in files)

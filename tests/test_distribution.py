@@ -10,8 +10,6 @@ import sysconfig
 import tarfile
 import venv
 import zipfile
-from collections.abc import Callable
-from email.message import Message
 from pathlib import Path
 
 import pytest
@@ -26,7 +24,7 @@ SOURCE = ROOT / "src"
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
-def command(*arguments: str | Path) -> str:
+def command(*arguments):
     """Runs a command, which must succeed; returns what it prints."""
     done = subprocess.run(arguments, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, f"{arguments} failed:\n{done.stdout}\n{done.stderr}"
@@ -34,7 +32,7 @@ def command(*arguments: str | Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def built(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dist")
     command(sys.executable, "-m", "hatchling", "build", "--directory", folder)
     (wheel,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
@@ -42,17 +40,17 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def metadata(built: dict[str, Path]) -> Message:
+def metadata(built):
     with zipfile.ZipFile(built["wheel"]) as wheel:
         (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
         return email.message_from_bytes(wheel.read(name))
 
 
 @pytest.fixture
-def environment(tmp_path: Path) -> Callable[[Path], Path]:
+def environment(tmp_path):
     """Installs a file alone into a new environment, which sees the packages of this one; returns its programs."""
 
-    def installed(file: Path) -> Path:
+    def installed(file):
         venv.create(tmp_path / "environment", symlinks=True)
         python = tmp_path / "environment" / "bin" / "python"
         place = command(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
@@ -65,7 +63,7 @@ def environment(tmp_path: Path) -> Callable[[Path], Path]:
     return installed
 
 
-def test_the_wheel_has_every_file_of_the_package(built: dict[str, Path]) -> None:
+def test_the_wheel_has_every_file_of_the_package(built):
     files = {str(path.relative_to(SOURCE)) for path in (SOURCE / "bridgetower").rglob("*") if path.is_file()}
     with zipfile.ZipFile(built["wheel"]) as wheel:
         packaged = {name for name in wheel.namelist() if ".dist-info/" not in name}
@@ -73,18 +71,18 @@ def test_the_wheel_has_every_file_of_the_package(built: dict[str, Path]) -> None
     assert "bridgetower/py.typed" in packaged
 
 
-def test_the_sdist_has_what_it_is_built_from_and_no_tests(built: dict[str, Path]) -> None:
+def test_the_sdist_has_what_it_is_built_from_and_no_tests(built):
     with tarfile.open(built["sdist"]) as sdist:
         tops = {name.split("/")[1] for name in sdist.getnames()}
     assert {"CHANGELOG.md", "CITATION.cff", "LICENSE", "README.md", "docs", "pyproject.toml", "src"} <= tops
     assert "tests" not in tops
 
 
-def test_an_index_accepts_both(built: dict[str, Path]) -> None:
+def test_an_index_accepts_both(built):
     command(sys.executable, "-m", "twine", "check", "--strict", *built.values())
 
 
-def test_metadata(metadata: Message) -> None:
+def test_metadata(metadata):
     assert metadata["Version"] == bridgetower.__version__
     text = str(metadata.get_payload())
     assert text.startswith("# bridgetower")
@@ -96,9 +94,7 @@ def test_metadata(metadata: Message) -> None:
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("kind", ["wheel", "sdist"])
-def test_works_where_it_is_installed(
-    built: dict[str, Path], environment: Callable[[Path], Path], kind: str, tiny_checkpoint: Path
-) -> None:
+def test_works_where_it_is_installed(built, environment, kind, tiny_checkpoint):
     programs = environment(built[kind])
     place = command(programs / "python", "-c", "import bridgetower; print(bridgetower.__file__)").strip()
     assert Path(place).is_relative_to(programs.parent)

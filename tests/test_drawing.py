@@ -1,14 +1,12 @@
 """Images written as their names say, and texts that fit."""
 
-from pathlib import Path
-
 import pytest
 from PIL import Image
 
 from bridgetower.drawing import shortened, write_image
 
 
-def test_written_as_the_name_says(tmp_path: Path) -> None:
+def test_written_as_the_name_says(tmp_path):
     image = Image.new("RGB", (4, 4))
     write_image(tmp_path / "a.jpg", image)
     assert Image.open(tmp_path / "a.jpg").format == "JPEG"
@@ -17,6 +15,6 @@ def test_written_as_the_name_says(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.jpg"]
 
 
-def test_a_line_is_cut_to_its_length() -> None:
+def test_a_line_is_cut_to_its_length():
     assert shortened("a dog\n and cats", 12) == "a dog and c…"
     assert shortened("a dog", 5) == "a dog"

@@ -12,7 +12,6 @@ import stat
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from unittest.mock import Mock
@@ -43,17 +42,17 @@ class PlannedError(Exception):
     """What a test raises while a file is written."""
 
 
-def contents(folder: Path) -> dict[str, bytes]:
+def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def fail(path: Path, error: BaseException) -> None:
+def fail(path, error):
     path.write_bytes(b"half of the n")
     raise error
 
 
 @contextmanager
-def child(work: Callable[[], object]) -> Iterator[None]:
+def child(work):
     """A process that does some work, tells so, and lives on until it is killed in the end."""
     reading, writing = os.pipe()
     process = os.fork()
@@ -70,7 +69,7 @@ def child(work: Callable[[], object]) -> Iterator[None]:
 
 
 class TestReplacing:
-    def test_new_content_appears_only_at_the_end(self, tmp_path: Path) -> None:
+    def test_new_content_appears_only_at_the_end(self, tmp_path):
         path = tmp_path / "deep" / "er" / "a.bin"
         with replacing(path) as temporary:
             assert temporary.parent.parent == path.parent
@@ -81,7 +80,7 @@ class TestReplacing:
         assert contents(path.parent) == {"a.bin": b"new"}
 
     @pytest.mark.parametrize("error", [PlannedError(), KeyboardInterrupt(), OSError(errno.ENOSPC, "full")])
-    def test_an_error_leaves_the_old_file_and_no_temporary(self, tmp_path: Path, error: BaseException) -> None:
+    def test_an_error_leaves_the_old_file_and_no_temporary(self, tmp_path, error):
         write_bytes(tmp_path / "a.bin", b"old")
         with pytest.raises(type(error)), replacing(tmp_path / "a.bin") as temporary:
             fail(temporary, error)
@@ -91,7 +90,7 @@ class TestReplacing:
         assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "a.bin"]
         assert (tmp_path / "a.bin").read_bytes() == b"old"
 
-    def test_what_other_programs_use_by_its_name_stays(self, tmp_path: Path) -> None:
+    def test_what_other_programs_use_by_its_name_stays(self, tmp_path):
         os.mkfifo(tmp_path / "pipe")
         (tmp_path / "redirected").write_bytes(b"old")
         with (tmp_path / "redirected").open() as file:
@@ -104,9 +103,7 @@ class TestReplacing:
             assert (tmp_path / "stdout").read_bytes() == b"old"
 
     @pytest.mark.parametrize("mode", [0o666, 0o600], ids=["", "private, as some libraries make them"])
-    def test_permissions_are_those_of_an_ordinary_file(
-        self, tmp_path: Path, mode: int, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_permissions_are_those_of_an_ordinary_file(self, tmp_path, mode, monkeypatch):
         """The umask is the whole process's: to ask for it is to set it, and other threads go on meanwhile."""
         umask = os.umask
         before = umask(0o027)
@@ -120,13 +117,11 @@ class TestReplacing:
             assert umask(before) == 0o027
         assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
 
-    def test_content_is_on_the_disk_before_it_gets_its_name(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_content_is_on_the_disk_before_it_gets_its_name(self, tmp_path, monkeypatch):
         path, synced = tmp_path / "a", []
         real = os.fsync
 
-        def fsync(descriptor: int) -> None:
+        def fsync(descriptor):
             synced.append((Path(f"/proc/self/fd/{descriptor}").readlink(), path.exists()))
             real(descriptor)
 
@@ -139,7 +134,7 @@ class TestReplacing:
 
 
 class TestNewFolder:
-    def test_appears_as_a_whole(self, tmp_path: Path) -> None:
+    def test_appears_as_a_whole(self, tmp_path):
         path = tmp_path / "deep" / "a"
         with new_folder(path) as temporary:
             write_text(temporary / "b", "new")
@@ -148,7 +143,7 @@ class TestNewFolder:
         assert [entry.name for entry in path.parent.iterdir()] == ["a"]
         assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(path.parent.stat().st_mode)
 
-    def test_takes_an_empty_folder_and_no_other(self, tmp_path: Path) -> None:
+    def test_takes_an_empty_folder_and_no_other(self, tmp_path):
         with pytest.raises(PlannedError), new_folder(tmp_path / "a") as temporary:
             fail(temporary / "b", PlannedError())
         assert list(tmp_path.iterdir()) == []
@@ -160,7 +155,7 @@ class TestNewFolder:
         assert contents(tmp_path / "a") == {"b": b"new"}
 
     @pytest.mark.parametrize("is_there", [True, False], ids=["empty", "missing"])
-    def test_a_link_to_an_empty_or_a_missing_folder(self, tmp_path: Path, is_there: bool) -> None:
+    def test_a_link_to_an_empty_or_a_missing_folder(self, tmp_path, is_there):
         disk = tmp_path / "disk"
         disk.mkdir()
         if is_there:
@@ -172,15 +167,13 @@ class TestNewFolder:
         assert (tmp_path / "link").is_symlink()
         assert contents(disk / "a") == contents(tmp_path / "link") == {"b": b"new"}
 
-    def test_of_two_at_once_the_first_stays(self, tmp_path: Path) -> None:
+    def test_of_two_at_once_the_first_stays(self, tmp_path):
         path = tmp_path / "a"
         with pytest.raises(FileExistsError, match="is not empty"), new_folder(path), new_folder(path) as temporary:
             write_text(temporary / "first", "new")
         assert contents(tmp_path / "a") == {"first": b"new"}
 
-    def test_the_working_directory_and_mount_points(
-        self, small_disk: Callable[[int], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_the_working_directory_and_mount_points(self, small_disk, tmp_path, monkeypatch):
         (tmp_path / "here").mkdir()
         monkeypatch.chdir(tmp_path / "here")
         with new_folder(Path()) as temporary:
@@ -191,7 +184,7 @@ class TestNewFolder:
 
 
 class TestJson:
-    def test_round_trip(self, tmp_path: Path) -> None:
+    def test_round_trip(self, tmp_path):
         name = os.fsdecode(b"caf\xe9 \\udce9.png")  # is not UTF-8, and comes back whole
         write_json(tmp_path / "a.json", {name: ["größer", 1, None]})
         assert (tmp_path / "a.json").read_bytes().decode().count(r"caf\udce9 \\udce9.png") == 1
@@ -216,7 +209,7 @@ class TestJson:
             *((content, "expected a JSON object") for content in (b"[]", b"3", b"null", b'"a"')),
         ],
     )
-    def test_what_is_no_object(self, tmp_path: Path, content: bytes, message: str) -> None:
+    def test_what_is_no_object(self, tmp_path, content, message):
         (tmp_path / "x.json").write_bytes(content)
         with pytest.raises(ValueError, match=rf"x\.json .*{message}"):
             read_json(tmp_path / "x.json")
@@ -224,13 +217,13 @@ class TestJson:
 
 class TestLeftovers:
     @pytest.fixture
-    def killed(self, tmp_path: Path) -> Callable[[str], None]:
+    def killed(self, tmp_path):
         """Lets a process write something half."""
 
-        def call(name: str) -> None:
+        def call(name):
             written = replacing(tmp_path / name)
 
-            def write() -> None:
+            def write():
                 temporary = written.__enter__()
                 temporary.write_bytes(b"half")
                 (temporary.parent / ".tmpOfALibrary").write_bytes(b"half")
@@ -240,7 +233,7 @@ class TestLeftovers:
 
         return call
 
-    def test_are_removed_and_nothing_else(self, tmp_path: Path, killed: Callable[[str], None]) -> None:
+    def test_are_removed_and_nothing_else(self, tmp_path, killed):
         write_bytes(tmp_path / "a.bin", b"old")
         (tmp_path / ".hidden").write_bytes(b"mine")
         killed("a.bin")
@@ -250,7 +243,7 @@ class TestLeftovers:
         remove_leftovers(tmp_path / "missing")
         assert contents(tmp_path) == {"a.bin": b"old", ".hidden": b"mine"}
 
-    def test_what_is_being_written_stays(self, tmp_path: Path) -> None:
+    def test_what_is_being_written_stays(self, tmp_path):
         with replacing(tmp_path / "a") as temporary:
             temporary.write_bytes(b"new")
             remove_leftovers(tmp_path)
@@ -259,7 +252,7 @@ class TestLeftovers:
         assert (tmp_path / "a").read_bytes() == b"new"
         assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "c"]
 
-    def test_are_removed_by_the_next_one_that_writes_it(self, tmp_path: Path, killed: Callable[[str], None]) -> None:
+    def test_are_removed_by_the_next_one_that_writes_it(self, tmp_path, killed):
         killed("model")
         with new_folder(tmp_path / "model") as temporary:
             assert list(tmp_path.iterdir()) == [temporary.parent]
@@ -268,7 +261,7 @@ class TestLeftovers:
         assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_the_name_that_a_temporary_folder_stands_for(tmp_path: Path) -> None:
+def test_the_name_that_a_temporary_folder_stands_for(tmp_path):
     with replacing(tmp_path / "run.json") as temporary:
         temporary.write_text("{}")
         assert intended_name(temporary.parent) == "run.json" != temporary.parent.name
@@ -277,7 +270,7 @@ def test_the_name_that_a_temporary_folder_stands_for(tmp_path: Path) -> None:
 
 
 class TestLock:
-    def test_one_at_a_time(self, tmp_path: Path) -> None:
+    def test_one_at_a_time(self, tmp_path):
         (tmp_path / "a").symlink_to(tmp_path / "b")
         message = r"/a is a link to .*/b, which is not there; make that folder"
         with pytest.raises(FileNotFoundError, match=message), locked(tmp_path / "a"):
@@ -292,7 +285,7 @@ class TestLock:
         with locked(tmp_path / "new"):
             pass
 
-    def test_is_let_go_by_a_killed_process_but_not_for_its_children(self, tmp_path: Path) -> None:
+    def test_is_let_go_by_a_killed_process_but_not_for_its_children(self, tmp_path):
         held = locked(tmp_path)
         with child(held.__enter__), pytest.raises(FileExistsError, match="another process"), locked(tmp_path):
             pytest.fail("held twice")
@@ -302,7 +295,7 @@ class TestLock:
             with locked(tmp_path):
                 pass
 
-    def test_of_a_folder_that_was_removed_while_waiting_is_taken_anew(self, tmp_path: Path) -> None:
+    def test_of_a_folder_that_was_removed_while_waiting_is_taken_anew(self, tmp_path):
         folder, held, reading = tmp_path / "a", locked(tmp_path / "a", wait=True), threading.Event()
         with ExitStack() as stack:
             with locked(folder):
@@ -315,7 +308,7 @@ class TestLock:
             with pytest.raises(FileExistsError, match="another process"), locked(folder):
                 pytest.fail("held twice")
 
-    def test_who_waits_says_so(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def test_who_waits_says_so(self, tmp_path, caplog):
         held = locked(tmp_path)
         with ExitStack() as stack, caplog.at_level("INFO"):
             stack.enter_context(child(held.__enter__))
@@ -323,7 +316,7 @@ class TestLock:
             with locked(tmp_path, wait=True):
                 assert f"another process works in {tmp_path}; waiting for it" in caplog.text
 
-    def test_where_there_are_no_locks(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_where_there_are_no_locks(self, tmp_path, monkeypatch):
         for number in (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK):
             error = OSError(number, os.strerror(number))
             monkeypatch.setattr(fcntl, "flock", Mock(side_effect=error))
@@ -335,11 +328,11 @@ class TestLock:
             write_text(tmp_path / "new" / "a", "new")
 
 
-def test_a_disk_that_is_only_read(small_disk: Callable[[int], Path]) -> None:
+def test_a_disk_that_is_only_read(small_disk):
     disk = small_disk(64)
     write_bytes(disk / "a", b"old")
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-    writes: list[tuple[str, Callable[[Path], object]]] = [
+    writes = [
         ("a", lambda path: write_bytes(path, b"new")),
         ("b", lambda path: new_folder(path).__enter__()),
         ("c", lambda path: locked(path).__enter__()),
@@ -352,7 +345,7 @@ def test_a_disk_that_is_only_read(small_disk: Callable[[int], Path]) -> None:
 
 
 class TestFullDisk:
-    def test_bytes(self, small_disk: Callable[[int], Path]) -> None:
+    def test_bytes(self, small_disk):
         disk = small_disk(256)
         write_bytes(disk / "a", b"o" * 100_000)
         message = rf"^{disk}/a could not be written \(No space left on device\); make room on the disk$"
@@ -364,19 +357,19 @@ class TestFullDisk:
         write_bytes(disk / "a", b"n" * 100_000)
         assert contents(disk) == {"a": b"n" * 100_000}
 
-    def test_a_folder_is_named_as_it_was_to_be_called(self, small_disk: Callable[[int], Path]) -> None:
+    def test_a_folder_is_named_as_it_was_to_be_called(self, small_disk):
         disk = small_disk(256)
         message = rf"^{disk}/a could not be written \(No space left on device\); make"
         with pytest.raises(OSError, match=message), new_folder(disk / "a") as temporary:
             write_bytes(temporary / "b", b"n" * 300_000)
         assert contents(disk) == {}
 
-    def test_other_errors_stay_as_they_are(self, tmp_path: Path) -> None:
+    def test_other_errors_stay_as_they_are(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="missing"), replacing(tmp_path / "a"):
             (tmp_path / "missing").read_bytes()
 
     @pytest.mark.parametrize("call", ["fsync", "replace"])
-    def test_wherever_the_disk_is_found_full(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    def test_wherever_the_disk_is_found_full(self, tmp_path, monkeypatch, call):
         write_bytes(tmp_path / "a", b"old")
 
         monkeypatch.setattr(os, call, Mock(side_effect=OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
@@ -386,14 +379,14 @@ class TestFullDisk:
         assert contents(tmp_path) == {"a": b"old"}
 
 
-def test_space_is_required_before_something_is_written(small_disk: Callable[[int], Path]) -> None:
+def test_space_is_required_before_something_is_written(small_disk):
     disk = small_disk(64)
     require_space(disk, 2**15, "some files")
     with pytest.raises(OSError, match=r"some files take 3\.0 GiB, but the disk of .* has 0\.0 GiB left; make room or"):
         require_space(disk, 3 * 2**30, "some files")
 
 
-def test_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_cache_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "bridgetower"
     monkeypatch.setenv("XDG_CACHE_HOME", "")
@@ -413,12 +406,12 @@ SHOWN = r"a\u001b]0;owned\u0007\u009b2J\u202egnp.exe\u2028\u000d\u007f\u0000"
         ("\udcff", r"\udcff"),
     ],
 )
-def test_what_is_not_seen_is_made_visible(text: str, shown: str) -> None:
+def test_what_is_not_seen_is_made_visible(text, shown):
     assert visible(text) == one_line(text) == shown
     assert (visible("a\nb"), one_line("a\nb")) == ("a\nb", r"a\nb")
 
 
-def test_json_shows_it_and_is_the_same() -> None:
+def test_json_shows_it_and_is_the_same():
     written = json_text({HOSTILE: [HOSTILE]})
     assert json.loads(written) == {HOSTILE: [HOSTILE]}
     assert visible(written) == written

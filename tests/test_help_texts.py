@@ -22,18 +22,18 @@ CONFIGS = [
 ]
 
 
-def described(docstring: str | None) -> list[str]:
+def described(docstring):
     """Names with an entry of their own under "Attributes"."""
     _, _, attributes = (docstring or "").partition("Attributes:\n")
     return re.findall(r"^ {8}(\w+): \S", attributes, re.MULTILINE)
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_every_own_field_has_an_entry_in_order(config: type) -> None:
+def test_every_own_field_has_an_entry_in_order(config):
     inherited = {item.name for base in config.__bases__ if is_dataclass(base) for item in fields(base)}
     own = [name for name in described(config.__doc__) if name not in inherited]
     assert own == [item.name for item in fields(config) if item.name not in inherited]
 
 
-def test_control_fields_that_share_an_entry_are_missed() -> None:
+def test_control_fields_that_share_an_entry_are_missed():
     assert described("X.\n\n    Attributes:\n        a, b: Two.\n        c: One.\n") == ["c"]

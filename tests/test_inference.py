@@ -1,18 +1,16 @@
 """Distributions at masks, and the ranking of two stages; serve/test_forward.py has batches of items of all kinds."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor
 
 from bridgetower.inference import Item, top_words, two_stage_order
-from bridgetower.predictor import Predictor, load
+from bridgetower.predictor import load
 from served import PNGS
 
 
 @pytest.fixture(scope="module")
-def predictor(tiny_checkpoint: Path) -> Predictor:
+def predictor(tiny_checkpoint):
     return load(tiny_checkpoint, device="cpu")
 
 
@@ -26,13 +24,11 @@ def predictor(tiny_checkpoint: Path) -> Predictor:
         ([], [], []),
     ],
 )
-def test_what_was_matched_comes_first_then_the_nearest(
-    cosine: list[float], match: list[float], order: list[int]
-) -> None:
+def test_what_was_matched_comes_first_then_the_nearest(cosine, match, order):
     assert two_stage_order(torch.tensor(cosine), torch.tensor(match)).tolist() == order
 
 
-def test_queries_are_ranked_each_on_its_own() -> None:
+def test_queries_are_ranked_each_on_its_own():
     generator = torch.Generator().manual_seed(0)
     cosine, match = torch.rand(2, 4, 6, generator=generator).unbind()
     match[match < 0.5] = torch.nan
@@ -40,7 +36,7 @@ def test_queries_are_ranked_each_on_its_own() -> None:
     assert torch.equal(two_stage_order(cosine, match), torch.stack(rows))
 
 
-def test_distributions_at_masks_are_those_that_words_are_taken_from(predictor: Predictor) -> None:
+def test_distributions_at_masks_are_those_that_words_are_taken_from(predictor):
     texts = ["a <mask> on <mask>", "<mask> bar"]
     ids = [tuple(tokens) for tokens in predictor.processor.token_ids(texts)]
     images = [predictor.processor.resize(content) for content in PNGS[:2]]

@@ -7,7 +7,6 @@ import sys
 import tomllib
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
@@ -25,25 +24,25 @@ TOO_NEW = {
 }
 
 
-def requirements(lines: list[str]) -> dict[str, Requirement]:
+def requirements(lines):
     """Requirements by name, without those on the project's own extras."""
     found = [Requirement(line) for line in lines]
     return {requirement.name: requirement for requirement in found if requirement.name != "bridgetower"}
 
 
-def bound(requirement: Requirement, operator: str) -> Version:
+def bound(requirement, operator):
     """The version after `operator`, which may stand only once."""
     (version,) = [specifier.version for specifier in requirement.specifier if specifier.operator == operator]
     return Version(version)
 
 
 @pytest.fixture(scope="module")
-def project() -> dict[str, Any]:
+def project():
     return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 @pytest.fixture(scope="module")
-def required(project: dict[str, Any]) -> dict[str, Requirement]:
+def required(project):
     """All that is needed to run the package and its tests."""
     extras = [line for lines in project["optional-dependencies"].values() for line in lines]
     found = requirements(project["dependencies"] + extras)
@@ -51,22 +50,22 @@ def required(project: dict[str, Any]) -> dict[str, Requirement]:
 
 
 @pytest.fixture(scope="module")
-def lowest() -> list[str]:
+def lowest():
     return (ROOT / "tests" / "lowest.txt").read_text().splitlines()
 
 
-def test_every_requirement_stands_at_its_lower_bound(required: dict[str, Requirement], lowest: list[str]) -> None:
+def test_every_requirement_stands_at_its_lower_bound(required, lowest):
     pins = {name: bound(requirement, "==") for name, requirement in requirements(lowest).items()}
     assert pins == {name: bound(requirement, ">=") for name, requirement in required.items()}
 
 
-def test_one_pin_a_line_in_order(lowest: list[str]) -> None:
+def test_one_pin_a_line_in_order(lowest):
     assert lowest == sorted(lowest, key=lambda line: line.partition("==")[0])
     assert len(requirements(lowest)) == len(lowest)
     assert all(str(Requirement(line).specifier) == f"=={bound(Requirement(line), '==')}" for line in lowest)
 
 
-def test_the_names_left_out_are_required(project: dict[str, Any]) -> None:
+def test_the_names_left_out_are_required(project):
     extras = [line for lines in project["optional-dependencies"].values() for line in lines]
     assert requirements(extras).keys() >= TOOLS | TOO_NEW
 
@@ -81,10 +80,10 @@ def test_temporary_files_of_processes_lie_below_the_folder_of_the_tests(tmp_path
         assert len(place) < 70  # leaves room for the name of a socket
 
 
-def test_names_of_files_that_are_no_text_can_be_reported() -> None:
+def test_names_of_files_that_are_no_text_can_be_reported():
     logging.getLogger("bridgetower").error("caf\udce9.png is bad")  # would end a process of pytest-xdist
 
 
-def test_no_two_test_files_share_a_name() -> None:
+def test_no_two_test_files_share_a_name():
     names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
     assert [name for name, count in names.items() if count > 1] == []  # pytest could not collect both in one run

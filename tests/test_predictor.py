@@ -4,10 +4,7 @@ import gc
 import io
 import pickle
 import sys
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 import bridgetower
-from bridgetower.checkpoints import Checkpoint, read_checkpoint
+from bridgetower.checkpoints import read_checkpoint
 from bridgetower.engines import engine
 from bridgetower.engines.engine import TorchEngine
 from bridgetower.model.fusion import Encoded
@@ -33,18 +30,18 @@ class PlannedError(Exception):
 
 
 @pytest.fixture(scope="module")
-def predictor(tiny_checkpoint: Path) -> Predictor:
+def predictor(tiny_checkpoint):
     return load(tiny_checkpoint, device="cpu")
 
 
 @pytest.fixture(scope="module")
-def arrays() -> list[np.ndarray]:
+def arrays():
     rng = np.random.default_rng(0)
     return [rng.integers(0, 256, shape, dtype=np.uint8) for shape in ((24, 24, 3), (30, 20, 3), (20, 40, 3))]
 
 
 @pytest.fixture(scope="module")
-def files(arrays: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def files(arrays, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")
     paths = [folder / f"{number}.png" for number in range(len(arrays))]
     for path, array in zip(paths, arrays, strict=True):
@@ -52,7 +49,7 @@ def files(arrays: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) ->
     return paths
 
 
-def assert_same(found: Any, expected: Any) -> None:
+def assert_same(found, expected):
     assert len(found) == len(expected) == 3
     if isinstance(found, Tensor):
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
@@ -62,7 +59,7 @@ def assert_same(found: Any, expected: Any) -> None:
         ]
 
 
-def results(model: Predictor, files: list[Path], **how: Any) -> list[Tensor]:
+def results(model, files, **how):
     """Vectors of images, texts and pairs, and how well these match, and all with each other."""
     return [
         model.embed_images(files, **how),
@@ -74,10 +71,10 @@ def results(model: Predictor, files: list[Path], **how: Any) -> list[Tensor]:
 
 
 @pytest.fixture
-def without(tiny_checkpoint: Path) -> Callable[[str], Predictor]:
+def without(tiny_checkpoint):
     """Makes a predictor whose model lacks a head."""
 
-    def make(head: str) -> Predictor:
+    def make(head):
         checkpoint = read_checkpoint(tiny_checkpoint)
         config = checkpoint.config.override({f"heads.{head}": None if head == "itc" else False})
         tensors = {name: tensor for name, tensor in checkpoint.tensors.items() if not name.startswith(f"{head}_head")}
@@ -88,10 +85,8 @@ def without(tiny_checkpoint: Path) -> Callable[[str], Predictor]:
 
 
 class TestInputs:
-    def test_every_kind_of_picture_gives_the_same_vectors(
-        self, predictor: Predictor, files: list[Path], arrays: list[np.ndarray]
-    ) -> None:
-        kinds: dict[str, list[Any]] = {
+    def test_every_kind_of_picture_gives_the_same_vectors(self, predictor, files, arrays):
+        kinds = {
             "path": list(files),
             "string": list(map(str, files)),
             "bytes": [path.read_bytes() for path in files],
@@ -118,21 +113,21 @@ class TestInputs:
         assert torch.equal(predictor.embed_images(several), expected)
         assert torch.equal(predictor.embed_images(torch.from_numpy(several).permute(0, 3, 1, 2)), expected)
 
-    def test_a_url_without_an_image(self, predictor: Predictor, tmp_path: Path) -> None:
+    def test_a_url_without_an_image(self, predictor, tmp_path):
         with pytest.raises(FileNotFoundError, match="no file at file:///"):
             predictor.embed_images((tmp_path / "nothing.png").as_uri())
         with pytest.raises(ValueError, match="is a URL, which is not fetched here; give it to a method of a predictor"):
             predictor.processor.images(["https://example.com/a.png"])
 
-    def test_one_goes_with_all_of_the_others(self, predictor: Predictor, files: list[Path]) -> None:
-        calls: list[Callable[..., Any]] = [predictor.match, predictor.embed_pairs, predictor.fill_mask]
+    def test_one_goes_with_all_of_the_others(self, predictor, files):
+        calls = [predictor.match, predictor.embed_pairs, predictor.fill_mask]
         for call, texts in zip(calls, (TEXTS, TEXTS, MASKED), strict=True):
             for one in (files[0], files[:1]):
                 assert_same(call(one, texts), call([files[0]] * 3, texts))
             for word in (texts[1], texts[1:2]):
                 assert_same(call(files, word), call(files, [texts[1]] * 3))
 
-    def test_texts_are_batched_by_length_and_come_back_in_order(self, predictor: Predictor) -> None:
+    def test_texts_are_batched_by_length_and_come_back_in_order(self, predictor):
         texts = [TEXTS[2], "red", TEXTS[0], "blue", "a bar", TEXTS[2] + " and a bar"]
         vectors = predictor.embed_texts(texts, batch_size=2)
         alone = torch.cat([predictor.embed_texts(text) for text in texts])
@@ -141,7 +136,7 @@ class TestInputs:
 
 
 class TestResults:
-    def test_are_those_of_the_model(self, predictor: Predictor, files: list[Path]) -> None:
+    def test_are_those_of_the_model(self, predictor, files):
         model, processor = predictor.model, predictor.processor
         pixel_values, text = processor.images(files), processor.texts(TEXTS)
         with torch.no_grad():
@@ -153,30 +148,30 @@ class TestResults:
             torch.testing.assert_close(result, wanted, atol=1e-5, rtol=0)
             assert result.dtype == torch.float32
 
-    def test_batch_size_and_processes_change_nothing(self, predictor: Predictor, files: list[Path]) -> None:
+    def test_batch_size_and_processes_change_nothing(self, predictor, files):
         for size in (1, 2):
             for one, other in zip(results(predictor, files), results(predictor, files, batch_size=size), strict=True):
                 torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
-        given: list[Any] = [*files, Image.open(files[0]), files[0].read_bytes(), files[0]]
+        given = [*files, Image.open(files[0]), files[0].read_bytes(), files[0]]
         alone = predictor.embed_images(given, batch_size=2)
         assert torch.equal(predictor.embed_images(given, batch_size=2, num_workers=2), alone)
         assert torch.equal(alone[0], alone[-1])
         scores = predictor.match(files, TEXTS, all_pairs=True, batch_size=2)
         assert torch.equal(predictor.match(files, TEXTS, all_pairs=True, batch_size=2, num_workers=2), scores)
 
-    def test_all_pairs_are_pair_by_pair(self, predictor: Predictor, files: list[Path]) -> None:
+    def test_all_pairs_are_pair_by_pair(self, predictor, files):
         texts = [*TEXTS, "yellow"]
         scores = predictor.match(files, texts, all_pairs=True)
         expected = torch.stack([torch.cat([predictor.match(file, text) for text in texts]) for file in files])
         torch.testing.assert_close(scores, expected, atol=1e-5, rtol=0)
         assert expected.std() > 1e-3
 
-    def test_items_are_encoded_once(self, predictor: Predictor, files: list[Path]) -> None:
+    def test_items_are_encoded_once(self, predictor, files):
         expected = predictor.embed_pairs([files[1], files[0], files[0]], TEXTS)
         first, second = map(predictor.processor.prepare, files[:2])
-        counts: dict[Any, int] = {predictor.model.vision: 0, predictor.model.text: 0}
+        counts = {predictor.model.vision: 0, predictor.model.text: 0}
 
-        def count(module: Any, inputs: Any, output: Any) -> None:
+        def count(module, inputs, output):
             counts[module] += len(inputs[0])
 
         hooks = [tower.register_forward_hook(count) for tower in counts]
@@ -188,13 +183,13 @@ class TestResults:
             hook.remove()
         torch.testing.assert_close(vectors, expected, atol=1e-5, rtol=0)
 
-    def test_all_pairs_in_little_memory(self, predictor: Predictor, arrays: list[np.ndarray]) -> None:
+    def test_all_pairs_in_little_memory(self, predictor, arrays):
         images = [np.roll(array, shift, axis=0) for array in arrays for shift in range(8)]
         texts = [f"{text}{' a' * number}" for text in TEXTS for number in range(8)]
-        held: list[int] = []
+        held = []
 
-        def measure(*_: Any) -> None:
-            sizes: list[int] = []
+        def measure(*_):
+            sizes = []
             for each in gc.get_objects():
                 if type(each) is Encoded:
                     each.map(lambda tensor: sizes.append(tensor.nbytes) or tensor)
@@ -212,14 +207,14 @@ class TestResults:
         assert whole.std() > 1e-3
         assert max(held) < 4 * room < most / 2
 
-    def test_half_of_the_memory_is_for_encoded_images(self, predictor: Predictor, arrays: list[np.ndarray]) -> None:
+    def test_half_of_the_memory_is_for_encoded_images(self, predictor, arrays):
         images = [np.roll(array, shift, axis=0) for array in arrays for shift in range(5)]
         with torch.inference_mode():
             one = predictor.engine.cache_image(predictor.model.encode_image(predictor.processor.images(images[:1])))
-        sizes: list[int] = []
+        sizes = []
         one.map(lambda tensor: sizes.append(tensor.nbytes) or tensor)
         taken = sum(sizes) - one.cls.nbytes
-        blocks: list[int] = []
+        blocks = []
         hook = predictor.model.vision.register_forward_hook(lambda _, inputs, __: blocks.append(len(inputs[0])))
         for bytes_, expected in ((2 * 4 * taken, [4, 4, 4, 3]), (2 * 4 * taken - 2, [3] * 5), (1, [1] * 15)):
             blocks.clear()
@@ -227,7 +222,7 @@ class TestResults:
             assert blocks == expected
         hook.remove()
 
-    def test_bfloat16_is_close(self, tiny_checkpoint: Path, predictor: Predictor, files: list[Path]) -> None:
+    def test_bfloat16_is_close(self, tiny_checkpoint, predictor, files):
         coarse = load(tiny_checkpoint, device="cpu", precision="bf16")
         pairs = list(zip(results(coarse, files), results(predictor, files), strict=True))
         for ours, exact in pairs:
@@ -236,19 +231,13 @@ class TestResults:
             assert not torch.equal(ours, exact)
         for vectors, _ in pairs[:3]:
             torch.testing.assert_close(vectors.norm(dim=1), torch.ones(3))
-        outputs: list[Tensor] = []  # of the head, which are not rounded again
+        outputs = []  # of the head, which are not rounded again
         coarse.model.head("itc").image.register_forward_hook(lambda *arguments: outputs.append(arguments[2]))
         vectors = coarse.embed_images(files)
         assert outputs[0].dtype == torch.bfloat16
         torch.testing.assert_close(vectors, F.normalize(outputs[0].float(), dim=-1), atol=1e-7, rtol=1e-6)
 
-    def test_the_bar_leaves_standard_output_alone(
-        self,
-        predictor: Predictor,
-        files: list[Path],
-        capsys: pytest.CaptureFixture[str],
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
+    def test_the_bar_leaves_standard_output_alone(self, predictor, files, capsys, monkeypatch):
         monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes this for a terminal
         shown = predictor.embed_images(files, batch_size=1, progress=True)
         captured = capsys.readouterr()
@@ -256,12 +245,12 @@ class TestResults:
         assert "batches" in captured.err
         assert torch.equal(shown, predictor.embed_images(files, batch_size=1))
 
-    def test_few_calls_lead_to_the_fusion_encoder(self, predictor: Predictor, files: list[Path]) -> None:
-        called: list[str] = []
+    def test_few_calls_lead_to_the_fusion_encoder(self, predictor, files):
+        called = []
 
-        def look(*_: Any) -> None:
+        def look(*_):
             frame = sys._getframe()
-            while frame := frame.f_back:  # type: ignore[assignment]
+            while frame := frame.f_back:
                 if "bridgetower" in frame.f_globals["__name__"]:
                     called.append(frame.f_code.co_qualname)
 
@@ -270,14 +259,14 @@ class TestResults:
         hook.remove()
         assert len(called) <= 6, called
 
-    def test_other_image_size(self, tiny_checkpoint: Path, files: list[Path]) -> None:
+    def test_other_image_size(self, tiny_checkpoint, files):
         larger = load(tiny_checkpoint, device="cpu", image_size=40)
         assert larger.model.config.vision.image_size == larger.processor.config.image_size == 40
         assert larger.embed_images(files).shape == (3, 8)
 
 
 class TestFillMask:
-    def test_ranks_the_vocabulary(self, predictor: Predictor, files: list[Path]) -> None:
+    def test_ranks_the_vocabulary(self, predictor, files):
         text = "a <mask> that is <mask> on black"
         candidates = predictor.fill_mask(files[0], text, top=3)
         assert [len(words) for words in candidates] == [3, 3]
@@ -292,15 +281,15 @@ class TestFillMask:
             decoded = [predictor.processor.decode([number]).strip() for number in best.indices.tolist()]
             assert [word.word for word in words] == decoded
 
-    def test_words_of_64_masks_at_most_are_ranked_at_once(self, predictor: Predictor, files: list[Path]) -> None:
-        rows: list[int] = []
+    def test_words_of_64_masks_at_most_are_ranked_at_once(self, predictor, files):
+        rows = []
         hook = predictor.model.head("mlm").register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
         filled = predictor.fill_mask(files[0], ["<mask> " * 10] * 15, top=1)
         hook.remove()
         assert sum(map(len, filled)) == sum(rows) == 150
         assert rows == [64, 64, 22]
 
-    def test_several_are_one_by_one(self, predictor: Predictor, files: list[Path]) -> None:
+    def test_several_are_one_by_one(self, predictor, files):
         texts = ["a <mask>", "a <mask> that is <mask> on a grey ground", "<mask> bar <mask> <mask>"]
         together = predictor.fill_mask(files, texts, top=2, batch_size=2)
         assert [len(masks) for masks in together] == [1, 2, 3]
@@ -314,7 +303,7 @@ class TestFillMask:
         other = predictor.fill_mask(files[::-1], texts, top=2)
         assert other[0][0][0].probability != pytest.approx(together[0][0][0].probability, abs=1e-5)
 
-    def test_errors(self, predictor: Predictor, files: list[Path], without: Callable[[str], Predictor]) -> None:
+    def test_errors(self, predictor, files, without):
         assert predictor.fill_mask(files[:1], ["a <mask>"]) == [predictor.fill_mask(files[0], "a <mask>")]
         long = "<mask> " + "red circle on black " * 30
         with pytest.raises(ValueError, match="truncate=True"):
@@ -333,8 +322,8 @@ class TestFillMask:
 
 
 class TestErrors:
-    def test_inputs(self, predictor: Predictor, files: list[Path]) -> None:
-        calls: list[tuple[Callable[[], Any], str]] = [
+    def test_inputs(self, predictor, files):
+        calls = [
             (lambda: predictor.embed_images([]), "no images given; expected at least one"),
             (lambda: predictor.embed_pairs([], TEXTS), "no images given"),
             (lambda: predictor.match([], TEXTS, all_pairs=True), "no images given"),
@@ -349,7 +338,7 @@ class TestErrors:
             with pytest.raises(ValueError, match=message):
                 call()
 
-    def test_missing_heads(self, files: list[Path], without: Callable[[str], Predictor]) -> None:
+    def test_missing_heads(self, files, without):
         with pytest.raises(ValueError, match=r"no contrastive \(ITC\) head"):
             without("itc").embed_images(files)
         with pytest.raises(ValueError, match=r"no contrastive \(ITC\) head"):
@@ -359,10 +348,10 @@ class TestErrors:
                 without("itm").match(files, TEXTS, all_pairs=all_pairs)
         assert without("itc").embed_pairs(files, TEXTS).shape == (3, 16)
 
-    def test_too_long_texts(self, predictor: Predictor, files: list[Path]) -> None:
+    def test_too_long_texts(self, predictor, files):
         long = "red circle on black " * 30
         limit = predictor.processor.config.max_length
-        calls: list[Callable[..., Tensor]] = [
+        calls = [
             lambda **options: predictor.embed_texts(["a", "b", long], batch_size=1, **options),
             lambda **options: predictor.embed_pairs(files, ["a", "b", long], batch_size=1, **options),
             lambda **options: predictor.match(files, ["a", "b", long], batch_size=1, **options),
@@ -374,9 +363,7 @@ class TestErrors:
             assert len(call(truncate=True)) == 3
 
     @pytest.mark.parametrize("num_workers", [0, 2])
-    def test_unreadable_pictures_are_numbered(
-        self, predictor: Predictor, files: list[Path], tmp_path: Path, num_workers: int
-    ) -> None:
+    def test_unreadable_pictures_are_numbered(self, predictor, files, tmp_path, num_workers):
         (tmp_path / "empty.png").write_bytes(b"")
         (tmp_path / "text.png").write_text("no picture")
         (tmp_path / "cut.png").write_bytes(files[0].read_bytes()[:-200])
@@ -389,7 +376,7 @@ class TestErrors:
             predictor.embed_images(tmp_path / "nothing.png", num_workers=num_workers)
 
     @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-    def test_a_picture_of_a_hundred_megapixels(self, predictor: Predictor) -> None:
+    def test_a_picture_of_a_hundred_megapixels(self, predictor):
         stream = io.BytesIO()
         Image.new("1", (10_000, 10_000)).save(stream, "PNG")
         with pytest.raises(ValueError, match="100000000 pixels, the limit is 64000000"):
@@ -397,7 +384,7 @@ class TestErrors:
 
 
 class TestEngines:
-    def test_give_the_same_results(self, exported: Path, predictor: Predictor, files: list[Path]) -> None:
+    def test_give_the_same_results(self, exported, predictor, files):
         pytest.importorskip("onnxruntime")
         other = load(exported, engine="onnxruntime")
         assert not isinstance(other.engine, TorchEngine)
@@ -407,10 +394,8 @@ class TestEngines:
         assert [word.word for word in ours[0]] == [word.word for word in theirs[0]]
         assert torch.equal(pickle.loads(pickle.dumps(other)).match(files, TEXTS), other.match(files, TEXTS))
 
-    def test_another_image_size_is_another_export(
-        self, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        def exporting(checkpoint: Checkpoint, cache: Path, *_: Any, **__: Any) -> Any:
+    def test_another_image_size_is_another_export(self, exported, tmp_path, monkeypatch):
+        def exporting(checkpoint, cache, *_, **__):
             assert (checkpoint.config.vision.image_size, cache) == (40, tmp_path)
             raise PlannedError
 
@@ -420,16 +405,14 @@ class TestEngines:
 
 
 class TestLoad:
-    def test_fast_decoding_is_another_preprocessing(
-        self, tiny_checkpoint: Path, predictor: Predictor, tmp_path: Path
-    ) -> None:
+    def test_fast_decoding_is_another_preprocessing(self, tiny_checkpoint, predictor, tmp_path):
         fast = load(tiny_checkpoint, device="cpu", fast_decode=True)
         assert fast.fingerprint != predictor.fingerprint
         Image.radial_gradient("L").resize((600, 400)).save(tmp_path / "large.jpg")
         off = (fast.embed_images(tmp_path / "large.jpg") - predictor.embed_images(tmp_path / "large.jpg")).abs()
         assert 0 < off.max() < 0.05
 
-    def test_a_checkpoint(self, tiny_checkpoint: Path) -> None:
+    def test_a_checkpoint(self, tiny_checkpoint):
         predictor = bridgetower.load(tiny_checkpoint)
         assert predictor.source == str(tiny_checkpoint)
         assert not predictor.model.training

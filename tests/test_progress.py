@@ -1,9 +1,7 @@
 """Progress: bars with a rate on a terminal, lines in the log elsewhere."""
 
 import io
-from pathlib import Path
 
-import pytest
 from rich.console import Console
 from rich.progress import Progress
 
@@ -11,17 +9,17 @@ from bridgetower import progress
 from bridgetower.progress import RateColumn, counted, counting, reading, step_bars
 
 
-def test_counted_passes_items_on() -> None:
+def test_counted_passes_items_on():
     assert list(counted(iter("abc"), "letters", shown=True)) == ["a", "b", "c"]
 
 
-def test_reading(tmp_path: Path) -> None:
+def test_reading(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"one\ntwo\n")
     with reading(tmp_path / "a.txt", shown=False) as file:
         assert list(file) == [b"one\n", b"two\n"]
 
 
-def test_rate_is_shown_per_second() -> None:
+def test_rate_is_shown_per_second():
     clock = iter([0.0, *[float(second) for second in range(100)]])
     bars = Progress(RateColumn(), get_time=lambda: next(clock))
     task = bars.add_task("", total=10_000)
@@ -30,14 +28,14 @@ def test_rate_is_shown_per_second() -> None:
     assert RateColumn().render(bars.tasks[0]).plain == "1,200/s"
 
 
-def test_rate_is_not_shown_before_there_is_one() -> None:
+def test_rate_is_not_shown_before_there_is_one():
     bars = Progress(RateColumn())
     bars.add_task("", total=3)
     assert RateColumn().render(bars.tasks[0]).plain == ""
 
 
-def test_shown_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    def output(terminal: bool) -> str:
+def test_shown_on_a_terminal_only(monkeypatch):
+    def output(terminal):
         stream = io.StringIO()
         monkeypatch.setattr(progress, "Console", lambda **_: Console(file=stream, force_terminal=terminal, width=80))
         list(counted(range(3), "letters", shown=True))

@@ -9,10 +9,10 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src"
 
 
-def imports(files: dict[str, str]) -> dict[str, set[str]]:
+def imports(files):
     """Returns the modules that each module imports when it or a function of it runs."""
 
-    def imported(node: ast.AST) -> set[str]:
+    def imported(node):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             return set()
         if isinstance(node, ast.ImportFrom) and node.module:
@@ -22,7 +22,7 @@ def imports(files: dict[str, str]) -> dict[str, set[str]]:
     return {name: (imported(ast.parse(text)) & files.keys()) - {name} for name, text in files.items()}
 
 
-def test_no_circles() -> None:
+def test_no_circles():
     names = {".".join(path.relative_to(SOURCE).with_suffix("").parts): path for path in SOURCE.rglob("*.py")}
     files = {name.removesuffix(".__init__"): path.read_text(encoding="utf-8") for name, path in names.items()}
     found = imports(files)
@@ -30,7 +30,7 @@ def test_no_circles() -> None:
     TopologicalSorter(found).prepare()
 
 
-def test_a_circle_inside_functions_is_found() -> None:
+def test_a_circle_inside_functions_is_found():
     files = {"a": "from b import f\n", "b": "def f():\n    from a import g\n"}
     with pytest.raises(CycleError):
         TopologicalSorter(imports(files)).prepare()

@@ -1,34 +1,32 @@
 """Classification by labels: as open_clip computes it, and the same in Python, on the command line and served."""
 
 import csv
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from bridgetower.cli import main
 from bridgetower.inference import TEMPLATES, prompts_of
-from bridgetower.predictor import Predictor, load
+from bridgetower.predictor import load
 from served import PNGS, URIS, error_of, running
 
 LABELS = ["red circle", "blue bar", "a {bar}"]
 
 
 @pytest.fixture(scope="module")
-def predictor(tiny_checkpoint: Path) -> Predictor:
+def predictor(tiny_checkpoint):
     return load(tiny_checkpoint, device="cpu")
 
 
-def probabilities(chosen: Any) -> dict[str, Any]:
+def probabilities(chosen):
     given = [one if isinstance(one, dict) else vars(one) for one in chosen]
     assert [one["probability"] for one in given] == sorted((one["probability"] for one in given), reverse=True)
     return {one["label"]: pytest.approx(one["probability"], abs=1e-5) for one in given}
 
 
 @pytest.mark.parametrize("templates", [TEMPLATES, ["a {} on the ground", "some {}"]])
-def test_labels_are_means_over_templates(predictor: Predictor, templates: list[str]) -> None:
+def test_labels_are_means_over_templates(predictor, templates):
     weights = []
     for label in LABELS:
         vectors = predictor.embed_texts([template.replace("{}", label) for template in templates])
@@ -61,26 +59,24 @@ def test_labels_are_means_over_templates(predictor: Predictor, templates: list[s
         ({}, "no classification head .*train classification; or give labels, which need none"),
     ],
 )
-def test_refusals(predictor: Predictor, arguments: dict[str, Any], message: str) -> None:
+def test_refusals(predictor, arguments, message):
     with pytest.raises(ValueError, match=message):
         predictor.classify(**{"images": PNGS[:1], **arguments})
 
 
-def test_prompts_of_a_label_stand_together() -> None:
+def test_prompts_of_a_label_stand_together():
     assert prompts_of(["{}", "b"], ["{}", "the {}"]) == ["{}", "the {}", "b", "the b"]
 
 
 class TestCommand:
     @pytest.fixture
-    def photos(self, tmp_path: Path) -> Path:
+    def photos(self, tmp_path):
         (tmp_path / "photos").mkdir()
         for number, content in enumerate(PNGS):
             (tmp_path / "photos" / f"{number}.png").write_bytes(content)
         return tmp_path / "photos"
 
-    def test_a_folder_files_and_a_table(
-        self, run: Callable[..., Any], capsys: pytest.CaptureFixture[str], predictor: Predictor, photos: Path
-    ) -> None:
+    def test_a_folder_files_and_a_table(self, run, capsys, predictor, photos):
         expected = [probabilities(chosen) for chosen in predictor.classify(PNGS, labels=LABELS)]
         files = sorted(photos.glob("*.png"))
         with (photos.parent / "table.csv").open("w", newline="") as file:
@@ -103,7 +99,7 @@ class TestCommand:
         rows = run(*command, "--max-errors", 1)
         assert [Path(row["image"]).name for row in rows] == ["0.png", "2.png"]
 
-    def test_bad_arguments(self, refused: Callable[..., str], predictor: Predictor, photos: Path) -> None:
+    def test_bad_arguments(self, refused, predictor, photos):
         for given, words in (
             ([photos], "no labels are given"),
             (["--texts", "a", "--labels", "a", "b"], "labels are compared with images alone"),
@@ -113,10 +109,10 @@ class TestCommand:
             assert words in refused("classify", predictor.source, *given)
 
 
-def test_served(predictor: Predictor, answering_checkpoint: Path) -> None:
+def test_served(predictor, answering_checkpoint):
     with running(predictor, max_items=20) as client:
 
-        def post(**body: Any) -> Any:
+        def post(**body):
             return client.post("/v1/classify", json=body)
 
         answer = post(images=URIS, labels=LABELS).json()

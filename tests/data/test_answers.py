@@ -46,21 +46,21 @@ class TestNormalForm:
             ("." * 40, "." * 8),  # only 32 are removed
         ],
     )
-    def test_reference_values_and_quirks(self, answer: str, expected: str) -> None:
+    def test_reference_values_and_quirks(self, answer, expected):
         assert normalise_answer(answer) == expected
 
     @given(st.text("abc .,-'1", max_size=12))
-    def test_no_outer_or_double_spaces(self, answer: str) -> None:
+    def test_no_outer_or_double_spaces(self, answer):
         normal = normalise_answer(answer)
         assert normal == " ".join(normal.split())
 
 
-def test_types() -> None:
+def test_types():
     found = [answer_type(answer) for answer in ("no", "12", "two", "yes it is")]
     assert found == ["yes/no", "number", "other", "other"]
 
 
-def test_a_score_is_the_rounded_mean_over_annotators_left_out() -> None:
+def test_a_score_is_the_rounded_mean_over_annotators_left_out():
     for count in range(11):
         others = [count - 1] * count + [count] * (10 - count)  # how many of the other nine agree
         mean = sum(min(1.0, max(0, agreeing) / 3) for agreeing in others) / 10
@@ -68,21 +68,21 @@ def test_a_score_is_the_rounded_mean_over_annotators_left_out() -> None:
     assert answer_score(2) == 0.6
 
 
-def test_targets_are_the_vocabulary_s_share_of_the_normalised_answers() -> None:
+def test_targets_are_the_vocabulary_s_share_of_the_normalised_answers():
     answers = ["Two", "2", "2.", "three", "a few", "the 2", "no idea", "3", "2", "2"]
     assert soft_targets(answers, {"2", "3", "few"}) == {"2": 1.0, "3": 0.6, "few": 0.3}
     assert soft_targets(answers, {"blue"}) == {}
     assert soft_targets(["Two."], {"2"}) == {"2": 1.0}
 
 
-def test_targets_of_few_annotators_are_shares() -> None:
+def test_targets_of_few_annotators_are_shares():
     assert soft_targets(["two", "few"], {"2"}) == {"2": 0.5}
     assert soft_targets(["two", "2", "few"], {"2", "few"}) == pytest.approx({"2": 2 / 3, "few": 1 / 3})
     assert soft_targets(["two"] * 3, {"2"}) == soft_targets(["two"] * 4, {"2"}) == {"2": 1.0}
     assert soft_targets(["two", "few", "few", "no"], {"2"}) == {"2": 0.3}
 
 
-def test_vocabulary_counts_normalised_answers_in_order_of_appearance() -> None:
+def test_vocabulary_counts_normalised_answers_in_order_of_appearance():
     choices = ["net", "two", *["Yes"] * 8, "2", "no", "yes.", *["net"] * 8]
     assert answer_vocabulary(choices) == ("net", "yes")
     assert answer_vocabulary(choices, min_count=2) == ("net", "2", "yes")

@@ -1,9 +1,7 @@
 """Batches: put together, with hidden words, and the order in which their keys come."""
 
 import math
-from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -11,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiny
-from bridgetower.data.batch import IGNORED, Batch, BatchKey, RankingBatch, StepSampler, derive_seed, joined, mask_tokens
+from bridgetower.data.batch import IGNORED, Batch, RankingBatch, StepSampler, derive_seed, joined, mask_tokens
 from bridgetower.data.config import MaskingConfig
 
 BOS, PAD, EOS, MASK = 0, 1, 2, 119
@@ -20,7 +18,7 @@ VOCAB = 120
 
 
 class TestJoined:
-    def test_captions_are_filled_up_to_the_longest(self) -> None:
+    def test_captions_are_filled_up_to_the_longest(self):
         parts = [tiny.caption_batch((0, 1), (3, 3), seed=1), tiny.caption_batch((2,), (5,), seed=2)]
         whole = joined(parts, seed=9)
         assert (whole.seed, whole.ids, len(whole)) == (9, ("0", "1", "2"), 3)
@@ -32,7 +30,7 @@ class TestJoined:
         assert whole.image_index.tolist() == [0, 1, 2]
         assert joined([tiny.caption_batch((n,), (4,)) for n in (0, 1)], seed=0).attention_mask is None
 
-    def test_several_texts_of_an_image_stay_together(self) -> None:
+    def test_several_texts_of_an_image_stay_together(self):
         parts = []
         for number, lengths in enumerate([(2, 4), (6, 3)]):
             ids, mask = tiny.texts(lengths, seed=number)
@@ -42,7 +40,7 @@ class TestJoined:
         assert whole.attention_mask is not None
         assert whole.attention_mask.sum(dim=1).tolist() == [2, 4, 6, 3]
 
-    def test_what_is_not_known_stays_unknown(self) -> None:
+    def test_what_is_not_known_stays_unknown(self):
         ids, mask = tiny.texts((3,))
         one = Batch(pixel_values=tiny.images(1), input_ids=ids, attention_mask=mask, ids=("a",))
         assert joined([one, replace(one, ids=("b",))], seed=0).labels is None
@@ -154,9 +152,9 @@ class TestMasking:
             MaskingConfig(**values)
 
 
-def keys(num_examples: int, steps: Iterable[int] = range(4), **values: Any) -> list[BatchKey]:
+def keys(num_examples, steps=range(4), **values):
     options = {"batch_size": 4, "micro_batches": 1, "seed": 0} | values
-    return list(StepSampler(num_examples, steps=steps, **options))  # type: ignore[arg-type]
+    return list(StepSampler(num_examples, steps=steps, **options))
 
 
 class TestSampler:
@@ -165,7 +163,7 @@ class TestSampler:
         parts=st.sampled_from([(1, 1), (2, 1), (1, 2), (2, 2)]),
         seed=st.integers(0, 99),
     )
-    def test_an_epoch_covers_each_pair_once(self, num_examples: int, parts: tuple[int, int], seed: int) -> None:
+    def test_an_epoch_covers_each_pair_once(self, num_examples, parts, seed):
         world_size, micro_batches = parts
         options = {"micro_batches": micro_batches, "world_size": world_size, "seed": seed}
         epoch = num_examples // 4
@@ -175,12 +173,12 @@ class TestSampler:
             assert len(seen) == len(set(seen)) == 4 * epoch
             assert set(seen) <= set(range(num_examples))
 
-    def test_epochs_and_seeds_differ(self) -> None:
+    def test_epochs_and_seeds_differ(self):
         first, second, other = keys(16), keys(16, range(4, 8)), keys(16, seed=1)
         assert len({tuple(key.examples for key in part) for part in (first, second, other)}) == 3
         assert len({key.seed for part in (first, second, other) for key in part}) == 12
 
-    def test_ranks_and_micro_batches_share_out_the_batch_of_one_process(self) -> None:
+    def test_ranks_and_micro_batches_share_out_the_batch_of_one_process(self):
         whole = keys(30, range(15), batch_size=8)
         shared = [keys(30, range(15), batch_size=8, micro_batches=2, rank=rank, world_size=2) for rank in range(2)]
         for step, key in enumerate(whole):
@@ -188,17 +186,17 @@ class TestSampler:
             assert key.examples == tuple(pair for part in parts for pair in part)
         assert len({key.seed for part in shared for key in part}) == 60
 
-    def test_continues_in_the_middle_of_an_epoch(self) -> None:
+    def test_continues_in_the_middle_of_an_epoch(self):
         assert keys(14, range(5, 9)) == keys(14, range(9))[5:]
 
-    def test_some_steps_come_twice_as_a_whole(self) -> None:
+    def test_some_steps_come_twice_as_a_whole(self):
         once = keys(30, range(3), batch_size=8, micro_batches=2)
         options = {"batch_size": 8, "micro_batches": 2, "passes": lambda step: 2 if step == 1 else 1}
         assert keys(30, range(3), **options) == [*once[:2], *once[2:4], *once[2:4], *once[4:]]
         sampler = StepSampler(30, steps=range(3), seed=0, **options)
         assert (len(sampler), sampler.steps_per_epoch) == (8, 3)
 
-    def test_the_first_micro_batch_of_a_step_names_them_all_where_something_is_counted(self) -> None:
+    def test_the_first_micro_batch_of_a_step_names_them_all_where_something_is_counted(self):
         options = {"batch_size": 8, "micro_batches": 2, "passes": lambda step: 2}
         plain = keys(30, range(2), **options)
         found = keys(30, range(2), counted=lambda step: step == 1, **options)
@@ -215,7 +213,7 @@ class TestSampler:
             ({"world_size": 8}, "does not split into 8 processes x 1 micro-batches"),
         ],
     )
-    def test_errors(self, values: dict[str, Any], message: str) -> None:
+    def test_errors(self, values, message):
         with pytest.raises(ValueError, match=message):
             keys(14, **values)
 
@@ -225,17 +223,17 @@ class TestOneSetPerBatch:
 
     SETS = torch.tensor([0] * 11 + [1] * 6)
 
-    def order(self, epoch: int, seed: int = 0) -> torch.Tensor:
+    def order(self, epoch, seed=0):
         return StepSampler(17, batch_size=4, micro_batches=1, steps=range(9), seed=seed, sets=self.SETS).order(epoch)
 
-    def test_whole_batches_are_of_one_set_and_the_rest_comes_last(self) -> None:
+    def test_whole_batches_are_of_one_set_and_the_rest_comes_last(self):
         for epoch in range(4):
             examples = self.order(epoch)
             assert sorted(examples.tolist()) == list(range(17))
             sets = [len(set(batch.tolist())) for batch in self.SETS[examples].split(4)]
             assert sets == [1, 1, 1, 2, 1]
 
-    def test_batches_of_the_sets_take_turns_by_seed_and_epoch_alone(self) -> None:
+    def test_batches_of_the_sets_take_turns_by_seed_and_epoch_alone(self):
         assert torch.equal(self.order(1), self.order(1))
         firsts = {int(self.SETS[self.order(epoch, seed)[0]]) for seed in range(3) for epoch in range(3)}
         assert firsts == {0, 1}
@@ -245,7 +243,7 @@ class TestOneSetPerBatch:
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 99)), min_size=2, max_size=20, unique=True))
-def test_distinct_parts_give_distinct_seeds_the_same_on_every_machine(parts: list[tuple[int, int]]) -> None:
+def test_distinct_parts_give_distinct_seeds_the_same_on_every_machine(parts):
     seeds = [derive_seed(*part) for part in parts]
     assert len(set(seeds)) == len(parts)
     assert all(0 <= seed < 2**63 for seed in seeds)

@@ -2,10 +2,8 @@
 
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -18,33 +16,32 @@ from bridgetower.data.captions import CaptionImages, CaptionPairs, RankingPairs
 from bridgetower.data.config import Cutting, DataConfig, MaskingConfig
 from bridgetower.data.own import prepare_own
 from bridgetower.data.store import Table
-from bridgetower.processor import Processor, load_items
+from bridgetower.processor import load_items
 from rows import record, write_set
-from stores import Store
 
 
 @pytest.fixture
-def load(tiny_dataset: Path, tiny_processor: Processor) -> Any:
+def load(tiny_dataset, tiny_processor):
     """Makes the pairs of the set, or of other folders, under a data config."""
 
-    def make(*folders: Path, split: str = "train", masking: float = 0.3, **config: Any) -> CaptionPairs:
+    def make(*folders, split="train", masking=0.3, **config):
         data = DataConfig(folders=tuple(map(str, folders or (tiny_dataset,))), **config)
         return CaptionPairs(CaptionImages(data, split, tiny_processor), MaskingConfig(probability=masking))
 
     return make
 
 
-def equal(first: CaptionBatch, second: CaptionBatch) -> bool:
+def equal(first, second):
     pairs = [(getattr(first, item.name), getattr(second, item.name)) for item in fields(CaptionBatch)]
     return all(torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in pairs)
 
 
-def identities(images: CaptionImages, numbers: Sequence[int]) -> Tensor:
+def identities(images, numbers):
     return images.chosen([], torch.Generator(), numbers)[2]
 
 
 class TestImages:
-    def test_an_image_has_each_of_its_captions_once(self, load: Any, tmp_path: Path) -> None:
+    def test_an_image_has_each_of_its_captions_once(self, load, tmp_path):
         draw = random.Random(0)
         given = [draw.choices("abcdefgh", k=draw.randint(1, 9)) for _ in range(27)]
         write_set(tmp_path / "set", {"train": [record(n, entries=texts) for n, texts in enumerate(given)]})
@@ -60,7 +57,7 @@ class TestImages:
         assert first == [text for texts in once for text in texts[:3]]
         assert rows.tolist() == [row for row, texts in enumerate(once) for _ in texts[:3]]
 
-    def test_images_with_the_same_captions_share_them(self, load: Any, tiny_dataset: Path) -> None:
+    def test_images_with_the_same_captions_share_them(self, load, tiny_dataset):
         alone, twice = load(split="test").images, load(tiny_dataset, tiny_dataset, split="test").images
         assert alone.owners().tolist() == list(range(9))
         assert twice.owners().tolist() == [*range(9), *range(9)]
@@ -73,7 +70,7 @@ class TestImages:
         assert torch.equal(*twice.pixels([12, 3]))
         assert twice.contents([12, 3]) == alone.contents([3]) * 2
 
-    def test_cache_keeps_what_was_decoded(self, load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_cache_keeps_what_was_decoded(self, load, monkeypatch):
         for cache, decoded in ((True, 1), (False, 2)):
             images, calls = load(cache=cache).images, []
             resize = images.processor.resize
@@ -82,13 +79,13 @@ class TestImages:
             assert len(calls) == decoded
             monkeypatch.undo()
 
-    def test_missing_folders(self, load: Any, tmp_path: Path, tiny_processor: Processor) -> None:
+    def test_missing_folders(self, load, tmp_path, tiny_processor):
         with pytest.raises(ValueError, match=r"no data folder given; pass --data\.folders"):
             CaptionImages(DataConfig(), "train", tiny_processor)
         with pytest.raises(FileNotFoundError, match="nowhere"):
             load(tmp_path / "nowhere")
 
-    def test_a_broken_picture_is_named(self, load: Any, tmp_path: Path) -> None:
+    def test_a_broken_picture_is_named(self, load, tmp_path):
         with pytest.MonkeyPatch.context() as patch:  # as if the set was written when it could be decoded
             patch.setattr(prepared_set, "_checked", lambda image: b"not a picture")
             write_set(tmp_path / "set", {"train": [record(7)]})
@@ -105,13 +102,13 @@ class TestImages:
         *((Cutting, one) for one in ({"every": 0}, {"every": float("nan")}, {"max_moments": 0})),
     ],
 )
-def test_config_refuses(config: Callable[..., Any], values: dict[str, Any]) -> None:
+def test_config_refuses(config, values):
     with pytest.raises(ValueError, match=next(iter(values))):
         config(**values)
 
 
 class TestPairs:
-    def test_all_captions_or_one_drawn(self, load: Any) -> None:
+    def test_all_captions_or_one_drawn(self, load):
         everything, one = load(), load(captions="one")
         assert len(everything) == sum(map(len, everything.images.all_captions()))
         assert len(one) == len(everything.images)
@@ -119,7 +116,7 @@ class TestPairs:
         drawn = {tuple(one[BatchKey((image,), seed)].input_ids[0].tolist()) for seed in range(20)}
         assert len(drawn) == 2
 
-    def test_repeats(self, load: Any, tiny_dataset: Path) -> None:
+    def test_repeats(self, load, tiny_dataset):
         once = load()
         pairs = load(tiny_dataset, tiny_dataset, repeats=(1, 3))
         assert len(pairs) == 4 * len(once)
@@ -128,7 +125,7 @@ class TestPairs:
         own = [number for image, number in pairs.pairs.tolist() if image == 30]
         assert own == [number for number, image in enumerate(pairs.images.owner.tolist()) if image == 30] * 3
 
-    def test_batch_is_a_function_of_its_key(self, load: Any) -> None:
+    def test_batch_is_a_function_of_its_key(self, load):
         options = {"captions": "one", "augmentation": "affine", "word_dropout": 0.3}
         pairs, key = load(**options), BatchKey((3, 0, 11, 3), 17)
         first = pairs[key]
@@ -139,7 +136,7 @@ class TestPairs:
         assert not equal(pairs[BatchKey(key.examples, 18)], first)
         assert not equal(pairs[BatchKey((3, 0, 11, 4), 17)], first)
 
-    def test_content(self, load: Any) -> None:
+    def test_content(self, load):
         pairs = load(masking=0.5)
         chosen = (5, 0, 9)
         batch, images = pairs[BatchKey(chosen, 1)], pairs.images
@@ -160,8 +157,8 @@ class TestPairs:
         assert len(batch) == 3
         assert batch.seed == 1
 
-    def test_each_table_is_read_once_for_a_batch(self, load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        pairs, read, take = load(captions="one"), list[str](), Table.take
+    def test_each_table_is_read_once_for_a_batch(self, load, monkeypatch):
+        pairs, read, take = load(captions="one"), [], Table.take
         monkeypatch.setattr(
             Table, "take", lambda table, *given: read.append(Path(table.uri).name) or take(table, *given)
         )
@@ -169,13 +166,11 @@ class TestPairs:
         assert sorted(read) == ["examples.lance", "images.lance"]
         assert batch.image_index.tolist() == identities(pairs.images, pairs.pairs[[3, 0, 11, 3], 0].tolist()).tolist()
 
-    def test_labels_of_a_step_are_counted_without_its_pictures(
-        self, load: Any, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_labels_of_a_step_are_counted_without_its_pictures(self, load, monkeypatch):
         pairs = load(captions="one", word_dropout=0.3, augmentation="affine")
         step = BatchKey((0, 1), 5), BatchKey((2, 3), 6), BatchKey((4, 5), 7)
         expected = sum(int(pairs[key].num_labels) for key in step)
-        read, views = list[int](), CaptionImages.views
+        read, views = [], CaptionImages.views
         monkeypatch.setattr(
             CaptionImages, "views", lambda self, images, *draws: read.extend(images) or views(self, images, *draws)
         )
@@ -184,7 +179,7 @@ class TestPairs:
         assert len(read) == 2
         assert equal(replace(batch, step_labels=None), pairs[step[0]])
 
-    def test_views_change_pictures_and_dropped_words_texts(self, load: Any) -> None:
+    def test_views_change_pictures_and_dropped_words_texts(self, load):
         key = BatchKey((0, 1, 2), 5)
         plain, turned, fewer = load()[key], load(augmentation="affine")[key], load(word_dropout=0.5)[key]
         assert not torch.equal(plain.pixel_values, turned.pixel_values)
@@ -193,7 +188,7 @@ class TestPairs:
         assert fewer.input_ids.shape[1] < plain.input_ids.shape[1]
 
     @pytest.fixture
-    def own(self, tmp_path: Path) -> str:
+    def own(self, tmp_path):
         """A file with transforms of one's own."""
         (tmp_path / "views.py").write_text(
             "import torch\nnumber = 5\ndef invert(image): return 255 - image\ndef nothing(image): pass\n"
@@ -202,14 +197,14 @@ class TestPairs:
         )
         return str(tmp_path / "views.py")
 
-    def test_a_transform_of_ones_own(self, load: Any, own: str) -> None:
+    def test_a_transform_of_ones_own(self, load, own):
         pairs = load(transform=f"{own}:invert")
         images, rows = pairs.images, pairs.pairs[[0, 1, 2], 0].tolist()
         inverted = images.processor.normalise(255 - torch.stack(images.pixels(rows)))
         assert torch.equal(pairs[BatchKey((0, 1, 2), 5)].pixel_values, inverted)
         torch.testing.assert_close(images.pixel_values(rows), load().images.pixel_values(rows))  # not in evaluation
 
-    def test_its_draws_are_those_of_the_key_and_leave_the_generator_alone(self, load: Any, own: str) -> None:
+    def test_its_draws_are_those_of_the_key_and_leave_the_generator_alone(self, load, own):
         pairs, before = load(transform=f"{own}:noise"), torch.get_rng_state()
         first, again = (pairs[BatchKey((0, 1), 5)].pixel_values for _ in range(2))
         assert torch.equal(first, again)
@@ -226,11 +221,11 @@ class TestPairs:
             ("missing", "data.transform is .*missing; expected .*invert, .*noise"),
         ],
     )
-    def test_what_is_no_transform(self, load: Any, own: str, name: str, message: str) -> None:
+    def test_what_is_no_transform(self, load, own, name, message):
         with pytest.raises(ValueError, match=message):
             load(transform=f"{own}:{name}")[BatchKey((0,), 5)]
 
-    def test_whole_words_are_hidden(self, load: Any) -> None:
+    def test_whole_words_are_hidden(self, load):
         torn = []
         for whole_word in (True, False):
             pairs = load()
@@ -243,7 +238,7 @@ class TestPairs:
         assert torn[0] == 0 < torn[1]
 
 
-def test_a_worker_makes_the_same_batches_of_a_copy_in_a_store(load: Any, store: Store, tiny_dataset: Path) -> None:
+def test_a_worker_makes_the_same_batches_of_a_copy_in_a_store(load, store, tiny_dataset):
     batches = []
     for workers, folder in ((0, tiny_dataset), (1, store.upload(tiny_dataset, "bucket/set"))):
         pairs = load(folder, captions="one", augmentation="affine", cache=True)
@@ -254,7 +249,7 @@ def test_a_worker_makes_the_same_batches_of_a_copy_in_a_store(load: Any, store: 
     assert all(map(equal, *batches))
 
 
-def test_captions_that_are_too_long_are_cut(tmp_path: Path, load: Any, tiny_processor: Processor) -> None:
+def test_captions_that_are_too_long_are_cut(tmp_path, load, tiny_processor):
     Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
     (tmp_path / "a.csv").write_text("image,caption\na.png," + "a very long caption " * 20)
     prepare_own("pairs", tmp_path / "a.csv", tmp_path / "set")
@@ -268,14 +263,14 @@ class TestRanking:
     """Images with a true and several false captions, never one of the own as false."""
 
     @pytest.fixture
-    def images(self, load: Any) -> CaptionImages:
+    def images(self, load):
         return load().images
 
     @staticmethod
-    def texts(pairs: RankingPairs, *key: Any) -> list[str]:
+    def texts(pairs, *key):
         return [pairs.images.processor.decode(row) for row in pairs[BatchKey(*key)].input_ids]
 
-    def test_the_true_caption_comes_first(self, images: CaptionImages) -> None:
+    def test_the_true_caption_comes_first(self, images):
         pairs = RankingPairs(images, false_texts=3)
         assert len(pairs) == images.num_examples
         found, chosen = self.texts(pairs, (4, 0), 7), images.pairs()[[4, 0]].tolist()
@@ -284,15 +279,15 @@ class TestRanking:
         expected = identities(images, [image for image, _ in chosen])
         assert torch.equal(pairs[BatchKey((4, 0), 7)].image_index, expected)
 
-    def test_false_captions_are_any_of_other_images(self, images: CaptionImages) -> None:
-        pairs, seen = RankingPairs(images, false_texts=15), set[str]()
+    def test_false_captions_are_any_of_other_images(self, images):
+        pairs, seen = RankingPairs(images, false_texts=15), set()
         for seed in range(12):
             false = self.texts(pairs, (seed,), seed)[1:]
             assert not set(false) & set(images.captions([int(images.pairs()[seed, 0])])[0])
             seen |= set(false)
         assert len(seen) > len(images)  # and not only the first caption of an image
 
-    def test_batch_is_a_function_of_its_key(self, images: CaptionImages) -> None:
+    def test_batch_is_a_function_of_its_key(self, images):
         images.config = replace(images.config, augmentation="affine")
         pairs, key = RankingPairs(images, false_texts=2), BatchKey((3, 0), 17)
         first = pairs[key]
@@ -303,7 +298,7 @@ class TestRanking:
         assert (first.ids, first.seed) == (again.ids, again.seed)
         assert not torch.equal(first.pixel_values, other.pixel_values)
 
-    def test_images_with_the_same_captions_are_one(self, load: Any, tmp_path: Path) -> None:
+    def test_images_with_the_same_captions_are_one(self, load, tmp_path):
         words = ["red", "blue", "red", "bar", "red", "blue"]
         for name, captions in (("set", words), ("one", ["red"]), ("same", ["red"] * 3)):
             rows = [record(number, entries=[text]) for number, text in enumerate(captions)]

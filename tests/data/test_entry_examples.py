@@ -1,8 +1,5 @@
 """Questions and statements as examples, with their images: which ones there are, and what a batch has."""
 
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 
@@ -14,20 +11,19 @@ from bridgetower.data.examples import ClassEncoder, EntryDataset, PreparedImages
 from bridgetower.data.prepared_set import read_info
 from bridgetower.data.schema import SCHEMAS
 from bridgetower.model.config import FIXED_LABELS
-from bridgetower.processor import Processor
 from bridgetower.tasks.entries import VqaConfig
 from bridgetower.tasks.table import TASKS
 from rows import CHOICES, Choice, record, write_set
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def folders(tmp_path_factory):
     return {kind: asked.write_set(tmp_path_factory.mktemp(kind), kind) for kind in asked.KINDS}
 
 
 @pytest.fixture
-def pictures(folders: dict[str, Path], tiny_processor: Processor) -> Any:
-    def make(kind: str = "nlvr2", splits: Any = "train", count: int = 1, **config: Any) -> PreparedImages:
+def pictures(folders, tiny_processor):
+    def make(kind="nlvr2", splits="train", count=1, **config):
         data = DataConfig(folders=(str(folders[kind]),) * count, **config)
         return PreparedImages(data, splits, tiny_processor, schema=SCHEMAS[kind])
 
@@ -35,28 +31,28 @@ def pictures(folders: dict[str, Path], tiny_processor: Processor) -> Any:
 
 
 @pytest.fixture
-def load(folders: dict[str, Path], tiny_processor: Processor) -> Any:
-    def make(kind: str, *arguments: Any, **options: Any) -> EntryDataset:
+def load(folders, tiny_processor):
+    def make(kind, *arguments, **options):
         return asked.examples(folders[kind], kind, tiny_processor, *arguments, **options)
 
     return make
 
 
-def test_classes_are_in_the_order_of_the_heads() -> None:
+def test_classes_are_in_the_order_of_the_heads():
     labels = {spec.head: spec.schema.labels for spec in TASKS.values() if spec.schema and spec.schema.labels}
     assert {head: FIXED_LABELS[head] for head in labels if head} == labels
     assert {schema.labels for schema in SCHEMAS.values() if schema.labels} == set(labels.values())
 
 
 class TestWhichThereAre:
-    def test_one_per_statement_in_order(self, load: Any) -> None:
+    def test_one_per_statement_in_order(self, load):
         examples = load("snli-ve")
         names = [f"{number}.jpg#{place}r" for number in range(8) for place in range(1 + number % 2)]
         assert len(examples) == len(names)
         assert [entry["statement_id"] for entry in examples] == names
         assert examples[BatchKey((5, 0), 0)].ids == (names[5], names[0])
 
-    def test_those_that_are_kept(self, pictures: Any) -> None:
+    def test_those_that_are_kept(self, pictures):
         images, encode = pictures("snli-ve"), ClassEncoder(FIXED_LABELS["snli_ve"])
         repeated = pictures("snli-ve", count=2, repeats=(1, 3))
         neutral, more = (
@@ -68,7 +64,7 @@ class TestWhichThereAre:
         with pytest.raises(ValueError, match=r"no example in split train of .* is fit for this; choose another"):
             EntryDataset(images, encode, keep=lambda entry: False)
 
-    def test_questions_without_an_answer_of_the_vocabulary(self, load: Any) -> None:
+    def test_questions_without_an_answer_of_the_vocabulary(self, load):
         everything, answerable = load("vqa"), load("vqa", "train", "train")
         left_out = [1021, 1051]
         assert len(everything) == 16
@@ -89,14 +85,14 @@ class TestWhichThereAre:
             ("nlvr2", "validate", "statement test-0-0-0 of split test has no label; choose a split that has"),
         ],
     )
-    def test_without_labels(self, load: Any, kind: str, use: str, message: str) -> None:
+    def test_without_labels(self, load, kind, use, message):
         assert load(kind, "test")[BatchKey((0, 1), 0)].labels is None
         with pytest.raises(ValueError, match=message):
             load(kind, "test", use)
 
 
 class TestBatch:
-    def test_questions(self, load: Any, tiny_processor: Processor) -> None:
+    def test_questions(self, load, tiny_processor):
         questions = load("vqa")
         entries = list(questions)
         batch = questions[BatchKey((4, 1), 3)]
@@ -115,7 +111,7 @@ class TestBatch:
         assert found[0] == pytest.approx(soft_targets(entries[4]["answers"], asked.ANSWERS))
         assert batch.seed == 3
 
-    def test_one_image(self, load: Any, tiny_processor: Processor) -> None:
+    def test_one_image(self, load, tiny_processor):
         batch = load("snli-ve", "train", "validate")[BatchKey((2, 0), 1)]
         assert batch.ids == ("1.jpg#1r", "0.jpg#0r")
         assert torch.equal(batch.pixel_values, tiny_processor.images([asked.png("green"), asked.png("red")]))
@@ -123,7 +119,7 @@ class TestBatch:
         assert torch.equal(batch.input_ids, tiny_processor.texts(["it is red", "it is red"]).input_ids)
         assert batch.labels.tolist() == [1, 2]  # neutral, entailment
 
-    def test_two_images(self, load: Any, tiny_processor: Processor) -> None:
+    def test_two_images(self, load, tiny_processor):
         batch = load("nlvr2", "train", "validate")[BatchKey((1, 0), 1)]
         assert batch.ids == ("train-0-1-0", "train-0-0-0")
         first, second = (
@@ -135,7 +131,7 @@ class TestBatch:
         assert batch.labels.tolist() == [0, 1]
 
     @pytest.mark.parametrize("kind", asked.KINDS)
-    def test_is_a_function_of_its_key(self, load: Any, kind: str) -> None:
+    def test_is_a_function_of_its_key(self, load, kind):
         examples = load(kind, random_crop=0.5, rand_augment="geometry", rand_magnitude=5)
         key = BatchKey((3, 0, 3), 17)
         first, _ = examples[key], torch.manual_seed(99)
@@ -146,7 +142,7 @@ class TestBatch:
             assert not torch.equal(getattr(first, name), getattr(other, name))
 
 
-def test_two_texts_of_an_entry_are_a_pair(tmp_path: Path, tiny_processor: Processor) -> None:
+def test_two_texts_of_an_entry_are_a_pair(tmp_path, tiny_processor):
     choices = tuple(Choice(choice_id=answer, question="which shade?", answers=(answer,)) for answer in ("grey", "dark"))
     folder = write_set(tmp_path / "set", {"train": [record(1, entries=choices)]}, CHOICES)
     images = PreparedImages(DataConfig(folders=(str(folder),)), "train", tiny_processor, schema=CHOICES)
@@ -156,7 +152,7 @@ def test_two_texts_of_an_entry_are_a_pair(tmp_path: Path, tiny_processor: Proces
     assert batch.labels is None
 
 
-def test_a_label_that_is_no_class(pictures: Any) -> None:
+def test_a_label_that_is_no_class(pictures):
     examples = EntryDataset(pictures("snli-ve"), ClassEncoder(("neutral", "entailment")), labelled=True)
     first, entry = next(pair for pair in enumerate(examples) if pair[1]["label"] == "contradiction")
     message = f"statement {entry['statement_id']} has the label 'contradiction'; the model's head has the classes n"
@@ -168,7 +164,7 @@ class TestImages:
     """Of which splits and sets, and the second one of a pair."""
 
     @pytest.mark.parametrize("cache", [False, True])
-    def test_both_of_a_pair(self, pictures: Any, tiny_processor: Processor, cache: bool) -> None:
+    def test_both_of_a_pair(self, pictures, tiny_processor, cache):
         images = pictures(cache=cache)
         (row,) = images.examples([3])
         contents = [asked.png(colour) for colour in (asked.COLOURS[3], asked.COLOURS[2])]
@@ -178,9 +174,7 @@ class TestImages:
         views = images.views(row["images"], torch.Generator().manual_seed(0))
         assert torch.equal(views, tiny_processor.images(contents))
 
-    def test_several_splits_and_sets_that_are_only_trained_on(
-        self, pictures: Any, folders: dict[str, Path], tiny_processor: Processor
-    ) -> None:
+    def test_several_splits_and_sets_that_are_only_trained_on(self, pictures, folders, tiny_processor):
         folder, splits = str(folders["nlvr2"]), ("train", "validation")
         both = pictures("nlvr2", splits, train_only=(folder,), repeats=(1, 3))
         assert both.num_examples == 13 + 8
@@ -196,7 +190,7 @@ class TestImages:
         evaluated = PreparedImages(both.config.as_evaluated(), "validation", tiny_processor, schema=SCHEMAS["nlvr2"])
         assert evaluated.num_examples == 5
 
-    def test_with_a_cache_examples_are_read_once(self, pictures: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_with_a_cache_examples_are_read_once(self, pictures, monkeypatch):
         plain, kept = (pictures(count=2, cache=cache) for cache in (False, True))
         numbers = [3, plain.num_examples - 1, 0, 3]
         expected = plain.examples(numbers)
@@ -206,6 +200,6 @@ class TestImages:
             monkeypatch.setattr(each, "scan", None)
         assert kept.examples(numbers) == expected
 
-    def test_of_another_kind(self, folders: dict[str, Path], tiny_processor: Processor) -> None:
+    def test_of_another_kind(self, folders, tiny_processor):
         with pytest.raises(ValueError, match=r"is a set of kind nlvr2; use a set of kind vqa"):
             PreparedImages(DataConfig(folders=(str(folders["nlvr2"]),)), "train", tiny_processor, schema=SCHEMAS["vqa"])

@@ -2,8 +2,6 @@
 
 import os
 import shutil
-from collections.abc import Callable
-from pathlib import Path
 
 import lancedb
 import numpy as np
@@ -19,18 +17,17 @@ from bridgetower.files import locked
 from folders import snapshot
 from miniature import change, coco_name, jpeg, write, write_coco
 from rows import png, read_rows
-from stores import Store
 
 NUM_PICTURES = 120
 
 
 @pytest.fixture
-def coco(tmp_path: Path) -> Path:
+def coco(tmp_path):
     write_coco(tmp_path / "coco")
     return tmp_path / "coco"
 
 
-def write_many(folder: Path) -> None:
+def write_many(folder):
     """Writes a larger training split."""
     images = []
     for number in range(NUM_PICTURES):
@@ -42,7 +39,7 @@ def write_many(folder: Path) -> None:
 
 
 class TestBad:
-    def test_missing_and_broken_pictures_are_named(self, coco: Path, tmp_path: Path) -> None:
+    def test_missing_and_broken_pictures_are_named(self, coco, tmp_path):
         missing = coco / "train2014" / coco_name(9, "train2014")
         broken = coco / "val2014" / coco_name(391895, "val2014")
         missing.unlink()
@@ -60,9 +57,7 @@ class TestBad:
             prepare_set("coco", coco, tmp_path / "out")
         assert read_info(tmp_path / "out") == info
 
-    def test_only_repaired_and_changed_pictures_are_read_again(
-        self, coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_only_repaired_and_changed_pictures_are_read_again(self, coco, tmp_path, monkeypatch):
         changed, broken = (coco / "train2014" / coco_name(number, "train2014") for number in (57870, 9))
         whole = broken.read_bytes()
         broken.write_bytes(b"no picture")
@@ -70,7 +65,7 @@ class TestBad:
             prepare_set("coco", coco, tmp_path / "out")
         broken.write_bytes(whole)
         changed.write_bytes(jpeg(1, size=(64, 64)))
-        read, asked = prepared_set._checked, list[str]()
+        read, asked = prepared_set._checked, []
         monkeypatch.setattr(prepared_set, "_checked", lambda image: (asked.append(image.name), read(image))[1])
         info = prepare_set("coco", coco, tmp_path / "out")
         assert info.splits["train"].images == 7
@@ -78,7 +73,7 @@ class TestBad:
         assert sorted(asked) == sorted(f"train2014/{picture.name}" for picture in (changed, broken))
         assert read_rows(tmp_path / "out", "train")[0]["images"] == [changed.read_bytes()]
 
-    def test_a_missing_annotation_file(self, coco: Path, tmp_path: Path) -> None:
+    def test_a_missing_annotation_file(self, coco, tmp_path):
         (coco / "dataset_coco.json").unlink()
         message = r"no file dataset_coco\.json or karpathy/dataset_coco\.json in"
         for max_errors in (0, 100):
@@ -87,7 +82,7 @@ class TestBad:
         with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere; give the folder with the original files"):
             prepare_set("coco", tmp_path / "nowhere", tmp_path / "out")
 
-    def test_a_split_of_which_nothing_is_left(self, coco: Path, tmp_path: Path) -> None:
+    def test_a_split_of_which_nothing_is_left(self, coco, tmp_path):
         for number in (391895, 60623):
             (coco / "val2014" / coco_name(number, "val2014")).write_bytes(b"no picture")
         with pytest.raises(ValueError, match="has no usable example of test; check"):
@@ -96,7 +91,7 @@ class TestBad:
 
 
 class TestComplete:
-    def test_is_left_alone_and_another_one_refused(self, coco: Path, tmp_path: Path) -> None:
+    def test_is_left_alone_and_another_one_refused(self, coco, tmp_path):
         first = prepare_set("coco", coco, tmp_path / "out")
         assert {path.name for path in (tmp_path / "out").iterdir()} <= {
             *(".lock", "dataset.json", "images.lance", "examples.lance"),
@@ -111,18 +106,18 @@ class TestComplete:
             prepare_set("coco", coco, tmp_path / "out")
 
     @pytest.mark.parametrize("name", ["images", "examples"])
-    def test_a_table_of_somebody_else_is_kept(self, coco: Path, tmp_path: Path, name: str) -> None:
+    def test_a_table_of_somebody_else_is_kept(self, coco, tmp_path, name):
         lancedb.connect(tmp_path / "out").create_table(name, [{"mine": 1}])
         with pytest.raises(ValueError, match=rf"{name}\.lance was not written by `bridgetower prepare`"):
             prepare_set("coco", coco, tmp_path / "out")
         assert lancedb.connect(tmp_path / "out").open_table(name).to_arrow().to_pylist() == [{"mine": 1}]
 
-    def test_nobody_else_may_write(self, coco: Path, tmp_path: Path) -> None:
+    def test_nobody_else_may_write(self, coco, tmp_path):
         with locked(tmp_path / "out"), pytest.raises(FileExistsError, match="another process works in"):
             prepare_set("coco", coco, tmp_path / "out")
 
 
-def test_digests_follow_the_content_and_not_the_time(coco: Path, tmp_path: Path) -> None:
+def test_digests_follow_the_content_and_not_the_time(coco, tmp_path):
     first = prepare_set("coco", coco, tmp_path / "first")
     for path in (coco / "train2014").iterdir():
         os.utime(path, (0, 0))
@@ -132,7 +127,7 @@ def test_digests_follow_the_content_and_not_the_time(coco: Path, tmp_path: Path)
 
 
 class TestFaults:
-    def test_a_full_disk(self, tmp_path: Path, small_disk: Callable[[int], Path]) -> None:
+    def test_a_full_disk(self, tmp_path, small_disk):
         write_many(tmp_path / "coco")
         disk = small_disk(300)
         with pytest.raises(OSError, match=r"images\.lance cannot be written: .*make room on the disk"):
@@ -140,17 +135,17 @@ class TestFaults:
         assert not (disk / "set" / "dataset.json").exists()
 
     @pytest.mark.parametrize("table", ["images", "examples"])
-    def test_every_flipped_bit_of_what_is_read_is_noticed(self, coco: Path, tmp_path: Path, table: str) -> None:
+    def test_every_flipped_bit_of_what_is_read_is_noticed(self, coco, tmp_path, table):
         """Also one in columns without checksums, which decide what is trained on."""
         prepare_set("coco", coco, tmp_path / "out")
 
-        def content() -> list[object]:
+        def content():
             opened = PreparedSet(tmp_path / "out", ["train", "test"])
             rows = list(opened.scan())
             assert opened.examples(range(len(rows))) == rows
             return [opened.groups.tolist(), rows, opened.images([row["images"][0] for row in rows])]
 
-        whole, draw, errors = content(), np.random.default_rng(3), list[str]()
+        whole, draw, errors = content(), np.random.default_rng(3), []
         file = max((tmp_path / "out" / f"{table}.lance" / "data").iterdir(), key=lambda path: path.stat().st_size)
         written = file.read_bytes()
         for _ in range(25):
@@ -168,7 +163,7 @@ class TestFaults:
             PreparedSet(tmp_path / "out", ["train"])
 
 
-def test_an_attempt_of_other_settings_leaves_no_image_of_its_own(tmp_path: Path) -> None:
+def test_an_attempt_of_other_settings_leaves_no_image_of_its_own(tmp_path):
     """Its images have the same names."""
     for shade in (1, 2):
         with SetWriter(tmp_path, CAPTIONS, WritingConfig()) as writer:
@@ -180,7 +175,7 @@ def test_an_attempt_of_other_settings_leaves_no_image_of_its_own(tmp_path: Path)
 class TestInAStore:
     """Of which the tests have a real server."""
 
-    def test_is_the_same_also_where_requests_fail(self, store: Store, tiny_dataset: Path) -> None:
+    def test_is_the_same_also_where_requests_fail(self, store, tiny_dataset):
         url, splits = store.upload(tiny_dataset, "bucket/set"), ["train", "test"]
         here = PreparedSet(tiny_dataset, splits)
         rows = list(here.scan())
@@ -190,6 +185,6 @@ class TestInAStore:
         assert list(there.scan()) == there.examples(range(len(rows))) == rows
         assert there.images(numbers) == here.images(numbers)
 
-    def test_is_not_there(self, store: Store) -> None:
+    def test_is_not_there(self, store):
         with pytest.raises(FileNotFoundError, match=r"no dataset\.json in s3://bucket/other"):
             PreparedSet("s3://bucket/other", ["train"])

@@ -5,11 +5,9 @@ import os
 import pickle
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,23 +17,22 @@ from bridgetower.data import frozen as frozen_module
 from bridgetower.data.batch import BatchKey
 from bridgetower.data.captions import CaptionImages, CaptionPairs
 from bridgetower.data.config import DataConfig, MaskingConfig
-from bridgetower.data.frozen import CONTENT, FeatureCache, Features, FrozenDataset, key_ids, text_keys
+from bridgetower.data.frozen import CONTENT, FeatureCache, FrozenDataset, key_ids, text_keys
 from bridgetower.data.store import Table
 from bridgetower.files import locked
-from bridgetower.processor import Processor
 
 LAYERS, WIDTH = 2, 3
-SHAPE: dict[str, Any] = {"num_layers": LAYERS, "width": WIDTH, "dtype": torch.float32}
+SHAPE = {"num_layers": LAYERS, "width": WIDTH, "dtype": torch.float32}
 
 
-def row_of(number: int, length: int) -> Tensor:
+def row_of(number, length):
     """A row whose values tell its number, and the place of each token, and its layer."""
     tokens = 100.0 * number + 10 * torch.arange(length)[:, None]
     return (tokens + torch.arange(LAYERS)[:, None, None]).expand(LAYERS, length, WIDTH)
 
 
-def filled(folder: Path, lengths: Sequence[int], **options: Any) -> Features:
-    def compute(numbers: Sequence[int]) -> Iterator[Tensor]:
+def filled(folder, lengths, **options):
+    def compute(numbers):
         yield from (row_of(number, lengths[number]) for number in numbers)
 
     with FeatureCache(folder, 2**40) as cache:
@@ -43,9 +40,7 @@ def filled(folder: Path, lengths: Sequence[int], **options: Any) -> Features:
 
 
 @pytest.mark.parametrize("commit_bytes", [1, 150, 2**26])
-def test_rows_come_back_in_any_order_and_are_filled_up(
-    commit_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_come_back_in_any_order_and_are_filled_up(commit_bytes, tmp_path, monkeypatch):
     monkeypatch.setattr(frozen_module, "_COMMIT_BYTES", commit_bytes)
     features = pickle.loads(pickle.dumps(filled(tmp_path, [3, 1, 2, 4])))
     states = features.read([2, 0, 2])
@@ -59,7 +54,7 @@ def test_rows_come_back_in_any_order_and_are_filled_up(
     assert torch.equal(features.read([1, 0]), torch.stack(halves[::-1]))
 
 
-def test_a_damaged_row_is_named(tmp_path: Path) -> None:
+def test_a_damaged_row_is_named(tmp_path):
     features = filled(tmp_path, [2, 2])
     (file,) = (Path(features.table.uri) / "data").glob("*.lance")
     content = file.read_bytes()
@@ -70,11 +65,11 @@ def test_a_damaged_row_is_named(tmp_path: Path) -> None:
         replace(features, table=Table(features.table.uri)).read([0, 1])
 
 
-def test_a_row_that_is_there_is_not_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_that_is_there_is_not_computed_again(tmp_path, monkeypatch):
     monkeypatch.setattr(frozen_module, "_COMMIT_BYTES", 1)
-    computed = list[int]()
+    computed = []
 
-    def compute(numbers: Sequence[int]) -> Iterator[Tensor]:
+    def compute(numbers):
         for number in numbers:
             if len(computed) == 3:
                 raise KeyboardInterrupt
@@ -93,15 +88,15 @@ def test_a_row_that_is_there_is_not_computed_again(tmp_path: Path, monkeypatch: 
 class TestCache:
     """Tables have one row of 4,000 bytes, and take up about 7,000 with their metadata."""
 
-    def put(self, cache: FeatureCache, name: str, size: int = 4000) -> Path:
-        def compute(numbers: Sequence[int]) -> Iterator[Tensor]:
+    def put(self, cache, name, size=4000):
+        def compute(numbers):
             yield from (torch.rand(1, 1, size // 4) for _ in numbers)
 
-        shape: dict[str, Any] = {"num_layers": 1, "width": size // 4, "dtype": torch.float32}
+        shape = {"num_layers": 1, "width": size // 4, "dtype": torch.float32}
         features = cache.features({"name": name}, 1, 1, compute, **shape)
         return Path(features.table.uri).parent
 
-    def test_the_longest_unused_are_removed(self, tmp_path: Path) -> None:
+    def test_the_longest_unused_are_removed(self, tmp_path):
         (tmp_path / "not-ours").mkdir()
         (tmp_path / "not-ours" / "file").touch()
         cache = FeatureCache(tmp_path, 2**40)
@@ -117,7 +112,7 @@ class TestCache:
         assert [folder.exists() for folder in folders] == [True, False, True]
         assert (tmp_path / "not-ours" / "file").exists()
 
-    def test_what_a_run_holds_is_kept_beyond_the_limit(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def test_what_a_run_holds_is_kept_beyond_the_limit(self, tmp_path, caplog):
         with FeatureCache(tmp_path, 5000) as one, FeatureCache(tmp_path, 5000) as other:
             held = self.put(one, "a")
             assert self.put(other, "a") == held
@@ -128,7 +123,7 @@ class TestCache:
             self.put(third, "c")
         assert not held.exists()
 
-    def test_a_small_disk_is_noticed_before_anything_is_computed(self, small_disk: Callable[[int], Path]) -> None:
+    def test_a_small_disk_is_noticed_before_anything_is_computed(self, small_disk):
         disk = small_disk(256)
         with FeatureCache(disk, 2**40) as cache:
             folder = self.put(cache, "a", 100_000)
@@ -139,9 +134,7 @@ class TestCache:
             self.put(cache, "fits", 160_000)  # which may remove the first one now that no run holds it
         assert not folder.exists()
 
-    def test_one_that_was_removed_while_another_waited_is_made_again(
-        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def test_one_that_was_removed_while_another_waited_is_made_again(self, tmp_path, caplog):
         caplog.set_level(logging.INFO)
         with FeatureCache(tmp_path, 2**40) as cache:
             folder = self.put(cache, "a")
@@ -156,7 +149,7 @@ class TestCache:
 
 
 @pytest.fixture(scope="module")
-def examples(tiny_dataset: Path, tiny_processor: Processor, tmp_path_factory: pytest.TempPathFactory) -> FrozenDataset:
+def examples(tiny_dataset, tiny_processor, tmp_path_factory):
     folder = tmp_path_factory.mktemp("features")
     images = CaptionImages(DataConfig(folders=(str(tiny_dataset),)), "train", tiny_processor)
     images.frozen = torch.tensor
@@ -171,7 +164,7 @@ def examples(tiny_dataset: Path, tiny_processor: Processor, tmp_path_factory: py
 class TestExamples:
     """Images in two views, whose states tell the row."""
 
-    def test_every_text_is_needed_once_and_short_ones_come_first(self, examples: FrozenDataset) -> None:
+    def test_every_text_is_needed_once_and_short_ones_come_first(self, examples):
         keys = examples.needed_texts()
         lengths = [len(key_ids(key)) for key in keys]
         assert lengths == sorted(lengths)
@@ -181,9 +174,9 @@ class TestExamples:
         padded = text_keys(torch.tensor([[5, 6, 1], [5, 6, 7]]), torch.tensor([[1, 1, 0], [1, 1, 1]]))
         assert [key_ids(key).tolist() for key in padded] == [[5, 6], [5, 6, 7]]
 
-    def test_states_are_those_of_the_images_and_texts(self, examples: FrozenDataset) -> None:
+    def test_states_are_those_of_the_images_and_texts(self, examples):
         key = BatchKey((3, 0, 3), 5)
-        batch: Any = examples[key]
+        batch = examples[key]
         every = [batch, *(examples[replace(key, seed=seed)] for seed in range(60))]
         views = [(one.image_states[:, 0, 0, 0] / 100).long() for one in every]
         owners = examples.examples.pairs[[3, 0, 3], 0]
@@ -198,17 +191,17 @@ class TestExamples:
         assert torch.equal(batch.input_ids[hidden], batch.mlm_labels[hidden])
         assert torch.equal(batch.input_ids[~hidden], batch.masked_input_ids[~hidden])
 
-    def test_a_batch_depends_on_its_key_only_also_in_another_process(self, examples: FrozenDataset) -> None:
+    def test_a_batch_depends_on_its_key_only_also_in_another_process(self, examples):
         key = BatchKey((3, 0, 3), 5)
-        expected: Any = vars(examples[key])
+        expected = vars(examples[key])
         for batch in (examples[key], pickle.loads(pickle.dumps(examples))[key]):
             for name, value in vars(batch).items():
                 assert torch.equal(value, expected[name]) if isinstance(value, Tensor) else value == expected[name]
 
-    def test_labels_of_a_step_are_those_of_its_batches(self, examples: FrozenDataset) -> None:
+    def test_labels_of_a_step_are_those_of_its_batches(self, examples):
         step = tuple(BatchKey((number, number + 1), number) for number in range(3))
-        batch: Any = examples[replace(step[0], step=step)]
-        alone: Any = examples[step[0]]
+        batch = examples[replace(step[0], step=step)]
+        alone = examples[step[0]]
         assert int(batch.step_labels) == sum(int(examples[key].num_labels) for key in step)
         assert alone.step_labels is None
         assert torch.equal(batch.image_states, alone.image_states)

@@ -5,7 +5,6 @@ import gzip
 import lzma
 import tarfile
 import tracemalloc
-from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,7 +13,6 @@ import pytest
 
 from bridgetower.data import example, fetch, reader
 from bridgetower.data.datasets.spec import Originals
-from bridgetower.data.example import Example
 from bridgetower.data.reader import read
 
 BOMB = 2**24  # bytes, more than reading may take
@@ -22,7 +20,7 @@ DEEP = b"[" * 10**6 + b"]" * 10**6
 TOO_LONG = "it has more than 1048576 characters"
 
 
-def examples(source: Path, most: int = BOMB) -> list[Example]:
+def examples(source, most=BOMB):
     """Reads a source and checks that not much of it is held at once."""
     tracemalloc.start()
     try:
@@ -36,11 +34,11 @@ def examples(source: Path, most: int = BOMB) -> list[Example]:
     return found
 
 
-def told(source: Path) -> list[tuple[str, str]]:
+def told(source):
     return [(one.place, one.problem or " ".join(one.texts)) for one in examples(source)]
 
 
-COMPRESSED: dict[str, Callable[[bytes], bytes]] = {
+COMPRESSED = {
     "": bytes,
     ".gz": lambda content: gzip.compress(content, 1),
     ".bz2": lambda content: bz2.compress(content, 1),
@@ -58,7 +56,7 @@ COMPRESSED: dict[str, Callable[[bytes], bytes]] = {
         ("captions.txt", b"a.png\tone\nb.png\t%s\nc.png\tthree\n"),
     ],
 )
-def test_lines_and_cells_without_end(name: str, text: bytes, tmp_path: Path) -> None:
+def test_lines_and_cells_without_end(name, text, tmp_path):
     (tmp_path / "a.heic").touch()  # a folder of captions has other files
     (tmp_path / name).write_bytes(COMPRESSED[Path(name).suffix if name.count(".") > 1 else ""](text % (b"x" * BOMB)))
     start = 2 if ".csv" in name else 1
@@ -68,7 +66,7 @@ def test_lines_and_cells_without_end(name: str, text: bytes, tmp_path: Path) -> 
     assert TOO_LONG in problem
 
 
-def test_a_row_over_lines_without_end(tmp_path: Path) -> None:
+def test_a_row_over_lines_without_end(tmp_path):
     row = b'"%s\n",' % (b"x" * 60) * 2**15
     (tmp_path / "t.csv").write_bytes(b"image,caption\na.png,one\n" + row)
     first, second, *_ = examples(tmp_path / "t.csv", most=6 * 2**20)
@@ -77,7 +75,7 @@ def test_a_row_over_lines_without_end(tmp_path: Path) -> None:
     assert TOO_LONG in second.problem
 
 
-def test_a_list_in_one_json_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_list_in_one_json_object(tmp_path, monkeypatch):
     monkeypatch.setattr(fetch, "LARGEST_ITEM", 2**22)
     (tmp_path / "t.json.gz").write_bytes(gzip.compress(b'[{"caption": "one"}, {"caption": "' + b"x" * 2 * BOMB, 1))
     first, second = examples(tmp_path / "t.json.gz", most=2 * BOMB)
@@ -86,7 +84,7 @@ def test_a_list_in_one_json_object(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "a value has more than 4194304 characters" in second.problem
 
 
-def test_json_that_is_nested_without_end(tmp_path: Path) -> None:
+def test_json_that_is_nested_without_end(tmp_path):
     half = DEEP[10**6 - 500_000 : 10**6 + 500_000]
     (tmp_path / "t.jsonl").write_bytes(b'{"text": "one"}\n{"text": ' + half + b'}\n{"text": "three"}\n')
     (_, one), (place, _), (_, three) = told(tmp_path / "t.jsonl")
@@ -103,13 +101,13 @@ def test_json_that_is_nested_without_end(tmp_path: Path) -> None:
         list(originals.lines(tmp_path / "t.json"))
 
 
-def member(name: str, content: bytes = b"", kind: bytes = tarfile.REGTYPE, size: int | None = None) -> bytes:
+def member(name, content=b"", kind=tarfile.REGTYPE, size=None):
     info = tarfile.TarInfo(name)
     info.size, info.type = len(content) if size is None else size, kind
     return info.tobuf(tarfile.GNU_FORMAT) + content + bytes(-len(content) % 512)
 
 
-def sparse(name: str, size: int, table: bytes) -> bytes:
+def sparse(name, size, table):
     """A member with gaps, of which the table says where there is content."""
     settings = {"major": "1", "minor": "0", "name": name, "realsize": str(size)}
     records = b""
@@ -133,7 +131,7 @@ def sparse(name: str, size: int, table: bytes) -> bytes:
         (member("x", kind=tarfile.XHDTYPE, size=-512), "a header has more than"),
     ],
 )
-def test_headers_of_a_shard(content: bytes, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_headers_of_a_shard(content, message, tmp_path, monkeypatch):
     monkeypatch.setattr(reader, "_LONGEST", 2**16)
     with (tmp_path / "s.tar").open("wb") as file:
         file.write(member("a.txt", b"one") + member("a.png", b"?") + content)
@@ -144,7 +142,7 @@ def test_headers_of_a_shard(content: bytes, message: str, tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize("key", ["{0}", "a"])
-def test_a_shard_of_many_members(key: str, tmp_path: Path) -> None:
+def test_a_shard_of_many_members(key, tmp_path):
     with (tmp_path / "s.tar").open("wb") as file:
         for number in range(1_000):
             file.write(member(f"{key.format(number)}.{number}.png", b"?") + member("x", b"1", tarfile.XGLTYPE))
@@ -152,7 +150,7 @@ def test_a_shard_of_many_members(key: str, tmp_path: Path) -> None:
     assert len(examples(tmp_path / "s.tar")) == (1_000 if key == "{0}" else 1)
 
 
-def test_a_long_text_in_all_rows_of_a_parquet_file(tmp_path: Path) -> None:
+def test_a_long_text_in_all_rows_of_a_parquet_file(tmp_path):
     texts = pa.DictionaryArray.from_arrays(pa.array([0, 1] * 100, pa.int32()), ["one", "x" * (2**20 + 1)])
     pq.write_table(pa.table({"caption": texts}), tmp_path / "t.parquet")
     assert (tmp_path / "t.parquet").stat().st_size < 2**18
@@ -161,7 +159,7 @@ def test_a_long_text_in_all_rows_of_a_parquet_file(tmp_path: Path) -> None:
     assert len(found) == 200
 
 
-def test_a_large_row_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_row_group(tmp_path, monkeypatch):
     monkeypatch.setattr(example, "_LARGEST_GROUP", 2**20)
     for size in (2**19, 2**21):
         pq.write_table(pa.table({"caption": ["x" * size]}), tmp_path / "t.parquet", compression="zstd")

@@ -17,7 +17,7 @@ from rows import CHOICES, Choice, record, write_set
 
 
 @pytest.fixture(scope="module")
-def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sets(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sets")
     for name, write in (("coco", write_coco), ("vqav2", write_vqav2), ("nlvr2", write_nlvr2)):
         write(folder / f"{name}-source")
@@ -26,11 +26,11 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def coco(sets: Path, tmp_path: Path) -> Path:
+def coco(sets, tmp_path):
     return Path(shutil.copytree(sets / "coco", tmp_path / "coco"))
 
 
-def test_captions(coco: Path) -> None:
+def test_captions(coco):
     _, splits = inspect(coco, check=True)
     split = splits["test"]
     assert (split.images, split.texts, dict(split.classes)) == (2, 11, {})
@@ -40,7 +40,7 @@ def test_captions(coco: Path) -> None:
     assert splits["train"].words["longest"] == 8
 
 
-def test_questions_and_statements(sets: Path) -> None:
+def test_questions_and_statements(sets):
     vqa, nlvr2 = (inspect(sets / name)[1] for name in ("vqav2", "nlvr2"))
     assert list(vqa["train"].classes.items()) == [("yes/no", 14), ("number", 7), ("other", 7)]
     assert vqa["test-dev"].classes == {"unknown": 8}
@@ -49,7 +49,7 @@ def test_questions_and_statements(sets: Path) -> None:
 
 
 @pytest.mark.parametrize("table", ["images", "examples"])
-def test_a_set_that_is_not_as_written(coco: Path, table: str) -> None:
+def test_a_set_that_is_not_as_written(coco, table):
     file = max((coco / f"{table}.lance" / "data").iterdir(), key=lambda path: path.stat().st_size)
     content = bytearray(file.read_bytes())
     content[len(content) // 3] ^= 1
@@ -58,13 +58,13 @@ def test_a_set_that_is_not_as_written(coco: Path, table: str) -> None:
         inspect(coco, check=True)
 
 
-def test_a_set_that_is_not_published(coco: Path) -> None:
+def test_a_set_that_is_not_published(coco):
     content = json.loads((coco / "dataset.json").read_text())
     (coco / "dataset.json").write_text(json.dumps({**content, "name": "mine"}))
     assert inspect(coco)[1]["test"].published is None
 
 
-def test_published_counts_that_are_equal_come_first() -> None:
+def test_published_counts_that_are_equal_come_first():
     exact = DATASETS["vqav2"].published_count("train", 82_774, 435_174)
     assert exact is not None
     assert exact.source.startswith("official code, answers in normal form")
@@ -75,7 +75,7 @@ def test_published_counts_that_are_equal_come_first() -> None:
 
 
 class TestSamples:
-    def test_every_split_has_samples(self, sets: Path, tmp_path: Path) -> None:
+    def test_every_split_has_samples(self, sets, tmp_path):
         write_samples(sets / "nlvr2", tmp_path / "page.html", num_samples=2)
         page = (tmp_path / "page.html").read_text()
         assert re.findall(r"<h2>(\w+): (\d) rows, (\d) statements", page) == [
@@ -88,11 +88,11 @@ class TestSamples:
         assert not re.search(r"""(src|href)=["'](?!data:)""", page)
         assert re.search(r"Statement 0 about train-\d+-0\.\s+<span class=\"label\">label: (True|False)</span>", page)
 
-    def test_answers_are_shown_once(self, sets: Path, tmp_path: Path) -> None:
+    def test_answers_are_shown_once(self, sets, tmp_path):
         write_samples(sets / "vqav2", tmp_path / "page.html")
         assert "answers: 2, The  dog, dont know" in (tmp_path / "page.html").read_text()
 
-    def test_what_texts_hold_is_no_markup(self, tmp_path: Path) -> None:
+    def test_what_texts_hold_is_no_markup(self, tmp_path):
         folder = write_set(tmp_path / "<b>", {"train": [record(1, entries=("<script>alert(1)</script>",))]})
         write_samples(folder, tmp_path / "page.html")
         page = (tmp_path / "page.html").read_text()
@@ -100,13 +100,13 @@ class TestSamples:
         assert "<script>" not in page
         assert "<h1>&lt;b&gt;</h1>" in page
 
-    def test_the_seed_chooses(self, sets: Path, tmp_path: Path) -> None:
+    def test_the_seed_chooses(self, sets, tmp_path):
         for name, seed in (("a", 0), ("b", 0), ("c", 1)):
             write_samples(sets / "coco", tmp_path / f"{name}.html", num_samples=2, seed=seed)
         first, again, other = ((tmp_path / f"{name}.html").read_bytes() for name in "abc")
         assert first == again != other
 
-    def test_refuses(self, sets: Path, tmp_path: Path) -> None:
+    def test_refuses(self, sets, tmp_path):
         with pytest.raises(ValueError, match="num_samples is 0"):
             write_samples(sets / "coco", tmp_path / "a.html", num_samples=0)
         with pytest.raises(FileNotFoundError, match=r"no dataset\.json"):
@@ -114,7 +114,7 @@ class TestSamples:
 
 
 @given(st.lists(st.integers(0, 20), min_size=1))
-def test_lengths_are_those_of_the_sorted_list(values: list[int]) -> None:
+def test_lengths_are_those_of_the_sorted_list(values):
     lengths, ordered = word_lengths(Counter(values)), sorted(values)
     assert (lengths["shortest"], lengths["longest"]) == (ordered[0], ordered[-1])
     assert lengths["median"] == ordered[(len(ordered) - 1) // 2]
@@ -123,7 +123,7 @@ def test_lengths_are_those_of_the_sorted_list(values: list[int]) -> None:
     assert sum(value < lengths["p95"] for value in values) < 0.95 * len(values)
 
 
-def test_all_texts_of_an_entry_are_counted_and_shown(tmp_path: Path) -> None:
+def test_all_texts_of_an_entry_are_counted_and_shown(tmp_path):
     row = record(1, entries=(Choice(choice_id="1", question="what is it?", answers=("a dog", "cat")),))
     folder = write_set(tmp_path / "set", {"train": [row]}, CHOICES)
     split = inspect(folder, schema=CHOICES)[1]["train"]

@@ -2,22 +2,18 @@
 
 import json
 import subprocess
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image as Picture
 
 from bridgetower.data.answers import read_vocabulary
-from bridgetower.data.example import Example
 from bridgetower.data.own import (
     LabelledConfig,
     OwnSetConfig,
     OwnSpec,
     PairsConfig,
-    Seen,
     VqaConfig,
     prepare_own,
     read_classes,
@@ -27,24 +23,24 @@ from bridgetower.data.schema import CAPTIONS
 from folders import snapshot
 
 
-def photo(path: Path, number: int) -> None:
+def photo(path, number):
     draw = np.random.default_rng(number)
     path.parent.mkdir(parents=True, exist_ok=True)
     Picture.fromarray(draw.integers(0, 255, (9, 12, 3), dtype=np.uint8)).save(path)
 
 
-def table(folder: Path, rows: Sequence[Mapping[str, Any]], images: int = 40) -> Path:
+def table(folder, rows, images=40):
     for number in range(images):
         photo(folder / f"{number}.png", number)
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder / "rows.jsonl"
 
 
-def entries(folder: Path, *splits: str) -> list[Any]:
+def entries(folder, *splits):
     return [row["entry"] for row in PreparedSet(folder, splits or None).scan()]
 
 
-def prepared(folder: Path, kind: str, rows: Sequence[Mapping[str, Any]], config: Any = None) -> list[Any]:
+def prepared(folder, kind, rows, config=None):
     """Prepares rows, each of the image of its number if it does not say; returns the entries."""
     source = table(folder, [{"image": f"{number}.png", **row} for number, row in enumerate(rows)])
     prepare_own(kind, source, folder / "out", config)
@@ -52,15 +48,15 @@ def prepared(folder: Path, kind: str, rows: Sequence[Mapping[str, Any]], config:
 
 
 class TestKinds:
-    def test_pairs(self, tmp_path: Path) -> None:
-        rows: list[dict[str, Any]] = [{"caption": [f"one {n}", f"two {n}", f"one {n}"]} for n in range(40)]
+    def test_pairs(self, tmp_path):
+        rows = [{"caption": [f"one {n}", f"two {n}", f"one {n}"]} for n in range(40)]
         found = prepared(tmp_path, "pairs", [*rows, {"image": "7.png", "caption": "one 7"}])
         assert sorted(found) == sorted(f"{word} {n}" for n in range(40) for word in ("one", "two"))
         assert sum(split.images for split in read_info(tmp_path / "out").splits.values()) == 40
         assert str(tmp_path) not in (tmp_path / "out" / "dataset.json").read_text()
 
     @pytest.mark.parametrize("several", [False, True])
-    def test_classification(self, several: bool, tmp_path: Path) -> None:
+    def test_classification(self, several, tmp_path):
         rows = [{"label": [f"c{n % 3}", "x"] if several else f"c{n % 3}"} for n in range(40)]
         alone = {"image": None, "text": "words alone", "label": [] if several else "c1"}
         found = {one["example_id"]: one for one in prepared(tmp_path, "classification", [*rows, alone])}
@@ -69,7 +65,7 @@ class TestKinds:
         assert found["5"]["labels"] == (["c1", "x"] if several else ["c1"])
         assert (found["41"]["text"], found["41"]["labels"]) == ("words alone", [] if several else ["c1"])
 
-    def test_classification_by_folders(self, tmp_path: Path) -> None:
+    def test_classification_by_folders(self, tmp_path):
         for split in ("train", "test"):
             for number in range(6):
                 photo(tmp_path / "in" / split / f"c{number % 2}" / f"{number}.png", number + 100 * (split == "test"))
@@ -77,35 +73,35 @@ class TestKinds:
         assert {name: split.examples for name, split in info.splits.items()} == {"train": 6, "test": 6}
         assert read_classes(tmp_path / "out").names == ("c0", "c1")
 
-    def test_regression(self, tmp_path: Path) -> None:
+    def test_regression(self, tmp_path):
         found = prepared(tmp_path, "regression", [{"rating": n / 3} for n in range(20)])
         assert read_classes(tmp_path / "out").numbers
         assert sorted(float(one["labels"][0]) for one in found) == [n / 3 for n in range(20)]
 
-    def test_vqa(self, tmp_path: Path) -> None:
+    def test_vqa(self, tmp_path):
         """Answers in lists and alone; those of few questions are no choice."""
-        rows: list[dict[str, Any]] = [{"question": f"what is {n}?", "answer": f"No. {n % 4}"} for n in range(40)]
+        rows = [{"question": f"what is {n}?", "answer": f"No. {n % 4}"} for n in range(40)]
         rows += [{"image": f"{n}.png", "question": f"and {n}?", "answer": ["Yes."]} for n in range(40)]
         rows += [{"image": "0.png", "question": "then?", "answer": ["yes", "rare"]}]
         found = {one["question"]: one["answers"] for one in prepared(tmp_path, "vqa", rows, VqaConfig(min_count=2))}
         assert sorted(read_vocabulary(tmp_path / "out")) == [*(f"no {n}" for n in range(4)), "yes"]
         assert (found["what is 9?"], found["then?"]) == (["No. 1"], ["yes", "rare"])
 
-    def test_entailment(self, tmp_path: Path) -> None:
+    def test_entailment(self, tmp_path):
         labels = ("contradiction", "neutral", "entailment")
         rows = [{"hypothesis": f"says {n}", "label": labels[n % 3] if n % 2 else n % 3} for n in range(20)]
         found = {one["text"]: one["label"] for one in prepared(tmp_path, "entailment", rows)}
         assert found == {f"says {n}": labels[n % 3] for n in range(20)}
 
     @pytest.mark.parametrize(("kind", "field"), [("vqa", "question"), ("entailment", "text")])
-    def test_the_text_is_in_the_column_that_is_asked_for(self, kind: str, field: str, tmp_path: Path) -> None:
+    def test_the_text_is_in_the_column_that_is_asked_for(self, kind, field, tmp_path):
         given = {"question": "no", "hypothesis": "no", "label": "neutral"}
         rows = [{"words": f"w{n}", **given, "answer": "xy"[n % 2]} for n in range(40)]
         config = (VqaConfig if kind == "vqa" else OwnSetConfig)(text_column="words")
         found = prepared(tmp_path, kind, rows, config)
         assert sorted(one[field] for one in found) == sorted(f"w{n}" for n in range(40))
 
-    def test_image_pairs(self, tmp_path: Path) -> None:
+    def test_image_pairs(self, tmp_path):
         pairs = [{"image": None, "left": f"{n}.png", "right": f"{n + 1}.png", "n": n} for n in range(0, 39, 3)]
         rows = [{**pair, "statement": f"says {pair['n']}", "label": pair["n"] % 2 == 1} for pair in pairs]
         prepared(tmp_path, "image-pairs", rows)
@@ -117,21 +113,21 @@ class TestKinds:
 
 
 class TestSplits:
-    def _splits(self, folder: Path, out: Path, count: int) -> dict[str, str]:
+    def _splits(self, folder, out, count):
         rows = [{"image": f"{n}.png", "caption": f"number {n}"} for n in range(count)]
         prepare_own("pairs", table(folder, rows, count), out)
         return {entry: split for split in read_info(out).splits for entry in entries(out, split)}
 
-    def test_an_image_keeps_its_split_when_others_are_added(self, tmp_path: Path) -> None:
+    def test_an_image_keeps_its_split_when_others_are_added(self, tmp_path):
         few, many = (self._splits(tmp_path / str(n), tmp_path / f"out{n}", n) for n in (60, 120))
         assert few == {name: many[name] for name in few}
 
-    def test_shares_are_those_of_the_config(self) -> None:
+    def test_shares_are_those_of_the_config(self):
         names = [split_of(b"%d" % n, {"test": 0.2, "validation": 0.05}, 3) for n in range(20_000)]
         assert abs(names.count("test") / 20_000 - 0.2) < 0.01
         assert abs(names.count("validation") / 20_000 - 0.05) < 0.005
 
-    def test_equal_images_come_into_one_split_as_one_image(self, tmp_path: Path) -> None:
+    def test_equal_images_come_into_one_split_as_one_image(self, tmp_path):
         for number in range(30):
             photo(tmp_path / "in" / f"{number}.png", number % 3)
             (tmp_path / "in" / f"{number}.txt").write_text(f"caption {number}")
@@ -140,7 +136,7 @@ class TestSplits:
         assert sum(split.examples for split in info.splits.values()) == 30
 
     @pytest.mark.parametrize("count", [3, 10])
-    def test_small_sets_have_every_split(self, count: int, tmp_path: Path) -> None:
+    def test_small_sets_have_every_split(self, count, tmp_path):
         splits = self._splits(tmp_path / "in", tmp_path / "out", count)
         assert set(splits.values()) == {"train", "validation", "test"}
         assert len(splits) == count
@@ -152,14 +148,12 @@ class TestSplits:
             ({"image": "2.png"}, "has a split and .* none"),
         ],
     )
-    def test_splits_that_contradict_each_other(self, others: dict[str, str], error: str, tmp_path: Path) -> None:
+    def test_splits_that_contradict_each_other(self, others, error, tmp_path):
         rows = [{"image": "1.png", "caption": "a", "split": "train"}, {"caption": "b", **others}]
         with pytest.raises(ValueError, match=error):
             prepare_own("pairs", table(tmp_path, rows, 3), tmp_path / "out")
 
-    def test_a_copy_of_an_image_in_another_split_is_told(
-        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def test_a_copy_of_an_image_in_another_split_is_told(self, tmp_path, caplog):
         rows = [{"image": f"{n}.png", "caption": f"c{n}", "split": ("train", "test")[n // 2]} for n in range(4)]
         source = table(tmp_path, rows)
         (tmp_path / "3.png").write_bytes((tmp_path / "1.png").read_bytes())
@@ -169,7 +163,7 @@ class TestSplits:
 
 
 class TestBadRows:
-    def test_they_are_named_counted_and_left_out(self, tmp_path: Path) -> None:
+    def test_they_are_named_counted_and_left_out(self, tmp_path):
         rows = [{"image": f"{n}.png", "caption": f"c{n}"} for n in range(30)]
         rows += [{"image": "no.png", "caption": "x"}, {"image": "3.png", "caption": ""}, {"caption": "alone"}]
         source = table(tmp_path, rows)
@@ -191,13 +185,11 @@ class TestBadRows:
             ("classification", {"image": "1.png", "label": "one"}, None, "expected at least two: name the column"),
         ],
     )
-    def test_errors_say_what_is_wrong(
-        self, kind: str, row: dict[str, Any], config: OwnSetConfig | None, error: str, tmp_path: Path
-    ) -> None:
+    def test_errors_say_what_is_wrong(self, kind, row, config, error, tmp_path):
         with pytest.raises(ValueError, match=error):
             prepare_own(kind, table(tmp_path, [row]), tmp_path / "out", config)
 
-    def test_names_that_are_not_utf8(self, tmp_path: Path) -> None:
+    def test_names_that_are_not_utf8(self, tmp_path):
         folder = tmp_path / "caf\udce9"
         for number, name in enumerate(("a", "b", "caf\udce9")):
             photo(folder / f"{name}.png", number)
@@ -213,7 +205,7 @@ class TestBadRows:
 
 
 class TestAttempts:
-    def test_a_killed_attempt_is_continued_to_the_same_set(self, tmp_path: Path, forked: Path) -> None:
+    def test_a_killed_attempt_is_continued_to_the_same_set(self, tmp_path, forked):
         source = table(tmp_path, [{"image": f"{n}.png", "caption": f"c{n}"} for n in range(120)], 120)
         whole = prepare_own("pairs", source, tmp_path / "whole")
         code = (
@@ -230,7 +222,7 @@ class TestAttempts:
         info = prepare_own("pairs", source, tmp_path / "out")
         assert (info.digest, info.splits) == (whole.digest, whole.splits)
 
-    def test_a_complete_set_is_left_as_it_is_and_another_one_refused(self, tmp_path: Path) -> None:
+    def test_a_complete_set_is_left_as_it_is_and_another_one_refused(self, tmp_path):
         source = table(tmp_path, [{"image": f"{n}.png", "caption": f"c{n}"} for n in range(20)], 20)
         first, before = prepare_own("pairs", source, tmp_path / "out"), snapshot(tmp_path / "out")
         assert prepare_own("pairs", source, tmp_path / "out", PairsConfig(num_workers=1, max_errors=3)) == first
@@ -253,19 +245,19 @@ class TestAttempts:
         ({"num_workers": 0}, "num_workers 0"),
     ],
 )
-def test_config_refuses(changes: dict[str, float], message: str) -> None:
+def test_config_refuses(changes, message):
     with pytest.raises(ValueError, match=message):
-        PairsConfig(**changes)  # type: ignore[arg-type]
+        PairsConfig(**changes)
 
 
-def named(example: Example, config: OwnSetConfig, seen: Seen) -> Sequence[str]:
+def named(example, config, seen):
     """Makes one caption of the name of an image."""
     if example.id == "3.png":
         raise ValueError("it is the third")
     return [f"number {Path(example.id).stem}"]
 
 
-def test_a_kind_of_ones_own(tmp_path: Path) -> None:
+def test_a_kind_of_ones_own(tmp_path):
     names = OwnSpec(
         name="names",
         schema=CAPTIONS,

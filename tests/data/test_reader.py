@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import datasets
 import pyarrow as pa
@@ -21,14 +20,14 @@ KINDS = ("folder", "imagefolder", "table.csv", "table.jsonl", "shards", "parquet
 MORE_KINDS = ("captions", "semicolons.csv", "tabs.tsv", "table.csv.gz", "table.json", "img2dataset.tar")
 
 
-def images(folder: Path, *names: str) -> None:
+def images(folder, *names):
     folder.mkdir(parents=True, exist_ok=True)
     for number, name in enumerate(names):
         (folder / f"{name}.png").write_bytes(png(number))
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def places(tmp_path_factory):
     root = tmp_path_factory.mktemp("sources")
     for folder in ("images", "captions"):
         (root / folder).mkdir()
@@ -49,8 +48,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("kind", [*KINDS, *MORE_KINDS])
-def test_every_kind_of_source_has_the_same_images_and_captions(kind: str, places: dict[str, Path]) -> None:
-    found: dict[bytes, tuple[str, ...]] = {}
+def test_every_kind_of_source_has_the_same_images_and_captions(kind, places):
+    found = {}
     for example in read(places[kind]):
         assert not example.problem
         (image,) = example.images
@@ -69,7 +68,7 @@ def test_every_kind_of_source_has_the_same_images_and_captions(kind: str, places
         ("t.jsonl", '{"image": "a.png", "text": ["one", " two ", ""]}'),
     ],
 )
-def test_several_captions_of_an_image(name: str, content: str, tmp_path: Path) -> None:
+def test_several_captions_of_an_image(name, content, tmp_path):
     images(tmp_path, "a")
     (tmp_path / name).write_text(content)
     examples = list(read(tmp_path if name.endswith(".txt") else tmp_path / name))
@@ -78,7 +77,7 @@ def test_several_captions_of_an_image(name: str, content: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("saved", [False, True])
-def test_splits_and_classes_are_those_of_the_source(saved: bool, tmp_path: Path) -> None:
+def test_splits_and_classes_are_those_of_the_source(saved, tmp_path):
     cells = {"image": [{"bytes": png(n), "path": None} for n in range(4)], "label": [0, 1, 1, 0]}
     made = datasets.Dataset.from_dict(cells).cast_column("image", datasets.Image())
     made = made.cast_column("label", datasets.ClassLabel(names=["cat", "dog"]))
@@ -91,7 +90,7 @@ def test_splits_and_classes_are_those_of_the_source(saved: bool, tmp_path: Path)
     assert found == [("train", name) for name in ("cat", "dog", "dog", "cat")]
 
 
-def test_class_folders_with_splits(tmp_path: Path) -> None:
+def test_class_folders_with_splits(tmp_path):
     for split in ("train", "val", "test"):
         for name in ("cat", "big_dog"):
             images(tmp_path / split / name, "a")
@@ -116,9 +115,7 @@ def test_class_folders_with_splits(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_bad_rows_are_named_by_line_and_the_next_ones_are_read(
-    name: str, content: str, expected: list[tuple[int, str | None, tuple[str, ...]]], tmp_path: Path
-) -> None:
+def test_bad_rows_are_named_by_line_and_the_next_ones_are_read(name, content, expected, tmp_path):
     (tmp_path / name).write_text(content)
     found = [
         (one.place, None, ()) if one.problem else (one.place, one.split, one.texts) for one in read(tmp_path / name)
@@ -126,7 +123,7 @@ def test_bad_rows_are_named_by_line_and_the_next_ones_are_read(
     assert found == [(f"{name} line {line}", split, texts) for line, split, texts in expected]
 
 
-def test_pairs_of_images(tmp_path: Path) -> None:
+def test_pairs_of_images(tmp_path):
     images(tmp_path, "a", "b")
     (tmp_path / "t.csv").write_text("left,right,text\na.png,b.png,both\n")
     (tmp_path / "u.csv").write_text("first,second,text\na.png,b.png,both\n")
@@ -134,9 +131,7 @@ def test_pairs_of_images(tmp_path: Path) -> None:
         assert [[image.read() for image in example.images] for example in found] == [[png(0), png(1)]]
 
 
-def test_what_is_skipped_is_counted_and_what_cannot_be_read_has_a_problem(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_skipped_is_counted_and_what_cannot_be_read_has_a_problem(tmp_path, caplog, monkeypatch):
     images(tmp_path, "a", ".hidden")
     images(tmp_path / "shut", "b")
     for name in ("x.heic", "y.heic", "z.psd"):
@@ -148,7 +143,7 @@ def test_what_is_skipped_is_counted_and_what_cannot_be_read_has_a_problem(
     (tmp_path / "circle").symlink_to(tmp_path)
     scandir = os.scandir
 
-    def refuse(folder: str) -> object:
+    def refuse(folder):
         if str(folder).endswith("shut"):
             raise PermissionError(13, "Permission denied")
         return scandir(folder)
@@ -162,7 +157,7 @@ def test_what_is_skipped_is_counted_and_what_cannot_be_read_has_a_problem(
     assert all(skipped in caplog.text for skipped in ("2 .heic", "1 .psd", "1 .ts"))
 
 
-def test_captions_through_a_link_out_of_the_folder_are_refused(tmp_path: Path) -> None:
+def test_captions_through_a_link_out_of_the_folder_are_refused(tmp_path):
     images(tmp_path / "photos", "a")
     (tmp_path / "secret.txt").write_text("a secret")
     (tmp_path / "photos" / "a.txt").symlink_to(tmp_path / "secret.txt")
@@ -172,13 +167,13 @@ def test_captions_through_a_link_out_of_the_folder_are_refused(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("cut", [100, 600, 1024, 3000])
-def test_a_shard_that_is_cut_off_has_a_problem(cut: int, places: dict[str, Path], tmp_path: Path) -> None:
+def test_a_shard_that_is_cut_off_has_a_problem(cut, places, tmp_path):
     shard = shutil.copy(places["shards"] / "shard-0.tar", tmp_path)
     os.truncate(shard, cut)
     assert [*read(shard)][-1].problem
 
 
-def test_a_key_that_comes_again_has_a_problem(tmp_path: Path) -> None:
+def test_a_key_that_comes_again_has_a_problem(tmp_path):
     write_tar(tmp_path / "s.tar", [(f"{name}.png", "x") for name in "aba"], {"a.png": png(0), "b.png": png(1)})
     assert [bool(one.problem) for one in read(tmp_path / "s.tar")] == [False, False, True]
 
@@ -196,14 +191,14 @@ def test_a_key_that_comes_again_has_a_problem(tmp_path: Path) -> None:
         ("x.csv", b"a" * 2**21, "more than 1048576 characters"),
     ],
 )
-def test_a_file_that_cannot_be_read_on_is_one_bad_row(name: str, content: bytes, error: str, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_on_is_one_bad_row(name, content, error, tmp_path):
     (tmp_path / name).write_bytes(content)
     last = list(read(tmp_path / name))[-1]
     assert last.place == name
     assert error in last.problem
 
 
-def test_a_source_that_is_none(places: dict[str, Path], tmp_path: Path) -> None:
+def test_a_source_that_is_none(places, tmp_path):
     with pytest.raises(FileNotFoundError, match="no file or folder"):
         read(tmp_path / "none")
     (tmp_path / "x.heic").touch()
@@ -213,7 +208,7 @@ def test_a_source_that_is_none(places: dict[str, Path], tmp_path: Path) -> None:
         list(read(places["table.jsonl"], Columns(text="quote")))
 
 
-def test_row_groups_are_read_one_at_a_time(tmp_path: Path) -> None:
+def test_row_groups_are_read_one_at_a_time(tmp_path):
     table = pa.table({"image": list(CONTENTS.values()), "caption": list(CAPTIONS)})
     pq.write_table(table, tmp_path / "t.parquet", row_group_size=1)
     examples = list(read(tmp_path / "t.parquet"))

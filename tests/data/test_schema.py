@@ -15,7 +15,7 @@ from bridgetower.data.schema import (
 from rows import CHOICES, Choice
 
 
-def test_no_such_schema() -> None:
+def test_no_such_schema():
     with pytest.raises(ValueError, match="no schema called 'boxes'; there are captions, vqa"):
         schema_named("boxes")
 
@@ -24,11 +24,11 @@ def test_no_such_schema() -> None:
     ("name", "sentence"),
     [("dev-850-2-1", "dev-850-1"), ("test1-0-0-0", "test1-0-0"), ("dev-850-2", None), ("dev-850-2#1", None)],
 )
-def test_the_sentence_of_an_identifier(name: str, sentence: str | None) -> None:
+def test_the_sentence_of_an_identifier(name, sentence):
     assert nlvr2_sentence(name) == sentence
 
 
-def test_labels_are_in_the_order_of_the_official_classes() -> None:
+def test_labels_are_in_the_order_of_the_official_classes():
     assert SCHEMAS["snli-ve"].labels == ("contradiction", "neutral", "entailment")
     assert SCHEMAS["nlvr2"].labels == ("False", "True")
 
@@ -54,12 +54,12 @@ def test_labels_are_in_the_order_of_the_official_classes() -> None:
         ),
     ],
 )
-def test_what_cannot_be_used(entry: object, problem: str | None) -> None:
+def test_what_cannot_be_used(entry, problem):
     schema = {str: CAPTIONS, Question: VQA, Statement: SNLI_VE}[type(entry)]
     assert schema.problem_of(entry) == problem
 
 
-def test_texts_of_several_fields() -> None:
+def test_texts_of_several_fields():
     choice = Choice(choice_id="1", question="what?", answers=("a dog", "a cat"))
     assert CHOICES.texts_of(choice) == CHOICES.texts_of(vars(choice)) == ["what?", "a dog", "a cat"]
     assert CHOICES.problem_of(choice) is None
@@ -74,9 +74,9 @@ def test_texts_of_several_fields() -> None:
         ("what?", ("a dog", "\ud83d"), "choice '1' is not valid Unicode"),
     ],
 )
-def test_every_text_is_checked(question: str, answers: tuple[str, ...], problem: str) -> None:
+def test_every_text_is_checked(question, answers, problem):
     assert CHOICES.problem_of(Choice(choice_id="1", question=question, answers=answers)) == problem
 
 
-def test_an_entry_of_another_type() -> None:
+def test_an_entry_of_another_type():
     assert VQA.problem_of("a dog") == "question is a str, expected a Question"

@@ -17,21 +17,21 @@ from bridgetower.data.store import CRC, Table, crcs_of, split_uri
 IMAGES = pa.schema([("name", pa.string()), ("image", pa.large_binary())])
 
 
-def rows(start: int, count: int, size: int = 500) -> pa.Table:
+def rows(start, count, size=500):
     draw = np.random.default_rng(start)
     contents = [draw.bytes(size) for _ in range(count)]
     return pa.table({"name": [str(start + n) for n in range(count)], "image": pa.array(contents, pa.large_binary())})
 
 
 @pytest.fixture
-def table(tmp_path: Path) -> Table:
+def table(tmp_path):
     made = Table.create(tmp_path / "images.lance", IMAGES, checked="image")
     for start in range(0, 300, 100):
         made.append(rows(start, 100))
     return made
 
 
-def test_rows_come_in_the_order_of_their_numbers(table: Table) -> None:
+def test_rows_come_in_the_order_of_their_numbers(table):
     numbers = [299, 0, 150, 0, 101]
     found = table.take(numbers, ["name", "image"])
     assert found["name"].to_pylist() == [str(number) for number in numbers]
@@ -40,7 +40,7 @@ def test_rows_come_in_the_order_of_their_numbers(table: Table) -> None:
     assert table.column(CRC).tolist() == [zlib.crc32(image) for image in expected["image"].to_pylist()]
 
 
-def test_a_reader_stays_at_its_version(table: Table) -> None:
+def test_a_reader_stays_at_its_version(table):
     reader = pickle.loads(pickle.dumps(table))
     table.append(rows(300, 5))
     assert (len(reader), len(table)) == (300, 305)
@@ -50,7 +50,7 @@ def test_a_reader_stays_at_its_version(table: Table) -> None:
 
 
 @pytest.mark.parametrize("kind", ["bytes", "texts", "vectors"])
-def test_checksums_are_those_of_zlib(kind: str) -> None:
+def test_checksums_are_those_of_zlib(kind):
     draw = np.random.default_rng(0)
     if kind == "vectors":
         values = draw.normal(size=(7, 5)).astype(np.float32)
@@ -63,7 +63,7 @@ def test_checksums_are_those_of_zlib(kind: str) -> None:
     assert crcs_of(pa.chunked_array([column])).tolist() == expected
 
 
-def test_every_flipped_bit_is_noticed_when_its_row_is_read(table: Table) -> None:
+def test_every_flipped_bit_is_noticed_when_its_row_is_read(table):
     draw = np.random.default_rng(1)
     files = sorted(Path(table.uri, "data").glob("*.lance"))
     for trial in range(20):
@@ -97,7 +97,7 @@ for start in range(int(sys.argv[2]), 100000, 50):
 """
 
 
-def test_killed_writers_leave_whole_commits(tmp_path: Path, forked: Path) -> None:
+def test_killed_writers_leave_whole_commits(tmp_path, forked):
     """Two at a time, which lose nothing of each other."""
     place, starts = tmp_path / "images.lance", (0, 100_000 - 500)
     Table.create(place, IMAGES, checked="image")
@@ -120,23 +120,23 @@ def test_killed_writers_leave_whole_commits(tmp_path: Path, forked: Path) -> Non
     assert len(set(names)) == len(names)
 
 
-def test_a_worker_that_is_spawned_reads_the_same(table: Table) -> None:
+def test_a_worker_that_is_spawned_reads_the_same(table):
     with multiprocessing.get_context("forkserver").Pool(1) as pool:
         assert pool.apply(table.take, ([5, 250], ["name"]))["name"].to_pylist() == ["5", "250"]
 
 
 @pytest.mark.parametrize("name", ["photos", ".lance", "a b.lance", "s3://bucket/ü.lance"])
-def test_what_is_no_name(name: str) -> None:
+def test_what_is_no_name(name):
     with pytest.raises(ValueError, match="is no name for a table"):
         split_uri(name)
 
 
-def test_names() -> None:
+def test_names():
     places = {"a.lance": (".", "a"), "/a.lance": ("/", "a"), "s3://b/c/d.lance": ("s3://b/c", "d")}
     assert {uri: split_uri(uri) for uri in places} == places
 
 
-def test_a_table_that_is_not_there_or_removed_meanwhile(table: Table, tmp_path: Path) -> None:
+def test_a_table_that_is_not_there_or_removed_meanwhile(table, tmp_path):
     with pytest.raises(FileNotFoundError, match="no table"):
         Table(tmp_path / "no" / "no.lance")
     assert not Table.exists(tmp_path / "no" / "no.lance")

@@ -9,7 +9,6 @@ from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
 
 import av
 import fsspec
@@ -19,9 +18,8 @@ from PIL import Image
 
 from bridgetower.data import reader, video
 from bridgetower.data.config import Cutting
-from bridgetower.data.example import Example
 from bridgetower.data.reader import Columns, parts_of, read
-from bridgetower.data.video import Moment, Video, at_most, cuts_of, frame_of, merged, opened_video, windows
+from bridgetower.data.video import Moment, at_most, cuts_of, frame_of, merged, opened_video, windows
 from sources import served
 from videos import SAID, SIZE, SRT, write_clip
 
@@ -30,30 +28,30 @@ SCENES = [(0, 3), (3, 6), (6, 9), (9, 12)]
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def clip(tmp_path_factory):
     return write_clip(tmp_path_factory.mktemp("clips") / "talk.mp4")
 
 
 @pytest.fixture
-def talk(clip: Path, tmp_path: Path) -> Path:
+def talk(clip, tmp_path):
     return Path(shutil.copy(clip, tmp_path / "talk.mp4"))
 
 
-def times(moments: list[Moment]) -> list[tuple[float, float]]:
+def times(moments):
     return [(one.start, one.end) for one in moments]
 
 
-def items(source: Path | str, **cutting: float) -> list[Example]:
-    return list(read(source, Columns(cutting=Cutting(**cutting))))  # type: ignore[arg-type]
+def items(source, **cutting):
+    return list(read(source, Columns(cutting=Cutting(**cutting))))
 
 
-def moments_of(path: Path, cutting: Cutting) -> tuple[list[Moment], list[str]]:
+def moments_of(path, cutting):
     """The moments of a video with the subtitles beside it."""
     (part,) = (part for part in parts_of(path.parent) if part.files[0].place == str(path))
     return video.moments_of(part.files[0], part.beside.get(part.files[0].name), cutting)
 
 
-def colour(content: bytes) -> tuple[int, ...]:
+def colour(content):
     """The pure colour of the lower part of a frame."""
     image = Image.open(io.BytesIO(content)).convert("RGB")
     pixel = image.getpixel((image.width * 3 // 4, image.height * 3 // 4))
@@ -69,32 +67,32 @@ class TestFrames:
             *(("a.avi", "mpeg4"), ("a.ts", "mpeg2video"), ("a.flv", "flv")),
         ],
     )
-    def test_formats(self, tmp_path: Path, name: str, codec: str) -> None:
+    def test_formats(self, tmp_path, name, codec):
         path = write_clip(tmp_path / name, codec=codec)
         assert np.allclose(times(moments_of(path, Cutting())[0]), SCENES, atol=0.3)
         assert [colour(frame_of(str(path), time)) for time in (1, 4, 7, 11.9, 0)] == [RED, LIME, BLUE, WHITE, RED]
 
-    def test_the_frame_is_exactly_the_one_of_the_time(self, clip: Path) -> None:
+    def test_the_frame_is_exactly_the_one_of_the_time(self, clip):
         for time, expected in ((2.99, RED), (3.0, LIME), (3.19, LIME), (2.8, RED), (5.99, LIME), (6, BLUE)):
             assert colour(frame_of(str(clip), time)) == expected
         frames = [Image.open(io.BytesIO(frame_of(str(clip), second + 0.5))) for second in (0, 1, 2)]
         assert {frame.size for frame in frames} == {SIZE}
         assert len({frame.tobytes() for frame in frames}) == 3  # the number that is burnt in differs
 
-    def test_keyframes_that_come_often_are_compared_alone(self, tmp_path: Path) -> None:
+    def test_keyframes_that_come_often_are_compared_alone(self, tmp_path):
         path = write_clip(tmp_path / "a.mp4", keyframes=5)
         assert times(moments_of(path, Cutting())[0]) == SCENES
         with opened_video(str(path)) as opened:
             assert len(list(opened.thumbnails())) == 12
             assert colour(opened.jpeg(4)) == LIME  # all frames are decoded again
 
-    def test_one_keyframe_in_a_long_video_is_decoded_from_once_and_not_for_each_frame(self, tmp_path: Path) -> None:
+    def test_one_keyframe_in_a_long_video_is_decoded_from_once_and_not_for_each_frame(self, tmp_path):
         path = write_clip(tmp_path / "a.mp4", fps=1, seconds=120, keyframes=1000)
         with opened_video(str(path)) as opened:
             shown = [colour(opened.jpeg(time)) for time in (1, 31, 64, 97, 118)]
         assert shown == [(RED, LIME, BLUE, WHITE)[time // 3 % 4] for time in (1, 31, 64, 97, 118)]
 
-    def test_upright_and_small(self, tmp_path: Path) -> None:
+    def test_upright_and_small(self, tmp_path):
         path = write_clip(tmp_path / "a.mp4", fps=1, seconds=3, size=(1920, 64))
         assert Image.open(io.BytesIO(frame_of(str(path), 1))).size == (1280, 43)
         content = path.read_bytes()
@@ -111,14 +109,14 @@ class TestFrames:
 
 
 class TestMoments:
-    def test_of_subtitles_beside_the_file(self, talk: Path) -> None:
+    def test_of_subtitles_beside_the_file(self, talk):
         talk.with_suffix(".srt").write_text(SRT, encoding="utf-8")
         found = items(talk)
         assert [item.texts for item in found] == [(text,) for text in SAID]
         assert [item.id.removeprefix("talk.mp4#t=") for item in found] == ["0.500,2.500", "3.500,5.000", "6.000,9.500"]
         assert [colour(item.images[0].read()) for item in found] == [RED, LIME, BLUE]
 
-    def test_of_webvtt(self, talk: Path) -> None:
+    def test_of_webvtt(self, talk):
         (talk.parent / "talk.en.vtt").write_text(
             "WEBVTT\nKind: captions\n\nNOTE not said\n\n1\n00:00.500 --> 00:02.500 align:start position:0%\n"
             "<v Ann>A red</v> <c.loud>square</c>\n\n00:03.500 --> 00:05.000\nis &lt;followed&gt; <00:00:04.000>by\n"
@@ -129,7 +127,7 @@ class TestMoments:
         ("encoding", "first"),
         [("utf-16-le", "A red"), ("utf-16-le", "\u65e5\u672c\u8a9e"), ("utf-16-be", "\u00c4\u00f6\u00fc")],
     )
-    def test_subtitles_in_utf16_and_with_carriage_returns(self, talk: Path, encoding: str, first: str) -> None:
+    def test_subtitles_in_utf16_and_with_carriage_returns(self, talk, encoding, first):
         text = "\ufeff" + SRT.replace("\n", "\r\n").replace("A red", first)
         talk.with_suffix(".srt").write_bytes(text.encode(encoding))
         assert [item.texts for item in items(talk)] == [(text.replace("A red", first),) for text in SAID]
@@ -142,14 +140,14 @@ class TestMoments:
             ("a.webm", "webvtt", [text.encode() for text in SAID]),
         ],
     )
-    def test_of_subtitles_in_the_file(self, tmp_path: Path, name: str, codec: str, packets: list[bytes]) -> None:
+    def test_of_subtitles_in_the_file(self, tmp_path, name, codec, packets):
         said = [(start, start + 2, packet) for start, packet in zip((0.5, 3.5, 6.5), packets, strict=True)]
         pictures = "libvpx-vp9" if name == "a.webm" else "libx264"
         moments, problems = moments_of(write_clip(tmp_path / name, codec=pictures, subtitles=(codec, said)), Cutting())
         assert moments == [Moment(start, start + 2, text) for start, text in zip((0.5, 3.5, 6.5), SAID, strict=True)]
         assert problems == []
 
-    def test_silence_is_cut_into_scenes(self, tmp_path: Path) -> None:
+    def test_silence_is_cut_into_scenes(self, tmp_path):
         path = write_clip(tmp_path / "a.mp4", fps=2, seconds=24)
         (tmp_path / "a.srt").write_text("1\n00:00:01,000 --> 00:00:03,000\nred\n")
         moments, _ = moments_of(path, Cutting())
@@ -157,14 +155,14 @@ class TestMoments:
         assert np.allclose(times(moments[1:]), [(start, start + 3) for start in range(3, 24, 3)], atol=0.6)
 
     @pytest.mark.parametrize(("difference", "cuts"), [(12, []), (13, [2.0]), (25, [2.0])])
-    def test_from_which_difference_on_another_scene_begins(self, difference: int, cuts: list[float]) -> None:
+    def test_from_which_difference_on_another_scene_begins(self, difference, cuts):
         frames = [
             (time, np.full((4, 4, 3), 100 + difference * (time >= 2), dtype=np.uint8)) for time in (0.0, 1.0, 2.0)
         ]
-        faked = cast("Video", SimpleNamespace(thumbnails=lambda: frames))
+        faked = SimpleNamespace(thumbnails=lambda: frames)
         assert [time for time, _ in cuts_of(faked)] == cuts
 
-    def test_every_few_seconds_and_at_most_so_many(self, talk: Path) -> None:
+    def test_every_few_seconds_and_at_most_so_many(self, talk):
         talk.with_suffix(".srt").write_text(SRT, encoding="utf-8")
         both = f"{SAID[0]} {SAID[1]}"
         assert moments_of(talk, Cutting(every=5))[0] == [Moment(0, 5, both), Moment(5, 10, SAID[2]), Moment(10, 12)]
@@ -173,7 +171,7 @@ class TestMoments:
         talk.with_suffix(".srt").unlink()
         assert times(moments_of(talk, Cutting(max_moments=1))[0]) == [(0, 12)]
 
-    def test_a_cut_between_frames_that_are_far_apart_is_at_its_frame(self, tmp_path: Path) -> None:
+    def test_a_cut_between_frames_that_are_far_apart_is_at_its_frame(self, tmp_path):
         times_shown = [*(number / 5 for number in range(26)), 5.12, 12.0, 12.2]
         with av.open(str(tmp_path / "a.mkv"), "w") as container:
             stream = container.add_stream("libx264", rate=25)
@@ -186,7 +184,7 @@ class TestMoments:
             container.mux(stream.encode())
         assert [one.start for one in moments_of(tmp_path / "a.mkv", Cutting())[0]] == pytest.approx([0, 5.12], abs=0.02)
 
-    def test_of_folders(self, talk: Path, clip: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def test_of_folders(self, talk, clip, caplog):
         (talk.parent / "sub").mkdir()
         shutil.copy(clip, talk.parent / "sub" / "b [x].mp4")
         for language in ("de", "en"):
@@ -198,7 +196,7 @@ class TestMoments:
         assert "b [x].mp4 has 2 files of subtitles; " in caplog.text
 
 
-def test_without_pyav_videos_are_named_and_images_read(talk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_pyav_videos_are_named_and_images_read(talk, monkeypatch):
     Image.new("RGB", (8, 8)).save(talk.parent / "a.png")
     monkeypatch.setattr(reader, "is_installed", lambda package: package != "av")
     image, missing = items(talk.parent)
@@ -206,7 +204,7 @@ def test_without_pyav_videos_are_named_and_images_read(talk: Path, monkeypatch: 
     assert "PyAV, which reads videos, is missing: install the extra" in missing.problem
 
 
-def test_at_urls_pieces_are_read(talk: Path) -> None:
+def test_at_urls_pieces_are_read(talk):
     (talk.parent / "talk.en.srt").write_text(SRT, encoding="utf-8")
     expected = [(item.texts, item.images[0].read()) for item in items(talk)]
     with served(talk.parent) as url:
@@ -248,25 +246,23 @@ class TestMerging:
             ([(0, 1, "word " * 1000)], [(0, 1, " ".join(["word"] * 400))]),
         ],
     )
-    def test_of_overlapping_and_rolling_captions(
-        self, cues: list[tuple[float, float, str]], expected: list[tuple[float, float, str]]
-    ) -> None:
+    def test_of_overlapping_and_rolling_captions(self, cues, expected):
         assert merged([Moment(*cue) for cue in cues]) == [Moment(*one) for one in expected]
 
-    def test_neighbours_are_joined(self) -> None:
+    def test_neighbours_are_joined(self):
         moments = [Moment(number, number + 1, str(number)) for number in range(5)]
         assert at_most(2, moments) == [Moment(0, 3, "0 1 2"), Moment(3, 5, "3 4")]
         assert at_most(5, moments) == moments
         assert at_most(5, []) == []
 
-    def test_windows_cover_the_end_once(self) -> None:
+    def test_windows_cover_the_end_once(self):
         assert times(windows(10, 5, [])) == [(0, 5), (5, 10)]
         assert times(windows(10.5, 5, [Moment(9, 30, "late")])) == [(0, 5), (5, 10), (10, 10.5)]
 
 
 class TestDamage:
     @pytest.mark.parametrize("name", ["a.mkv", "a.mp4", "a.ts"])
-    def test_of_a_truncated_video_what_can_be_read_is_kept(self, tmp_path: Path, name: str) -> None:
+    def test_of_a_truncated_video_what_can_be_read_is_kept(self, tmp_path, name):
         path = write_clip(tmp_path / name, size=(320, 240), keyframes=5)
         path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
         *found, last = items(path)
@@ -277,7 +273,7 @@ class TestDamage:
             assert "of 12.0 s; copy it again" in str(last.problem)
 
     @pytest.mark.parametrize(("name", "codec"), [("a.mkv", "libx264"), ("a.ts", "mpeg2video")])
-    def test_a_whole_video_whose_times_begin_late(self, tmp_path: Path, name: str, codec: str) -> None:
+    def test_a_whole_video_whose_times_begin_late(self, tmp_path, name, codec):
         said = ("subrip", [(36_001.0, 36_003.0, b"A red square")]) if name == "a.mkv" else None
         path = write_clip(tmp_path / name, codec=codec, subtitles=said, begin=36_000)
         moments, problems = moments_of(path, Cutting(every=4))
@@ -297,19 +293,19 @@ class TestDamage:
             ("a.mp4", b"ffconcat version 1.0\nfile talk.mp4\n", ""),
         ],
     )
-    def test_what_is_no_video(self, tmp_path: Path, name: str, content: bytes | int, message: str) -> None:
+    def test_what_is_no_video(self, tmp_path, name, content, message):
         path = tmp_path / name
         path.write_bytes(write_clip(path).read_bytes()[:content] if isinstance(content, int) else content)
         (item,) = items(path)
         assert item.id == name
         assert f"{name} cannot be read {message}" in item.problem
 
-    def test_a_pipe_is_not_waited_for(self, tmp_path: Path) -> None:
+    def test_a_pipe_is_not_waited_for(self, tmp_path):
         os.mkfifo(tmp_path / "pipe.mp4")
         with pytest.raises(ValueError, match="is no regular file"):
             frame_of(str(tmp_path / "pipe.mp4"), 0)
 
-    def test_damage_in_the_middle(self, tmp_path: Path) -> None:
+    def test_damage_in_the_middle(self, tmp_path):
         path = write_clip(tmp_path / "a.ts", codec="mpeg2video", size=(320, 240), keyframes=5)
         content = bytearray(path.read_bytes())
         middle = len(content) // 2
@@ -333,22 +329,20 @@ class TestDamage:
             (b"1\n00:00:01,000 --> 00:00:02,000\n \n", ""),
         ],
     )
-    def test_subtitles_that_cannot_be_read_are_named_and_scenes_found(
-        self, talk: Path, content: bytes, message: str
-    ) -> None:
+    def test_subtitles_that_cannot_be_read_are_named_and_scenes_found(self, talk, content, message):
         talk.with_suffix(".srt").write_bytes(content)
         found = items(talk)
         assert [item.id for item in found[:4]] == [f"talk.mp4#t={start}.000,{end}.000" for start, end in SCENES]
         assert ([message in item.problem for item in found[4:]]) == ([True] if message else [])
 
-    def test_subtitles_in_the_file_that_cannot_be_read(self, tmp_path: Path) -> None:
+    def test_subtitles_in_the_file_that_cannot_be_read(self, tmp_path):
         said = [(0.5, 2.5, b"A red square"), (3.5, 5.5, b"n\xe9e")]
         path = write_clip(tmp_path / "a.mkv", subtitles=("subrip", said))
         first, second = items(path)
         assert (first.texts, second.id) == (("A red square",), "a.mkv")
         assert second.problem == "1 of the subtitles in it cannot be read, as they are not UTF-8"
 
-    def test_what_can_be_read_of_subtitles_is_kept(self, talk: Path) -> None:
+    def test_what_can_be_read_of_subtitles_is_kept(self, talk):
         cues = (
             f"{n}\n00:00:0{n},000 --> 00:00:0{n},900\n".encode() + word
             for n, word in ((1, b"a"), (2, b"\xff"), (3, b"c"))
@@ -365,7 +359,7 @@ class TestDamage:
             *(("a.2.vtt", "a.2.mp4"), ("a.it.vtt", "a.it.MKV"), ("a.it.en.vtt", "a.it.MKV"), ("a.3.vtt", None)),
         ],
     )
-    def test_whose_subtitles_a_file_has(self, tmp_path: Path, name: str, of: str | None) -> None:
+    def test_whose_subtitles_a_file_has(self, tmp_path, name, of):
         for file in ("a.mp4", "a.2.mp4", "a.it.MKV", name):
             (tmp_path / file).touch()
         found = [part.files[0].name for part in parts_of(tmp_path) if part.beside]
@@ -374,7 +368,7 @@ class TestDamage:
     @pytest.mark.parametrize(
         ("name", "codec"), [("a.mp4", "libx264"), ("a.webm", "libvpx-vp9"), ("a.ts", "mpeg2video")]
     )
-    def test_bytes_of_all_kinds_are_refused_in_words(self, tmp_path: Path, name: str, codec: str) -> None:
+    def test_bytes_of_all_kinds_are_refused_in_words(self, tmp_path, name, codec):
         content = write_clip(tmp_path / name, codec=codec, fps=2).read_bytes()
         outcomes = set()
         for seed in range(15):
@@ -390,7 +384,7 @@ class TestDamage:
                         item.images[0].read()
         assert True in outcomes
 
-    def test_frames_that_are_too_large(self, talk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_frames_that_are_too_large(self, talk, monkeypatch):
         monkeypatch.setattr("bridgetower.data.video.MAX_PIXELS", 100)
         (item,) = items(talk)
         assert "has frames of 96x64 pixels, the limit is 100" in str(item.problem)

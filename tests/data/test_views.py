@@ -9,20 +9,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageOps
-from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import RandomResizedCrop, functional
 
 from bridgetower.data import views
-from bridgetower.data.config import DataConfig, RandAugment
-from bridgetower.data.views import POLICIES, Policy, change, rand_augment, random_view
+from bridgetower.data.config import DataConfig
+from bridgetower.data.views import POLICIES, change, rand_augment, random_view
 from bridgetower.processor import Processor, ProcessorConfig
 
 SIZE = 24
 COLOUR = POLICIES["colour"]
 
 
-def picture(width: int = 60, height: int = 40) -> Image.Image:
+def picture(width=60, height=40):
     """Random colours, dark on the left and light on the right."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 90, (3, height, width), generator=generator, dtype=torch.uint8)
@@ -30,21 +29,21 @@ def picture(width: int = 60, height: int = 40) -> Image.Image:
     return functional.to_pil_image(pixels)
 
 
-def content(image: Image.Image) -> bytes:
+def content(image):
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
 
 
-def processor() -> Processor:
+def processor():
     return Processor(ProcessorConfig(profile="official-finetune", image_size=SIZE, max_length=8), None)
 
 
-def view(config: DataConfig, seed: int = 0) -> Tensor:
+def view(config, seed=0):
     return random_view(content(picture()), config, processor(), torch.Generator().manual_seed(seed))
 
 
-def off(one: Image.Image, other: Image.Image) -> int:
+def off(one, other):
     first, second = functional.pil_to_tensor(one).int(), functional.pil_to_tensor(other).int()
     return int((first - second).abs().max())
 
@@ -65,7 +64,7 @@ class TestView:
     OFFICIAL = DataConfig(random_crop=0.5, flip=True, rand_augment="colour", rand_magnitude=7)
 
     @pytest.mark.parametrize("config", [CROP, OFFICIAL, DataConfig(rand_augment="geometry", rand_magnitude=5)])
-    def test_the_generator_decides(self, config: DataConfig) -> None:
+    def test_the_generator_decides(self, config):
         state = torch.random.get_rng_state()
         views = [view(config, seed) for seed in (0, 0, *range(1, 8))]
         assert all(each.shape == (3, SIZE, SIZE) and each.dtype == torch.uint8 for each in views)
@@ -73,7 +72,7 @@ class TestView:
         assert len({tuple(each.flatten().tolist()) for each in views}) > 4
         assert torch.equal(torch.random.get_rng_state(), state), "torch's own generator is left alone"
 
-    def test_a_crop_of_everything_is_the_squashed_picture(self) -> None:
+    def test_a_crop_of_everything_is_the_squashed_picture(self):
         """Of a square one: the crop changes the proportions by up to a third where it can."""
         square = content(picture(40, 40))
         generators = [torch.Generator().manual_seed(seed) for seed in range(20)]
@@ -81,7 +80,7 @@ class TestView:
         plain = processor().resize(square)
         assert min(int((each.int() - plain.int()).abs().max()) for each in views) <= 1
 
-    def test_a_smaller_share_shows_less(self) -> None:
+    def test_a_smaller_share_shows_less(self):
         """A picture whose grey grows from left to right: the range of a crop is its width."""
         ramp = content(Image.linear_gradient("L").rotate(90).convert("RGB"))
         spans = []
@@ -94,26 +93,26 @@ class TestView:
         assert spans[0] > spans[1] > spans[2]
 
     @pytest.mark.parametrize("size", [(10, 400), (400, 10)])
-    def test_where_no_draw_fits_the_crop_is_that_of_torchvision(self, size: tuple[int, int]) -> None:
+    def test_where_no_draw_fits_the_crop_is_that_of_torchvision(self, size):
         image = picture(*size)
         theirs = RandomResizedCrop(SIZE, scale=(1.0, 1.0), interpolation=InterpolationMode.BICUBIC)(image)
         ours = random_view(content(image), DataConfig(random_crop=1.0), processor(), torch.Generator().manual_seed(0))
         assert torch.equal(ours, functional.pil_to_tensor(theirs))
 
-    def test_flip(self) -> None:
+    def test_flip(self):
         views = [view(DataConfig(flip=True), seed) for seed in range(40)]
         plain = processor().resize(content(picture()))
         mirrored = [torch.equal(each, processor().resize(ImageOps.mirror(picture()))) for each in views]
         assert all(torch.equal(each, plain) != flipped for each, flipped in zip(views, mirrored, strict=True))
         assert 8 < sum(mirrored) < 32
 
-    def test_evaluation_has_no_views(self) -> None:
+    def test_evaluation_has_no_views(self):
         assert self.OFFICIAL.has_views
         assert not self.OFFICIAL.as_evaluated().has_views
         assert replace(self.OFFICIAL, random_crop=None, flip=False).as_evaluated() == DataConfig()
 
 
-def warped(image: Image.Image, forward: list[list[float]], fill: int) -> np.ndarray:
+def warped(image, forward, fill):
     """OpenCV's `warpAffine`, bilinear with a constant border: `forward` maps centres of pixels of the input."""
     pixels = np.asarray(image, dtype=np.float64)
     height, width = pixels.shape[:2]
@@ -143,7 +142,7 @@ class TestBilinear:
     }
 
     @pytest.mark.parametrize("name", FORWARD)
-    def test_pixels_are_interpolated_as_by_opencv(self, name: str) -> None:
+    def test_pixels_are_interpolated_as_by_opencv(self, name):
         """Pillow cuts where OpenCV rounds, so up to one level; moves of one column are off by tens."""
         value, forward = self.FORWARD[name]
         image = picture()
@@ -157,7 +156,7 @@ class TestBilinear:
 
 
 class TestChanges:
-    def test_pillow_agrees(self) -> None:
+    def test_pillow_agrees(self):
         """What the official code calls."""
         image = picture()
         expected = {
@@ -182,7 +181,7 @@ class TestChanges:
             differing = (ours - functional.pil_to_tensor(theirs).int()).abs().amax(dim=0) > 1
             assert differing.float().mean() < 0.02, name  # a row of pixels at the edge of a shear
 
-    def test_solarize_add(self) -> None:
+    def test_solarize_add(self):
         levels = Image.new("RGB", (3, 1))
         levels.putdata([(10, 10, 10), (120, 120, 120), (250, 250, 250)])
         changed = functional.pil_to_tensor(change(levels, "solarize_add", 20.0, COLOUR))[0, 0].tolist()
@@ -191,18 +190,11 @@ class TestChanges:
 
 class TestRandAugment:
     @pytest.mark.parametrize(("kind", "magnitude", "values", "fill"), OFFICIAL_VALUES)
-    def test_values_are_the_official_ones(
-        self,
-        kind: RandAugment,
-        magnitude: int,
-        values: dict[str, float],
-        fill: int,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
+    def test_values_are_the_official_ones(self, kind, magnitude, values, fill, monkeypatch):
         """Each of two changes of an image is any of them, and what has a direction goes in both as often."""
-        made: dict[str, list[float]] = {}
+        made = {}
 
-        def note(image: Image.Image, name: str, value: float, policy: Policy) -> Image.Image:
+        def note(image, name, value, policy):
             made.setdefault(name, []).append(value)
             assert policy.fill == fill
             return image
@@ -236,6 +228,6 @@ class TestSettings:
             ({"flip": True, "augmentation": "affine"}, "leave cache and augmentation out"),
         ],
     )
-    def test_refused(self, changes: dict[str, object], message: str) -> None:
+    def test_refused(self, changes, message):
         with pytest.raises(ValueError, match=message):
             DataConfig(**changes)

@@ -1,15 +1,10 @@
 """Small models, exported once for all tests that only read them."""
 
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 
 import tiny
 from bridgetower.checkpoints import Checkpoint
-from bridgetower.engines.config import Form
 from bridgetower.engines.export import write_exported
-from bridgetower.model.config import ModelConfig
 
 # What `tiny_checkpoint`, whose export has every part, has not.
 OTHER = tiny.changed(
@@ -33,19 +28,19 @@ ONE_LAYER = {f"{part}__num_layers": 1 for part in ("vision", "text", "fusion")}
 FEW = tiny.changed(heads__itc=None, heads__mlm=False, **ONE_LAYER)
 
 
-def _export(config: ModelConfig, folder: Path, form: Form = "onnx") -> None:
+def _export(config, folder, form="onnx"):
     """Writes a model with random weights and its parts, without preprocessing."""
     model = tiny.build(config)
     write_exported(Checkpoint(source="tiny", config=model.config, tensors=model.state_dict()), folder, form)
 
 
 @pytest.fixture(scope="session")
-def other(made_once: Callable[..., Path]) -> Path:
+def other(made_once):
     """A folder with the parts of a model of `tiny` that differs from `tiny_checkpoint` in what there is to choose."""
     return made_once("other", lambda folder: _export(OTHER, folder))
 
 
 @pytest.fixture(scope="session")
-def int8(made_once: Callable[..., Path]) -> Path:
+def int8(made_once):
     """A folder with the parts of a model that has few of them, in int8."""
     return made_once("int8", lambda folder: _export(FEW, folder, "onnx-int8"))

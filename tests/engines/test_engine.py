@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import pytest
 import torch
@@ -15,25 +15,25 @@ import tiny
 from bridgetower import extras
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.engines import engine
-from bridgetower.engines.config import FASTEST, FORMS, EngineName, Precision
+from bridgetower.engines.config import FASTEST, FORMS, Precision
 from bridgetower.engines.engine import EngineChoice, TorchEngine, chosen_engine
 from bridgetower.engines.parts import PartsEngine
-from bridgetower.model.bridgetower import IMAGE, BridgeTower
-from bridgetower.model.fusion import Fused, FusionOutputs
+from bridgetower.model.bridgetower import IMAGE
+from bridgetower.model.fusion import FusionOutputs
 
 CPU = torch.device("cpu")
 
 
-def made(dtype: torch.dtype = torch.float32) -> tuple[BridgeTower, TorchEngine]:
+def made(dtype=torch.float32):
     """A model, and an engine with the same weights."""
     return tiny.build().to(dtype), TorchEngine(tiny.build(), CPU, dtype)
 
 
-def packed(engine: TorchEngine) -> set[bool]:
+def packed(engine):
     return {module.weight.is_mkldnn for module in engine.model.modules() if isinstance(module, nn.Linear)}
 
 
-def fused(model: BridgeTower | TorchEngine, outputs: FusionOutputs, dtype: torch.dtype = torch.float32) -> Fused:
+def fused(model, outputs, dtype=torch.float32):
     pixel_values = tiny.images(3).to(dtype)
     image, text = model.encode_image(pixel_values, IMAGE), model.encode_text(*tiny.texts([5, 3, 4]))
     return model.fuse(model.cache_image(image), model.cache_text(text), outputs)
@@ -44,7 +44,7 @@ class TestNumbers:
 
     @pytest.mark.parametrize("outputs", get_args(FusionOutputs))
     @torch.inference_mode()
-    def test_fused(self, outputs: FusionOutputs) -> None:
+    def test_fused(self, outputs):
         model, own = made()
         assert packed(own) == {False}
         ours, theirs = fused(own, outputs), fused(model, outputs)
@@ -57,7 +57,7 @@ class TestNumbers:
         assert tiny.off(*cls) < 1e-5
 
     @torch.inference_mode()
-    def test_number_formats(self) -> None:
+    def test_number_formats(self):
         """bfloat16 is as near to float32 as the model is, float16 nearer; other weights give other numbers."""
         exact = fused(made()[0], "pooled").pooled
         model, own = made(torch.bfloat16)
@@ -121,7 +121,7 @@ print(json.dumps([len(kinds), ordinary, sum(counters["graph_break"].values()), f
 
 
 @pytest.mark.slow
-def test_compiled_in_few_graphs_for_all_kinds_of_calls_and_beyond_their_limit() -> None:
+def test_compiled_in_few_graphs_for_all_kinds_of_calls_and_beyond_their_limit():
     tests = Path(__file__).parents[1]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tests), *sys.path])}
     command = [sys.executable, "-c", COMPILED]
@@ -153,17 +153,17 @@ class TestChoice:
             ({"device": "vulkan"}, "device is 'vulkan', on which PyTorch cannot compute here"),
         ],
     )
-    def test_that_does_not_exist(self, options: dict[str, Any], message: str) -> None:
+    def test_that_does_not_exist(self, options, message):
         with pytest.raises(ValueError, match=message):
             EngineChoice(**options)
 
-    def test_of_a_number_format(self) -> None:
+    def test_of_a_number_format(self):
         assert EngineChoice(precision="bf16").dtype == torch.bfloat16
         assert EngineChoice().dtype == EngineChoice(engine="onnxruntime").dtype == torch.float32
 
 
 @pytest.mark.parametrize("precision", get_args(Precision))
-def test_auto_takes_the_first_that_is_installed(monkeypatch: pytest.MonkeyPatch, precision: Precision) -> None:
+def test_auto_takes_the_first_that_is_installed(monkeypatch, precision):
     able = FASTEST[precision]
     assert {(engine, precision) for engine in able} <= FORMS.keys()
     assert chosen_engine("auto", precision, "cpu") == able[0]
@@ -171,7 +171,7 @@ def test_auto_takes_the_first_that_is_installed(monkeypatch: pytest.MonkeyPatch,
     assert chosen_engine("auto", precision, "cpu") == able[-1]
 
 
-def test_auto_takes_none_that_could_not_export_and_torch_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_takes_none_that_could_not_export_and_torch_on_a_gpu(monkeypatch):
     assert chosen_engine("onnxruntime", "fp32", None) == "onnxruntime"
     with monkeypatch.context() as patch:
         patch.setattr(engine, "is_installed", lambda package: package != "onnxscript")
@@ -180,7 +180,7 @@ def test_auto_takes_none_that_could_not_export_and_torch_on_a_gpu(monkeypatch: p
     assert chosen_engine("auto", "fp32", None) == "torch"
 
 
-def test_start(tiny_checkpoint: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_start(tiny_checkpoint, exported, tmp_path, monkeypatch):
     """An exported folder is not exported again; a missing package is named."""
     started = EngineChoice(device="cpu", precision="bf16").start(read_checkpoint(tiny_checkpoint))
     assert isinstance(started, TorchEngine)
@@ -188,7 +188,7 @@ def test_start(tiny_checkpoint: Path, exported: Path, tmp_path: Path, monkeypatc
     choice = EngineChoice(engine="onnxruntime", cache=tmp_path)
     assert isinstance(choice.start(read_checkpoint(exported), exported), PartsEngine)
     assert list(tmp_path.iterdir()) == []
-    names: dict[EngineName, str] = {"onnxruntime": "onnx", "openvino": "openvino"}
+    names = {"onnxruntime": "onnx", "openvino": "openvino"}
     for name, extra in names.items():
         monkeypatch.setattr(extras, "is_installed", lambda package, name=name: package != name)
         message = rf"package {name} is not installed; run in the project's folder: pip install '\.\[{extra}\]'"
@@ -205,7 +205,7 @@ print(*model.embed_texts(["a bar"]).shape)
 """
 
 
-def test_a_model_is_used_without_fcntl(tiny_checkpoint: Path) -> None:
+def test_a_model_is_used_without_fcntl(tiny_checkpoint):
     """Where Python has no file locks, as on Windows, the package is imported and a model is used all the same."""
     command = [sys.executable, "-c", WITHOUT_LOCKS, str(tiny_checkpoint)]
     result = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -4,7 +4,6 @@ import json
 import logging
 import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,19 +38,19 @@ from bridgetower.model.extensions import NO_EXTENSIONS
 
 
 @pytest.fixture
-def copied(exported: Path, tmp_path: Path) -> Path:
+def copied(exported, tmp_path):
     return Path(shutil.copytree(exported, tmp_path / "copy"))
 
 
 @pytest.fixture
-def checkpoint(exported: Path, monkeypatch: pytest.MonkeyPatch) -> Checkpoint:
+def checkpoint(exported, monkeypatch):
     """A checkpoint whose graphs, which hold no weights, are copied instead of exported again."""
     monkeypatch.setattr(export, "write_graph", lambda part, path, weights: shutil.copy(exported / path.name, path))
     return read_checkpoint(exported)
 
 
 class TestWriting:
-    def test_is_a_checkpoint_with_the_largest_differences(self, exported: Path, tiny_checkpoint: Path) -> None:
+    def test_is_a_checkpoint_with_the_largest_differences(self, exported, tiny_checkpoint):
         ours, source = read_checkpoint(exported), read_checkpoint(tiny_checkpoint)
         assert ours.config == source.config
         assert tiny.equal(ours.tensors, source.tensors)
@@ -65,13 +64,11 @@ class TestWriting:
             assert len(parts) == 6
             assert all(0 <= difference < 2e-5 for difference in parts.values())
 
-    def test_refuses_a_folder_in_use(self, exported: Path, checkpoint: Checkpoint) -> None:
+    def test_refuses_a_folder_in_use(self, exported, checkpoint):
         with pytest.raises(FileExistsError, match="is not empty"):
             write_exported(checkpoint, exported)
 
-    def test_leaves_nothing_where_an_engine_differs(
-        self, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_leaves_nothing_where_an_engine_differs(self, checkpoint, tmp_path, monkeypatch):
         monkeypatch.setitem(export.TOLERANCES, "onnx", 1e-12)
         with pytest.raises(ValueError, match=r"part image in onnxruntime differs .* at most 1e-12"):
             write_exported(checkpoint, tmp_path / "model")
@@ -79,7 +76,7 @@ class TestWriting:
 
 
 class TestGraphs:
-    def test_name_ranges_of_the_weights_and_hold_none(self, exported: Path) -> None:
+    def test_name_ranges_of_the_weights_and_hold_none(self, exported):
         weights = exported / "model.safetensors"
         content, tensors, ranges = weights.read_bytes(), load_file(weights), tensor_ranges(weights)
         assert ranges.keys() == tensors.keys()
@@ -90,7 +87,7 @@ class TestGraphs:
         assert not any(tensors["text.word_embedding.weight"][3].numpy().tobytes() in graph for graph in graphs)
         assert not any(b".py" in graph for graph in graphs)  # nor names of this machine
 
-    def test_rely_on_a_layout(self, tmp_path: Path) -> None:
+    def test_rely_on_a_layout(self, tmp_path):
         """Of names, formats and shapes, whatever the values."""
         layouts = []
         for tensors in (
@@ -110,19 +107,19 @@ class TestInt8:
     """Weights are signed where the processor has VNNI; elsewhere their products would overflow."""
 
     @pytest.fixture
-    def processor(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    def processor(self, tmp_path, monkeypatch):
         """Makes this one of x86 with some flags."""
         monkeypatch.setattr("platform.machine", lambda: "x86_64")
         monkeypatch.setattr(cpu, "_CPU_INFO", tmp_path / "cpuinfo")
         return lambda flags: (tmp_path / "cpuinfo").write_text(f"flags\t\t: fpu sse2 {flags}\n") and None
 
-    def test_which_processors_overflow(self, processor: Callable[[str], None]) -> None:
+    def test_which_processors_overflow(self, processor):
         assert products_overflow()  # nothing is known of it yet
         for flags, overflow in (("avx2", True), ("avx2 avx_vnni", False), ("avx512f avx512_vnni", False)):
             processor(flags)
             assert products_overflow() == overflow
 
-    def test_weights_have_the_right_sign_and_a_scale_for_each_output_channel(self, int8: Path, tmp_path: Path) -> None:
+    def test_weights_have_the_right_sign_and_a_scale_for_each_output_channel(self, int8, tmp_path):
         signed = not products_overflow()
         part, other = Part(read_checkpoint(int8).model(), "text"), tmp_path / "other.onnx"
         write_int8_graph(part, other, signed=not signed)
@@ -138,9 +135,7 @@ class TestInt8:
                 assert scale.shape == (weight.dims[-1],)
                 assert len(set(scale.tolist())) > 1
 
-    def test_signed_ones_are_refused_where_they_overflow(
-        self, int8: Path, tmp_path: Path, processor: Callable[[str], None]
-    ) -> None:
+    def test_signed_ones_are_refused_where_they_overflow(self, int8, tmp_path, processor):
         shutil.copytree(int8, tmp_path / "model")
         manifest = json.loads((int8 / MANIFEST).read_text())
         (tmp_path / "model" / MANIFEST).write_text(json.dumps(manifest | {"signed": True}))
@@ -151,15 +146,15 @@ class TestInt8:
             exported_model(tmp_path / "model", NO_EXTENSIONS)
 
 
-def _cut(path: Path) -> None:
+def _cut(path):
     path.write_bytes(path.read_bytes()[:-20])
 
 
-def _other_version(path: Path) -> None:
+def _other_version(path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"version": 9}))
 
 
-def _half(path: Path) -> None:
+def _half(path):
     save_file({name: tensor.half() for name, tensor in load_file(path).items()}, path)
 
 
@@ -176,12 +171,12 @@ class TestDamage:
             ("config.json", Path.unlink, "has no config.json"),
         ],
     )
-    def test_is_refused(self, copied: Path, name: str, damage: Callable[[Path], None], message: str) -> None:
+    def test_is_refused(self, copied, name, damage, message):
         damage(copied / name)
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             exported_model(copied, NO_EXTENSIONS)
 
-    def test_other_weights_of_the_same_layout_are_run(self, copied: Path) -> None:
+    def test_other_weights_of_the_same_layout_are_run(self, copied):
         checkpoint = read_checkpoint(copied)
         doubled = {name: 2 * tensor for name, tensor in checkpoint.tensors.items()}
         ids, mask = torch.tensor([[0, 5, 2]]), torch.ones(1, 3, dtype=torch.int64)
@@ -192,9 +187,7 @@ class TestDamage:
 
 
 class TestCache:
-    def test_exports_once_in_float32_and_says_so(
-        self, checkpoint: Checkpoint, tmp_path: Path, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def test_exports_once_in_float32_and_says_so(self, checkpoint, tmp_path, caplog):
         half = {name: tensor.half() for name, tensor in checkpoint.tensors.items()}
         checkpoint = replace(checkpoint, tensors=half, reranking=Reranking(itc_weight=16.0))
         damaged = tmp_path / f"{content_key(checkpoint)}-onnx"
@@ -215,9 +208,7 @@ class TestCache:
         assert model.state_dict().keys() == exported.tensors.keys()
         assert exported.reranking.itc_weight == 16
 
-    def test_key_depends_on_every_weight_the_config_and_versions_alone(
-        self, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_key_depends_on_every_weight_the_config_and_versions_alone(self, checkpoint, monkeypatch):
         cloned = {name: tensor.clone() for name, tensor in checkpoint.tensors.items()}
         keys = [content_key(checkpoint), content_key(checkpoint.resized(40))]
         assert content_key(replace(checkpoint, source="elsewhere", tensors=cloned)) == keys[0]
@@ -232,12 +223,12 @@ class TestCache:
             keys.append(content_key(checkpoint))
         assert len(set(keys)) == 7
 
-    def test_key_depends_on_the_code_that_own_parts_inherit(self, tmp_path: Path) -> None:
+    def test_key_depends_on_the_code_that_own_parts_inherit(self, tmp_path):
         file = tmp_path / "own_base.py"
         file.write_text(Path(own_modules.__file__).read_text())
         patches = load_object("extensions", f"{file}:Patches", type)
 
-        class Tower(patches):  # type: ignore[misc]
+        class Tower(patches):
             pass
 
         config, own = tiny.changed(vision__architecture="patches"), Extensions(vision_towers={"patches": Tower})

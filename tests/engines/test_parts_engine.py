@@ -6,15 +6,12 @@ import pickle
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 import tiny
 from bridgetower.checkpoints import read_checkpoint
-from bridgetower.engines.config import EngineName, Precision
 from bridgetower.engines.parts import (
     Part,
     PartsEngine,
@@ -24,8 +21,7 @@ from bridgetower.engines.parts import (
     part_names,
     signal_stack,
 )
-from bridgetower.model.bridgetower import SECOND_IMAGE, BridgeTower
-from bridgetower.model.config import ModelConfig
+from bridgetower.model.bridgetower import SECOND_IMAGE
 
 for package in ("onnxruntime", "openvino"):
     pytest.importorskip(package)
@@ -33,30 +29,29 @@ for package in ("onnxruntime", "openvino"):
 CLOSE = {"atol": 2e-5, "rtol": 0}
 
 
-def opened(folder: Path, name: EngineName = "onnxruntime", precision: Precision = "fp32") -> PartsEngine:
+def opened(folder, name="onnxruntime", precision="fp32"):
     return PartsEngine(read_checkpoint(folder).model(), Runner(name, folder, precision))
 
 
 @pytest.fixture(scope="module", params=["exported", "other"])
-def folder(request: pytest.FixtureRequest) -> Path:
-    found: Path = request.getfixturevalue(request.param)
-    return found
+def folder(request):
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(scope="module", params=["onnxruntime", "openvino"])
-def engine(folder: Path, request: pytest.FixtureRequest) -> PartsEngine:
+def engine(folder, request):
     return opened(folder, request.param)
 
 
 @pytest.fixture(scope="module")
-def with_two(other: Path) -> PartsEngine:
+def with_two(other):
     """Of a model that takes two images."""
     return opened(other)
 
 
-def outputs(runs: PartsEngine | BridgeTower, lengths: list[int], *, padded: bool) -> dict[str, Tensor]:
+def outputs(runs, lengths, *, padded):
     """Everything that the heads of a model can read, for as many images and texts."""
-    config: ModelConfig = (runs.model if isinstance(runs, PartsEngine) else runs).config
+    config = (runs.model if isinstance(runs, PartsEngine) else runs).config
     ids, mask = tiny.texts(lengths, config, width=config.text.max_length if padded else None)
     pixel_values = tiny.images(len(lengths), config)
     given = None if len(set(lengths)) == 1 and not padded else mask
@@ -76,14 +71,14 @@ class TestEquality:
     @torch.inference_mode()
     @pytest.mark.parametrize("lengths", [[5], [5, 3, 4], [1], [*range(1, 15)]], ids=str)
     @pytest.mark.parametrize("padded", [False, True])
-    def test_with_the_model(self, engine: PartsEngine, lengths: list[int], padded: bool) -> None:
+    def test_with_the_model(self, engine, lengths, padded):
         ours, expected = outputs(engine, lengths, padded=padded), outputs(engine.model, lengths, padded=padded)
         assert ours.keys() == expected.keys()
         for name, wanted in expected.items():
             torch.testing.assert_close(ours[name], wanted, msg=lambda text, name=name: f"{name}: {text}", **CLOSE)
 
     @torch.inference_mode()
-    def test_of_the_second_image_of_a_pair(self, with_two: PartsEngine) -> None:
+    def test_of_the_second_image_of_a_pair(self, with_two):
         pixel_values = tiny.images(2)
         ours = with_two.encode_image(pixel_values, SECOND_IMAGE)
         expected = with_two.model.encode_image(pixel_values, SECOND_IMAGE)
@@ -91,7 +86,7 @@ class TestEquality:
         assert tiny.off(ours.layers[0], with_two.encode_image(pixel_values).layers[0]) > 1e-2
 
     @torch.inference_mode()
-    def test_control_another_model_or_padding_that_is_attended_to_shows(self, with_two: PartsEngine) -> None:
+    def test_control_another_model_or_padding_that_is_attended_to_shows(self, with_two):
         other = tiny.build(with_two.model.config)
         with torch.no_grad():
             other.text.layers[0].mlp.up.bias[0] += 0.01
@@ -108,9 +103,7 @@ class TestEquality:
 
 @pytest.mark.parametrize(("folder", "engine", "limit"), [("exported", "openvino", 0.1), ("int8", "onnxruntime", 0.15)])
 @torch.inference_mode()
-def test_coarse_precisions_are_near_the_model_but_not_equal(
-    request: pytest.FixtureRequest, folder: str, engine: EngineName, limit: float
-) -> None:
+def test_coarse_precisions_are_near_the_model_but_not_equal(request, folder, engine, limit):
     if folder == "exported" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         pytest.skip("this processor has no bfloat16")
     coarse = opened(request.getfixturevalue(folder), engine, "bf16" if folder == "exported" else "int8")
@@ -121,7 +114,7 @@ def test_coarse_precisions_are_near_the_model_but_not_equal(
 
 
 @torch.inference_mode()
-def test_numbers_in_int8_depend_on_the_batch(int8: Path) -> None:
+def test_numbers_in_int8_depend_on_the_batch(int8):
     engine, (ids, mask) = opened(int8), tiny.texts([5] * 8)
     expected = engine.model.encode_text(ids[:1], mask[:1]).cls
     batch, alone = engine.encode_text(ids, mask).cls, engine.encode_text(ids[:1], mask[:1]).cls
@@ -129,19 +122,19 @@ def test_numbers_in_int8_depend_on_the_batch(int8: Path) -> None:
 
 
 @torch.inference_mode()
-def test_used_engines_are_pickled(engine: PartsEngine) -> None:
+def test_used_engines_are_pickled(engine):
     pixel_values = tiny.images(2, engine.model.config)
     expected = engine.encode_image(pixel_values).cls
     assert torch.equal(pickle.loads(pickle.dumps(engine)).encode_image(pixel_values).cls, expected)
 
 
-def test_refusals(with_two: PartsEngine) -> None:
+def test_refusals(with_two):
     with pytest.raises(ValueError, match="images of 32 x 32 pixels; this engine was built for 24 x 24"):
         with_two.encode_image(tiny.images(1, size=32))
     limit = with_two.model.config.text.max_length
     for kind in ("layers", "cls"):
         with pytest.raises(ValueError, match=f"text of {limit + 1} tokens; the position table holds {limit}"):
-            with_two.encode_text(torch.full((1, limit + 1), 5), outputs=kind)  # type: ignore[arg-type]
+            with_two.encode_text(torch.full((1, limit + 1), 5), outputs=kind)
     image, text = with_two.encode_image(tiny.images(2)), with_two.encode_text(*tiny.texts([3, 3]))
     with pytest.raises(ValueError, match='outputs="all" is not exported'):
         with_two.fuse(image, text, outputs="all")
@@ -150,14 +143,14 @@ def test_refusals(with_two: PartsEngine) -> None:
 
 
 class TestParts:
-    def test_only_what_heads_read(self) -> None:
+    def test_only_what_heads_read(self):
         every = {"image", "image_cls", "text", "text_cls", "fusion_pooled", "fusion_text"}
         assert set(part_names(tiny.build())) == every
         few = {"heads__itc": None, "heads__mlm": False}
         assert part_names(tiny.build(tiny.changed(**few))) == ("image", "text", "fusion_pooled")
 
     @torch.no_grad()
-    def test_examples_of_texts_are_padded_wherever_the_pad_is(self) -> None:
+    def test_examples_of_texts_are_padded_wherever_the_pad_is(self):
         for pad in (0, 1, 30, 49):
             model = tiny.build(tiny.changed(text__pad_token_id=pad, text__positions="bert"))
             ids, mask = Part(model, "text").inputs
@@ -170,7 +163,7 @@ class TestParts:
 class TestSignals:
     """They are handled after models of OpenVINO went, in whatever order."""
 
-    def test_a_stack_that_was_installed_meanwhile_is_not_left(self) -> None:
+    def test_a_stack_that_was_installed_meanwhile_is_not_left(self):
         before, memory = signal_stack(), mmap.mmap(-1, size := 64 * 1024)
         other = SignalStack(ctypes.addressof(ctypes.c_char.from_buffer(memory)), 0, size)
         with kept_signal_stack():
@@ -179,7 +172,7 @@ class TestSignals:
         after = signal_stack()
         assert (after.address, after.flags, after.size) == (before.address, before.flags, before.size)
 
-    def test_signals_after_openvino(self, exported: Path) -> None:
+    def test_signals_after_openvino(self, exported):
         done = subprocess.run([sys.executable, "-c", USE, str(exported)], capture_output=True, text=True, check=False)
         assert (done.returncode, done.stdout) == (0, "handled 15\n"), done.stderr
 

@@ -7,7 +7,7 @@ from bridgetower.checkpoints import Calibration, Reranking
 from bridgetower.evaluation.metrics import BINS, Bin, calibrate, expected_calibration_error, reliability
 
 
-def test_bins_by_hand() -> None:
+def test_bins_by_hand():
     bins = reliability(torch.tensor([0.0, 0.05, 0.61, 1.0]), torch.tensor([0.0, 1.0, 0.5, 1.0]))
     assert bins == [
         Bin(0, 2, pytest.approx(0.025), 0.5),
@@ -19,7 +19,7 @@ def test_bins_by_hand() -> None:
 
 class TestCalibrate:
     @staticmethod
-    def drawn(slope: float, intercept: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def drawn(slope, intercept):
         """Draws what log-odds mean by a known calibration."""
         generator = torch.Generator().manual_seed(0)
         log_odds = 3 * torch.randn(20_000, generator=generator)
@@ -27,7 +27,7 @@ class TestCalibrate:
         return log_odds, matching, torch.arange(20_000) % 2 == 1
 
     @pytest.mark.parametrize(("slope", "intercept"), [(0.5, -2.0), (1.5, 0.5), (0.05, -3.0)])
-    def test_finds_what_the_log_odds_mean(self, slope: float, intercept: float) -> None:
+    def test_finds_what_the_log_odds_mean(self, slope, intercept):
         log_odds, matching, halves = self.drawn(slope, intercept)
         found = calibrate(log_odds, matching, halves)
         assert found is not None
@@ -37,7 +37,7 @@ class TestCalibrate:
         expected = (slope * log_odds + intercept).sigmoid()
         torch.testing.assert_close(Reranking(calibration=found).match(log_odds), expected, atol=0.02, rtol=0)
 
-    def test_matching_that_knows_nothing_gives_the_share(self) -> None:
+    def test_matching_that_knows_nothing_gives_the_share(self):
         log_odds, matching, halves = self.drawn(-1.0, -2.0)  # worse than nothing: large where there is no match
         found = calibrate(log_odds, matching, halves)
         assert found is not None
@@ -45,7 +45,7 @@ class TestCalibrate:
         share = Reranking(calibration=found).match(log_odds)
         assert share.tolist() == pytest.approx([float(matching.float().mean())] * 20_000)
 
-    def test_an_error_is_not_that_of_the_fit(self) -> None:
+    def test_an_error_is_not_that_of_the_fit(self):
         """What a half alone shows does not hold on the other: a fit to both would look right."""
         log_odds, halves = torch.linspace(-3, 3, 1000), torch.arange(1000) % 2 == 1
         matching = torch.where(halves, log_odds > 0, log_odds < 0)
@@ -54,13 +54,13 @@ class TestCalibrate:
         assert found.ece_after > 0.4
 
     @pytest.mark.parametrize("value", [True, False])
-    def test_needs_both_kinds_of_pairs_in_each_half(self, *, value: bool) -> None:
+    def test_needs_both_kinds_of_pairs_in_each_half(self, *, value):
         halves = torch.tensor([True, True, False, False])
         matching = torch.tensor([True, False, value, value])
         assert calibrate(torch.zeros(4), matching, halves) is None
 
 
-def test_what_is_shown() -> None:
+def test_what_is_shown():
     log_odds = torch.tensor([0.0, 3.0])
     calibration = Calibration(slope=0.5, intercept=-1.5, pairs=9, matching=1, ece_before=0.5, ece_after=0.1)
     assert Reranking().named(log_odds) == [{"score": 0.5}, {"score": pytest.approx(0.9526, abs=1e-4)}]

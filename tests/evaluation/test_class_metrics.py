@@ -1,7 +1,5 @@
 """Predictions of a whole set; metrics of classes and numbers against scikit-learn and SciPy, and at their edges."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from scipy import stats
@@ -17,12 +15,9 @@ from bridgetower.evaluation.class_metrics import (
     spearman_correlation,
 )
 from bridgetower.objectives.classification import task_of_head
-from bridgetower.processor import Processor
 
 
-def test_every_example_is_predicted_in_order(
-    answering_checkpoint: Path, tmp_path: Path, tiny_processor: Processor
-) -> None:
+def test_every_example_is_predicted_in_order(answering_checkpoint, tmp_path, tiny_processor):
     statements = asked.examples(asked.write_set(tmp_path / "set", "snli-ve"), "snli-ve", tiny_processor)
     task = task_of_head(read_checkpoint(answering_checkpoint).model(), "snli_ve")
     with torch.no_grad():
@@ -35,7 +30,7 @@ def test_every_example_is_predicted_in_order(
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("step", [0.0, 0.5], ids=["distinct", "tied"])
-def test_correlations(seed: int, step: float) -> None:
+def test_correlations(seed, step):
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randn(100, generator=generator)
     predicted = labels + torch.randn(100, generator=generator)
@@ -47,7 +42,7 @@ def test_correlations(seed: int, step: float) -> None:
     assert spearman_correlation(predicted, labels) == pytest.approx(expected, abs=1e-12)
 
 
-def test_accuracy_and_all_the_same() -> None:
+def test_accuracy_and_all_the_same():
     same, mixed = torch.zeros(4, dtype=torch.long), torch.tensor([0, 1, 0, 0])
     assert accuracy(same, mixed) == accuracy_score(mixed, same) == 0.75
     assert spearman_correlation(mixed.float(), same.float()) == 0.0

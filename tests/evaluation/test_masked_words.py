@@ -1,7 +1,5 @@
 """Masked words with the right and with a wrong picture, against a loop over single texts."""
 
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,27 +8,23 @@ from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig, MaskingConfig
 from bridgetower.evaluation import masked_words
 from bridgetower.evaluation.masked_words import MaskedPairs, evaluate_masked_words, other_image
-from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.processor import Processor
 from rows import records_of, write_set
 
 MASKING = MaskingConfig(probability=0.4)
 
 
 @pytest.fixture
-def images(tiny_dataset: Path, tiny_processor: Processor) -> CaptionImages:
+def images(tiny_dataset, tiny_processor):
     return CaptionImages(DataConfig(folders=(str(tiny_dataset),)), "test", tiny_processor)
 
 
-def test_other_images_are_all_others() -> None:
+def test_other_images_are_all_others():
     assert {other_image(3, row, 9) for row in range(200)} == set(range(9)) - {3}
 
 
 class TestEvaluation:
     @pytest.mark.parametrize("batch_size", [64, 4])
-    def test_equals_a_loop_over_single_texts(
-        self, tiny_model: BridgeTower, images: CaptionImages, batch_size: int, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_equals_a_loop_over_single_texts(self, tiny_model, images, batch_size, monkeypatch):
         monkeypatch.setattr(masked_words, "BATCH_SIZE", batch_size)
         losses, hits = {"": [], "wrong_image_": []}, {"": [], "wrong_image_": []}
         pairs = MaskedPairs(images, MASKING)
@@ -61,9 +55,7 @@ class TestEvaluation:
         assert evaluate_masked_words(tiny_model, images, MASKING) == pytest.approx(expected, abs=1e-5)
         assert expected["mlm_loss"] != pytest.approx(expected["mlm_wrong_image_loss"], abs=1e-4)
 
-    def test_is_the_same_at_every_call(
-        self, tiny_model: BridgeTower, images: CaptionImages, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_is_the_same_at_every_call(self, tiny_model, images, monkeypatch):
         first = evaluate_masked_words(tiny_model, images, MASKING)
         torch.manual_seed(5)
         before = torch.get_rng_state()
@@ -72,19 +64,17 @@ class TestEvaluation:
         monkeypatch.setattr(masked_words, "BATCH_SIZE", 5)  # words are hidden by the number of the pair
         assert evaluate_masked_words(tiny_model, images, MASKING) == pytest.approx(first, abs=1e-6)
 
-    def test_a_set_of_one_picture_has_no_wrong_ones(
-        self, tiny_model: BridgeTower, images: CaptionImages, tiny_dataset: Path, tmp_path: Path
-    ) -> None:
+    def test_a_set_of_one_picture_has_no_wrong_ones(self, tiny_model, images, tiny_dataset, tmp_path):
         both = evaluate_masked_words(tiny_model, images, MASKING)
         folder = write_set(tmp_path / "set", {"test": records_of(tiny_dataset, "test")[:1]})
         one = CaptionImages(DataConfig(folders=(str(folder),)), "test", images.processor)
         assert set(evaluate_masked_words(tiny_model, one, MASKING)) == {"mlm_loss", "mlm_accuracy"} < set(both)
 
-    def test_nothing_hidden(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
+    def test_nothing_hidden(self, tiny_model, images):
         metrics = evaluate_masked_words(tiny_model, images, MaskingConfig(probability=1e-9))
         assert set(metrics.values()) == {0.0}
 
-    def test_missing_head(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
+    def test_missing_head(self, tiny_model, images):
         tiny_model.mlm_head = None
         with pytest.raises(ValueError, match=r"no masked-language \(MLM\) head"):
             evaluate_masked_words(tiny_model, images, MASKING)

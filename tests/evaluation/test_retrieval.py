@@ -1,50 +1,41 @@
 """Retrieval evaluation against a brute-force one that scores every pair with the whole model."""
 
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import bridgetower.evaluation.retrieval as scoring
 import dense
 from bridgetower.checkpoints import ITC_ALONE, UNMEASURED, Reranking, read_checkpoint
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
-from bridgetower.evaluation.config import Protocol, RetrievalConfig
+from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.metrics import (
     ITC_WEIGHTS,
-    Candidates,
     GroundTruth,
-    RetrievalRecalls,
     chance_recalls,
     hit_chances,
 )
 from bridgetower.evaluation.retrieval import (
-    RetrievalResult,
     evaluate_all_pairs,
     evaluate_matching,
     evaluate_retrieval,
 )
-from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.heads import RankHead
-from bridgetower.processor import Processor
 from rows import records_of, write_set
 
 ALL_STAGES = ("itc", "matching", "two_stage", "chance")
 
 
 @pytest.fixture
-def images(tiny_dataset: Path, tiny_processor: Processor) -> CaptionImages:
+def images(tiny_dataset, tiny_processor):
     return CaptionImages(DataConfig(folders=(str(tiny_dataset),)), "test", tiny_processor)
 
 
 @pytest.fixture
-def retrieve(tiny_model: BridgeTower, images: CaptionImages) -> Callable[..., RetrievalResult]:
-    def call(*, reranking: Reranking | None = UNMEASURED, **config: Any) -> RetrievalResult:
+def retrieve(tiny_model, images):
+    def call(*, reranking=UNMEASURED, **config):
         return evaluate_retrieval(tiny_model, images, RetrievalConfig(**config), reranking=reranking)
 
     return call
@@ -52,7 +43,7 @@ def retrieve(tiny_model: BridgeTower, images: CaptionImages) -> Callable[..., Re
 
 @pytest.fixture(scope="module")
 @torch.no_grad()
-def everything(tiny_checkpoint: Path, tiny_dataset: Path, tiny_processor: Processor) -> tuple[Tensor, Tensor]:
+def everything(tiny_checkpoint, tiny_dataset, tiny_processor):
     """Contrastive similarity and match logits [i, t, 2] of all pairs, each text through `model.forward` on its own."""
     model = read_checkpoint(tiny_checkpoint).model()
     images = CaptionImages(DataConfig(folders=(str(tiny_dataset),)), "test", tiny_processor)
@@ -67,24 +58,20 @@ def everything(tiny_checkpoint: Path, tiny_dataset: Path, tiny_processor: Proces
     return similarity, logits
 
 
-def two_stage_recalls(
-    similarity: Tensor, scores: Tensor, count: int, owner: Tensor, protocol: Protocol = "standard"
-) -> dict[str, float]:
+def two_stage_recalls(similarity, scores, count, owner, protocol="standard"):
     """Recalls of tables: each side ranks its own candidates, or both those of either."""
     sides = dense.topk(similarity, count, dim=1), dense.topk(similarity, count, dim=0)
     return recalls_of(dense.recalls(*dense.two_stage_scores(scores, *sides, protocol), dense.truth_of(owner)))
 
 
-def recalls_of(recalls: RetrievalRecalls) -> dict[str, float]:
+def recalls_of(recalls):
     return recalls.named("any")
 
 
 class TestBruteForce:
     @pytest.mark.parametrize("protocol", ["standard", "paper"])
     @pytest.mark.parametrize("max_captions", [None, 1])
-    def test_two_stages(
-        self, retrieve: Any, images: CaptionImages, everything: Any, protocol: Protocol, max_captions: int | None
-    ) -> None:
+    def test_two_stages(self, retrieve, images, everything, protocol, max_captions):
         captions, owner = images.texts(max_captions)
         result = retrieve(candidates=3, protocol=protocol, max_captions=max_captions, batch_size=4)
         chosen = [images.texts()[0].index(caption) for caption in captions]
@@ -100,7 +87,7 @@ class TestBruteForce:
         assert torch.equal(result.truth.text_image_index, owner)
         assert result.recalls["chance"] == chance_recalls(dense.truth_of(owner))
 
-    def test_batch_size_changes_nothing(self, retrieve: Any) -> None:
+    def test_batch_size_changes_nothing(self, retrieve):
         expected, found = (retrieve(batch_size=each, candidates=2) for each in (64, 1))
         torch.testing.assert_close(dense.similarity(found), dense.similarity(expected), atol=1e-5, rtol=0)
         assert found.metrics() == pytest.approx(expected.metrics(), abs=1e-6)
@@ -108,7 +95,7 @@ class TestBruteForce:
 
 class TestBothScores:
     @pytest.mark.parametrize("itc_weight", [1.0, 16.0, ITC_ALONE])
-    def test_brute_force(self, retrieve: Any, images: CaptionImages, everything: Any, itc_weight: float) -> None:
+    def test_brute_force(self, retrieve, images, everything, itc_weight):
         result = retrieve(candidates=5, reranking=Reranking(itc_weight=itc_weight))
         (similarity, logits), (_, owner) = everything, images.texts()
         scores = logits[..., 1] - logits[..., 0] + itc_weight * (similarity + 1)  # not below what is dropped
@@ -117,14 +104,14 @@ class TestBothScores:
         assert result.reranking == Reranking(itc_weight=itc_weight)
         assert result.recalls["matching"] == retrieve(candidates=5).recalls["two_stage"]
 
-    def test_the_fit_is_the_best_of_the_weights(self, retrieve: Any) -> None:
+    def test_the_fit_is_the_best_of_the_weights(self, retrieve):
         fitted = retrieve(candidates=5, reranking=None)
         sums = {weight: fitted.candidates.recalls(weight).rsum for weight in ITC_WEIGHTS}
         assert len(set(sums.values())) > 2  # or any weight would be the best
         best = fitted.reranking.itc_weight
         assert fitted.metrics()["two_stage_rsum"] == max(sums.values()) == sums[best]
 
-    def test_the_paper_has_no_weight_and_no_calibration(self, retrieve: Any) -> None:
+    def test_the_paper_has_no_weight_and_no_calibration(self, retrieve):
         given = (UNMEASURED, None, Reranking(itc_weight=16.0))
         results = [retrieve(candidates=3, protocol="paper", reranking=reranking) for reranking in given]
         assert results[0].metrics() == results[1].metrics() == results[2].metrics()
@@ -132,9 +119,7 @@ class TestBothScores:
         assert {(result.reranking, result.ece) for result in results} == {(None, None)}
 
     @pytest.mark.parametrize(("itm_signal", "itc_signal", "gain"), [(0.0, 1.0, 0.0), (1.0, 1.0, 0.2), (1.0, 0.0, 0.1)])
-    def test_a_fitted_weight_is_never_worse_than_itc_on_other_data(
-        self, itm_signal: float, itc_signal: float, gain: float
-    ) -> None:
+    def test_a_fitted_weight_is_never_worse_than_itc_on_other_data(self, itm_signal, itc_signal, gain):
         """Random matching must not spoil ITC, matching that knows something must help; the fit sees other data."""
         validation, test = (made_up_candidates(seed, itm_signal, itc_signal) for seed in (0, 1))
         alone, fitted = test.recalls(ITC_ALONE).rsum, test.recalls(validation.fitted().itc_weight).rsum
@@ -143,12 +128,12 @@ class TestBothScores:
         if not itm_signal:  # the control: that is what matching alone does
             assert test.recalls(0.0).rsum < alone - 0.5
 
-    def test_of_equal_weights_the_middle(self) -> None:
+    def test_of_equal_weights_the_middle(self):
         perfect = made_up_candidates(0, 100.0, 100.0)
         assert {perfect.recalls(weight).rsum for weight in ITC_WEIGHTS} == {6.0}
         assert perfect.fitted().itc_weight == ITC_WEIGHTS[len(ITC_WEIGHTS) // 2]
 
-    def test_calibrated_probabilities_hold_on_other_data(self) -> None:
+    def test_calibrated_probabilities_hold_on_other_data(self):
         validation, test = (made_up_candidates(seed, 1.0, 1.0) for seed in (0, 1))
         fitted = validation.fitted()
         found = fitted.calibration
@@ -161,7 +146,7 @@ class TestBothScores:
         assert validation.error(UNMEASURED) == pytest.approx(found.ece_before)
         assert test.error(fitted) < 0.03 < 0.2 < test.error(UNMEASURED)
 
-    def test_a_gain_is_not_that_of_the_fit(self) -> None:
+    def test_a_gain_is_not_that_of_the_fit(self):
         """Matching is right in one half and wrong in the other: the best weight of a half is bad for the other.
 
         A gain with the weight of the own half would be above 0.
@@ -177,7 +162,7 @@ class TestBothScores:
         assert gain is not None
         assert gain.difference < -0.3
 
-    def test_the_interval_is_one_of_95_percent(self) -> None:
+    def test_the_interval_is_one_of_95_percent(self):
         """With a text for each image it is the mean ± 1.96 standard errors."""
         found = made_up_candidates(0, 1.0, 1.0)
         gain, images = found.fitted().gain, torch.arange(100) % 2
@@ -196,11 +181,11 @@ class TestBothScores:
         error = float(difference.std()) / 10
         assert (gain.low, gain.high) == pytest.approx((gain.difference - 1.96 * error, gain.difference + 1.96 * error))
 
-    def test_folds_are_measured_apart(self) -> None:
+    def test_folds_are_measured_apart(self):
         whole = made_up_candidates(0, 1.0, 1.0)
         in_folds = whole.image // 50 == whole.text // 50
         fields = ("image", "text", "image_side", "text_side", "cosine", "itm")
-        kept: dict[str, Any] = {name: getattr(whole, name)[in_folds] for name in fields}
+        kept = {name: getattr(whole, name)[in_folds] for name in fields}
         halves = replace(whole, **kept, config=RetrievalConfig(fold_size=50))
         parts = [cut(whole, torch.arange(50)), cut(whole, torch.arange(50, 100))]
         assert halves.recalls(8.0).rsum == pytest.approx(sum(part.recalls(8.0).rsum for part in parts) / 2)
@@ -209,7 +194,7 @@ class TestBothScores:
         assert gain.low < gain.difference < gain.high
         assert gain.texts == 100
 
-    def test_texts_of_one_image_widen_the_interval(self) -> None:
+    def test_texts_of_one_image_widen_the_interval(self):
         """Each image and text four times, so the same 100 draws: their number must not make the interval narrower."""
         once = made_up_candidates(0, 1.0, 1.0)
         repeated = cut(once, torch.arange(100), torch.arange(100).repeat_interleave(4))
@@ -220,7 +205,7 @@ class TestBothScores:
         assert widths[1] == pytest.approx(widths[0], rel=0.1)
 
 
-def cut(candidates: Candidates, images: Tensor, texts: Tensor | None = None) -> Candidates:
+def cut(candidates, images, texts=None):
     """Leaves some images, and the texts of these or those that are given, of which one may come more than once."""
     texts = images if texts is None else texts
     values = (candidates.itm, candidates.cosine, candidates.image_side, candidates.text_side)
@@ -229,7 +214,7 @@ def cut(candidates: Candidates, images: Tensor, texts: Tensor | None = None) -> 
     return dense.ranked(dense.listed(truth, *sides, cosine=cosine), itm)
 
 
-def made_up_candidates(seed: int, itm_signal: float, itc_signal: float) -> Candidates:
+def made_up_candidates(seed, itm_signal, itc_signal):
     """Scores of 100 images with a text each: noise, and a signal on the right pairs."""
     generator, right = torch.Generator().manual_seed(seed), torch.eye(100)
     itm = 3 * (2 * itm_signal * right + torch.randn(100, 100, generator=generator))
@@ -238,18 +223,16 @@ def made_up_candidates(seed: int, itm_signal: float, itc_signal: float) -> Candi
     return dense.ranked(dense.listed(dense.truth_of(torch.arange(100)), *sides, cosine), itm)
 
 
-def test_without_candidates_there_is_one_stage(retrieve: Any) -> None:
+def test_without_candidates_there_is_one_stage(retrieve):
     alone, both = retrieve(candidates=0), retrieve(candidates=3)
     assert (alone.candidates, alone.recalls.keys(), alone.itm_accuracy) == (None, {"itc", "chance"}, None)
     assert alone.recalls["itc"] == both.recalls["itc"]
     assert alone.metrics()["rsum"] == alone.recalls["itc"].rsum
 
 
-def test_one_image_at_a_time_gives_the_same_metrics(
-    tiny_model: BridgeTower, images: CaptionImages, retrieve: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_image_at_a_time_gives_the_same_metrics(tiny_model, images, retrieve, monkeypatch):
     whole = retrieve(candidates=3, batch_size=4)
-    encoded: list[int] = []
+    encoded = []
     tiny_model.vision.register_forward_hook(lambda module, inputs, output: encoded.append(len(output[-1])))
     monkeypatch.setattr(scoring, "_PART_BYTES", 1)
     found = retrieve(candidates=3, batch_size=4)
@@ -259,9 +242,7 @@ def test_one_image_at_a_time_gives_the_same_metrics(
 
 
 class TestAllPairs:
-    def test_matching_logits_rank_as_two_stages_with_all_candidates(
-        self, tiny_model: BridgeTower, images: CaptionImages
-    ) -> None:
+    def test_matching_logits_rank_as_two_stages_with_all_candidates(self, tiny_model, images):
         for fold_size in (None, 3):
             config = RetrievalConfig(candidates=100, fold_size=fold_size)
             expected = evaluate_retrieval(tiny_model, images, config)
@@ -272,7 +253,7 @@ class TestAllPairs:
                 expected.metrics()["two_stage_text_to_image_r1"]
             )
 
-    def test_the_ranking_head_goes_first(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
+    def test_the_ranking_head_goes_first(self, tiny_model, images):
         config = RetrievalConfig(protocol="paper")  # which ranks by the logit of a match alone
         by_match = evaluate_all_pairs(tiny_model, images, config)
         head = tiny_model.itm_head
@@ -292,9 +273,7 @@ class TestAllPairs:
 
 
 class TestFolds:
-    def test_equals_evaluating_each_fold_alone(
-        self, tiny_model: BridgeTower, images: CaptionImages, tiny_dataset: Path, tmp_path: Path
-    ) -> None:
+    def test_equals_evaluating_each_fold_alone(self, tiny_model, images, tiny_dataset, tmp_path):
         config = RetrievalConfig(candidates=2, fold_size=3)
         result = evaluate_retrieval(tiny_model, images, config)
         alone = []
@@ -310,19 +289,17 @@ class TestFolds:
         assert whole.recalls["two_stage"] != result.recalls["two_stage"]
         assert whole.itm_accuracy == result.itm_accuracy
 
-    def test_unequal_folds(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
+    def test_unequal_folds(self, tiny_model, images):
         for evaluate in (evaluate_retrieval, evaluate_all_pairs):
             with pytest.raises(ValueError, match="9 images do not split into folds of 4; expected a multiple"):
                 evaluate(tiny_model, images, RetrievalConfig(fold_size=4))
 
 
 class TestAccuracy:
-    def test_own_and_one_other_image_of_each_text(
-        self, tiny_model: BridgeTower, images: CaptionImages, everything: Any
-    ) -> None:
+    def test_own_and_one_other_image_of_each_text(self, tiny_model, images, everything):
         captions, owner = images.texts()
         assert tiny_model.itm_head is not None
-        seen: list[Tensor] = []
+        seen = []
         tiny_model.itm_head.register_forward_hook(lambda module, inputs, output: seen.append(output.clone()))
         accuracy = evaluate_matching(tiny_model, images, RetrievalConfig(batch_size=5))
         scored = torch.cat(seen)
@@ -335,14 +312,14 @@ class TestAccuracy:
         right = (scored[:, 1] > scored[:, 0]) == own
         assert accuracy == pytest.approx(float(right.float().mean()))
 
-    def test_matching_alone_gives_the_same_figure(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
+    def test_matching_alone_gives_the_same_figure(self, tiny_model, images):
         expected = evaluate_retrieval(tiny_model, images, RetrievalConfig(batch_size=5)).itm_accuracy
         tiny_model.itc_head = None
         assert evaluate_matching(tiny_model, images, RetrievalConfig(batch_size=5)) == expected
         with pytest.raises(ValueError, match="no contrastive"):
             evaluate_retrieval(tiny_model, images, RetrievalConfig())
 
-    def test_without_matching_head(self, tiny_model: BridgeTower, images: CaptionImages, retrieve: Any) -> None:
+    def test_without_matching_head(self, tiny_model, images, retrieve):
         tiny_model.itm_head = None
         result = retrieve()
         assert (result.candidates, result.recalls.keys()) == (None, {"itc", "chance"})
@@ -355,12 +332,10 @@ class TestAccuracy:
 
 class TestWork:
     @pytest.mark.parametrize("evaluate", [evaluate_retrieval, evaluate_matching])
-    def test_each_image_is_encoded_once_for_its_pairs_and_texts_with_theirs(
-        self, tiny_model: BridgeTower, images: CaptionImages, evaluate: Callable[..., object]
-    ) -> None:
-        seen: dict[str, int] = {"vision": 0, "text": 0, "fusion": 0}
+    def test_each_image_is_encoded_once_for_its_pairs_and_texts_with_theirs(self, tiny_model, images, evaluate):
+        seen = {"vision": 0, "text": 0, "fusion": 0}
 
-        def count(name: str, output: Tensor) -> None:
+        def count(name, output):
             seen[name] += len(output)
 
         tiny_model.vision.register_forward_hook(lambda module, inputs, output: count("vision", output[-1]))
@@ -373,7 +348,7 @@ class TestWork:
         candidates = 3 * (len(images) + len(captions)) if evaluate is evaluate_retrieval else 0
         assert seen["fusion"] <= candidates + 2 * len(captions)
 
-    def test_shared_candidates_are_scored_once(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
+    def test_shared_candidates_are_scored_once(self, tiny_model, images):
         scored = []
         tiny_model.fusion.register_forward_hook(lambda module, inputs, output: scored.append(len(output[0])))
         captions, _ = images.texts()
@@ -381,7 +356,7 @@ class TestWork:
         assert sum(scored) == len(images) * len(captions)
 
 
-def test_names_of_metrics(retrieve: Any) -> None:
+def test_names_of_metrics(retrieve):
     metrics = retrieve().metrics()
     sides = [f"{side}_r{k}" for side in ("image_to_text", "text_to_image") for k in (1, 5, 10)]
     stages = [f"{stage}_{name}" for stage in ALL_STAGES for name in (*sides, "rsum")]
@@ -393,6 +368,6 @@ WRONG = {"candidates": -1, "max_captions": 0, "batch_size": -1, "fold_size": 0, 
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_config_errors(name: str) -> None:
+def test_config_errors(name):
     with pytest.raises(ValueError, match=f"{name} is {WRONG[name]!r}"):
-        RetrievalConfig(**{name: WRONG[name]})  # type: ignore[arg-type]
+        RetrievalConfig(**{name: WRONG[name]})

@@ -4,16 +4,13 @@ import json
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 import bridgetower.evaluation.retrieval as scoring_module
 import dense
@@ -24,8 +21,6 @@ from bridgetower.data.config import DataConfig
 from bridgetower.evaluation.config import EvaluationOptions, RetrievalConfig
 from bridgetower.evaluation.retrieval import evaluate_retrieval, pair_scorer
 from bridgetower.files import locked
-from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.processor import Processor
 from rows import records_of, write_set
 
 CONFIG = RetrievalConfig(candidates=4, batch_size=3)
@@ -41,12 +36,12 @@ kills.main("*/scores-*", sys.argv[1], "SIGKILL", "self", *sys.argv[2:])
 
 
 @pytest.fixture
-def images(tiny_dataset: Path, tiny_processor: Processor) -> CaptionImages:
+def images(tiny_dataset, tiny_processor):
     return CaptionImages(DataConfig(folders=(str(tiny_dataset),)), "test", tiny_processor)
 
 
 @pytest.fixture
-def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_parts(monkeypatch):
     monkeypatch.setattr(scoring_module, "PAIRS_PER_PART", 8)
 
 
@@ -54,11 +49,11 @@ class StoppedError(Exception):
     """What stops an evaluation in the middle."""
 
 
-def stop(model: BridgeTower, images: CaptionImages, work: Path, batches: int, config: RetrievalConfig = CONFIG) -> None:
+def stop(model, images, work, batches, config=CONFIG):
     """Evaluates until so many batches of pairs are scored."""
-    seen: list[int] = []
+    seen = []
 
-    def count(module: Any, inputs: Any, output: Any) -> None:
+    def count(module, inputs, output):
         seen.append(len(output[0]))
         if len(seen) > batches:
             raise StoppedError
@@ -70,7 +65,7 @@ def stop(model: BridgeTower, images: CaptionImages, work: Path, batches: int, co
 
 
 class TestHalfPrecision:
-    def test_cosines_are_those_of_the_vectors_in_float32(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
+    def test_cosines_are_those_of_the_vectors_in_float32(self, tiny_model, images):
         head, outputs = tiny_model.head("itc"), {"image": [], "text": []}  # type: dict[str, list[Tensor]]
         for name, kept in outputs.items():
             getattr(head, name).register_forward_hook(lambda module, inputs, output, to=kept: to.append(output))
@@ -86,10 +81,10 @@ class TestHalfPrecision:
 
 
 class TestBatches:
-    def test_pairs_of_like_length_are_scored_together(self, tiny_model: BridgeTower, images: CaptionImages) -> None:
-        lengths: list[list[int]] = []
+    def test_pairs_of_like_length_are_scored_together(self, tiny_model, images):
+        lengths = []
 
-        def note(module: Any, inputs: tuple[Any, ...]) -> None:
+        def note(module, inputs):
             mask, width = inputs[2], inputs[1][0].shape[1]
             lengths.append([width] * len(inputs[1][0]) if mask is None else mask.sum(dim=1).tolist())
 
@@ -103,7 +98,7 @@ class TestBatches:
 
 @pytest.mark.usefixtures("small_parts")
 class TestWork:
-    def test_continues_where_it_stopped(self, tiny_model: BridgeTower, images: CaptionImages, tmp_path: Path) -> None:
+    def test_continues_where_it_stopped(self, tiny_model, images, tmp_path):
         means = EvaluationOptions(work=tmp_path)
         expected = evaluate_retrieval(tiny_model, images, CONFIG)
         pairs = int((~dense.itm(expected).isnan()).sum())
@@ -111,7 +106,7 @@ class TestWork:
         (folder,) = tmp_path.iterdir()
         kept = len(list(folder.glob("process-0/scores-*")))
         assert kept >= 2
-        seen: list[int] = []
+        seen = []
         tiny_model.fusion.register_forward_hook(lambda module, inputs, output: seen.append(len(output[0])))
         found = evaluate_retrieval(tiny_model, images, CONFIG, means)
         assert sum(seen) < pairs
@@ -119,9 +114,7 @@ class TestWork:
         assert torch.equal(dense.similarity(found), dense.similarity(expected))
         assert list(tmp_path.iterdir()) == []
 
-    def test_damaged_parts_are_computed_again(
-        self, tiny_model: BridgeTower, images: CaptionImages, tmp_path: Path, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def test_damaged_parts_are_computed_again(self, tiny_model, images, tmp_path, caplog):
         expected = evaluate_retrieval(tiny_model, images, CONFIG).metrics()
         work, kept = tmp_path / "work", tmp_path / "kept"
         stop(tiny_model, images, work, 12)
@@ -130,11 +123,11 @@ class TestWork:
         names = {path.name for path in (kept / "process-0").glob("*.safetensors")}
         assert len(names) >= 4
 
-        def flipped(content: bytes, share: float) -> bytes:
+        def flipped(content, share):
             bit = int(share * 8 * len(content))
             return (int.from_bytes(content, "little") ^ (1 << bit)).to_bytes(len(content), "little")
 
-        damages: list[Callable[[bytes], bytes]] = [partial(flipped, share=share) for share in (0, 0.85)]
+        damages = [partial(flipped, share=share) for share in (0, 0.85)]
         for damage in (*damages, lambda content: content[:-1]):
             shutil.copytree(kept, folder)
             for path in (folder / "process-0").glob("*.safetensors"):
@@ -143,9 +136,7 @@ class TestWork:
             assert evaluate_retrieval(tiny_model, images, CONFIG, EvaluationOptions(work=work)).metrics() == expected
             assert {message.split()[1].rpartition("/")[2] for message in caplog.messages} == names
 
-    def test_is_kept_until_the_results_are_written(
-        self, tiny_checkpoint: Path, tiny_dataset: Path, tmp_path: Path, refused: Callable[..., str]
-    ) -> None:
+    def test_is_kept_until_the_results_are_written(self, tiny_checkpoint, tiny_dataset, tmp_path, refused):
         work, out = tmp_path / "work", tmp_path / "out"
         out.write_text("in the way")
         command = ("evaluate", tiny_checkpoint, "retrieval", "--data", tiny_dataset, "--candidates", 3, "--work", work)
@@ -158,8 +149,8 @@ class TestWork:
         assert list(work.iterdir()) == []
 
     def test_another_model_setting_precision_or_set_starts_on_its_own(
-        self, tiny_model: BridgeTower, tiny_dataset: Path, tiny_processor: Processor, tmp_path: Path
-    ) -> None:
+        self, tiny_model, tiny_dataset, tiny_processor, tmp_path
+    ):
         """Pairs and rows are the same in all, so that nothing but the name of the work keeps them apart."""
         folder, work = tmp_path / "changed", tmp_path / "work"
         shutil.copytree(tiny_dataset, folder)
@@ -180,9 +171,7 @@ class TestWork:
         stop(tiny_model, changed, work, 7)
         assert len(list(work.iterdir())) == 4
 
-    def test_scores_of_other_pairs_are_not_taken(
-        self, tiny_model: BridgeTower, images: CaptionImages, tmp_path: Path
-    ) -> None:
+    def test_scores_of_other_pairs_are_not_taken(self, tiny_model, images, tmp_path):
         with pair_scorer(tiny_model, images, CONFIG, EvaluationOptions(work=tmp_path)) as pairs, torch.inference_mode():
             wanted = torch.arange(len(images))[:, None] == pairs.truth.text_image_index[None]
             every = pairs.score(*torch.ones_like(wanted).nonzero(as_tuple=True))[0].view(wanted.shape)
@@ -190,29 +179,25 @@ class TestWork:
         torch.testing.assert_close(own, every[wanted], atol=1e-5, rtol=0)
         torch.testing.assert_close(others, every[~wanted], atol=1e-5, rtol=0)
 
-    def test_the_same_evaluation_twice_at_a_time(
-        self, tiny_model: BridgeTower, images: CaptionImages, tmp_path: Path
-    ) -> None:
+    def test_the_same_evaluation_twice_at_a_time(self, tiny_model, images, tmp_path):
         stop(tiny_model, images, tmp_path, 1)
         (folder,) = tmp_path.iterdir()
         with locked(folder), pytest.raises(FileExistsError, match="another process works in"):
             evaluate_retrieval(tiny_model, images, CONFIG, EvaluationOptions(work=tmp_path))
 
 
-def test_scores_that_are_not_numbers(tiny_model: BridgeTower, images: CaptionImages) -> None:
+def test_scores_that_are_not_numbers(tiny_model, images):
     tiny_model.head("itm").register_forward_hook(lambda module, inputs, output: output * torch.nan)
     with pytest.raises(ValueError, match=r"\d+ of \d+ pairs have a score that is NaN"):
         evaluate_retrieval(tiny_model, images, CONFIG)
 
 
 @pytest.mark.slow
-def test_killed_and_called_again_it_gives_the_same_figures(
-    tiny_checkpoint: Path, tiny_dataset: Path, forked: Path, tmp_path: Path
-) -> None:
+def test_killed_and_called_again_it_gives_the_same_figures(tiny_checkpoint, tiny_dataset, forked, tmp_path):
     command = ["evaluate", str(tiny_checkpoint), "retrieval", "--data", str(tiny_dataset), "--candidates", "4"]
     command += ["--batch-size", "3", "--device", "cpu", "--json"]
 
-    def start(part: int, work: Path) -> subprocess.Popen[str]:
+    def start(part, work):
         arguments = [forked / "python", "-c", IN_PARTS, str(part), *command, "--work", str(work)]
         tests = Path(kills.__file__).parent
         return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tests)
@@ -224,6 +209,6 @@ def test_killed_and_called_again_it_gives_the_same_figures(
     again = start(0, work)
     outputs = [process.communicate() for process in (whole, again)]
     assert [process.returncode for process in (whole, again)] == [0, 0], outputs
-    metrics: list[dict[str, Tensor]] = [json.loads(out) for out, _ in outputs]
+    metrics = [json.loads(out) for out, _ in outputs]
     assert metrics[0] == metrics[1]
     assert list(work.iterdir()) == []

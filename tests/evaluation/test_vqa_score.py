@@ -2,7 +2,6 @@
 
 import random
 import re
-from collections.abc import Sequence
 
 import pytest
 from hypothesis import given, settings
@@ -30,7 +29,7 @@ NUMBERS = {"none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four
 NUMBERS |= {"seven": "7", "eight": "8", "nine": "9", "ten": "10"}
 
 
-def second_normal_form(answer: str) -> str:
+def second_normal_form(answer):
     """The rules again, letter by letter and without a table of contractions: those are checked where they are kept."""
     letters = []
     has_number = any(
@@ -58,7 +57,7 @@ def second_normal_form(answer: str) -> str:
     return " ".join(words)
 
 
-def second_score(prediction: str, answers: Sequence[str]) -> float:
+def second_score(prediction, answers):
     """Leave-one-out as written: for each annotator, compare with the other nine."""
     clean = [re.sub(r"[\n\t]", " ", answer).strip() for answer in answers]
     predicted = re.sub(r"[\n\t]", " ", prediction).strip()
@@ -82,7 +81,7 @@ WORDS = [
 ]
 
 
-def made_up(seed: int) -> tuple[str, tuple[str, ...]]:
+def made_up(seed):
     """A prediction and ten answers that often agree with it, in one spelling or another."""
     draw = random.Random(seed)
     choices = draw.sample(WORDS, draw.randint(1, 4))
@@ -100,28 +99,28 @@ PIECES = [
 
 class TestNormalForm:
     @pytest.mark.parametrize("answer", REFERENCE)
-    def test_reference_values(self, answer: str) -> None:
+    def test_reference_values(self, answer):
         assert normalise_answer(answer) == REFERENCE[answer]
 
     @settings(max_examples=500, deadline=None)
     @given(st.lists(st.sampled_from(PIECES), max_size=45))
-    def test_second_implementation(self, pieces: list[str]) -> None:
+    def test_second_implementation(self, pieces):
         answer = "".join(pieces)
         assert normalise_answer(answer) == second_normal_form(answer)
 
 
 class TestScore:
-    def test_second_implementation_on_many_sets(self) -> None:
+    def test_second_implementation_on_many_sets(self):
         scores = [vqa_score(*made_up(seed)) for seed in range(3000)]
         assert scores == pytest.approx([second_score(*made_up(seed)) for seed in range(3000)], abs=1e-12)
         assert {0.0, 0.3, 0.6, 0.9, 1.0} <= {round(score, 4) for score in scores}
 
     @pytest.mark.parametrize(("count", "score"), [(0, 0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1), (9, 1)])
-    def test_of_ten_annotators(self, count: int, score: float) -> None:
+    def test_of_ten_annotators(self, count, score):
         answers = ["cat"] * count + [f"other {number}" for number in range(10 - count)]
         assert vqa_score("cat", answers) == pytest.approx(score)
 
-    def test_unanimous_answers_are_compared_as_they_are(self) -> None:
+    def test_unanimous_answers_are_compared_as_they_are(self):
         assert vqa_score("The dog", ["The dog"] * 10) == 1.0
         assert vqa_score("dog", ["The dog"] * 10) == 0.0
         assert vqa_score("dog", ["The dog"] * 9 + ["cat"]) == 1.0
@@ -140,12 +139,12 @@ class TestScore:
             (["red"] * 3 + ["blue"], 3 / 4),  # leave one out: 2/3, 2/3, 2/3 and 1
         ],
     )
-    def test_fewer_than_four_annotators_give_shares(self, answers: list[str], score: float) -> None:
+    def test_fewer_than_four_annotators_give_shares(self, answers, score):
         assert vqa_score("red", answers) == pytest.approx(score)
         if len(answers) < 4:
             assert soft_targets(answers, {"red"}).get("red", 0) == pytest.approx(score)
 
-    def test_no_answers(self) -> None:
+    def test_no_answers(self):
         with pytest.raises(ValueError, match="a question has no answers"):
             vqa_score("cat", [])
 
@@ -158,7 +157,7 @@ class TestScores:
         {"answers": ("no",) * 10, "answer_type": "yes/no", "question_type": "is the"},
     )
 
-    def test_overall_and_by_type(self) -> None:
+    def test_overall_and_by_type(self):
         assert vqa_scores(["yes", "two", "red", "yes"], self.QUESTIONS) == (
             {"vqa_score": 0.55, "vqa_score_number": 0.9, "vqa_score_other": 0.3, "vqa_score_yes_no": 0.5},
             {
@@ -167,12 +166,12 @@ class TestScores:
             },
         )
 
-    def test_questions_without_a_type_have_no_group(self) -> None:
+    def test_questions_without_a_type_have_no_group(self):
         metrics, by_type = vqa_scores(["yes", "no"], [self.QUESTIONS[0], {"answers": ("yes",)}])
         assert (metrics["vqa_score"], by_type) == (
             0.5,
             {"by_answer_type": {"yes/no": 1.0}, "by_question_type": {"is the": 1.0}},
         )
 
-    def test_two_decimals_in_percent(self) -> None:
+    def test_two_decimals_in_percent(self):
         assert vqa_scores(["yes", "no", "no"], [self.QUESTIONS[0]] * 3)[0]["vqa_score"] == 0.3333

@@ -1,13 +1,12 @@
 """A model whose vectors of texts, images and pairs can be compared, and a few images."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 
 @pytest.fixture(scope="session")
-def comparable_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_dataset: Path) -> Path:
+def comparable_checkpoint(tmp_path_factory, tiny_dataset):
     """`tiny_checkpoint` with contrastive heads for texts, images and pairs."""
     from shapes import MODEL, write_tiny_checkpoint
 
@@ -16,7 +15,7 @@ def comparable_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_dataset
 
 
 @pytest.fixture(scope="session")
-def images(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def images(tmp_path_factory):
     """Files of three images."""
     from PIL import Image
 

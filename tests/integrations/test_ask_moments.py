@@ -5,10 +5,8 @@ import importlib.util
 import io
 import json
 import threading
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -46,7 +44,7 @@ class Stub(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def llm() -> Iterator[str]:
+def llm():
     Stub.asked, Stub.status, Stub.error = [], 200, None
     with HTTPServer(("127.0.0.1", 0), Stub) as server:
         thread = threading.Thread(target=server.serve_forever)
@@ -57,7 +55,7 @@ def llm() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def client(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def client(tiny_checkpoint, tmp_path_factory):
     """Of a server with an index of a talk."""
     folder, predictor = tmp_path_factory.mktemp("talks"), load(tiny_checkpoint, device="cpu")
     write_clip(folder / "talk.mp4")
@@ -68,7 +66,7 @@ def client(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 @pytest.fixture(scope="module")
-def example() -> ModuleType:
+def example():
     spec = importlib.util.spec_from_file_location("ask_moments", EXAMPLE)
     assert spec is not None
     assert spec.loader is not None
@@ -77,7 +75,7 @@ def example() -> ModuleType:
     return found
 
 
-def test_errors_are_told(example: ModuleType, client: Any, llm: str) -> None:
+def test_errors_are_told(example, client, llm):
     server = str(client.base_url).rstrip("/")
     for status, error, message in (
         (401, {"message": "no such key", "type": "authentication_error"}, "completions: no such key, status 401"),
@@ -92,9 +90,7 @@ def test_errors_are_told(example: ModuleType, client: Any, llm: str) -> None:
         example.main(["a", "b", "--server", "http://127.0.0.1:9", "--llm", "http://127.0.0.1:9", "--model", "a"])
 
 
-def test_frames_and_transcripts_of_the_moments_found(
-    example: ModuleType, client: Any, llm: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_frames_and_transcripts_of_the_moments_found(example, client, llm, capsys, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-the-llm")
     monkeypatch.delenv("BRIDGETOWER_API_KEY", raising=False)
     server = str(client.base_url).rstrip("/")

@@ -2,12 +2,11 @@
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 
-from bridgetower.predictor import Predictor, load
+from bridgetower.predictor import load
 
 lancedb = pytest.importorskip("lancedb")
 from lancedb.embeddings import get_registry  # noqa: E402
@@ -19,28 +18,28 @@ TEXTS = ["red circle on black", "a bar", "a square"]
 
 
 @pytest.fixture(scope="module")
-def predictor(tiny_checkpoint: Path) -> Predictor:
+def predictor(tiny_checkpoint):
     return load(tiny_checkpoint, device="cpu")
 
 
-def nearest(table: Any, query: Any) -> dict[str, float]:
+def nearest(table, query):
     """The cosine of the query with every row."""
     rows = table.search(query).distance_type("cosine").limit(10).to_list()
     return {row["content"]: pytest.approx(1 - row["_distance"], abs=1e-5) for row in rows}
 
 
-def table_of(folder: Path, name: str, **options: Any) -> Any:
+def table_of(folder, name, **options):
     """A table whose contents are embedded."""
     function = get_registry().get("bridgetower").create(name=name, device="cpu", **options)
 
     class Content(LanceModel):
         content: str = function.SourceField()
-        vector: Vector(function.ndims()) = function.VectorField()  # type: ignore[valid-type]
+        vector: Vector(function.ndims()) = function.VectorField()
 
     return lancedb.connect(folder).create_table("contents", schema=Content)
 
 
-def test_images(predictor: Predictor, images: list[str], tmp_path: Path) -> None:
+def test_images(predictor, images, tmp_path):
     table_of(tmp_path, predictor.source).add([{"content": image} for image in images])
     again = lancedb.connect(tmp_path).open_table("contents")  # the function is read from the table
     vectors = predictor.embed_images(images)
@@ -50,13 +49,11 @@ def test_images(predictor: Predictor, images: list[str], tmp_path: Path) -> None
     assert nearest(again, Image.open(images[1])) == dict(zip(images, by_image.tolist(), strict=True))
 
 
-def test_tables_of_two_models_load_each_once(
-    predictor: Predictor, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_tables_of_two_models_load_each_once(predictor, tiny_checkpoint, monkeypatch, tmp_path):
     other = shutil.copytree(tiny_checkpoint, tmp_path / "other")
-    loads: list[str] = []
+    loads = []
 
-    def counting(name: str, **options: Any) -> Predictor:
+    def counting(name, **options):
         loads.append(name)
         return load(name, **options)
 
@@ -68,7 +65,7 @@ def test_tables_of_two_models_load_each_once(
     assert sorted(loads) == sorted([str(other), str(tiny_checkpoint)])
 
 
-def test_texts(predictor: Predictor, images: list[str], tmp_path: Path) -> None:
+def test_texts(predictor, images, tmp_path):
     table = table_of(tmp_path, predictor.source, source="text")
     table.add([{"content": text} for text in TEXTS])
     cosines = predictor.embed_texts(TEXTS) @ predictor.embed_images(images[2])[0]

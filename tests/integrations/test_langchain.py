@@ -3,12 +3,11 @@
 import asyncio
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from bridgetower.predictor import Predictor, load
+from bridgetower.predictor import load
 from bridgetower.search.build import build_index
 from bridgetower.search.searcher import Searcher
 from shapes import write_pictures
@@ -24,22 +23,22 @@ ABOUTS = [{"page": 1, "tags": ["a", "ü"]}, {"page": 2}, {"page": 3}]
 
 
 @pytest.fixture(scope="module")
-def predictor(comparable_checkpoint: Path) -> Predictor:
+def predictor(comparable_checkpoint):
     return load(comparable_checkpoint, device="cpu")
 
 
 @pytest.fixture(scope="module")
-def index(predictor: Predictor, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def index(predictor, tmp_path_factory):
     folder = tmp_path_factory.mktemp("indexed")
     build_index(write_pictures(folder), folder / "shapes.lance", predictor)
     return folder / "shapes.lance"
 
 
-def close(found: Any, expected: Any) -> None:
+def close(found, expected):
     np.testing.assert_allclose(found, np.asarray(expected), atol=1e-5)
 
 
-def test_embeddings(predictor: Predictor, images: list[str]) -> None:
+def test_embeddings(predictor, images):
     embeddings = BridgeTowerEmbeddings(predictor, batch_size=2)
     close(embeddings.embed_documents(TEXTS), predictor.embed_texts(TEXTS))
     close(embeddings.embed_query(TEXTS[0]), predictor.embed_texts(TEXTS[0])[0])
@@ -50,7 +49,7 @@ def test_embeddings(predictor: Predictor, images: list[str]) -> None:
     assert isinstance(embeddings.embed_query("a")[0], float)
 
 
-def test_options_and_errors(comparable_checkpoint: Path, images: list[str]) -> None:
+def test_options_and_errors(comparable_checkpoint, images):
     embeddings = BridgeTowerEmbeddings(comparable_checkpoint, device="cpu", truncate=True)
     assert len(embeddings.embed_query("red circle on black " * 30)) == 8
     with pytest.raises(ValueError, match="2 images and 3 texts"):
@@ -58,17 +57,17 @@ def test_options_and_errors(comparable_checkpoint: Path, images: list[str]) -> N
 
 
 @pytest.fixture(scope="module")
-def embeddings(predictor: Predictor) -> BridgeTowerEmbeddings:
+def embeddings(predictor):
     return BridgeTowerEmbeddings(predictor)
 
 
 @pytest.fixture
-def store(embeddings: BridgeTowerEmbeddings, tmp_path: Path) -> BridgeTowerVectorStore:
+def store(embeddings, tmp_path):
     return BridgeTowerVectorStore(tmp_path / "documents.lance", embeddings)
 
 
 class TestTexts:
-    def test_are_found_by_their_vectors(self, store: BridgeTowerVectorStore, predictor: Predictor) -> None:
+    def test_are_found_by_their_vectors(self, store, predictor):
         assert store.add_texts(TEXTS, ABOUTS, ids=["a", "b", "c"]) == ["a", "b", "c"]
         found = store.similarity_search_with_score("a bar", k=3)
         assert found[0] == (Document(id="b", page_content="a bar", metadata=ABOUTS[1]), pytest.approx(1, abs=1e-5))
@@ -80,7 +79,7 @@ class TestTexts:
         assert store.similarity_search_by_vector(vector, k=2) == [document for document, _ in found[:2]]
         assert asyncio.run(store.asimilarity_search("a bar", k=1))[0].id == "b"
 
-    def test_are_kept_in_the_index(self, store: BridgeTowerVectorStore, embeddings: BridgeTowerEmbeddings) -> None:
+    def test_are_kept_in_the_index(self, store, embeddings):
         ids = store.add_texts(TEXTS[:2])
         assert len(set(ids)) == 2
         again = BridgeTowerVectorStore(store.searcher.index.uri, embeddings)
@@ -89,17 +88,17 @@ class TestTexts:
         assert again.delete()
         assert len(again.searcher.index) == 0
 
-    def test_from_texts_and_retrievers(self, embeddings: BridgeTowerEmbeddings, tmp_path: Path) -> None:
+    def test_from_texts_and_retrievers(self, embeddings, tmp_path):
         place = tmp_path / "new" / "texts.lance"
         place.parent.mkdir()
         store = BridgeTowerVectorStore.from_texts(TEXTS, embeddings, ABOUTS, ids=["a", "b", "c"], index=place)
         retriever = store.as_retriever(search_kwargs={"k": 2, "filter": {"page": 3}})
         assert [document.id for document in retriever.invoke("a bar")] == ["c"]
 
-    def test_filters_and_conditions(self, store: BridgeTowerVectorStore) -> None:
+    def test_filters_and_conditions(self, store):
         others = [f"a bar {number}" for number in range(9)]
         store.add_texts([*others, *TEXTS], [*[{}] * 9, *ABOUTS], ids=[*map(str, range(9)), "a", "b", "c"])
-        cases: list[tuple[dict[str, Any], list[str]]] = [
+        cases = [
             ({"filter": {"page": 2}}, ["b"]),
             ({"filter": {"tags": ["a", "ü"], "page": 1}}, ["a"]),
             ({"filter": {"colour": "red"}}, []),
@@ -111,7 +110,7 @@ class TestTexts:
         for settings, ids in cases:
             assert [found.id for found in store.similarity_search("a bar", k=2, **settings)] == ids
 
-    def test_what_differs_is_found(self, store: BridgeTowerVectorStore, predictor: Predictor) -> None:
+    def test_what_differs_is_found(self, store, predictor):
         texts = ["a bar", "a bar a", "a green square", "red circle on black"]
         store.add_texts(texts, ids=["0", "1", "2", "3"])
         vectors = predictor.embed_texts(texts)
@@ -126,9 +125,7 @@ class TestTexts:
 
 
 class TestImages:
-    def test_with_and_without_texts(
-        self, store: BridgeTowerVectorStore, index: Path, predictor: Predictor, tmp_path: Path
-    ) -> None:
+    def test_with_and_without_texts(self, store, index, predictor, tmp_path):
         files = [str(index.parent / f"{number:02}.png") for number in range(3)]
         store.add_images(files[:1], ids=["alone"])
         store.add_texts(TEXTS[:2], ABOUTS[:2], ids=["0", "1"], images=files[1:])
@@ -149,7 +146,7 @@ class TestImages:
         assert {document.id for document in matched} == {"alone", "0", "1"}
         assert last.id == "voice"
 
-    def test_texts_alone_have_nothing_to_match(self, store: BridgeTowerVectorStore, predictor: Predictor) -> None:
+    def test_texts_alone_have_nothing_to_match(self, store, predictor):
         store.add_texts(TEXTS, ids=["a", "b", "c"])
         expected = store.similarity_search_with_score("a bar", k=3)
         assert store.similarity_search_with_score("a bar", k=3, rerank=4) == expected
@@ -160,10 +157,10 @@ class TestImages:
             hits = client.post("/v1/search", json={"query": "a bar", "rerank": 4}).json()["data"]
         assert [(hit["path"], hit["rank"]) for hit in hits] == [(one.id, n) for n, (one, _) in enumerate(expected, 1)]
 
-    def test_an_index_from_elsewhere(self, index: Path, predictor: Predictor) -> None:
+    def test_an_index_from_elsewhere(self, index, predictor):
         store, searcher = BridgeTowerVectorStore(index), Searcher(index, predictor)
         for settings in ({"rerank": 8, "where": "path < '20'"}, {"rerank": None}, {"rerank": 0, "against": "captions"}):
-            hits = searcher.search("a red circle", top=5, **settings)  # type: ignore[arg-type]
+            hits = searcher.search("a red circle", top=5, **settings)
             retriever = store.as_retriever(search_kwargs={"k": 5, **settings})
             documents = retriever.invoke("a red circle")
             assert [document.id for document in documents] == [hit.path for hit in hits]
@@ -185,8 +182,8 @@ class TestImages:
 
 
 class TestErrors:
-    def test_what_cannot_be_added(self, store: BridgeTowerVectorStore) -> None:
-        cases: list[tuple[dict[str, Any], str]] = [
+    def test_what_cannot_be_added(self, store):
+        cases = [
             ({"texts": TEXTS, "metadatas": [{}]}, "3 documents and 1 metadatas"),
             ({"texts": TEXTS, "ids": ["a"]}, "3 documents and 1 ids"),
             ({"texts": TEXTS, "images": ["a.png"]}, "1 images and 3 texts"),
@@ -208,13 +205,13 @@ class TestErrors:
         with pytest.raises(ValueError, match="expected metadata or a function; give a condition in SQL as where"):
             store.similarity_search("a bar", filter="width > 8")
 
-    def test_what_from_texts_needs(self, embeddings: BridgeTowerEmbeddings, tmp_path: Path) -> None:
+    def test_what_from_texts_needs(self, embeddings, tmp_path):
         with pytest.raises(ValueError, match="from_texts has no index"):
             BridgeTowerVectorStore.from_texts(TEXTS, embeddings)
         with pytest.raises(ValueError, match="DeterministicFakeEmbedding; expected BridgeTowerEmbeddings"):
             BridgeTowerVectorStore.from_texts(TEXTS, DeterministicFakeEmbedding(size=8), index=tmp_path / "a.lance")
 
-    def test_of_another_model(self, store: BridgeTowerVectorStore, comparable_checkpoint: Path) -> None:
+    def test_of_another_model(self, store, comparable_checkpoint):
         other = BridgeTowerEmbeddings(load(comparable_checkpoint, image_size=40, device="cpu"))
         with pytest.raises(ValueError, match="was made with model"):
             BridgeTowerVectorStore(store.searcher.index.uri, other)
@@ -226,7 +223,7 @@ class Missing:
         """Stands for LangChain's own tests."""
 
 
-def vector_store_tests() -> Any:
+def vector_store_tests():
     """Returns LangChain's tests of stores from their file; the package around it wants plugins that are not here."""
     package = find_spec("langchain_tests")
     if package is None or package.origin is None:
@@ -240,11 +237,11 @@ def vector_store_tests() -> Any:
     return module.VectorStoreIntegrationTests
 
 
-class TestStandard(vector_store_tests()):  # type: ignore[misc]
+class TestStandard(vector_store_tests()):
     """Those without coroutines, which nothing runs here; ours are those of the base class, which call the others."""
 
     @pytest.fixture
-    def vectorstore(self, comparable_checkpoint: Path, tmp_path: Path) -> BridgeTowerVectorStore:
+    def vectorstore(self, comparable_checkpoint, tmp_path):
         return BridgeTowerVectorStore(
             tmp_path / "documents.lance", BridgeTowerEmbeddings(load(comparable_checkpoint, device="cpu"))
         )

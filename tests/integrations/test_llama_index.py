@@ -4,14 +4,12 @@ import asyncio
 import io
 import pickle
 import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from bridgetower.predictor import Predictor, load
+from bridgetower.predictor import load
 
 pytest.importorskip("llama_index.core")
 from bridgetower.integrations.llama_index import BridgeTowerEmbedding
@@ -20,22 +18,20 @@ TEXTS = ["red circle on black", "a bar", "a square"]
 
 
 @pytest.fixture(scope="module")
-def predictor(tiny_checkpoint: Path) -> Predictor:
+def predictor(tiny_checkpoint):
     return load(tiny_checkpoint, device="cpu")
 
 
 @pytest.fixture(scope="module")
-def embedding(predictor: Predictor) -> BridgeTowerEmbedding:
+def embedding(predictor):
     return BridgeTowerEmbedding(predictor, embed_batch_size=2)
 
 
-def close(found: Any, expected: Any) -> None:
+def close(found, expected):
     np.testing.assert_allclose(found, np.asarray(expected), atol=1e-5)
 
 
-def test_vectors_in_this_thread_and_in_others(
-    embedding: BridgeTowerEmbedding, predictor: Predictor, images: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_vectors_in_this_thread_and_in_others(embedding, predictor, images, monkeypatch):
     texts, shown = predictor.embed_texts(TEXTS), predictor.embed_images(images)
     close(embedding.get_text_embedding_batch(TEXTS), texts)
     close(embedding.get_query_embedding(TEXTS[1]), texts[1])
@@ -44,10 +40,10 @@ def test_vectors_in_this_thread_and_in_others(
     close(embedding.get_image_embedding(io.BytesIO(Path(images[1]).read_bytes())), shown[1])
     close(asyncio.run(embedding.aget_image_embedding(images[1])), shown[1])
     assert embedding.model_name == predictor.source
-    calls: list[tuple[int, bool]] = []
+    calls = []
 
-    def counted(embed: Callable[..., Any]) -> Callable[..., Any]:
-        def call(inputs: Any, **options: Any) -> Any:
+    def counted(embed):
+        def call(inputs, **options):
             calls.append((len(inputs), threading.current_thread() is threading.main_thread()))
             return embed(inputs, **options)
 
@@ -63,7 +59,7 @@ def test_vectors_in_this_thread_and_in_others(
 @pytest.mark.parametrize(
     "copied", [lambda one: pickle.loads(pickle.dumps(one)), lambda one: type(one).from_dict(one.to_dict())]
 )
-def test_copies(copied: Any, predictor: Predictor) -> None:
+def test_copies(copied, predictor):
     embedding = BridgeTowerEmbedding(
         predictor.source, truncate=True, embed_batch_size=3, options={"device": "cpu", "image_size": 40}
     )
@@ -78,7 +74,7 @@ def test_copies(copied: Any, predictor: Predictor) -> None:
         BridgeTowerEmbedding(truncate=True)
 
 
-def test_an_index_of_images(embedding: BridgeTowerEmbedding, predictor: Predictor, images: list[str]) -> None:
+def test_an_index_of_images(embedding, predictor, images):
     from llama_index.core.indices import MultiModalVectorStoreIndex
     from llama_index.core.schema import ImageNode
 

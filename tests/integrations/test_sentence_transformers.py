@@ -1,16 +1,13 @@
 """sentence-transformers loads folders of this package: the same vectors and scores as of the predictor."""
 
 import pickle
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from bridgetower.integrations import write_modules
-from bridgetower.predictor import Predictor, load
+from bridgetower.predictor import load
 
 sentence_transformers = pytest.importorskip("sentence_transformers")
 from bridgetower.integrations.sentence_transformers import EmbeddingModule, MatchingModule  # noqa: E402
@@ -19,21 +16,21 @@ TEXTS = ["red circle on black", "a bar", "a square that is blue " * 9]  # the la
 
 
 @pytest.fixture(scope="module")
-def predictor(comparable_checkpoint: Path) -> Predictor:
+def predictor(comparable_checkpoint):
     return load(comparable_checkpoint, device="cpu")
 
 
 @pytest.fixture(scope="module")
-def embedder(comparable_checkpoint: Path) -> Any:
+def embedder(comparable_checkpoint):
     return sentence_transformers.SentenceTransformer(modules=[EmbeddingModule(comparable_checkpoint)], device="cpu")
 
 
-def close(found: Any, expected: Any) -> None:
+def close(found, expected):
     np.testing.assert_allclose(found, np.asarray(expected), atol=1e-5)
 
 
 class TestEncode:
-    def test_texts_images_and_both_in_one_call(self, embedder: Any, predictor: Predictor, images: list[str]) -> None:
+    def test_texts_images_and_both_in_one_call(self, embedder, predictor, images):
         texts, pictures = predictor.embed_texts(TEXTS, truncate=True), predictor.embed_images(images)
         pairs = predictor.embed_pairs(images[:2], TEXTS[:2])
         opened = Image.open(images[2])
@@ -43,19 +40,19 @@ class TestEncode:
         close(embedder.encode(TEXTS[0]), texts[0])
         close(embedder.encode({"text": TEXTS[1], "image": np.asarray(Image.open(images[1]))}), pairs[1])
 
-    def test_similarity_and_prompts(self, embedder: Any, predictor: Predictor) -> None:
+    def test_similarity_and_prompts(self, embedder, predictor):
         close(embedder.encode([TEXTS[0]], prompt="a picture of "), predictor.embed_texts(f"a picture of {TEXTS[0]}"))
         found = embedder.encode_query(TEXTS[:2])
         close(embedder.similarity(found, found), predictor.embed_texts(TEXTS[:2]) @ predictor.embed_texts(TEXTS[:2]).T)
         assert embedder.max_seq_length == 24
         assert embedder.get_embedding_dimension() == predictor.embed_texts("a").shape[1]
 
-    def test_a_copy_for_another_process(self, embedder: Any) -> None:
+    def test_a_copy_for_another_process(self, embedder):
         copy = pickle.loads(pickle.dumps(embedder))  # as a pool of processes gets it
         close(copy.encode(TEXTS), embedder.encode(TEXTS))
 
-    def test_what_it_cannot_embed(self, embedder: Any, tiny_checkpoint: Path) -> None:
-        cases: list[tuple[Any, str]] = [
+    def test_what_it_cannot_embed(self, embedder, tiny_checkpoint):
+        cases = [
             ([("a", "b"), Image.new("RGB", (8, 8))], "an input is text; expected a text, an image, or a dict"),
             ([[{"role": "user", "content": "a"}]], "an input is message; expected a text"),
             ([{"text": ["a", "b"], "image": "a.png"}], "expected a text, an image, or a dict with text, image or both"),
@@ -73,9 +70,7 @@ class TestEncode:
 
 
 class TestFolders:
-    def test_convert_writes_what_it_loads(
-        self, run: Callable[..., Any], predictor: Predictor, images: list[str], tmp_path: Path
-    ) -> None:
+    def test_convert_writes_what_it_loads(self, run, predictor, images, tmp_path):
         for kind in ("sentence-transformers", "cross-encoder"):
             (line,) = run("convert", predictor.source, tmp_path / kind, "--to", kind)
             assert line["format"] == kind
@@ -94,7 +89,7 @@ class TestFolders:
         close(again.encode(TEXTS), embedder.encode(TEXTS))
         assert load(tmp_path / "again").fingerprint == predictor.fingerprint
 
-    def test_options_of_loading(self, predictor: Predictor, tmp_path: Path) -> None:
+    def test_options_of_loading(self, predictor, tmp_path):
         with pytest.raises(ValueError, match="expected model_kwargs, as of"):
             EmbeddingModule.load(predictor.source, processor_kwargs={"a": 1})
         larger = EmbeddingModule.load(predictor.source, model_kwargs={"image_size": 30})
@@ -104,7 +99,7 @@ class TestFolders:
 
 
 class TestRank:
-    def test_images_for_a_text_and_texts_for_an_image(self, tiny_checkpoint: Path, images: list[str]) -> None:
+    def test_images_for_a_text_and_texts_for_an_image(self, tiny_checkpoint, images):
         ranker = sentence_transformers.CrossEncoder(modules=[MatchingModule(tiny_checkpoint)], device="cpu")
         scores = load(tiny_checkpoint, device="cpu").match(images, TEXTS[:2], all_pairs=True)
         for query, documents, expected in (

@@ -1,32 +1,28 @@
 """One predictor used from several threads and from asyncio gives what it gives to one caller after the other."""
 
 import asyncio
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from threading import Barrier
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import tiny
-from bridgetower.engines.config import EngineName, Precision
 from bridgetower.engines.engine import TorchEngine
-from bridgetower.predictor import Predictor, load
+from bridgetower.predictor import load
 from served import PNGS
 
 THREADS = 4
-ENGINES: list[tuple[EngineName, Precision]] = [
+ENGINES = [
     ("torch", "fp32"),
     ("torch", "bf16"),
     ("onnxruntime", "fp32"),
     ("openvino", "fp32"),
 ]
 TEXTS = [f"{' '.join(['red'] * (number % 3 + 1))} bar and square {number}" for number in range(6)]
-CALLS: list[Callable[[Predictor, int], Tensor]] = [
+CALLS = [
     lambda predictor, number: predictor.embed_texts(TEXTS[number]),
     lambda predictor, number: predictor.embed_images(PNGS[number % len(PNGS)]),
     lambda predictor, number: predictor.match(PNGS[number % len(PNGS)], TEXTS[number]),
@@ -34,11 +30,11 @@ CALLS: list[Callable[[Predictor, int], Tensor]] = [
 ]
 
 
-def in_threads(call: Callable[[int], Any], count: int) -> list[Any]:
+def in_threads(call, count):
     """What a call gives for numbers, from threads that start together."""
     barrier = Barrier(THREADS)
 
-    def started(number: int) -> Any:
+    def started(number):
         if number < THREADS:
             barrier.wait()
         return call(number)
@@ -47,32 +43,32 @@ def in_threads(call: Callable[[int], Any], count: int) -> list[Any]:
         return list(pool.map(started, range(count)))
 
 
-def check(predictors: list[Predictor], calls: list[Callable[[Predictor, int], Tensor]]) -> None:
+def check(predictors, calls):
     for call in calls:  # the first use of the second predictor is by all threads at once
         expected = [call(predictors[0], number) for number in range(len(TEXTS))]
-        found = in_threads(lambda number, call=call: call(predictors[1], number % len(TEXTS)), 2 * len(TEXTS))  # type: ignore[misc]
+        found = in_threads(lambda number, call=call: call(predictors[1], number % len(TEXTS)), 2 * len(TEXTS))
         assert len({tuple(row.flatten().tolist()) for row in expected}) >= len(PNGS), "so that a mix-up would show"
         for number, row in enumerate(found):
             torch.testing.assert_close(row, expected[number % len(TEXTS)], atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(("engine", "precision"), ENGINES)
-def test_results_of_threads_are_those_of_one(exported: Path, engine: EngineName, precision: Precision) -> None:
+def test_results_of_threads_are_those_of_one(exported, engine, precision):
     check([load(exported, engine=engine, precision=precision, device="cpu") for _ in "ab"], CALLS)
 
 
-def test_weights_are_packed_once_by_threads_that_start_together() -> None:
+def test_weights_are_packed_once_by_threads_that_start_together():
     for _ in range(10):
         model, engine = tiny.build(), TorchEngine(tiny.build(), torch.device("cpu"))
         with torch.inference_mode():
             expected = model.encode_text(*tiny.texts([5, 3])).cls
-            found = in_threads(lambda _, engine=engine: engine.encode_text(*tiny.texts([5, 3])).cls, THREADS)  # type: ignore[misc]
+            found = in_threads(lambda _, engine=engine: engine.encode_text(*tiny.texts([5, 3])).cls, THREADS)
         for cls in found:
             torch.testing.assert_close(cls, expected, atol=1e-5, rtol=0)
         assert all(module.weight.is_mkldnn for module in engine.model.modules() if isinstance(module, nn.Linear))
 
 
-def test_coroutines(exported: Path, images: list[str]) -> None:
+def test_coroutines(exported, images):
     """Through the interface of another library, in the engine whose calls most easily meet."""
     predictor = load(exported, engine="openvino")
     pytest.importorskip("llama_index.core")
@@ -80,7 +76,7 @@ def test_coroutines(exported: Path, images: list[str]) -> None:
 
     embedding = BridgeTowerEmbedding(predictor)
 
-    async def gathered() -> list[Any]:
+    async def gathered():
         queries = [embedding.aget_query_embedding(text) for text in TEXTS * 5]
         return await asyncio.gather(*queries, *[embedding.aget_image_embedding(image) for image in images * 5])
 

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -65,24 +64,24 @@ OWN = Extensions(
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> str:
+def place(tmp_path):
     (tmp_path / "mine.py").write_text(MODULE)
     return f"{tmp_path / 'mine.py'}:OWN"
 
 
 @pytest.fixture
-def own(place: str) -> Extensions:
+def own(place):
     return load_object("extensions", place, Extensions)
 
 
 class TestTask:
     CONFIG = replace(tiny.CONFIG, heads=replace(tiny.CONFIG.heads, own=("count",)))
 
-    def task(self, own: Extensions, *phases: Phase) -> PretrainingTask:
+    def task(self, own, *phases):
         model = tiny.off_defaults(BridgeTower(self.CONFIG, own)).eval()
         return PretrainingTask(model, PretrainingConfig(phases=phases))
 
-    def test_values_and_weights(self, own: Extensions) -> None:
+    def test_values_and_weights(self, own):
         batch = tiny.caption_batch((0, 1, 2, 2), [7, 4, 6, 5], self.CONFIG, seed=3)
         phase = Phase(mlm=1, itm=0, itc=2, objectives={"sigmoid": 0.5, "count": 3})
         task = self.task(own, phase)
@@ -103,11 +102,9 @@ class TestTask:
         assert losses.metrics.keys() == {"mlm_accuracy", "sigmoid_accuracy"}
 
     @pytest.mark.parametrize(("objectives", "fusions"), [({"sigmoid": 1}, 0), ({"count": 1}, 1)])
-    def test_no_more_is_computed_than_is_read(
-        self, own: Extensions, objectives: dict[str, float], fusions: int
-    ) -> None:
+    def test_no_more_is_computed_than_is_read(self, own, objectives, fusions):
         task = self.task(own, Phase(mlm=0, itm=0, objectives=objectives))
-        calls: list[str] = []
+        calls = []
         model = task.model
         parts = {"vision": model.vision.patch_embedding, "text": model.text.word_embedding, "fusion": model.fusion}
         for name, part in parts.items():
@@ -115,7 +112,7 @@ class TestTask:
         task(tiny.caption_batch((0, 1, 2), [7, 4, 6], self.CONFIG, seed=3)).total.backward()
         assert [calls.count(name) for name in parts] == [1, 1, fusions]
 
-    def test_errors(self, own: Extensions) -> None:
+    def test_errors(self, own):
         with pytest.raises(ValueError, match=r"phases is 'sigmiod'; expected one of itc, itm, mlm, sigmoid, count, or"):
             self.task(own, Phase(objectives={"sigmiod": 1}))
         with pytest.raises(ValueError, match="no count head"):
@@ -129,9 +126,7 @@ class TestTask:
                 Phase(objectives={"sigmoid": weight})
 
 
-def test_by_the_command_line(
-    place: str, tiny_dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_by_the_command_line(place, tiny_dataset, tmp_path, capsys):
     """Trained with all of it, continued, selected by the metric, and measured."""
     run = tmp_path / "run"
     weights = ["--task.phases.0.itc", "0", "--task.phases.0.objectives", "sigmoid", "1"]
@@ -156,13 +151,13 @@ def test_by_the_command_line(
     assert json.loads(capsys.readouterr().out)["mean_rank"] == pytest.approx(max(ranks), abs=1e-6)
 
 
-def test_a_metric_that_nobody_has(tiny_dataset: Path, tmp_path: Path, own: Extensions) -> None:
+def test_a_metric_that_nobody_has(tiny_dataset, tmp_path, own):
     config = shapes.run_config(tiny_dataset, select_by="mean_rnak")
     with pytest.raises(ValueError, match=r"select_by is 'mean_rnak'; expected one of rsum, .*, mean_rank"):
         train(config, tmp_path / "run", extensions=own, progress=False)
 
 
-def test_a_metric_of_the_package_is_not_replaced(tiny_checkpoint: Path, tiny_dataset: Path) -> None:
+def test_a_metric_of_the_package_is_not_replaced(tiny_checkpoint, tiny_dataset):
     model = load(tiny_checkpoint, extensions=Extensions(metrics={"rsum": lambda evaluation: 6.0}), device="cpu")
     with pytest.raises(ValueError, match=r"extensions\.metrics has rsum, of the package; give it another name"):
         evaluate(model, "retrieval", [tiny_dataset], "test", RetrievalConfig(candidates=2))

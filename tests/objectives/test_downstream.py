@@ -4,11 +4,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
 
 import tiny
 from bridgetower.data.batch import Batch, RankingBatch
-from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.objectives.classification import task_of_head
 from bridgetower.objectives.config import RankingConfig
 from bridgetower.objectives.pretraining import RankingTask
@@ -16,7 +14,7 @@ from bridgetower.objectives.pretraining import RankingTask
 LENGTHS = (5, 3, 4)
 
 
-def model(**heads: object) -> BridgeTower:
+def model(**heads):
     changes = {"mlm": False, "itc": None, **heads}
     token_types = 3 if heads.get("nlvr2") else 2
     return tiny.build(
@@ -26,13 +24,13 @@ def model(**heads: object) -> BridgeTower:
     )
 
 
-def texts(count: int = 1) -> dict[str, Tensor]:
+def texts(count=1):
     ids, mask = tiny.texts([length for length in LENGTHS for _ in range(count)])
     return {"input_ids": ids, "attention_mask": mask}
 
 
 class TestSeveralLabels:
-    def test_accuracy_is_that_of_the_likelier_answer_to_each_class(self) -> None:
+    def test_accuracy_is_that_of_the_likelier_answer_to_each_class(self):
         network = model(classification=2, multi_label=True)
         with torch.no_grad():  # logits between those of probabilities 0.5 and 0.62
             network.classification_head.decoder.weight.zero_()
@@ -43,13 +41,13 @@ class TestSeveralLabels:
 
 class TestNlvr2:
     @pytest.fixture
-    def batch(self) -> Batch:
+    def batch(self):
         pixels = {"pixel_values": tiny.images(3), "pixel_values_2": tiny.images(3, seed=1)}
         return Batch(labels=torch.tensor([0, 1, 1]), **pixels, **texts())
 
-    def test_dropout_before_the_head(self, batch: Batch) -> None:
+    def test_dropout_before_the_head(self, batch):
         network = model(nlvr2=True, nlvr2_dropout=0.5)
-        seen: list[Tensor] = []
+        seen = []
         network.nlvr2_head.dense.register_forward_hook(lambda _module, args, _output: seen.append(args[0]))
         network.nlvr2_head.train()
         task_of_head(network, "nlvr2")(batch)
@@ -60,10 +58,10 @@ class TestRanking:
     NUM_TEXTS = 4
 
     @pytest.fixture
-    def batch(self) -> RankingBatch:
+    def batch(self):
         return RankingBatch(pixel_values=tiny.images(3), image_index=torch.arange(3), seed=1, **texts(self.NUM_TEXTS))
 
-    def test_each_image_with_each_of_its_texts(self, batch: RankingBatch) -> None:
+    def test_each_image_with_each_of_its_texts(self, batch):
         network = model(rank=True)
         losses = RankingTask(network, RankingConfig(false_texts=3, itm=0))(batch)
         pixels = batch.pixel_values.repeat_interleave(self.NUM_TEXTS, dim=0)
@@ -75,21 +73,21 @@ class TestRanking:
         )
         assert losses.parts.keys() == {"rank"}
 
-    def test_image_is_encoded_once_and_matching_stands_beside_it(self, batch: RankingBatch) -> None:
+    def test_image_is_encoded_once_and_matching_stands_beside_it(self, batch):
         network, sizes = model(rank=True), []
         network.vision.register_forward_hook(lambda _module, args, _output: sizes.append(len(args[0])))
         losses = RankingTask(network, RankingConfig(itm=0.5))(batch)
         assert sizes == [3]
         assert losses.total.item() == pytest.approx((losses.parts["rank"] + 0.5 * losses.parts["itm"]).item())
 
-    def test_of_one_image_only_matching_is_left_out(self, batch: RankingBatch) -> None:
+    def test_of_one_image_only_matching_is_left_out(self, batch):
         losses = RankingTask(model(rank=True), RankingConfig(itm=0.5))(
             replace(batch, image_index=torch.ones(3, dtype=torch.long))
         )
         assert losses.parts["itm"] == 0
         assert losses.total == losses.parts["rank"]
 
-    def test_matching_reads_the_true_texts(self, batch: RankingBatch) -> None:
+    def test_matching_reads_the_true_texts(self, batch):
         network = model(rank=True)
         task = RankingTask(network, RankingConfig())
         before = task(batch).parts["itm"]
@@ -99,7 +97,7 @@ class TestRanking:
         after = task(RankingBatch(**{**vars(batch), "input_ids": changed})).parts
         assert torch.equal(after["itm"], before)
 
-    def test_matching_head_stays_as_it_is(self, batch: RankingBatch) -> None:
+    def test_matching_head_stays_as_it_is(self, batch):
         """Official: it is frozen, and trains what comes before it."""
         network = model(rank=True)
         RankingTask(network, RankingConfig())(batch).total.backward()
@@ -107,12 +105,12 @@ class TestRanking:
         assert network.rank_head.fc.weight.grad is not None
 
     @pytest.mark.parametrize(("name", "value", "least"), [("false_texts", 0, 1), ("itm", -1.0, 0)])
-    def test_refused_settings(self, name: str, value: float, least: int) -> None:
+    def test_refused_settings(self, name, value, least):
         with pytest.raises(ValueError, match=f"{name} is {value}; expected at least {least}"):
             RankingConfig(**{name: value})
 
 
-def test_numbers() -> None:
+def test_numbers():
     task = task_of_head(model(classification=1, itm=False), "classification")
     batch = Batch(pixel_values=tiny.images(3), labels=torch.tensor([0.5, 4.2, 3.0]), **texts())
     predicted = task.predict(batch)[:, 0]
@@ -120,7 +118,7 @@ def test_numbers() -> None:
     assert task(batch).metrics == {}
 
 
-def test_without_labels() -> None:
+def test_without_labels():
     task, batch = task_of_head(model(snli_ve=True), "snli_ve"), Batch(pixel_values=tiny.images(3), **texts())
     assert len(task.predict(batch)) == 3
     with pytest.raises(ValueError, match="this batch has no labels"):

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from bridgetower.data.batch import IGNORED
 from bridgetower.model.heads import ItcHead, MlmHead
@@ -14,11 +13,11 @@ from bridgetower.objectives.losses import Losses, class_loss, itc_loss, mlm_loss
 SCALE = torch.tensor(1 / 0.07)
 
 
-def features(count: int, seed: int = 0, width: int = 6) -> Tensor:
+def features(count, seed=0, width=6):
     return F.normalize(torch.randn(count, width, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
-def slow_itc(images: Tensor, texts: Tensor, index: list[int], scale: float, joint: Tensor | None = None) -> float:
+def slow_itc(images, texts, index, scale, joint=None):
     """InfoNCE in all directions, pair by pair in double precision, with equal weight on every pair of one image."""
     directions = [(images, texts), (texts, images)] if joint is None else [(texts, images), (texts, joint)]
     directions += [] if joint is None else [(images, joint)]
@@ -36,7 +35,7 @@ class TestItc:
     @pytest.mark.parametrize(
         "index", [[0, 1, 2, 3, 4], [7, 7, 2, 3, 7], [1, 1, 1, 1, 1]], ids=["distinct", "some", "all"]
     )
-    def test_equals_the_slow_reference(self, index: list[int]) -> None:
+    def test_equals_the_slow_reference(self, index):
         images, texts = features(5, 0), features(5, 1)
         loss = itc_loss((images, texts), torch.tensor(index), SCALE)
         assert loss.item() == pytest.approx(slow_itc(images, texts, index, float(SCALE)), rel=1e-5)
@@ -44,7 +43,7 @@ class TestItc:
         of_three = itc_loss((images, texts, joint), torch.tensor(index), SCALE)
         assert of_three.item() == pytest.approx(slow_itc(images, texts, index, float(SCALE), joint), rel=1e-5)
 
-    def test_bfloat16_autocast_changes_nothing(self) -> None:
+    def test_bfloat16_autocast_changes_nothing(self):
         images, texts, index = features(8, 0, 64), features(8, 1, 64), torch.arange(8)
         plain = itc_loss((images, texts), index, SCALE)
         with torch.autocast("cpu", torch.bfloat16):
@@ -53,7 +52,7 @@ class TestItc:
         assert (rounded.float() - similarity(images, texts, SCALE)).abs().max() > 1e-3  # what it would have cost
 
     @pytest.mark.parametrize(("given", "clamped"), [(0.07, 0.07), (1e-5, 0.001), (-1.0, 0.001), (3.0, 0.5)])
-    def test_temperature_is_clamped_before_the_loss(self, given: float, clamped: float) -> None:
+    def test_temperature_is_clamped_before_the_loss(self, given, clamped):
         head = ItcHead(4, 4, 4)
         with torch.no_grad():
             head.temperature.fill_(given)
@@ -65,7 +64,7 @@ class TestItc:
         assert head.temperature.grad is not None
         assert head.temperature.grad.isfinite()
 
-    def test_gradient_is_that_of_the_formula(self) -> None:
+    def test_gradient_is_that_of_the_formula(self):
         images, texts = (features(4, seed).double().requires_grad_() for seed in (0, 1))
         index = torch.tensor([0, 0, 2, 3])
         # The loss itself computes in single precision: central differences of the slow reference judge it.
@@ -82,17 +81,17 @@ class TestItc:
 
 
 class TestMlm:
-    def setup_method(self) -> None:
+    def setup_method(self):
         torch.manual_seed(0)
         self.head = MlmHead(6, 11, 1e-12)
         self.hidden = torch.randn(3, 5, 6, requires_grad=True)
         self.labels = torch.full((3, 5), IGNORED)
         self.labels[0, 1], self.labels[2, 0], self.labels[2, 4] = 3, 10, 0
 
-    def gradients(self, loss: Tensor) -> list[Tensor]:
+    def gradients(self, loss):
         return list(torch.autograd.grad(loss, [self.hidden, *self.head.parameters()]))
 
-    def test_equals_full_logits_in_value_and_gradient(self) -> None:
+    def test_equals_full_logits_in_value_and_gradient(self):
         loss, accuracy = mlm_loss(self.head, self.hidden, self.labels)
         logits = self.head(self.hidden)
         full = F.cross_entropy(logits.flatten(0, 1), self.labels.flatten(), ignore_index=IGNORED)
@@ -103,20 +102,20 @@ class TestMlm:
         assert accuracy.item() == pytest.approx(sum(right) / 3)
         assert not accuracy.requires_grad
 
-    def test_logits_are_computed_at_labelled_positions_only(self) -> None:
+    def test_logits_are_computed_at_labelled_positions_only(self):
         seen = []
         self.head.register_forward_hook(lambda head, inputs, output: seen.append(output.shape))
         mlm_loss(self.head, self.hidden, self.labels)
         assert seen == [(3, 11)]
 
-    def test_nothing_labelled_is_zero_with_zero_gradient(self) -> None:
+    def test_nothing_labelled_is_zero_with_zero_gradient(self):
         loss, accuracy = mlm_loss(self.head, self.hidden, torch.full_like(self.labels, IGNORED))
         assert (loss.item(), accuracy.item()) == (0.0, 0.0)
         (gradient,) = torch.autograd.grad(loss, [self.hidden])
         assert torch.equal(gradient, torch.zeros_like(self.hidden))
 
 
-def test_itm_is_cross_entropy_with_accuracy() -> None:
+def test_itm_is_cross_entropy_with_accuracy():
     logits, labels = torch.tensor([[0.0, 2.0], [1.0, 0.0], [0.0, 3.0]]), torch.tensor([1, 0, 0])
     loss, accuracy = class_loss(logits, labels)
     expected = (math.log(1 + math.exp(-2)) + math.log(1 + math.exp(-1)) + math.log(1 + math.exp(3))) / 3
@@ -124,7 +123,7 @@ def test_itm_is_cross_entropy_with_accuracy() -> None:
     assert accuracy.item() == pytest.approx(2 / 3)
 
 
-def test_total_is_the_weighted_sum() -> None:
+def test_total_is_the_weighted_sum():
     parts = {"mlm": torch.tensor(2.0, requires_grad=True), "itm": torch.tensor(3.0, requires_grad=True)}
     losses = Losses.weigh(parts, {"mlm": 0.5, "itm": 2.0, "itc": 1.0})
     assert losses.total.item() == 0.5 * 2 + 2 * 3

@@ -5,10 +5,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from bridgetower.objectives.losses import (
-    Pairs,
     _warn_once,
     hard_pairs,
     matching_loss,
@@ -21,7 +19,7 @@ SEEDS = st.integers(0, 2**31)
 
 
 @st.composite
-def image_indices(draw: st.DrawFn) -> Tensor:
+def image_indices(draw):
     """Batches of two rows and more, with repeated images, but not of one image only."""
     index = draw(st.lists(st.integers(0, 4), min_size=2, max_size=9))
     if len(set(index)) == 1:
@@ -30,23 +28,23 @@ def image_indices(draw: st.DrawFn) -> Tensor:
 
 
 @st.composite
-def similarities(draw: st.DrawFn, rows: int, columns: int, scale: float) -> Tensor:
+def similarities(draw, rows, columns, scale):
     """Random values; at the larger scales the softmax underflows nearly everywhere."""
     generator = torch.Generator().manual_seed(draw(SEEDS))
     return scale * torch.randn(rows, columns, generator=generator)
 
 
-def generator(seed: int = 0) -> torch.Generator:
+def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def labels_of(pairs: Pairs, images: Tensor, texts: Tensor) -> Tensor:
+def labels_of(pairs, images, texts):
     return (images[pairs.image_rows] == texts[pairs.text_rows]).long()
 
 
 class TestRandom:
     @given(index=image_indices(), seed=SEEDS)
-    def test_labels_are_true_and_half_are_positive(self, index: Tensor, seed: int) -> None:
+    def test_labels_are_true_and_half_are_positive(self, index, seed):
         pairs = random_pairs(index, generator(seed))
         count = len(index)
         assert torch.equal(pairs.labels, labels_of(pairs, index, index))
@@ -55,7 +53,7 @@ class TestRandom:
         kept = pairs.labels == 1
         assert torch.equal(pairs.image_rows[kept], pairs.text_rows[kept])
 
-    def test_positives_and_negatives_fall_everywhere(self) -> None:
+    def test_positives_and_negatives_fall_everywhere(self):
         index, source = torch.tensor([0, 0, 1, 2]), generator()
         drawn = [random_pairs(index, source) for _ in range(300)]
         positives = torch.stack([pairs.labels for pairs in drawn]).float().mean(dim=0)
@@ -66,7 +64,7 @@ class TestRandom:
         assert (shares[2:] - 0.5).abs().max() < 0.15
 
 
-def test_uniform_negatives_fall_everywhere() -> None:
+def test_uniform_negatives_fall_everywhere():
     index, source = torch.tensor([0, 0, 1, 2]), generator()
     drawn = [uniform_pairs(index, source) for _ in range(300)]
     assert all(pairs.labels.tolist() == [1] * 4 + [0] * 8 for pairs in drawn)
@@ -79,7 +77,7 @@ def test_uniform_negatives_fall_everywhere() -> None:
 class TestHard:
     @settings(deadline=None)
     @given(data=st.data(), index=image_indices(), scale=st.sampled_from([0.0, 1.0, 14.0, 1000.0, 1e6]), seed=SEEDS)
-    def test_labels_are_true(self, data: st.DataObject, index: Tensor, scale: float, seed: int) -> None:
+    def test_labels_are_true(self, data, index, scale, seed):
         count = len(index)
         image_to_text, text_to_image = (data.draw(similarities(count, count, scale)) for _ in range(2))
         pairs = hard_pairs(image_to_text, text_to_image, index, index, slice(0, count), generator(seed))
@@ -88,7 +86,7 @@ class TestHard:
 
     @settings(deadline=None)
     @given(data=st.data(), index=image_indices(), other=image_indices(), seed=SEEDS, first=st.booleans())
-    def test_of_all_ranks(self, data: st.DataObject, index: Tensor, other: Tensor, seed: int, first: bool) -> None:
+    def test_of_all_ranks(self, data, index, other, seed, first):
         count, start = len(index), 0 if first else len(other)
         everything = torch.cat([index, other] if first else [other, index])
         own = slice(start, start + count)
@@ -99,7 +97,7 @@ class TestHard:
         assert torch.equal(pairs.text_rows[count : 2 * count], torch.arange(own.start, own.stop))
         assert torch.equal(pairs.image_rows[2 * count :], torch.arange(own.start, own.stop))
 
-    def test_own_pair_far_ahead_does_not_hide_the_order_of_the_rest(self) -> None:
+    def test_own_pair_far_ahead_does_not_hide_the_order_of_the_rest(self):
         """exp(-200) is 0 in single precision, so a softmax over all columns could not tell the others apart."""
         scores = torch.tensor([[200.0, 5.0, 0.0], [0.0, 200.0, 5.0], [5.0, 0.0, 200.0]])
         source = generator()
@@ -107,14 +105,14 @@ class TestHard:
         harder = torch.stack([pairs.image_rows[3:6] for pairs in drawn]) == torch.tensor([1, 2, 0])
         assert harder.float().mean() > 0.95
 
-    def test_texts_choose_images_and_images_choose_texts(self) -> None:
+    def test_texts_choose_images_and_images_choose_texts(self):
         far = 50 * torch.eye(3)
         image_to_text, text_to_image = far.roll(2, dims=1), far.roll(1, dims=1)  # the next but one, and the next
         pairs = hard_pairs(image_to_text, text_to_image, torch.arange(3), torch.arange(3), slice(0, 3), generator())
         assert pairs.image_rows.tolist() == [0, 1, 2, 1, 2, 0, 0, 1, 2]
         assert pairs.text_rows.tolist() == [0, 1, 2, 0, 1, 2, 2, 0, 1]
 
-    def test_frequencies_follow_the_softmax_over_the_others(self) -> None:
+    def test_frequencies_follow_the_softmax_over_the_others(self):
         scores = torch.tensor([0.0, 1.0, 2.0, 9.0]).expand(4, 4)
         source, index = generator(), torch.arange(4)
         drawn = [hard_pairs(scores, scores, index, index, slice(0, 4), source) for _ in range(600)]
@@ -124,13 +122,13 @@ class TestHard:
         assert shares[3] == 0
 
     @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-    def test_scores_that_are_not_finite_leave_the_error_to_the_loss(self, value: float) -> None:
+    def test_scores_that_are_not_finite_leave_the_error_to_the_loss(self, value):
         scores, index = torch.full((3, 3), value), torch.tensor([0, 0, 1])
         pairs = hard_pairs(scores, scores, index, index, slice(0, 3), generator())
         assert torch.equal(pairs.labels, labels_of(pairs, index, index))
 
 
-def pairs_of(negatives: str, index: Tensor) -> Pairs:
+def pairs_of(negatives, index):
     if negatives == "hard":
         scores = torch.randn(len(index), len(index))
         return hard_pairs(scores, scores, index, index, slice(0, len(index)), generator())
@@ -140,9 +138,7 @@ def pairs_of(negatives: str, index: Tensor) -> Pairs:
 @pytest.mark.parametrize("negatives", ["random", "uniform", "hard"])
 class TestOneImageOnly:
     @pytest.mark.parametrize("index", [[3], [3, 3], [5, 5, 5, 5]])
-    def test_all_pairs_are_true_and_nothing_is_learnt(
-        self, negatives: str, index: list[int], caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def test_all_pairs_are_true_and_nothing_is_learnt(self, negatives, index, caplog):
         _warn_once.cache_clear()
         for _ in range(2):
             pairs = pairs_of(negatives, torch.tensor(index))
@@ -157,7 +153,7 @@ class TestOneImageOnly:
             assert accuracy == (logits[:, 1] > logits[:, 0]).float().mean()
         assert caplog.text.count("has no negatives") == 1
 
-    def test_two_images_are_learnt_from(self, negatives: str, caplog: pytest.LogCaptureFixture) -> None:
+    def test_two_images_are_learnt_from(self, negatives, caplog):
         _warn_once.cache_clear()
         pairs = pairs_of(negatives, torch.tensor([3, 4]))
         logits = torch.randn(len(pairs.labels), 2)
@@ -166,7 +162,7 @@ class TestOneImageOnly:
         assert not caplog.records
 
 
-def test_layout_of_positives_and_negatives() -> None:
+def test_layout_of_positives_and_negatives():
     pairs = pairs_with_negatives(torch.tensor([5, 4]), torch.tensor([0, 1]), slice(2, 4))
     assert pairs.image_rows.tolist() == [2, 3, 5, 4, 2, 3]
     assert pairs.text_rows.tolist() == [2, 3, 2, 3, 0, 1]

@@ -1,15 +1,12 @@
 """The pre-training task: what it computes, how often, and how the losses weigh."""
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import shapes
 import tiny
-from bridgetower.data.batch import CaptionBatch
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.losses import hard_pairs
@@ -20,15 +17,15 @@ FUSED = CONFIG.override({"heads.itc": "fused"})
 ALL = Phase(mlm=1, itm=1, itc=1)
 
 
-def make_batch(index: tuple[int, ...] = (0, 1, 2, 3, 3), seed: int = 3) -> CaptionBatch:
+def make_batch(index=(0, 1, 2, 3, 3), seed=3):
     return tiny.caption_batch(index, [7, 4, 6, 5, 3][: len(index)], CONFIG, seed=seed)
 
 
-def make_task(*phases: Phase, **changes: Any) -> PretrainingTask:
+def make_task(*phases, **changes):
     return PretrainingTask(tiny.build(CONFIG), PretrainingConfig(phases=phases or (ALL,), **changes))
 
 
-def gradient(task: PretrainingTask, batch: CaptionBatch) -> Tensor:
+def gradient(task, batch):
     task.zero_grad()
     task(batch).total.backward()
     return torch.cat([p.grad.flatten() for p in task.parameters() if p.grad is not None])
@@ -57,7 +54,7 @@ class TestWork:
             (Phase(mlm=0, itm=0, itc=1), [5], []),
         ],
     )
-    def test_one_image_encode_serves_all(self, phase: Phase, texts: list[int], pairs: list[int]) -> None:
+    def test_one_image_encode_serves_all(self, phase, texts, pairs):
         task = make_task(phase)
         calls = Calls(task.model)
         losses = task(make_batch())
@@ -65,7 +62,7 @@ class TestWork:
         assert set(losses.parts) == {name for name in ("mlm", "itm", "itc") if getattr(phase, name)}
 
     @pytest.mark.parametrize(("phase", "pairs"), [(Phase(mlm=0, itm=0, itc=1), [5]), (ALL, [5, 5, 5])])
-    def test_a_fused_head_compares_each_image_fused_with_its_text_too(self, phase: Phase, pairs: list[int]) -> None:
+    def test_a_fused_head_compares_each_image_fused_with_its_text_too(self, phase, pairs):
         task = PretrainingTask(tiny.build(FUSED), PretrainingConfig(phases=(phase,)))
         calls = Calls(task.model)
         task(make_batch()).parts["itc"].backward()
@@ -74,7 +71,7 @@ class TestWork:
 
 
 class TestValues:
-    def test_hard_negatives_are_drawn_by_the_scaled_cosines(self) -> None:
+    def test_hard_negatives_are_drawn_by_the_scaled_cosines(self):
         phase = replace(ALL, negatives="hard")
         batch = make_batch()
         for seed in range(20):
@@ -92,7 +89,7 @@ class TestValues:
             assert torch.equal(pairs.text_rows, expected.text_rows)
 
     @pytest.mark.parametrize("negatives", ["random", "uniform", "hard"])
-    def test_of_one_image_only_matching_is_left_out(self, negatives: Any) -> None:
+    def test_of_one_image_only_matching_is_left_out(self, negatives):
         """The same parameters have gradients, as processes average them, and they are those of the other objectives."""
         batch, gradients = make_batch((2, 2, 2)), []
         for weight in (1, 100):
@@ -106,7 +103,7 @@ class TestValues:
         assert tiny.equal(*gradients)
         assert all(gradient.isfinite().all() for gradient in gradients[0].values())
 
-    def test_mlm_is_weighed_with_its_accuracy(self) -> None:
+    def test_mlm_is_weighed_with_its_accuracy(self):
         """The mean over micro-batches is that over all hidden words then."""
         task, batch = make_task(Phase(mlm=1, itm=0)), make_batch()
         word = batch.mlm_labels[0, 1]
@@ -122,7 +119,7 @@ class TestValues:
 
 class TestWeights:
     @pytest.mark.parametrize("name", ["mlm", "itm", "itc"])
-    def test_a_doubled_weight_doubles_its_share_of_the_gradient(self, name: str) -> None:
+    def test_a_doubled_weight_doubles_its_share_of_the_gradient(self, name):
         batch = make_batch()
         once, twice, alone = (
             gradient(make_task(replace(ALL, **changes)), batch)
@@ -133,7 +130,7 @@ class TestWeights:
 
 
 class TestPhases:
-    def test_progress_decides(self) -> None:
+    def test_progress_decides(self):
         task = make_task(*shapes.PHASES)
         seen = {}
         for progress in (0.0, 0.29, 0.3, 0.61, 1.0):
@@ -157,22 +154,22 @@ class TestPhases:
             ),
         ],
     )
-    def test_missing_heads(self, heads: dict[str, Any], phases: tuple[Phase, ...], message: str) -> None:
+    def test_missing_heads(self, heads, phases, message):
         with pytest.raises(ValueError, match=message):
             PretrainingTask(BridgeTower(CONFIG.override(heads)), PretrainingConfig(phases=phases))
 
     @pytest.mark.parametrize("phases", [(Phase(negatives="hard"),), (replace(ALL, until=0.5), Phase())])
-    def test_embeddings_of_pairs_are_not_left_behind_by_their_fusion_encoder(self, phases: tuple[Phase, ...]) -> None:
+    def test_embeddings_of_pairs_are_not_left_behind_by_their_fusion_encoder(self, phases):
         with pytest.raises(ValueError, match=r"heads\.itc is fused, but itc of the last phase is 0"):
             PretrainingTask(BridgeTower(FUSED), PretrainingConfig(phases=phases))
 
-    def test_heads_that_no_phase_needs_may_be_missing(self) -> None:
+    def test_heads_that_no_phase_needs_may_be_missing(self):
         model = BridgeTower(CONFIG.override({"heads.mlm": False, "heads.itc": None}))
         losses = PretrainingTask(model, PretrainingConfig(phases=(Phase(mlm=0, itm=1),)))(make_batch())
         assert list(losses.parts) == ["itm"]
 
 
-def test_in_one_process_hard_negatives_of_the_world_are_those_of_the_rank() -> None:
+def test_in_one_process_hard_negatives_of_the_world_are_those_of_the_rank():
     phase = replace(ALL, negatives="hard")
     totals = {place: make_task(phase, negatives_from=place)(make_batch()).total.item() for place in ("rank", "world")}
     assert totals["rank"] == totals["world"]

@@ -1,7 +1,6 @@
 """Comparison of finished runs: measures, paired differences, what is written, and what is refused."""
 
 import json
-from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -17,7 +16,7 @@ CURVES = {
 STEPS = (10, 20, 30)
 
 
-def runs(curves: dict[str, dict[int, list[float]]] = CURVES) -> tuple[FinishedRun, ...]:
+def runs(curves=CURVES):
     return tuple(
         FinishedRun(arm=arm, seed=seed, curve=dict(zip(STEPS, values, strict=False)), seconds_per_step=0.1 * seed)
         for arm, seeds in curves.items()
@@ -25,11 +24,11 @@ def runs(curves: dict[str, dict[int, list[float]]] = CURVES) -> tuple[FinishedRu
     )
 
 
-def comparison(reach: float | None = 0.5) -> Comparison:
+def comparison(reach=0.5):
     return Comparison(metric="accuracy", reach=reach, runs=runs())
 
 
-def write_run(folder: Path, seed: int, bridge: str | None, values: list[float], cut: str = "") -> Path:
+def write_run(folder, seed, bridge, values, cut=""):
     """The files of a run that are read, the last line cut off where a kill came."""
     folder.mkdir(parents=True)
     config = {
@@ -52,7 +51,7 @@ def write_run(folder: Path, seed: int, bridge: str | None, values: list[float], 
     return folder
 
 
-def folders(place: Path) -> dict[str, list[Path]]:
+def folders(place):
     return {
         arm: [
             write_run(place / f"{arm}-{seed}", seed, "add" if arm == "bridges" else None, values, cut='{"kind"')
@@ -62,18 +61,18 @@ def folders(place: Path) -> dict[str, list[Path]]:
     }
 
 
-def test_measures() -> None:
+def test_measures():
     one = runs()[0]
     assert one.measures(0.5) == {"area": pytest.approx(0.5), "final": 0.8, "steps_to_reach": 20}
     assert one.measures(0.9)["steps_to_reach"] == 30
     assert set(one.measures(None)) == {"area", "final"}
 
 
-def test_read_as_written() -> None:
+def test_read_as_written():
     assert Comparison.of(json.loads(json.dumps(comparison().to_dict()))) == comparison()
 
 
-def test_differences_are_paired() -> None:
+def test_differences_are_paired():
     result = comparison().to_dict()["differences"]["bridges - meter"]["final"]
     ours, theirs = ([values[-1] for values in CURVES[arm].values()] for arm in CURVES)
     expected = ttest_rel(ours, theirs).confidence_interval(0.95)
@@ -81,7 +80,7 @@ def test_differences_are_paired() -> None:
     assert result["interval_95"] == pytest.approx((expected.low, expected.high))
 
 
-def test_seeds_that_one_arm_lacks_are_left_out_of_differences() -> None:
+def test_seeds_that_one_arm_lacks_are_left_out_of_differences():
     fewer = {"bridges": CURVES["bridges"], "meter": {seed: CURVES["meter"][seed] for seed in (3, 2)}}
     result = Comparison(metric="accuracy", reach=None, runs=runs(fewer))
     assert result.differences("meter")["final"]["values"] == pytest.approx([0.1, 0.2])
@@ -91,7 +90,7 @@ def test_seeds_that_one_arm_lacks_are_left_out_of_differences() -> None:
     assert alone.rows()[1][-1] == ["bridges \u2212 meter", "0", "\u2013", "\u2013", ""]
 
 
-def test_what_cannot_be_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_compared(tmp_path, capsys):
     shorter = runs(CURVES | {"meter": {1: [0.1, 0.2]}})
     for refused, message in (
         (shorter, r"bridges, seed 3 has 3 evaluations up to step 30, meter, seed 1 has 2 up to step 20"),
@@ -104,7 +103,7 @@ def test_what_cannot_be_compared(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "one arm only (nano); expected runs of at least two" in capsys.readouterr().err
 
 
-def test_arms_are_named_by_what_differs(tmp_path: Path) -> None:
+def test_arms_are_named_by_what_differs(tmp_path):
     places = folders(tmp_path)
     every = [*places["bridges"], *places["meter"]]
     metric, found = finished_runs(every, [None] * 6, None)
@@ -129,14 +128,14 @@ def test_arms_are_named_by_what_differs(tmp_path: Path) -> None:
         (lambda run: (run / "metrics.jsonl").write_text(""), ValueError, r"its evaluations have no evaluations|has no"),
     ],
 )
-def test_folders_that_hold_no_finished_run(tmp_path: Path, change: object, error: type, message: str) -> None:
+def test_folders_that_hold_no_finished_run(tmp_path, change, error, message):
     run = write_run(tmp_path / "run", 1, "add", [0.1])
     change(run)
     with pytest.raises(error, match=message):
         finished_runs([run], [None], None)
 
 
-def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command(tmp_path, capsys):
     places = folders(tmp_path)
     named = [f"{arm}={folder}" for arm, each in places.items() for folder in each]
     main(["compare", *named, "--reach", "0.5", "--out", str(tmp_path / "out")])

@@ -6,32 +6,29 @@ import re
 from copy import copy
 from dataclasses import replace
 from html import unescape
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
 
 import pytest
 from PIL import Image
 
 import asked
 from bridgetower.cli import main
-from bridgetower.data.examples import PreparedImages
-from bridgetower.data.schema import SCHEMAS, Question
-from bridgetower.evaluation.config import Judgement, Outcome, RetrievalConfig
+from bridgetower.data.schema import SCHEMAS
+from bridgetower.evaluation.config import Judgement, RetrievalConfig
 from bridgetower.predictor import load
-from bridgetower.processor import Processor, open_image
+from bridgetower.processor import open_image
 from bridgetower.reports.errors import _shown, write_errors
 from bridgetower.tasks.table import evaluate
 from rows import write_set
 
 
-def text_of(page: str) -> str:
+def text_of(page):
     """The words of a page, each on a line of its own where the page breaks."""
     body = page[page.index("<body>") :]
     return re.sub(r"\n\s*\n+", "\n", unescape(re.sub(r"<[^>]+>", "\n", body)))
 
 
-def tables(page: str) -> dict[str, list[list[str]]]:
+def tables(page):
     """The rows of each table by its caption."""
     found = {}
     for content in re.findall(r"<table>(.*?)</table>", page, re.DOTALL):
@@ -42,19 +39,19 @@ def tables(page: str) -> dict[str, list[list[str]]]:
     return found
 
 
-def judgement(number: int, **changes: Any) -> Judgement:
+def judgement(number, **changes):
     given = {"expected": "red", "given": "red", "score": 1.0, "miss": 0.0, "probability": 0.9}
     return Judgement(id=str(number), images=(0,), text=f"text {number}", **{**given, **changes})
 
 
 @pytest.fixture
-def outcome(answering_checkpoint: Path, tmp_path: Path) -> Outcome:
+def outcome(answering_checkpoint, tmp_path):
     """Of questions that the model answers at random."""
     folder = asked.write_set(tmp_path / "vqa", "vqa")
     return evaluate(load(answering_checkpoint, device="cpu"), "vqav2", [folder], "validation", RetrievalConfig())
 
 
-def test_judgements_are_the_predictions(outcome: Outcome) -> None:
+def test_judgements_are_the_predictions(outcome):
     assert outcome.judge is not None
     judgements = outcome.judge()
     assert [one.given for one in judgements] == [row["answer"] for row in outcome.predictions]
@@ -63,7 +60,7 @@ def test_judgements_are_the_predictions(outcome: Outcome) -> None:
     assert {name for one in judgements for name in one.groups} == {"answer_type", "question_type"}
 
 
-def test_a_set_with_one_answer_each(answering_checkpoint: Path, tmp_path: Path) -> None:
+def test_a_set_with_one_answer_each(answering_checkpoint, tmp_path):
     """As in sets of one's own: what is right is neither scored as wrong nor listed as a miss."""
     folder = asked.write_set(tmp_path / "vqa", "vqa")
     model = load(answering_checkpoint, device="cpu")
@@ -72,7 +69,7 @@ def test_a_set_with_one_answer_each(answering_checkpoint: Path, tmp_path: Path) 
     records = asked.questioned("validation", 5)
     first = records[0].entries[0].question_id
 
-    def answered(question: Question) -> Question:
+    def answered(question):
         answer = "The other." if question.question_id == first else f"{given[question.question_id].title()}."
         return replace(question, answers=(answer,))
 
@@ -88,7 +85,7 @@ def test_a_set_with_one_answer_each(answering_checkpoint: Path, tmp_path: Path) 
     assert re.findall(r'<b class="mark">(.*?)</b>', page) == ["other"]
 
 
-def test_the_answer_of_most_is_no_miss(outcome: Outcome, tmp_path: Path) -> None:
+def test_the_answer_of_most_is_no_miss(outcome, tmp_path):
     assert outcome.images is not None
     judgements = [judgement(1, score=0.6, miss=0.4), judgement(2, given="blue", score=0.6, miss=0.3)]
     write_errors(tmp_path / "errors.html", judgements, outcome.images, title="")
@@ -96,21 +93,21 @@ def test_the_answer_of_most_is_no_miss(outcome: Outcome, tmp_path: Path) -> None
     assert re.findall(r'<p class="query">(.*?)</p>', page) == ["text 2"]
 
 
-def test_images_are_on_the_background_of_the_model(tiny_processor: Processor) -> None:
+def test_images_are_on_the_background_of_the_model(tiny_processor):
     file = io.BytesIO()
     Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(file, "PNG")
     for background in (None, (255, 255, 255), (0, 128, 0)):
         processor = copy(tiny_processor)
         processor.config = replace(processor.config, background=background)
         images = SimpleNamespace(contents=lambda numbers: [file.getvalue()], processor=processor)
-        small = _shown(judgement(1), cast("PreparedImages", images))["images"][0]["content"]
+        small = _shown(judgement(1), images)["images"][0]["content"]
         expected = open_image(file.getvalue(), background=background).getpixel((4, 4))
         seen = Image.open(io.BytesIO(small)).convert("RGB").getpixel((4, 4))
         assert max(abs(a - b) for a, b in zip(seen, expected, strict=True)) <= 3
         assert expected == (background or (0, 0, 0))
 
 
-def test_what_the_page_says(outcome: Outcome, tmp_path: Path) -> None:
+def test_what_the_page_says(outcome, tmp_path):
     wrong = [
         judgement(1, given="blue", score=0.0, miss=0.8, probability=0.8, groups={"shop": "north <b>"}),
         judgement(2, given="blue", score=0.0, miss=0.95, probability=0.95, groups={"shop": "south"}),
@@ -133,7 +130,7 @@ def test_what_the_page_says(outcome: Outcome, tmp_path: Path) -> None:
     assert "By right answer" not in found  # which is the same for all
 
 
-def test_a_table_of_ones_own_to_slice_by(outcome: Outcome, tmp_path: Path) -> None:
+def test_a_table_of_ones_own_to_slice_by(outcome, tmp_path):
     assert outcome.judge is not None
     assert outcome.images is not None
     judgements, table = outcome.judge(), tmp_path / "slices.csv"
@@ -155,7 +152,7 @@ def test_a_table_of_ones_own_to_slice_by(outcome: Outcome, tmp_path: Path) -> No
         write_errors(page, [], outcome.images, title="")
 
 
-def test_retrieval(tiny_checkpoint: Path, tiny_dataset: Path) -> None:
+def test_retrieval(tiny_checkpoint, tiny_dataset):
     settings = RetrievalConfig(candidates=4)
     outcome = evaluate(load(tiny_checkpoint, device="cpu"), "retrieval", [tiny_dataset], "test", settings)
     assert outcome.judge is not None
@@ -186,7 +183,7 @@ def test_the_command(tiny_checkpoint, tiny_dataset, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("kind", ["snli-ve", "nlvr2"])
-def test_statements(answering_checkpoint: Path, tmp_path: Path, kind: str) -> None:
+def test_statements(answering_checkpoint, tmp_path, kind):
     folder = asked.write_set(tmp_path / kind, kind)
     outcome = evaluate(load(answering_checkpoint, device="cpu"), kind, [folder], "validation", RetrievalConfig())
     assert outcome.judge is not None

@@ -6,7 +6,7 @@ from bridgetower.reports import numbers
 from bridgetower.reports.numbers import paired_difference, spread, verdict
 
 
-def test_numbers_as_text() -> None:
+def test_numbers_as_text():
     for value, sign, shown in (
         *((1.25, True, "+1.2"), (-1.26, False, "\u22121.3")),
         *((-0.01, True, "0.0"), (0.0, True, "0.0"), (1234.5, False, "1234.5")),
@@ -22,18 +22,18 @@ def test_numbers_as_text() -> None:
     assert numbers.mean_std(spread([0.3]), scale=100, sign=True) == "+30.0"
 
 
-def test_spread_is_the_sample_standard_deviation() -> None:
+def test_spread_is_the_sample_standard_deviation():
     assert spread([1.0, 2.0, 6.0]) == {"mean": 3.0, "std": pytest.approx(7**0.5), "values": [1.0, 2.0, 6.0]}
     assert spread([5.0]) == {"mean": 5.0, "std": None, "values": [5.0]}
 
 
-def test_paired_differences() -> None:
+def test_paired_differences():
     # Student's t with one degree of freedom: 12.706 standard errors of 1.
     found = paired_difference([5.0, 8.0], [1.0, 2.0])
     assert (found["mean"], found["values"]) == (5.0, [4.0, 6.0])
     assert found["interval_95"] == pytest.approx((5 - 12.7062, 5 + 12.7062))
     low, high = paired_difference([0.0, 1.0] * 50, [0.0] * 100)["interval_95"] or (0.0, 0.0)
-    exact = 1.9842 * spread([0.0, 1.0] * 50)["std"] / 10  # type: ignore[operator]
+    exact = 1.9842 * spread([0.0, 1.0] * 50)["std"] / 10
     assert (high - low) / 2 == pytest.approx(exact, rel=1e-4)
     assert paired_difference([4.0], [1.0])["interval_95"] is None
 
@@ -48,5 +48,5 @@ def test_paired_differences() -> None:
         ([10.0], "untested"),
     ],
 )
-def test_verdict(values: list[float], expected: str) -> None:
+def test_verdict(values, expected):
     assert verdict(paired_difference(values, [0.0] * len(values))) == expected

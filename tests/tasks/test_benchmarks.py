@@ -2,8 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,8 +11,8 @@ from bridgetower.checkpoints import read_checkpoint, write_checkpoint
 from bridgetower.data.datasets import prepare_arrow
 from bridgetower.data.schema import SCHEMAS
 from bridgetower.evaluation.class_metrics import vqa_score
-from bridgetower.evaluation.config import Outcome, RetrievalConfig
-from bridgetower.predictor import Predictor, load
+from bridgetower.evaluation.config import RetrievalConfig
+from bridgetower.predictor import load
 from bridgetower.tasks.entries import statement_metrics
 from bridgetower.tasks.table import evaluate
 from miniature_arrow import write_nlvr2_arrow
@@ -22,27 +20,27 @@ from rows import write_set
 
 
 @pytest.fixture(scope="module")
-def predictor(answering_checkpoint: Path) -> Predictor:
+def predictor(answering_checkpoint):
     return load(answering_checkpoint, device="cpu")
 
 
 @pytest.fixture(scope="module")
-def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def sets(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sets")
     return {kind: asked.write_set(folder / kind, kind) for kind in asked.KINDS}
 
 
 @pytest.fixture
-def measure(predictor: Predictor, sets: dict[str, Path]) -> Any:
-    def call(benchmark: str, split: str, **options: Any) -> Outcome:
-        kind: Any = "vqa" if benchmark == "vqav2" else benchmark
+def measure(predictor, sets):
+    def call(benchmark, split, **options):
+        kind = "vqa" if benchmark == "vqav2" else benchmark
         return evaluate(predictor, benchmark, [sets[kind]], split, RetrievalConfig(**options))
 
     return call
 
 
 class TestQuestions:
-    def test_answers_are_those_of_the_model(self, measure: Any, predictor: Predictor) -> None:
+    def test_answers_are_those_of_the_model(self, measure, predictor):
         outcome = measure("vqav2", "validation", batch_size=3)
         records = asked.questioned("validation", 5)
         questions = [(record.images[0].content, question) for record in records for question in record.entries]
@@ -62,7 +60,7 @@ class TestQuestions:
         assert outcome.details["by_answer_type"].keys() == {"other", "yes/no"}
         assert outcome.details["by_question_type"].keys() == {"what colour is", "is this"}
 
-    def test_paper_leaves_out_questions_without_an_answer_of_the_vocabulary(self, measure: Any) -> None:
+    def test_paper_leaves_out_questions_without_an_answer_of_the_vocabulary(self, measure):
         """The model's answers are colours: no question of yes and no has one, and two of five colours differ."""
         outcome = measure("vqav2", "validation", protocol="paper")
         assert outcome.counts == {"num_questions": 5}
@@ -70,7 +68,7 @@ class TestQuestions:
 
     @pytest.mark.parametrize("split", ["test", "test-dev"])
     @pytest.mark.parametrize("protocol", ["standard", "paper"])
-    def test_a_test_split_has_a_submission_with_every_question(self, measure: Any, split: str, protocol: str) -> None:
+    def test_a_test_split_has_a_submission_with_every_question(self, measure, split, protocol):
         outcome = measure("vqav2", split, protocol=protocol)
         assert outcome.metrics == {}
         name, content = outcome.submission
@@ -80,9 +78,7 @@ class TestQuestions:
         assert [row["question_id"] for row in rows] == expected
         assert all(row.keys() == {"question_id", "answer"} and row["answer"] in shapes.COLOURS for row in rows)
 
-    def test_sets_with_and_without_answers_together(
-        self, measure: Any, predictor: Predictor, sets: dict[str, Path], tmp_path: Path
-    ) -> None:
+    def test_sets_with_and_without_answers_together(self, measure, predictor, sets, tmp_path):
         other = write_set(tmp_path / "set", {"validation": asked.questioned("test", 3)}, SCHEMAS["vqa"])
         outcome = evaluate(predictor, "vqav2", [other, sets["vqa"]], "validation", RetrievalConfig())
         alone = measure("vqav2", "validation")
@@ -96,7 +92,7 @@ class TestStatements:
     @pytest.mark.parametrize(
         ("benchmark", "names"), [("snli-ve", {"accuracy"}), ("nlvr2", {"accuracy", "consistency"})]
     )
-    def test_figures_and_predictions(self, measure: Any, benchmark: str, names: set[str]) -> None:
+    def test_figures_and_predictions(self, measure, benchmark, names):
         outcome = measure(benchmark, "validation")
         make = asked.stated if benchmark == "snli-ve" else asked.paired
         statements = [statement for record in make("validation", 5) for statement in record.entries]
@@ -107,9 +103,7 @@ class TestStatements:
         assert outcome.counts == {"num_statements": len(statements)}
 
     @pytest.mark.parametrize("benchmark", ["snli-ve", "nlvr2"])
-    def test_sets_with_and_without_labels_together(
-        self, measure: Any, predictor: Predictor, sets: Any, tmp_path: Path, benchmark: Any
-    ) -> None:
+    def test_sets_with_and_without_labels_together(self, measure, predictor, sets, tmp_path, benchmark):
         make = asked.stated if benchmark == "snli-ve" else asked.paired
         records = [
             replace(
@@ -128,14 +122,12 @@ class TestStatements:
         assert len(outcome.predictions) == total
         assert not outcome.notes
 
-    def test_statements_that_come_twice(
-        self, predictor: Predictor, sets: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_statements_that_come_twice(self, predictor, sets, monkeypatch):
         monkeypatch.setattr("bridgetower.evaluation.class_metrics.predict_classes", None)  # nothing is computed before
         with pytest.raises(ValueError, match="ids of 10 come again; expected one example of each id"):
             evaluate(predictor, "nlvr2", [sets["nlvr2"]] * 2, "validation", RetrievalConfig())
 
-    def test_nlvr2_of_the_official_arrow_files_has_accuracy_alone(self, predictor: Predictor, tmp_path: Path) -> None:
+    def test_nlvr2_of_the_official_arrow_files_has_accuracy_alone(self, predictor, tmp_path):
         """Its rows do not say which sentences they have: place 0 of two pairs may be two sentences."""
         write_nlvr2_arrow(tmp_path / "arrows")
         prepare_arrow(tmp_path / "arrows", tmp_path)
@@ -146,7 +138,7 @@ class TestStatements:
         assert "no consistency and no submission: 4 of 4 statements, such as 'dev-0-0#0', have no identifier" in note
         assert outcome.report({})["notes"] == [note]
 
-    def test_nlvr2_leaves_out_nothing_in_its_submission(self, measure: Any) -> None:
+    def test_nlvr2_leaves_out_nothing_in_its_submission(self, measure):
         outcome = measure("nlvr2", "test")
         assert outcome.metrics == {}
         assert outcome.submission[0] == "submission.csv"
@@ -155,7 +147,7 @@ class TestStatements:
         assert {row[1] for row in rows} <= {"True", "False"}
         assert measure("snli-ve", "test").submission is None
 
-    def test_consistency_counts_a_sentence_with_all_its_pairs(self) -> None:
+    def test_consistency_counts_a_sentence_with_all_its_pairs(self):
         records = asked.paired("validation", 5)  # two sentences with two pairs, one with one
         statements = [vars(statement) for record in records for statement in record.entries]
         wrong = ["?" if row == 2 else entry["label"] for row, entry in enumerate(statements)]
@@ -166,7 +158,7 @@ class TestStatements:
         assert statement_metrics([unknown], ["other"], is_nlvr2=True) == {}
         assert statement_metrics([{**statements[0], "statement_id": "mine"}], ["?"], is_nlvr2=True) == {"accuracy": 0.0}
 
-    def test_images_in_their_order(self, measure: Any, predictor: Predictor) -> None:
+    def test_images_in_their_order(self, measure, predictor):
         outcome, record = measure("nlvr2", "validation"), asked.paired("validation", 5)[1]
         best = predictor.reason(*(image.content for image in record.images), record.entries[0].text)[0]
         assert outcome.predictions[1]["label"] == best.label
@@ -183,7 +175,7 @@ class TestStatements:
         ("regression", "regression"),
     ],
 )
-def test_a_model_without_the_head(tiny_checkpoint: Path, benchmark: str, recipe: str) -> None:
+def test_a_model_without_the_head(tiny_checkpoint, benchmark, recipe):
     message = rf"this model has no .* head \(it has mlm, itm, itc\); .*: bridgetower train {recipe}$"
     with pytest.raises(ValueError, match=message):
         evaluate(load(tiny_checkpoint, device="cpu"), benchmark, ["none"], "test", RetrievalConfig())
@@ -196,17 +188,13 @@ def test_a_model_without_the_head(tiny_checkpoint: Path, benchmark: str, recipe:
         ("vqav2", "nlvr2", RetrievalConfig(), {}, "use a set of kind vqa"),
     ],
 )
-def test_refusals(
-    predictor: Predictor, sets: Any, benchmark: str, kind: str, config: Any, options: Any, message: str
-) -> None:
+def test_refusals(predictor, sets, benchmark, kind, config, options, message):
     with pytest.raises(ValueError, match=message):
         evaluate(predictor, benchmark, [sets[kind]], "test", config, **options)
 
 
 class TestRetrieval:
-    def test_one_stage_without_contrastive_head(
-        self, tiny_checkpoint: Path, tiny_dataset: Path, tmp_path: Path
-    ) -> None:
+    def test_one_stage_without_contrastive_head(self, tiny_checkpoint, tiny_dataset, tmp_path):
         write_checkpoint(read_checkpoint(tiny_checkpoint).without_itc(), tmp_path / "model")
         for source, stage in ((tiny_checkpoint, "two_stage_rsum"), (tmp_path / "model", "one_stage_rsum")):
             model = load(source, device="cpu")

@@ -2,8 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,9 +15,8 @@ from bridgetower.data.prepared_set import PreparedSet
 from bridgetower.evaluation.class_metrics import classification_metrics
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.files import read_json
-from bridgetower.predictor import Predictor, load
+from bridgetower.predictor import load
 from bridgetower.tasks.entries import ClassificationConfig
-from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.table import RECIPES, evaluate
 from bridgetower.training.run import train
 from served import URIS, error_of, running
@@ -28,20 +25,19 @@ COLOURS = asked.COLOURS[:4]
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["single", "several"])
-def several(request: pytest.FixtureRequest) -> bool:
-    answer: bool = request.param
-    return answer
+def several(request):
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def folder(several: bool, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(several, tmp_path_factory):
     root = tmp_path_factory.mktemp("things")
     prepare_own("classification", asked.write_table(root / "source", several=several), root / "set", progress=False)
     return root / "set"
 
 
 @pytest.fixture(scope="module")
-def config(folder: Path, tiny_checkpoint: Path) -> RunConfig:
+def config(folder, tiny_checkpoint):
     """The recipe with what it says of heads, which gives way to the data."""
     return shapes.run_config(
         folder,
@@ -59,13 +55,13 @@ def config(folder: Path, tiny_checkpoint: Path) -> RunConfig:
 
 
 @pytest.fixture(scope="module")
-def run(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
+def run(config, tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "run"
     return out, train(config, out, progress=False)
 
 
 @pytest.fixture(scope="module")
-def predictor(run: tuple[Path, dict[str, float]]) -> Predictor:
+def predictor(run):
     return load(run[0] / "last", device="cpu")
 
 
@@ -80,13 +76,13 @@ class TestPrepare:
             ("text,label,split\nx,a,train\ny,b,park\n", "line 3: split is 'park'; expected one of train"),
         ],
     )
-    def test_bad_tables(self, tmp_path: Path, content: str, message: str) -> None:
+    def test_bad_tables(self, tmp_path, content, message):
         (tmp_path / "things.csv").write_text(content)
         with pytest.raises(ValueError, match=message):
             prepare_own("classification", tmp_path / "things.csv", tmp_path / "set", progress=False)
 
-    def test_labels_in_other_forms(self, tmp_path: Path) -> None:
-        def classes(content: str, name: str, **options: Any) -> Classes:
+    def test_labels_in_other_forms(self, tmp_path):
+        def classes(content, name, **options):
             (tmp_path / name).write_text(content)
             config = LabelledConfig(**options)
             prepare_own("classification", tmp_path / name, tmp_path / f"set-{name}", config, progress=False)
@@ -103,7 +99,7 @@ class TestPrepare:
 
 
 class TestTraining:
-    def test_names_travel_and_all_metrics_are_given(self, run: Any, several: bool) -> None:
+    def test_names_travel_and_all_metrics_are_given(self, run, several):
         out, metrics = run
         assert metrics.keys() == set(ClassificationConfig.metrics)
         names = tuple(sorted([*COLOURS, "warm"] if several else COLOURS))
@@ -111,7 +107,7 @@ class TestTraining:
         heads = read_json(out / "run.json")["model"]["heads"]
         assert (heads["classification"], heads["multi_label"]) == (len(names), several)
 
-    def test_refusals(self, config: RunConfig, several: bool, folder: Path, tmp_path: Path) -> None:
+    def test_refusals(self, config, several, folder, tmp_path):
         if not several:
             heads = replace(config.model.heads, multi_label=True)
             with pytest.raises(ValueError, match=r"per row, but model\.heads\.multi_label is True; set it to"):
@@ -124,9 +120,7 @@ class TestTraining:
             train(replace(config, data=data), tmp_path / "run", progress=False)
 
     @pytest.mark.parametrize("metric", ["auroc", "average_precision"])
-    def test_a_metric_that_no_class_has_selects_no_checkpoint(
-        self, config: RunConfig, several: bool, tmp_path: Path, metric: str
-    ) -> None:
+    def test_a_metric_that_no_class_has_selects_no_checkpoint(self, config, several, tmp_path, metric):
         """All examples to validate on have the same label."""
         names = [*COLOURS, "warm"] if several else COLOURS
         rows = [{"text": name, "label": [name] if several else name, "split": "train"} for name in names]
@@ -136,7 +130,7 @@ class TestTraining:
         with pytest.raises(ValueError, match=f"select_by is '{metric}', but every class is .*; use one of accuracy"):
             train(replace(config, data=data, select_by=metric), tmp_path / "run", progress=False)
 
-    def test_labels_that_the_head_does_not_have(self, predictor: Predictor, several: bool, tmp_path: Path) -> None:
+    def test_labels_that_the_head_does_not_have(self, predictor, several, tmp_path):
         label = ["mauve", "red"] if several else "mauve"
         rows = [{"text": "x", "label": label}, {"text": "y", "label": ["red"] if several else "red"}]
         (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -147,7 +141,7 @@ class TestTraining:
 
 
 class TestUse:
-    def test_evaluation_gives_what_classify_gives(self, predictor: Predictor, folder: Path, several: bool) -> None:
+    def test_evaluation_gives_what_classify_gives(self, predictor, folder, several):
         outcome = evaluate(predictor, "classification", [folder], "test", RetrievalConfig(batch_size=3))
         assert outcome.counts == {"num_examples": 8, "num_labelled": 7}
         assert outcome.metrics.keys() == set(ClassificationConfig.metrics)
@@ -163,7 +157,7 @@ class TestUse:
                 assert row["labels"] == [chosen[0].label]
                 assert sum(one.probability for one in chosen) == pytest.approx(1)
 
-    def test_one_input_or_several(self, predictor: Predictor) -> None:
+    def test_one_input_or_several(self, predictor):
         image = asked.png("red")
         both, alone = predictor.classify(image, "a red thing"), predictor.classify(image)
         assert [*map(vars, predictor.classify([image], ["a red thing"])[0])] == [*map(vars, both)]
@@ -179,13 +173,11 @@ class TestUse:
             ({"images": [None] * 3, "texts": ["a", "b"]}, "3 images and 2 texts"),
         ],
     )
-    def test_refusals(self, predictor: Predictor, arguments: dict[str, Any], message: str) -> None:
+    def test_refusals(self, predictor, arguments, message):
         with pytest.raises(ValueError, match=message):
             predictor.classify(**arguments)
 
-    def test_command_and_server(
-        self, predictor: Predictor, run: Any, folder: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
-    ) -> None:
+    def test_command_and_server(self, predictor, run, folder, capsys, tmp_path):
         model = str(run[0] / "last")
         (tmp_path / "red.png").write_bytes(asked.png("red"))
         main(["classify", model, "--images", str(tmp_path / "red.png"), "--texts", "a red thing", "--top", "2"])
@@ -208,7 +200,7 @@ class TestUse:
 
 
 class TestMetrics:
-    def test_by_hand(self) -> None:
+    def test_by_hand(self):
         probabilities = torch.tensor([[0.9, 0.1], [0.4, 0.6], [0.3, 0.7], [0.8, 0.2]])
         labels = torch.tensor([[1, 0], [1, 0], [0, 1], [0, 1]]).bool()
         found = classification_metrics(probabilities, labels, multi_label=False)
@@ -217,7 +209,7 @@ class TestMetrics:
         assert found["auroc"] == pytest.approx(0.75)  # of four pairs of a right and a wrong row, three are in order
         assert found["average_precision"] == pytest.approx((1 + 2 / 3) / 2)
 
-    def test_several_labels(self) -> None:
+    def test_several_labels(self):
         probabilities = torch.tensor([[0.9, 0.6, 0.1], [0.2, 0.7, 0.2], [0.7, 0.1, 0.3]])
         labels = torch.tensor([[1, 0, 0], [0, 1, 0], [1, 0, 0]]).bool()
         found = classification_metrics(probabilities, labels, multi_label=True)
@@ -225,12 +217,12 @@ class TestMetrics:
         assert found["macro_f1"] == pytest.approx((1 + 2 / 3) / 2)  # of the classes that are there
         assert found["auroc"] == found["average_precision"] == 1
 
-    def test_without_both_values(self) -> None:
+    def test_without_both_values(self):
         found = classification_metrics(torch.rand(2, 2), torch.tensor([[1, 0], [1, 0]]).bool(), multi_label=False)
         assert found.keys() == {"accuracy", "macro_f1"}
 
 
-def test_another_kind_of_set(config: RunConfig, tmp_path: Path) -> None:
+def test_another_kind_of_set(config, tmp_path):
     statements, pairs = (asked.write_set(tmp_path / kind, kind) for kind in ("snli-ve", "nlvr2"))
     with pytest.raises(FileNotFoundError, match=r"no classes\.json in .*; give a set that `bridgetower prepare class"):
         train(replace(config, data=replace(config.data, folders=(str(statements),))), tmp_path / "run", progress=False)

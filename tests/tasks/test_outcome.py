@@ -1,14 +1,13 @@
 """What an evaluation writes: metrics with what they are of, predictions by id, submission files."""
 
 import json
-from pathlib import Path
 
 from bridgetower.evaluation.config import Outcome
 
 ABOUT = {"benchmark": "vqav2", "split": "validation", "protocol": "standard"}
 
 
-def test_everything_is_written(tmp_path: Path) -> None:
+def test_everything_is_written(tmp_path):
     outcome = Outcome(
         metrics={"vqa_score": 61.25},
         counts={"num_questions": 2},
@@ -26,6 +25,6 @@ def test_everything_is_written(tmp_path: Path) -> None:
     assert (tmp_path / "submission.json").read_text() == "[]"
 
 
-def test_metrics_alone(tmp_path: Path) -> None:
+def test_metrics_alone(tmp_path):
     Outcome(metrics={"rsum": 1.0}, counts={}).write(tmp_path, ABOUT)
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]

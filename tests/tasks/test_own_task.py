@@ -3,7 +3,6 @@
 import sys
 from dataclasses import replace
 from importlib import import_module
-from pathlib import Path
 
 import pytest
 
@@ -13,7 +12,6 @@ from bridgetower.cli.options import own_task
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.predictor import load
 from bridgetower.tasks.entries import NLVR2
-from bridgetower.tasks.spec import TaskSpec
 from bridgetower.tasks.table import evaluate
 from bridgetower.training.run import read_run, train
 
@@ -70,7 +68,7 @@ NUMBER = 3
 
 
 @pytest.fixture
-def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TaskSpec:
+def spec(tmp_path, monkeypatch):
     (tmp_path / "smooth_task.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
@@ -80,11 +78,11 @@ def spec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TaskSpec:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path):
     return asked.write_set(tmp_path / "set", "snli-ve")
 
 
-def test_python(spec: TaskSpec, folder: Path, tmp_path: Path) -> None:
+def test_python(spec, folder, tmp_path):
     recipe = spec.recipes[0]
     config = replace(recipe, data=replace(shapes.run_config(folder).data), device="cpu")
     metrics = train(config, tmp_path / "run", task=spec, progress=False)
@@ -112,14 +110,12 @@ def test_python(spec: TaskSpec, folder: Path, tmp_path: Path) -> None:
         ("shapes:MODEL", "MODEL is a ModelConfig; expected a module with a TaskSpec"),
     ],
 )
-def test_no_spec(spec: TaskSpec, name: str, message: str) -> None:
+def test_no_spec(spec, name, message):
     with pytest.raises(ValueError, match=message):
         own_task(name)
 
 
-def test_the_working_directory_is_on_the_path_for_the_named_module_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_working_directory_is_on_the_path_for_the_named_module_only(tmp_path, monkeypatch):
     (tmp_path / "my_statements.py").write_text("from bridgetower.tasks.entries import NLVR2")
     (tmp_path / "unnamed.py").write_text("raise AssertionError")
     monkeypatch.chdir(tmp_path)

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 import pytest
 import tyro
@@ -80,7 +79,7 @@ HEADS = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 class TestPublished:
-    def test_row(self, name: str) -> None:
+    def test_row(self, name):
         run = RECIPES[name]
         optimizer, data = run.optimizer, run.data
         assert PUBLISHED[name] == Row(
@@ -98,14 +97,14 @@ class TestPublished:
             run.model.heads.hidden_scale if PUBLISHED[name].head_scale else None,
         )
 
-    def test_optimiser_is_the_official_one_and_precision_is_not(self, name: str) -> None:
+    def test_optimiser_is_the_official_one_and_precision_is_not(self, name):
         """As docs/architecture.md says among the deviations."""
         optimizer = RECIPES[name].optimizer
         assert (optimizer.rule, optimizer.betas, optimizer.eps) == ("hf_adamw", (0.9, 0.98), 1e-8)
         assert (optimizer.schedule, optimizer.power, optimizer.end_lr) == ("polynomial", 1.0, 0.0)
         assert (optimizer.clip_norm, RECIPES[name].precision) == (None, "bf16")
 
-    def test_architecture_and_heads(self, name: str) -> None:
+    def test_architecture_and_heads(self, name):
         model = RECIPES[name].model
         preset = LARGE if "large" in name else BASE
         types = 3 if name == "nlvr2" else 2
@@ -113,7 +112,7 @@ class TestPublished:
         assert model.vision == replace(preset.vision, image_size=PUBLISHED[name].image)
         assert replace(model.heads, hidden_scale=2.0) == HEADS[name]
 
-    def test_batch_splits_into_micro_batches_on_one_or_eight_processes(self, name: str) -> None:
+    def test_batch_splits_into_micro_batches_on_one_or_eight_processes(self, name):
         run = RECIPES[name]
         for processes in (1, 8):
             share = run.batch_size // processes
@@ -121,7 +120,7 @@ class TestPublished:
         if isinstance(run.task, PretrainingConfig | RankingConfig):
             assert run.micro_batch_size == PER_GPU[name]
 
-    def test_needs_what_its_source_says(self, name: str) -> None:
+    def test_needs_what_its_source_says(self, name):
         run = RECIPES[name]
         assert "init" in run.source or "give vision and text" in run.source
         fine_tuning = {recipe.recipe for spec in TASKS.values() for recipe in spec.fine_tuning}
@@ -130,7 +129,7 @@ class TestPublished:
 
 
 class TestObjectives:
-    def test_pre_training(self) -> None:
+    def test_pre_training(self):
         for name in ("pretrain-base", "pretrain-large"):
             task = RECIPES[name].task
             assert isinstance(task, PretrainingConfig)
@@ -139,7 +138,7 @@ class TestObjectives:
             masking = task.masking
             assert (masking.probability, masking.mask_share, masking.random_share) == (0.15, 0.8, 0.1)
 
-    def test_mlm_is_normalised_as_published_and_in_our_recipes_over_the_step(self) -> None:
+    def test_mlm_is_normalised_as_published_and_in_our_recipes_over_the_step(self):
         rules = {
             name: recipe.task.mlm_normalization
             for name, recipe in RECIPES.items()
@@ -151,7 +150,7 @@ class TestObjectives:
         for name, rule in rules.items():
             assert ("over each micro-batch" in RECIPES[name].source) == (rule == "official")
 
-    def test_retrieval(self) -> None:
+    def test_retrieval(self):
         for name, candidates in (("retrieval-flickr30k", 128), ("retrieval-coco", 256)):
             task = RECIPES[name].task
             assert isinstance(task, PretrainingConfig)
@@ -159,7 +158,7 @@ class TestObjectives:
             assert (phase.mlm, phase.itm, phase.itc, phase.negatives) == (0, 1, 1, "hard")
             assert RECIPES[name].evaluation.candidates == candidates
 
-    def test_contrastive_fine_tuning_is_that_of_transformers_trainer(self) -> None:
+    def test_contrastive_fine_tuning_is_that_of_transformers_trainer(self):
         run = RECIPES["contrastive-large"]
         assert isinstance(run.task, PretrainingConfig)
         (phase,) = run.task.phases
@@ -176,15 +175,15 @@ class TestObjectives:
         assert (optimizer.eps, optimizer.weight_decay) == (theirs["adam_epsilon"], theirs["weight_decay"])
         assert (optimizer.clip_norm, optimizer.warmup) == (theirs["max_grad_norm"], theirs["warmup_steps"])
 
-    def test_ranking(self) -> None:
+    def test_ranking(self):
         assert RECIPES["retrieval-flickr30k-ranking"].task == RankingConfig(false_texts=15, itm=1.0)
 
     @pytest.mark.parametrize(("suffix", "change"), [("meter", meter), ("meter-norms", meter_with_norms)])
-    def test_the_baseline_and_the_control_differ_in_the_model_only(self, suffix: str, change: Any) -> None:
+    def test_the_baseline_and_the_control_differ_in_the_model_only(self, suffix, change):
         ours, other = RECIPES["pretrain-nano"], RECIPES[f"pretrain-nano-{suffix}"]
         assert replace(ours, recipe=other.recipe, model=change(ours.model)) == other
 
-    def test_of_any_recipe_they_are_options(self) -> None:
+    def test_of_any_recipe_they_are_options(self):
         """As docs/training.md says."""
         ours = RECIPES["pretrain-base"]
         options = {
@@ -196,7 +195,7 @@ class TestObjectives:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_says_what_it_is_and_selects_by_a_metric_that_its_heads_give(name: str) -> None:
+def test_every_recipe_says_what_it_is_and_selects_by_a_metric_that_its_heads_give(name):
     run, heads = RECIPES[name], RECIPES[name].model.heads
     assert RunConfig.from_dict(json.loads(json.dumps(run.to_dict())), {run.task.kind: type(run.task)}) == run
     assert (run.recipe, run.init) == (name, None)
@@ -209,5 +208,5 @@ def test_every_recipe_says_what_it_is_and_selects_by_a_metric_that_its_heads_giv
 
 
 @pytest.mark.parametrize("head", HEAD_SPECS)
-def test_the_recipe_that_the_error_of_a_missing_head_names_trains_it(head: str) -> None:
+def test_the_recipe_that_the_error_of_a_missing_head_names_trains_it(head):
     assert getattr(RECIPES[str(HEAD_SPECS[head].recipe)].model.heads, head)

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,29 +12,27 @@ from bridgetower.data.own import prepare_own
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.config import HeadsConfig
 from bridgetower.predictor import load
-from bridgetower.processor import Processor
 from bridgetower.tasks.entries import REGRESSION, ClassificationConfig, RegressionConfig
-from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.spec import ExampleSource
 from bridgetower.tasks.table import RECIPES, evaluate
 from bridgetower.training.run import train
 
 
-def table(path: Path) -> Path:
+def table(path):
     path.parent.mkdir(parents=True)
     path.write_text("text,rating\n" + "".join(f"a thing of {n},{n / 4}\n" for n in range(40)))
     return path
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("ratings")
     prepare_own("regression", table(root / "source" / "ratings.csv"), root / "set", progress=False)
     return root / "set"
 
 
 @pytest.fixture(scope="module")
-def config(folder: Path, tiny_checkpoint: Path) -> RunConfig:
+def config(folder, tiny_checkpoint):
     return shapes.run_config(
         folder,
         task=RegressionConfig(),
@@ -48,9 +45,7 @@ def config(folder: Path, tiny_checkpoint: Path) -> RunConfig:
     )
 
 
-def test_training_evaluation_and_use(
-    config: RunConfig, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_training_evaluation_and_use(config, folder, tmp_path, capsys):
     metrics = train(config, tmp_path / "run", progress=False)
     assert metrics.keys() == {*RegressionConfig.metrics, "mean_absolute_error"}
     model = load(tmp_path / "run" / "last", device="cpu")
@@ -67,7 +62,7 @@ def test_training_evaluation_and_use(
         model.classify(texts=texts)
 
 
-def test_a_set_or_a_head_of_the_other_kind(config: RunConfig, tiny_processor: Processor, tmp_path: Path) -> None:
+def test_a_set_or_a_head_of_the_other_kind(config, tiny_processor, tmp_path):
     source = ExampleSource(
         data=config.data,
         splits=("test",),
@@ -88,7 +83,7 @@ def test_a_set_or_a_head_of_the_other_kind(config: RunConfig, tiny_processor: Pr
 
 
 @pytest.mark.parametrize("label", ["high", "nan", "inf"])
-def test_a_label_that_is_no_number(tmp_path: Path, label: str) -> None:
+def test_a_label_that_is_no_number(tmp_path, label):
     (tmp_path / "x.csv").write_text(f"text,label\na,1\nb,{label}\n")
     with pytest.raises(ValueError, match=f"label '{label}' is no number"):
         prepare_own("regression", tmp_path / "x.csv", tmp_path / "set", progress=False)

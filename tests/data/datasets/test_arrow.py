@@ -1,8 +1,6 @@
 """ViLT-style Arrow files of every set."""
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +26,7 @@ from miniature_arrow import (
 from rows import png, read_rows
 
 Counts = Mapping[str, tuple[int, int]]
-SETS: Mapping[str, tuple[Callable[[Path], None], Counts]] = {
+SETS = {
     "coco": (write_coco_arrow, {"train": (4, 20), "validation": (2, 10), "test": (2, 10)}),
     "flickr30k": (write_flickr30k_arrow, {"train": (2, 10), "validation": (2, 10), "test": (2, 10)}),
     "cc3m": (write_cc3m_arrow, {"train": (31, 31)}),
@@ -42,11 +40,11 @@ SETS: Mapping[str, tuple[Callable[[Path], None], Counts]] = {
 }
 
 
-def test_every_set_is_here() -> None:
+def test_every_set_is_here():
     assert {name for name, each in DATASETS.items() if each.arrow} == SETS.keys()
 
 
-def test_a_folder_with_all_of_them(tmp_path: Path) -> None:
+def test_a_folder_with_all_of_them(tmp_path):
     for write, _ in SETS.values():
         write(tmp_path / "arrows")
     prepared = prepare_arrow(tmp_path / "arrows", tmp_path / "out")
@@ -61,7 +59,7 @@ def test_a_folder_with_all_of_them(tmp_path: Path) -> None:
 
 
 class TestCaptions:
-    def test_rows(self, tmp_path: Path) -> None:
+    def test_rows(self, tmp_path):
         write_coco_arrow(tmp_path / "arrows")
         info = prepare_arrow(tmp_path / "arrows", tmp_path / "out")["coco"]
         assert read_rows(tmp_path / "out" / "coco", "train")[3] == {
@@ -72,7 +70,7 @@ class TestCaptions:
         size = (tmp_path / "arrows" / "coco_caption_karpathy_test.arrow").stat().st_size
         assert info.sources["coco_caption_karpathy_test.arrow"] == f"{size} bytes"
 
-    def test_missing_shards_are_named(self, tmp_path: Path) -> None:
+    def test_missing_shards_are_named(self, tmp_path):
         write_cc3m_arrow(tmp_path / "arrows")
         for number in (7, 30):
             (tmp_path / "arrows" / f"conceptual_caption_train_{number}.arrow").unlink()
@@ -84,7 +82,7 @@ class TestCaptions:
         info = prepare_arrow(tmp_path / "arrows", tmp_path / "out", ArrowConfig(max_errors=2))["cc3m"]
         assert info.splits["train"].images == 29
 
-    def test_a_missing_file_of_a_split_is_an_error_whatever_may_be_bad(self, tmp_path: Path) -> None:
+    def test_a_missing_file_of_a_split_is_an_error_whatever_may_be_bad(self, tmp_path):
         write_coco_arrow(tmp_path / "arrows")
         write_sbu_arrow(tmp_path / "arrows")
         (tmp_path / "arrows" / "coco_caption_karpathy_restval.arrow").unlink()
@@ -98,7 +96,7 @@ class TestCaptions:
                 tmp_path / "arrows", tmp_path / "out", ArrowConfig(max_errors=9, sets=("cc3m",), splits=("validation",))
             )
 
-    def test_more_shards_than_the_official_ones(self, tmp_path: Path) -> None:
+    def test_more_shards_than_the_official_ones(self, tmp_path):
         write_sbu_arrow(tmp_path / "arrows")
         for number in (9, 10):
             row = {"image": jpeg(number), "caption": ["more"], "image_id": f"{number}_o.jpg", "split": "SBU"}
@@ -109,7 +107,7 @@ class TestCaptions:
 
 
 class TestQuestions:
-    def test_answers_give_the_scores_of_the_file(self, tmp_path: Path) -> None:
+    def test_answers_give_the_scores_of_the_file(self, tmp_path):
         write_vqav2_arrow(tmp_path / "arrows")
         prepare_arrow(tmp_path / "arrows", tmp_path / "out")
         found = read_rows(tmp_path / "out" / "vqav2", "validation")[1]
@@ -122,7 +120,7 @@ class TestQuestions:
         assert read_rows(tmp_path / "out" / "vqav2", "test-dev")[0]["entries"][0]["answers"] == []
         assert read_vocabulary(tmp_path / "out" / "vqav2") == VOCABULARY
 
-    def test_one_answer_of_one_person_is_no_certain_answer(self, tmp_path: Path) -> None:
+    def test_one_answer_of_one_person_is_no_certain_answer(self, tmp_path):
         write_vqav2_arrow(tmp_path / "arrows")
         one = {"questions": ["?"], "answers": [["net"]], "answer_labels": [[0]], "answer_scores": [[0.3]]}
         file = tmp_path / "arrows" / "vqav2_val_fix.arrow"
@@ -131,7 +129,7 @@ class TestQuestions:
         (question,) = read_rows(tmp_path / "out" / "vqav2", "validation")[0]["entries"]
         assert soft_targets(question["answers"], VOCABULARY) == {"net": 0.3}
 
-    def test_no_vocabulary_of_only_some_classes(self, tmp_path: Path) -> None:
+    def test_no_vocabulary_of_only_some_classes(self, tmp_path):
         write_vgqa_arrow(tmp_path / "arrows")
         info = prepare_arrow(tmp_path / "arrows", tmp_path / "out")["vgqa"]
         assert "answers.json" in info.left_out
@@ -139,7 +137,7 @@ class TestQuestions:
         (question, _) = read_rows(tmp_path / "out" / "vgqa", "train")[0]["entries"]
         assert question["answers"] == ["yes"]
 
-    def test_files_with_normal_answers_come_first(self, tmp_path: Path) -> None:
+    def test_files_with_normal_answers_come_first(self, tmp_path):
         for ending in ("", "_fix"):
             write_vqav2_arrow(tmp_path / "arrows", ending=ending)
         info = prepare_arrow(tmp_path / "arrows", tmp_path / "out")["vqav2"]
@@ -152,7 +150,7 @@ class TestQuestions:
 
 
 class TestStatements:
-    def test_snli_ve(self, tmp_path: Path) -> None:
+    def test_snli_ve(self, tmp_path):
         write_snli_ve_arrow(tmp_path / "arrows")
         prepare_arrow(tmp_path / "arrows", tmp_path / "out")
         found = read_rows(tmp_path / "out" / "snli-ve", "validation")[1]
@@ -163,7 +161,7 @@ class TestStatements:
             {"statement_id": "snli_dev-1-2", "text": "Sleeping.", "label": "neutral"},
         ]
 
-    def test_nlvr2(self, tmp_path: Path) -> None:
+    def test_nlvr2(self, tmp_path):
         write_nlvr2_arrow(tmp_path / "arrows")
         prepare_arrow(tmp_path / "arrows", tmp_path / "out")
         found = read_rows(tmp_path / "out" / "nlvr2", "validation")[1]
@@ -174,7 +172,7 @@ class TestStatements:
         ]
 
 
-def test_identifiers_of_nlvr2_are_kept_where_the_file_has_them(tmp_path: Path) -> None:
+def test_identifiers_of_nlvr2_are_kept_where_the_file_has_them(tmp_path):
     said = {"dev-3-1-1": "Both.", "dev-3-1-4": "None.", "dev-3-2-4": "Odd."}
     rows = [{**PAIR, "questions": [text], "answers": ["True"], "identifier": name} for name, text in said.items()]
     write_arrow_file(tmp_path / "arrows" / "nlvr2_dev.arrow", rows)
@@ -209,7 +207,7 @@ ASKED = {"image": jpeg(4), "answers": [], "answer_labels": [], "answer_scores": 
         ("vqav2", "vqav2_test", [{**ASKED, "questions": [""], "question_id": [40]}], "1 bad .*: question 40 is empty$"),
     ],
 )
-def test_bad_rows(tmp_path: Path, name: str, file: str, rows: list[dict[str, Any]], message: str) -> None:
+def test_bad_rows(tmp_path, name, file, rows, message):
     """A text in the place of a list, of which each letter would be a caption, is an error of the file."""
     write_arrow_file(tmp_path / "arrows" / f"{file}.arrow", rows)
     split = {"vg": "train", "vqav2": "test"}.get(name, "validation")
@@ -219,11 +217,11 @@ def test_bad_rows(tmp_path: Path, name: str, file: str, rows: list[dict[str, Any
 
 @pytest.mark.parametrize("column", ["image", "caption", "caption.item", "image_id"])
 @pytest.mark.parametrize("end", [-1, -(2**31), 0, 2**31 - 1])
-def test_cells_that_end_elsewhere(column: str, end: int, tmp_path: Path) -> None:
+def test_cells_that_end_elsewhere(column, end, tmp_path):
     """Else they would be read from other memory of the process, or end it."""
     ends = {name: np.array([0, 1, 2], dtype=np.int32) for name in ("image", "caption", "caption.item", "image_id")}
 
-    def cells(name: str, kind: pa.DataType) -> pa.Array:
+    def cells(name, kind):
         return pa.Array.from_buffers(kind, 2, [None, pa.py_buffer(ends[name]), pa.py_buffer(b"ab")])
 
     texts = cells("caption.item", pa.string())
@@ -241,7 +239,7 @@ def test_cells_that_end_elsewhere(column: str, end: int, tmp_path: Path) -> None
         prepare_arrow(tmp_path, tmp_path / "out")
 
 
-def test_errors(tmp_path: Path) -> None:
+def test_errors(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere; give the folder with ViLT-style Arrow files"):
         prepare_arrow(tmp_path / "nowhere", tmp_path / "out")
     with pytest.raises(FileNotFoundError, match="has no file; expected Arrow files"):

@@ -1,38 +1,34 @@
 """Original files: where they may lie, and what is said when they are not as published."""
 
-from pathlib import Path
-
 import pytest
 
-from bridgetower.data.config import PrepareConfig
 from bridgetower.data.datasets import prepare_set
 from bridgetower.data.datasets.spec import DatasetSpec, Originals
-from bridgetower.data.prepared_set import SetWriter
 from bridgetower.data.schema import CAPTIONS
 from miniature import write, write_coco, write_lines
 from rows import png, read_rows
 
 
 @pytest.fixture
-def originals(tmp_path: Path) -> Originals:
+def originals(tmp_path):
     return Originals(folder=tmp_path, splits=("train",))
 
 
 class TestAnnotation:
-    def test_the_first_place_that_has_it(self, originals: Originals, tmp_path: Path) -> None:
+    def test_the_first_place_that_has_it(self, originals, tmp_path):
         write(tmp_path / "karpathy" / "a.json", {})
         assert originals.annotation("a.json", "karpathy/a.json") == tmp_path / "karpathy" / "a.json"
         write(tmp_path / "a.json", {})
         assert originals.annotation("a.json", "karpathy/a.json") == tmp_path / "a.json"
         assert len(originals.used) == 2
 
-    def test_a_missing_one_is_an_error(self, originals: Originals) -> None:
+    def test_a_missing_one_is_an_error(self, originals):
         with pytest.raises(FileNotFoundError, match=r"no file a\.json or b/a\.json in .*, or leave out what needs it"):
             originals.annotation("a.json", "b/a.json")
 
 
 class TestItems:
-    def test_one_by_one(self, originals: Originals, tmp_path: Path) -> None:
+    def test_one_by_one(self, originals, tmp_path):
         write(tmp_path / "a.json", {"info": {"images": [0]}, "images": [{"id": 2**40, "x": 0.5}, {"id": "ü"}]})
         assert list(originals.items(tmp_path / "a.json", "images")) == [{"id": 2**40, "x": 0.5}, {"id": "ü"}]
 
@@ -45,14 +41,14 @@ class TestItems:
             ('{"images": []}', "has no images list"),
         ],
     )
-    def test_says_what_is_wrong(self, originals: Originals, tmp_path: Path, content: str, message: str) -> None:
+    def test_says_what_is_wrong(self, originals, tmp_path, content, message):
         write(tmp_path / "a.json", content)
         with pytest.raises(ValueError, match=message):
             list(originals.items(tmp_path / "a.json", "images"))
 
 
 class TestLines:
-    def test_one_by_one(self, originals: Originals, tmp_path: Path) -> None:
+    def test_one_by_one(self, originals, tmp_path):
         write(tmp_path / "a.jsonl", '{"a": 1}\n\n{"a": "\\u2028 ü"}\n')
         assert list(originals.lines(tmp_path / "a.jsonl")) == [{"a": 1}, {"a": "\u2028 ü"}]
 
@@ -64,27 +60,27 @@ class TestLines:
             ("[" * 9999, "line 2 is nested too deep"),
         ],
     )
-    def test_says_what_is_wrong(self, originals: Originals, tmp_path: Path, line: str, message: str) -> None:
+    def test_says_what_is_wrong(self, originals, tmp_path, line, message):
         write(tmp_path / "a.jsonl", '{"a": 1}\n' + line)
         with pytest.raises(ValueError, match=message):
             list(originals.lines(tmp_path / "a.jsonl"))
 
 
-def test_a_picture_at_the_place_that_has_it(originals: Originals, tmp_path: Path) -> None:
+def test_a_picture_at_the_place_that_has_it(originals, tmp_path):
     write(tmp_path / "b" / "1.jpg", b"x")
     assert originals.image("a/1.jpg", "b/1.jpg").name == "b/1.jpg"
     assert originals.image("a/2.jpg", "b/2.jpg").name == "a/2.jpg"
 
 
-def test_a_field_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_field_that_is_not_there_is_named(tmp_path):
     write_coco(tmp_path / "coco")
     write(tmp_path / "coco" / "dataset_coco.json", {"images": [{"file_name": "a.jpg", "split": "train"}]})
     with pytest.raises(ValueError, match=r"dataset_coco\.json is not as published \(KeyError\('filename'\)\)"):
         prepare_set("coco", tmp_path / "coco", tmp_path / "out")
 
 
-def test_a_set_of_ones_own(tmp_path: Path) -> None:
-    def fill(originals: Originals, writer: SetWriter, config: PrepareConfig) -> None:
+def test_a_set_of_ones_own(tmp_path):
+    def fill(originals, writer, config):
         for row in originals.lines(originals.annotation("list.jsonl")):
             writer.add([originals.image(row["file"])], [row["text"]], name=row["file"], split="train")
 
@@ -99,6 +95,6 @@ def test_a_set_of_ones_own(tmp_path: Path) -> None:
     assert read_rows(tmp_path / "out", "train")[2]["entries"] == ["shade 2"]
 
 
-def test_no_such_set(tmp_path: Path) -> None:
+def test_no_such_set(tmp_path):
     with pytest.raises(ValueError, match="no set called 'emoji'; sets are coco, flickr30k"):
         prepare_set("emoji", tmp_path, tmp_path / "out")

@@ -1,9 +1,7 @@
 """Published sets from the files of their authors: what becomes of them, where they may lie, and what is bad."""
 
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -11,7 +9,7 @@ from bridgetower.data.answers import read_vocabulary
 from bridgetower.data.config import PrepareConfig
 from bridgetower.data.datasets import prepare_set
 from bridgetower.data.datasets.sets import VgConfig, VgqaConfig
-from bridgetower.data.prepared_set import DatasetInfo, read_info
+from bridgetower.data.prepared_set import read_info
 from bridgetower.files import write_json
 from miniature import (
     ANSWERS,
@@ -29,7 +27,7 @@ from miniature import (
 )
 from rows import png, read_rows
 
-WRITERS: Mapping[str, Callable[[Path], None]] = {
+WRITERS = {
     "coco": write_coco,
     "flickr30k": write_flickr30k,
     "vg": write_visual_genome,
@@ -41,8 +39,8 @@ WRITERS: Mapping[str, Callable[[Path], None]] = {
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> Callable[[str], Path]:
-    def make(name: str) -> Path:
+def source(tmp_path):
+    def make(name):
         WRITERS[name](tmp_path / name)
         return tmp_path / name
 
@@ -50,7 +48,7 @@ def source(tmp_path: Path) -> Callable[[str], Path]:
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> VgqaConfig:
+def config(tmp_path):
     """Of VG-QA, with the splits of COCO and a vocabulary."""
     write_coco(tmp_path / "coco")
     (tmp_path / "vqa").mkdir()
@@ -59,7 +57,7 @@ def config(tmp_path: Path) -> VgqaConfig:
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, DatasetInfo]]:
+def prepared(tmp_path_factory):
     """Each set with its usual splits, but VG-QA."""
     folder = tmp_path_factory.mktemp("sets")
     found = {}
@@ -82,7 +80,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, 
         ("nlvr2", dict.fromkeys(("train", "validation", "test1"), (3, 6)), 3),
     ],
 )
-def test_sizes(prepared: Any, name: str, sizes: dict[str, tuple[int, int]], files: int) -> None:
+def test_sizes(prepared, name, sizes, files):
     folder, info = prepared[name]
     assert counts(info) == sizes
     assert info == read_info(folder)
@@ -91,8 +89,8 @@ def test_sizes(prepared: Any, name: str, sizes: dict[str, tuple[int, int]], file
     assert info.left_out == left_out.get(name, {})
 
 
-def test_rows(prepared: Any) -> None:
-    def row(name: str, split: str, number: int) -> dict[str, Any]:
+def test_rows(prepared):
+    def row(name, split, number):
         return read_rows(prepared[name][0], split)[number]
 
     coco, region, question = row("coco", "train", 0), row("vg", "train", 1), row("vqav2", "validation", 1)
@@ -124,9 +122,7 @@ def test_rows(prepared: Any) -> None:
     assert paired["entries"][1] == {**statement, "label": "True"}
 
 
-def test_vocabulary_is_that_of_both_annotated_splits(
-    prepared: Any, source: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_vocabulary_is_that_of_both_annotated_splits(prepared, source, tmp_path):
     # Of picture 9, whose annotations come first, those of the questions 3, 2, 1, 0 in this order.
     assert read_vocabulary(prepared["vqav2"][0]) == ("no", "yes", "2")
     assert set(ANSWERS) == {"no", "yes", "2"}
@@ -135,7 +131,7 @@ def test_vocabulary_is_that_of_both_annotated_splits(
 
 
 class TestSplits:
-    def test_some(self, source: Callable[[str], Path], tmp_path: Path) -> None:
+    def test_some(self, source, tmp_path):
         coco = source("coco")
         (coco / "train2014").rename(tmp_path / "elsewhere")
         info = prepare_set("coco", coco, tmp_path / "out", PrepareConfig(splits=("validation", "test")))
@@ -143,14 +139,14 @@ class TestSplits:
         with pytest.raises(ValueError, match="coco has no split val; it has train, validation, test"):
             prepare_set("coco", coco, tmp_path / "other", PrepareConfig(splits=("val",)))
 
-    def test_further_ones_of_nlvr2(self, source: Callable[[str], Path], tmp_path: Path) -> None:
+    def test_further_ones_of_nlvr2(self, source, tmp_path):
         splits = ("balanced-validation", "unbalanced-test1", "test2")
         info = prepare_set("nlvr2", source("nlvr2"), tmp_path / "out", PrepareConfig(splits=splits))
         assert counts(info) == {"balanced-validation": (1, 2), "test2": (3, 6), "unbalanced-test1": (2, 4)}
         row = read_rows(tmp_path / "out", "test2")[0]
         assert [statement["label"] for statement in row["entries"]] == ["", ""]
 
-    def test_those_of_vqav2_for_tests_take_no_annotations(self, source: Callable[[str], Path], tmp_path: Path) -> None:
+    def test_those_of_vqav2_for_tests_take_no_annotations(self, source, tmp_path):
         folder = source("vqav2")
         for file in folder.glob("*_annotations.json"):
             file.unlink()
@@ -172,9 +168,7 @@ class TestSplits:
         ("nlvr2", {"nlvr2/data": ""}),
     ],
 )
-def test_other_places(
-    prepared: Any, source: Callable[[str], Path], tmp_path: Path, name: str, moves: dict[str, str]
-) -> None:
+def test_other_places(prepared, source, tmp_path, name, moves):
     folder = source(name)
     for pattern, target in moves.items():
         for path in list(folder.glob(pattern)):
@@ -184,11 +178,11 @@ def test_other_places(
     assert info.digest == prepared[name][1].digest
 
 
-def _first(key: str, **values: Any) -> Callable[[Any], object]:
+def _first(key, **values):
     return lambda content: content[key][0].update(**values)
 
 
-def _second(**values: Any) -> Callable[[Any], object]:
+def _second(**values):
     return lambda rows: rows[1].update(**values)
 
 
@@ -235,23 +229,21 @@ QUESTIONS, ANNOTATIONS = "v2_OpenEnded_mscoco_train2014_questions.json", "v2_msc
         ("vqav2", QUESTIONS, _first("questions", question=" "), ": 9: question 9000 is empty$"),
     ],
 )
-def test_bad_entries(
-    source: Callable[[str], Path], tmp_path: Path, name: str, file: str, edit: Callable[[Any], object], message: str
-) -> None:
+def test_bad_entries(source, tmp_path, name, file, edit, message):
     folder = source(name)
     change(folder / file, edit)
     with pytest.raises(ValueError, match=f"1 bad .*{message}"):
         prepare_set(name, folder, tmp_path / "out")
 
 
-def test_a_bad_entry_may_be_left_out(source: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_bad_entry_may_be_left_out(source, tmp_path):
     folder = source("nlvr2")
     change(folder / NLVR2, _second(sentence=" \n"))
     info = prepare_set("nlvr2", folder, tmp_path / "out", PrepareConfig(max_errors=1))
     assert (info.splits["validation"].examples, info.left_out["cannot be used"]) == (5, 1)
 
 
-def test_an_empty_caption_is_left_out(source: Callable[[str], Path], tmp_path: Path) -> None:
+def test_an_empty_caption_is_left_out(source, tmp_path):
     coco = source("coco")
     change(coco / COCO, lambda content: content["images"][0]["sentences"][0].update(raw=" "))
     info = prepare_set("coco", coco, tmp_path / "out")
@@ -259,7 +251,7 @@ def test_an_empty_caption_is_left_out(source: Callable[[str], Path], tmp_path: P
     assert info.some_left_out["empty caption"] == ["COCO_train2014_000000057870.jpg"]
 
 
-def test_a_field_of_another_type(source: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_field_of_another_type(source, tmp_path):
     folder = source("nlvr2")
     change(folder / NLVR2, _second(sentence=None))
     with pytest.raises(ValueError, match=r"dev\.json is not as published"):
@@ -274,14 +266,14 @@ def test_a_field_of_another_type(source: Callable[[str], Path], tmp_path: Path) 
         ("vqav2", f"train2014/{coco_name(9, 'train2014')}"),  # of four questions, but one picture
     ],
 )
-def test_a_missing_picture(source: Callable[[str], Path], tmp_path: Path, name: str, file: str) -> None:
+def test_a_missing_picture(source, tmp_path, name, file):
     folder = source(name)
     (folder / file).unlink()
     with pytest.raises(ValueError, match=rf"1 bad .*: '{file}': there is no such"):
         prepare_set(name, folder, tmp_path / "out", VgConfig() if name == "vg" else PrepareConfig())
 
 
-def test_pairs_of_snli_ve_without_an_id_are_numbered(source: Callable[[str], Path], tmp_path: Path) -> None:
+def test_pairs_of_snli_ve_without_an_id_are_numbered(source, tmp_path):
     folder = source("snli-ve")
     change(folder / "snli_ve_test.jsonl", lambda rows: [row.pop("pairID") for row in rows])
     prepare_set("snli-ve", folder, tmp_path / "out")
@@ -290,7 +282,7 @@ def test_pairs_of_snli_ve_without_an_id_are_numbered(source: Callable[[str], Pat
 
 
 class TestHeldOut:
-    def test_of_captions(self, source: Callable[[str], Path], tmp_path: Path, config: VgqaConfig) -> None:
+    def test_of_captions(self, source, tmp_path, config):
         (folder := source("vg")).joinpath("image_data.json").rename(tmp_path / "kept.json")
         assert prepare_set("vg", folder, tmp_path / "all", VgConfig()).splits["train"].images == 5  # it is not needed
         (tmp_path / "kept.json").rename(folder / "image_data.json")
@@ -299,7 +291,7 @@ class TestHeldOut:
         assert [row["id"] for row in read_rows(tmp_path / "out", "train")] == ["1", "2", "4", "5"]
         assert info.some_left_out["image in COCO's val or test split"] == ["3"]
 
-    def test_of_questions(self, source: Callable[[str], Path], tmp_path: Path, config: VgqaConfig) -> None:
+    def test_of_questions(self, source, tmp_path, config):
         folder = source("vgqa")
         info = prepare_set("vgqa", folder, tmp_path / "out", config)
         rows = read_rows(tmp_path / "out", "train")
@@ -326,9 +318,7 @@ class TestHeldOut:
         }
         assert read_vocabulary(tmp_path / "out") == ("yes", "no", "2")
 
-    def test_none_gets_into_training_whatever_may_be_bad(
-        self, source: Callable[[str], Path], tmp_path: Path, config: VgqaConfig
-    ) -> None:
+    def test_none_gets_into_training_whatever_may_be_bad(self, source, tmp_path, config):
         folder, out = source("vgqa"), tmp_path / "out"
         write(tmp_path / "other.json", {"images": [{"cocoid": 9, "split": "train"}, {"cocoid": 1, "split": "val"}]})
         for karpathy, error, message in (
@@ -344,7 +334,7 @@ class TestHeldOut:
                 prepare_set("vgqa", folder, out, replace(config, karpathy=karpathy, max_errors=9))
         assert not (out / "dataset.json").exists()
 
-    def test_files(self, source: Callable[[str], Path], tmp_path: Path, config: VgqaConfig) -> None:
+    def test_files(self, source, tmp_path, config):
         folder, out = source("vgqa"), tmp_path / "out"
         (tmp_path / "coco" / "dataset_coco.json").rename(folder / "dataset_coco.json")
         config = replace(config, karpathy=None)
