@@ -7,15 +7,7 @@ import pytest
 from bridgetower import cli
 from bridgetower.data.datasets import DATASETS, prepare_set
 from bridgetower.files import write_json
-from miniature import (
-    ANSWERS,
-    write_coco,
-    write_flickr30k,
-    write_nlvr2,
-    write_snli_ve,
-    write_visual_genome,
-    write_vqav2,
-)
+from miniature import ANSWERS, write_coco, write_flickr30k, write_nlvr2, write_snli_ve, write_visual_genome, write_vqav2
 from miniature_arrow import write_nlvr2_arrow, write_vg_arrow
 
 LAYOUTS = {

@@ -94,7 +94,7 @@ class TestComplete:
     def test_is_left_alone_and_another_one_refused(self, coco, tmp_path):
         first = prepare_set("coco", coco, tmp_path / "out")
         assert {path.name for path in (tmp_path / "out").iterdir()} <= {
-            *(".lock", "dataset.json", "images.lance", "examples.lance"),
+            *(".lock", "dataset.json", "images.lance", "examples.lance")
         }
         before = snapshot(tmp_path / "out")
         assert prepare_set("coco", coco, tmp_path / "out", PrepareConfig(num_workers=1, max_errors=3)) == first

@@ -2,16 +2,7 @@
 
 import pytest
 
-from bridgetower.data.schema import (
-    CAPTIONS,
-    SCHEMAS,
-    SNLI_VE,
-    VQA,
-    Question,
-    Statement,
-    nlvr2_sentence,
-    schema_named,
-)
+from bridgetower.data.schema import CAPTIONS, SCHEMAS, SNLI_VE, VQA, Question, Statement, nlvr2_sentence, schema_named
 from rows import CHOICES, Choice
 
 

@@ -8,12 +8,7 @@ from sklearn.metrics import accuracy_score
 import asked
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.data.batch import BatchKey
-from bridgetower.evaluation.class_metrics import (
-    accuracy,
-    pearson_correlation,
-    predict_classes,
-    spearman_correlation,
-)
+from bridgetower.evaluation.class_metrics import accuracy, pearson_correlation, predict_classes, spearman_correlation
 from bridgetower.objectives.classification import task_of_head
 
 

@@ -11,17 +11,8 @@ from bridgetower.checkpoints import ITC_ALONE, UNMEASURED, Reranking, read_check
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
 from bridgetower.evaluation.config import RetrievalConfig
-from bridgetower.evaluation.metrics import (
-    ITC_WEIGHTS,
-    GroundTruth,
-    chance_recalls,
-    hit_chances,
-)
-from bridgetower.evaluation.retrieval import (
-    evaluate_all_pairs,
-    evaluate_matching,
-    evaluate_retrieval,
-)
+from bridgetower.evaluation.metrics import ITC_WEIGHTS, GroundTruth, chance_recalls, hit_chances
+from bridgetower.evaluation.retrieval import evaluate_all_pairs, evaluate_matching, evaluate_retrieval
 from bridgetower.model.heads import RankHead
 from rows import records_of, write_set
 

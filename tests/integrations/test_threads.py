@@ -15,12 +15,7 @@ from bridgetower.predictor import load
 from served import PNGS
 
 THREADS = 4
-ENGINES = [
-    ("torch", "fp32"),
-    ("torch", "bf16"),
-    ("onnxruntime", "fp32"),
-    ("openvino", "fp32"),
-]
+ENGINES = [("torch", "fp32"), ("torch", "bf16"), ("onnxruntime", "fp32"), ("openvino", "fp32")]
 TEXTS = [f"{' '.join(['red'] * (number % 3 + 1))} bar and square {number}" for number in range(6)]
 CALLS = [
     lambda predictor, number: predictor.embed_texts(TEXTS[number]),

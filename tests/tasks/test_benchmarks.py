@@ -107,8 +107,7 @@ class TestStatements:
         make = asked.stated if benchmark == "snli-ve" else asked.paired
         records = [
             replace(
-                record,
-                entries=tuple(replace(entry, statement_id=f"x{entry.statement_id}") for entry in record.entries),
+                record, entries=tuple(replace(entry, statement_id=f"x{entry.statement_id}") for entry in record.entries)
             )
             for record in make("test", 3)
         ]

@@ -210,18 +210,8 @@ QUESTIONS, ANNOTATIONS = "v2_OpenEnded_mscoco_train2014_questions.json", "v2_msc
             *("vqav2", ANNOTATIONS, lambda content: content["annotations"].pop(0)),
             "question 9003 of train has no annotation",
         ),
-        (
-            "vqav2",
-            ANNOTATIONS,
-            _first("annotations", image_id=10),
-            "question 9003 of train has an annotation of",
-        ),
-        (
-            "vqav2",
-            QUESTIONS,
-            lambda content: content["questions"].pop(0),
-            "annotation of question 9000 of train",
-        ),
+        ("vqav2", ANNOTATIONS, _first("annotations", image_id=10), "question 9003 of train has an annotation of"),
+        ("vqav2", QUESTIONS, lambda content: content["questions"].pop(0), "annotation of question 9000 of train"),
         (
             *("vqav2", QUESTIONS, lambda content: content["questions"].append(content["questions"][0])),
             "question 9000 of train comes twice",
@@ -323,11 +313,7 @@ class TestHeldOut:
         write(tmp_path / "other.json", {"images": [{"cocoid": 9, "split": "train"}, {"cocoid": 1, "split": "val"}]})
         for karpathy, error, message in (
             (None, FileNotFoundError, r"no file dataset_coco\.json or karpathy"),
-            (
-                tmp_path / "other.json",
-                ValueError,
-                r"other\.json has no image of split test; check that it is",
-            ),
+            (tmp_path / "other.json", ValueError, r"other\.json has no image of split test; check that it is"),
             (tmp_path / "nowhere.json", FileNotFoundError, r"nowhere\.json"),
         ):
             with pytest.raises(error, match=message):
