@@ -2,17 +2,13 @@
 
 import io
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
 from bridgetower.data.config import DataConfig
-from bridgetower.data.examples import EntryDataset
 from bridgetower.data.schema import SCHEMAS, Question, Statement
-from bridgetower.processor import Processor
-from bridgetower.tasks.spec import ExampleSource, Use
+from bridgetower.tasks.spec import ExampleSource
 from bridgetower.tasks.table import TASKS
 from bridgetower_demo.toysets.collection import ImageFile, Record
 from rows import write_set as write_records
@@ -24,14 +20,13 @@ NUM_CLASSES = 4
 KINDS = ("vqa", "snli-ve", "nlvr2")
 
 
-def png(colour: str) -> bytes:
-    """A plain picture."""
+def png(colour):
     stream = io.BytesIO()
     Image.new("RGB", (24, 20), colour).save(stream, "PNG")
     return stream.getvalue()
 
 
-def write_set(folder: Path, kind: str) -> Path:
+def write_set(folder, kind):
     """Writes a set of a kind, whose test split has neither answers nor labels; returns its folder."""
     make = {"vqa": questioned, "snli-ve": stated, "nlvr2": paired}[kind]
     files = {"answers.json": list(ANSWERS)} if kind == "vqa" else {}
@@ -39,18 +34,7 @@ def write_set(folder: Path, kind: str) -> Path:
     return write_records(folder, rows, SCHEMAS[kind], **files)
 
 
-def examples(
-    folders: Path | Sequence[Path],
-    kind: str,
-    processor: Processor,
-    split: str | tuple[str, ...] = "train",
-    use: Use = "test",
-    *,
-    task: Any = None,
-    names: Sequence[str] | None = None,
-    **config: Any,
-) -> EntryDataset:
-    """The examples of a task."""
+def examples(folders, kind, processor, split="train", use="test", *, task=None, names=None, **config):
     spec, given = TASKS[kind], (folders,) if isinstance(folders, Path) else folders
     source = ExampleSource(
         data=DataConfig(folders=tuple(map(str, given)), **config),
@@ -60,18 +44,17 @@ def examples(
         names=names or (ANSWERS if kind == "vqa" else SCHEMAS[kind].labels),
         use=use,
     )
-    found: EntryDataset = spec.examples(source)
-    return found
+    return spec.examples(source)
 
 
-def write_table(folder: Path, *, several: bool) -> Path:
+def write_table(folder, *, several):
     """Plain images and texts of four colours; every third row has no image, every fifth no text."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
     for number in range(40):
         colour = COLOURS[number % NUM_CLASSES]
         Image.new("RGB", (24, 20), colour).save(folder / f"{number}.png")
-        row: dict[str, Any] = {
+        row = {
             "id": f"r{number}",
             "img": "" if number % 3 == 2 else f"{number}.png",
             "text": "" if number % 5 == 4 and number % 3 != 2 else f"a {colour} thing",
@@ -86,7 +69,7 @@ def write_table(folder: Path, *, several: bool) -> Path:
     return table
 
 
-def questioned(split: str, count: int) -> list[Record]:
+def questioned(split, count):
     """Pictures with two questions each; nobody gave an answer of the vocabulary to the second one of every third."""
     first = {"train": 1_000, "validation": 2_000, "test": 3_000}[split]
     return [
@@ -108,14 +91,14 @@ def questioned(split: str, count: int) -> list[Record]:
     ]
 
 
-def annotators(number: int, place: int) -> tuple[str, ...]:
+def annotators(number, place):
     """What ten annotators said."""
     if place == 0:
         return (COLOURS[number],) * 7 + (f"The {COLOURS[number - 1]}.",) * 2 + ("dark",)
     return ("who knows",) * 10 if number % 3 == 2 else ("Yes!",) * 6 + ("no",) * 4
 
 
-def stated(split: str, count: int) -> list[Record]:
+def stated(split, count):
     """Pictures with one or two statements each."""
     labels = ("entailment", "contradiction", "neutral")
     return [
@@ -135,7 +118,7 @@ def stated(split: str, count: int) -> list[Record]:
     ]
 
 
-def paired(split: str, count: int) -> list[Record]:
+def paired(split, count):
     """Pairs of pictures, two of a set and a sentence, with NLVR2's identifiers."""
     return [
         Record(

@@ -12,21 +12,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from multiprocessing.util import Finalize
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import jaxtyping
 import pytest
 
 from preloaded import MODULES
-
-if TYPE_CHECKING:
-    from bridgetower.model.bridgetower import BridgeTower
-    from bridgetower.processor import Processor
-    from stores import Store
 
 # Left out are modules that refuse wrong values and shapes with a message of their own, which tests want to see.
 CHECKED = [
@@ -62,10 +54,10 @@ os.environ["PYTHONWARNINGS"] = (
 
 
 @pytest.hookimpl(trylast=True)  # pytest then knows its own folder
-def pytest_configure(config: pytest.Config) -> None:
+def pytest_configure(config):
     """Keeps the temporary files and caches of tests, and of processes that they start, below pytest's folder."""
     if "PYTEST_XDIST_WORKER" not in os.environ:
-        folder = config._tmp_path_factory.getbasetemp() / "t"  # type: ignore[attr-defined]  # short: sockets lie there
+        folder = config._tmp_path_factory.getbasetemp() / "t"  # short: sockets lie there
         folder.mkdir()
         Finalize(None, shutil.rmtree, args=(folder, True), exitpriority=-200)  # after multiprocessing's own folder
         os.environ["TMPDIR"], os.environ["MPLCONFIGDIR"] = str(folder), str(folder / "matplotlib")
@@ -79,7 +71,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol() -> Iterator[object]:
+def pytest_runtest_protocol():
     """Ends a process whose test hangs, with its traceback; the others go on."""
     faulthandler.dump_traceback_later(LONGEST_TEST, exit=True, file=sys.__stderr__)
     try:
@@ -88,10 +80,10 @@ def pytest_runtest_protocol() -> Iterator[object]:
         faulthandler.cancel_dump_traceback_later()
 
 
-def _encodable_events(send: Callable[..., None]) -> Callable[..., None]:
+def _encodable_events(send):
     """Names of files need not be text: one in a log, a warning or an error would end the process that reports it."""
 
-    def encodable(value: Any) -> Any:
+    def encodable(value):
         match value:
             case str():
                 return value.encode("utf-8", "backslashreplace").decode()
@@ -104,13 +96,13 @@ def _encodable_events(send: Callable[..., None]) -> Callable[..., None]:
     return lambda name, **event: send(name, **encodable(event))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(items):
     """Puts files whose tests take long first, so that no process is left alone with one of them at the end."""
     long = {item.path for item in items if item.path.parent.name in LONG or item.get_closest_marker("slow")}
     items.sort(key=lambda item: (item.path not in long, item.path.name != LONGEST))
 
 
-def pytest_collection_finish() -> None:
+def pytest_collection_finish():
     """Spares the garbage collector, which takes a tenth of the time, what the imports of all tests left.
 
     And keeps pytest from listening to what PyTorch then logs: each step of an export.
@@ -122,12 +114,12 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def checks_of_shapes(request: pytest.FixtureRequest) -> None:
+def checks_of_shapes(request):
     jaxtyping.config.update("jaxtyping_disable", request.path.parent.name not in CHECKING)
 
 
 @pytest.fixture(scope="session")
-def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_dataset(tmp_path_factory):
     """A prepared set of 45 pictures of coloured shapes, 27 for training, 9 each for validation and test."""
     from shapes import prepare_shapes
 
@@ -136,7 +128,7 @@ def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def s3_server() -> "Iterator[Store]":
+def s3_server():
     """A real S3 server, the same for all tests; `store` is what they use."""
     from stores import s3_store
 
@@ -145,7 +137,7 @@ def s3_server() -> "Iterator[Store]":
 
 
 @pytest.fixture
-def store(s3_server: "Store", monkeypatch: pytest.MonkeyPatch) -> "Iterator[Store]":
+def store(s3_server, monkeypatch):
     """The server without faults, and short pauses before it is asked again."""
     from bridgetower.data import fetch
 
@@ -156,7 +148,7 @@ def store(s3_server: "Store", monkeypatch: pytest.MonkeyPatch) -> "Iterator[Stor
 
 
 @pytest.fixture(scope="session")
-def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_dataset: Path) -> Path:
+def tiny_checkpoint(tmp_path_factory, tiny_dataset):
     """A checkpoint folder: random weights off their defaults, all heads, a tokenizer trained on the set."""
     from shapes import write_tiny_checkpoint
 
@@ -164,7 +156,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_dataset: Path
 
 
 @pytest.fixture(scope="session")
-def answering_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_dataset: Path) -> Path:
+def answering_checkpoint(tmp_path_factory, tiny_dataset):
     """The same with the heads of VQA (five colours as answers), SNLI-VE and NLVR2, and no others."""
     from shapes import write_answering_checkpoint
 
@@ -172,7 +164,7 @@ def answering_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_dataset:
 
 
 @pytest.fixture(scope="session")
-def few_parts(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def few_parts(tiny_checkpoint, tmp_path_factory):
     """`tiny_checkpoint` with the matching head and the first layers only, so that there is little to export."""
     from bridgetower.checkpoints import read_checkpoint, write_checkpoint
     from bridgetower.model.bridgetower import BridgeTower
@@ -186,14 +178,14 @@ def few_parts(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="session")
-def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+def made_once(tmp_path_factory):
     """Returns a folder that one of the processes of the tests makes, and all of them read."""
     from bridgetower.files import locked
 
     base = tmp_path_factory.getbasetemp()
     shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "made-once"
 
-    def made(name: str, make: Callable[[Path], object]) -> Path:
+    def made(name, make):
         with locked(shared / f"{name}-lock", wait=True):
             if not (shared / name).exists():
                 make(shared / f"{name}-unfinished")
@@ -204,7 +196,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callab
 
 
 @pytest.fixture(scope="session")
-def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def forked(tmp_path_factory):
     """A folder with `bridgetower`, `torchrun` and `python` that start at once."""
     from forks import commands
 
@@ -214,8 +206,7 @@ def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def exported(tiny_checkpoint: Path, made_once: Callable[..., Path]) -> Path:
-    """`tiny_checkpoint` with its exported parts."""
+def exported(tiny_checkpoint, made_once):
     for package in ("onnxruntime", "onnxscript"):
         pytest.importorskip(package)
     from bridgetower.checkpoints import read_checkpoint
@@ -225,7 +216,7 @@ def exported(tiny_checkpoint: Path, made_once: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture
-def tiny_model(tiny_checkpoint: Path) -> "BridgeTower":
+def tiny_model(tiny_checkpoint):
     """The model of `tiny_checkpoint` in evaluation mode, fresh for each test."""
     from bridgetower.checkpoints import read_checkpoint
 
@@ -233,19 +224,18 @@ def tiny_model(tiny_checkpoint: Path) -> "BridgeTower":
 
 
 @pytest.fixture(scope="session")
-def tiny_processor(tiny_checkpoint: Path) -> "Processor":
-    """The preprocessing of `tiny_checkpoint`."""
+def tiny_processor(tiny_checkpoint):
     from bridgetower.processor import Processor
 
     return Processor.load(tiny_checkpoint)
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., list[Any]]:
+def run(capsys):
     """Runs the command and returns the JSON lines that it printed."""
     from bridgetower import cli
 
-    def call(*arguments: object) -> list[Any]:
+    def call(*arguments):
         cli.main(list(map(str, arguments)))
         return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
@@ -253,11 +243,11 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., list[Any]]:
 
 
 @pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def refused(capsys):
     """Runs the command, expects a user error and returns its one line."""
     from bridgetower import cli
 
-    def call(*arguments: object) -> str:
+    def call(*arguments):
         with pytest.raises(SystemExit) as caught:
             cli.main(list(map(str, arguments)))
         assert caught.value.code == 2
@@ -271,11 +261,11 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+def small_disk(tmp_path):
     """Makes a file system of so many KiB; skips the test where none can be mounted."""
     disk = tmp_path / "disk"
 
-    def mount(kib: int) -> Path:
+    def mount(kib):
         disk.mkdir()
         command = ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", str(disk)]
         mounted = subprocess.run(command, capture_output=True, text=True, check=False)

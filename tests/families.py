@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -27,7 +26,6 @@ class VisionFamily:
     patch: int | None = None
 
     def draw(self, random: Random) -> tuple[dict[str, Any], int]:
-        """Returns arguments and an image size."""
         heads, patch = random.randint(2, 4), self.patch or random.choice([4, 6, 8])
         arguments = {"embed_dim": heads * self.head_width, "depth": random.randint(3, 5), "num_heads": heads}
         if self.patch is None:
@@ -65,7 +63,7 @@ VISION_FAMILIES = {
 }
 
 
-def _text(random: Random) -> dict[str, Any]:
+def _text(random):
     heads = random.choice([2, 4])
     return {
         "vocab_size": random.randint(60, 90),
@@ -78,13 +76,13 @@ def _text(random: Random) -> dict[str, Any]:
     }
 
 
-def _modernbert(random: Random) -> dict[str, Any]:
+def _modernbert(random):
     tokens = {f"{role}_token_id": number for number, role in enumerate(["bos", "eos", "cls", "sep"], start=2)}
     every = random.randint(2, 3)
     return _text(random) | tokens | {"local_attention": 2 * random.randint(2, 4), "global_attn_every_n_layers": every}
 
 
-def _deberta(random: Random) -> dict[str, Any]:
+def _deberta(random):
     return _text(random) | {
         "relative_attention": True,
         "pos_att_type": ["p2c", "c2p"],
@@ -97,7 +95,7 @@ def _deberta(random: Random) -> dict[str, Any]:
     }
 
 
-def _distilbert(random: Random) -> dict[str, Any]:
+def _distilbert(random):
     drawn = _text(random)
     names = {
         "hidden_size": "dim",
@@ -108,7 +106,7 @@ def _distilbert(random: Random) -> dict[str, Any]:
     return {names.get(name, name): value for name, value in drawn.items()}
 
 
-TEXT_FAMILIES: dict[str, Draw] = {
+TEXT_FAMILIES = {
     "bert": _text,
     "roberta": _text,
     "xlm-roberta": _text,
@@ -129,7 +127,7 @@ TEXT_FAMILIES: dict[str, Draw] = {
 }
 
 
-def save_timm(folder: Path, family: str, **pretrained: Any) -> Any:
+def save_timm(folder, family, **pretrained):
     """Writes a small model of timm, with a classifier, to a folder in the form of the hub; returns the model."""
     import timm
 
@@ -144,7 +142,7 @@ def save_timm(folder: Path, family: str, **pretrained: Any) -> Any:
     return model
 
 
-def save_text(folder: Path, family: str, name: str = "AutoModel", **changes: Any) -> Any:
+def save_text(folder, family, name="AutoModel", **changes):
     """Writes a small model of a class of transformers to a folder; returns the model."""
     import transformers
 

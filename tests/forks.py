@@ -15,12 +15,9 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import forkserver, get_context, parent_process, process
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NoReturn
 
 from preloaded import preload
 
@@ -56,7 +53,7 @@ sys.exit(code)
 
 
 @contextmanager
-def commands(folder: Path) -> Iterator[None]:
+def commands(folder):
     """Makes the names in a folder such commands."""
     address = folder / "socket"
     for name in NAMES:
@@ -76,7 +73,7 @@ def commands(folder: Path) -> Iterator[None]:
         server.join()
 
 
-def serve(address: Path, ready: Connection, lender: dict[str, Any]) -> None:
+def serve(address, ready, lender):
     """Waits for commands, and runs each in a process of its own."""
     preload(*OTHERS)
     vars(forkserver._forkserver).update(lender)
@@ -108,7 +105,7 @@ def serve(address: Path, ready: Connection, lender: dict[str, Any]) -> None:
     end(None)
 
 
-def watch(connection: socket.socket) -> None:
+def watch(connection):
     """Starts the command of a request and ends with it; returns in the process of the command, with its state."""
     content, streams, _, _ = socket.recv_fds(connection, MOST_BYTES, 3)
     command = os.fork()
@@ -138,7 +135,7 @@ def watch(connection: socket.socket) -> None:
     sys.argv = request["command"]
 
 
-def run() -> None:
+def run():
     """Runs the command in `sys.argv` as Python would."""
     name, *arguments = sys.argv
     modules = {"bridgetower": "bridgetower", "torchrun": "torch.distributed.run"}
@@ -157,9 +154,9 @@ def run() -> None:
         runpy.run_path(value, run_name="__main__")
 
 
-def end(error: BaseException | None) -> NoReturn:
+def end(error):
     """Ends the process as Python would after an error or none, but frees nothing, which takes longer than the fork."""
-    code: Any = 0
+    code = 0
     if isinstance(error, SystemExit):
         code = error.code
         if code is not None and not isinstance(code, int):

@@ -9,18 +9,16 @@ import fnmatch
 import os
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 FILE_EVENTS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir")
 
 
-def before(event: Callable[[str, tuple[Any, ...]], bool], number: int, act: Callable[[], object]) -> None:
+def before(event, number, act):
     """Acts in this process right before the event happens for the given time, counted from 1."""
     left = number
 
-    def hook(name: str, arguments: tuple[Any, ...]) -> None:
+    def hook(name, arguments):
         nonlocal left
         if left > 0 and event(name, arguments):
             left -= 1
@@ -30,27 +28,26 @@ def before(event: Callable[[str, tuple[Any, ...]], bool], number: int, act: Call
     sys.addaudithook(hook)
 
 
-def renamed(pattern: str) -> Callable[[str, tuple[Any, ...]], bool]:
+def renamed(pattern):
     """The event that a file is renamed to a path that matches."""
     return lambda name, arguments: name == "os.rename" and fnmatch.fnmatch(os.fsdecode(arguments[1]), pattern)
 
 
-def within(folder: Path, events: tuple[str, ...] = FILE_EVENTS) -> Callable[[str, tuple[Any, ...]], bool]:
+def within(folder, events=FILE_EVENTS):
     """The event that something in a folder is opened, renamed, made or removed."""
 
-    def happens(name: str, arguments: tuple[Any, ...]) -> bool:
+    def happens(name, arguments):
         path = arguments[0] if name in events else None
         return isinstance(path, str | os.PathLike) and Path(path).is_relative_to(folder)
 
     return happens
 
 
-def send(number: int) -> None:
-    """Sends this process a signal."""
+def send(number):
     os.kill(os.getpid(), number)
 
 
-def wait_for(number: int, file: str) -> None:
+def wait_for(number, file):
     """Makes a file, and waits until the signal arrives here."""
     reading, writing = os.pipe2(os.O_NONBLOCK)
     os.set_blocking(reading, True)
@@ -59,8 +56,7 @@ def wait_for(number: int, file: str) -> None:
     assert os.read(reading, 1) == bytes([number])
 
 
-def main(when: str, number: str, name: str, target: str, *arguments: str) -> None:
-    """Runs the command line."""
+def main(when, number, name, target, *arguments):
     from bridgetower import cli
 
     sent = signal.Signals[name]

@@ -3,20 +3,16 @@
 import io
 import json
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from bridgetower.data.prepared_set import DatasetInfo
 from rows import png
 
 
-def jpeg(number: int, *, size: tuple[int, int] = (12, 9)) -> bytes:
+def jpeg(number, *, size=(12, 9)):
     """Returns a small picture, another for each number."""
     pixels = np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     stream = io.BytesIO()
@@ -24,7 +20,7 @@ def jpeg(number: int, *, size: tuple[int, int] = (12, 9)) -> bytes:
     return stream.getvalue()
 
 
-def write(path: Path, content: object) -> None:
+def write(path, content):
     """Writes bytes, text or JSON, with the folders that it takes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(content, bytes):
@@ -33,12 +29,11 @@ def write(path: Path, content: object) -> None:
         path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
 
 
-def write_lines(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
-    """Writes a JSON object per line."""
+def write_lines(path, rows):
     write(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
-def change(path: Path, edit: Callable[[Any], object]) -> None:
+def change(path, edit):
     """Changes what a file of JSON, or one with a JSON object per line, holds."""
     lines = path.read_text(encoding="utf-8").splitlines()
     content = [json.loads(line) for line in lines]
@@ -49,17 +44,15 @@ def change(path: Path, edit: Callable[[Any], object]) -> None:
         write_lines(path, content)
 
 
-def counts(info: DatasetInfo) -> dict[str, tuple[int, int]]:
-    """Returns the images and the examples of each split."""
+def counts(info):
     return {split: (part.images, part.examples) for split, part in info.splits.items()}
 
 
-def coco_name(number: int, year: str) -> str:
-    """Returns the file name of a COCO picture."""
+def coco_name(number, year):
     return f"COCO_{year}_{number:012d}.jpg"
 
 
-def write_coco(folder: Path) -> None:
+def write_coco(folder):
     """Writes eleven pictures of COCO in Karpathy's splits.
 
     Two captions of picture 57870 are the same, and one has spaces and a line break around it.
@@ -80,7 +73,7 @@ def write_coco(folder: Path) -> None:
     write(folder / "dataset_coco.json", {"images": images, "dataset": "coco"})
 
 
-def write_flickr30k(folder: Path) -> None:
+def write_flickr30k(folder):
     """Writes six pictures of Flickr30k in Karpathy's splits, the JSON file in its folder."""
     images = []
     for number, split in enumerate(("train", "train", "train", "val", "test", "test")):
@@ -90,7 +83,7 @@ def write_flickr30k(folder: Path) -> None:
     write(folder / "karpathy" / "dataset_flickr30k.json", {"images": images, "dataset": "flickr30k"})
 
 
-def _karpathy_image(number: int, name: str, split: str, captions: Sequence[str]) -> dict[str, object]:
+def _karpathy_image(number, name, split, captions):
     sentences = [
         {"tokens": caption.lower().split(), "raw": caption, "imgid": number, "sentid": 10 * number + place}
         for place, caption in enumerate(captions)
@@ -116,7 +109,7 @@ _VQA_PICTURES = {
 }
 
 
-def write_vqav2(folder: Path) -> None:
+def write_vqav2(folder):
     """Writes pictures and questions of VQAv2; the fourth question about each has a rare answer."""
     for subset, numbers in _VQA_PICTURES.items():
         year = subset.replace("test-dev", "test")
@@ -135,7 +128,7 @@ def write_vqav2(folder: Path) -> None:
             write(folder / f"v2_mscoco_{subset}_annotations.json", {**task, "annotations": annotations})
 
 
-def _vqa_annotation(number: int, place: int) -> dict[str, Any]:
+def _vqa_annotation(number, place):
     choice = ("2", "Yes", "no.", f"the umbrella {number}")[place]
     said = [choice] * 7 + ["The  dog", "dont know", choice.lower()]
     return {
@@ -148,7 +141,7 @@ def _vqa_annotation(number: int, place: int) -> dict[str, Any]:
     }
 
 
-def write_visual_genome(folder: Path) -> None:
+def write_visual_genome(folder):
     """Writes pictures of Visual Genome with regions and questions; 2 is in COCO's train, 3 in val, 4 in restval.
 
     Karpathy's file is that of `write_coco`; picture 6 has neither region nor question.
@@ -172,13 +165,13 @@ def write_visual_genome(folder: Path) -> None:
     write(folder / "annotations" / "question_answers.json", questions)
 
 
-def _region(number: int, place: int) -> dict[str, Any]:
+def _region(number, place):
     phrase = ("the clock is green ", f"shade is along street {number}", " ")[place]
     box = {"width": 5 + place, "height": 4, "x": place, "y": 1}
     return {"region_id": 10 * number + place, **box, "image_id": number, "phrase": phrase}
 
 
-def _vg_question(number: int, place: int) -> dict[str, Any]:
+def _vg_question(number, place):
     question, answer = (
         ("Is it red?", "Yes."),
         ("How many?", "Two."),
@@ -199,7 +192,7 @@ def _vg_question(number: int, place: int) -> dict[str, Any]:
     }
 
 
-def write_snli_ve(folder: Path) -> None:
+def write_snli_ve(folder):
     """Writes two pictures per split of SNLI-VE with five statements each."""
     labels = ("neutral", "contradiction", "entailment", "entailment", "neutral")
     first = 3416050480
@@ -224,10 +217,10 @@ def write_snli_ve(folder: Path) -> None:
         write_lines(folder / f"snli_ve_{split}.jsonl", rows)
 
 
-def write_nlvr2(folder: Path) -> None:
+def write_nlvr2(folder):
     """Writes three pairs per split of NLVR2 in the folders of its archives; some `.png` hold a JPEG."""
     for split in ("train", "dev", "test1", "test2"):
-        rows: list[dict[str, Any]] = []
+        rows = []
         for number in range(3):
             pair = f"{split}-{10 * number}-0"
             directory = 7 + number
@@ -235,7 +228,7 @@ def write_nlvr2(folder: Path) -> None:
             write(place / f"{pair}-img0.png", png(number))
             write(place / f"{pair}-img1.png", jpeg(number) if number == 1 else png(number + 50))
             for sentence in range(2):
-                row: dict[str, Any] = {
+                row = {
                     "identifier": f"{pair}-{sentence}",
                     "sentence": f"Statement {sentence} about {pair}.",
                     "label": str(sentence == number % 2),
@@ -257,14 +250,14 @@ def write_nlvr2(folder: Path) -> None:
                 write_lines(folder / "nlvr2" / "data" / part / f"{part}_{split}.json", chosen)
 
 
-def links(count: int) -> list[tuple[str, str]]:
+def links(count):
     """Returns links with captions; the last two links end in one file name, and the third has no caption."""
     names = [f"http://static.example.org/{number // 3}/{1000 + number}_o.jpg" for number in range(count - 1)]
     names.append(names[-1].replace("static", "farm4"))
     return [(url, "" if number == 2 else f"shade {number} , of many ") for number, url in enumerate(names)]
 
 
-def write_shards(folder: Path, rows: Sequence[tuple[str, str]], *, per_shard: int = 3) -> None:
+def write_shards(folder, rows, *, per_shard=3):
     """Writes tar shards as img2dataset does, with its tables and counts beside; every fourth download failed."""
     for shard, start in enumerate(range(0, len(rows), per_shard)):
         samples = list(_downloads(rows[start : start + per_shard], shard, start))
@@ -284,7 +277,7 @@ def write_shards(folder: Path, rows: Sequence[tuple[str, str]], *, per_shard: in
         write(folder / f"{shard:05d}_stats.json", {"count": len(samples), "failed_to_download": 1})
 
 
-def _downloads(rows: Sequence[tuple[str, str]], shard: int, start: int) -> Iterator[dict[str, Any]]:
+def _downloads(rows, shard, start):
     for place, (url, caption) in enumerate(rows):
         failed = (start + place) % 4 == 3
         yield {

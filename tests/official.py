@@ -1,6 +1,5 @@
 """Files as the official code writes them, made from small models of this package."""
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import torch
 from torch import Tensor
 
 import tiny
-from bridgetower.checkpoints.keymap import Naming, export_tensors, name_table
+from bridgetower.checkpoints.keymap import export_tensors, name_table
 from bridgetower.model.config import FusionConfig, ModelConfig, TextConfig, VisionConfig
 
 # As CLIP, RoBERTa and transformers would have it: heads of width 64 in the image tower, a fusion encoder like the text
@@ -26,25 +25,17 @@ CONFIG = ModelConfig(
 OVERRIDES = {"text.num_heads": 3}  # an official file tells the heads of published widths only
 METER = {"fusion.bridge": None, "fusion.input_norm": False}
 BERT = {"text.positions": "bert", "text.pad_token_id": 0, "text.layer_norm_eps": 1e-12, "text.type_vocab_size": 2}
-TIMM = {
-    "vision.activation": "gelu",
-    "vision.pre_norm": False,
-    "vision.patch_bias": True,
-    "vision.layer_norm_eps": 1e-6,
-}
+TIMM = {"vision.activation": "gelu", "vision.pre_norm": False, "vision.patch_bias": True, "vision.layer_norm_eps": 1e-6}
 
 
 @dataclass(frozen=True)
 class Official:
-    """An official checkpoint."""
-
     config: ModelConfig
     tensors: dict[str, Tensor]
     state_dict: dict[str, Tensor]
     run_config: dict[str, Any] = field(default_factory=dict)
 
     def save(self, path: Path) -> Path:
-        """Writes the file as Lightning does."""
         content = {
             "epoch": 3,
             "global_step": 1234,
@@ -61,10 +52,9 @@ class Official:
         return path
 
 
-def make(changes: Mapping[str, Any] | None = None, *, extra: Iterable[str] = (), seed: int = 0) -> Official:
-    """Makes a checkpoint with random weights."""
+def make(changes=None, *, extra=(), seed=0):
     config = CONFIG.override(changes or {})
-    naming: Naming = "timm" if config.vision.patch_bias else "clip"
+    naming = "timm" if config.vision.patch_bias else "clip"
     tensors = tiny.build(config, seed).state_dict()
     width, generator = config.text.hidden_size, torch.Generator().manual_seed(seed)
     extra_tensors = {
@@ -83,8 +73,7 @@ def make(changes: Mapping[str, Any] | None = None, *, extra: Iterable[str] = (),
     return Official(config, tensors, state_dict, run_config(config))
 
 
-def run_config(config: ModelConfig) -> dict[str, Any]:
-    """Returns the official settings that go with a model."""
+def run_config(config):
     clip = not config.vision.patch_bias
     patch = config.vision.patch_size
     return {

@@ -1,19 +1,17 @@
 """Miniatures of CIFAR and GLUE in the very formats of their authors, odd cases included."""
 
-from pathlib import Path
-
 import numpy as np
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 PER_FILE = 8
 
 
-def cifar_picture(number: int) -> np.ndarray:
+def cifar_picture(number):
     """A picture [3, 32, 32] that differs by channel, row and column."""
     return np.random.default_rng(number).integers(0, 256, (3, 32, 32), dtype=np.uint8)
 
 
-def write_cifar10(folder: Path) -> Path:
+def write_cifar10(folder):
     """Five training files and one for testing: a byte of the class, then the red, green and blue rows."""
     home = folder / "cifar-10-batches-bin"
     home.mkdir(parents=True)
@@ -27,7 +25,7 @@ def write_cifar10(folder: Path) -> Path:
     return home
 
 
-def write_cifar100(folder: Path) -> Path:
+def write_cifar100(folder):
     """One file each: a byte of the coarse class, one of the fine class, then the picture."""
     home = folder / "cifar-100-binary"
     home.mkdir(parents=True)
@@ -102,8 +100,7 @@ _MNLI_COLUMNS = (
 )
 
 
-def write_glue(folder: Path) -> Path:
-    """The eight tasks, each in its folder."""
+def write_glue(folder):
     for name, (header, test_header, rows, test_rows) in GLUE.items():
         for split in ("train", "dev"):
             lines = [header, *rows] if header else rows
@@ -124,6 +121,6 @@ def write_glue(folder: Path) -> Path:
     return folder
 
 
-def _write(path: Path, lines: list[str]) -> None:
+def _write(path, lines):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")

@@ -2,7 +2,6 @@
 
 import re
 import subprocess
-from pathlib import Path
 
 _PRINTING = """
 python() { bridgetower "$@"; }
@@ -12,7 +11,7 @@ set -euo pipefail
 """
 
 
-def commands(page: Path) -> list[list[str]]:
+def commands(page):
     """The arguments of `bridgetower` or `python` in each command of a page, in order; a shell expands its loops."""
     blocks = re.findall(r"^```sh\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     script = _PRINTING + "".join(blocks)

@@ -17,7 +17,6 @@ MODULES = (
 )
 
 
-def preload(*others: str) -> None:
-    """Imports these modules and others."""
+def preload(*others):
     for name in (*MODULES, *others):
         import_module(name)

@@ -4,7 +4,6 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +43,7 @@ class ClipBlock(nn.Module):
         return hidden + self.mlp(self.ln_2(hidden))
 
 
-def clip_blocks(width: int, depth: int) -> nn.Module:
+def clip_blocks(width, depth):
     blocks = nn.Sequential(*(ClipBlock(width) for _ in range(depth)))
     return nn.Sequential(OrderedDict(resblocks=blocks))
 
@@ -84,25 +83,25 @@ class Clip(nn.Module):
             self.register_buffer(name, torch.tensor(number))
 
 
-def openai(path: Path, *, depth: int = 3) -> Published:
+def openai(path, *, depth=3):
     """The state dict of CLIP in half precision, under OpenAI's names."""
     clip = tiny.off_defaults(Clip(depth)).eval()
     torch.save(clip.half().state_dict(), path)
     return Published(path, clip.half().float().visual.hidden)
 
 
-def timm_vit(path: Path, *, distilled: bool = False, depth: int = 3) -> Published:
+def timm_vit(path, *, distilled=False, depth=3):
     """A ViT of timm or, distilled, a DeiT, in the wrapper of DeiT's own files."""
     from timm.models.deit import VisionTransformerDistilled
     from timm.models.vision_transformer import VisionTransformer
 
-    build: Any = VisionTransformerDistilled if distilled else VisionTransformer
+    build = VisionTransformerDistilled if distilled else VisionTransformer
     model = build(img_size=32, patch_size=8, embed_dim=192, depth=depth, num_heads=3, mlp_ratio=2, num_classes=5)
     tiny.off_defaults(model).eval()
     torch.save({"model": model.state_dict()}, path)
 
-    def hidden(pixels: Tensor) -> list[Tensor]:
-        outputs: list[Tensor] = []
+    def hidden(pixels):
+        outputs = []
         hooks = [block.register_forward_hook(lambda *call: outputs.append(call[-1])) for block in model.blocks]
         model.forward_features(pixels)
         for hook in hooks:
@@ -130,7 +129,7 @@ _TEXT = {
 }
 
 
-def transformers_model(name: str, **changes: Any) -> Any:
+def transformers_model(name, **changes):
     """A small model of a class of transformers, with random weights; `changes` are values of its config."""
     import transformers
 
@@ -146,27 +145,25 @@ def transformers_model(name: str, **changes: Any) -> Any:
     return tiny.off_defaults(build(config)).eval()
 
 
-def transformers_vision(folder: Path, name: str, **changes: Any) -> Published:
-    """An image tower in a folder of transformers."""
+def transformers_vision(folder, name, **changes):
     model = transformers_model(name, **changes)
     model.save_pretrained(folder)
     tower = getattr(model, "vision_model", getattr(model, "vit", getattr(model, "deit", model)))
     norm = tower.post_layernorm if name.startswith("CLIP") else tower.layernorm
 
-    def hidden(pixels: Tensor, **options: Any) -> list[Tensor]:
+    def hidden(pixels, **options):
         outputs = tower(pixels, output_hidden_states=True, **options).hidden_states
         return [norm(output) for output in outputs[1:]]
 
     return Published(folder, hidden)
 
 
-def transformers_text(folder: Path, name: str, **changes: Any) -> Published:
-    """A text tower in a folder of transformers."""
+def transformers_text(folder, name, **changes):
     model = transformers_model(name, **changes)
     model.save_pretrained(folder)
     tower = getattr(model, "roberta", getattr(model, "bert", model))
 
-    def hidden(ids: Tensor, mask: Tensor) -> list[Tensor]:
+    def hidden(ids, mask):
         return list(tower(ids, attention_mask=mask, output_hidden_states=True).hidden_states[1:])
 
     return Published(folder, hidden)

@@ -1,10 +1,7 @@
 """Small images and rows of prepared sets with them."""
 
 import io
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -30,27 +27,24 @@ CHOICES = Schema(
 )
 
 
-def png(shade: int, size: int = 4) -> bytes:
-    """Returns a grey image."""
+def png(shade, size=4):
     stream = io.BytesIO()
     Image.fromarray(np.full((size, size, 3), shade, dtype=np.uint8)).save(stream, "PNG")
     return stream.getvalue()
 
 
-def record(number: int, **changes: Any) -> Record:
-    """Returns an image with two captions."""
+def record(number, **changes):
     images = (ImageFile(f"{number}.png", png(number)),)
     return Record(**{"image_id": f"id-{number}", "images": images, "entries": (f"shade {number}", "grey"), **changes})
 
 
-def write_set(folder: Path, splits: Mapping[str, Iterable[Record]], schema: Schema = CAPTIONS, **files: Any) -> Path:
-    """Writes a prepared set; returns its folder."""
+def write_set(folder, splits, schema=CAPTIONS, **files):
     info = DatasetInfo(name=folder.name, split_rule="as given")
     write_collection(folder, Collection(info=info, schema=schema, splits=splits, files=files), progress=False)
     return folder
 
 
-def records_of(folder: Path, split: str) -> list[Record]:
+def records_of(folder, split):
     """Returns a split of a set with captions as records, to write a part or a change of it."""
     return [
         Record(
@@ -62,9 +56,9 @@ def records_of(folder: Path, split: str) -> list[Record]:
     ]
 
 
-def read_rows(folder: Path, split: str, schema: Schema | None = None) -> list[dict[str, Any]]:
+def read_rows(folder, split, schema=None):
     """Returns what a split of a prepared set holds: `id`, `images` with their bytes and `entries` of each."""
-    opened, found = PreparedSet(folder, (split,), schema), dict[tuple[int, ...], dict[str, Any]]()
+    opened, found = PreparedSet(folder, (split,), schema), {}
     for example in opened.scan():
         key = tuple(example["images"]) or (-1 - len(found),)
         row = found.setdefault(key, {"id": example["id"], "images": example["images"], "entries": []})

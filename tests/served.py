@@ -6,20 +6,15 @@ import base64
 import io
 import threading
 import time
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 from PIL import Image
 
-from bridgetower.predictor import Predictor
-from bridgetower.search.searcher import Searcher
 from bridgetower.serve.config import ServeConfig
-from bridgetower.serve.inputs import Decoders
 from bridgetower.serve.server import Server, take_port
 from bridgetower.serve.service import Service
 
@@ -29,7 +24,7 @@ PATIENCE = 120.0  # seconds after which something hangs
 TEXTS = ["red circle on black", "a bar", "a square that is blue on a grey ground"]
 
 
-def png(seed: int, width: int = 24, height: int = 30) -> bytes:
+def png(seed, width=24, height=30):
     """The file of an image of noise."""
     stream = io.BytesIO()
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -37,8 +32,7 @@ def png(seed: int, width: int = 24, height: int = 30) -> bytes:
     return stream.getvalue()
 
 
-def uri(content: bytes) -> str:
-    """An image as requests hold it."""
+def uri(content):
     return "data:image/png;base64," + base64.b64encode(content).decode()
 
 
@@ -48,8 +42,6 @@ URIS = [uri(content) for content in PNGS]
 
 @dataclass(frozen=True)
 class Running:
-    """A server that runs."""
-
     client: httpx.Client
     service: Service
     server: Server
@@ -57,20 +49,11 @@ class Running:
 
     @property
     def address(self) -> tuple[str, int]:
-        """Host and port."""
         return self.client.base_url.host, self.client.base_url.port or 0
 
 
 @contextmanager
-def started(
-    predictor: Predictor,
-    searcher: Searcher | None = None,
-    *,
-    answering: Predictor | None = None,
-    connections: int = 1000,
-    patience: float = 10.0,
-    **settings: Any,
-) -> Iterator[Running]:
+def started(predictor, searcher=None, *, answering=None, connections=1000, patience=10.0, **settings):
     """Serves a model on a free port, without the page unless it is asked for."""
     config = ServeConfig(port=0, **{"page": False, **settings})
     with take_port(config) as listener:
@@ -90,16 +73,14 @@ def started(
 
 
 @contextmanager
-def running(predictor: Predictor, searcher: Searcher | None = None, **settings: Any) -> Iterator[httpx.Client]:
+def running(predictor, searcher=None, **settings):
     """Serves a model on a free port and lends a client."""
     with started(predictor, searcher, **settings) as found:
         yield found.client
 
 
 @contextmanager
-def changed(
-    server: Running, searcher: Searcher | None = None, *, decoders: Decoders | None = None, **limits: int
-) -> Iterator[httpx.Client]:
+def changed(server, searcher=None, *, decoders=None, **limits):
     """Lends the client of a server that has another index, decoders or limits meanwhile: no other need be started."""
     service = server.service
     with pytest.MonkeyPatch.context() as patch:
@@ -109,7 +90,7 @@ def changed(
         yield server.client
 
 
-def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
+def error_of(response, status):
     """The error in a response, which must have OpenAI's form and one line."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/json"
@@ -122,7 +103,7 @@ def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
 
 
 @contextmanager
-def held_up(predictor: Predictor) -> Iterator[threading.Event]:
+def held_up(predictor):
     """Lets the text tower wait until the event that is lent is set."""
     gate = threading.Event()
     hook = predictor.model.text.word_embedding.register_forward_pre_hook(lambda *_: gate.wait(PATIENCE) and None)
@@ -133,7 +114,7 @@ def held_up(predictor: Predictor) -> Iterator[threading.Event]:
         hook.remove()
 
 
-def until(condition: Callable[[], bool]) -> None:
+def until(condition):
     """Waits for something that another thread does."""
     deadline = time.monotonic() + PATIENCE
     while not condition():

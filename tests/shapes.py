@@ -1,9 +1,6 @@
 """A made-up set of pictures of coloured shapes, a model small enough for it, and training runs on both."""
 
-from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 from PIL import Image, ImageDraw
 
@@ -42,8 +39,7 @@ PHASES = (
 )
 
 
-def write_pictures(folder: Path) -> Path:
-    """Draws every shape in every colour on every ground and returns the table of their captions."""
+def write_pictures(folder):
     lines = ["image,caption"]
     combinations = [(colour, ground, shape) for colour in COLOURS for ground in GROUNDS for shape in SHAPES]
     for number, (colour, ground, shape) in enumerate(combinations):
@@ -63,8 +59,7 @@ def write_pictures(folder: Path) -> Path:
     return folder / "shapes.csv"
 
 
-def prepare_shapes(pictures: Path, out: Path, **options: Any) -> Path:
-    """Prepares the pictures as any user would and returns the folder of the set."""
+def prepare_shapes(pictures, out, **options):
     share = NUM_HELD_OUT / NUM_PICTURES
     options = {"seed": SEED} | options
     config = PairsConfig(test_fraction=share, validation_fraction=share, **options)
@@ -72,9 +67,7 @@ def prepare_shapes(pictures: Path, out: Path, **options: Any) -> Path:
     return out
 
 
-def write_tiny_checkpoint(
-    dataset: Path, folder: Path, model: ModelConfig = MODEL, labels: Mapping[str, tuple[str, ...]] | None = None
-) -> Path:
+def write_tiny_checkpoint(dataset, folder, model=MODEL, labels=None):
     """Writes a small model with random weights and preprocessing for the set; returns the folder."""
     values = ProcessorConfig(profile="official-pretrain", image_size=MODEL.vision.image_size, max_length=24)
     images = CaptionImages(DataConfig(folders=(str(dataset),)), "train", Processor(values, None))
@@ -87,15 +80,14 @@ def write_tiny_checkpoint(
     return folder
 
 
-def write_answering_checkpoint(dataset: Path, folder: Path) -> Path:
+def write_answering_checkpoint(dataset, folder):
     """Writes the small model with the heads of VQA, SNLI-VE and NLVR2; its answers are the colours."""
     heads = HeadsConfig(mlm=False, itm=False, vqa=len(COLOURS), snli_ve=True, nlvr2=True)
     model = replace(MODEL, heads=heads, fusion=replace(MODEL.fusion, num_token_types=3))
     return write_tiny_checkpoint(dataset, folder, model, {"vqa": COLOURS})
 
 
-def run_config(dataset: Path, **changes: Any) -> RunConfig:
-    """Returns a run of a few steps through all objectives."""
+def run_config(dataset, **changes):
     config = RunConfig(
         recipe="shapes",
         task=PretrainingConfig(phases=PHASES),
@@ -110,8 +102,7 @@ def run_config(dataset: Path, **changes: Any) -> RunConfig:
     return replace(config, **changes)
 
 
-def train_command(dataset: Path, out: Path, *options: str) -> list[str]:
-    """Returns the arguments of `bridgetower` that train the small model, dropout and all objectives included."""
+def train_command(dataset, out, *options):
     tower = ["hidden-size=8", "num-layers=2", "num-heads=2", "intermediate-size=12"]
     parts = {
         "vision": ["image-size=20", "patch-size=10", *tower],

@@ -1,39 +1,32 @@
 """The demo on few images; as a script the one from scratch for two steps of each training, or one of its sets."""
 
 import sys
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import islice
-from pathlib import Path
-from typing import Any
 
-from bridgetower.data.prepared_set import DatasetInfo
-from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.run import train
 from bridgetower_demo import __main__, plan, run, toysets
 from bridgetower_demo.costs import model_cost
 from bridgetower_demo.recipes import task_of
-from bridgetower_demo.toysets.collection import Collection, write_collection
+from bridgetower_demo.toysets.collection import write_collection
 
 FEW = {"train": 64, "validation": 12, "test": 20}
 
 
-def write_few(out: Path, collection: Collection, **options: Any) -> DatasetInfo:
-    """Writes the first records of each split."""
+def write_few(out, collection, **options):
     splits = {split: islice(records, FEW[split]) for split, records in collection.splits.items()}
     return write_collection(out, replace(collection, splits=splits), **options)
 
 
-def make_small(change: Callable[[object, str, Any], None]) -> None:
+def make_small(change):
     """Changes the sets that the demo writes, the batches of its recipes, and how often it measures a pass."""
     change(toysets, "write_collection", write_few)
     change(run, "RECIPES", {name: replace(recipe, batch_size=16) for name, recipe in run.RECIPES.items()})
     change(run, "model_cost", partial(model_cost, repeats=1, warmup=0))
 
 
-def train_here(runs: Mapping[Path, RunConfig], **_: Any) -> None:
-    """Trains without processes of its own."""
+def train_here(runs, **_):
     for folder, config in runs.items():
         train(config, folder, task=task_of(config), progress=False)
 

@@ -5,7 +5,6 @@ import io
 import json
 import shutil
 import tarfile
-from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -20,7 +19,7 @@ NAMES = ("00", "01", "02", "03", "04")
 CAPTIONS = ("a red bar", "a green square", "a blue circle", "white on black", "yellow on grey")
 
 
-def write_sources(images: Path, folder: Path) -> dict[str, Path]:
+def write_sources(images, folder):
     """Writes the first images of a folder as every kind of source; returns where each is."""
     contents = {f"{name}.png": (images / f"{name}.png").read_bytes() for name in NAMES}
     rows = list(zip(contents, CAPTIONS, strict=True))
@@ -52,11 +51,11 @@ def write_sources(images: Path, folder: Path) -> dict[str, Path]:
     return places | files
 
 
-def _write_lines(path: Path, rows: list[dict[str, object]]) -> None:
+def _write_lines(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def write_tar(path: Path, rows: list[tuple[str, str]], contents: Mapping[str, bytes], *, as_json: bool = False) -> None:
+def write_tar(path, rows, contents, *, as_json=False):
     """Writes a shard as WebDataset does, or with captions as img2dataset has them too."""
     with tarfile.open(path, "w") as archive:
         for name, caption in rows:
@@ -88,8 +87,7 @@ class _Handler(SimpleHTTPRequestHandler):
 
 
 @contextmanager
-def served(folder: Path) -> Iterator[str]:
-    """Serves a folder over HTTP; yields its URL."""
+def served(folder):
     with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, directory=str(folder))) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         try:

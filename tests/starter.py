@@ -1,7 +1,5 @@
 """Small random towers in the place of those that the demo downloads."""
 
-from pathlib import Path
-
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from published import transformers_text, transformers_vision
@@ -9,7 +7,7 @@ from published import transformers_text, transformers_vision
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
-def write_towers(folder: Path) -> None:
+def write_towers(folder):
     """Writes an image and a text tower of the depths of the real ones, with a vocabulary of letters."""
     transformers_vision(folder / "vision", "ViTModel", num_hidden_layers=12, image_size=28, patch_size=14)
     letters = "abcdefghijklmnopqrstuvwxyz0123456789.,;:()-'"

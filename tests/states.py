@@ -1,9 +1,5 @@
 """What a run saved last to continue from."""
 
-from pathlib import Path
-
-from torch import Tensor
-
 from bridgetower.checkpoints.tensors import read_about, read_safetensors, write_safetensors
 from bridgetower.training.state import FOLDER, TrainingState, newest
 
@@ -12,26 +8,24 @@ SAVED = f"*/{STATE}/step-*"
 """Matches what is renamed when a state is whole."""
 
 
-def saved(out: Path) -> TrainingState:
+def saved(out):
     """Where a run is; at its beginning where nothing is saved."""
     path = newest(out)
     return TrainingState() if path is None else TrainingState(**read_about(path)["state"])
 
 
-def files(out: Path) -> list[Path]:
-    """The files with tensors, one of each process."""
+def files(out):
     path = newest(out)
     assert path is not None
     return sorted(path.glob("*.safetensors"))
 
 
-def tensors(out: Path) -> dict[str, Tensor]:
+def tensors(out):
     """What a run of one process saved of weights (`model.NAME`) and moments (`exp_avg.NAME`, …)."""
     (path,) = files(out)
     return dict(read_safetensors(path))
 
 
-def change(out: Path, name: str, value: Tensor) -> None:
-    """Puts another tensor into it."""
+def change(out, name, value):
     (path,) = files(out)
     write_safetensors(path, {**tensors(out), name: value})

@@ -4,7 +4,7 @@ import http.client
 import logging
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -31,7 +31,6 @@ class Store:
     fault: Callable[[str], str | None] = lambda path: None
 
     def reset(self) -> None:
-        """Lets nothing go wrong."""
         self.fault = lambda path: None
 
     def upload(self, folder: Path, place: str) -> str:
@@ -44,13 +43,12 @@ class Store:
         return f"s3://{place}"
 
     def unreliable(self, share: float, seed: int = 0) -> None:
-        """Lets a share of the requests go wrong."""
         source = random.Random(seed)
         self.fault = lambda path: source.choice(FAULTS) if source.random() < share else None
 
 
 @contextmanager
-def s3_store() -> Iterator[Store]:
+def s3_store():
     """Starts the server with a bucket, and makes programs of this process and its children use it."""
     server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     pytest.importorskip("s3fs")
@@ -73,7 +71,7 @@ def s3_store() -> Iterator[Store]:
         server.stop()
 
 
-def _handler(store: Store, address: tuple[str, int]) -> type[BaseHTTPRequestHandler]:
+def _handler(store, address):
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 

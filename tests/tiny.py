@@ -1,15 +1,13 @@
 """Small models with weights off their defaults, and inputs for them."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bridgetower.data.batch import IGNORED, CaptionBatch
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig, TextConfig, VisionConfig
-from bridgetower.model.fusion import Encoded
 
 # No two widths, depths or head counts are equal, so that a mix-up shows.
 CONFIG = ModelConfig(
@@ -24,18 +22,17 @@ CONFIG = ModelConfig(
 _Module = TypeVar("_Module", bound=nn.Module)
 
 
-def changed(**overrides: Any) -> ModelConfig:
+def changed(**overrides):
     """Returns the small config with fields replaced; `vision__image_size` stands for `vision.image_size`."""
     return CONFIG.override({name.replace("__", "."): value for name, value in overrides.items()})
 
 
-def build(config: ModelConfig = CONFIG, seed: int = 0) -> BridgeTower:
-    """Returns a model in evaluation mode whose every parameter is random."""
+def build(config=CONFIG, seed=0):
     return off_defaults(BridgeTower(config), seed).eval()
 
 
 @torch.no_grad()
-def off_defaults(module: _Module, seed: int = 0) -> _Module:
+def off_defaults(module, seed=0):
     """Draws every parameter, LayerNorms, biases and learned scalars included, so that a forgotten one shows."""
     generator = torch.Generator().manual_seed(seed)
     norms = {id(child.weight) for child in module.modules() if isinstance(child, nn.LayerNorm)}
@@ -52,30 +49,24 @@ def off_defaults(module: _Module, seed: int = 0) -> _Module:
     return module
 
 
-def exact(*shape: int, seed: int = 0) -> Tensor:
-    """Returns random numbers of double precision."""
+def exact(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def made(module: _Module) -> _Module:
-    """Returns a module in evaluation mode with random parameters of double precision."""
+def made(module):
     return off_defaults(module).double().eval()
 
 
-def mask_of(*lengths: int) -> Tensor:
-    """Returns the mask of texts of some lengths."""
+def mask_of(*lengths):
     return torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
 
 
-def images(count: int, config: ModelConfig = CONFIG, *, size: int | None = None, seed: int = 0) -> Tensor:
-    """Returns random pixel values."""
+def images(count, config=CONFIG, *, size=None, seed=0):
     side = size or config.vision.image_size
     return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(seed))
 
 
-def texts(
-    lengths: Sequence[int], config: ModelConfig = CONFIG, *, width: int | None = None, seed: int = 0
-) -> tuple[Tensor, Tensor]:
+def texts(lengths, config=CONFIG, *, width=None, seed=0):
     """Returns random ids of some lengths, padded to `width` tokens (None: the longest), and their mask."""
     generator = torch.Generator().manual_seed(seed)
     first, last = config.text.pad_token_id + 2, config.text.vocab_size
@@ -88,9 +79,7 @@ def texts(
     return ids, mask
 
 
-def caption_batch(
-    index: Sequence[int], lengths: Sequence[int], config: ModelConfig = CONFIG, *, seed: int = 0
-) -> CaptionBatch:
+def caption_batch(index, lengths, config=CONFIG, *, seed=0):
     """Returns texts of some lengths with the images of `index`; the second token of each text is hidden."""
     input_ids, mask = texts(lengths, config)
     labels = torch.full_like(input_ids, IGNORED)
@@ -107,25 +96,23 @@ def caption_batch(
     )
 
 
-def encodings(model: BridgeTower, lengths: Sequence[int] = (5, 3, 4)) -> tuple[Encoded, Encoded]:
-    """Returns random images and as many texts of some lengths, encoded."""
+def encodings(model, lengths=(5, 3, 4)):
     config = model.config
     return model.encode_image(images(len(lengths), config)), model.encode_text(*texts(lengths, config))
 
 
-def cotangents(outputs: Mapping[str, Tensor], seed: int = 1) -> dict[str, Tensor]:
+def cotangents(outputs, seed=1):
     """Returns fixed random weights for every output, to make one number of all of them."""
     generator = torch.Generator().manual_seed(seed)
     return {name: torch.randn(outputs[name].shape, generator=generator) for name in sorted(outputs)}
 
 
-def off(ours: Tensor, theirs: Tensor) -> float:
-    """Returns the largest difference of two tensors of one shape."""
+def off(ours, theirs):
     assert ours.shape == theirs.shape
     return float((ours - theirs).detach().abs().max())
 
 
-def equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+def equal(one, other):
     """Whether both hold the same names, number formats and values, bit for bit."""
     if one.keys() != other.keys():
         return False

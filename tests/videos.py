@@ -1,8 +1,6 @@
 """Generated clips: a colour every three seconds with the number of the second burnt in, and subtitles."""
 
-from collections.abc import Sequence
 from fractions import Fraction
-from pathlib import Path
 
 import av
 from PIL import Image, ImageDraw
@@ -18,17 +16,7 @@ SRT = (
 SAID = ["A red square", "is followed by green", "and by blue, née azure"]
 
 
-def write_clip(
-    path: Path,
-    *,
-    codec: str = "libx264",
-    fps: int = 5,
-    seconds: int = 12,
-    size: tuple[int, int] = SIZE,
-    subtitles: tuple[str, Sequence[tuple[float, float, bytes]]] | None = None,
-    keyframes: int = 250,
-    begin: int = 0,
-) -> Path:
+def write_clip(path, *, codec="libx264", fps=5, seconds=12, size=SIZE, subtitles=None, keyframes=250, begin=0):
     """Writes a clip; the container follows from the suffix."""
     options = {"movflags": "faststart"} if path.suffix == ".mp4" else {}
     with av.open(str(path), "w", options=options) as container:
@@ -49,8 +37,7 @@ def write_clip(
     return path
 
 
-def drawn(second: int, size: tuple[int, int] = SIZE) -> Image.Image:
-    """Returns the picture of a second of a clip."""
+def drawn(second, size=SIZE):
     image = Image.new("RGB", size, COLOURS[second // SCENE % len(COLOURS)])
     ImageDraw.Draw(image).text((4, 2), f"second {second}", fill="black")
     return image
