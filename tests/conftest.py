@@ -223,6 +223,14 @@ def tiny_model(tiny_checkpoint):
     return read_checkpoint(tiny_checkpoint).model()
 
 
+@pytest.fixture(scope="module")
+def predictor(tiny_checkpoint):
+    """`tiny_checkpoint` as users load it; other rooms have other models under this name."""
+    from bridgetower.predictor import load
+
+    return load(tiny_checkpoint, device="cpu")
+
+
 @pytest.fixture(scope="session")
 def tiny_processor(tiny_checkpoint):
     from bridgetower.processor import Processor

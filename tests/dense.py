@@ -49,7 +49,6 @@ def similarity(result):
 
 def itm(result):
     """All matching scores of an evaluation, NaN where nothing was matched."""
-    assert result.candidates is not None
     return table(result.candidates, result.candidates.itm)
 
 

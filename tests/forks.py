@@ -81,7 +81,6 @@ def serve(address, ready, lender):
     os.fsync = lambda descriptor: None  # as in tests
     gc.freeze()
     parent = parent_process()
-    assert parent is not None
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(str(address))
         listener.listen()

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from bridgetower.data.captions import CaptionImages
+from bridgetower.data.config import DataConfig
 from bridgetower.data.prepared_set import DatasetInfo, PreparedSet
 from bridgetower.data.schema import CAPTIONS, Schema
 from bridgetower_demo.toysets.collection import Collection, ImageFile, Record, write_collection
@@ -54,6 +56,10 @@ def records_of(folder, split):
         )
         for row in read_rows(folder, split)
     ]
+
+
+def caption_images(folder, split, processor, **config):
+    return CaptionImages(DataConfig(folders=(str(folder),), **config), split, processor)
 
 
 def read_rows(folder, split, schema=None):

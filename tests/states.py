@@ -16,7 +16,6 @@ def saved(out):
 
 def files(out):
     path = newest(out)
-    assert path is not None
     return sorted(path.glob("*.safetensors"))
 
 

@@ -16,11 +16,6 @@ from bridgetower.processor import Processor
 TEXT = "a red circle on black"
 
 
-@pytest.fixture(scope="module")
-def predictor(tiny_checkpoint):
-    return load(tiny_checkpoint, device="cpu")
-
-
 @pytest.fixture
 def picture():
     picture = Image.new("RGB", (60, 30), "blue")

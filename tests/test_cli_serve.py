@@ -55,7 +55,6 @@ def process(*arguments, key=None, stdout=None, command=USERS):
         subprocess.Popen(command, env=environment, stdout=stdout, stderr=subprocess.PIPE, text=True) as running,
     ):
         try:
-            assert running.stderr is not None
             lines = []
             for line in running.stderr:
                 lines.append(line)
@@ -168,7 +167,6 @@ def test_requests_are_traced_and_an_interrupt_is_told(tiny_checkpoint, tmp_path,
         monkeypatch.setenv(f"OTEL_{name}", value)
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
     command = shutil.which("opentelemetry-instrument", path=Path(sys.executable).parent)
-    assert command is not None
     trace = "0af7651916cd43dd8448eb211c80319c"
     options = ("--model", str(tiny_checkpoint))
     with (

@@ -30,11 +30,6 @@ class PlannedError(Exception):
 
 
 @pytest.fixture(scope="module")
-def predictor(tiny_checkpoint):
-    return load(tiny_checkpoint, device="cpu")
-
-
-@pytest.fixture(scope="module")
 def arrays():
     rng = np.random.default_rng(0)
     return [rng.integers(0, 256, shape, dtype=np.uint8) for shape in ((24, 24, 3), (30, 20, 3), (20, 40, 3))]

@@ -14,11 +14,6 @@ from served import PNGS, URIS, error_of, running
 LABELS = ["red circle", "blue bar", "a {bar}"]
 
 
-@pytest.fixture(scope="module")
-def predictor(tiny_checkpoint):
-    return load(tiny_checkpoint, device="cpu")
-
-
 def probabilities(chosen):
     given = [one if isinstance(one, dict) else vars(one) for one in chosen]
     assert [one["probability"] for one in given] == sorted((one["probability"] for one in given), reverse=True)
@@ -32,7 +27,7 @@ def test_labels_are_means_over_templates(predictor, templates):
         vectors = predictor.embed_texts([template.replace("{}", label) for template in templates])
         mean = vectors.mean(dim=0)
         weights.append(mean / mean.norm())
-    logits = predictor.embed_images(PNGS) @ torch.stack(weights).T / predictor.model.itc_head.temperature.item()  # type: ignore[union-attr, operator]
+    logits = predictor.embed_images(PNGS) @ torch.stack(weights).T / predictor.model.itc_head.temperature.item()
     found = predictor.classify(PNGS, labels=LABELS, templates=templates)
     for chosen, expected in zip(found, logits.softmax(dim=-1).tolist(), strict=True):
         assert probabilities(chosen) == dict(zip(LABELS, expected, strict=True))

@@ -2,6 +2,7 @@
 
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -110,6 +111,10 @@ def cotangents(outputs, seed=1):
 def off(ours, theirs):
     assert ours.shape == theirs.shape
     return float((ours - theirs).detach().abs().max())
+
+
+def close(found, expected):
+    np.testing.assert_allclose(found, np.asarray(expected), atol=1e-5)
 
 
 def equal(one, other):

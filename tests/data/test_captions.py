@@ -146,7 +146,6 @@ class TestPairs:
         assert torch.equal(batch.pixel_values, images.pixel_values([image for image, _ in numbers]))
         texts = images.processor.texts([row["entry"] for row in images.examples([number for _, number in numbers])])
         assert torch.equal(batch.input_ids, texts.input_ids)
-        assert batch.attention_mask is not None
         assert torch.equal(batch.attention_mask, texts.attention_mask)
         hidden = batch.mlm_labels >= 0
         assert torch.equal(batch.mlm_labels[hidden], batch.input_ids[hidden])

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from bridgetower.data import frozen as frozen_module
 from bridgetower.data.batch import BatchKey
-from bridgetower.data.captions import CaptionImages, CaptionPairs
-from bridgetower.data.config import DataConfig, MaskingConfig
+from bridgetower.data.captions import CaptionPairs
+from bridgetower.data.config import MaskingConfig
 from bridgetower.data.frozen import CONTENT, FeatureCache, FrozenDataset, key_ids, text_keys
 from bridgetower.data.store import Table
 from bridgetower.files import locked
+from rows import caption_images
 
 LAYERS, WIDTH = 2, 3
 SHAPE = {"num_layers": LAYERS, "width": WIDTH, "dtype": torch.float32}
@@ -151,7 +152,7 @@ class TestCache:
 @pytest.fixture(scope="module")
 def examples(tiny_dataset, tiny_processor, tmp_path_factory):
     folder = tmp_path_factory.mktemp("features")
-    images = CaptionImages(DataConfig(folders=(str(tiny_dataset),)), "train", tiny_processor)
+    images = caption_images(tiny_dataset, "train", tiny_processor)
     images.frozen = torch.tensor
     features = filled(folder / "images", [1] * 2 * len(images), num_views=2)
     examples = FrozenDataset(CaptionPairs(images, MaskingConfig(probability=0.5)), features, 2, 0)
@@ -183,7 +184,6 @@ class TestExamples:
         assert all(torch.equal(rows // 2, owners) for rows in views)
         assert len({tuple((rows % 2).tolist()) for rows in views}) == 8  # any view of each
         texts = examples.texts
-        assert texts is not None
         for ids, states in ((batch.input_ids, batch.text_states), (batch.masked_input_ids, batch.masked_states)):
             rows = [texts[1][one] for one in text_keys(ids, batch.attention_mask)]
             assert torch.equal(states, texts[0].read(rows, ids.shape[1]))

@@ -55,7 +55,6 @@ def colour(content):
     """The pure colour of the lower part of a frame."""
     image = Image.open(io.BytesIO(content)).convert("RGB")
     pixel = image.getpixel((image.width * 3 // 4, image.height * 3 // 4))
-    assert isinstance(pixel, tuple)
     return tuple(255 if value > 127 else 0 for value in pixel)
 
 

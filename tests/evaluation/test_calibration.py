@@ -30,7 +30,6 @@ class TestCalibrate:
     def test_finds_what_the_log_odds_mean(self, slope, intercept):
         log_odds, matching, halves = self.drawn(slope, intercept)
         found = calibrate(log_odds, matching, halves)
-        assert found is not None
         assert (found.slope, found.intercept) == pytest.approx((slope, intercept), abs=0.1)
         assert (found.pairs, found.matching) == (20_000, int(matching.sum()))
         assert found.ece_after < 0.02 < found.ece_before
@@ -40,7 +39,6 @@ class TestCalibrate:
     def test_matching_that_knows_nothing_gives_the_share(self):
         log_odds, matching, halves = self.drawn(-1.0, -2.0)  # worse than nothing: large where there is no match
         found = calibrate(log_odds, matching, halves)
-        assert found is not None
         assert found.slope == 0
         share = Reranking(calibration=found).match(log_odds)
         assert share.tolist() == pytest.approx([float(matching.float().mean())] * 20_000)
@@ -50,7 +48,6 @@ class TestCalibrate:
         log_odds, halves = torch.linspace(-3, 3, 1000), torch.arange(1000) % 2 == 1
         matching = torch.where(halves, log_odds > 0, log_odds < 0)
         found = calibrate(log_odds, matching, halves)
-        assert found is not None
         assert found.ece_after > 0.4
 
     @pytest.mark.parametrize("value", [True, False])

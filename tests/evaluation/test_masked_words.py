@@ -4,18 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bridgetower.data.captions import CaptionImages
-from bridgetower.data.config import DataConfig, MaskingConfig
+from bridgetower.data.config import MaskingConfig
 from bridgetower.evaluation import masked_words
 from bridgetower.evaluation.masked_words import MaskedPairs, evaluate_masked_words, other_image
-from rows import records_of, write_set
+from rows import caption_images, records_of, write_set
 
 MASKING = MaskingConfig(probability=0.4)
-
-
-@pytest.fixture
-def images(tiny_dataset, tiny_processor):
-    return CaptionImages(DataConfig(folders=(str(tiny_dataset),)), "test", tiny_processor)
 
 
 def test_other_images_are_all_others():
@@ -67,7 +61,7 @@ class TestEvaluation:
     def test_a_set_of_one_picture_has_no_wrong_ones(self, tiny_model, images, tiny_dataset, tmp_path):
         both = evaluate_masked_words(tiny_model, images, MASKING)
         folder = write_set(tmp_path / "set", {"test": records_of(tiny_dataset, "test")[:1]})
-        one = CaptionImages(DataConfig(folders=(str(folder),)), "test", images.processor)
+        one = caption_images(folder, "test", images.processor)
         assert set(evaluate_masked_words(tiny_model, one, MASKING)) == {"mlm_loss", "mlm_accuracy"} < set(both)
 
     def test_nothing_hidden(self, tiny_model, images):

@@ -8,20 +8,13 @@ import torch
 import bridgetower.evaluation.retrieval as scoring
 import dense
 from bridgetower.checkpoints import ITC_ALONE, UNMEASURED, Reranking, read_checkpoint
-from bridgetower.data.captions import CaptionImages
-from bridgetower.data.config import DataConfig
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.metrics import ITC_WEIGHTS, GroundTruth, chance_recalls, hit_chances
 from bridgetower.evaluation.retrieval import evaluate_all_pairs, evaluate_matching, evaluate_retrieval
 from bridgetower.model.heads import RankHead
-from rows import records_of, write_set
+from rows import caption_images, records_of, write_set
 
 ALL_STAGES = ("itc", "matching", "two_stage", "chance")
-
-
-@pytest.fixture
-def images(tiny_dataset, tiny_processor):
-    return CaptionImages(DataConfig(folders=(str(tiny_dataset),)), "test", tiny_processor)
 
 
 @pytest.fixture
@@ -37,7 +30,7 @@ def retrieve(tiny_model, images):
 def everything(tiny_checkpoint, tiny_dataset, tiny_processor):
     """Contrastive similarity and match logits [i, t, 2] of all pairs, each text through `model.forward` on its own."""
     model = read_checkpoint(tiny_checkpoint).model()
-    images = CaptionImages(DataConfig(folders=(str(tiny_dataset),)), "test", tiny_processor)
+    images = caption_images(tiny_dataset, "test", tiny_processor)
     captions, _ = images.texts()
     similarity, logits = torch.empty(len(images), len(captions)), torch.empty(len(images), len(captions), 2)
     pixel_values = images.pixel_values(range(len(images)))
@@ -128,7 +121,6 @@ class TestBothScores:
         validation, test = (made_up_candidates(seed, 1.0, 1.0) for seed in (0, 1))
         fitted = validation.fitted()
         found = fitted.calibration
-        assert found is not None
         own = (validation.text_side & validation.belong).sum()
         assert (found.pairs, found.matching) == (16 * 100, own)
         assert found.slope == pytest.approx(2 / 3, abs=0.1)  # of scores with means 0 and 6 and variance 9
@@ -150,7 +142,6 @@ class TestBothScores:
         everything = torch.ones(40, 40, dtype=torch.bool)
         pairs = dense.listed(dense.truth_of(torch.arange(40)), everything, cosine=cosine)
         gain = dense.ranked(pairs, itm).fitted().gain
-        assert gain is not None
         assert gain.difference < -0.3
 
     def test_the_interval_is_one_of_95_percent(self):
@@ -167,7 +158,6 @@ class TestBothScores:
             best = [weight for weight, mean in means.items() if mean == pytest.approx(max(means.values()), abs=1e-12)]
             weight = best[len(best) // 2]
             difference[images == half] = (hits[weight][1] - hits[ITC_ALONE][1])[images == half]
-        assert gain is not None
         assert gain.difference == pytest.approx(float(difference.mean()))
         error = float(difference.std()) / 10
         assert (gain.low, gain.high) == pytest.approx((gain.difference - 1.96 * error, gain.difference + 1.96 * error))
@@ -181,7 +171,6 @@ class TestBothScores:
         parts = [cut(whole, torch.arange(50)), cut(whole, torch.arange(50, 100))]
         assert halves.recalls(8.0).rsum == pytest.approx(sum(part.recalls(8.0).rsum for part in parts) / 2)
         gain = halves.fitted().gain
-        assert gain is not None
         assert gain.low < gain.difference < gain.high
         assert gain.texts == 100
 
@@ -190,8 +179,6 @@ class TestBothScores:
         once = made_up_candidates(0, 1.0, 1.0)
         repeated = cut(once, torch.arange(100), torch.arange(100).repeat_interleave(4))
         gains = [one.fitted().gain for one in (once, repeated)]
-        assert gains[0] is not None
-        assert gains[1] is not None
         widths = [gain.high - gain.low for gain in gains if gain is not None]
         assert widths[1] == pytest.approx(widths[0], rel=0.1)
 
@@ -248,7 +235,6 @@ class TestAllPairs:
         config = RetrievalConfig(protocol="paper")  # which ranks by the logit of a match alone
         by_match = evaluate_all_pairs(tiny_model, images, config)
         head = tiny_model.itm_head
-        assert head is not None
         tiny_model.rank_head = RankHead(16)
         for kind in ("weight", "bias"):
             both = getattr(head.fc, kind)
@@ -270,7 +256,7 @@ class TestFolds:
         alone = []
         for start in range(0, 9, 3):
             part = write_set(tmp_path / str(start), {"test": records_of(tiny_dataset, "test")[start : start + 3]})
-            fold = CaptionImages(DataConfig(folders=(str(part),)), "test", images.processor)
+            fold = caption_images(part, "test", images.processor)
             alone.append(evaluate_retrieval(tiny_model, fold, replace(config, fold_size=None)))
         for stage in ALL_STAGES:
             recalls = [recalls_of(fold.recalls[stage]) for fold in alone]
@@ -289,7 +275,6 @@ class TestFolds:
 class TestAccuracy:
     def test_own_and_one_other_image_of_each_text(self, tiny_model, images, everything):
         captions, owner = images.texts()
-        assert tiny_model.itm_head is not None
         seen = []
         tiny_model.itm_head.register_forward_hook(lambda module, inputs, output: seen.append(output.clone()))
         accuracy = evaluate_matching(tiny_model, images, RetrievalConfig(batch_size=5))

@@ -16,12 +16,10 @@ import bridgetower.evaluation.retrieval as scoring_module
 import dense
 import kills
 from bridgetower import cli
-from bridgetower.data.captions import CaptionImages
-from bridgetower.data.config import DataConfig
 from bridgetower.evaluation.config import EvaluationOptions, RetrievalConfig
 from bridgetower.evaluation.retrieval import evaluate_retrieval, pair_scorer
 from bridgetower.files import locked
-from rows import records_of, write_set
+from rows import caption_images, records_of, write_set
 
 CONFIG = RetrievalConfig(candidates=4, batch_size=3)
 
@@ -33,11 +31,6 @@ import kills
 scoring.PAIRS_PER_PART = 8
 kills.main("*/scores-*", sys.argv[1], "SIGKILL", "self", *sys.argv[2:])
 """
-
-
-@pytest.fixture
-def images(tiny_dataset, tiny_processor):
-    return CaptionImages(DataConfig(folders=(str(tiny_dataset),)), "test", tiny_processor)
 
 
 @pytest.fixture
@@ -66,7 +59,7 @@ def stop(model, images, work, batches, config=CONFIG):
 
 class TestHalfPrecision:
     def test_cosines_are_those_of_the_vectors_in_float32(self, tiny_model, images):
-        head, outputs = tiny_model.head("itc"), {"image": [], "text": []}  # type: dict[str, list[Tensor]]
+        head, outputs = tiny_model.head("itc"), {"image": [], "text": []}
         for name, kept in outputs.items():
             getattr(head, name).register_forward_hook(lambda module, inputs, output, to=kept: to.append(output))
         with torch.autocast("cpu", torch.bfloat16):
@@ -154,7 +147,7 @@ class TestWork:
         """Pairs and rows are the same in all, so that nothing but the name of the work keeps them apart."""
         folder, work = tmp_path / "changed", tmp_path / "work"
         shutil.copytree(tiny_dataset, folder)
-        originals = CaptionImages(DataConfig(folders=(str(folder),)), "test", tiny_processor)
+        originals = caption_images(folder, "test", tiny_processor)
         stop(tiny_model, originals, work, 12)
         stop(tiny_model, originals, work, 7, replace(CONFIG, candidates=3))
         with torch.autocast("cpu", torch.bfloat16):
@@ -163,7 +156,7 @@ class TestWork:
         others = [replace(one, images=records[place - 1].images) for place, one in enumerate(records)]
         shutil.rmtree(folder)
         write_set(folder, {"test": others})
-        changed = CaptionImages(DataConfig(folders=(str(folder),)), "test", tiny_processor)
+        changed = caption_images(folder, "test", tiny_processor)
         expected = evaluate_retrieval(tiny_model, changed, CONFIG).metrics()
         assert evaluate_retrieval(tiny_model, changed, CONFIG, EvaluationOptions(work=work)).metrics() == expected
         with torch.no_grad():

@@ -68,8 +68,6 @@ def client(tiny_checkpoint, tmp_path_factory):
 @pytest.fixture(scope="module")
 def example():
     spec = importlib.util.spec_from_file_location("ask_moments", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
     found = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(found)
     return found

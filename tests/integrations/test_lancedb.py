@@ -17,11 +17,6 @@ import bridgetower.integrations.lancedb  # noqa: E402
 TEXTS = ["red circle on black", "a bar", "a square"]
 
 
-@pytest.fixture(scope="module")
-def predictor(tiny_checkpoint):
-    return load(tiny_checkpoint, device="cpu")
-
-
 def nearest(table, query):
     """The cosine of the query with every row."""
     rows = table.search(query).distance_type("cosine").limit(10).to_list()

@@ -4,13 +4,13 @@ import asyncio
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from bridgetower.predictor import load
 from bridgetower.search.build import build_index
 from bridgetower.search.searcher import Searcher
 from shapes import write_pictures
+from tiny import close
 
 pytest.importorskip("langchain_core")
 from langchain_core.documents import Document
@@ -32,10 +32,6 @@ def index(predictor, tmp_path_factory):
     folder = tmp_path_factory.mktemp("indexed")
     build_index(write_pictures(folder), folder / "shapes.lance", predictor)
     return folder / "shapes.lance"
-
-
-def close(found, expected):
-    np.testing.assert_allclose(found, np.asarray(expected), atol=1e-5)
 
 
 def test_embeddings(predictor, images):
@@ -230,8 +226,6 @@ def vector_store_tests():
         return Missing
     place = Path(package.origin).parent / "integration_tests" / "vectorstores.py"
     found = spec_from_file_location("standard_tests", place)
-    assert found is not None
-    assert found.loader is not None
     module = module_from_spec(found)
     found.loader.exec_module(module)
     return module.VectorStoreIntegrationTests

@@ -6,10 +6,9 @@ import pickle
 import threading
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from bridgetower.predictor import load
+from tiny import close
 
 pytest.importorskip("llama_index.core")
 from bridgetower.integrations.llama_index import BridgeTowerEmbedding
@@ -18,17 +17,8 @@ TEXTS = ["red circle on black", "a bar", "a square"]
 
 
 @pytest.fixture(scope="module")
-def predictor(tiny_checkpoint):
-    return load(tiny_checkpoint, device="cpu")
-
-
-@pytest.fixture(scope="module")
 def embedding(predictor):
     return BridgeTowerEmbedding(predictor, embed_batch_size=2)
-
-
-def close(found, expected):
-    np.testing.assert_allclose(found, np.asarray(expected), atol=1e-5)
 
 
 def test_vectors_in_this_thread_and_in_others(embedding, predictor, images, monkeypatch):

@@ -8,6 +8,7 @@ from PIL import Image
 
 from bridgetower.integrations import write_modules
 from bridgetower.predictor import load
+from tiny import close
 
 sentence_transformers = pytest.importorskip("sentence_transformers")
 from bridgetower.integrations.sentence_transformers import EmbeddingModule, MatchingModule  # noqa: E402
@@ -23,10 +24,6 @@ def predictor(comparable_checkpoint):
 @pytest.fixture(scope="module")
 def embedder(comparable_checkpoint):
     return sentence_transformers.SentenceTransformer(modules=[EmbeddingModule(comparable_checkpoint)], device="cpu")
-
-
-def close(found, expected):
-    np.testing.assert_allclose(found, np.asarray(expected), atol=1e-5)
 
 
 class TestEncode:

@@ -61,7 +61,6 @@ class TestItc:
         assert head.temperature.item() == pytest.approx(clamped)
         assert loss.item() == pytest.approx(slow_itc(images, texts, [0, 1, 2], 1 / clamped), rel=1e-4)
         loss.backward()
-        assert head.temperature.grad is not None
         assert head.temperature.grad.isfinite()
 
     def test_gradient_is_that_of_the_formula(self):
@@ -76,7 +75,6 @@ class TestItc:
             upper = slow_itc(moved, texts.detach(), index.tolist(), float(SCALE))
             moved[row, column] -= 2 * step
             lower = slow_itc(moved, texts.detach(), index.tolist(), float(SCALE))
-            assert images.grad is not None
             assert images.grad[row, column].item() == pytest.approx((upper - lower) / (2 * step), rel=1e-3, abs=1e-5)
 
 

@@ -34,7 +34,6 @@ def tables(page):
     for content in re.findall(r"<table>(.*?)</table>", page, re.DOTALL):
         rows = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr[^>]*>(.*?)</tr>", content)]
         caption = re.search("<caption>(.*?)</caption>", content)
-        assert caption is not None
         found[caption[1]] = [[re.sub("<[^>]+>", "", cell) for cell in row] for row in rows]
     return found
 
@@ -52,7 +51,6 @@ def outcome(answering_checkpoint, tmp_path):
 
 
 def test_judgements_are_the_predictions(outcome):
-    assert outcome.judge is not None
     judgements = outcome.judge()
     assert [one.given for one in judgements] == [row["answer"] for row in outcome.predictions]
     mean = sum(one.score for one in judgements) / len(judgements)
@@ -78,15 +76,12 @@ def test_a_set_with_one_answer_each(answering_checkpoint, tmp_path):
     changed = write_set(tmp_path / "changed", {"validation": records}, SCHEMAS["vqa"], **files)
     outcome = evaluate(model, "vqav2", [changed], "validation", RetrievalConfig())
     assert outcome.metrics["vqa_score"] == pytest.approx(1 - 1 / len(given), abs=5e-5)
-    assert outcome.judge is not None
-    assert outcome.images is not None
     write_errors(tmp_path / "errors.html", outcome.judge(), outcome.images, title="")
     page = (tmp_path / "errors.html").read_text(encoding="utf-8")
     assert re.findall(r'<b class="mark">(.*?)</b>', page) == ["other"]
 
 
 def test_the_answer_of_most_is_no_miss(outcome, tmp_path):
-    assert outcome.images is not None
     judgements = [judgement(1, score=0.6, miss=0.4), judgement(2, given="blue", score=0.6, miss=0.3)]
     write_errors(tmp_path / "errors.html", judgements, outcome.images, title="")
     page = (tmp_path / "errors.html").read_text(encoding="utf-8")
@@ -114,7 +109,6 @@ def test_what_the_page_says(outcome, tmp_path):
         judgement(3, given="green", score=0.4, miss=0.1, probability=0.25, groups={"shop": "south"}),
     ]
     right = [judgement(number, groups={"shop": "north <b>"}) for number in range(4, 10)]
-    assert outcome.images is not None
     write_errors(tmp_path / "errors.html", [*wrong, *right], outcome.images, title="<my> model", misses=2)
     page = (tmp_path / "errors.html").read_text(encoding="utf-8")
     assert "71 % of 9 examples are right; 3 are not, or not quite." in text_of(page).replace("\xa0", " ")
@@ -131,8 +125,6 @@ def test_what_the_page_says(outcome, tmp_path):
 
 
 def test_a_table_of_ones_own_to_slice_by(outcome, tmp_path):
-    assert outcome.judge is not None
-    assert outcome.images is not None
     judgements, table = outcome.judge(), tmp_path / "slices.csv"
     with table.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([["id", "light"], *([one.id, "day"] for one in judgements[:4])])
@@ -155,7 +147,6 @@ def test_a_table_of_ones_own_to_slice_by(outcome, tmp_path):
 def test_retrieval(tiny_checkpoint, tiny_dataset):
     settings = RetrievalConfig(candidates=4)
     outcome = evaluate(load(tiny_checkpoint, device="cpu"), "retrieval", [tiny_dataset], "test", settings)
-    assert outcome.judge is not None
     judgements = outcome.judge()
     assert len(judgements) == outcome.counts["num_texts"]
     recall = sum(one.score for one in judgements) / len(judgements)
@@ -186,8 +177,6 @@ def test_the_command(tiny_checkpoint, tiny_dataset, tmp_path, capsys):
 def test_statements(answering_checkpoint, tmp_path, kind):
     folder = asked.write_set(tmp_path / kind, kind)
     outcome = evaluate(load(answering_checkpoint, device="cpu"), kind, [folder], "validation", RetrievalConfig())
-    assert outcome.judge is not None
-    assert outcome.images is not None
     judgements = outcome.judge()
     assert sum(one.score for one in judgements) / len(judgements) == pytest.approx(outcome.metrics["accuracy"])
     write_errors(tmp_path / "errors.html", judgements, outcome.images, title=kind)

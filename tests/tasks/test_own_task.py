@@ -72,9 +72,7 @@ def spec(tmp_path, monkeypatch):
     (tmp_path / "smooth_task.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    spec = own_task("smooth_task:SMOOTH")
-    assert spec is not None
-    return spec
+    return own_task("smooth_task:SMOOTH")
 
 
 @pytest.fixture

@@ -132,7 +132,6 @@ class TestObjectives:
     def test_pre_training(self):
         for name in ("pretrain-base", "pretrain-large"):
             task = RECIPES[name].task
-            assert isinstance(task, PretrainingConfig)
             (phase,) = task.phases
             assert (phase.mlm, phase.itm, phase.itc, phase.negatives) == (1, 1, 0, "random")
             masking = task.masking
@@ -153,14 +152,12 @@ class TestObjectives:
     def test_retrieval(self):
         for name, candidates in (("retrieval-flickr30k", 128), ("retrieval-coco", 256)):
             task = RECIPES[name].task
-            assert isinstance(task, PretrainingConfig)
             (phase,) = task.phases
             assert (phase.mlm, phase.itm, phase.itc, phase.negatives) == (0, 1, 1, "hard")
             assert RECIPES[name].evaluation.candidates == candidates
 
     def test_contrastive_fine_tuning_is_that_of_transformers_trainer(self):
         run = RECIPES["contrastive-large"]
-        assert isinstance(run.task, PretrainingConfig)
         (phase,) = run.task.phases
         assert (phase.mlm, phase.itm, phase.itc) == (0, 0, 1)
         assert run.model == replace(LARGE, heads=HeadsConfig(mlm=False, itm=False, itc="fused", itc_size=512))
