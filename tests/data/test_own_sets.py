@@ -236,20 +236,6 @@ class TestAttempts:
             prepare_own("pairs", source, tmp_path / "out")
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"test_fraction": -0.1}, "give >= 0, together below 1"),
-        ({"test_fraction": 0.5, "validation_fraction": 0.5}, "give >= 0, together below 1"),
-        ({"max_errors": -1}, "max_errors is -1"),
-        ({"num_workers": 0}, "num_workers 0"),
-    ],
-)
-def test_config_refuses(changes, message):
-    with pytest.raises(ValueError, match=message):
-        PairsConfig(**changes)
-
-
 def named(example, config, seen):
     """Makes one caption of the name of an image."""
     if example.id == "3.png":

@@ -6,6 +6,10 @@ from bridgetower.data.schema import CAPTIONS, SCHEMAS, SNLI_VE, VQA, Question, S
 from rows import CHOICES, Choice
 
 
+def choice(question, *answers):
+    return Choice(choice_id="1", question=question, answers=answers)
+
+
 def test_no_such_schema():
     with pytest.raises(ValueError, match="no schema called 'boxes'; there are captions, vqa"):
         schema_named("boxes")
@@ -43,30 +47,21 @@ def test_labels_are_in_the_order_of_the_official_classes():
             Statement(statement_id="x", text="a", label="True"),
             "statement 'x' has the label 'True', expected one of contradiction, neutral, entailment",
         ),
+        (choice("what?", "a dog", "a cat"), None),
+        (choice("what?", "a dog", " "), "choice '1' has an empty text"),
+        (choice("", "a dog"), "choice '1' has an empty text"),
+        (choice("what?", "a dog", "a cat "), "choice '1' has spaces at its ends"),
+        (choice("what?", "a dog", "\ud83d"), "choice '1' is not valid Unicode"),
     ],
 )
 def test_what_cannot_be_used(entry, problem):
-    schema = {str: CAPTIONS, Question: VQA, Statement: SNLI_VE}[type(entry)]
+    schema = {str: CAPTIONS, Question: VQA, Statement: SNLI_VE, Choice: CHOICES}[type(entry)]
     assert schema.problem_of(entry) == problem
 
 
 def test_texts_of_several_fields():
-    choice = Choice(choice_id="1", question="what?", answers=("a dog", "a cat"))
-    assert CHOICES.texts_of(choice) == CHOICES.texts_of(vars(choice)) == ["what?", "a dog", "a cat"]
-    assert CHOICES.problem_of(choice) is None
-
-
-@pytest.mark.parametrize(
-    ("question", "answers", "problem"),
-    [
-        ("what?", ("a dog", " "), "choice '1' has an empty text"),
-        ("", ("a dog",), "choice '1' has an empty text"),
-        ("what?", ("a dog", "a cat "), "choice '1' has spaces at its ends"),
-        ("what?", ("a dog", "\ud83d"), "choice '1' is not valid Unicode"),
-    ],
-)
-def test_every_text_is_checked(question, answers, problem):
-    assert CHOICES.problem_of(Choice(choice_id="1", question=question, answers=answers)) == problem
+    entry = choice("what?", "a dog", "a cat")
+    assert CHOICES.texts_of(entry) == CHOICES.texts_of(vars(entry)) == ["what?", "a dog", "a cat"]
 
 
 def test_an_entry_of_another_type():

@@ -212,22 +212,3 @@ class TestRandAugment:
             assert {round(value, 9) for value in found} == {round(value, 9) for value in expected}
             if name in signed:
                 assert 0.35 < sum(value > 0 for value in found) / len(found) < 0.65
-
-
-class TestSettings:
-    @pytest.mark.parametrize(
-        ("changes", "message"),
-        [
-            ({"random_crop": 0.0}, r"random_crop is 0.0; expected a share in \(0, 1\], or None"),
-            ({"random_crop": 1.5}, "random_crop is 1.5"),
-            ({"rand_augment": "colours", "rand_magnitude": 3}, "rand_augment is 'colours'; expected one of none"),
-            ({"rand_magnitude": 3}, "rand_magnitude is 3 for rand_augment 'none'; expected 0"),
-            ({"rand_augment": "colour"}, "rand_magnitude is 0 for rand_augment 'colour'; expected 1 to 30"),
-            ({"rand_augment": "geometry", "rand_magnitude": 11}, "expected 1 to 10"),
-            ({"random_crop": 0.5, "cache": True}, "start from the image files; leave cache and augmentation out"),
-            ({"flip": True, "augmentation": "affine"}, "leave cache and augmentation out"),
-        ],
-    )
-    def test_refused(self, changes, message):
-        with pytest.raises(ValueError, match=message):
-            DataConfig(**changes)

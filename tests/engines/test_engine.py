@@ -135,28 +135,6 @@ def test_compiled_in_few_graphs_for_all_kinds_of_calls_and_beyond_their_limit():
 
 
 class TestChoice:
-    @pytest.mark.parametrize(
-        ("options", "message"),
-        [
-            ({"engine": "tensorrt"}, "engine is 'tensorrt'; expected one of torch, onnxruntime, openvino"),
-            ({"precision": "fp8"}, "precision is 'fp8'; expected one of fp32, bf16, fp16, int8"),
-            ({"precision": "fp16", "device": "cpu"}, "precision fp16 is for GPUs; on the CPU use bf16"),
-            ({"engine": "openvino", "precision": "fp16"}, "engine openvino has no fp16; .*: torch"),
-            ({"engine": "onnxruntime", "precision": "bf16"}, "engine onnxruntime has no bf16; .*: torch, openvino"),
-            ({"precision": "int8"}, "engine torch has no int8; engines that have it: onnxruntime"),
-            ({"engine": "openvino", "precision": "int8"}, "engine openvino has no int8"),
-            ({"engine": "onnxruntime", "device": "cuda:0"}, "engine onnxruntime runs on the CPU, not on cuda:0"),
-            ({"device": "gpu"}, "device is 'gpu'; expected a name such as cpu or cuda:0"),
-            ({"engine": "openvino", "compile": True}, "engine openvino is not compiled; use engine torch"),
-            ({"device": "cuda:99"}, "device is 'cuda:99', but PyTorch sees"),
-            ({"device": "meta"}, "device is 'meta', on which PyTorch cannot compute here"),
-            ({"device": "vulkan"}, "device is 'vulkan', on which PyTorch cannot compute here"),
-        ],
-    )
-    def test_that_does_not_exist(self, options, message):
-        with pytest.raises(ValueError, match=message):
-            EngineChoice(**options)
-
     def test_of_a_number_format(self):
         assert EngineChoice(precision="bf16").dtype == torch.bfloat16
         assert EngineChoice().dtype == EngineChoice(engine="onnxruntime").dtype == torch.float32

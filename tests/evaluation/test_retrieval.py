@@ -338,12 +338,3 @@ def test_names_of_metrics(retrieve):
     stages = [f"{stage}_{name}" for stage in ALL_STAGES for name in (*sides, "rsum")]
     assert set(metrics) == {*stages, "itm_accuracy", "itc_weight", "ece", "rsum"}
     assert metrics["rsum"] == metrics["two_stage_rsum"]
-
-
-WRONG = {"candidates": -1, "max_captions": 0, "batch_size": -1, "fold_size": 0, "protocol": "fair"}
-
-
-@pytest.mark.parametrize("name", WRONG)
-def test_config_errors(name):
-    with pytest.raises(ValueError, match=f"{name} is {WRONG[name]!r}"):
-        RetrievalConfig(**{name: WRONG[name]})

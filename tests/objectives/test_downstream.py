@@ -104,11 +104,6 @@ class TestRanking:
         assert network.itm_head.fc.weight.grad is None
         assert network.rank_head.fc.weight.grad is not None
 
-    @pytest.mark.parametrize(("name", "value", "least"), [("false_texts", 0, 1), ("itm", -1.0, 0)])
-    def test_refused_settings(self, name, value, least):
-        with pytest.raises(ValueError, match=f"{name} is {value}; expected at least {least}"):
-            RankingConfig(**{name: value})
-
 
 def test_numbers():
     task = task_of_head(model(classification=1, itm=False), "classification")

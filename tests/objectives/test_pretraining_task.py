@@ -172,3 +172,16 @@ def test_in_one_process_hard_negatives_of_the_world_are_those_of_the_rank():
     phase = replace(ALL, negatives="hard")
     totals = {place: make_task(phase, negatives_from=place)(make_batch()).total.item() for place in ("rank", "world")}
     assert totals["rank"] == totals["world"]
+
+
+def test_what_compares_the_pairs_of_a_batch():
+    names = ((Phase(), []), (Phase(itc=1), ["ITC"]), (Phase(negatives="hard"), ["hard negatives"]))
+    for phase, contrasts in names:
+        assert PretrainingConfig(phases=(Phase(until=0.5), phase)).contrasts == contrasts
+
+
+def test_phase_in_force():
+    phases = (Phase(until=0.25), Phase(until=0.5, itc=1), Phase(until=1.0, mlm=0))
+    config = PretrainingConfig(phases=phases)
+    shares = {0.0: 0, 0.2499: 0, 0.25: 1, 0.4999: 1, 0.5: 2, 0.99: 2, 1.0: 2}
+    assert {share: phases.index(config.phase(share)) for share in shares} == shares
