@@ -1,8 +1,11 @@
-"""Images written as their names say, and texts that fit."""
+"""Images written as their names say, texts that fit, and the picture of an explanation."""
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from bridgetower.attention import Explanation, draw_explanation, heat
 from bridgetower.drawing import shortened, write_image
 
 
@@ -18,3 +21,43 @@ def test_written_as_the_name_says(tmp_path):
 def test_a_line_is_cut_to_its_length():
     assert shortened("a dog\n and cats", 12) == "a dog and c…"
     assert shortened("a dog", 5) == "a dog"
+
+
+@pytest.fixture
+def view():
+    return Image.linear_gradient("L").convert("RGB").resize((480, 480))
+
+
+def explanation(view, num_words, *, layers=1, probability=0.5):
+    maps = torch.full((layers, num_words, 3, 3), 0.05)
+    for word in range(num_words):
+        maps[:, word, word % 3, word % 2] = 0.6
+    return Explanation(
+        text=" ".join(["word"] * num_words),
+        words=("word",) * num_words,
+        maps=maps,
+        prefix_shares=torch.full((layers, num_words), 0.25),
+        probability=probability,
+        view=view,
+    )
+
+
+def test_glows_where_the_attention_is(view):
+    values = torch.zeros(3, 3)
+    values[0, 2] = 1
+    pixels = np.asarray(heat(view, values)).astype(float).sum(axis=2)
+    third = view.width // 3
+    means = pixels.reshape(3, third, 3, third).mean(axis=(1, 3))
+    assert means.argmax() == 2
+    assert means[0, 2] > 1.5 * means[2, 0]
+    dark = np.asarray(heat(view, torch.zeros(3, 3))).astype(float)
+    assert dark.max() < 0.5 * 255
+
+
+@pytest.mark.filterwarnings("error")
+def test_bands_of_words_and_rows_of_layers(view):
+    few, many = draw_explanation(explanation(view, 8)), draw_explanation(explanation(view, 9, probability=None))
+    side = few.width / 8.6
+    assert 5 * side < many.width < 7 * side
+    assert many.height > few.height + 1.2 * side
+    assert draw_explanation(explanation(view, 8, layers=2)).height > few.height + side

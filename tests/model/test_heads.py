@@ -14,15 +14,7 @@ from bridgetower.checkpoints import Checkpoint, convert, read_checkpoint, write_
 from bridgetower.engines.parts import Part
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import HeadsConfig
-from bridgetower.model.heads import (
-    HEADS,
-    ClassifierHead,
-    FusedItcHead,
-    ItcHead,
-    LinearHead,
-    MlmHead,
-    RankHead,
-)
+from bridgetower.model.heads import HEADS, ClassifierHead, FusedItcHead, ItcHead, LinearHead, MlmHead, RankHead
 from tiny import exact as random
 from tiny import made
 

@@ -11,7 +11,7 @@ from bridgetower.checkpoints import read_checkpoint, write_checkpoint
 from bridgetower.data.datasets import prepare_arrow
 from bridgetower.data.schema import SCHEMAS
 from bridgetower.evaluation.class_metrics import vqa_score
-from bridgetower.evaluation.config import RetrievalConfig
+from bridgetower.evaluation.config import Outcome, RetrievalConfig
 from bridgetower.predictor import load
 from bridgetower.tasks.entries import statement_metrics
 from bridgetower.tasks.table import evaluate
@@ -200,3 +200,29 @@ class TestRetrieval:
             outcome = evaluate(model, "retrieval", [tiny_dataset], "test", RetrievalConfig(max_captions=1))
             assert outcome.metrics["rsum"] == outcome.metrics[stage]
             assert outcome.counts == {"num_images": 9, "num_texts": 9}
+
+
+ABOUT = {"benchmark": "vqav2", "split": "validation", "protocol": "standard"}
+
+
+def test_everything_is_written(tmp_path):
+    outcome = Outcome(
+        metrics={"vqa_score": 61.25},
+        counts={"num_questions": 2},
+        details={"by_answer_type": {"other": 61.25}},
+        predictions=[{"question_id": 1, "answer": "café"}, {"question_id": 2, "answer": "no"}],
+        submission=("submission.json", "[]"),
+    )
+    outcome.write(tmp_path, ABOUT)
+    report = json.loads((tmp_path / "metrics.json").read_text())
+    assert report == outcome.report(ABOUT)
+    assert report.pop("versions").keys() == {"bridgetower", "torch", "python"}
+    assert report == {**ABOUT, "num_questions": 2, "vqa_score": 61.25, "by_answer_type": {"other": 61.25}}
+    lines = (tmp_path / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["answer"] for line in lines] == ["café", "no"]
+    assert (tmp_path / "submission.json").read_text() == "[]"
+
+
+def test_metrics_alone(tmp_path):
+    Outcome(metrics={"rsum": 1.0}, counts={}).write(tmp_path, ABOUT)
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
