@@ -64,18 +64,6 @@ def test_arrow(run, tmp_path):
     ]
 
 
-def test_errors(refused, tmp_path):
-    source, out = tmp_path / "nowhere", tmp_path / "set"
-    assert "nowhere.csv" in refused("prepare", "pairs", tmp_path / "nowhere.csv", "--out", out)
-    assert "give the folder with the original files of coco" in refused(
-        "prepare", "coco", "--source", source, "--out", out
-    )
-    source.mkdir()
-    assert "no file dataset_coco.json" in refused("prepare", "coco", "--source", source, "--out", out)
-    for folder in (tmp_path / "none", tmp_path):
-        assert f"no dataset.json in {folder}; give the folder" in refused("inspect", folder)
-
-
 @pytest.fixture
 def folder(tmp_path):
     write_vqav2(tmp_path / "vqa")

@@ -41,7 +41,6 @@ class TestIndex:
         command = ("index", photos, "--out", tmp_path / "photos.lance", "--model", tiny_checkpoint)
         (photos / "broken.png").write_text("")
         assert "1 bad item, allowed are 0 (--max-errors N allows more); the other 3 are in the" in refused(*command)
-        assert "model" in refused(*command, "--image-size", 40)
         (tmp_path / "none").mkdir()
         for source, out, message in (  # no model is loaded for what is wrong anyway
             (photos, "photos.lance", "no-model"),
@@ -129,11 +128,8 @@ class TestSearch:
             "search", index, "a", "--sheet", sheet
         )
         assert not sheet.parent.exists()
-        assert "where is 'wide'" in refused("search", index, "red", "--where", "wide")
-        assert "no index at" in refused("search", tmp_path / "none.lance", "red")
         monkeypatch.chdir(tmp_path)
         assert "demo, but there is no bridgetower-demo/held-out.lance here" in refused("search", "demo", "red")
-        assert "has no suffix" in refused("search", index, "red", "--sheet", tmp_path / "hits")
 
 
 class TestDemo:

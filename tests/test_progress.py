@@ -23,15 +23,10 @@ def test_rate_is_shown_per_second():
     clock = iter([0.0, *[float(second) for second in range(100)]])
     bars = Progress(RateColumn(), get_time=lambda: next(clock))
     task = bars.add_task("", total=10_000)
+    assert RateColumn().render(bars.tasks[0]).plain == ""  # there is none yet
     for _ in range(3):
         bars.advance(task, 1200)
     assert RateColumn().render(bars.tasks[0]).plain == "1,200/s"
-
-
-def test_rate_is_not_shown_before_there_is_one():
-    bars = Progress(RateColumn())
-    bars.add_task("", total=3)
-    assert RateColumn().render(bars.tasks[0]).plain == ""
 
 
 def test_shown_on_a_terminal_only(monkeypatch):

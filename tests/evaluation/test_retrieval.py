@@ -71,11 +71,6 @@ class TestBruteForce:
         assert torch.equal(result.truth.text_image_index, owner)
         assert result.recalls["chance"] == chance_recalls(dense.truth_of(owner))
 
-    def test_batch_size_changes_nothing(self, retrieve):
-        expected, found = (retrieve(batch_size=each, candidates=2) for each in (64, 1))
-        torch.testing.assert_close(dense.similarity(found), dense.similarity(expected), atol=1e-5, rtol=0)
-        assert found.metrics() == pytest.approx(expected.metrics(), abs=1e-6)
-
 
 class TestBothScores:
     @pytest.mark.parametrize("itc_weight", [1.0, 16.0, ITC_ALONE])

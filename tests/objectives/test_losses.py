@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from bridgetower.data.batch import IGNORED
 from bridgetower.model.heads import ItcHead, MlmHead
@@ -134,8 +133,6 @@ def test_total_is_the_weighted_sum():
 
 INDEX = torch.tensor([0, 1, 2, 0, 3])
 SPLITS = ([5], [2, 3], [1, 1, 1, 1, 1])
-
-Leaves = dict[str, Tensor]
 
 
 @pytest.fixture(params=[("image", "text"), ("image", "text", "joint")], ids=["towers", "fused"])

@@ -43,11 +43,25 @@ def judgement(number, **changes):
     return Judgement(id=str(number), images=(0,), text=f"text {number}", **{**given, **changes})
 
 
+@pytest.fixture(scope="module")
+def model(answering_checkpoint):
+    return load(answering_checkpoint, device="cpu")
+
+
 @pytest.fixture
-def outcome(answering_checkpoint, tmp_path):
+def outcome(model, tmp_path):
     """Of questions that the model answers at random."""
     folder = asked.write_set(tmp_path / "vqa", "vqa")
-    return evaluate(load(answering_checkpoint, device="cpu"), "vqav2", [folder], "validation", RetrievalConfig())
+    return evaluate(model, "vqav2", [folder], "validation", RetrievalConfig())
+
+
+@pytest.fixture
+def page_of(tmp_path):
+    def write(judgements, images, title="", **options):
+        write_errors(tmp_path / "errors.html", judgements, images, title=title, **options)
+        return (tmp_path / "errors.html").read_text(encoding="utf-8")
+
+    return write
 
 
 def test_judgements_are_the_predictions(outcome):
@@ -58,12 +72,9 @@ def test_judgements_are_the_predictions(outcome):
     assert {name for one in judgements for name in one.groups} == {"answer_type", "question_type"}
 
 
-def test_a_set_with_one_answer_each(answering_checkpoint, tmp_path):
+def test_a_set_with_one_answer_each(outcome, model, page_of, tmp_path):
     """As in sets of one's own: what is right is neither scored as wrong nor listed as a miss."""
-    folder = asked.write_set(tmp_path / "vqa", "vqa")
-    model = load(answering_checkpoint, device="cpu")
-    before = evaluate(model, "vqav2", [folder], "validation", RetrievalConfig())
-    given = {row["question_id"]: row["answer"] for row in before.predictions}
+    given = {row["question_id"]: row["answer"] for row in outcome.predictions}
     records = asked.questioned("validation", 5)
     first = records[0].entries[0].question_id
 
@@ -76,16 +87,13 @@ def test_a_set_with_one_answer_each(answering_checkpoint, tmp_path):
     changed = write_set(tmp_path / "changed", {"validation": records}, SCHEMAS["vqa"], **files)
     outcome = evaluate(model, "vqav2", [changed], "validation", RetrievalConfig())
     assert outcome.metrics["vqa_score"] == pytest.approx(1 - 1 / len(given), abs=5e-5)
-    write_errors(tmp_path / "errors.html", outcome.judge(), outcome.images, title="")
-    page = (tmp_path / "errors.html").read_text(encoding="utf-8")
+    page = page_of(outcome.judge(), outcome.images)
     assert re.findall(r'<b class="mark">(.*?)</b>', page) == ["other"]
 
 
-def test_the_answer_of_most_is_no_miss(outcome, tmp_path):
+def test_the_answer_of_most_is_no_miss(outcome, page_of):
     judgements = [judgement(1, score=0.6, miss=0.4), judgement(2, given="blue", score=0.6, miss=0.3)]
-    write_errors(tmp_path / "errors.html", judgements, outcome.images, title="")
-    page = (tmp_path / "errors.html").read_text(encoding="utf-8")
-    assert re.findall(r'<p class="query">(.*?)</p>', page) == ["text 2"]
+    assert re.findall(r'<p class="query">(.*?)</p>', page_of(judgements, outcome.images)) == ["text 2"]
 
 
 def test_images_are_on_the_background_of_the_model(tiny_processor):
@@ -102,15 +110,14 @@ def test_images_are_on_the_background_of_the_model(tiny_processor):
         assert expected == (background or (0, 0, 0))
 
 
-def test_what_the_page_says(outcome, tmp_path):
+def test_what_the_page_says(outcome, page_of):
     wrong = [
         judgement(1, given="blue", score=0.0, miss=0.8, probability=0.8, groups={"shop": "north <b>"}),
         judgement(2, given="blue", score=0.0, miss=0.95, probability=0.95, groups={"shop": "south"}),
         judgement(3, given="green", score=0.4, miss=0.1, probability=0.25, groups={"shop": "south"}),
     ]
     right = [judgement(number, groups={"shop": "north <b>"}) for number in range(4, 10)]
-    write_errors(tmp_path / "errors.html", [*wrong, *right], outcome.images, title="<my> model", misses=2)
-    page = (tmp_path / "errors.html").read_text(encoding="utf-8")
+    page = page_of([*wrong, *right], outcome.images, "<my> model", misses=2)
     assert "71 % of 9 examples are right; 3 are not, or not quite." in text_of(page).replace("\xa0", " ")
     assert re.findall(r'<p class="query">(.*?)</p>', page) == ["text 2", "text 1"]  # the surest miss first
     assert page.count("data:image/webp;base64,") == 2
@@ -124,14 +131,12 @@ def test_what_the_page_says(outcome, tmp_path):
     assert "By right answer" not in found  # which is the same for all
 
 
-def test_a_table_of_ones_own_to_slice_by(outcome, tmp_path):
+def test_a_table_of_ones_own_to_slice_by(outcome, page_of, tmp_path):
     judgements, table = outcome.judge(), tmp_path / "slices.csv"
     with table.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([["id", "light"], *([one.id, "day"] for one in judgements[:4])])
         csv.writer(file).writerows([[one.id, "night"] for one in judgements[4:]])
-    page = tmp_path / "errors.html"
-    write_errors(page, judgements, outcome.images, title="", slices=table)
-    counts = {row[0]: row[1] for row in tables(page.read_text(encoding="utf-8"))["By light"][1:]}
+    counts = {row[0]: row[1] for row in tables(page_of(judgements, outcome.images, slices=table))["By light"][1:]}
     assert counts == {"day": "4", "night": str(len(judgements) - 4)}
     for content, message in {
         "name\na\n": "no rows with a column id",
@@ -139,14 +144,13 @@ def test_a_table_of_ones_own_to_slice_by(outcome, tmp_path):
     }.items():
         table.write_text(content)
         with pytest.raises(ValueError, match=message):
-            write_errors(page, judgements, outcome.images, title="", slices=table)
+            page_of(judgements, outcome.images, slices=table)
     with pytest.raises(ValueError, match="no right answer is known"):
-        write_errors(page, [], outcome.images, title="")
+        page_of([], outcome.images)
 
 
-def test_retrieval(tiny_checkpoint, tiny_dataset):
-    settings = RetrievalConfig(candidates=4)
-    outcome = evaluate(load(tiny_checkpoint, device="cpu"), "retrieval", [tiny_dataset], "test", settings)
+def test_retrieval(predictor, tiny_dataset):
+    outcome = evaluate(predictor, "retrieval", [tiny_dataset], "test", RetrievalConfig(candidates=4))
     judgements = outcome.judge()
     assert len(judgements) == outcome.counts["num_texts"]
     recall = sum(one.score for one in judgements) / len(judgements)
@@ -174,12 +178,9 @@ def test_the_command(tiny_checkpoint, tiny_dataset, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("kind", ["snli-ve", "nlvr2"])
-def test_statements(answering_checkpoint, tmp_path, kind):
-    folder = asked.write_set(tmp_path / kind, kind)
-    outcome = evaluate(load(answering_checkpoint, device="cpu"), kind, [folder], "validation", RetrievalConfig())
+def test_statements(model, page_of, tmp_path, kind):
+    outcome = evaluate(model, kind, [asked.write_set(tmp_path / kind, kind)], "validation", RetrievalConfig())
     judgements = outcome.judge()
     assert sum(one.score for one in judgements) / len(judgements) == pytest.approx(outcome.metrics["accuracy"])
-    write_errors(tmp_path / "errors.html", judgements, outcome.images, title=kind)
-    page = (tmp_path / "errors.html").read_text(encoding="utf-8")
     misses = sum(one.score < 1 for one in judgements)
-    assert page.count("data:image/webp") == misses * (2 if kind == "nlvr2" else 1)
+    assert page_of(judgements, outcome.images).count("data:image/webp") == misses * (2 if kind == "nlvr2" else 1)
