@@ -84,17 +84,8 @@ def write_flickr30k(folder):
 
 
 def _karpathy_image(number, name, split, captions):
-    sentences = [
-        {"tokens": caption.lower().split(), "raw": caption, "imgid": number, "sentid": 10 * number + place}
-        for place, caption in enumerate(captions)
-    ]
-    return {
-        "imgid": number,
-        "filename": name,
-        "split": split,
-        "sentences": sentences,
-        "sentids": [sentence["sentid"] for sentence in sentences],
-    }
+    said = [{"tokens": one.lower().split(), "raw": one, "sentid": 10 * number + n} for n, one in enumerate(captions)]
+    return {"imgid": number, "filename": name, "split": split, "sentences": said}
 
 
 ANSWERS = ("yes", "no", "2")
@@ -182,14 +173,8 @@ def _vg_question(number, place):
         ("How many?", "Several."),  # another answer, but not in the vocabulary
         ("Is it  red?", "No"),  # another question
     )[place]
-    return {
-        "a_objects": [],
-        "question": question,
-        "image_id": number,
-        "qa_id": 1_000_000 + 100 * number + place,
-        "answer": answer,
-        "q_objects": [],
-    }
+    key = {"qa_id": 1_000_000 + 100 * number + place, "image_id": number}
+    return {**key, "question": question, "answer": answer, "a_objects": [], "q_objects": []}
 
 
 def write_snli_ve(folder):
@@ -202,14 +187,9 @@ def write_snli_ve(folder):
             write(folder / "flickr30k-images" / f"{picture}.jpg", jpeg(picture % 1000))
             rows += [
                 {
-                    "annotator_labels": [label],
-                    "captionID": f"{picture}.jpg#{n % 2}",
-                    "gold_label": label,
-                    "pairID": f"{picture}.jpg#{n % 2}r{n}{label[0]}",
-                    "sentence1": "The man on the bike is smiling.",
-                    "sentence1_parse": "(ROOT)",
-                    "sentence2": f"Statement {n} about {picture}. ",
-                    "Flickr30K_ID": str(picture),
+                    **{"annotator_labels": [label], "sentence1": "The man on the bike is smiling."},
+                    **{"gold_label": label, "sentence2": f"Statement {n} about {picture}. "},
+                    **{"pairID": f"{picture}.jpg#{n % 2}r{n}{label[0]}", "Flickr30K_ID": str(picture)},
                 }
                 for n, label in enumerate(labels)
             ]
@@ -232,12 +212,7 @@ def write_nlvr2(folder):
                     "identifier": f"{pair}-{sentence}",
                     "sentence": f"Statement {sentence} about {pair}.",
                     "label": str(sentence == number % 2),
-                    "left_url": "https://example.org/l.jpg",
-                    "right_url": "https://example.org/r.jpg",
-                    "writer": 1,
-                    "validation": {"4": "True"},
-                    "synset": "dog",
-                    "query": "dogs3",
+                    **{"left_url": "https://example.org/l.jpg", "writer": 1, "validation": {"4": "True"}},
                 }
                 if split == "train":
                     row["directory"] = directory
@@ -248,6 +223,17 @@ def write_nlvr2(folder):
         if split in ("dev", "test1"):
             for part, chosen in (("balanced", rows[:2]), ("unbalanced", rows[2:])):
                 write_lines(folder / "nlvr2" / "data" / part / f"{part}_{split}.json", chosen)
+
+
+WRITERS = {
+    "coco": write_coco,
+    "flickr30k": write_flickr30k,
+    "vg": write_visual_genome,
+    "vgqa": write_visual_genome,
+    "vqav2": write_vqav2,
+    "snli-ve": write_snli_ve,
+    "nlvr2": write_nlvr2,
+}
 
 
 def links(count):

@@ -7,18 +7,9 @@ import pytest
 from bridgetower import cli
 from bridgetower.data.datasets import DATASETS, prepare_set
 from bridgetower.files import write_json
-from miniature import ANSWERS, write_coco, write_flickr30k, write_nlvr2, write_snli_ve, write_visual_genome, write_vqav2
+from miniature import ANSWERS, WRITERS, write_coco, write_visual_genome, write_vqav2
 from miniature_arrow import write_nlvr2_arrow, write_vg_arrow
 
-LAYOUTS = {
-    "coco": write_coco,
-    "flickr30k": write_flickr30k,
-    "vg": write_visual_genome,
-    "vqav2": write_vqav2,
-    "vgqa": write_visual_genome,
-    "snli-ve": write_snli_ve,
-    "nlvr2": write_nlvr2,
-}
 NOT_NEEDED = {
     *("region_descriptions.json", "question_answers.json", "image_data.json"),
     *("7", "8", "9", "test2.json", "balanced_dev.json", "unbalanced_dev.json"),
@@ -28,7 +19,7 @@ NOT_NEEDED = {
 
 
 def test_every_set_is_here():
-    assert LAYOUTS.keys() == {name for name, each in DATASETS.items() if each.fill}
+    assert WRITERS.keys() == {name for name, each in DATASETS.items() if each.fill}
 
 
 def test_prepares(run, tmp_path):
@@ -40,12 +31,12 @@ def test_prepares(run, tmp_path):
     assert (printed["written"], printed["splits"]) == (str(tmp_path / "set"), {"train": 5})
 
 
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("name", WRITERS)
 def test_help_names_the_files(name, capsys, tmp_path):
     with pytest.raises(SystemExit):
         cli.main(["prepare", name, "--help"])
     text = capsys.readouterr().out
-    LAYOUTS[name](tmp_path)
+    WRITERS[name](tmp_path)
     expected = {path.parent.name if path.suffix in (".jpg", ".png") else path.name for path in tmp_path.rglob("*.*")}
     assert [word for word in expected - NOT_NEEDED if word not in text] == []
 

@@ -1,12 +1,14 @@
-"""Files do not import each other in circles, also not inside functions."""
+"""Files do not import each other in circles, also not inside functions; the figures of README.md are small."""
 
 import ast
+import runpy
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parents[1] / "src"
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src"
 
 
 def imports(files):
@@ -34,3 +36,10 @@ def test_a_circle_inside_functions_is_found():
     files = {"a": "from b import f\n", "b": "def f():\n    from a import g\n"}
     with pytest.raises(CycleError):
         TopologicalSorter(imports(files)).prepare()
+
+
+def test_figures_are_small():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    names = runpy.run_path(str(ROOT / "docs" / "figures.py"))["NAMES"]
+    assert all(f"](docs/{name})" in readme for name in names)
+    assert sum((ROOT / "docs" / name).stat().st_size for name in names) <= 150_000

@@ -1,6 +1,5 @@
 """An objective and a metric from outside the package, in a file of a user's own: their values, and a run of theirs."""
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -10,7 +9,6 @@ import torch.nn.functional as F
 import shapes
 import tiny
 from bridgetower import BridgeTower
-from bridgetower.cli import main
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.extras import load_object
 from bridgetower.model.extensions import Extensions
@@ -121,29 +119,28 @@ class TestTask:
             Extensions(objectives={"itm": own.objectives["sigmoid"]})
 
 
-def test_by_the_command_line(place, tiny_dataset, tmp_path, capsys):
+def test_by_the_command_line(run, place, tiny_dataset, tmp_path):
     """Trained with all of it, continued, selected by the metric, and measured."""
-    run = tmp_path / "run"
+    out = tmp_path / "run"
     weights = ["--task.phases.0.itc", "0", "--task.phases.0.objectives", "sigmoid", "1"]
     weights += ["--task.phases.1.objectives", "sigmoid", "0.5", "count", "2", "--model.heads.own", "count"]
     options = ["--extensions", place, "--select-by", "mean_rank", *weights]
     options += ["--evaluate-every", "2", "--checkpoint-every", "2", "--data.num-workers", "0", "--device", "cpu"]
-    command = shapes.train_command(tiny_dataset, run, *options)
-    main([*command, "--max-steps", "4"])
-    main([*command, "--max-steps", "6", "--resume"])
-    capsys.readouterr()
-    steps = read_metrics(run, "train")
+    command = shapes.train_command(tiny_dataset, out, *options)
+    run(*command, "--max-steps", 4)
+    run(*command, "--max-steps", 6, "--resume")
+    steps = read_metrics(out, "train")
     assert [steps[number].keys() & {"itc", "itm", "mlm", "sigmoid", "count"} for number in (0, -1)] == [
         {"sigmoid"},
         {"itc", "itm", "mlm", "sigmoid", "count"},
     ]
     assert all("sigmoid_accuracy" in step for step in steps)
-    ranks = [entry["mean_rank"] for entry in read_metrics(run, "validation")]
+    ranks = [entry["mean_rank"] for entry in read_metrics(out, "validation")]
     assert len(ranks) == 3
     assert all(-9 <= rank <= -1 for rank in ranks)
-    measured = ["evaluate", str(run / "best"), "retrieval", "--data", str(tiny_dataset), "--split", "validation"]
-    main([*measured, "--max-captions", "1", "--extensions", place, "--device", "cpu"])
-    assert json.loads(capsys.readouterr().out)["mean_rank"] == pytest.approx(max(ranks), abs=1e-6)
+    measured = ("evaluate", out / "best", "retrieval", "--data", tiny_dataset, "--split", "validation")
+    (report,) = run(*measured, "--max-captions", 1, "--extensions", place, "--device", "cpu")
+    assert report["mean_rank"] == pytest.approx(max(ranks), abs=1e-6)
 
 
 def test_a_metric_that_nobody_has(tiny_dataset, tmp_path, own):

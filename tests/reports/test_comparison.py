@@ -90,7 +90,7 @@ def test_seeds_that_one_arm_lacks_are_left_out_of_differences():
     assert alone.rows()[1][-1] == ["bridges \u2212 meter", "0", "\u2013", "\u2013", ""]
 
 
-def test_what_cannot_be_compared(tmp_path, capsys):
+def test_what_cannot_be_compared(refused, tmp_path):
     shorter = runs(CURVES | {"meter": {1: [0.1, 0.2]}})
     for refused, message in (
         (shorter, r"bridges, seed 3 has 3 evaluations up to step 30, meter, seed 1 has 2 up to step 20"),
@@ -98,9 +98,7 @@ def test_what_cannot_be_compared(tmp_path, capsys):
     ):
         with pytest.raises(ValueError, match=message):
             Comparison(metric="accuracy", reach=None, runs=refused)
-    with pytest.raises(SystemExit):
-        main(["compare", *map(str, folders(tmp_path)["bridges"])])
-    assert "one arm only (nano); expected runs of at least two" in capsys.readouterr().err
+    assert "one arm only (nano); expected runs of at least two" in refused("compare", *folders(tmp_path)["bridges"])
 
 
 def test_arms_are_named_by_what_differs(tmp_path):
@@ -135,11 +133,10 @@ def test_folders_that_hold_no_finished_run(tmp_path, change, error, message):
         finished_runs([run], [None], None)
 
 
-def test_command(tmp_path, capsys):
+def test_command(run, tmp_path):
     places = folders(tmp_path)
     named = [f"{arm}={folder}" for arm, each in places.items() for folder in each]
-    main(["compare", *named, "--reach", "0.5", "--out", str(tmp_path / "out")])
-    printed = json.loads(capsys.readouterr().out)
+    (printed,) = run("compare", *named, "--reach", 0.5, "--out", tmp_path / "out")
     written = json.loads((tmp_path / "out" / "comparison.json").read_text())
     assert printed == written == json.loads(json.dumps(comparison().to_dict() | {"arms": printed["arms"]}))
     assert printed["arms"]["meter"]["curves"][2] == {"10": 0.1, "20": 0.4, "30": 0.7}

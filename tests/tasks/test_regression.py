@@ -1,13 +1,11 @@
 """A user's own table with numbers as labels: prepared, trained, measured, used."""
 
-import json
 from dataclasses import replace
 
 import pytest
 import torch
 
 import shapes
-from bridgetower.cli import main
 from bridgetower.data.own import prepare_own
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.config import HeadsConfig
@@ -45,7 +43,7 @@ def config(folder, tiny_checkpoint):
     )
 
 
-def test_training_evaluation_and_use(config, folder, tmp_path, capsys):
+def test_training_evaluation_and_use(run, config, folder, tmp_path):
     metrics = train(config, tmp_path / "run", progress=False)
     assert metrics.keys() == {*RegressionConfig.metrics, "mean_absolute_error"}
     model = load(tmp_path / "run" / "last", device="cpu")
@@ -55,8 +53,7 @@ def test_training_evaluation_and_use(config, folder, tmp_path, capsys):
     numbers = model.estimate(texts=texts)
     assert numbers.shape == (2,)
     assert not torch.equal(numbers[:1], numbers[1:])
-    main(["classify", str(tmp_path / "run" / "last"), "--texts", *texts, "--device", "cpu"])
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    rows = run("classify", tmp_path / "run" / "last", "--texts", *texts, "--device", "cpu")
     assert [row["number"] for row in rows] == pytest.approx(numbers.tolist(), abs=1e-5)
     with pytest.raises(ValueError, match="head of this model predicts a number, not classes; use estimate"):
         model.classify(texts=texts)

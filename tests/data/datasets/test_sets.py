@@ -11,31 +11,8 @@ from bridgetower.data.datasets import prepare_set
 from bridgetower.data.datasets.sets import VgConfig, VgqaConfig
 from bridgetower.data.prepared_set import read_info
 from bridgetower.files import write_json
-from miniature import (
-    ANSWERS,
-    change,
-    coco_name,
-    counts,
-    jpeg,
-    write,
-    write_coco,
-    write_flickr30k,
-    write_nlvr2,
-    write_snli_ve,
-    write_visual_genome,
-    write_vqav2,
-)
+from miniature import ANSWERS, WRITERS, change, coco_name, counts, jpeg, write, write_coco
 from rows import png, read_rows
-
-WRITERS = {
-    "coco": write_coco,
-    "flickr30k": write_flickr30k,
-    "vg": write_visual_genome,
-    "vgqa": write_visual_genome,
-    "vqav2": write_vqav2,
-    "snli-ve": write_snli_ve,
-    "nlvr2": write_nlvr2,
-}
 
 
 @pytest.fixture
