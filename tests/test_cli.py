@@ -166,10 +166,6 @@ class TestUsing:
         assert (config.vision.image_size, config.heads.itc) == (40, None)
 
 
-def pair_of(row):
-    return {name: row[name] for name in ("image", "text")}
-
-
 class TestData:
     def test_prepare_and_evaluate(self, run, tiny_checkpoint, tmp_path):
         table = shapes.write_pictures(tmp_path)
@@ -243,7 +239,11 @@ class TestData:
         pair = ["--images", tmp_path / "00.png", "--texts", "red circle"]
         (score,), (probability,) = run("match", tiny_checkpoint, *pair), run("match", model, *pair)
         expected = torch.sigmoid(0.5 * torch.tensor(score["score"]).logit() - 2)
-        assert probability == {**pair_of(score), "probability": pytest.approx(float(expected), abs=1e-5)}
+        assert probability == {
+            "image": score["image"],
+            "text": score["text"],
+            "probability": pytest.approx(float(expected), abs=1e-5),
+        }
         (map_,) = run("explain", pair[1], "red circle", "--model", model, "--out", tmp_path / "map.png")
         assert map_["probability"] == pytest.approx(float(expected), abs=1e-5)
         assert "score" not in map_

@@ -27,10 +27,6 @@ MASKED = [f"{text} <mask>" for text in TEXTS]
 CPU = torch.device("cpu")
 
 
-class PlannedError(Exception):
-    """What a test raises in the place of an export."""
-
-
 @pytest.fixture(scope="module")
 def arrays():
     rng = np.random.default_rng(0)
@@ -394,10 +390,10 @@ class TestEngines:
     def test_another_image_size_is_another_export(self, exported, tmp_path, monkeypatch):
         def exporting(checkpoint, cache, *_, **__):
             assert (checkpoint.config.vision.image_size, cache) == (40, tmp_path)
-            raise PlannedError
+            raise InterruptedError
 
         monkeypatch.setattr(engine, "cached_export", exporting)
-        with pytest.raises(PlannedError):
+        with pytest.raises(InterruptedError):
             load(exported, engine="onnxruntime", cache=tmp_path, image_size=40)
 
 

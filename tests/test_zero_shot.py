@@ -97,7 +97,6 @@ class TestCommand:
     def test_bad_arguments(self, refused, predictor, photos):
         for given, words in (
             ([photos], "no labels are given"),
-            (["--texts", "a", "--labels", "a", "b"], "labels are compared with images alone"),
             ([photos, "--images", photos, "--labels", "a", "b"], "expected one of them"),
             (["--labels", "a", "b"], "nothing to classify"),
         ):
@@ -119,8 +118,6 @@ def test_served(predictor, answering_checkpoint):
         (best, *_) = predictor.classify(PNGS[0], labels=LABELS, templates=["a {}"])
         assert probabilities(row["classes"]) == {best.label: best.probability}
         for body, words in (
-            ({"images": URIS, "labels": ["a", "a"]}, "labels has 'a' twice"),
-            ({"texts": ["a"], "labels": ["a", "b"]}, "labels are compared with images alone"),
             ({"images": URIS[:1], "templates": ["{}"]}, "templates are for labels"),
             ({"images": URIS[:1], "labels": ["a", "b " * 99]}, 'send "truncate": true'),
             ({"images": URIS[:1]}, "no classification head"),

@@ -188,7 +188,6 @@ def test_a_key_that_comes_again_has_a_problem(tmp_path):
         ("x.csv.bz2", b"BZh91AY&SY" + b"?" * 99, "the rest of it is not read"),
         ("x.csv.zst", b"(\xb5/\xfd" + b"?" * 99, "the rest of it is not read"),
         ("x.csv.xz", b"\xfd7zXZ" + b"?" * 99, "the rest of it is not read"),
-        ("x.csv", b"a" * 2**21, "more than 1048576 characters"),
     ],
 )
 def test_a_file_that_cannot_be_read_on_is_one_bad_row(name, content, error, tmp_path):

@@ -38,10 +38,6 @@ def small_parts(monkeypatch):
     monkeypatch.setattr(scoring_module, "PAIRS_PER_PART", 8)
 
 
-class StoppedError(Exception):
-    """What stops an evaluation in the middle."""
-
-
 def stop(model, images, work, batches, config=CONFIG):
     """Evaluates until so many batches of pairs are scored."""
     seen = []
@@ -49,10 +45,10 @@ def stop(model, images, work, batches, config=CONFIG):
     def count(module, inputs, output):
         seen.append(len(output[0]))
         if len(seen) > batches:
-            raise StoppedError
+            raise InterruptedError
 
     hook = model.fusion.register_forward_hook(count)
-    with pytest.raises(StoppedError):
+    with pytest.raises(InterruptedError):
         evaluate_retrieval(model, images, config, EvaluationOptions(work=work))
     hook.remove()
 

@@ -34,10 +34,8 @@ def gradient(task, batch):
 class Calls:
     """Counts what the model computes."""
 
-    def __init__(self, model: BridgeTower) -> None:
-        self.images: list[int] = []
-        self.texts: list[int] = []
-        self.pairs: list[int] = []
+    def __init__(self, model):
+        self.images, self.texts, self.pairs = [], [], []
         model.vision.patch_embedding.register_forward_hook(lambda _, inputs, __: self.images.append(len(inputs[0])))
         model.text.word_embedding.register_forward_hook(lambda _, inputs, __: self.texts.append(len(inputs[0])))
         model.fusion.register_forward_hook(lambda module, inputs, output: self.pairs.append(len(inputs[1][0])))
