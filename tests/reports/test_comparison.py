@@ -92,12 +92,12 @@ def test_seeds_that_one_arm_lacks_are_left_out_of_differences():
 
 def test_what_cannot_be_compared(refused, tmp_path):
     shorter = runs(CURVES | {"meter": {1: [0.1, 0.2]}})
-    for refused, message in (
+    for several, message in (
         (shorter, r"bridges, seed 3 has 3 evaluations up to step 30, meter, seed 1 has 2 up to step 20"),
         ((*runs()[:1], *runs()[:1], *runs()[3:]), r"several runs of bridges have the same seed: \[1, 1\]"),
     ):
         with pytest.raises(ValueError, match=message):
-            Comparison(metric="accuracy", reach=None, runs=refused)
+            Comparison(metric="accuracy", reach=None, runs=several)
     assert "one arm only (nano); expected runs of at least two" in refused("compare", *folders(tmp_path)["bridges"])
 
 
