@@ -113,12 +113,11 @@ def test_pages_fit_a_narrow_window(browsed: Any, out: Path, scheme: str) -> None
     handler = partial(SimpleHTTPRequestHandler, directory=str(out))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         Thread(target=server.serve_forever, daemon=True).start()
-        site = f"http://127.0.0.1:{server.server_address[1]}"
-        with browsed(
-            site, expected="status of 404", color_scheme=scheme, viewport={"width": 390, "height": 800}
-        ) as page:
+        site, version = f"http://127.0.0.1:{server.server_address[1]}", bridgetower.__version__
+        narrow = {"color_scheme": scheme, "viewport": {"width": 390, "height": 800}}
+        with browsed(site, f"/{version}/index.html", expected="status of 404", **narrow) as page:
             for name in ("index", "reference", "reproduce"):
-                page.goto(f"{site}/{bridgetower.__version__}/{name}.html")
+                page.goto(f"{site}/{version}/{name}.html")
                 page.locator("h1").first.wait_for()
                 assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
             colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
