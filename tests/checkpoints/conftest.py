@@ -1,8 +1,5 @@
 """One small model as every kind of source that is read."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING
-
 import pytest
 import torch
 
@@ -10,9 +7,6 @@ import official
 import tiny
 from bridgetower.checkpoints import Checkpoint, convert, write_checkpoint
 from bridgetower.processor import Processor, ProcessorConfig, train_tokenizer
-
-if TYPE_CHECKING:
-    from transformers import BridgeTowerForMaskedLM
 
 # As transformers has it, so that its folder tells every field.
 CONFIG = official.CONFIG.override(
@@ -29,8 +23,7 @@ CONFIG = official.CONFIG.override(
 
 
 @pytest.fixture(scope="session")
-def checkpoint() -> Checkpoint:
-    """A model with a text pooler that only transformers keeps, and with preprocessing."""
+def checkpoint():
     width, generator = CONFIG.text.hidden_size, torch.Generator().manual_seed(7)
     pooler = {
         "text.pooler.dense.weight": torch.rand(width, width, generator=generator),
@@ -43,37 +36,32 @@ def checkpoint() -> Checkpoint:
 
 
 @pytest.fixture
-def own(checkpoint: Checkpoint, tmp_path: Path) -> Path:
-    """A folder of this package."""
+def own(checkpoint, tmp_path):
     write_checkpoint(checkpoint, tmp_path / "own")
     return tmp_path / "own"
 
 
 @pytest.fixture
-def safe(checkpoint: Checkpoint, tmp_path: Path) -> Path:
-    """A folder of transformers with one safetensors file."""
+def safe(checkpoint, tmp_path):
     convert(checkpoint, tmp_path / "safe", "hf")
     return tmp_path / "safe"
 
 
 @pytest.fixture
-def theirs(safe: Path) -> "BridgeTowerForMaskedLM":
-    """The model of `safe` in transformers; skips the test where that is not installed."""
+def theirs(safe):
     return pytest.importorskip("transformers").BridgeTowerForMaskedLM.from_pretrained(safe)
 
 
 @pytest.fixture
-def sharded(safe: Path, theirs: "BridgeTowerForMaskedLM", checkpoint: Checkpoint) -> Path:
-    """A folder that transformers itself wrote in several files."""
+def sharded(safe, theirs, checkpoint):
     folder = safe.with_name("sharded")
     theirs.save_pretrained(folder, max_shard_size="200KB")
-    assert checkpoint.processor is not None
     checkpoint.processor.save_huggingface(folder)
     return folder
 
 
 @pytest.fixture
-def pickled(safe: Path, theirs: "BridgeTowerForMaskedLM") -> Path:
+def pickled(safe, theirs):
     """A folder as transformers wrote it before safetensors, buffers of positions included."""
     state_dict = theirs.state_dict()
     prefix = "bridgetower.text_model.embeddings."
@@ -86,8 +74,7 @@ def pickled(safe: Path, theirs: "BridgeTowerForMaskedLM") -> Path:
 
 
 @pytest.fixture
-def run(checkpoint: Checkpoint, tmp_path: Path) -> Path:
-    """The folder of a training run."""
+def run(checkpoint, tmp_path):
     write_checkpoint(checkpoint, tmp_path / "run" / "best")
     (tmp_path / "run" / "config.json").write_text('{"about": "the run, not the model"}')
     return tmp_path / "run"

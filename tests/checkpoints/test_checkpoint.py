@@ -1,13 +1,12 @@
-"""A checkpoint in memory: the model around its tensors, another image size, checks of what was read, fingerprints."""
+"""A checkpoint in memory: its model, another image size, checks, fingerprints, and the names of its tensors."""
 
+from collections import Counter
 from dataclasses import make_dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
+import official
 import tiny
 from bridgetower.checkpoints import UNMEASURED, Checkpoint, Gain, Reranking, fingerprint, read_checkpoint
 from bridgetower.checkpoints.checkpoint import (
@@ -18,18 +17,18 @@ from bridgetower.checkpoints.checkpoint import (
     extra_tensor_names,
     parameter_shapes,
 )
-from bridgetower.checkpoints.keymap import export_tensors, name_table
+from bridgetower.checkpoints.keymap import Source, export_tensors, import_tensors, name_table
 from bridgetower.predictor import load
 from bridgetower.processor import Processor, ProcessorConfig, train_tokenizer
 
 
 @pytest.fixture
-def checkpoint() -> Checkpoint:
+def checkpoint():
     return Checkpoint(source="mine", config=tiny.CONFIG, tensors=tiny.build().state_dict())
 
 
 class TestModel:
-    def test_training_changes_nothing_else(self, checkpoint: Checkpoint) -> None:
+    def test_training_changes_nothing_else(self, checkpoint):
         before = {name: tensor.clone() for name, tensor in checkpoint.tensors.items()}
         one, other = checkpoint.model(), checkpoint.model()
         assert not one.training
@@ -39,14 +38,14 @@ class TestModel:
         assert tiny.equal(checkpoint.tensors, before)
         assert tiny.equal(other.state_dict(), before)
 
-    def test_weights_are_not_copied_if_so_asked(self, checkpoint: Checkpoint) -> None:
+    def test_weights_are_not_copied_if_so_asked(self, checkpoint):
         batch, model = (tiny.images(2), *tiny.texts([5, 3])), checkpoint.model(copy=False)
         pointers = {name: value.data_ptr() for name, value in model.named_parameters()}
         assert pointers == {name: value.data_ptr() for name, value in checkpoint.tensors.items()}
         assert torch.equal(model(*batch).pooled, tiny.build()(*batch).pooled)
 
 
-def test_without_its_contrastive_head(checkpoint: Checkpoint) -> None:
+def test_without_its_contrastive_head(checkpoint):
     config = tiny.changed(heads__itc="tower")
     reranking = Reranking(itc_weight=16.0, gain=Gain(difference=0.2, low=0.1, high=0.3, texts=9))
     full = Checkpoint(source="x", config=config, tensors=tiny.build(config).state_dict(), reranking=reranking)
@@ -58,7 +57,7 @@ def test_without_its_contrastive_head(checkpoint: Checkpoint) -> None:
 
 
 class TestResized:
-    def test_only_positions_change_as_in_the_model(self, checkpoint: Checkpoint) -> None:
+    def test_only_positions_change_as_in_the_model(self, checkpoint):
         same, larger, name = checkpoint.resized(24), checkpoint.resized(40), "vision.position_embedding"
         assert same.config == checkpoint.config
         assert tiny.equal(same.tensors, checkpoint.tensors)
@@ -70,32 +69,30 @@ class TestResized:
         images, original = tiny.images(2, size=40), checkpoint.model()
         assert torch.equal(larger.model().encode_image(images).cls, original.encode_image(images).cls)
 
-    def test_number_format_is_kept(self, checkpoint: Checkpoint) -> None:
+    def test_number_format_is_kept(self, checkpoint):
         half = replace(checkpoint, tensors={name: value.half() for name, value in checkpoint.tensors.items()})
         assert {value.dtype for value in half.model().parameters()} == {torch.float16}
         for size in (24, 40):
             assert {value.dtype for value in half.resized(size).tensors.values()} == {torch.float16}
 
-    def test_preprocessing_goes_along_and_the_patch_divides(self, checkpoint: Checkpoint) -> None:
+    def test_preprocessing_goes_along_and_the_patch_divides(self, checkpoint):
         for size, nearest in ((41, "40 or 48"), (5, "8 or 16")):
             with pytest.raises(ValueError, match=f"{size} is not a multiple of the patch size 8; use {nearest}"):
                 checkpoint.resized(size)
         config = ProcessorConfig(profile="official-finetune", image_size=24, max_length=10, patch_size=8)
         resized = replace(checkpoint, processor=Processor(config, None)).resized(40)
-        assert resized.processor is not None
         assert resized.processor.config == replace(config, image_size=40)
 
 
-def test_the_longest_text_is_what_the_tower_takes() -> None:
+def test_the_longest_text_is_what_the_tower_takes():
     for positions, given, expected in ((514, 512, 512), (512, 512, 510), (514, 50, 50)):
         config = ProcessorConfig(profile="official-finetune", image_size=24, max_length=given)
         model = tiny.changed(text__max_positions=positions)
         processor = Checkpoint(source="mine", config=model, tensors={}, processor=Processor(config, None)).processor
-        assert processor is not None
         assert processor.config == replace(config, max_length=expected)
 
 
-def test_new_token_types_start_as_the_last_one(checkpoint: Checkpoint) -> None:
+def test_new_token_types_start_as_the_last_one(checkpoint):
     grown = checkpoint.with_token_types(3)
     old, new = (each.tensors["token_type_embedding.weight"] for each in (checkpoint, grown))
     assert torch.equal(new, torch.stack([old[0], old[1], old[1]]))
@@ -106,19 +103,19 @@ def test_new_token_types_start_as_the_last_one(checkpoint: Checkpoint) -> None:
 
 class TestLabels:
     @pytest.fixture
-    def with_vqa(self) -> Checkpoint:
+    def with_vqa(self):
         config = tiny.changed(heads__vqa=3)
         tensors = tiny.build(config).state_dict()
         return Checkpoint(source="mine", config=config, tensors=tensors, labels={"vqa": ("yes", "no", "2")})
 
-    def test_names(self, with_vqa: Checkpoint) -> None:
+    def test_names(self, with_vqa):
         assert with_vqa.class_names("vqa") == ("yes", "no", "2")
         assert with_vqa.class_names("snli_ve") == ("contradiction", "neutral", "entailment")
         assert with_vqa.class_names("nlvr2") == ("False", "True")
         with pytest.raises(ValueError, match=r"mine does not name the classes of its vqa head; .* pass answers"):
             replace(with_vqa, labels={}).class_names("vqa")
 
-    def test_not_one_for_each_class(self, with_vqa: Checkpoint) -> None:
+    def test_not_one_for_each_class(self, with_vqa):
         for head, names, message in (
             ("vqa", ("yes", "no"), "for the 3 classes of its vqa head; expected one for each"),
             ("vqa", ("yes", "no", "yes"), "2 different names among 3 for the 3 classes"),
@@ -129,7 +126,7 @@ class TestLabels:
                 replace(with_vqa, labels={head: names})
 
 
-def test_parameters_are_checked(checkpoint: Checkpoint) -> None:
+def test_parameters_are_checked(checkpoint):
     bias, embedding = "itm_head.fc.bias", "vision.class_embedding"
     check_tensors("mine", checkpoint.config, checkpoint.tensors)
     for changes, message in (
@@ -146,19 +143,17 @@ def test_parameters_are_checked(checkpoint: Checkpoint) -> None:
 
 
 class TestCollect:
-    """Sorting of tensors under official names."""
-
     @pytest.fixture
-    def foreign(self, checkpoint: Checkpoint) -> dict[str, Tensor]:
+    def foreign(self, checkpoint):
         return export_tensors(name_table(checkpoint.tensors, "clip"), checkpoint.tensors)
 
     @staticmethod
-    def collected(tensors: dict[str, Tensor]) -> Checkpoint:
+    def collected(tensors):
         table = name_table(parameter_shapes(tiny.CONFIG), "clip")
         extra_tensors = name_table(extra_tensor_names(tiny.CONFIG), "clip")
         return collect("theirs", tiny.CONFIG, tensors, table, extra_tensors, ("left_.*", "temp"))
 
-    def test_read_extra_and_dropped(self, checkpoint: Checkpoint, foreign: dict[str, Tensor]) -> None:
+    def test_read_extra_and_dropped(self, checkpoint, foreign):
         collected = self.collected(foreign)
         assert tiny.equal(collected.tensors, checkpoint.tensors)
         assert (collected.extra_tensors, collected.dropped) == ({}, ())
@@ -173,13 +168,13 @@ class TestCollect:
         assert collected.extra_tensors.keys() == {"text.pooler.dense.weight", "vision.separate_norms.3.bias"}
         assert collected.dropped == ("left_a", "left_b", "temp")
 
-    def test_patterns_match_whole_names(self, foreign: dict[str, Tensor]) -> None:
+    def test_patterns_match_whole_names(self, foreign):
         for name in ("xleft_a", "temperature2", "temp.x", "vit_model.visual.ln_separate.9.bias"):
             with pytest.raises(ValueError, match=f"theirs has unknown tensors: {name}"):
                 self.collected(foreign | {name: torch.rand(24)})
 
-    def test_shapes_are_told_under_the_names_of_the_file(self, foreign: dict[str, Tensor]) -> None:
-        wrong: dict[str, Any] = {
+    def test_shapes_are_told_under_the_names_of_the_file(self, foreign):
+        wrong = {
             "text_transformer.encoder.layer.0.attention.self.key.weight": torch.rand(31, 32),
             "cross_modal_text_layers.1.crossattention.self.value.bias": torch.rand(15),
         }
@@ -189,7 +184,7 @@ class TestCollect:
         assert "crossattention.self.value.bias [15] (expected [16])" in str(caught.value)
 
 
-def test_extra_tensor_names_of_unread_layers() -> None:
+def test_extra_tensor_names_of_unread_layers():
     names = extra_tensor_names(tiny.CONFIG, extra_vision_layers=2)
     assert len(names) == len(set(names))
     blocks = {name.split(".")[2] for name in names if name.startswith("vision.layers.")}
@@ -199,27 +194,23 @@ def test_extra_tensor_names_of_unread_layers() -> None:
     assert not any(name.startswith("vision.layers.") for name in extra_tensor_names(tiny.CONFIG))
 
 
-def of(checkpoint: Checkpoint) -> str:
-    assert checkpoint.processor is not None
+def of(checkpoint):
     return fingerprint(checkpoint.config, checkpoint.tensors, checkpoint.processor)
 
 
 class TestFingerprint:
-    """It stays where vectors stay, and changes with all that they depend on."""
-
     @pytest.fixture
-    def checkpoint(self, tiny_checkpoint: Path) -> Checkpoint:
+    def checkpoint(self, tiny_checkpoint):
         return read_checkpoint(tiny_checkpoint)
 
-    def test_is_the_same_in_either_precision_and_order(self, checkpoint: Checkpoint, tiny_checkpoint: Path) -> None:
+    def test_is_the_same_in_either_precision_and_order(self, checkpoint, tiny_checkpoint):
         assert len(of(checkpoint)) == 16
         assert of(replace(checkpoint, tensors=dict(reversed(checkpoint.tensors.items())))) == of(checkpoint)
         assert load(tiny_checkpoint, device="cpu").fingerprint == of(checkpoint)
         assert load(tiny_checkpoint, device="cpu", precision="bf16").fingerprint == of(checkpoint)
 
-    def test_changes_with_every_weight_and_setting(self, checkpoint: Checkpoint) -> None:
+    def test_changes_with_every_weight_and_setting(self, checkpoint):
         processor, variants = checkpoint.processor, [checkpoint, checkpoint.resized(40)]
-        assert processor is not None
         for name in ("token_type_embedding.weight", "itc_head.image.weight", "vision.class_embedding"):
             changed = checkpoint.tensors[name].clone()
             changed.view(-1)[-1] += 0.1
@@ -231,13 +222,13 @@ class TestFingerprint:
         variants.append(replace(checkpoint, config=checkpoint.config.override({"vision.layer_norm_eps": 1e-6})))
         assert len({of(variant) for variant in variants}) == len(variants)
 
-    def test_a_new_setting_at_its_default_changes_nothing(self) -> None:
+    def test_a_new_setting_at_its_default_changes_nothing(self):
         before = make_dataclass("Before", [("a", int, 1)])
         after = make_dataclass("After", [("a", int, 1), ("b", torch.dtype, torch.float32)])
         assert dict(_changed(before(2))) == dict(_changed(after(2))) == {"a": 2}
         assert dict(_changed(after(2, torch.float16))) != {"a": 2}
 
-    def test_an_exact_one_changes_with_the_smallest_change(self, checkpoint: Checkpoint) -> None:
+    def test_an_exact_one_changes_with_the_smallest_change(self, checkpoint):
         tensors = dict(checkpoint.tensors)
         before, name = exact_fingerprint(tensors), "vision.class_embedding"
         assert exact_fingerprint(dict(reversed(tensors.items()))) == before
@@ -245,3 +236,114 @@ class TestFingerprint:
         tensors[name] = torch.nextafter(tensors[name], torch.tensor(9.0))
         assert exact_fingerprint(tensors) != before
         assert of(replace(checkpoint, tensors=tensors)) == of(checkpoint)  # which counts in bfloat16
+
+
+DEEP = {"vision.num_layers": 12, "text.num_layers": 11, "fusion.num_layers": 11}
+
+
+NO_HEADS = {"heads.mlm": False, "heads.itm": False, "heads.itc": None}
+FUSED, THEIRS = {"heads.itc": "fused"}, ("huggingface", "bridgetower.")
+TABLES = {  # what differs from the small config, naming, prefix
+    "clip": ({}, "clip"),
+    "clip, two digits": (DEEP, "clip"),
+    "clip, nlvr2": ({"fusion.num_token_types": 3}, "clip"),
+    "clip, meter": (official.METER, "clip"),
+    "clip, no heads": (NO_HEADS, "clip"),
+    "timm": (official.TIMM, "timm"),
+    "timm, distilled": (official.TIMM | {"vision.distillation_token": True}, "timm"),
+    "timm, two digits": (DEEP | official.TIMM, "timm"),
+    "timm, bert, meter": (official.TIMM | official.BERT | official.METER, "timm"),
+    "hf backbone": (NO_HEADS, "huggingface"),
+    "hf with heads": (FUSED, *THEIRS),
+    "hf, two digits": (DEEP | FUSED, *THEIRS),
+    "hf, scaled": ({"fusion.bridge": "scaled_add"}, *THEIRS),
+    "hf, interpolated": ({"fusion.bridge": "interpolate"}, *THEIRS),
+    "hf, separate projections": (DEEP | {"fusion.separate_projections": True}, *THEIRS),
+}
+
+
+def random_tensors(config):
+    generator = torch.Generator().manual_seed(0)
+    return {name: torch.rand(shape, generator=generator) for name, shape in parameter_shapes(config).items()}
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_all_come_back_under_names_that_serve_once(kind):
+    changes, naming, *prefix = TABLES[kind]
+    config = tiny.CONFIG.override(changes)
+
+    def table(names):
+        return name_table(names, naming, config.fusion.separate_projections, *prefix)
+
+    ours = random_tensors(config)
+    names = table(ours)
+    foreign = export_tensors(names, ours)
+    assert tiny.equal(import_tensors(names, foreign), ours)
+    others = {name: torch.rand_like(value) for name, value in foreign.items()}
+    assert tiny.equal(export_tensors(names, import_tensors(names, others)), others)
+    assert sum(value.numel() for value in foreign.values()) == sum(value.numel() for value in ours.values())
+    for name, source in names.items():
+        assert {foreign[other].shape for other in source.names} == {source.foreign_shape(ours[name].shape)}
+    extra = [] if naming == "timm" else extra_tensor_names(config, extra_vision_layers=2)
+    uses = Counter(name for source in table([*ours, *extra]).values() for name in source.names)
+    assert [name for name, count in uses.items() if count > 1] == []
+    # Control: exchanged parts do not come back.
+    exchanged = {name: Source(source.names[::-1], source.leading_ones) for name, source in names.items()}
+    assert not tiny.equal(import_tensors(exchanged, foreign), ours)
+
+
+KNOWN = [
+    ("clip", "vision.layers.10.attention.qkv.weight", "vit_model.visual.transformer.resblocks.10.attn.in_proj_weight"),
+    ("clip", "vision.class_embedding", "vit_model.visual.class_embedding"),
+    ("clip", "vision.patch_embedding.weight", "vit_model.visual.conv1.weight"),
+    ("clip", "mlm_head.decoder.bias", "mlm_score.bias"),
+    ("clip", "itc_head.temperature", "temperature"),
+    ("clip", "fusion.text_bridges.4.norm.bias", "cross_modal_text_link_tower.4.LayerNorm.bias"),
+    (
+        *("clip", "text.layers.3.attention.qkv.bias"),
+        *(f"text_transformer.encoder.layer.3.attention.self.{part}.bias" for part in ("query", "key", "value")),
+    ),
+    ("timm", "vision.layers.1.attention.qkv.weight", "vit_model.blocks.1.attn.qkv.weight"),
+    ("timm", "vision.position_embedding", "vit_model.pos_embed"),
+    ("timm", "vision.patch_embedding.bias", "vit_model.patch_embed.proj.bias"),
+    (
+        *("huggingface", "fusion.image_layers.5.cross_attention.key_value.weight"),
+        *(f"cross_modal_image_layers.5.crossattention.self.{part}.weight" for part in ("key", "value")),
+    ),
+    ("huggingface", "vision.position_embedding", "vision_model.visual.embeddings.position_embedding.weight"),
+    ("huggingface", "text.embedding_norm.weight", "text_model.embeddings.LayerNorm.weight"),
+    ("huggingface", "itc_head.pooled.weight", "itc_cross_modal_head.fc.weight"),
+    ("huggingface", "itc_head.log_logit_scale", "logit_scale"),
+    ("huggingface", "text_projections.0.weight", "cross_modal_text_transform.weight"),
+]
+
+
+class TestNames:
+    def test_known(self):
+        for naming, ours, *foreign in KNOWN:
+            assert name_table([ours], naming)[ours].names == tuple(foreign)
+
+    def test_prefix_is_for_the_backbone_only_and_separate_projections_are_numbered(self):
+        ours = ("text_pooler.dense.bias", "vision.post_norm.bias", "image_projections.3.bias", "itm_head.fc.bias")
+        names = name_table(ours, "huggingface", separate_projections=True, backbone_prefix="bridgetower.")
+        assert [source.names[0] for source in names.values()] == [
+            "bridgetower.cross_modal_text_pooler.dense.bias",
+            "bridgetower.vision_model.visual.ln_post.bias",
+            "bridgetower.cross_modal_image_transform.3.bias",
+            "itm_score.fc.bias",
+        ]
+
+    @pytest.mark.parametrize(
+        ("naming", "name"),
+        [
+            *((naming, name) for naming in ("clip", "timm", "huggingface") for name in ("nothing", "xvision.x", "")),
+            ("clip", "vision.layers.0.attention.qkw.weight"),
+            ("timm", "vision.pre_norm.weight"),
+            ("clip", "vision.patch_embedding.bias"),
+            ("huggingface", "vision.patch_embedding.bias"),
+            ("clip", "text_projections.1.weight"),
+        ],
+    )
+    def test_what_the_other_side_does_not_have(self, naming, name):
+        with pytest.raises(KeyError, match=f"no foreign name is known for {name}"):
+            name_table([name], naming)

@@ -6,18 +6,14 @@ import resource
 import signal
 import subprocess
 import sys
-import types
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
 import official
 from bridgetower import checkpoints, predictor
@@ -53,13 +49,13 @@ WORDS = {
 QUERY = "bridgetower.text_model.encoder.layer.0.attention.self.query.weight"
 
 
-def edit_json(path: Path, change: Callable[[Any], object]) -> None:
+def edit_json(path, change):
     values = json.loads(path.read_text())
     change(values)
     path.write_text(json.dumps(values))
 
 
-def edit_weights(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
+def edit_weights(folder, change):
     path = folder / "model.safetensors"
     tensors = {name: value.clone() for name, value in read_safetensors(path).items()}
     change(tensors)
@@ -67,12 +63,11 @@ def edit_weights(folder: Path, change: Callable[[dict[str, Tensor]], object]) ->
 
 
 @contextmanager
-def guarded() -> Iterator[None]:
-    """Lets memory grow by a gibibyte, and ends what hangs."""
+def guarded():
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     before = resource.getrlimit(resource.RLIMIT_AS)
 
-    def hangs(number: int, frame: types.FrameType | None) -> None:
+    def hangs(number, frame):
         raise TimeoutError(f"still at it after {SECONDS} seconds")
 
     handler = signal.signal(signal.SIGALRM, hangs)
@@ -86,7 +81,7 @@ def guarded() -> Iterator[None]:
         signal.signal(signal.SIGALRM, handler)
 
 
-def altered(values: Any) -> Iterator[tuple[str, Any]]:
+def altered(values):
     """Yields copies of nested values in which the whole, or a part of them at any depth, is absurd."""
     for value in VALUES:
         yield f" = {value!r}", value
@@ -98,8 +93,7 @@ def altered(values: Any) -> Iterator[tuple[str, Any]]:
                 yield f".{key}{place}", copy
 
 
-def problem(load: Callable[[], object]) -> str | None:
-    """What is wrong with a way to load; None if it ends in one line of ValueError or OSError, or in nothing."""
+def problem(load):
     try:
         with guarded():
             load()
@@ -110,17 +104,16 @@ def problem(load: Callable[[], object]) -> str | None:
     return None
 
 
-def load(folder: Path) -> predictor.Predictor:
+def load(folder):
     return predictor.load(folder, device="cpu")
 
 
-def load_processor(folder: Path) -> Processor:
-    """Loads preprocessing alone, which takes less time."""
+def load_processor(folder):
     own = (folder / "processor.json").exists()
     return Processor.load(folder) if own else Processor.from_huggingface(folder, patch_size=16)
 
 
-def problems(folder: Path, file: str, load: Callable[[Path], object]) -> dict[str, str]:
+def problems(folder, file, load):
     """What is wrong with a folder when a setting of a JSON file is absurd; the next setting gets other values."""
     content, found = json.loads((folder / file).read_text()), {}
     for place, values in islice(altered(content), None, None, 3):
@@ -132,7 +125,7 @@ def problems(folder: Path, file: str, load: Callable[[Path], object]) -> dict[st
     return found
 
 
-def test_weights_without_their_folder_or_truncated(own: Path, tmp_path: Path) -> None:
+def test_weights_without_their_folder_or_truncated(own, tmp_path):
     for name in ("model.safetensors", "model-00001-of-00002.safetensors", "pytorch_model.bin"):
         write_safetensors(tmp_path / name, {"weight": torch.ones(2)})
         with pytest.raises(ValueError, match=f"weights without their config; pass its folder, {tmp_path}"):
@@ -149,11 +142,9 @@ class TestConfigs:
             ((), {"version": 2}, "of format version 2; this release reads 1"),
             ((), {"model": None}, r"own/config\.json: model is None; expected names"),
             (("model", "fusion"), {"colour": "red"}, r"model\.fusion has unknown fields \['colour'\]"),
-            (("model", "text"), {"hidden_size": "48"}, r"model\.text\.hidden_size is '48'; expected int$"),
-            (("model", "text"), {"num_heads": 5}, r"text\.hidden_size 48 is not a multiple of text\.num_heads 5"),
         ],
     )
-    def test_of_this_package(self, own: Path, place: tuple[str, ...], change: dict[str, Any], message: str) -> None:
+    def test_of_this_package(self, own, place, change, message):
         values = part = json.loads((own / "config.json").read_text())
         for name in place:
             part = part[name]
@@ -180,15 +171,13 @@ class TestConfigs:
             ("vision_config", {"image_size": [32, 64]}, "is not square"),
         ],
     )
-    def test_of_transformers(self, safe: Path, part: str | None, change: dict[str, Any], reason: str) -> None:
+    def test_of_transformers(self, safe, part, change, reason):
         edit_json(safe / "config.json", lambda values: (values if part is None else values[part]).update(change))
         with pytest.raises(ValueError, match=reason):
             read_checkpoint(safe)
 
-    def test_of_transformers_that_names_only_what_differs(self, safe: Path) -> None:
-        """The defaults are those of transformers; null, as for fields of other models, stands for them."""
-
-        def shorten(values: dict[str, Any]) -> None:
+    def test_of_transformers_that_names_only_what_differs(self, safe):
+        def shorten(values):
             for name in ("layer_norm_eps", "link_tower_type", "share_link_tower_layers", "contrastive_hidden_size"):
                 del values[name]
             for name in ("layer_norm_eps", "pad_token_id", "type_vocab_size", "hidden_dropout_prob"):
@@ -200,21 +189,21 @@ class TestConfigs:
         edit_json(safe / "config.json", shorten)
         assert read_checkpoint(safe).config == expected.override({"heads.itc_size": 512})
 
-    def test_every_field_of_the_model_stands_in_the_file(self, own: Path) -> None:
+    def test_every_field_of_the_model_stands_in_the_file(self, own):
         model = json.loads((own / "config.json").read_text())["model"]
         parts = {"vision": VisionConfig, "text": TextConfig, "fusion": FusionConfig, "heads": HeadsConfig}
         assert parts.keys() == {field.name for field in fields(ModelConfig)}
         assert all(model[name].keys() == {field.name for field in fields(part)} for name, part in parts.items())
 
 
-def poison(file: Path, key: str | None, trace: Path) -> None:
+def poison(file, key, trace):
     content = torch.load(file, weights_only=True)
     (content if key is None else content[key]).update({QUERY: Payload(trace)})
     torch.save(content, file)
 
 
 @pytest.mark.parametrize("key", ["state_dict", "hyper_parameters", "callbacks"])
-def test_official_pickles_are_refused(tmp_path: Path, key: str) -> None:
+def test_official_pickles_are_refused(tmp_path, key):
     file, trace = official.make().save(tmp_path / "model.ckpt"), tmp_path / "trace"
     poison(file, key, trace)
     for read in (read_checkpoint, predictor.load):
@@ -223,7 +212,7 @@ def test_official_pickles_are_refused(tmp_path: Path, key: str) -> None:
     assert not trace.exists()
 
 
-def test_a_pickle_is_refused_and_not_opened_where_safetensors_are_beside_it(pickled: Path, tmp_path: Path) -> None:
+def test_a_pickle_is_refused_and_not_opened_where_safetensors_are_beside_it(pickled, tmp_path):
     file, trace = pickled / "pytorch_model.bin", tmp_path / "trace"
     tensors = {name: value for name, value in torch.load(file).items() if not name.endswith("_ids")}
     poison(file, None, trace)
@@ -237,26 +226,24 @@ def test_a_pickle_is_refused_and_not_opened_where_safetensors_are_beside_it(pick
 
 
 class TestAbsurd:
-    """Every setting of every file with values that cannot be meant loads, or is refused in one line."""
-
     @pytest.mark.slow
-    def test_settings_of_folders(self, own: Path, safe: Path) -> None:
+    def test_settings_of_folders(self, own, safe):
         for folder, *others in ((own, "processor.json"), (safe, "preprocessor_config.json", "tokenizer_config.json")):
             assert problems(folder, "config.json", load) == {}
             for file in others:
                 assert problems(folder, file, load_processor) == {}
 
-    def test_index_of_shards(self, safe: Path) -> None:
+    def test_index_of_shards(self, safe):
         (safe / "model.safetensors").rename(safe / "a.safetensors")
         names = list(read_safetensors(safe / "a.safetensors"))[:3]
         index = safe / "model.safetensors.index.json"
         index.write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, "a.safetensors")}))
         assert problems(safe, index.name, lambda folder: read_sharded(folder / index.name)) == {}
 
-    def test_official_settings(self) -> None:
+    def test_official_settings(self):
         made, found = official.make(), {}
 
-        def read(settings: dict[str, Any]) -> object:
+        def read(settings):
             return read_official("model.ckpt", settings, made.state_dict, official.OVERRIDES)
 
         read(made.run_config)  # the control
@@ -268,7 +255,7 @@ class TestAbsurd:
         assert found == {}
 
     @pytest.mark.parametrize("config", CONFIGS)
-    def test_settings_of_runs_and_verbs(self, config: type) -> None:
+    def test_settings_of_runs_and_verbs(self, config):
         found = {}
         for field in fields(config):
             for value in VALUES:
@@ -283,7 +270,7 @@ class TestAbsurd:
 
     @pytest.mark.parametrize("depth", [900, 100_000])
     @pytest.mark.parametrize("file", ["config.json", "processor.json", "tokenizer.json"])
-    def test_settings_nested_without_end_or_too_large_for_the_memory(self, own: Path, file: str, depth: int) -> None:
+    def test_settings_nested_without_end_or_too_large_for_the_memory(self, own, file, depth):
         for content in ("[" * depth + "]" * depth, '{"a":' * depth + "1" + "}" * depth):
             (own / file).write_text(content)
             assert problem(lambda: load(own)) is None
@@ -297,10 +284,7 @@ class TestAbsurd:
     @pytest.mark.parametrize(
         ("absurd", "words"),
         [
-            (
-                lambda it: it["model"]["vocab"].update(red=280),
-                "ids up to 280, but text.vocab_size is 280; give",
-            ),
+            (lambda it: it["model"]["vocab"].update(red=280), "ids up to 280, but text.vocab_size is 280; give"),
             (lambda it: it["model"]["vocab"].update(red=2**32 - 1), "ids up to 4294967295, but text.vocab_size is 280"),
             (
                 lambda it: it["added_tokens"].extend(it["added_tokens"][0] | {"content": f"<{n}>"} for n in range(9)),
@@ -309,12 +293,12 @@ class TestAbsurd:
             (lambda it: it["post_processor"].update(sep=["</s>", 300]), r"puts \[0, 300\] around a text"),
         ],
     )
-    def test_token_ids_that_have_no_embedding(self, own: Path, absurd: Callable[[Any], None], words: str) -> None:
+    def test_token_ids_that_have_no_embedding(self, own, absurd, words):
         edit_json(own / "tokenizer.json", absurd)
         with pytest.raises(ValueError, match=words), guarded():
             load(own)
 
-    def test_header_of_weights_nested_without_end(self, own: Path) -> None:
+    def test_header_of_weights_nested_without_end(self, own):
         header = b'{"a":' * 100_000 + b"1" + b"}" * 100_000
         (own / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
         with pytest.raises(ValueError, match=r"model\.safetensors is not a whole safetensors file"), guarded():
@@ -322,14 +306,14 @@ class TestAbsurd:
 
 
 @pytest.mark.parametrize("kind", WORDS)
-def test_what_is_no_float_or_no_number_is_refused_by_name(request: pytest.FixtureRequest, kind: str) -> None:
+def test_what_is_no_float_or_no_number_is_refused_by_name(request, kind):
     made, name = official.make(), WORDS[kind]
     whole = made.state_dict[name] if kind == "official" else None
     if kind != "official":
-        folder: Path = request.getfixturevalue(kind)
+        folder = request.getfixturevalue(kind)
         whole = read_safetensors(folder / "model.safetensors")[name].clone()
 
-    def read(tensor: Tensor) -> object:
+    def read(tensor):
         if kind == "official":
             return read_official("x", made.run_config, {**made.state_dict, name: tensor}, official.OVERRIDES)
         edit_weights(folder, lambda tensors: tensors.update({name: tensor}))
@@ -351,14 +335,14 @@ class TestResults:
     """A model of numbers so large that what comes out of it is none."""
 
     @pytest.fixture(scope="class")
-    def broken(self, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    def broken(self, tiny_checkpoint, tmp_path_factory):
         folder = tmp_path_factory.mktemp("broken") / "model"
         checkpoint = read_checkpoint(tiny_checkpoint)
         huge = {name: torch.full_like(value, 3e38) for name, value in checkpoint.tensors.items() if "embedding" in name}
         checkpoints.write_checkpoint(replace(checkpoint, tensors=checkpoint.tensors | huge), folder)
         return folder
 
-    def test_are_not_shown(self, broken: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    def test_are_not_shown(self, broken, tmp_path, refused):
         picture, index = tmp_path / "a.png", tmp_path / "index.lance"
         Image.new("RGB", (24, 24), "red").save(picture)
         for command in (
@@ -370,7 +354,7 @@ class TestResults:
             assert line.startswith("bridgetower: the model gives NaN; its weights or settings")
         assert not Table.exists(index)
 
-    def test_are_not_served(self, broken: Path) -> None:
+    def test_are_not_served(self, broken):
         command = [sys.executable, "-m", "bridgetower", "serve", "--model", str(broken), "--port", "0"]
         done = subprocess.run([*command, "--device", "cpu"], capture_output=True, text=True, check=False)
         assert done.returncode > 0

@@ -4,16 +4,13 @@ import errno
 import json
 import shutil
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
 from unittest.mock import Mock
 
 import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard
 from safetensors.torch import load_file
-from torch import Tensor
 
 import tiny
 from bridgetower import BridgeTower, load
@@ -31,29 +28,24 @@ from bridgetower.checkpoints import (
 )
 from bridgetower.checkpoints import tensors as tensor_files
 
-if TYPE_CHECKING:
-    from transformers import BridgeTowerForMaskedLM
 
-
-def changed(checkpoint: Checkpoint) -> Checkpoint:
+def changed(checkpoint):
     return replace(checkpoint, tensors={name: value + 1 for name, value in checkpoint.tensors.items()})
 
 
-def content(folder: Path) -> dict[str, bytes]:
+def content(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 class TestSources:
     @pytest.mark.parametrize("kind", ["own", "safe", "sharded", "pickled", "run"])
-    def test_every_kind(self, request: pytest.FixtureRequest, checkpoint: Checkpoint, kind: str) -> None:
-        folder: Path = request.getfixturevalue(kind)
+    def test_every_kind(self, request, checkpoint, kind):
+        folder = request.getfixturevalue(kind)
         read = read_checkpoint(folder)
         assert read.source == str(folder)
         assert read.config == checkpoint.config
         assert tiny.equal(read.tensors, checkpoint.tensors)
         assert tiny.equal(read.extra_tensors, checkpoint.extra_tensors)
-        assert read.processor is not None
-        assert checkpoint.processor is not None
         divisor = read.processor.config.size_divisor
         assert read.processor.config == replace(checkpoint.processor.config, size_divisor=divisor)
         assert read.processor.token_ids(["a dog"]) == checkpoint.processor.token_ids(["a dog"])
@@ -65,39 +57,34 @@ class TestSources:
         assert torch.equal(fused.pooled, expected.pooled)
         assert torch.equal(fused.text, expected.text)
 
-    def test_without_preprocessing(self, checkpoint: Checkpoint, own: Path, tmp_path: Path) -> None:
+    def test_without_preprocessing(self, checkpoint, own, tmp_path):
         for to in ("bridgetower", "hf"):
             convert(replace(checkpoint, processor=None), tmp_path / to, to)
             assert read_checkpoint(tmp_path / to).processor is None
         with pytest.raises(ValueError, match="no image preprocessing to go with a tokenizer"):
             read_checkpoint(tmp_path / "bridgetower", tokenizer=own)
 
-    def test_relative_paths_win_over_the_hub(self, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_relative_paths_win_over_the_hub(self, own, tmp_path, monkeypatch):
         (tmp_path / "owner").mkdir()
         own.rename(tmp_path / "owner" / "name")
         monkeypatch.chdir(tmp_path)
         for name in ("owner/name", f"../{tmp_path.name}/owner/name"):
             assert read_checkpoint(name).source == name
 
-    def test_a_folder_of_transformers_cuts_to_what_its_model_takes(self, safe: Path) -> None:
+    def test_a_folder_of_transformers_cuts_to_what_its_model_takes(self, safe):
         for settings in ("{}", '{"model_max_length": 1e30}', '{"model_max_length": 40}'):
             (safe / "tokenizer_config.json").write_text(settings)
             checkpoint = read_checkpoint(safe)
             processor, limit = checkpoint.processor, checkpoint.config.text.max_length
-            assert processor is not None
             (ids,) = processor.token_ids(["a dog runs " * 30], truncate=True)
             assert len(ids) == processor.config.max_length == limit
             checkpoint.model().encode_text(torch.tensor([ids]))
 
 
 class TestShards:
-    """Weights in several files, which they are above 4 GB."""
-
     LIMIT = 200_000
 
-    def test_transformers_reads_what_is_named_as_by_itself(
-        self, checkpoint: Checkpoint, sharded: Path, tmp_path: Path
-    ) -> None:
+    def test_transformers_reads_what_is_named_as_by_itself(self, checkpoint, sharded, tmp_path):
         convert(checkpoint, tmp_path / "hf", "hf", shard_bytes=self.LIMIT)
         name = "model.safetensors.index.json"
         ours, theirs = (json.loads((folder / name).read_text()) for folder in (tmp_path / "hf", sharded))
@@ -113,9 +100,7 @@ class TestShards:
         expected = loaded.from_pretrained(sharded).state_dict()
         assert tiny.equal(loaded.state_dict(), expected)
 
-    def test_they_are_replaced_as_a_whole(
-        self, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_they_are_replaced_as_a_whole(self, checkpoint, tmp_path, monkeypatch):
         write_checkpoint(checkpoint, tmp_path / "own", shard_bytes=self.LIMIT)
         before = sorted((tmp_path / "own").glob("model-*.safetensors"))
         assert len(before) > 2
@@ -134,17 +119,14 @@ class TestShards:
 
 
 class TestTiedDecoder:
-    """transformers stores a tied decoder once, as the word embedding."""
-
     @pytest.fixture
-    def tied(self, safe: Path) -> "BridgeTowerForMaskedLM":
-        """Such a model; skips the test where transformers is not installed."""
+    def tied(self, safe):
         transformers = pytest.importorskip("transformers")
         config = transformers.BridgeTowerConfig.from_pretrained(safe)
         config.tie_word_embeddings = True
         return tiny.off_defaults(transformers.BridgeTowerForMaskedLM(config)).eval()
 
-    def test_it_is_found_and_converted(self, tied: "BridgeTowerForMaskedLM", tmp_path: Path) -> None:
+    def test_it_is_found_and_converted(self, tied, tmp_path):
         folder = tmp_path / "tied"
         tied.save_pretrained(folder)
         tensors = tensor_files.read_safetensors(folder / "model.safetensors")
@@ -165,13 +147,12 @@ class TestTiedDecoder:
             convert(read, tmp_path / to, to)
             assert tiny.equal(read_checkpoint(tmp_path / to).tensors, read.tensors)
 
-    def test_one_that_is_stored_is_read_apart_and_an_untied_one_must_be_there(self, safe: Path) -> None:
+    def test_one_that_is_stored_is_read_apart_and_an_untied_one_must_be_there(self, safe):
         tensors = dict(tensor_files.read_safetensors(safe / "model.safetensors"))
         words = tensors["bridgetower.text_model.embeddings.word_embeddings.weight"]
         (safe / "model.safetensors").unlink()
         torch.save(tensors | {"mlm_score.decoder.weight": words}, safe / "pytorch_model.bin")
         model = read_checkpoint(safe).model()
-        assert model.mlm_head is not None
         assert model.mlm_head.decoder.weight.data_ptr() != model.text.word_embedding.weight.data_ptr()
         del tensors["mlm_score.decoder.weight"]
         torch.save(tensors, safe / "pytorch_model.bin")
@@ -179,7 +160,7 @@ class TestTiedDecoder:
             read_checkpoint(safe)
 
 
-def test_nothing_is_there(own: Path, safe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_there(own, safe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("nowhere", "./owner/name", "a/b/c", "model.ckpt", "owner/model.ckpt", "~/x"):
         with pytest.raises(FileNotFoundError, match="does not exist; expected a folder"):
@@ -193,7 +174,7 @@ def test_nothing_is_there(own: Path, safe: Path, tmp_path: Path, monkeypatch: py
             read_checkpoint(folder)
 
 
-def test_settings_that_would_be_ignored(own: Path, safe: Path) -> None:
+def test_settings_that_would_be_ignored(own, safe):
     for folder in (own, safe):
         with pytest.raises(ValueError, match="has a config of its own"):
             read_checkpoint(folder, overrides={"text.num_heads": 3})
@@ -203,9 +184,7 @@ def test_settings_that_would_be_ignored(own: Path, safe: Path) -> None:
 
 class TestWriting:
     @pytest.mark.parametrize("to", ["bridgetower", "hf"])
-    def test_the_same_bytes_in_an_empty_or_new_folder_but_no_other(
-        self, checkpoint: Checkpoint, tmp_path: Path, to: Any
-    ) -> None:
+    def test_the_same_bytes_in_an_empty_or_new_folder_but_no_other(self, checkpoint, tmp_path, to):
         (tmp_path / "used").mkdir()
         (tmp_path / "used" / "notes.txt").write_text("mine")
         for place in (tmp_path / "used", tmp_path / "used" / "notes.txt"):
@@ -219,7 +198,7 @@ class TestWriting:
             assert tiny.equal(read_checkpoint(folder).tensors, checkpoint.tensors)
         assert content(folders[0]) == content(folders[1])
 
-    def test_updated_weights(self, checkpoint: Checkpoint, own: Path) -> None:
+    def test_updated_weights(self, checkpoint, own):
         update_weights(changed(checkpoint), own)
         read = read_checkpoint(own)
         assert tiny.equal(read.tensors, changed(checkpoint).tensors)
@@ -234,7 +213,7 @@ RERANKING = Reranking(
 
 
 class TestReranking:
-    def test_it_travels_with_the_checkpoint(self, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    def test_it_travels_with_the_checkpoint(self, checkpoint, tmp_path):
         write_checkpoint(replace(checkpoint, reranking=RERANKING), tmp_path / "first")
         convert(read_checkpoint(tmp_path / "first"), tmp_path / "second", "bridgetower")
         values = json.loads((tmp_path / "second" / "config.json").read_text())["reranking"]
@@ -245,15 +224,13 @@ class TestReranking:
         update_weights(replace(checkpoint, reranking=Reranking(itc_weight=4.0)), tmp_path / "second")
         assert read_checkpoint(tmp_path / "second").reranking == Reranking(itc_weight=4.0)
 
-    def test_it_is_written_and_read_among_metrics(self) -> None:
+    def test_it_is_written_and_read_among_metrics(self):
         metrics = {"rsum": 300.0, **RERANKING.metrics()}
         assert metrics["calibration_ece_before"] == 0.4
         assert Reranking.from_metrics(json.loads(json.dumps(metrics))) == RERANKING
         assert Reranking.from_metrics({"accuracy": 0.5}) == UNMEASURED
 
-    def test_it_is_written_into_folders_of_this_package_alone(
-        self, own: Path, safe: Path, checkpoint: Checkpoint, tmp_path: Path
-    ) -> None:
+    def test_it_is_written_into_folders_of_this_package_alone(self, own, safe, checkpoint, tmp_path):
         before = json.loads((own / "config.json").read_text())
         assert "reranking" not in before
         assert read_checkpoint(own).reranking == UNMEASURED
@@ -269,7 +246,7 @@ class TestReranking:
         with pytest.raises(FileNotFoundError, match="has no config"):
             write_reranking("owner/name", RERANKING)
 
-    def test_what_is_none(self, own: Path) -> None:
+    def test_what_is_none(self, own):
         content = json.loads((own / "config.json").read_text())
         for part, field, value, message in (
             *(("", "itc_weight", value, r"itc_weight is .*; expected") for value in (-1.0, 1e7, "16", True, None)),
@@ -288,12 +265,8 @@ class TestReranking:
 
 
 class TestFullDisk:
-    def test_old_weights_stay_and_new_folders_do_not_appear(
-        self, checkpoint: Checkpoint, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """It stops in the middle of a file."""
-
-        def stop(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    def test_old_weights_stay_and_new_folders_do_not_appear(self, checkpoint, own, tmp_path, monkeypatch):
+        def stop(tensors, path, metadata):
             path.write_bytes(b"part of a file")
             raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
@@ -304,12 +277,10 @@ class TestFullDisk:
         assert content(own) == before
         for to in ("bridgetower", "hf"):
             with pytest.raises(OSError, match="No space left"):
-                convert(checkpoint, tmp_path / "new", to)  # type: ignore[arg-type]
+                convert(checkpoint, tmp_path / "new", to)
             assert not (tmp_path / "new").exists()
 
-    def test_a_broken_write_is_never_read(
-        self, checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_broken_write_is_never_read(self, checkpoint, tmp_path, monkeypatch):
         """The config is written last: without it a folder is no checkpoint."""
         with monkeypatch.context() as patch:
             patch.setattr(json, "dumps", Mock(side_effect=OSError(errno.ENOSPC, "No space left on device")))
@@ -324,12 +295,12 @@ class TestLabels:
     ANSWERS = ("yes", "no", "two words", "é")
 
     @pytest.fixture
-    def with_answers(self) -> Checkpoint:
+    def with_answers(self):
         config = tiny.changed(heads__vqa=len(self.ANSWERS), heads__snli_ve=True)
         tensors = tiny.build(config).state_dict()
         return Checkpoint(source="mine", config=config, tensors=tensors, labels={"vqa": self.ANSWERS})
 
-    def test_they_travel_with_the_checkpoint_or_are_given(self, with_answers: Checkpoint, tmp_path: Path) -> None:
+    def test_they_travel_with_the_checkpoint_or_are_given(self, with_answers, tmp_path):
         write_checkpoint(with_answers, tmp_path / "named")
         assert read_checkpoint(tmp_path / "named").labels == {"vqa": self.ANSWERS}
         write_checkpoint(replace(with_answers, labels={}), tmp_path / "model")
@@ -340,7 +311,7 @@ class TestLabels:
         with pytest.raises(ValueError, match=r"it has heads that transformers lacks \(vqa"):
             convert(with_answers, tmp_path / "hf", "hf")
 
-    def test_a_file_of_something_else(self, with_answers: Checkpoint, tmp_path: Path) -> None:
+    def test_a_file_of_something_else(self, with_answers, tmp_path):
         write_checkpoint(with_answers, tmp_path / "model")
         answers = tmp_path / "answers.json"
         for text in ("yes\nno", '{"vqa": ["yes"]}', '["yes", 2]', "[["):
@@ -353,11 +324,9 @@ class TestLabels:
 
 
 class TestSave:
-    """A model saved by its own methods."""
-
     TEXTS = ("a red square", "two blue circles")
 
-    def test_all_that_came_along(self, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    def test_all_that_came_along(self, checkpoint, tmp_path):
         config = tiny.changed(heads__vqa=2)
         values = {"config": config, "tensors": tiny.build(config).state_dict(), "extra_tensors": {"x": torch.rand(3)}}
         named = {"labels": {"vqa": ("yes", "no")}, "reranking": RERANKING, "processor": None}
@@ -366,7 +335,7 @@ class TestSave:
         convert(changed, tmp_path / "converted", "bridgetower")
         assert content(tmp_path / "saved") == content(tmp_path / "converted")
 
-    def test_a_new_model_and_a_used_predictor(self, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    def test_a_new_model_and_a_used_predictor(self, tiny_checkpoint, tmp_path):
         model = BridgeTower(tiny.CONFIG)
         model.save(tmp_path / "new")
         assert tiny.equal(read_checkpoint(tmp_path / "new").model().state_dict(), model.state_dict())
@@ -379,14 +348,14 @@ class TestSave:
         assert again.fingerprint == predictor.fingerprint
         assert torch.equal(again.embed_texts(self.TEXTS), vectors)
 
-    def test_pushed_to_the_hub(self, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_pushed_to_the_hub(self, tiny_checkpoint, tmp_path, monkeypatch):
         repository, sent = tmp_path / "repository", []
 
-        def create_repo(api: HfApi, repo_id: str, **options: Any) -> SimpleNamespace:
+        def create_repo(api, repo_id, **options):
             sent.append({"repo_id": repo_id, "token": api.token, **options})
             return SimpleNamespace(repo_id=f"owner/{repo_id}")
 
-        def upload_folder(api: HfApi, *, repo_id: str, folder_path: Path, commit_message: str) -> SimpleNamespace:
+        def upload_folder(api, *, repo_id, folder_path, commit_message):
             shutil.copytree(folder_path, repository)
             return SimpleNamespace(commit_url=f"https://hub/{repo_id}/commit/1")
 
@@ -394,7 +363,7 @@ class TestSave:
         monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
         predictor = load(tiny_checkpoint, device="cpu")
         facts = {"license": "mit", "datasets": ["owner/shapes"], "metrics": {"recall@1": 0.5}, "command": "train nano"}
-        url = predictor.model.push_to_hub("mine", private=True, token="hf_secret", **facts)  # type: ignore[arg-type]
+        url = predictor.model.push_to_hub("mine", private=True, token="hf_secret", **facts)
         assert url == "https://hub/owner/mine/commit/1"
         assert sent == [{"repo_id": "mine", "private": True, "exist_ok": True, "token": "hf_secret"}]
         assert load(repository, device="cpu").fingerprint == predictor.fingerprint

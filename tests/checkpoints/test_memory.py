@@ -41,8 +41,7 @@ print(json.dumps([loaded - before, memory("VmHWM") - before]))
 
 
 @pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The same model in every format."""
+def sources(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoints")
     made = official.make(SIZES)
     paths = {"ckpt": made.save(folder / "model.ckpt"), "bridgetower": folder / "own", "hf": folder / "hf"}
@@ -52,7 +51,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return paths
 
 
-def peaks(source: Path, **options: object) -> tuple[float, float]:
+def peaks(source, **options):
     """Returns the peaks of loading, and of loading and reading all weights, as shares of the file's size."""
     file = source if source.is_file() else source / "model.safetensors"
     command = [sys.executable, "-c", MEASURE, str(source), json.dumps(options)]
@@ -63,10 +62,10 @@ def peaks(source: Path, **options: object) -> tuple[float, float]:
 @pytest.mark.parametrize(
     ("kind", "precision", "limit"), [("hf", "fp32", 1.2), ("hf", "bf16", 0.8), ("bridgetower", "bf16", 0.8)]
 )
-def test_loading_and_using_a_folder(sources: dict[str, Path], kind: str, precision: str, limit: float) -> None:
+def test_loading_and_using_a_folder(sources, kind, precision, limit):
     assert peaks(sources[kind], precision=precision)[1] < limit
 
 
-def test_loading_an_official_file(sources: dict[str, Path]) -> None:
+def test_loading_an_official_file(sources):
     """The mapped file, all of which is read, the joined quarter, and some megabytes of code that is read meanwhile."""
     assert peaks(sources["ckpt"], overrides=OVERRIDES)[0] < 1.4

@@ -1,17 +1,11 @@
 """Files of METER's and of ManagerTower's own code: the names that these codes create, and what they compute."""
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 import tiny
-from bridgetower.checkpoints import Checkpoint, read_checkpoint
-from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.checkpoints import read_checkpoint
 from official import OVERRIDES
 
 # Names and shapes as the public code of zdou0830/METER (commit f4f0934) and LooperXX/ManagerTower (86e2372) creates
@@ -21,19 +15,16 @@ TEXT_DEPTH, FUSION_DEPTH, MANAGED = 4, 3, {"text": 2, "image": 3}
 HEADS = 4
 
 
-Shapes = dict[str, tuple[int, ...]]
-
-
-def linear(name: str, out: int, inside: int) -> Shapes:
+def linear(name, out, inside):
     return {f"{name}.weight": (out, inside), f"{name}.bias": (out,)}
 
 
-def norm(name: str, width: int) -> Shapes:
+def norm(name, width):
     return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
 
 
-def bert_layer(name: str, width: int, inner: int, *attentions: str) -> Shapes:
-    found: Shapes = {}
+def bert_layer(name, width, inner, *attentions):
+    found = {}
     for attention in (f"{name}.{attention}" for attention in attentions):
         for part in ("self.query", "self.key", "self.value", "output.dense"):
             found |= linear(f"{attention}.{part}", width, width)
@@ -42,10 +33,10 @@ def bert_layer(name: str, width: int, inner: int, *attentions: str) -> Shapes:
     return found | norm(f"{name}.output.LayerNorm", width)
 
 
-def common(image_depth: int) -> Shapes:
+def common(image_depth):
     """What both have: RoBERTa, CLIP's towers with the left-overs of its text side, fusion layers, poolers."""
     text, clip = "text_transformer.embeddings", "vit_model.visual"
-    names: Shapes = {
+    names = {
         f"{text}.position_ids": (1, POSITIONS),
         f"{text}.word_embeddings.weight": (WORDS, T),
         f"{text}.position_embeddings.weight": (POSITIONS, T),
@@ -85,7 +76,7 @@ MLM_AND_ITM = {
 }
 
 
-def manager_tower(kind: str, weight: str) -> Shapes:
+def manager_tower(kind, weight):
     names = common(TEXT_DEPTH) | MLM_AND_ITM | {"temperature": ()}
     for stream, count in MANAGED.items():
         names[f"layer_embeddings_{stream}.weight"] = (TEXT_DEPTH, D)
@@ -107,7 +98,7 @@ def manager_tower(kind: str, weight: str) -> Shapes:
     return names
 
 
-SETTINGS: dict[str, Any] = {"tokenizer": "roberta-base", "num_heads": HEADS, "drop_rate": 0.1, "max_text_len": 12}
+SETTINGS = {"tokenizer": "roberta-base", "num_heads": HEADS, "drop_rate": 0.1, "max_text_len": 12}
 SETTINGS |= {"val_transform_keys": ["clip"]}
 METER = common(TEXT_DEPTH - 1) | MLM_AND_ITM  # its CLIP lacks the last block
 FINE_TUNED = common(TEXT_DEPTH - 1) | {
@@ -123,7 +114,7 @@ FINE_TUNED = common(TEXT_DEPTH - 1) | {
 }
 
 
-def weights(names: Shapes) -> dict[str, Tensor]:
+def weights(names):
     generator = torch.Generator().manual_seed(5)
     tensors = {name: 0.3 * torch.randn(shape, generator=generator) for name, shape in names.items()}
     # away from where a temperature or a scale is without effect, or a softmax is one-hot
@@ -134,11 +125,8 @@ def weights(names: Shapes) -> dict[str, Tensor]:
     }
 
 
-def read(folder: Path, tensors: Mapping[str, Tensor], **settings: Any) -> Checkpoint:
-    content = {
-        "state_dict": dict(tensors),
-        "hyper_parameters": {"config": SETTINGS | settings},
-    }
+def read(folder, tensors, **settings):
+    content = {"state_dict": dict(tensors), "hyper_parameters": {"config": SETTINGS | settings}}
     torch.save(content, folder / "model.ckpt")
     return read_checkpoint(folder / "model.ckpt", overrides=OVERRIDES)
 
@@ -146,19 +134,18 @@ def read(folder: Path, tensors: Mapping[str, Tensor], **settings: Any) -> Checkp
 class Official:
     """What METER and ManagerTower compute after the towers, in plain formulas over the names of their files."""
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, tensors):
         self.of = tensors
 
-    def linear(self, name: str, hidden: Tensor) -> Tensor:
+    def linear(self, name, hidden):
         return hidden @ self.of[f"{name}.weight"].T + self.of[f"{name}.bias"]
 
-    def norm(self, name: str, hidden: Tensor, eps: float) -> Tensor:
+    def norm(self, name, hidden, eps):
         centred = hidden - hidden.mean(-1, keepdim=True)
         scaled = centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt()
         return scaled * self.of[f"{name}.weight"] + self.of[f"{name}.bias"]
 
-    def attend(self, name: str, hidden: Tensor, other: Tensor, mask: Tensor) -> Tensor:
-        """Attention to `other`, the residual and its norm."""
+    def attend(self, name, hidden, other, mask):
         query, key, value = (
             self.linear(f"{name}.self.{part}", source).unflatten(-1, (HEADS, -1)).transpose(1, 2)
             for part, source in (("query", hidden), ("key", other), ("value", other))
@@ -167,14 +154,14 @@ class Official:
         context = (scores.softmax(-1) @ value).transpose(1, 2).flatten(2)
         return self.norm(f"{name}.output.LayerNorm", self.linear(f"{name}.output.dense", context) + hidden, 1e-12)
 
-    def layer(self, name: str, hidden: Tensor, other: Tensor, mask: Tensor, other_mask: Tensor) -> Tensor:
+    def layer(self, name, hidden, other, mask, other_mask):
         hidden = self.attend(f"{name}.attention", hidden, hidden, mask)
         hidden = self.attend(f"{name}.crossattention", hidden, other, other_mask)
         inner = self.linear(f"{name}.intermediate.dense", hidden)
         gelu = inner * 0.5 * (1 + torch.erf(inner / 2**0.5))
         return self.norm(f"{name}.output.LayerNorm", self.linear(f"{name}.output.dense", gelu) + hidden, 1e-12)
 
-    def manager(self, name: str, layers: list[Tensor], stream: Tensor | None, other: Tensor | None) -> Tensor:
+    def manager(self, name, layers, stream, other):
         name = f"{name}.manager_layer"
         normed = torch.stack([self.norm(f"{name}.LayerNorm.{index}", one, 1e-5) for index, one in enumerate(layers)])
         count = len(layers)
@@ -184,8 +171,6 @@ class Official:
             scores = self.of[f"{name}.layer_scores"][0][:, None]  # [layers (+ 1), 1, 1, width]
             scores, last = scores[:count], scores[count:]
         else:
-            assert stream is not None
-            assert other is not None
             other = self.norm(f"{name}.extra_query_LayerNorm", other, 1e-5)
             query = self.linear(f"{name}.fusion_attention.q_proj", stream)
             key = self.linear(f"{name}.fusion_attention.k_proj", other)
@@ -196,8 +181,7 @@ class Official:
         managed = (shares * normed).sum(0)
         return managed if stream is None else managed + last[0] * stream
 
-    def fuse(self, text: list[Tensor], image: list[Tensor], mask: Tensor) -> tuple[Tensor, Tensor]:
-        """The streams after the last layer, from the hidden states of all layers of the towers."""
+    def fuse(self, text, image, mask):
         masks = (1 - mask) * -10000.0, torch.zeros(image[0].shape[:2])
         streams = []
         for kind, (name, layers) in enumerate((("text", text), ("image", image))):
@@ -221,20 +205,16 @@ class Official:
             )
         return x, y
 
-    def logits(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Of masked words and of matching."""
-        pooled = [
-            self.linear(f"cross_modal_{name}_pooler.dense", one[:, 0]).tanh()
-            for name, one in zip(("text", "image"), (x, y), strict=True)
-        ]
+    def logits(self, x, y):
+        streams = {"text": x, "image": y}.items()
+        pooled = [self.linear(f"cross_modal_{name}_pooler.dense", one[:, 0]).tanh() for name, one in streams]
         dense = self.linear("mlm_score.transform.dense", x)
         hidden = self.norm("mlm_score.transform.LayerNorm", dense * 0.5 * (1 + torch.erf(dense / 2**0.5)), 1e-12)
         words = hidden @ self.of["mlm_score.decoder.weight"].T + self.of["mlm_score.bias"]
         return words, self.linear("itm_score.fc", torch.cat(pooled, -1))
 
 
-def both(model: BridgeTower, tensors: Mapping[str, Tensor], lengths: list[int]) -> tuple[list[Tensor], list[Tensor]]:
-    """Logits of words and of matching, of the model and of the formulas over the hidden states of its towers."""
+def both(model, tensors, lengths):
     ids = torch.randint(3, WORDS, (2, max(lengths)), generator=torch.Generator().manual_seed(1))
     mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
     ids = torch.where(mask.bool(), ids, torch.ones_like(ids))
@@ -248,11 +228,11 @@ def both(model: BridgeTower, tensors: Mapping[str, Tensor], lengths: list[int]) 
         return ours, list(official.logits(*official.fuse(text, image, mask.float())))
 
 
-def off(ours: list[Tensor], theirs: list[Tensor]) -> float:
+def off(ours, theirs):
     return max(tiny.off(one, other) for one, other in zip(ours, theirs, strict=True))
 
 
-def test_meter(tmp_path: Path) -> None:
+def test_meter(tmp_path):
     tensors = weights(METER)
     found = read(tmp_path, tensors)
     assert found.config.fusion.bridge is None
@@ -272,7 +252,7 @@ def test_meter(tmp_path: Path) -> None:
     assert off(*both(found.model(), changed, [9, 5])) > 1e-2
 
 
-def test_fine_tuned_meter_and_swin(tmp_path: Path) -> None:
+def test_fine_tuned_meter_and_swin(tmp_path):
     """Without dropout before the head of NLVR2, which the code of BridgeTower added."""
     tensors = weights(FINE_TUNED)
     heads = read(tmp_path, tensors).config.heads
@@ -285,7 +265,7 @@ def test_fine_tuned_meter_and_swin(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("weight", ["vector", "scalar"])
 @pytest.mark.parametrize(("kind", "bridge"), [("SAUE", "static_manager"), ("AAUE", "adaptive_manager")])
-def test_manager_tower(tmp_path: Path, kind: str, bridge: str, weight: str) -> None:
+def test_manager_tower(tmp_path, kind, bridge, weight):
     tensors = weights(manager_tower(kind, weight))
     found = read(tmp_path, tensors, model_type="MT", manager_type=kind, nlvr2_drop_rate=0.1)
     fusion = found.config.fusion
@@ -315,6 +295,6 @@ def test_manager_tower(tmp_path: Path, kind: str, bridge: str, weight: str) -> N
         assert tiny.off(model.text_embeds(model.encode_text(ids)), expected) < 1e-5
 
 
-def test_another_manager_is_refused(tmp_path: Path) -> None:
+def test_another_manager_is_refused(tmp_path):
     with pytest.raises(ValueError, match="manager_type is 'new'; expected one of SAUE, AAUE"):
         read(tmp_path, weights(manager_tower("SAUE", "vector")), model_type="MT", manager_type="new")

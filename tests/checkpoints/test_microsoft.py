@@ -1,18 +1,16 @@
 """Official `.ckpt` files: every kind of model, what is left behind, and what is refused."""
 
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 import official
 import tiny
-from bridgetower.checkpoints import Checkpoint, read_checkpoint
+from bridgetower.checkpoints import read_checkpoint
 from bridgetower.processor import Processor, ProcessorConfig, train_tokenizer
 
-KINDS: dict[str, dict[str, Any]] = {
+KINDS = {
     "pre-training": {},
     "contrastive": {"heads.itc": "tower", "heads.itc_size": 20},
     "fine-tuned": {"heads.mlm": False, "heads.itm": False},
@@ -32,12 +30,12 @@ OVERRIDES = official.OVERRIDES | {"vision.num_heads": 2}
 QUERY = "text_transformer.encoder.layer.1.attention.self.query.bias"
 
 
-def read(folder: Path, made: official.Official, overrides: dict[str, Any] | None = None) -> Checkpoint:
+def read(folder, made, overrides=None):
     return read_checkpoint(made.save(folder / "model.ckpt"), overrides=OVERRIDES if overrides is None else overrides)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind(tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_every_kind(tmp_path, kind, caplog):
     made = official.make(KINDS[kind], extra=["val_vqa_score.total"])
     expected = made.config
     if expected.heads.itc is None:  # a file without the head does not tell its width
@@ -58,15 +56,14 @@ def test_every_kind(tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture)
 
 
 class TestNames:
-    def test_heads_of_one_layer_answer(self, tmp_path: Path) -> None:
-        """Official `task_head_layers=1`."""
+    def test_heads_of_one_layer_answer(self, tmp_path):
         made = official.make({"heads.vqa": 17, "heads.hidden_scale": 0.0})
         assert "vqa_classifier.0.weight" in made.state_dict
         model, pooled = read(tmp_path, made).model(), torch.randn(2, 96)
         weight, bias = (made.state_dict[f"vqa_classifier.0.{kind}"] for kind in ("weight", "bias"))
         assert tiny.off(model.head("vqa")(pooled), pooled @ weight.T + bias) < 1e-5
 
-    def test_separate_norms_are_extra_and_warned_of(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def test_separate_norms_are_extra_and_warned_of(self, tmp_path, caplog):
         names = [f"vit_model.visual.ln_separate.{number}.weight" for number in range(3)]
         made = official.make({}, extra=names)
         made.run_config["vit_layernorm_shared"] = False
@@ -91,7 +88,7 @@ class TestNames:
             (lambda it: it.update({"mlm_score.bias": "weights"}), r"holds mlm_score\.bias, which are no named, dense"),
         ],
     )
-    def test_others_are_refused(self, tmp_path: Path, change: Any, message: str) -> None:
+    def test_others_are_refused(self, tmp_path, change, message):
         made = official.make({"heads.vqa": 17, "heads.snli_ve": True, "heads.rank": True})
         change(made.state_dict)
         with pytest.raises(ValueError, match=message):
@@ -99,9 +96,7 @@ class TestNames:
 
 
 class TestHeads:
-    """The number of attention heads stands in no official file."""
-
-    def test_refused(self, tmp_path: Path) -> None:
+    def test_refused(self, tmp_path):
         for changes, overrides, message in (
             ({}, {}, r"text tower of width 48; pass overrides=\{'text\.num_heads'"),
             (official.TIMM, official.OVERRIDES, r"vision tower of width 128; pass overrides=\{'vision\.num_heads'"),
@@ -111,7 +106,7 @@ class TestHeads:
             with pytest.raises(ValueError, match=message):
                 read(tmp_path, official.make(changes), overrides)
 
-    def test_published_widths(self, tmp_path: Path) -> None:
+    def test_published_widths(self, tmp_path):
         for width, heads, vision in ((192, 3, {}), (384, 6, official.TIMM)):
             widths = {"text.hidden_size": width, "vision.hidden_size": width, "vision.num_heads": heads}
             config = read(tmp_path, official.make({**widths, "text.num_heads": heads, **vision}), {}).config
@@ -119,7 +114,7 @@ class TestHeads:
 
 
 class TestRunConfig:
-    def test_refused(self, tmp_path: Path) -> None:
+    def test_refused(self, tmp_path):
         made = official.make()
         with pytest.raises(ValueError, match="meter_fusion is not supported"):
             read(tmp_path, replace(made, run_config={**made.run_config, "meter_fusion": True}))
@@ -128,27 +123,25 @@ class TestRunConfig:
             with pytest.raises(ValueError, match=rf"hyper_parameters.config lacks \['{name}'\]"):
                 read(tmp_path, replace(made, run_config=lacking))
 
-    def test_preprocessing(self, tmp_path: Path) -> None:
+    def test_preprocessing(self, tmp_path):
         made = official.make()
         for key, profile in (("clip", "pretrain"), ("blip", "finetune"), ("albef", "finetune")):
             made.run_config["val_transform_keys"] = [key]
             processor = read(tmp_path, made).processor
-            assert processor is not None
             assert processor.config.profile == f"official-{profile}"
             assert (processor.config.image_size, processor.config.max_length) == (32, 12)
             assert processor.tokenizer is None
 
-    def test_tokenizer_from_elsewhere(self, tmp_path: Path) -> None:
+    def test_tokenizer_from_elsewhere(self, tmp_path):
         tokenizer = train_tokenizer(["a dog runs"] * 3, vocab_size=280)
         Processor(ProcessorConfig(profile="official-pretrain", image_size=32, max_length=9), tokenizer).save(tmp_path)
         file = official.make({"text.vocab_size": 280}).save(tmp_path / "model.ckpt")
         processor = read_checkpoint(file, overrides=OVERRIDES, tokenizer=tmp_path).processor
-        assert processor is not None
         assert processor.config.max_length == 12, "settings stay the file's own"
         assert processor.token_ids(["a dog"]) == Processor(processor.config, tokenizer).token_ids(["a dog"])
 
 
-def test_another_kind_of_file(tmp_path: Path) -> None:
+def test_another_kind_of_file(tmp_path):
     for content in (
         {"state_dict": {}},
         {"hyper_parameters": {"config": {}}},

@@ -6,15 +6,13 @@ import pickle
 import random
 import struct
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 import tiny
 from bridgetower.checkpoints.tensors import (
@@ -30,7 +28,7 @@ from payload import Payload
 MAPS = Path("/proc/self/maps")
 
 
-def tensors() -> dict[str, Tensor]:
+def tensors():
     generator = torch.Generator().manual_seed(0)
     return {
         "a": torch.rand(20, 3, generator=generator),
@@ -40,12 +38,11 @@ def tensors() -> dict[str, Tensor]:
     }
 
 
-def legacy(content: Any, path: Path) -> None:
+def legacy(content, path):
     torch.save(content, path, _use_new_zipfile_serialization=False)
 
 
-def deflated(content: Any, path: Path) -> None:
-    """Writes an archive whose entries are compressed, which cannot be memory-mapped."""
+def deflated(content, path):
     plain = io.BytesIO()
     torch.save(content, plain)
     with zipfile.ZipFile(plain) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as target:
@@ -53,16 +50,16 @@ def deflated(content: Any, path: Path) -> None:
             target.writestr(entry.filename, source.read(entry))
 
 
-WRITERS: dict[str, Callable[[Any, Path], None]] = {"zip": torch.save, "legacy": legacy, "deflated": deflated}
+WRITERS = {"zip": torch.save, "legacy": legacy, "deflated": deflated}
 
 
 @pytest.fixture(params=WRITERS)
-def write(request: pytest.FixtureRequest) -> Callable[[Any, Path], None]:
+def write(request):
     return WRITERS[request.param]
 
 
 class TestSafetensors:
-    def test_round_trip(self, tmp_path: Path) -> None:
+    def test_round_trip(self, tmp_path):
         items = tensors() | {
             "transposed": tensors()["a"].T,
             "strided": torch.arange(10)[::2],
@@ -71,7 +68,7 @@ class TestSafetensors:
         write_safetensors(tmp_path / "x.safetensors", items)
         assert tiny.equal(read_safetensors(tmp_path / "x.safetensors"), items)
 
-    def test_truncated_or_something_else(self, tmp_path: Path) -> None:
+    def test_truncated_or_something_else(self, tmp_path):
         path = tmp_path / "x.safetensors"
         write_safetensors(path, tensors())
         whole = path.read_bytes()
@@ -81,7 +78,7 @@ class TestSafetensors:
             with pytest.raises(ValueError, match=r"x.safetensors is not a whole safetensors file"):
                 read_safetensors(path)
 
-    def test_a_flipped_bit_is_found_or_changes_nothing(self, tmp_path: Path) -> None:
+    def test_a_flipped_bit_is_found_or_changes_nothing(self, tmp_path):
         """Every bit of the header, and one of each byte of numbers."""
         path = tmp_path / "x.safetensors"
         write_safetensors(path, tensors())
@@ -101,7 +98,7 @@ class TestSafetensors:
         assert len(refusals) > 7 / 8 * flips
         assert all(str(path) in refusal for refusal in refusals)
 
-    def test_files_of_others_have_no_checksum(self, tmp_path: Path) -> None:
+    def test_files_of_others_have_no_checksum(self, tmp_path):
         path = tmp_path / "x.safetensors"
         for metadata in (None, {"format": "pt"}, {"format": "pt", "by": "me"}):
             save_file(tensors(), path, metadata)
@@ -110,13 +107,13 @@ class TestSafetensors:
         with safe_open(path, framework="pt") as file:
             assert file.metadata() == {"format": "pt"}
 
-    def test_the_checksum_is_of_names_formats_shapes_and_numbers(self) -> None:
+    def test_the_checksum_is_of_names_formats_shapes_and_numbers(self):
         turned, whole = tensors()["a"].reshape(3, 20), torch.tensor(1, dtype=torch.int32)
         for changes in ({"a": torch.zeros(20, 3)}, {"a": turned}, {"b": torch.ones(1)}, {"scalar": whole}):
             assert checksum(tensors() | changes) != checksum(tensors())
         assert checksum(dict(reversed(tensors().items()))) == checksum(tensors())
 
-    def test_a_file_that_is_replaced_while_it_is_read(self, tmp_path: Path) -> None:
+    def test_a_file_that_is_replaced_while_it_is_read(self, tmp_path):
         """Large enough to be mapped more than once: tensors of two versions are never put together."""
         items = {str(number): torch.full((100,), float(number)) for number in range(40)}
         write_safetensors(tmp_path / "x.safetensors", items)
@@ -132,7 +129,7 @@ WEIGHT_MAP = {"a": "one.safetensors", "half": "one.safetensors", "scalar": "two.
 
 class TestShards:
     @staticmethod
-    def folder(path: Path, weight_map: Any) -> Path:
+    def folder(path, weight_map):
         items = tensors()
         save_file({name: items[name] for name in ("a", "half")}, path / "one.safetensors")
         save_file({name: items[name] for name in ("scalar", "ids")}, path / "two.safetensors")
@@ -140,7 +137,7 @@ class TestShards:
         index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
         return index
 
-    def test_all_are_read_or_none(self, tmp_path: Path) -> None:
+    def test_all_are_read_or_none(self, tmp_path):
         index, two = self.folder(tmp_path, WEIGHT_MAP), tmp_path / "two.safetensors"
         assert tiny.equal(read_sharded(index), tensors())
         two.write_bytes(two.read_bytes()[:-3])
@@ -153,7 +150,7 @@ class TestShards:
         with pytest.raises(ValueError, match="is not valid JSON"):
             read_sharded(index)
 
-    def test_a_shard_elsewhere(self, tmp_path: Path) -> None:
+    def test_a_shard_elsewhere(self, tmp_path):
         """The file exists, so that only the check keeps it from being read."""
         inside = tmp_path / "inside"
         (inside / "sub").mkdir(parents=True)
@@ -168,14 +165,14 @@ class TestShards:
 
 
 class TestTorchArchive:
-    def test_round_trip(self, tmp_path: Path, write: Callable[[Any, Path], None]) -> None:
+    def test_round_trip(self, tmp_path, write):
         write({"state_dict": tensors(), "epoch": 3, "config": {"names": ["a", None], "rate": 0.1}}, tmp_path / "x.ckpt")
         content = read_torch_archive(tmp_path / "x.ckpt")
         assert tiny.equal(content.pop("state_dict"), tensors())
         assert content == {"epoch": 3, "config": {"names": ["a", None], "rate": 0.1}}
 
     @pytest.mark.filterwarnings("ignore")  # about the altered protocol number
-    def test_truncated_or_altered_anywhere(self, tmp_path: Path, write: Callable[[Any, Path], None]) -> None:
+    def test_truncated_or_altered_anywhere(self, tmp_path, write):
         """Whatever the bytes are, the only error is a ValueError that names the file."""
         path, rng, refusals = tmp_path / "x.bin", random.Random(0), []
         write(tensors(), path)
@@ -196,7 +193,7 @@ class TestTorchArchive:
         assert refusals
         assert all(str(path) in refusal for refusal in refusals)
 
-    def test_something_else(self, tmp_path: Path) -> None:
+    def test_something_else(self, tmp_path):
         bare = pickle.dumps({"payload": Payload(tmp_path / "trace")}, protocol=2)
         for content in (b"", b"<html>not found</html>", b"PK\x03\x04", b"\x80\x02}.", bare):
             (tmp_path / "x.ckpt").write_bytes(content)
@@ -205,7 +202,7 @@ class TestTorchArchive:
         assert not (tmp_path / "trace").exists()
 
     @pytest.mark.skipif(not MAPS.exists(), reason=f"{MAPS} is Linux")
-    def test_plain_archives_are_mapped_and_not_copied(self, tmp_path: Path) -> None:
+    def test_plain_archives_are_mapped_and_not_copied(self, tmp_path):
         torch.save(tensors(), tmp_path / "plain.bin")
         deflated(tensors(), tmp_path / "deflated.bin")
         plain, copied = (read_torch_archive(tmp_path / name) for name in ("plain.bin", "deflated.bin"))
@@ -214,14 +211,15 @@ class TestTorchArchive:
         assert str(tmp_path / "plain.bin") in maps
         assert str(tmp_path / "deflated.bin") not in maps
 
-    def test_an_archive_that_unfolds_is_not_unpacked(self, tmp_path: Path) -> None:
+    def test_an_archive_that_unfolds_is_not_unpacked(self, tmp_path):
         deflated({"w": torch.zeros(2**25)}, tmp_path / "bomb.ckpt")
-        message = r"bomb\.ckpt .*its \d+ bytes would be 1342\d+ unpacked; expected at most 4"
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(
+            ValueError, match=r"bomb\.ckpt .*its \d+ bytes would be 1342\d+ unpacked; expected at most 4"
+        ):
             read_torch_archive(tmp_path / "bomb.ckpt")
 
     @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
-    def test_what_is_no_weight(self, tmp_path: Path) -> None:
+    def test_what_is_no_weight(self, tmp_path):
         ones = torch.ones(2, 2)
         nested = torch.nested.nested_tensor([ones])
         for key, value in (("w", ones.to_sparse()), ("w", ones.to("meta")), ("w", nested), (3, ones), ("w", "text")):
@@ -229,7 +227,7 @@ class TestTorchArchive:
             with pytest.raises(ValueError, match=f"x holds {key}, which are no named, dense tensors"):
                 only_tensors("x", read_torch_archive(tmp_path / "x.bin"))
 
-    def test_each_has_memory_of_its_own(self, tmp_path: Path, write: Callable[[Any, Path], None]) -> None:
+    def test_each_has_memory_of_its_own(self, tmp_path, write):
         joined = torch.rand(6, 3)
         shared = {"a": joined, "b": joined, "c": joined[2:4], "alone": nn.Parameter(torch.rand(2))}
         write(shared, tmp_path / "x.bin")
@@ -244,20 +242,18 @@ class TestTorchArchive:
         ("repeated", "size"),
         [(dict.fromkeys("abcde", torch.zeros(8)), 160), ({"w": torch.zeros(1).expand(2**40)}, 4398046511104)],
     )
-    def test_memory_that_is_shared_without_end(
-        self, tmp_path: Path, write: Callable[[Any, Path], None], repeated: dict[str, Tensor], size: int
-    ) -> None:
+    def test_memory_that_is_shared_without_end(self, tmp_path, write, repeated, size):
         write(repeated, tmp_path / "x.bin")
         with pytest.raises(ValueError, match=f"x share memory and would take {size} bytes apart"):
             only_tensors("x", read_torch_archive(tmp_path / "x.bin"))
 
-    def test_another_content(self, tmp_path: Path, write: Callable[[Any, Path], None]) -> None:
+    def test_another_content(self, tmp_path, write):
         write([1, 2], tmp_path / "x.bin")
         with pytest.raises(ValueError, match="holds a list; expected a dictionary"):
             read_torch_archive(tmp_path / "x.bin")
 
 
-def test_code_is_refused_and_not_run(tmp_path: Path, write: Callable[[Any, Path], None]) -> None:
+def test_code_is_refused_and_not_run(tmp_path, write):
     path, trace = tmp_path / "x.bin", tmp_path / "trace"
     write({**tensors(), "payload": Payload(trace)}, path)
     with pytest.raises(ValueError, match=r"x\.bin was refused: .*only running its code"):

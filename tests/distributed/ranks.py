@@ -6,12 +6,10 @@ import os
 import pickle
 import tempfile
 import traceback
-from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import wait
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,7 +20,7 @@ PATIENCE = 300.0  # seconds that the other processes get after one has failed
 class Group:
     """Processes of one group, each at the end of a pipe."""
 
-    def __init__(self, world_size: int) -> None:
+    def __init__(self, world_size):
         context = multiprocessing.get_context("forkserver")
         self.folder = tempfile.TemporaryDirectory()
         rendezvous = (Path(self.folder.name) / "rendezvous").as_uri()
@@ -35,13 +33,12 @@ class Group:
             self.pipes.append(pipe)
             self.processes.append(process)
 
-    def run(self, request: bytes) -> list[tuple[bool, Any]]:
-        """Whether each process could do it, and what came of it."""
+    def run(self, request):
         for pipe in self.pipes:
             pipe.send_bytes(request)
-        answers: dict[int, tuple[bool, Any]] = {}
+        answers = {}
         while len(answers) < len(self.pipes):
-            waiting: list[Any] = [pipe for rank, pipe in enumerate(self.pipes) if rank not in answers]
+            waiting = [pipe for rank, pipe in enumerate(self.pipes) if rank not in answers]
             ready = wait(waiting, None if all(done for done, _ in answers.values()) else PATIENCE)
             for pipe in ready or waiting:
                 rank = self.pipes.index(pipe)
@@ -51,7 +48,7 @@ class Group:
                         answers[rank] = pickle.loads(pipe.recv_bytes())
         return [answers[rank] for rank in range(len(self.pipes))]
 
-    def close(self) -> None:
+    def close(self):
         for pipe in self.pipes:
             pipe.close()
         for process in self.processes:
@@ -60,16 +57,16 @@ class Group:
         self.folder.cleanup()
 
 
-_GROUPS: dict[int, Group] = {}
+_GROUPS = {}
 
 
 @atexit.register
-def _close() -> None:
+def _close():
     while _GROUPS:
         _GROUPS.popitem()[1].close()
 
 
-def run_on_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
+def run_on_ranks(world_size, function, *args):
     """Returns what `function(*args)` returns in each of `world_size` processes of one group, by rank.
 
     The processes import the function; arguments and results are pickled. If it fails in one of them, a RuntimeError has
@@ -85,7 +82,7 @@ def run_on_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> l
     return [result for _, result in answers]
 
 
-def _serve(rank: int, world_size: int, rendezvous: str, pipe: Connection) -> None:
+def _serve(rank, world_size, rendezvous, pipe):
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo", init_method=rendezvous, rank=rank, world_size=world_size, timeout=timedelta(minutes=10)

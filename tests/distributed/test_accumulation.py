@@ -1,13 +1,11 @@
 """Steps of several micro-batches and processes against one large batch, in texts of very different lengths."""
 
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from ranks import run_on_ranks
-from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import asked
@@ -19,16 +17,15 @@ from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.config import HeadsConfig
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.tasks.entries import Nlvr2Config, SnliVeConfig, VqaConfig
-from bridgetower.tasks.run_config import RunConfig, read_metrics
+from bridgetower.tasks.run_config import read_metrics
 from bridgetower.training.run import train
 
 SIZES = {1: (8, 2), 2: (4, 1)}  # of micro-batches, by the number of processes; 8 is the whole batch
 CUTS = [(processes, size) for processes, sizes in SIZES.items() for size in sizes][1:]
 PLAIN = shapes.MODEL.override({"text.dropout": 0.0, "fusion.dropout": 0.0})
 # Every word is hidden, so that the same ones are in any cut, and as many as the text is long.
-TASK = PretrainingConfig(
-    phases=(Phase(mlm=1, itm=0),), masking=MaskingConfig(probability=1.0, mask_share=1.0, random_share=0.0)
-)
+ALL_WORDS = MaskingConfig(probability=1.0, mask_share=1.0, random_share=0.0)
+TASK = PretrainingConfig(phases=(Phase(mlm=1, itm=0),), masking=ALL_WORDS)
 TASKS = {
     "words": TASK,
     "words, officially": replace(TASK, mlm_normalization="official"),
@@ -44,23 +41,10 @@ HEADS = {
 PARTS = {"words": "mlm", "vqa": "vqa", "snli-ve": "snli_ve", "nlvr2": "nlvr2"}
 
 
-@dataclass
-class Step:
-    """What a run of one step gave in one process."""
+def step(config, out):
+    seen = []
 
-    gradients: Tensor
-    metrics: dict[str, float]
-
-
-Steps = dict[tuple[str, int], Step]
-"""By the name of the task and the size of the micro-batches."""
-
-
-def step(config: RunConfig, out: Path) -> Step:
-    """Trains in this process, or in all of its group."""
-    seen: list[Tensor] = []
-
-    def record(optimizer: torch.optim.Optimizer, arguments: Any, options: Any) -> None:
+    def record(optimizer, arguments, options):
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
         seen.append(torch.cat([weight.grad.flatten().clone() for weight in weights if weight.grad is not None]))
 
@@ -68,11 +52,10 @@ def step(config: RunConfig, out: Path) -> Step:
     train(config, out, progress=False)
     hook.remove()
     (gradients,), (metrics,) = seen, read_metrics(out, "train")
-    return Step(gradients, metrics)
+    return SimpleNamespace(gradients=gradients, metrics=metrics)
 
 
-def steps(configs: dict[str, RunConfig], out: Path) -> Steps:
-    """A step of every task in micro-batches of every size."""
+def steps(configs, out):
     return {
         (name, size): step(replace(config, micro_batch_size=size), out / f"{name}-{size}")
         for name, config in configs.items()
@@ -81,8 +64,7 @@ def steps(configs: dict[str, RunConfig], out: Path) -> Steps:
 
 
 @pytest.fixture(scope="module")
-def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Captions of one word, and others of up to twenty."""
+def uneven(tmp_path_factory):
     folder = tmp_path_factory.mktemp("uneven")
     shapes.write_pictures(folder)
     words = ["red", "blue", "circle", "square", "bar"] * 4
@@ -94,8 +76,7 @@ def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def configs(uneven: Path, tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, RunConfig]:
-    """A step of each task without dropout."""
+def configs(uneven, tiny_dataset, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sets")
     checkpoint = shapes.write_tiny_checkpoint(tiny_dataset, folder / "checkpoint", PLAIN)
     sets = {kind: asked.write_set(folder / kind, kind) for kind in asked.KINDS}
@@ -120,23 +101,18 @@ def configs(uneven: Path, tiny_dataset: Path, tmp_path_factory: pytest.TempPathF
 
 
 @pytest.fixture(scope="module")
-def alone(configs: dict[str, RunConfig], tmp_path_factory: pytest.TempPathFactory) -> Steps:
+def alone(configs, tmp_path_factory):
     return steps(configs, tmp_path_factory.mktemp("alone"))
 
 
 @pytest.fixture(scope="module")
-def found(
-    alone: Steps, configs: dict[str, RunConfig], tmp_path_factory: pytest.TempPathFactory
-) -> dict[int, list[Steps]]:
-    """The steps in each process, by the number of processes."""
+def found(alone, configs, tmp_path_factory):
     return {1: [alone], 2: run_on_ranks(2, steps, configs, tmp_path_factory.mktemp("two"))}
 
 
 @pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("name", PARTS)
-def test_any_cut_gives_the_gradients_and_metrics_of_one_batch(
-    name: str, cut: tuple[int, int], alone: Steps, found: dict[int, list[Steps]]
-) -> None:
+def test_any_cut_gives_the_gradients_and_metrics_of_one_batch(name, cut, alone, found):
     (processes, size), whole = cut, alone[name, 8]
     assert len(found[processes]) == processes
     for process in found[processes]:
@@ -148,9 +124,7 @@ def test_any_cut_gives_the_gradients_and_metrics_of_one_batch(
 
 
 @pytest.mark.parametrize("cut", CUTS)
-def test_control_the_official_mean_over_micro_batches_differs(
-    cut: tuple[int, int], alone: Steps, found: dict[int, list[Steps]]
-) -> None:
+def test_control_the_official_mean_over_micro_batches_differs(cut, alone, found):
     (processes, size), whole = cut, alone["words", 8]
     assert torch.equal(alone["words, officially", 8].gradients, whole.gradients)  # of one batch they are the same
     for process in found[processes]:
@@ -159,9 +133,7 @@ def test_control_the_official_mean_over_micro_batches_differs(
         assert abs(one.metrics["mlm"] - whole.metrics["mlm"]) > 1e-3
 
 
-def test_labels_are_counted_in_the_process_that_reads(
-    configs: dict[str, RunConfig], alone: Steps, tmp_path: Path
-) -> None:
+def test_labels_are_counted_in_the_process_that_reads(configs, alone, tmp_path):
     config = replace(configs["words"], micro_batch_size=2)
     found = step(replace(config, data=replace(config.data, num_workers=1)), tmp_path / "run")
     assert torch.equal(found.gradients, alone["words", 2].gradients)

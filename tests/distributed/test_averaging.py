@@ -1,17 +1,14 @@
 """Replicas average the gradients of one process in every phase, whatever parameters a phase leaves out."""
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from ranks import run_on_ranks
-from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 import tiny
-from bridgetower.data.batch import IGNORED, CaptionBatch, joined
+from bridgetower.data.batch import IGNORED, joined
 from bridgetower.distributed import rank
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.losses import Losses
@@ -28,16 +25,14 @@ KINDS = {
 }
 STEPS = (0.0, 0.4, 0.6, 0.9)  # of the run, two before the second phase begins and two after
 
-Gradients = dict[str, Tensor]
 
-
-def batches(kind: str) -> list[CaptionBatch]:
+def batches(kind):
     if kind != "no words in one process":
         return BATCHES
     return [BATCHES[0], replace(BATCHES[1], mlm_labels=torch.full_like(BATCHES[1].mlm_labels, IGNORED))]
 
 
-def task_of(kind: str, cls: type[PretrainingTask] = PretrainingTask) -> PretrainingTask:
+def task_of(kind, cls=PretrainingTask):
     task = cls(tiny.build(PLAIN).train(), PretrainingConfig(phases=KINDS[kind]))
     if kind == "frozen towers":
         task.model.vision.requires_grad_(False)
@@ -45,14 +40,13 @@ def task_of(kind: str, cls: type[PretrainingTask] = PretrainingTask) -> Pretrain
     return task
 
 
-def gradients(task: nn.Module) -> Gradients:
+def gradients(task):
     found = {name: weight.grad.clone() for name, weight in task.named_parameters() if weight.grad is not None}
     task.zero_grad(set_to_none=True)
     return found
 
 
-def alone(kind: str, progress: float) -> Gradients:
-    """Contrast of all pairs, and of the other objectives the mean over the parts."""
+def alone(kind, progress):
     task = task_of(kind)
     phase = task.config.phase(progress)
     if phase.itc:
@@ -67,18 +61,15 @@ def alone(kind: str, progress: float) -> Gradients:
 
 
 class Changing(PretrainingTask):
-    """In the second process, the third step uses no head of words."""
-
     num_steps = 0
 
-    def forward(self, *inputs: Any) -> Losses:
+    def forward(self, *inputs):
         self.num_steps += 1
         losses = super().forward(*inputs)
         return Losses.weigh({"itm": losses.parts["itm"]}, {"itm": 1}) if rank() and self.num_steps == 3 else losses
 
 
-def steps(task: PretrainingTask, batch: CaptionBatch) -> list[Gradients]:
-    """The averaged gradients of steps at the same weights."""
+def steps(task, batch):
     replicas, seen = Replicated(task), []
     for progress in STEPS:
         task.progress = progress
@@ -87,17 +78,17 @@ def steps(task: PretrainingTask, batch: CaptionBatch) -> list[Gradients]:
     return seen
 
 
-def averaged() -> tuple[dict[str, list[Gradients]], list[Gradients], list[int]]:
+def averaged():
     """Gradients of each kind, those of a task that changes, and how many exchanges three micro-batches took so far."""
     found = {kind: steps(task_of(kind), batches(kind)[rank()]) for kind in KINDS}
     changing = steps(task_of("no words in one process", Changing), BATCHES[rank()])
     replicas, counts, seen = Replicated(task_of("frozen towers")), [0], []
 
-    def count(state: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    def count(state, bucket):
         counts[0] += 1
         return allreduce_hook(state, bucket)
 
-    run: Any = replicas.run
+    run = replicas.run
     run.register_comm_hook(None, count)
     for micro in range(3):
         with replicas.accumulating(when=micro < 2):
@@ -107,12 +98,12 @@ def averaged() -> tuple[dict[str, list[Gradients]], list[Gradients], list[int]]:
 
 
 @pytest.fixture(scope="module")
-def processes() -> list[tuple[dict[str, list[Gradients]], list[Gradients], list[int]]]:
+def processes():
     return run_on_ranks(2, averaged)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients_are_those_of_one_process(kind: str, processes: list[Any]) -> None:
+def test_gradients_are_those_of_one_process(kind, processes):
     for step, progress in enumerate(STEPS):
         expected = alone(kind, progress)
         for found, _, _ in processes:
@@ -121,13 +112,13 @@ def test_gradients_are_those_of_one_process(kind: str, processes: list[Any]) -> 
                 torch.testing.assert_close(found[kind][step][name], gradient, atol=2e-6, rtol=1e-5, msg=name)
 
 
-def test_gradients_are_exchanged_once_a_step(processes: list[Any]) -> None:
+def test_gradients_are_exchanged_once_a_step(processes):
     for _, _, (first, second, last) in processes:
         assert (first, second) == (0, 0)
         assert last > 0
 
 
-def test_what_a_process_does_not_use_is_averaged_all_the_same(processes: list[Any]) -> None:
+def test_what_a_process_does_not_use_is_averaged_all_the_same(processes):
     (_, first, _), (_, second, _) = processes
     for one, other in zip(first, second, strict=True):
         assert tiny.equal(one, other)

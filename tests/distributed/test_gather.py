@@ -1,12 +1,18 @@
-"""Gathering over two processes against one process that holds everything."""
+"""What processes exchange and have in common: rows, arguments, data, states, and features of frozen towers."""
 
 import warnings
 
 import pytest
 import torch
 from ranks import run_on_ranks
+from torch import Tensor, nn
 
-from bridgetower.distributed import all_gather, gather_by_id, rank, world_size
+from bridgetower.data import frozen
+from bridgetower.data.frozen import FeatureCache
+from bridgetower.distributed import all_gather, from_first, gather_by_id, rank, require_same, world_size
+from bridgetower.tasks.run_config import OptimizerConfig
+from bridgetower.training.optim import build_optimizer
+from bridgetower.training.state import StateSaver, TrainingState, load_state, newest
 
 WORLD = 2
 ROWS = 3
@@ -17,7 +23,6 @@ def features():
 
 
 def loss_of(gathered, weight_seed=0):
-    """A loss in which every row acts on every other."""
     weights = torch.randn(len(gathered), generator=torch.Generator().manual_seed(weight_seed), dtype=torch.float64)
     return ((gathered @ gathered.T).softmax(dim=1).diagonal().log() * weights).sum()
 
@@ -102,7 +107,6 @@ SHARDS = {
 
 
 def rows_of(ids):
-    """Ids with a float and a boolean tensor that follow from them."""
     ids = torch.tensor(ids, dtype=torch.long)
     return ids, torch.stack([ids * 0.5, -ids.float()], dim=1).requires_grad_(), ids % 2 == 0
 
@@ -151,11 +155,122 @@ class TestGatherById:
             gather_by_id(torch.tensor([3, 1, 3]))
 
 
-def fail_on_one():
-    if rank() == 1:
-        raise RuntimeError("rank one failed on purpose")
+CONDITIONS = {"number of processes": WORLD, "data": {}, "optimiser": "adamw"}
+
+CONTENT = {
+    1: [torch.arange(6).reshape(2, 3).T, ("a", 0.1, None)],
+    "half": torch.tensor([0.1, -2.0]).bfloat16(),
+    "true": torch.tensor(True),
+    "none": torch.zeros(0, 4),
+    "nested": {"é": [], "step": torch.tensor(3.0)},
+}
 
 
-def test_a_failing_process_is_reported():
-    with pytest.raises(RuntimeError, match="rank one failed on purpose"):
-        run_on_ranks(WORLD, fail_on_one)
+def share():
+    return from_first(CONTENT if rank() == 0 else None), from_first(None), from_first(rank() == 0)
+
+
+def equal(one, other):
+    if isinstance(one, Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return type(one) is type(other) and len(one) == len(other) and all(map(equal, one, other))
+    return bool(one == other)
+
+
+def test_every_process_gets_what_the_first_has():
+    for content, nothing, true in run_on_ranks(WORLD, share):
+        assert equal(content, CONTENT)
+        assert (nothing, true) == (None, True)
+    assert from_first(CONTENT) is CONTENT  # alone
+
+
+VALUES = {"out": "runs/é", "optimizer": {"lr": 0.1, "betas": (0.9, 0.99)}, "seed": 3}
+
+
+def compare(changes):
+    try:
+        require_same(VALUES | changes[rank()])
+    except ValueError as error:
+        return str(error)
+    return "the same"
+
+
+def test_values_that_differ_are_named():
+    end = "; start every process with the same options and data"
+    assert run_on_ranks(WORLD, compare, [{}, {}]) == ["the same"] * WORLD
+    message = "out is runs/é in process 0 and other in process 1; seed is 3 in process 0 and None in process 1" + end
+    assert run_on_ranks(WORLD, compare, [{}, {"out": "other", "seed": None}]) == [message] * WORLD
+    changes = [{"seed": 4, "content of a/b.parquet": "12"}, {"optimizer": {"lr": 0.2, "betas": (0.8, 0.99)}}]
+    message = (
+        "optimizer.lr is 0.1 in process 0 and 0.2 in process 1; optimizer.betas is (0.9, 0.99) in process 0 and "
+        "(0.8, 0.99) in process 1; seed is 4 in process 0 and 3 in process 1; and 1 more differ"
+    )
+    assert run_on_ranks(WORLD, compare, changes) == [message + end] * WORLD
+    require_same(VALUES)  # alone
+
+
+def make(seed, rule):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    group = {"params": list(parameters), "names": list(names), "lr": 0.1, "weight_decay": 0.1}
+    optimizer = build_optimizer([group], OptimizerConfig(lr=0.1, rule=rule))
+    for _ in range(seed):
+        model(torch.randn(4, 3)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model, optimizer
+
+
+def resume(folders, rule):
+    model, optimizer = make(rank(), rule)
+    state = load_state(folders[rank()], model, optimizer, CONDITIONS)
+    return vars(state), model.state_dict(), optimizer.state_dict()["state"]
+
+
+@pytest.mark.parametrize("rule", ["adamw", "hf_adamw"])
+def test_the_state_is_that_of_the_first_process(tmp_path, rule):
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for folder in folders:
+        folder.mkdir()
+    StateSaver(folders[1], CONDITIONS).save(*make(2, rule), TrainingState(step=2))
+    assert [state["step"] for state, *_ in run_on_ranks(WORLD, resume, folders, rule)] == [0, 0]
+    assert newest(folders[0]) is None
+    model, optimizer = make(3, rule)
+    StateSaver(folders[0], CONDITIONS).save(model, optimizer, TrainingState(step=3, best=0.5))
+    expected = {**vars(TrainingState(step=3, best=0.5))}, model.state_dict(), optimizer.state_dict()["state"]
+    for elsewhere in (folders[1], tmp_path / "nothing"):
+        for resumed in run_on_ranks(WORLD, resume, [folders[0], elsewhere], rule):
+            assert equal(resumed, expected)
+
+
+def computed_and_read(folder):
+    """The rows that this process computed, and what it reads of all, for two contents and for the last one again."""
+    frozen._COMMIT_BYTES = 1  # so that processes write at the same time
+    found = []
+    for num_rows in (7, 10, 10):
+        computed = []
+
+        def compute(rows, computed=computed):
+            for row in rows:
+                computed.append(row)
+                yield torch.full((1, 2, 3), float(row))
+
+        with FeatureCache(folder, 2**30) as cache:
+            shape = {"num_layers": 1, "width": 3, "dtype": torch.float32}
+            features = cache.features({"rows": num_rows}, num_rows, 2, compute, **shape)
+        found.append((computed, features.read(range(num_rows))[:, 0, 1, 2].tolist()))
+    return found
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_each_row_is_computed_once_and_read_by_all(world_size, tmp_path):
+    *first, again = zip(*run_on_ranks(world_size, computed_and_read, tmp_path), strict=True)
+    for num_rows, found in zip((7, 10), first, strict=True):
+        assert sorted(row for computed, _ in found for row in computed) == list(range(num_rows))
+        assert max(len(computed) for computed, _ in found) == -(-num_rows // world_size)
+        assert all(states == list(range(num_rows)) for _, states in found)
+    assert all((computed, states) == ([], list(range(10))) for computed, states in again)

@@ -1,7 +1,7 @@
-"""Pre-training and retrieval evaluation in two processes against one that holds everything."""
+"""Steps and evaluation in several processes against one that holds everything."""
 
-from pathlib import Path
-from typing import Any
+from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,17 +13,17 @@ import dense
 import shapes
 import tiny
 from bridgetower.checkpoints import read_checkpoint
-from bridgetower.data.batch import CaptionBatch, StepSampler
+from bridgetower.data.batch import StepSampler
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig, MaskingConfig
 from bridgetower.distributed import rank, world_size
 from bridgetower.evaluation import masked_words
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.retrieval import evaluate_matching, evaluate_retrieval
-from bridgetower.model.fusion import Encoded
 from bridgetower.objectives.config import Phase, PretrainingConfig
-from bridgetower.objectives.losses import Pairs
+from bridgetower.objectives.losses import Pairs, itc_loss
 from bridgetower.objectives.pretraining import PretrainingTask
+from bridgetower.training.step import contrast_of_step
 from rows import records_of, write_set
 
 WORLD = 2
@@ -33,37 +33,28 @@ INDEX = (0, 1, 2, 2, 3, 0, 4, 5)  # picture 0 is in both processes, picture 2 tw
 LENGTHS = {"padded": (7, 3, 5, 4, 4, 2, 6, 3), "one without padding": (7, 3, 5, 4, 5, 5, 5, 5)}
 EXACT = {"atol": 2e-6, "rtol": 2e-5}
 
-Result = dict[str, Any]
 
-
-def whole_batch(lengths: tuple[int, ...]) -> CaptionBatch:
+def whole_batch(lengths):
     """The batch of both processes together; one word of each text is hidden, so that every process has as many."""
     return tiny.caption_batch(INDEX, lengths, CONFIG, seed=5)
 
 
-def own_part(batch: CaptionBatch, process: int) -> CaptionBatch:
+def own_part(batch, process):
     """One process's rows, padded only as far as they need it, as a data loader makes them."""
     rows = slice(process * ROWS, (process + 1) * ROWS)
-    assert batch.attention_mask is not None
     mask = batch.attention_mask[rows]
     length = int(mask.sum(dim=1).max())
-    return CaptionBatch(
-        pixel_values=batch.pixel_values[rows],
-        input_ids=batch.input_ids[rows, :length],
-        attention_mask=None if bool(mask[:, :length].all()) else mask[:, :length],
-        masked_input_ids=batch.masked_input_ids[rows, :length],
-        mlm_labels=batch.mlm_labels[rows, :length],
-        image_index=batch.image_index[rows],
-        ids=batch.ids[rows],
-        seed=batch.seed + process,
-    )
+    cut = {name: getattr(batch, name)[rows, :length] for name in ("input_ids", "masked_input_ids", "mlm_labels")}
+    cut |= {name: getattr(batch, name)[rows] for name in ("pixel_values", "image_index", "ids")}
+    mask = None if bool(mask[:, :length].all()) else mask[:, :length]
+    return replace(batch, **cut, attention_mask=mask, seed=batch.seed + process)
 
 
-def make_task(phase: Phase, **changes: Any) -> PretrainingTask:
+def make_task(phase, **changes):
     return PretrainingTask(tiny.build(CONFIG), PretrainingConfig(phases=(phase,), **changes))
 
 
-def gradients(task: PretrainingTask) -> dict[str, Tensor]:
+def gradients(task):
     return {name: value.grad.clone() for name, value in task.model.named_parameters() if value.grad is not None}
 
 
@@ -76,28 +67,27 @@ PHASES = {
 }
 
 
-def step(lengths: tuple[int, ...], phase: Phase, changes: dict[str, Any]) -> Result:
-    """One step in this process: its losses, the averaged gradients and the pairs that matching drew."""
-    task, drawn = make_task(phase, **changes), []
+def step(texts, name):
+    (phase, changes), drawn = PHASES[name], []
+    task = make_task(phase, **changes)
     original = task.pairs
 
-    def pairs(image: Encoded, text: Encoded, batch: CaptionBatch, phase: Phase) -> Any:
+    def pairs(image, text, batch, phase):
         result = original(image, text, batch, phase)
         drawn.append(result[0])
         return result
 
-    task.pairs = pairs  # type: ignore[method-assign]
+    task.pairs = pairs
     parallel = DistributedDataParallel(task, find_unused_parameters=True)
-    losses = parallel(own_part(whole_batch(lengths), rank()))
+    losses = parallel(own_part(whole_batch(LENGTHS[texts]), rank()))
     losses.total.backward()
     parts = {name: value.detach() for name, value in losses.parts.items()}
     return {"total": losses.total.detach(), "parts": parts, "gradients": gradients(task), "pairs": drawn}
 
 
-def evaluate(checkpoint: Path, dataset: Path, split: str) -> Result:
+def evaluate(checkpoint, dataset):
     loaded = read_checkpoint(checkpoint)
-    assert loaded.processor is not None
-    images = CaptionImages(DataConfig(folders=(str(dataset),)), split, loaded.processor)
+    images = CaptionImages(DataConfig(folders=(str(dataset),)), "test", loaded.processor)
     config, model = RetrievalConfig(candidates=3, batch_size=4), loaded.model()
     result = evaluate_retrieval(model, images, config)
     accuracy = evaluate_matching(model, images, config)
@@ -113,56 +103,42 @@ def evaluate(checkpoint: Path, dataset: Path, split: str) -> Result:
     }
 
 
-def both_evaluations(checkpoint: Path, dataset: Path, single: Path) -> Result:
+def both_evaluations(checkpoint, dataset, single):
+    sets = {"evaluation": dataset, "evaluation of one": single}
+    return {name: evaluate(checkpoint, folder) for name, folder in sets.items()}
+
+
+def sample():
+    place = {"rank": rank(), "world_size": world_size()}
+    return [key.examples for key in StepSampler(27, batch_size=8, micro_batches=2, steps=range(6), seed=3, **place)]
+
+
+def everything(checkpoint, dataset, single):
     return {
-        "evaluation": evaluate(checkpoint, dataset, "test"),
-        "evaluation of one": evaluate(checkpoint, single, "test"),
-    }
-
-
-def sample() -> list[tuple[int, ...]]:
-    """Pairs of this process in six steps over two epochs."""
-    sampler = StepSampler(
-        27, batch_size=8, micro_batches=2, steps=range(6), seed=3, rank=rank(), world_size=world_size()
-    )
-    return [key.examples for key in sampler]
-
-
-def everything(checkpoint: Path, dataset: Path, single: Path) -> Result:
-    """All that the tests look at, in one start of the processes."""
-    return {
-        "steps": {
-            (texts, name): step(lengths, *phase) for texts, lengths in LENGTHS.items() for name, phase in PHASES.items()
-        },
+        "steps": {(texts, name): step(texts, name) for texts in LENGTHS for name in PHASES},
         **both_evaluations(checkpoint, dataset, single),
         "samples": sample(),
     }
 
 
 @pytest.fixture(scope="module")
-def single_picture(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A set whose test split holds one picture."""
-    return write_set(tmp_path_factory.mktemp("single") / "set", {"test": records_of(tiny_dataset, "test")[:1]})
+def single_picture(tiny_dataset, tmp_path_factory):
+    return write_set(tmp_path_factory.mktemp("single") / "set", {"test": records_of(tiny_dataset)[:1]})
 
 
 @pytest.fixture(scope="module")
-def processes(tiny_checkpoint: Path, tiny_dataset: Path, single_picture: Path) -> list[Result]:
+def processes(tiny_checkpoint, tiny_dataset, single_picture):
     return run_on_ranks(WORLD, everything, tiny_checkpoint, tiny_dataset, single_picture)
 
 
 @pytest.fixture(scope="module", params=[WORLD, 4])
-def evaluations(
-    request: pytest.FixtureRequest, tiny_checkpoint: Path, tiny_dataset: Path, single_picture: Path
-) -> list[Result]:
-    """Of two and of four processes."""
+def evaluations(request, tiny_checkpoint, tiny_dataset, single_picture):
     if request.param == WORLD:
-        found: list[Result] = request.getfixturevalue("processes")
-        return found
+        return request.getfixturevalue("processes")
     return run_on_ranks(request.param, both_evaluations, tiny_checkpoint, tiny_dataset, single_picture)
 
 
-def joined_pairs(parts: list[Pairs], *, global_rows: bool) -> Pairs:
-    """The pairs of both processes as rows of the whole batch."""
+def joined_pairs(parts, *, global_rows):
     shifts = [0 if global_rows else process * ROWS for process in range(WORLD)]
     return Pairs(
         torch.cat([pairs.image_rows + shift for pairs, shift in zip(parts, shifts, strict=True)]),
@@ -171,8 +147,7 @@ def joined_pairs(parts: list[Pairs], *, global_rows: bool) -> Pairs:
     )
 
 
-def alone(texts: str, name: str, processes: list[Result]) -> Result:
-    """The same step in one process, with the pairs that the two drew."""
+def alone(texts, name, processes):
     phase, changes = PHASES[name]
     task, batch = make_task(phase, **changes), whole_batch(LENGTHS[texts])
     image = task.model.encode_image(batch.pixel_values)
@@ -181,9 +156,8 @@ def alone(texts: str, name: str, processes: list[Result]) -> Result:
     if phase.itm:
         drawn = [process["steps"][texts, name]["pairs"][0] for process in processes]
         pairs = joined_pairs(drawn, global_rows=changes.get("negatives_from") == "world")
-        assert torch.equal(
-            (batch.image_index[pairs.image_rows] == batch.image_index[pairs.text_rows]).long(), pairs.labels
-        )
+        match = batch.image_index[pairs.image_rows] == batch.image_index[pairs.text_rows]
+        assert torch.equal(match.long(), pairs.labels)
         parts["itm"], _ = task.itm(image, text, pairs)
         masked = task.model.encode_text(batch.masked_input_ids, batch.attention_mask)
         parts["mlm"], _ = task.mlm(image, masked, batch)
@@ -192,16 +166,14 @@ def alone(texts: str, name: str, processes: list[Result]) -> Result:
     return {"total": total.detach(), "parts": parts, "gradients": gradients(task)}
 
 
-def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+def distance(one, other):
     return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 
 @pytest.mark.parametrize("texts", LENGTHS)
 class TestStep:
     @pytest.mark.parametrize("name", PHASES)
-    def test_losses_and_averaged_gradients_are_those_of_one_process(
-        self, processes: list[Result], texts: str, name: str
-    ) -> None:
+    def test_losses_and_averaged_gradients_are_those_of_one_process(self, processes, texts, name):
         expected = alone(texts, name, processes)
         results = [process["steps"][texts, name] for process in processes]
         assert results[0]["parts"].keys() == expected["parts"].keys()
@@ -217,11 +189,11 @@ class TestStep:
                 torch.testing.assert_close(found, gradient, atol=1e-5, rtol=1e-4, msg=parameter)
         assert max(float(gradient.abs().max()) for gradient in expected["gradients"].values()) > 0.1
 
-    def test_control_gradients_that_stay_in_their_process_differ(self, processes: list[Result], texts: str) -> None:
+    def test_control_gradients_that_stay_in_their_process_differ(self, processes, texts):
         expected = alone(texts, "itc", processes)["gradients"]
         assert distance(expected, processes[0]["steps"][texts, "itc without gradients"]["gradients"]) > 1e-2
 
-    def test_hard_negatives_of_all_cross_the_processes(self, processes: list[Result], texts: str) -> None:
+    def test_hard_negatives_of_all_cross_the_processes(self, processes, texts):
         foreign = 0
         for process, result in enumerate(processes):
             (pairs,) = result["steps"][texts, "hard of all"]["pairs"]
@@ -235,10 +207,8 @@ class TestStep:
 
 
 class TestEvaluation:
-    def test_an_odd_number_of_pictures(
-        self, evaluations: list[Result], tiny_checkpoint: Path, tiny_dataset: Path
-    ) -> None:
-        expected = evaluate(tiny_checkpoint, tiny_dataset, "test")
+    def test_an_odd_number_of_pictures(self, evaluations, tiny_checkpoint, tiny_dataset):
+        expected = evaluate(tiny_checkpoint, tiny_dataset)
         assert len(expected["similarity"]) % len(evaluations) == 1
         for process in evaluations:
             found = process["evaluation"]
@@ -248,18 +218,91 @@ class TestEvaluation:
             torch.testing.assert_close(found["similarity"], expected["similarity"], atol=1e-5, rtol=0)
             torch.testing.assert_close(found["itm"], expected["itm"], atol=1e-5, rtol=0, equal_nan=True)
 
-    def test_fewer_pictures_than_processes(
-        self, evaluations: list[Result], tiny_checkpoint: Path, single_picture: Path
-    ) -> None:
-        expected = evaluate(tiny_checkpoint, single_picture, "test")
+    def test_fewer_pictures_than_processes(self, evaluations, tiny_checkpoint, single_picture):
+        expected = evaluate(tiny_checkpoint, single_picture)
         for process in evaluations:
             assert process["evaluation of one"]["metrics"] == pytest.approx(expected["metrics"], abs=1e-6)
             assert process["evaluation of one"]["words"] == pytest.approx(expected["words"], abs=1e-7)
 
 
-def test_batches_of_the_processes_are_that_of_one(processes: list[Result]) -> None:
+def test_batches_of_the_processes_are_that_of_one(processes):
     alone = [key.examples for key in StepSampler(27, batch_size=8, micro_batches=1, steps=range(6), seed=3)]
     first, second = (process["samples"] for process in processes)
     for number, pairs in enumerate(alone):
         micro = slice(2 * number, 2 * number + 2)
         assert pairs == tuple(pair for part in (*first[micro], *second[micro]) for pair in part)
+
+
+KINDS = {"tower": tiny.changed(heads__itc_dropout=0.3), "fused": tiny.changed(heads__itc="fused")}
+NO_DROPOUT = {"text.dropout": 0.0, "fusion.dropout": 0.0, "heads.itc_dropout": 0.0}
+ITC = PretrainingConfig(phases=(Phase(mlm=0, itm=0, itc=2),))
+
+
+def rows_of(start, stop):
+    batch = tiny.caption_batch(INDEX, LENGTHS["padded"], tiny.CONFIG)
+    tensors = {name: value[start:stop] for name, value in vars(batch).items() if isinstance(value, Tensor)}
+    return replace(batch, **tensors, ids=batch.ids[start:stop])
+
+
+def micro_batches(process, processes):
+    half = len(INDEX) // processes // 2
+    return [rows_of(start, start + half) for start in (2 * process * half, (2 * process + 1) * half)]
+
+
+def seed(process, micro):
+    torch.manual_seed(10 * process + micro)
+
+
+def at_once(kind):
+    share = len(INDEX) // world_size()
+    task = PretrainingTask(tiny.build(KINDS[kind].override(NO_DROPOUT)).train(), ITC)
+    parallel = DistributedDataParallel(task, find_unused_parameters=True)
+    loss = parallel(rows_of(rank() * share, (rank() + 1) * share)).total
+    loss.backward()
+    return loss.detach(), gradients(task)
+
+
+def in_parts(kind):
+    task, parts = PretrainingTask(tiny.build(KINDS[kind]).train(), ITC), micro_batches(rank(), world_size())
+    contrasts = contrast_of_step(task, parts, lambda micro: seed(rank(), micro))
+    parallel = DistributedDataParallel(task, find_unused_parameters=True)
+    losses = []
+    for micro, (batch, contrast) in enumerate(zip(parts, contrasts, strict=True)):
+        seed(rank(), micro)
+        with nullcontext() if micro else parallel.no_sync():
+            losses.append(parallel(batch, contrast).total)
+            (losses[-1] / 2).backward()
+    return torch.stack(losses).mean().detach(), gradients(task)
+
+
+def contrasts():
+    return {(kind, whole): at_once(kind) if whole else in_parts(kind) for kind in KINDS for whole in (True, False)}
+
+
+def one_graph(kind, whole, processes):
+    config = KINDS[kind].override(NO_DROPOUT) if whole else KINDS[kind]
+    task = PretrainingTask(tiny.build(config).train(), ITC)
+    features = []
+    for process in range(processes):
+        for micro, batch in enumerate(micro_batches(process, processes)):
+            seed(process, micro)
+            features.append(task.features(batch))
+    embeds = [torch.cat(parts) for parts in zip(*(part.embeds for part in features), strict=True)]
+    loss = 2 * itc_loss(embeds, torch.tensor(INDEX), task.model.head("itc").logit_scale())
+    loss.backward()
+    return loss.detach(), gradients(task)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_contrast_of_towers_and_of_fused_pairs_is_that_of_one_process(processes):
+    results = run_on_ranks(processes, contrasts)
+    for key in results[0]:
+        loss, expected = one_graph(*key, processes)
+        mean = torch.stack([found[key][0] for found in results]).mean()
+        torch.testing.assert_close(mean, loss, atol=5e-6, rtol=2e-5)
+        assert expected["itc_head.text.weight"].abs().max() > 1e-2
+        assert key[0] == "tower" or expected["fusion.text_layers.0.mlp.up.weight"].abs().max() > 0
+        for found in results:
+            assert found[key][1].keys() == expected.keys()
+            for name, gradient in expected.items():
+                torch.testing.assert_close(found[key][1][name], gradient, atol=2e-5, rtol=1e-4, msg=f"{key}: {name}")

@@ -1,15 +1,13 @@
 """Runs whose weights two processes share (FSDP2), against one process and against two replicas (DDP)."""
 
 import shutil
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from ranks import run_on_ranks
 from safetensors.torch import load_file
-from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -25,7 +23,7 @@ from bridgetower.model.config import HeadsConfig
 from bridgetower.model.layers import FeedForward
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.tasks.entries import VQA, VqaConfig
-from bridgetower.tasks.run_config import OptimizerConfig, RunConfig, read_metrics
+from bridgetower.tasks.run_config import OptimizerConfig, read_metrics
 from bridgetower.training.run import train
 from bridgetower.training.state import newest
 from folders import same_weights
@@ -47,48 +45,35 @@ ALONE = ("words and contrast", "a fused head", "vqa")
 PARTS = ("vision", "text", "fusion")
 
 
-@dataclass
-class Trained:
-    """What a run of two steps gave in one process."""
-
-    gradients: list[dict[str, Tensor]]
-    entries: list[dict[str, Any]]
-    weights: dict[str, Tensor]
-    metrics: dict[str, float]
-
-
-def whole(tensor: Tensor) -> Tensor:
+def whole(tensor):
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor.clone()
 
 
-def trained(configs: dict[str, RunConfig], out: Path) -> dict[str, Trained]:
-    """Trains in this process, or in all of its group."""
+def trained(configs, out):
     found = {}
     for name, config in configs.items():
-        gradients: list[dict[str, Tensor]] = []
+        gradients = []
 
-        def record(optimizer: Any, arguments: Any, options: Any, seen: list[dict[str, Tensor]] = gradients) -> None:
-            named = [
-                pair for group in optimizer.param_groups for pair in zip(group["names"], group["params"], strict=True)
-            ]
+        def record(optimizer, arguments, options, seen=gradients):
+            groups = optimizer.param_groups
+            named = [pair for group in groups for pair in zip(group["names"], group["params"], strict=True)]
             seen.append({name: whole(weight.grad) for name, weight in sorted(named) if weight.grad is not None})
 
         hook = register_optimizer_step_pre_hook(record)
         metrics = train(config, out / name, async_checkpoints=config.parallel == "fsdp", progress=False)
         hook.remove()
-        weights = dict(read_checkpoint(str(out / name / "last")).tensors)
-        found[name] = Trained(gradients, read_metrics(out / name, "train"), weights, metrics)
+        weights, entries = dict(read_checkpoint(out / name / "last").tensors), read_metrics(out / name, "train")
+        found[name] = SimpleNamespace(gradients=gradients, entries=entries, weights=weights, metrics=metrics)
     return found
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("sharding")
 
 
 @pytest.fixture(scope="module")
-def configs(tiny_dataset: Path, folder: Path) -> dict[str, RunConfig]:
-    """Two steps of two micro-batches in each of two processes."""
+def configs(tiny_dataset, folder):
     checkpoint = shapes.write_tiny_checkpoint(tiny_dataset, folder / "checkpoint", PLAIN)
     questions = asked.write_set(folder / "vqa", "vqa")
     config = shapes.run_config(
@@ -101,7 +86,7 @@ def configs(tiny_dataset: Path, folder: Path) -> dict[str, RunConfig]:
         device="cpu",
     )
     heads = HeadsConfig(mlm=False, itm=False, vqa=len(asked.ANSWERS))
-    changes: dict[str, dict[str, Any]] = {
+    changes = {
         "words and contrast": {"contrast_over": "step", "evaluate_every": None},
         "a fused head": {
             "contrast_over": "step",
@@ -116,27 +101,24 @@ def configs(tiny_dataset: Path, folder: Path) -> dict[str, RunConfig]:
         },
         WORLD_HARD: {"evaluate_every": 2, "checkpoint_every": 1, "micro_batch_size": 4},
     }
-    plain = {"model": PLAIN}
-    return {name: replace(config, task=task, **plain | changes[name]) for name, task in TASKS.items()}
+    return {name: replace(config, task=task, **{"model": PLAIN} | changes[name]) for name, task in TASKS.items()}
 
 
 @pytest.fixture(scope="module")
-def alone(configs: dict[str, RunConfig], folder: Path) -> dict[str, Trained]:
+def alone(configs, folder):
     return trained({name: configs[name] for name in ALONE}, folder / "alone")
 
 
 @pytest.fixture(scope="module")
-def found(configs: dict[str, RunConfig], folder: Path) -> dict[str, list[dict[str, Trained]]]:
-    """The runs in each process, by how these share the work."""
-    runs: dict[str, dict[str, RunConfig]] = {
-        parallel: {name: replace(config, parallel=parallel) for name, config in configs.items()}
-        for parallel in ("ddp", "fsdp")
-    }
-    return {parallel: run_on_ranks(2, trained, given, folder / parallel) for parallel, given in runs.items()}
+def found(configs, folder):
+    found = {}
+    for parallel in ("ddp", "fsdp"):
+        given = {name: replace(config, parallel=parallel) for name, config in configs.items()}
+        found[parallel] = run_on_ranks(2, trained, given, folder / parallel)
+    return found
 
 
-def assert_same(one: Trained, other: Trained) -> None:
-    """Gradients within 1e-5 of the length of all, losses and weights within 1e-5."""
+def assert_same(one, other):
     for ours, theirs in zip(one.gradients, other.gradients, strict=True):
         assert ours.keys() == theirs.keys()
         for name, gradient in theirs.items():
@@ -151,7 +133,7 @@ def assert_same(one: Trained, other: Trained) -> None:
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_a_share_of_the_weights_gives_what_whole_weights_give(name: str, found: dict[str, Any]) -> None:
+def test_a_share_of_the_weights_gives_what_whole_weights_give(name, found):
     for sharded, replicated in zip(found["fsdp"], found["ddp"], strict=True):
         assert_same(sharded[name], replicated[name])
     gradients = found["ddp"][0][name].gradients[0]
@@ -162,27 +144,25 @@ def test_a_share_of_the_weights_gives_what_whole_weights_give(name: str, found: 
 
 
 @pytest.mark.parametrize("name", ALONE)
-def test_two_processes_give_what_one_gives(name: str, alone: dict[str, Trained], found: dict[str, Any]) -> None:
+def test_two_processes_give_what_one_gives(name, alone, found):
     for process in found["fsdp"]:
         assert_same(process[name], alone[name])
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_four_processes_give_what_one_gives(
-    parallel: str, configs: dict[str, RunConfig], alone: dict[str, Trained], tmp_path: Path
-) -> None:
+def test_four_processes_give_what_one_gives(parallel, configs, alone, tmp_path):
     name = "words and contrast"
-    config: Any = replace(configs[name], parallel=parallel, micro_batch_size=1)
+    config = replace(configs[name], parallel=parallel, micro_batch_size=1)
     for process in run_on_ranks(4, trained, {name: config}, tmp_path):
         assert_same(process[name], alone[name])
 
 
-def in_half_precision(config: RunConfig, out: Path) -> tuple[dict[str, Tensor], set[torch.dtype], set[torch.dtype]]:
+def in_half_precision(config, out):
     """The gradients of the first step, and the types of weights in layers of the image tower and outside of them."""
-    inside: set[torch.dtype] = set()
-    outside: set[torch.dtype] = set()
+    inside = set()
+    outside = set()
 
-    def note(module: nn.Module, inputs: Any) -> None:
+    def note(module, inputs):
         if isinstance(module, FeedForward):  # in a layer that is whole by now
             inside.update(weight.dtype for weight in module.parameters())
         if isinstance(module, BridgeTower):
@@ -194,21 +174,19 @@ def in_half_precision(config: RunConfig, out: Path) -> tuple[dict[str, Tensor], 
     return gradients, inside, outside
 
 
-def test_in_half_precision_layers_are_put_together_in_it(configs: dict[str, RunConfig], tmp_path: Path) -> None:
+def test_in_half_precision_layers_are_put_together_in_it(configs, tmp_path):
     """Gradients are as near to those of whole weights as half precision is to single."""
-    config: Any = replace(configs["words and contrast"], max_steps=1)
+    config = replace(configs["words and contrast"], max_steps=1)
     whole, _, _ = in_half_precision(config, tmp_path / "whole")
-    found = {
-        parallel: run_on_ranks(
-            2, in_half_precision, replace(config, parallel=parallel, precision="bf16"), tmp_path / parallel
-        )[0]
-        for parallel in ("ddp", "fsdp")
-    }
+    found = {}
+    for parallel in ("ddp", "fsdp"):
+        half = replace(config, parallel=parallel, precision="bf16")
+        found[parallel] = run_on_ranks(2, in_half_precision, half, tmp_path / parallel)[0]
     assert found["ddp"][1] == {torch.float32}
     assert found["fsdp"][1] == {torch.bfloat16}
     names = [name for name, gradient in whole.items() if gradient.ndim > 0]
 
-    def off(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    def off(one, other):
         return float(torch.cat([(one[name] - other[name]).flatten() for name in names]).norm()) / length
 
     length = float(torch.cat([whole[name].flatten() for name in names]).norm())
@@ -219,18 +197,16 @@ def test_in_half_precision_layers_are_put_together_in_it(configs: dict[str, RunC
     assert off(sharded, halved) < 2e-2
 
 
-def held(config: RunConfig, out: Path) -> tuple[int, int, dict[str, float]]:
+def held(config, out):
     """Numbers of weights in the optimiser of this process, and of those that are whole; the run's metrics.
 
     The score is the number of the process, as scores of different processors may differ in their last bits.
     """
-    sizes: list[tuple[int, bool]] = []
+    sizes = []
 
-    def record(optimizer: Any, arguments: Any, options: Any) -> None:
+    def record(optimizer, arguments, options):
         weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-        sizes.extend(
-            (getattr(weight, "_local_tensor", weight).numel(), hasattr(weight, "full_tensor")) for weight in weights
-        )
+        sizes.extend((getattr(one, "_local_tensor", one).numel(), hasattr(one, "full_tensor")) for one in weights)
 
     hook = register_optimizer_step_pre_hook(record)
     metrics = train(config, out, task=replace(VQA, validate=lambda _: {"vqa_score": float(rank())}), progress=False)
@@ -238,9 +214,7 @@ def held(config: RunConfig, out: Path) -> tuple[int, int, dict[str, float]]:
     return sum(size for size, _ in sizes), sum(size for size, sharded in sizes if not sharded), metrics
 
 
-def test_each_process_holds_half_of_the_weights_and_the_metrics_of_the_first(
-    configs: dict[str, RunConfig], found: dict[str, Any], tmp_path: Path
-) -> None:
+def test_each_process_holds_half_of_the_weights_and_the_metrics_of_the_first(configs, found, tmp_path):
     config = replace(configs["vqa"], max_steps=1)
     total = sum(weight.numel() for weight in found["ddp"][0]["vqa"].weights.values())
     first, second = run_on_ranks(2, held, replace(config, parallel="fsdp"), tmp_path)
@@ -251,31 +225,28 @@ def test_each_process_holds_half_of_the_weights_and_the_metrics_of_the_first(
 
 
 @pytest.fixture(scope="module")
-def interval(configs: dict[str, RunConfig]) -> RunConfig:
+def interval(configs):
     return replace(configs[WORLD_HARD], parallel="fsdp")
 
 
 @pytest.fixture(scope="module")
-def whole_run(found: dict[str, Any], folder: Path) -> Path:
-    """A run of two processes that saved its state after every step, in the background."""
+def whole_run(found, folder):
     return folder / "fsdp" / WORLD_HARD
 
 
-def resume(config: RunConfig, out: Path) -> None:
+def resume(config, out):
     train(config, out, resume=True, progress=False)
 
 
-def back_to_the_state_before(run: Path, out: Path) -> Path:
-    """Copies a run as it was one step before its end."""
+def back_to_the_state_before(run, out):
     shutil.copytree(run, out)
     shutil.rmtree(out / "last")
     path = newest(out)
-    assert path is not None
     shutil.rmtree(path)
     return out
 
 
-def test_each_process_writes_its_share(whole_run: Path, found: dict[str, Any]) -> None:
+def test_each_process_writes_its_share(whole_run, found):
     files = states.files(whole_run)
     assert [file.name for file in files] == ["process-00000.safetensors", "process-00001.safetensors"]
     first, second = (dict(read_safetensors(file)) for file in files)
@@ -286,15 +257,13 @@ def test_each_process_writes_its_share(whole_run: Path, found: dict[str, Any]) -
     assert "model.itc_head.temperature" in first.keys() - second.keys()
 
 
-def test_continued_it_ends_with_the_same_bits(interval: RunConfig, whole_run: Path, tmp_path: Path) -> None:
+def test_continued_it_ends_with_the_same_bits(interval, whole_run, tmp_path):
     out = back_to_the_state_before(whole_run, tmp_path / "run")
     run_on_ranks(2, resume, interval, out)
     assert same_weights(whole_run / "last", out / "last")
 
 
-def test_one_process_and_two_continue_what_the_other_has_written(
-    interval: RunConfig, whole_run: Path, tmp_path: Path
-) -> None:
+def test_one_process_and_two_continue_what_the_other_has_written(interval, whole_run, tmp_path):
     """With other micro-batches, so that the last step is another one."""
     out = back_to_the_state_before(whole_run, tmp_path / "run")
     before = states.saved(out).step

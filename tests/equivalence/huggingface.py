@@ -1,14 +1,7 @@
 """Small random models of transformers, what they compute, and what this package computes from their folders."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor
 
 pytest.importorskip("transformers")
 
@@ -18,15 +11,12 @@ from transformers import (
     BridgeTowerForImageAndTextRetrieval,
     BridgeTowerForMaskedLM,
     BridgeTowerModel,
-    PreTrainedModel,
 )
 
 import tiny
-from bridgetower.checkpoints import Checkpoint
-from bridgetower.checkpoints.keymap import Source, export_tensors, name_table
-from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.checkpoints.keymap import export_tensors, name_table
 
-KINDS: dict[str, type[PreTrainedModel]] = {
+KINDS = {
     "backbone": BridgeTowerModel,
     "mlm": BridgeTowerForMaskedLM,
     "itm": BridgeTowerForImageAndTextRetrieval,
@@ -45,14 +35,9 @@ _TEXT = {
 _VISION = {"hidden_size": 128, "num_hidden_layers": 3, "image_size": 32, "patch_size": 16}
 
 # The contrastive model of transformers runs with these only, and with a shared projection.
-EQUAL_WIDTHS = {
-    "hidden_size": 64,
-    "text.hidden_size": 64,
-    "text.num_attention_heads": 4,
-    "vision.hidden_size": 64,
-}
+EQUAL_WIDTHS = {"hidden_size": 64, "text.hidden_size": 64, "text.num_attention_heads": 4, "vision.hidden_size": 64}
 # What differs from the settings above; `text.` and `vision.` are the tower's own.
-VARIANTS: dict[str, dict[str, Any]] = {
+VARIANTS = {
     "plain": {},
     "scaled_add": {"link_tower_type": "scaled_add"},
     "interpolate": {"link_tower_type": "interpolate"},
@@ -80,30 +65,24 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
 }
 # The same, whose settings come back under other names.
-RENAMED: dict[str, dict[str, Any]] = {
+RENAMED = {
     "gelu_python": {"hidden_act": "gelu_python", "text.hidden_act": "gelu_fast"},
     "last layer removed, one norm": {"vision.remove_last_layer": True, "vision.num_hidden_layers": 5},
     "shared bridges of one layer": {"share_link_tower_layers": True, "num_hidden_layers": 1},
 }
 
 
-Inputs = dict[str, Tensor]
-
-
-def random_model(kind: str, changes: Mapping[str, Any] | None = None, seed: int = 0) -> PreTrainedModel:
-    """Returns a model in evaluation mode whose every parameter is random, such as with a value of `VARIANTS`."""
+def random_model(kind, changes=None, seed=0):
     values = {"": dict(_TOP), "text": dict(_TEXT), "vision": dict(_VISION)}
     for path, value in ((EQUAL_WIDTHS if kind == "itc" else {}) | dict(changes or {})).items():
         part, _, name = path.rpartition(".")
         values[part][name] = value
-    config = BridgeTowerConfig(
-        **values[""], text_config=values["text"], vision_config=values["vision"], logit_scale_init_value=2.6592
-    )
+    values[""] |= {"text_config": values["text"], "vision_config": values["vision"]}
+    config = BridgeTowerConfig(**values[""], logit_scale_init_value=2.6592)
     return tiny.off_defaults(KINDS[kind](config), seed).eval()
 
 
-def inputs(model: PreTrainedModel, image_size: int | None = None, seed: int = 2) -> Inputs:
-    """Returns two images, at another size than the model's if one is given, and texts of 7 and 4 tokens."""
+def inputs(model, image_size=None, seed=2):
     config, generator = model.config, torch.Generator().manual_seed(seed)
     side = image_size or config.vision_config.image_size
     padding = config.text_config.pad_token_id
@@ -114,7 +93,7 @@ def inputs(model: PreTrainedModel, image_size: int | None = None, seed: int = 2)
     return {"pixel_values": pixel_values, "input_ids": ids, "attention_mask": mask}
 
 
-def their_outputs(model: PreTrainedModel, batch: Inputs, **options: Any) -> dict[str, Tensor]:
+def their_outputs(model, batch, **options):
     result = model(**batch, **options)
     if isinstance(model, BridgeTowerModel):
         return {"text": result.text_features, "image": result.image_features, "pooled": result.pooler_output}
@@ -124,7 +103,7 @@ def their_outputs(model: PreTrainedModel, batch: Inputs, **options: Any) -> dict
     return {"logits": result.logits}
 
 
-def our_outputs(model: BridgeTower, batch: Inputs) -> dict[str, Tensor]:
+def our_outputs(model, batch):
     image = model.encode_image(batch["pixel_values"])
     text = model.encode_text(batch["input_ids"], batch["attention_mask"])
     fused = model.fuse(image, text, "all")
@@ -139,7 +118,7 @@ def our_outputs(model: BridgeTower, batch: Inputs) -> dict[str, Tensor]:
     return {"text": fused.text, "image": fused.image, "pooled": fused.pooled}
 
 
-def backpropagate(outputs: Mapping[str, Tensor], batch: Inputs) -> None:
+def backpropagate(outputs, batch):
     """Sends fixed random gradients back from every output; nothing comes from positions that are padding."""
     weights = tiny.cotangents(outputs)
     for name in outputs.keys() & {"text", "logits"}:
@@ -148,23 +127,23 @@ def backpropagate(outputs: Mapping[str, Tensor], batch: Inputs) -> None:
     torch.stack([(outputs[name] * weights[name]).sum() for name in outputs]).sum().backward()
 
 
-def their_gradients(model: PreTrainedModel) -> dict[str, Tensor]:
+def their_gradients(model):
     return {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
 
 
-def our_gradients(checkpoint: Checkpoint, model: BridgeTower) -> dict[str, Tensor]:
+def our_gradients(checkpoint, model):
     gradients = {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
     return export_tensors(table(checkpoint, gradients), gradients)
 
 
-def table(checkpoint: Checkpoint, names: Mapping[str, Tensor]) -> dict[str, Source]:
+def table(checkpoint, names):
     heads = checkpoint.config.heads
     prefix = "bridgetower." if heads.mlm or heads.itm or heads.itc else ""
     separate = checkpoint.config.fusion.separate_projections
     return name_table(names, "huggingface", separate_projections=separate, backbone_prefix=prefix)
 
 
-def reload(folder: Path, kind: str) -> PreTrainedModel:
+def reload(folder, kind):
     """Reads a folder with transformers; nothing may be missing, left over or of another shape."""
     model, info = KINDS[kind].from_pretrained(folder, output_loading_info=True)
     assert {name: list(value) for name, value in info.items() if value} == {}

@@ -1,34 +1,26 @@
 """What the official code recorded, computed again by this package's model and tasks."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from bridgetower.data.batch import IGNORED, CaptionBatch
-from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.fusion import Encoded
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.losses import Losses, Pairs
 from bridgetower.objectives.pretraining import PretrainingTask
 from bridgetower.tasks.run_config import OptimizerConfig
-from golden import Case
 
 OBJECTIVES = ("mlm", "itm", "itc")
 
 
-def pretraining_task(case: Case, model: BridgeTower, *, gather_with_grads: bool = True) -> PretrainingTask:
-    """The task with the objectives that the official run config switches on."""
+def pretraining_task(case, model, *, gather_with_grads=True):
     weights = {name: float(weight) for name, weight in case.meta["config"]["loss_names"].items()}
     phase = Phase(mlm=weights["mlm"], itm=weights["itm"], itc=weights["itc"])
     return PretrainingTask(model, PretrainingConfig(phases=(phase,), gather_with_grads=gather_with_grads))
 
 
-def caption_batch(inputs: Mapping[str, Tensor], rows: slice = slice(None)) -> CaptionBatch:
+def caption_batch(inputs, rows=slice(None)):
     """The recorded inputs, or some rows of them, as a data loader would hand them over; every image is another one."""
     ids = inputs["text_ids"][rows]
     return CaptionBatch(
@@ -41,32 +33,28 @@ def caption_batch(inputs: Mapping[str, Tensor], rows: slice = slice(None)) -> Ca
     )
 
 
-def features(model: BridgeTower, image: Encoded, text: Encoded, prefix: str = "") -> dict[str, Tensor]:
+def features(model, image, text, prefix=""):
     fused = model.fuse(image, text, outputs="all")
     return {f"{prefix}text_feats": fused.text, f"{prefix}image_feats": fused.image, f"{prefix}cls_feats": fused.pooled}
 
 
-def encode(
-    model: BridgeTower, inputs: Mapping[str, Tensor], suffix: str = "", prefix: str = ""
-) -> tuple[Encoded, Encoded]:
+def encode(model, inputs, suffix="", prefix=""):
     image, ids, mask = (inputs[f"{prefix}{name}{suffix}"] for name in ("image", "text_ids", "text_masks"))
     return model.encode_image(image), model.encode_text(ids, mask)
 
 
-def bridged_layers(model: BridgeTower, encoded: Encoded, token_type: int) -> Tensor:
+def bridged_layers(model, encoded, token_type):
     """Projected tower layers [K, B, L, D] without the token type, which the official code adds only when it fuses."""
     return torch.stack(encoded.layers) - model.token_type_embedding.weight[token_type]
 
 
-def itm_outputs(
-    task: PretrainingTask, image: Encoded, text: Encoded, pairs: Pairs, prefix: str = ""
-) -> dict[str, Tensor]:
+def itm_outputs(task, image, text, pairs, prefix=""):
     with outputs_of(task.model.itm_head) as logits:
         loss, _ = task.itm(image, text, pairs)
     return {f"{prefix}itm_logits": logits[0], f"{prefix}itm_loss": loss}
 
 
-def mlm_outputs(task: PretrainingTask, image: Encoded, batch: CaptionBatch) -> dict[str, Tensor]:
+def mlm_outputs(task, image, batch):
     """Masked-word logits at all positions, and the loss, which the task computes at labelled positions only."""
     masked = task.model.encode_text(batch.masked_input_ids, batch.attention_mask)
     head = task.model.mlm_head
@@ -75,17 +63,17 @@ def mlm_outputs(task: PretrainingTask, image: Encoded, batch: CaptionBatch) -> d
     return {"mlm_logits": logits, "mlm_loss": task.mlm(image, masked, batch)[0]}
 
 
-def recorded_pairs(labels: Tensor) -> Pairs:
+def recorded_pairs(labels):
     """Each text with its image (label 1) or with its false image, whose rows follow those of all true images."""
     rows = torch.arange(len(labels))
     return Pairs(torch.where(labels == 1, rows, rows + len(labels)), rows, labels)
 
 
-def with_false_images(model: BridgeTower, image: Encoded, inputs: Mapping[str, Tensor]) -> Encoded:
+def with_false_images(model, image, inputs):
     return Encoded.cat([image, model.encode_image(inputs["false_image_0"])])
 
 
-def pretraining_outputs(task: PretrainingTask, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def pretraining_outputs(task, inputs):
     """Features on plain text, MLM, ITM (and ITC) as the official training step computes them, and their sum."""
     model, batch, weights = task.model, caption_batch(inputs), task.config.phases[0]
     image, text = encode(model, inputs)
@@ -99,7 +87,7 @@ def pretraining_outputs(task: PretrainingTask, inputs: Mapping[str, Tensor]) -> 
     return outputs | {"total_loss": total}
 
 
-def optimizer_config(official: Mapping[str, Any], max_steps: int) -> OptimizerConfig:
+def optimizer_config(official, max_steps):
     """Our optimiser under an official run config; its warm-up is a share of the steps or, from 1 up, their number."""
     warmup, power = official["warmup_steps"], official["decay_power"]
     if isinstance(warmup, int):
@@ -117,9 +105,8 @@ def optimizer_config(official: Mapping[str, Any], max_steps: int) -> OptimizerCo
 
 
 @contextmanager
-def outputs_of(module: nn.Module | None) -> Iterator[list[Tensor]]:
-    assert module is not None
-    seen: list[Tensor] = []
+def outputs_of(module):
+    seen = []
     handle = module.register_forward_hook(lambda _module, _args, output: seen.append(output))
     try:
         yield seen

@@ -21,7 +21,6 @@ def similarities(task, encoded):
 
 
 def negatives(recorded, prefix):
-    """Pairs with the negatives that the official code drew."""
     images, texts = (recorded.inputs[f"{prefix}neg_{kind}_idx"] for kind in ("image", "text"))
     return pairs_with_negatives(images, texts, slice(0, len(images)))
 

@@ -68,7 +68,6 @@ class TestTasks:
         assert wrong(outputs(recorded, model, batch), recorded.outputs) != {}
 
     def test_heads_are_those_of_the_file_with_the_official_settings(self, recorded, batch):
-        """One file may hold the heads of several tasks, and serves each."""
         model, config, official = recorded.load(), recorded.checkpoint.config, recorded.meta["config"]
         heads = ("vqa", "snli_ve", "nlvr2", "mlm", "itm", "itc")
         there = {head for head in heads if getattr(model, f"{head}_head") is not None}

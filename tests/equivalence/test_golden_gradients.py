@@ -43,7 +43,6 @@ def official_gradients(recorded, factor=1.0):
 
 
 def figures(gradient):
-    """The recorded figures: norm, sum, and scalar product with an even ramp from -1 to 1."""
     flat = gradient.double().flatten()
     ramp = torch.linspace(-1, 1, len(flat), dtype=torch.float64)
     return {"norm": flat.norm().item(), "sum": flat.sum().item(), "probe": (flat @ ramp).item()}

@@ -14,7 +14,6 @@ FLOAT_NOISE = 5e-6  # of two float32 runs; each is within 3.4e-6 of float64
 
 
 def layer_modules(config):
-    """Our module after which each recorded intermediate stands."""
     modules = {
         "text_embeddings": "text.embedding_norm",
         "vision_ln_pre": "vision.pre_norm",
@@ -82,7 +81,6 @@ def test_every_layer_and_a_mistake_where_it_was_made(recorded, task):
 
 @pytest.mark.parametrize("name", MUTATIONS)
 def test_each_mistake_moves_our_outputs_as_far_as_it_moved_the_official_ones(recorded, name):
-    """A comparison is worth what it sees."""
     sensitivity = recorded.json("mutation_sensitivity.json")
     assert set(sensitivity) == set(MUTATIONS)
     ours = mutated(name, recorded.checkpoint, recorded.inputs)

@@ -20,7 +20,6 @@ STAGES = ("plain", "chunked", "gather_inputs", "save_memory")  # of the official
 
 @pytest.fixture(scope="module")
 def ours(recorded):
-    """The model, its encodings and similarities, the candidates of each image and text, and their match logits."""
     model, inputs = recorded.load(), recorded.inputs
     encoded = model.encode_image(inputs["images"]), model.encode_text(inputs["text_ids"], inputs["text_masks"])
     similarity = model.image_embeds(encoded[0]) @ model.text_embeds(encoded[1]).T
@@ -52,7 +51,6 @@ def score_pairs(model, image, text, pairs, batch_size):
 
 
 def two_stage_scores(pairs, itm, protocol):
-    """What ranks texts for images and images for texts, as the official tables."""
     whole, ranked = dense.table(pairs, itm), dense.ranked(pairs, itm, protocol)
     return [torch.where(dense.table(pairs, side, other=False), whole, DROPPED) for side in ranked.sides]
 
@@ -86,15 +84,14 @@ class TestEncodings:
         assert wrong({"paired_cls_feats": pooled}, recorded.outputs) != {}
 
 
-class TestReranking:
-    def test_texts_of_an_image_and_images_of_a_text(self, recorded, ours):
-        inputs, pairs, scores = recorded.inputs, ours.pairs, dense.table(ours.pairs, ours.itm)
-        row, texts = int(inputs["image_rerank_image"]), inputs["image_rerank_texts"]
-        assert set(texts.tolist()) == set(pairs.text[pairs.image_side & (pairs.image == row)].tolist())
-        column, images = int(inputs["text_rerank_text"]), inputs["text_rerank_images"]
-        assert set(images.tolist()) == set(pairs.image[pairs.text_side & (pairs.text == column)].tolist())
-        found = {"image_rerank_scores": scores[row, texts], "text_rerank_scores": scores[images, column]}
-        assert wrong(found, recorded.outputs) == {}
+def test_reranked_texts_of_an_image_and_images_of_a_text(recorded, ours):
+    inputs, pairs, scores = recorded.inputs, ours.pairs, dense.table(ours.pairs, ours.itm)
+    row, texts = int(inputs["image_rerank_image"]), inputs["image_rerank_texts"]
+    assert set(texts.tolist()) == set(pairs.text[pairs.image_side & (pairs.image == row)].tolist())
+    column, images = int(inputs["text_rerank_text"]), inputs["text_rerank_images"]
+    assert set(images.tolist()) == set(pairs.image[pairs.text_side & (pairs.text == column)].tolist())
+    found = {"image_rerank_scores": scores[row, texts], "text_rerank_scores": scores[images, column]}
+    assert wrong(found, recorded.outputs) == {}
 
 
 class TestMetrics:

@@ -1,13 +1,27 @@
-"""Cases g to k: unshared norms, timm's ViT, BERT, METER, and checkpoints loaded at other image sizes."""
+"""Cases g to k, n and o: other towers and image sizes, epsilons, and pictures as the official transforms give them."""
 
 import pytest
 import torch
 import torch.nn.functional as F
-from recompute import bridged_layers, encode, features, pretraining_outputs, pretraining_task
+from PIL import Image
+from recompute import (
+    bridged_layers,
+    caption_batch,
+    encode,
+    features,
+    mlm_outputs,
+    pretraining_outputs,
+    pretraining_task,
+)
+from torchvision import transforms
+from torchvision.transforms import InterpolationMode
 
+import tiny
 from bridgetower.checkpoints.keymap import export_tensors
 from bridgetower.model.towers import resize_position_embedding
-from golden import case, check, variant, wrong
+from bridgetower.processor import Processor, ProcessorConfig
+from bridgetower.processor.config import CLIP_MEAN, CLIP_STD
+from golden import EPS, case, check, variant, wrong
 
 
 def outputs_of_case(recorded, model):
@@ -85,3 +99,96 @@ def test_other_sizes():
             assert wrong({name: resize_position_embedding(table, (side, side))}, recorded.outputs) == {}
             assert wrong({name: bilinear}, recorded.outputs) != {}
     check(ours, recorded.outputs)
+
+
+# Cases o: LayerNorm inputs of so small a variance that a wrong epsilon shows.
+EPS_CASES = ("o_eps_clip_roberta", "o_eps_vit_bert")
+# Official block -> our config field. The first LayerNorm and the bridges share one value in the paper's models.
+FIELDS = {
+    "vision": "vision.layer_norm_eps",
+    "text_encoder": "text.layer_norm_eps",
+    "cross_layers": "fusion.layer_norm_eps",
+    "mlm_transform": "heads.mlm_layer_norm_eps",
+    "cross_first_layernorm": "fusion.bridge_layer_norm_eps",
+    "link_tower": "fusion.bridge_layer_norm_eps",
+}
+
+
+def eps_outputs(recorded, model):
+    image, text = encode(model, recorded.inputs)
+    ours = features(model, image, text)
+    mlm = mlm_outputs(pretraining_task(recorded, model), image, caption_batch(recorded.inputs))
+    return ours | {"mlm_logits": mlm["mlm_logits"], "itm_logits": model.itm_head(ours["cls_feats"])}
+
+
+def with_wrong_eps(recorded, block):
+    value = recorded.meta["wrong_eps_sensitivity"][block]["wrong"]
+    if block not in ("cross_first_layernorm", "link_tower"):
+        return variant(recorded.checkpoint, {FIELDS[block]: value})
+    model = recorded.load()
+    bridges = [bridge.norm for bridge in (*model.fusion.text_bridges, *model.fusion.image_bridges)]
+    for norm in bridges if block == "link_tower" else (model.fusion.text_norm, model.fusion.image_norm):
+        norm.eps = value
+    return model
+
+
+@pytest.mark.parametrize("name", EPS_CASES)
+def test_outputs(name):
+    recorded = case(name)
+    check(eps_outputs(recorded, recorded.load()), recorded.outputs, EPS)
+
+
+@pytest.mark.parametrize("name", EPS_CASES)
+def test_every_epsilon_is_read_from_the_checkpoint(name):
+    recorded = case(name)
+    expected = recorded.meta["layer_norm_eps"]
+    config = recorded.checkpoint.config.to_dict()
+    ours = {block: config[path.split(".")[0]][path.split(".")[1]] for block, path in FIELDS.items()}
+    assert ours == pytest.approx(expected, rel=1e-9, abs=0)
+    assert set(recorded.meta["wrong_eps_sensitivity"]) == set(FIELDS)
+
+
+@pytest.mark.parametrize("block", FIELDS)
+@pytest.mark.parametrize("name", EPS_CASES)
+@torch.no_grad()
+def test_control_a_wrong_epsilon_moves_the_outputs_as_recorded(name, block):
+    recorded = case(name)
+    ours = eps_outputs(recorded, with_wrong_eps(recorded, block))
+    assert wrong(ours, recorded.outputs, EPS) != {}
+    for name, expected in recorded.meta["wrong_eps_sensitivity"][block]["max_abs_change"].items():
+        change = (ours[name] - recorded.outputs[name]).abs().max().item()
+        assert change == pytest.approx(expected, rel=1e-3, abs=EPS.atol)
+
+
+PROFILES = {"clip": "official-pretrain", "blip": "official-finetune"}
+
+
+def prepared(profile, size, picture):
+    processor = Processor(ProcessorConfig(profile=profile, image_size=size, max_length=8), None)
+    return processor.images([picture.numpy()])[0]
+
+
+def bilinear(kind, size, picture):
+    sides = size if kind == "clip" else (size, size)
+    resize = transforms.Resize(sides, InterpolationMode.BILINEAR)
+    steps = [resize, transforms.CenterCrop(size), transforms.ToTensor(), transforms.Normalize(CLIP_MEAN, CLIP_STD)]
+    return transforms.Compose(steps)(Image.fromarray(picture.numpy()))
+
+
+def test_every_picture_under_every_transform_is_recorded():
+    recorded = case("n_preprocess")
+    size = recorded.meta["size"]
+    assert set(recorded.outputs) == {f"{kind}_{name}" for kind in PROFILES for name in recorded.meta["inputs"]}
+    assert all(expected.shape == (3, size, size) for expected in recorded.outputs.values())
+
+
+@pytest.mark.parametrize("kind", PROFILES)
+def test_pictures(kind):
+    recorded, (other,) = case("n_preprocess"), set(PROFILES) - {kind}
+    size, swapped, coarse = recorded.meta["size"], 0.0, 0.0
+    for name, picture in recorded.inputs.items():
+        expected = recorded.outputs[f"{kind}_{name}"]
+        torch.testing.assert_close(prepared(PROFILES[kind], size, picture), expected, atol=1e-6, rtol=0)
+        swapped = max(swapped, tiny.off(prepared(PROFILES[other], size, picture), expected))
+        coarse = max(coarse, tiny.off(bilinear(kind, size, picture), expected))
+    assert min(swapped, coarse) > 0.1  # controls: the other profile, another interpolation

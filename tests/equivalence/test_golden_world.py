@@ -17,7 +17,6 @@ ARMS = ("itc_gather_with_grads_True", "itc_gather_with_grads_False", "hard_local
 
 
 def matching(task, image, text, arm, recorded_arm):
-    """Hard negatives from this process's rows, or from those of all processes."""
     images, texts = (torch.tensor(recorded_arm[f"neg_{kind}_idx"]) for kind in ("image", "text"))
     own = slice(0, len(images))
     if arm == "hard_global":
@@ -27,7 +26,6 @@ def matching(task, image, text, arm, recorded_arm):
 
 
 def gradient_norms(recorded, model, names):
-    """Norm of the official parameters' gradients; 0 where none arrives."""
     table = recorded.table()
     ours = {name: parameter.grad for name, parameter in model.named_parameters()}
     shapes = {name: tensor.shape for name, tensor in recorded.checkpoint.tensors.items()}
@@ -37,7 +35,6 @@ def gradient_norms(recorded, model, names):
 
 
 def average_gradients(model):
-    """What data-parallel training hands to the optimiser."""
     for parameter in model.parameters():
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)

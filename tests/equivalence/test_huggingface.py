@@ -1,17 +1,14 @@
 """transformers' BridgeTower: its folders give its numbers and gradients here, and go back to it without a change."""
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import huggingface as hf
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 from transformers import AutoProcessor, BridgeTowerConfig, PreTrainedModel
 
 import tiny
@@ -26,14 +23,10 @@ from bridgetower.processor import Processor, ProcessorConfig, train_tokenizer
 
 ATOL = 1e-5
 ALL = [("backbone", name) for name in hf.VARIANTS]
+ASKED = os.environ.get("BRIDGETOWER_NETWORK_TESTS") == "1"
+NETWORK = pytest.mark.skipif(not ASKED, reason="BRIDGETOWER_NETWORK_TESTS=1 loads it from the hub")
 PUBLISHED = [
-    pytest.param(
-        (f"BridgeTower/bridgetower-{name}", kind),
-        marks=pytest.mark.skipif(
-            os.environ.get("BRIDGETOWER_NETWORK_TESTS") != "1",
-            reason="BRIDGETOWER_NETWORK_TESTS=1 loads it from the hub",
-        ),
-    )
+    pytest.param((f"BridgeTower/bridgetower-{name}", kind), marks=NETWORK)
     for name, kinds in (("base", "backbone"), ("base-itm-mlm", "mlm itm"), ("large-itm-mlm-itc", "mlm itm itc"))
     for kind in kinds.split()
 ]
@@ -51,38 +44,37 @@ class Case:
     folder: Path
     checkpoint: Checkpoint
 
-    def batch(self, image_size: int | None = None) -> hf.Inputs:
+    def batch(self, image_size=None):
         return hf.inputs(self.theirs, image_size)
 
     @torch.no_grad()
-    def off(self, checkpoint: Checkpoint | None = None) -> float:
-        """The largest difference of an output, of another checkpoint if one is given."""
+    def off(self, checkpoint=None):
         model, batch = (checkpoint or self.checkpoint).model(), self.batch()
         return off(hf.our_outputs(model, batch), hf.their_outputs(self.theirs, batch))
 
 
-def off(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> float:
+def off(ours, theirs):
     assert ours.keys() == theirs.keys()
     return max(tiny.off(ours[name], theirs[name]) for name in ours)
 
 
-def make_case(folder: Path, kind: str, changes: Mapping[str, Any]) -> Case:
+def make_case(folder, kind, changes):
     theirs = hf.random_model(kind, changes)
     theirs.save_pretrained(folder)
     return Case(kind, theirs, folder, read_checkpoint(folder))
 
 
 @pytest.fixture(scope="module", params=[*ALL, *HEADS], ids=lambda pair: "-".join(pair).replace(" ", "_"))
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+def case(request, tmp_path_factory):
     kind, variant = request.param
     return make_case(tmp_path_factory.mktemp("hf"), kind, hf.VARIANTS[variant])
 
 
 class TestEveryKind:
-    def test_outputs(self, case: Case) -> None:
+    def test_outputs(self, case):
         assert case.off() < ATOL
 
-    def test_gradients(self, case: Case) -> None:
+    def test_gradients(self, case):
         case.theirs.zero_grad()
         model, batch = case.checkpoint.model(), case.batch()
         hf.backpropagate(hf.their_outputs(case.theirs, batch), batch)
@@ -92,7 +84,7 @@ class TestEveryKind:
         assert [name for name in ours if tiny.off(ours[name], theirs[name]) > limit(theirs[name])] == []
         assert [name for name in case.theirs.state_dict() if name not in theirs and not is_unread(case, name)] == []
 
-    def test_tensors_and_settings_come_back(self, case: Case, tmp_path: Path) -> None:
+    def test_tensors_and_settings_come_back(self, case, tmp_path):
         convert(case.checkpoint, tmp_path / "back", "hf")
         assert tiny.equal(hf.reload(tmp_path / "back", case.kind).state_dict(), case.theirs.state_dict())
         back, start = (BridgeTowerConfig.from_pretrained(path).to_dict() for path in (tmp_path / "back", case.folder))
@@ -102,7 +94,7 @@ class TestEveryKind:
 
 
 @pytest.mark.parametrize("name", hf.RENAMED)
-def test_other_names_of_the_same_model(tmp_path: Path, name: str) -> None:
+def test_other_names_of_the_same_model(tmp_path, name):
     case = make_case(tmp_path / "hf", "mlm", hf.RENAMED[name])
     assert case.off() < ATOL
     convert(case.checkpoint, tmp_path / "back", "hf")
@@ -112,7 +104,7 @@ def test_other_names_of_the_same_model(tmp_path: Path, name: str) -> None:
     assert tiny.off(back, start) < ATOL
 
 
-def test_both_dropouts_are_drawn_where_transformers_draws_them(tmp_path: Path) -> None:
+def test_both_dropouts_are_drawn_where_transformers_draws_them(tmp_path):
     model = make_case(tmp_path / "hf", "backbone", hf.VARIANTS["two dropouts"]).checkpoint.model()
     for layer in (*model.text.layers, *model.fusion.text_layers, *model.fusion.image_layers):
         drawn = {
@@ -125,7 +117,7 @@ def test_both_dropouts_are_drawn_where_transformers_draws_them(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("variant", ["plain", "every layer has a bridge", "one fusion layer"])
-def test_hidden_states_and_attentions(tmp_path: Path, variant: str) -> None:
+def test_hidden_states_and_attentions(tmp_path, variant):
     theirs = hf.random_model("backbone", hf.VARIANTS[variant])
     theirs.save_pretrained(tmp_path)
     theirs.set_attn_implementation("eager")  # forms the weights
@@ -151,12 +143,12 @@ def test_hidden_states_and_attentions(tmp_path: Path, variant: str) -> None:
     assert tiny.off(ours.vision[0], image[1]) > 0.01, "control: another layer"
 
 
-def limit(gradient: Tensor) -> float:
+def limit(gradient):
     """How far a gradient may be off; a scalar's is a sum over all positions and features, most of which cancels."""
     return ATOL * max(1, float(gradient.abs().max())) * (4 if gradient.numel() == 1 else 1)
 
 
-def is_unread(case: Case, name: str) -> bool:
+def is_unread(case, name):
     depth, last = case.checkpoint.config.vision.num_layers, case.checkpoint.config.fusion.num_layers - 1
     parts = ["text_model.pooler.", "ln_separate.", *(f"resblocks.{number}." for number in range(depth, 10))]
     if case.kind == "mlm":
@@ -165,7 +157,7 @@ def is_unread(case: Case, name: str) -> bool:
 
 
 @pytest.mark.parametrize("kind", hf.KINDS)
-def test_round_trip_through_our_own_folder_in_half_precision(tmp_path: Path, kind: str) -> None:
+def test_round_trip_through_our_own_folder_in_half_precision(tmp_path, kind):
     """What only transformers keeps (a pooler, norms and layers that are never read) comes along."""
     theirs = hf.random_model(kind, hf.VARIANTS["separate norms, deeper image tower"]).half()
     theirs.save_pretrained(tmp_path / "hf")
@@ -176,51 +168,45 @@ def test_round_trip_through_our_own_folder_in_half_precision(tmp_path: Path, kin
     assert tiny.equal(back, start)
 
 
-class TestContrastiveLoss:
-    """The loss of transformers' contrastive class, as `return_loss=True` gives it."""
-
-    TASK = PretrainingConfig(phases=(Phase(mlm=0, itm=0, itc=1),))
-
-    def test_value_and_gradients(self, tmp_path: Path) -> None:
-        case = make_case(tmp_path, "itc", {})
-        batch = tiny.caption_batch(range(6), (7, 4, 5, 7, 2, 6), case.checkpoint.config)
-        inputs = {name: getattr(batch, name) for name in ("pixel_values", "input_ids", "attention_mask")}
-        theirs = case.theirs(**inputs, return_loss=True).loss
-        theirs.backward()
-        value, gradients = theirs.item(), hf.their_gradients(case.theirs)
-        model = case.checkpoint.model()
-        loss = PretrainingTask(model, self.TASK)(batch).total
-        loss.backward()
-        assert loss.item() == pytest.approx(value, abs=ATOL)
-        ours = hf.our_gradients(case.checkpoint, model)
-        assert ours.keys() == gradients.keys()
-        assert {"itc_cross_modal_head.fc.weight", "logit_scale"} < ours.keys()
-        assert [name for name in ours if tiny.off(ours[name], gradients[name]) > limit(gradients[name])] == []
-        with torch.no_grad():  # control: images and texts alone, or pairs in another place
-            embeds = PretrainingTask(model, self.TASK).features(batch).embeds
-            scale = model.head("itc").logit_scale()
-            images, texts, pairs = embeds
-            others = (images, texts), (texts, images, pairs), (images, pairs, texts)
-            losses = [itc_loss(each, batch.image_index, scale).item() for each in (embeds, *others)]
-        assert losses[0] == pytest.approx(value, abs=ATOL)
-        assert all(abs(loss - value) > 100 * ATOL for loss in losses[1:])
+def test_contrastive_loss_is_that_of_transformers(tmp_path):
+    case = make_case(tmp_path, "itc", {})
+    batch = tiny.caption_batch(range(6), (7, 4, 5, 7, 2, 6), case.checkpoint.config)
+    inputs = {name: getattr(batch, name) for name in ("pixel_values", "input_ids", "attention_mask")}
+    theirs = case.theirs(**inputs, return_loss=True).loss
+    theirs.backward()
+    value, gradients = theirs.item(), hf.their_gradients(case.theirs)
+    model = case.checkpoint.model()
+    task = PretrainingTask(model, PretrainingConfig(phases=(Phase(mlm=0, itm=0, itc=1),)))
+    loss = task(batch).total
+    loss.backward()
+    assert loss.item() == pytest.approx(value, abs=ATOL)
+    ours = hf.our_gradients(case.checkpoint, model)
+    assert ours.keys() == gradients.keys()
+    assert {"itc_cross_modal_head.fc.weight", "logit_scale"} < ours.keys()
+    assert [name for name in ours if tiny.off(ours[name], gradients[name]) > limit(gradients[name])] == []
+    with torch.no_grad():  # control: images and texts alone, or pairs in another place
+        embeds = task.features(batch).embeds
+        scale = model.head("itc").logit_scale()
+        images, texts, pairs = embeds
+        others = (images, texts), (texts, images, pairs), (images, pairs, texts)
+        losses = [itc_loss(each, batch.image_index, scale).item() for each in (embeds, *others)]
+    assert losses[0] == pytest.approx(value, abs=ATOL)
+    assert all(abs(loss - value) > 100 * ATOL for loss in losses[1:])
 
 
 class TestControls:
-    """Usual mistakes move the outputs by more than the tolerance."""
-
     @pytest.fixture(scope="class")
     @classmethod
-    def case(cls, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    def case(cls, tmp_path_factory):
         return make_case(tmp_path_factory.mktemp("hf"), "mlm", hf.VARIANTS["three eps"])
 
-    def test_another_setting(self, case: Case) -> None:
+    def test_another_setting(self, case):
         parts = ("vision.", "text.", "fusion.", "fusion.bridge_", "heads.mlm_")
         for field, value in (*((f"{part}layer_norm_eps", 1e-12) for part in parts), ("vision.activation", "gelu")):
             wrong = replace(case.checkpoint, config=case.checkpoint.config.override({field: value}))
             assert case.off(wrong) > 10 * ATOL, field
 
-    def test_the_first_two_of_query_key_and_value_swapped(self, case: Case) -> None:
+    def test_the_first_two_of_query_key_and_value_swapped(self, case):
         for part in ("text_layers.0.self_attention.qkv.weight", "image_layers.0.cross_attention.key_value.bias"):
             name = f"fusion.{part}"
             (source,) = hf.table(case.checkpoint, {name: case.checkpoint.tensors[name]}).values()
@@ -229,7 +215,7 @@ class TestControls:
             swapped = replace(case.checkpoint, tensors=case.checkpoint.tensors | wrong)
             assert case.off(swapped) > 10 * ATOL, name
 
-    def test_a_forgotten_mask(self, case: Case) -> None:
+    def test_a_forgotten_mask(self, case):
         batch = case.batch()
         everything = batch | {"attention_mask": torch.ones_like(batch["attention_mask"])}
         with torch.no_grad():
@@ -237,15 +223,14 @@ class TestControls:
             theirs = hf.their_outputs(case.theirs, batch)["logits"][1, :4]
         assert tiny.off(ours, theirs) > 10 * ATOL
 
-    def test_gradients_of_another_model(self, case: Case) -> None:
+    def test_gradients_of_another_model(self, case):
         model, other = case.checkpoint.model(), hf.random_model("mlm", hf.VARIANTS["three eps"], seed=5)
         hf.backpropagate(hf.their_outputs(other, case.batch()), case.batch())
         hf.backpropagate(hf.our_outputs(model, case.batch()), case.batch())
         theirs, ours = hf.their_gradients(other), hf.our_gradients(case.checkpoint, model)
         assert max(tiny.off(ours[name], theirs[name]) for name in ours) > 0.1
 
-    def test_a_forgotten_mapping_of_any_parameter(self, case: Case) -> None:
-        """Every parameter that the outputs read is far enough from its default to show."""
+    def test_a_forgotten_mapping_of_any_parameter(self, case):
         start = case.checkpoint.tensors
         for part in ("pre_norm.bias", "post_norm.weight", "embedding_norm.weight", "token_type_embedding.weight"):
             name = next(name for name in start if name.endswith(part))
@@ -255,7 +240,7 @@ class TestControls:
 
 
 @torch.no_grad()
-def test_other_image_sizes(tmp_path: Path) -> None:
+def test_other_image_sizes(tmp_path):
     """Positions are interpolated; 64 x 16 has as many patches as 32 x 32, in another grid."""
     case = make_case(tmp_path / "hf", "backbone", {})
     model, generator = case.checkpoint.model(), torch.Generator().manual_seed(3)
@@ -266,7 +251,7 @@ def test_other_image_sizes(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def test_a_resized_checkpoint(tmp_path: Path) -> None:
+def test_a_resized_checkpoint(tmp_path):
     case = make_case(tmp_path / "hf", "backbone", {"vision.patch_size": 14, "vision.image_size": 28})
     resized = case.checkpoint.resized(42)
     ours = hf.our_outputs(resized.model(), case.batch(42))
@@ -276,15 +261,11 @@ def test_a_resized_checkpoint(tmp_path: Path) -> None:
 
 
 class TestWithPreprocessing:
-    """Real images and texts, through transformers' processor and through `predictor.load`."""
-
     TEXTS = ("a dog runs on the grass", "two red boats", "a <mask> sleeps")
 
     @pytest.fixture(scope="class", params=[*((None, kind) for kind in hf.KINDS), *PUBLISHED], ids=str)
     @classmethod
-    def loaded(
-        cls, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-    ) -> tuple[predictor.Predictor, dict[str, Tensor]]:
+    def loaded(cls, request, tmp_path_factory):
         source, kind = request.param
         if source is None:
             source = tmp_path_factory.mktemp("hf")
@@ -299,12 +280,12 @@ class TestWithPreprocessing:
             return predictor.load(source, device="cpu"), hf.their_outputs(theirs, batch)
 
     @staticmethod
-    def images() -> list[Image.Image]:
+    def images():
         rng = np.random.default_rng(0)
         shapes = [(50, 70), (32, 32), (60, 41)]
         return [Image.fromarray(rng.integers(0, 256, (*shape, 3), dtype=np.uint8)) for shape in shapes]
 
-    def test_predictions(self, loaded: tuple[predictor.Predictor, dict[str, Tensor]]) -> None:
+    def test_predictions(self, loaded):
         model, theirs = loaded
         images, texts = self.images(), list(self.TEXTS)
         if "pooled" in theirs:

@@ -3,7 +3,6 @@
 import json
 import logging
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -26,8 +25,7 @@ WORDS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "what", "colour", "is", "it"
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer of a few words, fewer than the recorded model has token ids."""
+def tokenizer(tmp_path_factory):
     tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.add_special_tokens(WORDS[:5])
@@ -37,13 +35,12 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def num_answers() -> int:
+def num_answers():
     return int(case("c_vqa").meta["config"]["vqav2_label_size"])
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Names for the recorded classes, first those that the pictures below are asked for."""
+def answers(tmp_path_factory):
     path = tmp_path_factory.mktemp("answers") / "answers.json"
     names = [*asked.ANSWERS, *(f"answer {number}" for number in range(num_answers()))]
     path.write_text(json.dumps(names[: num_answers()]))
@@ -51,16 +48,14 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def converted(tokenizer: Path, answers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def converted(tokenizer, answers, tmp_path_factory):
     recorded, target = case("c_vqa"), tmp_path_factory.mktemp("converted") / "model"
-    checkpoint = read_checkpoint(
-        recorded.path("checkpoint.ckpt"), overrides=recorded.overrides, tokenizer=tokenizer, answers=answers
-    )
-    convert(checkpoint, target, "bridgetower")
+    files = {"tokenizer": tokenizer, "answers": answers, "overrides": recorded.overrides}
+    convert(read_checkpoint(recorded.path("checkpoint.ckpt"), **files), target, "bridgetower")
     return target
 
 
-def test_the_file_itself_answers_and_judges(tokenizer: Path, answers: Path) -> None:
+def test_the_file_itself_answers_and_judges(tokenizer, answers):
     recorded, picture = case("c_vqa"), Image.new("RGB", (32, 32), "red")
     files = {"tokenizer": tokenizer, "answers": answers, "overrides": recorded.overrides}
     model = bridgetower.load(recorded.path("checkpoint.ckpt"), **files, device="cpu")
@@ -71,16 +66,14 @@ def test_the_file_itself_answers_and_judges(tokenizer: Path, answers: Path) -> N
         model.reason(picture, picture, "one of them is red")
 
 
-def test_each_task_goes_on_with_its_head(
-    converted: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, answers: Path
-) -> None:
+def test_each_task_goes_on_with_its_head(converted, tmp_path, caplog, answers):
     there = read_checkpoint(converted)
     runs = {
         "vqa_head": (VqaConfig(), HeadsConfig(mlm=False, itm=False, vqa=num_answers()), "vqa"),
         "snli_ve_head": (SnliVeConfig(), HeadsConfig(mlm=False, itm=False, snli_ve=True), "snli-ve"),
     }
     for head, (task, heads, kind) in runs.items():
-        folder = asked.write_set(tmp_path / kind, kind)  # type: ignore[arg-type]
+        folder = asked.write_set(tmp_path / kind, kind)
         if kind == "vqa":
             write_json(folder / "answers.json", list(json.loads(answers.read_text())))
         config = RunConfig(

@@ -1,16 +1,16 @@
-"""Official checkpoints converted for transformers: its numbers with its eps, and reasons where it cannot hold them."""
+"""Official checkpoints converted for transformers: its numbers with its eps, and names and shapes of the published."""
 
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import huggingface as hf
 import pytest
 import torch
+from transformers import BridgeTowerConfig
 
+import bridgetower
 import official
 import tiny
-from bridgetower.checkpoints import Checkpoint, Reranking, convert, read_checkpoint
+from bridgetower.checkpoints import Checkpoint, Reranking, convert, huggingface, read_checkpoint
 from bridgetower.model.config import HeadsConfig
 
 # transformers has one eps (1e-5) where the official code has 1e-12 inside the fusion layers and the MLM head.
@@ -22,25 +22,24 @@ ONE_HEAD = {
 }
 
 
-def converted(folder: Path, kind: str, changes: dict[str, Any] | None = None) -> tuple[Checkpoint, Path]:
+def converted(folder, kind, changes=None):
     file = official.make(ONE_HEAD[kind] | (changes or {})).save(folder / "model.ckpt")
     checkpoint = read_checkpoint(file, overrides=official.OVERRIDES)
     convert(checkpoint, folder / "hf", "hf")
     return checkpoint, folder / "hf"
 
 
-def with_same_eps(checkpoint: Checkpoint) -> Checkpoint:
+def with_same_eps(checkpoint):
     return replace(checkpoint, config=checkpoint.config.override(SAME_EPS))
 
 
-def made(changes: dict[str, Any]) -> Checkpoint:
-    """A checkpoint of random weights with the official settings but these."""
+def made(changes):
     config = official.CONFIG.override(changes)
     return Checkpoint(source="mine", config=config, tensors=tiny.build(config).state_dict())
 
 
 @torch.no_grad()
-def difference(checkpoint: Checkpoint, folder: Path, kind: str) -> float:
+def difference(checkpoint, folder, kind):
     theirs = hf.reload(folder, kind)
     batch = hf.inputs(theirs)
     ours, expected = hf.our_outputs(checkpoint.model(), batch), hf.their_outputs(theirs, batch)
@@ -48,7 +47,7 @@ def difference(checkpoint: Checkpoint, folder: Path, kind: str) -> float:
 
 
 @pytest.mark.parametrize("kind", ONE_HEAD)
-def test_eps_is_the_only_difference(tmp_path: Path, kind: str) -> None:
+def test_eps_is_the_only_difference(tmp_path, kind):
     checkpoint, folder = converted(tmp_path, kind)
     assert difference(checkpoint, folder, kind) < 2e-4
     assert difference(with_same_eps(checkpoint), folder, kind) < 1e-5
@@ -68,7 +67,7 @@ def test_eps_is_the_only_difference(tmp_path: Path, kind: str) -> None:
         assert torch.equal(value, checkpoint.extra_tensors["text." + name.partition("text_model.")[2]])
 
 
-def test_one_folder_serves_both_heads(tmp_path: Path) -> None:
+def test_one_folder_serves_both_heads(tmp_path):
     """As in the published `itm-mlm` folders: each model of transformers leaves the other's head."""
     checkpoint = read_checkpoint(official.make().save(tmp_path / "model.ckpt"), overrides=official.OVERRIDES)
     convert(checkpoint, tmp_path / "hf", "hf")
@@ -79,13 +78,12 @@ def test_one_folder_serves_both_heads(tmp_path: Path) -> None:
         assert {name.split(".")[0] for name in info["unexpected_keys"]} == {other}
 
 
-def test_same_numbers_after_a_detour_through_transformers(tmp_path: Path) -> None:
+def test_same_numbers_after_a_detour_through_transformers(tmp_path):
     checkpoint, folder = converted(tmp_path, "itm")
     back = read_checkpoint(folder)
     assert tiny.equal(back.tensors, checkpoint.tensors)
-    assert back.config == checkpoint.config.override(
-        SAME_EPS | {"fusion.vision_layers": (2, 3), "fusion.text_layers": (2, 3)}
-    )
+    layers = {"fusion.vision_layers": (2, 3), "fusion.text_layers": (2, 3)}
+    assert back.config == checkpoint.config.override(SAME_EPS | layers)
 
 
 @pytest.mark.parametrize(
@@ -108,13 +106,13 @@ def test_same_numbers_after_a_detour_through_transformers(tmp_path: Path) -> Non
         (official.BERT | official.METER | {"fusion.num_token_types": 3}, "bridges.*BERT.*token types"),
     ],
 )
-def test_what_transformers_cannot_hold(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
+def test_what_transformers_cannot_hold(tmp_path, changes, reason):
     with pytest.raises(ValueError, match=f"transformers cannot hold mine: .*{reason}"):
         convert(made(changes), tmp_path / "hf", "hf")
     assert not (tmp_path / "hf").exists()
 
 
-def test_lost_settings_are_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_lost_settings_are_warned_about(tmp_path, caplog):
     changes = {"fusion.dropout": 0.2, "fusion.layer_norm_eps": 1e-12, "heads.mlm_layer_norm_eps": 1e-6}
     lost = replace(made(changes), reranking=Reranking(itc_weight=16.0))
     expected = [
@@ -131,7 +129,7 @@ def test_lost_settings_are_warned_about(tmp_path: Path, caplog: pytest.LogCaptur
 
 
 @pytest.mark.parametrize("to", ["hf", "bridgetower"])
-def test_contrastive_head_can_be_left_out(tmp_path: Path, to: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_contrastive_head_can_be_left_out(tmp_path, to, caplog):
     checkpoint = made({"heads.itc": "tower"})
     caplog.set_level("INFO")
     convert(checkpoint, tmp_path / "out", to, drop_itc=True)
@@ -145,7 +143,7 @@ def test_contrastive_head_can_be_left_out(tmp_path: Path, to: Any, caplog: pytes
         convert(back, tmp_path / "again", to, drop_itc=True)
 
 
-def test_contrastive_head_with_equal_widths_is_held(tmp_path: Path) -> None:
+def test_contrastive_head_with_equal_widths_is_held(tmp_path):
     """Control for the reason above: with equal widths the contrastive model of transformers runs."""
     changes = {"vision.hidden_size": 64, "vision.num_heads": 1, "vision.intermediate_size": 256}
     same_width = {f"{part}.hidden_size": 64 for part in ("text", "fusion")}
@@ -155,3 +153,59 @@ def test_contrastive_head_with_equal_widths_is_held(tmp_path: Path) -> None:
     checkpoint = Checkpoint(source="mine", config=config, tensors=tiny.build(config).state_dict())
     convert(checkpoint, tmp_path / "hf", "hf")
     assert difference(checkpoint, tmp_path / "hf", "itc") < 1e-5
+
+
+# Sizes in config.json of the repositories BridgeTower/NAME on the hub. Those of the large model were read in its stored
+# commits 9bdaa4b and 0e15d64. The base models have transformers' defaults, which its documentation calls those of
+# bridgetower-base, and of which commit f803af9 of bridgetower-base-itm-mlm shows the sizes of the text tower.
+_ROBERTA = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1, "pad_token_id": 1}
+_SHARED = {
+    "num_hidden_layers": 6,
+    "layer_norm_eps": 1e-5,
+    "link_tower_type": "add",
+    "share_cross_modal_transformer_layers": True,
+    "share_link_tower_layers": False,
+    "tie_word_embeddings": False,
+    "logit_scale_init_value": 2.6592,
+}
+BASE = _SHARED | {
+    "hidden_size": 768,
+    "text_config": _ROBERTA
+    | {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},
+    "vision_config": {"hidden_size": 768, "num_hidden_layers": 12, "patch_size": 16, "image_size": 288},
+}
+LARGE = _SHARED | {
+    "hidden_size": 1024,
+    "contrastive_hidden_size": 512,
+    "text_config": _ROBERTA
+    | {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
+    "vision_config": {"hidden_size": 1024, "num_hidden_layers": 24, "patch_size": 14, "image_size": 294},
+}
+REPOSITORIES = {
+    "bridgetower-base": (BASE, ("backbone",)),
+    "bridgetower-base-itm-mlm": (BASE, ("mlm", "itm")),
+    "bridgetower-large-itm-mlm-itc": (LARGE, ("mlm", "itm", "itc")),
+}
+KINDS = [(name, kind) for name, (_, kinds) in REPOSITORIES.items() for kind in kinds]
+
+
+@pytest.mark.parametrize(("name", "kind"), KINDS)
+def test_names_and_shapes(name, kind, monkeypatch):
+    values, _ = REPOSITORIES[name]
+    with torch.device("meta"):
+        theirs = hf.KINDS[kind](BridgeTowerConfig(**values))
+    expected = theirs.state_dict()
+    monkeypatch.setattr("bridgetower.checkpoints.checkpoint.finite", lambda source, tensors: tensors)  # no values there
+    checkpoint = huggingface.read_checkpoint(name, values, expected)
+    written, tensors = huggingface.export(checkpoint)
+    found, shapes = ({one: tensor.shape for one, tensor in all_.items()} for all_ in (tensors, expected))
+    assert found == shapes
+    pooler = sum(tensor.numel() for tensor in checkpoint.extra_tensors.values())
+    with torch.device("meta"):
+        ours = bridgetower.BridgeTower(checkpoint.config)
+    assert sum(parameter.numel() for parameter in ours.parameters()) + pooler == theirs.num_parameters()
+    back = BridgeTowerConfig(**written)
+    for part in ("", "text_config", "vision_config"):
+        described, start = (getattr(one, part) if part else one for one in (back, theirs.config))
+        for field in values[part] if part else _SHARED:
+            assert getattr(described, field) == getattr(start, field), field

@@ -1,32 +1,26 @@
 """Activation checkpointing: the same bits, those of dropout included, and less that is kept for the gradients."""
 
-from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 import pytest
 import torch
-from torch import Tensor, nn
 
 import tiny
-from bridgetower.model.config import Part
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.pretraining import PretrainingTask
 
-PARTS: tuple[Part, ...] = ("vision", "text", "fusion")
-CHOICES: list[tuple[Part, ...]] = [("vision",), ("text",), ("fusion",), PARTS]
-PHASES = {
-    "contrast only": Phase(mlm=0.0, itm=0.0, itc=1.0),
-    "everything": Phase(mlm=1.0, itm=1.0, itc=1.0, negatives="hard"),
-}
+PARTS = ("vision", "text", "fusion")
+CHOICES = [("vision",), ("text",), ("fusion",), PARTS]
+PHASES = {"contrast only": Phase(mlm=0, itm=0, itc=1), "everything": Phase(mlm=1, itm=1, itc=1, negatives="hard")}
 
 
 @contextmanager
-def kept(model: nn.Module) -> Iterator[dict[int, int]]:
+def kept(model):
     """Collects the sizes of what autograd keeps beside the weights, in bytes, by address."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    sizes: dict[int, int] = {}
+    sizes = {}
 
-    def pack(tensor: Tensor) -> Tensor:
+    def pack(tensor):
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             sizes[storage.data_ptr()] = storage.nbytes()
@@ -36,10 +30,7 @@ def kept(model: nn.Module) -> Iterator[dict[int, int]]:
         yield sizes
 
 
-def step(
-    parts: Collection[Part], phase: Phase, *, dropout: float = 0.2, seed: int = 0
-) -> tuple[dict[str, Tensor], int]:
-    """Returns the gradients of a step, and how many bytes were kept for them."""
+def step(parts, phase, *, dropout=0.2, seed=0):
     model = tiny.build(tiny.changed(text__dropout=dropout, fusion__dropout=dropout)).train()
     model.checkpoint_activations(parts)
     task = PretrainingTask(model, PretrainingConfig(phases=(phase,)))
@@ -55,33 +46,33 @@ def step(
     ("parts", "phase", "dropout"),
     [*((parts, "everything", 0.2) for parts in CHOICES), (PARTS, "everything", 0.0), (PARTS, "contrast only", 0.2)],
 )
-def test_gradients_are_the_same_bits(parts: tuple[Part, ...], phase: str, dropout: float) -> None:
+def test_gradients_are_the_same_bits(parts, phase, dropout):
     ours, theirs = (step(some, PHASES[phase], dropout=dropout)[0] for some in (parts, ()))
     assert tiny.equal(ours, theirs)
 
 
-def test_control_other_draws_of_dropout_give_other_gradients() -> None:
+def test_control_other_draws_of_dropout_give_other_gradients():
     one, other = (step(PARTS, PHASES["everything"], seed=seed)[0] for seed in (0, 1))
     assert not tiny.equal(one, other)
 
 
-def test_every_part_keeps_less() -> None:
+def test_every_part_keeps_less():
     plain = step((), PHASES["everything"])[1]
     sizes = {parts: step(parts, PHASES["everything"])[1] for parts in CHOICES}
     assert all(size < 0.95 * plain for size in sizes.values())
     assert sizes[PARTS] < 0.4 * plain
 
 
-def test_the_starts_of_the_first_fusion_layer_keep_less_too() -> None:
+def test_the_starts_of_the_first_fusion_layer_keep_less_too():
     """Without dropout, texts and images share what the first fusion layer computes of each alone."""
     plain, less = (step(parts, PHASES["everything"], dropout=0.0)[1] for parts in ((), ("fusion",)))
     assert less < 0.8 * plain
 
 
-def test_nothing_is_computed_twice_without_gradients() -> None:
+def test_nothing_is_computed_twice_without_gradients():
     model = tiny.build().train()
     model.checkpoint_activations(PARTS)
-    calls: list[nn.Module] = []
+    calls = []
     model.vision.layers[0].register_forward_pre_hook(lambda layer, inputs: calls.append(layer))
     with torch.no_grad():
         model.encode_image(tiny.images(2))

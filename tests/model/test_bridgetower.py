@@ -1,29 +1,40 @@
-"""The whole model: encodings can be cut, joined, repeated and fused in any order without a change."""
+"""The whole model: encodings are cut, joined, repeated, padded and fused in any order without a change."""
 
 import inspect
-from collections.abc import Callable
+import weakref
+from dataclasses import replace
 from functools import cache
-from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import tiny
+from bridgetower.model.bridges import BRIDGES
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.fusion import Fused
-from bridgetower.model.presets import meter
+from bridgetower.model.fusion import Encoded, Fused, TakenLayers
+from bridgetower.model.presets import meter, meter_with_norms
 
-pytestmark = pytest.mark.usefixtures("double_precision")
+
+@pytest.fixture(scope="module", autouse=True)
+def double_precision():
+    """Only a real difference is then a difference."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
 
 ATOL = 1e-9
 LENGTHS = st.lists(st.integers(1, 8), min_size=1, max_size=4)
 VARIANTS = {
     "bridges": tiny.CONFIG,
     "meter": meter(tiny.CONFIG),
+    "norms": meter_with_norms(tiny.CONFIG),
+    "distilled": tiny.changed(vision__distillation_token=True),
     "scaled": tiny.changed(fusion__bridge="scaled_add"),
     "interpolated": tiny.changed(fusion__bridge="interpolate", fusion__separate_projections=True),
     "bert and timm": tiny.changed(
@@ -41,34 +52,32 @@ VARIANTS = {
 
 
 @cache
-def built(name: str = "bridges") -> BridgeTower:
+def built(name="bridges"):
     return tiny.build(VARIANTS[name])
 
 
 @pytest.fixture(params=VARIANTS)
-def model(request: pytest.FixtureRequest) -> BridgeTower:
+def model(request):
     return built(request.param)
 
 
-def close(one: Fused, other: Fused) -> bool:
+def close(one, other):
     return all(tiny.off(getattr(one, name), getattr(other, name)) < ATOL for name in ("text", "image", "pooled"))
 
 
 class TestComposition:
-    def test_forward_is_encode_and_fuse(self, model: BridgeTower) -> None:
+    def test_forward_is_encode_and_fuse(self, model):
         image, text = tiny.encodings(model)
         fused, whole = model.fuse(image, text, "all"), model(tiny.images(3), *tiny.texts([5, 3, 4]))
         assert all(torch.equal(getattr(fused, name), getattr(whole, name)) for name in ("text", "image", "pooled"))
 
-    def test_pooled_is_text_then_image(self, model: BridgeTower) -> None:
+    def test_pooled_is_text_then_image(self, model):
         fused = model.fuse(*tiny.encodings(model), "all")
         expected = [model.text_pooler(fused.text), model.image_pooler(fused.image)]
         assert torch.equal(fused.pooled, torch.cat(expected, dim=-1))
 
-    def test_encodings(self, model: BridgeTower) -> None:
-        """Projected tower layers with their token type and their own vector; the CLS is the tower's own."""
-
-        def vector(embedding: nn.Embedding | None, layer: int) -> Tensor | float:
+    def test_encodings(self, model):
+        def vector(embedding, layer):
             return 0.0 if embedding is None else embedding.weight[layer - 1]
 
         config, pixels, (ids, mask) = model.config, tiny.images(2), tiny.texts([5, 3])
@@ -91,7 +100,7 @@ class TestComposition:
 class TestBatches:
     @settings(max_examples=15, deadline=None)
     @given(lengths=LENGTHS, more=st.integers(0, 6), name=st.sampled_from(list(VARIANTS)))
-    def test_padding_changes_nothing(self, lengths: list[int], more: int, name: str) -> None:
+    def test_padding_changes_nothing(self, lengths, more, name):
         model = built(name)
         pixels, (ids, mask) = tiny.images(len(lengths)), tiny.texts(lengths)
         wider = tiny.texts(lengths, width=max(lengths) + more)
@@ -100,8 +109,7 @@ class TestBatches:
         assert tiny.off(one.image, other.image) < ATOL
         assert tiny.off(one.text[mask.bool()], other.text[wider[1].bool()]) < ATOL
 
-    def test_masks(self, model: BridgeTower) -> None:
-        """Padding without one is read; none is as good as a full one."""
+    def test_masks(self, model):
         pixels, (ids, mask), full = tiny.images(2), tiny.texts([5, 3]), tiny.texts([5, 5])
         assert tiny.off(model(pixels, ids, mask).pooled, model(pixels, ids).pooled) > 1e-3
         assert close(model(pixels, *full), model(pixels, full[0]))
@@ -109,7 +117,7 @@ class TestBatches:
 
     @settings(max_examples=15, deadline=None)
     @given(order=st.permutations(range(4)), cut=st.integers(1, 3), name=st.sampled_from(list(VARIANTS)))
-    def test_order_and_batching_change_nothing(self, order: list[int], cut: int, name: str) -> None:
+    def test_order_and_batching_change_nothing(self, order, cut, name):
         model = built(name)
         pixels, (ids, mask) = tiny.images(4), tiny.texts([5, 3, 4, 1])
         whole = model(pixels, ids, mask)
@@ -118,8 +126,7 @@ class TestBatches:
             assert close(model(pixels[rows], ids[rows], mask[rows]), part)
 
 
-def gradients(model: BridgeTower, outputs: Any, loss: Callable[[Fused], Tensor]) -> dict[str, Tensor]:
-    """Gradients of all parameters and of both encodings; what is not reached has gradient 0."""
+def gradients(model, outputs, loss):
     pixels = tiny.images(3).requires_grad_()
     image, text = model.encode_image(pixels), model.encode_text(*tiny.texts([5, 3, 4]))
     leaves = {**dict(model.named_parameters()), "pixel_values": pixels}
@@ -134,7 +141,7 @@ def gradients(model: BridgeTower, outputs: Any, loss: Callable[[Fused], Tensor])
 
 class TestReading:
     @pytest.mark.parametrize("outputs", ["pooled", "text"])
-    def test_gradients(self, model: BridgeTower, outputs: Any) -> None:
+    def test_gradients(self, model, outputs):
         shape = {"pooled": (3, 32), "text": (3, 5, 16)}[outputs]
         weights = torch.randn(shape, generator=torch.Generator().manual_seed(1))
         some, everything = (
@@ -145,7 +152,7 @@ class TestReading:
         assert [name for name in some if tiny.off(some[name], everything[name]) > ATOL] == []
         assert some["pixel_values"].abs().max() > 1e-6
 
-    def test_control_other_reads_have_other_gradients(self) -> None:
+    def test_control_other_reads_have_other_gradients(self):
         model = tiny.build()
         pooled = gradients(model, "all", lambda fused: fused.pooled.sum())
         text = gradients(model, "all", lambda fused: fused.text.sum())
@@ -154,7 +161,7 @@ class TestReading:
     @pytest.mark.parametrize(
         ("outputs", "missing"), [("pooled", ["text", "image"]), ("text", ["image", "pooled"]), ("all", [])]
     )
-    def test_what_was_not_read_is_an_error(self, outputs: Any, missing: list[str]) -> None:
+    def test_what_was_not_read_is_an_error(self, outputs, missing):
         fused = tiny.build().fuse(*tiny.encodings(tiny.build()), outputs)
         for name in ("text", "image", "pooled"):
             if name in missing:
@@ -163,14 +170,14 @@ class TestReading:
             else:
                 assert getattr(fused, name).shape[0] == 3
 
-    def test_a_name_that_is_not_there(self) -> None:
+    def test_a_name_that_is_not_there(self):
         fuse, model = inspect.unwrap(BridgeTower.fuse), tiny.build()  # without the annotations' own check
         with pytest.raises(ValueError, match="outputs is 'typo'; expected one of pooled, text, all"):
             fuse(model, *tiny.encodings(model), outputs="typo")
 
 
 class TestTokenTypes:
-    def test_second_image(self) -> None:
+    def test_second_image(self):
         model = tiny.build(tiny.changed(fusion__num_token_types=3))
         first, second = (model.encode_image(tiny.images(2), token_type=number) for number in (1, 2))
         types = model.token_type_embedding.weight
@@ -178,19 +185,19 @@ class TestTokenTypes:
             assert tiny.off(other - one, (types[2] - types[1]).expand_as(one)) < ATOL
         assert torch.equal(first.cls, second.cls)
 
-    def test_a_type_that_is_not_there(self) -> None:
+    def test_a_type_that_is_not_there(self):
         for kind in (2, -1):
             with pytest.raises(ValueError, match=rf"token type {kind}; this model has 2: set fusion\.num_token_types"):
                 tiny.build().encode_image(tiny.images(1), token_type=kind)
 
 
 class TestErrors:
-    def test_unequal_numbers(self) -> None:
+    def test_unequal_numbers(self):
         image, text = tiny.encodings(tiny.build())
         with pytest.raises(ValueError, match="1 images and 2 texts; expected one text per image: index them first"):
             tiny.build().fuse(image[:1], text[:2])
 
-    def test_annotations_are_checked_in_these_tests(self) -> None:
+    def test_annotations_are_checked_in_these_tests(self):
         """Else none of the shapes above would be."""
         ids, mask = tiny.texts([5, 3])
         with pytest.raises(TypeCheckError):
@@ -200,7 +207,7 @@ class TestErrors:
 
 
 class TestModes:
-    def test_dropout_in_training_only(self) -> None:
+    def test_dropout_in_training_only(self):
         model = tiny.build()
         assert torch.equal(model.fuse(*tiny.encodings(model)).pooled, model.fuse(*tiny.encodings(model)).pooled)
         image = model.encode_image(tiny.images(3))
@@ -208,7 +215,7 @@ class TestModes:
         assert tiny.off(model.fuse(*tiny.encodings(model)).pooled, model.fuse(*tiny.encodings(model)).pooled) > 1e-3
         assert torch.equal(model.encode_image(tiny.images(3)).cls, image.cls), "the image tower has none"
 
-    def test_every_parameter_learns(self) -> None:
+    def test_every_parameter_learns(self):
         model = tiny.build()
         image, text = tiny.encodings(model)
         fused = model.fuse(image, text, "all")
@@ -218,8 +225,315 @@ class TestModes:
         torch.stack(outputs).sum().backward()
         assert [name for name, value in model.named_parameters() if value.grad is None] == []
 
-    def test_half_precision(self) -> None:
+    def test_half_precision(self):
         model = tiny.build().to(torch.bfloat16)
         fused = model(tiny.images(2).to(torch.bfloat16), *tiny.texts([5, 3]))
         assert fused.pooled.dtype == torch.bfloat16
         assert tiny.off(fused.pooled.double(), tiny.build()(tiny.images(2), *tiny.texts([5, 3])).pooled) < 0.15
+
+
+ROWS = torch.tensor([0, 1, 2, 2, 0, 1, 0, 1, 2])
+OTHERS = torch.tensor([0, 1, 2, 0, 1, 2, 1, 2, 0])
+
+
+OUTPUTS = {"pooled": "pooled", "text": "text", "all": "image"}
+
+
+def cached(model, image, text):
+    return model.cache_image(image), model.cache_text(text)
+
+
+def gradients_of(output, parameters):
+    weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(1))
+    found = torch.autograd.grad((output * weights).sum(), list(parameters.values()), allow_unused=True)
+    return {name: torch.zeros(()) if one is None else one for name, one in zip(parameters, found, strict=True)}
+
+
+def same(one, other):
+    kept = torch.ones(one.layers[0].shape[:2], dtype=torch.bool) if one.mask is None else one.mask
+    layers = all(tiny.off(a[kept], b[kept]) < ATOL for a, b in zip(one.layers, other.layers, strict=True))
+    return layers and tiny.off(one.cls, other.cls) < ATOL
+
+
+@settings(max_examples=15, deadline=None)
+@given(rows=st.lists(st.integers(0, 2), min_size=1, max_size=6))
+def test_indexing_with_repeats_is_encoding_repeats(rows):
+    model, pixels, (ids, mask) = built(), tiny.images(3), tiny.texts([5, 3, 4])
+    index = torch.tensor(rows)
+    assert same(model.encode_image(pixels)[index], model.encode_image(pixels[index]))
+    assert same(model.encode_text(ids, mask)[index], model.encode_text(ids[index], mask[index]))
+    pairs = model.fuse(model.encode_image(pixels)[index], model.encode_text(ids, mask)[index.flip(0)])
+    expected = model(pixels[index], ids[index.flip(0)], mask[index.flip(0)])
+    assert tiny.off(pairs.pooled, expected.pooled) < ATOL
+
+
+@pytest.mark.parametrize(
+    ("index", "rows"),
+    [
+        (torch.tensor([2, 0]), [2, 0]),
+        (torch.tensor([True, False, True]), [0, 2]),
+        (slice(1, None), [1, 2]),
+        (torch.tensor([], dtype=torch.long), []),
+    ],
+    ids=["numbers", "choice", "slice", "nothing"],
+)
+def test_kinds_of_index(index, rows):
+    for encoded in tiny.encodings(tiny.build()):
+        chosen = encoded[index]
+        assert len(chosen) == len(rows)
+        assert torch.equal(chosen.cls, encoded.cls[rows])
+        assert all(torch.equal(one, many[rows]) for one, many in zip(chosen.layers, encoded.layers, strict=True))
+        assert (chosen.mask is None) == (encoded.mask is None)
+
+
+def test_gradients_of_repeats_add_up():
+    image, _ = tiny.encodings(tiny.build())
+    image = image.map(lambda tensor: tensor.detach().requires_grad_())
+    image[torch.tensor([0, 0, 2])].cls.sum().backward()
+    assert image.cls.grad[:, 0].tolist() == [2, 0, 1]
+
+
+@settings(max_examples=15, deadline=None)
+@given(parts=st.lists(LENGTHS, min_size=1, max_size=3), masked=st.booleans())
+def test_cat_of_different_lengths(parts, masked):
+    """With unequal texts in a part a mask is needed; without one each part has one length."""
+    model = built()
+    if not masked:
+        parts = [[part[0]] * len(part) for part in parts]
+    lengths = [length for part in parts for length in part]
+    whole = model.encode_text(*tiny.texts(lengths))
+    ids, mask = tiny.texts(lengths)
+    pieces, start = [], 0
+    for part in parts:
+        rows, width = slice(start, start + len(part)), max(part)
+        pieces.append(model.encode_text(ids[rows, :width], mask[rows, :width] if masked else None))
+        start += len(part)
+    joined = Encoded.cat(pieces)
+    assert len(joined) == len(lengths)
+    assert same(whole, joined)
+    assert (joined.mask is None) == (not masked and len(set(lengths)) == 1)
+    assert joined.mask is None or torch.equal(joined.mask, mask.bool())
+    image = model.encode_image(tiny.images(len(lengths)))
+    assert tiny.off(model.fuse(image, joined).pooled, model.fuse(image, whole).pooled) < ATOL
+
+
+def test_cat_of_images_or_nothing():
+    model, pixels = tiny.build(), tiny.images(4)
+    joined = Encoded.cat([model.encode_image(pixels[:1]), model.encode_image(pixels[1:])])
+    assert joined.mask is None
+    assert same(joined, model.encode_image(pixels))
+    with pytest.raises(ValueError, match="no encodings given; expected at least one"):
+        Encoded.cat([])
+
+
+def test_padded():
+    _, text = tiny.encodings(tiny.build())
+    longer = text.padded(9)
+    assert longer.mask.sum(dim=1).tolist() == [5, 3, 4]
+    assert all(layer.shape[1] == 9 for layer in longer.layers)
+    without = Encoded(text.layers, text.cls).padded(6)
+    assert without.mask.tolist() == [[True] * 5 + [False]] * 3
+    assert same(text.padded(5), text)
+    with pytest.raises(ValueError, match="5 tokens do not fit into 4"):
+        text.padded(4)
+
+
+class LiveBytes(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.now = self.most = 0
+        self.known = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, Tensor):
+                self._count(tensor.untyped_storage())
+        return result
+
+    def _count(self, storage):
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self.known:
+            self.known.add(key)
+            self.now += size
+            self.most = max(self.most, self.now)
+            weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key, size):
+        self.known.discard(key)
+        self.now -= size
+
+
+def copied(encoded, rows):
+    return replace(encoded.map(lambda tensor: tensor[rows]), first_layer_cache=None)
+
+
+@pytest.mark.parametrize("kind", BRIDGES)
+@pytest.mark.parametrize("cached", [False, True])
+def test_numbers_and_gradients_are_those_of_copies(kind, cached):
+    found = {}
+    for name, take in (("copied", copied), ("taken", Encoded.__getitem__)):
+        model = tiny.build(tiny.changed(fusion__bridge=kind))
+        image, text = tiny.encodings(model)
+        if cached and name == "taken":
+            image, text = model.cache_image(image), model.cache_text(text)
+        fused = model.fuse(take(image, ROWS), take(text, OTHERS), outputs="all")
+        outputs = {"text": fused.text, "image": fused.image, "pooled": fused.pooled}
+        weights = tiny.cotangents(outputs)
+        sum((outputs[each] * weights[each]).sum() for each in outputs).backward()
+        gradients = {key: value.grad for key, value in model.named_parameters() if value.grad is not None}
+        found[name] = outputs, gradients
+    (one, one_gradients), (other, other_gradients) = found.values()
+    assert all(tiny.off(one[name], other[name]) <= (1e-5 if cached else 0) for name in one)
+    assert one_gradients.keys() == other_gradients.keys()
+    assert all(tiny.off(one_gradients[name], other_gradients[name]) < 1e-4 for name in one_gradients)
+
+
+def test_rows_of_rows():
+    image, text = tiny.encodings(tiny.build())
+    again = text[ROWS][torch.tensor([8, 3, 3])][slice(1, None)]
+    assert isinstance(again.layers, TakenLayers)
+    assert not isinstance(again.layers.layers, TakenLayers)
+    expected = copied(copied(text, ROWS), torch.tensor([3, 3]))
+    assert all(torch.equal(one, other) for one, other in zip(again.layers, expected.layers, strict=True))
+    assert torch.equal(again.mask, expected.mask)
+    assert len(again.layers[1:]) == len(text.layers) - 1
+    assert torch.equal(again.layers[-1:][0], expected.layers[-1])
+    joined = Encoded.cat([image[ROWS], image])
+    assert torch.equal(joined.layers[0], torch.cat([image.layers[0][ROWS], image.layers[0]]))
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_less_memory(train):
+    """Six fusion layers read six tower layers of each modality, one after the other."""
+    config = tiny.changed(
+        **{"vision__num_layers": 6, "text__num_layers": 6, "fusion__num_layers": 6, "fusion__hidden_size": 64},
+        **{"vision__image_size": 64, "fusion__dropout": 0.0},
+    )
+    model = tiny.build(config).train(train)
+    with torch.set_grad_enabled(train):
+        image, text = tiny.encodings(model)
+        rows = ROWS.repeat(2)
+        takes = {"copied": copied, "taken": Encoded.__getitem__}
+        most = {}
+        for name, take in takes.items():
+            with LiveBytes() as live:
+                model.fuse(take(image, rows), take(text, rows)).pooled.sum()
+            most[name] = live.most
+        layer = image.layers[0][rows].nbytes
+    assert most["copied"] > 6 * layer
+    assert most["copied"] - most["taken"] > 4 * layer  # of the six layers of images, all but the one that is read
+
+
+class TestFirstLayerCache:
+    @settings(max_examples=15, deadline=None)
+    @given(
+        pairs=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3)), min_size=1, max_size=6),
+        name=st.sampled_from(list(VARIANTS)),
+        outputs=st.sampled_from(list(OUTPUTS)),
+    )
+    def test_pairs_that_share_caches(self, pairs, name, outputs):
+        model = built(name)
+        image, text = model.encode_image(tiny.images(3)), model.encode_text(*tiny.texts([5, 3, 4, 1]))
+        rows, columns = torch.tensor(pairs).T
+        plain = model.fuse(image[rows], text[columns], outputs)
+        image, text = cached(model, image, text)
+        shared = model.fuse(image[rows], text[columns], outputs)
+        assert tiny.off(getattr(plain, OUTPUTS[outputs]), getattr(shared, OUTPUTS[outputs])) < ATOL
+
+    @pytest.mark.parametrize("outputs", OUTPUTS)
+    def test_gradients(self, model, outputs):
+        rows, columns = torch.tensor([0, 0, 1, 2, 2]), torch.tensor([0, 1, 1, 2, 0])
+
+        outcomes = []
+        for encoded in (tiny.encodings(model), cached(model, *tiny.encodings(model))):
+            output = getattr(model.fuse(encoded[0][rows], encoded[1][columns], outputs), OUTPUTS[outputs])
+            outcomes.append(gradients_of(output, dict(model.named_parameters())))
+        plain, shared = outcomes
+        assert [name for name in plain if tiny.off(plain[name], shared[name]) > ATOL] == []
+        assert max(float(gradient.abs().max()) for gradient in plain.values()) > 1e-3
+
+    def test_the_first_self_attention_runs_once_per_item(self):
+        model, counts = tiny.build(), []
+        for layers in (model.fusion.image_layers, model.fusion.text_layers):
+            layers[0].self_attention.register_forward_hook(lambda _, inputs, __: counts.append(len(inputs[0])))
+        image, text = cached(model, *tiny.encodings(model))
+        rows = torch.tensor([0, 1, 2, 0, 1, 2])
+        model.fuse(image[rows], text[rows.flip(0)])
+        assert counts == [3, 3]
+
+    def test_one_cache_is_enough(self, model):
+        image, text = tiny.encodings(model)
+        expected = model.fuse(image, text).pooled
+        assert tiny.off(model.fuse(model.cache_image(image), text).pooled, expected) < ATOL
+        assert tiny.off(model.fuse(image, model.cache_text(text)).pooled, expected) < ATOL
+
+    def test_padding_and_joining_keep_it(self, model):
+        image, text = tiny.encodings(model)
+        parts = [model.cache_text(model.encode_text(*tiny.texts([5, 3, 4]))[rows]) for rows in (slice(1), slice(1, 3))]
+        joined = Encoded.cat([parts[0], parts[1].padded(8)])
+        assert joined.first_layer_cache.query.shape[:2] == (3, 8)
+        assert tiny.off(model.fuse(image, joined).pooled, model.fuse(image, text).pooled) < ATOL
+
+    def test_a_part_without_cache_takes_it_from_all(self):
+        text = tiny.encodings(tiny.build())[1]
+        assert Encoded.cat([tiny.build().cache_text(text), text]).first_layer_cache is None
+
+    def test_control_another_items_cache(self, model):
+        image, text = tiny.encodings(model)
+        wrong = model.cache_image(image).map(lambda tensor: tensor.flip(0))
+        mixed = Encoded(image.layers, image.cls, first_layer_cache=wrong.first_layer_cache)
+        assert tiny.off(model.fuse(mixed, text).pooled, model.fuse(image, text).pooled) > 1e-3
+
+    @pytest.mark.parametrize("bridge", ["add", "static_manager"])
+    def test_draws_of_every_pair_are_apart(self, bridge):
+        for dropout in (0.0, 0.2):
+            model = tiny.build(tiny.changed(fusion__dropout=dropout, fusion__bridge=bridge)).train()
+            draws = dropout > 0 or bridge == "static_manager"
+            for encoded in cached(model, *tiny.encodings(model)):
+                assert (encoded.first_layer_cache is None) == draws
+            for encoded in cached(model.eval(), *tiny.encodings(model)):
+                assert encoded.first_layer_cache is not None
+
+
+class TestCls:
+    @pytest.mark.parametrize(
+        "config",
+        [
+            tiny.CONFIG,
+            tiny.changed(heads__itc="fused"),
+            tiny.changed(fusion__separate_projections=True, heads__itc="fused"),
+            tiny.changed(text__positions="bert", vision__activation="gelu", vision__pre_norm=False),
+        ],
+        ids=["tower", "fused", "separate", "bert_and_timm"],
+    )
+    def test_embeddings_and_gradients(self, config):
+        model, pixels, words = tiny.build(config), tiny.images(3), tiny.texts([5, 3, 4])
+        results = []
+        for outputs in ("layers", "cls"):
+            image, text = model.encode_image(pixels, outputs=outputs), model.encode_text(*words, outputs=outputs)
+            embeds = torch.cat([model.image_embeds(image), model.text_embeds(text)])
+            reached = {n: p for n, p in model.named_parameters() if n.startswith(("vision.", "text.", "itc_head."))}
+            results.append((embeds, gradients_of(embeds, reached)))
+        (all_embeds, all_found), (cls_embeds, cls_found) = results
+        assert tiny.off(all_embeds, cls_embeds) < ATOL
+        assert [name for name in all_found if tiny.off(all_found[name], cls_found[name]) > ATOL] == []
+
+    def test_the_last_layer_runs_at_the_cls_only(self):
+        model, lengths = tiny.build(), []
+
+        def count(_, inputs, __):
+            lengths.append(inputs[0].shape[1])
+
+        for tower in (model.vision, model.text):
+            for layer in tower.layers[-2:]:
+                layer.mlp.register_forward_hook(count)
+        model.encode_image(tiny.images(2), outputs="cls")
+        model.encode_text(*tiny.texts([5, 3]), outputs="cls")
+        assert lengths == [10, 1, 5, 1]
+
+    def test_cannot_be_fused(self):
+        model = tiny.build()
+        image, text = model.encode_image(tiny.images(3), outputs="cls"), tiny.encodings(model)[1]
+        with pytest.raises(ValueError, match='hold the CLS only; encode with outputs="layers"'):
+            model.fuse(image, text)

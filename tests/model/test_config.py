@@ -3,7 +3,6 @@
 import json
 import math
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -25,36 +24,30 @@ class TestPresets:
         ],
         ids=["base", "large"],
     )
-    def test_sizes(
-        self, config: ModelConfig, image: tuple[int, ...], towers: tuple[int, ...], fusion: Any, layers: Any
-    ) -> None:
-        """Paper, "Implementation Details"."""
+    def test_sizes(self, config, image, towers, fusion, layers):
         assert (config.vision.image_size, config.vision.patch_size, config.vision.num_tokens) == image
         for part, sizes in ((config.vision, towers), (config.text, towers), (config.fusion, fusion)):
             assert (part.num_layers, part.hidden_size, part.num_heads, part.intermediate_size) == sizes
         assert config.vision_layers == config.text_layers == layers
         assert (config.text.vocab_size, config.text.max_length, config.fusion.dropout) == (50265, 512, 0.1)
 
-    def test_layer_norm_eps(self) -> None:
+    def test_layer_norm_eps(self):
         assert (BASE.vision.layer_norm_eps, BASE.text.layer_norm_eps, BASE.fusion.bridge_layer_norm_eps) == (1e-5,) * 3
         assert (BASE.fusion.layer_norm_eps, BASE.heads.mlm_layer_norm_eps) == (1e-12, 1e-12)
 
     @pytest.mark.parametrize("config", [BASE, LARGE, NANO], ids=["base", "large", "nano"])
-    def test_meter_and_its_control(self, config: ModelConfig) -> None:
+    def test_meter_and_its_control(self, config):
         baseline, control = meter(config), meter_with_norms(config)
         assert (baseline.fusion.bridge, baseline.fusion.input_norm) == (None, False)
         assert (control.fusion.bridge, control.fusion.input_norm) == ("norm", True)
         assert replace(control.fusion, bridge=config.fusion.bridge) == config.fusion
         for changed in (baseline, control):
-            assert (changed.vision_layers, changed.text_layers) == (
-                (config.vision.num_layers,),
-                (config.text.num_layers,),
-            )
+            assert changed.vision_layers + changed.text_layers == (config.vision.num_layers, config.text.num_layers)
             assert (changed.vision, changed.text, changed.heads) == (config.vision, config.text, config.heads)
         chosen = meter(config.override({"fusion.vision_layers": (1, *config.vision_layers[1:])}))
         assert chosen.vision_layers == config.vision_layers[-1:], "the last of those that are read"
 
-    def test_towers_of_the_published_models(self) -> None:
+    def test_towers_of_the_published_models(self):
         assert replace(VISION_TOWERS["clip-b16"], image_size=288) == BASE.vision
         assert replace(VISION_TOWERS["clip-l14"], image_size=294) == LARGE.vision
         assert (TEXT_TOWERS["roberta-base"], TEXT_TOWERS["roberta-large"]) == (BASE.text, LARGE.text)
@@ -67,23 +60,23 @@ class TestPresets:
             *(("roberta-base", 124), ("roberta-large", 354), ("bert-base", 109), ("bert-large", 334)),
         ],
     )
-    def test_size_of_every_tower(self, name: str, millions: int) -> None:
-        """Parameters as their authors count them, without heads and poolers."""
+    def test_size_of_every_tower(self, name, millions):
         with torch.device("meta"):
-            tower = (
-                VisionTransformer(VISION_TOWERS[name]) if name in VISION_TOWERS else TextTransformer(TEXT_TOWERS[name])
+            kind, towers = (
+                (VisionTransformer, VISION_TOWERS) if name in VISION_TOWERS else (TextTransformer, TEXT_TOWERS)
             )
+            tower = kind(towers[name])
         assert round(sum(parameter.numel() for parameter in tower.parameters()) / 1e6) == millions
 
 
 class TestDerived:
-    def test_lengths(self) -> None:
+    def test_lengths(self):
         assert TextConfig(max_positions=514, pad_token_id=1).max_length == 512
         assert TextConfig(max_positions=514, pad_token_id=0).max_length == 513
         assert TextConfig(max_positions=512, pad_token_id=0, positions="bert").max_length == 512
 
     @given(grid=st.integers(1, 30), patch=st.integers(1, 40), distilled=st.booleans())
-    def test_image_tokens(self, grid: int, patch: int, distilled: bool) -> None:
+    def test_image_tokens(self, grid, patch, distilled):
         config = VisionConfig(image_size=grid * patch, patch_size=patch, distillation_token=distilled)
         assert config.num_tokens == grid**2 + 1 + distilled
 
@@ -102,10 +95,7 @@ class TestErrors:
             ({"heads.hidden_scale": -1.0}, r"heads.hidden_scale is -1.0; expected a number from 0 to 1,000"),
             ({"heads.itc": "both"}, "heads.itc is 'both'; expected one of tower, fused, None"),
             ({"heads.image_pooling": "max"}, r"heads\.image_pooling is 'max'; expected one of token, mean"),
-            (
-                {"heads.itc": "fused", "heads.text_pooling": "mean"},
-                "heads.itc is fused with means as pooling, or itc_dr",
-            ),
+            ({"heads.itc": "fused", "heads.text_pooling": "mean"}, "heads.itc is fused with means as pooling"),
             ({"fusion.num_token_types": 1}, "fusion.num_token_types is 1; expected a whole number from 2 to 1,000"),
             ({"text.dropout": 1.0}, r"text.dropout is 1.0; expected a probability in \[0, 1\)"),
             ({"fusion.dropout": -0.1}, r"fusion.dropout is -0.1; expected a probability in \[0, 1\)"),
@@ -128,7 +118,7 @@ class TestErrors:
             ({"": 3}, "unknown config field ''"),
         ],
     )
-    def test_refused(self, changes: dict[str, Any], message: str) -> None:
+    def test_refused(self, changes, message):
         with pytest.raises(ValueError, match=message):
             tiny.CONFIG.override(changes)
 
@@ -142,20 +132,19 @@ class TestErrors:
             *("text.max_positions", "fusion.bridge_layer_norm_eps", "heads.itc_size", "heads.mlm_layer_norm_eps"),
         ],
     )
-    def test_out_of_bounds(self, field: str) -> None:
+    def test_out_of_bounds(self, field):
         for value in (0, -1, math.nan, math.inf, 10**30, True, "4", None):
-            message = rf"{field} is {value!r}; expected a (whole )?number from \S+ to \S+$"
-            with pytest.raises(ValueError, match=message):
+            with pytest.raises(ValueError, match=rf"{field} is {value!r}; expected a (whole )?number from \S+ to \S+$"):
                 tiny.CONFIG.override({field: value})
 
-    def test_layers_that_are_no_numbers(self) -> None:
+    def test_layers_that_are_no_numbers(self):
         for layers in (3, "34", ("3", 4), (3.0, 4), [3, None]):
             with pytest.raises(ValueError, match="expected 2 tower layers"):
                 tiny.CONFIG.override({"fusion.vision_layers": layers})
 
     @settings(max_examples=100, deadline=None)
     @given(size=st.integers(-50, 3000), patch=st.integers(1, 40))
-    def test_image_sizes(self, size: int, patch: int) -> None:
+    def test_image_sizes(self, size, patch):
         """The two sizes that the message names are multiples, positive, and the nearest."""
         if size > 0 and size % patch == 0:
             check_image_size(size, patch)
@@ -169,7 +158,7 @@ class TestErrors:
         assert lower < size < upper or size < patch
 
 
-def test_override_leaves_the_rest() -> None:
+def test_override_leaves_the_rest():
     changes = {"text.num_heads": 2, "vision.hidden_size": 25, "vision.num_heads": 5, "fusion.text_layers": [1, 3]}
     assert tiny.CONFIG.override(changes) == replace(
         tiny.CONFIG,
@@ -186,14 +175,14 @@ class TestJson:
         [BASE, LARGE, NANO, meter(BASE), tiny.changed(fusion__vision_layers=(1, 4), heads__itc="fused")],
         ids=["base", "large", "nano", "meter", "chosen layers"],
     )
-    def test_round_trip(self, config: ModelConfig) -> None:
+    def test_round_trip(self, config):
         assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
-    def test_unknown_fields(self) -> None:
+    def test_unknown_fields(self):
         with pytest.raises(ValueError, match=r"model config has unknown fields \['audio'\]; known: .*'vision'"):
             ModelConfig.from_dict({"audio": {}})
 
-    def test_values_are_checked(self) -> None:
+    def test_values_are_checked(self):
         with pytest.raises(ValueError, match=r"vision.hidden_size 24 is not a multiple of vision.num_heads 5"):
             ModelConfig.from_dict({"vision": {"hidden_size": 24, "num_heads": 5}})
         with pytest.raises(ValueError, match=r"model config\.text\.hidden_size is '768'; expected int$"):

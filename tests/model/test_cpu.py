@@ -1,17 +1,15 @@
 """The kernels for a CPU against PyTorch's: the same values, gradients and names; what they leave as it is."""
 
-from collections.abc import Callable, Iterator
 from typing import get_args
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tiny
-from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.config import Activation, ModelConfig
+from bridgetower.model.config import Activation
 from bridgetower.model.cpu import (
     BlockedAttention,
     OneDnnLinear,
@@ -36,33 +34,32 @@ LARGE = 700  # positions whose scores of one head are a block of their own
 RATE = 0.3
 
 
-def random(*shape: int, seed: int = 0) -> Tensor:
+def random(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def gradients(output: Tensor, leaves: list[Tensor]) -> tuple[Tensor, ...]:
+def gradients(output, leaves):
     return torch.autograd.grad(output, leaves, random(*output.shape, seed=9))
 
 
-def made_linear(inputs: int, outputs: int) -> OneDnnLinear:
+def made_linear(inputs, outputs):
     layer = nn.Linear(inputs, outputs)
     optimize_for_cpu(layer)
     assert isinstance(layer, OneDnnLinear)
     return layer
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None, dropout: float) -> Tensor:
+def attend(query, key, value, *, mask, dropout):
     return BlockedAttention(HEADS, dropout)(query, key, value, mask)
 
 
-def optimized() -> nn.Module:
+def optimized():
     model = tiny.build()
     optimize_for_cpu(model)
     return model
 
 
-def check_gradients(ours: Tensor, theirs: Tensor, leaves: list[Tensor], atol: float = 1e-5) -> None:
-    """Checks that two outputs of the same leaves have equal values and gradients."""
+def check_gradients(ours, theirs, leaves, atol=1e-5):
     assert tiny.off(ours, theirs) < atol
     cotangent = random(*theirs.shape, seed=9).to(theirs.dtype)
     expected = torch.autograd.grad(theirs, leaves, cotangent)
@@ -71,10 +68,8 @@ def check_gradients(ours: Tensor, theirs: Tensor, leaves: list[Tensor], atol: fl
 
 
 class TestWholeModel:
-    """A step of pre-training with every head, and its names, with the kernels and without."""
-
     @staticmethod
-    def step(model: BridgeTower) -> dict[str, Tensor]:
+    def step(model):
         task = PretrainingTask(model, PretrainingConfig(phases=(Phase(mlm=1.0, itm=1.0, itc=1.0, negatives="hard"),)))
         losses = task(tiny.caption_batch((0, 1, 2, 3), (5, 3, 4, 6)))
         losses.total.backward()
@@ -82,7 +77,7 @@ class TestWholeModel:
         return found | {name: value.detach() for name, value in losses.parts.items()}
 
     @pytest.mark.parametrize("config", VARIANTS.values(), ids=VARIANTS)
-    def test_losses_and_gradients(self, config: ModelConfig) -> None:
+    def test_losses_and_gradients(self, config):
         plain, ours = tiny.build(config), tiny.build(config)
         names = list(plain.state_dict())
         optimize_for_cpu(ours)
@@ -91,7 +86,7 @@ class TestWholeModel:
         assert expected.keys() == found.keys()
         assert [n for n in expected if tiny.off(expected[n], found[n]) > ATOL * max(1, expected[n].abs().max())] == []
 
-    def test_every_kernel_is_in_use(self) -> None:
+    def test_every_kernel_is_in_use(self):
         before, after = ({type(module).__name__ for module in model.modules()} for model in (tiny.build(), optimized()))
         swapped = "BridgeTower DotProductAttention Dropout FeedForward LayerNorm Linear SelfAttention"
         assert before - after == set(swapped.split())
@@ -99,7 +94,7 @@ class TestWholeModel:
 
 @pytest.mark.parametrize("shape", [(24,), (1, 24), (2, 3, 4, 24)], ids=str)
 @pytest.mark.parametrize("biased", [True, False], ids=["bias", "no bias"])
-def test_values_and_gradients(shape: tuple[int, ...], biased: bool) -> None:
+def test_values_and_gradients(shape, biased):
     leaves = [random(*shape).requires_grad_(), random(10, 24, seed=1).requires_grad_()]
     leaves += [random(10, seed=2).requires_grad_()] * biased
     hidden, weight, bias = leaves if biased else (*leaves, None)
@@ -110,7 +105,7 @@ class TestNormalisedInput:
     """A product whose input is the output of a LayerNorm, which is computed again for the gradient of the weight."""
 
     @staticmethod
-    def layers() -> tuple[nn.LayerNorm, nn.Linear, Tensor]:
+    def layers():
         norm, layer = nn.LayerNorm(24, eps=1e-3), made_linear(24, 10)
         with torch.no_grad():
             norm.weight.copy_(random(24, seed=3))
@@ -118,29 +113,27 @@ class TestNormalisedInput:
         return norm, layer, random(2, 5, 24).requires_grad_()
 
     @staticmethod
-    def kept(run: Callable[[], Tensor]) -> list[Tensor]:
-        """What is kept of the size of the input."""
-        tensors: list[Tensor] = []
+    def kept(run):
+        tensors = []
         with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensors.append(tensor) or tensor, lambda it: it):
             run()
         return [tensor for tensor in tensors if tensor.shape == (2, 5, 24)]
 
     @pytest.mark.parametrize("changed", [False, True], ids=["as it is", "changed in place"])
-    def test_gradients(self, changed: bool) -> None:
+    def test_gradients(self, changed):
         norm, layer, hidden = self.layers()
         leaves = [hidden, *norm.parameters(), *layer.parameters()]
 
-        def output() -> Tensor:
-            normalised: Tensor = norm(hidden)
-            product: Tensor = layer(normalised.mul_(2) if changed else normalised)
-            return product
+        def output():
+            normalised = norm(hidden)
+            return layer(normalised.mul_(2) if changed else normalised)
 
         expected = gradients(output(), leaves)
         optimize_for_cpu(norm)
         for found, wanted in zip(gradients(output(), leaves), expected, strict=True):
             assert torch.equal(found, wanted)
 
-    def test_only_the_input_of_the_norm_is_kept(self) -> None:
+    def test_only_the_input_of_the_norm_is_kept(self):
         norm, layer, hidden = self.layers()
         before = self.kept(lambda: layer(norm(hidden)))
         assert {tensor.data_ptr() for tensor in before} > {hidden.data_ptr()}, "control: the output too"
@@ -148,14 +141,14 @@ class TestNormalisedInput:
         assert {tensor.data_ptr() for tensor in self.kept(lambda: layer(norm(hidden)))} == {hidden.data_ptr()}
 
 
-def test_parts_of_tensors() -> None:
+def test_parts_of_tensors():
     """Operands that are not dense: the first tokens of each text, the first rows of a weight, a transposed gradient."""
     hidden, weight = random(3, 6, 24).requires_grad_(), random(30, 24, seed=1).requires_grad_()
     ours, theirs = (product(hidden[:, :2], weight[10:20], None).mT for product in (linear, F.linear))
     check_gradients(ours, theirs, [hidden, weight])
 
 
-def test_frozen_parts_get_no_gradient() -> None:
+def test_frozen_parts_get_no_gradient():
     for frozen in range(3):
         leaves = [random(4, 8), random(6, 8, seed=1), random(6, seed=2)]
         for number, leaf in enumerate(leaves):
@@ -166,9 +159,7 @@ def test_frozen_parts_get_no_gradient() -> None:
 
 @pytest.mark.parametrize("activation", get_args(Activation))
 class TestActivatedInput:
-    """A feed-forward layer's second product, whose input is an activation."""
-
-    def test_values_and_gradients(self, activation: Activation) -> None:
+    def test_values_and_gradients(self, activation):
         hidden, weight = random(2, 5, 24).requires_grad_(), random(10, 24, seed=1).requires_grad_()
         leaves = [hidden, weight, random(10, seed=2).requires_grad_()]
         ours = linear(hidden, weight, leaves[2], activation)
@@ -178,14 +169,14 @@ class TestActivatedInput:
         assert off.abs().max() > 0.1, "control: without the activation"
         check_gradients(ours, theirs, leaves)
 
-    def test_gradients_where_pytorch_computes_the_product(self, activation: Activation) -> None:
+    def test_gradients_where_pytorch_computes_the_product(self, activation):
         hidden, weight = exact(2, 5, 24).requires_grad_(), exact(10, 24, seed=1).requires_grad_()
         ours, theirs = linear(hidden, weight, None, activation), F.linear(activated(hidden, activation), weight)
         check_gradients(ours, theirs, [hidden, weight], EXACT)
 
-    def test_it_is_not_kept_for_the_gradient(self, activation: Activation) -> None:
+    def test_it_is_not_kept_for_the_gradient(self, activation):
         up, down = made_linear(8, 6), made_linear(6, 4)
-        kept: list[Tensor] = []
+        kept = []
         with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda it: it):
             hidden = up(random(5, 8))
             linear(hidden, down.weight, down.bias, activation)
@@ -193,7 +184,7 @@ class TestActivatedInput:
             F.linear(activated(hidden, activation), down.weight)
         assert len([tensor for tensor in kept if tensor.shape == (5, 6)]) > 2, "control: apart, both are kept"
 
-    def test_a_packed_weight_elsewhere_and_without_gradients(self, activation: Activation) -> None:
+    def test_a_packed_weight_elsewhere_and_without_gradients(self, activation):
         layer, hidden = made_linear(24, 10), random(3, 24)
         given, expected = hidden.clone(), F.linear(activated(hidden, activation), layer.weight, layer.bias)
         with torch.no_grad():
@@ -207,16 +198,14 @@ class TestActivatedInput:
 
 
 class TestElsewhere:
-    """Where oneDNN is not asked, the results are PyTorch's own."""
-
     @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
-    def test_other_number_formats(self, dtype: torch.dtype) -> None:
+    def test_other_number_formats(self, dtype):
         layer, hidden = made_linear(8, 6).to(dtype), random(3, 8).to(dtype)
         assert torch.equal(layer(hidden), F.linear(hidden, layer.weight, layer.bias))
         pack_weights(layer)
         assert layer.weight.is_mkldnn == (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
-    def test_autocast_and_no_rows(self) -> None:
+    def test_autocast_and_no_rows(self):
         layer = made_linear(8, 6)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert layer(random(3, 8)).dtype == torch.bfloat16
@@ -228,17 +217,14 @@ class TestElsewhere:
 
 
 class TestPacked:
-    """Weights in the order in which oneDNN reads them."""
-
     @staticmethod
-    def made(dtype: torch.dtype = torch.float32) -> tuple[OneDnnLinear, OneDnnLinear]:
-        """A layer, and the same one packed."""
+    def made(dtype=torch.float32):
         plain, packed = (tiny.off_defaults(made_linear(24, 10)).to(dtype) for _ in range(2))
         pack_weights(packed)
         return plain, packed
 
     @pytest.mark.parametrize("shape", [(24,), (2, 5, 24), (2, 0, 24)], ids=str)
-    def test_values_and_gradients_of_inputs(self, shape: tuple[int, ...]) -> None:
+    def test_values_and_gradients_of_inputs(self, shape):
         plain, packed = self.made()
         assert packed.weight.is_mkldnn
         assert not plain.weight.is_mkldnn
@@ -248,7 +234,7 @@ class TestPacked:
         if ours.numel():
             check_gradients(ours, theirs, [hidden])
 
-    def test_bfloat16_is_as_near_to_float32_as_pytorch_is(self) -> None:
+    def test_bfloat16_is_as_near_to_float32_as_pytorch_is(self):
         plain, packed = self.made(torch.bfloat16)
         hidden = random(50, 24).bfloat16()
         exact = F.linear(hidden.double(), plain.weight.double(), plain.bias.double())
@@ -258,8 +244,7 @@ class TestPacked:
 
     @pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this processor has no bfloat16")
     @pytest.mark.parametrize("autocast", [True, False])
-    def test_bfloat16_products_of_a_float32_model(self, autocast: bool) -> None:
-        """What autocast does, with the weights cast once."""
+    def test_bfloat16_products_of_a_float32_model(self, autocast):
         plain, packed = self.made()
         pack_weights(packed, torch.bfloat16)
         hidden = random(2, 5, 24)
@@ -271,29 +256,28 @@ class TestPacked:
         torch.testing.assert_close(ours, expected)
         assert not torch.equal(ours.float(), plain(hidden))
 
-    def test_in_inference_mode(self) -> None:
+    def test_in_inference_mode(self):
         model = tiny.build()
         with torch.inference_mode():
             pack_weights(model)
         assert not any(parameter.is_inference() for parameter in model.parameters())
         tiny.build(seed=1).load_state_dict(model.state_dict(), assign=True)
 
-    def test_nothing_stays_of_what_was_loaded(self) -> None:
+    def test_nothing_stays_of_what_was_loaded(self):
         layer = made_linear(24, 10)
         loaded = {parameter.data_ptr() for parameter in layer.parameters()}
         pack_weights(layer)
         assert layer.bias.data_ptr() not in loaded
 
 
-def streams(samples: int, queries: int, keys: int) -> list[Tensor]:
+def streams(samples, queries, keys):
     """Query, key and value as the layers make them: parts of wider tensors."""
     query = exact(samples, queries, WIDTH)
     key, value = exact(samples, keys, 2 * WIDTH, seed=1).chunk(2, dim=-1)
     return [tensor.detach().requires_grad_() for tensor in (query, key, value)]
 
 
-def fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """PyTorch's attention."""
+def fused(query, key, value, mask):
     split = [tensor.unflatten(-1, (HEADS, -1)).transpose(1, 2) for tensor in (query, key, value)]
     hidden = None if mask is None else mask[:, None, None]
     return F.scaled_dot_product_attention(*split, attn_mask=hidden).transpose(1, 2).flatten(2)
@@ -310,21 +294,19 @@ def fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Ten
     ],
     ids=["everything", "masked", "one query", "several blocks", "several blocks of small heads"],
 )
-def test_attention_values_and_gradients_are_those_of_pytorch(
-    samples: int, queries: int, keys: int, mask: Tensor | None
-) -> None:
+def test_attention_values_and_gradients_are_those_of_pytorch(samples, queries, keys, mask):
     leaves = streams(samples, queries, keys)
     check_gradients(attend(*leaves, mask=mask, dropout=0.0), fused(*leaves, mask), leaves, EXACT)
 
 
-def test_attention_of_no_samples() -> None:
+def test_attention_of_no_samples():
     leaves = streams(0, 4, 5)
     attend(*leaves, mask=None, dropout=0.5).sum().backward()
     assert [leaf.grad is not None and leaf.grad.shape == leaf.shape for leaf in leaves] == [True] * 3
 
 
 @pytest.mark.parametrize(("threads", "heads"), [(1, 2), (4, 8), (64, 24)])
-def test_scores_in_work_at_once_follow_the_threads(threads: int, heads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_in_work_at_once_follow_the_threads(threads, heads, monkeypatch):
     """Two MiB of each: 24 heads of 512 x 512 numbers of four bytes."""
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     query = torch.zeros(8, 512, WIDTH)
@@ -334,28 +316,26 @@ def test_scores_in_work_at_once_follow_the_threads(threads: int, heads: int, mon
 
 
 class Products(TorchDispatchMode):
-    """Shapes of the scores that are computed."""
-
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
-        self.shapes: list[tuple[int, ...]] = []
+        self.shapes = []
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         self.shapes += [tuple(result.shape)] if func is torch.ops.aten.baddbmm.out else []
         return result
 
 
 @pytest.mark.parametrize(("length", "stored"), [(6, True), (40, False)], ids=["few weights", "many weights"])
-def test_few_weights_are_kept_for_the_gradients(length: int, stored: bool) -> None:
-    kept: list[Tensor] = []
+def test_few_weights_are_kept_for_the_gradients(length, stored):
+    kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda it: it):
         attend(*streams(2, length, length), mask=None, dropout=0.0)
     assert ((2 * HEADS, length, length) in [tensor.shape for tensor in kept]) == stored
 
 
 @pytest.mark.parametrize("keys", [5, LARGE])
-def test_dropout_of_weights(keys: int) -> None:
+def test_dropout_of_weights(keys):
     leaves, rate = streams(2, keys, keys), 0.4
     torch.manual_seed(0)
     ours = attend(*leaves, mask=None, dropout=rate)
@@ -366,7 +346,7 @@ def test_dropout_of_weights(keys: int) -> None:
     check_gradients(ours, (weights @ value).transpose(1, 2).flatten(2), leaves, EXACT)
 
 
-def test_attention_in_bfloat16_is_as_near_to_float32_as_pytorch_is() -> None:
+def test_attention_in_bfloat16_is_as_near_to_float32_as_pytorch_is():
     leaves = [tensor.bfloat16() for tensor in streams(2, 40, 40)]
     exact = fused(*(tensor.double() for tensor in leaves), None)
     ours = attend(*leaves, mask=None, dropout=0.0)
@@ -374,13 +354,13 @@ def test_attention_in_bfloat16_is_as_near_to_float32_as_pytorch_is() -> None:
     assert tiny.off(ours.double(), exact) < 3 * tiny.off(fused(*leaves, None).double(), exact)
 
 
-def drawn(hidden: Tensor, rate: float = RATE, seed: int = 0) -> Tensor:
+def drawn(hidden, rate=RATE, seed=0):
     torch.manual_seed(seed)
     return SharedDrawDropout(rate)(hidden)
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
-def test_draws(rate: float) -> None:
+def test_draws(rate):
     """Four values share a draw of 64 bits, so each fourth is counted by itself, and they are independent."""
     torch.manual_seed(0)
     count = 100_000
@@ -391,7 +371,7 @@ def test_draws(rate: float) -> None:
 
 
 @pytest.mark.parametrize("rate", [1e-9, 7e-6, 1 - 7e-6, 1 - 1e-9])
-def test_rates_next_to_0_and_1(rate: float) -> None:
+def test_rates_next_to_0_and_1(rate):
     torch.manual_seed(0)
     kept = draw_kept((4000, 1000), rate)
     assert kept.dtype == torch.int8
@@ -403,7 +383,7 @@ def test_rates_next_to_0_and_1(rate: float) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
-def test_dropped_values_are_zero_or_scaled_and_gradients_take_the_same_draws(dtype: torch.dtype) -> None:
+def test_dropped_values_are_zero_or_scaled_and_gradients_take_the_same_draws(dtype):
     hidden = (torch.rand(50, 7, dtype=dtype) + 1).requires_grad_()
     output = drawn(hidden)
     assert output.dtype == dtype
@@ -414,14 +394,14 @@ def test_dropped_values_are_zero_or_scaled_and_gradients_take_the_same_draws(dty
     torch.testing.assert_close(hidden.grad, (kept / (1 - RATE)).to(dtype))
 
 
-def test_nothing_is_dropped_in_evaluation_or_at_rate_zero() -> None:
+def test_nothing_is_dropped_in_evaluation_or_at_rate_zero():
     hidden = torch.ones(3, 5)
     assert SharedDrawDropout(RATE).eval()(hidden) is hidden
     assert SharedDrawDropout(0.0)(hidden) is hidden
 
 
 @pytest.mark.parametrize("activation", get_args(Activation))
-def test_activations_in_place(activation: Activation) -> None:
+def test_activations_in_place(activation):
     values = torch.linspace(-6, 6, 50, dtype=torch.float64)
     place = values.clone()
     assert tiny.off(activated_(place, activation), activated(values, activation)) < 1e-12
@@ -429,25 +409,23 @@ def test_activations_in_place(activation: Activation) -> None:
 
 
 class TestChunks:
-    """Pairs that are fused some after others, in inference."""
-
     @pytest.fixture(params=VARIANTS.values(), ids=VARIANTS)
-    def model(self, request: pytest.FixtureRequest) -> BridgeTower:
+    def model(self, request):
         model = tiny.build(request.param)
         optimize_for_cpu(model)
         return model
 
     @pytest.fixture
-    def calls(self, model: BridgeTower, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    def calls(self, model, monkeypatch):
         """The pairs of each run of the fusion encoder, for which every pair is too large."""
         monkeypatch.setattr("bridgetower.model.cpu.BUFFER_BYTES", 1)
-        sizes: list[int] = []
+        sizes = []
         hook = model.fusion.register_forward_hook(lambda module, given, output: sizes.append(len(output[0])))
         yield sizes
         hook.remove()
 
     @pytest.mark.parametrize("outputs", get_args(FusionOutputs))
-    def test_they_change_nothing(self, model: BridgeTower, calls: list[int], outputs: FusionOutputs) -> None:
+    def test_they_change_nothing(self, model, calls, outputs):
         image, text = model.encode_image(tiny.images(3)), model.encode_text(*tiny.texts([5, 3, 4]))
         whole = model.fuse(image, text, outputs)
         assert calls == [3], "with gradients: all at once"
@@ -462,9 +440,7 @@ class TestChunks:
                 assert expected is None or tiny.off(ours, expected) < ATOL
 
     @pytest.mark.parametrize(("threads", "sizes"), [(1, [1, 1, 1]), (2, [2, 1]), (3, [3])])
-    def test_more_at_once_with_more_threads(
-        self, calls: list[int], model: BridgeTower, threads: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_more_at_once_with_more_threads(self, calls, model, threads, sizes, monkeypatch):
         config = model.config
         pair = 4 * config.vision.num_tokens * config.fusion.intermediate_size  # bytes
         monkeypatch.setattr("bridgetower.model.cpu.BUFFER_BYTES", pair)
@@ -473,7 +449,7 @@ class TestChunks:
             model.fuse(*tiny.encodings(model))
         assert calls == sizes
 
-    def test_dropout_draws_for_all(self, model: BridgeTower, calls: list[int]) -> None:
+    def test_dropout_draws_for_all(self, model, calls):
         model.train()
         with torch.no_grad():
             model.fuse(model.encode_image(tiny.images(2)), model.encode_text(*tiny.texts([5, 3])))

@@ -1,7 +1,6 @@
 """A tower, a bridge and a head from outside the package: in the model, in checkpoints, with the kernels of a CPU."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -25,11 +24,11 @@ CONFIG = replace(
 )
 
 
-def build(seed: int = 0) -> BridgeTower:
+def build(seed=0):
     return tiny.off_defaults(BridgeTower(CONFIG, OWN), seed).eval()
 
 
-def test_everything_reaches_the_outputs() -> None:
+def test_everything_reaches_the_outputs():
     model = build()
     image, text = model.encode_image(tiny.images(3)), model.encode_text(*tiny.texts([5, 3, 4]))
     assert [layer.shape for layer in image.layers] == 3 * [(3, CONFIG.vision.num_tokens, 16)]
@@ -42,14 +41,14 @@ def test_everything_reaches_the_outputs() -> None:
     assert [name for name, gradient in reached.items() if gradient is None or not gradient.any()] == []
 
 
-def test_the_global_vector_is_that_of_the_tower() -> None:
+def test_the_global_vector_is_that_of_the_tower():
     model, pixels = build(), tiny.images(3)
     expected = model.vision(pixels, (4,))[0].mean(dim=1)
     for outputs in ("layers", "cls"):
         assert tiny.off(model.encode_image(pixels, outputs=outputs).cls, expected) < 1e-6
 
 
-def test_kernels_of_a_cpu_leave_them_as_they_are() -> None:
+def test_kernels_of_a_cpu_leave_them_as_they_are():
     model, batch = build(), (tiny.images(3), *tiny.texts([5, 3, 4]))
     expected = model(*batch).pooled
     optimize_for_cpu(model)
@@ -59,7 +58,7 @@ def test_kernels_of_a_cpu_leave_them_as_they_are() -> None:
     assert tiny.off(model(*batch).pooled, expected) < 1e-5
 
 
-def test_a_checkpoint_names_them(tmp_path: Path) -> None:
+def test_a_checkpoint_names_them(tmp_path):
     model, batch = build(), (tiny.images(3), *tiny.texts([5, 3, 4]))
     checkpoint = Checkpoint(source="mine", config=CONFIG, tensors=model.state_dict(), extensions=OWN)
     write_checkpoint(checkpoint, tmp_path / "model")
@@ -72,27 +71,22 @@ def test_a_checkpoint_names_them(tmp_path: Path) -> None:
         convert(read, tmp_path / "hf", "hf")
 
 
-def test_unknown_names() -> None:
+def test_unknown_names():
     for values, message in (
-        (
-            {"text.architecture": "letters"},
-            "text.architecture is 'letters'; expected one of bert, transformers, words,",
-        ),
+        ({"text.architecture": "letters"}, "architecture is 'letters'; expected one of bert, transformers, words,"),
         ({"heads.own": ("mood", "colour")}, "heads.own is 'colour'; expected one of mlm, .*, mood, or"),
     ):
         with pytest.raises(ValueError, match=message):
             BridgeTower(CONFIG.override(values), OWN)
 
 
-@pytest.mark.parametrize(
-    ("kind", "name"), [("vision_towers", "vit"), ("text_towers", "bert"), ("bridges", "add"), ("heads", "vqa")]
-)
-def test_names_of_the_package_are_refused(kind: str, name: str) -> None:
-    with pytest.raises(ValueError, match=rf"extensions\.{kind} has '{name}', a name of the package; expected none of"):
-        Extensions(**{kind: {**getattr(OWN, kind), name: next(iter(getattr(OWN, kind).values()))}})
+def test_names_of_the_package_are_refused():
+    for kind, name in (("vision_towers", "vit"), ("text_towers", "bert"), ("bridges", "add"), ("heads", "vqa")):
+        with pytest.raises(ValueError, match=rf"extensions\.{kind} has '{name}', a name of the package; expected none"):
+            Extensions(**{kind: {**getattr(OWN, kind), name: next(iter(getattr(OWN, kind).values()))}})
 
 
-def test_initial_weights_of_a_tower_are_its_own() -> None:
+def test_initial_weights_of_a_tower_are_its_own():
     model = BridgeTower(CONFIG, OWN)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model.reset_parameters(torch.Generator().manual_seed(0))

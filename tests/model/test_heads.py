@@ -3,7 +3,6 @@
 import math
 import re
 from dataclasses import fields
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +11,6 @@ import torch.nn.functional as F
 import tiny
 from bridgetower.checkpoints import Checkpoint, convert, read_checkpoint, write_checkpoint
 from bridgetower.engines.parts import Part
-from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import HeadsConfig
 from bridgetower.model.heads import HEADS, ClassifierHead, FusedItcHead, ItcHead, LinearHead, MlmHead, RankHead
 from tiny import exact as random
@@ -23,39 +21,39 @@ NONE = tiny.changed(heads__mlm=False, heads__itm=False, heads__itc=None)
 
 
 @pytest.mark.parametrize("shape", [(2, 5), (7,), (0,)], ids=str)
-def test_mlm(shape: tuple[int, ...]) -> None:
+def test_mlm(shape):
     head, hidden = made(MlmHead(16, 50, 1e-3)), random(*shape, 16)
     middle = F.layer_norm(F.gelu(head.dense(hidden)), (16,), head.norm.weight, head.norm.bias, eps=1e-3)
     expected = middle @ head.decoder.weight.T + head.decoder.bias
     assert torch.allclose(head(hidden), expected, rtol=0, atol=ATOL)
 
 
-def test_the_decoder_of_masked_words_is_not_tied() -> None:
+def test_the_decoder_of_masked_words_is_not_tied():
     model = tiny.build(tiny.changed(fusion__hidden_size=32, fusion__num_heads=4))
     assert model.mlm_head.decoder.weight.shape == model.text.word_embedding.weight.shape
     assert model.mlm_head.decoder.weight.data_ptr() != model.text.word_embedding.weight.data_ptr()
 
 
-def test_itm_and_rank() -> None:
+def test_itm_and_rank():
     pooled, itm, rank = random(3, 32), made(LinearHead(32, 2)), made(RankHead(32))
     assert tiny.off(itm(pooled), pooled @ itm.fc.weight.T + itm.fc.bias) < ATOL
     assert tiny.off(rank(pooled), pooled @ rank.fc.weight[0] + rank.fc.bias) < ATOL
 
 
 class TestClassifier:
-    def test_formula(self) -> None:
+    def test_formula(self):
         head, pooled = made(ClassifierHead(32, 20, 7)), random(3, 32)
         middle = F.layer_norm(head.dense(pooled), (20,), head.norm.weight, head.norm.bias, eps=1e-5)
         assert tiny.off(head(pooled), F.gelu(middle) @ head.decoder.weight.T + head.decoder.bias) < ATOL
 
-    def test_dropout_in_training_only(self) -> None:
+    def test_dropout_in_training_only(self):
         head, pooled = made(ClassifierHead(32, 20, 7, dropout=0.5)), random(3, 32)
         assert torch.equal(head(pooled), head(pooled))
         torch.manual_seed(0)
         assert not torch.equal(head.train()(pooled), head(pooled))
 
     @pytest.mark.parametrize(("scale", "hidden"), [(1.0, 32), (1.5, 48), (2.0, 64)])
-    def test_widths_follow_the_config(self, scale: float, hidden: int) -> None:
+    def test_widths_follow_the_config(self, scale, hidden):
         changes = {"heads__vqa": 9, "heads__snli_ve": True, "heads__nlvr2": True, "fusion__num_token_types": 3}
         model = tiny.build(tiny.changed(**changes, heads__hidden_scale=scale))
         for head, pooled, classes in ((model.vqa_head, 32, 9), (model.snli_ve_head, 32, 3), (model.nlvr2_head, 64, 2)):
@@ -66,7 +64,7 @@ class TestClassifier:
 
 class TestItc:
     @pytest.mark.parametrize(("start", "clamped"), [(0.2, 0.2), (0.7, 0.5), (1e-5, 0.001), (-3.0, 0.001)])
-    def test_temperature_is_clamped(self, start: float, clamped: float) -> None:
+    def test_temperature_is_clamped(self, start, clamped):
         head = ItcHead(4, 5, 6).eval()
         head.temperature.data.fill_(start)
         assert head.logit_scale().item() == pytest.approx(1 / clamped)
@@ -74,52 +72,47 @@ class TestItc:
         assert head.train().logit_scale().item() == pytest.approx(1 / clamped)
         assert head.temperature.item() == pytest.approx(clamped), "the parameter itself, as in the official code"
 
-    def test_gradient_at_the_edge(self) -> None:
+    def test_gradient_at_the_edge(self):
         """The clamp is outside of the graph: a temperature at the edge still learns."""
         head = ItcHead(4, 5, 6)
         head.temperature.data.fill_(0.7)
         head.logit_scale().backward()
         assert head.temperature.grad.item() == pytest.approx(-1 / 0.5**2)
 
-    def test_fused_scale_is_an_exponential(self) -> None:
+    def test_fused_scale_is_an_exponential(self):
         head = FusedItcHead(4, 5, 8, 6)
         assert head.logit_scale().item() == pytest.approx(1 / 0.07) == ItcHead(4, 5, 6).logit_scale().item()
         head.log_logit_scale.data.fill_(1.5)
         assert head.logit_scale().item() == pytest.approx(math.exp(1.5))
 
 
-class TestEmbeddings:
-    @pytest.mark.parametrize("kind", ["tower", "fused"])
-    def test_formula(self, kind: str) -> None:
-        model = tiny.build(tiny.changed(heads__itc=kind)).double()
-        image, text = model.encode_image(tiny.images(3).double()), model.encode_text(*tiny.texts([5, 3, 4]))
-        pooled = model.fuse(image, text).pooled
-        head = model.head("itc")
-        cls = image.cls if kind == "tower" else image.layers[-1][:, 0]
-        expected = {
-            "image": F.linear(cls, head.image.weight, head.image.bias),
-            "text": F.linear(text.cls, head.text.weight, head.text.bias),
-            "pair": pooled if kind == "tower" else F.linear(pooled, head.pooled.weight, head.pooled.bias),
-        }
-        ours = {
-            "image": model.image_embeds(image),
-            "text": model.text_embeds(text),
-            "pair": model.pair_embeds(pooled),
-        }
-        for name in ours:
-            assert tiny.off(ours[name], expected[name] / expected[name].norm(dim=-1, keepdim=True)) < ATOL
-            assert ours[name].shape == (3, 32 if (kind, name) == ("tower", "pair") else 12)
+@pytest.mark.parametrize("kind", ["tower", "fused"])
+def test_embeddings(kind):
+    model = tiny.build(tiny.changed(heads__itc=kind)).double()
+    image, text = model.encode_image(tiny.images(3).double()), model.encode_text(*tiny.texts([5, 3, 4]))
+    pooled = model.fuse(image, text).pooled
+    head = model.head("itc")
+    cls = image.cls if kind == "tower" else image.layers[-1][:, 0]
+    expected = {
+        "image": F.linear(cls, head.image.weight, head.image.bias),
+        "text": F.linear(text.cls, head.text.weight, head.text.bias),
+        "pair": pooled if kind == "tower" else F.linear(pooled, head.pooled.weight, head.pooled.bias),
+    }
+    ours = {"image": model.image_embeds(image), "text": model.text_embeds(text), "pair": model.pair_embeds(pooled)}
+    for name in ours:
+        assert tiny.off(ours[name], expected[name] / expected[name].norm(dim=-1, keepdim=True)) < ATOL
+        assert ours[name].shape == (3, 32 if (kind, name) == ("tower", "pair") else 12)
 
 
 class TestWithoutHeads:
     @pytest.mark.parametrize("name", ["vqa", "snli_ve", "nlvr2"])
-    def test_errors(self, name: str) -> None:
+    def test_errors(self, name):
         with pytest.raises(ValueError, match=rf"this model has no {name} head \(it has mlm, itm, itc\); load"):
             tiny.build().head(name)
         with pytest.raises(ValueError, match=rf"this model has no {name} head \(it has none\); load"):
             tiny.build(NONE).head(name)
 
-    def test_errors_of_what_reads_heads(self) -> None:
+    def test_errors_of_what_reads_heads(self):
         model = tiny.build(NONE)
         image, text = model.encode_image(tiny.images(1)), model.encode_text(*tiny.texts([4]))
         fused = model.fuse(image, text, "all")
@@ -132,39 +125,33 @@ class TestWithoutHeads:
             with pytest.raises(ValueError, match=re.escape(f"no {title} head")):
                 read(given)
 
-    def test_pairs_still_have_embeddings(self) -> None:
+    def test_pairs_still_have_embeddings(self):
         model = tiny.build(NONE)
         pooled = model(tiny.images(2), *tiny.texts([4, 3])).pooled
         assert torch.equal(model.pair_embeds(pooled), F.normalize(pooled, dim=-1))
 
 
 class TestTable:
-    def test_every_head_of_the_config_is_in_it(self) -> None:
+    def test_every_head_of_the_config_is_in_it(self):
         sizes = {"own", "itc_size", "mlm_layer_norm_eps", "mlm_activation", "hidden_scale", "nlvr2_dropout"}
         features = {"image_pooling", "text_pooling", "itc_dropout", "multi_label"}
         assert HEADS.keys() == {item.name for item in fields(HeadsConfig)} - sizes - features
 
     @pytest.mark.parametrize("name", [name for name, spec in HEADS.items() if spec.published])
-    def test_every_parameter_has_one_published_name(self, name: str) -> None:
+    def test_every_parameter_has_one_published_name(self, name):
         every = {"vqa": 4, "snli_ve": True, "nlvr2": True, "rank": True, "itc": "tower"}
-        head = HEADS[name].build(
-            tiny.changed(**{f"heads__{key}": value for key, value in every.items()}, fusion__num_token_types=3)
-        )
+        changes = {f"heads__{key}": value for key, value in every.items()}
+        head = HEADS[name].build(tiny.changed(**changes, fusion__num_token_types=3))
         for parameter, _ in head.named_parameters():
             assert len([ours for ours in HEADS[name].published if f"{parameter}.".startswith(f"{ours}.")]) == 1
 
 
-MEANS = tiny.changed(
-    heads__image_pooling="mean", heads__text_pooling="mean", heads__itc_dropout=0.2, vision__distillation_token=True
-)
+POOLING = {"heads__image_pooling": "mean", "heads__text_pooling": "mean", "heads__itc_dropout": 0.2}
+MEANS = tiny.changed(**POOLING, vision__distillation_token=True)
 
 
-def of_means() -> BridgeTower:
-    return tiny.build(MEANS)
-
-
-def test_means_by_hand() -> None:
-    model, pixels, (ids, mask) = of_means(), tiny.images(3), tiny.texts([5, 3, 4])
+def test_means_by_hand():
+    model, pixels, (ids, mask) = tiny.build(MEANS), tiny.images(3), tiny.texts([5, 3, 4])
     image = model.vision(pixels, MEANS.vision_layers)[-1][:, 2:].mean(dim=1)
     last = model.text(ids, mask.bool(), MEANS.text_layers)[-1]
     text = torch.stack([row[:length].mean(dim=0) for row, length in zip(last, (5, 3, 4), strict=True)])
@@ -180,16 +167,16 @@ def test_means_by_hand() -> None:
         assert tiny.off(embeds, F.normalize(linear(features), dim=-1)) < 1e-6
 
 
-def test_dropout_of_features() -> None:
-    model, pixels = of_means(), tiny.images(2)
+def test_dropout_of_features():
+    model, pixels = tiny.build(MEANS), tiny.images(2)
     image = model.encode_image(pixels)
     assert torch.equal(model.image_embeds(image), model.image_embeds(image))
     model.train()
     assert tiny.off(model.image_embeds(image), model.image_embeds(image)) > 1e-3
 
 
-def test_means_saved_and_loaded(tmp_path: Path) -> None:
-    model = of_means()
+def test_means_saved_and_loaded(tmp_path):
+    model = tiny.build(MEANS)
     checkpoint = Checkpoint(source="tiny", config=MEANS, tensors=model.state_dict())
     write_checkpoint(checkpoint, tmp_path / "model")
     again = read_checkpoint(str(tmp_path / "model")).model().eval()
@@ -199,8 +186,8 @@ def test_means_saved_and_loaded(tmp_path: Path) -> None:
         convert(checkpoint, tmp_path / "hf", "hf")
 
 
-def test_means_exported() -> None:
-    part = Part(of_means(), "text")
+def test_means_exported():
+    part = Part(tiny.build(MEANS), "text")
     program = part.exported().module()
     for inputs in part.examples():
         for ours, theirs in zip(program(*inputs), part(*inputs), strict=True):

@@ -1,17 +1,13 @@
 """Hidden states and attention weights of chosen layers: what the layers get and give, and nothing stays behind."""
 
-from pathlib import Path
 from threading import Thread, current_thread, main_thread
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import tiny
 from bridgetower import BridgeTower, hidden_states, load
 from bridgetower.model.cpu import optimize_for_cpu, pack_weights
-from bridgetower.model.hidden_states import HiddenStates
 from own_modules import OWN
 
 ATOL = 1e-5
@@ -19,28 +15,26 @@ CONFIG = tiny.changed(fusion__num_layers=3, fusion__num_heads=4)
 LENGTHS = (5, 3, 4)
 
 
-def batch() -> tuple[Tensor, Tensor, Tensor]:
+def batch():
     return tiny.images(3), *tiny.texts(LENGTHS)
 
 
 @torch.no_grad()
-def found(model: BridgeTower, **options: Any) -> HiddenStates:
+def found(model, **options):
     return hidden_states(model, *batch(), **options)
 
 
 @pytest.mark.parametrize(
     "optimize", [lambda model: None, optimize_for_cpu, pack_weights], ids=["plain", "cpu", "packed"]
 )
-def test_everything(optimize: Any) -> None:
+def test_everything(optimize):
     model = tiny.build(CONFIG)
     optimize(model)
     given = found(model, attentions=True)
     layers_of = [list(layers) for layers in (given.vision, given.text, given.fused_image, given.fused_text)]
     assert layers_of == [[0, 1, 2, 3, 4], [0, 1, 2, 3], [1, 2, 3], [1, 2, 3]]
-    assert {
-        kind: {number: tuple(weights.shape) for number, weights in layers.items()}
-        for kind, layers in given.attentions.items()
-    } == {
+    shapes = {kind: {n: tuple(weights.shape) for n, weights in each.items()} for kind, each in given.attentions.items()}
+    assert shapes == {
         "vision": dict.fromkeys(range(1, 5), (3, 3, 10, 10)),
         "text": dict.fromkeys(range(1, 4), (3, 4, 5, 5)),
         "image self": dict.fromkeys(range(1, 4), (3, 4, 10, 10)),
@@ -65,12 +59,12 @@ def test_everything(optimize: Any) -> None:
 
 
 @torch.no_grad()
-def test_weights_are_those_that_the_layers_use() -> None:
+def test_weights_are_those_that_the_layers_use():
     """Weights times values are what each output projection gets."""
     model = tiny.build(CONFIG)
-    seen: list[tuple[Tensor, Tensor]] = []
+    seen = []
 
-    def keep(attention: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def keep(attention, inputs, output):
         seen.append((attention.split_heads(inputs[2]), attention.split_heads(output)))
 
     for layer in model.fusion.text_layers:
@@ -78,7 +72,7 @@ def test_weights_are_those_that_the_layers_use() -> None:
     weights = torch.stack(list(found(model, attentions=True).attentions["text to image"].values()))
     assert weights.shape == (3, 3, 4, 5, 10)
 
-    def off(weights: Tensor) -> float:
+    def off(weights):
         return max(tiny.off(layer @ value, context) for layer, (value, context) in zip(weights, seen, strict=True))
 
     assert off(weights) < 1e-5
@@ -86,7 +80,7 @@ def test_weights_are_those_that_the_layers_use() -> None:
     assert off(weights.flip(0)) > 1e-3  # and layers
 
 
-def test_chosen_layers_only() -> None:
+def test_chosen_layers_only():
     given = found(tiny.build(CONFIG), layers={"vision": [4, 0], "fusion": (2,)}, attentions=True)
     found_layers = [list(layers) for layers in (given.vision, given.text, given.fused_image, given.fused_text)]
     assert found_layers == [[4, 0], [], [2], [2]]
@@ -97,7 +91,7 @@ def test_chosen_layers_only() -> None:
     assert found(tiny.build(CONFIG), layers={"text": [1]}).attentions == {}
 
 
-def test_layers_above_those_that_are_bridged() -> None:
+def test_layers_above_those_that_are_bridged():
     model = tiny.build(tiny.changed(fusion__vision_layers=(1, 2), fusion__text_layers=(1, 2)))
     given = found(model)
     assert list(given.vision) == [0, 1, 2, 3, 4]
@@ -106,14 +100,14 @@ def test_layers_above_those_that_are_bridged() -> None:
         assert tiny.off(model.vision.post_norm(given.vision[4]), model.vision(batch()[0], (4,))[0]) < ATOL
 
 
-def test_layers_that_are_not_there() -> None:
+def test_layers_that_are_not_there():
     there = "this model has vision 0 to 4, text 0 to 3, fus"
     for layers, unknown in (({"vision": [5], "fusion": [0]}, "vision 5, fusion 0"), ({"image": [1]}, "image")):
         with pytest.raises(ValueError, match=f"layers has {unknown}; {there}"):
             found(tiny.build(CONFIG), layers=layers)
 
 
-def test_custom_towers() -> None:
+def test_custom_towers():
     values = {"vision.architecture": "patches", "vision.prefix_tokens": 0, "text.architecture": "words"}
     model = tiny.off_defaults(BridgeTower(tiny.CONFIG.override(values), OWN)).eval()
     given = found(model)
@@ -127,7 +121,7 @@ def test_custom_towers() -> None:
     assert list(kinds) == ["image self", "text self", "image to text", "text to image"]
 
 
-def test_gradients_reach_the_weights() -> None:
+def test_gradients_reach_the_weights():
     model = tiny.build(CONFIG)
     given = hidden_states(model, *batch(), layers={"vision": [1], "fusion": [2]}, attentions=True)
     (given.vision[1].sum() + given.attentions["text to image"][2].square().sum()).backward()
@@ -135,11 +129,11 @@ def test_gradients_reach_the_weights() -> None:
     assert model.fusion.text_layers[1].cross_attention.query.weight.grad is not None
 
 
-def test_another_thread_that_uses_the_model() -> None:
+def test_another_thread_that_uses_the_model():
     model = tiny.build(CONFIG)
     expected, others = found(model, attentions=True), tiny.encodings(tiny.build(CONFIG, seed=3))
 
-    def use_elsewhere(*_: object) -> None:
+    def use_elsewhere(*_):
         if current_thread() is main_thread():
             thread = Thread(target=lambda: model.fuse(*others, "all"))
             thread.start()
@@ -152,7 +146,7 @@ def test_another_thread_that_uses_the_model() -> None:
         assert torch.equal(given.attentions["text to image"][number], expected.attentions["text to image"][number])
 
 
-def test_of_a_predictor(tiny_checkpoint: Path) -> None:
+def test_of_a_predictor(tiny_checkpoint):
     predictor = load(tiny_checkpoint, device="cpu")
     pixels, texts = torch.randint(0, 256, (2, 40, 60, 3), dtype=torch.uint8).numpy(), ["a red square", "two"]
     given = predictor.hidden_states(list(pixels), texts, layers={"text": [1], "fusion": [2]}, attentions=True)

@@ -1,16 +1,13 @@
 """Attention, feed-forward and transformer layers against their formulas."""
 
-from typing import Any
-
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
 
 import tiny
-from bridgetower.model.config import Activation, TextConfig, VisionConfig
+from bridgetower.model.config import TextConfig, VisionConfig
 from bridgetower.model.layers import (
     CrossAttention,
     DotProductAttention,
@@ -25,37 +22,32 @@ from tiny import exact as random
 from tiny import made, mask_of
 
 WIDTH, HEADS = 12, 3
-SIZES: dict[str, Any] = {
-    "hidden_size": WIDTH,
-    "num_heads": HEADS,
-    "intermediate_size": 20,
-    "layer_norm_eps": 1e-3,
-}
+SIZES = {"hidden_size": WIDTH, "num_heads": HEADS, "intermediate_size": 20, "layer_norm_eps": 1e-3}
 POST = TextConfig(dropout=0.5, **SIZES)
 ATOL = 1e-10
 
 
-def pre_norm(activation: Activation) -> PreNormLayer:
+def pre_norm(activation):
     return PreNormLayer(VisionConfig(activation=activation, **SIZES))
 
 
-def attended(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None) -> Tensor:
+def attended(query, key, value, heads, mask):
     return DotProductAttention(heads, 0.0)(query, key, value, mask)
 
 
-def in_parts(hidden: Tensor, layer: nn.Linear, count: int) -> list[Tensor]:
+def in_parts(hidden, layer, count):
     pairs = zip(layer.weight.chunk(count), layer.bias.chunk(count), strict=True)
     return [F.linear(hidden, weight, bias) for weight, bias in pairs]
 
 
 class TestAttention:
-    def test_self_attention(self) -> None:
+    def test_self_attention(self):
         layer, hidden, mask = made(SelfAttention(WIDTH, HEADS)), random(2, 5, WIDTH), mask_of(5, 2)
         expected = layer.out(attended(*in_parts(hidden, layer.qkv, 3), HEADS, mask))
         assert tiny.off(layer(hidden, mask), expected) < ATOL
         assert tiny.off(layer(hidden, mask_of(5, 5)), layer(hidden)) < ATOL, "nothing masked is no mask"
 
-    def test_cross_attention(self) -> None:
+    def test_cross_attention(self):
         layer = made(CrossAttention(WIDTH, HEADS))
         hidden, other, mask = random(2, 3, WIDTH), random(2, 5, WIDTH, seed=1), mask_of(4, 5)
         expected = layer.out(attended(layer.query(hidden), *in_parts(other, layer.key_value, 2), HEADS, mask))
@@ -63,13 +55,13 @@ class TestAttention:
 
     @settings(max_examples=25, deadline=None)
     @given(length=st.integers(1, 6), queries=st.integers(1, 6), masked=st.booleans())
-    def test_first_queries_only(self, length: int, queries: int, masked: bool) -> None:
+    def test_first_queries_only(self, length, queries, masked):
         layer, hidden = made(SelfAttention(WIDTH, HEADS)), random(2, length, WIDTH)
         mask = mask_of(length, 1) if masked else None
         some = layer(hidden, mask, num_queries=queries)
         assert tiny.off(some, layer(hidden, mask)[:, :queries]) < ATOL
 
-    def test_masked_positions_are_not_read(self) -> None:
+    def test_masked_positions_are_not_read(self):
         layer, hidden, mask = made(SelfAttention(WIDTH, HEADS)), random(2, 5, WIDTH), mask_of(5, 2)
         changed = hidden + 100 * random(2, 5, WIDTH, seed=3) * ~mask[..., None]
         assert tiny.off(layer(hidden, mask)[mask], layer(changed, mask)[mask]) < ATOL
@@ -79,7 +71,7 @@ class TestAttention:
 VALUES = torch.linspace(-6, 6, 50, dtype=torch.float64)
 
 
-def test_activation_formulas() -> None:
+def test_activation_formulas():
     assert tiny.off(activated(VALUES, "gelu"), 0.5 * VALUES * (1 + torch.erf(VALUES / 2**0.5))) < 1e-12
     assert tiny.off(activated(VALUES, "quick_gelu"), VALUES / (1 + torch.exp(-1.702 * VALUES))) < 1e-12
     inner = (2 / torch.pi) ** 0.5 * (VALUES + 0.044715 * VALUES**3)
@@ -87,13 +79,13 @@ def test_activation_formulas() -> None:
     assert tiny.off(activated(VALUES, "relu"), (VALUES + VALUES.abs()) / 2) < 1e-12
 
 
-def test_feed_forward() -> None:
+def test_feed_forward():
     layer, hidden = made(FeedForward(WIDTH, 20, "quick_gelu")), random(2, 5, WIDTH)
     up = layer.up(hidden)
     assert tiny.off(layer(hidden), layer.down(up / (1 + torch.exp(-1.702 * up)))) < ATOL
 
 
-def test_pre_norm() -> None:
+def test_pre_norm():
     layer, hidden = made(pre_norm("quick_gelu")), random(2, 5, WIDTH)
     after = hidden + layer.attention(norm(hidden, layer.attention_norm, 1e-3))
     assert tiny.off(layer(hidden), after + layer.mlp(norm(after, layer.mlp_norm, 1e-3))) < ATOL
@@ -101,35 +93,36 @@ def test_pre_norm() -> None:
     assert torch.equal(layer(hidden), layer.train()(hidden)), "no dropout"
 
 
-def test_post_norm() -> None:
+def test_post_norm():
     layer, hidden, mask = made(PostNormLayer(POST)), random(2, 5, WIDTH), mask_of(5, 3)
     after = norm(hidden + layer.attention(hidden, mask), layer.attention_norm, 1e-3)
     assert tiny.off(layer(hidden, mask), norm(after + layer.mlp(after), layer.mlp_norm, 1e-3)) < ATOL
 
 
-def norm(hidden: Tensor, layer: nn.LayerNorm, eps: float) -> Tensor:
+def norm(hidden, layer, eps):
     centred = hidden - hidden.mean(dim=-1, keepdim=True)
     scaled = centred / (centred.pow(2).mean(dim=-1, keepdim=True) + eps).sqrt()
     return scaled * layer.weight + layer.bias
 
 
-def test_pooler() -> None:
+def test_pooler():
     layer, hidden = made(Pooler(WIDTH)), random(2, 5, WIDTH)
     assert tiny.off(layer(hidden), torch.tanh(layer.dense(hidden[:, 0]))) < ATOL
 
 
-class TestDropout:
-    LAYERS = (
+@pytest.mark.parametrize(
+    ("layer", "widths"),
+    [
         (SelfAttention(WIDTH, HEADS, 0.5), [WIDTH]),
         (CrossAttention(WIDTH, HEADS, 0.5), [WIDTH, 2 * WIDTH]),
         (PostNormLayer(POST), [WIDTH]),
-    )
-
-    @pytest.mark.parametrize(("layer", "widths"), LAYERS, ids=["self", "cross", "layer"])
-    def test_in_training_only(self, layer: nn.Module, widths: list[int]) -> None:
-        inputs = [random(2, 5, width, seed=seed) for seed, width in enumerate(widths)]
-        layer = made(layer)
-        inputs += [None] * isinstance(layer, CrossAttention)
-        assert torch.equal(layer(*inputs), layer(*inputs))
-        layer.train()
-        assert tiny.off(layer(*inputs), layer(*inputs)) > 0.01
+    ],
+    ids=["self", "cross", "layer"],
+)
+def test_dropout_in_training_only(layer, widths):
+    inputs = [random(2, 5, width, seed=seed) for seed, width in enumerate(widths)]
+    layer = made(layer)
+    inputs += [None] * isinstance(layer, CrossAttention)
+    assert torch.equal(layer(*inputs), layer(*inputs))
+    layer.train()
+    assert tiny.off(layer(*inputs), layer(*inputs)) > 0.01

@@ -4,15 +4,13 @@ import re
 from dataclasses import replace
 from functools import partial
 from random import Random
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import tiny
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.config import ModelConfig, TextConfig, VisionConfig
+from bridgetower.model.config import VisionConfig
 from bridgetower.model.extensions import vision_tower
 from bridgetower.model.library_towers import TransformersTower, timm_config, transformers_config
 from families import TEXT_FAMILIES, VISION_FAMILIES
@@ -23,29 +21,24 @@ OTHERS = ("resnet18", "cait_xxs24_224", "xcit_nano_12_p16_224", "convit_tiny", "
 IDS, MASK = tiny.texts([9, 4, 7])
 
 
-def drawn_vision(family: str, seed: int) -> VisionConfig:
+def drawn_vision(family, seed):
     arguments, size = VISION_FAMILIES[family].draw(Random(seed))
     return timm_config(VISION_FAMILIES[family].name, arguments, size)
 
 
-def drawn_text(family: str, seed: int) -> TextConfig:
+def drawn_text(family, seed):
     settings = {"model_type": family, **TEXT_FAMILIES[family](Random(seed))}
     return replace(transformers_config(settings), dropout=0.0)
 
 
-def published_vision(config: VisionConfig, weights: dict[str, Tensor]) -> Any:
-    """Timm's own model with the weights of a tower."""
-    assert config.settings is not None
-    own = timm.create_model(
-        config.settings["architecture"], num_classes=0, img_size=config.image_size, **config.settings["arguments"]
-    )
+def published_vision(config, weights):
+    settings = {"num_classes": 0, "img_size": config.image_size, **config.settings["arguments"]}
+    own = timm.create_model(config.settings["architecture"], **settings)
     own.load_state_dict({name.removeprefix("model."): tensor for name, tensor in weights.items()})
     return own.eval()
 
 
-def published_text(config: TextConfig, weights: dict[str, Tensor]) -> Any:
-    """The model of transformers with the weights of a tower."""
-    assert config.settings is not None
+def published_text(config, weights):
     settings = dict(config.settings)
     own = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(settings.pop("model_type"), **settings))
     left = own.load_state_dict({name.removeprefix("model."): value for name, value in weights.items()}, strict=False)
@@ -56,7 +49,7 @@ def published_text(config: TextConfig, weights: dict[str, Tensor]) -> Any:
 
 @pytest.mark.parametrize("family", VISION_FAMILIES)
 @torch.no_grad()
-def test_every_layer_of_an_image_tower(family: str) -> None:
+def test_every_layer_of_an_image_tower(family):
     config = drawn_vision(family, 0)
     tower = tiny.off_defaults(vision_tower(config)).eval()
     own, pixels = published_vision(config, tower.state_dict()), tiny.images(2, size=config.image_size)
@@ -77,7 +70,7 @@ def test_every_layer_of_an_image_tower(family: str) -> None:
 
 @pytest.mark.parametrize("family", TEXT_FAMILIES)
 @torch.no_grad()
-def test_every_layer_of_a_text_tower(family: str) -> None:
+def test_every_layer_of_a_text_tower(family):
     config = drawn_text(family, 0)
     tower = tiny.off_defaults(TransformersTower(config)).eval()
     own = published_text(config, tower.state_dict())
@@ -98,7 +91,7 @@ def test_every_layer_of_a_text_tower(family: str) -> None:
     assert tiny.off(padded[1, :4], tower(IDS, None, layers)[-1][1, :4]) > 1e-3  # control: padding is masked
 
 
-def both(vision: str, text: str) -> ModelConfig:
+def both(vision, text):
     config = replace(tiny.CONFIG, vision=drawn_vision(vision, 0), text=drawn_text(text, 0))
     return config.override({"fusion.dropout": 0.0})
 
@@ -113,7 +106,7 @@ BOTH = both("siglip", "modernbert")
         *(("rotary, learnt", "modernbert"), ("relative positions", "deberta-v2")),
     ],
 )
-def test_a_model_described_on_meta_has_its_buffers(vision: str, text: str) -> None:
+def test_a_model_described_on_meta_has_its_buffers(vision, text):
     config = both(vision, text)
     model, pixels = tiny.build(config), tiny.images(3, size=config.vision.image_size)
     with torch.device("meta"):
@@ -124,7 +117,7 @@ def test_a_model_described_on_meta_has_its_buffers(vision: str, text: str) -> No
         assert torch.equal(described.eval()(pixels, IDS, MASK).pooled, model(pixels, IDS, MASK).pooled)
 
 
-def test_checkpointed_activations_change_no_gradient() -> None:
+def test_checkpointed_activations_change_no_gradient():
     config = both("dinov3", "modernbert")
     model, pixels = tiny.build(config), tiny.images(3, size=config.vision.image_size)
     gradients = []
@@ -146,18 +139,15 @@ def test_checkpointed_activations_change_no_gradient() -> None:
         (lambda: transformers_config({"model_type": "mine"}), "does not know the model type 'mine'"),
         (lambda: transformers_config({"model_type": "t5"}), "t5 is an encoder with a decoder; expected an encoder"),
         (lambda: vision_tower(VisionConfig(architecture="timm")), r"vision\.settings has no architecture"),
-        (
-            lambda: vision_tower(replace(drawn_vision("siglip", 0), num_layers=2)),
-            r"vision\.num_layers is 2, but vision\.settings make a tower with",
-        ),
+        (lambda: vision_tower(replace(drawn_vision("siglip", 0), num_layers=2)), r"vision\.num_layers is 2, but"),
     ],
 )
-def test_refused(build: Any, message: str) -> None:
+def test_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build()
 
 
-def test_texts_that_are_too_long() -> None:
+def test_texts_that_are_too_long():
     config = drawn_text("deberta-v2", 0)
     ids = torch.full((1, config.max_length + 1), 5)
     with pytest.raises(ValueError, match=f"text of {config.max_length + 1} tokens; the position table holds"):
@@ -173,7 +163,7 @@ def test_texts_that_are_too_long() -> None:
     ],
     ids=["ours", "layers that are read", "libraries"],
 )
-def test_only_top_layers_train(config: ModelConfig, trained: set[str]) -> None:
+def test_only_top_layers_train(config, trained):
     model = tiny.build(config)
     model.train_top_layers(1)
     assert model.cached_layers((1, 3)) == (1, 2)
@@ -185,7 +175,7 @@ def test_only_top_layers_train(config: ModelConfig, trained: set[str]) -> None:
         model.train_top_layers(9)
 
 
-def test_cached_states_are_for_towers_of_the_package() -> None:
+def test_cached_states_are_for_towers_of_the_package():
     model = tiny.build(BOTH)
     for tower, name in ((model.vision, "TimmTower"), (model.text, "TransformersTower")):
         with pytest.raises(ValueError, match=f"{name} cannot go on from cached states; leave out train_top or freeze"):
@@ -194,7 +184,7 @@ def test_cached_states_are_for_towers_of_the_package() -> None:
 
 @pytest.mark.parametrize("rate", [0.0, 0.5])
 @pytest.mark.parametrize("given", [{}, {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0.3}])
-def test_the_rate_of_dropout_is_that_of_the_config(given: dict[str, float], rate: float) -> None:
+def test_the_rate_of_dropout_is_that_of_the_config(given, rate):
     config = transformers_config({"model_type": "bert", **TEXT_FAMILIES["bert"](Random(0)), **given})
     tower = TransformersTower(replace(config, dropout=rate)).train()
     assert {module.p for module in tower.modules() if isinstance(module, torch.nn.Dropout)} == {rate}

@@ -2,13 +2,11 @@
 
 import copy
 import pickle
-from collections.abc import Callable
 from io import BytesIO
-from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import tiny
 from bridgetower.checkpoints import read_checkpoint
@@ -23,25 +21,23 @@ ATOL = 1e-5
 
 
 @torch.no_grad()
-def pooled(model: BridgeTower) -> Tensor:
+def pooled(model):
     return model.fuse(*tiny.encodings(model)).pooled
 
 
-def is_packed(model: nn.Module) -> bool:
+def is_packed(model):
     return any(parameter.is_mkldnn for parameter in model.parameters())
 
 
-def through_file(model: BridgeTower) -> BridgeTower:
+def through_file(model):
     file = BytesIO()
     torch.save(model, file)
     file.seek(0)
-    read: BridgeTower = torch.load(file, weights_only=False)
-    return read
+    return torch.load(file, weights_only=False)
 
 
 @pytest.fixture
-def used() -> BridgeTower:
-    """A model as an engine leaves it once it has computed."""
+def used():
     engine = TorchEngine(tiny.build(CONFIG), torch.device("cpu"))
     with torch.inference_mode():
         engine.fuse(*tiny.encodings(engine.model))
@@ -50,10 +46,8 @@ def used() -> BridgeTower:
 
 
 class TestUsed:
-    """After the first use on a CPU, which packs the weights."""
-
     @pytest.mark.parametrize("copied", [copy.deepcopy, through_file], ids=["deepcopy", "torch.save"])
-    def test_copies(self, used: BridgeTower, copied: Callable[[BridgeTower], BridgeTower]) -> None:
+    def test_copies(self, used, copied):
         expected = pooled(used)
         twin = copied(used)
         assert is_packed(used)
@@ -64,21 +58,21 @@ class TestUsed:
                 parameter.zero_()
         assert torch.equal(pooled(used), expected), "they share nothing"
 
-    def test_another_state_dict(self, used: BridgeTower) -> None:
+    def test_another_state_dict(self, used):
         other = tiny.build(CONFIG, seed=1)
         used.load_state_dict(other.state_dict())
         assert is_packed(used)
         assert tiny.off(pooled(used), pooled(other)) < ATOL
         assert tiny.equal(used.state_dict(), other.state_dict())
 
-    def test_a_state_dict_that_does_not_fit(self, used: BridgeTower) -> None:
+    def test_a_state_dict_that_does_not_fit(self, used):
         state = used.state_dict()
         with pytest.raises(RuntimeError, match="size mismatch"):
             used.load_state_dict(state | {"fusion.text_layers.0.mlp.down.weight": torch.zeros(3, 3)})
         assert tiny.equal(used.state_dict(), state)
 
     @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
-    def test_other_number_formats(self, used: BridgeTower, dtype: torch.dtype) -> None:
+    def test_other_number_formats(self, used, dtype):
         state = used.state_dict()
         assert used.to(dtype) is used
         assert tiny.equal(used.state_dict(), {name: value.to(dtype) for name, value in state.items()})
@@ -87,20 +81,19 @@ class TestUsed:
             theirs = tiny.build(CONFIG).to(dtype)
             assert tiny.off(used(pixels, *texts).pooled, theirs(pixels, *texts).pooled) < ATOL
 
-    def test_another_device(self, used: BridgeTower) -> None:
+    def test_another_device(self, used):
         used.to("meta")
         assert {parameter.device.type for parameter in used.parameters()} == {"meta"}
         assert [type(module) for module in used.modules()] == [type(module) for module in tiny.build(CONFIG).modules()]
 
-    def test_it_can_train(self, used: BridgeTower) -> None:
+    def test_it_can_train(self, used):
         twin = copy.deepcopy(used).requires_grad_().train()
         twin.fuse(*tiny.encodings(twin)).pooled.sum().backward()
         grown = twin.fusion.text_layers[0].mlp.down.weight.grad
-        assert grown is not None
         assert grown.abs().sum() > 0
 
 
-def test_copies_of_a_predictor(tiny_checkpoint: Path) -> None:
+def test_copies_of_a_predictor(tiny_checkpoint):
     predictor, texts = load(tiny_checkpoint, device="cpu"), ("a red square", "two blue circles")
     unused = copy.deepcopy(predictor)
     expected = predictor.embed_texts(texts)
@@ -110,25 +103,23 @@ def test_copies_of_a_predictor(tiny_checkpoint: Path) -> None:
 
 
 class Adapted(nn.Module):
-    """A linear layer with an adapter beside it."""
-
-    def __init__(self, base: nn.Linear) -> None:
+    def __init__(self, base):
         super().__init__()
         self.base, self.weight, self.bias = base, base.weight, base.bias
         self.adapter = tiny.off_defaults(nn.Linear(base.in_features, base.out_features, bias=False), seed=7)
 
-    def forward(self, hidden: Tensor) -> Tensor:
+    def forward(self, hidden):
         return self.base(hidden) + self.adapter(hidden)
 
 
-def adapted(model: BridgeTower, names: tuple[str, ...]) -> None:
+def adapted(model, names):
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if name in names:
                 setattr(parent, name, Adapted(child))
 
 
-def doubled(model: BridgeTower, names: tuple[str, ...]) -> None:
+def doubled(model, names):
     for name, module in model.named_modules():
         if name.rpartition(".")[2] in names:
             module.register_forward_hook(lambda module, given, output: 2 * output)
@@ -141,7 +132,7 @@ def doubled(model: BridgeTower, names: tuple[str, ...]) -> None:
 class TestWrappedLayers:
     """Layers are called, so that what was put around them takes part, whatever is computed of the model."""
 
-    def made(self, wrap: Callable[..., None], optimize: Callable[..., None], *names: str) -> BridgeTower:
+    def made(self, wrap, optimize, *names):
         model = tiny.build(CONFIG)
         before = pooled(model)
         wrap(model, names)
@@ -149,20 +140,20 @@ class TestWrappedLayers:
         assert tiny.off(pooled(model), before) > 0.01, "control: the layers do something else"
         return model
 
-    def test_the_first_token_alone(self, wrap: Callable[..., None], optimize: Callable[[BridgeTower], None]) -> None:
+    def test_the_first_token_alone(self, wrap, optimize):
         model = self.made(wrap, optimize, "qkv")
         image, text = tiny.encodings(model)
         assert tiny.off(model.fuse(image, text, "pooled").pooled, model.fuse(image, text, "all").pooled) < ATOL
         assert tiny.off(model.encode_image(tiny.images(3), outputs="cls").cls, image.cls) < ATOL
         assert tiny.off(model.encode_text(*tiny.texts([5, 3, 4]), outputs="cls").cls, text.cls) < ATOL
 
-    def test_with_gradients(self, wrap: Callable[..., None], optimize: Callable[..., None]) -> None:
+    def test_with_gradients(self, wrap, optimize):
         for name in ("up", "down"):
             model = self.made(wrap, optimize, name)
             assert tiny.off(model.fuse(*tiny.encodings(model)).pooled, pooled(model)) < ATOL
 
 
-def test_what_a_hook_was_given_stays_as_it_was() -> None:
+def test_what_a_hook_was_given_stays_as_it_was():
     model, kept = tiny.build(CONFIG), []
     optimize_for_cpu(model)
     up = model.fusion.text_layers[0].mlp.up
@@ -171,45 +162,41 @@ def test_what_a_hook_was_given_stays_as_it_was() -> None:
     assert all(torch.equal(*pair) for pair in kept)
 
 
-class TestLora:
-    """Low-rank adapters of peft."""
+def test_a_step_of_lora_merged_and_saved(tmp_path):
+    peft = pytest.importorskip("peft")
+    heads = ["itm_head", "itc_head"]
+    config = peft.LoraConfig(r=4, target_modules=["qkv", "down", "key_value"], modules_to_save=heads)
+    base = tiny.build(FUSED)
+    start = pooled(base)
+    model = peft.get_peft_model(base, config)
+    optimize_for_cpu(base)
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert any("lora_A" in name for name in trained)
+    assert all("lora_" in name or "itm_head" in name or "itc_head" in name for name in trained)
+    optimizer = torch.optim.SGD([each for each in model.parameters() if each.requires_grad], lr=1.0)
+    for _ in range(2):
+        optimizer.zero_grad()
+        fused = model.fuse(*tiny.encodings(model), "pooled").pooled
+        (model.itm_logits(fused).square().sum() + model.pair_embeds(fused)[:, 0].sum()).backward()
+        optimizer.step()
+    model.eval()
+    adapted = pooled(model)
+    assert tiny.off(adapted, start) > 0.01
+    assert tiny.off(model.fuse(*tiny.encodings(model), "all").pooled, adapted) < ATOL
+    with torch.no_grad():
+        logits, vectors = model.itm_logits(adapted), model.text_embeds(tiny.encodings(model)[1])
 
-    def test_a_step_merged_and_saved(self, tmp_path: Path) -> None:
-        peft = pytest.importorskip("peft")
-        config = peft.LoraConfig(
-            r=4, target_modules=["qkv", "down", "key_value"], modules_to_save=["itm_head", "itc_head"]
-        )
-        base = tiny.build(FUSED)
-        start = pooled(base)
-        model = peft.get_peft_model(base, config)
-        optimize_for_cpu(base)
-        trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-        assert any("lora_A" in name for name in trained)
-        assert all("lora_" in name or "itm_head" in name or "itc_head" in name for name in trained)
-        optimizer = torch.optim.SGD([each for each in model.parameters() if each.requires_grad], lr=1.0)
-        for _ in range(2):
-            optimizer.zero_grad()
-            fused = model.fuse(*tiny.encodings(model), "pooled").pooled
-            (model.itm_logits(fused).square().sum() + model.pair_embeds(fused)[:, 0].sum()).backward()
-            optimizer.step()
-        model.eval()
-        adapted = pooled(model)
-        assert tiny.off(adapted, start) > 0.01
-        assert tiny.off(model.fuse(*tiny.encodings(model), "all").pooled, adapted) < ATOL
-        with torch.no_grad():
-            logits, vectors = model.itm_logits(adapted), model.text_embeds(tiny.encodings(model)[1])
+    model.save_pretrained(tmp_path / "adapter")
+    again = peft.PeftModel.from_pretrained(tiny.build(FUSED), tmp_path / "adapter").eval()
+    assert tiny.off(pooled(again), adapted) < ATOL
+    with torch.no_grad():
+        assert tiny.off(again.itm_logits(adapted), logits) < ATOL
 
-        model.save_pretrained(tmp_path / "adapter")
-        again = peft.PeftModel.from_pretrained(tiny.build(FUSED), tmp_path / "adapter").eval()
-        assert tiny.off(pooled(again), adapted) < ATOL
-        with torch.no_grad():
-            assert tiny.off(again.itm_logits(adapted), logits) < ATOL
-
-        merged = model.merge_and_unload()
-        assert isinstance(merged, BridgeTower)
-        merged.save(tmp_path / "merged")
-        saved = read_checkpoint(tmp_path / "merged").model()
-        with torch.no_grad():
-            assert tiny.off(pooled(saved), adapted) < ATOL
-            assert tiny.off(saved.itm_logits(adapted), logits) < ATOL
-            assert tiny.off(saved.text_embeds(tiny.encodings(saved)[1]), vectors) < ATOL
+    merged = model.merge_and_unload()
+    assert isinstance(merged, BridgeTower)
+    merged.save(tmp_path / "merged")
+    saved = read_checkpoint(tmp_path / "merged").model()
+    with torch.no_grad():
+        assert tiny.off(pooled(saved), adapted) < ATOL
+        assert tiny.off(saved.itm_logits(adapted), logits) < ATOL
+        assert tiny.off(saved.text_embeds(tiny.encodings(saved)[1]), vectors) < ATOL

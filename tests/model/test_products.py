@@ -1,17 +1,13 @@
 """Which library computes float32 products: what is measured, kept and set by hand, and a model without oneDNN."""
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tiny
 from bridgetower.files import cache_folder
-from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.cpu import LIBRARIES, VARIABLE, OneDnnLinear, onednn_is_faster, optimize_for_cpu, pack_weights
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.pretraining import PretrainingTask
@@ -20,7 +16,7 @@ ATOL = 1e-5
 
 
 @pytest.fixture(autouse=True)
-def _chosen_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _chosen_anew(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv(VARIABLE)
     onednn_is_faster.cache_clear()
@@ -29,19 +25,16 @@ def _chosen_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
 
 
 class Operators(TorchDispatchMode):
-    """Names of the operators that run."""
-
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
-        self.names: set[str] = set()
+        self.names = set()
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.names.add(str(func))
         return func(*args, **(kwargs or {}))
 
 
-def matched(model: BridgeTower) -> tuple[Tensor, bool]:
-    """Logits of a match, packed, and whether oneDNN computed any product."""
+def matched(model):
     with Operators() as operators, torch.inference_mode():
         pack_weights(model)
         image, text = tiny.encodings(model)
@@ -49,7 +42,7 @@ def matched(model: BridgeTower) -> tuple[Tensor, bool]:
     return logits, any("mkldnn" in name for name in operators.names)
 
 
-def test_measured_once_and_kept() -> None:
+def test_measured_once_and_kept():
     first = onednn_is_faster()
     (kept,) = (cache_folder() / "products").glob("*.json")
     content = json.loads(kept.read_text())
@@ -62,7 +55,7 @@ def test_measured_once_and_kept() -> None:
     assert onednn_is_faster() != first
 
 
-def test_what_cannot_be_read_or_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_read_or_written(tmp_path, monkeypatch):
     monkeypatch.setattr("bridgetower.model.cpu.measure", lambda: {"onednn": 1.0, "torch": 2.0})
     assert onednn_is_faster()
     (kept,) = (cache_folder() / "products").glob("*.json")
@@ -78,7 +71,7 @@ def test_what_cannot_be_read_or_written(tmp_path: Path, monkeypatch: pytest.Monk
     assert onednn_is_faster()
 
 
-def test_set_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_set_by_hand(monkeypatch):
     logits = {}
     for library in LIBRARIES:
         monkeypatch.setenv(VARIABLE, library)
@@ -94,23 +87,19 @@ def test_set_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Lacking:
-    """An object without one of its attributes."""
-
-    def __init__(self, whole: object, name: str) -> None:
+    def __init__(self, whole, name):
         self._whole, self._name = whole, name
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name):
         if name == self._name:
             raise AttributeError(name)
         return getattr(self._whole, name)
 
 
 @pytest.mark.parametrize(
-    "operator",
-    ["_linear_pointwise", "_reorder_linear_weight", "_is_mkldnn_bf16_supported", "_softmax_backward_data"],
+    "operator", ["_linear_pointwise", "_reorder_linear_weight", "_is_mkldnn_bf16_supported", "_softmax_backward_data"]
 )
-def test_a_release_without_a_private_operator(operator: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Then PyTorch's own layers compute, in training and packed."""
+def test_a_release_without_a_private_operator(operator, monkeypatch):
     if hasattr(torch, operator):
         monkeypatch.delattr(torch, operator)
     else:
@@ -126,21 +115,19 @@ def test_a_release_without_a_private_operator(operator: str, monkeypatch: pytest
 
 
 class TestWithoutOneDnn:
-    """As in builds of PyTorch for processors that it has no kernels for."""
-
     @pytest.fixture(autouse=True)
-    def _none(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    def _none(self, monkeypatch):
         monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
         with torch.backends.mkldnn.flags(enabled=False):
             yield
 
-    def test_matching(self) -> None:
+    def test_matching(self):
         (ours, used), plain = matched(tiny.build()), tiny.build()
         assert not used
         with torch.no_grad():
             assert tiny.off(ours, plain.itm_head(plain.fuse(*tiny.encodings(plain)).pooled)) < ATOL
 
-    def test_a_step(self) -> None:
+    def test_a_step(self):
         found = []
         for model in (tiny.build(), tiny.build()):
             if found:

@@ -1,11 +1,8 @@
 """Made-up photos and a small trained tokenizer for the tests of preprocessing."""
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 from PIL import Image
-from tokenizers import Tokenizer
 
 from bridgetower.processor import ProcessorConfig, train_tokenizer
 
@@ -19,10 +16,8 @@ CAPTIONS = [
 
 
 @pytest.fixture(scope="session")
-def photo() -> Callable[[int, int], Image.Image]:
-    """Makes an RGB picture of a height and a width with smooth areas, edges and grain."""
-
-    def make(height: int, width: int) -> Image.Image:
+def photo():
+    def make(height, width):
         rng = np.random.default_rng(height * 10_000 + width)
         coarse = rng.integers(0, 256, (height // 16 + 2, width // 16 + 2, 3), dtype=np.uint8)
         smooth = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)).astype(int)
@@ -33,10 +28,10 @@ def photo() -> Callable[[int, int], Image.Image]:
 
 
 @pytest.fixture(scope="session")
-def tokenizer() -> Tokenizer:
+def tokenizer():
     return train_tokenizer(CAPTIONS, vocab_size=320)
 
 
 @pytest.fixture
-def config() -> ProcessorConfig:
+def config():
     return ProcessorConfig(profile="official-pretrain", image_size=32, max_length=12, patch_size=16)

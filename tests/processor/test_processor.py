@@ -2,23 +2,17 @@
 
 import json
 import pickle
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tokenizers import Tokenizer
 
 from bridgetower.processor import Processor, ProcessorConfig
 
-Photo = Callable[[int, int], Image.Image]
 
-
-def test_saved_and_loaded_processors_are_equal(tokenizer: Tokenizer, photo: Photo, tmp_path: Path) -> None:
+def test_saved_and_loaded_processors_are_equal(tokenizer, photo, tmp_path):
     sizes = {"image_size": 48, "shortest_edge": 64, "size_divisor": 8, "max_length": 30, "patch_size": 16}
     values = {"background": (1, 2, 3), "image_mean": (0.1, 0.2, 0.3), "image_std": (0.4, 0.5, 0.6)}
     config = ProcessorConfig(profile="hf", **sizes, **values)
@@ -33,7 +27,7 @@ def test_saved_and_loaded_processors_are_equal(tokenizer: Tokenizer, photo: Phot
 
 
 @pytest.mark.parametrize("profile", ["official-pretrain", "official-finetune", "hf"])
-def test_fast_decoding(profile: Any, photo: Photo, tmp_path: Path) -> None:
+def test_fast_decoding(profile, photo, tmp_path):
     config = ProcessorConfig(profile=profile, image_size=48, max_length=20, fast_decode=True)
     fast, full = Processor(config, None), Processor(replace(config, fast_decode=False), None)
     large, small = tmp_path / "large.jpg", tmp_path / "small.jpg"
@@ -48,13 +42,13 @@ def test_fast_decoding(profile: Any, photo: Photo, tmp_path: Path) -> None:
     assert Processor.load(tmp_path).config.fast_decode
 
 
-def test_a_processor_without_tokenizer_stays_without(config: ProcessorConfig, tmp_path: Path) -> None:
+def test_a_processor_without_tokenizer_stays_without(config, tmp_path):
     (tmp_path / "tokenizer.json").write_text("left over")
     Processor(config, None).save(tmp_path)
     assert Processor.load(tmp_path).tokenizer is None
 
 
-def test_text_needs_a_tokenizer(config: ProcessorConfig) -> None:
+def test_text_needs_a_tokenizer(config):
     processor = Processor(config, None)
     for read in (
         lambda: processor.texts(["a"]),
@@ -67,13 +61,13 @@ def test_text_needs_a_tokenizer(config: ProcessorConfig) -> None:
             read()
 
 
-def test_loading_refuses_what_it_does_not_know(config: ProcessorConfig, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_loading_refuses_what_it_does_not_know(config, tokenizer, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"processor\.json"):
         Processor.load(tmp_path)
     Processor(config, tokenizer).save(tmp_path)
     path = tmp_path / "processor.json"
     values = json.loads(path.read_text())
-    changes: list[tuple[dict[str, Any], str]] = [
+    changes = [
         (values | {"version": 2}, "version 2"),
         (values | {"extra": 1}, "extra"),
         (values | {"config": values["config"] | {"flip": True}}, r"unknown fields \['flip'\]"),
@@ -114,12 +108,12 @@ def test_loading_refuses_what_it_does_not_know(config: ProcessorConfig, tokenize
         ({"profile": "hf", "image_size": 16}, "below size_divisor 32"),
     ],
 )
-def test_impossible_settings(changes: dict[str, Any], message: str, config: ProcessorConfig) -> None:
+def test_impossible_settings(changes, message, config):
     with pytest.raises(ValueError, match=message):
         replace(config, **changes)
 
 
-def test_another_image_size(config: ProcessorConfig, tokenizer: Tokenizer, photo: Photo) -> None:
+def test_another_image_size(config, tokenizer, photo):
     larger = Processor(config, tokenizer).with_image_size(64)
     assert larger.images([photo(20, 30)]).shape == (1, 3, 64, 64)
     assert larger.tokenizer is tokenizer
@@ -130,11 +124,11 @@ def test_another_image_size(config: ProcessorConfig, tokenizer: Tokenizer, photo
         Processor(apart, None).with_image_size(96)
 
 
-def test_lists_of_images(config: ProcessorConfig, photo: Photo, tmp_path: Path) -> None:
+def test_lists_of_images(config, photo, tmp_path):
     processor = Processor(config, None)
     with pytest.raises(ValueError, match="no images"):
         processor.images([])
-    singles: list[Any] = [photo(4, 5), str(tmp_path), b"x", np.zeros((4, 5, 3), np.uint8), torch.zeros(3, 4, 5)]
+    singles = [photo(4, 5), str(tmp_path), b"x", np.zeros((4, 5, 3), np.uint8), torch.zeros(3, 4, 5)]
     for single in singles:
         with pytest.raises(ValueError, match=r"one image .*pass \[image\]"):
             processor.images(single)
@@ -144,7 +138,7 @@ def test_lists_of_images(config: ProcessorConfig, photo: Photo, tmp_path: Path) 
         processor.images([tmp_path / "nothing.png"])
 
 
-def test_a_prepared_picture_counts_as_an_image(config: ProcessorConfig, photo: Photo, tmp_path: Path) -> None:
+def test_a_prepared_picture_counts_as_an_image(config, photo, tmp_path):
     processor, path = Processor(config, None), tmp_path / "turned.jpg"
     exif = Image.Exif()
     exif[274] = 6  # to be turned by 90 degrees

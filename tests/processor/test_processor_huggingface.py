@@ -2,23 +2,18 @@
 
 import json
 import logging
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from PIL import Image
-from tokenizers import Tokenizer, normalizers
+from tokenizers import normalizers
 
 pytest.importorskip("transformers")
 
 from transformers import AutoProcessor, BridgeTowerConfig, BridgeTowerImageProcessor, BridgeTowerProcessor
 
-from bridgetower.processor import Processor, ProcessorConfig, Profile, train_tokenizer
-
-Photo = Callable[[int, int], Image.Image]
+from bridgetower.processor import Processor, ProcessorConfig, train_tokenizer
 
 HUB = {
     **dict.fromkeys(("do_center_crop", "do_normalize", "do_pad", "do_rescale", "do_resize"), True),
@@ -33,23 +28,22 @@ HUB = {
 TEXTS = ["A dog runs", "two  dogs <mask> on the grass, don't", " 犬 🐕 É", ""]
 
 
-def _folder(path: Path, settings: dict[str, Any], name: str = "preprocessor_config.json") -> Path:
+def _folder(path, settings, name="preprocessor_config.json"):
     path.mkdir(exist_ok=True)
     (path / name).write_text(json.dumps(settings))
     return path
 
 
-def test_hub_settings(photo: Photo, tmp_path: Path) -> None:
+def test_hub_settings(photo, tmp_path):
     processor = Processor.from_huggingface(_folder(tmp_path, HUB), patch_size=16)
-    assert processor.config == ProcessorConfig(
-        profile="hf", image_size=288, max_length=512, patch_size=16, size_divisor=32
-    )
+    sizes = {"image_size": 288, "max_length": 512, "patch_size": 16, "size_divisor": 32}
+    assert processor.config == ProcessorConfig(profile="hf", **sizes)
     assert processor.tokenizer is None
     expected = BridgeTowerImageProcessor.from_pretrained(tmp_path)(photo(100, 333), return_tensors="pt").pixel_values
     assert torch.equal(processor.images([photo(100, 333)]), expected)
 
 
-def test_bilinear(photo: Photo, tmp_path: Path) -> None:
+def test_bilinear(photo, tmp_path):
     processor = Processor.from_huggingface(_folder(tmp_path, HUB | {"resample": 2}), patch_size=16)
     image = photo(400, 333)
     expected = BridgeTowerImageProcessor.from_pretrained(tmp_path)(image, return_tensors="pt").pixel_values
@@ -60,7 +54,7 @@ def test_bilinear(photo: Photo, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "back" / "preprocessor_config.json").read_text())["resample"] == 2
 
 
-def test_an_absent_crop_is_as_large_as_the_short_side(photo: Photo, tmp_path: Path) -> None:
+def test_an_absent_crop_is_as_large_as_the_short_side(photo, tmp_path):
     folder = _folder(tmp_path, HUB | {"size": {"shortest_edge": 294}})
     processor = Processor.from_huggingface(folder, patch_size=14)
     assert processor.config.image_size == 294
@@ -86,12 +80,12 @@ def test_an_absent_crop_is_as_large_as_the_short_side(photo: Photo, tmp_path: Pa
         ({"_valid_processor_keys": ["images"], "processor_class": "BridgeTowerProcessor"}, {"profile": "hf"}),
     ],
 )
-def test_settings_that_are_carried_out(settings: dict[str, Any], fields: dict[str, Any], tmp_path: Path) -> None:
+def test_settings_that_are_carried_out(settings, fields, tmp_path):
     config = Processor.from_huggingface(_folder(tmp_path, HUB | settings), patch_size=16).config
     assert {name: getattr(config, name) for name in fields} == fields
 
 
-def test_settings_that_would_be_ignored_are_refused(tmp_path: Path) -> None:
+def test_settings_that_would_be_ignored_are_refused(tmp_path):
     for name, value in (
         *((name, False) for name in ("do_resize", "do_rescale", "do_normalize", "do_center_crop")),
         *(("resample", 0), ("rescale_factor", 1.0), ("pad_size", {"height": 300, "width": 300})),
@@ -104,7 +98,7 @@ def test_settings_that_would_be_ignored_are_refused(tmp_path: Path) -> None:
             Processor.from_huggingface(_folder(tmp_path, HUB | {name: value}), patch_size=16)
 
 
-def test_nested_settings_win_as_in_transformers(tmp_path: Path) -> None:
+def test_nested_settings_win_as_in_transformers(tmp_path):
     _folder(tmp_path, HUB)
     _folder(tmp_path, {"image_processor": HUB | {"size_divisor": 16}}, "processor_config.json")
     assert Processor.from_huggingface(tmp_path, patch_size=16).config.size_divisor == 16
@@ -113,14 +107,14 @@ def test_nested_settings_win_as_in_transformers(tmp_path: Path) -> None:
     assert Processor.from_huggingface(tmp_path, patch_size=16).config.size_divisor == 32
 
 
-def test_no_settings_and_a_size_that_the_model_cannot_take(tmp_path: Path) -> None:
+def test_no_settings_and_a_size_that_the_model_cannot_take(tmp_path):
     with pytest.raises(FileNotFoundError, match="no image settings"):
         Processor.from_huggingface(tmp_path, patch_size=16)
     with pytest.raises(ValueError, match=r"288 is not a multiple of the patch size 14; use 280 or 294"):
         Processor.from_huggingface(_folder(tmp_path, HUB), patch_size=14)
 
 
-def test_the_text_limit_comes_from_the_tokenizer(tmp_path: Path) -> None:
+def test_the_text_limit_comes_from_the_tokenizer(tmp_path):
     _folder(tmp_path, HUB)
     for limit, expected in ((77, 77), (int(1e30), 512), (None, 512)):
         _folder(tmp_path, {"model_max_length": limit}, "tokenizer_config.json")
@@ -128,16 +122,14 @@ def test_the_text_limit_comes_from_the_tokenizer(tmp_path: Path) -> None:
         assert Processor.from_huggingface(tmp_path, patch_size=16, max_length=50).config.max_length == 50
 
 
-def _hf_config(**fields: Any) -> ProcessorConfig:
+def _hf_config(**fields):
     return ProcessorConfig(**({"profile": "hf", "image_size": 96, "max_length": 20, "patch_size": 16} | fields))
 
 
 @pytest.mark.parametrize(
     ("fields", "with_model_config"), [({}, True), ({"image_size": 112, "shortest_edge": 128, "size_divisor": 8}, False)]
 )
-def test_transformers_reads_what_was_written(
-    fields: dict[str, int], with_model_config: bool, tokenizer: Tokenizer, photo: Photo, tmp_path: Path
-) -> None:
+def test_transformers_reads_what_was_written(fields, with_model_config, tokenizer, photo, tmp_path):
     ours = Processor(_hf_config(**fields), tokenizer)
     ours.save_huggingface(tmp_path)
     if with_model_config:
@@ -151,14 +143,13 @@ def test_transformers_reads_what_was_written(
         encoded = theirs.tokenizer(TEXTS, padding=True, return_tensors="pt")
         assert encoded.keys() == {"input_ids", "attention_mask"}
         assert torch.equal(encoded.input_ids, batch.input_ids)
-        assert batch.attention_mask is not None
         assert torch.equal(encoded.attention_mask, batch.attention_mask)
         long = "a dog runs " * 20
         assert [theirs.tokenizer(long, truncation=True).input_ids] == ours.token_ids([long], truncate=True)
         assert theirs.tokenizer.mask_token_id == ours.mask_token_id
 
 
-def test_a_call_returns_the_tensors_of_transformers(tokenizer: Tokenizer, photo: Photo, tmp_path: Path) -> None:
+def test_a_call_returns_the_tensors_of_transformers(tokenizer, photo, tmp_path):
     ours = Processor(_hf_config(max_length=40), tokenizer)
     ours.save_huggingface(tmp_path)
     theirs = BridgeTowerProcessor.from_pretrained(tmp_path)
@@ -178,7 +169,7 @@ def test_a_call_returns_the_tensors_of_transformers(tokenizer: Tokenizer, photo:
     assert ours(images, TEXTS, padding=True).to("cpu").input_ids.shape[0] == 4
 
 
-def test_calls_that_have_no_tensors(tokenizer: Tokenizer, photo: Photo) -> None:
+def test_calls_that_have_no_tensors(tokenizer, photo):
     processor, image = Processor(_hf_config(), tokenizer), photo(60, 40)
     for given, options, words in (
         ((None, None), {}, "neither images nor text given"),
@@ -200,7 +191,7 @@ def test_calls_that_have_no_tensors(tokenizer: Tokenizer, photo: Photo) -> None:
         _ = processor(text="a dog").pixel_values
 
 
-def test_a_lower_casing_tokenizer_stays_one_in_transformers(tmp_path: Path) -> None:
+def test_a_lower_casing_tokenizer_stays_one_in_transformers(tmp_path):
     tokenizer = train_tokenizer(["a dog", "a dog"], vocab_size=270)
     tokenizer.normalizer = normalizers.Lowercase()
     ours = Processor(_hf_config(), tokenizer)
@@ -210,21 +201,20 @@ def test_a_lower_casing_tokenizer_stays_one_in_transformers(tmp_path: Path) -> N
     assert [theirs(text).input_ids for text in ("A DOG", "a dog")] == ours.token_ids(["A DOG", "a dog"])
 
 
-def test_what_transformers_wrote_is_read(tokenizer: Tokenizer, photo: Photo, tmp_path: Path) -> None:
+def test_what_transformers_wrote_is_read(tokenizer, photo, tmp_path):
     Processor(_hf_config(), tokenizer).save_huggingface(tmp_path / "first")
     theirs = AutoProcessor.from_pretrained(tmp_path / "first")
     theirs.save_pretrained(tmp_path / "second")
     assert (tmp_path / "second" / "processor_config.json").exists()
     ours = Processor.from_huggingface(tmp_path / "second", patch_size=16)
-    assert torch.equal(
-        ours.images([photo(80, 130)]), theirs.image_processor(photo(80, 130), return_tensors="pt")["pixel_values"]
-    )
+    expected = theirs.image_processor(photo(80, 130), return_tensors="pt")["pixel_values"]
+    assert torch.equal(ours.images([photo(80, 130)]), expected)
     assert ours.token_ids(TEXTS) == theirs.tokenizer(TEXTS).input_ids
     assert ours.config.max_length == 20
 
 
 @pytest.mark.parametrize("profile", ["official-pretrain", "official-finetune", "hf"])
-def test_written_settings_come_back(profile: Profile, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_written_settings_come_back(profile, tokenizer, tmp_path):
     for background in (None, (255, 255, 255)):
         config = _hf_config(profile=profile, background=background)
         Processor(config, tokenizer).save_huggingface(tmp_path)
@@ -234,9 +224,7 @@ def test_written_settings_come_back(profile: Profile, tokenizer: Tokenizer, tmp_
         assert back.token_ids(TEXTS) == Processor(config, tokenizer).token_ids(TEXTS)
 
 
-def test_official_profiles_are_nearly_the_same_in_transformers_and_say_so(
-    tokenizer: Tokenizer, photo: Photo, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_official_profiles_are_nearly_the_same_in_transformers_and_say_so(tokenizer, photo, tmp_path, caplog):
     level = 1.01 / 255 / 0.26130258
     for profile, shape in (("official-finetune", (97, 201)), ("official-pretrain", (96 * 2, 100 * 2))):
         ours = Processor(_hf_config(profile=profile), tokenizer)
@@ -249,7 +237,7 @@ def test_official_profiles_are_nearly_the_same_in_transformers_and_say_so(
         assert 1e-3 < difference < level
 
 
-def test_transparent_pictures_are_white_or_refused_in_transformers(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_transparent_pictures_are_white_or_refused_in_transformers(tokenizer, tmp_path):
     clear = Image.new("RGBA", (96, 96))
     white = Processor(_hf_config(background=(255, 255, 255)), tokenizer)
     white.save_huggingface(tmp_path / "white")
@@ -263,14 +251,14 @@ def test_transparent_pictures_are_white_or_refused_in_transformers(tokenizer: To
         Processor(_hf_config(background=(0, 0, 9)), tokenizer).save_huggingface(tmp_path / "blue")
 
 
-def test_nothing_is_written_beside_settings_that_would_win(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_nothing_is_written_beside_settings_that_would_win(tokenizer, tmp_path):
     _folder(tmp_path, {"image_processor": HUB}, "processor_config.json")
     with pytest.raises(ValueError, match="remove it first"):
         Processor(_hf_config(), tokenizer).save_huggingface(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["processor_config.json"]
 
 
-def test_other_clip_settings_are_refused(tmp_path: Path) -> None:
+def test_other_clip_settings_are_refused(tmp_path):
     edge, square = {"size": {"shortest_edge": 96}}, {"size": {"height": 96, "width": 96}}
     small = {"crop_size": {"height": 80, "width": 80}}
     others = (edge | {"do_center_crop": False}, edge | small, square | small, square | {"do_center_crop": True})

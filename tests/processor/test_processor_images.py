@@ -5,9 +5,6 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,24 +13,22 @@ from PIL import Image, ImageFile, ImageOps, PngImagePlugin
 
 from bridgetower.processor import Processor, ProcessorConfig, media_type, open_image, open_reduced
 
-Photo = Callable[[int, int], Image.Image]
-
 WHITE = (255, 255, 255)
 
 
-def _bytes(image: Image.Image, kind: str, **options: Any) -> bytes:
+def _bytes(image, kind, **options):
     stream = io.BytesIO()
     image.save(stream, kind, **options)
     return stream.getvalue()
 
 
-def _array(source: Any, **options: Any) -> np.ndarray:
+def _array(source, **options):
     image = open_image(source, **options)
     assert image.mode == "RGB"
     return np.asarray(image)
 
 
-def test_every_way_of_giving_a_picture_is_equal(photo: Photo, tmp_path: Path) -> None:
+def test_every_way_of_giving_a_picture_is_equal(photo, tmp_path):
     picture = photo(20, 31)
     pixels = np.array(picture)
     path = tmp_path / "picture.png"
@@ -45,7 +40,7 @@ def test_every_way_of_giving_a_picture_is_equal(photo: Photo, tmp_path: Path) ->
     assert np.array_equal(np.array(picture), pixels), "the source stays as it is"
 
 
-def test_grey_and_transparent_arrays_and_tensors() -> None:
+def test_grey_and_transparent_arrays_and_tensors():
     grey = np.arange(20, dtype=np.uint8).reshape(4, 5)
     for given in (grey, grey[..., None], torch.from_numpy(grey)[None]):
         assert np.array_equal(_array(given), np.repeat(grey[..., None], 3, axis=2))
@@ -69,14 +64,15 @@ def test_grey_and_transparent_arrays_and_tensors() -> None:
         (None, "given as NoneType"),
         (b"", "empty"),
         (b"<html>not found</html>", "cannot be read as an image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n", "cannot be read as an image"),
     ],
 )
-def test_what_is_no_picture_is_refused(source: Any, message: str) -> None:
+def test_what_is_no_picture_is_refused(source, message):
     with pytest.raises(ValueError, match=message):
         open_image(source)
 
 
-def test_a_whole_file_of_another_kind_is_unsupported_and_not_damaged() -> None:
+def test_a_whole_file_of_another_kind_is_unsupported_and_not_damaged():
     tiff, jpeg = (_bytes(Image.new("L", (8, 8)), kind) for kind in ("TIFF", "JPEG"))
     depth = jpeg.index(b"\xff\xc0") + 4
     for content, message in (
@@ -89,7 +85,7 @@ def test_a_whole_file_of_another_kind_is_unsupported_and_not_damaged() -> None:
         assert "damaged" not in str(caught.value)
 
 
-def _icon() -> Image.Image:
+def _icon():
     """One opaque red, one half transparent blue, one invisible pixel with black and one with green behind."""
     icon = Image.new("RGBA", (4, 1))
     for column, colour in enumerate([(255, 0, 0, 255), (0, 0, 255, 128), (0, 0, 0, 0), (0, 255, 0, 0)]):
@@ -97,7 +93,7 @@ def _icon() -> Image.Image:
     return icon
 
 
-def test_alpha_is_dropped_as_in_the_originals_unless_a_background_is_given() -> None:
+def test_alpha_is_dropped_as_in_the_originals_unless_a_background_is_given():
     icon = _bytes(_icon(), "PNG")
     dropped = [(255, 0, 0), (0, 0, 255), (0, 0, 0), (0, 255, 0)]
     assert np.array_equal(_array(icon)[0], dropped)
@@ -107,14 +103,14 @@ def test_alpha_is_dropped_as_in_the_originals_unless_a_background_is_given() -> 
     assert np.array_equal(_array(icon, background=(0, 0, 40))[0, 2:], [(0, 0, 40)] * 2)
 
 
-def test_the_processor_applies_its_background() -> None:
+def test_the_processor_applies_its_background():
     for background, expected in ((None, 0), (WHITE, 255)):
         config = ProcessorConfig(profile="official-finetune", image_size=1, max_length=4, background=background)
         assert Processor(config, None).resize(_icon().crop((2, 0, 3, 1))).flatten().tolist() == [expected] * 3
 
 
 @pytest.mark.parametrize("transparency", [None, 1, bytes([255, 0])])
-def test_palettes(transparency: int | bytes | None) -> None:
+def test_palettes(transparency):
     image = Image.new("P", (2, 1))
     image.putpalette([200, 10, 20, 7, 8, 9])
     image.putpixel((1, 0), 1)
@@ -126,7 +122,7 @@ def test_palettes(transparency: int | bytes | None) -> None:
         assert _array(_bytes(image, "PNG", **options), background=WHITE)[0].tolist() == [[200, 10, 20], second]
 
 
-def test_other_modes(photo: Photo) -> None:
+def test_other_modes(photo):
     for mode, kind in (("1", "PNG"), ("CMYK", "TIFF")):
         picture = photo(8, 9).convert(mode)
         assert np.array_equal(_array(_bytes(picture, kind)), np.asarray(picture.convert("RGB")))
@@ -140,13 +136,13 @@ GREY_16_AS_8 = [0, 0, 1, 1, 128, 255]
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_grey_of_16_bit_is_scaled(kind: str) -> None:
+def test_grey_of_16_bit_is_scaled(kind):
     image = Image.fromarray(GREY_16)
     assert _array(_bytes(image, kind))[0, :, 1].tolist() == GREY_16_AS_8
     assert np.asarray(image.convert("RGB"))[0, 3:, 0].tolist() == [255, 255, 255], "PIL alone clips"
 
 
-def test_other_16_bit_modes() -> None:
+def test_other_16_bit_modes():
     big_endian = Image.frombytes("I;16B", (6, 1), GREY_16.byteswap().tobytes())
     assert _array(big_endian)[0, :, 1].tolist() == GREY_16_AS_8
     assert _array(Image.fromarray(GREY_16.astype(np.int32)))[0, :, 1].tolist() == GREY_16_AS_8
@@ -156,7 +152,7 @@ def test_other_16_bit_modes() -> None:
         open_image(Image.fromarray(np.zeros((2, 2), dtype=np.float32)))
 
 
-def test_transparent_value_of_16_bit_grey() -> None:
+def test_transparent_value_of_16_bit_grey():
     image = Image.fromarray(GREY_16)
     image.info["transparency"] = 257
     assert _array(image)[0, :, 0].tolist() == GREY_16_AS_8
@@ -166,9 +162,7 @@ def test_transparent_value_of_16_bit_grey() -> None:
 @pytest.mark.parametrize(
     ("side", "expected"), [(None, (400, 240)), (121, (400, 240)), (120, (200, 120)), (9, (50, 30))]
 )
-def test_a_jpeg_is_decoded_at_the_least_scale_that_is_large_enough(
-    photo: Photo, side: int | None, expected: tuple[int, int]
-) -> None:
+def test_a_jpeg_is_decoded_at_the_least_scale_that_is_large_enough(photo, side, expected):
     content = _bytes(photo(240, 400), "JPEG")
     image, size = open_reduced(content, side)
     assert image.size == expected
@@ -178,7 +172,7 @@ def test_a_jpeg_is_decoded_at_the_least_scale_that_is_large_enough(
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6])
-def test_a_reduced_picture_tells_how_large_it_was(photo: Photo, orientation: int) -> None:
+def test_a_reduced_picture_tells_how_large_it_was(photo, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     image, size = open_reduced(_bytes(photo(241, 242), "JPEG", exif=exif), 30)
@@ -186,7 +180,7 @@ def test_a_reduced_picture_tells_how_large_it_was(photo: Photo, orientation: int
     assert image.size == (31, 31)
 
 
-def test_other_files_and_objects_are_opened_in_full(photo: Photo) -> None:
+def test_other_files_and_objects_are_opened_in_full(photo):
     picture = photo(240, 400)
     for source in (_bytes(picture, "PNG"), picture, np.array(picture)):
         image, size = open_reduced(source, 9)
@@ -194,12 +188,12 @@ def test_other_files_and_objects_are_opened_in_full(photo: Photo) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-def test_unreadable_exif_means_upright(photo: Photo) -> None:
+def test_unreadable_exif_means_upright(photo):
     content = _bytes(photo(8, 9), "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff")
     assert np.array_equal(_array(content), np.asarray(Image.open(io.BytesIO(content))))
 
 
-def test_first_frame_of_an_animation() -> None:
+def test_first_frame_of_an_animation():
     frames = [Image.new("RGB", (3, 3), colour) for colour in ("red", "blue")]
     content = _bytes(frames[0], "GIF", save_all=True, append_images=frames[1:])
     assert (_array(content) == (255, 0, 0)).all()
@@ -209,7 +203,7 @@ def test_first_frame_of_an_animation() -> None:
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
-def test_avif_files_are_what_pillow_makes_of_them(mode: str, photo: Photo) -> None:
+def test_avif_files_are_what_pillow_makes_of_them(mode, photo):
     exif = Image.Exif()
     exif[0x0112], exif[0x010E] = 6, "what it shows"
     content = _bytes(photo(31, 52).convert(mode), "AVIF", exif=exif)
@@ -219,7 +213,7 @@ def test_avif_files_are_what_pillow_makes_of_them(mode: str, photo: Photo) -> No
 
 
 @pytest.mark.parametrize("orientation", range(9))
-def test_orientation_is_what_pillow_makes_of_it(orientation: int, photo: Photo) -> None:
+def test_orientation_is_what_pillow_makes_of_it(orientation, photo):
     exif = Image.Exif()
     exif[0x0112] = orientation
     for kind, options in (("JPEG", {}), ("TIFF", {}), ("WEBP", {"lossless": True}), ("PNG", {})):
@@ -228,9 +222,9 @@ def test_orientation_is_what_pillow_makes_of_it(orientation: int, photo: Photo) 
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_orientation_in_xmp(kind: str, photo: Photo) -> None:
+def test_orientation_in_xmp(kind, photo):
     text = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
-    options: dict[str, Any] = {"xmp": text} if kind == "WEBP" else {}
+    options = {"xmp": text} if kind == "WEBP" else {}
     if kind == "PNG":
         options["pnginfo"] = PngImagePlugin.PngInfo()
         options["pnginfo"].add_itxt("XML:com.adobe.xmp", text.decode())
@@ -242,13 +236,13 @@ def test_orientation_in_xmp(kind: str, photo: Photo) -> None:
     assert np.array_equal(_array(content), np.asarray(stored.transpose(Image.Transpose.ROTATE_270)))
 
 
-def test_two_picture_jpegs_of_phones_and_cameras(photo: Photo) -> None:
+def test_two_picture_jpegs_of_phones_and_cameras(photo):
     content = _bytes(photo(8, 9), "MPO", save_all=True, append_images=[photo(8, 10)])
     assert Image.open(io.BytesIO(content)).format == "MPO"
     assert np.array_equal(_array(content), np.asarray(Image.open(io.BytesIO(content))))
 
 
-def test_missing_files_and_folders(tmp_path: Path) -> None:
+def test_missing_files_and_folders(tmp_path):
     (tmp_path / "empty.jpg").touch()
     with pytest.raises(FileNotFoundError, match=r"no image file at .*nothing\.jpg"):
         open_image(tmp_path / "nothing.jpg")
@@ -258,7 +252,7 @@ def test_missing_files_and_folders(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF"])
-def test_a_cut_off_file_is_an_error_and_never_half_a_picture(kind: str, photo: Photo) -> None:
+def test_a_cut_off_file_is_an_error_and_never_half_a_picture(kind, photo):
     content = _bytes(photo(40, 56), kind)
     whole = _array(content)
     ends = range(1, len(content), max(1, len(content) // 60))
@@ -273,7 +267,7 @@ def test_a_cut_off_file_is_an_error_and_never_half_a_picture(kind: str, photo: P
         open_image(content[: len(content) * 2 // 3])
 
 
-def test_cut_off_pictures_that_pil_would_fill(photo: Photo, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cut_off_pictures_that_pil_would_fill(photo, monkeypatch):
     content = _bytes(photo(40, 56), "JPEG")[:-200]
     with pytest.raises(ValueError, match="the PIL image is cut off"):
         open_image(Image.open(io.BytesIO(content)))
@@ -282,7 +276,7 @@ def test_cut_off_pictures_that_pil_would_fill(photo: Photo, monkeypatch: pytest.
         open_image(content)
 
 
-def test_altered_files_raise_nothing_but_value_errors(photo: Photo) -> None:
+def test_altered_files_raise_nothing_but_value_errors(photo):
     rng = np.random.default_rng(0)
     for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"):
         content = np.frombuffer(_bytes(photo(24, 24), kind), dtype=np.uint8)
@@ -294,34 +288,29 @@ def test_altered_files_raise_nothing_but_value_errors(photo: Photo) -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
-def test_media_types(kind: str) -> None:
+def test_media_types(kind):
     content = _bytes(Image.new("RGB", (3, 2)), kind)
     assert media_type(content) == Image.MIME[kind] == f"image/{kind.lower()}"
     with pytest.raises(ValueError, match=r"the file is no image; expected one of .*BMP, GIF"):
         media_type(b"<svg>" + content)
 
 
-def test_a_script_disguised_as_a_picture_is_not_run() -> None:
-    with pytest.raises(ValueError, match="cannot be read as an image"):
-        open_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
-
-
-def _png_header(width: int, height: int) -> bytes:
-    def chunk(kind: bytes, content: bytes) -> bytes:
+def _png_header(width, height):
+    def chunk(kind, content):
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
-def test_oversized_pictures_are_refused_before_they_are_decoded() -> None:
+def test_oversized_pictures_are_refused_before_they_are_decoded():
     with pytest.raises(ValueError, match="10000x10000 = 100000000 pixels, the limit is 64000000"):
         open_image(_png_header(10_000, 10_000))
     with pytest.raises(ValueError, match=r"has too many pixels \(.*900000000 pixels.*\); shrink it first"):
         open_image(_png_header(30_000, 30_000))
 
 
-def test_the_pixel_limit_can_be_moved(photo: Photo) -> None:
+def test_the_pixel_limit_can_be_moved(photo):
     content = _bytes(photo(20, 30), "JPEG")
     assert open_image(content, max_pixels=600).size == (30, 20)
     with pytest.raises(ValueError, match="30x20 = 600 pixels, the limit is 599"):

@@ -3,8 +3,6 @@
 import json
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -14,9 +12,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from bridgetower.processor import Processor, ProcessorConfig, load_tokenizer, train_tokenizer
 from bridgetower.processor.text import encode, tokenizers_errors
-
-if TYPE_CHECKING:
-    from transformers import RobertaTokenizer
 
 TEXTS = [
     "",
@@ -44,8 +39,7 @@ VOCAB_TXT = [
 ]
 
 
-def _roberta(folder: Path) -> "RobertaTokenizer":
-    """The tokenizer of a folder in transformers; skips the test where that is not installed."""
+def _roberta(folder):
     transformers = pytest.importorskip("transformers")
     vocab = json.loads((folder / "vocab.json").read_text())
     merges = [tuple(line.split(" ")) for line in (folder / "merges.txt").read_text().splitlines()[1:]]
@@ -54,13 +48,13 @@ def _roberta(folder: Path) -> "RobertaTokenizer":
 
 
 @pytest.fixture(scope="module")
-def roberta_folder(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def roberta_folder(tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("roberta")
     tokenizer.model.save(str(folder))
     return folder
 
 
-def test_vocab_and_merges_equal_transformers(roberta_folder: Path) -> None:
+def test_vocab_and_merges_equal_transformers(roberta_folder):
     ours, theirs = load_tokenizer(roberta_folder), _roberta(roberta_folder)
     for text in TEXTS:
         assert ours.encode(text).ids == theirs(text).input_ids, text
@@ -69,7 +63,7 @@ def test_vocab_and_merges_equal_transformers(roberta_folder: Path) -> None:
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.lists(st.one_of(st.text(max_size=12), st.sampled_from(["<mask>", " ", "</s>", "dog"]))).map("".join))
-def test_any_text_equals_transformers_and_comes_back(text: str, roberta_folder: Path) -> None:
+def test_any_text_equals_transformers_and_comes_back(text, roberta_folder):
     ours, theirs = _cached_pair(roberta_folder)
     ids = ours.encode(text).ids
     assert ids == theirs(text).input_ids
@@ -78,11 +72,11 @@ def test_any_text_equals_transformers_and_comes_back(text: str, roberta_folder: 
 
 
 @cache
-def _cached_pair(folder: Path) -> tuple[Tokenizer, "RobertaTokenizer"]:
+def _cached_pair(folder):
     return load_tokenizer(folder), _roberta(folder)
 
 
-def test_the_comparison_sees_a_leading_space_and_the_mask_token(roberta_folder: Path, tmp_path: Path) -> None:
+def test_the_comparison_sees_a_leading_space_and_the_mask_token(roberta_folder, tmp_path):
     theirs = _roberta(roberta_folder)
     for name in ("vocab.json", "merges.txt"):
         (tmp_path / name).write_bytes((roberta_folder / name).read_bytes())
@@ -96,7 +90,7 @@ def test_the_comparison_sees_a_leading_space_and_the_mask_token(roberta_folder: 
 @pytest.mark.parametrize(
     "options", [{}, {"do_lower_case": False}, {"strip_accents": False}, {"tokenize_chinese_chars": False}]
 )
-def test_bert_equals_transformers(options: dict[str, bool], tmp_path: Path) -> None:
+def test_bert_equals_transformers(options, tmp_path):
     transformers = pytest.importorskip("transformers")
     (tmp_path / "vocab.txt").write_text("\n".join(VOCAB_TXT) + "\n")
     if options:
@@ -107,7 +101,7 @@ def test_bert_equals_transformers(options: dict[str, bool], tmp_path: Path) -> N
         assert ours.encode(text).ids == theirs(text).input_ids, text
 
 
-def test_tokenizer_json_is_read_without_its_padding_and_truncation(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_tokenizer_json_is_read_without_its_padding_and_truncation(tokenizer, tmp_path):
     fixed = Tokenizer.from_str(tokenizer.to_str())
     fixed.enable_padding(length=40)
     fixed.enable_truncation(5)
@@ -117,7 +111,7 @@ def test_tokenizer_json_is_read_without_its_padding_and_truncation(tokenizer: To
         assert load_tokenizer(source).encode(text).ids == tokenizer.encode(text).ids
 
 
-def test_missing_and_damaged_tokenizers(roberta_folder: Path, tmp_path: Path) -> None:
+def test_missing_and_damaged_tokenizers(roberta_folder, tmp_path):
     (tmp_path / "spm.model").write_bytes(b"\x0e")
     for source in (tmp_path, tmp_path / "spm.model"):
         with pytest.raises(FileNotFoundError, match=r"no tokenizer at .*AutoTokenizer\.from_"):
@@ -137,7 +131,7 @@ def test_missing_and_damaged_tokenizers(roberta_folder: Path, tmp_path: Path) ->
         load_tokenizer(tmp_path)
 
 
-def test_special_tokens_that_would_be_ignored(roberta_folder: Path, tmp_path: Path) -> None:
+def test_special_tokens_that_would_be_ignored(roberta_folder, tmp_path):
     for file in roberta_folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     for name, content, message in (
@@ -151,7 +145,7 @@ def test_special_tokens_that_would_be_ignored(roberta_folder: Path, tmp_path: Pa
         (tmp_path / name).unlink()
 
 
-def test_trained_tokenizer_has_robertas_ids_and_is_deterministic(tokenizer: Tokenizer) -> None:
+def test_trained_tokenizer_has_robertas_ids_and_is_deterministic(tokenizer):
     captions = ["a dog runs", "two dogs run", "the dog ran"] * 5
     first, second = (train_tokenizer(captions, vocab_size=280) for _ in range(2))
     assert first.to_str() == second.to_str()
@@ -163,36 +157,33 @@ def test_trained_tokenizer_has_robertas_ids_and_is_deterministic(tokenizer: Toke
     assert 3 not in tokenizer.encode("ключ 🗝 \x00").ids
 
 
-def test_training_needs_texts_and_room() -> None:
+def test_training_needs_texts_and_room():
     with pytest.raises(ValueError, match="no captions"):
         train_tokenizer([], vocab_size=300)
     with pytest.raises(ValueError, match=r"vocab_size is 260.*need 261"):
         train_tokenizer(["a"], vocab_size=260)
 
 
-def test_batches_are_padded_to_their_longest_text(config: ProcessorConfig, tokenizer: Tokenizer) -> None:
+def test_batches_are_padded_to_their_longest_text(config, tokenizer):
     processor, texts = Processor(config, tokenizer), ["A dog", "A dog runs on the grass."]
     short, long = processor.token_ids(texts)
     batch, missing = processor.texts(texts), len(long) - len(short)
     assert batch.input_ids.tolist() == [short + [1] * missing, long]
-    assert batch.attention_mask is not None
     assert batch.attention_mask.tolist() == [[1] * len(short) + [0] * missing, [1] * len(long)]
     assert processor.texts(["A dog", "A dog"]).attention_mask is None
     assert batch.input_ids.dtype == batch.attention_mask.dtype == torch.long
 
 
-def test_too_long_texts_name_the_way_out(config: ProcessorConfig, tokenizer: Tokenizer) -> None:
-    processor = Processor(config, tokenizer)
+def test_too_long_texts_name_the_way_out(config, tokenizer):
     text = "A dog runs on the grass. " * 9
     count = len(tokenizer.encode(text).ids)
-    message = rf"text 1, 'A dog runs on .*…', has {count} tokens, the limit is 12; .*truncate"
-    with pytest.raises(ValueError, match=message):
-        processor.texts(["A dog", text])
+    with pytest.raises(
+        ValueError, match=rf"text 1, 'A dog runs on .*…', has {count} tokens, the limit is 12; .*truncate"
+    ):
+        Processor(config, tokenizer).texts(["A dog", text])
 
 
-def test_truncation_keeps_the_end_token_and_equals_transformers(
-    config: ProcessorConfig, tokenizer: Tokenizer, roberta_folder: Path
-) -> None:
+def test_truncation_keeps_the_end_token_and_equals_transformers(config, tokenizer, roberta_folder):
     processor, theirs = Processor(config, tokenizer), _roberta(roberta_folder)
     for text in TEXTS:
         expected = theirs(text, truncation=True, max_length=config.max_length).input_ids
@@ -202,15 +193,13 @@ def test_truncation_keeps_the_end_token_and_equals_transformers(
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(pair=st.lists(st.sampled_from([text for text in TEXTS if text]), min_size=1, max_size=2))
-def test_pairs_are_joined_and_cut_as_roberta_does(
-    pair: list[str], config: ProcessorConfig, tokenizer: Tokenizer, roberta_folder: Path
-) -> None:
+def test_pairs_are_joined_and_cut_as_roberta_does(pair, config, tokenizer, roberta_folder):
     processor, (_, theirs) = Processor(config, tokenizer), _cached_pair(roberta_folder)
     expected = theirs(*pair, truncation="longest_first", max_length=config.max_length).input_ids
     assert processor.pair_ids([pair]) == [expected]
 
 
-def test_pairs_are_joined_as_bert_does(config: ProcessorConfig, tmp_path: Path) -> None:
+def test_pairs_are_joined_as_bert_does(config, tmp_path):
     transformers = pytest.importorskip("transformers")
     (tmp_path / "vocab.txt").write_text("\n".join(VOCAB_TXT) + "\n")
     processor = Processor(config, load_tokenizer(tmp_path))
@@ -223,7 +212,7 @@ def test_pairs_are_joined_as_bert_does(config: ProcessorConfig, tmp_path: Path) 
         processor.pair_ids([("a", "b", "c")])
 
 
-def test_a_text_of_exactly_the_limit_is_whole(config: ProcessorConfig, tokenizer: Tokenizer) -> None:
+def test_a_text_of_exactly_the_limit_is_whole(config, tokenizer):
     ids = tokenizer.encode("A dog runs").ids
     processor = Processor(replace(config, max_length=len(ids)), tokenizer)
     assert processor.token_ids(["A dog runs"]) == processor.token_ids(["A dog runs"], truncate=True) == [ids]
@@ -231,7 +220,7 @@ def test_a_text_of_exactly_the_limit_is_whole(config: ProcessorConfig, tokenizer
         Processor(replace(config, max_length=len(ids) - 1), tokenizer).token_ids(["A dog runs"])
 
 
-def test_special_ids_and_decoding(config: ProcessorConfig, tokenizer: Tokenizer) -> None:
+def test_special_ids_and_decoding(config, tokenizer):
     processor = Processor(config, tokenizer)
     mask = tokenizer.get_vocab_size() - 1
     assert (processor.token_ids([""]), processor.pad_token_id) == ([[0, 2]], 1)
@@ -251,20 +240,20 @@ def test_special_ids_and_decoding(config: ProcessorConfig, tokenizer: Tokenizer)
         (["\ud83d"], "half a surrogate pair"),
     ],
 )
-def test_bad_texts(texts: Any, message: str, config: ProcessorConfig, tokenizer: Tokenizer) -> None:
+def test_bad_texts(texts, message, config, tokenizer):
     with pytest.raises(ValueError, match=message):
         Processor(config, tokenizer).texts(texts)
 
 
-def test_nothing_to_pad(config: ProcessorConfig, tokenizer: Tokenizer) -> None:
+def test_nothing_to_pad(config, tokenizer):
     for ids in ([], [[]], [[0, 2], []]):
         with pytest.raises(ValueError, match="expected at least one, none empty"):
             Processor(config, tokenizer).pad(ids)
 
 
-def test_words_of_byte_level_bpe(config: ProcessorConfig, tokenizer: Tokenizer) -> None:
+def test_words_of_byte_level_bpe(config, tokenizer):
     processor = Processor(config, tokenizer)
-    words: list[list[str]] = []
+    words = []
     for number in processor.token_ids([" xyz dogs <mask> dog"])[0]:
         words += [] if processor.continues_word[number] else [[]]
         words[-1].append(tokenizer.id_to_token(number))
@@ -274,7 +263,7 @@ def test_words_of_byte_level_bpe(config: ProcessorConfig, tokenizer: Tokenizer) 
     assert len(processor.continues_word) == processor.vocab_size
 
 
-def test_unsuitable_tokenizers_are_refused(tokenizer: Tokenizer) -> None:
+def test_unsuitable_tokenizers_are_refused(tokenizer):
     config = ProcessorConfig(profile="hf", image_size=32, max_length=8)
     with pytest.raises(ValueError, match="post_processor"):
         Processor(config, Tokenizer.from_str(_changed(tokenizer, post_processor=None)))
@@ -284,7 +273,7 @@ def test_unsuitable_tokenizers_are_refused(tokenizer: Tokenizer) -> None:
         Processor(config, padding)
 
 
-def _changed(tokenizer: Tokenizer, **changes: Any) -> str:
+def _changed(tokenizer, **changes):
     return json.dumps(json.loads(tokenizer.to_str()) | changes)
 
 
@@ -298,7 +287,7 @@ _PANICKING = {
 
 
 @pytest.mark.parametrize("changes", _PANICKING.values(), ids=_PANICKING)
-def test_a_tokenizer_that_panics_is_an_error(changes: Any, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_tokenizer_that_panics_is_an_error(changes, tokenizer, tmp_path):
     (tmp_path / "tokenizer.json").write_text(_changed(tokenizer, **changes))
     with pytest.raises(ValueError, match=r"valid tokenizer \(|cannot encode an empty text \(") as caught:
         Processor(ProcessorConfig(profile="hf", image_size=32, max_length=8), load_tokenizer(tmp_path))
@@ -312,9 +301,7 @@ def test_a_tokenizer_that_panics_is_an_error(changes: Any, tokenizer: Tokenizer,
         [{"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "a" * 2000}]}],
     ],
 )
-def test_a_tokenizer_that_makes_long_texts_of_short_ones_is_refused(
-    normalizers: list[Any], tokenizer: Tokenizer, tmp_path: Path
-) -> None:
+def test_a_tokenizer_that_makes_long_texts_of_short_ones_is_refused(normalizers, tokenizer, tmp_path):
     growing = {"type": "Sequence", "normalizers": normalizers}
     (tmp_path / "tokenizer.json").write_text(_changed(tokenizer, normalizer=growing))
     with pytest.raises(ValueError, match=r"tokenizer\.json makes texts more than 1000 times as long; use another"):
@@ -322,8 +309,8 @@ def test_a_tokenizer_that_makes_long_texts_of_short_ones_is_refused(
 
 
 @pytest.mark.parametrize("kind", ["panics", "a bare Exception"])
-def test_texts_that_a_tokenizer_fails_at_are_errors(kind: str, tokenizer: Tokenizer) -> None:
-    changes: dict[str, Any] = {"pre_tokenizer": {"type": "FixedLength", "length": 0}}
+def test_texts_that_a_tokenizer_fails_at_are_errors(kind, tokenizer):
+    changes = {"pre_tokenizer": {"type": "FixedLength", "length": 0}}
     if kind == "a bare Exception":
         vocab = json.loads(tokenizer.to_str())["model"]["vocab"]
         changes = {"model": {"type": "WordLevel", "unk_token": "<none>", "vocab": vocab}, "pre_tokenizer": None}
@@ -343,13 +330,11 @@ def test_texts_that_a_tokenizer_fails_at_are_errors(kind: str, tokenizer: Tokeni
         ("word pieces", "", ("<s>", "<pad>", "</s>", "[UNK]", "<mask>"), 2),  # MPNet
     ],
 )
-def test_special_tokens_and_words_of_other_families(
-    model: str, space: str, special: tuple[str, ...], between: int, config: ProcessorConfig
-) -> None:
+def test_special_tokens_and_words_of_other_families(model, space, special, between, config):
     plain = [f"{space}red", f"{space}ship", "##s" if model == "word pieces" else "s"]
     vocab = {token: number for number, token in enumerate([*special, *plain])}
     unknown = special[3]
-    builders: dict[str, Any] = {
+    builders = {
         "bpe": lambda: models.BPE(vocab, [], unk_token=unknown),
         "unigram": lambda: models.Unigram([(token, -float(number)) for token, number in vocab.items()], vocab[unknown]),
         "word pieces": lambda: models.WordPiece(vocab, unk_token=unknown),
@@ -367,10 +352,8 @@ def test_special_tokens_and_words_of_other_families(
 
 
 class TestOnlyTheBeginningIsRead:
-    """Of a text that is cut; the ids are those of the whole text."""
-
     @pytest.mark.parametrize("before", ["", "A dog runs. ", "\u200b" * 300, "a" * 190, "a" * 200 + " "])
-    def test_ids_are_those_of_the_whole_text(self, config: ProcessorConfig, tokenizer: Tokenizer, before: str) -> None:
+    def test_ids_are_those_of_the_whole_text(self, config, tokenizer, before):
         processor, most = Processor(config, tokenizer), config.max_length
         for part in (*TEXTS[1:-1], "A", " ", "\u200b", "\x00", "e\u0301", "a" * 500 + " ", "x\u0300" * 60):
             texts = [(before + part * length)[:length] + " dog" * 20 for length in (900, 901, 907)]
@@ -378,31 +361,30 @@ class TestOnlyTheBeginningIsRead:
             expected = [ids if len(ids) <= most else [*ids[: most - 1], ids[-1]] for ids in whole]
             assert processor.token_ids(texts, truncate=True) == expected
 
-    def test_a_word_that_is_cut_does_not_count(self) -> None:
+    def test_a_word_that_is_cut_does_not_count(self):
         """Nine long words are 180 characters; of the next one twelve are read first, which would be three tokens."""
         word = "abcdefghijklmnopqrs"
         vocab = {one: number for number, one in enumerate(["[UNK]", "<s>", "</s>", word, "abcd", "##efgh", "##ijkl"])}
         tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
         tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
-        )
+        special = [("<s>", 1), ("</s>", 2)]
+        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=special)
         assert tokenizer.encode(f"{word} " * 9 + word[:12]).ids == [1, *[3] * 9, 4, 5, 6, 2]
         assert encode(tokenizer, [f"{word} " * 40], max_length=12, truncate=True) == [[1, *[3] * 10, 2]]
 
-    def test_no_more_is_read(self, tokenizer: Tokenizer) -> None:
-        read: list[int] = []
+    def test_no_more_is_read(self, tokenizer):
+        read = []
 
         class Counting:
-            def encode_batch(self, texts: list[str]) -> Any:
+            def encode_batch(self, texts):
                 read.extend(map(len, texts))
                 return tokenizer.encode_batch(texts)
 
-            def encode_batch_fast(self, texts: list[str]) -> Any:
+            def encode_batch_fast(self, texts):
                 assert texts == []
                 return []
 
-        encode(Counting(), ["A dog runs on the grass. " * 800], max_length=12, truncate=True)  # type: ignore[arg-type]
+        encode(Counting(), ["A dog runs on the grass. " * 800], max_length=12, truncate=True)
         assert read == [12 * 16]
 
 
@@ -410,10 +392,9 @@ class PanicException(BaseException):
     """As Rust code raises it through `tokenizers`."""
 
 
-def test_threads_that_cannot_start_are_no_fault_of_the_files() -> None:
+def test_threads_that_cannot_start_are_no_fault_of_the_files():
     reason = "The global thread pool has not been initialized.: ThreadPoolBuildError { kind: IOError(Os { code: 11 }) }"
-    message = r"cannot start its threads .* TOKENIZERS_PARALLELISM=false"
-    with pytest.raises(OSError, match=message), tokenizers_errors("x"):
+    with pytest.raises(OSError, match=r"cannot start its threads .* TOKENIZERS_PAR"), tokenizers_errors("x"):
         raise PanicException(reason)
     with pytest.raises(ValueError, match="copy the files of the tokenizer again"), tokenizers_errors("x"):
         raise PanicException("index out of range")

@@ -1,22 +1,18 @@
 """The three profiles against torchvision's transforms and transformers."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import PIL
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
-from bridgetower.processor import Processor, ProcessorConfig, Profile
+from bridgetower.processor import Processor, ProcessorConfig
 from bridgetower.processor.config import CLIP_MEAN, CLIP_STD
 
-Photo = Callable[[int, int], Image.Image]
-
-PROFILES: dict[str, Profile] = {"clip": "official-pretrain", "blip": "official-finetune"}
+PROFILES = {"clip": "official-pretrain", "blip": "official-finetune"}
 TALL = [(800, 200), (117, 106), (240, 90)]  # squashed to 96 px, the height loses more than twice what the width does
 SHAPES = [(120, 200), (301, 199), (96, 96), (333, 334), (480, 640), (200, 800), (37, 91), (5, 3), (1, 1), (116, 106)]
 
@@ -24,11 +20,11 @@ VERTICALLY_FIRST = [*(("blip", shape) for shape in TALL), ("clip", (800, 200))]
 PILLOW = int(PIL.__version__.split(".")[0])
 
 
-def _processor(profile: Profile, size: int, **fields: int) -> Processor:
+def _processor(profile, size, **fields):
     return Processor(ProcessorConfig(profile=profile, image_size=size, max_length=8, **fields), None)
 
 
-def _official(kind: str, size: int) -> transforms.Compose:
+def _official(kind, size):
     """The official transform, spelled with torchvision's first transforms API as it was then."""
     resizing = (
         [transforms.Resize(size, InterpolationMode.BICUBIC), transforms.CenterCrop(size)]
@@ -38,15 +34,15 @@ def _official(kind: str, size: int) -> transforms.Compose:
     return transforms.Compose([*resizing, transforms.ToTensor(), transforms.Normalize(CLIP_MEAN, CLIP_STD)])
 
 
-def _lying(kind: str, size: int, picture: Image.Image) -> Tensor:
+def _lying(kind, size, picture):
     """The official transform of the picture turned on its side, turned back: vertically first in every Pillow."""
-    turned: Tensor = _official(kind, size)(picture.transpose(Image.Transpose.TRANSPOSE))
+    turned = _official(kind, size)(picture.transpose(Image.Transpose.TRANSPOSE))
     return turned.mT
 
 
 @pytest.mark.parametrize("kind", PROFILES)
 @pytest.mark.parametrize("shape", [*SHAPES, *TALL])
-def test_official_profiles_equal_torchvision(kind: str, shape: tuple[int, int], photo: Photo) -> None:
+def test_official_profiles_equal_torchvision(kind, shape, photo):
     """A Pillow before 13 shrinks vertically first only what lies on its side."""
     picture = photo(*shape)
     actual, lying = _processor(PROFILES[kind], 96).images([picture])[0], _lying(kind, 96, picture)
@@ -59,7 +55,7 @@ def test_official_profiles_equal_torchvision(kind: str, shape: tuple[int, int], 
         assert (actual - lying).abs().max() > 0.01, "control: the order shows, and a level is 0.014 to 0.015"
 
 
-def test_an_odd_surplus_shows_how_the_crop_rounds(photo: Photo) -> None:
+def test_an_odd_surplus_shows_how_the_crop_rounds(photo):
     picture = photo(96, 131)  # 35 columns too many, torchvision leaves 18 on the left
     pixels = _processor("official-pretrain", 96).resize(picture)
     every_column = transforms.functional.pil_to_tensor(picture)
@@ -82,14 +78,14 @@ HF_CASES = [
 
 
 @pytest.mark.parametrize("shape", SHAPES + TALL)
-def test_hf_profile_equals_transformers_bit_for_bit(shape: tuple[int, int], photo: Photo) -> None:
+def test_hf_profile_equals_transformers_bit_for_bit(shape, photo):
     transformers, picture = pytest.importorskip("transformers"), photo(*shape)
     for theirs, ours in HF_CASES:
         expected = transformers.BridgeTowerImageProcessor(**theirs)(picture, return_tensors="pt").pixel_values
         assert torch.equal(_processor("hf", **ours).images([picture]), expected)
 
 
-def test_hf_comparison_sees_another_crop_and_another_interpolation(photo: Photo) -> None:
+def test_hf_comparison_sees_another_crop_and_another_interpolation(photo):
     transformers = pytest.importorskip("transformers")
     picture = photo(480, 640)
     bilinear = transformers.BridgeTowerImageProcessor(resample=2)(picture, return_tensors="pt").pixel_values
@@ -101,7 +97,7 @@ def test_hf_comparison_sees_another_crop_and_another_interpolation(photo: Photo)
     assert not torch.equal(hf.resize(photo(135, 101)), transforms.functional.center_crop(pixels, [64, 64]))
 
 
-def test_normalise() -> None:
+def test_normalise():
     config = replace(_processor("hf", 32).config, image_mean=(0.5, 0.0, 1.0), image_std=(0.5, 1.0, 2.0))
     processor = Processor(config, None)
     white = processor.normalise(torch.full((1, 3, 1, 1), 255, dtype=torch.uint8))
@@ -111,7 +107,7 @@ def test_normalise() -> None:
             processor.normalise(pixels)
 
 
-def test_elongated_pictures_fail_instead_of_vanishing_or_filling_the_memory() -> None:
+def test_elongated_pictures_fail_instead_of_vanishing_or_filling_the_memory():
     strip = Image.new("RGB", (5000, 20))
     with pytest.raises(ValueError, match="5000x20 is too elongated for profile 'hf'"):
         _processor("hf", 288).images([strip])

@@ -1,14 +1,10 @@
 """Lends runs: one that nothing disturbed, and others that are stopped and continued."""
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
-from fitting import KINDS, PLAIN, Finished, Patch, RowTask, Runs, StopAt
-from torch import nn
+from fitting import KINDS, PLAIN, RowTask
 
 import asked
 import bridgetower.training.run as run_module
@@ -18,9 +14,7 @@ from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import HeadsConfig
 from bridgetower.objectives.config import RankingConfig
-from bridgetower.processor import Processor
 from bridgetower.tasks.entries import Nlvr2Config, SnliVeConfig, VqaConfig
-from bridgetower.tasks.run_config import RunConfig
 from bridgetower.training.run import train
 from bridgetower.training.setup import TrainContext
 from folders import same_weights
@@ -32,34 +26,22 @@ class StoppedError(Exception):
 
 
 @pytest.fixture(scope="session")
-def config(tiny_dataset: Path) -> RunConfig:
-    """A run of six steps that is evaluated and saved every other step."""
+def config(tiny_dataset):
     return shapes.run_config(tiny_dataset, evaluate_every=2, checkpoint_every=2)
 
 
 @pytest.fixture(scope="session")
-def finished(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """A run that nothing disturbed, and its metrics."""
+def finished(config, tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "run"
     return out, train(config, out, progress=False)
 
 
 @pytest.fixture
-def stop_at(config: RunConfig, monkeypatch: Patch) -> Callable[..., None]:
-    """Trains into a folder up to the forward pass of some step, does something there, and fails."""
-
-    def stop(
-        step: int,
-        out: Path,
-        act: Callable[[], None] = lambda: None,
-        *,
-        config: RunConfig = config,
-        resume: bool = False,
-        fail: bool = True,
-    ) -> None:
+def stop_at(config, monkeypatch):
+    def stop(step, out, act=lambda: None, *, config=config, resume=False, fail=True):
         calls = []
 
-        def hook(task: Any, inputs: Any) -> None:
+        def hook(task, inputs):
             calls.append(1)
             if len(calls) == step:
                 act()
@@ -68,7 +50,7 @@ def stop_at(config: RunConfig, monkeypatch: Patch) -> Callable[..., None]:
 
         original = run_module.build_task
 
-        def build_task(*arguments: Any) -> Any:
+        def build_task(*arguments):
             work = original(*arguments)
             work.task.register_forward_pre_hook(hook)
             return work
@@ -82,10 +64,8 @@ def stop_at(config: RunConfig, monkeypatch: Patch) -> Callable[..., None]:
 
 
 @pytest.fixture
-def check_end(config: RunConfig, finished: Finished) -> Callable[[Path], None]:
-    """Continues a run and checks that it ends with the bits of the one that nothing disturbed."""
-
-    def check(out: Path) -> None:
+def check_end(config, finished):
+    def check(out):
         assert train(config, out, resume=True, progress=False) == finished[1]
         for checkpoint in ("last", "best"):
             assert same_weights(out / checkpoint, finished[0] / checkpoint)
@@ -94,17 +74,17 @@ def check_end(config: RunConfig, finished: Finished) -> Callable[[Path], None]:
 
 
 @pytest.fixture
-def build(tiny_dataset: Path, tiny_processor: Processor, monkeypatch: Patch) -> Callable[..., TrainContext]:
+def build(tiny_dataset, tiny_processor, monkeypatch):
     """Makes the parts of a run; without `task`, of the row task, whose checkpoints are not written."""
 
     def make(
-        task: Callable[[BridgeTower], nn.Module] = RowTask,
+        task=RowTask,
         *,
-        evaluate: Callable[[], dict[str, float]] = lambda: {"rsum": 0.0},
-        save: StopAt = lambda context, folder, metrics: None,
-        augmentation: Any = "none",
-        **changes: Any,
-    ) -> TrainContext:
+        evaluate=lambda: {"rsum": 0.0},
+        save=lambda context, folder, metrics: None,
+        augmentation="none",
+        **changes,
+    ):
         config = shapes.run_config(tiny_dataset, **{"model": PLAIN} | changes)
         config = replace(config, data=replace(config.data, augmentation=augmentation))
         model = off_defaults(BridgeTower(config.model.override({"text.vocab_size": tiny_processor.vocab_size})))
@@ -117,14 +97,9 @@ def build(tiny_dataset: Path, tiny_processor: Processor, monkeypatch: Patch) -> 
 
 
 @pytest.fixture(scope="session")
-def runs(tiny_dataset: Path, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """A short run of each kind, from the small checkpoint."""
+def runs(tiny_dataset, tiny_checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sets")
-    heads: dict[str, dict[str, Any]] = {
-        "ranking": {"rank": True},
-        "vqa": {"vqa": len(asked.ANSWERS)},
-        "snli-ve": {"snli_ve": True},
-    }
+    heads = {"ranking": {"rank": True}, "vqa": {"vqa": len(asked.ANSWERS)}, "snli-ve": {"snli_ve": True}}
     tasks = {"ranking": RankingConfig(false_texts=3), "vqa": VqaConfig(), "snli-ve": SnliVeConfig()}
     sets = {kind: asked.write_set(folder / kind, kind) for kind in asked.KINDS} | {"ranking": tiny_dataset}
     return {

@@ -1,28 +1,24 @@
-"""A loss that is a mean over rows, what trains it, and what watches."""
+"""What trains and what watches: a loss that is a mean over rows, and runs with frozen towers up to their examples."""
 
-from collections.abc import Callable, Iterator
+from collections import Counter
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
 
-import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import asked
 import shapes
-from bridgetower.data.batch import CaptionBatch
-from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.data.batch import BatchKey
+from bridgetower.data.frozen import IMAGE_STATES, FeatureCache
+from bridgetower.model.towers import TextTower, VisionTower
 from bridgetower.objectives.losses import Losses
-from bridgetower.tasks.run_config import RunConfig
+from bridgetower.training.frozen import View, frozen_examples
 from bridgetower.training.run import fit
-from bridgetower.training.setup import TrainContext
+from bridgetower.training.setup import build_task, starting_checkpoint
 
-Build, StopAt = Callable[..., TrainContext], Callable[..., None]
-Caplog, Patch = pytest.LogCaptureFixture, pytest.MonkeyPatch
-Finished, Runs = tuple[Path, dict[str, float]], dict[str, RunConfig]
 KINDS = ("ranking", *asked.KINDS)
 PLAIN = shapes.MODEL.override({"text.dropout": 0.0, "fusion.dropout": 0.0})
 
@@ -30,35 +26,33 @@ PLAIN = shapes.MODEL.override({"text.dropout": 0.0, "fusion.dropout": 0.0})
 class RowTask(nn.Module):
     """A loss that is a mean over rows, so that accumulated micro-batches are exactly one large batch."""
 
-    def __init__(self, model: BridgeTower) -> None:
+    def __init__(self, model):
         super().__init__()
         self.model, self.progress = model, 0.0
-        self.seen: list[float] = []
+        self.seen = []
 
-    def forward(self, batch: CaptionBatch) -> Losses:
+    def forward(self, batch):
         self.seen.append(self.progress)
         pooled = self.model(batch.pixel_values, batch.input_ids, batch.attention_mask, outputs="pooled").pooled
         loss = F.mse_loss(self.model.itm_logits(pooled)[:, 1], batch.image_index % 30 / 10)
         return Losses.weigh({"row": loss}, {"row": 1.0})
 
 
-def run(parts: TrainContext, out: Path, **options: Any) -> Tensor:
-    """Trains and returns all weights as one vector."""
+def run(parts, out, **options):
     out.mkdir(exist_ok=True)
     fit(parts, out, **{"resume": False, "progress": False} | options)
     return weights(parts.model)
 
 
-def weights(model: nn.Module) -> Tensor:
+def weights(model):
     return torch.cat([parameter.detach().flatten().clone() for parameter in model.parameters()])
 
 
 @contextmanager
-def recorded_gradients(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Collects all gradients as one vector before each optimiser step."""
-    seen: list[Tensor] = []
+def recorded_gradients(model):
+    seen = []
 
-    def record(optimizer: torch.optim.Optimizer, arguments: Any, options: Any) -> None:
+    def record(optimizer, arguments, options):
         seen.append(torch.cat([p.grad.flatten().clone() for p in model.parameters() if p.grad is not None]))
 
     hook = register_optimizer_step_pre_hook(record)
@@ -66,3 +60,57 @@ def recorded_gradients(model: nn.Module) -> Iterator[list[Tensor]]:
         yield seen
     finally:
         hook.remove()
+
+
+KEY = BatchKey(tuple(range(6)), 3)
+"""Of a batch for `recomputed`."""
+
+
+def prepared(config, cache):
+    checkpoint = starting_checkpoint(config)
+    model = checkpoint.model().train()
+    if config.train_top is not None:
+        model.train_top_layers(config.train_top)
+    context = build_task(config, checkpoint, model)
+    return replace(context, examples=frozen_examples(context, FeatureCache(cache, 2**40), progress=False))
+
+
+@contextmanager
+def tower_passes():
+    passes = Counter()
+
+    def count(module, *_):
+        if isinstance(module, VisionTower | TextTower):
+            passes["vision" if isinstance(module, VisionTower) else "text"] += 1
+
+    hook = nn.modules.module.register_module_forward_pre_hook(count)
+    try:
+        yield passes
+    finally:
+        hook.remove()
+
+
+def passes_of(config, cache):
+    with tower_passes() as passes:
+        prepared(config, cache)
+    return passes
+
+
+def recomputed(batch, run):
+    """The same batch of `KEY` with pixels in the place of hidden states, of the views that have these."""
+    examples = run.examples
+    images, features = run.images[0], examples.images
+    shown = examples.examples[replace(KEY, seed=0)]
+    values = {name: None for name in ("text_states", "masked_states") if hasattr(batch, name)}
+    frozen, images.frozen = images.frozen, None
+    view = View(images, features.num_views, examples.seed)
+    for name in IMAGE_STATES:
+        if (numbers := getattr(shown, name)) is not None:
+            pixels = []
+            for number, states in zip(numbers.tolist(), getattr(batch, name), strict=True):
+                rows = range(number * features.num_views, (number + 1) * features.num_views)
+                seen = [row for row, known in zip(rows, features.read(rows), strict=True) if torch.equal(known, states)]
+                pixels.append(view(seen[0]))
+            values |= {name: None, name.replace("image_states", "pixel_values"): torch.stack(pixels)}
+    images.frozen = frozen
+    return replace(batch, **values)

@@ -1,14 +1,11 @@
 """What a user may write beside the package to train in another way."""
 
-from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
 
 from bridgetower.model.extensions import Extensions
 from bridgetower.objectives.config import PretrainingConfig, TaskConfig
@@ -17,11 +14,10 @@ from bridgetower.tasks.pretraining import PRETRAINING
 from bridgetower.training.setup import Callback
 
 DECAY, RATE_DECAY = 0.5, 0.5
-LOGGED: list[tuple[str, int, dict[str, float]]] = []
+LOGGED = []
 
 
-def layered_sgd(groups: list[dict[str, Any]], config: Any) -> torch.optim.Optimizer:
-    """SGD whose rate halves with each layer of the image tower below the top one."""
+def layered_sgd(groups, config):
     divided = []
     for group in groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
@@ -31,26 +27,24 @@ def layered_sgd(groups: list[dict[str, Any]], config: Any) -> torch.optim.Optimi
     return torch.optim.SGD(divided, momentum=config.betas[0])
 
 
-def constant(config: Any, max_steps: int) -> Any:
+def constant(config, max_steps):
     return lambda step: 1.0
 
 
 class Averaged(Callback):
-    """Evaluates and keeps the running mean of the weights."""
-
-    def after_step(self, context: Any, optimizer: torch.optim.Optimizer, step: int) -> None:
+    def after_step(self, context, optimizer, step):
         for parameter, state in optimizer.state.items():
             state.setdefault("mean", parameter.detach().clone()).lerp_(parameter.detach(), 1 - DECAY)
 
     @contextmanager
-    def evaluating(self, context: Any, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    def evaluating(self, context, optimizer):
         self.swap(optimizer)
         yield
         self.swap(optimizer)
 
     @staticmethod
     @torch.no_grad()
-    def swap(optimizer: torch.optim.Optimizer) -> None:
+    def swap(optimizer):
         for parameter, state in optimizer.state.items():
             kept = parameter.detach().clone()
             parameter.copy_(state["mean"])
@@ -58,13 +52,13 @@ class Averaged(Callback):
 
 
 class Listing:
-    def __init__(self, out: Path, config: Any, first_step: int) -> None:
+    def __init__(self, out, config, first_step):
         self.name = out.name
 
-    def log(self, metrics: Mapping[str, float], step: int) -> None:
+    def log(self, metrics, step):
         LOGGED.append((self.name, step, dict(metrics)))
 
-    def close(self) -> None:
+    def close(self):
         LOGGED.append((self.name, -1, {}))
 
 
@@ -78,8 +72,6 @@ OWN = Extensions(
 
 @dataclass(frozen=True, kw_only=True)
 class SigmoidConfig(TaskConfig):
-    """Masked words and a sigmoid loss of all pairs, with a config of its own."""
-
     reads = "captions"
     metrics = PretrainingConfig.metrics
     kind: str = "sigmoid"
@@ -87,43 +79,41 @@ class SigmoidConfig(TaskConfig):
     temperature: float = 0.2
 
     @property
-    def contrasts(self) -> list[str]:
+    def contrasts(self):
         return ["ITC"]
 
     @property
-    def hides_words(self) -> bool:
+    def hides_words(self):
         return True
 
-    def contrasts_pairs(self, progress: float) -> bool:
+    def contrasts_pairs(self, progress):
         return True
 
-    def counts_labels(self, progress: float) -> bool:
+    def counts_labels(self, progress):
         return True
 
 
 class SigmoidTask(PretrainingTask):
     """Compares pairs as SigLIP does; and all of a step, if asked to."""
 
-    def __init__(self, model: Any, config: SigmoidConfig) -> None:
+    def __init__(self, model, config):
         words = PretrainingConfig().phases[0]
         super().__init__(model, PretrainingConfig(phases=(replace(words, mlm=1, itm=0, itc=1),)))
 
-    def contrast_loss(self, rows: Any, row_index: Tensor, columns: Any, column_index: Tensor, **_: Any) -> Tensor:
+    def contrast_loss(self, rows, row_index, columns, column_index, **_):
         signs = 2 * (row_index[:, None] == column_index[None]).float() - 1
         similarities = rows[0] @ columns[1].T / 0.2 - 1
         return -F.logsigmoid(signs * similarities).sum(dim=1).mean() / len(column_index)
 
 
 class TrapTask(SigmoidTask):
-    """Its loss sees a micro-batch only."""
+    contrast_loss = PretrainingTask.contrast_loss
 
-    contrast_loss = PretrainingTask.contrast_loss  # type: ignore[assignment]
-
-    def itc(self, image: Any, text: Any, batch: Any, contrast: Any = None) -> Tensor:
+    def itc(self, image, text, batch, contrast=None):
         return self._embeds(image, text)[0].sum()
 
 
-def sigmoid(model: Any, config: SigmoidConfig) -> nn.Module:
+def sigmoid(model, config):
     return SigmoidTask(model, config)
 
 

@@ -1,18 +1,15 @@
 """The path of a step on a GPU, on pretended devices: nothing waits for the device, and layers are one graph."""
 
-from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import jaxtyping
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tiny
-from bridgetower.data.batch import IGNORED, CaptionBatch
+from bridgetower.data.batch import IGNORED
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
 from bridgetower.engines.engine import TorchEngine
@@ -20,9 +17,8 @@ from bridgetower.inference import encoded_images, encoded_texts
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.layers import autocast, on_meta
 from bridgetower.objectives.config import Phase, PretrainingConfig
-from bridgetower.objectives.losses import Losses, _draw, mlm_loss
+from bridgetower.objectives.losses import _draw, mlm_loss
 from bridgetower.objectives.pretraining import PretrainingTask
-from bridgetower.processor import Processor
 from bridgetower.tasks.run_config import OptimizerConfig, RunConfig
 from bridgetower.training.data_parallel import Replicated, set_numerics
 from bridgetower.training.optim import build_optimizer, parameter_groups
@@ -46,7 +42,7 @@ class HostWaitsError(Exception):
 class NoWaiting(TorchDispatchMode):
     """Refuses what makes the host wait for a GPU: reading a value, finding places, and copies that block."""
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         tensors = [value for value in args if isinstance(value, Tensor)]
         is_read = any(tensor.device == GPU for tensor in tensors)
@@ -59,23 +55,23 @@ class NoWaiting(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-def on_gpu() -> BridgeTower:
+def on_gpu():
     with on_meta():
         return BridgeTower(tiny.CONFIG).train()
 
 
-def batches(count: int) -> Iterator[CaptionBatch]:
+def batches(count):
     made = (tiny.caption_batch((0, 1, 2, 3), (5, 3, 7, 4), seed=number) for number in range(count))
     return iter([replace(batch, step_labels=torch.tensor(8)) for batch in made])
 
 
-def step(task: nn.Module, config: RunConfig, given: Iterable[CaptionBatch] | None = None) -> dict[str, Tensor]:
-    parts = TrainContext(config=config, task=task, model=task.model, examples=[])  # type: ignore[arg-type]
+def step(task, config, given=None):
+    parts = TrainContext(config=config, task=task, model=task.model, examples=[])
     optimizer = build_optimizer(parameter_groups(parts.model, config.optimizer), config.optimizer)
     return run_step(Replicated(task), parts, optimizer, iter(given or batches(2)), 0)[0]
 
 
-def run_config(**options: Any) -> RunConfig:
+def run_config(**options):
     return RunConfig(
         task=PretrainingConfig(**options),
         model=tiny.CONFIG,
@@ -87,8 +83,7 @@ def run_config(**options: Any) -> RunConfig:
     )
 
 
-def frozen_batches() -> list[CaptionBatch]:
-    """Batches of what frozen towers made before."""
+def frozen_batches():
     config, found = tiny.CONFIG, []
     for batch in batches(2):
         image = torch.randn(4, len(config.vision_layers), config.vision.num_tokens, config.vision.hidden_size)
@@ -104,7 +99,7 @@ def frozen_batches() -> list[CaptionBatch]:
         *((name, way) for name in ("hard negatives", "contrast") for way in ("step", "frozen")),
     ],
 )
-def test_a_step_does_not_wait_for_the_device(name: str, way: str) -> None:
+def test_a_step_does_not_wait_for_the_device(name, way):
     config, model, given = run_config(**PHASES[name]), on_gpu(), None
     if way == "step":
         config = replace(config, contrast_over="step")
@@ -119,27 +114,25 @@ def test_a_step_does_not_wait_for_the_device(name: str, way: str) -> None:
 
 
 class Waiting(PretrainingTask):
-    """Reads a value of the device in each pass."""
-
-    def forward(self, *inputs: Any) -> Losses:
+    def forward(self, *inputs):
         losses = super().forward(*inputs)
         assert float(losses.total) >= 0
         return losses
 
 
-def test_control_a_task_that_reads_a_value_is_refused() -> None:
+def test_control_a_task_that_reads_a_value_is_refused():
     config = run_config(**PHASES["contrast"])
     task = Waiting(on_gpu(), config.task)
     with NoWaiting(), pytest.raises(HostWaitsError, match="_local_scalar_dense"):
         step(task, config)
 
 
-def test_control_a_copy_that_blocks_is_refused() -> None:
+def test_control_a_copy_that_blocks_is_refused():
     with NoWaiting(), pytest.raises(HostWaitsError, match="a copy that blocks"):
         torch.zeros(2).to(GPU)
 
 
-def test_pixels_are_normalised_where_they_are_used(tiny_dataset: Path, tiny_processor: Processor) -> None:
+def test_pixels_are_normalised_where_they_are_used(tiny_dataset, tiny_processor):
     """As uint8 they take a quarter of the bytes on the way, and the numbers are the same."""
     data = DataConfig(folders=(str(tiny_dataset),), augmentation="affine")
     images = CaptionImages(data, "train", tiny_processor)
@@ -151,20 +144,18 @@ def test_pixels_are_normalised_where_they_are_used(tiny_dataset: Path, tiny_proc
 
 
 class Copies(TorchDispatchMode):
-    """Records the number formats of what is copied to a device."""
-
-    def __init__(self) -> None:
+    def __init__(self):
         super().__init__()
-        self.dtypes: list[torch.dtype] = []
+        self.dtypes = []
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         moved = func is torch.ops.aten._to_copy.default and args[0].device.type == "cpu" and args[0].ndim == 4
         if moved and torch.device((kwargs or {}).get("device", "cpu")) == GPU:
             self.dtypes.append(args[0].dtype)
         return func(*args, **(kwargs or {}))
 
 
-def test_a_predictor_sends_bytes_and_does_not_wait(tiny_processor: Processor) -> None:
+def test_a_predictor_sends_bytes_and_does_not_wait(tiny_processor):
     engine = TorchEngine(on_gpu().eval(), GPU, torch.float16)
     pixels = [torch.zeros(3, 24, 24, dtype=torch.uint8)] * 2
     copies = Copies()
@@ -177,7 +168,7 @@ def test_a_predictor_sends_bytes_and_does_not_wait(tiny_processor: Processor) ->
 
 
 @pytest.mark.parametrize("positions", [None, torch.tensor([1, 8])])
-def test_words_are_found_on_the_host_or_looked_for(positions: Tensor | None) -> None:
+def test_words_are_found_on_the_host_or_looked_for(positions):
     hidden, labels = torch.randn(2, 7, 3), torch.full((2, 7), IGNORED)
     labels[0, 1], labels[1, 1] = 0, 2
     loss, accuracy = mlm_loss(lambda chosen: 2 * chosen, hidden, labels, positions)
@@ -187,7 +178,7 @@ def test_words_are_found_on_the_host_or_looked_for(positions: Tensor | None) -> 
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_draws_are_those_of_multinomial(seed: int) -> None:
+def test_draws_are_those_of_multinomial(seed):
     logits = 3 * torch.randn(6, 9, generator=torch.Generator().manual_seed(seed))
     allowed = torch.rand(6, 9, generator=torch.Generator().manual_seed(seed)) < 0.7
     weights = logits.masked_fill(~allowed, -torch.inf).softmax(dim=1)
@@ -196,8 +187,7 @@ def test_draws_are_those_of_multinomial(seed: int) -> None:
 
 
 @pytest.fixture
-def unchecked() -> Iterator[None]:
-    """Checks of shapes, which tests alone have, are no part of a graph."""
+def unchecked():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
@@ -205,7 +195,7 @@ def unchecked() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_compiled_layers_are_one_graph_each_and_give_the_same_losses_and_gradients() -> None:
+def test_compiled_layers_are_one_graph_each_and_give_the_same_losses_and_gradients():
     config = PretrainingConfig(phases=(replace(EVERYTHING, negatives="hard"),))
     found = []
     for compiled in (False, True):
@@ -222,11 +212,10 @@ def test_compiled_layers_are_one_graph_each_and_give_the_same_losses_and_gradien
         torch.testing.assert_close(found[1][name], gradient, atol=1e-6, rtol=1e-5, msg=name)
 
 
-def graphs_of(multiple: int, texts: Sequence[tuple[int, int]]) -> tuple[int, list[Tensor]]:
-    """The number of graphs that batches of texts of some lengths need, and what the tower hands over."""
+def graphs_of(multiple, texts):
     graphs, outputs = [], []
 
-    def backend(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+    def backend(graph, inputs):
         graphs.append(inputs)
         return graph.forward
 
@@ -242,7 +231,7 @@ def graphs_of(multiple: int, texts: Sequence[tuple[int, int]]) -> tuple[int, lis
 
 @torch.no_grad()
 @pytest.mark.usefixtures("unchecked")
-def test_texts_of_all_lengths_share_their_graphs() -> None:
+def test_texts_of_all_lengths_share_their_graphs():
     texts = [(length, other) for length in (3, 8, 9, 14) for other in (2, length)]
     few, padded = graphs_of(8, texts)
     assert few == graphs_of(8, [texts[0], texts[-1]])[0]  # for eight tokens, and for other lengths
@@ -253,7 +242,7 @@ def test_texts_of_all_lengths_share_their_graphs() -> None:
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_texts_padded_for_compiled_layers_have_the_same_losses(frozen: bool) -> None:
+def test_texts_padded_for_compiled_layers_have_the_same_losses(frozen):
     task = PretrainingTask(tiny.build(tiny.CONFIG), PretrainingConfig(phases=(EVERYTHING,)))
     batch = frozen_batches()[0] if frozen else next(batches(1))
     expected = task(batch).parts
@@ -267,28 +256,28 @@ def test_texts_padded_for_compiled_layers_have_the_same_losses(frozen: bool) -> 
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_control_a_layer_of_two_graphs_is_refused() -> None:
+def test_control_a_layer_of_two_graphs_is_refused():
     model = tiny.build(tiny.CONFIG)
     layer = model.vision.stacked_layers()[0]
     original = layer.forward
 
-    def broken(hidden: Tensor, *rest: Any, **options: Any) -> Tensor:
+    def broken(hidden, *rest, **options):
         torch._dynamo.graph_break()
         return original(hidden, *rest, **options)
 
-    layer.forward = broken  # type: ignore[method-assign]
+    layer.forward = broken
     model.compile_layers(backend="eager")
     with pytest.raises(Exception, match=r"graph_break|graph break"):
         model.encode_image(tiny.images(1))
 
 
-def test_what_the_towers_hand_over_is_bfloat16_under_autocast() -> None:
+def test_what_the_towers_hand_over_is_bfloat16_under_autocast():
     model = tiny.build(tiny.CONFIG)
     with autocast(torch.device("cpu"), "bf16"):
         image, text = model.encode_image(tiny.images(2)), model.encode_text(*tiny.texts([5, 3]))
     assert {layer.dtype for layer in (*image.layers, *text.layers)} == {torch.bfloat16}
 
 
-def test_tf32_is_refused_on_a_cpu() -> None:
+def test_tf32_is_refused_on_a_cpu():
     with pytest.raises(ValueError, match="precision tf32 is for GPUs, not for cpu; use fp32 or bf16"):
         set_numerics(torch.device("cpu"), "tf32", deterministic=False)

@@ -1,17 +1,15 @@
 """Runs in bfloat16 against the same in float32: autocast covers the forward pass and casts nothing else."""
 
-from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cache
-from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from fitting import recorded_gradients
-from torch import Tensor, nn
+from torch import Tensor
 
 import asked
 import bridgetower.training.run as run_module
@@ -20,10 +18,9 @@ from bridgetower.checkpoints import read_checkpoint
 from bridgetower.data.own import prepare_own
 from bridgetower.objectives.config import PretrainingConfig
 from bridgetower.objectives.losses import info_nce
-from bridgetower.tasks.run_config import RunConfig, read_metrics
+from bridgetower.tasks.run_config import read_metrics
 from bridgetower.tasks.table import RECIPES
 from bridgetower.training.run import train
-from bridgetower.training.setup import TrainContext
 
 # Of recipes with the same task and the same kind of contrastive head one.
 DISTINCT = {(recipe.task, recipe.model.heads.itc): name for name, recipe in reversed(RECIPES.items())}
@@ -32,37 +29,24 @@ CONTRASTING = [
     for (task, _), name in DISTINCT.items()
     if isinstance(task, PretrainingConfig) and any(phase.itc for phase in task.phases)
 ]
-# By recipe the head, the loss of all its outputs and targets of a step, and the field of the targets.
-LOGITS: dict[str, tuple[str, Callable[[Tensor, Tensor], Tensor], str]] = {
+# By recipe the head, and the loss of all its outputs and labels of a step.
+LOGITS = {
     "vqav2-base": (
         "vqa_head",
         lambda logits, targets: F.binary_cross_entropy_with_logits(logits, targets) * targets.shape[1],
-        "labels",
     ),
-    "snli-ve": ("snli_ve_head", F.cross_entropy, "labels"),
-    "classification": ("classification_head", F.cross_entropy, "labels"),
-    "regression": ("classification_head", lambda logits, labels: F.mse_loss(logits[:, 0], labels), "labels"),
-    "nlvr2": ("nlvr2_head", F.cross_entropy, "labels"),
+    "snli-ve": ("snli_ve_head", F.cross_entropy),
+    "classification": ("classification_head", F.cross_entropy),
+    "regression": ("classification_head", lambda logits, labels: F.mse_loss(logits[:, 0], labels)),
+    "nlvr2": ("nlvr2_head", F.cross_entropy),
 }
 
 FEATURES = ("image_pooling", "text_pooling", "itc_dropout")
 """What heads read, which stays that of the small model."""
 
 
-@dataclass
-class Seen:
-    """What a run of one step saw and gave."""
-
-    batches: list[Any] = field(default_factory=list)
-    outputs: dict[str, list[Tensor]] = field(default_factory=dict)
-    validated: dict[str, list[Tensor]] = field(default_factory=dict)
-    gradients: list[Tensor] = field(default_factory=list)
-    losses: dict[str, float] = field(default_factory=dict)
-
-
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory, tiny_dataset: Path) -> dict[str, Path]:
-    """A set for each kind of task."""
+def folders(tmp_path_factory, tiny_dataset):
     folder = tmp_path_factory.mktemp("sets")
     table = asked.write_table(folder / "things", several=False)
     prepare_own("classification", table, folder / "classification", progress=False)
@@ -77,10 +61,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory, tiny_dataset: Path) -> dic
 
 
 @pytest.fixture(scope="module")
-def cut_down(folders: dict[str, Path], tiny_checkpoint: Path) -> Callable[..., RunConfig]:
+def cut_down(folders, tiny_checkpoint):
     """Makes one step of a small model out of a recipe, whose task, views, kinds of heads and optimiser stay."""
 
-    def cut(name: str, **changes: Any) -> RunConfig:
+    def cut(name, **changes):
         recipe = RECIPES[name]
         kept = {name: getattr(shapes.MODEL.heads, name) for name in FEATURES}
         task, heads = recipe.task, replace(recipe.model.heads, itc_size=8, **kept)
@@ -111,21 +95,20 @@ def cut_down(folders: dict[str, Path], tiny_checkpoint: Path) -> Callable[..., R
 
 
 @pytest.fixture(scope="module")
-def watch(cut_down: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Seen]:
-    """Trains and records the batches that reach the task, the outputs of all heads, the gradient and the losses."""
-
+def watch(cut_down, tmp_path_factory):
     @cache
-    def watched(name: str, **changes: Any) -> Seen:
-        seen, original, out = Seen(), run_module.build_task, tmp_path_factory.mktemp("run") / "run"
+    def watched(name, **changes):
+        seen = SimpleNamespace(batches=[], outputs={}, validated={})
+        original, out = run_module.build_task, tmp_path_factory.mktemp("run") / "run"
 
-        def keep(name: str) -> Callable[..., None]:
-            def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        def keep(name):
+            def hook(module, inputs, output):
                 outputs = seen.outputs if module.training else seen.validated
                 outputs.setdefault(name, []).append(output.detach())
 
             return hook
 
-        def build_task(*arguments: Any) -> TrainContext:
+        def build_task(*arguments):
             work = original(*arguments)
             work.task.register_forward_pre_hook(lambda task, inputs: seen.batches.append(inputs[0]))
             for name, module in work.task.named_modules():
@@ -145,9 +128,7 @@ def watch(cut_down: Callable[..., RunConfig], tmp_path_factory: pytest.TempPathF
 
 
 @pytest.mark.parametrize("name", DISTINCT.values())
-def test_of_every_task_batches_are_those_of_float32_and_losses_and_gradients_close(
-    name: str, watch: Callable[..., Seen]
-) -> None:
+def test_of_every_task_batches_are_those_of_float32_and_losses_and_gradients_close(name, watch):
     half, full = (watch(name, precision=precision) for precision in ("bf16", "fp32"))
     assert len(half.batches) == len(full.batches) == 2
     for one, other in zip(half.batches, full.batches, strict=True):
@@ -159,7 +140,7 @@ def test_of_every_task_batches_are_those_of_float32_and_losses_and_gradients_clo
     assert_close(half, full)
 
 
-def assert_close(half: Seen, full: Seen) -> None:
+def assert_close(half, full):
     """Losses differ by at most 1 % and gradients by 10 % of their length, but they differ."""
     names = ("itc", "itm", "mlm", "rank", "vqa", "snli_ve", "nlvr2", "image", "text", "loss")
     losses = [[seen.losses[name] for name in names if name in seen.losses] for seen in (half, full)]
@@ -170,21 +151,19 @@ def assert_close(half: Seen, full: Seen) -> None:
 
 
 @pytest.mark.parametrize("name", LOGITS)
-def test_losses_are_those_of_the_logits_in_float32(name: str, watch: Callable[..., Seen]) -> None:
-    head, loss, target = LOGITS[name]
+def test_losses_are_those_of_the_logits_in_float32(name, watch):
+    head, loss = LOGITS[name]
     seen = watch(name, precision="bf16")
     assert {logits.dtype for logits in seen.outputs[head]} == {torch.bfloat16}
     assert {logits.dtype for logits in seen.validated[head]} == {torch.float32}
-    targets = torch.cat([getattr(batch, target) for batch in seen.batches])
+    targets = torch.cat([batch.labels for batch in seen.batches])
     assert not targets.is_floating_point() or not targets.equal(targets.bfloat16().float())  # they could be rounded
     expected = loss(torch.cat(seen.outputs[head]).float(), targets)
     assert seen.losses["loss"] == pytest.approx(expected.item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("name", CONTRASTING)
-def test_contrast_over_a_step_is_that_of_the_features_in_float32(
-    name: str, watch: Callable[..., Seen], tiny_checkpoint: Path
-) -> None:
+def test_contrast_over_a_step_is_that_of_the_features_in_float32(name, watch, tiny_checkpoint):
     seen, full = (watch(name, contrast_over="step", precision=precision) for precision in ("bf16", "fp32"))
     fused = RECIPES[name].model.heads.itc == "fused"  # which starts anew here
     sides = ("image", "text", "pooled") if fused else ("image", "text")

@@ -2,15 +2,11 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
 from contextlib import suppress
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
-from fitting import Patch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import shapes
@@ -22,15 +18,15 @@ from bridgetower.training.state import TrainingState
 SPEED = ("seconds", "data_seconds", "pairs_per_second")
 
 
-def open_log(out: Path, first_step: int = 0, *, log_every: int = 1, progress: bool = False) -> RunLog:
-    context: Any = SimpleNamespace(
+def open_log(out, first_step=0, *, log_every=1, progress=False):
+    context = SimpleNamespace(
         config=shapes.run_config(out, log_every=log_every), max_steps=20, model=SimpleNamespace(extensions=Extensions())
     )
     state = TrainingState(step=first_step, evaluated=first_step)
     return RunLog(context, out, state, report_to=["tensorboard"], progress=progress)
 
 
-def write_steps(out: Path, steps: range, *, log_every: int = 1) -> None:
+def write_steps(out, steps, *, log_every=1):
     with open_log(out, steps.start - 1, log_every=log_every) as log:
         for step in steps:
             log.step(step, {"loss": torch.tensor(float(step)), "mlm": torch.tensor(1.5)}, 1e-3 * step)
@@ -38,18 +34,16 @@ def write_steps(out: Path, steps: range, *, log_every: int = 1) -> None:
                 log.write("validation", step, {"rsum": 10.0 * step})
 
 
-def steps_of(out: Path, kind: str) -> list[float]:
+def steps_of(out, kind):
     return [entry["step"] for entry in read_metrics(out, kind)]
 
 
 class TestWriting:
-    def test_lines(self, tmp_path: Path) -> None:
+    def test_lines(self, tmp_path):
         write_steps(tmp_path, range(1, 6))
         entries = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]
-        assert [(entry["kind"], entry["step"]) for entry in entries] == [
-            *(("train", step) for step in range(1, 6)),
-            ("validation", 5),
-        ]
+        expected = [*(("train", step) for step in range(1, 6)), ("validation", 5)]
+        assert [(entry["kind"], entry["step"]) for entry in entries] == expected
         assert entries[2].keys() == {"kind", "step", "time", "loss", "mlm", "lr", *SPEED}
         assert entries[2]["loss"] == 3.0
         assert entries[2]["lr"] == pytest.approx(3e-3)
@@ -57,17 +51,17 @@ class TestWriting:
         write_steps(tmp_path, range(1, 21), log_every=8)
         assert steps_of(tmp_path, "train") == [8, 16, 20]
 
-    def test_speed_is_that_of_the_clock_without_pauses(self, tmp_path: Path, monkeypatch: Patch) -> None:
+    def test_speed_is_that_of_the_clock_without_pauses(self, tmp_path, monkeypatch):
         """A step that only asks a device to work takes the time until its numbers are there."""
         now = [0.0]
         monkeypatch.setattr(time, "perf_counter", lambda: now[0])
 
         class Late:
-            def float(self) -> torch.Tensor:
+            def float(self):
                 now[0] += 1.0
                 return torch.tensor(2.0)
 
-        def batches() -> Iterator[int]:
+        def batches():
             for number in range(9):
                 now[0] += 0.25
                 yield number
@@ -79,11 +73,11 @@ class TestWriting:
                 now[0] += 0.5
                 with log.pausing("saving"):
                     now[0] += 100.0
-                log.step(step, {"loss": Late()}, 1e-3)  # type: ignore[dict-item]
+                log.step(step, {"loss": Late()}, 1e-3)
         found = [[entry[name] for name in SPEED] for entry in read_metrics(tmp_path, "train")]
         assert found == [[1.75, 0.25, 8 / 1.75], [4.0, 1.0, 8.0]]
 
-    def test_other_processes_write_nothing(self, tmp_path: Path, monkeypatch: Patch) -> None:
+    def test_other_processes_write_nothing(self, tmp_path, monkeypatch):
         monkeypatch.setattr("bridgetower.training.logs.rank", lambda: 1)
         with open_log(tmp_path) as log:
             log.step(1, {"loss": torch.tensor(1.0)}, 1e-3)
@@ -91,10 +85,10 @@ class TestWriting:
         assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # in the thread of TensorBoard
-    def test_a_full_disk_is_named(self, small_disk: Callable[[int], Path]) -> None:
+    def test_a_full_disk_is_named(self, small_disk):
         disk = small_disk(64)
 
-        def write() -> None:
+        def write():
             with open_log(disk) as log, (disk / "filler").open("wb", buffering=0) as filler:
                 with suppress(OSError):
                     while filler.write(b"x" * 4096):
@@ -104,16 +98,14 @@ class TestWriting:
         with pytest.raises(OSError, match=rf"^{disk}/metrics\.jsonl could not be written \(No space left"):
             write()
 
-    def test_tensorboard_has_what_the_file_has(self, tmp_path: Path) -> None:
+    def test_tensorboard_has_what_the_file_has(self, tmp_path):
         write_steps(tmp_path, range(1, 8))
         write_steps(tmp_path, range(6, 10))
         found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
         assert [point.step for point in found.Scalars("train/loss")] == steps_of(tmp_path, "train")
         assert [point.step for point in found.Scalars("validation/rsum")] == steps_of(tmp_path, "validation")
 
-    def test_the_bar_leaves_standard_output_alone(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Patch
-    ) -> None:
+    def test_the_bar_leaves_standard_output_alone(self, tmp_path, capsys, monkeypatch):
         monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes this for a terminal
         with open_log(tmp_path, progress=True) as log:
             log.step(1, {"loss": torch.tensor(1.0)}, 1e-3)
@@ -123,7 +115,7 @@ class TestWriting:
 
 
 class TestResuming:
-    def test_later_lines_are_dropped(self, tmp_path: Path) -> None:
+    def test_later_lines_are_dropped(self, tmp_path):
         write_steps(tmp_path, range(1, 11))
         write_steps(tmp_path, range(7, 9))
         assert steps_of(tmp_path, "train") == list(range(1, 9))
@@ -132,7 +124,7 @@ class TestResuming:
         assert steps_of(tmp_path, "train") == [1]
 
     @pytest.mark.parametrize("length", [1, 10, -1])
-    def test_a_half_written_last_line_is_dropped(self, tmp_path: Path, length: int) -> None:
+    def test_a_half_written_last_line_is_dropped(self, tmp_path, length):
         write_steps(tmp_path, range(1, 4))
         path = tmp_path / METRICS
         path.write_text(path.read_text() + path.read_text().splitlines()[-1][:length])

@@ -9,54 +9,48 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
-from typing import Any
 from unittest.mock import Mock
 
 import pytest
 import torch
-from fitting import Build, Caplog, Patch, run, weights
-from torch import Tensor
+from fitting import run, weights
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import shapes
 import states
 from bridgetower.objectives.config import Phase, PretrainingConfig
-from bridgetower.objectives.losses import Losses
 from bridgetower.objectives.pretraining import PretrainingTask
 from bridgetower.tasks.run_config import OptimizerConfig, read_metrics
 from bridgetower.training.data_parallel import run_device
 from bridgetower.training.run import Interrupted, fit
-from bridgetower.training.setup import TrainContext
 from bridgetower.training.state import StateSaver, TrainingState
 
 
-def validations(out: Path) -> list[tuple[float, float]]:
+def validations(out):
     return [(entry["step"], entry["rsum"]) for entry in read_metrics(out, "validation")]
 
 
-class TestSteps:
-    def test_progress_and_learning_rates(self, build: Build, tmp_path: Path) -> None:
-        optimizer = OptimizerConfig(lr=1e-2, warmup=0.5, head_multiplier=2, fusion_multiplier=3)
-        parts = build(max_steps=4, micro_batch_size=4, optimizer=optimizer)
-        rates = []
+def test_progress_and_learning_rates(build, tmp_path):
+    optimizer = OptimizerConfig(lr=1e-2, warmup=0.5, head_multiplier=2, fusion_multiplier=3)
+    parts = build(max_steps=4, micro_batch_size=4, optimizer=optimizer)
+    rates = []
 
-        def record(current: torch.optim.Optimizer, arguments: Any, options: Any) -> None:
-            rates.append(sorted({group["lr"] for group in current.param_groups}))
+    def record(current, arguments, options):
+        rates.append(sorted({group["lr"] for group in current.param_groups}))
 
-        hook = register_optimizer_step_pre_hook(record)
-        run(parts, tmp_path)
-        hook.remove()
-        assert parts.task.seen == [0.0, 0.0, 0.25, 0.25, 0.5, 0.5, 0.75, 0.75]
-        factors = [0, 0.5, 1, 0.5]
-        expected = [sorted({1e-2 * factor * part for part in (1, 2, 3)}) for factor in factors]
-        assert rates == [pytest.approx(step) for step in expected]
-        logged = [entry["lr"] for entry in read_metrics(tmp_path, "train")]
-        assert logged == pytest.approx([1e-2 * factor for factor in factors])
+    hook = register_optimizer_step_pre_hook(record)
+    run(parts, tmp_path)
+    hook.remove()
+    assert parts.task.seen == [0.0, 0.0, 0.25, 0.25, 0.5, 0.5, 0.75, 0.75]
+    factors = [0, 0.5, 1, 0.5]
+    expected = [sorted({1e-2 * factor * part for part in (1, 2, 3)}) for factor in factors]
+    assert rates == [pytest.approx(step) for step in expected]
+    logged = [entry["lr"] for entry in read_metrics(tmp_path, "train")]
+    assert logged == pytest.approx([1e-2 * factor for factor in factors])
 
 
 class TestSelection:
-    def test_best_is_kept_and_the_last_evaluation_returned(self, build: Build, tmp_path: Path) -> None:
+    def test_best_is_kept_and_the_last_evaluation_returned(self, build, tmp_path):
         scores, saved = iter([1.0, 3.0, 3.0, 2.0]), []
         parts = build(
             max_steps=7,
@@ -70,24 +64,22 @@ class TestSelection:
         assert [folder for folder, _ in saved] == [*[tmp_path / "best"] * 2, tmp_path / "last"]
         assert validations(tmp_path) == [(2, 1.0), (4, 3.0), (6, 3.0), (7, 2.0)]
         assert states.saved(tmp_path) == TrainingState(step=7, evaluated=7, best=3.0, metrics=metrics)
-        seen: list[Tensor] = []
+        seen = []
         other = build(max_steps=7, evaluate_every=4, save=lambda context, *_: seen.append(weights(context.model)))
         run(other, tmp_path / "other")
         assert torch.equal(saved[1][1], seen[0])
         assert not torch.equal(saved[0][1], seen[0])
 
-    def test_model_is_evaluated_without_dropout_and_trained_with(self, build: Build, tmp_path: Path) -> None:
-        modes: list[bool] = []
-        parts = build(
-            max_steps=2, evaluate_every=1, evaluate=lambda: {"rsum": float(modes.append(parts.task.training) or 0)}
-        )
+    def test_model_is_evaluated_without_dropout_and_trained_with(self, build, tmp_path):
+        modes = []
+        evaluate = lambda: {"rsum": float(modes.append(parts.task.training) or 0)}  # noqa: E731
+        parts = build(max_steps=2, evaluate_every=1, evaluate=evaluate)
         parts.task.register_forward_hook(lambda task, inputs, output: modes.append(task.training))
         run(parts, tmp_path)
         assert modes == [True, False, True, False]
 
-    def test_a_figure_that_the_evaluation_does_not_give(self, build: Build, tmp_path: Path) -> None:
-        message = r"select_by is 'mlm_accuracy'; the evaluation gave \['rsum'\]; the state of step 2 is saved"
-        with pytest.raises(ValueError, match=message):
+    def test_a_figure_that_the_evaluation_does_not_give(self, build, tmp_path):
+        with pytest.raises(ValueError, match=r"'mlm_accuracy'; the evaluation gave \['rsum'\]; the state of step 2 is"):
             run(build(select_by="mlm_accuracy", max_steps=2), tmp_path)
         assert states.saved(tmp_path) == TrainingState(step=2)
         again = build(select_by="rsum", evaluate=lambda: {"rsum": 2.0}, max_steps=2)
@@ -104,9 +96,7 @@ class TestSelection:
         (shapes.PHASES[-1], {"micro_batch_size": 4, "contrast_over": "step"}, "hard negatives: one micro-batch of 4"),
     ],
 )
-def test_micro_batches_that_contrast_are_warned_of(
-    build: Build, tmp_path: Path, caplog: Caplog, phase: Phase, changes: dict[str, Any], warned: str
-) -> None:
+def test_micro_batches_that_contrast_are_warned_of(build, tmp_path, caplog, phase, changes, warned):
     task = PretrainingConfig(phases=(phase,))
     parts = build(lambda model: PretrainingTask(model, task), max_steps=1, **changes)
     run(replace(parts, config=replace(parts.config, task=task)), tmp_path)
@@ -116,14 +106,10 @@ def test_micro_batches_that_contrast_are_warned_of(
 
 class TestSignals:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-    def test_saves_stops_and_can_be_continued(
-        self, build: Build, tmp_path: Path, number: signal.Signals, caplog: Caplog
-    ) -> None:
-        def interrupted(parts: TrainContext) -> TrainContext:
-            """Sends the signal in the second step."""
-            parts.task.register_forward_hook(
-                lambda task, *_: os.kill(os.getpid(), number) if len(task.seen) == 2 else None
-            )
+    def test_saves_stops_and_can_be_continued(self, build, tmp_path, number, caplog):
+        def interrupted(parts):
+            send = lambda task, *_: os.kill(os.getpid(), number) if len(task.seen) == 2 else None  # noqa: E731
+            parts.task.register_forward_hook(send)
             return parts
 
         whole, before = run(build(max_steps=3), tmp_path / "whole"), signal.getsignal(number)
@@ -136,11 +122,11 @@ class TestSignals:
         assert signal.getsignal(number) is before
         assert torch.equal(run(build(max_steps=3), tmp_path / "parts", resume=True), whole)
 
-    def test_a_second_one_later_ends_at_once(self, build: Build, tmp_path: Path, monkeypatch: Patch) -> None:
+    def test_a_second_one_later_ends_at_once(self, build, tmp_path, monkeypatch):
         monkeypatch.setattr("bridgetower.training.run.SAME_SECONDS", 0.5)
         parts = build()
 
-        def interrupt(task: Any, inputs: Any, output: Any) -> None:
+        def interrupt(task, inputs, output):
             if len(task.seen) == 3:
                 os.kill(os.getpid(), signal.SIGTERM)
                 os.kill(os.getpid(), signal.SIGTERM)  # of the launcher: it sent one to the group before
@@ -157,18 +143,18 @@ class TestSignals:
         assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGINT
         assert states.saved(tmp_path).step == 0
 
-    def test_off_the_main_thread_it_trains_all_the_same(self, build: Build, tmp_path: Path) -> None:
+    def test_off_the_main_thread_it_trains_all_the_same(self, build, tmp_path):
         whole = run(build(max_steps=2), tmp_path / "whole")
         with ThreadPoolExecutor() as pool:
             assert torch.equal(pool.submit(run, build(max_steps=2), tmp_path / "thread").result(), whole)
 
 
 class TestEvaluation:
-    def test_comes_after_the_state_of_its_step_and_is_made_up_for(self, build: Build, tmp_path: Path) -> None:
+    def test_comes_after_the_state_of_its_step_and_is_made_up_for(self, build, tmp_path):
         """What is killed in an evaluation has lost no step, and ends as if nothing had been."""
-        at: list[int] = []
+        at = []
 
-        def evaluate() -> dict[str, float]:
+        def evaluate():
             at.append(states.saved(tmp_path / "killed").step)
             if len(at) == 2:
                 raise KeyboardInterrupt
@@ -185,9 +171,7 @@ class TestEvaluation:
         assert len(again.task.seen) == 2
         assert validations(tmp_path / "killed") == [(2, 1.0), (4, 3.0), (6, 4.0)]
 
-    def test_killed_before_the_state_knew_of_it_it_is_not_logged_twice(
-        self, build: Build, tmp_path: Path, monkeypatch: Patch
-    ) -> None:
+    def test_killed_before_the_state_knew_of_it_it_is_not_logged_twice(self, build, tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(StateSaver, "amend", Mock(side_effect=KeyboardInterrupt))
             with pytest.raises(KeyboardInterrupt):
@@ -195,8 +179,8 @@ class TestEvaluation:
         run(build(evaluate_every=2), tmp_path, resume=True)
         assert [step for step, _ in validations(tmp_path)] == [2, 4, 6]
 
-    def test_of_none_there_is_no_best(self, build: Build, tmp_path: Path) -> None:
-        saved: list[Path] = []
+    def test_of_none_there_is_no_best(self, build, tmp_path):
+        saved = []
         parts = build(
             evaluate_every=None,
             evaluate=Mock(side_effect=AssertionError),
@@ -209,18 +193,17 @@ class TestEvaluation:
 
 
 class TestSkippedSteps:
-    def spoilt(self, build: Build, *steps: int, **options: Any) -> TrainContext:
-        """A run whose loss is infinite in some steps, counted from 1."""
+    def spoilt(self, build, *steps, **options):
         parts = build(**options)
 
-        def spoil(task: Any, inputs: Any, losses: Losses) -> Losses:
+        def spoil(task, inputs, losses):
             number = round(task.progress * parts.max_steps) + 1
             return replace(losses, total=losses.total * torch.inf) if number in steps else losses
 
         parts.task.register_forward_hook(spoil)
         return parts
 
-    def test_change_nothing_and_are_counted_and_logged(self, build: Build, tmp_path: Path, caplog: Caplog) -> None:
+    def test_change_nothing_and_are_counted_and_logged(self, build, tmp_path, caplog):
         parts, seen = self.spoilt(build, 3, max_skipped_steps=1, checkpoint_every=1), []
         parts.task.register_forward_pre_hook(lambda task, inputs: seen.append(weights(parts.model)))
         run(parts, tmp_path)
@@ -232,10 +215,7 @@ class TestSkippedSteps:
         assert "step 3 is skipped, the 1. of 1 that may be: its gradients are not finite" in caplog.text
 
     @pytest.mark.parametrize("options", [{}, {"micro_batch_size": 4}])
-    def test_more_than_may_be_are_an_error_that_more_of_them_resume(
-        self, build: Build, tmp_path: Path, options: dict[str, Any]
-    ) -> None:
-        """The count outlasts a stop; without any the first one is an error, at every resume."""
+    def test_more_than_may_be_are_an_error_that_more_of_them_resume(self, build, tmp_path, options):
         options |= {"checkpoint_every": 1}
         for allowed, step in ((0, 2), (0, 2), (1, 4)):
             spoilt = self.spoilt(build, 2, 4, max_skipped_steps=allowed, **options)
@@ -248,12 +228,12 @@ class TestSkippedSteps:
 
 class TestResume:
     @pytest.mark.parametrize("rule", ["adamw", "hf_adamw"])
-    def test_gives_the_same_bits(self, build: Build, tmp_path: Path, rule: Any) -> None:
+    def test_gives_the_same_bits(self, build, tmp_path, rule):
         options = {"optimizer": OptimizerConfig(lr=1e-2, rule=rule), "micro_batch_size": 4}
         whole = run(build(**options), tmp_path / "whole")
         stopped = build(**options, checkpoint_every=2)
 
-        def fail(task: Any, inputs: Any, output: Any) -> None:
+        def fail(task, inputs, output):
             if len(task.seen) == 2 * 5:  # in the fifth step, after the checkpoint of the fourth
                 raise KeyboardInterrupt
 
@@ -265,12 +245,12 @@ class TestResume:
         assert len(resumed.task.seen) == 2 * 2
         assert [entry["step"] for entry in read_metrics(tmp_path / "parts", "train")] == [1, 2, 3, 4, 5, 6]
 
-    def test_refuses_fewer_steps(self, build: Build, tmp_path: Path) -> None:
+    def test_refuses_fewer_steps(self, build, tmp_path):
         run(build(max_steps=2), tmp_path)
         with pytest.raises(ValueError, match=r"has done 2 steps, more than the 1 asked for; give more"):
             run(build(max_steps=1), tmp_path, resume=True)
 
-    def test_goes_on_with_other_micro_batches_learning_rate_and_clipping(self, build: Build, tmp_path: Path) -> None:
+    def test_goes_on_with_other_micro_batches_learning_rate_and_clipping(self, build, tmp_path):
         """Losses are means over rows, so that micro-batches change nothing but the last bits."""
         smooth = OptimizerConfig(lr=1e-2, eps=1e-2)
         run(build(max_steps=2, optimizer=smooth), tmp_path / "one")
@@ -287,7 +267,7 @@ class TestResume:
         assert [entry["lr"] < 1e-20 for entry in entries] == [False] * 4 + [True] * 2
 
 
-def test_the_device_of_the_config_is_taken(monkeypatch: Patch) -> None:
+def test_the_device_of_the_config_is_taken(monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert run_device("auto") == run_device("cpu") == torch.device("cpu")

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import replace
-from typing import Any
+from random import Random
 
 import numpy as np
 import pytest
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 import shapes
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.config import ModelConfig
 from bridgetower.model.library_towers import timm_config, transformers_config
 from bridgetower.model.presets import meter
 from bridgetower.tasks.run_config import OptimizerConfig
 from bridgetower.training.optim import HfAdamW, build_optimizer, parameter_groups, schedule
+from families import TEXT_FAMILIES
 
 MODELS = {
     "tower": shapes.MODEL,
@@ -29,26 +29,15 @@ MODELS = {
     "timm": shapes.MODEL.override({"vision.pre_norm": False, "vision.patch_bias": True}),
 }
 
-ELECTRA = {
-    "model_type": "electra",
-    "vocab_size": 60,
-    "hidden_size": 8,
-    "embedding_size": 8,
-    "num_attention_heads": 2,
-    "intermediate_size": 12,
-    "max_position_embeddings": 34,
-}
 
-
-def with_names(config: OptimizerConfig, model_config: ModelConfig = shapes.MODEL) -> dict[str, tuple[float, float]]:
-    """Each parameter's learning rate and decay."""
+def with_names(config, model_config=shapes.MODEL):
     groups = parameter_groups(BridgeTower(model_config), config)
     return {name: (group["lr"], group["weight_decay"]) for group in groups for name in group["names"]}
 
 
 class TestOfficialRule:
     @staticmethod
-    def reference(start: np.ndarray, gradients: list[np.ndarray], rates: list[float], decay: float) -> np.ndarray:
+    def reference(start, gradients, rates, decay):
         """The AdamW of transformers 4.17 in double precision, from its description.
 
         Bias correction goes into the step size, epsilon is added to the uncorrected root, and what the step left decays
@@ -65,9 +54,9 @@ class TestOfficialRule:
         return value
 
     @staticmethod
-    def run(rule: str, gradients: list[np.ndarray], start: np.ndarray, rates: list[float], decay: float) -> np.ndarray:
+    def run(rule, gradients, start, rates, decay):
         parameter = nn.Parameter(torch.tensor(start))
-        config = OptimizerConfig(lr=1.0, rule=rule)  # type: ignore[arg-type]
+        config = OptimizerConfig(lr=1.0, rule=rule)
         optimizer = build_optimizer([{"params": [parameter], "lr": 1.0, "weight_decay": decay}], config)
         for gradient, rate in zip(gradients, rates, strict=True):
             optimizer.param_groups[0]["lr"] = rate
@@ -77,7 +66,7 @@ class TestOfficialRule:
 
     @pytest.mark.parametrize("decay", [0.0, 0.3])
     @pytest.mark.parametrize("scale", [1.0, 1e-8])  # at the smaller one, where epsilon is added matters
-    def test_equals_the_reference(self, decay: float, scale: float) -> None:
+    def test_equals_the_reference(self, decay, scale):
         rng = np.random.default_rng(0)
         start, gradients = rng.normal(size=(4, 3)), [scale * rng.normal(size=(4, 3)) for _ in range(6)]
         rates = [0.0, 0.02, 0.05, 0.04, 0.02, 0.01]
@@ -87,7 +76,7 @@ class TestOfficialRule:
             plain = self.run("adamw", gradients, start, rates, decay)
             assert np.abs(plain - expected).max() > 1e-4  # torch's AdamW is another rule
 
-    def test_parameters_without_gradient_stay(self) -> None:
+    def test_parameters_without_gradient_stay(self):
         still, moved = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
         optimizer = HfAdamW([{"params": [still, moved], "weight_decay": 0.5}], lr=0.1, betas=(0.9, 0.98), eps=1e-8)
         moved.grad = torch.ones(2)
@@ -99,7 +88,7 @@ class TestOfficialRule:
 class TestGroups:
     @pytest.mark.parametrize("name", MODELS)
     @pytest.mark.parametrize("rule", ["adamw", "hf_adamw"])
-    def test_every_parameter_that_learns_is_in_exactly_one_group(self, name: str, rule: Any) -> None:
+    def test_every_parameter_that_learns_is_in_exactly_one_group(self, name, rule):
         model = BridgeTower(MODELS[name])
         model.vision.patch_embedding.requires_grad_(False)
         groups = parameter_groups(model, OptimizerConfig(rule=rule))
@@ -110,7 +99,7 @@ class TestGroups:
             assert all(parameters[key] is value for key, value in zip(group["names"], group["params"], strict=True))
 
     @pytest.mark.parametrize("name", MODELS)
-    def test_plain_rule_decays_matrices_and_the_patch_convolution_only(self, name: str) -> None:
+    def test_plain_rule_decays_matrices_and_the_patch_convolution_only(self, name):
         model = BridgeTower(MODELS[name])
         kinds = (nn.Linear, nn.Conv2d)
         expected = {f"{path}.weight" for path, module in model.named_modules() if isinstance(module, kinds)}
@@ -118,26 +107,11 @@ class TestGroups:
         assert found == expected
         assert "vision.patch_embedding.weight" in found
 
-    def test_official_rule_spares_biases_and_the_norms_that_its_list_names(self) -> None:
-        spared = {key for key, (_, decay) in with_names(OptimizerConfig(rule="hf_adamw")).items() if not decay}
-        model = BridgeTower(shapes.MODEL)
-        norms = {
-            f"{path}.weight"
-            for path, module in model.named_modules()
-            if isinstance(module, nn.LayerNorm) and not path.startswith("vision.")
-        }
-        biases = {key for key, _ in model.named_parameters() if key.endswith("bias")}
-        assert spared == norms | biases
-        decayed = with_names(OptimizerConfig(rule="hf_adamw"))
-        for key in ("vision.pre_norm.weight", "vision.class_embedding", "itc_head.temperature"):
-            assert decayed[key][1] == 0.01
-
     @pytest.mark.parametrize("bridge", ["static_manager", "adaptive_manager"])
-    def test_official_rule_spares_norms_without_an_official_name(self, bridge: str) -> None:
-        """Those of towers of timm and transformers, and of managers."""
+    def test_official_rule_spares_norms_without_an_official_name(self, bridge):
         pytest.importorskip("transformers")
         vision = timm_config("vit_tiny_patch16_224", {"embed_dim": 12, "depth": 2, "num_heads": 2}, 32)
-        text = transformers_config({**ELECTRA, "num_hidden_layers": 2})
+        text = transformers_config({"model_type": "electra", **TEXT_FAMILIES["electra"](Random(0))})
         vision = replace(vision, pre_norm=True)  # the default, which a custom tower keeps
         config = replace(shapes.MODEL.override({"fusion.bridge": bridge}), vision=vision, text=text)
         model = BridgeTower(config)
@@ -148,7 +122,7 @@ class TestGroups:
         biases = {key for key, _ in model.named_parameters() if key.endswith("bias")}
         assert spared == {f"{path}.weight" for path in norms} | biases
 
-    def test_learning_rates(self) -> None:
+    def test_learning_rates(self):
         config = OptimizerConfig(lr=2.0, head_multiplier=50, fusion_multiplier=5)
         rates = {key: lr for key, (lr, _) in with_names(config).items()}
         parts = dict.fromkeys(("vision.", "text.", "token_type_embedding.", "itc_head.temperature"), 2.0)
@@ -165,21 +139,15 @@ class TestSchedule:
     @pytest.mark.parametrize(
         ("config", "steps", "expected"),
         [
-            (OptimizerConfig(warmup=0.25), 20, [0, 0.2, 0.4, 0.6, 0.8, *(1 - step / 15 for step in range(16))]),
             (OptimizerConfig(warmup=0.0), 1, [1]),
             (
                 OptimizerConfig(lr=1e-3, warmup=0, power=2, end_lr=1e-4),
                 10,
                 [0.1 + 0.9 * (1 - step / 10) ** 2 for step in range(11)],
             ),
-            (
-                OptimizerConfig(warmup=0.2, schedule="cosine"),
-                10,
-                [0, 0.5, *((1 + math.cos(math.pi * step / 8)) / 2 for step in range(9))],
-            ),
         ],
     )
-    def test_values(self, config: OptimizerConfig, steps: int, expected: list[float]) -> None:
+    def test_values(self, config, steps, expected):
         assert list(map(schedule(config, steps), range(len(expected)))) == pytest.approx(expected)
 
     @given(
@@ -188,7 +156,7 @@ class TestSchedule:
         power=st.sampled_from([0.5, 1.0, 2.0]),
         kind=st.sampled_from(["polynomial", "cosine"]),
     )
-    def test_rises_to_one_and_falls_without_jumps(self, warmup: float, steps: int, power: float, kind: Any) -> None:
+    def test_rises_to_one_and_falls_without_jumps(self, warmup, steps, power, kind):
         config = OptimizerConfig(warmup=warmup, schedule=kind, power=power if kind == "polynomial" else 1.0)
         factors = list(map(schedule(config, steps), range(steps + 5)))
         top = int(warmup * steps)
@@ -202,9 +170,9 @@ class TestSchedule:
 
 
 @pytest.mark.parametrize("rule", ["adamw", "hf_adamw"])
-def test_the_optimiser_keeps_two_numbers_per_weight_and_no_copy_of_them(rule: str) -> None:
+def test_the_optimiser_keeps_two_numbers_per_weight_and_no_copy_of_them(rule):
     model = BridgeTower(shapes.MODEL)
-    config = OptimizerConfig(rule=rule)  # type: ignore[arg-type]
+    config = OptimizerConfig(rule=rule)
     optimizer = build_optimizer(parameter_groups(model, config), config)
     before = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
     for parameter in model.parameters():

@@ -1,18 +1,13 @@
 """Optimiser, schedule, logger, objective, tower, bridge and head from outside of the package."""
 
 import sys
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import own_training
 import pytest
 import torch
-from fitting import Patch
 from own_training import DECAY, OWN, RATE_DECAY, SIGMOID, TRAP, SigmoidConfig
-from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import bridgetower
@@ -21,7 +16,7 @@ import states
 from bridgetower import cli
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.objectives.pretraining import OBJECTIVES
-from bridgetower.tasks.run_config import OptimizerConfig, RunConfig, read_metrics
+from bridgetower.tasks.run_config import OptimizerConfig, read_metrics
 from bridgetower.training.logs import LOGGERS
 from bridgetower.training.optim import OPTIMIZERS, SCHEDULES
 from bridgetower.training.run import train
@@ -33,19 +28,16 @@ SGD = OptimizerConfig(rule="layered_sgd", schedule="constant", lr=1e-2)
 
 
 @pytest.fixture
-def own(tiny_dataset: Path) -> RunConfig:
+def own(tiny_dataset):
     return shapes.run_config(tiny_dataset, optimizer=SGD, checkpoint_every=1, evaluate_every=2, max_steps=4)
 
 
 class TestOptimizer:
-    def test_rates_by_layer_schedule_and_mean_of_the_weights(
-        self, own: RunConfig, tmp_path: Path, monkeypatch: Patch
-    ) -> None:
-        """And a stopped run ends with the same bits."""
-        rates: list[dict[str, float]] = []
-        weights: list[dict[str, Tensor]] = []
+    def test_rates_by_layer_schedule_and_mean_of_the_weights(self, own, tmp_path, monkeypatch):
+        rates = []
+        weights = []
 
-        def note(optimizer: torch.optim.Optimizer, arguments: Any, options: Any) -> None:
+        def note(optimizer, arguments, options):
             rates.append({group["names"][0]: group["lr"] for group in optimizer.param_groups})
             pairs = ((group["names"][0], group["params"][0]) for group in optimizer.param_groups)
             weights.append({name: weight.detach().clone() for name, weight in pairs})
@@ -75,8 +67,8 @@ class TestOptimizer:
         for folder in ("last", "best"):
             assert same_weights(tmp_path / "parts" / folder, tmp_path / "run" / folder)
 
-    def test_refused(self, own: RunConfig, tmp_path: Path) -> None:
-        def nameless(groups: list[dict[str, Any]], config: Any) -> torch.optim.Optimizer:
+    def test_refused(self, own, tmp_path):
+        def nameless(groups, config):
             return torch.optim.SGD([parameter for group in groups for parameter in group["params"]], lr=1.0)
 
         given = replace(OWN, optimizers={"layered_sgd": nameless})
@@ -90,7 +82,7 @@ class TestOptimizer:
 
 
 @pytest.mark.parametrize(("option", "known"), [("rule", "adamw,hf_adamw"), ("schedule", "polynomial,cosine")])
-def test_the_help_says_where_others_come_from(option: str, known: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_says_where_others_come_from(option, known, capsys):
     with pytest.raises(SystemExit):
         cli.main(["train", "pretrain-nano", "--help"])
     _, found, after = "".join(capsys.readouterr().out.split()).partition(f"--optimizer.{option}{{{known}}}|STR")
@@ -98,10 +90,10 @@ def test_the_help_says_where_others_come_from(option: str, known: str, capsys: p
     assert f"Extensions.{'optimizers' if option == 'rule' else 'schedules'}" in after.partition("--optimizer.")[0]
 
 
-def stop_at(step: int) -> Callable[..., None]:
+def stop_at(step):
     original = own_training.Averaged.after_step
 
-    def after_step(self: Any, context: Any, optimizer: Any, now: int) -> None:
+    def after_step(self, context, optimizer, now):
         original(self, context, optimizer, now)
         if now == step:
             raise KeyboardInterrupt
@@ -110,8 +102,7 @@ def stop_at(step: int) -> Callable[..., None]:
 
 
 class TestLoggers:
-    def test_by_the_command_line(self, tiny_dataset: Path, tmp_path: Path) -> None:
-        """All that is custom, by name."""
+    def test_by_the_command_line(self, tiny_dataset, tmp_path):
         place = f"{own_training.__file__}:OWN"
         named = ("--extensions", place, "--optimizer.rule", "layered_sgd", "--optimizer.schedule", "constant")
         options = (*named, "--max-steps", "2", "--report-to", "listing", "--data.num-workers", "0")
@@ -126,12 +117,11 @@ class TestLoggers:
         assert "validation/rsum" in module.LOGGED[2][2]
 
     @pytest.mark.parametrize("name", ["wandb", "trackio", "mlflow"])
-    def test_trackers_of_others(self, own: RunConfig, tmp_path: Path, monkeypatch: Patch, name: str) -> None:
-        """As their modules are called, the same run after a stop."""
-        calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
+    def test_trackers_of_others(self, own, tmp_path, monkeypatch, name):
+        calls = []
 
         class Stub(ModuleType):
-            def __getattr__(self, attribute: str) -> Any:
+            def __getattr__(self, attribute):
                 if attribute.startswith("__"):
                     raise AttributeError(attribute)
                 return lambda *arguments, **options: calls.append((attribute, arguments, options))
@@ -150,29 +140,26 @@ class TestLoggers:
         assert names[0] == names[1]
         assert [call for call, _, _ in calls].count("end_run" if name == "mlflow" else "finish") == 2
 
-    def test_that_are_not_installed(self, own: RunConfig, tmp_path: Path, monkeypatch: Patch) -> None:
+    def test_that_are_not_installed(self, own, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "wandb", None)
         with pytest.raises(ValueError, match=r"report_to names wandb, which is not installed .*; pip install wandb"):
             train(own, tmp_path / "run", extensions=OWN, report_to=("wandb",), progress=False)
 
 
-def is_own(name: str, module: Any) -> bool:
+def is_own(name, module):
     path = getattr(module, "__file__", None)
     return path == own_training.__file__ and bool(getattr(module, "LOGGED", None)) and module is not own_training
 
 
 class TestObjective:
-    """A config of its own: words are counted over the step, and pairs of the step compared."""
-
-    def gradients(self, config: RunConfig, out: Path, **options: Any) -> dict[str, Tensor]:
+    def gradients(self, config, out, **options):
         out.mkdir()
         train(replace(config, **options), out / "run", task=SIGMOID, progress=False)
         saved = states.tensors(out / "run")
         return {name: tensor for name, tensor in saved.items() if name.startswith("exp_avg.")}
 
     @pytest.mark.parametrize("contrast_over", ["step", "micro-batch"])
-    def test_of_a_step_is_that_of_one_large_batch(self, tiny_dataset: Path, tmp_path: Path, contrast_over: Any) -> None:
-        """Every word is hidden, so that the same are in any division."""
+    def test_of_a_step_is_that_of_one_large_batch(self, tiny_dataset, tmp_path, contrast_over):
         masking = replace(SigmoidConfig().masking, probability=1.0, mask_share=1.0, random_share=0.0)
         config = shapes.run_config(
             tiny_dataset,
@@ -188,25 +175,17 @@ class TestObjective:
         off = max(float((whole[name] - parts[name]).abs().max() / whole[name].abs().max()) for name in whole)
         assert (off < 1e-3) == (contrast_over == "step")
 
-    def test_a_loss_of_a_micro_batch_is_not_taken_for_one_of_the_step(self, tiny_dataset: Path, tmp_path: Path) -> None:
+    def test_a_loss_of_a_micro_batch_is_not_taken_for_one_of_the_step(self, tiny_dataset, tmp_path):
         config = shapes.run_config(tiny_dataset, task=SigmoidConfig(), contrast_over="step", micro_batch_size=4)
-        with pytest.raises(
-            ValueError, match=r"TrapTask overrides itc, which sees one micro-batch only: .*contrast_loss"
-        ):
+        with pytest.raises(ValueError, match=r"TrapTask overrides itc, which sees one micro-batch only: .*contrast_"):
             train(config, tmp_path / "run", task=TRAP, progress=False)
 
 
-def test_from_scratch_to_use(tiny_dataset: Path, tmp_path: Path) -> None:
-    model = shapes.MODEL.override(
-        {"vision.architecture": "patches", "vision.prefix_tokens": 0, "fusion.bridge": "manager"}
-        | {
-            "vision.num_layers": 3,
-            "text.num_layers": 3,
-            "fusion.vision_layers": (1, 2, 3),
-            "fusion.text_layers": (1, 2, 3),
-            "heads.own": ("mood",),
-        }
-    )
+def test_from_scratch_to_use(tiny_dataset, tmp_path):
+    kinds = {"vision.architecture": "patches", "vision.prefix_tokens": 0, "fusion.bridge": "manager"}
+    layers = {f"{part}.num_layers": 3 for part in ("vision", "text")}
+    layers |= {f"fusion.{part}_layers": (1, 2, 3) for part in ("vision", "text")}
+    model = shapes.MODEL.override(kinds | layers | {"heads.own": ("mood",)})
     config = shapes.run_config(tiny_dataset, model=model, max_steps=2)
     out = tmp_path / "run"
     with pytest.raises(ValueError, match=r"vision\.architecture is 'patches'; expected one of vit, timm, or a custom"):

@@ -1,51 +1,49 @@
-"""Whole runs from their config: what they leave, what they refuse, and what they start from."""
+"""Whole runs from their config: what they leave, refuse and start from, and how stopped ones go on."""
 
+import resource
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from fitting import Caplog, Finished, Patch
 from safetensors.torch import load_file
 
 import bridgetower.objectives.pretraining as pretraining_module
 import bridgetower.training.state as state_module
 import shapes
 import states
-from bridgetower.checkpoints import UNMEASURED, read_checkpoint, update_weights, write_checkpoint
+from bridgetower.checkpoints import UNMEASURED, convert, read_checkpoint, update_weights, write_checkpoint
 from bridgetower.data import prepared_set
 from bridgetower.data.captions import CaptionImages
 from bridgetower.evaluation.masked_words import evaluate_masked_words
 from bridgetower.evaluation.retrieval import evaluate_matching, evaluate_retrieval
 from bridgetower.files import locked
-from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import HeadsConfig
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.pretraining import PretrainingTask
-from bridgetower.tasks.run_config import CONFIG, METRICS, RunConfig, read_metrics
+from bridgetower.tasks.run_config import CONFIG, METRICS, read_metrics
 from bridgetower.training.run import read_run, train
 from bridgetower.training.setup import starting_checkpoint
-from folders import same_weights
+from bridgetower.training.state import newest
+from folders import same_weights, snapshot
 from rows import record, write_set
+from tiny import equal
 
 
-def unmoved(config: RunConfig) -> RunConfig:
-    """Returns a run of one step, too small to change any weight."""
+def unmoved(config):
     return replace(config, max_steps=1, optimizer=replace(config.optimizer, lr=1e-30))
 
 
-def write_spoilt(folder: Path, config: RunConfig) -> Path:
-    """Writes the checkpoint that the run would start from, with a weight so large that the loss overflows."""
+def write_spoilt(folder, config):
     checkpoint = starting_checkpoint(config)
     checkpoint.tensors["vision.patch_embedding.weight"].fill_(3e38)
     write_checkpoint(checkpoint, folder)
     return folder
 
 
-def write_unreadable(folder: Path) -> Path:
-    """Writes a set whose pictures are no pictures."""
+def write_unreadable(folder):
     splits = {split: [record(10 * place + n) for n in range(4)] for place, split in enumerate(("train", "validation"))}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prepared_set, "_checked", lambda image: b"no picture")
@@ -53,7 +51,7 @@ def write_unreadable(folder: Path) -> Path:
 
 
 class TestWhatIsLeft:
-    def test_files(self, finished: Finished, config: RunConfig) -> None:
+    def test_files(self, finished, config):
         out, _ = finished
         folders = {states.STATE, "best", "last", "tensorboard"}
         assert {path.name for path in out.iterdir()} == {CONFIG, METRICS, ".lock", *folders}
@@ -67,9 +65,7 @@ class TestWhatIsLeft:
             assert "| itc_weight |" in card
         assert [path.name for path in sorted((out / states.STATE).iterdir())] == ["step-00000004", "step-00000006"]
 
-    def test_last_holds_the_weights_of_the_state_and_best_the_figures_of_its_step(
-        self, finished: Finished, config: RunConfig
-    ) -> None:
+    def test_last_holds_the_weights_of_the_state_and_best_the_figures_of_its_step(self, finished, config):
         out, metrics = finished
         kept, last = states.tensors(out), load_file(out / "last" / "model.safetensors")
         assert states.saved(out).step == 6
@@ -80,16 +76,13 @@ class TestWhatIsLeft:
         assert {name: value for name, value in evaluations[-1].items() if name in metrics} == metrics
         best = max(evaluations, key=lambda entry: entry["rsum"])
         checkpoint = read_checkpoint(out)  # the folder of a run is its best checkpoint
-        assert checkpoint.processor is not None
         images = CaptionImages(config.data, "validation", checkpoint.processor)
         assert checkpoint.reranking.itc_weight == best["itc_weight"]  # fitted again by the same rule
         again = evaluate_retrieval(checkpoint.model(), images, config.evaluation, reranking=None).metrics()
         again |= evaluate_masked_words(checkpoint.model(), images, config.task.masking)
         assert {name: best[name] for name in again} == pytest.approx(again, abs=1e-6)
 
-    def test_nothing_is_fitted_or_chosen_on_data_that_is_trained_on(
-        self, config: RunConfig, tmp_path: Path, caplog: Caplog
-    ) -> None:
+    def test_nothing_is_fitted_or_chosen_on_data_that_is_trained_on(self, config, tmp_path, caplog):
         data = replace(config.data, train_splits=("train", "validation"))
         both, out = replace(config, data=data, max_steps=2, evaluate_every=1), tmp_path / "run"
         metrics = train(both, out, progress=False)
@@ -103,15 +96,12 @@ class TestWhatIsLeft:
         assert sum("is trained on" in message for message in caplog.messages) == 1
         assert train(both, out, resume=True, progress=False) == metrics
 
-    def test_epochs_with_large_weights_in_several_files(
-        self, config: RunConfig, tmp_path: Path, monkeypatch: Patch
-    ) -> None:
+    def test_epochs_with_large_weights_in_several_files(self, config, tmp_path, monkeypatch):
         for function in (write_checkpoint, update_weights):
             monkeypatch.setattr(state_module, function.__name__, partial(function, shard_bytes=20_000))
         epochs = replace(config, max_steps=None, max_epochs=1, batch_size=16, micro_batch_size=4, evaluate_every=1)
         train(epochs, tmp_path / "run", progress=False)
         processor = read_checkpoint(tmp_path / "run").processor
-        assert processor is not None
         steps = CaptionImages(config.data, "train", processor).num_examples // 16
         assert states.saved(tmp_path / "run").step == steps
         longer = replace(epochs, max_epochs=None, max_steps=steps + 1)
@@ -121,30 +111,26 @@ class TestWhatIsLeft:
         for name, weight in read_checkpoint(tmp_path / "run" / "last").tensors.items():
             assert torch.equal(kept[f"model.{name}"], weight)
 
-    def test_the_same_config_gives_the_same_bits(self, finished: Finished, config: RunConfig, tmp_path: Path) -> None:
+    def test_the_same_config_gives_the_same_bits(self, finished, config, tmp_path):
         out, metrics = finished
         assert train(replace(config, evaluate_every=0), tmp_path / "again", progress=False) == metrics
         assert same_weights(tmp_path / "again" / "last", out / "last")
         train(replace(config, seed=1, evaluate_every=None), tmp_path / "other", progress=False)
         assert not same_weights(tmp_path / "other" / "last", out / "last")
 
-    def test_evaluation_sees_no_repeats_and_no_augmentation(self, config: RunConfig, tmp_path: Path) -> None:
+    def test_evaluation_sees_no_repeats_and_no_augmentation(self, config, tmp_path):
         folder = config.data.folders[0]
         data = replace(config.data, folders=(folder, folder), repeats=(1, 2), augmentation="affine", word_dropout=0.5)
         others = replace(data, repeats=(2, 1), augmentation="none", word_dropout=0.0)
-        first, second = (
-            train(replace(unmoved(config), data=used), tmp_path / name, progress=False)
-            for name, used in (("a", data), ("b", others))
-        )
+        runs = (replace(unmoved(config), data=data), replace(unmoved(config), data=others))
+        first, second = (train(run, tmp_path / str(number), progress=False) for number, run in enumerate(runs))
         assert first == second
 
 
-def test_checkpointed_layers_run_twice_and_give_the_same_bits(
-    finished: Finished, config: RunConfig, tmp_path: Path, monkeypatch: Patch
-) -> None:
-    calls: list[bool] = []
+def test_checkpointed_layers_run_twice_and_give_the_same_bits(finished, config, tmp_path, monkeypatch):
+    calls = []
 
-    def build(model: BridgeTower, task: PretrainingConfig) -> PretrainingTask:
+    def build(model, task):
         model.fusion.text_layers[0].register_forward_pre_hook(lambda layer, inputs: calls.append(layer.training))
         return PretrainingTask(model, task)
 
@@ -155,7 +141,7 @@ def test_checkpointed_layers_run_twice_and_give_the_same_bits(
     assert calls.count(True) == 2 * 2 * 4  # for masked words and for matching, in the four steps that have them
 
 
-def test_without_contrastive_head_matching_is_evaluated(config: RunConfig, tmp_path: Path) -> None:
+def test_without_contrastive_head_matching_is_evaluated(config, tmp_path):
     task = PretrainingConfig(phases=(Phase(mlm=1.0, itm=1.0),))
     model = replace(config.model, heads=HeadsConfig(itc=None))
     changed = replace(config, task=task, model=model, select_by="itm_accuracy", max_steps=2)
@@ -163,7 +149,6 @@ def test_without_contrastive_head_matching_is_evaluated(config: RunConfig, tmp_p
     names = {"mlm_loss", "mlm_accuracy", "mlm_wrong_image_loss", "mlm_wrong_image_accuracy", "itm_accuracy"}
     assert metrics.keys() == names
     last = read_checkpoint(tmp_path / "run" / "last")
-    assert last.processor is not None
     images = CaptionImages(config.data, "validation", last.processor)
     assert metrics["itm_accuracy"] == evaluate_matching(last.model(), images, config.evaluation)
 
@@ -177,9 +162,7 @@ class TestRefusals:
             (shapes.MODEL.heads, "itm_accuracy", "evaluation.candidates is 0, .*; use one of rsum, itc_rsum, mlm_acc"),
         ],
     )
-    def test_a_selection_that_cannot_be_evaluated(
-        self, config: RunConfig, tmp_path: Path, heads: HeadsConfig, select_by: Any, message: str
-    ) -> None:
+    def test_a_selection_that_cannot_be_evaluated(self, config, tmp_path, heads, select_by, message):
         changed = replace(
             config,
             task=PretrainingConfig(phases=(Phase(mlm=1.0, itm=float(heads.itm)),)),
@@ -191,9 +174,7 @@ class TestRefusals:
             train(changed, tmp_path / "run", progress=False)
         assert not (tmp_path / "run" / METRICS).exists()
 
-    def test_a_folder_with_a_run_or_in_which_another_process_trains(
-        self, finished: Finished, config: RunConfig, tmp_path: Path
-    ) -> None:
+    def test_a_folder_with_a_run_or_in_which_another_process_trains(self, finished, config, tmp_path):
         with pytest.raises(FileExistsError, match="already holds a run; continue it with --resume"):
             train(config, finished[0], progress=False)
         with locked(tmp_path), pytest.raises(FileExistsError, match="another process works in"):
@@ -201,9 +182,7 @@ class TestRefusals:
         assert not (tmp_path / CONFIG).exists()
 
     @pytest.mark.parametrize("spoilt", ["picture", "loss"])
-    def test_a_run_that_failed_before_its_second_step_may_be_started_anew(
-        self, finished: Finished, config: RunConfig, tmp_path: Path, spoilt: str
-    ) -> None:
+    def test_a_run_that_failed_before_its_second_step_may_be_started_anew(self, finished, config, tmp_path, spoilt):
         out = tmp_path / "run"
         failing = replace(config, init=str(write_spoilt(tmp_path / "checkpoint", config)))
         if spoilt == "picture":
@@ -220,7 +199,7 @@ class TestRefusals:
         assert same_weights(out / "last", finished[0] / "last")
 
     @pytest.mark.parametrize("name", ["best", "last", "notes.txt", METRICS])
-    def test_a_folder_with_files_of_others(self, config: RunConfig, tmp_path: Path, name: str) -> None:
+    def test_a_folder_with_files_of_others(self, config, tmp_path, name):
         mine = tmp_path / name
         if "." not in name:
             mine.mkdir()
@@ -242,9 +221,7 @@ class TestRefusals:
             ({"data.max_length": 33}, "tensorboard", r"data\.max_length is 33; the text tower takes at most 32 tokens"),
         ],
     )
-    def test_values_that_do_not_fit(
-        self, config: RunConfig, tmp_path: Path, changes: dict[str, Any], report_to: str, message: str
-    ) -> None:
+    def test_values_that_do_not_fit(self, config, tmp_path, changes, report_to, message):
         for name, value in changes.items():
             part, _, field = name.rpartition(".")
             one = replace(getattr(config, part), **{field: value}) if part else value
@@ -254,18 +231,171 @@ class TestRefusals:
         assert report_to == "tensorboard" or not (tmp_path / "run").exists()
 
 
-def test_from_a_checkpoint(config: RunConfig, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_from_a_checkpoint(config, tiny_checkpoint, tmp_path):
     data = replace(config.data, max_length=20, background=(255, 255, 255))
     changed = replace(unmoved(config), init=str(tiny_checkpoint), data=data, image_size=40)
     train(changed, tmp_path / "run", progress=False)
     before, after = read_checkpoint(tiny_checkpoint), read_checkpoint(tmp_path / "run" / "last")
-    assert before.processor is not None
-    assert after.processor is not None
     for name, tensor in before.resized(40).tensors.items():
         assert torch.equal(tensor, after.tensors[name])
     values = replace(before.processor.config, max_length=20, background=(255, 255, 255), image_size=40)
     assert after.processor.config == values
     assert after.processor.texts(["red bar"]).input_ids.equal(before.processor.texts(["red bar"]).input_ids)
     again = starting_checkpoint(replace(config, init=str(tmp_path / "run"), image_size=40))
-    assert again.processor is not None
     assert again.processor.config.background == (255, 255, 255)  # which stays
+
+
+@pytest.mark.parametrize("left", [(), ("model.safetensors",)])
+def test_killed_before_its_last_checkpoint_was_whole_it_is_written(finished, tmp_path, check_end, left):
+    out = tmp_path / "run"
+    shutil.copytree(finished[0], out)
+    shutil.rmtree(out / "last")
+    for name in left:
+        (out / "last").mkdir()
+        (out / "last" / name).write_bytes(b"half")
+    check_end(out)
+
+
+def test_a_longer_run_that_is_killed_ends_like_one_that_was_not(finished, config, tmp_path, stop_at, caplog):
+    killed, out, longer = tmp_path / "killed", tmp_path / "undisturbed", replace(config, max_steps=9)
+    for folder in (killed, out):
+        shutil.copytree(finished[0], folder)
+    stop_at(2, killed, config=longer, resume=True)
+    assert not (killed / "last" / "config.json").exists()
+    metrics = [train(longer, folder, resume=True, progress=False) for folder in (killed, out)]
+    assert metrics[0] == metrics[1]
+    assert same_weights(killed / "last", out / "last")
+    assert [line["step"] for line in read_metrics(out, "validation")] == [2, 4, 6, 8, 9]
+    assert read_run(out) == longer
+    assert not same_weights(out / "last", finished[0] / "last")
+    before = snapshot(out)
+    assert len(before) > 12  # the folders, state, log, TensorBoard and both checkpoints
+    with caplog.at_level("INFO"):
+        assert train(longer, out, resume=True, progress=False) == metrics[1]
+    assert f"{out} is finished: all 9 steps are done" in caplog.text
+    assert snapshot(out) == before
+
+
+class TestChanged:
+    def test_goes_on_and_says_what_has_changed(self, config, tmp_path, stop_at, caplog):
+        out, moved = tmp_path / "run", tmp_path / "moved"
+        stop_at(4, out)
+        shutil.copytree(config.data.folders[0], moved)
+        changed = replace(
+            config,
+            optimizer=replace(config.optimizer, lr=1e-4, clip_norm=0.5),
+            data=replace(config.data, folders=(str(moved),), cache=not config.data.cache),
+            evaluation=replace(config.evaluation, batch_size=3),
+            model=config.model.override({"text.dropout": 0.25}),
+            micro_batch_size=4,
+            checkpoint_activations=("vision", "fusion"),
+            parallel="fsdp",
+            max_skipped_steps=3,
+            max_steps=7,
+            log_every=2,
+            checkpoint_every=3,
+            evaluate_every=7,
+        )
+        train(changed, out, resume=True, progress=False)
+        assert read_run(out) == changed
+        assert [line["step"] for line in read_metrics(out, "train")] == [1, 2, 4, 6, 7]
+        assert [line["step"] for line in read_metrics(out, "validation")] == [2, 7]
+        assert states.saved(out).step == 7
+        (line,) = read_metrics(out, "changed")
+        assert (line["step"], line["optimizer.clip_norm"], line["micro_batch_size"]) == (2, "None -> 0.5", "None -> 4")
+        assert f"{out} goes on with other values: " in caplog.text
+        assert "optimizer.clip_norm None -> 0.5" in caplog.text
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"fusion.bridge": "sparse_manager"}, r"task: model\.fusion\.bridge \w+ -> sparse_manager; "),
+            ({"vision.hidden_size": 16, "vision.num_heads": 4}, r"hidden_size 8 -> 16, model\.vision\.num_"),
+        ],
+    )
+    def test_another_model_is_refused_and_loses_nothing(self, config, finished, changes, message):
+        before = snapshot(finished[0])
+        with pytest.raises(ValueError, match=message):
+            train(replace(config, model=config.model.override(changes)), finished[0], resume=True, progress=False)
+        assert snapshot(finished[0]) == before
+
+
+def test_a_state_is_a_checkpoint(config, finished, tmp_path):
+    state = newest(finished[0])
+    read, last = read_checkpoint(state), read_checkpoint(finished[0] / "last")
+    assert equal(dict(read.tensors), dict(last.tensors))
+    assert (read.config, read.labels) == (last.config, last.labels)
+    convert(read, tmp_path / "converted", "bridgetower")
+    assert same_weights(tmp_path / "converted", finished[0] / "last")
+    again = replace(config, init=str(state), model=replace(config.model, heads=read.config.heads), max_steps=1)
+    train(again, tmp_path / "run", progress=False)
+    (file,) = states.files(finished[0])
+    damaged = tmp_path / "damaged"
+    shutil.copytree(state, damaged)
+    (damaged / file.name).write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(ValueError, match=r"damaged/process-00000\.safetensors is not a whole safetensors file"):
+        read_checkpoint(damaged)
+
+
+def test_a_folder_that_is_removed_meanwhile(config, tmp_path, stop_at):
+    out = tmp_path / "run"
+    config = replace(config, checkpoint_every=100, evaluate_every=0)
+    with pytest.raises(FileNotFoundError, match=r"metrics\.jsonl was removed or moved away while the run wrote to it"):
+        stop_at(3, out, lambda: shutil.rmtree(out), config=config, fail=False)
+
+
+class TestStopped:
+    def test_tidies_up_after_a_kill(self, tmp_path, stop_at, check_end):
+        out = tmp_path / "run"
+        stop_at(2, out)
+        (out / "best").mkdir()
+        (out / "best" / "model.safetensors").write_bytes(b"half")
+        for folder in (out, out / "best"):
+            (folder / ".model.safetensors.partial-abc").mkdir()
+            (folder / ".model.safetensors.partial-abc" / "model.safetensors").write_bytes(b"half")
+        check_end(out)
+        assert not list(out.rglob("*partial*"))
+
+    def test_leaves_files_of_others(self, config, tmp_path, stop_at):
+        out = tmp_path / "run"
+        stop_at(1, out)
+        for folder in ("last", "best"):
+            (out / folder).mkdir()
+            (out / folder / "notes.txt").write_text("mine")
+            with pytest.raises(FileExistsError, match=rf"{folder}/notes\.txt was not written by the run"):
+                train(config, out, resume=True, progress=False)
+        with pytest.raises(FileExistsError, match="already holds a run"):
+            train(config, out, progress=False)
+        assert (out / "best" / "notes.txt").read_text() == "mine"
+
+
+def test_data_that_is_prepared_anew(config, finished, tmp_path, stop_at):
+    pictures, folder, out = tmp_path / "pictures", tmp_path / "set", tmp_path / "run"
+    pictures.mkdir()
+    shapes.prepare_shapes(pictures, folder)
+    moved = replace(config, data=replace(config.data, folders=(str(folder),)))
+    stop_at(4, out, config=moved)
+    shutil.rmtree(folder)
+    shapes.prepare_shapes(pictures, folder, seed=1)
+    before = snapshot(out)
+    with pytest.raises(ValueError, match=rf"content of {folder} \(train\) was \w{{64}}, now .* \(validation\) was"):
+        train(moved, out, resume=True, progress=False)
+    assert snapshot(out) == before
+    shutil.rmtree(folder)
+    shapes.prepare_shapes(pictures, folder)
+    assert train(moved, out, resume=True, progress=False) == finished[1]
+
+
+def test_a_state_for_which_there_is_no_room_leaves_the_one_of_before(config, tmp_path, stop_at, check_end):
+    out = tmp_path / "run"
+    stop_at(4, out)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (states.files(out)[0].stat().st_size // 2, hard))
+    try:
+        with pytest.raises(OSError, match=r"could not be written .*make room on the disk"):
+            train(config, out, resume=True, progress=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert states.saved(out).step == 2
+    assert not list(out.rglob("*partial*"))
+    check_end(out)

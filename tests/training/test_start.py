@@ -3,59 +3,52 @@
 import json
 import logging
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from fitting import Caplog, Patch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 import shapes
 import tiny
-from bridgetower.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
+from bridgetower.checkpoints import read_checkpoint, write_checkpoint
 from bridgetower.checkpoints.towers import read_text_tower, read_vision_tower
 from bridgetower.model.config import HeadsConfig
 from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
 from bridgetower.model.presets import TEXT_TOWERS, VISION_TOWERS
 from bridgetower.model.towers import VisionTransformer
-from bridgetower.processor import Processor, ProcessorConfig
-from bridgetower.tasks.run_config import RunConfig
+from bridgetower.processor import Processor
 from bridgetower.tasks.table import RECIPES, TASKS
 from bridgetower.training.setup import starting_checkpoint, with_named_towers
 from published import openai, transformers_text, transformers_vision
 
+NANO = RECIPES["pretrain-nano"].model
 ITC = HeadsConfig(mlm=False, itm=True, itc="tower", itc_size=8)
 
 
 @pytest.fixture(scope="module")
-def there(tiny_checkpoint: Path) -> Checkpoint:
-    """What the runs start from: all heads."""
+def there(tiny_checkpoint):
     return read_checkpoint(tiny_checkpoint)
 
 
 @pytest.fixture
-def config(tiny_dataset: Path, tiny_checkpoint: Path) -> RunConfig:
+def config(tiny_dataset, tiny_checkpoint):
     return shapes.run_config(tiny_dataset, init=str(tiny_checkpoint))
 
 
-def without_itc(there: Checkpoint, folder: Path) -> str:
-    """Writes the checkpoint as one with MLM and ITM heads only, as the published pre-training checkpoints are."""
+def without_itc(there, folder):
     tensors = {name: tensor for name, tensor in there.tensors.items() if not name.startswith("itc_head.")}
     model = there.config.override({"heads.itc": None, "heads.mlm_layer_norm_eps": 1e-5})
     write_checkpoint(replace(there, config=model, tensors=tensors), folder)
     return str(folder)
 
 
-def with_heads(config: RunConfig, heads: HeadsConfig, **changes: Any) -> RunConfig:
+def with_heads(config, heads, **changes):
     fusion = replace(config.model.fusion, num_token_types=3 if heads.nlvr2 else 2)
     return replace(config, model=replace(config.model, heads=heads, fusion=fusion), **changes)
 
 
 class TestHeads:
-    def test_missing_ones_start_anew_and_unused_ones_are_left_behind(
-        self, config: RunConfig, there: Checkpoint, tmp_path: Path, caplog: Caplog
-    ) -> None:
+    def test_missing_ones_start_anew_and_unused_ones_are_left_behind(self, config, there, tmp_path, caplog):
         init = without_itc(there, tmp_path / "init")
         with caplog.at_level(logging.INFO):
             start = starting_checkpoint(with_heads(config, ITC, init=init))
@@ -70,7 +63,7 @@ class TestHeads:
         assert kept.config.heads.mlm_layer_norm_eps == 1e-5
         assert torch.equal(kept.tensors["mlm_head.dense.weight"], there.tensors["mlm_head.dense.weight"])
 
-    def test_new_ones_are_decided_by_the_seed(self, config: RunConfig, there: Checkpoint, tmp_path: Path) -> None:
+    def test_new_ones_are_decided_by_the_seed(self, config, there, tmp_path):
         changed = with_heads(config, ITC, init=without_itc(there, tmp_path / "init"))
         first, again, other = (starting_checkpoint(replace(changed, seed=seed)).tensors for seed in (0, 0, 1))
         weight = "itc_head.image.weight"
@@ -79,9 +72,7 @@ class TestHeads:
         assert float(first[weight].std()) == pytest.approx(0.02 * (768 / 8) ** 0.5, rel=0.5)
         assert float(first["itc_head.temperature"]) == pytest.approx(0.07)
 
-    def test_a_contrastive_head_keeps_its_kind_where_the_run_has_that_of_its_recipe(
-        self, config: RunConfig, there: Checkpoint, tmp_path: Path, caplog: Caplog
-    ) -> None:
+    def test_a_contrastive_head_keeps_its_kind_where_the_run_has_its_recipe_s(self, config, there, tmp_path, caplog):
         fused = HeadsConfig(mlm=True, itm=True, itc="fused", itc_size=6)
         first = starting_checkpoint(with_heads(config, fused))
         first.model()
@@ -105,9 +96,7 @@ class TestHeads:
         assert torch.equal(start.tensors["itc_head.image.weight"], there.tensors["itc_head.image.weight"])
 
     @pytest.mark.parametrize("changes", [{"itc": "tower", "text_pooling": "mean"}, {"itc": "tower", "itc_size": 5}])
-    def test_one_that_the_user_sets_starts_anew(
-        self, config: RunConfig, tmp_path: Path, caplog: Caplog, changes: dict[str, Any]
-    ) -> None:
+    def test_one_that_the_user_sets_starts_anew(self, config, tmp_path, caplog, changes):
         fused = HeadsConfig(itc="fused", itc_size=6)
         write_checkpoint(starting_checkpoint(with_heads(config, fused)), tmp_path / "fused")
         recipe = replace(RECIPES["retrieval-coco"], init=str(tmp_path / "fused"), data=config.data)
@@ -116,7 +105,7 @@ class TestHeads:
         assert start.config.heads.itc == "tower"
         assert "they start anew: itc" in caplog.text
 
-    def test_all_heads_of_the_checkpoint_are_kept(self, config: RunConfig, there: Checkpoint, caplog: Caplog) -> None:
+    def test_all_heads_of_the_checkpoint_are_kept(self, config, there, caplog):
         recipe = RECIPES["pretrain-nano"]  # whose default architecture is not what the user set
         for run in (config, replace(config, recipe=recipe.recipe, model=recipe.model)):
             start = starting_checkpoint(run)
@@ -125,10 +114,9 @@ class TestHeads:
         assert "heads" not in caplog.text
 
 
-def test_the_image_size_of_a_recipe_gives_way_where_patches_do_not_divide_it(config: RunConfig, caplog: Caplog) -> None:
-    def size(run: RunConfig, recipe: RunConfig) -> int:
+def test_the_image_size_of_a_recipe_gives_way_where_patches_do_not_divide_it(config, caplog):
+    def size(run, recipe):
         start = starting_checkpoint(run, replace(TASKS["pretraining"], fine_tuning=(recipe,)))
-        assert start.processor is not None
         assert start.processor.config.image_size == start.config.vision.image_size
         return start.config.vision.image_size
 
@@ -145,7 +133,7 @@ def test_the_image_size_of_a_recipe_gives_way_where_patches_do_not_divide_it(con
 class TestDownstreamHeads:
     NLVR2 = HeadsConfig(mlm=False, itm=False, nlvr2=True, hidden_scale=1.5)
 
-    def test_nlvr2_grows_the_token_types(self, config: RunConfig, there: Checkpoint) -> None:
+    def test_nlvr2_grows_the_token_types(self, config, there):
         start = starting_checkpoint(with_heads(config, self.NLVR2))
         start.model()
         table = there.tensors["token_type_embedding.weight"]
@@ -153,9 +141,7 @@ class TestDownstreamHeads:
         assert start.tensors["nlvr2_head.dense.weight"].shape == (24, 32)
 
     @pytest.mark.parametrize("itm", [True, False])
-    def test_ranking_starts_as_the_logit_of_a_match(
-        self, config: RunConfig, there: Checkpoint, caplog: Caplog, itm: bool
-    ) -> None:
+    def test_ranking_starts_as_the_logit_of_a_match(self, config, there, caplog, itm):
         with caplog.at_level(logging.INFO):
             start = starting_checkpoint(with_heads(config, HeadsConfig(mlm=False, itm=itm, rank=True)))
         start.model()
@@ -164,9 +150,7 @@ class TestDownstreamHeads:
         for kind in ("weight", "bias"):
             assert torch.equal(start.tensors[f"rank_head.fc.{kind}"], there.tensors[f"itm_head.fc.{kind}"][1:])
 
-    def test_a_kept_head_keeps_its_width_and_its_answers(
-        self, config: RunConfig, there: Checkpoint, tmp_path: Path
-    ) -> None:
+    def test_a_kept_head_keeps_its_width_and_its_answers(self, config, there, tmp_path):
         vqa = HeadsConfig(mlm=False, itm=False, vqa=2, hidden_scale=1.0)
         first = starting_checkpoint(with_heads(config, vqa))
         write_checkpoint(replace(first, labels={"vqa": ("yes", "no")}), tmp_path / "vqa")
@@ -179,37 +163,31 @@ class TestDownstreamHeads:
 
 
 class TestModel:
-    @pytest.mark.parametrize(
-        ("name", "value"), [("text.dropout", 0.5), ("fusion.layer_norm_eps", 0.5), ("heads.itc_size", 7)]
-    )
-    def test_a_setting_that_would_be_ignored(self, config: RunConfig, name: str, value: float) -> None:
-        changed = replace(config, model=config.model.override({name: value}))
-        with pytest.raises(ValueError, match=rf"^model\.{name} would be ignored: init .* brings its own architecture"):
-            starting_checkpoint(changed)
+    def test_a_setting_that_would_be_ignored(self, config):
+        for name, value in (("text.dropout", 0.5), ("fusion.layer_norm_eps", 0.5), ("heads.itc_size", 7)):
+            changed = replace(config, model=config.model.override({name: value}))
+            with pytest.raises(ValueError, match=rf"^model\.{name} would be ignored: init .* brings its own arch"):
+                starting_checkpoint(changed)
 
-    def test_half_precision_becomes_single(self, config: RunConfig, there: Checkpoint, tmp_path: Path) -> None:
+    def test_half_precision_becomes_single(self, config, there, tmp_path):
         tensors = {name: tensor.half() for name, tensor in there.tensors.items()}
         write_checkpoint(replace(there, tensors=tensors), tmp_path / "half")
         start = starting_checkpoint(replace(config, init=str(tmp_path / "half"), image_size=40))
         assert {tensor.dtype for tensor in start.tensors.values()} == {torch.float32}
 
 
-def settings(config: RunConfig) -> ProcessorConfig:
-    """Preprocessing of the checkpoint that a run starts from."""
-    processor = starting_checkpoint(config).processor
-    assert processor is not None
-    return processor.config
+def settings(config):
+    return starting_checkpoint(config).processor.config
 
 
 class TestPreprocessing:
-    def test_profile_of_a_new_model(self, config: RunConfig) -> None:
+    def test_profile_of_a_new_model(self, config):
         for profile, expected in ((None, "official-pretrain"), ("official-finetune", "official-finetune")):
             data = replace(config.data, profile=profile)
             assert settings(replace(config, init=None, data=data)).profile == expected
 
-    def test_profile_of_a_checkpoint(self, config: RunConfig, there: Checkpoint, tmp_path: Path) -> None:
+    def test_profile_of_a_checkpoint(self, config, there, tmp_path):
         """The profile of transformers has settings that the official ones lack."""
-        assert there.processor is not None
         values = replace(there.processor.config, profile="hf", image_size=40, shortest_edge=44, size_divisor=2)
         processor = Processor(values, there.processor.tokenizer)
         write_checkpoint(replace(there.resized(40), processor=processor), tmp_path / "hf")
@@ -221,20 +199,20 @@ class TestPreprocessing:
         assert (found.profile, found.image_size) == ("official-finetune", 20)
 
     @pytest.mark.parametrize("has_init", [True, False])
-    def test_fast_decoding_travels_with_the_model(self, config: RunConfig, has_init: bool) -> None:
+    def test_fast_decoding_travels_with_the_model(self, config, has_init):
         run = replace(config, data=replace(config.data, fast_decode=True), init=config.init if has_init else None)
         assert settings(run).fast_decode
         assert not settings(replace(run, data=config.data)).fast_decode
 
 
-def test_fine_tuning_from_nothing_warns(config: RunConfig, caplog: Caplog) -> None:
+def test_fine_tuning_from_nothing_warns(config, caplog):
     starting_checkpoint(replace(config, init=None))
     assert not caplog.records
     starting_checkpoint(replace(config, init=None, recipe="retrieval-coco"))
     assert "retrieval-coco fine-tunes a pre-trained model, but starts from random weights; give init" in caplog.text
 
 
-def test_with_a_tokenizer_of_another_family(config: RunConfig, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_with_a_tokenizer_of_another_family(config, tiny_checkpoint, tmp_path):
     """BERT's padding has id 0: the text tower must not count it as a word."""
     special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
     words = [*special, *shapes.COLOURS, *shapes.GROUNDS, *shapes.SHAPES, "on", "a"]
@@ -244,7 +222,6 @@ def test_with_a_tokenizer_of_another_family(config: RunConfig, tiny_checkpoint: 
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     start = starting_checkpoint(replace(config, init=None, tokenizer=str(tmp_path)))
-    assert start.processor is not None
     assert start.processor.mask_token == "[MASK]"
     assert (start.config.text.vocab_size, start.config.text.pad_token_id) == (len(words), 0)
     (tmp_path / "bare").mkdir()
@@ -255,14 +232,12 @@ def test_with_a_tokenizer_of_another_family(config: RunConfig, tiny_checkpoint: 
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """OpenAI's archive: 32 pixels, patches of 8, three layers."""
+def clip(tmp_path_factory):
     return str(openai(tmp_path_factory.mktemp("clip") / "clip.pt").source)
 
 
 @pytest.fixture(scope="module")
-def roberta(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> str:
-    """A folder of transformers with the tokenizer of the set."""
+def roberta(tmp_path_factory, tiny_checkpoint):
     pytest.importorskip("transformers")
     folder = tmp_path_factory.mktemp("roberta")
     transformers_text(folder, "RobertaForMaskedLM", vocab_size=310, max_position_embeddings=40)
@@ -274,20 +249,13 @@ class OwnTower(VisionTransformer):
     """A custom tower."""
 
 
-def with_towers(dataset: Path, **changes: Any) -> RunConfig:
-    """A run whose towers are those of its recipe."""
-    recipe = RECIPES["pretrain-nano"]
-    run = shapes.run_config(dataset, recipe=recipe.recipe, model=recipe.model, image_size=40, max_steps=2)
+def with_towers(dataset, **changes):
+    run = shapes.run_config(dataset, recipe="pretrain-nano", model=NANO, image_size=40, max_steps=2)
     return replace(run, **changes)
 
 
-def processor_of(checkpoint: Checkpoint) -> Processor:
-    assert checkpoint.processor is not None
-    return checkpoint.processor
-
-
 class TestWeights:
-    def test_both(self, tiny_dataset: Path, clip: str, roberta: str) -> None:
+    def test_both(self, tiny_dataset, clip, roberta):
         start = starting_checkpoint(with_towers(tiny_dataset, vision=clip, text=roberta))
         start.model()  # exactly the parameters of the config
         vision, text = read_vision_tower(clip).resized(40), read_text_tower(roberta)
@@ -296,66 +264,57 @@ class TestWeights:
             assert tiny.equal(there, tower.tensors)
         assert start.config.vision == vision.config
         assert start.config.text == replace(text.config, dropout=0.0)
-        nano = RECIPES["pretrain-nano"].model
-        assert (start.config.fusion, start.config.heads) == (nano.fusion, nano.heads)
+        assert (start.config.fusion, start.config.heads) == (NANO.fusion, NANO.heads)
 
-    def test_one_alone_with_a_rest_that_the_seed_decides(self, tiny_dataset: Path, clip: str, roberta: str) -> None:
-        seen, again, other = (
-            starting_checkpoint(with_towers(tiny_dataset, vision=clip, seed=seed)) for seed in (0, 0, 1)
-        )
+    def test_one_alone_with_a_rest_that_the_seed_decides(self, tiny_dataset, clip, roberta):
+        runs = [with_towers(tiny_dataset, vision=clip, seed=seed) for seed in (0, 0, 1)]
+        seen, again, other = map(starting_checkpoint, runs)
         assert tiny.equal(seen.tensors, again.tensors)
         assert torch.equal(seen.tensors["vision.post_norm.weight"], other.tensors["vision.post_norm.weight"])
         assert not torch.equal(seen.tensors["itm_head.fc.weight"], other.tensors["itm_head.fc.weight"])
         told = starting_checkpoint(with_towers(tiny_dataset, text=roberta, image_size=None))
-        nano = RECIPES["pretrain-nano"].model
-        assert seen.config.text == replace(nano.text, vocab_size=processor_of(seen).vocab_size)
-        assert told.config.vision == nano.vision
-        assert told.config.text.vocab_size == 310 > processor_of(told).vocab_size
+        assert seen.config.text == replace(NANO.text, vocab_size=seen.processor.vocab_size)
+        assert told.config.vision == NANO.vision
+        assert told.config.text.vocab_size == 310 > told.processor.vocab_size
         for start in (seen, told):
             start.model()
 
 
 class TestTokenizer:
-    def test_comes_with_the_towers(
-        self, tiny_dataset: Path, roberta: str, tiny_processor: Processor, tmp_path: Path
-    ) -> None:
-        processor = processor_of(starting_checkpoint(with_towers(tiny_dataset, text=roberta, image_size=None)))
+    def test_comes_with_the_towers(self, tiny_dataset, roberta, tiny_processor, tmp_path):
+        processor = starting_checkpoint(with_towers(tiny_dataset, text=roberta, image_size=None)).processor
         texts = ["red circle on black"]
         assert torch.equal(processor.texts(texts).input_ids, tiny_processor.texts(texts).input_ids)
         transformers_vision(tmp_path, "ViTModel")
         values = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.1, 0.2, 0.3]}
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(values))
-        settings = processor_of(starting_checkpoint(with_towers(tiny_dataset, vision=str(tmp_path)))).config
+        settings = starting_checkpoint(with_towers(tiny_dataset, vision=str(tmp_path))).processor.config
         assert (settings.image_mean, settings.image_std) == ((0.5, 0.5, 0.5), (0.1, 0.2, 0.3))
 
-    def test_a_tokenizer_for_a_tower_without_one(
-        self, tiny_dataset: Path, roberta: str, tiny_checkpoint: Path, tmp_path: Path
-    ) -> None:
+    def test_a_tokenizer_for_a_tower_without_one(self, tiny_dataset, roberta, tiny_checkpoint, tmp_path):
         changes = {"text": str(tmp_path), "image_size": None}
         transformers_text(tmp_path, "RobertaModel", vocab_size=310, max_position_embeddings=40)
         with pytest.raises(ValueError, match=r"the text tower .* has no tokenizer; give tokenizer, a folder or file"):
             starting_checkpoint(with_towers(tiny_dataset, **changes))
         start = starting_checkpoint(with_towers(tiny_dataset, **changes, tokenizer=str(tiny_checkpoint)))
-        assert processor_of(start).tokenizer is not None
+        assert start.processor.tokenizer is not None
         changes["text"] = roberta
         with pytest.raises(ValueError, match="which has its own; leave one out"):
             starting_checkpoint(with_towers(tiny_dataset, **changes, tokenizer=str(tiny_checkpoint)))
 
-    def test_texts_are_cut_where_the_tower_ends(self, tiny_dataset: Path, roberta: str, caplog: Caplog) -> None:
+    def test_texts_are_cut_where_the_tower_ends(self, tiny_dataset, roberta, caplog):
         limits = {}
         for length in (30, RECIPES["pretrain-nano"].data.max_length):
             run = with_towers(tiny_dataset, text=roberta, image_size=None)
             start = starting_checkpoint(replace(run, data=replace(run.data, max_length=length)))
-            limits[length] = processor_of(start).config.max_length
+            limits[length] = start.processor.config.max_length
         assert limits == {30: 30, 40: 38}
         assert "texts are cut at 38 tokens, which the text tower takes, not at the recipe's 40" in caplog.text
         with pytest.raises(ValueError, match=r"data\.max_length is 39; the text tower takes at most 38 tokens"):
             starting_checkpoint(replace(run, data=replace(run.data, max_length=39)))
 
     @pytest.mark.parametrize("changes", [{"vocab_size": 50}, {"pad_token_id": 0}])
-    def test_a_tokenizer_of_another_tower(
-        self, tiny_dataset: Path, tiny_checkpoint: Path, tmp_path: Path, changes: dict[str, int]
-    ) -> None:
+    def test_a_tokenizer_of_another_tower(self, tiny_dataset, tiny_checkpoint, tmp_path, changes):
         pytest.importorskip("transformers")
         values = {"vocab_size": 310, "max_position_embeddings": 40} | changes
         transformers_text(tmp_path, "RobertaModel", **values)
@@ -365,18 +324,17 @@ class TestTokenizer:
 
 
 class TestNames:
-    def test_presets(self, tiny_dataset: Path, caplog: Caplog) -> None:
-        recipe = RECIPES["pretrain-nano"].model
+    def test_presets(self, tiny_dataset, caplog):
         run = with_towers(tiny_dataset, vision="clip-b32", text="bert-base", image_size=64)
-        named = with_named_towers(run, recipe, NO_EXTENSIONS)
+        named = with_named_towers(run, NANO, NO_EXTENSIONS)
         assert named.model.vision == replace(VISION_TOWERS["clip-b32"], image_size=64)
-        assert named.model.text == replace(TEXT_TOWERS["bert-base"], dropout=recipe.text.dropout)
-        assert (named.model.fusion, named.vision, named.text) == (recipe.fusion, None, None)
+        assert named.model.text == replace(TEXT_TOWERS["bert-base"], dropout=NANO.text.dropout)
+        assert (named.model.fusion, named.vision, named.text) == (NANO.fusion, None, None)
         assert "vision clip-b32 is an architecture, which starts from random weights" in caplog.text
         weights = replace(run, vision="clip.pt", text=None)
-        assert with_named_towers(weights, recipe, NO_EXTENSIONS) == weights
+        assert with_named_towers(weights, NANO, NO_EXTENSIONS) == weights
 
-    def test_a_tower_of_ones_own(self, tiny_dataset: Path) -> None:
+    def test_a_tower_of_ones_own(self, tiny_dataset):
         extensions = Extensions(vision_towers={"mine": OwnTower})
         run = with_towers(tiny_dataset, vision="mine")
         start = starting_checkpoint(run, extensions=extensions)
@@ -394,14 +352,11 @@ class TestNames:
             ("text", "bert-large", r"bert-large is a tower's name and a path here; give \./bert-large for the"),
         ],
     )
-    def test_contradictions(
-        self, tiny_dataset: Path, part: str, name: str, message: str, tmp_path: Path, monkeypatch: Patch
-    ) -> None:
+    def test_contradictions(self, tiny_dataset, part, name, message, tmp_path, monkeypatch):
         (tmp_path / "bert-large").mkdir()
         monkeypatch.chdir(tmp_path)
-        recipe = RECIPES["pretrain-nano"].model
-        defaults = recipe.override({"vision.architecture": "other", "text.hidden_size": 64, "vision.num_layers": 3})
-        run = with_towers(tiny_dataset, **{part: name}, model=recipe.override({"vision.num_layers": 5}))
+        defaults = NANO.override({"vision.architecture": "other", "text.hidden_size": 64, "vision.num_layers": 3})
+        run = with_towers(tiny_dataset, **{part: name}, model=NANO.override({"vision.num_layers": 5}))
         with pytest.raises(ValueError, match=message):
             with_named_towers(run, defaults, Extensions(vision_towers={"mine": OwnTower}))
 
@@ -415,14 +370,14 @@ class TestNames:
         ({"recipe": "pretrain-base"}, "expected increasing layers between 1 and 3, the depth of the vision tower"),
     ],
 )
-def test_refused(tiny_dataset: Path, clip: str, changes: dict[str, Any], message: str) -> None:
-    nano = RECIPES["pretrain-nano"].model.override({"vision.num_layers": 6} if "model" in changes else {})
+def test_refused(tiny_dataset, clip, changes, message):
+    nano = NANO.override({"vision.num_layers": 6} if "model" in changes else {})
     changes = changes | {"model": RECIPES["pretrain-base"].model if "recipe" in changes else nano}
     with pytest.raises(ValueError, match=message):
         starting_checkpoint(with_towers(tiny_dataset, vision=clip, **changes))
 
 
-def test_what_the_file_cannot_tell_may_be_set(tiny_dataset: Path, clip: str) -> None:
-    model = RECIPES["pretrain-nano"].model.override({"vision.activation": "gelu", "text.dropout": 0.3})
+def test_what_the_file_cannot_tell_may_be_set(tiny_dataset, clip):
+    model = NANO.override({"vision.activation": "gelu", "text.dropout": 0.3})
     start = starting_checkpoint(with_towers(tiny_dataset, vision=clip, model=model))
     assert (start.config.vision.activation, start.config.text.dropout) == ("gelu", 0.3)

@@ -5,11 +5,9 @@ import pickle
 import random
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from fitting import Caplog, Patch
 from torch import nn
 
 import states
@@ -26,14 +24,11 @@ CONDITIONS = {PROCESSES: 2, MICRO_BATCHES: 3, OPTIMIZER: "AdamW", DATA: {"a": "1
 ADVICE = "remove this folder to continue from the state before, or start again in another folder"
 TENSORS = "process-00000.safetensors"
 
-Made = tuple[nn.Module, torch.optim.Optimizer]
 
-
-def make(width: int = 3, rule: str = "adamw", seed: int = 0) -> Made:
-    """A small model after two steps."""
+def make(width=3, rule="adamw", seed=0):
     torch.manual_seed(seed)
     model = nn.Linear(width, 2)
-    config = OptimizerConfig(lr=0.1, rule=rule)  # type: ignore[arg-type]
+    config = OptimizerConfig(lr=0.1, rule=rule)
     groups = [{"params": [model.weight], "names": ["weight"], "lr": 0.1, "weight_decay": 0.1}]
     groups.append({"params": [model.bias], "names": ["bias"], "lr": 0.2, "weight_decay": 0.0})
     made = model, build_optimizer(groups, config)
@@ -42,20 +37,19 @@ def make(width: int = 3, rule: str = "adamw", seed: int = 0) -> Made:
     return made
 
 
-def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    model(torch.randn(4, model.in_features)).square().mean().backward()  # type: ignore[arg-type]
+def step(model, optimizer):
+    model(torch.randn(4, model.in_features)).square().mean().backward()
     optimizer.step()
     optimizer.zero_grad()
 
 
-def same(one: Made, other: Made) -> bool:
-    """Whether weights and moments are the same, bit for bit."""
+def same(one, other):
     moments = [list(optimizer.state_dict()["state"].values()) for _, optimizer in (one, other)]
     weights = equal(one[0].state_dict(), other[0].state_dict())
     return weights and all(equal(*pair) for pair in zip(*moments, strict=True))
 
 
-def save(out: Path, made: Made, state: TrainingState = STATE, *, asynchronous: bool = False) -> Path:
+def save(out, made, state=STATE, *, asynchronous=False):
     with StateSaver(out, CONDITIONS, asynchronous=asynchronous) as saver:
         saver.save(*made, state)
     folder = newest(out)
@@ -63,13 +57,13 @@ def save(out: Path, made: Made, state: TrainingState = STATE, *, asynchronous: b
     return folder
 
 
-def names(out: Path) -> list[str]:
+def names(out):
     return sorted(path.name for path in (out / states.STATE).iterdir())
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 @pytest.mark.parametrize("rule", ["adamw", "hf_adamw"])
-def test_the_same_bits_come_back(tmp_path: Path, rule: str, asynchronous: bool) -> None:
+def test_the_same_bits_come_back(tmp_path, rule, asynchronous):
     made, other = make(rule=rule), make(rule=rule, seed=1)
     assert not same(made, other)
     save(tmp_path, made, asynchronous=asynchronous)
@@ -83,7 +77,7 @@ def test_the_same_bits_come_back(tmp_path: Path, rule: str, asynchronous: bool) 
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_the_last_two_are_kept(tmp_path: Path, asynchronous: bool) -> None:
+def test_the_last_two_are_kept(tmp_path, asynchronous):
     assert load_state(tmp_path, *make(), CONDITIONS) == TrainingState()
     with StateSaver(tmp_path, CONDITIONS, asynchronous=asynchronous) as saver:
         for number in range(1, 5):
@@ -92,7 +86,7 @@ def test_the_last_two_are_kept(tmp_path: Path, asynchronous: bool) -> None:
     assert states.saved(tmp_path).step == 4
 
 
-def test_what_is_saved_in_the_background_is_what_was_there(tmp_path: Path) -> None:
+def test_what_is_saved_in_the_background_is_what_was_there(tmp_path):
     model, optimizer = make()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     later = TrainingState(step=3, evaluated=3, best=2.5, metrics={"rsum": 2.5})
@@ -108,12 +102,10 @@ def test_what_is_saved_in_the_background_is_what_was_there(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_a_state_that_cannot_be_written_leaves_the_one_of_before(
-    tmp_path: Path, monkeypatch: Patch, asynchronous: bool
-) -> None:
+def test_a_state_that_cannot_be_written_leaves_the_one_of_before(tmp_path, monkeypatch, asynchronous):
     save(tmp_path, make())
 
-    def full(path: Path, tensors: Any) -> None:
+    def full(path, tensors):
         raise NotWrittenError(path, "No space left on device", 28)
 
     monkeypatch.setattr("bridgetower.training.state.write_safetensors", full)
@@ -122,8 +114,7 @@ def test_a_state_that_cannot_be_written_leaves_the_one_of_before(
     assert names(tmp_path) == ["step-00000003"]
 
 
-def refused(out: Path, made: Made) -> str | None:
-    """Returns the error of a state; None where it gives what `save` wrote."""
+def refused(out, made):
     model, optimizer = make(seed=1)
     try:
         state = load_state(out, model, optimizer, CONDITIONS)
@@ -138,9 +129,9 @@ def refused(out: Path, made: Made) -> str | None:
 
 class TestRefusals:
     @pytest.mark.parametrize("file", [ABOUT, TENSORS])
-    def test_cut_and_altered_files(self, tmp_path: Path, file: str) -> None:
+    def test_cut_and_altered_files(self, tmp_path, file):
         class Evil:
-            def __reduce__(self) -> tuple[object, ...]:
+            def __reduce__(self):
                 return (Path.touch, (tmp_path / "was-here",))
 
         made, source = make(), random.Random(0)
@@ -160,7 +151,7 @@ class TestRefusals:
         assert not (tmp_path / "was-here").exists()
 
     @pytest.mark.parametrize("file", [ABOUT, TENSORS])
-    def test_a_flipped_bit_is_found_or_changes_nothing(self, tmp_path: Path, file: str) -> None:
+    def test_a_flipped_bit_is_found_or_changes_nothing(self, tmp_path, file):
         """One in every seventh byte: of weights, moments, names and what is said about them."""
         made, source, found = make(), random.Random(0), 0
         path = save(tmp_path, made) / file
@@ -172,7 +163,7 @@ class TestRefusals:
             found += refused(tmp_path, made) is not None
         assert found > 0.9 * len(whole[::7].translate(None, b" \n"))  # space between words of JSON is free
 
-    def test_the_state_before_is_taken_when_the_last_one_is_removed(self, tmp_path: Path) -> None:
+    def test_the_state_before_is_taken_when_the_last_one_is_removed(self, tmp_path):
         made = make()
         save(tmp_path, made)
         last = save(tmp_path, make(seed=2), TrainingState(step=4))
@@ -182,7 +173,7 @@ class TestRefusals:
         assert refused(tmp_path, made) is None
 
     @pytest.mark.parametrize("content", [[1], {}, {"state": {"step": 1}}])
-    def test_other_content_or_another_model(self, tmp_path: Path, content: object) -> None:
+    def test_other_content_or_another_model(self, tmp_path, content):
         folder = save(tmp_path, make())
         with pytest.raises(ValueError, match=r"not of this model \(model\.weight was \[2, 3\], now \[2, 4\]\)"):
             load_state(tmp_path, *make(width=4), CONDITIONS)
@@ -198,7 +189,7 @@ class TestRefusals:
             ({"a": "12ab"}, "2 files, now 1"),
         ],
     )
-    def test_other_data(self, tmp_path: Path, data: dict[str, str], message: str) -> None:
+    def test_other_data(self, tmp_path, data, message):
         save(tmp_path, make())
         with pytest.raises(ValueError, match=rf"step-00000003 is of other data: {message}; put them back as they were"):
             load_state(tmp_path, *make(width=4), CONDITIONS | {DATA: data})  # said before what may follow from it
@@ -212,16 +203,14 @@ class TestChanges:
             ({DATA: {"/moved/a": "12ab", "/moved/b": "34cd"}}, None),  # the same data elsewhere
         ],
     )
-    def test_of_the_batch_and_the_place_of_the_data(
-        self, tmp_path: Path, caplog: Caplog, changes: dict[str, Any], message: str | None
-    ) -> None:
+    def test_of_the_batch_and_the_place_of_the_data(self, tmp_path, caplog, changes, message):
         made, other = make(), make(seed=1)
         save(tmp_path, made)
         assert load_state(tmp_path, *other, CONDITIONS | changes) == STATE
         assert same(other, made)
-        assert [message in line for line in caplog.messages] == ([True] if message else [])  # type: ignore[operator]
+        assert [message in line for line in caplog.messages] == ([True] if message else [])
 
-    def test_another_optimiser_starts_without_moments(self, tmp_path: Path, caplog: Caplog) -> None:
+    def test_another_optimiser_starts_without_moments(self, tmp_path, caplog):
         (model, _), (other, optimizer) = made, _ = make(), make(rule="hf_adamw", seed=1)
         save(tmp_path, made)
         load_state(tmp_path, other, optimizer, CONDITIONS | {OPTIMIZER: "HfAdamW"})
@@ -230,11 +219,11 @@ class TestChanges:
         assert "optimiser was AdamW, now HfAdamW" in caplog.text
         step(other, optimizer)
 
-    def test_what_is_not_optimised_any_more_is_left_behind(self, tmp_path: Path) -> None:
+    def test_what_is_not_optimised_any_more_is_left_behind(self, tmp_path):
         made, (model, _) = make(), make(seed=1)
         save(tmp_path, made)
         single = torch.optim.AdamW([{"params": [model.weight], "names": ["weight"]}])
         load_state(tmp_path, model, single, CONDITIONS)
-        moments = made[1].state[made[0].weight]  # type: ignore[index]
-        assert equal(dict(single.state[model.weight]), dict(moments))  # type: ignore[index]
+        moments = made[1].state[made[0].weight]
+        assert equal(dict(single.state[model.weight]), dict(moments))
         assert len(single.state) == 1

@@ -1,38 +1,31 @@
 """One step: accumulation, clipping, contrast over the step (GradCache), and what stops a run."""
 
-from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from fitting import Build, Patch, recorded_gradients, run, weights
-from torch import Tensor, nn
+from fitting import recorded_gradients, run, weights
 
 import shapes
 import states
 import tiny
-from bridgetower.data.batch import CaptionBatch
 from bridgetower.data.examples import PreparedImages
 from bridgetower.objectives.config import Phase, PretrainingConfig
-from bridgetower.objectives.losses import Losses, itc_loss
+from bridgetower.objectives.losses import itc_loss
 from bridgetower.objectives.pretraining import PretrainingTask
 from bridgetower.tasks.run_config import OptimizerConfig, read_metrics
 from bridgetower.training import step as step_module
-from bridgetower.training.setup import TrainContext
 from bridgetower.training.step import contrast_of_step, encodes_twice
 
 
-def gradients(parts: TrainContext, out: Path) -> tuple[list[Tensor], list[dict[str, float]]]:
-    """Of each step, and what was logged."""
+def gradients(parts, out):
     with recorded_gradients(parts.model) as seen:
         run(parts, out)
     return seen, read_metrics(out, "train")
 
 
 @pytest.mark.parametrize("micro_batch_size", [4, 3, 1])
-def test_accumulation_equals_one_large_batch(build: Build, tmp_path: Path, micro_batch_size: int) -> None:
+def test_accumulation_equals_one_large_batch(build, tmp_path, micro_batch_size):
     size = 6 if micro_batch_size == 3 else 8
     whole, logged = gradients(build(batch_size=size, max_steps=2), tmp_path / "whole")
     cut = build(batch_size=size, micro_batch_size=micro_batch_size, max_steps=2)
@@ -45,7 +38,7 @@ def test_accumulation_equals_one_large_batch(build: Build, tmp_path: Path, micro
     assert (whole[0] - control[0]).abs().max() > 1e-2
 
 
-def test_clipping_shortens_the_gradient_and_keeps_its_direction(build: Build, tmp_path: Path) -> None:
+def test_clipping_shortens_the_gradient_and_keeps_its_direction(build, tmp_path):
     found = [
         gradients(build(max_steps=1, optimizer=OptimizerConfig(lr=1e-2, clip_norm=limit)), tmp_path / str(limit))
         for limit in (None, 0.01)
@@ -59,14 +52,13 @@ def test_clipping_shortens_the_gradient_and_keeps_its_direction(build: Build, tm
 
 
 class TestNotFinite:
-    def test_stops_and_names_the_pictures(self, build: Build, tmp_path: Path) -> None:
+    def test_stops_and_names_the_pictures(self, build, tmp_path):
         phase = Phase(mlm=1.0, itm=1.0, itc=1.0, negatives="hard")
-        parts = build(
-            lambda model: PretrainingTask(model, PretrainingConfig(phases=(phase,))), checkpoint_every=1, max_steps=4
-        )
-        batches: list[CaptionBatch] = []
+        config = PretrainingConfig(phases=(phase,))
+        parts = build(lambda model: PretrainingTask(model, config), checkpoint_every=1, max_steps=4)
+        batches = []
 
-        def spoil(task: nn.Module, inputs: tuple[CaptionBatch]) -> None:
+        def spoil(task, inputs):
             batches.append(inputs[0])
             if len(batches) == 3:
                 with torch.no_grad():
@@ -81,13 +73,11 @@ class TestNotFinite:
         assert all(tensor.isfinite().all() for tensor in states.tensors(tmp_path).values())
 
     @pytest.mark.parametrize("clip_norm", [None, 1.0])
-    def test_a_gradient_stops_before_the_weights_change(
-        self, build: Build, tmp_path: Path, clip_norm: float | None
-    ) -> None:
+    def test_a_gradient_stops_before_the_weights_change(self, build, tmp_path, clip_norm):
         parts = build(micro_batch_size=4, optimizer=OptimizerConfig(lr=1e-2, clip_norm=clip_norm))
-        batches: list[CaptionBatch] = []
+        batches = []
 
-        def spoil(gradient: Tensor) -> Tensor:
+        def spoil(gradient):
             return torch.full_like(gradient, torch.inf) if len(batches) == 5 else gradient
 
         parts.task.register_forward_pre_hook(lambda task, inputs: batches.append(inputs[0]))
@@ -104,36 +94,34 @@ class TestNotFinite:
 
 
 class TestContrastOverStep:
-    def contrasting(self, build: Build, **changes: Any) -> TrainContext:
+    def contrasting(self, build, **changes):
         task = PretrainingConfig(phases=(Phase(mlm=0, itm=0, itc=1),))
         parts = build(lambda model: PretrainingTask(model, task), batch_size=8, max_steps=2, **changes)
         return replace(parts, config=replace(parts.config, task=task))
 
-    def trained(self, parts: TrainContext, out: Path) -> tuple[list[Tensor], list[float]]:
+    def trained(self, parts, out):
         seen, entries = gradients(parts, out)
         return seen, [entry["itc"] for entry in entries]
 
-    @pytest.mark.parametrize("num_workers", [0, 1])
-    def test_equals_one_large_batch(self, build: Build, tmp_path: Path, num_workers: int) -> None:
+    def test_equals_one_large_batch(self, build, tmp_path):
         whole = self.trained(self.contrasting(build), tmp_path / "whole")
-        parts = self.contrasting(build, micro_batch_size=2, contrast_over="step")
-        data = replace(parts.config.data, num_workers=num_workers)
-        parts = replace(parts, config=replace(parts.config, data=data))
-        found = self.trained(parts, tmp_path / "parts")
-        for one, other in zip(whole[0], found[0], strict=True):
-            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
-        assert found[1] == pytest.approx(whole[1], rel=1e-5)
+        for num_workers in (0, 1):
+            parts = self.contrasting(build, micro_batch_size=2, contrast_over="step")
+            data = replace(parts.config.data, num_workers=num_workers)
+            parts = replace(parts, config=replace(parts.config, data=data))
+            found = self.trained(parts, tmp_path / str(num_workers))
+            for one, other in zip(whole[0], found[0], strict=True):
+                torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+            assert found[1] == pytest.approx(whole[1], rel=1e-5)
         control = self.trained(self.contrasting(build, micro_batch_size=2), tmp_path / "control")
         assert float((whole[0][0] - control[0][0]).abs().max()) > 1e-2
         assert control[1][0] < whole[1][0]  # fewer pairs to tell apart
 
-    def test_pixels_are_kept_between_the_passes_unless_they_are_too_many(
-        self, build: Build, tmp_path: Path, monkeypatch: Patch
-    ) -> None:
-        drawn: list[int] = []
+    def test_pixels_are_kept_between_the_passes_unless_they_are_too_many(self, build, tmp_path, monkeypatch):
+        drawn = []
         views = PreparedImages.views
 
-        def counted(images: PreparedImages, numbers: Sequence[int], *rest: Any) -> Any:
+        def counted(images, numbers, *rest):
             drawn.append(len(numbers))
             return views(images, numbers, *rest)
 
@@ -144,7 +132,7 @@ class TestContrastOverStep:
             monkeypatch.setattr(step_module, "KEPT_BYTES", limit)
             drawn.clear()
             parts = self.contrasting(build, micro_batch_size=2, contrast_over="step", augmentation="affine")
-            pictures: Any = parts.examples.images
+            pictures = parts.examples.images
             found.append(self.trained(replace(parts, images=(pictures, pictures)), tmp_path / str(limit)))
             assert pictures.raw is (not decoded)  # kept as uint8, read again as they are needed
             decoded.append(sum(drawn))
@@ -152,25 +140,22 @@ class TestContrastOverStep:
         assert found[0][1] == found[1][1]
         assert all(torch.equal(kept, read) for kept, read in zip(found[0][0], found[1][0], strict=True))
 
-    def test_masked_words_are_those_of_a_step_without_it(self, build: Build, tmp_path: Path) -> None:
+    def test_masked_words_are_those_of_a_step_without_it(self, build, tmp_path):
         task, logged = PretrainingConfig(phases=(Phase(mlm=1, itm=0, itc=1),)), []
         for contrast_over in ("step", "micro-batch"):
-            parts = build(
-                lambda model: PretrainingTask(model, task), max_steps=1, micro_batch_size=2, contrast_over=contrast_over
-            )
+            options = {"max_steps": 1, "micro_batch_size": 2, "contrast_over": contrast_over}
+            parts = build(lambda model: PretrainingTask(model, task), **options)
             run(replace(parts, config=replace(parts.config, task=task)), tmp_path / contrast_over)
             logged += read_metrics(tmp_path / contrast_over, "train")
         assert logged[0]["mlm"] == logged[1]["mlm"] > 0
         assert logged[0]["itc"] != logged[1]["itc"]
 
     @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-    def test_both_passes_see_the_same_views_and_draw_the_same_dropout(
-        self, build: Build, tmp_path: Path, precision: str
-    ) -> None:
+    def test_both_passes_see_the_same_views_and_draw_the_same_dropout(self, build, tmp_path, precision):
         options = {"micro_batch_size": 2, "contrast_over": "step", "model": shapes.MODEL, "precision": precision}
         parts = self.contrasting(build, augmentation="affine", **options)
         heads = parts.model.head("itc")
-        seen: dict[str, list[Tensor]] = {"text": [], "image": []}
+        seen = {"text": [], "image": []}
         for name, outputs in seen.items():
             getattr(heads, name).register_forward_hook(lambda head, inputs, output, to=outputs: to.append(output))
         run(parts, tmp_path)
@@ -183,18 +168,18 @@ class TestContrastOverStep:
 class Large(PretrainingTask):
     """Has no memory for a pass, as a small GPU."""
 
-    def forward(self, batch: CaptionBatch, *contrast: Any) -> Losses:
+    def forward(self, batch, *contrast):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
 
-def test_a_batch_that_does_not_fit_says_what_takes_less(build: Build, tmp_path: Path) -> None:
+def test_a_batch_that_does_not_fit_says_what_takes_less(build, tmp_path):
     parts = build(lambda model: Large(model, PretrainingConfig(phases=(Phase(mlm=1, itm=1, itc=1),))))
     with pytest.raises(ValueError, match="a micro-batch of 8 does not fit into memory; try a smaller --micro-batch"):
         run(parts, tmp_path)
 
 
-def test_dropout_differs_by_step_micro_batch_and_process(build: Build, tmp_path: Path, monkeypatch: Patch) -> None:
-    def drawn(number: int) -> list[float]:
+def test_dropout_differs_by_step_micro_batch_and_process(build, tmp_path, monkeypatch):
+    def drawn(number):
         with monkeypatch.context() as patch:
             patch.setattr("bridgetower.training.step.rank", lambda: number)
             parts, seen = build(micro_batch_size=4, max_steps=2), []
@@ -219,23 +204,20 @@ BATCHES = [
 HEADS = {"tower": {"heads__itc_dropout": 0.3}, "fused": {"heads__itc": "fused"}}
 
 
-def make_task(phase: Phase, kind: str) -> PretrainingTask:
+def make_task(phase, kind):
     model = tiny.build(tiny.changed(**HEADS[kind])).train()
     return PretrainingTask(model, PretrainingConfig(phases=(phase,)))
 
 
-def seed(number: int) -> None:
+def seed(number):
     torch.manual_seed(100 + number)
 
 
-def gradients_of(task: PretrainingTask) -> dict[str, Tensor]:
+def gradients_of(task):
     return {name: value.grad for name, value in task.model.named_parameters() if value.grad is not None}
 
 
-def in_parts(
-    phase: Phase, kind: str = "tower", batches: Sequence[CaptionBatch] = BATCHES, again: Callable[[int], None] = seed
-) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-    """Losses of each micro-batch and the gradients of their mean."""
+def in_parts(phase, kind="tower", batches=BATCHES, again=seed):
     task = make_task(phase, kind)
     contrasts = contrast_of_step(task, batches, seed)
     parts = []
@@ -247,8 +229,7 @@ def in_parts(
     return parts, gradients_of(task)
 
 
-def as_a_whole(phase: Phase, kind: str = "tower") -> tuple[Tensor, dict[str, Tensor]]:
-    """ITC of all batches with one graph, and the gradients of it and of the other objectives' means."""
+def as_a_whole(phase, kind="tower"):
     task, features = make_task(phase, kind), []
     for number, batch in enumerate(BATCHES):
         seed(number)
@@ -265,15 +246,14 @@ def as_a_whole(phase: Phase, kind: str = "tower") -> tuple[Tensor, dict[str, Ten
     return loss.detach(), gradients_of(task)
 
 
-def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
-    """Largest difference, of large gradients as a share of their largest value."""
+def distance(one, other):
     assert one.keys() == other.keys()
     return max(float((one[name] - other[name]).abs().max() / other[name].abs().max().clamp(min=1)) for name in one)
 
 
 @pytest.mark.parametrize("kind", HEADS)
 @pytest.mark.parametrize("phase", [CONTRAST, EVERYTHING])
-def test_losses_and_gradients_are_those_of_the_whole(phase: Phase, kind: str) -> None:
+def test_losses_and_gradients_are_those_of_the_whole(phase, kind):
     parts, found = in_parts(phase, kind)
     loss, expected = as_a_whole(phase, kind)
     for part in parts:
@@ -285,19 +265,19 @@ def test_losses_and_gradients_are_those_of_the_whole(phase: Phase, kind: str) ->
 
 
 @pytest.mark.parametrize("kind", HEADS)
-def test_control_other_draws_of_dropout_differ(kind: str) -> None:
+def test_control_other_draws_of_dropout_differ(kind):
     _, expected = as_a_whole(CONTRAST, kind)
     _, found = in_parts(CONTRAST, kind, again=lambda number: seed(number + 1))
     assert distance(found, expected) > 1e-3
 
 
-def test_features_that_are_not_finite_name_their_batch() -> None:
+def test_features_that_are_not_finite_name_their_batch():
     spoilt = replace(BATCHES[1], pixel_values=BATCHES[1].pixel_values * torch.nan)
     with pytest.raises(FloatingPointError, match="contrastive features are not finite; examples of the batch: 2, 0"):
         in_parts(CONTRAST, batches=[BATCHES[0], spoilt])
 
 
-def test_which_steps_encode_their_micro_batches_twice(tiny_dataset: Path) -> None:
+def test_which_steps_encode_their_micro_batches_twice(tiny_dataset):
     phases = (Phase(until=0.5, itc=1), Phase())
     task = PretrainingConfig(phases=phases)
     config = shapes.run_config(tiny_dataset, task=task, contrast_over="step")

@@ -4,13 +4,10 @@ import inspect
 import json
 import re
 from dataclasses import fields, replace
-from pathlib import Path
-from typing import Any
 from unittest.mock import Mock
 
 import pytest
 import tyro
-from fitting import Patch
 
 from bridgetower import cli
 from bridgetower.data.config import DataConfig
@@ -22,12 +19,12 @@ from bridgetower.tasks.table import RECIPES, TASKS
 from bridgetower.training.run import train
 
 
-def read(values: Any) -> RunConfig:
+def read(values):
     return RunConfig.from_dict(values, {name: spec.config for name, spec in TASKS.items()})
 
 
 class TestRunConfig:
-    def test_changes_survive_json(self) -> None:
+    def test_changes_survive_json(self):
         run = replace(
             RECIPES["pretrain-nano"],
             data=replace(RECIPES["pretrain-nano"].data, folders=("a", "b"), repeats=(1, 2)),
@@ -37,9 +34,9 @@ class TestRunConfig:
         assert read(json.loads(json.dumps(run.to_dict()))) == run
 
     @pytest.mark.parametrize("path", [(), ("optimizer",), ("model", "text"), ("task", "phases", 1)])
-    def test_unknown_keys(self, path: tuple[Any, ...]) -> None:
+    def test_unknown_keys(self, path):
         values = json.loads(json.dumps(RECIPES["pretrain-nano"].to_dict()))
-        inner: Any = values
+        inner = values
         for name in path:
             inner = inner[name]
         inner["learning_rat"] = 1
@@ -47,7 +44,7 @@ class TestRunConfig:
             read(values)
 
     @pytest.mark.parametrize("kind", ["painting", None])
-    def test_unknown_task_or_metric(self, kind: str | None, tmp_path: Path) -> None:
+    def test_unknown_task_or_metric(self, kind, tmp_path):
         values = RECIPES["pretrain-base"].to_dict()
         values["task"]["kind"] = kind
         with pytest.raises(ValueError, match=rf"run config\.task\.kind is {kind!r}; expected one of pretraining, rank"):
@@ -61,13 +58,10 @@ class TestRunConfig:
         ("values", "message"),
         [
             ({"evaluation": RetrievalConfig(candidates=3)}, "evaluation would be ignored by {}; leave it out"),
-            (
-                {"data": DataConfig(captions="one", word_dropout=0.1)},
-                r"data\.captions, data\.word_dropout would be ignored by {}",
-            ),
+            ({"data": DataConfig(captions="one", word_dropout=0.1)}, r"captions, data\.word_dropout would be ignored"),
         ],
     )
-    def test_what_the_task_would_ignore(self, task: Any, values: dict[str, Any], message: str) -> None:
+    def test_what_the_task_would_ignore(self, task, values, message):
         given = {"task": task, "select_by": task.metrics[0], "max_steps": 1}
         RunConfig(**given, evaluation=RetrievalConfig(batch_size=3))
         with pytest.raises(ValueError, match=message.format(task.kind)):
@@ -90,7 +84,7 @@ class TestRunConfig:
             ({"max_epochs": 1}, "expected exactly one of them"),
         ],
     )
-    def test_values(self, values: dict[str, Any], message: str) -> None:
+    def test_values(self, values, message):
         with pytest.raises(ValueError, match=message):
             RunConfig(**({"max_steps": 5} | values))
 
@@ -112,7 +106,7 @@ class TestRunConfig:
             ({"eps": 0.0}, r"eps 0\.0; .* eps above 0"),
         ],
     )
-    def test_optimizer_values(self, values: dict[str, Any], message: str) -> None:
+    def test_optimizer_values(self, values, message):
         with pytest.raises(ValueError, match=message):
             OptimizerConfig(**values)
 
@@ -126,9 +120,7 @@ class TestRunConfig:
             (["pretrain-base"], (100_000, None)),
         ],
     )
-    def test_a_length_takes_the_place_of_the_recipe_s(
-        self, options: list[str], length: tuple[int | None, int | None], monkeypatch: Patch
-    ) -> None:
+    def test_a_length_takes_the_place_of_the_recipe_s(self, options, length, monkeypatch):
         train = Mock(return_value={})
         monkeypatch.setattr("bridgetower.training.run.train", train)
         monkeypatch.setenv("RANK", "1")  # whose process reports nothing
@@ -137,7 +129,7 @@ class TestRunConfig:
         assert (config.max_steps, config.max_epochs) == length
 
     @pytest.mark.parametrize("name", ["recipe", "source"])
-    def test_where_a_run_comes_from_is_no_option(self, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_where_a_run_comes_from_is_no_option(self, name, capsys):
         options = ["--seed", "3"]
         assert tyro.cli(RunConfig, args=options, default=RECIPES["pretrain-nano"]).seed == 3
         with pytest.raises(SystemExit):
@@ -145,7 +137,7 @@ class TestRunConfig:
         assert f"--{name}" in capsys.readouterr().err
 
     @pytest.mark.parametrize("config", [RunConfig, OptimizerConfig, Phase, *(spec.config for spec in TASKS.values())])
-    def test_every_field_has_an_entry_of_its_own(self, config: type[Any]) -> None:
+    def test_every_field_has_an_entry_of_its_own(self, config):
         """The command's help shows an entry only for the one name before its colon."""
         entries = re.findall(r"^        (\w+): ", inspect.getdoc(config).replace("\n    ", "\n        "), re.MULTILINE)
         assert entries == [item.name for item in fields(config) if item.name != "kind"]

@@ -8,23 +8,18 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from hashlib import sha256
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import PIL
 import pytest
 import torch
-from fitting import KINDS, Caplog, Patch, Runs, StopAt
-from freezing import KEY, passes_of, prepared, recomputed, tower_passes
+from fitting import KEY, KINDS, passes_of, prepared, recomputed, tower_passes
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import shapes
@@ -34,11 +29,10 @@ from bridgetower.data.batch import BatchKey
 from bridgetower.data.store import Table
 from bridgetower.model.towers import VisionTransformer
 from bridgetower.objectives.config import PretrainingConfig, RankingConfig
-from bridgetower.tasks.run_config import RunConfig, read_metrics
+from bridgetower.tasks.run_config import read_metrics
 from bridgetower.tasks.table import RECIPES
 from bridgetower.training.frozen import Alignment, View, align_projections
 from bridgetower.training.run import train
-from bridgetower.training.setup import TrainContext
 from families import save_text, save_timm
 from folders import same_weights
 
@@ -46,8 +40,7 @@ EVERYTHING = PretrainingConfig(phases=(replace(shapes.PHASES[-1], until=1.0),))
 
 
 @pytest.fixture(scope="module")
-def all_runs(runs: Runs, tiny_dataset: Path, tiny_checkpoint: Path) -> Runs:
-    """A run of each kind with frozen towers."""
+def all_runs(runs, tiny_dataset, tiny_checkpoint):
     captions = shapes.run_config(
         tiny_dataset,
         init=str(tiny_checkpoint),
@@ -55,14 +48,11 @@ def all_runs(runs: Runs, tiny_dataset: Path, tiny_checkpoint: Path) -> Runs:
         data=replace(runs["ranking"].data, augmentation="affine", word_dropout=0.2),
         checkpoint_every=2,
     )
-    return {
-        kind: replace(run, freeze_towers=True, frozen_views=3)
-        for kind, run in (runs | {"pretraining": captions}).items()
-    }
+    every = runs | {"pretraining": captions}
+    return {kind: replace(run, freeze_towers=True, frozen_views=3) for kind, run in every.items()}
 
 
-def step(run: TrainContext, batch: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Losses and gradients with the dropout of the fusion encoder and with towers that draw none."""
+def step(run, batch):
     model = run.model
     model.zero_grad(set_to_none=True)
     run.task.train()
@@ -75,22 +65,20 @@ def step(run: TrainContext, batch: Any) -> tuple[dict[str, Tensor], dict[str, Te
     return {name: loss.detach() for name, loss in losses.parts.items()}, gradients
 
 
-def autocast(precision: str) -> AbstractContextManager[object]:
+def autocast(precision):
     return torch.autocast("cpu", dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
-def versions(cache: Path) -> dict[Path, int]:
-    """The version of each table of a cache, which another commit changes."""
+def versions(cache):
     return {path: Table(path).version for path in cache.glob("*/states.lance")}
 
 
-def distance(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+def distance(one, other):
     assert one.keys() == other.keys()
     return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 
-def evaluates_alike(run: TrainContext) -> bool:
-    """Whether the metrics are those of towers that are asked."""
+def evaluates_alike(run):
     run.model.eval()
     metrics = run.evaluate()
     assert run.images[1].frozen is not None
@@ -99,17 +87,14 @@ def evaluates_alike(run: TrainContext) -> bool:
 
 
 @pytest.fixture(scope="module")
-def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache for tests of what is read from it."""
+def features(tmp_path_factory):
     return tmp_path_factory.mktemp("features")
 
 
 class TestSteps:
     @pytest.mark.parametrize("kind", ["pretraining", *KINDS])
     @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-    def test_losses_and_gradients_are_those_of_towers_that_are_asked(
-        self, all_runs: Runs, kind: str, precision: Any, features: Path
-    ) -> None:
+    def test_losses_and_gradients_are_those_of_towers_that_are_asked(self, all_runs, kind, precision, features):
         run = prepared(replace(all_runs[kind], precision=precision), features)
         batch = run.examples[KEY]
         asked = recomputed(batch, run)
@@ -128,11 +113,11 @@ class TestSteps:
 
     @pytest.mark.parametrize("kind", ["pretraining", "nlvr2"])
     @pytest.mark.parametrize("top", [1, 2])
-    def test_layers_that_train_run_on_cached_states(self, all_runs: Runs, kind: str, top: int, features: Path) -> None:
+    def test_layers_that_train_run_on_cached_states(self, all_runs, kind, top, features):
         config = replace(all_runs[kind], train_top=top)
         run = prepared(config, features)
         batch = run.examples[KEY]
-        ran: set[str] = set()
+        ran = set()
         for name, module in run.model.named_modules():
             module.register_forward_hook(lambda *_, name=name: ran.add(name))
         losses, gradients = step(run, batch)
@@ -148,9 +133,9 @@ class TestSteps:
         prepared(replace(config, max_steps=2), features)
         assert versions(features) == written
 
-    def test_half_precision_on_the_disk_loses_nothing_that_autocast_reads(self, all_runs: Runs, features: Path) -> None:
+    def test_half_precision_on_the_disk_loses_nothing_that_autocast_reads(self, all_runs, features):
         run = prepared(replace(all_runs["pretraining"], precision="bf16"), features)
-        examples: Any = run.examples
+        examples = run.examples
         run.images[0].frozen = None
         view = View(run.images[0], 3, examples.seed)
         pixels = torch.stack([view(row) for row in range(32)])
@@ -159,45 +144,42 @@ class TestSteps:
         for stored, asked in zip(examples.images.read(range(32)).unbind(1), expected, strict=True):
             assert torch.equal(stored, asked.bfloat16())  # to which autocast rounds what a projection reads
 
-    def test_every_view_of_an_image_is_seen_with_every_text_and_evaluated_without(
-        self, all_runs: Runs, features: Path
-    ) -> None:
+    def test_every_view_of_an_image_is_seen_with_every_text_and_evaluated_without(self, all_runs, features):
         run = prepared(all_runs["pretraining"], features)
-        batches: list[Any] = [run.examples[BatchKey((0,), seed)] for seed in range(60)]
+        batches = [run.examples[BatchKey((0,), seed)] for seed in range(60)]
         seen = {(float(batch.image_states.sum()), float(batch.masked_states.sum())) for batch in batches}
         assert [len({each[place] for each in seen}) for place in (0, 1)] == [3, 3]
         assert len(seen) == 9
-        again: Any = run.examples[BatchKey((0,), 5)]
+        again = run.examples[BatchKey((0,), 5)]
         assert torch.equal(again.image_states, batches[5].image_states)
-        batch: Any = run.examples[KEY]  # control: losses tell views apart
+        batch = run.examples[KEY]  # control: losses tell views apart
         losses, _ = step(run, batch)
-        views: list[Any] = [run.examples[replace(KEY, seed=seed)] for seed in range(4, 9)]
+        views = [run.examples[replace(KEY, seed=seed)] for seed in range(4, 9)]
         others = (step(run, replace(batch, image_states=view.image_states))[0] for view in views)
         assert max(distance(losses, other) for other in others) > 1e-3
         assert evaluates_alike(run)
 
 
 @pytest.fixture(scope="module")
-def whole(all_runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float], Counter[str]]:
-    """A run that nothing disturbed, with its cache beside it, its metrics and how often its towers ran."""
+def whole(all_runs, tmp_path_factory):
     out = tmp_path_factory.mktemp("frozen") / "run"
     with tower_passes() as passes:
         metrics = train(all_runs["pretraining"], out, feature_cache=out.parent / "cache", progress=False)
     return out, metrics, passes
 
 
-def changed_names(before: Path, after: Path) -> set[str]:
+def changed_names(before, after):
     one, other = read_checkpoint(before).tensors, read_checkpoint(after).tensors
     return {name for name in one if not torch.equal(one[name], other[name])}
 
 
 class TestRun:
-    def test_towers_stay_and_the_rest_learns(self, whole: tuple[Path, Any, Any], tiny_checkpoint: Path) -> None:
+    def test_towers_stay_and_the_rest_learns(self, whole, tiny_checkpoint):
         changed = {name.split(".")[0] for name in changed_names(tiny_checkpoint, whole[0] / "last")}
         assert not changed & {"vision", "text"}
         assert {"image_projections", "text_projections", "fusion", "itm_head", "mlm_head", "itc_head"} <= changed
 
-    def test_top_layers_learn_and_those_below_stay(self, all_runs: Runs, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    def test_top_layers_learn_and_those_below_stay(self, all_runs, tiny_checkpoint, tmp_path):
         config, cache = replace(all_runs["pretraining"], train_top=1, max_steps=3), tmp_path / "cache"
         train(config, tmp_path / "run", feature_cache=cache, progress=False)
         changed = changed_names(tiny_checkpoint, tmp_path / "run" / "last")
@@ -208,9 +190,7 @@ class TestRun:
         train(again, tmp_path / "again", feature_cache=cache, progress=False)
         assert versions(cache) == written
 
-    def test_a_killed_writer_leaves_what_it_finished(
-        self, whole: tuple[Path, dict[str, float], Counter[str]], all_runs: Runs, forked: Path, tmp_path: Path
-    ) -> None:
+    def test_a_killed_writer_leaves_what_it_finished(self, whole, all_runs, forked, tmp_path):
         out, cache, config = tmp_path / "run", tmp_path / "cache", all_runs["pretraining"]
         (tmp_path / "config.pickle").write_bytes(pickle.dumps((config, out, cache)))
         command = [forked / "python", "-c", KILLED, tmp_path / "config.pickle"]
@@ -240,11 +220,10 @@ train(config, out, feature_cache=cache, progress=False)
 
 
 @pytest.fixture(scope="module")
-def cached(all_runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Path], Path]:
-    """Makes a cache with what a run needs, once, and copies it."""
+def cached(all_runs, tmp_path_factory):
     caches = tmp_path_factory.mktemp("caches")
 
-    def copied(kind: str, to: Path) -> Path:
+    def copied(kind, to):
         if not (caches / kind).exists():
             prepared(all_runs[kind], caches / kind)
         return Path(shutil.copytree(caches / kind, to))
@@ -253,8 +232,6 @@ def cached(all_runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Callable
 
 
 class TestCache:
-    """Which runs share what towers gave."""
-
     @pytest.mark.parametrize(
         ("kind", "changes", "computed"),
         [
@@ -269,23 +246,13 @@ class TestCache:
             ("pretraining", {"data": {"word_dropout": 0.5}}, {"text"}),
         ],
     )
-    def test_settings(
-        self,
-        all_runs: Runs,
-        cached: Callable[[str, Path], Path],
-        kind: str,
-        changes: dict[str, Any],
-        computed: set[str],
-        tmp_path: Path,
-    ) -> None:
+    def test_settings(self, all_runs, cached, kind, changes, computed, tmp_path):
         config, cache = all_runs[kind], cached(kind, tmp_path / "cache")
         data = replace(config.data, **changes.get("data", {}))
         assert set(passes_of(replace(config, **changes | {"data": data}), cache)) == computed
 
     @pytest.mark.parametrize("part", ["vision", "text"])
-    def test_other_weights(
-        self, all_runs: Runs, cached: Callable[[str, Path], Path], tmp_path: Path, tiny_checkpoint: Path, part: str
-    ) -> None:
+    def test_other_weights(self, all_runs, cached, tmp_path, tiny_checkpoint, part):
         cache, changed = cached("pretraining", tmp_path / "cache"), tmp_path / "changed"
         shutil.copytree(tiny_checkpoint, changed)
         tensors = load_file(changed / "model.safetensors")
@@ -293,7 +260,7 @@ class TestCache:
         save_file(tensors, changed / "model.safetensors", metadata={"format": "pt"})
         assert set(passes_of(replace(all_runs["pretraining"], init=str(changed)), cache)) == {part}
 
-    def test_other_layers_of_the_same_tower(self, tiny_dataset: Path, tmp_path: Path) -> None:
+    def test_other_layers_of_the_same_tower(self, tiny_dataset, tmp_path):
         config = shapes.run_config(tiny_dataset, freeze_towers=True)
         meter = replace(config, model=config.model.override({"fusion.bridge": None}))
         towers = [prepared(run, tmp_path).model.vision.state_dict() for run in (config, meter)]
@@ -301,14 +268,7 @@ class TestCache:
         layers = [json.loads(path.read_text())["layers"] for path in tmp_path.glob("*/content.json")]
         assert sorted(layers) == [[1, 2]] * 3 + [[2]] * 3
 
-    def test_everything_may_be_moved(
-        self,
-        all_runs: Runs,
-        cached: Callable[[str, Path], Path],
-        tmp_path: Path,
-        tiny_checkpoint: Path,
-        tiny_dataset: Path,
-    ) -> None:
+    def test_everything_may_be_moved(self, all_runs, cached, tmp_path, tiny_checkpoint, tiny_dataset):
         config, moved = all_runs["pretraining"], cached("pretraining", tmp_path / "moved")
         shutil.copytree(tiny_checkpoint, tmp_path / "model")
         shutil.copytree(tiny_dataset, tmp_path / "set")
@@ -320,7 +280,7 @@ class TestCache:
         assert not passes
         assert distance(losses, step(run, recomputed(batch, run))[0]) < 1e-5
 
-    def test_of_two_at_once_one_computes(self, all_runs: Runs, tmp_path: Path) -> None:
+    def test_of_two_at_once_one_computes(self, all_runs, tmp_path):
         config = all_runs["vqa"]
         alone = passes_of(config, tmp_path / "alone")
         with ProcessPoolExecutor(2, mp_context=get_context("forkserver")) as pool:
@@ -328,7 +288,7 @@ class TestCache:
         assert both[0] + both[1] == alone
         assert len(list((tmp_path / "both").glob("*/states.lance"))) == 3
 
-    def test_what_they_were_computed_from_is_written_down(self, all_runs: Runs, tmp_path: Path) -> None:
+    def test_what_they_were_computed_from_is_written_down(self, all_runs, tmp_path):
         before, digests = torch.backends.cuda.matmul.allow_tf32, prepared(all_runs["vqa"], tmp_path).digests
         contents = [json.loads(path.read_text()) for path in tmp_path.glob("*/content.json")]
         assert len(contents) == 3
@@ -343,9 +303,7 @@ class TestCache:
         torch.backends.cuda.matmul.allow_tf32 = before
         assert len(list(tmp_path.glob("*/content.json"))) == 6
 
-    def test_another_version_of_a_library(
-        self, tiny_dataset: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: Patch
-    ) -> None:
+    def test_another_version_of_a_library(self, tiny_dataset, tiny_checkpoint, tmp_path, monkeypatch):
         for library in ("timm", "transformers"):
             pytest.importorskip(library)
         save_timm(tmp_path / "vision", "siglip")
@@ -361,18 +319,17 @@ class TestCache:
             assert set(passes_of(config, tmp_path / "cache")) == {part}
 
 
-def test_random_towers_are_warned_of(tiny_dataset: Path, tmp_path: Path, caplog: Caplog) -> None:
+def test_random_towers_are_warned_of(tiny_dataset, tmp_path, caplog):
     prepared(shapes.run_config(tiny_dataset, freeze_towers=True), tmp_path)
     assert "some of them start from random weights; give init" in caplog.text
 
 
 @pytest.fixture
-def aligning(all_runs: Runs) -> RunConfig:
+def aligning(all_runs):
     return replace(all_runs["pretraining"], data=all_runs["ranking"].data, frozen_views=2, align_first=5)
 
 
-def aligned(task: Alignment, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss and what it says of every parameter."""
+def aligned(task, batch):
     task.zero_grad(set_to_none=True)
     loss = task(batch)
     loss.backward()
@@ -380,7 +337,7 @@ def aligned(task: Alignment, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 class TestAlignment:
-    def test_is_that_of_towers_that_are_asked(self, aligning: RunConfig, features: Path) -> None:
+    def test_is_that_of_towers_that_are_asked(self, aligning, features):
         run = prepared(aligning, features)
         run.model.eval()  # towers that are asked in training draw dropout
         task, batch = Alignment(run.model), run.examples[KEY]
@@ -391,22 +348,21 @@ class TestAlignment:
         assert all(torch.allclose(found[name], expected[1][name], atol=1e-6) for name in found)
         assert not any(".vision." in name or ".text." in name or ".fusion." in name for name in found)
 
-    def test_padding_does_not_count(self, aligning: RunConfig, features: Path) -> None:
+    def test_padding_does_not_count(self, aligning, features):
         run = prepared(aligning, features)
-        batch: Any = run.examples[KEY]
+        batch = run.examples[KEY]
         assert batch.attention_mask is not None
         padding = (batch.attention_mask == 0)[:, None, :, None].float()
         task = Alignment(run.model.eval())
         with torch.no_grad():
-            losses = [
-                task(replace(batch, text_states=batch.text_states + more)) for more in (0.0, padding, 1 - padding)
-            ]
+            texts = [batch.text_states + more for more in (0.0, padding, 1 - padding)]
+            losses = [task(replace(batch, text_states=states)) for states in texts]
         assert torch.allclose(losses[0], losses[1], atol=1e-6)
         assert not torch.allclose(losses[0], losses[2], atol=1e-4)
 
 
 class TestAligning:
-    def test_only_the_projections_change_and_the_loss_falls(self, aligning: RunConfig, features: Path) -> None:
+    def test_only_the_projections_change_and_the_loss_falls(self, aligning, features):
         run = prepared(replace(aligning, align_first=30), features)
         model, batch, rates = run.model, run.examples[KEY], list[float]()
         before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -423,7 +379,7 @@ class TestAligning:
         assert rates == pytest.approx([1e-2 * (1 - step / 30) for step in range(30)])
 
     @pytest.mark.parametrize("changes", [{"train_top": 1}, {"precision": "bf16"}])
-    def test_draws_nothing(self, aligning: RunConfig, features: Path, changes: dict[str, Any]) -> None:
+    def test_draws_nothing(self, aligning, features, changes):
         """Layers that train later run here, too; half precision leaves weights in single precision."""
         run = prepared(replace(aligning, **changes), features)
         before, found = copy.deepcopy(run.model.state_dict()), []
@@ -437,7 +393,7 @@ class TestAligning:
         assert not tiny.equal(found[0], before)
         assert {value.dtype for value in found[0].values()} == {torch.float32}
 
-    def test_a_loss_that_is_not_finite_stops_it(self, aligning: RunConfig, features: Path) -> None:
+    def test_a_loss_that_is_not_finite_stops_it(self, aligning, features):
         run = prepared(aligning, features)
         with torch.no_grad():
             next(iter(run.model.image_projections.parameters())).fill_(torch.nan)
@@ -445,17 +401,15 @@ class TestAligning:
             align_projections(run, progress=False)
 
 
-def test_stopped_and_continued_it_ends_with_the_same_bits(
-    aligning: RunConfig, stop_at: StopAt, tmp_path: Path, features: Path
-) -> None:
-    """Before the first checkpoint, and after it."""
-    metrics = train(aligning, tmp_path / "whole", feature_cache=features, progress=False)
-    for step in (1, 4):
+def test_stopped_and_continued_it_ends_with_the_same_bits(aligning, stop_at, tmp_path, features):
+    config = replace(aligning, max_steps=3, checkpoint_every=1, evaluate_every=0)
+    metrics = train(config, tmp_path / "whole", feature_cache=features, progress=False)
+    for step in (1, 3):  # before the first checkpoint, and after it
         out = tmp_path / str(step)
-        stop_at(step, out, config=aligning)
-        assert train(aligning, out, resume=True, feature_cache=features, progress=False) == metrics
+        stop_at(step, out, config=config)
+        assert train(config, out, resume=True, feature_cache=features, progress=False) == metrics
         assert same_weights(out / "last", tmp_path / "whole" / "last")
-    first = replace(aligning, align_first=0, max_steps=1)  # control: aligned projections begin elsewhere
+    first = replace(config, align_first=0, max_steps=1)  # control: aligned projections begin elsewhere
     train(first, tmp_path / "not", feature_cache=features, progress=False)
     losses = [read_metrics(tmp_path / name, "train")[0]["loss"] for name in ("whole", "not")]
     assert losses[0] != losses[1]
@@ -470,7 +424,7 @@ def test_stopped_and_continued_it_ends_with_the_same_bits(
         ({"data": {"transform": "my.py:views"}}, "data.transform my.py:views with frozen towers, .*; leave one out"),
     ],
 )
-def test_refused(aligning: RunConfig, changes: dict[str, Any], message: str) -> None:
+def test_refused(aligning, changes, message):
     if "data" in changes:
         changes = {"data": replace(aligning.data, **changes["data"])}
     with pytest.raises(ValueError, match=message):

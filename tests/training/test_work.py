@@ -1,44 +1,34 @@
 """Every kind of task is trained, evaluated, and continued with the same bits; and what it refuses."""
 
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
-from typing import Any
 
 import pytest
-from fitting import KINDS, Runs, run
-from freezing import prepared
+from fitting import KINDS, prepared, run
 
 import asked
 import shapes
-from bridgetower.data.batch import Batch, BatchDataset, BatchKey
 from bridgetower.data.config import DataConfig
 from bridgetower.files import read_json, write_json
 from bridgetower.model.config import HeadsConfig
 from bridgetower.predictor import load
 from bridgetower.tasks.entries import VqaConfig
-from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.table import RECIPES
 from bridgetower.training.run import train
 from bridgetower.training.setup import build_task, starting_checkpoint
 from bridgetower.training.state import newest
 from folders import same_weights
 
-Trained = Callable[[str], tuple[Path, dict[str, float]]]
-
 
 @pytest.fixture(scope="module")
-def trained(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """Trains a kind, once; gives the folder and the metrics."""
+def trained(runs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     return cache(lambda kind: (folder / kind, train(runs[kind], folder / kind, progress=False)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_is_continued_with_the_same_bits(kind: str, runs: Runs, trained: Trained, tmp_path: Path) -> None:
-    """From the state before the last one."""
+def test_is_continued_with_the_same_bits(kind, runs, trained, tmp_path):
     (whole, metrics), out = trained(kind), tmp_path / "run"
     assert runs[kind].select_by in metrics
     assert kind != "ranking" or {"rsum", "one_stage_rsum", "chance_rsum"} <= metrics.keys()
@@ -52,7 +42,7 @@ def test_is_continued_with_the_same_bits(kind: str, runs: Runs, trained: Trained
         assert same_weights(out / name, whole / name)
 
 
-def test_a_trained_head_keeps_its_answers(runs: Runs, trained: Trained, tmp_path: Path) -> None:
+def test_a_trained_head_keeps_its_answers(runs, trained, tmp_path):
     """They travel from the set into the checkpoint, and its order counts then, not that of another set."""
     first, (out, _) = runs["vqa"], trained("vqa")
     answers = load(out, device="cpu").answer(asked.png("red"), "What colour is this?", top=99)
@@ -63,7 +53,7 @@ def test_a_trained_head_keeps_its_answers(runs: Runs, trained: Trained, tmp_path
     assert starting_checkpoint(second).labels == {"vqa": asked.ANSWERS}
 
 
-def test_a_number_of_answers_that_is_the_recipes_gives_way_to_that_of_the_data(runs: Runs, tmp_path: Path) -> None:
+def test_a_number_of_answers_that_is_the_recipes_gives_way_to_that_of_the_data(runs, tmp_path):
     model = replace(runs["vqa"].model, heads=RECIPES["vqav2-base"].model.heads)
     config, out = replace(runs["vqa"], recipe="vqav2-base", model=model), tmp_path / "run"
     metrics = train(config, out, progress=False)
@@ -71,7 +61,7 @@ def test_a_number_of_answers_that_is_the_recipes_gives_way_to_that_of_the_data(r
     assert train(config, out, resume=True, progress=False) == metrics
 
 
-def test_paper_leaves_questions_out_and_trains_on_both_splits(runs: Runs) -> None:
+def test_paper_leaves_questions_out_and_trains_on_both_splits(runs):
     config = runs["vqa"]
     both = replace(config.data, train_splits=("train", "validation"))
     checkpoint = starting_checkpoint(config)
@@ -85,73 +75,65 @@ def test_paper_leaves_questions_out_and_trains_on_both_splits(runs: Runs) -> Non
 
 
 @pytest.mark.parametrize("kind", asked.KINDS)
-def test_from_nothing_with_a_tokenizer_of_the_texts(kind: str, runs: Runs) -> None:
+def test_from_nothing_with_a_tokenizer_of_the_texts(kind, runs):
     processor = starting_checkpoint(replace(runs[kind], init=None)).processor
-    assert processor is not None
     assert len(processor.token_ids(["colour" if kind == "vqa" else "red"])[0]) < 6
 
 
-class TestRefusals:
-    @pytest.mark.parametrize(
-        ("kind", "changes", "message"),
-        [
-            ("nlvr2", {"data.train_splits": ("test",)}, "of split test has no label"),
-            ("nlvr2", {"data.validation_split": "test"}, "of split test has no label"),
-            ("vqa", {"model.heads": HeadsConfig(mlm=False, itm=False, vqa=5)}, r"model\.heads\.vqa is 5; leave it out"),
-            ("vqa", {"data": "snli-ve"}, r"no answers\.json in .*; give a VQA set"),
-            ("snli-ve", {"data": "vqa"}, "use a set of kind snli-ve"),
-        ],
-    )
-    def test_before_training(
-        self, runs: Runs, tmp_path: Path, kind: str, changes: dict[str, Any], message: str
-    ) -> None:
-        config = runs[kind]
-        for name, value in changes.items():
-            part, _, field = name.rpartition(".")
-            given = runs[value].data if field == "data" else value
-            config = replace(
-                config, **{part or field: replace(getattr(config, part), **{field: given}) if part else given}
-            )
-        with pytest.raises((ValueError, FileNotFoundError), match=message):
-            train(config, tmp_path / "run", progress=False)
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        ("nlvr2", {"data.train_splits": ("test",)}, "of split test has no label"),
+        ("nlvr2", {"data.validation_split": "test"}, "of split test has no label"),
+        ("vqa", {"model.heads": HeadsConfig(mlm=False, itm=False, vqa=5)}, r"model\.heads\.vqa is 5; leave it out"),
+        ("vqa", {"data": "snli-ve"}, r"no answers\.json in .*; give a VQA set"),
+        ("snli-ve", {"data": "vqa"}, "use a set of kind snli-ve"),
+    ],
+)
+def test_refused_before_training(runs, tmp_path, kind, changes, message):
+    config = runs[kind]
+    for name, value in changes.items():
+        part, _, field = name.rpartition(".")
+        given = runs[value].data if field == "data" else value
+        given = replace(getattr(config, part), **{field: given}) if part else given
+        config = replace(config, **{part or field: given})
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        train(config, tmp_path / "run", progress=False)
 
 
 class Recorded:
-    """Examples, and the numbers of those that were read."""
-
-    def __init__(self, examples: BatchDataset, *, hidden: bool = False) -> None:
+    def __init__(self, examples, *, hidden=False):
         self.examples, self.seen = examples, list[tuple[int, ...]]()
         if not hidden:
-            self.set_numbers = examples.set_numbers  # type: ignore[attr-defined]
+            self.set_numbers = examples.set_numbers
 
-    def __len__(self) -> int:
+    def __len__(self):
         return len(self.examples)
 
-    def __getitem__(self, key: BatchKey) -> Batch:
+    def __getitem__(self, key):
         self.seen.append(key.examples)
         return self.examples[key]
 
 
 @pytest.fixture
-def one_set(tiny_dataset: Path) -> RunConfig:
+def one_set(tiny_dataset):
     folders = (str(tiny_dataset),) * 2
     data = DataConfig(folders=folders, max_length=24, one_set_per_batch=True)
     return shapes.run_config(tiny_dataset, data=data, evaluate_every=None)
 
 
-def read(config: RunConfig, folder: Path, **options: Any) -> Recorded:
-    """Trains, and returns what was read."""
+def read(config, folder, **options):
     checkpoint = starting_checkpoint(config)
     context = build_task(config, checkpoint, checkpoint.model().train())
     if config.freeze_towers:
         context = prepared(config, folder / "cache")
-    examples: Any = Recorded(context.examples, **options)
+    examples = Recorded(context.examples, **options)
     run(replace(context, examples=examples, checkpoint=None), folder / str(config.data.one_set_per_batch))
     return examples
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_examples_of_a_batch_are_of_one_set(one_set: RunConfig, tmp_path: Path, frozen: bool) -> None:
+def test_examples_of_a_batch_are_of_one_set(one_set, tmp_path, frozen):
     config = replace(one_set, freeze_towers=frozen)
     mixed = replace(config, data=replace(config.data, one_set_per_batch=False))  # control
     batches = []
@@ -163,6 +145,6 @@ def test_examples_of_a_batch_are_of_one_set(one_set: RunConfig, tmp_path: Path, 
     assert any(len(sets) == 2 for sets in batches[1])
 
 
-def test_examples_that_do_not_tell_their_images_are_refused(one_set: RunConfig, tmp_path: Path) -> None:
+def test_examples_that_do_not_tell_their_images_are_refused(one_set, tmp_path):
     with pytest.raises(ValueError, match="the examples of pretraining have no set_numbers"):
         read(one_set, tmp_path, hidden=True)
