@@ -123,7 +123,7 @@ def everything(checkpoint, dataset, single):
 
 @pytest.fixture(scope="module")
 def single_picture(tiny_dataset, tmp_path_factory):
-    return write_set(tmp_path_factory.mktemp("single") / "set", {"test": records_of(tiny_dataset)[:1]})
+    return write_set(tmp_path_factory.mktemp("single") / "set", {"test": records_of(tiny_dataset, "test")[:1]})
 
 
 @pytest.fixture(scope="module")
