@@ -29,7 +29,8 @@ from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
 from bridgetower.predictor import Predictor, load
 from bridgetower.search.build import build_index
-from bridgetower.search.searcher import Against, Searcher
+from bridgetower.search.index import Against
+from bridgetower.search.searcher import Searcher
 
 SECONDS, RATE, SIDE = 4, 2, 224
 KS = (1, 5, 10)

@@ -68,9 +68,11 @@ class TestSearch:
         (red,) = run("search", index, "red bar", "--where", "path = 'red.png'", "--model", tiny_checkpoint)
         assert red.pop("cosine") < 1
         assert red.pop("score") < 1
-        assert red.pop("probability") is None
+        (one,) = Searcher(index, tiny_checkpoint).search("red bar", where="path = 'red.png'")
+        assert red.pop("rank_score") == pytest.approx(one.rank_score, abs=1e-5)
         assert red == {
             "rank": 1,
+            "against": "images",
             "digest": hashlib.sha256((photos / "red.png").read_bytes()).hexdigest(),
             "path": "red.png",
             "file": str(photos / "red.png"),
@@ -80,20 +82,23 @@ class TestSearch:
 
     def test_by_picture_with_options(self, run, index, photos, tmp_path):
         (hit,) = run("search", index, "--image", photos / "blue.png", "--top", 1, "--sheet", tmp_path / "hits.png")
-        assert (hit["path"], hit["score"]) == ("blue.png", None)
+        assert hit["path"] == "blue.png"
+        assert "score" not in hit
         assert Image.open(tmp_path / "hits.png").width > 500
         (hit,) = run("search", index, "a", "--against", "captions", "--rerank", 0)
-        assert (hit["path"], hit["score"]) == ("red.png", None)
+        assert (hit["path"], hit["against"], hit["rank_score"]) == ("red.png", "captions", hit["cosine"])
         photos.rename(tmp_path / "moved")
         assert len(run("search", index, "a", "--root", tmp_path / "moved")) == 3
 
     def test_a_table_on_a_terminal(self, run, capsys, monkeypatch, index):
         monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        monkeypatch.setenv("COLUMNS", "120")
         cli.main(["search", str(index), "red"])
         table = capsys.readouterr().out
         assert table.splitlines()[-1] == f"Next: bridgetower serve --index {index}"
         assert r"[bold]\u001b[2J (and 1 more)" in table  # no markup
         assert table.count("score 0.") == 3
+        assert f"{Searcher(index).search('red')[0].rank_score:.3f}" in table
         assert "24x" in table
         assert run("search", index, "red", "--json")[0]["rank"] == 1
         cli.main(["search", str(index), "red", "--where", "width > 999"])
@@ -113,9 +118,16 @@ class TestSearch:
         cli.main(["search", str(tmp_path / "talk.lance"), SAID[1], "--top", "1"])
         shown = re.sub("\x1b[^m]*m", "", capsys.readouterr().out)
         heads, row = (line for line in shown.splitlines() if line[:1] in ("┃", "│"))
-        assert [cell.strip() for cell in heads.split("┃")[1:-1]] == ["", "image", "time", "cosine", "captions"]
+        assert [cell.strip() for cell in heads.split("┃")[1:-1]] == [
+            "",
+            "image",
+            "time",
+            "against",
+            "cosine",
+            "captions",
+        ]
         assert [cell.strip() for cell in row.split("│")[1:-1]] == [
-            *("1", "talk.mp4", "0:00:03 to 0:00:05", "1.000", SAID[1])
+            *("1", "talk.mp4", "0:00:03 to 0:00:05", "captions", "1.000", SAID[1])
         ]
 
     def test_errors(self, refused, index, tmp_path, monkeypatch):

@@ -216,7 +216,8 @@ class TestInMemory:
         assert index._vectors[2] is not None
         assert [hit.path for hit in found] == [hit.path for hit in expected]
         assert [hit.cosine for hit in found] == pytest.approx([hit.cosine for hit in expected], abs=1e-6)
-        assert [replace(hit, cosine=0.0) for hit in found] == [replace(hit, cosine=0.0) for hit in expected]
+        zeros = {"cosine": 0.0, "rank_score": 0.0}
+        assert [replace(hit, **zeros) for hit in found] == [replace(hit, **zeros) for hit in expected]
         assert [hit.path for hit in index.nearest(self.QUERY, 7)] == [hit.path for hit in expected[:7]]
         index.create_ann_index()
         for _ in range(3):

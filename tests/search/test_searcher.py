@@ -97,6 +97,8 @@ class TestStages:
         assert names(hits) == ranked(files, scores)[:8]
         by_name = {files[number].name: float(chance) for number, chance in zip(chosen, match, strict=True)}
         assert [hit.score for hit in hits] == pytest.approx([by_name[hit.path] for hit in hits], abs=1e-5)
+        ranked_by = scores.sort(descending=True).values[:8].tolist()
+        assert [hit.rank_score for hit in hits] == pytest.approx(ranked_by, rel=1e-5, abs=1e-4)
         assert (names(hits) == ranked(files, cosine)[:8]) == (itc_weight == ITC_ALONE)
 
     def test_validation_decides_about_probabilities_and_matching(
@@ -120,6 +122,7 @@ class TestStages:
         nearest, hits = searcher.search(TEXT, rerank=0, top=9), searcher.search(TEXT, rerank=4, top=9)
         assert set(names(hits[:4])) == set(names(nearest[:4]))
         assert names(hits[4:]) == names(nearest[4:])
+        assert [hit.rank_score for hit in nearest + hits[4:]] == [hit.cosine for hit in nearest + hits[4:]]
         assert [hit.score is None for hit in hits] == [False] * 4 + [True] * 5
 
     def test_an_image_and_both(self, searcher: Searcher, predictor: Predictor, files: list[Path]) -> None:

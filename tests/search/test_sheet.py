@@ -22,7 +22,9 @@ def hits(tmp_path: Path) -> list[Hit]:
         file = tmp_path / f"{colour}.png"
         Image.new("RGB", (50, 50), colour).save(file)
         about = {"digest": sha256_of(file), "size": file.stat().st_size, "path": file.name, "file": file}
-        found.append(Hit(**about, width=50, height=50, captions=(), cosine=0.1, score=0.5))
+        found.append(
+            Hit(**about, width=50, height=50, captions=(), against="images", cosine=0.1, rank_score=0.1, score=0.5)
+        )
     return found
 
 

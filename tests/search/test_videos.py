@@ -55,11 +55,11 @@ def test_a_row_has_frame_times_transcript_and_vectors(talks: Path, predictor: Pr
     assert len(others) == 2  # the lecture has no captions
     frame = Image.open(io.BytesIO(searcher.index.content(hit)))
     assert np.abs(np.asarray(frame, dtype=int) - np.asarray(drawn(1), dtype=int)).mean() < 6
-    for column, vector in (
-        ("image_vector", predictor.embed_images(frame)[0]),
-        ("pair_vectors", predictor.embed_pairs(frame, SAID[0])[0]),
+    for against, vector in (
+        ("images", predictor.embed_images(frame)[0]),
+        ("pairs", predictor.embed_pairs(frame, SAID[0])[0]),
     ):
-        (nearest,) = searcher.index.nearest(vector, 1, column=column)  # type: ignore[arg-type]
+        (nearest,) = searcher.index.nearest(vector, 1, against=against)  # type: ignore[arg-type]
         assert (nearest.path, nearest.cosine) == (hit.path, pytest.approx(1, abs=1e-5))
 
 
@@ -67,7 +67,7 @@ def test_matching_and_sheets_take_the_frames_of_the_index(talks: Path, predictor
     album.build()
     shutil.rmtree(talks)  # nothing is read from it any more
     searcher = Searcher(album.out, predictor)
-    hits = searcher.search("a red square")
+    hits = searcher.search("a red square", against="images")
     assert len(hits) == 7
     frames = [searcher.index.content(hit) for hit in hits]
     expected = predictor.match(frames, ["a red square"] * 7)
@@ -79,7 +79,7 @@ def test_matching_and_sheets_take_the_frames_of_the_index(talks: Path, predictor
 
 
 def test_a_text_is_compared_with_what_is_said_where_all_moments_have_words(
-    talks: Path, predictor: Predictor, album: Album, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    talks: Path, predictor: Predictor, album: Album
 ) -> None:
     album.build(talks / "talk.mp4")
     searcher = Searcher(album.out, predictor)
@@ -94,17 +94,45 @@ def test_a_text_is_compared_with_what_is_said_where_all_moments_have_words(
     assert None not in {hit.score for hit in shown}
     assert searcher.search(image=frame) == searcher.search(image=frame, against="images")
     assert searcher.search(SAID[1], frame) == searcher.search(SAID[1], frame, against="images")
-    build_index([talks / "talk.mp4", talks / "lectures"], tmp_path / "all.lance", predictor)
-    mixed = Searcher(tmp_path / "all.lance", predictor)
-    caplog.set_level("INFO")
-    caplog.clear()
-    shown = mixed.search(SAID[1], against="images")
-    assert caplog.text == ""
-    assert mixed.search(SAID[1]) == shown
-    assert "the text is compared with images, as 4 of 7 entries have no transcript" in caplog.text
     (talks / "talk.srt").write_text("1\n00:00:02,000 --> 00:00:04,000\nthe sea\n", encoding="utf-8")
     album.build(talks / "talk.mp4", every=6.0)  # half of it is silent now
     assert len(Searcher(album.out, predictor).search("the sea")) == 2
+
+
+def test_moments_with_words_and_what_has_none_are_ranked_apart_and_take_turns(
+    talks: Path, predictor: Predictor, album: Album
+) -> None:
+    Image.new("RGB", (30, 20), "blue").save(talks / "photo.png")
+    (talks / "photo.txt").write_text(f"{SAID[1]}\n")  # the caption of an image is not said
+    assert album.build().images == 8
+    query, rows = predictor.embed_texts(SAID[1])[0].numpy(), album.rows()
+    spoken = [path for path in rows if path.startswith("talk.mp4")]
+    cosine = {path: float(np.max(np.stack(rows[path]["text_vectors"]) @ query)) for path in spoken}
+    silent = [path for path in rows if path not in spoken]
+    cosine |= {path: float(np.dot(rows[path]["image_vector"], query)) for path in silent}
+    searcher = Searcher(album.out, predictor)
+    frames = [searcher.index.content(one) for one in searcher.index.examples(8) if one.path in silent]
+    names = [one.path for one in searcher.index.examples(8) if one.path in silent]
+    log_odds = dict(zip(names, predictor.match(frames, [SAID[1]] * 5).logit().tolist(), strict=True))
+
+    def in_turn(images: dict[str, float]) -> list[str]:
+        said, shown = sorted(spoken, key=lambda path: -cosine[path]), sorted(images, key=lambda path: -images[path])
+        return [said[0], shown[0], said[1], shown[1], said[2], *shown[2:]]
+
+    for rerank, images in ((0, {path: cosine[path] for path in silent}), (None, log_odds), (5, log_odds)):
+        hits = searcher.search(SAID[1], rerank=rerank)
+        assert [hit.path for hit in hits] == in_turn(images)
+        assert [hit.path for hit in hits if hit.against == "captions"] == in_turn(images)[:5:2]
+        assert [hit.cosine for hit in hits] == pytest.approx([cosine[hit.path] for hit in hits], abs=1e-5)
+        expected = [cosine[hit.path] if hit.path in spoken else images[hit.path] for hit in hits]
+        assert [hit.rank_score for hit in hits] == pytest.approx(expected, abs=1e-4)
+        assert {hit.path for hit in hits if hit.score is not None} == set(() if rerank == 0 else silent)
+        assert searcher.search(SAID[1], rerank=rerank, top=4) == hits[:4]
+    found = searcher.search(SAID[1], where="path LIKE 'talk%' OR width = 30", rerank=0)
+    assert [hit.path for hit in found] == [hits[0].path, "photo.png", hits[2].path, hits[4].path]
+    with pytest.raises(ValueError, match=r"^where is 'wide': "):
+        searcher.search(SAID[1], where="wide")
+    assert {hit.against for hit in searcher.search(SAID[1], frames[0])} == {"images"}
 
 
 def test_only_what_has_changed_is_embedded(talks: Path, album: Album, stopped: Callable[..., None]) -> None:

@@ -62,8 +62,8 @@ class QueryOptions:
             for a model whose validation did not find that matching ranks better, and for words of videos.
         where: Condition in SQL on path, size (bytes), mtime, width, height, captions, and start and end (of moments).
         against: What the query is compared with: the images, their captions, or both together. Default: images, and for
-            a text alone captions if all of the index are moments in which something is said. Models that cannot compare
-            a text or an image alone with both together compare it with captions or images, and say so.
+            a text alone what is said in moments of videos; hits by words and by images take turns. Models that cannot
+            compare a text or an image alone with both together compare it with captions or images, and say so.
         exact: Compare the query with every vector, even if the index was made with --ann.
         batch_size: Images matched at once.
         truncate: Cut a text that is too long instead of refusing it.
@@ -93,9 +93,9 @@ def search(
     """Search an index by a text, by an image, or by both.
 
     The images whose vectors are nearest are matched with the text, and the best match comes first. Gives one JSON line
-    per hit, {"rank", "digest", "path", "file", "cosine", "probability", "score", "width", "height", "captions"}, and of
-    a moment of a video {"start", "end", "transcript", "link"}; a table on a terminal. A model without calibration gives
-    a score in place of the probability.
+    per hit, {"rank", "digest", "path", "file", "against", "cosine", "rank_score", "width", "height", "captions"}, of a
+    match {"probability"} or, without a calibration, {"score"}, and of a moment of a video {"start", "end",
+    "transcript", "link"}; a table on a terminal.
 
     Examples: bridgetower search photos.lance "two dogs in the snow" --sheet hits.png
               bridgetower search photos.lance --image dog.jpg --where "width > 800"
@@ -133,8 +133,8 @@ def search(
 
 def _values(hit: Hit) -> dict[str, object]:
     """Returns the values of a hit; its path already has the place of an image in its file."""
-    left_out = ("place", "start", "end") if hit.start is None else ("place",)
-    shown = {name: value for name, value in asdict(hit).items() if name not in left_out} | {"file": str(hit.file)}
+    shown = {name: value for name, value in asdict(hit).items() if name != "place" and value is not None}
+    shown["file"] = str(hit.file)
     if hit.start is None:
         return shown
     address = hit.file if isinstance(hit.file, str) else hit.file.resolve().as_uri()
@@ -144,14 +144,16 @@ def _values(hit: Hit) -> dict[str, object]:
 def _cells(hit: Hit) -> dict[str, str]:
     from bridgetower.checkpoints import described
 
-    is_moment = hit.start is not None and hit.end is not None
+    is_moment, match = hit.start is not None and hit.end is not None, described(hit.probability, hit.score)
     more = f" (and {len(hit.captions) - 1} more)" if len(hit.captions) > 1 else ""
     start, end = (timedelta(seconds=int(seconds or 0)) for seconds in (hit.start, hit.end))
     return {
         "image": hit.path.rpartition("#")[0] if is_moment else hit.path,
         "time": f"{start} to {end}" if is_moment else "",
-        "match": described(hit.probability, hit.score),
+        "match": match,
+        "against": hit.against if is_moment else "",
         "cosine": f"{hit.cosine:.3f}",
+        "rank score": f"{hit.rank_score:.3f}" if match else "",
         "pixels": "" if is_moment else f"{hit.width}x{hit.height}",
         "captions": "".join(hit.captions[:1]) + more,
     }

@@ -33,8 +33,8 @@ from langchain_core.vectorstores.utils import maximal_marginal_relevance
 
 from bridgetower.search.build import new_index, row_of
 from bridgetower.search.embed import Of, embedded, write_lock
-from bridgetower.search.index import Hit, Index, Indexed
-from bridgetower.search.searcher import Against, Searcher
+from bridgetower.search.index import Against, Hit, Index, Indexed
+from bridgetower.search.searcher import Searcher
 
 Filter = Mapping[str, Any] | Callable[[Document], bool]
 """Values that metadata have, or a function of a document."""

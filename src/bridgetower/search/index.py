@@ -28,11 +28,14 @@ from bridgetower.files import json_object, parse_json
 from bridgetower.model.plain import from_plain
 from bridgetower.processor import check_length
 
-VectorColumn = Literal["image_vector", "text_vectors", "pair_vectors"]
+Against = Literal["images", "captions", "pairs"]
 
 ABOUT = ("path", "size", "mtime", "width", "height", "captions", "start", "end")
 """Columns of a result, and of conditions."""
 
+_COLUMNS: dict[Against, str] = {"images": "image_vector", "captions": "text_vectors", "pairs": "pair_vectors"}
+_SPOKEN = "start IS NOT NULL AND array_length(captions) > 0"  # of moments in which something is said
+_SILENT = f"({_SPOKEN}) IS NOT TRUE"  # of all others
 _NULLABLE = ("start", "end", "frame")  # of images that are no moments
 _MARK = b"bridgetower"  # key of the schema's metadata
 _VERSION = 5
@@ -140,7 +143,9 @@ class Hit(Indexed):
     """An image that was found."""
 
     file: Path | str  # the image, or the shard, table or video that it is in, or its URL
-    cosine: float  # of the query's vector and the image's
+    against: Against  # what the query was compared with
+    cosine: float  # of the vectors of both
+    rank_score: float  # of the second stage where they were matched, else the cosine
     probability: float | None = None  # that text and image match, where they were matched and there is a calibration
     score: float | None = None  # of the matching head, from 0 to 1, where they were matched and there is none
 
@@ -219,7 +224,7 @@ class Index:
         with _told(self.uri):
             version = self._table.version
             if self._spoken is None or self._spoken[0] != version:
-                self._spoken = version, self._table.count_rows("start IS NOT NULL AND array_length(captions) > 0")
+                self._spoken = version, self._table.count_rows(_SPOKEN)
         return self._spoken[1]
 
     @property
@@ -357,7 +362,7 @@ class Index:
         vector: Float[Tensor, " c"],
         count: int,
         *,
-        column: VectorColumn = "image_vector",
+        against: Against | None = "images",
         where: str | None = None,
         exact: bool = False,
     ) -> list[Hit]:
@@ -366,7 +371,8 @@ class Index:
         Args:
             vector: Of the query.
             count: How many; fewer if there are no more.
-            column: Which vectors; of several of one image the nearest counts.
+            against: Which vectors; of several of one image the nearest counts. None: those of captions of the moments
+                in which something is said, and of all others those of images; `count` of these, then `count` of those.
             where: A condition on the other columns in SQL, such as `width > 800`.
             exact: Compare every vector, even where `create_ann_index` was called.
 
@@ -380,24 +386,27 @@ class Index:
         count = max(1, min(count, there))
         if info != self.info:
             raise OSError(f"{self.uri} was replaced by an index of another model or folder; open it again")
-        of_images = column == "image_vector"
         every = exact or not self.has_ann_index
         probes = 0 if exact else math.ceil(_PROBED_SHARE * _num_partitions(there))
-        found = self._compared_in_memory(vector, count) if where is None and of_images and every else None
-        rows = found or self._nearest_rows(vector, count, column, where, probes)
-        if not every and of_images and len(rows) < count:  # the partitions that were read had no more
-            rows = self._nearest_rows(vector, count, column, where, probes=0)
-        if where is None and of_images and every and len(rows) < min(count, len(self)):
-            raise OSError(f"{self.uri} has vectors with NaN, which no search finds; make the index again")
         hits = []
-        for row in rows:
-            cosine = 1 - row.pop("_distance")
-            image = Indexed(**row | {"captions": tuple(row["captions"])})
-            try:
-                hits.append(Hit(file=image.file_in(self.root), cosine=cosine, **vars(image)))
-            except ValueError as error:  # of a damaged row; the condition is not at fault
-                raise OSError(f"{self.uri} cannot be read: {error}") from error
-        return sorted(hits, key=lambda one: (-one.cosine, one.path))
+        kinds: dict[Against, str | None] = {against: None} if against else {"images": _SILENT, "captions": _SPOKEN}
+        for kind, among in kinds.items():
+            of_images, of_all = kind == "images", where is None and among is None
+            found = self._compared_in_memory(vector, count) if of_all and of_images and every else None
+            rows = found or self._nearest_rows(vector, count, kind, where, among, probes)
+            if not every and of_images and len(rows) < count:  # the partitions that were read had no more
+                rows = self._nearest_rows(vector, count, kind, where, among, probes=0)
+            if of_all and of_images and every and len(rows) < min(count, len(self)):
+                raise OSError(f"{self.uri} has vectors with NaN, which no search finds; make the index again")
+            for row in rows:
+                cosine = 1 - row.pop("_distance")
+                image = Indexed(**row | {"captions": tuple(row["captions"])})
+                try:
+                    file = image.file_in(self.root)
+                except ValueError as error:  # of a damaged row; the condition is not at fault
+                    raise OSError(f"{self.uri} cannot be read: {error}") from error
+                hits.append(Hit(file=file, against=kind, cosine=cosine, rank_score=cosine, **vars(image)))
+        return sorted(hits, key=lambda one: (one.against == "captions", -one.cosine, one.path))
 
     def _compared_in_memory(self, vector: Float[Tensor, " c"], count: int) -> list[dict[str, Any]] | None:
         """Compares all vectors of images at once, many times as fast as within Lance, from the second search on."""
@@ -423,18 +432,20 @@ class Index:
         return [row | {"_distance": distance} for row, distance in zip(found, distances, strict=True)]
 
     def _nearest_rows(
-        self, vector: Float[Tensor, " c"], count: int, column: VectorColumn, where: str | None, probes: int
+        self, vector: Float[Tensor, " c"], count: int, kind: Against, where: str | None, among: str | None, probes: int
     ) -> list[dict[str, Any]]:
         """Searches so many partitions, 0 for all vectors; where there are no partitions, both are the same."""
-        query = self._table.search(vector.numpy(), vector_column_name=column).distance_type("cosine").limit(count)
+        query = self._table.search(vector.numpy(), vector_column_name=_COLUMNS[kind])
+        query = query.distance_type("cosine").limit(count)
         query = query.nprobes(probes).refine_factor(_REFINED) if probes else query.bypass_vector_index()
-        if where is not None:
-            query = query.where(where, prefilter=True)
+        if where is not None or among is not None:
+            both = where if among is None else among if where is None else f"({where}) AND {among}"
+            query = query.where(both, prefilter=True)
         try:
             with _told(self.uri, where=where):
                 found: list[dict[str, Any]] = query.select([*_RETURNED, "_distance"]).to_list()
         except ValueError:
-            self._nearest_rows(vector, 1, column, None, probes)  # of a damaged index this fails too, with OSError
+            self._nearest_rows(vector, 1, kind, None, None, probes)  # of a damaged index this fails too, with OSError
             raise
         return found
 

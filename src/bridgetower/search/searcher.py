@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,19 +22,10 @@ from bridgetower.inference import Item, check_at_least_1, combined_scores, two_s
 from bridgetower.model.plain import check_choice
 from bridgetower.predictor import Predictor, load
 from bridgetower.processor import ImageLike, Resized
-from bridgetower.search.index import Hit, Index, VectorColumn
-
-Against = Literal["images", "captions", "pairs"]
+from bridgetower.search.index import Against, Hit, Index
 
 RERANK = 64
 """Candidates that are matched by default."""
-
-COLUMNS: dict[Against, VectorColumn] = {
-    "images": "image_vector",
-    "captions": "text_vectors",
-    "pairs": "pair_vectors",
-}
-"""Where the vectors are that a query is compared with."""
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +66,8 @@ class Searcher:
         First come the candidates, by their log-odds of matching the text + `itc_weight` · cosine (see
         `Predictor.reranking`), then the others by cosine. With text and image the candidates are those nearest to the
         mean of both vectors. Without a text there is nothing to match, and the cosine alone decides. Texts without an
-        image, which a LangChain store may have, are no candidates.
+        image, which a LangChain store may have, are no candidates. Where moments are found by what is said and others
+        by their images, both are ranked apart, images with matching, and take turns: the best of each, the second ...
 
         Args:
             text: What should be seen.
@@ -93,18 +85,15 @@ class Searcher:
                 head, the condition is none, or none of the candidates can be opened.
         """
         check_at_least_1(batch_size=batch_size)
-        given, (against, rerank) = against, self.planned(text, image, top=top, rerank=rerank, against=against)
-        if given is None and against == "images" and text is not None and image is None and self.index.num_spoken:
-            message = "the text is compared with images, as %d of %d entries have no transcript; against captions finds"
-            logger.info(message + " what is said", len(self.index) - self.index.num_spoken, len(self.index))
+        against, rerank = self.planned(text, image, top=top, rerank=rerank, against=against)
         if against == "pairs" and text is not None and image is not None:
             vectors = [self.predictor.embed_pairs(image, text, truncate=truncate)]
         else:
             vectors = [] if image is None else [self.predictor.embed_images(image)]
             vectors += [] if text is None else [self.predictor.embed_texts(text, truncate=truncate)]
         vector = mean_vector(torch.cat(vectors))
-        found = self.index.nearest(vector, max(top, rerank), column=COLUMNS[against], where=where, exact=exact)
-        matched, others = candidates(found, rerank)
+        found = self.index.nearest(vector, max(top, rerank), against=against, where=where, exact=exact)
+        matched, others = candidates(found, rerank, against)
         log_odds: list[float] = []
         if text is not None and matched:
             frames = self.index.frames(matched)
@@ -119,13 +108,13 @@ class Searcher:
 
     def planned(
         self, text: str | None, image: ImageLike | None, *, top: int, rerank: int | None, against: Against | None
-    ) -> tuple[Against, int]:
-        """Returns what a query is compared with, and how many candidates are matched.
+    ) -> tuple[Against | None, int]:
+        """Returns what a query is compared with (None: see `Index.nearest`), and how many candidates are matched.
 
-        By default a text alone is compared with captions where all entries of the index are moments in which something
-        is said, else a query with images. Candidates are matched by default, 64 of them, if there is a text and a
-        matching head, unless validation did not find two stages better than ITC alone (`Reranking.helps`), and unless
-        the text is compared with what is said, which the matching head does not read.
+        By default a text alone is compared with what is said in moments of videos, and all else with images. Candidates
+        are matched by default, 64 of them, if there is a text and a matching head, unless validation did not find two
+        stages better than ITC alone (`Reranking.helps`), and unless the text is compared with what is said, which the
+        matching head does not read.
 
         Only models whose contrastive head has a part for pairs compare a text or an image alone with pairs; others
         compare it with captions or images, as a warning says. Errors are those of `search`.
@@ -149,7 +138,8 @@ class Searcher:
         if rerank is None:
             able = text is not None and not said and model.itm_head is not None
             rerank = RERANK if able and self.predictor.reranking.helps is not False else 0
-        against = against or ("captions" if said else "images")
+        if against is None and (said or not spoken):
+            against = "captions" if said else "images"
         if against == "pairs" and (text is None or image is None) and not model.compares_pairs:
             alone, against = ("an image", "images") if text is None else ("a text", "captions")
             logger.warning(
@@ -203,20 +193,31 @@ def mean_vector(vectors: Float[Tensor, "n c"]) -> Float[Tensor, " c"]:
     return F.normalize(vectors.mean(dim=0), dim=0)
 
 
-def candidates(found: Sequence[Hit], count: int) -> tuple[list[Hit], list[Hit]]:
-    """Returns the candidates among the nearest `count` hits, and the others: a text without an image is not matched."""
-    matched = [one for one in found[:count] if one.width]
-    return matched, [one for one in found[:count] if not one.width] + [*found[count:]]
+def candidates(found: Sequence[Hit], count: int, against: Against | None) -> tuple[list[Hit], list[Hit]]:
+    """Returns those of the nearest that are matched, with `against` None only those found by image, and the others."""
+    kind = against or "images"
+    able = [place < count and one.width > 0 and one.against == kind for place, one in enumerate(found)]
+    matched = [one for one, is_able in zip(found, able, strict=True) if is_able]
+    return matched, [one for one, is_able in zip(found, able, strict=True) if not is_able]
 
 
 def two_stages(
     matched: Sequence[Hit], log_odds: Sequence[float], others: Sequence[Hit], reranking: Reranking
 ) -> list[Hit]:
-    """Ranks candidates by matching and cosine together, then the others by cosine; candidates get what is shown."""
+    """Ranks candidates by matching and cosine together, then the others by cosine; candidates get what is shown.
+
+    Hits that were compared with captions and with images, whose cosines differ in scale, are ranked apart and take
+    turns, which is reciprocal rank fusion of two rankings that have nothing in common.
+    """
     match = torch.tensor([*log_odds, *[torch.nan] * len(others)])
+    cosine = torch.tensor([one.cosine for one in [*matched, *others]])
+    scores = combined_scores(match, cosine, reranking.itc_weight)
     named = reranking.named(match[: len(matched)])
-    found = [replace(one, **value) for one, value in zip(matched, named, strict=True)] + [*others]
-    cosine = torch.tensor([one.cosine for one in found])
-    return [
-        found[row] for row in two_stage_order(cosine, combined_scores(match, cosine, reranking.itc_weight)).tolist()
-    ]
+    seconds = scores[: len(matched)].tolist()
+    found = [replace(one, rank_score=score, **value) for one, score, value in zip(matched, seconds, named, strict=True)]
+    found += others
+    ranks, placed = Counter[str](), list[tuple[int, str, Hit]]()
+    for row in two_stage_order(cosine, scores).tolist():
+        ranks[found[row].against] += 1
+        placed.append((ranks[found[row].against], found[row].against, found[row]))
+    return [one for *_, one in sorted(placed, key=lambda place: place[:2])]  # captions before images

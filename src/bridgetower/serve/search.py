@@ -24,8 +24,8 @@ from pydantic import AfterValidator, BaseModel, Field
 from bridgetower.inference import Item
 from bridgetower.processor import media_type
 from bridgetower.search.conditions import condition_sql
-from bridgetower.search.index import Indexed
-from bridgetower.search.searcher import COLUMNS, RERANK, Against, Searcher, candidates, mean_vector, two_stages
+from bridgetower.search.index import Against, Indexed
+from bridgetower.search.searcher import RERANK, Searcher, candidates, mean_vector, two_stages
 from bridgetower.serve.access import video_token
 from bridgetower.serve.errors import ApiError
 from bridgetower.serve.schemas import (
@@ -87,8 +87,8 @@ class SearchRequest(Body, json_schema_extra={"examples": [_EXAMPLE]}):
     )
     against: Against | None = Field(
         None,
-        description="What the query is compared with; if left out images, and for a text alone what is said, where all "
-        "of the index are moments of videos with words.",
+        description="What the query is compared with; if left out images, and for a text alone in moments of videos "
+        "what is said: hits by words and by images then take turns.",
     )
     exact: bool = Field(False, description="Compare with every vector, even where the index could leave most out.")
 
@@ -105,7 +105,9 @@ class IndexedImage(BaseModel):
 
 class FoundImage(IndexedImage):
     rank: int
-    cosine: float = Field(description="Of the query's vector and the image's.")
+    against: Against = Field(description="What the query was compared with.")
+    cosine: float = Field(description="Of the vectors of both.")
+    rank_score: float = Field(description="Log-odds of a match + the model's weight · cosine if matched, else cosine.")
     probability: float | None = PROBABILITY
     score: float | None = SCORE
     transcript: str | None = Field(None, description="What is said in a moment of a video.")
@@ -113,9 +115,7 @@ class FoundImage(IndexedImage):
 
 
 class SearchResponse(Listed[FoundImage]):
-    """Images: what was matched first, by log-odds of a match + the model's weight · cosine, then the nearest."""
-
-    against: Against = Field(description="What the query was compared with, which a model may choose for pairs.")
+    """Images: what was matched first, then the nearest, both by `rank_score`."""
 
 
 @router.post("/v1/search", response_model=SearchResponse, responses=COMPUTING)
@@ -137,9 +137,9 @@ async def search(body: SearchRequest, service: Served) -> Response:
             items = [*(Item(image=one) for one in [image] if one is not None), *(Item(ids=ids) for ids in texts)]
         vector = mean_vector(torch.stack(await service.batcher.submit(items)))
         where: Any = body.where  # in SQL, since it was validated
-        find = partial(searcher.index.nearest, column=COLUMNS[against], where=where, exact=body.exact)
+        find = partial(searcher.index.nearest, against=against, where=where, exact=body.exact)
         nearest = await _read(find, vector, max(body.top, rerank), asked=where is not None, param="where")
-        chosen, others = candidates(nearest, rerank)
+        chosen, others = candidates(nearest, rerank, against)
         frames = await _read(searcher.index.frames, chosen) if chosen else {}
         limit = config.max_body * MIB
         read = partial(searcher.open, prepare=model.prepared, max_bytes=limit, fetch=False, frames=frames)
@@ -162,7 +162,7 @@ async def search(body: SearchRequest, service: Served) -> Response:
                 place = hit.file if isinstance(hit.file, str) else f"{config.root_path}/v1/videos/{hit.digest}{token}"
                 moment = {"transcript": " ".join(hit.captions), "link": f"{place}#{hit.path.rpartition('#')[2]}"}
             rows.append({"rank": rank, **_shown(hit), **moment})
-        return {**listed(rows, model.name, model.tokens([*items, *matched])), "against": against}
+        return listed(rows, model.name, model.tokens([*items, *matched]))
 
     return await json_of(content, len(hits))
 

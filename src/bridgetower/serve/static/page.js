@@ -470,7 +470,8 @@ async function search({ open = null } = {}) {
     if (number >= 0) openViewer(number);
     const seconds = ((performance.now() - started) / 1000).toFixed(1);
     if (!found.length) return "No image meets the condition. Change it under Options.";
-    const order = matchOf(found[0]) ? "best first" : "nearest first";
+    const mixed = found.some((hit) => hit.against !== found[0].against);
+    const order = mixed ? "by transcript and by image in turn" : matchOf(found[0]) ? "best first" : "nearest first";
     const alone = like.image?.file ? " Your own image is not part of the link." : "";
     return `${counted(found.length, "image")}, ${order}, in ${seconds} s.${alone}`;
   });
@@ -503,6 +504,7 @@ $("search-form").addEventListener("submit", (event) => {
 
 // ---------------------------------------------------------------------------------------------- one image, large
 
+const COMPARED = { images: "image", captions: "caption or transcript", pairs: "image with caption" };
 let current = -1;
 
 function openViewer(number) {
@@ -526,7 +528,7 @@ function openViewer(number) {
     scores.push(el("div", {}, el("dt", {}, "Match", el("span", {}, match.shown)), el("dd", {}, bar(match.share), about)));
   }
   scores.push(el("div", {}, el("dt", {}, "Cosine", el("span", {}, decimal(hit.cosine))),
-    el("dd", {}, bar(hit.cosine), "How near the vectors of query and image are; 1 is the same direction.")));
+    el("dd", {}, bar(hit.cosine), `How near the vectors of query and ${COMPARED[hit.against]} are; 1 is the same direction.`)));
   $("viewer-scores").replaceChildren(...scores);
   const captions = hit.captions.map((caption) => el("li", {}, caption));
   $("viewer-captions").replaceChildren(...(captions.length ? [el("h2", {}, counted(captions.length, "caption")), el("ul", {}, captions)] : []));
