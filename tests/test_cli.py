@@ -367,26 +367,25 @@ class TestStopping:
         assert (done.returncode, done.stderr) == (2, f"bridgetower: {message}\n")
 
 
-class TestLogging:
-    def test_only_this_package_speaks_and_nothing_moves_the_terminal_or_feigns_an_entry(self, forked):
-        script = "\n".join(
-            (
-                "import logging, sys",
-                "from bridgetower import cli",
-                "cli.main(['--help'])",
-                "logging.getLogger('bridgetower.training').info('ours')",
-                "logging.getLogger('another').info('theirs')",
-                "logging.getLogger('another').warning('a warning')",
-                "logging.getLogger('bridgetower').warning('%s is bad', 'a\\x1b[2J\\x9b\\nERROR \\u202egnp.exe')",
-                "cli.main(['search', 'no\\x1b[2J\\u202emodel/a.lance', 'a'])",
-            )
+def test_only_this_package_speaks_and_nothing_moves_the_terminal_or_feigns_an_entry(forked):
+    script = "\n".join(
+        (
+            "import logging, sys",
+            "from bridgetower import cli",
+            "cli.main(['--help'])",
+            "logging.getLogger('bridgetower.training').info('ours')",
+            "logging.getLogger('another').info('theirs')",
+            "logging.getLogger('another').warning('a warning')",
+            "logging.getLogger('bridgetower').warning('%s is bad', 'a\\x1b[2J\\x9b\\nERROR \\u202egnp.exe')",
+            "cli.main(['search', 'no\\x1b[2J\\u202emodel/a.lance', 'a'])",
         )
-        done = subprocess.run([forked / "python", "-c", script], capture_output=True, text=True, check=False)
-        assert done.returncode == 2
-        quoted = r"WARNING a\u001b[2J\u009b\nERROR \u202egnp.exe is bad"
-        assert done.stderr.splitlines()[:3] == ["INFO ours", "WARNING a warning", quoted]
-        assert "\x1b" not in done.stderr + done.stdout
-        assert r"no\u001b[2J\u202emodel/a.lance" in done.stderr
+    )
+    done = subprocess.run([forked / "python", "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    quoted = r"WARNING a\u001b[2J\u009b\nERROR \u202egnp.exe is bad"
+    assert done.stderr.splitlines()[:3] == ["INFO ours", "WARNING a warning", quoted]
+    assert "\x1b" not in done.stderr + done.stdout
+    assert r"no\u001b[2J\u202emodel/a.lance" in done.stderr
 
 
 class TestHelp:

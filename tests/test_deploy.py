@@ -31,24 +31,15 @@ def said(command, **settings):
     return done.stdout + done.stderr
 
 
-def option_names(command, capsys):
-    with pytest.raises(SystemExit):
-        main([command, "--help"])
-    return set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
-
-
-def served_with():
-    """The options of `bridgetower serve` in each file."""
+def test_the_options_exist(capsys):
     files = ("bridgetower.service", "compose.yaml", "Dockerfile")
     text = "\n".join((DEPLOY / name).read_text(encoding="utf-8") for name in files)
     text = text.replace('", "', " ").replace('"]', "")  # the Dockerfile has JSON
-    return [shlex.split(line) for line in re.findall(r"\bserve (--\S.*)", text)]
-
-
-def test_the_options_exist(capsys):
-    commands = served_with()
+    commands = [shlex.split(line) for line in re.findall(r"\bserve (--\S.*)", text)]
     assert len(commands) == 3
-    known = option_names("serve", capsys)
+    with pytest.raises(SystemExit):
+        main(["serve", "--help"])
+    known = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
     assert {word for words in commands for word in words if word.startswith("--")} <= known
 
 

@@ -190,30 +190,29 @@ class TestChanges:
         assert changed == [30, 255 - 140, 0]
 
 
-class TestRandAugment:
-    @pytest.mark.parametrize(("kind", "magnitude", "values", "fill"), OFFICIAL_VALUES)
-    def test_values_are_the_official_ones(self, kind, magnitude, values, fill, monkeypatch):
-        """Each of two changes of an image is any of them, and what has a direction goes in both as often."""
-        made = {}
+@pytest.mark.parametrize(("kind", "magnitude", "values", "fill"), OFFICIAL_VALUES)
+def test_values_are_the_official_ones(kind, magnitude, values, fill, monkeypatch):
+    """Each of two changes of an image is any of them, and what has a direction goes in both as often."""
+    made = {}
 
-        def note(image, name, value, policy):
-            made.setdefault(name, []).append(value)
-            assert policy.fill == fill
-            return image
+    def note(image, name, value, policy):
+        made.setdefault(name, []).append(value)
+        assert policy.fill == fill
+        return image
 
-        monkeypatch.setattr(views, "change", note)
-        for seed in range(1500):
-            rand_augment(picture(2, 2), kind, magnitude, torch.Generator().manual_seed(seed))
-        assert made.keys() == values.keys()
-        share = {"geometry": 0.5, "colour": 1.0}[kind]
-        assert sum(map(len, made.values())) == pytest.approx(2 * 1500 * share, rel=0.05)
-        signed = {"rotate", "shear_x", "shear_y", "translate_x", "translate_y"}
-        for name, found in made.items():
-            assert len(found) == pytest.approx(3000 * share / len(values), rel=0.25)
-            expected = {values[name], -values[name]} if name in signed else {values[name]}
-            assert {round(value, 9) for value in found} == {round(value, 9) for value in expected}
-            if name in signed:
-                assert 0.35 < sum(value > 0 for value in found) / len(found) < 0.65
+    monkeypatch.setattr(views, "change", note)
+    for seed in range(1500):
+        rand_augment(picture(2, 2), kind, magnitude, torch.Generator().manual_seed(seed))
+    assert made.keys() == values.keys()
+    share = {"geometry": 0.5, "colour": 1.0}[kind]
+    assert sum(map(len, made.values())) == pytest.approx(2 * 1500 * share, rel=0.05)
+    signed = {"rotate", "shear_x", "shear_y", "translate_x", "translate_y"}
+    for name, found in made.items():
+        assert len(found) == pytest.approx(3000 * share / len(values), rel=0.25)
+        expected = {values[name], -values[name]} if name in signed else {values[name]}
+        assert {round(value, 9) for value in found} == {round(value, 9) for value in expected}
+        if name in signed:
+            assert 0.35 < sum(value > 0 for value in found) / len(found) < 0.65
 
 
 class TestPictures:

@@ -134,10 +134,9 @@ def test_compiled_in_few_graphs_for_all_kinds_of_calls_and_beyond_their_limit():
     assert beyond < 1e-5
 
 
-class TestChoice:
-    def test_of_a_number_format(self):
-        assert EngineChoice(precision="bf16").dtype == torch.bfloat16
-        assert EngineChoice().dtype == EngineChoice(engine="onnxruntime").dtype == torch.float32
+def test_of_a_number_format():
+    assert EngineChoice(precision="bf16").dtype == torch.bfloat16
+    assert EngineChoice().dtype == EngineChoice(engine="onnxruntime").dtype == torch.float32
 
 
 @pytest.mark.parametrize("precision", get_args(Precision))

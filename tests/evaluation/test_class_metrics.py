@@ -128,12 +128,11 @@ PIECES = [
 ]
 
 
-class TestNormalForm:
-    @settings(max_examples=500, deadline=None)
-    @given(st.lists(st.sampled_from(PIECES), max_size=45))
-    def test_second_implementation(self, pieces):
-        answer = "".join(pieces)
-        assert normalise_answer(answer) == second_normal_form(answer)
+@settings(max_examples=500, deadline=None)
+@given(st.lists(st.sampled_from(PIECES), max_size=45))
+def test_normal_form_of_the_second_implementation(pieces):
+    answer = "".join(pieces)
+    assert normalise_answer(answer) == second_normal_form(answer)
 
 
 class TestScore:

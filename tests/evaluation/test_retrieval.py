@@ -52,24 +52,23 @@ def recalls_of(recalls):
     return recalls.named("any")
 
 
-class TestBruteForce:
-    @pytest.mark.parametrize("protocol", ["standard", "paper"])
-    @pytest.mark.parametrize("max_captions", [None, 1])
-    def test_two_stages(self, retrieve, images, everything, protocol, max_captions):
-        captions, owner = images.texts(max_captions)
-        result = retrieve(candidates=3, protocol=protocol, max_captions=max_captions, batch_size=4)
-        chosen = [images.texts()[0].index(caption) for caption in captions]
-        similarity, logits = (scores[:, chosen] for scores in everything)
-        torch.testing.assert_close(dense.similarity(result), similarity, atol=1e-5, rtol=0)
-        itm = dense.itm(result)
-        scored = ~itm.isnan()
-        match = logits[..., 1] if protocol == "paper" else logits[..., 1] - logits[..., 0]
-        torch.testing.assert_close(itm[scored], match[scored], atol=1e-5, rtol=0)
-        for recalls in (result.recalls["matching"], result.recalls["two_stage"]):
-            assert recalls_of(recalls) == pytest.approx(two_stage_recalls(similarity, match, 3, owner, protocol))
-        assert recalls_of(result.recalls["itc"]) == pytest.approx(two_stage_recalls(similarity, similarity, 99, owner))
-        assert torch.equal(result.truth.text_image_index, owner)
-        assert result.recalls["chance"] == chance_recalls(dense.truth_of(owner))
+@pytest.mark.parametrize("protocol", ["standard", "paper"])
+@pytest.mark.parametrize("max_captions", [None, 1])
+def test_two_stages(retrieve, images, everything, protocol, max_captions):
+    captions, owner = images.texts(max_captions)
+    result = retrieve(candidates=3, protocol=protocol, max_captions=max_captions, batch_size=4)
+    chosen = [images.texts()[0].index(caption) for caption in captions]
+    similarity, logits = (scores[:, chosen] for scores in everything)
+    torch.testing.assert_close(dense.similarity(result), similarity, atol=1e-5, rtol=0)
+    itm = dense.itm(result)
+    scored = ~itm.isnan()
+    match = logits[..., 1] if protocol == "paper" else logits[..., 1] - logits[..., 0]
+    torch.testing.assert_close(itm[scored], match[scored], atol=1e-5, rtol=0)
+    for recalls in (result.recalls["matching"], result.recalls["two_stage"]):
+        assert recalls_of(recalls) == pytest.approx(two_stage_recalls(similarity, match, 3, owner, protocol))
+    assert recalls_of(result.recalls["itc"]) == pytest.approx(two_stage_recalls(similarity, similarity, 99, owner))
+    assert torch.equal(result.truth.text_image_index, owner)
+    assert result.recalls["chance"] == chance_recalls(dense.truth_of(owner))
 
 
 class TestBothScores:

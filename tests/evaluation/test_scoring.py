@@ -53,36 +53,34 @@ def stop(model, images, work, batches, config=CONFIG):
     hook.remove()
 
 
-class TestHalfPrecision:
-    def test_cosines_are_those_of_the_vectors_in_float32(self, tiny_model, images):
-        head, outputs = tiny_model.head("itc"), {"image": [], "text": []}
-        for name, kept in outputs.items():
-            getattr(head, name).register_forward_hook(lambda module, inputs, output, to=kept: to.append(output))
-        with torch.autocast("cpu", torch.bfloat16):
-            result = evaluate_retrieval(tiny_model, images, CONFIG)
-        found = dense.similarity(result)
-        assert {output.dtype for kept in outputs.values() for output in kept} == {torch.bfloat16}
-        image, text = (F.normalize(torch.cat(kept).float(), dim=-1) for kept in outputs.values())
-        ids = images.processor.token_ids(images.texts()[0])
-        order = sorted(range(len(ids)), key=lambda number: len(ids[number]))  # in which texts are encoded
-        torch.testing.assert_close(found[:, order], image @ text.T, atol=1e-6, rtol=0)
-        assert not torch.equal(found, found.bfloat16().float())
+def test_cosines_are_those_of_the_vectors_in_float32(tiny_model, images):
+    head, outputs = tiny_model.head("itc"), {"image": [], "text": []}
+    for name, kept in outputs.items():
+        getattr(head, name).register_forward_hook(lambda module, inputs, output, to=kept: to.append(output))
+    with torch.autocast("cpu", torch.bfloat16):
+        result = evaluate_retrieval(tiny_model, images, CONFIG)
+    found = dense.similarity(result)
+    assert {output.dtype for kept in outputs.values() for output in kept} == {torch.bfloat16}
+    image, text = (F.normalize(torch.cat(kept).float(), dim=-1) for kept in outputs.values())
+    ids = images.processor.token_ids(images.texts()[0])
+    order = sorted(range(len(ids)), key=lambda number: len(ids[number]))  # in which texts are encoded
+    torch.testing.assert_close(found[:, order], image @ text.T, atol=1e-6, rtol=0)
+    assert not torch.equal(found, found.bfloat16().float())
 
 
-class TestBatches:
-    def test_pairs_of_like_length_are_scored_together(self, tiny_model, images):
-        lengths = []
+def test_pairs_of_like_length_are_scored_together(tiny_model, images):
+    lengths = []
 
-        def note(module, inputs):
-            mask, width = inputs[2], inputs[1][0].shape[1]
-            lengths.append([width] * len(inputs[1][0]) if mask is None else mask.sum(dim=1).tolist())
+    def note(module, inputs):
+        mask, width = inputs[2], inputs[1][0].shape[1]
+        lengths.append([width] * len(inputs[1][0]) if mask is None else mask.sum(dim=1).tolist())
 
-        tiny_model.fusion.register_forward_pre_hook(note)
-        evaluate_retrieval(tiny_model, images, replace(CONFIG, candidates=100))
-        flat = [length for batch in lengths for length in batch]
-        assert flat == sorted(flat)
-        assert len(set(flat)) > 2
-        assert max(map(len, lengths)) == CONFIG.batch_size
+    tiny_model.fusion.register_forward_pre_hook(note)
+    evaluate_retrieval(tiny_model, images, replace(CONFIG, candidates=100))
+    flat = [length for batch in lengths for length in batch]
+    assert flat == sorted(flat)
+    assert len(set(flat)) > 2
+    assert max(map(len, lengths)) == CONFIG.batch_size
 
 
 @pytest.mark.usefixtures("small_parts")

@@ -95,18 +95,17 @@ class TestFolders:
             write_modules(tmp_path)
 
 
-class TestRank:
-    def test_images_for_a_text_and_texts_for_an_image(self, tiny_checkpoint, images):
-        ranker = sentence_transformers.CrossEncoder(modules=[MatchingModule(tiny_checkpoint)], device="cpu")
-        scores = load(tiny_checkpoint, device="cpu").match(images, TEXTS[:2], all_pairs=True)
-        for query, documents, expected in (
-            (TEXTS[0], images, scores[:, 0]),
-            (Image.open(images[1]), TEXTS[:2], scores[1]),
-        ):
-            found = {hit["corpus_id"]: hit["score"] for hit in ranker.rank(query, documents)}
-            close([found[number] for number in range(len(documents))], expected)
-            assert list(found.values()) == sorted(found.values(), reverse=True)
-        image = Image.new("RGB", (8, 8))
-        for pair in (("a", "b"), (image, image), ("a", {"text": "a", "image": "b.png"})):
-            with pytest.raises(ValueError, match="expected an image and a text"):
-                ranker.predict([pair])
+def test_images_for_a_text_and_texts_for_an_image(tiny_checkpoint, images):
+    ranker = sentence_transformers.CrossEncoder(modules=[MatchingModule(tiny_checkpoint)], device="cpu")
+    scores = load(tiny_checkpoint, device="cpu").match(images, TEXTS[:2], all_pairs=True)
+    for query, documents, expected in (
+        (TEXTS[0], images, scores[:, 0]),
+        (Image.open(images[1]), TEXTS[:2], scores[1]),
+    ):
+        found = {hit["corpus_id"]: hit["score"] for hit in ranker.rank(query, documents)}
+        close([found[number] for number in range(len(documents))], expected)
+        assert list(found.values()) == sorted(found.values(), reverse=True)
+    image = Image.new("RGB", (8, 8))
+    for pair in (("a", "b"), (image, image), ("a", {"text": "a", "image": "b.png"})):
+        with pytest.raises(ValueError, match="expected an image and a text"):
+            ranker.predict([pair])

@@ -29,14 +29,13 @@ def texts(count=1):
     return {"input_ids": ids, "attention_mask": mask}
 
 
-class TestSeveralLabels:
-    def test_accuracy_is_that_of_the_likelier_answer_to_each_class(self):
-        network = model(classification=2, multi_label=True)
-        with torch.no_grad():  # logits between those of probabilities 0.5 and 0.62
-            network.classification_head.decoder.weight.zero_()
-            network.classification_head.decoder.bias.copy_(torch.tensor([0.3, -0.3]))
-        batch = Batch(pixel_values=tiny.images(3), labels=torch.tensor([[1, 0], [1, 1], [1, 0]]), **texts())
-        assert float(task_of_head(network, "classification")(batch).metrics["label_accuracy"]) == pytest.approx(5 / 6)
+def test_accuracy_is_that_of_the_likelier_answer_to_each_class():
+    network = model(classification=2, multi_label=True)
+    with torch.no_grad():  # logits between those of probabilities 0.5 and 0.62
+        network.classification_head.decoder.weight.zero_()
+        network.classification_head.decoder.bias.copy_(torch.tensor([0.3, -0.3]))
+    batch = Batch(pixel_values=tiny.images(3), labels=torch.tensor([[1, 0], [1, 1], [1, 0]]), **texts())
+    assert float(task_of_head(network, "classification")(batch).metrics["label_accuracy"]) == pytest.approx(5 / 6)
 
 
 class TestNlvr2:

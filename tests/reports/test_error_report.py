@@ -21,12 +21,6 @@ from bridgetower.tasks.table import evaluate
 from rows import write_set
 
 
-def text_of(page):
-    """The words of a page, each on a line of its own where the page breaks."""
-    body = page[page.index("<body>") :]
-    return re.sub(r"\n\s*\n+", "\n", unescape(re.sub(r"<[^>]+>", "\n", body)))
-
-
 def tables(page):
     """The rows of each table by its caption."""
     found = {}
@@ -117,7 +111,8 @@ def test_what_the_page_says(outcome, page_of):
     ]
     right = [judgement(number, groups={"shop": "north <b>"}) for number in range(4, 10)]
     page = page_of([*wrong, *right], outcome.images, "<my> model", misses=2)
-    assert "71 % of 9 examples are right; 3 are not, or not quite." in text_of(page).replace("\xa0", " ")
+    words = " ".join(re.sub(r"<[^>]+>", "", unescape(page)).split())
+    assert "71 % of 9 examples are right; 3 are not, or not quite." in words
     assert re.findall(r'<p class="query">(.*?)</p>', page) == ["text 2", "text 1"]  # the surest miss first
     assert page.count("data:image/webp;base64,") == 2
     assert "<my>" not in page

@@ -77,10 +77,3 @@ def test_a_set_or_a_head_of_the_other_kind(config, tiny_processor, tmp_path):
         ValueError, match=r"has a number per row, .*; choose the task regression, or choose another set"
     ):
         train(classes, tmp_path / "classes", progress=False)
-
-
-@pytest.mark.parametrize("label", ["high", "nan", "inf"])
-def test_a_label_that_is_no_number(tmp_path, label):
-    (tmp_path / "x.csv").write_text(f"text,label\na,1\nb,{label}\n")
-    with pytest.raises(ValueError, match=f"label '{label}' is no number"):
-        prepare_own("regression", tmp_path / "x.csv", tmp_path / "set", progress=False)
