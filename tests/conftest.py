@@ -22,16 +22,9 @@ from preloaded import MODULES
 
 # Left out are modules that refuse wrong values and shapes with a message of their own, which tests want to see.
 CHECKED = [
-    "bridgetower.model.bridgetower",
-    "bridgetower.model.fusion",
-    "bridgetower.model.heads",
-    "bridgetower.model.layers",
-    "bridgetower.model.towers",
-    "bridgetower.objectives.losses",
-    "bridgetower.objectives.pretraining",
-    "bridgetower.evaluation.masked_words",
-    "bridgetower.evaluation.retrieval",
-    "bridgetower.data.captions",
+    *(f"bridgetower.model.{name}" for name in ("bridgetower", "fusion", "heads", "layers", "towers")),
+    *(f"bridgetower.{name}" for name in ("objectives.losses", "objectives.pretraining", "data.captions")),
+    *(f"bridgetower.evaluation.{name}" for name in ("masked_words", "retrieval")),
 ]
 
 # Rooms whose tests check shapes; elsewhere, such as in trainings, this would take a quarter of the time.

@@ -107,23 +107,10 @@ def _distilbert(random):
 
 
 TEXT_FAMILIES = {
-    "bert": _text,
-    "roberta": _text,
-    "xlm-roberta": _text,
-    "camembert": _text,
-    "modernbert": _modernbert,
-    "deberta": _text,
-    "deberta-v2": _deberta,
-    "distilbert": _distilbert,
-    "mpnet": _text,
-    "electra": lambda random: _text(random) | {"embedding_size": 12},
-    "albert": lambda random: _text(random) | {"embedding_size": 12},
-    "nomic_bert": _text,
-    "gte": _text,
-    "rembert": _text,
-    "roformer": _text,
-    "ernie": _text,
-    "data2vec-text": _text,
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "deberta", "mpnet", "nomic_bert", "gte"), _text),
+    **dict.fromkeys(("rembert", "roformer", "ernie", "data2vec-text"), _text),
+    **dict.fromkeys(("electra", "albert"), lambda random: _text(random) | {"embedding_size": 12}),
+    **{"modernbert": _modernbert, "deberta-v2": _deberta, "distilbert": _distilbert},
 }
 
 

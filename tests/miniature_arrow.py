@@ -76,13 +76,8 @@ def write_nlvr2_arrow(folder):
     for name in names:
         subset = name.split("_")[-1]
         rows = [
-            {
-                "image_0": png(n),
-                "image_1": jpeg(n),
-                "questions": ["One of them is grey.", " Both are. "],
-                "answers": ["True", "False"],
-                "identifier": f"{subset}-{n}-0",
-            }
+            {"image_0": png(n), "image_1": jpeg(n), "identifier": f"{subset}-{n}-0"}
+            | {"questions": ["One of them is grey.", " Both are. "], "answers": ["True", "False"]}
             for n in range(2)
         ]
         write_arrow_file(folder / f"nlvr2_{name}.arrow", rows)

@@ -225,10 +225,6 @@ def test_what_cannot_be_served(refused, tiny_checkpoint, monkeypatch, tmp_path):
     monkeypatch.delenv(KEY, raising=False)
     monkeypatch.chdir(tmp_path)
     assert "neither a model nor an index is given; give --model MODEL" in refused("serve", "--port", "0")
-    assert "set an API key" in refused("serve", "--model", tiny_checkpoint, "--host", "0.0.0.0")
-    assert "replicas is 1000, and there are" in refused(
-        "serve", "--model", tiny_checkpoint, "--port", "0", "--replicas", "1000"
-    )
     assert "queue is 1" in refused("serve", "--model", tiny_checkpoint, "--queue", "1")
     assert "add --index" in refused("serve", "--model", tiny_checkpoint, "--root", tmp_path, "--port", "0")
     assert "nothing-here" in refused("serve", "--model", "./nothing-here", "--port", "0")

@@ -38,10 +38,6 @@ from bridgetower.files import (
 )
 
 
-class PlannedError(Exception):
-    """What a test raises while a file is written."""
-
-
 def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -79,7 +75,7 @@ class TestReplacing:
             assert not path.exists()
         assert contents(path.parent) == {"a.bin": b"new"}
 
-    @pytest.mark.parametrize("error", [PlannedError(), KeyboardInterrupt(), OSError(errno.ENOSPC, "full")])
+    @pytest.mark.parametrize("error", [NotImplementedError(), KeyboardInterrupt(), OSError(errno.ENOSPC, "full")])
     def test_an_error_leaves_the_old_file_and_no_temporary(self, tmp_path, error):
         write_bytes(tmp_path / "a.bin", b"old")
         with pytest.raises(type(error)), replacing(tmp_path / "a.bin") as temporary:
@@ -144,8 +140,8 @@ class TestNewFolder:
         assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE(path.parent.stat().st_mode)
 
     def test_takes_an_empty_folder_and_no_other(self, tmp_path):
-        with pytest.raises(PlannedError), new_folder(tmp_path / "a") as temporary:
-            fail(temporary / "b", PlannedError())
+        with pytest.raises(NotImplementedError), new_folder(tmp_path / "a") as temporary:
+            fail(temporary / "b", NotImplementedError())
         assert list(tmp_path.iterdir()) == []
         (tmp_path / "a").mkdir()
         with new_folder(tmp_path / "a") as temporary:
@@ -280,8 +276,8 @@ class TestLock:
                 pytest.fail("held twice")
             with locked(tmp_path / "other"):
                 pass
-        with pytest.raises(PlannedError), locked(tmp_path / "new"):
-            raise PlannedError
+        with pytest.raises(NotImplementedError), locked(tmp_path / "new"):
+            raise NotImplementedError
         with locked(tmp_path / "new"):
             pass
 
