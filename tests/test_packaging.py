@@ -1,11 +1,14 @@
-"""The releases that `make lowest` installs are the lowest that pyproject.toml allows."""
+"""The releases that `make lowest` installs, the names of files, who imports whom, and the figures of README.md."""
 
+import ast
 import logging
 import os
+import runpy
 import subprocess
 import sys
 import tomllib
 from collections import Counter
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -87,3 +90,40 @@ def test_names_of_files_that_are_no_text_can_be_reported():
 def test_no_two_test_files_share_a_name():
     names = Counter(path.name for path in (ROOT / "tests").rglob("test_*.py"))
     assert [name for name, count in names.items() if count > 1] == []  # pytest could not collect both in one run
+
+
+SOURCE = ROOT / "src"
+
+
+def imports(files):
+    """Returns the modules that each module imports when it or a function of it runs."""
+
+    def imported(node):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            return set()
+        if isinstance(node, ast.ImportFrom) and node.module:
+            return {full if (full := f"{node.module}.{name.name}") in files else node.module for name in node.names}
+        return {name for child in ast.iter_child_nodes(node) for name in imported(child)}
+
+    return {name: (imported(ast.parse(text)) & files.keys()) - {name} for name, text in files.items()}
+
+
+def test_no_circles():
+    names = {".".join(path.relative_to(SOURCE).with_suffix("").parts): path for path in SOURCE.rglob("*.py")}
+    files = {name.removesuffix(".__init__"): path.read_text(encoding="utf-8") for name, path in names.items()}
+    found = imports(files)
+    assert "bridgetower.model.bridgetower" in found["bridgetower.predictor"] | found["bridgetower.inference"]
+    TopologicalSorter(found).prepare()
+
+
+def test_a_circle_inside_functions_is_found():
+    files = {"a": "from b import f\n", "b": "def f():\n    from a import g\n"}
+    with pytest.raises(CycleError):
+        TopologicalSorter(imports(files)).prepare()
+
+
+def test_figures_are_small():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    names = runpy.run_path(str(ROOT / "docs" / "figures.py"))["NAMES"]
+    assert all(f"](docs/{name})" in readme for name in names)
+    assert sum((ROOT / "docs" / name).stat().st_size for name in names) <= 150_000
