@@ -51,7 +51,6 @@ class TestExplain:
         found = explain(predictor, picture, "zebra-crossing, red")
         assert len(ids) > 4
         assert found.words == ("zebra-crossing,", "red")
-        torch.testing.assert_close(found.maps.sum(dim=(2, 3)), torch.ones(2, 2), atol=1e-6, rtol=0)
 
     def test_a_distillation_token_is_no_patch(self, tiny_checkpoint, picture, tmp_path):
         checkpoint = read_checkpoint(tiny_checkpoint)

@@ -192,12 +192,8 @@ class TestScores:
             },
         )
 
-    def test_questions_without_a_type_have_no_group(self):
+    def test_questions_without_a_type_and_two_decimals_in_percent(self):
         metrics, by_type = vqa_scores(["yes", "no"], [self.QUESTIONS[0], {"answers": ("yes",)}])
-        assert (metrics["vqa_score"], by_type) == (
-            0.5,
-            {"by_answer_type": {"yes/no": 1.0}, "by_question_type": {"is the": 1.0}},
-        )
-
-    def test_two_decimals_in_percent(self):
+        groups = {"by_answer_type": {"yes/no": 1.0}, "by_question_type": {"is the": 1.0}}
+        assert (metrics["vqa_score"], by_type) == (0.5, groups)
         assert vqa_scores(["yes", "no", "no"], [self.QUESTIONS[0]] * 3)[0]["vqa_score"] == 0.3333

@@ -142,18 +142,14 @@ def test_constant_scores_are_worth_chance(constant):
     assert max(both_directions(recalls)) < 1.0
 
 
-class TestSharedTexts:
-    """Six images, of which 3, 4 and 5 have the captions of 0, 1 and 1."""
-
-    OWNERS, INDEX = torch.tensor([0, 1, 2, 0, 1, 1]), torch.tensor([0, 0, 1, 2])
-
-    def test_any_image_with_the_captions_is_right(self):
-        scores = torch.zeros(6, 4)
-        scores[3, 0] = scores[5, 2] = scores[2, 3] = 1.0  # texts: 0 finds image 3, 1 is tied, 2 finds 5, 3 finds 2
-        recalls = recalls_of_table(scores, self.INDEX, owners=self.OWNERS, ks=[1])
-        assert recalls.text_to_image[1] == pytest.approx((1 + 2 / 6 + 1 + 1) / 4)
-        tied = {0: 2 / 4, 1: 1 / 4, 4: 1 / 4}
-        assert recalls.image_to_text[1] == pytest.approx((3 + sum(tied.values())) / 6)
+def test_any_image_with_the_captions_is_right():
+    owners, index = torch.tensor([0, 1, 2, 0, 1, 1]), torch.tensor([0, 0, 1, 2])  # 3, 4, 5 share those of 0, 1, 1
+    scores = torch.zeros(6, 4)
+    scores[3, 0] = scores[5, 2] = scores[2, 3] = 1.0  # texts: 0 finds image 3, 1 is tied, 2 finds 5, 3 finds 2
+    recalls = recalls_of_table(scores, index, owners=owners, ks=[1])
+    assert recalls.text_to_image[1] == pytest.approx((1 + 2 / 6 + 1 + 1) / 4)
+    tied = {0: 2 / 4, 1: 1 / 4, 4: 1 / 4}
+    assert recalls.image_to_text[1] == pytest.approx((3 + sum(tied.values())) / 6)
 
 
 def test_chance_by_formula():

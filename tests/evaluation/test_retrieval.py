@@ -45,11 +45,7 @@ def everything(tiny_checkpoint, tiny_dataset, tiny_processor):
 def two_stage_recalls(similarity, scores, count, owner, protocol="standard"):
     """Recalls of tables: each side ranks its own candidates, or both those of either."""
     sides = dense.topk(similarity, count, dim=1), dense.topk(similarity, count, dim=0)
-    return recalls_of(dense.recalls(*dense.two_stage_scores(scores, *sides, protocol), dense.truth_of(owner)))
-
-
-def recalls_of(recalls):
-    return recalls.named("any")
+    return dense.recalls(*dense.two_stage_scores(scores, *sides, protocol), dense.truth_of(owner)).named("any")
 
 
 @pytest.mark.parametrize("protocol", ["standard", "paper"])
@@ -65,8 +61,8 @@ def test_two_stages(retrieve, images, everything, protocol, max_captions):
     match = logits[..., 1] if protocol == "paper" else logits[..., 1] - logits[..., 0]
     torch.testing.assert_close(itm[scored], match[scored], atol=1e-5, rtol=0)
     for recalls in (result.recalls["matching"], result.recalls["two_stage"]):
-        assert recalls_of(recalls) == pytest.approx(two_stage_recalls(similarity, match, 3, owner, protocol))
-    assert recalls_of(result.recalls["itc"]) == pytest.approx(two_stage_recalls(similarity, similarity, 99, owner))
+        assert recalls.named("any") == pytest.approx(two_stage_recalls(similarity, match, 3, owner, protocol))
+    assert result.recalls["itc"].named("any") == pytest.approx(two_stage_recalls(similarity, similarity, 99, owner))
     assert torch.equal(result.truth.text_image_index, owner)
     assert result.recalls["chance"] == chance_recalls(dense.truth_of(owner))
 
@@ -78,7 +74,7 @@ class TestBothScores:
         (similarity, logits), (_, owner) = everything, images.texts()
         scores = logits[..., 1] - logits[..., 0] + itc_weight * (similarity + 1)  # not below what is dropped
         expected = two_stage_recalls(similarity, scores, 5, owner)
-        assert recalls_of(result.recalls["two_stage"]) == pytest.approx(expected)
+        assert result.recalls["two_stage"].named("any") == pytest.approx(expected)
         assert result.reranking == Reranking(itc_weight=itc_weight)
         assert result.recalls["matching"] == retrieve(candidates=5).recalls["two_stage"]
 
@@ -253,9 +249,9 @@ class TestFolds:
             fold = caption_images(part, "test", images.processor)
             alone.append(evaluate_retrieval(tiny_model, fold, replace(config, fold_size=None)))
         for stage in ALL_STAGES:
-            recalls = [recalls_of(fold.recalls[stage]) for fold in alone]
+            recalls = [fold.recalls[stage].named("any") for fold in alone]
             means = {name: sum(fold[name] for fold in recalls) / 3 for name in recalls[0]}
-            assert recalls_of(result.recalls[stage]) == pytest.approx(means)
+            assert result.recalls[stage].named("any") == pytest.approx(means)
         whole = evaluate_retrieval(tiny_model, images, replace(config, fold_size=None))
         assert whole.recalls["two_stage"] != result.recalls["two_stage"]
         assert whole.itm_accuracy == result.itm_accuracy

@@ -38,19 +38,13 @@ def test_accuracy_is_that_of_the_likelier_answer_to_each_class():
     assert float(task_of_head(network, "classification")(batch).metrics["label_accuracy"]) == pytest.approx(5 / 6)
 
 
-class TestNlvr2:
-    @pytest.fixture
-    def batch(self):
-        pixels = {"pixel_values": tiny.images(3), "pixel_values_2": tiny.images(3, seed=1)}
-        return Batch(labels=torch.tensor([0, 1, 1]), **pixels, **texts())
-
-    def test_dropout_before_the_head(self, batch):
-        network = model(nlvr2=True, nlvr2_dropout=0.5)
-        seen = []
-        network.nlvr2_head.dense.register_forward_hook(lambda _module, args, _output: seen.append(args[0]))
-        network.nlvr2_head.train()
-        task_of_head(network, "nlvr2")(batch)
-        assert 0.2 < (seen[0] == 0).float().mean().item() < 0.8
+def test_dropout_before_the_head_of_nlvr2():
+    network, seen = model(nlvr2=True, nlvr2_dropout=0.5), []
+    network.nlvr2_head.dense.register_forward_hook(lambda _module, args, _output: seen.append(args[0]))
+    network.nlvr2_head.train()
+    pixels = {"pixel_values": tiny.images(3), "pixel_values_2": tiny.images(3, seed=1)}
+    task_of_head(network, "nlvr2")(Batch(labels=torch.tensor([0, 1, 1]), **pixels, **texts()))
+    assert 0.2 < (seen[0] == 0).float().mean().item() < 0.8
 
 
 class TestRanking:

@@ -14,17 +14,14 @@ def originals(tmp_path):
     return Originals(folder=tmp_path, splits=("train",))
 
 
-class TestAnnotation:
-    def test_the_first_place_that_has_it(self, originals, tmp_path):
-        write(tmp_path / "karpathy" / "a.json", {})
-        assert originals.annotation("a.json", "karpathy/a.json") == tmp_path / "karpathy" / "a.json"
-        write(tmp_path / "a.json", {})
-        assert originals.annotation("a.json", "karpathy/a.json") == tmp_path / "a.json"
-        assert len(originals.used) == 2
-
-    def test_a_missing_one_is_an_error(self, originals):
-        with pytest.raises(FileNotFoundError, match=r"no file a\.json or b/a\.json in .*, or leave out what needs it"):
-            originals.annotation("a.json", "b/a.json")
+def test_an_annotation_is_at_the_first_place_that_has_it(originals, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no file a\.json or b/a\.json in .*, or leave out what needs it"):
+        originals.annotation("a.json", "b/a.json")
+    write(tmp_path / "karpathy" / "a.json", {})
+    assert originals.annotation("a.json", "karpathy/a.json") == tmp_path / "karpathy" / "a.json"
+    write(tmp_path / "a.json", {})
+    assert originals.annotation("a.json", "karpathy/a.json") == tmp_path / "a.json"
+    assert len(originals.used) == 2
 
 
 class TestItems:
