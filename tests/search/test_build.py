@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shlex
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -120,6 +121,23 @@ class TestSources:
             (bad,) = album.build(tmp_path / "a.parquet", max_errors=1).bad
             assert "row 3: '1' already names another image; give each" in bad
         assert sorted(album.rows()) == ["1", "2"]
+
+    def test_a_second_folder_is_added_by_the_command_that_the_error_names(
+        self, album: Album, predictor: Predictor, tmp_path: Path
+    ) -> None:
+        album.build()
+        more = shutil.copytree(album.folder / "sub", tmp_path / "more photos")
+        shutil.copy(album.folder / "01.png", more / "00.png")  # two of one name
+        for sources in ([more], [album.folder, more], [more, album.folder / "sub"]):
+            with pytest.raises(ValueError, match=r"is of the images in .*photos, not of .*; for both: ") as caught:
+                album.build(*sources)
+            command, index, *given, out, name, _, model = shlex.split(str(caught.value).partition("for both: ")[2])
+            assert (command, index, out, model) == ("bridgetower", "index", "--out", predictor.source)
+            assert sorted(given) == sorted([str(more), str(album.folder)])
+        assert build_index(given, name, predictor).images == 9
+        names = [*(f"photos/{name}" for name in NAMES), *(f"more photos/{name}.png" for name in ("00", "04", "05"))]
+        assert sorted(Index(name).paths()) == sorted(names)
+        assert len(album.rows()) == 6
 
     def test_several_sources(self, album: Album, predictor: Predictor, tmp_path: Path) -> None:
         tables = [tmp_path / folder / "t.csv" for folder in "ab"]
@@ -478,7 +496,7 @@ def test_refusals(album: Album, tiny_checkpoint: Path, tmp_path: Path) -> None:
     fingerprint = Index(album.out).info.fingerprint
     with pytest.raises(ValueError, match=rf"made with model {fingerprint}.*is {other.fingerprint}; use that model"):
         build_index(album.folder, album.out, other)
-    with pytest.raises(ValueError, match=r"is of the images in .*photos, not of .*sub; choose another name"):
+    with pytest.raises(ValueError, match=r"is of the images in .*photos, not of .*sub; name all its sources"):
         album.build(album.folder / "sub")
     with write_lock(album.out), pytest.raises(FileExistsError, match="another process works in"):
         album.build()

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import os
 import posixpath
+import shlex
 import sys
 import time
 from collections import Counter, defaultdict, deque
@@ -93,7 +94,14 @@ def build_index(
             index.check_model(predictor.fingerprint, predictor.source)
             there = index.info.root if is_url(index.info.root) else str(index.root)
             if there != root and (is_url(there) or is_url(root) or index.root.resolve() != Path(root).resolve()):
-                raise ValueError(f"{out} is of the images in {there}, not of {root}; choose another name for the index")
+                old, advice = index.root.resolve(), "choose another name for the index"
+                new = [one for one in sources if not Path(one).resolve().is_relative_to(old)]
+                if not is_url(there) and not is_url(root):
+                    given = new if any(old.is_relative_to(Path(one).resolve()) for one in new) else [there, *new]
+                    name = f"{str(out).removesuffix('.lance')}-all.lance"
+                    words = ["bridgetower", "index", *given, "--out", name, "--model", predictor.source]
+                    advice = f"for both: {shlex.join(words)}" if new else f"name all its sources, or {advice}"
+                raise ValueError(f"{out} is of the images in {there}, not of {root}; {advice}")
         else:
             index = new_index(out, predictor, root)
         report = _Update(index, root, config).run(sources, predictor if config.ray is None else model, progress)
