@@ -5,8 +5,8 @@ LOWEST := .venv-lowest
 
 .PHONY: demo test nightly check docs lowest
 
-# Prepares real images, trains BridgeTower and METER, compares them, writes bridgetower-demo/report.html.
-# ARGS are options of the demo: make demo ARGS="--minutes 2"
+# Prepares real images, trains a small BridgeTower, tests it, writes bridgetower-demo/report.html.
+# ARGS are options of the demo: make demo ARGS="--minutes 2 --compare"
 demo: $(VENV)/demo
 	$(BIN)/python -m bridgetower_demo $(ARGS)
 

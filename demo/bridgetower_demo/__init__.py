@@ -1,1 +1,1 @@
-"""The demo: the whole way from real images to a compared model and a search, on two CPU cores."""
+"""The demo: the whole way from real images to a trained model and a search, on two CPU cores."""

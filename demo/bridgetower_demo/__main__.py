@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,13 +13,10 @@ import tyro
 from bridgetower.cli import reported
 from bridgetower.cli.output import emit_result, log_to
 from bridgetower.extras import require
-from bridgetower.reports.numbers import Spread
 from bridgetower_demo.folder import FOLDER, answering_model, held_out_index, trained_model
 from bridgetower_demo.toysets import TOYSETS, ToySet, prepare_toyset
 
 logger = logging.getLogger("bridgetower_demo")
-
-_HEADLINE = ("rsum", "itc_rsum", "chance_rsum", "itm_accuracy")
 
 
 def demo(
@@ -28,37 +25,40 @@ def demo(
     minutes: float = 10.0,
     seeds: int = 1,
     from_scratch: bool = False,
+    compare: bool = False,
     json: bool = False,
 ) -> None:
-    """Train a BridgeTower on real images, compare it with METER and write a report, on two CPU cores.
+    """Train a BridgeTower on real images, test it and write a report, on two CPU cores.
 
-    Downloads two small pre-trained towers with pip (174 MB), prepares emoji and flags, trains BridgeTower and the METER
-    baseline on the frozen towers at equal steps, evaluates both on held-out concepts and countries, teaches both to
-    answer questions about flags, writes report.html and results.json, and makes an index of the held-out images. The
-    commands of bridgetower use its models and its index where they are given the word demo. Run again, it continues
-    where it was cut off.
+    Downloads two small pre-trained towers with pip (174 MB), prepares emoji and flags, trains BridgeTower on the frozen
+    towers, teaches it to answer questions about flags, tests it on concepts and countries that it has not seen, writes
+    report.html and results.json, and makes an index of the test images. The commands of bridgetower use its models and
+    its index where they are given the word demo. Run again, it continues where it was cut off.
 
     `python -m bridgetower_demo prepare SET` writes one of its data sets alone.
 
     Args:
         out: Folder for everything.
-        minutes: Scales the numbers of training steps; with 10 they are those of the recipes, and one seed takes more
-            than ten minutes on two cores.
+        minutes: Scales the numbers of training steps; with 10 they are those of the recipes.
         seeds: Trainings of each model; more give a spread.
         from_scratch: Train nano models whole, without a download; questions are about generated scenes.
+        compare: Also train METER, the same network without bridges, and compare both; of a finished demo METER alone is
+            trained.
         json: Print JSON on a terminal too.
     """
-    for extra in ("demo", "train", "search", "plot"):
+    for extra in ("demo", "train", "search"):
         require(extra)
     logger.info("demo: everything goes to %s", out)
     from bridgetower.training.run import Interrupted
     from bridgetower_demo.parallel import LostProcessError
     from bridgetower_demo.plan import FROM_SCRATCH, ON_TOWERS
+    from bridgetower_demo.results import ARMS
     from bridgetower_demo.run import run_demo
 
     try:
         plan = FROM_SCRATCH if from_scratch else ON_TOWERS
-        results = run_demo(out, plan=plan, minutes=minutes, seeds=seeds, progress=True)
+        arms = ARMS if compare else ARMS[:1]
+        results = run_demo(out, plan=plan, arms=arms, minutes=minutes, seeds=seeds)
     except Interrupted as stopped:
         print(f"{stopped}; run the same command again to continue", file=sys.stderr)
         raise SystemExit(128 + stopped.signal) from None
@@ -73,20 +73,8 @@ def demo(
         "index": held_out_index(out),
     }
     times = {name: getattr(results, name) for name in ("processor", "seconds_total", "seconds_to_first_report")}
-    value = {name: str(path) for name, path in written.items()} | times | headline(results.summary())
+    value = {name: str(path) for name, path in written.items()} | times | results.headline()
     emit_result(value, json=json, following=("search", "demo", "a red flag"))
-
-
-def headline(summary: Mapping[str, Mapping[str, Mapping[str, Spread]]]) -> dict[str, dict[str, dict[str, float]]]:
-    """Returns the main results of the summary: data set → metric → arm → mean over seeds."""
-    return {
-        name: {
-            metric: {arm: spread["mean"] for arm, spread in arms.items()}
-            for metric, arms in metrics.items()
-            if metric in _HEADLINE
-        }
-        for name, metrics in summary.items()
-    }
 
 
 def prepare(arguments: Sequence[str]) -> None:

@@ -201,7 +201,9 @@ class AnswerExample:
 
 
 def answer_examples(judged: Judged, images: Sequence[bytes], *, count: int) -> list[AnswerExample]:
-    """Chooses, of each topic, the first questions that are answered right and the first that are not.
+    """Chooses, of each topic, questions that are answered right and others that are not, about different images.
+
+    Each is the first one from a place in the set on, and the places stand at even distances.
 
     Args:
         judged: Of a set with one question to each image.
@@ -220,9 +222,15 @@ def answer_examples(judged: Judged, images: Sequence[bytes], *, count: int) -> l
         AnswerExample(image=image, question=text.text, answer=text.answer, given=given)
         for image, text, given in zip(images, judged.examples, judged.answers, strict=True)
     ]
-    chosen = []
-    for topic in dict.fromkeys(text.topic for text in judged.examples):
-        about = [example for example, text in zip(examples, judged.examples, strict=True) if text.topic == topic]
-        for right in (True, False):
-            chosen += [example for example in about if example.is_right is right][:count]
-    return chosen
+    kinds = [(topic, right) for topic in dict.fromkeys(one.topic for one in judged.examples) for right in (True, False)]
+    chosen: list[int] = []
+    for place, (topic, right) in enumerate(kind for kind in kinds for _ in range(count)):
+        start = place * len(examples) // (count * len(kinds))
+        shown = {images[row] for row in chosen}
+        rows = [
+            (images[row] in shown, (row - start) % len(examples), row)
+            for row, (example, text) in enumerate(zip(examples, judged.examples, strict=True))
+            if (text.topic, example.is_right) == (topic, right) and row not in chosen
+        ]
+        chosen += [row for *_, row in sorted(rows)[:1]]
+    return [examples[row] for row in chosen]

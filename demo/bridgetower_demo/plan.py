@@ -25,12 +25,10 @@ class Stage:
     Attributes:
         name: Ends the names of its runs; empty for the model that other commands use.
         recipes: By arm.
-        evaluations: During each training, at most.
     """
 
     name: str = ""
     recipes: Mapping[Arm, str]
-    evaluations: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +43,6 @@ class Questions:
         recipes: By arm.
         init: Whether the models start from those of the last stage, or from random weights.
         steps: Of each arm and seed.
-        evaluations: During each training.
     """
 
     toyset: str
@@ -55,7 +52,6 @@ class Questions:
     recipes: Mapping[Arm, str]
     init: bool
     steps: int
-    evaluations: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +99,7 @@ FROM_SCRATCH = Plan(
     repeats=(1, 6),  # there are twenty times fewer pairs of flags than of emoji
     tests={"emoji": ("emoji", "test"), "flags": ("flags", "test")},
     towers=False,
-    stages=(Stage(recipes={"bridgetower": "pretrain-nano", "meter": "pretrain-nano-meter"}, evaluations=6),),
+    stages=(Stage(recipes={"bridgetower": "pretrain-nano", "meter": "pretrain-nano-meter"}),),
     questions=Questions(
         toyset="scenes",
         about="generated scenes",
@@ -112,7 +108,6 @@ FROM_SCRATCH = Plan(
         recipes={"bridgetower": "scenes-vqa-deep", "meter": "scenes-vqa-deep-meter"},
         init=False,
         steps=1_200,
-        evaluations=12,
     ),
 )
 
@@ -125,11 +120,11 @@ ON_TOWERS = Plan(
         "flags": _FLAGS,
     },
     repeats=(1, 3),
-    tests={"flags": ("flags", "test"), "emoji": ("emoji", "test"), "restyled-emoji": ("emoji", "unseen-style")},
+    tests={"flags": ("flags", "test"), "emoji": ("emoji", "test"), "unseen-style": ("emoji", "unseen-style")},
     towers=True,
     stages=(
-        Stage(name="contrastive", recipes={"bridgetower": "starter-itc", "meter": "starter-itc-meter"}, evaluations=6),
-        Stage(recipes={"bridgetower": "starter-matching", "meter": "starter-matching-meter"}, evaluations=2),
+        Stage(name="contrastive", recipes={"bridgetower": "starter-itc", "meter": "starter-itc-meter"}),
+        Stage(recipes={"bridgetower": "starter-matching", "meter": "starter-matching-meter"}),
     ),
     questions=Questions(
         toyset="flag-questions",
@@ -139,6 +134,5 @@ ON_TOWERS = Plan(
         recipes=dict.fromkeys(ARMS, "starter-flag-questions"),
         init=True,
         steps=150,
-        evaluations=3,
     ),
 )

@@ -1,10 +1,11 @@
-"""The content of `results.json`: runs, metrics over seeds and cost of both models; importable without torch."""
+"""The content of `results.json`: runs, metrics over seeds and cost of the models; importable without torch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal, TypeVar, get_args
 
 from bridgetower.data.prepared_set import DatasetInfo
@@ -19,19 +20,6 @@ PARTS = ("image tower", "text tower", "fusion encoder", "heads")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CurvePoint:
-    """Metrics of one evaluation during training.
-
-    Attributes:
-        step: Optimiser steps done.
-        metrics: Of the validation split.
-    """
-
-    step: int
-    metrics: dict[str, float]
-
-
-@dataclass(frozen=True, kw_only=True)
 class DemoRun:
     """One trained model and what it was measured at.
 
@@ -39,7 +27,6 @@ class DemoRun:
         steps: Of all its stages.
         seconds: Time of the training steps of the last one.
         pairs_per_second: Speed of the training steps.
-        curve: Evaluations on the validation split, in order.
         test: Data set → metric → value on the test split: `RetrievalResult.metrics` and, for models that fill masked
             words, those of `evaluate_masked_words`.
     """
@@ -49,7 +36,6 @@ class DemoRun:
     steps: int
     seconds: float
     pairs_per_second: float
-    curve: tuple[CurvePoint, ...]
     test: dict[str, dict[str, float]]
 
 
@@ -97,14 +83,12 @@ class DemoAnswers:
 
     Attributes:
         steps: Of that training.
-        curve: Evaluations on the validation split, in order.
         topics: Topic → shares of its test questions that are answered right.
     """
 
     arm: Arm
     seed: int
     steps: int
-    curve: tuple[CurvePoint, ...] = ()
     topics: dict[str, Grounding]
 
 
@@ -138,7 +122,7 @@ class DemoDataset:
 
 @dataclass(frozen=True, kw_only=True)
 class DemoResults:
-    """Everything that the comparison measured.
+    """Everything that the demo measured.
 
     Attributes:
         version: Of this form.
@@ -196,6 +180,18 @@ class DemoResults:
             for dataset, metrics in self.runs[0].test.items()
         }
 
+    def headline(self) -> dict[str, Any]:
+        """Returns the main figures of BridgeTower: the recall of its largest test, and its answers, beside chance."""
+        test = max(self.tests, key=lambda name: self.tests[name])
+        metrics = self.summary()[test]
+        stage = "two_stage" if "two_stage_rsum" in metrics else "itc"
+        recall, chance = (metrics[f"{name}_text_to_image_r5"]["bridgetower"]["mean"] for name in (stage, "chance"))
+        found: dict[str, Any] = {"test": test, "recall_at_5": recall, "recall_at_5_by_chance": chance}
+        overall = [answers.topics["overall"] for answers in self.answers if answers.arm == "bridgetower"]
+        if overall:
+            found |= {"answers_right": fmean(one.model for one in overall), "words_alone_right": overall[0].text_only}
+        return found
+
     def differences(self) -> dict[str, dict[str, Difference]]:
         """Returns data set → metric → bridgetower − meter over the seeds that both arms have."""
         ours, theirs = _by_common_seeds(self.runs)
@@ -234,14 +230,3 @@ def _by_common_seeds(measured: Sequence[_Measured]) -> tuple[list[_Measured], li
     ours, theirs = ({one.seed: one for one in measured if one.arm == arm} for arm in ARMS)
     seeds = sorted(ours.keys() & theirs.keys())
     return [ours[seed] for seed in seeds], [theirs[seed] for seed in seeds]
-
-
-def curve(lines: Iterable[Mapping[str, Any]]) -> tuple[CurvePoint, ...]:
-    """Turns validation lines of a run's `metrics.jsonl`, as `read_metrics` returns them, into a curve."""
-    return tuple(
-        CurvePoint(
-            step=int(line["step"]),
-            metrics={name: float(value) for name, value in line.items() if name not in ("kind", "step", "time")},
-        )
-        for line in lines
-    )

@@ -1,4 +1,4 @@
-"""The main job end to end: prepare images, pre-train two models, fine-tune, evaluate, compare, report, index."""
+"""The main job end to end: prepare images, pre-train, fine-tune, evaluate, report, index."""
 
 from __future__ import annotations
 
@@ -24,13 +24,12 @@ from bridgetower.files import locked, read_json, write_bytes, write_json, write_
 from bridgetower.model.cpu import processor_name
 from bridgetower.objectives.config import PretrainingConfig
 from bridgetower.predictor import Predictor, load
-from bridgetower.reports.comparison import Comparison
 from bridgetower.search.build import build_index
 from bridgetower.search.config import IndexConfig
 from bridgetower.search.index import Index
 from bridgetower.tasks.run_config import RunConfig, read_metrics
 from bridgetower_demo.costs import model_cost
-from bridgetower_demo.examples import AnswerExample, SearchExample, answer_examples, search_examples
+from bridgetower_demo.examples import AnswerExample, SearchExample, answer_examples, search_examples, spread_evenly
 from bridgetower_demo.findings import duration
 from bridgetower_demo.folder import (
     ANSWERS,
@@ -41,12 +40,11 @@ from bridgetower_demo.folder import (
     trained_model,
 )
 from bridgetower_demo.grounding import Judged, judge
-from bridgetower_demo.mask_examples import MaskExample, mask_examples
 from bridgetower_demo.parallel import train_all
 from bridgetower_demo.plan import MINUTES, ON_TOWERS, Plan, Stage, scaled
 from bridgetower_demo.recipes import RECIPES
 from bridgetower_demo.report import render_report
-from bridgetower_demo.results import ARMS, Arm, DemoAnswers, DemoDataset, DemoResults, DemoRun, curve
+from bridgetower_demo.results import ARMS, Arm, DemoAnswers, DemoDataset, DemoResults, DemoRun
 from bridgetower_demo.starter import TEXT, VISION, starter_towers
 from bridgetower_demo.toysets import TOYSETS, prepare_toyset
 from bridgetower_demo.toysets.scenes import ScenesConfig
@@ -94,13 +92,11 @@ def _write(path: Path, content: bytes) -> None:
         write_bytes(path, content)
 
 
-DEEP_TOWERS = Path(__file__).with_name("deep-towers.json")
-"""The comparison.json of `python benchmarks/bridges.py depth-6`."""
 _EXAMPLES = 2  # of either kind per topic
-_MIN_INTERVAL = 20  # steps between evaluations
+_STATES = 6  # that each training saves on its way
 _TEXT_LENGTH = 16  # tokens of the pair whose cost is measured
 _SETTINGS = "demo.json"  # and the times
-_SEARCHES, _MASKS, _IMAGES = 6, 4, 8  # examples per data set
+_SEARCHES, _IMAGES = 4, 8  # examples per test
 
 
 def questions_folder(out: Path, plan: Plan) -> Path:
@@ -112,20 +108,6 @@ def _judged_answers(out: Path, plan: Plan, arm: Arm, seed: int) -> Judged:
     """Answers the test questions with the last checkpoint."""
     predictor = load(answering_model(out, arm, seed), device="cpu")
     return judge(predictor, "vqa", questions_folder(out, plan))
-
-
-def _answer_metrics(out: Path, judged: Mapping[tuple[Arm, int], Judged], steps: int) -> tuple[DemoAnswers, ...]:
-    """Returns what is reported of the answers of each arm and seed."""
-    return tuple(
-        DemoAnswers(
-            arm=arm,
-            seed=seed,
-            steps=steps,
-            curve=curve(read_metrics(run_folder(out, arm, seed, ANSWERS), "validation")),
-            topics=dict(one.groundings),
-        )
-        for (arm, seed), one in judged.items()
-    )
 
 
 def _question_examples(folder: Path, judged: Judged) -> list[AnswerExample]:
@@ -141,23 +123,29 @@ def _drawn_scenes(count: int) -> list[bytes]:
 
 
 def run_demo(
-    out: Path, *, plan: Plan = ON_TOWERS, minutes: float = MINUTES, seeds: int = 1, progress: bool = True
+    out: Path,
+    *,
+    plan: Plan = ON_TOWERS,
+    arms: Sequence[Arm] = ARMS[:1],
+    minutes: float = MINUTES,
+    seeds: int = 1,
+    progress: bool = True,
 ) -> DemoResults:
-    """Trains and compares BridgeTower and METER on held-out emoji and flags; continues where it was cut off.
+    """Trains BridgeTower on emoji and flags, tests it and reports; continues where it was cut off.
 
-    `ON_TOWERS`, both start from two small pre-trained towers, which stay frozen: first the contrastive head learns,
-    then the fusion encoder with the matching head, then the answers to questions about flags. `FROM_SCRATCH`, nano
-    models learn all at once, and then the answers to questions about generated scenes.
+    `ON_TOWERS`, it starts from two small pre-trained towers, which stay frozen: first the contrastive head learns,
+    then the fusion encoder with the matching head, then the answers to questions about flags. `FROM_SCRATCH`, a nano
+    model learns all at once, and another the answers to questions about generated scenes.
 
     The folder gets `data/`, `runs/ARM-SEED/`, `runs/ARM-SEED-STAGE/`, `images/` (some held-out ones), `held-out/`
     (all held-out ones) and `held-out.lance`, an index of these, `results.json`, `report.html` and `demo.json`, the
     settings and the time that calls have taken so far; on towers also `towers/`. The report is written for the first
-    time after the first training. Both arms are tested with their last checkpoint: the best one on validation could be
-    of a phase in which the fusion encoder has not been trained yet.
+    time after the first training. Of a finished training only the last checkpoint stays, the one that is tested.
 
     Args:
         out: Folder for everything.
         plan: What is trained, and how.
+        arms: Models that are trained, `bridgetower` among them; a later call may add `meter`.
         minutes: Scales the number of training steps: about this long for one seed on 2 cores.
         seeds: Trainings of each model; more give a spread.
         progress: Show progress bars.
@@ -174,7 +162,7 @@ def run_demo(
         raise ValueError(f"minutes {minutes}, seeds {seeds}; expected more than 0 minutes and at least 1 seed")
     settings = {"minutes": minutes, "seeds": seeds, "from_scratch": not plan.towers}
     with locked(out), _timed(out, settings) as clock:
-        return _Demo(out, plan, minutes, seeds, clock, progress).run()
+        return _Demo(out, plan, arms, minutes, seeds, clock, progress).run()
 
 
 @dataclass(frozen=True)
@@ -183,6 +171,7 @@ class _Demo:
 
     out: Path
     plan: Plan
+    arms: Sequence[Arm]
     minutes: float
     seeds: int
     clock: _Clock
@@ -197,25 +186,33 @@ class _Demo:
             DemoDataset.of(prepare_toyset(name, out / "data" / name, config, progress=progress))
             for name, config in plan.datasets.items()
         ]
-        runs: list[tuple[Arm, int]] = [(arm, seed) for seed in range(self.seeds) for arm in ARMS]
-        for number, stage in enumerate(plan.stages):
-            configs = {run: demo_config(out, plan, stage, *run, self.minutes) for run in runs}
-            folders = {run_folder(out, *run, stage.name): config for run, config in configs.items()}
-            if number == 0 and len(plan.stages) > 1 and not (out / "report.html").exists():
-                train_all(dict(list(folders.items())[:1]), progress=progress)
-                self.report(datasets, stage, {runs[0]: configs[runs[0]]}, {})
-                seconds = self.clock.note_first_report()
-                where = out / "report.html"
-                logger.info("first searches: %s after %s on %s", where, duration(seconds), processor_name())
-            train_all(folders, progress=progress)
         questions = plan.questions
         prepare_toyset(
             questions.toyset, questions_folder(out, plan), questions.settings(self.minutes), progress=progress
         )
+        runs: list[tuple[Arm, int]] = [(arm, seed) for seed in range(self.seeds) for arm in self.arms]
         answering = {run_folder(out, *run, ANSWERS): answering_config(out, plan, *run, self.minutes) for run in runs}
-        train_all(answering, progress=progress)
+        for number, stage in enumerate(plan.stages):
+            configs = {run: demo_config(out, plan, stage, *run, self.minutes) for run in runs}
+            folders = {run_folder(out, *run, stage.name): config for run, config in configs.items()}
+            if number == 0 and len(plan.stages) > 1 and not (out / "report.html").exists():
+                self.train(dict(list(folders.items())[:1]))
+                self.report(datasets, stage, {runs[0]: configs[runs[0]]}, {})
+                seconds = self.clock.note_first_report()
+                where = out / "report.html"
+                logger.info("first searches: %s after %s on %s", where, duration(seconds), processor_name())
+            self.train(folders | ({} if questions.init else answering))  # side by side where they can be
+        self.train(answering)
         judged = {run: _judged_answers(out, plan, *run) for run in runs}
         return self.report(datasets, stage, configs, judged)
+
+    def train(self, runs: Mapping[Path, RunConfig]) -> None:
+        """Trains those that have no last checkpoint yet, and removes what only a run that goes on needs."""
+        unfinished = {folder: one for folder, one in runs.items() if not (folder / "last" / "config.json").exists()}
+        train_all(unfinished, progress=self.progress)
+        for folder in runs:
+            for name in ("best", "states"):
+                shutil.rmtree(folder / name, ignore_errors=True)
 
     def report(
         self,
@@ -235,7 +232,8 @@ class _Demo:
             arm: load(trained_model(out, arm, 0, stage.name), device="cpu") for arm, seed in configs if not seed
         }
         results = DemoResults(
-            command=f"python -m bridgetower_demo{plan.option} --minutes {self.minutes:g} --seeds {self.seeds}",
+            command=f"python -m bridgetower_demo{plan.option}{' --compare' if len(self.arms) > 1 else ''} "
+            f"--minutes {self.minutes:g} --seeds {self.seeds}",
             settings={**self.clock.settings, "steps": steps},
             datasets=tuple(datasets),
             tests={name: splits[dataset][split]["images"] for name, (dataset, split) in plan.tests.items()},
@@ -245,7 +243,12 @@ class _Demo:
                 for arm, one in predictors.items()
                 if one.model.itm_head is not None
             ),
-            answers=_answer_metrics(out, judged, scaled(plan.questions.steps, self.minutes)),
+            answers=tuple(
+                DemoAnswers(
+                    arm=arm, seed=seed, steps=scaled(plan.questions.steps, self.minutes), topics=dict(one.groundings)
+                )
+                for (arm, seed), one in judged.items()
+            ),
             about=plan.questions.about,
             towers=(VISION.provenance, TEXT.provenance) if plan.towers else (),
             versions={name: version(name) for name in ("bridgetower", "torch")} | {"python": platform.python_version()},
@@ -267,10 +270,9 @@ def demo_config(out: Path, plan: Plan, stage: Stage, arm: Arm, seed: int, minute
     """Returns the run of one arm in a stage: its recipe on all data sets, steps scaled to `minutes`."""
     recipe = RECIPES[stage.recipes[arm]]
     steps = scaled(recipe.max_steps or 0, minutes)
-    every = max(_MIN_INTERVAL, -(-steps // stage.evaluations))
     folders = tuple(str(out / "data" / name) for name in plan.datasets)
     number = plan.stages.index(stage)
-    changes: dict[str, Any] = {"max_steps": steps, "evaluate_every": every, "checkpoint_every": every}
+    changes: dict[str, Any] = {"max_steps": steps, "evaluate_every": 0, "checkpoint_every": -(-steps // _STATES)}
     changes["align_first"] = round(recipe.align_first * minutes / MINUTES)
     if number > 0:
         changes |= {"init": str(trained_model(out, arm, seed, plan.stages[number - 1].name))}
@@ -285,15 +287,14 @@ def answering_config(out: Path, plan: Plan, arm: Arm, seed: int, minutes: float)
     questions = plan.questions
     recipe = RECIPES[questions.recipes[arm]]
     steps = scaled(questions.steps, minutes)
-    every = -(-steps // questions.evaluations)
     return replace(
         recipe,
         init=str(trained_model(out, arm, seed)) if questions.init else None,
         data=replace(recipe.data, folders=(str(questions_folder(out, plan)),)),
         seed=seed,
         max_steps=steps,
-        evaluate_every=every,
-        checkpoint_every=every,
+        evaluate_every=0,
+        checkpoint_every=-(-steps // _STATES),
     )
 
 
@@ -363,7 +364,6 @@ def _tested(
         steps=steps,
         seconds=seconds,
         pairs_per_second=steps * config.batch_size / seconds,
-        curve=curve(read_metrics(folder, "validation")),
         test=test,
     )
     return run, retrieved
@@ -384,19 +384,15 @@ def _report(
     answers: Sequence[AnswerExample],
 ) -> None:
     searches: dict[str, list[SearchExample]] = {}
-    masks: list[MaskExample] = []
     for name in plan.tests:
         images = _images(predictor, out, plan, name)
         searches[name] = search_examples(predictor, images, retrieved[name], config.evaluation, count=_SEARCHES)
-        if config.model.heads.mlm:
-            masks += mask_examples(predictor, images, count=_MASKS)
-        for number in range(min(_IMAGES, len(images))):
-            write_bytes(out / "images" / f"{name.removesuffix('s')}-{number + 1}.png", images.contents([number])[0])
+        shown = images.contents(spread_evenly(range(len(images)), _IMAGES))
+        for number, content in enumerate(shown):
+            write_bytes(out / "images" / f"{name.removesuffix('s')}-{number + 1}.png", content)
     asked = [answer.image for answer in answers[:_IMAGES]]
     drawn = {"scene": _drawn_scenes(_IMAGES)} if plan.towers else {}
     for name, contents in (drawn | {plan.questions.prefix: asked}).items():
         for number, content in enumerate(contents):
             write_bytes(out / "images" / f"{name}-{number + 1}.png", content)
-    beforehand = Comparison.of(read_json(DEEP_TOWERS)) if plan.towers else None  # else this demo trains such models
-    page = render_report(results, searches, masks, answers, examples_from="BridgeTower, seed 0", beforehand=beforehand)
-    write_text(out / "report.html", page)
+    write_text(out / "report.html", render_report(results, searches, answers))

@@ -6,13 +6,10 @@ from typing import Any
 
 from PIL import Image
 
-from bridgetower.inference import FilledWord
 from bridgetower_demo.examples import AnswerExample, Hit, SearchExample
-from bridgetower_demo.mask_examples import Guess, MaskExample
 from bridgetower_demo.results import (
     PARTS,
     Arm,
-    CurvePoint,
     DemoAnswers,
     DemoDataset,
     DemoResults,
@@ -36,10 +33,8 @@ def metrics(rsum: float = 120.0, **changes: float) -> dict[str, float]:
 
 
 def run(arm: Arm = "bridgetower", seed: int = 0, rsum: float = 120.0, **changes: Any) -> DemoRun:
-    """Returns a run with two validation points."""
-    points = {n: {"rsum": rsum * n / 2000, "chance_rsum": 0.14, "itm_accuracy": 0.5 + n / 100} for n in (10, 20)}
-    curve = tuple(CurvePoint(step=step, metrics=values) for step, values in points.items())
-    values: dict[str, Any] = {"steps": 20, "seconds": 61.0, "pairs_per_second": 100.0, "curve": curve}
+    """Returns a run of 20 steps."""
+    values: dict[str, Any] = {"steps": 20, "seconds": 61.0, "pairs_per_second": 100.0}
     return DemoRun(arm=arm, seed=seed, **{**values, "test": {"shapes": metrics(rsum)}, **changes})
 
 
@@ -108,17 +103,3 @@ def search(direction="text_to_image", *, text="a query", answer="an answer", ran
     hits = tuple(hit(answer, is_own=place == rank) for place in range(1, top + 1))
     own = hit(answer, is_own=True)
     return SearchExample(direction=direction, text=text, image=png(2), hits=hits, own=own, rank=rank, num_items=50)
-
-
-def mask(before: str = "a ", truth: str = "red", after: str = " dot") -> MaskExample:
-    """Returns a hidden word that the right picture makes likelier."""
-    right, wrong = (
-        Guess(
-            image=png(shade),
-            caption=f"picture {shade}",
-            candidates=(FilledWord(truth, probability), FilledWord("blue", probability / 2)),
-            truth_probability=probability,
-        )
-        for shade, probability in ((3, 0.6), (4, 0.0005))
-    )
-    return MaskExample(before=before, truth=truth, after=after, right=right, wrong=wrong)

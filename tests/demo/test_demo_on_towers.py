@@ -24,6 +24,7 @@ from bridgetower_demo import plan
 from bridgetower_demo.__main__ import main
 from bridgetower_demo.folder import answering_model, held_out_index, trained_model
 from bridgetower_demo.plan import ON_TOWERS
+from bridgetower_demo.results import ARMS
 from bridgetower_demo.run import run_demo
 from bridgetower_demo.toysets.flags import FlagsConfig
 from folders import snapshot
@@ -31,7 +32,7 @@ from small_demo import make_small
 from starter import write_towers
 
 pytestmark = pytest.mark.slow
-ARMS = ("bridgetower", "meter")
+STAGES = ("", "-contrastive", "-answers")
 FLAGS = FlagsConfig(num_test=10, num_validation=10)
 SMALL = replace(
     ON_TOWERS,
@@ -58,45 +59,54 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[
         yield folder, json.loads(printed.getvalue()), handler.stream.getvalue()
 
 
-def test_every_stage_leaves_a_model_and_towers_stay_as_they_were(demo: tuple[Path, dict[str, Any], str]) -> None:
+def test_every_stage_leaves_one_checkpoint_and_towers_stay_as_they_were(demo: tuple[Path, dict[str, Any], str]) -> None:
     out, _, _ = demo
-    stages = ("", "-contrastive", "-answers")
-    assert {path.name for path in (out / "runs").iterdir()} == {f"{arm}-0{stage}" for arm in ARMS for stage in stages}
-    models = [load(trained_model(out, arm), device="cpu").model for arm in ARMS]
-    for arm, model in zip(ARMS, models, strict=True):
-        heads = model.config.heads
-        assert (heads.itm, heads.itc, heads.mlm) == (True, "tower", False)
-        assert load(answering_model(out, arm), device="cpu").class_names("vqa")
-    states = [model.state_dict() for model in models]
-    assert all(states[0][name].equal(states[1][name]) for name in states[0] if name.startswith(("vision.", "text.")))
+    assert {path.name for path in (out / "runs").iterdir()} == {f"bridgetower-0{stage}" for stage in STAGES}
+    assert {path.parent.name for path in out.glob("runs/*/*/*") if path.parent.name != "tensorboard"} == {"last"}
+    first, last = (load(trained_model(out, stage=stage), device="cpu").model for stage in ("contrastive", ""))
+    assert (last.config.heads.itm, last.config.heads.itc, last.config.heads.mlm) == (True, "tower", False)
+    assert load(answering_model(out), device="cpu").class_names("vqa")
+    before, after = first.state_dict(), last.state_dict()
+    assert all(before[name].equal(after[name]) for name in before if name.startswith(("vision.", "text.")))
 
 
 def test_results_and_page_have_every_stage(demo: tuple[Path, dict[str, Any], str]) -> None:
     out, printed, log = demo
     results, page = json.loads((out / "results.json").read_text()), (out / "report.html").read_text()
-    assert {run["arm"] for run in results["runs"]} == set(ARMS)
-    assert all("two_stage_rsum" in run["test"]["flags"] for run in results["runs"])
-    assert set(results["answers"][0]["topics"]) > {"overall", "colour exists"}
-    assert {run["steps"] for run in results["runs"]} == {2 + 2}
-    assert results["difference"]["answers"]["overall"]["interval_95"] is None  # one seed
+    (run,), (answers,) = results["runs"], results["answers"]
+    assert (run["arm"], run["steps"], answers["arm"]) == ("bridgetower", 2 + 2, "bridgetower")
+    assert printed["recall_at_5"] == run["test"]["flags"]["two_stage_text_to_image_r5"]
+    assert printed["answers_right"] == answers["topics"]["overall"]["model"]
+    assert set(answers["topics"]) > {"overall", "colour exists"}
+    assert results["difference"] == {}
     assert (results["about"], results["tests"], len(results["towers"])) == ("flags", {"flags": 10}, 2)
     times = ("processor", "seconds_total", "seconds_to_first_report")
     assert [printed[name] for name in times] == [results[name] for name in times]
     assert 0 < results["seconds_to_first_report"] < results["seconds_total"]
     assert re.search(rf"first searches: {out / 'report.html'} after .* on {re.escape(processor_name())}", log)
     assert "first searches after" in page
-    assert re.findall(r'<section id="([a-z-]+)"', page)[:4] == ["searches", "answers", "comparison", "deep-towers"]
+    assert re.findall(r'<section id="([a-z-]+)"', page)[:3] == ["numbers", "searches", "answers"]
     assert "DINOv2 (Meta, Apache-2.0)" in page
     assert len(Index(str(held_out_index(out)))) == 10
 
 
-def test_run_again_trains_no_further(demo: tuple[Path, dict[str, Any], str]) -> None:
+def test_run_again_trains_no_further_and_with_the_other_model_that_one_alone(
+    demo: tuple[Path, dict[str, Any], str],
+) -> None:
     out, _, _ = demo
     before, seconds = snapshot(out / "runs"), json.loads((out / "results.json").read_text())
     again = run_demo(out, plan=SMALL, minutes=1e-3, progress=False)
     assert snapshot(out / "runs") == before
     assert again.seconds_total > seconds["seconds_total"] + 0.1
     assert again.seconds_to_first_report == seconds["seconds_to_first_report"]
+    both = run_demo(out, plan=SMALL, arms=ARMS, minutes=1e-3, progress=False)
+    after = snapshot(out / "runs")
+    assert all(after[name] == before[name] for name in before if "bridgetower-0" in name)
+    assert {path.name for path in (out / "runs").iterdir()} == {f"{arm}-0{stage}" for arm in ARMS for stage in STAGES}
+    assert both.differences()["flags"]["rsum"]["interval_95"] is None  # one seed
+    assert set(both.answer_differences()) == set(again.answers[0].topics)
+    assert both.command.endswith("--compare --minutes 0.001 --seeds 1")
+    assert 'id="meter"' in (out / "report.html").read_text()
 
 
 @pytest.mark.nightly

@@ -9,6 +9,7 @@ import pytest
 
 from bridgetower.files import locked
 from bridgetower.model.presets import meter
+from bridgetower_demo import run
 from bridgetower_demo.__main__ import main
 from bridgetower_demo.folder import trained_model
 from bridgetower_demo.plan import FROM_SCRATCH, MINUTES, ON_TOWERS, Plan
@@ -69,6 +70,20 @@ def test_the_command_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         main(["--out", str(tmp_path), "--minutes", "2"])
     assert ended.value.code == 2
     assert capsys.readouterr().err.endswith("or choose another --out\n")
+
+
+def test_the_option_compare_adds_the_other_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def note(out: Path, *, arms: tuple[str, ...], **_: Any) -> None:
+        asked.append(arms)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(run, "run_demo", note)
+    for options in ([], ["--compare"]):
+        with pytest.raises(SystemExit):
+            main(["--out", str(tmp_path), *options])
+    assert asked == [("bridgetower",), ("bridgetower", "meter")]
 
 
 def test_refuses_a_folder_in_use(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ TOLD = [TextExample(topic, f"{topic} {number}?", "yes") for number in range(4) f
 RIGHT = [True, False, True, False, False, False, True, True]
 
 
-def test_the_first_right_and_the_first_wrong_ones_of_each_topic() -> None:
+def test_right_and_wrong_answers_of_each_topic_about_different_images() -> None:
     answers = tuple("yes" if right else "no" for right in RIGHT)
     judged = Judged(examples=tuple(TOLD), answers=answers, groundings={})
     examples = answer_examples(judged, [bytes([number]) for number in range(len(TOLD))], count=2)
@@ -105,6 +105,11 @@ def test_the_first_right_and_the_first_wrong_ones_of_each_topic() -> None:
         *("count 0?", "count 1?", "count 2?"),  # two right ones, the only wrong one
         *("colour 3?", "colour 0?", "colour 1?"),
     ]
+    shared = answer_examples(judged, [b"one", b"one", b"two", b"two", b"three", b"three", b"four", b"four"], count=1)
+    assert len({example.image for example in shared}) == 4
+    right = replace(judged, answers=("yes",) * len(TOLD))
+    apart = answer_examples(right, [bytes([number]) for number in range(len(TOLD))], count=1)
+    assert [example.question for example in apart] == ["count 0?", "colour 2?"]  # from half-way on
     assert [example.is_right for example in examples] == [True, True, False, True, False, False]
     assert [example.given for example in examples] == ["yes", "yes", "no", "yes", "no", "no"]
     assert {example.answer for example in examples} == {"yes"}

@@ -8,13 +8,6 @@ import pytest
 
 from bridgetower.reports.numbers import paired_difference
 from bridgetower_demo import findings
-from bridgetower_demo.results import DemoResults, curve
-
-
-def gains(*right: float) -> DemoResults:
-    """Results whose accuracy with the right image is given per seed, with a wrong one always 0.3."""
-    tests = [{"shapes": made_up.metrics(mlm_accuracy=accuracy)} for accuracy in right]
-    return made_up.results(*(made_up.run(seed=seed, test=test) for seed, test in enumerate(tests)))
 
 
 @pytest.mark.parametrize(
@@ -31,31 +24,25 @@ def test_comparison(values: list[float], expected: str) -> None:
     assert findings.comparison(difference).startswith(expected)
 
 
-@pytest.mark.parametrize(
-    ("right", "reading"),
-    [
-        ((0.50, 0.52, 0.51), "the image helps"),
-        ((0.10, 0.12, 0.11), "the image misleads"),
-        ((0.25, 0.40, 0.31), "no clear difference"),
-        ((0.50,), "one seed: open"),
-    ],
-)
-def test_image_finding(right: tuple[float, ...], reading: str) -> None:
-    assert f"({reading})" in findings.image_finding(gains(*right), "shapes")
-
-
-def test_nothing_is_said_of_what_was_not_measured() -> None:
-    metrics = {name: value for name, value in made_up.metrics().items() if not name.startswith(("mlm", "itm"))}
-    results = made_up.results(made_up.run(test={"shapes": metrics}))
-    assert findings.image_finding(results, "shapes") == findings.matching_finding(results, "shapes") == ""
-
-
 def test_words() -> None:
     for seconds, shown in {0.2: "0 s", 89.0: "89 s", 90.1: "2 min", 3570.0: "1 h 00 min", 3930.0: "1 h 06 min"}.items():
         assert findings.duration(seconds) == shown
     places = {"st": (1, 21, 101), "nd": (2, 102), "rd": (3, 33), "th": (4, 11, 12, 13, 111, 113)}
     for ending, numbers in places.items():
         assert [findings.ordinal(number) for number in numbers] == [f"{number}{ending}" for number in numbers]
+
+
+def test_headline_is_of_the_largest_test_and_of_bridgetower_alone() -> None:
+    def tested(recall: float) -> dict[str, dict[str, float]]:
+        large = made_up.metrics(two_stage_text_to_image_r5=recall, chance_text_to_image_r5=0.05)
+        return {"small": made_up.metrics(), "large": large}
+
+    runs = [made_up.run(seed=seed, test=tested(recall)) for seed, recall in ((0, 0.5), (1, 0.75))]
+    runs += [made_up.run("meter", seed, test=tested(0.25)) for seed in (0, 1)]
+    answers = (made_up.answers(), made_up.answers(seed=1, right=0.5), made_up.answers("meter", right=0.0))
+    results = made_up.results(*runs, answers=answers, tests={"small": 20, "large": 50})
+    figures = {"recall_at_5": 0.625, "recall_at_5_by_chance": 0.05, "answers_right": 0.625, "words_alone_right": 0.55}
+    assert results.headline() == {"test": "large", **figures}
 
 
 def test_differences_are_paired_by_seed() -> None:
@@ -77,8 +64,3 @@ def test_the_file_holds_what_follows_from_the_runs(tmp_path: Path) -> None:
     assert values["difference"]["shapes"]["rsum"]["interval_95"] == pytest.approx([0.06516, 0.11484], abs=1e-5)
     assert values["difference"]["answers"]["overall"]["mean"] == 0.125
     assert values["difference"]["answers"]["overall"]["interval_95"] is None  # one seed of each arm
-
-
-def test_curve_leaves_out_what_is_no_figure() -> None:
-    (point,) = curve([{"kind": "validation", "step": 10, "time": 1.7e9, "rsum": 14}])
-    assert (point.step, point.metrics) == (10, {"rsum": 14.0})

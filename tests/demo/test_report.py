@@ -8,31 +8,27 @@ from typing import Any
 import made_up
 import pytest
 
-from bridgetower.reports.comparison import Comparison, FinishedRun
-from bridgetower_demo.report import learning_curve, render_report
-from bridgetower_demo.results import CurvePoint, DemoResults
+from bridgetower_demo.report import render_report
+from bridgetower_demo.results import DemoResults
 
 VOID = {"meta", "img", "br"}
-SECTIONS = ("searches", "answers", "masked-words", "comparison", "curves", "retrieval", "cost", "basis")
+SECTIONS = ("numbers", "searches", "answers", "method", "tables", "basis")
 TEXTS = (
-    "BridgeTower against METER on shapes",
-    "BridgeTower is ahead of METER (+9.0",
-    "Retrieval on shapes: recall in percent",
-    "random ranking",
+    "BridgeTower on shapes",
+    "by chance 5.0\u00a0%",
+    "from the words of the question alone 55\u00a0%",
+    "for data, training of the model and evaluation",
+    "on a processor",
     "✓ right image first of 50",
     "right image 37th of 50",
     "right text 2nd of 50",
-    "By BridgeTower, seed 0.",
     "25.0 %",
-    "cos \u22120.12",
-    "Does it look at the image?",
-    "60 %",
-    "0.05 %",
-    "overall (1\u202f000)",
-    "62.5",
-    "the question alone",
     "✓ red",
     "✗ blue; right is red",
+    "Recall on shapes, in percent",
+    "random ranking",
+    "overall (1\u202f000)",
+    "the question alone",
     "GFLOPs per pair",
     "13.3",  # 0.5 + 0.25 + 12.5 and a little for the heads
     "4.25",
@@ -82,22 +78,14 @@ def report(results: DemoResults | None = None, **changes: Any) -> str:
     ]
     values: dict[str, Any] = {
         "searches": {"shapes": searches},
-        "masks": [made_up.mask()],
         "answers": [made_up.answer(), made_up.answer(given="blue")],
-        "examples_from": "BridgeTower, seed 0",
     }
     return render_report(results or made_up.results(), **{**values, **changes})
 
 
-def measured(*left_out: str) -> DemoResults:
-    """Results of two arms without the metrics that start like this."""
-    metrics = {name: value for name, value in made_up.metrics().items() if not name.startswith(left_out)}
-    return made_up.results(*(made_up.run(arm, test={"shapes": metrics}) for arm in ("bridgetower", "meter")))
-
-
 def rows_of(html: str, caption: str) -> dict[str, list[str]]:
-    """The cells of a table by the head of their row, without tags."""
-    start = html.index(f"<caption>{caption}")
+    """The cells of the last table of a caption, the one of both models, by the head of their row, without tags."""
+    start = html.rindex(f"<caption>{caption}")
     rows = re.findall(r'<th scope="row">([^<]+)</th>(.*?)</tr>', html[start : html.index("</table>", start)])
     return {head: [re.sub("<[^>]+>", "", cell) for cell in cells.split("</td><td>")] for head, cells in rows}
 
@@ -112,16 +100,34 @@ def page(html: str) -> Page:
     return Page(html)
 
 
-def test_every_section_is_there_and_linked_and_says_what_was_found(page: Page) -> None:
+@pytest.fixture(scope="module")
+def alone() -> str:
+    """The page of BridgeTower without METER."""
+    run = made_up.run(test={"shapes": made_up.metrics(chance_text_to_image_r5=0.05)})
+    return report(made_up.results(run, costs=(made_up.cost(),), answers=(made_up.answers(),)))
+
+
+def test_the_page_of_one_model_has_its_figures_first_and_no_word_of_another(alone: str) -> None:
+    page = Page(alone)
     assert tuple(page.sections) == SECTIONS
     assert [link["href"] for link in page.all("a")] == [f"#{name}" for name in SECTIONS]
     assert [text for text in TEXTS if text not in page.text] == []
+    assert re.findall('<p class="figure">([^<]+)</p>', alone) == ["20 %", "75 %", "1 h 05 min"]
+    assert [word for word in ("METER", "RSUM", "ITC", "ITM", "held-out", "\u2212") if word in page.text] == []
+
+
+def test_the_other_model_comes_last_with_the_differences(html: str, page: Page) -> None:
+    assert tuple(page.sections) == (*SECTIONS, "meter")
+    before, _, after = page.text.partition("BridgeTower against METER")[2].partition("BridgeTower against METER")
+    assert "METER" not in before
+    assert "BridgeTower is ahead of METER (+9.0" in after
+    assert "62.5" in after
 
 
 def test_figures_are_means_with_their_spread_and_differences_have_their_interval(html: str) -> None:
     assert '<td>131.0<span class="spread"> ± 1.0</span></td>' in html
     assert '<td>21.8<span class="spread"> ± 0.2</span></td>' in html  # a recall of 131 / 600, in percent
-    recall = rows_of(html, "Retrieval on shapes: recall in percent")["BridgeTower \u2212 METER, matching alone"]
+    recall = rows_of(html, "Recall on shapes, in percent")["BridgeTower \u2212 METER, matching"]
     assert (recall[0], recall[-1]) == ("+1.5 (+1.1 to +1.9)", "+9.0 (+6.5 to +11.5)")
     answers = [made_up.answers(seed=seed, right=0.75 + seed / 100) for seed in range(3)]
     answers += [made_up.answers("meter", seed, right=0.7) for seed in range(3)]
@@ -132,42 +138,22 @@ def test_figures_are_means_with_their_spread_and_differences_have_their_interval
     assert one_seed["BridgeTower \u2212 METER"] == ["+12.5"] * 2
 
 
-class TestVariants:
-    def test_one_arm(self) -> None:
-        page = Page(report(made_up.results(made_up.run(), costs=(made_up.cost(),), answers=(made_up.answers(),))))
-        assert "METER" not in page.text
-        assert tuple(page.sections) == SECTIONS
+def test_without_matching_head() -> None:
+    kept = {n: value for n, value in made_up.metrics().items() if not n.startswith(("matching", "two_stage", "itm"))}
+    page = Page(report(made_up.results(*(made_up.run(arm, test={"shapes": kept}) for arm in ("bridgetower", "meter")))))
+    assert "Matching was not measured" in page.text
+    assert "METER, contrastive" in page.text
+    for text in ("the probability that", "guessing is right in 50 %", "METER, two-stage"):
+        assert text not in page.text
 
-    def test_without_masked_words(self) -> None:
-        page = Page(report(measured("mlm"), masks=[]))
-        assert "Masked words" not in page.text
-        assert page.sections == [name for name in SECTIONS if name != "masked-words"]
 
-    def test_without_matching_head(self) -> None:
-        page = Page(report(measured("matching", "two_stage", "itm")))
-        assert "Matching was not measured" in page.text
-        assert "METER, ITC alone" in page.text
-        for text in ("the probability that it matches", "guessing is right in 50 %", "METER, two-stage"):
-            assert text not in page.text
-
-    def test_the_time_to_the_first_searches_is_said(self) -> None:
-        text = Page(report(made_up.results(seconds_to_first_report=250.0))).text
-        assert "(whole demo 1 h 05 min, first searches after 4 min)" in text
-
-    def test_runs_that_were_measured_beforehand(self) -> None:
-        runs = [
-            FinishedRun(arm=arm, seed=seed, curve={10: (40.0 + gain + seed / 5) / 100}, seconds_per_step=0.123)
-            for arm, gain in (("BridgeTower", 5.0), ("METER", 1.0), ("METER with LayerNorms", 0.0))
-            for seed in range(2)
-        ]
-        html = report(beforehand=Comparison(metric="vqa_score", reach=None, runs=tuple(runs)))
-        page = Page(html)
-        assert page.sections[4] == "deep-towers"
-        rows = rows_of(html, "Score on validation questions, measured beforehand")
-        assert rows["BridgeTower"] == ["2", "45.1 ± 0.1", "45.1 ± 0.1"]
-        assert rows["BridgeTower \u2212 METER with LayerNorms"][1].startswith("+5.0 (")
-        assert "BridgeTower is ahead of METER (+4.0" in page.text
-        assert "0.123" not in page.text  # of runs that shared their cores
+def test_the_report_before_the_end_has_no_answers_and_says_that_training_goes_on(alone: str) -> None:
+    early = Page(report(made_up.results(made_up.run(), costs=(), answers=()), answers=()))
+    assert early.sections == [name for name in SECTIONS if name != "answers"]
+    assert "training goes on" in early.text
+    assert "training goes on" not in alone
+    late = Page(report(made_up.results(seconds_to_first_report=250.0)))
+    assert "(whole demo 1 h 05 min, first searches after 4 min)" in late.text
 
 
 def test_nothing_is_loaded_and_tables_have_captions_and_heads(html: str, page: Page) -> None:
@@ -176,7 +162,7 @@ def test_nothing_is_loaded_and_tables_have_captions_and_heads(html: str, page: P
         for name in ("src", "href", "data", "poster", "action", "srcset", "xlink:href"):
             assert attributes.get(name, "#").startswith(("#", "data:image/")), attributes
     assert not [loading for loading in ("@import", "@font-face", "url(") if loading in html]
-    assert len(page.all("table")) == len(page.all("caption")) == 6
+    assert len(page.all("table")) == len(page.all("caption")) == 10
     assert all(head.get("scope") for head in page.all("th"))
 
 
@@ -185,15 +171,15 @@ def test_every_text_is_escaped() -> None:
     dataset = made_up.dataset(bad, split_rule=bad, sources={bad: bad}, licences={bad: bad})
     run = made_up.run(test={bad: made_up.metrics()})
     settings = {bad: bad, "list": [bad]}
-    results = made_up.results(run, datasets=(dataset,), command=bad, settings=settings, versions={bad: bad})
+    of_results = {"tests": {bad: 50}, "command": bad, "settings": settings, "versions": {bad: bad}, "about": bad}
+    results = made_up.results(run, datasets=(dataset,), **of_results)
     searches = [
         made_up.search(direction, text=bad, answer=bad, rank=rank)
         for direction in ("text_to_image", "image_to_text")
         for rank in (1, 9)
     ]
     answers = [made_up.answer(bad, bad, bad), made_up.answer(bad, bad, "red")]
-    masks = [made_up.mask(bad, bad, bad)]
-    html = report(results, searches={bad: searches}, masks=masks, answers=answers, examples_from=bad)
+    html = report(results, searches={bad: searches}, answers=answers)
     page = Page(html)
     assert bad not in html
     assert not any("onclick" in attributes for _, attributes in page.elements)
@@ -203,12 +189,3 @@ def test_every_text_is_escaped() -> None:
 def test_an_example_that_is_no_image() -> None:
     with pytest.raises(ValueError, match="an example cannot be read"):
         report(answers=[replace(made_up.answer(), image=b"text")])
-
-
-def test_a_step_that_not_all_seeds_have_is_not_drawn() -> None:
-    short, long = made_up.run(seed=1, curve=(CurvePoint(step=20, metrics={"rsum": 1.0}),)), made_up.run(rsum=120.0)
-    only = made_up.run(curve=(CurvePoint(step=20, metrics={"rsum": 1.2}),))
-    drawn = [learning_curve((first, short), "rsum", label="RSUM") for first in (long, only)]
-    assert drawn[0] is not None
-    assert drawn[0] == drawn[1]
-    assert learning_curve((short,), "vqa_score", label="VQA") is None
