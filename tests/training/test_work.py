@@ -9,6 +9,7 @@ from fitting import KINDS, prepared, run
 
 import asked
 import shapes
+from bridgetower.checkpoints import read_checkpoint
 from bridgetower.data.config import DataConfig
 from bridgetower.files import read_json, write_json
 from bridgetower.model.config import HeadsConfig
@@ -37,6 +38,14 @@ def test_is_continued_with_the_same_bits(kind, runs, trained, tmp_path):
     assert last is not None
     for folder in (last, out / "last", out / "best"):
         shutil.rmtree(folder)
+    before = newest(out)
+    assert before is not None
+    step = int(before.name[5:])
+    with pytest.raises(
+        FileNotFoundError, match=rf"unfinished run, at step {step} of {runs[kind].max_steps}: .* --resume"
+    ):
+        read_checkpoint(out)
+    read_checkpoint(before)  # as the message says
     assert train(runs[kind], out, resume=True, progress=False) == metrics
     for name in ("last", "best"):
         assert same_weights(out / name, whole / name)

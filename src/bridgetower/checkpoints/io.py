@@ -191,6 +191,11 @@ def _checkpoint_folder(folder: Path, name: str) -> Path:
     for place in (folder / "best", folder, folder / "last"):
         if (place / "config.json").exists():
             return place
+    if (folder / "run.json").exists():
+        run, state = read_json(folder / "run.json"), max((folder / "states").glob("step-*"), default=None)
+        step, end = state and int(state.name[5:]), run.get("max_steps") or f"{run.get('max_epochs')} epochs"
+        advice = f"go on with --resume --out {name}" + (f", or give the state {state}" if state else "")
+        raise FileNotFoundError(f"{name} is an unfinished run, at step {step or 0} of {end}: {advice}")
     raise FileNotFoundError(f"{name} has no config.json; expected a folder of bridgetower or of transformers")
 
 
