@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import signal
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,14 +17,12 @@ from bridgetower.distributed import available_cores
 
 CPU = torch.device("cpu")
 
-logger = logging.getLogger(__name__)
-
 
 def load_items(
     get: Callable[[Any], Any], keys: Iterable[Any], *, num_workers: int, device: torch.device = CPU
 ) -> Generator[Any, None, None]:
     """Yields an item for each key, in order; nothing is drawn from torch's global generator."""
-    workers = _at_most_cores(num_workers)
+    workers = min(num_workers, available_cores())  # more would be slower, and PyTorch warns
     context = None
     if workers:  # forked from a server without threads: those of Lance would be missing in a fork of this process
         context = multiprocessing.get_context("forkserver")
@@ -58,13 +55,6 @@ def load_items(
         del items  # lets the workers end
         for worker in started:  # and what hangs has to, as it ignores SIGTERM
             worker.kill()
-
-
-@cache  # so that it is told once
-def _at_most_cores(num_workers: int) -> int:
-    if num_workers > (cores := available_cores()):
-        logger.info("%d processes are to decode, but there are %d cores; %d do", num_workers, cores, cores)
-    return min(num_workers, cores)
 
 
 def loaded(
