@@ -96,7 +96,8 @@ class TestCommand:
 
     def test_bad_arguments(self, refused, predictor, photos):
         for given, words in (
-            ([photos], "no labels are given"),
+            (["--images", photos, "--max-errors", 1], "no labels are given"),
+            ([photos], "has no classification head"),
             ([photos, "--images", photos, "--labels", "a", "b"], "expected one of them"),
             (["--labels", "a", "b"], "nothing to classify"),
         ):

@@ -186,6 +186,21 @@ class TestUse:
         assert row["classes"] == [
             {"label": one.label, "probability": pytest.approx(one.probability, abs=1e-5)} for one in chosen
         ]
+        table = asked.write_table(tmp_path / "source", several=False)
+        with table.open("a") as file:
+            file.write("\n" + json.dumps({"id": "none", "img": "", "text": ""}))
+        main(["classify", model, str(table), "--max-errors", "1"])
+        rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        given = [json.loads(line) for line in table.read_text().splitlines()][:-1]
+        shown = [(table.parent / one["img"]).read_bytes() if one["img"] else None for one in given]
+        assert [(row["id"], row["text"]) for row in rows] == [(one["id"], one["text"]) for one in given]
+        for row, chosen in zip(rows, predictor.classify(shown, [one["text"] for one in given]), strict=True):
+            expected = {one.label: pytest.approx(one.probability, abs=1e-5) for one in chosen}
+            assert {one["label"]: one["probability"] for one in row["classes"]} == expected
+        with pytest.raises(SystemExit):
+            main(["classify", model, str(table)])
+        assert "1 bad item, allowed are 0" in (told := capsys.readouterr()).err
+        assert "it has neither image nor text" in told.err
         main(["evaluate", model, "classification", "--data", str(folder), "--out", str(tmp_path / "found")])
         lines = (tmp_path / "found" / "predictions.jsonl").read_text().splitlines()
         assert len(lines) == json.loads(capsys.readouterr().out)["num_examples"] == 8

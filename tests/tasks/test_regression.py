@@ -53,8 +53,10 @@ def test_training_evaluation_and_use(run, config, folder, tmp_path):
     numbers = model.estimate(texts=texts)
     assert numbers.shape == (2,)
     assert not torch.equal(numbers[:1], numbers[1:])
-    rows = run("classify", tmp_path / "run" / "last", "--texts", *texts, "--device", "cpu")
-    assert [row["number"] for row in rows] == pytest.approx(numbers.tolist(), abs=1e-5)
+    (tmp_path / "texts.txt").write_text("\n".join(texts))
+    for given in (["--texts", *texts], [tmp_path / "texts.txt"]):
+        rows = run("classify", tmp_path / "run" / "last", *given, "--device", "cpu")
+        assert [row["number"] for row in rows] == pytest.approx(numbers.tolist(), abs=1e-5)
     with pytest.raises(ValueError, match="head of this model predicts a number, not classes; use estimate"):
         model.classify(texts=texts)
 

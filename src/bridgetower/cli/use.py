@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from io import BytesIO
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -265,59 +267,82 @@ def classify(
     table classifies; where several classes may hold, each probability is of that class alone.
 
     Gives one JSON line per input, {"image", "text", "classes": [{"label", "probability"}, …]}, likeliest class first; a
-    table on a terminal. A model that was trained on numbers gives {"image", "text", "number"}.
+    table on a terminal; of a source without --labels {"id", "text", "classes"}, with the name of the row or its image.
+    A model that was trained on numbers gives "number" in place of the classes.
 
     Examples: bridgetower classify MODEL photos --labels cat dog "a horse and its rider"
               bridgetower classify MODEL photos --labels cat dog --templates "a photo of a {}" "a drawing of a {}"
+              bridgetower classify MODEL memes.csv
               bridgetower classify MODEL --images meme.png --texts "look how many people love you"
 
     Args:
-        source: With --labels: folder of images, table, tar shard, or folder of such, here or at a URL.
+        source: Folder of images, table, tar shard, or folder of such, here or at a URL. Without --labels a row may lack
+            the image or the text.
         images: Image files, with --labels also folders of them; leave them out to classify texts alone.
         texts: Texts; text n goes with image n. Leave them out to classify images alone. Not with --labels.
         labels: Two or more classes.
         templates: Texts with {} where a label goes, whose vectors are averaged; default: "{}" and three that name a
             photo, a picture and an image.
         top: Classes per input; all if left out.
-        max_errors: With --labels: images that may be left out because they cannot be used; each is named.
+        max_errors: Images or rows that may be left out because they cannot be used; each is named.
     """
     if source is not None and (images or texts):
         raise ValueError(f"both {source} and --images or --texts are given; expected one of them")
     if source is None and not images and not texts:
-        raise ValueError("nothing to classify; give a SOURCE or --images FILE … with --labels, or --texts TEXT …")
+        raise ValueError("nothing to classify; give a SOURCE, --images FILE … or --texts TEXT …")
     if labels and texts:
         raise ValueError("labels are compared with images alone; give images and no texts")
-    if not labels and (source is not None or templates or max_errors):
-        raise ValueError("no labels are given, which a source, --templates and --max-errors need; give --labels A B …")
-    from bridgetower.inference import TEMPLATES, check_at_least_1, label_choices, prompts_of
+    if not labels and (templates or (max_errors and source is None)):
+        raise ValueError("no labels are given, which --templates and --max-errors without a SOURCE need; give --labels")
+    import numpy as np
+    import torch
+    from PIL.Image import new
+
+    from bridgetower.data.example import Image, check_bad
+    from bridgetower.data.own import joined_text
+    from bridgetower.data.reader import read
+    from bridgetower.inference import TEMPLATES, check_at_least_1, choices, label_choices, prompts_of
+    from bridgetower.search.embed import embedded, given_examples, name_of
 
     check_at_least_1(top=top)
     predictor = using.load(model)
-    if not labels:
-        names = list(map(str, images))
-        given = {name: values for name, values in (("image", names), ("text", texts)) if values}
-        inputs = names or None, texts or None
-        if predictor.model.config.heads.predicts_number("classification"):
-            using.emit(given, "number", predictor.estimate(*inputs, **using.options).tolist())
-        else:
-            using.emit(given, "classes", predictor.classify(*inputs, top=top, **using.options))
+    is_number = not labels and predictor.model.config.heads.predicts_number("classification")
+    name = "number" if is_number else "classes"
+    if source is None and not labels:
+        given = {key: values for key, values in (("image", [*map(str, images)]), ("text", texts)) if values}
+        inputs = given.get("image"), texts or None
+        judged = predictor.estimate(*inputs, **using.options).tolist() if is_number else None
+        using.emit(given, name, judged or predictor.classify(*inputs, top=top, **using.options))
         return
-    import numpy as np
-    import torch
-
-    from bridgetower.data.example import check_bad
-    from bridgetower.data.reader import read
-    from bridgetower.search.embed import embedded, given_examples, name_of
-
-    prompts = prompts_of(labels, templates or TEMPLATES)
-    classes = predictor.embed_texts(prompts, batch_size=using.batch_size, truncate=using.truncate)
     examples = given_examples(images, (), pairs=False) if source is None else read(source)
-    config = SourceConfig(batch_size=using.batch_size, num_workers=using.num_workers)
+    config = SourceConfig(batch_size=using.batch_size, num_workers=using.num_workers, truncate=using.truncate)
+    if labels:
+        prompts = prompts_of(labels, templates or TEMPLATES)
+        vectors = predictor.embed_texts(prompts, batch_size=using.batch_size, truncate=using.truncate)
+        found = embedded(predictor, examples, "images", config)
+    else:
+        predictor.model.head("classification", recipe="classification; or give labels, which need none")
+        stream, colour = BytesIO(), predictor.processor.blank_image().pixels[:, 0, 0].tolist()
+        new("RGB", (1, 1), tuple(colour)).save(stream, "PNG")
+        blank = (Image(name="", place="", content=stream.getvalue()),)
+        completed = (
+            replace(one, images=one.images or blank, texts=(joined_text(one),))
+            if one.images or joined_text(one)
+            else replace(one, problem=one.problem or "it has neither image nor text")
+            for one in examples
+        )
+        found = embedded(predictor, completed, "pairs", config, "classify")
     problems: list[str] = []
-    for batch in embedded(predictor, examples, "images", config):
+    for batch in found:
         problems += [f"{name_of(one.example)!r}: {one.problem}" for one in batch if one.problem]
         if good := [one for one in batch if not one.problem]:
-            vectors = torch.from_numpy(np.concatenate([one.vectors["images"] for one in good]))
-            chosen = label_choices(predictor.model, vectors, classes, labels, top)
-            using.emit({"image": [name_of(one.example) for one in good]}, "classes", chosen)
+            names = [name_of(one.example) for one in good]
+            outputs = torch.from_numpy(np.concatenate([*chain.from_iterable(one.vectors.values() for one in good)]))
+            if labels:
+                using.emit({"image": names}, name, label_choices(predictor.model, outputs, vectors, labels, top))
+                continue
+            chosen = (
+                outputs[:, 0].tolist() if is_number else choices(outputs, predictor.class_names("classification"), top)
+            )
+            using.emit({"id": names, "text": [one.example.texts[0] for one in good]}, name, chosen)
     check_bad(source or "the input", problems, max_errors, "the classes of the others are printed")

@@ -248,7 +248,7 @@ def _labelled(
     if cell is not None and cell == cell and not (separator is None and cell == ""):
         parts = cell if isinstance(cell, list) else str(cell).split(separator) if separator else [cell]
         labels = tuple(dict.fromkeys(name for part in parts if (name := _text(part))))
-    text = " ".join(example.texts) or _text(_cell(example, None, TEXT_COLUMNS))
+    text = joined_text(example)
     if not text and not example.images:
         raise ValueError("it has neither image nor text")
     name = _id(example, seen)
@@ -315,6 +315,11 @@ def _statements(
     if not text:
         raise ValueError("it has no statement")
     return [schemas.Statement(statement_id=_id(example, seen), text=text, label=label)]
+
+
+def joined_text(example: Example) -> str:
+    """Returns what an example with a label says, as a set of labels has it."""
+    return " ".join(example.texts) or _text(_cell(example, None, TEXT_COLUMNS))
 
 
 def _id(example: Example, seen: Seen) -> str:

@@ -33,7 +33,7 @@ from bridgetower.data.reader import IMAGE_SUFFIXES, Columns, Part, parts_of, rea
 from bridgetower.distributed import available_cores
 from bridgetower.extras import require
 from bridgetower.files import escaped, json_text, locked, remove_leftovers, replacing, unfit_name
-from bridgetower.inference import Item, Tokens
+from bridgetower.inference import Item, Kind, Tokens
 from bridgetower.predictor import Predictor, load
 from bridgetower.processor import Processor
 from bridgetower.processor.loading import load_items
@@ -400,9 +400,9 @@ def embed_tasks(
 
 
 def embedded(
-    predictor: Predictor, examples: Iterable[Example], of: Of, config: SourceConfig
+    predictor: Predictor, examples: Iterable[Example], of: Of, config: SourceConfig, kind: Kind = "embedding"
 ) -> Iterator[list[Embedded]]:
-    """Embeds examples in order, batch by batch, each with its problem if it has one."""
+    """Embeds examples in order, or judges pairs, batch by batch, each with its problem if it has one."""
     if of != "pairs":
         predictor.model.head("itc")
     left, num_workers, size = iter(examples), config.num_workers, config.batch_size
@@ -414,17 +414,17 @@ def embedded(
     for found, pixels in load_items(get, iter(lambda: list(islice(left, size)), []), num_workers=num_workers):
         shown = iter(pixels)
         images = [next(shown) if one.width else None for one in found]
-        for kind in ("images", "texts", "pairs"):
+        for part in ("images", "texts", "pairs"):
             items = list[tuple[list[np.ndarray], Item]]()
             for one, image in zip(found, images, strict=True):
-                if kind in one.vectors:
-                    given = [None] if kind == "images" else one.ids
-                    image = None if kind == "texts" else image
-                    items += [(one.vectors[kind], Item(image=image, ids=ids)) for ids in given]
+                if part in one.vectors:
+                    given = [None] if part == "images" else one.ids
+                    image = None if part == "texts" else image
+                    items += [(one.vectors[part], Item(kind=kind, image=image, ids=ids)) for ids in given]
             for start in range(0, len(items), size):
                 some = items[start : start + size]
                 for (vectors, _), vector in zip(some, predictor.compute([item for _, item in some]), strict=True):
-                    vectors.append(vector.numpy())  # type: ignore[union-attr]  # of embeddings
+                    vectors.append(vector.numpy())  # type: ignore[union-attr]  # no words
         yield found
 
 
