@@ -28,6 +28,11 @@ def before(event, number, act):
     sys.addaudithook(hook)
 
 
+def end(process):
+    """Waits for the end; returns the exit code, or minus the signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
 def renamed(pattern):
     """The event that a file is renamed to a path that matches."""
     return lambda name, arguments: name == "os.rename" and fnmatch.fnmatch(os.fsdecode(arguments[1]), pattern)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import subprocess
 import threading
 import time
 from contextlib import contextmanager
@@ -40,6 +41,16 @@ PNGS = [png(seed) for seed in range(3)]
 URIS = [uri(content) for content in PNGS]
 
 
+def certified(folder, name):
+    """A certificate of a name that signs itself, beside its key."""
+    file = folder / "site.pem"
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1"
+    files = ["-keyout", file.with_suffix(".key"), "-out", file]
+    subject = ["-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}"]
+    subprocess.run([*command.split(), *files, *subject], check=True, capture_output=True)
+    return file
+
+
 @dataclass(frozen=True)
 class Running:
     client: httpx.Client
@@ -70,6 +81,17 @@ def started(predictor, searcher=None, *, answering=None, connections=1000, patie
             if thread.is_alive():
                 server.stop()
             thread.join()
+
+
+def indexed(source, predictor, **settings):
+    """Indexes a folder or a table, beside it."""
+    from bridgetower.search.build import build_index
+    from bridgetower.search.config import IndexConfig
+    from bridgetower.search.searcher import Searcher
+
+    index = source.parent / f"{source.name}.lance"
+    build_index(source, index, predictor, IndexConfig(**settings))
+    return Searcher(index, predictor)
 
 
 @contextmanager

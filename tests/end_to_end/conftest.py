@@ -1,10 +1,8 @@
 """A browser."""
 
 import shutil
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,8 +11,7 @@ SITE = "--host-resolver-rules=MAP photos.example.org 127.0.0.1"
 
 
 @pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    """A browser: one of the system, or Playwright's own."""
+def chromium():
     playwright = pytest.importorskip("playwright.sync_api")
     installed = next(filter(None, map(shutil.which, NAMES)), None)
     with playwright.sync_playwright() as driver:
@@ -26,16 +23,14 @@ def chromium() -> Iterator[Any]:
 
 
 @pytest.fixture
-def browsed(chromium: Any, tmp_path: Path) -> Callable[..., Any]:
-    """Opens an address; nothing may go wrong there or be asked from elsewhere. A screenshot is kept of a failure."""
-
+def browsed(chromium, tmp_path):
     @contextmanager
-    def opened(address: str, path: str = "/", *, expected: str | None = None, **settings: Any) -> Iterator[Any]:
+    def opened(address, path="/", *, expected=None, **settings):
         context = chromium.new_context(**{"viewport": {"width": 1200, "height": 900}, **settings})
         page = context.new_page()
         page.set_default_timeout(60_000)
-        asked: list[str] = []
-        wrong: list[str] = []
+        asked = []
+        wrong = []
         page.on("request", lambda request: asked.append(request.url))
         page.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: wrong.append(str(error)))

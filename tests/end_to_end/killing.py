@@ -11,9 +11,7 @@ import random
 import shutil
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -22,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import states
 from bridgetower import cli
 from bridgetower.tasks.run_config import CONFIG
-from kills import before, renamed, send, within
+from kills import before, end, renamed, send, within
 from preloaded import preload
 from shapes import train_command
 
@@ -32,7 +30,7 @@ MAX_STEPS = 10
 OPTIONS = ("--max-steps", str(MAX_STEPS), "--checkpoint-every", "1", "--evaluate-every", "4")
 
 
-def start(dataset: Path, out: Path, prepare: Callable[[], None] = lambda: None, *options: str) -> int:
+def start(dataset, out, prepare=lambda: None, *options):
     """Starts an attempt, a resumed one if there is something to resume; returns its process id."""
     arguments = train_command(dataset, out, *OPTIONS, *options, *(["--resume"] if (out / CONFIG).exists() else []))
     process = os.fork()
@@ -52,21 +50,13 @@ def start(dataset: Path, out: Path, prepare: Callable[[], None] = lambda: None, 
     return process
 
 
-def end(process: int) -> int:
-    """Waits for the end; returns the exit code, or minus the signal."""
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-
-
-def leftovers(out: Path) -> list[str]:
-    """Temporary files in the folder of a run."""
+def leftovers(out):
     return [path.name for path in out.rglob(".*.partial-*")]
 
 
-def kill(dataset: Path, out: Path, saved: int, number: int, *options: str) -> dict[str, Any]:
-    """Lets an attempt kill itself."""
-
-    def prepare() -> None:
-        def count_from_here() -> None:
+def kill(dataset, out, saved, number, *options):
+    def prepare():
+        def count_from_here():
             before(within(out), number, lambda: send(signal.SIGKILL))
 
         if saved:
@@ -77,24 +67,22 @@ def kill(dataset: Path, out: Path, saved: int, number: int, *options: str) -> di
     return {"ended": end(start(dataset, out, prepare, *options)), "leftovers": leftovers(out)}
 
 
-def forget_momentum(out: Path) -> None:
+def forget_momentum(out):
     """Takes out of a state what only the optimiser knows."""
     for name, tensor in states.tensors(out).items():
         if name.startswith("exp_avg."):
             states.change(out, name, torch.zeros_like(tensor))
 
 
-def step_of(out: Path) -> int:
-    """The step up to which a run is saved."""
+def step_of(out):
     return states.saved(out).step
 
 
-def main(dataset: Path, folder: Path) -> dict[str, Any]:
-    """Runs everything and returns what happened."""
+def main(dataset, folder):
     preload()
     source = random.Random(0)
     whole, killed, stopped, altered = (folder / name for name in ("whole", "killed", "stopped", "altered"))
-    report: dict[str, Any] = {"whole": end(start(dataset, whole))}
+    report = {"whole": end(start(dataset, whole))}
     report["kills"] = [
         kill(dataset, killed, source.randint(0, 2), source.randint(1, 12), *BACKGROUND[: number % 2])
         for number in range(NUM_KILLS)
@@ -103,7 +91,7 @@ def main(dataset: Path, folder: Path) -> dict[str, Any]:
     report["killed"] = end(start(dataset, killed))
     stop = source.randint(3, 7)
 
-    def terminate() -> None:
+    def terminate():
         """Sends the signal to the whole group, data workers included, as launchers and schedulers do."""
         os.setsid()
         before(renamed(states.SAVED), stop, lambda: os.killpg(0, signal.SIGTERM))

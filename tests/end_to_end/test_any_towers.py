@@ -3,8 +3,6 @@
 import shutil
 import socket
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,7 +13,6 @@ import tiny
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.search.build import build_index
 from bridgetower.search.searcher import Searcher
-from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.table import RECIPES
 from bridgetower.training.run import train
 from bridgetower.training.setup import starting_checkpoint
@@ -28,7 +25,7 @@ SPELLED = {"<s>": "[CLS]", "<pad>": "[PAD]", "</s>": "[SEP]", "<unk>": "[UNK]", 
 
 
 @pytest.fixture(scope="module")
-def text_tower(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> str:
+def text_tower(tmp_path_factory, tiny_checkpoint):
     """A ModernBERT with the tokenizer of the set, whose special tokens have ModernBERT's names."""
     folder = tmp_path_factory.mktemp("modernbert")
     save_text(folder, "modernbert", vocab_size=310, num_hidden_layers=1)
@@ -39,10 +36,10 @@ def text_tower(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) 
     return str(folder)
 
 
-def run_of(dataset: Path, vision: str, text: str) -> RunConfig:
+def run_of(dataset, vision, text):
     recipe = RECIPES["pretrain-nano"]
     model = replace(recipe.model, fusion=replace(shapes.MODEL.fusion, hidden_size=12, num_layers=1))
-    changes: dict[str, Any] = {"recipe": recipe.recipe, "model": model, "vision": vision, "text": text}
+    changes = {"recipe": recipe.recipe, "model": model, "vision": vision, "text": text}
     return shapes.run_config(dataset, **changes, max_steps=2)
 
 

@@ -2,30 +2,20 @@
 
 import base64
 import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from bridgetower.predictor import Predictor, load
-from served import Running, started, until
+from served import started, until
 
 
 @pytest.fixture(scope="module")
-def predictor(tiny_checkpoint: Path) -> Predictor:
-    return load(tiny_checkpoint, device="cpu")
-
-
-@pytest.fixture(scope="module")
-def server(predictor: Predictor) -> Iterator[Running]:
+def server(predictor):
     with started(predictor, page=True, api_key="sesame", name="tiny") as found:
         yield found
 
 
 @pytest.fixture
-def page(browsed: Callable[..., Any], server: Running) -> Iterator[Any]:
-    """The reference, for a reader who has given the key."""
+def page(browsed, server):
     with browsed(str(server.client.base_url), "/docs", expected="status of 40") as page:
         page.get_by_label("API key").fill("open")
         page.get_by_label("API key").press("Enter")
@@ -36,7 +26,7 @@ def page(browsed: Callable[..., Any], server: Running) -> Iterator[Any]:
         yield page
 
 
-def test_every_operation_and_field(page: Any, server: Running) -> None:
+def test_every_operation_and_field(page, server):
     headers = {"Authorization": "Bearer sesame"}
     description = server.client.get("/openapi.json", headers=headers).json()
     operations = [f"{method}{path}" for path, methods in description["paths"].items() for method in methods]
@@ -53,7 +43,7 @@ def test_every_operation_and_field(page: Any, server: Running) -> None:
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
-def test_examples_can_be_sent(page: Any, predictor: Predictor) -> None:
+def test_examples_can_be_sent(page, predictor):
     for path in ("/v1/embeddings", "/v1/rerank", "/v1/match", "/v1/fill-mask", "/v1/explain"):
         section = page.locator(f'section[id="post{path}"]')
         section.get_by_role("button", name=f"Send POST {path}").click()
@@ -72,7 +62,7 @@ def test_examples_can_be_sent(page: Any, predictor: Predictor) -> None:
 
 
 @pytest.mark.parametrize("answer", ["<html>401 Authorization Required</html>", None])
-def test_what_answers_before_the_server_is_told(chromium: Any, server: Running, answer: str | None) -> None:
+def test_what_answers_before_the_server_is_told(chromium, server, answer):
     page = chromium.new_page()
     page.route("**/openapi.json", lambda asked: asked.fulfill(status=401, body=answer) if answer else asked.abort())
     page.goto(f"{server.client.base_url}/docs")
@@ -81,13 +71,13 @@ def test_what_answers_before_the_server_is_told(chromium: Any, server: Running, 
     page.close()
 
 
-def test_behind_a_proxy_with_a_password(chromium: Any, server: Running) -> None:
+def test_behind_a_proxy_with_a_password(chromium, server):
     """The browser knows the password of the proxy, and sends it where scripts let it."""
     context = chromium.new_context()
     page = context.new_page()
     context.add_cookies([{"name": "password", "value": "right", "url": str(server.client.base_url)}])
 
-    def proxy(asked: Any) -> None:
+    def proxy(asked):
         if "password=right" not in asked.request.all_headers().get("cookie", ""):
             asked.fulfill(status=401, content_type="text/html", body="<html>401 Authorization Required</html>")
         else:
@@ -99,7 +89,7 @@ def test_behind_a_proxy_with_a_password(chromium: Any, server: Running) -> None:
     context.close()
 
 
-def test_a_parameter_in_the_path(page: Any) -> None:
+def test_a_parameter_in_the_path(page):
     section = page.locator('section[id="get/v1/models/{name}"]')
     for name, status in (("tiny", 200), ("other", 404)):
         section.get_by_role("textbox").fill(name)

@@ -3,10 +3,10 @@
 import importlib
 import json
 import math
+import runpy
 import subprocess
-from collections.abc import Callable
+import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -39,17 +39,14 @@ for script in scripts:
 
 
 @pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
-    """The module of a benchmark."""
+def benchmark(monkeypatch):
     monkeypatch.syspath_prepend(BENCHMARKS)
     return importlib.import_module
 
 
 @pytest.fixture
-def run(forked: Path) -> Callable[..., str]:
-    """Runs one and returns what it prints."""
-
-    def call(name: str, *arguments: object, **options: object) -> str:
+def run(forked):
+    def call(name, *arguments, **options):
         given = [f"--{option.replace('_', '-')}={value}" for option, value in options.items()]
         command = [forked / "python", BENCHMARKS / name, *map(str, arguments), *given]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800)
@@ -59,7 +56,7 @@ def run(forked: Path) -> Callable[..., str]:
     return call
 
 
-def test_each_says_what_it_takes(forked: Path) -> None:
+def test_each_says_what_it_takes(forked):
     for package in ("av", "schemathesis", "transformers"):
         pytest.importorskip(package)
     command = [forked / "python", "-c", HELP, BENCHMARKS, *COMMANDS]
@@ -71,11 +68,11 @@ def test_each_says_what_it_takes(forked: Path) -> None:
 class Sums:
     """Sums of attention over positions, by loops, of one layer with two heads."""
 
-    def __init__(self) -> None:
+    def __init__(self):
         self.entropy, self.distance, self.divergence = [0.0, 0.0], [0.0, 0.0], 0.0
         self.positions = self.measured = 0
 
-    def add(self, weights: torch.Tensor, places: list[tuple[float, ...]] | None, prefix: int) -> None:
+    def add(self, weights, places, prefix):
         """Adds the weights of one pair [heads, queries, keys]; places are those of keys after a prefix."""
         for query in range(weights.shape[1]):
             rows = weights[:, query].double()
@@ -117,7 +114,7 @@ def test_attention_is_a_mean_over_pairs_and_positions(benchmark, tiny_checkpoint
 
 
 @pytest.mark.parametrize("processes", [1, 8])
-def test_the_memory_of_a_training(benchmark: Callable[[str], Any], processes: int) -> None:
+def test_the_memory_of_a_training(benchmark, processes):
     with on_meta():
         model = BridgeTower(LARGE)
     total = 4 * sum(weight.numel() for weight in model.parameters())
@@ -128,21 +125,37 @@ def test_the_memory_of_a_training(benchmark: Callable[[str], Any], processes: in
     assert whole == 0 if processes == 1 else total / 10 < whole < total / 2
 
 
-def test_bridges_are_measured_with_the_recipe_of_the_demo(benchmark: Callable[[str], Any]) -> None:
+def test_bridges_are_measured_with_the_recipe_of_the_demo(benchmark):
     model = benchmark("bridges").model
     assert model(6) == RECIPES["scenes-vqa-deep"].model != model(4)
 
 
+def test_foreign_images_are_found_by_the_first_line_of_their_text(tiny_checkpoint, tmp_path, monkeypatch, capsys):
+    captions = ("a red flag\nde.utf8=eine rote Fahne", "a red flag", "a blue star", "", None, "a green tree")
+    for number, caption in enumerate(captions):  # the second says what the first says, two say nothing
+        Image.new("RGB", (20, 20), (40 * number, 0, 0)).save(tmp_path / f"{number}.png")
+        if caption is not None:
+            (tmp_path / f"{number}.txt").write_text(caption)
+    script = str(BENCHMARKS / "foreign_images.py")
+    monkeypatch.setattr(sys, "argv", [script, str(tmp_path), "--model", str(tiny_checkpoint)])
+    runpy.run_path(script, run_name="__main__")
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["stage"] for row in rows] == ["nearest vectors", "64 reranked", "chance"]
+    assert {row["images"] for row in rows} == {3}
+    assert all(0 <= row["recall_at_1"] <= row["recall_at_10"] == 1 for row in rows)
+    assert rows[-1]["recall_at_1"] == pytest.approx(1 / 3)
+
+
 @pytest.mark.nightly
 class TestSmallest:
-    def test_attention(self, run: Any, tiny_checkpoint: Path, tiny_dataset: Path, tmp_path: Path) -> None:
+    def test_attention(self, run, tiny_checkpoint, tiny_dataset, tmp_path):
         run("attention.py", f"one={tiny_checkpoint}", tiny_checkpoint, data=tiny_dataset, count=999, out=tmp_path)
         found = read_json(tmp_path / "attention.json")
         assert (found["count"], len(found["models"])) == (9, 2)
         assert found["models"]["one"] == found["models"][str(tiny_checkpoint)]
         assert (tmp_path / "attention.png").read_bytes().startswith(b"\x89PNG")
 
-    def test_costs(self, run: Callable[..., str]) -> None:
+    def test_costs(self, run):
         costs = json.loads(run("costs.py", "--json", preset="nano", text_length=9, repeats=1))["costs"]
         for name, config in (("bridgetower", NANO), ("meter", meter(NANO))):
             network = BridgeTower(config).eval()
@@ -150,7 +163,7 @@ class TestSmallest:
             assert costs[name]["flops"] == flops_by_part(network, 9)
             assert costs[name]["milliseconds"].keys() == costs[name]["flops"].keys()
 
-    def test_scenes(self, run: Callable[..., str], tmp_path: Path) -> None:
+    def test_scenes(self, run, tmp_path):
         sizes = {"steps": 2, "batch_size": 4, "num_train": 32, "num_validation": 4, "num_test": 8, "seeds": 1}
         printed = run("scenes.py", "nlvr2", out=tmp_path, **sizes)
         arms = read_json(tmp_path / "results.json")["arms"]
@@ -161,7 +174,7 @@ class TestSmallest:
             assert list(arm["curve"]) == ["1", "2"]
         assert printed.count("\n| ") == 5  # a line for each topic
 
-    def test_bridges_keep_finished_runs(self, run: Callable[..., str], tmp_path: Path) -> None:
+    def test_bridges_keep_finished_runs(self, run, tmp_path):
         """The arms that two experiments share are trained once; the second call trains nothing."""
         results, work = tmp_path / "bridges.json", tmp_path / "work"
         sizes = {"steps": 2, "every": 1, "batch_size": 4, "num_train": 32, "num_validation": 4, "seeds": 1}
@@ -171,7 +184,7 @@ class TestSmallest:
         assert run("bridges.py", "depth-2", work=work, results=results, **sizes) == first
         assert Image.open(work / "depth-2" / "curves.png").width > 500
 
-    def test_faults(self, run: Callable[..., str], tmp_path: Path) -> None:
+    def test_faults(self, run, tmp_path):
         printed = run("faults.py", "--jobs", "prepare", "train", kills=4, images=60, out=tmp_path / "faults.json")
         found = read_json(tmp_path / "faults.json")
         for row in found["kills"]:
@@ -183,13 +196,13 @@ class TestSmallest:
             assert row["seen"].startswith("not run") or (row["seen"] in expected and row["equal"])
         assert printed.count("\n| ") == 2 + 3 + 1 + 6
 
-    def test_gpu_without_one(self, run: Callable[..., str], tmp_path: Path) -> None:
+    def test_gpu_without_one(self, run, tmp_path):
         run("gpu.py", "--tiny", device="cpu", pairs=4, repeats=1, workers=1, images=20, json=tmp_path / "rows.json")
         rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
         assert len(rows) == 4 + 2 + 2 + 1
         assert all(row.get("pairs_per_second", row.get("images_per_second")) > 0 for row in rows)
 
-    def test_abuse_of_a_server(self, run: Callable[..., str], tmp_path: Path) -> None:
+    def test_abuse_of_a_server(self, run, tmp_path):
         options = {"minutes": 0.1, "growth": 2, "rounds": 1, "beside": 0.05, "delay": "inf"}  # on any machine
         run("serving_abuse.py", **options, json=tmp_path / "abuse.json")
         found = read_json(tmp_path / "abuse.json")
@@ -198,27 +211,21 @@ class TestSmallest:
         kinds = {key.rpartition(" ")[0] for key in found["statuses"]}
         assert kinds >= {"valid", "malformed", "broken_json", "no_http", "oversized", "abandoned", "visit", "made_up"}
 
-    def test_serving(self, run: Callable[..., str], tmp_path: Path) -> None:
+    def test_serving(self, run, tmp_path):
         run("serving.py", kinds="texts", clients=8, seconds=0.5, rounds=1, json=tmp_path / "rows.json")
         rows = json.loads((tmp_path / "rows.json").read_text())
         assert [row["way"] for row in rows] == ["one at a time", "--max-batch 1", "batches"]
         assert all(0 < row["p50_ms"] <= row["p99_ms"] for row in rows)
 
-    def test_side_by_side(self, run: Callable[..., str], tmp_path: Path) -> None:
+    def test_side_by_side(self, run, tmp_path):
         """All but what needs an export; the engines have tests of their own."""
         measures = ("forward-fp32", "forward-bf16", "batch-fp32", "rerank", "retrieval", "step", "step-itc", "nano")
         files = {"json": tmp_path / "rows.json", "plot": tmp_path / "growth.png", "cache": tmp_path / "cache"}
         run("run.py", "--quick", "--only", *measures, "help", "memory", "growth", **files, threads=1)
         assert files["plot"].read_bytes().startswith(b"\x89PNG")
         rows = json.loads(files["json"].read_text())
-        limits = {
-            ("itm forward, fp32",): 1e-5,
-            ("rerank",): 1e-5,
-            ("nothing shared",): 1e-5,
-            ("training step", "fp32"): 1e-5,
-            ("bf16, batch",): 0.02,
-            ("nano",): 0.02,
-        }
+        exact = [("itm forward, fp32",), ("rerank",), ("nothing shared",), ("training step", "fp32")]
+        limits = {**dict.fromkeys(exact, 1e-5), ("bf16, batch",): 0.02, ("nano",): 0.02}
         for words, limit in limits.items():
             found = [row["max_diff"] for row in rows if all(word in row["name"] for word in words)]
             assert found

@@ -5,10 +5,8 @@ import os
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
 from importlib.metadata import distribution
 from pathlib import Path
-from typing import Any
 
 import pytest
 from packaging.requirements import Requirement
@@ -40,8 +38,7 @@ for arguments in json.load(sys.stdin):
 """
 
 
-def closure(lines: list[str]) -> Iterator[str]:
-    """Names of all distributions that requirements without extras install."""
+def closure(lines):
     waiting, seen = [Requirement(line) for line in lines], set()
     while waiting:
         requirement = waiting.pop()
@@ -55,8 +52,7 @@ def closure(lines: list[str]) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def core(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder like `site-packages` with the distributions of the core and no others."""
+def core(tmp_path_factory):
     folder = tmp_path_factory.mktemp("core")
     for name in closure(PROJECT["dependencies"]):
         installed = distribution(name)
@@ -67,24 +63,19 @@ def core(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_in(core: Path, *commands: list[object]) -> list[tuple[int, str, str]]:
-    done = subprocess.run(
-        [sys.executable, "-S", "-c", RUNNER],
-        input=json.dumps([list(map(str, command)) for command in commands]),
-        env={**os.environ, "PYTHONPATH": str(core)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+def run_in(core, *commands):
+    given = json.dumps([list(map(str, command)) for command in commands])
+    command, env = [sys.executable, "-S", "-c", RUNNER], {**os.environ, "PYTHONPATH": str(core)}
+    done = subprocess.run(command, input=given, env=env, capture_output=True, text=True, check=True)
     return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
 
 
-def test_packages_of_extras_are_those_of_the_project() -> None:
-    def imported(lines: list[str]) -> set[str]:
+def test_packages_of_extras_are_those_of_the_project():
+    def imported(lines):
         names = {Requirement(line).name for line in lines} - {"bridgetower"}
         return {IMPORTED.get(name, name.replace("-", "_")) for name in names}
 
-    extras: dict[str, Any] = PROJECT["optional-dependencies"]
+    extras = PROJECT["optional-dependencies"]
     assert PACKAGES.keys() == extras.keys() - {"all", "dev", "docs"}
     for extra, names in PACKAGES.items():
         assert imported(extras[extra]) == set(names)
@@ -93,7 +84,7 @@ def test_packages_of_extras_are_those_of_the_project() -> None:
 def test_a_model_is_used_and_help_is_shown(core, tiny_checkpoint, answering_checkpoint, tmp_path):
     Image.new("RGB", (24, 24), "red").save(tmp_path / "red.png")
     images, texts = ["--images", tmp_path / "red.png"], ["--texts", "a red bar"]
-    uses: list[list[object]] = [
+    uses = [
         ["embed", tiny_checkpoint, *images, *texts],
         ["match", tiny_checkpoint, *images, *texts],
         ["fill-mask", tiny_checkpoint, *images, "--texts", "a <mask> bar"],
@@ -115,8 +106,8 @@ def test_a_model_is_used_and_help_is_shown(core, tiny_checkpoint, answering_chec
         assert "tyro" not in out
 
 
-def test_what_is_missing_or_wrong_is_named(core: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    missing: dict[str, list[list[object]]] = {
+def test_what_is_missing_or_wrong_is_named(core, tiny_checkpoint, tmp_path):
+    missing = {
         "train": [
             ["train", "pretrain-nano", "--max-steps", 1, "--out", "run"],
             ["evaluate", tiny_checkpoint, "retrieval", "--data", "set"],
@@ -142,7 +133,7 @@ def test_what_is_missing_or_wrong_is_named(core: Path, tiny_checkpoint: Path, tm
         "llama-index": [["-c", "import bridgetower.integrations.llama_index"]],
         "sentence-transformers": [["-c", "import bridgetower.integrations.sentence_transformers"]],
     }
-    wrong: list[list[object]] = [
+    wrong = [
         ["serve", "--port", "many"],
         ["train", "pretrain-nano", "--optimizer.lr", "high", "--max-steps", 1, "--out", "run"],
         ["prepare", "pairs", "photos.csv", "--test-fraction", "half", "--out", "set"],
@@ -152,9 +143,8 @@ def test_what_is_missing_or_wrong_is_named(core: Path, tiny_checkpoint: Path, tm
     for (extra, command), (code, out, err) in zip(commands, found, strict=False):
         python = command[0] == "-c"
         assert code == (0 if python else 2)
-        assert (out if python else err).endswith(
-            f" is not installed; run in the project's folder: {install(extra)}\n"
-        ), command
+        words = f" is not installed; run in the project's folder: {install(extra)}\n"
+        assert (out if python else err).endswith(words), command
         assert (out + err).count("\n") == 1
         assert python or err.startswith("bridgetower: package ")
     for command, (code, out, err) in zip(wrong, found[len(commands) :], strict=True):

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import pytest
-
 import miniature_arrow
 from bridgetower import cli
 from pages import commands
@@ -12,7 +10,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "data.md"
 SETS = ("coco", "sbu", "vqav2", "nlvr2")
 
 
-def test_every_command(tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_command(tmp_path, tiny_checkpoint, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in SETS:
         getattr(miniature_arrow, f"write_{name}_arrow")(tmp_path / "arrows")

@@ -1,9 +1,7 @@
 """Every command of docs/fine-tune.md, in its order, with a small random model of transformers for the published one."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -24,24 +22,15 @@ SMALL = (
 )
 
 
-def write_published(folder: Path, tokens: Path) -> None:
-    """A folder as transformers saves its contrastive class, with random weights and the given tokenizer."""
+def write_published(folder, tokens):
     transformers = pytest.importorskip("transformers")
     processor = read_checkpoint(tokens).processor
     assert processor is not None
     width = {"hidden_size": 64, "num_hidden_layers": 3}
+    text = {"num_attention_heads": 4, "intermediate_size": 128, "max_position_embeddings": 40}
     config = transformers.BridgeTowerConfig(
-        hidden_size=64,
-        num_hidden_layers=2,
-        contrastive_hidden_size=32,
-        logit_scale_init_value=2.6592,
-        text_config={
-            **width,
-            "vocab_size": processor.vocab_size,
-            "num_attention_heads": 4,
-            "intermediate_size": 128,
-            "max_position_embeddings": 40,
-        },
+        **{"hidden_size": 64, "num_hidden_layers": 2, "contrastive_hidden_size": 32, "logit_scale_init_value": 2.6592},
+        text_config={**width, **text, "vocab_size": processor.vocab_size},
         vision_config={**width, "image_size": 32, "patch_size": 16},
     )
     tiny.off_defaults(transformers.BridgeTowerForContrastiveLearning(config)).save_pretrained(folder)
@@ -50,8 +39,7 @@ def write_published(folder: Path, tokens: Path) -> None:
 
 
 @pytest.fixture
-def workplace(tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with photos, a table of their captions, and the model."""
+def workplace(tmp_path, tiny_checkpoint, monkeypatch):
     (tmp_path / "photos").mkdir()
     heading, *rows = shapes.write_pictures(tmp_path / "photos").read_text().splitlines()
     (tmp_path / "captions.csv").write_text("\n".join([heading, *(f"photos/{row}" for row in rows)]))
@@ -60,9 +48,9 @@ def workplace(tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyP
     return tmp_path
 
 
-def losses(model: str) -> dict[str, float]:
+def losses(model):
     """What is hard to find in the first captions of all photos, by who looks for what."""
-    captions: dict[str, str] = {}
+    captions = {}
     for row in Path("captions.csv").read_text().splitlines()[1:]:
         captions.setdefault(*row.split(",", 1))
     predictor = load(model, device="cpu")
@@ -76,8 +64,8 @@ def losses(model: str) -> dict[str, float]:
     }
 
 
-def test_every_command(run: Callable[..., list[Any]], workplace: Path, caplog: pytest.LogCaptureFixture) -> None:
-    hits: dict[str, list[Any]] = {}
+def test_every_command(run, workplace, caplog):
+    hits = {}
     for command in commands(PAGE):
         epochs = "12" if command[-1] == "runs/my-photos" else "1"
         small = [*SMALL.split(), epochs] if command[0] == "train" else []
@@ -91,5 +79,4 @@ def test_every_command(run: Callable[..., list[Any]], workplace: Path, caplog: p
     before, after = losses("published"), losses("runs/my-photos")
     assert all(after[name] < before[name] - 0.5 for name in before), (before, after)
     assert json.loads(Path("runs/my-photos-matching/last/config.json").read_text())["model"]["heads"]["itc"] == "fused"
-    as_saved = losses("my-photos-hf")
-    assert as_saved == pytest.approx(after, abs=1e-4)
+    assert losses("my-photos-hf") == pytest.approx(after, abs=1e-4)

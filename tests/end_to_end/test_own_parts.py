@@ -13,8 +13,7 @@ OWN = ["--task-spec", f"{EXAMPLE}:CLAIMS", "--extensions", f"{EXAMPLE}:EXTENSION
 
 
 @pytest.fixture(scope="module")
-def work(forked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the example leaves."""
+def work(forked, tmp_path_factory):
     folder = tmp_path_factory.mktemp("own") / "work"
     command = [forked / "python", EXAMPLE, folder]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
@@ -24,7 +23,7 @@ def work(forked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_commands(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands(work, capsys):
     data, run = str(work / "set"), str(work / "run-of-commands")
     main(["train", "claims-nano", *OWN, "--data.folders", data, "--device", "cpu", "--out", run])
     accuracy = json.loads(capsys.readouterr().out)["accuracy"]
@@ -45,7 +44,7 @@ def test_commands(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(json.loads(capsys.readouterr().out)["embedding"]) == 256
 
 
-def test_without_extensions(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_extensions(work, capsys):
     with pytest.raises(SystemExit):
         main(["embed", str(work / "run"), "--texts", "dark"])
     assert "vision.architecture is 'patches'; expected one of" in capsys.readouterr().err

@@ -4,19 +4,14 @@ import shutil
 import socket
 import ssl
 import subprocess
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
-from bridgetower.predictor import load
-from bridgetower.search.build import build_index
-from bridgetower.search.searcher import Searcher
-from served import URIS, error_of, started, until
+from served import URIS, certified, error_of, indexed, started, until
 from shapes import write_pictures
 
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
@@ -45,8 +40,6 @@ PORT_DROPPED = "proxy_set_header Host $host;"
 
 @dataclass(frozen=True)
 class Way:
-    """A way to put nginx in front of the server."""
-
     prefix: str = ""
     root_path: bool = False
     plain: tuple[str, str] | None = None
@@ -62,15 +55,13 @@ WAYS = {
 }
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens at."""
+def free_ports(count):
     with ExitStack() as opened:
         sockets = [opened.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
         return [one.getsockname()[1] for one in sockets]
 
 
-def configured(way: Way, number: int, port: int, backend: str, certificate: Path) -> str:
-    """The configuration of nginx for one way."""
+def configured(way, number, port, backend, certificate):
     if way.plain is not None:
         path, settings = way.plain
         location = f"location {way.prefix}/ {{ proxy_pass http://{backend}{path}; {settings} }}"
@@ -94,29 +85,19 @@ def configured(way: Way, number: int, port: int, backend: str, certificate: Path
 
 
 @pytest.fixture(scope="module")
-def searcher(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Searcher:
-    folder = tmp_path_factory.mktemp("indexed")
-    predictor = load(tiny_checkpoint, device="cpu")
-    build_index(write_pictures(folder), folder / "shapes.lance", predictor)
-    return Searcher(folder / "shapes.lance", predictor)
+def searcher(predictor, tmp_path_factory):
+    return indexed(write_pictures(tmp_path_factory.mktemp("indexed")), predictor)
 
 
 @pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate of the name that signs itself, beside its key."""
+def certificate(tmp_path_factory):
     if NGINX is None or shutil.which("openssl") is None:
         pytest.skip("NO NGINX, THE SERVER IS NOT TESTED BEHIND A PROXY: apt-get install nginx-light openssl")
-    file = tmp_path_factory.mktemp("tls") / "site.pem"
-    files = ("-keyout", str(file.with_suffix(".key")), "-out", str(file))
-    subject = ("-subj", f"/CN={NAME}", "-addext", f"subjectAltName=DNS:{NAME}")
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
-    subprocess.run([*command, *files, *subject], check=True, capture_output=True)
-    return file
+    return certified(tmp_path_factory.mktemp("tls"), NAME)
 
 
 @pytest.fixture(scope="module")
 def addresses(searcher, certificate, tmp_path_factory):
-    """The address of the server behind nginx, in each way."""
     if NGINX is None:
         pytest.skip("NO NGINX, THE SERVER IS NOT TESTED BEHIND A PROXY: apt-get install nginx-light")
     folder = tmp_path_factory.mktemp("nginx")
@@ -144,7 +125,7 @@ def addresses(searcher, certificate, tmp_path_factory):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_page(addresses: dict[str, str], browsed: Callable[..., Any], way: str) -> None:
+def test_page(addresses, browsed, way):
     with browsed(addresses[way], ignore_https_errors=True) as page:
         page.get_by_text("45 images can be searched").wait_for()
         page.get_by_label("Describe the image").fill("red circle on black")
@@ -155,20 +136,19 @@ def test_page(addresses: dict[str, str], browsed: Callable[..., Any], way: str) 
 
 
 @pytest.fixture(scope="module")
-def client(certificate: Path) -> Iterator[httpx.Client]:
-    """Of the site's name, wherever it really is."""
+def client(certificate):
     trusted = ssl.create_default_context(cafile=str(certificate))
     with httpx.Client(verify=trusted, timeout=60) as client:
         yield client
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_api(addresses: dict[str, str], client: httpx.Client, way: str) -> None:
+def test_api(addresses, client, way):
     address = httpx.URL(addresses[way])
     headers, more = {"Host": address.netloc.decode()}, {"sni_hostname": address.host}
     here = str(address.copy_with(host="127.0.0.1"))
 
-    def ask(path: str, body: Any = None, **changes: str) -> httpx.Response:
+    def ask(path, body=None, **changes):
         method = "GET" if body is None else "POST"
         return client.request(method, here + path, json=body, headers=headers | changes, extensions=more)
 

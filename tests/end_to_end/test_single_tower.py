@@ -2,17 +2,14 @@
 
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from sklearn import metrics as official
-from torch import Tensor
 
 import originals
 import shapes
@@ -28,25 +25,22 @@ from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.extras import load_object
 from bridgetower.model.config import HeadsConfig
 from bridgetower.predictor import load
-from bridgetower.processor import Processor
-from bridgetower.tasks.spec import ExampleSource, TaskSpec
+from bridgetower.tasks.spec import ExampleSource
 from bridgetower.tasks.table import evaluate
 from bridgetower.training.run import train
 
 EXAMPLE = str(Path(__file__).parents[2] / "examples" / "single_tower.py")
-OWN: Extensions = load_object("extensions", EXAMPLE, Extensions)
-example: Any = sys.modules[EXAMPLE]
+OWN = load_object("extensions", EXAMPLE, Extensions)
+example = sys.modules[EXAMPLE]
 TRAINED = ("cifar10", "cola", "mrpc", "stsb", "mnli")
 
 
-def spec_of(name: str) -> TaskSpec:
-    spec: TaskSpec = getattr(example, name.upper())
-    return spec
+def spec_of(name):
+    return getattr(example, name.upper())
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files of the authors in miniature."""
+def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("originals")
     originals.write_cifar10(folder)
     originals.write_cifar100(folder)
@@ -54,7 +48,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def sets(files: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def sets(files, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sets")
     for name in example.SETS:
         example.main([name, str(files), str(folder / name)])
@@ -62,8 +56,7 @@ def sets(files: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
 
 
 @pytest.fixture(scope="module")
-def runs(sets: dict[str, Path], tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A short run of some tasks from the small checkpoint."""
+def runs(sets, tiny_checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     for name in TRAINED:
         spec = spec_of(name)
@@ -81,12 +74,12 @@ def runs(sets: dict[str, Path], tiny_checkpoint: Path, tmp_path_factory: pytest.
     return {name: folder / name for name in TRAINED}
 
 
-def rows(folder: Path, split: str, schema: Any = example.TEXTS) -> list[dict[str, Any]]:
+def rows(folder, split, schema=example.TEXTS):
     return [row["entry"] for row in PreparedSet(str(folder), (split,), schema).scan()]
 
 
 class TestSets:
-    def test_pictures_and_classes_of_cifar(self, sets: dict[str, Path], tiny_processor: Processor) -> None:
+    def test_pictures_and_classes_of_cifar(self, sets, tiny_processor):
         source = ExampleSource(
             data=DataConfig(folders=(str(sets["cifar10"]),)),
             splits=("train",),
@@ -101,12 +94,11 @@ class TestSets:
         assert batch.labels.tolist() == [2, 0]  # row 1 of file 1, row 0 of file 0
         assert batch.ids == ("data_batch_2-1", "data_batch_1-0")
 
-    def test_splits_of_cifar(self, sets: dict[str, Path]) -> None:
+    def test_splits_of_cifar(self, sets):
         entries = {split: rows(sets["cifar10"], split, CLASSIFICATION) for split in ("train", "validation", "test")}
         assert {split: len(found) for split, found in entries.items()} == {"train": 36, "validation": 4, "test": 8}
-        assert [entry["example_id"] for entry in entries["validation"]] == [
-            f"data_batch_5-{row}" for row in range(4, 8)
-        ]
+        ids = [entry["example_id"] for entry in entries["validation"]]
+        assert ids == [f"data_batch_5-{row}" for row in range(4, 8)]
         fine = rows(sets["cifar100"], "train", CLASSIFICATION)
         assert [entry["labels"] for entry in fine] == [[f"class_{7 * row % 100}"] for row in range(18)]
 
@@ -123,7 +115,7 @@ class TestSets:
             ("mnli", 2, ["The old one.", "The new one"], "contradiction"),  # the gold label, not the first annotator's
         ],
     )
-    def test_rows_of_glue(self, sets: dict[str, Path], name: str, row: int, texts: list[str], label: str) -> None:
+    def test_rows_of_glue(self, sets, name, row, texts, label):
         assert rows(sets[name], "train")[row] == {"index": row, "texts": texts, "label": label}
         task = example.GLUE[name]
         for split in task.splits:
@@ -142,7 +134,7 @@ class TestSets:
             ("rte", "RTE/dev.tsv", None, "no file RTE/dev.tsv"),
         ],
     )
-    def test_damaged_files(self, tmp_path: Path, name: str, file: str, content: bytes | None, message: str) -> None:
+    def test_damaged_files(self, tmp_path, name, file, content, message):
         home = originals.write_cifar10(tmp_path) if name == "cifar10" else originals.write_glue(tmp_path)
         (home / file).unlink()
         if content is not None:
@@ -150,7 +142,7 @@ class TestSets:
         with pytest.raises((ValueError, FileNotFoundError), match=message):
             prepare_set(example.SETS[name], tmp_path, tmp_path / "set", progress=False)
 
-    def test_bad_rows(self, tmp_path: Path) -> None:
+    def test_bad_rows(self, tmp_path):
         path = originals.write_glue(tmp_path) / "QQP" / "train.tsv"
         header, *lines = path.read_text().splitlines()
         path.write_text("\n".join([header, lines[0], "7\tcut off", "8\t9\t10\ta?\tb?\tmaybe", *lines[1:]]) + "\n")
@@ -160,7 +152,7 @@ class TestSets:
         assert [entry["index"] for entry in rows(tmp_path / "set", "train")] == [0, *range(3, 10)]
 
 
-def test_text_head_is_the_one_of_transformers() -> None:
+def test_text_head_is_the_one_of_transformers():
     roberta = pytest.importorskip("transformers.models.roberta.modeling_roberta")
     config = roberta.RobertaConfig(hidden_size=32, num_labels=3, hidden_dropout_prob=0.1)
     theirs, ours = roberta.RobertaClassificationHead(config), example.TextHead(32, 3, 0.1)
@@ -176,9 +168,7 @@ def test_text_head_is_the_one_of_transformers() -> None:
 
 
 class TestRuns:
-    def test_only_the_tower_that_is_read_learns_and_names_travel(
-        self, runs: dict[str, Path], tiny_checkpoint: Path
-    ) -> None:
+    def test_only_the_tower_that_is_read_learns_and_names_travel(self, runs, tiny_checkpoint):
         before = read_checkpoint(tiny_checkpoint).tensors
         classes = {"cifar10": originals.CIFAR10, "stsb": (), "mnli": ("entailment", "neutral", "contradiction")}
         for name, names in classes.items():
@@ -188,7 +178,7 @@ class TestRuns:
             assert all(key.startswith("vision." if name == "cifar10" else "text.") for key in changed)
             assert after.class_names(name) == names
 
-    def test_cifar(self, runs: dict[str, Path], sets: dict[str, Path]) -> None:
+    def test_cifar(self, runs, sets):
         model = load(runs["cifar10"], extensions=OWN, device="cpu")
         outcome = evaluate(
             model, "cifar10", [sets["cifar10"]], "test", RetrievalConfig(batch_size=3), spec=example.CIFAR10
@@ -203,9 +193,7 @@ class TestRuns:
         assert outcome.metrics["accuracy"] == pytest.approx(sum(right) / 8)
 
     @pytest.mark.parametrize("name", TRAINED[1:])
-    def test_glue(
-        self, runs: dict[str, Path], sets: dict[str, Path], name: str, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_glue(self, runs, sets, name, capsys):
         model, task = load(runs[name], extensions=OWN, device="cpu"), example.GLUE[name]
         entries = rows(sets[name], "validation")
         text = model.processor.pad(model.processor.pair_ids([entry["texts"] for entry in entries]))
@@ -217,7 +205,7 @@ class TestRuns:
         truth = [task.classes.index(entry["label"]) if task.classes else float(entry["label"]) for entry in entries]
         outcome = evaluate(model, name, [sets[name]], "validation", RetrievalConfig(batch_size=4), spec=spec_of(name))
         assert [row["label"] for row in outcome.predictions] == labels
-        known: dict[str, Callable[..., float]] = {
+        known = {
             "accuracy": official.accuracy_score,
             "f1": official.f1_score,
             "matthews_correlation": official.matthews_corrcoef,
@@ -242,9 +230,7 @@ class TestRuns:
 
 
 @pytest.mark.parametrize("name", example.SETS)
-def test_recipes_have_the_published_numbers_and_a_loss_of_each_output(
-    name: str, sets: dict[str, Path], tiny_processor: Processor
-) -> None:
+def test_recipes_have_the_published_numbers_and_a_loss_of_each_output(name, sets, tiny_processor):
     """The table gives learning rates, batch sizes of GLUE, and CIFAR's size and transform."""
     spec = spec_of(name)
     (run,) = spec.fine_tuning
@@ -255,7 +241,7 @@ def test_recipes_have_the_published_numbers_and_a_loss_of_each_output(
         assert run.batch_size in (16, 32)
     config = replace(shapes.MODEL, heads=run.model.heads)
     model = example.BridgeTower(config, OWN)
-    outputs: Tensor = torch.randn(5, {"cifar10": 10, "cifar100": 100, "stsb": 1, "mnli": 3}.get(name, 2))
+    outputs = torch.randn(5, {"cifar10": 10, "cifar100": 100, "stsb": 1, "mnli": 3}.get(name, 2))
     names = outputs.shape[1] > 1
     labels = torch.tensor([0, 1, 0, 1, 1] if names else [0.5, 4.0, 1.0, 2.0, 3.0])
     loss, _ = spec.module(model, run.task).loss(outputs, labels)

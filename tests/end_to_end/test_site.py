@@ -10,7 +10,6 @@ from html.parser import HTMLParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from typing import Any
 from urllib.parse import unquote
 
 import pytest
@@ -26,16 +25,14 @@ for package in ("zensical", "mkdocstrings"):
 
 
 class Page(HTMLParser):
-    """What a page links to and loads, and the places that links to it can name."""
-
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path):
         super().__init__()
-        self.links: list[str] = []
-        self.loaded: list[str] = []
-        self.places: set[str] = {""}
+        self.links = []
+        self.loaded = []
+        self.places = {""}
         self.feed(path.read_text(encoding="utf-8"))
 
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+    def handle_starttag(self, tag, attrs):
         values = {name: value or "" for name, value in attrs}
         self.places |= {values[name] for name in ("id", "name") if name in values}
         if tag == "a" and "href" in values:
@@ -47,8 +44,7 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sites of this version and of an older one."""
+def out(tmp_path_factory):
     folder = tmp_path_factory.mktemp("docs")
     (folder / "0.0.9").mkdir()
     (folder / "0.0.9" / "index.html").write_text("<h1>Older</h1>")
@@ -58,23 +54,23 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def site(out: Path) -> Path:
+def site(out):
     return out / bridgetower.__version__
 
 
 @pytest.fixture(scope="module")
-def pages(site: Path) -> dict[Path, Page]:
+def pages(site):
     return {path: Page(path) for path in site.rglob("*.html")}
 
 
-def test_every_page_of_docs_is_in_the_navigation() -> None:
+def test_every_page_of_docs_is_in_the_navigation():
     settings = tomllib.loads((ROOT / "docs" / "zensical.toml").read_text())["project"]
     named = [name for group in settings["nav"] for pages in group.values() for page in pages for name in page.values()]
     made = {"index.md", "changelog.md", "contributing.md", "commands.md", "security.md"}
     assert sorted(named) == sorted(made | {path.name for path in (ROOT / "docs").glob("*.md")})
 
 
-def test_every_link_leads_somewhere(pages: dict[Path, Page]) -> None:
+def test_every_link_leads_somewhere(pages):
     broken = []
     for path, page in pages.items():
         for link in page.links + page.loaded:
@@ -89,27 +85,27 @@ def test_every_link_leads_somewhere(pages: dict[Path, Page]) -> None:
     assert sum(len(page.links) for page in pages.values()) > 500
 
 
-def test_nothing_is_loaded_from_other_hosts(site: Path, pages: dict[Path, Page]) -> None:
+def test_nothing_is_loaded_from_other_hosts(site, pages):
     assert not [(path.name, name) for path, page in pages.items() for name in page.loaded if OUTSIDE.match(name)]
     styles = "".join(path.read_text(encoding="utf-8") for path in site.rglob("*.css"))
     loaded = re.findall(r"url\(\s*[\"']?([^\"')]*)|@import\s+[\"']([^\"']*)", styles)
     assert not [name for pair in loaded for name in pair if OUTSIDE.match(name)]
 
 
-def test_the_reference_has_every_public_name_and_command(pages: dict[Path, Page], site: Path) -> None:
+def test_the_reference_has_every_public_name_and_command(pages, site):
     assert {f"bridgetower.{name}" for name in bridgetower.__all__} <= pages[site / "reference.html"].places
     assert cli.COMMANDS.keys() <= pages[site / "commands.html"].places
     assert "usage: bridgetower search" in (site / "commands.html").read_text()
 
 
-def test_versions_are_listed_and_the_newest_opens(out: Path) -> None:
+def test_versions_are_listed_and_the_newest_opens(out):
     listed = json.loads((out / "versions.json").read_text())
     assert [entry["version"] for entry in listed] == [bridgetower.__version__, "0.0.9"]
     assert f"url={bridgetower.__version__}/index.html" in (out / "index.html").read_text()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_pages_fit_a_narrow_window(browsed: Any, out: Path, scheme: str) -> None:
+def test_pages_fit_a_narrow_window(browsed, out, scheme):
     handler = partial(SimpleHTTPRequestHandler, directory=str(out))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         Thread(target=server.serve_forever, daemon=True).start()

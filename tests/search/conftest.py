@@ -1,35 +1,30 @@
 """A model, images of shapes to index, and some of them in every kind of source."""
 
 import shutil
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 from album import Album
 
-from bridgetower.predictor import Predictor, load
+from bridgetower.predictor import load
 from bridgetower.search import build, embed
 from shapes import write_pictures
 from sources import write_sources
 
 
 @pytest.fixture(scope="session")
-def predictor(tiny_checkpoint: Path) -> Predictor:
+def predictor(tiny_checkpoint):
     return load(tiny_checkpoint, device="cpu")
 
 
 @pytest.fixture(scope="session")
-def shapes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """45 images and a table of their captions; not to be changed."""
+def shapes_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shapes")
     write_pictures(folder)
     return folder
 
 
 @pytest.fixture
-def album(shapes_folder: Path, predictor: Predictor, tmp_path: Path) -> Album:
-    """Six images, two of them in a folder in the folder."""
+def album(shapes_folder, predictor, tmp_path):
     folder = tmp_path / "photos"
     (folder / "sub").mkdir(parents=True)
     for number in range(6):
@@ -38,15 +33,13 @@ def album(shapes_folder: Path, predictor: Predictor, tmp_path: Path) -> Album:
 
 
 @pytest.fixture(scope="session")
-def places(shapes_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Five of them as every kind of source, by kind; not to be changed."""
+def places(shapes_folder, tmp_path_factory):
     return write_sources(shapes_folder, tmp_path_factory.mktemp("sources"))
 
 
 @pytest.fixture
-def encoded(predictor: Predictor) -> Iterator[list[int]]:
-    """How many images went through the image tower, a number per batch."""
-    batches: list[int] = []
+def encoded(predictor):
+    batches = []
     hook = predictor.model.vision.patch_embedding.register_forward_hook(
         lambda module, inputs, output: batches.append(len(inputs[0]))
     )
@@ -55,20 +48,20 @@ def encoded(predictor: Predictor) -> Iterator[list[int]]:
 
 
 @pytest.fixture
-def stopped(predictor: Predictor) -> Callable[[int, Callable[[], object]], None]:
-    """Ends a call, in which each image is a batch, in the place of the computation of a number."""
+def stopped(predictor):
+    """Ends a run in the place of the computation of a number, or of another step."""
 
-    def call(number: int, run: Callable[[], object]) -> None:
-        compute, calls = predictor.compute, list[int]()
+    def call(number, run, owner=predictor, name="compute"):
+        step, calls = getattr(owner, name), []
 
-        def failing(items: Any) -> Any:
-            calls.append(len(items))
-            if len(calls) == number:
+        def failing(*given):
+            calls.append(given)
+            if len(calls) >= number:
                 raise KeyboardInterrupt
-            return compute(items)
+            return step(*given)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(predictor, "compute", failing)
+            patch.setattr(owner, name, failing)
             with pytest.raises(KeyboardInterrupt):
                 run()
 
@@ -76,11 +69,10 @@ def stopped(predictor: Predictor) -> Callable[[int, Callable[[], object]], None]
 
 
 @pytest.fixture
-def read_names(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the files of sources that are read."""
+def read_names(monkeypatch):
     names, read_part = list[str](), embed.read_part
 
-    def noting(part: Any, columns: Any) -> Any:
+    def noting(part, columns):
         names.append(part.files[0].name)
         return read_part(part, columns)
 

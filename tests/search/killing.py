@@ -11,7 +11,6 @@ import shutil
 import signal
 import sys
 import traceback
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,17 +26,17 @@ sys.path.insert(0, str(Path(__file__).parent))
 from test_embed import read
 
 from bridgetower.data import store
-from bridgetower.predictor import Predictor, load
+from bridgetower.predictor import load
 from bridgetower.search.build import build_index
 from bridgetower.search.config import EmbedConfig, IndexConfig
 from bridgetower.search.embed import embed_source
 from bridgetower.search.index import Index
+from kills import end
 
-OFTEN: dict[str, Any] = {"batch_size": 1, "commit_seconds": 0, "num_workers": 0, "max_errors": 1}  # a commit per image
+OFTEN = {"batch_size": 1, "commit_seconds": 0, "num_workers": 0, "max_errors": 1}  # a commit per image
 
 
-def forked(work: Callable[[], object]) -> int:
-    """Starts a process that does some work; returns its id."""
+def forked(work):
     process = os.fork()
     if process:
         return process
@@ -52,18 +51,11 @@ def forked(work: Callable[[], object]) -> int:
         os._exit(code)
 
 
-def end(process: int) -> int:
-    """Waits for the end; returns the exit code, or minus the signal."""
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
-
-
-def killed(work: Callable[[], object], number: int) -> int:
-    """Lets a process die right before a change, counted from 1; returns how it ended."""
-
-    def counting(owner: Any, name: str) -> None:
+def killed(work, number):
+    def counting(owner, name):
         call = getattr(owner, name)
 
-        def counted(*given: Any, **options: Any) -> Any:
+        def counted(*given, **options):
             nonlocal number
             number -= "dir_fd" not in options  # as in the removal of a folder that has another name already
             if not number:
@@ -72,7 +64,7 @@ def killed(work: Callable[[], object], number: int) -> int:
 
         setattr(owner, name, counted)
 
-    def dying() -> None:
+    def dying():
         for name in ("add", "merge_insert", "delete", "update", "drop_columns", "create_index", "optimize"):
             counting(lancedb.table.LanceTable, name)
         for name in ("replace", "rename", "unlink"):
@@ -83,7 +75,7 @@ def killed(work: Callable[[], object], number: int) -> int:
     return end(forked(dying))
 
 
-def killed_after_writes(work: Callable[[], object], out: Path, number: int) -> int:
+def killed_after_writes(work, out, number):
     """Kills a process as soon as so many files were added to its output; returns how it ended."""
     seen = set(out.rglob("*"))
     process = forked(lambda: (work(), signal.pause()))
@@ -93,20 +85,19 @@ def killed_after_writes(work: Callable[[], object], out: Path, number: int) -> i
     return end(process)
 
 
-def rows(out: Path) -> dict[str, Any]:
-    """What is in an index, each image once."""
+def rows(out):
     found = lancedb.connect(out.parent).open_table(out.stem).to_arrow().to_pylist()
     assert len(Index(out)) == len({row["path"] for row in found}) == len(found)
     return {row.pop("path"): row for row in found}
 
 
-def embedding(predictor: Predictor, photos: Path, folder: Path, suffix: str) -> list[dict[str, Any]]:
+def embedding(predictor, photos, folder, suffix):
     out, report, found = folder / suffix / f"v.{suffix}", folder / "report.json", list[dict[str, Any]]()
 
-    def run() -> int:
+    def run():
         return embed_source(photos, out, predictor, EmbedConfig(**OFTEN)).bad
 
-    def complete() -> None:
+    def complete():
         bad, (names, vectors) = run(), read(out)
         beside = sorted(path.name for path in out.parent.iterdir())
         report.write_text(
@@ -122,17 +113,16 @@ def embedding(predictor: Predictor, photos: Path, folder: Path, suffix: str) -> 
     return found
 
 
-def indexing(predictor: Predictor, photos: Path, folder: Path) -> list[dict[str, Any]]:
-    """Of an index of photos that changed since it was made."""
+def indexing(predictor, photos, folder):
     before, out, whole, report = (folder / name for name in ("before.lance", "out.lance", "whole.lance", "rows.json"))
 
-    def build(uri: Path) -> None:
+    def build(uri):
         build_index(photos, uri, predictor, IndexConfig(**OFTEN))
 
-    def tell(uri: Path) -> None:
+    def tell(uri):
         report.write_text(json.dumps(rows(uri), default=str))
 
-    def told(work: Callable[[], object]) -> Any:
+    def told(work):
         assert end(forked(work)) == 0
         return json.loads(report.read_text())
 
@@ -143,7 +133,7 @@ def indexing(predictor: Predictor, photos: Path, folder: Path) -> list[dict[str,
         Image.new("RGB", (24, 24), "red").save(photos / name)
     expected, found = told(lambda: (build(whole), tell(whole))), list[dict[str, Any]]()
 
-    def is_killed(kill: Callable[..., int], number: int) -> bool:
+    def is_killed(kill, number):
         shutil.copytree(before, out)
         ended = kill(lambda: build(out), number=number)
         left = told(lambda: tell(out))

@@ -6,25 +6,23 @@ import os
 import shlex
 import shutil
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import lancedb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from album import NAMES, Album
+from album import NAMES
 from PIL import Image
 
 from bridgetower.checkpoints import read_checkpoint, write_checkpoint
 from bridgetower.data.example import Example
 from bridgetower.data.example import Image as SourceImage
 from bridgetower.data.reader import read
-from bridgetower.predictor import Predictor, load
-from bridgetower.search.build import IndexReport, build_index
+from bridgetower.predictor import load
+from bridgetower.search.build import build_index
 from bridgetower.search.embed import decode, write_lock
 from bridgetower.search.index import Index
 from bridgetower.search.searcher import Searcher
@@ -33,7 +31,7 @@ from sources import NAMES as NAMES_OF
 
 
 class TestContent:
-    def test_rows_are_what_the_model_says(self, album: Album, predictor: Predictor) -> None:
+    def test_rows_are_what_the_model_says(self, album, predictor):
         given = {"01.png": ["a red bar"], "sub/04.png": ["a green square", "a bar", "red on black"]}
         for name, texts in given.items():
             (album.folder / name).with_suffix(".txt").write_text("\n".join(texts))
@@ -52,7 +50,7 @@ class TestContent:
                 torch.testing.assert_close(of_pairs, pairs, atol=1e-5, rtol=0)
             assert len(of_texts) == len(of_pairs) == len(texts)
 
-    def test_captions_of_tables_and_folders_and_those_that_are_too_long(self, album: Album) -> None:
+    def test_captions_of_tables_and_folders_and_those_that_are_too_long(self, album):
         (album.folder / "list.jsonl").write_text('{"path": "sub/05.png", "captions": ["one", "two"]}\n')
         assert album.counts(album.folder / "list.jsonl") == (1, 1, 0, 0)
         assert album.captions() == {"sub/05.png": ["one", "two"]}
@@ -68,9 +66,7 @@ class TestContent:
 
 
 class TestSources:
-    """Images in shards and tables and at URLs are found, opened again, and left alone while nothing changes."""
-
-    def test_at_urls(self, album: Album, places: dict[str, Path], predictor: Predictor, tmp_path: Path) -> None:
+    def test_at_urls(self, album, places, predictor, tmp_path):
         image, shards, table = places["folder"] / "03.png", tmp_path / "shards.lance", tmp_path / "urls.csv"
         with served(places["folder"].parent) as url:
             table.write_text("url\n" + "".join(f"{url}/folder/{name}.png\n" for name in (*NAMES_OF, "none")))
@@ -93,7 +89,7 @@ class TestSources:
         with pytest.raises(ValueError, match=r"is of the images in .*, not of .*; choose another name"):
             build_index(places["folder"], shards, predictor)
 
-    def test_tables_of_one_name(self, album: Album, tmp_path: Path) -> None:
+    def test_tables_of_one_name(self, album, tmp_path):
         for split, number in (("test", 0), ("train", 1)):
             (tmp_path / "hf" / split).mkdir(parents=True)
             cells = {"image": [(album.folder / f"{number:02}.png").read_bytes()], "text": [CAPTIONS[number]]}
@@ -108,7 +104,7 @@ class TestSources:
         assert album.captions() == expected
         album.check_vectors({path: album.folder / f"{n:02}.png" for n, path in enumerate(sorted(expected))})
 
-    def test_ids_that_come_twice(self, album: Album, tmp_path: Path) -> None:
+    def test_ids_that_come_twice(self, album, tmp_path):
         first, second = ((album.folder / f"{number:02}.png").read_bytes() for number in (0, 1))
         cells = {"id": [1, 1, 1], "image": [first, second, first], "text": ["one", "two", "three"]}
         pq.write_table(pa.table(cells), tmp_path / "a.parquet")
@@ -122,9 +118,7 @@ class TestSources:
             assert "row 3: '1' already names another image; give each" in bad
         assert sorted(album.rows()) == ["1", "2"]
 
-    def test_a_second_folder_is_added_by_the_command_that_the_error_names(
-        self, album: Album, predictor: Predictor, tmp_path: Path
-    ) -> None:
+    def test_a_second_folder_is_added_by_the_command_that_the_error_names(self, album, predictor, tmp_path):
         album.build()
         more = shutil.copytree(album.folder / "sub", tmp_path / "more photos")
         shutil.copy(album.folder / "01.png", more / "00.png")  # two of one name
@@ -139,7 +133,7 @@ class TestSources:
         assert sorted(Index(name).paths()) == sorted(names)
         assert len(album.rows()) == 6
 
-    def test_several_sources(self, album: Album, predictor: Predictor, tmp_path: Path) -> None:
+    def test_several_sources(self, album, predictor, tmp_path):
         tables = [tmp_path / folder / "t.csv" for folder in "ab"]
         for number, table in enumerate(tables):
             table.parent.mkdir()
@@ -156,7 +150,7 @@ class TestSources:
             build_index([album.folder, others], index, predictor)
         assert len(Index(index)) == 6
 
-    def test_rows_without_an_image(self, album: Album) -> None:
+    def test_rows_without_an_image(self, album):
         table = album.folder / "a.jsonl"
         table.write_text('{"text": "a"}\n{"path": "00.png"}\n{"path": "01.png", "text": "b"}\n')
         bad = album.build(table, max_errors=1).bad
@@ -166,7 +160,7 @@ class TestSources:
         with pytest.raises(ValueError, match=r"names no image; nothing was removed: .* line 1 has no image"):
             album.build(album.folder / "a.txt", max_errors=1)
 
-    def test_captions_of_one_image_in_rows_far_from_each_other(self, album: Album, encoded: list[int]) -> None:
+    def test_captions_of_one_image_in_rows_far_from_each_other(self, album, encoded):
         lines = "image,caption\n00.png,a\n00.png,b\n01.png,c\nsub/04.png,d\n00.png,e\n01.png,f\n"
         (album.folder / "list.csv").write_text(lines)
         assert album.counts(album.folder / "list.csv") == (3, 3, 0, 0)
@@ -176,7 +170,7 @@ class TestSources:
 
 
 class TestUpdate:
-    def test_only_what_is_new_or_changed_is_embedded(self, album: Album, encoded: list[int]) -> None:
+    def test_only_what_is_new_or_changed_is_embedded(self, album, encoded):
         album.build()
         version = lancedb.connect(album.out.parent).open_table("photos").version
         del encoded[:]
@@ -198,7 +192,7 @@ class TestUpdate:
             assert (report.added, report.changed, report.reused) == (added, changed, 0)
         album.check_vectors({name: album.folder / name for name in ("a.bmp", "b.bmp")})
 
-    def test_content_that_the_index_has_is_not_embedded_again(self, album: Album, encoded: list[int]) -> None:
+    def test_content_that_the_index_has_is_not_embedded_again(self, album, encoded):
         folder = album.folder
         (folder / "01.txt").write_text("a caption")
         album.build()
@@ -226,7 +220,7 @@ class TestUpdate:
         (folder / "01.png").rename(folder / "other.png")  # with no caption now, which is part of the vectors
         assert (album.build().reused, encoded) == (0, [1])
 
-    def test_images_in_a_shard_that_moves(self, album: Album, predictor: Predictor) -> None:
+    def test_images_in_a_shard_that_moves(self, album, predictor):
         with tarfile.open(album.folder / "a.tar", "w") as archive:
             archive.add(album.folder / "00.png", "00.png")
         album.build(album.folder / "a.tar")
@@ -236,12 +230,10 @@ class TestUpdate:
         (hit,) = Searcher(album.out, predictor).search("red", top=1, rerank=1)
         assert Searcher(album.out, predictor).index.content(hit) == (album.folder / "00.png").read_bytes()
 
-    def test_what_was_embedded_is_written_every_few_seconds(
-        self, album: Album, stopped: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_what_was_embedded_is_written_every_few_seconds(self, album, stopped, monkeypatch):
         upsert, written = Index.upsert, list[int]()
 
-        def noting(index: Index, rows: Any) -> None:
+        def noting(index, rows):
             written.extend([len(rows)] if rows else [])
             upsert(index, rows)
 
@@ -251,7 +243,7 @@ class TestUpdate:
         assert album.counts(commit_seconds=1000) == (6, 3, 0, 0)
         assert written[3:] == [3]
 
-    def test_groups_on_request_and_an_index_by_uri(self, album: Album, predictor: Predictor, tmp_path: Path) -> None:
+    def test_groups_on_request_and_an_index_by_uri(self, album, predictor, tmp_path):
         for ann in (False, True):
             album.build(ann=ann)
             assert Index(album.out).has_ann_index == ann
@@ -266,12 +258,8 @@ class TestUpdate:
 
 
 class TestParts:
-    """Files with many images in them are as a folder, and read only if they changed, or were not read to their end."""
-
     @pytest.mark.parametrize(("kind", "last"), [("shards", "shard-1.tar"), ("bytes.parquet", ""), ("saved", None)])
-    def test_unchanged_ones_are_not_read(
-        self, kind: str, last: str | None, album: Album, places: dict[str, Path], read_names: list[str], tmp_path: Path
-    ) -> None:
+    def test_unchanged_ones_are_not_read(self, kind, last, album, places, read_names, tmp_path):
         source, files = tmp_path / kind, [places["folder"] / f"{name}.png" for name in NAMES_OF]
         (shutil.copytree if places[kind].is_dir() else shutil.copy)(places[kind], source)
         assert album.counts(source) == (5, 5, 0, 0)
@@ -291,24 +279,16 @@ class TestParts:
                 album.build(source)
                 assert read_names == [last or kind]
 
-    def test_a_run_that_ended_within_one(
-        self,
-        album: Album,
-        shapes_folder: Path,
-        read_names: list[str],
-        encoded: list[int],
-        stopped: Callable[..., None],
-        tmp_path: Path,
-    ) -> None:
+    def test_a_run_that_ended_within_one(self, album, shapes_folder, read_names, encoded, stopped, tmp_path):
         tars = tmp_path / "tars"
         tars.mkdir()
 
-        def write(name: str, numbers: range) -> None:
+        def write(name, numbers):
             with tarfile.open(tars / name, "w") as archive:
                 for number in numbers:
                     archive.add(shapes_folder / f"{number:02}.png", f"{number:02}.png")
 
-        def run() -> tuple[IndexReport, list[str]]:
+        def run():
             del read_names[:]
             return album.build(tars), [*read_names]
 
@@ -328,9 +308,7 @@ class TestParts:
         report, names = run()
         assert (report.changed, names) == (0, [])
 
-    def test_one_with_something_bad_is_read_again(
-        self, album: Album, shapes_folder: Path, read_names: list[str], tmp_path: Path
-    ) -> None:
+    def test_one_with_something_bad_is_read_again(self, album, shapes_folder, read_names, tmp_path):
         contents = [(shapes_folder / "00.png").read_bytes(), b"not an image", (shapes_folder / "01.png").read_bytes()]
         pq.write_table(pa.table({"id": list("abc"), "image": contents}), tmp_path / "a.parquet")
         first, again = (album.build(tmp_path / "a.parquet", max_errors=1) for _ in range(2))
@@ -341,17 +319,16 @@ class TestUnreadableFolders:
     """A folder that cannot be read for a moment, as on a network disk, takes nothing out of an index."""
 
     @pytest.fixture
-    def failing(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
-        """Makes a folder fail, for a super-user too."""
+    def failing(self, monkeypatch):
         scan, stat = os.scandir, Path.stat
 
-        def call(folder: Path) -> None:
-            def scandir(path: Any = ".") -> Any:
+        def call(folder):
+            def scandir(path="."):
                 if Path(path) == folder:
                     raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
                 return scan(path)
 
-            def status(path: Path, **options: Any) -> os.stat_result:
+            def status(path, **options):
                 if folder in path.parents:
                     raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
                 return stat(path, **options)
@@ -361,7 +338,7 @@ class TestUnreadableFolders:
 
         return call
 
-    def test_its_images_stay(self, album: Album, failing: Callable[[Path], None]) -> None:
+    def test_its_images_stay(self, album, failing):
         album.build()
         (album.folder / "00.png").unlink()
         failing(album.folder / "sub")
@@ -375,7 +352,7 @@ class TestUnreadableFolders:
             album.build()
         assert len(album.rows()) == 5
 
-    def test_among_several_sources(self, album: Album, failing: Callable[[Path], None], tmp_path: Path) -> None:
+    def test_among_several_sources(self, album, failing, tmp_path):
         others = tmp_path / "others"
         others.mkdir()
         shutil.copy(album.folder / "00.png", others / "00.png")
@@ -385,7 +362,7 @@ class TestUnreadableFolders:
             album.build(album.folder, others)
         assert len(Index(album.out)) == 7
 
-    def test_files_that_a_table_names(self, album: Album, failing: Callable[[Path], None]) -> None:
+    def test_files_that_a_table_names(self, album, failing):
         (album.folder / "list.csv").write_text("image\n" + "".join(f"{name}\n" for name in NAMES))
         album.build(album.folder / "list.csv")
         (album.folder / "00.png").unlink()
@@ -396,9 +373,7 @@ class TestUnreadableFolders:
 
 
 class TestFiles:
-    """What an index has of files, and what is said of those that cannot be used."""
-
-    def test_a_folder_with_all_in_it(self, album: Album) -> None:
+    def test_a_folder_with_all_in_it(self, album):
         (album.folder / "sub" / "04.txt").write_text("a red bar\n\n  on black \n")
         os.mkfifo(album.folder / "pipe.jpg")
         (album.folder / "link.png").symlink_to("nowhere.png")
@@ -414,7 +389,7 @@ class TestFiles:
         assert (row["size"], row["captions"], row["place"]) == (status.st_size, ["a red bar", "on black"], "")
         assert round(row["mtime"].timestamp() * 1e6) == status.st_mtime_ns // 1000
 
-    def test_names_of_any_kind(self, album: Album, predictor: Predictor, tmp_path: Path) -> None:
+    def test_names_of_any_kind(self, album, predictor, tmp_path):
         folder = album.folder.rename(tmp_path / "caf\udce9")
         for number, name in enumerate((" a.png", "it's\n.png", "\tü.png")):
             (folder / f"{number:02}.png").rename(folder / name)
@@ -425,7 +400,7 @@ class TestFiles:
             Path(hit.file).unlink()
         assert album.counts(folder) == (1, 0, 0, 5)
 
-    def test_a_table(self, album: Album) -> None:
+    def test_a_table(self, album):
         cells = ("00.png", "1"), ("sub/../00.png", " 2 "), ("sub/04.png", ""), ("no.png", "3"), ("0\0.png", "4")
         lines = [json.dumps({"image": image, "caption": caption}) for image, caption in cells]
         (album.folder / "list.jsonl").write_text("\n".join(lines))
@@ -435,7 +410,7 @@ class TestFiles:
         assert all(any(message in one for one in bad) for message in messages)
 
     @pytest.mark.parametrize(("second", "year"), [(2**40, 9999), (-(2**40), 1)])
-    def test_times_outside_of_the_calendar(self, second: int, year: int, album: Album) -> None:
+    def test_times_outside_of_the_calendar(self, second, year, album):
         with TemporaryDirectory(dir="/dev/shm") as folder:  # a tmpfs: ext4 has no such times
             Image.new("RGB", (4, 4), "red").save(Path(folder) / "00.png")
             os.utime(Path(folder) / "00.png", (second, second))
@@ -445,7 +420,7 @@ class TestFiles:
         (time,) = table["mtime"].cast("int64").to_pylist()
         assert abs(time / 31_556_952_000_000 + 1970 - year) < 2
 
-    def test_broken_ones_come_back_with_the_reason(self, album: Album, predictor: Predictor) -> None:
+    def test_broken_ones_come_back_with_the_reason(self, album, predictor):
         photos = album.folder
         whole = (photos / "00.png").read_bytes()
         (photos / "00.png").write_bytes(whole[: len(whole) // 2])
@@ -463,7 +438,7 @@ class TestFiles:
         assert (len(pixels), found[-1].may_pass) == (2, False)
         assert "no image file at " in found[-1].problem
 
-    def test_are_named_and_left_out_as_far_as_allowed(self, album: Album) -> None:
+    def test_are_named_and_left_out_as_far_as_allowed(self, album):
         album.build()
         (album.folder / "00.png").write_text("not an image")
         (album.folder / "01.png").unlink()
@@ -477,7 +452,7 @@ class TestFiles:
         assert report.bad[2].startswith("'02.png': it has 68719476736 bytes; expected at most")
         assert album.build(max_errors=3).bad == report.bad
 
-    def test_more_than_allowed_are_an_error_once_the_others_are_in(self, album: Album) -> None:
+    def test_more_than_allowed_are_an_error_once_the_others_are_in(self, album):
         for number in range(12):
             (album.folder / f"bad{number}.jpg").write_text("not an image")
         message = r"12 bad items, allowed are 11 \(max_errors=N .*the other 6 are in .*'bad0\.jpg': it.* and 2 more$"
@@ -486,7 +461,7 @@ class TestFiles:
         assert sorted(album.rows()) == NAMES
 
 
-def test_refusals(album: Album, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_refusals(album, tiny_checkpoint, tmp_path):
     write_checkpoint(read_checkpoint(tiny_checkpoint).without_itc(), tmp_path / "model")
     with pytest.raises(ValueError, match="no contrastive"):
         build_index(album.folder, album.out, tmp_path / "model")

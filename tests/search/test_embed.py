@@ -3,11 +3,9 @@
 import json
 import shutil
 import subprocess
-from collections.abc import Callable
 from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import lancedb
 import numpy as np
@@ -20,19 +18,16 @@ from bridgetower import cli
 from bridgetower.data import fetch
 from bridgetower.data.example import Image as SourceImage
 from bridgetower.data.store import Table
-from bridgetower.predictor import Predictor
 from bridgetower.search import embed as embed_module
 from bridgetower.search.config import EmbedConfig, SourceConfig
-from bridgetower.search.embed import EmbedReport, embed_source, quantized, write_lock
+from bridgetower.search.embed import embed_source, quantized, write_lock
 from sources import CAPTIONS, NAMES, served
-from stores import Store
 
 FORMATS = ("jsonl", "parquet", "npy", "lance")
 WAYS = ("npy", "lance")  # an export, and the table itself
 
 
-def read(out: Path) -> tuple[list[str], np.ndarray]:
-    """Names and vectors of an output."""
+def read(out):
     if out.suffix == ".jsonl":
         rows = [json.loads(line) for line in out.read_text().splitlines()]
         return [row.get("image", row.get("id")) for row in rows], np.array([row["embedding"] for row in rows])
@@ -45,61 +40,35 @@ def read(out: Path) -> tuple[list[str], np.ndarray]:
     return table["id"].to_pylist(), np.array(table["vector"].to_pylist())
 
 
-def written(out: Path, *, bad: bool = False) -> set[str]:
-    """What a run that is through leaves."""
+def written(out, *, bad=False):
     names = {out.name} | ({"v.ids.jsonl"} if out.suffix == ".npy" else set())
     return names | ({f"{out.name}.errors.jsonl"} if bad else set())
 
 
 class Bench:
-    """Embeds into a folder, and reads what was written there."""
-
-    def __init__(self, folder: Path, predictor: Predictor) -> None:
+    def __init__(self, folder, predictor):
         self.folder, self.predictor = folder, predictor
 
-    def __call__(self, source: Path, out: str = "v.parquet", **settings: Any) -> EmbedReport:
+    def __call__(self, source, out="v.parquet", **settings):
         return embed_source(source, self.folder / out, self.predictor, EmbedConfig(**settings))
 
-    def read(self, out: str = "v.parquet") -> tuple[list[str], np.ndarray]:
+    def read(self, out="v.parquet"):
         return read(self.folder / out)
 
-    def check_beside(self, out: str, *, bad: bool = False) -> None:
-        """Checks that a run left what it should, and nothing else but images."""
+    def check_beside(self, out, *, bad=False):
         inputs = ("", ".png", ".csv", ".txt", ".tar")
         found = {path.name for path in self.folder.iterdir() if path.suffix not in inputs}
         assert found == written(self.folder / out, bad=bad)
 
 
 @pytest.fixture
-def embed(predictor: Predictor, tmp_path: Path) -> Bench:
+def embed(predictor, tmp_path):
     return Bench(tmp_path, predictor)
 
 
 @pytest.fixture
-def expected(predictor: Predictor, shapes_folder: Path) -> np.ndarray:
+def expected(predictor, shapes_folder):
     return predictor.embed_images([shapes_folder / f"{name}.png" for name in NAMES]).numpy()
-
-
-@pytest.fixture
-def stopped(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], object]], None]:
-    """Ends a call, in which each batch is a commit, before the commit of a number."""
-
-    def call(number: int, run: Callable[[], object]) -> None:
-        commits: list[int] = []
-        add = Table.append
-
-        def failing(table: Table, rows: pa.Table) -> None:
-            commits.append(len(rows))
-            if len(commits) >= number:
-                raise KeyboardInterrupt
-            add(table, rows)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(Table, "append", failing)
-            with pytest.raises(KeyboardInterrupt):
-                run()
-
-    return call
 
 
 class TestOutputs:
@@ -110,9 +79,7 @@ class TestOutputs:
             *(("npy", "float16", 1e-3), ("jsonl", "int8", 1), ("parquet", "binary", 0), ("lance", "binary", 0)),
         ],
     )
-    def test_vectors_are_those_of_the_model(
-        self, suffix: str, quantize: Any, off: float, embed: Bench, places: dict[str, Path], expected: np.ndarray
-    ) -> None:
+    def test_vectors_are_those_of_the_model(self, suffix, quantize, off, embed, places, expected):
         report = embed(places["shards"], f"v.{suffix}", batch_size=2, quantize=quantize)
         assert (report.vectors, report.bad, report.cut, report.report) == (5, 0, 0, None)
         names, vectors = embed.read(f"v.{suffix}")
@@ -126,9 +93,7 @@ class TestOutputs:
             assert table.schema.names == ["id", "text", "vector", "crc"]
             assert table.damaged() == []
 
-    def test_texts_and_pairs(
-        self, embed: Bench, places: dict[str, Path], predictor: Predictor, shapes_folder: Path, tmp_path: Path
-    ) -> None:
+    def test_texts_and_pairs(self, embed, places, predictor, shapes_folder, tmp_path):
         images = [shapes_folder / f"{name}.png" for name in NAMES]
         for of, vectors in (
             ("texts", predictor.embed_texts(CAPTIONS)),
@@ -142,24 +107,20 @@ class TestOutputs:
         about = json.loads(pq.read_schema(tmp_path / "v.parquet").metadata[b"bridgetower"])
         assert (about["fingerprint"], about["of"]) == (predictor.fingerprint, "pairs")
 
-    def test_sources_and_tables_in_a_store(
-        self, store: Store, places: dict[str, Path], predictor: Predictor, expected: np.ndarray
-    ) -> None:
+    def test_sources_and_tables_in_a_store(self, store, places, predictor, expected):
         url = store.upload(places["shards"], "bucket/shards")
         assert embed_source(url, "s3://bucket/v.lance", predictor).vectors == 5
         rows = pa.Table.from_batches(Table("s3://bucket/v.lance").scan(["id", "vector"]))
         assert rows["id"].to_pylist()[3] == "shard-1.tar/03.png"
         np.testing.assert_allclose(np.array(rows["vector"].to_pylist()), expected, atol=1e-5)
 
-    def test_processes_give_the_same(self, embed: Bench, shapes_folder: Path) -> None:
+    def test_processes_give_the_same(self, embed, shapes_folder):
         for workers in (0, 2):
             embed(shapes_folder, f"{workers}.npy", num_workers=workers, batch_size=7)
         assert np.array_equal(embed.read("0.npy")[1], embed.read("2.npy")[1])
         assert len(embed.read("2.npy")[1]) == 45
 
-    def test_processes_are_started_for_many_images_only(
-        self, embed: Bench, shapes_folder: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_processes_are_started_for_many_images_only(self, embed, shapes_folder, monkeypatch):
         monkeypatch.setattr(BaseProcess, "start", lambda process: 1 / 0)
         monkeypatch.setattr(embed_module, "MIN_FOR_WORKERS", 46)
         assert embed(shapes_folder).vectors == 45
@@ -168,7 +129,7 @@ class TestOutputs:
             embed(shapes_folder, "again.npy")
 
 
-def test_what_quantized_vectors_keep() -> None:
+def test_what_quantized_vectors_keep():
     vectors = np.array([[0.5, -0.25, 0, 1], [0, 0, 0, 0]], np.float32)
     assert quantized(vectors, "int8").tolist() == [[64, -32, 0, 127], [0, 0, 0, 0]]
     assert quantized(vectors, "binary").tolist() == [[0b10010000], [0]]
@@ -176,7 +137,7 @@ def test_what_quantized_vectors_keep() -> None:
     assert quantized(vectors, None) is vectors
 
 
-def test_settings_and_places(embed: Bench, places: dict[str, Path]) -> None:
+def test_settings_and_places(embed, places):
     for setting in ("max_errors", "num_workers", "commit_seconds", "batch_size", "ray_workers"):
         with pytest.raises(ValueError, match=f"{setting} (is )?-1"):
             SourceConfig(**{setting: -1})  # type: ignore[arg-type]
@@ -189,7 +150,7 @@ def test_settings_and_places(embed: Bench, places: dict[str, Path]) -> None:
 
 class TestBroken:
     @pytest.fixture
-    def photos(self, tmp_path: Path) -> Path:
+    def photos(self, tmp_path):
         folder = tmp_path / "photos"
         folder.mkdir()
         for number in range(6):
@@ -198,7 +159,7 @@ class TestBroken:
         (folder / "4.png").write_bytes(b"")
         return folder
 
-    def test_are_left_out_and_named(self, embed: Bench, photos: Path, tmp_path: Path) -> None:
+    def test_are_left_out_and_named(self, embed, photos, tmp_path):
         report = embed(photos, max_errors=2, batch_size=3)
         assert (report.vectors, report.bad) == (4, 2)
         assert embed.read()[0] == ["0.png", "2.png", "3.png", "5.png"]
@@ -207,9 +168,7 @@ class TestBroken:
         assert named[1]["problem"] == "it is empty (0 bytes); fetch the image again"
 
     @pytest.mark.parametrize("suffix", WAYS)
-    def test_more_than_allowed_lose_nothing(
-        self, suffix: str, embed: Bench, photos: Path, encoded: list[int], tmp_path: Path
-    ) -> None:
+    def test_more_than_allowed_lose_nothing(self, suffix, embed, photos, encoded, tmp_path):
         out = tmp_path / f"v.{suffix}"
         with pytest.raises(ValueError, match=r"2 bad items, allowed are 1 \(max_errors=N allows more\); the 4 v"):
             embed(photos, out.name, max_errors=1)
@@ -231,9 +190,7 @@ class TestBroken:
         assert len(Path(f"{none}.errors.jsonl").read_text().splitlines()) == 6
         assert not none.exists()
 
-    def test_what_may_pass_is_read_again(
-        self, embed: Bench, shapes_folder: Path, encoded: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-    ) -> None:
+    def test_what_may_pass_is_read_again(self, embed, shapes_folder, encoded, monkeypatch, tmp_path):
         """Of images at URLs one fails for a while: the next run fetches it again, and no other."""
         monkeypatch.setattr(fetch, "PAUSES", ())
         for number in range(4):
@@ -243,7 +200,7 @@ class TestBroken:
             (tmp_path / "urls.csv").write_text("url\n" + "".join(f"{name}\n" for name in names))
             whole, read_before, fetched = SourceImage.read, False, list[str]()
 
-            def failing(image: SourceImage) -> bytes:
+            def failing(image):
                 fetched.append(Path(image.place).name)
                 if image.place.endswith("2.png") and not read_before:
                     raise OSError(f"{image.place} cannot be read (503)")
@@ -258,7 +215,7 @@ class TestBroken:
         assert (report.vectors, report.bad, fetched) == (4, 1, ["2.png"])
         assert embed.read()[0] == names[:4]
 
-    def test_without_what_is_asked_for(self, embed: Bench, photos: Path) -> None:
+    def test_without_what_is_asked_for(self, embed, photos):
         (photos / "0.txt").write_text("black")
         for of in ("texts", "pairs"):
             report = embed(photos, of=of, max_errors=5)
@@ -269,7 +226,7 @@ class TestBroken:
             embed(photos / "two.csv")
         assert embed(photos / "two.csv", image_column="right").vectors == 1
 
-    def test_texts(self, embed: Bench, tmp_path: Path) -> None:
+    def test_texts(self, embed, tmp_path):
         (tmp_path / "texts.txt").write_text("short\n" + "red bar on black " * 9)
         assert embed(tmp_path / "texts.txt").cut == 1
         with pytest.raises(ValueError, match=r"1 bad item, .*'texts.txt/2': caption text 0, .*the limit is 24"):
@@ -282,19 +239,10 @@ class TestBroken:
 
 class TestContinuing:
     @pytest.mark.parametrize("suffix", WAYS)
-    def test_after_a_run_that_was_cut_off(
-        self,
-        suffix: str,
-        embed: Bench,
-        places: dict[str, Path],
-        expected: np.ndarray,
-        encoded: list[int],
-        read_names: list[str],
-        stopped: Callable[..., None],
-    ) -> None:
+    def test_after_a_run_that_was_cut_off(self, suffix, embed, places, expected, encoded, read_names, stopped):
         for size, left in ((2, ["shard-0.tar", "shard-1.tar"]), (3, ["shard-1.tar"])):  # within a part, and after it
             call = partial(embed, places["shards"], f"v{size}.{suffix}", batch_size=size, commit_seconds=0)
-            stopped(2, call)
+            stopped(2, call, Table, "append")
             del encoded[:], read_names[:]
             assert call().vectors == 5
             assert (sum(encoded), read_names) == (5 - size, left)
@@ -303,12 +251,11 @@ class TestContinuing:
             np.testing.assert_allclose(vectors, expected, atol=1e-5)
 
     @pytest.mark.parametrize("suffix", WAYS)
-    def test_with_other_settings_or_another_source_is_refused(
-        self, suffix: str, embed: Bench, stopped: Callable[..., None], tmp_path: Path
-    ) -> None:
+    def test_with_other_settings_or_another_source_is_refused(self, suffix, embed, stopped, tmp_path):
         source = tmp_path / "texts.txt"
         source.write_text("a red bar\na blue bar\n")
-        stopped(2, lambda: embed(source, f"v.{suffix}", batch_size=1, commit_seconds=0))
+        run = partial(embed, source, f"v.{suffix}", batch_size=1, commit_seconds=0)
+        stopped(2, run, Table, "append")
         message = r"v\..*lance has vectors of an unfinished run with another source, model or settings; finish it with"
         with pytest.raises(ValueError, match=message):
             embed(source, f"v.{suffix}", quantize="int8")
@@ -316,9 +263,7 @@ class TestContinuing:
         with pytest.raises(ValueError, match=message):
             embed(source, f"v.{suffix}")
 
-    def test_what_the_same_command_wrote_is_replaced_but_no_other_table(
-        self, embed: Bench, places: dict[str, Path], shapes_folder: Path, tmp_path: Path
-    ) -> None:
+    def test_what_the_same_command_wrote_is_replaced_but_no_other_table(self, embed, places, shapes_folder, tmp_path):
         folder = tmp_path / "photos"
         shutil.copytree(places["folder"], folder)
         for suffix in FORMATS:
@@ -334,13 +279,11 @@ class TestContinuing:
         assert len(embed.read("v.lance")[0]) == 5
 
     @pytest.mark.parametrize("suffix", WAYS)
-    def test_a_table_that_is_removed_meanwhile(
-        self, suffix: str, embed: Bench, places: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-    ) -> None:
+    def test_a_table_that_is_removed_meanwhile(self, suffix, embed, places, monkeypatch, tmp_path):
         commits, add = list[int](), embed_module._add
         table = tmp_path / ("v.lance" if suffix == "lance" else f".v.{suffix}.lance")
 
-        def removing(run: Any, quantize: Any, found: Any) -> None:
+        def removing(run, quantize, found):
             commits.append(len(found))
             if len(commits) == 2:
                 shutil.rmtree(table)
@@ -353,7 +296,7 @@ class TestContinuing:
         assert not table.exists()
         assert embed(places["folder"], f"v.{suffix}").vectors == len(embed.read(f"v.{suffix}")[0]) == 5
 
-    def test_two_writers(self, embed: Bench, places: dict[str, Path]) -> None:
+    def test_two_writers(self, embed, places):
         for out, table in (("v.parquet", ".v.parquet.lance"), ("v.lance", "v.lance")):
             busy = pytest.raises(FileExistsError, match="another process works in")
             with write_lock(embed.folder / table), busy:
@@ -361,9 +304,7 @@ class TestContinuing:
             assert embed(places["folder"], out).vectors == 5
 
     @pytest.mark.parametrize(("suffix", "kib"), [("lance", 24), ("npy", 8), ("npy", 24)])
-    def test_a_full_disk_is_told_in_a_line(
-        self, suffix: str, kib: int, predictor: Predictor, shapes_folder: Path, small_disk: Callable[[int], Path]
-    ) -> None:
+    def test_a_full_disk_is_told_in_a_line(self, suffix, kib, predictor, shapes_folder, small_disk):
         out, config = small_disk(kib) / f"v.{suffix}", EmbedConfig(batch_size=2, commit_seconds=0)
         with pytest.raises(OSError, match=r"v\..*cannot be written: [^/]*(make room on the disk|No space left.*)$"):
             embed_source(shapes_folder, out, predictor, config)
@@ -372,9 +313,7 @@ class TestContinuing:
 
 
 class TestCommand:
-    def test_a_source_and_a_folder_of_images(
-        self, run: Callable[..., list[Any]], tiny_checkpoint: Path, places: dict[str, Path], tmp_path: Path
-    ) -> None:
+    def test_a_source_and_a_folder_of_images(self, run, tiny_checkpoint, places, tmp_path):
         folder = places["imagefolder"]
         lines = run("embed", tiny_checkpoint, "--images", folder)
         assert [line["image"] for line in lines] == [str(folder / f"{name}.png") for name in NAMES]
@@ -385,14 +324,7 @@ class TestCommand:
         printed = np.array([line["embedding"] for line in lines], np.float32)
         assert np.abs(quantized(printed, "int8").astype(int) - np.load(tmp_path / "v.npy")).max() <= 1
 
-    def test_errors(
-        self,
-        refused: Callable[..., str],
-        tiny_checkpoint: Path,
-        places: dict[str, Path],
-        tmp_path: Path,
-        capsys: pytest.CaptureFixture[str],
-    ) -> None:
+    def test_errors(self, refused, tiny_checkpoint, places, tmp_path, capsys):
         (tmp_path / "bad.png").write_text("not an image")
         with pytest.raises(SystemExit):
             cli.main(["embed", str(tiny_checkpoint), "--images", str(tmp_path / "bad.png"), str(places["folder"])])

@@ -5,12 +5,10 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
-from typing import Any
 
 import lancedb
 import numpy as np
@@ -25,36 +23,28 @@ from bridgetower.search import index as index_module
 from bridgetower.search.embed import write_lock
 from bridgetower.search.index import Index, Indexed, IndexInfo, portable, read_indexed, resolved
 
-Make = Callable[..., Index]
 CONTENT = b"0123456789"
 
 
-def about(root: Any, **others: Any) -> IndexInfo:
+def about(root, **others):
     return IndexInfo(
         **{"fingerprint": "f", "model": "m", "root": str(root), "image_width": 3, "pair_width": 5} | others
     )
 
 
 @pytest.fixture
-def make(tmp_path: Path) -> Make:
-    def call(uri: str = "photos.lance") -> Index:
+def make(tmp_path):
+    def call(uri="photos.lance"):
         return Index.create(tmp_path / uri, about(tmp_path, fingerprint="f" * 16, model="owner/name@1a"))
 
     return call
 
 
-def row(path: str, *, captions: Sequence[str] = (), value: float = 1.0, **others: Any) -> dict[str, Any]:
+def row(path, *, captions=(), value=1.0, **others):
     return {
         "path": path,
-        "size": 10,
-        "mtime": 1_700_000_000_123_456,
-        "version": "",
-        "part_size": 0,
-        "place": "",
-        "captions": list(captions),
-        "digest": f"digest of {path}",
-        "width": 30,
-        "height": 20,
+        **{"size": 10, "mtime": 1_700_000_000_123_456, "version": "", "part_size": 0, "place": ""},
+        **{"captions": list(captions), "digest": f"digest of {path}", "width": 30, "height": 20},
         "image_vector": np.full(3, value, np.float32),
         "text_vectors": np.arange(3 * len(captions), dtype=np.float32).reshape(-1, 3),
         "pair_vectors": np.full((len(captions), 5), value, np.float32),
@@ -62,12 +52,12 @@ def row(path: str, *, captions: Sequence[str] = (), value: float = 1.0, **others
     }
 
 
-def content(index: Index) -> dict[str, dict[str, object]]:
+def content(index):
     place, name = Path(index.uri).parent, Path(index.uri).stem
     return {entry["path"]: entry for entry in lancedb.connect(place).open_table(name).to_arrow().to_pylist()}
 
 
-def test_says_what_it_is_of(make: Make, tmp_path: Path) -> None:
+def test_says_what_it_is_of(make, tmp_path):
     index = make()
     assert (len(index), index.info.fingerprint, index.model, index.root) == (0, "f" * 16, "owner/name@1a", tmp_path)
     index.upsert([row("a.png")])
@@ -80,7 +70,7 @@ def test_says_what_it_is_of(make: Make, tmp_path: Path) -> None:
         moved.check_model("0" * 16, "mine")
 
 
-def test_no_model_is_downloaded_for_an_index(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_model_is_downloaded_for_an_index(make, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     index = make()
     with pytest.raises(FileNotFoundError, match=r"owner/name@1a of the hub, which is not on this machine; give it as"):
@@ -93,7 +83,7 @@ def test_no_model_is_downloaded_for_an_index(make: Make, tmp_path: Path, monkeyp
     assert index.model_or(None) == "owner/name@1a"
 
 
-def test_a_table_with_other_columns_is_no_index(make: Make) -> None:
+def test_a_table_with_other_columns_is_no_index(make):
     index = make()
     index.upsert([row("a.png", captions=["one"])])
     place, stem = Path(index.uri).parent, Path(index.uri).stem
@@ -110,7 +100,7 @@ def test_a_table_with_other_columns_is_no_index(make: Make) -> None:
             Index(index.uri)
 
 
-def test_rows_are_written_replaced_and_found(make: Make) -> None:
+def test_rows_are_written_replaced_and_found(make):
     index = make()
     index.upsert([row("a.png", captions=["one", "two"]), row("b'.png", digest="x' OR 'a' = 'a")])
     found = content(index)
@@ -133,11 +123,11 @@ def test_rows_are_written_replaced_and_found(make: Make) -> None:
     assert len(index.with_digest("digest of a.png")) == 8  # copies are told of, but not all
 
 
-def test_digests_and_paths_get_an_index_from_some_rows_on(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_digests_and_paths_get_an_index_from_some_rows_on(make, monkeypatch):
     monkeypatch.setattr(index_module, "_LOOKED_UP_FROM", 20)
     index = make()
 
-    def indexed() -> list[list[str]]:
+    def indexed():
         index.optimize()
         return sorted(one.columns for one in index._table.list_indices())
 
@@ -157,7 +147,7 @@ def test_digests_and_paths_get_an_index_from_some_rows_on(make: Make, monkeypatc
     assert {index._table.index_stats(name).num_unindexed_rows for name in ("path_idx", "digest_idx")} == {0}
 
 
-def test_examples_come_from_all_over_the_index(make: Make) -> None:
+def test_examples_come_from_all_over_the_index(make):
     index = make()
     assert index.examples(12) == []
     index.upsert([row(f"{number:03}.png", captions=[f"{number}"]) for number in range(100)])
@@ -167,10 +157,10 @@ def test_examples_come_from_all_over_the_index(make: Make) -> None:
     assert len(index.examples(1000)) == 100
 
 
-def test_tidies_many_small_pieces(make: Make) -> None:
+def test_tidies_many_small_pieces(make):
     index = make()
 
-    def pieces() -> int:
+    def pieces():
         return len(list((Path(index.uri) / "data").iterdir()))
 
     for number in range(30):
@@ -184,7 +174,7 @@ def test_tidies_many_small_pieces(make: Make) -> None:
     assert pieces() == untouched
 
 
-def test_a_flipped_bit_in_a_vector_is_noticed(make: Make) -> None:
+def test_a_flipped_bit_in_a_vector_is_noticed(make):
     index = make()
     index.upsert([row(f"{number}.png", value=1 + number) for number in range(3)])
     assert sum(map(len, index.image_vectors())) == 3
@@ -199,7 +189,7 @@ class TestInMemory:
     QUERY = torch.tensor([2.0, 1.0, -1.0])
 
     @pytest.fixture
-    def index(self, make: Make, monkeypatch: pytest.MonkeyPatch) -> Index:
+    def index(self, make, monkeypatch):
         monkeypatch.setattr(index_module, "_FEWEST", 20)
         index = make()
         vectors = F.normalize(torch.randn(60, 3, generator=torch.Generator().manual_seed(0)), dim=1)
@@ -210,7 +200,7 @@ class TestInMemory:
         index.upsert([row("030", image_vector=vectors[0].numpy())])
         return index
 
-    def test_gives_what_the_table_gives(self, index: Index) -> None:
+    def test_gives_what_the_table_gives(self, index):
         expected, found = index.nearest(self.QUERY, 100), index.nearest(self.QUERY, 100)
         assert index._vectors is not None
         assert index._vectors[2] is not None
@@ -223,14 +213,14 @@ class TestInMemory:
         for _ in range(3):
             assert [hit.path for hit in index.nearest(self.QUERY, 7, exact=True)] == [hit.path for hit in expected[:7]]
 
-    def test_follows_the_table(self, index: Index) -> None:
+    def test_follows_the_table(self, index):
         for _ in range(3):
             best = [index.nearest(self.QUERY, 1)[0].path for _ in range(3)]
             assert len(set(best)) == 1
             index.remove(best)
         assert len(index.nearest(self.QUERY, 100)) == len(index)
 
-    def test_a_table_made_anew(self, index: Index, make: Make) -> None:
+    def test_a_table_made_anew(self, index, make):
         other = make("other.lance")
         rows = [row(f"{number:03}", image_vector=(-self.QUERY + number).numpy()) for number in range(60)]
         for _ in range(index._table.version - 3):
@@ -246,11 +236,11 @@ class TestInMemory:
         for _ in range(3):
             assert [hit.path for hit in index.nearest(self.QUERY, 1)] == [hit.path for hit in expected]
 
-    def test_rows_of_another_version_are_not_returned(self, index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_rows_of_another_version_are_not_returned(self, index, monkeypatch):
         first, second = index.nearest(self.QUERY, 2)
         product = np.argpartition
 
-        def slow(*arguments: Any) -> Any:
+        def slow(*arguments):
             index.remove([first.path])  # by another process, say
             return product(*arguments)
 
@@ -260,17 +250,17 @@ class TestInMemory:
 
 class TestApproximate:
     @pytest.fixture
-    def vectors(self) -> torch.Tensor:
+    def vectors(self):
         return F.normalize(torch.randn(400, 3, generator=torch.Generator().manual_seed(0)), dim=1)
 
     @pytest.fixture
-    def index(self, make: Make, vectors: torch.Tensor) -> Index:
+    def index(self, make, vectors):
         index = make()
         index.upsert([row(f"{number:03}", image_vector=vector.numpy()) for number, vector in enumerate(vectors)])
         return index
 
-    def test_finds_nearly_the_same(self, index: Index, vectors: torch.Tensor) -> None:
-        def found(exact: bool) -> list[list[str]]:
+    def test_finds_nearly_the_same(self, index, vectors):
+        def found(exact):
             return [[one.path for one in index.nearest(vector, 10, exact=exact)] for vector in vectors[:40]]
 
         expected = [[f"{number:03}" for number in near] for near in (vectors[:40] @ vectors.T).topk(10).indices]
@@ -284,7 +274,7 @@ class TestApproximate:
         assert sum(hits) / 400 > 0.9
 
     @pytest.mark.parametrize(("problem", "least"), [("far", 0.65), ("close", 0.78)])
-    def test_finds_most_where_that_is_hard(self, tmp_path: Path, problem: str, least: float) -> None:
+    def test_finds_most_where_that_is_hard(self, tmp_path, problem, least):
         """Vectors that are all far from each other need enough groups, those that are close exact cosines."""
         source = torch.Generator().manual_seed(0)
         vectors = torch.randn(4000, 64, generator=source)
@@ -300,7 +290,7 @@ class TestApproximate:
         recall = sum(len(one & {*other}) for one, other in zip(found, expected, strict=True)) / 1000
         assert recall > least
 
-    def test_goes_on_with_what_is_written_later(self, index: Index) -> None:
+    def test_goes_on_with_what_is_written_later(self, index):
         index.create_ann_index()
         new = torch.tensor([1.0, 0.0, 0.0])
         index.upsert([row("new", image_vector=new.numpy())])
@@ -314,7 +304,7 @@ class TestApproximate:
         assert {one.path for one in found} == {f"more{number}" for number in range(100)}
         assert index.has_ann_index
 
-    def test_finds_as_many_as_there_are(self, index: Index, vectors: torch.Tensor, make: Make) -> None:
+    def test_finds_as_many_as_there_are(self, index, vectors, make):
         index.create_ann_index()
         for vector in vectors[:5]:
             assert len(index.nearest(vector, 10, where="path LIKE '%00'")) == 4
@@ -327,7 +317,7 @@ class TestApproximate:
             assert len(copies.nearest(torch.ones(3), 10)) == min(10, count)
 
 
-def test_another_reader_sees_what_is_written(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_reader_sees_what_is_written(make, monkeypatch):
     index = make()
     reader = Index(index.uri)
     index.upsert([row("a.png")])
@@ -336,7 +326,7 @@ def test_another_reader_sees_what_is_written(make: Make, monkeypatch: pytest.Mon
 
 
 class TestVectorsThatAreNoNumbers:
-    def test_are_not_written(self, make: Make) -> None:
+    def test_are_not_written(self, make):
         index = make()
         for name, value in (("image_vector", np.nan), ("text_vectors", np.inf), ("pair_vectors", -np.inf)):
             bad = row("b.png", captions=["one"])
@@ -347,7 +337,7 @@ class TestVectorsThatAreNoNumbers:
             index.upsert([row("a.png"), row("b.png", value=0.0)])
         assert len(index) == 0
 
-    def test_are_noticed_by_a_search(self, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_are_noticed_by_a_search(self, make, monkeypatch):
         index = make()
         index.upsert([row("a.png"), row("b.png")])
         monkeypatch.setattr(np, "isfinite", np.isreal)
@@ -358,11 +348,11 @@ class TestVectorsThatAreNoNumbers:
                 index.nearest(torch.ones(3), 3, exact=exact)
 
 
-def test_a_store_that_refuses_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_refuses_is_told_in_a_line(monkeypatch):
     body = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
 
     class Refusing(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
+        def do_GET(self):
             self.send_response(403)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
@@ -379,7 +369,7 @@ def test_a_store_that_refuses_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch)
         server.shutdown()
 
 
-def test_a_full_disk_changes_nothing(small_disk: Callable[[int], Path]) -> None:
+def test_a_full_disk_changes_nothing(small_disk):
     disk = small_disk(200)
     index = Index.create(disk / "photos.lance", about(disk))
     index.upsert([row("a.png")])
@@ -389,13 +379,13 @@ def test_a_full_disk_changes_nothing(small_disk: Callable[[int], Path]) -> None:
     assert Index(index.uri).paths() == ["a.png"]
 
 
-def test_damaged_files_are_named_without_the_sources_of_a_library(make: Make) -> None:
+def test_damaged_files_are_named_without_the_sources_of_a_library(make):
     index = make()
     index.upsert([row("a.png")])
     for file in Path(index.uri).glob("data/*"):
         file.write_bytes(file.read_bytes()[:50])
     damaged = Index(index.uri)
-    uses: list[Callable[[], object]] = [
+    uses = [
         *(damaged.paths, lambda: damaged.examples(1), lambda: damaged.with_digest("0" * 64)),
         *(lambda: damaged.nearest(torch.ones(3), 1), lambda: damaged.nearest(torch.ones(3), 1, where="width > 0")),
     ]
@@ -404,7 +394,7 @@ def test_damaged_files_are_named_without_the_sources_of_a_library(make: Make) ->
             use()
 
 
-def test_a_row_with_a_damaged_place_is_no_fault_of_the_condition(make: Make) -> None:
+def test_a_row_with_a_damaged_place_is_no_fault_of_the_condition(make):
     index = make()
     for place in ("{", "[]", '{"file": 5}'):
         index.upsert([row("a.png", place=place)])
@@ -413,7 +403,7 @@ def test_a_row_with_a_damaged_place_is_no_fault_of_the_condition(make: Make) -> 
                 index.nearest(torch.ones(3), 1, where=where)
 
 
-def test_times_that_python_does_not_have_are_no_obstacle(make: Make) -> None:
+def test_times_that_python_does_not_have_are_no_obstacle(make):
     index, times = make(), [253_402_300_800_000_000, -62_135_596_800_000_001, 2**63 - 1]
     index.upsert([row(f"{number}.png", mtime=time) for number, time in enumerate(times)])
     assert len(index.nearest(torch.ones(3), 3)) == len(index.examples(3)) == 3
@@ -422,7 +412,7 @@ def test_times_that_python_does_not_have_are_no_obstacle(make: Make) -> None:
     assert batch["mtime"].cast(pa.int64()).to_pylist() == times
 
 
-def test_refuses_what_is_no_index(tmp_path: Path) -> None:
+def test_refuses_what_is_no_index(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no index at .*photos\.lance; make one with bridgetower index"):
         Index(tmp_path / "photos.lance")
     assert list(tmp_path.iterdir()) == []
@@ -441,7 +431,7 @@ def test_refuses_what_is_no_index(tmp_path: Path) -> None:
         Index(tmp_path / "damaged.lance")
 
 
-def test_what_lies_beside_moves_along(tmp_path: Path) -> None:
+def test_what_lies_beside_moves_along(tmp_path):
     index, moved = tmp_path / "a" / "b.lance", tmp_path / "c" / "b.lance"
     beside, elsewhere = tmp_path / "a" / "photos" / "2024", tmp_path / "photos"
     assert resolved(moved, portable(index, beside)) == str(tmp_path / "c" / "photos" / "2024")
@@ -455,11 +445,11 @@ class TestPlacesOfOthers:
     """An index may be from someone else: no place in it makes a process wait, read devices or more than it says."""
 
     @pytest.fixture
-    def read(self, tmp_path: Path) -> Callable[[dict[str, object], int], bytes]:
+    def read(self, tmp_path):
         (tmp_path / "shard.tar").write_bytes(CONTENT)
         os.mkfifo(tmp_path / "pipe")
 
-        def call(place: dict[str, object], size: int) -> bytes:
+        def call(place, size):
             digest = hashlib.sha256(CONTENT[2:5]).hexdigest()
             image = Indexed(
                 digest=digest, path="a.png", size=size, width=1, height=1, captions=(), place=json.dumps(place)
@@ -473,23 +463,16 @@ class TestPlacesOfOthers:
         [
             ({"file": 5}, "as the place of 'a.png'; make the index again"),
             ({"url": ["a"]}, "as the place of"),
-            ({"file": "shard.tar", "piece": [0, -1]}, "as the place of"),
-            ({"file": "shard.tar", "piece": [-3, 3]}, "as the place of"),
-            ({"file": "shard.tar", "piece": [0, True]}, "as the place of"),
-            ({"file": "shard.tar", "piece": 3}, "as the place of"),
-            ({"file": "shard.tar", "cell": ["image", -1]}, "as the place of"),
-            ({"file": "shard.tar", "cell": [0, 0]}, "as the place of"),
+            *(({"file": "shard.tar", "piece": at}, "as the place of") for at in ([0, -1], [-3, 3], [0, True], 3)),
+            *(({"file": "shard.tar", "cell": at}, "as the place of") for at in (["image", -1], [0, 0])),
             ({"file": "shard.tar", "piece": [0, 2**40]}, f"3 bytes, and {2**40} as the length"),
             ({"file": "shard.tar", "piece": [0, 3]}, "has changed since"),
             ({"file": "shard.tar", "piece": [2**40, 3]}, "ends in the middle"),
-            ({"file": "pipe", "piece": [0, 3]}, "is no regular file"),
+            *(({"file": file, "piece": [0, 3]}, "is no regular file") for file in ("pipe", "/dev/zero")),
             ({"file": "pipe", "cell": ["image", 0]}, "is no regular file"),
-            ({"file": "/dev/zero", "piece": [0, 3]}, "is no regular file"),
         ],
     )
-    def test_refused(
-        self, read: Callable[[dict[str, object], int], bytes], place: dict[str, object], message: str
-    ) -> None:
+    def test_refused(self, read, place, message):
         with pytest.raises(ValueError, match=message):
             read(place, 3)
         assert read({"file": "shard.tar", "piece": [2, 3]}, 3) == CONTENT[2:5]

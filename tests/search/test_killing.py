@@ -6,38 +6,31 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from test_embed import written
 
-from bridgetower.predictor import Predictor
-
 NAMES = ["00.png", "01.png"]
 
 
 @pytest.fixture(scope="module")
-def runs(tiny_checkpoint: Path, shapes_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def runs(tiny_checkpoint, shapes_folder, tmp_path_factory):
     base = tmp_path_factory.mktemp("killed")
     for name, images in (("few", NAMES), ("photos", [*NAMES, "02.png"])):
         (base / name).mkdir()
         for image in images:
             shutil.copy(shapes_folder / image, base / name)
         (base / name / "03.png").write_text("not an image")
-    done = subprocess.run(
-        [sys.executable, Path(__file__).with_name("killing.py"), tiny_checkpoint, base],
-        env=os.environ | {"PYTHONWARNINGS": "ignore"},  # LanceDB warns of forks
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, Path(__file__).with_name("killing.py"), tiny_checkpoint, base]
+    quiet = os.environ | {"PYTHONWARNINGS": "ignore"}  # LanceDB warns of forks
+    done = subprocess.run(command, env=quiet, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return dict(json.loads(done.stdout))
 
 
 @pytest.mark.parametrize("suffix", ["lance", "npy"])
-def test_vectors(suffix: str, runs: dict[str, Any], predictor: Predictor, shapes_folder: Path) -> None:
+def test_vectors(suffix, runs, predictor, shapes_folder):
     assert len(runs[suffix]) >= 7
     expected = predictor.embed_images([shapes_folder / name for name in NAMES]).numpy()
     for one in runs[suffix]:
@@ -46,7 +39,7 @@ def test_vectors(suffix: str, runs: dict[str, Any], predictor: Predictor, shapes
         np.testing.assert_allclose(one["vectors"], expected, atol=1e-5)
 
 
-def test_an_index(runs: dict[str, Any]) -> None:
+def test_an_index(runs):
     assert all(one["is_whole"] for one in runs["index"])
     assert len({one["left"] for one in runs["index"]}) > 1  # kills came at different moments
     assert sum(not one["was_whole"] for one in runs["index"]) >= 3  # the control: there was something to complete

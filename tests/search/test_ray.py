@@ -2,16 +2,13 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from bridgetower.data.store import Table
-from bridgetower.predictor import Predictor, load
+from bridgetower.predictor import load
 from bridgetower.search import build
 from bridgetower.search.build import build_index
 from bridgetower.search.config import EmbedConfig, IndexConfig, SourceConfig
@@ -25,15 +22,13 @@ LOCAL = "local"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def cluster() -> Iterator[None]:
-    """One cluster for all tests: starting it takes longer than they do."""
+def cluster():
     with _cluster(SourceConfig(ray=LOCAL, ray_workers=2)):
         yield
 
 
 @pytest.fixture(scope="module")
-def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Fifteen parts of three texts each, and a broken one."""
+def texts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("texts")
     for number in range(15):
         lines = (f"red bar {number} {line}" for line in range(3))
@@ -42,8 +37,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def workers() -> list[int]:
-    """Process ids of the workers that have a model."""
+def workers():
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -55,10 +49,10 @@ def workers() -> list[int]:
     return found
 
 
-def slow(model: Path) -> Callable[[], Predictor]:
+def slow(model):
     """Loads a model that takes its time for a batch, so that no worker is through before another is killed."""
 
-    def call() -> Predictor:
+    def call():
         import time
 
         predictor = load(model, device="cpu")
@@ -69,23 +63,23 @@ def slow(model: Path) -> Callable[[], Predictor]:
 
 
 def test_goes_on_with_what_one_process_began_and_without_a_killed_worker(
-    texts: Path, tiny_checkpoint: Path, predictor: Predictor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+    texts, tiny_checkpoint, predictor, monkeypatch, tmp_path
+):
     append, commits = Table.append, list[int]()
 
-    def stopping(table: Table, rows: pa.Table) -> None:
+    def stopping(table, rows):
         if len(commits) == 5:
             raise KeyboardInterrupt
         append(table, rows)
         commits.append(sum(name != "" for name in rows["id"].to_pylist()))
 
-    def killing(table: Table, rows: pa.Table) -> None:
+    def killing(table, rows):
         append(table, rows)
         commits.append(len(rows))
         if len(commits) == 3:
             os.kill(workers()[0], signal.SIGKILL)
 
-    settings: Any = {"commit_seconds": 0, "batch_size": 3, "max_errors": 1}
+    settings = {"commit_seconds": 0, "batch_size": 3, "max_errors": 1}
     monkeypatch.setattr(Table, "append", stopping)
     with pytest.raises(KeyboardInterrupt):
         embed_source(texts, tmp_path / "v.npy", predictor, EmbedConfig(**settings))
@@ -101,7 +95,7 @@ def test_goes_on_with_what_one_process_began_and_without_a_killed_worker(
     np.testing.assert_allclose(np.load(tmp_path / "v.npy"), predictor.embed_texts(lines).numpy(), atol=1e-5)
 
 
-def test_an_index(shapes_folder: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_index(shapes_folder, tiny_checkpoint, monkeypatch, tmp_path):
     monkeypatch.setattr(build, "_TASK", 9)
     config = IndexConfig(ray=LOCAL, ray_workers=1)
     assert build_index(shapes_folder, tmp_path / "a.lance", tiny_checkpoint, config).added == 45
@@ -112,7 +106,7 @@ def test_an_index(shapes_folder: Path, tiny_checkpoint: Path, monkeypatch: pytes
     assert build_index(shapes_folder, tmp_path / "a.lance", tiny_checkpoint, config).added == 0
 
 
-def test_what_cannot_be_done(shapes_folder: Path, predictor: Predictor, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_done(shapes_folder, predictor, tiny_checkpoint, tmp_path):
     with pytest.raises(ValueError, match="on Ray every worker loads the model; give what to load"):
         embed_source(shapes_folder, tmp_path / "v.npy", predictor, EmbedConfig(ray=LOCAL))
     with pytest.raises(ValueError, match="ray_workers is 9, but the cluster has 2 cores, one for each worker"):

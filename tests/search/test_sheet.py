@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ COLOURS = ("red", "lime", "blue", "yellow", "cyan", "magenta", "black")
 
 
 @pytest.fixture
-def hits(tmp_path: Path) -> list[Hit]:
+def hits(tmp_path):
     found = []
     for colour in COLOURS:
         file = tmp_path / f"{colour}.png"
@@ -28,17 +27,17 @@ def hits(tmp_path: Path) -> list[Hit]:
     return found
 
 
-def content(hit: Hit) -> bytes:
+def content(hit):
     return read_indexed(hit.file, hit)
 
 
-def middle(sheet: Image.Image, colour: tuple[int, int, int]) -> tuple[float, float, int]:
+def middle(sheet, colour):
     """The middle of the pixels that have a colour, and how many these are."""
     rows, columns = np.nonzero((np.asarray(sheet) == colour).all(axis=2))
     return float(columns.mean()), float(rows.mean()), len(rows)
 
 
-def test_images_in_rows_best_first(hits: list[Hit]) -> None:
+def test_images_in_rows_best_first(hits):
     sheet = contact_sheet(hits, content, text="a colour")
     x, y, count = middle(sheet, (255, 0, 0))
     x2, y2, count2 = middle(sheet, (0, 255, 0))
@@ -51,7 +50,7 @@ def test_images_in_rows_best_first(hits: list[Hit]) -> None:
     assert y6 > y + side > y + 200
 
 
-def test_only_what_was_indexed_is_drawn(hits: list[Hit], tmp_path: Path) -> None:
+def test_only_what_was_indexed_is_drawn(hits, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     places = hits[0].file, tmp_path / "pipe", tmp_path / "gone.png"
     sheet = contact_sheet([replace(hits[1], file=place) for place in places], content)
@@ -60,7 +59,7 @@ def test_only_what_was_indexed_is_drawn(hits: list[Hit], tmp_path: Path) -> None
 
 
 @pytest.mark.filterwarnings("error")
-def test_names_and_texts_of_any_kind(hits: list[Hit]) -> None:
+def test_names_and_texts_of_any_kind(hits):
     awkward = replace(hits[0], path="sub/" + "a very long name\n[bold] → Ωж 犬 $x^ " * 20)
     sheet = contact_sheet([awkward], content, text="line\nbreak $x^ " * 100, image=hits[2].file)
     assert sheet.width == contact_sheet(hits[:1], content).width

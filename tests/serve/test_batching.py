@@ -3,9 +3,7 @@
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
 
 import pytest
 
@@ -17,26 +15,24 @@ pytestmark = pytest.mark.anyio
 
 
 class Doubling:
-    """Doubles numbers while its gate is open; keeps the batches that it saw."""
-
-    def __init__(self) -> None:
-        self.batches: list[list[int]] = []
+    def __init__(self):
+        self.batches = []
         self.gate = threading.Event()
 
-    def __call__(self, numbers: Sequence[int]) -> list[int]:
+    def __call__(self, numbers):
         self.batches.append(list(numbers))
         assert self.gate.wait(300)
         if -1 in numbers:
             raise ValueError("minus one")
         return [2 * number for number in numbers]
 
-    async def seen(self) -> None:
+    async def seen(self):
         while not self.batches:
             await asyncio.sleep(0.001)
 
 
 @asynccontextmanager
-async def batching(*, closed: bool = False, **settings: Any) -> AsyncIterator[tuple[Doubling, Batcher[int, int]]]:
+async def batching(*, closed=False, **settings):
     """Lends what doubles in batches, and its queue; both stop at the end."""
     doubling = Doubling()
     if not closed:
@@ -46,7 +42,7 @@ async def batching(*, closed: bool = False, **settings: Any) -> AsyncIterator[tu
     await batcher.close()
 
 
-async def begun(batcher: Batcher[int, int], *requests: list[int]) -> list[asyncio.Task[list[int]]]:
+async def begun(batcher, *requests):
     """Submits requests that wait until the gate opens."""
     tasks = [asyncio.create_task(batcher.submit(numbers)) for numbers in requests]
     await asyncio.sleep(0)
@@ -64,7 +60,7 @@ async def test_requests_that_come_together_are_computed_together():
 
 
 async def test_a_large_request_takes_turns_with_small_ones():
-    finished: list[asyncio.Task[list[int]]] = []
+    finished = []
     async with batching(closed=True) as (doubling, batcher):
         large = await begun(batcher, list(range(100)))
         await doubling.seen()

@@ -18,11 +18,10 @@ from bridgetower.serve.schemas import OUTSIDE, STRINGS, TEXT, Texts, check_effor
 from served import error_of
 
 pytestmark = pytest.mark.anyio
-ANYTHING: TypeAdapter[Any] = TypeAdapter(Any)
+ANYTHING = TypeAdapter(Any)
 
 
-def effort_of(body: bytes) -> str:
-    """What is said of a body that takes too long."""
+def effort_of(body):
     try:
         check_effort(body)
     except ApiError as error:
@@ -30,7 +29,7 @@ def effort_of(body: bytes) -> str:
     return ""
 
 
-def strings(part: bytes, *lengths: int) -> bytes:
+def strings(part, *lengths):
     return b"[" + b",".join(b'"' + part * length + b'"' for length in lengths) + b"]"
 
 
@@ -68,7 +67,7 @@ def test_what_is_inside_of_strings_is_found_as_a_parser_does(texts):
 
 
 def test_large_bodies_are_parsed_in_a_thread_of_their_own(post, monkeypatch):
-    threads: list[str] = []
+    threads = []
     monkeypatch.setattr(
         schemas, "parse", lambda *given: threads.append(threading.current_thread().name) or parse(*given)
     )
@@ -143,12 +142,5 @@ async def test_answers_are_ascii_without_what_is_none():
     for parts in (1, 10**6):
         response = await json_of(lambda: {"data": rows, "none": None, "n": {"k": None, "m": "ü"}}, parts)
         assert response.body.isascii()
-        assert json.loads(response.body) == {
-            "data": [
-                {"a": "\u202eé", "c": [{"word": "x", "probability": 0.25}]},
-                {"a": "\ud800"},
-                {"d": [0.1, 1e-9]},
-                3,
-            ],
-            "n": {"m": "ü"},
-        }
+        first = {"a": "\u202eé", "c": [{"word": "x", "probability": 0.25}]}
+        assert json.loads(response.body) == {"data": [first, *rows[1:]], "n": {"m": "ü"}}

@@ -1,8 +1,6 @@
 """Clients that people use: OpenAI's package, LangChain's embeddings, curl."""
 
 import base64
-import json
-import subprocess
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -61,8 +59,6 @@ class TestOpenai:
 
 
 class TestPredictionGuard:
-    """The calls of code that was written for its API, with another address."""
-
     @pytest.fixture
     def client(self, address):
         return predictionguard.PredictionGuard(api_key=KEY, url=address)
@@ -98,10 +94,3 @@ def test_langchain(address, predictor):
     expected = predictor.embed_texts(TEXTS).numpy()
     np.testing.assert_allclose(embeddings.embed_documents(TEXTS), expected, atol=1e-5)
     np.testing.assert_allclose(embeddings.embed_query(TEXTS[1]), expected[1], atol=1e-5)
-
-
-def test_curl(address):
-    command = ["curl", "--silent", "--fail", f"{address}/embeddings", "-H", f"Authorization: Bearer {KEY}"]
-    body = ["-H", "Content-Type: application/json", "-d", json.dumps({"input": "a bar"})]
-    done = subprocess.run([*command, *body], capture_output=True, text=True, check=True)
-    assert len(json.loads(done.stdout)["data"][0]["embedding"]) == 8

@@ -4,13 +4,10 @@ import contextlib
 import json
 import socket
 import time
-from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
 from bridgetower.serve import middleware
-from served import Running
 
 GET = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
 LAST = GET[:-2] + b"Connection: close\r\n\r\n"
@@ -22,14 +19,12 @@ LENGTH, CHUNKED = b"Content-Length: %d\r\n" % len(BODY), b"Transfer-Encoding: ch
 
 
 @contextlib.contextmanager
-def connections(running: Running, number: int) -> Iterator[list[socket.socket]]:
-    """Sockets that are connected, one after the other."""
+def connections(running, number):
     with contextlib.ExitStack() as stack:
         yield [stack.enter_context(socket.create_connection(running.address, timeout=60)) for _ in range(number)]
 
 
-def everything(connection: socket.socket) -> bytes:
-    """What comes until the server ends the connection."""
+def everything(connection):
     content = b""
     with contextlib.suppress(ConnectionResetError):
         while part := connection.recv(65536):
@@ -37,8 +32,7 @@ def everything(connection: socket.socket) -> bytes:
     return content
 
 
-def answers(running: Running, *sent: bytes) -> bytes:
-    """What the server says to some bytes until it closes the connection."""
+def answers(running, *sent):
     with connections(running, 1) as (connection,):
         with contextlib.suppress(ConnectionResetError, BrokenPipeError):
             for part in sent:
@@ -46,12 +40,11 @@ def answers(running: Running, *sent: bytes) -> bytes:
         return everything(connection)
 
 
-def status(content: bytes) -> int:
+def status(content):
     return int(content.split(b" ", 2)[1])
 
 
-def error(content: bytes, expected: int) -> dict[str, Any]:
-    """The error in an answer after which the connection is closed."""
+def error(content, expected):
     head, _, body = content.partition(b"\r\n\r\n")
     assert status(content) == expected
     lines = head.lower().split(b"\r\n")

@@ -1,7 +1,5 @@
 """Errors have one form, tell no more than they should, and a failure of the server does not end it."""
 
-from typing import Any
-
 import pytest
 
 from served import error_of
@@ -37,7 +35,7 @@ def test_a_failure_is_logged_with_its_id_and_tells_nothing(client, predictor, ca
     def fail(*_):
         raise RuntimeError("secret of the inside")
 
-    ask: dict[str, Any] = {"json": {"input": "a"}, "headers": {"X-Request-ID": "unlucky"}}
+    ask = {"json": {"input": "a"}, "headers": {"X-Request-ID": "unlucky"}}
     hook = predictor.model.text.word_embedding.register_forward_pre_hook(fail)
     try:
         error = error_of(client.post(PATH, **ask), 500)

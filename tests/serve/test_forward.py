@@ -1,8 +1,6 @@
 """A batch of every kind of item gives what the predictors' own methods give, each image and text encoded once."""
 
-from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import pytest
 import torch
@@ -10,15 +8,14 @@ from torch import Tensor
 
 from bridgetower.attention import Explanation, attention_of, explain
 from bridgetower.inference import Item
-from bridgetower.predictor import Predictor, load
-from bridgetower.serve.service import Outcome, QueueItem, compute
+from bridgetower.predictor import load
+from bridgetower.serve.service import compute
 from served import PNGS, TEXTS
 
 MASKED = ["a <mask> on <mask>", "<mask> bar", "a square that is <mask> on a grey ground"]
 
 
-def items_of(model: Predictor) -> list[Item]:
-    """Vectors of images, texts and pairs, matches and filled masks, mixed."""
+def items_of(model):
     images = [model.processor.resize(content) for content in PNGS]
     texts, masked = ([tuple(ids) for ids in model.processor.token_ids(given)] for given in (TEXTS, MASKED))
     rows = []
@@ -34,9 +31,8 @@ def items_of(model: Predictor) -> list[Item]:
     return rows
 
 
-def expected_of(model: Predictor) -> list[Any]:
-    """What the model's methods say, one input at a time."""
-    rows: list[Any] = []
+def expected_of(model):
+    rows = []
     for number, content in enumerate(PNGS):
         rows += [
             model.embed_images(content)[0],
@@ -49,8 +45,7 @@ def expected_of(model: Predictor) -> list[Any]:
     return rows
 
 
-def judged(model: Predictor) -> tuple[list[Item], list[Any]]:
-    """Answers, and judgements of one or two images, with what the model's methods say."""
+def judged(model):
     first, second, third = (model.processor.resize(content) for content in PNGS)
     text, other, _ = map(tuple, model.processor.token_ids(TEXTS))
     items = [
@@ -69,7 +64,7 @@ def judged(model: Predictor) -> tuple[list[Item], list[Any]]:
     ]
 
 
-def assert_same(outcomes: Sequence[Any], expected: Sequence[Any]) -> None:
+def assert_same(outcomes, expected):
     for outcome, wanted in zip(outcomes, expected, strict=True):
         if isinstance(wanted, list):
             assert_same(outcome, wanted)
@@ -84,14 +79,14 @@ def assert_same(outcomes: Sequence[Any], expected: Sequence[Any]) -> None:
             assert vars(outcome) == vars(wanted) | {"probability": pytest.approx(wanted.probability, abs=1e-5)}
 
 
-def computed(model: Predictor, items: Sequence[QueueItem]) -> list[Outcome]:
+def computed(model, items):
     return compute(lambda item: model, items)
 
 
 def test_a_mixed_batch_of_two_models_in_any_order_is_the_direct_calls(predictor, answering):
     looks = [partial(attention_of, predictor, one.image, one.ids) for one in items_of(predictor)[4::6]]
     judging, judgements = judged(answering)
-    items: list[QueueItem] = [*items_of(predictor), *looks, *judging]
+    items = [*items_of(predictor), *looks, *judging]
     expected = expected_of(predictor) + [explain(predictor, *given) for given in zip(PNGS, TEXTS, strict=True)]
     expected += judgements
     generator = torch.Generator().manual_seed(0)

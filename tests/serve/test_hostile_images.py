@@ -6,11 +6,9 @@ import struct
 import sys
 import time
 import zlib
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,46 +17,44 @@ from PIL import Image
 from bridgetower.processor import open_reduced
 from bridgetower.processor.images import MEMORY_PER_PIXEL
 from bridgetower.serve.inputs import Decoders
-from served import URIS, Running, error_of, started, uri
+from served import URIS, error_of, started, uri
 
 MEBI = 2**20
 
 
-def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
+def saved(image, kind, **options):
     stream = io.BytesIO()
     image.save(stream, kind, **options)
     return stream.getvalue()
 
 
 @cache
-def deflated(size: int) -> bytes:
-    """So many zeros, without taking as much memory."""
+def deflated(size):
     packer, zeros = zlib.compressobj(9), bytes(MEBI)
     return b"".join([*(packer.compress(zeros) for _ in range(size // MEBI)), packer.flush()])
 
 
-def chunk(kind: bytes, content: bytes = b"") -> bytes:
+def chunk(kind, content=b""):
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
-def png_of(*chunks: bytes, side: int = 16, pixels: bytes = b"") -> bytes:
-    """A PNG with chunks before its pixels."""
+def png_of(*chunks, side=16, pixels=b""):
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 6, 0, 0, 0))
     data = pixels or zlib.compress(bytes(16 * (16 * 4 + 1)))
     return b"\x89PNG\r\n\x1a\n" + header + b"".join(chunks) + chunk(b"IDAT", data) + chunk(b"IEND")
 
 
-def animated_png(side: int) -> bytes:
+def animated_png(side):
     control = struct.pack(">IIIIIHHBB", 0, side, side, 0, 0, 1, 1, 1, 0)  # cleared once it was shown
     return png_of(chunk(b"acTL", struct.pack(">II", 2, 0)), chunk(b"fcTL", control), side=side)
 
 
-def gif(side: int) -> bytes:
+def gif(side):
     frame = b"!\xf9\x04\x08\0\0\0\0" + b"," + struct.pack("<HHHH", 0, 0, side, side) + b"\0\x08\x01\0\0"
     return b"GIF89a" + struct.pack("<HH", 16, 16) + bytes(3) + frame + b";"
 
 
-def tiff(*entries: tuple[int, int, int, int], content: bytes = b"") -> bytes:
+def tiff(*entries, content=b""):
     """A TIFF file with tags: number, type, count and value or offset; `content` is at the end."""
     tags = b"".join(struct.pack("<HHLL", *entry) for entry in sorted(entries))
     return b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + tags + bytes(4) + content
@@ -67,39 +63,37 @@ def tiff(*entries: tuple[int, int, int, int], content: bytes = b"") -> bytes:
 GREY = ((256, 3, 1, 16), (257, 3, 1, 16), (258, 3, 1, 8), (262, 3, 1, 1), (259, 3, 1, 1))  # 16x16 pixels of 8 bit
 
 
-def strips(count: int, rows: int) -> bytes:
+def strips(count, rows):
     return tiff(*GREY, (278, 4, 1, rows), (273, 4, count, 8 + 2 + 12 * 7 + 4), content=bytes(4 * count))
 
 
-def large_tile(side: int) -> bytes:
-    """A TIFF image of 16x16 pixels in a tile that is much larger, of which little is in the file."""
+def large_tile(side):
     data = deflated(side * side)
     at = 8 + 2 + 12 * 9 + 4
     tile = ((259, 3, 1, 8), (322, 4, 1, side), (323, 4, 1, side), (324, 4, 1, at), (325, 4, 1, len(data)))
     return tiff(*GREY[:4], *tile, content=data)
 
 
-def overlapping_tags() -> bytes:
+def overlapping_tags():
     """EXIF whose tags all point to the same half of a MiB."""
     return tiff(*((50_000 + number, 7, MEBI // 2, 8) for number in range(2000))).ljust(MEBI, b"\0")
 
 
-def many_scans(side: int, count: int) -> bytes:
+def many_scans(side, count):
     """A progressive JPEG whose last scan is there many times; each goes over the whole image."""
     content = saved(Image.new("RGB", (side, side)), "JPEG", progressive=True)
     scan = content[content.rindex(b"\xff\xda") : -2]
     return content[:-2] + scan * (count - content.count(b"\xff\xda")) + content[-2:]
 
 
-def false_avif() -> bytes:
-    """An AVIF file of 25 million pixels that claims to have 16x16."""
+def false_avif():
     content = bytearray(saved(Image.new("RGB", (5000, 5000)), "AVIF", speed=10))
     place = content.index(b"ispe") + 8
     content[place : place + 8] = struct.pack(">II", 16, 16)
     return bytes(content)
 
 
-def run_length_bmp() -> bytes:
+def run_length_bmp():
     """A row of a million pixels that goes 255 rows up."""
     offset = 14 + 40 + 4 * 256
     header = struct.pack("<LllHHLLllLL", 40, 1_000_000, 1, 1, 8, 1, 0, 0, 0, 256, 0)
@@ -107,7 +101,7 @@ def run_length_bmp() -> bytes:
     return b"BM" + struct.pack("<LHHL", offset + 4, 0, 0, offset) + header + palette + b"\0\x02\0\xff"
 
 
-def animated_webp() -> bytes:
+def animated_webp():
     """An animation of small frames on a canvas of 268 million pixels."""
     frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
     content = bytearray(saved(frames[0], "WEBP", save_all=True, append_images=frames[1:]))
@@ -115,14 +109,13 @@ def animated_webp() -> bytes:
     return bytes(content)
 
 
-def icon() -> bytes:
-    """An icon that claims 16x16 pixels and is a PNG of 9 million."""
+def icon():
     inside = saved(Image.new("L", (3000, 3000)), "PNG")
     return struct.pack("<HHHBBBBHHLL", 0, 1, 1, 16, 16, 0, 0, 1, 32, len(inside), 22) + inside
 
 
 PHOTO = Image.effect_noise((200, 160), 90).convert("RGB")
-HOSTILE: dict[str, Callable[[], bytes]] = {
+HOSTILE = {
     "png, 60000x60000": lambda: png_of(side=60_000, pixels=deflated(64 * MEBI)),
     "png, frame of 60000x60000": lambda: animated_png(60_000),
     "png, frame of 12000x12000": lambda: animated_png(12_000),
@@ -150,21 +143,20 @@ DECODED = {"tiff, overlapping strips", "avif, false size"}  # as images of 16x16
 
 @pytest.fixture(scope="module")
 def small(predictor):
-    """A server that takes images of 4 million pixels in bodies of 2 MiB."""
     with started(predictor, max_pixels=4, max_body=2) as found:
         yield found
 
 
-def memory(process: int, name: str) -> int:
+def memory(process, name):
     lines = Path(f"/proc/{process}/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
 
 
-def asked(running: Running, source: str) -> Any:
+def asked(running, source):
     return running.client.post("/v1/embeddings", json={"input": source, "modality": "image"})
 
 
-def vector(response: Any) -> Any:
+def vector(response):
     assert response.status_code == 200, response.text
     return pytest.approx(response.json()["data"][0]["embedding"], abs=1e-5)
 
@@ -215,14 +207,14 @@ def test_what_takes_too_much_is_told_and_its_process_replaced():
 SIDE = 1200
 
 
-def large(mode: str) -> Image.Image:
+def large(mode):
     image = Image.effect_noise((SIDE // 10, SIDE // 10), 90).resize((SIDE, SIDE), Image.Resampling.NEAREST)
     if mode == "I;16":
         return Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
     return image.convert("RGB").convert(mode) if mode in ("P", "CMYK") else image.convert(mode)
 
 
-KINDS: list[tuple[str, str, dict[str, Any]]] = [
+KINDS = [
     *(("PNG", mode, {"compress_level": 1}) for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")),
     ("PNG", "I;16", {"compress_level": 1, "transparency": 257}),
     *(("TIFF", mode, {"compression": "tiff_lzw"}) for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "CMYK")),
@@ -245,7 +237,7 @@ def test_sound_images_of_every_kind_fit_and_are_what_this_process_makes_of_them(
         for kind, mode, options in KINDS:
             turned = {} if kind in ("GIF", "BMP") else {"exif": exif}
             content = saved(large(mode), kind, **options, **turned)
-            given: Any = {"side": 300, "background": (1, 2, 3), "fit": (96, "bicubic", True)} if mode == "RGB" else {}
+            given = {"side": 300, "background": (1, 2, 3), "fit": (96, "bicubic", True)} if mode == "RGB" else {}
             expected, size = open_reduced(content, **{"side": None, **given})
             pixels, found = decoders.open(content, **given)
             assert found == size, (kind, mode)

@@ -7,7 +7,6 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -19,11 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bridgetower.predictor import Predictor
-from bridgetower.search.build import build_index
-from bridgetower.search.searcher import Searcher
 from bridgetower.serve.inputs import Decoders
-from served import URIS, Running, changed, error_of, png, started, until
+from served import URIS, changed, error_of, indexed, png, started, until
 from shapes import write_pictures
 
 LARGE = 2400  # pixels; a file of 17 MB is more than the buffers of a connection take
@@ -31,17 +27,14 @@ LARGE = 2400  # pixels; a file of 17 MB is more than the buffers of a connection
 
 @dataclass(frozen=True)
 class Album:
-    """A folder, its index and a server of it."""
-
     root: Path
     client: httpx.Client
     ids: dict[str, str]
 
-    def get(self, name: str, **query: object) -> httpx.Response:
+    def get(self, name, **query):
         return self.client.get(f"/v1/images/{self.ids[name]}", params={key: str(value) for key, value in query.items()})
 
-    def check_gone(self, name: str) -> None:
-        """Checks that neither the file nor a small one is sent, and that little is told of it."""
+    def check_gone(self, name):
         for query in ({}, {"size": 64}):
             error = error_of(self.get(name, **query), 404)
             assert error["code"] == "no_image"
@@ -50,7 +43,7 @@ class Album:
 
 
 @contextmanager
-def album_in(folder: Path, server: Running) -> Iterator[Album]:
+def album_in(folder, server):
     root = folder / "photos"
     (root / "deep").mkdir(parents=True)
     for name, seed in (("a.png", 1), ("b.png", 2), ("deep/c.png", 3)):
@@ -70,16 +63,8 @@ def album_in(folder: Path, server: Running) -> Iterator[Album]:
     decoders.close()
 
 
-def indexed(source: Path, predictor: Predictor) -> Searcher:
-    """Indexes a folder or a table."""
-    index = source.parent / f"{source.name}.lance"
-    build_index(source, index, predictor)
-    return Searcher(index, predictor)
-
-
 @pytest.fixture(scope="module")
 def album(server, tmp_path_factory):
-    """What no test changes."""
     with album_in(tmp_path_factory.mktemp("album"), server) as found:
         yield found
 
@@ -194,7 +179,6 @@ def test_an_index_of_what_is_outside(server, predictor, tmp_path):
 
 
 def test_decoding_holds_up_nothing(server, monkeypatch):
-    """While images are decoded, the server answers others."""
     gate, at_work = threading.Event(), threading.Semaphore(0)
     original = Decoders.open
 
@@ -217,7 +201,6 @@ def test_decoding_holds_up_nothing(server, monkeypatch):
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory, predictor):
-    """An index of a large file, its content, and where the server has it."""
     folder = tmp_path_factory.mktemp("large") / "photos"
     folder.mkdir()
     Image.new("RGB", (LARGE, LARGE), "red").save(folder / "large.bmp")
@@ -225,15 +208,14 @@ def large(tmp_path_factory, predictor):
     return indexed(folder, predictor), content, f"/v1/images/{hashlib.sha256(content).hexdigest()}"
 
 
-def asked_for(found: Running, path: str) -> socket.socket:
-    """A connection that asks for a file and has read little of it."""
+def asked_for(found, path):
     connection = socket.create_connection(found.address, timeout=60)
     connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
     assert connection.recv(100).startswith(b"HTTP/1.1 200")
     return connection
 
 
-def length_of(connection: socket.socket) -> int:
+def length_of(connection):
     """How much of the answer comes before the server ends the connection, or all of it."""
     length = 0
     with suppress(ConnectionResetError):

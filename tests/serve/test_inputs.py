@@ -44,7 +44,7 @@ def test_other_formats_and_any_spelling_of_the_type(inputs, predictor):
 
 async def test_an_image_waits_neither_for_many_others_nor_for_long_texts(predictor):
     """Of 80 texts one is read while the image waits, not all."""
-    order: list[str] = []
+    order = []
     inputs = Inputs(predictor.processor, Decoders(max_pixels=1_000_000, memory=2**28))
     inputs.warm()
 

@@ -3,37 +3,34 @@
 import asyncio
 import json
 import socket
-from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import pytest
 from starlette.responses import Response, StreamingResponse
-from starlette.types import Message
 
 from bridgetower.serve.middleware import RequestLimitsMiddleware
-from served import PATIENCE, TEXTS, Running, error_of, held_up, until
+from served import PATIENCE, TEXTS, error_of, held_up, until
 
 PATH = "/v1/embeddings"
 FOUR = {"input": TEXTS[:1] * 4}
 MIB = 2**20
 
 
-def connect(running: Running) -> socket.socket:
+def connect(running):
     return socket.create_connection(running.address, timeout=PATIENCE)
 
 
-def request(body: bytes, *, length: int | None = None) -> bytes:
+def request(body, *, length=None):
     head = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     return f"{head}Content-Length: {len(body) if length is None else length}\r\n\r\n".encode() + body
 
 
-def status(connection: socket.socket) -> int:
+def status(connection):
     return int(connection.recv(4096).split()[1])
 
 
 @contextmanager
-def large_ones(running: Running, count: int) -> Iterator[list[socket.socket]]:
-    """Connections that have sent nearly all of a body of the largest size."""
+def large_ones(running, count):
     with ExitStack() as stack:
         connections = [stack.enter_context(connect(running)) for _ in range(count)]
         for connection in connections:
@@ -88,19 +85,19 @@ def test_a_client_that_leaves_makes_room(hasty, predictor):
     assert hasty.service.batcher.admitted == 0
 
 
-async def nothing() -> Message:
+async def nothing():
     return await asyncio.Event().wait() or {}
 
 
-async def ask(limits: RequestLimitsMiddleware, body: bytes | None = b"a", method: str = "POST", path: str = "/") -> int:
+async def ask(limits, body=b"a", method="POST", path="/"):
     """Sends a request, without its body if that is None, and returns the status of the answer."""
-    statuses: list[int] = []
-    bodies: list[Message] = [] if body is None else [{"type": "http.request", "body": body}]
+    statuses = []
+    bodies = [] if body is None else [{"type": "http.request", "body": body}]
 
-    async def receive() -> Message:
+    async def receive():
         return bodies.pop() if bodies else await nothing()
 
-    async def send(message: Message) -> None:
+    async def send(message):
         statuses.extend([message["status"]] if "status" in message else [])
 
     await limits({"type": "http", "method": method, "path": path, "headers": []}, receive, send)
@@ -124,7 +121,7 @@ class TestMiddleware:
 
     async def test_requests_in_progress_have_a_limit(self):
         """Those of GET are not counted, and what has ended makes room, however it ends."""
-        answered: list[str] = []
+        answered = []
         gate = asyncio.Event()
 
         async def app(scope, receive, send):
@@ -174,7 +171,7 @@ class TestMiddleware:
     async def test_a_response_takes_as_long_as_its_parts_are_read(self, monkeypatch):
         """Reading ten parts takes ten times the limit; one that is read for longer than the limit is the last."""
         seconds = 0.0
-        sent: list[Message] = []
+        sent = []
         loop = asyncio.get_running_loop()
         now = loop.time
         monkeypatch.setattr(loop, "time", lambda: now() + seconds)

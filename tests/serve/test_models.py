@@ -20,16 +20,9 @@ def test_one_model(client, predictor):
     assert listed["object"] == "list"
     assert client.get("/v1/models/tiny").json() == model
     assert model.pop("created") > 1.7e9
-    assert model == {
-        "id": "tiny",
-        "object": "model",
-        "owned_by": "bridgetower",
-        "fingerprint": predictor.fingerprint,
-        "image_size": 20,
-        "max_tokens": 24,
-        "mask_token": "<mask>",
-        "uses": ["embeddings", "match", "fill-mask", "explain"],
-    }
+    uses, about = ["embeddings", "match", "fill-mask", "explain"], {"id": "tiny", "object": "model"}
+    about |= {"owned_by": "bridgetower", "fingerprint": predictor.fingerprint, "image_size": 20}
+    assert model == about | {"max_tokens": 24, "mask_token": "<mask>", "uses": uses}
     assert error_of(client.get("/v1/models/gpt"), 404)["code"] == "model_not_found"
     for path in ("/health", "/ready"):
         assert client.get(path).json() == {"status": "ok"}
@@ -73,20 +66,11 @@ def test_every_example_works(client, post):
 def test_info_has_the_fields_of_text_embeddings_inference(tiny_checkpoint):
     model = load(tiny_checkpoint, device="cpu", precision="bf16")
     config = ServeConfig(name="tiny", max_batch=4, max_items=8, queue=100)
-    assert asyncio.run(info(Service(model, config))) == {
-        "model_id": "tiny",
-        "model_sha": model.fingerprint,
-        "model_dtype": "bfloat16",
-        "model_type": {"embedding": {"pooling": "cls"}},
-        "max_concurrent_requests": 100,
-        "max_input_length": 24,
-        "max_batch_tokens": 96,
-        "max_batch_requests": 4,
-        "max_client_batch_size": 8,
-        "auto_truncate": False,
-        "tokenization_workers": 1,
-        "version": bridgetower.__version__,
-    }
+    found = asyncio.run(info(Service(model, config)))
+    about = {"model_id": "tiny", "model_sha": model.fingerprint, "model_dtype": "bfloat16", "auto_truncate": False}
+    about |= {"model_type": {"embedding": {"pooling": "cls"}}, "version": bridgetower.__version__}
+    limits = {"max_concurrent_requests": 100, "max_input_length": 24, "max_batch_tokens": 96, "max_batch_requests": 4}
+    assert found == about | limits | {"max_client_batch_size": 8, "tokenization_workers": 1}
 
 
 def test_labels_of_many_images_have_a_limit(client):

@@ -10,7 +10,6 @@ BODY = {"input": "a bar"}
 
 @pytest.fixture(scope="module")
 def trusting(predictor):
-    """Of a server behind a proxy on this machine, at a prefix."""
     settings = {"forwarded_allow_ips": ("127.0.0.0/8",), "root_path": "/photos", "server_name": ("Photos.example",)}
     with running(predictor, page=True, cors_origin=(SITE,), **settings) as client:
         yield client

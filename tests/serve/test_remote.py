@@ -5,12 +5,10 @@ import ipaddress
 import shutil
 import socket
 import ssl
-import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 import anyio
 import httpcore
@@ -18,15 +16,13 @@ import pytest
 
 from bridgetower.serve import remote as remote_module
 from bridgetower.serve.remote import AT_ONCE, RemoteImages, is_public
-from served import PNGS, URIS, error_of, started, until
+from served import PNGS, URIS, certified, error_of, started, until
 
 FILE = "/a.png?size=1"
 
 
 class Images(BaseHTTPRequestHandler):
-    """An image, and what a host may do instead of sending one."""
-
-    def do_GET(self) -> None:
+    def do_GET(self):
         match self.path:
             case "/a.png?size=1":
                 self._send(PNGS[0])
@@ -47,27 +43,26 @@ class Images(BaseHTTPRequestHandler):
             case _:
                 self.send_error(404)
 
-    def _send(self, content: bytes) -> None:
+    def _send(self, content):
         self.send_response(200)
         self.end_headers()
         self.wfile.write(content)
 
-    def _drip(self) -> None:
+    def _drip(self):
         for _ in range(20):
             self.wfile.write(b"x")
             time.sleep(0.1)
 
-    def log_message(self, *_: object) -> None:
+    def log_message(self, *_):
         """Keeps the tests quiet."""
 
 
-def fetched(remote: RemoteImages, url: str) -> bytes:
+def fetched(remote, url):
     return asyncio.run(remote.fetch(url))
 
 
 @pytest.fixture(scope="module")
 def place():
-    """Host and port of a server of images."""
     with ThreadingHTTPServer(("127.0.0.1", 0), Images) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"127.0.0.1:{server.server_port}"
@@ -76,7 +71,6 @@ def place():
 
 @pytest.fixture
 def near(monkeypatch):
-    """Lets connections go to this machine and nowhere else."""
     monkeypatch.setattr(remote_module, "is_public", lambda address: address.is_loopback)
 
 
@@ -87,7 +81,6 @@ def remote(place, near):
 
 @pytest.fixture
 def looked_up(monkeypatch):
-    """Returns what looks a host up by a function in place of the system."""
     look_up = socket.getaddrinfo
 
     def led(host, addresses, timeout=5.0):
@@ -114,17 +107,11 @@ def test_all_addresses_of_a_host_are_tried(place, addresses, looked_up):
     assert fetched(looked_up(host, lambda: addresses), f"http://{host}{FILE}") == PNGS[0]
 
 
+PRIVATE = [["8.8.8.8", "127.0.0.1"], ["127.0.0.1", "8.8.8.8"], ["::1"], ["2606:4700::1111", "fe80::1%lo"]]
+
+
 @pytest.mark.parametrize("scheme", ["http", "https"])
-@pytest.mark.parametrize(
-    "addresses",
-    [
-        ["8.8.8.8", "127.0.0.1"],
-        ["127.0.0.1", "8.8.8.8"],
-        ["::1"],
-        ["2606:4700::1111", "fe80::1%lo"],
-        ["8.8.8.8"] * 9 + ["10.0.0.1"],
-    ],
-)
+@pytest.mark.parametrize("addresses", [*PRIVATE, ["8.8.8.8"] * 9 + ["10.0.0.1"]])
 def test_a_host_with_an_address_that_is_not_public_is_not_connected_to(addresses, scheme, looked_up, monkeypatch):
     async def connect(*given, **options):
         pytest.fail(f"connects to {given}")
@@ -144,7 +131,7 @@ def test_what_is_connected_to_is_what_was_checked(place, looked_up):
 
 
 def test_an_address_that_does_not_answer_has_a_share_of_the_time(looked_up, monkeypatch):
-    given: list[float] = []
+    given = []
 
     async def connect(self, address, port, seconds, *_):
         given.append(seconds)
@@ -189,14 +176,12 @@ def test_names_that_lead_to_this_machine_and_nowhere(place):
 
 
 class Hanging:
-    """A look-up of names that ends when it is let go, in an error."""
-
-    def __init__(self) -> None:
+    def __init__(self):
         self.go = threading.Event()
         self.most = self.now = 0
         self._lock = threading.Lock()
 
-    def __call__(self) -> list[str]:
+    def __call__(self):
         with self._lock:
             self.now += 1
             self.most = max(self.most, self.now)
@@ -224,7 +209,7 @@ def test_a_server_that_allows_hosts(predictor, place, looked_up):
     hanging = Hanging()
     looked_up("slow.example", hanging)
     far, param = "http://slow.example/a.png", {"modality": "image"}
-    requests: list[tuple[str, dict[str, Any]]] = [
+    requests = [
         ("/v1/embeddings", {"input": [far] * 2, **param}),
         ("/v1/match", {"images": far, "texts": "a"}),
         ("/v1/rerank", {"query": {"image": far}, "documents": ["a"]}),
@@ -257,16 +242,12 @@ def test_a_server_that_allows_hosts(predictor, place, looked_up):
 
 @pytest.fixture
 def encrypted(tmp_path):
-    """Port of a server of images that speaks TLS as localhost, and its certificate."""
     if shutil.which("openssl") is None:
         pytest.skip("openssl, which makes certificates, is not installed")
-    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=localhost"
-    name = ("-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate))
-    subprocess.run([*command.split(), *name], check=True, capture_output=True)
+    certificate = certified(tmp_path, "localhost")
     with ThreadingHTTPServer(("127.0.0.1", 0), Images) as server:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(certificate, key)
+        context.load_cert_chain(certificate, certificate.with_suffix(".key"))
         server.socket = context.wrap_socket(server.socket, server_side=True)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield str(server.server_port), certificate

@@ -4,12 +4,11 @@ import os
 import signal
 import time
 from functools import partial
-from pathlib import Path
 
 import pytest
 
 from bridgetower.serve import replicas
-from bridgetower.serve.replicas import Replica, share, supervise
+from bridgetower.serve.replicas import share, supervise
 
 
 @pytest.mark.parametrize(("cores", "sizes"), [(4, [2, 2]), (5, [2, 3]), (7, [2, 2, 3]), (3, [1] * 3)])
@@ -21,8 +20,7 @@ def test_every_core_is_in_one_share(cores, sizes):
         share(range(cores), 0, cores + 1)
 
 
-def killed_once(starts: Path, replica: Replica) -> None:
-    """A replica that is killed when it starts for the first time, and fails when it starts again."""
+def killed_once(starts, replica):
     with starts.open("a") as file:
         file.write(f"{time.time()}\n")
     if len(starts.read_text().split()) == 1:

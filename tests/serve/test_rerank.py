@@ -1,26 +1,20 @@
 """Reranking by matching and by cosine, equal to the direct calls."""
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import torch
-from torch import Tensor
 
-from bridgetower.predictor import Predictor
 from served import PNGS, TEXTS, URIS
 
 PATH = "/v1/rerank"
 BROKEN = "data:image/png;base64,iVBORw0KGgo="
-Post = Callable[..., Any]
 IMAGES, NAMED = [{"image": uri} for uri in URIS], [{"text": text} for text in TEXTS]
 
 
-def by_match(predictor: Predictor) -> Tensor:
+def by_match(predictor):
     return predictor.match(PNGS, TEXTS, all_pairs=True)
 
 
-def by_cosine(predictor: Predictor) -> Tensor:
+def by_cosine(predictor):
     texts, images = predictor.embed_texts(TEXTS), predictor.embed_images(PNGS)
     return torch.stack([texts @ texts[0], images @ images[0]])
 
@@ -61,8 +55,10 @@ def test_the_first_few_with_their_documents(post):
     [
         ("a", [], "documents", "at least 1"),
         ("a", ["a", IMAGES[0]], "documents", "whose scores cannot be compared"),
-        ("a", [{}], "documents.0", "expected either text or image"),
-        ("a", [{"text": "a", "image": URIS[0]}], "documents.0", "expected either text or image"),
+        *(
+            ("a", [one], "documents.0", "expected either text or image")
+            for one in ({}, {"text": "a", "image": URIS[0]})
+        ),
         ("a", [7], "documents.0", "an object"),
         (None, ["a"], "query", "expected a string, or an object"),
         ("a", [{"image": "/etc/passwd"}], "documents", "expected a data URI"),

@@ -19,8 +19,7 @@ from bridgetower.serve.config import ServeConfig, is_loopback, with_environment
         ({"server_name": ("photos.example.org:80",)}, "expected a name such as photos.example.org, without a port"),
         ({"root_path": "/photos/"}, "root_path has '/photos/'; expected a prefix such as /photos"),
         ({"root_path": "photos"}, "without a slash at its end"),
-        ({"forwarded_allow_ips": ("10.0.0.1/8",)}, "expected an address or a network"),
-        ({"forwarded_allow_ips": ("*",)}, "expected an address or a network"),
+        *(({"forwarded_allow_ips": (ip,)}, "expected an address or a network") for ip in ("10.0.0.1/8", "*")),
         ({"cors_origin": ("*",)}, "expected a site such as https://app.example.org, without a path"),
         ({"cors_origin": ("https://app.example.org/",)}, "expected a site"),
         ({"max_items": 4097, "queue": 5000}, "max_items is 4097; expected a whole number from 1 to 4,096"),
@@ -48,15 +47,9 @@ def test_addresses_of_this_machine():
 
 
 def test_options_from_the_environment():
-    environment = {
-        "BRIDGETOWER_MAX_BATCH": "32",
-        "BRIDGETOWER_PAGE": "false",
-        "BRIDGETOWER_ACCESS_LOG": "true",
-        "BRIDGETOWER_ALLOW_HOST": "a.example,b.example",
-        "BRIDGETOWER_INDEX": "photos.lance",
-        "BRIDGETOWER_API_KEY": "secret",
-        "BRIDGETOWER_PORT": "1",
-    }
+    given = {"MAX_BATCH": "32", "PAGE": "false", "ACCESS_LOG": "true", "ALLOW_HOST": "a.example,b.example"}
+    given |= {"INDEX": "photos.lance", "API_KEY": "secret", "PORT": "1"}
+    environment = {f"BRIDGETOWER_{name}": value for name, value in given.items()}
     found = with_environment(["--port", "2", "--max-batch=8"], environment)
     assert found[:3] == ["--port", "2", "--max-batch=8"]
     expected = ["--index", "photos.lance", "--allow-host", "a.example", "b.example", "--no-page", "--access-log"]

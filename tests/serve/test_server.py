@@ -1,4 +1,4 @@
-"""Where a server listens, and that it finishes what it has taken in."""
+"""Where a server listens, what it admits, and that it finishes what it has taken in."""
 
 import logging
 import resource
@@ -11,7 +11,9 @@ import httpx
 import pytest
 
 from bridgetower.serve.config import ServeConfig
+from bridgetower.serve.errors import ApiError
 from bridgetower.serve.server import _open_files, shared_port, take_port
+from bridgetower.serve.service import Service
 from served import PATIENCE, TEXTS, held_up, started, until
 
 
@@ -65,8 +67,6 @@ def test_as_many_open_files_as_are_of_use(monkeypatch, soft, hard, files):
 
 
 class Handler(logging.Handler):
-    """Notes whether it is closed, as Granian would."""
-
     closed = False
 
     def close(self):
@@ -91,9 +91,28 @@ def test_stopping_finishes_what_was_taken_in_and_logs_stay_open(predictor):
     assert not handler.closed
 
 
-def _accepts(address: tuple[str, int]) -> bool:
+def _accepts(address):
     try:
         socket.create_connection(address, timeout=1).close()
     except ConnectionRefusedError:
         return False
     return True
+
+
+@pytest.mark.anyio
+async def test_ready_while_it_runs_and_admits_what_it_can_do(predictor):
+    service = Service(predictor, ServeConfig(name="tiny", max_items=3))
+    assert not service.ready
+    async with service.running():
+        assert service.ready
+        with service.admission(3, "input", "tiny"):
+            assert service.batcher.admitted == 3
+        for given, words in (
+            ((4, "input", None), "4 items, the limit is 3"),
+            ((1, "input", "other"), "this server has 'tiny'"),
+            ((1, "images", None, "answer"), "no vqa head .* name it with --answer-model when the server is started$"),
+        ):
+            with pytest.raises(ApiError, match=words), service.admission(*given):
+                pass
+        assert service.batcher.admitted == 0
+    assert not service.ready

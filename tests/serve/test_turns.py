@@ -5,8 +5,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 
@@ -15,21 +13,17 @@ from bridgetower.serve.queues import Turns
 pytestmark = pytest.mark.anyio
 
 
-async def ask(turns: Turns, *works: Callable[[], Any]) -> list[Any]:
+async def ask(turns, *works):
     with turns.turn() as turn:
         return await asyncio.gather(*(turns.run(turn, work) for work in works))
 
 
 @pytest.mark.parametrize(
     ("seconds", "expected"),
-    [
-        ({}, "a0 b0 c0 a1 c1 a2 a3 a4"),
-        ({"c": 2.5}, "a0 b0 c0 a1 a2 c1 a3 a4"),
-        ({"a": 9.0}, "a0 b0 c0 c1 a1 a2 a3 a4"),
-    ],
+    [({}, "a0 b0 c0 a1 c1 a2 a3 a4"), ({"c": 2.5}, "a0 b0 c0 a1 a2 c1 a3 a4"), ({"a": 9.0}, "a0 b0 c0 c1 a1 a2 a3 a4")],
 )
 async def test_every_request_has_the_same_time(seconds, expected):
-    done: list[str] = []
+    done = []
     gate = threading.Event()
     turns = Turns(1, "test", lambda: sum(seconds.get(name[0], 1.0) for name in done))
     first = asyncio.ensure_future(ask(turns, gate.wait))
@@ -44,7 +38,7 @@ async def test_every_request_has_the_same_time(seconds, expected):
 
 
 async def test_newcomers_do_not_starve_those_who_wait():
-    done: list[str] = []
+    done = []
 
     def work(name):
         def do():
@@ -64,7 +58,7 @@ async def test_newcomers_do_not_starve_those_who_wait():
 
 
 async def test_what_nobody_waits_for_is_not_done():
-    done: list[int] = []
+    done = []
     gate = threading.Event()
     turns = Turns(1, "test")
     first = asyncio.ensure_future(ask(turns, gate.wait))

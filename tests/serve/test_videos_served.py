@@ -2,34 +2,28 @@
 
 import os
 import shutil
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
-from bridgetower.search.build import build_index
-from bridgetower.search.searcher import Searcher
-from served import BEARER, Running, changed, error_of, png
+from served import BEARER, changed, error_of, indexed, png
 from videos import SAID, SRT, write_clip
 
 
 @dataclass(frozen=True)
 class Talks:
-    """A folder of videos, its index and a server of it."""
-
     root: Path
     client: httpx.Client
 
-    def hits(self) -> dict[str, dict[str, Any]]:
+    def hits(self):
         answer = self.client.post("/v1/search", json={"query": "a red square", "top": 20})
         return {hit["path"]: hit for hit in answer.json()["data"]}
 
-    def get(self, name: str, **headers: str) -> httpx.Response:
+    def get(self, name, **headers):
         (link,) = [hit["link"] for path, hit in self.hits().items() if path == name]
         return self.client.get(link.partition("#")[0], headers=headers)
 
@@ -38,7 +32,7 @@ TALK, LECTURE = "talk.mp4#t=0.500,2.500", "sub/lecture.webm#t=0.000,12.000"
 
 
 @contextmanager
-def talks_in(folder: Path, server: Running, **limits: int) -> Iterator[Talks]:
+def talks_in(folder, server, **limits):
     root, predictor = folder / "talks", server.service.main.predictor
     (root / "sub").mkdir(parents=True)
     write_clip(root / "talk.mp4")
@@ -48,14 +42,12 @@ def talks_in(folder: Path, server: Running, **limits: int) -> Iterator[Talks]:
     write_clip(root / "sub" / "lecture.webm", codec="libvpx-vp9", fps=1)
     (root / "sub" / "lecture.srt").write_text("1\n00:00:00,000 --> 00:00:12,000\nAll colours\n")
     (root / "a.png").write_bytes(png(1))
-    build_index(root, folder / "talks.lance", predictor)
-    with changed(server, Searcher(folder / "talks.lance", predictor), **limits) as client:
+    with changed(server, indexed(root, predictor), **limits) as client:
         yield Talks(root, client)
 
 
 @pytest.fixture(scope="module")
 def talks(server, tmp_path_factory):
-    """A folder that no test changes."""
     with talks_in(tmp_path_factory.mktemp("talks"), server) as found:
         yield found
 
