@@ -59,7 +59,7 @@ def test_equal_to_the_direct_call(both, predictor, answering, use):
 HEADS = ("matching (ITM)", "masked-language (MLM)", "vqa", "snli_ve", "nlvr2")
 
 
-@pytest.mark.parametrize(("use", "head"), zip(DIRECT, HEADS, strict=True))
+@pytest.mark.parametrize(("use", "head"), list(zip(DIRECT, HEADS, strict=True)))
 def test_a_model_without_the_head(client, alone, use, head):
     without = alone.client if use in ("match", "fill-mask") else client
     error = error_of(without.post(f"/v1/{use}", json={"images": URIS} | DIRECT[use][0]), 400)
