@@ -88,7 +88,7 @@ def load(
             a training run), or official `.ckpt`.
         revision: Branch, tag or commit of a hub id; the commit that was loaded is in `Predictor.source`.
         image_size: Pixels; position embeddings are resized if it is not the checkpoint's own.
-        device: Such as `cpu` or `cuda:0`; None takes a GPU if there is one.
+        device: Such as `cpu`, `cuda` or `cuda:1`; None and `auto` take a GPU if there is one.
         precision: `fp32`; `bf16` (engines `torch` and `openvino`), `fp16` (on a GPU) and `int8` (engine `onnxruntime`)
             take less time on hardware that has them, and give other numbers.
         engine: `torch`, or `onnxruntime` or `openvino`, which run exported parts on the CPU. A source that was not

@@ -271,6 +271,8 @@ def test_the_device_of_the_config_is_taken(monkeypatch):
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert run_device("auto") == run_device("cpu") == torch.device("cpu")
+    with pytest.raises(ValueError, match="device is 'cuda', but PyTorch sees no GPU; use auto or cpu"):
+        run_device("cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert (run_device("auto"), run_device("cpu")) == (torch.device("cuda:1"), torch.device("cpu"))
+    assert list(map(run_device, ("auto", "cuda", "cpu"))) == list(map(torch.device, ("cuda:1", "cuda:1", "cpu")))

@@ -77,7 +77,7 @@ class TestRunConfig:
             ({"log_every": 0}, "log_every is 0"),
             ({"evaluate_every": -1}, "evaluate_every is -1; expected at least 0"),
             ({"precision": "fp16"}, "precision is 'fp16'; expected one of fp32, tf32, bf16"),
-            ({"device": "cuda:1"}, "device is 'cuda:1'; expected one of auto, cpu"),
+            ({"device": "cuda:1"}, "device is 'cuda:1'; expected one of auto, cpu, cuda"),
             ({"checkpoint_activations": ("heads",)}, "checkpoint_activations is 'heads'; expected one of vision, text"),
             ({"init": "a", "tokenizer": "b"}, "tokenizer b with init a, which has its own"),
             ({"max_steps": None}, "expected exactly one of them"),

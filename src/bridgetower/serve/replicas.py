@@ -54,7 +54,7 @@ class Replica(NamedTuple):
         """Returns the device of this process: a GPU in turn if the model is to run on one."""
         import torch
 
-        if given not in (None, "cuda") or not torch.cuda.is_available():
+        if given not in (None, "auto", "cuda") or not torch.cuda.is_available():
             return given
         return f"cuda:{self.number % torch.cuda.device_count()}"
 

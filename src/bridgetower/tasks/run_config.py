@@ -18,7 +18,7 @@ from bridgetower.model.presets import BASE
 from bridgetower.objectives.config import NotAnOption, PretrainingConfig, TaskConfig
 
 Precision = Literal["fp32", "tf32", "bf16"]
-Device = Literal["auto", "cpu"]
+Device = Literal["auto", "cpu", "cuda"]
 Parallel = Literal["ddp", "fsdp"]
 Rule = Literal["adamw", "hf_adamw"] | str
 Schedule = Literal["polynomial", "cosine"] | str
@@ -40,20 +40,17 @@ class OptimizerConfig:
 
     Attributes:
         lr: Learning rate of the towers; heads and fusion encoder multiply it.
-        betas: Decay of the running means of the gradient and of its square.
-        eps: Added to the root of the running mean square.
-        weight_decay: Share of a weight, times the learning rate, that a step takes away.
-        head_multiplier: Of the learning rate, for heads. The official code reads a float as an absolute rate; here it
-            always multiplies.
-        fusion_multiplier: Of the learning rate, for the fusion encoder with its projections and poolers.
+        betas: Adam's beta 1 and 2, the decay of the running means of the gradient and of its square.
+        eps: Adam's epsilon.
+        weight_decay: Decoupled weight decay, which a step multiplies by the learning rate.
+        head_multiplier: Multiplier of the learning rate for heads; the official code reads a float as an absolute rate.
+        fusion_multiplier: Multiplier of the learning rate for the fusion encoder with its projections and poolers.
         rule: `adamw` is torch's and decays matrices only; `hf_adamw` is that of transformers 4.17, which the official
-            code used (epsilon before the bias correction, decay after the step) with its decay list, missing CLIP's
-            LayerNorms, all embeddings, the temperature and the LayerNorms inside task heads. Norms of parts that the
-            official models do not have, such as towers of timm, do not decay. Or one of `Extensions.optimizers`.
-        schedule: How the rate falls after the warm-up: `polynomial` to `end_lr`, or `cosine` to 0. Or one of
-            `Extensions.schedules`.
+            code used (epsilon before the bias correction, decay after the step), with its list of what decays: also
+            CLIP's LayerNorms, embeddings, the temperature and LayerNorms of task heads. Or of `Extensions.optimizers`.
+        schedule: Rate after the warm-up: `polynomial` to `end_lr`, `cosine` to 0, or of `Extensions.schedules`.
         warmup: Share of all steps over which the rate rises from 0.
-        power: Of the polynomial decay; 1 is linear.
+        power: Power of the polynomial decay; 1 is linear.
         end_lr: Rate at the end of the polynomial decay, of the towers as `lr`; at most `lr`.
         clip_norm: Largest gradient norm; None does not clip.
     """
@@ -106,20 +103,17 @@ class RunConfig:
         recipe: Name of the recipe that the run started from; no option of the command.
         source: Where the recipe's numbers come from; no option of the command.
         task: What is learnt, with its objectives.
-        model: Architecture. With `init`, only its `heads` may be changed: heads that `init` lacks start anew, and heads
-            that the run does not name are left behind. The kind of a contrastive head is that of `init`, unless the run
-            changes what its recipe has.
+        model: Architecture. With `init`, only its `heads` may be changed: heads that `init` lacks start anew, those
+            that the run does not name are left behind, and the kind of `itc` is that of `init` unless it is set.
         init: Folder, `.ckpt` or hub id to start from; its architecture and tokenizer are kept.
-        vision: Image tower of a new model, in place of the recipe's. Published weights, which decide its architecture:
-            a file, a folder or a hub id with CLIP, ViT or DeiT, or a vision transformer of timm, `timm:NAME`. Their
-            positions are resized to the image size. Or a name for random weights: of `VISION_TOWERS`, such as
-            `clip-b16`, or a custom tower.
-        text: Its text tower, likewise: a folder or a hub id with an encoder of transformers, whose tokenizer is used; a
-            name of `TEXT_TOWERS`, such as `bert-base`; or a custom tower. Dropout is the recipe's.
+        vision: Image tower of a new model: published weights, which decide its architecture, in a file, a folder or a
+            hub id with CLIP, ViT or DeiT, or of timm, `timm:NAME`; or, for random weights, a name of `VISION_TOWERS`,
+            such as `clip-b16`, or a custom tower.
+        text: Text tower of a new model, likewise: a folder or a hub id with an encoder of transformers, whose tokenizer
+            is used; a name of `TEXT_TOWERS`, such as `bert-base`; or a custom tower. Dropout is the recipe's.
         image_size: Pixels; with `init`, position embeddings are resized to it. None keeps that of `model` or `init`, as
             does a recipe's that the patches of `init` do not divide.
-        tokenizer: Folder or file with a tokenizer for a new model; None takes that of `text`, or trains byte-level
-            BPE on the training captions.
+        tokenizer: Folder or file with a tokenizer; default: that of `text`, or byte-level BPE trained on the captions.
         data: What is trained on and how it is read.
         optimizer: AdamW and its schedule.
         evaluation: How the validation split is measured; all but `batch_size` is for retrieval.
@@ -128,34 +122,25 @@ class RunConfig:
             those of the other processes, and negatives are drawn from them, so a smaller number makes both easier.
         contrast_over: `micro-batch`, or `step`: ITC compares all pairs of the step, with the gradients of one large
             batch in the memory of a micro-batch; the towers run twice. Negatives stay in the micro-batch.
-        checkpoint_activations: Parts (`vision`, `text`, `fusion`) whose layers keep only their inputs and run twice:
-            less memory, the same numbers.
-        freeze_towers: Train the fusion encoder and the heads only, on hidden states of every image and text that are
-            computed once, in a cache that runs share.
-        train_top: Train only so many top layers of each tower, beside the fusion encoder and the heads; None: all, or
-            none with `freeze_towers`. With it, the hidden states below these layers are cached, for towers of CLIP,
-            ViT, DeiT, RoBERTa and BERT; they are computed without dropout, which frozen layers have otherwise.
-        frozen_views: With `freeze_towers`, views of each image that are computed, and of each text where words are
-            hidden or left out; every batch draws among them.
-        align_first: With `freeze_towers`, steps of ITC on the projections alone, before the first step of the run.
+        checkpoint_activations: Parts whose layers keep only their inputs and run twice: less memory, the same numbers.
+        freeze_towers: Train fusion encoder and heads only, on hidden states that are computed once and cached.
+        train_top: Train only so many top layers of each tower; default: all, or none with `freeze_towers`, which then
+            caches the hidden states below them (CLIP, ViT, DeiT, RoBERTa, BERT), computed without dropout.
+        frozen_views: Views of each image, and of each text whose words are masked, that `freeze_towers` computes.
+        align_first: Steps of ITC on the projections alone, before the first step, with `freeze_towers`.
         max_steps: Optimiser steps; give either this or `max_epochs`.
         max_epochs: Passes over the training pairs; give either this or `max_steps`.
-        precision: Of the products of the forward pass; weights and optimiser stay in float32. `tf32` is float32 with a
-            mantissa of 10 bits, on GPUs; `fp32` switches that off.
-        deterministic: Use kernels of PyTorch that give the same bits in every run on the same GPU, where it has them;
-            where it has none, it is an error.
+        precision: Precision of the forward pass; weights and optimiser stay in float32. `tf32` is for GPUs.
+        deterministic: Use kernels of PyTorch that give the same bits in every run; an error where there are none.
         compile: Compile the layers of the towers and of the fusion encoder.
-        device: `auto` takes a GPU if there is one; `cpu` does not.
+        device: `auto` takes a GPU if there is one, `cuda` a GPU that must be there.
         parallel: How several processes share the work: with `ddp` each has all weights, with `fsdp` a share of the
             weights, the gradients and the optimiser state, which takes less memory and more communication.
-        seed: Of new weights, order, masks, negatives and dropout.
-        max_skipped_steps: Steps whose gradients are not finite and that are skipped, without a change of the weights,
-            before one is an error; above 0, each step waits for the GPU.
-        evaluate_every: Steps between evaluations of the validation split; 0 evaluates at the end only, None never, and
-            no validation split is read.
+        seed: Seed of new weights, order, masks, negatives and dropout.
+        max_skipped_steps: Steps with gradients that are not finite to skip before one is an error.
+        evaluate_every: Steps between evaluations of the validation split; 0 evaluates at the end only, None never.
         checkpoint_every: Steps between checkpoints that a killed run resumes from.
-        select_by: Validation metric whose best checkpoint is kept; higher is better. `rsum` is the one of the last
-            stage that the model has.
+        select_by: Validation metric whose best checkpoint is kept; higher is better.
         log_every: Steps between lines of `metrics.jsonl`; losses are those of that step, as means over the processes.
     """
 

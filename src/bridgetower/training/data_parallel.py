@@ -28,10 +28,12 @@ warnings.filterwarnings("ignore", message="find_unused_parameters=True was speci
 
 
 def run_device(choice: str) -> torch.device:
-    if choice != "auto":
-        return torch.device(choice)
-    if torch.cuda.is_available():
+    if choice != "cpu" and torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    if choice == "cuda":
+        raise ValueError("device is 'cuda', but PyTorch sees no GPU; use auto or cpu")
+    if choice == "cpu":
+        return torch.device("cpu")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
