@@ -72,7 +72,7 @@ class TestUsing:
             {"image": file, "question": question, "answers": one}
             for file, question, one in zip((red, blue), asked, chosen, strict=True)
         ]
-        rows = run("answer", answering_checkpoint, "--images", red, "--questions", *asked)  # about one image
+        rows = run("answer", "--images", red, "--questions", *asked, "--model", answering_checkpoint)  # about one image
         assert [(row["image"], row["question"]) for row in rows] == [(red, asked[0]), (red, asked[1])]
         (row,) = run("entail", answering_checkpoint, "--images", red, "--statements", "a red bar")
         judged = list(map(vars, answering.entail(red, "a red bar")))
@@ -140,7 +140,7 @@ class TestUsing:
         rows = run(*command)
         assert rows == [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
         assert [(row["image"], row["text"]) for row in rows] == [(str(files[0]), "a"), (str(files[1]), "bär")]
-        assert rows == run(*command, "--num-workers", 2)
+        assert rows == run("embed", *command[2:], f"--model={tiny_checkpoint}", "--num-workers", 2)
 
     def test_explain(self, run, refused, tiny_checkpoint, files, tmp_path):
         command = ("explain", files[0], "a red bar", "--model", tiny_checkpoint, "--out")
@@ -322,12 +322,19 @@ class TestUserErrors:
         [
             ("train pretrain-nano --out x --optimizer.lrr 1", "--optimizer.lrr"),
             ("train pretrain-nano --out x --precision fp16", "fp16"),
-            ("train pretrain-nano", "--out"),
-            ("train pretrain-nano --out x --model.vision.hidden-size 63", "parsing config.model.vision: "),
-            ("embed model --batch-size many", "many"),
+            ("train pretrain-nano", "missing: --out PATH; see bridgetower train pretrain-nano --help"),
+            ("train --out x", "no RECIPE is given; `bridgetower train --help` lists all"),
+            (
+                "train pretrain-nano --out x --model.vision.hidden-size 63",
+                "--model.vision.hidden-size 63 is not a multiple of",
+            ),
+            (
+                "embed model --batch-size many",
+                "--batch-size: expected a whole number, not 'many'; see bridgetower embed --help",
+            ),
             ("convert model folder --to onnx", "onnx"),
-            ("serve --port abc", "Error parsing --port"),
-            ("evaluate", "Missing"),
+            ("serve --timeout abc", "--timeout: expected a number, not 'abc'; see bridgetower serve --help"),
+            ("evaluate", "missing: MODEL, BENCHMARK, --data"),
             ("", "no command is given; `bridgetower --help` lists"),
         ],
     )
@@ -338,7 +345,7 @@ class TestUserErrors:
         captured = capsys.readouterr()
         assert named in captured.err
         assert captured.out == ""
-        assert "Traceback" not in captured.err
+        assert captured.err.count("\n") == 1
 
 
 class TestStopping:
@@ -410,7 +417,7 @@ class TestHelp:
     def test_entries_are_whole_and_show_a_type(self, capsys, monkeypatch):
         monkeypatch.setenv("COLUMNS", "250")
         example = 'bridgetower search photos.lance "two dogs in the snow" --sheet hits.png\n          bridgetower'
-        whole = "compare it with captions or images, and say so. (default: None)"
+        whole = "compare it with captions or images, and say so. "
         for command, shown in {
             ("embed",): ["--revision STR", "Print JSON on a terminal too."],
             ("train", "pretrain-nano"): ["--max-epochs INT"],
@@ -505,6 +512,7 @@ class TestNamesOfOptions:
         ("search --tpo=3", "bridgetower search has no option --tpo; did you mean --top?"),
         ("serve --no-pge", "bridgetower serve has no option --no-pge; did you mean --no-page?"),
         ("evaluate x retrieval --dat y", "bridgetower evaluate has no option --dat; did you mean --data?"),
+        ("embed --helpp", "bridgetower embed has no option --helpp; `bridgetower embed --help` lists all"),
         ("search --zzzzzz", "bridgetower search has no option --zzzzzz; `bridgetower search --help` lists all"),
         ("train pretrain-nan", "bridgetower train has no 'pretrain-nan'; did you mean pretrain-nano?"),
         (

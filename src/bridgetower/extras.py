@@ -45,7 +45,7 @@ def require(extra: Extra, *names: str) -> None:
     """Checks that packages of an extra are installed, without importing them."""
     for name in names or PACKAGES[extra]:
         if not is_installed(name):
-            raise FileNotFoundError(f"package {name} is not installed; run in the project's folder: {install(extra)}")
+            raise FileNotFoundError(f"the extra {extra!r} is missing: {install(extra)} (package {name})")
 
 
 def is_installed(name: str) -> bool:

@@ -119,6 +119,7 @@ def test_what_is_missing_or_wrong_is_named(core, tiny_checkpoint, tmp_path):
         ],
         "search": [
             ["index", "photos", "--out", "photos.lance", "--model", tiny_checkpoint],
+            ["embed", "not/there", "photos", "--out", "vectors.parquet"],
             ["search", "photos.lance", "a dog"],
             ["-c", "import bridgetower; bridgetower.Searcher"],
             ["-c", "import bridgetower.integrations.lancedb"],
@@ -128,7 +129,10 @@ def test_what_is_missing_or_wrong_is_named(core, tiny_checkpoint, tmp_path):
             ["explain", "photo.png", "a dog", "--out", "map.png", "--model", tiny_checkpoint],
             ["-c", "import bridgetower; bridgetower.draw_explanation"],
         ],
-        "onnx": [["export", tiny_checkpoint, tmp_path / "exported"]],
+        "onnx": [
+            ["export", "not/there", tmp_path / "exported"],  # found before the model is looked for
+            ["embed", "not/there", "--texts", "a dog", "--engine", "onnxruntime"],
+        ],
         "langchain": [["-c", "import bridgetower.integrations.langchain"]],
         "llama-index": [["-c", "import bridgetower.integrations.llama_index"]],
         "sentence-transformers": [["-c", "import bridgetower.integrations.sentence_transformers"]],
@@ -143,10 +147,9 @@ def test_what_is_missing_or_wrong_is_named(core, tiny_checkpoint, tmp_path):
     for (extra, command), (code, out, err) in zip(commands, found, strict=False):
         python = command[0] == "-c"
         assert code == (0 if python else 2)
-        words = f" is not installed; run in the project's folder: {install(extra)}\n"
-        assert (out if python else err).endswith(words), command
+        assert f"the extra {extra!r} is missing: {install(extra)} (package " in (out if python else err), command
         assert (out + err).count("\n") == 1
-        assert python or err.startswith("bridgetower: package ")
+        assert python or err.startswith("bridgetower: the extra ")
     for command, (code, out, err) in zip(wrong, found[len(commands) :], strict=True):
         assert (code, "tyro" in out + err) == (2, False)
         assert str(next(part for part in command if str(part).startswith("--"))) in out + err

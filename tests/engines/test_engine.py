@@ -135,7 +135,7 @@ def test_compiled_in_few_graphs_for_all_kinds_of_calls_and_beyond_their_limit():
 
 
 def test_of_a_number_format():
-    assert EngineChoice(precision="bf16").dtype == torch.bfloat16
+    assert EngineChoice(precision="bf16", device="auto").dtype == torch.bfloat16
     assert EngineChoice().dtype == EngineChoice(engine="onnxruntime").dtype == torch.float32
 
 
@@ -168,9 +168,9 @@ def test_start(tiny_checkpoint, exported, tmp_path, monkeypatch):
     names = {"onnxruntime": "onnx", "openvino": "openvino"}
     for name, extra in names.items():
         monkeypatch.setattr(extras, "is_installed", lambda package, name=name: package != name)
-        message = rf"package {name} is not installed; run in the project's folder: pip install '\.\[{extra}\]'"
+        message = rf"the extra '{extra}' is missing: pip install '\.\[{extra}\]' \(package {name}\)"
         with pytest.raises(FileNotFoundError, match=message):
-            EngineChoice(engine=name).start(read_checkpoint(exported), exported)
+            EngineChoice(engine=name)
 
 
 WITHOUT_LOCKS = """

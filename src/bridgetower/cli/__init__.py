@@ -31,6 +31,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
 """Commands by purpose, each with the module of `bridgetower.cli` that has it."""
 
 COMMANDS = {name: module for group in GROUPS.values() for name, module in group.items()}
+_MODEL_FIRST = {*GROUPS["use a model"], *GROUPS["convert"], "evaluate"} - {"explain"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -64,7 +65,7 @@ def reported(arguments: Sequence[str] = ()) -> Iterator[None]:
 
 def _run(name: str = "", *arguments: str) -> None:
     """Runs a command, or prints the help or the version."""
-    given: Sequence[str] = arguments
+    given = list(arguments)
     if name in ("-h", "--help"):
         print(_overview())
     elif name == "--version":
@@ -78,6 +79,11 @@ def _run(name: str = "", *arguments: str) -> None:
             for asked, other in permutations(("--max-steps", "--max-epochs")):
                 if _option(asked, arguments) not in (None, "None") and _option(other, arguments) is None:
                     given = [*arguments, other, "None"]
+        place = next((number for number, word in enumerate(given) if word.partition("=")[0] == "--model"), None)
+        if name in _MODEL_FIRST and place is not None:
+            _, *model = given[place].split("=", 1)
+            end = place + 1 if model else place + 2
+            given = [*(model or given[place + 1 : end]), *given[:place], *given[end:]]
         parsed(name, given, _parser(name, given))()
     else:
         problem = f"there is no command {name!r}" if name else "no command is given"
@@ -96,7 +102,11 @@ def _parser(name: str, arguments: Sequence[str]) -> Parse:
         command = module.train_with(own_task(_option("--task-spec", arguments)))
     settings: dict[str, Any] = {
         "prog": f"bridgetower {name}",
-        "config": (tyro.conf.ConsolidateSubcommandArgs, tyro.conf.CascadeSubcommandArgs),
+        "config": (
+            tyro.conf.ConsolidateSubcommandArgs,
+            tyro.conf.CascadeSubcommandArgs,
+            tyro.conf.PositionalMetavarFromFieldName,
+        ),
         "registry": OPTIONAL_VALUES,
     }
     if isinstance(command, tyro.extras.SubcommandApp):

@@ -83,10 +83,10 @@ def inspect(
     Example: bridgetower inspect data/coco --html coco.html
 
     Args:
-        folder: Of the data set.
+        folder: Folder of the data set.
         html: Page to write with samples of every split, images and texts, in one file.
-        num_samples: Of each split.
-        seed: Of the choice of samples.
+        num_samples: Samples of each split.
+        seed: Seed of the choice of samples.
         check: Read all images too and compare them with their checksums.
         schema: Schema of your own that the rows have: FILE.py:NAME or module:NAME.
     """

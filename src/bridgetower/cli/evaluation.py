@@ -11,7 +11,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from bridgetower.cli.options import LOADED, Json, Loading, Model, demo_or, own_task
+from bridgetower.cli.options import LOADED, FirstModel, Json, Loading, demo_or, own_task
 from bridgetower.cli.output import emit, emit_following, emit_metrics, is_json
 from bridgetower.evaluation.config import EvaluationOptions, RetrievalConfig
 from bridgetower.extras import require
@@ -25,7 +25,7 @@ _MEASURED = ", ".join(f"{name} ({spec.benchmarks[name].metrics[0]})" for name, s
 
 
 def evaluate(
-    model: Positional[Model],
+    model: FirstModel,
     benchmark: Annotated[Positional[str], arg(help=f"What to measure: {_MEASURED}.")],
     *,
     data: tuple[str, ...],
@@ -60,7 +60,7 @@ def evaluate(
     Args:
         benchmark: What to measure.
         data: Prepared data sets or their URLs, evaluated together.
-        split: Which split.
+        split: Split to evaluate on.
         options: How it is measured; all but --protocol and --batch-size is for retrieval.
         fit_two_stage: Fit what search needs to match candidates on this split, which is not for tests, and write it
             into the model's folder: the weight of ITC, the calibration of probabilities, and whether matching ranks

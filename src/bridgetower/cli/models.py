@@ -8,17 +8,17 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from bridgetower.cli.options import READ, Json, Model, Reading
+from bridgetower.cli.options import READ, FirstModel, Json, Reading
 from bridgetower.cli.output import emit_result
 from bridgetower.engines.config import Form
 from bridgetower.integrations import Kind, write_modules
 
 
 def convert(
-    source: Positional[str],
+    source: FirstModel,
     destination: Positional[Path],
     *,
-    to: Literal["bridgetower", "hf"] | Kind,
+    to: Literal["bridgetower", "hf", Kind],
     drop_itc: bool = False,
     reading: Reading = READ,
     json: Json = False,
@@ -28,7 +28,6 @@ def convert(
     Example: bridgetower convert official.ckpt my-model --to bridgetower --tokenizer roberta-base/
 
     Args:
-        source: Hub id, folder, or official .ckpt.
         destination: New folder.
         to: bridgetower; hf for transformers' from_pretrained; sentence-transformers for its SentenceTransformer;
             cross-encoder for its CrossEncoder.
@@ -45,7 +44,7 @@ def convert(
 
 
 def export(
-    model: Positional[Model],
+    model: FirstModel,
     destination: Positional[Path],
     *,
     form: Annotated[Form, arg(name="format")] = "onnx",
@@ -65,8 +64,9 @@ def export(
         form: onnx for engines onnxruntime and openvino; onnx-int8, with linear layers in int8, for onnxruntime.
         reading: How the model is read; an export takes images of one size.
     """
-    from bridgetower.engines.export import write_exported
+    from bridgetower.engines.export import installed_engines, write_exported
 
+    installed_engines(form)  # before the model is read, which may be a download
     differences = write_exported(reading.read(model), destination, form, progress=sys.stderr.isatty())
     largest = max(value for parts in differences.values() for value in parts.values())
     value = {

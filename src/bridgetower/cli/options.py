@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
-from tyro.conf import arg
-from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+from tyro.conf import Positional, arg
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo, StructTypeInfo
+from tyro.constructors import StructConstructorSpec as Struct
 
 from bridgetower.engines.config import EngineRequest, Precision
 from bridgetower.extras import load_object
@@ -34,7 +35,8 @@ def own_extensions(place: str | None) -> Extensions:
 
 
 _MODEL = "Hub id, folder of bridgetower or transformers, run folder, official .ckpt, or the word demo."
-Model = Annotated[str, arg(help=_MODEL)]
+Model = Annotated[str, arg(help=_MODEL, metavar="MODEL")]
+FirstModel = Annotated[Positional[str], arg(help=f"{_MODEL} Can also be given as --model MODEL.", metavar="MODEL")]
 Json = Annotated[bool, arg(help="Print JSON on a terminal too.")]
 _DEMO = {
     "model": Path("bridgetower-demo/runs/bridgetower-0/last"),
@@ -46,6 +48,21 @@ _DEMO = {
 
 OPTIONAL_VALUES = ConstructorRegistry()
 """Shows an option that may be absent by the type of its value: `STR`, not `{None}|STR`; `None` still resets it."""
+DEFAULT = arg(help_behavior_hint=lambda value: "" if value in ("", "''", "None") else f"(default: {value})")
+"""Shows the default of an option, but not that it is unset: what happens then is in the text."""
+_listed: list[type] = []
+
+
+@OPTIONAL_VALUES.struct_rule
+def _fields(info: StructTypeInfo) -> Struct | None:
+    if not is_dataclass(info.type) or _listed:
+        return None
+    _listed.append(info.type)  # so that tyro's own rule lists its fields
+    spec = ConstructorRegistry.get_struct_spec(info)
+    _listed.clear()
+    if not isinstance(spec, Struct):
+        return None
+    return replace(spec, fields=tuple(replace(one, type=Annotated[one.type, DEFAULT]) for one in spec.fields))  # type: ignore[arg-type]
 
 
 @OPTIONAL_VALUES.primitive_rule
@@ -124,13 +141,13 @@ class LoadOptions(ReadOptions):
     """How a model is loaded, and what runs it.
 
     Attributes:
-        device: Such as cpu or cuda:0; default: a GPU if there is one.
+        device: cpu, cuda (a GPU, which must be there), cuda:1 or auto; default: a GPU if there is one.
         fast_decode: Decode large JPEG files at reduced scale: faster, and pixels differ a little.
         precision: bf16 (engines torch and openvino), fp16 (on a GPU) and int8 (engine onnxruntime) take less time on
             hardware that has them, and give other numbers.
         engine: onnxruntime and openvino run exported parts, on the CPU; a model that was not exported is exported once.
             auto takes the fastest that is installed, see docs/engines.md.
-        cache: Folder of such exports; default: ~/.cache/bridgetower.
+        cache: Folder of exported models; default: ~/.cache/bridgetower.
         compile: Let torch.compile make kernels for engine torch when it starts, which takes minutes and a C++ compiler.
     """
 

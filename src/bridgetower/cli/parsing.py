@@ -5,26 +5,37 @@ from __future__ import annotations
 import difflib
 import functools
 import io
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from functools import partial
-from typing import Any
+from typing import Annotated, Any, get_type_hints
+from unittest.mock import patch
 
 Parse = Callable[[Sequence[str]], Callable[[], None]]
 """Returns the call that arguments stand for."""
 
 _OPTION = re.compile(r"--[a-z][\w.-]*\w")
 _SUBCOMMAND = re.compile(r"^\W+• (\S+)", re.MULTILINE)
+_NAMES = {"train": "RECIPE", "prepare": "KIND"}  # what the subcommands are, for the usage
+_PLAIN = {  # what is said in place of words of tyro
+    r"^Missing from .*?: ": "missing: ",
+    r"^Error parsing (?:[a-z_.]+: )?": "",
+    r"invalid literal for int\(\) with base 10: ": "expected a whole number, not ",
+    r"could not convert string to float: ": "expected a number, not ",
+    r"\.$": "",
+}
 
 
 def deferred(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
-    """Returns a command with the same options and help that only returns its call.
+    """Returns a command with the same options and help that only returns its call."""
+    from bridgetower.cli.options import DEFAULT
 
-    The lines of each entry under "Args" are joined: the help would break where they break in the source.
-    """
-    command.__doc__ = re.sub(r"\n {12}(?=\S)", " ", command.__doc__ or "")
+    kinds = {name: kind for name, kind in get_type_hints(command, include_extras=True).items() if name != "return"}
+    command.__annotations__ = {name: Annotated[kind, DEFAULT] for name, kind in kinds.items()}
+    command.__doc__ = re.sub(r"\n {12}(?=\S)", " ", command.__doc__ or "")  # joins the lines of an entry
 
     @functools.wraps(command)
     def bind(*arguments: Any, **options: Any) -> Callable[[], None]:
@@ -34,18 +45,20 @@ def deferred(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
 
 
 def parsed(name: str, arguments: Sequence[str], parse: Parse) -> Callable[[], None]:
-    """Returns the call of a command; a ValueError names an option or subcommand that there is not."""
-    said = io.StringIO()
+    """Returns the call of a command; a ValueError says in one line what is wrong with its arguments."""
+    said, write = io.StringIO(), sys.stdout.write
+
+    def shown(text: str) -> int:  # the usage, without dozens of names
+        return write(re.sub(r"(usage:.*)\{[\w,-]{50,}\}", rf"\1{_NAMES.get(name)}", text))
+
+    width = {} if {"-h", "--help"} & {*arguments} else {"COLUMNS": "9999"}  # so that no line of an error is broken
     try:
-        with redirect_stderr(said):
+        with redirect_stderr(said), patch.object(sys.stdout, "write", shown), patch.dict(os.environ, width):
             return parse(arguments)
     except SystemExit as ended:
-        if ended.code == 2 and (problem := _unknown(f"bridgetower {name}", arguments, parse)):
-            said = io.StringIO()
-            raise ValueError(problem) from None
-        raise
-    finally:
-        sys.stderr.write(said.getvalue())
+        if ended.code != 2:
+            raise
+        raise ValueError(_problem(said.getvalue(), name, arguments, parse)) from None
 
 
 def known_options(parse: Parse, arguments: Sequence[str]) -> set[str]:
@@ -54,21 +67,27 @@ def known_options(parse: Parse, arguments: Sequence[str]) -> set[str]:
     return set(_OPTION.findall(_help(parse, *[word for word in arguments if word in subcommands][:1])))
 
 
-def _unknown(command: str, arguments: Sequence[str], parse: Parse) -> str | None:
-    """Names the first argument that there is not; None if all of those that can be wrong are there."""
-    given = [word for word in arguments if not word.startswith("-")]
+def _problem(said: str, name: str, arguments: Sequence[str], parse: Parse) -> str:
+    """Names the first argument that there is not, else returns what tyro said as a line, without its help."""
+    command, first = f"bridgetower {name}", "".join(arguments[:1])
     if subcommands := _SUBCOMMAND.findall(_help(parse)):
-        if not given:
-            return None
-        if given[0] not in subcommands:
-            return f"{command} has no {given[0]!r}; {meant(given[0], subcommands)}`{command} --help` lists all"
-    options = known_options(parse, arguments)
+        chosen = [word for word in arguments if word in subcommands]
+        if not chosen and first and not first.startswith("-"):
+            return f"{command} has no {first!r}; {meant(first, subcommands)}`{command} --help` lists all"
+        if not chosen:
+            return f"no {_NAMES[name]} is given; `{command} --help` lists all"
+        command += f" {chosen[0]}"
+    options = known_options(parse, arguments) - {"--help"}
     for word in arguments:
         option = word.partition("=")[0].replace("_", "-")
         if option.startswith("--") and option not in options:
-            listed = " ".join([command, *(given[:1] if subcommands else ()), "--help"])
-            return f"{command} has no option {option}; {meant(option, options)}`{listed}` lists all"
-    return None
+            return f"{command} has no option {option}; {meant(option, options)}`{command} --help` lists all"
+    _, rows, *_ = re.split(r"^.*[─-]{8,}.*$", re.sub(r"\x1b\[[\d;]*m", "", said), flags=re.MULTILINE)
+    lines = [line.strip("│ ") for line in rows.splitlines() if 0 < len(line) - len(line.lstrip("│ ")) < 9]
+    problem = " ".join((lines[0], ", ".join(lines[1:]))).strip()
+    for pattern, plain in _PLAIN.items():
+        problem = re.sub(pattern, plain, problem)
+    return f"{problem}; see {command} --help"
 
 
 def _help(parse: Parse, *arguments: str) -> str:

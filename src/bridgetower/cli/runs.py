@@ -52,8 +52,7 @@ def train(
         config: Recipe and changes to it.
         out: Folder of the run: run.json, best/, last/, states/, metrics.jsonl, tensorboard/.
         task_spec: A task of your own, FILE.py:NAME or module:NAME; its recipes can be trained too.
-        extensions: Custom towers, bridges, heads, objectives, metrics, optimisers, schedules, loggers and callbacks,
-            likewise.
+        extensions: Custom towers, bridges, heads, objectives, metrics, optimisers, schedules, loggers, callbacks.
         resume: Continue the run in --out, if there is one, where it was stopped or killed, also with other values.
         async_checkpoints: Write what --resume continues from while the run goes on, from a copy on the CPU.
         report_to: Where metrics go beside metrics.jsonl: tensorboard, wandb, trackio, mlflow, or of --extensions.
@@ -104,7 +103,7 @@ def train_with(task: TaskSpec | None) -> Callable[..., None]:
 
 
 def compare(
-    runs: Positional[tuple[str, ...]],
+    runs: Annotated[Positional[tuple[str, ...]], arg(metavar="RUN [RUN ...]")],
     *,
     metric: str | None = None,
     reach: float | None = None,
@@ -122,7 +121,7 @@ def compare(
 
     Args:
         runs: Folders of runs, or ARM=FOLDER; without a name, an arm is called by the values of its config.
-        metric: Of the validation split; default: the one by which the first run selects its best checkpoint.
+        metric: Metric of the validation split; default: the one by which the first run selects its best checkpoint.
         reach: A value of the metric, for the number of steps to it.
         out: Folder for comparison.html, curves.png and comparison.json; default: none are written.
     """

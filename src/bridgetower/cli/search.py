@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def index(
-    sources: Positional[list[str]],
+    sources: Annotated[Positional[list[str]], arg(metavar="SOURCE [SOURCE ...]")],
     *,
     out: str,
     model: Model,
@@ -80,7 +80,7 @@ class QueryOptions:
 
 def search(
     index: Annotated[Positional[str], arg(metavar="INDEX.lance")],
-    text: Annotated[Positional[str | None], arg(metavar="[TEXT]")] = None,
+    text: Positional[str | None] = None,
     *,
     image: Path | None = None,
     query: Annotated[QueryOptions, arg(name="")] = QueryOptions(),
@@ -104,7 +104,7 @@ def search(
         index: What `bridgetower index` made, its name ending in .lance, or the word demo.
         text: Description of the images to find.
         image: Find images similar to this one; with a text, both count equally in finding candidates.
-        model: What to load; default: the model that the index was made with.
+        model: Model to load; default: the model that the index was made with.
         root: Folder of the images, if it is elsewhere now.
         sheet: Also draw the hits into this image file.
     """

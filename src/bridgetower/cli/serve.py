@@ -48,13 +48,13 @@ def serve(
 
     Examples: bridgetower serve --model MODEL
               bridgetower serve --index photos.lance
-              curl http://127.0.0.1:8000/v1/embeddings --json '{"input": "two dogs in the snow"}'
+              curl http://127.0.0.1:8000/v1/embeddings -H 'Content-Type: application/json' -d '{"input": "two dogs"}'
 
     Args:
-        model: What to load; default: the model that the index was made with.
+        model: Model to load; default: the model that the index was made with.
         index: What `bridgetower index` made, for searches, or the word demo; default: none.
         root: Folder of the index's images, if it is elsewhere now.
-        answer_model: What answers questions; default: the model itself if it has a head for that. --revision,
+        answer_model: Model that answers questions; default: the model itself if it has a head for that. --revision,
             --subfolder, --image-size, --tokenizer and --answers are for the other.
         options: How it is served.
         loading: How the model is loaded.

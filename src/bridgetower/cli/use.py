@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from bridgetower.cli.options import LOADED, Json, Loading, LoadOptions, Model
+from bridgetower.cli.options import LOADED, FirstModel, Json, Loading, LoadOptions, Model
 from bridgetower.cli.output import emit_result, emit_results
 from bridgetower.extras import require
 from bridgetower.files import require_parent
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 Images = Annotated[tuple[Path, ...], arg(help="Image files.")]
 Texts = tuple[str, ...]
-Source = Annotated[Positional[str | None], arg(metavar="[SOURCE]")]
+Source = Positional[str | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ USED = UseOptions()
 
 
 def embed(
-    model: Positional[Model],
+    model: FirstModel,
     source: Source = None,
     *,
     images: tuple[Path, ...] = (),
@@ -90,6 +90,8 @@ def embed(
         texts: Texts.
         out: Place of the vectors, which ends in .jsonl, .parquet, .npy or .lance.
     """
+    if out is not None:
+        require("search")
     from bridgetower.search.embed import embed_source, given_examples, print_vectors
 
     if source is None and not images and not texts:
@@ -104,9 +106,7 @@ def embed(
         emit_result({"out": out, **asdict(report)}, json=json)
 
 
-def match(
-    model: Positional[Model], *, images: Images, texts: Texts, all_pairs: bool = False, using: Using = USED
-) -> None:
+def match(model: FirstModel, *, images: Images, texts: Texts, all_pairs: bool = False, using: Using = USED) -> None:
     """Score how well images and texts match.
 
     Gives one JSON line per pair, {"image", "text", "probability"}, or "score" if the checkpoint has no calibration; a
@@ -125,7 +125,7 @@ def match(
     using.emit({"image": names, "text": texts}, predictor.reranking.shown, scores)
 
 
-def fill_mask(model: Positional[Model], *, images: Images, texts: Texts, top: int = 5, using: Using = USED) -> None:
+def fill_mask(model: FirstModel, *, images: Images, texts: Texts, top: int = 5, using: Using = USED) -> None:
     """Fill masked words of texts about images.
 
     Gives one JSON line per mask, {"image", "text", "words": [{"word", "probability"}, …]}, likeliest word first; a
@@ -190,7 +190,7 @@ def explain(
     emit_result(value, json=json)
 
 
-def answer(model: Positional[Model], *, images: Images, questions: Texts, top: int = 5, using: Using = USED) -> None:
+def answer(model: FirstModel, *, images: Images, questions: Texts, top: int = 5, using: Using = USED) -> None:
     """Answer questions about images, with a model fine-tuned on VQA.
 
     Gives one JSON line per question, {"image", "question", "answers": [{"label", "probability"}, …]}, likeliest answer
@@ -208,7 +208,7 @@ def answer(model: Positional[Model], *, images: Images, questions: Texts, top: i
     using.emit({"image": names, "question": questions}, "answers", chosen)
 
 
-def entail(model: Positional[Model], *, images: Images, statements: Texts, using: Using = USED) -> None:
+def entail(model: FirstModel, *, images: Images, statements: Texts, using: Using = USED) -> None:
     """Classify statements about images as entailment, neutral or contradiction, with a model fine-tuned on SNLI-VE.
 
     Gives one JSON line per statement, {"image", "statement", "judgements": [{"label", "probability"}, …]}, likeliest
@@ -225,7 +225,7 @@ def entail(model: Positional[Model], *, images: Images, statements: Texts, using
 
 
 def reason(
-    model: Positional[Model],
+    model: FirstModel,
     *,
     images: tuple[Path, ...],
     images_2: tuple[Path, ...],
@@ -250,7 +250,7 @@ def reason(
 
 
 def classify(
-    model: Positional[Model],
+    model: FirstModel,
     source: Source = None,
     *,
     images: tuple[Path, ...] = (),

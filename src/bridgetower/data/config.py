@@ -23,34 +23,26 @@ class DataConfig:
 
     Attributes:
         folders: Prepared sets, or their URLs in an object store; their examples are mixed.
-        train_only: Further prepared sets of which the split `train` is trained on; nothing of them is evaluated, and of
-            questions the answers to choose from are not theirs (VG-QA).
-        repeats: How often each folder's examples occur in an epoch, one number per folder, those of `train_only` last;
-            empty repeats each once.
-        one_set_per_batch: Take the examples of a batch from one set, as far as whole batches go, so that negatives from
-            the batch are of its own set.
+        train_only: Further prepared sets of which only the split `train` is used, as VG-QA beside VQAv2.
+        repeats: How often each folder's examples occur in an epoch, those of `train_only` last; default: once.
+        one_set_per_batch: Take the examples of a batch from one set, so that negatives are of its own set.
         train_splits: Splits of the folders to train on, joined.
         validation_split: Split of the folders to evaluate on.
-        captions: `all` makes every (image, caption) a pair, as the official code does; `one` draws a caption per image
-            and epoch.
-        augmentation: `none`, or `affine`: randomly turned, scaled, moved and lit. Nothing is ever mirrored: captions
-            name left and right.
-        random_crop: Smallest share of a training image's area that a random crop keeps; the crop is then resized to
-            the square. None takes the whole image, as in evaluation.
+        captions: `all` makes every (image, caption) a pair, as the official code; `one` draws one per image and epoch.
+        augmentation: `affine` turns, scales, moves and lights images at random; it never mirrors them.
+        random_crop: Smallest share of a training image's area that a random crop keeps; None takes the whole image.
         flip: Mirror half of the training images, also where their texts have left and right.
         rand_augment: Two random changes of each training image: of its geometry and light (official `blip_randaug`),
             or of its colours too (official `blip_randaug_wc`, `clip_randaug`).
-        rand_magnitude: Their strength, of 10 for `geometry` and of 30 for `colour`.
-        transform: A function of your own that changes each training image, FILE.py:NAME or module:NAME, such as a
-            transform of torchvision v2. It gets uint8 [3, h, w] at the model's size, after the changes above, and
-            returns the same; what it draws from PyTorch's generator is the same again after a resumed run.
+        rand_magnitude: Strength of `rand_augment`, of 10 for `geometry` and of 30 for `colour`.
+        transform: A function of your own that changes each training image, FILE.py:NAME or module:NAME: it gets uint8
+            [3, h, w] at the model's size, after the changes above, returns the same and draws with PyTorch's generator.
         word_dropout: Share of a training caption's words that are left out, drawn anew each time.
-        profile: How images become squares: `official-pretrain` crops, `official-finetune` squashes; None keeps the
-            checkpoint's own, and is `official-pretrain` for a new model.
+        profile: How images become squares: `official-pretrain` crops, `official-finetune` squashes; None: that of
+            the checkpoint, and `official-pretrain` for a new model.
         max_length: Longest text in tokens; longer captions are cut.
         background: Colour under transparent pixels; None drops transparency as the originals do.
-        fast_decode: Decode large JPEG files at reduced scale, which is faster and changes pixels a little; the trained
-            model keeps to it. Images that are varied from their files on are decoded in full.
+        fast_decode: Decode large JPEG files at reduced scale: faster, pixels differ a little; the model keeps to it.
         num_workers: Processes that decode; 0 decodes in the main process.
         cache: Keep what was read, and the decoded images, in memory; for sets that fit.
     """
@@ -158,8 +150,7 @@ class WritingConfig:
     """How a prepared set is written.
 
     Attributes:
-        max_errors: Missing or broken images and unusable rows or entries that may be left out; they are named in
-            `dataset.json`.
+        max_errors: Unusable images, rows or entries that may be left out; they are named in `dataset.json`.
         num_workers: Threads that read and check images.
     """
 
@@ -195,7 +186,7 @@ class Cutting:
 
     Attributes:
         every: Seconds of each moment; None: the subtitles', and scenes where there are none.
-        max_moments: Of one video.
+        max_moments: Most moments of one video.
     """
 
     every: float | None = None

@@ -40,11 +40,11 @@ class OwnSetConfig(WritingConfig):
 
     Attributes:
         image_column: Column with paths, URLs or image bytes; two names with a comma between them for pairs of images;
-            None looks for the usual names.
-        text_column: Column with the text or a list of texts; None looks for the usual names.
+            default: one of the usual names.
+        text_column: Column with the text or a list of texts; default: one of the usual names.
         test_fraction: Share of the images for test, where the source gives no splits.
         validation_fraction: Share of the images for validation, likewise.
-        seed: Of the split; the same image comes into the same split whatever else the source has.
+        seed: Seed of the split; the same image comes into the same split whatever else the source has.
     """
 
     image_column: str | None = None
@@ -67,7 +67,7 @@ class PairsConfig(OwnSetConfig):
     """How images with captions are read and split.
 
     Attributes:
-        captions_from: "folder" takes the name of the folder that an image is in as its caption.
+        captions_from: What captions are; "folder": the name of the folder that an image is in.
     """
 
     captions_from: CaptionsFrom = "text"
@@ -78,7 +78,7 @@ class LabelledConfig(OwnSetConfig):
     """How images, texts and labels are read and split.
 
     Attributes:
-        label_column: Column with a label or, where several may hold, a list of them; None looks for the usual names,
+        label_column: Column with a label or, where several may hold, a list of them; default: one of the usual names,
             and of images in a folder each takes the name of the folder that it is in.
         label_separator: What stands between the labels of a cell, such as ";"; None: a cell is one label.
     """
@@ -92,9 +92,9 @@ class VqaConfig(OwnSetConfig):
     """How questions about images are read and split.
 
     Attributes:
-        answer_column: Column with an answer, or a list with one of each person who was asked; None looks for the usual
-            names.
-        answer_separator: What stands between the answers of a cell, such as ";"; None: a cell is one answer.
+        answer_column: Column with an answer, or a list with one of each person who was asked; default: one of the
+            usual names.
+        answer_separator: What stands between the answers of a cell, such as ";"; default: a cell is one answer.
         min_count: Questions of the training split that an answer must be given to, to be one that the model can choose.
     """
 

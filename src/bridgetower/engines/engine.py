@@ -123,10 +123,12 @@ class EngineChoice:
             raise ValueError(f"engine {self.engine} has no {self.precision}; engines that have it: {', '.join(able)}")
         if self.engine != "torch" and self.compile:
             raise ValueError(f"engine {self.engine} is not compiled; use engine torch with compile=True")
-        if self.engine != "torch" and self.device not in (None, "cpu", torch.device("cpu")):
+        if self.engine != "torch" and self.device not in (None, "auto", "cpu", torch.device("cpu")):
             raise ValueError(f"engine {self.engine} runs on the CPU, not on {self.device}; use engine torch there")
         if find_device(self.device).type == "cpu" and self.precision == "fp16":
             raise ValueError("precision fp16 is for GPUs; on the CPU use bf16, which takes as little memory, or fp32")
+        if self.engine != "torch":
+            require("openvino" if self.engine == "openvino" else "onnx", self.engine)
 
     @property
     def form(self) -> Form | None:
@@ -141,7 +143,6 @@ class EngineChoice:
         if self.form is None:
             model, compiler = checkpoint.model(copy=False), "inductor" if self.compile else None
             return TorchEngine(model, find_device(self.device), self.dtype, compiler)
-        require("openvino" if self.engine == "openvino" else "onnx", self.engine)
         if folder is not None and is_exported(folder, self.form):
             model = exported_model(folder, checkpoint.extensions)
         else:
@@ -162,7 +163,7 @@ def chosen_engine(engine: EngineRequest, precision: Precision, device: str | tor
 
 def find_device(name: str | torch.device | None) -> torch.device:
     available = torch.cuda.is_available()
-    if name is None:
+    if name in (None, "auto"):
         return torch.device("cuda" if available else "cpu")
     try:
         device = torch.device(name)

@@ -52,21 +52,27 @@ _PREFIX = "model."  # of the names of a part's parameters
 logger = logging.getLogger(__name__)
 
 
+def installed_engines(form: Form) -> tuple[Precision, list[EngineName]]:
+    """Returns in which precision an export gives the model's numbers, and the installed engines that run it so."""
+    require("onnx", "onnxscript")
+    precision: Precision = "fp32" if form == "onnx" else "int8"
+    able = [engine for engine in get_args(EngineName) if FORMS.get((engine, precision)) == form]
+    if not any(map(is_installed, able)):
+        require("onnx", *able)
+    return precision, [engine for engine in able if is_installed(engine)]
+
+
 def write_exported(
     checkpoint: Checkpoint, folder: Path, form: Form = "onnx", *, progress: bool = False
 ) -> dict[str, dict[str, float]]:
     """Writes a checkpoint in float32 with its parts, compared with the model; nothing is left if they differ."""
+    precision, engines = installed_engines(form)
     tensors = {name: tensor.float() for name, tensor in checkpoint.tensors.items()}
     signed = form == "onnx-int8" and not products_overflow()
     with new_folder(folder) as temporary:
         write_checkpoint(replace(checkpoint, tensors=tensors), temporary, shard_bytes=math.inf)  # graphs refer to it
         model = read_checkpoint(temporary, extensions=checkpoint.extensions).model(copy=False)
-        require("onnx", "onnxscript")
-        precision: Precision = "fp32" if form == "onnx" else "int8"  # in which the numbers are to be the model's
-        able = [engine for engine in get_args(EngineName) if FORMS.get((engine, precision)) == form]
-        if not any(map(is_installed, able)):
-            require("onnx", *able)
-        runners = {engine: Runner(engine, temporary, precision) for engine in able if is_installed(engine)}
+        runners = {engine: Runner(engine, temporary, precision) for engine in engines}
         differences: dict[str, dict[str, float]] = {engine: {} for engine in runners}
         names = part_names(model)
         for name in counted(names, "exporting parts", shown=progress):

@@ -77,17 +77,14 @@ class VisionConfig:
         num_layers: Transformer blocks.
         num_heads: Attention heads; they divide `hidden_size`.
         intermediate_size: Width of the feed-forward layers.
-        layer_norm_eps: Of all LayerNorms of the tower; CLIP 1e-5, timm 1e-6.
-        activation: `quick_gelu` is x·σ(1.702x), as CLIP was trained; `gelu` is the exact one, `gelu_tanh` its
-            approximation by tanh.
+        layer_norm_eps: Epsilon of all LayerNorms of the tower; CLIP 1e-5, timm 1e-6.
+        activation: `quick_gelu` is x·σ(1.702x), as in CLIP; `gelu` is the exact one, `gelu_tanh` approximates it.
         pre_norm: LayerNorm after the embeddings (CLIP's `ln_pre`).
         patch_bias: Bias in the patch convolution (timm has one, CLIP has none).
-        distillation_token: A second learned token after the class token, as in a distilled DeiT; the fusion encoder
-            gets it like a patch.
-        architecture: `vit`; `timm`, which `settings` describe; or the name of a custom tower, to which the sizes
-            apply as far as it has them.
-        prefix_tokens: Tokens before the patches in a timm or custom tower; None: those of a ViT.
-        settings: Of `timm`: its `architecture` and the `arguments` that it is created with.
+        distillation_token: A second learned token after the class token, as in a distilled DeiT.
+        architecture: `vit`; `timm`, which `settings` describe; or a custom tower, with the sizes that it has.
+        prefix_tokens: Tokens before the patches in a timm or custom tower; default: those of a ViT.
+        settings: For `timm`: its `architecture` and the `arguments` that it is created with.
     """
 
     image_size: int = 288
@@ -133,15 +130,13 @@ class TextConfig:
         max_positions: Rows of the position table; RoBERTa leaves the first `pad_token_id` + 1 of them unused.
         type_vocab_size: Rows of the token type table, of which only the first is used.
         pad_token_id: Id that fills short texts.
-        positions: `roberta` counts the tokens that are not padding, starting at `pad_token_id` + 1;
-            `bert` counts columns from 0.
-        layer_norm_eps: Of all LayerNorms of the tower; RoBERTa 1e-5, BERT 1e-12.
-        activation: In the feed-forward layers; RoBERTa and BERT have `gelu`.
+        positions: `roberta` counts tokens but padding, from `pad_token_id` + 1; `bert` counts columns from 0.
+        layer_norm_eps: Epsilon of all LayerNorms of the tower; RoBERTa 1e-5, BERT 1e-12.
+        activation: Activation in the feed-forward layers; RoBERTa and BERT have `gelu`.
         dropout: Probability, in training only, for embeddings, attention and feed-forward alike.
         attention_dropout: That of attention weights, if it differs.
-        architecture: `bert`; `transformers`, which `settings` describe; or the name of a custom tower, to which
-            the sizes apply as far as it has them.
-        settings: Of `transformers`: its config, with the `model_type`.
+        architecture: `bert`; `transformers`, which `settings` describe; or a custom tower, with the sizes that it has.
+        settings: For `transformers`: its config, with the `model_type`.
     """
 
     vocab_size: int = 50265
@@ -194,17 +189,16 @@ class FusionConfig:
             that only the last tower layers reach the encoder; `static_manager` and `adaptive_manager` weigh all bridged
             layers for every fusion layer, as in ManagerTower; None builds no bridges at all, as in METER. Another name
             is that of a custom bridge.
-        input_norm: LayerNorm on the first layer's input; METER has none. Where a manager makes that input, it has a
-            LayerNorm for each tower layer instead.
+        input_norm: LayerNorm on the first layer's input; METER has none, a manager one for each tower layer instead.
         vision_layers: Image tower layers, counted from 1, that are read: one per fusion layer with bridges, any number
             for managers and custom bridges, and one without bridges (None or `norm`). None takes the top layers.
         text_layers: Text tower layers likewise.
         separate_projections: One projection per bridged layer and modality instead of one shared by all.
         layer_embeddings: A learned vector per tower layer, which is added after its projection, as in ManagerTower.
-        layer_norm_eps: Inside the fusion layers. 1e-12 in the official code, 1e-5 in transformers.
-        bridge_layer_norm_eps: Of the input LayerNorm and the bridges.
+        layer_norm_eps: Epsilon inside the fusion layers; 1e-12 in the official code, 1e-5 in transformers.
+        bridge_layer_norm_eps: Epsilon of the input LayerNorm and the bridges.
         num_token_types: Rows of the modality embedding: text, image, and a second image for NLVR2.
-        activation: In the feed-forward layers.
+        activation: Activation in the feed-forward layers.
         dropout: Probability, in training only, for attention and feed-forward alike.
         attention_dropout: That of attention weights, if it differs.
     """
@@ -274,20 +268,17 @@ class HeadsConfig:
         itc: `tower` projects each tower's last CLS (the official model); `fused` projects the image's last *bridged*
             CLS after projection and adds a head on the pooled output (transformers' contrastive model).
         itc_size: Width of the contrastive embeddings.
-        itc_dropout: Probability, in training only, on what the `tower` kind projects: it keeps a small set from being
-            learnt by heart, above all with frozen towers.
+        itc_dropout: Dropout on what the `tower` kind projects, against overfitting of small sets.
         image_pooling: What heads on the image tower, such as `itc`, read of its last bridged layer: `token` is the
             tower's global vector, such as its CLS; `mean` is the mean of the patches.
-        text_pooling: Likewise of a text; `mean`, that of all tokens but padding, is what text towers of
-            sentence-transformers are trained for.
-        mlm_layer_norm_eps: Of the LayerNorm in the MLM head; 1e-12 in the official code, 1e-5 in transformers.
-        mlm_activation: In the MLM head.
+        text_pooling: Likewise of a text; `mean`, as for towers of sentence-transformers, is of all tokens but padding.
+        mlm_layer_norm_eps: Epsilon of the LayerNorm in the MLM head; 1e-12 in the official code, 1e-5 in transformers.
+        mlm_activation: Activation in the MLM head.
         rank: Head that gives a pair one score, for choosing among several texts of an image (official `rank_output`).
         vqa: Number of answers of the question answering head; 0: no head.
         snli_ve: Head for the three classes of visual entailment.
         nlvr2: Head that classifies a statement about two images; needs three token types.
-        classification: Classes of a custom data set, from image and text, 1 for a number instead of a class;
-            0: no head.
+        classification: Classes of a custom data set, from image and text; 1: a number instead; 0: no head.
         multi_label: Whether several of them may hold at once, each with a probability of its own.
         hidden_scale: Width inside the classifiers above, as a multiple of the pooled width; 0: one Linear alone.
         nlvr2_dropout: Probability, in training only, before the NLVR2 head.

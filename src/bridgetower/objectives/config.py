@@ -61,7 +61,7 @@ class Phase:
         itm: Weight of the matching loss; 0 does not compute it.
         itc: Weight of the contrastive loss; 0 does not compute it.
         objectives: Weights of further objectives by name, of the package or of `Extensions.objectives`.
-        negatives: Of ITM, out of one micro-batch. `random`: another image for half of the texts, as in the official
+        negatives: Negatives of ITM in a micro-batch. `random`: another image for half of the texts, as in the official
             pre-training. `uniform`: every pair matches, and every text has another image too, and every image another
             text. `hard`: likewise, drawn by contrastive similarity, as in the official code with ITC.
     """
@@ -104,8 +104,7 @@ class PretrainingConfig(TaskConfig):
         phases: Objectives over the run, in order.
         masking: Which words are hidden for MLM.
         mlm_normalization: `step`: MLM is the mean over all hidden words of an optimiser step, however it is divided
-            among micro-batches and processes. `official`: the mean over the hidden words of a micro-batch; all
-            micro-batches count alike, whether few or many words are hidden in them.
+            among micro-batches and processes. `official`: the mean over those of a micro-batch; all count alike.
         negatives_from: Hard negatives of this rank's micro-batch or of those of all ranks (official
             `gather_global_negative`).
         gather_with_grads: Let contrastive gradients flow to the features of other ranks.

@@ -18,21 +18,21 @@ class SourceConfig:
     """How the images and texts of a source are read and embedded.
 
     Attributes:
-        image_column: Column of a table with paths, URLs or image bytes; None looks for the usual names.
-        caption_column: Column of a table with a caption or a list of captions; None looks for the usual names.
-        id_column: Column of a table that names the rows; None looks for the usual names.
-        captions_from: "folder" takes the name of the folder that an image is in as its caption.
-        every: Seconds of each moment of a video; None: a moment for each subtitle, or scene where there are none.
-        max_moments: Of one video.
+        image_column: Column of a table with paths, URLs or image bytes; default: one of the usual names.
+        caption_column: Column of a table with a caption or a list of captions; default: one of the usual names.
+        id_column: Column of a table that names the rows; default: one of the usual names.
+        captions_from: What captions are; "folder": the name of the folder that an image is in.
+        every: Seconds of each moment of a video; default: a moment for each subtitle, or scene where there are none.
+        max_moments: Most moments of one video.
         truncate: Cut captions that are too long for the model; otherwise their image counts as bad.
         max_errors: Number of images that may be left out because they cannot be used; each is named.
         batch_size: Images embedded at once.
-        num_workers: Processes that decode images; None starts one per core where that pays off, and on Ray none. On Ray
-            each model has so many.
-        commit_seconds: After which what was embedded is written, and in long runs after a hundredth of the time so far;
-            a killed run loses no more work than that.
-        ray: Address of a Ray cluster that embeds, or "local" for one of this machine; None: this process.
-        ray_workers: Models on the cluster; None: one for each GPU, or for each core where there is no GPU.
+        num_workers: Processes that decode images, on Ray of each model; default: one per core where that pays off, and
+            on Ray none.
+        commit_seconds: Seconds after which what was embedded is written, and in long runs after a hundredth of the time
+            so far; a killed run loses no more work than that.
+        ray: Address of a Ray cluster that embeds, or "local" for one of this machine; default: this process.
+        ray_workers: Models on the cluster; default: one for each GPU, or for each core where there is no GPU.
     """
 
     image_column: str | None = None
@@ -80,8 +80,8 @@ class EmbedConfig(SourceConfig):
     """How vectors are made of a source.
 
     Attributes:
-        of: Embed the images, their texts, or both together; None: images, and texts where there is no image.
-        quantize: Write vectors in fewer bytes; None: float32.
+        of: Embed the images, their texts, or both together; default: images, and texts where there are none.
+        quantize: Write vectors in fewer bytes; default: float32.
     """
 
     of: Content | None = None

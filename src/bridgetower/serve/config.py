@@ -35,11 +35,11 @@ class ServeConfig:
 
     Attributes:
         host: Address to listen at; one that other machines can reach needs an API key.
-        port: To listen at; 0 takes a free one.
-        api_key: What clients must send as `Authorization: Bearer KEY`; None accepts everyone who reaches the port.
-        name: What clients call the model; None is what was loaded.
-        max_batch: Most items (an image, a text or a pair) computed at once; None is 16 on a CPU, where more at once
-            take as long in turn, and 64 on a GPU.
+        port: Port to listen at; 0 takes a free one.
+        api_key: What clients must send as `Authorization: Bearer KEY`; default: nothing.
+        name: What clients call the model; default: what was loaded.
+        max_batch: Most items (an image, a text or a pair) computed at once; default: 16 on a CPU, where more at
+            once take as long in turn, and 64 on a GPU.
         queue: Most items admitted and not yet answered; more are refused with status 429. Requests with URLs have as
             many places of their own.
         timeout: Seconds until the response to a request begins, its upload included.
