@@ -11,9 +11,7 @@ COMMANDS += [("prepare", name) for name in ("pairs", "vqa", "coco", "arrow")]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_states_one_default_and_names_what_is_given(
-    command: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_help_states_one_default_and_names_what_is_given(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "129")  # the widest that is one column
     with pytest.raises(SystemExit):
         cli.main([*command, "--help"])

@@ -1,7 +1,5 @@
 """A small model with a vocabulary of whole words, the set it reads, and how it ranks that set."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -10,7 +8,7 @@ from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
 from bridgetower.engines.engine import TorchEngine
 from bridgetower.evaluation.config import RetrievalConfig
-from bridgetower.evaluation.retrieval import RetrievalResult, evaluate_retrieval
+from bridgetower.evaluation.retrieval import evaluate_retrieval
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.predictor import Predictor
 from bridgetower.processor import Processor, ProcessorConfig, train_tokenizer
@@ -19,7 +17,7 @@ from tiny import off_defaults
 
 
 @pytest.fixture(scope="session")
-def predictor(tiny_dataset: Path) -> Predictor:
+def predictor(tiny_dataset):
     values = ProcessorConfig(profile="official-pretrain", image_size=MODEL.vision.image_size, max_length=24)
     pictures = CaptionImages(DataConfig(folders=(str(tiny_dataset),)), "train", Processor(values, None))
     captions = [caption for own in pictures.all_captions() for caption in own]
@@ -31,15 +29,15 @@ def predictor(tiny_dataset: Path) -> Predictor:
 
 
 @pytest.fixture(scope="session")
-def images(tiny_dataset: Path, predictor: Predictor) -> CaptionImages:
+def images(tiny_dataset, predictor):
     return CaptionImages(DataConfig(folders=(str(tiny_dataset),)), "test", predictor.processor)
 
 
 @pytest.fixture(scope="session")
-def config() -> RetrievalConfig:
+def config():
     return RetrievalConfig(candidates=4)
 
 
 @pytest.fixture(scope="session")
-def ranked(predictor: Predictor, images: CaptionImages, config: RetrievalConfig) -> RetrievalResult:
+def ranked(predictor, images, config):
     return evaluate_retrieval(predictor.model, images, config)

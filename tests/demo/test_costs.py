@@ -49,14 +49,14 @@ def expected_flops(config: ModelConfig, text: int) -> dict[str, int]:
     [tiny.CONFIG, meter(tiny.CONFIG), tiny.changed(vision__distillation_token=True)],
     ids=["bridgetower", "meter", "distilled"],
 )
-def test_flops_equal_the_formula(config: ModelConfig) -> None:
+def test_flops_equal_the_formula(config):
     model = tiny.build(config)
     assert flops_by_part(model, LENGTH) == expected_flops(config, LENGTH)
     optimize_for_cpu(model)
     assert flops_by_part(model, LENGTH) == expected_flops(config, LENGTH)
 
 
-def test_parameters_add_up() -> None:
+def test_parameters_add_up():
     model = tiny.build()
     parts = parameters_by_part(model)
     assert sum(parts.values()) == sum(parameter.numel() for parameter in model.parameters())
@@ -67,7 +67,7 @@ def test_parameters_add_up() -> None:
     assert parts["image tower"] == sum(parameter.numel() for parameter in model.vision.parameters())
 
 
-def test_model_cost() -> None:
+def test_model_cost():
     model = tiny.build().train()
     cost = model_cost(model, LENGTH, arm="meter", repeats=3, warmup=1)
     assert cost.arm == "meter"
@@ -78,7 +78,7 @@ def test_model_cost() -> None:
     assert model.training
 
 
-def test_numbers_that_are_too_small() -> None:
+def test_numbers_that_are_too_small():
     for numbers in ({"text_length": 0}, {"repeats": 0}, {"warmup": -1}):
         with pytest.raises(ValueError, match="expected at least 1"):
             model_cost(tiny.build(), **{"text_length": 3, "arm": "meter", **numbers})  # type: ignore[arg-type]

@@ -5,12 +5,10 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterator
 from contextlib import redirect_stdout
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -44,7 +42,7 @@ SMALL = replace(
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, Any], str]]:
+def demo(tmp_path_factory):
     """The folder of the command, what it printed and what it logged."""
     folder = tmp_path_factory.mktemp("demo")
     write_towers(folder / "towers")
@@ -59,7 +57,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[
         yield folder, json.loads(printed.getvalue()), handler.stream.getvalue()
 
 
-def test_every_stage_leaves_one_checkpoint_and_towers_stay_as_they_were(demo: tuple[Path, dict[str, Any], str]) -> None:
+def test_every_stage_leaves_one_checkpoint_and_towers_stay_as_they_were(demo):
     out, _, _ = demo
     assert {path.name for path in (out / "runs").iterdir()} == {f"bridgetower-0{stage}" for stage in STAGES}
     assert {path.parent.name for path in out.glob("runs/*/*/*") if path.parent.name != "tensorboard"} == {"last"}
@@ -70,7 +68,7 @@ def test_every_stage_leaves_one_checkpoint_and_towers_stay_as_they_were(demo: tu
     assert all(before[name].equal(after[name]) for name in before if name.startswith(("vision.", "text.")))
 
 
-def test_results_and_page_have_every_stage(demo: tuple[Path, dict[str, Any], str]) -> None:
+def test_results_and_page_have_every_stage(demo):
     out, printed, log = demo
     results, page = json.loads((out / "results.json").read_text()), (out / "report.html").read_text()
     (run,), (answers,) = results["runs"], results["answers"]
@@ -90,9 +88,7 @@ def test_results_and_page_have_every_stage(demo: tuple[Path, dict[str, Any], str
     assert len(Index(str(held_out_index(out)))) == 10
 
 
-def test_run_again_trains_no_further_and_with_the_other_model_that_one_alone(
-    demo: tuple[Path, dict[str, Any], str],
-) -> None:
+def test_run_again_trains_no_further_and_with_the_other_model_that_one_alone(demo):
     out, _, _ = demo
     before, seconds = snapshot(out / "runs"), json.loads((out / "results.json").read_text())
     again = run_demo(out, plan=SMALL, minutes=1e-3, progress=False)

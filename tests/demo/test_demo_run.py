@@ -12,7 +12,7 @@ from bridgetower.model.presets import meter
 from bridgetower_demo import run
 from bridgetower_demo.__main__ import main
 from bridgetower_demo.folder import trained_model
-from bridgetower_demo.plan import FROM_SCRATCH, MINUTES, ON_TOWERS, Plan
+from bridgetower_demo.plan import FROM_SCRATCH, MINUTES, ON_TOWERS
 from bridgetower_demo.recipes import RECIPES
 from bridgetower_demo.results import ARMS
 from bridgetower_demo.run import answering_config, demo_config, run_demo
@@ -22,7 +22,7 @@ PLANS = (FROM_SCRATCH, ON_TOWERS)
 
 
 @pytest.mark.parametrize("plan", PLANS)
-def test_arms_differ_in_the_model_alone_and_minutes_scale_their_steps(plan: Plan) -> None:
+def test_arms_differ_in_the_model_alone_and_minutes_scale_their_steps(plan):
     for stage in plan.stages:
         ours, theirs = (demo_config(OUT, plan, stage, arm, 3, MINUTES) for arm in ARMS)
         assert theirs.model == meter(ours.model)
@@ -37,7 +37,7 @@ def test_arms_differ_in_the_model_alone_and_minutes_scale_their_steps(plan: Plan
     assert (ours.max_steps, ours.seed) == (plan.questions.steps // 5, 3)
 
 
-def test_each_stage_starts_from_the_one_before_and_questions_from_the_last_or_from_nothing() -> None:
+def test_each_stage_starts_from_the_one_before_and_questions_from_the_last_or_from_nothing():
     first, second = (demo_config(OUT, ON_TOWERS, stage, "meter", 1, MINUTES) for stage in ON_TOWERS.stages)
     assert (first.init, first.vision, first.text) == (None, "out/towers/vision", "out/towers/text")
     assert (second.init, second.vision) == ("out/runs/meter-1-contrastive/last", None)
@@ -50,13 +50,13 @@ def test_each_stage_starts_from_the_one_before_and_questions_from_the_last_or_fr
 
 
 @pytest.mark.parametrize(("minutes", "seeds"), [(0, 1), (-1, 1), (1, 0)])
-def test_refuses_nothing_to_do(tmp_path: Path, minutes: float, seeds: int) -> None:
+def test_refuses_nothing_to_do(tmp_path, minutes, seeds):
     with pytest.raises(ValueError, match=f"minutes {minutes}, seeds {seeds}"):
         run_demo(tmp_path, minutes=minutes, seeds=seeds)
 
 
 @pytest.mark.parametrize("changed", [{"minutes": 2.0}, {"seeds": 2}, {"plan": ON_TOWERS}])
-def test_refuses_a_folder_of_other_settings_before_anything_is_done(tmp_path: Path, changed: dict[str, Any]) -> None:
+def test_refuses_a_folder_of_other_settings_before_anything_is_done(tmp_path, changed):
     settings = {"minutes": 1.0, "seeds": 1}
     (tmp_path / "demo.json").write_text(json.dumps(settings | {"from_scratch": True, "seconds": 7.5}))
     with pytest.raises(ValueError, match=r"--minutes 1\.0 --seeds 1 --from-scratch; .* or choose another --out"):
@@ -64,7 +64,7 @@ def test_refuses_a_folder_of_other_settings_before_anything_is_done(tmp_path: Pa
     assert {path.name for path in tmp_path.iterdir()} == {"demo.json", ".lock"}
 
 
-def test_the_command_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_says_so(tmp_path, capsys):
     (tmp_path / "demo.json").write_text('{"minutes": 1.0, "seeds": 1, "seconds": 0.0}')
     with pytest.raises(SystemExit) as ended:
         main(["--out", str(tmp_path), "--minutes", "2"])
@@ -72,7 +72,7 @@ def test_the_command_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().err.endswith("or choose another --out\n")
 
 
-def test_the_option_compare_adds_the_other_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_option_compare_adds_the_other_model(tmp_path, monkeypatch):
     asked = []
 
     def note(out: Path, *, arms: tuple[str, ...], **_: Any) -> None:
@@ -86,6 +86,6 @@ def test_the_option_compare_adds_the_other_model(tmp_path: Path, monkeypatch: py
     assert asked == [("bridgetower",), ("bridgetower", "meter")]
 
 
-def test_refuses_a_folder_in_use(tmp_path: Path) -> None:
+def test_refuses_a_folder_in_use(tmp_path):
     with locked(tmp_path), pytest.raises(FileExistsError, match="another process works in"):
         run_demo(tmp_path)

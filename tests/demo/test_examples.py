@@ -6,10 +6,8 @@ import pytest
 import torch
 
 import dense
-from bridgetower.data.captions import CaptionImages
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.retrieval import evaluate_retrieval
-from bridgetower.predictor import Predictor
 from bridgetower_demo.examples import Direction, SearchExample, answer_examples, choose, search_examples, spread_evenly
 from bridgetower_demo.grounding import Judged, TextExample
 
@@ -18,7 +16,7 @@ def of(direction: Direction, examples: list[SearchExample]) -> list[SearchExampl
     return [example for example in examples if example.direction == direction]
 
 
-def test_choice() -> None:
+def test_choice():
     for ranks, count, chosen in (
         ([1, 9, 1, 4, 1, 2, 1, 30], 4, [0, 6, 5, 7]),  # half hits and half misses, from near to far
         ([1, 9, 1, 4, 1, 2, 1, 30], 5, [0, 4, 6, 5, 7]),
@@ -33,7 +31,7 @@ def test_choice() -> None:
 
 
 class TestSearches:
-    def test_ranks_give_the_recall_of_the_evaluation(self, predictor: Predictor, images: CaptionImages) -> None:
+    def test_ranks_give_the_recall_of_the_evaluation(self, predictor, images):
         config = RetrievalConfig(candidates=len(images), max_captions=1)
         result = evaluate_retrieval(predictor.model, images, config)
         examples = search_examples(predictor, images, result, config, count=len(images))
@@ -97,7 +95,7 @@ TOLD = [TextExample(topic, f"{topic} {number}?", "yes") for number in range(4) f
 RIGHT = [True, False, True, False, False, False, True, True]
 
 
-def test_right_and_wrong_answers_of_each_topic_about_different_images() -> None:
+def test_right_and_wrong_answers_of_each_topic_about_different_images():
     answers = tuple("yes" if right else "no" for right in RIGHT)
     judged = Judged(examples=tuple(TOLD), answers=answers, groundings={})
     examples = answer_examples(judged, [bytes([number]) for number in range(len(TOLD))], count=2)

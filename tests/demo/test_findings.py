@@ -1,7 +1,6 @@
 """Spreads and differences follow from the runs; sentences claim a difference only where the seeds leave one."""
 
 import json
-from pathlib import Path
 
 import made_up
 import pytest
@@ -19,12 +18,12 @@ from bridgetower_demo import findings
         ([10.0], "The difference is +10.0; with one seed it could be chance."),
     ],
 )
-def test_comparison(values: list[float], expected: str) -> None:
+def test_comparison(values, expected):
     difference = paired_difference([value / 100 for value in values], [0.0] * len(values))
     assert findings.comparison(difference).startswith(expected)
 
 
-def test_words() -> None:
+def test_words():
     for seconds, shown in {0.2: "0 s", 89.0: "89 s", 90.1: "2 min", 3570.0: "1 h 00 min", 3930.0: "1 h 06 min"}.items():
         assert findings.duration(seconds) == shown
     places = {"st": (1, 21, 101), "nd": (2, 102), "rd": (3, 33), "th": (4, 11, 12, 13, 111, 113)}
@@ -32,7 +31,7 @@ def test_words() -> None:
         assert [findings.ordinal(number) for number in numbers] == [f"{number}{ending}" for number in numbers]
 
 
-def test_headline_is_of_the_largest_test_and_of_bridgetower_alone() -> None:
+def test_headline_is_of_the_largest_test_and_of_bridgetower_alone():
     def tested(recall: float) -> dict[str, dict[str, float]]:
         large = made_up.metrics(two_stage_text_to_image_r5=recall, chance_text_to_image_r5=0.05)
         return {"small": made_up.metrics(), "large": large}
@@ -45,7 +44,7 @@ def test_headline_is_of_the_largest_test_and_of_bridgetower_alone() -> None:
     assert results.headline() == {"test": "large", **figures}
 
 
-def test_differences_are_paired_by_seed() -> None:
+def test_differences_are_paired_by_seed():
     runs = [made_up.run(seed=seed, rsum=rsum) for seed, rsum in ((0, 100.0), (1, 104.0), (7, 300.0))]
     runs += [made_up.run("meter", seed, rsum) for seed, rsum in ((1, 96.0), (0, 90.0))]
     answers = [made_up.answers(seed=seed, right=right) for seed, right in ((7, 0.1), (1, 0.75), (0, 0.5))]
@@ -56,7 +55,7 @@ def test_differences_are_paired_by_seed() -> None:
     assert results.answer_differences() == {"colour": expected, "overall": expected}
 
 
-def test_the_file_holds_what_follows_from_the_runs(tmp_path: Path) -> None:
+def test_the_file_holds_what_follows_from_the_runs(tmp_path):
     made_up.results().write(tmp_path / "results.json")
     values = json.loads((tmp_path / "results.json").read_text())
     assert values["summary"]["shapes"]["rsum"]["meter"]["values"] == [1.2, 1.22, 1.24]

@@ -1,12 +1,11 @@
 """What a model sees and what its words alone give, on generated scenes, counted here a second time."""
 
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
 from bridgetower.predictor import Predictor, load
-from bridgetower_demo.grounding import ALL, Judged, WithOtherImages, judge, majority_answer, text_only_answers
+from bridgetower_demo.grounding import ALL, WithOtherImages, judge, majority_answer, text_only_answers
 from bridgetower_demo.toysets import prepare_toyset
 from bridgetower_demo.toysets.scenes import ScenesConfig, topic_of
 from rows import read_rows
@@ -15,7 +14,7 @@ NUM_TEST = 24
 
 
 @pytest.fixture(scope="module")
-def predictor(answering_checkpoint: Path) -> Predictor:
+def predictor(answering_checkpoint):
     return load(answering_checkpoint, device="cpu")
 
 
@@ -37,7 +36,7 @@ def answer(predictor: Predictor, kind: str, pictures: list[bytes], text: str) ->
             return predictor.reason(pictures[0], pictures[1], text, truncate=True)[0].label
 
 
-def test_own_and_other_images(judged: tuple[str, Path, Judged], predictor: Predictor) -> None:
+def test_own_and_other_images(judged, predictor):
     kind, folder, found = judged
     pictures = [row["images"] for row in read_rows(folder, "test")]
     own = [answer(predictor, kind, pictures[number], one.text) for number, one in enumerate(found.examples)]
@@ -54,7 +53,7 @@ def test_own_and_other_images(judged: tuple[str, Path, Judged], predictor: Predi
             assert share == pytest.approx(right / len(chosen))
 
 
-def test_words_alone(judged: tuple[str, Path, Judged]) -> None:
+def test_words_alone(judged):
     kind, folder, found = judged
     rows = read_rows(folder, "train")
     name = "answers" if kind == "vqa" else "label"
@@ -67,7 +66,7 @@ def test_words_alone(judged: tuple[str, Path, Judged]) -> None:
     assert len(found.groundings) == 5
 
 
-def test_statements_without_topics(predictor: Predictor, judged: tuple[str, Path, Judged]) -> None:
+def test_statements_without_topics(predictor, judged):
     kind, folder, found = judged
     if kind == "vqa":
         assert set(found.groundings) == {"exists", "colour", "count", "relation", ALL}
@@ -75,7 +74,7 @@ def test_statements_without_topics(predictor: Predictor, judged: tuple[str, Path
         assert judge(predictor, kind, folder).groundings == {ALL: found.groundings[ALL]}
 
 
-def test_commonest_answers() -> None:
+def test_commonest_answers():
     assert (majority_answer(["yes", "no", "yes"]), majority_answer(["b", "a"])) == ("yes", "a")
     training = [("is it red?", "yes"), ("is it red?", "yes"), ("is it red?", "no"), ("how many?", "2")]
     assert text_only_answers(training, ["how many?", "is it red?", "where?"]) == ["2", "yes", "yes"]

@@ -1,7 +1,5 @@
 """The held-out pictures as files with captions, and their index."""
 
-from pathlib import Path
-
 import dense
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
@@ -15,7 +13,7 @@ from folders import snapshot
 from rows import read_rows
 
 
-def test_every_test_picture_with_its_captions(tiny_dataset: Path, tmp_path: Path) -> None:
+def test_every_test_picture_with_its_captions(tiny_dataset, tmp_path):
     write_held_out({"shapes": tiny_dataset}, tmp_path / "held-out")
     rows = read_rows(tiny_dataset, "test")
     for row in rows:

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -67,13 +66,13 @@ def check_it_goes_on(run: Path, config: RunConfig) -> None:
 
 
 @pytest.fixture
-def children() -> Callable[[], list[BaseProcess]]:
+def children():
     """The processes that the test has started."""
     before = set(multiprocessing.active_children())
     return lambda: [process for process in multiprocessing.active_children() if process not in before]
 
 
-def test_two_equal_training_one_after_another_and_stay_as_they_are(tmp_path: Path, tiny_dataset: Path) -> None:
+def test_two_equal_training_one_after_another_and_stay_as_they_are(tmp_path, tiny_dataset):
     runs = {tmp_path / f"seed-{seed}": run_config(tiny_dataset, seed=seed) for seed in (0, 1)}
     train_all(runs, progress=False)
     for run, config in runs.items():
@@ -85,7 +84,7 @@ def test_two_equal_training_one_after_another_and_stay_as_they_are(tmp_path: Pat
     assert [path.read_bytes() for path in files] == before
 
 
-def test_one_that_fails_raises_its_error_and_the_other_can_go_on(children, tmp_path: Path, tiny_dataset: Path) -> None:
+def test_one_that_fails_raises_its_error_and_the_other_can_go_on(children, tmp_path, tiny_dataset):
     good, bad = run_config(tiny_dataset, max_steps=LONG), run_config(tiny_dataset, batch_size=4000)
     with pytest.raises(ValueError, match="fewer than one batch of 4000"):
         train_all({tmp_path / "good": good, tmp_path / "bad": bad}, progress=False)
@@ -94,7 +93,7 @@ def test_one_that_fails_raises_its_error_and_the_other_can_go_on(children, tmp_p
         check_it_goes_on(tmp_path / "good", good)
 
 
-def test_a_lost_process_is_named(children, tmp_path: Path, tiny_dataset: Path) -> None:
+def test_a_lost_process_is_named(children, tmp_path, tiny_dataset):
     runs = {tmp_path / name: run_config(tiny_dataset, max_steps=LONG) for name in ("one", "other")}
     with (
         once(lambda: all(steps_done(run) > 2 for run in runs), lambda: children()[0].kill()),
@@ -106,7 +105,7 @@ def test_a_lost_process_is_named(children, tmp_path: Path, tiny_dataset: Path) -
     assert f"the process of run {lost} was lost" in str(error.value)
 
 
-def test_an_interrupted_one_saves_and_goes_on(children, tmp_path: Path, tiny_dataset: Path) -> None:
+def test_an_interrupted_one_saves_and_goes_on(children, tmp_path, tiny_dataset):
     names = ("one", "other", "later", "last")[: len(os.sched_getaffinity(0)) + 1]  # at least one has to wait
     runs = {tmp_path / name: run_config(tiny_dataset, max_steps=LONG) for name in names}
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
@@ -125,7 +124,7 @@ def alone(dataset: Path, out: Path) -> None:
     train_all({out: run_config(dataset, max_steps=LONG)}, progress=False)
 
 
-def test_no_run_outlives_its_parent(tmp_path: Path, tiny_dataset: Path) -> None:
+def test_no_run_outlives_its_parent(tmp_path, tiny_dataset):
     parent = multiprocessing.get_context("forkserver").Process(target=alone, args=(tiny_dataset, tmp_path / "run"))
     parent.start()
     with once(lambda: steps_done(tmp_path / "run") > 2, parent.kill):

@@ -91,23 +91,23 @@ def rows_of(html: str, caption: str) -> dict[str, list[str]]:
 
 
 @pytest.fixture(scope="module")
-def html() -> str:
+def html():
     return report()
 
 
 @pytest.fixture(scope="module")
-def page(html: str) -> Page:
+def page(html):
     return Page(html)
 
 
 @pytest.fixture(scope="module")
-def alone() -> str:
+def alone():
     """The page of BridgeTower without METER."""
     run = made_up.run(test={"shapes": made_up.metrics(chance_text_to_image_r5=0.05)})
     return report(made_up.results(run, costs=(made_up.cost(),), answers=(made_up.answers(),)))
 
 
-def test_the_page_of_one_model_has_its_figures_first_and_no_word_of_another(alone: str) -> None:
+def test_the_page_of_one_model_has_its_figures_first_and_no_word_of_another(alone):
     page = Page(alone)
     assert tuple(page.sections) == SECTIONS
     assert [link["href"] for link in page.all("a")] == [f"#{name}" for name in SECTIONS]
@@ -116,7 +116,7 @@ def test_the_page_of_one_model_has_its_figures_first_and_no_word_of_another(alon
     assert [word for word in ("METER", "RSUM", "ITC", "ITM", "held-out", "\u2212") if word in page.text] == []
 
 
-def test_the_other_model_comes_last_with_the_differences(html: str, page: Page) -> None:
+def test_the_other_model_comes_last_with_the_differences(html, page):
     assert tuple(page.sections) == (*SECTIONS, "meter")
     before, _, after = page.text.partition("BridgeTower against METER")[2].partition("BridgeTower against METER")
     assert "METER" not in before
@@ -124,7 +124,7 @@ def test_the_other_model_comes_last_with_the_differences(html: str, page: Page) 
     assert "62.5" in after
 
 
-def test_figures_are_means_with_their_spread_and_differences_have_their_interval(html: str) -> None:
+def test_figures_are_means_with_their_spread_and_differences_have_their_interval(html):
     assert '<td>131.0<span class="spread"> ± 1.0</span></td>' in html
     assert '<td>21.8<span class="spread"> ± 0.2</span></td>' in html  # a recall of 131 / 600, in percent
     recall = rows_of(html, "Recall on shapes, in percent")["BridgeTower \u2212 METER, matching"]
@@ -138,7 +138,7 @@ def test_figures_are_means_with_their_spread_and_differences_have_their_interval
     assert one_seed["BridgeTower \u2212 METER"] == ["+12.5"] * 2
 
 
-def test_without_matching_head() -> None:
+def test_without_matching_head():
     kept = {n: value for n, value in made_up.metrics().items() if not n.startswith(("matching", "two_stage", "itm"))}
     page = Page(report(made_up.results(*(made_up.run(arm, test={"shapes": kept}) for arm in ("bridgetower", "meter")))))
     assert "Matching was not measured" in page.text
@@ -147,7 +147,7 @@ def test_without_matching_head() -> None:
         assert text not in page.text
 
 
-def test_the_report_before_the_end_has_no_answers_and_says_that_training_goes_on(alone: str) -> None:
+def test_the_report_before_the_end_has_no_answers_and_says_that_training_goes_on(alone):
     early = Page(report(made_up.results(made_up.run(), costs=(), answers=()), answers=()))
     assert early.sections == [name for name in SECTIONS if name != "answers"]
     assert "training goes on" in early.text
@@ -156,7 +156,7 @@ def test_the_report_before_the_end_has_no_answers_and_says_that_training_goes_on
     assert "(whole demo 1 h 05 min, first searches after 4 min)" in late.text
 
 
-def test_nothing_is_loaded_and_tables_have_captions_and_heads(html: str, page: Page) -> None:
+def test_nothing_is_loaded_and_tables_have_captions_and_heads(html, page):
     assert not {"script", "link", "iframe", "object", "base", "source"} & {tag for tag, _ in page.elements}
     for _, attributes in page.elements:
         for name in ("src", "href", "data", "poster", "action", "srcset", "xlink:href"):
@@ -166,7 +166,7 @@ def test_nothing_is_loaded_and_tables_have_captions_and_heads(html: str, page: P
     assert all(head.get("scope") for head in page.all("th"))
 
 
-def test_every_text_is_escaped() -> None:
+def test_every_text_is_escaped():
     bad = '<b onclick="alert(1)">&\'$title</script>'
     dataset = made_up.dataset(bad, split_rule=bad, sources={bad: bad}, licences={bad: bad})
     run = made_up.run(test={bad: made_up.metrics()})
@@ -186,6 +186,6 @@ def test_every_text_is_escaped() -> None:
     assert page.text.count(bad) > 20
 
 
-def test_an_example_that_is_no_image() -> None:
+def test_an_example_that_is_no_image():
     with pytest.raises(ValueError, match="an example cannot be read"):
         report(answers=[replace(made_up.answer(), image=b"text")])

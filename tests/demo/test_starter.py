@@ -21,7 +21,7 @@ WHEEL = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def exported(tmp_path_factory):
     """A small DINOv2 with random weights, exported under the prefix of the package's file."""
     torch.manual_seed(0)
     config = transformers.Dinov2Config(
@@ -71,7 +71,7 @@ def outputs(content: bytes, folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
     return ours, torch.tensor(theirs)
 
 
-def test_computes_the_same(exported: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_computes_the_same(exported, tmp_path, monkeypatch):
     ours, theirs = outputs(exported, tmp_path / "vision")
     assert ours.shape == theirs.shape == (1, 5, 128)
     assert (ours - theirs).abs().max() < 1e-4
@@ -84,7 +84,7 @@ def test_computes_the_same(exported: bytes, tmp_path: Path, monkeypatch: pytest.
     assert (ours - theirs).abs().max() > 0.1
 
 
-def test_another_file(exported: bytes, tmp_path: Path) -> None:
+def test_another_file(exported, tmp_path):
     model = onnx.load_model_from_string(exported)
     kept = [one for one in model.graph.initializer if tuple(one.dims) != (1, 1, 128) or "cls_token" in one.name]
     del model.graph.initializer[:]
@@ -93,7 +93,7 @@ def test_another_file(exported: bytes, tmp_path: Path) -> None:
         starter.write_vision_tower(model.SerializeToString(), tmp_path)
 
 
-def test_another_wheel(tmp_path: Path) -> None:
+def test_another_wheel(tmp_path):
     """Downloads from a folder in the place of an index."""
     wheel = tmp_path / "own_towers-1.0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
@@ -110,7 +110,7 @@ def test_another_wheel(tmp_path: Path) -> None:
         starter._wheel(replace(source, requirement=str(tmp_path / "gone-1.0.whl")), tmp_path / "none")
 
 
-def test_a_source_package_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_package_does_not_run(tmp_path, monkeypatch):
     """An index that has no wheel: pip asks the build backend of a source package for its name and version."""
     ran, index = tmp_path / "ran", tmp_path / "index"
     index.mkdir()

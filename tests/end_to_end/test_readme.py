@@ -104,7 +104,7 @@ class Workplace:
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory, forked: Path) -> Workplace:
+def workplace(tmp_path_factory, forked):
     """An empty folder after a short demo without a download, with a few photos and videos of the user's own."""
     folder = tmp_path_factory.mktemp("workplace")
     demo = Workplace(folder, forked)
@@ -129,13 +129,13 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, forked: Path) -> Workpla
     return demo
 
 
-def test_readme_has_commands() -> None:
+def test_readme_has_commands():
     languages = [language for language, _ in blocks(ROOT / "README.md")]
     assert {"bash", "python"} <= set(languages)
     assert PUBLISHED in blocks(ROOT / "README.md")[0][1]
 
 
-def test_what_the_readme_tells_of_transformers() -> None:
+def test_what_the_readme_tells_of_transformers():
     transformers = pytest.importorskip("transformers")
     heads = ("ContrastiveLearning", "ImageAndTextRetrieval", "MaskedLM")
     classes = [name for name in dir(transformers) if name.startswith("BridgeTowerFor")]
@@ -148,7 +148,7 @@ def test_what_the_readme_tells_of_transformers() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_run(page: Path, workplace: Workplace) -> None:
+def test_commands_run(page, workplace):
     """Lines that a page shows after `# =>` are printed, but for what `…` stands for: figures of a trained model.
 
     Nothing is downloaded: a model of the hub is replaced by the demo's.
@@ -171,20 +171,20 @@ def test_commands_run(page: Path, workplace: Workplace) -> None:
 
 
 class TestDemo:
-    def test_leaves_results_for_scripts(self, workplace: Workplace) -> None:
+    def test_leaves_results_for_scripts(self, workplace):
         results = json.loads((workplace.folder / "bridgetower-demo" / "results.json").read_text())
         assert [run["arm"] for run in results["runs"]] == ["bridgetower"]
         assert {name for run in results["runs"] for name in run["test"]} == {"emoji", "flags"}
         assert [answers["arm"] for answers in results["answers"]] == ["bridgetower"]
         assert set(results["answers"][0]["topics"]) == {"exists", "colour", "count", "relation", "overall"}
 
-    def test_leaves_one_page_without_outside_links(self, workplace: Workplace) -> None:
+    def test_leaves_one_page_without_outside_links(self, workplace):
         page = (workplace.folder / "bridgetower-demo" / "report.html").read_text()
         assert "<img" in page
         assert not re.search(r"""(src|href)=["']https?://""", page)
 
 
-def test_make_passes_options_to_the_demo() -> None:
+def test_make_passes_options_to_the_demo():
     done = subprocess.run(
         ["make", "--no-print-directory", "--dry-run", "demo", "ARGS=--compare"],
         cwd=ROOT,

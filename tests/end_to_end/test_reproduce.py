@@ -8,7 +8,6 @@ in values alone the first is run; the others, such as a sweep over bridges, are 
 import csv
 import json
 import sys
-from collections.abc import Iterator
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -99,7 +98,7 @@ def write_official(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Path:
+def workplace(tmp_path_factory, tiny_checkpoint):
     """A folder with the original files, the towers and the official checkpoints, as the page has them."""
     for package in ("timm", "transformers"):
         pytest.importorskip(package)
@@ -114,7 +113,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -
 
 
 @pytest.fixture(scope="module")
-def reports(workplace: Path) -> Iterator[dict[str, dict[str, Any]]]:
+def reports(workplace):
     """What each command prints, by what it writes."""
     found: dict[str, dict[str, Any]] = {}
     ran = set()
@@ -138,7 +137,7 @@ def reports(workplace: Path) -> Iterator[dict[str, dict[str, Any]]]:
 
 
 @pytest.mark.slow
-def test_runs_and_reports_are_of_what_was_asked_for(reports: dict[str, dict[str, Any]], workplace: Path) -> None:
+def test_runs_and_reports_are_of_what_was_asked_for(reports, workplace):
     wanted = {command[command.index("--out") + 1]: command for command in commands(PAGE) if "--out" in command}
     for place, report in reports.items():
         if place.startswith("runs/"):
@@ -151,7 +150,7 @@ def test_runs_and_reports_are_of_what_was_asked_for(reports: dict[str, dict[str,
 
 
 @pytest.mark.slow
-def test_an_evaluation_gives_the_figures_of_the_training(reports: dict[str, dict[str, Any]]) -> None:
+def test_an_evaluation_gives_the_figures_of_the_training(reports):
     figures = {"snli-ve": ("snli-ve-dev", "accuracy"), "nlvr2": ("nlvr2-dev", "accuracy")}
     figures |= {name: (name, task.metrics[0]) for name, task in example.GLUE.items()}
     for run, (report, figure) in figures.items():
@@ -159,7 +158,7 @@ def test_an_evaluation_gives_the_figures_of_the_training(reports: dict[str, dict
 
 
 @pytest.mark.slow
-def test_submissions(reports: dict[str, dict[str, Any]], workplace: Path) -> None:
+def test_submissions(reports, workplace):
     answers = json.loads((workplace / "found" / "vqav2-base" / "submission.json").read_text())
     assert len(answers) == len({row["question_id"] for row in answers}) == reports["found/vqav2-base"]["num_questions"]
     assert {row["answer"] for row in answers} <= set(miniature.ANSWERS)
@@ -169,7 +168,7 @@ def test_submissions(reports: dict[str, dict[str, Any]], workplace: Path) -> Non
     assert {label for _, label in judged} <= {"True", "False"}
 
 
-def test_every_recipe_of_the_paper_is_on_the_page() -> None:
+def test_every_recipe_of_the_paper_is_on_the_page():
     named = {command[1] for command in commands(PAGE) if command[0] == "train"}
     ours = {name for name, recipe in RECIPES.items() if recipe.source.startswith("this project")}
     later = {"pretrain-base-itc", "contrastive-large"}  # work of the authors after the paper

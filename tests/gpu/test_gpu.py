@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,7 +45,7 @@ def passed(device: str, precision: str) -> tuple[dict[str, Tensor], Tensor]:
 
 
 @pytest.mark.parametrize("precision", TOLERANCES)
-def test_losses_and_gradients_are_those_of_the_cpu(precision: str) -> None:
+def test_losses_and_gradients_are_those_of_the_cpu(precision):
     found, expected = passed("cuda", precision), passed("cpu", "fp32")
     for name, loss in expected[0].items():
         torch.testing.assert_close(found[0][name], loss, atol=0.0, rtol=TOLERANCES[precision])
@@ -55,7 +54,7 @@ def test_losses_and_gradients_are_those_of_the_cpu(precision: str) -> None:
     assert precision == "fp32" or distance > 1e-5
 
 
-def test_a_step_does_not_wait_for_the_gpu() -> None:
+def test_a_step_does_not_wait_for_the_gpu():
     config = RunConfig(
         task=TASK,
         model=PLAIN,
@@ -78,14 +77,14 @@ def test_a_step_does_not_wait_for_the_gpu() -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_deterministic_runs_end_with_the_same_bits(tiny_dataset: Path, tmp_path: Path) -> None:
+def test_deterministic_runs_end_with_the_same_bits(tiny_dataset, tmp_path):
     config = shapes.run_config(tiny_dataset, deterministic=True)
     for name in ("one", "other"):
         train(config, tmp_path / name, progress=False)
     assert same_weights(tmp_path / "one" / "last", tmp_path / "other" / "last")
 
 
-def test_a_batch_that_does_not_fit_is_named(tiny_dataset: Path, tmp_path: Path) -> None:
+def test_a_batch_that_does_not_fit_is_named(tiny_dataset, tmp_path):
     torch.cuda.set_per_process_memory_fraction(1e-4)
     try:
         config = replace(shapes.run_config(tiny_dataset), batch_size=24)
@@ -97,7 +96,7 @@ def test_a_batch_that_does_not_fit_is_named(tiny_dataset: Path, tmp_path: Path) 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are not two GPUs")
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_two_gpus_train(tiny_dataset: Path, tmp_path: Path, parallel: str) -> None:
+def test_two_gpus_train(tiny_dataset, tmp_path, parallel):
     options = ("--max-steps", "4", "--parallel", parallel)
     command: list[Any] = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "bridgetower", *shapes.train_command(tiny_dataset, tmp_path / "run", *options)]
@@ -107,7 +106,7 @@ def test_two_gpus_train(tiny_dataset: Path, tmp_path: Path, parallel: str) -> No
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 0.06), ("fp16", 0.01)])
-def test_a_predictor_gives_what_it_gives_on_the_cpu(tiny_checkpoint: Path, precision: Any, tolerance: float) -> None:
+def test_a_predictor_gives_what_it_gives_on_the_cpu(tiny_checkpoint, precision, tolerance):
     images, texts = list(PNGS[:3]), ["a red bar", "a circle", "a blue square on grey"]
     results = []
     for options in ({"device": "cpu"}, {"device": "cuda", "precision": precision}):

@@ -215,7 +215,7 @@ class TestErrors:
 
 class Missing:
     @pytest.mark.skip(reason="needs pip install --no-deps langchain-tests")
-    def test_standard(self) -> None:
+    def test_standard(self):
         """Stands for LangChain's own tests."""
 
 

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from album import Album
 
 from bridgetower.checkpoints import ITC_ALONE, Calibration, Gain, Reranking, read_checkpoint, write_checkpoint
-from bridgetower.predictor import Predictor, load
+from bridgetower.predictor import load
 from bridgetower.search.build import build_index
 from bridgetower.search.index import Index
 from bridgetower.search.searcher import Hit, Searcher
@@ -22,19 +21,19 @@ TEXT = "red circle on black"
 
 
 @pytest.fixture(scope="module")
-def index(shapes_folder: Path, predictor: Predictor, tmp_path_factory: pytest.TempPathFactory) -> Index:
+def index(shapes_folder, predictor, tmp_path_factory):
     uri = tmp_path_factory.mktemp("index") / "shapes.lance"
     build_index(shapes_folder / "shapes.csv", uri, predictor)
     return Index(uri)
 
 
 @pytest.fixture(scope="module")
-def files(shapes_folder: Path) -> list[Path]:
+def files(shapes_folder):
     return sorted(shapes_folder.glob("*.png"))
 
 
 @pytest.fixture
-def searcher(index: Index, predictor: Predictor) -> Searcher:
+def searcher(index, predictor):
     return Searcher(index, predictor)
 
 
@@ -58,7 +57,7 @@ def best(vectors: torch.Tensor, query: torch.Tensor, counts: list[int]) -> torch
 
 
 class TestStages:
-    def test_nearest_vectors(self, searcher: Searcher, predictor: Predictor, files: list[Path]) -> None:
+    def test_nearest_vectors(self, searcher, predictor, files):
         cosine = predictor.embed_images(files) @ predictor.embed_texts(TEXT)[0]
         hits = searcher.search(TEXT, rerank=0, top=45)
         assert names(hits) == ranked(files, cosine)
@@ -68,7 +67,7 @@ class TestStages:
         assert hits[0].file in files
         assert (hits[0].width, hits[0].height) == (24, 24)
 
-    def test_matching_of_the_candidates(self, searcher: Searcher, predictor: Predictor, files: list[Path]) -> None:
+    def test_matching_of_the_candidates(self, searcher, predictor, files):
         cosine = predictor.embed_images(files) @ predictor.embed_texts(TEXT)[0]
         candidates = cosine.argsort(descending=True)[:8]
         match = torch.full((len(files),), -1.0)
@@ -81,9 +80,7 @@ class TestStages:
         assert set(names(searcher.search(TEXT))) == set(ranked(files, predictor.match(files, [TEXT] * 45))[:10])
 
     @pytest.mark.parametrize("itc_weight", [4.0, 64.0, ITC_ALONE])
-    def test_matching_and_cosine_together(
-        self, index: Index, tiny_checkpoint: Path, files: list[Path], tmp_path: Path, itc_weight: float
-    ) -> None:
+    def test_matching_and_cosine_together(self, index, tiny_checkpoint, files, tmp_path, itc_weight):
         write_checkpoint(
             replace(read_checkpoint(tiny_checkpoint), reranking=Reranking(itc_weight=itc_weight)), tmp_path / "model"
         )
@@ -101,9 +98,7 @@ class TestStages:
         assert [hit.rank_score for hit in hits] == pytest.approx(ranked_by, rel=1e-5, abs=1e-4)
         assert (names(hits) == ranked(files, cosine)[:8]) == (itc_weight == ITC_ALONE)
 
-    def test_validation_decides_about_probabilities_and_matching(
-        self, searcher: Searcher, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_validation_decides_about_probabilities_and_matching(self, searcher, monkeypatch):
         plain = searcher.search(TEXT, rerank=9, top=9)
         measured = Calibration(slope=0.5, intercept=-2.0, pairs=9, matching=1, ece_before=0.4, ece_after=0.1)
         monkeypatch.setattr(searcher.predictor, "reranking", Reranking(calibration=measured))
@@ -118,14 +113,14 @@ class TestStages:
             for rerank, given in ((None, matched), (4, True), (0, False)):
                 assert [hit.score is not None for hit in searcher.search(TEXT, top=3, rerank=rerank)] == [given] * 3
 
-    def test_the_rest_follows_by_cosine(self, searcher: Searcher) -> None:
+    def test_the_rest_follows_by_cosine(self, searcher):
         nearest, hits = searcher.search(TEXT, rerank=0, top=9), searcher.search(TEXT, rerank=4, top=9)
         assert set(names(hits[:4])) == set(names(nearest[:4]))
         assert names(hits[4:]) == names(nearest[4:])
         assert [hit.rank_score for hit in nearest + hits[4:]] == [hit.cosine for hit in nearest + hits[4:]]
         assert [hit.score is None for hit in hits] == [False] * 4 + [True] * 5
 
-    def test_an_image_and_both(self, searcher: Searcher, predictor: Predictor, files: list[Path]) -> None:
+    def test_an_image_and_both(self, searcher, predictor, files):
         vectors, image = predictor.embed_images(files), predictor.embed_images(files[7])
         hits = searcher.search(image=files[7], top=45)
         assert names(hits) == ranked(files, vectors @ image[0])
@@ -136,7 +131,7 @@ class TestStages:
         assert names(searcher.search(TEXT, files[7], rerank=0, top=45)) == ranked(files, vectors @ both)
         assert None not in {hit.score for hit in searcher.search(TEXT, files[7])}
 
-    def test_against_captions_and_pairs(self, searcher: Searcher, predictor: Predictor, files: list[Path]) -> None:
+    def test_against_captions_and_pairs(self, searcher, predictor, files):
         shown, captions, counts = captioned(searcher, files)
         hits = searcher.search(TEXT, against="captions", rerank=0, top=45)
         texts = predictor.embed_texts(captions)
@@ -149,9 +144,7 @@ class TestStages:
         torch.testing.assert_close(torch.tensor([hit.cosine for hit in hits]), expected, atol=1e-5, rtol=0)
         assert hits[0].path == files[3].name
 
-    def test_a_text_alone_against_pairs_of_three_heads(
-        self, tiny_dataset: Path, shapes_folder: Path, files: list[Path], tmp_path: Path
-    ) -> None:
+    def test_a_text_alone_against_pairs_of_three_heads(self, tiny_dataset, shapes_folder, files, tmp_path):
         write_tiny_checkpoint(tiny_dataset, tmp_path / "model", MODEL.override({"heads.itc": "fused"}))
         build_index(shapes_folder / "shapes.csv", tmp_path / "shapes.lance", tmp_path / "model")
         searcher = Searcher(tmp_path / "shapes.lance")
@@ -164,9 +157,7 @@ class TestStages:
             found = torch.tensor([hit.cosine for hit in hits])
             torch.testing.assert_close(found, expected.sort(descending=True).values, atol=1e-5, rtol=0)
 
-    def test_models_of_two_heads_compare_a_text_alone_with_captions(
-        self, searcher: Searcher, files: list[Path], caplog: pytest.LogCaptureFixture
-    ) -> None:
+    def test_models_of_two_heads_compare_a_text_alone_with_captions(self, searcher, files, caplog):
         assert searcher.search(TEXT, against="pairs") == searcher.search(TEXT, against="captions")
         assert "with that of a text alone, as its contrastive head has no part for pairs; it is" in caplog.text
         assert searcher.search(image=files[3], against="pairs") == searcher.search(image=files[3])
@@ -174,7 +165,7 @@ class TestStages:
 
 
 class TestConditions:
-    def test_where(self, searcher: Searcher) -> None:
+    def test_where(self, searcher):
         everything = searcher.search(TEXT, rerank=0, top=45)
         hits = searcher.search(TEXT, rerank=0, top=45, where="path < '10.png' AND width > 20")
         assert names(hits) == [hit.path for hit in everything if hit.path < "10.png"]
@@ -184,7 +175,7 @@ class TestConditions:
         captioned = searcher.search(TEXT, rerank=0, where="array_has(captions, 'red circle on black')")
         assert names(captioned) == ["00.png"]
 
-    def test_what_is_no_condition(self, searcher: Searcher) -> None:
+    def test_what_is_no_condition(self, searcher):
         with pytest.raises(ValueError, match=r"^where is 'widdth > 800': No field named widdth; columns are [a-z, ]+$"):
             searcher.search(TEXT, where="widdth > 800")
         for where in (
@@ -222,14 +213,14 @@ class TestConditions:
 
 
 class TestModels:
-    def test_that_of_the_index_is_the_default(self, index: Index, searcher: Searcher, tiny_checkpoint: Path) -> None:
+    def test_that_of_the_index_is_the_default(self, index, searcher, tiny_checkpoint):
         assert Searcher(index.uri).search(TEXT) == searcher.search(TEXT)
         assert Searcher(index, tiny_checkpoint).predictor.fingerprint == index.info.fingerprint
         other = load(tiny_checkpoint, image_size=40, device="cpu")
         with pytest.raises(ValueError, match=f"made with model {index.info.fingerprint} .* is {other.fingerprint}"):
             Searcher(index, other)
 
-    def test_a_model_that_is_elsewhere_now(self, album: Album, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    def test_a_model_that_is_elsewhere_now(self, album, tiny_checkpoint, tmp_path):
         shutil.copytree(tiny_checkpoint, tmp_path / "model")
         build_index(album.folder, album.out, tmp_path / "model")
         (tmp_path / "model").rename(tmp_path / "moved")
@@ -237,7 +228,7 @@ class TestModels:
             Searcher(album.out)
         assert len(Searcher(album.out, tmp_path / "moved").search(TEXT)) == 6
 
-    def test_a_model_without_matching_head(self, album: Album, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    def test_a_model_without_matching_head(self, album, tiny_checkpoint, tmp_path):
         checkpoint = read_checkpoint(tiny_checkpoint)
         tensors = {name: value for name, value in checkpoint.tensors.items() if not name.startswith("itm_head")}
         config = checkpoint.config.override({"heads.itm": False})
@@ -249,7 +240,7 @@ class TestModels:
             searcher.search(TEXT, rerank=3)
 
 
-def test_images_that_are_gone(album: Album, predictor: Predictor, caplog: pytest.LogCaptureFixture) -> None:
+def test_images_that_are_gone(album, predictor, caplog):
     album.build()
     searcher = Searcher(album.out, predictor)
     before = searcher.search(TEXT)

@@ -2,8 +2,6 @@
 
 import io
 import shutil
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,23 +11,21 @@ from album import Album
 from PIL import Image
 
 from bridgetower.data import reader
-from bridgetower.predictor import Predictor
 from bridgetower.search.build import build_index
 from bridgetower.search.index import Index
 from bridgetower.search.searcher import Searcher
 from bridgetower.search.sheet import contact_sheet
 from sources import served
-from stores import Store
 from videos import SAID, SIZE, SRT, drawn, write_clip
 
 
 @pytest.fixture(scope="module")
-def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def clip(tmp_path_factory):
     return write_clip(tmp_path_factory.mktemp("clips") / "talk.mp4")
 
 
 @pytest.fixture
-def talks(clip: Path, tmp_path: Path) -> Path:
+def talks(clip, tmp_path):
     """A talk with subtitles, and a folder with a lecture without any."""
     folder = tmp_path / "talks"
     (folder / "lectures").mkdir(parents=True)
@@ -40,11 +36,11 @@ def talks(clip: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def album(talks: Path, predictor: Predictor) -> Album:
+def album(talks, predictor):
     return Album(talks, predictor)
 
 
-def test_a_row_has_frame_times_transcript_and_vectors(talks: Path, predictor: Predictor, album: Album) -> None:
+def test_a_row_has_frame_times_transcript_and_vectors(talks, predictor, album):
     assert album.counts(talks / "talk.mp4", talks / "lectures") == (7, 7, 0, 0)
     searcher = Searcher(album.out, predictor)
     hit, *others = searcher.search(SAID[0], against="captions", rerank=0)
@@ -63,7 +59,7 @@ def test_a_row_has_frame_times_transcript_and_vectors(talks: Path, predictor: Pr
         assert (nearest.path, nearest.cosine) == (hit.path, pytest.approx(1, abs=1e-5))
 
 
-def test_matching_and_sheets_take_the_frames_of_the_index(talks: Path, predictor: Predictor, album: Album) -> None:
+def test_matching_and_sheets_take_the_frames_of_the_index(talks, predictor, album):
     album.build()
     shutil.rmtree(talks)  # nothing is read from it any more
     searcher = Searcher(album.out, predictor)
@@ -78,9 +74,7 @@ def test_matching_and_sheets_take_the_frames_of_the_index(talks: Path, predictor
     assert (np.abs(np.asarray(sheet).astype(int) - (0, 254, 0)) < 3).all(axis=2).any()  # the frames are green
 
 
-def test_a_text_is_compared_with_what_is_said_where_all_moments_have_words(
-    talks: Path, predictor: Predictor, album: Album
-) -> None:
+def test_a_text_is_compared_with_what_is_said_where_all_moments_have_words(talks, predictor, album):
     album.build(talks / "talk.mp4")
     searcher = Searcher(album.out, predictor)
     frame = io.BytesIO(searcher.index.content(searcher.index.examples(1)[0])).getvalue()
@@ -99,9 +93,7 @@ def test_a_text_is_compared_with_what_is_said_where_all_moments_have_words(
     assert len(Searcher(album.out, predictor).search("the sea")) == 2
 
 
-def test_moments_with_words_and_what_has_none_are_ranked_apart_and_take_turns(
-    talks: Path, predictor: Predictor, album: Album
-) -> None:
+def test_moments_with_words_and_what_has_none_are_ranked_apart_and_take_turns(talks, predictor, album):
     Image.new("RGB", (30, 20), "blue").save(talks / "photo.png")
     (talks / "photo.txt").write_text(f"{SAID[1]}\n")  # the caption of an image is not said
     assert album.build().images == 8
@@ -135,7 +127,7 @@ def test_moments_with_words_and_what_has_none_are_ranked_apart_and_take_turns(
     assert {hit.against for hit in searcher.search(SAID[1], frames[0])} == {"images"}
 
 
-def test_only_what_has_changed_is_embedded(talks: Path, album: Album, stopped: Callable[..., None]) -> None:
+def test_only_what_has_changed_is_embedded(talks, album, stopped):
     stopped(4, lambda: album.build(batch_size=2, commit_seconds=0, num_workers=0))  # two of an image of a lecture each
     assert len(Index(album.out)) == 4
     assert album.counts() == (7, 3, 0, 0)
@@ -147,7 +139,7 @@ def test_only_what_has_changed_is_embedded(talks: Path, album: Album, stopped: C
     assert album.build(every=6.0).images == 2
 
 
-def test_moments_stay_where_videos_cannot_be_read(talks: Path, album: Album, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_moments_stay_where_videos_cannot_be_read(talks, album, monkeypatch):
     Image.new("RGB", (8, 8)).save(talks / "a.png")
     Image.new("RGB", (9, 9)).save(talks / "b.png")
     before = album.build()
@@ -158,7 +150,7 @@ def test_moments_stay_where_videos_cannot_be_read(talks: Path, album: Album, mon
     assert album.counts(max_errors=2) == (before.images - 1, 0, 0, 0)
 
 
-def test_at_urls_and_in_stores(talks: Path, predictor: Predictor, album: Album, store: Store, tmp_path: Path) -> None:
+def test_at_urls_and_in_stores(talks, predictor, album, store, tmp_path):
     (talks / "lectures" / "one.mp4").rename(talks / "one.mp4")
     (talks / "lectures").rmdir()
     album.build()
@@ -183,7 +175,7 @@ def test_at_urls_and_in_stores(talks: Path, predictor: Predictor, album: Album, 
     assert found[0].file == f"s3://bucket/talks/{found[0].path.partition('#')[0]}"
 
 
-def test_a_damaged_video_is_named_and_what_can_be_read_is_kept(talks: Path, album: Album) -> None:
+def test_a_damaged_video_is_named_and_what_can_be_read_is_kept(talks, album):
     path = write_clip(talks / "broken.mp4", size=(320, 240), keyframes=5)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     (talks / "empty.mp4").write_bytes(b"")
@@ -193,7 +185,7 @@ def test_a_damaged_video_is_named_and_what_can_be_read_is_kept(talks: Path, albu
     assert any(path.startswith("broken.mp4#t=0.000,") for path in Index(album.out).paths())
 
 
-def test_refuses(talks: Path, predictor: Predictor, tmp_path: Path) -> None:
+def test_refuses(talks, predictor, tmp_path):
     cases: list[tuple[list[Any], str]] = [
         ([], "nothing to index; name a folder"),
         ([talks / "talk.mp4", talks], "talk.mp4 is given twice, as it is in"),
@@ -208,11 +200,11 @@ class TestFrames:
     """The frames of moments come from the index, all at once, and only as they were indexed."""
 
     @pytest.fixture
-    def searcher(self, album: Album, predictor: Predictor) -> Searcher:
+    def searcher(self, album, predictor):
         album.build()
         return Searcher(album.out, predictor)
 
-    def test_are_read_in_one_query(self, searcher: Searcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_are_read_in_one_query(self, searcher, monkeypatch):
         expected = searcher.search("red", rerank=7, against="images")
         queries: list[str] = []
         search = type(searcher.index._table).search
@@ -225,7 +217,7 @@ class TestFrames:
         assert searcher.search("red", rerank=7, against="images") == expected
         assert len(queries) == 2  # the nearest, and their frames
 
-    def test_another_frame_is_refused(self, searcher: Searcher) -> None:
+    def test_another_frame_is_refused(self, searcher):
         hits = searcher.search("red", rerank=0, against="images")
         frame = searcher.index.content(hits[0])
         assert searcher.index.content(hits[0], max_bytes=len(frame)) == frame

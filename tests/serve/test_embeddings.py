@@ -2,6 +2,7 @@
 
 import base64
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -132,6 +133,15 @@ def test_another_model_too_many_items_and_a_head_that_is_not_there(refused, alon
     assert "no contrastive (ITC) head" in error["message"]
     assert error["code"] == "unsupported_by_model"
     assert len(alone.client.post(PATH, json={"input": PAIR}).json()["data"]) == 1
+
+
+def test_many_clients_at_once_get_their_own(client, predictor):
+    texts, images = predictor.embed_texts(TEXTS), predictor.embed_images(PNGS)
+    bodies = [{"input": TEXTS[n % 3]} if n % 2 else {"input": URIS[n % 3], "modality": "image"} for n in range(48)]
+    with ThreadPoolExecutor(16) as pool:
+        answers = list(pool.map(lambda body: client.post(PATH, json=body).json(), bodies))
+    for n, answer in enumerate(answers):
+        check(answer, (texts if n % 2 else images)[n % 3 : n % 3 + 1])
 
 
 @pytest.mark.parametrize(

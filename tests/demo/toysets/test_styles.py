@@ -10,20 +10,19 @@ pytest.importorskip("resvg_py")
 
 from bridgetower.processor import open_image
 from bridgetower_demo.toysets import emoji, flag_questions, flags
-from bridgetower_demo.toysets.collection import Record
-from bridgetower_demo.toysets.packages import STYLES, Style, png_content, read_images
+from bridgetower_demo.toysets.packages import STYLES, png_content, read_images
 
 FLAGS = flags.FlagsConfig(styles=("twemoji", "openmoji", "noto"))
 
 
 @pytest.fixture(scope="module")
-def emoji_splits() -> dict[str, list[Record]]:
+def emoji_splits():
     found = emoji.collect(emoji.EmojiConfig(styles=("twemoji", "openmoji"), unseen_style="noto", tones=False))
     return {split: list(records) for split, records in found.splits.items()}
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_images_are_found_by_code_and_are_png(style: Style) -> None:
+def test_images_are_found_by_code_and_are_png(style):
     images = read_images(style)
     for code in ("1f600", "2764", "1f44b-1f3fd", "1f1e9-1f1ea", "23-20e3"):
         image = open_image(png_content(images[code]))
@@ -31,7 +30,7 @@ def test_images_are_found_by_code_and_are_png(style: Style) -> None:
         assert len(set(image.convert("L").resize((9, 9)).tobytes())) > 2
 
 
-def test_sizes_and_styles_of_emoji(emoji_splits: dict[str, list[Record]]) -> None:
+def test_sizes_and_styles_of_emoji(emoji_splits):
     sizes = {split: len(records) for split, records in emoji_splits.items()}
     styles = {split: {record.extra["style"] for record in records} for split, records in emoji_splits.items()}
     assert (sizes.pop("unseen-style"), styles.pop("unseen-style")) == (300, {"noto"})
@@ -54,7 +53,7 @@ def test_a_concept_is_in_one_split_in_all_styles_and_a_held_out_one_has_its_base
     assert sum(map(len, concepts)) == len(set.union(*concepts))
 
 
-def test_styles_of_an_emoji_share_captions_and_no_image_has_a_skin_tone(emoji_splits: dict[str, list[Record]]) -> None:
+def test_styles_of_an_emoji_share_captions_and_no_image_has_a_skin_tone(emoji_splits):
     captions: dict[str, tuple[str, ...]] = {}
     counts = Counter()
     for record in emoji_splits["train"]:
@@ -66,12 +65,12 @@ def test_styles_of_an_emoji_share_captions_and_no_image_has_a_skin_tone(emoji_sp
 
 
 @pytest.mark.parametrize("styles", [(), ("noto", "noto"), ("twemoji", "fluent")])
-def test_refuses_other_styles(styles: tuple[Style, ...]) -> None:
+def test_refuses_other_styles(styles):
     with pytest.raises(ValueError, match="expected different ones of twemoji, openmoji, noto"):
         emoji.EmojiConfig(styles=styles)
 
 
-def test_countries_are_split_as_in_one_style_and_what_does_not_fit_is_left_out_in_its_style_alone() -> None:
+def test_countries_are_split_as_in_one_style_and_what_does_not_fit_is_left_out_in_its_style_alone():
     found, alone = (
         {split: list(records) for split, records in flags.collect(config).splits.items()}
         for config in (FLAGS, flags.FlagsConfig())
