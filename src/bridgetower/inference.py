@@ -212,11 +212,6 @@ def log_odds(logits: Float[Tensor, "n 2"]) -> Float[Tensor, " n"]:
     return logits.float().diff(dim=1)[:, 0]
 
 
-def combined_scores(match: Float[Tensor, "*s"], cosine: Float[Tensor, "*s"], itc_weight: float) -> Float[Tensor, "*s"]:
-    """Returns the scores by which the second stage of a search ranks: log-odds of a match + weight · cosine."""
-    return torch.add(match, cosine, alpha=itc_weight)
-
-
 def two_stage_order(cosine: Float[Tensor, "*q n"], scores: Float[Tensor, "*q n"]) -> Int[Tensor, "*q n"]:
     """Ranks items by two stages: the candidates by the score of the second one, then the rest by cosine."""
     by_cosine = cosine.argsort(dim=-1, descending=True, stable=True)

@@ -11,8 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from functools import partial
-from typing import Annotated, Any, get_type_hints
-from unittest.mock import patch
+from typing import Annotated, Any, TextIO, get_type_hints
 
 Parse = Callable[[Sequence[str]], Callable[[], None]]
 """Returns the call that arguments stand for."""
@@ -46,19 +45,32 @@ def deferred(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
 
 def parsed(name: str, arguments: Sequence[str], parse: Parse) -> Callable[[], None]:
     """Returns the call of a command; a ValueError says in one line what is wrong with its arguments."""
-    said, write = io.StringIO(), sys.stdout.write
-
-    def shown(text: str) -> int:  # the usage, without dozens of names
-        return write(re.sub(r"(usage:.*)\{[\w,-]{50,}\}", rf"\1{_NAMES.get(name)}", text))
-
-    width = {} if {"-h", "--help"} & {*arguments} else {"COLUMNS": "9999"}  # so that no line of an error is broken
+    said, before = io.StringIO(), dict(os.environ)
+    if not {"-h", "--help"} & {*arguments}:
+        os.environ["COLUMNS"] = "9999"  # so that no line of an error is broken
     try:
-        with redirect_stderr(said), patch.object(sys.stdout, "write", shown), patch.dict(os.environ, width):
+        with redirect_stderr(said), redirect_stdout(_Shortened(sys.stdout, name)):
             return parse(arguments)
     except SystemExit as ended:
         if ended.code != 2:
             raise
         raise ValueError(_problem(said.getvalue(), name, arguments, parse)) from None
+    finally:
+        os.environ.pop("COLUMNS", None)
+        os.environ.update(before)
+
+
+class _Shortened:
+    """Standard output, with a usage that does not list dozens of names."""
+
+    def __init__(self, out: TextIO, name: str) -> None:
+        self.out, self.kind = out, _NAMES.get(name)
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(self.out, attribute)
+
+    def write(self, text: str) -> int:
+        return self.out.write(re.sub(r"(usage:.*)\{[\w,-]{50,}\}", rf"\1{self.kind}", text))
 
 
 def known_options(parse: Parse, arguments: Sequence[str]) -> set[str]:

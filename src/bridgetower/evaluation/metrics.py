@@ -13,7 +13,6 @@ from torch import Tensor
 
 from bridgetower.checkpoints import ITC_ALONE, Calibration, Gain, Reranking
 from bridgetower.evaluation.config import RetrievalConfig
-from bridgetower.inference import combined_scores
 
 PAIRS_AT_ONCE = 2**22
 """Pairs that are compared at once: to count a row's, `sum` makes eight bytes of each."""
@@ -193,7 +192,7 @@ class Candidates:
         return self.truth.owners[self.image] == self.truth.text_image_index[self.text]
 
     def scores(self, itc_weight: float) -> Float[Tensor, " n"]:
-        return combined_scores(self.itm, self.cosine, itc_weight) if itc_weight else self.itm
+        return torch.add(self.itm, self.cosine, alpha=itc_weight) if itc_weight else self.itm
 
     def places(self, itc_weight: float = 0.0) -> tuple[Places, Places]:
         """Returns where right answers stand in the ranking of candidates: texts for images, and images for texts."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from bridgetower.checkpoints import Reranking
 from bridgetower.data.store import Uri
 from bridgetower.distributed import available_cores
-from bridgetower.inference import Item, check_at_least_1, combined_scores, two_stage_order
+from bridgetower.inference import Item, check_at_least_1, two_stage_order
 from bridgetower.model.plain import check_choice
 from bridgetower.predictor import Predictor, load
 from bridgetower.processor import ImageLike, Resized
@@ -211,7 +211,7 @@ def two_stages(
     """
     match = torch.tensor([*log_odds, *[torch.nan] * len(others)])
     cosine = torch.tensor([one.cosine for one in [*matched, *others]])
-    scores = combined_scores(match, cosine, reranking.itc_weight)
+    scores = torch.add(match, cosine, alpha=reranking.itc_weight)
     named = reranking.named(match[: len(matched)])
     seconds = scores[: len(matched)].tolist()
     found = [replace(one, rank_score=score, **value) for one, score, value in zip(matched, seconds, named, strict=True)]
