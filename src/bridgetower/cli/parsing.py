@@ -10,7 +10,6 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import redirect_stderr, redirect_stdout, suppress
-from functools import partial
 from typing import Annotated, Any, TextIO, get_type_hints
 
 Parse = Callable[[Sequence[str]], Callable[[], None]]
@@ -38,7 +37,7 @@ def deferred(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
 
     @functools.wraps(command)
     def bind(*arguments: Any, **options: Any) -> Callable[[], None]:
-        return partial(command, *arguments, **options)
+        return functools.partial(command, *arguments, **options)
 
     return bind
 
