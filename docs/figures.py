@@ -16,8 +16,7 @@ from PIL import Image
 
 DOCS = Path(__file__).resolve().parent
 NAMES = ("web-ui.png", "search.png")
-QUERY = "three horizontal bands of black, red and green"
-FLAGS = "path LIKE 'flags/%'"
+QUERY = "a smiling face"
 COLOURS = 128  # of each picture, so that it is small
 
 
@@ -32,7 +31,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         taken, drawn = Path(folder) / "web-ui.png", Path(folder) / "search.png"
         take_page(taken)
-        search = ["search", "demo", QUERY, "--where", FLAGS, "--top", "5", "--sheet", str(drawn)]
+        search = ["search", "demo", QUERY, "--top", "5", "--sheet", str(drawn)]
         subprocess.run([sys.executable, "-m", "bridgetower", *search], check=True)
         for path in (taken, drawn):
             Image.open(path).convert("RGB").quantize(COLOURS).save(DOCS / path.name, optimize=True)
