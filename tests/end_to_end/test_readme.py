@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from bridgetower import cli
 from stores import s3_store
 from videos import SRT, write_clip
 
@@ -168,6 +169,19 @@ def test_commands_run(page, workplace):
             if shown := re.findall(r"# => (.*)", text):
                 assert len(printed) == len(shown), printed
                 assert [line for line in zip(shown, printed, strict=True) if not agrees(*line)] == []
+
+
+def test_commands_that_are_not_run_are_parsed(monkeypatch):
+    """Those that need the hub or the reader's own files: each has only options that there are."""
+    parsed, seen = cli.parsed, []
+    monkeypatch.setattr(cli, "parsed", lambda *arguments: (parsed(*arguments), seen.append(arguments[0]))[1] or list)
+    for page in PAGES:
+        for block in re.findall(r"^```sh\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+            for line in re.findall(r"^bridgetower (?!.*(?:[|$…]|--help|RECIPE)).*", block, re.MULTILINE):
+                cli.main(shlex.split(line, comments=True)[1:])
+    assert len(seen) > 40
+    with pytest.raises(SystemExit):
+        cli.main(["index", "photos", "--oot", "photos.lance"])
 
 
 class TestDemo:

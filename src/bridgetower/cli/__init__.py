@@ -117,10 +117,10 @@ def _parser(name: str, arguments: Sequence[str]) -> Parse:
 
 
 def _known_options(name: str = "", *arguments: str) -> set[str]:
-    """All options of a command that was given with its arguments; none if they cannot be told."""
+    """All options of a command that was given with its arguments; none if they are not known."""
     try:
         return known_options(_parser(name, arguments), arguments) if name in COMMANDS else set()
-    except (ValueError, OSError):  # such as a task of one's own that cannot be imported
+    except (ValueError, OSError):  # such as a custom task that cannot be imported
         return set()
 
 

@@ -88,7 +88,7 @@ def inspect(
         num_samples: Samples of each split.
         seed: Seed of the choice of samples.
         check: Read all images too and compare them with their checksums.
-        schema: Schema of your own that the rows have: FILE.py:NAME or module:NAME.
+        schema: Custom schema that the rows have: FILE.py:NAME or module:NAME.
     """
     require("train")
     from bridgetower.data.inspection import inspect as read_report

@@ -65,7 +65,7 @@ def evaluate(
         fit_two_stage: Fit what search needs to match candidates on this split, which is not for tests, and write it
             into the model's folder: the weight of ITC, the calibration of probabilities, and whether matching ranks
             better than ITC alone.
-        task_spec: A task of your own, FILE.py:NAME or module:NAME; then BENCHMARK is one of its benchmarks.
+        task_spec: A custom task, FILE.py:NAME or module:NAME; then BENCHMARK is one of its benchmarks.
         num_workers: Processes that decode images; 0 decodes in the main one.
         work: Folder for the scores that retrieval has so far; in the user's cache if none is given. Killed, the same
             command continues; at the end it is emptied.

@@ -102,7 +102,7 @@ class ReadOptions:
         image_size: Resize the position embeddings to this many pixels.
         tokenizer: Folder or file with a tokenizer, for an official .ckpt.
         answers: JSON file with the list of answers, for an official .ckpt with a VQA head.
-        extensions: Towers, bridges and heads of your own that the model has, and metrics: FILE.py:NAME or module:NAME.
+        extensions: Custom towers, bridges and heads that the model has, and metrics: FILE.py:NAME or module:NAME.
     """
 
     revision: str | None = None

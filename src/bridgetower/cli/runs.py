@@ -44,14 +44,14 @@ def train(
 
     From published towers: bridgetower train pretrain-base --vision openai/clip-vit-base-patch16 --text roberta-base/ …
 
-    A task of your own: bridgetower train my-recipe --task-spec my_task.py:MY_TASK … (docs/architecture.md)
+    A custom task: bridgetower train my-recipe --task-spec my_task.py:MY_TASK … (docs/architecture.md)
 
     With several processes: torchrun --nproc-per-node 2 -m bridgetower train …
 
     Args:
         config: Recipe and changes to it.
         out: Folder of the run: run.json, best/, last/, states/, metrics.jsonl, tensorboard/.
-        task_spec: A task of your own, FILE.py:NAME or module:NAME; its recipes can be trained too.
+        task_spec: A custom task, FILE.py:NAME or module:NAME; its recipes can be trained too.
         extensions: Custom towers, bridges, heads, objectives, metrics, optimisers, schedules, loggers, callbacks.
         resume: Continue the run in --out, if there is one, where it was stopped or killed, also with other values.
         async_checkpoints: Write what --resume continues from while the run goes on, from a copy on the CPU.

@@ -35,7 +35,7 @@ class DataConfig:
         rand_augment: Two random changes of each training image: of its geometry and light (official `blip_randaug`),
             or of its colours too (official `blip_randaug_wc`, `clip_randaug`).
         rand_magnitude: Strength of `rand_augment`, of 10 for `geometry` and of 30 for `colour`.
-        transform: A function of your own that changes each training image, FILE.py:NAME or module:NAME: it gets uint8
+        transform: Custom function that changes each training image, FILE.py:NAME or module:NAME: it gets uint8
             [3, h, w] at the model's size, after the changes above, returns the same and draws with PyTorch's generator.
         word_dropout: Share of a training caption's words that are left out, drawn anew each time.
         profile: How images become squares: `official-pretrain` crops, `official-finetune` squashes; None: that of

@@ -165,7 +165,7 @@ def prepare_own(
     An attempt that was killed is continued: images that were written are not read again.
 
     Args:
-        kind: Name of one of `OWN_SETS`, or a kind of your own.
+        kind: Name of one of `OWN_SETS`, or a custom kind.
         source: As `bridgetower.data.reader.read` takes it.
         out: Folder of the set.
         config: How the source is read and split.

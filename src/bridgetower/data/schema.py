@@ -81,7 +81,7 @@ class Statement:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledEntry:
-    """A row of a user's own table: a text, an image, or both, and their classes."""
+    """A row of a custom table: a text, an image, or both, and their classes."""
 
     example_id: str  # unique within the set
     text: str = ""  # empty if there is none

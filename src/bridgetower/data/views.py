@@ -92,7 +92,7 @@ def own_transform(place: str) -> Callable[[Tensor], Any]:
 
 
 def transformed(pixels: UInt8[Tensor, "b 3 h w"], place: str, generator: torch.Generator) -> UInt8[Tensor, "b 3 h w"]:
-    """Returns images after a function of the user's own, each with draws of its own from PyTorch's generator."""
+    """Returns images after a custom function, each with its own draws from PyTorch's generator."""
     transform = own_transform(place)
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))

@@ -201,7 +201,7 @@ def _content(source: str) -> bytes:
         shown = source if len(source) <= _SHOWN else source[:_SHOWN] + "…"
         raise ValueError(
             f"an image is given as {shown!r}; expected a data URI, data:image/png;base64,…, or its base64: paths are "
-            "never read, and URLs only at hosts that the server was told to allow"
+            "never read, and URLs only at hosts that --allow-host names"
         )
     content = bytearray()
     try:

@@ -423,7 +423,7 @@ class Classified(BaseModel):
 
 @router.post("/v1/classify", response_model=Listed[Classified], responses=COMPUTING, tags=[_PAIRS])
 async def classify(body: ClassifyRequest, service: Served) -> Response:
-    """Classify images by labels, or images, texts or both with a model fine-tuned on a table of one's own."""
+    """Classify images by labels, or images, texts or both with a model fine-tuned on custom classes."""
     if body.labels is None:
         if "templates" in body.model_fields_set:
             raise ApiError(400, "templates are for labels; give labels too, or neither", param="templates")
