@@ -132,10 +132,7 @@ def test_a_table_of_ones_own_to_slice_by(outcome, page_of, tmp_path):
         csv.writer(file).writerows([[one.id, "night"] for one in judgements[4:]])
     counts = {row[0]: row[1] for row in tables(page_of(judgements, outcome.images, slices=table))["By light"][1:]}
     assert counts == {"day": "4", "night": str(len(judgements) - 4)}
-    for content, message in {
-        "name\na\n": "no rows with a column id",
-        "id,light\nx,day\n": "none of the 10 examples",
-    }.items():
+    for content, message in {"name\na\n": "no rows with a column", "id,light\nx,day\n": "none of the 10"}.items():
         table.write_text(content)
         with pytest.raises(ValueError, match=message):
             page_of(judgements, outcome.images, slices=table)

@@ -70,11 +70,8 @@ class TestRunConfig:
     @pytest.mark.parametrize(
         ("values", "message"),
         [
-            ({"batch_size": 0}, "batch_size is 0; expected at least 1"),
-            ({"micro_batch_size": 0}, "micro_batch_size is 0"),
-            ({"max_steps": 0}, "max_steps is 0"),
-            ({"checkpoint_every": 0}, "checkpoint_every is 0"),
-            ({"log_every": 0}, "log_every is 0"),
+            *(({f"{name}_size": 0}, f"{name}_size is 0; expected at least 1") for name in ("batch", "micro_batch")),
+            *(({name: 0}, f"{name} is 0") for name in ("max_steps", "checkpoint_every", "log_every")),
             ({"evaluate_every": -1}, "evaluate_every is -1; expected at least 0"),
             ({"precision": "fp16"}, "precision is 'fp16'; expected one of fp32, tf32, bf16"),
             ({"device": "cuda:1"}, "device is 'cuda:1'; expected one of auto, cpu, cuda"),
