@@ -200,7 +200,7 @@ def test_without_pyav_videos_are_named_and_images_read(talk, monkeypatch):
     monkeypatch.setattr(reader, "is_installed", lambda package: package != "av")
     image, missing = items(talk.parent)
     assert (image.id, image.problem, missing.id) == ("a.png", "", "talk.mp4")
-    assert "PyAV, which reads videos, is missing: install the extra" in missing.problem
+    assert "the extra 'video' is missing: pip install" in missing.problem
 
 
 def test_at_urls_pieces_are_read(talk):

@@ -144,7 +144,7 @@ def test_moments_stay_where_videos_cannot_be_read(talks, album, monkeypatch):
     before = album.build()
     (talks / "b.png").unlink()
     monkeypatch.setattr(reader, "is_installed", lambda package: package != "av")
-    with pytest.raises(ValueError, match=r"2 bad items.*'talk.mp4': PyAV, which reads videos, is missing: install"):
+    with pytest.raises(ValueError, match=r"2 bad items.*'talk.mp4': the extra 'video' is missing: pip install"):
         album.build()
     assert album.counts(max_errors=2) == (before.images - 1, 0, 0, 0)
 
