@@ -31,7 +31,7 @@ class LostProcessError(RuntimeError):
     """The process of a run was killed, or ended by a fault of the program."""
 
 
-def train_all(runs: Mapping[Path, RunConfig], *, progress: bool = True) -> None:
+def train_all(runs: Mapping[Path, RunConfig], *, feature_cache: Path | None = None, progress: bool = True) -> None:
     """Trains every run in its folder; one that was cut off is resumed, a finished one is left as it is.
 
     As many processes as there are cores and runs, each with its share of the threads: small models gain more from a
@@ -49,7 +49,11 @@ def train_all(runs: Mapping[Path, RunConfig], *, progress: bool = True) -> None:
     outcomes = context.SimpleQueue()
     with stop_signals() as stop, _bars(runs, progress) as show:
         processes = start_processes(
-            _train_each, (shares, cores // workers, outcomes), workers, join=False, start_method="forkserver"
+            _train_each,
+            (shares, cores // workers, outcomes, feature_cache),
+            workers,
+            join=False,
+            start_method="forkserver",
         )
         lost, ended_early = None, False
         try:
@@ -77,7 +81,13 @@ def train_all(runs: Mapping[Path, RunConfig], *, progress: bool = True) -> None:
         )
 
 
-def _train_each(worker: int, shares: Sequence[Sequence[tuple[Path, RunConfig]]], threads: int, outcomes: Any) -> None:
+def _train_each(
+    worker: int,
+    shares: Sequence[Sequence[tuple[Path, RunConfig]]],
+    threads: int,
+    outcomes: Any,
+    feature_cache: Path | None,
+) -> None:
     """Trains the runs of a worker one after another, and reports of each None or its error."""
     parent = parent_process()
     assert parent is not None
@@ -90,7 +100,8 @@ def _train_each(worker: int, shares: Sequence[Sequence[tuple[Path, RunConfig]]],
     torch.set_num_threads(threads)
     for folder, config in shares[worker]:
         try:
-            train(config, folder, task=task_of(config), resume=(folder / CONFIG).exists(), progress=False)
+            resume = (folder / CONFIG).exists()
+            train(config, folder, task=task_of(config), resume=resume, feature_cache=feature_cache, progress=False)
         except _REPORTED as error:
             outcomes.put(error)
             raise SystemExit(1) from None

@@ -13,8 +13,8 @@ from bridgetower_demo.toysets.flags import FlagsConfig
 from bridgetower_demo.toysets.packages import SplitConfig
 from bridgetower_demo.toysets.scenes import ScenesConfig
 
-MINUTES = 10.0  # at which the numbers of steps are those of the recipes
-SCENES_PER_MINUTE = 6_000  # of the demo, for training; at least one batch of them
+MINUTES = 8.0  # at which the numbers of steps are those of the recipes
+SCENES_PER_MINUTE = 7_500  # of the demo, for training; at least one batch of them
 NUM_VALIDATION, NUM_TEST = 400, 1_000
 
 

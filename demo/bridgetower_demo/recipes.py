@@ -68,10 +68,10 @@ STARTER_MATCHING = replace(
     optimizer=replace(STARTER_ITC.optimizer, weight_decay=0.05, warmup=0.1, clip_norm=1.0),
     data=replace(STARTER_ITC.data, one_set_per_batch=True),
     batch_size=32,
-    align_first=500,
-    max_steps=600,
-    evaluate_every=200,
-    checkpoint_every=200,
+    align_first=300,
+    max_steps=400,
+    evaluate_every=100,
+    checkpoint_every=100,
     select_by="rsum",
 )
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from bridgetower.files import flattened
-from bridgetower.reports.numbers import MINUS, NO_VALUE, count, mean_std, number, spread, with_interval
+from bridgetower.reports.numbers import MINUS, count, mean_std, number, spread, with_interval
 from bridgetower.reports.pages import Row, Table, page_templates
 from bridgetower_demo.examples import AnswerExample, SearchExample
 from bridgetower_demo.findings import ARM_NAMES, comparison, duration, gflops, listing, millions, ordinal
@@ -65,7 +65,7 @@ def _tables(results: DemoResults, arms: Sequence[Arm]) -> dict[str, Any]:
         "recall": [_recall_table(results, test, arms) for test in results.runs[0].test],
         "matching": _matching_table(results, arms),
         "answers": _answers_table(results, arms) if results.answers else None,
-        "cost": [*([_size_table(results, arms)] if results.costs else []), _time_table(results, arms)],
+        "cost": [_size_table(results, arms)],
     }
 
 
@@ -152,26 +152,14 @@ def _size_table(results: DemoResults, arms: Sequence[Arm]) -> Table:
     ]
     totals = cells([(cost.parameters, sum(cost.gflops_per_pair_by_part.values())) for cost in costs])
     return Table(
-        caption="Parameters, and operations to match one image with one text",
-        columns=["part", *(["parameters", "GFLOPs per pair"] * len(costs))],
+        caption="Parameters; time and operations of matching one image with one text",
+        columns=["part", *(["parameters", "10⁹ operations"] * len(costs))],
         rows=[*rows, Row("whole model", totals, "difference")],
-        groups=[("", 1), *((ARM_NAMES[cost.arm], 2) for cost in costs)],
+        groups=[
+            ("", 1),
+            *((f"{ARM_NAMES[cost.arm]}: {number(cost.milliseconds_per_pair, digits=2)} ms", 2) for cost in costs),
+        ],
     )
-
-
-def _time_table(results: DemoResults, arms: Sequence[Arm]) -> Table:
-    costs = {cost.arm: cost for cost in results.costs}
-    rows = []
-    for arm in arms:
-        runs = results.arm_runs(arm)
-        match = number(costs[arm].milliseconds_per_pair, digits=2) if arm in costs else NO_VALUE
-        speed = mean_std(spread([run.pairs_per_second for run in runs]), digits=0)
-        rows.append(Row(ARM_NAMES[arm], [match, speed, duration(sum(run.seconds for run in runs) / len(runs))]))
-    columns = ["model", "ms per pair, matching", "pairs per second, training", "one training"]
-    whole = f"whole demo {duration(results.seconds_total)}"
-    if results.seconds_to_first_report is not None:
-        whole += f", first searches after {duration(results.seconds_to_first_report)}"
-    return Table(caption=f"Time on {results.processor} ({whole})", columns=columns, rows=rows)
 
 
 def _data(results: DemoResults) -> Iterator[tuple[str, str]]:

@@ -25,8 +25,6 @@ class DemoRun:
 
     Attributes:
         steps: Of all its stages.
-        seconds: Time of the training steps of the last one.
-        pairs_per_second: Speed of the training steps.
         test: Data set → metric → value on the test split: `RetrievalResult.metrics` and, for models that fill masked
             words, those of `evaluate_masked_words`.
     """
@@ -34,8 +32,6 @@ class DemoRun:
     arm: Arm
     seed: int
     steps: int
-    seconds: float
-    pairs_per_second: float
     test: dict[str, dict[str, float]]
 
 
@@ -138,8 +134,6 @@ class DemoResults:
         versions: Of Python and the libraries.
         processor: Name of the processor of all times.
         seconds_total: Time of the whole, preparation included.
-        seconds_to_first_report: Of it, until the report with the first searches was written; None in that report, and
-            where the report is written once.
     """
 
     version: int = FORMAT
@@ -155,7 +149,6 @@ class DemoResults:
     versions: dict[str, str]
     processor: str
     seconds_total: float
-    seconds_to_first_report: float | None = None
 
     @property
     def arms(self) -> tuple[Arm, ...]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import platform
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -27,10 +26,9 @@ from bridgetower.predictor import Predictor, load
 from bridgetower.search.build import build_index
 from bridgetower.search.config import IndexConfig
 from bridgetower.search.index import Index
-from bridgetower.tasks.run_config import RunConfig, read_metrics
+from bridgetower.tasks.run_config import RunConfig
 from bridgetower_demo.costs import model_cost
 from bridgetower_demo.examples import AnswerExample, SearchExample, answer_examples, search_examples, spread_evenly
-from bridgetower_demo.findings import duration
 from bridgetower_demo.folder import (
     ANSWERS,
     answering_model,
@@ -48,8 +46,6 @@ from bridgetower_demo.results import ARMS, Arm, DemoAnswers, DemoDataset, DemoRe
 from bridgetower_demo.starter import TEXT, VISION, starter_towers
 from bridgetower_demo.toysets import TOYSETS, prepare_toyset
 from bridgetower_demo.toysets.scenes import ScenesConfig
-
-logger = logging.getLogger(__name__)
 
 
 def write_held_out(datasets: Mapping[str, Path], folder: Path, split: str = "test") -> None:
@@ -139,8 +135,8 @@ def run_demo(
 
     The folder gets `data/`, `runs/ARM-SEED/`, `runs/ARM-SEED-STAGE/`, `images/` (some held-out ones), `held-out/`
     (all held-out ones) and `held-out.lance`, an index of these, `results.json`, `report.html` and `demo.json`, the
-    settings and the time that calls have taken so far; on towers also `towers/`. The report is written for the first
-    time after the first training. Of a finished training only the last checkpoint stays, the one that is tested.
+    settings and the time that calls have taken so far; on towers also `towers/`. Of a finished training only the last
+    checkpoint stays, the one that is tested.
 
     Args:
         out: Folder for everything.
@@ -161,8 +157,8 @@ def run_demo(
     if minutes <= 0 or seeds < 1:
         raise ValueError(f"minutes {minutes}, seeds {seeds}; expected more than 0 minutes and at least 1 seed")
     settings = {"minutes": minutes, "seeds": seeds, "from_scratch": not plan.towers}
-    with locked(out), _timed(out, settings) as clock:
-        return _Demo(out, plan, arms, minutes, seeds, clock, progress).run()
+    with locked(out), _timed(out, settings) as seconds:
+        return _Demo(out, plan, arms, minutes, seeds, seconds, progress).run()
 
 
 @dataclass(frozen=True)
@@ -174,7 +170,7 @@ class _Demo:
     arms: Sequence[Arm]
     minutes: float
     seeds: int
-    clock: _Clock
+    seconds: Callable[[], float]
     progress: bool
 
     def run(self) -> DemoResults:
@@ -192,24 +188,19 @@ class _Demo:
         )
         runs: list[tuple[Arm, int]] = [(arm, seed) for seed in range(self.seeds) for arm in self.arms]
         answering = {run_folder(out, *run, ANSWERS): answering_config(out, plan, *run, self.minutes) for run in runs}
-        for number, stage in enumerate(plan.stages):
+        for stage in plan.stages:
             configs = {run: demo_config(out, plan, stage, *run, self.minutes) for run in runs}
             folders = {run_folder(out, *run, stage.name): config for run, config in configs.items()}
-            if number == 0 and len(plan.stages) > 1 and not (out / "report.html").exists():
-                self.train(dict(list(folders.items())[:1]))
-                self.report(datasets, stage, {runs[0]: configs[runs[0]]}, {})
-                seconds = self.clock.note_first_report()
-                where = out / "report.html"
-                logger.info("first searches: %s after %s on %s", where, duration(seconds), processor_name())
             self.train(folders | ({} if questions.init else answering))  # side by side where they can be
         self.train(answering)
-        judged = {run: _judged_answers(out, plan, *run) for run in runs}
-        return self.report(datasets, stage, configs, judged)
+        results = self.report(datasets, configs, {run: _judged_answers(out, plan, *run) for run in runs})
+        shutil.rmtree(out / "features", ignore_errors=True)
+        return results
 
     def train(self, runs: Mapping[Path, RunConfig]) -> None:
         """Trains those that have no last checkpoint yet, and removes what only a run that goes on needs."""
         unfinished = {folder: one for folder, one in runs.items() if not (folder / "last" / "config.json").exists()}
-        train_all(unfinished, progress=self.progress)
+        train_all(unfinished, feature_cache=self.out / "features", progress=self.progress)
         for folder in runs:
             for name in ("best", "states"):
                 shutil.rmtree(folder / name, ignore_errors=True)
@@ -217,32 +208,25 @@ class _Demo:
     def report(
         self,
         datasets: Sequence[DemoDataset],
-        stage: Stage,
         configs: Mapping[tuple[Arm, int], RunConfig],
         judged: Mapping[tuple[Arm, int], Judged],
     ) -> DemoResults:
-        """Tests the models of a stage, and writes results, report, held-out images and their index."""
+        """Tests the models, and writes results, report, held-out images and their index."""
         out, plan = self.out, self.plan
-        tested = {run: _tested(out, plan, stage, *run, config) for run, config in configs.items()}
-        stages = plan.stages[: plan.stages.index(stage) + 1]
-        steps = sum(scaled(RECIPES[each.recipes["bridgetower"]].max_steps or 0, self.minutes) for each in stages)
-        runs = [replace(run, steps=steps) for run, _ in tested.values()]
+        tested = {run: _tested(out, plan, *run, config) for run, config in configs.items()}
+        steps = sum(scaled(RECIPES[each.recipes["bridgetower"]].max_steps or 0, self.minutes) for each in plan.stages)
         splits = {dataset.name: dataset.splits for dataset in datasets}
-        predictors = {
-            arm: load(trained_model(out, arm, 0, stage.name), device="cpu") for arm, seed in configs if not seed
-        }
+        predictors = {arm: load(trained_model(out, arm), device="cpu") for arm in self.arms}
         results = DemoResults(
             command=f"python -m bridgetower_demo{plan.option}{' --compare' if len(self.arms) > 1 else ''} "
             f"--minutes {self.minutes:g} --seeds {self.seeds}",
-            settings={**self.clock.settings, "steps": steps},
+            settings={"minutes": self.minutes, "seeds": self.seeds, "from_scratch": not plan.towers, "steps": steps},
             datasets=tuple(datasets),
             tests={name: splits[dataset][split]["images"] for name, (dataset, split) in plan.tests.items()},
-            runs=tuple(runs),
-            costs=tuple(
-                model_cost(one.model, _TEXT_LENGTH, arm=arm)
-                for arm, one in predictors.items()
-                if one.model.itm_head is not None
+            runs=tuple(
+                DemoRun(arm=arm, seed=seed, steps=steps, test=test) for (arm, seed), (test, _) in tested.items()
             ),
+            costs=tuple(model_cost(one.model, _TEXT_LENGTH, arm=arm) for arm, one in predictors.items()),
             answers=tuple(
                 DemoAnswers(
                     arm=arm, seed=seed, steps=scaled(plan.questions.steps, self.minutes), topics=dict(one.groundings)
@@ -253,8 +237,7 @@ class _Demo:
             towers=(VISION.provenance, TEXT.provenance) if plan.towers else (),
             versions={name: version(name) for name in ("bridgetower", "torch")} | {"python": platform.python_version()},
             processor=processor_name(),
-            seconds_total=self.clock.seconds(),
-            seconds_to_first_report=self.clock.first_report,
+            seconds_total=self.seconds(),
         )
         results.write(out / "results.json")
         first: tuple[Arm, int] = ("bridgetower", 0)
@@ -272,7 +255,8 @@ def demo_config(out: Path, plan: Plan, stage: Stage, arm: Arm, seed: int, minute
     steps = scaled(recipe.max_steps or 0, minutes)
     folders = tuple(str(out / "data" / name) for name in plan.datasets)
     number = plan.stages.index(stage)
-    changes: dict[str, Any] = {"max_steps": steps, "evaluate_every": 0, "checkpoint_every": -(-steps // _STATES)}
+    changes: dict[str, Any] = {"max_steps": steps, "checkpoint_every": -(-steps // _STATES)}
+    changes["evaluate_every"] = 0 if stage is plan.stages[-1] else None  # at the end: the checkpoint is calibrated
     changes["align_first"] = round(recipe.align_first * minutes / MINUTES)
     if number > 0:
         changes |= {"init": str(trained_model(out, arm, seed, plan.stages[number - 1].name))}
@@ -293,61 +277,40 @@ def answering_config(out: Path, plan: Plan, arm: Arm, seed: int, minutes: float)
         data=replace(recipe.data, folders=(str(questions_folder(out, plan)),)),
         seed=seed,
         max_steps=steps,
-        evaluate_every=0,
+        evaluate_every=None,
         checkpoint_every=-(-steps // _STATES),
     )
 
 
-class _Clock:
-    """The time that calls have taken, all but killed ones; kept beside the settings of the demo."""
-
-    def __init__(self, path: Path, settings: Mapping[str, float], before: Mapping[str, Any]) -> None:
-        """Starts; `before` is what an earlier call has kept, or empty."""
-        self.path, self.settings, self.started = path, settings, time.perf_counter()
-        self.before: float = before.get("seconds", 0.0)
-        self.first_report: float | None = before.get("seconds_to_first_report")
-
-    def seconds(self) -> float:
-        """Returns the time so far."""
-        return self.before + time.perf_counter() - self.started
-
-    def note_first_report(self) -> float:
-        """Keeps and returns the time so far as that to the first report."""
-        self.first_report = self.seconds()
-        self.keep()
-        return self.first_report
-
-    def keep(self) -> None:
-        """Writes the times and the settings."""
-        times = {"seconds": self.seconds(), "seconds_to_first_report": self.first_report}
-        write_json(self.path, {**self.settings, **times})
-
-
 @contextmanager
-def _timed(out: Path, settings: Mapping[str, float]) -> Iterator[_Clock]:
-    """Refuses a folder of other settings; yields the clock of the demo, and keeps its times at the end."""
-    path = out / _SETTINGS
+def _timed(out: Path, settings: Mapping[str, float]) -> Iterator[Callable[[], float]]:
+    """Refuses a folder of other settings; yields what gives the seconds of this call and those before, and keeps them.
+
+    Only the time of a call that is killed is lost.
+    """
+    path, started = out / _SETTINGS, time.perf_counter()
     before = read_json(path) if path.exists() else dict(settings)
     if {name: before.get(name) for name in settings} != settings:
         given = " ".join(f"--{name} {before.get(name)}" for name in ("minutes", "seeds"))
         given += " --from-scratch" if before.get("from_scratch") else ""
         raise ValueError(f"{out} holds a demo with {given}; give the same to continue it, or choose another --out")
-    clock = _Clock(path, settings, before)
-    clock.keep()
+
+    def seconds() -> float:
+        spent: float = before.get("seconds", 0.0) + time.perf_counter() - started
+        return spent
+
+    write_json(path, {**settings, "seconds": seconds()})
     try:
-        yield clock
+        yield seconds
     finally:
-        clock.keep()
+        write_json(path, {**settings, "seconds": seconds()})
 
 
 def _tested(
-    out: Path, plan: Plan, stage: Stage, arm: Arm, seed: int, config: RunConfig
-) -> tuple[DemoRun, dict[str, RetrievalResult]]:
-    """Returns what is reported of a run, and its retrieval on the images of each test."""
-    folder = run_folder(out, arm, seed, stage.name)
-    predictor = load(trained_model(out, arm, seed, stage.name), device="cpu")
-    steps = config.max_steps or 0
-    seconds = sum(line["seconds"] for line in read_metrics(folder, "train"))
+    out: Path, plan: Plan, arm: Arm, seed: int, config: RunConfig
+) -> tuple[dict[str, dict[str, float]], dict[str, RetrievalResult]]:
+    """Returns metrics and retrieval on the images of each test."""
+    predictor = load(trained_model(out, arm, seed), device="cpu")
     assert isinstance(config.task, PretrainingConfig)  # as in all stages
     retrieved: dict[str, RetrievalResult] = {}
     test: dict[str, dict[str, float]] = {}
@@ -358,15 +321,7 @@ def _tested(
             words = evaluate_masked_words(predictor.model, images, config.task.masking)
         retrieved[name] = evaluate_retrieval(predictor.model, images, config.evaluation, reranking=predictor.reranking)
         test[name] = retrieved[name].metrics() | words
-    run = DemoRun(
-        arm=arm,
-        seed=seed,
-        steps=steps,
-        seconds=seconds,
-        pairs_per_second=steps * config.batch_size / seconds,
-        test=test,
-    )
-    return run, retrieved
+    return test, retrieved
 
 
 def _images(predictor: Predictor, out: Path, plan: Plan, test: str) -> CaptionImages:

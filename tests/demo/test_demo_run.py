@@ -29,10 +29,12 @@ def test_arms_differ_in_the_model_alone_and_minutes_scale_their_steps(plan):
         assert theirs == replace(ours, model=theirs.model, recipe=theirs.recipe, init=theirs.init)
         steps = RECIPES[stage.recipes["meter"]].max_steps
         assert steps is not None
-        scaled = {minutes: demo_config(OUT, plan, stage, "meter", 0, minutes).max_steps for minutes in (5.0, 1e-6)}
-        assert theirs.max_steps == steps == 2 * (scaled[5.0] or 0)
+        scaled = {
+            minutes: demo_config(OUT, plan, stage, "meter", 0, minutes).max_steps for minutes in (MINUTES / 2, 1e-6)
+        }
+        assert theirs.max_steps == steps == 2 * (scaled[MINUTES / 2] or 0)
         assert (scaled[1e-6] or 0) >= 1
-    ours, theirs = (answering_config(OUT, plan, arm, 3, 2.0) for arm in ARMS)
+    ours, theirs = (answering_config(OUT, plan, arm, 3, MINUTES / 5) for arm in ARMS)
     assert theirs == replace(ours, init=theirs.init, model=theirs.model, recipe=theirs.recipe)
     assert (ours.max_steps, ours.seed) == (plan.questions.steps // 5, 3)
 

@@ -94,8 +94,13 @@ def evaluate(checkpoint, dataset):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(masked_words, "BATCH_SIZE", 5)
         words = masked_words.evaluate_masked_words(model, images, MaskingConfig(probability=0.4))
-    found = {"metrics": result.metrics(), "accuracy": accuracy, "words": words}
-    return found | {"similarity": dense.similarity(result), "itm": dense.itm(result)}
+    return {
+        "metrics": result.metrics(),
+        "similarity": dense.similarity(result),
+        "itm": dense.itm(result),
+        "accuracy": accuracy,
+        "words": words,
+    }
 
 
 def both_evaluations(checkpoint, dataset, single):
@@ -109,8 +114,11 @@ def sample():
 
 
 def everything(checkpoint, dataset, single):
-    steps = {(texts, name): step(texts, name) for texts in LENGTHS for name in PHASES}
-    return {"steps": steps, "samples": sample(), **both_evaluations(checkpoint, dataset, single)}
+    return {
+        "steps": {(texts, name): step(texts, name) for texts in LENGTHS for name in PHASES},
+        **both_evaluations(checkpoint, dataset, single),
+        "samples": sample(),
+    }
 
 
 @pytest.fixture(scope="module")

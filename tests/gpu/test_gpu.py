@@ -55,9 +55,15 @@ def test_losses_and_gradients_are_those_of_the_cpu(precision):
 
 
 def test_a_step_does_not_wait_for_the_gpu():
-    optimizer = OptimizerConfig(rule="hf_adamw", clip_norm=1.0)
-    given = {"batch_size": 4, "max_steps": 10, "precision": "bf16", "select_by": "itc_rsum"}
-    config = RunConfig(task=TASK, model=PLAIN, optimizer=optimizer, **given)
+    config = RunConfig(
+        task=TASK,
+        model=PLAIN,
+        optimizer=OptimizerConfig(rule="hf_adamw", clip_norm=1.0),
+        batch_size=4,
+        max_steps=10,
+        precision="bf16",
+        select_by="itc_rsum",
+    )
     model = tiny.build(PLAIN).to("cuda").train()
     task: nn.Module = PretrainingTask(model, TASK)
     parts = TrainContext(config=config, task=task, model=model, examples=[])  # type: ignore[arg-type]

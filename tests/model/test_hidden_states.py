@@ -24,7 +24,9 @@ def found(model, **options):
     return hidden_states(model, *batch(), **options)
 
 
-@pytest.mark.parametrize("optimize", [lambda model: None, optimize_for_cpu, pack_weights])
+@pytest.mark.parametrize(
+    "optimize", [lambda model: None, optimize_for_cpu, pack_weights], ids=["plain", "cpu", "packed"]
+)
 def test_everything(optimize):
     model = tiny.build(CONFIG)
     optimize(model)

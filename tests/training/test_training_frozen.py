@@ -37,6 +37,7 @@ from families import save_text, save_timm
 from folders import same_weights
 
 EVERYTHING = PretrainingConfig(phases=(replace(shapes.PHASES[-1], until=1.0),))
+CONTRASTIVE = PretrainingConfig(phases=(replace(shapes.PHASES[0], until=1.0),))
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def all_runs(runs, tiny_dataset, tiny_checkpoint):
         data=replace(runs["ranking"].data, augmentation="affine", word_dropout=0.2),
         checkpoint_every=2,
     )
-    every = runs | {"pretraining": captions}
+    every = runs | {"pretraining": captions, "contrastive": replace(captions, task=CONTRASTIVE)}
     return {kind: replace(run, freeze_towers=True, frozen_views=3) for kind, run in every.items()}
 
 
@@ -92,11 +93,12 @@ def features(tmp_path_factory):
 
 
 class TestSteps:
-    @pytest.mark.parametrize("kind", ["pretraining", *KINDS])
+    @pytest.mark.parametrize("kind", ["pretraining", "contrastive", *KINDS])
     @pytest.mark.parametrize("precision", ["fp32", "bf16"])
     def test_losses_and_gradients_are_those_of_towers_that_are_asked(self, all_runs, kind, precision, features):
         run = prepared(replace(all_runs[kind], precision=precision), features)
         batch = run.examples[KEY]
+        assert (batch.image_states.ndim == 2) == (kind == "contrastive")  # of each the vector alone is kept
         asked = recomputed(batch, run)
         exact = step(run, asked)[1]
         with autocast(precision):

@@ -58,10 +58,10 @@ class Batch:
     attention_mask: Int[Tensor, "b l"] | None = None  # 0 on padding; None if nothing is padded
     # Classes, numbers, or a score of each class; None where they are not known.
     labels: Int[Tensor, " b"] | Float[Tensor, " b"] | Float[Tensor, "b k"] | None = None
-    # Of some layers of frozen towers: in the place of pixels, or beside the ids of texts.
-    image_states: Float[Tensor, "b n p v"] | None = None
+    # Of some layers of frozen towers, or what heads on them read: in the place of pixels, or beside the ids of texts.
+    image_states: Float[Tensor, "b n p v"] | Float[Tensor, "b v"] | None = None
     image_states_2: Float[Tensor, "b n p v"] | None = None
-    text_states: Float[Tensor, "b n l t"] | None = None
+    text_states: Float[Tensor, "b n l t"] | Float[Tensor, "b t"] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -43,19 +43,19 @@ class Features:
     width: int
     dtype: torch.dtype
     num_views: int = 1  # of each image; with a negative number the last image is meant
+    pooled: bool = False  # to one vector each
 
-    def read(self, rows: Sequence[int], length: int = 0) -> Float[Tensor, "b k l w"]:
+    def read(self, rows: Sequence[int], length: int = 0) -> Float[Tensor, "b k l w"] | Float[Tensor, "b w"]:
         """Returns some rows; those of fewer tokens than others, or than `length`, are filled up with zeros."""
         found = self.table.take(self.places[list(rows)].tolist(), ["states"])["states"]
         shape = self.num_layers, -1, self.width * self.dtype.itemsize
         parts = [np.frombuffer(value.as_buffer(), np.uint8).reshape(shape) for value in found]
-        states = np.zeros((len(parts), shape[0], max(length, *(part.shape[1] for part in parts)), shape[2]), np.uint8)
+        longest = 1 if self.pooled else max(length, *(part.shape[1] for part in parts))
+        states = np.zeros((len(parts), shape[0], longest, shape[2]), np.uint8)
         for place, part in zip(states, parts, strict=True):
             place[:, : part.shape[1]] = part
-        return torch.from_numpy(states).view(self.dtype)
-
-    def first_views(self, images: Sequence[int]) -> Float[Tensor, "b k l w"]:
-        return self.read([image * self.num_views for image in images])
+        tensor = torch.from_numpy(states).view(self.dtype)
+        return tensor[:, 0, 0] if self.pooled else tensor
 
 
 class FeatureCache:
@@ -81,6 +81,7 @@ class FeatureCache:
         width: int,
         dtype: torch.dtype,
         num_views: int = 1,
+        pooled: bool = False,
         what: str = "rows",
         shown: bool = False,
     ) -> Features:
@@ -120,7 +121,7 @@ class FeatureCache:
                 barrier()
         table = Table(place)
         places = table.column("row").argsort()
-        return Features(table, places, num_layers, width, dtype, num_views)
+        return Features(table, places, num_layers, width, dtype, num_views, pooled)
 
     def _make_room(self, needed: int) -> None:
         """Removes folders that no run holds, the longest unused first, until limit and disk allow for more."""
@@ -148,11 +149,7 @@ def _size_of(folder: Path) -> int:
 
 
 class FrozenDataset(Dataset[Batch]):
-    """Examples in a fixed number of views each, with hidden states of their images, and of their texts.
-
-    What is drawn of an example's texts, such as masks or false texts, is drawn once and for all in each view of it; its
-    images, which the wrapped examples give as numbers, have views of their own.
-    """
+    """Examples in a fixed number of views, each drawn once, with what frozen towers made of their images and texts."""
 
     def __init__(self, examples: BatchDataset, images: Features, num_views: int, seed: int) -> None:
         self.examples, self.images, self.num_views, self.seed = examples, images, num_views, seed
@@ -202,12 +199,8 @@ class FrozenDataset(Dataset[Batch]):
 
     def needed_texts(self) -> list[bytes]:
         """Returns the keys of all texts in all views of the examples, without repeats, short ones first."""
-        keys: set[bytes] = set()
-        for example in range(len(self)):
-            for view in range(self.num_views):
-                part = self._part(example, view)
-                for ids, _ in _texts_of(part):
-                    keys.update(text_keys(ids, part.attention_mask))
+        parts = (self._part(example, view) for example in range(len(self)) for view in range(self.num_views))
+        keys = {key for part in parts for ids, _ in _texts_of(part) for key in text_keys(ids, part.attention_mask)}
         return sorted(keys, key=lambda key: (len(key), key))
 
     def _joined(self, key: BatchKey, generator: torch.Generator) -> Any:

@@ -209,7 +209,7 @@ class BridgeTower(nn.Module):
         token_type: int = IMAGE,
         *,
         outputs: EncodeOutputs = "layers",
-        states: Float[Tensor, "b n p v"] | None = None,
+        states: Float[Tensor, "b n p v"] | Float[Tensor, "b v"] | None = None,
     ) -> Encoded:
         """Encodes images.
 
@@ -217,7 +217,7 @@ class BridgeTower(nn.Module):
             pixel_values: Normalised images, whose sides are multiples of the patch size; None with `states`.
             token_type: 1, or 2 for the second image of a pair (NLVR2).
             outputs: `layers` for the fusion encoder, `cls` for contrastive embeddings only, which takes less work.
-            states: What the frozen tower made of the images before, see `cached_layers`.
+            states: What the frozen tower made of the images before: see `cached_layers`; for `cls`, also their `cls`.
         """
         if pixel_values is None and states is None:
             raise ValueError("no pixel_values and no states are given; give one of them")
@@ -229,7 +229,7 @@ class BridgeTower(nn.Module):
         attention_mask: Mask = None,
         *,
         outputs: EncodeOutputs = "layers",
-        states: Float[Tensor, "b n l t"] | None = None,
+        states: Float[Tensor, "b n l t"] | Float[Tensor, "b t"] | None = None,
     ) -> Encoded:
         """Encodes texts.
 
@@ -244,7 +244,7 @@ class BridgeTower(nn.Module):
             missing = max(0, min(-length % self.text_multiple, self.config.text.max_length - length))
             mask = F.pad(torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask, (0, missing))
             input_ids = F.pad(input_ids, (0, missing), value=self.config.text.pad_token_id)
-            states = None if states is None else F.pad(states, (0, 0, 0, missing))
+            states = states if states is None or states.ndim == 2 else F.pad(states, (0, 0, 0, missing))
         return self._encoded("text", input_ids, mask, TEXT, outputs, states)
 
     def _encoded(
@@ -254,9 +254,11 @@ class BridgeTower(nn.Module):
         mask: TokenMask,
         token_type: int,
         outputs: EncodeOutputs,
-        states: Float[Tensor, "b n l w"] | None,
+        states: Float[Tensor, "b n l w"] | Float[Tensor, "b w"] | None,
     ) -> Encoded:
         """Runs as much of a tower as the outputs need; with `states` only the layers that train."""
+        if states is not None and states.ndim == 2:
+            return Encoded((), states)
         tower, read = self._tower(modality)
         if states is not None and not self.trained_top:
             hidden = list(states.unbind(1))

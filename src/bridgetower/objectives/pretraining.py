@@ -78,6 +78,12 @@ class PretrainingTask(nn.Module):
                 "head out of the checkpoint (bridgetower convert --drop-itc)"
             )
 
+    @property
+    def fuses(self) -> bool:
+        """Whether any phase reads more than the vectors of images and texts."""
+        named = [self.objectives[name] for phase in self.config.phases for name in phase.weights]
+        return self.model.compares_pairs or any(each.fuses for each in named)
+
     def forward(self, batch: CaptionBatch, contrast: Contrast | None = None) -> Losses:
         step = replace(self.encode(batch), contrast=contrast)
         weights = step.phase.weights

@@ -1,7 +1,4 @@
-"""Frozen towers: their hidden states of every image and text are computed once, in a cache that runs share.
-
-And `align_first`: projections aligned by ITC on these, before the fusion encoder learns to read them.
-"""
+"""Frozen towers, run once for each image and text, and projections that are aligned on what they made."""
 
 from __future__ import annotations
 
@@ -27,6 +24,7 @@ from bridgetower.data.views import random_view
 from bridgetower.distributed import rank
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import TextConfig, VisionConfig
+from bridgetower.model.fusion import Encoded
 from bridgetower.model.layers import autocast, mean_token
 from bridgetower.model.presets import TEXT_TOWERS, VISION_TOWERS
 from bridgetower.model.towers import Tower
@@ -52,10 +50,7 @@ _NOT_OF_PIXELS = (
 
 @torch.no_grad()
 def frozen_examples(context: TrainContext, cache: FeatureCache, *, progress: bool) -> FrozenDataset:
-    """Freezes the towers and takes their hidden states of all images and texts from a cache, or computes them.
-
-    The images of the run then come from the cache, which is held open, and so do the texts of what is returned.
-    """
+    """Freezes the towers; what they make of images and texts then comes from the cache, which it fills and holds."""
     config, model = context.config, context.model
     if config.init is None and {config.vision, config.text} & {None, *VISION_TOWERS, *TEXT_TOWERS}:
         logger.warning("freeze_towers keeps towers as they are, but some of them start from random weights; give init")
@@ -67,15 +62,16 @@ def frozen_examples(context: TrainContext, cache: FeatureCache, *, progress: boo
     # Layers that train add to what is cached, so that it is not rounded.
     half = config.precision == "bf16" and not model.trained_top
     dtype = torch.bfloat16 if half else torch.float32
+    pooled = not (getattr(context.task, "fuses", True) or model.trained_top or config.align_first)
     towers = _Towers(model, cache, config, shown=progress and rank() == 0)
     model.eval()
-    frozen = towers.images(train, config.frozen_views, dtype)
+    frozen = towers.images(train, config.frozen_views, dtype, pooled)
     for held_out in evaluated:
-        held_out.frozen = towers.images(held_out, 1, torch.float32).first_views
+        held_out.frozen = towers.images(held_out, 1, torch.float32).read
     train.frozen = torch.tensor  # of their numbers
     examples = FrozenDataset(context.examples, frozen, config.frozen_views, config.seed)
     keys = examples.needed_texts()
-    examples.texts = towers.texts(keys, train.processor, dtype), {key: row for row, key in enumerate(keys)}
+    examples.texts = towers.texts(keys, train.processor, dtype, pooled), {key: row for row, key in enumerate(keys)}
     model.train()
     return examples
 
@@ -86,7 +82,7 @@ class _Towers:
     def __init__(self, model: BridgeTower, cache: FeatureCache, config: RunConfig, *, shown: bool) -> None:
         self.model, self.cache, self.config, self.shown = model, cache, config, shown
 
-    def images(self, images: PreparedImages, num_views: int, dtype: torch.dtype) -> Features:
+    def images(self, images: PreparedImages, num_views: int, dtype: torch.dtype, pooled: bool = False) -> Features:
         """Returns all views of some images, and of the image of examples without one if there are any."""
         model, seed = self.model, self.config.seed
         processor = {name: value for name, value in asdict(images.processor.config).items() if name != "max_length"}
@@ -107,11 +103,11 @@ class _Towers:
 
         rows = (len(images) + bool((images.image_of == NO_IMAGE).any())) * num_views
         tokens, what = model.config.vision.num_tokens, f"{len(images)} images"
-        return self._features(
-            "vision", dtype, {"pixels": pixels}, rows, tokens, compute, what=what, num_views=num_views
-        )
+        inputs = {"pixels": pixels, "pooling": pooled and model.config.heads.image_pooling}
+        encode = model.encode_image if pooled else None
+        return self._features("vision", dtype, inputs, rows, tokens, compute, encode, what=what, num_views=num_views)
 
-    def texts(self, keys: Sequence[bytes], processor: Processor, dtype: torch.dtype) -> Features:
+    def texts(self, keys: Sequence[bytes], processor: Processor, dtype: torch.dtype, pooled: bool) -> Features:
         """Returns some texts, which are sorted by length."""
         ids = [key_ids(key) for key in keys]
 
@@ -125,7 +121,9 @@ class _Towers:
 
         digest = hashlib.sha256(b"".join(len(key).to_bytes(4, "big") + key for key in keys)).hexdigest()
         tokens, what = sum(map(len, ids)) / len(ids), f"{len(keys)} texts"
-        return self._features("text", dtype, {"texts": digest}, len(keys), tokens, compute, what=what)
+        inputs = {"texts": digest, "pooling": pooled and self.model.config.heads.text_pooling}
+        encode = self.model.encode_text if pooled else None
+        return self._features("text", dtype, inputs, len(keys), tokens, compute, encode, what=what)
 
     def _features(
         self,
@@ -135,13 +133,15 @@ class _Towers:
         num_rows: int,
         tokens: float,
         compute: Callable[[Sequence[int], Callable[..., Tensor]], Iterator[Tensor]],
+        encode: Callable[..., Encoded] | None,
         **options: Any,
     ) -> Features:
-        """Returns what a tower makes of inputs; `compute` gives it the inputs of some rows."""
+        """Returns what a tower makes of inputs, or their vectors by `encode`; `compute` gives it those of some rows."""
         model = self.model
         tower: Tower = getattr(model, part)
         sizes: VisionConfig | TextConfig = getattr(model.config, part)
-        layers = model.cached_layers(model.config.vision_layers if part == "vision" else model.config.text_layers)
+        read = model.config.vision_layers if part == "vision" else model.config.text_layers
+        layers = read[-1:] if encode else model.cached_layers(read)
         weights = {name: value for name, value in tower.state_dict(keep_vars=True).items() if not value.requires_grad}
         content = {  # all that decides the states
             "tower": asdict(sizes),
@@ -158,15 +158,18 @@ class _Towers:
         def run(given: Tensor, *mask: Tensor | None) -> Float[Tensor, "b k l w"]:
             given = given.to(model.device, non_blocking=True)
             with autocast(model.device, "bf16" if dtype == torch.bfloat16 else "fp32"):
-                if model.trained_top:
+                if encode:
+                    states = [encode(given, *mask, outputs="cls").cls[:, None]]
+                elif model.trained_top:
                     states = tower.states(given, mask[0] if mask else None, layers)
                 else:
                     states = tower(given, *mask, layers)
             return torch.stack(states, dim=1).to("cpu", dtype)
 
-        shape: dict[str, Any] = {"num_layers": len(layers), "width": sizes.hidden_size, "dtype": dtype, **options}
+        options |= {"num_layers": len(layers), "width": sizes.hidden_size, "dtype": dtype, "pooled": bool(encode)}
+        tokens = 1 if encode else tokens
         return self.cache.features(
-            content, num_rows, tokens, lambda rows: compute(rows, run), shown=self.shown, **shape
+            content, num_rows, tokens, lambda rows: compute(rows, run), shown=self.shown, **options
         )
 
 
@@ -183,10 +186,7 @@ class View:
 
 
 class Alignment(nn.Module):
-    """ITC of what the projections hand to the fusion encoder, in each bridged tower layer: of means of the tokens.
-
-    As with the contrastive head, the temperature is learnt and starts at 0.07.
-    """
+    """ITC of means of the projected tokens, in each bridged layer; its temperature is learnt as that of the head."""
 
     def __init__(self, model: BridgeTower) -> None:
         super().__init__()
@@ -207,10 +207,7 @@ class Alignment(nn.Module):
 
 
 def align_projections(context: TrainContext, *, progress: bool) -> None:
-    """Trains the projections of frozen towers by ITC, and nothing else, for `align_first` steps, in every process.
-
-    It depends on the config and the data alone, so a run that was killed before its first state does the same again.
-    """
+    """Trains the projections alone, by ITC; a run that was killed before its first state does the same again."""
     config, model, examples = context.config, context.model, context.examples
     task = Alignment(model).to(model.device).eval()  # layers of the towers that run here draw no dropout
     projections = nn.ModuleList([model.image_projections, model.text_projections])
