@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
 from multiprocessing.util import Finalize
 
 import jaxtyping
@@ -154,20 +153,6 @@ def answering_checkpoint(tmp_path_factory, tiny_dataset):
     from shapes import write_answering_checkpoint
 
     return write_answering_checkpoint(tiny_dataset, tmp_path_factory.mktemp("answering"))
-
-
-@pytest.fixture(scope="session")
-def few_parts(tiny_checkpoint, tmp_path_factory):
-    """`tiny_checkpoint` with the matching head and the first layers only, so that there is little to export."""
-    from bridgetower.checkpoints import read_checkpoint, write_checkpoint
-    from bridgetower.model.bridgetower import BridgeTower
-
-    checkpoint, folder = read_checkpoint(tiny_checkpoint), tmp_path_factory.mktemp("few") / "model"
-    one_layer = {f"{part}.num_layers": 1 for part in ("vision", "text", "fusion")}
-    config = checkpoint.config.override({"heads.itc": None, "heads.mlm": False, **one_layer})
-    tensors = {name: checkpoint.tensors[name] for name in BridgeTower(config).state_dict()}
-    write_checkpoint(replace(checkpoint, config=config, tensors=tensors), folder)
-    return folder
 
 
 @pytest.fixture(scope="session")

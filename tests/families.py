@@ -97,12 +97,8 @@ def _deberta(random):
 
 def _distilbert(random):
     drawn = _text(random)
-    names = {
-        "hidden_size": "dim",
-        "num_hidden_layers": "n_layers",
-        "num_attention_heads": "n_heads",
-        "intermediate_size": "hidden_dim",
-    }
+    names = {"hidden_size": "dim", "intermediate_size": "hidden_dim"}
+    names |= {"num_hidden_layers": "n_layers", "num_attention_heads": "n_heads"}
     return {names.get(name, name): value for name, value in drawn.items()}
 
 

@@ -23,12 +23,8 @@ from preloaded import preload
 
 # What starts threads, which a fork loses, is left out: the runtimes of exported graphs.
 OTHERS = (
-    "bridgetower.predictor",
-    "bridgetower.reports.errors",
-    "bridgetower.search.searcher",
-    "bridgetower.serve.app",
-    "bridgetower_demo.run",
-    "torch.distributed.run",
+    *(f"bridgetower.{name}" for name in ("predictor", "reports.errors", "search.searcher", "serve.app")),
+    *("bridgetower_demo.run", "torch.distributed.run"),
 )
 NAMES = ("bridgetower", "torchrun", "python")
 LENDER = ("_forkserver_address", "_forkserver_authkey")  # what tells where processes are lent

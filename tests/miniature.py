@@ -92,17 +92,12 @@ ANSWERS = ("yes", "no", "2")
 """First choices in `write_vqav2` that are frequent enough for the vocabulary, in order of appearance."""
 
 _QUESTIONS_PER_PICTURE = 4
-_VQA_PICTURES = {
-    "train2014": range(9, 16),
-    "val2014": range(42, 47),
-    "test2015": range(1, 4),
-    "test-dev2015": range(1, 3),
-}
+_VQA_SHOWN = {"train2014": range(9, 16), "val2014": range(42, 47), "test2015": range(1, 4), "test-dev2015": range(1, 3)}
 
 
 def write_vqav2(folder):
     """Writes pictures and questions of VQAv2; the fourth question about each has a rare answer."""
-    for subset, numbers in _VQA_PICTURES.items():
+    for subset, numbers in _VQA_SHOWN.items():
         year = subset.replace("test-dev", "test")
         questions, annotations = [], []
         for number in numbers:
@@ -143,14 +138,11 @@ def write_visual_genome(folder):
         part = "VG_100K_2" if number % 2 else "VG_100K"
         write(folder / "images" / part / f"{number}.jpg", jpeg(number))
         url = f"https://cs.stanford.edu/people/rak248/{part}/{number}.jpg"
-        pictures.append(
-            {"width": 12, "url": url, "height": 9, "image_id": number, "coco_id": coco_id, "flickr_id": None}
-        )
+        size = {"width": 12, "height": 9, "flickr_id": None}
+        pictures.append({"url": url, "image_id": number, "coco_id": coco_id, **size})
         said = range(0 if number == 6 else 3)
         regions.append({"id": number, "regions": [_region(number, place) for place in said]})
-        questions.append(
-            {"id": number, "qas": [_vg_question(number, place) for place in range(0 if number == 6 else 8)]}
-        )
+        questions.append({"id": number, "qas": [_vg_question(number, n) for n in range(0 if number == 6 else 8)]})
     write(folder / "image_data.json", pictures)
     write(folder / "annotations" / "region_descriptions.json", regions)
     write(folder / "annotations" / "question_answers.json", questions)

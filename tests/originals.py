@@ -17,9 +17,7 @@ def write_cifar10(folder):
     home.mkdir(parents=True)
     names = [*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin"]
     for file, name in enumerate(names):
-        records = [
-            bytes([(file + row) % 10]) + cifar_picture(PER_FILE * file + row).tobytes() for row in range(PER_FILE)
-        ]
+        records = [bytes([(file + n) % 10]) + cifar_picture(PER_FILE * file + n).tobytes() for n in range(PER_FILE)]
         (home / name).write_bytes(b"".join(records))
     (home / "batches.meta.txt").write_text("\n".join(CIFAR10) + "\n\n")
     return home

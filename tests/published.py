@@ -111,22 +111,10 @@ def timm_vit(path, *, distilled=False, depth=3):
     return Published(path, hidden)
 
 
-_VISION = {
-    "hidden_size": 48,
-    "intermediate_size": 56,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 3,
-    "image_size": 32,
-    "patch_size": 8,
-}
-_TEXT = {
-    "vocab_size": 50,
-    "hidden_size": 32,
-    "intermediate_size": 36,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 16,
-}
+_VISION = {"image_size": 32, "patch_size": 8}
+_VISION |= {"hidden_size": 48, "intermediate_size": 56, "num_hidden_layers": 3, "num_attention_heads": 3}
+_TEXT = {"vocab_size": 50, "max_position_embeddings": 16}
+_TEXT |= {"hidden_size": 32, "intermediate_size": 36, "num_hidden_layers": 3, "num_attention_heads": 4}
 
 
 def transformers_model(name, **changes):

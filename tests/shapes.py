@@ -111,12 +111,7 @@ def train_command(dataset, out, *options):
         "heads": ["itc-size=8"],
     }
     values = [f"--model.{part}.{value}" for part, entries in parts.items() for value in entries]
-    values += [
-        "--batch-size=8",
-        "--precision=fp32",
-        "--data.max-length=24",
-        "--log-every=1",
-        "--evaluation.candidates=4",
-    ]
+    values += ["--batch-size=8", "--precision=fp32", "--log-every=1"]
+    values += ["--data.max-length=24", "--evaluation.candidates=4"]
     arguments = [argument for value in values for argument in value.split("=")]
     return ["train", "pretrain-nano", "--data.folders", str(dataset), "--out", str(out), *arguments, *options]

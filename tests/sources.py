@@ -37,11 +37,8 @@ def write_sources(images, folder):
     places["shards"].mkdir()
     write_tar(places["shards"] / "shard-0.tar", rows[:3], contents)
     write_tar(places["shards"] / "shard-1.tar", rows[3:], contents)
-    cells = {
-        "image_id": list(contents),
-        "image": [{"bytes": content, "path": None} for content in contents.values()],
-        "captions": [[caption] for caption in CAPTIONS],
-    }
+    cells = {"image_id": list(contents), "captions": [[caption] for caption in CAPTIONS]}
+    cells["image"] = [{"bytes": content, "path": None} for content in contents.values()]
     places["parquet_folder"].mkdir()
     pq.write_table(pa.table(cells), places["parquet_folder"] / "train-00000-of-00001.parquet")
     plain = {"id": list(contents), "jpg": list(contents.values()), "text": list(CAPTIONS)}

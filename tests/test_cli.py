@@ -347,6 +347,38 @@ class TestUserErrors:
         assert captured.out == ""
         assert captured.err.count("\n") == 1
 
+    @pytest.mark.parametrize(
+        ("arguments", "named"),
+        [
+            ("match none --images red.png red.png --texts a b c", "2 images and 3 texts"),
+            ("match none --images red.png --texts a --num-workers -1", "--num-workers is -1; expected at least 0"),
+            ("answer none --images no.png --questions a", "no.png: No such file or directory"),
+            ("answer none --images red.png --questions a --top 0", "top is 0; expected at least 1"),
+            (
+                "reason none --images red.png --images-2 red.png red.png --statements a b c",
+                "2 second images and 3 texts",
+            ),
+            ("classify none red.png --labels cat", "expected two or more"),
+            ("classify none no-folder --labels cat dog", "no file or folder no-folder"),
+            ("explain red.png a --out map.doc --model none", "map.doc has no suffix of a kind of images"),
+            ("search none.lance", "nothing to search for"),
+            ("search none.lance a --sheet hits.doc", "hits.doc has no suffix of a kind of images"),
+            ("convert none . --to hf", "not empty"),
+            ("export none .", "not empty"),
+            ("evaluate none retreival --data x", "there is no benchmark 'retreival'"),
+            ("evaluate none vqav2 --data x --candidates 3", "leave them out for vqav2"),
+            ("evaluate none retrieval --data x --fit-two-stage", "is fitted on other data than tests"),
+            ("evaluate none retrieval --data x", "no dataset.json in x"),
+            ("train retrieval-coco --init none --out run --data.folders x", "no dataset.json in x"),
+        ],
+    )
+    def test_what_cannot_work_is_refused_before_a_model_is_read(
+        self, refused, files, tmp_path, monkeypatch, arguments, named
+    ):
+        monkeypatch.chdir(tmp_path)
+        shutil.copy(files[0], "red.png")
+        assert named in refused(*arguments.split())
+
 
 class TestStopping:
     def test_interrupted(self, capsys):
@@ -449,6 +481,40 @@ class TestHelp:
         )
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
+
+
+COMPLETING = {  # asks a shell what it completes after its own script was read
+    "bash": (
+        'source <(bridgetower --completion bash); words=({}); COMP_WORDS=(bridgetower "${{words[@]}}"); '
+        "COMP_CWORD=${{#words[@]}}; $(complete -p bridgetower | sed 's/.*-F //; s/ .*//') bridgetower; "
+        "printf '%s\\n' \"${{COMPREPLY[@]}}\""
+    ),
+    "zsh": (
+        "compdef() {{}}; _files() {{}}; compadd() {{ print -l -- $found }}; source <(bridgetower --completion zsh); "
+        "words=(bridgetower {}); CURRENT=$#words; _bridgetower"
+    ),
+    "fish": "bridgetower --completion fish | source; complete -C (string join ' ' -- bridgetower {})",
+}
+
+
+@pytest.mark.parametrize("shell", COMPLETING)
+def test_shells_complete_commands_options_and_values(shell, forked, tmp_path):
+    if shutil.which(shell) is None:
+        pytest.skip(f"{shell} is not installed")
+    environment = os.environ | {"PATH": f"{forked}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    for typed, expected in {
+        "se": "search serve",
+        "search --re": "--rerank --revision",
+        "answer --mo": "--model",
+        "train pretrain-nano-": "pretrain-nano-meter pretrain-nano-meter-norms",
+        "train pretrain-nano --data.no-c": "--data.no-cache",
+        "prepare pairs --out x --captions-from ''": "folder text",
+        "--completion ''": "bash fish zsh",
+        "nothing --x": "",
+    }.items():
+        command = [shell, "-c", COMPLETING[shell].format(typed)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path)
+        assert (done.stdout.split(), done.stderr) == (expected.split(), ""), typed
 
 
 class TestPublicNames:

@@ -43,7 +43,7 @@ REFUSED = {
         ({"test_fraction": -0.1}, "give >= 0, together below 1"),
         ({"test_fraction": 0.5, "validation_fraction": 0.5}, "give >= 0, together below 1"),
         ({"max_errors": -1}, "max_errors is -1"),
-        ({"num_workers": 0}, "num_workers 0"),
+        ({"num_workers": 0}, "num_workers is 0"),
     ],
     RetrievalConfig: [
         *(({name: -1}, f"{name} is -1") for name in ("candidates", "batch_size")),

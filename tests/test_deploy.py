@@ -69,9 +69,11 @@ def test_the_torch_of_the_image_is_one_that_the_project_takes():
 
 
 def test_compose_file():
-    if shutil.which("docker-compose") is None:
+    known = (program for program in (["docker", "compose"], ["docker-compose"]) if shutil.which(program[0]))
+    works = (one for one in known if subprocess.run([*one, "version"], capture_output=True).returncode == 0)
+    if (program := next(works, None)) is None:
         pytest.skip("NO DOCKER COMPOSE, compose.yaml IS NOT CHECKED: apt-get install docker-compose")
-    command = ["docker-compose", "--file", str(DEPLOY / "compose.yaml"), "config", "--format", "json"]
+    command = [*program, "--file", str(DEPLOY / "compose.yaml"), "config", "--format", "json"]
     service = json.loads(said(command, BRIDGETOWER_API_KEY=KEY))["services"]["bridgetower"]
     assert (ROOT / service["build"]["dockerfile"]).samefile(DEPLOY / "Dockerfile")
     assert Path(service["build"]["context"]).samefile(ROOT)

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from bridgetower.attention import Explanation, draw_explanation, heat
-from bridgetower.drawing import shortened, write_image
+from bridgetower.drawing import require_image_name, shortened, write_image
 
 
 def test_written_as_the_name_says(tmp_path):
@@ -14,7 +14,7 @@ def test_written_as_the_name_says(tmp_path):
     write_image(tmp_path / "a.jpg", image)
     assert Image.open(tmp_path / "a.jpg").format == "JPEG"
     with pytest.raises(ValueError, match=r"a\.txt has no suffix of a kind of images; give a name such as"):
-        write_image(tmp_path / "a.txt", image)
+        require_image_name(tmp_path / "a.txt")
     assert [path.name for path in tmp_path.iterdir()] == ["a.jpg"]
 
 

@@ -47,9 +47,7 @@ def assert_same(found, expected):
     if isinstance(found, Tensor):
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
     else:
-        assert [[word.word for word in masks[0]] for masks in found] == [
-            [word.word for word in masks[0]] for masks in expected
-        ]
+        assert [[w.word for w in masks[0]] for masks in found] == [[w.word for w in masks[0]] for masks in expected]
 
 
 def results(model, files, **how):
@@ -290,9 +288,7 @@ class TestFillMask:
             alone = predictor.fill_mask(file, text, top=2)
             for words, expected in zip(masks, alone, strict=True):
                 assert [word.word for word in words] == [word.word for word in expected]
-                assert [word.probability for word in words] == pytest.approx(
-                    [word.probability for word in expected], abs=1e-5
-                )
+                assert [w.probability for w in words] == pytest.approx([w.probability for w in expected], abs=1e-5)
         other = predictor.fill_mask(files[::-1], texts, top=2)
         assert other[0][0][0].probability != pytest.approx(together[0][0][0].probability, abs=1e-5)
 

@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from PIL import Image
 
-from bridgetower.files import replacing
+from bridgetower.files import replacing, require_parent
 
 BLUE, FAINT = "#2563af", "#6b7280"
 PLAIN: dict[str, Any] = {"parse_math": False}
@@ -36,8 +36,13 @@ def shortened(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
 
 
-def write_image(path: Path, image: Image.Image) -> None:
-    if Path(path).suffix.lower() not in Image.registered_extensions():
+def require_image_name(path: Path) -> None:
+    """Checks before it is drawn that an image can be written there."""
+    if path.suffix.lower() not in Image.registered_extensions():
         raise ValueError(f"{path} has no suffix of a kind of images; give a name such as image.png")
+    require_parent(path)
+
+
+def write_image(path: Path, image: Image.Image) -> None:
     with replacing(path) as temporary:
         image.save(temporary)

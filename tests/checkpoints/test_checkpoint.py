@@ -174,24 +174,12 @@ class TestCollect:
                 self.collected(foreign | {name: torch.rand(24)})
 
     def test_shapes_are_told_under_the_names_of_the_file(self, foreign):
-        wrong = {
-            "text_transformer.encoder.layer.0.attention.self.key.weight": torch.rand(31, 32),
-            "cross_modal_text_layers.1.crossattention.self.value.bias": torch.rand(15),
-        }
+        wrong = {"text_transformer.encoder.layer.0.attention.self.key.weight": torch.rand(31, 32)}
+        wrong["cross_modal_text_layers.1.crossattention.self.value.bias"] = torch.rand(15)
         with pytest.raises(ValueError, match="theirs has wrongly shaped") as caught:
             self.collected(foreign | wrong)
         assert "layer.0.attention.self.key.weight [31, 32] (expected [32, 32])" in str(caught.value)
         assert "crossattention.self.value.bias [15] (expected [16])" in str(caught.value)
-
-
-def test_extra_tensor_names_of_unread_layers():
-    names = extra_tensor_names(tiny.CONFIG, extra_vision_layers=2)
-    assert len(names) == len(set(names))
-    blocks = {name.split(".")[2] for name in names if name.startswith("vision.layers.")}
-    norms = {name.split(".")[2] for name in names if name.startswith("vision.separate_norms.")}
-    assert blocks == {"4", "5"}
-    assert norms >= {str(number) for number in range(6)}
-    assert not any(name.startswith("vision.layers.") for name in extra_tensor_names(tiny.CONFIG))
 
 
 def of(checkpoint):

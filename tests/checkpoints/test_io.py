@@ -367,12 +367,8 @@ class TestSave:
         assert url == "https://hub/owner/mine/commit/1"
         assert sent == [{"repo_id": "mine", "private": True, "exist_ok": True, "token": "hf_secret"}]
         assert load(repository, device="cpu").fingerprint == predictor.fingerprint
-        card = ModelCard.load(repository / "README.md")
-        assert (card.data.license, card.data.library_name, card.data.datasets) == (
-            "mit",
-            "bridgetower",
-            ["owner/shapes"],
-        )
+        data = (card := ModelCard.load(repository / "README.md")).data
+        assert (data.license, data.library_name, data.datasets) == ("mit", "bridgetower", ["owner/shapes"])
         for part in ('load("owner/mine")', "| recall@1 | 0.5 |", "train nano", tiny_checkpoint.name, "million param"):
             assert part in card.text
         assert str(tiny_checkpoint) not in card.text, "no path of this machine"

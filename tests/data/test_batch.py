@@ -55,14 +55,8 @@ def make_ids(num_rows, length):
 
 
 def mask(ids, seed=0, **changes):
-    arguments = {
-        "config": MaskingConfig(),
-        "special_ids": SPECIAL,
-        "mask_token_id": MASK,
-        "vocab_size": VOCAB,
-        "generator": torch.Generator().manual_seed(seed),
-    }
-    return mask_tokens(ids, **(arguments | changes))
+    arguments = {"config": MaskingConfig(), "generator": torch.Generator().manual_seed(seed)} | changes
+    return mask_tokens(ids, special_ids=SPECIAL, mask_token_id=MASK, vocab_size=VOCAB, **arguments)
 
 
 def assert_share(hits, total, expected):
@@ -97,14 +91,9 @@ class TestMasking:
             assert_share(count, int(ordinary.sum()), 1 / 116)
 
     @settings(max_examples=60, deadline=None)
-    @given(
-        num_rows=st.integers(0, 6),
-        length=st.integers(1, 20),
-        probability=st.floats(0.01, 1.0),
-        seed=st.integers(0, 2**31),
-    )
-    def test_what_always_holds(self, num_rows, length, probability, seed):
-        ids = torch.randint(VOCAB, (num_rows, length), generator=torch.Generator().manual_seed(seed))
+    @given(rows=st.integers(0, 6), length=st.integers(1, 20), probability=st.floats(0.01, 1), seed=st.integers(0, 999))
+    def test_what_always_holds(self, rows, length, probability, seed):
+        ids = torch.randint(VOCAB, (rows, length), generator=torch.Generator().manual_seed(seed))
         before = ids.clone()
         masked, labels = mask(ids, seed, config=MaskingConfig(probability=probability))
         predicted = labels != IGNORED
@@ -145,20 +134,16 @@ def keys(num_examples, steps=range(4), **values):
 
 
 class TestSampler:
-    @given(
-        num_examples=st.integers(4, 60),
-        parts=st.sampled_from([(1, 1), (2, 1), (1, 2), (2, 2)]),
-        seed=st.integers(0, 99),
-    )
-    def test_an_epoch_covers_each_pair_once(self, num_examples, parts, seed):
+    @given(count=st.integers(4, 60), parts=st.sampled_from([(1, 1), (2, 1), (1, 2), (2, 2)]), seed=st.integers(0, 99))
+    def test_an_epoch_covers_each_pair_once(self, count, parts, seed):
         world_size, micro_batches = parts
         options = {"micro_batches": micro_batches, "world_size": world_size, "seed": seed}
-        epoch = num_examples // 4
+        epoch = count // 4
         for steps in (range(epoch), range(epoch, 2 * epoch)):
-            every = (keys(num_examples, steps, rank=rank, **options) for rank in range(world_size))
+            every = (keys(count, steps, rank=rank, **options) for rank in range(world_size))
             seen = [pair for own in every for key in own for pair in key.examples]
             assert len(seen) == len(set(seen)) == 4 * epoch
-            assert set(seen) <= set(range(num_examples))
+            assert set(seen) <= set(range(count))
 
     def test_epochs_and_seeds_differ(self):
         first, second, other = keys(16), keys(16, range(4, 8)), keys(16, seed=1)

@@ -144,9 +144,7 @@ class TestPairs:
 
     def test_each_table_is_read_once_for_a_batch(self, load, monkeypatch):
         pairs, read, take = load(captions="one"), [], Table.take
-        monkeypatch.setattr(
-            Table, "take", lambda table, *given: read.append(Path(table.uri).name) or take(table, *given)
-        )
+        monkeypatch.setattr(Table, "take", lambda it, *given: read.append(Path(it.uri).name) or take(it, *given))
         batch = pairs[BatchKey((3, 0, 11, 3), 17)]
         assert sorted(read) == ["examples.lance", "images.lance"]
         assert batch.image_index.tolist() == identities(pairs.images, pairs.pairs[[3, 0, 11, 3], 0].tolist()).tolist()
@@ -156,9 +154,7 @@ class TestPairs:
         step = BatchKey((0, 1), 5), BatchKey((2, 3), 6), BatchKey((4, 5), 7)
         expected = sum(int(pairs[key].num_labels) for key in step)
         read, views = [], CaptionImages.views
-        monkeypatch.setattr(
-            CaptionImages, "views", lambda self, images, *draws: read.extend(images) or views(self, images, *draws)
-        )
+        monkeypatch.setattr(CaptionImages, "views", lambda it, rows, *more: read.extend(rows) or views(it, rows, *more))
         batch = pairs[replace(step[0], step=step)]
         assert int(batch.step_labels) == expected > int(batch.num_labels)
         assert len(read) == 2

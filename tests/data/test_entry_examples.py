@@ -42,6 +42,8 @@ def test_classes_are_in_the_order_of_the_heads():
     labels = {spec.head: spec.schema.labels for spec in TASKS.values() if spec.schema and spec.schema.labels}
     assert {head: FIXED_LABELS[head] for head in labels if head} == labels
     assert {schema.labels for schema in SCHEMAS.values() if schema.labels} == set(labels.values())
+    assert SCHEMAS["snli-ve"].labels == ("contradiction", "neutral", "entailment")
+    assert SCHEMAS["nlvr2"].labels == ("False", "True")
 
 
 class TestWhichThereAre:
@@ -55,9 +57,8 @@ class TestWhichThereAre:
     def test_those_that_are_kept(self, pictures):
         images, encode = pictures("snli-ve"), ClassEncoder(FIXED_LABELS["snli_ve"])
         repeated = pictures("snli-ve", count=2, repeats=(1, 3))
-        neutral, more = (
-            EntryDataset(one, encode, keep=lambda entry: entry["label"] == "neutral") for one in (images, repeated)
-        )
+        keep = {"keep": lambda entry: entry["label"] == "neutral"}
+        neutral, more = (EntryDataset(one, encode, **keep) for one in (images, repeated))
         assert {entry["label"] for entry in neutral} == {"neutral"}
         assert len(neutral) == len(list(neutral)) < 12
         assert len(more) == 4 * len(neutral)
@@ -100,14 +101,8 @@ class TestBatch:
         text = tiny_processor.texts([entries[4]["question"], entries[1]["question"]])
         assert torch.equal(batch.input_ids, text.input_ids)
         assert torch.equal(batch.pixel_values, tiny_processor.images([asked.png("blue"), asked.png("red")]))
-        found = [
-            {name: score for name, score in zip(asked.ANSWERS, row, strict=True) if score}
-            for row in batch.labels.tolist()
-        ]
-        assert found == [
-            {"blue": pytest.approx(1.0), "green": pytest.approx(0.6)},
-            {"yes": pytest.approx(1.0), "no": pytest.approx(1.0)},
-        ]
+        found = [{name: x for name, x in zip(asked.ANSWERS, row, strict=True) if x} for row in batch.labels.tolist()]
+        assert found == [pytest.approx({"blue": 1.0, "green": 0.6}), pytest.approx({"yes": 1.0, "no": 1.0})]
         assert found[0] == pytest.approx(soft_targets(entries[4]["answers"], asked.ANSWERS))
         assert batch.seed == 3
 
@@ -122,10 +117,7 @@ class TestBatch:
     def test_two_images(self, load, tiny_processor):
         batch = load("nlvr2", "train", "validate")[BatchKey((1, 0), 1)]
         assert batch.ids == ("train-0-1-0", "train-0-0-0")
-        first, second = (
-            tiny_processor.images([asked.png(name) for name in names])
-            for names in (("green", "red"), ("red", "orange"))
-        )
+        first, second = (tiny_processor.images([*map(asked.png, two)]) for two in (("green", "red"), ("red", "orange")))
         assert torch.equal(batch.pixel_values, first)
         assert torch.equal(batch.pixel_values_2, second)
         assert batch.labels.tolist() == [0, 1]
@@ -220,11 +212,6 @@ def test_no_such_schema():
 )
 def test_the_sentence_of_an_identifier(name, sentence):
     assert nlvr2_sentence(name) == sentence
-
-
-def test_labels_are_in_the_order_of_the_official_classes():
-    assert SCHEMAS["snli-ve"].labels == ("contradiction", "neutral", "entailment")
-    assert SCHEMAS["nlvr2"].labels == ("False", "True")
 
 
 @pytest.mark.parametrize(

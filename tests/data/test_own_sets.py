@@ -233,7 +233,7 @@ class TestAttempts:
             prepare_own("pairs", source, source)
         with pytest.raises(ValueError, match="differs in seed"):
             prepare_own("pairs", source, tmp_path / "out", PairsConfig(seed=1))
-        source.write_text(source.read_text() + '{"image": "0.png", "caption": "more"}\n')
+        source.write_text(source.read_text().replace('"c3"', '"d3"'))  # of the same size
         with pytest.raises(ValueError, match="differs in source"):
             prepare_own("pairs", source, tmp_path / "out")
 
@@ -246,13 +246,8 @@ def named(example, config, seen):
 
 
 def test_a_kind_of_ones_own(tmp_path):
-    names = OwnSpec(
-        name="names",
-        schema=CAPTIONS,
-        summary="Images.",
-        entries=named,
-        files=lambda seen, config: {"lines.json": [seen.rows, config.seed]},
-    )
+    own = {"entries": named, "files": lambda seen, config: {"lines.json": [seen.rows, config.seed]}}
+    names = OwnSpec(name="names", schema=CAPTIONS, summary="Images.", **own)
     source = table(tmp_path, [{"image": f"{n // 2}.png", "n": n} for n in range(40)], 20)
     with pytest.raises(ValueError, match=r"2 bad items.* rows\.jsonl line 7: it is the third"):
         prepare_own(names, source, tmp_path / "out", OwnSetConfig(seed=3))

@@ -124,9 +124,7 @@ def test_class_folders_with_splits(tmp_path):
 )
 def test_bad_rows_are_named_by_line_and_the_next_ones_are_read(name, content, expected, tmp_path):
     (tmp_path / name).write_text(content)
-    found = [
-        (one.place, None, ()) if one.problem else (one.place, one.split, one.texts) for one in read(tmp_path / name)
-    ]
+    found = [(it.place, None, ()) if it.problem else (it.place, it.split, it.texts) for it in read(tmp_path / name)]
     assert found == [(f"{name} line {line}", split, texts) for line, split, texts in expected]
 
 

@@ -228,9 +228,7 @@ class TestPictures:
         assert augment(pixels, "none", torch.Generator()) is pixels
 
     def test_generator_decides(self):
-        first, again, other = (
-            augment(self.halves(), "affine", torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)
-        )
+        first, again, other = (augment(self.halves(), "affine", torch.Generator().manual_seed(n)) for n in (0, 0, 1))
         assert torch.equal(first, again)
         assert not torch.equal(first, other)
         assert len({tuple(picture.flatten().tolist()) for picture in first}) == 64
@@ -253,9 +251,8 @@ class TestPictures:
         scales = (sides.sum(dim=(1, 2)) / light / 400).sqrt()
         assert scales.min() == pytest.approx(0.8, abs=0.02)
         assert scales.max() == pytest.approx(1.15, abs=0.02)
-        assert torch.rad2deg(torch.atan2(matrices[:, 1, 0], matrices[:, 0, 0])).abs().max() == pytest.approx(
-            10, abs=0.1
-        )
+        angles = torch.rad2deg(torch.atan2(matrices[:, 1, 0], matrices[:, 0, 0]))
+        assert angles.abs().max() == pytest.approx(10, abs=0.1)
         assert (matrices[:, :, 2] / 2).abs().max() == pytest.approx(0.1, abs=0.002)  # the sides are 2 long
         assert (light / 100).min() == pytest.approx(0.85, abs=0.02)
         assert (light / 100).max() == pytest.approx(1.15, abs=0.02)

@@ -7,7 +7,6 @@ import pickle
 import tempfile
 import traceback
 from contextlib import suppress
-from datetime import timedelta
 from multiprocessing.connection import wait
 from pathlib import Path
 
@@ -84,9 +83,7 @@ def run_on_ranks(world_size, function, *args):
 
 def _serve(rank, world_size, rendezvous, pipe):
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=rendezvous, rank=rank, world_size=world_size, timeout=timedelta(minutes=10)
-    )
+    dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=world_size)
     with suppress(EOFError):
         while True:
             environment, function, args = pickle.loads(pipe.recv_bytes())

@@ -20,19 +20,15 @@ from bridgetower.tasks.entries import Nlvr2Config, SnliVeConfig, VqaConfig
 from bridgetower.tasks.run_config import read_metrics
 from bridgetower.training.run import train
 
-SIZES = {1: (8, 2), 2: (4, 1)}  # of micro-batches, by the number of processes; 8 is the whole batch
+SIZES = {1: (8, 2), 2: (1,)}  # of micro-batches, by the number of processes; 8 is the whole batch
 CUTS = [(processes, size) for processes, sizes in SIZES.items() for size in sizes][1:]
 PLAIN = shapes.MODEL.override({"text.dropout": 0.0, "fusion.dropout": 0.0})
+TYPES = replace(PLAIN.fusion, num_token_types=3)
 # Every word is hidden, so that the same ones are in any cut, and as many as the text is long.
 ALL_WORDS = MaskingConfig(probability=1.0, mask_share=1.0, random_share=0.0)
 TASK = PretrainingConfig(phases=(Phase(mlm=1, itm=0),), masking=ALL_WORDS)
-TASKS = {
-    "words": TASK,
-    "words, officially": replace(TASK, mlm_normalization="official"),
-    "vqa": VqaConfig(),
-    "snli-ve": SnliVeConfig(),
-    "nlvr2": Nlvr2Config(),
-}
+TASKS = {"words": TASK, "words, officially": replace(TASK, mlm_normalization="official")}
+TASKS |= {"vqa": VqaConfig(), "snli-ve": SnliVeConfig(), "nlvr2": Nlvr2Config()}
 HEADS = {
     "vqa": HeadsConfig(mlm=False, itm=False, vqa=len(asked.ANSWERS)),
     "snli-ve": HeadsConfig(mlm=False, itm=False, snli_ve=True),
@@ -84,11 +80,7 @@ def configs(uneven, tiny_dataset, tmp_path_factory):
         name: shapes.run_config(
             sets.get(name, uneven),
             task=task,
-            model=replace(
-                PLAIN,
-                heads=HEADS.get(name, PLAIN.heads),
-                fusion=replace(PLAIN.fusion, num_token_types=3 if name == "nlvr2" else 2),
-            ),
+            model=replace(PLAIN, heads=HEADS.get(name, PLAIN.heads), fusion=TYPES if name == "nlvr2" else PLAIN.fusion),
             init=str(checkpoint),
             evaluation=RetrievalConfig(),
             select_by="mlm_accuracy" if isinstance(task, PretrainingConfig) else task.metrics[0],

@@ -1,5 +1,6 @@
 """What processes exchange and have in common: rows, arguments, data, states, and features of frozen towers."""
 
+import itertools
 import warnings
 
 import pytest
@@ -44,11 +45,7 @@ def gather_and_differentiate(gather_with_grads, own_loss):
 def gather_all_ways():
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a collective that is on its way out of torch
-        results = {
-            (with_grads, own_loss): gather_and_differentiate(with_grads, own_loss)
-            for with_grads in (True, False)
-            for own_loss in (True, False)
-        }
+        results = {way: gather_and_differentiate(*way) for way in itertools.product((True, False), repeat=2)}
     position = (rank(), world_size())
     dtypes = (torch.int64, torch.bool, torch.bfloat16, torch.float16)
     typed = {dtype: all_gather(torch.tensor([[0, rank()]]).to(dtype)) for dtype in dtypes}

@@ -151,7 +151,7 @@ def test_runs_and_reports_are_of_what_was_asked_for(reports, workplace):
 
 @pytest.mark.slow
 def test_an_evaluation_gives_the_figures_of_the_training(reports):
-    figures = {"snli-ve": ("snli-ve-dev", "accuracy"), "nlvr2": ("nlvr2-dev", "accuracy")}
+    figures = {"snli-ve": ("snli-ve-validation", "accuracy"), "nlvr2": ("nlvr2-validation", "accuracy")}
     figures |= {name: (name, task.metrics[0]) for name, task in example.GLUE.items()}
     for run, (report, figure) in figures.items():
         assert reports[f"found/{report}"][figure] == pytest.approx(reports[f"runs/{run}"][figure]), run
@@ -162,7 +162,7 @@ def test_submissions(reports, workplace):
     answers = json.loads((workplace / "found" / "vqav2-base" / "submission.json").read_text())
     assert len(answers) == len({row["question_id"] for row in answers}) == reports["found/vqav2-base"]["num_questions"]
     assert {row["answer"] for row in answers} <= set(miniature.ANSWERS)
-    with (workplace / "found" / "nlvr2-test" / "submission.csv").open() as file:
+    with (workplace / "found" / "nlvr2-test1" / "submission.csv").open() as file:
         judged = list(csv.reader(file))
     assert [name for name, _ in judged] == [f"test1-{n}-0-{sentence}" for n in (0, 10, 20) for sentence in (0, 1)]
     assert {label for _, label in judged} <= {"True", "False"}

@@ -126,9 +126,7 @@ class TestInt8:
         for path, is_signed in (*((path, signed) for path in int8.glob("*.onnx")), (other, not signed)):
             held = {tensor.name: tensor for tensor in onnx.load(path).graph.initializer}
             weights = {name: held[name] for name in held if name.endswith("_quantized")}
-            assert {tensor.data_type for tensor in weights.values()} == {
-                TensorProto.INT8 if is_signed else TensorProto.UINT8
-            }
+            assert {one.data_type for one in weights.values()} == {TensorProto.INT8 if is_signed else TensorProto.UINT8}
             assert len(weights) > 3
             for name, weight in weights.items():
                 scale = onnx.numpy_helper.to_array(held[name.removesuffix("_quantized") + "_scale"])

@@ -16,22 +16,12 @@ from transformers import (
 import tiny
 from bridgetower.checkpoints.keymap import export_tensors, name_table
 
-KINDS = {
-    "backbone": BridgeTowerModel,
-    "mlm": BridgeTowerForMaskedLM,
-    "itm": BridgeTowerForImageAndTextRetrieval,
-    "itc": BridgeTowerForContrastiveLearning,
-}
+KINDS = {"backbone": BridgeTowerModel, "mlm": BridgeTowerForMaskedLM}
+KINDS |= {"itm": BridgeTowerForImageAndTextRetrieval, "itc": BridgeTowerForContrastiveLearning}
 
 _TOP = {"hidden_size": 48, "num_hidden_layers": 2, "contrastive_hidden_size": 20}
-_TEXT = {
-    "vocab_size": 70,
-    "hidden_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 3,
-    "intermediate_size": 56,
-    "max_position_embeddings": 20,
-}
+_TEXT = {"vocab_size": 70, "max_position_embeddings": 20}
+_TEXT |= {"hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 3, "intermediate_size": 56}
 _VISION = {"hidden_size": 128, "num_hidden_layers": 3, "image_size": 32, "patch_size": 16}
 
 # The contrastive model of transformers runs with these only, and with a shared projection.
@@ -58,11 +48,7 @@ VARIANTS = {
     "gelu_new": {"hidden_act": "relu", "text.hidden_act": "gelu_new"},
     "relu": {"hidden_act": "gelu_new", "text.hidden_act": "relu"},
     "one head of width 96": {"vision.hidden_size": 96},
-    "last layer removed": {
-        "vision.remove_last_layer": True,
-        "vision.num_hidden_layers": 4,
-        "vision.share_layernorm": False,
-    },
+    "layer removed": {"vision.remove_last_layer": True, "vision.num_hidden_layers": 4, "vision.share_layernorm": False},
 }
 # The same, whose settings come back under other names.
 RENAMED = {

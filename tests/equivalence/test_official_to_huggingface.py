@@ -15,15 +15,11 @@ from bridgetower.model.config import HeadsConfig
 
 # transformers has one eps (1e-5) where the official code has 1e-12 inside the fusion layers and the MLM head.
 SAME_EPS = {"fusion.layer_norm_eps": 1e-5, "heads.mlm_layer_norm_eps": 1e-5}
-ONE_HEAD = {
-    "mlm": {"heads.itm": False},
-    "itm": {"heads.mlm": False},
-    "backbone": {"heads.mlm": False, "heads.itm": False},
-}
+HEAD = {"mlm": {"heads.itm": False}, "itm": {"heads.mlm": False}, "backbone": {"heads.mlm": False, "heads.itm": False}}
 
 
 def converted(folder, kind, changes=None):
-    file = official.make(ONE_HEAD[kind] | (changes or {})).save(folder / "model.ckpt")
+    file = official.make(HEAD[kind] | (changes or {})).save(folder / "model.ckpt")
     checkpoint = read_checkpoint(file, overrides=official.OVERRIDES)
     convert(checkpoint, folder / "hf", "hf")
     return checkpoint, folder / "hf"
@@ -46,7 +42,7 @@ def difference(checkpoint, folder, kind):
     return max(tiny.off(ours[name], expected[name]) for name in expected)
 
 
-@pytest.mark.parametrize("kind", ONE_HEAD)
+@pytest.mark.parametrize("kind", HEAD)
 def test_eps_is_the_only_difference(tmp_path, kind):
     checkpoint, folder = converted(tmp_path, kind)
     assert difference(checkpoint, folder, kind) < 2e-4

@@ -55,15 +55,9 @@ def test_losses_and_gradients_are_those_of_the_cpu(precision):
 
 
 def test_a_step_does_not_wait_for_the_gpu():
-    config = RunConfig(
-        task=TASK,
-        model=PLAIN,
-        optimizer=OptimizerConfig(rule="hf_adamw", clip_norm=1.0),
-        batch_size=4,
-        max_steps=10,
-        precision="bf16",
-        select_by="itc_rsum",
-    )
+    optimizer = OptimizerConfig(rule="hf_adamw", clip_norm=1.0)
+    given = {"batch_size": 4, "max_steps": 10, "precision": "bf16", "select_by": "itc_rsum"}
+    config = RunConfig(task=TASK, model=PLAIN, optimizer=optimizer, **given)
     model = tiny.build(PLAIN).to("cuda").train()
     task: nn.Module = PretrainingTask(model, TASK)
     parts = TrainContext(config=config, task=task, model=model, examples=[])  # type: ignore[arg-type]

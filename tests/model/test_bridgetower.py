@@ -41,9 +41,7 @@ VARIANTS = {
         text__positions="bert", vision__activation="gelu", vision__pre_norm=False, vision__patch_bias=True
     ),
     "gated": tiny.changed(fusion__bridge="gated"),
-    "static manager": tiny.changed(
-        fusion__bridge="static_manager", fusion__vision_layers=(2, 3, 4), fusion__text_layers=(2,)
-    ),
+    "static": tiny.changed(fusion__bridge="static_manager", fusion__vision_layers=(2, 3, 4), fusion__text_layers=(2,)),
     "adaptive manager": tiny.changed(fusion__bridge="adaptive_manager", fusion__layer_embeddings=True),
     "three layers": tiny.changed(fusion__num_layers=3),
     "one layer": tiny.changed(fusion__num_layers=1),

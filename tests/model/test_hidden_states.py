@@ -24,9 +24,7 @@ def found(model, **options):
     return hidden_states(model, *batch(), **options)
 
 
-@pytest.mark.parametrize(
-    "optimize", [lambda model: None, optimize_for_cpu, pack_weights], ids=["plain", "cpu", "packed"]
-)
+@pytest.mark.parametrize("optimize", [lambda model: None, optimize_for_cpu, pack_weights])
 def test_everything(optimize):
     model = tiny.build(CONFIG)
     optimize(model)

@@ -125,9 +125,7 @@ def doubled(model, names):
             module.register_forward_hook(lambda module, given, output: 2 * output)
 
 
-@pytest.mark.parametrize(
-    "optimize", [lambda model: None, optimize_for_cpu, pack_weights], ids=["plain", "cpu", "packed"]
-)
+@pytest.mark.parametrize("optimize", [lambda model: None, optimize_for_cpu, pack_weights])
 @pytest.mark.parametrize("wrap", [adapted, doubled])
 class TestWrappedLayers:
     """Layers are called, so that what was put around them takes part, whatever is computed of the model."""

@@ -95,10 +95,6 @@ def test_missing_and_unknown_fields():
 def test_choices():
     check_choice("colour", "blue", Colour)
     check_choice("colour", None, Colour, or_none=True)
-    for value, or_none, known in (
-        ("green", False, "red, blue"),
-        (None, False, "red, blue"),
-        (1, True, "red, blue, None"),
-    ):
+    for value, none, known in (("green", False, "red, blue"), (None, False, "red, blue"), (1, True, "red, blue, None")):
         with pytest.raises(ValueError, match=f"colour is {value!r}; expected one of {known}$"):
-            check_choice("colour", value, Colour, or_none=or_none)
+            check_choice("colour", value, Colour, or_none=none)

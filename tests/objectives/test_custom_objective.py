@@ -129,11 +129,8 @@ def test_by_the_command_line(run, place, tiny_dataset, tmp_path):
     command = shapes.train_command(tiny_dataset, out, *options)
     run(*command, "--max-steps", 4)
     run(*command, "--max-steps", 6, "--resume")
-    steps = read_metrics(out, "train")
-    assert [steps[number].keys() & {"itc", "itm", "mlm", "sigmoid", "count"} for number in (0, -1)] == [
-        {"sigmoid"},
-        {"itc", "itm", "mlm", "sigmoid", "count"},
-    ]
+    steps, every = read_metrics(out, "train"), {"itc", "itm", "mlm", "sigmoid", "count"}
+    assert [steps[number].keys() & every for number in (0, -1)] == [{"sigmoid"}, every]
     assert all("sigmoid_accuracy" in step for step in steps)
     ranks = [entry["mean_rank"] for entry in read_metrics(out, "validation")]
     assert len(ranks) == 3

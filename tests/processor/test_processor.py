@@ -3,6 +3,7 @@
 import json
 import pickle
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -50,13 +51,8 @@ def test_a_processor_without_tokenizer_stays_without(config, tmp_path):
 
 def test_text_needs_a_tokenizer(config):
     processor = Processor(config, None)
-    for read in (
-        lambda: processor.texts(["a"]),
-        lambda: processor.decode([0]),
-        lambda: processor.mask_token,
-        lambda: processor.special_ids,
-        lambda: processor.vocab_size,
-    ):
+    attributes = (partial(getattr, processor, name) for name in ("mask_token", "special_ids", "vocab_size"))
+    for read in (lambda: processor.texts(["a"]), lambda: processor.decode([0]), *attributes):
         with pytest.raises(ValueError, match="no tokenizer; build it with"):
             read()
 

@@ -33,10 +33,8 @@ TEXTS = [
     "A" * 300,
 ]
 
-VOCAB_TXT = [
-    *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
-    *("a", "dog", "Dog", "run", "##s", "##ning", ",", "'", "ä", "犬"),
-]
+VOCAB_TXT = [f"[{name}]" for name in ("PAD", "UNK", "CLS", "SEP", "MASK")]
+VOCAB_TXT += ["a", "dog", "Dog", "run", "##s", "##ning", ",", "'", "ä", "犬"]
 
 
 def _roberta(folder):
@@ -177,9 +175,7 @@ def test_batches_are_padded_to_their_longest_text(config, tokenizer):
 def test_too_long_texts_name_the_way_out(config, tokenizer):
     text = "A dog runs on the grass. " * 9
     count = len(tokenizer.encode(text).ids)
-    with pytest.raises(
-        ValueError, match=rf"text 1, 'A dog runs on .*…', has {count} tokens, the limit is 12; .*truncate"
-    ):
+    with pytest.raises(ValueError, match=rf"text 1, 'A dog runs on .*…', has {count} tokens, .* 12; .*truncate"):
         Processor(config, tokenizer).texts(["A dog", text])
 
 

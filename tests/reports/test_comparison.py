@@ -31,13 +31,8 @@ def comparison(reach=0.5):
 def write_run(folder, seed, bridge, values, cut=""):
     """The files of a run that are read, the last line cut off where a kill came."""
     folder.mkdir(parents=True)
-    config = {
-        "recipe": "nano",
-        "seed": seed,
-        "batch_size": 4,
-        "select_by": "accuracy",
-        "model": {"fusion": {"bridge": bridge}},
-    }
+    config = {"recipe": "nano", "seed": seed, "batch_size": 4, "select_by": "accuracy"}
+    config["model"] = {"fusion": {"bridge": bridge}}
     (folder / "run.json").write_text(json.dumps(config))
     # It was resumed at step 9: the time of nine of the steps before the first line is not known.
     lines = [
@@ -113,16 +108,15 @@ def test_arms_are_named_by_what_differs(tmp_path):
     assert arm_names([{"recipe": "nano", "seed": 1}, {"recipe": "nano", "seed": 2}]) == ["nano", "nano"]
 
 
+OTHER = '{"kind": "validation", "step": 1, "rsum": 2}\n'
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
         (lambda run: (run / "run.json").unlink(), FileNotFoundError, r"holds no run \(run.json is missing\)"),
         (lambda run: (run / "metrics.jsonl").unlink(), FileNotFoundError, r"\(metrics.jsonl is missing\)"),
-        (
-            lambda run: (run / "metrics.jsonl").write_text('{"kind": "validation", "step": 1, "rsum": 2}\n'),
-            ValueError,
-            r"has no accuracy; its evaluations have \['rsum'\]",
-        ),
+        (lambda run: (run / "metrics.jsonl").write_text(OTHER), ValueError, r"no accuracy; .* have \['rsum'"),
         (lambda run: (run / "metrics.jsonl").write_text(""), ValueError, r"its evaluations have no evaluations|has no"),
     ],
 )

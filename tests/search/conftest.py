@@ -39,10 +39,8 @@ def places(shapes_folder, tmp_path_factory):
 
 @pytest.fixture
 def encoded(predictor):
-    batches = []
-    hook = predictor.model.vision.patch_embedding.register_forward_hook(
-        lambda module, inputs, output: batches.append(len(inputs[0]))
-    )
+    batches, patches = [], predictor.model.vision.patch_embedding
+    hook = patches.register_forward_hook(lambda _, given, __: batches.append(len(given[0])))
     yield batches
     hook.remove()
 

@@ -34,9 +34,8 @@ def read(out):
     if out.suffix == ".npy":
         names = out.with_suffix(".ids.jsonl").read_text().splitlines()
         return [json.loads(line)["id"] for line in names], np.load(out)
-    table = (
-        lancedb.connect(out.parent).open_table(out.stem).to_arrow() if out.suffix == ".lance" else pq.read_table(out)
-    )
+    lance = out.suffix == ".lance"
+    table = lancedb.connect(out.parent).open_table(out.stem).to_arrow() if lance else pq.read_table(out)
     return table["id"].to_pylist(), np.array(table["vector"].to_pylist())
 
 

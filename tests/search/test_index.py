@@ -26,10 +26,8 @@ from bridgetower.search.index import Index, Indexed, IndexInfo, portable, read_i
 CONTENT = b"0123456789"
 
 
-def about(root, **others):
-    return IndexInfo(
-        **{"fingerprint": "f", "model": "m", "root": str(root), "image_width": 3, "pair_width": 5} | others
-    )
+def about(root, **more):
+    return IndexInfo(**{"fingerprint": "f", "model": "m", "root": str(root), "image_width": 3, "pair_width": 5} | more)
 
 
 @pytest.fixture
@@ -451,9 +449,8 @@ class TestPlacesOfOthers:
 
         def call(place, size):
             digest = hashlib.sha256(CONTENT[2:5]).hexdigest()
-            image = Indexed(
-                digest=digest, path="a.png", size=size, width=1, height=1, captions=(), place=json.dumps(place)
-            )
+            told = {"digest": digest, "path": "a.png", "size": size, "place": json.dumps(place)}
+            image = Indexed(width=1, height=1, captions=(), **told)
             return read_indexed(image.file_in(tmp_path), image)
 
         return call

@@ -178,15 +178,7 @@ class TestConditions:
     def test_what_is_no_condition(self, searcher):
         with pytest.raises(ValueError, match=r"^where is 'widdth > 800': No field named widdth; columns are [a-z, ]+$"):
             searcher.search(TEXT, where="widdth > 800")
-        for where in (
-            "width > > 8",
-            "DROP TABLE x",
-            "",
-            "width > 'a'",
-            "captions = 'a'",
-            "width / 0 > 1",
-            "- path > 3",
-        ):
+        for where in ("width > > 8", "DROP x", "", "width > 'a'", "captions = 'a'", "width / 0 > 1", "- path > 3"):
             with pytest.raises(ValueError, match=r"where is .*; columns are path, size, mtime, width") as caught:
                 searcher.search(TEXT, where=where)
             assert not re.search(r"\.rs|[lL]ance|Arrow|Some\(|Utf8|Field \{", str(caught.value))

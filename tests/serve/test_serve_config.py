@@ -2,6 +2,8 @@
 
 import pytest
 
+from bridgetower import cli
+from bridgetower.cli.options import LOADED
 from bridgetower.serve.config import ServeConfig, is_loopback, with_environment
 
 
@@ -48,18 +50,28 @@ def test_addresses_of_this_machine():
 
 def test_options_from_the_environment():
     given = {"MAX_BATCH": "32", "PAGE": "false", "ACCESS_LOG": "true", "ALLOW_HOST": "a.example,b.example"}
-    given |= {"INDEX": "photos.lance", "API_KEY": "secret", "PORT": "1"}
-    environment = {f"BRIDGETOWER_{name}": value for name, value in given.items()}
-    found = with_environment(["--port", "2", "--max-batch=8"], environment)
-    assert found[:3] == ["--port", "2", "--max-batch=8"]
+    given |= {"INDEX": "photos.lance", "PORT": "1", "DEVICE": "cpu", "FAST_DECODE": "false"}
+    environment = {f"BRIDGETOWER_SERVE_{name}": value for name, value in given.items()}
+    environment["BRIDGETOWER_SERVE_NAME"] = ""  # as where a file for Docker passes on what is not set
+    environment["BRIDGETOWER_PORT"] = "tcp://10.0.0.1:80"  # as Kubernetes sets for a service of this name
+    found = with_environment(["--port", "2", "--max_batch=8", "--fast-decode"], environment, vars(LOADED))
+    assert found[:4] == ["--port", "2", "--max_batch=8", "--fast-decode"]
     expected = ["--index", "photos.lance", "--allow-host", "a.example", "b.example", "--no-page", "--access-log"]
-    assert found[3:] == expected
-    with pytest.raises(ValueError, match="BRIDGETOWER_PAGE is 'no'; expected true or false"):
-        with_environment([], {"BRIDGETOWER_PAGE": "no"})
+    assert found[4:] == [*expected, "--device", "cpu"]
+    with pytest.raises(ValueError, match="BRIDGETOWER_SERVE_PAGE is 'no'; expected true or false"):
+        with_environment([], {"BRIDGETOWER_SERVE_PAGE": "no"}, {})
+
+
+def test_every_option_has_a_variable():
+    options = [name for name in cli._known_options("serve") if not name.startswith(("--no-", "--help"))]
+    for name in options:
+        variable = "BRIDGETOWER_SERVE_" + name.removeprefix("--").replace("-", "_").upper()
+        assert with_environment([], {variable: "true"}, vars(LOADED))[:1] == [name]
+    assert len(options) > 30
 
 
 @pytest.mark.parametrize(
     ("name", "option"), [("photos.lance", "--index"), ("s3://a/b.lance/", "--index"), ("me/tiny", "--model")]
 )
 def test_the_first_argument_is_an_index_or_a_model(name, option):
-    assert with_environment([name, "--port", "0"], {}) == [option, name, "--port", "0"]
+    assert with_environment([name, "--port", "0"], {}, {}) == [option, name, "--port", "0"]

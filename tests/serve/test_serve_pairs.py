@@ -56,6 +56,11 @@ def test_equal_to_the_direct_call(both, predictor, answering, use):
     assert answer["usage"]["total_tokens"] == num_images * len(PNGS) * 5 + tokens
 
 
+def test_several_questions_about_one_image(both, answering):
+    found = both.client.post("/v1/answer", json=ONE | {"questions": TEXTS, "top": 3}).json()["data"]
+    compared([row["answers"] for row in found], answering.answer(PNGS[0], TEXTS, top=3))
+
+
 HEADS = ("matching (ITM)", "masked-language (MLM)", "vqa", "snli_ve", "nlvr2")
 
 

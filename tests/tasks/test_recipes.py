@@ -39,14 +39,8 @@ PUBLISHED = {
 
 # `per_gpu_batchsize` of the official scripts, on 8 GPUs, where the objective depends on it: what the official MLM is a
 # mean over, what ITC compares in each process, and what hard negatives and those of matching are drawn from.
-PER_GPU = {
-    "pretrain-base": 32,
-    "pretrain-base-itc": 32,
-    "pretrain-large": 16,
-    "retrieval-flickr30k": 8,
-    "retrieval-coco": 16,
-    "retrieval-flickr30k-ranking": 4,
-}
+PER_GPU = {"retrieval-flickr30k": 8, "retrieval-coco": 16, "retrieval-flickr30k-ranking": 4}
+PER_GPU |= {"pretrain-base": 32, "pretrain-base-itc": 32, "pretrain-large": 16}
 
 HEADS = {
     "pretrain-base": HeadsConfig(),
@@ -167,10 +161,8 @@ class TestObjectives:
     def test_of_any_recipe_they_are_options(self):
         """As docs/training.md says."""
         ours = RECIPES["pretrain-base"]
-        options = {
-            meter: ["--model.fusion.bridge", "None", "--model.fusion.no-input-norm"],
-            meter_with_norms: ["--model.fusion.bridge", "norm"],
-        }
+        bridge = "--model.fusion.bridge"
+        options = {meter: [bridge, "None", "--model.fusion.no-input-norm"], meter_with_norms: [bridge, "norm"]}
         for change, arguments in options.items():
             assert tyro.cli(RunConfig, args=arguments, default=ours) == replace(ours, model=change(ours.model))
 

@@ -31,10 +31,7 @@ CONTRASTING = [
 ]
 # By recipe the head, and the loss of all its outputs and labels of a step.
 LOGITS = {
-    "vqav2-base": (
-        "vqa_head",
-        lambda logits, targets: F.binary_cross_entropy_with_logits(logits, targets) * targets.shape[1],
-    ),
+    "vqav2-base": ("vqa_head", lambda x, y: F.binary_cross_entropy_with_logits(x, y) * y.shape[1]),
     "snli-ve": ("snli_ve_head", F.cross_entropy),
     "classification": ("classification_head", F.cross_entropy),
     "regression": ("classification_head", lambda logits, labels: F.mse_loss(logits[:, 0], labels)),

@@ -181,12 +181,8 @@ class TestEvaluation:
 
     def test_of_none_there_is_no_best(self, build, tmp_path):
         saved = []
-        parts = build(
-            evaluate_every=None,
-            evaluate=Mock(side_effect=AssertionError),
-            save=lambda context, folder, _: saved.append(folder),
-            max_steps=2,
-        )
+        given = {"evaluate": Mock(side_effect=AssertionError), "save": lambda context, folder, _: saved.append(folder)}
+        parts = build(evaluate_every=None, max_steps=2, **given)
         assert fit(parts, tmp_path, resume=False, progress=False) == {}
         assert saved == [tmp_path / "last"]
         assert fit(parts, tmp_path, resume=True, progress=False) == {}

@@ -140,11 +140,7 @@ class TestSchedule:
         ("config", "steps", "expected"),
         [
             (OptimizerConfig(warmup=0.0), 1, [1]),
-            (
-                OptimizerConfig(lr=1e-3, warmup=0, power=2, end_lr=1e-4),
-                10,
-                [0.1 + 0.9 * (1 - step / 10) ** 2 for step in range(11)],
-            ),
+            (OptimizerConfig(warmup=0, power=2, end_lr=1e-6), 10, [0.1 + 0.9 * (1 - n / 10) ** 2 for n in range(11)]),
         ],
     )
     def test_values(self, config, steps, expected):

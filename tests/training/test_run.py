@@ -24,6 +24,7 @@ from bridgetower.model.config import HeadsConfig
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.pretraining import PretrainingTask
 from bridgetower.tasks.run_config import CONFIG, METRICS, read_metrics
+from bridgetower.tasks.table import TASKS
 from bridgetower.training.run import read_run, train
 from bridgetower.training.setup import starting_checkpoint
 from bridgetower.training.state import newest
@@ -243,6 +244,16 @@ def test_from_a_checkpoint(config, tiny_checkpoint, tmp_path):
     assert after.processor.texts(["red bar"]).input_ids.equal(before.processor.texts(["red bar"]).input_ids)
     again = starting_checkpoint(replace(config, init=str(tmp_path / "run"), image_size=40))
     assert again.processor.config.background == (255, 255, 255)  # which stays
+
+
+def test_the_image_size_that_was_used_is_recorded(config, tiny_checkpoint, tmp_path, caplog):
+    run = replace(unmoved(config), recipe="small", init=str(tiny_checkpoint), image_size=45)  # patches have 10 pixels
+    spec = replace(TASKS["pretraining"], fine_tuning=(run,))
+    metrics = train(run, tmp_path / "run", task=spec, progress=False)
+    assert read_run(tmp_path / "run", spec).image_size == 20
+    assert train(run, tmp_path / "run", task=spec, resume=True, progress=False) == metrics
+    assert read_run(tmp_path / "run", spec).image_size == 20
+    assert "other values" not in caplog.text
 
 
 @pytest.mark.parametrize("left", [(), ("model.safetensors",)])

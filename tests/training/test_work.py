@@ -41,9 +41,7 @@ def test_is_continued_with_the_same_bits(kind, runs, trained, tmp_path):
     before = newest(out)
     assert before is not None
     step = int(before.name[5:])
-    with pytest.raises(
-        FileNotFoundError, match=rf"unfinished run, at step {step} of {runs[kind].max_steps}: .* --resume"
-    ):
+    with pytest.raises(FileNotFoundError, match=rf"at step {step} of {runs[kind].max_steps}: .* --resume"):
         read_checkpoint(out)
     read_checkpoint(before)  # as the message says
     assert train(runs[kind], out, resume=True, progress=False) == metrics
@@ -74,10 +72,8 @@ def test_paper_leaves_questions_out_and_trains_on_both_splits(runs):
     config = runs["vqa"]
     both = replace(config.data, train_splits=("train", "validation"))
     checkpoint = starting_checkpoint(config)
-    standard, paper = (
-        build_task(run, checkpoint, checkpoint.model())
-        for run in (config, replace(config, task=VqaConfig(protocol="paper"), data=both))
-    )
+    papers = replace(config, task=VqaConfig(protocol="paper"), data=both)
+    standard, paper = (build_task(run, checkpoint, checkpoint.model()) for run in (config, papers))
     assert (len(standard.examples), len(paper.examples)) == (14, 23)
     unsure = standard.evaluate()["vqa_score_yes_no"]
     assert paper.evaluate()["vqa_score_yes_no"] == pytest.approx(unsure * 5 / 4, abs=1e-4)

@@ -16,7 +16,7 @@ from typing import Any
 
 import bridgetower
 from bridgetower.cli.output import STDOUT, log_to, with_options
-from bridgetower.cli.parsing import Parse, deferred, known_options, meant, parsed
+from bridgetower.cli.parsing import Parse, deferred, known_options, meant, parsed, subcommands
 from bridgetower.files import shortened, visible, writing
 
 GROUPS: Mapping[str, Mapping[str, str]] = {
@@ -29,6 +29,9 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
     "convert": {"convert": "models", "export": "models"},
 }
 """Commands by purpose, each with the module of `bridgetower.cli` that has it."""
+
+SHELLS = ("bash", "zsh", "fish")
+"""Each with a script `completion.SHELL` here."""
 
 COMMANDS = {name: module for group in GROUPS.values() for name, module in group.items()}
 _MODEL_FIRST = {*GROUPS["use a model"], *GROUPS["convert"], "evaluate"} - {"explain"}
@@ -58,7 +61,9 @@ def reported(arguments: Sequence[str] = ()) -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(128 + signal.SIGPIPE) from None
     except (ValueError, OSError, FloatingPointError) as error:  # OSError: missing, not permitted, a full disk
-        message = with_options(str(error), arguments, partial(_known_options, *arguments))
+        where = isinstance(error, OSError) and error.errno and error.filename
+        message = f"{error.filename}: {error.strerror}" if where else str(error)  # type: ignore[union-attr]
+        message = with_options(message, arguments, partial(_known_options, *arguments))
         print(f"bridgetower: {visible(shortened(message))}", file=sys.stderr)
         raise SystemExit(2) from None
 
@@ -70,11 +75,20 @@ def _run(name: str = "", *arguments: str) -> None:
         print(_overview())
     elif name == "--version":
         print(f"bridgetower {bridgetower.__version__}")
+    elif name == "--completion":
+        shell = "".join(arguments[:1])
+        if shell not in SHELLS:
+            raise ValueError(f"--completion is {shell!r}; expected one of {', '.join(SHELLS)}")
+        print(resources.files("bridgetower.cli").joinpath(f"completion.{shell}").read_text(encoding="utf-8"))
+    elif name == "--complete":
+        os.environ["COLUMNS"] = "9999"  # so that no entry of a help is broken
+        print(*_completed(*arguments), sep="\n")
     elif name in COMMANDS:
         if name == "serve":
+            from bridgetower.cli.options import LOADED
             from bridgetower.serve.config import with_environment
 
-            given = with_environment(arguments, os.environ)
+            given = with_environment(arguments, os.environ, vars(LOADED))
         if name == "train":  # steps that are asked for take the place of a recipe's epochs, and the other way round
             for asked, other in permutations(("--max-steps", "--max-epochs")):
                 if _option(asked, arguments) not in (None, "None") and _option(other, arguments) is None:
@@ -116,12 +130,26 @@ def _parser(name: str, arguments: Sequence[str]) -> Parse:
     return lambda given: parse(args=given)
 
 
-def _known_options(name: str = "", *arguments: str) -> set[str]:
-    """All options of a command that was given with its arguments; none if they are not known."""
+def _known_options(name: str = "", *arguments: str) -> dict[str, list[str]]:
+    """All options of a command that was given with its arguments, with their values; none if they are not known."""
     try:
-        return known_options(_parser(name, arguments), arguments) if name in COMMANDS else set()
+        return known_options(_parser(name, arguments), arguments) if name in COMMANDS else {}
     except (ValueError, OSError):  # such as a custom task that cannot be imported
-        return set()
+        return {}
+
+
+def _completed(*words: str) -> list[str]:
+    """What the last word of a command line can become; nothing where it is for the user to know, such as a file."""
+    *before, word = words or ("",)
+    if not before:
+        found = [*COMMANDS, "--help", "--version", "--completion"]
+    elif word.startswith("-"):
+        found = [*_known_options(*before)]
+    elif len(before) == 1 and before[0] in COMMANDS:
+        found = subcommands(_parser(before[0], ()))
+    else:
+        found = [*SHELLS] if before == ["--completion"] else _known_options(*before).get(before[-1], [])
+    return sorted(one for one in found if one.startswith(word))
 
 
 def _option(name: str, arguments: Sequence[str]) -> str | None:
@@ -137,7 +165,8 @@ def _overview() -> str:
     for group, commands in GROUPS.items():
         lines += ["", f"{group}:"]
         lines += [f"  {name:{width}}  {_summary(name)}" for name in commands]
-    return "\n".join([*lines, "", "`bridgetower COMMAND --help` explains a command and its options.", ""])
+    explained = "`bridgetower COMMAND --help` explains a command; `--completion SHELL` completes them: docs/install.md."
+    return "\n".join([*lines, "", explained, ""])
 
 
 def _summary(name: str) -> str:

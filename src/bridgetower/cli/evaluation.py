@@ -17,10 +17,14 @@ from bridgetower.evaluation.config import EvaluationOptions, RetrievalConfig
 from bridgetower.extras import require
 from bridgetower.files import cache_folder, require_parent
 from bridgetower.tasks.run_config import TIMEOUT_MINUTES
-from bridgetower.tasks.table import BENCHMARKS
+from bridgetower.tasks.table import BENCHMARKS, benchmark_task
 
 _LOG = logging.getLogger(__name__)
 
+_NO_REPORT = (
+    "a report of errors is for retrieval without folds, by a model with a contrastive head, and for questions, "
+    "statements and classes of prepared sets; leave report out"
+)
 _MEASURED = ", ".join(f"{name} ({spec.benchmarks[name].metrics[0]})" for name, spec in BENCHMARKS.items())
 
 
@@ -82,24 +86,38 @@ def evaluate(
             f"engine {loading.engine}, precision {loading.precision}; evaluate takes engine torch in fp32 or bf16"
         )
     require("train")
+    spec = own_task(task_spec)
+    benchmark_task(benchmark, split, options, spec, fit_two_stage=fit_two_stage)
     if report is not None:
         require("plot")
         require_parent(report)
+        if options.fold_size or benchmark == "regression":
+            raise ValueError(_NO_REPORT)
     elif slices is not None:
         raise ValueError(f"slices {slices} is for a report of errors; add --report")
     import torch
 
     from bridgetower.checkpoints import Reranking, write_reranking
+    from bridgetower.data.prepared_set import read_info
     from bridgetower.distributed import process_group, rank
     from bridgetower.evaluation.metrics import LEAST_IMAGES
     from bridgetower.model.cpu import pack_weights
     from bridgetower.model.layers import autocast
     from bridgetower.tasks.table import evaluate as run_benchmark
 
+    for folder in data:
+        read_info(folder)  # of what is no set nothing is loaded
+    columns = None
+    if slices is not None:
+        from bridgetower.reports.errors import read_slices
+
+        columns = read_slices(slices)
     if fit_two_stage:
         write_reranking(model, None)  # before it is evaluated, which takes long
     with process_group(loading.device, TIMEOUT_MINUTES), ExitStack() as until_written:
         predictor = replace(loading, precision="fp32").load(model)  # scores stay in float32
+        if report is not None and benchmark == "retrieval" and predictor.model.itc_head is None:
+            raise ValueError(_NO_REPORT)
         pack_weights(predictor.model, torch.bfloat16 if loading.precision == "bf16" else None)
         until_written.enter_context(autocast(predictor.device, loading.precision))
         means = EvaluationOptions(
@@ -110,7 +128,7 @@ def evaluate(
         )
         outcome = run_benchmark(
             *(predictor, benchmark, data, split, options, means),
-            spec=own_task(task_spec),
+            spec=spec,
             fit_two_stage=fit_two_stage,
         )
         if rank() != 0:
@@ -151,9 +169,6 @@ def evaluate(
         if report is not None:
             from bridgetower.reports.errors import write_errors
 
-            if outcome.judge is None or outcome.images is None:
-                raise ValueError(
-                    "a report of errors is for retrieval without folds, by a model with a contrastive head, and for "
-                    "questions, statements and classes of prepared sets; leave report out"
-                )
-            write_errors(report, outcome.judge(), outcome.images, title=title, slices=slices)
+            if outcome.judge is None or outcome.images is None:  # of a custom task
+                raise ValueError(_NO_REPORT)
+            write_errors(report, outcome.judge(), outcome.images, title=title, slices=columns)

@@ -11,6 +11,7 @@ from tyro.conf import Positional, arg
 from bridgetower.cli.options import READ, FirstModel, Json, Reading
 from bridgetower.cli.output import emit_result
 from bridgetower.engines.config import Form
+from bridgetower.files import require_empty
 from bridgetower.integrations import Kind, write_modules
 
 
@@ -35,6 +36,7 @@ def convert(
     """
     from bridgetower.checkpoints import convert as write_converted
 
+    require_empty(destination)
     checkpoint = reading.read(source)
     write_converted(checkpoint, destination, "hf" if to == "hf" else "bridgetower", drop_itc=drop_itc)
     if to in ("sentence-transformers", "cross-encoder"):
@@ -67,6 +69,7 @@ def export(
     from bridgetower.engines.export import installed_engines, write_exported
 
     installed_engines(form)  # before the model is read, which may be a download
+    require_empty(destination)
     differences = write_exported(reading.read(model), destination, form, progress=sys.stderr.isatty())
     largest = max(value for parts in differences.values() for value in parts.values())
     value = {

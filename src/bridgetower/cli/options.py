@@ -14,6 +14,7 @@ from tyro.constructors import StructConstructorSpec as Struct
 
 from bridgetower.engines.config import EngineRequest, Precision
 from bridgetower.extras import load_object
+from bridgetower.model.plain import AT_LEAST_0, AT_LEAST_1, check_numbers
 from bridgetower.tasks.spec import TaskSpec
 
 if TYPE_CHECKING:
@@ -111,6 +112,9 @@ class ReadOptions:
     tokenizer: Path | None = None
     answers: Path | None = None
     extensions: str | None = None
+
+    def __post_init__(self) -> None:
+        check_numbers(self, image_size=AT_LEAST_1, batch_size=AT_LEAST_1, num_workers=AT_LEAST_0)
 
     @property
     def hub(self) -> HubOptions:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, TextIO, get_type_hints
 Parse = Callable[[Sequence[str]], Callable[[], None]]
 """Returns the call that arguments stand for."""
 
-_OPTION = re.compile(r"--[a-z][\w.-]*\w")
+_OPTION = re.compile(r"(?:^|[│ ] |, |given as )(--[a-z][\w.-]*\w)(?: \[?\{([\w,-]+)\})?")
 _SUBCOMMAND = re.compile(r"^\W+• (\S+)", re.MULTILINE)
 _NAMES = {"train": "RECIPE", "prepare": "KIND"}  # what the subcommands are, for the usage
 _PLAIN = {  # what is said in place of words of tyro
@@ -23,6 +23,7 @@ _PLAIN = {  # what is said in place of words of tyro
     r"^Error parsing (?:[a-z_.]+: )?": "",
     r"invalid literal for int\(\) with base 10: ": "expected a whole number, not ",
     r"could not convert string to float: ": "expected a number, not ",
+    r"^invalid choice (.*) for argument '(.*)'\. Expected one of \((.*)\)": r"\2 is \1; expected one of \3",
     r"\.$": "",
 }
 
@@ -72,23 +73,28 @@ class _Shortened:
         return self.out.write(re.sub(r"(usage:.*)\{[\w,-]{50,}\}", rf"\1{self.kind}", text))
 
 
-def known_options(parse: Parse, arguments: Sequence[str]) -> set[str]:
-    """Returns the options of a command, or of its subcommand if the arguments name one."""
-    subcommands = _SUBCOMMAND.findall(_help(parse))
-    return set(_OPTION.findall(_help(parse, *[word for word in arguments if word in subcommands][:1])))
+def known_options(parse: Parse, arguments: Sequence[str]) -> dict[str, list[str]]:
+    """Returns the options of a command, or of its subcommand if the arguments name one, with their few values."""
+    kinds = subcommands(parse)
+    found = _OPTION.findall(_help(parse, *[word for word in arguments if word in kinds][:1]))
+    return {option: list(filter(None, values.split(","))) for option, values in reversed(found)}
+
+
+def subcommands(parse: Parse) -> list[str]:
+    return _SUBCOMMAND.findall(_help(parse))
 
 
 def _problem(said: str, name: str, arguments: Sequence[str], parse: Parse) -> str:
     """Names the first argument that there is not, else returns what tyro said as a line, without its help."""
     command, first = f"bridgetower {name}", "".join(arguments[:1])
-    if subcommands := _SUBCOMMAND.findall(_help(parse)):
-        chosen = [word for word in arguments if word in subcommands]
+    if kinds := subcommands(parse):
+        chosen = [word for word in arguments if word in kinds]
         if not chosen and first and not first.startswith("-"):
-            return f"{command} has no {first!r}; {meant(first, subcommands)}`{command} --help` lists all"
+            return f"{command} has no {first!r}; {meant(first, kinds)}`{command} --help` lists all"
         if not chosen:
             return f"no {_NAMES[name]} is given; `{command} --help` lists all"
         command += f" {chosen[0]}"
-    options = known_options(parse, arguments) - {"--help"}
+    options = known_options(parse, arguments).keys() - {"--help"}
     for word in arguments:
         option = word.partition("=")[0].replace("_", "-")
         if option.startswith("--") and option not in options:

@@ -12,7 +12,6 @@ from tyro.conf import Positional, arg
 from bridgetower.cli.options import LOADED, Json, Loading, Model, demo_or
 from bridgetower.cli.output import emit, emit_following, emit_result, emit_results, is_json
 from bridgetower.extras import require
-from bridgetower.files import require_parent
 from bridgetower.search.config import IndexConfig
 
 if TYPE_CHECKING:
@@ -111,16 +110,17 @@ def search(
     require("search")
     if sheet is not None:
         require("plot")
-        require_parent(sheet)
-    from bridgetower.search.index import Index
-    from bridgetower.search.searcher import Searcher
+        from bridgetower.drawing import require_image_name, write_image
+        from bridgetower.search.sheet import contact_sheet
 
+        require_image_name(sheet)
+    from bridgetower.search.index import Index
+    from bridgetower.search.searcher import Searcher, check_query
+
+    check_query(text, image, top=query.top, rerank=query.rerank, against=query.against)
     opened = Index(demo_or(index, "index"), root=root)
     hits = Searcher(opened, loading.load(opened.model_or(model))).search(text, image, **vars(query))
     if sheet is not None:
-        from bridgetower.drawing import write_image
-        from bridgetower.search.sheet import contact_sheet
-
         write_image(sheet, contact_sheet(hits, opened.content, text=text, image=image))
     if is_json(json):
         emit(*({"rank": rank, **_values(hit)} for rank, hit in enumerate(hits, start=1)))

@@ -42,8 +42,8 @@ def serve(
 
     Requests of all kinds that arrive together are computed together. When more wait than the queue takes, further
     ones get status 429 with the header Retry-After. On SIGTERM or Ctrl-C requests that were accepted are finished
-    first. Options can also be given in the environment, such as BRIDGETOWER_MAX_BATCH=32. BRIDGETOWER_API_KEY belongs
-    there, where no other user of the machine sees it. The description of all requests, with examples, is at
+    first. Options can also be given in the environment, such as BRIDGETOWER_SERVE_MAX_BATCH=32. BRIDGETOWER_API_KEY
+    belongs there, where no other user of the machine sees it. The description of all requests, with examples, is at
     /openapi.json; a page is at /.
 
     Examples: bridgetower serve --model MODEL

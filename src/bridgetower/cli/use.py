@@ -15,12 +15,11 @@ from tyro.conf import Positional, arg
 from bridgetower.cli.options import LOADED, FirstModel, Json, Loading, LoadOptions, Model
 from bridgetower.cli.output import emit_result, emit_results
 from bridgetower.extras import require
-from bridgetower.files import require_parent
 from bridgetower.search.config import EmbedConfig, SourceConfig
 
 if TYPE_CHECKING:
     from bridgetower.inference import Choice
-    from bridgetower.predictor import Options
+    from bridgetower.predictor import Options, Predictor
 
 Images = Annotated[tuple[Path, ...], arg(help="Image files.")]
 Texts = tuple[str, ...]
@@ -48,6 +47,25 @@ class UseOptions(LoadOptions):
         """The arguments of a predictor's method, with a bar on a terminal."""
         chosen = {"batch_size": self.batch_size, "truncate": self.truncate, "num_workers": self.num_workers}
         return {**chosen, "progress": sys.stderr.isatty()}  # type: ignore[typeddict-item]
+
+    def load_for(
+        self,
+        model: str,
+        texts: Sequence[str],
+        *images: Sequence[Path],
+        top: int | None = None,
+        advice: str = "",
+        **which: bool,
+    ) -> Predictor:
+        """Returns a model, loaded once it is known that images are there and go with texts."""
+        from bridgetower.inference import check_at_least_1
+        from bridgetower.processor.processor import pair_lists
+
+        check_at_least_1(top=top)
+        for image in chain(*images):
+            image.stat()
+        pair_lists(images[0], texts, advice, images_2=images[1] if images[1:] else None)
+        return self.load(model, **which)
 
     def emit(self, given: Mapping[str, Sequence[object]], name: str, found: Iterable[float | Sequence[Choice]]) -> None:
         """Prints what was found beside what was given, of which a single one goes with all of the others."""
@@ -118,7 +136,9 @@ def match(model: FirstModel, *, images: Images, texts: Texts, all_pairs: bool = 
         texts: Texts; text n goes with image n, one with all images, and all with one image.
         all_pairs: Score every image with every text.
     """
-    predictor, names = using.load(model), list(map(str, images))
+    advice = ", or --all-pairs to match every image with every text"
+    predictor = using.load_for(model, texts[:1] if all_pairs else texts, images, advice=advice)
+    names = list(map(str, images))
     scores = predictor.match(names, texts, all_pairs=all_pairs, **using.options).flatten().tolist()
     if all_pairs:
         names, texts = [name for name in names for _ in texts], texts * len(names)
@@ -138,7 +158,7 @@ def fill_mask(model: FirstModel, *, images: Images, texts: Texts, top: int = 5, 
         top: Candidates per mask.
     """
     names = list(map(str, images))
-    filled = using.load(model).fill_mask(names, texts, top=top, **using.options)
+    filled = using.load_for(model, texts, images, top=top).fill_mask(names, texts, top=top, **using.options)
     found = [
         {"image": names[number % len(names)], "text": texts[number % len(texts)], "words": list(map(vars, words))}
         for number, masks in enumerate(filled)
@@ -172,10 +192,12 @@ def explain(
         truncate: Cut a text that is too long instead of refusing it.
     """
     require("plot")
-    require_parent(out)
     from bridgetower.attention import draw_explanation
     from bridgetower.attention import explain as attention_of
-    from bridgetower.drawing import write_image
+    from bridgetower.drawing import require_image_name, write_image
+
+    require_image_name(out)
+    image.stat()
 
     found = attention_of(loading.load(model), str(image), text, truncate=truncate)
     write_image(out, draw_explanation(found))
@@ -203,7 +225,8 @@ def answer(model: FirstModel, *, images: Images, questions: Texts, top: int = 5,
         questions: Questions; question n is about image n, or all about one image.
         top: Answers per question.
     """
-    predictor, names = using.load(model, answers_questions=True), list(map(str, images))
+    predictor = using.load_for(model, questions, images, top=top, answers_questions=True)
+    names = list(map(str, images))
     chosen = predictor.answer(names, questions, top=top, **using.options)
     using.emit({"image": names, "question": questions}, "answers", chosen)
 
@@ -220,7 +243,7 @@ def entail(model: FirstModel, *, images: Images, statements: Texts, using: Using
         statements: Statements; statement n is about image n, or all about one image.
     """
     names = list(map(str, images))
-    chosen = using.load(model).entail(names, statements, **using.options)
+    chosen = using.load_for(model, statements, images).entail(names, statements, **using.options)
     using.emit({"image": names, "statement": statements}, "judgements", chosen)
 
 
@@ -245,7 +268,7 @@ def reason(
         statements: Statements; statement n is about image n of both.
     """
     left, right = list(map(str, images)), list(map(str, images_2))
-    chosen = using.load(model).reason(left, right, statements, **using.options)
+    chosen = using.load_for(model, statements, images, images_2).reason(left, right, statements, **using.options)
     using.emit({"image": left, "image_2": right, "statement": statements}, "judgements", chosen)
 
 
@@ -305,7 +328,12 @@ def classify(
     from bridgetower.search.embed import embedded, given_examples, name_of
 
     check_at_least_1(top=top)
-    predictor = using.load(model)
+    config = SourceConfig(
+        batch_size=using.batch_size, num_workers=using.num_workers, truncate=using.truncate, max_errors=max_errors
+    )
+    prompts = prompts_of(labels, templates or TEMPLATES) if labels else []
+    examples = given_examples(images, (), pairs=False) if source is None else read(source)
+    predictor = using.load_for(model, texts, images) if images and texts else using.load(model)
     is_number = not labels and predictor.model.config.heads.predicts_number("classification")
     name = "number" if is_number else "classes"
     if source is None and not labels:
@@ -314,10 +342,7 @@ def classify(
         judged = predictor.estimate(*inputs, **using.options).tolist() if is_number else None
         using.emit(given, name, judged or predictor.classify(*inputs, top=top, **using.options))
         return
-    examples = given_examples(images, (), pairs=False) if source is None else read(source)
-    config = SourceConfig(batch_size=using.batch_size, num_workers=using.num_workers, truncate=using.truncate)
     if labels:
-        prompts = prompts_of(labels, templates or TEMPLATES)
         vectors = predictor.embed_texts(prompts, batch_size=using.batch_size, truncate=using.truncate)
         found = embedded(predictor, examples, "images", config)
     else:

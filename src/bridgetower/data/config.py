@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
-from bridgetower.model.plain import AT_LEAST_1, check_choice, check_numbers
+from bridgetower.model.plain import AT_LEAST_0, AT_LEAST_1, check_choice, check_numbers
 
 Captions = Literal["all", "one"]
 Augmentation = Literal["none", "affine"]
@@ -79,7 +79,7 @@ class DataConfig:
             raise ValueError(f"repeats {self.repeats} for folders {trained}; expected one positive number each")
         if not self.train_splits:
             raise ValueError("train_splits is empty; expected at least one split")
-        check_numbers(self)
+        check_numbers(self, max_length=(3, AT_LEAST_0[1]), num_workers=AT_LEAST_0)  # a start, an end and one token
         check_choice("captions", self.captions, Captions)
         check_choice("augmentation", self.augmentation, Augmentation)
         check_choice("profile", self.profile, OfficialProfile, or_none=True)
@@ -98,11 +98,6 @@ class DataConfig:
             )
         if not 0 <= self.word_dropout < 1:
             raise ValueError(f"word_dropout is {self.word_dropout}; expected a share in [0, 1)")
-        if self.max_length < 3 or self.num_workers < 0:
-            raise ValueError(
-                f"max_length {self.max_length} and num_workers {self.num_workers}; expected at least 3 (a start, an "
-                "end and one token) and at least 0"
-            )
 
     @property
     def has_views(self) -> bool:
@@ -158,9 +153,7 @@ class WritingConfig:
     num_workers: int = field(default=4, metadata=NOT_CONTENT)
 
     def __post_init__(self) -> None:
-        check_numbers(self)
-        if self.max_errors < 0 or self.num_workers < 1:
-            raise ValueError(f"max_errors is {self.max_errors}, num_workers {self.num_workers}; give at least 0 and 1")
+        check_numbers(self, max_errors=AT_LEAST_0, num_workers=AT_LEAST_1)
 
     @property
     def settings(self) -> dict[str, object]:

@@ -181,7 +181,7 @@ def prepare_own(
     config = config or spec.config()
     if type(config) is not spec.config:
         raise ValueError(f"{spec.name} takes a {spec.config.__name__}, given is a {type(config).__name__}")
-    listing = sorted(f"{one.name} {one.version.partition(' ')[0]}" for one in list_files(str(source)))
+    listing = sorted(f"{one.name} {one.version}" for one in list_files(str(source)))
     digest = hashlib.sha256("\n".join(listing).encode(errors="replace")).hexdigest()
     settings = {"kind": spec.name, "source": digest, **config.settings}
     if finished := finished_set(Path(out), settings, config.max_errors):

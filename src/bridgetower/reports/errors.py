@@ -6,7 +6,7 @@ import csv
 import io
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -39,21 +39,15 @@ def write_errors(
     *,
     title: str,
     misses: int = MISSES,
-    slices: Path | None = None,
+    slices: Mapping[str, Mapping[str, str]] | None = None,
 ) -> None:
-    """Writes the page."""
+    """Writes the page; slices are further columns of examples by their ids."""
     if not judgements:
         raise ValueError("no right answer is known of this split; a report of errors takes one with answers")
     if slices is not None:
-        with slices.open(newline="", encoding="utf-8-sig") as file:
-            table = list(csv.DictReader(file))
-        if not table or "id" not in table[0]:
-            expected = "expected a CSV with id and the columns to slice by"
-            raise ValueError(f"{slices} has no rows with a column id; {expected}")
-        columns = {row["id"]: {name: value for name, value in row.items() if name != "id" and value} for row in table}
-        if not any(one.id in columns for one in judgements):
-            raise ValueError(f"{slices} has none of the {len(judgements)} examples, such as id {judgements[0].id}")
-        judgements = [replace(one, groups={**one.groups, **columns.get(one.id, {})}) for one in judgements]
+        if not any(one.id in slices for one in judgements):
+            raise ValueError(f"the slices have none of the {len(judgements)} examples, such as id {judgements[0].id}")
+        judgements = [replace(one, groups={**one.groups, **slices.get(one.id, {})}) for one in judgements]
     is_retrieval = judgements[0].found is not None
     wrong = [one for one in judgements if one.score < 1 and one.given != one.expected]
     worst = sorted(wrong, key=lambda one: -one.miss)
@@ -75,6 +69,14 @@ def write_errors(
         )
     )
     write_text(path, page)
+
+
+def read_slices(path: Path) -> dict[str, dict[str, str]]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        table = list(csv.DictReader(file))
+    if not table or "id" not in table[0]:
+        raise ValueError(f"{path} has no rows with a column id; expected a CSV with id and the columns to slice by")
+    return {row["id"]: {name: value for name, value in row.items() if name != "id" and value} for row in table}
 
 
 def _shown(one: Judgement, images: PreparedImages) -> dict[str, Any]:

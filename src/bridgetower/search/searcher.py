@@ -111,25 +111,10 @@ class Searcher:
     ) -> tuple[Against | None, int]:
         """Returns what a query is compared with (None: see `Index.nearest`), and how many candidates are matched.
 
-        By default a text alone is compared with what is said in moments of videos, and all else with images. Candidates
-        are matched by default, 64 of them, if there is a text and a matching head, unless validation did not find two
-        stages better than ITC alone (`Reranking.helps`), and unless the text is compared with what is said, which the
-        matching head does not read.
-
-        Only models whose contrastive head has a part for pairs compare a text or an image alone with pairs; others
-        compare it with captions or images, as a warning says. Errors are those of `search`.
+        By default a text alone is compared with what is said in moments of videos, and all else with images; 64
+        candidates are matched with a text that is seen, unless validation did not find that this ranks better.
         """
-        if text is None and image is None:
-            raise ValueError("nothing to search for; give a text, an image or both")
-        if text is not None and not text.strip():
-            raise ValueError(f"the text to search for is {text!r}; give words, or leave it out and give an image")
-        check_at_least_1(top=top)
-        if rerank is not None and rerank < 0:
-            raise ValueError(f"rerank is {rerank}; expected at least 0")
-        if rerank and text is None:
-            raise ValueError(f"rerank is {rerank}, but images are matched with a text; give one, or rerank 0")
-        if against is not None:
-            check_choice("against", against, Against)
+        check_query(text, image, top=top, rerank=rerank, against=against)
         model = self.predictor.model
         if rerank:
             model.head("itm")
@@ -186,6 +171,23 @@ class Searcher:
                 *(len(errors), len(found), errors[0]),
             )
         return good
+
+
+def check_query(
+    text: str | None, image: object, *, top: int, rerank: int | None, against: Against | None = None
+) -> None:
+    """Refuses what no index and no model can find."""
+    if text is None and image is None:
+        raise ValueError("nothing to search for; give a text, an image or both")
+    if text is not None and not text.strip():
+        raise ValueError(f"the text to search for is {text!r}; give words, or leave it out and give an image")
+    check_at_least_1(top=top)
+    if rerank is not None and rerank < 0:
+        raise ValueError(f"rerank is {rerank}; expected at least 0")
+    if rerank and text is None:
+        raise ValueError(f"rerank is {rerank}, but images are matched with a text; give one, or rerank 0")
+    if against is not None:
+        check_choice("against", against, Against)
 
 
 def mean_vector(vectors: Float[Tensor, "n c"]) -> Float[Tensor, " c"]:

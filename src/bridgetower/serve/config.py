@@ -102,20 +102,23 @@ class ServeConfig:
             )
 
 
-def with_environment(arguments: Sequence[str], environment: Mapping[str, str]) -> list[str]:
-    """Returns the arguments of `serve` with options from BRIDGETOWER_… that they lack, and a name for the first one."""
+def with_environment(
+    arguments: Sequence[str], environment: Mapping[str, str], loading: Mapping[str, object]
+) -> list[str]:
+    """Returns the arguments of `serve`, the first as an option, with those that they lack from BRIDGETOWER_SERVE_…."""
     found = list(arguments)
     if found and not found[0].startswith("-"):
         found.insert(0, "--index" if found[0].rstrip("/").endswith(".lance") else "--model")
-    given = {one.partition("=")[0].replace("--no-", "--") for one in found}
-    defaults = {"model": "", "index": "", "root": "", "answer_model": "", **vars(ServeConfig())}
+    given = {one.partition("=")[0].replace("--no-", "--").replace("_", "-") for one in found}
+    defaults = {**dict.fromkeys(("model", "index", "root", "answer_model")), **vars(ServeConfig()), **loading}
     for name, default in defaults.items():
-        option, value = "--" + name.replace("_", "-"), environment.get(f"BRIDGETOWER_{name.upper()}")
-        if value is None or option in given or name == "api_key":  # which is read where no log shows it
+        variable, option = f"BRIDGETOWER_SERVE_{name.upper()}", "--" + name.replace("_", "-")
+        value = environment.get(variable)
+        if not value or option in given:
             continue
         if isinstance(default, bool):
             if value not in ("true", "false"):
-                raise ValueError(f"BRIDGETOWER_{name.upper()} is {value!r}; expected true or false")
+                raise ValueError(f"{variable} is {value!r}; expected true or false")
             found.append(option if value == "true" else option.replace("--", "--no-", 1))
         else:
             found += [option, *(value.split(",") if isinstance(default, tuple) else [value])]

@@ -69,26 +69,13 @@ class OptimizerConfig:
     clip_norm: float | None = None
 
     def __post_init__(self) -> None:
-        check_numbers(self)
-        if self.lr <= 0 or self.weight_decay < 0 or not 0 <= self.warmup < 1:
-            raise ValueError(
-                f"lr {self.lr}, weight_decay {self.weight_decay}, warmup {self.warmup}; "
-                "expected lr > 0, weight_decay >= 0 and warm-up as a share in [0, 1)"
-            )
-        if min(self.head_multiplier, self.fusion_multiplier) < 0 or (
-            self.clip_norm is not None and self.clip_norm <= 0
-        ):
-            raise ValueError(
-                f"head_multiplier {self.head_multiplier}, fusion_multiplier {self.fusion_multiplier}, clip_norm "
-                f"{self.clip_norm}; expected multipliers >= 0 and a norm above 0, or None"
-            )
-        if not 0 <= self.end_lr <= self.lr or self.power <= 0:
-            raise ValueError(
-                f"end_lr {self.end_lr}, power {self.power}; expected end_lr from 0 to lr, which is {self.lr}, and a "
-                "power above 0"
-            )
-        if not all(0 <= beta < 1 for beta in self.betas) or self.eps <= 0:
-            raise ValueError(f"betas {self.betas}, eps {self.eps}; expected betas in [0, 1) and eps above 0")
+        naturals = dict.fromkeys(("weight_decay", "head_multiplier", "fusion_multiplier"), AT_LEAST_0)
+        check_numbers(self, "", warmup=(0, 1), end_lr=(0, max(0, self.lr)), **naturals)
+        for name in ("lr", "eps", "power", "clip_norm"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected more than 0")
+        if self.warmup == 1 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"warmup {self.warmup}, betas {self.betas}; expected numbers in [0, 1)")
         if self.schedule == "cosine" and (self.power, self.end_lr) != (1.0, 0.0):
             raise ValueError(
                 f"power {self.power} and end_lr {self.end_lr} are for the polynomial schedule; leave them out"

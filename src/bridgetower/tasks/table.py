@@ -40,6 +40,30 @@ def spec_of(config: TaskConfig, own: TaskSpec | None = None) -> TaskSpec:
     return spec
 
 
+def benchmark_task(
+    benchmark: str, split: str, config: RetrievalConfig, spec: TaskSpec | None = None, *, fit_two_stage: bool = False
+) -> tuple[TaskSpec, TaskConfig]:
+    """Returns the task that a benchmark measures, with its config; a ValueError says what does not go together."""
+    if fit_two_stage:
+        if benchmark != "retrieval" or config.protocol == "paper":
+            raise ValueError(
+                f"fit_two_stage with benchmark {benchmark}, protocol {config.protocol}; expected retrieval by protocol "
+                "standard: leave fit_two_stage out"
+            )
+        if split.startswith("test"):
+            raise ValueError(
+                f"fit_two_stage on split {split!r}; reranking is fitted on other data than tests: validation"
+            )
+    known = BENCHMARKS if spec is None else dict.fromkeys(spec.benchmarks, spec)
+    if benchmark not in known:
+        raise ValueError(f"there is no benchmark {benchmark!r}; expected one of {', '.join(known)}")
+    task = known[benchmark].benchmarks[benchmark]
+    others = replace(config, protocol=RetrievalConfig.protocol, batch_size=RetrievalConfig.batch_size)
+    if task.reads != "captions" and others != RetrievalConfig():
+        raise ValueError(f"candidates, folds and captions are for retrieval; leave them out for {benchmark}")
+    return known[benchmark], task
+
+
 def evaluate(
     predictor: Predictor,
     benchmark: str,
@@ -52,25 +76,9 @@ def evaluate(
     fit_two_stage: bool = False,
 ) -> Outcome:
     """Measures a model on a split; every process of a distributed run gets the same outcome."""
-    if fit_two_stage:
-        if benchmark != "retrieval" or config.protocol == "paper":
-            raise ValueError(
-                f"fit_two_stage with benchmark {benchmark}, protocol {config.protocol}; expected retrieval by protocol "
-                "standard: leave fit_two_stage out"
-            )
-        if split.startswith("test"):
-            raise ValueError(
-                f"fit_two_stage on split {split!r}; reranking is fitted on other data than tests: validation"
-            )
-        for head in ("itc", "itm"):
-            predictor.model.head(head)
-    known = BENCHMARKS if spec is None else dict.fromkeys(spec.benchmarks, spec)
-    if benchmark not in known:
-        raise ValueError(f"there is no benchmark {benchmark!r}; expected one of {', '.join(known)}")
-    spec, task = known[benchmark], known[benchmark].benchmarks[benchmark]
-    others = replace(config, protocol=RetrievalConfig.protocol, batch_size=RetrievalConfig.batch_size)
-    if task.reads != "captions" and others != RetrievalConfig():
-        raise ValueError(f"candidates, folds and captions are for retrieval; leave them out for {benchmark}")
+    spec, task = benchmark_task(benchmark, split, config, spec, fit_two_stage=fit_two_stage)
+    for head in ("itc", "itm") if fit_two_stage else ():
+        predictor.model.head(head)
     if spec.head is not None:
         recipes = (*spec.fine_tuning, *spec.recipes)  # the one that trains a model for the benchmark is named first
         recipes = (*(each for each in recipes if each.task == task), *recipes)

@@ -19,6 +19,7 @@ from typing import Literal
 from bridgetower.checkpoints.tensors import SHARDS
 from bridgetower.data.batch import Batch, StepSampler
 from bridgetower.data.frozen import FeatureCache
+from bridgetower.data.prepared_set import read_info
 from bridgetower.distributed import barrier, from_first, num_restarts, process_group, rank, require_same, world_size
 from bridgetower.files import cache_folder, differences, intended_name, locked, read_json, remove_leftovers, write_json
 from bridgetower.model.config import entry
@@ -28,7 +29,7 @@ from bridgetower.model.layers import autocast
 from bridgetower.model.plain import check_choice
 from bridgetower.processor import load_items
 from bridgetower.tasks.run_config import CONFIG, FEATURE_CACHE_GIB, METRICS, TIMEOUT_MINUTES, RunConfig
-from bridgetower.tasks.spec import TaskSpec
+from bridgetower.tasks.spec import TaskSpec, first_folder
 from bridgetower.tasks.table import TASKS, spec_of
 from bridgetower.training.data_parallel import Replicated, Sharded, run_device, set_numerics
 from bridgetower.training.frozen import align_projections, frozen_examples
@@ -120,6 +121,8 @@ def train(
     spec = spec_of(config.task, task)
     cache = FeatureCache(feature_cache or cache_folder() / "features", int(feature_cache_limit * 2**30))
     with process_group(config.device, timeout_minutes), cache:
+        if task is None:
+            read_info(first_folder(config.data))  # of what is no set nothing is loaded
         config = with_classes(config, spec)
         require_same({"out": str(out), "resume": resume, "feature_cache": str(cache.folder), **config.to_dict()})
         resume = from_first((resume or num_restarts() > 0) and (out / CONFIG).exists())
@@ -129,6 +132,11 @@ def train(
             if rank() == 0:
                 logger.info("building the model, and reading %s", " and ".join(config.data.folders) or "the data")
             checkpoint = starting_checkpoint(config, spec, extensions)
+            used = checkpoint.config.vision.image_size
+            if config.image_size not in (None, used):  # a recipe's, which the patches of `init` do not divide
+                config = replace(config, image_size=used)
+                if rank() == 0 and not resume:
+                    write_json(out / CONFIG, config.to_dict())
             device = run_device(config.device)
             set_numerics(device, config.precision, deterministic=config.deterministic)
             model = checkpoint.model(copy=False).train().to(device)
@@ -171,7 +179,10 @@ def claimed(out: Path, config: RunConfig, spec: TaskSpec, *, resume: bool) -> It
             write_json(out / CONFIG, config.to_dict())
             yield {}
             return
-        found = differences(read_run(out, spec).to_dict(), config.to_dict())
+        before, recipe = read_run(out, spec), spec.recipe(config.recipe)
+        if recipe and config.init and config.image_size == recipe.image_size:  # what `init` took in its place stays
+            config = replace(config, image_size=before.image_size)
+        found = differences(before.to_dict(), config.to_dict())
         changed = {name: f"{old} -> {new}" for name, old, new in found}
         others = [name for name in changed if name.startswith(_WHAT_IT_IS) and not name.endswith("dropout")]
         if others:

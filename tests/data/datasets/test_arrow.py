@@ -62,9 +62,7 @@ class TestCaptions:
         arrow.write_cc3m_arrow(tmp_path / "arrows")
         for number in (7, 30):
             (tmp_path / "arrows" / f"conceptual_caption_train_{number}.arrow").unlink()
-        message = (
-            r"2 bad .*: no file conceptual_caption_train_7\.arrow in .* no file conceptual_caption_train_30\.arrow"
-        )
+        message = r"2 bad .*: no file .*_train_7\.arrow in .* no file .*_train_30\.arrow"
         with pytest.raises(ValueError, match=message):
             prepare_arrow(tmp_path / "arrows", tmp_path / "out")
         info = prepare_arrow(tmp_path / "arrows", tmp_path / "out", ArrowConfig(max_errors=2))["cc3m"]
@@ -79,10 +77,9 @@ class TestCaptions:
             prepare_arrow(tmp_path / "arrows", tmp_path / "out", ArrowConfig(max_errors=9))
         config = ArrowConfig(max_errors=9, splits=("validation", "test"))
         assert list(prepare_arrow(tmp_path / "arrows", tmp_path / "out", config)["coco"].splits) == list(config.splits)
+        config = ArrowConfig(max_errors=9, sets=("cc3m",), splits=("validation",))
         with pytest.raises(FileNotFoundError, match=r"no file conceptual_caption_val_0\.arrow in"):
-            prepare_arrow(
-                tmp_path / "arrows", tmp_path / "out", ArrowConfig(max_errors=9, sets=("cc3m",), splits=("validation",))
-            )
+            prepare_arrow(tmp_path / "arrows", tmp_path / "out", config)
 
     def test_more_shards_than_the_official_ones(self, tmp_path):
         arrow.write_sbu_arrow(tmp_path / "arrows")
@@ -129,9 +126,8 @@ class TestQuestions:
         for ending in ("", "_fix"):
             arrow.write_vqav2_arrow(tmp_path / "arrows", ending=ending)
         info = prepare_arrow(tmp_path / "arrows", tmp_path / "out")["vqav2"]
-        assert {name for name in info.sources if name.endswith(".arrow")} == {
-            f"vqav2_{split}_fix.arrow" for split in ("train", "val", "test", "test-dev")
-        }
+        expected = {f"vqav2_{split}_fix.arrow" for split in ("train", "val", "test", "test-dev")}
+        assert {name for name in info.sources if name.endswith(".arrow")} == expected
         for path in (tmp_path / "arrows").glob("*_fix.arrow"):
             path.unlink()
         assert "vqav2_train.arrow" in prepare_arrow(tmp_path / "arrows", tmp_path / "raw")["vqav2"].sources
@@ -220,10 +216,8 @@ def test_cells_that_end_elsewhere(column, end, tmp_path):
     with pa.OSFile(str(tmp_path / "vg.arrow"), "wb") as sink, pa.RecordBatchFileWriter(sink, batch.schema) as writer:
         writer.write_batch(batch)
     number = batch.schema.get_field_index(column.removesuffix(".item"))
-    with pytest.raises(
-        ValueError,
-        match=rf"vg\.arrow is no Parquet or Arrow file \((In column {number}|Invalid (Block|IPC message)).*\); copy",
-    ):
+    message = rf"vg\.arrow is no Parquet or Arrow file \((In column {number}|Invalid (Block|IPC message)).*\); copy"
+    with pytest.raises(ValueError, match=message):
         prepare_arrow(tmp_path, tmp_path / "out")
 
 

@@ -83,9 +83,7 @@ def test_a_set_of_ones_own(tmp_path):
 
     for number in range(3):
         write(tmp_path / "mine" / f"{number}.png", png(number))
-    write_lines(
-        tmp_path / "mine" / "list.jsonl", [{"file": f"{number}.png", "text": f"shade {number}"} for number in range(3)]
-    )
+    write_lines(tmp_path / "mine" / "list.jsonl", [{"file": f"{n}.png", "text": f"shade {n}"} for n in range(3)])
     mine = DatasetSpec(name="mine", schema=CAPTIONS, splits=("train",), fill=fill)
     info = prepare_set(mine, tmp_path / "mine", tmp_path / "out")
     assert (info.name, info.splits["train"].images) == ("mine", 3)

@@ -73,10 +73,8 @@ def test_rows(prepared):
     coco, region, question = row("coco", "train", 0), row("vg", "train", 1), row("vqav2", "validation", 1)
     stated, paired = row("snli-ve", "validation", 0), row("nlvr2", "train", 1)
     assert (coco["id"], coco["images"]) == ("COCO_train2014_000000057870.jpg", [jpeg(57870)])
-    assert coco["entries"] == [
-        *(f"Picture 57870, caption {number}." for number in range(3)),
-        "A restaurant has modern wooden tables and chairs.",
-    ]
+    assert coco["entries"][:3] == [f"Picture 57870, caption {number}." for number in range(3)]
+    assert coco["entries"][3:] == ["A restaurant has modern wooden tables and chairs."]
     assert row("coco", "train", 4)["id"] == "COCO_val2014_000000318219.jpg"  # of restval
     assert row("flickr30k", "test", 0)["id"] == "1000092799.jpg"
     assert region == {"id": "2", "images": [jpeg(2)], "entries": ["the clock is green", "shade is along street 2"]}
@@ -183,16 +181,10 @@ QUESTIONS, ANNOTATIONS = "v2_OpenEnded_mscoco_train2014_questions.json", "v2_msc
         ),
         ("snli-ve", SNLI_VE, _second(sentence2=" "), r"dev\.jsonl, line 2: statement '3416050490\.jpg#1r1c' is empty$"),
         ("snli-ve", SNLI_VE, lambda rows: rows.append(rows[0]), r"line 11: pair '3416050490\.jpg#0r0n' comes twice"),
-        (
-            *("vqav2", ANNOTATIONS, lambda content: content["annotations"].pop(0)),
-            "question 9003 of train has no annotation",
-        ),
+        ("vqav2", ANNOTATIONS, lambda content: content["annotations"].pop(0), "9003 of train has no annotation"),
         ("vqav2", ANNOTATIONS, _first("annotations", image_id=10), "question 9003 of train has an annotation of"),
         ("vqav2", QUESTIONS, lambda content: content["questions"].pop(0), "annotation of question 9000 of train"),
-        (
-            *("vqav2", QUESTIONS, lambda content: content["questions"].append(content["questions"][0])),
-            "question 9000 of train comes twice",
-        ),
+        ("vqav2", QUESTIONS, lambda it: it["questions"].append(it["questions"][0]), "9000 of train comes twice"),
         ("vqav2", QUESTIONS, _first("questions", question=" "), ": 9: question 9000 is empty$"),
     ],
 )
@@ -216,13 +208,6 @@ def test_an_empty_caption_is_left_out(source, tmp_path):
     info = prepare_set("coco", coco, tmp_path / "out")
     assert info.splits["train"].examples == 33
     assert info.some_left_out["empty caption"] == ["COCO_train2014_000000057870.jpg"]
-
-
-def test_a_field_of_another_type(source, tmp_path):
-    folder = source("nlvr2")
-    change(folder / NLVR2, _second(sentence=None))
-    with pytest.raises(ValueError, match=r"dev\.json is not as published"):
-        prepare_set("nlvr2", folder, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -268,14 +253,9 @@ class TestHeldOut:
         assert [row["id"] for row in read_rows(tmp_path / "wider", "train")] == ["1", "2", "5"]
         assert wider.settings["leave_out"] == ["restval", "val", "test"]
         # Questions with one answer of the vocabulary:
-        asked = [
-            (question["question_id"], question["question"], question["answers"]) for question in rows[0]["entries"]
-        ]
-        assert asked == [
-            (1_000_100, "Is it red?", ["Yes."]),
-            (1_000_101, "How many?", ["Two."]),
-            (1_000_107, "Is it  red?", ["No"]),
-        ]
+        asked = [(one["question_id"] % 1000, one["question"], *one["answers"]) for one in rows[0]["entries"]]
+        assert asked == [(100, "Is it red?", "Yes."), (101, "How many?", "Two."), (107, "Is it  red?", "No")]
+        assert rows[0]["entries"][0]["question_id"] == 1_000_100
         assert (rows[0]["images"], info.splits["train"].examples) == ([jpeg(1)], 12)
         assert info.left_out == {
             "answer not in the vocabulary": 8,
