@@ -1,6 +1,5 @@
 """Checks the shape annotations of the tensor code at every call, and lends a small set, model and checkpoint."""
 
-import faulthandler
 import gc
 import json
 import logging
@@ -10,7 +9,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 from multiprocessing.util import Finalize
 
@@ -33,7 +31,6 @@ CHECKING = ("engines", "equivalence", "evaluation", "model", "objectives")
 jaxtyping.install_import_hook(CHECKED, "typechecks.checked")
 
 LONG, LONGEST = ("distributed", "end_to_end", "training"), "test_readme.py"
-LONGEST_TEST = 1200.0  # seconds
 os.environ["BRIDGETOWER_PRODUCTS"] = "onednn"  # the kernels under test, also where PyTorch's own are faster
 os.fsync = lambda descriptor: None  # no test cuts the power, and a training would wait a tenth of its time
 
@@ -60,16 +57,6 @@ def pytest_configure(config):
     for plugin in config.pluginmanager.get_plugins():
         if hasattr(plugin, "sendevent"):  # of pytest-xdist, in a process that runs tests
             plugin.sendevent = _encodable_events(plugin.sendevent)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol():
-    """Ends a process whose test hangs, with its traceback; the others go on."""
-    faulthandler.dump_traceback_later(LONGEST_TEST, exit=True, file=sys.__stderr__)
-    try:
-        return (yield)
-    finally:
-        faulthandler.cancel_dump_traceback_later()
 
 
 def _encodable_events(send):
