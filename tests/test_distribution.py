@@ -99,5 +99,6 @@ def test_works_where_it_is_installed(built, environment, kind, tiny_checkpoint):
     place = command(programs / "python", "-c", "import bridgetower; print(bridgetower.__file__)").strip()
     assert Path(place).is_relative_to(programs.parent)
     assert "usage: bridgetower" in command(programs / "bridgetower", "--help")
+    assert "complete -o default" in command(programs / "bridgetower", "--completion", "bash")
     vectors = command(programs / "bridgetower", "embed", tiny_checkpoint, "--texts", "a bar", "a circle")
     assert len([json.loads(line) for line in vectors.splitlines()]) == 2
