@@ -105,7 +105,7 @@ def evaluate(
     from bridgetower.model.layers import autocast
     from bridgetower.tasks.table import evaluate as run_benchmark
 
-    for folder in data:
+    for folder in data if spec is None else ():
         read_info(folder)  # of what is no set nothing is loaded
     columns = None
     if slices is not None:
