@@ -279,6 +279,13 @@ class TestParts:
                 album.build(source)
                 assert read_names == [last or kind]
 
+    def test_other_columns_are_another_content(self, album, shapes_folder, tmp_path):
+        cells = {"image": [(shapes_folder / "00.png").read_bytes()], "caption": ["one"], "other": ["two"]}
+        pq.write_table(pa.table(cells), tmp_path / "a.parquet")
+        for column in ("caption", "other"):
+            album.build(tmp_path / "a.parquet", caption_column=column)
+            assert list(album.captions().values()) == [cells[column]]
+
     def test_a_run_that_ended_within_one(self, album, shapes_folder, read_names, encoded, stopped, tmp_path):
         tars = tmp_path / "tars"
         tars.mkdir()
@@ -361,6 +368,17 @@ class TestUnreadableFolders:
         with pytest.raises(ValueError, match="'photos/sub': Stale file handle"):
             album.build(album.folder, others)
         assert len(Index(album.out)) == 7
+
+    def test_a_changed_image_that_cannot_be_read_for_a_moment(self, album, monkeypatch):
+        album.build()
+        os.utime(album.folder / "00.png", (1, 1))
+
+        def fail(image):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        monkeypatch.setattr(SourceImage, "read", fail)
+        report = album.build(max_errors=1)
+        assert (report.bad, report.images, report.removed) == (("'00.png': [Errno 5] Input/output error",), 6, 0)
 
     def test_files_that_a_table_names(self, album, failing):
         (album.folder / "list.csv").write_text("image\n" + "".join(f"{name}\n" for name in NAMES))

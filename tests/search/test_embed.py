@@ -250,14 +250,19 @@ class TestContinuing:
             np.testing.assert_allclose(vectors, expected, atol=1e-5)
 
     @pytest.mark.parametrize("suffix", WAYS)
-    def test_with_other_settings_or_another_source_is_refused(self, suffix, embed, stopped, tmp_path):
+    def test_with_other_settings_or_another_source_is_refused(self, suffix, embed, stopped, tmp_path, monkeypatch):
         source = tmp_path / "texts.txt"
         source.write_text("a red bar\na blue bar\n")
         run = partial(embed, source, f"v.{suffix}", batch_size=1, commit_seconds=0)
         stopped(2, run, Table, "append")
         message = r"v\..*lance has vectors of an unfinished run with another source, model or settings; finish it with"
-        with pytest.raises(ValueError, match=message):
-            embed(source, f"v.{suffix}", quantize="int8")
+        for changes in ({"quantize": "int8"}, {"truncate": False}, {"caption_column": "text"}):
+            with pytest.raises(ValueError, match=message):
+                embed(source, f"v.{suffix}", **changes)
+        with monkeypatch.context() as patch:
+            patch.setitem(vars(embed.predictor), "fingerprint", "other weights")
+            with pytest.raises(ValueError, match=message):
+                embed(source, f"v.{suffix}")
         source.write_text("a red circle")
         with pytest.raises(ValueError, match=message):
             embed(source, f"v.{suffix}")

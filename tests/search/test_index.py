@@ -198,7 +198,7 @@ class TestInMemory:
         index.upsert([row("030", image_vector=vectors[0].numpy())])
         return index
 
-    def test_gives_what_the_table_gives(self, index):
+    def test_gives_what_the_table_gives(self, index, monkeypatch):
         expected, found = index.nearest(self.QUERY, 100), index.nearest(self.QUERY, 100)
         assert index._vectors is not None
         assert index._vectors[2] is not None
@@ -210,6 +210,11 @@ class TestInMemory:
         index.create_ann_index()
         for _ in range(3):
             assert [hit.path for hit in index.nearest(self.QUERY, 7, exact=True)] == [hit.path for hit in expected[:7]]
+        monkeypatch.setattr(index_module, "_MOST", 4 * 3 * len(index) - 1)  # bytes of all vectors but one
+        large = Index(index.uri)
+        for _ in range(2):
+            assert large.nearest(self.QUERY, 1, exact=True)[0].path == expected[0].path
+        assert large._vectors is None
 
     def test_follows_the_table(self, index):
         for _ in range(3):

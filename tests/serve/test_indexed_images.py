@@ -21,6 +21,7 @@ from PIL import Image
 from bridgetower.serve.inputs import Decoders
 from served import URIS, changed, error_of, indexed, png, started, until
 from shapes import write_pictures
+from sources import served as site_of
 
 LARGE = 2400  # pixels; a file of 17 MB is more than the buffers of a connection take
 
@@ -167,15 +168,18 @@ def test_what_took_the_place_of_a_file(server, tmp_path):
 
 
 def test_an_index_of_what_is_outside(server, predictor, tmp_path):
-    """A table may name any file; a search finds it, but nobody is sent it."""
+    """A table may name any file or URL; a search finds it, but nobody is sent it, and no URL is fetched."""
     write_pictures(tmp_path)
     (tmp_path / "in").mkdir()
-    lines = ["image,caption", "../00.png,one", f"{tmp_path / '01.png'},two"]
-    (tmp_path / "in" / "table.csv").write_text("\n".join(lines))
-    with changed(server, indexed(tmp_path / "in" / "table.csv", predictor)) as client:
-        data = client.post("/v1/search", json={"query": "red"}).json()["data"]
-        assert len(data) == 2
-        Album(tmp_path / "in", client, {row["path"]: row["id"] for row in data}).check_gone(data[0]["path"])
+    with site_of(tmp_path) as url:
+        lines = ["image,caption", "../00.png,one", f"{tmp_path / '01.png'},two", f"{url}/02.png,three"]
+        (tmp_path / "in" / "table.csv").write_text("\n".join(lines))
+        with changed(server, indexed(tmp_path / "in" / "table.csv", predictor)) as client:
+            data = client.post("/v1/search", json={"query": "red", "rerank": 0}).json()["data"]
+            assert len(data) == 3
+            for path, name in [(row["path"], row["id"]) for row in data]:
+                Album(tmp_path / "in", client, {path: name}).check_gone(path)
+            assert len(client.post("/v1/search", json={"query": "red"}).json()["data"]) == 2
 
 
 def test_decoding_holds_up_nothing(server, monkeypatch):
