@@ -86,6 +86,11 @@ class TestKinds:
         found = {one["question"]: one["answers"] for one in prepared(tmp_path, "vqa", rows, VqaConfig(min_count=2))}
         assert sorted(read_vocabulary(tmp_path / "out")) == [*(f"no {n}" for n in range(4)), "yes"]
         assert (found["what is 9?"], found["then?"]) == (["No. 1"], ["yes", "rare"])
+        (tmp_path / "split").mkdir()
+        given = {"red": "train", "blue": "train", "green": "validation", "grey": "test"}
+        rows = [{"question": "what?", "answer": answer, "split": split} for answer, split in given.items()]
+        prepared(tmp_path / "split", "vqa", rows)
+        assert read_vocabulary(tmp_path / "split" / "out") == ("red", "blue")
 
     def test_entailment(self, tmp_path):
         labels = ("contradiction", "neutral", "entailment")

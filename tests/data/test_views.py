@@ -108,10 +108,11 @@ class TestView:
         assert all(torch.equal(each, plain) != flipped for each, flipped in zip(views, mirrored, strict=True))
         assert 8 < sum(mirrored) < 32
 
-    def test_evaluation_has_no_views(self):
-        assert self.OFFICIAL.has_views
-        assert not self.OFFICIAL.as_evaluated().has_views
-        assert replace(self.OFFICIAL, random_crop=None, flip=False).as_evaluated() == DataConfig()
+    def test_evaluation_has_no_views_no_repeats_and_only_its_own_sets(self):
+        varied = replace(self.OFFICIAL, transform="torch:fliplr", word_dropout=0.5, max_length=9)
+        varied = replace(varied, folders=("a",), train_only=("b",), repeats=(1, 2))
+        assert varied.as_evaluated() == DataConfig(folders=("a",), max_length=9)
+        assert DataConfig(augmentation="affine").as_evaluated() == DataConfig()
 
 
 def warped(image, forward, fill):

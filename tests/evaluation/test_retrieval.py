@@ -152,6 +152,12 @@ class TestBothScores:
         error = float(difference.std()) / 10
         assert (gain.low, gain.high) == pytest.approx((gain.difference - 1.96 * error, gain.difference + 1.96 * error))
 
+    def test_calibration_and_gain_need_eight_images(self):
+        whole = made_up_candidates(0, 1.0, 1.0)
+        seven, eight = (cut(whole, torch.arange(count)).fitted() for count in (7, 8))
+        assert (seven.calibration, seven.gain) == (None, None)
+        assert eight.gain.texts == 8
+
     def test_folds_are_measured_apart(self):
         whole = made_up_candidates(0, 1.0, 1.0)
         in_folds = whole.image // 50 == whole.text // 50

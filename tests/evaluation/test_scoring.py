@@ -19,6 +19,7 @@ from bridgetower import cli
 from bridgetower.evaluation.config import EvaluationOptions, RetrievalConfig
 from bridgetower.evaluation.retrieval import evaluate_retrieval, pair_scorer
 from bridgetower.files import locked
+from bridgetower.processor import Processor
 from rows import caption_images, records_of, write_set
 
 CONFIG = RetrievalConfig(candidates=4, batch_size=3)
@@ -136,7 +137,7 @@ class TestWork:
         assert list(work.iterdir()) == []
 
     def test_another_model_setting_precision_or_set_starts_on_its_own(
-        self, tiny_model, tiny_dataset, tiny_processor, tmp_path
+        self, tiny_model, tiny_dataset, tiny_processor, tmp_path, monkeypatch
     ):
         """Pairs and rows are the same in all, so that nothing but the name of the work keeps them apart."""
         folder, work = tmp_path / "changed", tmp_path / "work"
@@ -157,6 +158,12 @@ class TestWork:
             tiny_model.head("itm").fc.bias += 1e-7
         stop(tiny_model, changed, work, 7)
         assert len(list(work.iterdir())) == 4
+        grey = Processor(replace(tiny_processor.config, background=(9, 9, 9)), tiny_processor.tokenizer)
+        stop(tiny_model, caption_images(folder, "test", grey), work, 7)
+        monkeypatch.setattr(scoring_module, "world_size", lambda: 2)
+        with pytest.raises(NotImplementedError), pair_scorer(tiny_model, changed, CONFIG, EvaluationOptions(work=work)):
+            raise NotImplementedError
+        assert len(list(work.iterdir())) == 6
 
     def test_scores_of_other_pairs_are_not_taken(self, tiny_model, images, tmp_path):
         with pair_scorer(tiny_model, images, CONFIG, EvaluationOptions(work=tmp_path)) as pairs, torch.inference_mode():
