@@ -118,6 +118,8 @@ class TestNames:
                 assert usual == {name: getattr(preset, name) for name in usual}
         for text in (BERT_BASE, ROBERTA_BASE):
             assert PUBLISHED_HEADS[text.hidden_size] == text.num_heads
+        bert = settings("x", "bert", transformers.BertConfig().to_dict(), BERT_BASE.hidden_size)[0]
+        assert bert == {name: getattr(BERT_BASE, name) for name in bert}
 
 
 class TestOpenAI:

@@ -1,11 +1,13 @@
 """sentence-transformers loads folders of this package: the same vectors and scores as of the predictor."""
 
 import pickle
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from bridgetower.checkpoints import Calibration, Reranking, write_reranking
 from bridgetower.integrations import write_modules
 from bridgetower.predictor import load
 from tiny import close
@@ -13,6 +15,7 @@ from tiny import close
 sentence_transformers = pytest.importorskip("sentence_transformers")
 from bridgetower.integrations.sentence_transformers import EmbeddingModule, MatchingModule  # noqa: E402
 
+CALIBRATION = Calibration(slope=0.5, intercept=-2.0, pairs=9, matching=1, ece_before=0.4, ece_after=0.1)
 TEXTS = ["red circle on black", "a bar", "a square that is blue " * 9]  # the last one is cut
 
 
@@ -95,9 +98,12 @@ class TestFolders:
             write_modules(tmp_path)
 
 
-def test_images_for_a_text_and_texts_for_an_image(tiny_checkpoint, images):
-    ranker = sentence_transformers.CrossEncoder(modules=[MatchingModule(tiny_checkpoint)], device="cpu")
-    scores = load(tiny_checkpoint, device="cpu").match(images, TEXTS[:2], all_pairs=True)
+@pytest.mark.parametrize("calibration", [None, CALIBRATION])
+def test_images_for_a_text_and_texts_for_an_image(tiny_checkpoint, images, calibration, tmp_path):
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    write_reranking(folder, Reranking(calibration=calibration))
+    ranker = sentence_transformers.CrossEncoder(modules=[MatchingModule(folder)], device="cpu")
+    scores = load(folder, device="cpu").match(images, TEXTS[:2], all_pairs=True)
     for query, documents, expected in (
         (TEXTS[0], images, scores[:, 0]),
         (Image.open(images[1]), TEXTS[:2], scores[1]),

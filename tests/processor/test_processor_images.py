@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image, ImageFile, ImageOps, PngImagePlugin
 
-from bridgetower.processor import Processor, ProcessorConfig, media_type, open_image, open_reduced
+from bridgetower.processor import Processor, ProcessorConfig, check_length, media_type, open_image, open_reduced
 
 WHITE = (255, 255, 255)
 
@@ -169,12 +169,12 @@ def test_a_jpeg_is_decoded_at_the_least_scale_that_is_large_enough(photo, side, 
         assert np.array_equal(np.asarray(image), _array(content))
 
 
-@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_reduced_picture_tells_how_large_it_was(photo, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     image, size = open_reduced(_bytes(photo(241, 242), "JPEG", exif=exif), 30)
-    assert size == ((241, 242) if orientation == 6 else (242, 241))
+    assert size == ((241, 242) if orientation > 4 else (242, 241))
     assert image.size == (31, 31)
 
 
@@ -306,6 +306,13 @@ def test_oversized_pictures_are_refused_before_they_are_decoded():
         open_image(_png_header(10_000, 10_000))
     with pytest.raises(ValueError, match=r"has too many pixels \(.*900000000 pixels.*\); shrink it first"):
         open_image(_png_header(30_000, 30_000))
+
+
+def test_a_file_may_have_four_channels_of_16_bit_uncompressed():
+    longest = 8 * 1000 + 2**25
+    check_length("a.tiff", longest, 1000)
+    with pytest.raises(ValueError, match=f"a.tiff has {longest + 1} bytes; expected at most {longest}"):
+        check_length("a.tiff", longest + 1, 1000)
 
 
 def test_the_pixel_limit_can_be_moved(photo):

@@ -5,6 +5,7 @@ import pickle
 import random
 import shutil
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ import states
 from bridgetower.checkpoints.tensors import ABOUT
 from bridgetower.files import NotWrittenError
 from bridgetower.tasks.run_config import OptimizerConfig
+from bridgetower.training import state as state_module
 from bridgetower.training.optim import build_optimizer
 from bridgetower.training.state import DATA, OPTIMIZER, StateSaver, TrainingState, load_state, newest
 from tiny import equal
@@ -86,7 +88,9 @@ def test_the_last_two_are_kept(tmp_path, asynchronous):
     assert states.saved(tmp_path).step == 4
 
 
-def test_what_is_saved_in_the_background_is_what_was_there(tmp_path):
+def test_what_is_saved_in_the_background_is_what_was_there(tmp_path, monkeypatch):
+    changed, write = Event(), state_module.write_safetensors
+    monkeypatch.setattr(state_module, "write_safetensors", lambda *given: (changed.wait(60), write(*given)))
     model, optimizer = make()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     later = TrainingState(step=3, evaluated=3, best=2.5, metrics={"rsum": 2.5})
@@ -95,6 +99,7 @@ def test_what_is_saved_in_the_background_is_what_was_there(tmp_path):
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.zero_()
+        changed.set()
         saver.amend(later)
     other = make(seed=1)
     assert load_state(tmp_path, *other, CONDITIONS) == later
