@@ -25,7 +25,7 @@ CHECKED = [
 ]
 
 # Rooms whose tests check shapes; elsewhere, such as in trainings, this would take a quarter of the time.
-CHECKING = ("engines", "equivalence", "evaluation", "model", "objectives")
+CHECKING = ("engines", "evaluation", "model", "objectives")
 
 # Must come before the first import of the package; test modules and other conftest files then import as they like.
 jaxtyping.install_import_hook(CHECKED, "typechecks.checked")

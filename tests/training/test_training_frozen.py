@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
 from dataclasses import replace
 from hashlib import sha256
 from multiprocessing import get_context
@@ -27,6 +26,7 @@ import tiny
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.data.batch import BatchKey
 from bridgetower.data.store import Table
+from bridgetower.model.layers import autocast
 from bridgetower.model.towers import VisionTransformer
 from bridgetower.objectives.config import PretrainingConfig, RankingConfig
 from bridgetower.tasks.run_config import read_metrics
@@ -36,6 +36,7 @@ from bridgetower.training.run import train
 from families import save_text, save_timm
 from folders import same_weights
 
+CPU, ALL = torch.device("cpu"), ("pretraining", "contrastive", *KINDS)
 EVERYTHING = PretrainingConfig(phases=(replace(shapes.PHASES[-1], until=1.0),))
 CONTRASTIVE = PretrainingConfig(phases=(replace(shapes.PHASES[0], until=1.0),))
 
@@ -66,10 +67,6 @@ def step(run, batch):
     return {name: loss.detach() for name, loss in losses.parts.items()}, gradients
 
 
-def autocast(precision):
-    return torch.autocast("cpu", dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
-
-
 def versions(cache):
     return {path: Table(path).version for path in cache.glob("*/states.lance")}
 
@@ -93,15 +90,17 @@ def features(tmp_path_factory):
 
 
 class TestSteps:
-    @pytest.mark.parametrize("kind", ["pretraining", "contrastive", *KINDS])
-    @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-    def test_losses_and_gradients_are_those_of_towers_that_are_asked(self, all_runs, kind, precision, features):
+    @pytest.mark.parametrize(
+        "case", [*(f"{kind} fp32" for kind in ALL), *(f"{kind} bf16" for kind in (*ALL[:2], "nlvr2"))]
+    )
+    def test_losses_and_gradients_are_those_of_towers_that_are_asked(self, all_runs, case, features):
+        kind, precision = case.split()
         run = prepared(replace(all_runs[kind], precision=precision), features)
         batch = run.examples[KEY]
         assert (batch.image_states.ndim == 2) == (kind == "contrastive")  # of each the vector alone is kept
         asked = recomputed(batch, run)
         exact = step(run, asked)[1]
-        with autocast(precision):
+        with autocast(CPU, precision):
             losses, gradients = step(run, batch)
             expected = step(run, asked)
         largest = max(float(gradient.abs().max()) for gradient in gradients.values())
@@ -116,10 +115,8 @@ class TestSteps:
     @pytest.mark.parametrize("kind", ["pretraining", "nlvr2"])
     @pytest.mark.parametrize("top", [1, 2])
     def test_layers_that_train_run_on_cached_states(self, all_runs, kind, top, features):
-        config = replace(all_runs[kind], train_top=top)
-        run = prepared(config, features)
+        run, ran = prepared(replace(all_runs[kind], train_top=top), features), set()
         batch = run.examples[KEY]
-        ran = set()
         for name, module in run.model.named_modules():
             module.register_forward_hook(lambda *_, name=name: ran.add(name))
         losses, gradients = step(run, batch)
@@ -131,9 +128,6 @@ class TestSteps:
         assert distance(losses, expected[0]) < 1e-5
         assert distance(gradients, expected[1]) < 1e-5 * max(float(value.abs().max()) for value in gradients.values())
         assert evaluates_alike(run)
-        written = versions(features)
-        prepared(replace(config, max_steps=2), features)
-        assert versions(features) == written
 
     def test_half_precision_on_the_disk_loses_nothing_that_autocast_reads(self, all_runs, features):
         run = prepared(replace(all_runs["pretraining"], precision="bf16"), features)
@@ -141,7 +135,7 @@ class TestSteps:
         run.images[0].frozen = None
         view = View(run.images[0], 3, examples.seed)
         pixels = torch.stack([view(row) for row in range(32)])
-        with autocast("bf16"), torch.no_grad():  # in the batch in which it was computed
+        with autocast(CPU, "bf16"), torch.no_grad():  # in the batch in which it was computed
             expected = run.model.vision(pixels, run.model.config.vision_layers)
         for stored, asked in zip(examples.images.read(range(32)).unbind(1), expected, strict=True):
             assert torch.equal(stored, asked.bfloat16())  # to which autocast rounds what a projection reads
@@ -237,9 +231,7 @@ class TestCache:
     @pytest.mark.parametrize(
         ("kind", "changes", "computed"),
         [
-            ("vqa", {}, set()),
-            ("vqa", {"seed": 1, "batch_size": 4, "micro_batch_size": 2}, set()),
-            ("vqa", {"data": {"num_workers": 1, "max_length": 30}}, set()),
+            ("vqa", {"seed": 1, "batch_size": 4, "micro_batch_size": 2, "data": {"max_length": 30}}, set()),
             ("vqa", {"data": {"augmentation": "affine"}}, {"vision"}),
             ("vqa", {"data": {"background": (9, 9, 9)}}, {"vision"}),
             ("vqa", {"frozen_views": 2}, {"vision"}),
@@ -315,7 +307,6 @@ class TestCache:
         nano = RECIPES["pretrain-nano"]
         config = shapes.run_config(tiny_dataset, recipe=nano.recipe, model=nano.model, freeze_towers=True, **towers)
         assert set(passes_of(config, tmp_path / "cache")) == {"vision", "text"}
-        assert not passes_of(config, tmp_path / "cache")
         for library, part in (("timm", "vision"), ("transformers", "text")):
             monkeypatch.setattr(sys.modules[library], "__version__", "99.0")
             assert set(passes_of(config, tmp_path / "cache")) == {part}
