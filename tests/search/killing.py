@@ -100,9 +100,8 @@ def embedding(predictor, photos, folder, suffix):
     def complete():
         bad, (names, vectors) = run(), read(out)
         beside = sorted(path.name for path in out.parent.iterdir())
-        report.write_text(
-            json.dumps({"bad": bad, "names": names, "vectors": np.array(vectors).tolist(), "beside": beside})
-        )
+        told = {"bad": bad, "names": names, "vectors": np.array(vectors).tolist(), "beside": beside}
+        report.write_text(json.dumps(told))
 
     for number in range(1 if suffix == "lance" else 6, 60):  # the first changes, those of the table, are the same
         if killed(run, number) == 0:

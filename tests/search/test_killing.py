@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +14,14 @@ NAMES = ["00.png", "01.png"]
 
 
 @pytest.fixture(scope="module")
-def runs(tiny_checkpoint, shapes_folder, tmp_path_factory):
+def runs(forked, tiny_checkpoint, shapes_folder, tmp_path_factory):
     base = tmp_path_factory.mktemp("killed")
     for name, images in (("few", NAMES), ("photos", [*NAMES, "02.png"])):
         (base / name).mkdir()
         for image in images:
             shutil.copy(shapes_folder / image, base / name)
         (base / name / "03.png").write_text("not an image")
-    command = [sys.executable, Path(__file__).with_name("killing.py"), tiny_checkpoint, base]
+    command = [forked / "python", Path(__file__).with_name("killing.py"), tiny_checkpoint, base]
     quiet = os.environ | {"PYTHONWARNINGS": "ignore"}  # LanceDB warns of forks
     done = subprocess.run(command, env=quiet, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
