@@ -1,7 +1,7 @@
 """Trains in forked processes that are killed at random events, continues them, and reports what happened.
 
-Called as `python killing.py DATASET FOLDER`. The heavy imports happen once, here; every attempt is a process of its own
-that runs the command line, as if it had been started from a shell. What is on the disk changes only where a file of the
+Called as `python killing.py DATASET FOLDER`. Every attempt is a process of its own that runs the command line, as if it
+had been started from a shell. What is on the disk changes only where a file of the
 run is opened, renamed, made or removed: an attempt is killed right before a random one of these events.
 """
 
@@ -21,7 +21,6 @@ import states
 from bridgetower import cli
 from bridgetower.tasks.run_config import CONFIG
 from kills import before, end, renamed, send, within
-from preloaded import preload
 from shapes import train_command
 
 NUM_KILLS = 6
@@ -79,7 +78,6 @@ def step_of(out):
 
 
 def main(dataset, folder):
-    preload()
     source = random.Random(0)
     whole, killed, stopped, altered = (folder / name for name in ("whole", "killed", "stopped", "altered"))
     report = {"whole": end(start(dataset, whole))}

@@ -1,10 +1,8 @@
 """A run that is killed again and again ends with the same bits as one that is left alone."""
 
 import json
-import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -27,10 +25,9 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def report(tiny_dataset, folder):
-    command = [sys.executable, str(Path(__file__).with_name("killing.py")), str(tiny_dataset), str(folder)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+def report(tiny_dataset, folder, forked):
+    command = [forked / "python", Path(__file__).with_name("killing.py"), tiny_dataset, folder]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     logs = "\n".join(path.read_text()[-2000:] for path in folder.glob("*.log"))
     assert done.returncode == 0, done.stderr + logs
     return json.loads(done.stdout)
