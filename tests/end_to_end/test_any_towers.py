@@ -1,4 +1,4 @@
-"""A tower of timm with a text tower of transformers: trained, saved, loaded, exported to ONNX, indexed and served."""
+"""A tower of timm with a text tower of transformers: trained, saved, loaded and exported to ONNX."""
 
 import shutil
 import socket
@@ -11,15 +11,13 @@ import bridgetower
 import shapes
 import tiny
 from bridgetower.checkpoints import read_checkpoint
-from bridgetower.search.build import build_index
-from bridgetower.search.searcher import Searcher
 from bridgetower.tasks.table import RECIPES
 from bridgetower.training.run import train
 from bridgetower.training.setup import starting_checkpoint
 from families import save_text, save_timm
-from served import TEXTS, running
+from served import TEXTS
 
-for package in ("timm", "transformers", "onnxscript", "onnxruntime", "lancedb"):
+for package in ("timm", "transformers", "onnxscript", "onnxruntime"):
     pytest.importorskip(package)
 SPELLED = {"<s>": "[CLS]", "<pad>": "[PAD]", "</s>": "[SEP]", "<unk>": "[UNK]", "<mask>": "[MASK]"}
 
@@ -44,7 +42,7 @@ def run_of(dataset, vision, text):
 
 
 @pytest.mark.slow
-def test_from_weights_to_a_server(tiny_dataset, text_tower, tmp_path, monkeypatch, run):
+def test_from_weights_to_an_export(tiny_dataset, text_tower, tmp_path, monkeypatch, run):
     save_timm(tmp_path / "tower", "siglip")
     config = run_of(tiny_dataset, f"timm:{tmp_path / 'tower'}", text_tower)
     start = starting_checkpoint(config)
@@ -72,13 +70,3 @@ def test_from_weights_to_a_server(tiny_dataset, text_tower, tmp_path, monkeypatc
     with torch.no_grad():  # control
         model.model.text.get_parameter("model.layers.0.mlp.Wo.weight").mul_(3)
     assert tiny.off(model.embed_texts(TEXTS), exported.embed_texts(TEXTS)) > 1e-3
-
-    build_index(tiny_dataset.parent, tmp_path / "shapes.lance", exported)
-    searcher = Searcher(tmp_path / "shapes.lance", exported)
-    (found,) = searcher.search(image=pictures[0], top=1)
-    assert found.file.name == pictures[0].name
-    with running(exported, searcher) as client:
-        (served,) = client.get("/v1/models").json()["data"]
-        answer = client.post("/v1/embeddings", json={"model": served["id"], "input": TEXTS})
-        assert answer.status_code == 200, answer.text
-        assert len(answer.json()["data"]) == len(TEXTS)

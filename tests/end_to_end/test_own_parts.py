@@ -42,9 +42,3 @@ def test_commands(work, capsys):
     assert json.loads(capsys.readouterr().out)["not_used"] == []
     main(["embed", str(work / "converted"), *extensions, "--images", image, "--texts", "dark", "--of", "pairs"])
     assert len(json.loads(capsys.readouterr().out)["embedding"]) == 256
-
-
-def test_without_extensions(work, capsys):
-    with pytest.raises(SystemExit):
-        main(["embed", str(work / "run"), "--texts", "dark"])
-    assert "vision.architecture is 'patches'; expected one of" in capsys.readouterr().err

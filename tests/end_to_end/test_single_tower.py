@@ -122,26 +122,6 @@ class TestSets:
             labels = {entry["label"] for entry in rows(sets[name], split)}
             assert labels == {""} if "test" in split else labels <= (set(task.classes) or labels)
 
-    @pytest.mark.parametrize(
-        ("name", "file", "content", "message"),
-        [
-            ("cifar10", "data_batch_3.bin", bytes(8 * 3073 - 1), "24583 bytes, which are no images of 3073"),
-            ("cifar10", "data_batch_3.bin", b"\x0b" + bytes(3072), "an image of class 11"),
-            ("cifar10", "data_batch_3.bin", None, "no file cifar-10-batches-bin/data_batch_3.bin or"),
-            ("rte", "RTE/dev.tsv", b"index\tsentence1\tsentence2\tlabel\n9\tcaf\xe9\tb\tentailment\n", "is not UTF-8"),
-            ("rte", "RTE/dev.tsv", b"index\tsentence1\tx\n", "no column sentence2, label; it has index, sentence1, x"),
-            ("rte", "RTE/test.tsv", b"index\tsentence1\tsentence2\n7\n", "line 2: 1 columns; the server takes only"),
-            ("rte", "RTE/dev.tsv", None, "no file RTE/dev.tsv"),
-        ],
-    )
-    def test_damaged_files(self, tmp_path, name, file, content, message):
-        home = originals.write_cifar10(tmp_path) if name == "cifar10" else originals.write_glue(tmp_path)
-        (home / file).unlink()
-        if content is not None:
-            (home / file).write_bytes(content)
-        with pytest.raises((ValueError, FileNotFoundError), match=message):
-            prepare_set(example.SETS[name], tmp_path, tmp_path / "set", progress=False)
-
     def test_bad_rows(self, tmp_path):
         path = originals.write_glue(tmp_path) / "QQP" / "train.tsv"
         header, *lines = path.read_text().splitlines()
