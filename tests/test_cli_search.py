@@ -1,8 +1,6 @@
 """The verbs of data and search: JSON lines for scripts, tables for readers, one line for user errors."""
 
 import hashlib
-import re
-import shutil
 import sys
 
 import pytest
@@ -11,11 +9,8 @@ from PIL import Image
 from bridgetower import cli
 from bridgetower.data.datasets import DATASETS, prepare_set
 from bridgetower.files import write_json
-from bridgetower.predictor import load
 from bridgetower.search.index import Index
 from bridgetower.search.searcher import Searcher
-from bridgetower_demo.folder import FOLDER, held_out_images, held_out_index, trained_model
-from bridgetower_demo.run import index_held_out, write_held_out
 from miniature import ANSWERS, WRITERS, write_coco, write_visual_genome, write_vqav2
 from miniature_arrow import write_nlvr2_arrow, write_vg_arrow
 from videos import SAID, SRT, write_clip
@@ -108,7 +103,7 @@ class TestSearch:
         cli.main(["search", str(index), "red", "--where", "width > 999"])
         assert capsys.readouterr().out == "No image meets the condition.\n"
 
-    def test_moments(self, run, capsys, monkeypatch, tiny_checkpoint, tmp_path):
+    def test_moments(self, run, tiny_checkpoint, tmp_path):
         write_clip(tmp_path / "talk.mp4")
         (tmp_path / "talk.srt").write_text(SRT, encoding="utf-8")
         command = ("index", tmp_path / "talk.mp4", "--out", tmp_path / "talk.lance", "--model", tiny_checkpoint)
@@ -117,22 +112,6 @@ class TestSearch:
         (hit,) = run("search", tmp_path / "talk.lance", "a red square", "--where", "start = 0")
         assert (hit["start"], hit["end"], hit["transcript"]) == (0, 4, SAID[0])
         assert hit["link"] == f"{(tmp_path / 'talk.mp4').as_uri()}#t=0.000,4.000"
-        run(*command)
-        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-        cli.main(["search", str(tmp_path / "talk.lance"), SAID[1], "--top", "1"])
-        shown = re.sub("\x1b[^m]*m", "", capsys.readouterr().out)
-        heads, row = (line for line in shown.splitlines() if line[:1] in ("┃", "│"))
-        assert [cell.strip() for cell in heads.split("┃")[1:-1]] == [
-            "",
-            "image",
-            "time",
-            "against",
-            "cosine",
-            "captions",
-        ]
-        assert [cell.strip() for cell in row.split("│")[1:-1]] == [
-            *("1", "talk.mp4", "0:00:03 to 0:00:05", "captions", "1.000", SAID[1])
-        ]
 
     def test_errors(self, refused, index, tmp_path, monkeypatch):
         fingerprint = Index(index).info.fingerprint
@@ -146,29 +125,6 @@ class TestSearch:
         assert not sheet.parent.exists()
         monkeypatch.chdir(tmp_path)
         assert "demo, but there is no bridgetower-demo/held-out.lance here" in refused("search", "demo", "red")
-
-
-class TestDemo:
-    """Where the demo has run, the word demo names its model and its index."""
-
-    @pytest.fixture
-    def demo(self, tiny_dataset, tiny_checkpoint, tmp_path, monkeypatch):
-        monkeypatch.chdir(tmp_path)
-        shutil.copytree(tiny_checkpoint, trained_model(FOLDER))
-        write_held_out({"shapes": tiny_dataset}, held_out_images(FOLDER))
-        index_held_out(held_out_images(FOLDER), held_out_index(FOLDER), load(trained_model(FOLDER), device="cpu"))
-        return tmp_path
-
-    def test_search(self, run, demo, photos, tmp_path):
-        run("index", photos, "--out", "photos.lance", "--model", "demo")
-        assert len(run("search", "photos.lance", "red")) == 3
-        hits = run("search", "demo", "red circle on black")
-        assert run("search", held_out_index(FOLDER), "red circle on black") == hits
-        assert len(run("search", "demo", "--image", hits[0]["file"], "--top", 3)) == 3
-        demo.joinpath(FOLDER).rename(tmp_path / "moved")
-        moved = run("search", "moved/held-out.lance", "red circle on black")
-        assert [hit["path"] for hit in moved] == [hit["path"] for hit in hits]
-        assert moved[0]["file"].startswith("moved/held-out/shapes/")
 
 
 NOT_NEEDED = {

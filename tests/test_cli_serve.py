@@ -20,12 +20,9 @@ import pytest
 from bridgetower.cli.options import LOADED
 from bridgetower.cli.serve import KEY, service
 from bridgetower.distributed import available_cores
-from bridgetower.predictor import load
 from bridgetower.serve.config import ServeConfig
 from bridgetower.serve.server import take_port
-from bridgetower_demo.folder import FOLDER, answering_model, held_out_images, held_out_index, trained_model
-from bridgetower_demo.run import index_held_out, write_held_out
-from served import PATIENCE, PNGS, URIS, until
+from served import PATIENCE, URIS, until
 
 PLACE = re.compile(r"serving (\S+) at (http://\S+)")
 HEAP = 2**26  # bytes, the size and alignment of the address ranges that glibc reserves for pools of threads
@@ -181,29 +178,6 @@ def test_requests_are_traced_and_an_interrupt_is_told(tiny_checkpoint, tmp_path,
         assert "bridgetower: interrupted" in errors.splitlines()
         assert "Traceback" not in errors
     assert f'"trace_id": "0x{trace}"' in (tmp_path / "spans").read_text()
-
-
-def test_the_word_demo_is_all_that_the_demo_left(
-    tiny_dataset, tiny_checkpoint, answering_checkpoint, forked, tmp_path, monkeypatch
-):
-    """An index, which brings its model, and a second model for questions."""
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(tiny_checkpoint, trained_model(FOLDER))
-    shutil.copytree(answering_checkpoint, answering_model(FOLDER))
-    write_held_out({"shapes": tiny_dataset}, held_out_images(FOLDER))
-    index_held_out(held_out_images(FOLDER), held_out_index(FOLDER), load(trained_model(FOLDER), device="cpu"))
-    command = [forked / "bridgetower"]  # a start takes milliseconds
-    with process("--index", "demo", "--answer-model", "demo", command=command) as (running, name, address):
-        assert name == "bridgetower-demo/runs/bridgetower-0/last"
-        question = {"images": URIS[0], "questions": "which colour?"}
-        answer = httpx.post(f"{address}/v1/answer", json=question).json()
-        assert answer["model"] == "bridgetower-demo/runs/bridgetower-0-answers/last"
-        expected = load(answering_checkpoint, device="cpu").answer(PNGS[0], "which colour?")
-        assert [row["label"] for row in answer["data"][0]["answers"]] == [choice.label for choice in expected]
-        assert len(httpx.post(f"{address}/v1/search", json={"query": "red bar"}).json()["data"]) == 9
-        assert httpx.post(f"{address}/v1/embeddings", json={"input": "a bar"}).json()["model"] == name
-        running.send_signal(signal.SIGTERM)
-        running.communicate(timeout=PATIENCE)
 
 
 def test_a_model_is_served_alone(tiny_checkpoint, answering_checkpoint):

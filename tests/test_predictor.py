@@ -250,11 +250,6 @@ class TestResults:
         hook.remove()
         assert len(called) <= 6, called
 
-    def test_other_image_size(self, tiny_checkpoint, files):
-        larger = load(tiny_checkpoint, device="cpu", image_size=40)
-        assert larger.model.config.vision.image_size == larger.processor.config.image_size == 40
-        assert larger.embed_images(files).shape == (3, 8)
-
 
 class TestFillMask:
     def test_ranks_the_vocabulary(self, predictor, files):

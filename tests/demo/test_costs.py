@@ -76,9 +76,3 @@ def test_model_cost():
     assert cost.parameters_by_part == parameters_by_part(model)
     assert cost.milliseconds_per_pair > 0
     assert model.training
-
-
-def test_numbers_that_are_too_small():
-    for numbers in ({"text_length": 0}, {"repeats": 0}, {"warmup": -1}):
-        with pytest.raises(ValueError, match="expected at least 1"):
-            model_cost(tiny.build(), **{"text_length": 3, "arm": "meter", **numbers})  # type: ignore[arg-type]

@@ -66,14 +66,6 @@ def test_refuses_a_folder_of_other_settings_before_anything_is_done(tmp_path, ch
     assert {path.name for path in tmp_path.iterdir()} == {"demo.json", ".lock"}
 
 
-def test_the_command_says_so(tmp_path, capsys):
-    (tmp_path / "demo.json").write_text('{"minutes": 1.0, "seeds": 1, "seconds": 0.0}')
-    with pytest.raises(SystemExit) as ended:
-        main(["--out", str(tmp_path), "--minutes", "2"])
-    assert ended.value.code == 2
-    assert capsys.readouterr().err.endswith("or choose another --out\n")
-
-
 def test_the_option_compare_adds_the_other_model(tmp_path, monkeypatch):
     asked = []
 

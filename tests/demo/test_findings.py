@@ -23,14 +23,6 @@ def test_comparison(values, expected):
     assert findings.comparison(difference).startswith(expected)
 
 
-def test_words():
-    for seconds, shown in {0.2: "0 s", 89.0: "89 s", 90.1: "2 min", 3570.0: "1 h 00 min", 3930.0: "1 h 06 min"}.items():
-        assert findings.duration(seconds) == shown
-    places = {"st": (1, 21, 101), "nd": (2, 102), "rd": (3, 33), "th": (4, 11, 12, 13, 111, 113)}
-    for ending, numbers in places.items():
-        assert [findings.ordinal(number) for number in numbers] == [f"{number}{ending}" for number in numbers]
-
-
 def test_headline_is_of_the_largest_test_and_of_bridgetower_alone():
     def tested(recall: float) -> dict[str, dict[str, float]]:
         large = made_up.metrics(two_stage_text_to_image_r5=recall, chance_text_to_image_r5=0.05)

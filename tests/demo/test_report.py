@@ -1,7 +1,6 @@
 """The page: complete, self-contained, escaped, well-formed, readable by everyone."""
 
 import re
-from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
@@ -174,8 +173,3 @@ def test_every_text_is_escaped():
     assert bad not in html
     assert not any("onclick" in attributes for _, attributes in page.elements)
     assert page.text.count(bad) > 20
-
-
-def test_an_example_that_is_no_image():
-    with pytest.raises(ValueError, match="an example cannot be read"):
-        report(answers=[replace(made_up.answer(), image=b"text")])

@@ -1,10 +1,8 @@
 """One predictor used from several threads and from asyncio gives what it gives to one caller after the other."""
 
-import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -61,20 +59,3 @@ def test_weights_are_packed_once_by_threads_that_start_together():
         for cls in found:
             torch.testing.assert_close(cls, expected, atol=1e-5, rtol=0)
         assert all(module.weight.is_mkldnn for module in engine.model.modules() if isinstance(module, nn.Linear))
-
-
-def test_coroutines(exported, images):
-    """Through the interface of another library, in the engine whose calls most easily meet."""
-    predictor = load(exported, engine="openvino")
-    pytest.importorskip("llama_index.core")
-    from bridgetower.integrations.llama_index import BridgeTowerEmbedding
-
-    embedding = BridgeTowerEmbedding(predictor)
-
-    async def gathered():
-        queries = [embedding.aget_query_embedding(text) for text in TEXTS * 5]
-        return await asyncio.gather(*queries, *[embedding.aget_image_embedding(image) for image in images * 5])
-
-    expected = [embedding.get_query_embedding(text) for text in TEXTS]
-    shown = [embedding.get_image_embedding(image) for image in images]
-    np.testing.assert_allclose(asyncio.run(gathered()), expected * 5 + shown * 5, atol=1e-6)

@@ -85,17 +85,6 @@ def test_every_route_with_a_body_refuses_those_that_would_take_long(client):
         assert error["message"] == f"the body has more than {STRINGS} strings; send several requests"
 
 
-def test_lists_of_a_request_have_a_limit(refused):
-    many = ["a"] * (MOST_ITEMS + 1)
-    for path, body, param in (
-        ("/v1/embeddings", {"input": many}, "input"),
-        ("/v1/answer", {"images": "a", "questions": many}, "questions"),
-        ("/v1/rerank", {"query": "a", "documents": [{"text": "a"}] * len(many)}, "documents"),
-    ):
-        error = refused(path, 413, **body)
-        assert (error["param"], f"at most {MOST_ITEMS} items" in error["message"]) == (param, True)
-
-
 def test_parsed_as_json_does():
     for value in ([1, -2.5e3, True, None, {"a": ["é", "\n", '"\\']}], "a", {}):
         for ascii_only in (True, False):

@@ -1,8 +1,7 @@
 """The flag set: the right picture for each text, one right answer for each caption, nothing leaks between splits."""
 
 import io
-from collections import Counter, defaultdict
-from dataclasses import replace
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -17,15 +16,11 @@ from bridgetower_demo.toysets import prepare_toyset
 from bridgetower_demo.toysets.collection import Record
 from bridgetower_demo.toysets.flags import (
     UNFIT,
-    Flag,
     FlagsConfig,
     captions_of,
-    clauses_of,
     collect,
-    iso_code,
-    sections,
 )
-from bridgetower_demo.toysets.packages import distinct, pixel_digest, read_names
+from bridgetower_demo.toysets.packages import pixel_digest, read_names
 from rows import read_rows
 
 
@@ -43,45 +38,19 @@ def pixels(record: Record) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(record.images[0].content)).convert("RGBA").convert("RGB")).astype(int)
 
 
-class TestText:
-    def test_sections(self):
-        text = (
-            "<strong>description: </strong>red &amp; <em>white</em><br><br><strong> meaning:</strong> joy"
-            "<br><br><strong>history:\xa0</strong>old<br><br><strong>note 1:</strong> rare"
-        )
-        assert sections(text) == {"description": "red & white", "meaning": "joy", "history": "old", "note": "rare"}
-        assert sections("the flag of France is used") == {"": "the flag of France is used"}
-        assert sections("") == {}
-
-    def test_clauses(self):
-        quoted = 'green with the creed, "No god; one messenger;" the text is above (a saber; white); it is large.'
-        assert clauses_of(quoted) == [
-            'green with the creed, "No god; one messenger;" the text is above (a saber; white)',
-            "it is large",
-        ]
-        assert clauses_of("red; ; blue") == ["red", "blue"]
-
-    def test_captions(self):
-        captions = captions_of(
-            {
-                "A": "three equal bands of red; a star is in the center; blue stands for the sky",
-                "B": "three equal bands of red; it has a large star in the middle; small",
-                "C": "green with a white disk; the reverse of the flag shows a lion",
-            }
-        )
-        assert captions == {
-            "A": ("three equal bands of red; a star is in the center", "a star is in the center"),
-            "B": ("three equal bands of red; it has a large star in the middle; small",),
-            "C": ("green with a white disk",),
+def test_clauses_become_captions_that_one_flag_has_alone():
+    captions = captions_of(
+        {
+            "A": "three equal bands of red; a star is in the center; blue stands for the sky",
+            "B": "three equal bands of red; it has a large star in the middle; small",
+            "C": "green with a white disk; the reverse of the flag shows a lion",
         }
-
-
-def test_iso_code():
-    french = "metropolitan France - .fr; French Guiana - .gf"
-    for stem, domain, iso in (("gm", ".de", "DE"), ("uk", ".uk", "GB"), ("fr", french, "FR"), ("sx", "", "GS")):
-        entry = {"Communications": {"Internet country code": {"text": domain}}} if domain else {}
-        assert iso_code(stem, entry) == iso
-    assert iso_code("wq", {}) is None
+    )
+    assert captions == {
+        "A": ("three equal bands of red; a star is in the center", "a star is in the center"),
+        "B": ("three equal bands of red; it has a large star in the middle; small",),
+        "C": ("green with a white disk",),
+    }
 
 
 KNOWN = {
@@ -129,14 +98,6 @@ class TestCollect:
         assert not left_out.keys() & flags.keys()
         countries = [row for row in read_names() if row["subcategory_slug"] == "country-flag"]
         assert len(left_out) + len(flags) == len(countries)
-
-    def test_of_equal_pictures_one_is_kept(self, flags):
-        images = [flags[iso].images[0].content for iso in ("FR", "IT")]
-        france = Flag(iso="FR", name="France", region="", description="", meaning="", image=images[0])
-        copy, other = replace(france, iso="MF", name="St. Martin"), replace(france, iso="IT", image=images[1])
-        left_out: dict[str, list[str]] = defaultdict(list)
-        assert list(distinct([france, copy, other], left_out)) == [france, other]
-        assert left_out == {"same image as another one": ["MF St. Martin (as FR France)"]}
 
 
 def test_a_set_is_written_once_and_another_one_refused(tmp_path):

@@ -6,9 +6,8 @@ from dataclasses import replace
 import pytest
 
 from bridgetower.data.schema import SNLI_VE
-from bridgetower_demo.toysets import scene_texts
 from bridgetower_demo.toysets.scene_drawing import LEVELS, Noun, Scene, Shape
-from bridgetower_demo.toysets.scene_texts import TOPICS, Asked, caption, scenes_for
+from bridgetower_demo.toysets.scene_texts import TOPICS, Asked, scenes_for
 
 CONTRADICTION, NEUTRAL, ENTAILMENT = SNLI_VE.labels
 
@@ -93,47 +92,10 @@ def test_answers_to_hand_made_scenes(kind):
     assert {text: found[text] for text in ANSWERS[kind]} == ANSWERS[kind]
 
 
-@pytest.mark.parametrize("topic", TOPICS["vqa"])
-def test_answers_of_rich_scenes_may_be_given(topic):
-    generator = random.Random(0)
-    for _ in range(200):
-        question = TOPICS["vqa"][topic](generator, LEVELS["hard"])
-        assert question.answer(SCENE) in {None, *question.answers}
-
-
-def test_captions_name_shapes_from_left_to_right():
-    shapes = (
-        shape("star", "orange", 0.8, 0.1, "small"),
-        shape("circle", "red", 0.2, 0.9),
-        shape("square", "blue", 0.5, 0.5),
-    )
-    assert caption(Scene(shapes=shapes), LEVELS["easy"]) == (
-        "from left to right: a red circle, a blue square and an orange star."
-    )
-    assert caption(Scene(shapes=shapes[:2]), LEVELS["medium"]) == (
-        "from left to right: a large red circle and a small orange star."
-    )
-    assert caption(Scene(shapes=shapes[1:2]), LEVELS["easy"]) == "a red circle."
-
-
-class TestScenesFor:
-    def test_have_the_answer(self):
-        noun = Noun(kind="star")
-        asked = Asked(text="?", answers=("0", "3"), nouns=(noun,), answer=lambda scene: str(len(scene.all(noun))))
-        for answer in asked.answers:
-            (scene,) = scenes_for(asked, answer, random.Random(0), LEVELS["medium"])
-            assert len(scene.all(noun)) == int(answer)
-            assert scene.curtain is None
-
-    def test_half_of_them_have_curtains(self):
-        asked = Asked(text="?", answers=("yes",), nouns=(), answer=lambda scene: "yes")
-        generator = random.Random(0)
-        scenes = [scenes_for(asked, "yes", generator, LEVELS["easy"], curtains=True)[0] for _ in range(400)]
-        assert 160 < sum(scene.curtain is not None for scene in scenes) < 240
-        assert len({scene.curtain for scene in scenes}) == 5
-
-    def test_an_answer_that_no_scene_has_is_an_error(self, monkeypatch):
-        monkeypatch.setattr(scene_texts, "_TRIES", 5)
-        asked = Asked(text="is it so?", answers=("yes",), nouns=(), answer=lambda scene: None)
-        with pytest.raises(RuntimeError, match="no scene in 5 answers 'is it so\\?' with 'yes'"):
-            scenes_for(asked, "yes", random.Random(0), LEVELS["easy"])
+def test_scenes_for_an_answer_have_it():
+    noun = Noun(kind="star")
+    asked = Asked(text="?", answers=("0", "3"), nouns=(noun,), answer=lambda scene: str(len(scene.all(noun))))
+    for answer in asked.answers:
+        (scene,) = scenes_for(asked, answer, random.Random(0), LEVELS["medium"])
+        assert len(scene.all(noun)) == int(answer)
+        assert scene.curtain is None

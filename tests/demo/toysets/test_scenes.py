@@ -83,14 +83,3 @@ def test_vocabulary_has_every_answer(level):
     config = replace(SMALL, kind="vqa", level=level, num_train=400)
     vocabulary = collect(config).files["answers.json"]
     assert {answer for _, _, answer in texts_and_answers(config)} == set(vocabulary)
-
-
-def test_unfit_values():
-    for values, message in (
-        ({"kind": "poem"}, "kind is 'poem'.*expected one of captions, vqa, snli-ve, nlvr2"),
-        ({"level": "absurd"}, "level is 'absurd'; expected one of easy, medium, hard"),
-        ({"num_test": 0}, "num_test 0, .*expected at least 1"),
-        ({"side": 10}, "side 10; expected .*30 pixels"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            ScenesConfig(**values)
