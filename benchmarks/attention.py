@@ -28,13 +28,12 @@ from bridgetower.cli.options import demo_or, named
 from bridgetower.cli.output import emit_rows
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
-from bridgetower.drawing import png
+from bridgetower.drawing import LINE_STYLES, STYLE, png
 from bridgetower.files import write_bytes, write_json
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.hidden_states import FusionAttention, hidden_states
 from bridgetower.predictor import load
 from bridgetower.progress import counted
-from bridgetower.reports.comparison import LINE_STYLES
 
 _TINY = 1e-30
 
@@ -187,14 +186,15 @@ def statistics_rows(models: Mapping[str, Statistics]) -> list[list[str]]:
 def draw_statistics(models: Mapping[str, Statistics]) -> bytes:
     """Returns a PNG: a row for each kind of attention, layers from left to right, a dot for each head."""
     kinds = get_args(FusionAttention)
-    with matplotlib.rc_context({"font.size": 10}):
+    with matplotlib.rc_context(STYLE):
         drawing = Figure(figsize=(10, 2.6 * len(kinds)), layout="constrained")
         grid = drawing.subplots(len(kinds), 3, sharex=True, squeeze=False)
         for kind, (distance, entropy, divergence) in zip(kinds, grid, strict=True):
             unit = "pixels" if kind.startswith("image") else "tokens"
-            distance.set(ylabel=f"distance [{unit}]", title=kind)
-            entropy.set(ylabel="entropy [nats]", title=kind)
-            divergence.set(ylabel="KL between heads [nats]", title=kind)
+            words = kind.replace("self", "to itself")
+            distance.set(ylabel=f"distance [{unit}]", title=words)
+            entropy.set(ylabel="entropy [nats]", title=words)
+            divergence.set(ylabel="KL between heads [nats]", title=words)
             if not kind.endswith("self"):
                 distance.set_visible(False)
             for (name, statistics), style in zip(models.items(), cycle(LINE_STYLES), strict=False):
@@ -219,7 +219,6 @@ def _draw(axes: Axes, layers: Sequence[Sequence[float]], name: str, style: tuple
     dots = [(number, value) for number, values in zip(numbers, layers, strict=True) for value in values]
     axes.plot(*zip(*dots, strict=True), "o", color=ink, markersize=3, alpha=0.4)
     axes.set_xticks(numbers)
-    axes.grid(visible=True, alpha=0.3)
 
 
 def _mean(values: Sequence[float] | None) -> str:

@@ -4,8 +4,9 @@ Trains each arm of an experiment with each seed to answer questions about genera
 recipe `scenes-vqa`. Fixed beforehand: 1,200 steps of 64, the scenes (60,000 for training, of seed 21), 500 validation
 questions every 100 steps, and the figure: the mean of the validation score over the learning curve, paired by seed.
 Beside it stand the last score, the steps to a score of 60 and the seconds of a step. Runs that are finished are kept in
-the results file, which a later call, on another machine too, adds to. Prints a table of all runs of the experiment and
-writes its page and drawing. `depths` does so at each depth, and draws the differences over the depth.
+the results file, which a later call, on another machine too, adds to. Prints a table of all runs of the experiment, in
+percent, and writes its page and drawing. `depths` does so at each depth and draws the differences over the depth, and
+`variants` does so for each choice within BridgeTower and draws the differences from that of the paper.
 """
 
 from __future__ import annotations
@@ -16,25 +17,32 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
+import matplotlib
 from matplotlib.figure import Figure
 from scenes import ARMS
 
 from bridgetower.distributed import available_cores
-from bridgetower.drawing import png
+from bridgetower.drawing import FAINT, INK, LINE_STYLES, SERIES, STYLE, png
 from bridgetower.files import read_json, write_bytes, write_json
 from bridgetower.model.config import BridgeKind, ModelConfig
-from bridgetower.reports.comparison import LINE_STYLES, Comparison, FinishedRun, finished_runs
+from bridgetower.reports.comparison import Comparison, FinishedRun, finished_runs
+from bridgetower.reports.numbers import MINUS, Difference, verdict
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower_demo.parallel import train_all
 from bridgetower_demo.recipes import RECIPES
 from bridgetower_demo.toysets import prepare_toyset
 from bridgetower_demo.toysets.scenes import ScenesConfig
 
-REACH, METRIC, STEPS, EVERY = 0.6, "vqa_score", 1_200, 100
+REACH, METRIC, STEPS, EVERY = 60, "vqa_score", 1_200, 100
 NUM_TRAIN, NUM_VALIDATION, SCENES_SEED = 60_000, 500, 21
 TEXT_LAYERS = {2: 2, 4: 3, 6: 4, 8: 6}
 FUSION_LAYERS = {2: 2, 4: 2, 6: 3, 8: 4}
-DEPTHS = "depths"
+VARIANTS = {
+    "layers": "bridges from",
+    "kinds": "kind of bridge",
+    "fusion-layers": "depth",
+    "projections": "projections",
+}
 Change = Callable[[ModelConfig], ModelConfig]
 
 
@@ -59,13 +67,13 @@ EXPERIMENTS: Mapping[str, tuple[int, Mapping[str, Change]]] = {
     "layers": (
         6,
         {
-            "top": fusion(vision_layers=(4, 5, 6), text_layers=(2, 3, 4)),
-            "spread": fusion(vision_layers=(2, 4, 6), text_layers=(1, 2, 4)),
-            "lowest": fusion(vision_layers=(1, 2, 3), text_layers=(1, 2, 3)),
+            "the top layers": fusion(vision_layers=(4, 5, 6), text_layers=(2, 3, 4)),
+            "spread over the towers": fusion(vision_layers=(2, 4, 6), text_layers=(1, 2, 4)),
+            "the lowest layers": fusion(vision_layers=(1, 2, 3), text_layers=(1, 2, 3)),
         },
     ),
-    "fusion-layers": (6, {f"{number} layers": fusion(num_layers=number) for number in (3, 1, 2, 4)}),
-    "projections": (6, {"shared": fusion(), "separate": fusion(separate_projections=True)}),
+    "fusion-layers": (6, {f"{number} fusion layers": fusion(num_layers=number) for number in (3, 1, 2, 4)}),
+    "projections": (6, {"shared": fusion(), "one for each bridge": fusion(separate_projections=True)}),
 }
 
 
@@ -101,9 +109,9 @@ def key(run: RunConfig, given: argparse.Namespace) -> str:
 
 
 def kept(results: Path, name: str, arm: str, seed: int) -> FinishedRun:
-    """A finished run of the results."""
+    """A finished run of the results, in percent."""
     entry = stored(results)[name]
-    curve = {int(step): value for step, value in entry["curve"].items()}
+    curve = {int(step): 100 * value for step, value in entry["curve"].items()}
     return FinishedRun(arm=arm, seed=seed, curve=curve, seconds_per_step=entry["seconds_per_step"])
 
 
@@ -132,7 +140,7 @@ def train_missing(runs: Mapping[tuple[str, int], RunConfig], given: argparse.Nam
 def parsed() -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("experiment", choices=[*EXPERIMENTS, DEPTHS])
+    parser.add_argument("experiment", choices=[*EXPERIMENTS, "depths", "variants"])
     parser.add_argument("--work", type=Path, default=Path("bridges"), help="folder for scenes, runs and pages")
     parser.add_argument("--results", type=Path, default=Path("docs/bridges.json"), help="finished runs; added to")
     parser.add_argument("--seeds", type=int, nargs="+", default=[21, 22, 23, 24, 25, 26], help="of the models")
@@ -150,40 +158,87 @@ def compared(experiment: str, given: argparse.Namespace) -> Comparison:
     runs = {(arm, seed): config(experiment, arm, seed, given) for seed in given.seeds for arm in arms}
     train_missing(runs, given)
     found = tuple(kept(given.results, key(run, given), arm, seed) for (arm, seed), run in runs.items())
-    comparison = Comparison(metric=METRIC, reach=REACH, runs=found)
-    comparison.write(given.work / experiment, f"Scenes, {experiment}")
+    comparison = Comparison(metric="VQA score [%]", reach=REACH, runs=found)
+    depth = EXPERIMENTS[experiment][0]
+    title = f"Questions about scenes, image tower of {depth} layers"
+    comparison.write(given.work / experiment, f"{title}: {VARIANTS[experiment]}" if experiment in VARIANTS else title)
     print(f"{experiment}\n\n{comparison.markdown()}\n")
     return comparison
 
 
+def bars(difference: Difference) -> tuple[float, list[list[float]]]:
+    """The mean of a difference, and the bars of its interval below and above."""
+    mean = difference["mean"]
+    low, high = difference["interval_95"] or (mean, mean)
+    return mean, [[mean - low], [high - mean]]
+
+
 def draw_depths(depths: Mapping[int, Comparison]) -> bytes:
     """Returns a PNG of the differences of the figure between BridgeTower and the other arms, by depth of the towers."""
-    drawing = Figure(figsize=(7, 4.4), layout="constrained")
-    axes = drawing.add_subplot()
-    others = list(ARMS)[1:]
-    for number, (arm, (ink, line)) in enumerate(zip(others, LINE_STYLES[1:], strict=False)):
-        found = [comparison.differences(arm)["area"] for comparison in depths.values()]
-        places = [depth + (number - 0.5) * 0.2 for depth in depths]
-        means = [difference["mean"] for difference in found]
-        bounds = [difference["interval_95"] or (difference["mean"],) * 2 for difference in found]
-        errors = [[mean - low for mean, (low, _) in zip(means, bounds, strict=True)]]
-        errors.append([high - mean for mean, (_, high) in zip(means, bounds, strict=True)])
-        axes.errorbar(places, means, yerr=errors, fmt=line, color=ink, capsize=4, label=f"BridgeTower \u2212 {arm}")
-    axes.axhline(0, color="#555555", linewidth=1)
-    axes.set(xlabel="layers of the image tower", ylabel="difference of the mean score", xticks=list(depths))
-    axes.grid(visible=True, alpha=0.3)
-    axes.legend(loc="upper left")
-    return png(drawing)
+    with matplotlib.rc_context(STYLE):
+        drawing = Figure(figsize=(7, 4.4), layout="constrained")
+        axes = drawing.add_subplot()
+        for number, (arm, (ink, line)) in enumerate(zip(list(ARMS)[1:], LINE_STYLES[1:], strict=False)):
+            places, means = [depth + (number - 0.5) * 0.2 for depth in depths], []
+            for place, comparison in zip(places, depths.values(), strict=True):
+                mean, errors = bars(comparison.differences(arm)["area"])
+                axes.errorbar(place, mean, yerr=errors, color=ink, capsize=4)
+                means.append(mean)
+            axes.plot(places, means, line, color=ink, label=f"BridgeTower {MINUS} {arm}")
+        axes.axhline(0, color=INK, linewidth=1)
+        title = "What bridges add, by the depth of the towers"
+        axes.set(xlabel="layers of the image tower", ylabel="difference of the mean VQA score [points]", title=title)
+        axes.set_xticks(list(depths))
+        axes.legend(loc="upper left")
+        return png(drawing)
+
+
+def draw_variants(variants: Mapping[str, Comparison]) -> bytes:
+    """Returns a PNG of what the paper's choice is better by than each other: a point with its 95 % interval."""
+    with matplotlib.rc_context(STYLE):
+        names: list[str] = []
+        drawing = Figure(
+            figsize=(7.5, 0.9 + 0.28 * sum(len(one.arms) for one in variants.values())), layout="constrained"
+        )
+        axes = drawing.add_subplot()
+        for experiment, comparison in variants.items():
+            names.append(f"{VARIANTS[experiment]}: {comparison.arms[0]}")
+            for arm in comparison.arms[1:]:
+                found = comparison.differences(arm)["area"]
+                mean, errors = bars(found)
+                face = SERIES[0] if verdict(found) in ("higher", "lower") else "white"
+                style = {"color": SERIES[0], "markerfacecolor": face, "capsize": 3}
+                axes.errorbar(mean, len(names), xerr=errors, fmt="o", **style)
+                names.append(arm)
+        axes.axvline(0, color=INK, linewidth=1)
+        axes.set_xlabel("difference of the mean VQA score [points]")
+        for place, side, text in (
+            (0, "left", "\u2190 this one is better"),
+            (1, "right", "the paper's is better \u2192"),
+        ):
+            axes.text(place, 1, text, ha=side, va="bottom", fontsize=10, color=FAINT, transform=axes.transAxes)
+        drawing.suptitle(
+            "The paper's choice, in bold, less each other", x=0.01, ha="left", fontsize=12, fontweight="bold"
+        )
+        axes.set_yticks(range(len(names)), names)
+        axes.grid(visible=False, axis="y")
+        for name, label in zip(names, axes.get_yticklabels(), strict=True):
+            label.set_fontweight("bold" if ": " in name else "normal")
+        axes.invert_yaxis()
+        return png(drawing)
 
 
 def main() -> None:
-    """Runs one experiment, or those of all depths."""
+    """Runs one experiment, or those of all depths or variants."""
     given = parsed()
-    if given.experiment != DEPTHS:
+    if given.experiment == "depths":
+        depths = {depth: compared(f"depth-{depth}", given) for depth in TEXT_LAYERS}
+        write_bytes(given.work / "depths.png", draw_depths(depths))
+    elif given.experiment == "variants":
+        variants = {experiment: compared(experiment, given) for experiment in VARIANTS}
+        write_bytes(given.work / "variants.png", draw_variants(variants))
+    else:
         compared(given.experiment, given)
-        return
-    found = {depth: compared(f"depth-{depth}", given) for depth in TEXT_LAYERS}
-    write_bytes(given.work / "depths.png", draw_depths(found))
 
 
 if __name__ == "__main__":

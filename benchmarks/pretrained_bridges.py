@@ -28,6 +28,7 @@ from bridgetower_demo.toysets import prepare_toyset
 
 TOP_LAYERS, EVALUATIONS = 2, 6
 STAGES = ("contrastive", "retrieval", "questions")
+TOWERS = {"frozen": "frozen", "top": f"their top {TOP_LAYERS} layers trained"}
 METRICS = {"retrieval": "rsum", "questions": "vqa_score"}
 Run = tuple[str, int]
 """Arm and seed."""
@@ -88,7 +89,7 @@ def key(given: argparse.Namespace, stage: str, run: Run) -> str:
 def main() -> None:
     """Trains what is missing, compares, draws and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("towers", choices=["frozen", "top"])
+    parser.add_argument("towers", choices=TOWERS)
     parser.add_argument("--work", type=Path, default=Path("pretrained-bridges"), help="folder for data, runs and pages")
     parser.add_argument("--results", type=Path, default=Path("docs/pretrained-bridges.json"), help="finished runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[21, 22, 23, 24], help="of the models")
@@ -98,8 +99,11 @@ def main() -> None:
     train_missing(given, runs)
     for stage in METRICS:
         found = tuple(kept(given.results, key(given, stage, (arm, seed)), arm, seed) for arm, seed in runs)
-        comparison = Comparison(metric=METRICS[stage], reach=None, runs=found)
-        comparison.write(given.work / f"{given.towers}-{stage}", f"{stage.capitalize()}, towers {given.towers}")
+        comparison = Comparison(metric=f"{METRICS[stage]} [%]", reach=None, runs=found)
+        comparison.write(
+            given.work / f"{given.towers}-{stage}",
+            f"{stage.capitalize()} on pre-trained towers, {TOWERS[given.towers]}",
+        )
         print(f"{stage}\n\n{comparison.markdown()}\n")
 
 

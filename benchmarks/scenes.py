@@ -43,21 +43,23 @@ class Task:
     """What is learnt.
 
     Attributes:
+        title: What it is in words.
         kind: Of the set.
         recipe: Its numbers.
         figure: Of the validation split.
     """
 
+    title: str
     kind: str
     recipe: str
     figure: str
 
 
 TASKS = {
-    "vqa": Task(kind="vqa", recipe="scenes-vqa", figure="vqa_score"),
-    "nlvr2": Task(kind="nlvr2", recipe="scenes-nlvr2", figure="accuracy"),
-    "snli-ve": Task(kind="snli-ve", recipe="scenes-snli-ve", figure="accuracy"),
-    "flags": Task(kind="vqa", recipe="flag-questions", figure="vqa_score"),
+    "vqa": Task(title="Questions about scenes", kind="vqa", recipe="scenes-vqa", figure="vqa_score"),
+    "nlvr2": Task(title="Statements about two scenes", kind="nlvr2", recipe="scenes-nlvr2", figure="accuracy"),
+    "snli-ve": Task(title="Statements about one scene", kind="snli-ve", recipe="scenes-snli-ve", figure="accuracy"),
+    "flags": Task(title="Questions about flags", kind="vqa", recipe="flag-questions", figure="vqa_score"),
 }
 
 
@@ -94,7 +96,7 @@ def run_folder(out: Path, arm: str, seed: int) -> Path:
 def curves_of(name: str, runs: Mapping[tuple[str, int], Path]) -> Comparison:
     """The share of right answers on the validation split of all runs, by step."""
     _, found = finished_runs(list(runs.values()), [arm for arm, _ in runs], TASKS[name].figure)
-    return Comparison(metric="right answers", reach=None, runs=tuple(found))
+    return Comparison(metric="share of right answers", reach=None, runs=tuple(found))
 
 
 def measured(name: str, runs: Mapping[tuple[str, int], Path], comparison: Comparison, data: Path) -> dict[str, Any]:
@@ -172,7 +174,7 @@ def main() -> None:
     arms = measured(given.task, folders, comparison, data)
     steps = next(iter(runs.values())).max_steps
     write_json(given.out / "results.json", {"task": given.task, "steps": steps, "seeds": given.seeds, "arms": arms})
-    title = f"{given.task}, {len(given.seeds)} seed{'s' * (len(given.seeds) > 1)}"
+    title = f"{TASKS[given.task].title}, {len(given.seeds)} seed{'s' * (len(given.seeds) > 1)}"
     words = next(iter(arms.values()))["test"]["overall"]["text_only"]["mean"]
     write_bytes(given.out / "curves.png", draw_curves(comparison, title, {"words alone, test": words}))
     print(table(arms))

@@ -59,6 +59,8 @@ def gather(folder: Path) -> None:
         for file in files:
             (folder / moved(file)).parent.mkdir(exist_ok=True)
             shutil.copy(file, folder / moved(file))
+    for name in ("icon.svg", "site.css"):
+        shutil.copy(DOCS / name, folder / name)
     (folder / "commands.md").write_text(commands(), encoding="utf-8")
 
 

@@ -1,7 +1,7 @@
-"""Makes the figures of README.md and docs/concepts.md: python docs/figures.py, where `make demo` has run.
+"""Makes figures of README.md and docs: python docs/figures.py.
 
-They show a search in the web UI and a search's sheet, with the model and the held-out images of the demo, and the
-architecture. Needs Chromium; `python docs/figures.py architecture` draws the last one alone.
+They show the architecture, and what bridges add by the runs in docs/bridges.json. Where `make demo` has run, they also
+show a search in the web UI and a search's sheet, with the demo's model and held-out images; that needs Chromium.
 """
 
 from __future__ import annotations
@@ -14,21 +14,28 @@ from pathlib import Path
 
 from PIL import Image
 
+from bridgetower.drawing import INK, SERIES
+
 DOCS = Path(__file__).resolve().parent
-NAMES = ("web-ui.png", "search.png")
+SEARCH = ("web-ui.png", "search.png")
+BRIDGES = {"depth-6": "depth-6/curves.png", "depths": "depths.png", "variants": "variants.png"}
 QUERY = "a smiling face"
 COLOURS = 128  # of each picture, so that it is small
-
-
-INK, TOWER, FUSION, BRIDGE, HEAD = "#1f2330", "#dfe3fb", "#c9f0e4", "#4f5bd5", "#f4f4f7"
+TOWER, FUSION, HEAD = "#d9eaf5", "#d3efe5", "#f4f4f7"  # the first and the third colour of plots, lighter
+BRIDGE = SERIES[0]
 
 
 def main() -> None:
     """Writes the figures."""
     draw_architecture(DOCS / "bridgetower.png")
-    if sys.argv[1:] == ["architecture"]:
-        return
     with tempfile.TemporaryDirectory() as folder:
+        for experiment, written in BRIDGES.items():
+            seeds = ["21", "22", "23", "24"] + ["25", "26"] * (experiment == "depth-6")
+            options = [experiment, "--work", folder, "--results", str(DOCS / "bridges.json"), "--seeds", *seeds]
+            subprocess.run([sys.executable, str(DOCS.parent / "benchmarks/bridges.py"), *options], check=True)
+            shutil.copy(Path(folder) / written, DOCS / f"bridges-{experiment}.png")
+        if not Path("bridgetower-demo").exists():
+            return
         taken, drawn = Path(folder) / "web-ui.png", Path(folder) / "search.png"
         take_page(taken)
         search = ["search", "demo", QUERY, "--top", "5", "--sheet", str(drawn)]
@@ -73,9 +80,9 @@ def draw_architecture(path: Path) -> None:
     axes.text(6.95, 2.3, "bridge", ha="center", va="bottom", fontsize=8.5, color=BRIDGE)
     axes.text(5, 3.66, "⋮", ha="center", va="center", fontsize=12, color=INK)
     arrow((5, 2.52), (5, 2.85))
-    for x, name in ((2.85, "matching"), (4.3, "masked words"), (5.75, "answers, …")):
-        box(x, 4.9, 1.4, name, HEAD)
-        arrow((5, 4.42), (x + 0.7, 4.88))
+    for x, width, name in ((2.65, 1.2, "matching"), (4.1, 1.8, "masked words"), (6.15, 1.2, "answers, …")):
+        box(x, 4.9, width, name, HEAD)
+        arrow((5, 4.42), (x + width / 2, 4.88))
     box(0.2, 4.9, 2.2, "vector of the image", HEAD)
     box(7.6, 4.9, 2.2, "vector of the text", HEAD)
     arrow((1.3, 4.42), (1.3, 4.88))

@@ -124,6 +124,6 @@ def test_a_circle_inside_functions_is_found():
 
 def test_figures_are_small():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    names = runpy.run_path(str(ROOT / "docs" / "figures.py"))["NAMES"]
+    names = runpy.run_path(str(ROOT / "docs" / "figures.py"))["SEARCH"]
     assert all(f"](docs/{name})" in readme for name in names)
     assert sum((ROOT / "docs" / name).stat().st_size for name in names) <= 150_000

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
+from bridgetower.drawing import FAINT, SERIES, STYLE, png
 from bridgetower.engines.engine import TorchEngine
-from bridgetower.files import replacing
+from bridgetower.files import write_bytes
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.presets import BASE, NANO
 from side_by_side.products import recorded
@@ -71,22 +74,18 @@ def growth_rows(curves: dict[str, list[Point]]) -> Iterator[Row]:
 
 def plot(curves: dict[str, list[Point]], path: Path) -> None:
     """Draws seconds beside the line of operations at the best rate of each curve."""
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(2, 2, figsize=(9, 6.5), layout="constrained")
-    for axis, (name, points) in zip(axes.flat, curves.items(), strict=True):
-        sizes = [point.size for point in points]
-        best = max(point.flops / point.seconds for point in points)
-        axis.plot(
-            sizes, [point.flops / best for point in points], "--", color="tab:gray", label="operations / best rate"
-        )
-        axis.plot(sizes, [point.seconds for point in points], "o-", color="tab:blue", label="measured")
-        axis.set(xlabel=name, ylabel="seconds", xticks=sizes, xlim=(0, None), ylim=(0, None))
-        axis.grid(alpha=0.3)
-    axes.flat[0].legend(frameon=False)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
-    plt.close(figure)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(9, 6.5), layout="constrained")
+        for axes, (name, points) in zip(figure.subplots(2, 2).flat, curves.items(), strict=True):
+            sizes = [point.size for point in points]
+            best = max(point.flops / point.seconds for point in points)
+            axes.plot(
+                sizes, [point.flops / best for point in points], "--", color=FAINT, label="operations at best rate"
+            )
+            axes.plot(sizes, [point.seconds for point in points], "o-", color=SERIES[0], label="measured")
+            axes.set(xlabel=name, ylabel="time of matching [s]", xticks=sizes, xlim=(0, None), ylim=(0, None))
+        figure.axes[0].legend()
+        write_bytes(path, png(figure))
 
 
 def _point(setting: Setting, axis: str, size: int) -> Point:

@@ -139,7 +139,7 @@ def draw_explanation(explanation: Explanation) -> Image.Image:
     """
     from matplotlib.figure import Figure
 
-    from bridgetower.drawing import FAINT, PLAIN, drawn, shortened
+    from bridgetower.drawing import FAINT, INK, PLAIN, drawn, shortened
 
     num_layers, num_words = explanation.maps.shape[:2]
     bands = -(-num_words // WORDS_IN_A_BAND)
@@ -157,7 +157,7 @@ def draw_explanation(explanation: Explanation) -> Image.Image:
     axes.imshow(view)
     title = f"“{shortened(explanation.text, round(7 * (width - 2)))}”"
     match = described(explanation.probability, explanation.score)
-    lines = (title, 0.4, 15, "black"), (f"match: {match}" if match else "", 0.7, 11, "black"), (_LEGEND, 1.6, 9, FAINT)
+    lines = (title, 0.4, 15, INK), (f"match: {match}" if match else "", 0.7, 11, INK), (_LEGEND, 1.6, 9, FAINT)
     for line, place, size, colour in lines:
         figure.text((_TILE + 0.4) / width, 1 - place / height, line, fontsize=size, color=colour, **PLAIN)
     for word, name in enumerate(explanation.words):

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import io
-import random
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,11 +13,7 @@ from bridgetower.data.datasets import DATASETS
 from bridgetower.data.datasets.spec import PublishedCount
 from bridgetower.data.prepared_set import DatasetInfo, PreparedSet
 from bridgetower.data.schema import Schema
-from bridgetower.files import write_text
-from bridgetower.processor import open_image
 from bridgetower.progress import counted
-
-_SIDE = 320  # pixels, the longer side of a sample
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,35 +61,3 @@ def word_lengths(counts: Mapping[int, int]) -> dict[str, float]:
     median, p95 = (lengths[place] for place in np.searchsorted(weights.cumsum(), np.array([0.5, 0.95]) * weights.sum()))
     mean = round(float(np.average(lengths, weights=weights)), 2)
     return {"shortest": lengths[0], "median": median, "mean": mean, "p95": p95, "longest": lengths[-1]}
-
-
-def write_samples(
-    folder: Path, path: Path, *, schema: Schema | None = None, num_samples: int = 8, seed: int = 0
-) -> None:
-    """Writes an HTML page with samples of every split, images and entries, in one file."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    if num_samples < 1:
-        raise ValueError(f"num_samples is {num_samples}; expected at least 1")
-    one = PreparedSet(folder, None, schema)
-    templates = Environment(loader=PackageLoader("bridgetower.data"), autoescape=True, undefined=StrictUndefined)
-    templates.filters["data_uri"] = _data_uri
-    samples: dict[str, list[dict[str, Any]]] = {name: [] for name in one.splits}
-    for number, name in enumerate(one.splits):  # some images, or texts without one, each with all its examples
-        own = np.flatnonzero(one.split_of == number)
-        groups = np.unique(one.groups[own])
-        chosen = random.Random(f"{seed}/{name}").sample(range(len(groups)), min(num_samples, len(groups)))
-        for group in groups[sorted(chosen)]:
-            examples = one.examples(own[one.groups[own] == group].tolist())
-            images, entries = one.images(examples[0]["images"]), [row["entry"] for row in examples]
-            samples[name].append({"id": examples[0]["id"], "images": images, "entries": entries})
-    page = templates.get_template("samples.html").render(info=one.info, schema=one.schema, samples=samples)
-    write_text(path, page)
-
-
-def _data_uri(content: bytes) -> str:
-    image = open_image(content)
-    image.thumbnail((_SIDE, _SIDE))
-    stream = io.BytesIO()
-    image.save(stream, "WEBP")
-    return f"data:image/webp;base64,{base64.b64encode(stream.getvalue()).decode()}"

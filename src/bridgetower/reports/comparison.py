@@ -13,15 +13,12 @@ from typing import Any, NamedTuple
 import matplotlib
 from matplotlib.figure import Figure
 
-from bridgetower.drawing import png
+from bridgetower.drawing import FAINT, LINE_STYLES, STYLE, png
 from bridgetower.files import flattened, read_json, write_bytes, write_json, write_text
 from bridgetower.reports import numbers
-from bridgetower.reports.pages import page_templates
+from bridgetower.reports.pages import Row, Table, page_templates
 from bridgetower.tasks.run_config import CONFIG, read_metrics
 
-_INKS = (("#0072b2", "-"), ("#d55e00", "--"), ("#009e73", "-."), ("#cc79a7", ":"), ("#e69f00", "-"), ("#56b4e9", "--"))
-LINE_STYLES = tuple((ink, marker + line) for marker in "os^" for ink, line in _INKS)
-"""Colour, and marker with line, of each arm: a palette that colour-blind people can tell apart."""
 MEASURES = {"area": "mean over the curve", "final": "last evaluation", "steps_to_reach": "steps to reach"}
 
 
@@ -148,15 +145,17 @@ class Comparison:
         drawing = draw_curves(self, title)
         write_json(folder / "comparison.json", self.to_dict())
         write_bytes(folder / "curves.png", drawing)
-        titles, rows = self.rows()
-        values = {"comparison": self, "title": title, "titles": titles, "rows": rows, "drawing": drawing}
-        page = page_templates().get_template("comparison.html").render(num_arms=len(self.arms), **values)
+        columns, cells = self.rows()
+        styles = [""] * len(self.arms) + ["difference"] * (len(self.arms) - 1)
+        rows = [Row(name, rest, style) for (name, *rest), style in zip(cells, styles, strict=True)]
+        values = {"comparison": self, "title": title, "drawing": drawing, "measured": Table(columns=columns, rows=rows)}
+        page = page_templates().get_template("comparison.html").render(values)
         write_text(folder / "comparison.html", page)
 
 
 def draw_curves(comparison: Comparison, title: str, floors: Mapping[str, float] | None = None) -> bytes:
     """Returns a PNG of the learning curves: the mean over seeds, a band from the lowest to the highest."""
-    with matplotlib.rc_context({"font.size": 11}):
+    with matplotlib.rc_context(STYLE):
         drawing = Figure(figsize=(7, 4.4), layout="constrained")
         axes = drawing.add_subplot()
         for arm, (ink, line) in zip(comparison.arms, cycle(LINE_STYLES), strict=False):
@@ -166,10 +165,9 @@ def draw_curves(comparison: Comparison, title: str, floors: Mapping[str, float] 
             axes.plot(steps, list(map(fmean, values)), line, color=ink, linewidth=2, markersize=5, label=arm)
             axes.fill_between(steps, list(map(min, values)), list(map(max, values)), color=ink, alpha=0.15, linewidth=0)
         for name, value in (floors or {}).items():
-            axes.axhline(value, color="#555555", linestyle=":", label=name)
+            axes.axhline(value, color=FAINT, linestyle=":", label=name)
         metric = comparison.metric.replace("_", " ")
-        axes.set(xlabel="optimiser steps", ylabel=f"{metric}, validation", title=title)
-        axes.grid(visible=True, alpha=0.3)
+        axes.set(xlabel="optimiser steps", ylabel=f"{metric} on the validation split", title=title)
         drawing.legend(loc="outside right center") if len(comparison.arms) > 4 else axes.legend(loc="lower right")
         return png(drawing)
 

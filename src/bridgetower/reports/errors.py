@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -13,21 +12,20 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from bridgetower.data.examples import PreparedImages
-from bridgetower.drawing import BLUE, png
+from bridgetower.drawing import FAINT, SERIES, STYLE, png
 from bridgetower.evaluation.config import Judgement
 from bridgetower.evaluation.metrics import BINS, expected_calibration_error, reliability
 from bridgetower.files import write_text
-from bridgetower.processor import open_image
 from bridgetower.reports.numbers import count, percent
-from bridgetower.reports.pages import Row, Table, page_templates
+from bridgetower.reports.pages import Row, Table, page_templates, small
 
 MISSES = 48
 """Misses that are shown."""
 
-_SIDE = 320  # pixels, the longer side of an image
 _CONFUSIONS, _VALUES = 20, 50  # most that are listed: pairs, values of a column
 _Z = 1.96  # of the 95 % interval
 
@@ -86,10 +84,7 @@ def _shown(one: Judgement, images: PreparedImages) -> dict[str, Any]:
     shown = []
     for number, title in numbers:
         (content,) = images.contents([number])
-        image, stream = open_image(content, background=images.processor.config.background), io.BytesIO()
-        image.thumbnail((_SIDE, _SIDE))
-        image.save(stream, "WEBP")
-        shown.append({"content": stream.getvalue(), "title": title})
+        shown.append({"content": small(content, images.processor.config.background), "title": title})
     return {**vars(one), "images": shown}
 
 
@@ -102,11 +97,11 @@ def _calibration(judgements: Sequence[Judgement]) -> dict[str, Any] | None:
     ranges = [f"{one.number / BINS:.1f} to {(one.number + 1) / BINS:.1f}" for one in bins]
     cells = [(count(one.examples), percent(one.probability), percent(one.right)) for one in bins]
     columns = ("probability", "examples", "mean probability", "right")
-    drawing = Figure(figsize=(4.8, 2.9), layout="constrained")
-    axes = drawing.add_subplot(xlabel="probability", ylabel="right", xlim=(0, 1), ylim=(0, 1))
-    axes.plot([0, 1], [0, 1], color="black", linestyle=":")
-    axes.plot([one.probability for one in bins], [one.right for one in bins], color=BLUE, marker="o")
-    axes.grid(visible=True, alpha=0.4)
+    with rc_context(STYLE):
+        drawing = Figure(figsize=(4.8, 3.4), layout="constrained")
+        axes = drawing.add_subplot(xlabel="probability [%]", ylabel="right answers [%]", xlim=(0, 100), ylim=(0, 103))
+        axes.plot([0, 100], [0, 100], color=FAINT, linestyle=":")
+        axes.plot([100 * one.probability for one in bins], [100 * one.right for one in bins], "o-", color=SERIES[0])
     return {
         "error": expected_calibration_error(bins),
         "drawing": png(drawing),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
-from bridgetower.processor import media_type
+from bridgetower.processor import media_type, open_image
+from bridgetower.processor.images import Colour
 from bridgetower.reports.numbers import count, number, percent
 
 
@@ -38,6 +40,14 @@ class Table(NamedTuple):
     rows: Sequence[Row] = ()
     groups: Sequence[tuple[str, int]] = ()
     missing: str = ""
+
+
+def small(content: bytes, background: Colour | None = None) -> bytes:
+    """Returns a copy of an image for a page, as every browser shows it."""
+    image, stream = open_image(content, background=background), io.BytesIO()
+    image.thumbnail((320, 320))
+    image.save(stream, "WEBP")
+    return stream.getvalue()
 
 
 def _data_uri(content: bytes) -> str:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from bridgetower.checkpoints import described
-from bridgetower.drawing import BLUE, FAINT, PLAIN, drawn, shortened
+from bridgetower.drawing import FAINT, INK, PLAIN, SERIES, drawn, shortened
 from bridgetower.processor import ImageLike, open_reduced
 from bridgetower.search.index import Hit
 
@@ -39,7 +39,7 @@ def contact_sheet(
         except (ValueError, OSError):
             axes.text(0.5, 0.5, "cannot be opened", ha="center", color=FAINT)
 
-    def write(line: str, x: float, y: float, size: float, colour: str = "black") -> None:
+    def write(line: str, x: float, y: float, size: float, colour: str = INK) -> None:
         figure.text(x / width, 1 - y / height, line, fontsize=size, color=colour, **PLAIN)
 
     left = _MARGIN
@@ -58,5 +58,5 @@ def contact_sheet(
         match = described(hit.probability, hit.score)
         scores = f"match {match} · cosine {hit.cosine:.3f}" if match else f"cosine {hit.cosine:.3f}"
         write(shortened(f"{number + 1} · {Path(hit.path).name}", 28), x, y + _TILE + 0.22, 10)
-        write(scores, x, y + _TILE + 0.42, 9, BLUE if match else FAINT)
+        write(scores, x, y + _TILE + 0.42, 9, SERIES[0] if match else FAINT)
     return drawn(figure)
