@@ -190,7 +190,7 @@ def check_uses(page, predictor, image):
     filled = use(page, "Fill in", "Text with <mask> where a word is missing", "red <mask> on black", "Fill in")
     (words,) = predictor.fill_mask(image, "red <mask> on black", top=5)
     assert filled == [(word.word, percent(word.probability)) for word in words]
-    labelled = use(page, "Label", "Labels, one per line", f"{TEXT}\na bar", "Compare")
+    labelled = use(page, "Label", "Labels, one per line", f"{TEXT}\na bar", "Label")
     assert labelled == named(predictor.classify(image, labels=[TEXT, "a bar"]))
     classified = use(page, "Classify", "Text beside the image, if there is one", "", "Classify")
     assert classified == named(predictor.classify(image))
@@ -203,7 +203,7 @@ def check_uses(page, predictor, image):
 
 
 def check_heat_maps(page, predictor, image):
-    use(page, "Where words look", "Text", TEXT, "Show")
+    use(page, "Attention", "Text", TEXT, "Show")
     expected = explain(predictor, image, TEXT)
     assert f"match with score {expected.score:.3f}" in page.locator("#maps").inner_text().replace("\xa0", " ")
     drawn = set()
@@ -427,7 +427,7 @@ def test_a_link_restores_a_result(opened, searcher, predictor):
         page.keyboard.press("Escape")
         check_hits(page, hits)
         page.locator("#hits button").nth(2).click()
-        page.get_by_role("link", name="Where the words look").click()
+        page.get_by_role("link", name="Attention map").click()
         page.locator("#maps canvas").first.wait_for()
         address = page.url
         assert hits[2].digest in address
@@ -572,13 +572,13 @@ def test_the_theme_is_kept(opened):
 def test_what_the_server_lacks_is_not_offered(opened, answering_checkpoint, tiny_checkpoint, tmp_path):
     with started(load(tiny_checkpoint, device="cpu"), page=True) as running, opened(running=running) as page:
         page.get_by_role("heading", name="Ask about an image").wait_for()
-        assert page.locator("#uses label").all_inner_texts() == ["Match", "Fill in", "Label", "Where words look"]
+        assert page.locator("#uses label").all_inner_texts() == ["Match", "Fill in", "Label", "Attention"]
         assert not page.get_by_role("link", name="Search", exact=True).is_visible()
         assert not page.locator("#bench-examples-part").is_visible()
     answering = load(answering_checkpoint, device="cpu")
     with started(answering, page=True) as running, opened(running=running) as page:
         page.get_by_role("heading", name="Ask about an image").wait_for()
-        assert page.locator("#uses label").all_inner_texts() == ["Ask", "Check", "Compare two", "Where words look"]
+        assert page.locator("#uses label").all_inner_texts() == ["Ask", "Check", "Compare two", "Attention"]
         folder, name = answering_checkpoint.parts[-2:]  # and no more of the server's folders
         assert page.locator("#about").inner_text() == f"Model: {folder}/{name}"
 

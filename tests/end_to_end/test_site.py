@@ -116,6 +116,8 @@ def test_pages_fit_a_narrow_window(browsed, out, scheme):
                 page.goto(f"{site}/{version}/{name}.html")
                 page.locator("h1").first.wait_for()
                 assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+                code = "[...document.querySelectorAll('pre > code')].every(one => one.scrollWidth <= one.clientWidth)"
+                assert page.evaluate(code)
             colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
             assert all(int(part) < 64 for part in re.findall("[0-9]+", colour)) == (scheme == "dark")
         server.shutdown()

@@ -96,7 +96,7 @@ def test_images_are_on_the_background_of_the_model(tiny_processor):
         processor = copy(tiny_processor)
         processor.config = replace(processor.config, background=background)
         images = SimpleNamespace(contents=lambda numbers: [file.getvalue()], processor=processor)
-        small = _shown(judgement(1), images)["images"][0]["content"]
+        small = _shown(judgement(1), images)["images"][0][0]
         expected = open_image(file.getvalue(), background=background).getpixel((4, 4))
         seen = Image.open(io.BytesIO(small)).convert("RGB").getpixel((4, 4))
         assert max(abs(a - b) for a, b in zip(seen, expected, strict=True)) <= 3

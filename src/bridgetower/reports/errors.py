@@ -81,11 +81,10 @@ def _shown(one: Judgement, images: PreparedImages) -> dict[str, Any]:
     """A judgement with small copies of its images, as every browser shows them."""
     numbers = [(image, "right image" if one.found is not None else "") for image in one.images]
     numbers += [] if one.found is None else [(one.found, "found first")]
-    shown = []
-    for number, title in numbers:
-        (content,) = images.contents([number])
-        shown.append({"content": small(content, images.processor.config.background), "title": title})
-    return {**vars(one), "images": shown}
+    copies = [
+        small(content, images.processor.config.background) for content in images.contents([n for n, _ in numbers])
+    ]
+    return {**vars(one), "images": [(copy, title) for copy, (_, title) in zip(copies, numbers, strict=True)]}
 
 
 def _calibration(judgements: Sequence[Judgement]) -> dict[str, Any] | None:

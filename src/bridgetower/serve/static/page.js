@@ -19,11 +19,12 @@ const decimal = (value) => value.toFixed(3).replace(/^-0\.000$/, "0.000").replac
 const clock = (seconds) => `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
 const counted = (count, one, many = `${one}s`) => `${count.toLocaleString("en")} ${count === 1 ? one : many}`;
 
+const isMoment = (hit) => (hit.start ?? null) !== null; // of a video
+
 /** Returns the file name of a hit; of a moment of a video with its times. */
-function nameOf({ path, start, end }) {
-  const moment = start !== null && start !== undefined;
-  const name = (moment ? path.replace(/#t=[^#]*$/, "") : path).split(/[\\/]/).pop();
-  return moment ? `${name}, ${clock(start)}\u2013${clock(end)}` : name;
+function nameOf(hit) {
+  const name = (isMoment(hit) ? hit.path.replace(/#t=[^#]*$/, "") : hit.path).split(/[\\/]/).pop();
+  return isMoment(hit) ? `${name}, ${clock(hit.start)}\u2013${clock(hit.end)}` : name;
 }
 
 /** Returns how well a pair matches: its calibrated probability or, without a calibration, its score; else null. */
@@ -473,7 +474,7 @@ async function search({ open = null } = {}) {
     const mixed = found.some((hit) => hit.against !== found[0].against);
     const order = mixed ? "by transcript and by image in turn" : matchOf(found[0]) ? "best first" : "nearest first";
     const alone = like.image?.file ? " Your own image is not part of the link." : "";
-    return `${counted(found.length, "image")}, ${order}, in ${seconds} s.${alone}`;
+    return `${counted(found.length, found.every(isMoment) ? "moment" : "image")}, ${order}, in ${seconds} s.${alone}`;
   });
 }
 
@@ -531,7 +532,7 @@ function openViewer(number) {
     el("dd", {}, bar(hit.cosine), `How near the vectors of query and ${COMPARED[hit.against]} are; 1 is the same direction.`)));
   $("viewer-scores").replaceChildren(...scores);
   const captions = hit.captions.map((caption) => el("li", {}, caption));
-  $("viewer-captions").replaceChildren(...(captions.length ? [el("h2", {}, counted(captions.length, "caption")), el("ul", {}, captions)] : []));
+  $("viewer-captions").replaceChildren(...(captions.length ? [el("h2", {}, isMoment(hit) ? "Transcript" : counted(captions.length, "caption")), el("ul", {}, captions)] : []));
   $("viewer-links").replaceChildren(...viewerLinks(hit));
   if (!$("viewer").open) $("viewer").showModal();
   remember(searchLink({ ...searchValues(), open: hit.id }), { replace: true });
@@ -554,7 +555,7 @@ function viewerLinks(hit) {
   }, "Download");
   return [
     link("Find similar", address("search", { like: hit.id })),
-    text ? link("Where the words look", address("playground", { use: "look", image: hit.id, text })) : null,
+    text ? link("Attention map", address("playground", { use: "look", image: hit.id, text })) : null,
     link("Playground", address("playground", { image: hit.id })),
     download,
   ].filter(Boolean);
@@ -628,19 +629,19 @@ const USES = {
     show: ({ data }) => [ranking("Judgements", data[0].judgements, "label")],
   },
   label: {
-    needs: "embeddings", label: "Label", field: "Labels, one per line", example: "a flag\na smiling face", button: "Compare", lines: 4,
+    needs: "embeddings", label: "Label", field: "Labels, one per line", example: "a flag\na smiling face", button: "Label", lines: 4,
     help: "Compares the image with labels of yours (zero-shot). The probabilities of all labels sum to one.",
     path: "v1/classify", body: (images, text) => ({ images, labels: linesOf(text) }),
     show: ({ data }) => [ranking("Labels", data[0].classes, "label")],
   },
   classify: {
     needs: "classify", label: "Classify", field: "Text beside the image, if there is one", example: "", button: "Classify", optional: true,
-    help: "Names the class that the model was trained on.",
+    help: "Names the likeliest of the classes that the model was trained on.",
     path: "v1/classify", body: (images, text) => (text ? { images, texts: text } : { images }),
     show: ({ data }) => [ranking("Classes", data[0].classes, "label")],
   },
   look: {
-    needs: "explain", label: "Where words look", field: "Text", example: "a white cross on red", button: "Show",
+    needs: "explain", label: "Attention", field: "Text", example: "a white cross on red", button: "Show",
     help: "Draws the cross-attention of each word of a text over the image, layer by layer.",
     path: "v1/explain", body: (image, text) => ({ image, text, view: true }),
     show: async (answer) => {
@@ -735,7 +736,7 @@ $("insert-mask").addEventListener("click", () => {
   field.focus();
 });
 
-// ---------------------------------------------------------------------------------------------- where words look
+// ---------------------------------------------------------------------------------------------- attention
 
 const HEAT = ["000004", "1b0c41", "4a0c6b", "781c6d", "a52c60", "cf4446", "ed6925", "fb9b06", "f7d13d", "fcffa4"]
   .map((colour) => [0, 2, 4].map((place) => parseInt(colour.slice(place, place + 2), 16)));
@@ -932,7 +933,7 @@ async function start() {
   $("uses").append(...offered.map(([name, { label }]) => el("label", {},
     el("input", { type: "radio", name: "use", id: `use-${name}`, onchange: () => choose(name) }), label)));
   $("insert-mask").textContent = `Insert ${mask}`;
-  $("playground-intro").textContent = `Give an image and a text: ${offered.map(([, { label }]) => label.toLowerCase()).join(", ")}.`;
+  $("playground-intro").textContent = "Give an image and a text, and choose what the model does with them.";
   const names = models.map((model) => model.id.split("/").slice(-2).join("/")); // of a hub id all, of a path its end
   $("about").textContent = `Model: ${names.join(", and for questions ")}`;
   $("to-search").hidden = index === null;
