@@ -207,8 +207,7 @@ def draw_variants(variants: Mapping[str, Comparison]) -> bytes:
                 found = comparison.differences(arm)["area"]
                 mean, errors = bars(found)
                 face = SERIES[0] if verdict(found) in ("higher", "lower") else "white"
-                style = {"color": SERIES[0], "markerfacecolor": face, "capsize": 3}
-                axes.errorbar(mean, len(names), xerr=errors, fmt="o", **style)
+                axes.errorbar(mean, len(names), xerr=errors, fmt="o", color=SERIES[0], markerfacecolor=face, capsize=3)
                 names.append(arm)
         axes.axvline(0, color=INK, linewidth=1)
         axes.set_xlabel("difference of the mean VQA score [points]")

@@ -92,6 +92,7 @@ def inspect(
     """
     require("train")
     from bridgetower.data.inspection import inspect as read_report
+    from bridgetower.reports.samples import write_samples
 
     if html is not None:
         require_parent(html)
@@ -99,8 +100,6 @@ def inspect(
     own = None if schema is None else load_object("--schema", schema, Schema)
     info, splits = read_report(folder, schema=own, check=check, progress=progress)
     if html is not None:
-        from bridgetower.reports.samples import write_samples
-
         write_samples(folder, html, schema=own, num_samples=num_samples, seed=seed)
     if is_json(json):
         about = {name: getattr(info, name) for name in ("name", "kind", "split_rule", "protocol")}

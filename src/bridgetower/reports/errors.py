@@ -95,7 +95,6 @@ def _calibration(judgements: Sequence[Judgement]) -> dict[str, Any] | None:
     bins = reliability(*torch.tensor(known, dtype=torch.float64).T)
     ranges = [f"{one.number / BINS:.1f} to {(one.number + 1) / BINS:.1f}" for one in bins]
     cells = [(count(one.examples), percent(one.probability), percent(one.right)) for one in bins]
-    columns = ("probability", "examples", "mean probability", "right")
     with rc_context(STYLE):
         drawing = Figure(figsize=(4.8, 3.4), layout="constrained")
         axes = drawing.add_subplot(xlabel="probability [%]", ylabel="right answers [%]", xlim=(0, 100), ylim=(0, 103))
@@ -104,7 +103,7 @@ def _calibration(judgements: Sequence[Judgement]) -> dict[str, Any] | None:
     return {
         "error": expected_calibration_error(bins),
         "drawing": png(drawing),
-        "table": Table(columns=columns, rows=list(map(Row, ranges, cells))),
+        "table": Table("", ("probability", "examples", "mean probability", "right"), [*map(Row, ranges, cells)]),
     }
 
 

@@ -46,8 +46,7 @@ def contact_sheet(
     if image is not None:
         place(lambda: image, _MARGIN, _MARGIN, _QUERY)
         left += _QUERY + _GAP
-    letters = round(6 * (width - left))
-    title = "images like this one" if text is None else f"“{shortened(text, letters)}”"
+    title = "images like this one" if text is None else f"“{shortened(text, round(6 * (width - left)))}”"
     write(title, left, _MARGIN + 0.25, 16)
     found = "nothing was found" if not hits else f"{len(hits)} hit{'s' if len(hits) > 1 else ''}, best first"
     write(found, left, _MARGIN + 0.5, 10, FAINT)
