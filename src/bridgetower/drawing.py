@@ -22,8 +22,7 @@ STYLE: Any = {  # of what draws a plot
     **{"axes.edgecolor": FAINT, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False},
     **{"axes.grid": True, "grid.color": "#d5dae1", "grid.linewidth": 0.7, "axes.axisbelow": True},
 }
-PLAIN: dict[str, Any] = {"parse_math": False}
-"""Of texts from elsewhere, in which a dollar sign begins no formula."""
+PLAIN: dict[str, Any] = {"parse_math": False}  # of texts from elsewhere, in which a dollar sign begins no formula
 
 
 def png(figure: Figure) -> bytes:

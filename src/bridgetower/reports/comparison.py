@@ -146,8 +146,7 @@ class Comparison:
         write_json(folder / "comparison.json", self.to_dict())
         write_bytes(folder / "curves.png", drawing)
         columns, cells = self.rows()
-        styles = [""] * len(self.arms) + ["difference"] * (len(self.arms) - 1)
-        rows = [Row(name, rest, style) for (name, *rest), style in zip(cells, styles, strict=True)]
+        rows = [Row(name, rest, "difference" * (n >= len(self.arms))) for n, (name, *rest) in enumerate(cells)]
         values = {"comparison": self, "title": title, "drawing": drawing, "measured": Table(columns=columns, rows=rows)}
         page = page_templates().get_template("comparison.html").render(values)
         write_text(folder / "comparison.html", page)

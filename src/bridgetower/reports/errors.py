@@ -23,8 +23,7 @@ from bridgetower.files import write_text
 from bridgetower.reports.numbers import count, percent
 from bridgetower.reports.pages import Row, Table, page_templates, small
 
-MISSES = 48
-"""Misses that are shown."""
+MISSES = 48  # that are shown
 
 _CONFUSIONS, _VALUES = 20, 50  # most that are listed: pairs, values of a column
 _Z = 1.96  # of the 95 % interval
@@ -93,7 +92,7 @@ def _calibration(judgements: Sequence[Judgement]) -> dict[str, Any] | None:
     if not known:
         return None
     bins = reliability(*torch.tensor(known, dtype=torch.float64).T)
-    ranges = [f"{one.number / BINS:.1f} to {(one.number + 1) / BINS:.1f}" for one in bins]
+    ranges = [f"{100 * one.number // BINS} to {100 * (one.number + 1) // BINS} %" for one in bins]
     cells = [(count(one.examples), percent(one.probability), percent(one.right)) for one in bins]
     with rc_context(STYLE):
         drawing = Figure(figsize=(4.8, 3.4), layout="constrained")
@@ -125,6 +124,6 @@ def _slices(judgements: Sequence[Judgement], *, with_answers: bool) -> list[Tabl
             half = _Z * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2)) / (1 + _Z**2 / n)
             interval = f"{percent(max(0.0, centre - half))} to {percent(min(1.0, centre + half))}"
             rows.append(Row(value, (count(n), percent(share), interval)))
-        heads = (name, "examples", "right", "95 % interval")
-        tables.append(Table(caption=f"By {name.replace('_', ' ')}", columns=heads, rows=rows))
+        name = name.replace("_", " ")
+        tables.append(Table(f"By {name}", (name, "examples", "right", "95 % interval"), rows))
     return tables

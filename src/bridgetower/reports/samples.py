@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -21,14 +20,14 @@ def write_samples(
     if num_samples < 1:
         raise ValueError(f"num_samples is {num_samples}; expected at least 1")
     one = PreparedSet(folder, None, schema)
-    samples: dict[str, list[dict[str, Any]]] = {name: [] for name in one.splits}
+    samples: dict[str, list[object]] = {name: [] for name in one.splits}
     for number, name in enumerate(one.splits):  # some images, or texts without one, each with all its examples
         own = np.flatnonzero(one.split_of == number)
         groups = np.unique(one.groups[own])
         chosen = random.Random(f"{seed}/{name}").sample(range(len(groups)), min(num_samples, len(groups)))
         for group in groups[sorted(chosen)]:
             examples = one.examples(own[one.groups[own] == group].tolist())
-            images, entries = list(map(small, one.images(examples[0]["images"]))), [row["entry"] for row in examples]
-            samples[name].append({"id": examples[0]["id"], "images": images, "entries": entries})
+            images = [small(content, (255, 255, 255)) for content in one.images(examples[0]["images"])]
+            samples[name].append({**examples[0], "images": images, "entries": [row["entry"] for row in examples]})
     template = page_templates().get_template("samples.html")
     write_text(path, template.render(info=one.info, schema=one.schema, samples=samples))
