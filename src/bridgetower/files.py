@@ -86,10 +86,7 @@ def replacing(path: Path, failures: tuple[type[Exception], ...] = ()) -> Iterato
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Yields a temporary folder beside `path`; on success it is renamed to `path`, on any error it is removed.
-
-    A symbolic link stays, and what it points to is written.
-    """
+    """Yields a temporary folder beside `path`; on success it is renamed to `path`, on any error it is removed."""
     path = Path(path).resolve()  # a folder is not renamed to a link
     require_empty(path)
     remove_leftovers(path.parent, path.name)
@@ -134,10 +131,7 @@ def escaped(text: str) -> str:
 
 
 def visible(text: str) -> str:
-    r"""Returns text for a terminal or a log: `\u001b` stands for the escape character, and so for all that is not seen.
-
-    Line feeds stay; in a string of JSON, this is JSON of the same string.
-    """
+    r"""Returns text for a terminal or a log: `\u001b` stands for the escape character, likewise all that is unseen."""
     return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", escaped(text))
 
 
@@ -220,10 +214,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str =
 
 
 def require_parent(path: Path) -> None:
-    """Checks that the folder of a file that is to be written is there, before what is in it is computed.
-
-    What a killed process left of that file is removed.
-    """
+    """Checks that the folder of a file that is to be written is there, before what is in it is computed."""
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"{path} cannot be written: {path.parent} is no folder; make it, or choose another")
     remove_leftovers(path.parent, path.name)
@@ -251,10 +242,7 @@ def remove_folder(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path, name: str | None = None) -> None:
-    """Removes what a process left in `folder` that was killed in `replacing`, `new_folder` or `remove_folder`.
-
-    What a process is writing, which has its temporary folder locked, stays.
-    """
+    """Removes what a process left in `folder` that was killed in `replacing`, `new_folder` or `remove_folder`."""
     for path in folder.glob(f".{'*' if name is None else escape(name)}{_MARK}*"):
         with ExitStack() as stack, suppress(OSError):
             if not path.is_dir():

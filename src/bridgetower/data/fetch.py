@@ -101,11 +101,7 @@ def version_of(place: str) -> str:
 
 
 def list_files(source: str) -> Iterator[Listed]:
-    """Yields all files of a folder and those below it in order of their names, hidden ones left out.
-
-    A pattern with a `*` or with numbers, such as shard-{000..099}.tar, stands for the files that it fits. A folder that
-    cannot be read comes with its problem.
-    """
+    """Yields all files of a folder and those below it in order of their names, hidden ones left out."""
     if numbers := _NUMBERS.search(source):
         first, last = numbers.groups()
         for number in range(int(first), int(last) + 1):

@@ -38,10 +38,7 @@ class Schema:
         return [text for value in found for text in ([value] if isinstance(value, str) else value)]
 
     def problem_of(self, entry: Any) -> str | None:
-        """Returns why an entry cannot be used; None if it can.
-
-        It must be of the right type, have words, valid Unicode, and an identifier and a label if the schema has them.
-        """
+        """Returns why an entry cannot be used; None if it can."""
         if not isinstance(entry, self.entry):
             return f"{self.noun} is a {type(entry).__name__}, expected a {self.entry.__name__}"
         name = f"{self.noun} {getattr(entry, self.id)!r}" if self.id else self.noun

@@ -105,10 +105,7 @@ def transformed(pixels: UInt8[Tensor, "b 3 h w"], place: str, generator: torch.G
 
 
 def _crop(image: Image.Image, size: int, smallest: float, generator: torch.Generator) -> Image.Image:
-    """Resizes a random part, as torchvision's `RandomResizedCrop`: at least `smallest` of the area, sides 3:4 to 4:3.
-
-    If ten draws do not fit into the image, it is the largest part in the centre with such sides.
-    """
+    """Resizes a random part as torchvision's `RandomResizedCrop`: `smallest` of the area or more, sides 3:4 to 4:3."""
     low, high = math.log(3 / 4), math.log(4 / 3)
     for _ in range(10):
         share, shape = torch.rand(2, generator=generator).tolist()

@@ -148,11 +148,7 @@ def cached_export(
 
 
 def content_key(checkpoint: Checkpoint) -> str:
-    """Returns a name that two checkpoints share if their config, their weights and all code of their parts are equal.
-
-    That is the code of the model's classes, custom ones included, of `bridgetower.model` and of the export, with the
-    versions of the packages that the classes are from.
-    """
+    """Returns a name that checkpoints share if their config, their weights and all code of their parts are equal."""
     model, own = checkpoint.model(copy=False), checkpoint.extensions
     builders = {*own.vision_towers.values(), *own.text_towers.values(), *own.bridges.values()}
     code = code_content(
@@ -193,11 +189,7 @@ def write_graph(part: Part, path: Path, weights: Path) -> None:
 
 
 def write_int8_graph(part: Part, path: Path, *, signed: bool) -> None:
-    """Writes a part with linear layers in int8, weights included.
-
-    Weights get a scale per output channel; inputs are scaled when the part runs, by their largest and smallest value
-    (ONNX Runtime's dynamic quantisation). Attention, norms and embeddings stay in float32.
-    """
+    """Writes a part with linear layers in int8, weights included."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     program = _graph(part, optimize=True)  # only weights that stand beside their product are found

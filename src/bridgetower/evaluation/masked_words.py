@@ -49,12 +49,7 @@ class MaskedPairs:
 def evaluate_masked_words(
     model: BridgeTower, images: CaptionImages, masking: MaskingConfig, options: EvaluationOptions = DEFAULTS
 ) -> dict[str, float]:
-    """Returns loss and accuracy on hidden words with the right image and with another image of the set.
-
-    At every call the same words are hidden and the same other images shown. The gap between `mlm_accuracy` and
-    `mlm_wrong_image_accuracy`, which a set of one image has not, is what the model reads off the image. The processes
-    of a run share the batches, and each gets the result of one.
-    """
+    """Returns loss and accuracy on hidden words with the right image and with another image of the set."""
     model.head("mlm")
     device, pairs = next(model.parameters()).device, MaskedPairs(images, masking)
     own = torch.arange(len(pairs))[rank() :: world_size()]

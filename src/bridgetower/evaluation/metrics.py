@@ -222,11 +222,7 @@ class Candidates:
         return expected_calibration_error(reliability(shown, self.belong[self.text_side].float()))
 
     def fitted(self) -> Reranking:
-        """Returns the one of `ITC_WEIGHTS` with the best mean recall, of equal ones the middle, and what else is known.
-
-        Calibration and gain are None with fewer than `LEAST_IMAGES` different images. Each half of them, every other
-        image with its texts, is then judged by what the other half gives.
-        """
+        """Returns that of `ITC_WEIGHTS` with the best mean recall, of equal ones the middle, and what else is known."""
         hits = {
             weight: [torch.stack([hit_chances(each, k) for k in RECALL_KS]).mean(dim=0) for each in self.places(weight)]
             for weight in ITC_WEIGHTS
@@ -322,10 +318,7 @@ def candidate_pairs(
     others: tuple[Int[Tensor, " m"], Int[Tensor, " m"]] | None = None,
     pairs_at_once: int = PAIRS_AT_ONCE,
 ) -> Candidates:
-    """First stage of retrieval: the k most similar texts of each image and the k most similar images of each text.
-
-    Of equally similar ones it takes those of the lower rows. Further pairs may be listed.
-    """
+    """First stage of retrieval: the k most similar texts of each image and the k most similar images of each text."""
     every_image, num_texts, k = torch.arange(len(truth.owners)), len(truth.text_image_index), config.candidates
     of_images, of_texts = [], []  # numbers of pairs, image · texts + text, and their cosines
     for rows, columns, _ in folds(truth, config.fold_size):

@@ -107,10 +107,7 @@ class PairScorer:
     def score(
         self, image: Int[Tensor, " n"], text: Int[Tensor, " n"], head: Callable[[Tensor], Tensor] | None = None
     ) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"]]:
-        """Returns the log-odds of a match of pairs, or with protocol `paper` its logit, and whether they are accepted.
-
-        `head` gives the logits of no match and match of a pooled output. What a part of the images gives is kept.
-        """
+        """Returns the log-odds of a match of pairs, with protocol `paper` its logit, and whether they are accepted."""
         own = (image % world_size() == rank()).nonzero().squeeze(1)
         rows, texts, count = image[own] // world_size(), text[own], len(self._own)
         size = max(1, min(_PART_BYTES // image_bytes(self._model), PAIRS_PER_PART * count // max(1, len(own))))
@@ -304,10 +301,7 @@ def evaluate_retrieval(
 def evaluate_matching(
     model: BridgeTower, images: CaptionImages, config: RetrievalConfig, options: EvaluationOptions = DEFAULTS
 ) -> float:
-    """Accuracy of matching on each caption with its own image and with a random other one (the same at every call).
-
-    It is what `evaluate_retrieval` reports as `itm_accuracy`, for models without contrastive head.
-    """
+    """Accuracy of matching on each caption with its own image and with a random other one (the same at every call)."""
     model.head("itm")
     with pair_scorer(model, images, config, options) as scorer:
         (index, owners), (image, text) = scorer.truth, _control_pairs(scorer.truth)
@@ -319,11 +313,7 @@ def evaluate_matching(
 def evaluate_all_pairs(
     model: BridgeTower, images: CaptionImages, config: RetrievalConfig, options: EvaluationOptions = DEFAULTS
 ) -> dict[str, float]:
-    """Ranks all pairs, or those of each fold, by one score of the fusion encoder: retrieval without contrast.
-
-    The score is that of the ranking head or, without one, of matching, see `PairScorer.score`. Its cost grows with
-    images times texts.
-    """
+    """Ranks all pairs, or those of each fold, by one score of the fusion encoder: retrieval without contrast."""
     if model.rank_head is None:
         model.head("itm")
 

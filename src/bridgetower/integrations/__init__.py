@@ -11,10 +11,7 @@ Kind = Literal["sentence-transformers", "cross-encoder"]
 
 
 def write_modules(folder: str | Path, kind: Kind = "sentence-transformers") -> None:
-    """Adds to a model's folder what `SentenceTransformer(folder, trust_remote_code=True)` reads, or `CrossEncoder`.
-
-    A folder, of this package or of transformers, is for one of the two; the files of the other are replaced.
-    """
+    """Adds to a model's folder what `SentenceTransformer(folder, trust_remote_code=True)` reads, or `CrossEncoder`."""
     if not (Path(folder) / "config.json").exists():
         raise FileNotFoundError(f"{folder} has no config.json; expected the folder of a model")
     embeds = kind == "sentence-transformers"

@@ -302,10 +302,7 @@ class BridgeTower(nn.Module):
         return Encoded(tuple(projected), self._features(modality, hidden[-1], mask), mask)
 
     def cache_image(self, image: Encoded) -> Encoded:
-        """Adds what the first fusion layer computes of each image alone, for images that several texts share.
-
-        In training with dropout or a manager it returns `image` as it is: there every pair has draws of its own.
-        """
+        """Adds what the first fusion layer computes of each image alone, for images that several texts share."""
         if self._draws():
             return image
         return replace(image, first_layer_cache=self.fusion.cached("image", image.layers))

@@ -65,11 +65,7 @@ def _swap(module: nn.Module, classes: Mapping[type[nn.Module], type[nn.Module]])
 
 @torch.inference_mode(False)  # parameters made in that mode could not be loaded into another model
 def pack_weights(model: nn.Module, dtype: torch.dtype | None = None) -> None:
-    """Swaps the kernels in and packs the weights of their linear layers, for inference; the state dict stays.
-
-    Other parameters are copied, so that nothing holds on to a file that weights were mapped from. Under autocast,
-    products stay in the number format of the packed weight.
-    """
+    """Swaps the kernels in and packs the weights of their linear layers, for inference; the state dict stays."""
     optimize_for_cpu(model)
     for module in model.modules():
         if isinstance(module, OneDnnLinear) and computes(module.weight.device, dtype or module.weight.dtype):

@@ -251,10 +251,7 @@ def matching_loss(
 
 
 def _draw(logits: Float[Tensor, "b n"], allowed: Bool[Tensor, "b n"], generator: torch.Generator) -> Int[Tensor, " b"]:
-    """Draws a column per row from the softmax over the allowed ones, as `torch.multinomial` does; the first if none is.
-
-    The numbers are drawn on the CPU and compared on the device, which is not waited for.
-    """
+    """Draws a column per row from the softmax over the allowed, as `torch.multinomial` does; the first if none is."""
     # Features that are not finite must not end here: the loss that follows from them names the batch.
     finite = logits.detach().float().nan_to_num()
     weights = finite.masked_fill(~allowed, -torch.inf).softmax(dim=1).nan_to_num()

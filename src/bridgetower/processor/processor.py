@@ -382,10 +382,7 @@ class Processor:
         return cls(config, None if find_tokenizer(source) is None else load_tokenizer(source))
 
     def save_huggingface(self, folder: str | os.PathLike[str]) -> None:
-        """Writes `preprocessor_config.json`, `tokenizer.json`, `tokenizer_config.json` for transformers' AutoProcessor.
-
-        Pixel values of the official profiles differ a little there, of which a warning is logged.
-        """
+        """Writes preprocessor_config.json, tokenizer.json, tokenizer_config.json for transformers' AutoProcessor."""
         target, settings = Path(folder), huggingface.image_settings(self.config)
         if (target / "processor_config.json").exists():
             raise ValueError(

@@ -154,10 +154,7 @@ def _start(text: str) -> str:
 
 
 def load_tokenizer(folder_or_file: str | os.PathLike[str]) -> Tokenizer:
-    """Reads a tokenizer from `tokenizer.json`, else `vocab.json` with `merges.txt` (RoBERTa), else `vocab.txt` (BERT).
-
-    `tokenizer.json` is complete in itself; for the other files the settings beside them are honoured.
-    """
+    """Reads a tokenizer of `tokenizer.json`, or `vocab.json` with `merges.txt` (RoBERTa), or `vocab.txt` (BERT)."""
     path = find_tokenizer(folder_or_file)
     if path is None or path.suffix == ".model":
         raise FileNotFoundError(

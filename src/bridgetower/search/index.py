@@ -450,11 +450,7 @@ class Index:
         return found
 
     def upsert(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Writes images in one commit; those that are there are replaced.
-
-        Rows have `path`, `digest`, `width`, `height`, `captions` and vectors as NumPy arrays, perhaps also `mtime` (of
-        the file, in microseconds since 1970) and the other columns of `IndexInfo.schema`.
-        """
+        """Writes images in one commit; those that are there are replaced."""
         for row in rows:
             if not all(np.isfinite(row[name]).all() for name in ("image_vector", "text_vectors", "pair_vectors")):
                 raise ValueError(f"{row['path']!r} has a vector with NaN or infinite values; nothing would find it")

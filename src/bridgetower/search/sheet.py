@@ -21,10 +21,7 @@ _TILE, _GAP, _LINES, _MARGIN, _QUERY = 2.2, 0.2, 0.55, 0.3, 0.9  # inches
 def contact_sheet(
     hits: Sequence[Hit], content: Callable[[Hit], bytes], *, text: str | None = None, image: ImageLike | None = None
 ) -> Image.Image:
-    """Draws the hits in rows, best first, each with its name and scores, under the query.
-
-    `content` reads the image of a hit; one that cannot be opened, or has changed since, leaves its place empty.
-    """
+    """Draws the hits in rows, best first, each with its name and scores, under the query."""
     rows, columns = -(-len(hits) // _COLUMNS), max(3, min(_COLUMNS, len(hits)))
     head = 2 * _MARGIN + (_QUERY if image is not None else 0.5)
     width = 2 * _MARGIN + columns * (_TILE + _GAP) - _GAP

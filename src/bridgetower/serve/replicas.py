@@ -31,10 +31,7 @@ class Replica(NamedTuple):
     metrics: str
 
     def settle(self) -> None:
-        """Takes a share of the cores and a place for metrics, before torch and the web libraries are imported.
-
-        The process ends when the one that started it does, and leaves Ctrl-C to it.
-        """
+        """Takes a share of the cores and a place for metrics, before torch and the web libraries are imported."""
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = self.metrics
         cores = share(_cores(), self.number, self.total)
         os.environ.setdefault("OMP_NUM_THREADS", str(len(cores)))
@@ -72,10 +69,7 @@ def share(cores: Sequence[int], number: int, count: int) -> Sequence[int]:
 
 
 def supervise(count: int, target: Callable[[Replica], None]) -> None:
-    """Runs a function in several processes until SIGTERM or Ctrl-C; one that is killed is replaced after a pause.
-
-    One that ends in another way ends all.
-    """
+    """Runs a function in several processes until SIGTERM or Ctrl-C; one that is killed is replaced after a pause."""
     from prometheus_client.multiprocess import mark_process_dead
 
     def leave(number: int, frame: object) -> None:

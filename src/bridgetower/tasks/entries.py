@@ -158,10 +158,7 @@ def _evaluate_statements(evaluation: Evaluation) -> Outcome:
 
 
 def statement_metrics(entries: Sequence[Entry], labels: Sequence[str], *, is_nlvr2: bool) -> dict[str, float]:
-    """Returns `accuracy` of the labelled statements and, with NLVR2's identifiers, `consistency`.
-
-    That is the share of sentences about which the labels of all pairs of images are right.
-    """
+    """Returns `accuracy` of the labelled statements and, with NLVR2's identifiers, `consistency`."""
     known = [(entry, entry["label"] == label) for entry, label in zip(entries, labels, strict=True) if entry["label"]]
     sentences: dict[str | None, bool] = {}
     for entry, hit in known:

@@ -161,11 +161,7 @@ class StateSaver:
 
 
 def load_state(out: Path, model: nn.Module, optimizer: Optimizer, conditions: Mapping[str, Any]) -> TrainingState:
-    """Restores weights and optimiser in place; a run without a state yet starts at step 0.
-
-    Processes with whole weights get them from the first, and need not see the folder; others read their share. What is
-    not optimised any more is left behind, and all of another optimiser.
-    """
+    """Restores weights and optimiser in place; a run without a state yet starts at step 0."""
     about: Any = None
     path = from_first(newest(out) if rank() == 0 else None)
     if path is None:

@@ -15,10 +15,7 @@ from bridgetower.files import sha256_of
 def prepare_set(
     dataset: str | DatasetSpec, source: Path, out: Path, config: PrepareConfig | None = None, *, progress: bool = True
 ) -> DatasetInfo:
-    """Writes one of `DATASETS`, or a custom set, to a folder; a complete one of the same files is left as it is.
-
-    An attempt that was killed is continued: images that were written are not read again.
-    """
+    """Writes one of `DATASETS`, or a custom set, to a folder; a complete one of the same files is left as it is."""
     known = [name for name, each in DATASETS.items() if each.fill]
     if isinstance(dataset, str) and dataset not in known:
         raise ValueError(f"no set called {dataset!r}; sets are {', '.join(known)}")

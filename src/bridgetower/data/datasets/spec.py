@@ -157,10 +157,6 @@ class ArrowFiles:
         return any(path.is_file() for split in (*self.stems, *self.more_stems) for path in self.paths(folder, split))
 
 
-def _captions(writer: SetWriter, name: str, row: Row, annotators: int) -> list[str]:
-    return writer.filled_captions(name, row["caption"])
-
-
 def _questions(writer: SetWriter, name: str, row: Row, annotators: int) -> list[Question]:
     """Questions with answers that give the scores of the row."""
     questions: list[Question] = []
@@ -214,7 +210,7 @@ ROWS = {
     CAPTIONS.name: Rows(
         protocol="captions as the files have them, without spaces at their ends",
         columns=("caption",),
-        entries=_captions,
+        entries=lambda writer, name, row, annotators: writer.filled_captions(name, row["caption"]),
     ),
     VQA.name: Rows(
         protocol="questions as the files have them, which lack those of train and validation without an answer of the "
