@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import metadata
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,13 @@ smaller() {{
 }}
 bridgetower() {{ smaller bridgetower "$@"; }}
 torchrun() {{ smaller torchrun "$@"; }}
+"""
+SERVE, END = "bridgetower serve", "--- end of a block"
+EACH = f"""
+import sys
+for block in sys.argv[1:]:
+    exec(block, {{"__name__": "__main__"}})
+    print({END!r})
 """
 FENCE = re.compile(r"^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -83,6 +91,14 @@ class Workplace:
         done = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{command} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
         return done.stdout.splitlines()
+
+    def outputs(self, language: str, texts: list[str]) -> list[list[str]]:
+        """The lines of each block; those of Python share a process, which imports large libraries once."""
+        if language == "bash":
+            return [self.run("bash", "-euo", "pipefail", "-c", SMALL + text) for text in texts]
+        printed = self.run("python", "-c", EACH, *texts)
+        ends = [place for place, line in enumerate(printed) if line == END]
+        return [printed[start + 1 : end] for start, end in pairwise([-1, *ends])]
 
     @contextmanager
     def serves(self, command: str) -> Iterator[None]:
@@ -159,17 +175,17 @@ def test_commands_run(page, workplace):
     with ExitStack() as servers:
         if any("s3://" in text for _, text in blocks(page)):
             servers.enter_context(s3_store())
-        for language, text in blocks(page):
-            if text.startswith("bridgetower serve"):
-                servers.enter_context(workplace.serves(text))
+        for (language, serves), group in groupby(blocks(page), lambda block: (block[0], block[1].startswith(SERVE))):
+            texts = [text.replace(PUBLISHED, LEFT) for _, text in group]
+            if serves:
+                for text in texts:
+                    servers.enter_context(workplace.serves(text))
                 continue
-            interpreter = ["python"] if language == "python" else ["bash", "-euo", "pipefail"]
-            script = text.replace(PUBLISHED, LEFT)
-            printed = workplace.run(*interpreter, "-c", script if language == "python" else SMALL + script)
-            if marks := re.findall(r"# (=>|≈) (.*)", text):
-                shown = [value if mark == "=>" else "…" for mark, value in marks]  # the full demo prints the others
-                assert len(printed) == len(shown), printed
-                assert [line for line in zip(shown, printed, strict=True) if not agrees(*line)] == []
+            for text, printed in zip(texts, workplace.outputs(language, texts), strict=True):
+                if marks := re.findall(r"# (=>|≈) (.*)", text):
+                    shown = [value if mark == "=>" else "…" for mark, value in marks]  # the full demo prints the others
+                    assert len(printed) == len(shown), printed
+                    assert [line for line in zip(shown, printed, strict=True) if not agrees(*line)] == []
 
 
 def test_commands_that_are_not_run_are_parsed(monkeypatch):

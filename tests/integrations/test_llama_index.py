@@ -10,15 +10,21 @@ import pytest
 
 from tiny import close
 
-pytest.importorskip("llama_index.core")
-from bridgetower.integrations.llama_index import BridgeTowerEmbedding
-
 TEXTS = ["red circle on black", "a bar", "a square"]
 
 
 @pytest.fixture(scope="module")
-def embedding(predictor):
-    return BridgeTowerEmbedding(predictor, embed_batch_size=2)
+def embed_with():
+    """Makes embeddings; the library takes seconds to import, which other processes of tests need not spend."""
+    pytest.importorskip("llama_index.core")
+    from bridgetower.integrations.llama_index import BridgeTowerEmbedding
+
+    return BridgeTowerEmbedding
+
+
+@pytest.fixture(scope="module")
+def embedding(embed_with, predictor):
+    return embed_with(predictor, embed_batch_size=2)
 
 
 def test_vectors_in_this_thread_and_in_others(embedding, predictor, images, monkeypatch):
@@ -49,8 +55,8 @@ def test_vectors_in_this_thread_and_in_others(embedding, predictor, images, monk
 @pytest.mark.parametrize(
     "copied", [lambda one: pickle.loads(pickle.dumps(one)), lambda one: type(one).from_dict(one.to_dict())]
 )
-def test_copies(copied, predictor):
-    embedding = BridgeTowerEmbedding(
+def test_copies(copied, embed_with, predictor):
+    embedding = embed_with(
         predictor.source, truncate=True, embed_batch_size=3, options={"device": "cpu", "image_size": 40}
     )
     copy = copied(embedding)
@@ -59,9 +65,9 @@ def test_copies(copied, predictor):
     long = "red circle on black " * 30
     close(copy.get_text_embedding(long), embedding.get_text_embedding(long))
     with pytest.raises(ValueError, match="truncate"):
-        BridgeTowerEmbedding(predictor).get_text_embedding(long)
+        embed_with(predictor).get_text_embedding(long)
     with pytest.raises(ValueError, match="no model is given; give the loaded model, or what to load"):
-        BridgeTowerEmbedding(truncate=True)
+        embed_with(truncate=True)
 
 
 def test_an_index_of_images(embedding, predictor, images):
