@@ -69,9 +69,9 @@ STARTER_MATCHING = replace(
     data=replace(STARTER_ITC.data, one_set_per_batch=True),
     batch_size=32,
     align_first=300,
-    max_steps=400,
-    evaluate_every=100,
-    checkpoint_every=100,
+    max_steps=200,
+    evaluate_every=50,
+    checkpoint_every=50,
     select_by="rsum",
 )
 
