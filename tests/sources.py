@@ -15,6 +15,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+REFUSALS = []  # statuses of the next answers
 NAMES = ("00", "01", "02", "03", "04")
 CAPTIONS = ("a red bar", "a green square", "a blue circle", "white on black", "yellow on grey")
 
@@ -70,6 +71,9 @@ class _Handler(SimpleHTTPRequestHandler):
         """Says nothing."""
 
     def do_GET(self) -> None:
+        if REFUSALS:
+            self.send_error(REFUSALS.pop())
+            return
         asked = self.headers.get("Range")
         path = Path(self.translate_path(self.path))
         if not asked or not path.is_file():

@@ -330,17 +330,17 @@ def test_what_is_no_float_or_no_number_is_refused_by_name(request, kind):
                 read(spoilt)
 
 
-class TestResults:
+@pytest.fixture(scope="module")
+def broken(tiny_checkpoint, tmp_path_factory):
     """A model of numbers so large that what comes out of it is none."""
+    folder = tmp_path_factory.mktemp("broken") / "model"
+    checkpoint = read_checkpoint(tiny_checkpoint)
+    huge = {name: torch.full_like(value, 3e38) for name, value in checkpoint.tensors.items() if "embedding" in name}
+    checkpoints.write_checkpoint(replace(checkpoint, tensors=checkpoint.tensors | huge), folder)
+    return folder
 
-    @pytest.fixture(scope="class")
-    def broken(self, tiny_checkpoint, tmp_path_factory):
-        folder = tmp_path_factory.mktemp("broken") / "model"
-        checkpoint = read_checkpoint(tiny_checkpoint)
-        huge = {name: torch.full_like(value, 3e38) for name, value in checkpoint.tensors.items() if "embedding" in name}
-        checkpoints.write_checkpoint(replace(checkpoint, tensors=checkpoint.tensors | huge), folder)
-        return folder
 
+class TestResults:
     def test_are_not_shown(self, broken, tmp_path, refused):
         picture, index = tmp_path / "a.png", tmp_path / "index.lance"
         Image.new("RGB", (24, 24), "red").save(picture)

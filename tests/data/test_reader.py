@@ -20,7 +20,7 @@ from bridgetower.data import fetch, reader
 from bridgetower.data.datasets.spec import Originals
 from bridgetower.data.reader import Columns, parts_of, read, read_part
 from rows import png
-from sources import CAPTIONS, NAMES, write_sources, write_tar
+from sources import CAPTIONS, NAMES, REFUSALS, served, write_sources, write_tar
 
 CONTENTS = {f"{name}.png": png(50 * number) for number, name in enumerate(NAMES)}
 KINDS = ("folder", "imagefolder", "table.csv", "table.jsonl", "shards", "parquet_folder", "saved", "bytes.parquet")
@@ -134,6 +134,19 @@ def test_pairs_of_images(tmp_path):
     (tmp_path / "u.csv").write_text("first,second,text\na.png,b.png,both\n")
     for found in (read(tmp_path / "t.csv"), read(tmp_path / "u.csv", Columns(image="first,second"))):
         assert [[image.read() for image in example.images] for example in found] == [[png(0), png(1)]]
+
+
+def test_answers_that_may_pass_are_asked_for_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(fetch, "PAUSES", (0.001,) * 2)
+    (tmp_path / "a.txt").write_text("content")
+    with served(tmp_path) as url:
+        for status in (408, 425, 429, 500):
+            REFUSALS[:] = [status] * 2
+            assert fetch.read_bytes(f"{url}/a.txt") == b"content"
+        REFUSALS[:] = [403] * 2
+        with pytest.raises(OSError, match=r"a\.txt cannot be read \(403"):
+            fetch.read_bytes(f"{url}/a.txt")
+    assert REFUSALS.pop() == 403  # it is not asked again
 
 
 def test_what_is_skipped_is_counted_and_what_cannot_be_read_has_a_problem(tmp_path, caplog, monkeypatch):

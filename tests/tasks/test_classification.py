@@ -145,8 +145,12 @@ class TestUse:
         outcome = evaluate(predictor, "classification", [folder], "test", RetrievalConfig(batch_size=3))
         assert outcome.counts == {"num_examples": 8, "num_labelled": 7}
         assert outcome.metrics.keys() == set(ClassificationConfig.metrics)
-        opened = PreparedSet(folder, ["test"])
+        opened, judged = PreparedSet(folder, ["test"]), {one.id: one.probability for one in outcome.judge()}
+        assert len(judged) == 7
         for content, row in zip(opened.scan(), outcome.predictions, strict=True):
+            values = row["probabilities"].values()
+            certainty = min(max(one, 1 - one) for one in values) if several else max(values)
+            assert judged.get(row["id"], certainty) == pytest.approx(certainty)
             (image,) = opened.images(content["images"]) or [None]
             (chosen,) = predictor.classify([image], [content["entry"]["text"]])
             assert row["id"] == content["entry"]["example_id"]

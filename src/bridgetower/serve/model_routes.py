@@ -285,7 +285,8 @@ async def _answered(use: Use, result: str, body: PairRequest, service: Service) 
         raise ApiError(400, "neither images nor texts given; expected one of them at least", param="images")
     sources: Sequence[str | None] = body.images or [None] * len(body.texts)
     given, sources_2 = body.texts or [""] * len(sources), getattr(body, "images_2", [])
-    texts_param, all_pairs = type(body).model_fields["texts"].alias or "texts", getattr(body, "all_pairs", False)
+    texts_param = type(body).model_fields["texts"].alias or "texts"
+    all_pairs = getattr(body, "all_pairs", False) or (len(sources) == 1 and not sources_2)  # one image for all texts
     if use == "reason" and len(sources) != len(sources_2):
         message = f"{len(sources)} images and {len(sources_2)} images_2; expected a second one for each first"
         raise ApiError(400, message, param="images_2")

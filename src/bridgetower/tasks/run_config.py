@@ -70,7 +70,8 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         naturals = dict.fromkeys(("weight_decay", "head_multiplier", "fusion_multiplier"), AT_LEAST_0)
-        check_numbers(self, "", warmup=(0, 1), end_lr=(0, max(0, self.lr)), **naturals)
+        check_numbers(self, "", warmup=(0, 1), **naturals)
+        check_numbers(self, "", end_lr=(0, max(0, self.lr)))
         for name in ("lr", "eps", "power", "clip_norm"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected more than 0")
