@@ -41,7 +41,8 @@ def take_port(config: ServeConfig) -> socket.socket:
     """Binds the port without listening, before anything that takes time."""
     if config.api_key is None and not is_loopback(config.host):
         raise ValueError(
-            f"host {config.host} can be reached from other machines; set an API key, or serve at 127.0.0.1"
+            f"host {config.host} can be reached from other machines; set an API key in BRIDGETOWER_API_KEY, "
+            "or serve at 127.0.0.1"
         )
     try:
         family, _, _, _, address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
