@@ -206,7 +206,7 @@ def _initial(config: RunConfig, spec: TaskSpec, usual: ModelConfig, init: str, e
     if ignored:
         raise ValueError(
             f"{', '.join(ignored)} would be ignored: init {checkpoint.source} brings its own architecture; leave them "
-            "out (heads can be chosen with model.heads.*, the image size with image_size)"
+            "out, or pre-train with them (heads can be chosen with model.heads.*, the image size with image_size)"
         )
     if dropped:
         logger.info("%s: heads that the run does not use are left behind: %s", checkpoint.source, ", ".join(dropped))
