@@ -116,3 +116,17 @@ async def test_ready_while_it_runs_and_admits_what_it_can_do(predictor):
                 pass
         assert service.batcher.admitted == 0
     assert not service.ready
+
+
+def test_another_server_starts_at_once_at_the_port_of_one_that_ended(predictor):
+    with socket.socket() as client:
+        with started(predictor) as running:
+            client.connect(running.address)
+            client.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert client.recv(15) == b"HTTP/1.1 200 OK"
+            with pytest.raises(OSError, match="in use"):
+                socket.create_server(running.address)  # which sets SO_REUSEADDR
+        while client.recv(1000):  # up to where the server closed it
+            pass
+        with take_port(ServeConfig(port=running.address[1])) as listener:
+            assert listener.getsockname()[1] == running.address[1]

@@ -131,6 +131,8 @@ class Server(Embedded):
         self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         host, port = self._listener.getsockname()[:2]
         self._listener.listen(_CONNECTIONS)
+        # Else closed connections keep the port from the next server for a minute; set before, others could take it.
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._listener.setblocking(False)
         self._shd, self._ssp = SocketHolder(self._listener.detach(), False, _CONNECTIONS), None  # type: ignore[assignment, call-arg]
         self.started.set()
