@@ -91,6 +91,10 @@ class TestKinds:
         rows = [{"question": "what?", "answer": answer, "split": split} for answer, split in given.items()]
         prepared(tmp_path / "split", "vqa", rows)
         assert read_vocabulary(tmp_path / "split" / "out") == ("red", "blue")
+        for number in ("7", "q7"):
+            (tmp_path / number).mkdir()
+            with pytest.raises(ValueError, match=f"question_id '{number}' comes twice or is no whole number"):
+                prepared(tmp_path / number, "vqa", [{**row, "question_id": number} for row in rows])
 
     def test_entailment(self, tmp_path):
         labels = ("contradiction", "neutral", "entailment")

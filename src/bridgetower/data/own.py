@@ -293,8 +293,11 @@ def _questions(example: Example, config: VqaConfig, seen: Seen) -> Sequence[sche
     if example.split in ("", "train"):
         seen.answers.update(list(dict.fromkeys(map(normalise_answer, answers))))
     number = _text(example.fields.get("question_id")) or str(seen.rows)
-    identifier, kind = int(number) if number.isdecimal() else seen.rows, _text(example.fields.get("answer_type"))
-    return [schemas.Question(question_id=identifier, question=text, answer_type=kind, answers=answers)]
+    if not number.isdecimal() or number in seen.ids:
+        raise ValueError(f"question_id {number!r} comes twice or is no whole number; leave the column out")
+    seen.ids.add(number)
+    kind = _text(example.fields.get("answer_type"))
+    return [schemas.Question(question_id=int(number), question=text, answer_type=kind, answers=answers)]
 
 
 def _answers(seen: Seen, config: VqaConfig) -> Mapping[str, Any]:
