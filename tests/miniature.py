@@ -53,10 +53,7 @@ def coco_name(number, year):
 
 
 def write_coco(folder):
-    """Writes eleven pictures of COCO in Karpathy's splits.
-
-    Two captions of picture 57870 are the same, and one has spaces and a line break around it.
-    """
+    """Writes eleven pictures of COCO in Karpathy's splits."""
     splits = {"train": 4, "restval": 3, "val": 2, "test": 2}
     numbers = iter((57870, 9, 25, 30, 318219, 554625, 574769, 522418, 184613, 391895, 60623))
     images = []
@@ -128,10 +125,7 @@ def _vqa_annotation(number, place):
 
 
 def write_visual_genome(folder):
-    """Writes pictures of Visual Genome with regions and questions; 2 is in COCO's train, 3 in val, 4 in restval.
-
-    Karpathy's file is that of `write_coco`; picture 6 has neither region nor question.
-    """
+    """Writes pictures of Visual Genome with regions and questions; 2 is in COCO's train, 3 in val, 4 in restval."""
     coco_ids = {1: None, 2: 57870, 3: 522418, 4: 318219, 5: 999_999, 6: None}
     pictures, regions, questions = [], [], []
     for number, coco_id in coco_ids.items():

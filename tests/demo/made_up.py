@@ -7,16 +7,7 @@ from typing import Any
 from PIL import Image
 
 from bridgetower_demo.examples import AnswerExample, Hit, SearchExample
-from bridgetower_demo.results import (
-    PARTS,
-    Arm,
-    DemoAnswers,
-    DemoDataset,
-    DemoResults,
-    DemoRun,
-    Grounding,
-    ModelCost,
-)
+from bridgetower_demo.results import PARTS, Arm, DemoAnswers, DemoDataset, DemoResults, DemoRun, Grounding, ModelCost
 
 STAGES = ("itc", "matching", "two_stage", "chance")
 DIRECTIONS = ("image_to_text", "text_to_image")

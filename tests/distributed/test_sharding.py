@@ -184,10 +184,7 @@ def test_in_half_precision_layers_are_put_together_in_it(configs, tmp_path):
 
 
 def held(config, out):
-    """Numbers of weights in the optimiser of this process, and of those that are whole; the run's metrics.
-
-    The score is the number of the process, as scores of different processors may differ in their last bits.
-    """
+    """Numbers of weights in the optimiser of this process, and of those that are whole; the run's metrics."""
     sizes = []
 
     def record(optimizer, arguments, options):

