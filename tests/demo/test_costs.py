@@ -6,7 +6,7 @@ import tiny
 from bridgetower.model.config import ModelConfig
 from bridgetower.model.cpu import optimize_for_cpu
 from bridgetower.model.presets import meter
-from bridgetower_demo.costs import flops_by_part, model_cost, parameters_by_part
+from bridgetower_demo.costs import flops_by_part, parameters_by_part
 
 LENGTH = 7
 
@@ -65,14 +65,3 @@ def test_parameters_add_up():
     itc = 12 * (tiny.CONFIG.vision.hidden_size + tiny.CONFIG.text.hidden_size + 2) + 1
     assert parts["heads"] == mlm + itc + 2 * width * 2 + 2
     assert parts["image tower"] == sum(parameter.numel() for parameter in model.vision.parameters())
-
-
-def test_model_cost():
-    model = tiny.build().train()
-    cost = model_cost(model, LENGTH, arm="meter", repeats=3, warmup=1)
-    assert cost.arm == "meter"
-    expected = expected_flops(tiny.CONFIG, LENGTH)
-    assert {part: round(1e9 * value) for part, value in cost.gflops_per_pair_by_part.items()} == expected
-    assert cost.parameters_by_part == parameters_by_part(model)
-    assert cost.milliseconds_per_pair > 0
-    assert model.training

@@ -64,13 +64,6 @@ class TestSearches:
                 product = predictor.embed_images(pair[0]) @ predictor.embed_texts(pair[1]).T
                 assert hit.cosine == pytest.approx(float(product), abs=1e-6)
 
-    def test_without_matching_head_the_cosine_ranks(self, predictor, images, ranked, config):
-        plain = replace(ranked, candidates=None, itm_accuracy=None)
-        for example in search_examples(predictor, images, plain, config, count=2):
-            cosines = [hit.cosine for hit in example.hits]
-            assert cosines == sorted(cosines, reverse=True)
-            assert {hit.match for hit in example.hits} == {""}
-
 
 TOLD = [TextExample(topic, f"{topic} {number}?", "yes") for number in range(4) for topic in ("count", "colour")]
 RIGHT = [True, False, True, False, False, False, True, True]
