@@ -1,9 +1,4 @@
-"""Ends a process at a chosen moment of its work, however fast the machine is.
-
-Called as `python kills.py WHEN NUMBER SIGNAL TARGET ARGUMENTS`, it runs the command line with ARGUMENTS and sends the
-signal right before the file whose name matches the pattern WHEN is renamed into place for the NUMBERth time. TARGET is
-`self`, or a file that it makes then: it waits there until someone else sends the signal.
-"""
+"""Ends a process at a chosen moment of its work, however fast the machine is."""
 
 import fnmatch
 import os

@@ -66,11 +66,7 @@ def _close():
 
 
 def run_on_ranks(world_size, function, *args):
-    """Returns what `function(*args)` returns in each of `world_size` processes of one group, by rank.
-
-    The processes import the function; arguments and results are pickled. If it fails in one of them, a RuntimeError has
-    the traceback of each that failed: the first to end may only be one that lost its peer.
-    """
+    """Returns what `function(*args)` returns in each of `world_size` processes of one group, by rank."""
     if world_size not in _GROUPS:
         _GROUPS[world_size] = Group(world_size)
     answers = _GROUPS[world_size].run(pickle.dumps((dict(os.environ), function, args)))

@@ -1,9 +1,4 @@
-"""Trains in forked processes that are killed at random events, continues them, and reports what happened.
-
-Called as `python killing.py DATASET FOLDER`. Every attempt is a process of its own that runs the command line, as if it
-had been started from a shell. What is on the disk changes only where a file of the
-run is opened, renamed, made or removed: an attempt is killed right before a random one of these events.
-"""
+"""Trains in forked processes that are killed at random events, continues them, and reports what happened."""
 
 import json
 import os

@@ -29,11 +29,7 @@ def outputs_of_case(recorded, model):
 
 
 def test_separate_norms():
-    """Trained checkpoints of `vit_layernorm_shared=False` are those of the official `infer`.
-
-    That path puts every layer through the one shared norm and leaves the unshared ones without gradient; the path
-    through `infer_image` uses them untrained and gives another model. The trained path is the one reproduced.
-    """
+    """Trained checkpoints of `vit_layernorm_shared=False` are those of the official `infer`."""
     recorded = case("g_ln_separate")
     model, other = recorded.load(), {f"fusion_{kind}_feats" for kind in ("text", "image", "cls")}
     check(outputs_of_case(recorded, model), recorded.outputs, without=("image_embedss", *other))

@@ -1,9 +1,4 @@
-"""Embeds or indexes in forked processes that are killed before each change that they make, and completes each.
-
-Called as `python killing.py MODEL FOLDER`, which has `photos` and `few` of them. Heavy imports happen once, here; every
-attempt is a process of its own, as if it had been started from a shell. Prints what was found after each kill, and
-after the run that completed it, by what was made: an index, or vectors in a table or a file.
-"""
+"""Embeds or indexes in forked processes that are killed before each change that they make, and completes each."""
 
 import json
 import os
