@@ -275,7 +275,7 @@ async def rerank(body: RerankRequest, service: Served) -> Response:
 
 
 class PairRequest(Body):
-    images: Images
+    images: Images = Field(description="One image goes with every text, but for `/v1/reason`.")
     texts: Texts
 
 
