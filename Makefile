@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
 
-.PHONY: demo test nightly check docs lowest
+.PHONY: demo test pages nightly check docs lowest
 
 # Prepares real images, trains a small BridgeTower, tests it, writes bridgetower-demo/report.html.
 # ARGS are options of the demo: make demo ARGS="--minutes 2 --compare"
@@ -12,7 +12,13 @@ demo: $(VENV)/demo
 
 # Many tests start processes: compiled modules are kept, even where the environment says not to.
 test: $(VENV)/installed
-	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder \
+		--ignore tests/documented --ignore tests/demo
+
+# The commands and examples of README and docs, as they are written, with what they print; and the demo.
+pages: $(VENV)/installed
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder \
+		tests/documented tests/demo
 
 # What takes long and hardly ever fails: every benchmark at its smallest size, wheel and sdist in new environments.
 nightly: $(VENV)/installed
