@@ -1,0 +1,3 @@
+from browser import browsed, chromium
+
+__all__ = ["browsed", "chromium"]
