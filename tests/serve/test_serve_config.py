@@ -3,13 +3,12 @@
 import pytest
 
 from bridgetower import cli
-from bridgetower.cli.options import LOADED
-from bridgetower.serve.config import ServeConfig, is_loopback, with_environment
+from bridgetower.cli.serve import with_environment
+from bridgetower.serve.config import ServeConfig, is_loopback
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
+def test_impossible_settings():
+    for settings, message in (
         ({"max_batch": 0}, "max_batch is 0; expected at least 1"),
         *(({"timeout": seconds}, "expected more than 0") for seconds in (0.0, -1.0)),
         ({"timeout": float("nan")}, "timeout is nan; expected a number"),
@@ -26,11 +25,9 @@ from bridgetower.serve.config import ServeConfig, is_loopback, with_environment
         ({"cors_origin": ("https://app.example.org/",)}, "expected a site"),
         ({"max_items": 4097, "queue": 5000}, "max_items is 4097; expected a whole number from 1 to 4,096"),
         ({"queue": 10}, "always be refused; raise queue or lower max_items"),
-    ],
-)
-def test_impossible_settings(settings, message):
-    with pytest.raises(ValueError, match=message):
-        ServeConfig(**settings)
+    ):
+        with pytest.raises(ValueError, match=message):
+            ServeConfig(**settings)
 
 
 def test_nothing_is_open_or_shown_by_default():
@@ -54,24 +51,30 @@ def test_options_from_the_environment():
     environment = {f"BRIDGETOWER_SERVE_{name}": value for name, value in given.items()}
     environment["BRIDGETOWER_SERVE_NAME"] = ""  # as where a file for Docker passes on what is not set
     environment["BRIDGETOWER_PORT"] = "tcp://10.0.0.1:80"  # as Kubernetes sets for a service of this name
-    found = with_environment(["--port", "2", "--max_batch=8", "--fast-decode"], environment, vars(LOADED))
+    found = with_environment(["--port", "2", "--max_batch=8", "--fast-decode"], environment)
     assert found[:4] == ["--port", "2", "--max_batch=8", "--fast-decode"]
     expected = ["--index", "photos.lance", "--allow-host", "a.example", "b.example", "--no-page", "--access-log"]
     assert found[4:] == [*expected, "--device", "cpu"]
     with pytest.raises(ValueError, match="BRIDGETOWER_SERVE_PAGE is 'no'; expected true or false"):
-        with_environment([], {"BRIDGETOWER_SERVE_PAGE": "no"}, {})
+        with_environment([], {"BRIDGETOWER_SERVE_PAGE": "no"})
+
+
+@pytest.mark.parametrize(("name", "near"), [("MAX_BACH", "MAX_BATCH"), ("FAST_DECODING", "FAST_DECODE")])
+def test_a_misspelt_variable_is_refused(name, near, capsys, monkeypatch):
+    monkeypatch.setenv(f"BRIDGETOWER_SERVE_{name}", "")
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["serve", "--model", "none"])
+    assert f"there is no BRIDGETOWER_SERVE_{name}; did you mean BRIDGETOWER_SERVE_{near}? " in capsys.readouterr().err
 
 
 def test_every_option_has_a_variable():
     options = [name for name in cli._known_options("serve") if not name.startswith(("--no-", "--help"))]
     for name in options:
         variable = "BRIDGETOWER_SERVE_" + name.removeprefix("--").replace("-", "_").upper()
-        assert with_environment([], {variable: "true"}, vars(LOADED))[:1] == [name]
+        assert with_environment([], {variable: "true"})[:1] == [name]
     assert len(options) > 30
 
 
-@pytest.mark.parametrize(
-    ("name", "option"), [("photos.lance", "--index"), ("s3://a/b.lance/", "--index"), ("me/tiny", "--model")]
-)
-def test_the_first_argument_is_an_index_or_a_model(name, option):
-    assert with_environment([name, "--port", "0"], {}, {}) == [option, name, "--port", "0"]
+def test_the_first_argument_is_an_index_or_a_model():
+    for name, option in (("photos.lance", "--index"), ("s3://a/b.lance/", "--index"), ("me/tiny", "--model")):
+        assert with_environment([name, "--port", "0"], {}) == [option, name, "--port", "0"]

@@ -84,11 +84,8 @@ def _run(name: str = "", *arguments: str) -> None:
         os.environ["COLUMNS"] = "9999"  # so that no entry of a help is broken
         print(*_completed(*arguments), sep="\n")
     elif name in COMMANDS:
-        if name == "serve":
-            from bridgetower.cli.options import LOADED
-            from bridgetower.serve.config import with_environment
-
-            given = with_environment(arguments, os.environ, vars(LOADED))
+        if name == "serve" and not {"-h", "--help"} & {*arguments}:
+            given = import_module("bridgetower.cli.serve").with_environment(arguments, os.environ)
         if name == "train":  # steps that are asked for take the place of a recipe's epochs, and the other way round
             for asked, other in permutations(("--max-steps", "--max-epochs")):
                 if _option(asked, arguments) not in (None, "None") and _option(other, arguments) is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from tyro.conf import arg
 from bridgetower.cli import reported
 from bridgetower.cli.options import LOADED, Loading, LoadOptions, Model, demo_or
 from bridgetower.cli.output import log_to
+from bridgetower.cli.parsing import meant
 from bridgetower.extras import require
 from bridgetower.serve.config import ServeConfig
 from bridgetower.serve.replicas import Replica, limit_arenas, supervise
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from bridgetower.serve.service import Service
 
 KEY = "BRIDGETOWER_API_KEY"
+_VARIABLES = "BRIDGETOWER_SERVE_"
 
 
 def serve(
@@ -72,6 +74,30 @@ def serve(
             _log_with_time()
             address = (port.getsockname(), port.family)
             supervise(config.replicas, partial(_run_replica, config, given, loading, address))
+
+
+def with_environment(arguments: Sequence[str], environment: Mapping[str, str]) -> list[str]:
+    """Returns the arguments of `serve`, the first as an option, with those that they lack from BRIDGETOWER_SERVE_…."""
+    found = list(arguments)
+    if found and not found[0].startswith("-"):
+        found.insert(0, "--index" if found[0].rstrip("/").endswith(".lance") else "--model")
+    given = {one.partition("=")[0].replace("--no-", "--").replace("_", "-") for one in found}
+    names = {**dict.fromkeys(("model", "index", "root", "answer_model")), **vars(ServeConfig()), **vars(LOADED)}
+    defaults = {f"{_VARIABLES}{name.upper()}": default for name, default in names.items()}
+    for variable in sorted(environment):
+        if variable.startswith(_VARIABLES) and variable not in defaults:
+            raise ValueError(f"there is no {variable}; {meant(variable, defaults)}see `bridgetower serve --help`")
+    for variable, default in defaults.items():
+        value, option = environment.get(variable), "--" + variable.removeprefix(_VARIABLES).lower().replace("_", "-")
+        if not value or option in given:
+            continue
+        if isinstance(default, bool):
+            if value not in ("true", "false"):
+                raise ValueError(f"{variable} is {value!r}; expected true or false")
+            found.append(option if value == "true" else option.replace("--", "--no-", 1))
+        else:
+            found += [option, *(value.split(",") if isinstance(default, tuple) else [value])]
+    return found
 
 
 def _run(config: ServeConfig, given: Mapping[str, Any], loading: LoadOptions, port: socket, name: str = "") -> None:

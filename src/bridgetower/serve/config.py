@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -100,29 +100,6 @@ class ServeConfig:
                 f"queue is {self.queue}, so that a request of max_items {self.max_items} would always be refused; "
                 "raise queue or lower max_items"
             )
-
-
-def with_environment(
-    arguments: Sequence[str], environment: Mapping[str, str], loading: Mapping[str, object]
-) -> list[str]:
-    """Returns the arguments of `serve`, the first as an option, with those that they lack from BRIDGETOWER_SERVE_…."""
-    found = list(arguments)
-    if found and not found[0].startswith("-"):
-        found.insert(0, "--index" if found[0].rstrip("/").endswith(".lance") else "--model")
-    given = {one.partition("=")[0].replace("--no-", "--").replace("_", "-") for one in found}
-    defaults = {**dict.fromkeys(("model", "index", "root", "answer_model")), **vars(ServeConfig()), **loading}
-    for name, default in defaults.items():
-        variable, option = f"BRIDGETOWER_SERVE_{name.upper()}", "--" + name.replace("_", "-")
-        value = environment.get(variable)
-        if not value or option in given:
-            continue
-        if isinstance(default, bool):
-            if value not in ("true", "false"):
-                raise ValueError(f"{variable} is {value!r}; expected true or false")
-            found.append(option if value == "true" else option.replace("--", "--no-", 1))
-        else:
-            found += [option, *(value.split(",") if isinstance(default, tuple) else [value])]
-    return found
 
 
 def is_loopback(host: str) -> bool:
