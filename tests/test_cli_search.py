@@ -100,8 +100,9 @@ class TestSearch:
         assert f"{Searcher(index).search('red')[0].rank_score:.3f}" in table
         assert "24x" in table
         assert run("search", index, "red", "--json")[0]["rank"] == 1
-        cli.main(["search", str(index), "red", "--where", "width > 999"])
-        assert capsys.readouterr().out == "No image meets the condition.\n"
+        for options in ([], ["--json"]):
+            cli.main(["search", str(index), "red", "--where", "width > 999", *options])
+            assert capsys.readouterr() == ("", "No image meets the condition.\n")
 
     def test_moments(self, run, tiny_checkpoint, tmp_path):
         write_clip(tmp_path / "talk.mp4")

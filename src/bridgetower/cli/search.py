@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -127,8 +128,8 @@ def search(
     elif hits:
         emit_results([{"": rank, **_cells(hit)} for rank, hit in enumerate(hits, start=1)], json=False)
         emit_following("serve", "--index", opened.uri)
-    else:
-        print("No image meets the condition.")
+    if not hits:
+        print("No image meets the condition.", file=sys.stderr)
 
 
 def _values(hit: Hit) -> dict[str, object]:
