@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bridgetower.data import reader, video
+from bridgetower import extras
+from bridgetower.data import video
 from bridgetower.data.config import Cutting
 from bridgetower.data.fetch import Listed
 from bridgetower.data.reader import Columns, parts_of, read
@@ -197,7 +198,9 @@ class TestMoments:
 
 def test_without_pyav_videos_are_named_and_images_read(talk, monkeypatch):
     Image.new("RGB", (8, 8)).save(talk.parent / "a.png")
-    monkeypatch.setattr(reader, "is_installed", lambda package: package != "av")
+    monkeypatch.setattr(extras, "find_spec", lambda name: name != "av" or None)
+    with pytest.raises(FileNotFoundError, match=r"^the extra 'video' is missing: pip install '.\[video\]'"):
+        items(talk)
     image, missing = items(talk.parent)
     assert (image.id, image.problem, missing.id) == ("a.png", "", "talk.mp4")
     assert "the extra 'video' is missing: pip install" in missing.problem

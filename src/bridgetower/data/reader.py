@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, Literal
 from bridgetower.data.config import Cutting
 from bridgetower.data.example import ColumnFile, Example, Image, cell_bytes
 from bridgetower.data.fetch import JsonLists, Listed, is_url, list_files, open_place, read_bytes, suffix_of, version_of
-from bridgetower.extras import install, is_installed
+from bridgetower.extras import install, is_installed, require
 
 IMAGE_SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 VIDEO_SUFFIXES = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv")
@@ -141,6 +141,8 @@ def parts_of(source: str | os.PathLike[str]) -> list[Part]:
     else:
         chosen = [one for one in chosen if len(files) == 1 or suffix_of(one.place) != ".json"]
         found = [_part(kind, one) for one in chosen]
+    if videos and not found:
+        require("video")
     if videos and not is_installed("av"):
         bad += [replace(one, problem=f"the extra 'video' is missing: {install('video')}") for one in videos]
     elif videos:
