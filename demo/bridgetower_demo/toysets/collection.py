@@ -18,6 +18,11 @@ from bridgetower.progress import counted
 T = TypeVar("T")
 
 
+def answer_type(answer: str) -> str:
+    """Returns the type of an answer as VQAv2 names it."""
+    return "yes/no" if answer in ("yes", "no") else "number" if answer.isdigit() else "other"
+
+
 class ImageFile(NamedTuple):
     """An image file: its name, extension included, and its bytes."""
 

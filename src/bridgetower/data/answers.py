@@ -54,30 +54,21 @@ def normalise_answer(answer: str) -> str:
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 
 
-def answer_type(answer: str) -> str:
-    return "yes/no" if answer in ("yes", "no") else "number" if answer.isdigit() else "other"
-
-
-def answer_score(count: int) -> float:
-    """Returns the mean of min(n / 3, 1) over all ways to leave one of ten annotators out, rounded to one digit."""
-    return min(1.0, round(0.3 * count, 1))
-
-
 def soft_targets(answers: Iterable[str], vocabulary: Container[str]) -> dict[str, float]:
-    """Returns scores by answer; that of a single person, as in Visual Genome, is 1 (official `write_vgqa.py`)."""
+    """Returns scores by answer: of ten, the rounded mean over any nine; of one, as in Visual Genome, 1 (official)."""
     counts = Counter(map(normalise_answer, answers))
     total = counts.total()
     return {
-        answer: count / total if total < FEW_ANNOTATORS else answer_score(count)
+        answer: count / total if total < FEW_ANNOTATORS else min(1.0, round(0.3 * count, 1))
         for answer, count in counts.items()
         if answer in vocabulary
     }
 
 
-def answer_vocabulary(first_choices: Iterable[str], *, min_count: int = MIN_COUNT) -> Sequence[str]:
+def answer_vocabulary(first_choices: Iterable[str]) -> Sequence[str]:
     """Returns the first choices of enough questions, in order of appearance, as released classifiers have them."""
     counts = Counter(map(normalise_answer, first_choices))
-    return tuple(answer for answer, count in counts.items() if count >= min_count)
+    return tuple(answer for answer, count in counts.items() if count >= MIN_COUNT)
 
 
 def vocabulary_file(answers: Sequence[str]) -> dict[str, list[str]]:

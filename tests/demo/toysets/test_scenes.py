@@ -25,6 +25,8 @@ def texts_and_answers(config, split="train"):
         if config.kind == "vqa":
             (question,) = record.entries
             assert len(question.answers) == 10
+            known = {"yes": "yes/no", "no": "yes/no", **dict.fromkeys("01234", "number")}
+            assert question.answer_type == known.get(question.answers[0], "other")
             yield question.question_type, question.question, question.answers[0]
         else:
             (statement,) = record.entries
