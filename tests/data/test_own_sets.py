@@ -82,10 +82,12 @@ class TestKinds:
         """Answers in lists and alone; those of few questions are no choice."""
         rows = [{"question": f"what is {n}?", "answer": f"No. {n % 4}"} for n in range(40)]
         rows += [{"image": f"{n}.png", "question": f"and {n}?", "answer": ["Yes."]} for n in range(40)]
-        rows += [{"image": "0.png", "question": "then?", "answer": ["yes", "rare"]}]
-        found = {one["question"]: one["answers"] for one in prepared(tmp_path, "vqa", rows, VqaConfig(min_count=2))}
+        types = {"answer_type": "other", "question_type": "then"}
+        rows += [{"image": "0.png", "question": "then?", "answer": ["yes", "rare"], **types}]
+        found = {one["question"]: one for one in prepared(tmp_path, "vqa", rows, VqaConfig(min_count=2))}
         assert sorted(read_vocabulary(tmp_path / "out")) == [*(f"no {n}" for n in range(4)), "yes"]
-        assert (found["what is 9?"], found["then?"]) == (["No. 1"], ["yes", "rare"])
+        assert (found["what is 9?"]["answers"], found["then?"]["answers"]) == (["No. 1"], ["yes", "rare"])
+        assert found["then?"].items() > types.items()
         (tmp_path / "split").mkdir()
         given = {"red": "train", "blue": "train", "green": "validation", "grey": "test"}
         rows = [{"question": "what?", "answer": answer, "split": split} for answer, split in given.items()]

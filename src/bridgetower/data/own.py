@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from math import isfinite
@@ -272,13 +273,10 @@ def _classes(seen: Seen, config: LabelledConfig) -> Mapping[str, Any]:
 
 def _numbered(example: Example, config: LabelledConfig, seen: Seen) -> Sequence[schemas.LabelledEntry]:
     (entry,) = _labelled(example, config, seen, NUMBER_COLUMNS)
-    try:
-        finite = not entry.labelled or (len(entry.labels) == 1 and isfinite(float(entry.labels[0])))
-    except ValueError:
-        finite = False
-    if not finite:
-        raise ValueError(f"its label {', '.join(entry.labels)!r} is no number")
-    return [entry]
+    with suppress(ValueError):
+        if not entry.labelled or (len(entry.labels) == 1 and isfinite(float(entry.labels[0]))):
+            return [entry]
+    raise ValueError(f"its label {', '.join(entry.labels)!r} is no number")
 
 
 def _questions(example: Example, config: VqaConfig, seen: Seen) -> Sequence[schemas.Question]:
@@ -296,8 +294,8 @@ def _questions(example: Example, config: VqaConfig, seen: Seen) -> Sequence[sche
     if not number.isdecimal() or number in seen.ids:
         raise ValueError(f"question_id {number!r} comes twice or is no whole number; leave the column out")
     seen.ids.add(number)
-    kind = _text(example.fields.get("answer_type"))
-    return [schemas.Question(question_id=int(number), question=text, answer_type=kind, answers=answers)]
+    types = {name: _text(example.fields.get(name)) for name in ("question_type", "answer_type")}
+    return [schemas.Question(question_id=int(number), question=text, answers=answers, **types)]
 
 
 def _answers(seen: Seen, config: VqaConfig) -> Mapping[str, Any]:

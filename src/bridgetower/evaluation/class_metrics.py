@@ -53,10 +53,6 @@ def predict(
     return gather_by_id(torch.tensor(own), *columns)[1:]
 
 
-def accuracy(predicted: Int[Tensor, " n"], labels: Int[Tensor, " n"]) -> float:
-    return (predicted == labels).double().mean().item()
-
-
 def pearson_correlation(predicted: Float[Tensor, " n"], labels: Float[Tensor, " n"]) -> float:
     first, second = (values.double() - values.double().mean() for values in (predicted, labels))
     spread = first.norm() * second.norm()
@@ -135,7 +131,7 @@ def vqa_scores(
             groups[question.get(column, "")].append(score)
         by_type[f"by_{column}"] = {name: mean(groups[name]) for name in sorted(groups) if name}
     named = {f"vqa_score_{name.replace('/', '_')}": score for name, score in by_type["by_answer_type"].items()}
-    return {"vqa_score": mean(scores), **named}, by_type
+    return {"vqa_score": mean(scores), **named}, {name: groups for name, groups in by_type.items() if groups}
 
 
 def vqa_score(prediction: str, answers: Sequence[str]) -> float:

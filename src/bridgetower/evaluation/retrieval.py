@@ -24,7 +24,6 @@ from bridgetower.checkpoints.tensors import read_safetensors, write_safetensors
 from bridgetower.data.batch import Batch
 from bridgetower.data.captions import CaptionImages
 from bridgetower.distributed import barrier, gather_by_id, rank, world_size
-from bridgetower.evaluation.class_metrics import accuracy
 from bridgetower.evaluation.config import DEFAULTS, EvaluationOptions, Judgement, RetrievalConfig
 from bridgetower.evaluation.metrics import (
     Candidates,
@@ -278,7 +277,7 @@ def evaluate_retrieval(
             match, accepted = scorer.score(pairs.image, pairs.text)
             candidates = replace(pairs, itm=match)
             is_control = torch.isin(pairs.image * count + pairs.text, controls[0] * count + controls[1])
-            matched = accuracy(accepted[is_control].long(), pairs.belong[is_control].long())
+            matched = (accepted == pairs.belong)[is_control].double().mean().item()
             second = {"candidates": candidates, "itm_accuracy": matched}
             recalls = dict.fromkeys(("matching", "two_stage"), candidates.recalls())
             if config.protocol == "standard":
@@ -306,7 +305,7 @@ def evaluate_matching(
     with pair_scorer(model, images, config, options) as scorer:
         (index, owners), (image, text) = scorer.truth, _control_pairs(scorer.truth)
         _, accepted = scorer.score(image, text)
-    return accuracy(accepted.long(), (owners[image] == index[text]).long())
+    return (accepted == (owners[image] == index[text])).double().mean().item()
 
 
 @torch.inference_mode()
