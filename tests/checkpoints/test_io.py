@@ -80,6 +80,16 @@ class TestSources:
             assert len(ids) == processor.config.max_length == limit
             checkpoint.model().encode_text(torch.tensor([ids]))
 
+    def test_preprocessing_for_another_image_size_is_refused_as_transformers_refuses_its_images(self, safe, theirs):
+        path, side = safe / "preprocessor_config.json", {"shortest_edge": 64}
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"size": side, "crop_size": side}))
+        input_ids, mask = tiny.texts([5, 3])
+        with pytest.raises(ValueError, match=r"\(64\*64\) doesn't match model \(32\*32\)"):
+            theirs(input_ids, mask, pixel_values=tiny.images(2, size=64))
+        with pytest.raises(ValueError, match="prepares images of 64 pixels, its model takes 32; set image_size"):
+            load(safe)
+        assert [load(safe, image_size=size).processor.config.image_size for size in (32, 64)] == [32, 64]
+
 
 class TestShards:
     LIMIT = 200_000

@@ -84,6 +84,9 @@ class Checkpoint:
 
     def model(self, *, copy: bool = True) -> BridgeTower:
         """Builds the model, in evaluation mode."""
+        size, made = self.config.vision.image_size, self.processor and self.processor.config.image_size
+        if made not in (None, size):  # as transformers does; here the position embeddings would be interpolated
+            raise ValueError(f"{self.source} prepares images of {made} pixels, its model takes {size}; set image_size")
         with on_meta():
             model = BridgeTower(self.config, self.extensions)
         tensors = {name: tensor.clone() for name, tensor in self.tensors.items()} if copy else self.tensors
