@@ -169,17 +169,14 @@ class TestUse:
         assert len(predictor.classify(texts="a red thing", top=2)) == 2
         assert len(predictor.classify([image, None], ["", "a red thing"])) == 2
 
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
+    def test_refusals(self, predictor):
+        for arguments, message in (
             ({}, "neither images nor texts given"),
             ({"texts": "a", "top": 0}, "top is 0; expected at least 1"),
             ({"images": [None] * 3, "texts": ["a", "b"]}, "3 images and 2 texts"),
-        ],
-    )
-    def test_refusals(self, predictor, arguments, message):
-        with pytest.raises(ValueError, match=message):
-            predictor.classify(**arguments)
+        ):
+            with pytest.raises(ValueError, match=message):
+                predictor.classify(**arguments)
 
     def test_command_and_server(self, predictor, run, folder, capsys, tmp_path):
         model = str(run[0] / "last")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from io import BytesIO
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -319,9 +318,8 @@ def classify(
         raise ValueError("no labels are given, which --templates and --max-errors without a SOURCE need; give --labels")
     import numpy as np
     import torch
-    from PIL.Image import new
 
-    from bridgetower.data.example import Image, check_bad
+    from bridgetower.data.example import check_bad
     from bridgetower.data.own import joined_text
     from bridgetower.data.reader import read
     from bridgetower.inference import TEMPLATES, check_at_least_1, choices, label_choices, prompts_of
@@ -347,16 +345,13 @@ def classify(
         found = embedded(predictor, examples, "images", config)
     else:
         predictor.model.head("classification", recipe="classification; or give labels, which need none")
-        stream, colour = BytesIO(), predictor.processor.blank_image().pixels[:, 0, 0].tolist()
-        new("RGB", (1, 1), tuple(colour)).save(stream, "PNG")
-        blank = (Image(name="", place="", content=stream.getvalue()),)
         completed = (
-            replace(one, images=one.images or blank, texts=(joined_text(one),))
+            replace(one, texts=(joined_text(one),))
             if one.images or joined_text(one)
             else replace(one, problem=one.problem or "it has neither image nor text")
             for one in examples
         )
-        found = embedded(predictor, completed, "pairs", config, "classify")
+        found = embedded(predictor, completed, "classes", config)
     problems: list[str] = []
     for batch in found:
         problems += [f"{name_of(one.example)!r}: {one.problem}" for one in batch if one.problem]

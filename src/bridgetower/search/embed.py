@@ -46,8 +46,9 @@ if TYPE_CHECKING:
 Model = Predictor | str | Path | Callable[[], Predictor]
 """A loaded model, what to load, or what returns one."""
 
-Of = Content | Literal["all"] | None
-"""None: images, or texts where there is no image; "all": images, their texts and both together."""
+Of = Content | Literal["all", "classes"] | None
+"""None: images, or texts where there is no image; "all": images, their texts and both together; "classes": what the
+classification head gives of an image and a text, one of which may be missing."""
 
 T = TypeVar("T")
 
@@ -400,11 +401,13 @@ def embed_tasks(
 
 
 def embedded(
-    predictor: Predictor, examples: Iterable[Example], of: Of, config: SourceConfig, kind: Kind = "embedding"
+    predictor: Predictor, examples: Iterable[Example], of: Of, config: SourceConfig
 ) -> Iterator[list[Embedded]]:
-    """Embeds examples in order, or judges pairs, batch by batch, each with its problem if it has one."""
-    if of != "pairs":
+    """Embeds or classifies examples in order, batch by batch, each with its problem if it has one."""
+    if of not in ("pairs", "classes"):
         predictor.model.head("itc")
+    kind: Kind = "classify" if of == "classes" else "embedding"
+    blank = predictor.processor.blank_image().pixels if of == "classes" else None
     left, num_workers, size = iter(examples), config.num_workers, config.batch_size
     if num_workers is None:
         first = list(islice(left, MIN_FOR_WORKERS)) if config.ray is None else []
@@ -413,7 +416,7 @@ def embedded(
     get = partial(decode, predictor.processor, of, config.truncate)
     for found, pixels in load_items(get, iter(lambda: list(islice(left, size)), []), num_workers=num_workers):
         shown = iter(pixels)
-        images = [next(shown) if one.width else None for one in found]
+        images = [next(shown) if one.width else blank for one in found]
         for part in ("images", "texts", "pairs"):
             items = list[tuple[list[np.ndarray], Item]]()
             for one, image in zip(found, images, strict=True):
@@ -435,12 +438,14 @@ def decode(
     found, pixels = list[Embedded](), list[Tensor]()
     for example in batch:
         kinds: tuple[str, ...] = (of or ("images" if example.images else "texts"),)
-        if of == "all":
+        if of == "classes":
+            kinds = ("pairs",)
+        elif of == "all":
             kinds = ("images", "texts", "pairs") if example.texts else ("images",)
         without = replace(example, images=tuple(replace(image, content=None) for image in example.images))
         one = Embedded(example=without, problem=example.problem)
         found.append(one)
-        if not one.problem and kinds != ("texts",):
+        if not one.problem and kinds != ("texts",) and (example.images or of != "classes"):
             if len(example.images) != 1:
                 count = f"it has {len(example.images)} images; expected one: name its column as image_column"
                 one.problem = count if example.images else "it has no image"
