@@ -21,10 +21,6 @@ from bridgetower.tasks.table import BENCHMARKS, benchmark_task
 
 _LOG = logging.getLogger(__name__)
 
-_NO_REPORT = (
-    "a report of errors is for retrieval without folds, by a model with a contrastive head, and for questions, "
-    "statements and classes of prepared sets; leave report out"
-)
 _MEASURED = ", ".join(f"{name} ({spec.benchmarks[name].metrics[0]})" for name, spec in BENCHMARKS.items())
 
 
@@ -49,9 +45,8 @@ def evaluate(
 
     Retrieval prints recall of three rankings next to chance: by ITC alone, by matching of ITC's candidates alone, and
     of the candidates by both, as the checkpoint weighs them (--fit-two-stage), and the expected calibration error (ECE)
-    of what is shown for a candidate. A model without contrastive head has one
-    stage: the fusion encoder scores every pair. The list of benchmarks names the
-    usual metric of each; docs/evaluation.md has the others. A table on a terminal, JSON elsewhere.
+    of what is shown for a candidate. A model without contrastive head has one stage: the fusion encoder scores every
+    pair. docs/evaluation.md has the metrics of each benchmark. A table on a terminal, JSON elsewhere.
 
     --out gets metrics.json, predictions.jsonl by id, and for vqav2 and nlvr2 the submission file that their servers
     take; for vqav2 that is always all of the split test, also with --split test-dev.
@@ -92,7 +87,9 @@ def evaluate(
         require("plot")
         require_parent(report)
         if options.fold_size or benchmark == "regression":
-            raise ValueError(_NO_REPORT)
+            raise ValueError(
+                "a report is for retrieval without folds, answers, statements and classes; leave report out"
+            )
     elif slices is not None:
         raise ValueError(f"slices {slices} is for a report of errors; add --report")
     import torch
@@ -116,8 +113,8 @@ def evaluate(
         write_reranking(model, None)  # before it is evaluated, which takes long
     with process_group(loading.device, TIMEOUT_MINUTES), ExitStack() as until_written:
         predictor = replace(loading, precision="fp32").load(model)  # scores stay in float32
-        if report is not None and benchmark == "retrieval" and predictor.model.itc_head is None:
-            raise ValueError(_NO_REPORT)
+        if report is not None and benchmark == "retrieval":
+            predictor.model.head("itc")
         pack_weights(predictor.model, torch.bfloat16 if loading.precision == "bf16" else None)
         until_written.enter_context(autocast(predictor.device, loading.precision))
         means = EvaluationOptions(
@@ -169,6 +166,6 @@ def evaluate(
         if report is not None:
             from bridgetower.reports.errors import write_errors
 
-            if outcome.judge is None or outcome.images is None:  # of a custom task
-                raise ValueError(_NO_REPORT)
-            write_errors(report, outcome.judge(), outcome.images, title=title, slices=columns)
+            assert outcome.images is not None
+            judgements = outcome.judge() if outcome.judge else []  # which a custom task may not give
+            write_errors(report, judgements, outcome.images, title=title, slices=columns)
