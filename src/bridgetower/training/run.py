@@ -126,17 +126,16 @@ def train(
         config = with_classes(config, spec)
         require_same({"out": str(out), "resume": resume, "feature_cache": str(cache.folder), **config.to_dict()})
         resume = from_first((resume or num_restarts() > 0) and (out / CONFIG).exists())
-        own: dict[str, str] = {}
-        with claimed(out, config, spec, resume=resume) if rank() == 0 else nullcontext(own) as found:
-            changed = from_first(found)
+        with claimed(out, config, spec, resume=resume) if rank() == 0 else nullcontext(config) as found:
+            before = from_first(found)
             if rank() == 0:
                 logger.info("building the model, and reading %s", " and ".join(config.data.folders) or "the data")
             checkpoint = starting_checkpoint(config, spec, extensions)
-            used = checkpoint.config.vision.image_size
-            if config.image_size not in (None, used):  # a recipe's, which the patches of `init` do not divide
-                config = replace(config, image_size=used)
-                if rank() == 0 and not resume:
-                    write_json(out / CONFIG, config.to_dict())
+            if config.image_size is not None:  # instead of a recipe's, which the patches of `init` may not divide
+                config = replace(config, image_size=checkpoint.config.vision.image_size)
+            changed = _changed(before, config) if resume else {}
+            if rank() == 0 and not resume:
+                write_json(out / CONFIG, config.to_dict())
             device = run_device(config.device)
             set_numerics(device, config.precision, deterministic=config.deterministic)
             model = checkpoint.model(copy=False).train().to(device)
@@ -168,22 +167,15 @@ def train(
 
 
 @contextmanager
-def claimed(out: Path, config: RunConfig, spec: TaskSpec, *, resume: bool) -> Iterator[dict[str, str]]:
-    """Holds the folder of a run for this process, with the config of the run in it; gives what of it has changed."""
+def claimed(out: Path, config: RunConfig, spec: TaskSpec, *, resume: bool) -> Iterator[RunConfig]:
+    """Holds the folder of a run for this process; gives the config that the run had so far."""
     _check(out, spec, resume=resume)
     with locked(out):
         _check(out, spec, resume=resume)  # again, now that no other process can change it
         for name in ("", FOLDER, *CHECKPOINTS):
             remove_leftovers(out / name)
-        if not resume:
-            write_json(out / CONFIG, config.to_dict())
-            yield {}
-            return
-        before, recipe = read_run(out, spec), spec.recipe(config.recipe)
-        if recipe and config.init and config.image_size == recipe.image_size:  # what `init` took in its place stays
-            config = replace(config, image_size=before.image_size)
-        found = differences(before.to_dict(), config.to_dict())
-        changed = {name: f"{old} -> {new}" for name, old, new in found}
+        before = read_run(out, spec) if resume else config
+        changed = _changed(before, config)
         others = [name for name in changed if name.startswith(_WHAT_IT_IS) and not name.endswith("dropout")]
         if others:
             values = ", ".join(f"{name} {changed[name]}" for name in others)
@@ -191,9 +183,11 @@ def claimed(out: Path, config: RunConfig, spec: TaskSpec, *, resume: bool) -> It
                 f"{out} is a run of another model or task: {values}; resume it with the values of before, or start "
                 "again in another folder"
             )
-        if changed:
-            logger.warning("%s goes on with other values: %s", out, ", ".join(f"{n} {v}" for n, v in changed.items()))
-        yield changed
+        yield before
+
+
+def _changed(before: RunConfig, now: RunConfig) -> dict[str, str]:
+    return {name: f"{old} -> {new}" for name, old, new in differences(before.to_dict(), now.to_dict())}
 
 
 def read_run(out: Path, task: TaskSpec | None = None) -> RunConfig:
@@ -290,6 +284,7 @@ def fit(
     if state.step > context.max_steps:
         raise ValueError(f"{out} has done {state.step} steps, more than the {context.max_steps} asked for; give more")
     if changed and rank() == 0:
+        logger.warning("%s goes on with other values: %s", out, ", ".join(f"{n} {v}" for n, v in changed.items()))
         (out / "last" / "config.json").unlink(missing_ok=True)  # it is none of its checkpoints until it ends again
         write_json(out / CONFIG, config.to_dict())
 
