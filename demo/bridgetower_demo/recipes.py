@@ -12,7 +12,7 @@ from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig
 from bridgetower.model.presets import BERT_BASE, NANO, VIT_B16, meter
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.tasks import table as tasks
-from bridgetower.tasks.entries import Nlvr2Config, SnliVeConfig, VqaConfig
+from bridgetower.tasks.entries import VQA_NANO, Nlvr2Config, SnliVeConfig
 from bridgetower.tasks.run_config import OptimizerConfig, RunConfig
 from bridgetower.tasks.spec import TaskSpec
 
@@ -85,21 +85,15 @@ SCENES_MODEL = replace(
     heads=HeadsConfig(mlm=False, itm=False),
 )
 
-SCENES_VQA = RunConfig(
+SCENES_VQA = replace(
+    VQA_NANO,
     recipe="scenes-vqa",
     source="this project: for scenes of the level easy; of others, set model.heads.vqa to the number of their answers",
-    task=VqaConfig(),
     model=replace(SCENES_MODEL, heads=replace(SCENES_MODEL.heads, vqa=NUM_SCENE_ANSWERS)),
-    optimizer=OptimizerConfig(
-        lr=5e-4, weight_decay=0.05, warmup=0.05, head_multiplier=1, fusion_multiplier=1, clip_norm=1.0
-    ),
     data=DataConfig(max_length=32, cache=True),
-    batch_size=64,
-    max_steps=2_000,
     precision="bf16",
     evaluate_every=200,
     checkpoint_every=400,
-    select_by="vqa_score",
 )
 
 SCENES_VQA_DEEP = replace(

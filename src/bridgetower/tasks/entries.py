@@ -14,12 +14,13 @@ from bridgetower.data import schema as schemas
 from bridgetower.data.answers import FEW_ANNOTATORS, normalise_answer, read_vocabulary
 from bridgetower.data.own import read_classes
 from bridgetower.data.schema import Schema, nlvr2_sentence
-from bridgetower.evaluation.config import Outcome, Protocol
+from bridgetower.evaluation.config import Outcome, Protocol, RetrievalConfig
 from bridgetower.files import json_text
 from bridgetower.model.config import HeadsConfig
 from bridgetower.model.plain import check_choice, check_numbers
-from bridgetower.model.presets import BASE, LARGE
+from bridgetower.model.presets import BASE, LARGE, NANO
 from bridgetower.objectives.config import NotAnOption, TaskConfig
+from bridgetower.tasks.pretraining import PRETRAIN_NANO
 from bridgetower.tasks.run_config import (
     BASE_AT_384,
     CLIP_VIEWS,
@@ -362,6 +363,19 @@ REGRESSION_RECIPE = replace(
     select_by="pearson_correlation",
 )
 
+VQA_NANO = replace(
+    PRETRAIN_NANO,
+    recipe="vqa-nano",
+    source="this project: rates of the questions about scenes, see docs/experiments.md; from random weights or an init",
+    task=VqaConfig(),
+    model=replace(NANO, heads=_HEADS),
+    optimizer=replace(PRETRAIN_NANO.optimizer, lr=5e-4, clip_norm=1.0),
+    evaluation=RetrievalConfig(),
+    batch_size=64,
+    max_steps=2_000,
+    select_by="vqa_score",
+)
+
 VQA = TaskSpec(
     name="vqa",
     config=VqaConfig,
@@ -370,6 +384,7 @@ VQA = TaskSpec(
     examples=_questions,
     evaluate=_evaluate_questions,
     class_names=lambda data, config: read_vocabulary(first_folder(data)),
+    recipes=(VQA_NANO,),
     fine_tuning=(VQAV2_BASE, VQAV2_LARGE, VQAV2_BASE_NO_PRETRAINING, VQAV2_LARGE_NO_PRETRAINING),
     benchmarks={"vqav2": VqaConfig()},
 )
