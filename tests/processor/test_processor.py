@@ -116,6 +116,7 @@ def test_another_image_size(config, tokenizer, photo):
     with pytest.raises(ValueError, match="shortest_edge 64 was set apart"):
         Processor(apart, None).with_image_size(96)
     assert Processor(apart, None).with_image_size(48).config == apart
+    assert Processor(apart, None).with_image_size(64).config == replace(apart, image_size=64, shortest_edge=None)
 
 
 def test_lists_of_images(config, photo, tmp_path):

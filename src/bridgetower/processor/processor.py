@@ -338,6 +338,8 @@ class Processor:
     def with_image_size(self, image_size: int) -> Processor:
         """Returns a processor for another image size, with the same tokenizer."""
         edge = self.config.shortest_edge
+        if edge == image_size:  # as of a larger model's settings with transformers' default crop
+            return Processor(replace(self.config, image_size=image_size, shortest_edge=None), self.tokenizer)
         if edge is not None and image_size != self.config.image_size:
             raise ValueError(
                 f"shortest_edge {edge} was set apart from image_size {self.config.image_size}; choose both with "
