@@ -222,9 +222,8 @@ def test_at_urls_pieces_are_read(talk):
 
 
 class TestMerging:
-    @pytest.mark.parametrize(
-        ("cues", "expected"),
-        [
+    def test_of_overlapping_and_rolling_captions(self):
+        for cues, expected in (
             ([], []),
             ([(0, 2, "a"), (2, 4, "b")], [(0, 2, "a"), (2, 4, "b")]),
             ([(2, 4, "b"), (0, 2, "a")], [(0, 2, "a"), (2, 4, "b")]),
@@ -246,10 +245,8 @@ class TestMerging:
             ([(0, 0, "a"), (9, 8, "b")], [(0, 5, "a"), (9, 14, "b")]),
             ([(0, 1, " \n"), (1, 2, "{\\an8}"), (-5, -3, "before"), (-1, 1, "a")], [(0, 1, "a")]),
             ([(0, 1, "word " * 1000)], [(0, 1, " ".join(["word"] * 400))]),
-        ],
-    )
-    def test_of_overlapping_and_rolling_captions(self, cues, expected):
-        assert merged([Moment(*cue) for cue in cues]) == [Moment(*one) for one in expected]
+        ):
+            assert merged([Moment(*cue) for cue in cues]) == [Moment(*one) for one in expected]
 
     def test_neighbours_are_joined(self):
         moments = [Moment(number, number + 1, str(number)) for number in range(5)]

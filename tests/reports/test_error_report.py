@@ -160,7 +160,7 @@ def test_the_command(run, refused, tiny_checkpoint, tiny_dataset, tmp_path):
     for options, message in {
         ("--slices", "a.csv"): "is for a report of errors; add --report",
         ("--report", tmp_path / "none" / "a.html"): "is no folder; make it, or choose another",
-        ("--report", page, "--fold-size", 3): "for retrieval without folds",
+        ("--report", page, "--fold-size", 3): "ranks without folds",
         ("--report", page, "--slices", tmp_path / "a.csv"): f"{tmp_path}/a.csv: No such file or directory",
     }.items():
         assert message in refused("evaluate", "no-model", *command[2:], *options)  # before a model is looked for

@@ -65,6 +65,8 @@ def test_a_misspelt_variable_is_refused(name, near, capsys, monkeypatch):
     with pytest.raises(SystemExit, match="2"):
         cli.main(["serve", "--model", "none"])
     assert f"there is no BRIDGETOWER_SERVE_{name}; did you mean BRIDGETOWER_SERVE_{near}? " in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["serve", "--help"])
 
 
 def test_every_option_has_a_variable():

@@ -87,9 +87,7 @@ def evaluate(
         require("plot")
         require_parent(report)
         if options.fold_size or benchmark == "regression":
-            raise ValueError(
-                "a report is for retrieval without folds, answers, statements and classes; leave report out"
-            )
+            raise ValueError("a report is for answers, statements, classes and ranks without folds; leave report out")
     elif slices is not None:
         raise ValueError(f"slices {slices} is for a report of errors; add --report")
     import torch

@@ -40,9 +40,7 @@ def write_errors(
 ) -> None:
     """Writes the page; slices are further columns of examples by their ids."""
     if not judgements:
-        raise ValueError(
-            "no right answer is known of this split, or its task judges none; a report of errors takes some"
-        )
+        raise ValueError("no right answer is known of this split, or its task judges none; a report takes some")
     if slices is not None:
         if not any(one.id in slices for one in judgements):
             raise ValueError(f"the slices have none of the {len(judgements)} examples, such as id {judgements[0].id}")
