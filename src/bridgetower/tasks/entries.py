@@ -373,6 +373,7 @@ VQA_NANO = replace(
     evaluation=RetrievalConfig(),
     batch_size=64,
     max_steps=2_000,
+    evaluate_every=200,
     select_by="vqa_score",
 )
 
