@@ -141,10 +141,10 @@ def test_killed_and_started_again_by_torchrun_it_ends_with_the_same_bits(torchru
 
 def test_a_process_that_does_not_answer_ends_the_others_and_is_named(torchrun, tiny_dataset, folder, losing):
     out = folder / "hung"
-    options = ("--checkpoint-every", "4", "--timeout-minutes", "0.1")
+    options = ("--checkpoint-every", "4", "--timeout-minutes", "0.05")
     code, _, error = finish(start(torchrun, tiny_dataset, out, *options, program=(losing, "hang")))
     assert code != 0
-    assert "bridgetower: process 1 of 2 was lost or did not answer within 0.1 minutes" in error
+    assert "bridgetower: process 1 of 2 was lost or did not answer within 0.05 minutes" in error
     assert states.saved(out).step == 4
 
 

@@ -93,7 +93,7 @@ def main(dataset, folder):
     report["stopped_at"] = step_of(stopped)
     shutil.copytree(stopped, altered)
     forget_momentum(altered)
-    report["stopped"], report["altered"] = end(start(dataset, stopped)), end(start(dataset, altered))
+    report["stopped"], report["altered"] = map(end, [start(dataset, stopped), start(dataset, altered)])
     return report
 
 

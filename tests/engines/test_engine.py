@@ -119,7 +119,7 @@ print(json.dumps([len(kinds), ordinary, sum(counters["graph_break"].values()), f
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_compiled_in_few_graphs_for_all_kinds_of_calls_and_beyond_their_limit(forked):
     command, tests = [forked / "python", "-c", COMPILED], Path(__file__).parents[1]
     result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tests)
