@@ -113,7 +113,7 @@ class AsciiResponse(JSONResponse):
     """JSON in which nothing is invisible."""
 
     def render(self, content: Any) -> bytes:
-        return json.dumps(content).encode()
+        return json.dumps(content, separators=(",", ":")).encode()
 
 
 async def json_of(build: Callable[[], Mapping[str, Any]], parts: int) -> Response:
@@ -122,9 +122,9 @@ async def json_of(build: Callable[[], Mapping[str, Any]], parts: int) -> Respons
     def written() -> Response:
         fields = []
         for name, value in build().items():
-            text = f"[{', '.join(map(_line, value))}]" if isinstance(value, list) else _line(value)
-            fields += [] if value is None else [f'"{name}": {text}']
-        return Response(f"{{{', '.join(fields)}}}", media_type="application/json")
+            text = f"[{','.join(map(_line, value))}]" if isinstance(value, list) else _line(value)
+            fields += [] if value is None else [f'"{name}":{text}']
+        return Response(f"{{{','.join(fields)}}}", media_type="application/json")
 
     return written() if parts <= _PARTS_AT_ONCE else await asyncio.to_thread(written)
 
@@ -135,7 +135,7 @@ def _line(value: object) -> str:
     with suppress(ValueError):  # half a surrogate pair
         if (text := to_json(value).decode()).isascii():  # six times as fast
             return text
-    return json.dumps(value, default=vars)
+    return json.dumps(value, default=vars, separators=(",", ":"))
 
 
 # Of a body at most: strings, with names of fields; bytes outside of strings, such as numbers, but white space; bytes in
