@@ -9,11 +9,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from bridgetower.checkpoints import described
 from bridgetower.data.captions import CaptionImages
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.retrieval import Direction, Ranking, RetrievalResult, ranked_texts, rankings
-from bridgetower.predictor import Predictor
 from bridgetower_demo.grounding import Judged
 
 
@@ -24,15 +22,11 @@ class Hit:
     Attributes:
         caption: The text found, or the main caption of the image found.
         image: File content of the image found, or of the one that the text found belongs to.
-        cosine: Of the contrastive embeddings.
-        match: `Predictor.match` of the pair, in words; empty for a model without matching head.
         is_own: Whether image and text belong together.
     """
 
     caption: str
     image: bytes
-    cosine: float
-    match: str
     is_own: bool
 
 
@@ -60,7 +54,6 @@ class SearchExample:
 
 
 def search_examples(
-    predictor: Predictor,
     images: CaptionImages,
     result: RetrievalResult,
     config: RetrievalConfig,
@@ -75,7 +68,6 @@ def search_examples(
     image's first caption is the only one of its captions that serves as a query.
 
     Args:
-        predictor: The model that was evaluated.
         images: What it was evaluated on.
         result: Of the evaluation.
         config: Of the evaluation.
@@ -93,7 +85,7 @@ def search_examples(
             f"the result ranks {len(result.image_vectors)} images and {len(result.truth.text_image_index)} texts, the "
             f"images given are {len(images)} with {len(texts)} texts; give those of the evaluation, and its config"
         )
-    search = _Search(predictor, images, result, texts, top)
+    search = _Search(images, result, texts, top)
     return [
         *search.examples("text_to_image", _first_texts(truth.text_image_index), count),
         *search.examples("image_to_text", range(len(images)), count),
@@ -121,7 +113,6 @@ def spread_evenly(rows: Sequence[int], count: int) -> list[int]:
 class _Search:
     """A ranked set, ready to be looked up; images are rows and texts columns everywhere."""
 
-    predictor: Predictor
     images: CaptionImages
     result: RetrievalResult
     texts: list[str]
@@ -135,13 +126,12 @@ class _Search:
         return [self.example(direction, query, ranking) for query, ranking in ranked]
 
     def example(self, direction: Direction, query: int, ranking: Ranking) -> SearchExample:
-        """Returns a query with its hits; only the pairs that are shown are matched again."""
+        """Returns a query with its hits."""
         order, rank, _ = ranking
         shown = [*order[: self.top].tolist(), int(order[rank - 1])]
         to_image = direction == "text_to_image"
         pairs: list[tuple[int, int]] = [(item, query) if to_image else (query, item) for item in shown]
-        matches = zip(pairs, self._matches(pairs), strict=True)
-        *hits, own = [self._hit(*pair, direction, match) for pair, match in matches]
+        *hits, own = [self._hit(*pair, direction) for pair in pairs]
         image = int(self.result.truth.text_image_index[query]) if to_image else query
         return SearchExample(
             direction=direction,
@@ -153,23 +143,14 @@ class _Search:
             num_items=len(order),
         )
 
-    def _hit(self, image: int, text: int, direction: Direction, match: str) -> Hit:
+    def _hit(self, image: int, text: int, direction: Direction) -> Hit:
         owner = int(self.result.truth.text_image_index[text])
         finds_texts = direction == "image_to_text"
         return Hit(
             caption=self.texts[text] if finds_texts else self.images.captions([image])[0][0],
             image=self.images.contents([owner if finds_texts else image])[0],
-            cosine=float(self.result.image_vectors[image] @ self.result.text_vectors[text]),
-            match=match,
             is_own=owner == int(self.result.truth.owners[image]),
         )
-
-    def _matches(self, pairs: Sequence[tuple[int, int]]) -> Sequence[str]:
-        if self.result.candidates is None:
-            return [""] * len(pairs)
-        images, texts = self.images.contents([image for image, _ in pairs]), [self.texts[text] for _, text in pairs]
-        found = self.predictor.match(images, texts, truncate=True).tolist()
-        return [described(**{self.predictor.reranking.shown: value}) for value in found]
 
 
 def _first_texts(index: Int[Tensor, "t"]) -> list[int]:

@@ -341,7 +341,7 @@ def _report(
     searches: dict[str, list[SearchExample]] = {}
     for name in plan.tests:
         images = _images(predictor, out, plan, name)
-        searches[name] = search_examples(predictor, images, retrieved[name], config.evaluation, count=_SEARCHES)
+        searches[name] = search_examples(images, retrieved[name], config.evaluation, count=_SEARCHES)
         shown = images.contents(spread_evenly(range(len(images)), _IMAGES))
         for number, content in enumerate(shown):
             write_bytes(out / "images" / f"{name.removesuffix('s')}-{number + 1}.png", content)

@@ -84,8 +84,8 @@ def png(shade: int = 0) -> bytes:
     return stream.getvalue()
 
 
-def hit(caption: str, *, is_own: bool = False, match: str = "25.0 %") -> Hit:
-    return Hit(caption=caption, image=png(1), cosine=-0.125, match=match, is_own=is_own)
+def hit(caption: str, *, is_own: bool = False) -> Hit:
+    return Hit(caption=caption, image=png(1), is_own=is_own)
 
 
 def search(direction="text_to_image", *, text="a query", answer="an answer", rank=1, top=3):

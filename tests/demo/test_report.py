@@ -21,7 +21,6 @@ TEXTS = (
     "✓ right image first of 50",
     "right image 37th of 50",
     "right text 2nd of 50",
-    "25.0 %",
     "✓ red",
     "✗ blue; right is red",
     "Recall on shapes, in percent",
@@ -141,7 +140,7 @@ def test_without_matching_head():
     page = Page(report(made_up.results(*(made_up.run(arm, test={"shapes": kept}) for arm in ("bridgetower", "meter")))))
     assert "Matching was not measured" in page.text
     assert "METER, contrastive" in page.text
-    for text in ("the probability that", "guessing is right in 50 %", "METER, two-stage"):
+    for text in ("weighs the matching score", "guessing is right in 50 %", "METER, two-stage"):
         assert text not in page.text
 
 
