@@ -56,6 +56,8 @@ for block in sys.argv[1:]:
     print({END!r})
 """
 FENCE = re.compile(r"^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+DECIMAL = re.compile(r"-?\d+\.\d+")
+TOLERANCE = 0.15  # of what the full demo prints: processors round in their own way, and training carries that on
 
 
 def blocks(page: Path) -> list[tuple[str, str]]:
@@ -64,6 +66,14 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 
 def agrees(shown: str, printed: str) -> bool:
     return re.fullmatch(".+".join(map(re.escape, shown.split("…"))), printed) is not None
+
+
+def near(shown: str, printed: str) -> bool:
+    """Whether a line has the words and names that are shown, `…` apart, and decimals near those."""
+    words = [".*".join(map(re.escape, part.split("…"))) for part in DECIMAL.split(shown)]
+    found = re.fullmatch(f"({DECIMAL.pattern})".join(words), printed)
+    numbers = zip(DECIMAL.findall(shown), found.groups() if found else (), strict=False)
+    return found is not None and all(abs(float(one) - float(other)) <= TOLERANCE for one, other in numbers)
 
 
 def test_what_is_printed_agrees_with_what_is_shown():
@@ -183,6 +193,27 @@ def test_commands_run(page, workplace):
                     shown = [value if mark == "=>" else "…" for mark, value in marks]  # the full demo prints the others
                     assert len(printed) == len(shown), printed
                     assert [line for line in zip(shown, printed, strict=True) if not agrees(*line)] == []
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(7200)
+def test_pages_show_what_the_full_demo_prints(tmp_path, forked):
+    """Blocks with lines after `# ≈`; the demo runs unless BRIDGETOWER_DEMO names its folder."""
+    demo = Workplace(Path(os.environ.get("BRIDGETOWER_DEMO", tmp_path)), forked)
+    if demo.folder == tmp_path:
+        demo.run(sys.executable, "-m", "bridgetower_demo")
+    shown, found = [], []
+    for page in PAGES:
+        measured = [text for _, text in blocks(page) if "# ≈ " in text]
+        with ExitStack() as servers:
+            for text in [text for _, text in blocks(page) if measured and text.startswith(SERVE)]:
+                servers.enter_context(demo.serves(text))
+            for printed in demo.outputs("bash", measured):
+                found += printed
+        shown += [line for text in measured for line in re.findall(r"# (?:=>|≈) (.*)", text)]
+    assert len(shown) > 8
+    assert [pair for pair in zip(shown, found, strict=True) if not near(*pair)] == []
+    assert [pair for pair in zip(shown, [*found[1:], found[0]], strict=True) if near(*pair)] == []  # the control
 
 
 def test_commands_that_are_not_run_are_parsed(monkeypatch):
