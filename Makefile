@@ -13,12 +13,12 @@ demo: $(VENV)/demo
 # Many tests start processes: compiled modules are kept, even where the environment says not to.
 test: $(VENV)/installed
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder \
-		--ignore tests/documented --ignore tests/demo
+		--ignore tests/pages --ignore tests/demo
 
-# The commands and examples of README and docs, as they are written, with what they print; and the demo.
+# Commands of README and docs as they are written, with what they print; the site, the web UI, and the demo.
 pages: $(VENV)/installed
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder \
-		tests/documented tests/demo
+		tests/pages tests/demo
 
 # What takes long and hardly ever fails: every benchmark at its smallest size, wheel and sdist in new environments.
 nightly: $(VENV)/installed

@@ -30,7 +30,7 @@ CHECKING = ("engines", "evaluation", "model", "objectives")
 # Must come before the first import of the package; test modules and other conftest files then import as they like.
 jaxtyping.install_import_hook(CHECKED, "typechecks.checked")
 
-LONG, LONGEST = ("distributed", "documented", "end_to_end", "training"), "test_readme.py"
+LONG, LONGEST = ("distributed", "end_to_end", "pages", "training"), "test_readme.py"
 os.environ["BRIDGETOWER_PRODUCTS"] = "onednn"  # the kernels under test, also where PyTorch's own are faster
 os.fsync = lambda descriptor: None  # no test cuts the power, and a training would wait a tenth of its time
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import miniature_arrow
 from bridgetower import cli
-from pages import commands
+from written import commands
 
 PAGE = Path(__file__).parents[2] / "docs" / "data.md"
 SETS = ("coco", "sbu", "vqav2", "nlvr2")

@@ -12,7 +12,7 @@ import tiny
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.predictor import load
 from bridgetower.processor import Processor, ProcessorConfig
-from pages import commands
+from written import commands
 
 PAGE = Path(__file__).parents[2] / "docs" / "fine-tune.md"
 PUBLISHED = "BridgeTower/bridgetower-large-itm-mlm-itc"

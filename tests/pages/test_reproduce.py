@@ -16,8 +16,8 @@ import originals
 from bridgetower import cli
 from bridgetower.cli.options import own_task
 from bridgetower.tasks.table import RECIPES
-from pages import commands
 from published import timm_vit, transformers_text, transformers_vision
+from written import commands
 
 ROOT = Path(__file__).parents[2]
 own_task(f"{ROOT}/examples/single_tower.py:RTE")
