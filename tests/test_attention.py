@@ -1,13 +1,15 @@
 """Attention maps, held against what the model itself computes, and against words and pixels by hand."""
 
+from copy import deepcopy
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from bridgetower.attention import explain, view_of
+from bridgetower.attention import explain, view_of, words_of
 from bridgetower.checkpoints import read_checkpoint, write_checkpoint
 from bridgetower.model.hidden_states import hidden_states
 from bridgetower.predictor import load
@@ -109,3 +111,45 @@ class TestView:
         small = np.asarray(view.resize((20, 20), Image.Resampling.BOX), dtype=float)
         assert np.abs(small - seen).mean() < 12
         assert np.abs(small - seen[:, ::-1]).mean() > 24  # the control: mirrored
+
+
+class TestGradCam:
+    def test_is_the_gradient_of_the_match_with_respect_to_the_attention(self, predictor, picture):
+        """Held against differences of the log-odds when one weight of one layer and head is raised."""
+        found = explain(predictor, picture, TEXT, method="gradcam")
+        model, step = deepcopy(predictor.model).double(), 1e-4
+        ids = predictor.processor.token_ids([TEXT])[0]
+        assert (found.words[0], len(found.words)) == (predictor.processor.decode(ids[:1]), 6)
+
+        def log_odds(layer=0, head=0, query=0, key=0, change=0.0):
+            attention = model.fusion.text_layers[layer].cross_attention.attention
+
+            def raised(module, inputs, output):
+                width = output.shape[-1] // module.num_heads
+                output[:, query, head * width : (head + 1) * width] += (
+                    change * module.split_heads(inputs[2])[:, head, key]
+                )
+                return output
+
+            with attention.register_forward_hook(raised), torch.no_grad():
+                states = hidden_states(model, *given, layers={"fusion": [1, 2]}, attentions=True)
+            logits = model.itm_logits(states.pooled)
+            return float(logits[0, 1] - logits[0, 0]), states.attentions["text to image"]
+
+        given = predictor.processor.images([picture]).double(), predictor.processor.pad([ids]).input_ids
+        weights = log_odds()[1]
+        heads = model.fusion.text_layers[0].cross_attention.attention.num_heads
+        red = words_of(predictor.processor, ids)[1][1]  # its tokens
+        for layer, word, tokens in ((0, 0, [0]), (0, 2, red), (1, 0, [0])):
+            expected = torch.zeros(5)
+            for key, head, query in product(range(5), range(heads), tokens):
+                up, down = (log_odds(layer, head, query, key, change)[0] for change in (step, -step))
+                slope = max(0.0, (up - down) / (2 * step))
+                expected[key] += slope * float(weights[layer + 1][0, head, query, key]) / heads / len(tokens)
+            torch.testing.assert_close(found.maps[layer, word].flatten(), expected[1:], atol=2e-6, rtol=2e-2)
+            assert float(found.prefix_shares[layer, word]) == pytest.approx(
+                float(expected[0] / expected.sum()), abs=1e-3
+            )
+        assert found.maps[0].abs().max() > 1e-6
+        assert (found.maps[1, 1:] == 0).all()  # the head reads the class token only
+        assert explain(predictor, picture, TEXT).score == pytest.approx(found.score, abs=1e-6)

@@ -1,10 +1,12 @@
-"""Cross-attention of the words of a text over an image, in every fusion layer: computed, and drawn as heat maps."""
+"""Where words look in an image, and by Grad-CAM what decides the match, by fusion layer: computed, and drawn."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
+from threading import get_ident
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,24 +24,30 @@ _VIEW_SIDE = 480  # pixels, at least
 WORDS_IN_A_BAND = 8
 
 _TILE, _HEAD, _LABEL, _BAND = 1.55, 2.2, 1.2, 0.45  # inches: a map, the text above, that on the left, a gap
-_LEGEND = """Cross-attention of each word over the image, mean over the heads.
+Method = Literal["attention", "gradcam"]
+_LEGENDS: dict[Method, str] = {
+    "attention": """Cross-attention of each word over the image, mean over the heads.
 Every map sums to 1; bright is the largest share of a patch in its layer.
-Under each map: what went to the class token instead."""
+Under each map: what went to the class token instead.""",
+    "gradcam": """Grad-CAM: how much each word's attention to a patch raises the log-odds of a match.
+Bright is the largest value of its layer. Of the last layer only the class token is read.
+Under each map: the share of the image's class token, which has no place.""",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
-    """Cross-attention of each word of a text over an image, layer by layer.
+    """Cross-attention of each word of a text over an image, or its Grad-CAM, layer by layer.
 
     Attributes:
-        words: Of the text; a word of several tokens is their mean.
-        maps: Attention of each word over the patches, mean over the heads, renormalised so that each map sums to 1:
-            [layers, words, rows, columns].
-        prefix_shares: What went to the image's class token instead (and to a distillation token) before the maps were
-            renormalised: [layers, words].
+        words: Of the text; a word of several tokens is their mean. Before them, with `gradcam`, the text's class token.
+        maps: Mean over the heads [layers, words, rows, columns]. Of `attention`: renormalised over the patches so that
+            each map sums to 1. Of `gradcam`: attention times the positive part of the gradient of the log-odds of a
+            match with respect to it, not renormalised.
+        prefix_shares: What went to the image's class token instead (and to a distillation token): [layers, words].
         probability: That image and text match; None without a calibration of the matching head.
         score: Of the matching head, from 0 to 1, where it has no calibration; else None.
-        text: As given to `explain`.
+        text, method: As given to `explain`.
         view: The part of the image that the model gets, in its proportions, as `explain` adds it.
     """
 
@@ -49,55 +57,84 @@ class Explanation:
     probability: float | None = None
     score: float | None = None
     text: str = ""
+    method: Method = "attention"
     view: Image.Image | None = field(default=None, repr=False)
 
 
-def explain(predictor: Predictor, image: ImageLike, text: str, *, truncate: bool = False) -> Explanation:
-    """Computes the cross-attention from the text stream to the image stream.
+def explain(
+    predictor: Predictor, image: ImageLike, text: str, *, method: Method = "attention", truncate: bool = False
+) -> Explanation:
+    """Computes where each word of a text looks in an image, or what of it decides the match.
 
     The model runs in PyTorch, whatever the predictor's engine is. What a word attends to is not what decides about a
-    match: the stream also has its self-attention and what earlier layers have mixed into each position.
+    match; `gradcam` weighs it by the gradient of the matching head, as ALBEF draws it for one layer.
 
     Args:
         predictor: The loaded model.
         image: The image.
         text: With at least one word.
+        method: "attention", the cross-attention from the text stream to the image stream, or "gradcam", which needs a
+            matching head.
         truncate: Cut a text that is too long instead of refusing it.
 
     Raises:
-        ValueError: The text has no word or is too long, or the image cannot be used.
+        ValueError: The text has no word or is too long, the image cannot be used, or there is no matching head.
     """
     processor = predictor.processor
     (ids,) = processor.token_ids([text], truncate=truncate)
-    found = attention_of(predictor, processor.resize(image), ids)
+    found = attention_of(predictor, processor.resize(image), ids, method)
     return replace(found, text=text, view=view_of(processor, image))
 
 
-@torch.inference_mode()
-def attention_of(predictor: Predictor, image: UInt8[Tensor, "3 h w"], ids: Sequence[int]) -> Explanation:
+def attention_of(
+    predictor: Predictor, image: UInt8[Tensor, "3 h w"], ids: Sequence[int], method: Method = "attention"
+) -> Explanation:
     """Does the part of `explain` that needs the model, with an image as `Processor.resize` returns it."""
-    model, processor = predictor.model, predictor.processor
+    model, processor, gradcam = predictor.model, predictor.processor, method == "gradcam"
     words, tokens = words_of(processor, ids)
-    parameter = next(model.parameters())
+    if gradcam:
+        model.head("itm")  # says what is missing
+        words, tokens = (processor.decode(ids[:1]), *words), [[0], *tokens]
+    parameter, caller = next(model.parameters()), get_ident()
     pixel_values = processor.normalise(image[None]).to(parameter.device, parameter.dtype)
-    found = hidden_states(
-        model,
-        pixel_values,
-        processor.pad([ids]).input_ids.to(parameter.device),
-        layers={"fusion": range(1, model.config.fusion.num_layers + 1)},
-        attentions=True,
-    )
-    weights = torch.stack(list(found.attentions["text to image"].values()))  # [K, 1, heads, L, P]
-    heads = weights[:, 0].float().cpu().mean(dim=1)  # [K, L, P]
-    attention = torch.stack([heads[:, places].mean(dim=1) for places in tokens], dim=1)  # [K, W, P]
-    match: Match = {}
-    if model.itm_head is not None:
-        match = predictor.reranking.named(matched(model.itm_logits(found.pooled)))[0]
+    contexts: list[tuple[Tensor, Tensor]] = []  # of each layer: a zero that is added to the context, and the values
+
+    def add_zero(attention: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        if get_ident() != caller:  # another thread that uses the model meanwhile
+            return None
+        contexts.append((zero := torch.zeros_like(output, requires_grad=True), attention.split_heads(inputs[2])))
+        return output + zero
+
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(not gradcam))
+        stack.enter_context(torch.set_grad_enabled(gradcam))
+        for layer in model.fusion.text_layers if gradcam else ():
+            stack.enter_context(layer.cross_attention.attention.register_forward_hook(add_zero))
+        found = hidden_states(
+            model,
+            pixel_values,
+            processor.pad([ids]).input_ids.to(parameter.device),
+            layers={"fusion": range(1, model.config.fusion.num_layers + 1)},
+            attentions=True,
+        )
+        weights = torch.stack(list(found.attentions["text to image"].values())).detach()  # [K, 1, heads, L, P]
+        logits = None if model.itm_head is None else model.itm_logits(found.pooled)
+        match: Match = {} if logits is None else predictor.reranking.named(matched(logits.detach()))[0]
+        if gradcam and logits is not None:
+            gradients = torch.autograd.grad((logits[:, 1] - logits[:, 0]).sum(), [zero for zero, _ in contexts])
+            heads = weights.shape[2]
+            for layer_weights, gradient, (_, values) in zip(weights, gradients, contexts, strict=True):
+                # The context is weights · values, so this is its gradient with respect to the weights.
+                by_head = gradient.unflatten(-1, (heads, -1)).transpose(1, 2)
+                layer_weights *= (by_head @ values.mT).clamp(min=0)
+    mean = weights[:, 0].float().cpu().mean(dim=1)  # [K, L, P]
+    attention = torch.stack([mean[:, places].mean(dim=1) for places in tokens], dim=1)  # [K, W, P]
     prefix, patches = attention.tensor_split([model.config.vision.num_prefix_tokens], dim=-1)
     rows = pixel_values.shape[-2] // model.config.vision.patch_size
-    maps = patches / patches.sum(dim=-1, keepdim=True)
+    shares = prefix.sum(dim=-1) / attention.sum(dim=-1).clamp(min=torch.finfo(torch.float32).tiny)
+    maps = patches if gradcam else patches / patches.sum(dim=-1, keepdim=True)
     maps = maps.unflatten(-1, (rows, -1))
-    return Explanation(words=words, maps=maps, prefix_shares=prefix.sum(dim=-1), **match)
+    return Explanation(words=words, maps=maps, prefix_shares=shares, method=method, **match)
 
 
 def words_of(processor: Processor, ids: Sequence[int]) -> tuple[tuple[str, ...], list[list[int]]]:
@@ -157,7 +194,11 @@ def draw_explanation(explanation: Explanation) -> Image.Image:
     axes.imshow(view)
     title = f"“{shortened(explanation.text, round(7 * (width - 2)))}”"
     match = described(explanation.probability, explanation.score)
-    lines = (title, 0.4, 15, INK), (f"match: {match}" if match else "", 0.7, 11, INK), (_LEGEND, 1.6, 9, FAINT)
+    lines = (
+        (title, 0.4, 15, INK),
+        (f"match: {match}" if match else "", 0.7, 11, INK),
+        (_LEGENDS[explanation.method], 1.6, 9, FAINT),
+    )
     for line, place, size, colour in lines:
         figure.text((_TILE + 0.4) / width, 1 - place / height, line, fontsize=size, color=colour, **PLAIN)
     for word, name in enumerate(explanation.words):
@@ -166,13 +207,14 @@ def draw_explanation(explanation: Explanation) -> Image.Image:
             top = _HEAD + band * (num_layers * (_TILE + 0.25) + _BAND) + layer * (_TILE + 0.25)
             axes, peak = figure.add_axes(box(_LABEL + column * (_TILE + 0.1), top, _TILE)), float(maps.max())
             axes.axis("off")
-            axes.imshow(heat(view, maps[word] / peak))
+            axes.imshow(heat(view, maps[word] / (peak or 1)))
             share = f"class token {100 * float(explanation.prefix_shares[layer, word]):.0f} %"
             axes.text(0.5, -0.02, share, ha="center", va="top", fontsize=7, color=FAINT, transform=axes.transAxes)
             if layer == 0:
                 axes.set_title(shortened(name, 16), fontsize=11, pad=4, **PLAIN)
             if column == 0:
-                label = f"layer {layer + 1}\nup to {100 * peak:.1f} %"
+                largest = f"{100 * peak:.1f} %" if explanation.method == "attention" else f"{peak:.2g}"
+                label = f"layer {layer + 1}\nup to {largest}"
                 axes.text(-0.08, 0.5, label, ha="right", va="center", fontsize=9, transform=axes.transAxes)
     return drawn(figure)
 

@@ -3,6 +3,7 @@
 import base64
 import io
 import resource
+from itertools import product
 
 import numpy as np
 import pytest
@@ -127,9 +128,9 @@ def test_pairs_are_counted_before_any_is_built(client):
 
 
 def test_explain_maps_every_word(post, predictor):
-    for number, text in enumerate(TEXTS):
-        answer = post("/v1/explain", image=URIS[number], text=text)
-        expected = explain(predictor, PNGS[number], text)
+    for (number, text), method in product(enumerate(TEXTS), ("attention", "gradcam")):
+        answer = post("/v1/explain", image=URIS[number], text=text, method=method)
+        expected = explain(predictor, PNGS[number], text, method=method)
         assert answer["words"] == list(expected.words)
         assert np.array(answer["maps"]) == pytest.approx(expected.maps.numpy(), abs=1e-5)
         assert np.array(answer["prefix_shares"]) == pytest.approx(expected.prefix_shares.numpy(), abs=1e-5)

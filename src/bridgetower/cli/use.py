@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
@@ -172,22 +172,24 @@ def explain(
     *,
     out: Path,
     model: Model,
+    method: Literal["attention", "gradcam"] = "attention",
     loading: Loading = LOADED,
     truncate: bool = False,
     json: Json = False,
 ) -> None:
-    """Draw the cross-attention of each word of a text over an image as heat maps, layer by layer.
+    """Draw where each word of a text looks in an image, or what of it decides the match, as heat maps by layer.
 
-    Gives one JSON line, {"image", "text", "probability", "words", "class_token_shares", "written"}, or "score" in place
-    of the probability if the checkpoint has no calibration. The shares, a list per layer with a number per word, are
-    what went to the class token; each map shows the rest and sums to 1.
+    Gives one JSON line, {"image", "text", "method", "probability", "words", "class_token_shares", "written"}, or
+    "score" in place of the probability if the checkpoint has no calibration. The shares, a list per layer with a number
+    per word, are what went to the class token; each map shows the rest.
 
-    Example: bridgetower explain cat.jpg "a cat on a sofa" --out map.png --model MODEL
+    Example: bridgetower explain cat.jpg "a cat on a sofa" --method gradcam --out map.png --model MODEL
 
     Args:
         image: Image file.
         text: A text about it.
         out: Image file to draw into.
+        method: Draw the cross-attention, or its Grad-CAM, weighed by the gradient of the matching head.
         truncate: Cut a text that is too long instead of refusing it.
     """
     require("plot")
@@ -198,11 +200,12 @@ def explain(
     require_image_name(out)
     image.stat()
 
-    found = attention_of(loading.load(model), str(image), text, truncate=truncate)
+    found = attention_of(loading.load(model), str(image), text, method=method, truncate=truncate)
     write_image(out, draw_explanation(found))
     value = {
         "image": str(image),
         "text": text,
+        "method": method,
         **{name: value for name in ("probability", "score") if (value := getattr(found, name)) is not None},
         "words": found.words,
         "class_token_shares": found.prefix_shares.tolist(),

@@ -15,7 +15,7 @@ from fastapi import APIRouter, Response
 from PIL import Image
 from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, create_model, field_validator, model_validator
 
-from bridgetower.attention import attention_of, view_of, words_of
+from bridgetower.attention import Method, attention_of, view_of, words_of
 from bridgetower.inference import TEMPLATES, Choice, FilledWord, Item, Kind, Pixels, label_choices, prompts_of
 from bridgetower.serve.config import MOST_TOP
 from bridgetower.serve.errors import ApiError
@@ -458,15 +458,19 @@ async def classify(body: ClassifyRequest, service: Served) -> Response:
 class ExplainRequest(Body, json_schema_extra={"examples": [{"image": IMAGE, "text": "a red square"}]}):
     image: Source
     text: Text = Field(description="With at least one word.")
+    method: Method = Field("attention", description="`gradcam` weighs it by the gradient of the matching head.")
     view: bool = Field(False, description="Also return the part of the image that the model sees.")
 
 
 class ExplainResponse(BaseModel):
-    """The cross-attention of each word over the image, mean over the heads, layer by layer."""
+    """The cross-attention of each word over the image, or its Grad-CAM, mean over the heads, layer by layer."""
 
     model: str = Field(description="That answered.")
-    words: list[str] = Field(description="Of the text; a word of several tokens is their mean.")
-    maps: list[list[list[list[float]]]] = Field(description="By layer, word, row and column; each sums to 1.")
+    method: Method = Field(description="That was asked for.")
+    words: list[str] = Field(description="Of the text; with `gradcam` its class token before them.")
+    maps: list[list[list[list[float]]]] = Field(
+        description="By layer, word, row and column; of attention each sums to 1."
+    )
     prefix_shares: list[list[float]] = Field(description="By layer and word: what went to the class token instead.")
     probability: float | None = PROBABILITY
     score: float | None = SCORE
@@ -476,7 +480,7 @@ class ExplainResponse(BaseModel):
 
 @router.post("/v1/explain", response_model=ExplainResponse, responses=COMPUTING, tags=[_PAIRS])
 async def explain(body: ExplainRequest, service: Served) -> Response:
-    """Compute the cross-attention of each word of a text over an image, which is not what decides the match."""
+    """Compute where each word of a text looks in an image, or by Grad-CAM what of it decides the match."""
     model, predictor, processor = service.main, service.main.predictor, service.main.predictor.processor
 
     def decoded(content: bytes) -> tuple[Pixels, str | None]:
@@ -487,16 +491,18 @@ async def explain(body: ExplainRequest, service: Served) -> Response:
             view = "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
         return model.prepared(content).pixels, view
 
-    with service.admission(1, "image", body.model, images=[body.image]):
+    use: Use | None = "match" if body.method == "gradcam" else None
+    with service.admission(1, "image", body.model, use, images=[body.image]):
         ((image, view),) = await model.decoded(decoded, [body.image], "image")
         (ids,) = await model.texts([body.text], "text", truncate=body.truncate)
         try:
             words_of(processor, ids)
         except ValueError as error:
             raise ApiError(400, str(error), param="text") from error
-        (attention,) = await service.batcher.submit([partial(attention_of, predictor, image, ids)])
+        (attention,) = await service.batcher.submit([partial(attention_of, predictor, image, ids, body.method)])
         response = {
             "model": model.name,
+            "method": attention.method,
             "words": list(attention.words),
             "prefix_shares": attention.prefix_shares.tolist(),
             "probability": attention.probability,

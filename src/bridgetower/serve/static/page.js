@@ -644,14 +644,22 @@ const USES = {
     needs: "explain", label: "Attention", field: "Text", example: "a white cross on red", button: "Show",
     help: "Draws the cross-attention of each word of a text over the image, layer by layer.",
     path: "v1/explain", body: (image, text) => ({ image, text, view: true }),
-    show: async (answer) => {
-      const image = el("img", { src: answer.view, alt: "" });
-      await image.decode();
-      drawMaps(answer, image);
-      return [];
-    },
+    show: showMaps,
+  },
+  decide: {
+    needs: "match", label: "What decides the match", field: "Text", example: "a white cross on red", button: "Show",
+    help: "Draws the Grad-CAM of the matching head: which attention to the image raises the match.",
+    path: "v1/explain", body: (image, text) => ({ image, text, method: "gradcam", view: true }),
+    show: showMaps,
   },
 };
+
+async function showMaps(answer) {
+  const image = el("img", { src: answer.view, alt: "" });
+  await image.decode();
+  drawMaps(answer, image);
+  return [];
+}
 
 const linesOf = (text) => text.split("\n").map((line) => line.trim()).filter(Boolean);
 
@@ -778,7 +786,9 @@ function drawMap(canvas, image, map, peak) {
 
 function drawMaps(answer, image) {
   const layers = answer.maps.length;
-  const peaks = answer.maps[layers - 1].map((map) => Math.max(...map.flat()));
+  const gradcam = answer.method === "gradcam"; // of the last layer, it has the class token only
+  const shown = gradcam ? layers - 1 || 1 : layers;
+  const peaks = answer.maps[shown - 1].map((map) => Math.max(...map.flat()));
   let word = peaks.indexOf(Math.max(...peaks));
   const large = el("canvas", { width: 480, height: 480, role: "img" });
   const about = el("figcaption", { className: "note" });
@@ -790,7 +800,7 @@ function drawMaps(answer, image) {
     return { canvas, share, tile };
   });
   const layerName = el("label", { htmlFor: "layer" });
-  const layer = el("input", { id: "layer", type: "range", min: 1, max: layers, value: layers, oninput: () => draw() });
+  const layer = el("input", { id: "layer", type: "range", min: 1, max: layers, value: shown, oninput: () => draw() });
 
   function choose(number) {
     word = number;
@@ -803,10 +813,12 @@ function drawMaps(answer, image) {
     const peak = Math.max(...maps.flat(2)) || 1;
     layerName.textContent = `Layer ${number + 1} of ${layers}`;
     drawMap(large, image, maps[word], peak);
-    large.setAttribute("aria-label", `attention of “${answer.words[word]}” in layer ${number + 1}`);
+    large.setAttribute("aria-label", `${gradcam ? "Grad-CAM" : "attention"} of “${answer.words[word]}” in layer ${number + 1}`);
     const share = (place) => percent(answer.prefix_shares[number][place]);
-    about.textContent = `“${answer.words[word]}” in layer ${number + 1}: brightest at ${percent(Math.max(...maps[word].flat()))} of its `
-      + `attention on one patch. ${share(word)} went to the class token instead.`;
+    const most = Math.max(...maps[word].flat());
+    about.textContent = `“${answer.words[word]}” in layer ${number + 1}: brightest `
+      + (gradcam ? `where attention to a patch adds ${most.toPrecision(2)} to the log-odds of a match.` : `at ${percent(most)} of its attention on one patch.`)
+      + ` ${share(word)} went to the class token instead.`;
     chips.forEach((chip, place) => chip.setAttribute("aria-pressed", String(place === word)));
     tiles.forEach(({ canvas, share: told, tile }, place) => {
       drawMap(canvas, image, maps[place], peak);
@@ -822,8 +834,8 @@ function drawMaps(answer, image) {
       el("div", {},
         el("h2", {}, "Words"), el("p", { className: "words" }, chips),
         layerName, layer,
-        el("p", { className: "note" }, `${match}Each map is a word's cross-attention over the image, the mean over the heads; a layer has `
-          + "one scale. It shows where a word attends, not what decides the match."))),
+        el("p", { className: "note" }, `${match}Each map is a word's cross-attention over the image, the mean over the heads`
+          + (gradcam ? ", times the gradient of the match; a layer has one scale." : "; a layer has one scale. It shows where a word attends, not what decides the match.")))),
     el("ul", { className: "tiles", "aria-label": "All words in this layer" }, tiles.map(({ tile }) => el("li", {}, tile))),
   );
   draw();
