@@ -108,7 +108,8 @@ def attention_of(
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(not gradcam))
         stack.enter_context(torch.set_grad_enabled(gradcam))
-        for layer in model.fusion.text_layers if gradcam else ():
+        layers: Any = model.fusion.text_layers if gradcam else ()
+        for layer in layers:
             stack.enter_context(layer.cross_attention.attention.register_forward_hook(add_zero))
         found = hidden_states(
             model,

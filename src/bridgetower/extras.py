@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar
 
 _Custom = TypeVar("_Custom")
 
-_Library = Literal["langchain", "llama-index", "sentence-transformers"]
+_Library = Literal["langchain", "llama-index", "mcp", "sentence-transformers"]
 Extra = (
     Literal["train", "search", "serve", "plot", "s3", "demo", "onnx", "openvino", "ray", "video", "towers"] | _Library
 )
@@ -31,6 +31,7 @@ PACKAGES: Mapping[Extra, tuple[str, ...]] = {
     "towers": ("timm", "transformers"),
     "langchain": ("langchain_core",),
     "llama-index": ("llama_index",),
+    "mcp": ("mcp", "pydantic"),
     "sentence-transformers": ("sentence_transformers",),
 }
 """What each extra installs, by the names that are imported; extras that it includes are not repeated."""

@@ -23,7 +23,7 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
     "use a model": dict.fromkeys(
         ("embed", "match", "fill-mask", "answer", "entail", "reason", "classify", "explain"), "use"
     ),
-    "search and serve": {"index": "search", "search": "search", "serve": "serve"},
+    "search and serve": {"index": "search", "search": "search", "serve": "serve", "mcp": "search"},
     "train and evaluate": {"train": "runs", "evaluate": "evaluation", "compare": "runs"},
     "prepare data": {"prepare": "data", "inspect": "data"},
     "convert": {"convert": "models", "export": "models"},

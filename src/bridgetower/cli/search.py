@@ -1,4 +1,4 @@
-"""The commands of search: index, search."""
+"""The commands of search: index, search, mcp."""
 
 from __future__ import annotations
 
@@ -130,6 +130,38 @@ def search(
         emit_following("serve", "--index", opened.uri)
     if not hits:
         print("No image meets the condition.", file=sys.stderr)
+
+
+def mcp(
+    index: Annotated[Positional[str], arg(metavar="INDEX.lance")],
+    *,
+    model: Model | None = None,
+    answer_model: Model | None = None,
+    root: Path | None = None,
+    loading: Loading = LOADED,
+) -> None:
+    """Let agents search an index: a Model Context Protocol server over stdin and stdout, for their configuration.
+
+    Its tools are search_images, find_moments and, with a model that answers questions, ask.
+
+    Example: claude mcp add photos -- bridgetower mcp photos.lance
+
+    Args:
+        index: What `bridgetower index` made, its name ending in .lance, or the word demo.
+        model: Model to load; default: the model that the index was made with.
+        answer_model: Model that answers questions about images that were found; default: none.
+        root: Folder of the images, if it is elsewhere now.
+    """
+    require("search")
+    require("mcp")
+    from bridgetower.integrations.mcp import mcp_server
+    from bridgetower.search.index import Index
+    from bridgetower.search.searcher import Searcher
+
+    opened = Index(demo_or(index, "index"), root=root)
+    searcher = Searcher(opened, loading.load(opened.model_or(model)))
+    answering = None if answer_model is None else loading.load(answer_model, answers_questions=True)
+    mcp_server(searcher, answering).run()
 
 
 def _values(hit: Hit) -> dict[str, object]:

@@ -1,0 +1,130 @@
+"""The official client starts `bridgetower mcp` and calls its tools; answers are those of the searcher and the model."""
+
+import asyncio
+import base64
+import io
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from bridgetower.predictor import load
+from bridgetower.search.build import build_index
+from bridgetower.search.searcher import Searcher
+from videos import SRT, write_clip
+
+pytest.importorskip("mcp")
+import mcp
+
+from bridgetower.integrations.mcp import mcp_server
+
+TEXT = "a red square"
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory, predictor):
+    folder = tmp_path_factory.mktemp("found") / "seen"
+    folder.mkdir()
+    for number, colour in enumerate(("red", "green", "blue")):
+        Image.new("RGB", (800, 300 + number), colour).save(folder / f"{number}.png")
+    write_clip(folder / "talk.mp4")
+    (folder / "talk.srt").write_text(SRT)
+    build_index(folder, folder.parent / "seen.lance", predictor)
+    return folder.parent / "seen.lance"
+
+
+@pytest.fixture
+def searcher(index, predictor):
+    return Searcher(index, predictor)
+
+
+@pytest.fixture
+def call(searcher, answering_checkpoint):
+    server = mcp_server(searcher, load(answering_checkpoint, device="cpu"))
+
+    def called(tool, **given):
+        async def ask():
+            async with mcp.Client(server) as client:
+                return await client.call_tool(tool, given)
+
+        return asyncio.run(ask())
+
+    return called
+
+
+def hits_of(result):
+    assert not result.is_error
+    return [json.loads(block.text) for block in result.content if block.type == "text"]
+
+
+def test_images_are_those_of_the_search_with_small_copies(call, searcher):
+    result = call("search_images", query=TEXT, top=2, where={"width": {"gte": 800}})
+    expected = searcher.search(TEXT, top=2, where="width >= 800", against="images")
+    assert [(hit["id"], hit["file"]) for hit in hits_of(result)] == [(one.digest, str(one.file)) for one in expected]
+    copies = [block for block in result.content if block.type == "image"]
+    for hit, copy in zip(expected, copies, strict=True):
+        with Image.open(io.BytesIO(base64.b64decode(copy.data))) as shown, Image.open(hit.file) as whole:
+            assert (copy.mime_type, max(shown.size)) == ("image/jpeg", 384)
+            pairs = zip(shown.getpixel((9, 9)), whole.getpixel((9, 9)), strict=True)
+            assert all(abs(one - other) < 6 for one, other in pairs)
+
+
+def test_moments_have_their_times(call, searcher):
+    found = hits_of(call("find_moments", query="followed by green", top=2))
+    expected = searcher.search("followed by green", top=2, where="start IS NOT NULL")
+    assert [(one["start"], one["end"]) for one in found] == [(one.start, one.end) for one in expected]
+    assert found[0]["captions"] == list(expected[0].captions)
+
+
+def test_an_image_that_was_found_is_asked_about(call, searcher, answering_checkpoint):
+    (hit,) = searcher.search(TEXT, top=1, where="start IS NULL")
+    answers = call("ask", question="what colour is it?", id=hit.digest).structured_content["result"]
+    expected = load(answering_checkpoint, device="cpu").answer(str(hit.file), "what colour is it?")
+    assert [one["answer"] for one in answers] == [one.label for one in expected]
+    assert [one["probability"] for one in answers] == pytest.approx([one.probability for one in expected], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("tool", "given", "told"),
+    [
+        ("ask", {"question": "what?", "id": "/etc/passwd"}, "the index has no image with the id"),
+        ("search_images", {"query": " "}, "give words"),
+        ("search_images", {"query": TEXT, "top": 0}, "greater than or equal to 1"),
+        ("search_images", {"query": TEXT, "where": {"path": {"eq": "a' OR 1=1"}, "wide": 1}}, "wide"),
+        ("find_moments", {}, "query"),
+    ],
+)
+def test_bad_calls_are_told_why(call, tool, given, told):
+    result = call(tool, **given)
+    assert result.is_error
+    assert told in result.content[0].text
+
+
+def test_files_outside_the_folder_and_changed_ones_are_not_shown(call, searcher, index):
+    (hit,) = searcher.search(TEXT, top=1, where="start IS NULL")
+    file, kept = Path(hit.file), Path(hit.file).read_bytes()
+    try:
+        for change in (lambda: file.write_bytes(b"other"), lambda: (file.unlink(), file.symlink_to("/etc/passwd"))):
+            change()
+            assert hit.digest not in [one["id"] for one in hits_of(call("search_images", query=TEXT, top=2))]
+            assert call("ask", question="what?", id=hit.digest).is_error
+    finally:
+        file.unlink()
+        file.write_bytes(kept)
+
+
+def test_the_command_speaks_over_stdin_and_stdout(index, searcher):
+    command = ["-m", "bridgetower", "mcp", str(index), "--device", "cpu"]
+    parameters = mcp.StdioServerParameters(command=sys.executable, args=command, env=dict(os.environ))
+
+    async def ask():
+        async with mcp.Client(mcp.stdio_client(parameters)) as client:
+            tools = [tool.name for tool in (await client.list_tools()).tools]
+            return tools, await client.call_tool("search_images", {"query": TEXT, "top": 1})
+
+    tools, result = asyncio.run(ask())
+    assert tools == ["search_images", "find_moments"]
+    assert [hit["id"] for hit in hits_of(result)] == [searcher.search(TEXT, top=1, against="images")[0].digest]
