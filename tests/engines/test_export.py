@@ -55,14 +55,35 @@ class TestWriting:
         assert ours.config == source.config
         assert tiny.equal(ours.tensors, source.tensors)
         assert ours.processor is not None
-        assert is_exported(exported, "onnx")
-        assert not is_exported(exported, "onnx-int8")
-        assert not is_exported(tiny_checkpoint, "onnx")
+        assert is_exported(exported, "openvino", "onnx")
+        assert not is_exported(exported, "onnxruntime", "onnx-int8")
+        assert not is_exported(tiny_checkpoint, "openvino", "onnx")
         differences = json.loads((exported / MANIFEST).read_text())["largest_difference"]
         assert differences.keys() == {"onnxruntime", "openvino"}
         for parts in differences.values():
             assert len(parts) == 6
             assert all(0 <= difference < 2e-5 for difference in parts.values())
+
+    def test_files_of_openvino(self, checkpoint, exported, tmp_path):
+        """They are whole without the weights beside them, and an engine runs them; a changed one is refused."""
+        import openvino
+
+        write_exported(checkpoint, tmp_path / "model", "openvino")
+        files = {path.name for path in (tmp_path / "model").iterdir()}
+        assert {f"{part}.{suffix}" for part in ("image", "text", "fusion_pooled") for suffix in ("xml", "bin")} < files
+        assert not any(name.endswith(".onnx") for name in files)
+        assert is_exported(tmp_path / "model", "openvino", "onnx")
+        assert not is_exported(tmp_path / "model", "onnxruntime", "onnx")
+        part = Part(exported_model(tmp_path / "model", NO_EXTENSIONS), "image_cls")
+        alone = Path(shutil.move(tmp_path / "model" / "image_cls.xml", tmp_path))
+        shutil.move(tmp_path / "model" / "image_cls.bin", tmp_path)
+        found = openvino.Core().compile_model(alone, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(
+            [value.numpy() for value in part.inputs]
+        )[0]
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(found), part(*part.inputs)[0], atol=1e-5, rtol=1e-4)
+        with pytest.raises(FileNotFoundError, match=r"image_cls\.bin is missing"):
+            exported_model(tmp_path / "model", NO_EXTENSIONS)
 
     def test_refuses_a_folder_in_use(self, exported, checkpoint):
         with pytest.raises(FileExistsError, match="is not empty"):
@@ -162,7 +183,7 @@ class TestDamage:
         [
             ("fusion_pooled.onnx", _cut, r"fusion_pooled.onnx is not what was exported"),
             ("text.onnx", Path.unlink, "text.onnx is missing; export the model again"),
-            ("export.json", _other_version, "was exported as version 9; this release reads 2"),
+            ("export.json", _other_version, "was exported as version 9; this release reads 3"),
             ("export.json", _cut, "is not valid JSON"),
             ("model.safetensors", _half, "is not what its parts were exported of"),
             ("model.safetensors", Path.unlink, "model.safetensors"),

@@ -63,7 +63,8 @@ def export(
 
     Args:
         destination: New folder.
-        form: onnx for engines onnxruntime and openvino; onnx-int8, with linear layers in int8, for onnxruntime.
+        form: onnx for engines onnxruntime and openvino; onnx-int8, with linear layers in int8, for onnxruntime;
+            openvino for .xml and .bin files, which OpenVINO's own tools read.
         reading: How the model is read; an export takes images of one size.
     """
     from bridgetower.engines.export import installed_engines, write_exported

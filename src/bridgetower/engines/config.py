@@ -7,9 +7,9 @@ from typing import Literal
 EngineName = Literal["torch", "onnxruntime", "openvino"]
 EngineRequest = Literal["auto", "torch", "onnxruntime", "openvino"]
 Precision = Literal["fp32", "bf16", "fp16", "int8"]
-Form = Literal["onnx", "onnx-int8"]
+Form = Literal["onnx", "onnx-int8", "openvino"]
 
-# None: the model itself, no exported parts.
+# What a model is exported to when an engine first needs it. None: the model itself, no exported parts.
 FORMS: dict[tuple[EngineName, Precision], Form | None] = {
     ("torch", "fp32"): None,
     ("torch", "bf16"): None,
@@ -29,4 +29,4 @@ FASTEST: dict[Precision, tuple[EngineName, ...]] = {
 
 # Largest difference from the model that an export may have, as a share of an output's largest value where that is
 # above one. That of int8 only tells a broken export from a whole one.
-TOLERANCES: dict[Form, float] = {"onnx": 1e-4, "onnx-int8": 0.2}
+TOLERANCES: dict[Form, float] = {"onnx": 1e-4, "onnx-int8": 0.2, "openvino": 1e-4}

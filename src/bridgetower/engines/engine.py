@@ -143,7 +143,7 @@ class EngineChoice:
         if self.form is None:
             model, compiler = checkpoint.model(copy=False), "inductor" if self.compile else None
             return TorchEngine(model, find_device(self.device), self.dtype, compiler)
-        if folder is not None and is_exported(folder, self.form):
+        if folder is not None and is_exported(folder, self.engine, self.form):
             model = exported_model(folder, checkpoint.extensions)
         else:
             folder, model = cached_export(checkpoint, self.cache, self.form, progress=sys.stderr.isatty())

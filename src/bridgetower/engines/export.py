@@ -43,7 +43,7 @@ from bridgetower.model.extensions import Extensions
 from bridgetower.progress import counted
 
 MANIFEST = "export.json"
-VERSION = 2
+VERSION = 3
 
 _WEIGHTS = "model.safetensors"
 _OPSET = 20  # the first with Gelu
@@ -55,8 +55,8 @@ logger = logging.getLogger(__name__)
 def installed_engines(form: Form) -> tuple[Precision, list[EngineName]]:
     """Returns in which precision an export gives the model's numbers, and the installed engines that run it so."""
     require("onnx", "onnxscript")
-    precision: Precision = "fp32" if form == "onnx" else "int8"
-    able = [engine for engine in get_args(EngineName) if FORMS.get((engine, precision)) == form]
+    precision: Precision = "int8" if form == "onnx-int8" else "fp32"
+    able = [engine for engine in get_args(EngineName) if FORMS.get((engine, precision)) == form] or ["openvino"]
     if not any(map(is_installed, able)):
         require("onnx", *able)
     return precision, [engine for engine in able if is_installed(engine)]
@@ -77,10 +77,13 @@ def write_exported(
         names = part_names(model)
         for name in counted(names, "exporting parts", shown=progress):
             part = Part(model, name)
-            if form == "onnx":
-                write_graph(part, temporary / f"{name}.onnx", temporary / _WEIGHTS)
+            path = temporary / f"{name}.onnx"
+            if form == "onnx-int8":
+                write_int8_graph(part, path, signed=signed)
             else:
-                write_int8_graph(part, temporary / f"{name}.onnx", signed=signed)
+                write_graph(part, path, temporary / _WEIGHTS)
+            if form == "openvino":
+                write_ir(path)
             for engine, runner in runners.items():
                 off = 0.0  # from the model, over examples of several sizes
                 for inputs in part.examples():
@@ -97,13 +100,16 @@ def write_exported(
                     )
                 differences[engine][name] = off
         manifest = {"version": VERSION, "form": form, "signed": signed, "weights": weights_fingerprint(temporary, form)}
-        parts = {name: sha256_of(temporary / f"{name}.onnx") for name in names}
+        files = [file for suffix in ("onnx", "xml", "bin") for file in temporary.glob(f"*.{suffix}")]
+        parts = {file.name: sha256_of(file) for file in sorted(files)}
         write_json(temporary / MANIFEST, {**manifest, "parts": parts, "largest_difference": differences})
     return differences
 
 
-def is_exported(folder: Path, form: Form) -> bool:
-    return (folder / MANIFEST).is_file() and read_json(folder / MANIFEST).get("form") == form
+def is_exported(folder: Path, engine: EngineName, form: Form) -> bool:
+    """Whether a folder has parts that an engine runs: of a form, or for OpenVINO of its own."""
+    forms = (form, "openvino") if engine == "openvino" else (form,)
+    return (folder / MANIFEST).is_file() and read_json(folder / MANIFEST).get("form") in forms
 
 
 def exported_model(folder: Path, extensions: Extensions) -> BridgeTower:
@@ -113,7 +119,7 @@ def exported_model(folder: Path, extensions: Extensions) -> BridgeTower:
         raise ValueError(f"{folder} was exported as version {manifest.get('version')}; this release reads {VERSION}")
     try:
         signed, parts, form, weights = (manifest[name] for name in ("signed", "parts", "form", "weights"))
-        digests = {folder / f"{name}.onnx": digest for name, digest in parts.items()}
+        digests = {folder / name: digest for name, digest in parts.items()}
     except (KeyError, AttributeError) as error:
         raise ValueError(f"{folder / MANIFEST} is not what was exported ({error}); export the model again") from error
     if signed and products_overflow():
@@ -186,6 +192,14 @@ def write_graph(part: Part, path: Path, weights: Path) -> None:
             )
     with replacing(path) as temporary:
         ir.save(model, temporary)
+
+
+def write_ir(graph: Path) -> None:
+    """Writes a graph as OpenVINO's own files, weights included, in its place."""
+    import openvino
+
+    openvino.save_model(openvino.convert_model(graph), graph.with_suffix(".xml"), compress_to_fp16=False)
+    graph.unlink()
 
 
 def write_int8_graph(part: Part, path: Path, *, signed: bool) -> None:

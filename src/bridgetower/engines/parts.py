@@ -174,9 +174,11 @@ class Runner:
         with self._loading:
             if part not in self._loaded:
                 path = self._folder / f"{part}.onnx"
-                self._loaded[part] = (
-                    load_openvino(path, self._precision) if self._engine == "openvino" else _load_onnxruntime(path)
-                )
+                if self._engine == "openvino":
+                    own = path.with_suffix(".xml")
+                    self._loaded[part] = load_openvino(own if own.exists() else path, self._precision)
+                else:
+                    self._loaded[part] = _load_onnxruntime(path)
         return self._loaded[part](inputs)
 
 
