@@ -10,7 +10,7 @@ def test_the_description_has_this_server_s_errors(client):
     assert set(content["paths"]) == {
         *("/v1/embeddings", "/v1/rerank", "/v1/match", "/v1/answer", "/v1/fill-mask", "/v1/search"),
         *("/v1/entail", "/v1/reason", "/v1/classify", "/v1/explain", "/v1/index", "/v1/images/{id}"),
-        "/v1/videos/{id}",
+        *("/v1/videos/{id}", "/v1/encode", "/embed", "/similarity", "/v1/score"),
         *("/v1/models", "/v1/models/{name}", "/health", "/ready", "/info", "/metrics"),
     }
     responses = content["paths"]["/v1/match"]["post"]["responses"]
@@ -46,7 +46,7 @@ def test_made_up_requests(client, mode):
 
         answered()
     assert routes["/v1/embeddings"] == 5
-    assert len(routes) == (19 if mode == "positive" else 10)
+    assert len(routes) == (23 if mode == "positive" else 14)
 
 
 def test_head_is_get_without_the_body(client):

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from bridgetower.serve.config import ServeConfig
 from bridgetower.serve.errors import ApiError
 
-OPEN = frozenset({"/health", "/ready"})  # need no key, by GET or HEAD
+OPEN = frozenset({"/health", "/ready", "/v1/health_check"})  # need no key, by GET or HEAD
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:]*)(?::[0-9]*)?")
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
 _VIDEO = re.compile(r"/v1/videos/([0-9a-f]{64})")
@@ -85,7 +85,7 @@ class AuthMiddleware:
             )
             is_local = host is not None and host[1].lower() in self._names
             return None if is_local else ApiError(403, message, code="wrong_host")
-        if path in self._page:
+        if path in self._page and method in ("GET", "HEAD"):
             return None
         message = "the API key is missing or wrong; send the header Authorization: Bearer KEY"
         return ApiError(401, message, headers={"WWW-Authenticate": "Bearer"})

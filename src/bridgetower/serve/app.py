@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 import bridgetower
-from bridgetower.serve import model_routes
+from bridgetower.serve import adapters, model_routes
 from bridgetower.serve.access import OPEN, AuthMiddleware, ProxyMiddleware
 from bridgetower.serve.errors import ApiError, handle
 from bridgetower.serve.metrics import ObservingMiddleware
@@ -58,6 +58,7 @@ def build_app(service: Service) -> FastAPI:
     )
     app.state.service = service
     app.include_router(model_routes.router)
+    app.include_router(adapters.router)
     if service.searcher is not None:
         from bridgetower.serve import search  # takes a second, and another extra
 

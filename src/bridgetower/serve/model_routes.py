@@ -159,19 +159,25 @@ class Embedding(BaseModel):
     embedding: list[float] | str
 
 
-@router.post("/v1/embeddings", response_model=Listed[Embedding], responses=COMPUTING, tags=["embeddings"])
-async def embeddings(body: EmbeddingsRequest, service: Served) -> Response:
-    """Turn texts and images into vectors that can be compared, or an image and a text together into a joint vector."""
-    param, contents = "messages" if body.messages else "input", body.contents()
+async def embedded(
+    service: Service, body: Body, contents: Sequence[Content], param: str
+) -> tuple[list[Item], list[torch.Tensor]]:
+    """Computes a vector for each of some texts, images, or images with texts."""
     sources = [one.image for one in contents]
     joint = all(one.image is not None and one.text is not None for one in contents)
     with service.admission(len(contents), param, body.model, None if joint else "embeddings", images=sources):
         items = await service.main.items(contents, param, truncate=body.truncate)
-        vectors = await service.batcher.submit(items)
+        return items, await service.batcher.submit(items)
+
+
+@router.post("/v1/embeddings", response_model=Listed[Embedding], responses=COMPUTING, tags=["embeddings"])
+async def embeddings(body: EmbeddingsRequest, service: Served) -> Response:
+    """Turn texts and images into vectors that can be compared, or an image and a text together into a joint vector."""
+    items, vectors = await embedded(service, body, body.contents(), "messages" if body.messages else "input")
 
     def content() -> dict[str, Any]:
         if (body.embedding_type or body.encoding_format) == "float":
-            written = [vector.tolist() for vector in vectors]
+            written: list[Any] = [vector.tolist() for vector in vectors]
         else:
             written = [base64.b64encode(vector.numpy().astype("<f4").tobytes()).decode() for vector in vectors]
         rows = [{"object": "embedding", "index": n, "embedding": vector} for n, vector in enumerate(written)]
@@ -228,35 +234,44 @@ class RerankResponse(BaseModel):
     usage: Usage
 
 
-@router.post("/rerank", include_in_schema=False)
+async def scored(
+    service: Service, body: Body, queries: Sequence[Content], documents: Sequence[Content], param: str
+) -> tuple[list[float], bool, list[Item]]:
+    """Computes the relevance of each document to the query, or to its own; and whether by the vectors of both.
+
+    Texts and images are matched by the whole model, texts among themselves and images among themselves compared.
+    """
+    kinds = {one.text is None for one in documents}
+    if len(kinds) > 1 or len({one.text is None for one in queries}) > 1:
+        message = f"{param} are texts and images, whose scores cannot be compared; send two requests"
+        raise ApiError(400, message, param=param)
+    same, model = {queries[0].text is None} == kinds, service.main
+    sources = [one.image for one in (*queries, *documents)]
+    use: Literal["embeddings", "match"] = "embeddings" if same else "match"
+    with service.admission(len(documents) + same * len(queries), param, body.model, use, images=sources):
+        asked = await model.items(queries, "query", truncate=body.truncate)
+        items = await model.items(documents, param, truncate=body.truncate)
+        repeated = asked * len(items) if len(asked) == 1 else asked
+        if same:
+            items = [*asked, *items]
+        else:
+            items = [
+                Item(kind="match", image=one.image if query.ids else query.image, ids=query.ids or one.ids)
+                for query, one in zip(repeated, items, strict=True)
+            ]
+        outcomes = await service.batcher.submit(items)
+    if not same:
+        return model.predictor.reranking.match(torch.tensor(outcomes)).tolist(), same, items
+    vectors = torch.stack(outcomes)
+    return (vectors[: len(queries)] * vectors[len(queries) :]).sum(dim=-1).tolist(), same, items
+
+
 @router.post("/v2/rerank", include_in_schema=False)
 @router.post("/v1/rerank", response_model=RerankResponse, responses=COMPUTING, tags=["rerank"])
 async def rerank(body: RerankRequest, service: Served) -> Response:
     """Sort documents by their relevance to a query: by the whole model, or texts among themselves by their vectors."""
-    kinds = {document.text is None for document in body.documents}
-    if len(kinds) > 1:
-        message = "documents are texts and images, whose scores cannot be compared; send two requests"
-        raise ApiError(400, message, param="documents")
-    same, model = {body.query.text is None} == kinds, service.main
-    sources = [one.image for one in (body.query, *body.documents)]
-    use: Literal["embeddings", "match"] = "embeddings" if same else "match"
-    with service.admission(len(body.documents) + same, "documents", body.model, use, images=sources):
-        (query,) = await model.items([body.query], "query", truncate=body.truncate)
-        items = await model.items(body.documents, "documents", truncate=body.truncate)
-        if same:
-            items.insert(0, query)
-        else:
-            items = [
-                Item(kind="match", image=one.image if query.ids else query.image, ids=query.ids or one.ids)
-                for one in items
-            ]
-        outcomes = await service.batcher.submit(items)
-    if same:
-        first, *vectors = outcomes
-        scores = [float(first @ vector) for vector in vectors]
-    else:
-        scores = model.predictor.reranking.match(torch.tensor(outcomes)).tolist()
-    order = sorted(range(len(scores)), key=lambda number: -scores[number])[: body.top_n]
+    scores, same, items = await scored(service, body, [body.query], body.documents, "documents")
+    order = best_first(scores)[: body.top_n]
 
     def content() -> dict[str, Any]:
         results = [
@@ -267,11 +282,15 @@ async def rerank(body: RerankRequest, service: Served) -> Response:
             }
             for number in order
         ]
-        scored_by = "cosine" if same else "matching"
+        model, scored_by = service.main, "cosine" if same else "matching"
         return {"model": model.name, "scored_by": scored_by, "results": results, "usage": usage(model.tokens(items))}
 
     shown = body.documents if body.return_documents else []
     return await json_of(content, len(order) + sum(len(one.text or one.image or "") for one in shown))
+
+
+def best_first(scores: Sequence[float]) -> list[int]:
+    return sorted(range(len(scores)), key=lambda number: -scores[number])
 
 
 class PairRequest(Body):

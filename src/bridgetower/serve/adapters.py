@@ -1,0 +1,176 @@
+"""Protocols of other servers over the same items: OPEA's, text-embeddings-inference's and vLLM's."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Annotated, Any, Literal, Self
+
+from fastapi import APIRouter, Response
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import to_json
+
+from bridgetower.serve.model_routes import (
+    Content,
+    ImagePart,
+    RerankRequest,
+    TextOrImage,
+    TextPart,
+    best_first,
+    embedded,
+    rerank,
+    scored,
+)
+from bridgetower.serve.schemas import COMPUTING, Body, JsonRoute, Listed, Several, Source, Text, json_of, listed
+from bridgetower.serve.service import Served
+
+router = APIRouter(route_class=JsonRoute, tags=["protocols of other servers"])
+
+
+class EncodeRequest(Body):
+    text: Text
+    img_b64_str: Source | None = None
+    truncate: bool = True
+
+
+class EncodeResponse(BaseModel):
+    embedding: list[float]
+
+
+@router.post("/v1/encode", response_model=EncodeResponse, responses=COMPUTING)
+async def encode(body: EncodeRequest, service: Served) -> Response:
+    """OPEA's: the vector of a text, or of an image together with a text."""
+    given = [Content(text=body.text, image=body.img_b64_str)]
+    _, (vector,) = await embedded(service, body, given, "text")
+    return await json_of(lambda: {"embedding": vector.tolist()}, len(vector))
+
+
+@router.get("/v1/health_check", include_in_schema=False)
+async def health_check() -> dict[str, str]:
+    """OPEA's: whether the server runs."""
+    return {"message": "BridgeTower server is running"}
+
+
+class _Inference(Body):
+    """What text-embeddings-inference takes beside the inputs; other values than these would need another vector."""
+
+    prompt_name: None = None
+    truncation_direction: Annotated[Literal["right"], BeforeValidator(lambda given: str(given).lower())] = "right"
+
+
+class EmbedRequest(_Inference):
+    inputs: TextOrImage | Annotated[list[TextOrImage], Several]
+    normalize: Literal[True, None] = None
+    dimensions: None = None
+    encoding_format: Literal["float", None] = None
+
+
+@router.post("/", include_in_schema=False)
+@router.post("/embed", response_model=list[list[float]], responses=COMPUTING)
+async def embed(body: EmbedRequest, service: Served) -> Response:
+    """Of text-embeddings-inference: a vector for each text, or image."""
+    contents = body.inputs if isinstance(body.inputs, list) else [body.inputs]
+    _, vectors = await embedded(service, body, contents, "inputs")
+    return await _json([vector.tolist() for vector in vectors])
+
+
+class Sentences(BaseModel, extra="forbid"):
+    source_sentence: TextOrImage
+    sentences: Annotated[list[TextOrImage], Several]
+
+
+class SimilarityRequest(Body):
+    inputs: Sentences
+    parameters: _Inference | None = None
+
+
+@router.post("/similarity", response_model=list[float], responses=COMPUTING)
+async def similarity(body: SimilarityRequest, service: Served) -> Response:
+    """Of text-embeddings-inference: the cosine of each text with the first one; of an image with a text, the match."""
+    given = body.inputs
+    if body.parameters is not None:
+        body.truncate = body.parameters.truncate
+    scores, _, _ = await scored(service, body, [given.source_sentence], given.sentences, "sentences")
+    return await _json(scores)
+
+
+class EitherRerank(_Inference):
+    """With `texts` as text-embeddings-inference takes it, with `documents` as Jina does."""
+
+    query: TextOrImage
+    documents: Annotated[list[TextOrImage], Several] | None = None
+    texts: Annotated[list[TextOrImage], Several] | None = None
+    top_n: int | None = Field(None, ge=1)
+    return_documents: bool = False
+    max_tokens_per_doc: int | None = None
+    raw_scores: Literal[False] = False
+    return_text: bool = False
+
+    @model_validator(mode="after")
+    def _either(self) -> Self:
+        if (self.documents is None) == (self.texts is None):
+            raise ValueError("expected either documents or texts")
+        return self
+
+
+@router.post("/rerank", include_in_schema=False)
+async def rerank_either(body: EitherRerank, service: Served) -> Response:
+    """Sort documents as `/v1/rerank`, or as text-embeddings-inference does."""
+    if body.texts is None:
+        return await rerank(RerankRequest.model_construct(**dict(body)), service)
+    scores, _, _ = await scored(service, body, [body.query], body.texts, "texts")
+    rows: list[dict[str, Any]] = [{"index": number, "score": scores[number]} for number in best_first(scores)]
+    if body.return_text:
+        rows = [{**row, "text": body.texts[row["index"]].text or body.texts[row["index"]].image} for row in rows]
+    return await _json(rows)
+
+
+class _Parts(BaseModel, extra="forbid"):
+    content: Annotated[list[Annotated[TextPart | ImagePart, Field(discriminator="type")]], Several]
+
+
+def _documents(given: Any) -> Any:
+    """Entries of vLLM: strings, or an object whose parts are several entries."""
+    if isinstance(given, dict) and "content" in given:
+        parts = _Parts.model_validate(given).content
+        return [{"text": one.text} if isinstance(one, TextPart) else {"image": one.image_url.url} for one in parts]
+    return [given] if isinstance(given, str | dict) else given
+
+
+_Entries = Annotated[list[TextOrImage], Several, BeforeValidator(_documents, json_schema_input_type=str | list[str])]
+
+
+class ScoreRequest(Body):
+    """One query or as many as there are documents, each a text or an image."""
+
+    model_config = ConfigDict(populate_by_name=True)
+    queries: _Entries = Field(validation_alias=AliasChoices("text_1", "queries", "data_1"))
+    documents: _Entries = Field(validation_alias=AliasChoices("text_2", "documents", "data_2"))
+
+    @model_validator(mode="after")
+    def _as_many(self) -> Self:
+        if len(self.queries) not in (1, len(self.documents)):
+            raise ValueError(
+                f"{len(self.queries)} and {len(self.documents)} given; expected one or as many of the first"
+            )
+        return self
+
+
+class Score(BaseModel):
+    object: Literal["score"] = "score"
+    index: int
+    score: float
+
+
+@router.post("/score", include_in_schema=False)
+@router.post("/v1/score", response_model=Listed[Score], responses=COMPUTING)
+async def score(body: ScoreRequest, service: Served) -> Response:
+    """vLLM's: how well each document fits its query, as in `/v1/rerank`."""
+    scores, _, items = await scored(service, body, body.queries, body.documents, "text_2")
+    rows = [{"object": "score", "index": number, "score": value} for number, value in enumerate(scores)]
+    found = listed(rows, service.main.name, service.main.tokens(items))
+    return await json_of(lambda: {**found, "created": int(time.time())}, len(rows))
+
+
+async def _json(value: Any) -> Response:
+    return Response(await asyncio.to_thread(to_json, value), media_type="application/json")
