@@ -1,8 +1,10 @@
 """Search in two stages, held against the model called by hand on all images."""
 
 import logging
+import math
 import re
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -144,6 +146,47 @@ class TestStages:
         torch.testing.assert_close(torch.tensor([hit.cosine for hit in hits]), expected, atol=1e-5, rtol=0)
         assert hits[0].path == files[3].name
 
+    def test_words_by_bm25(self, searcher, predictor, files):
+        query = "Red CIRCLES on a bar"
+        hits = searcher.search(query, against="words", top=45)
+        asked = {"red", "circl", "bar"}  # stems; `on` and `a` are in too many texts
+        stems = {"circle": "circl", "square": "squar", "triangle": "triangl"}
+        documents = {
+            row["path"]: [stems.get(word, word) for text in row["captions"] for word in text.lower().split()]
+            for row in searcher.index.rows([file.name for file in files], ("path", "captions"))
+        }
+        documents = {path: [word for word in words if word not in ("a", "on")] for path, words in documents.items()}
+        average = sum(map(len, documents.values())) / len(documents)
+        scores = dict.fromkeys(documents, 0.0)
+        for word in asked:
+            among = sum(word in words for words in documents.values())
+            rarity = math.log(1 + (len(documents) - among + 0.5) / (among + 0.5))
+            for path, words in documents.items():
+                often = words.count(word)
+                scores[path] += rarity * often * 2.2 / (often + 1.2 * (0.25 + 0.75 * len(words) / average))
+        expected = {path: score for path, score in scores.items() if score > 0}
+        found = {hit.path: hit.rank_score for hit in hits}
+        assert found == pytest.approx(expected, rel=0.06)  # lengths are rounded
+        assert max(expected.values()) > 2 * min(expected.values())
+        assert hits == sorted(hits, key=lambda hit: (-hit.rank_score, hit.path))
+        cosines = predictor.embed_images([str(hit.file) for hit in hits]) @ predictor.embed_texts(query)[0]
+        assert [hit.cosine for hit in hits] == pytest.approx(cosines.tolist(), abs=1e-5)
+        assert searcher.search("zebra", against="words") == []
+
+    def test_hybrid_is_reciprocal_rank_fusion(self, searcher):
+        where = "path < '40'"
+        nearest = searcher.search(TEXT, top=64, where=where)
+        words = searcher.search(TEXT, top=64, where=where, against="words")
+        scores = Counter()
+        for ranking in (nearest, words):
+            for rank, hit in enumerate(ranking, start=1):
+                scores[hit.path] += 1 / (60 + rank)
+        hits = searcher.search(TEXT, top=5, where=where, against="hybrid")
+        assert [hit.rank_score for hit in hits] == pytest.approx(sorted(scores.values(), reverse=True)[:5])
+        assert all(hit.rank_score == pytest.approx(scores[hit.path]) for hit in hits)
+        assert [hit.path for hit in hits] != [hit.path for hit in nearest[:5]]
+        assert {hit.score is None for hit in hits if hit.against == "images"} == {False}
+
     def test_a_text_alone_against_pairs_of_three_heads(self, tiny_dataset, shapes_folder, files, tmp_path):
         write_tiny_checkpoint(tiny_dataset, tmp_path / "model", MODEL.override({"heads.itc": "fused"}))
         build_index(shapes_folder / "shapes.csv", tmp_path / "shapes.lance", tmp_path / "model")
@@ -191,7 +234,9 @@ class TestConditions:
             ({"text": "a", "batch_size": 0}, "batch_size is 0; expected at least 1$"),
             ({"text": "a", "rerank": -1}, "rerank is -1; expected at least 0$"),
             ({"text": " ", "image": "00.png"}, "the text to search for is ' '; give words, or leave it out"),
-            ({"text": "a", "against": "words"}, "expected one of images, captions, pairs"),
+            ({"text": "a", "against": "texts"}, "expected one of images, captions, pairs, words, hybrid"),
+            ({"image": "00.png", "against": "hybrid"}, "against is hybrid, but there are no words"),
+            ({"text": "a", "against": "words", "rerank": 3}, "hits by words are not matched"),
             ({"image": "00.png", "rerank": 5}, "images are matched with a text"),
             ({"text": "red bar on black " * 9}, "the limit is 24"),
         ],

@@ -57,6 +57,8 @@ def check(answer: dict[str, Any], hits: list[Hit]) -> None:
                 {"where": {"width": {"gt": 1000}}},
                 {"where": {"width": {"gte": 24}, "path": {"in": ["01.png", "02.png", "it's.png"]}}},
                 {"against": "pairs"},
+                {"against": "words", "top": 12},
+                {"against": "hybrid", "where": {"path": {"lt": "40.png"}}},
             )
         ),
         (None, 0, {}),

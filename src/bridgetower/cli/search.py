@@ -61,9 +61,10 @@ class QueryOptions:
         rerank: How many of the nearest images are matched with the text; 0 leaves it at the nearest. Default: 64, or 0
             for a model whose validation did not find that matching ranks better, and for words of videos.
         where: Condition in SQL on path, size (bytes), mtime, width, height, captions, and start and end (of moments).
-        against: What the query is compared with: the images, their captions, or both together. Default: images, and for
-            a text alone what is said in moments of videos; hits by words and by images take turns. Models that cannot
-            compare a text or an image alone with both together compare it with captions or images, and say so.
+        against: What the query is compared with: the images, their captions, or both together (pairs); the words of
+            captions and transcripts; or words and vectors (hybrid). Default: images, and for a text alone what is said
+            in moments of videos; hits by transcripts and by images take turns. Models that cannot compare a text or an
+            image alone with pairs compare it with captions or images, and say so.
         exact: Compare the query with every vector, even if the index was made with --ann.
         batch_size: Images matched at once.
         truncate: Cut a text that is too long instead of refusing it.
@@ -72,7 +73,7 @@ class QueryOptions:
     top: int = 10
     rerank: int | None = None
     where: str | None = None
-    against: Literal["images", "captions", "pairs"] | None = None
+    against: Literal["images", "captions", "pairs", "words", "hybrid"] | None = None
     exact: bool = False
     batch_size: int = 32
     truncate: bool = False

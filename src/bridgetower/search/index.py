@@ -16,6 +16,8 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import pyarrow as pa
+import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from lancedb.index import FTS, BTree, IvfSq
 from torch import Tensor
@@ -28,12 +30,14 @@ from bridgetower.files import json_object, parse_json
 from bridgetower.model.plain import from_plain
 from bridgetower.processor import check_length
 
-Against = Literal["images", "captions", "pairs"]
+Vectors = Literal["images", "captions", "pairs"]
+Against = Literal["images", "captions", "pairs", "words", "hybrid"]
+"""What a query is compared with: vectors, the words of captions and transcripts, or words and vectors together."""
 
 ABOUT = ("path", "size", "mtime", "width", "height", "captions", "start", "end")
 """Columns of a result, and of conditions."""
 
-_COLUMNS: dict[Against, str] = {"images": "image_vector", "captions": "text_vectors", "pairs": "pair_vectors"}
+_COLUMNS: dict[Vectors, str] = {"images": "image_vector", "captions": "text_vectors", "pairs": "pair_vectors"}
 _SPOKEN = "start IS NOT NULL AND array_length(captions) > 0"  # of moments in which something is said
 _SILENT = f"({_SPOKEN}) IS NOT TRUE"  # of all others
 _NULLABLE = ("start", "end", "frame")  # of images that are no moments
@@ -362,7 +366,7 @@ class Index:
         vector: Float[Tensor, " c"],
         count: int,
         *,
-        against: Against | None = "images",
+        against: Vectors | None = "images",
         where: str | None = None,
         exact: bool = False,
     ) -> list[Hit]:
@@ -389,7 +393,7 @@ class Index:
         every = exact or not self.has_ann_index
         probes = 0 if exact else math.ceil(_PROBED_SHARE * _num_partitions(there))
         hits = []
-        kinds: dict[Against, str | None] = {against: None} if against else {"images": _SILENT, "captions": _SPOKEN}
+        kinds: dict[Vectors, str | None] = {against: None} if against else {"images": _SILENT, "captions": _SPOKEN}
         for kind, among in kinds.items():
             of_images, of_all = kind == "images", where is None and among is None
             found = self._compared_in_memory(vector, count) if of_all and of_images and every else None
@@ -398,15 +402,43 @@ class Index:
                 rows = self._nearest_rows(vector, count, kind, where, among, probes=0)
             if of_all and of_images and every and len(rows) < min(count, len(self)):
                 raise OSError(f"{self.uri} has vectors with NaN, which no search finds; make the index again")
-            for row in rows:
-                cosine = 1 - row.pop("_distance")
-                image = Indexed(**row | {"captions": tuple(row["captions"])})
-                try:
-                    file = image.file_in(self.root)
-                except ValueError as error:  # of a damaged row; the condition is not at fault
-                    raise OSError(f"{self.uri} cannot be read: {error}") from error
-                hits.append(Hit(file=file, against=kind, cosine=cosine, rank_score=cosine, **vars(image)))
+            hits += [self._hit(row, kind, 1 - row.pop("_distance")) for row in rows]
         return sorted(hits, key=lambda one: (one.against == "captions", -one.cosine, one.path))
+
+    def containing(self, text: str, vector: Float[Tensor, " c"], count: int, *, where: str | None = None) -> list[Hit]:
+        """Returns what has words of a text in its captions or its transcript, by BM25, best first.
+
+        Case, accents and endings of English words make no difference; words that every text has count for nothing.
+
+        Args:
+            text: The words.
+            vector: Of the query, for the cosine of the images that are found.
+            count: How many; fewer if no more have one of the words.
+            where: As in `nearest`.
+
+        Raises:
+            ValueError: The condition is none.
+        """
+        query = self._table.search(text, query_type="fts", fts_columns="captions").limit(max(1, count))
+        if where is not None:
+            query = query.where(where, prefilter=True)
+        with _told(self.uri, where=where):
+            rows = query.select([*_RETURNED, "image_vector", "_score"]).to_list()
+        hits = []
+        for row in rows:
+            score, image = row.pop("_score"), torch.tensor(row.pop("image_vector"))
+            cosine = float(F.cosine_similarity(image, vector, dim=0))
+            hits.append(self._hit(row, "words", cosine, score))
+        return sorted(hits, key=lambda one: (-one.rank_score, one.path))
+
+    def _hit(self, row: Mapping[str, Any], against: Against, cosine: float, score: float | None = None) -> Hit:
+        image = Indexed(**{**row, "captions": tuple(row["captions"])})
+        try:
+            file = image.file_in(self.root)
+        except ValueError as error:  # of a damaged row; the condition is not at fault
+            raise OSError(f"{self.uri} cannot be read: {error}") from error
+        rank_score = cosine if score is None else score
+        return Hit(file=file, against=against, cosine=cosine, rank_score=rank_score, **vars(image))
 
     def _compared_in_memory(self, vector: Float[Tensor, " c"], count: int) -> list[dict[str, Any]] | None:
         """Compares all vectors of images at once, many times as fast as within Lance, from the second search on."""
@@ -432,7 +464,7 @@ class Index:
         return [row | {"_distance": distance} for row, distance in zip(found, distances, strict=True)]
 
     def _nearest_rows(
-        self, vector: Float[Tensor, " c"], count: int, kind: Against, where: str | None, among: str | None, probes: int
+        self, vector: Float[Tensor, " c"], count: int, kind: Vectors, where: str | None, among: str | None, probes: int
     ) -> list[dict[str, Any]]:
         """Searches so many partitions, 0 for all vectors; where there are no partitions, both are the same."""
         query = self._table.search(vector.numpy(), vector_column_name=_COLUMNS[kind])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -22,10 +22,11 @@ from bridgetower.inference import Item, check_at_least_1, two_stage_order
 from bridgetower.model.plain import check_choice
 from bridgetower.predictor import Predictor, load
 from bridgetower.processor import ImageLike, Resized
-from bridgetower.search.index import Against, Hit, Index
+from bridgetower.search.index import Against, Hit, Index, Vectors
 
 RERANK = 64
 """Candidates that are matched by default."""
+_RANKS_OF_FUSION = 60  # as in the paper on reciprocal rank fusion (Cormack et al., 2009)
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +76,8 @@ class Searcher:
             top: Hits to return.
             rerank: How many of the nearest are matched with the text; 0 leaves it at the cosine. None: see `planned`.
             where: A condition in SQL on path, size, mtime, width, height or captions, such as `width > 800`.
-            against: What the query is compared with: the images, their captions, or both together. None: see `planned`.
+            against: What the query is compared with: the images, their captions, or both together; the words of
+                captions and transcripts; or `hybrid`, words and vectors. None: see `planned`.
             exact: Compare the query with every vector, even where the index could leave most out.
             truncate: Cut a text that is too long instead of refusing it.
             batch_size: Images matched at once.
@@ -85,14 +87,16 @@ class Searcher:
                 head, the condition is none, or none of the candidates can be opened.
         """
         check_at_least_1(batch_size=batch_size)
-        against, rerank = self.planned(text, image, top=top, rerank=rerank, against=against)
+        asked = against
+        against, rerank = self.planned(text, image, top=top, rerank=rerank, against=asked)
         if against == "pairs" and text is not None and image is not None:
             vectors = [self.predictor.embed_pairs(image, text, truncate=truncate)]
         else:
             vectors = [] if image is None else [self.predictor.embed_images(image)]
             vectors += [] if text is None else [self.predictor.embed_texts(text, truncate=truncate)]
         vector = mean_vector(torch.cat(vectors))
-        found = self.index.nearest(vector, max(top, rerank), against=against, where=where, exact=exact)
+        count = max(top, rerank, RERANK if asked == "hybrid" else 0)
+        found = [] if asked == "words" else self.index.nearest(vector, count, against=against, where=where, exact=exact)
         matched, others = candidates(found, rerank, against)
         log_odds: list[float] = []
         if text is not None and matched:
@@ -104,17 +108,25 @@ class Searcher:
             for start in range(0, len(items), batch_size):
                 log_odds += self.predictor.compute(items[start : start + batch_size])  # type: ignore[arg-type]  # numbers
             matched = [one for one, _ in opened]
-        return two_stages(matched, log_odds, others, self.predictor.reranking)[:top]
+        hits = two_stages(matched, log_odds, others, self.predictor.reranking)
+        if text is not None and asked in ("words", "hybrid"):
+            containing = self.index.containing(text, vector, count, where=where)
+            hits = containing if asked == "words" else fused(hits, containing)
+        return hits[:top]
 
     def planned(
         self, text: str | None, image: ImageLike | None, *, top: int, rerank: int | None, against: Against | None
-    ) -> tuple[Against | None, int]:
-        """Returns what a query is compared with (None: see `Index.nearest`), and how many candidates are matched.
+    ) -> tuple[Vectors | None, int]:
+        """Returns which vectors a query is compared with (None: see `Index.nearest`), and how many are matched.
 
         By default a text alone is compared with what is said in moments of videos, and all else with images; 64
         candidates are matched with a text that is seen, unless validation did not find that this ranks better.
         """
         check_query(text, image, top=top, rerank=rerank, against=against)
+        if against == "words":
+            return "images", 0
+        if against == "hybrid":
+            against = None
         model = self.predictor.model
         if rerank:
             model.head("itm")
@@ -188,6 +200,10 @@ def check_query(
         raise ValueError(f"rerank is {rerank}, but images are matched with a text; give one, or rerank 0")
     if against is not None:
         check_choice("against", against, Against)
+    if against == "words" and rerank:
+        raise ValueError(f"rerank is {rerank}, but hits by words are not matched; use against hybrid")
+    if against in ("words", "hybrid") and text is None:
+        raise ValueError(f"against is {against}, but there are no words; give a text")
 
 
 def mean_vector(vectors: Float[Tensor, "n c"]) -> Float[Tensor, " c"]:
@@ -195,12 +211,23 @@ def mean_vector(vectors: Float[Tensor, "n c"]) -> Float[Tensor, " c"]:
     return F.normalize(vectors.mean(dim=0), dim=0)
 
 
-def candidates(found: Sequence[Hit], count: int, against: Against | None) -> tuple[list[Hit], list[Hit]]:
+def candidates(found: Sequence[Hit], count: int, against: Vectors | None) -> tuple[list[Hit], list[Hit]]:
     """Returns those of the nearest that are matched, with `against` None only those found by image, and the others."""
     kind = against or "images"
     able = [place < count and one.width > 0 and one.against == kind for place, one in enumerate(found)]
     matched = [one for one, is_able in zip(found, able, strict=True) if is_able]
     return matched, [one for one, is_able in zip(found, able, strict=True) if not is_able]
+
+
+def fused(*rankings: Sequence[Hit]) -> list[Hit]:
+    """Joins rankings by reciprocal rank fusion: the sum of 1 / (60 + rank) over those that have a hit, best first."""
+    scores, first = defaultdict[str, float](float), dict[str, Hit]()
+    for ranking in rankings:
+        for rank, hit in enumerate(ranking, start=1):
+            scores[hit.path] += 1 / (_RANKS_OF_FUSION + rank)
+            first.setdefault(hit.path, hit)
+    order = sorted(first, key=lambda path: (-scores[path], path))
+    return [replace(first[path], rank_score=scores[path]) for path in order]
 
 
 def two_stages(

@@ -24,8 +24,8 @@ from pydantic import AfterValidator, BaseModel, Field
 from bridgetower.inference import Item
 from bridgetower.processor import media_type
 from bridgetower.search.conditions import condition_sql
-from bridgetower.search.index import Against, Indexed
-from bridgetower.search.searcher import RERANK, Searcher, candidates, mean_vector, two_stages
+from bridgetower.search.index import Against, Hit, Indexed
+from bridgetower.search.searcher import RERANK, Searcher, candidates, fused, mean_vector, two_stages
 from bridgetower.serve.access import video_token
 from bridgetower.serve.errors import ApiError
 from bridgetower.serve.schemas import (
@@ -87,8 +87,9 @@ class SearchRequest(Body, json_schema_extra={"examples": [_EXAMPLE]}):
     )
     against: Against | None = Field(
         None,
-        description="What the query is compared with; if left out images, and for a text alone in moments of videos "
-        "what is said: hits by words and by images then take turns.",
+        description="What the query is compared with: vectors of images, captions or both together (pairs), the words "
+        "of captions and transcripts, or words and vectors (hybrid); if left out images, and for a text alone in "
+        "moments of videos what is said: hits by transcripts and by images then take turns.",
     )
     exact: bool = Field(False, description="Compare with every vector, even where the index could leave most out.")
 
@@ -107,7 +108,10 @@ class FoundImage(IndexedImage):
     rank: int
     against: Against = Field(description="What the query was compared with.")
     cosine: float = Field(description="Of the vectors of both.")
-    rank_score: float = Field(description="Log-odds of a match + the model's weight · cosine if matched, else cosine.")
+    rank_score: float = Field(
+        description="What ranks it: log-odds of a match + the model's weight · cosine if matched, else the cosine; of "
+        "words BM25; of hybrid the sum of reciprocal ranks."
+    )
     probability: float | None = PROBABILITY
     score: float | None = SCORE
     transcript: str | None = Field(None, description="What is said in a moment of a video.")
@@ -137,8 +141,14 @@ async def search(body: SearchRequest, service: Served) -> Response:
             items = [*(Item(image=one) for one in [image] if one is not None), *(Item(ids=ids) for ids in texts)]
         vector = mean_vector(torch.stack(await service.batcher.submit(items)))
         where: Any = body.where  # in SQL, since it was validated
-        find = partial(searcher.index.nearest, against=against, where=where, exact=body.exact)
-        nearest = await _read(find, vector, max(body.top, rerank), asked=where is not None, param="where")
+        count = max(body.top, rerank, RERANK if body.against == "hybrid" else 0)
+        reading = partial(_read, asked=where is not None, param="where")
+        nearest, containing = list[Hit](), list[Hit]()
+        if body.against != "words":
+            find = partial(searcher.index.nearest, against=against, where=where, exact=body.exact)
+            nearest = await reading(find, vector, count)
+        if body.against in ("words", "hybrid"):
+            containing = await reading(partial(searcher.index.containing, body.query or "", where=where), vector, count)
         chosen, others = candidates(nearest, rerank, against)
         frames = await _read(searcher.index.frames, chosen) if chosen else {}
         limit = config.max_body * MIB
@@ -151,7 +161,10 @@ async def search(body: SearchRequest, service: Served) -> Response:
             raise ApiError(404, message, code="no_images") from error
         matched = [Item(kind="match", image=image.pixels, ids=texts[0]) for _, image in opened]
         log_odds = await service.batcher.submit(matched)
-        hits = two_stages([one for one, _ in opened], log_odds, others, searcher.predictor.reranking)[: body.top]
+        hits = two_stages([one for one, _ in opened], log_odds, others, searcher.predictor.reranking)
+        if body.against in ("words", "hybrid"):
+            hits = containing if body.against == "words" else fused(hits, containing)
+        hits = hits[: body.top]
 
     def content() -> dict[str, Any]:
         rows = []

@@ -426,7 +426,7 @@ function restoreSearch(values) {
   $("query").value = values.get("q") ?? "";
   $("where").value = values.get("where") ?? "";
   $("count").value = ["12", "48", "96"].includes(values.get("n")) ? values.get("n") : "24";
-  $("against").value = ["images", "captions", "pairs"].includes(values.get("against")) ? values.get("against") : "";
+  $("against").value = ["images", "captions", "pairs", "words", "hybrid"].includes(values.get("against")) ? values.get("against") : "";
   $("rerank").value = ["64", "0"].includes(values.get("rerank")) ? values.get("rerank") : "";
   $("options").open = ["where", "against", "rerank"].some((name) => values.get(name));
   const id = idOf(values, "like");
@@ -505,7 +505,7 @@ $("search-form").addEventListener("submit", (event) => {
 
 // ---------------------------------------------------------------------------------------------- one image, large
 
-const COMPARED = { images: "image", captions: "caption or transcript", pairs: "image with caption" };
+const COMPARED = { images: "image", captions: "caption or transcript", pairs: "image with caption", words: "image" };
 let current = -1;
 
 function openViewer(number) {
@@ -530,6 +530,10 @@ function openViewer(number) {
   }
   scores.push(el("div", {}, el("dt", {}, "Cosine", el("span", {}, decimal(hit.cosine))),
     el("dd", {}, bar(hit.cosine), `How near the vectors of query and ${COMPARED[hit.against]} are; 1 is the same direction.`)));
+  if (hit.against === "words" && $("against").value === "words") {
+    const about = "BM25 of the words that the query shares with captions or transcript.";
+    scores.unshift(el("div", {}, el("dt", {}, "Words", el("span", {}, decimal(hit.rank_score))), el("dd", {}, about)));
+  }
   $("viewer-scores").replaceChildren(...scores);
   const captions = hit.captions.map((caption) => el("li", {}, caption));
   $("viewer-captions").replaceChildren(...(captions.length ? [el("h2", {}, isMoment(hit) ? "Transcript" : counted(captions.length, "caption")), el("ul", {}, captions)] : []));
