@@ -180,10 +180,16 @@ class Cutting:
     Attributes:
         every: Seconds of each moment; None: the subtitles', and scenes where there are none.
         max_moments: Most moments of one video.
+        transcribe: URL of a server with OpenAI's protocol that transcribes videos without subtitles; None: none.
+        transcribe_model: Its model.
     """
 
     every: float | None = None
     max_moments: int = 1000
+    transcribe: str | None = None
+    transcribe_model: str = "whisper-1"
 
     def __post_init__(self) -> None:
+        if self.transcribe is not None and not self.transcribe.startswith(("http://", "https://")):
+            raise ValueError(f"transcribe is {self.transcribe!r}; expected a URL such as http://localhost:8000/v1")
         check_numbers(self, every=(0.1, 86_400.0), max_moments=AT_LEAST_1)

@@ -20,6 +20,7 @@ from PIL import Image
 
 from bridgetower.data.config import Cutting
 from bridgetower.data.fetch import Listed, is_url, open_place, open_regular, read_bytes, version_of
+from bridgetower.data.transcription import transcribed
 from bridgetower.processor import MAX_PIXELS
 
 _LONGEST_SIDE = 1280  # of a frame that is kept, in pixels
@@ -31,6 +32,7 @@ _SHORTEST = 1.0  # seconds of a scene
 _MARKS = re.compile(r"\{[^}]*\}")
 _COMPARED_EVERY = 0.5  # seconds between two frames that are compared
 _MICROSECONDS = 1_000_000
+_RATE = 16_000  # samples a second of sound, as models that transcribe take it
 _VIDEOS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,flv,ogg,asf"
 _BITMAPS = frozenset({"dvb_subtitle", "dvd_subtitle", "hdmv_pgs_subtitle", "xsub"})  # codecs of subtitles without text
 
@@ -55,6 +57,8 @@ def moments_of(file: Listed, subtitles: Listed | None, cutting: Cutting) -> tupl
             problems.append(f"it ends after {end:.1f} of {video.duration:.1f} s; copy it again")
         cues, problem = video.cues() if subtitles is None else read_subtitles(subtitles.place)
         problems += [problem] if problem else []
+        if cutting.transcribe and not cues and not problem:
+            cues = [Moment(*one) for one in transcribed(video, cutting.transcribe, cutting.transcribe_model)]
         said = merged(cues)
         segments = [replace(one, end=min(one.end, end)) for one in said if one.start < end]
         if said and not segments:
@@ -222,6 +226,41 @@ class Video:
         self._go_to(0.0)
         num_bad = 0 if stream is None else _read_cues(self._packets(stream), cues, self._first)
         return cues, f"{num_bad} of the subtitles in it cannot be read, as they are not UTF-8" if num_bad else None
+
+    def sound(self, seconds: float) -> Iterator[tuple[float, bytes]]:
+        """Yields parts of the first sound track as MP3 of one channel, each with the second at which it begins."""
+        if not self._container.streams.audio:
+            return
+        stream = self._container.streams.audio[0]
+        self._go_to(0.0)
+        resampler = av.AudioResampler("s16p", "mono", _RATE)
+        writer: Any = None
+        track: Any = None
+        start, buffer = 0.0, io.BytesIO()
+
+        def written() -> bytes:
+            writer.mux(track.encode())
+            writer.close()
+            return buffer.getvalue()
+
+        for packet in self._packets(stream, flush=True):
+            try:
+                frames = [(self._time(one), one) for one in packet.decode() if one.pts is not None]
+            except av.FFmpegError:
+                continue
+            for time, frame in frames:
+                if writer is not None and time >= start + seconds:
+                    yield start, written()
+                    writer = None
+                if writer is None:
+                    start, buffer = time, io.BytesIO()
+                    writer = av.open(buffer, "w", format="mp3")
+                    track = writer.add_stream("libmp3lame", rate=_RATE, layout="mono", bit_rate=48_000)
+                for one in resampler.resample(frame):
+                    one.pts = None
+                    writer.mux(track.encode(one))
+        if writer is not None:
+            yield start, written()
 
     def jpeg(self, time: float, name: str = "") -> bytes:
         """Returns the last frame that begins at or before a time, upright, at most 1280 pixels long, with a comment."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from bridgetower.data.config import Cutting
@@ -24,6 +24,9 @@ class SourceConfig:
         captions_from: What captions are; "folder": the name of the folder that an image is in.
         every: Seconds of each moment of a video; default: a moment for each subtitle, or scene where there are none.
         max_moments: Most moments of one video.
+        transcribe: URL of a server that transcribes videos without subtitles, in OpenAI's protocol, such as
+            http://localhost:8000/v1; the environment's OPENAI_API_KEY is sent to it. Default: none.
+        transcribe_model: Model of that server.
         truncate: Cut captions that are too long for the model; otherwise their image counts as bad.
         max_errors: Number of images that may be left out because they cannot be used; each is named.
         batch_size: Images embedded at once.
@@ -41,6 +44,8 @@ class SourceConfig:
     captions_from: CaptionsFrom = "text"
     every: float | None = None
     max_moments: int = 1000
+    transcribe: str | None = None
+    transcribe_model: str = "whisper-1"
     truncate: bool = True
     max_errors: int = 0
     batch_size: int = 32
@@ -59,9 +64,14 @@ class SourceConfig:
             ray_workers=AT_LEAST_1,
             commit_seconds=AT_LEAST_0,
         )
-        Cutting(every=self.every, max_moments=self.max_moments)  # checks them
+        _ = self.cutting  # which is checked
         if self.ray is None and self.ray_workers is not None:
             raise ValueError(f"ray_workers {self.ray_workers} would be ignored without ray; leave it out, or give ray")
+
+    @property
+    def cutting(self) -> Cutting:
+        """How videos are cut."""
+        return Cutting(**{one.name: getattr(self, one.name) for one in fields(Cutting)})
 
     @property
     def columns(self) -> Columns:
@@ -71,7 +81,7 @@ class SourceConfig:
             text=self.caption_column,
             id=self.id_column,
             captions_from=self.captions_from,
-            cutting=Cutting(every=self.every, max_moments=self.max_moments),
+            cutting=self.cutting,
         )
 
 

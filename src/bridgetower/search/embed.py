@@ -60,7 +60,10 @@ _COMMITTED = 2**16  # examples, after which they are committed
 _SHARE = 0.01  # of the time so far: commits get rarer, so that what Lance notes of each stays little
 _EXPORTED = 4096  # rows at once
 _DTYPES: dict[Quantize | None, str] = {None: "float32", "float16": "float16", "int8": "int8", "binary": "uint8"}
-_DECIDING = ("image_column", "caption_column", "id_column", "captions_from", "every", "max_moments", "truncate", "of")
+_DECIDING = (
+    *("image_column", "caption_column", "id_column", "captions_from", "every", "max_moments", "transcribe"),
+    *("transcribe_model", "truncate", "of"),
+)
 _OF_RUN = ("part", "number", "is_last", "is_image", "place", "problem", "may_pass")  # columns that the result lacks
 _OF_BYTES = re.compile(r"^the \d+ image bytes")
 _STAYING = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)

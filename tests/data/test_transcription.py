@@ -1,0 +1,141 @@
+"""Videos without subtitles are transcribed by a server in OpenAI's protocol, here one that checks what it is sent."""
+
+import io
+import json
+import re
+import threading
+from email import message_from_bytes
+from fractions import Fraction
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import av
+import numpy as np
+import pytest
+
+from bridgetower.data import transcription
+from bridgetower.data.config import Cutting
+from bridgetower.data.reader import Columns, read
+from videos import SAID, SRT, drawn, write_clip
+
+SEGMENTS = [
+    {"id": 0, "start": 0.5, "end": 2.5, "text": " A red square"},
+    {"id": 1, "start": 6, "end": 9, "text": "blue"},
+]
+
+
+def write_talk(path, seconds=12):
+    """A clip with a tone whose loudness rises every second."""
+    with av.open(str(path), "w") as container:
+        shown, heard = (
+            container.add_stream("libx264", rate=5),
+            container.add_stream("aac", rate=22_050, layout="stereo"),
+        )
+        shown.width, shown.height, shown.pix_fmt = 96, 64, "yuv420p"
+        for number in range(5 * seconds):
+            container.mux(shown.encode(av.VideoFrame.from_image(drawn(number // 5))))
+        for second in range(seconds):
+            tone = np.sin(np.arange(22_050) * 0.1) * 0.05 * (second + 1)
+            frame = av.AudioFrame.from_ndarray(np.stack([tone, tone]).astype(np.float32), "fltp", "stereo")
+            frame.rate, frame.pts, frame.time_base = 22_050, second * 22_050, Fraction(1, 22_050)
+            container.mux(heard.encode(frame))
+        container.mux([*shown.encode(), *heard.encode()])
+    return path
+
+
+@pytest.fixture
+def server(monkeypatch):
+    class Stub(BaseHTTPRequestHandler):
+        sent, answers = [], []
+
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            head = f"Content-Type: {self.headers['Content-Type']}\r\n\r\n".encode()
+            parts = message_from_bytes(head + body).get_payload()
+            fields = {
+                part.get_param("name", header="content-disposition"): part.get_payload(decode=True) for part in parts
+            }
+            self.sent.append((self.path, self.headers["Authorization"], fields))
+            status, answer = self.answers.pop(0) if self.answers else (200, {"segments": SEGMENTS})
+            content = json.dumps(answer).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *given):
+            pass
+
+    monkeypatch.setattr(transcription.time, "sleep", lambda seconds: None)
+    with HTTPServer(("127.0.0.1", 0), Stub) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        Stub.url = f"http://127.0.0.1:{server.server_port}/v1"
+        yield Stub
+        server.shutdown()
+        thread.join()
+
+
+def said(source, **settings):
+    """Times and transcripts of moments in which something is said, and problems."""
+    found = list(read(source, Columns(cutting=Cutting(**settings))))
+    moments = [(one.images[0].moment, one.texts[0]) for one in found if one.texts]
+    return moments, [one.problem for one in found if one.problem]
+
+
+def test_what_is_sent_and_what_becomes_of_it(tmp_path, server, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-1")
+    monkeypatch.setattr(transcription, "_SECONDS", 5)
+    server.answers[:] = [(200, {"segments": [{"start": 1, "end": 2, "text": word}]}) for word in ("one", "two")]
+    found, problems = said(write_talk(tmp_path / "talk.mp4"), transcribe=server.url, transcribe_model="tiny")
+    assert problems == []
+    assert [text for _, text in found] == ["one", "two", "A red square"]
+    assert [start for (start, _), _ in found] == pytest.approx([1, 6, 10.5], abs=0.1)
+    assert len(server.sent) == 3
+    loudness, starts = [], []
+    for path, key, fields in server.sent:
+        assert (path, key) == ("/v1/audio/transcriptions", "Bearer sk-1")
+        assert (fields["model"], fields["response_format"]) == (b"tiny", b"verbose_json")
+        with av.open(io.BytesIO(fields["file"])) as sound:
+            (track,) = sound.streams
+            assert (track.codec_context.name, track.rate, track.layout.name) == ("mp3float", 16_000, "mono")
+            wave = np.concatenate([frame.to_ndarray().ravel() for frame in sound.decode(track)])
+        starts.append(len(wave) / 16_000)
+        loudness.append(float(np.abs(wave).mean()))
+    assert starts == pytest.approx([5, 5, 2], abs=0.2)
+    assert loudness == pytest.approx([0.05 * n * 2 / np.pi for n in (3, 8, 11.5)], rel=0.1)
+
+
+def test_times_are_those_of_the_video(tmp_path, server):
+    talk = write_talk(tmp_path / "talk.mp4")
+    assert said(talk, transcribe=f"{server.url}/audio/transcriptions") == (
+        [((0.5, 2.5), "A red square"), ((6.0, 9.0), "blue")],
+        [],
+    )
+    (tmp_path / "talk.srt").write_text(SRT)
+    assert [text for _, text in said(talk, transcribe=server.url)[0]] == SAID
+    assert len(server.sent) == 1
+
+
+def test_a_server_that_is_busy_is_asked_again_and_errors_are_of_the_video(tmp_path, server):
+    talk = write_talk(tmp_path / "talk.mp4", seconds=2)
+    server.answers[:] = [(503, {}), (429, {})]
+    assert said(talk, transcribe=server.url)[0] == [((0.5, 2.0), "A red square")]
+    assert len(server.sent) == 3
+    for answers, told, asked in (
+        ([(401, {"error": "wrong key"})], "401 Unauthorized.*wrong key", 1),
+        ([(200, {"text": "all of it"})], "without segments that have start, end and text", 1),
+        ([(200, {"segments": [{"start": "inf", "end": 1, "text": "a"}]})], "without segments", 1),
+        ([(500, {})] * 3, "500 Internal Server Error", 3),
+    ):
+        server.sent.clear()
+        server.answers[:] = answers
+        found, (problem,) = said(talk, transcribe=server.url)
+        assert (found, len(server.sent)) == ([], asked)
+        assert re.search(told, problem)
+
+
+def test_a_video_without_sound_is_cut_by_scenes(tmp_path, server):
+    assert said(write_clip(tmp_path / "silent.mp4"), transcribe=server.url) == ([], [])
+    assert server.sent == []
+    with pytest.raises(ValueError, match="expected a URL"):
+        Cutting(transcribe="localhost:8000")
