@@ -7,9 +7,10 @@ moment that is asked for, by what the text is compared with (`--against`), witho
 
 * `shown and said`: subtitles are about the image; the moment that shows it and tells of it;
 * `said`: subtitles are about another image; the moment in which the asked image is told of;
-* `shown`: in the same video, the moment that shows the asked image.
+* `shown`: in the same video, the moment that shows the asked image;
+* `mixed`: as the first one, but half of the images are in a video of their own in which nothing is said.
 
-`mean` is the mean of the three recalls, over all three questions: what the default of `--against` goes by.
+`mean` is the mean of the three recalls, over all questions: what the default of `--against` goes by.
 """
 
 import argparse
@@ -52,17 +53,20 @@ def write_video(path: Path, moments: Moments) -> None:
                 container.mux(stream.encode(frame))
             start = number * SECONDS
             times = (f"{at // 3600:02}:{at // 60 % 60:02}:{at % 60:02}.000" for at in (start, start + SECONDS - 1))
-            blocks.append(f"{' --> '.join(times)}\n{words}\n")
+            blocks += [f"{' --> '.join(times)}\n{words}\n"] if words else []
         container.mux(stream.encode())
     path.with_suffix(".vtt").write_text("WEBVTT\n\n" + "\n".join(blocks))
 
 
-def recalls(searcher: Searcher, texts: Sequence[str], moments: Sequence[int], against: Against) -> dict[str, float]:
+def recalls(
+    searcher: Searcher, texts: Sequence[str], moments: Sequence[int], against: Against | None
+) -> dict[str, float]:
     """Returns the recalls of texts, each of which has the number of its moment."""
     ranks = []
-    for text, moment in zip(texts, moments, strict=True):
+    for text, (video, number) in zip(texts, moments, strict=True):
         hits = searcher.search(text, top=max(KS), rerank=0, against=against, truncate=True)
-        ranks.append([hit.start == moment * SECONDS for hit in hits])
+        near = [abs((hit.start or 0.0) - number * SECONDS) < 1 for hit in hits]  # scenes begin with a frame
+        ranks.append([one and hit.path.startswith(video) for one, hit in zip(near, hits, strict=True)])
     return {f"r{k}": float(np.mean([any(found[:k]) for found in ranks])) for k in KS}
 
 
@@ -75,21 +79,30 @@ def measure(predictor: Predictor, contents: Sequence[bytes], asked: Sequence[str
         "shown and said": (own, own),
         "said": (others, [others.index(number) for number in own]),
         "shown": (others, own),
+        "mixed": (own, own),
     }
     means: dict[str, list[float]] = {}
     for question, (told, moments) in questions.items():
         with tempfile.TemporaryDirectory() as name:
             os.environ["XDG_CACHE_HOME"] = name
-            video = Path(name) / "talk.mp4"
-            write_video(video, [(contents[number], said[told[number]]) for number in own])
-            build_index(video, video.with_suffix(".lance"), predictor)
-            searcher = Searcher(video.with_suffix(".lance"), predictor)
-            assert len(searcher.index) == len(own)
-            ways: tuple[Against, ...] = ("images", "captions")
+            folder, half = Path(name) / "videos", len(own) // 2 if question == "mixed" else len(own)
+            folder.mkdir()
+            shown = [(contents[number], said[told[number]]) for number in own]
+            write_video(folder / "talk.mp4", shown[:half])
+            places = [("talk", number) for number in moments[:half]]
+            if question == "mixed":
+                write_video(folder / "silent.mp4", shown[half:])
+                (folder / "silent.vtt").unlink()
+                places += [("silent", number - half) for number in moments[half:]]
+            build_index(folder, Path(name) / "videos.lance", predictor)
+            searcher = Searcher(Path(name) / "videos.lance", predictor)
+            assert len(searcher.index) == len(own) or question == "mixed"
+            ways: tuple[Against | None, ...] = (None, "images", "captions", "words", "hybrid")
             for against in (*ways, "pairs") if predictor.model.compares_pairs else ways:
-                row = recalls(searcher, asked, moments, against)
-                means.setdefault(against, []).extend(row.values())
-                print(json.dumps({"question": question, "against": against, "moments": len(own), **row}), flush=True)
+                row = recalls(searcher, asked, places, against)
+                way = against or "default"
+                means.setdefault(way, []).extend(row.values())
+                print(json.dumps({"question": question, "against": way, "moments": len(own), **row}), flush=True)
     print(json.dumps({"mean": {against: float(np.mean(values)) for against, values in means.items()}}))
 
 
