@@ -6,15 +6,20 @@ the share of right answers; the scenes and the seeds are others than those that 
 results.json and curves.png and prints a table. The same command continues what was cut off. Statements about two scenes
 and questions about flags start from the models that have learnt to answer questions about scenes:
 python benchmarks/scenes.py flags --init-from scenes-vqa --out flags.
+
+The task easy-vqa is a published set (pip install easy-vqa, MIT): 48,248 questions about 5,000 images of one shape, with
+their published test split; the last 400 training images are for validation. It is trained with the recipe for scenes.
 """
 
 import argparse
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from bridgetower.data.own import prepare_own
 from bridgetower.files import write_bytes, write_json
 from bridgetower.model.config import ModelConfig
 from bridgetower.model.presets import meter, meter_with_norms
@@ -60,7 +65,9 @@ TASKS = {
     "nlvr2": Task(title="Statements about two scenes", kind="nlvr2", recipe="scenes-nlvr2", figure="accuracy"),
     "snli-ve": Task(title="Statements about one scene", kind="snli-ve", recipe="scenes-snli-ve", figure="accuracy"),
     "flags": Task(title="Questions about flags", kind="vqa", recipe="flag-questions", figure="vqa_score"),
+    "easy-vqa": Task(title="Questions of easy-VQA", kind="vqa", recipe="scenes-vqa", figure="vqa_score"),
 }
+EASY_VALIDATION = 400  # training images
 
 
 def configs(name: str, given: argparse.Namespace) -> dict[tuple[str, int], RunConfig]:
@@ -68,6 +75,8 @@ def configs(name: str, given: argparse.Namespace) -> dict[tuple[str, int], RunCo
     recipe = RECIPES[TASKS[name].recipe]
     steps = given.steps or recipe.max_steps or 0
     every = max(1, steps // EVALUATIONS)
+    if name == "easy-vqa":
+        recipe = replace(recipe, model=recipe.model.override({"heads.vqa": len(easy_vqa().get_answers())}))
     base = replace(
         recipe,
         data=replace(recipe.data, folders=(str(given.out / "data"),)),
@@ -86,6 +95,30 @@ def configs(name: str, given: argparse.Namespace) -> dict[tuple[str, int], RunCo
         for seed in given.seeds
         for arm in given.arms
     }
+
+
+def easy_vqa() -> Any:
+    """The package of the set."""
+    try:
+        return import_module("easy_vqa")
+    except ImportError as error:
+        raise SystemExit(f"{error}; pip install easy-vqa") from error
+
+
+def prepare_easy_vqa(out: Path) -> None:
+    """Prepares the set through a table, as any custom one."""
+    package, rows = easy_vqa(), []
+    for split in ("train", "test"):
+        texts, answers, images = getattr(package, f"get_{split}_questions")()
+        paths = getattr(package, f"get_{split}_image_paths")()
+        later = set(sorted(paths)[-EASY_VALIDATION:]) if split == "train" else set()
+        for text, answer, number in zip(texts, answers, images, strict=True):
+            named = "validation" if number in later else split
+            rows.append({"image": paths[number], "question": text, "answer": answer, "split": named})
+    out.mkdir(parents=True, exist_ok=True)
+    table = out / "questions.jsonl"
+    write_bytes(table, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    prepare_own("vqa", table, out / "data")
 
 
 def run_folder(out: Path, arm: str, seed: int) -> Path:
@@ -163,7 +196,9 @@ def main() -> None:
     given = parsed()
     data = given.out / "data"
     counts = {name: getattr(given, name) for name in ("num_train", "num_validation", "num_test")}
-    if given.task == "flags":
+    if given.task == "easy-vqa":
+        prepare_easy_vqa(given.out)
+    elif given.task == "flags":
         prepare_toyset("flag-questions", data)
     else:
         prepare_toyset("scenes", data, ScenesConfig(kind=given.task, side=60, seed=SCENES_SEED, **counts))
