@@ -112,7 +112,7 @@ class RunConfig:
             batch in the memory of a micro-batch; the towers run twice. Negatives stay in the micro-batch.
         checkpoint_activations: Parts whose layers keep only their inputs and run twice: less memory, the same numbers.
         freeze_towers: Train fusion encoder and heads only, on hidden states that are computed once and cached.
-        train_top: Train only so many top layers of each tower; default: all, or none with `freeze_towers`, which then
+        train_top: Train the number of top layers of each tower; default: all, or none with `freeze_towers`, which then
             caches the hidden states below them (CLIP, ViT, DeiT, RoBERTa, BERT), computed without dropout.
         frozen_views: Views of each image, and of each text whose words are masked, that `freeze_towers` computes.
         align_first: Steps of ITC on the projections alone, before the first step, with `freeze_towers`.
