@@ -270,6 +270,8 @@ def fit(
 ) -> dict[str, float]:
     """Trains to the end, writes `last/` and returns the last evaluation; a finished run only returns it."""
     config, model, extensions = context.config, context.model, context.model.extensions
+    for callback in extensions.callbacks:
+        callback.prepare(context)
     shared_out = config.parallel == "fsdp" and world_size() > 1
     task = Sharded(context.task, config.precision) if shared_out else Replicated(context.task)
     optimizer = build_optimizer(parameter_groups(model, config.optimizer), config.optimizer, extensions)
@@ -325,7 +327,9 @@ def fit(
         )
     if rank() == 0:
         steps = f"step {state.step + 1:,} to {context.max_steps:,}"
-        logger.info("training: %s, %d of %d examples each", steps, config.batch_size, len(context.examples))
+        counts = [(weight.numel(), weight.requires_grad) for weight in model.parameters()]
+        share = f"{sum(count for count, trains in counts if trains):,} of {sum(count for count, _ in counts):,} weights"
+        logger.info("training %s: %s, %d of %d examples each", share, steps, config.batch_size, len(context.examples))
     log = RunLog(context, out, state, report_to=report_to, progress=progress)
     saver = StateSaver(out, conditions, checkpoint=context.checkpoint, asynchronous=async_checkpoints, timeout=timeout)
     factor, watch = schedule(config.optimizer, context.max_steps, extensions), StepWatch()

@@ -64,6 +64,16 @@ class TrainContext:
 class Callback:
     """Custom code along with the loop: override what is needed, and give an instance to `Extensions.callbacks`."""
 
+    def prepare(self, context: TrainContext) -> None:
+        """Is called before the optimiser is made, such as to freeze weights or to add some; a resumed run then loads.
+
+        What is added to `context.model` is saved with the states of the run; `exported` keeps it out of checkpoints.
+        """
+
+    def exported(self, context: TrainContext, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Returns what `best/` and `last/` hold of the weights by name: those of the model as it was built."""
+        return tensors
+
     def after_step(self, context: TrainContext, optimizer: Optimizer, step: int) -> None:
         """Is called after each step, counted from 1, that changed the weights."""
 

@@ -252,6 +252,8 @@ def save_checkpoint(context: TrainContext, folder: Path, metrics: Mapping[str, f
             tensors[name] = whole.cpu()
     if rank() != 0 or context.checkpoint is None:
         return
+    for callback in context.model.extensions.callbacks:
+        tensors = callback.exported(context, tensors)
     current = replace(context.checkpoint, tensors=tensors, reranking=Reranking.from_metrics(metrics))
     if (folder / "config.json").exists():
         update_weights(current, folder)
