@@ -5,14 +5,19 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
+from datasets import Dataset
 from PIL import Image
 
-from bridgetower.checkpoints import Calibration, Reranking, write_reranking
+from bridgetower.checkpoints import UNMEASURED, Calibration, Reranking, write_reranking
 from bridgetower.integrations import write_modules
 from bridgetower.predictor import load
 from tiny import close
 
 sentence_transformers = pytest.importorskip("sentence_transformers")
+from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss  # noqa: E402
+from sentence_transformers.sentence_transformer import losses  # noqa: E402
+
 from bridgetower.integrations.sentence_transformers import EmbeddingModule, MatchingModule  # noqa: E402
 
 CALIBRATION = Calibration(slope=0.5, intercept=-2.0, pairs=9, matching=1, ece_before=0.4, ece_after=0.1)
@@ -112,3 +117,77 @@ def test_images_for_a_text_and_texts_for_an_image(tiny_checkpoint, images, calib
     for pair in (("a", "b"), (image, image), ("a", {"text": "a", "image": "b.png"})):
         with pytest.raises(ValueError, match="expected an image and a text"):
             ranker.predict([pair])
+
+
+st = sentence_transformers
+OPTIONS = {"max_steps": 12, "learning_rate": 5e-3, "report_to": "none", "use_cpu": True, "save_strategy": "no"}
+OPTIONS |= {"per_device_train_batch_size": 9}
+NAMES = ["red", "green", "blue"]
+
+
+def started(kind, checkpoint, folder):
+    shutil.copytree(checkpoint, folder / "start")
+    write_reranking(folder / "start", Reranking(calibration=CALIBRATION))
+    write_modules(folder / "start", "sentence-transformers" if kind is st.SentenceTransformer else "cross-encoder")
+    return kind(str(folder / "start"), trust_remote_code=True, device="cpu")
+
+
+class TestTraining:
+    @pytest.mark.parametrize("matryoshka", [False, True])
+    def test_vectors(self, comparable_checkpoint, images, tmp_path, matryoshka):
+        model = started(st.SentenceTransformer, comparable_checkpoint, tmp_path)
+        assert not model.encode(images, convert_to_tensor=True).requires_grad  # of packed weights, which cannot train
+        start = {name: weight.clone() for name, weight in model.state_dict().items()}
+        loss = losses.MultipleNegativesRankingLoss(model)
+        loss = losses.MatryoshkaLoss(model, loss, [8, 4]) if matryoshka else loss
+
+        @torch.no_grad()
+        def lost():
+            return float(loss([model.preprocess(each) for each in (NAMES, images)], None))
+
+        untrained, options = lost(), st.SentenceTransformerTrainingArguments(tmp_path / "run", **OPTIONS)
+        data = Dataset.from_dict({"text": NAMES, "image": images})
+        st.SentenceTransformerTrainer(model, options, train_dataset=data, loss=loss).train()
+        found = model.encode(images)  # also ends dropout
+        assert lost() < 0.7 * untrained
+        moved = [name for name, weight in model.state_dict().items() if not torch.equal(weight, start[name])]
+        for part in ("vision.layers.0.", "text.layers.0.", "itc_head.image.", "itc_head.text."):
+            assert any(name.startswith(f"0.network.{part}") for name in moved)
+        model.save_pretrained(str(tmp_path / "saved"))
+        again = st.SentenceTransformer(str(tmp_path / "saved"), trust_remote_code=True, device="cpu")
+        for other in (again.encode(images), pickle.loads(pickle.dumps(model)).encode(images)):
+            close(other, found)
+        close(load(tmp_path / "saved", device="cpu").embed_images(images), found)
+
+    def test_a_loss_that_cuts_batches_has_the_same_gradients(self, comparable_checkpoint, images):
+        found = []
+        for options in ({}, {"mini_batch_size": 2}):
+            model = st.SentenceTransformer(modules=[EmbeddingModule(comparable_checkpoint)], device="cpu").eval()
+            kind = losses.CachedMultipleNegativesRankingLoss if options else losses.MultipleNegativesRankingLoss
+            kind(model, **options)([model.preprocess(each) for each in (TEXTS, images)], None).backward()
+            found.append({name: each.grad for name, each in model.named_parameters() if each.grad is not None})
+        assert found[0].keys() == found[1].keys() != set()
+        for name, gradient in found[0].items():
+            torch.testing.assert_close(found[1][name], gradient, atol=1e-5, rtol=1e-3)
+
+    def test_scores(self, comparable_checkpoint, images, tmp_path):
+        model = started(st.CrossEncoder, comparable_checkpoint, tmp_path)
+        pairs = [(name, image) for name in NAMES for image in images]
+        right = torch.eye(3).flatten()
+
+        def lost():
+            scores = model.predict(pairs, activation_fn=torch.nn.Identity(), convert_to_tensor=True)
+            return float(torch.nn.functional.binary_cross_entropy_with_logits(scores, right))
+
+        untrained, options = lost(), st.CrossEncoderTrainingArguments(tmp_path / "run", **OPTIONS)
+        texts, shown = map(list, zip(*pairs, strict=True))
+        data = Dataset.from_dict({"text": texts, "image": shown, "label": right.tolist()})
+        st.CrossEncoderTrainer(model, options, train_dataset=data, loss=BinaryCrossEntropyLoss(model)).train()
+        assert lost() < 0.9 * untrained
+        model.save_pretrained(str(tmp_path / "saved"))
+        found, saved = model.predict(pairs), load(tmp_path / "saved", device="cpu")
+        close(saved.match(shown, texts), found)
+        assert saved.reranking == UNMEASURED  # its calibration was of other weights
+        close(st.CrossEncoder(str(tmp_path / "saved"), trust_remote_code=True, device="cpu").predict(pairs), found)
+        with pytest.raises(ValueError, match="a text has no image; expected pairs"):
+            model(model.preprocess(["a red flag"]))

@@ -50,7 +50,7 @@ class TorchEngine:
     def __init__(
         self, model: BridgeTower, device: torch.device, dtype: torch.dtype = torch.float32, compiler: str | None = None
     ) -> None:
-        self.model = model.to(device, dtype).requires_grad_(False)
+        self.model = model.to(device, dtype)
         self.device, self._dtype, self._compiler = device, dtype, compiler
         self._compiled: dict[str, Callable[..., Any]] | None = None
 
@@ -141,7 +141,7 @@ class EngineChoice:
 
     def start(self, checkpoint: Checkpoint, folder: Path | None = None) -> Engine:
         if self.form is None:
-            model, compiler = checkpoint.model(copy=False), "inductor" if self.compile else None
+            model, compiler = checkpoint.model(copy=False).requires_grad_(False), "inductor" if self.compile else None
             return TorchEngine(model, find_device(self.device), self.dtype, compiler)
         if folder is not None and is_exported(folder, self.engine, self.form):
             model = exported_model(folder, checkpoint.extensions)

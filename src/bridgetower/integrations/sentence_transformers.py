@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from inspect import unwrap
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import torch
 
-from bridgetower.checkpoints import read_checkpoint, write_checkpoint
+from bridgetower.checkpoints import UNMEASURED, read_checkpoint, write_checkpoint
+from bridgetower.checkpoints.io import checkpoint_of
+from bridgetower.engines.engine import Engine, TorchEngine
 from bridgetower.extras import require
-from bridgetower.inference import Item, fetched
+from bridgetower.inference import Item, compute, encoded_images, encoded_texts, fetched, log_odds
+from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.cpu import optimize_for_cpu
 from bridgetower.predictor import load
 
 require("sentence-transformers")
@@ -23,16 +29,31 @@ from sentence_transformers.base.modules import InputModule
 _ENGINES = {"torch": "torch", "onnx": "onnxruntime", "openvino": "openvino"}
 
 
+class _Unpacked(TorchEngine):
+    """Computes with the weights that train, which packing would replace."""
+
+    def _started(self, method: str) -> Callable[..., Any]:
+        return getattr(self.model, method)
+
+
 class _Module(InputModule):
-    """A loaded model. When it is moved to another device it is loaded again, as its weights are packed on a CPU."""
+    """A loaded model, which can train with engine torch; until then, inference packs a copy of its weights on a CPU."""
 
     def __init__(self, source: str | Path, **options: Any) -> None:
         """Loads a model, as `bridgetower.load` does with the same arguments."""
         super().__init__()
-        self.source, self._options = str(source), options
-        self.predictor = load(source, **options)
-        place = torch.empty(0, dtype=torch.uint8, device=self.predictor.device)
-        self.register_buffer("place", place, persistent=False)
+        self.source, self.predictor = str(source), load(source, **options)
+        self._compiler = "inductor" if options.get("compile") else None
+        self._packed: tuple[Any, TorchEngine] | None = None  # and the state of the weights that it is a copy of
+        self._trained = False
+        self.network: BridgeTower | None = None
+        if isinstance(self.predictor.engine, TorchEngine):
+            self.network = self.predictor.model.requires_grad_()
+            if self._compiler is None:
+                optimize_for_cpu(self.network)
+        self.register_buffer("place", torch.empty(0, device=self.predictor.device), persistent=False)
+        self._moved()
+        self.eval()
 
     @classmethod
     def load(
@@ -54,21 +75,45 @@ class _Module(InputModule):
 
     def save(self, output_path: str, *_: Any, **__: Any) -> None:
         """Writes the model to a folder."""
+        checkpoint = read_checkpoint(self.source) if self.network is None else checkpoint_of(self.network)
         with TemporaryDirectory(dir=output_path) as temporary:
-            write_checkpoint(read_checkpoint(self.source), Path(temporary, "model"))
+            write_checkpoint(replace(checkpoint, reranking=self.predictor.reranking), Path(temporary, "model"))
             for file in sorted(Path(temporary, "model").iterdir(), key=lambda file: file.name == "config.json"):
                 file.replace(Path(output_path, file.name))
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return partial(type(self), self.source, **self._options), ()
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_packed": None}
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        before = self.place.device
         super()._apply(fn, recurse)
-        if self.place.device != before:
-            self._options = {**self._options, "device": self.place.device}
-            self.predictor = load(self.source, **self._options)
+        self._moved()
         return self
+
+    def _moved(self) -> None:
+        """Lets the predictor compute where the weights are, or refuses that."""
+        if self.network is not None:
+            weight = self.network.token_type_embedding.weight
+            self.predictor.engine = _Unpacked(self.network, weight.device, weight.dtype)
+        elif self.place.device.type != "cpu":
+            raise ValueError(f"an exported model runs on the CPU, not on {self.place.device}; use backend torch there")
+
+    def _engine(self) -> Engine:
+        """Returns the predictor's for weights that train, whose changes show nowhere, else one of packed copies."""
+        if self.network is None or self._trains() or self._trained:
+            return self.predictor.engine
+        weights = list(self.network.parameters())
+        now = [(weight.data_ptr(), weight._version) for weight in weights]  # others are loaded or moved
+        if self._packed is None or self._packed[0] != now:
+            shared = (*weights, self.network.origin, self.network.extensions)
+            copied, weight = deepcopy(self.network, {id(each): each for each in shared}), weights[0]
+            self._packed = now, TorchEngine(copied, weight.device, weight.dtype, self._compiler)
+        return self._packed[1]
+
+    def _trains(self) -> bool:
+        """Whether dropout or gradients are asked for; what was measured of weights that train is then forgotten."""
+        if self.training and torch.is_grad_enabled():
+            self._trained, self._packed, self.predictor.reranking = True, None, UNMEASURED
+        return self.training or torch.is_grad_enabled()
 
     @property
     def modalities(self) -> list[Any]:
@@ -96,16 +141,20 @@ class EmbeddingModule(_Module):
     """Embeds texts, images, and images with texts: `SentenceTransformer(modules=[EmbeddingModule(folder)])`."""
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, task: str | None = None) -> dict[str, Any]:
-        """Prepares texts, images, or dicts with either or both."""
-        return {"items": [self._item(given, prompt or "") for given in inputs]}
+        """Prepares texts, images, or dicts with either or both; `input_ids` are their numbers, which trainers cut."""
+        items = [self._item(given, prompt or "") for given in inputs]
+        return {"input_ids": torch.arange(len(items)), "items": items}
 
     def get_embedding_dimension(self) -> int:
         """Width of the vectors of texts and of images."""
-        return self.predictor.embed_texts("a").shape[1]
+        self.predictor.model.head("itc")
+        return self.predictor.model.config.heads.itc_size
 
     def forward(self, features: dict[str, Any]) -> dict[str, Any]:
         """Adds the vectors."""
-        vectors: list[Any] = self.predictor.compute(features["items"])
+        items = [features["items"][row] for row in features["input_ids"].tolist()]
+        computed = unwrap(compute) if self.network is not None and self._trains() else compute  # not in inference mode
+        vectors: list[Any] = computed(self._engine(), self.predictor.processor, items)
         if len(widths := sorted({len(vector) for vector in vectors})) > 1:
             raise ValueError(f"vectors of {widths} numbers; encode images with texts in a call of their own")
         return {"sentence_embedding": torch.stack(vectors).to(self.place.device)}
@@ -114,10 +163,13 @@ class EmbeddingModule(_Module):
 class MatchingModule(_Module):
     """Matches images with texts: `CrossEncoder(modules=[MatchingModule(folder)])`. Scores are log-odds."""
 
-    def preprocess(self, inputs: Sequence[Any], prompt: str | None = None) -> dict[str, Any]:
-        """Prepares pairs of an image and a text, in any order."""
+    def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, task: str | None = None) -> dict[str, Any]:
+        """Prepares pairs of an image and a text, in any order; texts alone too, as trainers describe their columns."""
         items = []
         for pair in inputs:
+            if isinstance(pair, str):
+                items.append(self._item(pair, prompt or ""))
+                continue
             kinds = [infer_modality(part, supported_modalities=self.modalities) for part in pair]
             if sorted(map(str, kinds)) != ["image", "text"]:
                 raise ValueError(f"a pair is of kinds {kinds[0]} and {kinds[-1]}; expected an image and a text")
@@ -129,7 +181,15 @@ class MatchingModule(_Module):
 
     def forward(self, features: dict[str, Any]) -> dict[str, Any]:
         """Adds the scores: log-odds of what `Predictor.match` returns."""
-        log_odds = torch.tensor(self.predictor.compute(features["items"]))
+        items, engine, processor = features["items"], self._engine(), self.predictor.processor
+        if any(item.kind != "match" for item in items):
+            raise ValueError("a text has no image; expected pairs of an image and a text")
+        if self.network is not None and self._trains():
+            image = encoded_images(engine, processor, [item.image for item in items])
+            text = encoded_texts(engine, processor, [item.ids for item in items])
+            scores = log_odds(self.network.itm_logits(engine.fuse(image, text).pooled))
+        else:
+            scores = torch.tensor(compute(engine, processor, items))
         if (calibration := self.predictor.reranking.calibration) is not None:
-            log_odds = calibration.log_odds(log_odds)
-        return {"scores": log_odds.to(self.place.device)[:, None]}
+            scores = calibration.log_odds(scores)
+        return {"scores": scores.to(self.place.device)[:, None]}
