@@ -211,6 +211,42 @@ def write_nlvr2(folder):
                 write_lines(folder / "nlvr2" / "data" / part / f"{part}_{split}.json", chosen)
 
 
+def write_winoground(folder):
+    """Writes three examples, of two categories."""
+    rows = []
+    for number, tag in enumerate(("Object", "Relation", "Object")):
+        captions = {"caption_0": f"picture {number} before it", "caption_1": f"it before picture {number}"}
+        rows.append({"id": number, **captions, "tag": "x", "collapsed_tag": tag})
+        for side in (0, 1):
+            rows[-1][f"image_{side}"] = name = f"ex_{number}_img_{side}"
+            write(folder / "images" / f"{name}.png", jpeg(10 * number + side))
+    write_lines(folder / "examples.jsonl", rows)
+
+
+def write_sugarcrepe(folder):
+    """Writes two examples of each change, all of three pictures; their numbers have gaps, as in the originals."""
+    changes = ("add_att", "add_obj", "replace_att", "replace_obj", "replace_rel", "swap_att", "swap_obj")
+    for place, name in enumerate(changes):
+        captions = {"caption": f"A picture of {place}.", "negative_caption": f" A {place} of picture."}
+        rows = {str(3 * n): {"filename": f"{(place + n) % 3:012d}.jpg", **captions} for n in range(2)}
+        write(folder / f"{name}.json", rows)
+    for number in range(3):
+        write(folder / "val2017" / f"{number:012d}.jpg", jpeg(number))
+
+
+def write_aro(folder):
+    """Writes four regions of two pictures for each part."""
+    rows = []
+    for number in range(4):
+        write(folder / "images" / f"{1 + number % 2}.jpg", jpeg(1 + number % 2))
+        region = {"bbox_x": number, "bbox_y": 1, "bbox_w": 4, "bbox_h": 3 + number}
+        captions = {"true_caption": f"the {number} is on it", "false_caption": f"it is on the {number}"}
+        kinds = {"relation_name": "under" if number == 2 else "on", "attributes": ["red", "old"]}
+        rows.append({"image_path": f"{1 + number % 2}.jpg", **region, **captions, **kinds})
+    for part in ("relation", "attribution"):
+        write(folder / f"visual_genome_{part}.json", rows)
+
+
 WRITERS = {
     "coco": write_coco,
     "flickr30k": write_flickr30k,
@@ -219,6 +255,9 @@ WRITERS = {
     "vqav2": write_vqav2,
     "snli-ve": write_snli_ve,
     "nlvr2": write_nlvr2,
+    "winoground": write_winoground,
+    "sugarcrepe": write_sugarcrepe,
+    "aro": write_aro,
 }
 
 

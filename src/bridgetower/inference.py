@@ -21,7 +21,7 @@ from bridgetower.model.fusion import Encoded
 from bridgetower.processor import ImageLike, Processor, loaded
 
 Judging = Literal["answer", "entail", "reason", "classify"]
-Kind = Literal["embedding", "match", "fill_mask", "mask_probabilities"] | Judging
+Kind = Literal["embedding", "match", "score", "fill_mask", "mask_probabilities"] | Judging
 
 HEAD_OF: Mapping[str, str] = {"answer": "vqa", "entail": "snli_ve", "reason": "nlvr2", "classify": "classification"}
 
@@ -30,7 +30,7 @@ Pixels = UInt8[Tensor, "3 h w"]
 
 TEMPLATES = ("{}", "a photo of a {}", "a picture of a {}", "an image of a {}")
 
-_APART = ("fill_mask", "mask_probabilities", "reason")  # what is read of other outputs, or of two fusions
+_APART = ("fill_mask", "mask_probabilities", "reason", "score")  # what is read of other outputs, or of two fusions
 _MASKS = 64  # whose words are ranked at once: each has a row as long as the vocabulary
 
 _Key = TypeVar("_Key", bound=Hashable)
@@ -98,6 +98,15 @@ def compute(engine: Engine, processor: Processor, items: Sequence[Item]) -> list
         if run in ("fill_mask", "mask_probabilities"):
             outcomes = _masks(model, processor, engine.fuse(images, texts, "text").text, some)
             found.update(zip(rows, outcomes, strict=True))
+            continue
+        if run == "score":  # log-odds of a match and cosine, as far as the model has the heads
+            scores = list[Tensor]()
+            if model.itm_head is not None:
+                scores.append(matched(model.itm_logits(engine.fuse(images, texts, "pooled").pooled)))
+            if model.itc_head is not None:
+                vector = l2_normalize(model.image_embeds(images))
+                scores.append((vector * l2_normalize(model.text_embeds(texts))).sum(dim=1))
+            found.update(zip(rows, torch.stack(scores, dim=1), strict=True))
             continue
         pooled = engine.fuse(images, texts, "pooled").pooled
         if run == "reason":
@@ -301,5 +310,9 @@ def label_choices(
 ) -> list[list[Choice]]:
     """Returns the likeliest labels of every image; the probabilities of all labels of an image sum to one."""
     scale = float(model.head("itc").logit_scale())
-    of_labels = l2_normalize(prompts.unflatten(0, (len(labels), -1)).mean(dim=1))
-    return choices((scale * images @ of_labels.T).softmax(dim=-1), labels, top)
+    return choices((scale * images @ label_vectors(prompts, len(labels)).T).softmax(dim=-1), labels, top)
+
+
+def label_vectors(prompts: Float[Tensor, "p c"], num_labels: int) -> Float[Tensor, "k c"]:
+    """Returns the vectors of labels, each the mean over its templates at length one, as CLIP's are."""
+    return l2_normalize(prompts.unflatten(0, (num_labels, -1)).mean(dim=1))

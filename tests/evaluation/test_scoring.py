@@ -17,7 +17,7 @@ import dense
 import kills
 from bridgetower import cli
 from bridgetower.evaluation.config import EvaluationOptions, RetrievalConfig
-from bridgetower.evaluation.retrieval import evaluate_retrieval, pair_scorer
+from bridgetower.evaluation.retrieval import PairScorer, evaluate_retrieval, ranked_texts, resumable
 from bridgetower.files import locked
 from bridgetower.processor import Processor
 from rows import caption_images, records_of, write_set
@@ -166,8 +166,10 @@ class TestWork:
         assert len(list(work.iterdir())) == 6
 
     def test_scores_of_other_pairs_are_not_taken(self, tiny_model, images, tmp_path):
-        with pair_scorer(tiny_model, images, CONFIG, EvaluationOptions(work=tmp_path)) as pairs, torch.inference_mode():
-            wanted = torch.arange(len(images))[:, None] == pairs.truth.text_image_index[None]
+        texts, truth = ranked_texts(images, CONFIG)
+        scorer = PairScorer(tiny_model, images, texts, CONFIG, EvaluationOptions(work=tmp_path))
+        with resumable(scorer) as pairs, torch.inference_mode():
+            wanted = torch.arange(len(images))[:, None] == truth.text_image_index[None]
             every = pairs.score(*torch.ones_like(wanted).nonzero(as_tuple=True))[0].view(wanted.shape)
             own, others = (pairs.score(*some.nonzero(as_tuple=True))[0] for some in (wanted, ~wanted))
         torch.testing.assert_close(own, every[wanted], atol=1e-5, rtol=0)

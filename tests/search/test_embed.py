@@ -255,7 +255,7 @@ class TestContinuing:
         source.write_text("a red bar\na blue bar\n")
         run = partial(embed, source, f"v.{suffix}", batch_size=1, commit_seconds=0)
         stopped(2, run, Table, "append")
-        message = r"v\..*lance has vectors of an unfinished run with another source, model or settings; finish it with"
+        message = r"v\..*lance has rows of an unfinished run with another source, model or settings; finish it with"
         for changes in ({"quantize": "int8"}, {"truncate": False}, {"caption_column": "text"}):
             with pytest.raises(ValueError, match=message):
                 embed(source, f"v.{suffix}", **changes)

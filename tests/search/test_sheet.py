@@ -50,6 +50,13 @@ def test_images_in_rows_best_first(hits):
     assert y6 > y + side > y + 200
 
 
+def test_none_leaves_a_place_empty(hits):
+    sheet = contact_sheet([hits[0], *[None] * 4, hits[2]], content)
+    (x, y, _), (x2, y2, _) = (middle(sheet, colour) for colour in ((255, 0, 0), (0, 0, 255)))
+    assert abs(x2 - x) <= 1
+    assert y2 > y + 200
+
+
 def test_only_what_was_indexed_is_drawn(hits, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     places = hits[0].file, tmp_path / "pipe", tmp_path / "gone.png"

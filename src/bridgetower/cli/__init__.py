@@ -21,9 +21,9 @@ from bridgetower.files import shortened, visible, writing
 
 GROUPS: Mapping[str, Mapping[str, str]] = {
     "use a model": dict.fromkeys(
-        ("embed", "match", "fill-mask", "answer", "entail", "reason", "classify", "explain"), "use"
+        ("embed", "match", "score", "fill-mask", "answer", "entail", "reason", "classify", "explain"), "use"
     ),
-    "search and serve": {"index": "search", "search": "search", "serve": "serve", "mcp": "search"},
+    "search and serve": dict.fromkeys(("index", "search", "duplicates", "mcp"), "search") | {"serve": "serve"},
     "train and evaluate": {"train": "runs", "evaluate": "evaluation", "compare": "runs"},
     "prepare data": {"prepare": "data", "inspect": "data"},
     "convert": {"convert": "models", "export": "models"},

@@ -32,6 +32,7 @@ def evaluate(
     split: str = "test",
     options: Annotated[RetrievalConfig, arg(name="")] = RetrievalConfig(),  # noqa: B008 - frozen
     fit_two_stage: bool = False,
+    templates: tuple[str, ...] = (),
     task_spec: str | None = None,
     num_workers: int = 0,
     work: Path | None = None,
@@ -64,29 +65,31 @@ def evaluate(
         fit_two_stage: Fit what search needs to match candidates on this split, which is not for tests, and write it
             into the model's folder: the weight of ITC, the calibration of probabilities, and whether matching ranks
             better than ITC alone.
+        templates: For zero-shot: texts with {} where a class goes, whose vectors are averaged; zero-shot-matching takes
+            the first. Default: those of `classify`.
         task_spec: A custom task, FILE.py:NAME or module:NAME; then BENCHMARK is one of its benchmarks.
         num_workers: Processes that decode images; 0 decodes in the main one.
-        work: Folder for the scores that retrieval has so far; in the user's cache if none is given. Killed, the same
-            command continues; at the end it is emptied.
+        work: Folder for the scores so far of retrieval and compositionality; in the user's cache if none is given.
+            Killed, the same command continues; at the end it is emptied.
         out: Folder for the metrics and predictions.
         report: HTML file to write, with the worst misses and their images, confusions, calibration and slices.
         slices: For --report: a CSV with a column id, as in predictions.jsonl (for retrieval, of the images), and others
             to slice by.
     """
     model = demo_or(model)
-    if work is not None and benchmark != "retrieval":
-        raise ValueError(f"work {work} is for retrieval; leave it out for {benchmark}")
+    if work is not None and benchmark not in ("retrieval", "compositionality"):
+        raise ValueError(f"work {work} is for retrieval and compositionality; leave it out for {benchmark}")
     if loading.engine != "torch" or loading.precision not in ("fp32", "bf16"):
         raise ValueError(
             f"engine {loading.engine}, precision {loading.precision}; evaluate takes engine torch in fp32 or bf16"
         )
     require("train")
     spec = own_task(task_spec)
-    benchmark_task(benchmark, split, options, spec, fit_two_stage=fit_two_stage)
+    benchmark_task(benchmark, split, options, spec, fit_two_stage=fit_two_stage, templates=templates)
     if report is not None:
         require("plot")
         require_parent(report)
-        if options.fold_size or benchmark == "regression":
+        if options.fold_size or benchmark in ("regression", "compositionality"):
             raise ValueError("a report is for answers, statements, classes and ranks without folds; leave report out")
     elif slices is not None:
         raise ValueError(f"slices {slices} is for a report of errors; add --report")
@@ -125,6 +128,7 @@ def evaluate(
             *(predictor, benchmark, data, split, options, means),
             spec=spec,
             fit_two_stage=fit_two_stage,
+            templates=templates,
         )
         if rank() != 0:
             return
@@ -146,6 +150,7 @@ def evaluate(
             "data": list(data),
             "split": split,
             **(settings if benchmark == "retrieval" else {"protocol": options.protocol}),
+            **({"templates": templates} if templates else {}),
             "precision": loading.precision,
         }
         title = f"{predictor.source}: {split} of {', '.join(data)}"

@@ -1,10 +1,11 @@
-"""The commands of search: index, search, mcp."""
+"""The commands of search: index, search, duplicates, mcp."""
 
 from __future__ import annotations
 
 import sys
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -163,6 +164,49 @@ def mcp(
     searcher = Searcher(opened, loading.load(opened.model_or(model)))
     answering = None if answer_model is None else loading.load(answer_model, answers_questions=True)
     mcp_server(searcher, answering).run()
+
+
+def duplicates(
+    index: Annotated[Positional[str], arg(metavar="INDEX.lance")],
+    *,
+    threshold: float = 0.95,
+    root: Path | None = None,
+    sheet: Path | None = None,
+    json: Json = False,
+) -> None:
+    """Find near-duplicates in an index: groups of images whose vectors are almost the same.
+
+    Gives one JSON line per group, {"group", "images": [{"path", "file", "width", "height", "cosine", …}, …]}, the
+    largest first; in each the image with the most pixels is first, and cosines are with it. A table on a terminal.
+
+    Example: bridgetower duplicates photos.lance --threshold 0.98 --sheet duplicates.png
+
+    Args:
+        index: What `bridgetower index` made, its name ending in .lance, or the word demo.
+        threshold: Least cosine of neighbours in a chain of images, which is a group; what is enough depends on
+            the model.
+        root: Folder of the images, if it is elsewhere now.
+        sheet: Also draw the first 50 groups into this image file, a row with up to five images each.
+    """
+    require("search")
+    require("plot")
+    from bridgetower.drawing import require_image_name, write_image
+    from bridgetower.search.duplicates import near_duplicates
+    from bridgetower.search.index import Index
+    from bridgetower.search.sheet import COLUMNS, contact_sheet
+
+    if sheet is not None:
+        require_image_name(sheet)
+
+    opened = Index(demo_or(index, "index"), root=root)
+    groups = near_duplicates(opened, threshold, progress=True)
+    if sheet is not None:
+        rows = [[*group[:COLUMNS], *[None] * (COLUMNS - len(group))] for group in groups[:50]]
+        title = f"{len(groups)} groups of near-duplicates, a row each"
+        write_image(sheet, contact_sheet([*chain.from_iterable(rows)], opened.content, text=title))
+    shown = _values if is_json(json) else lambda hit: f"{hit.path} {hit.width}x{hit.height} {hit.cosine:.3f}"
+    found = ({"group": n, "images": [*map(shown, group)]} for n, group in enumerate(groups, start=1))
+    emit_results(found, json=json)
 
 
 def _values(hit: Hit) -> dict[str, object]:

@@ -14,7 +14,7 @@ from tyro.conf import Positional, arg
 from bridgetower.cli.options import LOADED, FirstModel, Json, Loading, LoadOptions, Model
 from bridgetower.cli.output import emit_result, emit_results
 from bridgetower.extras import require
-from bridgetower.search.config import EmbedConfig, SourceConfig
+from bridgetower.search.config import EmbedConfig, ScoreConfig, SourceConfig
 
 if TYPE_CHECKING:
     from bridgetower.inference import Choice
@@ -121,6 +121,36 @@ def embed(
     else:
         report = embed_source(given, out, lambda: loading.load(model), options, progress=True)
         emit_result({"out": out, **asdict(report)}, json=json)
+
+
+def score(
+    model: FirstModel,
+    source: Annotated[Positional[str], arg(metavar="SOURCE")],
+    *,
+    out: str,
+    options: Annotated[ScoreConfig, arg(name="")] = ScoreConfig(),  # noqa: B008 - frozen
+    loading: Loading = LOADED,
+    json: Json = False,
+) -> None:
+    """Score every image with its texts, of a folder, a table or tar shards of any size, to filter or choose data.
+
+    Writes a row per pair: id, text, file and row (from 0) of the source, cosine, and the probability of a match, or
+    "score" if the checkpoint has no calibration. Prints {"out", "pairs", "cut", "bad", "problems", "report",
+    "seconds"}. Killed, it is continued by running it again; what cannot be used is left out and named.
+
+    Examples: bridgetower score MODEL photos/captions.csv --out scores.parquet
+              bridgetower score MODEL "https://host/shard-{000..099}.tar" --out scores.parquet --max-errors 1000
+
+    Args:
+        source: Table (CSV, TSV, JSON lines, Parquet, Arrow), tar shard, folder of images with captions, of shards or of
+            Parquet or Arrow files; or the URL of one (https, s3, gs, hf, …).
+        out: File of the scores, which ends in .parquet.
+    """
+    require("search")
+    from bridgetower.search.embed import embed_source
+
+    report = asdict(embed_source(source, out, lambda: loading.load(model), options, progress=True))
+    emit_result({"out": out, "pairs": report.pop("vectors"), **report}, json=json)
 
 
 def match(model: FirstModel, *, images: Images, texts: Texts, all_pairs: bool = False, using: Using = USED) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bridgetower.files import escaped
@@ -86,6 +86,15 @@ class LabelledEntry:
     labelled: bool = True  # whether they are known
 
 
+@dataclass(frozen=True, kw_only=True)
+class Composition:
+    """Captions that differ in little: caption n is that of image n, further ones are wrong."""
+
+    example_id: str  # unique within the set
+    captions: tuple[str, ...]
+    label: str = ""  # in what they differ; empty if unknown
+
+
 _STATEMENTS: Mapping[str, Any] = {
     "entries": "statements",
     "entry": Statement,
@@ -121,7 +130,13 @@ CLASSIFICATION = Schema(
     optional=True,
 )
 
-SCHEMAS: Mapping[str, Schema] = {schema.name: schema for schema in (CAPTIONS, VQA, SNLI_VE, NLVR2, CLASSIFICATION)}
+COMPOSITIONALITY = replace(  # of one image or two
+    CLASSIFICATION, name="compositionality", entry=Composition, texts=("captions",), label="label", optional=False
+)
+
+SCHEMAS: Mapping[str, Schema] = {
+    schema.name: schema for schema in (CAPTIONS, VQA, SNLI_VE, NLVR2, CLASSIFICATION, COMPOSITIONALITY)
+}
 """The schemas that there are, by name. The labels are in the order of the official class numbers."""
 
 

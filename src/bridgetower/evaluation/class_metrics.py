@@ -80,7 +80,7 @@ def number_metrics(predicted: Float[Tensor, " n"], labels: Float[Tensor, " n"]) 
 def classification_metrics(
     probabilities: Float[Tensor, "n k"], labels: Bool[Tensor, "n k"], *, multi_label: bool
 ) -> dict[str, float]:
-    """Returns `accuracy`, `macro_f1`, `auroc` and `average_precision`.
+    """Returns `accuracy`, of more than five classes `top5_accuracy`, `macro_f1`, `auroc` and `average_precision`.
 
     With several labels per row, a class is predicted above one half, and a row is right if all its classes are. Of two
     exclusive classes, AUROC and average precision are those of the second one; else they are means over the classes,
@@ -98,6 +98,9 @@ def classification_metrics(
         "macro_f1": sum(f1) / max(1, len(f1)),
     }
     both = ranked_classes(labels, multi_label=multi_label)
+    if num_classes > 5 and not multi_label:
+        best = probabilities.topk(5).indices
+        metrics["top5_accuracy"] = labels.gather(1, best).any(dim=1).double().mean().item()
     ranked = {"auroc": roc_auc_score, "average_precision": average_precision_score}
     for name, metric in ranked.items() if both else ():
         metrics[name] = float(metric(labels[:, both].numpy(), probabilities[:, both].numpy(), average="macro"))

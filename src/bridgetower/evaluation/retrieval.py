@@ -23,6 +23,7 @@ from bridgetower.checkpoints.checkpoint import exact_fingerprint, fingerprint
 from bridgetower.checkpoints.tensors import read_safetensors, write_safetensors
 from bridgetower.data.batch import Batch
 from bridgetower.data.captions import CaptionImages
+from bridgetower.data.examples import PreparedImages
 from bridgetower.distributed import barrier, gather_by_id, rank, world_size
 from bridgetower.evaluation.config import DEFAULTS, EvaluationOptions, Judgement, RetrievalConfig
 from bridgetower.evaluation.metrics import (
@@ -60,33 +61,35 @@ def ranked_texts(images: CaptionImages, config: RetrievalConfig) -> tuple[list[s
 
 
 class PairScorer:
-    """Scores pairs of images and captions; the processes of a run share the images.
+    """Scores pairs of images and texts; the processes of a run share the images, all or those of some numbers.
 
-    Every image is encoded once for its vector and once more for its pairs, and captions with every batch of pairs, so
+    Every image is encoded once for its vector and once more for its pairs, and texts with every batch of pairs, so
     that no encoding is kept for longer than a part of the images takes.
     """
 
     def __init__(
         self,
         model: BridgeTower,
-        images: CaptionImages,
+        images: PreparedImages,
+        texts: Sequence[str],
         config: RetrievalConfig,
         options: EvaluationOptions,
-        folder: Path | None,
+        numbers: Int[Tensor, " i"] | None = None,
     ) -> None:
-        self._model, self._images, self._config, self._options, self._folder = model, images, config, options, folder
+        self.model, self.images, self.config, self.options = model, images, config, options
+        self.folder: Path | None = None
         self._device = next(model.parameters()).device
-        texts, self.truth = ranked_texts(images, config)
+        self._numbers = torch.arange(len(images)) if numbers is None else numbers
         ids = images.processor.token_ids(texts, truncate=True)
         order = sorted(range(len(ids)), key=lambda text: len(ids[text]))  # short texts first, so that little is padded
-        self._ids = [ids[text] for text in order]
+        self.ids = [ids[text] for text in order]
         self._place = torch.tensor(order).argsort()
-        self._own = torch.arange(len(images))[rank() :: world_size()]
+        self._own = torch.arange(len(self._numbers))[rank() :: world_size()]
         self._shown = options.progress and rank() == 0
 
     def vectors(self) -> tuple[Float[Tensor, "i c"], Float[Tensor, "t c"]]:
-        model, size, shown = self._model, self._config.batch_size, self._shown
-        batches, rows = split_rows(range(len(self._own)), size), split_rows(range(len(self._ids)), size)
+        model, size, shown = self.model, self.config.batch_size, self._shown
+        batches, rows = split_rows(range(len(self._own)), size), split_rows(range(len(self.ids)), size)
         images = counted(self._encode_images(batches, "cls"), "image batches", shown=shown, total=len(batches))
         places = counted(rows, "text batches", shown=shown)
         vectors = {
@@ -109,7 +112,7 @@ class PairScorer:
         """Returns the log-odds of a match of pairs, with protocol `paper` its logit, and whether they are accepted."""
         own = (image % world_size() == rank()).nonzero().squeeze(1)
         rows, texts, count = image[own] // world_size(), text[own], len(self._own)
-        size = max(1, min(_PART_BYTES // image_bytes(self._model), PAIRS_PER_PART * count // max(1, len(own))))
+        size = max(1, min(_PART_BYTES // image_bytes(self.model), PAIRS_PER_PART * count // max(1, len(own))))
         parts = split_rows(range(count), size)
         starts = torch.searchsorted(rows, torch.tensor([0, *(part.stop for part in parts)])).tolist()
         digest = hashlib.sha256(torch.stack([rows, texts]).numpy().data).hexdigest()[:8]
@@ -117,11 +120,9 @@ class PairScorer:
         kept = [self._read(name) for name in names]
         # The encodings of the images of a part, part by part; workers decode ahead of it.
         batches = [
-            split_rows(part, self._config.batch_size)
-            for part, logits in zip(parts, kept, strict=True)
-            if logits is None
+            split_rows(part, self.config.batch_size) for part, logits in zip(parts, kept, strict=True) if logits is None
         ]
-        images = map(self._model.cache_image, self._encode_images(list(chain.from_iterable(batches))))
+        images = map(self.model.cache_image, self._encode_images(list(chain.from_iterable(batches))))
         encoded = (Encoded.cat(list(islice(images, len(each)))) for each in batches)
         match, accepted = torch.empty(len(own)), torch.empty(len(own), dtype=torch.bool)
         with count_bars(shown=self._shown) as bars:
@@ -130,10 +131,10 @@ class PairScorer:
                 if logits is None:
                     numbers = torch.stack([rows[start:end] - part.start, self._place[texts[start:end]]], dim=1)
                     advance = partial(bars.advance, bar)
-                    logits = self._score_part(next(encoded), numbers, head or self._model.itm_logits, advance)
+                    logits = self._score_part(next(encoded), numbers, head or self.model.itm_logits, advance)
                     self._keep(name, logits)
                 odds = log_odds(logits)
-                match[start:end] = logits[:, 1] if self._config.protocol == "paper" else odds
+                match[start:end] = logits[:, 1] if self.config.protocol == "paper" else odds
                 accepted[start:end] = odds > 0
                 bars.update(bar, completed=end)
         _, match, accepted = gather_by_id(own, match, accepted)
@@ -149,10 +150,10 @@ class PairScorer:
         order, logits = pairs[:, 1].argsort(stable=True), torch.empty(len(pairs), 2)
 
         def text_of(places: Sequence[int]) -> Encoded:
-            return self._model.cache_text(self._encode_texts(places))
+            return self.model.cache_text(self._encode_texts(places))
 
-        size = self._config.batch_size
-        scored = score_pairs(self._model, head, image, text_of, pairs[order], batch_size=size)
+        size = self.config.batch_size
+        scored = score_pairs(self.model, head, image, text_of, pairs[order], batch_size=size)
         for batch, found in zip(order.split(size), scored, strict=True):
             logits[batch] = found.float().cpu()
             advance(len(batch))
@@ -161,21 +162,21 @@ class PairScorer:
         return logits
 
     def _encode_images(self, batches: Sequence[range], outputs: EncodeOutputs = "layers") -> Iterator[Encoded]:
-        images, workers = self._images, self._options.num_workers
-        numbers = [self._own[list(rows)].tolist() for rows in batches]
+        images, workers = self.images, self.options.num_workers
+        numbers = [self._numbers[self._own[list(rows)]].tolist() for rows in batches]
         loader: Iterator[Batch] = load_items(images.batch, numbers, num_workers=workers, device=self._device)
         for batch in loader:
             moved = images.on_device(batch, self._device)
-            yield self._model.encode_image(moved.pixel_values, outputs=outputs, states=moved.image_states)
+            yield self.model.encode_image(moved.pixel_values, outputs=outputs, states=moved.image_states)
 
     def _encode_texts(self, places: Sequence[int], outputs: EncodeOutputs = "layers") -> Encoded:
-        batch = self._images.processor.pad([self._ids[place] for place in places])
+        batch = self.images.processor.pad([self.ids[place] for place in places])
         mask = None if batch.attention_mask is None else batch.attention_mask.to(self._device)
-        return self._model.encode_text(batch.input_ids.to(self._device), mask, outputs=outputs)
+        return self.model.encode_text(batch.input_ids.to(self._device), mask, outputs=outputs)
 
     def _read(self, name: str) -> Tensor | None:
         """Returns a result from its file; None where there is none, or a damaged one."""
-        if self._folder is None or not (path := self._folder / f"{name}.safetensors").exists():
+        if self.folder is None or not (path := self.folder / f"{name}.safetensors").exists():
             return None
         try:
             return read_safetensors(path)["values"]
@@ -184,24 +185,24 @@ class PairScorer:
             return None
 
     def _keep(self, name: str, values: Tensor) -> None:
-        if self._folder is not None:
-            write_safetensors(self._folder / f"{name}.safetensors", {"values": values})
+        if self.folder is not None:
+            write_safetensors(self.folder / f"{name}.safetensors", {"values": values})
 
 
 @contextmanager
-def pair_scorer(
-    model: BridgeTower, images: CaptionImages, config: RetrievalConfig, options: EvaluationOptions
-) -> Iterator[PairScorer]:
-    """Gives what scores pairs; what it keeps in `options.work` is removed at the end, unless that comes by an error."""
+def resumable(scorer: PairScorer) -> Iterator[PairScorer]:
+    """Lets scores be kept in `options.work`; they are removed at the end, unless that comes by an error."""
+    model, images, options = scorer.model, scorer.images, scorer.options
     if options.work is None:
-        yield PairScorer(model, images, config, options, None)
+        yield scorer
         barrier()
         return
     decisive = {  # all that decides the scores
         "weights": exact_fingerprint(model.state_dict()),
         "preprocessing": fingerprint(model.config, {}, images.processor),
         "data": images.digests(),
-        "settings": asdict(config),
+        "texts": hashlib.sha256(json.dumps(scorer.ids).encode()).hexdigest(),
+        "settings": asdict(scorer.config),
         "processes": world_size(),
         "half precision": torch.is_autocast_enabled(next(model.parameters()).device.type),
     }
@@ -219,7 +220,8 @@ def pair_scorer(
         folder = path / f"process-{rank()}"
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
-        yield PairScorer(model, images, config, options, folder)
+        scorer.folder = folder
+        yield scorer
         barrier()
 
 
@@ -263,8 +265,9 @@ def evaluate_retrieval(
     result.
     """
     model.head("itc")
-    with pair_scorer(model, images, config, options) as scorer:
-        (image_vectors, text_vectors), truth = scorer.vectors(), scorer.truth
+    texts, truth = ranked_texts(images, config)
+    with resumable(PairScorer(model, images, texts, config, options)) as scorer:
+        image_vectors, text_vectors = scorer.vectors()
 
         def cosines(rows: slice, texts: Int[Tensor, " b"]) -> Float[Tensor, "r b"]:
             return similarity(image_vectors[rows], text_vectors[texts], torch.ones(()))
@@ -302,8 +305,9 @@ def evaluate_matching(
 ) -> float:
     """Accuracy of matching on each caption with its own image and with a random other one (the same at every call)."""
     model.head("itm")
-    with pair_scorer(model, images, config, options) as scorer:
-        (index, owners), (image, text) = scorer.truth, _control_pairs(scorer.truth)
+    texts, truth = ranked_texts(images, config)
+    (index, owners), (image, text) = truth, _control_pairs(truth)
+    with resumable(PairScorer(model, images, texts, config, options)) as scorer:
         _, accepted = scorer.score(image, text)
     return (accepted == (owners[image] == index[text])).double().mean().item()
 
@@ -323,9 +327,9 @@ def evaluate_all_pairs(
         return torch.stack([torch.zeros_like(scores), scores], dim=1)  # as the logit of a match, against 0
 
     size = config.fold_size or len(images)
-    with pair_scorer(model, images, config, options) as scorer:
-        truth = scorer.truth
-        image, text = (torch.arange(len(images))[:, None] // size == truth.text_image_index // size).nonzero().unbind(1)
+    texts, truth = ranked_texts(images, config)
+    image, text = (torch.arange(len(images))[:, None] // size == truth.text_image_index // size).nonzero().unbind(1)
+    with resumable(PairScorer(model, images, texts, config, options)) as scorer:
         scores, _ = scorer.score(image, text, logits)
     chosen, cosine = torch.ones_like(image, dtype=torch.bool), torch.full_like(scores, torch.nan)
     sides = {"image_side": chosen, "text_side": chosen}

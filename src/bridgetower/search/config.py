@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import ClassVar, Literal
 
 from bridgetower.data.config import Cutting
 from bridgetower.data.reader import CaptionsFrom, Columns
@@ -96,6 +96,14 @@ class EmbedConfig(SourceConfig):
 
     of: Content | None = None
     quantize: Quantize | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig(SourceConfig):
+    """How pairs of images and texts of a source are scored."""
+
+    of: ClassVar[Literal["scores"]] = "scores"
+    quantize: ClassVar[None] = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,7 +38,7 @@ from bridgetower.predictor import Predictor, load
 from bridgetower.processor import Processor
 from bridgetower.processor.loading import load_items
 from bridgetower.progress import counting
-from bridgetower.search.config import Content, EmbedConfig, Quantize, SourceConfig
+from bridgetower.search.config import Content, EmbedConfig, Quantize, ScoreConfig, SourceConfig
 
 if TYPE_CHECKING:
     from bridgetower.data.store import Table
@@ -46,9 +46,11 @@ if TYPE_CHECKING:
 Model = Predictor | str | Path | Callable[[], Predictor]
 """A loaded model, what to load, or what returns one."""
 
-Of = Content | Literal["all", "classes"] | None
+Of = Content | Literal["all", "classes", "scores"] | None
 """None: images, or texts where there is no image; "all": images, their texts and both together; "classes": what the
-classification head gives of an image and a text, one of which may be missing."""
+classification head gives of an image and a text, one of which may be missing; "scores": those of each pair."""
+
+Config = EmbedConfig | ScoreConfig
 
 T = TypeVar("T")
 
@@ -104,18 +106,18 @@ def embed_source(
     source: str | Path | Sequence[Example],
     out: str | Path,
     model: Model,
-    config: EmbedConfig | None = None,
+    config: Config | None = None,
     *,
     progress: bool = False,
 ) -> EmbedReport:
-    """Writes the vectors of a source, in memory for a few seconds of work.
+    """Writes the vectors of a source, or scores of its pairs, in memory for a few seconds of work.
 
     A run that was killed is continued by the next one with the same arguments: what it embedded is in the table OUT,
     or `.OUT.lance` beside another output. Items that cannot be used are left out and named in `OUT.errors.jsonl`.
 
     Args:
         source: As for `bridgetower.data.reader.read`, or examples.
-        out: File or table, which ends in `.jsonl`, `.parquet`, `.npy` or `.lance`.
+        out: File or table, which ends in `.jsonl`, `.parquet`, `.npy` or `.lance`; of scores `.parquet`.
         model: A loaded model, what to load, or what returns one; nothing is loaded for a source that is wrong.
         config: How. From 500 items on, processes decode images unless `num_workers` is 0: a script needs
             `if __name__ == "__main__":` then, because they import it again.
@@ -130,8 +132,9 @@ def embed_source(
     config, out = config or EmbedConfig(), str(out)
     if problem := unfit_name(out):
         raise ValueError(problem)
-    if (suffix := Path(out).suffix) not in SUFFIXES:
-        raise ValueError(f"{out!r} has no suffix of vectors; expected one of {', '.join(SUFFIXES)}")
+    what, suffixes = ("scores", (".parquet",)) if config.of == "scores" else ("vectors", SUFFIXES)
+    if (suffix := Path(out).suffix) not in suffixes:
+        raise ValueError(f"{out!r} has no suffix of {what}; expected one of {', '.join(suffixes)}")
     require("search")
     check_ray(config, model)
     parts: list[Part | Sequence[Example]] = [*parts_of(source)] if isinstance(source, str | Path) else [source]
@@ -168,10 +171,10 @@ def embed_source(
         problems = [f"{row['id']!r}: {row['problem']}" for row in bad]
         if not len(places):
             table.drop()
-            check_bad(_named(source), problems, config.max_errors, f"{out} would have no vectors")
+            check_bad(_named(source), problems, config.max_errors, f"{out} would have no {what}")
             reasons = " | ".join(problems[:NAMED]) or "it names nothing"
-            raise ValueError(f"{out} would have no vectors: nothing of {_named(source)} could be used: {reasons}")
-        kept = f"the {len(places)} vectors of the others are kept, and the same command with a larger N writes them"
+            raise ValueError(f"{out} would have no {what}: nothing of {_named(source)} could be used: {reasons}")
+        kept = f"the {len(places)} {what} of the others are kept, and the same command with a larger N writes them"
         check_bad(_named(source), problems, config.max_errors, kept)
         if not is_finished and suffix == ".lance":
             with table.writing():
@@ -179,7 +182,10 @@ def embed_source(
                 table.lance.drop_columns(list(_OF_RUN))
                 table.lance.optimize(cleanup_older_than=timedelta(milliseconds=1))  # of 0 LanceDB warns
         elif not is_finished:
-            _export(table, Path(out), places)
+            if config.of == "scores":
+                _export_scores(table, Path(out), places, parts, predictor)
+            else:
+                _export(table, Path(out), places)
             table.drop()
     return EmbedReport(
         vectors=len(places),
@@ -195,13 +201,16 @@ def _named(source: object) -> str:
     return str(source) if isinstance(source, str | Path) else "the input"
 
 
-def _opened(uri: str, plan: dict[str, Any], predictor: Predictor, config: EmbedConfig) -> Table:
+def _opened(uri: str, plan: dict[str, Any], predictor: Predictor, config: Config) -> Table:
     """Opens the table of a run that is to go on, or of one that is through, or makes a new one."""
     import pyarrow as pa
 
     from bridgetower.data.store import Table
 
-    if config.of == "pairs":
+    if config.of == "scores":
+        heads = predictor.model.itm_head, predictor.model.itc_head
+        width = len([head for head in heads if head is not None]) or predictor.model.head("itm")
+    elif config.of == "pairs":
         width = predictor.embed_pairs(PilImage.new("RGB", (8, 8)), "").shape[1]
     else:
         width = predictor.embed_texts("").shape[1]
@@ -219,7 +228,7 @@ def _opened(uri: str, plan: dict[str, Any], predictor: Predictor, config: EmbedC
         return table
     if "part" in table.schema.names:
         raise ValueError(
-            f"{uri} has vectors of an unfinished run with another source, model or settings; finish it with the same "
+            f"{uri} has rows of an unfinished run with another source, model or settings; finish it with the same "
             "command, or remove that folder"
         )
     if {**there, "source": ""} != {**plan, "source": ""}:
@@ -227,9 +236,7 @@ def _opened(uri: str, plan: dict[str, Any], predictor: Predictor, config: EmbedC
     return Table.create(uri, schema, checked="vector", replace=True)
 
 
-def _fill(
-    table: Table, parts: Sequence[Part | Sequence[Example]], model: Model, config: EmbedConfig, progress: bool
-) -> int:
+def _fill(table: Table, parts: Sequence[Part | Sequence[Example]], model: Model, config: Config, progress: bool) -> int:
     """Embeds what is not in the table, and what failed for a reason that may have passed; returns how many were cut."""
     if table.column("may_pass").any():
         with table.writing():
@@ -313,6 +320,31 @@ def _export(table: Table, out: Path, places: np.ndarray) -> None:
             else:
                 file.write(np.ascontiguousarray(some["vector"].combine_chunks().flatten().to_numpy()).data)
                 lines.writelines((json_text(row) + "\n").encode() for row in some.select(["id", "text"]).to_pylist())
+
+
+def _export_scores(
+    table: Table, out: Path, places: np.ndarray, parts: Sequence[Part | Sequence[Example]], predictor: Predictor
+) -> None:
+    """Writes scores, as far as the model has the heads, with the file of the source and its row that each is of."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    writer, shown, heads = None, predictor.reranking.shown, (predictor.model.itm_head, predictor.model.itc_head)
+    names = [[file.name for file in part.files] if isinstance(part, Part) else [""] for part in parts]
+    with ExitStack() as stack:
+        temporary = stack.enter_context(replacing(out))
+        for start in range(0, len(places), _EXPORTED):
+            rows = table.take(places[start : start + _EXPORTED].tolist(), ["id", "text", "vector", "part", "number"])
+            scores = torch.from_numpy(np.stack(rows["vector"].to_numpy())).double()  # where large log-odds do not tie
+            numbers = list(zip(rows["part"].to_pylist(), rows["number"].to_pylist(), strict=True))
+            files = [names[part][min(number, len(names[part]) - 1)] for part, number in numbers]
+            of_files = [number if len(names[part]) == 1 else 0 for part, number in numbers]
+            found = {"id": rows["id"], "text": rows["text"], "file": files, "row": of_files}
+            found |= {} if heads[0] is None else {shown: predictor.reranking.match(scores[:, 0]).numpy()}
+            found |= {} if heads[1] is None else {"cosine": scores[:, -1].numpy()}
+            written = pa.table(found, metadata=table.schema.metadata)
+            writer = writer or stack.enter_context(pq.ParquetWriter(temporary, written.schema))
+            writer.write_table(written)
 
 
 def print_vectors(source: str | Path | Sequence[Example], model: Model, config: EmbedConfig) -> None:
@@ -406,10 +438,10 @@ def embed_tasks(
 def embedded(
     predictor: Predictor, examples: Iterable[Example], of: Of, config: SourceConfig
 ) -> Iterator[list[Embedded]]:
-    """Embeds or classifies examples in order, batch by batch, each with its problem if it has one."""
-    if of not in ("pairs", "classes"):
+    """Embeds, classifies or scores examples in order, batch by batch, each with its problem if it has one."""
+    if of not in ("pairs", "classes", "scores"):
         predictor.model.head("itc")
-    kind: Kind = "classify" if of == "classes" else "embedding"
+    kind: Kind = "classify" if of == "classes" else "score" if of == "scores" else "embedding"
     blank = predictor.processor.blank_image().pixels if of == "classes" else None
     left, num_workers, size = iter(examples), config.num_workers, config.batch_size
     if num_workers is None:
@@ -441,7 +473,7 @@ def decode(
     found, pixels = list[Embedded](), list[Tensor]()
     for example in batch:
         kinds: tuple[str, ...] = (of or ("images" if example.images else "texts"),)
-        if of == "classes":
+        if of in ("classes", "scores"):
             kinds = ("pairs",)
         elif of == "all":
             kinds = ("images", "texts", "pairs") if example.texts else ("images",)

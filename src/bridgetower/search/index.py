@@ -37,6 +37,9 @@ Against = Literal["images", "captions", "pairs", "words", "hybrid"]
 ABOUT = ("path", "size", "mtime", "width", "height", "captions", "start", "end")
 """Columns of a result, and of conditions."""
 
+RETURNED = ("digest", "path", "size", "width", "height", "captions", "place", "start", "end")
+"""Columns of an `Indexed`."""
+
 _COLUMNS: dict[Vectors, str] = {"images": "image_vector", "captions": "text_vectors", "pairs": "pair_vectors"}
 _SPOKEN = "start IS NOT NULL AND array_length(captions) > 0"  # of moments in which something is said
 _SILENT = f"({_SPOKEN}) IS NOT TRUE"  # of all others
@@ -55,7 +58,6 @@ _REFINED = 4  # times as many are ranked again by their full vectors
 _MAX_PATHS = 1000  # in one condition
 _MAX_COPIES = 8  # of one file that are returned
 _FEWEST, _MOST = 10_000, 2**32  # rows from which on, and bytes up to which, all vectors are compared in memory
-_RETURNED = ("digest", "path", "size", "width", "height", "captions", "place", "start", "end")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,7 +279,7 @@ class Index:
 
     def with_digest(self, digest: str) -> list[Indexed]:
         """Returns the images whose file has a SHA-256: none, one, or a few of those that are copies of each other."""
-        found = self._found(_is_one_of([digest], "digest"), _RETURNED, _MAX_COPIES)
+        found = self._found(_is_one_of([digest], "digest"), RETURNED, _MAX_COPIES)
         return [Indexed(**row) for row in found.to_pylist()]
 
     def frames(self, images: Sequence[Indexed]) -> dict[str, bytes]:
@@ -285,7 +287,7 @@ class Index:
         rows = self.rows([image.path for image in images if image.start is not None], ["path", "frame"])
         return {row["path"]: row["frame"] or b"" for row in rows}
 
-    def rows(self, paths: Sequence[str], columns: Sequence[str] = _RETURNED) -> list[dict[str, Any]]:
+    def rows(self, paths: Sequence[str], columns: Sequence[str] = RETURNED) -> list[dict[str, Any]]:
         """Returns columns of the rows with some paths, as far as they are there, in no order; default: of `Indexed`."""
         found = list[dict[str, Any]]()
         for start in range(0, len(paths), _MAX_PATHS):
@@ -303,7 +305,7 @@ class Index:
         rows = min(count, size)
         places = [(2 * number + 1) * size // (2 * rows) for number in range(rows)]
         with _told(self.uri):
-            return [Indexed(**row) for row in self._table.take_offsets(places).select(list(_RETURNED)).to_list()]
+            return [Indexed(**row) for row in self._table.take_offsets(places).select(list(RETURNED)).to_list()]
 
     def content(
         self,
@@ -423,7 +425,7 @@ class Index:
         if where is not None:
             query = query.where(where, prefilter=True)
         with _told(self.uri, where=where):
-            rows = query.select([*_RETURNED, "image_vector", "_score"]).to_list()
+            rows = query.select([*RETURNED, "image_vector", "_score"]).to_list()
         hits = []
         for row in rows:
             score, image = row.pop("_score"), torch.tensor(row.pop("image_vector"))
@@ -457,7 +459,7 @@ class Index:
             query = (vector / vector.norm()).numpy()
             cosines = np.concatenate([part @ query for part in vectors])
             chosen = np.sort(np.argpartition(cosines, -min(count, size))[-count:])
-            found = table.take_offsets(chosen.tolist()).select(list(_RETURNED)).to_list()
+            found = table.take_offsets(chosen.tolist()).select(list(RETURNED)).to_list()
             if self._table is not table or table.version != version:  # it was written meanwhile
                 return None
         distances = (1 - cosines[chosen]).tolist()
@@ -475,7 +477,7 @@ class Index:
             query = query.where(both, prefilter=True)
         try:
             with _told(self.uri, where=where):
-                found: list[dict[str, Any]] = query.select([*_RETURNED, "_distance"]).to_list()
+                found: list[dict[str, Any]] = query.select([*RETURNED, "_distance"]).to_list()
         except ValueError:
             self._nearest_rows(vector, 1, kind, None, None, probes)  # of a damaged index this fails too, with OSError
             raise

@@ -14,15 +14,19 @@ from bridgetower.drawing import FAINT, INK, PLAIN, SERIES, drawn, shortened
 from bridgetower.processor import ImageLike, open_reduced
 from bridgetower.search.index import Hit
 
-_COLUMNS = 5
+COLUMNS = 5  # of a row
 _TILE, _GAP, _LINES, _MARGIN, _QUERY = 2.2, 0.2, 0.55, 0.3, 0.9  # inches
 
 
 def contact_sheet(
-    hits: Sequence[Hit], content: Callable[[Hit], bytes], *, text: str | None = None, image: ImageLike | None = None
+    hits: Sequence[Hit | None],
+    content: Callable[[Hit], bytes],
+    *,
+    text: str | None = None,
+    image: ImageLike | None = None,
 ) -> Image.Image:
-    """Draws the hits in rows, best first, each with its name and scores, under the query."""
-    rows, columns = -(-len(hits) // _COLUMNS), max(3, min(_COLUMNS, len(hits)))
+    """Draws the hits in rows, best first, with names and scores, under the query; None leaves its place empty."""
+    rows, columns = -(-len(hits) // COLUMNS), max(3, min(COLUMNS, len(hits)))
     head = 2 * _MARGIN + (_QUERY if image is not None else 0.5)
     width = 2 * _MARGIN + columns * (_TILE + _GAP) - _GAP
     height = head + rows * (_TILE + _LINES + _GAP) + _MARGIN
@@ -45,10 +49,13 @@ def contact_sheet(
         left += _QUERY + _GAP
     title = "images like this one" if text is None else f"“{shortened(text, round(6 * (width - left)))}”"
     write(title, left, _MARGIN + 0.25, 16)
-    found = "nothing was found" if not hits else f"{len(hits)} hit{'s' if len(hits) > 1 else ''}, best first"
+    count = sum(hit is not None for hit in hits)
+    found = "nothing was found" if not count else f"{count} hit{'s' if count > 1 else ''}, best first"
     write(found, left, _MARGIN + 0.5, 10, FAINT)
     for number, hit in enumerate(hits):
-        row, column = divmod(number, _COLUMNS)
+        if hit is None:
+            continue
+        row, column = divmod(number, COLUMNS)
         x, y = _MARGIN + column * (_TILE + _GAP), head + row * (_TILE + _LINES + _GAP)
         place(partial(content, hit), x, y, _TILE)
         match = described(hit.probability, hit.score)

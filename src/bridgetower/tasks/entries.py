@@ -78,6 +78,22 @@ class ClassificationConfig(TaskConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ZeroShotConfig(TaskConfig):
+    """Classes that texts name, in templates with {} for the class; none: those of `classify`."""
+
+    metrics = ("accuracy",)
+    kind: NotAnOption = "zero-shot"
+    matching: bool = False
+    templates: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompositionConfig(TaskConfig):
+    metrics = ("itc_accuracy",)
+    kind: NotAnOption = "compositionality"
+
+
+@dataclass(frozen=True, kw_only=True)
 class RegressionConfig(TaskConfig):
     metrics = ("pearson_correlation", "spearman_correlation")
     kind: NotAnOption = "regression"
@@ -235,6 +251,10 @@ def _evaluate_classes(evaluation: Evaluation) -> Outcome:
     labels = [[name for name, holds in zip(names, row, strict=True) if holds] for row in predicted.tolist()]
     certainty = outputs.maximum(1 - outputs).amin(dim=1) if several else outputs.amax(dim=1)
     rows, known = _known(evaluation)
+    by_class = dict[str, float]()  # the share of the rows of each class that are found to be of it
+    if known is not None:
+        hits, counts = (predicted[rows] & known).sum(dim=0).tolist(), known.sum(dim=0).tolist()
+        by_class = {name: hit / count for name, hit, count in zip(names, hits, counts, strict=True) if count}
 
     def joined(labels: Iterable[str]) -> str:
         return ", ".join(sorted(labels)) or "none"
@@ -249,7 +269,27 @@ def _evaluate_classes(evaluation: Evaluation) -> Outcome:
         expected=lambda entry: joined(entry["labels"]),
         score=lambda entry, given: float(joined(entry["labels"]) == given),
         metrics={} if known is None else classification_metrics(outputs[rows], known, multi_label=several),
+        details={} if known is None else {"by_class": by_class},
     )
+
+
+def _evaluate_zero_shot(evaluation: Evaluation) -> Outcome:
+    from bridgetower.evaluation.zero_shot import ZeroShot
+    from bridgetower.inference import TEMPLATES
+
+    if (evaluation.examples.images.image_of < 0).any():
+        raise ValueError("an example has no image; zero-shot classifies images")
+    task, labels = evaluation.task, [name.replace("_", " ") for name in evaluation.names]
+    given = evaluation.model, evaluation.processor, labels, task.templates or TEMPLATES
+    return _evaluate_classes(replace(evaluation, module=lambda: ZeroShot(*given, task.matching)))
+
+
+def _evaluate_compositions(evaluation: Evaluation) -> Outcome:
+    from bridgetower.evaluation.zero_shot import evaluate_compositions
+
+    given = evaluation.examples.images, list(evaluation.examples.rows()), evaluation.settings, evaluation.options
+    metrics, details, predictions = evaluate_compositions(evaluation.model, *given)
+    return evaluation.outcome(predictions, id_name="id", metrics=metrics, details=details)
 
 
 def _unavailable(evaluation: Evaluation, metric: str) -> str | None:
@@ -424,6 +464,25 @@ CLASSIFICATION = TaskSpec(
     unavailable=_unavailable,
     fine_tuning=(CLASSIFICATION_RECIPE,),
     benchmarks={"classification": ClassificationConfig()},
+)
+
+ZERO_SHOT = replace(
+    CLASSIFICATION,
+    name="zero-shot",
+    config=ZeroShotConfig,
+    head=None,
+    evaluate=_evaluate_zero_shot,
+    fine_tuning=(),
+    benchmarks={"zero-shot": ZeroShotConfig(), "zero-shot-matching": ZeroShotConfig(matching=True)},
+)
+
+COMPOSITIONALITY = TaskSpec(
+    name="compositionality",
+    config=CompositionConfig,
+    schema=schemas.COMPOSITIONALITY,
+    examples=partial(_statements, schema=schemas.COMPOSITIONALITY),
+    evaluate=_evaluate_compositions,
+    benchmarks={"compositionality": CompositionConfig()},
 )
 
 REGRESSION = replace(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from bridgetower.data.config import DataConfig
 from bridgetower.evaluation.config import DEFAULTS, EvaluationOptions, Outcome, RetrievalConfig
 from bridgetower.objectives.config import TaskConfig
-from bridgetower.tasks.entries import CLASSIFICATION, NLVR2, REGRESSION, SNLI_VE, VQA
+from bridgetower.tasks.entries import CLASSIFICATION, COMPOSITIONALITY, NLVR2, REGRESSION, SNLI_VE, VQA, ZERO_SHOT
 from bridgetower.tasks.pretraining import PRETRAINING, RANKING
 from bridgetower.tasks.run_config import RunConfig
 from bridgetower.tasks.spec import Evaluation, ExampleSource, TaskSpec
@@ -27,7 +27,9 @@ RECIPES: Mapping[str, RunConfig] = {
     recipe.recipe: recipe for spec in TASKS.values() for recipe in (*spec.recipes, *spec.fine_tuning)
 }
 
-BENCHMARKS: Mapping[str, TaskSpec] = {name: spec for spec in TASKS.values() for name in spec.benchmarks}
+BENCHMARKS: Mapping[str, TaskSpec] = {
+    name: spec for spec in (*TASKS.values(), ZERO_SHOT, COMPOSITIONALITY) for name in spec.benchmarks
+}
 """What `bridgetower evaluate` can measure."""
 
 
@@ -41,7 +43,13 @@ def spec_of(config: TaskConfig, own: TaskSpec | None = None) -> TaskSpec:
 
 
 def benchmark_task(
-    benchmark: str, split: str, config: RetrievalConfig, spec: TaskSpec | None = None, *, fit_two_stage: bool = False
+    benchmark: str,
+    split: str,
+    config: RetrievalConfig,
+    spec: TaskSpec | None = None,
+    *,
+    fit_two_stage: bool = False,
+    templates: Sequence[str] = (),
 ) -> tuple[TaskSpec, TaskConfig]:
     """Returns the task that a benchmark measures, with its config; a ValueError says what does not go together."""
     if fit_two_stage:
@@ -57,6 +65,8 @@ def benchmark_task(
     known = BENCHMARKS if spec is None else dict.fromkeys(spec.benchmarks, spec)
     if benchmark not in known:
         raise ValueError(f"there is no benchmark {benchmark!r}; expected one of {', '.join(known)}")
+    if templates and known[benchmark] is not ZERO_SHOT:
+        raise ValueError(f"templates are for zero-shot; leave them out for {benchmark}")
     task = known[benchmark].benchmarks[benchmark]
     others = replace(config, protocol=RetrievalConfig.protocol, batch_size=RetrievalConfig.batch_size)
     if task.reads != "captions" and others != RetrievalConfig():
@@ -74,25 +84,26 @@ def evaluate(
     *,
     spec: TaskSpec | None = None,
     fit_two_stage: bool = False,
+    templates: Sequence[str] = (),
 ) -> Outcome:
     """Measures a model on a split; every process of a distributed run gets the same outcome."""
-    spec, task = benchmark_task(benchmark, split, config, spec, fit_two_stage=fit_two_stage)
+    spec, task = benchmark_task(benchmark, split, config, spec, fit_two_stage=fit_two_stage, templates=templates)
     for head in ("itc", "itm") if fit_two_stage else ():
         predictor.model.head(head)
     if spec.head is not None:
         recipes = (*spec.fine_tuning, *spec.recipes)  # the one that trains a model for the benchmark is named first
         recipes = (*(each for each in recipes if each.task == task), *recipes)
         predictor.model.head(spec.head, recipe=next((each.recipe for each in recipes), None))
-    if hasattr(task, "protocol"):
-        given: dict[str, Any] = {"protocol": config.protocol}
-        task = replace(task, **given)
-    names = () if spec.head is None else predictor.class_names(spec.head)
+    given: dict[str, Any] = {"protocol": config.protocol, "templates": tuple(templates)}
+    task = replace(task, **{name: value for name, value in given.items() if hasattr(task, name)})
+    data = DataConfig(folders=tuple(map(str, folders)), num_workers=options.num_workers)
+    names = spec.class_names(data, task) if spec.class_names and not spec.head else ()
     source = ExampleSource(
-        data=DataConfig(folders=tuple(map(str, folders)), num_workers=options.num_workers),
+        data=data,
         splits=(split,),
         processor=predictor.processor,
         task=task,
-        names=names,
+        names=predictor.class_names(spec.head) if spec.head else names,
         heads=predictor.model.config.heads,
         use="test",
     )

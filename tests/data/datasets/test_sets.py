@@ -55,6 +55,9 @@ def prepared(tmp_path_factory):
         ("vqav2", {"train": (7, 28), "validation": (5, 20), "test": (3, 12), "test-dev": (2, 8)}, 6),
         ("snli-ve", dict.fromkeys(("train", "validation", "test"), (2, 10)), 3),
         ("nlvr2", dict.fromkeys(("train", "validation", "test1"), (3, 6)), 3),
+        ("winoground", {"test": (3, 3)}, 1),
+        ("sugarcrepe", {"test": (3, 14)}, 7),
+        ("aro", dict.fromkeys(("relation", "attribution"), (4, 4)), 2),
     ],
 )
 def test_sizes(prepared, name, sizes, files):

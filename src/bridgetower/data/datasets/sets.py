@@ -6,10 +6,11 @@ et al. 2017); Visual Genome (Krishna et al. 2017), its regions as captions, its 
 about an image of Flickr30k (Xie et al. 2019), and NLVR2, about two photos (Suhr et al. 2019).
 """
 
+import io
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +28,8 @@ from bridgetower.data.config import NOT_CONTENT, PrepareConfig
 from bridgetower.data.datasets.spec import ArrowFiles, DatasetSpec, Originals, PublishedCount, published
 from bridgetower.data.example import Image
 from bridgetower.data.prepared_set import SetWriter
-from bridgetower.data.schema import Question, Statement
+from bridgetower.data.schema import Composition, Question, Statement
+from bridgetower.files import read_json
 
 _KARPATHY = "Karpathy's splits"
 _LINKS = "links, of which many are dead"
@@ -489,7 +491,86 @@ test1/test1-0-0-img0.png … (or in images/)
     ),
 )
 
+
+def _composition(name: str, label: str, *captions: str) -> Composition:
+    return Composition(example_id=name, captions=tuple(one.strip() for one in captions), label=label)
+
+
+def _fill_winoground(originals: Originals, writer: SetWriter, config: PrepareConfig) -> None:
+    for row in originals.lines(originals.annotation("examples.jsonl")):
+        images = [originals.image(f"images/{row[name]}.png") for name in ("image_0", "image_1")]
+        entry = _composition(str(row["id"]), row["collapsed_tag"], row["caption_0"], row["caption_1"])
+        writer.add(images, [entry], name=entry.example_id, split="test")
+
+
+WINOGROUND = DatasetSpec(
+    name="winoground",
+    schema=schemas.COMPOSITIONALITY,
+    summary="Winoground: two images and two captions of the same words.",
+    layout="examples.jsonl\nimages/ex_0_img_0.png …",
+    splits=("test",),
+    split_rule="all is test",
+    protocol="every example; its category is collapsed_tag",
+    licences={"images and captions": "for research, under the licence of facebook/winoground"},
+    published=published("Thrush et al. 2022", {"test": (None, 400)}),
+    fill=_fill_winoground,
+)
+
+_CHANGES = ("add_att", "add_obj", "replace_att", "replace_obj", "replace_rel", "swap_att", "swap_obj")
+
+
+def _fill_sugarcrepe(originals: Originals, writer: SetWriter, config: PrepareConfig) -> None:
+    for category in _CHANGES:
+        for number, row in read_json(originals.annotation(f"{category}.json", f"data/{category}.json")).items():
+            entry = _composition(f"{category}-{number}", category, row["caption"], row["negative_caption"])
+            writer.add([originals.image(f"val2017/{row['filename']}")], [entry], name=row["filename"], split="test")
+
+
+SUGARCREPE = replace(
+    WINOGROUND,
+    name="sugarcrepe",
+    summary="SugarCrepe: a caption of COCO and a fluent wrong one, by seven kinds of change.",
+    layout="\n".join([*(f"{name}.json (or in data/)" for name in _CHANGES), "val2017/000000085329.jpg …"]),
+    protocol="every example; its category is its file",
+    published={},
+    licences={"captions": "MIT", "images": "terms of use of Flickr"},
+    fill=_fill_sugarcrepe,
+)
+
+
+def _fill_aro(originals: Originals, writer: SetWriter, config: PrepareConfig) -> None:
+    from bridgetower.processor import open_image  # which needs torch; the help of commands does not
+
+    for split in filter(originals.wants, ARO.splits):
+        path = originals.annotation(f"visual_genome_{split}.json")
+        for number, row in enumerate(originals.items(path)):
+            category = row["relation_name"] if split == "relation" else "_".join(row["attributes"])
+            entry = _composition(f"{split}-{number}", category, row["true_caption"], row["false_caption"])
+            left, top, width, height = (row[f"bbox_{name}"] for name in "xywh")
+            image, stream = originals.image(f"images/{row['image_path']}"), io.BytesIO()
+            try:
+                open_image(image.read()).crop((left, top, left + width, top + height)).save(stream, "PNG")
+            except (OSError, ValueError) as error:
+                writer.refuse(f"{path.name}, item {number}: {error}")
+                continue
+            part = replace(image, name=f"{image.name}#{left},{top},{width},{height}", content=stream.getvalue())
+            writer.add([part], [entry], name=entry.example_id, split=split)
+
+
+ARO = DatasetSpec(
+    name="aro",
+    schema=schemas.COMPOSITIONALITY,
+    summary="ARO: captions of regions of Visual Genome in which two objects, or their attributes, change places.",
+    layout="visual_genome_relation.json\nvisual_genome_attribution.json\nimages/2409595.jpg …",
+    splits=("relation", "attribution"),
+    split_rule="a split for each part that is a file",
+    protocol="every example, its region of the image as PNG; its category is the relation, or both attributes",
+    licences={"captions": "MIT", "images": "CC-BY 4.0"},
+    fill=_fill_aro,
+)
+
 DATASETS: Mapping[str, DatasetSpec] = {
-    each.name: each for each in (COCO, FLICKR30K, VG, CC3M, SBU, VQAV2, VGQA, VGQA_COCO, SNLI_VE, NLVR2)
+    each.name: each
+    for each in (COCO, FLICKR30K, VG, CC3M, SBU, VQAV2, VGQA, VGQA_COCO, SNLI_VE, NLVR2, WINOGROUND, SUGARCREPE, ARO)
 }
 """Every published set, by name."""

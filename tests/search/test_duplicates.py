@@ -1,0 +1,67 @@
+"""Near-duplicates: groups as by comparing all pairs, whatever is in memory at once; the command and its sheet."""
+
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bridgetower.search import duplicates
+from bridgetower.search.duplicates import near_duplicates
+from bridgetower.search.index import Index, IndexInfo
+
+
+@pytest.fixture
+def index(tmp_path):
+    """150 vectors near 40 directions, which chains connect in part; every image has its own number of pixels."""
+    random = np.random.default_rng(0)
+    directions = random.normal(size=(40, 6))
+    vectors = (directions[random.integers(40, size=150)] + 0.12 * random.normal(size=(150, 6))).astype(np.float32)
+    info = IndexInfo(fingerprint="f", model="none", root=str(tmp_path), image_width=6, pair_width=6)
+    index = Index.create(tmp_path / "a.lance", info)
+    about = {"digest": "d", "height": 1, "captions": [], "text_vectors": [], "pair_vectors": []}
+    rows = [{**about, "path": f"{n:03}", "width": 1 + n, "image_vector": one} for n, one in enumerate(vectors)]
+    for start in range(0, 150, 40):
+        index.upsert(rows[start : start + 40])
+    return index
+
+
+def by_hand(index, threshold):
+    """Groups as connected parts of all pairs, by repeated products."""
+    rows = {row["path"]: np.array(row["image_vector"]) for row in index.rows(index.paths(), ["path", "image_vector"])}
+    unit = np.stack([vector / np.linalg.norm(vector) for vector in rows.values()])
+    near = reached = unit @ unit.T >= threshold
+    for _ in range(len(unit)):
+        reached = reached @ near
+    paths = np.array(list(rows))
+    return {frozenset(paths[row].tolist()) for row in reached if row.sum() > 1}, dict(zip(rows, unit, strict=True))
+
+
+@pytest.mark.parametrize(("tile", "block"), [(2048, 2**28), (7, 2**28), (16, 900)])
+def test_groups_are_those_of_all_pairs(index, monkeypatch, tile, block):
+    monkeypatch.setattr(duplicates, "_TILE", tile)
+    monkeypatch.setattr(duplicates, "BLOCK", block)
+    found = {threshold: near_duplicates(index, threshold) for threshold in (0.97, 0.99)}
+    for threshold, groups in found.items():
+        expected, unit = by_hand(index, threshold)
+        assert {frozenset(one.path for one in group) for group in groups} == expected
+        assert [len(group) for group in groups] == sorted(map(len, expected), reverse=True)
+        for group in groups:
+            assert group[0].path == max(one.path for one in group)  # which has the most pixels
+            assert [one.cosine for one in group] == pytest.approx(
+                [unit[one.path] @ unit[group[0].path] for one in group]
+            )
+    assert found[0.97] != found[0.99]
+    assert min(one.cosine for group in found[0.97] for one in group) < 0.97  # of a chain
+
+
+def test_command(album, run, refused, tmp_path):
+    shutil.copy(album.folder / "00.png", album.folder / "sub" / "copy.png")
+    album.build()
+    (row,) = run("duplicates", album.out, "--threshold", "0.9999999", "--sheet", tmp_path / "sheet.png")
+    assert [one["path"] for one in row["images"]] == ["00.png", "sub/copy.png"]
+    assert row["images"][1]["file"] == str(album.folder / "sub" / "copy.png")
+    assert Image.open(tmp_path / "sheet.png").height > 400
+    assert "threshold is 1.5; expected a cosine above 0 and at most 1" in refused(
+        "duplicates", album.out, "--threshold", "1.5"
+    )
