@@ -59,9 +59,9 @@ def write_video(path: Path, moments: Moments) -> None:
 
 
 def recalls(
-    searcher: Searcher, texts: Sequence[str], moments: Sequence[int], against: Against | None
+    searcher: Searcher, texts: Sequence[str], moments: Sequence[tuple[str, int]], against: Against | None
 ) -> dict[str, float]:
-    """Returns the recalls of texts, each of which has the number of its moment."""
+    """Returns the recalls of texts, each of which has its moment: the name of a video and a number."""
     ranks = []
     for text, (video, number) in zip(texts, moments, strict=True):
         hits = searcher.search(text, top=max(KS), rerank=0, against=against, truncate=True)
