@@ -1,7 +1,7 @@
-"""Rate and memory of `bridgetower embed`: python benchmarks/embed.py; prints tables and lines of JSON.
+"""Rate and memory of `bridgetower embed` and `score`: python benchmarks/embed.py; prints tables and lines of JSON.
 
 `memory`: how far the memory of a process rises while it embeds 10,000 and 100,000 tiny images, out of a Parquet file
-with their bytes. `files`: bytes of the table of a run over so many files with a text each, and of its vectors alone.
+with their bytes. `scores`: the same while it scores each with a caption. `files`: bytes of the table of a run over so many files with a text each, and of its vectors alone.
 `workers`: images a second in one process and on a Ray cluster of this machine with one and two
 workers, between the first commit and the last, so without loading and starting.
 """
@@ -22,15 +22,15 @@ from PIL import Image
 
 from bridgetower.data.store import Table
 from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig, TextConfig, VisionConfig
-from bridgetower.search.config import EmbedConfig
+from bridgetower.search.config import EmbedConfig, ScoreConfig
 from bridgetower.search.embed import embed_source
 from search import Row, _alone, _photo, show
 
-PARTS = ["memory", "files", "workers"]
+PARTS = ["memory", "scores", "files", "workers"]
 GROUP = 1000  # rows of a row group
 
 
-def model(side: int, width: int, layers: int) -> ModelConfig:
+def model(side: int, width: int, layers: int, *, itm: bool = False) -> ModelConfig:
     """A model of random weights, for images of so many pixels."""
     shape: dict[str, Any] = {
         "hidden_size": width,
@@ -42,17 +42,18 @@ def model(side: int, width: int, layers: int) -> ModelConfig:
         vision=VisionConfig(image_size=side, patch_size=16, **shape),
         text=TextConfig(vocab_size=1000, max_positions=44, **shape),
         fusion=replace(FusionConfig(**shape), num_layers=2),
-        heads=HeadsConfig(itc="tower", itc_size=256),
+        heads=HeadsConfig(itc="tower", itc_size=256, itm=itm),
     )
 
 
 def write_images(path: Path, count: int, picture: Callable[[int], Image.Image]) -> None:
-    """Writes a Parquet file of JPEG images."""
-    schema = pa.schema({"id": pa.int64(), "image": pa.binary()})
+    """Writes a Parquet file of JPEG images with captions."""
+    schema = pa.schema({"id": pa.int64(), "image": pa.binary(), "caption": pa.string()})
     with pq.ParquetWriter(path, schema) as writer:
         for start in range(0, count, GROUP):
             numbers = range(start, min(start + GROUP, count))
-            writer.write_table(pa.table({"id": numbers, "image": [_jpeg(picture(n)) for n in numbers]}, schema))
+            images, captions = [_jpeg(picture(n)) for n in numbers], [f"picture {n}" for n in numbers]
+            writer.write_table(pa.table({"id": numbers, "image": images, "caption": captions}, schema))
 
 
 def _jpeg(picture: Image.Image) -> bytes:
@@ -65,18 +66,17 @@ def _tiny(number: int) -> Image.Image:
     return Image.new("RGB", (32, 32), (number % 256, number // 256 % 256, 128))
 
 
-def memory(counts: list[int]) -> Iterator[Row]:
-    """Embeds more and more tiny images, each time in a process of its own."""
+def memory(counts: list[int], config: EmbedConfig | ScoreConfig) -> Iterator[Row]:
+    """Embeds, or scores, more and more tiny images, each time in a process of its own."""
     with tempfile.TemporaryDirectory() as place:
-        save_model(model(32, 32, 2), Path(place) / "model")
+        save_model(model(32, 32, 2, itm=True), Path(place) / "model")
         for count in counts:
             write_images(Path(place) / "images.parquet", count, _tiny)
-            yield {"images": count, **_alone(_embedded, Path(place))}
+            yield {"images": count, **_alone(_embedded, Path(place), config)}
 
 
-def _embedded(place: Path) -> Row:
-    config = EmbedConfig(batch_size=64, num_workers=0)
-    report = embed_source(place / "images.parquet", place / "vectors.parquet", place / "model", config)
+def _embedded(place: Path, config: EmbedConfig | ScoreConfig) -> Row:
+    report = embed_source(place / "images.parquet", place / f"{config.of}.parquet", place / "model", config)
     return {"images_per_s": round(report.vectors / report.seconds)}
 
 
@@ -130,12 +130,13 @@ def main() -> None:
     """Runs what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
-    parser.add_argument("--counts", nargs="+", type=int, default=[10_000, 100_000], help="of `memory`")
+    parser.add_argument("--counts", nargs="+", type=int, default=[10_000, 100_000], help="of `memory` and `scores`")
     parser.add_argument("--files", nargs="+", type=int, default=[1000, 10_000], help="of `files`")
     parser.add_argument("--photos", type=int, default=400, help="of `workers`")
     given = parser.parse_args()
-    if "memory" in given.parts:
-        show("memory", list(memory(given.counts)))
+    for part, config in (("memory", EmbedConfig), ("scores", ScoreConfig)):
+        if part in given.parts:
+            show(part, list(memory(given.counts, config(batch_size=64, num_workers=0))))
     if "files" in given.parts:
         show("files", list(files(given.files)))
     if "workers" in given.parts:

@@ -58,6 +58,8 @@ def server(monkeypatch):
             status, answer = self.answers.pop(0) if self.answers else (200, {"segments": SEGMENTS})
             content = json.dumps(answer).encode()
             self.send_response(status)
+            if status == 302:
+                self.send_header("Location", self.url)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)
@@ -126,6 +128,7 @@ def test_a_server_that_is_busy_is_asked_again_and_errors_are_of_the_video(tmp_pa
         ([(200, {"text": "all of it"})], "without segments that have start, end and text", 1),
         ([(200, {"segments": [{"start": "inf", "end": 1, "text": "a"}]})], "without segments", 1),
         ([(500, {})] * 3, "500 Internal Server Error", 3),
+        ([(302, {})], "302 Found", 1),  # which would take the key elsewhere
     ):
         server.sent.clear()
         server.answers[:] = answers

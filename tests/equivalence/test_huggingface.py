@@ -8,8 +8,9 @@ import huggingface as hf
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from PIL import Image
-from transformers import AutoProcessor, BridgeTowerConfig, PreTrainedModel
+from transformers import AutoModel, AutoProcessor, BridgeTowerConfig, BridgeTowerModel, PreTrainedModel
 
 import tiny
 from bridgetower import hidden_states, predictor
@@ -255,6 +256,18 @@ def test_a_resized_checkpoint(tmp_path):
     assert off(ours, hf.their_outputs(case.theirs, case.batch(42), interpolate_pos_encoding=True)) < ATOL
     convert(resized, tmp_path / "resized", "hf")
     assert off(ours, hf.their_outputs(hf.reload(tmp_path / "resized", "backbone"), case.batch(42))) < ATOL
+
+
+@pytest.mark.parametrize("kind", ["backbone", "itm"])
+def test_a_written_folder_needs_no_code_of_this_package(tmp_path, kind):
+    case = make_case(tmp_path / "start", kind, {})
+    convert(case.checkpoint, tmp_path / "hf", "hf")
+    model = AutoModel.from_pretrained(tmp_path / "hf", trust_remote_code=False)
+    assert type(model) is BridgeTowerModel
+    start = getattr(case.theirs, "bridgetower", case.theirs)
+    assert tiny.equal(model.state_dict(), start.state_dict())
+    card = ModelCard.load(tmp_path / "hf" / "README.md")
+    assert (card.data.library_name, "AutoModel.from_pretrained" in card.text) == ("transformers", True)
 
 
 class TestWithPreprocessing:

@@ -149,6 +149,7 @@ def workplace(tmp_path_factory, forked):
     (folder / "docs").mkdir()
     for picture in (ROOT / "docs").glob("*.png"):
         shutil.copy(picture, folder / "docs")
+    shutil.copytree(ROOT / "examples", folder / "examples")
     (folder / "lectures").mkdir()
     write_clip(folder / "lectures" / "one.webm", codec="libvpx-vp9")
     write_clip(folder / "talk.mp4")

@@ -5,13 +5,14 @@ import signal
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from bridgetower.data.store import Table
 from bridgetower.predictor import load
 from bridgetower.search import build
 from bridgetower.search.build import build_index
-from bridgetower.search.config import EmbedConfig, IndexConfig, SourceConfig
+from bridgetower.search.config import EmbedConfig, IndexConfig, ScoreConfig, SourceConfig
 from bridgetower.search.embed import _cluster, embed_source
 from bridgetower.search.index import Index
 
@@ -104,6 +105,21 @@ def test_an_index(shapes_folder, tiny_checkpoint, monkeypatch, tmp_path):
     found, expected = (Index(tmp_path / f"{name}.lance").nearest(vector, 45) for name in "ab")
     assert [hit.path for hit in found] == [hit.path for hit in expected]
     assert build_index(shapes_folder, tmp_path / "a.lance", tiny_checkpoint, config).added == 0
+
+
+def test_scores(shapes_folder, tiny_checkpoint, tmp_path):
+    header, *lines = (shapes_folder / "shapes.csv").read_text().splitlines()
+    for number in range(3):
+        (tmp_path / "tables").mkdir(exist_ok=True)
+        part = [f"{shapes_folder}/{line}" for line in lines[number::3]]
+        (tmp_path / "tables" / f"{number}.csv").write_text("\n".join([header, *part]))
+    for name, config in (("a", ScoreConfig(ray=LOCAL, ray_workers=2)), ("b", ScoreConfig())):
+        assert embed_source(tmp_path / "tables", tmp_path / f"{name}.parquet", tiny_checkpoint, config).vectors == 45
+    found, expected = (pq.read_table(tmp_path / f"{name}.parquet").to_pydict() for name in "ab")
+    for name in ("score", "cosine"):
+        np.testing.assert_allclose(found.pop(name), expected.pop(name), atol=1e-5)
+    assert found == expected
+    assert found["row"] == [*range(15)] * 3
 
 
 def test_what_cannot_be_done(shapes_folder, predictor, tiny_checkpoint, tmp_path):

@@ -1,7 +1,9 @@
 """Clients of other servers get the numbers of the direct calls: OPEA, text-embeddings-inference, vLLM, Cohere."""
 
+import cohere
 import numpy as np
 import pytest
+from huggingface_hub import InferenceClient
 
 from served import KEY, PNGS, TEXTS, URIS, error_of
 
@@ -26,13 +28,12 @@ def test_opea(client, predictor):
 
 
 def test_inference_client_of_the_hub(locked, predictor, scores):
-    hub = pytest.importorskip("huggingface_hub")
     address = str(locked.client.base_url).rstrip("/")
     expected = predictor.embed_texts(TEXTS)
     for path in ("", "/embed"):
-        client = hub.InferenceClient(address + path, token=KEY)
+        client = InferenceClient(address + path, token=KEY)
         np.testing.assert_allclose(client.feature_extraction(TEXTS, truncate=True), expected, atol=1e-5)
-    client = hub.InferenceClient(f"{address}/similarity", token=KEY)
+    client = InferenceClient(f"{address}/similarity", token=KEY)
     found = client.sentence_similarity(TEXTS[0], TEXTS[1:])
     np.testing.assert_allclose(found, scores[1][0, 1:], atol=1e-5)
 
@@ -68,7 +69,6 @@ def test_vllm(client, scores):
 
 
 def test_cohere(locked, scores):
-    cohere = pytest.importorskip("cohere")
     client = cohere.ClientV2(api_key=KEY, base_url=str(locked.client.base_url).rstrip("/"))
     answer = client.rerank(model="tiny", query=TEXTS[0], documents=URIS, top_n=2, max_tokens_per_doc=4096)
     order = np.argsort(-scores[0][:, 0])[:2]

@@ -40,6 +40,10 @@ from bridgetower.processor import Processor, load_tokenizer
 Format = Literal["bridgetower", "hf"]
 
 LABELS, CARD = "labels.json", "README.md"
+_LOADING = {
+    "bridgetower": 'import bridgetower\n\nmodel = bridgetower.load("{}")',
+    "transformers": 'from transformers import AutoModel\n\nmodel = AutoModel.from_pretrained("{}")',
+}
 
 _FORMAT = {"format": "bridgetower", "version": 1}
 
@@ -183,6 +187,7 @@ def convert(
         write_weights(temporary, tensors, for_transformers=True, shard_bytes=shard_bytes)
         if checkpoint.processor is not None:
             checkpoint.processor.save_huggingface(temporary)
+        write_card(checkpoint, temporary, library="transformers")
         write_json(temporary / "config.json", values)
 
 
@@ -276,13 +281,14 @@ def write_card(
     data: Sequence[str] = (),
     metrics: Mapping[str, float] = MappingProxyType({}),
     command: str | None = None,
+    library: Literal["bridgetower", "transformers"] = "bridgetower",
 ) -> None:
     """Writes the model card of a folder: `name` and `datasets` are ids on the hub, `data` was trained on elsewhere."""
     from huggingface_hub import ModelCardData
 
     config, source = checkpoint.config, checkpoint.source
     tags = ["bridgetower", "vision-language", "arxiv:2206.08657"]
-    values = ModelCardData(license=license, library_name="bridgetower", datasets=list(datasets) or None, tags=tags)
+    values = ModelCardData(license=license, library_name=library, datasets=list(datasets) or None, tags=tags)
     millions = sum(tensor.numel() for tensor in checkpoint.tensors.values()) / 1e6
     vision, text = config.vision, config.text
     parts = [
@@ -292,7 +298,7 @@ def write_card(
         f"{text.num_layers} of the text tower ({text.architecture}) and {config.fusion.num_layers} of the fusion "
         f"encoder. Heads: {', '.join(chosen_heads(config.heads)) or 'none'}. "
         f"Made from `{Path(source).name if Path(source).exists() else source}`.\n",
-        f'```python\nimport bridgetower\n\nmodel = bridgetower.load("{name or "FOLDER"}")\n```\n',
+        f"```python\n{_LOADING[library].format(name or 'FOLDER')}\n```\n",
     ]
     if datasets or data:
         parts.append(f"Training data: {', '.join(f'`{each}`' for each in (*datasets, *data))}.\n")

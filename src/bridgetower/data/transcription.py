@@ -22,6 +22,16 @@ _MOST = 2**24  # bytes of an answer
 _AGAIN = (408, 429, 500, 502, 503, 504)
 
 
+class _Staying(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect, which would take the key to another server."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+_OPENER = urllib.request.build_opener(_Staying)
+
+
 def transcribed(video: Video, url: str, model: str) -> list[tuple[float, float, str]]:
     """Returns start, end and text of what is said, in seconds; the sound goes to the server in parts of 10 minutes."""
     address = url if url.endswith("/transcriptions") else f"{url.rstrip('/')}/audio/transcriptions"
@@ -58,7 +68,7 @@ def _asked(address: str, fields: dict[str, str], sound: bytes) -> Any:
     for attempt in range(1, _ATTEMPTS + 1):
         try:
             request = urllib.request.Request(address, body, headers)
-            with urllib.request.urlopen(request, timeout=_DEADLINE) as response:
+            with _OPENER.open(request, timeout=_DEADLINE) as response:
                 return json.loads(response.read(_MOST))
         except urllib.error.HTTPError as error:
             problem = f"{error.code} {error.reason}: {error.read(500).decode(errors='replace')}"

@@ -20,9 +20,6 @@ from bridgetower.model.bridgetower import BridgeTower, EncodeOutputs
 from bridgetower.model.fusion import Encoded
 from bridgetower.processor import Processor
 
-Rows = Sequence[Mapping[str, Any]]
-"""Rows of a prepared set, each with its `images` and its `entry`."""
-
 _TEXTS = 256  # that are encoded at once
 _FEW = 20  # categories up to which each has a metric of its own
 
@@ -63,9 +60,13 @@ class ZeroShot(nn.Module):
 
 @torch.inference_mode()
 def evaluate_compositions(
-    model: BridgeTower, images: PreparedImages, rows: Rows, config: RetrievalConfig, options: EvaluationOptions
+    model: BridgeTower,
+    images: PreparedImages,
+    rows: Sequence[Mapping[str, Any]],
+    config: RetrievalConfig,
+    options: EvaluationOptions,
 ) -> tuple[dict[str, float], dict[str, dict[str, float]], list[dict[str, Any]]]:
-    """Returns metrics, those by category, and the scores of the images and captions of each row.
+    """Returns metrics, those by category, and the scores of the `images` and captions of the `entry` of each row.
 
     Of each there are those by cosine, `itc`, and by `matching`, as far as the model has the heads.
     """

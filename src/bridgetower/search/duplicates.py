@@ -12,7 +12,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from bridgetower.progress import counting
-from bridgetower.search.index import RETURNED, Hit, Index, Indexed
+from bridgetower.search.index import RETURNED, Hit, Index
 
 BLOCK = 2**28
 """Bytes of vectors in memory: all others are read once for each such block."""
@@ -63,13 +63,9 @@ def near_duplicates(index: Index, threshold: float = 0.95, *, progress: bool = F
 
 def _hits(index: Index, group: list[tuple[dict[str, Any], np.ndarray]]) -> list[Hit]:
     group.sort(key=lambda one: (-one[0]["width"] * one[0]["height"], -one[0]["size"], one[0]["path"]))
-    images = [Indexed(**row | {"captions": tuple(row["captions"])}) for row, _ in group]
     vectors = np.stack([vector for _, vector in group])
     cosines = vectors @ vectors[0] / (np.linalg.norm(vectors, axis=1) * np.linalg.norm(vectors[0]))
-    return [
-        Hit(**vars(one), file=one.file_in(index.root), against="images", cosine=cosine, rank_score=cosine)
-        for one, cosine in zip(images, cosines.tolist(), strict=True)
-    ]
+    return [index.hit(row, "images", cosine) for (row, _), cosine in zip(group, cosines.tolist(), strict=True)]
 
 
 def _tiles(index: Index) -> Iterator[tuple[int, Float[np.ndarray, "n c"]]]:

@@ -404,7 +404,7 @@ class Index:
                 rows = self._nearest_rows(vector, count, kind, where, among, probes=0)
             if of_all and of_images and every and len(rows) < min(count, len(self)):
                 raise OSError(f"{self.uri} has vectors with NaN, which no search finds; make the index again")
-            hits += [self._hit(row, kind, 1 - row.pop("_distance")) for row in rows]
+            hits += [self.hit(row, kind, 1 - row.pop("_distance")) for row in rows]
         return sorted(hits, key=lambda one: (one.against == "captions", -one.cosine, one.path))
 
     def containing(self, text: str, vector: Float[Tensor, " c"], count: int, *, where: str | None = None) -> list[Hit]:
@@ -430,10 +430,11 @@ class Index:
         for row in rows:
             score, image = row.pop("_score"), torch.tensor(row.pop("image_vector"))
             cosine = float(F.cosine_similarity(image, vector, dim=0))
-            hits.append(self._hit(row, "words", cosine, score))
+            hits.append(self.hit(row, "words", cosine, score))
         return sorted(hits, key=lambda one: (-one.rank_score, one.path))
 
-    def _hit(self, row: Mapping[str, Any], against: Against, cosine: float, score: float | None = None) -> Hit:
+    def hit(self, row: Mapping[str, Any], against: Against, cosine: float, score: float | None = None) -> Hit:
+        """Returns a row of the columns RETURNED as what was found, ranked by its score or else by its cosine."""
         image = Indexed(**{**row, "captions": tuple(row["captions"])})
         try:
             file = image.file_in(self.root)

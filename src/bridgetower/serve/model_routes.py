@@ -9,6 +9,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self, cast
 
+import numpy as np
 import torch
 from annotated_types import Len
 from fastapi import APIRouter, Response
@@ -116,7 +117,9 @@ class EmbeddingsRequest(Body, json_schema_extra={"examples": _EMBEDDINGS}):
     messages: Annotated[list[Message], Field(min_length=1, max_length=1)] | None = None
     encoding_format: Literal["float", "base64"] = Field("float", description="base64: of little-endian float32.")
     dimensions: Annotated[None, BeforeValidator(_whole)] = Field(None, description="Not possible.")
-    embedding_type: Literal["float", "base64"] | None = Field(None, description="Jina's `encoding_format`.")
+    embedding_type: Literal["float", "base64", "binary", "ubinary"] | None = Field(
+        None, description="Jina's `encoding_format`; binary: signs, eight in an int8, ubinary: in an uint8."
+    )
     task: str | None = Field(None, max_length=1000, description="Accepted because Jina's clients send it; not used.")
     normalized: bool = Field(True, description="Likewise: the vectors have length one in any case.")
     truncation_direction: Annotated[Literal["right"], BeforeValidator(lambda given: str(given).lower())] = "right"
@@ -176,10 +179,14 @@ async def embeddings(body: EmbeddingsRequest, service: Served) -> Response:
     items, vectors = await embedded(service, body, body.contents(), "messages" if body.messages else "input")
 
     def content() -> dict[str, Any]:
-        if (body.embedding_type or body.encoding_format) == "float":
+        form = body.embedding_type or body.encoding_format
+        if form == "float":
             written: list[Any] = [vector.tolist() for vector in vectors]
-        else:
+        elif form == "base64":
             written = [base64.b64encode(vector.numpy().astype("<f4").tobytes()).decode() for vector in vectors]
+        else:
+            signs = [np.packbits(vector.numpy() > 0) for vector in vectors]
+            written = [(one if form == "ubinary" else (one ^ 128).view(np.int8)).tolist() for one in signs]
         rows = [{"object": "embedding", "index": n, "embedding": vector} for n, vector in enumerate(written)]
         return listed(rows, service.main.name, service.main.tokens(items))
 
