@@ -1,9 +1,9 @@
 """Rate and memory of `bridgetower embed` and `score`: python benchmarks/embed.py; prints tables and lines of JSON.
 
 `memory`: how far the memory of a process rises while it embeds 10,000 and 100,000 tiny images, out of a Parquet file
-with their bytes. `scores`: the same while it scores each with a caption. `files`: bytes of the table of a run over so many files with a text each, and of its vectors alone.
-`workers`: images a second in one process and on a Ray cluster of this machine with one and two
-workers, between the first commit and the last, so without loading and starting.
+with their bytes. `scores`: the same while it scores each with a caption. `files`: bytes of the table of a run over so
+many files with a text each, and of its vectors alone. `workers`: images a second in one process and on a Ray cluster of
+this machine with one and two workers, between the first commit and the last, so without loading and starting.
 """
 
 import argparse

@@ -114,12 +114,12 @@ def test_scores(shapes_folder, tiny_checkpoint, tmp_path):
         part = [f"{shapes_folder}/{line}" for line in lines[number::3]]
         (tmp_path / "tables" / f"{number}.csv").write_text("\n".join([header, *part]))
     for name, config in (("a", ScoreConfig(ray=LOCAL, ray_workers=2)), ("b", ScoreConfig())):
-        assert embed_source(tmp_path / "tables", tmp_path / f"{name}.parquet", tiny_checkpoint, config).vectors == 45
+        assert embed_source(tmp_path / "tables", tmp_path / f"{name}.parquet", tiny_checkpoint, config).vectors == 67
     found, expected = (pq.read_table(tmp_path / f"{name}.parquet").to_pydict() for name in "ab")
     for name in ("score", "cosine"):
         np.testing.assert_allclose(found.pop(name), expected.pop(name), atol=1e-5)
     assert found == expected
-    assert found["row"] == [*range(15)] * 3
+    assert found["row"] == [*range(23), *range(22), *range(22)]
 
 
 def test_what_cannot_be_done(shapes_folder, predictor, tiny_checkpoint, tmp_path):
