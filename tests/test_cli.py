@@ -126,6 +126,7 @@ class TestUsing:
         assert row == {
             "image": str(files[0]),
             "text": "a red bar",
+            "method": "attention",
             "score": found.score,
             "words": ["a", "red", "bar"],
             "class_token_shares": found.prefix_shares.tolist(),

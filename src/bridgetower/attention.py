@@ -94,7 +94,7 @@ def attention_of(
     words, tokens = words_of(processor, ids)
     if gradcam:
         model.head("itm")  # says what is missing
-        words, tokens = (processor.decode(ids[:1]), *words), [[0], *tokens]
+        words, tokens = (processor.decode(ids[:1], skip_special_tokens=False), *words), [[0], *tokens]
     parameter, caller = next(model.parameters()), get_ident()
     pixel_values = processor.normalise(image[None]).to(parameter.device, parameter.dtype)
     contexts: list[tuple[Tensor, Tensor]] = []  # of each layer: a zero that is added to the context, and the values

@@ -161,7 +161,8 @@ class TestWork:
         grey = Processor(replace(tiny_processor.config, background=(9, 9, 9)), tiny_processor.tokenizer)
         stop(tiny_model, caption_images(folder, "test", grey), work, 7)
         monkeypatch.setattr(scoring_module, "world_size", lambda: 2)
-        with pytest.raises(NotImplementedError), pair_scorer(tiny_model, changed, CONFIG, EvaluationOptions(work=work)):
+        texts, options = ranked_texts(changed, CONFIG)[0], EvaluationOptions(work=work)
+        with pytest.raises(NotImplementedError), resumable(PairScorer(tiny_model, changed, texts, CONFIG, options)):
             raise NotImplementedError
         assert len(list(work.iterdir())) == 6
 

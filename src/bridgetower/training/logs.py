@@ -172,5 +172,5 @@ class RunLog:
             self.file.write(json_text({"kind": kind, "step": step, "time": time.time(), **metrics}) + "\n")
             self.file.flush()
         numbers = {f"{kind}/{name}": value for name, value in metrics.items() if isinstance(value, int | float)}
-        for logger in self.loggers:
+        for logger in self.loggers if numbers else ():
             logger.log(numbers, step)
