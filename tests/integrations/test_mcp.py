@@ -103,6 +103,11 @@ def test_bad_calls_are_told_why(call, tool, given, told):
     assert told in result.content[0].text
 
 
+def test_a_model_that_answers_no_questions_is_refused(searcher, predictor):
+    with pytest.raises(ValueError, match="this model has no vqa head"):
+        mcp_server(searcher, predictor)
+
+
 def test_files_outside_the_folder_and_changed_ones_are_not_shown(call, searcher, index):
     (hit,) = searcher.search(TEXT, top=1, where="start IS NULL")
     file, kept = Path(hit.file), Path(hit.file).read_bytes()

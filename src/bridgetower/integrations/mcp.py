@@ -92,6 +92,7 @@ def mcp_server(searcher: Searcher, answering: Predictor | None = None) -> MCPSer
 
     if answering is not None:
         model = answering
+        model.class_names("vqa")  # says what is missing
 
         @server.tool()
         def ask(question: str, id: str) -> list[dict[str, Any]]:  # noqa: A002 - as hits have it

@@ -189,6 +189,10 @@ QUESTIONS, ANNOTATIONS = "v2_OpenEnded_mscoco_train2014_questions.json", "v2_msc
         ("vqav2", QUESTIONS, lambda content: content["questions"].pop(0), "annotation of question 9000 of train"),
         ("vqav2", QUESTIONS, lambda it: it["questions"].append(it["questions"][0]), "9000 of train comes twice"),
         ("vqav2", QUESTIONS, _first("questions", question=" "), ": 9: question 9000 is empty$"),
+        ("winoground", "examples.jsonl", lambda rows: rows.append(rows[0]), "id '0' comes twice"),
+        ("winoground", "examples.jsonl", _second(caption_1=" "), "example '1' has an empty text"),
+        ("aro", "visual_genome_relation.json", _second(bbox_w=10**9, bbox_h=10**9), "item 1: Image size"),
+        ("aro", "visual_genome_relation.json", _second(bbox_w=-5), "item 1: Coordinate 'right'"),
     ],
 )
 def test_bad_entries(source, tmp_path, name, file, edit, message):

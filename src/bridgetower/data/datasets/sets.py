@@ -498,9 +498,12 @@ def _composition(name: str, label: str, *captions: str) -> Composition:
 
 def _fill_winoground(originals: Originals, writer: SetWriter, config: PrepareConfig) -> None:
     for row in originals.lines(originals.annotation("examples.jsonl")):
-        images = [originals.image(f"images/{row[name]}.png") for name in ("image_0", "image_1")]
-        entry = _composition(str(row["id"]), row["collapsed_tag"], row["caption_0"], row["caption_1"])
-        writer.add(images, [entry], name=entry.example_id, split="test")
+        if not writer.is_new(name := str(row["id"])):
+            writer.refuse(f"id {name!r} comes twice")
+            continue
+        images = [originals.image(f"images/{row[side]}.png") for side in ("image_0", "image_1")]
+        entry = _composition(name, row["collapsed_tag"], row["caption_0"], row["caption_1"])
+        writer.add(images, [entry], name=name, split="test")
 
 
 WINOGROUND = DatasetSpec(
@@ -539,6 +542,8 @@ SUGARCREPE = replace(
 
 
 def _fill_aro(originals: Originals, writer: SetWriter, config: PrepareConfig) -> None:
+    from PIL.Image import DecompressionBombError
+
     from bridgetower.processor import open_image  # which needs torch; the help of commands does not
 
     for split in filter(originals.wants, ARO.splits):
@@ -550,7 +555,7 @@ def _fill_aro(originals: Originals, writer: SetWriter, config: PrepareConfig) ->
             image, stream = originals.image(f"images/{row['image_path']}"), io.BytesIO()
             try:
                 open_image(image.read()).crop((left, top, left + width, top + height)).save(stream, "PNG")
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, DecompressionBombError) as error:
                 writer.refuse(f"{path.name}, item {number}: {error}")
                 continue
             part = replace(image, name=f"{image.name}#{left},{top},{width},{height}", content=stream.getvalue())
