@@ -1,20 +1,22 @@
 """What a user may write beside the package to train in another way."""
 
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from bridgetower.extras import load_object
 from bridgetower.model.extensions import Extensions
 from bridgetower.objectives.config import PretrainingConfig, TaskConfig
 from bridgetower.objectives.pretraining import PretrainingTask
 from bridgetower.tasks.pretraining import PRETRAINING
-from bridgetower.training.setup import Callback
 
 DECAY, RATE_DECAY = 0.5, 0.5
 LOGGED = []
+EXAMPLE = load_object("extensions", f"{Path(__file__).parents[2]}/examples/layered.py:LAYERED", Extensions)
+Averaged = type(EXAMPLE.callbacks[0])
 
 
 def layered_sgd(groups, config):
@@ -29,26 +31,6 @@ def layered_sgd(groups, config):
 
 def constant(config, max_steps):
     return lambda step: 1.0
-
-
-class Averaged(Callback):
-    def after_step(self, context, optimizer, step):
-        for parameter, state in optimizer.state.items():
-            state.setdefault("mean", parameter.detach().clone()).lerp_(parameter.detach(), 1 - DECAY)
-
-    @contextmanager
-    def evaluating(self, context, optimizer):
-        self.swap(optimizer)
-        yield
-        self.swap(optimizer)
-
-    @staticmethod
-    @torch.no_grad()
-    def swap(optimizer):
-        for parameter, state in optimizer.state.items():
-            kept = parameter.detach().clone()
-            parameter.copy_(state["mean"])
-            state["mean"].copy_(kept)
 
 
 class Listing:
@@ -66,7 +48,7 @@ OWN = Extensions(
     optimizers={"layered_sgd": layered_sgd},
     schedules={"constant": constant},
     loggers={"listing": Listing},
-    callbacks=(Averaged(),),
+    callbacks=(Averaged(DECAY),),
 )
 
 

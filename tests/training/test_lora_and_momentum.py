@@ -1,4 +1,4 @@
-"""The examples of LoRA and of momentum distillation: what trains, what is kept of it, and the losses by hand."""
+"""The examples of LoRA, momentum distillation and rates by layer: what trains, what is kept of it, losses by hand."""
 
 import logging
 import sys
@@ -19,6 +19,7 @@ from bridgetower.extras import load_object
 from bridgetower.model.extensions import Extensions
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.pretraining import PretrainingTask
+from bridgetower.tasks.run_config import OptimizerConfig
 from bridgetower.tasks.table import evaluate
 from bridgetower.training.run import train
 from bridgetower.training.setup import Callback
@@ -26,8 +27,9 @@ from folders import same_weights
 
 pytest.importorskip("peft")
 EXAMPLES = Path(__file__).parents[2] / "examples"
-LORA, MOMENTUM = (
-    load_object("extensions", f"{EXAMPLES / name}.py:{name.upper()}", Extensions) for name in ("lora", "momentum")
+LORA, MOMENTUM, LAYERED = (
+    load_object("extensions", f"{EXAMPLES / name}.py:{name.upper()}", Extensions)
+    for name in ("lora", "momentum", "layered")
 )
 DISTILLED = Phase(mlm=0, itm=0, objectives={"momentum_itc": 1, "momentum_mlm": 1})
 
@@ -79,6 +81,16 @@ def test_lora_trains_matrices_and_heads_and_is_merged(config, tmp_path, tiny_dat
     loaded = bridgetower.load(out / "last", device="cpu")
     outcome = evaluate(loaded, "retrieval", [tiny_dataset], "validation", config.evaluation)
     assert outcome.metrics["itc_rsum"] == pytest.approx(metrics["itc_rsum"])
+
+
+def test_rates_rise_by_layer():
+    parts = ("vision.patch_embedding", "vision.layers.0", "text.layers.11", "text.word_embedding", "fusion.layers.2")
+    names = [f"{part}.weight" for part in parts]
+    groups = [{"params": [torch.nn.Parameter(torch.ones(1)) for _ in names], "names": names, "lr": 2.0}]
+    optimizer = LAYERED.optimizers["by_layer"](groups, OptimizerConfig())
+    rates = [(group["names"], group["lr"]) for group in optimizer.param_groups]
+    depths = [11, 11, 0, 11, 0]
+    assert rates == [([name], pytest.approx(2 * 0.8**depth)) for name, depth in zip(names, depths, strict=True)]
 
 
 @pytest.mark.parametrize(("progress", "share"), [(0.0, 0.0), (0.05, 0.2), (1.0, 0.4)])
