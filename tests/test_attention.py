@@ -14,6 +14,7 @@ from bridgetower.checkpoints import read_checkpoint, write_checkpoint
 from bridgetower.model.hidden_states import hidden_states
 from bridgetower.predictor import load
 from bridgetower.processor import Processor
+from shapes import MODEL, write_tiny_checkpoint
 
 TEXT = "a red circle on black"
 
@@ -114,8 +115,10 @@ class TestView:
 
 
 class TestGradCam:
-    def test_is_the_gradient_of_the_match_with_respect_to_the_attention(self, predictor, picture):
+    def test_is_the_gradient_of_the_match_with_respect_to_the_attention(self, tiny_dataset, tmp_path, picture):
         """Held against differences of the log-odds when one weight of one layer and head is raised."""
+        deep = MODEL.override({f"{part}.num_layers": 3 for part in ("vision", "text", "fusion")})
+        predictor = load(write_tiny_checkpoint(tiny_dataset, tmp_path / "model", deep), device="cpu")
         found = explain(predictor, picture, TEXT, method="gradcam")
         model, step = deepcopy(predictor.model).double(), 1e-4
         ids = predictor.processor.token_ids([TEXT])[0]
@@ -132,7 +135,7 @@ class TestGradCam:
                 return output
 
             with attention.register_forward_hook(raised), torch.no_grad():
-                states = hidden_states(model, *given, layers={"fusion": [1, 2]}, attentions=True)
+                states = hidden_states(model, *given, layers={"fusion": [1, 2, 3]}, attentions=True)
             logits = model.itm_logits(states.pooled)
             return float(logits[0, 1] - logits[0, 0]), states.attentions["text to image"]
 
@@ -140,7 +143,7 @@ class TestGradCam:
         weights = log_odds()[1]
         heads = model.fusion.text_layers[0].cross_attention.attention.num_heads
         red = words_of(predictor.processor, ids)[1][1]  # its tokens
-        for layer, word, tokens in ((0, 0, [0]), (0, 2, red), (1, 0, [0])):
+        for layer, word, tokens in ((0, 0, [0]), (0, 2, red), (1, 2, red), (2, 0, [0])):
             expected = torch.zeros(5)
             for key, head, query in product(range(5), range(heads), tokens):
                 up, down = (log_odds(layer, head, query, key, change)[0] for change in (step, -step))
@@ -151,5 +154,5 @@ class TestGradCam:
                 float(expected[0] / expected.sum()), abs=1e-3
             )
         assert found.maps[0].abs().max() > 1e-6
-        assert (found.maps[1, 1:] == 0).all()  # the head reads the class token only
+        assert (found.maps[2, 1:] == 0).all()  # the head reads the class token only
         assert explain(predictor, picture, TEXT).score == pytest.approx(found.score, abs=1e-6)

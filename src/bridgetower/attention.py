@@ -102,7 +102,8 @@ def attention_of(
     def add_zero(attention: Any, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         if get_ident() != caller:  # another thread that uses the model meanwhile
             return None
-        contexts.append((zero := torch.zeros_like(output, requires_grad=True), attention.split_heads(inputs[2])))
+        values = attention.split_heads(inputs[2].detach())
+        contexts.append((zero := torch.zeros_like(output, requires_grad=True), values))
         return output + zero
 
     with ExitStack() as stack:
