@@ -410,7 +410,7 @@ class Index:
     def containing(self, text: str, vector: Float[Tensor, " c"], count: int, *, where: str | None = None) -> list[Hit]:
         """Returns what has words of a text in its captions or its transcript, by BM25, best first.
 
-        Case, accents and endings of English words make no difference; words that every text has count for nothing.
+        Case, accents and endings of English words make no difference; English stop words count for nothing.
 
         Args:
             text: The words.
