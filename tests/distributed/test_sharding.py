@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -18,8 +19,10 @@ from bridgetower.checkpoints import read_checkpoint
 from bridgetower.checkpoints.tensors import read_safetensors
 from bridgetower.data.config import MaskingConfig
 from bridgetower.distributed import rank
+from bridgetower.extras import is_installed, load_object
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import HeadsConfig
+from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
 from bridgetower.model.layers import FeedForward
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.tasks.entries import VQA, VqaConfig
@@ -41,7 +44,10 @@ TASKS = {
     "vqa": VqaConfig(),
     WORLD_HARD: PretrainingConfig(phases=(HARD,), negatives_from="world"),
 }
-ALONE = ("words and contrast", "a fused head", "vqa")
+LORA = Path(__file__).parents[2] / "examples" / "lora.py"
+if is_installed("peft"):
+    TASKS["LoRA"] = TASKS["words and contrast"]
+ALONE = [name for name in TASKS if name != WORLD_HARD]
 PARTS = ("vision", "text", "fusion")
 
 
@@ -60,7 +66,9 @@ def trained(configs, out):
             seen.append({name: whole(weight.grad) for name, weight in sorted(named) if weight.grad is not None})
 
         hook = register_optimizer_step_pre_hook(record)
-        metrics = train(config, out / name, async_checkpoints=config.parallel == "fsdp", progress=False)
+        own = load_object("extensions", f"{LORA}:LORA", Extensions) if name == "LoRA" else NO_EXTENSIONS
+        given = {"extensions": own, "async_checkpoints": config.parallel == "fsdp", "progress": False}
+        metrics = train(config, out / name, **given)
         hook.remove()
         weights, entries = dict(read_checkpoint(out / name / "last").tensors), read_metrics(out / name, "train")
         found[name] = SimpleNamespace(gradients=gradients, entries=entries, weights=weights, metrics=metrics)
@@ -89,6 +97,7 @@ def configs(tiny_dataset, folder):
             "evaluation": replace(config.evaluation, candidates=128),
             "select_by": "vqa_score",
         },
+        "LoRA": {"contrast_over": "step", "evaluate_every": None},
         WORLD_HARD: {"evaluate_every": 2, "checkpoint_every": 1, "micro_batch_size": 4},
     }
     return {name: replace(config, task=task, **{"model": PLAIN} | changes[name]) for name, task in TASKS.items()}
