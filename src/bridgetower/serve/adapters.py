@@ -137,7 +137,11 @@ def _documents(given: Any) -> Any:
     return [given] if isinstance(given, str | dict) else given
 
 
-_Entries = Annotated[list[TextOrImage], Several, BeforeValidator(_documents, json_schema_input_type=str | list[str])]
+_Entries = Annotated[
+    list[TextOrImage],
+    Several,
+    BeforeValidator(_documents, json_schema_input_type=Text | _Parts | Annotated[list[Text], Several]),
+]
 
 
 class ScoreRequest(Body):
