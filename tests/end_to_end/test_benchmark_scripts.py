@@ -22,6 +22,7 @@ from bridgetower.model.presets import LARGE, NANO, meter
 from bridgetower.predictor import load
 from bridgetower_demo.costs import flops_by_part, parameters_by_part
 from bridgetower_demo.recipes import RECIPES
+from shapes import write_pictures
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
@@ -154,6 +155,18 @@ class TestSmallest:
         assert (found["count"], len(found["models"])) == (9, 2)
         assert found["models"]["one"] == found["models"][str(tiny_checkpoint)]
         assert (tmp_path / "attention.png").read_bytes().startswith(b"\x89PNG")
+
+    def test_explained(self, run, tiny_checkpoint, tmp_path):
+        source = write_pictures(tmp_path)
+        rows = [json.loads(line) for line in run("explained.py", tiny_checkpoint, source, count=3).splitlines()]
+        assert {row["covered"] for row in rows} == {0.1, 0.25, 0.5}
+        assert [len(rows), len({row["order"] for row in rows})] == [12, 4]
+
+    def test_opea(self, run):
+        rows = [json.loads(line) for line in run("opea.py", "--quick", seconds=2, clients=2).splitlines()]
+        assert [row["kind"] for row in rows] == ["texts", "pairs", "mixed"]
+        assert max(row["largest_difference"] for row in rows) < 1e-4
+        assert min(row["theirs_per_second"] for row in rows) > 0
 
     def test_costs(self, run):
         costs = json.loads(run("costs.py", "--json", preset="nano", text_length=9, repeats=1))["costs"]

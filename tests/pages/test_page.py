@@ -19,7 +19,7 @@ from shapes import COLOURS, MODEL, write_pictures, write_tiny_checkpoint
 from videos import SIZE, SRT, write_clip
 
 LOOKS = {"light": ("light", 1200), "narrow-dark": ("dark", 400)}
-TEXT = "red circle on black"
+TEXT, DECIDES = "red circle on black", "What decides the match"
 HOSTILE = "<img src=x onerror=\"document.title='owned'\">"
 EXPECTED_FAILURE = "Failed to load resource: the server responded with a status of 4"
 
@@ -203,19 +203,22 @@ def check_uses(page, predictor, image):
 
 
 def check_heat_maps(page, predictor, image):
-    use(page, "Attention", "Text", TEXT, "Show")
-    expected = explain(predictor, image, TEXT)
-    assert f"match with score {expected.score:.3f}" in page.locator("#maps").inner_text().replace("\xa0", " ")
-    drawn = set()
-    for layer in range(len(expected.maps)):
-        page.get_by_role("slider").fill(str(layer + 1))
-        for place, word in enumerate(expected.words):
-            page.locator(".words").get_by_role("button", name=word, exact=True).nth(0).click()
-            name = f"attention of “{word}” in layer {layer + 1}"
-            drawn.add(page.get_by_role("img", name=name, exact=True).evaluate("canvas => canvas.toDataURL()"))
-            told = page.locator(".tiles li").nth(place).inner_text().replace("\xa0", " ")
-            assert percent(float(expected.prefix_shares[layer, place])) in told
-    assert len(drawn) == len(expected.maps) * len(expected.words)
+    """Of Grad-CAM, the last layer has a map of the class token alone: those of the words are equal."""
+    for method, label, about in (("attention", "Attention", "attention"), ("gradcam", DECIDES, "Grad-CAM")):
+        use(page, label, "Text", TEXT, "Show")
+        expected = explain(predictor, image, TEXT, method=method)
+        assert f"match with score {expected.score:.3f}" in page.locator("#maps").inner_text().replace("\xa0", " ")
+        drawn = set()
+        for layer in range(len(expected.maps)):
+            page.get_by_role("slider").fill(str(layer + 1))
+            for place, word in enumerate(expected.words):
+                page.locator(".words").get_by_role("button", name=word, exact=True).nth(0).click()
+                name = f"{about} of “{word}” in layer {layer + 1}"
+                drawn.add(page.get_by_role("img", name=name, exact=True).evaluate("canvas => canvas.toDataURL()"))
+                told = page.locator(".tiles li").nth(place).inner_text().replace("\xa0", " ")
+                assert percent(float(expected.prefix_shares[layer, place])) in told
+        different = len({image.numpy().tobytes() for image in expected.maps.flatten(0, 1)})
+        assert len(drawn) == different > len(expected.words)
 
 
 def check_no_scrolling_sideways(page):
@@ -572,7 +575,7 @@ def test_the_theme_is_kept(opened):
 def test_what_the_server_lacks_is_not_offered(opened, answering_checkpoint, tiny_checkpoint, tmp_path):
     with started(load(tiny_checkpoint, device="cpu"), page=True) as running, opened(running=running) as page:
         page.get_by_role("heading", name="Ask about an image").wait_for()
-        assert page.locator("#uses label").all_inner_texts() == ["Match", "Fill in", "Label", "Attention"]
+        assert page.locator("#uses label").all_inner_texts() == [*("Match", "Fill in", "Label", "Attention"), DECIDES]
         assert not page.get_by_role("link", name="Search", exact=True).is_visible()
         assert not page.locator("#bench-examples-part").is_visible()
     answering = load(answering_checkpoint, device="cpu")
