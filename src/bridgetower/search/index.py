@@ -182,7 +182,7 @@ class Index:
         self._opened: tuple[Any, tuple[int, int] | None] | None = None
         self._seen = 0.0
         self._spoken: tuple[int, int] | None = None  # of a version
-        self._vectors: tuple[Any, int, list[np.ndarray] | None] | None = None  # of a table and its version
+        self._vectors: tuple[Any, int, np.ndarray | None] | None = None  # of a table and its version
         self.info = IndexInfo.of(uri, self._table.schema)
 
     @classmethod
@@ -455,10 +455,14 @@ class Index:
                 return None
             vectors = self._vectors[2]
             if vectors is None:
-                vectors = [part / np.linalg.norm(part, axis=1, keepdims=True) for part in self.image_vectors()]
+                vectors, end = np.empty((size, self.info.image_width), np.float32), 0
+                for part in self.image_vectors():
+                    start, end = end, end + len(part)
+                    if end > size:  # it was written meanwhile
+                        return None
+                    np.divide(part, np.linalg.norm(part, axis=1, keepdims=True), out=vectors[start:end])
                 self._vectors = table, version, vectors
-            query = (vector / vector.norm()).numpy()
-            cosines = np.concatenate([part @ query for part in vectors])
+            cosines = vectors @ (vector / vector.norm()).numpy()
             chosen = np.sort(np.argpartition(cosines, -min(count, size))[-count:])
             found = table.take_offsets(chosen.tolist()).select(list(RETURNED)).to_list()
             if self._table is not table or table.version != version:  # it was written meanwhile
