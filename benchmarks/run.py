@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
-from side_by_side.forward import forward_rows, rank_row
+from side_by_side.forward import forward_rows, rank_row, stream_rows
 from side_by_side.growth import growth, growth_rows, plot
 from side_by_side.nano import nano_row
 from side_by_side.products import product_rows
@@ -40,6 +40,7 @@ MEASURES: dict[str, Measure] = {
     "batch-fp32": partial(forward_rows, precision="fp32", batch=8),
     "batch-bf16": partial(forward_rows, precision="bf16", batch=8),
     "batch-int8": partial(forward_rows, precision="int8", batch=8),
+    "stream": stream_rows,
     "int8-rank": rank_row,
     "rerank": rerank_row,
     "retrieval": retrieval_rows,

@@ -1,8 +1,11 @@
-"""Matching one pair, and eight: our engines beside transformers eager, compiled, in ONNX Runtime and in OpenVINO."""
+"""Matching one pair, eight, and a stream: ours beside transformers eager, compiled, in ONNX Runtime and in OpenVINO."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -63,6 +66,51 @@ def forward_rows(setting: Setting, precision: Precision, batch: int) -> Iterator
     yield row("best of ours", best, EAGER, BEST[precision], details=details)
     if precision in PLAIN:
         yield row("best of ours, best of theirs", best, peer, 1.05)
+
+
+@torch.no_grad()
+def stream_rows(setting: Setting) -> Iterator[Row]:
+    """Requests of four threads, each an image with four texts of 4 to 40 tokens, both sides in OpenVINO."""
+    precisions: tuple[Precision, ...] = ("fp32", "bf16")
+    generator = torch.Generator().manual_seed(2)
+    lengths = torch.randint(4, 41, (3 if setting.quick else 16, 4), generator=generator)
+    images = setting.inputs(1, TOKENS, len(lengths))["pixel_values"]
+    requests = []
+    for image, row in zip(images[:, None], lengths, strict=True):
+        ids, places = setting.inputs(len(row), int(row.max()))["input_ids"], torch.arange(int(row.max()))
+        mask = (places < row[:, None]).long()
+        ids = torch.where(mask.bool(), ids, setting.config.text_config.pad_token_id)
+        requests.append((image, ids, mask))
+    graph = setting.cache / f"{setting.name}-stream.onnx"
+    if not graph.exists():
+        image, ids, mask = requests[0]
+        given = {"pixel_values": image.expand(len(ids), -1, -1, -1), "input_ids": ids, "attention_mask": mask}
+        _export(setting.theirs(), given, graph, {1: torch.export.Dim("length", min=2, max=64)})
+    with ThreadPoolExecutor(4) as pool:
+        for precision in precisions:
+            engine, theirs = setting.engine("openvino", precision), _requests_of(graph, precision)
+
+            def match(request: tuple[Tensor, Tensor, Tensor], engine: Engine = engine) -> Tensor:
+                image, ids, mask = request
+                text = engine.encode_text(ids, mask)
+                encoded = engine.encode_image(image)[torch.zeros(len(ids), dtype=torch.long)]
+                return engine.model.itm_logits(engine.fuse(encoded, text).pooled).float()
+
+            def all_of(way: Callable[..., Tensor]) -> Tensor:
+                return torch.cat(list(pool.map(way, requests)))
+
+            ways = {"ours": partial(all_of, match), "theirs": partial(all_of, theirs)}
+            timings = alternate(ways, repetitions=setting.repetitions)
+            yield Row(
+                name=f"a stream of {len(requests)} images with 4 texts each, 4 threads, {precision}",
+                ours="ours openvino",
+                peer="transformers in openvino",
+                ours_s=timings["ours"].seconds,
+                peer_s=timings["theirs"].seconds,
+                target=2.0,
+                max_diff=float((all_of(match) - all_of(theirs)).abs().max()),
+                disturbed=any(timing.disturbed for timing in timings.values()),
+            )
 
 
 def rank_row(setting: Setting) -> Iterator[Row]:
@@ -154,12 +202,11 @@ class _Logits(nn.Module):
         return logits
 
 
-def _export(model: nn.Module, inputs: dict[str, Tensor], graph: Path) -> None:
-    batch = torch.export.Dim("batch", min=1, max=64)
+def _export(model: nn.Module, inputs: dict[str, Tensor], graph: Path, length: dict[int, Any] | None = None) -> None:
+    batch = {0: torch.export.Dim("batch", min=1, max=64)}
+    shapes = (batch, *[batch | (length or {})] * 2)
     given = tuple(torch.cat([tensor, tensor]) for tensor in inputs.values())  # a batch of one would be taken as fixed
-    program = torch.onnx.export(
-        _Logits(model), given, dynamo=True, input_names=list(inputs), dynamic_shapes=({0: batch},) * len(given)
-    )
+    program = torch.onnx.export(_Logits(model), given, dynamo=True, input_names=list(inputs), dynamic_shapes=shapes)
     with replacing(graph) as temporary:
         cast(torch.onnx.ONNXProgram, program).save(temporary, external_data=False)
 
@@ -174,12 +221,30 @@ def _in_onnxruntime(graph: Path, arrays: dict[str, np.ndarray]) -> Way:
 
 
 def _in_openvino(graph: Path, precision: Precision, arrays: dict[str, np.ndarray]) -> Way:
+    compiled = _compiled_by_openvino(graph, precision, "LATENCY")
+    return lambda: torch.from_numpy(compiled(arrays)[0].copy())
+
+
+def _requests_of(graph: Path, precision: Precision) -> Callable[[tuple[Tensor, ...]], Tensor]:
+    """The image is repeated for each of its texts, as transformers takes them."""
+    compiled, local = _compiled_by_openvino(graph, precision, "THROUGHPUT"), threading.local()
+
+    def match(given: tuple[Tensor, ...]) -> Tensor:
+        image, ids, mask = given
+        if not hasattr(local, "request"):
+            local.request = compiled.create_infer_request()
+        arrays = [image.expand(len(ids), -1, -1, -1).numpy(), ids.numpy(), mask.numpy()]
+        return torch.from_numpy(local.request.infer(arrays)[0].copy())
+
+    return match
+
+
+def _compiled_by_openvino(graph: Path, precision: Precision, hint: str) -> Any:
     import openvino
 
     settings = {
-        "PERFORMANCE_HINT": "LATENCY",
+        "PERFORMANCE_HINT": hint,
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
     }
-    compiled = openvino.Core().compile_model(graph, "CPU", settings)
-    return lambda: torch.from_numpy(compiled(arrays)[0].copy())
+    return openvino.Core().compile_model(graph, "CPU", settings)
