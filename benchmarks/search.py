@@ -92,6 +92,7 @@ def million(count: int) -> Iterator[Row]:
         yield {"what": "exact search", **_alone(_search, uri, True)}
         yield {"what": "an image by its digest", **_alone(_by_digest, uri)}
         yield {"what": "product in NumPy", **_alone(_product, uri)}
+        yield {"what": "usearch (HNSW)", **_alone(_usearch, uri)}
         yield {"what": "group the vectors", **_alone(_group, uri)}
         yield {"what": "approximate search", **_alone(_search, uri, False)}
         size = sum(path.stat().st_size for path in uri.rglob("*") if path.is_file())
@@ -128,17 +129,36 @@ def _group(uri: Path) -> Row:
     return {}
 
 
+def _vectors(uri: Path) -> np.ndarray:
+    return np.concatenate(list(Index(uri).image_vectors()))
+
+
 def _product(uri: Path) -> Row:
     """The least that an exact search takes: the product of all vectors, in memory, with a query."""
-    batches = Index(uri).scan(["image_vector"])
-    vectors = np.concatenate([batch["image_vector"].flatten().to_numpy().reshape(-1, WIDTH) for batch in batches])
-    seconds = []
+    vectors, seconds = _vectors(uri), []
     for number, vector in enumerate(generated(WARM_UP + QUERIES, len(vectors) // PER_CENTRE, seed=-1)):
         started = time.perf_counter()
         vectors @ vector.numpy()
         if number >= WARM_UP:
             seconds.append(time.perf_counter() - started)
     return _times(seconds)
+
+
+def _usearch(uri: Path) -> Row:
+    """Another library with all vectors in memory and its usual settings; the seconds are mostly those of adding them."""
+    from usearch.index import Index as Peer
+
+    vectors = _vectors(uri)
+    peer = Peer(ndim=WIDTH, metric="cos")
+    peer.add(np.arange(len(vectors)), vectors)
+    seconds, hits = [], []
+    for number, vector in enumerate(generated(WARM_UP + QUERIES, len(vectors) // PER_CENTRE, seed=-1)):
+        started = time.perf_counter()
+        found = peer.search(vector.numpy(), TOP).keys
+        if number >= WARM_UP:
+            seconds.append(time.perf_counter() - started)
+            hits.append(len({*np.argsort(-(vectors @ vector.numpy()))[:TOP]} & {*found}) / TOP)
+    return {**_times(seconds), "recall_at_10": round(statistics.fmean(hits), 4)}
 
 
 def _search(uri: Path, exact: bool) -> Row:
