@@ -145,7 +145,7 @@ def _product(uri: Path) -> Row:
 
 
 def _usearch(uri: Path) -> Row:
-    """Another library with all vectors in memory and its usual settings; the seconds are mostly those of adding them."""
+    """Another library, with all vectors in memory and its defaults; its seconds are mostly those of adding them."""
     from usearch.index import Index as Peer
 
     vectors = _vectors(uri)
