@@ -8,13 +8,13 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
-from tyro.conf import Positional, arg
+from tyro.conf import Fixed, Positional, Suppress, arg
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo, StructTypeInfo
 from tyro.constructors import StructConstructorSpec as Struct
 
 from bridgetower.engines.config import EngineRequest, Precision
 from bridgetower.extras import load_object
-from bridgetower.model.plain import AT_LEAST_0, AT_LEAST_1, check_numbers
+from bridgetower.model.plain import AT_LEAST_0, AT_LEAST_1, NO_OPTION, check_numbers
 from bridgetower.tasks.spec import TaskSpec
 
 if TYPE_CHECKING:
@@ -63,7 +63,11 @@ def _fields(info: StructTypeInfo) -> Struct | None:
     _listed.clear()
     if not isinstance(spec, Struct):
         return None
-    return replace(spec, fields=tuple(replace(one, type=Annotated[one.type, DEFAULT]) for one in spec.fields))  # type: ignore[arg-type]
+
+    def shown(kind: Any) -> Any:
+        return Annotated[kind, DEFAULT, Fixed, Suppress] if NO_OPTION in get_args(kind) else Annotated[kind, DEFAULT]
+
+    return replace(spec, fields=tuple(replace(one, type=shown(one.type)) for one in spec.fields))
 
 
 @OPTIONAL_VALUES.primitive_rule

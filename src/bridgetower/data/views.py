@@ -82,7 +82,7 @@ def random_view(
     image = rand_augment(image, config.rand_augment, config.rand_magnitude, generator)
     if config.random_crop is None:
         return processor.resize(image)
-    return to_tensor(image)
+    return to_tensor(image).contiguous()
 
 
 @cache

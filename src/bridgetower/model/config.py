@@ -6,13 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from tyro.conf import Fixed, Suppress
-
-from bridgetower.model.plain import check_choice, check_numbers, from_plain
+from bridgetower.model.plain import NO_OPTION, check_choice, check_numbers, from_plain
 
 Activation = Literal["quick_gelu", "gelu", "gelu_tanh", "relu"]
 Positions = Literal["roberta", "bert"]
-Settings = Annotated[Mapping[str, Any] | None, Fixed, Suppress]
+Settings = Annotated[Mapping[str, Any] | None, NO_OPTION]
 """What another library builds a tower from, ready for JSON; it comes with the weights, so it is no option."""
 
 BridgeKind = Literal[

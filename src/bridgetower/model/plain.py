@@ -13,6 +13,8 @@ T = TypeVar("T")
 
 _LARGEST = 2**63 - 1
 AT_LEAST_0, AT_LEAST_1 = (0, _LARGEST), (1, _LARGEST)
+NO_OPTION = "no option"
+"""Marks the type of a field that is saved but that the command line does not offer."""
 
 
 def from_plain(cls: type[T], values: Mapping[str, Any], where: str) -> T:

@@ -6,17 +6,14 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
-from tyro.conf import Fixed, Suppress
-
 from bridgetower.data.config import MaskingConfig
-from bridgetower.model.plain import AT_LEAST_0, AT_LEAST_1, check_choice, check_numbers
+from bridgetower.model.plain import AT_LEAST_0, AT_LEAST_1, NO_OPTION, check_choice, check_numbers
 
 Negatives = Literal["random", "uniform", "hard"]
 NegativesFrom = Literal["rank", "world"]
 MlmNormalization = Literal["step", "official"]
 Reads = Literal["captions", "entries"]
-NotAnOption = Annotated[str, Fixed, Suppress]
-"""A field that a run saves but the command line does not offer."""
+NotAnOption = Annotated[str, NO_OPTION]
 
 
 @dataclass(frozen=True, kw_only=True)

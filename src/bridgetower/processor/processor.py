@@ -266,8 +266,9 @@ class Processor:
         fit = (config.image_size, config.interpolation, config.profile == "official-pretrain")
         by_pil = config.profile != "hf"  # which PyTorch resizes
         opened, (width, height) = decode(image, side, background=config.background, fit=fit if by_pil else None)
-        pixels = to_tensor(opened)
-        return Resized(pixels=pixels if by_pil else _letterboxed(pixels, config), width=width, height=height)
+        pixels = to_tensor(opened)  # whose channels come last in memory, which PyTorch resizes in a third of the time
+        pixels = pixels if by_pil else _letterboxed(pixels, config)
+        return Resized(pixels=pixels.contiguous(), width=width, height=height)
 
     def blank_image(self) -> Resized:
         """Returns what stands where an image is missing: an image of the mean colour, which becomes about 0."""
@@ -413,7 +414,7 @@ class Processor:
 def to_tensor(image: Image.Image | UInt8[np.ndarray, "h w 3"]) -> UInt8[Tensor, "3 h w"]:
     """Returns the pixels of an RGB image."""
     array = image if isinstance(image, np.ndarray) else np.array(image)
-    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(array).permute(2, 0, 1)
 
 
 def _letterboxed(image: UInt8[Tensor, "3 h w"], config: ProcessorConfig) -> UInt8[Tensor, "3 s s"]:
