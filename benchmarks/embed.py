@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from inference_memory import save_model
+from memory import save_model
 from PIL import Image
 
 from bridgetower.data.store import Table

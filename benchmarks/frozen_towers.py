@@ -17,14 +17,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
+from memory import make_set
 
 from bridgetower.data.batch import Batch, BatchDataset, BatchKey
 from bridgetower.data.config import DataConfig
 from bridgetower.data.frozen import FeatureCache
-from bridgetower.data.own import PairsConfig, prepare_own
+from bridgetower.data.own import PairsConfig
 from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig
 from bridgetower.model.cpu import optimize_for_cpu
 from bridgetower.model.presets import BASE, NANO
@@ -36,7 +35,6 @@ from bridgetower.training.optim import build_optimizer, parameter_groups
 from bridgetower.training.setup import build_task, starting_checkpoint
 from bridgetower.training.step import run_step
 
-WORDS = [f"word{number}" for number in range(40)]
 PICTURES = 72
 ITC = HeadsConfig(itc="tower")
 NARROW = FusionConfig(hidden_size=256, num_layers=2, num_heads=4, intermediate_size=1024)
@@ -46,20 +44,6 @@ MODELS: dict[str, tuple[ModelConfig, int]] = {  # and the pairs of a step
     "base towers, fusion encoder of 2 layers of 256": (replace(BASE, heads=ITC, fusion=NARROW), 4),
 }
 PHASES = {"MLM + ITM": Phase(), "ITC": Phase(mlm=0, itm=0, itc=1)}
-
-
-def make_set(folder: Path, count: int) -> Path:
-    """Writes noisy images with captions of twelve words and prepares them."""
-    generator, lines = np.random.default_rng(0), ["image,caption"]
-    for number in range(count):
-        coarse = Image.fromarray(generator.integers(0, 256, (24, 32, 3), dtype=np.uint8))
-        coarse.resize((640, 480), Image.Resampling.BICUBIC).save(folder / f"{number}.jpg", quality=90)
-        lines.append(f"{number}.jpg,{' '.join(generator.choice(WORDS, 12))}")
-    (folder / "captions.csv").write_text("\n".join(lines))
-    prepare_own(
-        "pairs", folder / "captions.csv", folder / "set", PairsConfig(test_fraction=0.05, validation_fraction=0.05)
-    )
-    return folder / "set"
 
 
 def batches(examples: BatchDataset, size: int) -> Iterator[Batch]:
@@ -130,7 +114,7 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make_set(folder, PICTURES)
+        make_set(folder, PICTURES, (640, 480), PairsConfig(test_fraction=0.05, validation_fraction=0.05))
         for model in options.models:
             for row in measure(folder, model, options.phases, options.repeats):
                 rows.append(row)

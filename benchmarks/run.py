@@ -1,19 +1,21 @@
 """This package beside its peers, on this machine: python benchmarks/run.py --json rows.json --plot growth.png.
 
-Prints a table and writes a list of rows: our time, a peer's, their ratio, the target, the largest difference of the
-outputs, and how near the matrix products come to the machine's own rate. Both sides have the same random weights of the
-base model; their repetitions alternate and medians count. Repetitions in which other processes were busy are left out,
-and a row without any other says so. Models and exports are kept in --cache.
+Prints a table: our time, a peer's, their ratio, the target, the largest difference of the outputs, and how near the
+matrix products come to the machine's own rate. --json keeps rows in a file, where they replace those of the same name.
+Both sides have the same random weights of the base model; their repetitions alternate and medians count. Repetitions in
+which other processes were busy are left out, and a row without any other says so. Models and exports are kept in
+--cache.
 """
 
 import argparse
 import json
-import subprocess
+import multiprocessing
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -25,9 +27,9 @@ from side_by_side.products import product_rows
 from side_by_side.retrieval import rerank_row, retrieval_rows
 from side_by_side.rows import Row
 from side_by_side.setting import Setting
-from side_by_side.startup import startup_row
+from side_by_side.startup import startup_rows
 from side_by_side.timing import CLOCKS, Clock
-from side_by_side.training import measure_memory, memory_row, step_rows
+from side_by_side.training import memory_row, step_rows
 
 from bridgetower.files import write_json
 
@@ -48,7 +50,7 @@ MEASURES: dict[str, Measure] = {
     "step-itc": partial(step_rows, contrast=True),
     "nano": nano_row,
     "memory": memory_row,
-    "help": startup_row,
+    "startup": startup_rows,
 }
 GROWTH = "growth"
 
@@ -67,66 +69,52 @@ def main() -> None:
     parser.add_argument(
         "--clock", choices=list(CLOCKS), default="wall", help="processor: where others are busy; 1 thread"
     )
-    parser.add_argument("--measure-memory", choices=["ours", "theirs"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.clock == "processor" and options.threads != 1:
         parser.error("--clock processor adds up what threads take; give --threads 1 with it")
-    torch.set_num_threads(options.threads)
-    Clock.name = options.clock
     options.cache.mkdir(parents=True, exist_ok=True)
-    setting = Setting(options.quick, options.cache, options.plain or options.quick)
-    if options.measure_memory:
-        measure_memory(setting, options.measure_memory)
-        return
-    rows = _one(setting, options) if len(options.only) == 1 or options.quick else _each_in_a_process(options)
+    rows: list[dict[str, Any]] = []
+    for name in options.only:
+        if options.quick:
+            rows += measured(name, options)
+            continue  # else in a process of its own, which sees nothing that another one left in memory
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            rows += pool.submit(measured, name, options).result()
     show(rows)
     if options.json:
-        write_json(options.json, rows)
+        replaced = {row["name"] for row in rows}
+        kept = json.loads(options.json.read_text()) if options.json.exists() else []
+        write_json(options.json, [row for row in kept if row["name"] not in replaced] + rows)
 
 
-def show(rows: list[dict[str, object]]) -> None:
+def show(rows: list[dict[str, Any]]) -> None:
     """Prints a table."""
     table = Table("", "ours", "peer", "ratio", "target", "max diff", "GFLOP/s", "share", "peak GiB")
     for row in rows:
         unit = "" if row["unit"] == "s" else f" {row['unit']}"
         busy = " [yellow](others were busy)[/yellow]" if row["disturbed"] else ""
         table.add_row(
-            f"{row['name']}{busy}\n[dim]{row['ours']} | {row['peer']}",
+            f"{row['name']}{busy}\n[dim]{' | '.join(filter(None, (row['ours'], row['peer'])))}",
             f"{row['ours_s']:.4g}{unit}",
-            f"{row['peer_s']:.4g}{unit}",
-            f"[{'red' if row['reached'] is False else 'green'}]{row['ratio']:.2f}",
+            _number(row["peer_s"], 4) + unit * bool(row["peer"]),
+            f"[{'red' if row['reached'] is False else 'green'}]{_number(row['ratio'], 3)}",
             *(_number(row[name], digits) for name, digits in (("target", 3), ("max_diff", 2))),
             *(_number(row[name], 3) for name in ("gflops", "share", "peak_gib")),
         )
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
-def _one(setting: Setting, options: argparse.Namespace) -> list[dict[str, object]]:
-    rows: list[Row] = []
-    for name in options.only:
-        if name in MEASURES:
-            rows += MEASURES[name](setting)
-        elif name == GROWTH:
-            curves = growth(setting)
-            rows += growth_rows(curves)
-            if options.plot:
-                plot(curves, options.plot)
-    return [row.to_dict() for row in rows]
-
-
-def _each_in_a_process(options: argparse.Namespace) -> list[dict[str, object]]:
-    """Measures each in a process of its own, so that none sees what another one left in memory."""
-    rows: list[dict[str, object]] = []
-    for name in options.only:
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "rows.json"
-            command = [sys.executable, __file__, "--only", name, "--json", file, "--cache", options.cache]
-            command += ["--threads", str(options.threads), "--clock", options.clock]
-            command += ["--plain"] if options.plain else []
-            command += ["--plot", options.plot] if options.plot else []
-            subprocess.run(command, check=True)
-            rows += json.loads(file.read_text())
-    return rows
+def measured(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Returns rows as JSON holds them."""
+    torch.set_num_threads(options.threads)
+    Clock.name = options.clock
+    setting = Setting(options.quick, options.cache, options.plain or options.quick)
+    if name != GROWTH:
+        return [row.to_dict() for row in MEASURES[name](setting)]
+    curves = growth(setting)
+    if options.plot:
+        plot(curves, options.plot)
+    return [row.to_dict() for row in growth_rows(curves)]
 
 
 def _number(value: object, digits: int) -> str:

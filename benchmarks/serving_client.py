@@ -10,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,27 +26,7 @@ from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.presets import NANO
 from bridgetower.processor import Processor, ProcessorConfig, train_tokenizer
 
-WORDS = [
-    "two",
-    "dogs",
-    "and",
-    "a",
-    "small",
-    "red",
-    "flag",
-    "run",
-    "over",
-    "fresh",
-    "white",
-    "snow",
-    "near",
-    "the",
-    "old",
-    "blue",
-    "house",
-    "at",
-    "night",
-]
+WORDS = re.findall(r"\w+", "two dogs and a small red flag run over fresh white snow near the old blue house at night")
 _PLACE = re.compile(r"serving .* at (http://(\S+):(\d+))")
 
 
@@ -113,7 +94,7 @@ def running(log: Path, *arguments: str, environment: Mapping[str, str] | None = 
             while not (found := _PLACE.search(log.read_text())):
                 if process.poll() is not None:
                     raise RuntimeError(log.read_text())
-                asyncio.run(asyncio.sleep(0.05))
+                time.sleep(0.01)
             yield Server(found[2], int(found[3]), process, log)
         finally:
             process.terminate()

@@ -19,7 +19,7 @@ from typing import Any
 
 import av
 import numpy as np
-from inference_memory import resident, save_model
+from memory import resident, save_model
 
 from bridgetower.data.config import Cutting
 from bridgetower.data.reader import parts_of

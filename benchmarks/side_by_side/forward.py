@@ -11,13 +11,13 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from memory import resident
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from bridgetower.engines.config import FORMS, EngineName, Precision
 from bridgetower.engines.engine import Engine
 from bridgetower.files import replacing
-from side_by_side.machine import peak_gib
 from side_by_side.products import rates
 from side_by_side.rows import Row
 from side_by_side.setting import Setting
@@ -61,7 +61,11 @@ def forward_rows(setting: Setting, precision: Precision, batch: int) -> Iterator
         )
 
     if precision in PLAIN:
-        more = {"peak_gib": peak_gib(), "details": details, **rates(ours["ours torch"], seconds["ours torch"])}
+        more = {
+            "peak_gib": resident("VmHWM") / 1024,
+            "details": details,
+            **rates(ours["ours torch"], seconds["ours torch"]),
+        }
         yield row("plain torch", "ours torch", EAGER, PLAIN[precision], **more)
     yield row("best of ours", best, EAGER, BEST[precision], details=details)
     if precision in PLAIN:

@@ -11,7 +11,7 @@ from bridgetower.model.cpu import processor_name
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One of our ways beside one of a peer's.
+    """One of our ways, beside one of a peer's where there is one.
 
     Attributes:
         name: What is compared.
@@ -30,10 +30,10 @@ class Row:
     """
 
     name: str
-    ours: str
-    peer: str
+    ours: str = ""
+    peer: str = ""
     ours_s: float
-    peer_s: float
+    peer_s: float | None = None
     target: float | None = None
     max_diff: float | None = None
     unit: str = "s"
@@ -45,14 +45,14 @@ class Row:
     details: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def ratio(self) -> float:
+    def ratio(self) -> float | None:
         """How many times the peer needs what we need."""
-        return self.peer_s / self.ours_s if self.ours_s else math.inf
+        return self.peer_s and (self.peer_s / self.ours_s if self.ours_s else math.inf)
 
     @property
     def reached(self) -> bool | None:
         """Whether the target is reached."""
-        return None if self.target is None else self.ratio >= self.target
+        return None if self.target is None or self.ratio is None else self.ratio >= self.target
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the row as JSON holds it."""

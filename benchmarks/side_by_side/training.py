@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
+import multiprocessing
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
+from memory import resident
 from torch import Tensor
 
 from bridgetower.data.batch import CaptionBatch
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.losses import itc_loss, random_pairs
 from bridgetower.objectives.pretraining import PretrainingTask
-from side_by_side.machine import peak_gib
 from side_by_side.products import rates
 from side_by_side.rows import Row
 from side_by_side.setting import Setting
@@ -115,7 +114,10 @@ def step_rows(setting: Setting, contrast: bool) -> Iterator[Row]:
 
 def memory_row(setting: Setting) -> Iterator[Row]:
     """Highest memory of a process that runs two steps; each way in a process of its own."""
-    peaks = {side: _peak(setting, side) for side in ("ours", "theirs")}
+    peaks = {}
+    for side in ("ours", "theirs"):
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            peaks[side] = pool.submit(two_steps, replace(setting), side, torch.get_num_threads()).result()
     yield Row(
         name=f"peak memory of a training step, {BATCH} pairs",
         ours="ours fp32",
@@ -127,12 +129,13 @@ def memory_row(setting: Setting) -> Iterator[Row]:
     )
 
 
-def measure_memory(setting: Setting, side: str) -> None:
-    """Runs two steps of one way and prints the highest memory of the process."""
+def two_steps(setting: Setting, side: str, threads: int) -> float:
+    """Returns the highest memory of this process after two steps of one way, in GiB."""
+    torch.set_num_threads(threads)
     way = (Ours if side == "ours" else Official)(setting, Phase())
     for _ in range(2):
         step(way)
-    print(json.dumps(peak_gib()))
+    return resident("VmHWM") / 1024
 
 
 def _difference(ours: Ours, official: Official) -> float:
@@ -144,14 +147,6 @@ def _difference(ours: Ours, official: Official) -> float:
     for side in (ours, official):
         side.module.train()
     return max(float((mine[name] - theirs[name]).abs()) for name in theirs)
-
-
-def _peak(setting: Setting, side: str) -> float:
-    command = [sys.executable, "run.py", "--measure-memory", side, "--cache", str(setting.cache.resolve())]
-    command += ["--threads", str(torch.get_num_threads()), *(["--quick"] if setting.quick else [])]
-    folder = Path(__file__).parent.parent
-    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder)
-    return float(json.loads(result.stdout.splitlines()[-1]))
 
 
 def batch_of(setting: Setting) -> CaptionBatch:

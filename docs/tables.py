@@ -1,0 +1,104 @@
+"""Puts what benchmarks/run.py measured into tables of docs/benchmarks.md: python docs/tables.py.
+
+docs/measured has a file for each processor, as `--json` writes it; a table shows them side by side.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).resolve().parent
+PAGE = DOCS / "benchmarks.md"
+FORWARD = "itm forward, {}, batch {}: {}"
+COMPARED = {
+    **{
+        f"{pairs}, {word}, {way}": FORWARD.format(precision, batch, name)
+        for word, precision in (("float32", "fp32"), ("bfloat16", "bf16"))
+        for pairs, batch in (("one pair", 1), ("eight pairs", 8))
+        for way, name in (("`torch`", "plain torch"), ("fastest", "best of ours, best of theirs"))
+    },
+    "one pair, int8, `onnxruntime`": FORWARD.format("int8", 1, "best of ours"),
+    "eight pairs, int8, `onnxruntime`": FORWARD.format("int8", 8, "best of ours"),
+    "one text against 64 encoded images, float32, per pair": "rerank one text against 64 encoded images, per pair",
+    "two-stage retrieval, 200 images, 1,000 texts; peer: all pairs": (
+        "two-stage retrieval, 200 images, 1000 texts, k 32: transformers on all pairs"
+    ),
+    "training step, MLM + ITM, 4 pairs, float32; peer: official composition": "training step mlm + itm, fp32, 4 pairs",
+    "the same in bfloat16; peer in float32": "training step mlm + itm, bf16, 4 pairs",
+    "training step, MLM + ITM + ITC, 4 pairs, float32; likewise": "training step mlm + itm + itc, fp32, 4 pairs",
+    "peak memory of the MLM + ITM step": "peak memory of a training step, 4 pairs",
+    "step of the nano model, 64 pairs, bfloat16; peer: PyTorch's modules and AdamW": (
+        "nano training step mlm + itm + itc, bf16, 64 pairs"
+    ),
+}
+STARTED = {
+    "`bridgetower --help`": "bridgetower --help, limit 0.3 s",
+    "`import bridgetower`": "import bridgetower",
+    "`import torch`": "import torch",
+    "`from bridgetower import load`, after it": "from bridgetower import load, after torch",
+    "`load`, base model": "load",
+    "first vector of a text": "first vector of a text",
+    "first vector of an image": "first vector of an image",
+    "`serve` until it is ready": "serve, until it is ready",
+    "`bridgetower search demo`": "bridgetower search demo, in the demo's index",
+}
+Rows = Mapping[str, Mapping[str, Any]]
+
+
+def number(value: float) -> str:
+    """Three digits, of large ones all."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def off(rows: list[Mapping[str, Any]]) -> str:
+    """The largest difference, with one digit where it is small."""
+    largest = max((row.get("max_diff") or 0 for row in rows), default=0)
+    return re.sub("e-0?", "e-", f"{largest:.0e}" if largest < 0.01 else f"{largest:.2f}") if largest else ""
+
+
+def compared(measured: Mapping[str, Rows]) -> Iterator[list[str]]:
+    """Our time and the peer's on each processor, their ratio, and the largest difference anywhere."""
+    yield ["", *(head for name in measured for head in (f"{name}: ours/peer", "ratio")), "largest difference"]
+    for label, name in COMPARED.items():
+        found = [rows.get(name) for rows in measured.values()]
+        cells = [
+            (f"{number(row['ours_s'])}/{number(row['peer_s'])} {row['unit']}", f"{row['ratio']:.2f}")
+            if row
+            else ("", "")
+            for row in found
+        ]
+        yield [label, *(cell for pair in cells for cell in pair), off([row for row in found if row])]
+
+
+def started(measured: Mapping[str, Rows]) -> Iterator[list[str]]:
+    """Seconds on each processor."""
+    yield ["seconds", *measured]
+    for label, name in STARTED.items():
+        yield [label, *(number(rows[name]["ours_s"]) if name in rows else "" for rows in measured.values())]
+
+
+def filled(page: str) -> str:
+    """Returns the page with its tables made anew; each follows a comment with its name."""
+    measured: dict[str, Rows] = {}
+    for path in sorted((DOCS / "measured").glob("*.json")):
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        name = rows[0]["processor"].replace("(R)", "").replace(" Processor", "")
+        measured[name] = {row["name"]: row for row in rows}
+    tables = (("compared", compared, COMPARED), ("started", started, STARTED))
+    for marker, table, names in tables:
+        shown = {name: rows for name, rows in measured.items() if rows.keys() & set(names.values())}
+        head, *lines = table(shown)
+        cells = ([f" {cell} ".replace("  ", " ") for cell in line] for line in (head, *lines))
+        top, *below = (f"|{'|'.join(line)}|\n" for line in cells)
+        text = "".join([top, "|---" * len(head) + "|\n", *below])
+        before, after = page.split(f"<!-- {marker} -->\n\n")
+        page = f"{before}<!-- {marker} -->\n\n{text}" + re.sub(r"^([|].*\n)*", "", after)
+    return page
+
+
+if __name__ == "__main__":
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
