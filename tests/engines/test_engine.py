@@ -28,8 +28,12 @@ def made(dtype=torch.float32):
     return tiny.build().to(dtype), TorchEngine(tiny.build(), CPU, dtype)
 
 
+def linear_weights(module):
+    return [each.weight for each in module.modules() if isinstance(each, nn.Linear)]
+
+
 def packed(engine):
-    return {module.weight.is_mkldnn for module in engine.model.modules() if isinstance(module, nn.Linear)}
+    return {weight.is_mkldnn for weight in linear_weights(engine.model)}
 
 
 def fused(model, outputs, dtype=torch.float32):
@@ -54,6 +58,21 @@ class TestNumbers:
         pixel_values = tiny.images(3)
         cls = [each.encode_image(pixel_values, IMAGE, outputs="cls").cls for each in (own, model)]
         assert tiny.off(*cls) < 1e-5
+
+    @torch.inference_mode()
+    def test_a_part_is_packed_when_it_is_first_used(self):
+        _, own = made()
+        parts = {name: getattr(own.model, name) for name in ("text", "vision", "fusion", "itc_head")}
+
+        def packed_parts():
+            return [name for name, part in parts.items() if all(each.is_mkldnn for each in linear_weights(part))]
+
+        text = own.encode_text(*tiny.texts([5, 3, 4]))
+        assert packed_parts() == ["text", "itc_head"]
+        image = own.encode_image(tiny.images(3))
+        assert packed_parts() == ["text", "vision", "itc_head"]
+        own.fuse(own.cache_image(image), text)
+        assert packed_parts() == [*parts]
 
     @torch.inference_mode()
     def test_number_formats(self):

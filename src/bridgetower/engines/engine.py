@@ -31,6 +31,7 @@ from bridgetower.model.layers import allow_graphs
 from bridgetower.model.plain import check_choice
 
 _STARTING = Lock()
+_PARTS = {"encode_image": "vision", "encode_text": "text", "fuse": "fusion"}
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -43,8 +44,8 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 class TorchEngine:
     """The model itself, in evaluation mode and in the number format that it computes in.
 
-    On a CPU, its kernels are swapped in and weights packed when they are first used: loading reads none of them, and
-    takes no second copy. A compiled model has few graphs, as inputs come in one form.
+    On a CPU, its kernels are swapped in and the weights of each part packed when it is first used: loading takes no
+    second copy, and embedding texts none of the rest. A compiled model has few graphs, as inputs come in one form.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class TorchEngine:
         self.model = model.to(device, dtype)
         self.device, self._dtype, self._compiler = device, dtype, compiler
         self._compiled: dict[str, Callable[..., Any]] | None = None
+        self._unpacked: dict[str, str] = {}  # parts, by the method that they are for
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_compiled": None}
@@ -63,12 +65,14 @@ class TorchEngine:
             if self._compiled is None:
                 self._compiled = {}
                 if self._compiler is None:
-                    pack_weights(self.model)
+                    self._unpacked = dict(_PARTS)
+                    pack_weights(self.model, left=[getattr(self.model, part) for part in _PARTS.values()])
                 else:
                     allow_graphs()
                     compiled = partial(torch.compile, backend=self._compiler, dynamic=True)
-                    methods = ("encode_image", "encode_text", "fuse")
-                    self._compiled = {name: compiled(getattr(self.model, name)) for name in methods}
+                    self._compiled = {name: compiled(getattr(self.model, name)) for name in _PARTS}
+            if self._compiler is None and (part := self._unpacked.pop(method, None)):
+                pack_weights(getattr(self.model, part))
         return self._compiled.get(method) or getattr(self.model, method)
 
     def encode_image(
@@ -87,9 +91,11 @@ class TorchEngine:
         return self._started("encode_text")(input_ids, mask, outputs=outputs)
 
     def cache_image(self, image: Encoded) -> Encoded:
+        self._started("fuse")  # part of which it computes
         return self.model.cache_image(image)
 
     def cache_text(self, text: Encoded) -> Encoded:
+        self._started("fuse")
         return self.model.cache_text(text)
 
     def fuse(self, image: Encoded, text: Encoded, outputs: FusionOutputs = "pooled") -> Fused:

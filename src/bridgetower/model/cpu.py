@@ -13,7 +13,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from math import prod
@@ -64,10 +64,16 @@ def _swap(module: nn.Module, classes: Mapping[type[nn.Module], type[nn.Module]])
 
 
 @torch.inference_mode(False)  # parameters made in that mode could not be loaded into another model
-def pack_weights(model: nn.Module, dtype: torch.dtype | None = None) -> None:
-    """Swaps the kernels in and packs the weights of their linear layers, for inference; the state dict stays."""
+def pack_weights(model: nn.Module, dtype: torch.dtype | None = None, *, left: Iterable[nn.Module] = ()) -> None:
+    """Swaps the kernels in and packs the weights of their linear layers, for inference; the state dict stays.
+
+    Parts that are `left` only get the kernels.
+    """
     optimize_for_cpu(model)
+    others = {module for part in left for module in part.modules()}
     for module in model.modules():
+        if module in others:
+            continue
         if isinstance(module, OneDnnLinear) and computes(module.weight.device, dtype or module.weight.dtype):
             module.pack(dtype or module.weight.dtype)
         for name, parameter in module.named_parameters(recurse=False):
