@@ -4,7 +4,9 @@ import gc
 import io
 import pickle
 import sys
+import time
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -14,10 +16,11 @@ from PIL import Image
 from torch import Tensor
 
 import bridgetower
+from bridgetower import inference
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.engines import engine
 from bridgetower.engines.engine import TorchEngine
-from bridgetower.inference import Item, top_words, two_stage_order
+from bridgetower.inference import Item, decoded, top_words, two_stage_order
 from bridgetower.model.fusion import Encoded
 from bridgetower.predictor import Predictor, load
 from served import PNGS
@@ -149,6 +152,17 @@ class TestResults:
         assert torch.equal(alone[0], alone[-1])
         scores = predictor.match(files, TEXTS, all_pairs=True, batch_size=2)
         assert torch.equal(predictor.match(files, TEXTS, all_pairs=True, batch_size=2, num_workers=2), scores)
+
+    def test_for_a_gpu_threads_decode_one_batch_ahead(self, predictor, files, monkeypatch):
+        begun, pictures = [], [*files, Image.open(files[1])] * 3
+        monkeypatch.setattr(inference, "fetched", lambda image: begun.append(image) or image)
+        plain, ahead = (decoded(predictor.processor, pictures, 2, 0, torch.device(name)) for name in ("cpu", "meta"))
+        first, deadline = next(ahead), time.monotonic() + 20
+        while len(begun) < 4 and time.monotonic() < deadline:  # the next batch, while nobody asks for it
+            time.sleep(0.01)
+        assert len(begun) == 4
+        for one, other in zip(plain, chain([first], ahead), strict=True):
+            assert torch.equal(one, other)
 
     def test_all_pairs_are_pair_by_pair(self, predictor, files):
         texts = [*TEXTS, "yellow"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -15,9 +16,11 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from bridgetower.data.fetch import is_url, read_bytes
-from bridgetower.engines.engine import Engine, to_device
+from bridgetower.distributed import available_cores
+from bridgetower.engines.engine import Engine
 from bridgetower.model.bridgetower import IMAGE, SECOND_IMAGE, BridgeTower, EncodeOutputs
 from bridgetower.model.fusion import Encoded
+from bridgetower.model.layers import to_device
 from bridgetower.processor import ImageLike, Processor, loaded
 
 Judging = Literal["answer", "entail", "reason", "classify"]
@@ -133,18 +136,34 @@ def compute(engine: Engine, processor: Processor, items: Sequence[Item]) -> list
 
 
 def decoded(
-    processor: Processor, images: Sequence[ImageLike], batch_size: int, num_workers: int = 0
+    processor: Processor, images: Sequence[ImageLike], batch_size: int, num_workers: int, device: torch.device
 ) -> Iterator[Pixels]:
-    """Yields resized images, which are decoded batch by batch; an object that a batch has several times, once."""
+    """Yields resized images, which are decoded batch by batch; an object that a batch has several times, once.
+
+    Without workers, threads decode what comes next while a GPU computes; a CPU has its cores for computing.
+    """
     batches = [images[start : start + batch_size] for start in range(0, len(images), batch_size)]
     different: list[dict[int, tuple[int, ImageLike]]] = [{} for _ in batches]
     for number, image in enumerate(images):
         different[number // batch_size].setdefault(id(image), (number, image))
     numbered = [list(each.values()) for each in different]
-    opened = loaded(partial(_resized, processor), numbered, num_workers=num_workers)
+    resize = partial(_resized, processor)
+    if num_workers or device.type == "cpu":
+        opened: Iterable[Iterable[Pixels]] = loaded(resize, numbered, num_workers=num_workers)
+    else:
+        opened = _ahead(resize, numbered)
     for batch, keys, pixels in zip(batches, different, opened, strict=True):
         found = dict(zip(keys, pixels, strict=True))
         yield from (found[id(image)] for image in batch)
+
+
+def _ahead(load: Callable[[_Key], _Result], batches: Iterable[Sequence[_Key]]) -> Iterator[list[_Result]]:
+    with ThreadPoolExecutor(available_cores()) as pool:
+        begun = ([pool.submit(load, item) for item in batch] for batch in batches)
+        waiting = deque(islice(begun, 2))
+        while waiting:
+            yield [item.result() for item in waiting.popleft()]
+            waiting.extend(islice(begun, 1))
 
 
 def _resized(processor: Processor, numbered: tuple[int, ImageLike]) -> Pixels:
@@ -184,7 +203,7 @@ def _masks(
 ) -> Iterable[Outcome]:
     masked = processor.pad([item.ids or () for item in items]).input_ids == processor.mask_token_id
     counts: list[int] = masked.sum(dim=1).tolist()
-    chosen = hidden[:, : masked.shape[1]][masked.to(hidden.device)]
+    chosen = hidden[:, : masked.shape[1]][to_device(masked, hidden.device)]
     parts = (_numbers(model.mlm_logits(part).float().cpu().softmax(dim=-1)) for part in chosen.split(_MASKS))
     if items[0].kind == "mask_probabilities":
         return torch.cat(list(parts)).split(counts)
@@ -208,7 +227,7 @@ def score_pairs(
     for batch in pairs.split(batch_size):
         numbers, rows = batch[:, 1].unique(return_inverse=True)
         text = text_of(numbers.tolist())
-        yield head(fuses.fuse(image[batch[:, 0].to(device)], text[rows.to(device)]).pooled)
+        yield head(fuses.fuse(image[to_device(batch[:, 0], device)], text[to_device(rows, device)]).pooled)
 
 
 def image_bytes(model: BridgeTower) -> int:

@@ -54,7 +54,7 @@ class Options(TypedDict, total=False):
     Attributes:
         batch_size: Pairs at once; 32 unless given.
         truncate: Cut texts that are too long instead of refusing them.
-        num_workers: Processes that decode images while others are computed; 0 decodes in this one.
+        num_workers: Processes that decode images while others are computed; 0 decodes here, for a GPU in threads.
         progress: Show a bar.
     """
 
@@ -409,7 +409,7 @@ class Predictor:
         order = list(range(count))
         if images is None:
             order.sort(key=lambda row: len(ids[row] or ()))  # so that batches hold little padding
-        opened = partial(decoded, self.processor, batch_size=batch_size, num_workers=num_workers)
+        opened = partial(decoded, self.processor, batch_size=batch_size, num_workers=num_workers, device=self.device)
         shown = [None if some is None else opened(some) for some in (images, images_2)]
         found: list[Any] = [None] * count
         batches = split_rows(range(count), batch_size)
@@ -441,7 +441,7 @@ class Predictor:
         ids = processor.token_ids(texts, truncate=truncate)
         order = sorted(range(len(ids)), key=lambda text: len(ids[text]))  # so that batches hold little padding
         scores = torch.empty(len(images), len(ids))
-        pixels = decoded(processor, images, batch_size, num_workers)
+        pixels = decoded(processor, images, batch_size, num_workers, self.device)
 
         def text_of(places: Sequence[int]) -> Encoded:
             return engine.cache_text(encoded_texts(engine, processor, [ids[order[place]] for place in places]))
@@ -456,7 +456,7 @@ class Predictor:
                 for logits in score_pairs(
                     engine, engine.model.itm_logits, image, text_of, pairs, batch_size=batch_size
                 ):
-                    found.append(matched(logits))
+                    found.append(logits)
                     bars.advance(bar, len(logits))
-                scores[block.start : block.stop, order] = torch.cat(found).reshape(len(ids), len(image)).T
+                scores[block.start : block.stop, order] = matched(torch.cat(found)).reshape(len(ids), len(image)).T
         return scores

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import jaxtyping
 import pytest
 import torch
 from ranks import run_on_ranks
@@ -150,6 +151,20 @@ def test_four_processes_give_what_one_gives(parallel, configs, alone, tmp_path):
     config = replace(configs[name], parallel=parallel, micro_batch_size=1)
     for process in run_on_ranks(4, trained, {name: config}, tmp_path):
         assert_same(process[name], alone[name])
+
+
+def compiled(config, out):
+    jaxtyping.config.update("jaxtyping_disable", True)
+    BridgeTower.compile_layers.__defaults__ = ("aot_eager",)  # traces both passes, and makes no kernels
+    return trained({"run": config}, out)["run"]
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_compiled_layers_give_the_same(parallel, configs, alone, tmp_path):
+    name = "words and contrast"
+    for process in run_on_ranks(2, compiled, replace(configs[name], parallel=parallel, compile="yes"), tmp_path):
+        assert_same(process, alone[name])
 
 
 def in_half_precision(config, out):

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from bridgetower.distributed import available_cores
-from bridgetower.processor import load_items, loaded
+from bridgetower.processor import load_items, loaded, loading
 
 
 def doubled(key):
@@ -44,6 +44,14 @@ def test_a_killed_process_is_one_line_that_says_what_to_do(monkeypatch):
     monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.1,))  # not five seconds
     with pytest.raises(ChildProcessError, match=r"^a process .* was killed .*; start the same command again[^\n]*$"):
         list(load_items(doubled, [1, 8, 2], num_workers=1))
+
+
+@pytest.mark.parametrize(("cores", "processes", "workers"), [(64, "8", 8), (64, "1", 12), (4, "8", 1)])
+def test_processes_of_torchrun_share_the_cores(monkeypatch, cores, processes, workers):
+    monkeypatch.setattr(loading, "available_cores", lambda: cores)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    monkeypatch.setattr(loading, "DataLoader", lambda *_, num_workers, **__: [num_workers])
+    assert list(load_items(doubled, [1], num_workers=12)) == [workers]
 
 
 def test_no_more_processes_than_cores():

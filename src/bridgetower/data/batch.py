@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from bridgetower.data.config import MaskingConfig
+from bridgetower.model.layers import to_device
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Batch:
         return sum(any(each is not None for each in given) for given in (first, second))
 
     def to(self, device: torch.device) -> Self:
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        return self._map(lambda tensor: to_device(tensor, device))
 
     def pin_memory(self) -> Self:
         return self._map(Tensor.pin_memory)  # torch's data loader calls this
@@ -107,7 +108,7 @@ class CaptionBatch(Batch):
         if device.type == "cpu" or self.mlm_positions is not None:
             return super().to(device)
         positions = (self.mlm_labels != IGNORED).flatten().nonzero()[:, 0]
-        return replace(super().to(device), mlm_positions=positions.to(device, non_blocking=True))
+        return replace(super().to(device), mlm_positions=to_device(positions, device))
 
     @property
     def num_labels(self) -> Int[Tensor, ""]:

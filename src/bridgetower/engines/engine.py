@@ -27,18 +27,11 @@ from bridgetower.files import cache_folder
 from bridgetower.model.bridgetower import IMAGE, BridgeTower, EncodeOutputs
 from bridgetower.model.cpu import pack_weights
 from bridgetower.model.fusion import Encoded, Fused, FusionOutputs, Mask
-from bridgetower.model.layers import allow_graphs
+from bridgetower.model.layers import allow_graphs, to_device
 from bridgetower.model.plain import check_choice
 
 _STARTING = Lock()
 _PARTS = {"encode_image": "vision", "encode_text": "text", "fuse": "fusion"}
-
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copies a tensor without waiting for a device, from pinned memory for a GPU."""
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
 
 
 class TorchEngine:

@@ -38,6 +38,7 @@ from bridgetower.files import locked, remove_leftovers
 from bridgetower.inference import image_bytes, log_odds, score_pairs, split_rows, two_stage_order
 from bridgetower.model.bridgetower import BridgeTower, EncodeOutputs
 from bridgetower.model.fusion import Encoded
+from bridgetower.model.layers import to_device
 from bridgetower.objectives.losses import similarity
 from bridgetower.processor import load_items
 from bridgetower.progress import count_bars, counted
@@ -147,16 +148,16 @@ class PairScorer:
         head: Callable[[Tensor], Tensor],
         advance: Callable[[int], object],
     ) -> Float[Tensor, "n 2"]:
-        order, logits = pairs[:, 1].argsort(stable=True), torch.empty(len(pairs), 2)
+        order, found = pairs[:, 1].argsort(stable=True), list[Tensor]()
 
         def text_of(places: Sequence[int]) -> Encoded:
             return self.model.cache_text(self._encode_texts(places))
 
         size = self.config.batch_size
-        scored = score_pairs(self.model, head, image, text_of, pairs[order], batch_size=size)
-        for batch, found in zip(order.split(size), scored, strict=True):
-            logits[batch] = found.float().cpu()
-            advance(len(batch))
+        for scores in score_pairs(self.model, head, image, text_of, pairs[order], batch_size=size):
+            found.append(scores.float())
+            advance(len(scores))
+        logits = torch.cat(found).cpu()[order.argsort()]  # a GPU is waited for once
         if bool(logits.isnan().any()):
             raise ValueError(f"{int(logits.isnan().any(dim=1).sum())} of {len(logits)} pairs have a score that is NaN")
         return logits
@@ -171,8 +172,8 @@ class PairScorer:
 
     def _encode_texts(self, places: Sequence[int], outputs: EncodeOutputs = "layers") -> Encoded:
         batch = self.images.processor.pad([self.ids[place] for place in places])
-        mask = None if batch.attention_mask is None else batch.attention_mask.to(self._device)
-        return self.model.encode_text(batch.input_ids.to(self._device), mask, outputs=outputs)
+        mask = None if batch.attention_mask is None else to_device(batch.attention_mask, self._device)
+        return self.model.encode_text(to_device(batch.input_ids, self._device), mask, outputs=outputs)
 
     def _read(self, name: str) -> Tensor | None:
         """Returns a result from its file; None where there is none, or a damaged one."""

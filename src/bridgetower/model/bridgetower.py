@@ -170,16 +170,17 @@ class BridgeTower(nn.Module):
                 layers += tower.stacked_layers()
         return layers
 
-    def compile_layers(self, backend: str = "inductor") -> None:
+    def compile_layers(self, backend: str = "inductor", *, strict: bool = True) -> None:
         """Compiles each layer on its own, so that equal ones share their code; names of parameters stay.
 
         Each is one graph for all batch sizes and text lengths after the first: texts are padded to multiples of eight
-        tokens, as kernels for GPUs want, and always have a mask.
+        tokens, as kernels for GPUs want, and always have a mask. If it is not `strict`, what cannot be compiled, such
+        as a part of a custom layer, or all of it where there is no C compiler, runs as it is.
         """
-        allow_graphs()
+        allow_graphs(strict=strict)
         self.text_multiple = 8
         for layer in self.layers():
-            layer.compile(fullgraph=True, backend=backend)
+            layer.compile(fullgraph=strict, backend=backend)
 
     def train_top_layers(self, count: int) -> None:
         """Freezes each tower but for the top `count` of its layers that are read; embeddings and norms too."""

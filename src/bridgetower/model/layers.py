@@ -46,6 +46,13 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copies a tensor without waiting: to a GPU from pinned memory, as a copy of other memory may be waited for."""
+    if tensor.device.type == "cpu" != device.type and torch.cuda.is_available():
+        tensor = tensor.pin_memory()  # itself if it is pinned
+    return tensor.to(device, non_blocking=True)
+
+
 class _NothingDrawn(TorchFunctionMode):
     """Makes the functions of `torch.nn.init` return their tensor as it is."""
 
@@ -63,12 +70,16 @@ def on_meta() -> Iterator[None]:
         yield
 
 
-def allow_graphs() -> None:
-    """Lets PyTorch keep as many graphs of one function as there are kinds of calls; beyond, it computes without one."""
+def allow_graphs(*, strict: bool = True) -> None:
+    """Lets PyTorch keep as many graphs of one function as there are kinds of calls; beyond, it computes without one.
+
+    If it is not `strict`, it also warns and does so where it cannot make one.
+    """
     import torch._dynamo  # the compiler, which takes seconds to import
 
     # Of one layer's code: of both streams, in the first and the last layer, for one batch size and for all.
     torch._dynamo.config.cache_size_limit = max(64, torch._dynamo.config.cache_size_limit)
+    torch._dynamo.config.suppress_errors = not strict
 
 
 class DotProductAttention(nn.Module):

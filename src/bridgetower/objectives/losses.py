@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bridgetower.data.batch import IGNORED
 from bridgetower.distributed import all_gather
-from bridgetower.model.layers import autocast
+from bridgetower.model.layers import autocast, to_device
 
 _warn_once = cache(logging.getLogger(__name__).warning)
 
@@ -192,7 +192,7 @@ def random_pairs(image_index: Int[Tensor, " b"], generator: torch.Generator) -> 
     count = len(image_index)
     labels = torch.zeros(count, dtype=torch.long)
     labels[torch.randperm(count, generator=generator)[: count // 2]] = 1
-    labels = labels.to(image_index.device, non_blocking=True)
+    labels = to_device(labels, image_index.device)
     rows = torch.arange(count, device=image_index.device)
     others = image_index[:, None] != image_index[None]
     negatives = _draw(torch.zeros_like(others, dtype=torch.float32), others, generator)
@@ -256,4 +256,4 @@ def _draw(logits: Float[Tensor, "b n"], allowed: Bool[Tensor, "b n"], generator:
     finite = logits.detach().float().nan_to_num()
     weights = finite.masked_fill(~allowed, -torch.inf).softmax(dim=1).nan_to_num()
     draws = torch.empty(weights.shape).exponential_(generator=generator)
-    return (weights / draws.to(weights.device, non_blocking=True)).argmax(dim=1)
+    return (weights / to_device(draws, weights.device)).argmax(dim=1)

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from bridgetower import files
+from bridgetower.model.layers import to_device
 from bridgetower.model.plain import check_choice, from_plain
 from bridgetower.processor import huggingface
 from bridgetower.processor.config import FAST_MARGIN, ProcessorConfig
@@ -282,7 +283,7 @@ class Processor:
             shape = list(pixels.shape)
             raise ValueError(f"pixels are {pixels.dtype} of shape {shape}; expected uint8 [batch, 3, h, w]")
         mean, std = (  # the factor 255 sits in them, as in transformers, which is equal bit for bit
-            (torch.tensor(values) * 255.0)[:, None, None].to(pixels.device, non_blocking=True)
+            to_device((torch.tensor(values) * 255.0)[:, None, None], pixels.device)
             for values in (self.config.image_mean, self.config.image_std)
         )
         return pixels.to(torch.float32).sub_(mean).div_(std)

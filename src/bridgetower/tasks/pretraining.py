@@ -98,7 +98,7 @@ PRETRAIN_BASE = RunConfig(
     task=PretrainingConfig(phases=(Phase(mlm=1, itm=1),), mlm_normalization="official"),
     model=BASE,
     optimizer=PAPER_OPTIMIZER,
-    data=DataConfig(max_length=50, num_workers=4),
+    data=DataConfig(max_length=50, num_workers=12),
     batch_size=4096,
     micro_batch_size=32,
     max_steps=100_000,
@@ -191,7 +191,7 @@ CONTRASTIVE_LARGE = RunConfig(
     optimizer=OptimizerConfig(
         lr=1e-5, betas=(0.9, 0.999), weight_decay=0.0, head_multiplier=1, fusion_multiplier=1, warmup=0.0, clip_norm=1.0
     ),
-    data=DataConfig(max_length=128, num_workers=4),
+    data=DataConfig(max_length=128, num_workers=12),
     batch_size=384,
     micro_batch_size=48,
     max_epochs=5,

@@ -20,6 +20,7 @@ from bridgetower.objectives.config import NotAnOption, PretrainingConfig, TaskCo
 Precision = Literal["fp32", "tf32", "bf16"]
 Device = Literal["auto", "cpu", "cuda"]
 Parallel = Literal["ddp", "fsdp"]
+Compile = Literal["auto", "yes", "no"]
 Rule = Literal["adamw", "hf_adamw"] | str
 Schedule = Literal["polynomial", "cosine"] | str
 ContrastOver = Literal["micro-batch", "step"]
@@ -120,7 +121,8 @@ class RunConfig:
         max_epochs: Passes over the training pairs; give either this or `max_steps`.
         precision: Precision of the forward pass; weights and optimiser stay in float32. `tf32` is for GPUs.
         deterministic: Use kernels of PyTorch that give the same bits in every run; an error where there are none.
-        compile: Compile the layers of the towers and of the fusion encoder.
+        compile: Compile the layers of the towers and of the fusion encoder; `auto` does so on a GPU, where what cannot
+            be compiled runs as it is, with a warning.
         device: `auto` takes a GPU if there is one, `cuda` a GPU that must be there.
         parallel: How several processes share the work: with `ddp` each has all weights, with `fsdp` a share of the
             weights, the gradients and the optimiser state, which takes less memory and more communication.
@@ -156,7 +158,7 @@ class RunConfig:
     max_epochs: int | None = None
     precision: Precision = "fp32"
     deterministic: bool = False
-    compile: bool = False
+    compile: Compile = "auto"
     device: Device = "auto"
     parallel: Parallel = "ddp"
     seed: int = 0
@@ -208,7 +210,13 @@ class RunConfig:
             )
         for part in self.checkpoint_activations:
             check_choice("checkpoint_activations", part, Part)
-        choices = {"precision": Precision, "device": Device, "parallel": Parallel, "contrast_over": ContrastOver}
+        choices = {
+            "precision": Precision,
+            "device": Device,
+            "parallel": Parallel,
+            "contrast_over": ContrastOver,
+            "compile": Compile,
+        }
         for name, kind in choices.items():
             check_choice(name, getattr(self, name), kind)
 
@@ -258,7 +266,7 @@ COLOUR_VIEWS = DataConfig(
     rand_augment="colour",
     rand_magnitude=7,
     max_length=50,
-    num_workers=4,
+    num_workers=12,
 )
 
 # Official `blip_randaug_wohf`: nothing is mirrored, since questions name left and right.
@@ -266,5 +274,5 @@ QUESTION_VIEWS = replace(COLOUR_VIEWS, flip=False, rand_augment="geometry", rand
 
 # Official `clip_randaug` in training; the short side resized and the centre cropped in both (official `clip`).
 CLIP_VIEWS = DataConfig(
-    profile="official-pretrain", rand_augment="colour", rand_magnitude=9, max_length=50, num_workers=4
+    profile="official-pretrain", rand_augment="colour", rand_magnitude=9, max_length=50, num_workers=12
 )

@@ -25,7 +25,7 @@ from bridgetower.distributed import rank
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.config import TextConfig, VisionConfig
 from bridgetower.model.fusion import Encoded
-from bridgetower.model.layers import autocast, mean_token
+from bridgetower.model.layers import autocast, mean_token, to_device
 from bridgetower.model.presets import TEXT_TOWERS, VISION_TOWERS
 from bridgetower.model.towers import Tower
 from bridgetower.objectives.losses import info_nce
@@ -115,7 +115,7 @@ class _Towers:
             for start in range(0, len(rows), _BATCH):
                 numbers = rows[start : start + _BATCH]
                 batch = processor.pad([ids[row].tolist() for row in numbers])
-                mask = None if batch.attention_mask is None else batch.attention_mask.bool().to(self.model.device)
+                mask = None if batch.attention_mask is None else batch.attention_mask.bool()
                 states = tower(batch.input_ids, mask)
                 yield from (row[:, : len(ids[number])] for number, row in zip(numbers, states, strict=True))
 
@@ -156,7 +156,8 @@ class _Towers:
         }
 
         def run(given: Tensor, *mask: Tensor | None) -> Float[Tensor, "b k l w"]:
-            given = given.to(model.device, non_blocking=True)
+            given = to_device(given, model.device)
+            mask = tuple(each if each is None else to_device(each, model.device) for each in mask)
             with autocast(model.device, "bf16" if dtype == torch.bfloat16 else "fp32"):
                 if encode:
                     states = [encode(given, *mask, outputs="cls").cls[:, None]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -105,7 +105,10 @@ def build_optimizer(
 
 
 class HfAdamW(Optimizer):
-    """AdamW of transformers 4.17: epsilon before the bias correction, decay after the step at the full rate."""
+    """AdamW of transformers 4.17: epsilon before the bias correction, decay after the step at the full rate.
+
+    It is torch's fused kernel, one launch for many weights, at a rate, a decay and an epsilon that make it this rule.
+    """
 
     def __init__(self, params: Iterable[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
@@ -123,26 +126,25 @@ class HfAdamW(Optimizer):
                     state.update(exp_avg=torch.zeros_like(parameter), exp_avg_sq=torch.zeros_like(parameter))
                 state["step"] += 1
                 by_step.setdefault(int(state["step"]), []).append(parameter)
+            (beta1, beta2), decay = group["betas"], group["weight_decay"]
+            left = 1 - group["lr"] * decay
             for step, parameters in by_step.items():
-                at_once = parameters[0].is_cuda  # else one by one, which takes less memory
-                for part in [parameters] if at_once else [[parameter] for parameter in parameters]:
-                    self._update(part, step, group)
-
-    def _update(self, parameters: Sequence[Tensor], step: int, group: Mapping[str, Any]) -> None:
-        gradients = [_share(parameter.grad) for parameter in parameters if parameter.grad is not None]
-        means, squares = (
-            [_share(self.state[parameter][name]) for parameter in parameters] for name in ("exp_avg", "exp_avg_sq")
-        )
-        weights = [_share(parameter) for parameter in parameters]
-        beta1, beta2 = group["betas"]
-        torch._foreach_lerp_(means, gradients, 1 - beta1)
-        torch._foreach_mul_(squares, beta2)
-        torch._foreach_addcmul_(squares, gradients, gradients, value=1 - beta2)
-        correction = math.sqrt(1 - beta2**step) / (1 - beta1**step)
-        denominators = torch._foreach_sqrt(squares)
-        torch._foreach_add_(denominators, group["eps"])
-        torch._foreach_addcdiv_(weights, means, denominators, value=-group["lr"] * correction)
-        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+                states = [self.state[parameter] for parameter in parameters]
+                torch._fused_adamw_(
+                    [_share(parameter) for parameter in parameters],
+                    [_share(parameter.grad) for parameter in parameters],
+                    [_share(state["exp_avg"]) for state in states],
+                    [_share(state["exp_avg_sq"]) for state in states],
+                    [],
+                    [torch.full((), float(step), device=parameters[0].device)] * len(parameters),
+                    lr=group["lr"] * left,
+                    beta1=beta1,
+                    beta2=beta2,
+                    weight_decay=decay / left,
+                    eps=group["eps"] / math.sqrt(1 - beta2**step),
+                    amsgrad=False,
+                    maximize=False,
+                )
 
 
 def _share(tensor: Any) -> Tensor:

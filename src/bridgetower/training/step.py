@@ -173,7 +173,7 @@ class StepWatch:
         """Takes the numbers of a step; returns whether a process asked to stop, as far as is known."""
         norm = means["gradient_norm"]
         checked = torch.zeros_like(norm) if skipped else means["loss"].float() * 0 + norm
-        values, event = torch.stack([torch.tensor(float(stop)).to(norm.device, non_blocking=True), checked]), None
+        values, event = torch.stack([torch.full_like(norm, float(stop)), checked]), None
         if world_size() > 1:
             dist.all_reduce(values)
         if norm.is_cuda:  # into pinned memory
