@@ -189,6 +189,15 @@ def test_scores_that_are_not_numbers(tiny_model, images):
         evaluate_retrieval(tiny_model, images, CONFIG)
 
 
+def test_a_gpu_is_waited_for_once_in_a_part(tiny_model, images, small_parts, monkeypatch):
+    fetched = []
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: fetched.append(tensor) or tensor)
+    texts, _ = ranked_texts(images, CONFIG)
+    with resumable(PairScorer(tiny_model, images, texts, CONFIG, EvaluationOptions())) as scorer, torch.no_grad():
+        scorer.score(*torch.cartesian_prod(torch.arange(len(images)), torch.arange(8)).T)
+    assert [len(scores) for scores in fetched] == [8] * len(images)  # of an image each, in three batches
+
+
 @pytest.mark.slow
 def test_killed_and_called_again_it_gives_the_same_figures(tiny_checkpoint, tiny_dataset, forked, tmp_path):
     command = ["evaluate", str(tiny_checkpoint), "retrieval", "--data", str(tiny_dataset), "--candidates", "4"]

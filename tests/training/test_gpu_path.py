@@ -1,6 +1,5 @@
 """The path of a step on a GPU, on pretended devices: nothing waits for the device, and layers are one graph."""
 
-from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -9,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 import tiny
 from bridgetower.data.batch import IGNORED
@@ -46,19 +44,14 @@ class NoWaiting(TorchDispatchMode):
     """Refuses what makes the host wait for a GPU: reading a value, finding places, and copies that may block."""
 
     def __enter__(self):
-        self.patch = pytest.MonkeyPatch()
+        self.patch, self.pinned = pytest.MonkeyPatch(), []  # kept, so that no other tensor gets their place
         self.patch.setattr(torch.cuda, "is_available", lambda: True)
-        self.patch.setattr(Tensor, "pin_memory", lambda tensor: self.pinned(tensor))
-        self.pages = {}  # which are kept, so that no other tensor gets their place
+        self.patch.setattr(Tensor, "pin_memory", lambda tensor: self.pinned.append(tensor) or tensor)
         return super().__enter__()
 
     def __exit__(self, *error):
         self.patch.undo()
         return super().__exit__(*error)
-
-    def pinned(self, tensor):
-        self.pages.setdefault(tensor.data_ptr(), tensor)
-        return tensor
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -68,7 +61,7 @@ class NoWaiting(TorchDispatchMode):
             raise HostWaitsError(str(func))
         if func is torch.ops.aten._to_copy.default:
             devices = {tensors[0].device.type, torch.device(kwargs.get("device") or tensors[0].device).type}
-            pinned = tensors[0].device == GPU or tensors[0].data_ptr() in self.pages
+            pinned = tensors[0].device == GPU or any(tensors[0] is each for each in self.pinned)
             if devices == {"cpu", "meta"} and not (kwargs.get("non_blocking") and pinned):
                 raise HostWaitsError(f"a copy that may block, {devices}")
         return func(*args, **kwargs)
@@ -163,51 +156,24 @@ def test_pixels_are_normalised_where_they_are_used(tiny_dataset, tiny_processor)
     assert torch.equal(tiny_processor.normalise(raw), plain)
 
 
-class Calls(TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.names = Counter()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if any(isinstance(value, Tensor) and value.device == GPU for value in tree_leaves((args, kwargs))):
-            self.names[func.overloadpacket.__name__] += 1
-        return func(*args, **(kwargs or {}))
-
-
-def test_one_call_changes_all_weights_of_a_rate():
-    config = OptimizerConfig(rule="hf_adamw")
-    groups = parameter_groups(on_gpu(), config)
-    optimizer = build_optimizer(groups, config)
-    for weight in (weight for group in groups for weight in group["params"]):
+def test_one_call_changes_all_weights_of_a_rate(monkeypatch):
+    model, config, called = on_gpu(), OptimizerConfig(rule="hf_adamw"), []
+    monkeypatch.setattr(torch, "_fused_adamw_", lambda weights, *others, **numbers: called.append(weights))
+    for weight in model.parameters():
         weight.grad = torch.zeros_like(weight)
-    optimizer.step()
-    with Calls() as calls:
-        optimizer.step()
-    assert calls.names.pop("_fused_adamw_") == len(groups) < 10
-    assert calls.names.total() <= len(groups)
-
-
-class Copies(TorchDispatchMode):
-    def __init__(self):
-        super().__init__()
-        self.dtypes = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        moved = func is torch.ops.aten._to_copy.default and args[0].device.type == "cpu" and args[0].ndim == 4
-        if moved and torch.device((kwargs or {}).get("device", "cpu")) == GPU:
-            self.dtypes.append(args[0].dtype)
-        return func(*args, **(kwargs or {}))
+    build_optimizer(groups := parameter_groups(model, config), config).step()
+    assert [len(weights) for weights in called] == [len(group["params"]) for group in groups]
+    assert len(called) < 10
 
 
 def test_a_predictor_sends_bytes_and_does_not_wait(tiny_processor):
     engine = TorchEngine(on_gpu().eval(), GPU, torch.float16)
     pixels = [torch.zeros(3, 24, 24, dtype=torch.uint8)] * 2
-    copies = Copies()
-    with torch.no_grad(), NoWaiting(), copies:  # in inference mode, `to` would come whole
+    with torch.no_grad(), NoWaiting() as waiting:  # in inference mode, `to` would come whole
         image = encoded_images(engine, tiny_processor, pixels)
         text = encoded_texts(engine, tiny_processor, [[0, 5, 6, 2], [0, 7, 2]])
         fused = engine.fuse(engine.cache_image(image), engine.cache_text(text))
-    assert copies.dtypes == [torch.uint8]
+    assert [each.dtype for each in waiting.pinned if each.ndim == 4] == [torch.uint8]
     assert (fused.pooled.device, fused.pooled.dtype) == (GPU, torch.float16)
 
 
@@ -299,9 +265,13 @@ def test_texts_padded_for_compiled_layers_have_the_same_losses(frozen):
     assert longest.shape[1] == 14  # as many as the position table holds
 
 
+def no_compiler(graph, inputs):
+    raise RuntimeError
+
+
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("strict", [True, False])
-def test_a_layer_of_two_graphs_is_refused_or_runs_so(strict):
+@pytest.mark.parametrize(("strict", "backend"), [(True, "eager"), (False, "eager"), (False, no_compiler)])
+def test_a_layer_of_two_graphs_is_refused_or_runs_so_or_without(strict, backend):
     model = tiny.build(tiny.CONFIG)
     expected = model.encode_image(tiny.images(1)).cls
     layer = model.vision.stacked_layers()[0]
@@ -312,24 +282,9 @@ def test_a_layer_of_two_graphs_is_refused_or_runs_so(strict):
         return original(hidden, *rest, **options)
 
     layer.forward = broken
-    model.compile_layers(backend="eager", strict=strict)
+    model.compile_layers(backend=backend, strict=strict)
     with nullcontext() if not strict else pytest.raises(Exception, match=r"graph_break|graph break"):
         assert torch.equal(model.encode_image(tiny.images(1)).cls, expected)
-
-
-@pytest.mark.usefixtures("unchecked")
-def test_without_a_compiler_layers_run_as_they_are():
-    def fails(graph, inputs):
-        raise RuntimeError("no C compiler")
-
-    model = tiny.build(tiny.CONFIG)
-    expected = model.encode_image(tiny.images(1)).cls
-    model.compile_layers(backend=fails, strict=False)
-    assert torch.equal(model.encode_image(tiny.images(1)).cls, expected)
-    torch._dynamo.reset()
-    model.compile_layers(backend=fails)
-    with pytest.raises(Exception, match="no C compiler"):
-        model.encode_image(tiny.images(1))
 
 
 def test_what_the_towers_hand_over_is_bfloat16_under_autocast():
