@@ -95,6 +95,7 @@ def configs(tiny_dataset, folder):
         "vqa": {
             "data": replace(config.data, folders=(str(questions),)),
             "model": replace(PLAIN, heads=heads),
+            "optimizer": replace(SMOOTH, rule="hf_adamw"),
             "evaluation": replace(config.evaluation, candidates=128),
             "select_by": "vqa_score",
         },

@@ -32,6 +32,12 @@ class TestRunConfig:
         )
         assert read(json.loads(json.dumps(run.to_dict()))) == run
 
+    @pytest.mark.parametrize("device", ["cpu", "cuda"])
+    def test_layers_are_compiled_on_a_gpu_unless_told_otherwise(self, device):
+        changes = [{}, {"deterministic": True}, {"compile": "yes"}, {"compile": "no"}]
+        found = [replace(RECIPES["pretrain-base"], **change).compiles(device) for change in changes]
+        assert found == [device == "cuda", False, True, False]
+
     @pytest.mark.parametrize("path", [(), ("optimizer",), ("model", "text"), ("task", "phases", 1)])
     def test_unknown_keys(self, path):
         values = json.loads(json.dumps(RECIPES["pretrain-nano"].to_dict()))

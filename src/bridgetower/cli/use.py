@@ -32,7 +32,7 @@ class UseOptions(LoadOptions):
     Attributes:
         batch_size: Inputs at once.
         truncate: Cut texts that are too long instead of refusing them.
-        num_workers: Processes that decode images while others are computed; 0 decodes in this one.
+        num_workers: Processes that decode images while others are computed; 0 decodes here, for a GPU in threads.
         json: Print JSON on a terminal too.
     """
 

@@ -121,8 +121,8 @@ class RunConfig:
         max_epochs: Passes over the training pairs; give either this or `max_steps`.
         precision: Precision of the forward pass; weights and optimiser stay in float32. `tf32` is for GPUs.
         deterministic: Use kernels of PyTorch that give the same bits in every run; an error where there are none.
-        compile: Compile the layers of the towers and of the fusion encoder; `auto` does so on a GPU, where what cannot
-            be compiled runs as it is, with a warning.
+        compile: Compile the layers of the towers and of the fusion encoder; `auto` does so on a GPU unless the run is
+            deterministic, and lets what cannot be compiled run as it is, with a warning.
         device: `auto` takes a GPU if there is one, `cuda` a GPU that must be there.
         parallel: How several processes share the work: with `ddp` each has all weights, with `fsdp` a share of the
             weights, the gradients and the optimiser state, which takes less memory and more communication.
@@ -219,6 +219,10 @@ class RunConfig:
         }
         for name, kind in choices.items():
             check_choice(name, getattr(self, name), kind)
+
+    def compiles(self, device: str) -> bool:
+        """Whether layers are compiled on a kind of device."""
+        return self.compile == "yes" or (self.compile == "auto" and device == "cuda" and not self.deterministic)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -139,8 +139,9 @@ def train(
             device = run_device(config.device)
             set_numerics(device, config.precision, deterministic=config.deterministic)
             model = checkpoint.model(copy=False).train().to(device)
-            if config.compile == "yes" or (config.compile == "auto" and device.type == "cuda"):
-                logger.info("layers are compiled in the first steps, which takes minutes; --compile no leaves it out")
+            if config.compiles(device.type):
+                if rank() == 0:
+                    logger.info("layers are compiled in the first steps, for minutes; --compile no leaves it out")
                 model.compile_layers(strict=config.compile == "yes")
             else:
                 optimize_for_cpu(model)
