@@ -31,7 +31,7 @@ PACKAGES: Mapping[Extra, tuple[str, ...]] = {
     "towers": ("timm", "transformers"),
     "langchain": ("langchain_core",),
     "llama-index": ("llama_index",),
-    "mcp": ("mcp", "pydantic"),
+    "mcp": ("mcp",),
     "sentence-transformers": ("sentence_transformers",),
 }
 """What each extra installs, by the names that are imported; extras that it includes are not repeated."""

@@ -58,4 +58,4 @@ def test_weights_are_packed_once_by_threads_that_start_together():
             found = in_threads(lambda _, engine=engine: engine.encode_text(*tiny.texts([5, 3])).cls, THREADS)
         for cls in found:
             torch.testing.assert_close(cls, expected, atol=1e-5, rtol=0)
-        assert all(module.weight.is_mkldnn for module in engine.model.modules() if isinstance(module, nn.Linear))
+        assert all(module.weight.is_mkldnn for module in engine.model.text.modules() if isinstance(module, nn.Linear))

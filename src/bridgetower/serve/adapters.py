@@ -10,6 +10,7 @@ from fastapi import APIRouter, Response
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import to_json
 
+from bridgetower.serve.inputs import IMAGE
 from bridgetower.serve.model_routes import (
     Content,
     ImagePart,
@@ -24,10 +25,11 @@ from bridgetower.serve.model_routes import (
 from bridgetower.serve.schemas import COMPUTING, Body, JsonRoute, Listed, Several, Source, Text, json_of, listed
 from bridgetower.serve.service import Served
 
+_TEXTS: list[Any] = ["a red square", "two dogs"]
 router = APIRouter(route_class=JsonRoute, tags=["protocols of other servers"])
 
 
-class EncodeRequest(Body):
+class EncodeRequest(Body, json_schema_extra={"examples": [{"text": "a red square", "img_b64_str": IMAGE}]}):
     text: Text
     img_b64_str: Source | None = None
     truncate: bool = True
@@ -58,7 +60,7 @@ class _Inference(Body):
     truncation_direction: Annotated[Literal["right"], BeforeValidator(lambda given: str(given).lower())] = "right"
 
 
-class EmbedRequest(_Inference):
+class EmbedRequest(_Inference, json_schema_extra={"examples": [{"inputs": _TEXTS}]}):
     inputs: TextOrImage | Annotated[list[TextOrImage], Several]
     normalize: Literal[True, None] = None
     dimensions: None = None
@@ -79,7 +81,10 @@ class Sentences(BaseModel, extra="forbid"):
     sentences: Annotated[list[TextOrImage], Several]
 
 
-class SimilarityRequest(Body):
+_COMPARED = {"inputs": {"source_sentence": _TEXTS[0], "sentences": _TEXTS}}
+
+
+class SimilarityRequest(Body, json_schema_extra={"examples": [_COMPARED]}):
     inputs: Sentences
     parameters: _Inference | None = None
 
@@ -147,7 +152,9 @@ _Entries = Annotated[
 class ScoreRequest(Body):
     """One query or as many as there are documents, each a text or an image."""
 
-    model_config = ConfigDict(populate_by_name=True)
+    model_config = ConfigDict(
+        populate_by_name=True, json_schema_extra={"examples": [{"text_1": _TEXTS[0], "text_2": _TEXTS}]}
+    )
     queries: _Entries = Field(validation_alias=AliasChoices("text_1", "queries", "data_1"))
     documents: _Entries = Field(validation_alias=AliasChoices("text_2", "documents", "data_2"))
 
