@@ -213,7 +213,7 @@ class TestConditions:
         hits = searcher.search(TEXT, rerank=0, top=45, where="path < '10.png' AND width > 20")
         assert names(hits) == [hit.path for hit in everything if hit.path < "10.png"]
         assert len(searcher.search(TEXT, top=3, where="path < '10.png'")) == 3
-        assert searcher.search(TEXT, where="width > 800") == []
+        assert searcher.search(TEXT, where="width > 800") == searcher.search(TEXT, where="width > 800 -- px") == []
         assert len(searcher.search(TEXT, where="mtime > timestamp '2024-06-01'")) == 10
         captioned = searcher.search(TEXT, rerank=0, where="array_has(captions, 'red circle on black')")
         assert names(captioned) == ["00.png"]
@@ -221,9 +221,21 @@ class TestConditions:
     def test_what_is_no_condition(self, searcher):
         with pytest.raises(ValueError, match=r"^where is 'widdth > 800': No field named widdth; columns are [a-z, ]+$"):
             searcher.search(TEXT, where="widdth > 800")
-        for where in ("width > > 8", "DROP x", "", "width > 'a'", "captions = 'a'", "width / 0 > 1", "- path > 3"):
+        for where in (
+            "width > > 8",
+            "DROP x",
+            "",
+            "width > 'a'",
+            "captions = 'a'",
+            "width / 0 > 1",
+            "- path > 3",
+            "width > 0 path > 'a'",
+            "width > 0; DROP",
+        ):
             with pytest.raises(ValueError, match=r"where is .*; columns are path, size, mtime, width") as caught:
                 searcher.search(TEXT, where=where)
+            with pytest.raises(ValueError, match=r"where is .*; columns are path"):
+                searcher.search(TEXT, where=where, against="words")
             assert not re.search(r"\.rs|[lL]ance|Arrow|Some\(|Utf8|Field \{", str(caught.value))
 
     @pytest.mark.parametrize(

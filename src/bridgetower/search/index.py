@@ -423,7 +423,7 @@ class Index:
         """
         query = self._table.search(text, query_type="fts", fts_columns="captions").limit(max(1, count))
         if where is not None:
-            query = query.where(where, prefilter=True)
+            query = query.where(_whole(where), prefilter=True)
         with _told(self.uri, where=where):
             rows = query.select([*RETURNED, "image_vector", "_score"]).to_list()
         hits = []
@@ -477,9 +477,8 @@ class Index:
         query = self._table.search(vector.numpy(), vector_column_name=_COLUMNS[kind])
         query = query.distance_type("cosine").limit(count)
         query = query.nprobes(probes).refine_factor(_REFINED) if probes else query.bypass_vector_index()
-        if where is not None or among is not None:
-            both = where if among is None else among if where is None else f"({where}) AND {among}"
-            query = query.where(both, prefilter=True)
+        if conditions := [_whole(one) for one in (where, among) if one is not None]:
+            query = query.where(" AND ".join(conditions), prefilter=True)
         try:
             with _told(self.uri, where=where):
                 found: list[dict[str, Any]] = query.select([*RETURNED, "_distance"]).to_list()
@@ -591,6 +590,11 @@ def read_indexed(file: Path | str, image: Indexed) -> bytes:
     if hashlib.sha256(content).hexdigest() != image.digest:
         raise ValueError(_CHANGED.format("image"))
     return content
+
+
+def _whole(condition: str) -> str:
+    """Encloses a condition: what follows a complete one, as when an AND is missing, would be ignored."""
+    return f"({condition}\n)"
 
 
 @contextmanager
