@@ -61,6 +61,7 @@ def test_vllm(client, scores):
         ({"queries": TEXTS, "documents": TEXTS[::-1]}, np.diag(cosine[:, ::-1])),
         ({"data_1": TEXTS[1], "data_2": image, "model": "tiny"}, match[:, 1]),
         ({"text_1": image, "text_2": TEXTS}, np.diag(match)),
+        ({"queries": TEXTS[1], "documents": [{"content": [part]} for part in image["content"]]}, match[:, 1]),
     ):
         answer = client.post("/score", json=body).json()
         assert [row["index"] for row in answer["data"]] == list(range(len(expected)))
@@ -85,12 +86,13 @@ def test_cohere(locked, scores):
         ("/v1/encode", {"text": "a", "img_b64_str": "https://elsewhere.org/a.png"}, "text"),
         ("/embed", {"inputs": "a", "normalize": False}, "normalize"),
         ("/embed", {"inputs": "a", "dimensions": 4}, "dimensions"),
-        ("/", {"inputs": []}, "inputs"),
+        ("/", {"inputs": []}, "at least 1 item"),
         ("/rerank", {"query": "a", "texts": ["b"], "raw_scores": True}, "raw_scores"),
         ("/rerank", {"query": "a", "texts": ["b", URIS[0]]}, "cannot be compared"),
         ("/similarity", {"inputs": {"source_sentence": "a"}}, "sentences"),
         ("/score", {"text_1": ["a", "b"], "text_2": ["a", "b", "c"]}, "2 and 3 given"),
         ("/score", {"text_1": {"content": [{"type": "audio"}]}, "text_2": "a"}, "audio"),
+        ("/score", {"text_1": "a", "text_2": [{"content": [{"type": "text", "text": "b"}] * 2}]}, "several parts"),
     ],
 )
 def test_what_cannot_be_done_is_refused(client, path, body, told):

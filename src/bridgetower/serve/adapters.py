@@ -61,7 +61,14 @@ class _Inference(Body):
 
 
 class EmbedRequest(_Inference, json_schema_extra={"examples": [{"inputs": _TEXTS}]}):
-    inputs: TextOrImage | Annotated[list[TextOrImage], Several]
+    inputs: Annotated[
+        list[TextOrImage],
+        Several,
+        BeforeValidator(
+            lambda given: [given] if isinstance(given, str | dict) else given,
+            json_schema_input_type=TextOrImage | Annotated[list[TextOrImage], Several],
+        ),
+    ]
     normalize: Literal[True, None] = None
     dimensions: None = None
     encoding_format: Literal["float", None] = None
@@ -71,8 +78,7 @@ class EmbedRequest(_Inference, json_schema_extra={"examples": [{"inputs": _TEXTS
 @router.post("/embed", response_model=list[list[float]], responses=COMPUTING)
 async def embed(body: EmbedRequest, service: Served) -> Response:
     """Of text-embeddings-inference: a vector for each text, or image."""
-    contents = body.inputs if isinstance(body.inputs, list) else [body.inputs]
-    _, vectors = await embedded(service, body, contents, "inputs")
+    _, vectors = await embedded(service, body, body.inputs, "inputs")
     return await _json([vector.tolist() for vector in vectors])
 
 
@@ -135,7 +141,12 @@ class _Parts(BaseModel, extra="forbid"):
 
 
 def _documents(given: Any) -> Any:
-    """Entries of vLLM: strings, or an object whose parts are several entries."""
+    """Entries of vLLM: strings, an object whose parts are several entries, or several objects with one part each."""
+    if isinstance(given, list):
+        entries = [_documents(one) if isinstance(one, dict) else [one] for one in given]
+        if any(len(entry) > 1 for entry in entries):
+            raise ValueError("an entry has several parts; expected one text or image in each")
+        return [entry[0] for entry in entries]
     if isinstance(given, dict) and "content" in given:
         parts = _Parts.model_validate(given).content
         return [{"text": one.text} if isinstance(one, TextPart) else {"image": one.image_url.url} for one in parts]
