@@ -103,6 +103,8 @@ class TestSearch:
         for options in ([], ["--json"]):
             cli.main(["search", str(index), "red", "--where", "width > 999", *options])
             assert capsys.readouterr() == ("", "No image meets the condition.\n")
+        cli.main(["search", str(index), "the", "--against", "words"])
+        assert capsys.readouterr() == ("", "No image has these words.\n")
 
     def test_moments(self, run, tiny_checkpoint, tmp_path):
         write_clip(tmp_path / "talk.mp4")

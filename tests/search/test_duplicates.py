@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bridgetower import cli
 from bridgetower.search import duplicates
 from bridgetower.search.duplicates import near_duplicates
 from bridgetower.search.index import Index, IndexInfo
@@ -55,7 +56,10 @@ def test_groups_are_those_of_all_pairs(index, monkeypatch, tile, block):
     assert min(one.cosine for group in found[0.97] for one in group) < 0.97  # of a chain
 
 
-def test_command(album, run, refused, tmp_path):
+def test_command(album, run, refused, tmp_path, capsys):
+    album.build()
+    cli.main(["duplicates", str(album.out), "--threshold", "0.9999999"])
+    assert capsys.readouterr() == ("", "No images are that similar; see a lower --threshold.\n")
     shutil.copy(album.folder / "00.png", album.folder / "sub" / "copy.png")
     album.build()
     (row,) = run("duplicates", album.out, "--threshold", "0.9999999", "--sheet", tmp_path / "sheet.png")

@@ -57,6 +57,12 @@ def test_none_leaves_a_place_empty(hits):
     assert y2 > y + 200
 
 
+def test_a_title_in_place_of_the_query(hits, monkeypatch):
+    monkeypatch.setattr("bridgetower.search.sheet.drawn", lambda figure: figure)
+    lines = contact_sheet(hits, content, title=("2 groups", "a row each")).texts
+    assert [line.get_text() for line in lines[:2]] == ["2 groups", "a row each"]
+
+
 def test_only_what_was_indexed_is_drawn(hits, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     places = hits[0].file, tmp_path / "pipe", tmp_path / "gone.png"

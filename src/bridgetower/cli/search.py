@@ -131,7 +131,8 @@ def search(
         emit_results([{"": rank, **_cells(hit)} for rank, hit in enumerate(hits, start=1)], json=False)
         emit_following("serve", "--index", opened.uri)
     if not hits:
-        print("No image meets the condition.", file=sys.stderr)
+        lacking = "has these words" if query.against == "words" else "has a caption"
+        print(f"No image {'meets the condition' if query.where else lacking}.", file=sys.stderr)
 
 
 def mcp(
@@ -202,11 +203,13 @@ def duplicates(
     groups = near_duplicates(opened, threshold, progress=True)
     if sheet is not None:
         rows = [[*group[:COLUMNS], *[None] * (COLUMNS - len(group))] for group in groups[:50]]
-        title = f"{len(groups)} groups of near-duplicates, a row each"
-        write_image(sheet, contact_sheet([*chain.from_iterable(rows)], opened.content, text=title))
+        title = f"{len(groups)} group{'s' * (len(groups) != 1)} of near-duplicates"
+        write_image(sheet, contact_sheet([*chain.from_iterable(rows)], opened.content, title=(title, "a row each")))
     shown = _values if is_json(json) else lambda hit: f"{hit.path} {hit.width}x{hit.height} {hit.cosine:.3f}"
     found = ({"group": n, "images": [*map(shown, group)]} for n, group in enumerate(groups, start=1))
     emit_results(found, json=json)
+    if not groups:
+        print("No images are that similar; see a lower --threshold.", file=sys.stderr)
 
 
 def _values(hit: Hit) -> dict[str, object]:

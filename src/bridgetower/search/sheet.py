@@ -24,8 +24,9 @@ def contact_sheet(
     *,
     text: str | None = None,
     image: ImageLike | None = None,
+    title: tuple[str, str] | None = None,
 ) -> Image.Image:
-    """Draws the hits in rows, best first, with names and scores, under the query; None leaves its place empty."""
+    """Draws hits in rows, best first, with names and scores, under the query or a title; None leaves a place empty."""
     rows, columns = -(-len(hits) // COLUMNS), max(3, min(COLUMNS, len(hits)))
     head = 2 * _MARGIN + (_QUERY if image is not None else 0.5)
     width = 2 * _MARGIN + columns * (_TILE + _GAP) - _GAP
@@ -47,11 +48,12 @@ def contact_sheet(
     if image is not None:
         place(lambda: image, _MARGIN, _MARGIN, _QUERY)
         left += _QUERY + _GAP
-    title = "images like this one" if text is None else f"“{shortened(text, round(6 * (width - left)))}”"
-    write(title, left, _MARGIN + 0.25, 16)
-    count = sum(hit is not None for hit in hits)
-    found = "nothing was found" if not count else f"{count} hit{'s' if count > 1 else ''}, best first"
-    write(found, left, _MARGIN + 0.5, 10, FAINT)
+    if title is None:
+        query = "images like this one" if text is None else f"“{shortened(text, round(6 * (width - left)))}”"
+        count = sum(hit is not None for hit in hits)
+        title = query, "nothing was found" if not count else f"{count} hit{'s' if count > 1 else ''}, best first"
+    write(title[0], left, _MARGIN + 0.25, 16)
+    write(title[1], left, _MARGIN + 0.5, 10, FAINT)
     for number, hit in enumerate(hits):
         if hit is None:
             continue
