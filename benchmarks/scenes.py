@@ -117,7 +117,8 @@ def prepare_easy_vqa(out: Path) -> None:
             rows.append({"image": paths[number], "question": text, "answer": answer, "split": named})
     out.mkdir(parents=True, exist_ok=True)
     table = out / "questions.jsonl"
-    write_bytes(table, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    if not table.exists():  # a set of a table that was written again is another one
+        write_bytes(table, "".join(json.dumps(row) + "\n" for row in rows).encode())
     prepare_own("vqa", table, out / "data")
 
 
