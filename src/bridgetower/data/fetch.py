@@ -115,7 +115,7 @@ def list_files(source: str) -> Iterator[Listed]:
         return
     fixed = source
     if "*" in source:
-        found = _retried(source, lambda system, path: system.glob(path, detail=True))
+        found = retried(source, lambda system, path: system.glob(path, detail=True))
         if not found:
             raise FileNotFoundError(f"nothing matches {source}")
         fixed = source.partition("*")[0].rpartition("/")[0]
@@ -123,7 +123,7 @@ def list_files(source: str) -> Iterator[Listed]:
         yield Listed(source, source.partition("?")[0].rpartition("/")[2])
         return
     else:
-        found = _retried(source, lambda system, path: system.find(path, detail=True))
+        found = retried(source, lambda system, path: system.find(path, detail=True))
     system, start = _system(fixed)
     for path in sorted(found):
         name = os.path.relpath(path, start) if path.rstrip("/") != start.rstrip("/") else path.rpartition("/")[2]
@@ -265,7 +265,7 @@ def _whole(url: str, most: int) -> bytes:
                 content += part
         return bytes(content)
 
-    content = _retried(url, read)
+    content = retried(url, read)
     if len(content) > most:
         raise ValueError(f"{url} has more than {most} bytes")
     return content
@@ -280,13 +280,13 @@ def _piece(url: str, start: int, size: int, *, whole: int = 0) -> bytes:
             raise ConnectionError(f"{len(content)} bytes came where {size} were asked for")
         return content
 
-    content = _retried(url, read)
+    content = retried(url, read)
     if len(content) > size and len(content) != whole:
         raise ValueError(f"{url} gives {len(content)} bytes where {size} were asked for; copy it to a disk")
     return content
 
 
-def _retried(url: str, read: Callable[[Any, str], T]) -> T:
+def retried(url: str, read: Callable[[Any, str], T]) -> T:
     """Reads from the store of a URL, again after errors that may pass; in the end an OSError names the URL."""
     pauses = iter(PAUSES)
     while True:
@@ -300,7 +300,7 @@ def _retried(url: str, read: Callable[[Any, str], T]) -> T:
             raise
         except Exception as error:
             status = getattr(error, "status", None)
-            is_final = isinstance(status, int) and 400 <= status < 500 and status not in _PASSING
+            is_final = isinstance(status, int) and 300 <= status < 500 and status not in _PASSING
             pause = None if is_final or isinstance(error, PermissionError) else next(pauses, None)
             reason = (str(error) or type(error).__name__).partition("\n")[0][:300]
             if pause is None:
@@ -326,7 +326,7 @@ def _deadline(system: Any) -> dict[str, float]:
 
 
 def _info(url: str) -> dict[str, Any]:
-    return _retried(url, lambda system, path: system.info(path, **_deadline(system)))
+    return retried(url, lambda system, path: system.info(path, **_deadline(system)))
 
 
 def _version(info: dict[str, Any]) -> str:
