@@ -49,6 +49,7 @@ def test_groups_are_those_of_all_pairs(index, monkeypatch, tile, block):
         assert [len(group) for group in groups] == sorted(map(len, expected), reverse=True)
         for group in groups:
             assert group[0].path == max(one.path for one in group)  # which has the most pixels
+            assert max(one.cosine for one in group) <= 1
             assert [one.cosine for one in group] == pytest.approx(
                 [unit[one.path] @ unit[group[0].path] for one in group]
             )

@@ -47,6 +47,9 @@ def test_text_embeddings_inference(client, scores):
     same = client.post("/rerank", json={"query": TEXTS[2], "texts": TEXTS, "truncate": True}).json()
     np.testing.assert_allclose([row["score"] for row in same], sorted(cosine[2], reverse=True), atol=1e-5)
     assert set(same[0]) == {"index", "score"}
+    texts = [f"{number} red squares" for number in range(32)]
+    own = client.post("/score", json={"queries": texts, "documents": texts}).json()["data"]
+    assert max(row["score"] for row in own) <= 1
     jina = client.post("/rerank", json={"query": TEXTS[0], "documents": URIS}).json()
     assert [row["index"] for row in jina["results"]] == [row["index"] for row in ranked]
     assert len(client.post("/embed", json={"inputs": TEXTS[0]}).json()) == 1

@@ -440,6 +440,7 @@ class Index:
             file = image.file_in(self.root)
         except ValueError as error:  # of a damaged row; the condition is not at fault
             raise OSError(f"{self.uri} cannot be read: {error}") from error
+        cosine = max(-1.0, min(1.0, cosine))  # which rounding may exceed
         rank_score = cosine if score is None else score
         return Hit(file=file, against=against, cosine=cosine, rank_score=rank_score, **vars(image))
 

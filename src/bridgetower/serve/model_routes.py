@@ -270,7 +270,8 @@ async def scored(
     if not same:
         return model.predictor.reranking.match(torch.tensor(outcomes)).tolist(), same, items
     vectors = torch.stack(outcomes)
-    return (vectors[: len(queries)] * vectors[len(queries) :]).sum(dim=-1).tolist(), same, items
+    cosines = (vectors[: len(queries)] * vectors[len(queries) :]).sum(dim=-1).clamp(-1, 1)  # rounding may exceed it
+    return cosines.tolist(), same, items
 
 
 @router.post("/v2/rerank", include_in_schema=False)
