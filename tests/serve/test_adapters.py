@@ -86,7 +86,7 @@ def test_cohere(locked, scores):
     ("path", "body", "told"),
     [
         ("/v1/encode", {"img_b64_str": URIS[0]}, "text"),
-        ("/v1/encode", {"text": "a", "img_b64_str": "https://elsewhere.org/a.png"}, "text"),
+        ("/v1/encode", {"text": "a", "img_b64_str": "https://elsewhere.org/a.png"}, "img_b64_str: an image"),
         ("/embed", {"inputs": "a", "normalize": False}, "normalize"),
         ("/embed", {"inputs": "a", "dimensions": 4}, "dimensions"),
         ("/", {"inputs": []}, "at least 1 item"),

@@ -10,9 +10,9 @@ from fastapi import APIRouter, Response
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import to_json
 
+from bridgetower.inference import Item
 from bridgetower.serve.inputs import IMAGE
 from bridgetower.serve.model_routes import (
-    Content,
     ImagePart,
     RerankRequest,
     TextOrImage,
@@ -42,8 +42,11 @@ class EncodeResponse(BaseModel):
 @router.post("/v1/encode", response_model=EncodeResponse, responses=COMPUTING)
 async def encode(body: EncodeRequest, service: Served) -> Response:
     """OPEA's: the vector of a text, or of an image together with a text."""
-    given = [Content(text=body.text, image=body.img_b64_str)]
-    _, (vector,) = await embedded(service, body, given, "text")
+    image, model = body.img_b64_str, service.main
+    with service.admission(1, "text", body.model, "embeddings" if image is None else None, images=[image]):
+        (pixels,) = await model.images([image], "img_b64_str")
+        (ids,) = await model.texts([body.text], "text", truncate=body.truncate)
+        (vector,) = await service.batcher.submit([Item(image=pixels, ids=ids)])
     return await json_of(lambda: {"embedding": vector.tolist()}, len(vector))
 
 
