@@ -108,15 +108,11 @@ async def similarity(body: SimilarityRequest, service: Served) -> Response:
     return await _json(scores)
 
 
-class EitherRerank(_Inference):
+class EitherRerank(RerankRequest, _Inference):
     """With `texts` as text-embeddings-inference takes it, with `documents` as Jina does."""
 
-    query: TextOrImage
-    documents: Annotated[list[TextOrImage], Several] | None = None
+    documents: Annotated[list[TextOrImage], Several] | None = None  # type: ignore[assignment]  # one of the two
     texts: Annotated[list[TextOrImage], Several] | None = None
-    top_n: int | None = Field(None, ge=1)
-    return_documents: bool = False
-    max_tokens_per_doc: int | None = None
     raw_scores: Literal[False] = False
     return_text: bool = False
 
@@ -131,7 +127,7 @@ class EitherRerank(_Inference):
 async def rerank_either(body: EitherRerank, service: Served) -> Response:
     """Sort documents as `/v1/rerank`, or as text-embeddings-inference does."""
     if body.texts is None:
-        return await rerank(RerankRequest.model_construct(**dict(body)), service)
+        return await rerank(body, service)
     scores, _, _ = await scored(service, body, [body.query], body.texts, "texts")
     rows: list[dict[str, Any]] = [{"index": number, "score": scores[number]} for number in best_first(scores)]
     if body.return_text:
