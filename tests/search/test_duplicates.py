@@ -67,6 +67,7 @@ def test_command(album, run, refused, tmp_path, capsys):
     assert [one["path"] for one in row["images"]] == ["00.png", "sub/copy.png"]
     assert row["images"][1]["file"] == str(album.folder / "sub" / "copy.png")
     assert Image.open(tmp_path / "sheet.png").height > 400
+    assert refused("duplicates", album.folder).endswith("and the ending .lance, such as photos.lance")
     assert "threshold is 1.5; expected a cosine above 0 and at most 1" in refused(
         "duplicates", album.out, "--threshold", "1.5"
     )

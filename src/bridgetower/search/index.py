@@ -25,7 +25,7 @@ from torch import Tensor
 from bridgetower.checkpoints import is_downloaded
 from bridgetower.data.example import Image
 from bridgetower.data.fetch import is_url, open_regular
-from bridgetower.data.store import CRC, Table, Uri, crcs_of, message_of
+from bridgetower.data.store import CRC, Table, Uri, crcs_of, message_of, split_uri
 from bridgetower.files import json_object, parse_json
 from bridgetower.model.plain import from_plain
 from bridgetower.processor import check_length
@@ -179,6 +179,7 @@ class Index:
             ValueError: It is something else.
         """
         self.uri, self._root = str(uri), root
+        split_uri(self.uri)  # refuses a folder that is no table
         self._opened: tuple[Any, tuple[int, int] | None] | None = None
         self._seen = 0.0
         self._spoken: tuple[int, int] | None = None  # of a version
