@@ -231,6 +231,8 @@ class TestConditions:
             "- path > 3",
             "width > 0 path > 'a'",
             "width > 0; DROP",
+            "width > 0); DROP",
+            "width > 0) path > 'a'",
         ):
             with pytest.raises(ValueError, match=r"where is .*; columns are path, size, mtime, width") as caught:
                 searcher.search(TEXT, where=where)

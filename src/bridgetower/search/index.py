@@ -479,7 +479,7 @@ class Index:
         query = self._table.search(vector.numpy(), vector_column_name=_COLUMNS[kind])
         query = query.distance_type("cosine").limit(count)
         query = query.nprobes(probes).refine_factor(_REFINED) if probes else query.bypass_vector_index()
-        if conditions := [_whole(one) for one in (where, among) if one is not None]:
+        if conditions := [_whole(one) for one in (among, where) if one is not None]:
             query = query.where(" AND ".join(conditions), prefilter=True)
         try:
             with _told(self.uri, where=where):
@@ -595,8 +595,8 @@ def read_indexed(file: Path | str, image: Indexed) -> bytes:
 
 
 def _whole(condition: str) -> str:
-    """Encloses a condition: what follows a complete one, as when an AND is missing, would be ignored."""
-    return f"({condition}\n)"
+    """Encloses a condition twice: what follows a complete one, as after a parenthesis too many, would be ignored."""
+    return f"(({condition}\n))"
 
 
 @contextmanager
