@@ -30,7 +30,7 @@ from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
 from bridgetower.predictor import Predictor, load
 from bridgetower.search.build import build_index
-from bridgetower.search.index import Against
+from bridgetower.search.config import Against
 from bridgetower.search.searcher import Searcher
 
 SECONDS, RATE, SIDE = 4, 2, 224

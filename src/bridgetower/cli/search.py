@@ -7,14 +7,14 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
 from bridgetower.cli.options import LOADED, Json, Loading, Model, demo_or
 from bridgetower.cli.output import emit, emit_following, emit_result, emit_results, is_json
 from bridgetower.extras import require
-from bridgetower.search.config import IndexConfig
+from bridgetower.search.config import Against, IndexConfig
 
 if TYPE_CHECKING:
     from bridgetower.search.index import Hit
@@ -74,7 +74,7 @@ class QueryOptions:
     top: int = 10
     rerank: int | None = None
     where: str | None = None
-    against: Literal["images", "captions", "pairs", "words", "hybrid"] | None = None
+    against: Against | None = None
     exact: bool = False
     batch_size: int = 32
     truncate: bool = False
@@ -95,9 +95,9 @@ def search(
     """Search an index by a text, by an image, or by both.
 
     The images whose vectors are nearest are matched with the text, and the best match comes first. Gives one JSON line
-    per hit, {"rank", "digest", "path", "file", "against", "cosine", "rank_score", "width", "height", "captions"}, of a
-    match {"probability"} or, without a calibration, {"score"}, and of a moment of a video {"start", "end",
-    "transcript", "link"}; a table on a terminal.
+    per hit, {"rank", "digest", "path", "size", "file", "against", "cosine", "rank_score", "width", "height",
+    "captions"}, of a match {"probability"} or, without a calibration, {"score"}, and of a moment of a video {"start",
+    "end", "transcript", "link"}; a table on a terminal.
 
     Examples: bridgetower search photos.lance "two dogs in the snow" --sheet hits.png
               bridgetower search photos.lance --image dog.jpg --where "width > 800"

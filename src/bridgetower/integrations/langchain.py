@@ -21,7 +21,7 @@ from bridgetower.data.store import Table, Uri
 from bridgetower.extras import require
 from bridgetower.predictor import Predictor, load
 from bridgetower.processor import ImageLike
-from bridgetower.search.config import SourceConfig
+from bridgetower.search.config import Against, SourceConfig
 
 require("langchain")
 require("search")
@@ -33,7 +33,7 @@ from langchain_core.vectorstores.utils import maximal_marginal_relevance
 
 from bridgetower.search.build import new_index, row_of
 from bridgetower.search.embed import Of, embedded, write_lock
-from bridgetower.search.index import Against, Hit, Index, Indexed
+from bridgetower.search.index import Hit, Index, Indexed
 from bridgetower.search.searcher import Searcher
 
 Filter = Mapping[str, Any] | Callable[[Document], bool]

@@ -11,6 +11,9 @@ from bridgetower.model.plain import AT_LEAST_0, AT_LEAST_1, check_numbers
 
 Content = Literal["images", "texts", "pairs"]
 Quantize = Literal["float16", "int8", "binary"]
+Vectors = Literal["images", "captions", "pairs"]
+Against = Literal["images", "captions", "pairs", "words", "hybrid"]
+"""What a query is compared with: vectors, the words of captions and transcripts, or words and vectors together."""
 
 
 @dataclass(frozen=True, kw_only=True)

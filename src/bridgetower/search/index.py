@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -29,10 +29,7 @@ from bridgetower.data.store import CRC, Table, Uri, crcs_of, message_of, split_u
 from bridgetower.files import json_object, parse_json
 from bridgetower.model.plain import from_plain
 from bridgetower.processor import check_length
-
-Vectors = Literal["images", "captions", "pairs"]
-Against = Literal["images", "captions", "pairs", "words", "hybrid"]
-"""What a query is compared with: vectors, the words of captions and transcripts, or words and vectors together."""
+from bridgetower.search.config import Against, Vectors
 
 ABOUT = ("path", "size", "mtime", "width", "height", "captions", "start", "end")
 """Columns of a result, and of conditions."""

@@ -22,7 +22,8 @@ from bridgetower.inference import Item, check_at_least_1, two_stage_order
 from bridgetower.model.plain import check_choice
 from bridgetower.predictor import Predictor, load
 from bridgetower.processor import ImageLike, Resized
-from bridgetower.search.index import Against, Hit, Index, Vectors
+from bridgetower.search.config import Against, Vectors
+from bridgetower.search.index import Hit, Index
 
 RERANK = 64
 """Candidates that are matched by default."""

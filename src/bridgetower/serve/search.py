@@ -24,7 +24,8 @@ from pydantic import AfterValidator, BaseModel, Field
 from bridgetower.inference import Item
 from bridgetower.processor import media_type
 from bridgetower.search.conditions import condition_sql
-from bridgetower.search.index import Against, Hit, Indexed
+from bridgetower.search.config import Against
+from bridgetower.search.index import Hit, Indexed
 from bridgetower.search.searcher import RERANK, Searcher, candidates, fused, mean_vector, two_stages
 from bridgetower.serve.access import video_token
 from bridgetower.serve.errors import ApiError
