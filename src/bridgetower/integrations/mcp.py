@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Annotated, Any
 
 from bridgetower.checkpoints import described
@@ -53,14 +54,10 @@ def mcp_server(searcher: Searcher, answering: Predictor | None = None) -> MCPSer
     server = MCPServer("bridgetower", instructions=_INSTRUCTIONS)
     index, background = searcher.index, searcher.predictor.processor.config.background
 
-    def content(id: str) -> bytes:  # noqa: A002 - as hits have it
-        copies = index.with_digest(id)
-        if not copies:
-            raise ValueError(f"the index has no image with the id {id!r}; take one from search_images")
-        return index.content(copies[0], within_root=True, fetch=False, max_bytes=_MAX_BYTES)
+    content = partial(index.content, within_root=True, fetch=False, max_bytes=_MAX_BYTES)
 
     def shown(hits: Sequence[Hit]) -> list[dict[str, Any] | Image]:
-        blocks = list[dict[str, Any] | Image]()
+        blocks, frames = list[dict[str, Any] | Image](), index.frames(hits)
         for rank, hit in enumerate(hits, start=1):
             match = described(hit.probability, hit.score)
             found = {"rank": rank, "id": hit.digest, "file": str(hit.file), "captions": list(hit.captions)}
@@ -68,7 +65,7 @@ def mcp_server(searcher: Searcher, answering: Predictor | None = None) -> MCPSer
             found |= {} if hit.start is None else {"start": hit.start, "end": hit.end}
             blocks.append(found)
             try:
-                image, _ = open_reduced(io.BytesIO(content(hit.digest)), _SIDE, background=background)
+                image, _ = open_reduced(io.BytesIO(content(hit, frames=frames)), _SIDE, background=background)
             except (OSError, ValueError) as error:
                 found["problem"] = str(error)
                 continue
@@ -98,7 +95,10 @@ def mcp_server(searcher: Searcher, answering: Predictor | None = None) -> MCPSer
         def ask(question: str, id: str) -> list[dict[str, Any]]:  # noqa: A002 - as hits have it
             """Answer a question about one image that was found, by its id; the likeliest answer comes first."""
             with _told():
-                (choices,) = model.answer([io.BytesIO(content(id))], [question], truncate=True)
+                copies = index.with_digest(id)
+                if not copies:
+                    raise ValueError(f"the index has no image with the id {id!r}; take one from search_images")
+                (choices,) = model.answer([io.BytesIO(content(copies[0]))], [question], truncate=True)
             return [{"answer": one.label, "probability": round(one.probability, 4)} for one in choices]
 
     return server
