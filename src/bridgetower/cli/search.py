@@ -191,13 +191,13 @@ def duplicates(
     """
     require("search")
     require("plot")
-    from bridgetower.drawing import require_image_name, write_image
+    if sheet is not None:
+        from bridgetower.drawing import require_image_name, write_image
+        from bridgetower.search.sheet import COLUMNS, contact_sheet
+
+        require_image_name(sheet)
     from bridgetower.search.duplicates import near_duplicates
     from bridgetower.search.index import Index
-    from bridgetower.search.sheet import COLUMNS, contact_sheet
-
-    if sheet is not None:
-        require_image_name(sheet)
 
     opened = Index(demo_or(index, "index"), root=root)
     groups = near_duplicates(opened, threshold, progress=True)
