@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from itertools import chain, islice
+from operator import methodcaller
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -41,6 +42,8 @@ from bridgetower.progress import counting
 from bridgetower.search.config import Content, EmbedConfig, Quantize, ScoreConfig, SourceConfig
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from bridgetower.data.store import Table
 
 Model = Predictor | str | Path | Callable[[], Predictor]
@@ -182,10 +185,9 @@ def embed_source(
                 table.lance.drop_columns(list(_OF_RUN))
                 table.lance.optimize(cleanup_older_than=timedelta(milliseconds=1))  # of 0 LanceDB warns
         elif not is_finished:
-            if config.of == "scores":
-                _export_scores(table, Path(out), places, parts, predictor)
-            else:
-                _export(table, Path(out), places)
+            of_vectors: Callable[[pa.Table], pa.Table] = methodcaller("select", ["id", "text", "vector"])
+            shaped = partial(_scores, predictor, parts) if config.of == "scores" else of_vectors
+            _export(table, Path(out), places, shaped)
             table.drop()
     return EmbedReport(
         vectors=len(places),
@@ -292,18 +294,14 @@ def _add(table: Table, quantize: Quantize | None, found: Sequence[Embedded]) -> 
     table.append(written.append_column("vector", pa.FixedSizeListArray.from_arrays(flat, kind.list_size)))
 
 
-def _export(table: Table, out: Path, places: np.ndarray) -> None:
-    """Writes rows of the table to a file, whole or not at all."""
-    import pyarrow as pa
+def _export(table: Table, out: Path, places: np.ndarray, shaped: Callable[[pa.Table], pa.Table]) -> None:
+    """Writes rows of the table to a file, whole or not at all; a Parquet file has them as they are shaped."""
     import pyarrow.parquet as pq
 
-    columns, schema, suffix = ["id", "text", "vector"], table.schema, out.suffix
+    schema, suffix, writer = table.schema, out.suffix, None
     with ExitStack() as stack:
         temporary = stack.enter_context(replacing(out))
-        if suffix == ".parquet":
-            schema = pa.schema([schema.field(name) for name in columns], schema.metadata)
-            writer = stack.enter_context(pq.ParquetWriter(temporary, schema))
-        else:
+        if suffix != ".parquet":
             file = stack.enter_context(temporary.open("wb"))
         if suffix == ".npy":
             lines = stack.enter_context(stack.enter_context(replacing(out.with_suffix(".ids.jsonl"))).open("wb"))
@@ -311,9 +309,12 @@ def _export(table: Table, out: Path, places: np.ndarray) -> None:
             dtype, shape = np.dtype(kind.value_type.to_pandas_dtype()), (len(places), kind.list_size)
             np.lib.format.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False, "shape": shape})
         for start in range(0, len(places), _EXPORTED):
-            some = table.take(places[start : start + _EXPORTED].tolist(), [*columns, "is_image"])
+            columns = ["id", "text", "vector", "is_image", "part", "number"]
+            some = table.take(places[start : start + _EXPORTED].tolist(), columns)
             if suffix == ".parquet":
-                writer.write_table(some.select(columns).cast(schema))
+                written = shaped(some).replace_schema_metadata(schema.metadata)
+                writer = writer or stack.enter_context(pq.ParquetWriter(temporary, written.schema))
+                writer.write_table(written)
             elif suffix == ".jsonl":
                 for row in some.to_pylist():
                     file.write(_json_line(row["id"], row["text"], row["is_image"], row["vector"]).encode())
@@ -322,29 +323,21 @@ def _export(table: Table, out: Path, places: np.ndarray) -> None:
                 lines.writelines((json_text(row) + "\n").encode() for row in some.select(["id", "text"]).to_pylist())
 
 
-def _export_scores(
-    table: Table, out: Path, places: np.ndarray, parts: Sequence[Part | Sequence[Example]], predictor: Predictor
-) -> None:
-    """Writes scores, as far as the model has the heads, with the file of the source and its row that each is of."""
+def _scores(predictor: Predictor, parts: Sequence[Part | Sequence[Example]], rows: pa.Table) -> pa.Table:
+    """Returns scores, as far as the model has the heads, with the file of the source and its row that each is of."""
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    writer, shown, heads = None, predictor.reranking.shown, (predictor.model.itm_head, predictor.model.itc_head)
-    names = [[file.name for file in part.files] if isinstance(part, Part) else [""] for part in parts]
-    with ExitStack() as stack:
-        temporary = stack.enter_context(replacing(out))
-        for start in range(0, len(places), _EXPORTED):
-            rows = table.take(places[start : start + _EXPORTED].tolist(), ["id", "text", "vector", "part", "number"])
-            scores = torch.from_numpy(np.stack(rows["vector"].to_numpy())).double()  # where large log-odds do not tie
-            numbers = list(zip(rows["part"].to_pylist(), rows["number"].to_pylist(), strict=True))
-            files = [names[part][min(number, len(names[part]) - 1)] for part, number in numbers]
-            of_files = [number if len(names[part]) == 1 else 0 for part, number in numbers]
-            found = {"id": rows["id"], "text": rows["text"], "file": files, "row": of_files}
-            found |= {} if heads[0] is None else {shown: predictor.reranking.match(scores[:, 0]).numpy()}
-            found |= {} if heads[1] is None else {"cosine": scores[:, -1].numpy()}
-            written = pa.table(found, metadata=table.schema.metadata)
-            writer = writer or stack.enter_context(pq.ParquetWriter(temporary, written.schema))
-            writer.write_table(written)
+    scores = torch.from_numpy(np.stack(rows["vector"].to_numpy())).double()  # where large log-odds do not tie
+    found: dict[str, Any] = {"id": rows["id"], "text": rows["text"], "file": [], "row": []}
+    for number, part in zip(rows["number"].to_pylist(), map(parts.__getitem__, rows["part"].to_pylist()), strict=True):
+        files = part.files if isinstance(part, Part) else ()
+        found["file"].append(files[min(number, len(files) - 1)].name if files else "")
+        found["row"].append(number if len(files) <= 1 else 0)
+    if predictor.model.itm_head is not None:
+        found[predictor.reranking.shown] = predictor.reranking.match(scores[:, 0]).numpy()
+    if predictor.model.itc_head is not None:
+        found["cosine"] = scores[:, -1].numpy()
+    return pa.table(found)
 
 
 def print_vectors(source: str | Path | Sequence[Example], model: Model, config: EmbedConfig) -> None:
