@@ -419,7 +419,7 @@ class Index:
         Raises:
             ValueError: The condition is none.
         """
-        query = self._table.search(text, query_type="fts", fts_columns="captions").limit(max(1, count))
+        query = self._table.search(text, query_type="fts", fts_columns="captions").limit(count)
         if where is not None:
             query = query.where(_whole(where), prefilter=True)
         with _told(self.uri, where=where):

@@ -76,7 +76,7 @@ class Searcher:
             image: Similar images are found.
             top: Hits to return.
             rerank: How many of the nearest are matched with the text; 0 leaves it at the cosine. None: see `planned`.
-            where: A condition in SQL on path, size, mtime, width, height or captions, such as `width > 800`.
+            where: A condition in SQL on path, size, mtime, width, height, captions, start or end, as `width > 800`.
             against: What the query is compared with: the images, their captions, or both together; the words of
                 captions and transcripts; or `hybrid`, words and vectors. None: see `planned`.
             exact: Compare the query with every vector, even where the index could leave most out.
