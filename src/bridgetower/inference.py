@@ -188,10 +188,11 @@ def encoded_images(
 
 
 def encoded_texts(
-    engine: Engine, processor: Processor, ids: Sequence[Sequence[int]], outputs: EncodeOutputs = "layers"
+    encodes: BridgeTower | Engine, processor: Processor, ids: Sequence[Sequence[int]], outputs: EncodeOutputs = "layers"
 ) -> Encoded:
-    text = processor.pad(ids)
-    return engine.encode_text(text.input_ids, text.attention_mask, outputs=outputs)
+    input_ids, mask = processor.pad(ids)
+    mask = None if mask is None else to_device(mask, encodes.device)
+    return encodes.encode_text(to_device(input_ids, encodes.device), mask, outputs=outputs)
 
 
 def _index(engine: Engine, rows: Sequence[int]) -> Int[Tensor, " n"]:

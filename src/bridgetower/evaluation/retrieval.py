@@ -35,10 +35,9 @@ from bridgetower.evaluation.metrics import (
     streamed_recalls,
 )
 from bridgetower.files import locked, remove_leftovers
-from bridgetower.inference import image_bytes, log_odds, score_pairs, split_rows, two_stage_order
+from bridgetower.inference import encoded_texts, image_bytes, log_odds, score_pairs, split_rows, two_stage_order
 from bridgetower.model.bridgetower import BridgeTower, EncodeOutputs
 from bridgetower.model.fusion import Encoded
-from bridgetower.model.layers import to_device
 from bridgetower.objectives.losses import similarity
 from bridgetower.processor import load_items
 from bridgetower.progress import count_bars, counted
@@ -171,9 +170,7 @@ class PairScorer:
             yield self.model.encode_image(moved.pixel_values, outputs=outputs, states=moved.image_states)
 
     def _encode_texts(self, places: Sequence[int], outputs: EncodeOutputs = "layers") -> Encoded:
-        batch = self.images.processor.pad([self.ids[place] for place in places])
-        mask = None if batch.attention_mask is None else to_device(batch.attention_mask, self._device)
-        return self.model.encode_text(to_device(batch.input_ids, self._device), mask, outputs=outputs)
+        return encoded_texts(self.model, self.images.processor, [self.ids[place] for place in places], outputs)
 
     def _read(self, name: str) -> Tensor | None:
         """Returns a result from its file; None where there is none, or a damaged one."""

@@ -15,7 +15,7 @@ from bridgetower.data.batch import Batch
 from bridgetower.data.examples import PreparedImages
 from bridgetower.evaluation.config import EvaluationOptions, RetrievalConfig
 from bridgetower.evaluation.retrieval import PairScorer, resumable
-from bridgetower.inference import l2_normalize, label_vectors, log_odds, prompts_of, split_rows
+from bridgetower.inference import encoded_texts, l2_normalize, label_vectors, log_odds, prompts_of
 from bridgetower.model.bridgetower import BridgeTower, EncodeOutputs
 from bridgetower.model.fusion import Encoded
 from bridgetower.processor import Processor
@@ -35,12 +35,9 @@ class ZeroShot(nn.Module):
         model.head("itm" if matching else "itc")
         self.outputs: EncodeOutputs = "layers" if matching else "cls"
         ids = processor.token_ids(prompts_of(labels, templates[:1] if matching else templates))
-        device, texts = next(model.parameters()).device, list[Encoded]()
+        parts = [ids[start : start + _TEXTS] for start in range(0, len(ids), _TEXTS)]
         with torch.inference_mode():
-            for rows in split_rows(range(len(ids)), _TEXTS):
-                part = processor.pad([ids[row] for row in rows])
-                mask = None if part.attention_mask is None else part.attention_mask.to(device)
-                texts.append(model.encode_text(part.input_ids.to(device), mask, outputs=self.outputs))
+            texts = [encoded_texts(model, processor, part, self.outputs) for part in parts]
             if matching:
                 self.texts = model.cache_text(Encoded.cat(texts))
             else:
