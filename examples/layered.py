@@ -37,9 +37,11 @@ class Averaged(Callback):
         self.decay = decay
 
     def after_step(self, context: TrainContext, optimizer: Optimizer, step: int) -> None:
-        """Moves the average, which a run begins with its first weights."""
+        """Moves the average, which begins with the weights after the first step."""
         for weight, state in optimizer.state.items():
-            state.setdefault("mean", weight.detach().clone()).lerp_(weight.detach(), 1 - self.decay)
+            if "mean" not in state:
+                state["mean"] = weight.detach().clone()
+            state["mean"].lerp_(weight.detach(), 1 - self.decay)
 
     @contextmanager
     def evaluating(self, context: TrainContext, optimizer: Optimizer) -> Iterator[None]:
