@@ -33,7 +33,7 @@ Pixels = UInt8[Tensor, "3 h w"]
 
 TEMPLATES = ("{}", "a photo of a {}", "a picture of a {}", "an image of a {}")
 
-_APART = ("fill_mask", "mask_probabilities", "reason", "score")  # what is read of other outputs, or of two fusions
+_APART = ("fill_mask", "mask_probabilities", "reason", "score")  # kinds that share no fusion with others
 _MASKS = 64  # whose words are ranked at once: each has a row as long as the vocabulary
 
 _Key = TypeVar("_Key", bound=Hashable)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from bridgetower.distributed import available_cores
 from bridgetower.processor import load_items, loaded, loading
 
 
@@ -46,7 +47,7 @@ def test_a_killed_process_is_one_line_that_says_what_to_do(monkeypatch):
 
 @pytest.mark.parametrize(("cores", "processes", "workers"), [(64, "8", 8), (64, "1", 12), (4, "8", 1), (3, "1", 3)])
 def test_no_more_processes_than_cores_which_those_of_torchrun_share(monkeypatch, cores, processes, workers):
-    monkeypatch.setattr(loading, "available_cores", lambda: cores)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(cores))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
     monkeypatch.setattr(loading, "DataLoader", lambda *_, num_workers, **__: [num_workers])
-    assert list(load_items(doubled, [1], num_workers=12)) == [workers]
+    assert list(load_items(doubled, [1], num_workers=12)) == [workers] == [min(12, available_cores())]

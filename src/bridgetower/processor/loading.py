@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import partial
@@ -23,8 +22,7 @@ def load_items(
     get: Callable[[Any], Any], keys: Iterable[Any], *, num_workers: int, device: torch.device = CPU
 ) -> Generator[Any, None, None]:
     """Yields an item for each key, in order; nothing is drawn from torch's global generator."""
-    # More would be slower, and PyTorch warns; the processes of torchrun share the cores.
-    workers = min(num_workers, max(1, available_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    workers = min(num_workers, available_cores())  # more would be slower, and PyTorch warns
     context = None
     if workers:  # forked from a server without threads: those of Lance would be missing in a fork of this process
         context = multiprocessing.get_context("forkserver")
