@@ -1,5 +1,6 @@
 """One predictor used from several threads and from asyncio gives what it gives to one caller after the other."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
@@ -9,6 +10,7 @@ from torch import nn
 
 import tiny
 from bridgetower.engines.engine import TorchEngine
+from bridgetower.model.cpu import pack_weights
 from bridgetower.predictor import load
 from served import PNGS
 
@@ -50,12 +52,26 @@ def test_results_of_threads_are_those_of_one(exported, engine, precision):
     check([load(exported, engine=engine, precision=precision, device="cpu") for _ in "ab"], CALLS)
 
 
-def test_weights_are_packed_once_by_threads_that_start_together():
-    for _ in range(10):
-        model, engine = tiny.build(), TorchEngine(tiny.build(), torch.device("cpu"))
-        with torch.inference_mode():
-            expected = model.encode_text(*tiny.texts([5, 3])).cls
-            found = in_threads(lambda _, engine=engine: engine.encode_text(*tiny.texts([5, 3])).cls, THREADS)
-        for cls in found:
-            torch.testing.assert_close(cls, expected, atol=1e-5, rtol=0)
-        assert all(module.weight.is_mkldnn for module in engine.model.text.modules() if isinstance(module, nn.Linear))
+def test_threads_that_start_together_with_different_parts_wait_until_theirs_is_packed(monkeypatch):
+    model, own, texts, images = tiny.build(), tiny.build(), tiny.texts([5, 3]), tiny.images(2)
+    uses = [(own.text, lambda model: model.encode_text(*texts)), (own.vision, lambda model: model.encode_image(images))]
+    engine, packed = TorchEngine(own, torch.device("cpu")), []
+
+    def slowly(part, **options):
+        time.sleep(0.1)  # in which the others come
+        pack_weights(part, **options)
+        packed.append(part)
+
+    monkeypatch.setattr("bridgetower.engines.engine.pack_weights", slowly)
+
+    @torch.inference_mode()
+    def used(number):
+        part, encode = uses[number % 2]
+        cls = encode(engine).cls
+        assert all(layer.weight.is_mkldnn for layer in part.modules() if isinstance(layer, nn.Linear))
+        torch.testing.assert_close(cls, encode(model).cls, atol=1e-5, rtol=0)
+
+    in_threads(used, THREADS)
+    assert packed[0] is own
+    assert {*packed[1:]} == {own.text, own.vision}
+    assert len(packed) == 3
