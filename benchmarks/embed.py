@@ -24,7 +24,7 @@ from bridgetower.data.store import Table
 from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig, TextConfig, VisionConfig
 from bridgetower.search.config import EmbedConfig, ScoreConfig
 from bridgetower.search.embed import embed_source
-from search import Row, _alone, _photo, show
+from search import Row, alone, photo, show
 
 PARTS = ["memory", "scores", "files", "workers"]
 GROUP = 1000  # rows of a row group
@@ -72,7 +72,7 @@ def memory(counts: list[int], config: EmbedConfig | ScoreConfig) -> Iterator[Row
         save_model(model(32, 32, 2, itm=True), Path(place) / "model")
         for count in counts:
             write_images(Path(place) / "images.parquet", count, _tiny)
-            yield {"images": count, **_alone(_embedded, Path(place), config)}
+            yield {"images": count, **alone(_embedded, Path(place), config)}
 
 
 def _embedded(place: Path, config: EmbedConfig | ScoreConfig) -> Row:
@@ -88,7 +88,7 @@ def files(counts: list[int]) -> Iterator[Row]:
             (Path(place) / "texts").mkdir()
             for number in range(count):
                 (Path(place) / "texts" / f"{number:06}.txt").write_text("red")
-            yield {"files": count, **_alone(_of_files, Path(place))}
+            yield {"files": count, **alone(_of_files, Path(place))}
 
 
 def _of_files(place: Path) -> Row:
@@ -104,10 +104,10 @@ def workers(count: int) -> Iterator[Row]:
         save_model(model(224, 384, 6), Path(place) / "model")
         (Path(place) / "images").mkdir()
         for start in range(0, count, 50):  # a part for a worker
-            write_images(Path(place) / "images" / f"{start:06}.parquet", min(50, count - start), _photo)
+            write_images(Path(place) / "images" / f"{start:06}.parquet", min(50, count - start), photo)
         for number in (0, 1, 2):
             name = f"Ray, {number} workers" if number else "one process"
-            yield {"where": name, "images": count, **_alone(_rate, Path(place), number)}
+            yield {"where": name, "images": count, **alone(_rate, Path(place), number)}
 
 
 def _rate(place: Path, number: int) -> Row:

@@ -38,7 +38,7 @@ from bridgetower.training.data_parallel import Replicated
 from bridgetower.training.optim import build_optimizer, parameter_groups
 from bridgetower.training.setup import TrainContext
 from bridgetower.training.step import run_step
-from search import Row, _alone, show
+from search import Row, alone, resident, show
 
 PARTS = ["load", "retrieval", "step"]
 WORDS = [f"word{number}" for number in range(300)]
@@ -49,12 +49,6 @@ WAYS: dict[str, dict[str, Any]] = {
     f"micro-batches of {MICRO}": {"micro_batch_size": MICRO},
     f"micro-batches of {MICRO}, --contrast-over step": {"micro_batch_size": MICRO, "contrast_over": "step"},
 }
-
-
-def resident(name: str) -> int:
-    """MiB of memory of this process: `VmRSS` now, `RssAnon` its own now, `VmHWM` at its highest."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) // 1024 for line in lines if line.startswith(name))
 
 
 def read_bytes() -> int:
@@ -93,7 +87,7 @@ def load(sizes: list[str]) -> Iterator[Row]:
     for size in sizes:
         with tempfile.TemporaryDirectory() as name:
             weights = save_model({"nano": NANO, "base": BASE}[size], Path(name) / "model")
-            yield {"model": size, "file_mib": weights, **_alone(_load, Path(name) / "model")}
+            yield {"model": size, "file_mib": weights, **alone(_load, Path(name) / "model")}
 
 
 def _load(folder: Path) -> Row:
@@ -112,7 +106,7 @@ def retrieval(count: int) -> Iterator[Row]:
             config = PairsConfig(test_fraction=1 - 2 * share, validation_fraction=share)
             make_set(folder / str(images), images + 2, (60, 60), config)
         for images in (count, 10 * count):
-            yield _alone(_retrieval, folder / "nano", folder / "16", folder / str(images))
+            yield alone(_retrieval, folder / "nano", folder / "16", folder / str(images))
 
 
 def _retrieval(folder: Path, *sets: Path) -> Row:
@@ -152,7 +146,7 @@ def step(sizes: list[int]) -> Iterator[Row]:
     """Runs two steps of so many pairs in each way."""
     for pairs in sizes:
         for way, settings in WAYS.items():
-            yield {"pairs": pairs, "way": way, **_alone(_step, pairs, settings)}
+            yield {"pairs": pairs, "way": way, **alone(_step, pairs, settings)}
 
 
 def _step(pairs: int, settings: dict[str, Any]) -> Row:

@@ -9,10 +9,8 @@ which other processes were busy are left out, and a row without any other says s
 
 import argparse
 import json
-import multiprocessing
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +30,7 @@ from side_by_side.timing import CLOCKS, Clock
 from side_by_side.training import memory_row, step_rows
 
 from bridgetower.files import write_json
+from search import in_process
 
 Measure = Callable[[Setting], Iterator[Row]]
 MEASURES: dict[str, Measure] = {
@@ -75,11 +74,7 @@ def main() -> None:
     options.cache.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     for name in options.only:
-        if options.quick:
-            rows += measured(name, options)
-            continue  # else in a process of its own, which sees nothing that another one left in memory
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            rows += pool.submit(measured, name, options).result()
+        rows += measured(name, options) if options.quick else in_process(measured, name, options)
     show(rows)
     if options.json:
         replaced = {row["name"] for row in rows}

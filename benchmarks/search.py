@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -43,6 +43,7 @@ QUERIES = 200
 WARM_UP = 20
 TOP = 10
 Row = dict[str, Any]
+T = TypeVar("T")
 
 
 def recall() -> Iterator[Row]:
@@ -88,13 +89,13 @@ def million(count: int) -> Iterator[Row]:
     """Builds an index of generated vectors and searches in it, exactly and approximately."""
     with tempfile.TemporaryDirectory() as place:
         uri = Path(place) / "generated.lance"
-        yield {"what": f"write {count} rows", **_alone(_write, uri, count)}
-        yield {"what": "exact search", **_alone(_search, uri, True)}
-        yield {"what": "an image by its digest", **_alone(_by_digest, uri)}
-        yield {"what": "product in NumPy", **_alone(_product, uri)}
-        yield {"what": "usearch (HNSW)", **_alone(_usearch, uri)}
-        yield {"what": "group the vectors", **_alone(_group, uri)}
-        yield {"what": "approximate search", **_alone(_search, uri, False)}
+        yield {"what": f"write {count} rows", **alone(_write, uri, count)}
+        yield {"what": "exact search", **alone(_search, uri, True)}
+        yield {"what": "an image by its digest", **alone(_by_digest, uri)}
+        yield {"what": "product in NumPy", **alone(_product, uri)}
+        yield {"what": "usearch (HNSW)", **alone(_usearch, uri)}
+        yield {"what": "group the vectors", **alone(_group, uri)}
+        yield {"what": "approximate search", **alone(_search, uri, False)}
         size = sum(path.stat().st_size for path in uri.rglob("*") if path.is_file())
         yield {"what": "on disk", "mib": round(size / 2**20)}
 
@@ -190,22 +191,27 @@ def _times(seconds: Sequence[float]) -> Row:
     return {"p50_ms": round(1000 * cuts[49], 1), "p99_ms": round(1000 * cuts[98], 1)}
 
 
-def _alone(work: Callable[..., Row], *arguments: Any) -> Row:
-    """Does some work in a process of its own; adds its seconds, and how far its memory rose in MiB."""
+def in_process(work: Callable[..., T], *arguments: Any) -> T:
+    """Does some work in a process of its own, which sees nothing that other work left in memory."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_measured, work, arguments).result()
+        return pool.submit(work, *arguments).result()
+
+
+def alone(work: Callable[..., Row], *arguments: Any) -> Row:
+    """Does some work in a process of its own; adds its seconds, and how far its memory rose in MiB."""
+    return in_process(_measured, work, arguments)
 
 
 def _measured(work: Callable[..., Row], arguments: Sequence[Any]) -> Row:
-    before, started = _memory("VmRSS"), time.perf_counter()
+    before, started = resident("VmRSS"), time.perf_counter()
     row = work(*arguments)
-    return {**row, "seconds": round(time.perf_counter() - started, 1), "mib": round(_memory("VmHWM") - before)}
+    return {**row, "seconds": round(time.perf_counter() - started, 1), "mib": resident("VmHWM") - before}
 
 
-def _memory(name: str) -> float:
-    """MiB of this process: `VmRSS` now, `VmHWM` at its highest."""
+def resident(name: str) -> int:
+    """MiB of memory of this process: `VmRSS` now, `RssAnon` its own now, `VmHWM` at its highest."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(name)).split()[1]) / 1024
+    return next(int(line.split()[1]) // 1024 for line in lines if line.startswith(name))
 
 
 def update(count: int) -> Iterator[Row]:
@@ -214,18 +220,18 @@ def update(count: int) -> Iterator[Row]:
         photos, uri = Path(place) / "photos", Path(place) / "photos.lance"
         photos.mkdir()
         for number in range(count):
-            _photo(number).save(photos / f"{number:06}.jpg")
+            photo(number).save(photos / f"{number:06}.jpg")
         first = _timed(photos, uri)
         yield {"what": f"first run over {count} images", **first}
         again = _timed(photos, uri)
         yield {"what": "again, nothing changed", **again, "share": round(again["seconds"] / first["seconds"], 4)}
         for number in range(count // 100):
-            _photo(count + number).save(photos / f"{number:06}.jpg")
+            photo(count + number).save(photos / f"{number:06}.jpg")
         some = _timed(photos, uri)
         yield {"what": "again, 1 % changed", **some, "share": round(some["seconds"] / first["seconds"], 4)}
 
 
-def _photo(number: int) -> Image.Image:
+def photo(number: int) -> Image.Image:
     """A soft image of 640 x 480 with some detail, another for each number."""
     rng = np.random.default_rng(number)
     coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize(
@@ -243,8 +249,8 @@ def _timed(photos: Path, uri: Path) -> Row:
 def retrieval(num_texts: int, num_images: int, k: int) -> Iterator[Row]:
     """Recalls of generated texts and images, each number of stages in a process of its own."""
     size = f"{num_texts} texts x {num_images} images"
-    yield {"what": f"{size}, by the cosine", **_alone(_ranked, num_texts, num_images, 0)}
-    yield {"what": f"{size}, {k} candidates each", **_alone(_ranked, num_texts, num_images, k)}
+    yield {"what": f"{size}, by the cosine", **alone(_ranked, num_texts, num_images, 0)}
+    yield {"what": f"{size}, {k} candidates each", **alone(_ranked, num_texts, num_images, k)}
 
 
 def _ranked(num_texts: int, num_images: int, k: int) -> Row:

@@ -9,17 +9,15 @@ went to finding the moments, `peak_mib` is the highest memory of the process, `l
 
 import argparse
 import json
-import multiprocessing
 import os
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
-from memory import resident, save_model
+from memory import save_model
 
 from bridgetower.data.config import Cutting
 from bridgetower.data.reader import parts_of
@@ -27,6 +25,7 @@ from bridgetower.data.video import moments_of
 from bridgetower.model.presets import BASE, NANO
 from bridgetower.predictor import load
 from bridgetower.search.build import build_index
+from search import in_process, resident
 
 WIDTH, HEIGHT, RATE = 1280, 720, 25
 SCENE, SUBTITLE = 10, 4  # seconds
@@ -96,9 +95,7 @@ def main() -> None:
             write_video(video, given.minutes, keyframes)
             if way == "subtitles":
                 write_subtitles(video.with_suffix(".vtt"), given.minutes)
-            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-                place = video.with_suffix(".lance")
-                row = pool.submit(measure, video, folder / "model", place, given.minutes).result()
+            row = in_process(measure, video, folder / "model", video.with_suffix(".lance"), given.minutes)
             print(json.dumps({"by": way, "video_minutes": given.minutes, **row}), flush=True)
 
 

@@ -11,13 +11,13 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from memory import resident
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from bridgetower.engines.config import FORMS, EngineName, Precision
 from bridgetower.engines.engine import Engine
 from bridgetower.files import replacing
+from search import resident
 from side_by_side.products import rates
 from side_by_side.rows import Row
 from side_by_side.setting import Setting

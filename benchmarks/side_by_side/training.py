@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from memory import resident
 from torch import Tensor
 
 from bridgetower.data.batch import CaptionBatch
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.losses import itc_loss, random_pairs
 from bridgetower.objectives.pretraining import PretrainingTask
+from search import in_process, resident
 from side_by_side.products import rates
 from side_by_side.rows import Row
 from side_by_side.setting import Setting
@@ -116,8 +114,7 @@ def memory_row(setting: Setting) -> Iterator[Row]:
     """Highest memory of a process that runs two steps; each way in a process of its own."""
     peaks = {}
     for side in ("ours", "theirs"):
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            peaks[side] = pool.submit(two_steps, replace(setting), side, torch.get_num_threads()).result()
+        peaks[side] = in_process(two_steps, replace(setting), side, torch.get_num_threads())
     yield Row(
         name=f"peak memory of a training step, {BATCH} pairs",
         ours="ours fp32",
