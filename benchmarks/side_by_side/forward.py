@@ -19,7 +19,7 @@ from bridgetower.engines.engine import Engine
 from bridgetower.files import replacing
 from search import resident
 from side_by_side.products import rates
-from side_by_side.rows import Row
+from side_by_side.rows import Row, timed
 from side_by_side.setting import Setting
 from side_by_side.timing import alternate
 
@@ -48,17 +48,7 @@ def forward_rows(setting: Setting, precision: Precision, batch: int) -> Iterator
     details = {"seconds": seconds, "max_diff": off}
 
     def row(what: str, way: str, against: str, target: float | None, **more: Any) -> Row:
-        return Row(
-            name=f"{name}: {what}",
-            ours=way,
-            peer=against,
-            ours_s=seconds[way],
-            peer_s=seconds[against],
-            target=target,
-            max_diff=off[way],
-            disturbed=timings[way].disturbed or timings[against].disturbed,
-            **more,
-        )
+        return timed(f"{name}: {what}", timings, way, against, target=target, max_diff=off[way], **more)
 
     if precision in PLAIN:
         more = {
@@ -103,18 +93,11 @@ def stream_rows(setting: Setting) -> Iterator[Row]:
             def all_of(way: Callable[..., Tensor]) -> Tensor:
                 return torch.cat(list(pool.map(way, requests)))
 
-            ways = {"ours": partial(all_of, match), "theirs": partial(all_of, theirs)}
+            ways = {"ours openvino": partial(all_of, match), "transformers in openvino": partial(all_of, theirs)}
             timings = alternate(ways, repetitions=setting.repetitions)
-            yield Row(
-                name=f"a stream of {len(requests)} images with 4 texts each, 4 threads, {precision}",
-                ours="ours openvino",
-                peer="transformers in openvino",
-                ours_s=timings["ours"].seconds,
-                peer_s=timings["theirs"].seconds,
-                target=2.0,
-                max_diff=float((all_of(match) - all_of(theirs)).abs().max()),
-                disturbed=any(timing.disturbed for timing in timings.values()),
-            )
+            off = float((all_of(match) - all_of(theirs)).abs().max())
+            name = f"a stream of {len(requests)} images with 4 texts each, 4 threads, {precision}"
+            yield timed(name, timings, *ways, target=2.0, max_diff=off)
 
 
 def rank_row(setting: Setting) -> Iterator[Row]:

@@ -16,41 +16,35 @@ from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.pretraining import PretrainingTask
 from bridgetower.tasks.run_config import OptimizerConfig
 from bridgetower.training.optim import build_optimizer, parameter_groups
-from side_by_side.rows import Row
+from side_by_side.rows import Row, timed
 from side_by_side.setting import Setting
 from side_by_side.timing import alternate
 
 TOKENS = 16
 DROPOUT = 0.1
+OURS, PLAIN = "ours", "the same model in plain PyTorch, AdamW by its defaults"
 
 
 def nano_row(setting: Setting) -> Iterator[Row]:
     """Pairs per second of MLM + ITM + ITC in bfloat16, dropout included."""
     batch = _batch(4 if setting.quick else 64)
     steps, losses = {}, {}
-    for name in ("ours", "plain"):
+    for name in (OURS, PLAIN):
         model = BridgeTower(
             NANO.override({"text.dropout": DROPOUT, "fusion.dropout": DROPOUT}),
             generator=torch.Generator().manual_seed(0),
         )
-        if name == "ours":
+        if name == OURS:
             optimize_for_cpu(model)
         task = PretrainingTask(model, PretrainingConfig(phases=(Phase(itc=1.0),)))
         with torch.no_grad():
             losses[name] = _losses(task.eval(), batch)
-        steps[name] = _step(task.train(), batch, _optimizer(model, ours=name == "ours"))
+        steps[name] = _step(task.train(), batch, _optimizer(model, ours=name == OURS))
     timings = alternate(steps, repetitions=setting.repetitions)
-    yield Row(
-        name=f"nano training step mlm + itm + itc, bf16, {len(batch)} pairs",
-        ours="ours",
-        peer="the same model in plain PyTorch, AdamW by its defaults",
-        ours_s=timings["ours"].seconds,
-        peer_s=timings["plain"].seconds,
-        disturbed=any(timing.disturbed for timing in timings.values()),
-        target=1.6,
-        max_diff=max(float((loss - losses["plain"][name]).abs()) for name, loss in losses["ours"].items()),
-        details={"pairs_per_second": len(batch) / timings["ours"].seconds},
-    )
+    off = max(float((loss - losses[PLAIN][name]).abs()) for name, loss in losses[OURS].items())
+    details = {"pairs_per_second": len(batch) / timings[OURS].seconds}
+    name = f"nano training step mlm + itm + itc, bf16, {len(batch)} pairs"
+    yield timed(name, timings, OURS, PLAIN, target=1.6, max_diff=off, details=details)
 
 
 def _losses(task: PretrainingTask, batch: CaptionBatch) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from bridgetower.objectives.losses import itc_loss, random_pairs
 from bridgetower.objectives.pretraining import PretrainingTask
 from search import in_process, resident
 from side_by_side.products import rates
-from side_by_side.rows import Row
+from side_by_side.rows import Row, timed
 from side_by_side.setting import Setting
 from side_by_side.timing import alternate
 
@@ -97,17 +97,8 @@ def step_rows(setting: Setting, contrast: bool) -> Iterator[Row]:
         more: dict[str, Any] = {}
         if precision == "fp32":
             more = {"max_diff": off, **rates(ways[way], seconds[way])}
-        yield Row(
-            name=f"training step {names}, {precision}, {BATCH} pairs",
-            ours=way,
-            peer=OFFICIAL,
-            ours_s=seconds[way],
-            peer_s=seconds[OFFICIAL],
-            target=target,
-            disturbed=timings[way].disturbed or timings[OFFICIAL].disturbed,
-            details={"seconds": seconds},
-            **more,
-        )
+        name = f"training step {names}, {precision}, {BATCH} pairs"
+        yield timed(name, timings, way, OFFICIAL, target=target, details={"seconds": seconds}, **more)
 
 
 def memory_row(setting: Setting) -> Iterator[Row]:
