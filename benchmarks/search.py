@@ -1,7 +1,8 @@
 """Measurements of search: python benchmarks/search.py --parts recall million update retrieval; prints tables and JSON.
 
 `recall`: how often the two stages find an image by its fullest caption, of the held-out images, model and index that
-`make demo` leaves. `million`: time, memory and recall of exact and approximate search in generated vectors.
+`make demo` leaves. `million`: time, memory and recall of exact and approximate search in generated vectors, and of
+usearch (pip install usearch).
 `update`: the time of a run over unchanged images against that of the first run. `retrieval`: time and memory of ranking
 a million generated texts for 5,000 images and the other way round, as an evaluation does, in a first stage and in a
 second one with generated scores of the candidates.
@@ -18,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -299,6 +301,8 @@ def main() -> None:
     parser.add_argument("--retrieval-images", type=int, default=5_000, help="of `retrieval`")
     parser.add_argument("--candidates", type=int, default=10, help="of each query of `retrieval`")
     given = parser.parse_args()
+    if "million" in given.parts and find_spec("usearch") is None:
+        parser.error("million compares with usearch, which is not installed: pip install usearch, or leave million out")
     parts: dict[str, Callable[[], Iterator[Row]]] = {
         "recall": recall,
         "million": lambda: million(given.vectors),
