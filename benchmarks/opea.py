@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from PIL import Image
 from serving import measure
-from serving_client import Server, bridgetower_serve, image, request_bytes, running, text
+from serving_client import Connection, Server, bridgetower_serve, image, request_bytes, running, text
 
 from bridgetower.checkpoints import Checkpoint, convert, write_checkpoint
 from bridgetower.model.bridgetower import BridgeTower
@@ -97,8 +97,6 @@ def serve_as_opea(folder: str) -> None:
 
 async def answers(server: Server, asked: Sequence[bytes]) -> torch.Tensor:
     """Returns the vectors that a server answers with."""
-    from serving_client import Connection
-
     connection = Connection(server)
     found = [(await connection.send(one)).json()["embedding"] for one in asked]
     connection.close()
