@@ -145,7 +145,7 @@ def workplace(tmp_path_factory, forked):
         writer.writerow(["image", "caption"])
         for number, picture in enumerate(pictures):
             shutil.copy(picture, photos)
-            writer.writerow([picture.name, f"picture number {number} of mine"])
+            writer.writerow([picture.name, f"photo number {number} of mine"])
     (folder / "docs").mkdir()
     for picture in (ROOT / "docs").glob("*.png"):
         shutil.copy(picture, folder / "docs")

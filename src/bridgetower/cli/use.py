@@ -336,8 +336,8 @@ def classify(
         images: Image files, with --labels also folders of them; leave them out to classify texts alone.
         texts: Texts; text n goes with image n. Leave them out to classify images alone. Not with --labels.
         labels: Two or more classes.
-        templates: Texts with {} where a label goes, whose vectors are averaged; default: "{}" and three that name a
-            photo, a picture and an image.
+        templates: Texts with {} where a label goes, whose vectors are averaged; default: "{}", "a photo of a {}", "a
+            picture of a {}" and "an image of a {}".
         top: Classes per input; all if left out.
         max_errors: Images or rows that may be left out because they cannot be used; each is named.
     """
