@@ -20,7 +20,8 @@ pages: $(VENV)/installed
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder \
 		tests/pages tests/demo
 
-# What takes long and hardly ever fails: every benchmark at its smallest size, wheel and sdist in new environments.
+# What takes long and hardly ever fails: every benchmark at its smallest size, wheel and sdist in new environments, and
+# what pages show of the full demo.
 nightly: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m nightly
 
