@@ -91,7 +91,8 @@ def main() -> None:
         os.environ["XDG_CACHE_HOME"] = name  # nothing is known of the videos
         save_model((NANO if given.quick else BASE).override({"heads.itc": "tower"}), folder / "model")
         for way, keyframes in (("subtitles", 250), ("scenes", 250), ("scenes, keyframe every 2 s", 2 * RATE)):
-            video = folder / f"{len(list(folder.iterdir()))}.mp4"
+            video = folder / way / "video.mp4"
+            video.parent.mkdir()
             write_video(video, given.minutes, keyframes)
             if way == "subtitles":
                 write_subtitles(video.with_suffix(".vtt"), given.minutes)

@@ -248,6 +248,11 @@ class TestSmallest:
         assert all(row["read_per_byte"] == pytest.approx(1, abs=0.1) for row in rows if "read_per_byte" in row)
         assert [row["cosine"] for row in rows if "cosine" in row] > [0.99]
 
+    def test_videos(self, run):
+        rows = [json.loads(line) for line in run("videos.py", "--quick", minutes=0.2).splitlines()]
+        assert [row["moments"] for row in rows] == [3, 2, 2]  # of 12 seconds: subtitles of 4, scenes of 10
+        assert all(row["peak_mib"] > row["loaded_mib"] for row in rows)
+
     def test_memory(self, run):
         printed = run("memory.py", models="nano", images=9, batches=64)
         rows = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
