@@ -470,7 +470,7 @@ async function search({ open = null } = {}) {
     const number = found.findIndex((hit) => hit.id === open);
     if (number >= 0) openViewer(number);
     const seconds = ((performance.now() - started) / 1000).toFixed(1);
-    if (!found.length) return `No image ${where ? "meets the condition" : "has these words"}. See Options.`;
+    if (!found.length) return `No image ${where ? "meets the condition" : values.against === "captions" ? "has a caption" : "has these words"}. See Options.`;
     const mixed = found.some((hit) => hit.against !== found[0].against);
     const order = mixed ? "by transcript and by image in turn" : matchOf(found[0]) ? "best first" : "nearest first";
     const alone = like.image?.file ? " Your own image is not part of the link." : "";
