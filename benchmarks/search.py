@@ -1,8 +1,8 @@
 """Measurements of search: python benchmarks/search.py --parts recall million update retrieval; prints tables and JSON.
 
 `recall`: how often the two stages find an image by its fullest caption, of the held-out images, model and index that
-`make demo` leaves. `million`: time, memory and recall of exact and approximate search in generated vectors, and of
-usearch (pip install usearch).
+`make demo` leaves. `million`: time, memory and recall of exact, approximate and hybrid search in generated vectors and
+captions, and of usearch where it is installed.
 `update`: the time of a run over unchanged images against that of the first run. `retrieval`: time and memory of ranking
 a million generated texts for 5,000 images and the other way round, as an evaluation does, in a first stage and in a
 second one with generated scores of the candidates.
@@ -16,7 +16,7 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from importlib.util import find_spec
@@ -34,7 +34,7 @@ from bridgetower.evaluation.metrics import RECALL_KS, GroundTruth, candidate_pai
 from bridgetower.search.build import build_index
 from bridgetower.search.config import IndexConfig
 from bridgetower.search.index import Index, IndexInfo
-from bridgetower.search.searcher import Searcher
+from bridgetower.search.searcher import RERANK, Searcher, fused
 from bridgetower_demo.folder import FOLDER, held_out_index, trained_model
 
 PARTS = ["recall", "million", "update", "retrieval"]
@@ -88,39 +88,67 @@ def _unit(vectors: torch.Tensor) -> torch.Tensor:
 
 
 def million(count: int) -> Iterator[Row]:
-    """Builds an index of generated vectors and searches in it, exactly and approximately."""
+    """Builds an index of vectors and captions, and searches in it, exactly and approximately."""
     with tempfile.TemporaryDirectory() as place:
         uri = Path(place) / "generated.lance"
+        in_process(_draw, uri, count)
         yield {"what": f"write {count} rows", **alone(_write, uri, count)}
-        yield {"what": "exact search", **alone(_search, uri, True)}
+        yield {"what": "exact search", **alone(_nearest, uri, True)}
+        yield {"what": "search by words", **alone(_words, uri)}
+        yield {"what": "hybrid search", **alone(_hybrid, uri)}
         yield {"what": "an image by its digest", **alone(_by_digest, uri)}
         yield {"what": "product in NumPy", **alone(_product, uri)}
-        yield {"what": "usearch (HNSW)", **alone(_usearch, uri)}
+        if find_spec("usearch"):
+            yield {"what": "usearch (HNSW)", **alone(_usearch, uri)}
         yield {"what": "group the vectors", **alone(_group, uri)}
-        yield {"what": "approximate search", **alone(_search, uri, False)}
+        yield {"what": "approximate search", **alone(_nearest, uri, False)}
         size = sum(path.stat().st_size for path in uri.rglob("*") if path.is_file())
         yield {"what": "on disk", "mib": round(size / 2**20)}
+
+
+def _draw(uri: Path, count: int) -> None:
+    """Writes the vectors of an index and then those of queries to a file."""
+    with uri.with_suffix(".vectors").open("wb") as file:
+        for start in range(0, count, CHUNK):
+            generated(min(CHUNK, count - start), count // PER_CENTRE, seed=1 + start).numpy().tofile(file)
+        generated(WARM_UP + QUERIES, count // PER_CENTRE, seed=-1).numpy().tofile(file)
+
+
+def _vectors(uri: Path, start: int, count: int = -1) -> np.ndarray:
+    file, row = uri.with_suffix(".vectors"), WIDTH * np.float32().itemsize
+    return np.fromfile(file, np.float32, count if count < 0 else count * WIDTH, offset=start * row).reshape(-1, WIDTH)
+
+
+def _captions(count: int, words: int, seed: int) -> list[str]:
+    """Texts of words that are as frequent as in a language, without its most frequent ones."""
+    shares = 1 / np.arange(10, 20_000)
+    drawn = np.random.default_rng(seed).choice(len(shares), (count, words), p=shares / shares.sum())
+    return [" ".join(f"word{number}" for number in row) for row in drawn]
 
 
 def _write(uri: Path, count: int) -> Row:
     about = {"fingerprint": "generated", "model": "none", "root": str(uri.parent)}
     index = Index.create(uri, IndexInfo(**about, image_width=WIDTH, pair_width=WIDTH))
-    nothing = np.empty((0, WIDTH), np.float32)
+    nothing, rng = np.empty((0, WIDTH), np.float32), np.random.default_rng(0)
     for start in range(0, count, CHUNK):
-        vectors = generated(min(CHUNK, count - start), count // PER_CENTRE, seed=1 + start)
+        vectors = _vectors(uri, start, min(CHUNK, count - start))
+        rows = zip(
+            vectors, _captions(len(vectors), 8, seed=start), rng.integers(200, 4000, (len(vectors), 3)), strict=True
+        )
         index.upsert(
             [
                 {
                     "path": f"{number:09}.jpg",
                     "digest": f"{number:064x}",
-                    "width": 640,
-                    "height": 480,
-                    "captions": [],
-                    "image_vector": vector.numpy(),
+                    "size": 100 * size,
+                    "width": width,
+                    "height": height,
+                    "captions": [caption],
+                    "image_vector": vector,
                     "text_vectors": nothing,
                     "pair_vectors": nothing,
                 }
-                for number, vector in enumerate(vectors, start=start)
+                for number, (vector, caption, (size, width, height)) in enumerate(rows, start=start)
             ]
         )
     index.optimize()
@@ -132,65 +160,76 @@ def _group(uri: Path) -> Row:
     return {}
 
 
-def _vectors(uri: Path) -> np.ndarray:
-    return np.concatenate(list(Index(uri).image_vectors()))
+def _asked(ask: Callable[[Any], T], queries: Iterable[Any]) -> tuple[Row, list[T]]:
+    """Returns percentiles of the time of an answer, and the answers to the queries that counted."""
+    seconds, answers = [], []
+    for query in queries:
+        started = time.perf_counter()
+        answers.append(ask(query))
+        seconds.append(time.perf_counter() - started)
+    cuts = statistics.quantiles(seconds[WARM_UP:], n=100)
+    return {"p50_ms": round(1000 * cuts[49], 1), "p99_ms": round(1000 * cuts[98], 1)}, answers
 
 
 def _product(uri: Path) -> Row:
     """The least that an exact search takes: the product of all vectors, in memory, with a query."""
-    vectors, seconds = _vectors(uri), []
-    for number, vector in enumerate(generated(WARM_UP + QUERIES, len(vectors) // PER_CENTRE, seed=-1)):
-        started = time.perf_counter()
-        vectors @ vector.numpy()
-        if number >= WARM_UP:
-            seconds.append(time.perf_counter() - started)
-    return _times(seconds)
+    count = len(Index(uri))
+    vectors = _vectors(uri, 0, count)
+    return _asked(lambda query: vectors @ query, _vectors(uri, count))[0]
 
 
 def _usearch(uri: Path) -> Row:
     """Another library, with all vectors in memory and its defaults; its seconds are mostly those of adding them."""
     from usearch.index import Index as Peer
 
-    vectors = _vectors(uri)
+    count = len(Index(uri))
+    vectors, queries = _vectors(uri, 0, count), _vectors(uri, count)
     peer = Peer(ndim=WIDTH, metric="cos")
-    peer.add(np.arange(len(vectors)), vectors)
-    seconds, hits = [], []
-    for number, vector in enumerate(generated(WARM_UP + QUERIES, len(vectors) // PER_CENTRE, seed=-1)):
-        started = time.perf_counter()
-        found = peer.search(vector.numpy(), TOP).keys
-        if number >= WARM_UP:
-            seconds.append(time.perf_counter() - started)
-            hits.append(len({*np.argsort(-(vectors @ vector.numpy()))[:TOP]} & {*found}) / TOP)
-    return {**_times(seconds), "recall_at_10": round(statistics.fmean(hits), 4)}
+    peer.add(np.arange(count), vectors)
+    row, found = _asked(lambda query: peer.search(query, TOP).keys, queries)
+    best = [np.argsort(-(vectors @ query))[:TOP] for query in queries]
+    return row | {"recall_at_10": _shared(best, found)}
 
 
-def _search(uri: Path, exact: bool) -> Row:
-    index, seconds, hits = Index(uri), [], []
-    for number, vector in enumerate(generated(WARM_UP + QUERIES, len(index) // PER_CENTRE, seed=-1)):
-        started = time.perf_counter()
-        found = index.nearest(vector, TOP, exact=exact)
-        if number >= WARM_UP:
-            seconds.append(time.perf_counter() - started)
-            if not exact:
-                best = {one.path for one in index.nearest(vector, TOP, exact=True)}
-                hits.append(len(best & {one.path for one in found}) / TOP)
-    return _times(seconds) if exact else {**_times(seconds), "recall_at_10": round(statistics.fmean(hits), 4)}
+def _nearest(uri: Path, exact: bool) -> Row:
+    index = Index(uri)
+    queries = list(torch.from_numpy(_vectors(uri, len(index))))
+    row, found = _asked(lambda query: index.nearest(query, TOP, exact=exact), queries)
+    if exact:
+        return row
+    best = [[hit.path for hit in index.nearest(query, TOP, exact=True)] for query in queries]
+    return row | {"recall_at_10": _shared(best, [[hit.path for hit in hits] for hits in found])}
+
+
+def _shared(best: Sequence[Iterable[object]], found: Sequence[Iterable[object]]) -> float:
+    return round(statistics.fmean(len({*one} & {*other}) / TOP for one, other in zip(best, found, strict=True)), 4)
+
+
+def _queries(uri: Path, index: Index) -> list[tuple[str, torch.Tensor]]:
+    return list(
+        zip(_captions(WARM_UP + QUERIES, 3, seed=2**31), torch.from_numpy(_vectors(uri, len(index))), strict=True)
+    )
+
+
+def _words(uri: Path) -> Row:
+    index = Index(uri)
+    return _asked(lambda query: index.containing(query[0], query[1], TOP), _queries(uri, index))[0]
+
+
+def _hybrid(uri: Path) -> Row:
+    """What a search by words and exact vectors does without a model: 64 of each, joined."""
+    index = Index(uri)
+    return _asked(
+        lambda query: fused(index.nearest(query[1], RERANK), index.containing(query[0], query[1], RERANK)),
+        _queries(uri, index),
+    )[0]
 
 
 def _by_digest(uri: Path) -> Row:
     """Looks up images from all over the index, as the server does for each thumbnail."""
-    index, seconds = Index(uri), []
-    for number in range(WARM_UP + QUERIES):
-        started = time.perf_counter()
-        index.with_digest(f"{(number + 1) * 7919 % len(index):064x}")
-        if number >= WARM_UP:
-            seconds.append(time.perf_counter() - started)
-    return _times(seconds)
-
-
-def _times(seconds: Sequence[float]) -> Row:
-    cuts = statistics.quantiles(seconds, n=100)
-    return {"p50_ms": round(1000 * cuts[49], 1), "p99_ms": round(1000 * cuts[98], 1)}
+    index = Index(uri)
+    digests = [f"{number * 7919 % len(index):064x}" for number in range(WARM_UP + QUERIES)]
+    return _asked(index.with_digest, digests)[0]
 
 
 def in_process(work: Callable[..., T], *arguments: Any) -> T:
@@ -281,15 +320,17 @@ def _ranked(num_texts: int, num_images: int, k: int) -> Row:
     }
 
 
-def show(title: str, rows: Sequence[Row]) -> None:
-    """Prints a table, then a line of JSON per row."""
+def show(title: str, measured: Iterable[Row]) -> None:
+    """Prints a line of JSON per row as it comes, then a table."""
+    rows = []
+    for row in measured:
+        print(json.dumps({"benchmark": title, **row}), flush=True)
+        rows.append(row)
     names = list(dict.fromkeys(name for row in rows for name in row))
     table = Table(*names, title=title)
     for row in rows:
         table.add_row(*(str(row.get(name, "")) for name in names))
     Console().print(table)
-    for row in rows:
-        print(json.dumps({"benchmark": title, **row}), flush=True)
 
 
 def main() -> None:
@@ -301,8 +342,6 @@ def main() -> None:
     parser.add_argument("--retrieval-images", type=int, default=5_000, help="of `retrieval`")
     parser.add_argument("--candidates", type=int, default=10, help="of each query of `retrieval`")
     given = parser.parse_args()
-    if "million" in given.parts and find_spec("usearch") is None:
-        parser.error("million compares with usearch, which is not installed: pip install usearch, or leave million out")
     parts: dict[str, Callable[[], Iterator[Row]]] = {
         "recall": recall,
         "million": lambda: million(given.vectors),
@@ -310,7 +349,7 @@ def main() -> None:
         "retrieval": lambda: retrieval(given.vectors, given.retrieval_images, given.candidates),
     }
     for part in given.parts:
-        show(part, list(parts[part]()))
+        show(part, parts[part]())
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from typing import Any
 DOCS = Path(__file__).resolve().parent
 PAGE = DOCS / "benchmarks.md"
 FORWARD = "itm forward, {}, batch {}: {}"
+STREAM = "a stream of 16 images with 4 texts each, 4 threads, {}"
 COMPARED = {
     **{
         f"{pairs}, {word}, {way}": FORWARD.format(precision, batch, name)
@@ -23,12 +24,14 @@ COMPARED = {
     },
     "one pair, int8, `onnxruntime`": FORWARD.format("int8", 1, "best of ours"),
     "eight pairs, int8, `onnxruntime`": FORWARD.format("int8", 8, "best of ours"),
+    "16 images with 4 texts each in 4 threads, float32, OpenVINO": STREAM.format("fp32"),
+    "the same in bfloat16": STREAM.format("bf16"),
     "one text with 64 encoded images, per pair": "rerank one text against 64 encoded images, per pair",
     "retrieval, 200 images, 1,000 texts; peer: all pairs": (
         "two-stage retrieval, 200 images, 1000 texts, k 32: transformers on all pairs"
     ),
     "MLM + ITM step, 4 pairs, float32; peer: official composition": "training step mlm + itm, fp32, 4 pairs",
-    "the same in bfloat16; peer in float32": "training step mlm + itm, bf16, 4 pairs",
+    "the step in bfloat16; peer in float32": "training step mlm + itm, bf16, 4 pairs",
     "MLM + ITM + ITC step, 4 pairs, float32; likewise": "training step mlm + itm + itc, fp32, 4 pairs",
     "peak memory of the MLM + ITM step [GiB]": "peak memory of a training step, 4 pairs",
     "nano step, 64 pairs, bfloat16; peer: PyTorch's modules, AdamW": (
@@ -45,6 +48,11 @@ STARTED = {
     "first vector of an image": "first vector of an image",
     "`serve` until it is ready": "serve, until it is ready",
     "`bridgetower search demo`": "bridgetower search demo, in the demo's index",
+}
+SPENT = {
+    **{label.removesuffix(", `torch`"): name for label, name in COMPARED.items() if "`torch`" in label},
+    "MLM + ITM step, 4 pairs, float32": "training step mlm + itm, fp32, 4 pairs",
+    "MLM + ITM step, 4 pairs, bfloat16": "training step mlm + itm, bf16, 4 pairs",
 }
 Rows = Mapping[str, Mapping[str, Any]]
 
@@ -79,6 +87,21 @@ def started(measured: Mapping[str, Rows]) -> Iterator[list[str]]:
         yield [label, *(number(rows[name]["ours_s"]) if name in rows else "" for rows in measured.values())]
 
 
+def spent(measured: Mapping[str, Rows]) -> Iterator[list[str]]:
+    """Percent of the time by kind of operation, those that take most first, and the share of the products' own rate."""
+    found = [
+        (f"{label}; {processor}", row, row["details"]["operations"])
+        for label, name in SPENT.items()
+        for processor, rows in measured.items()
+        if (row := rows.get(name)) and "operations" in row.get("details", {})
+    ]
+    kinds = sorted({kind for _, _, shares in found for kind in shares}, key=lambda kind: -found[0][2].get(kind, 0))
+    yield ["percent of the time", *kinds, "rate of the products alone"]
+    for label, row, shares in found:
+        cells = [f"{100 * shares.get(kind, 0):.0f}" for kind in kinds]
+        yield [label, *cells, f"{row['share']:.2f}" if row["share"] else ""]
+
+
 def filled(page: str) -> str:
     """Returns the page with its tables made anew; each follows a comment with its name."""
     measured: dict[str, Rows] = {}
@@ -86,7 +109,7 @@ def filled(page: str) -> str:
         rows = json.loads(path.read_text(encoding="utf-8"))
         name = rows[0]["processor"].replace("(R)", "").replace(" Processor", "")
         measured[name] = {row["name"]: row for row in rows}
-    tables = (("compared", compared, COMPARED), ("started", started, STARTED))
+    tables = (("compared", compared, COMPARED), ("started", started, STARTED), ("spent", spent, SPENT))
     for marker, table, names in tables:
         shown = {name: rows for name, rows in measured.items() if rows.keys() & set(names.values())}
         head, *lines = table(shown)

@@ -18,7 +18,7 @@ from bridgetower.engines.config import FORMS, EngineName, Precision
 from bridgetower.engines.engine import Engine
 from bridgetower.files import replacing
 from search import resident
-from side_by_side.products import rates
+from side_by_side.products import operations, rates
 from side_by_side.rows import Row, timed
 from side_by_side.setting import Setting
 from side_by_side.timing import alternate
@@ -51,10 +51,11 @@ def forward_rows(setting: Setting, precision: Precision, batch: int) -> Iterator
         return timed(f"{name}: {what}", timings, way, against, target=target, max_diff=off[way], **more)
 
     if precision in PLAIN:
+        plain = ours["ours torch"]
         more = {
             "peak_gib": resident("VmHWM") / 1024,
-            "details": details,
-            **rates(ours["ours torch"], seconds["ours torch"]),
+            "details": {**details, "operations": operations(plain)},
+            **rates(plain, seconds["ours torch"]),
         }
         yield row("plain torch", "ours torch", EAGER, PLAIN[precision], **more)
     yield row("best of ours", best, EAGER, BEST[precision], details=details)

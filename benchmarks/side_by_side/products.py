@@ -17,6 +17,15 @@ from side_by_side.setting import Setting
 from side_by_side.timing import Clock
 
 ONEDNN = torch.ops.mkldnn._linear_pointwise
+PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "_mkl_linear", "_linear_pointwise", "mkldnn_convolution")
+KINDS = {  # of operations, by their names
+    "products": PRODUCTS,
+    "softmax": ("_softmax", "_softmax_backward_data", "masked_fill_"),
+    "activations": ("gelu", "gelu_", "gelu_backward", "tanh"),
+    "norms": ("native_layer_norm", "native_layer_norm_backward"),
+    "sums": ("add", "add_", "mul", "mul_", "sum"),
+    "copies": ("copy_", "cat", "_reorder_linear_weight", "index", "fill_"),
+}
 TURNS = 3
 COLD = 128 * 2**20  # bytes of operands that are in use in turn, so that none waits in a cache
 
@@ -73,6 +82,18 @@ def rates(computation: Callable[[], object], seconds: float) -> dict[str, float]
         "products_gflops": recorder.flops / alone / 1e9,
         "share": alone / seconds,
     }
+
+
+def operations(computation: Callable[[], object]) -> dict[str, float]:
+    """Returns the share that each kind of operation has of the seconds of a computation, as PyTorch's profiler does."""
+    computation()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        computation()
+    kind_of = {name: kind for kind, names in KINDS.items() for name in names}
+    seconds = Counter[str]()
+    for event in profile.key_averages():
+        seconds[kind_of.get(event.key.split("::")[-1], "others")] += event.self_cpu_time_total
+    return {kind: round(value / seconds.total(), 3) for kind, value in seconds.most_common()}
 
 
 def _product(func: Any, args: Any) -> Product | None:

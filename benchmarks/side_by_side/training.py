@@ -15,7 +15,7 @@ from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.losses import itc_loss, random_pairs
 from bridgetower.objectives.pretraining import PretrainingTask
 from search import in_process, resident
-from side_by_side.products import rates
+from side_by_side.products import operations, rates
 from side_by_side.rows import Row, timed
 from side_by_side.setting import Setting
 from side_by_side.timing import alternate
@@ -97,8 +97,9 @@ def step_rows(setting: Setting, contrast: bool) -> Iterator[Row]:
         more: dict[str, Any] = {}
         if precision == "fp32":
             more = {"max_diff": off, **rates(ways[way], seconds[way])}
+        details = {"seconds": seconds, "operations": operations(ways[way])}
         name = f"training step {names}, {precision}, {BATCH} pairs"
-        yield timed(name, timings, way, OFFICIAL, target=target, details={"seconds": seconds}, **more)
+        yield timed(name, timings, way, OFFICIAL, target=target, details=details, **more)
 
 
 def memory_row(setting: Setting) -> Iterator[Row]:

@@ -423,12 +423,11 @@ class Index:
         if where is not None:
             query = query.where(_whole(where), prefilter=True)
         with _told(self.uri, where=where):
-            rows = query.select([*RETURNED, "image_vector", "_score"]).to_list()
-        hits = []
-        for row in rows:
-            score, image = row.pop("_score"), torch.tensor(row.pop("image_vector"))
-            cosine = float(F.cosine_similarity(image, vector, dim=0))
-            hits.append(self.hit(row, "words", cosine, score))
+            found = query.select([*RETURNED, "image_vector", "_score"]).to_arrow()
+        vectors = found["image_vector"].combine_chunks().flatten().to_numpy().reshape(-1, self.info.image_width)
+        cosines = F.cosine_similarity(torch.tensor(vectors), vector[None]).tolist()
+        numbers = zip(found.select(RETURNED).to_pylist(), cosines, found["_score"].to_pylist(), strict=True)
+        hits = [self.hit(row, "words", cosine, score) for row, cosine, score in numbers]
         return sorted(hits, key=lambda one: (-one.rank_score, one.path))
 
     def hit(self, row: Mapping[str, Any], against: Against, cosine: float, score: float | None = None) -> Hit:
