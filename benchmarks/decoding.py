@@ -183,9 +183,9 @@ def main() -> None:
         for stream in streams:
             photo(*pixels, generator).save(stream, "JPEG", quality=90)
         sizes[size] = [stream.getvalue() for stream in streams]
-    show("decoding", list(decode(sizes, options)))
-    show("prepared set", list(prepared(options.prepared)))
-    show("index", list(index(sizes["12 megapixels"], options.model, 4)))
+    show("decoding", decode(sizes, options))
+    show("prepared set", prepared(options.prepared))
+    show("index", index(sizes["12 megapixels"], options.model, 4))
 
 
 if __name__ == "__main__":

@@ -136,11 +136,11 @@ def main() -> None:
     given = parser.parse_args()
     for part, config in (("memory", EmbedConfig), ("scores", ScoreConfig)):
         if part in given.parts:
-            show(part, list(memory(given.counts, config(batch_size=64, num_workers=0))))
+            show(part, memory(given.counts, config(batch_size=64, num_workers=0)))
     if "files" in given.parts:
-        show("files", list(files(given.files)))
+        show("files", files(given.files))
     if "workers" in given.parts:
-        show("workers", list(workers(given.photos)))
+        show("workers", workers(given.photos))
 
 
 if __name__ == "__main__":

@@ -191,11 +191,11 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[128, 512, 2048], help="pairs of a `step`")
     given = parser.parse_args()
     if "load" in given.parts:
-        show("load", list(load(given.models)))
+        show("load", load(given.models))
     if "retrieval" in given.parts:
-        show("retrieval", list(retrieval(given.images)))
+        show("retrieval", retrieval(given.images))
     if "step" in given.parts:
-        show("step", list(step(given.batches)))
+        show("step", step(given.batches))
 
 
 if __name__ == "__main__":

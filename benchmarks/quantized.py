@@ -72,12 +72,12 @@ def main() -> None:
     given = parser.parse_args()
     if given.index.exists():
         vectors, queries = of_index(given.index)
-        show(f"{given.index.name}: {len(queries)} captions, {len(vectors)} images", list(measured(vectors, queries)))
+        show(f"{given.index.name}: {len(queries)} captions, {len(vectors)} images", measured(vectors, queries))
     vectors, queries = (
         generated(count, given.generated // PER_CENTRE, seed).numpy()
         for count, seed in ((given.generated, 1), (200, -1))
     )
-    show(f"{len(vectors)} generated vectors", list(measured(vectors, queries)))
+    show(f"{len(vectors)} generated vectors", measured(vectors, queries))
 
 
 if __name__ == "__main__":

@@ -74,12 +74,14 @@ def main() -> None:
     options.cache.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     for name in options.only:
-        rows += measured(name, options) if options.quick else in_process(measured, name, options)
+        print(f"measuring {name}", file=sys.stderr)
+        found = measured(name, options) if options.quick else in_process(measured, name, options)
+        rows += found
+        if options.json:
+            replaced = {row["name"] for row in found}
+            kept = json.loads(options.json.read_text()) if options.json.exists() else []
+            write_json(options.json, [row for row in kept if row["name"] not in replaced] + found)
     show(rows)
-    if options.json:
-        replaced = {row["name"] for row in rows}
-        kept = json.loads(options.json.read_text()) if options.json.exists() else []
-        write_json(options.json, [row for row in kept if row["name"] not in replaced] + rows)
 
 
 def show(rows: list[dict[str, Any]]) -> None:

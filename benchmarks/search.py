@@ -100,6 +100,8 @@ def million(count: int) -> Iterator[Row]:
         yield {"what": "product in NumPy", **alone(_product, uri)}
         if find_spec("usearch"):
             yield {"what": "usearch (HNSW)", **alone(_usearch, uri)}
+        else:
+            yield {"what": "usearch: not measured, as it is not installed"}
         yield {"what": "group the vectors", **alone(_group, uri)}
         yield {"what": "approximate search", **alone(_nearest, uri, False)}
         size = sum(path.stat().st_size for path in uri.rglob("*") if path.is_file())
@@ -161,7 +163,7 @@ def _group(uri: Path) -> Row:
 
 
 def _asked(ask: Callable[[Any], T], queries: Iterable[Any]) -> tuple[Row, list[T]]:
-    """Returns percentiles of the time of an answer, and the answers to the queries that counted."""
+    """Returns percentiles of the time of an answer after a warm-up, and all answers."""
     seconds, answers = [], []
     for query in queries:
         started = time.perf_counter()
@@ -175,7 +177,7 @@ def _product(uri: Path) -> Row:
     """The least that an exact search takes: the product of all vectors, in memory, with a query."""
     count = len(Index(uri))
     vectors = _vectors(uri, 0, count)
-    return _asked(lambda query: vectors @ query, _vectors(uri, count))[0]
+    return _asked(lambda query: float((vectors @ query)[0]), _vectors(uri, count))[0]
 
 
 def _usearch(uri: Path) -> Row:

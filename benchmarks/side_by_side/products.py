@@ -17,13 +17,12 @@ from side_by_side.setting import Setting
 from side_by_side.timing import Clock
 
 ONEDNN = torch.ops.mkldnn._linear_pointwise
-PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "_mkl_linear", "_linear_pointwise", "mkldnn_convolution")
 KINDS = {  # of operations, by their names
-    "products": PRODUCTS,
+    "products": ("mm", "addmm", "bmm", "baddbmm", "_mkl_linear", "_linear_pointwise", "mkldnn_convolution"),
     "softmax": ("_softmax", "_softmax_backward_data", "masked_fill_"),
-    "activations": ("gelu", "gelu_", "gelu_backward", "tanh"),
+    "activations": ("gelu", "gelu_", "gelu_backward", "silu", "silu_", "silu_backward", "div_", "tanh"),
     "norms": ("native_layer_norm", "native_layer_norm_backward"),
-    "sums": ("add", "add_", "mul", "mul_", "sum"),
+    "elementwise": ("add", "add_", "mul", "mul_", "sum"),
     "copies": ("copy_", "cat", "_reorder_linear_weight", "index", "fill_"),
 }
 TURNS = 3

@@ -115,7 +115,7 @@ class Indexed:
     width: int  # of the upright image, in pixels
     height: int
     captions: Sequence[str]  # that came with it
-    place: str = ""  # where in a shard, a table or a video, or at which URL, as JSON; empty of a file of its own
+    place: str = ""  # where in a shard, a table or a video, or at which URL, as JSON; empty for an image file
     start: float | None = None  # seconds from the start of the video that it is a moment of; None: it is none
     end: float | None = None
 
@@ -563,7 +563,7 @@ class Index:
 
 
 def place_of(image: Image, path: str, root: Uri) -> str:
-    """Returns where an image is in a shard, table or video, or at which URL, as JSON; empty of a file at its path."""
+    """Returns where an image is in a shard, table or video, or at which URL, as JSON; empty for a file at its path."""
     if is_url(image.place):
         file = {"url": image.place}
     elif image.is_file and os.path.normpath(Path(root) / path) == os.path.normpath(image.place):
