@@ -198,7 +198,7 @@ def write_ir(graph: Path) -> None:
     """Writes a graph as OpenVINO's own files, weights included, in its place."""
     import openvino
 
-    openvino.save_model(openvino.convert_model(graph), graph.with_suffix(".xml"), compress_to_fp16=False)
+    openvino.save_model(openvino.Core().read_model(graph), graph.with_suffix(".xml"), compress_to_fp16=False)
     graph.unlink()
 
 
