@@ -71,11 +71,14 @@ def commands(folder):
 
 def serve(address, ready, lender):
     """Waits for commands, and runs each in a process of its own."""
+    gc.disable()
     preload(*OTHERS)
     vars(forkserver._forkserver).update(lender)
     forkserver._forkserver.ensure_running = lambda: None
     os.fsync = lambda descriptor: None  # as in tests
     gc.freeze()
+    gc.set_threshold(10_000, 10, 100)  # as in tests
+    gc.enable()
     parent = parent_process()
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(str(address))
