@@ -10,7 +10,6 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -151,11 +150,11 @@ class PartsEngine:
         return Fused(**{outputs: output})
 
     def _run(self, part: PartName, *inputs: Tensor) -> list[Tensor]:
-        arrays = [np.ascontiguousarray(tensor.numpy()) for tensor in inputs]
-        return [torch.from_numpy(output) for output in self._runner.run(part, arrays)]
+        *layers, last = self._runner.run(part, inputs)
+        return [*layers, last.float()]  # what heads read
 
 
-Run = Callable[[Sequence[np.ndarray]], list[np.ndarray]]
+Run = Callable[[Sequence[Tensor]], list[Tensor]]
 
 
 class Runner:
@@ -169,7 +168,7 @@ class Runner:
     def __reduce__(self) -> tuple[type[Runner], tuple[EngineName, Path, Precision]]:
         return Runner, (self._engine, self._folder, self._precision)
 
-    def run(self, part: PartName, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def run(self, part: PartName, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Returns the outputs of a part, which is loaded when it is first run; both are in the order of `Part`."""
         with self._loading:
             if part not in self._loaded:
@@ -191,7 +190,12 @@ def _load_onnxruntime(path: Path) -> Run:
     options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [node.name for node in session.get_inputs()]
-    return lambda inputs: session.run(None, dict(zip(names, inputs, strict=True)))
+
+    def run(inputs: Sequence[Tensor]) -> list[Tensor]:
+        arrays = [tensor.contiguous().numpy() for tensor in inputs]
+        return [torch.from_numpy(output) for output in session.run(None, dict(zip(names, arrays, strict=True)))]
+
+    return run
 
 
 def load_openvino(path: Path, precision: Precision) -> Run:
@@ -202,18 +206,36 @@ def load_openvino(path: Path, precision: Precision) -> Run:
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
     }
+    core = openvino.Core()
+    model = core.read_model(path)
+    if precision == "bf16":  # states too, or all that is added to them is computed in float32
+        form = openvino.preprocess.PrePostProcessor(model)
+        for number, port in enumerate(model.inputs):
+            if port.any_name.startswith(("image_", "text_")):
+                form.input(number).tensor().set_element_type(openvino.Type.bf16)
+        for number in range(len(model.outputs)):
+            form.output(number).tensor().set_element_type(openvino.Type.bf16)
+        model = form.build()
     with kept_signal_stack():
-        compiled = openvino.Core().compile_model(path, "CPU", settings)
+        compiled = core.compile_model(model, "CPU", settings)
+
+    def given(tensor: Tensor, port: Any) -> Any:
+        if port.element_type != openvino.Type.bf16:
+            return tensor.contiguous().numpy()
+        bits = tensor.to(torch.bfloat16).contiguous().view(torch.float16)  # NumPy has no bfloat16
+        return openvino.Tensor(bits.numpy(), list(tensor.shape), openvino.Type.bf16)
+
     idle: list[Any] = []  # requests, which hold the inputs and outputs of a call: each thread takes its own
 
-    def run(inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def run(inputs: Sequence[Tensor]) -> list[Tensor]:
         try:
             request = idle.pop()
         except IndexError:
             request = compiled.create_infer_request()
-        outputs = request.infer(list(inputs), share_inputs=True, share_outputs=False)
+        outputs = request.infer(list(map(given, inputs, compiled.inputs)), share_inputs=True, share_outputs=False)
         idle.append(request)
-        return [outputs[port] for port in compiled.outputs]
+        found = [torch.from_numpy(outputs[port]) for port in compiled.outputs]
+        return [each.view(torch.bfloat16) if each.dtype == torch.float16 else each for each in found]
 
     return run
 
