@@ -45,8 +45,8 @@ class TestWork:
     @pytest.mark.parametrize(
         ("phase", "texts", "pairs"),
         [
-            (ALL, [5, 5], [5, 5]),
-            (replace(ALL, negatives="hard"), [5, 5], [15, 5]),
+            (ALL, [10], [5, 5]),
+            (replace(ALL, negatives="hard"), [10], [15, 5]),
             (Phase(mlm=1, itm=0, itc=0), [5], [5]),
             (Phase(mlm=0, itm=1, itc=0), [5], [5]),
             (Phase(mlm=0, itm=0, itc=1), [5], []),

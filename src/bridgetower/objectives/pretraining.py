@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -85,14 +85,15 @@ class PretrainingTask(nn.Module):
         return self.model.compares_pairs or any(each.fuses for each in named)
 
     def forward(self, batch: CaptionBatch, contrast: Contrast | None = None) -> Losses:
-        step = replace(self.encode(batch), contrast=contrast)
+        # With `contrast`, dropout has to be that of `features`, which encodes no masked texts.
+        step = replace(self.encode(batch, masked=contrast is None), contrast=contrast)
         weights = step.phase.weights
         active = {name: objective for name, objective in self.objectives.items() if name in weights}
         parts: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}
         for name, objective in active.items():
-            # ITC comes first, as its dropout has to be that of `features`; then all that is encoded, before anything is
-            # fused: backward then frees what fusion keeps before the gradients of the text tower take memory.
+            # ITC comes first; then all that is encoded, before anything is fused: backward then frees what fusion keeps
+            # before the gradients of the text tower take memory.
             if name != "itc" and "masked" not in step.texts and any("masked" in each.texts for each in active.values()):
                 ids, mask = batch.masked_input_ids, batch.attention_mask
                 step.texts["masked"] = self.model.encode_text(ids, mask, states=batch.masked_states)
@@ -113,8 +114,11 @@ class PretrainingTask(nn.Module):
         step = self.encode(batch, cache=False)
         return Features(self._embeds(step.image, step.texts["plain"]), batch.image_index)
 
-    def encode(self, batch: CaptionBatch, *, cache: bool = True) -> Step:
-        """Encodes images and plain texts as far as the phase reads them."""
+    def encode(self, batch: CaptionBatch, *, cache: bool = True, masked: bool = False) -> Step:
+        """Encodes images and plain texts as far as the phase reads them, and beside these `masked` ones.
+
+        Texts in one batch take one gradient of the word embeddings.
+        """
         model, phase, texts = self.model, self.config.phase(self.progress), dict[Texts, Encoded]()
         active = [self.objectives[name] for name in phase.weights]
         plain = [each for each in active if "plain" in each.texts]
@@ -122,8 +126,15 @@ class PretrainingTask(nn.Module):
         fuses_pairs = phase.itc > 0 and model.compares_pairs
         if plain:  # before the images, as the gradients of word embeddings need memory twice
             outputs: Literal["layers", "cls"] = "layers" if fuses_plain or fuses_pairs else "cls"
-            ids, mask = batch.input_ids, batch.attention_mask
-            texts["plain"] = model.encode_text(ids, mask, outputs=outputs, states=batch.text_states)
+            ids, mask, states = batch.input_ids, batch.attention_mask, batch.text_states
+            if masked and any("masked" in each.texts for each in active):
+                outputs, ids = "layers", torch.cat([ids, batch.masked_input_ids])
+                mask = None if mask is None else torch.cat([mask, mask])
+                states = None if states is None else torch.cat([states, cast(Tensor, batch.masked_states)])
+            encoded = model.encode_text(ids, mask, outputs=outputs, states=states)
+            texts["plain"] = encoded[: len(batch)]
+            if len(encoded) > len(batch):
+                texts["masked"] = encoded[len(batch) :]
         outputs = "layers" if fuses or fuses_pairs else "cls"
         image = model.encode_image(batch.pixel_values, outputs=outputs, states=batch.image_states)
         if cache and fuses:
