@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
+from threading import Lock
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -30,6 +31,7 @@ from bridgetower.files import json_object, parse_json
 from bridgetower.model.plain import from_plain
 from bridgetower.processor import check_length
 from bridgetower.search.config import Against, Vectors
+from bridgetower.search.memory import Memory
 
 ABOUT = ("path", "size", "mtime", "width", "height", "captions", "start", "end")
 """Columns of a result, and of conditions."""
@@ -180,7 +182,8 @@ class Index:
         self._opened: tuple[Any, tuple[int, int] | None] | None = None
         self._seen = 0.0
         self._spoken: tuple[int, int] | None = None  # of a version
-        self._vectors: tuple[Any, int, np.ndarray | None] | None = None  # of a table and its version
+        self._memory: tuple[Any, int, Memory | None] | None = None  # of a table and its version
+        self._loading = Lock()
         self.info = IndexInfo.of(uri, self._table.schema)
 
     @classmethod
@@ -277,7 +280,10 @@ class Index:
 
     def with_digest(self, digest: str) -> list[Indexed]:
         """Returns the images whose file has a SHA-256: none, one, or a few of those that are copies of each other."""
-        found = self._found(_is_one_of([digest], "digest"), RETURNED, _MAX_COPIES)
+        if memory := self._in_memory():
+            found = memory.with_digest(digest, _MAX_COPIES)
+        else:
+            found = self._found(_is_one_of([digest], "digest"), RETURNED, _MAX_COPIES)
         return [Indexed(**row) for row in found.to_pylist()]
 
     def frames(self, images: Sequence[Indexed]) -> dict[str, bytes]:
@@ -396,8 +402,10 @@ class Index:
         kinds: dict[Vectors, str | None] = {against: None} if against else {"images": _SILENT, "captions": _SPOKEN}
         for kind, among in kinds.items():
             of_images, of_all = kind == "images", where is None and among is None
-            found = self._compared_in_memory(vector, count) if of_all and of_images and every else None
-            rows = found or self._nearest_rows(vector, count, kind, where, among, probes)
+            memory = self._in_memory(load=True) if of_all and of_images and every else None
+            rows = (memory and memory.nearest(vector, count)) or self._nearest_rows(
+                vector, count, kind, where, among, probes
+            )
             if not every and of_images and len(rows) < count:  # the partitions that were read had no more
                 rows = self._nearest_rows(vector, count, kind, where, among, probes=0)
             if of_all and of_images and every and len(rows) < min(count, len(self)):
@@ -419,14 +427,20 @@ class Index:
         Raises:
             ValueError: The condition is none.
         """
-        query = self._table.search(text, query_type="fts", fts_columns="captions").limit(count)
+        memory = self._in_memory()
+        table, columns = (memory.table.lance, ["_rowid"]) if memory else (self._table, [*RETURNED, "image_vector"])
+        query = table.search(text, query_type="fts", fts_columns="captions").limit(count)
         if where is not None:
             query = query.where(_whole(where), prefilter=True)
         with _told(self.uri, where=where):
-            found = query.select([*RETURNED, "image_vector", "_score"]).to_arrow()
-        vectors = found["image_vector"].combine_chunks().flatten().to_numpy().reshape(-1, self.info.image_width)
+            found = query.select([*columns, "_score"]).to_arrow()
+        scores = found["_score"].to_pylist()
+        if memory:
+            found, vectors = memory.with_ids(found["_rowid"].to_numpy())
+        else:
+            vectors = found["image_vector"].combine_chunks().flatten().to_numpy().reshape(-1, self.info.image_width)
         cosines = F.cosine_similarity(torch.tensor(vectors), vector[None]).tolist()
-        numbers = zip(found.select(RETURNED).to_pylist(), cosines, found["_score"].to_pylist(), strict=True)
+        numbers = zip(found.select(RETURNED).to_pylist(), cosines, scores, strict=True)
         hits = [self.hit(row, "words", cosine, score) for row, cosine, score in numbers]
         return sorted(hits, key=lambda one: (-one.rank_score, one.path))
 
@@ -441,32 +455,20 @@ class Index:
         rank_score = cosine if score is None else score
         return Hit(file=file, against=against, cosine=cosine, rank_score=rank_score, **vars(image))
 
-    def _compared_in_memory(self, vector: Float[Tensor, " c"], count: int) -> list[dict[str, Any]] | None:
-        """Compares all vectors of images at once, many times as fast as within Lance, from the second search on."""
-        with _told(self.uri):
+    def _in_memory(self, *, load: bool = False) -> Memory | None:
+        """Returns all rows of the newest version, which the second exact search in it loads."""
+        with _told(self.uri), self._loading:
             table = self._table
-            version, size = table.version, table.count_rows()
-            if size < _FEWEST or 4 * size * self.info.image_width > _MOST:
-                return None
-            if self._vectors is None or self._vectors[0] is not table or self._vectors[1] != version:
-                self._vectors = table, version, None
-                return None
-            vectors = self._vectors[2]
-            if vectors is None:
-                vectors, end = np.empty((size, self.info.image_width), np.float32), 0
-                for part in self.image_vectors():
-                    start, end = end, end + len(part)
-                    if end > size:  # it was written meanwhile
-                        return None
-                    np.divide(part, np.linalg.norm(part, axis=1, keepdims=True), out=vectors[start:end])
-                self._vectors = table, version, vectors
-            cosines = vectors @ (vector / vector.norm()).numpy()
-            chosen = np.sort(np.argpartition(cosines, -min(count, size))[-count:])
-            found = table.take_offsets(chosen.tolist()).select(list(RETURNED)).to_list()
-            if self._table is not table or table.version != version:  # it was written meanwhile
-                return None
-        distances = (1 - cosines[chosen]).tolist()
-        return [row | {"_distance": distance} for row, distance in zip(found, distances, strict=True)]
+            version = table.version
+            if self._memory is None or self._memory[0] is not table or self._memory[1] != version:
+                self._memory = (table, version, None) if load else None
+            elif load and self._memory[2] is None:
+                size = table.count_rows()
+                if size >= _FEWEST and 4 * size * self.info.image_width <= _MOST:
+                    memory = Memory(Table(self.uri, version=version), RETURNED, "image_vector")
+                    if self._table is table:  # else another one took its place meanwhile
+                        self._memory = table, version, memory
+            return self._memory and self._memory[2]
 
     def _nearest_rows(
         self, vector: Float[Tensor, " c"], count: int, kind: Vectors, where: str | None, among: str | None, probes: int
