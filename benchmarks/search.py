@@ -5,7 +5,8 @@
 captions, and of usearch where it is installed.
 `update`: the time of a run over unchanged images against that of the first run. `retrieval`: time and memory of ranking
 a million generated texts for 5,000 images and the other way round, as an evaluation does, in a first stage and in a
-second one with generated scores of the candidates.
+second one with generated scores of the candidates. `--file` gives `million` vectors of your own, as `bridgetower embed`
+writes them with `--out vectors.npy`, in an order that says nothing of them.
 """
 
 import argparse
@@ -87,11 +88,15 @@ def _unit(vectors: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.normalize(vectors, dim=1)
 
 
-def million(count: int) -> Iterator[Row]:
+def million(count: int, file: Path | None) -> Iterator[Row]:
     """Builds an index of vectors and captions, and searches in it, exactly and approximately."""
     with tempfile.TemporaryDirectory() as place:
         uri = Path(place) / "generated.lance"
-        in_process(_draw, uri, count)
+        if file is None:
+            in_process(_draw, uri, count)
+        else:
+            uri.with_suffix(".npy").symlink_to(file.absolute())
+            count = len(np.load(file, mmap_mode="r")) - WARM_UP - QUERIES
         yield {"what": f"write {count} rows", **alone(_write, uri, count)}
         yield {"what": "exact search", **alone(_nearest, uri, True)}
         yield {"what": "search by words", **alone(_words, uri)}
@@ -109,15 +114,17 @@ def million(count: int) -> Iterator[Row]:
 
 def _draw(uri: Path, count: int) -> None:
     """Writes the vectors of an index and then those of queries to a file."""
-    with uri.with_suffix(".vectors").open("wb") as file:
-        for start in range(0, count, CHUNK):
-            generated(min(CHUNK, count - start), count // PER_CENTRE, seed=1 + start).numpy().tofile(file)
-        generated(WARM_UP + QUERIES, count // PER_CENTRE, seed=-1).numpy().tofile(file)
+    shape = (count + WARM_UP + QUERIES, WIDTH)
+    file = np.lib.format.open_memmap(uri.with_suffix(".npy"), mode="w+", dtype=np.float32, shape=shape)
+    for start in range(0, count, CHUNK):
+        end = min(start + CHUNK, count)
+        file[start:end] = generated(end - start, count // PER_CENTRE, seed=1 + start)
+    file[count:] = generated(WARM_UP + QUERIES, count // PER_CENTRE, seed=-1)
 
 
-def _vectors(uri: Path, start: int, count: int = -1) -> np.ndarray:
-    file, row = uri.with_suffix(".vectors"), WIDTH * np.float32().itemsize
-    return np.fromfile(file, np.float32, count if count < 0 else count * WIDTH, offset=start * row).reshape(-1, WIDTH)
+def _vectors(uri: Path, start: int, count: int | None = None) -> np.ndarray:
+    end = None if count is None else start + count
+    return np.array(np.load(uri.with_suffix(".npy"), mmap_mode="r")[start:end])
 
 
 def _captions(count: int, words: int, seed: int) -> list[str]:
@@ -129,8 +136,9 @@ def _captions(count: int, words: int, seed: int) -> list[str]:
 
 def _write(uri: Path, count: int) -> Row:
     about = {"fingerprint": "generated", "model": "none", "root": str(uri.parent)}
-    index = Index.create(uri, IndexInfo(**about, image_width=WIDTH, pair_width=WIDTH))
-    nothing, rng = np.empty((0, WIDTH), np.float32), np.random.default_rng(0)
+    width = _vectors(uri, 0, 1).shape[1]
+    index = Index.create(uri, IndexInfo(**about, image_width=width, pair_width=width))
+    nothing, rng = np.empty((0, width), np.float32), np.random.default_rng(0)
     for start in range(0, count, CHUNK):
         vectors = _vectors(uri, start, min(CHUNK, count - start))
         rows = zip(
@@ -185,7 +193,7 @@ def _usearch(uri: Path) -> Row:
 
     count = len(Index(uri))
     vectors, queries = _vectors(uri, 0, count), _vectors(uri, count)
-    peer = Peer(ndim=WIDTH, metric="cos")
+    peer = Peer(ndim=vectors.shape[1], metric="cos")
     peer.add(np.arange(count), vectors)
     row, found = _asked(lambda query: peer.search(query, TOP).keys, queries)
     best = [np.argsort(-(vectors @ query))[:TOP] for query in queries]
@@ -340,13 +348,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
     parser.add_argument("--vectors", type=int, default=1_000_000, help="of `million`, and texts of `retrieval`")
+    parser.add_argument("--file", type=Path, help="of `million`, an array of vectors; the last 220 are queries")
     parser.add_argument("--images", type=int, default=10_000, help="of `update`")
     parser.add_argument("--retrieval-images", type=int, default=5_000, help="of `retrieval`")
     parser.add_argument("--candidates", type=int, default=10, help="of each query of `retrieval`")
     given = parser.parse_args()
     parts: dict[str, Callable[[], Iterator[Row]]] = {
         "recall": recall,
-        "million": lambda: million(given.vectors),
+        "million": lambda: million(given.vectors, given.file),
         "update": lambda: update(given.images),
         "retrieval": lambda: retrieval(given.vectors, given.retrieval_images, given.candidates),
     }

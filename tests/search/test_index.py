@@ -328,7 +328,7 @@ class TestApproximate:
         hits = [len(set(one) & set(other)) for one, other in zip(found(exact=False), expected, strict=True)]
         assert sum(hits) / 400 > 0.9
 
-    @pytest.mark.parametrize(("problem", "least"), [("far", 0.65), ("close", 0.78)])
+    @pytest.mark.parametrize(("problem", "least"), [("far", 0.65), ("close", 0.7)])
     def test_finds_most_where_that_is_hard(self, tmp_path, problem, least):
         """Vectors that are all far from each other need enough groups, those that are close exact cosines."""
         source = torch.Generator().manual_seed(0)

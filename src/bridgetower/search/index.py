@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from typing import Any, BinaryIO
@@ -51,7 +52,7 @@ _SEEN_WITHIN = 1.0  # seconds after which a reader notices what another process 
 _KEPT = timedelta(hours=1)  # for readers of an older version
 _MAX_FRAGMENTS = 20
 _LOOKED_UP, _LOOKED_UP_FROM = ("digest", "path"), 10_000  # columns that get an index, and rows from which on
-_PROBED_SHARE = 0.3  # of the partitions; benchmarks/search.py measures its cost and recall
+_PROBED_SHARE = 0.2  # of the partitions; benchmarks/search.py measures its cost and recall
 _SAMPLED, _ITERATIONS = 64, 10  # vectors of a partition and rounds by which partitions are found
 _REFINED = 4  # times as many are ranked again by their full vectors
 _MAX_PATHS = 1000  # in one condition
@@ -182,6 +183,7 @@ class Index:
         self._opened: tuple[Any, tuple[int, int] | None] | None = None
         self._seen = 0.0
         self._spoken: tuple[int, int] | None = None  # of a version
+        self._counted: tuple[Any, int, int, bool] | None = None  # of a table and its version: rows; are they grouped?
         self._memory: tuple[Any, int, Memory | None] | None = None  # of a table and its version
         self._loading = Lock()
         self.info = IndexInfo.of(uri, self._table.schema)
@@ -220,7 +222,7 @@ class Index:
         with _told(self.uri):
             return int(self._table.count_rows())
 
-    @property
+    @cached_property
     def root(self) -> Path:
         """Folder that the images' paths start from."""
         return self._root or Path(resolved(self.uri, self.info.root))
@@ -391,12 +393,9 @@ class Index:
             OSError: The index cannot be read, another one has taken its place, or it has vectors that are no numbers,
                 so that nothing finds them.
         """
-        with _told(self.uri):
-            there, info = len(self), IndexInfo.of(self.uri, self._table.schema)
+        there, grouped = self._count()
         count = max(1, min(count, there))
-        if info != self.info:
-            raise OSError(f"{self.uri} was replaced by an index of another model or folder; open it again")
-        every = exact or not self.has_ann_index
+        every = exact or not grouped
         probes = 0 if exact else math.ceil(_PROBED_SHARE * _num_partitions(there))
         hits = []
         kinds: dict[Vectors, str | None] = {against: None} if against else {"images": _SILENT, "captions": _SPOKEN}
@@ -408,7 +407,7 @@ class Index:
             )
             if not every and of_images and len(rows) < count:  # the partitions that were read had no more
                 rows = self._nearest_rows(vector, count, kind, where, among, probes=0)
-            if of_all and of_images and every and len(rows) < min(count, len(self)):
+            if of_all and of_images and every and len(rows) < count and len(rows) < len(self):
                 raise OSError(f"{self.uri} has vectors with NaN, which no search finds; make the index again")
             hits += [self.hit(row, kind, 1 - row.pop("_distance")) for row in rows]
         return sorted(hits, key=lambda one: (one.against == "captions", -one.cosine, one.path))
@@ -454,6 +453,17 @@ class Index:
         cosine = max(-1.0, min(1.0, cosine))  # which rounding may exceed
         rank_score = cosine if score is None else score
         return Hit(file=file, against=against, cosine=cosine, rank_score=rank_score, **vars(image))
+
+    def _count(self) -> tuple[int, bool]:
+        """How many rows the newest version has, and whether they are grouped."""
+        with _told(self.uri):
+            table = self._table
+            version = table.version
+            if self._counted is None or self._counted[0] is not table or self._counted[1] != version:
+                if IndexInfo.of(self.uri, table.schema) != self.info:
+                    raise OSError(f"{self.uri} was replaced by an index of another model or folder; open it again")
+                self._counted = table, version, table.count_rows(), self.has_ann_index
+        return self._counted[2:]
 
     def _in_memory(self, *, load: bool = False) -> Memory | None:
         """Returns all rows of the newest version, which the second exact search in it loads."""
