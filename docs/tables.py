@@ -14,7 +14,7 @@ from typing import Any
 DOCS = Path(__file__).resolve().parent
 PAGE = DOCS / "benchmarks.md"
 FORWARD = "itm forward, {}, batch {}: {}"
-STREAM = "a stream of 16 images with 4 texts each, 4 threads, {}"
+STREAM = "a stream of 16 images with 4 texts each, 4 clients, {}"
 COMPARED = {
     **{
         f"{pairs}, {word}, {way}": FORWARD.format(precision, batch, name)
@@ -24,7 +24,7 @@ COMPARED = {
     },
     "one pair, int8, `onnxruntime`": FORWARD.format("int8", 1, "best of ours"),
     "eight pairs, int8, `onnxruntime`": FORWARD.format("int8", 8, "best of ours"),
-    "16 images with 4 texts each in 4 threads, float32, OpenVINO": STREAM.format("fp32"),
+    "16 images with 4 texts each from 4 clients, float32, OpenVINO": STREAM.format("fp32"),
     "the same in bfloat16": STREAM.format("bf16"),
     "one text with 64 encoded images, per pair": "rerank one text against 64 encoded images, per pair",
     "retrieval, 200 images, 1,000 texts; peer: all pairs": (

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 import own_modules
 import tiny
 from bridgetower import Extensions
-from bridgetower.checkpoints import Checkpoint, Reranking, read_checkpoint, update_weights
+from bridgetower.checkpoints import Checkpoint, Reranking, read_checkpoint, update_weights, write_checkpoint
 from bridgetower.engines import export
 from bridgetower.engines.export import (
     MANIFEST,
@@ -29,6 +29,7 @@ from bridgetower.engines.export import (
     tensor_ranges,
     weights_fingerprint,
     write_exported,
+    write_graph,
     write_int8_graph,
 )
 from bridgetower.engines.parts import Part, Runner
@@ -116,6 +117,17 @@ class TestGraphs:
             assert kinds["IsNaN"] == 0  # with which engines do not see attention
             # Projections are split in their weights, but for a last layer, which reads pieces of its own.
             assert kinds["Split"] == (2 if name == "fusion_pooled" else 0)
+
+    def test_weights_that_are_equal_are_split_too(self, exported, tmp_path):
+        checkpoint = read_checkpoint(exported)
+        equal = {name: 0 * tensor if name.endswith("bias") else tensor for name, tensor in checkpoint.tensors.items()}
+        write_checkpoint(replace(checkpoint, tensors=equal), tmp_path)
+        part = Part(read_checkpoint(tmp_path).model(), "text")
+        write_graph(part, tmp_path / "text.onnx", tmp_path / "model.safetensors")
+        with torch.no_grad():
+            expected = part(*part.inputs)
+        found = Runner("onnxruntime", tmp_path).run("text", part.inputs)
+        torch.testing.assert_close(found, list(expected), atol=2e-5, rtol=0)
 
     def test_rely_on_a_layout(self, tmp_path):
         """Of names, formats and shapes, whatever the values."""

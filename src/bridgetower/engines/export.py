@@ -217,20 +217,19 @@ def _split_products(model: Any) -> None:
         for number, output in enumerate(split.outputs):
             pieces = []
             for whole in wholes:
-                stored, shape = whole.const_value, [whole.shape[0] // count, *whole.shape[1:]]
+                stored, name = whole.const_value, f"{whole.name}.{number}"
                 length = stored.length // count
-                name, offset = f"{whole.name}.{number}", stored.offset + number * length
                 tensor = ir.ExternalTensor(
                     stored.location,
-                    offset,
+                    stored.offset + number * length,
                     length,
                     whole.dtype,
-                    shape=ir.Shape(shape),
+                    shape=ir.Shape([whole.shape[0] // count, *whole.shape[1:]]),
                     name=name,
                     base_dir=stored.base_dir,
                 )
-                pieces.append(ir.Value(name=name, shape=tensor.shape, type=whole.type, const_value=tensor))
-                graph.register_initializer(pieces[-1])
+                piece = ir.Value(name=name, shape=tensor.shape, type=whole.type, const_value=tensor)
+                pieces.append(graph.initializers.setdefault(name, piece))
             weight = ir.node("Transpose", pieces[:1], {"perm": [1, 0]})
             multiplied = ir.node("MatMul", [product.inputs[0], weight.outputs[0]])
             added = ir.node("Add", [multiplied.outputs[0], pieces[1]])
