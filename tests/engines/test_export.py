@@ -7,12 +7,14 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import onnx
 import pytest
 import torch
 from onnx import TensorProto
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 import own_modules
 import tiny
@@ -128,6 +130,30 @@ class TestGraphs:
             expected = part(*part.inputs)
         found = Runner("onnxruntime", tmp_path).run("text", part.inputs)
         torch.testing.assert_close(found, list(expected), atol=2e-5, rtol=0)
+
+    def test_only_even_splits_of_the_last_axis_become_splits_of_weights(self, tmp_path):
+        class Splits(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.model = nn.Module()
+                self.model.linear = nn.Linear(5, 6)
+
+            def forward(self, inputs):
+                product = self.model.linear
+                pieces = product(inputs).split([2, 4], -1), product(inputs).chunk(2, 1), product(inputs).chunk(2, -1)
+                return tuple(2 * piece for some in pieces for piece in some)
+
+        module, inputs = Splits(), torch.randn(2, 4, 5)
+        names = [f"piece{number}" for number in range(6)]
+        part = SimpleNamespace(
+            exported=lambda: torch.export.export(module, (inputs,)), dynamic=["inputs"], output_names=names
+        )
+        save_file(module.model.state_dict(), tmp_path / "model.safetensors")
+        write_graph(part, tmp_path / "text.onnx", tmp_path / "model.safetensors")
+        graph = onnx.load(tmp_path / "text.onnx", load_external_data=False).graph
+        assert [node.op_type for node in graph.node].count("Split") == 2
+        found = Runner("onnxruntime", tmp_path).run("text", [inputs])
+        torch.testing.assert_close(found, [piece.detach() for piece in module(inputs)], atol=1e-6, rtol=0)
 
     def test_rely_on_a_layout(self, tmp_path):
         """Of names, formats and shapes, whatever the values."""

@@ -113,6 +113,7 @@ def test_coarse_precisions_are_near_the_model_but_not_equal(request, folder, eng
     assert tiny.off(ours["pooled"], expected["pooled"]) > 1e-5
     states = {ours[name].dtype for name in ("image 0", "text 0")}
     assert states == {torch.bfloat16 if engine == "openvino" else torch.float32}  # between parts
+    assert coarse.encode_image(tiny.images(1, coarse.model.config), token_type=1).layers[0].dtype in states
     assert {ours[name].dtype for name in ("image cls", "text cls", "pooled")} == {torch.float32}
 
 

@@ -214,6 +214,11 @@ def _split_products(model: Any) -> None:
         wholes, count = (turned.inputs[0], add.inputs[1]), len(split.outputs)
         if not all(isinstance(whole.const_value, ir.ExternalTensor) for whole in wholes):
             continue
+        width = wholes[1].shape[0] // count
+        if split.attributes["axis"].value not in (-1, len(split.inputs[0].shape) - 1) or any(
+            output.shape[-1] != width or output.is_graph_output() for output in split.outputs
+        ):
+            continue
         for number, output in enumerate(split.outputs):
             pieces = []
             for whole in wholes:

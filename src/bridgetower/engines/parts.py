@@ -119,7 +119,8 @@ class PartsEngine:
         *layers, cls = self._run("image", pixel_values)
         token_types = self.model.token_type_embedding.weight
         if token_type != IMAGE:  # the part adds the one of a single image
-            layers = [layer + (token_types[token_type] - token_types[IMAGE]) for layer in layers]
+            change = token_types[token_type] - token_types[IMAGE]
+            layers = [layer + change.to(layer.dtype) for layer in layers]
         return Encoded(tuple(layers), cls)
 
     def encode_text(

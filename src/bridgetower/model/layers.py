@@ -96,7 +96,7 @@ class DotProductAttention(nn.Module):
         if torch.compiler.is_exporting():  # as engines recognise it
             scores = query @ key.mT * query.shape[-1] ** -0.5
             if attention_mask is not None:
-                scores = scores + torch.where(attention_mask, 0.0, -3e38)  # the least that bfloat16 has
+                scores = scores + torch.where(attention_mask, 0.0, -3e38)  # finite in bfloat16
             return (scores.softmax(dim=-1) @ value).transpose(1, 2).flatten(2)
         rate = self.dropout if self.training else 0.0
         context = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, dropout_p=rate)

@@ -127,8 +127,8 @@ class PretrainingTask(nn.Module):
         if plain:  # before the images, as the gradients of word embeddings need memory twice
             outputs: Literal["layers", "cls"] = "layers" if fuses_plain or fuses_pairs else "cls"
             ids, mask, states = batch.input_ids, batch.attention_mask, batch.text_states
-            if masked and any("masked" in each.texts for each in active):
-                outputs, ids = "layers", torch.cat([ids, batch.masked_input_ids])
+            if masked and outputs == "layers" and any("masked" in each.texts for each in active):
+                ids = torch.cat([ids, batch.masked_input_ids])
                 mask = None if mask is None else torch.cat([mask, mask])
                 states = None if states is None else torch.cat([states, cast(Tensor, batch.masked_states)])
             encoded = model.encode_text(ids, mask, outputs=outputs, states=states)

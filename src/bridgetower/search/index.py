@@ -467,18 +467,26 @@ class Index:
 
     def _in_memory(self, *, load: bool = False) -> Memory | None:
         """Returns all rows of the newest version, which the second exact search in it loads."""
-        with _told(self.uri), self._loading:
+        with _told(self.uri):
             table = self._table
-            version = table.version
-            if self._memory is None or self._memory[0] is not table or self._memory[1] != version:
-                self._memory = (table, version, None) if load else None
-            elif load and self._memory[2] is None:
-                size = table.count_rows()
+            version, found = table.version, self._memory
+            if found is not None and found[0] is table and found[1] == version and (found[2] or not load):
+                return found[2]
+            if not load or not self._loading.acquire(blocking=False):  # while one loads, others read the table
+                return None
+            try:
+                found = self._memory
+                if found is None or found[0] is not table or found[1] != version:
+                    self._memory = table, version, None
+                    return None
+                size, memory = table.count_rows(), None
                 if size >= _FEWEST and 4 * size * self.info.image_width <= _MOST:
                     memory = Memory(Table(self.uri, version=version), RETURNED, "image_vector")
                     if self._table is table:  # else another one took its place meanwhile
                         self._memory = table, version, memory
-            return self._memory and self._memory[2]
+                return memory
+            finally:
+                self._loading.release()
 
     def _nearest_rows(
         self, vector: Float[Tensor, " c"], count: int, kind: Vectors, where: str | None, among: str | None, probes: int

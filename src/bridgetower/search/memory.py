@@ -25,7 +25,9 @@ class Memory:
             start, end = end, end + len(batch)
             part = batch[vectors].flatten().to_numpy().reshape(len(batch), -1)
             np.divide(part, np.linalg.norm(part, axis=1, keepdims=True), out=self._vectors[start:end])
-        self._rows = pa.Table.from_batches(table.scan([*columns, "_rowid"])).combine_chunks()
+        rows = pa.Table.from_batches(table.scan([*columns, "_rowid"]))
+        captions = rows["captions"].cast(pa.large_list(pa.large_string()))  # which may be above 2 GiB
+        self._rows = rows.set_column(rows.schema.get_field_index("captions"), "captions", captions).combine_chunks()
         self._ids, self._digests = self._rows["_rowid"].to_numpy(), self._rows["digest"]
         self._by_id, self._by_digest = np.argsort(self._ids), pc.sort_indices(self._digests).to_numpy()
 
