@@ -55,6 +55,17 @@ def content(index):
     return {entry["path"]: entry for entry in lancedb.connect(place).open_table(name).to_arrow().to_pylist()}
 
 
+def test_spoken_moments_are_those_of_the_table_that_is_there(make):
+    index, other = make(), make("other.lance")
+    moment = {"start": 0.0, "end": 1.0}
+    index.upsert([row("a", **moment), row("b", **moment)])
+    other.upsert([row("c", captions=["words"], **moment), row("d", **moment)])
+    assert index.num_spoken == 0
+    shutil.rmtree(index.uri)
+    shutil.move(other.uri, index.uri)
+    assert index.num_spoken == 1
+
+
 def test_says_what_it_is_of(make, tmp_path):
     index = make()
     assert (len(index), index.info.fingerprint, index.model, index.root) == (0, "f" * 16, "owner/name@1a", tmp_path)

@@ -115,16 +115,13 @@ class PretrainingTask(nn.Module):
         return Features(self._embeds(step.image, step.texts["plain"]), batch.image_index)
 
     def encode(self, batch: CaptionBatch, *, cache: bool = True, masked: bool = False) -> Step:
-        """Encodes images and plain texts as far as the phase reads them, and beside these `masked` ones.
-
-        Texts in one batch take one gradient of the word embeddings.
-        """
+        """Encodes images and plain texts that the phase reads; with `masked`, masked ones in the same batch."""
         model, phase, texts = self.model, self.config.phase(self.progress), dict[Texts, Encoded]()
         active = [self.objectives[name] for name in phase.weights]
         plain = [each for each in active if "plain" in each.texts]
         fuses, fuses_plain = (any(each.fuses for each in some) for some in (active, plain))
         fuses_pairs = phase.itc > 0 and model.compares_pairs
-        if plain:  # before the images, as the gradients of word embeddings need memory twice
+        if plain:  # before the images, as the gradients of word embeddings, one for each call, need much memory
             outputs: Literal["layers", "cls"] = "layers" if fuses_plain or fuses_pairs else "cls"
             ids, mask, states = batch.input_ids, batch.attention_mask, batch.text_states
             if masked and outputs == "layers" and any("masked" in each.texts for each in active):

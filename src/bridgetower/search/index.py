@@ -119,7 +119,7 @@ class Indexed:
     height: int
     captions: Sequence[str]  # that came with it
     place: str = ""  # where in a shard, a table or a video, or at which URL, as JSON; empty for an image file
-    start: float | None = None  # seconds from the start of the video that it is a moment of; None: it is none
+    start: float | None = None  # seconds from the start of the video, of a moment; None for an image
     end: float | None = None
 
     def where(self) -> dict[str, Any]:
@@ -182,7 +182,7 @@ class Index:
         split_uri(self.uri)  # refuses a folder that is no table
         self._opened: tuple[Any, tuple[int, int] | None] | None = None
         self._seen = 0.0
-        self._spoken: tuple[int, int] | None = None  # of a version
+        self._spoken: tuple[Any, int, int] | None = None  # of a table and its version
         self._counted: tuple[Any, int, int, bool] | None = None  # of a table and its version: rows; are they grouped?
         self._memory: tuple[Any, int, Memory | None] | None = None  # of a table and its version
         self._loading = Lock()
@@ -231,10 +231,11 @@ class Index:
     def num_spoken(self) -> int:
         """How many entries are moments in which something is said."""
         with _told(self.uri):
-            version = self._table.version
-            if self._spoken is None or self._spoken[0] != version:
-                self._spoken = version, self._table.count_rows(_SPOKEN)
-        return self._spoken[1]
+            table = self._table
+            version = table.version
+            if self._spoken is None or self._spoken[0] is not table or self._spoken[1] != version:
+                self._spoken = table, version, table.count_rows(_SPOKEN)
+        return self._spoken[2]
 
     @property
     def model(self) -> str:
