@@ -95,10 +95,11 @@ def spent(measured: Mapping[str, Rows]) -> Iterator[list[str]]:
         for processor, rows in measured.items()
         if (row := rows.get(name)) and "operations" in row.get("details", {})
     ]
-    kinds = sorted({kind for _, _, shares in found for kind in shares}, key=lambda kind: -found[0][2].get(kind, 0))
-    yield ["percent of the time", *kinds, "rate beside the products alone"]
+    kinds = {kind for _, _, shares in found for kind in shares}
+    columns = sorted(kinds, key=lambda kind: (-found[0][2].get(kind, 0), kind))
+    yield ["percent of the time", *columns, "rate beside the products alone"]
     for label, row, shares in found:
-        cells = [f"{100 * shares.get(kind, 0):.0f}" for kind in kinds]
+        cells = [f"{100 * shares.get(kind, 0):.0f}" for kind in columns]
         yield [label, *cells, f"{row['share']:.2f}" if row["share"] else ""]
 
 
