@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,7 +34,7 @@ from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.evaluation.metrics import RECALL_KS, GroundTruth, candidate_pairs, streamed_recalls
 from bridgetower.search.build import build_index
 from bridgetower.search.config import IndexConfig
-from bridgetower.search.index import Index, IndexInfo
+from bridgetower.search.index import Hit, Index, IndexInfo
 from bridgetower.search.searcher import RERANK, Searcher, fused
 from bridgetower_demo.folder import FOLDER, held_out_index, trained_model
 
@@ -226,12 +226,14 @@ def _words(uri: Path) -> Row:
 
 
 def _hybrid(uri: Path) -> Row:
-    """What a search by words and exact vectors does without a model: 64 of each, joined."""
-    index = Index(uri)
-    return _asked(
-        lambda query: fused(index.nearest(query[1], RERANK), index.containing(query[0], query[1], RERANK)),
-        _queries(uri, index),
-    )[0]
+    """What a search by words and exact vectors does without a model: 64 of each, at the same time, joined."""
+    index, pool = Index(uri), ThreadPoolExecutor(1)
+
+    def both(query: tuple[str, torch.Tensor]) -> list[Hit]:
+        by_words = pool.submit(index.containing, *query, RERANK)
+        return fused(index.nearest(query[1], RERANK), by_words.result())
+
+    return _asked(both, _queries(uri, index))[0]
 
 
 def _by_digest(uri: Path) -> Row:

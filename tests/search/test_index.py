@@ -22,6 +22,7 @@ from bridgetower.data.store import Table
 from bridgetower.search import index as index_module
 from bridgetower.search.embed import write_lock
 from bridgetower.search.index import Index, Indexed, IndexInfo, portable, read_indexed, resolved
+from bridgetower.search.memory import Memory
 
 CONTENT = b"0123456789"
 
@@ -227,6 +228,27 @@ class TestInMemory:
             assert large.nearest(self.QUERY, 1, exact=True)[0].path == expected[0].path
         assert large._memory[2] is None
 
+    @pytest.mark.parametrize("width", [1, 17, 40, 256])
+    @pytest.mark.parametrize("spread", [10.0, 0.3, 0.003, 0.0])
+    def test_finds_the_nearest_of_all(self, tmp_path, width, spread):
+        """Vectors in all directions, around one, too close to each other for int8, and equal."""
+        rng = np.random.default_rng(0)
+        vectors = (1 + spread * rng.standard_normal((3001, width))).astype(np.float32)
+        vectors[:, 0] *= 5  # then int8 is coarser for the others
+        columns = {"digest": pa.array([f"{n:04}" for n in range(3001)]), "captions": pa.array([["one"]] * 3001)}
+        columns["image_vector"] = pa.FixedSizeListArray.from_arrays(vectors.ravel(), width)
+        lancedb.connect(tmp_path).create_table("any", pa.table(columns))
+        memory = Memory(Table(tmp_path / "any.lance"), ["digest", "captions"], "image_vector")
+        exact = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float64)
+        for query in (vectors[7], -vectors[7], rng.standard_normal(width).astype(np.float32)):
+            cosines = exact @ query / np.linalg.norm(query)
+            for count in (1, 10, 300, 3001, 5000):
+                found = memory.nearest(torch.from_numpy(query), count)
+                best = np.sort(cosines)[::-1][:count]
+                np.testing.assert_allclose([1 - one["_distance"] for one in found], best, atol=1e-6)
+                np.testing.assert_allclose([cosines[int(one["digest"])] for one in found], best, atol=1e-6)
+                assert len({one["digest"] for one in found}) == len(best)
+
     def test_follows_the_table(self, index):
         for _ in range(3):
             best = [index.nearest(self.QUERY, 1)[0].path for _ in range(3)]
@@ -260,7 +282,7 @@ class TestInMemory:
 
     def test_rows_and_vectors_are_of_one_version(self, index, monkeypatch):
         first, second, third = index.nearest(self.QUERY, 3)
-        product = np.partition
+        product = torch._weight_int8pack_mm
 
         def slow(*arguments, **settings):
             index.remove([first.path])  # by another process, say
@@ -278,9 +300,9 @@ class TestInMemory:
             index.remove(["new"])
             return product(*arguments)
 
-        monkeypatch.setattr(np, "partition", slow_product)
+        monkeypatch.setattr(torch, "_weight_int8pack_mm", slow_product)
         assert [hit.path for hit in index.nearest(self.QUERY, 2)] == ["new", second.path]
-        monkeypatch.setattr(np, "partition", product)
+        monkeypatch.setattr(torch, "_weight_int8pack_mm", product)
         for _ in range(2):
             assert [hit.path for hit in index.nearest(self.QUERY, 2)] == [second.path, third.path]
 

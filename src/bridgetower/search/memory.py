@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -16,15 +19,25 @@ from bridgetower.data.store import Table
 
 
 class Memory:
-    """Columns of a table, and its vectors, brought to length one."""
+    """Columns of a table, and its vectors, brought to length one, also in int8, which all are compared in first."""
 
     def __init__(self, table: Table, columns: Sequence[str], vectors: str) -> None:
         self.table, self._columns, end = table, list(columns), 0
-        self._vectors = np.empty((len(table), table.schema.field(vectors).type.list_size), np.float32)
+        width = table.schema.field(vectors).type.list_size
+        self._vectors = np.empty((len(table), width), np.float32)
+        padded = 16 * math.ceil(width / 16)  # the product reads 16 numbers at once
+        self._int8 = torch.from_numpy(np.zeros((len(table), padded), np.int8))
+        self._scales, self._error = torch.empty(len(table), dtype=torch.bfloat16), np.float32(0)
         for batch in table.scan([vectors]):
             start, end = end, end + len(batch)
             part = batch[vectors].flatten().to_numpy().reshape(len(batch), -1)
             np.divide(part, np.linalg.norm(part, axis=1, keepdims=True), out=self._vectors[start:end])
+            unit = torch.from_numpy(self._vectors[start:end])
+            self._scales[start:end] = unit.abs().amax(dim=1) / 127
+            scales = self._scales[start:end, None].float()
+            rounded = (unit / scales).round().clamp(-127, 127)
+            self._int8[start:end, :width] = rounded
+            self._error = np.max((unit - rounded * scales).norm(dim=1).numpy(), initial=self._error)
         rows = pa.Table.from_batches(table.scan([*columns, "_rowid"]))
         captions = rows["captions"].cast(pa.large_list(pa.large_string()))  # which may be above 2 GiB
         self._rows = rows.set_column(rows.schema.get_field_index("captions"), "captions", captions).combine_chunks()
@@ -32,13 +45,24 @@ class Memory:
         self._by_id, self._by_digest = np.argsort(self._ids), pc.sort_indices(self._digests).to_numpy()
 
     def nearest(self, vector: Float[Tensor, " c"], count: int) -> list[dict[str, Any]]:
-        """Returns the rows with the largest cosines, these first."""
-        cosines = self._vectors @ (vector / vector.norm()).numpy()
-        last = min(count, len(cosines))
-        near = np.flatnonzero(cosines >= np.partition(cosines, -last)[-last])  # quicker than argpartition
-        near = near[np.argsort(-cosines[near], kind="stable")[:last]]
-        rows = self._rows.select(self._columns).take(near).to_pylist()
-        return [row | {"_distance": 1 - cosine} for row, cosine in zip(rows, cosines[near].tolist(), strict=True)]
+        """Returns the rows with the largest cosines, these first.
+
+        Compared exactly are those that can be among them: which differ by int8 by no more than the errors of both, of
+        the query in bfloat16, and of the result.
+        """
+        unit, last = vector / vector.norm(), min(count, len(self._int8))
+        query = F.pad(unit, (0, self._int8.shape[1] - len(unit)))[None].bfloat16()
+        rounding = (query[0, : len(unit)] - unit).norm().item() + 2**-8
+        error = self._error + (1 + self._error) * rounding
+        about = torch._weight_int8pack_mm(query, self._int8, self._scales)[0]
+        part = max(1, len(about) // (16 * last))  # the largest of each part is found quicker than the largest of all
+        largest = about[: len(about) // part * part].view(-1, part).amax(dim=1).topk(last).values
+        near = (about >= largest[-1] - 2 * error).nonzero()[:, 0].numpy()
+        few = 8 * len(near) < len(about)  # else copying them takes longer
+        cosines = self._vectors[near] @ unit.numpy() if few else (self._vectors @ unit.numpy())[near]
+        best = np.argsort(-cosines, kind="stable")[:last]
+        rows = self._rows.select(self._columns).take(near[best]).to_pylist()
+        return [row | {"_distance": 1 - cosine} for row, cosine in zip(rows, cosines[best].tolist(), strict=True)]
 
     def with_ids(self, ids: Int[np.ndarray, " n"]) -> tuple[pa.Table, Float[np.ndarray, "n c"]]:
         """Returns the rows that have some ids within Lance, and their vectors."""

@@ -97,6 +97,9 @@ class Searcher:
             vectors += [] if text is None else [self.predictor.embed_texts(text, truncate=truncate)]
         vector = mean_vector(torch.cat(vectors))
         count = max(top, rerank, RERANK if asked == "hybrid" else 0)
+        by_words = None
+        if text is not None and asked in ("words", "hybrid"):  # Lance finds them while vectors are compared
+            by_words = ThreadPoolExecutor(1).submit(self.index.containing, text, vector, count, where=where)
         found = [] if asked == "words" else self.index.nearest(vector, count, against=against, where=where, exact=exact)
         matched, others = candidates(found, rerank, against)
         log_odds: list[float] = []
@@ -110,9 +113,8 @@ class Searcher:
                 log_odds += self.predictor.compute(items[start : start + batch_size])  # type: ignore[arg-type]  # numbers
             matched = [one for one, _ in opened]
         hits = two_stages(matched, log_odds, others, self.predictor.reranking)
-        if text is not None and asked in ("words", "hybrid"):
-            containing = self.index.containing(text, vector, count, where=where)
-            hits = containing if asked == "words" else fused(hits, containing)
+        if by_words:
+            hits = by_words.result() if asked == "words" else fused(hits, by_words.result())
         return hits[:top]
 
     def planned(
