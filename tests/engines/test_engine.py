@@ -173,6 +173,7 @@ def test_auto_takes_none_that_could_not_export_and_torch_on_a_gpu(monkeypatch):
     assert chosen_engine("auto", "fp32", None) == "torch"
 
 
+@pytest.mark.slow
 def test_start(tiny_checkpoint, exported, tmp_path, monkeypatch):
     """An exported folder is not exported again; a missing package is named."""
     started = EngineChoice(device="cpu", precision="bf16").start(read_checkpoint(tiny_checkpoint))

@@ -176,8 +176,9 @@ class TestSignals:
         after = signal_stack()
         assert (after.address, after.flags, after.size) == (before.address, before.flags, before.size)
 
-    def test_signals_after_openvino(self, exported):
-        done = subprocess.run([sys.executable, "-c", USE, str(exported)], capture_output=True, text=True, check=False)
+    def test_signals_after_openvino(self, exported, forked):
+        command = [forked / "python", "-c", USE, exported]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stdout) == (0, "handled 15\n"), done.stderr
 
 

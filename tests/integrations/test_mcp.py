@@ -5,7 +5,6 @@ import base64
 import io
 import json
 import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -121,9 +120,9 @@ def test_files_outside_the_folder_and_changed_ones_are_not_shown(call, searcher,
         file.write_bytes(kept)
 
 
-def test_the_command_speaks_over_stdin_and_stdout(index, searcher):
-    command = ["-m", "bridgetower", "mcp", str(index), "--device", "cpu"]
-    parameters = mcp.StdioServerParameters(command=sys.executable, args=command, env=dict(os.environ))
+def test_the_command_speaks_over_stdin_and_stdout(index, searcher, forked):
+    arguments, environment = ["mcp", str(index), "--device", "cpu"], dict(os.environ)
+    parameters = mcp.StdioServerParameters(command=str(forked / "bridgetower"), args=arguments, env=environment)
 
     async def ask():
         async with mcp.Client(mcp.stdio_client(parameters)) as client:
