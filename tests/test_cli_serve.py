@@ -103,6 +103,7 @@ def spawned(parent):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(available_cores() < 2, reason="needs two cores")
 def test_replicas_share_a_port_and_their_metrics(tiny_checkpoint):
     def ask(count):
