@@ -209,6 +209,7 @@ def load_openvino(path: Path, precision: Precision) -> Run:
     }
     core = openvino.Core()
     model = core.read_model(path)
+    _leave_keys_as_they_are(model)
     if precision == "bf16":  # states too, or all that is added to them is computed in float32
         form = openvino.preprocess.PrePostProcessor(model)
         for number, port in enumerate(model.inputs):
@@ -239,6 +240,21 @@ def load_openvino(path: Path, precision: Precision) -> Run:
         return [each.view(torch.bfloat16) if each.dtype == torch.float16 else each for each in found]
 
     return run
+
+
+def _leave_keys_as_they_are(model: Any) -> None:
+    """Has the product of attention read keys by rows: OpenVINO would copy them for a transposition."""
+    from openvino import opset13
+
+    for product in model.get_ops():
+        turned = product.input_value(1).get_node() if product.get_type_name() == "MatMul" else None
+        if turned is None or turned.get_type_name() != "Transpose":
+            continue
+        axes = turned.input_value(1).get_node()
+        if axes.get_type_name() == "Constant" and axes.get_vector().tolist() == [0, 2, 3, 1]:
+            keys = opset13.transpose(turned.input_value(0), opset13.constant([0, 2, 1, 3]))
+            scores = opset13.matmul(product.input_value(0), keys, transpose_a=False, transpose_b=True)
+            product.output(0).replace(scores.output(0))
 
 
 class SignalStack(ctypes.Structure):
