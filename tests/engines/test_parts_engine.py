@@ -5,6 +5,7 @@ import mmap
 import pickle
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 
 import tiny
 from bridgetower.checkpoints import read_checkpoint
+from bridgetower.engines import parts
 from bridgetower.engines.parts import (
     Part,
     PartsEngine,
@@ -99,6 +101,28 @@ class TestEquality:
         right, wrong = with_two.fuse(image, text).pooled, with_two.fuse(image, unmasked).pooled
         torch.testing.assert_close(right[0], wrong[0], **CLOSE)
         assert tiny.off(right[1], wrong[1]) > 1e-3
+
+
+def test_openvino_reads_keys_by_rows(exported):
+    """Numbers are compared above; here, that each product with a copy of keys became one without."""
+    import openvino
+
+    model = openvino.Core().read_model(exported / "fusion_pooled.onnx")
+
+    def counts():
+        return Counter(
+            (product.get_attributes()["transpose_b"], tuple(axes.get_vector()))
+            for product in model.get_ordered_ops()
+            if product.get_type_name() == "MatMul"
+            and (turned := product.input_value(1).get_node()).get_type_name() == "Transpose"
+            and (axes := turned.input_value(1).get_node()).get_type_name() == "Constant"
+        )
+
+    before = counts()
+    parts._leave_keys_as_they_are(model)
+    after = counts()
+    assert after[True, (0, 2, 1, 3)] == before[False, (0, 2, 3, 1)] > 0
+    assert after[False, (0, 2, 3, 1)] == 0
 
 
 @pytest.mark.parametrize(("folder", "engine", "limit"), [("exported", "openvino", 0.1), ("int8", "onnxruntime", 0.15)])
