@@ -212,8 +212,7 @@ class TestInMemory:
 
     def test_gives_what_the_table_gives(self, index, monkeypatch):
         expected, found = index.nearest(self.QUERY, 100), index.nearest(self.QUERY, 100)
-        assert index._memory is not None
-        assert index._memory[2] is not None
+        assert index._version.memory is not None
         assert [hit.path for hit in found] == [hit.path for hit in expected]
         assert [hit.cosine for hit in found] == pytest.approx([hit.cosine for hit in expected], abs=1e-6)
         zeros = {"cosine": 0.0, "rank_score": 0.0}
@@ -226,7 +225,7 @@ class TestInMemory:
         large = Index(index.uri)
         for _ in range(2):
             assert large.nearest(self.QUERY, 1, exact=True)[0].path == expected[0].path
-        assert large._memory[2] is None
+        assert large._version.memory is None
 
     @pytest.mark.parametrize("width", [1, 17, 40, 256])
     @pytest.mark.parametrize("spread", [10.0, 0.3, 0.003, 0.0])
@@ -323,7 +322,7 @@ class TestInMemory:
         assert [len(paths) for paths in expected[1]] == [0, 5, 4, 0, 1, 0]
         for _ in range(2):
             index.nearest(self.QUERY, 1)
-        assert index._memory[2] is not None
+        assert index._version.memory is not None
         words, paths = answers()
         for some, others in zip(words, expected[0], strict=True):
             assert [replace(hit, cosine=0.0) for hit in some] == [replace(hit, cosine=0.0) for hit in others]

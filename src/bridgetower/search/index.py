@@ -156,6 +156,27 @@ class Hit(Indexed):
     score: float | None = None  # of the matching head, from 0 to 1, where they were matched and there is none
 
 
+class _Version:
+    """What was asked of one version of a table: each is asked once."""
+
+    def __init__(self, table: Any) -> None:
+        self.table, self.number = table, table.version
+        self.memory: Memory | None = None
+        self.searched, self.loading = False, Lock()  # all of it was, by exact vectors; one thread loads the memory
+
+    @cached_property
+    def rows(self) -> int:
+        return int(self.table.count_rows())
+
+    @cached_property
+    def spoken(self) -> int:
+        return int(self.table.count_rows(_SPOKEN))
+
+    @cached_property
+    def grouped(self) -> bool:
+        return any(index.columns == ["image_vector"] for index in self.table.list_indices())
+
+
 class Index:
     """Images and their vectors.
 
@@ -182,11 +203,8 @@ class Index:
         split_uri(self.uri)  # refuses a folder that is no table
         self._opened: tuple[Any, tuple[int, int] | None] | None = None
         self._seen = 0.0
-        self._spoken: tuple[Any, int, int] | None = None  # of a table and its version
-        self._counted: tuple[Any, int, int, bool] | None = None  # of a table and its version: rows; are they grouped?
-        self._memory: tuple[Any, int, Memory | None] | None = None  # of a table and its version
-        self._loading = Lock()
         self.info = IndexInfo.of(uri, self._table.schema)
+        self._known = _Version(self._table)
 
     @classmethod
     def create(cls, uri: Uri, info: IndexInfo) -> Index:
@@ -231,11 +249,7 @@ class Index:
     def num_spoken(self) -> int:
         """How many entries are moments in which something is said."""
         with _told(self.uri):
-            table = self._table
-            version = table.version
-            if self._spoken is None or self._spoken[0] is not table or self._spoken[1] != version:
-                self._spoken = table, version, table.count_rows(_SPOKEN)
-        return self._spoken[2]
+            return self._version.spoken
 
     @property
     def model(self) -> str:
@@ -394,7 +408,8 @@ class Index:
             OSError: The index cannot be read, another one has taken its place, or it has vectors that are no numbers,
                 so that nothing finds them.
         """
-        there, grouped = self._count()
+        with _told(self.uri):
+            there, grouped = self._version.rows, self._version.grouped
         count = max(1, min(count, there))
         every = exact or not grouped
         probes = 0 if exact else math.ceil(_PROBED_SHARE * _num_partitions(there))
@@ -455,39 +470,29 @@ class Index:
         rank_score = cosine if score is None else score
         return Hit(file=file, against=against, cosine=cosine, rank_score=rank_score, **vars(image))
 
-    def _count(self) -> tuple[int, bool]:
-        """How many rows the newest version has, and whether they are grouped."""
+    @property
+    def _version(self) -> _Version:
+        """The newest one."""
         with _told(self.uri):
-            table = self._table
-            version = table.version
-            if self._counted is None or self._counted[0] is not table or self._counted[1] != version:
+            table, known = self._table, self._known
+            if known.table is not table or known.number != table.version:
                 if IndexInfo.of(self.uri, table.schema) != self.info:
                     raise OSError(f"{self.uri} was replaced by an index of another model or folder; open it again")
-                self._counted = table, version, table.count_rows(), self.has_ann_index
-        return self._counted[2:]
+                known = self._known = _Version(table)
+        return known
 
     def _in_memory(self, *, load: bool = False) -> Memory | None:
         """Returns all rows of the newest version, which the second exact search in it loads."""
-        with _told(self.uri):
-            table = self._table
-            version, found = table.version, self._memory
-            if found is not None and found[0] is table and found[1] == version and (found[2] or not load):
-                return found[2]
-            if not load or not self._loading.acquire(blocking=False):  # while one loads, others read the table
-                return None
-            try:
-                found = self._memory
-                if found is None or found[0] is not table or found[1] != version:
-                    self._memory = table, version, None
-                    return None
-                size, memory = table.count_rows(), None
-                if size >= _FEWEST and 4 * size * self.info.image_width <= _MOST:
-                    memory = Memory(Table(self.uri, version=version), RETURNED, "image_vector")
-                    if self._table is table:  # else another one took its place meanwhile
-                        self._memory = table, version, memory
-                return memory
-            finally:
-                self._loading.release()
+        known = self._version
+        if load and known.memory is None and known.loading.acquire(blocking=False):  # others read the table meanwhile
+            with _told(self.uri):
+                try:
+                    if known.searched and _FEWEST <= known.rows <= _MOST / (4 * self.info.image_width):
+                        known.memory = Memory(Table(self.uri, version=known.number), RETURNED, "image_vector")
+                    known.searched = True
+                finally:
+                    known.loading.release()
+        return known.memory
 
     def _nearest_rows(
         self, vector: Float[Tensor, " c"], count: int, kind: Vectors, where: str | None, among: str | None, probes: int
@@ -568,7 +573,7 @@ class Index:
     @property
     def has_ann_index(self) -> bool:
         """Whether `create_ann_index` was called."""
-        return any(index.columns == ["image_vector"] for index in self._table.list_indices())
+        return self._version.grouped
 
     def optimize(self, num_replaced: int = 0) -> None:
         """Tidies the table where that makes it smaller or quicker, after so many rows were deleted or replaced."""

@@ -47,8 +47,8 @@ class Memory:
     def nearest(self, vector: Float[Tensor, " c"], count: int) -> list[dict[str, Any]]:
         """Returns the rows with the largest cosines, these first.
 
-        Compared exactly are those that can be among them: which differ by int8 by no more than the errors of both, of
-        the query in bfloat16, and of the result.
+        Rows whose cosine in int8 is too small, by more than twice its largest error, cannot be among them; only the
+        others are compared in float32.
         """
         unit, last = vector / vector.norm(), min(count, len(self._int8))
         query = F.pad(unit, (0, self._int8.shape[1] - len(unit)))[None].bfloat16()
