@@ -21,7 +21,6 @@ from rich.table import Table
 from side_by_side.forward import forward_rows, rank_row, stream_rows
 from side_by_side.growth import growth, growth_rows, plot
 from side_by_side.nano import nano_row
-from side_by_side.products import product_rows
 from side_by_side.retrieval import rerank_row, retrieval_rows
 from side_by_side.rows import Row
 from side_by_side.setting import Setting
@@ -30,11 +29,9 @@ from side_by_side.timing import CLOCKS, Clock
 from side_by_side.training import memory_row, step_rows
 
 from bridgetower.files import write_json
-from search import in_process
 
 Measure = Callable[[Setting], Iterator[Row]]
 MEASURES: dict[str, Measure] = {
-    "products": product_rows,
     "forward-fp32": partial(forward_rows, precision="fp32", batch=1),
     "forward-bf16": partial(forward_rows, precision="bf16", batch=1),
     "forward-int8": partial(forward_rows, precision="int8", batch=1),
@@ -72,10 +69,13 @@ def main() -> None:
     if options.clock == "processor" and options.threads != 1:
         parser.error("--clock processor adds up what threads take; give --threads 1 with it")
     options.cache.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(options.threads)
+    Clock.name = options.clock
+    setting = Setting(options.quick, options.cache, options.plain or options.quick)
     rows: list[dict[str, Any]] = []
     for name in options.only:
         print(f"measuring {name}", file=sys.stderr)
-        found = measured(name, options) if options.quick else in_process(measured, name, options)
+        found = setting.apart(measured, name, setting, options.plot)
         rows += found
         if options.json:
             replaced = {row["name"] for row in found}
@@ -101,16 +101,13 @@ def show(rows: list[dict[str, Any]]) -> None:
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
-def measured(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Returns rows as JSON holds them."""
-    torch.set_num_threads(options.threads)
-    Clock.name = options.clock
-    setting = Setting(options.quick, options.cache, options.plain or options.quick)
+def measured(name: str, setting: Setting, file: Path | None) -> list[dict[str, Any]]:
+    """Returns rows as JSON holds them; `file` is for the plot."""
     if name != GROWTH:
         return [row.to_dict() for row in MEASURES[name](setting)]
     curves = growth(setting)
-    if options.plot:
-        plot(curves, options.plot)
+    if file:
+        plot(curves, file)
     return [row.to_dict() for row in growth_rows(curves)]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from side_by_side.rows import Row
-from side_by_side.setting import Setting
 from side_by_side.timing import Clock
 
 ONEDNN = torch.ops.mkldnn._linear_pointwise
@@ -156,20 +154,3 @@ def _best_seconds(run: Callable[[Any], Tensor], operands: list[Any]) -> float:
             run(operand)
         turns.append((Clock.now() - start) / len(operands))
     return min(turns)
-
-
-def product_rows(setting: Setting) -> Iterator[Row]:
-    """Rates of a product of the base model, in oneDNN and as PyTorch computes it by default."""
-    m, k, n = (32, 32, 64) if setting.quick else (325, 768, 3072)
-    for dtype in _packed_dtypes():
-        product = Product(1, m, k, n, dtype)
-        ours, plain = _best_seconds(*_packed(product)), _best_seconds(*_pytorch(product))
-        yield Row(
-            name=f"product [{m}, {k}] · [{k}, {n}], {str(dtype).removeprefix('torch.')}",
-            ours="oneDNN, packed",
-            peer="torch.mm",
-            ours_s=ours,
-            peer_s=plain,
-            gflops=product.flops / ours / 1e9,
-            details={"torch_mm_gflops": product.flops / plain / 1e9},
-        )

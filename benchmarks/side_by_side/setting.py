@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,8 @@ from bridgetower.files import new_folder
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.cpu import optimize_for_cpu
 from bridgetower.model.heads import ItcHead, LinearHead
+from search import T, in_process
+from side_by_side.timing import Clock
 
 ITC_SIZE = 256
 TINY = {
@@ -66,6 +69,12 @@ class Setting:
         """Of the size."""
         return "tiny" if self.quick else "base"
 
+    def apart(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Does some work in a process of its own, with as many threads and the same clock; in a quick run, here."""
+        if self.quick:
+            return work(*arguments)
+        return in_process(_as_here, torch.get_num_threads(), Clock.name, work, arguments)
+
     def theirs(self) -> BridgeTowerForImageAndTextRetrieval:
         """Model of transformers for matching, in evaluation mode."""
         torch.manual_seed(0)
@@ -110,6 +119,12 @@ class Setting:
         _draw_heads(cast(LinearHead, model.head("itm")).fc, model.head("itc"))
         optimize_for_cpu(model)
         return model
+
+
+def _as_here(threads: int, clock: str, work: Any, arguments: Any) -> Any:
+    torch.set_num_threads(threads)
+    Clock.name = clock
+    return work(*arguments)
 
 
 class OfficialHeads(nn.Module):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -14,7 +13,7 @@ from bridgetower.data.batch import CaptionBatch
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.losses import itc_loss, random_pairs
 from bridgetower.objectives.pretraining import PretrainingTask
-from search import in_process, resident
+from search import resident
 from side_by_side.products import operations, rates
 from side_by_side.rows import Row, timed
 from side_by_side.setting import Setting
@@ -104,9 +103,7 @@ def step_rows(setting: Setting, contrast: bool) -> Iterator[Row]:
 
 def memory_row(setting: Setting) -> Iterator[Row]:
     """Highest memory of a process that runs two steps; each way in a process of its own."""
-    peaks = {}
-    for side in ("ours", "theirs"):
-        peaks[side] = in_process(two_steps, replace(setting), side, torch.get_num_threads())
+    peaks = {side: setting.apart(two_steps, setting, side) for side in ("ours", "theirs")}
     yield Row(
         name=f"peak memory of a training step, {BATCH} pairs",
         ours="ours fp32",
@@ -118,9 +115,8 @@ def memory_row(setting: Setting) -> Iterator[Row]:
     )
 
 
-def two_steps(setting: Setting, side: str, threads: int) -> float:
+def two_steps(setting: Setting, side: str) -> float:
     """Returns the highest memory of this process after two steps of one way, in GiB."""
-    torch.set_num_threads(threads)
     way = (Ours if side == "ours" else Official)(setting, Phase())
     for _ in range(2):
         step(way)
