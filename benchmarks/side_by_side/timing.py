@@ -12,7 +12,7 @@ from pathlib import Path
 
 OTHERS = 0.1  # of one core: a repetition in which other processes took more is repeated
 TRIES = 4  # times as many repetitions as wanted, at most
-SHORTEST = 0.2  # seconds of a repetition; quicker ways run several times in one
+SHORTEST = 1.0  # seconds of a repetition; quicker ways run several times in one
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "processor": time.process_time}
 
