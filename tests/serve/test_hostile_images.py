@@ -139,6 +139,7 @@ HOSTILE = {
     "avif, false size": false_avif,
 }
 DECODED = {"tiff, overlapping strips", "avif, false size"}  # as images of 16x16, within the limits
+NEARLY = "tiff, 2^18 strips"  # takes about the second that it may take: less on a fast processor
 
 
 @pytest.fixture(scope="module")
@@ -173,8 +174,8 @@ def test_hostile_images_get_an_error_and_others_their_answer(small):
                 assert asked(small, URIS[0]).json()["data"][0]["embedding"] == expected, name
                 assert small.client.get("/ready").status_code == 200, name
                 wait([answer], 0.1)
-            if name in DECODED:
-                assert answer.result().status_code == 200, name
+            if name in DECODED or (name == NEARLY and answer.result().status_code == 200):
+                vector(answer.result())
             else:
                 error = error_of(answer.result(), 400)
                 assert (error["code"], error["param"]) == ("invalid_image", "input"), name
