@@ -164,7 +164,7 @@ def test_threads_share_memory_requests_are_traced_and_an_interrupt_is_told(tiny_
             maps = [line.split() for line in Path(f"/proc/{running.pid}/maps").read_text().splitlines()]
             ends = {int(start, 16): int(end, 16) for start, end in (one[0].split("-") for one in maps if len(one) == 5)}
             reserved = [at for at, end in ends.items() if at % HEAP == 0 and ends.get(end, end) == at + HEAP]
-            assert len(reserved) <= 3  # threads of the tracer may have one already; without a limit there are 7 or more
+            assert len(reserved) <= 3  # 2 were seen; without a limit there are 7 or more
         httpx.get(f"{address}/v1/models", headers={"traceparent": f"00-{trace}-b7ad6b7169203331-01"})
         until(lambda: '"name": "GET /v1/models"' in (tmp_path / "spans").read_text())
         running.send_signal(signal.SIGINT)

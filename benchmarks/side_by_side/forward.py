@@ -39,13 +39,17 @@ def forward_rows(setting: Setting, precision: Precision, batch: int) -> Iterator
 
     Seconds are the geometric mean of two processes, as the side whose models are made first may be the slower one.
     """
-    (timings, off, more), (again, _, _) = (
+    (first, off, more), (last, _, _) = (
         setting.apart(_forward, setting, precision, batch, ours_first) for ours_first in (True, False)
     )
-    for way, (one, other) in {way: (timings[way], again[way]) for way in timings}.items():
-        timings[way] = Timing(sqrt(one.seconds * other.seconds), one.disturbed or other.disturbed)
+    timings = {
+        way: Timing(sqrt(timing.seconds * last[way].seconds), timing.disturbed or last[way].disturbed)
+        for way, timing in first.items()
+    }
     name = f"itm forward, {precision}, batch {batch}"
-    details = {"seconds": {way: timing.seconds for way, timing in timings.items()}, "max_diff": off, **more}
+    runs = {"seconds": timings, "ours made first": first, "ours made last": last}
+    seconds = {run: {way: timing.seconds for way, timing in found.items()} for run, found in runs.items()}
+    details = {**seconds, "max_diff": off, **more}
     best, peer = (
         min((way for way in timings if way.startswith(side)), key=lambda way: timings[way].seconds)
         for side in ("ours", "transformers")
