@@ -28,10 +28,8 @@ from bridgetower_demo.costs import flops_by_part, milliseconds_by_part, paramete
 PRESETS = {"base": BASE, "large": LARGE, "nano": NANO}
 _COLUMNS = {"parameters": ("parameters [M]", 1e6), "flops": ("GFLOP", 1e9), "milliseconds": ("ms", 1.0)}
 
-COPIES = {"weights": 1, "gradients": 1, "optimiser": 2}
-"""Numbers that are kept for each weight, in float32."""
-
-_BYTES = 4
+COPIES = {"weights": 1, "gradients": 1, "optimiser": 2}  # numbers that are kept for each weight
+_BYTES = 4  # of a number
 
 
 def memory_plan(model: BridgeTower, processes: int) -> dict[str, dict[str, int]]:
@@ -39,13 +37,6 @@ def memory_plan(model: BridgeTower, processes: int) -> dict[str, dict[str, int]]
 
     With `fsdp`, `whole` is what is put together of all shares at the highest: weights and gradients of all that is in
     no layer, weights of two layers (one runs, the next is gathered) and gradients of one.
-
-    Args:
-        model: May be on the meta device.
-        processes: That share the weights.
-
-    Raises:
-        ValueError: There are no processes.
     """
     if processes < 1:
         raise ValueError(f"processes is {processes}; expected at least 1")

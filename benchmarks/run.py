@@ -19,13 +19,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from side_by_side.forward import forward_rows, rank_row, stream_rows
-from side_by_side.growth import growth, growth_rows, plot
+from side_by_side.growth import plot_growth
 from side_by_side.nano import nano_row
 from side_by_side.retrieval import rerank_row, retrieval_rows
 from side_by_side.rows import Row
 from side_by_side.setting import Setting
 from side_by_side.startup import startup_rows
-from side_by_side.timing import CLOCKS, Clock
 from side_by_side.training import memory_row, step_rows
 
 from bridgetower.files import write_json
@@ -48,39 +47,34 @@ MEASURES: dict[str, Measure] = {
     "memory": memory_row,
     "startup": startup_rows,
 }
-GROWTH = "growth"
 
 
 def main() -> None:
     """Measures what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = [*MEASURES, GROWTH]
-    parser.add_argument("--only", nargs="+", choices=names, default=names, help="what to measure (default: everything)")
+    names = list(MEASURES)
+    parser.add_argument("--only", nargs="*", choices=names, default=names, help="what to measure (default: everything)")
     parser.add_argument("--quick", action="store_true", help="tiny models, once: does it run, are the outputs equal?")
     parser.add_argument("--plain", action="store_true", help="PyTorch as it is, of both sides: no export, no compiler")
     parser.add_argument("--json", type=Path, help="file for the rows")
-    parser.add_argument("--plot", type=Path, help="PNG file for the plot of cost growth")
+    parser.add_argument("--plot", type=Path, help="PNG file: how cost grows, measured for it")
     parser.add_argument("--cache", type=Path, default=Path("benchmark-cache"), help="folder of models and exports")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of every engine")
-    parser.add_argument(
-        "--clock", choices=list(CLOCKS), default="wall", help="processor: where others are busy; 1 thread"
-    )
     options = parser.parse_args()
-    if options.clock == "processor" and options.threads != 1:
-        parser.error("--clock processor adds up what threads take; give --threads 1 with it")
     options.cache.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(options.threads)
-    Clock.name = options.clock
     setting = Setting(options.quick, options.cache, options.plain or options.quick)
     rows: list[dict[str, Any]] = []
     for name in options.only:
         print(f"measuring {name}", file=sys.stderr)
-        found = setting.apart(measured, name, setting, options.plot)
+        found = setting.apart(_rows, name, setting)
         rows += found
         if options.json:
             replaced = {row["name"] for row in found}
             kept = json.loads(options.json.read_text()) if options.json.exists() else []
             write_json(options.json, [row for row in kept if row["name"] not in replaced] + found)
+    if options.plot:
+        setting.apart(plot_growth, setting, options.plot)
     show(rows)
 
 
@@ -101,14 +95,8 @@ def show(rows: list[dict[str, Any]]) -> None:
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
-def measured(name: str, setting: Setting, file: Path | None) -> list[dict[str, Any]]:
-    """Returns rows as JSON holds them; `file` is for the plot."""
-    if name != GROWTH:
-        return [row.to_dict() for row in MEASURES[name](setting)]
-    curves = growth(setting)
-    if file:
-        plot(curves, file)
-    return [row.to_dict() for row in growth_rows(curves)]
+def _rows(name: str, setting: Setting) -> list[dict[str, Any]]:
+    return [row.to_dict() for row in MEASURES[name](setting)]
 
 
 def _number(value: object, digits: int) -> str:

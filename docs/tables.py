@@ -54,6 +54,11 @@ SPENT = {
     "MLM + ITM step, 4 pairs, float32": "training step mlm + itm, fp32, 4 pairs",
     "MLM + ITM step, 4 pairs, bfloat16": "training step mlm + itm, bf16, 4 pairs",
 }
+COUNTED = {
+    **{label: name for label, name in SPENT.items() if label.startswith(("one", "eight"))},
+    **{label: name for label, name in COMPARED.items() if name == STREAM.format("fp32")},
+}
+MULTIPLYING = {"FullyConnected", "MatMul", "Convolution"}  # nodes of OpenVINO
 Rows = Mapping[str, Mapping[str, Any]]
 
 
@@ -73,10 +78,7 @@ def compared(measured: Mapping[str, Rows]) -> Iterator[list[str]]:
     yield ["seconds", *(head for name in measured for head in (f"{name}: ours/peer", "ratio")), "largest difference"]
     for label, name in COMPARED.items():
         found = [rows.get(name) for rows in measured.values()]
-        cells = [
-            (f"{number(row['ours_s'])}/{number(row['peer_s'])}", f"{row['ratio']:.2f}") if row else ("", "")
-            for row in found
-        ]
+        cells = [pair(row["ours_s"], row["peer_s"]) if row else ["", ""] for row in found]
         yield [label, *(cell for pair in cells for cell in pair), off([row for row in found if row])]
 
 
@@ -103,6 +105,27 @@ def spent(measured: Mapping[str, Rows]) -> Iterator[list[str]]:
         yield [label, *cells, f"{row['share']:.2f}" if row["share"] else ""]
 
 
+def counted(measured: Mapping[str, Rows]) -> Iterator[list[str]]:
+    """Products that each side computes, and seconds of products and of all else by OpenVINO's counters."""
+    yield ["", "GFLOP: ours/peer", "ratio", "seconds of products: ours/peer", "ratio", "seconds of all else: ours/peer"]
+    for label, name in COUNTED.items():
+        for processor, rows in measured.items():
+            details = rows.get(name, {}).get("details", {})
+            if "gflop" not in details:
+                continue
+            products, rest = ["", ""], ["", ""]
+            if nodes := details.get("openvino"):
+                taken = [sum(each[kind] for kind in each.keys() & MULTIPLYING) for each in nodes.values()]
+                products = pair(*taken)
+                rest = pair(*(sum(each.values()) - own for each, own in zip(nodes.values(), taken, strict=True)))
+            yield [f"{label}; {processor}", *pair(*details["gflop"].values()), *products, rest[0]]
+
+
+def pair(ours: float, theirs: float) -> list[str]:
+    """Both, and how many times ours theirs is."""
+    return [f"{number(ours)}/{number(theirs)}", f"{theirs / ours:.2f}"]
+
+
 def filled(page: str) -> str:
     """Returns the page with its tables made anew; each follows a comment with its name."""
     measured: dict[str, Rows] = {}
@@ -110,7 +133,12 @@ def filled(page: str) -> str:
         rows = json.loads(path.read_text(encoding="utf-8"))
         name = rows[0]["processor"].replace("(R)", "").replace(" Processor", "")
         measured[name] = {row["name"]: row for row in rows}
-    tables = (("compared", compared, COMPARED), ("started", started, STARTED), ("spent", spent, SPENT))
+    tables = (
+        ("compared", compared, COMPARED),
+        ("started", started, STARTED),
+        ("spent", spent, SPENT),
+        ("counted", counted, COUNTED),
+    )
     for marker, table, names in tables:
         shown = {name: rows for name, rows in measured.items() if rows.keys() & set(names.values())}
         head, *lines = table(shown)

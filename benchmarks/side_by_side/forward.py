@@ -7,11 +7,10 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from math import sqrt
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any, cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.stats import spearmanr
@@ -22,34 +21,32 @@ from bridgetower.engines.engine import Engine
 from bridgetower.files import replacing
 from bridgetower.serve.queues import Batcher
 from search import resident
-from side_by_side.products import operations, rates
+from side_by_side.products import nodes, operations, rates, recorded
 from side_by_side.rows import Row, timed
 from side_by_side.setting import Setting
 from side_by_side.timing import Timing, alternate
 
 TOKENS, CLIENTS = 16, 4
-EAGER = "transformers eager"
+EAGER, COMPILED, EAGER_BF16 = "transformers eager", "transformers compiled", "transformers eager bf16"
+IN_ONNXRUNTIME, IN_OPENVINO = "transformers in onnxruntime", "transformers in openvino"
+RIVALS: dict[Precision, tuple[tuple[str, ...], ...]] = {  # who share a process, in which only they are
+    "fp32": (("ours torch", EAGER), ("ours openvino", IN_OPENVINO), ("ours onnxruntime", IN_ONNXRUNTIME), (COMPILED,)),
+    "bf16": (("ours torch", EAGER), ("ours openvino", IN_OPENVINO), (COMPILED,), (EAGER_BF16,)),
+    "int8": (("ours onnxruntime", EAGER),),
+}
 PLAIN: dict[Precision, float] = {"fp32": 1.3, "bf16": 2.4}
 Way = Callable[[], Tensor]
 Request = tuple[Tensor, Tensor, Tensor]  # an image, ids of texts and their mask
+Run = tuple[dict[str, Timing], dict[str, Tensor], dict[str, Any]]  # timings and outputs by way, what else was measured
 
 
 def forward_rows(setting: Setting, precision: Precision, batch: int) -> Iterator[Row]:
-    """One row for plain PyTorch beside eager, one for the best of our engines beside the best peer.
-
-    Seconds are the geometric mean of two processes, as the side whose models are made first may be the slower one.
-    """
-    (first, off, more), (last, _, _) = (
-        setting.apart(_forward, setting, precision, batch, ours_first) for ours_first in (True, False)
-    )
-    timings = {
-        way: Timing(sqrt(timing.seconds * last[way].seconds), timing.disturbed or last[way].disturbed)
-        for way, timing in first.items()
-    }
+    """One row for plain PyTorch beside eager, one for the best of our engines beside the best peer."""
+    if not setting.plain:
+        setting.apart(_export_all, setting, precision)
+    rivals = RIVALS[precision][: 1 if setting.plain else None]
+    timings, off, details = in_both_orders(setting, rivals, partial(_forward, setting, precision, batch))
     name = f"itm forward, {precision}, batch {batch}"
-    runs = {"seconds": timings, "ours made first": first, "ours made last": last}
-    seconds = {run: {way: timing.seconds for way, timing in found.items()} for run, found in runs.items()}
-    details = {**seconds, "max_diff": off, **more}
     best, peer = (
         min((way for way in timings if way.startswith(side)), key=lambda way: timings[way].seconds)
         for side in ("ours", "transformers")
@@ -63,35 +60,77 @@ def forward_rows(setting: Setting, precision: Precision, batch: int) -> Iterator
     yield timed(f"{name}: best of ours, best of theirs", timings, best, peer, target=1.05, max_diff=off[best])
 
 
-@torch.no_grad()
-def _forward(
-    setting: Setting, precision: Precision, batch: int, ours_first: bool
+def in_both_orders(
+    setting: Setting, rivals: Sequence[tuple[str, ...]], measure: Callable[[tuple[str, ...]], Run]
 ) -> tuple[dict[str, Timing], dict[str, float], dict[str, Any]]:
-    """Returns timings and differences of all ways, and where the time of plain PyTorch goes."""
-    inputs = setting.inputs(batch, TOKENS)
-    able = [engine for engine, its in FORMS if its == precision][: 1 if setting.plain else None]
-    ways: dict[str, Way] = {}
-    for ours in (ours_first, not ours_first):
-        if ours:
-            ways |= {f"ours {name}": ours_of(setting.engine(name, precision), inputs) for name in able}
-        else:
-            ways |= peers(setting, precision, inputs)
-    exact = ways[EAGER]()
-    timings = alternate(ways, repetitions=setting.repetitions)
-    off = {name: float((way() - exact).abs().max()) for name, way in ways.items()}
-    if precision == "int8" or not ours_first:
-        return timings, off, {}
-    rate = {"peak_gib": resident("VmHWM") / 1024, **rates(ways["ours torch"], timings["ours torch"].seconds)}
-    return timings, off, {"operations": operations(ways["ours torch"]), "rate": rate}
+    """Returns geometric means of two processes, as the model made first may be slower, differences, and details."""
+    orders = [order for rival in rivals for order in (rival, rival[::-1])[: len(rival)]]
+    runs: list[dict[str, Timing]] = []
+    outputs: dict[str, Tensor] = {}
+    details: dict[str, Any] = {}
+    for order in orders:
+        timings, found, more = setting.apart(measure, order)
+        runs.append(timings)
+        outputs |= found
+        details |= more
+    every = {way: [run[way] for run in runs if way in run] for way in outputs}
+    means = {
+        way: Timing(geometric_mean(each.seconds for each in found), any(each.disturbed for each in found))
+        for way, found in every.items()
+    }
+    exact = outputs[rivals[0][-1]]
+    off = {way: float((output - exact).abs().max()) for way, output in outputs.items()}
+    seconds = {way: mean.seconds for way, mean in means.items()}
+    in_turn = [{way: timing.seconds for way, timing in run.items()} for run in runs]
+    return means, off, {"seconds": seconds, "processes, in the order of making": in_turn, "max_diff": off, **details}
 
 
 @torch.no_grad()
+def _forward(setting: Setting, precision: Precision, batch: int, names: tuple[str, ...]) -> Run:
+    inputs = setting.inputs(batch, TOKENS)
+    ways = {name: _made(setting, precision, name, inputs) for name in names}
+    timings = alternate(ways, repetitions=setting.repetitions)
+    outputs = {name: way() for name, way in ways.items()}
+    if names == ("ours torch", EAGER):
+        rate = {"peak_gib": resident("VmHWM") / 1024, **rates(ways["ours torch"], timings["ours torch"].seconds)}
+        gflop = {name: recorded(way).flops / 1e9 for name, way in ways.items()}
+        return timings, outputs, {"rate": rate, "operations": operations(ways["ours torch"]), "gflop": gflop}
+    if names == ("ours openvino", IN_OPENVINO):
+        makers = {name: partial(_made, setting, precision, name, inputs) for name in names}
+        return timings, outputs, {"openvino": {name: nodes(maker) for name, maker in makers.items()}}
+    return timings, outputs, {}
+
+
+def _export_all(setting: Setting, precision: Precision) -> None:
+    for engine in (engine for engine, its in FORMS if its == precision):
+        setting.engine(engine, precision)
+    if not setting.graph.exists():
+        _export(setting.theirs(), setting.inputs(2, TOKENS), setting.graph)
+
+
+def _made(setting: Setting, precision: Precision, name: str, inputs: dict[str, Tensor]) -> Way:
+    """Matching in one way, with a model of its own."""
+    if name.startswith("ours"):
+        return ours_of(setting.engine(cast(EngineName, name.removeprefix("ours ")), precision), inputs)
+    if name == IN_ONNXRUNTIME:
+        return _in_onnxruntime(setting.graph, inputs)
+    if name == IN_OPENVINO:
+        return _in_openvino(setting.graph, precision, inputs)
+    model = setting.theirs()
+    if name == EAGER:
+        return lambda: model(**inputs).logits
+    if precision == "bf16":
+        model.to(torch.bfloat16)
+        inputs = {**inputs, "pixel_values": inputs["pixel_values"].to(torch.bfloat16)}
+    run = _compiled(model) if name == COMPILED else model
+    return lambda: run(**inputs).logits.float()
+
+
 def stream_rows(setting: Setting) -> Iterator[Row]:
     """Four clients ask for matches of an image with four texts of 4 to 40 tokens, both sides in OpenVINO.
 
     Ours go through the queue of the server, which computes in one batch what waits.
     """
-    precisions: tuple[Precision, ...] = ("fp32", "bf16")
     generator = torch.Generator().manual_seed(2)
     lengths = torch.randint(4, 41, (3 if setting.quick else 16, 4), generator=generator)
     images = setting.inputs(1, TOKENS, len(lengths))["pixel_values"]
@@ -99,41 +138,65 @@ def stream_rows(setting: Setting) -> Iterator[Row]:
     for image, row in zip(images[:, None], lengths, strict=True):
         ids, places = setting.inputs(len(row), int(row.max()))["input_ids"], torch.arange(int(row.max()))
         mask = (places < row[:, None]).long()
-        ids = torch.where(mask.bool(), ids, setting.config.text_config.pad_token_id)
-        requests.append((image, ids, mask))
-    graph = setting.cache / f"{setting.name}-stream.onnx"
-    if not graph.exists():
-        image, ids, mask = requests[0]
-        given = {"pixel_values": image.expand(len(ids), -1, -1, -1), "input_ids": ids, "attention_mask": mask}
-        _export(setting.theirs(), given, graph, {1: torch.export.Dim("length", min=2, max=64)})
-    with ThreadPoolExecutor(CLIENTS) as pool:
-        for precision in precisions:
-            engine, theirs = setting.engine("openvino", precision), _requests_of(graph, precision)
+        requests.append((image, torch.where(mask.bool(), ids, setting.config.text_config.pad_token_id), mask))
+    graph, pair = setting.cache / f"{setting.name}-stream.onnx", ("ours openvino", IN_OPENVINO)
+    gflop = setting.apart(_gflop_of_stream, setting, requests[:CLIENTS], graph)
+    precisions: tuple[Precision, ...] = ("fp32", "bf16")
+    for precision in precisions:
+        run = partial(_stream, setting, precision, requests, graph)
+        timings, off, details = in_both_orders(setting, [pair], run)
+        name = f"a stream of {len(requests)} images with 4 texts each, 4 clients, {precision}"
+        details["gflop"] = gflop
+        yield timed(name, timings, *pair, target=2.0, max_diff=off[pair[0]], details=details)
 
-            ways: dict[str, Way] = {
-                "ours openvino": partial(_in_batches, engine, requests),
-                "transformers in openvino": partial(_in_threads, pool, theirs, requests),
-            }
-            off = float((ways["ours openvino"]() - ways["transformers in openvino"]()).abs().max())
-            timings = alternate(ways, repetitions=setting.repetitions, warmup=1)
-            name = f"a stream of {len(requests)} images with 4 texts each, 4 clients, {precision}"
-            yield timed(name, timings, *ways, target=2.0, max_diff=off)
+
+@torch.no_grad()
+def _gflop_of_stream(setting: Setting, asked: Sequence[Request], graph: Path) -> dict[str, float]:
+    """Counts the products of four requests; what is not there yet is exported first."""
+    model = setting.theirs()
+    if not graph.exists():
+        _export(model, _repeated(asked[0]), graph, {1: torch.export.Dim("length", min=2, max=64)})
+    ours = partial(_matched, setting.engine("torch", "fp32"), asked)
+    setting.engine("openvino", "fp32")
+    theirs = recorded(lambda: [model(**_repeated(request)) for request in asked])
+    return {"ours": recorded(ours).flops / 1e9, EAGER: theirs.flops / 1e9}
+
+
+def _stream(
+    setting: Setting, precision: Precision, requests: Sequence[Request], graph: Path, names: tuple[str, ...]
+) -> Run:
+    ways: dict[str, Way] = {}
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        for name in names:
+            if name == IN_OPENVINO:
+                ways[name] = partial(_in_threads, pool, _requests_of(graph, precision), requests)
+            else:
+                ways[name] = partial(_in_batches, setting.engine("openvino", precision), requests)
+        timings = alternate(ways, repetitions=min(3, setting.repetitions), warmup=1)
+        return timings, {name: way() for name, way in ways.items()}, {}
+
+
+def _matched(engine: Engine, asked: Sequence[Request]) -> list[Tensor]:
+    longest = max(ids.shape[1] for _, ids, _ in asked)
+    ids, mask = (
+        torch.cat([F.pad(request[place], (0, longest - request[place].shape[1])) for request in asked])
+        for place in (1, 2)
+    )
+    image = engine.encode_image(torch.cat([image for image, *_ in asked]))
+    rows = torch.arange(len(asked)).repeat_interleave(len(ids) // len(asked))
+    pooled = engine.fuse(image[rows], engine.encode_text(ids, mask)).pooled
+    return list(engine.model.itm_logits(pooled).float().chunk(len(asked)))
+
+
+def _repeated(request: Request) -> dict[str, Tensor]:
+    """The image is repeated for each of its texts, as transformers takes them."""
+    image, ids, mask = request
+    return {"pixel_values": image.expand(len(ids), -1, -1, -1), "input_ids": ids, "attention_mask": mask}
 
 
 def _in_batches(engine: Engine, requests: Sequence[Request]) -> Tensor:
-    def matched(asked: Sequence[Request]) -> list[Tensor]:
-        longest = max(ids.shape[1] for _, ids, _ in asked)
-        ids, mask = (
-            torch.cat([F.pad(request[place], (0, longest - request[place].shape[1])) for request in asked])
-            for place in (1, 2)
-        )
-        image = engine.encode_image(torch.cat([image for image, *_ in asked]))
-        rows = torch.arange(len(asked)).repeat_interleave(len(ids) // len(asked))
-        pooled = engine.fuse(image[rows], engine.encode_text(ids, mask)).pooled
-        return list(engine.model.itm_logits(pooled).float().chunk(len(asked)))
-
     async def answers() -> list[Tensor]:
-        batcher = Batcher[Request, Tensor](matched, max_batch=CLIENTS, queue=len(requests))
+        batcher = Batcher[Request, Tensor](partial(_matched, engine), max_batch=CLIENTS, queue=len(requests))
 
         async def client(number: int) -> list[Tensor]:
             return [(await batcher.submit([request]))[0] for request in requests[number::CLIENTS]]
@@ -191,37 +254,11 @@ def ours_of(engine: Engine, inputs: dict[str, Tensor]) -> Way:
     return match
 
 
-def peers(setting: Setting, precision: Precision, inputs: dict[str, Tensor]) -> dict[str, Way]:
-    """What there is of transformers: always its eager float32, and others of the same precision."""
-    model = setting.theirs()
-    ways = {EAGER: lambda: model(**inputs).logits}
-    if precision == "int8":
-        return ways
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    typed = setting.theirs().to(dtype)
-    given = {**inputs, "pixel_values": inputs["pixel_values"].to(dtype)}
-    if precision == "bf16":
-        ways["transformers eager bf16"] = lambda: typed(**given).logits.float()
-    if setting.plain:
-        return ways
-    ways[f"transformers compiled {precision}"] = _compiled(typed, given)
-    graph = setting.cache / f"{setting.name}-itm.onnx"
-    if not graph.exists():
-        _export(model, inputs, graph)
-    arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
-    if precision == "fp32":
-        ways["transformers in onnxruntime"] = _in_onnxruntime(graph, arrays)
-    ways[f"transformers in openvino {precision}"] = _in_openvino(graph, precision, arrays)
-    return ways
-
-
-def _compiled(model: nn.Module, inputs: dict[str, Tensor]) -> Way:
+def _compiled(model: nn.Module) -> Any:
     import torch._inductor.config
 
     torch._inductor.config.freezing = True
-    compiled: Any = torch.compile(model)
-
-    return lambda: compiled(**inputs).logits.float()
+    return torch.compile(model)
 
 
 class _Logits(nn.Module):
@@ -247,29 +284,29 @@ def _export(model: nn.Module, inputs: dict[str, Tensor], graph: Path, length: di
         cast(torch.onnx.ONNXProgram, program).save(temporary, external_data=False)
 
 
-def _in_onnxruntime(graph: Path, arrays: dict[str, np.ndarray]) -> Way:
+def _in_onnxruntime(graph: Path, inputs: dict[str, Tensor]) -> Way:
     import onnxruntime
 
+    arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     return lambda: torch.from_numpy(session.run(None, arrays)[0])
 
 
-def _in_openvino(graph: Path, precision: Precision, arrays: dict[str, np.ndarray]) -> Way:
+def _in_openvino(graph: Path, precision: Precision, inputs: dict[str, Tensor]) -> Way:
+    arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
     compiled = _compiled_by_openvino(graph, precision, "LATENCY")
     return lambda: torch.from_numpy(compiled(arrays)[0].copy())
 
 
 def _requests_of(graph: Path, precision: Precision) -> Callable[[Request], Tensor]:
-    """The image is repeated for each of its texts, as transformers takes them."""
     compiled, local = _compiled_by_openvino(graph, precision, "THROUGHPUT"), threading.local()
 
     def match(given: Request) -> Tensor:
-        image, ids, mask = given
         if not hasattr(local, "request"):
             local.request = compiled.create_infer_request()
-        arrays = [image.expand(len(ids), -1, -1, -1).numpy(), ids.numpy(), mask.numpy()]
+        arrays = [tensor.numpy() for tensor in _repeated(given).values()]
         return torch.from_numpy(local.request.infer(arrays)[0].copy())
 
     return match

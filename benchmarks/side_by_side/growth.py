@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from bridgetower.files import write_bytes
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.presets import BASE, NANO
 from side_by_side.products import recorded
-from side_by_side.rows import Row
 from side_by_side.setting import Setting
 from side_by_side.timing import alternate
 
@@ -39,41 +38,18 @@ QUICK: dict[str, tuple[int, ...]] = {
 
 @dataclass(frozen=True)
 class Point:
-    """Seconds and operations at one size, and whether other processes were busy all the while."""
+    """Seconds and operations at one size."""
 
     size: int
     seconds: float
     flops: int
-    disturbed: bool = False
 
 
 @torch.no_grad()
-def growth(setting: Setting) -> dict[str, list[Point]]:
-    """Measures every axis."""
-    return {
-        axis: [_point(setting, axis, size) for size in sizes]
-        for axis, sizes in (QUICK if setting.quick else SIZES).items()
-    }
-
-
-def growth_rows(curves: dict[str, list[Point]]) -> Iterator[Row]:
-    """One row per axis: the seconds of the largest size, and those that its operations would take at the best rate."""
-    for axis, points in curves.items():
-        best = max(point.flops / point.seconds for point in points)
-        yield Row(
-            name=f"growth with {axis}, {points[0].size} to {points[-1].size}",
-            ours="ours torch fp32",
-            peer="operations at the best rate of the curve",
-            ours_s=points[-1].seconds,
-            peer_s=points[-1].flops / best,
-            gflops=points[-1].flops / points[-1].seconds / 1e9,
-            disturbed=any(point.disturbed for point in points),
-            details={"points": [vars(point) for point in points]},
-        )
-
-
-def plot(curves: dict[str, list[Point]], path: Path) -> None:
-    """Draws seconds beside the line of operations at the best rate of each curve."""
+def plot_growth(setting: Setting, path: Path) -> None:
+    """Measures, and draws seconds beside the line of operations at the best rate of each curve."""
+    measured = (QUICK if setting.quick else SIZES).items()
+    curves = {axis: [_point(setting, axis, size) for size in sizes] for axis, sizes in measured}
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9, 6.5), layout="constrained")
         for axes, (name, points) in zip(figure.subplots(2, 2).flat, curves.items(), strict=True):
@@ -91,7 +67,7 @@ def plot(curves: dict[str, list[Point]], path: Path) -> None:
 def _point(setting: Setting, axis: str, size: int) -> Point:
     way = _way(setting, axis, size)
     timing = alternate({"way": way}, repetitions=min(3, setting.repetitions), warmup=1)["way"]
-    return Point(size, timing.seconds, recorded(way).flops, timing.disturbed)
+    return Point(size, timing.seconds, recorded(way).flops)
 
 
 def _way(setting: Setting, axis: str, size: int) -> Callable[[], Tensor]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
-
-from side_by_side.timing import Clock
 
 ONEDNN = torch.ops.mkldnn._linear_pointwise
 KINDS = {  # of operations, by their names
@@ -65,7 +66,7 @@ class Recorder(TorchDispatchMode):
 
 def recorded(computation: Callable[[], object]) -> Recorder:
     """Returns the products of a computation."""
-    with Recorder() as recorder:
+    with Recorder() as recorder, sdpa_kernel(SDPBackend.MATH):  # others do not say what they multiply
         computation()
     return recorder
 
@@ -91,6 +92,33 @@ def operations(computation: Callable[[], object]) -> dict[str, float]:
     for event in profile.key_averages():
         seconds[kind_of.get(event.key.split("::")[-1], "others")] += event.self_cpu_time_total
     return {kind: round(value / seconds.total(), 3) for kind, value in seconds.most_common()}
+
+
+def nodes(make: Callable[[], Callable[[], object]]) -> dict[str, float]:
+    """Returns seconds of each kind of node while OpenVINO, whose counters are on from `make` on, runs a computation."""
+    import openvino
+
+    seconds = Counter[str]()
+    compiling, inferring = openvino.Core.compile_model, openvino.InferRequest.infer
+
+    def compile_model(core: Any, model: Any, device: str, settings: dict[str, Any]) -> Any:
+        return compiling(core, model, device, {**settings, "PERF_COUNT": True})
+
+    def infer(request: Any, *given: Any, **options: Any) -> Any:
+        outputs = inferring(request, *given, **options)
+        for node in request.get_profiling_info():
+            seconds[node.node_type] += node.real_time.total_seconds()
+        return outputs
+
+    with (
+        patch.object(openvino.Core, "compile_model", compile_model),
+        patch.object(openvino.InferRequest, "infer", infer),
+    ):
+        computation = make()
+        for _ in range(TURNS):
+            seconds.clear()
+            computation()
+    return dict(seconds.most_common())
 
 
 def _product(func: Any, args: Any) -> Product | None:
@@ -149,8 +177,8 @@ def _best_seconds(run: Callable[[Any], Tensor], operands: list[Any]) -> float:
     """Seconds of one product, the least of several turns through all operands."""
     turns = []
     for _ in range(TURNS):
-        start = Clock.now()
+        start = time.perf_counter()
         for operand in operands:
             run(operand)
-        turns.append((Clock.now() - start) / len(operands))
+        turns.append((time.perf_counter() - start) / len(operands))
     return min(turns)

@@ -20,7 +20,6 @@ from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.cpu import optimize_for_cpu
 from bridgetower.model.heads import ItcHead, LinearHead
 from search import T, in_process
-from side_by_side.timing import Clock
 
 ITC_SIZE = 256
 TINY = {
@@ -69,11 +68,16 @@ class Setting:
         """Of the size."""
         return "tiny" if self.quick else "base"
 
+    @property
+    def graph(self) -> Path:
+        """Model of transformers, exported."""
+        return self.cache / f"{self.name}-itm.onnx"
+
     def apart(self, work: Callable[..., T], *arguments: Any) -> T:
-        """Does some work in a process of its own, with as many threads and the same clock; in a quick run, here."""
+        """Does some work in a process of its own, with as many threads; in a quick run, here."""
         if self.quick:
             return work(*arguments)
-        return in_process(_as_here, torch.get_num_threads(), Clock.name, work, arguments)
+        return in_process(_as_here, torch.get_num_threads(), work, arguments)
 
     def theirs(self) -> BridgeTowerForImageAndTextRetrieval:
         """Model of transformers for matching, in evaluation mode."""
@@ -121,9 +125,8 @@ class Setting:
         return model
 
 
-def _as_here(threads: int, clock: str, work: Any, arguments: Any) -> Any:
+def _as_here(threads: int, work: Any, arguments: Any) -> Any:
     torch.set_num_threads(threads)
-    Clock.name = clock
     return work(*arguments)
 
 

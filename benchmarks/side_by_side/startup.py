@@ -19,27 +19,26 @@ from bridgetower.files import new_folder
 from bridgetower.model.presets import BASE, NANO
 from side_by_side.rows import Row
 from side_by_side.setting import Setting
-from side_by_side.timing import Clock
 
 LIMIT = 0.3  # seconds
 QUERY = "a smiling face"
 STAGES = """
 import json, sys, time
-clock, seconds = getattr(time, sys.argv[1]), {}
+seconds = {}
 def done(stage):
     global last
-    seconds[stage], last = clock() - last, clock()
+    seconds[stage], last = time.perf_counter() - last, time.perf_counter()
 def taken():
     return {name: int(value) for name, value in (line.split(": ") for line in open("/proc/self/io"))}
-last = clock()
+last = time.perf_counter()
 import bridgetower
 done("import bridgetower")
 import torch
 done("import torch")
 from bridgetower import load
 done("from bridgetower import load, after torch")
-before, last = taken(), clock()
-model = load(sys.argv[2], device="cpu")
+before, last = taken(), time.perf_counter()
+model = load(sys.argv[1], device="cpu")
 done("load")
 model.embed_texts(["word1 word2 word3"])
 done("first vector of a text")
@@ -86,8 +85,7 @@ def _weights_row(model: Path) -> Row:
 
 
 def _stages(model: Path) -> tuple[dict[str, float], dict[str, int]]:
-    clock = "perf_counter" if Clock.name == "wall" else "process_time"
-    command = [sys.executable, "-c", STAGES, clock, str(model)]
+    command = [sys.executable, "-c", STAGES, str(model)]
     seconds, taken = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
     return seconds, taken
 
@@ -104,13 +102,6 @@ def _median(times: int, one: Callable[[], float]) -> float:
 
 
 def _seconds(command: list[str]) -> float:
-    start = _now()
+    start = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return _now() - start
-
-
-def _now() -> float:
-    if Clock.name == "processor":
-        spent = os.times()
-        return spent.children_user + spent.children_system
-    return Clock.now()
+    return time.perf_counter() - start

@@ -14,22 +14,6 @@ OTHERS = 0.1  # of one core: a repetition in which other processes took more is 
 TRIES = 4  # times as many repetitions as wanted, at most
 SHORTEST = 1.0  # seconds of a repetition; quicker ways run several times in one
 
-CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "processor": time.process_time}
-
-
-class Clock:
-    """What seconds are, for all of this process: on the wall or, on a machine that is never idle, of the processor.
-
-    Processor time is that of all threads together, so it is meant for one.
-    """
-
-    name = "wall"
-
-    @classmethod
-    def now(cls) -> float:
-        """Returns seconds."""
-        return CLOCKS[cls.name]()
-
 
 @dataclass(frozen=True)
 class Timing:
@@ -74,11 +58,11 @@ def _run(way: Callable[[], object], times: int) -> tuple[float, float]:
     """Returns the seconds of one run, and how many cores other processes kept busy meanwhile."""
     gc.collect()
     gc.disable()
-    busy, own, start = _busy_seconds(), time.process_time(), Clock.now()
+    busy, own, start = _busy_seconds(), time.process_time(), time.perf_counter()
     for _ in range(times):
         way()
-    elapsed = Clock.now() - start
-    others = 0.0 if Clock.name == "processor" else (_busy_seconds() - busy) - (time.process_time() - own)
+    elapsed = time.perf_counter() - start
+    others = (_busy_seconds() - busy) - (time.process_time() - own)
     gc.enable()
     return elapsed / times, max(0.0, others - 0.02) / elapsed  # the kernel counts in steps of 0.01 s
 
