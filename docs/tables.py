@@ -74,12 +74,12 @@ def off(rows: list[Mapping[str, Any]]) -> str:
 
 
 def compared(measured: Mapping[str, Rows]) -> Iterator[list[str]]:
-    """Our time and the peer's on each processor, their ratio, and the largest difference anywhere."""
-    yield ["seconds", *(head for name in measured for head in (f"{name}: ours/peer", "ratio")), "largest difference"]
+    """The ratio of the peer's time and ours on each processor, both times, and the largest difference anywhere."""
+    yield ["ratio (seconds of ours/peer)", *measured, "largest difference"]
     for label, name in COMPARED.items():
         found = [rows.get(name) for rows in measured.values()]
-        cells = [pair(row["ours_s"], row["peer_s"]) if row else ["", ""] for row in found]
-        yield [label, *(cell for pair in cells for cell in pair), off([row for row in found if row])]
+        cells = [f"{row['ratio']:.2f} ({pair(row['ours_s'], row['peer_s'])[0]})" if row else "" for row in found]
+        yield [label, *cells, off([row for row in found if row])]
 
 
 def started(measured: Mapping[str, Rows]) -> Iterator[list[str]]:
