@@ -4,12 +4,14 @@ import asyncio
 import base64
 import io
 import json
+import threading
 
 import pytest
 import torch
 from PIL import Image
 from tokenizers import Tokenizer
 
+from bridgetower.distributed import available_cores
 from bridgetower.processor import Processor
 from bridgetower.serve.errors import ApiError
 from bridgetower.serve.inputs import MAX_CHARACTERS, Decoders, Inputs, is_image
@@ -42,24 +44,38 @@ def test_other_formats_and_any_spelling_of_the_type(inputs, predictor):
         assert torch.equal(image, predictor.processor.resize(stream.getvalue()))
 
 
-async def test_an_image_waits_neither_for_many_others_nor_for_long_texts(predictor):
-    """Of 80 texts one is read while the image waits, not all."""
-    order = []
-    inputs = Inputs(predictor.processor, Decoders(max_pixels=1_000_000, memory=2**28))
-    inputs.warm()
+@pytest.mark.parametrize("field", ["images", "texts"])
+async def test_an_image_waits_neither_for_many_others_nor_for_long_texts(predictor, monkeypatch, field):
+    """It is next, as soon as one of the threads is free."""
+    threads, begun, permits = available_cores(), [], threading.Semaphore(0)
+    inputs = Inputs(predictor.processor, Decoders(max_pixels=2000, memory=2**28))
 
-    async def ask(name, prepared):
-        await prepared
-        order.append(name)
+    def held(call):
+        def wrapped(content, *others, **options):
+            begun.append(content)
+            assert permits.acquire(timeout=60)
+            return call(content, *others, **options)
 
-    for many in (
-        inputs.images([uri(png(1, 700, 700))] * 8, "many"),
-        inputs.texts(["a" * 20_000] * 80, "many", truncate=True),
-    ):
-        asked = asyncio.ensure_future(ask("many", many))
-        await asyncio.sleep(0.02)
-        await asyncio.gather(asked, ask("few", inputs.images(URIS[:1], "few")))
-    assert order == ["few", "many"] * 2
+        return wrapped
+
+    async def have_begun(number):
+        async with asyncio.timeout(60):
+            while len(begun) < number:
+                await asyncio.sleep(0.001)
+
+    monkeypatch.setattr(inputs.decoders, "open", held(inputs.decoders.open))
+    monkeypatch.setattr(inputs._processor, "token_ids", held(inputs._processor.token_ids))
+    images, texts = [URIS[1]] * 8 * threads, ["a" * 20_000] * 20 * threads
+    many = inputs.images(images, "many") if field == "images" else inputs.texts(texts, "many", truncate=True)
+    asked = [asyncio.ensure_future(many)]
+    await have_begun(threads)
+    asked.append(asyncio.ensure_future(inputs.images(URIS[:1], "few")))
+    await asyncio.sleep(0.01)  # it is asked for, and waits
+    permits.release()
+    await have_begun(threads + 1)
+    assert begun[threads] == PNGS[0]
+    permits.release(20 * threads)
+    await asyncio.gather(*asked)
     inputs.close()
 
 
