@@ -12,7 +12,7 @@ demo: $(VENV)/demo
 
 # Many tests start processes: compiled modules are kept, even where the environment says not to.
 test: $(VENV)/installed
-	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder \
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder \
 		--ignore tests/pages --ignore tests/demo
 
 # Commands of README and docs as they are written, with what they print; the site, the web UI, and the demo.

@@ -107,7 +107,7 @@ class TestSafetensors:
 
     def test_a_file_that_is_replaced_while_it_is_read(self, tmp_path):
         """Large enough to be mapped more than once: tensors of two versions are never put together."""
-        items = {str(number): torch.full((100,), float(number)) for number in range(40)}
+        items = {str(number): torch.full((2**16,), float(number)) for number in range(40)}
         write_safetensors(tmp_path / "x.safetensors", items)
         opened = read_safetensors(tmp_path / "x.safetensors")
         assert tiny.equal(opened, items)

@@ -27,6 +27,7 @@ ABOUT = "state.json"
 
 _CHECKSUM = "crc32"  # in the metadata of a safetensors file, and in `state.json`
 _UNPACKED, _UNPACKED_AT_LEAST = 4, 2**26  # times the size of an archive, and bytes; compressed weights have about twice
+_MAPPED_AT_LEAST = 2**22  # bytes
 _SHARED = 4  # times the bytes of all memory; tied embeddings and decoders have up to twice
 
 
@@ -34,7 +35,8 @@ class MappedTensors(Mapping[str, Tensor]):
     """The tensors of a safetensors file, each mapped from it when it is asked for.
 
     What was read of a mapping stays in memory until the last tensor of it is gone. So the file is mapped anew after
-    every sixteenth of it, and who joins or converts tensors in turn holds the results and that much of the file.
+    every sixteenth of it, but at least 4 MiB, and who joins or converts tensors in turn holds the results and that much
+    of the file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -63,7 +65,7 @@ class MappedTensors(Mapping[str, Tensor]):
 
     def _map(self) -> None:
         self._file: Any = safe_open(self._path, framework="pt")
-        self._left = self._path.stat().st_size // 16
+        self._left = max(self._path.stat().st_size // 16, _MAPPED_AT_LEAST)
         if _version(self._path) != self._version:  # or tensors of two versions would be put together
             raise ValueError(f"{self._path} was replaced while it was read; load it again")
 

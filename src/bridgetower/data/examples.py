@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import accumulate
 from typing import Any, Protocol, TypeVar
@@ -78,12 +79,20 @@ class PreparedImages:
         """Returns examples, each with its `id`, the numbers of its `images` and its `entry`."""
         if self.config.cache:
             self._examples = self._examples or list(self.scan())
+        if self._examples:
             return [self._examples[number] for number in numbers]
         found: dict[int, dict[str, Any]] = {}
         for one, wanted, own in self._shares(numbers, self._starts):
             rows = (self._renumbered(one, row) for row in self.sets[one].examples(own))
             found |= zip(wanted, rows, strict=True)
         return [found[number] for number in numbers]
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps all examples in memory meanwhile: read one by one, each takes milliseconds."""
+        self._examples = list(self.scan())
+        yield
+        self._examples = []
 
     def scan(self) -> Iterator[dict[str, Any]]:
         for number, one in enumerate(self.sets):

@@ -8,6 +8,7 @@ import re
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -95,7 +96,7 @@ class Table:
     def schema(self) -> pa.Schema:
         return self.lance.schema
 
-    @property
+    @cached_property
     def checked(self) -> str:
         """The column of which there are CRCs; none in a table that is another's."""
         return (self.schema.metadata or {}).get(_CHECKED, b"").decode()

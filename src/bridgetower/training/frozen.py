@@ -70,7 +70,8 @@ def frozen_examples(context: TrainContext, cache: FeatureCache, *, progress: boo
         held_out.frozen = towers.images(held_out, 1, torch.float32).read
     train.frozen = torch.tensor  # of their numbers
     examples = FrozenDataset(context.examples, frozen, config.frozen_views, config.seed)
-    keys = examples.needed_texts()
+    with train.held():
+        keys = examples.needed_texts()
     examples.texts = towers.texts(keys, train.processor, dtype, pooled), {key: row for row, key in enumerate(keys)}
     model.train()
     return examples
