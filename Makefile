@@ -10,7 +10,8 @@ LOWEST := .venv-lowest
 demo: $(VENV)/demo
 	$(BIN)/python -m bridgetower_demo $(ARGS)
 
-# Many tests start processes: compiled modules are kept, even where the environment says not to.
+# Many tests start processes: compiled modules are kept, even where the environment says not to. And many wait for
+# them, so that three share two cores: with two processes the cores were idle for a twelfth of the time.
 test: $(VENV)/installed
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder \
 		--ignore tests/pages --ignore tests/demo

@@ -90,9 +90,10 @@ class PreparedImages:
     @contextmanager
     def held(self) -> Iterator[None]:
         """Keeps all examples in memory meanwhile: read one by one, each takes milliseconds."""
-        self._examples = list(self.scan())
+        self._examples = self._examples or list(self.scan())
         yield
-        self._examples = []
+        if not self.config.cache:
+            self._examples = []
 
     def scan(self) -> Iterator[dict[str, Any]]:
         for number, one in enumerate(self.sets):
