@@ -42,21 +42,47 @@ def matched(model):
     return logits, any("mkldnn" in name for name in operators.names)
 
 
-def test_measured_once_and_kept():
-    first = onednn_is_faster()
+@pytest.mark.parametrize("products", ["outputs", "gradients"])
+def test_measured_once_and_kept(products):
+    first = onednn_is_faster(products)
     (kept,) = (cache_folder() / "products").glob("*.json")
     content = json.loads(kept.read_text())
     assert set(content["seconds"]) == set(LIBRARIES)
     assert all(seconds > 0 for seconds in content["seconds"].values())
+    assert products in content["where"]
     assert torch.__version__ in content["where"]
     slow = "onednn" if first else "torch"
     kept.write_text(json.dumps(content | {"seconds": content["seconds"] | {slow: 1e3}}))
     onednn_is_faster.cache_clear()
-    assert onednn_is_faster() != first
+    assert onednn_is_faster(products) != first
+
+
+def test_gradients_have_a_library_of_their_own(monkeypatch):
+    gradients = []
+    for number, fastest in enumerate(LIBRARIES):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(cache_folder().parent / str(number)))
+        faster = {"outputs": "onednn", "gradients": fastest}
+        seconds = {products: dict.fromkeys(LIBRARIES, 9.0) | {library: 1.0} for products, library in faster.items()}
+        monkeypatch.setattr("bridgetower.model.cpu.measure", seconds.__getitem__)
+        onednn_is_faster.cache_clear()
+        torch.manual_seed(0)
+        layer, hidden = OneDnnLinear(24, 40), torch.randn(3, 7, 24, requires_grad=True)
+        with Operators() as operators:
+            output = layer(hidden)
+        assert "mkldnn._linear_pointwise.default" in operators.names
+        with Operators() as operators:
+            output.square().sum().backward()
+        assert ("mkldnn._linear_pointwise.default" in operators.names) == (fastest == "onednn")
+        gradients.append([hidden.grad, layer.weight.grad, layer.bias.grad])
+    twice = 2 * output.detach().flatten(0, 1)
+    expected = [(twice @ layer.weight).view_as(hidden), twice.T @ hidden.flatten(0, 1), twice.sum(dim=0)]
+    for found in gradients:
+        for one, other in zip(found, expected, strict=True):
+            assert tiny.off(one, other) < ATOL * other.abs().max()
 
 
 def test_what_cannot_be_read_or_written(tmp_path, monkeypatch):
-    monkeypatch.setattr("bridgetower.model.cpu.measure", lambda: {"onednn": 1.0, "torch": 2.0})
+    monkeypatch.setattr("bridgetower.model.cpu.measure", lambda products: {"onednn": 1.0, "torch": 2.0})
     assert onednn_is_faster()
     (kept,) = (cache_folder() / "products").glob("*.json")
     content = kept.read_bytes()

@@ -1,8 +1,8 @@
 """What makes the model fast on a CPU: the same numbers under the same names, from other kernels.
 
 PyTorch has two libraries for products: oneDNN, and MKL or OpenBLAS behind `torch.mm`. Which is faster depends on the
-processor, so it is measured once and kept: on AMD's, MKL uses half of the vector width; on Intel's with AMX, `torch.mm`
-was ahead.
+processor, so it is measured once and kept, for gradients by themselves: on AMD's, MKL uses half of the vector width; on
+Intel's with AMX, `torch.mm` was ahead; on one without, only in the gradients.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from math import prod
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +40,7 @@ BUFFER_BYTES = 2**24
 _SCORE_BYTES = 2 * 2**20
 _LOWEST, _VALUES = -(2**15), 2**16  # of 16 bits
 _NORM = "norm_of"  # attribute of a LayerNorm's output: its version, and what it was computed of
+Products = Literal["outputs", "gradients"]
 LIBRARIES: Final = ("onednn", "torch")
 VARIABLE: Final = "BRIDGETOWER_PRODUCTS"  # of the environment: names one of them; without, the measurement decides
 _CPU_INFO = Path("/proc/cpuinfo")
@@ -221,14 +222,15 @@ class _OneDnn(torch.autograd.Function):
         if norm:
             hidden = F.layer_norm(hidden, hidden.shape[-1:], norm[0], norm[1], ctx.eps)
         gradient = gradients[0].reshape(-1, gradients[0].shape[-1]).contiguous()
+        product = _product if onednn_is_faster("gradients") else F.linear
         to_hidden, to_weight, to_bias = ctx.needs_input_grad[:3]
         of_hidden = of_weight = None
         if to_hidden:
-            of_hidden = _product(gradient, _dense(weight).T).view(hidden.shape)
+            of_hidden = product(gradient, _dense(weight).T).view(hidden.shape)
             of_hidden = of_hidden if ctx.activation is None else activation_gradient(of_hidden, hidden, ctx.activation)
         if to_weight:
             inputs = _input(hidden, ctx.activation)
-            of_weight = _product(gradient.T, inputs.reshape(-1, inputs.shape[-1]).contiguous().T)
+            of_weight = product(gradient.T, inputs.reshape(-1, inputs.shape[-1]).contiguous().T)
         return of_hidden, of_weight, gradient.sum(dim=0) if to_bias else None, None
 
 
@@ -419,7 +421,7 @@ def has_operators() -> bool:
 
 
 @cache
-def onednn_is_faster() -> bool:
+def onednn_is_faster(products: Products = "outputs") -> bool:
     """Whether oneDNN is to compute float32 products; kept on disk, so that later processes have the same kernels."""
     if not torch.backends.mkldnn.is_available():
         return False
@@ -427,29 +429,37 @@ def onednn_is_faster() -> bool:
         if given not in LIBRARIES:
             raise ValueError(f"{VARIABLE} is {given!r}; set it to one of {', '.join(LIBRARIES)}, or remove it")
         return given == "onednn"
-    where = f"{processor_name()}, PyTorch {torch.__version__}"
+    where = f"{products}, {processor_name()}, PyTorch {torch.__version__}"
     path = cache_folder() / "products" / f"{hashlib.sha256(where.encode()).hexdigest()[:16]}.json"
     try:
         kept = json.loads(path.read_bytes())["seconds"]
         seconds = {library: float(kept[library]) for library in LIBRARIES}
     except (OSError, ValueError, KeyError, TypeError):
-        seconds = measure()
+        seconds = measure(products)
         with suppress(OSError):  # then it is measured again next time
             write_json(path, {"where": where, "seconds": seconds})
     return seconds["onednn"] < seconds["torch"] * 1.05  # so that noise does not decide
 
 
 @torch.inference_mode()
-def measure() -> dict[str, float]:
-    rows, inputs, outputs = 325, 768, 3072  # of a feed-forward layer of the base model at 288 pixels
+def measure(products: Products) -> dict[str, float]:
+    rows, inputs, outputs = 325, 3072, 768  # of a feed-forward layer of the base model at 288 pixels
     hidden, weight, bias = torch.ones(rows, inputs), torch.ones(outputs, inputs), torch.ones(outputs)
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+    gradient, packed = torch.ones(rows, outputs), torch.ops.mkldnn._reorder_linear_weight(weight, None)
+    ways: dict[Products, tuple[Callable[[], object], Callable[[], object]]] = {
+        "outputs": (
+            lambda: torch.ops.mkldnn._linear_pointwise(hidden, packed, bias, "none", [], ""),
+            lambda: F.linear(hidden, weight, bias),
+        ),
+        "gradients": (
+            lambda: (_product(gradient, weight.T), _product(gradient.T, hidden.T)),
+            lambda: (F.linear(gradient, weight.T), F.linear(gradient.T, hidden.T)),
+        ),
+    }
     times: dict[str, list[float]] = {library: [] for library in LIBRARIES}
     for _ in range(8):
-        started = time.perf_counter()
-        torch.ops.mkldnn._linear_pointwise(hidden, packed, bias, "none", [], "")
-        between = time.perf_counter()
-        F.linear(hidden, weight, bias)
-        times["onednn"].append(between - started)
-        times["torch"].append(time.perf_counter() - between)
+        for library, run in zip(LIBRARIES, ways[products], strict=True):
+            started = time.perf_counter()
+            run()
+            times[library].append(time.perf_counter() - started)
     return {library: statistics.median(seconds[1:]) for library, seconds in times.items()}
