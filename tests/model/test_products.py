@@ -1,6 +1,7 @@
 """Which library computes float32 products: what is measured, kept and set by hand, and a model without oneDNN."""
 
 import json
+from itertools import product
 
 import pytest
 import torch
@@ -57,44 +58,44 @@ def test_measured_once_and_kept(products):
     assert onednn_is_faster(products) != first
 
 
-def test_gradients_have_a_library_of_their_own(monkeypatch):
-    gradients = []
-    for number, fastest in enumerate(LIBRARIES):
+def test_outputs_and_gradients_have_libraries_of_their_own(monkeypatch):
+    torch.manual_seed(0)
+    layer, hidden = OneDnnLinear(24, 40), torch.randn(3, 7, 24, requires_grad=True)
+    expected = torch.nn.functional.linear(hidden, layer.weight, layer.bias)
+    twice = 2 * expected.detach().flatten(0, 1)
+    gradients = [(twice @ layer.weight).view_as(hidden), twice.T @ hidden.flatten(0, 1), twice.sum(dim=0)]
+    for number, libraries in enumerate(product(LIBRARIES, repeat=2)):
         monkeypatch.setenv("XDG_CACHE_HOME", str(cache_folder().parent / str(number)))
-        faster = {"outputs": "onednn", "gradients": fastest}
-        seconds = {products: dict.fromkeys(LIBRARIES, 9.0) | {library: 1.0} for products, library in faster.items()}
+        faster = dict(zip(("outputs", "gradients"), libraries, strict=True))
+        seconds = {name: dict.fromkeys(LIBRARIES, 9.0) | {library: 1.0} for name, library in faster.items()}
         monkeypatch.setattr("bridgetower.model.cpu.measure", seconds.__getitem__)
         onednn_is_faster.cache_clear()
-        torch.manual_seed(0)
-        layer, hidden = OneDnnLinear(24, 40), torch.randn(3, 7, 24, requires_grad=True)
-        with Operators() as operators:
+        with Operators() as of_output:
             output = layer(hidden)
-        assert "mkldnn._linear_pointwise.default" in operators.names
-        with Operators() as operators:
+        with Operators() as of_gradients:
             output.square().sum().backward()
-        assert ("mkldnn._linear_pointwise.default" in operators.names) == (fastest == "onednn")
-        gradients.append([hidden.grad, layer.weight.grad, layer.bias.grad])
-    twice = 2 * output.detach().flatten(0, 1)
-    expected = [(twice @ layer.weight).view_as(hidden), twice.T @ hidden.flatten(0, 1), twice.sum(dim=0)]
-    for found in gradients:
-        for one, other in zip(found, expected, strict=True):
-            assert tiny.off(one, other) < ATOL * other.abs().max()
+        for name, operators in (("outputs", of_output), ("gradients", of_gradients)):
+            assert ("mkldnn._linear_pointwise.default" in operators.names) == (faster[name] == "onednn")
+        assert tiny.off(output, expected) < ATOL
+        for one, other in zip((hidden, layer.weight, layer.bias), gradients, strict=True):
+            assert tiny.off(one.grad, other) < ATOL * other.abs().max()
+            one.grad = None
 
 
 def test_what_cannot_be_read_or_written(tmp_path, monkeypatch):
     monkeypatch.setattr("bridgetower.model.cpu.measure", lambda products: {"onednn": 1.0, "torch": 2.0})
-    assert onednn_is_faster()
+    assert onednn_is_faster("outputs")
     (kept,) = (cache_folder() / "products").glob("*.json")
     content = kept.read_bytes()
     for damage in ("", "{", "[]", '{"seconds": {"onednn": "fast"}}', '{"seconds": {"onednn": 1}}'):
         kept.write_text(damage)
         onednn_is_faster.cache_clear()
-        assert onednn_is_faster()
+        assert onednn_is_faster("outputs")
         assert kept.read_bytes() == content
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     onednn_is_faster.cache_clear()
-    assert onednn_is_faster()
+    assert onednn_is_faster("outputs")
 
 
 def test_set_by_hand(monkeypatch):
@@ -109,7 +110,7 @@ def test_set_by_hand(monkeypatch):
     monkeypatch.setenv(VARIABLE, "mkl")
     onednn_is_faster.cache_clear()
     with pytest.raises(ValueError, match=r"BRIDGETOWER_PRODUCTS is 'mkl'; set it to one of onednn, torch"):
-        onednn_is_faster()
+        onednn_is_faster("outputs")
 
 
 class Lacking:

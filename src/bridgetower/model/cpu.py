@@ -173,17 +173,12 @@ def linear(
     """Returns activation(hidden) · weightᵀ + bias; for gradients `hidden` is kept, or what a LayerNorm made it of."""
     if weight.is_mkldnn:
         hidden, bias = hidden.to(weight.dtype), None if bias is None else bias.to(weight.dtype)
-    elif (
-        not hidden.dtype == weight.dtype == torch.float32
-        or hidden.numel() == 0
-        or torch.is_autocast_enabled("cpu")
-        or not onednn_is_faster()
-    ):
+    elif not hidden.dtype == weight.dtype == torch.float32 or hidden.numel() == 0 or torch.is_autocast_enabled("cpu"):
         inputs = hidden if activation is None else _Activated.apply(hidden, activation)  # type: ignore[no-untyped-call]
         return F.linear(inputs, weight, bias)
     if not torch.is_grad_enabled():
-        return _product(_input(hidden, activation), weight, bias)
-    return _OneDnn.apply(hidden, weight, bias, activation)  # type: ignore[no-untyped-call]
+        return _outputs(_input(hidden, activation), weight, bias)
+    return _Linear.apply(hidden, weight, bias, activation)  # type: ignore[no-untyped-call]
 
 
 class OneDnnSelfAttention(SelfAttention):
@@ -194,7 +189,7 @@ def computes(device: torch.device, dtype: torch.dtype) -> bool:
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     if dtype == torch.float32:
-        return onednn_is_faster()
+        return onednn_is_faster("outputs")
     return dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
@@ -206,14 +201,18 @@ def _product(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
     return output.view(*hidden.shape[:-1], weight.shape[0])
 
 
-class _OneDnn(torch.autograd.Function):
+def _outputs(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return (_product if weight.is_mkldnn or onednn_is_faster("outputs") else F.linear)(hidden, weight, bias)
+
+
+class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, activation: Activation | None) -> Tensor:
         version, ctx.eps, *norm = getattr(hidden, _NORM, (None, None))
         unchanged = version is not None and version == hidden._version
         ctx.save_for_backward(weight, *(norm if unchanged else [hidden]))
         ctx.activation = activation
-        return _product(_input(hidden, activation), weight, bias)
+        return _outputs(_input(hidden, activation), weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -421,7 +420,7 @@ def has_operators() -> bool:
 
 
 @cache
-def onednn_is_faster(products: Products = "outputs") -> bool:
+def onednn_is_faster(products: Products) -> bool:
     """Whether oneDNN is to compute float32 products; kept on disk, so that later processes have the same kernels."""
     if not torch.backends.mkldnn.is_available():
         return False
