@@ -65,6 +65,13 @@ class TestKinds:
         assert found["5"]["labels"] == (["c1", "x"] if several else ["c1"])
         assert (found["41"]["text"], found["41"]["labels"]) == ("words alone", [] if several else ["c1"])
 
+    @pytest.mark.parametrize("kind", ["classification", "regression"])
+    def test_blank_labels_are_unknown(self, kind, tmp_path):
+        blanks = ("", " ", "\t ", None)
+        found = prepared(tmp_path, kind, [{"label": label} for label in ("1", "2", *blanks)])
+        assert sorted(one["labels"] for one in found) == [[], [], [], [], ["1"], ["2"]]
+        assert [one["labelled"] for one in found].count(False) == 4
+
     def test_classification_by_folders(self, tmp_path):
         for split in ("train", "test"):
             for number in range(6):

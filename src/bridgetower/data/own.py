@@ -243,10 +243,10 @@ def _captions(example: Example, config: PairsConfig, seen: Seen) -> Sequence[str
 def _labelled(
     example: Example, config: LabelledConfig, seen: Seen, usual: Sequence[str] = LABEL_COLUMNS
 ) -> Sequence[schemas.LabelledEntry]:
-    """A cell without a value is an unknown label; an empty list, or an empty cell with a separator, is no class."""
+    """A blank cell is an unknown label; an empty list, or a blank cell with a separator, is no class."""
     cell, separator = _cell(example, config.label_column, usual), config.label_separator
     labels: tuple[str, ...] | None = None
-    if cell is not None and cell == cell and not (separator is None and cell == ""):
+    if cell is not None and cell == cell and not (separator is None and isinstance(cell, str) and not cell.strip()):
         parts = cell if isinstance(cell, list) else str(cell).split(separator) if separator else [cell]
         labels = tuple(dict.fromkeys(name for part in parts if (name := _text(part))))
     text = joined_text(example)
