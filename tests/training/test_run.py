@@ -317,6 +317,14 @@ class TestChanged:
         assert f"{out} goes on with other values: " in caplog.text
         assert "optimizer.clip_norm None -> 0.5" in caplog.text
 
+    def test_evaluations_may_be_left_out_and_come_back(self, config, finished, tmp_path, stop_at):
+        out = tmp_path / "run"
+        stop_at(4, out)
+        stop_at(2, out, config=replace(config, evaluate_every=None, checkpoint_every=1), resume=True)
+        assert states.saved(out).step == 3
+        assert train(config, out, resume=True, progress=False) == finished[1]
+        assert [line["step"] for line in read_metrics(out, "validation")] == [2, 4, 6]
+
     @pytest.mark.parametrize(
         ("changes", "message"),
         [

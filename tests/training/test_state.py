@@ -17,12 +17,18 @@ from bridgetower.files import NotWrittenError
 from bridgetower.tasks.run_config import OptimizerConfig
 from bridgetower.training import state as state_module
 from bridgetower.training.optim import build_optimizer
-from bridgetower.training.state import DATA, OPTIMIZER, StateSaver, TrainingState, load_state, newest
+from bridgetower.training.state import DATA, HELD_OUT, OPTIMIZER, StateSaver, TrainingState, load_state, newest
 from tiny import equal
 
 STATE = TrainingState(step=3, best=1.5, metrics={"rsum": 1.25})
 PROCESSES, MICRO_BATCHES = "number of processes", "micro-batches of each"
-CONDITIONS = {PROCESSES: 2, MICRO_BATCHES: 3, OPTIMIZER: "AdamW", DATA: {"a": "12ab", "b": "34cd"}}
+CONDITIONS = {
+    PROCESSES: 2,
+    MICRO_BATCHES: 3,
+    OPTIMIZER: "AdamW",
+    DATA: {"a": "12ab", "b": "34cd"},
+    HELD_OUT: {"c": "56ef"},
+}
 ADVICE = "remove this folder to continue from the state before, or start again in another folder"
 TENSORS = "process-00000.safetensors"
 
@@ -187,17 +193,18 @@ class TestRefusals:
             load_state(tmp_path, *make(), CONDITIONS)
 
     @pytest.mark.parametrize(
-        ("data", "message"),
+        ("changes", "message"),
         [
-            ({"a": "12ab", "b": "99"}, "content of b was 34cd, now 99"),
-            ({"a": "34cd", "b": "12ab"}, "content of a was 12ab, now 34cd, content of b was 34cd, now 12ab"),
-            ({"a": "12ab"}, "2 files, now 1"),
+            ({DATA: {"a": "12ab", "b": "99"}}, "content of b was 34cd, now 99"),
+            ({DATA: {"a": "34cd", "b": "12ab"}}, "content of a was 12ab, now 34cd, content of b was 34cd, now 12ab"),
+            ({DATA: {"a": "12ab"}, HELD_OUT: {}}, "2 files, now 1"),
+            ({HELD_OUT: {"c": "99"}}, "content of c was 56ef, now 99"),
         ],
     )
-    def test_other_data(self, tmp_path, data, message):
+    def test_other_data(self, tmp_path, changes, message):
         save(tmp_path, make())
         with pytest.raises(ValueError, match=rf"step-00000003 is of other data: {message}; put them back as they were"):
-            load_state(tmp_path, *make(width=4), CONDITIONS | {DATA: data})  # said before what may follow from it
+            load_state(tmp_path, *make(width=4), CONDITIONS | changes)  # said before what may follow from it
 
 
 class TestChanges:
@@ -206,6 +213,7 @@ class TestChanges:
         [
             ({PROCESSES: 1, MICRO_BATCHES: 6}, f"{PROCESSES} was 2, now 1; {MICRO_BATCHES} was 3, now 6"),
             ({DATA: {"/moved/a": "12ab", "/moved/b": "34cd"}}, None),  # the same data elsewhere
+            ({HELD_OUT: {}}, None),  # without an evaluation
         ],
     )
     def test_of_the_batch_and_the_place_of_the_data(self, tmp_path, caplog, changes, message):

@@ -283,11 +283,12 @@ class TestCache:
         assert len(list((tmp_path / "both").glob("*/states.lance"))) == 3
 
     def test_what_they_were_computed_from_is_written_down(self, all_runs, tmp_path):
-        before, digests = torch.backends.cuda.matmul.allow_tf32, prepared(all_runs["vqa"], tmp_path).digests
+        before, context = torch.backends.cuda.matmul.allow_tf32, prepared(all_runs["vqa"], tmp_path)
         contents = [json.loads(path.read_text()) for path in tmp_path.glob("*/content.json")]
         assert len(contents) == 3
         pixels = [content["pixels"] for content in contents if "pixels" in content]
-        assert sorted(digest for content in pixels for digest, _ in content["data"]) == sorted(digests.values())
+        digests = sorted([*context.digests.values(), *context.held_out.values()])
+        assert sorted(digest for content in pixels for digest, _ in content["data"]) == digests
         tower = sha256(Path(inspect.getfile(VisionTransformer)).read_bytes()).hexdigest()[:16]
         assert all(tower in content["code"] for content in contents)
         assert all(content["versions"]["torch"] == torch.__version__ for content in [*contents, *pixels])

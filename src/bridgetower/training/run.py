@@ -40,6 +40,7 @@ from bridgetower.training.state import (
     CHECKPOINT_FILES,
     DATA,
     FOLDER,
+    HELD_OUT,
     OPTIMIZER,
     StateSaver,
     TrainingState,
@@ -282,6 +283,7 @@ def fit(
         "micro-batches of each": count_micro_batches(config),
         OPTIMIZER: type(optimizer).__name__,
         DATA: dict(context.digests),
+        HELD_OUT: dict(context.held_out),
     }
     require_same(conditions)
     state = load_state(out, model, optimizer, conditions) if resume else TrainingState()

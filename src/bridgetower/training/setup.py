@@ -51,7 +51,8 @@ class TrainContext:
     task: nn.Module  # its `progress` is set to the share of the run that is done
     examples: BatchDataset
     images: tuple[PreparedImages, ...] = ()  # of the examples, and of those that are evaluated
-    digests: Mapping[str, str] = field(default_factory=dict)  # of the files that are read, by path
+    digests: Mapping[str, str] = field(default_factory=dict)  # of the sets that are trained on, by path and splits
+    held_out: Mapping[str, str] = field(default_factory=dict)  # the same of those that are evaluated
     evaluate: Callable[[], dict[str, float]] = dict
     checkpoint: Checkpoint | None = None  # what the run starts from, without its tensors; None: nothing is kept
 
@@ -127,7 +128,7 @@ def build_task(
     return replace(
         context,
         images=(train.images, held_out.images),
-        digests=train.images.digests() | held_out.images.digests(),
+        held_out=held_out.images.digests(),
         evaluate=lambda: spec.metrics(replace(evaluation)) | ({TRAINED_ON: 1.0} if known else {}),
     )
 

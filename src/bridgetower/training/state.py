@@ -36,7 +36,7 @@ from bridgetower.training.setup import TrainContext
 FOLDER = "states"
 KEPT = 2  # states
 
-DATA, OPTIMIZER = "data", "optimiser"
+DATA, HELD_OUT, OPTIMIZER = "data", "held-out data", "optimiser"
 """Conditions of a run: digests of its data by path, with which it has to go on, and the class of its optimiser."""
 
 CHECKPOINT_FILES = {
@@ -224,6 +224,10 @@ def _parameters(optimizer: Optimizer) -> dict[str, nn.Parameter]:
 
 def _check_conditions(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     old, new = before[DATA], now[DATA]
+    if HELD_OUT not in before:  # states of before had both in one
+        new = new | now[HELD_OUT]
+    elif before[HELD_OUT] and now[HELD_OUT]:  # else one of the two does not evaluate
+        old, new = old | before[HELD_OUT], new | now[HELD_OUT]
     if list(old.values()) != list(new.values()):
         pairs = [pair for pair in zip(new.items(), old.values(), strict=False) if pair[0][1] != pair[1]]
         found = ", ".join(f"content of {place} was {before}, now {after}" for (place, after), before in pairs)
@@ -231,7 +235,7 @@ def _check_conditions(path: Path, before: Mapping[str, Any], now: Mapping[str, A
             f"{path} is of other data: {found or f'{len(old)} files, now {len(new)}'}; put them back as they were, or "
             "start again in another folder with --init on this one"
         )
-    names = [name for name in now if name != DATA and before.get(name) != now[name]]
+    names = [name for name in now if name not in (DATA, HELD_OUT) and before.get(name) != now[name]]
     if names and rank() == 0:
         logger.warning(
             "%s goes on to another result than that of an undisturbed run: %s. The examples of a step stay the same; "
