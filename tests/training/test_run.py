@@ -325,6 +325,13 @@ class TestChanged:
         assert train(config, out, resume=True, progress=False) == finished[1]
         assert [line["step"] for line in read_metrics(out, "validation")] == [2, 4, 6]
 
+    def test_other_splits_to_train_on_are_refused_and_lose_nothing(self, config, finished):
+        before, data = snapshot(finished[0]), replace(config.data, train_splits=("train", "test"))
+        message = r"of other data: \S+ \(train\) was trained on, now \S+ \(train, test\); put them back"
+        with pytest.raises(ValueError, match=message):
+            train(replace(config, data=data), finished[0], resume=True, progress=False)
+        assert snapshot(finished[0]) == before
+
     @pytest.mark.parametrize(
         ("changes", "message"),
         [

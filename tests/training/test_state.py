@@ -26,8 +26,8 @@ CONDITIONS = {
     PROCESSES: 2,
     MICRO_BATCHES: 3,
     OPTIMIZER: "AdamW",
-    DATA: {"a": "12ab", "b": "34cd"},
-    HELD_OUT: {"c": "56ef"},
+    DATA: {"a (train)": "12ab", "b (train)": "34cd"},
+    HELD_OUT: {"a (test)": "12ab"},
 }
 ADVICE = "remove this folder to continue from the state before, or start again in another folder"
 TENSORS = "process-00000.safetensors"
@@ -195,10 +195,17 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({DATA: {"a": "12ab", "b": "99"}}, "content of b was 34cd, now 99"),
-            ({DATA: {"a": "34cd", "b": "12ab"}}, "content of a was 12ab, now 34cd, content of b was 34cd, now 12ab"),
-            ({DATA: {"a": "12ab"}, HELD_OUT: {}}, "2 files, now 1"),
-            ({HELD_OUT: {"c": "99"}}, "content of c was 56ef, now 99"),
+            ({DATA: {"a (train)": "12ab", "b (train)": "99"}}, r"content of b \(train\) was 34cd, now 99"),
+            (
+                {DATA: {"a (train)": "34cd", "b (train)": "12ab"}},
+                r"content of a \(train\) was 12ab, now 34cd, content of b \(train\) was 34cd, now 12ab",
+            ),
+            ({DATA: {"a (train)": "12ab"}, HELD_OUT: {}}, "2 files, now 1"),
+            ({HELD_OUT: {"a (test)": "99"}}, r"content of a \(test\) was 12ab, now 99"),
+            (
+                {DATA: {"a (train)": "12ab", "/moved/b (train, test)": "34cd"}},
+                r"b \(train\) was trained on, now /moved/b \(train, test\)",
+            ),
         ],
     )
     def test_other_data(self, tmp_path, changes, message):
@@ -212,8 +219,9 @@ class TestChanges:
         ("changes", "message"),
         [
             ({PROCESSES: 1, MICRO_BATCHES: 6}, f"{PROCESSES} was 2, now 1; {MICRO_BATCHES} was 3, now 6"),
-            ({DATA: {"/moved/a": "12ab", "/moved/b": "34cd"}}, None),  # the same data elsewhere
+            ({DATA: {"/moved/a (train)": "12ab", "/moved/b (train)": "34cd"}}, None),  # the same data elsewhere
             ({HELD_OUT: {}}, None),  # without an evaluation
+            ({HELD_OUT: {"a (validation)": "12ab"}}, None),
         ],
     )
     def test_of_the_batch_and_the_place_of_the_data(self, tmp_path, caplog, changes, message):

@@ -228,9 +228,15 @@ def _check_conditions(path: Path, before: Mapping[str, Any], now: Mapping[str, A
         new = new | now[HELD_OUT]
     elif before[HELD_OUT] and now[HELD_OUT]:  # else one of the two does not evaluate
         old, new = old | before[HELD_OUT], new | now[HELD_OUT]
-    if list(old.values()) != list(new.values()):
+    splits = [  # of sets, which may be moved
+        f"{one} was trained on, now {other}"
+        for one, other in zip(before[DATA], now[DATA], strict=False)
+        if one.rpartition(" (")[2] != other.rpartition(" (")[2]
+    ]
+    if splits or list(old.values()) != list(new.values()):
         pairs = [pair for pair in zip(new.items(), old.values(), strict=False) if pair[0][1] != pair[1]]
-        found = ", ".join(f"content of {place} was {before}, now {after}" for (place, after), before in pairs)
+        contents = [f"content of {place} was {before}, now {after}" for (place, after), before in pairs]
+        found = ", ".join(splits + contents)
         raise ValueError(
             f"{path} is of other data: {found or f'{len(old)} files, now {len(new)}'}; put them back as they were, or "
             "start again in another folder with --init on this one"
