@@ -69,6 +69,26 @@ class TestSelection:
         assert torch.equal(saved[1][1], seen[0])
         assert not torch.equal(saved[0][1], seen[0])
 
+    @pytest.mark.parametrize(
+        ("name", "best"),
+        [
+            ("select_by", 0.5),
+            ("data.validation_split", 0.5),
+            ("evaluation.candidates", 0.5),
+            ("evaluation.batch_size", 5.0),
+        ],
+    )
+    def test_another_figure_is_not_compared_with_the_best_of_before(self, build, tmp_path, name, best):
+        """Also where the run ends, or is killed, before it is measured again."""
+        saved = []
+        fit(build(max_steps=2, evaluate=lambda: {"rsum": 5.0}), tmp_path, resume=False, progress=False)
+        fit(build(max_steps=2), tmp_path, resume=True, changed={name: "1 -> 2"}, progress=False)
+        save = lambda context, folder, metrics: saved.append(folder.name)  # noqa: E731
+        longer = build(max_steps=4, evaluate=lambda: {"rsum": 0.5}, save=save)
+        fit(longer, tmp_path, resume=True, progress=False)
+        assert states.saved(tmp_path).best == best
+        assert ("best" in saved) == (best == 0.5)
+
     def test_model_is_evaluated_without_dropout_and_trained_with(self, build, tmp_path):
         modes = []
         evaluate = lambda: {"rsum": float(modes.append(parts.task.training) or 0)}  # noqa: E731

@@ -55,6 +55,9 @@ CHECKPOINTS = ("best", "last")
 _WHAT_IT_IS = ("task.kind", "model.")
 """Values of a config with which a run has to go on; of the model its dropout and what makes no tensors may change."""
 
+_MEASURED = ("select_by", "data.validation_split", "evaluation.")
+"""Values of a config that decide what the figure of `best/` is; those of another figure are not compared with it."""
+
 SAME_SECONDS = 5.0
 """Within which signals are one request: launchers send theirs to the group, and then to each process again."""
 
@@ -289,6 +292,10 @@ def fit(
     state = load_state(out, model, optimizer, conditions) if resume else TrainingState()
     if state.step > context.max_steps:
         raise ValueError(f"{out} has done {state.step} steps, more than the {context.max_steps} asked for; give more")
+    saver = StateSaver(out, conditions, checkpoint=context.checkpoint, asynchronous=async_checkpoints, timeout=timeout)
+    if any(name.startswith(_MEASURED) and name != "evaluation.batch_size" for name in changed):
+        state.best = None
+        saver.amend(state)  # first: a run that is killed once its config is written finds nothing changed
     if changed and rank() == 0:
         logger.warning("%s goes on with other values: %s", out, ", ".join(f"{n} {v}" for n, v in changed.items()))
         (out / "last" / "config.json").unlink(missing_ok=True)  # it is none of its checkpoints until it ends again
@@ -335,7 +342,6 @@ def fit(
         share = f"{sum(count for count, trains in counts if trains):,} of {sum(count for count, _ in counts):,} weights"
         logger.info("training %s: %s, %d of %d examples each", share, steps, config.batch_size, len(context.examples))
     log = RunLog(context, out, state, report_to=report_to, progress=progress)
-    saver = StateSaver(out, conditions, checkpoint=context.checkpoint, asynchronous=async_checkpoints, timeout=timeout)
     factor, watch = schedule(config.optimizer, context.max_steps, extensions), StepWatch()
 
     def evaluate() -> None:
