@@ -5,6 +5,7 @@ import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -324,6 +325,21 @@ class TestChanged:
         assert states.saved(out).step == 3
         assert train(config, out, resume=True, progress=False) == finished[1]
         assert [line["step"] for line in read_metrics(out, "validation")] == [2, 4, 6]
+
+    def test_other_preprocessing_comes_with_its_weights(self, config, tmp_path, stop_at, monkeypatch):
+        """Killed while it writes them, no folder of weights and preprocessing that do not belong together is left."""
+        out, data = tmp_path / "run", replace(config.data, max_length=7)
+        stop_at(3, out)  # with best/ of step 2
+        assert read_checkpoint(out / "best").processor.config.max_length == 24
+        changed = replace(config, data=data, max_steps=4, select_by="itc_rsum")  # by which best/ is written again
+        with monkeypatch.context() as patch:
+            patch.setattr("bridgetower.checkpoints.io.write_description", Mock(side_effect=KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                train(changed, out, resume=True, progress=False)
+        assert not (out / "best" / "config.json").exists()
+        train(changed, out, resume=True, progress=False)
+        assert read_checkpoint(out / "best").processor.config.max_length == 7
+        assert same_weights(out / "best", out / "last")
 
     def test_other_splits_to_train_on_are_refused_and_lose_nothing(self, config, finished):
         before, data = snapshot(finished[0]), replace(config.data, train_splits=("train", "test"))

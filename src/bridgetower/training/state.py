@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from shutil import rmtree
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch.distributed as dist
@@ -265,9 +267,16 @@ def save_checkpoint(context: TrainContext, folder: Path, metrics: Mapping[str, f
     for callback in context.model.extensions.callbacks:
         tensors = callback.exported(context, tensors)
     current = replace(context.checkpoint, tensors=tensors, reranking=Reranking.from_metrics(metrics))
-    if (folder / "config.json").exists():
+    whole = (folder / "config.json").exists()
+    if whole and current.processor is not None:
+        with TemporaryDirectory() as fresh:
+            current.processor.save(fresh)
+            names = [path.name for path in Path(fresh).iterdir()]
+            whole = filecmp.cmpfiles(folder, fresh, names, shallow=False)[0] == names
+    if whole:
         update_weights(current, folder)
-    else:  # without the config, which comes last: a killed run's first write
+    else:  # without the config, which comes last: a first write, that of a killed run, or of other preprocessing
+        (folder / "config.json").unlink(missing_ok=True)  # before the rest goes
         for path in (*(folder / name for name in CHECKPOINT_FILES), *folder.glob(SHARDS)):
             path.unlink(missing_ok=True)
         write_checkpoint(current, folder)
