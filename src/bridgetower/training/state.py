@@ -226,9 +226,7 @@ def _parameters(optimizer: Optimizer) -> dict[str, nn.Parameter]:
 
 def _check_conditions(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     old, new = before[DATA], now[DATA]
-    if HELD_OUT not in before:  # states of before had both in one
-        new = new | now[HELD_OUT]
-    elif before[HELD_OUT] and now[HELD_OUT]:  # else one of the two does not evaluate
+    if before[HELD_OUT] and now[HELD_OUT]:  # else one of the two does not evaluate
         old, new = old | before[HELD_OUT], new | now[HELD_OUT]
     splits = [  # of sets, which may be moved
         f"{one} was trained on, now {other}"
