@@ -389,6 +389,30 @@ class TestUnreadableFolders:
         assert (len(report.bad), report.removed) == (3, 1)
         assert sorted(album.rows()) == NAMES[1:]
 
+    @pytest.mark.parametrize("name", ["list.csv", "captions.txt"])
+    def test_the_rest_of_a_table_that_breaks_off(self, name, album, tmp_path):
+        table, others = album.folder / name, tmp_path / "others"
+        others.mkdir()
+        shutil.copy(album.folder / "03.png", others / "03.png")
+        (others / "list.csv").write_text("image\n03.png\n")
+
+        def write(end):
+            table.write_bytes(b"image,caption\n00.png,a\n01.png," + b"red " * 5000 + b"\n../photos/02.png," + end)
+
+        source = table if name == "list.csv" else album.folder
+        for sources in ([source], [source, others / "list.csv"]):
+            shutil.rmtree(album.out, ignore_errors=True)
+            write("ä".encode())
+            album.build(*sources)
+            before = album.rows()
+            assert len(before) == 2 + len(sources)
+            write(b"\xe4")
+            with pytest.raises(ValueError, match="it is not UTF-8"):
+                album.build(*sources)
+            assert album.rows().keys() == before.keys()
+            table.write_text("image,caption\n00.png,a\n")
+            assert album.build(*sources).removed == 2
+
 
 class TestFiles:
     def test_a_folder_with_all_in_it(self, album):

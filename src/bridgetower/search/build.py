@@ -221,6 +221,8 @@ class _Update:
         folder = self._folder(source)
 
         def named(example: Example) -> Example:
+            if example.problem and part.kind in ("table", "captions") and example.id == part.files[0].name:
+                self.unreachable.add("")  # what the rest of the table names, which may be anywhere
             image = next(iter(example.images), None)
             name = image.name if image is not None and image.is_file else name_of(example)
             inside = folder and not (is_url(name) or name.startswith("/"))
