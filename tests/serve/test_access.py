@@ -86,6 +86,11 @@ def test_probes_need_no_key(locked):
         error_of(locked.get(path), 401)
 
 
+def test_odd_queries_are_no_error(locked):
+    for query in ("x=%C3%A9", "token=%FF", "%FF"):
+        assert locked.get(f"/health?{query}").status_code == 200
+
+
 def test_the_description_tells_of_the_key(locked, client):
     description = locked.get("/openapi.json", headers=BEARER).json()
     assert description["paths"][PATH]["post"]["security"] == [{"key": []}]
@@ -114,7 +119,10 @@ def test_a_token_opens_one_video_for_a_while(locked):
         (f"videos/{video}", video_token(KEY, video, now - 1)),
         (f"videos/{video}", f"{now + 9999999}-{token.partition('-')[2]}"),
         (f"videos/{video}", video_token("other key", video)),
-        *((f"videos/{video}", odd) for odd in ("", "-", "a-b", f"{now + 9}-", "%00", "9" * 5000)),
+        *(
+            (f"videos/{video}", odd)
+            for odd in ("", "-", "a-b", f"{now + 9}-", "%00", "%FF", "%C3%A9", "\xff", "9" * 5000)
+        ),
     ):
         assert error_of(locked.get(f"/v1/{path}?token={given}"), 401)["code"] == "invalid_api_key", (path, given)
     assert 5 * 3600 < int(token.partition("-")[0]) - now < 7 * 3600

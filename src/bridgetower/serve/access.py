@@ -22,7 +22,7 @@ OPEN = frozenset({"/health", "/ready", "/v1/health_check"})  # need no key, by G
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]:]*)(?::[0-9]*)?")
 _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
 _VIDEO = re.compile(r"/v1/videos/([0-9a-f]{64})")
-_EXPIRY = re.compile(rb"[0-9]{1,12}")
+_EXPIRY = re.compile(r"[0-9]{1,12}")
 _TOKEN_SECONDS = 6 * 3600  # longer than a video plays
 
 
@@ -52,12 +52,15 @@ class AuthMiddleware:
 
     def _has_token(self, scope: Scope) -> bool:
         """Whether the address is one of a video that the server signed, and not expired."""
-        video, given = _VIDEO.fullmatch(scope["path"]), parse_qs(scope["query_string"]).get(b"token", [b""])[0]
-        expiry = given.partition(b"-")[0]
-        if self._key is None or video is None or not _EXPIRY.fullmatch(expiry):
+        video = _VIDEO.fullmatch(scope["path"])
+        if self._key is None or video is None:
             return False
-        expected = video_token(self._key, video[1], int(expiry)).encode()
-        return int(expiry) >= time.time() and hmac.compare_digest(given, expected)
+        given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]  # of bytes it takes ASCII only
+        expiry = given.partition("-")[0]
+        if not _EXPIRY.fullmatch(expiry):
+            return False
+        expected = video_token(self._key, video[1], int(expiry))
+        return int(expiry) >= time.time() and hmac.compare_digest(given.encode(), expected.encode())
 
     def _error(self, headers: Headers, method: str, path: str) -> ApiError | None:
         if path in OPEN and method not in ("GET", "HEAD"):
