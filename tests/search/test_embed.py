@@ -20,7 +20,7 @@ from bridgetower.data.example import Image as SourceImage
 from bridgetower.data.store import Table
 from bridgetower.search import embed as embed_module
 from bridgetower.search.config import EmbedConfig, SourceConfig
-from bridgetower.search.embed import embed_source, quantized, write_lock
+from bridgetower.search.embed import embed_source, given_examples, quantized, write_lock
 from sources import CAPTIONS, NAMES, served
 
 FORMATS = ("jsonl", "parquet", "npy", "lance")
@@ -214,6 +214,23 @@ class TestBroken:
         assert (report.vectors, report.bad, fetched) == (4, 1, ["2.png"])
         assert embed.read()[0] == names[:4]
 
+    @pytest.mark.parametrize("suffix", WAYS)
+    def test_files_that_a_table_names_are_tried_again(self, suffix, embed, photos, encoded):
+        names = [f"{number}.png" for number in range(7)]
+        (photos / "list.csv").write_text("\n".join(["image", *names]))
+        run = partial(embed, photos / "list.csv", f"v.{suffix}", max_errors=1)
+        with pytest.raises(ValueError, match="3 bad items, allowed are 1"):
+            run()
+        shutil.copy(photos / "0.png", photos / "1.png")
+        shutil.copy(photos / "0.png", photos / "6.png")
+        del encoded[:]
+        report = run()
+        assert (report.vectors, report.bad, sum(encoded)) == (6, 1, 2)
+        found, vectors = embed.read(f"v.{suffix}")
+        assert sorted(found) == [name for name in names if name != "4.png"]
+        first, *same = (vectors[found.index(name)] for name in ("0.png", "1.png", "6.png"))
+        np.testing.assert_allclose(same, [first, first], atol=1e-5)
+
     def test_without_what_is_asked_for(self, embed, photos):
         (photos / "0.txt").write_text("black")
         for of in ("texts", "pairs"):
@@ -275,6 +292,15 @@ class TestContinuing:
             assert embed(folder, f"v.{suffix}").vectors == 6
             (folder / "30.png").unlink()
             assert embed(folder, f"v.{suffix}").vectors == len(embed.read(f"v.{suffix}")[0]) == 5
+        for number, given in enumerate((folder, folder / "03.png")):
+            vectors = []
+            for shape in (20, 21):
+                shutil.copy(shapes_folder / f"{shape}.png", folder / "03.png")
+                embed(given_examples([given], [], pairs=False), f"{number}.lance")
+                names, found = embed.read(f"{number}.lance")
+                vectors.append(found[names.index(str(folder / "03.png"))])
+            expected = embed.predictor.embed_images([shapes_folder / f"{shape}.png" for shape in (20, 21)]).numpy()
+            np.testing.assert_allclose(vectors, expected, atol=1e-5)
         with pytest.raises(FileExistsError, match=r"v\.lance exists; choose another name"):
             embed(folder, "v.lance", quantize="int8")
         lancedb.connect(tmp_path).create_table("other", pa.table({"a": [1]}))

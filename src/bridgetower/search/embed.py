@@ -29,7 +29,7 @@ from PIL import Image as PilImage
 from torch import Tensor
 
 from bridgetower.data.example import NAMED, Example, Image, check_bad
-from bridgetower.data.fetch import is_url, list_files, suffix_of
+from bridgetower.data.fetch import is_url, list_files, suffix_of, version_of
 from bridgetower.data.reader import IMAGE_SUFFIXES, Columns, Part, parts_of, read, read_part
 from bridgetower.distributed import available_cores
 from bridgetower.extras import require
@@ -91,6 +91,7 @@ class Embedded:
     vectors: dict[str, list[np.ndarray]] = field(default_factory=dict)  # of "images", "texts" and "pairs"
     problem: str = ""
     may_pass: bool = False  # the problem may be gone when the image is read again, as of a network
+    may_be_mended: bool = False  # it is of a local file whose version is not part of that of its source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,7 +280,7 @@ def _add(table: Table, quantize: Quantize | None, found: Sequence[Embedded]) -> 
     for one in found:
         about = {"id": name_of(one.example), "place": one.example.place, "problem": one.problem}
         about = {name: escaped(text) for name, text in about.items()}
-        more = {"is_image": bool(one.example.images), "may_pass": one.may_pass}
+        more = {"is_image": bool(one.example.images), "may_pass": one.may_pass or one.may_be_mended}
         own = _vectors_of(one)
         rows += [{**one.example.fields, **about, **more, "text": text} for text in [text for text, _ in own] or [None]]
         if own:
@@ -363,16 +364,17 @@ def given_examples(images: Sequence[Path], texts: Sequence[str], *, pairs: bool)
     """Returns images, or folders of them, and texts that are given one by one as examples; paths name images."""
     if pairs and len(images) != len(texts):
         raise ValueError(f"{len(images)} images and {len(texts)} texts; expected one text per image")
-    places = list[str]()
+    places = list[tuple[str, str]]()
     for given in images:
         if given.is_dir() and not pairs:
-            places += [one.place for one in list_files(str(given)) if suffix_of(one.place) in IMAGE_SUFFIXES]
+            files = [one for one in list_files(str(given)) if suffix_of(one.place) in IMAGE_SUFFIXES]
+            places += [(one.place, one.version) for one in files]
         else:
-            places.append(str(given))
+            places.append((str(given), version_of(str(given)) if given.is_file() else ""))
     of_images: list[tuple[str, ...]] = [(text,) for text in texts] if pairs else [()] * len(places)
     shown = [
-        Example(id=place, images=(Image(name=place, place=place),), texts=own, place=place)
-        for place, own in zip(places, of_images, strict=True)
+        Example(id=place, images=(Image(name=place, place=place, version=version),), texts=own, place=place)
+        for (place, version), own in zip(places, of_images, strict=True)
     ]
     return shown if pairs else [*shown, *(Example(id="", texts=(text,), place=repr(text)) for text in texts)]
 
@@ -489,6 +491,7 @@ def decode(
                 elif one.problem.startswith(image.place) and image.is_file:
                     one.problem = f"it{one.problem.removeprefix(image.place)}"
                 one.may_pass = isinstance(error, OSError) and not isinstance(error, _STAYING)
+                one.may_be_mended = image.is_file and not image.version and not is_url(image.place)
                 continue
             pixels.append(resized.pixels)
             one.digest, one.size = hashlib.sha256(content).hexdigest(), len(content)
