@@ -134,7 +134,12 @@ def test_a_table_of_ones_own_to_slice_by(outcome, page_of, tmp_path):
         row[0]: row[1] for row in tables(page_of(judgements, outcome.images, slices=read_slices(table)))["By light"][1:]
     }
     assert counts == {"day": "4", "night": str(len(judgements) - 4)}
-    for content, message in {"name\na\n": "no rows with a column", "id,light\nx,day\n": "none of the 10"}.items():
+    for content, message in {
+        "name\na\n": "no rows with a column",
+        "id,light\nx,day\n": "none of the 10",
+        "id,light\nx,day\ny,day, or night\n": r"slices\.csv has a row with more cells than its header; quote",
+        f"id,light\nx,{'a' * (csv.field_size_limit() + 1)}\n": r"slices\.csv cannot be read as CSV \(field larger than",
+    }.items():
         table.write_text(content)
         with pytest.raises(ValueError, match=message):
             page_of(judgements, outcome.images, slices=read_slices(table))

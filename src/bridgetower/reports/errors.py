@@ -70,9 +70,14 @@ def write_errors(
 
 def read_slices(path: Path) -> dict[str, dict[str, str]]:
     with path.open(newline="", encoding="utf-8-sig") as file:
-        table = list(csv.DictReader(file))
+        try:
+            table = list(csv.DictReader(file))
+        except csv.Error as error:
+            raise ValueError(f"{path} cannot be read as CSV ({error})") from error
     if not table or "id" not in table[0]:
         raise ValueError(f"{path} has no rows with a column id; expected a CSV with id and the columns to slice by")
+    if any(None in row for row in table):
+        raise ValueError(f"{path} has a row with more cells than its header; quote texts with commas")
     return {row["id"]: {name: value for name, value in row.items() if name != "id" and value} for row in table}
 
 
