@@ -46,7 +46,8 @@ def shortened(text: str, length: int) -> str:
 
 def require_image_name(path: Path) -> None:
     """Checks before it is drawn that an image can be written there."""
-    if path.suffix.lower() not in Image.registered_extensions():
+    kinds = Image.registered_extensions()  # which fills SAVE, too
+    if kinds.get(path.suffix.lower()) not in Image.SAVE:
         raise ValueError(f"{path} has no suffix of a kind of images; give a name such as image.png")
     require_parent(path)
 
