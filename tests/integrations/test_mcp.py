@@ -5,14 +5,17 @@ import base64
 import io
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from bridgetower.predictor import load
+from bridgetower.search import index as index_module
 from bridgetower.search.build import build_index
 from bridgetower.search.searcher import Searcher
+from sources import served
 from videos import SRT, write_clip
 
 pytest.importorskip("mcp")
@@ -41,17 +44,25 @@ def searcher(index, predictor):
 
 
 @pytest.fixture
-def call(searcher, answering_checkpoint):
-    server = mcp_server(searcher, load(answering_checkpoint, device="cpu"))
+def call_with(answering_checkpoint):
+    def with_searcher(searcher):
+        server = mcp_server(searcher, load(answering_checkpoint, device="cpu"))
 
-    def called(tool, **given):
-        async def ask():
-            async with mcp.Client(server) as client:
-                return await client.call_tool(tool, given)
+        def called(tool, **given):
+            async def ask():
+                async with mcp.Client(server) as client:
+                    return await client.call_tool(tool, given)
 
-        return asyncio.run(ask())
+            return asyncio.run(ask())
 
-    return called
+        return called
+
+    return with_searcher
+
+
+@pytest.fixture
+def call(call_with, searcher):
+    return call_with(searcher)
 
 
 def hits_of(result):
@@ -118,6 +129,37 @@ def test_files_outside_the_folder_and_changed_ones_are_not_shown(call, searcher,
     finally:
         file.unlink()
         file.write_bytes(kept)
+
+
+def test_nothing_at_urls_or_outside_the_folder_is_opened(predictor, index, call_with, monkeypatch, tmp_path):
+    (tmp_path / "seen").mkdir()
+    shutil.copy(index.parent / "seen" / "0.png", tmp_path / "seen" / "0.png")
+    with served(index.parent / "seen") as url:
+        opened, read = list[str](), index_module.read_indexed
+        monkeypatch.setattr(
+            index_module, "read_indexed", lambda file, image: opened.append(str(file)) or read(file, image)
+        )
+        for inside in (["0.png"], []):
+            rows = ["image", f"{url}/1.png", str(index.parent / "seen" / "2.png"), *inside]
+            (tmp_path / "seen" / "list.csv").write_text("\n".join(rows))
+            build_index(tmp_path / "seen" / "list.csv", tmp_path / "other.lance", predictor)
+            searcher = Searcher(tmp_path / "other.lance", predictor)
+            assert len(searcher.search(TEXT)) == len(rows) - 1
+            assert len(opened) == len(rows) - 1
+            del opened[:]
+            hits = hits_of(call_with(searcher)("search_images", query=TEXT))
+            problems = [hit.get("problem", "") for hit in hits]
+            if inside:  # what cannot be matched is left out, unless nothing can
+                assert (len(hits), problems) == (1, [""])
+            else:
+                assert sorted(problems) == [
+                    "the file is outside the folder of the index",
+                    "the image is at a URL, which is not fetched because an index names it",
+                ]
+            assert set(opened) == {str(tmp_path / "seen" / name) for name in inside}
+            del opened[:]
+        with pytest.raises(ValueError, match="bytes, the limit is 9"):
+            searcher.search(TEXT, max_bytes=9)
 
 
 def test_the_command_speaks_over_stdin_and_stdout(index, searcher, forked):

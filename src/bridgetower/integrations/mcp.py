@@ -56,6 +56,12 @@ def mcp_server(searcher: Searcher, answering: Predictor | None = None) -> MCPSer
 
     content = partial(index.content, within_root=True, fetch=False, max_bytes=_MAX_BYTES)
 
+    def hits_of(query: str, **given: Any) -> list[Hit]:
+        try:
+            return searcher.search(query, truncate=True, **given, **content.keywords)
+        except ValueError:  # none of the candidates may be opened, or the query is wrong, which is told then
+            return searcher.search(query, truncate=True, **given, rerank=0)
+
     def shown(hits: Sequence[Hit]) -> list[dict[str, Any] | Image]:
         blocks, frames = list[dict[str, Any] | Image](), index.frames(hits)
         for rank, hit in enumerate(hits, start=1):
@@ -79,13 +85,13 @@ def mcp_server(searcher: Searcher, answering: Predictor | None = None) -> MCPSer
         """Find images by a description of what they show; returns each hit with a small copy, best first."""
         with _told():
             condition = None if where is None else condition_sql(where)
-            return shown(searcher.search(query, top=top, where=condition, against="images", truncate=True))
+            return shown(hits_of(query, top=top, where=condition, against="images"))
 
     @server.tool(structured_output=False)
     def find_moments(query: str, top: Top = 5) -> list[dict[str, Any] | Image]:
         """Find moments of videos by what is said or seen in them; start and end are in seconds."""
         with _told():
-            return shown(searcher.search(query, top=top, where="start IS NOT NULL", truncate=True))
+            return shown(hits_of(query, top=top, where="start IS NOT NULL"))
 
     if answering is not None:
         model = answering

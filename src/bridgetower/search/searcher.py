@@ -62,6 +62,9 @@ class Searcher:
         exact: bool = False,
         truncate: bool = False,
         batch_size: int = 32,
+        fetch: bool = True,
+        within_root: bool = False,
+        max_bytes: int | None = None,
     ) -> list[Hit]:
         """Finds images for a text, an image, or both.
 
@@ -82,6 +85,9 @@ class Searcher:
             exact: Compare the query with every vector, even where the index could leave most out.
             truncate: Cut a text that is too long instead of refusing it.
             batch_size: Images matched at once.
+            fetch: Open candidates at URLs too; those that are not opened are left out.
+            within_root: Open no candidate to which a link or a path leads out of the folder of the images.
+            max_bytes: Of a candidate that is opened; None: any number.
 
         Raises:
             ValueError: There is neither text nor image, a number is out of range, `rerank` without a text or a matching
@@ -105,8 +111,9 @@ class Searcher:
         log_odds: list[float] = []
         if text is not None and matched:
             frames = self.index.frames(matched)
+            read = partial(self.open, fetch=fetch, within_root=within_root, max_bytes=max_bytes, frames=frames)
             with ThreadPoolExecutor(available_cores()) as pool:  # decoding lets other threads run
-                opened = self.usable(matched, list(pool.map(partial(self.open, frames=frames), matched)))
+                opened = self.usable(matched, list(pool.map(read, matched)))
             (ids,) = map(tuple, self.predictor.processor.token_ids([text], truncate=truncate))
             items = [Item(kind="match", image=resized.pixels, ids=ids) for _, resized in opened]
             for start in range(0, len(items), batch_size):
@@ -158,11 +165,12 @@ class Searcher:
         prepare: Callable[[bytes], Resized] | None = None,
         max_bytes: int | None = None,
         fetch: bool = True,
+        within_root: bool = False,
         frames: Mapping[str, bytes] | None = None,
     ) -> Resized | ValueError | OSError:
         """Returns the image of a candidate as it was indexed, or why it cannot be opened; `prepare` decodes a file."""
         try:
-            content = self.index.content(one, max_bytes=max_bytes, fetch=fetch, frames=frames)
+            content = self.index.content(one, within_root=within_root, fetch=fetch, max_bytes=max_bytes, frames=frames)
             return (prepare or self.predictor.processor.prepare)(content)
         except OSError as error:
             return OSError(f"{one.path!r}: {error.strerror or error}")
