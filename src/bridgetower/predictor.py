@@ -115,13 +115,15 @@ def load(
         cache=cache_folder() if cache is None else Path(cache),
         compile=compile,
     )
+    # The fingerprint is of weights rounded to bfloat16: rounded otherwise first, or before a resize, they would differ.
+    rounded = choice.dtype == torch.float16 or (choice.dtype == torch.bfloat16 and image_size is not None)
     checkpoint = read_checkpoint(
         source,
         revision=revision,
         tokenizer=tokenizer,
         answers=answers,
         overrides=overrides,
-        dtype=choice.dtype,
+        dtype=torch.float32 if rounded else choice.dtype,
         extensions=extensions,
         **hub,
     )
@@ -131,7 +133,10 @@ def load(
     if fast_decode and (processor := checkpoint.processor):
         fast = Processor(replace(processor.config, fast_decode=True), processor.tokenizer)
         checkpoint = replace(checkpoint, processor=fast)
-    return Predictor(checkpoint, choice.start(checkpoint, Path(source) if unchanged else None), precision)
+    predictor = Predictor(checkpoint, choice.start(checkpoint, Path(source) if unchanged else None), precision)
+    if rounded:
+        predictor.fingerprint = fingerprint(checkpoint.config, checkpoint.tensors, predictor.processor)
+    return predictor
 
 
 class Predictor:
@@ -167,7 +172,7 @@ class Predictor:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Digest of all that the vectors depend on; the same in either precision."""
+        """Digest of all that the vectors depend on; the same in every precision."""
         return fingerprint(self.model.config, self.model.state_dict(), self.processor)
 
     @property

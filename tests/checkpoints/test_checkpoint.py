@@ -196,6 +196,10 @@ class TestFingerprint:
         assert of(replace(checkpoint, tensors=dict(reversed(checkpoint.tensors.items())))) == of(checkpoint)
         assert load(tiny_checkpoint, device="cpu").fingerprint == of(checkpoint)
         assert load(tiny_checkpoint, device="cpu", precision="bf16").fingerprint == of(checkpoint)
+        size = 2 * checkpoint.config.vision.image_size
+        resized = load(tiny_checkpoint, device="cpu", precision="bf16", image_size=size)
+        assert resized.fingerprint == of(checkpoint.resized(size))
+        assert {tensor.dtype for tensor in resized.model.state_dict().values()} == {torch.bfloat16}
 
     def test_changes_with_every_weight_and_setting(self, checkpoint):
         processor, variants = checkpoint.processor, [checkpoint, checkpoint.resized(40)]

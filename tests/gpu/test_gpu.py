@@ -102,9 +102,11 @@ def test_two_gpus_train(tiny_dataset, tmp_path, parallel):
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 0.06), ("fp16", 0.01)])
 def test_a_predictor_gives_what_it_gives_on_the_cpu(tiny_checkpoint, precision, tolerance):
     images, texts = list(PNGS[:3]), ["a red bar", "a circle", "a blue square on grey"]
-    results = []
+    results, fingerprints = [], set()
     for options in ({"device": "cpu"}, {"device": "cuda", "precision": precision}):
         model = load(tiny_checkpoint, **options)
         results.append([model.embed_images(images), model.embed_texts(texts), model.match(images, texts)])
+        fingerprints.add(model.fingerprint)
+    assert len(fingerprints) == 1
     for expected, found in zip(*results, strict=True):
         torch.testing.assert_close(found, expected, atol=tolerance, rtol=0)
