@@ -152,7 +152,7 @@ class TestGatherById:
             gather_by_id(torch.tensor([3, 1, 3]))
 
 
-CONDITIONS = {"number of processes": WORLD, "data": {}, "optimiser": "adamw"}
+CONDITIONS = {"number of processes": WORLD, "data": {}, "held-out data": {}, "optimiser": "adamw"}
 
 CONTENT = {
     1: [torch.arange(6).reshape(2, 3).T, ("a", 0.1, None)],
