@@ -59,7 +59,7 @@ def mcp_server(searcher: Searcher, answering: Predictor | None = None) -> MCPSer
     def hits_of(query: str, **given: Any) -> list[Hit]:
         try:
             return searcher.search(query, truncate=True, **given, **content.keywords)
-        except ValueError:  # none of the candidates may be opened, or the query is wrong, which is told then
+        except ValueError:  # no candidate may be opened; a wrong query fails again
             return searcher.search(query, truncate=True, **given, rerank=0)
 
     def shown(hits: Sequence[Hit]) -> list[dict[str, Any] | Image]:
