@@ -4,6 +4,7 @@ import json
 import subprocess
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image as Picture
@@ -104,6 +105,26 @@ class TestKinds:
             (tmp_path / number).mkdir()
             with pytest.raises(ValueError, match=f"question_id '{number}' comes twice or is no whole number"):
                 prepared(tmp_path / number, "vqa", [{**row, "question_id": number} for row in rows])
+
+    def test_answers_that_a_model_can_choose_are_those_of_training_questions(self, tmp_path):
+        """Also where a hash decides on the splits; a set without training questions has none."""
+        prepared(tmp_path, "vqa", [{"question": f"what is {n}?", "answer": f"no {n}"} for n in range(40)])
+        training = [entry["answers"][0] for entry in entries(tmp_path / "out", "train")]
+        assert 20 < len(training) < 40
+        assert read_vocabulary(tmp_path / "out") == tuple(training)
+        (tmp_path / "test").mkdir()
+        prepared(tmp_path / "test", "vqa", [{"question": "what?", "answer": "red", "split": "test"}] * 2)
+        with pytest.raises(FileNotFoundError, match="give a VQA set with a training split"):
+            read_vocabulary(tmp_path / "test" / "out")
+
+    @pytest.mark.parametrize(("kind", "read"), [("vqa", read_vocabulary), ("classification", read_classes)])
+    def test_names_of_classes_are_read_at_urls(self, kind, read, tmp_path):
+        prepared(tmp_path, kind, [{"question": "?", "answer": "cd"[n % 2], "label": "ab"[n % 2]} for n in range(40)])
+        url = f"memory://{tmp_path.name}"
+        fsspec.filesystem("memory").put(str(tmp_path / "out"), url, recursive=True)
+        assert read(url) == read(f"{url}/") == read(tmp_path / "out")
+        with pytest.raises(FileNotFoundError, match=f"in {url}/no; give a "):
+            read(f"{url}/no")
 
     def test_entailment(self, tmp_path):
         labels = ("contradiction", "neutral", "entailment")
@@ -264,14 +285,17 @@ def named(example, config, seen):
 
 
 def test_a_kind_of_ones_own(tmp_path):
-    own = {"entries": named, "files": lambda seen, config: {"lines.json": [seen.rows, config.seed]}}
+    own = {
+        "entries": named,
+        "files": lambda seen, config, training: {"lines.json": [seen.rows, config.seed, len(list(training))]},
+    }
     names = OwnSpec(name="names", schema=CAPTIONS, summary="Images.", **own)
     source = table(tmp_path, [{"image": f"{n // 2}.png", "n": n} for n in range(40)], 20)
     with pytest.raises(ValueError, match=r"2 bad items.* rows\.jsonl line 7: it is the third"):
         prepare_own(names, source, tmp_path / "out", OwnSetConfig(seed=3))
-    prepare_own(names, source, tmp_path / "out", OwnSetConfig(seed=3, max_errors=2))
+    info = prepare_own(names, source, tmp_path / "out", OwnSetConfig(seed=3, max_errors=2))
     assert sorted(entries(tmp_path / "out")) == sorted(f"number {n}" for n in range(20) if n != 3)
-    assert json.loads((tmp_path / "out" / "lines.json").read_text()) == [40, 3]
+    assert json.loads((tmp_path / "out" / "lines.json").read_text()) == [40, 3, info.splits["train"].examples]
     with pytest.raises(ValueError, match="no kind of set called 'pair'; there are pairs, classification"):
         prepare_own("pair", source, tmp_path / "out")
     with pytest.raises(ValueError, match="names takes a OwnSetConfig, given is a PairsConfig"):

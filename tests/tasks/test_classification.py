@@ -17,8 +17,9 @@ from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.files import read_json
 from bridgetower.predictor import load
 from bridgetower.tasks.entries import ClassificationConfig
-from bridgetower.tasks.table import RECIPES, evaluate
+from bridgetower.tasks.table import RECIPES, TASKS, evaluate
 from bridgetower.training.run import train
+from bridgetower.training.setup import starting_checkpoint, with_classes
 from served import URIS, error_of, running
 
 COLOURS = asked.COLOURS[:4]
@@ -106,6 +107,21 @@ class TestTraining:
         assert read_checkpoint(out / "last").labels == {"classification": names}
         heads = read_json(out / "run.json")["model"]["heads"]
         assert (heads["classification"], heads["multi_label"]) == (len(names), several)
+
+    @pytest.mark.parametrize("other", [False, True])
+    def test_further_training_keeps_a_head_of_the_same_classes_only(self, config, run, several, other, tmp_path):
+        first = read_checkpoint(run[0] / "last")
+        names = sorted({*first.labels["classification"], *(["mauve"] if other else [])} - ({"red"} if other else set()))
+        rows = [{"text": name, "label": [name] if several else name, "split": "train"} for name in reversed(names)]
+        (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        prepare_own("classification", tmp_path / "t.jsonl", tmp_path / "set", progress=False)
+        data = replace(config.data, folders=(str(tmp_path / "set"),))
+        further = replace(config, data=data, init=str(run[0] / "last"))
+        start = starting_checkpoint(with_classes(further, TASKS["classification"]))
+        assert start.labels == {"classification": tuple(names)}
+        changed = {name for name, tensor in start.tensors.items() if not torch.equal(tensor, first.tensors[name])}
+        head = {name for name in first.tensors if name.startswith("classification_head.")}
+        assert changed == (head if other else set())
 
     def test_refusals(self, config, several, folder, tmp_path):
         if not several:

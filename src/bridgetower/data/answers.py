@@ -8,6 +8,7 @@ from collections.abc import Container, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
+from bridgetower.data.fetch import read_bytes
 from bridgetower.files import parse_json
 
 MIN_COUNT = 9  # questions that an answer of the vocabulary is the first choice of (official ViLT and METER code)
@@ -80,10 +81,13 @@ def vocabulary_file(answers: Sequence[str]) -> dict[str, list[str]]:
 
 
 def read_vocabulary(folder: str | Path) -> tuple[str, ...]:
-    path = Path(folder) / ANSWERS_FILE
-    if not path.is_file():
-        raise FileNotFoundError(f"no {ANSWERS_FILE} in {folder}; give a VQA set that `bridgetower prepare` wrote")
-    answers = parse_json(path.read_bytes(), path, "run `bridgetower prepare` again")
+    path = f"{str(folder).rstrip('/')}/{ANSWERS_FILE}"
+    try:
+        answers = parse_json(read_bytes(path), path, "run `bridgetower prepare` again")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"no {ANSWERS_FILE} in {folder}; give a VQA set with a training split that `bridgetower prepare` wrote"
+        ) from error
     if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
         raise ValueError(f"{path} is no list of answers; run `bridgetower prepare` again")
     return tuple(answers)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -16,10 +16,10 @@ from bridgetower.data import schema as schemas
 from bridgetower.data.answers import normalise_answer, vocabulary_file
 from bridgetower.data.config import WritingConfig
 from bridgetower.data.example import Example, check_bad
-from bridgetower.data.fetch import list_files
+from bridgetower.data.fetch import list_files, read_bytes
 from bridgetower.data.prepared_set import INFO_FILE, DatasetInfo, SetWriter, read_info
 from bridgetower.data.reader import CaptionsFrom, Columns, read
-from bridgetower.files import read_json
+from bridgetower.files import json_object
 from bridgetower.model.plain import from_plain
 
 CLASSES_FILE = "classes.json"
@@ -119,12 +119,14 @@ class Classes:
 
 def read_classes(folder: str | Path) -> Classes:
     """Reads the classes of a prepared set."""
-    path = Path(folder) / CLASSES_FILE
-    if not path.is_file():
+    path = f"{str(folder).rstrip('/')}/{CLASSES_FILE}"
+    try:
+        content = read_bytes(path)
+    except FileNotFoundError as error:
         raise FileNotFoundError(
             f"no {CLASSES_FILE} in {folder}; give a set that `bridgetower prepare classification` wrote"
-        )
-    return from_plain(Classes, read_json(path), str(path))
+        ) from error
+    return from_plain(Classes, json_object(content, path), path)
 
 
 @dataclass(kw_only=True)
@@ -135,7 +137,6 @@ class Seen:
     labels: set[str] = field(default_factory=set)
     several: dict[bool, str] = field(default_factory=dict)  # places of a row with a list of labels, and of one without
     ids: set[str] = field(default_factory=set)
-    answers: Counter[str] = field(default_factory=Counter)  # normalised, with the number of their training questions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +150,8 @@ class OwnSpec:
     # makes entries of a row, or raises ValueError with what is wrong
     entries: Callable[[Example, Any, Seen], Sequence[Any]]
     num_images: int | None = 1  # images of a row; None: one or none
-    files: Callable[[Seen, Any], Mapping[str, Any]] = lambda seen, config: {}  # content of further files of the set
+    # makes the content of further files of the set, also from the entries of its training split
+    files: Callable[[Seen, Any, Iterator[Any]], Mapping[str, Any]] = lambda seen, config, training: {}
 
 
 SOURCE_HELP = (
@@ -209,13 +211,12 @@ def prepare_own(
                 continue
             writer.add(images, entries, name="" if images else example.id, split=example.split, place=place)
         check_bad(source, writer.bad, config.max_errors)
-        writer.files = dict(spec.files(seen, config))
         info = DatasetInfo(
             name=Path(str(source).rstrip("/")).stem,
             split_rule="as the source gives them, else by a hash of seed and image",
             settings=settings,
         )
-        return writer.finish(source, info)
+        return writer.finish(source, info, files=lambda: spec.files(seen, config, writer.training_entries()))
 
 
 def finished_set(out: Path, settings: Mapping[str, Any], max_errors: int) -> DatasetInfo | None:
@@ -259,7 +260,7 @@ def _labelled(
     return [schemas.LabelledEntry(example_id=name, text=text, labels=labels or (), labelled=labels is not None)]
 
 
-def _classes(seen: Seen, config: LabelledConfig) -> Mapping[str, Any]:
+def _classes(seen: Seen, config: LabelledConfig, training: Iterator[Any]) -> Mapping[str, Any]:
     if len(seen.several) > 1:
         raise ValueError(
             f"{seen.several[True]} has a list of labels and {seen.several[False]} a single one; give a list in each row"
@@ -288,8 +289,6 @@ def _questions(example: Example, config: VqaConfig, seen: Seen) -> Sequence[sche
     if config.answer_separator and isinstance(cell, str):
         parts = cell.split(config.answer_separator)
     answers = tuple(filter(None, (_text(part.get("answer") if isinstance(part, dict) else part) for part in parts)))
-    if example.split in ("", "train"):
-        seen.answers.update(list(dict.fromkeys(map(normalise_answer, answers))))
     number = _text(example.fields.get("question_id")) or str(seen.rows)
     if not number.isdecimal() or number in seen.ids:
         raise ValueError(f"question_id {number!r} comes twice or is no whole number; leave the column out")
@@ -298,10 +297,14 @@ def _questions(example: Example, config: VqaConfig, seen: Seen) -> Sequence[sche
     return [schemas.Question(question_id=int(number), question=text, answers=answers, **types)]
 
 
-def _answers(seen: Seen, config: VqaConfig) -> Mapping[str, Any]:
-    vocabulary = [answer for answer, count in seen.answers.items() if answer and count >= config.min_count]
-    if len(vocabulary) < 2:
-        raise ValueError(f"{len(vocabulary)} answers are given to at least {config.min_count} questions; expected two")
+def _answers(seen: Seen, config: VqaConfig, training: Iterator[Any]) -> Mapping[str, Any]:
+    questions = [dict.fromkeys(map(normalise_answer, entry["answers"])) for entry in training]
+    counts = Counter(answer for answers in questions for answer in answers)
+    vocabulary = [answer for answer, count in counts.items() if answer and count >= config.min_count]
+    if questions and len(vocabulary) < 2:
+        raise ValueError(
+            f"{len(vocabulary)} answers are given to at least {config.min_count} training questions; expected two"
+        )
     return vocabulary_file(vocabulary)
 
 
@@ -373,7 +376,7 @@ _SPECS = (
         "",
         "ratings",
         entries=_numbered,
-        files=lambda seen, config: {CLASSES_FILE: asdict(Classes(names=(), multi_label=False))},
+        files=lambda seen, config, training: {CLASSES_FILE: asdict(Classes(names=(), multi_label=False))},
         **_WITH_LABELS,
     ),
     _spec(

@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -172,7 +172,21 @@ class SetWriter:
             self.leave_out("empty caption", name)
         return list(filter(None, stripped))
 
-    def finish(self, source: object, info: DatasetInfo, *, splits: Sequence[str] = ()) -> DatasetInfo:
+    def training_entries(self) -> Iterator[Any]:
+        for batch in self._table.scan(["split", "example"]):
+            for split, example in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                if split == "train":
+                    yield json.loads(example)["entry"]
+
+    def finish(
+        self,
+        source: object,
+        info: DatasetInfo,
+        *,
+        splits: Sequence[str] = (),
+        files: Callable[[], Mapping[str, Any]] = dict,
+    ) -> DatasetInfo:
+        """Ends the set, with the further files that are made of it once all splits are known."""
         while self._waiting:
             self._settle()
         self._commit()  # what can be used stays for the next attempt
@@ -204,7 +218,7 @@ class SetWriter:
                     name = self._images.take([min(shared)], ["name"])["name"][0]
                     message = "%s: %d images of %s, such as %s, are in %s too, by the same or other names"
                     logger.warning(message, source, len(shared), split, name, other)
-        for name, value in self.files.items():
+        for name, value in (self.files | dict(files())).items():
             write_json(self.out / name, value)
         bad = {"cannot be used": self.bad[:_LISTED]} if self.bad else {}
         order = sorted(self._counts, key=lambda one: (SPLITS.index(one) if one in SPLITS else len(SPLITS), one))

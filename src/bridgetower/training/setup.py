@@ -198,7 +198,9 @@ def _initial(config: RunConfig, spec: TaskSpec, usual: ModelConfig, init: str, e
         if found.itc != usual.heads.itc:
             logger.info("%s: its contrastive head is kept, of the kind %s", checkpoint.source, found.itc)
     there_now, needed = chosen_heads(found), chosen_heads(chosen)  # a contrastive head of another kind is in both
-    kept = [head for head in there_now if needed.get(head) == there_now[head]]
+    names, known = _labels(config, spec), checkpoint.labels
+    renamed = [head for head in names if head in known and set(names[head]) != set(known[head])]
+    kept = [head for head in there_now if needed.get(head) == there_now[head] and head not in renamed]
     new, dropped = ([head for head in heads if head not in kept] for heads in (needed, there_now))
     # One that is kept keeps its width, its epsilon and the features that it reads.
     keeps: dict[str, object] = {
@@ -223,7 +225,8 @@ def _initial(config: RunConfig, spec: TaskSpec, usual: ModelConfig, init: str, e
         logger.info("%s: heads that the run does not use are left behind: %s", checkpoint.source, ", ".join(dropped))
     there = checkpoint.tensors
     ranks = "rank" in new and "itm_head.fc.weight" in there
-    drawn = [head for head in new if not (ranks and head == "rank")]
+    drawn = [f"{head} (there of other classes)" if head in renamed else head for head in new]
+    drawn = [head for head in drawn if not (ranks and head == "rank")]
     if ranks:
         logger.info("%s: the head rank starts as the logit of a match of the head itm", checkpoint.source)
     if drawn:
@@ -233,8 +236,8 @@ def _initial(config: RunConfig, spec: TaskSpec, usual: ModelConfig, init: str, e
     tensors |= _new_heads(model_config, checkpoint.extensions, new, config.seed)
     if ranks:  # official: it starts as the matching head's logit of a match
         tensors |= {f"rank_head.fc.{kind}": there[f"itm_head.fc.{kind}"][1:].clone() for kind in ("weight", "bias")}
-    labels = {head: names for head, names in checkpoint.labels.items() if head in kept}
-    labels |= {head: names for head, names in _labels(config, spec).items() if head in new}
+    labels = {head: known[head] for head in kept if head in known}
+    labels |= {head: names[head] for head in new if head in names}
     return replace(checkpoint, config=model_config, tensors=tensors, labels=labels)
 
 
