@@ -120,7 +120,7 @@ class TestKinds:
     @pytest.mark.parametrize(("kind", "read"), [("vqa", read_vocabulary), ("classification", read_classes)])
     def test_names_of_classes_are_read_at_urls(self, kind, read, tmp_path):
         prepared(tmp_path, kind, [{"question": "?", "answer": "cd"[n % 2], "label": "ab"[n % 2]} for n in range(40)])
-        url = f"memory://{tmp_path.name}"
+        url = f"memory://set-of-{kind}"
         fsspec.filesystem("memory").put(str(tmp_path / "out"), url, recursive=True)
         assert read(url) == read(f"{url}/") == read(tmp_path / "out")
         with pytest.raises(FileNotFoundError, match=f"in {url}/no; give a "):

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import metadata
+from importlib.util import find_spec
 from itertools import groupby, pairwise
 from pathlib import Path
 
@@ -100,7 +101,7 @@ class Workplace:
         """The lines that a command prints, which must succeed."""
         done = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{command} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-        return done.stdout.splitlines()
+        return [line for line in done.stdout.splitlines() if not line.startswith("[Gloo] ")]  # PyTorch 2.10 says these
 
     def outputs(self, language: str, texts: list[str]) -> list[list[str]]:
         """The lines of each block; those of Python share a process, which imports large libraries once."""
@@ -180,11 +181,12 @@ def test_commands_run(page, workplace):
     """Lines that a page shows after `# =>` are printed, but for what `…` stands for; those after `# ≈` come nightly."""
     for package in NEEDED.get(page.name, ()):
         pytest.importorskip(package)
+    needs_store, has_store = any("s3://" in text for _, text in blocks(page)), find_spec("moto") is not None
     with ExitStack() as servers:
-        if any("s3://" in text for _, text in blocks(page)):
+        if needs_store and has_store:
             servers.enter_context(s3_store())
         for (language, serves), group in groupby(blocks(page), lambda block: (block[0], block[1].startswith(SERVE))):
-            texts = [text.replace(PUBLISHED, LEFT) for _, text in group]
+            texts = [text.replace(PUBLISHED, LEFT) for _, text in group if has_store or "s3://" not in text]
             if serves:
                 for text in texts:
                     servers.enter_context(workplace.serves(text))
@@ -194,6 +196,8 @@ def test_commands_run(page, workplace):
                     shown = [value if mark == "=>" else "…" for mark, value in marks]  # the full demo prints the others
                     assert len(printed) == len(shown), printed
                     assert [line for line in zip(shown, printed, strict=True) if not agrees(*line)] == []
+    if needs_store and not has_store:
+        pytest.skip("moto is not installed; all but the commands with s3:// has run")
 
 
 @pytest.mark.nightly

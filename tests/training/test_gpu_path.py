@@ -284,7 +284,7 @@ def test_a_layer_of_two_graphs_is_refused_or_runs_so_or_without(strict, backend)
     layer.forward = broken
     model.compile_layers(backend=backend, strict=strict)
     with nullcontext() if not strict else pytest.raises(Exception, match=r"graph_break|graph break"):
-        assert torch.equal(model.encode_image(tiny.images(1)).cls, expected)
+        assert tiny.off(model.encode_image(tiny.images(1)).cls, expected) < 1e-5
 
 
 def test_what_the_towers_hand_over_is_bfloat16_under_autocast():
