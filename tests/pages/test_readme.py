@@ -57,6 +57,7 @@ for block in sys.argv[1:]:
     print({END!r})
 """
 FENCE = re.compile(r"^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+STORE = re.compile(r's3://|filesystem\("s3"\)')
 DECIMAL = re.compile(r"-?\d+\.\d+")
 TOLERANCE = 0.15  # of what the full demo prints: processors round in their own way, and training carries that on
 
@@ -181,12 +182,12 @@ def test_commands_run(page, workplace):
     """Lines that a page shows after `# =>` are printed, but for what `…` stands for; those after `# ≈` come nightly."""
     for package in NEEDED.get(page.name, ()):
         pytest.importorskip(package)
-    needs_store, has_store = any("s3://" in text for _, text in blocks(page)), find_spec("moto") is not None
+    needs_store, has_store = any(STORE.search(text) for _, text in blocks(page)), find_spec("moto") is not None
     with ExitStack() as servers:
         if needs_store and has_store:
             servers.enter_context(s3_store())
         for (language, serves), group in groupby(blocks(page), lambda block: (block[0], block[1].startswith(SERVE))):
-            texts = [text.replace(PUBLISHED, LEFT) for _, text in group if has_store or "s3://" not in text]
+            texts = [text.replace(PUBLISHED, LEFT) for _, text in group if has_store or not STORE.search(text)]
             if serves:
                 for text in texts:
                     servers.enter_context(workplace.serves(text))
