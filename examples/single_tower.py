@@ -126,7 +126,7 @@ def fill_cifar(files: CifarFiles, originals: Originals, writer: SetWriter, confi
             PillowImage.fromarray(np.ascontiguousarray(pixels)).save(stream, "PNG")
             image = Image(name=f"{name}.png", place=str(path), content=stream.getvalue())
             writer.add([image], [LabelledEntry(example_id=name, labels=(names[label],))], name=name, split=split)
-    writer.files = {CLASSES_FILE: asdict(Classes(names=tuple(names), multi_label=False))}
+    writer.files = lambda: {CLASSES_FILE: asdict(Classes(names=tuple(names), multi_label=False))}
 
 
 def cifar(name: str) -> TaskSpec:

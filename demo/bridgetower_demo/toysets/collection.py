@@ -69,7 +69,7 @@ def write_collection(out: Path, collection: Collection, *, progress: bool = True
                     Image(name=f"{split}/{one.name}", place=one.name, content=one.content) for one in record.images
                 ]
                 writer.add(images, record.entries, name=record.image_id, split=split)
-        writer.files = dict(collection.files)
+        writer.files = lambda: collection.files
         return writer.finish(info.name, info)
 
 

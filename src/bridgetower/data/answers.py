@@ -8,7 +8,7 @@ from collections.abc import Container, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from bridgetower.data.fetch import read_bytes
+from bridgetower.data.fetch import read_part_of_set
 from bridgetower.files import parse_json
 
 MIN_COUNT = 9  # questions that an answer of the vocabulary is the first choice of (official ViLT and METER code)
@@ -81,13 +81,9 @@ def vocabulary_file(answers: Sequence[str]) -> dict[str, list[str]]:
 
 
 def read_vocabulary(folder: str | Path) -> tuple[str, ...]:
-    path = f"{str(folder).rstrip('/')}/{ANSWERS_FILE}"
-    try:
-        answers = parse_json(read_bytes(path), path, "run `bridgetower prepare` again")
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"no {ANSWERS_FILE} in {folder}; give a VQA set with a training split that `bridgetower prepare` wrote"
-        ) from error
+    advice = "a VQA set with a training split that `bridgetower prepare` wrote"
+    path, content = read_part_of_set(folder, ANSWERS_FILE, advice)
+    answers = parse_json(content, path, "run `bridgetower prepare` again")
     if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
         raise ValueError(f"{path} is no list of answers; run `bridgetower prepare` again")
     return tuple(answers)

@@ -75,6 +75,15 @@ def read_bytes(place: str, piece: tuple[int, int] | None = None, *, most: int = 
     return content
 
 
+def read_part_of_set(folder: object, name: str, advice: str) -> tuple[str, bytes]:
+    """Returns the place and the content of a file of a prepared set; advice says what to give if there is none."""
+    place = f"{str(folder).rstrip('/')}/{name}"
+    try:
+        return place, read_bytes(place, most=2**28)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"no {name} in {folder}; give {advice}") from error
+
+
 def open_place(place: str) -> BinaryIO:
     """Opens a file to be read in any order; of one at a URL pieces are asked for, each again after an error."""
     if not is_url(place):

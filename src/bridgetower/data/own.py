@@ -16,7 +16,7 @@ from bridgetower.data import schema as schemas
 from bridgetower.data.answers import normalise_answer, vocabulary_file
 from bridgetower.data.config import WritingConfig
 from bridgetower.data.example import Example, check_bad
-from bridgetower.data.fetch import list_files, read_bytes
+from bridgetower.data.fetch import list_files, read_part_of_set
 from bridgetower.data.prepared_set import INFO_FILE, DatasetInfo, SetWriter, read_info
 from bridgetower.data.reader import CaptionsFrom, Columns, read
 from bridgetower.files import json_object
@@ -119,13 +119,8 @@ class Classes:
 
 def read_classes(folder: str | Path) -> Classes:
     """Reads the classes of a prepared set."""
-    path = f"{str(folder).rstrip('/')}/{CLASSES_FILE}"
-    try:
-        content = read_bytes(path)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"no {CLASSES_FILE} in {folder}; give a set that `bridgetower prepare classification` wrote"
-        ) from error
+    advice = "a set that `bridgetower prepare classification` wrote"
+    path, content = read_part_of_set(folder, CLASSES_FILE, advice)
     return from_plain(Classes, json_object(content, path), path)
 
 
@@ -216,7 +211,8 @@ def prepare_own(
             split_rule="as the source gives them, else by a hash of seed and image",
             settings=settings,
         )
-        return writer.finish(source, info, files=lambda: spec.files(seen, config, writer.training_entries()))
+        writer.files = lambda: spec.files(seen, config, writer.training_entries())
+        return writer.finish(source, info)
 
 
 def finished_set(out: Path, settings: Mapping[str, Any], max_errors: int) -> DatasetInfo | None:

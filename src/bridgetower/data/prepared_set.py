@@ -19,7 +19,7 @@ import numpy as np
 
 from bridgetower.data.config import WritingConfig
 from bridgetower.data.example import Image, check_bad
-from bridgetower.data.fetch import is_url, read_bytes, version_of
+from bridgetower.data.fetch import is_url, read_part_of_set, version_of
 from bridgetower.data.schema import Schema, schema_named
 from bridgetower.data.store import CRC, Table
 from bridgetower.files import escaped, json_object, locked, remove_leftovers, write_json
@@ -82,7 +82,8 @@ class SetWriter:
     ) -> None:
         self.out, self.schema, self.config = Path(out), schema, config
         self._shares, self._seed, self._by_content, self._progress = shares or {}, seed, by_content, progress
-        self.files: dict[str, Any] = {}  # content of further JSON files of the set, such as a vocabulary of answers
+        # Makes the content of further JSON files, such as a vocabulary of answers, once all splits are known.
+        self.files: Callable[[], Mapping[str, Any]] = dict
         self.bad: list[str] = []  # what cannot be used
         self._left_out: dict[str, list[str]] = {}
         self._num_left_out: Counter[str] = Counter()
@@ -178,15 +179,7 @@ class SetWriter:
                 if split == "train":
                     yield json.loads(example)["entry"]
 
-    def finish(
-        self,
-        source: object,
-        info: DatasetInfo,
-        *,
-        splits: Sequence[str] = (),
-        files: Callable[[], Mapping[str, Any]] = dict,
-    ) -> DatasetInfo:
-        """Ends the set, with the further files that are made of it once all splits are known."""
+    def finish(self, source: object, info: DatasetInfo, *, splits: Sequence[str] = ()) -> DatasetInfo:
         while self._waiting:
             self._settle()
         self._commit()  # what can be used stays for the next attempt
@@ -218,7 +211,7 @@ class SetWriter:
                     name = self._images.take([min(shared)], ["name"])["name"][0]
                     message = "%s: %d images of %s, such as %s, are in %s too, by the same or other names"
                     logger.warning(message, source, len(shared), split, name, other)
-        for name, value in (self.files | dict(files())).items():
+        for name, value in self.files().items():
             write_json(self.out / name, value)
         bad = {"cannot be used": self.bad[:_LISTED]} if self.bad else {}
         order = sorted(self._counts, key=lambda one: (SPLITS.index(one) if one in SPLITS else len(SPLITS), one))
@@ -379,13 +372,7 @@ def _content(images: Table, examples: Table, splits: Sequence[str]) -> tuple[lis
 
 
 def read_info(folder: str | Path) -> DatasetInfo:
-    path = f"{str(folder).rstrip('/')}/{INFO_FILE}"
-    try:
-        content = read_bytes(path, most=2**28)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(
-            f"no {INFO_FILE} in {folder}; give the folder that `bridgetower prepare` wrote"
-        ) from error
+    path, content = read_part_of_set(folder, INFO_FILE, "the folder that `bridgetower prepare` wrote")
     return from_plain(DatasetInfo, json_object(content, path), path)
 
 

@@ -225,8 +225,8 @@ def _initial(config: RunConfig, spec: TaskSpec, usual: ModelConfig, init: str, e
         logger.info("%s: heads that the run does not use are left behind: %s", checkpoint.source, ", ".join(dropped))
     there = checkpoint.tensors
     ranks = "rank" in new and "itm_head.fc.weight" in there
-    drawn = [f"{head} (there of other classes)" if head in renamed else head for head in new]
-    drawn = [head for head in drawn if not (ranks and head == "rank")]
+    named = {head: f"{head} (there of other classes)" for head in renamed}
+    drawn = [named.get(head, head) for head in new if not (ranks and head == "rank")]
     if ranks:
         logger.info("%s: the head rank starts as the logit of a match of the head itm", checkpoint.source)
     if drawn:

@@ -169,7 +169,7 @@ def _fill_vqav2(originals: Originals, writer: SetWriter, config: PrepareConfig) 
     if missing:
         writer.leave_out("answers.json, which takes the annotations of train and validation", f"no {missing[0]}")
     else:
-        writer.files = vocabulary_file(answer_vocabulary(first_choices))
+        writer.files = partial(vocabulary_file, answer_vocabulary(first_choices))
 
 
 def _key(split: str, entry: Mapping[str, Any]) -> str:
@@ -325,7 +325,7 @@ with --leave-out also: dataset_coco.json (or in karpathy/, or --karpathy FILE)
 
 def _fill_vgqa(originals: Originals, writer: SetWriter, config: VgqaConfig) -> None:
     vocabulary = read_vocabulary(config.answers)
-    writer.files = vocabulary_file(vocabulary)
+    writer.files = partial(vocabulary_file, vocabulary)
     originals.used.append(config.answers / ANSWERS_FILE)
     known = frozenset(vocabulary)
     for image_id, file, image in _described(originals, writer, config, "question_answers.json"):

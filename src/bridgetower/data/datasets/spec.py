@@ -254,7 +254,7 @@ def fill_from_arrow(files: ArrowFiles, originals: Originals, writer: SetWriter, 
             _fill_from(path, files, writer, answers, split)
     # Without gaps in the numbers: else some classes have answers that no question has.
     if sorted(answers) == list(range(len(answers))):
-        writer.files = vocabulary_file([answers[number] for number in sorted(answers)])
+        writer.files = partial(vocabulary_file, [answers[number] for number in sorted(answers)])
     else:
         writer.leave_out("answers.json", "some classes have no answer in these files")
 
