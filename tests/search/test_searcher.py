@@ -173,6 +173,33 @@ class TestStages:
         assert [hit.cosine for hit in hits] == pytest.approx(cosines.tolist(), abs=1e-5)
         assert searcher.search("zebra", against="words") == []
 
+    @pytest.mark.parametrize(
+        "query",
+        [
+            '"red circle"',
+            'red "circle',
+            "red AND NOT circle",
+            "+red -circle",
+            "red* circle~2 ^3",
+            "captions:red (circle OR",
+            "red\\ circle\\",
+            "red\0circle",
+            "{red} [circle] /.*/ !&|",
+            "red circle “赤い円” ❤️ красный",
+        ],
+    )
+    def test_words_have_no_syntax(self, searcher, query):
+        expected = searcher.search("red circle", against="words", top=45)
+        assert 0 < len(expected) < 45
+        hits = searcher.search(query, against="words", top=45, truncate=True)
+        assert {hit.path: hit.rank_score for hit in hits} == {hit.path: hit.rank_score for hit in expected}
+
+    @pytest.mark.parametrize("query", ['"', '""', "+-*~^:()", "the", "❤️", '" ' * 2000])
+    def test_text_without_words_finds_nothing_by_words(self, searcher, query):
+        assert searcher.search(query, against="words", truncate=True) == []
+        by_vectors = searcher.search(query, rerank=0, truncate=True)
+        assert names(searcher.search(query, against="hybrid", rerank=0, truncate=True)) == names(by_vectors)
+
     def test_hybrid_is_reciprocal_rank_fusion(self, searcher):
         where = "path < '40'"
         nearest = searcher.search(TEXT, top=64, where=where)
@@ -205,6 +232,9 @@ class TestStages:
         assert "with that of a text alone, as its contrastive head has no part for pairs; it is" in caplog.text
         assert searcher.search(image=files[3], against="pairs") == searcher.search(image=files[3])
         assert "compared with images instead: give both" in caplog.text
+        searcher.search(TEXT, against="pairs")
+        searcher.search(image=files[3], against="pairs")
+        assert len([record for record in caplog.records if "vectors of pairs" in record.message]) == 2
 
 
 class TestConditions:

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from lancedb.index import FTS, BTree, IvfSq
+from lancedb.query import MatchQuery
 from torch import Tensor
 
 from bridgetower.checkpoints import is_downloaded
@@ -431,7 +432,8 @@ class Index:
     def containing(self, text: str, vector: Float[Tensor, " c"], count: int, *, where: str | None = None) -> list[Hit]:
         """Returns what has words of a text in its captions or its transcript, by BM25, best first.
 
-        Case, accents and endings of English words make no difference; English stop words count for nothing.
+        Case, accents and endings of English words make no difference; English stop words count for nothing. There is
+        no syntax: quotation marks, operators and other signs only separate words.
 
         Args:
             text: The words.
@@ -444,7 +446,8 @@ class Index:
         """
         memory = self._in_memory()
         table, columns = (memory.table.lance, ["_rowid"]) if memory else (self._table, [*RETURNED, "image_vector"])
-        query = table.search(text, query_type="fts", fts_columns="captions").limit(count)
+        words = MatchQuery(text, "captions")  # type: ignore[call-arg]  # a string would be parsed as a phrase
+        query = table.search(words, query_type="fts").limit(count)
         if where is not None:
             query = query.where(_whole(where), prefilter=True)
         with _told(self.uri, where=where):

@@ -49,6 +49,7 @@ class Searcher:
         self.index = index if isinstance(index, Index) else Index(index)
         self.predictor = model if isinstance(model, Predictor) else load(self.index.model_or(model))
         self.index.check_model(self.predictor.fingerprint, self.predictor.source)
+        self._warned: set[Vectors] = set()  # what queries against pairs were compared with instead
 
     def search(
         self,
@@ -149,13 +150,15 @@ class Searcher:
             against = "captions" if said else "images"
         if against == "pairs" and (text is None or image is None) and not model.compares_pairs:
             alone, against = ("an image", "images") if text is None else ("a text", "captions")
-            logger.warning(
-                "the vectors of pairs of this model cannot be compared with that of %s alone, as its contrastive head "
-                "has no part for pairs; it is compared with %s instead: give both a text and an image to compare with "
-                "pairs",
-                alone,
-                against,
-            )
+            if against not in self._warned:
+                logger.warning(
+                    "the vectors of pairs of this model cannot be compared with that of %s alone, as its contrastive "
+                    "head has no part for pairs; it is compared with %s instead: give both a text and an image to "
+                    "compare with pairs",
+                    alone,
+                    against,
+                )
+            self._warned.add(against)
         return against, rerank
 
     def open(
