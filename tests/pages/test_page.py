@@ -496,6 +496,56 @@ def test_what_cannot_be_done_is_told(opened, image, tmp_path):
             assert "truncate" not in problem()
 
 
+@pytest.mark.parametrize(
+    ("status", "code", "title", "again"),
+    [
+        (400, "invalid_value", "The server cannot use this", False),
+        (404, "no_images", "The images cannot be opened", False),
+        (404, "no_image", "There is no such thing here", False),
+        (408, "request_timeout", "It took too long to send", True),
+        (413, "request_too_large", "This is too large", False),
+        (429, "queue_full", "The server is busy", True),
+        (500, "internal_error", "The server failed", False),
+        (503, "index_unavailable", "The index cannot be read", True),
+        (503, "not_ready", "The server is not ready yet", True),
+        (503, "timeout", "There was no answer in time", True),
+        (503, None, "The server is not available", True),
+        (504, None, "There was no answer in time", True),
+        (None, None, "The server cannot be reached", True),
+    ],
+)
+def test_an_error_is_titled_by_what_it_is(browsed, server, status, code, title, again):
+    """Without a code a proxy answers; without a status nothing does."""
+
+    def answer(route):
+        if status is None:
+            route.abort()
+        elif code is None:
+            route.fulfill(status=status, body="<html>")
+        else:
+            route.fulfill(status=status, json={"error": {"message": "the reason", "code": code}})
+
+    with browsed(str(server.client.base_url), expected="Failed to load resource") as page:
+        page.locator("#queries button").first.wait_for()
+        page.route("**/v1/search", answer)
+        search(page, TEXT)
+        alert = page.get_by_role("alert")
+        assert alert.locator("strong").inner_text() == title
+        assert ("the reason" in alert.inner_text()) == (code is not None)
+        assert alert.get_by_role("button", name="Try again").count() == again
+        page.unroute("**/v1/search")
+        if again:
+            alert.get_by_role("button", name="Try again").click()
+            until(lambda: "24 images" in settled(page), page)
+
+
+def test_typing_begins_a_query(opened):
+    with opened() as page:
+        page.locator("#queries button").first.wait_for()
+        page.keyboard.type("red bar")
+        assert page.get_by_label("Describe the image").input_value() == "red bar"
+
+
 def test_texts_of_strangers_stay_texts(opened, predictor, tmp_path):
     name = "<img src=x onerror=alert(1)>.png"
     shutil.copy(write_pictures(tmp_path).parent / "00.png", tmp_path / name)

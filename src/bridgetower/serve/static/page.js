@@ -49,20 +49,27 @@ class Problem extends Error {
   }
 }
 
+const TITLES_OF_CODES = {
+  index_unavailable: "The index cannot be read", no_images: "The images cannot be opened",
+  not_ready: "The server is not ready yet", timeout: "There was no answer in time",
+};
 const TITLES = {
   400: "The server cannot use this", 401: "The key is missing or wrong", 403: "The server refuses this page",
   404: "There is no such thing here", 408: "It took too long to send", 413: "This is too large",
-  429: "The server is busy", 503: "There was no answer in time",
+  429: "The server is busy", 431: "This is too large", 502: "The server cannot be reached",
+  503: "The server is not available", 504: "There was no answer in time",
 };
+const PASSING = [0, 408, 429, 502, 503, 504]; // statuses after which the same request may succeed; 0: no answer
 
 async function problemOf(response) {
   let message = `status ${response.status}`;
+  let code = null;
   try {
-    message = (await response.json()).error.message;
+    ({ message, code } = (await response.json()).error);
   } catch { /* what answered was not this server: a proxy before it, perhaps */ }
   const wait = Number(response.headers.get("retry-after")) || null;
-  const title = TITLES[response.status] ?? "The server failed";
-  return new Problem(title, message.replace(TRUNCATE, ""), { status: response.status, wait });
+  const known = Object.hasOwn(TITLES_OF_CODES, code) ? TITLES_OF_CODES[code] : TITLES[response.status];
+  return new Problem(known ?? "The server failed", message.replace(TRUNCATE, ""), { status: response.status, wait });
 }
 
 let asking = null; // for the key, once for all requests that wait for it
@@ -335,7 +342,7 @@ class Work {
         this.fail(new Problem("The page failed", String(error)));
         throw error;
       }
-      this.fail(error, [408, 429, 503, 0].includes(error.status) ? () => this.run(said, work) : null);
+      this.fail(error, PASSING.includes(error.status) ? () => this.run(said, work) : null);
     } finally {
       if (this.running === own) this.running = null;
     }
@@ -957,6 +964,7 @@ async function start() {
   $("loading").hidden = true;
   addEventListener("hashchange", restore);
   restore();
+  if (!$("starters").hidden && view === "search") $("query").focus(); // autofocus would not: the field was hidden
 }
 
 async function begin() {
