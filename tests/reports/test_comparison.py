@@ -88,7 +88,7 @@ def test_seeds_that_one_arm_lacks_are_left_out_of_differences():
 def test_what_cannot_be_compared(refused, tmp_path):
     shorter = runs(CURVES | {"meter": {1: [0.1, 0.2]}})
     for several, message in (
-        (shorter, r"bridges, seed 3 has 3 evaluations up to step 30, meter, seed 1 has 2 up to step 20"),
+        (shorter, r"bridges, seed 1 has 3 evaluations up to step 30, meter, seed 1 has 2 evaluations up to step 20"),
         ((*runs()[:1], *runs()[:1], *runs()[3:]), r"several runs of bridges have the same seed: \[1, 1\]"),
     ):
         with pytest.raises(ValueError, match=message):

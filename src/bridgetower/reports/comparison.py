@@ -1,11 +1,10 @@
-"""Learning curves of finished runs, and their differences paired by seed, as numbers, a drawing and a page."""
+"""Learning curves of finished runs and their paired differences, as numbers, a plot and a page."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
-from operator import add
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -23,11 +22,11 @@ MEASURES = {"area": "mean over the curve", "final": "last evaluation", "steps_to
 
 
 class FinishedRun(NamedTuple):
-    """One training."""
+    """A training run."""
 
-    arm: str  # what it has in common with runs of other seeds
+    arm: str  # a configuration; runs of an arm differ in their seeds
     seed: int
-    curve: Mapping[int, float]  # metric on the validation split by step
+    curve: Mapping[int, float]  # validation metric by step
     seconds_per_step: float  # without evaluations
 
     @property
@@ -35,11 +34,13 @@ class FinishedRun(NamedTuple):
         return sorted(self.curve)
 
     def measures(self, reach: float | None) -> dict[str, float]:
-        """Returns the mean of the curve, its last value, and the first step, or the last, at which it is `reach`."""
-        found = {"area": fmean(self.curve.values()), "final": self.curve[self.steps[-1]]}
+        """Returns the mean of the curve, its last value, and the first step at which it is `reach`, else the last."""
+        last_step = self.steps[-1]
+        measures = {"area": fmean(self.curve.values()), "final": self.curve[last_step]}
         if reach is not None:
-            found["steps_to_reach"] = next((step for step in self.steps if self.curve[step] >= reach), self.steps[-1])
-        return found
+            steps_reached = [step for step in self.steps if self.curve[step] >= reach]
+            measures["steps_to_reach"] = steps_reached[0] if steps_reached else last_step
+        return measures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,23 +56,20 @@ class Comparison:
             seeds = [run.seed for run in self.arm_runs(arm)]
             if len(set(seeds)) < len(seeds):
                 raise ValueError(f"several runs of {arm} have the same seed: {seeds}; give each arm each seed once")
-        steps = {tuple(run.steps): f"{run.arm}, seed {run.seed}" for run in self.runs}
-        if len(steps) > 1:
-            (one, first), (other, second) = list(steps.items())[:2]
-            raise ValueError(
-                f"{first} has {len(one)} evaluations up to step {one[-1]}, {second} has {len(other)} up to step "
-                f"{other[-1]}; expected evaluations at the same steps"
-            )
+        first = self.runs[0]
+        for run in self.runs:
+            if run.steps != first.steps:
+                raise ValueError(f"{_evaluations(first)}, {_evaluations(run)}; expected evaluations at the same steps")
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Comparison:
         """Returns the comparison of which `to_dict` returned these values."""
         runs = []
-        for arm, own in values["arms"].items():
-            seconds = own["measures"]["seconds_per_step"]["values"]
-            for seed, curve, each in zip(own["seeds"], own["curves"], seconds, strict=True):
+        for arm, content in values["arms"].items():
+            seconds = content["measures"]["seconds_per_step"]["values"]
+            for seed, curve, seconds_per_step in zip(content["seeds"], content["curves"], seconds, strict=True):
                 steps = {int(step): value for step, value in curve.items()}
-                runs.append(FinishedRun(arm=arm, seed=seed, curve=steps, seconds_per_step=each))
+                runs.append(FinishedRun(arm, seed, steps, seconds_per_step))
         return cls(metric=values["metric"], reach=values["reach"], runs=tuple(runs))
 
     @property
@@ -85,71 +83,95 @@ class Comparison:
     def spreads(self, arm: str) -> dict[str, numbers.Spread]:
         """Returns the measures of an arm over its seeds, and the seconds of a step."""
         runs = self.arm_runs(arm)
-        measured = [run.measures(self.reach) for run in runs]
-        found = {name: numbers.spread([one[name] for one in measured]) for name in measured[0]}
-        return found | {"seconds_per_step": numbers.spread([run.seconds_per_step for run in runs])}
+        measures = [run.measures(self.reach) for run in runs]
+        spreads = {name: numbers.spread([values[name] for values in measures]) for name in measures[0]}
+        spreads["seconds_per_step"] = numbers.spread([run.seconds_per_step for run in runs])
+        return spreads
 
     def differences(self, arm: str) -> dict[str, numbers.Difference]:
-        """Returns the measures of the first arm minus those of another, over the seeds of both; empty if none."""
-        measured = [{run.seed: run.measures(self.reach) for run in self.arm_runs(one)} for one in (self.arms[0], arm)]
-        seeds = sorted(measured[0].keys() & measured[1].keys())
-        names = measured[0][seeds[0]] if seeds else ()
-        pairs = {name: [[one[seed][name] for seed in seeds] for one in measured] for name in names}
-        return {name: numbers.paired_difference(*each) for name, each in pairs.items()}
+        """Returns the measures of the first arm minus those of another by common seeds; empty if there are none."""
+        ours = {run.seed: run.measures(self.reach) for run in self.arm_runs(self.arms[0])}
+        theirs = {run.seed: run.measures(self.reach) for run in self.arm_runs(arm)}
+        seeds = sorted(ours.keys() & theirs.keys())
+        differences = {}
+        for name in ours[seeds[0]] if seeds else ():
+            our_values = [ours[seed][name] for seed in seeds]
+            their_values = [theirs[seed][name] for seed in seeds]
+            differences[name] = numbers.paired_difference(our_values, their_values)
+        return differences
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns plain values, ready for JSON: by arm seeds, curves, measures, and differences with their interval."""
-        return {
-            "metric": self.metric,
-            "reach": self.reach,
-            "arms": {
-                arm: {
-                    "seeds": [run.seed for run in self.arm_runs(arm)],
-                    "curves": [{str(step): run.curve[step] for step in run.steps} for run in self.arm_runs(arm)],
-                    "measures": self.spreads(arm),
-                }
-                for arm in self.arms
-            },
-            "differences": {f"{self.arms[0]} - {arm}": self.differences(arm) for arm in self.arms[1:]},
-        }
+        """Returns plain values for JSON: seeds, curves and measures by arm, and differences with their interval."""
+        arms = {}
+        for arm in self.arms:
+            runs = self.arm_runs(arm)
+            arms[arm] = {
+                "seeds": [run.seed for run in runs],
+                "curves": [{str(step): run.curve[step] for step in run.steps} for run in runs],
+                "measures": self.spreads(arm),
+            }
+        differences = {f"{self.arms[0]} - {arm}": self.differences(arm) for arm in self.arms[1:]}
+        return {"metric": self.metric, "reach": self.reach, "arms": arms, "differences": differences}
 
     def rows(self, digits: int = 3, scale: float = 1.0) -> tuple[list[str], list[list[str]]]:
         """Returns the titles and cells of a table: arms first, then the paired differences from the first arm."""
-        titles = {name: title for name, title in MEASURES.items() if name != "steps_to_reach" or self.reach is not None}
-        if self.reach is not None:
+        titles = dict(MEASURES)
+        formats: dict[str, Any] = {name: {"scale": scale, "digits": digits} for name in titles}
+        if self.reach is None:
+            del titles["steps_to_reach"]
+            del formats["steps_to_reach"]
+        else:
             titles["steps_to_reach"] += f" {round(scale * self.reach, 3):g}"
-        forms: dict[str, Any] = {name: {"scale": scale, "digits": digits} for name in titles}
-        forms |= {"steps_to_reach": {"digits": 0}} if self.reach is not None else {}
+            formats["steps_to_reach"] = {"digits": 0}
+
         rows = []
         for arm in self.arms:
             spreads = self.spreads(arm)
-            cells = [numbers.mean_std(spreads[name], **form) for name, form in forms.items()]
+            cells = [numbers.mean_std(spreads[name], **options) for name, options in formats.items()]
             seconds = numbers.mean_std(spreads["seconds_per_step"], digits=3)
             rows.append([arm, str(len(self.arm_runs(arm))), *cells, seconds])
+
         for arm in self.arms[1:]:
-            found, cells, seeds = self.differences(arm), [numbers.NO_VALUE] * len(forms), 0
-            if found:
-                marks = [" *" if numbers.verdict(found[name]) in ("higher", "lower") else "" for name in forms]
-                shown = [numbers.with_interval(found[name], **form) for name, form in forms.items()]
-                cells, seeds = list(map(add, shown, marks)), len(found["area"]["values"])
-            rows.append([f"{self.arms[0]} {numbers.MINUS} {arm}", str(seeds), *cells, ""])
+            differences = self.differences(arm)
+            if differences:
+                cells = [_with_mark(differences[name], options) for name, options in formats.items()]
+                num_seeds = len(differences["area"]["values"])
+            else:
+                cells = [numbers.NO_VALUE] * len(formats)
+                num_seeds = 0
+            rows.append([f"{self.arms[0]} {numbers.MINUS} {arm}", str(num_seeds), *cells, ""])
         return ["", "seeds", *titles.values(), "seconds per step"], rows
 
     def markdown(self) -> str:
         """Returns the table in Markdown."""
         titles, rows = self.rows()
-        return "\n".join(f"| {' | '.join(row)} |" for row in (titles, ["---"] * len(titles), *rows))
+        return "\n".join(f"| {' | '.join(cells)} |" for cells in (titles, ["---"] * len(titles), *rows))
 
     def write(self, folder: Path, title: str) -> None:
         """Writes comparison.json, curves.png and comparison.html into a folder."""
         drawing = draw_curves(self, title)
         write_json(folder / "comparison.json", self.to_dict())
         write_bytes(folder / "curves.png", drawing)
-        columns, cells = self.rows()
-        rows = [Row(name, rest, "difference" * (n >= len(self.arms))) for n, (name, *rest) in enumerate(cells)]
-        values = {"comparison": self, "title": title, "drawing": drawing, "measured": Table(columns=columns, rows=rows)}
-        page = page_templates().get_template("comparison.html").render(values)
+
+        columns, rows = self.rows()
+        table_rows = []
+        for row_index, (header, *cells) in enumerate(rows):
+            style = "difference" if row_index >= len(self.arms) else ""
+            table_rows.append(Row(header, cells, style))
+        table = Table(columns=columns, rows=table_rows)
+        template = page_templates().get_template("comparison.html")
+        page = template.render(comparison=self, title=title, drawing=drawing, measured=table)
         write_text(folder / "comparison.html", page)
+
+
+def _evaluations(run: FinishedRun) -> str:
+    return f"{run.arm}, seed {run.seed} has {len(run.steps)} evaluations up to step {run.steps[-1]}"
+
+
+def _with_mark(difference: numbers.Difference, options: Mapping[str, Any]) -> str:
+    """Returns a difference with its interval, and a star if the interval leaves zero out."""
+    mark = " *" if numbers.verdict(difference) in ("higher", "lower") else ""
+    return numbers.with_interval(difference, **options) + mark
 
 
 def draw_curves(comparison: Comparison, title: str, floors: Mapping[str, float] | None = None) -> bytes:
@@ -157,52 +179,75 @@ def draw_curves(comparison: Comparison, title: str, floors: Mapping[str, float] 
     with matplotlib.rc_context(STYLE):
         drawing = Figure(figsize=(7, 4.4), layout="constrained")
         axes = drawing.add_subplot()
-        for arm, (ink, line) in zip(comparison.arms, cycle(LINE_STYLES), strict=False):
+
+        # A line and a band for each arm.
+        for arm, (colour, line_style) in zip(comparison.arms, cycle(LINE_STYLES), strict=False):
             curves = [run.curve for run in comparison.arm_runs(arm)]
             steps = sorted(curves[0])
             values = [[curve[step] for curve in curves] for step in steps]
-            axes.plot(steps, list(map(fmean, values)), line, color=ink, linewidth=2, markersize=5, label=arm)
-            axes.fill_between(steps, list(map(min, values)), list(map(max, values)), color=ink, alpha=0.15, linewidth=0)
+            means = [fmean(values_at_step) for values_at_step in values]
+            lowest = [min(values_at_step) for values_at_step in values]
+            highest = [max(values_at_step) for values_at_step in values]
+            axes.plot(steps, means, line_style, color=colour, linewidth=2, markersize=5, label=arm)
+            axes.fill_between(steps, lowest, highest, color=colour, alpha=0.15, linewidth=0)
+
         for name, value in (floors or {}).items():
             axes.axhline(value, color=FAINT, linestyle=":", label=name)
         metric = comparison.metric.replace("_", " ")
         axes.set(xlabel="optimiser steps", ylabel=f"{metric} on the validation split", title=title)
-        drawing.legend(loc="outside right center") if len(comparison.arms) > 4 else axes.legend(loc="lower right")
+        if len(comparison.arms) > 4:
+            drawing.legend(loc="outside right center")
+        else:
+            axes.legend(loc="lower right")
         return png(drawing)
 
 
 def finished_runs(
     folders: Sequence[Path], arms: Sequence[str | None], metric: str | None
 ) -> tuple[str, list[FinishedRun]]:
-    """Reads runs."""
+    """Reads the runs in folders; returns the metric that they are compared by, and the runs.
+
+    Args:
+        folders: Output folders of trainings.
+        arms: Name of the arm of each folder; None names it by the values of the config in which the runs differ.
+        metric: Validation metric; None: the one that the first run selects its best checkpoint by.
+    """
     for folder in folders:
         if not (folder / CONFIG).exists():
             expected = "expected the --out of bridgetower train"
             raise FileNotFoundError(f"{folder} holds no run ({CONFIG} is missing); {expected}")
     configs: list[Mapping[str, Any]] = [read_json(folder / CONFIG) for folder in folders]
     metric = metric or str(configs[0].get("select_by"))
-    names = iter(arm_names([config for config, arm in zip(configs, arms, strict=True) if arm is None]))
+    unnamed = [config for config, arm in zip(configs, arms, strict=True) if arm is None]
+    names = iter(arm_names(unnamed))
+
     runs = []
     for folder, config, arm in zip(folders, configs, arms, strict=True):
-        lines = read_metrics(folder, "validation")
-        if not lines or metric not in lines[-1]:
-            known = sorted(set(lines[-1]) - {"kind", "step", "time"}) if lines else "no evaluations"
+        evaluations = read_metrics(folder, "validation")
+        if not evaluations or metric not in evaluations[-1]:
+            known = sorted(set(evaluations[-1]) - {"kind", "step", "time"}) if evaluations else "no evaluations"
             raise ValueError(f"{folder} has no {metric}; its evaluations have {known}")
-        curve = {int(line["step"]): float(line[metric]) for line in lines if metric in line}
-        trained = read_metrics(folder, "train")
-        pairs = sum(line["seconds"] * line["pairs_per_second"] for line in trained)  # the time of steps that a stop
-        steps = pairs / config["batch_size"]  # cuts off from the next line is not known, and they are not counted
-        seconds = sum(line["seconds"] for line in trained) / max(1, round(steps))
+        curve = {int(line["step"]): float(line[metric]) for line in evaluations if metric in line}
         seed = int(config.get("seed", 0))
-        runs.append(FinishedRun(arm=arm or next(names), seed=seed, curve=curve, seconds_per_step=seconds))
+        runs.append(FinishedRun(arm or next(names), seed, curve, _seconds_per_step(folder, config["batch_size"])))
     return metric, runs
+
+
+def _seconds_per_step(folder: Path, batch_size: int) -> float:
+    """Returns the mean time of the logged steps; that of steps after the last log line is not known."""
+    lines = read_metrics(folder, "train")
+    seconds = sum(line["seconds"] for line in lines)
+    num_pairs = sum(line["seconds"] * line["pairs_per_second"] for line in lines)
+    return seconds / max(1, round(num_pairs / batch_size))
 
 
 def arm_names(configs: Sequence[Mapping[str, Any]]) -> list[str]:
     """Names each run by the values of its config, but for the seed, in which the runs differ."""
-    flat = [dict(flattened(config)) for config in configs]
-    names = dict.fromkeys(name for config in flat for name in config if name not in ("seed", "recipe"))
-    differing = [name for name in names if len({repr(config.get(name)) for config in flat}) > 1]
-    return [
-        ", ".join(f"{name}={config.get(name)}" for name in differing) or str(config.get("recipe")) for config in flat
-    ]
+    flat_configs = [dict(flattened(config)) for config in configs]
+    fields = dict.fromkeys(field for config in flat_configs for field in config if field not in ("seed", "recipe"))
+    differing = [field for field in fields if len({repr(config.get(field)) for config in flat_configs}) > 1]
+    names = []
+    for config in flat_configs:
+        values = ", ".join(f"{field}={config.get(field)}" for field in differing)
+        names.append(values or str(config.get("recipe")))
+    return names

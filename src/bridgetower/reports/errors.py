@@ -1,4 +1,4 @@
-"""One self-contained page about what a model got wrong on a set; `templates/errors.html` is its form."""
+"""A self-contained page about the examples of a set that a model got wrong."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from bridgetower.evaluation.config import Judgement
 from bridgetower.evaluation.metrics import BINS, expected_calibration_error, reliability
 from bridgetower.files import write_text
 from bridgetower.reports.numbers import count, percent
-from bridgetower.reports.pages import Row, Table, page_templates, small
+from bridgetower.reports.pages import Row, Table, page_templates, thumbnail
 
-MISSES = 48  # that are shown
+MISSES = 48  # shown by default
 
-_CONFUSIONS, _VALUES = 20, 50  # most that are listed: pairs, values of a column
-_Z = 1.96  # of the 95 % interval
+_MAX_CONFUSIONS = 20
+_MAX_SLICES = 50  # values of a column
+_Z = 1.96  # of a 95 % interval
 
 
 def write_errors(
@@ -38,32 +39,34 @@ def write_errors(
     misses: int = MISSES,
     slices: Mapping[str, Mapping[str, str]] | None = None,
 ) -> None:
-    """Writes the page; slices are further columns of examples by their ids."""
+    """Writes the page.
+
+    Args:
+        path: Of the HTML file.
+        judgements: Examples whose answers are known.
+        images: Images of the set.
+        title: Of the page.
+        misses: Wrong examples that are shown.
+        slices: Further columns of examples, by their ids.
+    """
     if not judgements:
         raise ValueError("no right answer is known of this split, or its task judges none; a report takes some")
     if slices is not None:
-        if not any(one.id in slices for one in judgements):
-            raise ValueError(f"the slices have none of the {len(judgements)} examples, such as id {judgements[0].id}")
-        judgements = [replace(one, groups={**one.groups, **slices.get(one.id, {})}) for one in judgements]
+        judgements = _with_slices(judgements, slices)
     is_retrieval = judgements[0].found is not None
-    wrong = [one for one in judgements if one.score < 1 and one.given != one.expected]
-    worst = sorted(wrong, key=lambda one: -one.miss)
-    pairs = Counter((one.expected, one.given) for one in worst)
-    rows = [Row(expected, (given, count(number))) for (expected, given), number in pairs.most_common(_CONFUSIONS)]
-    confusions = Table(caption="The most frequent", columns=("right answer", "the model", "examples"), rows=rows)
-    total, right = count(len(judgements)), percent(fmean(one.score for one in judgements))
-    page = (
-        page_templates()
-        .get_template("errors.html")
-        .render(
-            title=title,
-            lead=f"{right} of {total} examples are right; {count(len(worst))} are not, or not quite.",
-            is_retrieval=is_retrieval,
-            misses=[_shown(one, images) for one in worst[:misses]],
-            confusions=confusions if rows and not is_retrieval else None,
-            calibration=_calibration(judgements),
-            slices=_slices(judgements, with_answers=not is_retrieval),
-        )
+    wrong = [judgement for judgement in judgements if judgement.score < 1 and judgement.given != judgement.expected]
+    worst_first = sorted(wrong, key=lambda judgement: -judgement.miss)
+    accuracy = percent(fmean(judgement.score for judgement in judgements))
+    lead = f"{accuracy} of {count(len(judgements))} examples are right; {count(len(wrong))} are not, or not quite."
+    template = page_templates().get_template("errors.html")
+    page = template.render(
+        title=title,
+        lead=lead,
+        is_retrieval=is_retrieval,
+        misses=[_card(judgement, images) for judgement in worst_first[:misses]],
+        confusions=None if is_retrieval else _confusions(worst_first),
+        calibration=_calibration(judgements),
+        slices=_slices(judgements, with_answers=not is_retrieval),
     )
     write_text(path, page)
 
@@ -71,64 +74,99 @@ def write_errors(
 def read_slices(path: Path) -> dict[str, dict[str, str]]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         try:
-            table = list(csv.DictReader(file))
+            rows = list(csv.DictReader(file))
         except csv.Error as error:
             raise ValueError(f"{path} cannot be read as CSV ({error})") from error
-    if not table or "id" not in table[0]:
+    if not rows or "id" not in rows[0]:
         raise ValueError(f"{path} has no rows with a column id; expected a CSV with id and the columns to slice by")
-    if any(None in row for row in table):
+    if any(None in row for row in rows):
         raise ValueError(f"{path} has a row with more cells than its header; quote texts with commas")
-    return {row["id"]: {name: value for name, value in row.items() if name != "id" and value} for row in table}
+    return {row["id"]: {column: value for column, value in row.items() if column != "id" and value} for row in rows}
 
 
-def _shown(one: Judgement, images: PreparedImages) -> dict[str, Any]:
-    """A judgement with small copies of its images, as every browser shows them."""
-    numbers = [(image, "right image" if one.found is not None else "") for image in one.images]
-    numbers += [] if one.found is None else [(one.found, "found first")]
-    copies = [
-        small(content, images.processor.config.background) for content in images.contents([n for n, _ in numbers])
-    ]
-    return {**vars(one), "images": [(copy, title) for copy, (_, title) in zip(copies, numbers, strict=True)]}
+def _with_slices(judgements: Sequence[Judgement], slices: Mapping[str, Mapping[str, str]]) -> list[Judgement]:
+    if not any(judgement.id in slices for judgement in judgements):
+        raise ValueError(f"the slices have none of the {len(judgements)} examples, such as id {judgements[0].id}")
+    return [replace(judgement, groups={**judgement.groups, **slices.get(judgement.id, {})}) for judgement in judgements]
+
+
+def _card(judgement: Judgement, images: PreparedImages) -> dict[str, Any]:
+    """Returns the fields of a judgement with thumbnails of its images and their titles."""
+    indices = list(judgement.images)
+    titles = [""] * len(indices)
+    if judgement.found is not None:
+        indices.append(judgement.found)
+        titles = ["right image"] * len(titles) + ["found first"]
+    background = images.processor.config.background
+    thumbnails = [thumbnail(content, background) for content in images.contents(indices)]
+    return {**vars(judgement), "images": list(zip(thumbnails, titles, strict=True))}
+
+
+def _confusions(wrong: Sequence[Judgement]) -> Table | None:
+    """Returns the pairs of right and wrong answer that occur most often."""
+    if not wrong:
+        return None
+    pairs = Counter((judgement.expected, judgement.given) for judgement in wrong)
+    rows = [Row(expected, (given, count(number))) for (expected, given), number in pairs.most_common(_MAX_CONFUSIONS)]
+    return Table("The most frequent", ("right answer", "the model", "examples"), rows)
 
 
 def _calibration(judgements: Sequence[Judgement]) -> dict[str, Any] | None:
-    """How often answers are right by their probability; None where there is none."""
-    known = [(one.probability, one.score) for one in judgements if one.probability is not None]
-    if not known:
+    """Returns how often answers are right by their probability, or None if they have none."""
+    points = [(judgement.probability, judgement.score) for judgement in judgements if judgement.probability is not None]
+    if not points:
         return None
-    bins = reliability(*torch.tensor(known, dtype=torch.float64).T)
-    ranges = [f"{100 * one.number // BINS} to {100 * (one.number + 1) // BINS} %" for one in bins]
-    cells = [(count(one.examples), percent(one.probability), percent(one.right)) for one in bins]
+    probabilities, scores = torch.tensor(points, dtype=torch.float64).T
+    bins = reliability(probabilities, scores)
+
+    rows = []
+    for bin_ in bins:
+        lower = 100 * bin_.number // BINS
+        upper = 100 * (bin_.number + 1) // BINS
+        cells = (count(bin_.examples), percent(bin_.probability), percent(bin_.right))
+        rows.append(Row(f"{lower} to {upper} %", cells))
+
     with rc_context(STYLE):
         drawing = Figure(figsize=(4.8, 3.4), layout="constrained")
         axes = drawing.add_subplot(xlabel="probability [%]", ylabel="right answers [%]", xlim=(0, 100), ylim=(0, 103))
         axes.plot([0, 100], [0, 100], color=FAINT, linestyle=":")
-        axes.plot([100 * one.probability for one in bins], [100 * one.right for one in bins], "o-", color=SERIES[0])
+        mean_probabilities = [100 * bin_.probability for bin_ in bins]
+        accuracies = [100 * bin_.right for bin_ in bins]
+        axes.plot(mean_probabilities, accuracies, "o-", color=SERIES[0])
     return {
         "error": expected_calibration_error(bins),
         "drawing": png(drawing),
-        "table": Table("", ("probability", "examples", "mean probability", "right"), [*map(Row, ranges, cells)]),
+        "table": Table("", ("probability", "examples", "mean probability", "right"), rows),
     }
 
 
 def _slices(judgements: Sequence[Judgement], *, with_answers: bool) -> list[Table]:
-    """A table for each column that has some values, each with its share of right answers."""
-    columns: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for one in judgements:
-        groups = {"right answer": one.expected, **one.groups} if with_answers else one.groups
-        for name, value in groups.items():
-            columns[name][value].append(one.score)
+    """Returns a table of accuracies for each column with several values."""
+    scores_of: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for judgement in judgements:
+        if with_answers:
+            scores_of["right answer"][judgement.expected].append(judgement.score)
+        for column, value in judgement.groups.items():
+            scores_of[column][value].append(judgement.score)
+
     tables = []
-    for name, values in columns.items():
-        if not 1 < len(values) <= _VALUES:
+    for column, scores_by_value in scores_of.items():
+        if not 1 < len(scores_by_value) <= _MAX_SLICES:
             continue
-        rows = []
-        for value, scores in sorted(values.items(), key=lambda item: (fmean(item[1]), item[0])):
-            n, share = len(scores), fmean(scores)
-            centre = (share + _Z**2 / (2 * n)) / (1 + _Z**2 / n)  # Wilson's interval
-            half = _Z * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2)) / (1 + _Z**2 / n)
-            interval = f"{percent(max(0.0, centre - half))} to {percent(min(1.0, centre + half))}"
-            rows.append(Row(value, (count(n), percent(share), interval)))
-        name = name.replace("_", " ")
+        worst_first = sorted(scores_by_value.items(), key=lambda item: (fmean(item[1]), item[0]))
+        rows = [Row(value, _accuracy_cells(scores)) for value, scores in worst_first]
+        name = column.replace("_", " ")
         tables.append(Table(f"By {name}", (name, "examples", "right", "95 % interval"), rows))
     return tables
+
+
+def _accuracy_cells(scores: Sequence[float]) -> tuple[str, str, str]:
+    """Returns number, mean and Wilson's interval of scores."""
+    n = len(scores)
+    share = fmean(scores)
+    scale = 1 + _Z**2 / n
+    centre = (share + _Z**2 / (2 * n)) / scale
+    half_width = _Z * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2)) / scale
+    lower = max(0.0, centre - half_width)
+    upper = min(1.0, centre + half_width)
+    return count(n), percent(share), f"{percent(lower)} to {percent(upper)}"

@@ -1,4 +1,4 @@
-"""Figures over seeds, and numbers in a form for readers; importable without torch."""
+"""Statistics over seeds, and numbers formatted for readers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Literal, TypedDict
 
-MINUS, NO_VALUE = "\u2212", "\u2013"
+MINUS = "\u2212"
+NO_VALUE = "\u2013"
 
 
 class Spread(TypedDict):
@@ -33,35 +34,47 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Differe
     """Returns ours − theirs, at least one value of each, in the same order of the seeds."""
     from scipy.stats import t as student_t
 
-    found = spread([our - their for our, their in zip(ours, theirs, strict=True)])
-    interval, seeds = None, len(found["values"])
-    if found["std"] is not None:
-        reach = float(student_t.ppf(0.975, seeds - 1)) * found["std"] / seeds**0.5
-        interval = found["mean"] - reach, found["mean"] + reach
-    return Difference(**found, interval_95=interval)
+    differences = spread([our - their for our, their in zip(ours, theirs, strict=True)])
+    num_seeds = len(differences["values"])
+    interval = None
+    if differences["std"] is not None:
+        half_width = float(student_t.ppf(0.975, num_seeds - 1)) * differences["std"] / num_seeds**0.5
+        interval = (differences["mean"] - half_width, differences["mean"] + half_width)
+    return Difference(**differences, interval_95=interval)
 
 
 Verdict = Literal["higher", "lower", "unclear", "untested"]
 
 
 def verdict(difference: Difference) -> Verdict:
-    """Returns whether a difference is clear of the spread between seeds: the interval leaves zero out."""
-    bounds = difference["interval_95"]
-    if bounds is None:
+    """Returns on which side of zero the interval of a difference lies."""
+    interval = difference["interval_95"]
+    if interval is None:
         return "untested"
-    return "higher" if bounds[0] > 0 else "lower" if bounds[1] < 0 else "unclear"
+    lower, upper = interval
+    if lower > 0:
+        return "higher"
+    if upper < 0:
+        return "lower"
+    return "unclear"
 
 
 def mean_std(spread: Spread, *, scale: float = 1.0, digits: int = 1, sign: bool = False) -> str:
     """Returns `12.3 ± 0.4`, or the value alone for one seed; with `sign`, `+12.3 ± 0.4`."""
-    value = number(scale * spread["mean"], digits=digits, sign=sign)
-    return value if spread["std"] is None else f"{value} ± {number(scale * spread['std'], digits=digits)}"
+    mean = number(scale * spread["mean"], digits=digits, sign=sign)
+    if spread["std"] is None:
+        return mean
+    std = number(scale * spread["std"], digits=digits)
+    return f"{mean} ± {std}"
 
 
 def with_interval(difference: Difference, *, scale: float = 1.0, digits: int = 1) -> str:
     """Returns `+4.2 (+2.4 to +6.0)`, the mean and its 95 % interval, or the value alone for one seed."""
-    mean, bounds = number(scale * difference["mean"], digits=digits, sign=True), difference["interval_95"]
-    return mean if bounds is None else f"{mean} ({range_of(bounds, scale=scale, digits=digits)})"
+    mean = number(scale * difference["mean"], digits=digits, sign=True)
+    interval = difference["interval_95"]
+    if interval is None:
+        return mean
+    return f"{mean} ({range_of(interval, scale=scale, digits=digits)})"
 
 
 def range_of(bounds: tuple[float, float], *, scale: float = 1.0, digits: int = 1) -> str:
@@ -71,8 +84,9 @@ def range_of(bounds: tuple[float, float], *, scale: float = 1.0, digits: int = 1
 
 def number(value: float, *, digits: int = 1, sign: bool = False) -> str:
     """Returns a rounded number with a true minus sign and never a negative zero."""
-    rounded = round(value, digits) + 0.0
-    return f"{rounded:{'+' if sign and rounded else ''}.{digits}f}".replace("-", MINUS)
+    rounded = round(value, digits) + 0.0  # no negative zero
+    plus = "+" if sign and rounded else ""
+    return f"{rounded:{plus}.{digits}f}".replace("-", MINUS)
 
 
 def count(value: int) -> str:
@@ -85,5 +99,8 @@ def percent(probability: float) -> str:
     value = 100 * probability
     if 0 < value < 0.01:
         return "< 0.01 %"
-    digits = 0 if value >= 9.95 else 1 if value >= 0.95 else 2
-    return f"{value:.{digits}f} %"
+    if value >= 9.95:
+        return f"{value:.0f} %"
+    if value >= 0.95:
+        return f"{value:.1f} %"
+    return f"{value:.2f} %"

@@ -15,17 +15,21 @@ from bridgetower.reports.numbers import count, number, percent
 
 
 def page_templates(*packages: str) -> Environment:
-    """Returns the templates of pages with their filters, those of other packages too."""
-    loader = ChoiceLoader([PackageLoader(package) for package in ("bridgetower.reports", *packages)])
+    """Returns the templates of this package and of others, with the filters of pages."""
+    loaders = [PackageLoader(package) for package in ("bridgetower.reports", *packages)]
     templates = Environment(
-        autoescape=True, loader=loader, lstrip_blocks=True, trim_blocks=True, undefined=StrictUndefined
+        autoescape=True,
+        loader=ChoiceLoader(loaders),
+        lstrip_blocks=True,
+        trim_blocks=True,
+        undefined=StrictUndefined,
     )
     templates.filters |= {"count": count, "number": number, "percent": percent, "data_uri": _data_uri}
     return templates
 
 
 class Row(NamedTuple):
-    """A row of a table, with its head."""
+    """A row of a table."""
 
     header: str
     cells: Sequence[str]
@@ -33,25 +37,26 @@ class Row(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A table of plain text, or what to write where there is none; `groups` are heads over several columns."""
+    """A table of plain text."""
 
     caption: str = ""
     columns: Sequence[str] = ()
     rows: Sequence[Row] = ()
-    groups: Sequence[tuple[str, int]] = ()
-    missing: str = ""
+    groups: Sequence[tuple[str, int]] = ()  # titles over several columns, and over how many
+    missing: str = ""  # text in place of a table that is empty
 
 
-def small(content: bytes, background: Colour | None = None) -> bytes:
-    """Returns a copy of an image for a page, as every browser shows it."""
-    image, stream = open_image(content, background=background), io.BytesIO()
+def thumbnail(content: bytes, background: Colour | None = None) -> bytes:
+    """Returns a small copy of an image in a format that every browser shows."""
+    image = open_image(content, background=background)
     image.thumbnail((320, 320))
+    stream = io.BytesIO()
     image.save(stream, "WEBP")
     return stream.getvalue()
 
 
 def _data_uri(content: bytes) -> str:
-    """An image file as a URI that carries its content."""
+    """Returns a URI that carries an image file."""
     try:
         kind = media_type(content)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""A page with samples of a prepared set; `templates/samples.html` is its form."""
+"""A page with samples of a prepared set."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import numpy as np
 from bridgetower.data.prepared_set import PreparedSet
 from bridgetower.data.schema import Schema
 from bridgetower.files import write_text
-from bridgetower.reports.pages import page_templates, small
+from bridgetower.reports.pages import page_templates, thumbnail
+
+_WHITE = (255, 255, 255)
 
 
 def write_samples(
@@ -19,15 +21,18 @@ def write_samples(
     """Writes an HTML page with samples of every split, images and entries, in one file."""
     if num_samples < 1:
         raise ValueError(f"num_samples is {num_samples}; expected at least 1")
-    one = PreparedSet(folder, None, schema)
-    samples: dict[str, list[object]] = {name: [] for name in one.splits}
-    for number, name in enumerate(one.splits):  # some images, or texts without one, each with all its examples
-        own = np.flatnonzero(one.split_of == number)
-        groups = np.unique(one.groups[own])
-        chosen = random.Random(f"{seed}/{name}").sample(range(len(groups)), min(num_samples, len(groups)))
-        for group in groups[sorted(chosen)]:
-            examples = one.examples(own[one.groups[own] == group].tolist())
-            images = [small(content, (255, 255, 255)) for content in one.images(examples[0]["images"])]
-            samples[name].append({**examples[0], "images": images, "entries": [row["entry"] for row in examples]})
+    dataset = PreparedSet(folder, None, schema)
+    samples: dict[str, list[object]] = {split: [] for split in dataset.splits}
+    for split_index, split in enumerate(dataset.splits):
+        # A sample is an image, or a text without one, with all its examples.
+        rows = np.flatnonzero(dataset.split_of == split_index)
+        groups = np.unique(dataset.groups[rows])
+        generator = random.Random(f"{seed}/{split}")
+        sampled = generator.sample(range(len(groups)), min(num_samples, len(groups)))
+        for group in groups[sorted(sampled)]:
+            examples = dataset.examples(rows[dataset.groups[rows] == group].tolist())
+            images = [thumbnail(content, _WHITE) for content in dataset.images(examples[0]["images"])]
+            entries = [example["entry"] for example in examples]
+            samples[split].append({**examples[0], "images": images, "entries": entries})
     template = page_templates().get_template("samples.html")
-    write_text(path, template.render(info=one.info, schema=one.schema, samples=samples))
+    write_text(path, template.render(info=dataset.info, schema=dataset.schema, samples=samples))
