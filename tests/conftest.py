@@ -6,10 +6,12 @@ import logging
 import multiprocessing
 import multiprocessing.forkserver
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import tempfile
+from contextlib import contextmanager
 from multiprocessing.util import Finalize
 
 import jaxtyping
@@ -234,6 +236,22 @@ def refused(capsys):
         return line
 
     return call
+
+
+@pytest.fixture
+def file_limit():
+    """Limits the bytes of every file that is written meanwhile: the end is missing, as on a disk that gets full."""
+
+    @contextmanager
+    def limited(size):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import subprocess
 import zlib
 from pathlib import Path
 
+import lancedb
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -83,6 +84,54 @@ def test_every_flipped_bit_is_noticed_when_its_row_is_read(table):
     (row,) = Table(table.uri).damaged()
     with pytest.raises(OSError, match=f"row {row} of .* is damaged"):
         Table(table.uri).take(range(300), ["image"])
+
+
+class TestFilesThatAreCutOff:
+    """By a full disk: Lance commits a file whose last bytes could not be written."""
+
+    def size_of_a_commit(self, table):
+        return max(path.stat().st_size for path in Path(table.uri, "data").iterdir())
+
+    @pytest.mark.parametrize("missing", [1, 8, 300])
+    def test_rows_are_refused_and_made_again(self, missing, table, file_limit):
+        limit = self.size_of_a_commit(table) - missing
+        with file_limit(limit), pytest.raises(OSError, match=r"cannot be written: .*make room on the disk"):
+            table.append(rows(300, 100))
+        again = Table(table.uri)
+        again.recover()
+        assert len(again) == 300
+        again.append(rows(300, 100))
+        assert again.take([399], ["name"])["name"].to_pylist() == ["399"]
+        assert Table(table.uri).damaged() == []
+
+    def test_an_earlier_one_is_found(self, table, file_limit, monkeypatch):
+        with monkeypatch.context() as patch:
+            patch.setattr(Table, "check_end", lambda _: None)  # as if killed before
+            with file_limit(self.size_of_a_commit(table) - 8):
+                table.append(rows(300, 100))
+        table.append(rows(400, 1))
+        table.recover()
+        assert table.take(range(len(table)), ["name"])["name"].to_pylist() == [str(number) for number in range(300)]
+
+    def test_joining_loses_nothing(self, table, file_limit, tmp_path):
+        shutil.copytree(table.uri, tmp_path / "copy.lance")
+        joined = Table(tmp_path / "copy.lance")
+        joined.compact()
+        (file,) = Path(joined.uri, "data").iterdir()
+        with file_limit(file.stat().st_size - 8), pytest.raises(OSError, match=r"cannot be written: .*make room"):
+            table.compact()
+        again = Table(table.uri)
+        again.recover()
+        again.compact()
+        assert again.damaged() == []
+        assert again.column(CRC).tolist() == joined.column(CRC).tolist()
+        assert len(list(Path(table.uri, "data").iterdir())) == 1
+
+    def test_a_table_of_somebody_else_stays(self, tmp_path):
+        other = lancedb.connect(tmp_path).create_table("other", pa.table({"a": [1]}))
+        other.add(pa.table({"a": [2]}))
+        Table(tmp_path / "other.lance").recover()
+        assert Table(tmp_path / "other.lance").version == other.version
 
 
 WRITER = """

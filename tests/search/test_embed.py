@@ -326,6 +326,20 @@ class TestContinuing:
         assert not table.exists()
         assert embed(places["folder"], f"v.{suffix}").vectors == len(embed.read(f"v.{suffix}")[0]) == 5
 
+    @pytest.mark.parametrize("suffix", WAYS)
+    def test_after_a_file_that_was_cut_off(self, suffix, embed, places, expected, stopped, file_limit, tmp_path):
+        call = partial(embed, places["shards"], f"v.{suffix}", batch_size=2, commit_seconds=0)
+        stopped(2, call, Table, "append")
+        folder = tmp_path / ("v.lance" if suffix == "lance" else f".v.{suffix}.lance")
+        (first,) = (folder / "data").iterdir()
+        limit = first.stat().st_size - 8
+        shutil.rmtree(folder)
+        with file_limit(limit), pytest.raises(OSError, match=r"cannot be written: .*make room on the disk"):
+            call()
+        assert call().vectors == 5
+        np.testing.assert_allclose(embed.read(f"v.{suffix}")[1], expected, atol=1e-5)
+        embed.check_beside(f"v.{suffix}")
+
     def test_two_writers(self, embed, places):
         for out, table in (("v.parquet", ".v.parquet.lance"), ("v.lance", "v.lance")):
             busy = pytest.raises(FileExistsError, match="another process works in")

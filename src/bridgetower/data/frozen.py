@@ -98,7 +98,9 @@ class FeatureCache:
                 writing.enter_context(locked(folder / "writing", wait=True))
                 missing = torch.ones(num_rows, dtype=torch.bool)
                 if Table.exists(place):
-                    missing[torch.from_numpy(Table(place).column("row"))] = False
+                    earlier = Table(place)
+                    earlier.recover()
+                    missing[torch.from_numpy(earlier.column("row"))] = False
                     os.utime(folder / CONTENT)
                 else:
                     write_bytes(folder / CONTENT, description)

@@ -301,6 +301,7 @@ def _own_table(place: Path, columns: Mapping[str, str], *, checked: str, replace
     if table is not None and table.schema.names != [*columns, CRC]:
         raise ValueError(f"{place} was not written by `bridgetower prepare`; choose another folder")
     if table is not None and not replace:
+        table.recover()
         return table
     schema = pa.schema([(name, pa.type_for_alias(kind)) for name, kind in columns.items()])
     return Table.create(place, schema, checked=checked, replace=replace)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,11 +22,14 @@ from bridgetower.files import escaped, remove_folder
 if TYPE_CHECKING:
     import pyarrow as pa
 
+logger = logging.getLogger(__name__)
+
 Uri = str | os.PathLike[str]  # where a table is: a local folder, or one in an object store
 CRC = "crc"  # column with the CRC-32 of the checked column, as Lance has no checksums
 
 _KEYS = ("AWS_", "AZURE_", "GOOGLE_", "HF_")  # variables with the settings of object stores
 _SUFFIX = ".lance"
+_CUT_OFF = "its last file was cut off; make room on the disk, and run the same command again"
 _CHECKED = b"bridgetower.checked"  # key of the metadata of a schema: names the checked column
 # Of LanceDB's messages: places in its sources, kinds of errors, how Rust writes types.
 _INTERNALS = (
@@ -109,6 +114,48 @@ class Table:
         with _named(self.uri, "written"):
             self.lance.add(rows.select(self.schema.names).cast(self.schema))
         self._crcs = None
+        self.check_end()
+
+    def check_end(self) -> None:
+        """Raises an OSError if the last row cannot be read: Lance commits files that a full disk has cut off."""
+        if is_url(self.uri) or not len(self):
+            return
+        try:
+            self.take([len(self) - 1], [CRC])
+        except OSError as error:
+            raise OSError(f"{self.uri} cannot be written: {_CUT_OFF}") from error
+
+    def compact(self) -> None:
+        """Joins small files and removes all other versions, once the joined files can be read."""
+        with _named(self.uri, "written"):
+            self.lance.optimize(cleanup_older_than=timedelta(days=36500))
+        if not self._has_whole_files():
+            raise OSError(f"{self.uri} cannot be written: {_CUT_OFF}")
+        with _named(self.uri, "written"):
+            self.lance.optimize(cleanup_older_than=timedelta(milliseconds=1))  # of 0 LanceDB warns
+
+    def recover(self) -> None:
+        """Restores the newest version of which all files are whole, so that what was cut off can be written again."""
+        if is_url(self.uri) or not self.checked or self._has_whole_files():
+            return
+        with _named(self.uri, "read"):
+            versions = sorted((int(entry["version"]) for entry in self.lance.list_versions()), reverse=True)
+            for version in versions:
+                self.lance.checkout(version)
+                if self._has_whole_files():
+                    self.lance.restore()
+                    self._crcs = None
+                    logger.warning("%s: its last rows were cut off; they are made again", self.uri)
+                    return
+            self.lance.checkout_latest()
+
+    def _has_whole_files(self) -> bool:
+        try:
+            for _ in self.scan([CRC]):
+                pass
+        except OSError:
+            return False
+        return True
 
     def take(self, numbers: Sequence[int], columns: Sequence[str]) -> pa.Table:
         """Returns columns of rows in the order of their numbers; the checked column is compared with its CRCs."""

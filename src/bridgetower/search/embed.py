@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
 from functools import partial
 from itertools import chain, islice
 from operator import methodcaller
@@ -184,7 +183,7 @@ def embed_source(
             with table.writing():
                 table.lance.delete("problem != ''")
                 table.lance.drop_columns(list(_OF_RUN))
-                table.lance.optimize(cleanup_older_than=timedelta(milliseconds=1))  # of 0 LanceDB warns
+            table.compact()
         elif not is_finished:
             of_vectors: Callable[[pa.Table], pa.Table] = methodcaller("select", ["id", "text", "vector"])
             shaped = partial(_scores, predictor, parts) if config.of == "scores" else of_vectors
@@ -226,6 +225,7 @@ def _opened(uri: str, plan: dict[str, Any], predictor: Predictor, config: Config
         table = Table(uri)
     except FileNotFoundError:
         return Table.create(uri, schema, checked="vector")
+    table.recover()
     there = json.loads((table.schema.metadata or {}).get(b"bridgetower", b"{}"))
     if there == plan:
         return table
