@@ -12,14 +12,14 @@ from bridgetower.cli.options import READ, FirstModel, Json, Reading
 from bridgetower.cli.output import emit_result
 from bridgetower.engines.config import Form
 from bridgetower.files import require_empty
-from bridgetower.integrations import Kind, write_modules
+from bridgetower.integrations import ModuleKind, write_modules
 
 
 def convert(
     source: FirstModel,
     destination: Positional[Path],
     *,
-    to: Literal["bridgetower", "hf", Kind],
+    to: Literal["bridgetower", "hf", ModuleKind],
     drop_itc: bool = False,
     reading: Reading = READ,
     json: Json = False,

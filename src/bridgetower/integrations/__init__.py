@@ -7,19 +7,23 @@ from typing import Literal
 
 from bridgetower.files import write_json
 
-Kind = Literal["sentence-transformers", "cross-encoder"]
+ModuleKind = Literal["sentence-transformers", "cross-encoder"]
+
+_MODULES = "bridgetower.integrations.sentence_transformers"
+_CONFIGS = {
+    "sentence-transformers": {"model_type": "SentenceTransformer", "similarity_fn_name": "cosine"},
+    "cross-encoder": {"model_type": "CrossEncoder"},
+}
+_CLASSES = {"sentence-transformers": f"{_MODULES}.EmbeddingModule", "cross-encoder": f"{_MODULES}.MatchingModule"}
 
 
-def write_modules(folder: str | Path, kind: Kind = "sentence-transformers") -> None:
-    """Adds to a model's folder what `SentenceTransformer(folder, trust_remote_code=True)` reads, or `CrossEncoder`."""
-    if not (Path(folder) / "config.json").exists():
+def write_modules(folder: str | Path, kind: ModuleKind = "sentence-transformers") -> None:
+    """Adds the files to a model's folder that `SentenceTransformer` or `CrossEncoder` reads.
+
+    Both take `trust_remote_code=True`.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").exists():
         raise FileNotFoundError(f"{folder} has no config.json; expected the folder of a model")
-    embeds = kind == "sentence-transformers"
-    config = (
-        {"model_type": "SentenceTransformer", "similarity_fn_name": "cosine"}
-        if embeds
-        else {"model_type": "CrossEncoder"}
-    )
-    kind_of = f"bridgetower.integrations.sentence_transformers.{'Embedding' if embeds else 'Matching'}Module"
-    write_json(Path(folder) / "config_sentence_transformers.json", config)
-    write_json(Path(folder) / "modules.json", [{"idx": 0, "name": "0", "path": "", "type": kind_of}])
+    write_json(folder / "config_sentence_transformers.json", _CONFIGS[kind])
+    write_json(folder / "modules.json", [{"idx": 0, "name": "0", "path": "", "type": _CLASSES[kind]}])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -48,11 +47,12 @@ class BridgeTowerEmbeddings(Embeddings):
     ) -> None:
         """Loads a model, with options of `bridgetower.load`, unless it is loaded."""
         self.predictor = model if isinstance(model, Predictor) else load(model, **options)
-        self.batch_size, self.truncate = batch_size, truncate
+        self.batch_size = batch_size
+        self.truncate = truncate
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """Returns a vector for each text."""
-        return self._listed(self.predictor.embed_texts, texts, truncate=self.truncate)
+        return self._vectors(self.predictor.embed_texts, texts, truncate=self.truncate)
 
     def embed_query(self, text: str) -> list[float]:
         """Returns the vector of a text."""
@@ -60,23 +60,27 @@ class BridgeTowerEmbeddings(Embeddings):
 
     def embed_image(self, uris: Sequence[ImageLike]) -> list[list[float]]:
         """Returns a vector for each image; images are files, bytes, PIL images or arrays."""
-        return self._listed(self.predictor.embed_images, uris)
+        return self._vectors(self.predictor.embed_images, uris)
 
     def embed_image_text_pairs(self, texts: list[str], images: Sequence[ImageLike]) -> list[list[float]]:
         """Returns a joint vector for each image with its text; there are as many of one as of the other."""
-        return self._listed(self.predictor.embed_pairs, images, texts, truncate=self.truncate)
+        return self._vectors(self.predictor.embed_pairs, images, texts, truncate=self.truncate)
 
-    def _listed(self, embed: Any, *inputs: Sequence[Any], **options: Any) -> list[list[float]]:
-        return embed(*inputs, batch_size=self.batch_size, **options).tolist() if any(map(len, inputs)) else []
+    def _vectors(self, embed: Any, *inputs: Sequence[Any], **options: Any) -> list[list[float]]:
+        if not any(map(len, inputs)):
+            return []
+        return embed(*inputs, batch_size=self.batch_size, **options).tolist()
 
 
 class BridgeTowerVectorStore(VectorStore):
     """Documents in an index: images, images with texts, and texts.
 
-    The id of a document is its path in the index. A text without an image is found by its own vector, in the place of
-    an image's. Indexes that `bridgetower index` made are searched as well; their documents have the captions of an
-    image, one a line, and as metadata those of the hit, with the file as `source`. `searcher` is the index with its
-    model.
+    The id of a document is its path in the index. A text without an image is found by the vector of the text. Indexes
+    that `bridgetower index` made are searched as well. Their documents have the captions of an image, one a line, and
+    the columns of the index as metadata, with the file as `source`.
+
+    Attributes:
+        searcher: The index with its model.
     """
 
     def __init__(self, index: Uri, embedding: BridgeTowerEmbeddings | None = None, *, root: Path | None = None) -> None:
@@ -92,9 +96,9 @@ class BridgeTowerVectorStore(VectorStore):
             ValueError: The index was made with another model.
         """
         if embedding is not None and not Table.exists(index):
-            place = root or (Path.cwd() if is_url(index) else Path(index).resolve().parent)
+            folder = Path.cwd() if is_url(index) else Path(index).resolve().parent
             with write_lock(index):
-                new_index(index, embedding.predictor, place)
+                new_index(index, embedding.predictor, root or folder)
         self.searcher = Searcher(Index(index, root=root), embedding and embedding.predictor)
         self._embedding = embedding or BridgeTowerEmbeddings(self.searcher.predictor)
 
@@ -116,7 +120,7 @@ class BridgeTowerVectorStore(VectorStore):
         Images are files or URLs, and metadata are of values that JSON has. A ValueError says that there are not as many
         of one as of the other, that a text is too long, or that an image cannot be used; nothing is added then.
         """
-        return self._added(images, list(texts), metadatas, ids)
+        return self._add(images, list(texts), metadatas, ids)
 
     def add_images(
         self,
@@ -130,59 +134,74 @@ class BridgeTowerVectorStore(VectorStore):
 
         Metadata get the file or URL as `source`.
         """
-        return self._added(uris, texts, metadatas, ids)
+        return self._add(uris, texts, metadatas, ids)
 
-    def _added(
+    def _add(
         self,
         uris: Sequence[str | Path] | None,
         texts: Sequence[str] | None,
         metadatas: Sequence[dict[str, Any]] | None,
         ids: Sequence[str | None] | None,
     ) -> list[str]:
-        given: Sequence[Any] = texts or () if uris is None else uris
+        num_documents = len(uris if uris is not None else texts or ())
         for name, values in (("metadatas", metadatas), ("ids", ids), ("texts", texts)):
-            if values is not None and len(values) != len(given):
-                what = f"{len(given)} {'images' if name == 'texts' else 'documents'} and {len(values)} {name}"
-                raise ValueError(f"{what}; expected as many of one as of the other")
-        index, examples = self.searcher.index, list[Example]()
-        for number in range(len(given)):
-            path, about = (ids[number] if ids else None) or str(uuid4()), metadatas[number] if metadatas else {}
-            captions: tuple[str, ...] = () if texts is None else (texts[number],)
-            where: dict[str, Any] = {"metadata": about}
-            images, uri = tuple[Image, ...](), ""
-            if uris is not None:
-                uri = str(uris[number])
-                file = {"url": uri} if is_url(uri) else {"file": os.path.relpath(uri, index.root)}
-                where, images = {**file, "metadata": {"source": uri, **about}}, (Image(name=path, place=uri),)
-            try:
-                fields = {"path": path, "captions": list(captions), "place": json.dumps(where)}
-            except TypeError as error:
-                message = f"metadata {about!r} cannot be kept ({error}); expected values of JSON"
-                raise ValueError(message) from error
-            examples.append(Example(id=path, images=images, texts=captions, fields=fields, place=uri or "a text"))
+            if values is not None and len(values) != num_documents:
+                documents = "images" if name == "texts" else "documents"
+                counts = f"{num_documents} {documents} and {len(values)} {name}"
+                raise ValueError(f"{counts}; expected as many of one as of the other")
+
+        examples = []
+        for number in range(num_documents):
+            id_ = ids[number] if ids else None
+            text = None if texts is None else texts[number]
+            uri = None if uris is None else str(uris[number])
+            examples.append(self._example(id_ or str(uuid4()), uri, text, metadatas[number] if metadatas else {}))
+
+        index = self.searcher.index
         config = SourceConfig(truncate=self._embedding.truncate, batch_size=self._embedding.batch_size, num_workers=0)
         of: Of = None if uris is None else "all"
-        found = [*chain.from_iterable(embedded(self.searcher.predictor, examples, of, config))]
-        for one in found:
-            if one.problem:
-                raise ValueError(f"{one.example.place}: {one.problem}; nothing was added")
+        rows = {}
+        for embedded_examples in embedded(self.searcher.predictor, examples, of, config):
+            for result in embedded_examples:
+                if result.problem:
+                    raise ValueError(f"{result.example.place}: {result.problem}; nothing was added")
+                rows[result.example.id] = row_of(result)
         with write_lock(index.uri):
-            index.upsert(list({one.example.id: row_of(one) for one in found}.values()))
+            index.upsert(list(rows.values()))
             index.optimize()
-        return [one.id for one in examples]
+        return [example.id for example in examples]
+
+    def _example(self, id_: str, uri: str | None, text: str | None, metadata: dict[str, Any]) -> Example:
+        """Returns a document as an example of a source, whose fields are columns of the index."""
+        captions = () if text is None else (text,)
+        location: dict[str, Any] = {"metadata": metadata}
+        images: tuple[Image, ...] = ()
+        if uri is not None:
+            file = {"url": uri} if is_url(uri) else {"file": os.path.relpath(uri, self.searcher.index.root)}
+            location = {**file, "metadata": {"source": uri, **metadata}}
+            images = (Image(name=id_, place=uri),)
+        try:
+            fields = {"path": id_, "captions": list(captions), "place": json.dumps(location)}
+        except TypeError as error:
+            message = f"metadata {metadata!r} cannot be kept ({error}); expected values of JSON"
+            raise ValueError(message) from error
+        return Example(id=id_, images=images, texts=captions, fields=fields, place=uri or "a text")
 
     def delete(self, ids: list[str] | None = None) -> bool:
-        """Deletes documents; None: all. Ids that are not there are passed over."""
+        """Deletes documents, or all of them without ids. Unknown ids are ignored."""
         index = self.searcher.index
         with write_lock(index.uri):
             index.remove(index.paths() if ids is None else ids)
         return True
 
     def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
-        """Returns the documents with some ids, in their order; those that are not there are left out."""
-        images = (Indexed(**row) for row in self.searcher.index.rows(ids))
-        found = {one.path: _document(one, one.file_in(self.searcher.index.root)) for one in images}
-        return [found[id_] for id_ in ids if id_ in found]
+        """Returns the documents with these ids, in their order. Unknown ids are ignored."""
+        index = self.searcher.index
+        documents = {}
+        for row in index.rows(ids):
+            image = Indexed(**row)
+            documents[image.path] = _document(image, image.file_in(index.root))
+        return [documents[id_] for id_ in ids if id_ in documents]
 
     def similarity_search_with_score(
         self,
@@ -204,8 +223,13 @@ class BridgeTowerVectorStore(VectorStore):
             rerank: Of the nearest documents, how many are matched with the text if they have an image; they come first.
                 None: as many as `bridgetower search` matches.
         """
-        settings: Any = {"where": where, "against": against, "rerank": rerank, "truncate": self._embedding.truncate}
-        return _chosen(lambda count: self.searcher.search(query, top=count, **settings), k, filter)
+
+        def search(count: int) -> list[Hit]:
+            return self.searcher.search(
+                query, top=count, where=where, against=against, rerank=rerank, truncate=self._embedding.truncate
+            )
+
+        return _filtered(search, k, filter)
 
     def similarity_search(self, query: str, k: int = 4, **settings: Any) -> list[Document]:
         """Returns the best documents for a text; see `similarity_search_with_score`."""
@@ -221,8 +245,8 @@ class BridgeTowerVectorStore(VectorStore):
     ) -> list[Document]:
         """Returns the documents whose image, or text without one, is nearest to a vector of `embed_query`."""
         vector: Float[Tensor, " c"] = torch.tensor(embedding)
-        found = _chosen(lambda count: self.searcher.index.nearest(vector, count, where=where), k, filter)
-        return [document for document, _ in found]
+        scored = _filtered(lambda count: self.searcher.index.nearest(vector, count, where=where), k, filter)
+        return [document for document, _ in scored]
 
     def max_marginal_relevance_search(self, query: str, *args: Any, **settings: Any) -> list[Document]:
         """Returns documents for a text that differ from each other; see `max_marginal_relevance_search_by_vector`."""
@@ -235,12 +259,16 @@ class BridgeTowerVectorStore(VectorStore):
 
         A `lambda_mult` of 1 counts nearness alone, 0 difference alone; see `similarity_search_by_vector` for others.
         """
-        found = self.similarity_search_by_vector(embedding, fetch_k, **settings)
-        rows = self.searcher.index.rows([str(document.id) for document in found], ["path", "image_vector"])
-        vectors = {row["path"]: row["image_vector"] for row in rows}
-        others = [vectors[str(document.id)] for document in found]
-        chosen = maximal_marginal_relevance(np.array(embedding), others, lambda_mult, k) if found else []
-        return [found[number] for number in chosen]
+        candidates = self.similarity_search_by_vector(embedding, fetch_k, **settings)
+        if not candidates:
+            return []
+        ids = [str(document.id) for document in candidates]
+        vector_of = {
+            row["path"]: row["image_vector"] for row in self.searcher.index.rows(ids, ["path", "image_vector"])
+        }
+        vectors = [vector_of[id_] for id_ in ids]
+        selected = maximal_marginal_relevance(np.array(embedding), vectors, lambda_mult, k)
+        return [candidates[number] for number in selected]
 
     def _select_relevance_score_fn(self) -> Callable[[float], float]:
         return lambda cosine: min(1.0, max(0.0, (1 + cosine) / 2))
@@ -253,7 +281,7 @@ class BridgeTowerVectorStore(VectorStore):
         metadatas: list[dict[str, Any]] | None = None,
         *,
         index: Uri | None = None,
-        **given: Any,
+        **options: Any,
     ) -> BridgeTowerVectorStore:
         """Opens or makes an index, its name ending in `.lance`, and adds texts, or images with a text each.
 
@@ -267,34 +295,34 @@ class BridgeTowerVectorStore(VectorStore):
         if not isinstance(embedding, BridgeTowerEmbeddings):
             raise ValueError(f"embedding is {type(embedding).__name__}; expected BridgeTowerEmbeddings")
         store = cls(index, embedding)
-        store.add_texts(texts, metadatas, **given)
+        store.add_texts(texts, metadatas, **options)
         return store
 
 
-def _document(one: Indexed, file: Path | str) -> Document:
-    """Returns the document that was added or, of an index from elsewhere, that of a hit."""
-    about = one.where().get("metadata")
-    if about is None:
-        about = {**vars(one), "source": str(file), "captions": list(one.captions)}
-        about.pop("file", None)
-    return Document(id=one.path, page_content="\n".join(one.captions), metadata=about)
+def _document(image: Indexed, file: Path | str) -> Document:
+    """Returns the document that was added or, of an index from elsewhere, one with the index's columns as metadata."""
+    metadata = image.where().get("metadata")
+    if metadata is None:
+        metadata = {**vars(image), "source": str(file), "captions": list(image.captions)}
+        metadata.pop("file", None)
+    return Document(id=image.path, page_content="\n".join(image.captions), metadata=metadata)
 
 
-def _chosen(search: Callable[[int], list[Hit]], k: int, filter_: Filter | None) -> list[tuple[Document, float]]:
+def _filtered(search: Callable[[int], list[Hit]], k: int, filter_: Filter | None) -> list[tuple[Document, float]]:
     """Searches for more and more until `k` documents pass the filter."""
     if isinstance(filter_, str):
         raise ValueError(f"filter is {filter_!r}; expected metadata or a function; give a condition in SQL as where")
-    wanted = {} if filter_ is None or callable(filter_) else filter_
 
     def passes(document: Document) -> bool:
         if callable(filter_):
             return filter_(document)
-        return all(document.metadata.get(name) == value for name, value in wanted.items())
+        return all(document.metadata.get(name) == value for name, value in (filter_ or {}).items())
 
     count = k
     while True:
         hits = search(count)
-        found = [(document, hit.cosine) for hit in hits if passes(document := _document(hit, hit.file))]
-        if len(found) >= k or len(hits) < count:
-            return found[:k]
+        scored = [(_document(hit, hit.file), hit.cosine) for hit in hits]
+        passed = [(document, cosine) for document, cosine in scored if passes(document)]
+        if len(passed) >= k or len(hits) < count:
+            return passed[:k]
         count *= 4

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Annotated, Any
 
 from bridgetower.checkpoints import described
@@ -13,7 +12,7 @@ from bridgetower.extras import require
 from bridgetower.predictor import Predictor
 from bridgetower.processor import open_reduced
 from bridgetower.search.conditions import condition_sql
-from bridgetower.search.index import Hit
+from bridgetower.search.index import Hit, Indexed
 from bridgetower.search.searcher import Searcher
 
 require("mcp")
@@ -22,24 +21,19 @@ from mcp.server.mcpserver import Image, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from pydantic import Field
 
-_SIDE = 384  # pixels of the longer side of what an agent is shown
+_THUMBNAIL_SIDE = 384  # pixels of the longer side
 _MAX_BYTES = 2**26  # of an image
-_INSTRUCTIONS = "Finds images, and moments of videos, by what they show. Describe in a few plain English words what "
-_INSTRUCTIONS += "should be seen, such as 'two dogs in the snow'."
+_INSTRUCTIONS = (
+    "Finds images, and moments of videos, by what they show. Describe in a few plain English words what should be "
+    "seen, such as 'two dogs in the snow'."
+)
 Top = Annotated[int, Field(ge=1, le=20, description="How many to return.")]
 Where = Annotated[
     dict[str, Any] | None,
     Field(description='Condition on path, size, width, height, captions, start, end, such as {"width": {"gte": 800}}.'),
 ]
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """Lets an agent read the message of an error that it can do something about."""
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        raise ToolError(str(error)) from error
+Block = dict[str, Any] | Image
+"""A hit, or the thumbnail of one."""
 
 
 def mcp_server(searcher: Searcher, answering: Predictor | None = None) -> MCPServer:
@@ -52,59 +46,103 @@ def mcp_server(searcher: Searcher, answering: Predictor | None = None) -> MCPSer
         answering: A model fine-tuned on VQA; None: no tool `ask`.
     """
     server = MCPServer("bridgetower", instructions=_INSTRUCTIONS)
-    index, background = searcher.index, searcher.predictor.processor.config.background
-
-    content = partial(index.content, within_root=True, fetch=False, max_bytes=_MAX_BYTES)
-
-    def hits_of(query: str, **given: Any) -> list[Hit]:
-        try:
-            return searcher.search(query, truncate=True, **given, **content.keywords)
-        except ValueError:  # no candidate may be opened; a wrong query fails again
-            return searcher.search(query, truncate=True, **given, rerank=0)
-
-    def shown(hits: Sequence[Hit]) -> list[dict[str, Any] | Image]:
-        blocks, frames = list[dict[str, Any] | Image](), index.frames(hits)
-        for rank, hit in enumerate(hits, start=1):
-            match = described(hit.probability, hit.score)
-            found = {"rank": rank, "id": hit.digest, "file": str(hit.file), "captions": list(hit.captions)}
-            found |= {"match": match} if match else {"cosine": round(hit.cosine, 3)}
-            found |= {} if hit.start is None else {"start": hit.start, "end": hit.end}
-            blocks.append(found)
-            try:
-                image, _ = open_reduced(io.BytesIO(content(hit, frames=frames)), _SIDE, background=background)
-            except (OSError, ValueError) as error:
-                found["problem"] = str(error)
-                continue
-            image.thumbnail((_SIDE, _SIDE))
-            image.save(stream := io.BytesIO(), "JPEG", quality=85)
-            blocks.append(Image(data=stream.getvalue(), format="jpeg"))
-        return blocks
+    tools = _Tools(searcher)
 
     @server.tool(structured_output=False)
-    def search_images(query: str, top: Top = 5, where: Where = None) -> list[dict[str, Any] | Image]:
+    def search_images(query: str, top: Top = 5, where: Where = None) -> list[Block]:
         """Find images by a description of what they show; returns each hit with a small copy, best first."""
-        with _told():
+        with _tool_errors():
             condition = None if where is None else condition_sql(where)
-            return shown(hits_of(query, top=top, where=condition, against="images"))
+            hits = tools.search(query, top=top, where=condition, against="images")
+            return tools.blocks(hits)
 
     @server.tool(structured_output=False)
-    def find_moments(query: str, top: Top = 5) -> list[dict[str, Any] | Image]:
+    def find_moments(query: str, top: Top = 5) -> list[Block]:
         """Find moments of videos by what is said or seen in them; start and end are in seconds."""
-        with _told():
-            return shown(hits_of(query, top=top, where="start IS NOT NULL"))
+        with _tool_errors():
+            hits = tools.search(query, top=top, where="start IS NOT NULL")
+            return tools.blocks(hits)
 
     if answering is not None:
         model = answering
-        model.class_names("vqa")  # says what is missing
+        model.class_names("vqa")  # raises if the model has no answers
 
         @server.tool()
-        def ask(question: str, id: str) -> list[dict[str, Any]]:  # noqa: A002 - as hits have it
+        def ask(question: str, id: str) -> list[dict[str, Any]]:  # noqa: A002 - its name in hits
             """Answer a question about one image that was found, by its id; the likeliest answer comes first."""
-            with _told():
-                copies = index.with_digest(id)
-                if not copies:
-                    raise ValueError(f"the index has no image with the id {id!r}; take one from search_images")
-                (choices,) = model.answer([io.BytesIO(content(copies[0]))], [question], truncate=True)
-            return [{"answer": one.label, "probability": round(one.probability, 4)} for one in choices]
+            with _tool_errors():
+                image = tools.image_with(id)
+                (choices,) = model.answer([image], [question], truncate=True)
+            return [{"answer": choice.label, "probability": round(choice.probability, 4)} for choice in choices]
 
     return server
+
+
+@contextmanager
+def _tool_errors() -> Iterator[None]:
+    """Raises errors that an agent can do something about with their message."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise ToolError(str(error)) from error
+
+
+class _Tools:
+    """The work of the tools: searching, and opening images inside the index's folder."""
+
+    def __init__(self, searcher: Searcher) -> None:
+        self.searcher = searcher
+        self.index = searcher.index
+        self.background = searcher.predictor.processor.config.background
+
+    def search(self, query: str, **options: Any) -> list[Hit]:
+        limits: dict[str, Any] = {"within_root": True, "fetch": False, "max_bytes": _MAX_BYTES}
+        try:
+            return self.searcher.search(query, truncate=True, **options, **limits)
+        except ValueError:  # no candidate may be opened; a wrong query fails again
+            return self.searcher.search(query, truncate=True, **options, rerank=0)
+
+    def blocks(self, hits: Sequence[Hit]) -> list[Block]:
+        """Returns each hit, followed by its thumbnail if it can be opened."""
+        frames = self.index.frames(hits)
+        blocks: list[Block] = []
+        for rank, hit in enumerate(hits, start=1):
+            description = _description(rank, hit)
+            blocks.append(description)
+            try:
+                blocks.append(self._thumbnail(hit, frames))
+            except (OSError, ValueError) as error:
+                description["problem"] = str(error)
+        return blocks
+
+    def image_with(self, digest: str) -> io.BytesIO:
+        """Returns the file of an image of the index."""
+        copies = self.index.with_digest(digest)
+        if not copies:
+            raise ValueError(f"the index has no image with the id {digest!r}; take one from search_images")
+        return io.BytesIO(self._content(copies[0]))
+
+    def _content(self, image: Indexed, frames: Mapping[str, bytes] | None = None) -> bytes:
+        return self.index.content(image, within_root=True, fetch=False, max_bytes=_MAX_BYTES, frames=frames)
+
+    def _thumbnail(self, hit: Hit, frames: Mapping[str, bytes]) -> Image:
+        content = io.BytesIO(self._content(hit, frames))
+        image, _ = open_reduced(content, _THUMBNAIL_SIDE, background=self.background)
+        image.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
+        jpeg = io.BytesIO()
+        image.save(jpeg, "JPEG", quality=85)
+        return Image(data=jpeg.getvalue(), format="jpeg")
+
+
+def _description(rank: int, hit: Hit) -> dict[str, Any]:
+    """Returns what an agent reads of a hit."""
+    description = {"rank": rank, "id": hit.digest, "file": str(hit.file), "captions": list(hit.captions)}
+    match = described(hit.probability, hit.score)
+    if match:
+        description["match"] = match
+    else:
+        description["cosine"] = round(hit.cosine, 3)
+    if hit.start is not None:
+        description["start"] = hit.start
+        description["end"] = hit.end
+    return description
