@@ -1,7 +1,7 @@
 """Makes figures of README.md and docs: python docs/figures.py.
 
-They show the architecture, and what bridges add by the runs in docs/bridges.json. Where `make demo` has run, they also
-show a search in the web UI and a search's sheet, with the demo's model and held-out images; that needs Chromium.
+They show the architecture, and what bridges add by the runs in research/bridges.json. Where `make demo` has run, they
+also show a search in the web UI and a search's sheet, with the demo's model and held-out images. That needs Chromium.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from PIL import Image
 from bridgetower.drawing import INK, SERIES
 
 DOCS = Path(__file__).resolve().parent
+RESEARCH = DOCS.parent / "research"
 SEARCH = ("web-ui.png", "search.png")
 BRIDGES = {"depth-6": "depth-6/curves.png", "depths": "depths.png", "variants": "variants.png"}
 QUERY = "a smiling face"
@@ -31,8 +32,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for experiment, written in BRIDGES.items():
             seeds = ["21", "22", "23", "24"] + ["25", "26"] * (experiment == "depth-6")
-            options = [experiment, "--work", folder, "--results", str(DOCS / "bridges.json"), "--seeds", *seeds]
-            subprocess.run([sys.executable, str(DOCS.parent / "benchmarks/bridges.py"), *options], check=True)
+            options = [experiment, "--work", folder, "--results", str(RESEARCH / "bridges.json"), "--seeds", *seeds]
+            subprocess.run([sys.executable, str(RESEARCH / "bridges.py"), *options], check=True)
             shutil.copy(Path(folder) / written, DOCS / f"bridges-{experiment}.png")
         if not Path("bridgetower-demo").exists():
             return

@@ -25,15 +25,20 @@ from bridgetower_demo.recipes import RECIPES
 from shapes import write_pictures
 
 ROOT = Path(__file__).parents[2]
-BENCHMARKS = ROOT / "benchmarks"
-COMMANDS = sorted(path.name for path in BENCHMARKS.glob("*.py") if "ArgumentParser" in path.read_text())
+FOLDERS = [ROOT / "benchmarks", ROOT / "research", ROOT / "tests/stress"]
+SCRIPTS = {
+    path.name: path
+    for folder in FOLDERS
+    for path in sorted(folder.glob("*.py"))
+    if "ArgumentParser" in path.read_text()
+}
 HELP = """
-import runpy, sys
-_, sys.path[0], *scripts = sys.argv
-for script in scripts:
+import os, runpy, sys
+for script in sys.argv[1:]:
     sys.argv = [script, "--help"]
+    sys.path[0] = os.path.dirname(script)
     try:
-        runpy.run_path(f"{sys.path[0]}/{script}", run_name="__main__")
+        runpy.run_path(script, run_name="__main__")
     except SystemExit as ended:
         assert not ended.code
 """
@@ -41,7 +46,8 @@ for script in scripts:
 
 @pytest.fixture
 def benchmark(monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARKS)
+    for folder in FOLDERS:
+        monkeypatch.syspath_prepend(folder)
     return importlib.import_module
 
 
@@ -49,7 +55,7 @@ def benchmark(monkeypatch):
 def run(forked):
     def call(name, *arguments, **options):
         given = [f"--{option.replace('_', '-')}={value}" for option, value in options.items()]
-        command = [forked / "python", BENCHMARKS / name, *map(str, arguments), *given]
+        command = [forked / "python", SCRIPTS[name], *map(str, arguments), *given]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1800)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         return done.stdout
@@ -60,10 +66,10 @@ def run(forked):
 def test_each_says_what_it_takes(forked):
     for package in ("av", "schemathesis", "transformers"):
         pytest.importorskip(package)
-    command = [forked / "python", "-c", HELP, BENCHMARKS, *COMMANDS]
+    command = [forked / "python", "-c", HELP, *SCRIPTS.values()]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("show this help message") == len(COMMANDS) > 15
+    assert done.stdout.count("show this help message") == len(SCRIPTS) > 15
 
 
 class Sums:

@@ -1,4 +1,4 @@
-"""What kills and other faults do: python benchmarks/faults.py --kills 200 --out faults.json.
+"""What kills and other faults do: python tests/stress/faults.py --kills 200 --out faults.json.
 
 Every job runs once undisturbed. Then it is killed (SIGKILL) at random moments and started again, until it ends; what it
 leaves is compared with that of the undisturbed one, bit for bit. So is what it leaves after an attempt on a full disk,

@@ -10,8 +10,10 @@ import base64
 import io
 import random
 import struct
+import sys
 import zlib
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import requests
@@ -19,6 +21,9 @@ import schemathesis
 import torch
 from hypothesis import HealthCheck, given, settings
 from PIL import Image
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+
 from serving_client import Connection, Reply, Server, data_uri, image, request_bytes
 
 BadThing = Callable[[Connection, random.Random], Awaitable[Reply | None]]

@@ -1,11 +1,11 @@
-"""What models learn on generated scenes and on flags: python benchmarks/scenes.py vqa --out scenes-vqa.
+"""What models learn on generated scenes and on flags: python research/scenes.py vqa --out scenes-vqa.
 
 Trains BridgeTower, METER and METER with BridgeTower's LayerNorms at equal steps with several seeds, then answers the
 test split with the last checkpoint of each. Fixed beforehand: the number of steps, that of the recipe, and the figure,
 the share of right answers; the scenes and the seeds are others than those that settings were chosen with. Writes
 results.json and curves.png and prints a table. The same command continues what was cut off. Statements about two scenes
 and questions about flags start from the models that have learnt to answer questions about scenes:
-python benchmarks/scenes.py flags --init-from scenes-vqa --out flags.
+python research/scenes.py flags --init-from scenes-vqa --out flags.
 
 The task easy-vqa is a published set (pip install easy-vqa, MIT): 48,248 questions about 5,000 images of one shape, with
 their published test split; the last 400 training images are for validation. It is trained with the recipe for scenes.

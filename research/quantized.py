@@ -1,4 +1,4 @@
-"""Recall that vectors in fewer bytes keep: python benchmarks/quantized.py; prints tables and lines of JSON.
+"""Recall that vectors in fewer bytes keep: python research/quantized.py; prints tables and lines of JSON.
 
 For every query the ten nearest of the float32 vectors are the truth. Compared are those that `embed --quantize` writes:
 int8 by cosine, binary by Hamming distance, and each with the best forty ranked again by their float32 vectors. The
@@ -6,6 +6,7 @@ vectors are those of the demo's index, image vectors searched by captions, and g
 """
 
 import argparse
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,9 @@ import numpy as np
 from bridgetower.search.config import Quantize
 from bridgetower.search.embed import quantized
 from bridgetower_demo.folder import FOLDER, held_out_index
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+
 from search import PER_CENTRE, TOP, Row, generated, show
 
 KINDS: tuple[Quantize | None, ...] = (None, "float16", "int8", "binary")

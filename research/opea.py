@@ -4,7 +4,7 @@ The peer is transformers' model in float32 and eager mode, one request after the
 have the same random weights of the base model with contrastive heads. Clients ask again as soon as they are answered;
 half of the mixed requests are texts, half images with texts. Prints requests a second of each, and their ratio:
 
-    python benchmarks/opea.py [--seconds 20] [--clients 8] [--precision bf16]
+    python research/opea.py [--seconds 20] [--clients 8] [--precision bf16]
 """
 
 from __future__ import annotations
@@ -26,13 +26,16 @@ from typing import Any
 
 import torch
 from PIL import Image
-from serving import measure
-from serving_client import Connection, Server, bridgetower_serve, image, request_bytes, running, text
 
 from bridgetower.checkpoints import Checkpoint, convert, write_checkpoint
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.presets import BASE
 from bridgetower.processor import Processor, ProcessorConfig, train_tokenizer
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+
+from serving import measure
+from serving_client import Connection, Server, bridgetower_serve, image, request_bytes, running, text
 
 PADDED = 200  # tokens
 

@@ -1,6 +1,6 @@
 """Processor seconds of a training step with frozen towers against the same step with towers that run, on one thread.
 
-    python benchmarks/frozen_towers.py
+    python research/frozen_towers.py
 
 A set of 640 x 480 JPEGs with captions is generated. Each model takes steps of MLM + ITM and of ITC alone, one image
 and one caption per pair, decoding included, in three ways: all weights trained; towers frozen, but run in every step;
@@ -10,6 +10,7 @@ towers frozen and read from the files of `--freeze-towers`.
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from memory import make_set
 
 from bridgetower.data.batch import Batch, BatchDataset, BatchKey
 from bridgetower.data.config import DataConfig
@@ -34,6 +34,10 @@ from bridgetower.training.frozen import frozen_examples
 from bridgetower.training.optim import build_optimizer, parameter_groups
 from bridgetower.training.setup import build_task, starting_checkpoint
 from bridgetower.training.step import run_step
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+
+from memory import make_set
 
 PICTURES = 72
 ITC = HeadsConfig(itc="tower")

@@ -1,4 +1,4 @@
-"""Parameters, operations and time of a model, part by part, and of METER: python benchmarks/costs.py --preset base.
+"""Parameters, operations and time of a model, part by part, and of METER: python research/costs.py --preset base.
 
 One image is matched with one text, on the CPU, with random weights of the model's architecture. METER is the same model
 fed from the last tower layers only, without bridges. Operations are two per multiply-add, of matrix products and

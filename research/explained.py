@@ -1,4 +1,4 @@
-"""Whether the patches that `explain` marks decide a match: python benchmarks/explained.py MODEL SOURCE [--count 200].
+"""Whether the patches that `explain` marks decide a match: python research/explained.py MODEL SOURCE [--count 200].
 
 Of each image of a source with its first caption, a share of the patches is covered by the mean colour of the image,
 those with the largest values first, summed over layers and words. Printed is how far the log-odds of a match fall, mean

@@ -1,10 +1,10 @@
-"""Minutes of valid and of hostile requests: python benchmarks/serving_abuse.py --minutes 10.
+"""Minutes of valid and of hostile requests: python tests/stress/serving_abuse.py --minutes 10.
 
 The hostile ones are malformed, oversized, slow, abandoned, made up from the description of the API, or try to reach
-what is not theirs (`serving_bad.py`). It fails unless no answer has a status from 500 on but 503, every error has the
-API's form, no hostile request gets what it is after, every valid one is answered as the model answers when it is called
-directly, `/health` is answered beside all of it, memory stays where it is, and the server ends cleanly. Caches of
-kernels per shape are small there, so that they are full early and what grows after that is a leak.
+what is not theirs (`malformed_requests.py`). It fails unless all of this holds: no answer has a status from 500 on but
+503, every error has the API's form, no hostile request gets what it is after, every valid one is answered as the model
+answers when it is called directly, `/health` is answered beside all of it, memory stays where it is, and the server
+ends cleanly. Caches of kernels per shape are small there: they are full early, and what grows after that is a leak.
 
 Before that, it sends the heaviest bodies that a server with the usual limits reads, three times, and says how long
 `/health` took at most beside each: the median of the three, at most 0.2 s (`--delay`).
@@ -18,6 +18,7 @@ import json
 import random
 import socket
 import statistics
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -28,7 +29,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from serving_bad import DRIP_PORT, BadThing, HoleError, as_json, bad_things, check_error, head, heavy_bodies
+from malformed_requests import DRIP_PORT, BadThing, HoleError, as_json, bad_things, check_error, head, heavy_bodies
+
+from bridgetower.predictor import Predictor, load
+from bridgetower.search.build import build_index
+from bridgetower.search.searcher import Searcher
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+
 from serving_client import (
     Connection,
     Reply,
@@ -41,10 +49,6 @@ from serving_client import (
     text,
     write_nano,
 )
-
-from bridgetower.predictor import Predictor, load
-from bridgetower.search.build import build_index
-from bridgetower.search.searcher import Searcher
 
 LIMITS = ("--max-body", "2", "--max-items", "200", "--queue", "256", "--timeout", "10", "--max-pixels", "4")
 ALLOWED = ("--allow-host", f"localhost:{DRIP_PORT}")

@@ -1,4 +1,4 @@
-"""Attention of fusion encoders, layer by layer: python benchmarks/attention.py NAME=MODEL … --data FOLDER.
+"""Attention of fusion encoders, layer by layer: python research/attention.py NAME=MODEL … --data FOLDER.
 
 Images with their own first captions go through each model. Of every attention, within both streams and between them:
 the mean distance between positions that attend and those that they attend to (pixels of an image, tokens of a text,

@@ -1,4 +1,4 @@
-"""What a text is best compared with in videos: python benchmarks/against.py --model MODEL --data SETS; JSON lines.
+"""What a text is best compared with in videos: python research/against.py --model MODEL --data SETS; JSON lines.
 
 A video is made of the images of prepared sets: each is shown for 4 seconds, with a subtitle. What is asked is the first
 caption of an image, what is said is the second one, in other words. In one video the subtitle is about the image that

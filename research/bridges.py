@@ -1,4 +1,4 @@
-"""Whether bridges help, by depth of the towers and by kind of bridge: python benchmarks/bridges.py depth-6.
+"""Whether bridges help, by depth of the towers and by kind of bridge: python research/bridges.py depth-6.
 
 Trains each arm of an experiment with each seed to answer questions about generated scenes, everything else as in the
 recipe `scenes-vqa`. Fixed beforehand: 1,200 steps of 64, the scenes (60,000 for training, of seed 21), 500 validation
@@ -142,7 +142,7 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiment", choices=[*EXPERIMENTS, "depths", "variants"])
     parser.add_argument("--work", type=Path, default=Path("bridges"), help="folder for scenes, runs and pages")
-    parser.add_argument("--results", type=Path, default=Path("docs/bridges.json"), help="finished runs; added to")
+    parser.add_argument("--results", type=Path, default=Path("research/bridges.json"), help="finished runs; added to")
     parser.add_argument("--seeds", type=int, nargs="+", default=[21, 22, 23, 24, 25, 26], help="of the models")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--batch-size", type=int, default=RECIPES["scenes-vqa"].batch_size)

@@ -1,4 +1,4 @@
-"""Whether bridges help with pre-trained towers: python benchmarks/pretrained_bridges.py frozen.
+"""Whether bridges help with pre-trained towers: python research/pretrained_bridges.py frozen.
 
 Trains the stages of `make demo` with BridgeTower, METER and METER with BridgeTower's LayerNorms, with several
 seeds: the contrastive head, then the fusion encoder with the matching head, then answers to questions about flags.
@@ -91,7 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("towers", choices=TOWERS)
     parser.add_argument("--work", type=Path, default=Path("pretrained-bridges"), help="folder for data, runs and pages")
-    parser.add_argument("--results", type=Path, default=Path("docs/pretrained-bridges.json"), help="finished runs")
+    parser.add_argument("--results", type=Path, default=Path("research/pretrained-bridges.json"), help="finished runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[21, 22, 23, 24], help="of the models")
     parser.add_argument("--minutes", type=float, default=MINUTES, help="of a demo with as many steps")
     given = parser.parse_args()
