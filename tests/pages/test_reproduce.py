@@ -14,13 +14,13 @@ import miniature
 import official
 import originals
 from bridgetower import cli
-from bridgetower.cli.options import own_task
+from bridgetower.cli.options import custom_task
 from bridgetower.tasks.table import RECIPES
 from published import timm_vit, transformers_text, transformers_vision
 from written import commands
 
 ROOT = Path(__file__).parents[2]
-own_task(f"{ROOT}/examples/single_tower.py:RTE")
+custom_task(f"{ROOT}/examples/single_tower.py:RTE")
 example: Any = sys.modules[f"{ROOT}/examples/single_tower.py"]
 PAGE = ROOT / "docs" / "reproduce.md"
 WRITERS = {

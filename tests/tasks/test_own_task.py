@@ -8,7 +8,7 @@ import pytest
 
 import asked
 import shapes
-from bridgetower.cli.options import own_task
+from bridgetower.cli.options import custom_task
 from bridgetower.evaluation.config import RetrievalConfig
 from bridgetower.predictor import load
 from bridgetower.tasks.entries import NLVR2
@@ -72,7 +72,7 @@ def spec(tmp_path, monkeypatch):
     (tmp_path / "smooth_task.py").write_text(MODULE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    return own_task("smooth_task:SMOOTH")
+    return custom_task("smooth_task:SMOOTH")
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_python(spec, folder, tmp_path):
 )
 def test_no_spec(spec, name, message):
     with pytest.raises(ValueError, match=message):
-        own_task(name)
+        custom_task(name)
 
 
 def test_the_working_directory_is_on_the_path_for_the_named_module_only(tmp_path, monkeypatch):
@@ -119,7 +119,7 @@ def test_the_working_directory_is_on_the_path_for_the_named_module_only(tmp_path
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder])
     before = list(sys.path)
-    assert own_task("my_statements") is own_task("my_statements.py:NLVR2") is NLVR2
+    assert custom_task("my_statements") is custom_task("my_statements.py:NLVR2") is NLVR2
     assert sys.path == before
     with pytest.raises(ModuleNotFoundError):
         import_module("unnamed")

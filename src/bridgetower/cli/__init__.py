@@ -20,10 +20,24 @@ from bridgetower.cli.parsing import Parse, deferred, known_options, meant, parse
 from bridgetower.files import shortened, visible, writing
 
 GROUPS: Mapping[str, Mapping[str, str]] = {
-    "use a model": dict.fromkeys(
-        ("embed", "match", "score", "fill-mask", "answer", "entail", "reason", "classify", "explain"), "use"
-    ),
-    "search and serve": dict.fromkeys(("index", "search", "duplicates", "mcp"), "search") | {"serve": "serve"},
+    "use a model": {
+        "embed": "use",
+        "match": "use",
+        "score": "use",
+        "fill-mask": "use",
+        "answer": "use",
+        "entail": "use",
+        "reason": "use",
+        "classify": "use",
+        "explain": "use",
+    },
+    "search and serve": {
+        "index": "search",
+        "search": "search",
+        "duplicates": "search",
+        "mcp": "search",
+        "serve": "serve",
+    },
     "train and evaluate": {"train": "runs", "evaluate": "evaluation", "compare": "runs"},
     "prepare data": {"prepare": "data", "inspect": "data"},
     "convert": {"convert": "models", "export": "models"},
@@ -33,8 +47,9 @@ GROUPS: Mapping[str, Mapping[str, str]] = {
 SHELLS = ("bash", "zsh", "fish")
 """Each with a script `completion.SHELL` here."""
 
-COMMANDS = {name: module for group in GROUPS.values() for name, module in group.items()}
+COMMANDS = {name: module for commands in GROUPS.values() for name, module in commands.items()}
 _MODEL_FIRST = {*GROUPS["use a model"], *GROUPS["convert"], "evaluate"} - {"explain"}
+_HELP = {"-h", "--help"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -61,8 +76,9 @@ def reported(arguments: Sequence[str] = ()) -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(128 + signal.SIGPIPE) from None
     except (ValueError, OSError, FloatingPointError) as error:  # OSError: missing, not permitted, a full disk
-        where = isinstance(error, OSError) and error.errno and error.filename
-        message = f"{error.filename}: {error.strerror}" if where else str(error)  # type: ignore[union-attr]
+        message = str(error)
+        if isinstance(error, OSError) and error.errno and error.filename:
+            message = f"{error.filename}: {error.strerror}"
         message = with_options(message, arguments, partial(_known_options, *arguments))
         print(f"bridgetower: {visible(shortened(message))}", file=sys.stderr)
         raise SystemExit(2) from None
@@ -70,47 +86,70 @@ def reported(arguments: Sequence[str] = ()) -> Iterator[None]:
 
 def _run(name: str = "", *arguments: str) -> None:
     """Runs a command, or prints the help or the version."""
-    given = list(arguments)
-    if name in ("-h", "--help"):
+    if name in _HELP:
         print(_overview())
     elif name == "--version":
         print(f"bridgetower {bridgetower.__version__}")
     elif name == "--completion":
-        shell = "".join(arguments[:1])
-        if shell not in SHELLS:
-            raise ValueError(f"--completion is {shell!r}; expected one of {', '.join(SHELLS)}")
-        print(resources.files("bridgetower.cli").joinpath(f"completion.{shell}").read_text(encoding="utf-8"))
+        print(_completion_script(*arguments[:1]))
     elif name == "--complete":
-        os.environ["COLUMNS"] = "9999"  # so that no entry of a help is broken
-        print(*_completed(*arguments), sep="\n")
+        os.environ["COLUMNS"] = "9999"  # keeps each entry of a help on one line
+        print(*_completions(*arguments), sep="\n")
     elif name in COMMANDS:
-        if name == "serve" and not {"-h", "--help"} & {*arguments}:
-            given = import_module("bridgetower.cli.serve").with_environment(arguments, os.environ)
-        if name == "train":  # steps that are asked for take the place of a recipe's epochs, and the other way round
-            for asked, other in permutations(("--max-steps", "--max-epochs")):
-                if _option(asked, arguments) not in (None, "None") and _option(other, arguments) is None:
-                    given = [*arguments, other, "None"]
-        place = next((number for number, word in enumerate(given) if word.partition("=")[0] == "--model"), None)
-        if name in _MODEL_FIRST and place is not None:
-            _, *model = given[place].split("=", 1)
-            end = place + 1 if model else place + 2
-            given = [*(model or given[place + 1 : end]), *given[:place], *given[end:]]
-        parsed(name, given, _parser(name, given))()
+        completed = _complete_arguments(name, list(arguments))
+        call = parsed(name, completed, _parser(name, completed))
+        call()
     else:
         problem = f"there is no command {name!r}" if name else "no command is given"
         raise ValueError(f"{problem}; {meant(name, COMMANDS)}`bridgetower --help` lists all commands")
+
+
+def _completion_script(shell: str = "") -> str:
+    if shell not in SHELLS:
+        raise ValueError(f"--completion is {shell!r}; expected one of {', '.join(SHELLS)}")
+    return resources.files("bridgetower.cli").joinpath(f"completion.{shell}").read_text(encoding="utf-8")
+
+
+def _complete_arguments(name: str, arguments: list[str]) -> list[str]:
+    """Returns the arguments of a command with those that follow from others or from the environment."""
+    if name == "serve" and not _HELP & {*arguments}:
+        return import_module("bridgetower.cli.serve").with_environment(arguments, os.environ)
+    if name == "train":
+        return _with_one_length(arguments)
+    if name in _MODEL_FIRST:
+        return _with_model_first(arguments)
+    return arguments
+
+
+def _with_one_length(arguments: list[str]) -> list[str]:
+    """Unsets a recipe's epochs where steps are given, and its steps where epochs are given."""
+    for option, other in permutations(("--max-steps", "--max-epochs")):
+        if _option(option, arguments) not in (None, "None") and _option(other, arguments) is None:
+            return [*arguments, other, "None"]
+    return arguments
+
+
+def _with_model_first(arguments: list[str]) -> list[str]:
+    """Moves the value of --model to the place of the positional argument MODEL."""
+    for position, argument in enumerate(arguments):
+        option, has_value, model = argument.partition("=")
+        if option == "--model":
+            end = position + 1 if has_value else position + 2
+            models = [model] if has_value else arguments[position + 1 : end]
+            return [*models, *arguments[:position], *arguments[end:]]
+    return arguments
 
 
 def _parser(name: str, arguments: Sequence[str]) -> Parse:
     """Returns what parses the arguments of a command; some of these decide which options there are."""
     import tyro
 
-    from bridgetower.cli.options import OPTIONAL_VALUES, own_task
+    from bridgetower.cli.options import OPTIONAL_VALUES, custom_task
 
     module = import_module(f"bridgetower.cli.{COMMANDS[name]}")
     command: Any = getattr(module, name.replace("-", "_"))
     if name == "train":
-        command = module.train_with(own_task(_option("--task-spec", arguments)))
+        command = module.train_with(custom_task(_option("--task-spec", arguments)))
     settings: dict[str, Any] = {
         "prog": f"bridgetower {name}",
         "config": (
@@ -128,47 +167,63 @@ def _parser(name: str, arguments: Sequence[str]) -> Parse:
 
 
 def _known_options(name: str = "", *arguments: str) -> dict[str, list[str]]:
-    """All options of a command that was given with its arguments, with their values; none if they are not known."""
+    """Returns the options of a command with their values, or nothing where they are not known."""
+    if name not in COMMANDS:
+        return {}
     try:
-        return known_options(_parser(name, arguments), arguments) if name in COMMANDS else {}
+        return known_options(_parser(name, arguments), arguments)
     except (ValueError, OSError):  # such as a custom task that cannot be imported
         return {}
 
 
-def _completed(*words: str) -> list[str]:
-    """What the last word of a command line can become; nothing where it is for the user to know, such as a file."""
+def _completions(*words: str) -> list[str]:
+    """Returns completions of the last word of a command line, none for free values such as paths."""
     *before, word = words or ("",)
     if not before:
-        found = [*COMMANDS, "--help", "--version", "--completion"]
+        candidates = [*COMMANDS, "--help", "--version", "--completion"]
     elif word.startswith("-"):
-        found = [*_known_options(*before)]
+        candidates = list(_known_options(*before))
     elif len(before) == 1 and before[0] in COMMANDS:
-        found = subcommands(_parser(before[0], ()))
+        candidates = subcommands(_parser(before[0], ()))
+    elif before == ["--completion"]:
+        candidates = list(SHELLS)
     else:
-        found = [*SHELLS] if before == ["--completion"] else _known_options(*before).get(before[-1], [])
-    return sorted(one for one in found if one.startswith(word))
+        candidates = _known_options(*before).get(before[-1], [])
+    return sorted(candidate for candidate in candidates if candidate.startswith(word))
 
 
 def _option(name: str, arguments: Sequence[str]) -> str | None:
-    """The value of an option that decides which others there are; None if it is not given."""
+    """Returns the value of an option before the arguments are parsed, or None."""
     words = [word for argument in arguments for word in argument.split("=", 1)]
-    return next((value for word, value in pairwise(words) if word.replace("_", "-") == name), None)
+    for word, value in pairwise(words):
+        if word.replace("_", "-") == name:
+            return value
+    return None
 
 
 def _overview() -> str:
-    """Returns the help of the whole command: a line for each command."""
+    """Returns the help of the whole command, with a line for each command."""
     width = max(map(len, COMMANDS))
-    lines = ["usage: bridgetower COMMAND [ARGUMENTS]", "", (bridgetower.__doc__ or "").partition("\n")[0]]
+    summary = (bridgetower.__doc__ or "").partition("\n")[0]
+    lines = ["usage: bridgetower COMMAND [ARGUMENTS]", "", summary]
     for group, commands in GROUPS.items():
         lines += ["", f"{group}:"]
         lines += [f"  {name:{width}}  {_summary(name)}" for name in commands]
-    explained = "`bridgetower COMMAND --help` explains a command; `--completion SHELL` completes them: docs/install.md."
-    return "\n".join([*lines, "", explained, ""])
+    lines += [
+        "",
+        "`bridgetower COMMAND --help` explains a command; `--completion SHELL` completes them: docs/install.md.",
+        "",
+    ]
+    return "\n".join(lines)
 
 
 def _summary(name: str) -> str:
-    """The first line of a command's docstring, read without importing what the command needs."""
-    module = ast.parse(resources.files("bridgetower.cli").joinpath(f"{COMMANDS[name]}.py").read_text(encoding="utf-8"))
+    """Returns the first line of a command's docstring without importing what the command needs.
+
+    A command of subcommands has the docstring of its module.
+    """
+    source = resources.files("bridgetower.cli").joinpath(f"{COMMANDS[name]}.py").read_text(encoding="utf-8")
+    module = ast.parse(source)
     functions = {node.name: node for node in module.body if isinstance(node, ast.FunctionDef)}
     docstring = ast.get_docstring(functions.get(name.replace("-", "_"), module)) or ""
     return docstring.partition("\n")[0].removesuffix(".")

@@ -11,7 +11,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from bridgetower.cli.options import LOADED, FirstModel, Json, Loading, demo_or, own_task
+from bridgetower.cli.options import LOADED, FirstModel, Json, Loading, custom_task, demo_or
 from bridgetower.cli.output import emit, emit_following, emit_metrics, is_json
 from bridgetower.evaluation.config import EvaluationOptions, RetrievalConfig
 from bridgetower.extras import require
@@ -84,7 +84,7 @@ def evaluate(
             f"engine {loading.engine}, precision {loading.precision}; evaluate takes engine torch in fp32 or bf16"
         )
     require("train")
-    spec = own_task(task_spec)
+    spec = custom_task(task_spec)
     benchmark_task(benchmark, split, options, spec, fit_two_stage=fit_two_stage, templates=templates)
     if report is not None:
         require("plot")
@@ -118,14 +118,19 @@ def evaluate(
             predictor.model.head("itc")
         pack_weights(predictor.model, torch.bfloat16 if loading.precision == "bf16" else None)
         until_written.enter_context(autocast(predictor.device, loading.precision))
-        means = EvaluationOptions(
+        evaluation_options = EvaluationOptions(
             work=work or cache_folder() / "evaluations",
             until_written=until_written,
             num_workers=num_workers,
             progress=sys.stderr.isatty(),
         )
         outcome = run_benchmark(
-            *(predictor, benchmark, data, split, options, means),
+            predictor,
+            benchmark,
+            data,
+            split,
+            options,
+            evaluation_options,
             spec=spec,
             fit_two_stage=fit_two_stage,
             templates=templates,

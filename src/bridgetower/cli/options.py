@@ -23,16 +23,20 @@ if TYPE_CHECKING:
     from bridgetower.predictor import Predictor
 
 
-def own_task(place: str | None) -> TaskSpec | None:
-    """Returns the task that `--task-spec` names, None without one; errors as of `load_object`."""
-    return None if place is None else load_object("task_spec", place, TaskSpec)
+def custom_task(reference: str | None) -> TaskSpec | None:
+    """Returns the task that `--task-spec` names, or None without one."""
+    if reference is None:
+        return None
+    return load_object("task_spec", reference, TaskSpec)
 
 
-def own_extensions(place: str | None) -> Extensions:
-    """Returns the towers, bridges and heads that `--extensions` names; errors as of `load_object`."""
+def custom_extensions(reference: str | None) -> Extensions:
+    """Returns the towers, bridges and heads that `--extensions` names."""
     from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
 
-    return NO_EXTENSIONS if place is None else load_object("extensions", place, Extensions)
+    if reference is None:
+        return NO_EXTENSIONS
+    return load_object("extensions", reference, Extensions)
 
 
 _MODEL = "Hub id, folder of bridgetower or transformers, run folder, official .ckpt, or the word demo."
@@ -50,24 +54,26 @@ _DEMO = {
 OPTIONAL_VALUES = ConstructorRegistry()
 """Shows an option that may be absent by the type of its value: `STR`, not `{None}|STR`; `None` still resets it."""
 DEFAULT = arg(help_behavior_hint=lambda value: "" if value in ("", "''", "None") else f"(default: {value})")
-"""Shows the default of an option, but not that it is unset: what happens then is in the text."""
-_listed: list[type] = []
+"""Shows the default of an option, but not that it is unset: its text says what happens then."""
+_asking_tyro: list[type] = []  # the type whose fields tyro's own rule lists
 
 
 @OPTIONAL_VALUES.struct_rule
 def _fields(info: StructTypeInfo) -> Struct | None:
-    if not is_dataclass(info.type) or _listed:
+    if not is_dataclass(info.type) or _asking_tyro:
         return None
-    _listed.append(info.type)  # so that tyro's own rule lists its fields
+    _asking_tyro.append(info.type)
     spec = ConstructorRegistry.get_struct_spec(info)
-    _listed.clear()
+    _asking_tyro.clear()
     if not isinstance(spec, Struct):
         return None
-
-    def shown(kind: Any) -> Any:
-        return Annotated[kind, DEFAULT, Fixed, Suppress] if NO_OPTION in get_args(kind) else Annotated[kind, DEFAULT]
-
-    return replace(spec, fields=tuple(replace(one, type=shown(one.type)) for one in spec.fields))
+    options = []
+    for item in spec.fields:
+        kind: Any = Annotated[item.type, DEFAULT]
+        if NO_OPTION in get_args(item.type):
+            kind = Annotated[item.type, DEFAULT, Fixed, Suppress]
+        options.append(replace(item, type=kind))
+    return replace(spec, fields=tuple(options))
 
 
 @OPTIONAL_VALUES.primitive_rule
@@ -84,17 +90,23 @@ def _optional(type_info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | N
     return PrimitiveConstructorSpec(
         nargs=value.nargs if value.nargs in (1, "*") else "*",
         metavar=value.metavar,
-        instance_from_str=lambda given: None if given == ["None"] else value.instance_from_str(given),
+        instance_from_str=lambda words: None if words == ["None"] else value.instance_from_str(words),
         is_instance=lambda instance: instance is None or value.is_instance(instance),
         str_from_instance=lambda instance: ["None"] if instance is None else value.str_from_instance(instance),
         choices=None if value.choices is None else (*value.choices, "None"),
     )
 
 
-def named(given: Sequence[str]) -> list[tuple[str | None, str]]:
-    """Splits arguments of the form NAME=PLACE; the name is None where there is none, or where a file has that name."""
-    parts = [(None, one) if "=" not in one or Path(one).exists() else one.split("=", 1) for one in given]
-    return [(name or None, place) for name, place in parts]
+def named(arguments: Sequence[str]) -> list[tuple[str | None, str]]:
+    """Splits arguments of the form NAME=PATH; the name is None where there is none, or where a file has that name."""
+    pairs: list[tuple[str | None, str]] = []
+    for argument in arguments:
+        name, sign, path = argument.partition("=")
+        if sign and not Path(argument).exists():
+            pairs.append((name or None, path))
+        else:
+            pairs.append((None, argument))
+    return pairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +134,7 @@ class ReadOptions:
 
     @property
     def hub(self) -> HubOptions:
-        """What is set of the hub."""
+        """Options of a download from the hub."""
         return {} if self.subfolder is None else {"subfolder": self.subfolder}
 
     def read(self, source: str) -> Checkpoint:
@@ -134,7 +146,7 @@ class ReadOptions:
             revision=self.revision,
             tokenizer=self.tokenizer,
             answers=self.answers,
-            extensions=own_extensions(self.extensions),
+            extensions=custom_extensions(self.extensions),
             **self.hub,
         )
         return checkpoint if self.image_size is None else checkpoint.resized(self.image_size)
@@ -171,22 +183,23 @@ class LoadOptions(ReadOptions):
         from bridgetower.predictor import load
 
         values = {item.name: getattr(self, item.name) for item in fields(LoadOptions) if item.name != "subfolder"}
+        values["extensions"] = custom_extensions(self.extensions)
         source = demo_or(model, "answering model" if answers_questions else "model")
-        return load(source, **values | {"extensions": own_extensions(self.extensions)}, **self.hub)
+        return load(source, **values, **self.hub)
 
 
 Loading = Annotated[LoadOptions, arg(name="")]
 LOADED = LoadOptions()
 
 
-def demo_or(given: str, what: Literal["model", "answering model", "index"] = "model") -> str:
-    """Returns what is given; the word `demo` stands for what the demo left in the working directory."""
-    if given != "demo":
-        return given
-    made = _DEMO[what]
-    if not made.exists():
+def demo_or(source: str, kind: Literal["model", "answering model", "index"] = "model") -> str:
+    """Returns a source, or for the word `demo` the path of what the demo left in the working directory."""
+    if source != "demo":
+        return source
+    path = _DEMO[kind]
+    if not path.exists():
         raise FileNotFoundError(
-            f"{what} is demo, but there is no {made} here; make it with `make demo` in a clone of the project, or give "
+            f"{kind} is demo, but there is no {path} here; make it with `make demo` in a clone of the project, or give "
             "./demo for a folder of that name"
         )
-    return str(made)
+    return str(path)

@@ -1,4 +1,4 @@
-"""What the command line shows: JSON lines, or a table for a reader at a terminal; errors and help in its terms."""
+"""Output of commands: JSON lines, or tables on a terminal, and messages that name options as they are typed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _ADVICE = re.compile(r"(^|\b(?:lower|raise|give|pass|set|use|leave out) )([a-z]+
 
 
 class _OneLineFormatter(logging.Formatter):
-    """Shows what is not seen, such as a line feed in a file's name, which could feign an entry of the log."""
+    """Escapes control characters: a line feed in a file's name could feign an entry of the log."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - its name in logging
         return one_line(shortened(super().formatMessage(record)))
@@ -36,12 +36,15 @@ class _OneLineFormatter(logging.Formatter):
         return visible(super().formatException(ei))
 
 
-def log_to(handler: logging.Handler, form: str, *, alone: bool = False) -> None:
+def log_to(handler: logging.Handler, log_format: str, *, alone: bool = False) -> None:
     """Sends warnings of all libraries and all entries of this one to a handler, a line each but for tracebacks.
 
-    Nothing is done if there is a handler already, unless this one is to take its place.
+    Args:
+        handler: It is not used if there is a handler already.
+        log_format: Of an entry.
+        alone: Remove other handlers first.
     """
-    handler.setFormatter(_OneLineFormatter(form))
+    handler.setFormatter(_OneLineFormatter(log_format))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=alone)
     logging.getLogger("bridgetower").setLevel(logging.INFO)
 
@@ -62,9 +65,10 @@ def emit_result(value: Mapping[str, object], *, json: bool, following: Sequence[
     """Writes a line of JSON, or on a terminal a table with a row for each entry and the command that is useful next."""
     if is_json(json):
         emit(value)
-    else:
-        emit_rows(None, ("", ""), [(name.replace("_", " "), _cell(one)) for name, one in value.items()], texts=(0, 1))
-        emit_following(*following)
+        return
+    rows = [(name.replace("_", " "), _cell(entry)) for name, entry in value.items()]
+    emit_rows(None, ("", ""), rows, texts=(0, 1))
+    emit_following(*following)
 
 
 def emit_results(rows: Iterable[Mapping[str, object]], *, json: bool) -> None:
@@ -72,15 +76,19 @@ def emit_results(rows: Iterable[Mapping[str, object]], *, json: bool) -> None:
     if is_json(json):
         for row in rows:
             emit(row)
-    elif found := [{name: _cell(value) for name, value in row.items()} for row in rows]:
-        names = [name for name in found[0] if any(row[name] for row in found)]
-        emit_rows(None, names, [[row[name] for name in names] for row in found], texts=range(len(names)))
+        return
+    cells = [{name: _cell(value) for name, value in row.items()} for row in rows]
+    if not cells:
+        return
+    names = [name for name in cells[0] if any(row[name] for row in cells)]
+    emit_rows(None, names, [[row[name] for name in names] for row in cells], texts=range(len(names)))
 
 
 def emit_following(*arguments: object) -> None:
     """Names the command that is useful next, after a table on a terminal."""
     if arguments:
-        print("Next:", "bridgetower", *(word if word.isupper() else shlex.quote(word) for word in map(str, arguments)))
+        words = [word if word.isupper() else shlex.quote(word) for word in map(str, arguments)]
+        print("Next:", "bridgetower", *words)
 
 
 def _cell(value: object) -> str:
@@ -88,10 +96,11 @@ def _cell(value: object) -> str:
         case {"probability": float(probability), **named} if len(named) == 1:  # a class, a word
             return f"{_cell(*named.values())}  {probability:.3f}"
         case Mapping():
-            return ", ".join(f"{name} {_cell(one)}" for name, one in value.items())
+            return ", ".join(f"{name} {_cell(entry)}" for name, entry in value.items())
         case list() | tuple():
-            between = "\n" if any(isinstance(one, Mapping) for one in value) else ", "
-            return between.join(map(_cell, value))
+            has_mappings = any(isinstance(entry, Mapping) for entry in value)
+            separator = "\n" if has_mappings else ", "
+            return separator.join(map(_cell, value))
         case None:
             return ""
         case float():
@@ -101,30 +110,44 @@ def _cell(value: object) -> str:
 
 def emit_metrics(title: str, metrics: Mapping[str, float]) -> None:
     """Writes a line per metric; those of a retrieval evaluation in per cent, a column per stage, chance last."""
-    if "chance_rsum" not in metrics:
-        named = {name.replace("_", " "): value for name, value in metrics.items()}
-        rows = [(name, f"{value:.4f}" if isinstance(value, float) else f"{value}") for name, value in named.items()]
-        emit_rows(title, ("", ""), rows)
+    if "chance_rsum" in metrics:
+        _emit_retrieval(title, metrics)
         return
-    shown = [stage for stage in _STAGES if f"{stage}_rsum" in metrics]
+    rows = []
+    for name, value in metrics.items():
+        rows.append((name.replace("_", " "), f"{value:.4f}" if isinstance(value, float) else f"{value}"))
+    emit_rows(title, ("", ""), rows)
+
+
+def _emit_retrieval(title: str, metrics: Mapping[str, float]) -> None:
+    stages = [stage for stage in _STAGES if f"{stage}_rsum" in metrics]
     percent = {name: 100 * value for name, value in metrics.items()}
-    found: dict[str, dict[str, str]] = {}
-    for name in (metric.removeprefix("chance_") for metric in metrics if metric.startswith("chance_")):
-        found[name.replace("_", " ")] = {stage: f"{percent[f'{stage}_{name}']:.1f}" for stage in shown}
+    rows: dict[str, dict[str, str]] = {}  # cells by stage
+
+    # Recalls of every stage.
+    for metric in metrics:
+        if metric.startswith("chance_"):
+            recall = metric.removeprefix("chance_")
+            cells = {stage: f"{percent[f'{stage}_{recall}']:.1f}" for stage in stages}
+            rows[recall.replace("_", " ")] = cells
+
+    # What only some evaluations have.
     if "itm_accuracy" in metrics:
-        found["itm accuracy"] = {"matching": f"{percent['itm_accuracy']:.1f}", "chance": "50.0"}
+        rows["itm accuracy"] = {"matching": f"{percent['itm_accuracy']:.1f}", "chance": "50.0"}
     if "itc_weight" in metrics:
-        found["weight of ITC"] = {"two_stage": f"{metrics['itc_weight']:g}"}
+        rows["weight of ITC"] = {"two_stage": f"{metrics['itc_weight']:g}"}
     if "ece" in metrics:
-        found["ECE of matches"] = {"matching": f"{percent['ece']:.1f}"}
+        rows["ECE of matches"] = {"matching": f"{percent['ece']:.1f}"}
     if "gain_difference" in metrics:
-        gain, low, high = (percent[f"gain_{name}"] for name in ("difference", "low", "high"))
-        found["text to image, less ITC alone"] = {"two_stage": f"{gain:+.1f} ({low:+.1f} to {high:+.1f})"}
+        interval = f"{percent['gain_low']:+.1f} to {percent['gain_high']:+.1f}"
+        rows["text to image, less ITC alone"] = {"two_stage": f"{percent['gain_difference']:+.1f} ({interval})"}
     if "calibration_pairs" in metrics:
-        before, after = (percent[f"calibration_ece_{name}"] for name in ("before", "after"))
-        found["ECE before and after calibration"] = {"matching": f"{before:.1f}, {after:.1f}"}
-    cells = [[name, *(row.get(stage, "") for stage in shown)] for name, row in found.items()]
-    emit_rows(f"{title}, in percent", ("", *(_STAGES[stage] for stage in shown)), cells)
+        errors = f"{percent['calibration_ece_before']:.1f}, {percent['calibration_ece_after']:.1f}"
+        rows["ECE before and after calibration"] = {"matching": errors}
+
+    table = [[name, *(cells.get(stage, "") for stage in stages)] for name, cells in rows.items()]
+    titles = [_STAGES[stage] for stage in stages]
+    emit_rows(f"{title}, in percent", ("", *titles), table)
 
 
 def emit_rows(
@@ -151,27 +174,38 @@ def with_options(message: str, typed: Sequence[str] = (), known: Callable[[], It
     start and in advice ("lower batch_size"); elsewhere it could be of a file.
     """
     for option in sorted(_options(typed), key=len, reverse=True):
-        for name in _names(option):
+        for name in _field_names(option):
             message = re.sub(rf"(?<![\w./'\"-]){re.escape(name)}(?![\w/]|[.=]\w)", option, message)
     if _ADVICE.search(message):
-        named = [(name, option) for option in _options(known()) for name in _names(option)]
-        counts = Counter(name for name, _ in named)
-        only = {name: option for name, option in named if counts[name] == 1 or name == _names(option)[0]}
-        message = _ADVICE.sub(lambda found: found[1] + only.get(found[2], found[2]), message)
+        option_of = _options_by_field(known())
+        message = _ADVICE.sub(lambda match: match[1] + option_of.get(match[2], match[2]), message)
+    return re.sub(r"\b([a-z_]+)=(True|False|N)\b", _flag, message)
 
-    def spelt(argument: re.Match[str]) -> str:
-        name = argument[1].replace("_", "-")
-        return {"True": f"--{name}", "False": f"--no-{name}", "N": f"--{name} N"}[argument[2]]
 
-    return re.sub(r"\b([a-z_]+)=(True|False|N)\b", spelt, message)
+def _options_by_field(arguments: Iterable[str]) -> dict[str, str]:
+    """Returns options by the names of fields that stand for one option alone."""
+    option_of: dict[str, str] = {}
+    counts = Counter[str]()
+    for option in _options(arguments):
+        for name in _field_names(option):
+            counts[name] += 1
+            if name == _field_names(option)[0] or name not in option_of:
+                option_of[name] = option
+    return {name: option for name, option in option_of.items() if counts[name] == 1 or name == _field_names(option)[0]}
+
+
+def _flag(setting: re.Match[str]) -> str:
+    """Returns the option of a setting such as `truncate=True`."""
+    name = setting[1].replace("_", "-")
+    return {"True": f"--{name}", "False": f"--no-{name}", "N": f"--{name} N"}[setting[2]]
 
 
 def _options(arguments: Iterable[str]) -> set[str]:
     return {argument.partition("=")[0] for argument in arguments if argument.startswith("--")}
 
 
-def _names(option: str) -> list[str]:
-    """How Python may call an option, the longest first; names of one word are left out, as they are words as well."""
+def _field_names(option: str) -> list[str]:
+    """Returns the names of an option in Python, longest first, without names of one word, which occur in prose."""
     parts = option.removeprefix("--").replace("-", "_").split(".")
     names = [".".join(parts[start:]) for start in range(len(parts))]
     return [name for name in names if "_" in name or "." in name]

@@ -1,4 +1,4 @@
-"""Arguments of a command, parsed before it runs; for an unknown one, an error that says what was perhaps meant."""
+"""Parses the arguments of a command before it runs, with one-line errors that suggest what was meant."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ Parse = Callable[[Sequence[str]], Callable[[], None]]
 
 _OPTION = re.compile(r"(?:^|[│ ] |, |given as )(--[a-z][\w.-]*\w)(?: \[?\{([\w,-]+)\})?")
 _SUBCOMMAND = re.compile(r"^\W+• (\S+)", re.MULTILINE)
-_NAMES = {"train": "RECIPE", "prepare": "KIND"}  # what the subcommands are, for the usage
-_PLAIN = {  # what is said in place of words of tyro
+_RULE = re.compile(r"^.*[─-]{8,}.*$", re.MULTILINE)  # above and below an error of tyro
+_COLOUR = re.compile(r"\x1b\[[\d;]*m")
+_SUBCOMMAND_KINDS = {"train": "RECIPE", "prepare": "KIND"}
+_REWORDED = {  # errors of tyro
     r"^Missing from .*?: ": "missing: ",
     r"^Error parsing (?:[a-z_.]+: )?": "",
     r"invalid literal for int\(\) with base 10: ": "expected a whole number, not ",
@@ -32,8 +34,8 @@ def deferred(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
     """Returns a command with the same options and help that only returns its call."""
     from bridgetower.cli.options import DEFAULT
 
-    kinds = {name: kind for name, kind in get_type_hints(command, include_extras=True).items() if name != "return"}
-    command.__annotations__ = {name: Annotated[kind, DEFAULT] for name, kind in kinds.items()}
+    hints = get_type_hints(command, include_extras=True)
+    command.__annotations__ = {name: Annotated[hint, DEFAULT] for name, hint in hints.items() if name != "return"}
     command.__doc__ = re.sub(r"\n {12}(?=\S)", " ", command.__doc__ or "")  # joins the lines of an entry
 
     @functools.wraps(command)
@@ -45,76 +47,91 @@ def deferred(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
 
 def parsed(name: str, arguments: Sequence[str], parse: Parse) -> Callable[[], None]:
     """Returns the call of a command; a ValueError says in one line what is wrong with its arguments."""
-    said, before = io.StringIO(), dict(os.environ)
+    printed = io.StringIO()
+    environment = dict(os.environ)
     if not {"-h", "--help"} & {*arguments}:
-        os.environ["COLUMNS"] = "9999"  # so that no line of an error is broken
+        os.environ["COLUMNS"] = "9999"  # keeps each line of an error whole
     try:
-        with redirect_stderr(said), redirect_stdout(_Shortened(sys.stdout, name)):
+        with redirect_stderr(printed), redirect_stdout(_ShortUsage(sys.stdout, name)):
             return parse(arguments)
     except SystemExit as ended:
         if ended.code != 2:
             raise
-        raise ValueError(_problem(said.getvalue(), name, arguments, parse)) from None
+        raise ValueError(_problem(printed.getvalue(), name, arguments, parse)) from None
     finally:
         os.environ.pop("COLUMNS", None)
-        os.environ.update(before)
+        os.environ.update(environment)
 
 
-class _Shortened:
-    """Standard output, with a usage that does not list dozens of names."""
+class _ShortUsage:
+    """Standard output whose usage names the kind of subcommands, not dozens of them."""
 
-    def __init__(self, out: TextIO, name: str) -> None:
-        self.out, self.kind = out, _NAMES.get(name)
+    def __init__(self, stream: TextIO, name: str) -> None:
+        self.stream = stream
+        self.kind = _SUBCOMMAND_KINDS.get(name)
 
     def __getattr__(self, attribute: str) -> Any:
-        return getattr(self.out, attribute)
+        return getattr(self.stream, attribute)
 
     def write(self, text: str) -> int:
-        return self.out.write(re.sub(r"(usage:.*)\{[\w,-]{50,}\}", rf"\1{self.kind}", text))
+        return self.stream.write(re.sub(r"(usage:.*)\{[\w,-]{50,}\}", rf"\1{self.kind}", text))
 
 
 def known_options(parse: Parse, arguments: Sequence[str]) -> dict[str, list[str]]:
-    """Returns the options of a command, or of its subcommand if the arguments name one, with their few values."""
-    kinds = subcommands(parse)
-    found = _OPTION.findall(_help(parse, *[word for word in arguments if word in kinds][:1]))
-    return {option: list(filter(None, values.split(","))) for option, values in reversed(found)}
+    """Returns the options of a command, or of the subcommand in the arguments, with the values of choices."""
+    names = subcommands(parse)
+    subcommand = [word for word in arguments if word in names][:1]
+    options = _OPTION.findall(_help(parse, *subcommand))
+    return {option: [value for value in values.split(",") if value] for option, values in reversed(options)}
 
 
 def subcommands(parse: Parse) -> list[str]:
     return _SUBCOMMAND.findall(_help(parse))
 
 
-def _problem(said: str, name: str, arguments: Sequence[str], parse: Parse) -> str:
-    """Names the first argument that there is not, else returns what tyro said as a line, without its help."""
-    command, first = f"bridgetower {name}", "".join(arguments[:1])
-    if kinds := subcommands(parse):
-        chosen = [word for word in arguments if word in kinds]
-        if not chosen and first and not first.startswith("-"):
-            return f"{command} has no {first!r}; {meant(first, kinds)}`{command} --help` lists all"
-        if not chosen:
-            return f"no {_NAMES[name]} is given; `{command} --help` lists all"
-        command += f" {chosen[0]}"
+def _problem(error: str, name: str, arguments: Sequence[str], parse: Parse) -> str:
+    """Names the first unknown argument, else returns tyro's error as a line."""
+    command = f"bridgetower {name}"
+    names = subcommands(parse)
+    if names:
+        subcommand = next((word for word in arguments if word in names), None)
+        first = arguments[0] if arguments else ""
+        if subcommand is None and first and not first.startswith("-"):
+            return f"{command} has no {first!r}; {meant(first, names)}`{command} --help` lists all"
+        if subcommand is None:
+            return f"no {_SUBCOMMAND_KINDS[name]} is given; `{command} --help` lists all"
+        command += f" {subcommand}"
+
     options = known_options(parse, arguments).keys() - {"--help"}
     for word in arguments:
         option = word.partition("=")[0].replace("_", "-")
         if option.startswith("--") and option not in options:
             return f"{command} has no option {option}; {meant(option, options)}`{command} --help` lists all"
-    _, rows, *_ = re.split(r"^.*[─-]{8,}.*$", re.sub(r"\x1b\[[\d;]*m", "", said), flags=re.MULTILINE)
-    lines = [line.strip("│ ") for line in rows.splitlines() if 0 < len(line) - len(line.lstrip("│ ")) < 9]
-    problem = " ".join((lines[0], ", ".join(lines[1:]))).strip()
-    for pattern, plain in _PLAIN.items():
-        problem = re.sub(pattern, plain, problem)
-    return f"{problem}; see {command} --help"
+    return f"{_reworded(error)}; see {command} --help"
+
+
+def _reworded(error: str) -> str:
+    """Returns the lines of tyro's error as one, without the help that follows."""
+    _, rows, *_ = _RULE.split(_COLOUR.sub("", error))
+    lines = []
+    for row in rows.splitlines():
+        indent = len(row) - len(row.lstrip("│ "))
+        if 0 < indent < 9:  # deeper ones are of the help
+            lines.append(row.strip("│ "))
+    problem = f"{lines[0]} {', '.join(lines[1:])}".strip()
+    for pattern, wording in _REWORDED.items():
+        problem = re.sub(pattern, wording, problem)
+    return problem
 
 
 def _help(parse: Parse, *arguments: str) -> str:
-    shown = io.StringIO()
-    with suppress(SystemExit), redirect_stdout(shown), redirect_stderr(io.StringIO()):
+    printed = io.StringIO()
+    with suppress(SystemExit), redirect_stdout(printed), redirect_stderr(io.StringIO()):
         parse([*arguments, "--help"])
-    return shown.getvalue()
+    return printed.getvalue()
 
 
 def meant(word: str, known: Iterable[str]) -> str:
-    """Returns the question for the word that is nearest; nothing if none is near."""
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {near[0]}? " if near else ""
+    """Returns a question that suggests the nearest known word, or nothing if none is near."""
+    matches = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {matches[0]}? " if matches else ""

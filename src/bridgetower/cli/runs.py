@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from tyro.conf import Positional, arg
 from tyro.extras import subcommand_type_from_defaults
 
-from bridgetower.cli.options import Json, named, own_extensions, own_task
+from bridgetower.cli.options import Json, custom_extensions, custom_task, named
 from bridgetower.cli.output import emit, emit_following, emit_metrics, emit_rows, is_json
 from bridgetower.extras import require
 from bridgetower.tasks.run_config import FEATURE_CACHE_GIB, TIMEOUT_MINUTES, RunConfig
@@ -69,8 +69,8 @@ def train(
         metrics = train_run(
             config,
             out,
-            task=own_task(task_spec),
-            extensions=own_extensions(extensions),
+            task=custom_task(task_spec),
+            extensions=custom_extensions(extensions),
             resume=resume,
             async_checkpoints=async_checkpoints,
             report_to=report_to,
@@ -87,7 +87,7 @@ def train(
         emit({"run": str(out), **metrics})
         return
     emit_metrics(f"{out}: {config.data.validation_split}", metrics)
-    if benchmarks := spec_of(config.task, own_task(task_spec)).benchmarks:
+    if benchmarks := spec_of(config.task, custom_task(task_spec)).benchmarks:
         own = () if task_spec is None else ("--task-spec", task_spec)
         emit_following("evaluate", out, next(iter(benchmarks)), "--data", *config.data.folders, *own)
 
