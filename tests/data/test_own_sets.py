@@ -219,7 +219,7 @@ class TestBadRows:
             ("regression", {"image": "1.png", "label": "high"}, None, "'high' is no number"),
             ("regression", {"image": "1.png", "label": "nan"}, None, "'nan' is no number"),
             ("regression", {"image": "1.png", "label": "inf"}, None, "'inf' is no number"),
-            ("vqa", {"image": "1.png", "answer": "x"}, None, "no question"),
+            ("vqa", {"image": "1.png", "question": "", "answer": "x"}, None, "no question"),
             ("entailment", {"image": "1.png", "text": "x", "label": "maybe"}, None, "expected one of contradiction"),
             ("image-pairs", {"image": "1.png", "text": "x", "label": "true"}, None, "1 images; expected 2"),
             ("classification", {"image": "1.png", "x": 1}, LabelledConfig(label_column="y"), "no column y"),

@@ -1,5 +1,6 @@
 """Bringing an index up to date: what is embedded, what is not, and what broken files and other models do."""
 
+import base64
 import errno
 import json
 import os
@@ -159,6 +160,14 @@ class TestSources:
         (album.folder / "a.txt").write_text("one")
         with pytest.raises(ValueError, match=r"names no image; nothing was removed: .* line 1 has no image"):
             album.build(album.folder / "a.txt", max_errors=1)
+
+    def test_images_as_base64_have_no_place(self, album):
+        encoded = base64.b64encode((album.folder / "01.png").read_bytes()).decode()
+        rows = [{"image": "00.png"}, {"image": encoded}]
+        (album.folder / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (bad,) = album.build(album.folder / "t.jsonl", max_errors=1).bad
+        assert bad == "t.jsonl line 2 has its image as base64, which `index` cannot point to; save it as a file"
+        assert album.captions() == {"00.png": []}
 
     def test_captions_of_one_image_in_rows_far_from_each_other(self, album, encoded):
         lines = "image,caption\n00.png,a\n00.png,b\n01.png,c\nsub/04.png,d\n00.png,e\n01.png,f\n"

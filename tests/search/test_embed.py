@@ -1,5 +1,6 @@
 """Vectors of a source: as the model gives them, in every format; what cannot be used; runs that were cut off."""
 
+import base64
 import json
 import shutil
 import subprocess
@@ -112,6 +113,15 @@ class TestOutputs:
         rows = pa.Table.from_batches(Table("s3://bucket/v.lance").scan(["id", "vector"]))
         assert rows["id"].to_pylist()[3] == "shard-1.tar/03.png"
         np.testing.assert_allclose(np.array(rows["vector"].to_pylist()), expected, atol=1e-5)
+
+    def test_images_as_base64(self, embed, shapes_folder, expected, tmp_path):
+        contents = [(shapes_folder / f"{name}.png").read_bytes() for name in NAMES]
+        rows = [json.dumps({"image": base64.b64encode(content).decode()}) + "\n" for content in contents]
+        (tmp_path / "t.jsonl").write_text("".join(rows))
+        embed(tmp_path / "t.jsonl")
+        names, vectors = embed.read()
+        assert names == [f"t.jsonl/{number}" for number in range(1, 6)]
+        np.testing.assert_allclose(vectors, expected, atol=1e-5)
 
     def test_processes_give_the_same(self, embed, shapes_folder):
         for workers in (0, 2):
@@ -265,6 +275,14 @@ class TestContinuing:
             names, vectors = embed.read(f"v{size}.{suffix}")
             assert names == [f"shard-{number}.tar/{name}.png" for number, name in zip("00011", NAMES, strict=True)]
             np.testing.assert_allclose(vectors, expected, atol=1e-5)
+
+    @pytest.mark.parametrize("suffix", WAYS)
+    def test_a_run_that_had_nothing_yet_may_become_another_one(self, suffix, embed, places, tmp_path):
+        (tmp_path / "t.csv").write_text("bild,worte\n0.png,a red bar\n")
+        with pytest.raises(ValueError, match=r"t\.csv has no column of images or texts; it has bild, worte"):
+            embed(tmp_path / "t.csv", f"v.{suffix}")
+        assert embed(tmp_path / "t.csv", f"v.{suffix}", caption_column="worte").vectors == 1
+        embed.check_beside(f"v.{suffix}")
 
     @pytest.mark.parametrize("suffix", WAYS)
     def test_with_other_settings_or_another_source_is_refused(self, suffix, embed, stopped, tmp_path, monkeypatch):

@@ -31,10 +31,11 @@ class Image:
     version: str = ""  # what changes when the file does, where the listing tells
     # its bytes, where they were read with the source
     content: bytes | None = field(default=None, repr=False, compare=False)
+    is_inline: bool = False  # whether it is base64 in a text, so that only `content` has its bytes
 
     @property
     def is_file(self) -> bool:
-        return not (self.piece or self.cell or self.moment)
+        return not (self.piece or self.cell or self.moment or self.is_inline)
 
     def read(self) -> bytes:
         if self.content is not None:
@@ -135,11 +136,14 @@ def cell_bytes(value: object) -> bytes | None:
     return content if isinstance(content, bytes) else None
 
 
-def check_bad(source: object, problems: Sequence[str], max_errors: int, others: str = "") -> None:
+def check_bad(
+    source: object, problems: Sequence[str], max_errors: int, others: str = "", *, has_good: bool = True
+) -> None:
     """Raises a ValueError if more than allowed could not be used; `others` says what became of the rest."""
     if len(problems) > max_errors:
         shown = " | ".join(problems[:NAMED])
         more = f" and {len(problems) - NAMED} more" if len(problems) > NAMED else ""
-        bad = f"{len(problems)} bad item{'s' if len(problems) > 1 else ''}, allowed are {max_errors}"
+        bad = f"{len(problems)} bad item{'s' if len(problems) > 1 else ''}"
+        allowed = f", allowed are {max_errors} (max_errors=N allows more)" if has_good else " and no good one"
         kept = f"; {others}" if others else ""
-        raise ValueError(f"{source}: {bad} (max_errors=N allows more){kept}: {shown}{more}")
+        raise ValueError(f"{source}: {bad}{allowed}{kept}: {shown}{more}")

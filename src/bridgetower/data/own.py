@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from math import isfinite
 from pathlib import Path
@@ -18,16 +18,45 @@ from bridgetower.data.config import WritingConfig
 from bridgetower.data.example import Example, check_bad
 from bridgetower.data.fetch import list_files, read_part_of_set
 from bridgetower.data.prepared_set import INFO_FILE, DatasetInfo, SetWriter, read_info
-from bridgetower.data.reader import CaptionsFrom, Columns, read
+from bridgetower.data.reader import (
+    CAPTIONS,
+    IMAGES,
+    CaptionsFrom,
+    Columns,
+    Headings,
+    Needed,
+    columns_named,
+    note_likely,
+    read,
+)
 from bridgetower.files import json_object
 from bridgetower.model.plain import from_plain
 
 CLASSES_FILE = "classes.json"
-TEXT_COLUMNS = ("title", "description", "hypothesis", "statement", "sentence2")
-LABEL_COLUMNS = ("label", "labels", "class", "category", "categories", "tags", "gold_label")
-NUMBER_COLUMNS = (*LABEL_COLUMNS, "score", "rating")
-QUESTION_COLUMNS = ("question", "questions", "query")
-ANSWER_COLUMNS = ("answer", "answers", "multiple_choice_answer")
+STATEMENTS = Headings(
+    noun="statements",
+    option="text_column",
+    usual=("statement", "hypothesis", "sentence2", "title", "description"),
+)
+LABELS = Headings(
+    noun="labels",
+    option="label_column",
+    usual=("label", "labels", "class", "category", "categories", "tags", "gold_label"),
+    likely=("label_name", "class_name", "category_name", "class_label", "tag"),
+)
+NUMBERS = replace(LABELS, noun="numbers", usual=(*LABELS.usual, "score", "rating"), likely=("stars", "value"))
+QUESTIONS = Headings(
+    noun="questions",
+    option="text_column",
+    usual=("question", "questions", "query"),
+    likely=("question_text",),
+)
+ANSWERS = Headings(
+    noun="answers",
+    option="answer_column",
+    usual=("answer", "answers", "multiple_choice_answer"),
+    likely=("answer_text", "correct_answer"),
+)
 
 _MEANT = {  # labels in other words, by schema
     "snli-ve": {str(number): label for number, label in enumerate(schemas.SNLI_VE.labels)},
@@ -145,6 +174,7 @@ class OwnSpec:
     # makes entries of a row, or raises ValueError with what is wrong
     entries: Callable[[Example, Any, Seen], Sequence[Any]]
     num_images: int | None = 1  # images of a row; None: one or none
+    texts: Headings | None = None  # what its texts are, beside captions; None: rows need no text
     # makes the content of further files of the set, also from the entries of its training split
     files: Callable[[Seen, Any, Iterator[Any]], Mapping[str, Any]] = lambda seen, config, training: {}
 
@@ -185,7 +215,10 @@ def prepare_own(
     if finished := finished_set(Path(out), settings, config.max_errors):
         return finished
     columns = Columns(
-        image=config.image_column, text=config.text_column, captions_from=getattr(config, "captions_from", "text")
+        image=config.image_column,
+        text=config.text_column,
+        captions_from=getattr(config, "captions_from", "text"),
+        needed=_needed(spec, config),
     )
     shares = {"test": config.test_fraction, "validation": config.validation_fraction}
     seen = Seen()
@@ -205,7 +238,6 @@ def prepare_own(
                 writer.refuse(f"{place}: {error}")
                 continue
             writer.add(images, entries, name="" if images else example.id, split=example.split, place=place)
-        check_bad(source, writer.bad, config.max_errors)
         info = DatasetInfo(
             name=Path(str(source).rstrip("/")).stem,
             split_rule="as the source gives them, else by a hash of seed and image",
@@ -213,6 +245,17 @@ def prepare_own(
         )
         writer.files = lambda: spec.files(seen, config, writer.training_entries())
         return writer.finish(source, info)
+
+
+def _needed(spec: OwnSpec, config: Any) -> tuple[Needed, ...]:
+    """Returns the columns that tables of a kind of set must have."""
+    images = Needed(headings=(IMAGES,), asked=config.image_column)
+    if spec.num_images is None:
+        asked = config.image_column or config.text_column
+        return (Needed(headings=(IMAGES, CAPTIONS), instead=(STATEMENTS,), asked=asked),)
+    if spec.texts is None or getattr(config, "captions_from", "text") == "folder":
+        return (images,)
+    return images, Needed(headings=(spec.texts,), instead=(CAPTIONS,), asked=config.text_column)
 
 
 def finished_set(out: Path, settings: Mapping[str, Any], max_errors: int) -> DatasetInfo | None:
@@ -238,10 +281,10 @@ def _captions(example: Example, config: PairsConfig, seen: Seen) -> Sequence[str
 
 
 def _labelled(
-    example: Example, config: LabelledConfig, seen: Seen, usual: Sequence[str] = LABEL_COLUMNS
+    example: Example, config: LabelledConfig, seen: Seen, headings: Headings = LABELS
 ) -> Sequence[schemas.LabelledEntry]:
     """A blank cell is an unknown label; an empty list, or a blank cell with a separator, is no class."""
-    cell, separator = _cell(example, config.label_column, usual), config.label_separator
+    cell, separator = _cell(example, config.label_column, headings), config.label_separator
     labels: tuple[str, ...] | None = None
     if cell is not None and cell == cell and not (separator is None and isinstance(cell, str) and not cell.strip()):
         parts = cell if isinstance(cell, list) else str(cell).split(separator) if separator else [cell]
@@ -269,7 +312,7 @@ def _classes(seen: Seen, config: LabelledConfig, training: Iterator[Any]) -> Map
 
 
 def _numbered(example: Example, config: LabelledConfig, seen: Seen) -> Sequence[schemas.LabelledEntry]:
-    (entry,) = _labelled(example, config, seen, NUMBER_COLUMNS)
+    (entry,) = _labelled(example, config, seen, NUMBERS)
     with suppress(ValueError):
         if not entry.labelled or (len(entry.labels) == 1 and isfinite(float(entry.labels[0]))):
             return [entry]
@@ -277,10 +320,10 @@ def _numbered(example: Example, config: LabelledConfig, seen: Seen) -> Sequence[
 
 
 def _questions(example: Example, config: VqaConfig, seen: Seen) -> Sequence[schemas.Question]:
-    text = _text_of(example, config, QUESTION_COLUMNS)
+    text = _text_of(example, config, QUESTIONS)
     if not text:
         raise ValueError("it has no question")
-    cell = _cell(example, config.answer_column, ANSWER_COLUMNS)
+    cell = _cell(example, config.answer_column, ANSWERS)
     parts = cell if isinstance(cell, list) else [cell]
     if config.answer_separator and isinstance(cell, str):
         parts = cell.split(config.answer_separator)
@@ -307,11 +350,11 @@ def _answers(seen: Seen, config: VqaConfig, training: Iterator[Any]) -> Mapping[
 def _statements(
     example: Example, config: OwnSetConfig, seen: Seen, schema: schemas.Schema
 ) -> Sequence[schemas.Statement]:
-    label = _text(_cell(example, None, LABEL_COLUMNS)).lower()
+    label = _text(_cell(example, None, LABELS)).lower()
     label = _MEANT[schema.name].get(label, label)
     if label not in ("", *schema.labels):
         raise ValueError(f"its label is {label!r}; expected one of {', '.join(schema.labels)}")
-    text = _text_of(example, config, TEXT_COLUMNS)
+    text = _text_of(example, config, STATEMENTS)
     if not text:
         raise ValueError("it has no statement")
     return [schemas.Statement(statement_id=_id(example, seen), text=text, label=label)]
@@ -319,7 +362,7 @@ def _statements(
 
 def joined_text(example: Example) -> str:
     """Returns what an example with a label says, as a set of labels has it."""
-    return " ".join(example.texts) or _text(_cell(example, None, TEXT_COLUMNS))
+    return " ".join(example.texts) or _text(_cell(example, None, STATEMENTS))
 
 
 def _id(example: Example, seen: Seen) -> str:
@@ -330,16 +373,24 @@ def _id(example: Example, seen: Seen) -> str:
     return name
 
 
-def _text_of(example: Example, config: OwnSetConfig, usual: Sequence[str]) -> str:
-    found = "" if config.text_column else _text(_cell(example, None, usual))
+def _text_of(example: Example, config: OwnSetConfig, headings: Headings) -> str:
+    found = "" if config.text_column else _text(_cell(example, None, headings))
     return found or " ".join(example.texts)
 
 
-def _cell(example: Example, asked: str | None, usual: Sequence[str]) -> Any:
-    """Returns what is in the column that is asked for, or in the first one of a usual name."""
-    if asked and asked not in example.fields:
-        raise ValueError(f"it has no column {asked}; it has {', '.join(example.fields)}")
-    return example.fields[asked] if asked else next((v for k, v in example.fields.items() if k.lower() in usual), None)
+def _cell(example: Example, asked: str | None, headings: Headings) -> Any:
+    """Returns what is in the column that is asked for, else in the first one of a usual or a likely name."""
+    fields = example.fields
+    if asked:
+        if asked not in fields:
+            raise ValueError(f"it has no column {asked}; it has {', '.join(fields)}")
+        return fields[asked]
+    if usual := columns_named(fields, headings.usual):
+        return fields[usual[0]]
+    if likely := columns_named(fields, headings.likely):
+        note_likely("", likely[0], headings)
+        return fields[likely[0]]
+    return None
 
 
 def _text(cell: object) -> str:
@@ -355,7 +406,14 @@ def _spec(name: str, what: str, more: str, example: str, **others: Any) -> OwnSp
 _WITH_LABELS: Mapping[str, Any] = {"schema": schemas.CLASSIFICATION, "config": LabelledConfig, "num_images": None}
 _SPECS = (
     _spec(
-        "pairs", "Images with captions.", "", "photos", schema=schemas.CAPTIONS, config=PairsConfig, entries=_captions
+        "pairs",
+        "Images with captions.",
+        "",
+        "photos",
+        schema=schemas.CAPTIONS,
+        config=PairsConfig,
+        entries=_captions,
+        texts=CAPTIONS,
     ),
     _spec(
         "classification",
@@ -384,6 +442,7 @@ _SPECS = (
         config=VqaConfig,
         entries=_questions,
         files=_answers,
+        texts=QUESTIONS,
     ),
     _spec(
         "entailment",
@@ -393,6 +452,7 @@ _SPECS = (
         "claims",
         schema=schemas.SNLI_VE,
         entries=partial(_statements, schema=schemas.SNLI_VE),
+        texts=STATEMENTS,
     ),
     _spec(
         "image-pairs",
@@ -402,6 +462,7 @@ _SPECS = (
         "pairs",
         schema=schemas.NLVR2,
         entries=partial(_statements, schema=schemas.NLVR2),
+        texts=STATEMENTS,
         num_images=2,
     ),
 )

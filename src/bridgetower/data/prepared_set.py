@@ -183,7 +183,7 @@ class SetWriter:
         while self._waiting:
             self._settle()
         self._commit()  # what can be used stays for the next attempt
-        check_bad(source, self.bad, self.config.max_errors)
+        check_bad(source, self.bad, self.config.max_errors, has_good=bool(self._counts))
         if not self._counts or (empty := [name for name in splits if not self._counts[name]]):
             of = f" of {', '.join(empty)}" if self._counts else ""
             raise ValueError(f"{source} has no usable example{of}; check that it is the right source")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
+import codecs
 import csv
 import io
 import json
@@ -15,6 +18,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import chain, groupby
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Literal
@@ -23,13 +27,11 @@ from bridgetower.data.config import Cutting
 from bridgetower.data.example import ColumnFile, Example, Image, cell_bytes
 from bridgetower.data.fetch import JsonLists, Listed, is_url, list_files, open_place, read_bytes, suffix_of, version_of
 from bridgetower.extras import install, is_installed, require
+from bridgetower.files import shortened
 
 IMAGE_SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 VIDEO_SUFFIXES = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv")
 SUBTITLE_SUFFIXES = (".vtt", ".srt")
-IMAGE_COLUMNS = ("image", "image_path", "path", "file", "file_name", "filename", "filepath", "img", "jpg")
-URL_COLUMNS = ("url", "image_url")
-CAPTION_COLUMNS = ("caption", "captions", "text", "sentence", "sentences")
 ID_COLUMNS = ("id", "image_id", "key", "uid")
 PAIR_COLUMNS = (("image_0", "image_1"), ("image_1", "image_2"), ("image1", "image2"), ("left", "right"))
 SPLITS = {  # as sources name them, and their names here
@@ -38,6 +40,39 @@ SPLITS = {  # as sources name them, and their names here
 }
 
 CaptionsFrom = Literal["text", "folder"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Headings:
+    """Names of columns of one kind, in lower case and with `_` for spaces."""
+
+    noun: str  # names what is in such a column
+    option: str  # that names another one
+    usual: tuple[str, ...]
+    second: tuple[str, ...] = ()  # usual too, where there is none of the first
+    likely: tuple[str, ...] = ()  # taken where there is no usual one and only one of these, with a line in the log
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (*self.usual, *self.second, *self.likely)
+
+
+IMAGES = Headings(
+    noun="images",
+    option="image_column",
+    usual=("image", "image_path", "path", "file", "file_name", "filename", "filepath", "img", "jpg"),
+    second=("url", "image_url"),
+    likely=(
+        *("images", "image_name", "image_file", "image_filename", "img_name", "img_path", "img_file", "photo"),
+        *("photo_path", "picture", "picture_path", "pic", "img_url", "photo_url", "picture_url", "image_link"),
+    ),
+)
+CAPTIONS = Headings(
+    noun="texts",
+    option="text_column",
+    usual=("caption", "captions", "text", "sentence", "sentences"),
+    likely=("comment", "comments", "description", "alt", "alt_text", "image_caption", "image_description"),
+)
 
 _TABLES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow")
 _OF_ROWS = {**dict.fromkeys(_TABLES, "table"), ".tar": "tar", ".txt": "texts"}
@@ -48,10 +83,21 @@ _KINDS = {
     **{suffix + packed: kind for suffix, kind in _OF_ROWS.items() for packed in ("", ".gz", ".bz2", ".xz", ".zst")},
 }
 _DESCRIBES = re.compile(r"metadata\.(csv|jsonl|parquet)")  # a table of the images of a folder, as `datasets` has it
-_LONGEST = 2**20  # characters of a row of a text file or of a cell, bytes of a header in a tar shard
-_TOO_LONG = f"it has more than {_LONGEST} characters"
+_LONGEST = 2**20  # characters of a line of a text file or of a cell, bytes of a header in a tar shard
+_LONGEST_ROW = 2**24  # characters of a row of a table, which may have images as base64
 _LARGEST = 2**29  # bytes of an image in a tar shard
 _PART = 2000  # images of a folder that are read together
+_STATED_DELIMITER = re.compile(r"sep=(.)\s*")  # a first line for Excel
+_DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,", re.ASCII | re.IGNORECASE)
+_HEAD = 64  # bytes of a file that are looked at
+_BASE64 = re.compile(r"[A-Za-z0-9+/]{64}[A-Za-z0-9+/\s]*={0,2}\s*")
+_IMAGE_HEAD = re.compile(  # of JPEG, PNG, GIF, WebP, BMP, TIFF, and AVIF or HEIC
+    rb"\xff\xd8\xff|\x89PNG\r\n|GIF8|RIFF....WEBP|BM....\0\0\0\0|II\*\0|MM\0\*|....ftyp", re.DOTALL
+)
+_FOREIGN = {  # columns of formats that are not read, with advice
+    "conversations": "a conversation is not read: write a row for each question, with image, question and answer",
+    "annotations": "nested rows are not read: export a CSV, or JSON-MIN of Label Studio",
+}
 _IN_NAME = re.compile(r"(?:^|[/_.-])(train|training|validation|valid|val|dev|test|testing)(?=[/_.-]|$)")
 
 logger = logging.getLogger(__name__)
@@ -59,6 +105,15 @@ logger = logging.getLogger(__name__)
 
 class ColumnError(ValueError):
     """A table lacks a column that is asked for, or has several."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needed:
+    """Cells that a task needs, so that a table without a column of them is an error."""
+
+    headings: tuple[Headings, ...]  # one of these has to be there
+    instead: tuple[Headings, ...] = ()  # also accepted, but not named in errors
+    asked: str | None = None  # the column that is given, which has to be there then
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +125,8 @@ class Columns:
     id: str | None = None  # what names a row
     captions_from: CaptionsFrom = "text"  # "folder" takes the name of the folder that an image is in as its caption
     cutting: Cutting = field(default_factory=Cutting)  # how videos become moments
+    needed: tuple[Needed, ...] = ()
+    text_option: str = CAPTIONS.option  # how errors call `text`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -360,7 +417,7 @@ def _texts(part: Part, columns: Columns) -> Iterator[Example]:
     (file,) = part.files
     for number, line in enumerate(_lines(file), start=1):
         if line.strip():
-            texts, problem = ((line.strip(),), "") if len(line) <= _LONGEST else ((), _TOO_LONG)
+            texts, problem = ((line.strip(),), "") if len(line) <= _LONGEST else ((), _too_long(_LONGEST))
             place = f"{file.name} line {number}"
             yield Example(id=f"{file.name}/{number}", texts=texts, place=place, problem=problem)
 
@@ -371,79 +428,182 @@ def _captions(part: Part, columns: Columns) -> Iterator[Example]:
     for number, line in enumerate(map(str.strip, _lines(file)), start=1):
         separator = separator or ("\t" if "\t" in line else ",")
         name, _, caption = line.partition(separator)
-        if not line or (number == 1 and name.strip().lower() in IMAGE_COLUMNS):
+        if not line or (number == 1 and columns_named([name], IMAGES.names)):
             continue
         if len(caption) > 1 and caption[0] == caption[-1] == '"':  # as CSV writers quote one with commas
             caption = caption[1:-1].replace('""', '"')
         place = f"{file.name} line {number}"
         if len(line) > _LONGEST:
-            yield Example(id=f"{file.name}/{number}", place=place, problem=_TOO_LONG)
+            yield Example(id=f"{file.name}/{number}", place=place, problem=_too_long(_LONGEST))
         else:
             # Flickr30k numbers the captions of an image: "1000092795.jpg#0".
             image = _named_image(file, re.sub(r"#\d+$", "", name.strip()))
             yield Example(id=image.name, images=(image,), texts=_stripped([caption]), place=place)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Roles:
+    """The columns of a row by what they hold; empty where there is none."""
+
+    images: tuple[str, ...]
+    text: str
+    id: str
+    split: str
+
+
 def _table(part: Part, columns: Columns) -> Iterator[Example]:
     """Yields the rows of a table; of a wrong row the example has the problem, and the next ones follow."""
     (file,) = part.files
     suffix = suffix_of(file.place)
+    is_json = ".json" in suffix or ".ndjson" in suffix
     if suffix in (".parquet", ".arrow"):
         rows = _columnar_rows(file)
     else:
-        rows = _json_rows(file) if ".json" in suffix or ".ndjson" in suffix else _csv_rows(file)
+        rows = _json_rows(file) if is_json else _csv_rows(file)
     keys: tuple[str, ...] = ()
     asked = {name for name in (*(columns.image or "").split(","), columns.text, columns.id) if name}
+    needed = list(columns.needed)
     for number, (place, cells) in enumerate(rows, start=1):
-        row_id = f"{file.name}/{number}"
         if isinstance(cells, str):  # a problem
-            yield Example(id=row_id, place=place, problem=cells)
+            yield Example(id=f"{file.name}/{number}", place=place, problem=cells)
             continue
         if tuple(cells) != keys:
             keys = tuple(cells)
-            in_images, in_texts, in_id, in_split = _columns_of(file, cells, columns)
+            roles = _roles_of(file, cells, columns)
             asked.difference_update(keys)
-        given = (one for name in in_images for one in _as_list(cells[name]) if isinstance(one, Image) or _text(one))
-        images = [one if isinstance(one, Image) else _named_image(file, _text(one)) for one in given]
-        texts = _stripped(map(_text, _as_list(cells.get(in_texts))))
-        if columns.captions_from == "folder" and images:
-            texts = _stripped([re.sub(r"[_-]+", " ", PurePosixPath(images[0].name).parent.name)])
-        if max(map(len, (*texts, *(cell for cell in cells.values() if isinstance(cell, str)))), default=0) > _LONGEST:
-            yield Example(id=row_id, place=place, problem=_TOO_LONG)
-            continue
-        split = _text(cells.get(in_split)).strip().lower()
-        yield Example(
-            id=_text(cells.get(in_id)) or (images[0].name if len(images) == 1 and images[0].is_file else row_id),
-            images=tuple(images),
-            texts=texts,
-            fields={key: value for key, value in cells.items() if key not in (*in_images, in_texts, in_split)},
-            split=SPLITS.get(split, split),
-            place=place,
-            problem=f"split is {split!r}; expected one of {', '.join(SPLITS)}" if split not in ("", *SPLITS) else "",
-        )
+            needed = [need for need in needed if not _has(need, keys, roles)]
+            if needed and not is_json:  # whose rows all have the same columns
+                break
+        yield _row(file, number, place, cells, roles, columns)
     if keys and asked:
-        raise ColumnError(f"no row of {file.name} has a column {', '.join(sorted(asked))}; it has {', '.join(keys)}")
+        raise ColumnError(f"no row of {file.name} has a column {', '.join(sorted(asked))}; it has {_listed(keys)}")
+    if keys and needed:
+        raise ColumnError(_missing(file, needed[0], keys, columns.needed))
 
 
-def _columns_of(file: Listed, cells: Mapping[str, Any], columns: Columns) -> tuple[tuple[str, ...], str, str, str]:
-    """Returns the names of the columns of images, texts, ids and splits."""
+def _row(file: Listed, number: int, place: str, cells: Mapping[str, Any], roles: _Roles, columns: Columns) -> Example:
+    row_id = f"{file.name}/{number}"
+    images = list[Image]()
+    try:
+        for column in roles.images:
+            for cell in _as_list(cells[column]):
+                if isinstance(cell, Image):
+                    images.append(cell)
+                elif text := _text(cell):
+                    images.append(_image_in_cell(file, text, f"{file.name}/{column} {number}"))
+    except ValueError as error:
+        return Example(id=row_id, place=place, problem=str(error))
+    texts = _stripped(map(_text, _as_list(cells.get(roles.text))))
+    if columns.captions_from == "folder" and images:
+        texts = _stripped([re.sub(r"[_-]+", " ", PurePosixPath(images[0].name).parent.name)])
+    others = [cell for column, cell in cells.items() if column not in roles.images and isinstance(cell, str)]
+    if any(len(text) > _LONGEST for text in (*texts, *others)):
+        return Example(id=row_id, place=place, problem=_too_long(_LONGEST))
+    split = _text(cells.get(roles.split)).strip().lower()
+    has_file = len(images) == 1 and images[0].is_file
+    return Example(
+        id=_text(cells.get(roles.id)) or (images[0].name if has_file else row_id),
+        images=tuple(images),
+        texts=texts,
+        fields={key: value for key, value in cells.items() if key not in (*roles.images, roles.text, roles.split)},
+        split=SPLITS.get(split, split),
+        place=place,
+        problem=f"split is {split!r}; expected one of {', '.join(SPLITS)}" if split not in ("", *SPLITS) else "",
+    )
 
-    def find(asked: str | None, *usual: Sequence[str]) -> str:
-        if asked:
-            return asked if asked in cells else ""
-        among = ([name for name in cells if name.lower() in group] for group in usual)
-        found = next(filter(None, among), [""])
-        if len(found) > 1:
-            raise ColumnError(f"{file.name} has several columns of one kind ({', '.join(found)}); name one of them")
-        return found[0]
 
+def _roles_of(file: Listed, cells: Mapping[str, Any], columns: Columns) -> _Roles:
+    captions = replace(CAPTIONS, option=columns.text_option)
+    ids = Headings(noun="ids", option="id_column", usual=ID_COLUMNS)
+    splits = Headings(noun="splits", option="", usual=("split",))
     if columns.image:
-        images: tuple[str, ...] = tuple(name for name in columns.image.split(",") if name in cells)
+        images = tuple(name for name in columns.image.split(",") if name in cells)
     else:
         pair = next((pair for pair in PAIR_COLUMNS if all(name in cells for name in pair)), ())
         images = pair or tuple(name for name, value in cells.items() if isinstance(value, Image | bytes))
-        images = images or tuple(filter(None, [find(None, IMAGE_COLUMNS, URL_COLUMNS)]))
-    return images, find(columns.text, CAPTION_COLUMNS), find(columns.id, ID_COLUMNS), find(None, ("split",))
+        images = images or tuple(filter(None, [_column_of(file, cells, IMAGES)]))
+    return _Roles(
+        images=images,
+        text=_column_of(file, cells, captions, columns.text),
+        id=_column_of(file, cells, ids, columns.id),
+        split=_column_of(file, cells, splits),
+    )
+
+
+def _column_of(file: Listed, names: Iterable[str], headings: Headings, asked: str | None = None) -> str:
+    """Returns the column that is asked for, or one with a usual or a likely name; empty if there is none."""
+    if asked:
+        return asked if asked in names else ""
+    usual = columns_named(names, headings.usual) or columns_named(names, headings.second)
+    if len(usual) > 1:
+        advice = f"give {headings.option} one of them" if headings.option else "rename one"
+        raise ColumnError(f"{file.name} has several columns of {headings.noun} ({_listed(usual)}); {advice}")
+    if usual:
+        return usual[0]
+    likely = columns_named(names, headings.likely)
+    if len(likely) != 1:
+        return ""
+    note_likely(posixpath.dirname(file.place), likely[0], headings)
+    return likely[0]
+
+
+def columns_named(names: Iterable[str], wanted: Sequence[str]) -> list[str]:
+    """Returns the names of columns that are some headings but for capitals, spaces and hyphens."""
+    return [name for name in names if re.sub(r"[\s-]+", "_", name.strip().lower()) in wanted]
+
+
+@cache
+def note_likely(folder: str, column: str, headings: Headings) -> None:
+    """Logs, once for a folder, that a column was taken by a name which is only likely."""
+    logger.info("the column %r is taken for %s; name another one if that is wrong", column, headings.noun)
+
+
+def _has(need: Needed, names: Sequence[str], roles: _Roles) -> bool:
+    if need.asked:
+        return all(name in names for name in need.asked.split(","))
+    for headings in (*need.headings, *need.instead):
+        found = {IMAGES.noun: roles.images, CAPTIONS.noun: roles.text}.get(headings.noun)
+        if found or columns_named(names, headings.names):
+            return True
+    return False
+
+
+def _missing(file: Listed, need: Needed, names: Sequence[str], needed: Sequence[Needed]) -> str:
+    """Says which column is missing, which ones there are, and what to do."""
+    if need.asked:
+        return f"{file.name} has no column {need.asked}; it has {_listed(names)}"
+    nouns = " or ".join(headings.noun for headings in need.headings)
+    usual = " or ".join(headings.usual[0] for headings in need.headings)
+    message = f"{file.name} has no column of {nouns}; it has {_listed(names)}"
+    if foreign := [advice for name, advice in _FOREIGN.items() if name in names]:
+        return f"{message}; {foreign[0]}"
+    if any(_looks_like_data(name) for name in names):
+        header = ",".join(each.headings[0].usual[0] for each in needed)
+        return f"{message}: its first row seems to be data; write a header above it, such as {header}"
+    return f"{message}; give {need.headings[0].option} its name, or rename it to {usual}"
+
+
+def _looks_like_data(heading: str) -> bool:
+    return is_url(heading) or suffix_of(heading) in IMAGE_SUFFIXES
+
+
+def _listed(names: Iterable[str]) -> str:
+    shown = [repr(name) if name != name.strip() or not name else name for name in names]
+    return shortened(", ".join(shown))
+
+
+def _image_in_cell(file: Listed, given: str, name: str) -> Image:
+    """Returns the image that a cell has as base64, or names."""
+    is_data_url = _DATA_URL.match(given)
+    encoded = given[is_data_url.end() :] if is_data_url else given
+    if is_data_url or (_BASE64.fullmatch(given)):
+        try:
+            content = base64.b64decode("".join(encoded.split()), validate=True)
+        except binascii.Error as error:
+            raise ValueError(f"the base64 of its image is damaged ({error}); write it again") from error
+        if is_data_url or _IMAGE_HEAD.match(content):
+            return Image(name=name, place=file.place, version=file.version, content=content, is_inline=True)
+    return _named_image(file, given)
 
 
 def _named_image(file: Listed, given: str) -> Image:
@@ -469,11 +629,15 @@ def _stripped(texts: Iterable[str]) -> tuple[str, ...]:
     return tuple(filter(None, map(str.strip, texts)))
 
 
+def _too_long(most: int) -> str:
+    return f"it has more than {most} characters"
+
+
 class _Rows:
     """Lines of a CSV file; those of one row may have so many characters together."""
 
     def __init__(self, lines: Iterator[str]) -> None:
-        self.lines, self.number, self.left = lines, 0, _LONGEST
+        self.lines, self.number, self.left = lines, 0, _LONGEST_ROW
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -482,20 +646,29 @@ class _Rows:
         line = next(self.lines)
         self.number, self.left = self.number + 1, self.left - len(line)
         if self.left < 0:
-            raise csv.Error(_TOO_LONG)
+            raise csv.Error(_too_long(_LONGEST_ROW))
         return line
 
 
 def _csv_rows(file: Listed) -> Iterator[tuple[str, Any]]:
-    lines = _lines(file)
+    lines = _lines(file, _LONGEST_ROW)
     first = next(lines, "")
-    delimiter = "\t" if suffix_of(file.place).startswith(".tsv") else max(",;\t|", key=first.count)
-    csv.field_size_limit(max(_LONGEST, csv.field_size_limit()))  # of all readers of the process
+    if stated := _STATED_DELIMITER.fullmatch(first):
+        delimiter, first = stated[1], next(lines, "")
+    elif suffix_of(file.place).startswith(".tsv"):
+        delimiter = "\t"
+    else:
+        delimiter = max(",;\t|", key=first.count)
+    csv.field_size_limit(max(_LONGEST_ROW, csv.field_size_limit()))  # of all readers of the process
     limited = _Rows(chain([first], lines))
+    limited.number = 1 if stated else 0
     reader = csv.DictReader(limited, delimiter=delimiter, strict=True)
     row: Any = reader.fieldnames  # reads the header
+    if twice := [name for name, count in Counter(row or ()).items() if name and count > 1]:
+        raise ColumnError(f"{file.name} has the column {twice[0]} twice; give each a name of its own")
     while row is not None:
-        place, limited.left = f"{file.name} line {limited.number + 1}", _LONGEST
+        place = f"{file.name} line {limited.number + 1}"
+        limited.left = _LONGEST_ROW
         try:
             row = next(reader, None)
         except csv.Error as error:
@@ -509,18 +682,29 @@ def _csv_rows(file: Listed) -> Iterator[tuple[str, Any]]:
 
 def _json_rows(file: Listed) -> Iterator[tuple[str, Any]]:
     """Reads JSON lines, or one list of objects, also as the only value of an object."""
-    if suffix_of(file.place).startswith(".json") and not suffix_of(file.place).startswith(".jsonl"):
+    is_lines = suffix_of(file.place).startswith((".jsonl", ".ndjson")) or _has_objects_in_lines(file)
+    if not is_lines:
         with _decompressed(file) as opened:
             for number, row in enumerate(JsonLists(opened, file.name).items(), start=1):
                 yield f"{file.name} row {number}", row if isinstance(row, dict) else "it is no JSON object"
         return
-    for number, line in enumerate(_lines(file), start=1):
+    for number, line in enumerate(_lines(file, _LONGEST_ROW), start=1):
         if line.strip():
             try:
-                row = _TOO_LONG if len(line) > _LONGEST else json.loads(line)
+                row = _too_long(_LONGEST_ROW) if len(line) > _LONGEST_ROW else json.loads(line)
             except (ValueError, RecursionError) as error:
                 row = f"it is not valid JSON ({error})"
             yield f"{file.name} line {number}", row if isinstance(row, dict | str) else "it is no JSON object"
+
+
+def _has_objects_in_lines(file: Listed) -> bool:
+    """Whether a file has an object in its first line and another one after it."""
+    with io.BufferedReader(_decompressed(file)) as opened:
+        head = opened.peek(_HEAD)[:_HEAD]
+    if not head.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{"):
+        return False
+    lines = filter(None, (line.strip() for line in _lines(file, _LONGEST_ROW)))
+    return next(lines, "").endswith("}") and next(lines, "").startswith("{")
 
 
 def _columnar_rows(file: Listed) -> Iterator[tuple[str, Any]]:
@@ -553,15 +737,18 @@ def _decompressed(file: Listed) -> Any:
     return pa.CompressedInputStream(opened, kinds[suffix]) if suffix in kinds else opened
 
 
-def _lines(file: Listed) -> Iterator[str]:
+def _lines(file: Listed, longest: int = _LONGEST) -> Iterator[str]:
     """Yields the lines of a text file with their ends; of one that is too long, one character too many."""
-    with io.TextIOWrapper(_decompressed(file), encoding="utf-8-sig", newline="") as text:
+    opened = io.BufferedReader(_decompressed(file))
+    has_mark_of_16_bit = opened.peek(2)[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    encoding, shown = ("utf-16", "UTF-16") if has_mark_of_16_bit else ("utf-8-sig", "UTF-8")
+    with io.TextIOWrapper(opened, encoding=encoding, newline="") as text:
         number = 0
         try:
-            while line := text.readline(_LONGEST + 1):
+            while line := text.readline(longest + 1):
                 number += 1
                 yield line
-                while len(line) > _LONGEST and line[-1] not in "\r\n":
-                    line = text.readline(_LONGEST + 1)
-        except UnicodeDecodeError as error:
-            raise ValueError(f"after line {number} it is not UTF-8 ({error}); save it so") from error
+                while len(line) > longest and line[-1] not in "\r\n":
+                    line = text.readline(longest + 1)
+        except UnicodeError as error:
+            raise ValueError(f"after line {number} it is not {shown} ({error}); save it as UTF-8") from error

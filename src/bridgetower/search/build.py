@@ -286,6 +286,9 @@ class _Update:
             elif image is None:
                 message = f"{one.place} has no image; `index` takes images, `embed` texts too"
                 self.bad[message] = message
+            elif image.is_inline:
+                message = f"{one.place} has its image as base64, which `index` cannot point to; save it as a file"
+                self.bad[message] = message
             elif first and image != first and (image.content is None or image.content != first.content):
                 message = f"{one.place}: {one.id!r} already names another image, that of {usable[0].place}"
                 self.bad[message] = f"{message}; give each a name of its own"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Literal
 
 from bridgetower.data.config import Cutting
-from bridgetower.data.reader import CaptionsFrom, Columns
+from bridgetower.data.reader import CAPTIONS, IMAGES, CaptionsFrom, Columns, Needed
 from bridgetower.model.plain import AT_LEAST_0, AT_LEAST_1, check_numbers
 
 Content = Literal["images", "texts", "pairs"]
@@ -85,7 +85,14 @@ class SourceConfig:
             id=self.id_column,
             captions_from=self.captions_from,
             cutting=self.cutting,
+            needed=self.needed,
+            text_option="caption_column",
         )
+
+    @property
+    def needed(self) -> tuple[Needed, ...]:
+        """Which columns a table must have."""
+        return (Needed(headings=(IMAGES,), asked=self.image_column),)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +107,17 @@ class EmbedConfig(SourceConfig):
     of: Content | None = None
     quantize: Quantize | None = None
 
+    @property
+    def needed(self) -> tuple[Needed, ...]:
+        """Which columns a table must have."""
+        images = Needed(headings=(IMAGES,), asked=self.image_column)
+        texts = Needed(headings=(replace(CAPTIONS, option="caption_column"),), asked=self.caption_column)
+        either = Needed(headings=(IMAGES, *texts.headings), asked=self.image_column or self.caption_column)
+        if self.of is None:
+            return (either,)
+        has_folders = self.captions_from == "folder"
+        return {"images": (images,), "texts": (texts,), "pairs": (images,) if has_folders else (images, texts)}[self.of]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig(SourceConfig):
@@ -107,6 +125,16 @@ class ScoreConfig(SourceConfig):
 
     of: ClassVar[Literal["scores"]] = "scores"
     quantize: ClassVar[None] = None
+
+    @property
+    def needed(self) -> tuple[Needed, ...]:
+        """Which columns a table must have."""
+        return EmbedConfig(
+            of="pairs",
+            image_column=self.image_column,
+            caption_column=self.caption_column,
+            captions_from=self.captions_from,
+        ).needed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -174,7 +174,7 @@ def embed_source(
         problems = [f"{row['id']!r}: {row['problem']}" for row in bad]
         if not len(places):
             table.drop()
-            check_bad(_named(source), problems, config.max_errors, f"{out} would have no {what}")
+            check_bad(_named(source), problems, config.max_errors, f"{out} would have no {what}", has_good=False)
             reasons = " | ".join(problems[:NAMED]) or "it names nothing"
             raise ValueError(f"{out} would have no {what}: nothing of {_named(source)} could be used: {reasons}")
         kept = f"the {len(places)} {what} of the others are kept, and the same command with a larger N writes them"
@@ -229,7 +229,10 @@ def _opened(uri: str, plan: dict[str, Any], predictor: Predictor, config: Config
     there = json.loads((table.schema.metadata or {}).get(b"bridgetower", b"{}"))
     if there == plan:
         return table
-    if "part" in table.schema.names:
+    is_unfinished = "part" in table.schema.names
+    if is_unfinished and not len(table):
+        return Table.create(uri, schema, checked="vector", replace=True)
+    if is_unfinished:
         raise ValueError(
             f"{uri} has rows of an unfinished run with another source, model or settings; finish it with the same "
             "command, or remove that folder"

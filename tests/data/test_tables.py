@@ -1,0 +1,293 @@
+"""Tables as other programs write them: marks, separators, headings, base64; what is missing is said once."""
+
+import base64
+import gzip
+import json
+import logging
+import re
+
+import pytest
+
+from bridgetower.data import reader
+from bridgetower.data.own import LabelledConfig, PairsConfig, VqaConfig, prepare_own, read_classes
+from bridgetower.data.prepared_set import PreparedSet
+from bridgetower.data.reader import Columns, read
+from rows import png
+
+TEXTS = ("a bänd", "two bands", "no band")
+ROWS = [(png(number), text) for number, text in enumerate(TEXTS)]
+LONG = base64.b64encode(png(7, size=64)).decode()
+assert len(LONG) > 64
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(png(number))
+    return tmp_path
+
+
+def content_of(place):
+    """Returns the bytes of the images and the texts of a source in which nothing is wrong."""
+    found = list(read(place))
+    assert [one.problem for one in found] == [""] * len(found)
+    return [(*(image.read() for image in one.images), *one.texts) for one in found]
+
+
+class TestForms:
+    @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+    @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+    @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+    def test_marks_separators_and_line_ends(self, encoding, end, separator, folder):
+        rows = [("image", "caption"), *((f"{number}.png", text) for number, text in enumerate(TEXTS))]
+        lines = end.join(separator.join(row) for row in rows) + end
+        mark = "\ufeff" if encoding.endswith("e") else ""
+        (folder / "t.csv").write_bytes((mark + lines).encode(encoding))
+        assert content_of(folder / "t.csv") == ROWS
+
+    @pytest.mark.parametrize("name", ["t.tsv", "t.tsv.gz"])
+    def test_the_ending_tells_the_separator_of_a_tsv(self, name, folder):
+        text = "image\tcaption\tmore,,,\n0.png\ta, b, c\t1\n"
+        (folder / name).write_bytes(gzip.compress(text.encode()) if name.endswith("gz") else text.encode())
+        assert content_of(folder / name) == [(png(0), "a, b, c")]
+
+    def test_a_separator_that_the_first_line_states(self, folder):
+        (folder / "t.csv").write_text("sep=;\nimage;caption;a,b,c\n0.png;one;\n1.png;two;;\n")
+        first, second = read(folder / "t.csv")
+        assert (first.place, first.texts) == ("t.csv line 3", ("one",))
+        assert second.problem.startswith("it has more cells than the header")
+
+    @pytest.mark.parametrize("end", ["\n", "\r\n"])
+    def test_quotes_hold_separators_quotes_and_line_ends(self, end, folder):
+        (folder / "t.csv").write_text(f'"image","caption"{end}0.png,"a, ""b""{end}c"{end}1.png,d{end}', newline="")
+        assert content_of(folder / "t.csv") == [(png(0), f'a, "b"{end}c'), (png(1), "d")]
+        assert [one.place for one in read(folder / "t.csv")] == ["t.csv line 2", "t.csv line 4"]
+
+    def test_a_file_of_captions_and_json_lines_with_a_mark(self, folder):
+        (folder / "t.jsonl").write_text('{"image": "0.png", "caption": "one"}\n', encoding="utf-8-sig")
+        assert content_of(folder / "t.jsonl") == [(png(0), "one")]
+        (folder / "t.jsonl").write_text('{"image": "0.png", "caption": "one"}\n', encoding="utf-16")
+        assert content_of(folder / "t.jsonl") == [(png(0), "one")]
+        (folder / "t.jsonl").unlink()
+        (folder / "captions.txt").write_text("Image Name\tcomment\n0.png\tone\n", encoding="utf-8-sig")
+        assert content_of(folder) == [(png(0), "one")]
+
+    @pytest.mark.parametrize("mark", ["", "\ufeff\n "])
+    def test_json_lines_in_a_file_called_json(self, mark, folder):
+        lines = "\n".join(json.dumps({"image": f"{number}.png", "caption": str(number)}) for number in range(2))
+        (folder / "t.json").write_text(f"{mark}{lines}\n")
+        assert content_of(folder / "t.json") == [(png(0), "0"), (png(1), "1")]
+        (folder / "t.json").write_text('{"rows": [{"image": "0.png"},\n{"image": "1.png"}]}')
+        assert content_of(folder / "t.json") == [(png(0),), (png(1),)]
+
+    def test_what_is_not_utf8_is_named(self, folder):
+        (folder / "t.csv").write_bytes("image,caption\n0.png,é\n".encode("latin-1"))
+        assert "it is not UTF-8" in [*read(folder / "t.csv")][-1].problem
+        (folder / "t.csv").write_bytes("image,caption\n0.png,é\n".encode("utf-16")[:-1])
+        assert "it is not UTF-16" in [*read(folder / "t.csv")][-1].problem
+
+
+class TestHeadings:
+    @pytest.mark.parametrize(
+        "heading", ["image", "IMAGE", " image ", "image_name", "Image Name", "img-path", "photo", "picture", "url"]
+    )
+    def test_images(self, heading, folder):
+        (folder / "t.csv").write_text(f"{heading},n\n0.png,1\n")
+        assert content_of(folder / "t.csv") == [(png(0),)]
+
+    def test_usual_names_go_before_likely_ones(self, folder, caplog):
+        caplog.set_level(logging.INFO)
+        (folder / "t.csv").write_text("photo,image,comment,caption\n1.png,0.png,no,yes\n")
+        assert content_of(folder / "t.csv") == [(png(0), "yes")]
+        (folder / "u.csv").write_text("url,file\nhttp://127.0.0.1:9/a.png,0.png\n")
+        assert content_of(folder / "u.csv") == [(png(0),)]
+        assert caplog.text == ""
+
+    def test_a_likely_name_is_told_once(self, folder, caplog):
+        caplog.set_level(logging.INFO)
+        for name in ("t.csv", "u.csv"):
+            (folder / name).write_text("Image Name|comment\n0.png|one\n1.png|two\n")
+            assert content_of(folder / name) == [(png(0), "one"), (png(1), "two")]
+        assert [record.message for record in caplog.records] == [
+            "the column 'Image Name' is taken for images; name another one if that is wrong",
+            "the column 'comment' is taken for texts; name another one if that is wrong",
+        ]
+
+    def test_of_two_likely_ones_none_is_taken(self, folder):
+        (folder / "t.csv").write_text("photo,picture,alt,comment\n0.png,1.png,one,two\n")
+        assert content_of(folder / "t.csv") == [()]
+
+    @pytest.mark.parametrize(
+        ("header", "option"), [("image,file", "image_column"), ("id,uid", "id_column"), ("caption,text", "words")]
+    )
+    def test_of_two_usual_ones_the_option_decides(self, header, option, folder):
+        (folder / "t.csv").write_text(f"{header}\na,b\n")
+        names = header.replace(",", ", ")
+        with pytest.raises(ValueError, match=rf"t\.csv has several columns of \w+ \({names}\); give {option} one"):
+            list(read(folder / "t.csv", Columns(text_option="words")))
+
+    def test_a_column_that_comes_twice(self, folder):
+        (folder / "t.csv").write_text("image,caption,caption,,\n0.png,one,two,,\n")
+        with pytest.raises(ValueError, match=r"t\.csv has the column caption twice; give each a name of its own"):
+            list(read(folder / "t.csv"))
+
+    def test_labels_and_answers(self, folder, caplog):
+        caplog.set_level(logging.INFO)
+        (folder / "t.csv").write_text("image,Class Name,n\n0.png,cat,1\n1.png,dog,2\n2.png,cat,3\n")
+        prepare_own("classification", folder / "t.csv", folder / "out")
+        assert read_classes(folder / "out").names == ("cat", "dog")
+        assert caplog.text.count("'Class Name' is taken for labels") == 1
+        (folder / "u.csv").write_text("image,label,label_name\n0.png,1,cat\n1.png,2,dog\n")
+        prepare_own("classification", folder / "u.csv", folder / "both")
+        assert read_classes(folder / "both").names == ("1", "2")
+        rows = "".join(f"{number % 3}.png,what?,{number}\n" for number in range(9))
+        (folder / "v.csv").write_text("image,question_text,correct answer\n" + rows)
+        prepare_own("vqa", folder / "v.csv", folder / "vqa")
+        answers = [row["entry"]["answers"] for row in PreparedSet(folder / "vqa").scan()]
+        assert sorted(answers) == [[str(number)] for number in range(9)]
+
+
+class TestWhatIsMissing:
+    """It is said once for a table, whatever the number of its rows, and before an image is read."""
+
+    @pytest.mark.parametrize(
+        ("kind", "content", "message"),
+        [
+            ("pairs", "bild,caption", "has no column of images; it has bild, caption; give image_column its name"),
+            ("pairs", "image,worte", "has no column of texts; it has image, worte; give text_column its name"),
+            ("vqa", "image,worte", "has no column of questions; it has image, worte; give text_column its name"),
+            ("entailment", "image,worte", "has no column of statements; it has image, worte; give text_column"),
+            ("image-pairs", "first,second", "has no column of images; it has first, second; give image_column"),
+            ("classification", "label,x", "has no column of images or texts; it has label, x; give image_column"),
+            ("pairs", "0.png,a red bar", "its first row seems to be data; write a header .*such as image,caption"),
+            ("vqa", "a/b.JPG,what?", "its first row seems to be data; write a header .*such as image,question"),
+            ("pairs", "http://h/1,a bar", "its first row seems to be data"),
+        ],
+    )
+    def test_in_a_table_with_a_header(self, kind, content, message, folder):
+        (folder / "t.csv").write_text(f"{content}\n" + "1.png,x\n" * 30)
+        with pytest.raises(ValueError, match=message) as error:
+            prepare_own(kind, folder / "t.csv", folder / "out")
+        assert "max_errors" not in str(error.value)
+        assert len(str(error.value)) < 250
+
+    def test_in_json_lines_any_row_may_have_it(self, folder):
+        lines = [{"image": "0.png"}, {"image": "1.png", "caption": "one"}, {"caption": "two"}]
+        (folder / "t.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        info = prepare_own("pairs", folder / "t.jsonl", folder / "out", PairsConfig(max_errors=2))
+        assert info.left_out == {"cannot be used": 2}
+        (folder / "u.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[:1] * 9))
+        with pytest.raises(ValueError, match=r"u\.jsonl has no column of texts; it has image; give text_column"):
+            prepare_own("pairs", folder / "u.jsonl", folder / "out-2", PairsConfig(max_errors=99))
+
+    @pytest.mark.parametrize(
+        ("kind", "config", "message"),
+        [
+            ("pairs", PairsConfig(text_column="no"), r"column no; it has image, caption, label$"),
+            ("vqa", VqaConfig(image_column="no"), r"column no; it has image, caption, label$"),
+            ("classification", LabelledConfig(text_column="no"), r"column no; it has image, caption, label$"),
+        ],
+    )
+    def test_a_column_that_is_asked_for(self, kind, config, message, folder):
+        (folder / "t.csv").write_text("image,caption,label\n" + "1.png,x,y\n" * 30)
+        with pytest.raises(ValueError, match=message):
+            prepare_own(kind, folder / "t.csv", folder / "out", config)
+
+    @pytest.mark.parametrize(
+        ("row", "message"),
+        [
+            (
+                {"id": "1", "image": "0.png", "conversations": [{"from": "human", "value": "what?"}]},
+                "a conversation is not read: write a row for each question, with image, question and answer",
+            ),
+            (
+                {"id": 1, "data": {"image": "0.png"}, "annotations": [{"result": []}]},
+                "nested rows are not read: export a CSV, or JSON-MIN of Label Studio",
+            ),
+        ],
+    )
+    def test_formats_of_others_say_what_was_expected(self, row, message, folder):
+        (folder / "t.json").write_text(json.dumps([row]))
+        with pytest.raises(ValueError, match=message):
+            prepare_own("pairs", folder / "t.json", folder / "out")
+
+    def test_more_errors_are_advised_only_where_a_row_is_good(self, folder):
+        (folder / "t.csv").write_text("image,caption\nno.png,x\nnone.png,y\n")
+        with pytest.raises(ValueError, match=r"t\.csv: 2 bad items and no good one: ") as error:
+            prepare_own("pairs", folder / "t.csv", folder / "out")
+        assert "max_errors" not in str(error.value)
+        (folder / "t.csv").write_text("image,caption\nno.png,x\nnone.png,y\n0.png,z\n")
+        with pytest.raises(ValueError, match=r"2 bad items, allowed are 1 \(max_errors=N allows more\): "):
+            prepare_own("pairs", folder / "t.csv", folder / "out", PairsConfig(max_errors=1))
+
+    def test_a_command_names_the_option(self, folder, refused, tiny_checkpoint, monkeypatch):
+        monkeypatch.chdir(folder)
+        (folder / "t.csv").write_text("bild,caption\n0.png,x\n")
+        (folder / "u.csv").write_text("image,caption,text\n0.png,x,y\n")
+        (folder / "v.csv").write_text("image,worte\n0.png,x\n")
+        prepare = ("prepare", "pairs", "--out", "out")
+        assert refused(*prepare, "t.csv").endswith(
+            "it has bild, caption; give --image-column its name, or rename it to image"
+        )
+        assert refused(*prepare, "u.csv").endswith("(caption, text); give --text-column one of them")
+        embed = ("embed", tiny_checkpoint, "--of", "pairs", "--out", "v.npy")
+        assert refused(*embed, "u.csv").endswith("(caption, text); give --caption-column one of them")
+        assert "it has image, worte; give --caption-column its name" in refused(*embed, "v.csv")
+        assert "it has bild, caption; give --image-column its name" in refused(*embed, "t.csv")
+        assert "give --image-column its name" in refused(
+            "index", "t.csv", "--out", "i.lance", "--model", tiny_checkpoint
+        )
+
+
+class TestBase64:
+    @pytest.mark.parametrize("name", ["t.jsonl", "t.json", "t.csv"])
+    @pytest.mark.parametrize("before", ["", "data:image/png;base64,", "DATA:image/svg+xml;base64,"])
+    def test_images(self, name, before, folder):
+        given = before + LONG
+        if name == "t.csv":
+            text = f"image,caption\n0.png,file\n{given if not before else json.dumps(given)},own\n"
+        else:
+            rows = [{"image": "0.png", "caption": "file"}, {"image": given, "caption": "own"}]
+            text = json.dumps(rows) if name == "t.json" else "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / name).write_text(text)
+        assert content_of(folder / name) == [(png(0), "file"), (png(7, size=64), "own")]
+        _, example = read(folder / name)
+        assert example.id == example.images[0].name.replace("image ", "") == f"{name}/2"
+        assert not example.images[0].is_file
+
+    def test_breaks_in_lines(self, folder):
+        (folder / "t.jsonl").write_text(json.dumps({"image": base64.encodebytes(png(7, size=64)).decode()}))
+        assert content_of(folder / "t.jsonl") == [(png(7, size=64),)]
+
+    @pytest.mark.parametrize("given", ["data:image/png;base64,iVBO*", "data:image/png;base64,iVBOR"])
+    def test_damaged(self, given, folder):
+        (folder / "t.jsonl").write_text(json.dumps({"image": given}) + "\n" + json.dumps({"image": "0.png"}))
+        bad, good = read(folder / "t.jsonl")
+        assert bad.problem.startswith("the base64 of its image is damaged")
+        assert not good.problem
+
+    @pytest.mark.parametrize("path", ["a" * 64, "/9j/" + "a" * 60, "iVBORw0KGgo", f"{LONG[:80]}.png"])
+    def test_names_of_files_stay_names(self, path, folder):
+        (folder / "t.jsonl").write_text(json.dumps({"image": path}))
+        (example,) = read(folder / "t.jsonl")
+        assert example.images[0].place.endswith(path) == (path[0] != "/" or len(path) < 64)
+
+    def test_an_image_may_be_longer_than_a_text(self, folder, monkeypatch):
+        monkeypatch.setattr(reader, "_LONGEST", 200)
+        monkeypatch.setattr(reader, "_LONGEST_ROW", len(LONG) + 60)
+        for caption in ("short", "x" * 201, "x" * 300):
+            (folder / "t.jsonl").write_text(json.dumps({"image": LONG, "caption": caption}))
+            (example,) = read(folder / "t.jsonl")
+            limit = {5: "", 201: len(LONG) + 60, 300: len(LONG) + 60}[len(caption)]
+            assert example.problem == (f"it has more than {limit} characters" if limit else "")
+        monkeypatch.setattr(reader, "_LONGEST_ROW", 2**20)
+        (example,) = read(folder / "t.jsonl")
+        assert example.problem == "it has more than 200 characters"
+
+    def test_a_set_and_its_limits(self, folder):
+        rows = [{"image": LONG, "caption": "a"}, {"image": "data:image/png;base64,bm8gaW1hZ2U=", "caption": "b"}]
+        (folder / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        info = prepare_own("pairs", folder / "t.jsonl", folder / "out", PairsConfig(max_errors=1))
+        assert PreparedSet(folder / "out").images([0]) == [png(7, size=64)]
+        (problem,) = info.some_left_out["cannot be used"]
+        assert re.search(r"t\.jsonl line 2.*cannot be read as an image", problem)
