@@ -53,9 +53,7 @@ def _size(module: nn.Module) -> int:
 
 
 def _share(parameter: nn.Parameter, processes: int) -> int:
-    """The largest share of a process, which are rows; a scalar is whole everywhere."""
-    if parameter.ndim == 0:
-        return 1
+    """The largest share of a process, which are rows."""
     return ceil(len(parameter) / processes) * parameter[0].numel()
 
 

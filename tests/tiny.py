@@ -37,9 +37,9 @@ def off_defaults(module, seed=0):
     """Draws every parameter, LayerNorms, biases and learned scalars included, so that a forgotten one shows."""
     generator = torch.Generator().manual_seed(seed)
     norms = {id(child.weight) for child in module.modules() if isinstance(child, nn.LayerNorm)}
-    for parameter in module.parameters():
+    for name, parameter in module.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)
-        if parameter.ndim == 0:
+        if parameter.numel() == 1 and not name.endswith("bias"):
             parameter.mul_(1 + 0.25 * noise.tanh())
         elif parameter.ndim > 1:
             parameter.copy_(noise * parameter[0].numel() ** -0.5)

@@ -16,6 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 import asked
 import shapes
 import states
+import tiny
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.checkpoints.tensors import read_safetensors
 from bridgetower.data.config import MaskingConfig
@@ -26,8 +27,10 @@ from bridgetower.model.config import HeadsConfig
 from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
 from bridgetower.model.layers import FeedForward
 from bridgetower.objectives.config import Phase, PretrainingConfig
+from bridgetower.objectives.pretraining import PretrainingTask
 from bridgetower.tasks.entries import VQA, VqaConfig
 from bridgetower.tasks.run_config import OptimizerConfig, read_metrics
+from bridgetower.training.data_parallel import Replicated, Sharded
 from bridgetower.training.run import train
 from bridgetower.training.state import newest
 from folders import same_weights
@@ -143,7 +146,7 @@ def test_a_share_of_the_weights_gives_what_whole_weights_give(configs, sharded, 
     replicated = run_on_ranks(2, trained, {WORLD_HARD: replace(configs[WORLD_HARD], parallel="ddp")}, tmp_path)
     for one, other in zip(sharded, replicated, strict=True):
         assert_same(one[WORLD_HARD], other[WORLD_HARD])
-    gradients = replicated[0][WORLD_HARD].gradients[0]  # scalars, which are averaged apart, have some
+    gradients = replicated[0][WORLD_HARD].gradients[0]  # parameters of one element have some
     assert float(gradients["itc_head.temperature"].abs()) > 1e-5
     assert float(gradients["fusion.text_bridges.0.scale"].abs()) > 1e-5
 
@@ -197,12 +200,11 @@ def test_in_half_precision_layers_are_put_together_in_it(configs, tmp_path):
         found[parallel] = run_on_ranks(2, in_half_precision, half, tmp_path / parallel)[0]
     assert found["ddp"][1] == {torch.float32}
     assert found["fsdp"][1] == {torch.bfloat16}
-    names = [name for name, gradient in whole.items() if gradient.ndim > 0]
 
     def off(one, other):
-        return float(torch.cat([(one[name] - other[name]).flatten() for name in names]).norm()) / length
+        return float(torch.cat([(one[name] - other[name]).flatten() for name in whole]).norm()) / length
 
-    length = float(torch.cat([whole[name].flatten() for name in names]).norm())
+    length = float(torch.cat([gradient.flatten() for gradient in whole.values()]).norm())
     halved, sharded = (found[name][0] for name in ("ddp", "fsdp"))
     assert {gradient.dtype for gradient in sharded.values()} == {torch.float32}
     assert 1e-4 < off(halved, whole) < 2e-2
@@ -228,10 +230,29 @@ def test_each_process_holds_half_of_the_weights_and_the_metrics_of_the_first(con
     config = replace(configs["vqa"], max_steps=1)
     total = sum(weight.numel() for weight in alone["vqa"].weights.values())
     first, second = run_on_ranks(2, held, replace(config, parallel="fsdp"), tmp_path)
-    assert first[1] == second[1] < 10  # scalars
-    assert first[0] + second[0] - first[1] == total
+    assert first[1] == second[1] == 0
+    assert first[0] + second[0] == total
     assert abs(first[0] - second[0]) < 0.1 * total
     assert first[2] == second[2] == {"vqa_score": 0.0}
+
+
+def clamped_temperature(kind):
+    """The temperature after a step that begins above its highest value."""
+    model = tiny.build(PLAIN).train()
+    model.itc_head.temperature.data.fill_(0.6)
+    run = kind(PretrainingTask(model, TASKS["words and contrast"]))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    run(tiny.caption_batch((0, 1, 2, 3), (5, 3, 4, 6), PLAIN)).total.backward()
+    run.clip_gradients(None)
+    optimizer.step()
+    return whole(model.itc_head.temperature.detach())
+
+
+def test_the_shares_of_the_temperature_are_clamped():
+    expected = run_on_ranks(2, clamped_temperature, Replicated)[0]
+    assert 0 < abs(expected.item() - 0.5) < 0.05, "it moved from the highest value that it may have"
+    for found in run_on_ranks(2, clamped_temperature, Sharded):
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
 
 @pytest.fixture(scope="module")
@@ -264,7 +285,7 @@ def test_each_process_writes_its_share(whole_run, alone):
     rows = len(alone["vqa"].weights[name])
     for key in (f"model.{name}", f"exp_avg.{name}"):
         assert [len(share[key]) for share in (first, second)] == [rows // 2] * 2
-    assert "model.itc_head.temperature" in first.keys() - second.keys()
+    assert [len(share["model.itc_head.temperature"]) for share in (first, second)] == [1, 0]
 
 
 def test_continued_it_ends_with_the_same_bits(interval, whole_run, tmp_path):

@@ -433,9 +433,8 @@ class TestChunks:
             parts = model.fuse(image, text, outputs)
             shared = model.fuse(model.cache_image(image), model.cache_text(text), outputs)
         assert calls == [3] + 6 * [1]
-        for name in ("_text", "_image", "_pooled"):
-            expected = getattr(whole, name)
-            for ours in (getattr(parts, name), getattr(shared, name)):
+        for expected, part, cached in zip(whole, parts, shared, strict=True):
+            for ours in (part, cached):
                 assert (ours is None) == (expected is None)
                 assert expected is None or tiny.off(ours, expected) < ATOL
 

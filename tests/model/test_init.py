@@ -14,7 +14,7 @@ def drawn(config=tiny.CONFIG, seed=0, start=float("nan")):
     """A model whose weights were all `start` before they were drawn, but for learned scalars."""
     model = BridgeTower(config)
     for parameter in model.parameters():
-        if parameter.ndim:
+        if parameter.numel() > 1:
             parameter.data.fill_(start)
     model.reset_parameters(torch.Generator().manual_seed(seed))
     return model
@@ -36,7 +36,7 @@ def test_every_weight_is_set_as_the_seed_says(config):
     assert [name for name, value in one.items() if not value.isfinite().all()] == []
     assert tiny.equal(one, again), "where it starts does not matter"
     changed = {name for name, value in one.items() if not torch.equal(value, other.state_dict()[name])}
-    fixed = {name for name in one if name.endswith("bias") or "norm" in name or one[name].ndim == 0}
+    fixed = {name for name in one if name.endswith("bias") or "norm" in name or one[name].numel() == 1}
     assert changed == one.keys() - fixed
 
 

@@ -9,9 +9,7 @@ import torch
 from torch import nn
 
 import tiny
-from bridgetower.checkpoints import read_checkpoint
 from bridgetower.engines.engine import TorchEngine
-from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.cpu import optimize_for_cpu, pack_weights
 from bridgetower.predictor import load
 
@@ -158,43 +156,3 @@ def test_what_a_hook_was_given_stays_as_it_was():
     up.register_forward_hook(lambda module, given, output: kept.append((output, output.clone())))
     pooled(model)
     assert all(torch.equal(*pair) for pair in kept)
-
-
-def test_a_step_of_lora_merged_and_saved(tmp_path):
-    peft = pytest.importorskip("peft")
-    heads = ["itm_head", "itc_head"]
-    config = peft.LoraConfig(r=4, target_modules=["qkv", "down", "key_value"], modules_to_save=heads)
-    base = tiny.build(FUSED)
-    start = pooled(base)
-    model = peft.get_peft_model(base, config)
-    optimize_for_cpu(base)
-    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    assert any("lora_A" in name for name in trained)
-    assert all("lora_" in name or "itm_head" in name or "itc_head" in name for name in trained)
-    optimizer = torch.optim.SGD([each for each in model.parameters() if each.requires_grad], lr=1.0)
-    for _ in range(2):
-        optimizer.zero_grad()
-        fused = model.fuse(*tiny.encodings(model), "pooled").pooled
-        (model.itm_logits(fused).square().sum() + model.pair_embeds(fused)[:, 0].sum()).backward()
-        optimizer.step()
-    model.eval()
-    adapted = pooled(model)
-    assert tiny.off(adapted, start) > 0.01
-    assert tiny.off(model.fuse(*tiny.encodings(model), "all").pooled, adapted) < ATOL
-    with torch.no_grad():
-        logits, vectors = model.itm_logits(adapted), model.text_embeds(tiny.encodings(model)[1])
-
-    model.save_pretrained(tmp_path / "adapter")
-    again = peft.PeftModel.from_pretrained(tiny.build(FUSED), tmp_path / "adapter").eval()
-    assert tiny.off(pooled(again), adapted) < ATOL
-    with torch.no_grad():
-        assert tiny.off(again.itm_logits(adapted), logits) < ATOL
-
-    merged = model.merge_and_unload()
-    assert isinstance(merged, BridgeTower)
-    merged.save(tmp_path / "merged")
-    saved = read_checkpoint(tmp_path / "merged").model()
-    with torch.no_grad():
-        assert tiny.off(pooled(saved), adapted) < ATOL
-        assert tiny.off(saved.itm_logits(adapted), logits) < ATOL
-        assert tiny.off(saved.text_embeds(tiny.encodings(saved)[1]), vectors) < ATOL

@@ -23,8 +23,11 @@ class Source:
 
     names: tuple[str, ...]  # foreign tensors that are stacked along dimension 0: query, key and value are one here
     leading_ones: int = 0  # dimensions of size 1 that the foreign tensor has in front
+    is_scalar: bool = False  # the foreign tensor has no dimension; ours has one element
 
     def foreign_shape(self, shape: torch.Size) -> torch.Size:
+        if self.is_scalar:
+            return torch.Size()
         part = shape if len(self.names) == 1 else (shape[0] // len(self.names), *shape[1:])
         return torch.Size((1,) * self.leading_ones + tuple(part))
 
@@ -97,6 +100,7 @@ _TIMM_BLOCK = block("norm1.{0}", "attn.qkv.{0}", "attn.proj.{0}", "norm2.{0}", "
 _TIMM = image_tower(
     *("patch_embed.proj", "cls_token", "pos_embed", "norm", "blocks"), _TIMM_BLOCK, distillation_embedding="dist_token"
 )
+_SCALARS = re.compile(r"itc_head\.(temperature|log_logit_scale)|fusion\.(text|image)_bridges\.\d+\.(scale|beta)")
 _TIMM_ONES = {"vision.class_embedding": 2, "vision.distillation_embedding": 2, "vision.position_embedding": 1}
 _FUSION = [
     (r"token_type_embedding\.weight", ("MODEL.token_type_embeddings.weight",)),
@@ -160,7 +164,8 @@ def rule_table(
         foreign = [template.format(*match.groups()) for template in templates]
         for place, prefix in prefixes.items():
             foreign = [prefix + each.removeprefix(place) if each.startswith(place) else each for each in foreign]
-        table[name] = Source(tuple(foreign), leading_ones.get(name, 0))
+        is_scalar = _SCALARS.fullmatch(name) is not None
+        table[name] = Source(tuple(foreign), leading_ones.get(name, 0), is_scalar)
     return table
 
 
@@ -172,7 +177,8 @@ def import_tensors(
     for name, source in sorted(table.items(), key=lambda entry: len(entry[1].names), reverse=True):
         parts = [tensors[foreign].to(dtype) for foreign in source.names]
         tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
-        gathered[name] = tensor.reshape(tensor.shape[source.leading_ones :])
+        shape = (1,) if source.is_scalar else tensor.shape[source.leading_ones :]
+        gathered[name] = tensor.reshape(shape)
     return gathered
 
 
@@ -181,7 +187,8 @@ def export_tensors(table: Mapping[str, Source], tensors: Mapping[str, Tensor]) -
     for name, source in table.items():
         parts = tensors[name].chunk(len(source.names)) if len(source.names) > 1 else (tensors[name],)
         for foreign, part in zip(source.names, parts, strict=True):
-            scattered[foreign] = part.reshape((1,) * source.leading_ones + part.shape).contiguous()
+            shape = () if source.is_scalar else (1,) * source.leading_ones + part.shape
+            scattered[foreign] = part.reshape(shape).contiguous()
     return scattered
 
 

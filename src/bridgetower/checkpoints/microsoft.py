@@ -117,7 +117,7 @@ def _split(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
             if len(rows):
                 split[f"{manager}.stream_weight"] = rows[0].clone()
         elif part == "softmax_temperature":
-            split[f"{manager}.temperature"] = tensor.reshape(())
+            split[f"{manager}.temperature"] = tensor.reshape(1)
         else:
             part = part.replace(f"LayerNorm.{layers}.", "stream_norm.") if part.startswith("LayerNorm") else part
             for theirs, ours in _MANAGER_MODULES.items():

@@ -26,9 +26,9 @@ class Bridge(nn.Module):
         self.kind, self.layer = kind, 1 if kind == "norm" else layer  # `norm` has one layer, which it does not read
         self.norm = nn.LayerNorm(width, eps=config.bridge_layer_norm_eps)
         if kind == "scaled_add":
-            self.scale = nn.Parameter(torch.tensor(1.0))
+            self.scale = nn.Parameter(torch.ones(1))
         elif kind == "interpolate":
-            self.beta = nn.Parameter(torch.tensor(0.5))
+            self.beta = nn.Parameter(torch.full((1,), 0.5))
         elif kind in ("concatenate", "gated"):
             self.linear = nn.Linear(2 * width, width)
 
@@ -37,9 +37,10 @@ class Bridge(nn.Module):
         if self.kind == "add":
             mixed = tower + stream
         elif self.kind == "scaled_add":
-            mixed = tower * self.scale + stream
+            mixed = tower * self.scale.squeeze() + stream
         elif self.kind == "interpolate":
-            mixed = tower * (1 - self.beta) + stream * self.beta
+            beta = self.beta.squeeze()
+            mixed = tower * (1 - beta) + stream * beta
         elif self.kind == "norm":
             mixed = stream
         else:
@@ -56,13 +57,13 @@ class Manager(nn.Module):
         super().__init__()
         width, eps = config.hidden_size, config.bridge_layer_norm_eps
         self.norms = nn.ModuleList(nn.LayerNorm(width, eps=eps) for _ in range(num_tower_layers))
-        self.temperature = nn.Parameter(torch.ones(()))
+        self.temperature = nn.Parameter(torch.ones(1))
 
     def managed(self, tower_layers: TowerLayers, scores: Float[Tensor, "n #b #l #d"]) -> Stream:
         layers = torch.stack([norm(layer) for norm, layer in zip(self.norms, tower_layers, strict=True)])
         if self.training:
             scores = scores + torch.randn_like(layers) / len(layers)
-        return (torch.softmax(scores / self.temperature, dim=0) * layers).sum(dim=0)
+        return (torch.softmax(scores / self.temperature.squeeze(), dim=0) * layers).sum(dim=0)
 
 
 class StaticManager(Manager):

@@ -100,7 +100,9 @@ class ChunkedBridgeTower(BridgeTower):
         parts = [slice(start, start + at_once) for start in range(0, len(image), at_once)]
         if len(parts) <= 1:
             return super().fuse(image, text, outputs)
-        return Fused.cat([super(ChunkedBridgeTower, self).fuse(image[part], text[part], outputs) for part in parts])
+        fused = [super(ChunkedBridgeTower, self).fuse(image[part], text[part], outputs) for part in parts]
+        named = zip(Fused._fields, zip(*fused, strict=True), strict=True)
+        return Fused(**{name: torch.cat(tensors) for name, tensors in named if tensors[0] is not None})
 
 
 class OneDnnLinear(nn.Linear):

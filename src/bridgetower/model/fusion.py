@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -119,34 +119,21 @@ class Encoded:
         )
 
 
-class Fused:
-    """Outputs of the fusion encoder as far as they were asked for: both streams, and their pooled outputs together."""
-
-    def __init__(self, text: Tensor | None = None, image: Tensor | None = None, pooled: Tensor | None = None) -> None:
-        self._text, self._image, self._pooled = text, image, pooled
-
-    @property
-    def text(self) -> Float[Tensor, "b l d"]:
-        return _read(self._text, "text", '"text" or "all"')
-
-    @property
-    def image(self) -> Float[Tensor, "b p d"]:
-        return _read(self._image, "image", '"all"')
-
-    @property
-    def pooled(self) -> Float[Tensor, "b e"]:
-        return _read(self._pooled, "pooled", '"pooled" or "all"')
-
-    @staticmethod
-    def cat(parts: Sequence[Fused]) -> Fused:
-        outputs = zip(*((part._text, part._image, part._pooled) for part in parts), strict=True)
-        return Fused(*(None if each[0] is None else torch.cat(each) for each in outputs))
+_NOT_COMPUTED = cast(Tensor, None)  # so that callers, who know what they asked for, need no checks
 
 
-def _read(output: Tensor | None, name: str, outputs: str) -> Tensor:
-    if output is None:
-        raise ValueError(f"{name} was not computed; call fuse with outputs={outputs}")
-    return output
+class Fused(NamedTuple):
+    """Outputs of the fusion encoder; those that were not asked for are None.
+
+    Attributes:
+        text: The text stream, of outputs `text` and `all`.
+        image: The image stream, of `all`.
+        pooled: The pooled outputs of text and image side by side, of `pooled` and `all`.
+    """
+
+    text: Float[Tensor, "b l d"] = _NOT_COMPUTED
+    image: Float[Tensor, "b p d"] = _NOT_COMPUTED
+    pooled: Float[Tensor, "b e"] = _NOT_COMPUTED
 
 
 class FusionLayer(nn.Module):

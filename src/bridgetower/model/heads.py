@@ -83,15 +83,18 @@ class ItcHead(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.image = nn.Linear(image_size, itc_size)
         self.text = nn.Linear(text_size, itc_size)
-        self.temperature = nn.Parameter(torch.tensor(0.07))
+        self.temperature = nn.Parameter(torch.tensor([0.07]))  # one element, as FSDP2 shares out no scalars
 
     def logit_scale(self) -> Float[Tensor, ""]:
         """1 / temperature, clamped to [0.001, 0.5]; in training the parameter itself is, as in the official code."""
-        if not self.training:
-            return 1 / self.temperature.clamp(self.MIN_TEMPERATURE, self.MAX_TEMPERATURE)
-        with torch.no_grad():
-            self.temperature.clamp_(self.MIN_TEMPERATURE, self.MAX_TEMPERATURE)
-        return 1 / self.temperature
+        if self.training:
+            self.clamp_temperature()
+            return 1 / self.temperature.squeeze()
+        return 1 / self.temperature.squeeze().clamp(self.MIN_TEMPERATURE, self.MAX_TEMPERATURE)
+
+    @torch.no_grad()
+    def clamp_temperature(self) -> None:
+        self.temperature.clamp_(self.MIN_TEMPERATURE, self.MAX_TEMPERATURE)
 
 
 class FusedItcHead(nn.Module):
@@ -102,10 +105,10 @@ class FusedItcHead(nn.Module):
         self.image = nn.Linear(hidden_size, itc_size)
         self.text = nn.Linear(text_size, itc_size)
         self.pooled = nn.Linear(pooled_size, itc_size)
-        self.log_logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.log_logit_scale = nn.Parameter(torch.tensor([math.log(1 / 0.07)]))
 
     def logit_scale(self) -> Float[Tensor, ""]:
-        return self.log_logit_scale.exp()
+        return self.log_logit_scale.squeeze().exp()
 
 
 HeadInputs = Literal["pooled", "pooled_pair", "text", "image_cls", "text_cls", "both_cls"]

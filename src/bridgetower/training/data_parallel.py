@@ -14,13 +14,13 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from bridgetower.distributed import world_size
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.cpu import RecomputedLayerNorm
 from bridgetower.model.fusion import FusionLayer
+from bridgetower.model.heads import ItcHead
 
 # What a layer returns may be a view, as of a product in oneDNN; nothing is written in its place.
 warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
@@ -77,17 +77,12 @@ class Replicated:
 
 
 class Sharded(Replicated):
-    """A task of whose weights every process has a share; a layer is whole while it runs, the rest during a pass.
-
-    Scalars, such as the temperature, cannot be cut and are replicated.
-    """
+    """A task of whose weights every process has a share; a layer is whole while it runs, the rest during a pass."""
 
     def __init__(self, task: nn.Module, precision: str = "fp32") -> None:
         self.task = self.run = task
         for parameter in task.parameters():
             dist.broadcast(parameter.data, 0)
-        self.scalars = [parameter for parameter in task.parameters() if parameter.ndim == 0]
-        ignored = set(self.scalars)
         norms = [module for module in task.modules() if type(module) in (nn.LayerNorm, RecomputedLayerNorm)]
         for norm in norms:  # for its gradients a layer would need weights of the norm before it, which may be away
             norm.__class__ = _LayerNorm
@@ -97,8 +92,8 @@ class Sharded(Replicated):
         policy = half if precision == "bf16" else MixedPrecisionPolicy()
         for model in [module for module in task.modules() if isinstance(module, BridgeTower)]:
             for layer in model.layers():
-                fully_shard(layer, ignored_params=ignored, mp_policy=policy)
-        fully_shard(task, ignored_params=ignored)
+                fully_shard(layer, mp_policy=policy)
+        fully_shard(task)
         for module in task.modules():
             for method in ("attend", "key_value") if isinstance(module, FusionLayer) else ():
                 register_fsdp_forward_method(module, method)
@@ -106,17 +101,12 @@ class Sharded(Replicated):
             register_fsdp_forward_method(task, "features")
 
     def clip_gradients(self, limit: float | None) -> Tensor:
-        for scalar in self.scalars:
-            if scalar.grad is not None:
-                dist.all_reduce(scalar.grad)
-                scalar.grad /= world_size()
-        used = [parameter for parameter in self.task.parameters() if parameter.grad is not None]
-        kinds = [[each for each in used if isinstance(each, DTensor) == cut] for cut in (True, False)]
-        norms: list[Any] = [nn.utils.get_total_norm([each.grad for each in kind]) for kind in kinds if kind]  # type: ignore[misc]
-        norm = torch.stack([each.full_tensor() if isinstance(each, DTensor) else each for each in norms]).norm()
-        for parameters in kinds:
-            nn.utils.clip_grads_with_norm_(parameters, math.inf if limit is None else limit, norm)
-        return norm
+        # A pass clamps the temperature that was put together; the optimiser changes the shares.
+        for module in self.task.modules():
+            if isinstance(module, ItcHead):
+                module.clamp_temperature()
+        norm: Any = super().clip_gradients(limit)
+        return norm.full_tensor()
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:

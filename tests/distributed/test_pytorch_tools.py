@@ -1,0 +1,265 @@
+"""The bare module in the tools of PyTorch and of peft: the same outputs and gradients as without them."""
+
+import copy
+import pickle
+from dataclasses import replace
+from io import BytesIO
+
+import pytest
+import torch
+from ranks import run_on_ranks
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.export import Dim
+from torch.func import functional_call
+from torch.nn.parallel import DistributedDataParallel
+
+import tiny
+from bridgetower.checkpoints import read_checkpoint
+from bridgetower.distributed import rank, world_size
+from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.config import HeadsConfig
+from bridgetower.model.cpu import optimize_for_cpu
+from bridgetower.model.fusion import Fused
+
+CONFIG = tiny.changed(text__dropout=0.0, fusion__dropout=0.0, fusion__bridge="scaled_add", heads__itc="fused")
+WITHOUT_HEADS = replace(CONFIG, heads=HeadsConfig(mlm=False, itm=False))
+OFFICIAL = CONFIG.override({"fusion.bridge": "interpolate", "heads.itc": "tower"})
+MANAGED = CONFIG.override({"fusion.bridge": "static_manager"})
+ATOL = 1e-5
+
+
+def inputs(lengths=(5, 7, 3, 4), width=7):
+    return tiny.images(len(lengths)), *tiny.texts(lengths, width=width)
+
+
+def loss_of_outputs(model, fused):
+    parts = [output.square().flatten(1).mean(dim=1) for output in fused]
+    return torch.stack(parts).sum(dim=0).mean()
+
+
+def loss_of_heads(model, fused):
+    """Reads parameters after the forward pass too, scalars among them."""
+    logits = model.itm_logits(fused.pooled)
+    scaled = 0.01 * model.head("itc").logit_scale() * model.pair_embeds(fused.pooled)[:, 0]
+    return loss_of_outputs(model, fused) + logits.square().mean() + scaled.mean()
+
+
+def alone(model):
+    return model
+
+
+def replicated(model):
+    return DistributedDataParallel(model)
+
+
+def replicated_in_part(model):
+    return DistributedDataParallel(model, find_unused_parameters=True)
+
+
+def sharded(model):
+    return fully_shard(model)
+
+
+def sharded_by_layer(model):
+    for layer in model.layers():
+        fully_shard(layer)
+    return fully_shard(model)
+
+
+def trained(config, wrap, loss_of):
+    """Runs two steps on this process's share of the pairs; returns the gradients of the second."""
+    model = tiny.build(config).eval()  # managers draw noise in training
+    run = wrap(model)
+    share = [tensor.chunk(world_size())[rank()] for tensor in inputs()]
+    for _ in range(2):
+        model.zero_grad(set_to_none=True)
+        loss_of(model, run(*share)).backward()
+    gradients = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+    return {name: getattr(gradient, "full_tensor", gradient.clone)() for name, gradient in gradients.items()}
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize(
+    ("wrap", "config", "loss_of"),
+    [
+        (replicated, WITHOUT_HEADS, loss_of_outputs),
+        (replicated_in_part, WITHOUT_HEADS, loss_of_outputs),
+        (replicated_in_part, CONFIG, loss_of_outputs),
+        (sharded, CONFIG, loss_of_heads),
+        (sharded, OFFICIAL, loss_of_outputs),
+        (sharded, MANAGED, loss_of_heads),
+        (sharded_by_layer, CONFIG, loss_of_heads),
+    ],
+)
+def test_processes_have_the_gradients_of_one(wrap, config, loss_of, processes):
+    expected = trained(config, alone, loss_of)
+    for found in run_on_ranks(processes, trained, config, wrap, loss_of):
+        assert {name for name, gradient in found.items() if gradient.any()} == expected.keys()
+        assert max(tiny.off(found[name], gradient) for name, gradient in expected.items()) < ATOL
+    assert max(float(gradient.abs().max()) for gradient in expected.values()) > 0.01
+
+
+@pytest.fixture
+def model():
+    return tiny.build(CONFIG)
+
+
+@torch.no_grad()
+def assert_same(run, model, *batch):
+    """Compares all outputs of a form of the model with those of the model itself."""
+    found = run(*batch)
+    for name, expected in model(*batch)._asdict().items():
+        assert tiny.off(getattr(found, name), expected) < ATOL, name
+
+
+def gradients(run, model):
+    return torch.autograd.grad(loss_of_outputs(model, run(*inputs())), list(model.parameters()), allow_unused=True)
+
+
+SIZES = {"pixel_values": {0: Dim("batch", max=64)}} | {
+    name: {0: Dim("batch", max=64), 1: Dim("length", max=14)} for name in ("input_ids", "attention_mask")
+}
+
+
+def exported(model, strict):
+    return torch.export.export(model, inputs(), dynamic_shapes=SIZES, strict=strict).module()
+
+
+def assert_export(strict):
+    model = tiny.build(CONFIG)
+    run = exported(model, strict)
+    for batch in (inputs(), inputs((9, 2), width=9)):
+        assert isinstance(run(*batch), Fused)
+        assert_same(run, model, *batch)
+
+
+def assert_compiles(backend):
+    model = tiny.build(CONFIG)
+    run = torch.compile(model, backend=backend, fullgraph=True)
+    for batch in (inputs(), inputs((9, 2), width=9)):
+        assert_same(run, model, *batch)
+    for found, expected in zip(gradients(run, model), gradients(model, model), strict=True):
+        assert (found is None) == (expected is None)
+        assert expected is None or tiny.off(found, expected) < ATOL
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_export(strict):
+    run_on_ranks(1, assert_export, strict)  # as the compiler cannot read the checks of shapes in this process
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compile(backend):
+    run_on_ranks(1, assert_compiles, backend)
+
+
+@pytest.mark.filterwarnings("ignore:torch.(ao.)?quant")  # which PyTorch leaves to torchao
+@pytest.mark.parametrize("dtype", [torch.qint8, torch.float16])
+def test_dynamic_quantisation(model, dtype):
+    small = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=dtype)
+    assert not any(type(module) is nn.Linear for module in small.modules())
+    expected, found = model(*inputs()), small(*inputs())
+    tolerance = 0.1 if dtype == torch.qint8 else 0.01
+    for name, output in expected._asdict().items():
+        difference = tiny.off(getattr(found, name), output) / float(output.detach().abs().max())
+        assert 1e-6 < difference < tolerance, name
+    assert tiny.off(small.itm_logits(found.pooled), model.itm_logits(expected.pooled)) < 0.2
+
+
+def without_memory(model):
+    with torch.device("meta"):
+        return BridgeTower(model.config).eval()
+
+
+def emptied(model):
+    made = without_memory(model).to_empty(device="cpu")
+    made.load_state_dict(model.state_dict())
+    return made
+
+
+def assigned(model):
+    made = without_memory(model)
+    made.load_state_dict(model.state_dict(), assign=True)
+    return made
+
+
+def saved_whole(model):
+    file = BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+def saved_weights(model):
+    file = BytesIO()
+    torch.save(model.state_dict(), file)
+    file.seek(0)
+    made = tiny.build(CONFIG, seed=1)
+    made.load_state_dict(torch.load(file, weights_only=True))
+    return made
+
+
+def pickled(model):
+    return pickle.loads(pickle.dumps(model))
+
+
+def called_with_weights(model):
+    weights = model.state_dict()
+    other = tiny.build(CONFIG, seed=1)
+    return lambda *batch: functional_call(other, weights, batch)
+
+
+@pytest.mark.parametrize(
+    "copied", [emptied, assigned, saved_whole, saved_weights, pickled, copy.deepcopy, called_with_weights]
+)
+def test_copies(model, copied):
+    twin = copied(model)
+    assert_same(twin, model, *inputs())
+    control = tiny.build(CONFIG, seed=1)
+    assert tiny.off(control(*inputs()).pooled, model(*inputs()).pooled) > 0.1
+
+
+@torch.no_grad()
+def pooled(model):
+    return model.fuse(*tiny.encodings(model)).pooled
+
+
+def test_a_step_of_lora_merged_and_saved(tmp_path):
+    peft = pytest.importorskip("peft")
+    heads = ["itm_head", "itc_head"]
+    config = peft.LoraConfig(r=4, target_modules=["qkv", "down", "key_value"], modules_to_save=heads)
+    base = tiny.build(CONFIG)
+    start = pooled(base)
+    model = peft.get_peft_model(base, config)
+    optimize_for_cpu(base)
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert any("lora_A" in name for name in trained)
+    assert all("lora_" in name or "itm_head" in name or "itc_head" in name for name in trained)
+    optimizer = torch.optim.SGD([each for each in model.parameters() if each.requires_grad], lr=1.0)
+    for _ in range(2):
+        optimizer.zero_grad()
+        fused = model.fuse(*tiny.encodings(model), "pooled").pooled
+        (model.itm_logits(fused).square().sum() + model.pair_embeds(fused)[:, 0].sum()).backward()
+        optimizer.step()
+    model.eval()
+    adapted = pooled(model)
+    assert tiny.off(adapted, start) > 0.01
+    assert tiny.off(model.fuse(*tiny.encodings(model), "all").pooled, adapted) < ATOL
+    with torch.no_grad():
+        logits, vectors = model.itm_logits(adapted), model.text_embeds(tiny.encodings(model)[1])
+
+    model.save_pretrained(tmp_path / "adapter")
+    again = peft.PeftModel.from_pretrained(tiny.build(CONFIG), tmp_path / "adapter").eval()
+    assert tiny.off(pooled(again), adapted) < ATOL
+    with torch.no_grad():
+        assert tiny.off(again.itm_logits(adapted), logits) < ATOL
+
+    merged = model.merge_and_unload()
+    assert isinstance(merged, BridgeTower)
+    merged.save(tmp_path / "merged")
+    saved = read_checkpoint(tmp_path / "merged").model()
+    with torch.no_grad():
+        assert tiny.off(pooled(saved), adapted) < ATOL
+        assert tiny.off(saved.itm_logits(adapted), logits) < ATOL
+        assert tiny.off(saved.text_embeds(tiny.encodings(saved)[1]), vectors) < ATOL
