@@ -512,6 +512,31 @@ class TestFiles:
         assert sorted(album.rows()) == NAMES
 
 
+@pytest.mark.parametrize("column", ["image_vector", "width"])
+def test_damage_is_noticed_by_a_run_that_writes(album, column):
+    album.build()
+    changed = {"values": {column: [0.5] * 8}} if column == "image_vector" else {"values": {column: 7}}
+    lancedb.connect(album.out.parent).open_table(album.out.stem).update(where="path = '02.png'", **changed)
+    assert album.build().changed == 0
+    (album.folder / "03.png").unlink()
+    with pytest.raises(OSError, match=r"photos\.lance has a damaged row, that of '02\.png'; make the index again"):
+        album.build()
+
+
+@pytest.mark.parametrize("column", ["path", "image_vector", "captions"])
+def test_vectors_of_a_damaged_row_are_not_reused(album, column):
+    album.build()
+    values = {"path": "'0.png'", "image_vector": f"{[0.5] * 8}", "captions": "['a bar']"}
+    lancedb.connect(album.out.parent).open_table(album.out.stem).update(
+        where="path = '00.png'", values_sql={column: values[column]}
+    )
+    (album.folder / "00.png").rename(album.folder / "new.png")
+    report = album.build()
+    assert (report.added, report.removed, report.reused) == (1, 1, 0)
+    assert album.captions() == {name: [] for name in ["new.png", *NAMES[1:]]}
+    album.check_vectors({"new.png": album.folder / "new.png"})
+
+
 def test_refusals(album, tiny_checkpoint, tmp_path):
     write_checkpoint(read_checkpoint(tiny_checkpoint).without_itc(), tmp_path / "model")
     with pytest.raises(ValueError, match="no contrastive"):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import zlib
 from dataclasses import replace
@@ -20,6 +21,8 @@ from huggingface_hub import constants
 
 from bridgetower.data.store import Table
 from bridgetower.search import index as index_module
+from bridgetower.search.checksums import CRCS, SAID
+from bridgetower.search.duplicates import near_duplicates
 from bridgetower.search.embed import write_lock
 from bridgetower.search.index import Index, Indexed, IndexInfo, portable, read_indexed, resolved
 from bridgetower.search.memory import Memory
@@ -184,13 +187,145 @@ def test_tidies_many_small_pieces(make):
     assert pieces() == untouched
 
 
-def test_a_flipped_bit_in_a_vector_is_noticed(make):
-    index = make()
-    index.upsert([row(f"{number}.png", value=1 + number) for number in range(3)])
-    assert sum(map(len, index.image_vectors())) == 3
-    index._table.update(where="path = '1.png'", values={"image_vector": [2.0, 2.0000002, 2.0]})
-    with pytest.raises(OSError, match=r"photos\.lance has damaged vectors; make the index again, or copy it again"):
-        list(index.image_vectors())
+class TestDamage:
+    """No row that is not as it was written is searched or shown."""
+
+    QUERY = torch.tensor([2.0, 1.0, -1.0])
+    PAIR = torch.tensor([1.0, 2.0, 0.0, -1.0, 1.0])
+
+    @pytest.fixture
+    def index(self, make):
+        index, rng = make(), np.random.default_rng(0)
+        rows = []
+        for number in range(24):
+            moment = {"start": number + 0.25, "end": number + 0.75} if number % 6 == 0 else {}
+            place = json.dumps({"file": f"shard-{number}.tar", "piece": [number, 10]})
+            vectors = {
+                name: rng.standard_normal(shape).astype(np.float32)
+                for name, shape in (("image_vector", 3), ("text_vectors", (2, 3)), ("pair_vectors", (2, 5)))
+            }
+            captions = [f"red flag {number}", f"another caption {number}"]
+            about = {"size": 70_000 + number, "digest": f"{number * 7919:064x}", "mtime": 10**15 + number * 10**9}
+            rows.append(row(f"photos/{number:03}.png", captions=captions, place=place, **about, **moment, **vectors))
+        index.upsert(rows)
+        return index
+
+    def answers(self, index):
+        """All that is read of an index, in memory too where it is large enough."""
+        found = [index.nearest(self.QUERY, 5, against=against) for against in ("images", "captions", None)]
+        found += [index.nearest(self.PAIR, 5, against="pairs"), index.nearest(self.QUERY, 5, where="size > 70010")]
+        found += [index.nearest(self.QUERY, 5) for _ in range(2)]
+        found += [index.containing("red", self.QUERY, 30), near_duplicates(index, 0.9), index.examples(9)]
+        found += [index.with_digest(f"{number * 7919:064x}") for number in (0, 11)]
+        return found
+
+    def problem(self, index, expected):
+        """Why the index cannot be read; empty if it answers as before."""
+        try:
+            answers = self.answers(Index(index.uri))
+        except OSError as error:
+            return str(error)
+        assert answers == expected
+        return ""
+
+    def overwrite(self, index, path, column, value):
+        rows = index._table.search().where(f"path = '{path}'").to_arrow()
+        changed = rows.set_column(
+            rows.schema.get_field_index(column), rows.field(column), pa.array([value], rows.field(column).type)
+        )
+        index._table.merge_insert("path").when_matched_update_all().execute(changed)
+
+    @pytest.mark.parametrize("fewest", [10_000, 10])
+    @pytest.mark.parametrize("column", [*SAID[:-1], *CRCS])
+    def test_a_flipped_bit_is_named_or_without_effect(self, index, column, fewest, tmp_path, monkeypatch):
+        monkeypatch.setattr(index_module, "_FEWEST", fewest)
+        expected = self.answers(index)
+        (file,) = (Path(index.uri) / "data").iterdir()
+        whole, numbers = file.read_bytes(), (0, 18) if column in ("start", "end") else (0, 23)
+        found = {entry["path"]: entry for entry in index._table.to_arrow().to_pylist()}
+        assert len(found) == 24
+        num_named = 0
+        for number in numbers:
+            value = found[f"photos/{number:03}.png"][column]
+            stored = stored_as(column, value)
+            at = whole.find(stored)
+            if at < 0:  # small numbers are packed
+                continue
+            for place in (at, at + len(stored) // 2):
+                damaged = bytearray(whole)
+                damaged[place] ^= 1
+                file.write_bytes(damaged)
+                problem = self.problem(index, expected)
+                assert re.search(r"^$|photos\.lance (has a damaged row, that of '|cannot be read: )", problem)
+                num_named += "damaged row" in problem
+        packed = {"width", "height"}
+        of_hits = {"text_vectors", "pair_vectors"} if fewest == 10 else set()  # of which those of hits are checked
+        assert num_named > 0 or column in packed | of_hits
+
+    @pytest.mark.parametrize("column", [*SAID[:-1], *CRCS])
+    def test_what_is_found_is_checked_where_not_all_of_it_was(self, index, column, monkeypatch):
+        """In a large index, and after all rows were."""
+        changed = {
+            **{"path": "'b'", "size": "1", "mtime": "timestamp '2024-01-01'", "digest": "'d'", "width": "1"},
+            **{"height": "1", "captions": "['red flag']", "place": "''", "start": "1.5", "end": "9.5"},
+        }
+        vectors = {"image_vector": [2.0, 1, -1], "text_vectors": [[2.0, 1, -1]], "pair_vectors": [[1.0, 2, 0, -1, 1]]}
+        ways = {"text_vectors": ("captions", self.QUERY), "pair_vectors": ("pairs", self.PAIR)}
+        against, query = ways.get(column, ("images", self.QUERY))
+        monkeypatch.setattr(index_module, "_FEWEST", 0)
+        best = index.nearest(query, 1, against=against)[0].path
+        if column in changed:
+            index._table.update(where=f"path = '{best}'", values_sql={column: changed[column]})
+        else:
+            self.overwrite(index, best, column, vectors[column])
+        with pytest.raises(OSError, match=r"photos\.lance has a damaged row, that of '.*'; make the index again, or"):
+            Index(index.uri).nearest(query, 1, against=against)
+        if column in changed:
+            for use in (lambda opened: opened.containing("red", self.QUERY, 30), lambda opened: opened.examples(24)):
+                with pytest.raises(OSError, match="has a damaged row"):
+                    use(Index(index.uri))
+
+    def test_vectors_that_only_others_read_are_no_obstacle(self, index):
+        self.overwrite(index, "photos/003.png", "pair_vectors", [[1.0, 2, 0, -1, 1]])
+        assert len(index.nearest(self.QUERY, 30)) == len(index.examples(30)) == 24
+        with pytest.raises(OSError, match=r"has a damaged row, that of 'photos/003\.png'"):
+            index.nearest(-self.PAIR, 1, against="pairs")
+
+    def test_versions_of_files_may_change(self, index):
+        index.set_versions([{"path": "photos/003.png", "version": "new", "part_size": 3}])
+        assert content(index)["photos/003.png"]["version"] == "new"
+        assert len(index.nearest(self.QUERY, 30)) == 24
+
+    def test_crcs_are_those_of_the_written_values(self, make):
+        """As `docs/search.md` has them; a change makes all older indexes damaged."""
+        index = make()
+        index.upsert([row("a.png", captions=["one", "two"], start=1.5, end=2.0), row("b.png")])
+        entry, other = content(index)["a.png"], content(index)["b.png"]
+        image = zlib.crc32(np.ones(3, np.float32).tobytes())
+        times = [str(int(np.float64(value).view(np.int64))) for value in (1.5, 2.0)]
+        numbers = ["10", "1700000000123456", "digest of a.png", "30", "20"]
+        said = ["a.png", *numbers, "one\x1etwo", "", *times, str(image), "2"]
+        assert entry["crc"] == image
+        assert entry["row_crc"] == zlib.crc32("\x1f".join(said).encode())
+        vectors = np.arange(6, dtype=np.float32).tobytes()
+        assert entry["text_crc"] == zlib.crc32(vectors, entry["row_crc"])
+        assert entry["pair_crc"] == zlib.crc32(np.ones(10, np.float32).tobytes(), entry["row_crc"])
+        said = ["b.png", *numbers[:2], "digest of b.png", *numbers[3:], "", "", "", "", str(image), "0"]
+        assert other["row_crc"] == zlib.crc32("\x1f".join(said).encode())
+        assert other["text_crc"] == other["pair_crc"] == other["row_crc"]
+
+
+def stored_as(column, value):
+    """The bytes by which a value is found in a data file."""
+    if column in ("size", "width", "height"):
+        return np.array(value, np.int64 if column == "size" else np.int32).tobytes()
+    if column == "mtime":
+        return np.int64(round(value.timestamp() * 1e6)).tobytes()
+    if column in ("start", "end"):
+        return np.float64(value).tobytes()
+    if column == "captions":
+        return value[1].encode()
+    return value.encode() if isinstance(value, str) else np.array(value, np.float32).tobytes()
 
 
 class TestInMemory:
@@ -237,7 +372,9 @@ class TestInMemory:
         columns = {"digest": pa.array([f"{n:04}" for n in range(3001)]), "captions": pa.array([["one"]] * 3001)}
         columns["image_vector"] = pa.FixedSizeListArray.from_arrays(vectors.ravel(), width)
         lancedb.connect(tmp_path).create_table("any", pa.table(columns))
-        memory = Memory(Table(tmp_path / "any.lance"), ["digest", "captions"], "image_vector")
+        table = Table(tmp_path / "any.lance")
+        batches = table.scan(["digest", "captions", "_rowid", "image_vector"])
+        memory = Memory(table, (pa.Table.from_batches([batch]) for batch in batches), "image_vector")
         exact = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float64)
         for query in (vectors[7], -vectors[7], rng.standard_normal(width).astype(np.float32)):
             cosines = exact @ query / np.linalg.norm(query)
@@ -317,8 +454,8 @@ class TestInMemory:
 
         expected = answers()
         if turned:  # after some changes the ids of rows within Lance do not ascend
-            scan = Table.scan
-            monkeypatch.setattr(Table, "scan", lambda *arguments: reversed(list(scan(*arguments))))
+            batches = index_module._batches
+            monkeypatch.setattr(index_module, "_batches", lambda *given: reversed(list(batches(*given))))
         assert [len(paths) for paths in expected[1]] == [0, 5, 4, 0, 1, 0]
         for _ in range(2):
             index.nearest(self.QUERY, 1)

@@ -26,6 +26,7 @@ from bridgetower.data.reader import Part, parts_of, read_part
 from bridgetower.data.store import Table, Uri, split_uri
 from bridgetower.files import unfit_name
 from bridgetower.predictor import Predictor
+from bridgetower.search.checksums import CRCS
 from bridgetower.search.config import IndexConfig
 from bridgetower.search.embed import Embedded, Model, check_ray, embed_tasks, loaded, name_of, numbered, write_lock
 from bridgetower.search.index import Index, IndexInfo, place_of
@@ -161,7 +162,7 @@ class _Update:
         self.counts["removed"] = len(gone)
         self.index.optimize(self.counts["changed"] + len(gone))
         if self.counts.total() and not is_url(self.index.uri):
-            deque(self.index.image_vectors(), maxlen=0)  # which compares them with their CRCs
+            deque(self.index.checked_scan(tuple(CRCS)), maxlen=0)
         if self.config.ann and not self.index.has_ann_index:
             self.index.create_ann_index()
         numbers = {name: self.counts[name] for name in ("added", "changed", "removed", "reused", "cut")}

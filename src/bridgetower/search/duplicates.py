@@ -48,9 +48,9 @@ def near_duplicates(index: Index, threshold: float = 0.95, *, progress: bool = F
             advance(num_kept)
     several, start = np.bincount(labels)[labels] > 1, 0
     groups = defaultdict[int, list[tuple[dict[str, Any], np.ndarray]]](list)
-    for batch in index.scan([*RETURNED, "image_vector"]):
+    for batch in index.checked_scan([*RETURNED, "image_vector"]):
         own = np.flatnonzero(several[start : start + len(batch)])
-        vectors = batch["image_vector"].flatten().to_numpy().reshape(len(batch), -1)[own]
+        vectors = batch["image_vector"].combine_chunks().flatten().to_numpy().reshape(len(batch), -1)[own]
         rows = batch.select(RETURNED).take(own).to_pylist()
         for row, vector, label in zip(rows, vectors, labels[start + own].tolist(), strict=True):
             groups[label].append((row, vector))

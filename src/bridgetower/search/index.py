@@ -28,10 +28,11 @@ from torch import Tensor
 from bridgetower.checkpoints import is_downloaded
 from bridgetower.data.example import Image
 from bridgetower.data.fetch import is_url, open_regular
-from bridgetower.data.store import CRC, Table, Uri, crcs_of, message_of, split_uri
+from bridgetower.data.store import CRC, Table, Uri, message_of, split_uri
 from bridgetower.files import json_object, parse_json
 from bridgetower.model.plain import from_plain
 from bridgetower.processor import check_length
+from bridgetower.search.checksums import CRCS, ROW_CRC, columns_to_check, damaged_rows, with_crcs
 from bridgetower.search.config import Against, Vectors
 from bridgetower.search.memory import Memory
 
@@ -46,7 +47,7 @@ _SPOKEN = "start IS NOT NULL AND array_length(captions) > 0"  # of moments in wh
 _SILENT = f"({_SPOKEN}) IS NOT TRUE"  # of all others
 _NULLABLE = ("start", "end", "frame")  # of images that are no moments
 _MARK = b"bridgetower"  # key of the schema's metadata
-_VERSION = 5
+_VERSION = 6
 _CHANGED = "the {} has changed since it was indexed; bring the index up to date"
 _BESIDE = "./"  # begins paths that are relative to the folder that the index is in
 _SEEN_WITHIN = 1.0  # seconds after which a reader notices what another process wrote
@@ -91,6 +92,9 @@ class IndexInfo:
             "image_vector": image,
             "text_vectors": pa.list_(image),
             "pair_vectors": pa.list_(pair),
+            ROW_CRC: pa.uint32(),
+            CRCS["text_vectors"]: pa.uint32(),
+            CRCS["pair_vectors"]: pa.uint32(),
         }
         return pa.schema(
             [pa.field(name, kind, nullable=name in _NULLABLE) for name, kind in fields.items()],
@@ -164,6 +168,7 @@ class _Version:
         self.table, self.number = table, table.version
         self.memory: Memory | None = None
         self.searched, self.loading = False, Lock()  # all of it was, by exact vectors; one thread loads the memory
+        self.checked = set[Vectors]()  # of which kinds all vectors were compared with their CRCs
 
     @cached_property
     def rows(self) -> int:
@@ -288,9 +293,18 @@ class Index:
             )
 
     def scan(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Yields columns of all rows."""
+        """Yields columns of all rows, damaged ones too."""
         with _told(self.uri):
-            yield from self._table.search().select(list(columns)).to_batches()
+            yield from _batches(self._table, columns)
+
+    def checked_scan(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Yields columns of all rows; an OSError says that one is not as it was written."""
+        with _told(self.uri):
+            yield from self._checked_batches(self._table, columns)
+
+    def _checked_batches(self, table: Any, columns: Sequence[str]) -> Iterator[pa.Table]:
+        for batch in _batches(table, columns_to_check(columns)):
+            yield self._checked(pa.Table.from_batches([batch]), columns)
 
     def paths(self) -> list[str]:
         """Returns the paths of all images."""
@@ -317,9 +331,20 @@ class Index:
         return found
 
     def _found(self, where: str, columns: Sequence[str], limit: int | None = None) -> pa.Table:
+        return self._checked(self._unchecked(where, columns, limit), columns)
+
+    def _unchecked(self, where: str, columns: Sequence[str], limit: int | None = None) -> pa.Table:
+        """Returns the rows of a condition with all columns that checking them needs."""
         with _told(self.uri):
-            query = self._table.search().where(where).select(list(columns))
+            query = self._table.search().where(where).select(columns_to_check(columns))
             return (query if limit is None else query.limit(limit)).to_arrow()
+
+    def _checked(self, rows: pa.Table, columns: Sequence[str]) -> pa.Table:
+        """Returns columns of rows that were read with `columns_to_check`, if none of them is damaged."""
+        if damaged := damaged_rows(rows):
+            path = rows["path"].cast(pa.binary())[damaged[0]].as_py().decode(errors="backslashreplace")
+            raise OSError(f"{self.uri} has a damaged row, that of {path!r}; make the index again, or copy it again")
+        return rows.select(list(columns))
 
     def examples(self, count: int) -> list[Indexed]:
         """Returns up to `count` images from evenly spread rows, always the same ones of the same table."""
@@ -327,7 +352,8 @@ class Index:
         rows = min(count, size)
         places = [(2 * number + 1) * size // (2 * rows) for number in range(rows)]
         with _told(self.uri):
-            return [Indexed(**row) for row in self._table.take_offsets(places).select(list(RETURNED)).to_list()]
+            found = self._table.take_offsets(places).select(columns_to_check(RETURNED)).to_arrow()
+        return [Indexed(**row) for row in self._checked(found, RETURNED).to_pylist()]
 
     def content(
         self,
@@ -406,17 +432,19 @@ class Index:
 
         Raises:
             ValueError: The condition is none.
-            OSError: The index cannot be read, another one has taken its place, or it has vectors that are no numbers,
-                so that nothing finds them.
+            OSError: The index cannot be read, another one has taken its place, or it has a damaged row, or vectors that
+                are no numbers, so that nothing finds them.
         """
         with _told(self.uri):
-            there, grouped = self._version.rows, self._version.grouped
+            version = self._version
+            there, grouped = version.rows, version.grouped
         count = max(1, min(count, there))
         every = exact or not grouped
         probes = 0 if exact else math.ceil(_PROBED_SHARE * _num_partitions(there))
         hits = []
         kinds: dict[Vectors, str | None] = {against: None} if against else {"images": _SILENT, "captions": _SPOKEN}
         for kind, among in kinds.items():
+            self._check_vectors(version, kind)
             of_images, of_all = kind == "images", where is None and among is None
             memory = self._in_memory(load=True) if of_all and of_images and every else None
             rows = (memory and memory.nearest(vector, count)) or self._nearest_rows(
@@ -444,8 +472,10 @@ class Index:
         Raises:
             ValueError: The condition is none.
         """
+        self._check_vectors(self._version, "images")
         memory = self._in_memory()
-        table, columns = (memory.table.lance, ["_rowid"]) if memory else (self._table, [*RETURNED, "image_vector"])
+        own = [*RETURNED, "image_vector"]
+        table, columns = (memory.table.lance, ["_rowid"]) if memory else (self._table, columns_to_check(own))
         words = MatchQuery(text, "captions")  # type: ignore[call-arg]  # a string would be parsed as a phrase
         query = table.search(words, query_type="fts").limit(count)
         if where is not None:
@@ -456,6 +486,7 @@ class Index:
         if memory:
             found, vectors = memory.with_ids(found["_rowid"].to_numpy())
         else:
+            found = self._checked(found, own)
             vectors = found["image_vector"].combine_chunks().flatten().to_numpy().reshape(-1, self.info.image_width)
         cosines = F.cosine_similarity(torch.tensor(vectors), vector[None]).tolist()
         numbers = zip(found.select(RETURNED).to_pylist(), cosines, scores, strict=True)
@@ -481,8 +512,22 @@ class Index:
             if known.table is not table or known.number != table.version:
                 if IndexInfo.of(self.uri, table.schema) != self.info:
                     raise OSError(f"{self.uri} was replaced by an index of another model or folder; open it again")
-                known = self._known = _Version(table)
+                newer = _Version(table)
+                if known.table is table:
+                    newer.checked = known.checked
+                known = self._known = newer
         return known
+
+    def _check_vectors(self, version: _Version, kind: Vectors) -> None:
+        """Compares all rows and vectors of a small index with their CRCs, once after it was opened.
+
+        Lance only gives what it finds nearest: a row that damage makes farther would be missing without a word. In a
+        larger index all are compared when they are read into memory, and before that those that are found.
+        """
+        if version.rows < _FEWEST and kind not in version.checked:
+            for _ in self.checked_scan([_COLUMNS[kind]]):
+                pass
+            version.checked.add(kind)
 
     def _in_memory(self, *, load: bool = False) -> Memory | None:
         """Returns all rows of the newest version, which the second exact search in it loads."""
@@ -491,7 +536,9 @@ class Index:
             with _told(self.uri):
                 try:
                     if known.searched and _FEWEST <= known.rows <= _MOST / (4 * self.info.image_width):
-                        known.memory = Memory(Table(self.uri, version=known.number), RETURNED, "image_vector")
+                        table = Table(self.uri, version=known.number)
+                        rows = self._checked_batches(table.lance, [*RETURNED, "_rowid", "image_vector"])
+                        known.memory = Memory(table, rows, "image_vector")
                     known.searched = True
                 finally:
                     known.loading.release()
@@ -508,11 +555,11 @@ class Index:
             query = query.where(" AND ".join(conditions), prefilter=True)
         try:
             with _told(self.uri, where=where):
-                found: list[dict[str, Any]] = query.select([*RETURNED, "_distance"]).to_list()
+                found = query.select(columns_to_check([*RETURNED, _COLUMNS[kind], "_distance"])).to_arrow()
         except ValueError:
             self._nearest_rows(vector, 1, kind, None, None, probes)  # of a damaged index this fails too, with OSError
             raise
-        return found
+        return self._checked(found, [*RETURNED, "_distance"]).to_pylist()
 
     def upsert(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Writes images in one commit; those that are there are replaced."""
@@ -526,8 +573,8 @@ class Index:
         schema, defaults = self._table.schema, {"size": 0, "mtime": 0, "version": "", "part_size": 0, "place": ""}
         several = ("text_vectors", "pair_vectors")
         given = [{**defaults, **row, **{name: list(row[name]) for name in several}} for row in rows]
-        table = pa.Table.from_pylist(given, schema.remove(schema.get_field_index(CRC)))
-        table = table.append_column(CRC, pa.array(crcs_of(table["image_vector"]), pa.uint32())).select(schema.names)
+        columns = [field for field in schema if field.name not in (ROW_CRC, *CRCS.values())]
+        table = with_crcs(pa.Table.from_pylist(given, pa.schema(columns))).select(schema.names)
         with _told(self.uri, "written"):
             self._table.merge_insert("path").when_matched_update_all().when_not_matched_insert_all().execute(table)
 
@@ -536,9 +583,11 @@ class Index:
         if not images:
             return set()
         where = f"start IS NULL AND width > 0 AND {_is_one_of({one['digest'] for one in images}, 'digest')}"
-        names = [name for name in self._table.schema.names if name != "mtime"]  # which may be none that Python has
-        found = self._checked(self._found(where, names))
-        rows = {(row["digest"], tuple(row["captions"])): row for row in found.drop_columns([CRC]).to_pylist()}
+        left_out = {"mtime", ROW_CRC, *CRCS.values()}  # a time may be none that Python has
+        names = [name for name in self._table.schema.names if name not in left_out]
+        found = self._unchecked(where, names)
+        whole = np.delete(np.arange(len(found)), damaged_rows(found))  # the others are embedded anew
+        rows = {(row["digest"], tuple(row["captions"])): row for row in found.select(names).take(whole).to_pylist()}
         known = [rows[key] | one for one in images if (key := (one["digest"], tuple(one["captions"]))) in rows]
         self.upsert(known)
         return {row["path"] for row in known}
@@ -557,14 +606,10 @@ class Index:
                 self._table.delete(_is_one_of(paths[start : start + _MAX_PATHS]))
 
     def image_vectors(self) -> Iterator[Float[np.ndarray, "n c"]]:
-        """Yields the vectors of all images; an OSError says that one is not as it was written."""
-        for batch in self.scan(["image_vector", CRC]):
-            yield self._checked(batch)["image_vector"].flatten().to_numpy().reshape(-1, self.info.image_width)
-
-    def _checked(self, rows: Any) -> Any:
-        if (crcs_of(rows["image_vector"]) != rows[CRC].to_numpy()).any():
-            raise OSError(f"{self.uri} has damaged vectors; make the index again, or copy it again")
-        return rows
+        """Yields the vectors of all images; an OSError says that a row is not as it was written."""
+        for rows in self.checked_scan(["image_vector"]):
+            vectors = rows["image_vector"].combine_chunks().flatten()
+            yield vectors.to_numpy().reshape(-1, self.info.image_width)
 
     def create_ann_index(self) -> None:
         """Groups the images' vectors, so that searches compare only those of the groups nearest to the query."""
@@ -641,6 +686,10 @@ def _told(uri: str, what: str = "read", where: str | None = None) -> Iterator[No
         elif what == "read" and not message.startswith("the store answers"):
             advice = "; make the index again"
         raise OSError(f"{uri} cannot be {what}: {message}{advice}") from error
+
+
+def _batches(table: Any, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    yield from table.search().select(list(columns)).to_batches()
 
 
 def _num_partitions(num_rows: int) -> int:

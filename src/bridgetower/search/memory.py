@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -21,16 +21,18 @@ from bridgetower.data.store import Table
 class Memory:
     """Columns of a table, and its vectors, brought to length one, also in int8, which all are compared in first."""
 
-    def __init__(self, table: Table, columns: Sequence[str], vectors: str) -> None:
-        self.table, self._columns, end = table, list(columns), 0
+    def __init__(self, table: Table, batches: Iterable[pa.Table], vectors: str) -> None:
+        """Reads batches of rows of a table, which have its row ids and vectors."""
+        self.table = table
         width = table.schema.field(vectors).type.list_size
         self._vectors = np.empty((len(table), width), np.float32)
         padded = 16 * math.ceil(width / 16)  # the product reads 16 numbers at once
         self._int8 = torch.from_numpy(np.zeros((len(table), padded), np.int8))
         self._scales, self._error = torch.empty(len(table), dtype=torch.bfloat16), np.float32(0)
-        for batch in table.scan([vectors]):
+        kept, end = list[pa.Table](), 0
+        for batch in batches:
             start, end = end, end + len(batch)
-            part = batch[vectors].flatten().to_numpy().reshape(len(batch), -1)
+            part = batch[vectors].combine_chunks().flatten().to_numpy().reshape(len(batch), -1)
             np.divide(part, np.linalg.norm(part, axis=1, keepdims=True), out=self._vectors[start:end])
             unit = torch.from_numpy(self._vectors[start:end])
             self._scales[start:end] = unit.abs().amax(dim=1) / 127
@@ -38,9 +40,11 @@ class Memory:
             rounded = (unit / scales).round().clamp(-127, 127)
             self._int8[start:end, :width] = rounded
             self._error = np.max((unit - rounded * scales).norm(dim=1).numpy(), initial=self._error)
-        rows = pa.Table.from_batches(table.scan([*columns, "_rowid"]))
+            kept.append(batch.drop_columns([vectors]))
+        rows = pa.concat_tables(kept)
         captions = rows["captions"].cast(pa.large_list(pa.large_string()))  # which may be above 2 GiB
         self._rows = rows.set_column(rows.schema.get_field_index("captions"), "captions", captions).combine_chunks()
+        self._columns = [name for name in rows.column_names if name != "_rowid"]
         self._ids, self._digests = self._rows["_rowid"].to_numpy(), self._rows["digest"]
         self._by_id, self._by_digest = np.argsort(self._ids), pc.sort_indices(self._digests).to_numpy()
 

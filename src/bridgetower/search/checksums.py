@@ -1,0 +1,87 @@
+"""CRC-32s of the rows of an index, as Lance has no checksums."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from jaxtyping import UInt32
+
+from bridgetower.data.store import CRC, crcs_of
+
+ROW_CRC = "row_crc"
+"""Column with the CRC-32 of `SAID`."""
+
+CRCS = {"image_vector": CRC, "text_vectors": "text_crc", "pair_vectors": "pair_crc"}
+"""Columns of vectors, and the column with their CRC-32; vectors of a kind are read without the others."""
+
+# What a row says of its image. A frame is compared with the digest. `version` and `part_size` only decide whether a
+# file is read again.
+SAID = ("path", "size", "mtime", "digest", "width", "height", "captions", "place", "start", "end", CRC)
+
+_BETWEEN_COLUMNS, _BETWEEN_CAPTIONS = (pa.scalar(sign, pa.large_binary()) for sign in (b"\x1f", b"\x1e"))
+
+
+def with_crcs(rows: pa.Table) -> pa.Table:
+    """Adds the columns of CRCs to whole rows."""
+    rows = rows.append_column(CRC, pa.array(crcs_of(rows["image_vector"]), pa.uint32()))
+    row_crcs = _row_crcs(rows)
+    rows = rows.append_column(ROW_CRC, pa.array(row_crcs, pa.uint32()))
+    for name in ("text_vectors", "pair_vectors"):
+        rows = rows.append_column(CRCS[name], pa.array(_vector_crcs(rows[name], row_crcs), pa.uint32()))
+    return rows
+
+
+def columns_to_check(columns: Sequence[str]) -> list[str]:
+    """Returns the columns to read so that `damaged_rows` can check some columns."""
+    crcs = [CRCS[name] for name in columns if name in CRCS]
+    return list(dict.fromkeys([*columns, *SAID, ROW_CRC, *crcs]))
+
+
+def damaged_rows(rows: pa.Table) -> list[int]:
+    """Returns the numbers of rows that differ from what was written, in `SAID` or in vectors that are among them."""
+    row_crcs = rows[ROW_CRC].to_numpy()
+    is_damaged = _row_crcs(rows) != row_crcs
+    for name in CRCS.keys() & set(rows.column_names):
+        crcs = crcs_of(rows[name]) if name == "image_vector" else _vector_crcs(rows[name], row_crcs)
+        is_damaged |= crcs != rows[CRCS[name]].to_numpy()
+    return np.flatnonzero(is_damaged).tolist()
+
+
+def _row_crcs(rows: pa.Table) -> UInt32[np.ndarray, " n"]:
+    columns = [_as_bytes(rows[name].combine_chunks()) for name in SAID]
+    columns.append(_as_bytes(pc.list_value_length(rows["captions"].combine_chunks())))
+    joined = pc.binary_join_element_wise(*columns, _BETWEEN_COLUMNS, null_handling="replace", null_replacement=b"")
+    _, offsets, content = joined.buffers()
+    ends = np.frombuffer(offsets, np.int64, len(joined) + 1, 8 * joined.offset).tolist()
+    view = memoryview(content or b"")
+    return np.array([zlib.crc32(view[start:end]) for start, end in pairwise(ends)], np.uint32)
+
+
+def _as_bytes(column: pa.Array) -> pa.Array:
+    """Returns each value in a form that no version of Arrow changes, numbers as integers, floats by their bits."""
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        return pc.binary_join(column.cast(pa.large_list(pa.large_binary())), _BETWEEN_CAPTIONS)
+    if pa.types.is_floating(column.type):
+        column = column.view(pa.int64())
+    elif pa.types.is_timestamp(column.type):
+        column = column.cast(pa.int64())
+    if pa.types.is_integer(column.type):
+        column = column.cast(pa.string())
+    return column.cast(pa.large_binary())
+
+
+def _vector_crcs(column: pa.ChunkedArray, row_crcs: UInt32[np.ndarray, " n"]) -> UInt32[np.ndarray, " n"]:
+    """Returns the CRCs of lists of vectors, each begun with that of its row, so that they belong to no other one."""
+    lists = column.combine_chunks()
+    width = lists.type.value_type.list_size
+    numbers = lists.flatten().flatten().to_numpy(zero_copy_only=False)
+    view = np.ascontiguousarray(numbers, np.float32).data.cast("B")
+    lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
+    ends = (4 * width * np.concatenate([[0], np.cumsum(lengths)])).astype(np.int64).tolist()
+    spans = zip(pairwise(ends), row_crcs.tolist(), strict=True)
+    return np.array([zlib.crc32(view[start:end], crc) for (start, end), crc in spans], np.uint32)
