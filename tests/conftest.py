@@ -52,7 +52,9 @@ def pytest_configure(config):
     if "PYTEST_XDIST_WORKER" not in os.environ:
         folder = config._tmp_path_factory.getbasetemp() / "t"  # short: sockets lie there
         folder.mkdir()
-        Finalize(None, shutil.rmtree, args=(folder, True), exitpriority=-200)  # after multiprocessing's own folder
+        # pytest may remove it before multiprocessing looks, at exit, for a folder of its own in it.
+        multiprocessing.current_process()._config["tempdir"] = str(folder)
+        Finalize(None, shutil.rmtree, args=(folder, True), exitpriority=-200)
         os.environ["TMPDIR"], os.environ["MPLCONFIGDIR"] = str(folder), str(folder / "matplotlib")
         tempfile.tempdir = None
         if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in the background of a shell, also for all processes

@@ -100,8 +100,6 @@ class TestErrors:
                 assert found[0].probability == pytest.approx(alone[0].probability, abs=1e-6)
 
     def test_inputs(self, predictor, pictures):
-        with pytest.raises(ValueError, match="top is 0; expected at least 1"):
-            predictor.answer(pictures, QUESTIONS, top=0)
         with pytest.raises(ValueError, match="3 images and 2 texts; expected one text per image"):
             predictor.entail(pictures, QUESTIONS[:2])
         with pytest.raises(ValueError, match="3 images, 2 second images and 3 texts; expected one text per image"):

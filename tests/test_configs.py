@@ -74,8 +74,6 @@ REFUSED = {
         ({"itm": -1.0}, "itm is -1.0; expected at least 0"),
     ],
     EngineChoice: [
-        ({"engine": "tensorrt"}, "engine is 'tensorrt'; expected one of torch, onnxruntime, openvino"),
-        ({"precision": "fp8"}, "precision is 'fp8'; expected one of fp32, bf16, fp16, int8"),
         ({"precision": "fp16", "device": "cpu"}, "precision fp16 is for GPUs; on the CPU use bf16"),
         ({"engine": "openvino", "precision": "fp16"}, "engine openvino has no fp16; .*: torch"),
         ({"engine": "onnxruntime", "precision": "bf16"}, "engine onnxruntime has no bf16; .*: torch, openvino"),
@@ -84,7 +82,7 @@ REFUSED = {
         ({"engine": "onnxruntime", "device": "cuda:0"}, "engine onnxruntime runs on the CPU, not on cuda:0"),
         ({"device": "gpu"}, "device is 'gpu'; expected a name such as cpu or cuda:0"),
         ({"engine": "openvino", "compile": True}, "engine openvino is not compiled; use engine torch"),
-        ({"device": "cuda:99"}, "device is 'cuda:99', but PyTorch sees"),
+        *(({"device": device}, "device is 'cuda:99', but PyTorch sees") for device in ("cuda:99", 99, "99")),
         ({"device": "meta"}, "device is 'meta', on which PyTorch cannot compute here"),
         ({"device": "vulkan"}, "device is 'vulkan', on which PyTorch cannot compute here"),
     ],

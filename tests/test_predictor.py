@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 import bridgetower
-from bridgetower import inference
+from bridgetower import explain, hidden_states, inference
 from bridgetower.checkpoints import read_checkpoint
 from bridgetower.engines import engine
 from bridgetower.engines.engine import TorchEngine
@@ -261,7 +261,7 @@ class TestResults:
         hook = predictor.model.fusion.register_forward_pre_hook(look)
         predictor.match(files, TEXTS)
         hook.remove()
-        assert len(called) <= 6, called
+        assert len(called) <= 7, called  # one of them checks the arguments
 
 
 class TestFillMask:
@@ -312,8 +312,6 @@ class TestFillMask:
             predictor.fill_mask(files, ["a <mask>"] * 2)
         with pytest.raises(ValueError, match="no mask in 'a bar'; put <mask> where"):
             predictor.fill_mask(files[:2], ["a <mask>", "a bar"])
-        with pytest.raises(ValueError, match="top is 0; expected at least 1"):
-            predictor.fill_mask(files[0], "a <mask>", top=0)
         with pytest.raises(ValueError, match=r"no masked-language \(MLM\) head"):
             without("mlm").fill_mask(files[0], "a <mask>")
 
@@ -329,7 +327,6 @@ class TestErrors:
             (lambda: predictor.match(files, [], all_pairs=True), "no texts given"),
             (lambda: predictor.embed_pairs(files, TEXTS[:2]), "3 images and 2 texts; expected one text per image"),
             (lambda: predictor.match(files, TEXTS[:2]), "3 images and 2 texts; expected one text per image"),
-            (lambda: predictor.embed_images(files, batch_size=0), "batch_size is 0; expected at least 1"),
         ]
         for call, message in calls:
             with pytest.raises(ValueError, match=message):
@@ -378,6 +375,133 @@ class TestErrors:
         Image.new("1", (10_000, 10_000)).save(stream, "PNG")
         with pytest.raises(ValueError, match="100000000 pixels, the limit is 64000000"):
             predictor.embed_images(stream.getvalue())
+
+
+PIXELS, IDS = torch.zeros(2, 3, 20, 20), torch.tensor([[0, 5, 2], [0, 6, 2]])
+PICTURE = Image.new("RGB", (24, 24))
+
+# What a user slips on, and the words that the answer has: what was given, and what was expected.
+SLIPS = {
+    "no image": (lambda model: model.embed_images(None), "images is None", "image .* or a list of images"),
+    "a number": (lambda model: model.embed_images(5), "images is 5", "path, URL, bytes"),
+    "a table": (lambda model: model.embed_images({"a.png": 1}), "images is {'a.png': 1}", "list of images"),
+    "no text": (lambda model: model.embed_texts(None), "texts is None", "a text or a list of texts"),
+    "an image as text": (lambda model: model.embed_texts(PICTURE), "texts is of type Image", "list of texts"),
+    "images as texts": (lambda model: model.embed_texts([PICTURE]), "text 0 is a Image", "a string"),
+    "bytes as text": (lambda model: model.embed_texts(b"a bar"), "texts is of type bytes", "list of texts"),
+    "no image in a list": (lambda model: model.embed_images([PICTURE, None]), "image 1: .* NoneType", "a path"),
+    "pair exchanged": (lambda model: model.embed_pairs("a bar", PICTURE), "texts is of type Image", "list of texts"),
+    "pairs exchanged": (lambda model: model.match(TEXTS[:1], [PICTURE]), "text 0 is a Image", "a string"),
+    "batch as text": (lambda model: model.embed_texts("a", batch_size="8"), "batch_size is '8'", "at least 1"),
+    "batch of 0": (lambda model: model.match(PICTURE, "a", batch_size=0), "batch_size is 0", "at least 1"),
+    "batch of True": (lambda model: model.embed_texts("a", batch_size=True), "batch_size is True", "whole number"),
+    "half a batch": (lambda model: model.embed_texts("a", batch_size=0.5), "batch_size is 0.5", "whole number"),
+    "workers below 0": (lambda model: model.embed_images(PICTURE, num_workers=-1), "num_workers is -1", "at least 0"),
+    "truncate": (lambda model: model.embed_texts("a", truncate="no"), "truncate is 'no'", "True or False"),
+    "no answers": (lambda model: model.answer(PICTURE, "a?", top=0), "top is 0", "at least 1"),
+    "no classes": (lambda model: model.classify(PICTURE, labels=["a", "b"], top=0), "top is 0", "at least 1"),
+    "top as text": (lambda model: model.fill_mask(PICTURE, "<mask>", top="1"), "top is '1'", "whole number"),
+    "no memory": (lambda model: model.match(PICTURE, "a", memory_gib=0), "memory_gib is 0", "a number above 0"),
+    "memory unknown": (lambda model: model.match(PICTURE, "a", memory_gib=torch.nan), "memory_gib is nan", "above 0"),
+    "one label": (lambda model: model.classify(PICTURE, labels="cat"), "labels is 'cat'", "a list of texts"),
+    "labels of numbers": (lambda model: model.classify(PICTURE, labels=[1, 2]), r"labels is \[1, 2\]", "list of texts"),
+    "labels once": (lambda model: model.classify(PICTURE, labels=map(str, "ab")), "labels is of type map", "a list"),
+    "a template": (
+        lambda model: model.classify(PICTURE, labels=["a", "b"], templates="{}"),
+        "templates is '{}'",
+        "a list of texts",
+    ),
+    "layers listed": (lambda model: model.hidden_states(PICTURE, "a", layers=[1]), r"layers is \[1\]", "'fusion': "),
+    "layers of no part": (
+        lambda model: hidden_states(model.model, PIXELS, IDS, layers={"visoin": [1]}),
+        "layers is {'visoin': .*}",
+        "such as {'vision'",
+    ),
+    "one layer": (
+        lambda model: hidden_states(model.model, PIXELS, IDS, layers={"text": 1}),
+        "layers is {'text': 1}",
+        "'text': ",
+    ),
+    "states of one image": (
+        lambda model: hidden_states(model.model, PIXELS[0], IDS),
+        r"pixel_values is Tensor of float32 \[3, 20, 20\]",
+        "b 3 h w",
+    ),
+    "explain exchanged": (lambda model: explain(model, "a bar", PICTURE), "text is of type Image", "a text"),
+    "explain a name": (lambda model: explain("demo", PICTURE, "a bar"), "predictor is 'demo'", "Predictor"),
+    "explain a method": (
+        lambda model: explain(model, PICTURE, "a bar", method="grad"),
+        "method is 'grad'",
+        "attention, gradcam",
+    ),
+    "one unbatched image": (lambda model: model.model(PIXELS[0], IDS), r"\[3, 20, 20\]", r"\[images, 3, height"),
+    "channels last": (
+        lambda model: model.model(PIXELS.permute(0, 2, 3, 1), IDS),
+        r"\[2, 20, 20, 3\]",
+        r"\[images, 3",
+    ),
+    "one unbatched text": (lambda model: model.model(PIXELS, IDS[0]), r"input_ids .* \[3\]", r"\[texts, tokens\]"),
+    "tokens of another model": (lambda model: model.model(PIXELS, IDS + 50_000), "50000 to 50006", "expected 0 to "),
+    "tokens below 0": (lambda model: model.model.encode_text(IDS - 7), "-7 to -1", "expected 0 to "),
+    "what is prepared": (lambda model: model.processor(5), "images is 5", "list of images"),
+    "nothing to load": (lambda model: load(""), "source is ''", "a hub id, a folder"),
+    "load None": (lambda model: load(None), "source is None", "a hub id, a folder"),
+    "no such precision": (lambda model: load("a/b", precision="bf61"), "precision is 'bf61'", "fp32, bf16"),
+    "no such engine": (lambda model: load("a/b", engine="tensorrt"), "engine is 'tensorrt'", "auto, torch"),
+    "a GPU that is not there": (lambda model: load("a/b", device=99), "device is 'cuda:99'", "use another or cpu"),
+    "read nothing": (lambda model: read_checkpoint(""), "source is ''", "a hub id, a folder"),
+}
+
+
+class TestSlips:
+    @pytest.mark.parametrize(("call", "given", "expected"), SLIPS.values(), ids=SLIPS)
+    def test_are_answered_in_a_line_that_says_what_was_expected(self, predictor, call, given, expected):
+        with pytest.raises(ValueError, match=f"^[^\n]*{given}[^\n]*{expected}[^\n]*$"):
+            call(predictor)
+
+    @pytest.mark.parametrize(
+        ("call", "words"),
+        [
+            (
+                lambda model: model.embed_pairs(PICTURE, "a", batchsize=8),
+                r"embed_pairs\(\) .*did you mean batch_size\?",
+            ),
+            (
+                lambda model: model.match(PICTURE, "a", threads=8),
+                r"match\(\) has no argument threads; it has all_pairs",
+            ),
+            (lambda model: model.embed_texts("a", truncated=True), r"embed_texts\(\) .*did you mean truncate\?"),
+            (lambda model: load("none/none", percision="bf16"), r"load\(\) .*did you mean precision\?"),
+            (lambda model: load(".", percision="bf16"), r"load\(\) .*did you mean precision\?"),
+            (lambda model: model.embed_texts(), "embed_texts.* missing 1 required positional argument: 'texts'"),
+        ],
+    )
+    def test_unknown_arguments_are_named_with_the_public_method(self, predictor, call, words):
+        with pytest.raises(TypeError, match=f"^[^\n]*{words}[^\n]*$"):
+            call(predictor)
+
+    def test_a_text_in_the_place_of_an_image_is_no_path(self, predictor):
+        for text in ("a cat on a mat", "a cat on a mat " * 400):
+            with pytest.raises(FileNotFoundError, match=r"^no image file at a cat.*no URL and no image[^\n]*$"):
+                predictor.embed_images(text)
+
+    def test_a_list_of_answers_that_is_not_there(self, tiny_checkpoint):
+        with pytest.raises(FileNotFoundError, match=r"no file nope\.json; check the path"):
+            load(tiny_checkpoint, answers="nope.json")
+
+    def test_right_calls_go_through(self, predictor, files):
+        expected = predictor.embed_images(files)
+        for images in ((path for path in files), tuple(files), iter(files)):
+            assert torch.equal(predictor.embed_images(images, batch_size=np.int64(32)), expected)
+        vectors = predictor.embed_texts(TEXTS)
+        for texts in ((text for text in TEXTS), tuple(TEXTS), np.array(TEXTS), dict.fromkeys(TEXTS).keys()):
+            assert torch.equal(predictor.embed_texts(texts, truncate=np.True_), vectors)
+        scores = predictor.match(files, TEXTS, all_pairs=True, memory_gib=np.float32(1))
+        assert torch.equal(predictor.match(iter(files), iter(TEXTS), all_pairs=True, memory_gib=1), scores)
+        chosen = predictor.classify(files, labels=["a", "b"], templates=("{}",))
+        assert predictor.classify(iter(files), labels=np.array(["a", "b"]), templates=["{}"]) == chosen
+        layers = {"fusion": range(1, 2), "text": np.array([1])}
+        assert set(predictor.hidden_states(files, TEXTS, layers=layers).text) == {1}
 
 
 class TestEngines:

@@ -14,6 +14,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from bridgetower.arguments import checked
 from bridgetower.checkpoints.reranking import Match, described
 from bridgetower.inference import matched
 from bridgetower.model.hidden_states import hidden_states
@@ -61,6 +62,7 @@ class Explanation:
     view: Image.Image | None = field(default=None, repr=False)
 
 
+@checked
 def explain(
     predictor: Predictor, image: ImageLike, text: str, *, method: Method = "attention", truncate: bool = False
 ) -> Explanation:

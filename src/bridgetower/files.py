@@ -166,13 +166,13 @@ def write_json(path: Path, content: object) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}; expected a JSON object there")
     return json_object(read_bytes(path), path)
 
 
 def read_bytes(path: Path) -> bytes:
     """Reads a file of settings or names, which is refused if it would fill the memory."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}; check the path")
     size = path.stat().st_size
     if size > _LARGEST_JSON:
         raise ValueError(f"{path} has {size} bytes; expected at most {_LARGEST_JSON}")

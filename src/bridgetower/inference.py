@@ -310,11 +310,11 @@ def _distinct(
 
 def prompts_of(labels: Sequence[str], templates: Sequence[str]) -> list[str]:
     """Returns the texts of labels: each in all templates, then the next."""
-    if isinstance(labels, str) or len(labels) < 2 or not all(label.strip() for label in labels):
+    if len(labels) < 2 or not all(label.strip() for label in labels):
         raise ValueError(f"labels are {labels!r}; expected two or more, none empty")
     if repeated := sorted(label for label, count in Counter(labels).items() if count > 1):
         raise ValueError(f"labels has {repeated[0]!r} twice; expected different ones")
-    if isinstance(templates, str) or not templates:
+    if not templates:
         raise ValueError(f"templates are {templates!r}; expected a list of one or more")
     if odd := [template for template in templates if template.count("{}") != 1]:
         raise ValueError(f"template {odd[0]!r} has {odd[0].count('{}')} places for a label; expected one {{}}")

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypedDict, Unpack, cast
+from typing import Annotated, Any, TypedDict, Unpack, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from bridgetower.checkpoints import Checkpoint, HubOptions, fingerprint, read_checkpoint
+from bridgetower.arguments import AboveZero, AtLeast0, AtLeast1, Expected, checked
+from bridgetower.checkpoints import Checkpoint, HubOptions, Source, fingerprint, read_checkpoint
 from bridgetower.engines.config import EngineRequest, Precision
 from bridgetower.engines.engine import Engine, EngineChoice, chosen_engine
 from bridgetower.files import cache_folder
@@ -25,7 +26,6 @@ from bridgetower.inference import (
     Judging,
     Kind,
     Outcome,
-    check_at_least_1,
     choices,
     compute,
     decoded,
@@ -39,13 +39,17 @@ from bridgetower.inference import (
     split_rows,
 )
 from bridgetower.model.bridgetower import BridgeTower
-from bridgetower.model.config import Part
 from bridgetower.model.extensions import NO_EXTENSIONS, Extensions
 from bridgetower.model.fusion import Encoded
-from bridgetower.model.hidden_states import HiddenStates, hidden_states
+from bridgetower.model.hidden_states import HiddenStates, Layers, hidden_states
 from bridgetower.processor import ImageLike, Processor
 from bridgetower.processor.processor import Images, Texts, either_lists, image_list, is_image, pair_lists, text_list
 from bridgetower.progress import count_bars, counted
+
+ListOfTexts = Annotated[Collection[str], Expected("a list of texts")]
+MaybeImages = Annotated[
+    ImageLike | Iterable[ImageLike | None] | None, Expected("an image or a list of images, some of which may be None")
+]
 
 
 class Options(TypedDict, total=False):
@@ -58,18 +62,19 @@ class Options(TypedDict, total=False):
         progress: Show a bar.
     """
 
-    batch_size: int
+    batch_size: AtLeast1
     truncate: bool
-    num_workers: int
+    num_workers: AtLeast0
     progress: bool
 
 
+@checked
 def load(
-    source: str | Path,
+    source: Source,
     *,
     revision: str | None = None,
-    image_size: int | None = None,
-    device: str | torch.device | None = None,
+    image_size: AtLeast1 | None = None,
+    device: str | int | torch.device | None = None,
     precision: Precision = "fp32",
     engine: EngineRequest = "torch",
     cache: str | Path | None = None,
@@ -84,11 +89,11 @@ def load(
     """Loads a model for use.
 
     Args:
-        source: Hub id (also `owner/name/FILE.ckpt`), folder (of this package, exported or not, of transformers, or of
-            a training run), or official `.ckpt`.
+        source: Hub id (also `owner/name/FILE.ckpt`) or its address at huggingface.co, folder (of this package, exported
+            or not, of transformers, or of a training run), or official `.ckpt`.
         revision: Branch, tag or commit of a hub id; the commit that was loaded is in `Predictor.source`.
         image_size: Pixels; position embeddings are resized if it is not the checkpoint's own.
-        device: Such as `cpu`, `cuda` or `cuda:1`; None and `auto` take a GPU if there is one.
+        device: Such as `cpu`, `cuda` or `cuda:1`, for which 1 stands; None and `auto` take a GPU if there is one.
         precision: `fp32`; `bf16` (engines `torch` and `openvino`), `fp16` (on a GPU) and `int8` (engine `onnxruntime`)
             take less time on hardware that has them, and give other numbers.
         engine: `torch`, or `onnxruntime` or `openvino`, which run exported parts on the CPU. A source that was not
@@ -149,7 +154,8 @@ class Predictor:
     predictor at once, and it can be pickled.
 
     Every method raises ValueError if the model lacks the head, or the names of its classes; if there are no inputs,
-    unreadable ones, too long texts, or different numbers of them; and if `top` or `batch_size` is below 1.
+    unreadable ones, too long texts, or different numbers of them; and if an argument is of another kind or out of
+    range. A name of an argument that a method does not have is a TypeError, as everywhere in Python.
 
     Attributes:
         source: What was loaded; a hub id carries its commit.
@@ -180,6 +186,7 @@ class Predictor:
         """The network in PyTorch, in evaluation mode; once used on a CPU, its weights are packed."""
         return self.engine.model
 
+    @checked
     def save(self, folder: str | Path) -> None:
         """Writes a folder for `load`: weights as they are computed with, preprocessing, labels and calibration.
 
@@ -196,22 +203,25 @@ class Predictor:
         """Where the engine's results are."""
         return self.engine.device
 
+    @checked
     def embed_images(
-        self, images: Images, *, batch_size: int = 32, num_workers: int = 0, progress: bool = False
+        self, images: Images, *, batch_size: AtLeast1 = 32, num_workers: AtLeast0 = 0, progress: bool = False
     ) -> Float[Tensor, "n c"]:
         """Returns L2-normalised vectors that can be compared with those of texts; for the options see `Options`."""
         self.model.head("itc")
         options = Options(batch_size=batch_size, num_workers=num_workers, progress=progress)
         return torch.stack(self._computed("embedding", image_list(images), None, **options))
 
+    @checked
     def embed_texts(
-        self, texts: Texts, *, batch_size: int = 32, truncate: bool = False, progress: bool = False
+        self, texts: Texts, *, batch_size: AtLeast1 = 32, truncate: bool = False, progress: bool = False
     ) -> Float[Tensor, "n c"]:
         """Returns L2-normalised vectors that can be compared with those of images; for the options see `Options`."""
         self.model.head("itc")
         options = Options(batch_size=batch_size, truncate=truncate, progress=progress)
         return torch.stack(self._computed("embedding", None, text_list(texts), **options))
 
+    @checked
     def embed_pairs(self, images: Images, texts: Texts, **options: Unpack[Options]) -> Float[Tensor, "n c"]:
         """Returns L2-normalised joint vectors of image n with text n.
 
@@ -220,6 +230,7 @@ class Predictor:
         """
         return torch.stack(self._computed("embedding", *pair_lists(images, texts), **options))
 
+    @checked
     @torch.inference_mode()
     def match(
         self,
@@ -227,9 +238,9 @@ class Predictor:
         texts: Texts,
         *,
         all_pairs: bool = False,
-        memory_gib: float = 4.0,
+        memory_gib: AboveZero = 4.0,
         **options: Unpack[Options],
-    ) -> Float[Tensor, ...]:
+    ) -> Float[Tensor, "..."]:
         """Returns how well image and text match, from 0 to 1.
 
         It is the probability that they belong together if the checkpoint has a calibration (`reranking.calibration`).
@@ -246,15 +257,14 @@ class Predictor:
             [n], or [images, texts] with `all_pairs`.
         """
         self.model.head("itm")
-        if not memory_gib > 0:
-            raise ValueError(f"memory_gib is {memory_gib}; expected more than 0")
         if not all_pairs:
             pairs = pair_lists(images, texts, ", or all_pairs=True to match every image with every text")
             return self.reranking.match(torch.tensor(self._computed("match", *pairs, **options)))
         given, words, room = image_list(images), text_list(texts), int(memory_gib * 2**30) // 2
         return self.reranking.match(self._matched(given, words, room, **options))
 
-    def fill_mask(self, images: Images, texts: Texts, *, top: int = 5, **options: Unpack[Options]) -> Any:
+    @checked
+    def fill_mask(self, images: Images, texts: Texts, *, top: AtLeast1 = 5, **options: Unpack[Options]) -> Any:
         """Returns the `top` likeliest words (lists of `FilledWord`) for each mask of each text, given its image.
 
         Args:
@@ -263,7 +273,6 @@ class Predictor:
             top: Candidates per mask.
             **options: See `Options`.
         """
-        check_at_least_1(top=top)
         given, words, _ = pair_lists(images, texts)
         ids = self.processor.token_ids(words, truncate=options.get("truncate", False))
         for text, tokens in zip(words, ids, strict=True):
@@ -272,13 +281,14 @@ class Predictor:
         filled = self._computed("fill_mask", given, words, top=top, **options)
         return filled[0] if isinstance(texts, str) and is_image(images) else filled
 
+    @checked
     @torch.inference_mode()
     def hidden_states(
         self,
         images: Images,
         texts: Texts,
         *,
-        layers: Mapping[Part, Collection[int]] | None = None,
+        layers: Layers | None = None,
         attentions: bool = False,
         truncate: bool = False,
     ) -> HiddenStates:
@@ -304,31 +314,36 @@ class Predictor:
         )
         return tree_map(lambda tensor: tensor.float().cpu(), found)
 
+    @checked
     def class_names(self, head: str) -> tuple[str, ...]:
         """Returns the names of the classes of a head, in its order."""
         self.model.head(head)
         return self._about.class_names(head)
 
-    def answer(self, images: Images, questions: Texts, *, top: int = 5, **options: Unpack[Options]) -> Any:
+    @checked
+    def answer(self, images: Images, questions: Texts, *, top: AtLeast1 = 5, **options: Unpack[Options]) -> Any:
         """Returns the `top` likeliest answers (lists of `Choice`) to each question about its image; see `Options`."""
         return self._judged("answer", images, questions, top=top, **options)
 
+    @checked
     def entail(self, images: Images, statements: Texts, **options: Unpack[Options]) -> Any:
         """Returns whether each image contradicts its statement, leaves it open (neutral), or entails it."""
         return self._judged("entail", images, statements, **options)
 
+    @checked
     def reason(self, images: Images, images_2: Images, statements: Texts, **options: Unpack[Options]) -> Any:
         """Returns whether statement n, about the left image n and the right image n of `images_2`, is `True`."""
         return self._judged("reason", images, statements, images_2, **options)
 
+    @checked
     def classify(
         self,
-        images: ImageLike | Sequence[ImageLike | None] | None = None,
-        texts: str | Sequence[str] | None = None,
+        images: MaybeImages = None,
+        texts: Texts | None = None,
         *,
-        labels: Sequence[str] | None = None,
-        templates: Sequence[str] = TEMPLATES,
-        top: int | None = None,
+        labels: ListOfTexts | None = None,
+        templates: ListOfTexts = TEMPLATES,
+        top: AtLeast1 | None = None,
         **options: Unpack[Options],
     ) -> Any:
         """Returns the classes (lists of `Choice`) of images by `labels`, or of images, texts or both by a trained head.
@@ -345,23 +360,24 @@ class Predictor:
         if labels is not None:
             if images is None or texts is not None:
                 raise ValueError("labels are compared with images alone; give images and no texts")
-            check_at_least_1(top=top)
             size, truncate = options.get("batch_size", 32), options.get("truncate", False)
-            prompts = self.embed_texts(prompts_of(labels, templates), batch_size=size, truncate=truncate)
+            names = list(labels)
+            prompts = self.embed_texts(prompts_of(names, list(templates)), batch_size=size, truncate=truncate)
             workers, progress = options.get("num_workers", 0), options.get("progress", False)
             shown = cast(Images, images)
             vectors = self.embed_images(shown, batch_size=size, num_workers=workers, progress=progress)
-            chosen = label_choices(self.model, vectors, prompts, labels, top)
+            chosen = label_choices(self.model, vectors, prompts, names, top)
         else:
             self.model.head("classification", recipe="classification; or give labels, which need none")
             either = either_lists(images, texts, self.processor.blank_image())
             chosen = self._judged("classify", *either, top=top, **options)
         return chosen[0] if single else chosen
 
+    @checked
     def estimate(
         self,
-        images: ImageLike | Sequence[ImageLike | None] | None = None,
-        texts: str | Sequence[str] | None = None,
+        images: MaybeImages = None,
+        texts: Texts | None = None,
         **options: Unpack[Options],
     ) -> Float[Tensor, " n"]:
         """Returns a number for each image, text, or both, after training on a table of numbers; see `classify`."""
@@ -385,7 +401,6 @@ class Predictor:
         top: int | None = None,
         **options: Unpack[Options],
     ) -> Any:
-        check_at_least_1(top=top)
         names = self.class_names(HEAD_OF[kind])
         if not names:
             raise ValueError(f"the {HEAD_OF[kind]} head of this model predicts a number, not classes; use estimate")
@@ -408,7 +423,6 @@ class Predictor:
         progress: bool = False,
     ) -> list[Any]:
         """Computes something of images, of texts, or of every image, or every two, with its text."""
-        check_at_least_1(batch_size=batch_size)
         count = len(images if images is not None else texts or ())
         ids = [None] * count if texts is None else [*map(tuple, self.processor.token_ids(texts, truncate=truncate))]
         order = list(range(count))
@@ -441,7 +455,6 @@ class Predictor:
         progress: bool = False,
     ) -> Float[Tensor, "i t"]:
         """Returns the log-odds of a match of every image with every text; each image is encoded once."""
-        check_at_least_1(batch_size=batch_size)
         engine, processor = self.engine, self.processor
         ids = processor.token_ids(texts, truncate=truncate)
         order = sorted(range(len(ids)), key=lambda text: len(ids[text]))  # so that batches hold little padding

@@ -17,7 +17,7 @@ from huggingface_hub.utils import filter_repo_objects
 import official
 import tiny
 from bridgetower.checkpoints import read_checkpoint
-from bridgetower.checkpoints.hub import locate
+from bridgetower.checkpoints.hub import locate, parse_hub_id
 from bridgetower.checkpoints.towers import read_text_tower
 from published import transformers_text
 
@@ -65,6 +65,29 @@ def test_commits_and_other_revisions(cache, safe, own, caplog):
     assert read_checkpoint("owner/tower@refs/pr/1").source == f"owner/tower@{OLD}"
     with pytest.raises(ValueError, match=f"names a revision, and revision is '{NEW}'; leave one of them out"):
         read_checkpoint(f"owner/tower@{OLD}", revision=NEW)
+
+
+@pytest.mark.parametrize("start", ["https://huggingface.co/", "http://hf.co/"])
+def test_web_addresses(start):
+    for address, expected in (
+        ("owner/to-wer.1", ("owner/to-wer.1", None, None)),
+        ("owner/tower/?library=transformers", ("owner/tower", None, None)),
+        ("owner/tower/tree/v1", ("owner/tower", None, "v1")),
+        ("owner/tower/blob/main/tuned/vqa.ckpt", ("owner/tower", "tuned/vqa.ckpt", "main")),
+        ("owner/tower/resolve/main/vqa.ckpt?download=true", ("owner/tower", "vqa.ckpt", "main")),
+        ("datasets/owner/tower", None),
+        ("owner", None),
+        ("owner/tower/discussions", None),
+    ):
+        assert parse_hub_id(start + address) == expected
+    assert parse_hub_id("https://example.com/owner/tower") is None
+
+
+def test_a_model_at_its_web_address(cache, safe):
+    add(cache, "owner/tower", safe, NEW, "main")
+    read = read_checkpoint("https://huggingface.co/owner/tower")
+    assert read.source == f"owner/tower@{NEW}"
+    assert tiny.equal(read.tensors, read_checkpoint(safe).tensors)
 
 
 class TestCkpt:

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -43,6 +45,26 @@ def test_a_killed_process_is_one_line_that_says_what_to_do(monkeypatch):
     monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.1,))  # not five seconds
     with pytest.raises(ChildProcessError, match=r"^a process .* was killed .*; start the same command again[^\n]*$"):
         list(load_items(doubled, [1, 8, 2], num_workers=1))
+
+
+def test_a_script_without_a_guard_is_told_to_have_one(tmp_path):
+    script = tmp_path / "script.py"
+    lines = [
+        "from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter",
+        "from bridgetower.processor import load_items",
+        "_MultiProcessingDataLoaderIter._try_get_data.__defaults__ = (0.1,)  # not five seconds",
+        "{guard}print(list(load_items(str, [1, 2], num_workers=1)))",
+    ]
+    told = {}
+    for guard in ("", "if __name__ == '__main__': "):
+        script.write_text("\n".join(lines).format(guard=guard))
+        told[guard] = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    bare, guarded = told.values()
+    assert bare.returncode == 1
+    assert "ChildProcessError: " in bare.stderr.splitlines()[-1]
+    assert 'put what the script does under `if __name__ == "__main__":`' in bare.stderr.splitlines()[-1]
+    assert bare.stderr.count("Traceback") == 1
+    assert guarded.stdout == "['1', '2']\n"
 
 
 @pytest.mark.parametrize(("cores", "processes", "workers"), [(64, "8", 8), (64, "1", 12), (4, "8", 1), (3, "1", 3)])

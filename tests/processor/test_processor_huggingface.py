@@ -170,7 +170,7 @@ def test_calls_that_have_no_tensors(tokenizer, photo):
     processor, image = Processor(_hf_config(), tokenizer), photo(60, 40)
     for given, options, words in (
         ((None, None), {}, "neither images nor text given"),
-        ((image, TEXTS[0]), {"return_tensors": "np"}, "return_tensors is 'np'; expected 'pt'"),
+        ((image, TEXTS[0]), {"return_tensors": "np"}, "return_tensors is 'np'; expected one of pt"),
         ((image, TEXTS), {}, "different numbers of tokens; pass padding=True"),
         ((image, "a dog runs " * 20), {}, "the limit is 20; shorten it, or pass truncation=True"),
         ((image, TEXTS), {"padding": "do_not_pad"}, "different numbers of tokens; pass padding=True"),

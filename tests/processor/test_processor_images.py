@@ -128,6 +128,9 @@ def test_other_modes(photo):
         assert np.array_equal(_array(_bytes(picture, kind)), np.asarray(picture.convert("RGB")))
     grey = _bytes(Image.fromarray(np.array([[[90, 255], [30, 0]]], dtype=np.uint8), "LA"), "PNG")
     assert _array(grey)[0, :, 0].tolist() == [90, 30]
+    multiplied = Image.new("La", (1, 1), (50, 128))  # of which Pillow makes only LA
+    for background, expected in ((None, 99), (WHITE, 177)):
+        assert np.asarray(open_image(multiplied, background=background))[0, 0].tolist() == [expected] * 3
     assert _array(grey, background=WHITE)[0, :, 0].tolist() == [90, 255]
 
 

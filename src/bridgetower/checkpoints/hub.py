@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Annotated, Any, TypedDict, Unpack
 
+from bridgetower.arguments import Expected
 from bridgetower.checkpoints.tensors import WEIGHTS
 
 _FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]  # the last are vocabularies of SentencePiece
 _PICKLED = [WEIGHTS[2], "pytorch_model-*.bin"]
+_WEB_ADDRESS = re.compile(
+    r"https?://(?:www\.)?(?:huggingface\.co|hf\.co)/(?P<repo>[\w.-]+/[\w.-]+)/?"
+    r"(?:(?:tree|blob|resolve)/(?P<revision>[^/?#]+)/?(?P<file>[^?#]*\.ckpt)?)?(?:[?#].*)?"
+)
+
+Source = Annotated[str | Path, Expected("a hub id, a folder or an official .ckpt file", lambda source: source != "")]
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +34,9 @@ class HubOptions(TypedDict, total=False):
 
 
 def parse_hub_id(source: str) -> tuple[str, str | None, str | None] | None:
-    """Returns repository, file and revision of `owner/name` or `owner/name/FILE.ckpt`; None of a path."""
+    """Returns repository, file and revision of `owner/name`, `owner/name/FILE.ckpt` or an address; None of a path."""
+    if address := _WEB_ADDRESS.fullmatch(source):
+        return address["repo"], address["file"], address["revision"]
     name, _, revision = source.partition("@")
     parts, is_file = name.split("/", 2), name.endswith(".ckpt")
     if source.startswith((".", "~")) or not all(parts) or len(parts) != 2 + is_file:

@@ -13,9 +13,10 @@ from typing import Any, Literal, Unpack
 
 import torch
 
+from bridgetower.arguments import checked
 from bridgetower.checkpoints import huggingface, microsoft
 from bridgetower.checkpoints.checkpoint import Checkpoint, check_tensors, finite
-from bridgetower.checkpoints.hub import HubOptions, locate
+from bridgetower.checkpoints.hub import HubOptions, Source, locate
 from bridgetower.checkpoints.reranking import UNMEASURED, Reranking
 from bridgetower.checkpoints.tensors import (
     ABOUT,
@@ -52,8 +53,9 @@ logger = logging.getLogger(__name__)
 BridgeTower.writer = sys.modules[__name__]  # of its methods `save` and `push_to_hub`
 
 
+@checked
 def read_checkpoint(
-    source: str | Path,
+    source: Source,
     *,
     revision: str | None = None,
     tokenizer: str | Path | None = None,
@@ -67,7 +69,7 @@ def read_checkpoint(
 
     Args:
         source: A folder of this package, such as a state of a run, or of transformers, an official `.ckpt`, or a hub id
-            (`owner/name`, `owner/name@revision`, `owner/name/FILE.ckpt`).
+            (`owner/name`, `owner/name@revision`, `owner/name/FILE.ckpt`, or its address at huggingface.co).
         revision: Branch, tag or commit of a hub id.
         tokenizer: Folder or file with the tokenizer, for sources without one (an official `.ckpt`).
         answers: JSON file with the list of answers of the VQA head, for sources without one (an official `.ckpt`).

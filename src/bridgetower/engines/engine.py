@@ -28,7 +28,6 @@ from bridgetower.model.bridgetower import IMAGE, BridgeTower, EncodeOutputs
 from bridgetower.model.cpu import pack_weights
 from bridgetower.model.fusion import Encoded, Fused, FusionOutputs, Mask
 from bridgetower.model.layers import allow_graphs, to_device
-from bridgetower.model.plain import check_choice
 
 _STARTING = Lock()
 _PARTS = {"encode_image": "vision", "encode_text": "text", "fuse": "fusion"}
@@ -110,13 +109,11 @@ class EngineChoice:
 
     engine: EngineName = "torch"
     precision: Precision = "fp32"
-    device: str | torch.device | None = None
+    device: str | int | torch.device | None = None
     cache: Path = field(default_factory=cache_folder)
     compile: bool = False
 
     def __post_init__(self) -> None:
-        check_choice("engine", self.engine, EngineName)
-        check_choice("precision", self.precision, Precision)
         if (self.engine, self.precision) not in FORMS:
             able = [engine for engine, precision in FORMS if precision == self.precision]
             raise ValueError(f"engine {self.engine} has no {self.precision}; engines that have it: {', '.join(able)}")
@@ -149,7 +146,7 @@ class EngineChoice:
         return PartsEngine(model, Runner(self.engine, folder, self.precision))
 
 
-def chosen_engine(engine: EngineRequest, precision: Precision, device: str | torch.device | None) -> EngineName:
+def chosen_engine(engine: EngineRequest, precision: Precision, device: str | int | torch.device | None) -> EngineName:
     """Returns the engine that is asked for; for `auto`, torch on a GPU, on a CPU the fastest that is installed."""
     if engine != "auto":
         return engine
@@ -160,10 +157,12 @@ def chosen_engine(engine: EngineRequest, precision: Precision, device: str | tor
     return next((name for name in able if name == "torch" or (exporting and is_installed(name))), able[0])
 
 
-def find_device(name: str | torch.device | None) -> torch.device:
+def find_device(name: str | int | torch.device | None) -> torch.device:
     available = torch.cuda.is_available()
     if name in (None, "auto"):
         return torch.device("cuda" if available else "cpu")
+    if isinstance(name, int) or str(name).isdecimal():
+        name = f"cuda:{name}"
     try:
         device = torch.device(name)
     except RuntimeError as error:

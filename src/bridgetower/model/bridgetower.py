@@ -222,6 +222,10 @@ class BridgeTower(nn.Module):
         """
         if pixel_values is None and states is None:
             raise ValueError("no pixel_values and no states are given; give one of them")
+        if pixel_values is not None and (pixel_values.ndim != 4 or pixel_values.shape[1] != 3):
+            raise ValueError(
+                f"pixel_values have the shape {list(pixel_values.shape)}; expected [images, 3, height, width]"
+            )
         return self._encoded("image", pixel_values, None, token_type, outputs, states)
 
     def encode_text(
@@ -239,6 +243,8 @@ class BridgeTower(nn.Module):
             attention_mask: 0 on padding; None if nothing is padded.
             outputs, states: As of `encode_image`.
         """
+        if input_ids.ndim != 2:
+            raise ValueError(f"input_ids have the shape {list(input_ids.shape)}; expected [texts, tokens]")
         mask = None if attention_mask is None else attention_mask.bool()
         if self.text_multiple > 1:
             length = input_ids.shape[1]

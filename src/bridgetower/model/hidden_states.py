@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from threading import get_ident
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from bridgetower.arguments import Expected, checked
 from bridgetower.model.bridgetower import IMAGE, TEXT, BridgeTower
 from bridgetower.model.config import Part
 from bridgetower.model.fusion import Mask
@@ -19,6 +20,10 @@ from bridgetower.model.towers import Tower, Transformer, VisionTower
 FusionAttention = Literal["image self", "text self", "image to text", "text to image"]
 """Attention in a fusion layer: within a stream, and from the positions of one stream to those of the other."""
 AttentionKind = Literal["vision", "text"] | FusionAttention
+Layers = Annotated[
+    Mapping[Part, Collection[int]],
+    Expected("numbers of layers by part, such as {'vision': [0, 12], 'text': [12], 'fusion': [1, 6]}"),
+]
 
 
 class HiddenStates(NamedTuple):
@@ -39,13 +44,14 @@ class HiddenStates(NamedTuple):
     pooled: Float[Tensor, "b e"]
 
 
+@checked
 def hidden_states(
     model: BridgeTower,
     pixel_values: Float[Tensor, "b 3 h w"],
     input_ids: Int[Tensor, "b l"],
     attention_mask: Mask = None,
     *,
-    layers: Mapping[Part, Collection[int]] | None = None,
+    layers: Layers | None = None,
     attentions: bool = False,
 ) -> HiddenStates:
     """Runs a model on pairs, and returns what chosen layers of its towers and its fusion encoder give."""
@@ -57,7 +63,7 @@ def hidden_states(
         "fusion": range(1, config.fusion.num_layers + 1),
     }
     chosen = {part: tuple(numbers if layers is None else layers.get(part, ())) for part, numbers in there.items()}
-    unknown: list[str] = [part for part in layers or () if part not in there]
+    unknown: list[str] = []
     for part, numbers in chosen.items():
         unknown += [f"{part} {number}" for number in numbers if number not in there[part]]
     if unknown:

@@ -194,7 +194,15 @@ class TextTransformer(Transformer, TextTower):
     def embed(self, inputs: Int[Tensor, "b l"]) -> Float[Tensor, "b l t"]:
         """Returns normalised sums of word, position and segment-0 embeddings."""
         self.config.check_length(inputs.shape[1])
-        hidden = self.word_embedding(inputs) + self.token_type_embedding.weight[0]
+        try:
+            words = self.word_embedding(inputs)
+        except IndexError as error:  # which only a CPU raises
+            low, high = inputs.min().item(), inputs.max().item()
+            most = self.config.vocab_size - 1
+            raise ValueError(
+                f"input_ids are from {low} to {high}; expected 0 to {most}, as the model's own tokenizer gives"
+            ) from error
+        hidden = words + self.token_type_embedding.weight[0]
         hidden = self.embedding_norm(hidden + self.position_embedding(self.position_ids(inputs)))
         return self.dropout(hidden)
 

@@ -39,6 +39,7 @@ _DECODE_ERRORS = (
 _UNSUPPORTED = re.compile(r"unknown pixel mode|unsupported|cannot handle|KeyError", re.IGNORECASE)  # of PIL's reasons
 _BYTES_PER_PIXEL = 8  # of a file: four channels of 16 bit
 _METADATA = 2**25  # bytes of a file that are no pixels
+_LONGEST_PATH = 4096  # characters
 _STRIP = 2**18  # pixels that are converted at once
 
 
@@ -100,8 +101,9 @@ def _content(source: Any, max_pixels: int) -> tuple[bytes, str]:
         )
     if isinstance(source, str | os.PathLike):
         name, path = str(source), Path(source)
-        if not path.exists():
-            raise FileNotFoundError(f"no image file at {path}; check the path")
+        if not os.path.exists(path):  # noqa: PTH110 - of a text that is too long for a path, pathlib raises OSError
+            kinds = ", which is no URL and no image either" if isinstance(source, str) else ""
+            raise FileNotFoundError(f"no image file at {_start(name)}{kinds}; check the path")
         if not path.is_file():
             raise ValueError(f"{path} is not a file; give the path of one image")
         check_length(name, path.stat().st_size, max_pixels)
@@ -117,6 +119,11 @@ def _content(source: Any, max_pixels: int) -> tuple[bytes, str]:
     content = bytes(source)
     check_length(name := f"the {len(content)} image bytes", len(content), max_pixels)
     return content, name
+
+
+def _start(name: str) -> str:
+    """Returns a path, or the beginning of what is too long for one, such as an image in base64."""
+    return name if len(name) <= _LONGEST_PATH else f"{name[:60]}…"
 
 
 def check_length(name: str, length: int, max_pixels: int = MAX_PIXELS) -> None:
@@ -233,6 +240,8 @@ def _to_rgb(image: Image.Image, background: Colour | None) -> Image.Image:
             strip = Image.fromarray(((values + 128) // 257).astype(np.uint8))  # v / 257, rounded
             if transparent is not None:  # a colour marked so becomes an alpha channel
                 strip.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+        if strip.mode == "La":  # from which Pillow makes no RGBA
+            strip = strip.convert("LA")
         if strip.has_transparency_data:
             strip = strip.convert("RGBA")
             if background is not None:

@@ -24,6 +24,8 @@ def load_items(
     """Yields an item for each key, in order; nothing is drawn from torch's global generator."""
     workers = min(num_workers, available_cores())  # more would be slower, and PyTorch warns
     context = None
+    if workers and getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise SystemExit  # in a worker that imports the script of the user again; the main process says why
     if workers:  # forked from a server without threads: those of Lance would be missing in a fork of this process
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["bridgetower.data.captions", "bridgetower.data.examples"])
@@ -47,6 +49,11 @@ def load_items(
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
+        if any(worker.exitcode == 1 for worker in started):
+            raise ChildProcessError(
+                f"the {workers} processes of num_workers, which import the script again, cannot start; put what the "
+                'script does under `if __name__ == "__main__":`, or leave out num_workers'
+            ) from None
         raise ChildProcessError(
             f"a process that decodes images was killed ({str(error).splitlines()[0]}), as the system does when memory "
             "runs short; start the same command again, with fewer workers or a smaller batch if it happens again"

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, Literal, Self, TypeAlias
+from typing import IO, Annotated, Any, Literal, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -22,8 +22,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from bridgetower import files
+from bridgetower.arguments import AtLeast1, Expected, checked
 from bridgetower.model.layers import to_device
-from bridgetower.model.plain import check_choice, from_plain
+from bridgetower.model.plain import from_plain
 from bridgetower.processor import huggingface
 from bridgetower.processor.config import FAST_MARGIN, ProcessorConfig
 from bridgetower.processor.images import open_reduced
@@ -58,14 +59,18 @@ class Resized:
     height: int
 
 
-ImageLike: TypeAlias = (
-    str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | np.ndarray | Tensor | Resized
-)
+_KINDS_OF_IMAGES = "path, URL, bytes, open file, PIL image, uint8 array or tensor"
+ImageLike: TypeAlias = Annotated[
+    str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image | np.ndarray | Tensor | Resized,
+    Expected(f"an image ({_KINDS_OF_IMAGES})"),
+]
 """A path, an image file as bytes or opened (`BytesIO`), a PIL image, a uint8 array or tensor [H, W], [H, W, 1|3|4] or
 [1|3|4, H, W], or an image that is at the model's size already."""
 
-Images = ImageLike | Sequence[ImageLike]
-Texts = str | Sequence[str]
+Images: TypeAlias = Annotated[
+    ImageLike | Iterable[ImageLike], Expected(f"an image ({_KINDS_OF_IMAGES}) or a list of images")
+]
+Texts: TypeAlias = Annotated[str | Iterable[str], Expected("a text or a list of texts")]
 
 
 def is_image(given: object) -> bool:
@@ -108,7 +113,7 @@ def pair_lists(
 
 
 def either_lists(
-    images: ImageLike | Sequence[ImageLike | None] | None, texts: Texts | None, blank: ImageLike
+    images: ImageLike | Iterable[ImageLike | None] | None, texts: Texts | None, blank: ImageLike
 ) -> tuple[list[ImageLike], list[str]]:
     """Returns as many images as texts, of which one or the other may be missing."""
     if images is None and texts is None:
@@ -183,6 +188,7 @@ class Processor:
         spaces = ("Ġ", "▁")  # of byte-level BPE and sentencepiece
         return torch.tensor([token not in others and not token.startswith(spaces) for token in tokens])
 
+    @checked
     def __call__(
         self,
         images: Images | None = None,
@@ -190,7 +196,7 @@ class Processor:
         *,
         padding: Padding = False,
         truncation: Truncation = False,
-        max_length: int | None = None,
+        max_length: AtLeast1 | None = None,
         return_tensors: Literal["pt"] = "pt",
     ) -> ModelInputs:
         """Prepares images, texts or both as transformers' BridgeTowerProcessor does.
@@ -208,10 +214,6 @@ class Processor:
         """
         if images is None and text is None:
             raise ValueError("neither images nor text given; expected one of them at least")
-        if return_tensors != "pt":
-            raise ValueError(f"return_tensors is {return_tensors!r}; expected 'pt'")
-        check_choice("padding", padding, Padding)
-        check_choice("truncation", truncation, Truncation)
         found = ModelInputs()
         if images is not None:
             pixel_values = self.images(image_list(images))
