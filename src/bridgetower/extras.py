@@ -11,7 +11,8 @@ _Custom = TypeVar("_Custom")
 
 _Library = Literal["langchain", "llama-index", "mcp", "sentence-transformers"]
 Extra = (
-    Literal["train", "search", "serve", "plot", "s3", "demo", "onnx", "openvino", "ray", "video", "towers"] | _Library
+    Literal["train", "search", "serve", "plot", "s3", "demo", "onnx", "openvino", "ray", "video", "heic", "towers"]
+    | _Library
 )
 
 PACKAGES: Mapping[Extra, tuple[str, ...]] = {
@@ -28,6 +29,7 @@ PACKAGES: Mapping[Extra, tuple[str, ...]] = {
     "openvino": ("onnxscript", "openvino"),
     "ray": ("ray",),
     "video": ("av",),
+    "heic": ("pillow_heif",),
     "towers": ("timm", "transformers"),
     "langchain": ("langchain_core",),
     "llama-index": ("llama_index",),

@@ -152,7 +152,7 @@ def test_answers_that_may_pass_are_asked_for_again(tmp_path, monkeypatch):
 def test_what_is_skipped_is_counted_and_what_cannot_be_read_has_a_problem(tmp_path, caplog, monkeypatch):
     images(tmp_path, "a", ".hidden")
     images(tmp_path / "shut", "b")
-    for name in ("x.heic", "y.heic", "z.psd"):
+    for name in ("x.raw", "y.raw", "z.psd"):
         (tmp_path / name).write_bytes(b"?")
     (tmp_path / "main.ts").write_text("export const x = 1")
     os.mkfifo(tmp_path / "pipe.png")
@@ -172,7 +172,7 @@ def test_what_is_skipped_is_counted_and_what_cannot_be_read_has_a_problem(tmp_pa
     problems = {one.id: one.problem for one in examples if one.problem}
     assert problems.keys() == {"pipe.png", "gone.png", "loop.png", "shut"}
     assert (problems["shut"], problems["loop.png"]) == ("Permission denied", "Too many levels of symbolic links")
-    assert all(skipped in caplog.text for skipped in ("2 .heic", "1 .psd", "1 .ts"))
+    assert all(skipped in caplog.text for skipped in ("2 .raw", "1 .psd", "1 .ts"))
 
 
 def test_captions_through_a_link_out_of_the_folder_are_refused(tmp_path):
@@ -218,9 +218,9 @@ def test_a_file_that_cannot_be_read_on_is_one_bad_row(name, content, error, tmp_
 def test_a_source_that_is_none(places, tmp_path):
     with pytest.raises(FileNotFoundError, match="no file or folder"):
         read(tmp_path / "none")
-    (tmp_path / "x.heic").touch()
+    (tmp_path / "x.raw").touch()
     with pytest.raises(ValueError, match="nothing that can be read"):
-        read(tmp_path / "x.heic")
+        read(tmp_path / "x.raw")
     with pytest.raises(ValueError, match=r"no row of table\.jsonl has a column quote"):
         list(read(places["table.jsonl"], Columns(text="quote")))
 
@@ -275,7 +275,7 @@ COMPRESSED = {
 )
 def test_lines_and_cells_without_end(name, text, tmp_path, monkeypatch):
     monkeypatch.setattr(reader, "_LONGEST_ROW", 2**20)
-    (tmp_path / "a.heic").touch()  # a folder of captions has other files
+    (tmp_path / "a.raw").touch()  # a folder of captions has other files
     (tmp_path / name).write_bytes(COMPRESSED[Path(name).suffix if name.count(".") > 1 else ""](text % (b"x" * BOMB)))
     start = 2 if ".csv" in name else 1
     (first, one), (second, problem), (third, three) = told(tmp_path)

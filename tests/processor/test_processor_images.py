@@ -11,7 +11,9 @@ import pytest
 import torch
 from PIL import Image, ImageFile, ImageOps, PngImagePlugin
 
-from bridgetower.processor import Processor, ProcessorConfig, check_length, media_type, open_image, open_reduced
+from bridgetower.processor import Processor, ProcessorConfig, check_length, images, media_type, open_image, open_reduced
+
+KINDS = [*images._FORMATS]
 
 WHITE = (255, 255, 255)
 
@@ -78,7 +80,6 @@ def test_a_whole_file_of_another_kind_is_unsupported_and_not_damaged():
     for content, message in (
         (tiff.replace(struct.pack("<HHIH", 258, 3, 1, 8), struct.pack("<HHIH", 258, 3, 1, 24)), "tiff: unknown pixel"),
         (jpeg[:depth] + b"\x0c" + jpeg[depth + 1 :], "jpeg: cannot handle 12-bit"),
-        *((b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0mif1heic", "supported are AVIF") for brand in (b"heic", b"mif1")),
     ):
         with pytest.raises(ValueError, match=message) as caught:
             open_image(content)
@@ -213,6 +214,65 @@ def test_avif_files_are_what_pillow_makes_of_them(mode, photo):
     assert np.array_equal(_array(content), np.asarray(expected))
 
 
+class TestHeic:
+    @pytest.fixture(autouse=True)
+    def installed(self):
+        self.heif = pytest.importorskip("pillow_heif")
+
+    @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+    @pytest.mark.parametrize("side", [None, 9])
+    def test_files_are_what_the_library_makes_of_them(self, mode, side, photo):
+        content = _bytes(photo(256, 322).convert(mode), "HEIF", quality=80)
+        decoded = self.heif.read_heif(content).to_pillow()
+        image, size = open_reduced(content, side)
+        assert size == image.size == (322, 256)
+        assert np.array_equal(np.asarray(image), np.asarray(decoded.convert("RGB")))
+
+    def test_it_is_upright(self, photo):
+        upright = photo(64, 128)
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        turned = upright.transpose(Image.Transpose.ROTATE_90)
+        turned.info["exif"] = exif.tobytes()
+        content = _bytes(turned, "HEIF", quality=95)
+        found = _array(content).astype(int)
+        assert found.shape == (64, 128, 3)
+        assert abs(found - np.asarray(upright)).mean() < abs(found - np.asarray(upright)[::-1]).mean() / 2
+
+    def test_the_number_of_pixels_is_checked_before_decoding(self, photo):
+        content = _bytes(photo(64, 96), "HEIF")
+        with pytest.raises(ValueError, match="96x64 = 6144 pixels, the limit is 6143"):
+            open_image(content, max_pixels=6143)
+        size = struct.pack(">II", 96, 64)
+        assert content.count(size) == 1
+        with pytest.raises(ValueError, match="damaged"):  # a picture that is larger than the file says
+            open_image(content.replace(size, struct.pack(">II", 8, 8)))
+
+    def test_a_thumbnail_is_not_taken_for_the_picture(self, photo):
+        content = _bytes(photo(256, 322), "HEIF", thumbnails=[64])
+        assert Image.open(io.BytesIO(content)).info["thumbnails"]
+        image, _ = open_reduced(content, 9)
+        assert image.size == (322, 256)
+
+
+@pytest.mark.parametrize(
+    ("content", "advice"),
+    [
+        *(
+            (b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0mif1heic", r"TIFF, WEBP; it is HEIC: pip install '\.\[heic\]'$")
+            for brand in (b"heic", b"heix", b"hevc", b"mif1")
+        ),
+        (b"\xff\x0a" + bytes(20), "; it is JPEG XL: save it as PNG or JPEG$"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(20), "; it is JPEG XL: save it as PNG or JPEG$"),
+        (b"\0\0\0\x18ftypisom" + bytes(20), "TIFF, WEBP$"),
+    ],
+)
+def test_formats_that_are_not_read_come_with_advice(content, advice, monkeypatch):
+    monkeypatch.setattr(images, "_FORMATS", tuple(name for name in images._FORMATS if name != "HEIF"))
+    with pytest.raises(ValueError, match=r"cannot be read as an image; supported are .*" + advice):
+        open_image(content)
+
+
 @pytest.mark.parametrize("orientation", range(9))
 def test_orientation_is_what_pillow_makes_of_it(orientation, photo):
     exif = Image.Exif()
@@ -252,7 +312,7 @@ def test_missing_files_and_folders(tmp_path):
             open_image(place)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_cut_off_file_is_an_error_and_never_half_a_picture(kind, photo):
     content = _bytes(photo(40, 56), kind)
     whole = _array(content)
@@ -279,7 +339,7 @@ def test_cut_off_pictures_that_pil_would_fill(photo, monkeypatch):
 
 def test_altered_files_raise_nothing_but_value_errors(photo):
     rng = np.random.default_rng(0)
-    for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"):
+    for kind in KINDS:
         content = np.frombuffer(_bytes(photo(24, 24), kind), dtype=np.uint8)
         for _ in range(60):
             altered = content.copy()
@@ -288,7 +348,7 @@ def test_altered_files_raise_nothing_but_value_errors(photo):
                 _array(altered.tobytes(), max_pixels=1_000_000)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_media_types(kind):
     content = _bytes(Image.new("RGB", (3, 2)), kind)
     assert media_type(content) == Image.MIME[kind] == f"image/{kind.lower()}"

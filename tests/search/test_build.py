@@ -23,6 +23,7 @@ from bridgetower.data.example import Example
 from bridgetower.data.example import Image as SourceImage
 from bridgetower.data.reader import read
 from bridgetower.predictor import load
+from bridgetower.processor import images
 from bridgetower.search.build import build_index
 from bridgetower.search.embed import decode, write_lock
 from bridgetower.search.index import Index
@@ -160,6 +161,28 @@ class TestSources:
         (album.folder / "a.txt").write_text("one")
         with pytest.raises(ValueError, match=r"names no image; nothing was removed: .* line 1 has no image"):
             album.build(album.folder / "a.txt", max_errors=1)
+
+    def test_photos_of_phones(self, album):
+        pytest.importorskip("pillow_heif")
+        Image.open(album.folder / "00.png").save(album.folder / "photo.HEIC", "HEIF")
+        assert album.counts()[:2] == (7, 7)
+
+    def test_images_that_are_not_read_are_bad_ones(self, album, monkeypatch, caplog):
+        """HEIC without its extra, and JPEG XL: with advice in the error, which is all that is said."""
+        heads = {"a.heic": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "b.jxl": b"\xff\x0a" + bytes(20)}
+        for name, content in heads.items():
+            (album.folder / name).write_bytes(content)
+        monkeypatch.setattr(images, "_FORMATS", ("PNG",))
+        advice = (r"'a\.heic': .*it is HEIC: pip install '\.\[heic\]'", r"'b\.jxl': .*it is JPEG XL: save it as PNG")
+        with pytest.raises(ValueError, match=rf"2 bad items, allowed are 0 .*{advice[0]} \| {advice[1]}"):
+            album.build()
+        assert len(album.build(max_errors=2).bad) == 2
+        assert caplog.text == ""
+
+    def test_files_that_are_skipped_are_told_once(self, album, caplog):
+        (album.folder / "a.raw").touch()
+        album.build()
+        assert caplog.text.count("files that are not read were skipped: 1 .raw") == 1
 
     def test_images_as_base64_have_no_place(self, album):
         encoded = base64.b64encode((album.folder / "01.png").read_bytes()).decode()

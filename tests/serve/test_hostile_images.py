@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from bridgetower.processor import open_reduced
-from bridgetower.processor.images import MEMORY_PER_PIXEL
+from bridgetower.processor.images import HAS_HEIC, MEMORY_PER_PIXEL
 from bridgetower.serve.inputs import Decoders
 from served import URIS, error_of, started, uri
 
@@ -226,6 +226,7 @@ KINDS = [
     ("WEBP", "RGBA", {"method": 0, "lossless": True, "quality": 0}),
     *(("AVIF", mode, {"speed": 10, "subsampling": "4:4:4"}) for mode in ("L", "RGB", "RGBA")),
     *(("GIF", "P", {}), ("BMP", "RGB", {})),
+    *(("HEIF", mode, {"quality": 50}) for mode in ("L", "RGB", "RGBA") if HAS_HEIC),
 ]
 
 

@@ -31,9 +31,9 @@ def index(
 ) -> None:
     """Embed images of folders, tables or tar shards, or moments of videos, into an index for `bridgetower search`.
 
-    Reads JPEG, PNG, WebP, GIF, BMP, TIFF and AVIF, and videos with the extra `video`. Captions get vectors of their
-    own and together with their image. Run again, it embeds what is new or has changed and takes out what is gone;
-    killed, it is completed by running it again.
+    Reads JPEG, PNG, WebP, GIF, BMP, TIFF and AVIF, with the extra `heic` HEIC, and with `video` videos. Captions get
+    vectors of their own and together with their image. Run again, it embeds what is new or has changed and takes out
+    what is gone; killed, it is completed by running it again.
 
     Examples: bridgetower index photos --out photos.lance --model MODEL
               bridgetower index photos/captions.csv --out photos.lance --model MODEL

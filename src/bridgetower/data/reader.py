@@ -29,7 +29,12 @@ from bridgetower.data.fetch import JsonLists, Listed, is_url, list_files, open_p
 from bridgetower.extras import install, is_installed, require
 from bridgetower.files import shortened
 
-IMAGE_SUFFIXES = frozenset({".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+IMAGE_SUFFIXES = frozenset(
+    {
+        *(".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"),
+        *(".heic", ".heif", ".jxl"),  # which may be refused where they are opened, with advice
+    }
+)
 VIDEO_SUFFIXES = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv")
 SUBTITLE_SUFFIXES = (".vtt", ".srt")
 ID_COLUMNS = ("id", "image_id", "key", "uid")

@@ -19,6 +19,15 @@ from typing import Any, TypeAlias
 import numpy as np
 from PIL import AvifImagePlugin, ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
+try:
+    from pillow_heif import options as heif_options
+    from pillow_heif import register_heif_opener
+except ImportError:  # the extra 'heic'
+    HAS_HEIC = False
+else:
+    HAS_HEIC = True
+    register_heif_opener()
+
 Colour: TypeAlias = tuple[int, int, int]
 Fit: TypeAlias = tuple[int, str, bool]
 """Side of a square, the interpolation, and whether the short side is scaled to it and the centre cropped, as in the
@@ -28,7 +37,12 @@ MAX_PIXELS = 64_000_000
 MEMORY_PER_PIXEL = 24  # bytes at most of a sound image: of WebP with transparency the decoder's, a copy and RGB
 SECONDS, SECONDS_PER_MEGAPIXEL = 1.0, 0.25  # of processor time for one image in a process of its own
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "TIFF", "BMP")  # none that runs programs, as EPS does
+# None that runs programs, as EPS does.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "TIFF", "BMP", *(("HEIF",) if HAS_HEIC else ()))
+_NOT_READ = (  # how files begin that are images of other formats, with advice
+    (re.compile(rb"....ftyp(hei[cxms]|hev[cx]|mif1|msf1)", re.DOTALL), "it is HEIC: pip install '.[heic]'"),
+    (re.compile(rb"\xff\x0a|\0\0\0\x0cJXL "), "it is JPEG XL: save it as PNG or JPEG"),
+)
 
 # What PIL raises on damaged content, found by cutting and altering files of each format.
 _DECODE_ERRORS = (
@@ -83,7 +97,9 @@ def open_reduced(
     else:
         content, name = _content(source, max_pixels)
         opened = _opened(content, name, max_pixels)
-        size, reduced = opened.size, side is not None and opened.draft(None, (side, side))  # of JPEG only
+        size = opened.size
+        is_jpeg = opened.format in ("JPEG", "MPO")  # of HEIC it would take another image, the thumbnail
+        reduced = side is not None and is_jpeg and opened.draft(None, (side, side))
         image, exchanged = _upright(opened, name, background, own=True)
         if not reduced:
             size = image.size
@@ -146,7 +162,8 @@ def _opened(content: bytes, name: str, max_pixels: int) -> ImageFile.ImageFile:
             kind = media_type(content)
         except ValueError:
             expected = ", ".join(sorted(_FORMATS))
-            raise ValueError(f"{name} cannot be read as an image; supported are {expected}") from error
+            advice = "".join(f"; {each}" for head, each in _NOT_READ if head.match(content))
+            raise ValueError(f"{name} cannot be read as an image; supported are {expected}{advice}") from error
         reason: Exception | str = error
         if isinstance(error, UnidentifiedImageError):  # which has no reason
             try:
@@ -276,6 +293,8 @@ def _decode_for_server(max_pixels: int, memory: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     Image.init()
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # each takes memory, and other images have the other cores
+    if HAS_HEIC:
+        heif_options.DECODE_THREADS = 1
     if sys.platform == "linux":
         resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     warnings.simplefilter("ignore")

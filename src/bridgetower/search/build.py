@@ -85,8 +85,7 @@ def build_index(
     split_uri(str(out))  # refuses what is no name for an index
     sources = [str(one) for one in ([source] if isinstance(source, str | Path) else source)]
     root = _root_of_all(sources)
-    for one in sources:
-        parts_of(one)  # of what is no source nothing is loaded
+    parts = [(one, part) for one in sources for part in parts_of(one)]  # of what is no source nothing is loaded
     predictor = loaded(model)
     predictor.model.head("itc")
     with write_lock(out):
@@ -105,7 +104,8 @@ def build_index(
                 raise ValueError(f"{out} is of the images in {there}, not of {root}; {advice}")
         else:
             index = new_index(out, predictor, root)
-        report = _Update(index, root, config).run(sources, predictor if config.ray is None else model, progress)
+        update = _Update(index, root, config)
+        report = update.run(sources, parts, predictor if config.ray is None else model, progress)
     others = f"the other {report.images} are in the index"
     check_bad(", ".join(sources), report.bad, config.max_errors, others)
     return report
@@ -138,12 +138,12 @@ class _Update:
                 if start is None:
                     self.sizes.add(size)
 
-    def run(self, sources: Sequence[str], model: Model, progress: bool) -> IndexReport:
-        """Embeds, writes and deletes."""
-        started, examples = (
-            time.perf_counter(),
-            self._wanted([(one, part) for one in sources for part in parts_of(one)]),
-        )
+    def run(
+        self, sources: Sequence[str], parts: Sequence[tuple[str, Part]], model: Model, progress: bool
+    ) -> IndexReport:
+        """Embeds, writes and deletes; each part is of one of the sources."""
+        started = time.perf_counter()
+        examples = self._wanted(parts)
         tasks: Iterable[Callable[[], Iterable[Example]]] = [lambda: examples]
         if self.config.ray is not None:
             tasks = (partial(iter, some) for some in iter(lambda: list(islice(examples, _TASK)), []))
