@@ -1,6 +1,13 @@
 """Official checkpoints converted for transformers: its numbers with its eps, and names and shapes of the published."""
 
+import builtins
+import collections.abc
+import dataclasses
+import types
+import typing
+from contextlib import suppress
 from dataclasses import replace
+from typing import get_args, get_origin
 
 import huggingface as hf
 import pytest
@@ -11,7 +18,8 @@ import bridgetower
 import official
 import tiny
 from bridgetower.checkpoints import Checkpoint, Reranking, convert, huggingface, read_checkpoint
-from bridgetower.model.config import HeadsConfig
+from bridgetower.model.config import FusionConfig, HeadsConfig, ModelConfig
+from bridgetower.processor import Processor, ProcessorConfig
 
 # transformers has one eps (1e-5) where the official code has 1e-12 inside the fusion layers and the MLM head.
 SAME_EPS = {"fusion.layer_norm_eps": 1e-5, "heads.mlm_layer_norm_eps": 1e-5}
@@ -85,21 +93,13 @@ def test_same_numbers_after_a_detour_through_transformers(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        (official.METER, "no bridges"),
-        (official.BERT, "text tower is BERT"),
-        ({"fusion.num_token_types": 3}, "token types"),
-        (official.TIMM, "image tower is not CLIP"),
-        *(
-            ({f"fusion.{name}": value}, "fusion width, heads or feed-forward differ")
-            for name, value in (("hidden_size", 24), ("num_heads", 4), ("intermediate_size", 64))
-        ),
-        ({"heads.itc": "tower"}, "contrastive head is the official kind"),
-        ({"heads.itc": "fused"}, "image tower as wide as the fusion encoder"),
-        ({"vision.num_heads": 4}, "image heads are not as many as fit"),
-        ({"vision.intermediate_size": 256}, "image feed-forward"),
-        ({"fusion.vision_layers": (1, 3)}, "same top layers"),
-        ({"vision.num_layers": 4}, "same top layers"),
-        (official.BERT | official.METER | {"fusion.num_token_types": 3}, "bridges.*BERT.*token types"),
+        (official.METER, "fusion.bridge is None, there 'add'; fusion.input_norm is False, there True"),
+        (official.BERT, "text.positions is 'bert', there 'roberta'"),
+        ({"heads.itc": "tower"}, "heads.itc is 'tower', there None; drop_itc=True leaves the contrastive head out"),
+        ({"heads.itc": "fused"}, "vision.hidden_size is 128, but the contrastive head needs 48"),
+        ({"vision.hidden_size": 32, "vision.num_heads": 1}, "vision.hidden_size is 32, less than a head of 64"),
+        ({"vision.num_layers": 2}, "vision.num_layers is 2, there 3"),
+        ({"vision.num_layers": 4}, r"fusion.vision_layers is \(3, 4\), there \(2, 3\)"),
     ],
 )
 def test_what_transformers_cannot_hold(tmp_path, changes, reason):
@@ -108,20 +108,115 @@ def test_what_transformers_cannot_hold(tmp_path, changes, reason):
     assert not (tmp_path / "hf").exists()
 
 
+def test_settings_of_images_are_refused_before_weights_are_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("bridgetower.checkpoints.io.write_weights", lambda *args, **options: pytest.fail("written"))
+    config = ProcessorConfig(profile="hf", image_size=32, max_length=12, background=(0, 0, 9))
+    with pytest.raises(ValueError, match=r"background is \(0, 0, 9\), there \(255, 255, 255\)"):
+        convert(replace(made({}), processor=Processor(config, None)), tmp_path / "hf", "hf")
+    assert not (tmp_path / "hf").exists()
+
+
+def other_values(annotation, value):
+    """Yields values that a field of this type may have instead."""
+    kind = get_origin(annotation) or annotation
+    match kind:
+        case types.UnionType | typing.Union | typing.Annotated:
+            for each in get_args(annotation):
+                yield from other_values(each, value)
+        case typing.Literal:
+            yield from get_args(annotation)
+        case builtins.bool:
+            yield not value
+        case builtins.int:
+            yield from (2 * (value or 1), (value or 1) + 1, (value or 2) // 2)
+        case builtins.float:
+            yield value / 2 if value else 0.3
+        case builtins.str:
+            yield "other"
+        case builtins.tuple:
+            yield from ((1, 3), ("other",))
+        case collections.abc.Mapping:
+            yield {"other": 1}
+
+
+BASE_CONFIG = official.CONFIG.override(SAME_EPS)
+FIELDS = [
+    f"{part.name}.{field.name}"
+    for part in dataclasses.fields(ModelConfig)
+    for field in dataclasses.fields(getattr(BASE_CONFIG, part.name))
+]
+
+
+def changed_configs(path):
+    part, _, name = path.partition(".")
+    config = getattr(BASE_CONFIG, part)
+    annotation = typing.get_type_hints(type(config), include_extras=True)[name]
+    for value in other_values(annotation, getattr(config, name)):
+        for others in ({}, {"fusion.num_token_types": 3}):  # which NLVR2 needs
+            with suppress(ValueError):
+                yield BASE_CONFIG.override({path: value} | others)
+                break
+
+
+def outputs_of(model):
+    config = model.config
+    return model(tiny.images(2, config), *tiny.texts([5, 3], config))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("path", FIELDS)
+def test_every_field_is_refused_or_lost_with_a_warning_or_kept(path, tmp_path, caplog):
+    """A new field is either written and read, or named: the model does not become another one in silence."""
+    configs = [config for config in changed_configs(path) if config != BASE_CONFIG]
+    assert configs, f"no other value of {path} is known; add its type to other_values"
+    for number, config in enumerate(configs):
+        caplog.clear()
+        tensors = made({}).tensors
+        with suppress(ValueError, TypeError):  # where custom parts are not there
+            tensors = tiny.build(config).state_dict()
+        checkpoint = Checkpoint(source="mine", config=config, tensors=tensors)
+        folder = tmp_path / str(number)
+        refusal = ""
+        try:
+            convert(checkpoint, folder, "hf")
+        except ValueError as error:
+            refusal = str(error)
+        if refusal:
+            assert any(f"{name} is " in refusal for name in FIELDS)
+            continue
+        back = read_checkpoint(folder).model()
+        pairs = zip(outputs_of(back), outputs_of(checkpoint.model()), strict=True)
+        assert "transformers has no field for" in caplog.text or max(tiny.off(*pair) for pair in pairs) < 1e-6
+        heads = [name for name, _ in back.named_children() if name.endswith("_head")]
+        assert heads == [name for name, _ in checkpoint.model().named_children() if name.endswith("_head")]
+
+
+def test_a_field_that_transformers_does_not_have_is_refused(tmp_path):
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Turned(FusionConfig):
+        cross_first: bool = False
+
+    fusion = Turned(**vars(official.CONFIG.fusion), cross_first=True)
+    checkpoint = replace(made({}), config=replace(official.CONFIG, fusion=fusion))
+    with pytest.raises(ValueError, match=r"cannot hold mine: fusion\.cross_first is True"):
+        convert(checkpoint, tmp_path / "hf", "hf")
+
+
 def test_lost_settings_are_warned_about(tmp_path, caplog):
     changes = {"fusion.dropout": 0.2, "fusion.layer_norm_eps": 1e-12, "heads.mlm_layer_norm_eps": 1e-6}
     lost = replace(made(changes), reranking=Reranking(itc_weight=16.0))
     expected = [
+        "fusion.layer_norm_eps: 1e-12 becomes 1e-05",
+        "fusion.dropout: 0.2 becomes 0.1",
+        "fusion.attention_dropout: 0.2 becomes 0.1",
+        "heads.mlm_layer_norm_eps: 1e-06 becomes 1e-05",
         "record of reranking: {'itc_weight': 16.0} becomes {'itc_weight': 0.0}",
-        "layer norm eps of the fusion layers: 1e-12 becomes 1e-05",
-        "dropout of the fusion layers: 0.2 becomes 0.1",
-        "layer norm eps of the MLM head: 1e-06 becomes 1e-05",
     ]
     for checkpoint, warned in ((lost, expected), (made({"fusion.dropout": 0.1} | SAME_EPS), [])):
         caplog.clear()
         convert(checkpoint, tmp_path / str(len(warned)), "hf")
         messages = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-        assert messages == [f"mine: transformers has no field for the {message}" for message in warned]
+        assert messages == [f"mine: transformers has no field for {message}" for message in warned]
 
 
 @pytest.mark.parametrize("to", ["hf", "bridgetower"])

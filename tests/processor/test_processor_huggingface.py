@@ -1,5 +1,6 @@
 """Preprocessing files of transformers: read with every setting carried out or refused, and written back."""
 
+import dataclasses
 import json
 import logging
 from dataclasses import replace
@@ -244,8 +245,32 @@ def test_transparent_pictures_are_white_or_refused_in_transformers(tokenizer, tm
     theirs = AutoProcessor.from_pretrained(tmp_path / "none").image_processor
     with pytest.raises((ValueError, RuntimeError)):
         theirs(clear, return_tensors="pt")
-    with pytest.raises(ValueError, match="fills with white only"):
+    with pytest.raises(ValueError, match=r"background is \(0, 0, 9\), there \(255, 255, 255\)"):
         Processor(_hf_config(background=(0, 0, 9)), tokenizer).save_huggingface(tmp_path / "blue")
+
+
+def test_every_field_of_the_settings_comes_back_or_is_named(tokenizer, tmp_path, caplog):
+    changes = {
+        "profile": "official-finetune",
+        "image_size": 64,
+        "max_length": 9,
+        "interpolation": "bilinear",
+        "image_mean": (0.1, 0.2, 0.3),
+        "image_std": (0.4, 0.5, 0.6),
+        "patch_size": 8,
+        "background": (0, 0, 9),
+        "shortest_edge": 128,
+        "size_divisor": 8,
+        "fast_decode": True,
+    }
+    assert changes.keys() == {item.name for item in dataclasses.fields(ProcessorConfig)}
+    del changes["background"]  # of which the test above tells
+    for name, value in changes.items():
+        config = _hf_config(**{name: value})
+        caplog.clear()
+        Processor(config, tokenizer).save_huggingface(tmp_path / name)
+        back = Processor.from_huggingface(tmp_path / name, patch_size=config.patch_size)
+        assert getattr(back.config, name) == value or name in caplog.text, name
 
 
 def test_nothing_is_written_beside_settings_that_would_win(tokenizer, tmp_path):

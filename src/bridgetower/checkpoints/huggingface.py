@@ -15,8 +15,17 @@ from bridgetower.checkpoints.checkpoint import Checkpoint, check_depth, collect,
 from bridgetower.checkpoints.keymap import export_tensors, name_table
 from bridgetower.checkpoints.reranking import UNMEASURED
 from bridgetower.checkpoints.tensors import extent
-from bridgetower.model.config import Activation, FusionConfig, HeadsConfig, ModelConfig, TextConfig, VisionConfig
-from bridgetower.model.heads import HEADS, chosen_heads
+from bridgetower.files import differences
+from bridgetower.model.config import (
+    FEATURE_FIELDS,
+    Activation,
+    FusionConfig,
+    HeadsConfig,
+    ModelConfig,
+    TextConfig,
+    VisionConfig,
+)
+from bridgetower.model.heads import HEADS
 from bridgetower.model.plain import known_fields
 
 _LINK_PARTS = r"LayerNorm\.(weight|bias)|scaled_factor|beta"
@@ -28,7 +37,18 @@ _WRITTEN: dict[str, Activation] = {"gelu": "gelu", "gelu_new": "gelu_tanh", "rel
 _ACTIVATIONS = _WRITTEN | {"gelu_python": "gelu", "gelu_fast": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 _ACTIVATION_NAMES = {ours: theirs for theirs, ours in _WRITTEN.items()}
 _BACKBONE = "bridgetower."
+_HEAD_WIDTH = 64  # of transformers' image tower
 _LINK_TOWERS = ("add", "scaled_add", "interpolate")  # bridge kinds that transformers has
+# Fields without one in transformers, whose values change outputs a little, or only training: they are lost.
+_LOST = ("fusion.layer_norm_eps", "fusion.dropout", "fusion.attention_dropout", "heads.mlm_layer_norm_eps")
+_READERS: dict[str, tuple[str, ...]] = {  # fields of `HeadsConfig` that nothing reads without one of these heads
+    **dict.fromkeys(("mlm_layer_norm_eps", "mlm_activation"), ("mlm",)),
+    **dict.fromkeys(("itc_size", *FEATURE_FIELDS), ("itc",)),
+    "hidden_scale": tuple(name for name, spec in HEADS.items() if spec.hidden_scale),
+    "nlvr2_dropout": ("nlvr2",),
+    "multi_label": ("classification",),
+}
+_ADVICE = {"heads.itc": "drop_itc=True leaves the contrastive head out"}
 # Theirs to ours, of the text tower alone, and of its layers and the fusion layers, which share a field in transformers;
 # in the official code the eps is 1e-5 in the text tower and 1e-12 in the fusion layers.
 _TEXT_FIELDS = {"max_position_embeddings": "max_positions"} | {
@@ -78,17 +98,11 @@ def read_checkpoint(
     source: str, values: Mapping[str, Any], tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None
 ) -> Checkpoint:
     """Builds a checkpoint from transformers' `config.json` and tensors, in the number format `dtype` if it is given."""
-    top = _Section.of(values, f"{source}/config.json", num_hidden_layers=6)
-    text, vision = (
-        _Section.of(values.get(name) or {}, f"{source}/config.json: {name}")
-        for name in ("text_config", "vision_config")
-    )
+    config, top, blocks = _read_config(source, values, tensors)
     prefix = _BACKBONE if any(name.startswith(_BACKBONE) for name in tensors) else ""
     decoder, words = "mlm_score.decoder.weight", f"{prefix}text_model.embeddings.word_embeddings.weight"
     if top.tie_word_embeddings and "mlm_score.bias" in tensors and decoder not in tensors and words in tensors:
         tensors = ChainMap({decoder: tensors[words].clone()}, tensors)  # type: ignore[arg-type]  # reads only
-    blocks = vision.num_hidden_layers - vision.remove_last_layer
-    config = _model_config(source, top, text, vision, blocks, tensors)
     check_depth(source, config, tensors)
     options: Any = {"separate_projections": config.fusion.separate_projections, "backbone_prefix": prefix}
     table = name_table(parameter_shapes(config), "huggingface", **options)
@@ -97,28 +111,80 @@ def read_checkpoint(
 
 
 def export(checkpoint: Checkpoint) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    values = _config_values(checkpoint)
+    _refuse_changes(checkpoint, values)
     config = checkpoint.config
-    if reasons := _obstacles(config):
-        raise ValueError(f"transformers cannot hold {checkpoint.source}: {'; '.join(reasons)}")
     text, fusion, heads = config.text, config.fusion, config.heads
-    mlm_eps = heads.mlm_layer_norm_eps if heads.mlm else fusion.bridge_layer_norm_eps
-    for name, ours, theirs in (  # what transformers lacks or shares, our value, and the one that wins
-        ("record of reranking", checkpoint.reranking.to_plain(), UNMEASURED.to_plain()),
-        ("layer norm eps of the fusion layers", fusion.layer_norm_eps, text.layer_norm_eps),
-        ("dropout of the fusion layers", fusion.dropout, text.dropout),
-        ("attention dropout of the fusion layers", fusion.attention_dropout, text.attention_dropout),
-        ("layer norm eps of the MLM head", mlm_eps, fusion.bridge_layer_norm_eps),
-    ):
-        if ours != theirs:
-            message = "%s: transformers has no field for the %s: %s becomes %s"
-            logger.warning(message, checkpoint.source, name, ours, theirs)
     tensors = dict(checkpoint.tensors) | checkpoint.extra_tensors
     if "text.pooler.dense.weight" not in tensors:  # transformers builds this pooler but never reads it
         tensors["text.pooler.dense.weight"] = torch.zeros(text.hidden_size, text.hidden_size)
         tensors["text.pooler.dense.bias"] = torch.zeros(text.hidden_size)
     prefix = _BACKBONE if heads.mlm or heads.itm or heads.itc else ""
     table = name_table(tensors, "huggingface", fusion.separate_projections, prefix)
-    return _config_values(checkpoint), export_tensors(table, tensors)
+    return values, export_tensors(table, tensors)
+
+
+def _refuse_changes(checkpoint: Checkpoint, values: Mapping[str, Any]) -> None:
+    """Reads a written config back and raises ValueError if the model became another one; logs what is lost."""
+    config, source = checkpoint.config, checkpoint.source
+    in_transformers = [f"{name}_head." for name, spec in HEADS.items() if spec.in_transformers]
+    held = {name: value for name, value in checkpoint.tensors.items() if name.startswith(tuple(in_transformers))}
+    try:
+        back, _, _ = _read_config(source, values, export_tensors(name_table(held, "huggingface"), held))
+    except ValueError as error:
+        raise ValueError(f"transformers cannot hold {source}: {error}") from error
+    ours = _meaning(config)
+    for field, readers in _READERS.items():
+        if not any(ours["heads"][reader] for reader in readers):
+            del ours["heads"][field]
+    changes = list(differences(_meaning(back), ours))
+    refused = [f"{name} is {own!r:.60}, there {theirs!r:.60}" for name, theirs, own in changes if name not in _LOST]
+    refused += [advice for name, advice in _ADVICE.items() if name in [change[0] for change in changes]]
+    # What transformers' config can say, but its model cannot run.
+    width, fusion = config.vision.hidden_size, config.fusion
+    if width < _HEAD_WIDTH:
+        refused.append(f"vision.hidden_size is {width}, less than a head of {_HEAD_WIDTH}")
+    # It spreads the token type over the image tower's width there, and calls one projection.
+    if config.heads.itc == "fused" and width != fusion.hidden_size:
+        refused.append(
+            f"vision.hidden_size is {width}, but the contrastive head needs {fusion.hidden_size} as in fusion"
+        )
+    if config.heads.itc == "fused" and fusion.separate_projections:
+        refused.append("fusion.separate_projections is True, but the contrastive head needs a shared one")
+    if refused:
+        raise ValueError(
+            f"transformers cannot hold {source}: {'; '.join(refused)}; keep it as a folder of this package"
+        )
+    if checkpoint.reranking != UNMEASURED:
+        changes.append(("record of reranking", UNMEASURED.to_plain(), checkpoint.reranking.to_plain()))
+    for name, theirs, own in changes:
+        logger.warning("%s: transformers has no field for %s: %s becomes %s", source, name, own, theirs)
+
+
+def _meaning(config: ModelConfig) -> dict[str, Any]:
+    """Returns the fields of a config, with one spelling for values that mean the same."""
+    values = config.to_dict()
+    vision, text, fusion = values["vision"], values["text"], values["fusion"]
+    fusion["vision_layers"], fusion["text_layers"] = config.vision_layers, config.text_layers
+    vision["num_layers"] = config.vision_layers[-1]  # transformers does not reach what is above
+    vision["prefix_tokens"] = config.vision.num_prefix_tokens
+    for part in (text, fusion):
+        if part["attention_dropout"] is None:
+            part["attention_dropout"] = part["dropout"]
+    return values
+
+
+def _read_config(
+    source: str, values: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> tuple[ModelConfig, _Section, int]:
+    """Returns the config of a model, the top section of transformers' config, and the blocks of its image tower."""
+    top = _Section.of(values, f"{source}/config.json", num_hidden_layers=6)
+    text, vision = (
+        _Section.of(values.get(name) or {}, f"{source}/config.json: {name}")
+        for name in ("text_config", "vision_config")
+    )
+    blocks = vision.num_hidden_layers - vision.remove_last_layer
+    return _model_config(source, top, text, vision, blocks, tensors), top, blocks
 
 
 def _model_config(
@@ -149,7 +215,7 @@ def _model_config(
             patch_size=_side(vision.patch_size),
             hidden_size=width,
             num_layers=depth,  # transformers walks both towers together; deeper blocks are never reached
-            num_heads=width // 64,
+            num_heads=max(width // _HEAD_WIDTH, 1),
             intermediate_size=4 * width,
             layer_norm_eps=vision.layer_norm_eps,
         ),
@@ -184,41 +250,6 @@ def _side(value: int | tuple[int, ...]) -> int:
     return sides[0]
 
 
-def _obstacles(config: ModelConfig) -> list[str]:
-    vision, text, fusion, heads = config.vision, config.text, config.fusion, config.heads
-    bridged = tuple(range(text.num_layers - fusion.num_layers + 1, text.num_layers + 1))
-    own = {vision.architecture, text.architecture} - {"vit", "bert"}
-    lacking = [name for name in chosen_heads(heads) if name not in HEADS or not HEADS[name].in_transformers]
-    links = ", ".join(_LINK_TOWERS)
-    clip = vision.activation == "quick_gelu" and vision.pre_norm
-    sizes = [(part.hidden_size, part.num_heads, part.intermediate_size) for part in (fusion, text)]
-    # transformers spreads the token type over the image tower's width there, and calls one projection.
-    apart = vision.hidden_size != fusion.hidden_size or fusion.separate_projections
-    checks = {
-        f"it has towers of timm, of transformers or custom ones ({', '.join(sorted(own))})": bool(own),
-        "it has no bridges (METER)": fusion.bridge is None,
-        f"its bridge is {fusion.bridge}, not one of {links}": fusion.bridge not in (None, *_LINK_TOWERS),
-        "its fusion encoder has no LayerNorm on its input": fusion.bridge is not None and not fusion.input_norm,
-        "its fusion width, heads or feed-forward differ from the text tower's": sizes[0] != sizes[1],
-        "its image tower is not CLIP's": not clip or vision.patch_bias or vision.distillation_token,
-        "its image heads are not as many as fit with a width of 64": vision.num_heads != vision.hidden_size // 64,
-        "its image feed-forward is not four times the width": vision.intermediate_size != 4 * vision.hidden_size,
-        "its text tower is BERT": text.positions != "roberta",
-        "its bridges are not fed from the same top layers of both towers": (
-            config.vision_layers != bridged or config.text_layers != bridged
-        ),
-        f"it has heads that transformers lacks ({', '.join(lacking)})": bool(lacking),
-        "it has more than two token types (NLVR2)": fusion.num_token_types != 2,
-        "it has embeddings of tower layers": fusion.layer_embeddings,
-        "the activation of its fusion layers differs from the text tower's": fusion.activation != text.activation,
-        "its contrastive head is the official kind, on the towers; drop_itc=True leaves it out": heads.itc == "tower",
-        "its contrastive head needs an image tower as wide as the fusion encoder and a shared projection": (
-            heads.itc == "fused" and apart
-        ),
-    }
-    return [reason for reason, applies in checks.items() if applies]
-
-
 def _config_values(checkpoint: Checkpoint) -> dict[str, Any]:
     config = checkpoint.config
     vision, text, fusion, heads = config.vision, config.text, config.fusion, config.heads
@@ -226,7 +257,7 @@ def _config_values(checkpoint: Checkpoint) -> dict[str, Any]:
         len({name.split(".")[2] for name in checkpoint.extra_tensors if name.startswith(f"vision.{kind}.")})
         for kind in ("layers", "separate_norms")
     )
-    blocks = vision.num_layers + layers
+    blocks = max(vision.num_layers + layers, text.num_layers)
     architectures = {
         "BridgeTowerForContrastiveLearning": heads.itc,
         "BridgeTowerForMaskedLM": heads.mlm,
@@ -236,12 +267,12 @@ def _config_values(checkpoint: Checkpoint) -> dict[str, Any]:
     return {
         "model_type": "bridgetower",
         "architectures": [next(name for name, present in architectures.items() if present)],
-        "hidden_size": fusion.hidden_size,
+        "hidden_size": text.hidden_size,  # of both
         "num_hidden_layers": fusion.num_layers,
-        "num_attention_heads": fusion.num_heads,
+        "num_attention_heads": text.num_heads,
         "layer_norm_eps": fusion.bridge_layer_norm_eps,
         "hidden_act": _ACTIVATION_NAMES[heads.mlm_activation],
-        "link_tower_type": fusion.bridge,
+        "link_tower_type": fusion.bridge if fusion.bridge in _LINK_TOWERS else _LINK_TOWERS[0],
         "share_cross_modal_transformer_layers": not fusion.separate_projections,
         "share_link_tower_layers": False,
         "tie_word_embeddings": False,

@@ -186,9 +186,9 @@ def convert(
         if to == "bridgetower":
             write_checkpoint(checkpoint, temporary, shard_bytes=shard_bytes)
             return
-        write_weights(temporary, tensors, for_transformers=True, shard_bytes=shard_bytes)
         if checkpoint.processor is not None:
-            checkpoint.processor.save_huggingface(temporary)
+            checkpoint.processor.save_huggingface(temporary)  # refuses settings before weights are written
+        write_weights(temporary, tensors, for_transformers=True, shard_bytes=shard_bytes)
         write_card(checkpoint, temporary, library="transformers")
         write_json(temporary / "config.json", values)
 

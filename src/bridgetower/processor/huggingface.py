@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from bridgetower.files import read_json
+from bridgetower.files import differences, read_json
 from bridgetower.processor.config import CLIP_MEAN, CLIP_STD, Interpolation, ProcessorConfig, Profile
 from bridgetower.processor.text import Special
 
@@ -42,6 +43,17 @@ def read_config(folder: Path, *, patch_size: int, max_length: int | None = None)
     `CLIPImageProcessor`, which `image_settings` writes for the official profiles, becomes the official profile again.
     """
     path, values = _read_image_settings(folder)
+    if max_length is None:
+        file = folder / "tokenizer_config.json"
+        limit = read_json(file).get("model_max_length") if file.is_file() else None
+        if limit is not None and type(limit) not in (int, float):
+            raise ValueError(f"{file} sets model_max_length to {limit!r}; expected a whole number")
+        # Positions of RoBERTa and BERT, for folders that name no limit (or transformers' 1e30).
+        max_length = 512 if limit is None or limit >= 1_000_000 else limit
+    return _config_of(path, values, patch_size, max_length)
+
+
+def _config_of(path: Path, values: Mapping[str, Any], patch_size: int | None, max_length: int) -> ProcessorConfig:
     settings = {name: value for name, value in values.items() if value is not None}
     for name, value in settings.items():
         if name in _FIXED and value != _FIXED[name]:
@@ -61,13 +73,6 @@ def read_config(folder: Path, *, patch_size: int, max_length: int | None = None)
     resample = settings.get("resample", 3)
     if type(resample) is not int or resample not in _INTERPOLATIONS:
         raise ValueError(f"{path} sets resample to {resample!r}; expected 3 (bicubic) or 2 (bilinear)")
-    if max_length is None:
-        file = folder / "tokenizer_config.json"
-        limit = read_json(file).get("model_max_length") if file.is_file() else None
-        if limit is not None and type(limit) not in (int, float):
-            raise ValueError(f"{file} sets model_max_length to {limit!r}; expected a whole number")
-        # Positions of RoBERTa and BERT, for folders that name no limit (or transformers' 1e30).
-        max_length = 512 if limit is None or limit >= 1_000_000 else limit
     return ProcessorConfig(
         profile=profile,
         image_size=image_size,
@@ -111,13 +116,8 @@ def image_settings(config: ProcessorConfig) -> dict[str, Any]:
     """Describes the image side for transformers' `preprocessor_config.json`.
 
     Profile `hf` is exact. For the official profiles transformers has only `CLIPImageProcessor`, which scales tensors
-    where the official code scales PIL images.
+    where the official code scales PIL images. Settings that another config would be read from are refused.
     """
-    if config.background not in (None, _WHITE):
-        raise ValueError(
-            f"background is {config.background}, but transformers fills with white only; "
-            "convert with dataclasses.replace(config, background=(255, 255, 255)) or None"
-        )
     square = {"height": config.image_size, "width": config.image_size}
     sizes: dict[Profile, dict[str, Any]] = {
         "hf": {
@@ -129,7 +129,7 @@ def image_settings(config: ProcessorConfig) -> dict[str, Any]:
         "official-pretrain": {"size": {"shortest_edge": config.image_size}, "crop_size": square},
         "official-finetune": {"size": square, "crop_size": square},
     }
-    return {
+    settings = {
         "processor_class": "BridgeTowerProcessor",
         "image_processor_type": (BRIDGETOWER_TYPES if config.profile == "hf" else CLIP_TYPES)[0],
         "do_resize": True,
@@ -144,6 +144,22 @@ def image_settings(config: ProcessorConfig) -> dict[str, Any]:
         "do_center_crop": True,
         **sizes[config.profile],
     }
+    back = _config_of(Path("preprocessor_config.json"), settings, config.patch_size, config.max_length)
+    changes = list(differences(_meaning(back), _meaning(config)))
+    if changes:
+        fields = "; ".join(f"{name} is {ours!r}, there {theirs!r}" for name, theirs, ours in changes)
+        raise ValueError(
+            f"transformers cannot prepare images so: {fields}; change the config with dataclasses.replace, or keep the "
+            "model as a folder of this package"
+        )
+    return settings
+
+
+def _meaning(config: ProcessorConfig) -> dict[str, Any]:
+    """Returns the fields of a config, with one spelling for values that mean the same."""
+    values = asdict(config) | {"shortest_edge": config.resize_edge, "size_divisor": config.resize_divisor}
+    del values["fast_decode"]  # of which a warning tells
+    return values
 
 
 def tokenizer_settings(tokens: Special[str], max_length: int) -> dict[str, Any]:

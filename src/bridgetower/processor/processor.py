@@ -400,6 +400,8 @@ class Processor:
                 "one pixel of position",
                 self.config.profile,
             )
+        if self.config.fast_decode:
+            _LOG.warning("transformers decodes JPEG files at their full size, without fast_decode: pixels differ a bit")
         if self.tokenizer is not None:
             files.write_text(target / _TOKENIZER_FILE, self.tokenizer.to_str(pretty=True))
             text = huggingface.tokenizer_settings(self._text[1], self.config.max_length)
