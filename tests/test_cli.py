@@ -148,7 +148,7 @@ class TestData:
     def test_prepare_and_evaluate(self, run, tiny_checkpoint, tmp_path):
         table = shapes.write_pictures(tmp_path)
         (prepared,) = run("prepare", "pairs", table, "--out", tmp_path / "set", "--test-fraction", 0.2)
-        counts = prepared["splits"]
+        counts = {name: split["images"] for name, split in prepared["splits"].items()}
         assert sum(counts.values()) == shapes.NUM_PICTURES
         command = ["evaluate", tiny_checkpoint, "retrieval", "--data", tmp_path / "set", "--candidates", 3]
         (report,) = run(*command, "--out", tmp_path / "found")

@@ -8,6 +8,7 @@ from PIL import Image
 
 from bridgetower import cli
 from bridgetower.data.datasets import DATASETS, prepare_set
+from bridgetower.data.prepared_set import PreparedSet
 from bridgetower.files import write_json
 from bridgetower.search.index import Index
 from bridgetower.search.searcher import Searcher
@@ -148,7 +149,10 @@ def test_prepares(run, tmp_path):
     write_json(tmp_path / "in" / "answers.json", list(ANSWERS))
     options = ("--answers", tmp_path / "in", "--leave-out", "test")
     (printed,) = run("prepare", "vgqa", "--source", tmp_path / "in", "--out", tmp_path / "set", *options)
-    assert (printed["written"], printed["splits"]) == (str(tmp_path / "set"), {"train": 5})
+    assert printed["written"] == str(tmp_path / "set")
+    questions = PreparedSet(tmp_path / "set").numbers
+    assert printed["splits"] == {"train": {"images": 5, "questions": len(questions)}}
+    assert len(questions) > 5
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -166,10 +170,10 @@ def test_arrow(run, tmp_path):
     write_vg_arrow(tmp_path / "arrows")
     printed = run("prepare", "arrow", "--source", tmp_path / "arrows", "--out", tmp_path / "out")
     assert printed == [
-        {"written": str(tmp_path / "out" / "vg"), "splits": {"train": 2}, "left_out": {}},
+        {"written": str(tmp_path / "out" / "vg"), "splits": {"train": {"images": 2, "captions": 4}}, "left_out": {}},
         {
             "written": str(tmp_path / "out" / "nlvr2"),
-            "splits": {"train": 2, "validation": 2, "test1": 2},
+            "splits": {name: {"images": 2, "statements": 4} for name in ("train", "validation", "test1")},
             "left_out": {},
         },
     ]

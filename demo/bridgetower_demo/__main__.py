@@ -89,8 +89,7 @@ def _command(toyset: ToySet) -> Callable[..., None]:
     def write(*, out: Path, options: Any = toyset.config(), json: bool = False) -> None:  # noqa: B008 - frozen
         require("train")
         info = prepare_toyset(toyset.name, out, options, progress=sys.stderr.isatty())
-        splits = {split: part.images for split, part in info.splits.items()}
-        value = {"written": str(out), "splits": splits, "left_out": dict(info.left_out)}
+        value = {"written": str(out), "splits": info.counts(), "left_out": dict(info.left_out)}
         emit_result(value, json=json, following=("inspect", out))
 
     write.__doc__ = toyset.summary

@@ -180,6 +180,23 @@ class TestSplits:
         assert set(splits.values()) == {"train", "validation", "test"}
         assert len(splits) == count
 
+    def test_small_splits_are_warned_of(self, tmp_path, caplog):
+        sizes = {"train": 5, "validation": 30, "test": 29, "more": 1}
+        names = {"more": "test"}
+        rows = [
+            {"split": names.get(split, split), "caption": "c"} for split, size in sizes.items() for _ in range(size)
+        ]
+        rows = [{**row, "image": f"{number}.png"} for number, row in enumerate(rows)]
+        prepare_own("pairs", table(tmp_path, rows, 65), tmp_path / "enough")
+        assert caplog.text == ""
+        prepare_own("pairs", table(tmp_path, rows[:-1], 65), tmp_path / "few")
+        (record,) = caplog.records
+        assert record.message.startswith(f"{tmp_path / 'rows.jsonl'}: test has 29 images: metrics of so few hardly")
+        caplog.clear()
+        texts = [{"text": f"t{number}", "label": f"{number % 2}", "split": "test"} for number in range(2)]
+        prepare_own("classification", table(tmp_path, texts, 0), tmp_path / "texts")
+        assert "test has 2 examples: " in caplog.text
+
     @pytest.mark.parametrize(
         ("others", "error"),
         [

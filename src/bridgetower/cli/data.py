@@ -36,8 +36,7 @@ def _add(name: str, doc: str, write: Callable[..., Any], source: Any, config: ty
         require("train")
         written = write(source, out, options, progress=sys.stderr.isatty())
         for folder, info in written.items() if isinstance(written, dict) else [("", written)]:
-            splits = {split: part.images for split, part in info.splits.items()}
-            value = {"written": str(out / folder), "splits": splits, "left_out": dict(info.left_out)}
+            value = {"written": str(out / folder), "splits": info.counts(), "left_out": dict(info.left_out)}
             emit_result(value, json=json, following=("inspect", out / folder))
 
     if all(item.default is not MISSING for item in fields(config)):

@@ -95,6 +95,8 @@ def _cell(value: object) -> str:
     match value:
         case {"probability": float(probability), **named} if len(named) == 1:  # a class, a word
             return f"{_cell(*named.values())}  {probability:.3f}"
+        case Mapping() if any(isinstance(entry, Mapping) for entry in value.values()):
+            return "\n".join(f"{name}: {_cell(entry)}" for name, entry in value.items())
         case Mapping():
             return ", ".join(f"{name} {_cell(entry)}" for name, entry in value.items())
         case list() | tuple():

@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 _COMMIT_BYTES, _COMMIT_SECONDS = 2**26, 30.0  # of images, after which they are committed
 _AHEAD = 64  # images that are read and checked ahead, for each thread
+_FEW = 30  # images of a split for evaluation; of 30, one is 3 % of the accuracy
 _LISTED = 1000  # and in `dataset.json`, of each reason
 
 # Types of columns by Arrow's names; Arrow itself is imported where it is used, as the help of commands has none.
@@ -64,6 +65,11 @@ class DatasetInfo:
     some_left_out: Mapping[str, Sequence[str]] = field(default_factory=dict)  # names of some of it, by reason
     versions: Mapping[str, int] = field(default_factory=dict)  # of the tables
     digest: str = ""  # of all images and examples
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """Counts images, and entries by the name of what they are, such as `questions`, of each split."""
+        noun = schema_named(self.kind).entries
+        return {name: {"images": split.images, noun: split.examples} for name, split in self.splits.items()}
 
 
 class SetWriter:
@@ -228,6 +234,7 @@ class SetWriter:
             digest="".join(_content(self._images, self._table, sorted(order))[0]),
         )
         write_json(self.out / INFO_FILE, asdict(info))
+        _warn_of_few(source, info)
         return info
 
     def _settle(self) -> None:
@@ -291,6 +298,21 @@ class SetWriter:
                 table.append(pa.Table.from_pydict(columns, schema))
         self._rows, self._examples = [], []
         self._size, self._written = 0, time.monotonic()
+
+
+def _warn_of_few(source: object, info: DatasetInfo) -> None:
+    """Warns of splits that are too small for what they are for."""
+    for name, split in info.splits.items():
+        count, noun = (split.images, "images") if split.images else (split.examples, "examples")
+        if name != "train" and count < _FEW:
+            logger.warning(
+                "%s: %s has %d %s: metrics of so few hardly tell two models apart, and of more processes than that "
+                "some have nothing to evaluate; give more data",
+                source,
+                name,
+                count,
+                noun if count > 1 else noun.removesuffix("s"),
+            )
 
 
 def _own_table(place: Path, columns: Mapping[str, str], *, checked: str, replace: bool = False) -> Table:
