@@ -137,7 +137,7 @@ class TestBothScores:
         gain, images = found.fitted().gain, torch.arange(100) % 2
         hits = {}
         for weight in ITC_WEIGHTS:
-            places = found.places(weight)
+            places = found.best_ranks(weight)
             hits[weight] = [sum(hit_chances(side, k) for k in (1, 5, 10)) / 3 for side in places]
         difference = torch.empty(100, dtype=torch.float64)
         for half in (0, 1):

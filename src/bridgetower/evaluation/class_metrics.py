@@ -1,4 +1,4 @@
-"""Predictions for a whole set, and metrics of classes, numbers and answers to questions: pure functions on arrays."""
+"""Predictions for a whole set, and metrics of classes, numbers and answers."""
 
 from __future__ import annotations
 
@@ -29,8 +29,12 @@ class Predictions(NamedTuple):
 def predict_classes(
     task: nn.Module, examples: BatchDataset, *, batch_size: int, options: EvaluationOptions = DEFAULTS
 ) -> Predictions:
-    found = predict(task, examples, lambda out: out.max(dim=1)[::-1], batch_size=batch_size, options=options)
-    return Predictions(*found)
+    def likeliest(outputs: Tensor) -> tuple[Tensor, Tensor]:
+        probabilities, classes = outputs.max(dim=1)
+        return classes, probabilities
+
+    classes, probabilities = predict(task, examples, likeliest, batch_size=batch_size, options=options)
+    return Predictions(classes, probabilities)
 
 
 @torch.inference_mode()
@@ -42,31 +46,48 @@ def predict(
     batch_size: int,
     options: EvaluationOptions = DEFAULTS,
 ) -> tuple[Tensor, ...]:
-    """Predicts every example; each process predicts its share and gets all."""
-    own = range(rank() % len(examples), len(examples), world_size())  # of fewer examples than processes, one twice
-    keys = [BatchKey(tuple(own[start : start + batch_size]), 0) for start in range(0, len(own), batch_size)]
+    """Predicts every example. Each process predicts its share and gets all.
+
+    Args:
+        read: Turns the outputs of a batch into the tensors that are wanted of it, a row for each example.
+    """
+    first = rank() % len(examples)  # with fewer examples than processes, some are predicted twice
+    local_indices = range(first, len(examples), world_size())
+    keys = []
+    for start in range(0, len(local_indices), batch_size):
+        keys.append(BatchKey(tuple(local_indices[start : start + batch_size]), 0))
     device = next(task.parameters()).device
-    loader: Iterable[Any] = load_items(examples.__getitem__, keys, num_workers=options.num_workers, device=device)
-    loader = counted(loader, "predicting batches", shown=options.progress and rank() == 0, total=len(keys))
-    parts = [tuple(part.cpu() for part in read(task.predict(batch.to(device)))) for batch in loader]  # type: ignore[operator]
-    columns = [torch.cat(column) for column in zip(*parts, strict=True)]
-    return gather_by_id(torch.tensor(own), *columns)[1:]
+    batches: Iterable[Any] = load_items(examples.__getitem__, keys, num_workers=options.num_workers, device=device)
+    batches = counted(batches, "predicting batches", shown=options.progress and rank() == 0, total=len(keys))
+
+    results = []
+    for batch in batches:
+        outputs = task.predict(batch.to(device))  # type: ignore[operator]
+        results.append([values.cpu() for values in read(outputs)])
+    columns = [torch.cat(values) for values in zip(*results, strict=True)]
+    _, *gathered = gather_by_id(torch.tensor(local_indices), *columns)
+    return tuple(gathered)
 
 
 def pearson_correlation(predicted: Float[Tensor, " n"], labels: Float[Tensor, " n"]) -> float:
-    first, second = (values.double() - values.double().mean() for values in (predicted, labels))
-    spread = first.norm() * second.norm()
-    return (first @ second / spread).item() if spread > 0 else 0.0
+    predicted = predicted.double() - predicted.double().mean()
+    labels = labels.double() - labels.double().mean()
+    spread = predicted.norm() * labels.norm()
+    if spread == 0:
+        return 0.0
+    return (predicted @ labels / spread).item()
 
 
 def spearman_correlation(predicted: Float[Tensor, " n"], labels: Float[Tensor, " n"]) -> float:
-    """Returns the correlation of the ranks, tied values sharing their mean rank."""
+    """Returns the correlation of the ranks. Tied values share their mean rank."""
+    return pearson_correlation(_mean_ranks(predicted), _mean_ranks(labels))
 
-    def ranks(values: Tensor) -> Tensor:
-        _, places, counts = values.unique(return_inverse=True, return_counts=True)
-        return (counts.cumsum(0) - (counts - 1) / 2).double()[places]
 
-    return pearson_correlation(ranks(predicted), ranks(labels))
+def _mean_ranks(values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    _, indices, counts = values.unique(return_inverse=True, return_counts=True)
+    last_ranks = counts.cumsum(0)
+    mean_ranks = last_ranks - (counts - 1) / 2
+    return mean_ranks.double()[indices]
 
 
 def number_metrics(predicted: Float[Tensor, " n"], labels: Float[Tensor, " n"]) -> dict[str, float]:
@@ -90,28 +111,40 @@ def classification_metrics(
     from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
     num_classes = labels.shape[1]
-    predicted = probabilities > 0.5 if multi_label else one_hot(probabilities.argmax(dim=1), num_classes).bool()
-    seen = [number for number in range(num_classes) if (predicted | labels)[:, number].any()]
-    f1 = [float(f1_score(labels[:, number], predicted[:, number], zero_division=0)) for number in seen]
+    if multi_label:
+        predicted = probabilities > 0.5
+    else:
+        predicted = one_hot(probabilities.argmax(dim=1), num_classes).bool()
+    f1_scores = []
+    for class_index in range(num_classes):
+        class_labels = labels[:, class_index]
+        class_predicted = predicted[:, class_index]
+        if class_labels.any() or class_predicted.any():
+            f1_scores.append(float(f1_score(class_labels, class_predicted, zero_division=0)))
     metrics = {
         "accuracy": (predicted == labels).all(dim=1).double().mean().item(),
-        "macro_f1": sum(f1) / max(1, len(f1)),
+        "macro_f1": sum(f1_scores) / max(1, len(f1_scores)),
     }
-    both = ranked_classes(labels, multi_label=multi_label)
     if num_classes > 5 and not multi_label:
-        best = probabilities.topk(5).indices
-        metrics["top5_accuracy"] = labels.gather(1, best).any(dim=1).double().mean().item()
-    ranked = {"auroc": roc_auc_score, "average_precision": average_precision_score}
-    for name, metric in ranked.items() if both else ():
-        metrics[name] = float(metric(labels[:, both].numpy(), probabilities[:, both].numpy(), average="macro"))
+        top5 = probabilities.topk(5).indices
+        metrics["top5_accuracy"] = labels.gather(1, top5).any(dim=1).double().mean().item()
+
+    classes = ranked_classes(labels, multi_label=multi_label)
+    if classes:
+        ranked_labels = labels[:, classes].numpy()
+        scores = probabilities[:, classes].numpy()
+        metrics["auroc"] = float(roc_auc_score(ranked_labels, scores, average="macro"))
+        metrics["average_precision"] = float(average_precision_score(ranked_labels, scores, average="macro"))
     return metrics
 
 
 def ranked_classes(labels: Bool[Tensor, "n k"], *, multi_label: bool) -> list[int]:
     """Returns the classes of which AUROC and average precision are the mean, see `classification_metrics`."""
     num_classes = labels.shape[1]
-    classes = [1] if num_classes == 2 and not multi_label else range(num_classes)
-    return [number for number in classes if labels[:, number].any() and not labels[:, number].all()]
+    has_both = labels.any(dim=0) & ~labels.all(dim=0)
+    if num_classes == 2 and not multi_label:
+        has_both[0] = False
+    return has_both.nonzero().flatten().tolist()
 
 
 def vqa_scores(
@@ -122,19 +155,25 @@ def vqa_scores(
     They are from 0 to 1, to four decimals: the two that the official evaluation gives in percent (GT-Vision-Lab/VQA,
     `vqaEval.py`).
     """
-
-    def mean(some: Sequence[float]) -> float:
-        return round(sum(some) / len(some), 4)
-
-    scores = [vqa_score(given, question["answers"]) for given, question in zip(predictions, questions, strict=True)]
-    by_type: dict[str, dict[str, float]] = {}
+    scores = []
+    for prediction, question in zip(predictions, questions, strict=True):
+        scores.append(vqa_score(prediction, question["answers"]))
+    metrics = {"vqa_score": _rounded_mean(scores)}
+    details = {}
     for column in ("answer_type", "question_type"):
-        groups: dict[str, list[float]] = defaultdict(list)
+        scores_of: dict[str, list[float]] = defaultdict(list)
         for score, question in zip(scores, questions, strict=True):
-            groups[question.get(column, "")].append(score)
-        by_type[f"by_{column}"] = {name: mean(groups[name]) for name in sorted(groups) if name}
-    named = {f"vqa_score_{name.replace('/', '_')}": score for name, score in by_type["by_answer_type"].items()}
-    return {"vqa_score": mean(scores), **named}, {name: groups for name, groups in by_type.items() if groups}
+            scores_of[question.get(column, "")].append(score)
+        means = {name: _rounded_mean(scores_of[name]) for name in sorted(scores_of) if name}
+        if means:
+            details[f"by_{column}"] = means
+    for name, score in details.get("by_answer_type", {}).items():
+        metrics[f"vqa_score_{name.replace('/', '_')}"] = score
+    return metrics, details
+
+
+def _rounded_mean(scores: Sequence[float]) -> float:
+    return round(sum(scores) / len(scores), 4)
 
 
 def vqa_score(prediction: str, answers: Sequence[str]) -> float:
@@ -147,12 +186,22 @@ def vqa_score(prediction: str, answers: Sequence[str]) -> float:
     """
     if not answers:
         raise ValueError("a question has no answers; expected those of the annotators")
-    predicted, *given = (text.replace("\n", " ").replace("\t", " ").strip() for text in (prediction, *answers))
-    few = len(given) < FEW_ANNOTATORS
-    if few or len(set(given)) > 1:
-        given, predicted = [normalise_answer(answer) for answer in given], normalise_answer(predicted)
-    same = given.count(predicted)
-    if few:
-        return same / len(given)
-    others = [same - 1] * same + [same] * (len(given) - same)
-    return sum(min(count / 3, 1.0) for count in others) / len(given)
+    prediction = _in_one_line(prediction)
+    answers = [_in_one_line(answer) for answer in answers]
+    num_annotators = len(answers)
+    has_few = num_annotators < FEW_ANNOTATORS
+    if has_few or len(set(answers)) > 1:
+        prediction = normalise_answer(prediction)
+        answers = [normalise_answer(answer) for answer in answers]
+    num_same = answers.count(prediction)
+    if has_few:
+        return num_same / num_annotators
+    # Without one who gave the prediction, one fewer gave it.
+    score_without_same = min((num_same - 1) / 3, 1.0)
+    score_without_other = min(num_same / 3, 1.0)
+    total = num_same * score_without_same + (num_annotators - num_same) * score_without_other
+    return total / num_annotators
+
+
+def _in_one_line(text: str) -> str:
+    return text.replace("\n", " ").replace("\t", " ").strip()

@@ -1,9 +1,10 @@
-"""Masked words: does the model find them, and does it look at the image?"""
+"""Masked words: loss and accuracy with the right image and with a wrong one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from math import ceil
 
 import torch
 
@@ -23,26 +24,31 @@ BATCH_SIZE = 64
 class MaskedPairs:
     """Every pair of a set in order, in batches, with words hidden.
 
-    What is hidden of a pair, and which other image it is shown with, depend on its number alone.
+    The hidden words of a pair, and the other image that it is shown with, depend on its row alone.
     """
 
     def __init__(self, images: CaptionImages, masking: MaskingConfig) -> None:
         self.pairs = CaptionPairs(images, masking, with_images=False)
 
     def __len__(self) -> int:
-        return -(-len(self.pairs) // BATCH_SIZE)
+        return ceil(len(self.pairs) / BATCH_SIZE)
 
-    def __getitem__(self, number: int) -> tuple[CaptionBatch, list[Batch]]:
-        """Returns the texts of a batch, and its images, then other ones if the set has any."""
+    def __getitem__(self, batch_index: int) -> tuple[CaptionBatch, list[Batch]]:
+        """Returns the texts of a batch and its images, followed by other images if the set has any."""
         images = self.pairs.images
-        rows = range(number * BATCH_SIZE, min((number + 1) * BATCH_SIZE, len(self.pairs)))
-        pairs = [self.pairs[BatchKey((row,), derive_seed("masked words", row))] for row in rows]
-        whole = [replace(pair, attention_mask=torch.ones_like(pair.mlm_labels)) for pair in pairs]
-        own: list[int] = self.pairs.pairs[rows.start : rows.stop, 0].tolist()
-        shown = [images.batch(own)]
+        start = batch_index * BATCH_SIZE
+        rows = range(start, min(start + BATCH_SIZE, len(self.pairs)))
+        texts = []
+        for row in rows:
+            pair = self.pairs[BatchKey((row,), derive_seed("masked words", row))]
+            texts.append(replace(pair, attention_mask=torch.ones_like(pair.mlm_labels)))
+        right_images: list[int] = self.pairs.pairs[rows.start : rows.stop, 0].tolist()
+        image_batches = [images.batch(right_images)]
         if len(images) > 1:
-            shown.append(images.batch([other_image(*pair, len(images)) for pair in zip(own, rows, strict=True)]))
-        return joined(whole, seed=0), shown
+            pairs = zip(right_images, rows, strict=True)
+            wrong_images = [other_image(image, row, len(images)) for image, row in pairs]
+            image_batches.append(images.batch(wrong_images))
+        return joined(texts, seed=0), image_batches
 
 
 @torch.inference_mode()
@@ -51,32 +57,38 @@ def evaluate_masked_words(
 ) -> dict[str, float]:
     """Returns loss and accuracy on hidden words with the right image and with another image of the set."""
     model.head("mlm")
-    device, pairs = next(model.parameters()).device, MaskedPairs(images, masking)
-    own = torch.arange(len(pairs))[rank() :: world_size()]
+    device = next(model.parameters()).device
+    pairs = MaskedPairs(images, masking)
+    local_batches = torch.arange(len(pairs))[rank() :: world_size()]
     loader: Iterable[tuple[CaptionBatch, list[Batch]]] = load_items(
-        pairs.__getitem__, own.tolist(), num_workers=options.num_workers, device=device
+        pairs.__getitem__, local_batches.tolist(), num_workers=options.num_workers, device=device
     )
-    kinds = ("", "wrong_image_") if len(images) > 1 else ("",)
-    sums = torch.zeros(len(own), len(kinds), 2, dtype=torch.float64)
-    words = torch.zeros(len(own), dtype=torch.int64)
-    shown = counted(loader, "masked words", shown=options.progress and rank() == 0, total=len(own))
-    for number, (batch, own_and_other) in enumerate(shown):
-        moved, words[number] = batch.to(device), batch.num_labels
-        text = model.encode_text(moved.masked_input_ids, moved.attention_mask)
-        for kind, given in enumerate(own_and_other):
-            on_device = images.on_device(given, device)
-            image = model.encode_image(on_device.pixel_values, states=on_device.image_states)
+    loader = counted(loader, "masked words", shown=options.progress and rank() == 0, total=len(local_batches))
+
+    # Loss and accuracy are means over the hidden words of a batch, which is weighed by their number.
+    prefixes = ("mlm_", "mlm_wrong_image_") if len(images) > 1 else ("mlm_",)
+    means = torch.zeros(len(local_batches), len(prefixes), 2, dtype=torch.float64)
+    num_words = torch.zeros(len(local_batches), dtype=torch.int64)
+    for batch_index, (texts, image_batches) in enumerate(loader):
+        num_words[batch_index] = texts.num_labels
+        texts = texts.to(device)
+        text = model.encode_text(texts.masked_input_ids, texts.attention_mask)
+        for kind, image_batch in enumerate(image_batches):
+            image_batch = images.on_device(image_batch, device)
+            image = model.encode_image(image_batch.pixel_values, states=image_batch.image_states)
             fused = model.fuse(image, text, outputs="text")
-            sums[number, kind] = torch.stack(mlm_loss(model.mlm_logits, fused.text, moved.mlm_labels)).cpu()
-    _, sums, words = gather_by_id(own, sums * words[:, None, None], words)
-    per_word = (sums.sum(dim=0) / max(int(words.sum()), 1)).tolist()
-    return {
-        f"mlm_{kind}{name}": value
-        for kind, row in zip(kinds, per_word, strict=True)
-        for name, value in zip(("loss", "accuracy"), row, strict=True)
-    }
+            loss, accuracy = mlm_loss(model.mlm_logits, fused.text, texts.mlm_labels)
+            means[batch_index, kind] = torch.stack([loss, accuracy]).cpu()
+    _, sums, num_words = gather_by_id(local_batches, means * num_words[:, None, None], num_words)
+
+    metrics = {}
+    per_word = sums.sum(dim=0) / max(int(num_words.sum()), 1)
+    for prefix, (loss, accuracy) in zip(prefixes, per_word.tolist(), strict=True):
+        metrics[f"{prefix}loss"] = loss
+        metrics[f"{prefix}accuracy"] = accuracy
+    return metrics
 
 
 def other_image(image: int, row: int, num_images: int) -> int:
-    """Draws another image of a set, all others alike, by the number of the pair that it is shown with."""
+    """Draws another image of a set uniformly, by the row of the pair that it is shown with."""
     return (image + 1 + derive_seed("other image", row) % (num_images - 1)) % num_images

@@ -1,10 +1,11 @@
-"""Recalls of image-text retrieval; how candidates are chosen, weighed and calibrated."""
+"""Recalls of image-text retrieval, and the selection, weighing and calibration of its candidates."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from statistics import fmean
 from typing import NamedTuple
 
 import torch
@@ -43,36 +44,41 @@ class GroundTruth(NamedTuple):
     owners: Int[Tensor, " i"]  # of the image whose texts belong to each image: itself, or one with the same captions
 
 
-class Places(NamedTuple):
-    """Where the best own item of each query stands; all fields are [queries]."""
+class BestRanks(NamedTuple):
+    """Where the best right item of each query stands. All fields are [queries]."""
 
-    better: Int[Tensor, " q"]  # items that score strictly more
+    higher: Int[Tensor, " q"]  # items that score more
     tied: Int[Tensor, " q"]  # items that score the same, itself included
-    own: Int[Tensor, " q"]  # own items among the tied; 0: the query can have no hit
+    right: Int[Tensor, " q"]  # right items among the tied; 0: the query can have no hit
+
+    def rows(self, selected: slice | Int[Tensor, " n"]) -> BestRanks:
+        """Returns the ranks of some queries."""
+        return BestRanks(self.higher[selected], self.tied[selected], self.right[selected])
 
 
-def hit_chances(places: Places, k: int) -> Float[Tensor, " q"]:
+def hit_chances(ranks: BestRanks, k: int) -> Float[Tensor, " q"]:
     """Probability of a hit at k of each query when tied items are ordered at random.
 
-    The tied items fill the `room` places that the better ones leave; drawn without replacement, none of them is an
-    own one with probability C(tied − own, room)/C(tied, room), here as a product, which is exact for 0 and 1.
+    The tied items fill the `room` ranks that the higher ones leave. Drawn without replacement, none of them is a right
+    one with probability C(tied − right, room)/C(tied, room), here as a product, which is exact for 0 and 1.
     """
-    room = (k - places.better).clamp(min=0).minimum(places.tied)
+    room = (k - ranks.higher).clamp(min=0).minimum(ranks.tied)
     miss = torch.ones_like(room, dtype=torch.float64)
-    for drawn in range(int(room.max())):
-        strangers = (places.tied - places.own - drawn).clamp(min=0)
-        left = (places.tied - drawn).clamp(min=1)
-        miss = torch.where(drawn < room, miss * strangers / left, miss)
+    for num_drawn in range(int(room.max())):
+        wrong_left = (ranks.tied - ranks.right - num_drawn).clamp(min=0)
+        tied_left = (ranks.tied - num_drawn).clamp(min=1)
+        miss = torch.where(num_drawn < room, miss * wrong_left / tied_left, miss)
     return 1.0 - miss
 
 
 def folds(truth: GroundTruth, fold_size: int | None) -> Iterator[tuple[slice, Int[Tensor, " f"], GroundTruth]]:
-    """Yields the rows of the images of each fold, or of all, and of their texts, and which of these belong together."""
+    """Yields for each fold, or for all: the rows of its images, those of its texts, and which of these match."""
     index, owners = truth
     size = fold_size or len(owners)
     for start in range(0, len(owners), size):
-        rows, texts = slice(start, start + size), (index // size == start // size).nonzero().squeeze(1)
-        yield rows, texts, GroundTruth(index[texts] - start, owners[rows] - start)
+        images = slice(start, start + size)
+        texts = (index // size == start // size).nonzero().squeeze(1)
+        yield images, texts, GroundTruth(index[texts] - start, owners[images] - start)
 
 
 def check_not_nan(values: Tensor, name: str) -> None:
@@ -82,7 +88,7 @@ def check_not_nan(values: Tensor, name: str) -> None:
 
 
 class RetrievalRecalls(NamedTuple):
-    """Recall at k in both directions: k → share of queries with at least one own item among their top k."""
+    """Recall at k in both directions: k → share of queries with at least one right item among their top k."""
 
     image_to_text: dict[int, float]
     text_to_image: dict[int, float]
@@ -94,22 +100,26 @@ class RetrievalRecalls(NamedTuple):
 
     def named(self, stage: str) -> dict[str, float]:
         """Returns metrics: `STAGE_image_to_text_r1`, `STAGE_text_to_image_r1`, …, `STAGE_rsum`."""
-        recalls = {f"{stage}_{side}_r{k}": share for side in self._fields for k, share in getattr(self, side).items()}
-        return recalls | {f"{stage}_rsum": self.rsum}
+        metrics = {f"{stage}_image_to_text_r{k}": recall for k, recall in self.image_to_text.items()}
+        metrics |= {f"{stage}_text_to_image_r{k}": recall for k, recall in self.text_to_image.items()}
+        metrics[f"{stage}_rsum"] = self.rsum
+        return metrics
 
 
-def recalls_of(found: Sequence[tuple[Places, Places]], ks: Sequence[int] = RECALL_KS) -> RetrievalRecalls:
+def recalls_of(
+    ranks_of_folds: Sequence[tuple[BestRanks, BestRanks]], ks: Sequence[int] = RECALL_KS
+) -> RetrievalRecalls:
     """Recall at k of images that look for texts and of texts that look for images: the mean over equal folds.
 
-    Without ties this is the share of hits in `torch.topk`; tied scores count by their chance of a hit when they are
-    ordered at random, so constant scores give exactly `chance_recalls` and the order of the rows never matters.
+    Without ties this is the share of hits in `torch.topk`. Tied scores count by their chance of a hit when they are
+    ordered at random: constant scores give exactly `chance_recalls`, and the order of the rows never matters.
     """
-    return RetrievalRecalls(
-        *(
-            {k: sum(hit_chances(places, k).mean().item() for places in side) / len(side) for k in ks}
-            for side in zip(*found, strict=True)
-        )
-    )
+    image_to_text: dict[int, float] = {}
+    text_to_image: dict[int, float] = {}
+    for k in ks:
+        image_to_text[k] = fmean(hit_chances(images, k).mean().item() for images, _ in ranks_of_folds)
+        text_to_image[k] = fmean(hit_chances(texts, k).mean().item() for _, texts in ranks_of_folds)
+    return RetrievalRecalls(image_to_text, text_to_image)
 
 
 def streamed_recalls(
@@ -121,45 +131,82 @@ def streamed_recalls(
     pairs_at_once: int = PAIRS_AT_ONCE,
 ) -> RetrievalRecalls:
     """Recalls of the ranking of all items, or those of a fold, with the scores of a block of texts in memory."""
-    found = []
-    for rows, columns, fold in folds(truth, fold_size):
-        counts = len(fold.owners), len(columns)
-        best = [torch.full((count,), -torch.inf) for count in counts]
-        places = [Places(*(torch.zeros(count, dtype=torch.int64) for _ in range(3))) for count in counts]
-        size = max(1, pairs_at_once // counts[0])
-        for is_counted in (False, True):  # how many are as high as the best own item, once that is known
-            for block, texts in zip(columns.split(size), torch.arange(counts[1]).split(size), strict=True):
-                scores = scores_of(rows, block).float()
-                image, text = (fold.owners[:, None] == fold.text_image_index[texts]).nonzero(as_tuple=True)
-                own, asking = scores[image, text], (image, texts[text])
-                if not is_counted:
-                    check_not_nan(scores, "scores")
-                    for highest, queries in zip(best, asking, strict=True):
-                        highest.scatter_reduce_(0, queries, own, "amax")
-                    continue
-                for place, highest, queries in zip(places, best, asking, strict=True):
-                    place.own.add_(torch.bincount(queries[own == highest[queries]], minlength=len(highest)))
-                places[0].better.add_((scores > best[0][:, None]).sum(dim=1))
-                places[0].tied.add_((scores == best[0][:, None]).sum(dim=1))
-                places[1].better[texts] = (scores > best[1][texts]).sum(dim=0)
-                places[1].tied[texts] = (scores == best[1][texts]).sum(dim=0)
-        found.append((places[0], places[1]))
-    return recalls_of(found, ks)
+    ranks_of_folds = []
+    for images, texts, fold in folds(truth, fold_size):
+        blocks = _Blocks(scores_of, images, texts, fold, pairs_at_once)
+        ranks_of_folds.append(blocks.best_ranks())
+    return recalls_of(ranks_of_folds, ks)
+
+
+class _Blocks:
+    """The scores of a fold, a block of its texts at a time: read once for the best right scores, once to count."""
+
+    def __init__(
+        self, scores_of: ScoresOf, images: slice, texts: Int[Tensor, " t"], fold: GroundTruth, pairs_at_once: int
+    ) -> None:
+        self.scores_of = scores_of
+        self.images = images
+        self.texts = texts
+        self.fold = fold
+        self.num_images = len(fold.owners)
+        self.num_texts = len(texts)
+        self.block_size = max(1, pairs_at_once // self.num_images)
+
+    def best_ranks(self) -> tuple[BestRanks, BestRanks]:
+        """Returns the ranks of the best right text of each image, and of the best right image of each text."""
+        best_of_image, best_of_text = self._best_right_scores()
+        image_ranks = _zero_ranks(self.num_images)
+        text_ranks = _zero_ranks(self.num_texts)
+        for columns, scores, image, text in self._read():
+            # Pairs (image, text) of the block belong together.
+            right_scores = scores[image, text - columns.start]
+            ties_of_image = image[right_scores == best_of_image[image]]
+            ties_of_text = text[right_scores == best_of_text[text]]
+            image_ranks.right.add_(torch.bincount(ties_of_image, minlength=self.num_images))
+            text_ranks.right.add_(torch.bincount(ties_of_text, minlength=self.num_texts))
+
+            image_ranks.higher.add_((scores > best_of_image[:, None]).sum(dim=1))
+            image_ranks.tied.add_((scores == best_of_image[:, None]).sum(dim=1))
+            text_ranks.higher[columns] = (scores > best_of_text[columns]).sum(dim=0)
+            text_ranks.tied[columns] = (scores == best_of_text[columns]).sum(dim=0)
+        return image_ranks, text_ranks
+
+    def _best_right_scores(self) -> tuple[Float[Tensor, " i"], Float[Tensor, " t"]]:
+        best_of_image = torch.full((self.num_images,), -torch.inf)
+        best_of_text = torch.full((self.num_texts,), -torch.inf)
+        for columns, scores, image, text in self._read():
+            check_not_nan(scores, "scores")
+            right_scores = scores[image, text - columns.start]
+            best_of_image.scatter_reduce_(0, image, right_scores, "amax")
+            best_of_text.scatter_reduce_(0, text, right_scores, "amax")
+        return best_of_image, best_of_text
+
+    def _read(self) -> Iterator[tuple[slice, Float[Tensor, "i b"], Int[Tensor, " n"], Int[Tensor, " n"]]]:
+        """Yields the columns of a block, its scores, and the rows of images and texts that belong together."""
+        for start in range(0, self.num_texts, self.block_size):
+            columns = slice(start, start + self.block_size)
+            scores = self.scores_of(self.images, self.texts[columns]).float()
+            belongs = self.fold.owners[:, None] == self.fold.text_image_index[columns]
+            image, column = belongs.nonzero(as_tuple=True)
+            yield columns, scores, image, column + start
+
+
+def _zero_ranks(count: int) -> BestRanks:
+    return BestRanks(*(torch.zeros(count, dtype=torch.int64) for _ in BestRanks._fields))
 
 
 def chance_recalls(
     truth: GroundTruth, *, fold_size: int | None = None, ks: Sequence[int] = RECALL_KS
 ) -> RetrievalRecalls:
     """Expected recalls of a random ranking: with M items of which n are right, the mean of 1 − C(M−n, k)/C(M, k)."""
-    found = []
+    ranks_of_folds = []
     for _, _, (index, owners) in folds(truth, fold_size):
-        own = torch.bincount(index, minlength=len(owners))[owners], torch.bincount(owners, minlength=len(owners))[index]
-        images, texts = (
-            Places(torch.zeros_like(each), torch.full_like(each, count), each)
-            for each, count in zip(own, (len(index), len(owners)), strict=True)
-        )
-        found.append((images, texts))
-    return recalls_of(found, ks)
+        num_texts = torch.bincount(index, minlength=len(owners))[owners]
+        num_images = torch.bincount(owners, minlength=len(owners))[index]
+        image_ranks = BestRanks(torch.zeros_like(num_texts), torch.full_like(num_texts, len(index)), num_texts)
+        text_ranks = BestRanks(torch.zeros_like(num_images), torch.full_like(num_images, len(owners)), num_images)
+        ranks_of_folds.append((image_ranks, text_ranks))
+    return recalls_of(ranks_of_folds, ks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,120 +241,174 @@ class Candidates:
     def scores(self, itc_weight: float) -> Float[Tensor, " n"]:
         return torch.add(self.itm, self.cosine, alpha=itc_weight) if itc_weight else self.itm
 
-    def places(self, itc_weight: float = 0.0) -> tuple[Places, Places]:
-        """Returns where right answers stand in the ranking of candidates: texts for images, and images for texts."""
-        found, counts = [], (len(self.truth.owners), len(self.truth.text_image_index))
-        for queries, side, count in zip((self.image, self.text), self.sides, counts, strict=True):
-            # What is no candidate stands behind all candidates and is never a hit.
-            ranked, asking, right = self.scores(itc_weight)[side], queries[side], self.belong[side]
-            check_not_nan(ranked, "candidate scores")
-            worst = ranked.new_full((count,), -torch.inf)
-            best = worst.scatter_reduce(0, asking[right], ranked[right], "amax")[asking]
-            kinds = ranked > best, ranked == best, (ranked == best) & right
-            found.append(Places(*(torch.bincount(asking[some], minlength=count) for some in kinds)))
-        return found[0], found[1]
+    def best_ranks(self, itc_weight: float = 0.0) -> tuple[BestRanks, BestRanks]:
+        """Returns the ranks of right answers among candidates: of texts for images, and of images for texts."""
+        image_side, text_side = self.sides
+        image_ranks = self._ranks_of(self.image, image_side, len(self.truth.owners), itc_weight)
+        text_ranks = self._ranks_of(self.text, text_side, len(self.truth.text_image_index), itc_weight)
+        return image_ranks, text_ranks
+
+    def _ranks_of(
+        self, queries: Int[Tensor, " n"], side: Bool[Tensor, " n"], num_queries: int, itc_weight: float
+    ) -> BestRanks:
+        """Ranks the candidates of queries. What is no candidate stands behind all of them and is never a hit."""
+        scores = self.scores(itc_weight)[side]
+        check_not_nan(scores, "candidate scores")
+        query = queries[side]
+        is_right = self.belong[side]
+        lowest = scores.new_full((num_queries,), -torch.inf)
+        best = lowest.scatter_reduce(0, query[is_right], scores[is_right], "amax")[query]
+        is_tied = scores == best
+        return BestRanks(
+            higher=torch.bincount(query[scores > best], minlength=num_queries),
+            tied=torch.bincount(query[is_tied], minlength=num_queries),
+            right=torch.bincount(query[is_tied & is_right], minlength=num_queries),
+        )
 
     def recalls(self, itc_weight: float = 0.0, ks: Sequence[int] = RECALL_KS) -> RetrievalRecalls:
-        """Returns the recalls of the ranking of candidates; of folds, in which these were chosen, the mean."""
-        images, texts = self.places(itc_weight)
-        found = [
-            (Places(*(each[rows] for each in images)), Places(*(each[columns] for each in texts)))
-            for rows, columns, _ in folds(self.truth, self.config.fold_size)
-        ]
-        return recalls_of(found, ks)
+        """Returns the recalls of the ranking of candidates; of folds, in which these were selected, the mean."""
+        image_ranks, text_ranks = self.best_ranks(itc_weight)
+        ranks_of_folds = []
+        for images, texts, _ in folds(self.truth, self.config.fold_size):
+            ranks_of_folds.append((image_ranks.rows(images), text_ranks.rows(texts)))
+        return recalls_of(ranks_of_folds, ks)
 
     def error(self, reranking: Reranking) -> float:
-        """Returns the expected calibration error of what is shown for the candidates of texts."""
-        shown = reranking.match(self.itm[self.text_side])
-        return expected_calibration_error(reliability(shown, self.belong[self.text_side].float()))
+        """Returns the expected calibration error of the probabilities of a match of the candidates of texts."""
+        probabilities = reranking.match(self.itm[self.text_side])
+        return expected_calibration_error(reliability(probabilities, self.belong[self.text_side].float()))
 
     def fitted(self) -> Reranking:
-        """Returns that of `ITC_WEIGHTS` with the best mean recall, of equal ones the middle, and what else is known."""
-        hits = {
-            weight: [torch.stack([hit_chances(each, k) for k in RECALL_KS]).mean(dim=0) for each in self.places(weight)]
-            for weight in ITC_WEIGHTS
-        }
+        """Returns the weight of ITC with the best mean recall, a calibration, and the gain over ITC alone.
 
-        def best_weight(images: Bool[Tensor, " i"], texts: Bool[Tensor, " t"]) -> float:  # of these queries
-            found = {weight: float(side[0][images].mean() + side[1][texts].mean()) for weight, side in hits.items()}
-            best = [weight for weight, recall in found.items() if recall == max(found.values())]
-            return best[len(best) // 2]
+        Of several weights that are equally good, the middle one is taken.
+        """
+        image_hits, text_hits = self._hits_by_weight()
+        all_images = torch.ones(len(self.truth.owners), dtype=torch.bool)
+        all_texts = torch.ones(len(self.truth.text_image_index), dtype=torch.bool)
+        weight = _best_weight(image_hits, text_hits, all_images, all_texts)
 
-        every = [torch.ones(len(side), dtype=torch.bool) for side in hits[0.0]]
-        weight = best_weight(*every)
-        different, group = self.truth.owners.unique(return_inverse=True)
-        if len(different) < LEAST_IMAGES:
+        # What belongs to one image, or to images with the same captions, is a group. Half of the groups are odd.
+        different_images, group = self.truth.owners.unique(return_inverse=True)
+        if len(different_images) < LEAST_IMAGES:
             return Reranking(itc_weight=weight)
-        owner = group[self.truth.text_image_index]
-        images, texts, side = group % 2 == 1, owner % 2 == 1, self.text_side
-        calibration = calibrate(self.itm[side], self.belong[side], texts[self.text[side]])
-        # The gain over the cosine on the same candidates; texts of one image count as one draw in the interval.
-        difference = torch.empty(len(texts), dtype=torch.float64)
+        group_of_text = group[self.truth.text_image_index]
+        is_odd_image = group % 2 == 1
+        is_odd_text = group_of_text % 2 == 1
+        side = self.text_side
+        calibration = calibrate(self.itm[side], self.belong[side], is_odd_text[self.text[side]])
+
+        # The gain on each half, with the weight that is best on the other half.
+        difference = torch.empty(len(all_texts), dtype=torch.float64)
         for half in (True, False):
-            other, own = best_weight(images != half, texts != half), texts == half
-            difference[own] = (hits[other][1] - hits[ITC_ALONE][1])[own]
-        mean = float(difference.mean())
-        sums = torch.zeros(len(different), dtype=torch.float64).index_add_(0, owner, difference - mean)
-        half_width = _Z * float((sums.square().sum() * len(sums) / (len(sums) - 1)).sqrt() / len(difference))
-        gain = Gain(difference=mean, low=mean - half_width, high=mean + half_width, texts=len(difference))
+            other_weight = _best_weight(image_hits, text_hits, is_odd_image != half, is_odd_text != half)
+            texts = is_odd_text == half
+            difference[texts] = (text_hits[other_weight] - text_hits[ITC_ALONE])[texts]
+        gain = _mean_gain(difference, group_of_text, len(different_images))
         return Reranking(itc_weight=weight, calibration=calibration, gain=gain)
+
+    def _hits_by_weight(self) -> tuple[dict[float, Tensor], dict[float, Tensor]]:
+        """Returns the mean recall over `RECALL_KS` of each image and of each text, by weight of ITC."""
+        image_hits: dict[float, Tensor] = {}
+        text_hits: dict[float, Tensor] = {}
+        for weight in ITC_WEIGHTS:
+            image_ranks, text_ranks = self.best_ranks(weight)
+            image_hits[weight] = torch.stack([hit_chances(image_ranks, k) for k in RECALL_KS]).mean(dim=0)
+            text_hits[weight] = torch.stack([hit_chances(text_ranks, k) for k in RECALL_KS]).mean(dim=0)
+        return image_hits, text_hits
+
+
+def _best_weight(
+    image_hits: Mapping[float, Tensor],
+    text_hits: Mapping[float, Tensor],
+    images: Bool[Tensor, " i"],
+    texts: Bool[Tensor, " t"],
+) -> float:
+    """Returns the weight with the best recall of some queries, of equally good ones the middle one."""
+    recalls = {
+        weight: float(image_hits[weight][images].mean() + text_hits[weight][texts].mean()) for weight in ITC_WEIGHTS
+    }
+    highest = max(recalls.values())
+    best_weights = [weight for weight, recall in recalls.items() if recall == highest]
+    return best_weights[len(best_weights) // 2]
+
+
+def _mean_gain(difference: Float[Tensor, " t"], group_of_text: Int[Tensor, " t"], num_groups: int) -> Gain:
+    """Returns the mean difference with a 95 % interval in which the texts of a group count as one draw."""
+    mean = float(difference.mean())
+    sums = torch.zeros(num_groups, dtype=torch.float64).index_add_(0, group_of_text, difference - mean)
+    variance = sums.square().sum() * num_groups / (num_groups - 1)
+    half_width = _Z * float(variance.sqrt() / len(difference))
+    return Gain(difference=mean, low=mean - half_width, high=mean + half_width, texts=len(difference))
 
 
 class Bin(NamedTuple):
-    """Predictions of like probabilities: the number of the bin, of examples, the mean probability, the share right."""
+    """Predictions of similar probability."""
 
-    number: int
+    number: int  # of the bin, from 0
     examples: int
-    probability: float
-    right: float
+    probability: float  # mean
+    right: float  # share
 
 
 def reliability(probabilities: Float[Tensor, " n"], right: Float[Tensor, " n"]) -> list[Bin]:
+    """Returns the bins that have examples."""
     numbers = (probabilities.double() * BINS).long().clamp(max=BINS - 1)
-    counts, said, given = (
-        torch.bincount(numbers, weights=values.double(), minlength=BINS).tolist()
-        for values in (torch.ones_like(right), probabilities, right)
-    )
-    return [
-        Bin(number, int(count), said[number] / count, given[number] / count)
-        for number, count in enumerate(counts)
-        if count
-    ]
+    counts = torch.bincount(numbers, minlength=BINS).tolist()
+    probability_sums = torch.bincount(numbers, weights=probabilities.double(), minlength=BINS).tolist()
+    right_sums = torch.bincount(numbers, weights=right.double(), minlength=BINS).tolist()
+    bins = []
+    for number, count in enumerate(counts):
+        if count:
+            bins.append(Bin(number, count, probability_sums[number] / count, right_sums[number] / count))
+    return bins
 
 
 def expected_calibration_error(bins: Sequence[Bin]) -> float:
     """Returns the mean difference between probability and share of right predictions, weighed by examples."""
-    return sum(one.examples * abs(one.probability - one.right) for one in bins) / sum(one.examples for one in bins)
+    error = sum(bin_.examples * abs(bin_.probability - bin_.right) for bin_ in bins)
+    return error / sum(bin_.examples for bin_ in bins)
 
 
 def calibrate(
     log_odds: Float[Tensor, " n"], matching: Bool[Tensor, " n"], halves: Bool[Tensor, " n"]
 ) -> Calibration | None:
-    from sklearn.linear_model import LogisticRegression
+    """Fits Platt's calibration; its error is measured on each half with a fit on the other half.
 
-    sides = (halves, ~halves)
-    if any(len(matching[side].unique()) < 2 for side in sides):
+    Args:
+        log_odds: Of a match, of each pair.
+        matching: Whether the pair matches.
+        halves: Which half the pair is in.
+
+    Returns:
+        None if a half has only pairs that match, or only others.
+    """
+    if any(len(matching[half].unique()) < 2 for half in (halves, ~halves)):
         return None
-
-    def platt(odds: Float[Tensor, " n"], right: Bool[Tensor, " n"]) -> tuple[float, float]:
-        found = LogisticRegression().fit(odds.double().numpy()[:, None], right.numpy())
-        slope, intercept = float(found.coef_[0, 0]), float(found.intercept_[0])
-        return (slope, intercept) if slope > 0 else (0.0, float(right.double().mean().logit()))  # the share alone
-
-    after = torch.empty_like(log_odds)
-    for side in sides:
-        slope, intercept = platt(log_odds[~side], matching[~side])
-        after[side] = (slope * log_odds[side] + intercept).sigmoid()
-    slope, intercept = platt(log_odds, matching)
-    errors = [expected_calibration_error(reliability(found, matching.float())) for found in (log_odds.sigmoid(), after)]
+    calibrated = torch.empty_like(log_odds)
+    for half in (halves, ~halves):
+        slope, intercept = _platt(log_odds[~half], matching[~half])
+        calibrated[half] = (slope * log_odds[half] + intercept).sigmoid()
+    slope, intercept = _platt(log_odds, matching)
     return Calibration(
         slope=slope,
         intercept=intercept,
         pairs=len(matching),
         matching=int(matching.sum()),
-        ece_before=errors[0],
-        ece_after=errors[1],
+        ece_before=expected_calibration_error(reliability(log_odds.sigmoid(), matching.float())),
+        ece_after=expected_calibration_error(reliability(calibrated, matching.float())),
     )
+
+
+def _platt(log_odds: Float[Tensor, " n"], matching: Bool[Tensor, " n"]) -> tuple[float, float]:
+    """Returns slope and intercept of a logistic regression; without a positive slope, those of the share alone."""
+    from sklearn.linear_model import LogisticRegression
+
+    model = LogisticRegression().fit(log_odds.double().numpy()[:, None], matching.numpy())
+    slope = float(model.coef_[0, 0])
+    if slope <= 0:
+        return 0.0, float(matching.double().mean().logit())
+    return slope, float(model.intercept_[0])
 
 
 def candidate_pairs(
@@ -318,52 +419,82 @@ def candidate_pairs(
     others: tuple[Int[Tensor, " m"], Int[Tensor, " m"]] | None = None,
     pairs_at_once: int = PAIRS_AT_ONCE,
 ) -> Candidates:
-    """First stage of retrieval: the k most similar texts of each image and the k most similar images of each text."""
-    every_image, num_texts, k = torch.arange(len(truth.owners)), len(truth.text_image_index), config.candidates
-    of_images, of_texts = [], []  # numbers of pairs, image · texts + text, and their cosines
+    """First stage of retrieval: the k most similar texts of each image and the k most similar images of each text.
+
+    Args:
+        others: Images and texts of further pairs, which are no candidates of either.
+    """
+    all_images = torch.arange(len(truth.owners))
+    num_texts = len(truth.text_image_index)
+    k = config.candidates
+    image_side = _Side()
+    text_side = _Side()
     for rows, columns, _ in folds(truth, config.fold_size):
-        images = every_image[rows]
-        best = torch.empty(len(images), 0, dtype=torch.int64)
-        for block in columns.split(max(1, pairs_at_once // len(images))):
-            scores = scores_of(rows, block)
+        images = all_images[rows]
+        best_texts = torch.empty(len(images), 0, dtype=torch.int64)
+        for texts in columns.split(max(1, pairs_at_once // len(images))):
+            scores = scores_of(rows, texts)
             check_not_nan(scores, "similarities")
-            best = _highest(torch.cat([best, _highest(_keys(scores, block), k)], dim=1), k)
-            found, cosines = _decoded(_highest(_keys(scores.T, images), k))
-            of_texts.append(((found * num_texts + block[:, None]).flatten(), cosines.flatten()))
-        found, cosines = _decoded(best)
-        of_images.append(((images[:, None] * num_texts + found).flatten(), cosines.flatten()))
-    sides = [[torch.cat(parts) for parts in zip(*side, strict=True)] for side in (of_images, of_texts)]
+            best_texts = _highest(torch.cat([best_texts, _highest(_packed(scores, texts), k)], dim=1), k)
+            found_images, cosines = _unpacked(_highest(_packed(scores.T, images), k))
+            text_side.add(found_images * num_texts + texts[:, None], cosines)
+        found_texts, cosines = _unpacked(best_texts)
+        image_side.add(images[:, None] * num_texts + found_texts, cosines)
+
+    # A pair's number is image · num_texts + text.
     further = [] if others is None else [others[0] * num_texts + others[1]]
-    numbers = torch.cat([sides[0][0], sides[1][0], *further]).unique()
-    cosine, flags = torch.full(numbers.shape, torch.nan), torch.zeros(2, len(numbers), dtype=torch.bool)
-    for flag, (numbered, cosines) in zip(flags, sides, strict=True):
-        places = torch.searchsorted(numbers, numbered)
-        cosine[places], flag[places] = cosines, True
+    numbers = torch.cat([*image_side.numbers, *text_side.numbers, *further]).unique()
+    cosine = torch.full(numbers.shape, torch.nan)
+    is_image_side = image_side.write(numbers, cosine)
+    is_text_side = text_side.write(numbers, cosine)
     return Candidates(
         image=numbers // num_texts,
         text=numbers % num_texts,
-        image_side=flags[0],
-        text_side=flags[1],
+        image_side=is_image_side,
+        text_side=is_text_side,
         cosine=cosine,
         truth=truth,
         config=config,
     )
 
 
-def _keys(scores: Float[Tensor, "q m"], items: Int[Tensor, " m"]) -> Int[Tensor, "q m"]:
-    """Whole numbers of a score and an item, in the order of the scores; of equal ones the lower item comes higher."""
-    bits = _ordered((scores.float() + 0.0).view(torch.int32))  # adding makes 0.0 of -0.0
+class _Side:
+    """Candidates of all images, or of all texts: the numbers of pairs and their cosines."""
+
+    def __init__(self) -> None:
+        self.numbers: list[Int[Tensor, " n"]] = []
+        self.cosines: list[Float[Tensor, " n"]] = []
+
+    def add(self, numbers: Int[Tensor, "q k"], cosines: Float[Tensor, "q k"]) -> None:
+        self.numbers.append(numbers.flatten())
+        self.cosines.append(cosines.flatten())
+
+    def write(self, sorted_numbers: Int[Tensor, " n"], cosine: Float[Tensor, " n"]) -> Bool[Tensor, " n"]:
+        """Writes the cosines of the pairs among all pairs, and returns which ones they are."""
+        rows = torch.searchsorted(sorted_numbers, torch.cat(self.numbers))
+        cosine[rows] = torch.cat(self.cosines)
+        is_candidate = torch.zeros(len(sorted_numbers), dtype=torch.bool)
+        is_candidate[rows] = True
+        return is_candidate
+
+
+def _packed(scores: Float[Tensor, "q m"], items: Int[Tensor, " m"]) -> Int[Tensor, "q m"]:
+    """Packs each (score, item) into an int64 that sorts by score, and ties by lower item."""
+    bits = _sortable((scores.float() + 0.0).view(torch.int32))  # adding makes 0.0 of -0.0
     return bits.long().bitwise_left_shift_(32).bitwise_or_(_LOW_BITS - items)
 
 
-def _decoded(keys: Int[Tensor, "q k"]) -> tuple[Int[Tensor, "q k"], Float[Tensor, "q k"]]:
-    return _LOW_BITS - (keys & _LOW_BITS), _ordered((keys >> 32).int()).view(torch.float32)
+def _unpacked(packed: Int[Tensor, "q k"]) -> tuple[Int[Tensor, "q k"], Float[Tensor, "q k"]]:
+    """Returns the items and the scores of packed ones."""
+    items = _LOW_BITS - (packed & _LOW_BITS)
+    scores = _sortable((packed >> 32).int()).view(torch.float32)
+    return items, scores
 
 
-def _ordered(bits: Int[Tensor, "*s"]) -> Int[Tensor, "*s"]:
-    """Bits of float32 are, as whole numbers, in its order, those of negative ones in reverse: turns these around."""
+def _sortable(bits: Int[Tensor, "*s"]) -> Int[Tensor, "*s"]:
+    """Turns bits of float32 into integers of the same order, and back: only negative ones are in reverse."""
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
-def _highest(keys: Int[Tensor, "q m"], k: int) -> Int[Tensor, "q k"]:
-    return keys.topk(min(k, keys.shape[1]), sorted=False).values
+def _highest(packed: Int[Tensor, "q m"], k: int) -> Int[Tensor, "q k"]:
+    return packed.topk(min(k, packed.shape[1]), sorted=False).values

@@ -1,4 +1,4 @@
-"""Image-text retrieval: contrastive recall, then matching of the candidates, in parts that outlast a kill."""
+"""Image-text retrieval in two stages: contrastive vectors, then matching of the candidates."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -30,6 +30,7 @@ from bridgetower.evaluation.metrics import (
     Candidates,
     GroundTruth,
     RetrievalRecalls,
+    ScoresOf,
     candidate_pairs,
     chance_recalls,
     streamed_recalls,
@@ -52,7 +53,7 @@ _PART_BYTES = 2**26
 
 
 def ranked_texts(images: CaptionImages, config: RetrievalConfig) -> tuple[list[str], GroundTruth]:
-    """Returns the captions that are ranked, and whose they are: images with the same share them, except in folds."""
+    """Returns the captions that are ranked, and their images. Equal captions count once, but for folds."""
     if config.fold_size is not None and len(images) % config.fold_size:
         raise ValueError(f"{len(images)} images do not split into folds of {config.fold_size}; expected a multiple")
     owners = images.owners() if config.fold_size is None else torch.arange(len(images))
@@ -61,10 +62,11 @@ def ranked_texts(images: CaptionImages, config: RetrievalConfig) -> tuple[list[s
 
 
 class PairScorer:
-    """Scores pairs of images and texts; the processes of a run share the images, all or those of some numbers.
+    """Scores pairs of images and texts. The processes of a run share the images.
 
-    Every image is encoded once for its vector and once more for its pairs, and texts with every batch of pairs, so
-    that no encoding is kept for longer than a part of the images takes.
+    Every image is encoded once for its vector and once more for its pairs, and texts with every batch of pairs: no
+    encoding is kept for longer than a part of the images takes. Vectors and the scores of a part are kept in a folder
+    (see `resumable`), so that a killed evaluation continues.
     """
 
     def __init__(
@@ -76,69 +78,107 @@ class PairScorer:
         options: EvaluationOptions,
         numbers: Int[Tensor, " i"] | None = None,
     ) -> None:
-        self.model, self.images, self.config, self.options = model, images, config, options
+        """Prepares texts.
+
+        Args:
+            texts: Texts that are cut if they are too long.
+            numbers: Images that are scored; None: all.
+        """
+        self.model = model
+        self.images = images
+        self.config = config
+        self.options = options
         self.folder: Path | None = None
         self._device = next(model.parameters()).device
         self._numbers = torch.arange(len(images)) if numbers is None else numbers
+        # Short texts come first, so that little is padded.
         ids = images.processor.token_ids(texts, truncate=True)
-        order = sorted(range(len(ids)), key=lambda text: len(ids[text]))  # short texts first, so that little is padded
-        self.ids = [ids[text] for text in order]
-        self._place = torch.tensor(order).argsort()
-        self._own = torch.arange(len(self._numbers))[rank() :: world_size()]
-        self._shown = options.progress and rank() == 0
+        by_length = sorted(range(len(ids)), key=lambda text: len(ids[text]))
+        self.ids = [ids[text] for text in by_length]
+        self._row_of_text = torch.tensor(by_length).argsort()
+        self._local_images = torch.arange(len(self._numbers))[rank() :: world_size()]
+        self._shows_progress = options.progress and rank() == 0
 
     def vectors(self) -> tuple[Float[Tensor, "i c"], Float[Tensor, "t c"]]:
-        model, size, shown = self.model, self.config.batch_size, self._shown
-        batches, rows = split_rows(range(len(self._own)), size), split_rows(range(len(self.ids)), size)
-        images = counted(self._encode_images(batches, "cls"), "image batches", shown=shown, total=len(batches))
-        places = counted(rows, "text batches", shown=shown)
-        vectors = {
-            "images": (model.image_embeds(image) for image in images),
-            "texts": (model.text_embeds(self._encode_texts(each, outputs="cls")) for each in places),  # short first
-        }
-        none = torch.empty(0, model.config.heads.itc_size)  # a process may have no images
-        found = []
-        for name, computed in vectors.items():
-            kept = self._read(f"vectors-{name}")
-            if kept is None:
-                kept = torch.cat([none, *(each.float().cpu() for each in computed)])
-                self._keep(f"vectors-{name}", kept)
-            found.append(kept)
-        return gather_by_id(self._own, found[0])[1], found[1][self._place]
+        """Returns the contrastive vectors of all images and texts."""
+        image_vectors = self._kept("vectors-images", self._local_image_vectors)
+        text_vectors = self._kept("vectors-texts", self._text_vectors)
+        _, all_image_vectors = gather_by_id(self._local_images, image_vectors)
+        return all_image_vectors, text_vectors[self._row_of_text]
+
+    def _local_image_vectors(self) -> Float[Tensor, "i c"]:
+        batches = split_rows(range(len(self._local_images)), self.config.batch_size)
+        images = self._encode_images(batches, "cls")
+        images = counted(images, "image batches", shown=self._shows_progress, total=len(batches))
+        vectors = [torch.empty(0, self.model.config.heads.itc_size)]  # a process may have no images
+        for image in images:
+            vectors.append(self.model.image_embeds(image).float().cpu())
+        return torch.cat(vectors)
+
+    def _text_vectors(self) -> Float[Tensor, "t c"]:
+        vectors = []
+        batches = split_rows(range(len(self.ids)), self.config.batch_size)
+        for rows in counted(batches, "text batches", shown=self._shows_progress):
+            text = self._encode_texts(rows, outputs="cls")
+            vectors.append(self.model.text_embeds(text).float().cpu())
+        return torch.cat(vectors)
 
     def score(
         self, image: Int[Tensor, " n"], text: Int[Tensor, " n"], head: Callable[[Tensor], Tensor] | None = None
     ) -> tuple[Float[Tensor, " n"], Bool[Tensor, " n"]]:
-        """Returns the log-odds of a match of pairs, with protocol `paper` its logit, and whether they are accepted."""
-        own = (image % world_size() == rank()).nonzero().squeeze(1)
-        rows, texts, count = image[own] // world_size(), text[own], len(self._own)
-        size = max(1, min(_PART_BYTES // image_bytes(self.model), PAIRS_PER_PART * count // max(1, len(own))))
-        parts = split_rows(range(count), size)
-        starts = torch.searchsorted(rows, torch.tensor([0, *(part.stop for part in parts)])).tolist()
-        digest = hashlib.sha256(torch.stack([rows, texts]).numpy().data).hexdigest()[:8]
-        names = [f"scores-{digest}-{number:05d}" for number in range(len(parts))]
-        kept = [self._read(name) for name in names]
-        # The encodings of the images of a part, part by part; workers decode ahead of it.
-        batches = [
-            split_rows(part, self.config.batch_size) for part, logits in zip(parts, kept, strict=True) if logits is None
-        ]
-        images = map(self.model.cache_image, self._encode_images(list(chain.from_iterable(batches))))
-        encoded = (Encoded.cat(list(islice(images, len(each)))) for each in batches)
-        match, accepted = torch.empty(len(own)), torch.empty(len(own), dtype=torch.bool)
-        with count_bars(shown=self._shown) as bars:
-            bar = bars.add_task("pairs", total=len(own))
-            for name, logits, part, start, end in zip(names, kept, parts, starts, starts[1:], strict=False):
+        """Returns the log-odds of a match of pairs, with protocol `paper` its logit, and whether they are accepted.
+
+        Args:
+            image: Of each pair, in ascending order.
+            text: Of each pair.
+            head: Gives the two logits of pooled outputs; None: the matching head.
+        """
+        local_pairs = (image % world_size() == rank()).nonzero().squeeze(1)
+        image = image[local_pairs] // world_size()  # index among the local images
+        text = text[local_pairs]
+        parts = self._parts(image, text)
+        unscored = [part for part in parts if part.logits is None]
+        encoded = self._encode_parts(unscored)  # workers decode ahead of it
+
+        match = torch.empty(len(local_pairs))
+        accepted = torch.empty(len(local_pairs), dtype=torch.bool)
+        with count_bars(shown=self._shows_progress) as bars:
+            bar = bars.add_task("pairs", total=len(local_pairs))
+            for part in parts:
+                pairs = part.pairs
+                logits = part.logits
                 if logits is None:
-                    numbers = torch.stack([rows[start:end] - part.start, self._place[texts[start:end]]], dim=1)
+                    rows = torch.stack([image[pairs] - part.images.start, self._row_of_text[text[pairs]]], dim=1)
                     advance = partial(bars.advance, bar)
-                    logits = self._score_part(next(encoded), numbers, head or self.model.itm_logits, advance)
-                    self._keep(name, logits)
+                    logits = self._score_part(next(encoded), rows, head or self.model.itm_logits, advance)
+                    self._write(part.name, logits)
                 odds = log_odds(logits)
-                match[start:end] = logits[:, 1] if self.config.protocol == "paper" else odds
-                accepted[start:end] = odds > 0
-                bars.update(bar, completed=end)
-        _, match, accepted = gather_by_id(own, match, accepted)
+                match[pairs] = logits[:, 1] if self.config.protocol == "paper" else odds
+                accepted[pairs] = odds > 0
+                bars.update(bar, completed=pairs.stop)
+        _, match, accepted = gather_by_id(local_pairs, match, accepted)
         return match, accepted
+
+    def _parts(self, image: Int[Tensor, " n"], text: Int[Tensor, " n"]) -> list[_Part]:
+        """Splits the local images so that neither the encodings nor the pairs of a part are too many."""
+        num_images = len(self._local_images)
+        images_by_memory = _PART_BYTES // image_bytes(self.model)
+        images_by_pairs = PAIRS_PER_PART * num_images // max(1, len(image))
+        size = max(1, min(images_by_memory, images_by_pairs))
+        digest = hashlib.sha256(torch.stack([image, text]).numpy().data).hexdigest()[:8]
+        parts = []
+        for number, images in enumerate(split_rows(range(num_images), size)):
+            start, stop = torch.searchsorted(image, torch.tensor([images.start, images.stop])).tolist()
+            name = f"scores-{digest}-{number:05d}"
+            parts.append(_Part(name, images, slice(start, stop), self._read(name)))
+        return parts
+
+    def _encode_parts(self, parts: Sequence[_Part]) -> Iterator[Encoded]:
+        batches_of_parts = [split_rows(part.images, self.config.batch_size) for part in parts]
+        batches = list(chain.from_iterable(batches_of_parts))
+        images = map(self.model.cache_image, self._encode_images(batches))
+        for part_batches in batches_of_parts:
+            yield Encoded.cat(list(islice(images, len(part_batches))))
 
     def _score_part(
         self,
@@ -147,34 +187,48 @@ class PairScorer:
         head: Callable[[Tensor], Tensor],
         advance: Callable[[int], object],
     ) -> Float[Tensor, "n 2"]:
-        order, found = pairs[:, 1].argsort(stable=True), list[Tensor]()
+        """Returns the logits of pairs of images and rows of texts."""
 
-        def text_of(places: Sequence[int]) -> Encoded:
-            return self.model.cache_text(self._encode_texts(places))
+        def text_of(rows: Sequence[int]) -> Encoded:
+            return self.model.cache_text(self._encode_texts(rows))
 
-        size = self.config.batch_size
-        for scores in score_pairs(self.model, head, image, text_of, pairs[order], batch_size=size):
-            found.append(scores.float())
+        by_text = pairs[:, 1].argsort(stable=True)
+        blocks = []
+        for scores in score_pairs(self.model, head, image, text_of, pairs[by_text], batch_size=self.config.batch_size):
+            blocks.append(scores.float())
             advance(len(scores))
-        logits = torch.cat(found).cpu()[order.argsort()]  # a GPU is waited for once
-        if bool(logits.isnan().any()):
-            raise ValueError(f"{int(logits.isnan().any(dim=1).sum())} of {len(logits)} pairs have a score that is NaN")
+        logits = torch.cat(blocks).cpu()[by_text.argsort()]  # waits for a GPU once
+        num_nan = int(logits.isnan().any(dim=1).sum())
+        if num_nan:
+            raise ValueError(f"{num_nan} of {len(logits)} pairs have a score that is NaN")
         return logits
 
     def _encode_images(self, batches: Sequence[range], outputs: EncodeOutputs = "layers") -> Iterator[Encoded]:
-        images, workers = self.images, self.options.num_workers
-        numbers = [self._numbers[self._own[list(rows)]].tolist() for rows in batches]
-        loader: Iterator[Batch] = load_items(images.batch, numbers, num_workers=workers, device=self._device)
+        numbers = [self._numbers[self._local_images[list(rows)]].tolist() for rows in batches]
+        workers = self.options.num_workers
+        loader: Iterator[Batch] = load_items(self.images.batch, numbers, num_workers=workers, device=self._device)
         for batch in loader:
-            moved = images.on_device(batch, self._device)
-            yield self.model.encode_image(moved.pixel_values, outputs=outputs, states=moved.image_states)
+            batch = self.images.on_device(batch, self._device)
+            yield self.model.encode_image(batch.pixel_values, outputs=outputs, states=batch.image_states)
 
-    def _encode_texts(self, places: Sequence[int], outputs: EncodeOutputs = "layers") -> Encoded:
-        return encoded_texts(self.model, self.images.processor, [self.ids[place] for place in places], outputs)
+    def _encode_texts(self, rows: Sequence[int], outputs: EncodeOutputs = "layers") -> Encoded:
+        ids = [self.ids[row] for row in rows]
+        return encoded_texts(self.model, self.images.processor, ids, outputs)
+
+    def _kept(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
+        """Returns a result from its file, or computes and writes it."""
+        values = self._read(name)
+        if values is None:
+            values = compute()
+            self._write(name, values)
+        return values
 
     def _read(self, name: str) -> Tensor | None:
-        """Returns a result from its file; None where there is none, or a damaged one."""
-        if self.folder is None or not (path := self.folder / f"{name}.safetensors").exists():
+        """Returns a result from its file, or None if there is none or it is damaged."""
+        if self.folder is None:
+            return None
+        path = self.folder / f"{name}.safetensors"
+        if not path.exists():
             return None
         try:
             return read_safetensors(path)["values"]
@@ -182,20 +236,29 @@ class PairScorer:
             _LOG.warning(f"what {path} held is computed again ({error})")
             return None
 
-    def _keep(self, name: str, values: Tensor) -> None:
+    def _write(self, name: str, values: Tensor) -> None:
         if self.folder is not None:
             write_safetensors(self.folder / f"{name}.safetensors", {"values": values})
 
 
+class _Part(NamedTuple):
+    """Images whose pairs are scored together."""
+
+    name: str  # of the file that its scores are kept in
+    images: range  # among the local ones
+    pairs: slice  # among the local ones
+    logits: Float[Tensor, "n 2"] | None  # from an earlier attempt
+
+
 @contextmanager
 def resumable(scorer: PairScorer) -> Iterator[PairScorer]:
-    """Lets scores be kept in `options.work`; they are removed at the end, unless that comes by an error."""
+    """Keeps scores in `options.work` until the end of the evaluation, but for an end by an error."""
     model, images, options = scorer.model, scorer.images, scorer.options
     if options.work is None:
         yield scorer
         barrier()
         return
-    decisive = {  # all that decides the scores
+    conditions = {  # that decide the scores
         "weights": exact_fingerprint(model.state_dict()),
         "preprocessing": fingerprint(model.config, {}, images.processor),
         "data": images.digests(),
@@ -204,17 +267,12 @@ def resumable(scorer: PairScorer) -> Iterator[PairScorer]:
         "processes": world_size(),
         "half precision": torch.is_autocast_enabled(next(model.parameters()).device.type),
     }
-    path = options.work / hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
-
-    @contextmanager
-    def removed_at_the_end() -> Iterator[None]:
-        with locked(path):
-            yield
-            shutil.rmtree(path)
-
+    digest = hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()
+    path = options.work / digest[:16]
     with ExitStack() as stack:
         if rank() == 0:
-            (options.until_written or stack).enter_context(removed_at_the_end())
+            until_written = options.until_written or stack
+            until_written.enter_context(_removed_at_the_end(path))
         folder = path / f"process-{rank()}"
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
@@ -223,9 +281,16 @@ def resumable(scorer: PairScorer) -> Iterator[PairScorer]:
         barrier()
 
 
+@contextmanager
+def _removed_at_the_end(path: Path) -> Iterator[None]:
+    with locked(path):
+        yield
+        shutil.rmtree(path)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RetrievalResult:
-    """Scores and recalls of one model on one set; what matching gives is None without a matching head."""
+    """Scores and recalls of a model on a set. Results of matching are None without a matching head."""
 
     image_vectors: Float[Tensor, "i c"]  # contrastive, of length one
     text_vectors: Float[Tensor, "t c"]  # the same of the texts that are ranked
@@ -241,10 +306,14 @@ class RetrievalResult:
         metrics: dict[str, float] = {}
         for stage, recalls in self.recalls.items():
             metrics |= recalls.named(stage)
-        weight = None if self.reranking is None else self.reranking.itc_weight
-        others = {ITC_WEIGHT: weight, "ece": self.ece, "itm_accuracy": self.itm_accuracy}
-        metrics |= {name: value for name, value in others.items() if value is not None}
-        return metrics | {"rsum": self.recalls.get("two_stage", self.recalls["itc"]).rsum}
+        if self.reranking is not None:
+            metrics[ITC_WEIGHT] = self.reranking.itc_weight
+        if self.ece is not None:
+            metrics["ece"] = self.ece
+        if self.itm_accuracy is not None:
+            metrics["itm_accuracy"] = self.itm_accuracy
+        metrics["rsum"] = self.recalls.get("two_stage", self.recalls["itc"]).rsum
+        return metrics
 
 
 @torch.inference_mode()
@@ -258,43 +327,71 @@ def evaluate_retrieval(
 ) -> RetrievalResult:
     """Ranks all images for every caption and all captions for every image, or those of its fold.
 
-    Images with the same captions count as one thing: their texts are ranked once, and each of them is right for these;
-    not so with folds. Images are shared out over the processes of a distributed run; every process gets the same
-    result.
+    Without folds, images with the same captions count as one: their texts are ranked once, and each of these texts is
+    right for all of them. The processes of a distributed run share the images, and each gets the same result.
     """
     model.head("itc")
     texts, truth = ranked_texts(images, config)
+    matching: _Matching | None = None
     with resumable(PairScorer(model, images, texts, config, options)) as scorer:
         image_vectors, text_vectors = scorer.vectors()
 
         def cosines(rows: slice, texts: Int[Tensor, " b"]) -> Float[Tensor, "r b"]:
             return similarity(image_vectors[rows], text_vectors[texts], torch.ones(()))
 
-        second: dict[str, Any] = {}
-        recalls: dict[str, RetrievalRecalls] = {}
         if model.itm_head is not None and config.candidates:
-            controls, count = _control_pairs(truth), len(truth.text_image_index)
-            pairs = candidate_pairs(cosines, truth, config, others=controls)
-            match, accepted = scorer.score(pairs.image, pairs.text)
-            candidates = replace(pairs, itm=match)
-            is_control = torch.isin(pairs.image * count + pairs.text, controls[0] * count + controls[1])
-            matched = (accepted == pairs.belong)[is_control].double().mean().item()
-            second = {"candidates": candidates, "itm_accuracy": matched}
-            recalls = dict.fromkeys(("matching", "two_stage"), candidates.recalls())
-            if config.protocol == "standard":
-                used = candidates.fitted() if reranking is None else reranking
-                second |= {"reranking": used, "ece": candidates.error(used)}
-                if used.itc_weight:
-                    recalls["two_stage"] = candidates.recalls(used.itc_weight)
-    size = config.fold_size
-    by_cosine, chance = streamed_recalls(cosines, truth, fold_size=size), chance_recalls(truth, fold_size=size)
+            matching = _match_candidates(scorer, cosines, truth, config, reranking)
+
+    recalls = {"itc": streamed_recalls(cosines, truth, fold_size=config.fold_size)}
+    if matching is not None:
+        recalls |= matching.recalls
+    recalls["chance"] = chance_recalls(truth, fold_size=config.fold_size)
     return RetrievalResult(
         image_vectors=image_vectors,
         text_vectors=text_vectors,
         truth=truth,
-        recalls={"itc": by_cosine, **recalls, "chance": chance},
-        **second,
+        recalls=recalls,
+        candidates=matching and matching.candidates,
+        reranking=matching and matching.reranking,
+        ece=matching and matching.ece,
+        itm_accuracy=matching and matching.accuracy,
     )
+
+
+class _Matching(NamedTuple):
+    """The second stage of retrieval."""
+
+    candidates: Candidates
+    recalls: dict[str, RetrievalRecalls]  # of `matching` alone and of `two_stage`
+    accuracy: float  # of each text with its own image and with a random other one
+    reranking: Reranking | None  # None with protocol `paper`
+    ece: float | None
+
+
+def _match_candidates(
+    scorer: PairScorer,
+    cosines: ScoresOf,
+    truth: GroundTruth,
+    config: RetrievalConfig,
+    reranking: Reranking | None,
+) -> _Matching:
+    """Scores the candidates of the first stage, and the pairs that the accuracy is measured on."""
+    num_texts = len(truth.text_image_index)
+    control_images, control_texts = _control_pairs(truth)
+    pairs = candidate_pairs(cosines, truth, config, others=(control_images, control_texts))
+    match, accepted = scorer.score(pairs.image, pairs.text)
+    candidates = replace(pairs, itm=match)
+    is_control = torch.isin(pairs.image * num_texts + pairs.text, control_images * num_texts + control_texts)
+    accuracy = (accepted == pairs.belong)[is_control].double().mean().item()
+
+    alone = candidates.recalls()
+    if config.protocol == "paper":
+        return _Matching(candidates, {"matching": alone, "two_stage": alone}, accuracy, None, None)
+    if reranking is None:
+        reranking = candidates.fitted()
+    two_stage = candidates.recalls(reranking.itc_weight) if reranking.itc_weight else alone
+    ece = candidates.error(reranking)
+    return _Matching(candidates, {"matching": alone, "two_stage": two_stage}, accuracy, reranking, ece)
 
 
 @torch.inference_mode()
@@ -304,10 +401,11 @@ def evaluate_matching(
     """Accuracy of matching on each caption with its own image and with a random other one (the same at every call)."""
     model.head("itm")
     texts, truth = ranked_texts(images, config)
-    (index, owners), (image, text) = truth, _control_pairs(truth)
+    image, text = _control_pairs(truth)
     with resumable(PairScorer(model, images, texts, config, options)) as scorer:
         _, accepted = scorer.score(image, text)
-    return (accepted == (owners[image] == index[text])).double().mean().item()
+    belongs = truth.owners[image] == truth.text_image_index[text]
+    return (accepted == belongs).double().mean().item()
 
 
 @torch.inference_mode()
@@ -324,28 +422,41 @@ def evaluate_all_pairs(
         scores = model.head("rank")(pooled)
         return torch.stack([torch.zeros_like(scores), scores], dim=1)  # as the logit of a match, against 0
 
-    size = config.fold_size or len(images)
+    fold_size = config.fold_size or len(images)
     texts, truth = ranked_texts(images, config)
-    image, text = (torch.arange(len(images))[:, None] // size == truth.text_image_index // size).nonzero().unbind(1)
+    fold_of_image = torch.arange(len(images)) // fold_size
+    fold_of_text = truth.text_image_index // fold_size
+    image, text = (fold_of_image[:, None] == fold_of_text).nonzero().unbind(1)
     with resumable(PairScorer(model, images, texts, config, options)) as scorer:
         scores, _ = scorer.score(image, text, logits)
-    chosen, cosine = torch.ones_like(image, dtype=torch.bool), torch.full_like(scores, torch.nan)
-    sides = {"image_side": chosen, "text_side": chosen}
-    pairs = Candidates(image=image, text=text, cosine=cosine, truth=truth, config=config, itm=scores, **sides)
-    one_stage, chance = pairs.recalls(), chance_recalls(truth, fold_size=config.fold_size)
-    return one_stage.named("one_stage") | chance.named("chance") | {"rsum": one_stage.rsum}
+    everything = torch.ones_like(image, dtype=torch.bool)
+    pairs = Candidates(
+        image=image,
+        text=text,
+        image_side=everything,
+        text_side=everything,
+        cosine=torch.full_like(scores, torch.nan),
+        truth=truth,
+        config=config,
+        itm=scores,
+    )
+    one_stage = pairs.recalls()
+    chance = chance_recalls(truth, fold_size=config.fold_size)
+    return {**one_stage.named("one_stage"), **chance.named("chance"), "rsum": one_stage.rsum}
 
 
 def _control_pairs(truth: GroundTruth) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
-    """Each text with its own image and with one of other captions, drawn with a fixed seed, by image."""
-    different, own = truth.text_image_index.unique(return_inverse=True)
-    strangers = truth.text_image_index
-    if len(different) > 1:
-        shift = torch.randint(1, len(different), own.shape, generator=torch.Generator().manual_seed(0))
-        strangers = different[(own + shift) % len(different)]
-    image = torch.cat([truth.text_image_index, strangers])
-    order = image.argsort(stable=True)
-    return image[order], order % len(own)
+    """Returns each text with its own image and with one of other captions, drawn with a fixed seed, by image."""
+    right_images = truth.text_image_index
+    different_images, index = right_images.unique(return_inverse=True)
+    wrong_images = right_images
+    if len(different_images) > 1:
+        generator = torch.Generator().manual_seed(0)
+        shift = torch.randint(1, len(different_images), index.shape, generator=generator)
+        wrong_images = different_images[(index + shift) % len(different_images)]
+    image = torch.cat([right_images, wrong_images])
+    by_image = image.argsort(stable=True)
+    return image[by_image], by_image % len(right_images)
 
 
 Direction = Literal["text_to_image", "image_to_text"]
@@ -355,52 +466,87 @@ class Ranking(NamedTuple):
     """All items for a query: candidates by the score of the second stage, then the rest by cosine."""
 
     order: Int[Tensor, " m"]  # their rows, best first
-    rank: int  # place of the best right answer, counted from 1
+    rank: int  # of the best right answer, counted from 1
     itm: float | None  # matching score of the first item; None without a matching head
 
 
 def rankings(result: RetrievalResult, direction: Direction, queries: Iterable[int]) -> Iterator[Ranking]:
-    to_image, found = direction == "text_to_image", result.candidates
-    images = result.image_vectors, result.truth.owners
-    texts = result.text_vectors, result.truth.text_image_index
-    (vectors, own), (others, owners) = (texts, images) if to_image else (images, texts)
-    ends, items, scores, itm = [0] * len(vectors), torch.empty(0, dtype=torch.int64), torch.empty(0), torch.empty(0)
-    if found is not None:
-        of_query, of_item = (found.text, found.image) if to_image else (found.image, found.text)
-        chosen = found.sides[to_image].nonzero().squeeze(1)
-        chosen = chosen[of_query[chosen].argsort(stable=True)]
-        ends = torch.bincount(of_query[chosen], minlength=len(vectors)).cumsum(0).tolist()
-        weight = result.reranking.itc_weight if result.reranking else 0.0
-        items, scores, itm = of_item[chosen], found.scores(weight)[chosen], found.itm[chosen]
+    """Yields the ranking of all items for each query."""
+    images = (result.image_vectors, result.truth.owners)
+    texts = (result.text_vectors, result.truth.text_image_index)
+    if direction == "text_to_image":
+        (query_vectors, owner_of_query), (item_vectors, owner_of_item) = texts, images
+    else:
+        (query_vectors, owner_of_query), (item_vectors, owner_of_item) = images, texts
+    second_stage = _SecondStage(result, direction, len(query_vectors))
     for query in queries:
-        cosine = similarity(vectors[[query]], others, torch.ones(()))[0]
-        listed = slice(ends[query - 1] if query else 0, ends[query])
-        by_item = torch.full_like(cosine, torch.nan).index_put((items[listed],), scores[listed])
-        order = two_stage_order(cosine, by_item)
-        first = itm[listed][items[listed] == order[0]]
+        cosine = similarity(query_vectors[[query]], item_vectors, torch.ones(()))[0]
+        items, scores, itm = second_stage.of_query(query)
+        score_of_item = torch.full_like(cosine, torch.nan).index_put((items,), scores)
+        order = two_stage_order(cosine, score_of_item)
+        is_right = owner_of_item[order] == owner_of_query[query]
+        first_itm = itm[items == order[0]]
         yield Ranking(
             order=order,
-            rank=int((owners[order] == own[query]).int().argmax()) + 1,
-            itm=float(first) if len(first) else None,
+            rank=int(is_right.int().argmax()) + 1,
+            itm=float(first_itm) if len(first_itm) else None,
         )
+
+
+class _SecondStage:
+    """The candidates of a direction by query, and their scores; empty without a matching head."""
+
+    def __init__(self, result: RetrievalResult, direction: Direction, num_queries: int) -> None:
+        self.ends = [0] * num_queries
+        self.items = torch.empty(0, dtype=torch.int64)
+        self.scores = torch.empty(0)
+        self.itm = torch.empty(0)
+        pairs = result.candidates
+        if pairs is None:
+            return
+        image_side, text_side = pairs.sides
+        if direction == "text_to_image":
+            query, item, side = pairs.text, pairs.image, text_side
+        else:
+            query, item, side = pairs.image, pairs.text, image_side
+        rows = side.nonzero().squeeze(1)
+        rows = rows[query[rows].argsort(stable=True)]
+        itc_weight = result.reranking.itc_weight if result.reranking else 0.0
+        self.ends = torch.bincount(query[rows], minlength=num_queries).cumsum(0).tolist()
+        self.items = item[rows]
+        self.scores = pairs.scores(itc_weight)[rows]
+        self.itm = pairs.itm[rows]
+
+    def of_query(self, query: int) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"], Float[Tensor, " n"]]:
+        """Returns the items of a query, their scores and their matching scores."""
+        start = self.ends[query - 1] if query else 0
+        rows = slice(start, self.ends[query])
+        return self.items[rows], self.scores[rows], self.itm[rows]
 
 
 def retrieval_judgements(result: RetrievalResult, images: CaptionImages, texts: Sequence[str]) -> list[Judgement]:
-    """Returns every text with the image that is found first; a miss is as bad as the right image is far behind."""
+    """Returns every text with the first image of its ranking. The miss is the rank of the right image minus one."""
     reranking = result.reranking or UNMEASURED
-    ranked = rankings(result, "text_to_image", range(len(texts)))
-    captions, names = images.all_captions(), images.names(range(len(images)))
-    return [
-        Judgement(
-            id=names[own],
-            images=(own,),
-            text=text,
-            expected="first of all" if rank == 1 else f"image {rank} of {len(order)}",
-            given=captions[int(order[0])][0],
-            score=float(rank == 1),
-            miss=float(rank - 1),
-            probability=None if itm is None else float(reranking.match(torch.tensor(itm))),
-            found=int(order[0]),
+    captions = images.all_captions()
+    names = images.names(range(len(images)))
+    right_images = result.truth.text_image_index.tolist()
+    rankings_of_texts = rankings(result, "text_to_image", range(len(texts)))
+    judgements = []
+    for text, right_image, ranking in zip(texts, right_images, rankings_of_texts, strict=True):
+        first_image = int(ranking.order[0])
+        is_first = ranking.rank == 1
+        probability = None if ranking.itm is None else float(reranking.match(torch.tensor(ranking.itm)))
+        judgements.append(
+            Judgement(
+                id=names[right_image],
+                images=(right_image,),
+                text=text,
+                expected="first of all" if is_first else f"image {ranking.rank} of {len(ranking.order)}",
+                given=captions[first_image][0],
+                score=float(is_first),
+                miss=float(ranking.rank - 1),
+                probability=probability,
+                found=first_image,
+            )
         )
-        for text, own, (order, rank, itm) in zip(texts, result.truth.text_image_index.tolist(), ranked, strict=True)
-    ]
+    return judgements

@@ -20,28 +20,32 @@ from bridgetower.model.bridgetower import BridgeTower, EncodeOutputs
 from bridgetower.model.fusion import Encoded
 from bridgetower.processor import Processor
 
-_TEXTS = 256  # that are encoded at once
-_FEW = 20  # categories up to which each has a metric of its own
+_TEXTS_AT_ONCE = 256
+_MAX_CATEGORY_METRICS = 20  # with more categories, they are in the details only
 
 
 class ZeroShot(nn.Module):
-    """Gives images the probabilities of labels: by cosine, or by matching with the first template."""
+    """Zero-shot classifier: cosine with the label vectors, or the matching head with the first template."""
 
     def __init__(
         self, model: BridgeTower, processor: Processor, labels: Sequence[str], templates: Sequence[str], matching: bool
     ) -> None:
         super().__init__()
-        self.model, self.matching, self.num_labels = model, matching, len(labels)
+        self.model = model
+        self.matching = matching
+        self.num_labels = len(labels)
         model.head("itm" if matching else "itc")
         self.outputs: EncodeOutputs = "layers" if matching else "cls"
         ids = processor.token_ids(prompts_of(labels, templates[:1] if matching else templates))
-        parts = [ids[start : start + _TEXTS] for start in range(0, len(ids), _TEXTS)]
         with torch.inference_mode():
-            texts = [encoded_texts(model, processor, part, self.outputs) for part in parts]
+            texts = []
+            for start in range(0, len(ids), _TEXTS_AT_ONCE):
+                texts.append(encoded_texts(model, processor, ids[start : start + _TEXTS_AT_ONCE], self.outputs))
             if matching:
                 self.texts = model.cache_text(Encoded.cat(texts))
             else:
-                self.vectors = label_vectors(torch.cat([model.text_embeds(one) for one in texts]), len(labels))
+                vectors = torch.cat([model.text_embeds(text) for text in texts])
+                self.vectors = label_vectors(vectors, len(labels))
 
     def predict(self, batch: Batch) -> Float[Tensor, "b k"]:
         """Returns the probabilities, which sum to one."""
@@ -49,10 +53,15 @@ class ZeroShot(nn.Module):
         image = model.encode_image(batch.pixel_values, outputs=self.outputs)
         if not self.matching:
             scale = model.head("itc").logit_scale().item()
-            return (scale * l2_normalize(model.image_embeds(image)) @ self.vectors.T).softmax(dim=1)
-        image, rows = model.cache_image(image), torch.zeros(len(image), dtype=torch.long, device=image.cls.device)
-        fused = (model.fuse(image, self.texts[rows + number]).pooled for number in range(self.num_labels))
-        return torch.stack([log_odds(model.itm_logits(pooled)) for pooled in fused], dim=1).softmax(dim=1)
+            vectors = l2_normalize(model.image_embeds(image))
+            return (scale * vectors @ self.vectors.T).softmax(dim=1)
+        image = model.cache_image(image)
+        scores = []
+        for label_index in range(self.num_labels):
+            rows = torch.full((len(image),), label_index, device=image.cls.device)
+            fused = model.fuse(image, self.texts[rows])
+            scores.append(log_odds(model.itm_logits(fused.pooled)))
+        return torch.stack(scores, dim=1).softmax(dim=1)
 
 
 @torch.inference_mode()
@@ -69,28 +78,39 @@ def evaluate_compositions(
     """
     if model.itc_head is None:
         model.head("itm")
-    pairs = [(image, text) for row in rows for image in row["images"] for text in row["entry"]["captions"]]
-    texts = {text: place for place, text in enumerate(dict.fromkeys(text for _, text in pairs))}
-    numbers, image = torch.tensor([number for number, _ in pairs]).unique(return_inverse=True)
-    text, found = torch.tensor([texts[text] for _, text in pairs]), dict[str, Tensor]()
-    with resumable(PairScorer(model, images, list(texts), config, options, numbers)) as scorer:
+
+    # Each image and each text is encoded once.
+    pairs = [(image, caption) for row in rows for image in row["images"] for caption in row["entry"]["captions"]]
+    text_index_of = {text: index for index, text in enumerate(dict.fromkeys(caption for _, caption in pairs))}
+    image_numbers = torch.tensor([image for image, _ in pairs])
+    different_images, image_index = image_numbers.unique(return_inverse=True)
+    text_index = torch.tensor([text_index_of[caption] for _, caption in pairs])
+
+    scores_of_pairs: dict[str, Tensor] = {}
+    with resumable(PairScorer(model, images, list(text_index_of), config, options, different_images)) as scorer:
         if model.itc_head is not None:
-            vectors, text_vectors = scorer.vectors()
-            found["itc"] = (vectors[image] * text_vectors[text]).sum(dim=1)
+            image_vectors, text_vectors = scorer.vectors()
+            scores_of_pairs["itc"] = (image_vectors[image_index] * text_vectors[text_index]).sum(dim=1)
         if model.itm_head is not None:
-            order = image.argsort(stable=True)
-            found["matching"] = scorer.score(image[order], text[order])[0][order.argsort()]
-    metrics, details, predictions = dict[str, float](), dict[str, dict[str, float]](), [dict[str, Any]() for _ in rows]
+            by_image = image_index.argsort(stable=True)
+            scores, _ = scorer.score(image_index[by_image], text_index[by_image])
+            scores_of_pairs["matching"] = scores[by_image.argsort()]
+
+    metrics: dict[str, float] = {}
+    details: dict[str, dict[str, float]] = {}
+    predictions: list[dict[str, Any]] = [{} for _ in rows]
+    categories = [row["entry"]["label"] for row in rows]
     shapes = [(len(row["images"]), len(row["entry"]["captions"])) for row in rows]
-    for kind, values in found.items():
-        parts = values.split([one * other for one, other in shapes])
-        scores = [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
-        own, by_category = composition_metrics(scores, [row["entry"]["label"] for row in rows])
-        shown = own | (by_category if len(by_category) <= _FEW else {})
-        metrics |= {f"{kind}_{name}": value for name, value in shown.items()}
+    sizes = [num_images * num_captions for num_images, num_captions in shapes]
+    for kind, values in scores_of_pairs.items():
+        tables = [part.view(shape) for part, shape in zip(values.split(sizes), shapes, strict=True)]
+        means, by_category = composition_metrics(tables, categories)
+        if len(by_category) <= _MAX_CATEGORY_METRICS:
+            means |= by_category
+        metrics |= {f"{kind}_{name}": value for name, value in means.items()}
         details[f"{kind}_by_category"] = by_category
-        for prediction, score in zip(predictions, scores, strict=True):
-            prediction[kind] = score.tolist()
+        for prediction, table in zip(predictions, tables, strict=True):
+            prediction[kind] = table.tolist()
     return metrics, details, predictions
 
 
@@ -103,13 +123,33 @@ def composition_metrics(
     caption than with any other, the image score those whose captions have a larger one with their own image, the group
     score those with both. Equal scores are wrong.
     """
-    right, groups = list[tuple[bool, ...]](), defaultdict[str, list[bool]](list)
-    for one, category in zip(scores, categories, strict=True):
-        own, others = one.diagonal(), one.clone().fill_diagonal_(-torch.inf)
-        text, image = (own > others.amax(dim=1)).all(), (own > others[:, : len(one)].amax(dim=0)).all()
-        right.append((bool(text), bool(image), bool(text & image)))
-        groups[category].append(right[-1][-1])
-    means = {"text_score": 0, "image_score": 1, "group_score": 2} if max(map(len, scores)) > 1 else {"accuracy": 2}
-    by_category = {name: fmean(groups[name]) for name in sorted(groups)}
-    metrics = {name: fmean(hits[place] for hits in right) for name, place in means.items()}
-    return {**metrics, f"macro_{list(means)[-1]}": fmean(by_category.values())}, by_category
+    text_hits = []
+    image_hits = []
+    group_hits = []
+    group_hits_of: dict[str, list[bool]] = defaultdict(list)
+    for table, category in zip(scores, categories, strict=True):
+        num_images = len(table)
+        matching = table.diagonal()
+        wrong = table.clone().fill_diagonal_(-torch.inf)
+        best_wrong_caption = wrong.amax(dim=1)
+        best_wrong_image = wrong[:, :num_images].amax(dim=0)
+        text_hit = bool((matching > best_wrong_caption).all())
+        image_hit = bool((matching > best_wrong_image).all())
+        group_hit = text_hit and image_hit
+        text_hits.append(text_hit)
+        image_hits.append(image_hit)
+        group_hits.append(group_hit)
+        group_hits_of[category].append(group_hit)
+
+    by_category = {category: fmean(group_hits_of[category]) for category in sorted(group_hits_of)}
+    macro = fmean(by_category.values())
+    has_several_images = max(map(len, scores)) > 1
+    if not has_several_images:
+        return {"accuracy": fmean(group_hits), "macro_accuracy": macro}, by_category
+    metrics = {
+        "text_score": fmean(text_hits),
+        "image_score": fmean(image_hits),
+        "group_score": fmean(group_hits),
+        "macro_group_score": macro,
+    }
+    return metrics, by_category
