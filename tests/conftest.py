@@ -127,7 +127,7 @@ def store(s3_server, monkeypatch):
     """The server without faults, and short pauses before it is asked again."""
     from bridgetower.data import fetch
 
-    monkeypatch.setattr(fetch, "PAUSES", (0.001,) * 12)
+    monkeypatch.setitem(vars(fetch.PATIENT), "pauses", (0.001,) * 12)
     s3_server.reset()
     yield s3_server
     s3_server.reset()

@@ -3,6 +3,7 @@
 import gc
 import io
 import pickle
+import socket
 import sys
 import time
 from dataclasses import replace
@@ -18,6 +19,7 @@ from torch import Tensor
 import bridgetower
 from bridgetower import explain, hidden_states, inference
 from bridgetower.checkpoints import read_checkpoint
+from bridgetower.data import fetch
 from bridgetower.engines import engine
 from bridgetower.engines.engine import TorchEngine
 from bridgetower.inference import Item, decoded, top_words, two_stage_order
@@ -106,6 +108,21 @@ class TestInputs:
         expected = predictor.embed_images(list(several))
         assert torch.equal(predictor.embed_images(several), expected)
         assert torch.equal(predictor.embed_images(torch.from_numpy(several).permute(0, 3, 1, 2)), expected)
+
+    def test_images_at_urls_in_every_call(self, predictor, files):
+        url = files[0].as_uri()
+        states = predictor.hidden_states(url, "a bar").pooled
+        assert torch.equal(states, predictor.hidden_states(files[0], "a bar").pooled)
+        assert torch.equal(explain(predictor, url, "a bar").maps, explain(predictor, files[0], "a bar").maps)
+
+    def test_a_host_that_refuses_is_left_in_seconds(self, predictor, monkeypatch):
+        pauses = []
+        monkeypatch.setattr(fetch.time, "sleep", pauses.append)
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            url = f"http://127.0.0.1:{listening.getsockname()[1]}/a.png"
+        with pytest.raises(OSError, match=r"/a\.png cannot be read"):
+            predictor.embed_images(url)
+        assert sum(pauses) < 2
 
     def test_a_url_without_an_image(self, predictor, tmp_path):
         with pytest.raises(FileNotFoundError, match="no file at file:///"):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bridgetower.arguments import checked
 from bridgetower.checkpoints.reranking import Match, described
-from bridgetower.inference import matched
+from bridgetower.inference import fetched, matched
 from bridgetower.model.hidden_states import hidden_states
 from bridgetower.predictor import Predictor
 from bridgetower.processor import ImageLike, Processor, Resized
@@ -82,7 +82,7 @@ def explain(
     Raises:
         ValueError: The text has no word or is too long, the image cannot be used, or there is no matching head.
     """
-    processor = predictor.processor
+    processor, image = predictor.processor, fetched(image)
     (ids,) = processor.token_ids([text], truncate=truncate)
     found = attention_of(predictor, processor.resize(image), ids, method)
     return replace(found, text=text, view=view_of(processor, image))

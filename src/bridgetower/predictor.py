@@ -31,6 +31,7 @@ from bridgetower.inference import (
     decoded,
     encoded_images,
     encoded_texts,
+    fetched,
     image_bytes,
     label_choices,
     matched,
@@ -306,7 +307,7 @@ class Predictor:
         device, batch = self.model.device, self.processor.texts(words, truncate=truncate)
         found = hidden_states(
             self.model,
-            self.processor.images(given).to(device, self.model.token_type_embedding.weight.dtype),
+            self.processor.images(list(map(fetched, given))).to(device, self.model.token_type_embedding.weight.dtype),
             batch.input_ids.to(device),
             None if batch.attention_mask is None else batch.attention_mask.to(device),
             layers=layers,

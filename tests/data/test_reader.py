@@ -6,10 +6,14 @@ import json
 import lzma
 import os
 import shutil
+import socket
 import tarfile
+import time
 import tracemalloc
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import datasets
 import pyarrow as pa
@@ -137,7 +141,7 @@ def test_pairs_of_images(tmp_path):
 
 
 def test_answers_that_may_pass_are_asked_for_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(fetch, "PAUSES", (0.001,) * 2)
+    monkeypatch.setitem(vars(fetch.PATIENT), "pauses", (0.001,) * 2)
     (tmp_path / "a.txt").write_text("content")
     with served(tmp_path) as url:
         for status in (408, 425, 429, 500):
@@ -147,6 +151,77 @@ def test_answers_that_may_pass_are_asked_for_again(tmp_path, monkeypatch):
         with pytest.raises(OSError, match=r"a\.txt cannot be read \(403"):
             fetch.read_bytes(f"{url}/a.txt")
     assert REFUSALS.pop() == 403  # it is not asked again
+
+
+@pytest.fixture
+def pauses(monkeypatch):
+    """The pauses before further requests, which are not waited for."""
+    found = []
+    monkeypatch.setattr(fetch.time, "sleep", found.append)
+    return found
+
+
+def test_a_host_that_refuses_is_left_soon_by_who_waits_and_tried_for_half_a_minute_in_a_job(pauses):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/a.png"
+    for patience, most in ((fetch.BRIEF, (0.25, 1)), (fetch.PATIENT, (0.5, 1, 2, 4, 8, 16))):
+        pauses.clear()
+        with pytest.raises(OSError, match=r"/a\.png cannot be read"):
+            fetch.read_bytes(url, patience=patience)
+        assert len(pauses) == len(most)
+        assert all(limit / 2 <= pause <= limit for pause, limit in zip(pauses, most, strict=True))
+
+
+def test_a_host_that_says_nothing_is_asked_again_only_while_there_is_time(pauses, monkeypatch):
+    monkeypatch.setitem(vars(fetch.BRIEF), "silence", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/a.png"
+        for trying, times in ((0.1, 0), (60.0, 2)):
+            monkeypatch.setitem(vars(fetch.BRIEF), "trying", trying)
+            with pytest.raises(OSError, match=r"/a\.png cannot be read \(.*[Tt]imeout"):
+                fetch.read_bytes(url, patience=fetch.BRIEF)
+            assert len(pauses) == times
+
+
+def test_a_file_that_is_slow_but_goes_on_arrives_whole(monkeypatch):
+    monkeypatch.setitem(vars(fetch.BRIEF), "trying", 0.1)
+
+    class Slow(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", "3")
+            self.end_headers()
+            for _ in range(3):
+                time.sleep(0.1)
+                self.wfile.write(b"x")
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/a.png"
+        assert fetch.read_bytes(url, patience=fetch.BRIEF) == b"x" * 3
+        server.shutdown()
+
+
+def test_limits_of_what_is_read(tmp_path, monkeypatch):
+    """A file that is too long is refused, not cut, and one that ends too soon is not taken for whole."""
+    place = tmp_path / "a.bin"
+    place.write_bytes(b"0123456789")
+    with served(tmp_path) as url:
+        for name in (str(place), f"{url}/a.bin"):
+            assert fetch.read_bytes(name, most=10) == b"0123456789"
+            assert fetch.read_bytes(name, (7, 3), most=3) == b"789"
+            with pytest.raises(ValueError, match=r"a\.bin has .*(10|more than 9) bytes"):
+                fetch.read_bytes(name, most=9)
+            with pytest.raises(ValueError, match=r"a\.bin has a part of 4 bytes; expected at most 3"):
+                fetch.read_bytes(name, (0, 4), most=3)
+        monkeypatch.setattr(fetch, "_BUFFER", 5)  # so that a part ends where the limit is
+        with pytest.raises(ValueError, match=r"a\.bin has more than 5 bytes"):
+            fetch.read_bytes(f"{url}/a.bin", most=5)
+    with pytest.raises(ValueError, match=r"a\.bin ends in the middle of what is read of it; copy it again"):
+        fetch.read_bytes(str(place), (7, 4))
 
 
 def test_what_is_skipped_is_counted_and_what_cannot_be_read_has_a_problem(tmp_path, caplog, monkeypatch):

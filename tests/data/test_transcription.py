@@ -67,7 +67,7 @@ def server(monkeypatch):
         def log_message(self, *given):
             pass
 
-    monkeypatch.setattr(fetch, "PAUSES", (0.001, 0.001))
+    monkeypatch.setitem(vars(fetch.PATIENT), "pauses", (0.001, 0.001))
     with HTTPServer(("127.0.0.1", 0), Stub) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()

@@ -19,6 +19,7 @@ from album import NAMES
 from PIL import Image
 
 from bridgetower.checkpoints import read_checkpoint, write_checkpoint
+from bridgetower.data import fetch
 from bridgetower.data.example import Example
 from bridgetower.data.example import Image as SourceImage
 from bridgetower.data.reader import read
@@ -68,7 +69,7 @@ class TestContent:
 
 
 class TestSources:
-    def test_at_urls(self, album, places, predictor, tmp_path):
+    def test_at_urls(self, album, places, predictor, tmp_path, monkeypatch):
         image, shards, table = places["folder"] / "03.png", tmp_path / "shards.lance", tmp_path / "urls.csv"
         with served(places["folder"].parent) as url:
             table.write_text("url\n" + "".join(f"{url}/folder/{name}.png\n" for name in (*NAMES_OF, "none")))
@@ -88,6 +89,11 @@ class TestSources:
             searcher = Searcher(shards, predictor)
             (hit,) = searcher.search(image=image, top=1)
             assert (hit.path, searcher.index.content(hit)) == ("shard-1.tar/03.png", image.read_bytes())
+        pauses = []
+        monkeypatch.setattr(fetch.time, "sleep", pauses.append)
+        with pytest.raises(OSError, match="cannot be read"):
+            searcher.index.content(hit)
+        assert len(pauses) == 2  # as somebody waits for it
         with pytest.raises(ValueError, match=r"is of the images in .*, not of .*; choose another name"):
             build_index(places["folder"], shards, predictor)
 

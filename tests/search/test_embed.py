@@ -201,7 +201,7 @@ class TestBroken:
 
     def test_what_may_pass_is_read_again(self, embed, shapes_folder, encoded, monkeypatch, tmp_path):
         """Of images at URLs one fails for a while: the next run fetches it again, and no other."""
-        monkeypatch.setattr(fetch, "PAUSES", ())
+        monkeypatch.setitem(vars(fetch.PATIENT), "pauses", ())
         for number in range(4):
             shutil.copy(shapes_folder / f"0{number}.png", tmp_path / f"{number}.png")
         with served(tmp_path) as url:

@@ -10,7 +10,7 @@ from functools import lru_cache
 from itertools import accumulate
 from typing import Any
 
-from bridgetower.data.fetch import open_place, read_bytes, version_of
+from bridgetower.data.fetch import PATIENT, Patience, open_place, read_bytes, version_of
 
 NAMED = 10  # problems spelt out in an error or a report
 
@@ -37,7 +37,7 @@ class Image:
     def is_file(self) -> bool:
         return not (self.piece or self.cell or self.moment or self.is_inline)
 
-    def read(self) -> bytes:
+    def read(self, patience: Patience = PATIENT) -> bytes:
         if self.content is not None:
             return self.content
         if self.moment:
@@ -50,7 +50,7 @@ class Image:
             if content is None:
                 raise ValueError(f"{self.place}, row {row + 1} has no image in column {column}")
             return content
-        return read_bytes(self.place, self.piece)
+        return read_bytes(self.place, self.piece, patience=patience)
 
     def located(self) -> str:
         """Returns where it is within its file as JSON; empty of a file of its own."""

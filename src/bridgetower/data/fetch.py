@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import io
 import logging
+import math
 import os
 import random
 import re
@@ -25,10 +26,32 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # most seconds before a request that failed is made again; each is drawn
 DEADLINE = float(os.environ.get("BRIDGETOWER_FETCH_TIMEOUT", "60"))  # seconds that one request may take
 LARGEST = 2**29  # bytes of a file that is read whole: an image, or a file of a server that gives no ranges
 LARGEST_ITEM = 2**24  # characters of an item of a list in a JSON file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """Limits how long a URL is tried; what goes on to arrive may take any time.
+
+    Attributes:
+        pauses: Most seconds before each further request; each is drawn between half of that and that.
+        connecting: Seconds that finding and reaching a host may take.
+        silence: Seconds without a byte.
+        trying: Seconds from the first request on, after which no further one is made.
+    """
+
+    pauses: tuple[float, ...]
+    connecting: float
+    silence: float
+    trying: float
+
+
+PATIENT = Patience(pauses=(0.5, 1.0, 2.0, 4.0, 8.0, 16.0), connecting=DEADLINE, silence=DEADLINE, trying=math.inf)
+"""For jobs: one host that is busy for half a minute is no reason to lose what a job has done."""
+BRIEF = Patience(pauses=(0.25, 1.0), connecting=min(4.0, DEADLINE), silence=min(15.0, DEADLINE), trying=4.0)
+"""For somebody who waits for the answer."""
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:(//|:)", re.IGNORECASE)
 _MARK = re.compile(r"[^ \t\r\n]")
@@ -58,12 +81,14 @@ def suffix_of(place: str) -> str:
     return "".join(endings) if endings[1:] and endings[-1] in (".gz", ".bz2", ".xz", ".zst") else "".join(endings[-1:])
 
 
-def read_bytes(place: str, piece: tuple[int, int] | None = None, *, most: int = LARGEST) -> bytes:
+def read_bytes(
+    place: str, piece: tuple[int, int] | None = None, *, most: int = LARGEST, patience: Patience = PATIENT
+) -> bytes:
     """Returns a file, or the piece of it that starts at a byte and has a length."""
     if piece and piece[1] > most:
         raise ValueError(f"{place} has a part of {piece[1]} bytes; expected at most {most}")
     if is_url(place):
-        return _piece(place, *piece) if piece else _whole(place, most)
+        return _piece(place, *piece, patience=patience) if piece else _whole(place, most, patience)
     with open_regular(place) as file:
         size = os.fstat(file.fileno()).st_size
         if piece is None and size > most:
@@ -263,7 +288,7 @@ class _Ranges(AbstractBufferedFile):  # type: ignore[misc]
         return self._content[start:end]
 
 
-def _whole(url: str, most: int) -> bytes:
+def _whole(url: str, most: int, patience: Patience = PATIENT) -> bytes:
     # Over HTTP in one request; the length, which a request of its own would tell, is not needed.
     streaming = {"block_size": 0, "size": 1} if url.lower().startswith("http") else {}
 
@@ -274,13 +299,13 @@ def _whole(url: str, most: int) -> bytes:
                 content += part
         return bytes(content)
 
-    content = retried(url, read)
+    content = retried(url, read, patience)
     if len(content) > most:
         raise ValueError(f"{url} has more than {most} bytes")
     return content
 
 
-def _piece(url: str, start: int, size: int, *, whole: int = 0) -> bytes:
+def _piece(url: str, start: int, size: int, *, whole: int = 0, patience: Patience = PATIENT) -> bytes:
     """Returns a range of a file; all of it, of the size `whole`, where its server gives no ranges."""
 
     def read(system: Any, path: str) -> bytes:
@@ -289,18 +314,18 @@ def _piece(url: str, start: int, size: int, *, whole: int = 0) -> bytes:
             raise ConnectionError(f"{len(content)} bytes came where {size} were asked for")
         return content
 
-    content = retried(url, read)
+    content = retried(url, read, patience)
     if len(content) > size and len(content) != whole:
         raise ValueError(f"{url} gives {len(content)} bytes where {size} were asked for; copy it to a disk")
     return content
 
 
-def retried(url: str, read: Callable[[Any, str], T]) -> T:
+def retried(url: str, read: Callable[[Any, str], T], patience: Patience = PATIENT) -> T:
     """Reads from the store of a URL, again after errors that may pass; in the end an OSError names the URL."""
-    pauses = iter(PAUSES)
+    pauses, end = iter(patience.pauses), time.monotonic() + patience.trying
     while True:
         try:
-            return read(*_system(url))
+            return read(*_system(url, patience))
         except FileNotFoundError as error:
             raise FileNotFoundError(f"no file at {url}") from error
         except ImportError as error:
@@ -310,7 +335,8 @@ def retried(url: str, read: Callable[[Any, str], T]) -> T:
         except Exception as error:
             status = getattr(error, "status", None)
             is_final = isinstance(status, int) and 300 <= status < 500 and status not in _PASSING
-            pause = None if is_final or isinstance(error, PermissionError) else next(pauses, None)
+            is_over = is_final or isinstance(error, PermissionError) or time.monotonic() > end
+            pause = None if is_over else next(pauses, None)
             reason = (str(error) or type(error).__name__).partition("\n")[0][:300]
             if pause is None:
                 raise OSError(f"{url} cannot be read ({reason})") from error
@@ -319,12 +345,12 @@ def retried(url: str, read: Callable[[Any, str], T]) -> T:
             time.sleep(pause)
 
 
-def _system(url: str) -> tuple[Any, str]:
+def _system(url: str, patience: Patience = PATIENT) -> tuple[Any, str]:
     options: dict[str, Any] = {}
     if url.lower().startswith("http"):
         import aiohttp
 
-        limits = aiohttp.ClientTimeout(total=None, sock_connect=DEADLINE, sock_read=DEADLINE)
+        limits = aiohttp.ClientTimeout(total=None, connect=patience.connecting, sock_read=patience.silence)
         options = {"client_kwargs": {"timeout": limits}}
     system, path = url_to_fs(url, **options)
     return system, path

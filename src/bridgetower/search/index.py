@@ -27,7 +27,7 @@ from torch import Tensor
 
 from bridgetower.checkpoints import is_downloaded
 from bridgetower.data.example import Image
-from bridgetower.data.fetch import is_url, open_regular
+from bridgetower.data.fetch import BRIEF, is_url, open_regular
 from bridgetower.data.store import CRC, Table, Uri, message_of, split_uri
 from bridgetower.files import json_object, parse_json
 from bridgetower.model.plain import from_plain
@@ -658,7 +658,7 @@ def read_indexed(file: Path | str, image: Indexed) -> bytes:
         with open_regular(file) as opened:
             if not (piece or cell) and os.fstat(opened.fileno()).st_size != image.size:
                 raise ValueError(_CHANGED.format("image"))
-    content = Image(name=image.path, place=str(file), piece=piece, cell=cell).read()
+    content = Image(name=image.path, place=str(file), piece=piece, cell=cell).read(BRIEF)
     if hashlib.sha256(content).hexdigest() != image.digest:
         raise ValueError(_CHANGED.format("image"))
     return content
