@@ -10,7 +10,7 @@ from bridgetower import cli
 from bridgetower.data.datasets import DATASETS, prepare_set
 from bridgetower.data.prepared_set import PreparedSet
 from bridgetower.files import write_json
-from bridgetower.search.index import Index
+from bridgetower.search.index import Index, Unrelated
 from bridgetower.search.searcher import Searcher
 from miniature import ANSWERS, WRITERS, write_coco, write_visual_genome, write_vqav2
 from miniature_arrow import write_nlvr2_arrow, write_vg_arrow
@@ -70,6 +70,7 @@ class TestSearch:
         assert red.pop("score") < 1
         (one,) = Searcher(index, tiny_checkpoint).search("red bar", where="path = 'red.png'")
         assert red.pop("rank_score") == pytest.approx(one.rank_score, abs=1e-5)
+        assert red.pop("weak") == one.weak
         assert red == {
             "rank": 1,
             "against": "images",
@@ -106,6 +107,24 @@ class TestSearch:
             assert capsys.readouterr() == ("", "No image meets the condition.\n")
         cli.main(["search", str(index), "the", "--against", "words"])
         assert capsys.readouterr() == ("", "No image has these words.\n")
+
+    def test_weak_hits_are_told(self, run, capsys, monkeypatch, index):
+        opened, told = Index(index), "All hits are weak: texts that have nothing to do with this index come as near.\n"
+        cosines = sorted((hit.cosine for hit in Searcher(opened).search("red")), reverse=True)
+        for limit, expected in ((cosines[1], [False, True, True]), (1.0, [True] * 3), (-1.0, [False] * 3)):
+            opened.set_unrelated(Unrelated(rows=3, images=limit))
+            assert [row["weak"] for row in run("search", index, "red", "--rerank", 0)] == expected
+            cli.main(["search", str(index), "red", "--json"])
+            assert capsys.readouterr().err == (told if all(expected) else "")
+        opened.set_unrelated(Unrelated(rows=3, images=cosines[1]))
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        cli.main(["search", str(index), "red"])
+        table, log = capsys.readouterr()
+        assert (table.count(" weak"), log) == (2, "")
+        for options in (["--image", str(opened.root / "red.png")], ["--against", "words"]):
+            cli.main(["search", str(index), *(["wine"] if "words" in options else []), *options])
+            table, log = capsys.readouterr()
+            assert ("red.png" in table, " weak" in table, log) == (True, False, "")
 
     def test_moments(self, run, tiny_checkpoint, tmp_path):
         write_clip(tmp_path / "talk.mp4")

@@ -14,6 +14,7 @@ from PIL import Image
 from bridgetower.predictor import load
 from bridgetower.search import index as index_module
 from bridgetower.search.build import build_index
+from bridgetower.search.index import Index, Unrelated
 from bridgetower.search.searcher import Searcher
 from sources import served
 from videos import SRT, write_clip
@@ -80,6 +81,18 @@ def test_images_are_those_of_the_search_with_small_copies(call, searcher):
             assert (copy.mime_type, max(shown.size)) == ("image/jpeg", 384)
             pairs = zip(shown.getpixel((9, 9)), whole.getpixel((9, 9)), strict=True)
             assert all(abs(one - other) < 6 for one, other in pairs)
+
+
+@pytest.mark.parametrize(("limit", "num_weak"), [(1.0, 3), (-1.0, 0)])
+def test_weak_hits_are_told(call_with, index, predictor, tmp_path, limit, num_weak):
+    shutil.copytree(index, tmp_path / "copy.lance")
+    copy = Index(tmp_path / "copy.lance", root=index.parent / "seen")
+    copy.set_unrelated(Unrelated(rows=4, images=limit))
+    hits = hits_of(call_with(Searcher(copy, predictor))("search_images", query=TEXT, where={"width": {"gte": 800}}))
+    assert [hit.get("weak") for hit in hits if "weak" in hit] == [
+        "texts that have nothing to do with this index come as near"
+    ] * num_weak
+    assert len(hits) == 3
 
 
 def test_moments_have_their_times(call, searcher):

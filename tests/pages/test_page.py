@@ -14,6 +14,8 @@ from bridgetower.checkpoints import Calibration, Gain, Reranking
 from bridgetower.model.config import HeadsConfig
 from bridgetower.predictor import load
 from bridgetower.reports.numbers import number, percent
+from bridgetower.search.index import Index, Unrelated
+from bridgetower.search.searcher import Searcher
 from served import PNGS, held_up, indexed, started
 from shapes import COLOURS, MODEL, write_pictures, write_tiny_checkpoint
 from videos import SIZE, SRT, write_clip
@@ -537,6 +539,38 @@ def test_an_error_is_titled_by_what_it_is(browsed, server, status, code, title, 
         if again:
             alert.get_by_role("button", name="Try again").click()
             until(lambda: "24 images" in settled(page), page)
+
+
+def test_weak_hits_are_marked(opened, searcher, tmp_path):
+    shutil.copytree(searcher.index.uri, tmp_path / "copy.lance")
+    index = Index(tmp_path / "copy.lance", root=searcher.index.root)
+    cosines = sorted(hit.cosine for hit in searcher.search(TEXT, rerank=0, top=24))
+    index.set_unrelated(Unrelated(rows=45, images=cosines[9]))
+    own = Searcher(index, searcher.predictor)
+    with started(searcher.predictor, own, page=True) as running, opened(running=running) as page:
+
+        def weak():
+            return page.locator(".card").evaluate_all(
+                "cards => cards.map(card => card.querySelector('.weak') !== null)"
+            )
+
+        search(page, TEXT)
+        assert "weak" not in settled(page)
+        assert weak() == [hit.weak for hit in own.search(TEXT, top=24)]
+        assert 0 < sum(weak()) < 24
+        page.locator(".card:has(.weak)").first.click()
+        dialog = page.get_by_role("dialog")
+        assert "one in twenty texts that have nothing to do with this index comes as near" in dialog.inner_text()
+        page.keyboard.press("Escape")
+        index.set_unrelated(Unrelated(rows=45, images=1.0))
+        until(lambda: (own.index.unrelated or index.unrelated).images == 1.0, page)  # the server looks once a second
+        search(page, "a bar")
+        until(lambda: "All are weak: texts that have nothing to do with this index come as near" in settled(page), page)
+        assert weak() == [True] * 24
+        page.locator(".card").first.click()
+        page.get_by_role("link", name="Find similar").click()
+        until(lambda: "nearest first" in settled(page), page)
+        assert weak() == [False] * 24
 
 
 def test_typing_begins_a_query(opened):

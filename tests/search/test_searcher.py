@@ -8,15 +8,17 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from bridgetower.checkpoints import ITC_ALONE, Calibration, Gain, Reranking, read_checkpoint, write_checkpoint
 from bridgetower.predictor import load
-from bridgetower.search.build import build_index
-from bridgetower.search.index import Index
+from bridgetower.search.build import build_index, new_index
+from bridgetower.search.index import Index, Unrelated
 from bridgetower.search.searcher import Hit, Searcher
+from bridgetower.search.unrelated import TEXTS, note_unrelated
 from shapes import MODEL, write_tiny_checkpoint
 
 TEXT = "red circle on black"
@@ -291,6 +293,99 @@ class TestConditions:
         with pytest.raises(ValueError, match=message):
             searcher.search(**given)  # type: ignore[arg-type]
         assert len(searcher.search("red bar on black " * 9, truncate=True, top=2)) == 2
+
+
+class TestWeak:
+    """Hits that are no nearer than texts that have nothing to do with the index."""
+
+    @pytest.fixture
+    def limited(self, index, predictor, tmp_path):
+        """A searcher in a copy of the index, with limits as they are given."""
+
+        def call(**limits):
+            shutil.copytree(index.uri, tmp_path / "copy.lance", dirs_exist_ok=True)
+            copy = Index(tmp_path / "copy.lance", root=index.root)
+            copy.set_unrelated(Unrelated(rows=len(copy), **limits))
+            return Searcher(copy, predictor)
+
+        return call
+
+    def test_limits_are_those_of_all_pairs(self, searcher, predictor, files):
+        texts = predictor.embed_texts(TEXTS, truncate=True)
+        images, (_, captions, _) = predictor.embed_images(files), captioned(searcher, files)
+        best = [vectors @ texts.T for vectors in (images, predictor.embed_texts(captions))]
+        expected = [np.quantile(cosines.max(dim=0).values.numpy(), 0.95) for cosines in best]
+        found = searcher.index.unrelated
+        assert (found.rows, found.pairs) == (len(files), None)
+        assert [found.images, found.captions] == pytest.approx(expected, abs=1e-5)
+        assert abs(expected[0] - expected[1]) > 1e-3  # the control
+
+    @pytest.mark.parametrize(("against", "kind"), [(None, "images"), ("captions", "captions")])
+    @pytest.mark.parametrize("rerank", [0, 7])
+    def test_weak_are_hits_no_nearer_than_the_limit(self, limited, searcher, against, kind, rerank):
+        settings = {"against": against, "rerank": rerank, "top": 12}
+        cosines = [hit.cosine for hit in searcher.search(TEXT, **settings)]
+        limit = sorted(cosines)[5]
+        hits = limited(**{"images": -1.0, "captions": -1.0, kind: limit}).search(TEXT, **settings)
+        assert [hit.weak for hit in hits] == [cosine <= limit for cosine in cosines]
+        assert sum(hit.weak for hit in hits) == 6
+
+    def test_what_probably_matches_is_not_weak(self, limited, monkeypatch):
+        searcher = limited(images=1.0)
+        measured = Calibration(slope=3.0, intercept=2.5, pairs=9, matching=1, ece_before=0.4, ece_after=0.1)
+        monkeypatch.setattr(searcher.predictor, "reranking", Reranking(calibration=measured))
+        hits = searcher.search(TEXT, rerank=30, top=40)
+        probabilities = [hit.probability for hit in hits[:30]]
+        assert min(probabilities) < 0.5 < max(probabilities)
+        assert [hit.weak for hit in hits] == [value < 0.5 for value in probabilities] + [True] * 10
+
+    def test_of_images_and_of_words_nothing_is_said(self, limited, files):
+        searcher = limited(images=1.0, captions=1.0)
+        for given in ({"image": files[0]}, {"text": TEXT, "image": files[0]}, {"text": TEXT, "against": "words"}):
+            assert {hit.weak for hit in searcher.search(**given)} == {None}
+        worded = {hit.path for hit in searcher.search("red", against="words", top=45)}
+        hits = searcher.search("red", against="hybrid", top=45)
+        assert {hit.path for hit in hits if hit.weak is None} == worded
+        assert {hit.path for hit in hits if hit.weak} == {file.name for file in files} - worded
+        assert worded
+
+    def test_limits_are_taken_anew_once_a_tenth_has_changed(self, predictor, tmp_path):
+        index = new_index(tmp_path / "generated.lance", predictor, tmp_path)
+        rng, near = np.random.default_rng(0), predictor.embed_texts(TEXTS[:1])[0].numpy()
+
+        def write(first, end, vector=None):
+            rows = []
+            for number in range(first, end):
+                vectors = {"text_vectors": [], "pair_vectors": []}
+                vectors["image_vector"] = rng.standard_normal(8) if vector is None else 3 * vector
+                about = {"path": f"{number}.png", "digest": str(number), "captions": [], "width": 1, "height": 1}
+                rows.append(about | vectors)
+            index.upsert(rows)
+            note_unrelated(index, predictor)
+
+        note_unrelated(index, predictor)
+        assert index.unrelated is None  # of nothing
+        write(0, 20)
+        vectors = np.array([row["image_vector"] for row in index.rows(index.paths(), ["image_vector"])])
+        unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        best = (predictor.embed_texts(TEXTS, truncate=True).numpy() @ unit.T).max(axis=1)
+        assert index.unrelated == Unrelated(rows=20, images=pytest.approx(np.quantile(best, 0.95), abs=1e-5))
+        before = index.unrelated
+        write(20, 22, near)
+        assert index.unrelated == before
+        write(22, 23, near)
+        assert index.unrelated.rows == 23
+        assert index.unrelated.images > before.images
+        index.remove([f"{number}.png" for number in range(3)])
+        note_unrelated(index, predictor)
+        assert index.unrelated.rows == 20
+
+    def test_a_damaged_note_is_an_error_of_the_index(self, limited):
+        searcher = limited(images=0.5)
+        metadata = {"bridgetower.unrelated": '{"rows": "many"}'}
+        searcher.index._table.update_field_metadata({"path": "image_vector", "metadata": metadata})
+        with pytest.raises(OSError, match=r"copy\.lance cannot be read: .*rows is 'many'.*; make the index again"):
+            Searcher(searcher.index, searcher.predictor).search(TEXT)
 
 
 class TestModels:

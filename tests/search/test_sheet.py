@@ -63,6 +63,18 @@ def test_a_title_in_place_of_the_query(hits, monkeypatch):
     assert [line.get_text() for line in lines[:2]] == ["2 groups", "a row each"]
 
 
+def test_weak_hits_are_marked(hits, monkeypatch):
+    monkeypatch.setattr("bridgetower.search.sheet.drawn", lambda figure: figure)
+
+    def lines(weak):
+        marked = [replace(hit, weak=is_weak) for hit, is_weak in zip(hits, weak, strict=False)]
+        return [line.get_text() for line in contact_sheet(marked, content, text="a colour").texts]
+
+    assert [line.endswith(" · weak") for line in lines([True, False, None])[3::2]] == [True, False, False]
+    told = [lines(weak)[1] for weak in ([True, True, True], [True, True, False], [None, None, None])]
+    assert told == ["3 hits, best first; all weak: unrelated texts come as near", *["3 hits, best first"] * 2]
+
+
 def test_only_what_was_indexed_is_drawn(hits, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     places = hits[0].file, tmp_path / "pipe", tmp_path / "gone.png"

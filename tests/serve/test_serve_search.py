@@ -38,6 +38,7 @@ def check(answer: dict[str, Any], hits: list[Hit]) -> None:
         assert row["cosine"] == pytest.approx(hit.cosine, abs=1e-5)
         assert row["rank_score"] == pytest.approx(hit.rank_score, abs=1e-4)
         assert row["against"] == hit.against
+        assert row.get("weak") == hit.weak
         assert row.get("score") == (hit.score and pytest.approx(hit.score, abs=1e-5))
         assert (row["width"], row["height"], tuple(row["captions"])) == (hit.width, hit.height, hit.captions)
 

@@ -96,8 +96,8 @@ def search(
 
     The images whose vectors are nearest are matched with the text, and the best match comes first. Gives one JSON line
     per hit, {"rank", "digest", "path", "size", "file", "against", "cosine", "rank_score", "width", "height",
-    "captions"}, of a match {"probability"} or, without a calibration, {"score"}, and of a moment of a video {"start",
-    "end", "transcript", "link"}; a table on a terminal.
+    "captions"}, for a text alone {"weak"}, of a match {"probability"} or, without a calibration, {"score"}, and of a
+    moment of a video {"start", "end", "transcript", "link"}; a table on a terminal.
 
     Examples: bridgetower search photos.lance "two dogs in the snow" --sheet hits.png
               bridgetower search photos.lance --image dog.jpg --where "width > 800"
@@ -133,6 +133,8 @@ def search(
     if not hits:
         lacking = "has these words" if query.against == "words" else "has a caption"
         print(f"No image {'meets the condition' if query.where else lacking}.", file=sys.stderr)
+    elif all(hit.weak for hit in hits):
+        print("All hits are weak: texts that have nothing to do with this index come as near.", file=sys.stderr)
 
 
 def mcp(
@@ -233,7 +235,7 @@ def _cells(hit: Hit) -> dict[str, str]:
         "time": f"{start} to {end}" if is_moment else "",
         "match": match,
         "against": hit.against if is_moment else "",
-        "cosine": f"{hit.cosine:.3f}",
+        "cosine": f"{hit.cosine:.3f}{' weak' if hit.weak else ''}",
         "rank score": f"{hit.rank_score:.3f}" if match else "",
         "pixels": "" if is_moment else f"{hit.width}x{hit.height}",
         "captions": "".join(hit.captions[:1]) + more,

@@ -142,6 +142,8 @@ def _description(rank: int, hit: Hit) -> dict[str, Any]:
         description["match"] = match
     else:
         description["cosine"] = round(hit.cosine, 3)
+    if hit.weak:
+        description["weak"] = "texts that have nothing to do with this index come as near"
     if hit.start is not None:
         description["start"] = hit.start
         description["end"] = hit.end

@@ -30,6 +30,7 @@ from bridgetower.search.checksums import CRCS
 from bridgetower.search.config import IndexConfig
 from bridgetower.search.embed import Embedded, Model, check_ray, embed_tasks, loaded, name_of, numbered, write_lock
 from bridgetower.search.index import Index, IndexInfo, place_of
+from bridgetower.search.unrelated import note_unrelated
 
 _AT_ONCE = 1000  # examples that are compared
 _TASK = 512  # examples that a worker on Ray gets
@@ -106,6 +107,7 @@ def build_index(
             index = new_index(out, predictor, root)
         update = _Update(index, root, config)
         report = update.run(sources, parts, predictor if config.ray is None else model, progress)
+        note_unrelated(index, predictor)
     others = f"the other {report.images} are in the index"
     check_bad(", ".join(sources), report.bad, config.max_errors, others)
     return report

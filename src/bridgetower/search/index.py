@@ -42,11 +42,14 @@ ABOUT = ("path", "size", "mtime", "width", "height", "captions", "start", "end")
 RETURNED = ("digest", "path", "size", "width", "height", "captions", "place", "start", "end")
 """Columns of an `Indexed`."""
 
-_COLUMNS: dict[Vectors, str] = {"images": "image_vector", "captions": "text_vectors", "pairs": "pair_vectors"}
+COLUMNS: dict[Vectors, str] = {"images": "image_vector", "captions": "text_vectors", "pairs": "pair_vectors"}
+"""Columns of vectors."""
+
 _SPOKEN = "start IS NOT NULL AND array_length(captions) > 0"  # of moments in which something is said
 _SILENT = f"({_SPOKEN}) IS NOT TRUE"  # of all others
 _NULLABLE = ("start", "end", "frame")  # of images that are no moments
 _MARK = b"bridgetower"  # key of the schema's metadata
+_UNRELATED = "bridgetower.unrelated"  # key of the metadata of the column of images' vectors
 _VERSION = 6
 _CHANGED = "the {} has changed since it was indexed; bring the index up to date"
 _BESIDE = "./"  # begins paths that are relative to the folder that the index is in
@@ -114,6 +117,16 @@ class IndexInfo:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Unrelated:
+    """The cosines that one in twenty unrelated texts reaches with its nearest vector; None where there are none."""
+
+    rows: int  # of the index when this was computed
+    images: float | None = None
+    captions: float | None = None
+    pairs: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Indexed:
     """An image as the index has it."""
 
@@ -157,6 +170,7 @@ class Hit(Indexed):
     against: Against  # what the query was compared with
     cosine: float  # of the vectors of both
     rank_score: float  # of the second stage where they were matched, else the cosine
+    weak: bool | None = None  # no nearer than unrelated texts come; None: that is not known, or not asked by text alone
     probability: float | None = None  # that text and image match, where they were matched and there is a calibration
     score: float | None = None  # of the matching head, from 0 to 1, where they were matched and there is none
 
@@ -177,6 +191,14 @@ class _Version:
     @cached_property
     def spoken(self) -> int:
         return int(self.table.count_rows(_SPOKEN))
+
+    @cached_property
+    def unrelated(self) -> Unrelated | None:
+        metadata = self.table.schema.field("image_vector").metadata or {}
+        if _UNRELATED.encode() not in metadata:
+            return None
+        what = "what the index notes of unrelated texts"
+        return from_plain(Unrelated, json_object(metadata[_UNRELATED.encode()].decode(), what), what)
 
     @cached_property
     def grouped(self) -> bool:
@@ -256,6 +278,18 @@ class Index:
         """How many entries are moments in which something is said."""
         with _told(self.uri):
             return self._version.spoken
+
+    @property
+    def unrelated(self) -> Unrelated | None:
+        """What unrelated texts reach; None where no run of `bridgetower index` was completed."""
+        with _told(self.uri):
+            return self._version.unrelated
+
+    def set_unrelated(self, unrelated: Unrelated) -> None:
+        """Notes what unrelated texts reach."""
+        metadata = {_UNRELATED: json.dumps(asdict(unrelated))}
+        with _told(self.uri, "written"):
+            self._table.update_field_metadata({"path": "image_vector", "metadata": metadata})
 
     @property
     def model(self) -> str:
@@ -525,7 +559,7 @@ class Index:
         larger index all are compared when they are read into memory, and before that those that are found.
         """
         if version.rows < _FEWEST and kind not in version.checked:
-            for _ in self.checked_scan([_COLUMNS[kind]]):
+            for _ in self.checked_scan([COLUMNS[kind]]):
                 pass
             version.checked.add(kind)
 
@@ -548,14 +582,14 @@ class Index:
         self, vector: Float[Tensor, " c"], count: int, kind: Vectors, where: str | None, among: str | None, probes: int
     ) -> list[dict[str, Any]]:
         """Searches so many partitions, 0 for all vectors; where there are no partitions, both are the same."""
-        query = self._table.search(vector.numpy(), vector_column_name=_COLUMNS[kind])
+        query = self._table.search(vector.numpy(), vector_column_name=COLUMNS[kind])
         query = query.distance_type("cosine").limit(count)
         query = query.nprobes(probes).refine_factor(_REFINED) if probes else query.bypass_vector_index()
         if conditions := [_whole(one) for one in (among, where) if one is not None]:
             query = query.where(" AND ".join(conditions), prefilter=True)
         try:
             with _told(self.uri, where=where):
-                found = query.select(columns_to_check([*RETURNED, _COLUMNS[kind], "_distance"])).to_arrow()
+                found = query.select(columns_to_check([*RETURNED, COLUMNS[kind], "_distance"])).to_arrow()
         except ValueError:
             self._nearest_rows(vector, 1, kind, None, None, probes)  # of a damaged index this fails too, with OSError
             raise

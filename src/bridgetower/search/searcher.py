@@ -23,7 +23,7 @@ from bridgetower.model.plain import check_choice
 from bridgetower.predictor import Predictor, load
 from bridgetower.processor import ImageLike, Resized
 from bridgetower.search.config import Against, Vectors
-from bridgetower.search.index import Hit, Index
+from bridgetower.search.index import Hit, Index, Unrelated
 
 RERANK = 64
 """Candidates that are matched by default."""
@@ -120,10 +120,14 @@ class Searcher:
             for start in range(0, len(items), batch_size):
                 log_odds += self.predictor.compute(items[start : start + batch_size])  # type: ignore[arg-type]  # numbers
             matched = [one for one, _ in opened]
-        hits = two_stages(matched, log_odds, others, self.predictor.reranking)
+        hits = two_stages(matched, log_odds, others, self.predictor.reranking, self.unrelated(text, image))
         if by_words:
             hits = by_words.result() if asked == "words" else fused(hits, by_words.result())
         return hits[:top]
+
+    def unrelated(self, text: str | None, image: object) -> Unrelated | None:
+        """Returns what unrelated texts reach, for a text alone, of which alone it is known."""
+        return self.index.unrelated if text is not None and image is None else None
 
     def planned(
         self, text: str | None, image: ImageLike | None, *, top: int, rerank: int | None, against: Against | None
@@ -234,18 +238,27 @@ def candidates(found: Sequence[Hit], count: int, against: Vectors | None) -> tup
 
 
 def fused(*rankings: Sequence[Hit]) -> list[Hit]:
-    """Joins rankings by reciprocal rank fusion: the sum of 1 / (60 + rank) over those that have a hit, best first."""
+    """Joins rankings by reciprocal rank fusion: the sum of 1 / (60 + rank) over those that have a hit, best first.
+
+    A hit that has words of the query is not called weak.
+    """
     scores, first = defaultdict[str, float](float), dict[str, Hit]()
     for ranking in rankings:
         for rank, hit in enumerate(ranking, start=1):
             scores[hit.path] += 1 / (_RANKS_OF_FUSION + rank)
             first.setdefault(hit.path, hit)
+            if hit.against == "words":
+                first[hit.path] = replace(first[hit.path], weak=None)
     order = sorted(first, key=lambda path: (-scores[path], path))
     return [replace(first[path], rank_score=scores[path]) for path in order]
 
 
 def two_stages(
-    matched: Sequence[Hit], log_odds: Sequence[float], others: Sequence[Hit], reranking: Reranking
+    matched: Sequence[Hit],
+    log_odds: Sequence[float],
+    others: Sequence[Hit],
+    reranking: Reranking,
+    unrelated: Unrelated | None,
 ) -> list[Hit]:
     """Ranks candidates by matching and cosine together, then the others by cosine; candidates get what is shown.
 
@@ -263,4 +276,13 @@ def two_stages(
     for row in two_stage_order(cosine, scores).tolist():
         ranks[found[row].against] += 1
         placed.append((ranks[found[row].against], found[row].against, found[row]))
-    return [one for *_, one in sorted(placed, key=lambda place: place[:2])]  # captions before images
+    ranked = [hit for *_, hit in sorted(placed, key=lambda place: place[:2])]  # captions before images
+    return [replace(hit, weak=_is_weak(hit, unrelated)) for hit in ranked]
+
+
+def _is_weak(hit: Hit, unrelated: Unrelated | None) -> bool | None:
+    """Tells whether unrelated texts come as near; what probably matches is not weak, however near it is."""
+    limit = None if unrelated is None else getattr(unrelated, hit.against)
+    if limit is None:
+        return None
+    return hit.cosine <= limit and (hit.probability is None or hit.probability < 0.5)

@@ -51,7 +51,9 @@ def contact_sheet(
     if title is None:
         query = "images like this one" if text is None else f"“{shortened(text, round(6 * (width - left)))}”"
         count = sum(hit is not None for hit in hits)
-        title = query, "nothing was found" if not count else f"{count} hit{'s' if count > 1 else ''}, best first"
+        found = f"{count} hit{'s' if count > 1 else ''}, best first" if count else "nothing was found"
+        is_weak = count and all(hit.weak for hit in hits if hit is not None)
+        title = query, f"{found}; all weak: unrelated texts come as near" if is_weak else found
     write(title[0], left, _MARGIN + 0.25, 16)
     write(title[1], left, _MARGIN + 0.5, 10, FAINT)
     for number, hit in enumerate(hits):
@@ -62,6 +64,7 @@ def contact_sheet(
         place(partial(content, hit), x, y, _TILE)
         match = described(hit.probability, hit.score)
         scores = f"match {match} · cosine {hit.cosine:.3f}" if match else f"cosine {hit.cosine:.3f}"
+        scores += " · weak" if hit.weak else ""
         write(shortened(f"{number + 1} · {Path(hit.path).name}", 28), x, y + _TILE + 0.22, 10)
         write(scores, x, y + _TILE + 0.42, 9, SERIES[0] if match else FAINT)
     return drawn(figure)

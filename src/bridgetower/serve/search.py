@@ -113,6 +113,11 @@ class FoundImage(IndexedImage):
         description="What ranks it: log-odds of a match + the model's weight · cosine if matched, else the cosine; of "
         "words BM25; of hybrid the sum of reciprocal ranks."
     )
+    weak: bool | None = Field(
+        None,
+        description="Of a text alone: whether the vector is no nearer than one in twenty unrelated texts comes, and a "
+        "match is not probable. Not of hits by words.",
+    )
     probability: float | None = PROBABILITY
     score: float | None = SCORE
     transcript: str | None = Field(None, description="What is said in a moment of a video.")
@@ -162,7 +167,8 @@ async def search(body: SearchRequest, service: Served) -> Response:
             raise ApiError(404, message, code="no_images") from error
         matched = [Item(kind="match", image=image.pixels, ids=texts[0]) for _, image in opened]
         log_odds = await service.batcher.submit(matched)
-        hits = two_stages([one for one, _ in opened], log_odds, others, searcher.predictor.reranking)
+        unrelated = await _read(searcher.unrelated, body.query, body.image)
+        hits = two_stages([one for one, _ in opened], log_odds, others, searcher.predictor.reranking, unrelated)
         if body.against in ("words", "hybrid"):
             hits = containing if body.against == "words" else fused(hits, containing)
         hits = hits[: body.top]

@@ -481,7 +481,8 @@ async function search({ open = null } = {}) {
     const mixed = found.some((hit) => hit.against !== found[0].against);
     const order = mixed ? "by transcript and by image in turn" : matchOf(found[0]) ? "best first" : "nearest first";
     const alone = like.image?.file ? " Your own image is not part of the link." : "";
-    return `${counted(found.length, found.every(isMoment) ? "moment" : "image")}, ${order}, in ${seconds} s.${alone}`;
+    const weak = found.every((hit) => hit.weak) ? " All are weak: texts that have nothing to do with this index come as near." : "";
+    return `${counted(found.length, found.every(isMoment) ? "moment" : "image")}, ${order}, in ${seconds} s.${weak}${alone}`;
   });
 }
 
@@ -493,7 +494,8 @@ function showHits(found) {
     el("span", { className: "told" },
       hit.captions.length ? el("span", { className: "caption" }, hit.captions[0]) : null,
       el("span", { className: "path", title: hit.path }, nameOf(hit))),
-    el("span", { className: "rank" }, el("span", { className: "hidden" }, "Rank "), String(number + 1))));
+    el("span", { className: "rank" }, el("span", { className: "hidden" }, "Rank "), String(number + 1)),
+    hit.weak ? el("span", { className: "weak" }, "weak") : null));
   $("hits").replaceChildren(...cards.map((card) => el("li", {}, card)));
 }
 
@@ -535,8 +537,9 @@ function openViewer(number) {
       : "How likely text and image belong together, read by the model together and calibrated in validation.";
     scores.push(el("div", {}, el("dt", {}, "Match", el("span", {}, match.shown)), el("dd", {}, bar(match.share), about)));
   }
+  const weak = hit.weak ? " Weak: one in twenty texts that have nothing to do with this index comes as near." : "";
   scores.push(el("div", {}, el("dt", {}, "Cosine", el("span", {}, decimal(hit.cosine))),
-    el("dd", {}, bar(hit.cosine), `How near the vectors of query and ${COMPARED[hit.against]} are; 1 is the same direction.`)));
+    el("dd", {}, bar(hit.cosine), `How near the vectors of query and ${COMPARED[hit.against]} are; 1 is the same direction.${weak}`)));
   if (hit.against === "words" && $("against").value === "words") {
     const about = "BM25 of the words that the query shares with captions or transcript.";
     scores.unshift(el("div", {}, el("dt", {}, "Words", el("span", {}, decimal(hit.rank_score))), el("dd", {}, about)));
