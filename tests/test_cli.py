@@ -463,6 +463,9 @@ class TestNamesOfOptions:
             (["--out", "x"], "out is x, outside of out/x", "out is x, outside of out/x"),
             (["--max-steps", "1"], "/a/max_steps 'max_steps' max_steps_2 --max-steps", ""),
             ([], "batch_size is 0; pass truncate=True", "batch_size is 0; pass --truncate"),
+            ([], "shut; choose one by feature_cache=FOLDER", "shut; choose one by --feature-cache FOLDER"),
+            ([], "or a custom one, by extensions=NAME", "or a custom one, by --extensions NAME"),
+            ([], "a condition x=A", "a condition x=A"),
         ],
     )
     def test_options_are_named_as_they_are_typed(self, typed, message, shown):
@@ -477,12 +480,15 @@ class TestNamesOfOptions:
             ("raise max_length or lower top_k", "raise --data.max-length or lower top_k"),
             ("a.json: batch_size is 0", "a.json: batch_size is 0"),
             ("lower num_layers", "lower num_layers"),
+            ("60 is no multiple of 14; set image_size to 56", "60 is no multiple of 14; set --image-size to 56"),
         ],
     )
     def test_an_option_that_is_not_typed_is_named_where_it_can_only_be_one(self, message, shown):
         known = (
             "--batch-size",
             "--evaluation.batch-size",
+            "--image-size",
+            "--model.vision.image-size",
             "--data.max-length",
             "--model.text.num-layers",
             "--model.vision.num-layers",

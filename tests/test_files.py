@@ -20,6 +20,7 @@ import pytest
 
 from bridgetower import files
 from bridgetower.files import (
+    NotWrittenError,
     cache_folder,
     intended_name,
     json_text,
@@ -338,6 +339,17 @@ def test_a_disk_that_is_only_read(small_disk):
         with pytest.raises(OSError, match=message):
             write(disk / name)
     assert contents(disk) == {"a": b"old"}
+
+
+@pytest.mark.parametrize(
+    ("folder", "setting"),
+    [("features/ab", "feature_cache"), ("evaluations", "work"), ("ab-onnx", "cache"), ("", "cache"), ("..", None)],
+)
+def test_what_puts_a_cache_elsewhere_is_named(folder, setting):
+    error = NotWrittenError((cache_folder() / folder).resolve(), "Read-only file system", errno.EROFS)
+    advice = str(error).partition("; ")[2]
+    where = f" by {setting}=FOLDER or XDG_CACHE_HOME" if setting else ""
+    assert advice == f"choose a folder that you may write to{where}"
 
 
 class TestFullDisk:

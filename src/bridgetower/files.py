@@ -29,6 +29,7 @@ _LARGEST_JSON = 2**28  # bytes; the largest vocabularies of tokenizers have a te
 _LONGEST_MESSAGE = 4000  # characters
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # on the disk, in a quota, in a limit on the size of files
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
+_CACHES = {"features": "feature_cache", "evaluations": "work"}  # and the settings that put them elsewhere
 _NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -36,12 +37,23 @@ class NotWrittenError(OSError):
     """A file or folder could not be written, for lack of a right or, as far as is known, of room."""
 
     def __init__(self, path: Path, reason: str, number: int | None) -> None:
-        advice = "choose a folder that you may write to" if number in _NO_RIGHT else "make room on the disk"
+        advice = _where_else(path) if number in _NO_RIGHT else "make room on the disk"
         super().__init__(f"{path} could not be written ({reason}); {advice}")
         self.path, self.reason, self.errno = path, reason, number
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.path, self.reason, self.errno)
+
+
+def _where_else(path: Path) -> str:
+    """Returns advice that names what decides where a file is written."""
+    advice = "choose a folder that you may write to"
+    cache = cache_folder()
+    if not path.absolute().is_relative_to(cache.absolute()):
+        return advice
+    name = path.absolute().relative_to(cache.absolute()).parts[:1]
+    setting = _CACHES.get("".join(name), "cache")
+    return f"{advice} by {setting}=FOLDER or XDG_CACHE_HOME"
 
 
 @contextmanager

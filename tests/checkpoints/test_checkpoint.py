@@ -77,7 +77,7 @@ class TestResized:
 
     def test_preprocessing_goes_along_and_the_patch_divides(self, checkpoint):
         for size, nearest in ((41, "40 or 48"), (5, "8 or 16")):
-            with pytest.raises(ValueError, match=f"{size} is not a multiple of the patch size 8; use {nearest}"):
+            with pytest.raises(ValueError, match=rf"{size} is not a .* size 8; set image_size to {nearest}"):
                 checkpoint.resized(size)
         config = ProcessorConfig(profile="official-finetune", image_size=24, max_length=10, patch_size=8)
         resized = replace(checkpoint, processor=Processor(config, None)).resized(40)

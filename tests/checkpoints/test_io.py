@@ -27,6 +27,7 @@ from bridgetower.checkpoints import (
     write_reranking,
 )
 from bridgetower.checkpoints import tensors as tensor_files
+from bridgetower.files import locked
 
 
 def changed(checkpoint):
@@ -63,6 +64,15 @@ class TestSources:
             assert read_checkpoint(tmp_path / to).processor is None
         with pytest.raises(ValueError, match="no image preprocessing to go with a tokenizer"):
             read_checkpoint(tmp_path / "bridgetower", tokenizer=own)
+
+    def test_a_run_that_died_before_it_had_a_model(self, tmp_path):
+        with locked(tmp_path / "run"):
+            pass
+        with pytest.raises(FileNotFoundError, match=r"/run is a run that ended before it had a model; start it again$"):
+            read_checkpoint(tmp_path / "run")
+        (tmp_path / "run" / "dataset.json").touch()
+        with pytest.raises(FileNotFoundError, match=r"/run has no config\.json; expected a folder of"):
+            read_checkpoint(tmp_path / "run")
 
     def test_relative_paths_win_over_the_hub(self, own, tmp_path, monkeypatch):
         (tmp_path / "owner").mkdir()

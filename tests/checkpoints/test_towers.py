@@ -180,7 +180,7 @@ def test_another_size(tmp_path):
     tower, pixels = read_vision_tower(str(tmp_path)), tiny.images(2, size=48)
     assert images_off(tower.resized(48), published, pixels, interpolate_pos_encoding=True) < TOLERANCE
     assert tiny.equal(tower.resized(32).tensors, tower.tensors)
-    with pytest.raises(ValueError, match="image size 36 is not a multiple of the patch size 8; use 32 or 40"):
+    with pytest.raises(ValueError, match="36 is not a multiple of the patch size 8; set image_size to 32 or 40"):
         tower.resized(36)
 
 

@@ -86,8 +86,11 @@ class TestErrors:
             ({"vision.num_heads": 5}, "vision.hidden_size 24 is not a multiple of vision.num_heads 5"),
             ({"text.num_heads": 5}, "text.hidden_size 32 is not a multiple of text.num_heads 5"),
             ({"fusion.num_heads": 5}, "fusion.hidden_size 16 is not a multiple of fusion.num_heads 5"),
-            ({"vision.patch_size": 7}, "image size 24 is not a multiple of the patch size 7; use 21 or 28"),
-            ({"vision.image_size": 25}, "image size 25 is not a multiple of the patch size 8; use 24 or 32"),
+            (
+                {"vision.patch_size": 7},
+                "size 24 is not a multiple of the patch size 7; set image_size to 21 or 28",
+            ),
+            ({"vision.image_size": 25}, "size 25 is not a multiple of the patch size 8; set image_size to 24 or 32"),
             ({"vision.activation": "silu"}, "vision.activation is 'silu'; expected one of quick_gelu, gelu"),
             ({"text.positions": "alibi"}, "text.positions is 'alibi'; expected one of roberta, bert"),
             ({"heads.hidden_scale": -1.0}, r"heads.hidden_scale is -1.0; expected a number from 0 to 1,000"),
@@ -149,7 +152,7 @@ class TestErrors:
             return
         with pytest.raises(ValueError, match="is not a multiple of the patch size") as caught:
             check_image_size(size, patch)
-        lower, upper = (int(word) for word in str(caught.value).rpartition("use ")[2].split(" or "))
+        lower, upper = (int(word) for word in str(caught.value).rpartition("set image_size to ")[2].split(" or "))
         assert upper - lower == patch
         assert lower >= patch
         assert lower % patch == 0

@@ -108,7 +108,7 @@ def test_nested_settings_win_as_in_transformers(tmp_path):
 def test_no_settings_and_a_size_that_the_model_cannot_take(tmp_path):
     with pytest.raises(FileNotFoundError, match="no image settings"):
         Processor.from_huggingface(tmp_path, patch_size=16)
-    with pytest.raises(ValueError, match=r"288 is not a multiple of the patch size 14; use 280 or 294"):
+    with pytest.raises(ValueError, match=r"288 is not a multiple of the patch size 14; set image_size to 280 or 294"):
         Processor.from_huggingface(_folder(tmp_path, HUB), patch_size=14)
 
 

@@ -126,7 +126,7 @@ def test_the_image_size_of_a_recipe_gives_way_where_patches_do_not_divide_it(con
     assert "images have its 20 pixels; its patches of 10 do not divide the recipe's 384" in caplog.text
     fitting = replace(run, image_size=40)
     assert size(fitting, fitting) == size(fitting, recipe) == 40
-    with pytest.raises(ValueError, match="image size 45 is not a multiple of the patch size 10; use 40 or 50"):
+    with pytest.raises(ValueError, match="45 is not a multiple of the patch size 10; set image_size to 40 or 50"):
         size(replace(run, image_size=45), recipe)
 
 
@@ -366,7 +366,7 @@ class TestNames:
     [
         ({"init": "y"}, "vision .* with init y, which has its own; leave one out"),
         ({"model": "vision.num_layers"}, r"contradicts the run's settings: model\.vision\.num_layers 6 \(it has 3\)"),
-        ({"image_size": None}, "image size 60 is not a multiple of the patch size 8; use 56 or 64"),
+        ({"image_size": None}, "image size 60 is not a multiple of the patch size 8; set image_size to 56 or 64"),
         ({"recipe": "pretrain-base"}, "expected increasing layers between 1 and 3, the depth of the vision tower"),
     ],
 )

@@ -203,6 +203,8 @@ def _checkpoint_folder(folder: Path, name: str) -> Path:
         step, end = state and int(state.name[5:]), run.get("max_steps") or f"{run.get('max_epochs')} epochs"
         advice = f"go on with --resume --out {name}" + (f", or give the state {state}" if state else "")
         raise FileNotFoundError(f"{name} is an unfinished run, at step {step or 0} of {end}: {advice}")
+    if [path.name for path in folder.iterdir()] == [".lock"]:
+        raise FileNotFoundError(f"{name} is a run that ended before it had a model; start it again")
     raise FileNotFoundError(f"{name} has no config.json; expected a folder of bridgetower or of transformers")
 
 

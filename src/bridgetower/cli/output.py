@@ -181,7 +181,7 @@ def with_options(message: str, typed: Sequence[str] = (), known: Callable[[], It
     if _ADVICE.search(message):
         option_of = _options_by_field(known())
         message = _ADVICE.sub(lambda match: match[1] + option_of.get(match[2], match[2]), message)
-    return re.sub(r"\b([a-z_]+)=(True|False|N)\b", _flag, message)
+    return re.sub(r"\b([a-z_]+)=(True|False|N|NAME|FOLDER)\b", _flag, message)
 
 
 def _options_by_field(arguments: Iterable[str]) -> dict[str, str]:
@@ -199,7 +199,8 @@ def _options_by_field(arguments: Iterable[str]) -> dict[str, str]:
 def _flag(setting: re.Match[str]) -> str:
     """Returns the option of a setting such as `truncate=True`."""
     name = setting[1].replace("_", "-")
-    return {"True": f"--{name}", "False": f"--no-{name}", "N": f"--{name} N"}[setting[2]]
+    flags = {"True": f"--{name}", "False": f"--no-{name}"}
+    return flags.get(setting[2], f"--{name} {setting[2]}")
 
 
 def _options(arguments: Iterable[str]) -> set[str]:

@@ -41,7 +41,7 @@ def check_image_size(image_size: int, patch_size: int) -> None:
         lower = max(image_size // patch_size, 1) * patch_size
         raise ValueError(
             f"image size {image_size} is not a multiple of the patch size {patch_size}; "
-            f"use {lower} or {lower + patch_size}"
+            f"set image_size to {lower} or {lower + patch_size}"
         )
 
 
@@ -383,5 +383,6 @@ class ModelConfig:
 
 def entry(field: str, name: str, table: Mapping[str, _Entry]) -> _Entry:
     if name not in table:
-        raise ValueError(f"{field} is {name!r}; expected one of {', '.join(table)}, or a custom one in extensions")
+        known = ", ".join(table)
+        raise ValueError(f"{field} is {name!r}; expected one of {known}, or a custom one, by extensions=NAME")
     return table[name]
