@@ -110,7 +110,7 @@ def test_another_image_size(config, tokenizer, photo):
     larger = Processor(config, tokenizer).with_image_size(64)
     assert larger.images([photo(20, 30)]).shape == (1, 3, 64, 64)
     assert larger.tokenizer is tokenizer
-    with pytest.raises(ValueError, match="use 32 or 48"):
+    with pytest.raises(ValueError, match="set image_size to 32 or 48"):
         Processor(config, tokenizer).with_image_size(40)
     apart = ProcessorConfig(profile="hf", image_size=48, shortest_edge=64, max_length=9)
     with pytest.raises(ValueError, match="shortest_edge 64 was set apart"):
