@@ -204,6 +204,17 @@ class TestResults:
             hook.remove()
         torch.testing.assert_close(vectors, expected, atol=1e-5, rtol=0)
 
+    @pytest.mark.parametrize(("memory", "times"), [(4.0, 1), (1e-9, 15)])
+    def test_texts_are_encoded_once_or_with_each_block_of_images(self, predictor, arrays, memory, times):
+        images = [np.roll(array, shift, axis=0) for array in arrays for shift in range(5)]
+        whole = predictor.match(images, TEXTS, all_pairs=True, batch_size=64)
+        encoded = []
+        hook = predictor.model.text.register_forward_hook(lambda _, inputs, __: encoded.append(len(inputs[0])))
+        scores = predictor.match(images, TEXTS, all_pairs=True, batch_size=4, memory_gib=memory)
+        hook.remove()
+        assert encoded == [len(TEXTS)] * times
+        torch.testing.assert_close(scores, whole, atol=1e-5, rtol=0)
+
     def test_all_pairs_in_little_memory(self, predictor, arrays):
         images = [np.roll(array, shift, axis=0) for array in arrays for shift in range(8)]
         texts = [f"{text}{' a' * number}" for text in TEXTS for number in range(8)]

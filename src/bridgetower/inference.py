@@ -219,22 +219,28 @@ def score_pairs(
     fuses: BridgeTower | Engine,
     head: Callable[[Float[Tensor, "b e"]], Float[Tensor, "b k"]],
     image: Encoded,
-    text_of: Callable[[Sequence[int]], Encoded],
+    text_of: Callable[[tuple[int, ...]], Encoded],
     pairs: Int[Tensor, "n 2"],
     *,
     batch_size: int,
 ) -> Iterator[Float[Tensor, "b k"]]:
+    """Yields a head's outputs of (image, text) pairs that are sorted by text; each text is encoded once."""
     device = image.cls.device
-    for batch in pairs.split(batch_size):
-        numbers, rows = batch[:, 1].unique(return_inverse=True)
-        text = text_of(numbers.tolist())
-        yield head(fuses.fuse(image[to_device(batch[:, 0], device)], text[to_device(rows, device)]).pooled)
+    texts, text_rows = pairs[:, 1].unique(return_inverse=True)
+    for block in split_rows(range(len(texts)), batch_size):
+        text = text_of(tuple(texts[block.start : block.stop].tolist()))
+        start, stop = torch.searchsorted(text_rows, torch.tensor([block.start, block.stop])).tolist()
+        rows = torch.stack([pairs[start:stop, 0], text_rows[start:stop] - block.start])
+        for batch in rows.split(batch_size, dim=1):
+            image_rows, rows_of_text = to_device(batch, device)
+            yield head(fuses.fuse(image[image_rows], text[rows_of_text]).pooled)
 
 
-def image_bytes(model: BridgeTower) -> int:
-    config = model.config
-    widths = config.fusion.num_tower_layers("vision") + 4  # its first-layer cache has the fusion width four times
-    return widths * config.fusion.hidden_size * config.vision.num_tokens * next(model.parameters()).element_size()
+def encoded_bytes(model: BridgeTower, tower: Literal["vision", "text"], num_tokens: int) -> int:
+    """Returns the memory that an encoding of so many tokens takes, with its first-layer cache."""
+    fusion = model.config.fusion
+    widths = fusion.num_tower_layers(tower) + 4  # the cache has the fusion width four times
+    return widths * fusion.hidden_size * num_tokens * next(model.parameters()).element_size()
 
 
 def log_odds(logits: Float[Tensor, "n 2"]) -> Float[Tensor, " n"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, TypedDict, Unpack, cast
@@ -29,10 +29,10 @@ from bridgetower.inference import (
     choices,
     compute,
     decoded,
+    encoded_bytes,
     encoded_images,
     encoded_texts,
     fetched,
-    image_bytes,
     label_choices,
     matched,
     prompts_of,
@@ -249,9 +249,9 @@ class Predictor:
 
         Args:
             images, texts: Image n goes with text n.
-            all_pairs: Score every image with every text instead. Each image is still encoded only once, and texts
-                with every block of images.
-            memory_gib: With `all_pairs`: memory for the encodings of images; half of it is for those of a block.
+            all_pairs: Score every image with every text instead. Each image is still encoded only once, and so is each
+                text if all of them fit into memory together; otherwise it is once for every block of images.
+            memory_gib: With `all_pairs`: memory for encodings; half is for a block of images, a quarter for texts.
             **options: See `Options`.
 
         Returns:
@@ -462,12 +462,16 @@ class Predictor:
         scores = torch.empty(len(images), len(ids))
         pixels = decoded(processor, images, batch_size, num_workers, self.device)
 
-        def text_of(places: Sequence[int]) -> Encoded:
+        def text_of(places: tuple[int, ...]) -> Encoded:
             return engine.cache_text(encoded_texts(engine, processor, [ids[order[place]] for place in places]))
 
+        image_bytes = encoded_bytes(engine.model, "vision", engine.model.config.vision.num_tokens)
+        text_bytes = encoded_bytes(engine.model, "text", max(map(len, ids)))
+        if len(ids) * text_bytes <= room // 2:
+            text_of = cache(text_of)
         with count_bars(shown=progress) as bars:
             bar = bars.add_task("pairs", total=scores.numel())
-            for block in split_rows(range(len(images)), max(1, room // image_bytes(engine.model))):
+            for block in split_rows(range(len(images)), max(1, room // image_bytes)):
                 shown = (list(islice(pixels, len(rows))) for rows in split_rows(block, batch_size))
                 image = Encoded.cat([engine.cache_image(encoded_images(engine, processor, some)) for some in shown])
                 pairs = torch.cartesian_prod(torch.arange(len(ids)), torch.arange(len(image))).flip(1)

@@ -36,7 +36,7 @@ from bridgetower.evaluation.metrics import (
     streamed_recalls,
 )
 from bridgetower.files import locked, remove_leftovers
-from bridgetower.inference import encoded_texts, image_bytes, log_odds, score_pairs, split_rows, two_stage_order
+from bridgetower.inference import encoded_bytes, encoded_texts, log_odds, score_pairs, split_rows, two_stage_order
 from bridgetower.model.bridgetower import BridgeTower, EncodeOutputs
 from bridgetower.model.fusion import Encoded
 from bridgetower.objectives.losses import similarity
@@ -162,7 +162,8 @@ class PairScorer:
     def _parts(self, image: Int[Tensor, " n"], text: Int[Tensor, " n"]) -> list[_Part]:
         """Splits the local images so that neither the encodings nor the pairs of a part are too many."""
         num_images = len(self._local_images)
-        images_by_memory = _PART_BYTES // image_bytes(self.model)
+        image_bytes = encoded_bytes(self.model, "vision", self.model.config.vision.num_tokens)
+        images_by_memory = _PART_BYTES // image_bytes
         images_by_pairs = PAIRS_PER_PART * num_images // max(1, len(image))
         size = max(1, min(images_by_memory, images_by_pairs))
         digest = hashlib.sha256(torch.stack([image, text]).numpy().data).hexdigest()[:8]
