@@ -34,6 +34,7 @@ from bridgetower.training.data_parallel import Replicated, Sharded
 from bridgetower.training.run import train
 from bridgetower.training.state import newest
 from folders import same_weights
+from rows import record, write_set
 from tiny import equal
 
 PLAIN = shapes.MODEL.override({"text.dropout": 0.0, "fusion.dropout": 0.0, "fusion.bridge": "scaled_add"})
@@ -149,6 +150,19 @@ def test_a_share_of_the_weights_gives_what_whole_weights_give(configs, sharded, 
     gradients = replicated[0][WORLD_HARD].gradients[0]  # parameters of one element have some
     assert float(gradients["itc_head.temperature"].abs()) > 1e-5
     assert float(gradients["fusion.text_bridges.0.scale"].abs()) > 1e-5
+
+
+def test_processes_without_an_image_to_evaluate_train_on(configs, tmp_path):
+    """The passes of an evaluation, of which these have none, are not prefetched for in the step that follows."""
+    splits = {"train": [record(number) for number in range(16)], "validation": [record(16)]}
+    config = replace(configs[WORLD_HARD], max_steps=3, evaluate_every=1)
+    config = replace(config, data=replace(config.data, folders=(str(write_set(tmp_path / "set", splits)),)))
+    whole, shared = (
+        run_on_ranks(2, trained, {"run": replace(config, parallel=parallel)}, tmp_path / parallel)
+        for parallel in ("ddp", "fsdp")
+    )
+    for one, other in zip(shared, whole, strict=True):
+        assert_same(one["run"], other["run"])
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])

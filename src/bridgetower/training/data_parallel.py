@@ -99,6 +99,8 @@ class Sharded(Replicated):
                 register_fsdp_forward_method(module, method)
         if hasattr(task, "features"):
             register_fsdp_forward_method(task, "features")
+        task.empty_pass = lambda: None  # type: ignore[assignment]
+        register_fsdp_forward_method(task, "empty_pass")
 
     def clip_gradients(self, limit: float | None) -> Tensor:
         # A pass clamps the temperature that was put together; the optimiser changes the shares.
@@ -117,6 +119,9 @@ class Sharded(Replicated):
             part.unshard()
         with super().evaluating():
             yield
+        # The next backward pass prefetches for the pass before it, which has to be the same in all processes: those
+        # without examples to evaluate had none.
+        self.task.empty_pass()  # type: ignore[operator]
         for part in parts:
             part.set_reshard_after_forward(part is not self.task, recurse=False)
             part.reshard()
