@@ -65,7 +65,7 @@ class SigmoidConfig(TaskConfig):
         return ["ITC"]
 
     @property
-    def hides_words(self):
+    def needs_masking(self):
         return True
 
     def contrasts_pairs(self, progress):

@@ -18,11 +18,17 @@ Loss = Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]]
 
 
 class ClassificationTask(nn.Module):
-    """A head on the pooled output, or on that of two images: officially the text tower runs for each, here once."""
+    """A head on the pooled output of a pair, or on those of two images with one text.
+
+    The text tower runs once for both images, in the official code twice.
+    """
 
     def __init__(self, model: BridgeTower, head: str, *, loss: Loss, probabilities: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.model, self.head, self.loss, self.probabilities = model, head, loss, probabilities
+        self.model = model
+        self.head = head
+        self.loss = loss
+        self.probabilities = probabilities
 
     def forward(self, batch: Batch) -> Losses:
         logits = self.logits(batch)
@@ -45,7 +51,7 @@ class ClassificationTask(nn.Module):
         else:
             second = model.encode_image(batch.pixel_values_2, SECOND_IMAGE, states=batch.image_states_2)
             text = model.cache_text(text)
-            features = torch.cat([model.fuse(each, text).pooled for each in (image, second)], dim=-1)
+            features = torch.cat([model.fuse(image, text).pooled, model.fuse(second, text).pooled], dim=-1)
         return model.head(self.head)(features)
 
 

@@ -35,7 +35,7 @@ class TaskConfig(ABC):
         return []
 
     @property
-    def hides_words(self) -> bool:
+    def needs_masking(self) -> bool:
         """Whether captions come with hidden words, too."""
         return False
 
@@ -74,12 +74,12 @@ class Phase:
         check_numbers(self)
         if not 0 < self.until <= 1:
             raise ValueError(f"a phase ends at {self.until}; expected a share of the run in (0, 1]")
-        given = {"mlm": self.mlm, "itm": self.itm, "itc": self.itc}
-        if given.keys() & self.objectives.keys():
+        weights = {"mlm": self.mlm, "itm": self.itm, "itc": self.itc}
+        if weights.keys() & self.objectives.keys():
             raise ValueError(f"objectives are {self.objectives}; mlm, itm and itc have weights of their own")
-        given |= self.objectives
-        if not all(0 <= weight < float("inf") for weight in given.values()) or not self.weights:
-            named = ", ".join(f"{name} {weight}" for name, weight in given.items())
+        weights |= self.objectives
+        if not all(0 <= weight < float("inf") for weight in weights.values()) or not self.weights:
+            named = ", ".join(f"{name} {weight}" for name, weight in weights.items())
             raise ValueError(f"loss weights {named}; expected >= 0, one positive")
         check_choice("negatives", self.negatives, Negatives)
         if self.negatives != "random" and not self.itm:
@@ -89,8 +89,9 @@ class Phase:
 
     @property
     def weights(self) -> dict[str, float]:
-        given = {"mlm": self.mlm, "itm": self.itm, "itc": self.itc, **self.objectives}
-        return {name: weight for name, weight in given.items() if weight}
+        """Returns the weights of the objectives that are computed."""
+        weights = {"mlm": self.mlm, "itm": self.itm, "itc": self.itc, **self.objectives}
+        return {name: weight for name, weight in weights.items() if weight}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,14 +132,15 @@ class PretrainingConfig(TaskConfig):
 
     @property
     def contrasts(self) -> list[str]:
-        uses = {
-            "ITC": any(phase.itc for phase in self.phases),
-            "hard negatives": any(phase.negatives == "hard" for phase in self.phases),
-        }
-        return [name for name, used in uses.items() if used]
+        names = []
+        if any(phase.itc for phase in self.phases):
+            names.append("ITC")
+        if any(phase.negatives == "hard" for phase in self.phases):
+            names.append("hard negatives")
+        return names
 
     @property
-    def hides_words(self) -> bool:
+    def needs_masking(self) -> bool:
         return any(phase.mlm or phase.objectives for phase in self.phases)
 
     def contrasts_pairs(self, progress: float) -> bool:

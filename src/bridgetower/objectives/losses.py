@@ -1,4 +1,4 @@
-"""The paper's objectives as functions of features, logits and labels, and the pairs that matching is learnt from."""
+"""The paper's objectives as functions of features, logits and labels, and the pairs of the matching loss."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ _warn_once = cache(logging.getLogger(__name__).warning)
 
 @dataclass(frozen=True)
 class Losses:
-    """Losses of one batch: of each objective before its weight, the weighted sum, and metrics such as accuracies."""
+    """Losses of a batch."""
 
-    parts: dict[str, Float[Tensor, ""]]
-    total: Float[Tensor, ""]
-    metrics: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
+    parts: dict[str, Float[Tensor, ""]]  # of each objective, before its weight
+    total: Float[Tensor, ""]  # weighted sum
+    metrics: dict[str, Float[Tensor, ""]] = field(default_factory=dict)  # such as accuracies
 
     @classmethod
     def weigh(
         cls, parts: dict[str, Tensor], weights: Mapping[str, float], metrics: dict[str, Tensor] | None = None
     ) -> Losses:
         """Sums `parts` under `weights`, which name every part."""
-        return cls(parts, torch.stack([weights[name] * loss for name, loss in parts.items()]).sum(), metrics or {})
+        weighted = [weights[name] * loss for name, loss in parts.items()]
+        return cls(parts, torch.stack(weighted).sum(), metrics or {})
 
 
 def mlm_loss(
@@ -45,9 +46,11 @@ def mlm_loss(
     """Mean cross-entropy over labelled positions; logits are computed there only."""
     if positions is None:
         positions = (labels != IGNORED).flatten().nonzero()[:, 0]
-    targets, tokens = labels.flatten()[positions], hidden[:, : labels.shape[1]].flatten(0, 1)
-    if len(targets) == 0:  # the head is run all the same, so that processes have gradients of the same parameters
-        return head(tokens[:1]).float().sum() * 0.0, hidden.new_zeros(())
+    targets = labels.flatten()[positions]
+    tokens = hidden[:, : labels.shape[1]].flatten(0, 1)
+    if len(targets) == 0:
+        loss = head(tokens[:1]).float().sum() * 0.0  # all processes need gradients of the same parameters
+        return loss, hidden.new_zeros(())
     logits = head(tokens[positions])
     return F.cross_entropy(logits.float(), targets), _accuracy(logits, targets)
 
@@ -57,9 +60,10 @@ def class_loss(logits: Float[Tensor, "n k"], labels: Int[Tensor, " n"]) -> tuple
 
 
 DIRECTIONS = {2: ((0, 1), (1, 0)), 3: ((1, 0), (1, 2), (0, 2))}
-"""Which embeddings choose among which, by how many each pair has: of its image, its text and of both fused.
+"""(query, key) indices of the embeddings that the contrastive loss compares, by the number of embeddings of a pair.
 
-Two: official `compute_itc`. Three: the loss of transformers' contrastive model.
+Embeddings are of the image, of the text, and of both fused. Two: official `compute_itc`. Three: the loss of
+transformers' contrastive model.
 """
 
 
@@ -73,15 +77,15 @@ def info_nce(
 ) -> Float[Tensor, ""]:
     """Mean over pairs and `DIRECTIONS` of the contrastive loss of each pair against all columns.
 
-    Everything of the same image is a positive with equal weight; with one text per image these soft targets are the
+    All columns of the same image are positives with equal weight. With one text per image these soft targets are the
     usual diagonal. Source: official `compute_itc` and, for soft targets, `compute_itm_itc`.
     """
     positives = (row_index[:, None] == column_index[None]).float()
     targets = positives / positives.sum(dim=1, keepdim=True)
-    losses = [
-        F.cross_entropy(similarity(rows[one], columns[other], logit_scale), targets)
-        for one, other in DIRECTIONS[len(rows)]
-    ]
+    losses = []
+    for query, key in DIRECTIONS[len(rows)]:
+        logits = similarity(rows[query], columns[key], logit_scale)
+        losses.append(F.cross_entropy(logits, targets))
     return torch.stack(losses).mean()
 
 
@@ -94,7 +98,7 @@ def itc_loss(
     loss: Callable[..., Float[Tensor, ""]] = info_nce,
 ) -> Float[Tensor, ""]:
     """Contrastive loss of this rank's rows against the features of all ranks."""
-    columns = [all_gather(each, gather_with_grads=gather_with_grads) for each in embeds]
+    columns = [all_gather(local_embeds, gather_with_grads=gather_with_grads) for local_embeds in embeds]
     return loss(embeds, image_index, columns, all_gather(image_index), logit_scale=logit_scale)
 
 
@@ -112,10 +116,10 @@ def _accuracy(logits: Float[Tensor, "n k"], labels: Int[Tensor, " n"]) -> Float[
 
 @dataclass(frozen=True)
 class Features:
-    """What the contrastive loss reads of some pairs; equal numbers mark the same image, across ranks."""
+    """Inputs of the contrastive loss."""
 
-    embeds: tuple[Float[Tensor, "b c"], ...]
-    image_index: Int[Tensor, " b"]
+    embeds: tuple[Float[Tensor, "b c"], ...]  # of images, texts and perhaps of both fused
+    image_index: Int[Tensor, " b"]  # equal for the same image, across ranks
 
 
 @dataclass(frozen=True)
@@ -128,8 +132,10 @@ class Contrast:
     num_parts: int
 
     def through(self, embeds: Sequence[Float[Tensor, "b c"]], logit_scale: Float[Tensor, ""]) -> Float[Tensor, ""]:
-        """Returns the loss such that the mean over all parts gives these features the right gradients."""
-        products = [(gradient * each).sum() for gradient, each in zip(self.embeds, embeds, strict=True)]
+        """Returns a loss that gives these features the right gradients in a mean over all parts."""
+        products = []
+        for gradient, features in zip(self.embeds, embeds, strict=True):
+            products.append((gradient * features).sum())
         linear = self.num_parts * torch.stack(products).sum() + self.logit_scale * logit_scale
         return linear - linear.detach() + self.loss  # in this order the value is that of the loss to the bit
 
@@ -141,31 +147,36 @@ def contrast_parts(
     gather_with_grads: bool = True,
     loss: Callable[..., Float[Tensor, ""]] = info_nce,
 ) -> list[Contrast]:
-    """Compares the pairs of all parts and processes; gives what each needs for its backward pass (Gao et al. 2021)."""
-    scale, lengths = logit_scale.detach().requires_grad_(), [len(part.image_index) for part in parts]
-    own = [_leaf(torch.cat(embeds)) for embeds in zip(*(part.embeds for part in parts), strict=True)]
+    """Compares the pairs of all parts and processes, and returns the gradients of each part (Gao et al. 2021)."""
+    scale = logit_scale.detach().requires_grad_()
+    sizes = [len(part.image_index) for part in parts]
+
+    # The embeddings of all parts and processes are columns.
+    embeds_by_kind = zip(*(part.embeds for part in parts), strict=True)
+    local_columns = [_leaf(torch.cat(embeds)) for embeds in embeds_by_kind]
     with torch.enable_grad():
-        gathered = [all_gather(embeds, gather_with_grads=gather_with_grads) for embeds in own]
-    columns, index = [_leaf(embeds) for embeds in gathered], all_gather(torch.cat([part.image_index for part in parts]))
-    rows = [[_leaf(embeds) for embeds in part.embeds] for part in parts]
+        gathered = [all_gather(embeds, gather_with_grads=gather_with_grads) for embeds in local_columns]
+    columns = [_leaf(embeds) for embeds in gathered]
+    column_index = all_gather(torch.cat([part.image_index for part in parts]))
+
+    # The embeddings of a part are rows. Only the similarities of one part are in memory.
+    rows_of_parts = [[_leaf(embeds) for embeds in part.embeds] for part in parts]
     total = torch.zeros_like(logit_scale)
-    for part, leaves in zip(parts, rows, strict=True):  # the similarities of one part at a time
+    for part, rows in zip(parts, rows_of_parts, strict=True):
         with torch.enable_grad():
-            mean = loss(leaves, part.image_index, columns, index, logit_scale=scale)
-            share = mean * (len(part.image_index) / sum(lengths))
+            mean = loss(rows, part.image_index, columns, column_index, logit_scale=scale)
+            share = mean * (len(part.image_index) / sum(sizes))
         share.backward()
         total = total + share.detach()
-    as_columns = torch.autograd.grad(gathered, own, [_gradient(embeds) for embeds in columns])
-    more = zip(*(embeds.split(lengths) for embeds in as_columns), strict=True)
-    return [
-        Contrast(
-            total,
-            tuple(_gradient(leaf) + added for leaf, added in zip(leaves, others, strict=True)),
-            _gradient(scale),
-            len(parts),
-        )
-        for leaves, others in zip(rows, more, strict=True)
-    ]
+
+    # An embedding has gradients as a row and as a column.
+    column_gradients = torch.autograd.grad(gathered, local_columns, [_gradient(embeds) for embeds in columns])
+    gradients_of_parts = zip(*(gradients.split(sizes) for gradients in column_gradients), strict=True)
+    contrasts = []
+    for rows, gradients in zip(rows_of_parts, gradients_of_parts, strict=True):
+        summed = tuple(_gradient(row) + gradient for row, gradient in zip(rows, gradients, strict=True))
+        contrasts.append(Contrast(total, summed, _gradient(scale), len(parts)))
+    return contrasts
 
 
 def _leaf(embeds: Tensor) -> Tensor:
@@ -173,15 +184,17 @@ def _leaf(embeds: Tensor) -> Tensor:
 
 
 def _gradient(leaf: Tensor) -> Tensor:
-    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad  # texts of three embeddings are no columns
+    if leaf.grad is None:  # texts among three embeddings are no keys
+        return torch.zeros_like(leaf)
+    return leaf.grad
 
 
 class Pairs(NamedTuple):
-    """Rows of images and of texts that form n pairs, and whether they match (1) or not (0)."""
+    """Pairs of the matching loss."""
 
     image_rows: Int[Tensor, " n"]
     text_rows: Int[Tensor, " n"]
-    labels: Int[Tensor, " n"]
+    labels: Int[Tensor, " n"]  # 1: they match; 0: they do not
 
 
 def random_pairs(image_index: Int[Tensor, " b"], generator: torch.Generator) -> Pairs:
@@ -193,17 +206,20 @@ def random_pairs(image_index: Int[Tensor, " b"], generator: torch.Generator) -> 
     labels = torch.zeros(count, dtype=torch.long)
     labels[torch.randperm(count, generator=generator)[: count // 2]] = 1
     labels = to_device(labels, image_index.device)
-    rows = torch.arange(count, device=image_index.device)
-    others = image_index[:, None] != image_index[None]
-    negatives = _draw(torch.zeros_like(others, dtype=torch.float32), others, generator)
-    images = torch.where(labels == 1, rows, negatives)
-    return Pairs(images, rows, (image_index[images] == image_index).long())
+    texts = torch.arange(count, device=image_index.device)
+    is_other_image = image_index[:, None] != image_index[None]
+    uniform_logits = torch.zeros_like(is_other_image, dtype=torch.float32)
+    negative_images = _draw(uniform_logits, is_other_image, generator)
+    images = torch.where(labels == 1, texts, negative_images)
+    is_match = image_index[images] == image_index
+    return Pairs(images, texts, is_match.long())
 
 
 def uniform_pairs(image_index: Int[Tensor, " b"], generator: torch.Generator) -> Pairs:
-    """Positives, then each text with another image, then each image with another text: 3b pairs, all as likely."""
-    alike = torch.zeros(2 * image_index.shape, device=image_index.device)
-    return hard_pairs(alike, alike, image_index, image_index, slice(0, len(image_index)), generator)
+    """Positives, then each text with another image, then each image with another text: 3b pairs, drawn uniformly."""
+    count = len(image_index)
+    equal = torch.zeros(count, count, device=image_index.device)
+    return hard_pairs(equal, equal, image_index, image_index, slice(0, count), generator)
 
 
 def hard_pairs(
@@ -211,38 +227,42 @@ def hard_pairs(
     text_to_image: Float[Tensor, "b i"],
     image_index: Int[Tensor, " b"],
     all_image_index: Int[Tensor, " t"],
-    own_columns: slice,
+    local_columns: slice,
     generator: torch.Generator,
 ) -> Pairs:
     """Positives, then each text with a hard image, then each image with a hard text: 3b pairs, as in the official code.
 
-    Negatives are drawn from the softmax of the contrastive similarity, as in ALBEF, over the others only: officially
-    own pairs get weight 0 after the softmax, and are drawn where it underflows.
+    Negatives are drawn from the softmax of the contrastive similarity, as in ALBEF, over pairs that do not match. In
+    the official code matching pairs get weight 0 after the softmax, and are drawn where it underflows.
     """
-    others = image_index[:, None] != all_image_index[None]
-    draws = _draw(text_to_image, others, generator), _draw(image_to_text, others, generator)
-    images, texts, _ = pairs_with_negatives(*draws, own_columns)
-    # Pairs are of one image where nothing else could be drawn.
-    return Pairs(images, texts, (all_image_index[images] == all_image_index[texts]).long())
+    is_negative = image_index[:, None] != all_image_index[None]
+    negative_images = _draw(text_to_image, is_negative, generator)
+    negative_texts = _draw(image_to_text, is_negative, generator)
+    images, texts, _ = pairs_with_negatives(negative_images, negative_texts, local_columns)
+    is_match = all_image_index[images] == all_image_index[texts]  # also where nothing else could be drawn
+    return Pairs(images, texts, is_match.long())
 
 
 def pairs_with_negatives(
-    negative_images: Int[Tensor, " b"], negative_texts: Int[Tensor, " b"], own_columns: slice
+    negative_images: Int[Tensor, " b"], negative_texts: Int[Tensor, " b"], local_columns: slice
 ) -> Pairs:
     """Lays out positives, (negative image, text) and (image, negative text) as in the official code."""
-    count, device = len(negative_images), negative_images.device
-    own = torch.arange(own_columns.start, own_columns.stop, device=device)
+    count = len(negative_images)
+    device = negative_images.device
+    positives = torch.arange(local_columns.start, local_columns.stop, device=device)
+    images = torch.cat([positives, negative_images, positives])
+    texts = torch.cat([positives, positives, negative_texts])
     labels = (torch.arange(3 * count, device=device) < count).long()
-    return Pairs(torch.cat([own, negative_images, own]), torch.cat([own, own, negative_texts]), labels)
+    return Pairs(images, texts, labels)
 
 
 def matching_loss(
     logits: Float[Tensor, "n 2"], labels: Int[Tensor, " n"]
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Cross-entropy and accuracy; the loss is 0 where nothing is a negative, which would teach to say yes to all."""
+    """Cross-entropy and accuracy. Without negatives the loss is 0: it would teach to accept every pair."""
     loss, accuracy = class_loss(logits, labels)
     has_negatives = (labels == 0).any()
-    if labels.device.type == "cpu" and not has_negatives:  # a GPU is not waited for
+    if labels.device.type == "cpu" and not has_negatives:  # on a GPU the condition would wait for it
         _warn_once(
             "all images of a micro-batch are the same, so that matching (ITM) has no negatives and is left out of it; "
             "if this is frequent, raise micro_batch_size or use more data"
@@ -251,9 +271,8 @@ def matching_loss(
 
 
 def _draw(logits: Float[Tensor, "b n"], allowed: Bool[Tensor, "b n"], generator: torch.Generator) -> Int[Tensor, " b"]:
-    """Draws a column per row from the softmax over the allowed, as `torch.multinomial` does; the first if none is."""
-    # Features that are not finite must not end here: the loss that follows from them names the batch.
-    finite = logits.detach().float().nan_to_num()
+    """Draws an allowed column per row from the softmax, as `torch.multinomial` does; without any, the first column."""
+    finite = logits.detach().float().nan_to_num()  # the loss of NaN features is NaN, and its error names the batch
     weights = finite.masked_fill(~allowed, -torch.inf).softmax(dim=1).nan_to_num()
     draws = torch.empty(weights.shape).exponential_(generator=generator)
     return (weights / to_device(draws, weights.device)).argmax(dim=1)

@@ -1,4 +1,4 @@
-"""Pre-training and retrieval fine-tuning: objectives on images with captions, over one encoding of each."""
+"""Objectives on images with captions, over one encoding of each: pre-training and fine-tuning for retrieval."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bridgetower.data.batch import CaptionBatch, RankingBatch
 from bridgetower.distributed import all_gather, rank, world_size
-from bridgetower.model.bridgetower import BridgeTower
+from bridgetower.model.bridgetower import BridgeTower, EncodeOutputs
 from bridgetower.model.config import entry
 from bridgetower.model.fusion import Encoded
 from bridgetower.objectives import losses
@@ -24,9 +24,9 @@ Texts = Literal["plain", "masked"]
 
 @dataclass(frozen=True)
 class Step:
-    """What the objectives of a step share."""
+    """Inputs of the objectives of a step."""
 
-    phase: Phase  # which is in force
+    phase: Phase
     batch: CaptionBatch
     image: Encoded
     texts: dict[Texts, Encoded] = field(default_factory=dict)  # of the kinds that the objectives of the phase read
@@ -63,12 +63,17 @@ class PretrainingTask(nn.Module):
 
     def __init__(self, model: BridgeTower, config: PretrainingConfig) -> None:
         super().__init__()
-        self.model, self.config, self.progress = model, config, 0.0
+        self.model = model
+        self.config = config
+        self.progress = 0.0  # share of the run that is done
         self.objectives = {**OBJECTIVES, **model.extensions.objectives}
-        named = {name: entry("phases", name, self.objectives) for phase in config.phases for name in phase.weights}
-        needed = [head for objective in named.values() for head in objective.heads]
-        needed += ["itc" for phase in config.phases if phase.itm and phase.negatives == "hard"]
-        missing = [head for head in dict.fromkeys(needed) if getattr(model, f"{head}_head", None) is None]
+        needed_heads: list[str] = []
+        for phase in config.phases:
+            for name in phase.weights:
+                needed_heads += entry("phases", name, self.objectives).heads
+            if phase.itm and phase.negatives == "hard":
+                needed_heads.append("itc")
+        missing = [head for head in dict.fromkeys(needed_heads) if getattr(model, f"{head}_head", None) is None]
         if missing:
             raise ValueError(f"the model has no {' and no '.join(missing)} head; set heads.{missing[0]} in its config")
         if model.compares_pairs and not config.phases[-1].itc:
@@ -81,24 +86,26 @@ class PretrainingTask(nn.Module):
     @property
     def fuses(self) -> bool:
         """Whether any phase reads more than the vectors of images and texts."""
-        named = [self.objectives[name] for phase in self.config.phases for name in phase.weights]
-        return self.model.compares_pairs or any(each.fuses for each in named)
+        names = {name for phase in self.config.phases for name in phase.weights}
+        return self.model.compares_pairs or any(self.objectives[name].fuses for name in names)
 
     def forward(self, batch: CaptionBatch, contrast: Contrast | None = None) -> Losses:
         # With `contrast`, dropout has to be that of `features`, which encodes no masked texts.
         step = replace(self.encode(batch, masked=contrast is None), contrast=contrast)
         weights = step.phase.weights
         active = {name: objective for name, objective in self.objectives.items() if name in weights}
+        reads_masked = any("masked" in objective.texts for objective in active.values())
         parts: dict[str, Tensor] = {}
         metrics: dict[str, Tensor] = {}
         for name, objective in active.items():
-            # ITC comes first; then all that is encoded, before anything is fused: backward then frees what fusion keeps
-            # before the gradients of the text tower take memory.
-            if name != "itc" and "masked" not in step.texts and any("masked" in each.texts for each in active.values()):
-                ids, mask = batch.masked_input_ids, batch.attention_mask
-                step.texts["masked"] = self.model.encode_text(ids, mask, states=batch.masked_states)
-            parts[name], found = objective.loss(self, step)
-            metrics |= found
+            # ITC comes first, then masked texts are encoded, then pairs are fused: so the backward pass frees the
+            # memory of fusion before the gradients of the text tower take some.
+            if name != "itc" and reads_masked and "masked" not in step.texts:
+                step.texts["masked"] = self.model.encode_text(
+                    batch.masked_input_ids, batch.attention_mask, states=batch.masked_states
+                )
+            parts[name], objective_metrics = objective.loss(self, step)
+            metrics |= objective_metrics
         return Losses.weigh(parts, weights, metrics)
 
     def predict(self, batch: CaptionBatch) -> Float[Tensor, " b"]:
@@ -110,35 +117,53 @@ class PretrainingTask(nn.Module):
         return logits.float().softmax(dim=-1)[:, 1]
 
     def features(self, batch: CaptionBatch) -> Features:
-        """Returns what ITC reads, drawing the dropout that `forward` draws from the same random state."""
+        """Returns the inputs of ITC, with the dropout that `forward` draws from the same random state."""
         step = self.encode(batch, cache=False)
-        return Features(self._embeds(step.image, step.texts["plain"]), batch.image_index)
+        embeds = self._embeds(step.image, step.texts["plain"])
+        return Features(embeds, batch.image_index)
 
     def encode(self, batch: CaptionBatch, *, cache: bool = True, masked: bool = False) -> Step:
         """Encodes images and plain texts that the phase reads; with `masked`, masked ones in the same batch."""
-        model, phase, texts = self.model, self.config.phase(self.progress), dict[Texts, Encoded]()
+        model = self.model
+        phase = self.config.phase(self.progress)
         active = [self.objectives[name] for name in phase.weights]
-        plain = [each for each in active if "plain" in each.texts]
-        fuses, fuses_plain = (any(each.fuses for each in some) for some in (active, plain))
+        plain = [objective for objective in active if "plain" in objective.texts]
         fuses_pairs = phase.itc > 0 and model.compares_pairs
-        if plain:  # before the images, as the gradients of word embeddings, one for each call, need much memory
-            outputs: Literal["layers", "cls"] = "layers" if fuses_plain or fuses_pairs else "cls"
-            ids, mask, states = batch.input_ids, batch.attention_mask, batch.text_states
-            if masked and outputs == "layers" and any("masked" in each.texts for each in active):
-                ids = torch.cat([ids, batch.masked_input_ids])
-                mask = None if mask is None else torch.cat([mask, mask])
-                states = None if states is None else torch.cat([states, cast(Tensor, batch.masked_states)])
-            encoded = model.encode_text(ids, mask, outputs=outputs, states=states)
-            texts["plain"] = encoded[: len(batch)]
-            if len(encoded) > len(batch):
-                texts["masked"] = encoded[len(batch) :]
-        outputs = "layers" if fuses or fuses_pairs else "cls"
+        fuses_images = any(objective.fuses for objective in active)
+        fuses_plain = any(objective.fuses for objective in plain)
+
+        # Texts come before images: the gradients of word embeddings, one for each call, need much memory.
+        texts: dict[Texts, Encoded] = {}
+        if plain and (fuses_plain or fuses_pairs):
+            reads_masked = any("masked" in objective.texts for objective in active)
+            texts = self._encode_texts(batch, with_masked=masked and reads_masked)
+        elif plain:
+            texts["plain"] = model.encode_text(
+                batch.input_ids, batch.attention_mask, outputs="cls", states=batch.text_states
+            )
+        outputs: EncodeOutputs = "layers" if fuses_images or fuses_pairs else "cls"
         image = model.encode_image(batch.pixel_values, outputs=outputs, states=batch.image_states)
-        if cache and fuses:
+
+        if cache and fuses_images:
             image = model.cache_image(image)
         if cache and fuses_plain:
             texts["plain"] = model.cache_text(texts["plain"])
         return Step(phase, batch, image, texts)
+
+    def _encode_texts(self, batch: CaptionBatch, *, with_masked: bool) -> dict[Texts, Encoded]:
+        """Encodes plain texts, and masked ones in the same call of the tower."""
+        if not with_masked:
+            plain = self.model.encode_text(batch.input_ids, batch.attention_mask, states=batch.text_states)
+            return {"plain": plain}
+        ids = torch.cat([batch.input_ids, batch.masked_input_ids])
+        mask = batch.attention_mask
+        if mask is not None:
+            mask = torch.cat([mask, mask])
+        states = batch.text_states
+        if states is not None:
+            states = torch.cat([states, cast(Tensor, batch.masked_states)])
+        encoded = self.model.encode_text(ids, mask, states=states)
+        return {"plain": encoded[: len(batch)], "masked": encoded[len(batch) :]}
 
     def itc(
         self, image: Encoded, text: Encoded, batch: CaptionBatch, contrast: Contrast | None = None
@@ -148,8 +173,13 @@ class PretrainingTask(nn.Module):
         scale = self.model.head("itc").logit_scale()
         if contrast is not None:
             return contrast.through(embeds, scale)
-        gathers = self.config.gather_with_grads
-        return losses.itc_loss(embeds, batch.image_index, scale, gather_with_grads=gathers, loss=self.contrast_loss)
+        return losses.itc_loss(
+            embeds,
+            batch.image_index,
+            scale,
+            gather_with_grads=self.config.gather_with_grads,
+            loss=self.contrast_loss,
+        )
 
     def contrast(self, parts: Sequence[Features]) -> list[Contrast]:
         """Returns ITC over the features of all micro-batches of a step and of all ranks, for each micro-batch."""
@@ -158,8 +188,10 @@ class PretrainingTask(nn.Module):
                 f"{type(self).__name__} overrides itc, which sees one micro-batch only: with --contrast-over step "
                 "override contrast_loss, or contrast"
             )
-        gathers, scale = self.config.gather_with_grads, self.model.head("itc").logit_scale()
-        return losses.contrast_parts(parts, scale, gather_with_grads=gathers, loss=self.contrast_loss)
+        scale = self.model.head("itc").logit_scale()
+        return losses.contrast_parts(
+            parts, scale, gather_with_grads=self.config.gather_with_grads, loss=self.contrast_loss
+        )
 
     def itm(self, image: Encoded, text: Encoded, pairs: Pairs) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """Matching loss and accuracy of `pairs`, one fusion over all of them."""
@@ -170,8 +202,9 @@ class PretrainingTask(nn.Module):
         """Masked-word loss and accuracy with the weight of the batch, read from the text stream with the true image."""
         fused = self.model.fuse(image, masked, outputs="text")
         loss, accuracy = losses.mlm_loss(self.model.mlm_logits, fused.text, batch.mlm_labels, batch.mlm_positions)
-        weight = batch.mlm_weight
-        return (loss, accuracy) if weight is None else (loss * weight, accuracy * weight)
+        if batch.mlm_weight is None:
+            return loss, accuracy
+        return loss * batch.mlm_weight, accuracy * batch.mlm_weight
 
     def pairs(
         self, image: Encoded, text: Encoded, batch: CaptionBatch, phase: Phase
@@ -182,30 +215,38 @@ class PretrainingTask(nn.Module):
             return losses.random_pairs(batch.image_index, generator), (image, text)
         if phase.negatives == "uniform":
             return losses.uniform_pairs(batch.image_index, generator), (image, text)
-        index, own = batch.image_index, slice(0, len(batch))
+        index = batch.image_index
+        all_index = index
+        local_columns = slice(0, len(batch))
         if self.config.negatives_from == "world" and world_size() > 1:
             image = replace(image, first_layer_cache=None).map(all_gather)
             text = gather_texts(replace(text, first_layer_cache=None))
-            own = slice(rank() * len(batch), (rank() + 1) * len(batch))
-        all_index = all_gather(index) if len(image) > len(batch) else index
+            all_index = all_gather(index)
+            local_columns = slice(rank() * len(batch), (rank() + 1) * len(batch))
         with torch.no_grad():
             scale = self.model.head("itc").logit_scale()
-            images, texts = self.model.image_embeds(image), self.model.text_embeds(text)
-            image_to_text, text_to_image = similarity(images[own], texts, scale), similarity(texts[own], images, scale)
-        pairs = losses.hard_pairs(image_to_text, text_to_image, index, all_index, own, generator)
+            image_embeds = self.model.image_embeds(image)
+            text_embeds = self.model.text_embeds(text)
+            image_to_text = similarity(image_embeds[local_columns], text_embeds, scale)
+            text_to_image = similarity(text_embeds[local_columns], image_embeds, scale)
+        pairs = losses.hard_pairs(image_to_text, text_to_image, index, all_index, local_columns, generator)
         return pairs, (image, text)
 
     def _embeds(self, image: Encoded, text: Encoded) -> tuple[Float[Tensor, "b c"], ...]:
-        """What ITC compares: images, texts and, where the head has embeddings of pairs, each image with its text."""
+        """Returns the embeddings of images, of texts and, where the head has them, of pairs."""
         model = self.model
-        embeds = model.image_embeds(image), model.text_embeds(text)
-        return (*embeds, model.pair_embeds(model.fuse(image, text).pooled)) if model.compares_pairs else embeds
+        image_embeds = model.image_embeds(image)
+        text_embeds = model.text_embeds(text)
+        if not model.compares_pairs:
+            return image_embeds, text_embeds
+        return image_embeds, text_embeds, model.pair_embeds(model.fuse(image, text).pooled)
 
 
 def gather_texts(text: Encoded) -> Encoded:
     """Gathers the encodings of all ranks, with gradients, padded to the longest text of any rank."""
     length = torch.tensor([text.layers[0].shape[1]], device=text.cls.device)
-    return text.padded(int(all_gather(length).max())).map(all_gather)
+    longest = int(all_gather(length).max())
+    return text.padded(longest).map(all_gather)
 
 
 def _itc(task: PretrainingTask, step: Step) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
@@ -234,30 +275,36 @@ OBJECTIVES: dict[str, Objective] = {
 class RankingTask(nn.Module):
     """Cross-entropy of the true text's score against those of the false texts, and matching beside it.
 
-    Official `compute_irtr`, which crashes: it stacks tensors of different shapes. Its run config also switches
-    matching on, with the head of pre-training kept as it is; so here.
+    Official `compute_irtr`, which crashes, as it stacks tensors of different shapes. As in its run config, matching is
+    on, and the matching head of pre-training is not trained.
     """
 
     def __init__(self, model: BridgeTower, config: RankingConfig) -> None:
         super().__init__()
-        self.model, self.config = model, config
+        self.model = model
+        self.config = config
         if config.itm:
             model.head("itm").requires_grad_(False)
 
     def forward(self, batch: RankingBatch) -> Losses:
         image, text, scores = self.score(batch)
-        loss, accuracy = losses.class_loss(scores, torch.zeros(len(scores), dtype=torch.long, device=scores.device))
-        parts, metrics = {"rank": loss}, {"rank_accuracy": accuracy}
+        num_images, num_texts = scores.shape
+        true_texts = torch.zeros(num_images, dtype=torch.long, device=scores.device)
+        loss, accuracy = losses.class_loss(scores, true_texts)
+        parts = {"rank": loss}
+        metrics = {"rank_accuracy": accuracy}
         if self.config.itm:  # of the true texts, half of them with another image of the batch
-            pairs = losses.random_pairs(batch.image_index, torch.Generator().manual_seed(batch.seed))
-            fused = self.model.fuse(image[pairs.image_rows], text[pairs.text_rows * scores.shape[1]])
+            generator = torch.Generator().manual_seed(batch.seed)
+            pairs = losses.random_pairs(batch.image_index, generator)
+            fused = self.model.fuse(image[pairs.image_rows], text[pairs.text_rows * num_texts])
             logits = self.model.itm_logits(fused.pooled)
             parts["itm"], metrics["itm_accuracy"] = losses.matching_loss(logits, pairs.labels)
         return Losses.weigh(parts, {"rank": 1.0, "itm": self.config.itm}, metrics)
 
     def predict(self, batch: RankingBatch) -> Float[Tensor, "b n"]:
         """Returns the probability of each text to be the true one among those of its image."""
-        return self.score(batch)[2].float().softmax(dim=-1)
+        _, _, scores = self.score(batch)
+        return scores.float().softmax(dim=-1)
 
     def score(self, batch: RankingBatch) -> tuple[Encoded, Encoded, Float[Tensor, "b n"]]:
         """Returns images, texts, and the scores of the texts of each image, the true one first."""
@@ -266,4 +313,5 @@ class RankingTask(nn.Module):
         text = model.encode_text(batch.input_ids, batch.attention_mask, states=batch.text_states)
         num_texts = len(text) // len(image)
         rows = torch.arange(len(image), device=image.cls.device).repeat_interleave(num_texts)
-        return image, text, model.head("rank")(model.fuse(image[rows], text).pooled).unflatten(0, (-1, num_texts))
+        scores = model.head("rank")(model.fuse(image[rows], text).pooled)
+        return image, text, scores.unflatten(0, (-1, num_texts))

@@ -33,7 +33,7 @@ def _examples(source: ExampleSource) -> CaptionPairs | RankingPairs:
     images, task = CaptionImages(source.data, source.splits, source.processor), source.task
     if isinstance(task, RankingConfig) and source.use == "train":
         return RankingPairs(images, task.false_texts)
-    return CaptionPairs(images, task.masking if task.hides_words else None)
+    return CaptionPairs(images, task.masking if task.needs_masking else None)
 
 
 def _evaluate(evaluation: Evaluation) -> Outcome:
