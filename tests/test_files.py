@@ -394,6 +394,13 @@ def test_space_is_required_before_something_is_written(small_disk):
         require_space(disk, 3 * 2**30, "some files")
 
 
+def test_all_the_space_that_is_left_may_be_taken_and_no_byte_more(monkeypatch, tmp_path):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(2**32, 2**31, 2**31))
+    require_space(tmp_path, 2**31, "some files")
+    with pytest.raises(OSError, match=r"take 2\.0 GiB, but the disk of .* has 2\.0 GiB left"):
+        require_space(tmp_path, 2**31 + 1, "some files")
+
+
 def test_cache_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder() == tmp_path / "bridgetower"

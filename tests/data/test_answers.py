@@ -3,6 +3,7 @@
 import pytest
 
 from bridgetower.data.answers import (
+    ANNOTATORS,
     answer_vocabulary,
     normalise_answer,
     read_vocabulary,
@@ -70,6 +71,12 @@ def test_targets_of_few_annotators_are_shares():
 def test_vocabulary_counts_normalised_answers_in_order_of_appearance():
     choices = ["net", "two", *["Yes"] * 8, "2", "no", "yes.", *["net"] * 8]
     assert answer_vocabulary(choices) == ("net", "yes")
+
+
+def test_an_answer_of_the_vocabulary_is_chosen_nine_times():
+    """As in the official `write_vqa.py`, which keeps the answers that come nine times or more."""
+    assert answer_vocabulary(["eight"] * 8 + ["nine"] * 9 + ["ten"] * 10) == ("9", "10")
+    assert ANNOTATORS == 10
 
 
 def test_a_written_vocabulary_keeps_the_order(tmp_path):
