@@ -282,9 +282,11 @@ def test_a_layer_of_two_graphs_is_refused_or_runs_so_or_without(strict, backend)
         return original(hidden, *rest, **options)
 
     layer.forward = broken
+    settings = torch._dynamo.config.get_config_copy()
     model.compile_layers(backend=backend, strict=strict)
     with nullcontext() if not strict else pytest.raises(Exception, match=r"graph_break|graph break"):
         assert tiny.off(model.encode_image(tiny.images(1)).cls, expected) < 1e-5
+    assert torch._dynamo.config.get_config_copy() == settings, "those of other models are the user's"
 
 
 def test_what_the_towers_hand_over_is_bfloat16_under_autocast():

@@ -27,7 +27,7 @@ from bridgetower.files import cache_folder
 from bridgetower.model.bridgetower import IMAGE, BridgeTower, EncodeOutputs
 from bridgetower.model.cpu import pack_weights
 from bridgetower.model.fusion import Encoded, Fused, FusionOutputs, Mask
-from bridgetower.model.layers import allow_graphs, to_device
+from bridgetower.model.layers import compiler_options, to_device
 
 _STARTING = Lock()
 _PARTS = {"encode_image": "vision", "encode_text": "text", "fuse": "fusion"}
@@ -60,8 +60,7 @@ class TorchEngine:
                     self._unpacked = dict(_PARTS)
                     pack_weights(self.model, left=[getattr(self.model, part) for part in _PARTS.values()])
                 else:
-                    allow_graphs()
-                    compiled = partial(torch.compile, backend=self._compiler, dynamic=True)
+                    compiled = partial(torch.compile, dynamic=True, **compiler_options(self._compiler))
                     self._compiled = {name: compiled(getattr(self.model, name)) for name in _PARTS}
             if self._compiler is None and (part := self._unpacked.pop(method, None)):
                 pack_weights(getattr(self.model, part))

@@ -18,7 +18,7 @@ from bridgetower.model.config import ModelConfig, Part, entry
 from bridgetower.model.extensions import NO_EXTENSIONS, TEXT_ARCHITECTURES, Extensions, vision_tower
 from bridgetower.model.fusion import Encoded, Fused, FusionEncoder, FusionOutputs, Mask
 from bridgetower.model.heads import HEADS, FusedItcHead, HeadSpec, ItcHead, LinearHead, MlmHead, RankHead, chosen_heads
-from bridgetower.model.layers import Pooler, TokenMask, allow_graphs, mean_token
+from bridgetower.model.layers import Pooler, TokenMask, compiler_options, mean_token
 from bridgetower.model.towers import Transformer, VisionTransformer
 
 EncodeOutputs = Literal["layers", "cls"]
@@ -177,10 +177,10 @@ class BridgeTower(nn.Module):
         tokens, as kernels for GPUs want, and always have a mask. If it is not `strict`, what cannot be compiled, such
         as a part of a custom layer, or all of it where there is no C compiler, runs as it is.
         """
-        allow_graphs(strict=strict)
         self.text_multiple = 8
+        options = compiler_options(backend, strict=strict)
         for layer in self.layers():
-            layer.compile(fullgraph=strict, backend=backend)
+            layer.compile(fullgraph=strict, **options)
 
     def train_top_layers(self, count: int) -> None:
         """Freezes each tower but for the top `count` of its layers that are read; embeddings and norms too."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -21,6 +23,11 @@ TokenMask = Bool[Tensor, "b l"] | None
 """False on padding; None if nothing is padded."""
 Keys = Float[Tensor, "b m d"]
 KeyMask = Bool[Tensor, "b m"] | None
+
+# Graphs of one layer's code: of both streams, in the first and the last layer, for one batch size and for all.
+GRAPHS = 64
+
+logger = logging.getLogger(__name__)
 
 GELU = {"gelu": "none", "gelu_tanh": "tanh"}
 """What PyTorch calls the approximation."""
@@ -70,16 +77,32 @@ def on_meta() -> Iterator[None]:
         yield
 
 
-def allow_graphs(*, strict: bool = True) -> None:
-    """Lets PyTorch keep as many graphs of one function as there are kinds of calls; beyond, it computes without one.
+def compiler_options(backend: Any, *, strict: bool = True) -> dict[str, Any]:
+    """Returns options of `torch.compile` that keep as many graphs of a function as there are kinds of calls.
 
-    If it is not `strict`, it also warns and does so where it cannot make one.
+    Unless it is `strict`, a graph that the backend cannot compile runs as it is, with a warning.
     """
-    import torch._dynamo  # the compiler, which takes seconds to import
+    options = {"backend": backend if strict else _or_as_it_is(backend)}
+    if "recompile_limit" in inspect.signature(torch.compile).parameters:
+        return options | {"recompile_limit": GRAPHS}
+    from torch._dynamo import config  # imports the compiler, which takes seconds
 
-    # Of one layer's code: of both streams, in the first and the last layer, for one batch size and for all.
-    torch._dynamo.config.cache_size_limit = max(64, torch._dynamo.config.cache_size_limit)
-    torch._dynamo.config.suppress_errors = not strict
+    # Older releases of PyTorch have no option for one function.
+    config.recompile_limit = max(GRAPHS, config.recompile_limit)
+    return options
+
+
+def _or_as_it_is(backend: Any) -> Callable[..., Any]:
+    def compiled(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        try:
+            return lookup_backend(backend)(graph, inputs)
+        except Exception as error:  # noqa: BLE001 - of any compiler
+            logger.warning("a part of a layer is not compiled: %s", str(error).partition("\n")[0])
+            return graph.forward
+
+    from torch._dynamo import lookup_backend
+
+    return compiled
 
 
 class DotProductAttention(nn.Module):
