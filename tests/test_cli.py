@@ -9,6 +9,7 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ import shapes
 from bridgetower import cli
 from bridgetower.checkpoints import Calibration, Reranking, read_checkpoint, write_reranking
 from bridgetower.cli.output import with_options
+from bridgetower.data.prepared_set import read_info
 from bridgetower.files import escaped, one_line
 from bridgetower.predictor import load
 from bridgetower.training.run import read_run
@@ -256,7 +258,7 @@ class TestTraining:
         assert f"{100 * result['rsum']:.1f}" in table
         following = f"evaluate {result['run']} retrieval --data {tiny_dataset}"
         assert table.splitlines()[-1] == f"Next: bridgetower {following}"
-        assert caplog.messages[0] == f"pretrain-nano: starting the run in {result['run']}"
+        assert caplog.messages[1] == f"pretrain-nano: starting the run in {result['run']}"
 
     def test_a_run_below_a_file(self, refused, tiny_dataset, tmp_path):
         (tmp_path / "file").write_text("")
@@ -495,9 +497,27 @@ class TestNamesOfOptions:
         )
         assert with_options(message, (), lambda: known) == shown
 
-    def test_a_default_that_does_not_fit_is_named_as_an_option(self, refused, tiny_dataset, tmp_path):
+    def test_a_default_that_does_not_fit_is_named_as_an_option(self, refused, tiny_dataset, tmp_path, caplog):
         few = ("train", "pretrain-nano", "--out", tmp_path / "run", "--data.folders", tiny_dataset)
-        assert refused(*few).endswith("lower --batch-size")
+        count = read_info(tiny_dataset).splits["train"].examples
+        with caplog.at_level("INFO"):
+            message = refused(*few)
+        few_for_a_batch = f"{count} training examples are fewer than one batch of 128"
+        assert message.endswith(f"{few_for_a_batch}; use --batch-size {count}")
+        assert "starting the run" not in caplog.text
+        assert not (tmp_path / "run").exists()
+
+    def test_warnings_name_options_too(self, monkeypatch, capsys):
+        basic_config = Mock()
+        monkeypatch.setattr(logging, "basicConfig", basic_config)
+        with pytest.raises(SystemExit):
+            cli.main(["train", "pretrain-nano", "--help"])
+        capsys.readouterr()
+        (handler,) = basic_config.call_args.kwargs["handlers"]
+        entry = logging.LogRecord("bridgetower", logging.WARNING, "", 0, "few pairs; raise micro_batch_size", (), None)
+        assert handler.format(entry) == "WARNING few pairs; raise --micro-batch-size"
+        entry.levelno = logging.INFO
+        assert handler.format(entry).endswith("raise micro_batch_size")
 
 
 @pytest.mark.parametrize(

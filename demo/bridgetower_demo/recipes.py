@@ -92,6 +92,8 @@ SCENES_VQA = replace(
     model=replace(SCENES_MODEL, heads=replace(SCENES_MODEL.heads, vqa=NUM_SCENE_ANSWERS)),
     data=DataConfig(max_length=32, cache=True),
     precision="bf16",
+    max_epochs=None,
+    evaluate_every=200,
     checkpoint_every=400,
 )
 

@@ -255,7 +255,7 @@ def demo_config(out: Path, plan: Plan, stage: Stage, arm: Arm, seed: int, minute
     steps = scaled(recipe.max_steps or 0, minutes)
     folders = tuple(str(out / "data" / name) for name in plan.datasets)
     number = plan.stages.index(stage)
-    changes: dict[str, Any] = {"max_steps": steps, "checkpoint_every": -(-steps // _STATES)}
+    changes: dict[str, Any] = {"max_steps": steps, "max_epochs": None, "checkpoint_every": -(-steps // _STATES)}
     changes["evaluate_every"] = 0 if stage is plan.stages[-1] else None  # at the end: the checkpoint is calibrated
     changes["align_first"] = round(recipe.align_first * minutes / MINUTES)
     if number > 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from rich.text import Text
 
 T = TypeVar("T")
 
-LOG_SECONDS = 60.0  # between two lines of progress in the log
+LOG_SECONDS = 20.0  # between two lines of progress in the log
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +30,9 @@ class RateColumn(rich_bars.ProgressColumn):
 
 
 def step_bars(*, shown: bool) -> rich_bars.Progress:
-    """Returns bars of steps with a field `metrics`."""
-    return _Bars(rich_bars.MofNCompleteColumn(), rich_bars.TextColumn("{task.fields[metrics]}"), shown=shown)
+    """Returns bars of steps with a field `metrics`, whose first step is logged at once."""
+    columns = rich_bars.MofNCompleteColumn(), rich_bars.TextColumn("{task.fields[metrics]}")
+    return _Bars(*columns, shown=shown, logs_first=True)
 
 
 def count_bars(*, shown: bool) -> rich_bars.Progress:
@@ -46,7 +48,7 @@ def counted(items: Iterable[T], description: str, *, shown: bool, total: int | N
 
 @contextmanager
 def counting(description: str, *, total: int | None, shown: bool) -> Iterator[Callable[[int], None]]:
-    """Yields what is called with each number of things that were done: a bar moves, or a line a minute is logged."""
+    """Yields what is called with each number of things that were done: a bar moves, or lines are logged."""
     with count_bars(shown=shown) as bars:
         yield partial(bars.advance, bars.add_task(description, total=total))
 
@@ -60,9 +62,9 @@ def reading(path: Path, *, shown: bool) -> Iterator[BinaryIO]:
 
 
 class _Bars(rich_bars.Progress):
-    """Bars on a terminal; elsewhere a line a minute for each that is not done: how far, how fast, how long it takes."""
+    """Bars on a terminal; elsewhere lines for each that is not done: how far, how fast, how long it takes."""
 
-    def __init__(self, *columns: rich_bars.ProgressColumn, shown: bool) -> None:
+    def __init__(self, *columns: rich_bars.ProgressColumn, shown: bool, logs_first: bool = False) -> None:
         console = Console(stderr=True)
         hidden = not (shown and console.is_terminal)
         console.quiet = hidden  # bars that are disabled still end with an empty line before rich 14.3
@@ -72,7 +74,7 @@ class _Bars(rich_bars.Progress):
         times = rich_bars.TimeElapsedColumn(), rich_bars.TimeRemainingColumn()
         super().__init__(*texts, *columns, *times, console=console, disable=hidden, **settings)
         self._logs = shown and hidden
-        self._logged = self.get_time()
+        self._logged = -math.inf if logs_first else self.get_time()  # time of the last line
 
     def update(self, task_id: rich_bars.TaskID, **changes: Any) -> None:
         super().update(task_id, **changes)
@@ -86,9 +88,9 @@ class _Bars(rich_bars.Progress):
         now = self.get_time()
         if not self._logs or now - self._logged < LOG_SECONDS:
             return
-        self._logged = now
         for task in self.tasks:
             if not task.finished and task.completed:
+                self._logged = now
                 rate = task.fields.get("metrics") or ("" if task.speed is None else f"{task.speed:,.1f}/s")
                 rest = "" if task.total is None else f" of {task.total:,.0f}"
                 left = "" if task.time_remaining is None else f"{task.time_remaining / 60:,.0f} min left"

@@ -49,7 +49,7 @@ class TestWriting:
         assert entries[2]["lr"] == pytest.approx(3e-3)
         assert read_metrics(tmp_path, "validation")[0]["rsum"] == 50.0
         write_steps(tmp_path, range(1, 21), log_every=8)
-        assert steps_of(tmp_path, "train") == [8, 16, 20]
+        assert steps_of(tmp_path, "train") == [1, 8, 16, 20]
 
     def test_speed_is_that_of_the_clock_without_pauses(self, tmp_path, monkeypatch):
         """A step that only asks a device to work takes the time until its numbers are there."""
@@ -68,7 +68,7 @@ class TestWriting:
 
         with open_log(tmp_path, 3, log_every=4) as log:
             loaded = log.loaded(batches())
-            for step in range(4, 9):  # one step until the first line, then four
+            for step in range(4, 9):  # one step until the next line, then four
                 next(loaded)
                 now[0] += 0.5
                 with log.pausing("saving"):

@@ -4,10 +4,10 @@ import os
 import pickle
 import shutil
 import signal
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
@@ -21,7 +21,8 @@ from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.pretraining import PretrainingTask
 from bridgetower.tasks.run_config import OptimizerConfig, read_metrics
 from bridgetower.training.data_parallel import run_device
-from bridgetower.training.run import Interrupted, fit
+from bridgetower.training.run import SAME_SECONDS, Interrupted, fit
+from bridgetower.training.setup import TrainContext
 from bridgetower.training.state import StateSaver, TrainingState
 
 
@@ -46,6 +47,25 @@ def test_progress_and_learning_rates(build, tmp_path):
     assert rates == [pytest.approx(step) for step in expected]
     logged = [entry["lr"] for entry in read_metrics(tmp_path, "train")]
     assert logged == pytest.approx([1e-2 * factor for factor in factors])
+
+
+@pytest.mark.parametrize(
+    ("num_examples", "length", "every", "steps"),
+    [
+        (65, {"max_steps": 5}, "epoch", [5]),  # of 8 steps in an epoch
+        (65, {"max_epochs": 3}, "epoch", [8, 16, 24]),
+        (65, {"max_steps": 18, "max_epochs": 3}, "epoch", [8, 16, 18]),
+        (65, {"max_steps": 600, "max_epochs": 3}, 10, [10, 20, 24]),
+        (65, {"max_epochs": 3}, 0, [24]),
+        (65, {"max_epochs": 3}, None, []),
+        (20, {"max_epochs": 20}, "epoch", list(range(2, 41, 2))),
+        (20, {"max_epochs": 50}, "epoch", [*range(6, 97, 6), 100]),  # at most 20 times
+    ],
+)
+def test_length_and_evaluations_follow_the_data(tmp_path, num_examples, length, every, steps):
+    config = shapes.run_config(tmp_path, **{"max_steps": None, "evaluate_every": every} | length)
+    context = TrainContext(config=config, model=None, task=None, examples=range(num_examples))
+    assert [step for step in range(1, context.max_steps + 1) if context.evaluates_after(step)] == steps
 
 
 class TestSelection:
@@ -143,7 +163,8 @@ class TestSignals:
 
     def test_a_second_one_later_ends_at_once(self, build, tmp_path, monkeypatch):
         """By the signal itself, as if the process had no handler: here what would end it is caught."""
-        monkeypatch.setattr("bridgetower.training.run.SAME_SECONDS", 0.5)
+        clock = [0.0]
+        monkeypatch.setattr("bridgetower.training.run.time", SimpleNamespace(monotonic=lambda: clock[0]))
         send = os.kill
 
         class Ended(BaseException):
@@ -159,9 +180,10 @@ class TestSignals:
             if len(task.seen) == 3:
                 send(os.getpid(), signal.SIGTERM)
                 send(os.getpid(), signal.SIGTERM)  # of the launcher: it sent one to the group before
-                time.sleep(0.7)
+                clock[0] += SAME_SECONDS
+                send(os.getpid(), signal.SIGTERM)  # as late as one may come that is of the same request
+                clock[0] += 0.1
                 send(os.getpid(), signal.SIGINT)
-                time.sleep(60)
 
         parts.task.register_forward_hook(interrupt)
         with pytest.raises(Ended) as caught:
@@ -176,7 +198,7 @@ class TestSignals:
 
 
 class TestEvaluation:
-    def test_comes_after_the_state_of_its_step_and_is_made_up_for(self, build, tmp_path):
+    def test_comes_after_the_state_of_its_step_and_is_made_up_for(self, build, tmp_path, caplog):
         """What is killed in an evaluation has lost no step, and ends as if nothing had been."""
         at = []
 
@@ -187,8 +209,9 @@ class TestEvaluation:
             return {"rsum": float(len(at))}
 
         whole = run(build(evaluate_every=2), tmp_path / "whole")
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt), caplog.at_level("INFO"):
             run(build(evaluate_every=2, evaluate=evaluate), tmp_path / "killed")
+        assert "step 2: rsum 1 on validation, the best so far" in caplog.messages
         assert at == [2, 4]
         assert states.saved(tmp_path / "killed") == TrainingState(step=4, evaluated=2, best=1.0, metrics={"rsum": 1.0})
         again = build(evaluate_every=2, evaluate=evaluate)

@@ -176,6 +176,13 @@ class TestRefusals:
             train(changed, tmp_path / "run", progress=False)
         assert not (tmp_path / "run" / METRICS).exists()
 
+    @pytest.mark.parametrize("captions", ["all", "one"])
+    def test_examples_are_counted_as_the_task_has_them(self, config, tiny_processor, captions):
+        (folder,) = config.data.folders
+        data = replace(config.data, train_only=(folder,), repeats=(2, 3), captions=captions)
+        pairs = CaptionImages(data, "train", tiny_processor).pairs()
+        assert TASKS["pretraining"].count_examples(data) == len(pairs)
+
     def test_a_folder_with_a_run_or_in_which_another_process_trains(self, finished, config, tmp_path):
         with pytest.raises(FileExistsError, match="already holds a run; continue it with --resume"):
             train(config, finished[0], progress=False)
@@ -191,8 +198,10 @@ class TestRefusals:
             folder = write_unreadable(tmp_path / "data")
             failing = replace(config, data=replace(config.data, folders=(str(folder),)), batch_size=2)
         for mistake in ({"batch_size": 400}, {"data": replace(config.data, folders=("nowhere",))}):
-            with pytest.raises((ValueError, FileNotFoundError), match=r"lower batch_size|nowhere"):
+            with pytest.raises((ValueError, FileNotFoundError), match=r"use batch_size|nowhere"):
                 train(replace(config, **mistake), out, progress=False)
+        assert not out.exists()
+        out.mkdir()
         (out / f".{CONFIG}.partial-abc.json").touch()
         with pytest.raises((FloatingPointError, ValueError), match=r"is not finite at step 1|image train/\d\.png of"):
             train(failing, out, progress=False)

@@ -10,19 +10,48 @@ from fitting import recorded_gradients, run, weights
 import shapes
 import states
 import tiny
+from bridgetower.data.batch import StepSampler
 from bridgetower.data.examples import PreparedImages
 from bridgetower.objectives.config import Phase, PretrainingConfig
 from bridgetower.objectives.losses import itc_loss
 from bridgetower.objectives.pretraining import PretrainingTask
 from bridgetower.tasks.run_config import OptimizerConfig, read_metrics
 from bridgetower.training import step as step_module
-from bridgetower.training.step import contrast_of_step, encodes_twice
+from bridgetower.training.step import check_batch_size, contrast_of_step, count_micro_batches, encodes_twice
 
 
 def gradients(parts, out):
     with recorded_gradients(parts.model) as seen:
         run(parts, out)
     return seen, read_metrics(out, "train")
+
+
+@pytest.mark.parametrize(
+    ("examples", "processes", "micro_batch_size", "works"),
+    [
+        (65, 1, None, 65),
+        (65, 1, 48, 64),
+        (49, 1, 48, 48),
+        (65, 4, None, 64),
+        (71, 4, 16, 64),
+        (75, 4, 16, 72),
+        (4, 4, 16, 4),
+    ],
+)
+def test_a_batch_of_more_examples_than_there_are_is_refused_with_one_that_works(
+    tmp_path, monkeypatch, examples, processes, micro_batch_size, works
+):
+    monkeypatch.setattr(step_module, "world_size", lambda: processes)
+    config = shapes.run_config(tmp_path, batch_size=384, micro_batch_size=micro_batch_size)
+    with pytest.raises(ValueError, match=rf"{examples} training examples .* batch of 384; use batch_size {works}$"):
+        check_batch_size(config, examples)
+    fitting = replace(config, batch_size=works)
+    check_batch_size(fitting, examples)
+    given = {"micro_batches": count_micro_batches(fitting), "seed": 0, "world_size": processes}
+    assert len(StepSampler(examples, batch_size=works, steps=range(1), **given)) == given["micro_batches"]
+    monkeypatch.setattr(step_module, "world_size", lambda: 5)
+    with pytest.raises(ValueError, match=r"^3 training examples are fewer than 5 processes; start at most"):
+        check_batch_size(config, 3)
 
 
 @pytest.mark.parametrize("micro_batch_size", [4, 3, 1])

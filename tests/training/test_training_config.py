@@ -77,13 +77,13 @@ class TestRunConfig:
         [
             *(({f"{name}_size": 0}, f"{name}_size is 0; expected at least 1") for name in ("batch", "micro_batch")),
             *(({name: 0}, f"{name} is 0") for name in ("max_steps", "checkpoint_every", "log_every")),
-            ({"evaluate_every": -1}, "evaluate_every is -1; expected at least 0"),
+            ({"evaluate_every": -1}, "evaluate_every is -1; expected steps, at least 0"),
             ({"precision": "fp16"}, "precision is 'fp16'; expected one of fp32, tf32, bf16"),
             ({"device": "cuda:1"}, "device is 'cuda:1'; expected one of auto, cpu, cuda"),
             ({"checkpoint_activations": ("heads",)}, "checkpoint_activations is 'heads'; expected one of vision, text"),
             ({"init": "a", "tokenizer": "b"}, "tokenizer b with init a, which has its own"),
-            ({"max_steps": None}, "expected exactly one of them"),
-            ({"max_epochs": 1}, "expected exactly one of them"),
+            ({"max_steps": None}, "max_steps and max_epochs are None; give one of them"),
+            ({"evaluate_every": "day"}, "evaluate_every is 'day'; expected steps, at least 0, or epoch, or None"),
         ],
     )
     def test_values(self, values, message):
@@ -118,6 +118,8 @@ class TestRunConfig:
             (["pretrain-base", "--max_epochs", "2"], (None, 2)),
             (["pretrain-base", "--max-epochs", "2", "--max-steps", "None"], (None, 2)),
             (["pretrain-base"], (100_000, None)),
+            (["vqa-nano"], (2_000, 50)),
+            (["vqa-nano", "--max-steps", "9", "--max-epochs", "3"], (9, 3)),
         ],
     )
     def test_a_length_takes_the_place_of_the_recipe_s(self, options, length, monkeypatch):

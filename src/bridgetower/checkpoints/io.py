@@ -200,7 +200,9 @@ def _checkpoint_folder(folder: Path, name: str) -> Path:
             return place
     if (folder / "run.json").exists():
         run, state = read_json(folder / "run.json"), max((folder / "states").glob("step-*"), default=None)
-        step, end = state and int(state.name[5:]), run.get("max_steps") or f"{run.get('max_epochs')} epochs"
+        step = state and int(state.name[5:])
+        lengths = {"steps": run.get("max_steps"), "epochs": run.get("max_epochs")}
+        end = " or ".join(f"{number} {unit}" for unit, number in lengths.items() if number)
         advice = f"go on with --resume --out {name}" + (f", or give the state {state}" if state else "")
         raise FileNotFoundError(f"{name} is an unfinished run, at step {step or 0} of {end}: {advice}")
     if [path.name for path in folder.iterdir()] == [".lock"]:

@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from importlib import import_module, resources
 from itertools import pairwise, permutations
 from typing import Any
@@ -54,8 +54,9 @@ _HELP = {"-h", "--help"}
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line; user errors end with one line and exit code 2, Ctrl-C with one line and 130."""
-    log_to(logging.StreamHandler(), "%(levelname)s %(message)s")
     arguments = list(sys.argv[1:] if argv is None else argv)
+    rename = partial(with_options, typed=arguments, known=partial(_known_options, *arguments))
+    log_to(logging.StreamHandler(), "%(levelname)s %(message)s", rename=rename)
     with reported(arguments):
         try:
             _run(*arguments)
@@ -166,6 +167,7 @@ def _parser(name: str, arguments: Sequence[str]) -> Parse:
     return lambda given: parse(args=given)
 
 
+@cache
 def _known_options(name: str = "", *arguments: str) -> dict[str, list[str]]:
     """Returns the options of a command with their values, or nothing where they are not known."""
     if name not in COMMANDS:

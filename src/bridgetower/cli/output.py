@@ -29,22 +29,31 @@ _ADVICE = re.compile(r"(^|\b(?:lower|raise|give|pass|set|use|leave out) )([a-z]+
 class _OneLineFormatter(logging.Formatter):
     """Escapes control characters: a line feed in a file's name could feign an entry of the log."""
 
+    def __init__(self, log_format: str, rename: Callable[[str], str]) -> None:
+        super().__init__(log_format)
+        self.rename = rename
+
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - its name in logging
+        if record.levelno >= logging.WARNING:
+            record.message = self.rename(record.message)
         return one_line(shortened(super().formatMessage(record)))
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 - likewise
         return visible(super().formatException(ei))
 
 
-def log_to(handler: logging.Handler, log_format: str, *, alone: bool = False) -> None:
+def log_to(
+    handler: logging.Handler, log_format: str, *, alone: bool = False, rename: Callable[[str], str] = str
+) -> None:
     """Sends warnings of all libraries and all entries of this one to a handler, a line each but for tracebacks.
 
     Args:
         handler: It is not used if there is a handler already.
         log_format: Of an entry.
         alone: Remove other handlers first.
+        rename: Changes the text of warnings and errors.
     """
-    handler.setFormatter(_OneLineFormatter(log_format))
+    handler.setFormatter(_OneLineFormatter(log_format, rename))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=alone)
     logging.getLogger("bridgetower").setLevel(logging.INFO)
 

@@ -38,7 +38,7 @@ def train(
 ) -> None:
     """Train a recipe; every value can be overridden by its option.
 
-    On a terminal it shows bars and ends with a table, else it logs a line a minute and prints the metrics as JSON.
+    On a terminal it shows bars and ends with a table, else it logs lines and prints the metrics as JSON.
 
     Example: bridgetower train pretrain-nano --data.folders data/emoji data/flags --out runs/nano
 
@@ -61,7 +61,7 @@ def train(
         feature_cache_limit: GiB of features that are kept there; the longest unused are removed first.
     """
     require("train")
-    logger.info("%s: starting the run in %s", config.recipe or "train", out)  # the libraries take seconds
+    logger.info("%s: loading the libraries", config.recipe or "train")  # which takes seconds
     from bridgetower.training.run import Interrupted
     from bridgetower.training.run import train as train_run
 

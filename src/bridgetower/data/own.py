@@ -197,7 +197,7 @@ def prepare_own(
         source: As `bridgetower.data.reader.read` takes it.
         out: Folder of the set.
         config: How the source is read and split.
-        progress: Show a bar, or log a line a minute where standard error is no terminal.
+        progress: Show a bar, or log a line each 20 seconds where standard error is no terminal.
 
     Raises:
         FileNotFoundError: The source is missing.

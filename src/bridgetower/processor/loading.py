@@ -54,9 +54,11 @@ def load_items(
                 f"the {workers} processes of num_workers, which import the script again, cannot start; put what the "
                 'script does under `if __name__ == "__main__":`, or leave out num_workers'
             ) from None
+        codes = [worker.exitcode for worker in started if worker.exitcode]
+        ending = f"was killed by signal {-codes[0]}" if codes and codes[0] < 0 else f"ended with status {codes}"
         raise ChildProcessError(
-            f"a process that decodes images was killed ({str(error).splitlines()[0]}), as the system does when memory "
-            "runs short; start the same command again, with fewer workers or a smaller batch if it happens again"
+            f"a process that decodes images {ending}; perhaps memory ran short. Start the same command again, a "
+            "training run with --resume; fewer workers and smaller batches take less memory"
         ) from error
     finally:
         del items  # lets the workers end

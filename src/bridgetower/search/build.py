@@ -72,7 +72,7 @@ def build_index(
         out: Folder of the index, whose name ends in `.lance`, or an object store's URI.
         model: A loaded model, what to load, or what returns one; nothing is loaded for a source that is wrong.
         config: How.
-        progress: Show a bar, or log a line a minute where standard error is no terminal.
+        progress: Show a bar, or log a line each 20 seconds where standard error is no terminal.
 
     Raises:
         FileNotFoundError: There is no source.

@@ -124,7 +124,7 @@ def embed_source(
         model: A loaded model, what to load, or what returns one; nothing is loaded for a source that is wrong.
         config: How. From 500 items on, processes decode images unless `num_workers` is 0: a script needs
             `if __name__ == "__main__":` then, because they import it again.
-        progress: Show a bar, or log a line a minute where standard error is no terminal.
+        progress: Show a bar, or log a line each 20 seconds where standard error is no terminal.
 
     Raises:
         FileNotFoundError: There is no source, or a package is missing.

@@ -316,7 +316,7 @@ VQAV2_BASE = RunConfig(
     micro_batch_size=16,
     max_epochs=10,
     precision="bf16",
-    evaluate_every=2_000,
+    evaluate_every="epoch",
     select_by="vqa_score",
 )
 
@@ -360,7 +360,7 @@ SNLI_VE_BASE = RunConfig(
     micro_batch_size=32,
     max_epochs=5,
     precision="bf16",
-    evaluate_every=4_000,
+    evaluate_every="epoch",
     select_by="accuracy",
 )
 
@@ -377,7 +377,6 @@ NLVR2_BASE = replace(
     optimizer=replace(PAPER_OPTIMIZER, lr=5e-6, weight_decay=0.008, head_multiplier=10),
     micro_batch_size=16,
     max_epochs=10,
-    evaluate_every=1_000,
 )
 
 CLASSIFICATION_RECIPE = replace(
@@ -390,7 +389,6 @@ CLASSIFICATION_RECIPE = replace(
     image_size=None,
     optimizer=replace(PAPER_OPTIMIZER, lr=1e-5, warmup=0.06, head_multiplier=10),
     data=replace(COLOUR_VIEWS, flip=False),  # texts in images, such as in memes, are not to be mirrored
-    evaluate_every=500,
 )
 
 REGRESSION_RECIPE = replace(
@@ -413,7 +411,6 @@ VQA_NANO = replace(
     evaluation=RetrievalConfig(),
     batch_size=64,
     max_steps=2_000,
-    evaluate_every=200,
     select_by="vqa_score",
 )
 

@@ -129,7 +129,8 @@ PRETRAIN_NANO = RunConfig(
     evaluation=RetrievalConfig(candidates=16, max_captions=1),
     batch_size=128,
     max_steps=600,
-    evaluate_every=100,
+    max_epochs=50,
+    evaluate_every="epoch",
     checkpoint_every=100,
     select_by="itc_rsum",
 )
@@ -152,7 +153,7 @@ RETRIEVAL_FLICKR30K = RunConfig(
     micro_batch_size=8,
     max_epochs=20,
     precision="bf16",
-    evaluate_every=1_000,
+    evaluate_every="epoch",
 )
 
 RETRIEVAL_COCO = replace(
@@ -196,6 +197,7 @@ CONTRASTIVE_LARGE = RunConfig(
     micro_batch_size=48,
     max_epochs=5,
     precision="bf16",
+    evaluate_every="epoch",
     select_by="itc_rsum",
 )
 

@@ -24,6 +24,7 @@ Compile = Literal["auto", "yes", "no"]
 Rule = Literal["adamw", "hf_adamw"] | str
 Schedule = Literal["polynomial", "cosine"] | str
 ContrastOver = Literal["micro-batch", "step"]
+EachEpoch = Literal["epoch"]
 
 CONFIG, METRICS = "run.json", "metrics.jsonl"
 """Files in the folder of a run that others read."""
@@ -117,8 +118,8 @@ class RunConfig:
             caches the hidden states below them (CLIP, ViT, DeiT, RoBERTa, BERT), computed without dropout.
         frozen_views: Views of each image, and of each text whose words are masked, that `freeze_towers` computes.
         align_first: Steps of ITC on the projections alone, before the first step, with `freeze_towers`.
-        max_steps: Optimiser steps; give either this or `max_epochs`.
-        max_epochs: Passes over the training pairs; give either this or `max_steps`.
+        max_steps: Optimiser steps at most; with `max_epochs`, the run ends at the lower of both.
+        max_epochs: Passes over the training examples at most; what does not fill a batch is left out of each.
         precision: Precision of the forward pass; weights and optimiser stay in float32. `tf32` is for GPUs.
         deterministic: Use kernels of PyTorch that give the same bits in every run; an error where there are none.
         compile: Compile the layers of the towers and of the fusion encoder; `auto` does so on a GPU unless the run is
@@ -128,10 +129,12 @@ class RunConfig:
             weights, the gradients and the optimiser state, which takes less memory and more communication.
         seed: Seed of new weights, order, masks, negatives and dropout.
         max_skipped_steps: Steps with gradients that are not finite to skip before one is an error.
-        evaluate_every: Steps between evaluations of the validation split; 0 evaluates at the end only, None never.
+        evaluate_every: Steps between evaluations of the validation split, or `epoch`: after each epoch,
+            or every few epochs where there are more than 20. The end is measured too, with 0 alone; None: never.
         checkpoint_every: Steps between checkpoints that a killed run resumes from.
         select_by: Validation metric whose best checkpoint is kept; higher is better.
-        log_every: Steps between lines of `metrics.jsonl`; losses are those of that step, as means over the processes.
+        log_every: Steps between lines of `metrics.jsonl`, which also has the first and the last step; losses are those
+            of that step, as means over the processes.
     """
 
     recipe: NotAnOption = ""
@@ -163,20 +166,21 @@ class RunConfig:
     parallel: Parallel = "ddp"
     seed: int = 0
     max_skipped_steps: int = 0
-    evaluate_every: int | None = 0
+    evaluate_every: int | EachEpoch | None = 0
     checkpoint_every: int = 500
     select_by: str = "rsum"
     log_every: int = 10
 
     def __post_init__(self) -> None:
         counts = ("batch_size", "micro_batch_size", "max_steps", "max_epochs", "checkpoint_every", "log_every")
-        naturals = dict.fromkeys(("evaluate_every", "align_first", "max_skipped_steps"), AT_LEAST_0)
+        naturals = dict.fromkeys(("align_first", "max_skipped_steps"), AT_LEAST_0)
         check_numbers(self, "", **dict.fromkeys((*counts, "frozen_views", "train_top"), AT_LEAST_1), **naturals)
-        if (self.max_steps is None) == (self.max_epochs is None):
-            raise ValueError(
-                f"max_steps {self.max_steps} and max_epochs {self.max_epochs}; expected exactly one of them: a recipe "
-                "sets one, which has to be None to set the other"
-            )
+        if self.max_steps is None and self.max_epochs is None:
+            raise ValueError("max_steps and max_epochs are None; give one of them")
+        every = self.evaluate_every
+        is_count = type(every) is int and every >= 0
+        if not is_count and every not in ("epoch", None):
+            raise ValueError(f"evaluate_every is {every!r}; expected steps, at least 0, or epoch, or None")
         for name in ("tokenizer", "vision", "text"):
             if self.init is not None and getattr(self, name) is not None:
                 raise ValueError(

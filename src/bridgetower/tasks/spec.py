@@ -187,6 +187,17 @@ class TaskSpec:
         images = PreparedImages(config.data, config.data.train_splits, processor, schema=self.schema)
         return (text for row in images.scan() for text in self.schema.texts_of(row["entry"]))
 
+    def count_examples(self, data: DataConfig) -> int:
+        """Counts the examples of an epoch by the prepared sets; the task may leave some of them out."""
+        from bridgetower.data.prepared_set import PreparedSet
+
+        first_folder(data)
+        sets = [PreparedSet(folder, data.train_splits, self.schema) for folder in data.folders]
+        sets += [PreparedSet(folder, ("train",), self.schema) for folder in data.train_only]
+        counts = [len(set(one.groups.tolist())) if data.captions == "one" else len(one.numbers) for one in sets]
+        repeats = data.repeats or (1,) * len(sets)
+        return sum(count * times for count, times in zip(counts, repeats, strict=True))
+
     def metrics(self, evaluation: Evaluation) -> dict[str, float]:
         measured = self.evaluate(evaluation).metrics if self.validate is None else self.validate(evaluation)
         return evaluation.with_own(measured)

@@ -130,10 +130,11 @@ class RunLog:
             yield batch
 
     def step(self, step: int, losses: Mapping[str, Tensor], lr: float) -> None:
-        """Counts a step of all processes; every `log_every` steps and at the last, writes mean losses and the speed."""
+        """Counts a step of all processes; at those that are logged, writes mean losses and the speed."""
         self.steps += 1
-        self.progress.advance(self.bar)
-        if step % self.config.log_every and step != self.max_steps:
+        is_logged = step in (1, self.max_steps) or step % self.config.log_every == 0
+        if not is_logged:
+            self.progress.advance(self.bar)
             return
         means = all_gather(torch.stack([value.float() for value in losses.values()])[None]).mean(dim=0)
         if not self.enabled:
@@ -150,7 +151,8 @@ class RunLog:
             torch.cuda.reset_peak_memory_stats()
         self.write("train", step, metrics)
         self._restart()
-        self.progress.update(self.bar, metrics=f"loss {values['loss']:.3f}  {rate:.0f} pairs/s")
+        shown = f"loss {values['loss']:.3f}  {rate:,.0f} pairs/s"
+        self.progress.update(self.bar, completed=step, metrics=shown)
 
     @contextmanager
     def pausing(self, what: str) -> Iterator[None]:

@@ -19,7 +19,6 @@ from typing import Literal
 from bridgetower.checkpoints.tensors import SHARDS
 from bridgetower.data.batch import Batch, StepSampler
 from bridgetower.data.frozen import FeatureCache
-from bridgetower.data.prepared_set import read_info
 from bridgetower.distributed import barrier, from_first, num_restarts, process_group, rank, require_same, world_size
 from bridgetower.files import cache_folder, differences, intended_name, locked, read_json, remove_leftovers, write_json
 from bridgetower.model.config import entry
@@ -29,7 +28,7 @@ from bridgetower.model.layers import autocast
 from bridgetower.model.plain import check_choice
 from bridgetower.processor import load_items
 from bridgetower.tasks.run_config import CONFIG, FEATURE_CACHE_GIB, METRICS, TIMEOUT_MINUTES, RunConfig
-from bridgetower.tasks.spec import TaskSpec, first_folder
+from bridgetower.tasks.spec import TaskSpec
 from bridgetower.tasks.table import TASKS, spec_of
 from bridgetower.training.data_parallel import Replicated, Sharded, run_device, set_numerics
 from bridgetower.training.frozen import align_projections, frozen_examples
@@ -48,7 +47,14 @@ from bridgetower.training.state import (
     newest,
     save_checkpoint,
 )
-from bridgetower.training.step import StepWatch, count_micro_batches, encodes_twice, keeps_pixels, run_step
+from bridgetower.training.step import (
+    StepWatch,
+    check_batch_size,
+    count_micro_batches,
+    encodes_twice,
+    keeps_pixels,
+    run_step,
+)
 
 CHECKPOINTS = ("best", "last")
 
@@ -126,13 +132,14 @@ def train(
     cache = FeatureCache(feature_cache or cache_folder() / "features", int(feature_cache_limit * 2**30))
     with process_group(config.device, timeout_minutes), cache:
         if task is None:
-            read_info(first_folder(config.data))  # of what is no set nothing is loaded
+            check_batch_size(config, spec.count_examples(config.data))  # before anything is loaded or written
         config = with_classes(config, spec)
         require_same({"out": str(out), "resume": resume, "feature_cache": str(cache.folder), **config.to_dict()})
         resume = from_first((resume or num_restarts() > 0) and (out / CONFIG).exists())
         with claimed(out, config, spec, resume=resume) if rank() == 0 else nullcontext(config) as found:
             before = from_first(found)
             if rank() == 0:
+                logger.info("%s: starting the run in %s", config.recipe or "train", out)
                 logger.info("building the model, and reading %s", " and ".join(config.data.folders) or "the data")
             checkpoint = starting_checkpoint(config, spec, extensions)
             if config.image_size is not None:  # instead of a recipe's, which the patches of `init` may not divide
@@ -153,6 +160,7 @@ def train(
             if config.train_top is not None:
                 model.train_top_layers(config.train_top)
             context = build_task(config, checkpoint, model, spec)
+            check_batch_size(config, len(context.examples))  # of which the task may have left some out
             del checkpoint  # on a GPU, its tensors are a second copy
             if config.freeze_towers:
                 context = replace(context, examples=frozen_examples(context, cache, progress=progress))
@@ -302,9 +310,7 @@ def fit(
         write_json(out / CONFIG, config.to_dict())
 
     def unmeasured() -> bool:
-        every = config.evaluate_every
-        due = every is not None and (state.step == context.max_steps or (every > 0 and state.step % every == 0))
-        return due and state.evaluated < state.step
+        return context.evaluates_after(state.step) and state.evaluated < state.step
 
     def enter_callbacks(stack: ExitStack) -> None:
         for callback in extensions.callbacks:
@@ -324,11 +330,12 @@ def fit(
     limited = [name for name in config.task.contrasts if name != "ITC" or config.contrast_over != "step"]
     if rank() == 0 and limited and count_micro_batches(config) > 1:
         logger.warning(
-            "%s: one micro-batch of %s pairs per process is compared, not the batch of %s; raise micro_batch_size, "
-            "or add processes (for ITC: contrast_over)",
+            "%s: one micro-batch of %s pairs per process is compared, not the batch of %s; raise micro_batch_size or "
+            "start more processes%s",
             " and ".join(limited),
             config.micro_batch_size,
             config.batch_size,
+            "; for ITC alone, set contrast_over to step" if "ITC" in limited else "",
         )
     if rank() == 0 and config.data.trains_on_validation and config.evaluate_every is not None:
         logger.warning(
@@ -341,6 +348,7 @@ def fit(
         counts = [(weight.numel(), weight.requires_grad) for weight in model.parameters()]
         share = f"{sum(count for count, trains in counts if trains):,} of {sum(count for count, _ in counts):,} weights"
         logger.info("training %s: %s, %d of %d examples each", share, steps, config.batch_size, len(context.examples))
+    held_out = config.data.validation_split
     log = RunLog(context, out, state, report_to=report_to, progress=progress)
     factor, watch = schedule(config.optimizer, context.max_steps, extensions), StepWatch()
 
@@ -360,7 +368,11 @@ def fit(
                     f"step {state.step} is saved, and --resume with another --select-by goes on from it"
                 )
             score = state.metrics[config.select_by]
-            if not config.data.trains_on_validation and (state.best is None or score > state.best):
+            is_best = not config.data.trains_on_validation and (state.best is None or score > state.best)
+            if rank() == 0:
+                ending = ", the best so far" if is_best else ""
+                logger.info("step %d: %s %.4g on %s%s", state.step, config.select_by, score, held_out, ending)
+            if is_best:
                 state.best = score
                 save_checkpoint(context, out / "best", state.metrics)
             state.evaluated = state.step

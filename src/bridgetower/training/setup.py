@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -39,6 +40,9 @@ _OF_ITC = ("itc", "itc_size", *FEATURE_FIELDS)
 # The run decides these of a tower: positions are resized, and published weights are the same with any dropout.
 _FREE = ("image_size", "dropout", "attention_dropout")
 
+_MOST_EVALUATIONS = 20
+"""Evaluations of a run that is evaluated by the epoch: of short epochs, several come between two."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -57,9 +61,29 @@ class TrainContext:
     checkpoint: Checkpoint | None = None  # what the run starts from, without its tensors; None: nothing is kept
 
     @property
+    def steps_per_epoch(self) -> int:
+        return len(self.examples) // self.config.batch_size
+
+    @property
     def max_steps(self) -> int:
+        """The steps of the run: those of the config or of its epochs, whichever are fewer."""
         config = self.config
-        return config.max_steps or (config.max_epochs or 0) * (len(self.examples) // config.batch_size)
+        limits = [] if config.max_steps is None else [config.max_steps]
+        if config.max_epochs is not None:
+            limits.append(config.max_epochs * self.steps_per_epoch)
+        return min(limits)
+
+    def evaluates_after(self, step: int) -> bool:
+        """Whether the validation split is measured after a step, counted from 1."""
+        every = self.config.evaluate_every
+        if every is None:
+            return False
+        if every == "epoch":
+            epochs = math.ceil(self.max_steps / _MOST_EVALUATIONS / self.steps_per_epoch)
+            interval = epochs * self.steps_per_epoch
+        else:
+            interval = every
+        return step == self.max_steps or (interval > 0 and step % interval == 0)
 
 
 class Callback:

@@ -39,6 +39,23 @@ def count_micro_batches(config: RunConfig) -> int:
     return -(-share // (config.micro_batch_size or share))
 
 
+def check_batch_size(config: RunConfig, num_examples: int) -> None:
+    """Refuses a batch of more examples than there are, and names the largest one that works."""
+    if num_examples >= config.batch_size:
+        return
+    if num_examples < world_size():
+        raise ValueError(
+            f"{num_examples} training examples are fewer than {world_size()} processes; start at most as many as there "
+            "are examples"
+        )
+    size = num_examples
+    while size % (world_size() * count_micro_batches(replace(config, batch_size=size))):
+        size -= 1
+    raise ValueError(
+        f"{num_examples} training examples are fewer than one batch of {config.batch_size}; use batch_size {size}"
+    )
+
+
 def encodes_twice(config: RunConfig, progress: float, micro_batches: int) -> bool:
     return config.contrast_over == "step" and micro_batches > 1 and config.task.contrasts_pairs(progress)
 
