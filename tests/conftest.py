@@ -11,8 +11,11 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from collections import Counter
 from contextlib import contextmanager
+from itertools import chain
 from multiprocessing.util import Finalize
+from pathlib import Path
 
 import jaxtyping
 import pytest
@@ -36,7 +39,10 @@ jaxtyping.install_import_hook(CHECKED, "typechecks.checked")
 
 LONG, LONGEST = ("distributed", "end_to_end", "pages", "training"), "test_readme.py"
 os.environ["BRIDGETOWER_PRODUCTS"] = "onednn"  # the kernels under test, also where PyTorch's own are faster
-os.fsync = lambda descriptor: None  # no test cuts the power, and a training would wait a tenth of its time
+os.fsync = lambda descriptor: (
+    None
+)  # no test cuts the power, and a training would wait a tenth of its time; see `synced`
+os.environ.pop("HF_HUB_OFFLINE", None)  # clients of the hub talk to servers of tests
 
 # Processes that need them start at once, whatever the code under test would import beforehand.
 multiprocessing.set_forkserver_preload(list(MODULES))
@@ -97,6 +103,19 @@ def pytest_collection_finish():
     gc.freeze()
     gc.set_threshold(10_000, 10, 100)  # a full collection is a hundred times rarer
     gc.enable()
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Prints the seconds of the slowest test files beside those of tests."""
+    if not config.option.durations:
+        return
+    seconds = Counter()
+    for report in chain.from_iterable(terminalreporter.stats.values()):
+        if isinstance(report, pytest.TestReport):
+            seconds[report.nodeid.partition("::")[0]] += report.duration
+    terminalreporter.section("seconds by file")
+    for name, duration in seconds.most_common(config.option.durations):
+        terminalreporter.write_line(f"{duration:8.1f} {name}")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -254,6 +273,19 @@ def file_limit():
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
     return limited
+
+
+@pytest.fixture
+def synced(monkeypatch):
+    """What is synced in a test, in order: paths, each with the names that it has if it is a folder."""
+    calls = []
+
+    def record(descriptor):
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        calls.append((path, sorted(child.name for child in path.iterdir()) if path.is_dir() else None))
+
+    monkeypatch.setattr(os, "fsync", record)
+    return calls
 
 
 @pytest.fixture

@@ -430,3 +430,19 @@ def test_json_shows_it_and_is_the_same():
     written = json_text({HOSTILE: [HOSTILE]})
     assert json.loads(written) == {HOSTILE: [HOSTILE]}
     assert visible(written) == written
+
+
+def test_a_file_is_synced_before_it_is_renamed_and_its_folder_after(tmp_path, synced):
+    write_bytes(tmp_path / "a", b"new")
+    (file, _), (folder, names) = synced
+    assert (file.name, file.parent.parent, file.parent.exists()) == ("a", tmp_path, False)
+    assert folder == tmp_path
+    assert "a" in names
+
+
+def test_the_folder_of_a_new_folder_is_synced_after_it_is_renamed(tmp_path, synced):
+    with new_folder(tmp_path / "a") as folder:
+        write_text(folder / "b", "text")
+        written = len(synced)
+    assert [path for path, _ in synced[written:]] == [tmp_path]
+    assert "a" in synced[-1][1]

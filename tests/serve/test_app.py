@@ -7,12 +7,6 @@ import pytest
 
 def test_the_description_has_this_server_s_errors(client):
     content = client.get("/openapi.json").json()
-    assert set(content["paths"]) == {
-        *("/v1/embeddings", "/v1/rerank", "/v1/match", "/v1/answer", "/v1/fill-mask", "/v1/search"),
-        *("/v1/entail", "/v1/reason", "/v1/classify", "/v1/explain", "/v1/index", "/v1/images/{id}"),
-        *("/v1/videos/{id}", "/v1/encode", "/embed", "/similarity", "/v1/score"),
-        *("/v1/models", "/v1/models/{name}", "/health", "/ready", "/info", "/metrics"),
-    }
     responses = content["paths"]["/v1/match"]["post"]["responses"]
     assert set(responses) == {"200", "400", "401", "404", "408", "413", "429", "503"}
     assert responses["429"]["content"]["application/json"]["schema"]["$ref"].endswith("/Error")

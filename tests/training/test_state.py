@@ -248,3 +248,11 @@ class TestChanges:
         moments = made[1].state[made[0].weight]
         assert equal(dict(single.state[model.weight]), dict(moments))
         assert len(single.state) == 1
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_every_file_of_a_state_is_synced(tmp_path, synced, asynchronous):
+    folder = save(tmp_path, make(), STATE, asynchronous=asynchronous)
+    files = {path.name for path in folder.rglob("*") if path.is_file()}
+    assert {path.name for path, names in synced if names is None} == files
+    assert [path for path, names in synced if names and folder.name in names] == [folder.parent]
