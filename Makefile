@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 LOWEST := .venv-lowest
 
-.PHONY: demo test pages nightly check docs lowest
+.PHONY: demo test pages nightly mutants check docs lowest
 
 # Prepares real images, trains a small BridgeTower, tests it, writes bridgetower-demo/report.html.
 # ARGS are options of the demo: make demo ARGS="--minutes 2 --compare"
@@ -11,10 +11,11 @@ demo: $(VENV)/demo
 	$(BIN)/python -m bridgetower_demo $(ARGS)
 
 # Many tests start processes: compiled modules are kept, even where the environment says not to. And many wait for
-# them, so that three share two cores: with two processes the cores were idle for a twelfth of the time.
+# them, so that three share two cores: with two processes the cores were idle for a twelfth of the time. The times of
+# all tests are kept in build/tests.xml.
 test: $(VENV)/installed
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder \
-		--ignore tests/pages --ignore tests/demo
+		--ignore tests/pages --ignore tests/demo --durations 30 --junitxml build/tests.xml
 
 # Commands of README and docs as they are written, with what they print; the site, the web UI, and the demo.
 pages: $(VENV)/installed
@@ -25,6 +26,11 @@ pages: $(VENV)/installed
 # what pages show of the full demo.
 nightly: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m nightly
+
+# Changes of the code, drawn at random by the day, each tested by the tests that run it: prints those that none notices.
+# ARGS are options: make mutants ARGS="--seed a --only search/ --json". The first time it records what tests cover.
+mutants: $(VENV)/installed
+	$(BIN)/python -W ignore tests/mutants.py $(ARGS)
 
 check: $(VENV)/installed
 	$(BIN)/ruff check
