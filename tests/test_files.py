@@ -22,6 +22,7 @@ from bridgetower import files
 from bridgetower.files import (
     NotWrittenError,
     cache_folder,
+    differences,
     intended_name,
     json_text,
     locked,
@@ -32,10 +33,13 @@ from bridgetower.files import (
     replacing,
     require_parent,
     require_space,
+    shortened,
+    unfit_name,
     visible,
     write_bytes,
     write_json,
     write_text,
+    writing,
 )
 
 
@@ -103,7 +107,7 @@ class TestReplacing:
     def test_permissions_are_those_of_an_ordinary_file(self, tmp_path, mode, monkeypatch):
         """The umask is the whole process's: to ask for it is to set it, and other threads go on meanwhile."""
         umask = os.umask
-        before = umask(0o027)
+        before = umask(0o002)
         monkeypatch.setattr(os, "umask", Mock(side_effect=AssertionError))
         try:
             with replacing(tmp_path / "a") as temporary:
@@ -111,8 +115,8 @@ class TestReplacing:
             with new_folder(tmp_path / "b"):
                 pass
         finally:
-            assert umask(before) == 0o027
-        assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
+            assert umask(before) == 0o002
+        assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o664
 
     def test_content_is_on_the_disk_before_it_gets_its_name(self, tmp_path, monkeypatch):
         path, synced = tmp_path / "a", []
@@ -352,6 +356,34 @@ def test_what_puts_a_cache_elsewhere_is_named(folder, setting):
     assert advice == f"choose a folder that you may write to{where}"
 
 
+def test_differences_have_dotted_names_where_both_sides_have_parts():
+    before = {"a": 1, "b": {"c": 2, "d": {"e": 3}}, "f": None, "g": {"h": 4}, "gone": 5}
+    now = {"a": 1, "b": {"c": 6, "d": {"e": 3}}, "f": {"h": 4}, "g": None, "new": 7}
+    assert list(differences(before, now)) == [
+        ("b.c", 2, 6),
+        ("f", None, {"h": 4}),
+        ("g", {"h": 4}, None),
+        ("new", None, 7),
+    ]
+
+
+def test_the_folder_of_a_file_must_be_there(tmp_path):
+    require_parent(tmp_path / "a")
+    with pytest.raises(FileNotFoundError, match=r"/no/a cannot be written: .*/no is no folder; make it, or choose"):
+        require_parent(tmp_path / "no" / "a")
+
+
+def test_names_that_cannot_be_stored():
+    assert unfit_name("ä b.png") is None
+    assert unfit_name("a\0b") == "the name 'a\\x00b' has a zero character, which no file's name has"
+    assert unfit_name("a\udcff") == "the name 'a\\udcff' is not UTF-8; rename the file"
+
+
+def test_a_long_message_loses_its_middle():
+    assert shortened("a" * 4000) == "a" * 4000
+    assert shortened("a" * 2000 + "b" + "c" * 2000) == f"{'a' * 2000} … {'c' * 2000}"
+
+
 class TestFullDisk:
     def test_bytes(self, small_disk):
         disk = small_disk(256)
@@ -371,6 +403,11 @@ class TestFullDisk:
         with pytest.raises(OSError, match=message), new_folder(disk / "a") as temporary:
             write_bytes(temporary / "b", b"n" * 300_000)
         assert contents(disk) == {}
+
+    def test_an_error_of_a_library_is_its_first_line(self, tmp_path):
+        message = r"/a could not be written \(lance: full\); make room"
+        with pytest.raises(NotWrittenError, match=message), writing(tmp_path / "a", (RuntimeError,)):
+            raise RuntimeError("lance: full\nat line 7")
 
     def test_other_errors_stay_as_they_are(self, tmp_path):
         with pytest.raises(FileNotFoundError, match="missing"), replacing(tmp_path / "a"):

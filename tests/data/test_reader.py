@@ -2,6 +2,7 @@
 
 import bz2
 import gzip
+import io
 import json
 import lzma
 import os
@@ -164,6 +165,7 @@ def pauses(monkeypatch):
 def test_a_host_that_refuses_is_left_soon_by_who_waits_and_tried_for_half_a_minute_in_a_job(pauses):
     with socket.create_server(("127.0.0.1", 0)) as listening:
         url = f"http://127.0.0.1:{listening.getsockname()[1]}/a.png"
+    assert fetch.BRIEF.trying + fetch.BRIEF.pauses[-1] + fetch.BRIEF.connecting < 10  # seconds, at worst
     for patience, most in ((fetch.BRIEF, (0.25, 1)), (fetch.PATIENT, (0.5, 1, 2, 4, 8, 16))):
         pauses.clear()
         with pytest.raises(OSError, match=r"/a\.png cannot be read"):
@@ -203,6 +205,100 @@ def test_a_file_that_is_slow_but_goes_on_arrives_whole(monkeypatch):
         url = f"http://127.0.0.1:{server.server_port}/a.png"
         assert fetch.read_bytes(url, patience=fetch.BRIEF) == b"x" * 3
         server.shutdown()
+
+
+@pytest.mark.parametrize("announced", [{"Accept-Ranges": "bytes"}, {"Accept-Ranges": "none"}, {}])
+def test_a_server_without_ranges_is_read_as_a_whole(announced):
+    """Whatever it tells of itself beforehand; without a length too."""
+    content = bytes(range(12))
+
+    class Whole(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            length = {"Content-Length": str(len(content))} if announced else {}
+            for name, value in (announced | length).items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(content)
+
+        do_HEAD = do_GET  # noqa: N815
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Whole) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        with fetch.open_place(f"http://127.0.0.1:{server.server_port}/a.bin") as opened:
+            opened.seek(5)
+            assert opened.read(4) == content[5:9]
+            opened.seek(0)
+            assert opened.read() == content
+        server.shutdown()
+
+
+def test_files_of_a_url_are_listed_by_a_pattern_too(tmp_path):
+    for name in ("b.png", "a.png", ".c.png", "d.txt"):
+        (tmp_path / name).touch()
+    for source, names in (
+        (tmp_path.as_uri(), ["a.png", "b.png", "d.txt"]),
+        (f"{tmp_path.as_uri()}/*.png", ["a.png", "b.png"]),
+    ):
+        assert [one.name for one in fetch.list_files(source)] == names
+        assert [one.place for one in fetch.list_files(source)] == [f"{tmp_path.as_uri()}/{name}" for name in names]
+    (alone,) = fetch.list_files("http://127.0.0.1:9/folder/a.csv?key=b")  # which is not asked for
+    assert (alone.place, alone.name) == ("http://127.0.0.1:9/folder/a.csv?key=b", "a.csv")
+    with pytest.raises(FileNotFoundError, match=r"nothing matches file://.*\*\.tar"):
+        list(fetch.list_files(f"{tmp_path.as_uri()}/*.tar"))
+
+
+@pytest.mark.parametrize(
+    ("place", "suffix"),
+    [
+        ("https://host/a.b.CSV.gz?x=.png", ".csv.gz"),
+        ("a.b.c.json.zst", ".json.zst"),
+        ("a.b.png", ".png"),
+        ("a.gz", ".gz"),
+        ("a", ""),
+    ],
+)
+def test_endings_of_compressed_files_have_two_parts(place, suffix):
+    assert fetch.suffix_of(place) == suffix
+
+
+@pytest.mark.parametrize("buffer", [1, 3, 2**22])
+class TestJsonLists:
+    @pytest.mark.parametrize(
+        ("content", "key", "items"),
+        [
+            ('[1, 22.5, 1e+5, -0.25e-2, {"a": []}]', None, [1, 22.5, 1e5, -0.0025, {"a": []}]),
+            ("[]", None, []),
+            (' {"info": {"x": [9]}, "rows": [true]} ', None, [True]),
+            ('{"a": [1], "b": ["\\u00e4", 2]}', "b", ["ä", 2]),
+        ],
+    )
+    def test_items(self, content, key, items, buffer, monkeypatch):
+        monkeypatch.setattr(fetch, "_BUFFER", buffer)
+        assert list(fetch.JsonLists(io.BytesIO(content.encode()), "a.json").items(key)) == items
+
+    @pytest.mark.parametrize(
+        ("content", "key", "message"),
+        [
+            ('{"a": [1], "b": [2]}', None, "has 2 lists of rows"),
+            ('{"a": 1}', None, "has 0 lists of rows"),
+            ('{"a": [1]}', "b", "has no b list"),
+            ("[1] 2", None, "something follows it"),
+            ("[1, 2", None, "not valid JSON"),
+            ("[1 2]", None, "'2' where one of ,] is expected"),
+            ("7", None, "'7' where one of { is expected"),
+            (f'["{"x" * 33}"]', None, "a value has more than 32 characters"),
+        ],
+    )
+    def test_what_is_no_list(self, content, key, message, buffer, monkeypatch):
+        monkeypatch.setattr(fetch, "_BUFFER", buffer)
+        monkeypatch.setattr(fetch, "LARGEST_ITEM", 32)
+        with pytest.raises(ValueError, match=f"a.json .*{message}"):
+            list(fetch.JsonLists(io.BytesIO(content.encode()), "a.json").items(key))
 
 
 def test_limits_of_what_is_read(tmp_path, monkeypatch):

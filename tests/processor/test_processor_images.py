@@ -2,9 +2,11 @@
 
 import contextlib
 import io
+import os
 import struct
 import warnings
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -72,6 +74,20 @@ def test_grey_and_transparent_arrays_and_tensors():
 def test_what_is_no_picture_is_refused(source, message):
     with pytest.raises(ValueError, match=message):
         open_image(source)
+
+
+def test_open_files_are_read_from_their_beginning_where_they_have_one(photo):
+    content = _bytes(photo(9, 6), "PNG")
+    file = io.BytesIO(content)
+    file.seek(7)
+    assert np.array_equal(_array(file), _array(content))
+    assert np.array_equal(_array(file), _array(content))
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "wb") as pipe:
+        pipe.write(content)
+    with os.fdopen(reading, "rb") as stream:
+        assert np.array_equal(_array(stream), _array(content))
+    assert np.array_equal(_array(SimpleNamespace(read=lambda most: content)), _array(content))
 
 
 def test_a_whole_file_of_another_kind_is_unsupported_and_not_damaged():
@@ -376,6 +392,10 @@ def test_a_file_may_have_four_channels_of_16_bit_uncompressed():
     check_length("a.tiff", longest, 1000)
     with pytest.raises(ValueError, match=f"a.tiff has {longest + 1} bytes; expected at most {longest}"):
         check_length("a.tiff", longest + 1, 1000)
+
+
+def test_a_row_that_is_longer_than_a_strip():
+    assert np.array_equal(_array(_bytes(Image.new("L", (2**18 + 1, 2), 7), "PNG")), np.full((2, 2**18 + 1, 3), 7))
 
 
 def test_the_pixel_limit_can_be_moved(photo):

@@ -255,14 +255,17 @@ class JsonLists:
         self._next()
         while True:
             try:
-                found, end = self._scan(self._buffer, self._at)
+                value, end = self._scan(self._buffer, self._at)
             except JSONDecodeError:
                 if not self._more():
                     raise
-            else:
-                if end < len(self._buffer) or not self._more():  # a number may go on
-                    self._at = end
-                    return found
+                continue
+            length = end - self._at
+            # A number may go on in the next part: 1 as 15, as 1.5 or as 1e+5.
+            is_whole = len(self._buffer) - end > len("e+")
+            if is_whole or not self._more():
+                self._at += length
+                return value
 
     def _more(self) -> bool:
         part = self._text.read(_BUFFER)

@@ -12,7 +12,8 @@ import signal
 import struct
 import sys
 import warnings
-from io import BytesIO
+from contextlib import suppress
+from io import BytesIO, UnsupportedOperation
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -124,8 +125,9 @@ def _content(source: Any, max_pixels: int) -> tuple[bytes, str]:
             raise ValueError(f"{path} is not a file; give the path of one image")
         check_length(name, path.stat().st_size, max_pixels)
         return path.read_bytes(), name
-    if hasattr(source, "read") and hasattr(source, "seek"):
-        source.seek(0)  # it may come again
+    if hasattr(source, "read"):
+        with suppress(AttributeError, UnsupportedOperation):  # of a stream, such as the answer of a web server
+            source.seek(0)  # it may come again
         source = source.read(max_pixels * _BYTES_PER_PIXEL + _METADATA + 1)
     if not isinstance(source, bytes | bytearray | memoryview):
         raise ValueError(
