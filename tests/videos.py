@@ -16,15 +16,29 @@ SRT = (
 SAID = ["A red square", "is followed by green", "and by blue, née azure"]
 
 
-def write_clip(path, *, codec="libx264", fps=5, seconds=12, size=SIZE, subtitles=None, keyframes=250, begin=0):
-    """Writes a clip; the container follows from the suffix."""
+def write_clip(
+    path,
+    *,
+    codec="libx264",
+    fps=5,
+    seconds=12,
+    size=SIZE,
+    subtitles=None,
+    keyframes=250,
+    begin=0,
+    pixels=None,
+    still=False,
+):
+    """Writes a clip, with pixels of a ratio of sides, or of one colour; the container follows from the suffix."""
     options = {"movflags": "faststart"} if path.suffix == ".mp4" else {}
     with av.open(str(path), "w", options=options) as container:
         stream = container.add_stream(codec, rate=fps)
         stream.width, stream.height, stream.pix_fmt, stream.gop_size = *size, "yuv420p", keyframes
+        if pixels is not None:
+            stream.codec_context.sample_aspect_ratio = pixels
         words = None if subtitles is None else container.add_mux_stream(subtitles[0])
         for number in range(fps * seconds):
-            frame = av.VideoFrame.from_image(drawn(number // fps, size))
+            frame = av.VideoFrame.from_image(drawn(0 if still else number // fps, size))
             frame.pts, frame.time_base = begin * fps + number, Fraction(1, fps)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())

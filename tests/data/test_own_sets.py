@@ -73,6 +73,42 @@ class TestKinds:
         assert sorted(one["labels"] for one in found) == [[], [], [], [], ["1"], ["2"]]
         assert [one["labelled"] for one in found].count(False) == 4
 
+    @pytest.mark.parametrize(
+        ("cells", "separator", "names"),
+        [
+            ((10, "2", "b", "a", "10"), None, ("2", "10", "a", "b")),
+            (("x;y", " y ; ;x", "z"), ";", ("x", "y", "z")),
+            (("x;y", "z"), None, ("x;y", "z")),
+        ],
+    )
+    def test_classes_are_numbers_by_value_and_then_names(self, cells, separator, names, tmp_path):
+        rows = [{"label": cell} for cell in cells]
+        found = prepared(tmp_path, "classification", rows, LabelledConfig(label_separator=separator))
+        assert read_classes(tmp_path / "out").names == names
+        assert read_classes(tmp_path / "out").multi_label == (separator is not None)
+        if separator:
+            assert sorted(one["labels"] for one in found) == [["x", "y"], ["y", "x"], ["z"]]
+
+    def test_lists_and_single_labels_are_not_mixed(self, tmp_path):
+        with pytest.raises(ValueError, match=r"line 2 has a list of labels and .* line 1 a single one"):
+            prepared(tmp_path, "classification", [{"label": "a"}, {"label": ["b"]}])
+
+    def test_answers_of_annotators(self, tmp_path):
+        """As VQA's annotations have them, or in one cell."""
+        annotated = [{"answer": "a cat", "answer_id": 1}, {"answer": " Dog ", "answer_id": 2}, {"answer": ""}]
+        cells = (annotated, "cat; dog ;;cat", "a", 7, [None, "b"])
+        rows = [{"question": f"{number}?", "answers": cell} for number, cell in enumerate(cells)]
+        found = prepared(tmp_path, "vqa", rows, VqaConfig(answer_separator=";", test_fraction=0, validation_fraction=0))
+        answers = {one["question"]: one["answers"] for one in found}
+        assert answers == {"0?": ["a cat", "Dog"], "1?": ["cat", "dog", "cat"], "2?": ["a"], "3?": ["7"], "4?": ["b"]}
+        assert set(read_vocabulary(tmp_path / "out")) == {"cat", "dog", "7", "b"}  # "a" is an article
+
+    @pytest.mark.parametrize(("word", "meant"), [("True", True), ("yes", True), (1, True), ("NO", False), (0, False)])
+    def test_truths_in_other_words(self, word, meant, tmp_path):
+        row = {"image": None, "left": "0.png", "right": "1.png", "statement": "so", "label": word}
+        (found,) = prepared(tmp_path, "image-pairs", [row])
+        assert found["label"] == str(meant)
+
     def test_classification_by_folders(self, tmp_path):
         for split in ("train", "test"):
             for number in range(6):
@@ -91,10 +127,10 @@ class TestKinds:
         rows = [{"question": f"what is {n}?", "answer": f"No. {n % 4}"} for n in range(40)]
         rows += [{"image": f"{n}.png", "question": f"and {n}?", "answer": ["Yes."]} for n in range(40)]
         types = {"answer_type": "other", "question_type": "then"}
-        rows += [{"image": "0.png", "question": "then?", "answer": ["yes", "rare"], **types}]
+        rows += [{"image": "0.png", "question": "then?", "answer": ["yes", "rare", "Rare."], **types}]
         found = {one["question"]: one for one in prepared(tmp_path, "vqa", rows, VqaConfig(min_count=2))}
         assert sorted(read_vocabulary(tmp_path / "out")) == [*(f"no {n}" for n in range(4)), "yes"]
-        assert (found["what is 9?"]["answers"], found["then?"]["answers"]) == (["No. 1"], ["yes", "rare"])
+        assert (found["what is 9?"]["answers"], found["then?"]["answers"]) == (["No. 1"], ["yes", "rare", "Rare."])
         assert found["then?"].items() > types.items()
         (tmp_path / "split").mkdir()
         given = {"red": "train", "blue": "train", "green": "validation", "grey": "test"}
@@ -180,6 +216,32 @@ class TestSplits:
         assert set(splits.values()) == {"train", "validation", "test"}
         assert len(splits) == count
 
+    @pytest.mark.parametrize(
+        ("fractions", "expected"),
+        [
+            ({"test_fraction": 0.0}, {"train", "validation"}),
+            ({"validation_fraction": 0.0}, {"train", "test"}),
+            ({"test_fraction": 0.0, "validation_fraction": 0.0}, {"train"}),
+        ],
+    )
+    def test_a_split_of_share_0_has_no_image(self, fractions, expected, tmp_path):
+        rows = [{"image": f"{n}.png", "caption": f"number {n}"} for n in range(12)]
+        info = prepare_own("pairs", table(tmp_path, rows, 12), tmp_path / "out", PairsConfig(**fractions))
+        assert set(info.splits) == expected
+        assert sum(split.images for split in info.splits.values()) == 12
+
+    @pytest.mark.parametrize("count", [1, 2])
+    def test_no_split_is_emptied_to_fill_another(self, count, tmp_path):
+        splits = self._splits(tmp_path / "in", tmp_path / "out", count)
+        assert len(splits) == len(set(splits.values())) == count
+        assert count == 1 or "train" in splits.values()
+
+    @pytest.mark.parametrize(("test", "validation"), [(0.5, 0.5), (-0.1, 0.1), (0.1, -0.1), (1.0, 0.0), (0.3, 0.8)])
+    def test_shares_that_leave_nothing_for_training(self, test, validation):
+        with pytest.raises(ValueError, match=r"give >= 0, together below 1"):
+            OwnSetConfig(test_fraction=test, validation_fraction=validation)
+        assert OwnSetConfig(test_fraction=0.5, validation_fraction=0.49)
+
     def test_small_splits_are_warned_of(self, tmp_path, caplog):
         sizes = {"train": 5, "validation": 30, "test": 29, "more": 1}
         names = {"more": "test"}
@@ -228,6 +290,9 @@ class TestBadRows:
             prepare_own("pairs", source, tmp_path / "out", PairsConfig(max_errors=3))
         info = prepare_own("pairs", source, tmp_path / "out", PairsConfig(max_errors=4))
         assert info.left_out["cannot be used"] == 4
+        with pytest.raises(ValueError, match=r"out: 4 bad items, allowed are 3 .*line 32"):  # of the finished set
+            prepare_own("pairs", source, tmp_path / "out", PairsConfig(max_errors=3))
+        assert prepare_own("pairs", source, tmp_path / "out", PairsConfig(max_errors=9)) == info
         assert sorted(entries(tmp_path / "out")) == sorted(f"c{n}" for n in range(30) if n != 5)
 
     @pytest.mark.parametrize(

@@ -510,6 +510,7 @@ def sparse(name, size, table):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        (sparse("b.png", 9, b"1\n0\n9\n".ljust(512, b"\0") + b"123456789"), "b.png has gaps or 9 bytes"),
         (sparse("b.png", 2**40, b"0\n"), "b.png has gaps or 1099511627776 bytes"),
         (sparse("b.png", 9, b"99999999\n" + b"1\n" * 2**15), "a header has more than 65536 bytes"),
         (member("b.png", size=2**33), "b.png has gaps or 8589934592 bytes"),

@@ -54,6 +54,25 @@ def moments_of(path, cutting):
     return video.moments_of(part.files[0], part.beside.get(part.files[0].name), cutting)
 
 
+def write_sizes(path, *sizes):
+    """Writes three seconds of each size as one stream, whose header has the first."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg2video", rate=5)
+        stream.width, stream.height, stream.pix_fmt = *sizes[0], "yuv420p"
+        for number, size in enumerate(sizes):
+            writer = av.CodecContext.create("mpeg2video", "w")
+            writer.width, writer.height, writer.pix_fmt = *size, "yuv420p"
+            writer.framerate, writer.time_base, writer.max_b_frames = Fraction(5), Fraction(1, 5), 0
+            packets = []
+            for place in range(15):
+                frame = av.VideoFrame.from_image(Image.new("RGB", size, ("red", "lime")[number]))
+                frame.pts, frame.time_base = 15 * number + place, Fraction(1, 5)
+                packets += writer.encode(frame)
+            for packet in [*packets, *writer.encode()]:
+                packet.stream = stream
+                container.mux(packet)
+
+
 def colour(content):
     """The pure colour of the lower part of a frame."""
     image = Image.open(io.BytesIO(content)).convert("RGB")
@@ -109,6 +128,31 @@ class TestFrames:
         assert image.size == (43, 1280)
         assert image.getpixel((40, 4)) != image.getpixel((4, 4))  # the words are at the top right, turned clockwise
 
+    def test_pixels_that_are_not_square(self, tmp_path):
+        for ratio, size in ((Fraction(2, 1), (192, 64)), (Fraction(1, 2), (48, 64)), (Fraction(20, 1), (1280, 43))):
+            path = write_clip(tmp_path / "a.mkv", fps=1, seconds=3, pixels=ratio)
+            assert Image.open(io.BytesIO(frame_of(str(path), 1))).size == size
+            path.unlink()
+
+    def test_equal_frames_of_different_moments_are_different_files(self, clip):
+        one, again, other = (frame_of(str(clip), 1, name) for name in ("a", "a", "b"))
+        assert one == again != other
+        assert Image.open(io.BytesIO(one)).info["comment"] == b"a"
+
+    def test_a_size_that_changes(self, tmp_path, monkeypatch):
+        """The size in the header does not tell how large a frame is."""
+        path = tmp_path / "a.ts"
+        write_sizes(path, (96, 64), (192, 128))
+        assert [Image.open(io.BytesIO(frame_of(str(path), time))).size for time in (1, 4)] == [(96, 64), (192, 128)]
+        path = path.rename(tmp_path / "b.ts")
+        monkeypatch.setattr(video, "MAX_PIXELS", 192 * 128)
+        assert frame_of(str(path), 4)
+        path = path.rename(tmp_path / "c.ts")
+        monkeypatch.setattr(video, "MAX_PIXELS", 192 * 128 - 1)
+        assert Image.open(io.BytesIO(frame_of(str(path), 1))).size == (96, 64)
+        with pytest.raises(ValueError, match="has frames of 192x128 pixels, the limit is 24575"):
+            frame_of(str(path), 4)
+
 
 class TestMoments:
     def test_of_subtitles_beside_the_file(self, talk):
@@ -155,6 +199,27 @@ class TestMoments:
         moments, _ = moments_of(path, Cutting())
         assert moments[0] == Moment(1, 3, "red")
         assert np.allclose(times(moments[1:]), [(start, start + 3) for start in range(3, 24, 3)], atol=0.6)
+
+    @pytest.mark.parametrize(("start", "scenes"), [("11,000", []), ("11,001", [(1, 11.001)])])
+    def test_from_which_silence_on_there_are_scenes(self, start, scenes, tmp_path):
+        path = write_clip(tmp_path / "a.mp4", fps=1, seconds=13, still=True)
+        (tmp_path / "a.srt").write_text(
+            f"1\n00:00:00,000 --> 00:00:01,000\na\n\n2\n00:00:{start} --> 00:00:13,000\nb\n"
+        )
+        moments, _ = moments_of(path, Cutting())
+        assert [(one.start, one.end) for one in moments if not one.text] == scenes
+
+    def test_scenes_have_a_second_at_least(self):
+        shades = ((0.0, 0), (0.5, 90), (2.0, 110), (4.0, 200), (4.9, 0), (5.0, 230))
+        frames = [(time, np.full((4, 4, 3), shade, dtype=np.uint8)) for time, shade in shades]
+        cuts = cuts_of(SimpleNamespace(thumbnails=lambda: frames))
+        assert cuts == [(2.0, 110.0), (4.0, 90.0), (5.0, 30.0)]
+
+    def test_the_strongest_cuts_are_kept(self, talk, monkeypatch):
+        cuts = [(1.0, 99.0), (3.0, 20.0), (6.0, 50.0), (9.0, 30.0), (11.0, 99.0)]  # those at the ends do not count
+        monkeypatch.setattr(video, "cuts_of", lambda _: cuts)
+        assert times(moments_of(talk, Cutting(max_moments=3))[0]) == [(0, 6), (6, 9), (9, 12)]
+        assert times(moments_of(talk, Cutting(max_moments=4))[0]) == [(0, 3), (3, 6), (6, 9), (9, 12)]
 
     @pytest.mark.parametrize(("difference", "cuts"), [(12, []), (13, [2.0]), (25, [2.0])])
     def test_from_which_difference_on_another_scene_begins(self, difference, cuts):
@@ -289,11 +354,12 @@ class TestDamage:
             ("a.mp4", b"", ""),
             ("a.mp4", b"not a video", ""),
             ("a.mp4", b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n/etc/passwd\n#EXT-X-ENDLIST\n", ""),
-            ("a.mp4", b"ffconcat version 1.0\nfile talk.mp4\n", ""),
+            ("a.mp4", b"ffconcat version 1.0\nfile talk.mp4\n", ""),  # which FFmpeg would open
         ],
     )
-    def test_what_is_no_video(self, tmp_path, name, content, message):
+    def test_what_is_no_video(self, tmp_path, clip, name, content, message):
         path = tmp_path / name
+        shutil.copy(clip, tmp_path / "talk.mp4")
         path.write_bytes(write_clip(path).read_bytes()[:content] if isinstance(content, int) else content)
         (item,) = items(path)
         assert item.id == name

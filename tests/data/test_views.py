@@ -3,6 +3,7 @@
 import io
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
@@ -43,6 +44,23 @@ def processor():
 
 def view(config, seed=0):
     return random_view(content(picture()), config, processor(), torch.Generator().manual_seed(seed))
+
+
+def crop_of(width, height, smallest, seed):
+    """Returns the box that is cut out of a picture: left, top, right and bottom."""
+    boxes = []
+
+    def crop(box):
+        boxes.append(box)
+        return SimpleNamespace(resize=lambda *_: None)
+
+    views._crop(SimpleNamespace(width=width, height=height, crop=crop), SIZE, smallest, generator_of(seed))
+    (box,) = boxes
+    return box
+
+
+def generator_of(seed):
+    return torch.Generator().manual_seed(seed)
 
 
 def off(one, other):
@@ -101,12 +119,67 @@ class TestView:
         ours = random_view(content(image), DataConfig(random_crop=1.0), processor(), torch.Generator().manual_seed(0))
         assert torch.equal(ours, functional.pil_to_tensor(theirs))
 
+    @pytest.mark.parametrize("smallest", [0.08, 0.5])
+    def test_crops_have_the_areas_and_sides_that_are_drawn(self, smallest):
+        """Of the first draw that fits: a share of the area, and the logarithm of the ratio, between their ends."""
+        shares, ratios = [], []
+        for seed in range(400):
+            left, top, right, bottom = crop_of(60, 40, smallest, seed)
+            assert 0 <= left < right <= 60
+            assert 0 <= top < bottom <= 40
+            draws = torch.Generator().manual_seed(seed)
+            for _ in range(10):
+                area, ratio = torch.rand(2, generator=draws).tolist()
+                area, ratio = 2400 * (1 - (1 - area) * (1 - smallest)), (3 / 4) ** (1 - 2 * ratio)
+                height = math.sqrt(area / ratio)
+                if round(height) <= 40 and round(height * ratio) <= 60:
+                    assert (right - left, bottom - top) == (round(height * ratio), round(height))
+                    shares.append(area / 2400)
+                    ratios.append(ratio)
+                    break
+                # Where a draw does not fit there are no draws of places.
+        assert len(shares) > 350
+        assert all(
+            smallest <= share <= 1 and 3 / 4 <= ratio <= 4 / 3 for share, ratio in zip(shares, ratios, strict=True)
+        )
+
+    def test_crops_are_as_often_where_those_of_torchvision_are(self):
+        boxes = [crop_of(60, 40, 0.3, seed) for seed in range(3000)]
+        ours = np.array([(left, top, right - left, bottom - top) for left, top, right, bottom in boxes])
+        torch.manual_seed(0)
+        crop, image = RandomResizedCrop(SIZE, scale=(0.3, 1.0)), functional.pil_to_tensor(picture())
+        drawn = [crop.make_params([image]) for _ in range(3000)]
+        theirs = np.array([[one[name] for name in ("left", "top", "width", "height")] for one in drawn])
+        quantiles = np.linspace(0.05, 0.95, 19)
+        difference = np.quantile(ours, quantiles, axis=0) - np.quantile(theirs, quantiles, axis=0)
+        assert np.abs(difference).max() <= 1
+
+    def test_the_part_is_resized_as_by_torchvision(self):
+        for seed in range(20):
+            left, top, right, bottom = crop_of(60, 40, 0.3, seed)
+            theirs = functional.resized_crop(
+                picture(), top, left, bottom - top, right - left, [SIZE, SIZE], InterpolationMode.BICUBIC
+            )
+            assert torch.equal(view(DataConfig(random_crop=0.3), seed), functional.pil_to_tensor(theirs))
+
     def test_flip(self):
-        views = [view(DataConfig(flip=True), seed) for seed in range(40)]
-        plain = processor().resize(content(picture()))
-        mirrored = [torch.equal(each, processor().resize(ImageOps.mirror(picture()))) for each in views]
-        assert all(torch.equal(each, plain) != flipped for each, flipped in zip(views, mirrored, strict=True))
-        assert 8 < sum(mirrored) < 32
+        plain, mirrored = (processor().resize(image) for image in (picture(), ImageOps.mirror(picture())))
+        for seed in range(40):
+            is_mirrored = torch.rand((), generator=torch.Generator().manual_seed(seed)) < 0.5
+            assert torch.equal(view(DataConfig(flip=True), seed), mirrored if is_mirrored else plain)
+
+    def test_a_crop_is_mirrored_and_then_changed(self, monkeypatch):
+        """A picture that is changed without a crop is changed first and resized as in evaluation."""
+        steps = []
+        monkeypatch.setattr(ImageOps, "mirror", lambda image: steps.append(("mirror", image.size)) or image)
+        monkeypatch.setattr(views, "change", lambda image, *_: steps.append(("change", image.size)) or image)
+        options = {"rand_augment": "colour", "rand_magnitude": 1, "flip": True}
+        for crop, size in ((0.5, (SIZE, SIZE)), (None, (60, 40))):
+            del steps[:]
+            seen = [view(DataConfig(random_crop=crop, **options), seed) for seed in range(8)]
+            assert {each.shape for each in seen} == {(3, SIZE, SIZE)}
+            assert set(steps) == {("mirror", size), ("change", size)}
+            assert steps[steps.index(("mirror", size)) + 1 :][:2] == [("change", size)] * 2
 
     def test_evaluation_has_no_views_no_repeats_and_only_its_own_sets(self):
         varied = replace(self.OFFICIAL, transform="torch:fliplr", word_dropout=0.5, max_length=9)
@@ -240,6 +313,19 @@ class TestPictures:
         assert (right > left + 50).all()
         turned = augment(self.halves().transpose(2, 3), "affine", torch.Generator().manual_seed(0)).float()
         assert (turned[:, :, 13:].mean(dim=(1, 2, 3)) > turned[:, :, :7].mean(dim=(1, 2, 3)) + 50).all()
+
+    def test_pixels_are_where_the_matrix_says(self, monkeypatch):
+        """A move by two pixels, half a turn, and twice the size; outside are the pixels of the border."""
+        pixels = torch.randint(0, 200, (3, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        matrices = [[[1, 0, 0.5], [0, 1, 0]], [[-1, 0, 0], [0, -1, 0]], [[1, 0, 0], [0, 1, -0.25]]]
+        monkeypatch.setattr(views, "_matrices", lambda *_: torch.tensor(matrices, dtype=torch.float32))
+        monkeypatch.setattr(views, "_uniform", lambda *_: torch.tensor([1.0, 1.3, 0.5]))
+        moved = augment(pixels, "affine", torch.Generator()).int()
+        right = torch.cat([pixels[0, :, :, 2:], pixels[0, :, :, -1:], pixels[0, :, :, -1:]], dim=2)
+        assert torch.equal(moved[0], right.int())
+        assert torch.equal(moved[1], (pixels[1].flip(1, 2).float() * 1.3).round().clamp(0, 255).int())
+        down = torch.cat([pixels[2, :, :1], pixels[2, :, :-1]], dim=1)
+        assert torch.equal(moved[2], (down.float() * 0.5).round().int())
 
     def test_turns_scales_and_shifts(self):
         """The ends of what is drawn, and which way a scale goes: above 1 the image is larger."""
