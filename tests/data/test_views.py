@@ -315,17 +315,17 @@ class TestPictures:
         assert (turned[:, :, 13:].mean(dim=(1, 2, 3)) > turned[:, :, :7].mean(dim=(1, 2, 3)) + 50).all()
 
     def test_pixels_are_where_the_matrix_says(self, monkeypatch):
-        """A move by two pixels, half a turn, and twice the size; outside are the pixels of the border."""
+        """A move by two pixels, half a turn, a move by half a pixel; outside are the pixels of the border."""
         pixels = torch.randint(0, 200, (3, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-        matrices = [[[1, 0, 0.5], [0, 1, 0]], [[-1, 0, 0], [0, -1, 0]], [[1, 0, 0], [0, 1, -0.25]]]
+        matrices = [[[1, 0, 0.5], [0, 1, 0]], [[-1, 0, 0], [0, -1, 0]], [[1, 0, 0], [0, 1, -0.125]]]
         monkeypatch.setattr(views, "_matrices", lambda *_: torch.tensor(matrices, dtype=torch.float32))
         monkeypatch.setattr(views, "_uniform", lambda *_: torch.tensor([1.0, 1.3, 0.5]))
         moved = augment(pixels, "affine", torch.Generator()).int()
         right = torch.cat([pixels[0, :, :, 2:], pixels[0, :, :, -1:], pixels[0, :, :, -1:]], dim=2)
         assert torch.equal(moved[0], right.int())
         assert torch.equal(moved[1], (pixels[1].flip(1, 2).float() * 1.3).round().clamp(0, 255).int())
-        down = torch.cat([pixels[2, :, :1], pixels[2, :, :-1]], dim=1)
-        assert torch.equal(moved[2], (down.float() * 0.5).round().int())
+        half_down = (torch.cat([pixels[2, :, :1], pixels[2, :, :-1]], dim=1).float() + pixels[2]) / 2
+        assert torch.equal(moved[2], (half_down * 0.5).round().int())
 
     def test_turns_scales_and_shifts(self):
         """The ends of what is drawn, and which way a scale goes: above 1 the image is larger."""
