@@ -8,7 +8,7 @@ import pytest
 from bridgetower.data.answers import read_vocabulary
 from bridgetower.data.config import PrepareConfig
 from bridgetower.data.datasets import prepare_set
-from bridgetower.data.datasets.sets import VgConfig, VgqaConfig
+from bridgetower.data.datasets.sets import DATASETS, VgConfig, VgqaConfig
 from bridgetower.data.prepared_set import read_info
 from bridgetower.files import write_json
 from miniature import ANSWERS, WRITERS, change, coco_name, counts, jpeg, write, write_coco
@@ -301,3 +301,33 @@ class TestHeldOut:
             (tmp_path / "moved.json").rename(folder / file)
         with pytest.raises(ValueError, match="vgqa takes a VgqaConfig, given is a PrepareConfig"):
             prepare_set("vgqa", folder, out, PrepareConfig())
+
+
+# Images and texts of each split, as far as their authors tell; of VQAv2 also those that the official code trains on.
+PUBLISHED = {
+    "coco": {"train": {(113_287, 566_747)}, "validation": {(5_000, 25_010)}, "test": {(5_000, 25_010)}},
+    "flickr30k": {"train": {(29_000, 145_000)}, "validation": {(1_014, 5_070)}, "test": {(1_000, 5_000)}},
+    "vg": {"train": {(108_077, None)}},
+    "cc3m": {"train": {(3_318_333, 3_318_333)}, "validation": {(15_840, 15_840)}},
+    "sbu": {"train": {(1_000_000, 1_000_000)}},
+    "vqav2": {
+        "train": {(82_783, 443_757), (82_774, 435_174), (82_774, 434_867)},
+        "validation": {(40_504, 214_354), (40_503, 210_207), (40_503, 210_051)},
+        "test": {(81_434, 447_793)},
+        "test-dev": {(None, 107_394)},
+    },
+    "snli-ve": {"train": {(29_783, 529_527)}, "validation": {(1_000, 17_858)}, "test": {(1_000, 17_901)}},
+    "nlvr2": {
+        "train": {(None, 86_373)},
+        "validation": {(None, 6_982)},
+        "test1": {(None, 6_967)},
+        "test2": {(None, 6_970)},
+    },
+    "winoground": {"test": {(None, 400)}},
+}
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_published_counts(name):
+    told = DATASETS[name].published
+    assert {split: {row[:2] for row in rows} for split, rows in told.items()} == PUBLISHED.get(name, {})
