@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-from bridgetower.distributed import process_group
+from bridgetower.distributed import available_cores, num_restarts, process_group
 from bridgetower.training import state
 from bridgetower.training.state import DATA, StateSaver
 
@@ -99,3 +99,25 @@ def test_states_are_waited_for_as_long_as_is_asked(monkeypatch, tmp_path):
     monkeypatch.setattr(dist, "new_group", lambda **options: given.update(options))
     StateSaver(tmp_path, {DATA: {}}, timeout=timedelta(minutes=3))
     assert given == {"backend": "gloo", "timeout": timedelta(minutes=3)}
+
+
+@pytest.mark.parametrize(("cores", "processes", "expected"), [(7, None, 7), (7, 1, 7), (7, 3, 2), (2, 4, 1)])
+def test_processes_of_a_machine_share_its_cores(monkeypatch, cores, processes, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(cores)))
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if processes is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert available_cores() == expected
+
+
+def test_restarts_are_those_that_torchrun_counts(monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT", raising=False)
+    assert num_restarts() == 0
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
+    assert num_restarts() == 2
+
+
+@pytest.mark.parametrize("minutes", [0, -1.5])
+def test_no_time_to_meet_is_refused_also_by_a_process_alone(minutes):
+    with pytest.raises(ValueError, match=f"timeout_minutes is {minutes}"), process_group("cpu", minutes):
+        pass
