@@ -800,7 +800,7 @@ def work_off(queue: int, work: Callable[[int], str]) -> None:
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
     try:
         while task := os.read(queue, 4):
-            print(work(int.from_bytes(task, "big")), flush=True)
+            print(work(int.from_bytes(task, "big")), file=sys.stderr, flush=True)
     except BaseException:  # noqa: BLE001
         traceback.print_exc()
         os._exit(1)
