@@ -104,10 +104,10 @@ class TestKinds:
         assert set(read_vocabulary(tmp_path / "out")) == {"cat", "dog", "7", "b"}  # "a" is an article
 
     def test_an_answer_counts_once_for_a_question(self, tmp_path):
-        cells = (["rare", "Rare.", "common"], ["common", "two"], ["two"], ["once"])
+        cells = (["rare", "Rare.", "common"], ["common", "blue"], ["blue"], ["once"])
         rows = [{"question": f"{number}?", "answers": cell} for number, cell in enumerate(cells)]
         prepared(tmp_path, "vqa", rows, VqaConfig(min_count=2, test_fraction=0, validation_fraction=0))
-        assert set(read_vocabulary(tmp_path / "out")) == {"common", "two"}
+        assert set(read_vocabulary(tmp_path / "out")) == {"common", "blue"}
 
     @pytest.mark.parametrize(("word", "meant"), [("True", True), ("yes", True), (1, True), ("NO", False), (0, False)])
     def test_truths_in_other_words(self, word, meant, tmp_path):
