@@ -47,7 +47,11 @@ def index(tmp_path_factory):
         ({"mtime": {"lt": "2026-01-01T00:00:01Z"}}, [0]),
         ({"or": [{"width": {"eq": 1}}, {"path": {"like": "%.jpg"}, "width": {"lt": 9}}]}, [0, 2]),
         ({"and": [{"width": {"gt": 1}}, {"not": {"width": {"gt": 2}}}]}, [1]),
-        ({"or": [{"width": {"eq": 1}}, {"width": {"eq": 2}}], "width": {"ne": 2}}, [0]),
+        ({"or": [{"width": {"eq": 2}}, {"width": {"eq": 1}}], "width": {"ne": 2}}, [0]),
+        ({"width": {"ne": 2}, "or": [{"width": {"eq": 1}}, {"width": {"eq": 2}}]}, [0]),
+        ({"not": {"or": [{"width": {"gt": 2}}, {"path": {"eq": "a.png"}}]}}, [1]),
+        ({"not": {"width": {"gt": 2}, "path": {"like": "%.png"}}}, [0, 1, 2]),
+        ({"and": [{"or": [{"width": {"eq": 3}}, {"width": {"eq": 1}}]}, {"width": {"lt": 3}}]}, [0]),
     ],
     ids=str,
 )

@@ -170,6 +170,82 @@ def test_examples_come_from_all_over_the_index(make):
     assert len(index.examples(1000)) == 100
 
 
+def test_vectors_are_reused_of_the_same_content_with_the_same_captions(make):
+    index, moment = make(), {"start": 0.0, "end": 1.0}
+    index.upsert(
+        [
+            row("two.png", digest="d", captions=["one", "two"], value=2),
+            row("one.png", digest="d", captions=["one"], value=3),
+            row("talk.mp4#t=0,1", digest="d", captions=["one", "three"], **moment),
+            row("text", digest="d", captions=["four"], width=0),
+            row("other.png", digest="e", captions=["six"]),
+        ]
+    )
+    wanted = [["one", "two"], ["one"], ["two", "one"], ["one", "three"], ["four"], ["six"], []]
+    new = [row(f"new{number}.png", digest="d", captions=captions) for number, captions in enumerate(wanted)]
+    for one in new:
+        for name in ("image_vector", "text_vectors", "pair_vectors", "width", "height"):
+            del one[name]
+    assert index.reuse(new) == {"new0.png", "new1.png"}
+    found = content(index)
+    assert len(found) == 7
+    for path, value, captions in (("new0.png", 2, wanted[0]), ("new1.png", 3, wanted[1])):
+        assert (found[path]["image_vector"], found[path]["captions"]) == ([value] * 3, captions)
+        assert found[path]["pair_vectors"] == [[value] * 5] * len(captions)
+        assert (found[path]["width"], found[path]["height"]) == (30, 20)
+    assert index.reuse([]) == set()
+
+
+def test_what_ties_is_in_the_order_of_paths(make, monkeypatch):
+    index, moment = make(), {"start": 0.0, "end": 1.0}
+    index.upsert([row(f"{number}.png", captions=["one flag"]) for number in (3, 1, 4, 0, 2)])
+    index.upsert([row("better.png", captions=["one flag", "a flag"], image_vector=np.array([1, 2, 3.0]))])
+    paths, query = [f"{number}.png" for number in range(5)], torch.tensor([1.0, 2.0, 3.0])
+    for fewest in (10_000, 1):
+        monkeypatch.setattr(index_module, "_FEWEST", fewest)
+        for _ in range(3):
+            assert [hit.path for hit in index.nearest(query, 6)] == ["better.png", *paths]
+        found = [hit.path for hit in index.containing("flag", query, 6)]
+        assert found in (["better.png", *paths], [*paths, "better.png"])
+    index.upsert([row(f"{number}.mp4", captions=["one"], **moment) for number in (1, 0)])
+    found = [(hit.against, hit.path) for hit in index.nearest(query, 9, against=None)]
+    images = [("images", path) for path in ["better.png", *paths]]
+    assert found == [*images, ("captions", "0.mp4"), ("captions", "1.mp4")]
+
+
+def test_more_paths_than_one_condition_has(make, monkeypatch):
+    monkeypatch.setattr(index_module, "_MAX_PATHS", 3)
+    index = make()
+    index.upsert([row(f"{number}.png", value=1 + number) for number in range(8)])
+    paths = [f"{number}.png" for number in range(7)]
+    assert sorted(one["path"] for one in index.rows(paths)) == paths
+    index.remove(paths)
+    assert index.paths() == ["7.png"]
+
+
+def test_is_tidied_once_more_than_a_tenth_or_twenty_pieces_changed(make):
+    index = make()
+
+    def tidied(num_replaced=0):
+        before = Index(index.uri)._table.version
+        index.optimize(num_replaced)
+        return Index(index.uri)._table.version > before
+
+    index.upsert([row(f"{number}.png") for number in range(300)])
+    assert [tidied(), tidied()] == [True, False]  # words were outside the full-text index
+    index.upsert([row(f"{number}.png", value=2) for number in range(30)])
+    assert [tidied(), tidied(30), tidied(31)] == [False, False, True]
+    index.upsert([row(f"{number}.png", value=3) for number in range(31)])
+    assert tidied()
+    for number in range(300, 320):
+        if index._table.stats()["fragment_stats"]["num_fragments"] == 20:
+            break
+        index.upsert([row(f"{number}.png")])
+    assert not tidied()
+    index.upsert([row("320.png")])
+    assert tidied()
+
+
 def test_tidies_many_small_pieces(make):
     index = make()
 
