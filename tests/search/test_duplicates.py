@@ -57,6 +57,24 @@ def test_groups_are_those_of_all_pairs(index, monkeypatch, tile, block):
     assert min(one.cosine for group in found[0.97] for one in group) < 0.97  # of a chain
 
 
+def test_the_first_has_the_most_pixels_then_bytes_and_ties_are_by_path(tmp_path):
+    info = IndexInfo(fingerprint="f", model="none", root=str(tmp_path), image_width=2, pair_width=2)
+    index = Index.create(tmp_path / "a.lance", info)
+    sizes = {
+        **{"g": (2, 6, 5), "f": (4, 4, 1), "e": (5, 3, 9), "d": (2, 6, 7), "c": (2, 6, 7)},
+        **{"b": (1, 1, 1), "a": (1, 1, 1), "z": (1, 1, 1), "y": (1, 2, 1)},
+    }
+    directions = dict.fromkeys("gfedc", (1.0, 0.0)) | dict.fromkeys("ba", (0.0, 1.0))
+    rows = []
+    for name, (width, height, size) in sizes.items():
+        vectors = {"image_vector": directions.get(name, (-1.0, 0.0)), "text_vectors": [], "pair_vectors": []}
+        about = {"path": name, "digest": name, "width": width, "height": height, "size": size, "captions": []}
+        rows.append(about | vectors)
+    index.upsert(rows)
+    found = near_duplicates(index, 1.0)
+    assert [[one.path for one in group] for group in found] == [["f", "e", "c", "d", "g"], ["a", "b"], ["y", "z"]]
+
+
 def test_command(album, run, refused, tmp_path, capsys):
     album.build()
     cli.main(["duplicates", str(album.out), "--threshold", "0.9999999"])
