@@ -61,8 +61,8 @@ def test_the_first_has_the_most_pixels_then_bytes_and_ties_are_by_path(tmp_path)
     info = IndexInfo(fingerprint="f", model="none", root=str(tmp_path), image_width=2, pair_width=2)
     index = Index.create(tmp_path / "a.lance", info)
     sizes = {
-        **{"g": (2, 6, 5), "f": (4, 4, 1), "e": (5, 3, 9), "d": (2, 6, 7), "c": (2, 6, 7)},
-        **{"b": (1, 1, 1), "a": (1, 1, 1), "z": (1, 1, 1), "y": (1, 2, 1)},
+        **{"g": (2, 6, 8), "f": (4, 4, 1), "e": (5, 3, 9), "d": (2, 6, 7), "c": (2, 6, 7)},
+        **{"z": (1, 1, 1), "y": (1, 2, 1), "b": (1, 1, 1), "a": (1, 1, 1)},
     }
     directions = dict.fromkeys("gfedc", (1.0, 0.0)) | dict.fromkeys("ba", (0.0, 1.0))
     rows = []
@@ -72,7 +72,17 @@ def test_the_first_has_the_most_pixels_then_bytes_and_ties_are_by_path(tmp_path)
         rows.append(about | vectors)
     index.upsert(rows)
     found = near_duplicates(index, 1.0)
-    assert [[one.path for one in group] for group in found] == [["f", "e", "c", "d", "g"], ["a", "b"], ["y", "z"]]
+    assert [[one.path for one in group] for group in found] == [["f", "e", "g", "c", "d"], ["a", "b"], ["y", "z"]]
+
+
+def test_copies_are_found_whatever_rounding_makes_of_their_cosine(tmp_path):
+    info = IndexInfo(fingerprint="f", model="none", root=str(tmp_path), image_width=64, pair_width=2)
+    index, vectors = Index.create(tmp_path / "a.lance", info), np.random.default_rng(0).standard_normal((300, 64))
+    unit = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    assert ((unit @ unit.T).diagonal() < 1).any()
+    about = {"digest": "d", "width": 1, "height": 1, "captions": [], "text_vectors": [], "pair_vectors": []}
+    index.upsert([about | {"path": f"{n % 300} {n}", "image_vector": vectors[n % 300]} for n in range(600)])
+    assert [len(group) for group in near_duplicates(index, 1.0)] == [2] * 300
 
 
 def test_command(album, run, refused, tmp_path, capsys):

@@ -202,19 +202,20 @@ class TestStages:
         by_vectors = searcher.search(query, rerank=0, truncate=True)
         assert names(searcher.search(query, against="hybrid", rerank=0, truncate=True)) == names(by_vectors)
 
-    def test_hybrid_is_reciprocal_rank_fusion(self, searcher):
+    @pytest.mark.parametrize("rerank", [None, 0])
+    def test_hybrid_is_reciprocal_rank_fusion(self, searcher, rerank):
         where = "path < '40'"
-        nearest = searcher.search(TEXT, top=64, where=where)
+        nearest = searcher.search(TEXT, top=64, where=where, rerank=rerank)
         words = searcher.search(TEXT, top=64, where=where, against="words")
         scores = Counter()
         for ranking in (nearest, words):
             for rank, hit in enumerate(ranking, start=1):
                 scores[hit.path] += 1 / (60 + rank)
-        hits = searcher.search(TEXT, top=5, where=where, against="hybrid")
+        hits = searcher.search(TEXT, top=5, where=where, against="hybrid", rerank=rerank)
         assert [hit.rank_score for hit in hits] == pytest.approx(sorted(scores.values(), reverse=True)[:5])
         assert all(hit.rank_score == pytest.approx(scores[hit.path]) for hit in hits)
         assert [hit.path for hit in hits] != [hit.path for hit in nearest[:5]]
-        assert {hit.score is None for hit in hits if hit.against == "images"} == {False}
+        assert {hit.score is None for hit in hits if hit.against == "images"} == {rerank == 0}
 
     def test_a_text_alone_against_pairs_of_three_heads(self, tiny_dataset, shapes_folder, files, tmp_path):
         write_tiny_checkpoint(tiny_dataset, tmp_path / "model", MODEL.override({"heads.itc": "fused"}))
