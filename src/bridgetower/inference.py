@@ -74,65 +74,127 @@ class Item:
     top: int = 1  # words per mask of `fill_mask`; the best of a judgement are chosen by `choices`
 
 
-@torch.inference_mode()
 def compute(engine: Engine, processor: Processor, items: Sequence[Item]) -> list[Outcome]:
     """Computes items together: what is fused in one run of each tower; what is embedded alone, of the last CLS only."""
-    model, found = engine.model, dict[int, Outcome]()
-    if rows := [row for row, item in enumerate(items) if item.ids is None]:
-        pixels, places = _distinct((items[row].image for row in rows), id)
-        vectors = l2_normalize(model.image_embeds(encoded_images(engine, processor, pixels, "cls")))
-        found.update(zip(rows, vectors[places], strict=True))
-    if rows := [row for row, item in enumerate(items) if item.image is None]:
-        ids, places = _distinct(items[row].ids for row in rows)
-        vectors = l2_normalize(model.text_embeds(encoded_texts(engine, processor, ids, "cls")))
-        found.update(zip(rows, vectors[places], strict=True))
+    return begun(engine, processor, items).outcomes()
+
+
+def computed(engine: Engine, processor: Processor, batches: Iterable[Sequence[Item]]) -> Iterator[list[Outcome]]:
+    """Yields the outcomes of batches of items; those of one are read when a GPU has been given the next."""
+    waiting = deque[Begun]()
+    for items in batches:
+        waiting.append(begun(engine, processor, items))
+        if len(waiting) > 1:
+            yield waiting.popleft().outcomes()
+    for batch in waiting:
+        yield batch.outcomes()
+
+
+class Begun:
+    """Items whose results are on their way from the device, and how outcomes are made of them."""
+
+    def __init__(self, num_items: int, device: torch.device) -> None:
+        self._outcomes: list[Outcome] = [0.0] * num_items
+        self._device = device
+        self._results: list[tuple[list[int], Tensor, Callable[[Tensor], Iterable[Outcome]]]] = []
+        self._copied: torch.cuda.Event | None = None
+
+    def set(self, rows: list[int], outcomes: Iterable[Outcome]) -> None:
+        for row, outcome in zip(rows, outcomes, strict=True):
+            self._outcomes[row] = outcome
+
+    def add(self, rows: list[int], results: Tensor, read: Callable[[Tensor], Iterable[Outcome]]) -> None:
+        """Queues a copy of the results of items to the host."""
+        copied = results.to("cpu", non_blocking=self._device.type not in ("cpu", "mps"))
+        self._results.append((rows, copied, read))
+        if self._device.type == "cuda":
+            self._copied = torch.cuda.Event()
+            self._copied.record(torch.cuda.current_stream(self._device))
+
+    @torch.inference_mode()
+    def outcomes(self) -> list[Outcome]:
+        if self._copied is not None:
+            self._copied.synchronize()
+        for rows, results, read in self._results:
+            self.set(rows, read(results))
+        return self._outcomes
+
+
+@torch.inference_mode()
+def begun(engine: Engine, processor: Processor, items: Sequence[Item]) -> Begun:
+    """Runs the model on items, as `compute` does, without waiting for a GPU, but for words of masks."""
+    model = engine.model
+    batch = Begun(len(items), engine.device)
+    image_rows = [row for row, item in enumerate(items) if item.ids is None]
+    text_rows = [row for row, item in enumerate(items) if item.image is None]
+    pairs = [row for row, item in enumerate(items) if item.ids is not None and item.image is not None]
+
+    # What is embedded alone.
+    if image_rows:
+        pixels, places = _distinct((items[row].image for row in image_rows), id)
+        vectors = model.image_embeds(encoded_images(engine, processor, pixels, "cls"))
+        batch.add(image_rows, unit_length(vectors), partial(_numbers_at, places))
+    if text_rows:
+        ids, places = _distinct(items[row].ids for row in text_rows)
+        vectors = model.text_embeds(encoded_texts(engine, processor, ids, "cls"))
+        batch.add(text_rows, unit_length(vectors), partial(_numbers_at, places))
+    if not pairs:
+        return batch
+
+    # What is fused: each image and each text is encoded once, and shared by its pairs.
+    pixels, image_places = _distinct((items[row].image for row in pairs), id)
+    ids, text_places = _distinct(items[row].ids for row in pairs)
+    image = engine.cache_image(encoded_images(engine, processor, pixels))
+    text = engine.cache_text(encoded_texts(engine, processor, ids))
     runs: dict[str, list[int]] = {}  # places in `pairs` of what is fused together
-    for place, row in enumerate(pairs := [row for row in range(len(items)) if row not in found]):
+    for place, row in enumerate(pairs):
         runs.setdefault(items[row].kind if items[row].kind in _APART else "pooled", []).append(place)
-    if pairs:
-        pixels, image_places = _distinct((items[row].image for row in pairs), id)
-        ids, text_places = _distinct(items[row].ids for row in pairs)
-        image = engine.cache_image(encoded_images(engine, processor, pixels))  # shared by the pairs of each
-        text = engine.cache_text(encoded_texts(engine, processor, ids))
     for run, places in runs.items():
-        rows, some = [pairs[place] for place in places], [items[pairs[place]] for place in places]
-        images = image[_index(engine, [image_places[place] for place in places])]
-        texts = text[_index(engine, [text_places[place] for place in places])]
+        rows = [pairs[place] for place in places]
+        chosen_items = [items[row] for row in rows]
+        images = _taken(image, [image_places[place] for place in places])
+        texts = _taken(text, [text_places[place] for place in places])
         if run in ("fill_mask", "mask_probabilities"):
-            outcomes = _masks(model, processor, engine.fuse(images, texts, "text").text, some)
-            found.update(zip(rows, outcomes, strict=True))
+            batch.set(rows, _masks(model, processor, engine.fuse(images, texts, "text").text, chosen_items))
             continue
         if run == "score":  # log-odds of a match and cosine, as far as the model has the heads
             scores = list[Tensor]()
             if model.itm_head is not None:
-                scores.append(matched(model.itm_logits(engine.fuse(images, texts, "pooled").pooled)))
+                scores.append(log_odds(model.itm_logits(engine.fuse(images, texts, "pooled").pooled)))
             if model.itc_head is not None:
-                vector = l2_normalize(model.image_embeds(images))
-                scores.append((vector * l2_normalize(model.text_embeds(texts))).sum(dim=1))
-            found.update(zip(rows, torch.stack(scores, dim=1), strict=True))
+                vectors = unit_length(model.image_embeds(images))
+                scores.append((vectors * unit_length(model.text_embeds(texts))).sum(dim=1))
+            batch.add(rows, torch.stack(scores, dim=1), _numbers)
             continue
         pooled = engine.fuse(images, texts, "pooled").pooled
         if run == "reason":
-            pixels, seconds = _distinct((item.image_2 for item in some), id)
+            pixels, seconds = _distinct((item.image_2 for item in chosen_items), id)
             image_2 = engine.cache_image(encoded_images(engine, processor, pixels, token_type=SECOND_IMAGE))
-            second = engine.fuse(image_2[_index(engine, seconds)], texts, "pooled").pooled
+            second = engine.fuse(_taken(image_2, seconds), texts, "pooled").pooled
             pooled = torch.cat([pooled, second], dim=-1)
-        for kind in dict.fromkeys(item.kind for item in some):
-            chosen = [number for number, item in enumerate(some) if item.kind == kind]
-            own = pooled[_index(engine, chosen)]
+        for kind in dict.fromkeys(item.kind for item in chosen_items):
+            numbers = [number for number, item in enumerate(chosen_items) if item.kind == kind]
+            kind_rows = [rows[number] for number in numbers]
+            pooled_of_kind = pooled if len(numbers) == len(rows) else pooled[_index(engine, numbers)]
             if kind == "embedding":
-                outcomes = l2_normalize(model.pair_embeds(own))
+                batch.add(kind_rows, unit_length(model.pair_embeds(pooled_of_kind)), _numbers)
             elif kind == "match":
-                outcomes = matched(model.itm_logits(own)).tolist()
+                odds = log_odds(model.itm_logits(pooled_of_kind))
+                batch.add(kind_rows, odds, lambda results: _numbers(results).tolist())
             else:
-                head = HEAD_OF[kind]
-                logits = model.head(head)(own).float().cpu()
-                each = kind == "answer" or (kind == "classify" and model.config.heads.multi_label)
-                if not model.config.heads.predicts_number(head):
-                    logits = logits.sigmoid() if each else logits.softmax(dim=-1)
-                outcomes = _numbers(logits)
-            found.update(zip([rows[number] for number in chosen], outcomes, strict=True))
-    return [found[row] for row in range(len(items))]
+                logits = model.head(HEAD_OF[kind])(pooled_of_kind).float()
+                batch.add(kind_rows, logits, partial(_probabilities, model, kind))
+    return batch
+
+
+def _probabilities(model: BridgeTower, kind: str, logits: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
+    """Returns what the outputs of a head mean: probabilities, or a number."""
+    heads = model.config.heads
+    if heads.predicts_number(HEAD_OF[kind]):
+        return _numbers(logits)
+    if kind == "answer" or (kind == "classify" and heads.multi_label):
+        return _numbers(logits.sigmoid())
+    return _numbers(logits.softmax(dim=-1))
 
 
 def decoded(
@@ -199,12 +261,20 @@ def _index(engine: Engine, rows: Sequence[int]) -> Int[Tensor, " n"]:
     return to_device(torch.tensor(rows), engine.device)
 
 
+def _taken(encoded: Encoded, rows: list[int]) -> Encoded:
+    """Selects rows; all of them in their order need neither an index on the device nor a copy."""
+    if rows == list(range(len(encoded))):
+        return encoded
+    return encoded[to_device(torch.tensor(rows), encoded.cls.device)]
+
+
 def _masks(
     model: BridgeTower, processor: Processor, hidden: Float[Tensor, "b l d"], items: Sequence[Item]
 ) -> Iterable[Outcome]:
     masked = processor.pad([item.ids or () for item in items]).input_ids == processor.mask_token_id
     counts: list[int] = masked.sum(dim=1).tolist()
-    chosen = hidden[:, : masked.shape[1]][to_device(masked, hidden.device)]
+    row_index, column_index = (to_device(index, hidden.device) for index in masked.nonzero(as_tuple=True))
+    chosen = hidden[row_index, column_index]
     parts = (_numbers(model.mlm_logits(part).float().cpu().softmax(dim=-1)) for part in chosen.split(_MASKS))
     if items[0].kind == "mask_probabilities":
         return torch.cat(list(parts)).split(counts)
@@ -276,7 +346,11 @@ def _best(probabilities: Float[Tensor, "n k"], top: int) -> Iterator[Iterator[tu
 
 def l2_normalize(vectors: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
     """Returns a model's vectors at length one, in float32 on the CPU."""
-    return _numbers(F.normalize(vectors.float(), dim=-1).cpu())
+    return _numbers(unit_length(vectors).cpu())
+
+
+def unit_length(vectors: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+    return F.normalize(vectors.float(), dim=-1)
 
 
 def matched(logits: Float[Tensor, "n 2"]) -> Float[Tensor, " n"]:
@@ -303,6 +377,10 @@ def _numbers(results: Tensor) -> Tensor:
             "the model gives NaN; its weights or settings are damaged, or too large for fp16 or bf16"
         )
     return results
+
+
+def _numbers_at(rows: list[int], results: Tensor) -> Tensor:
+    return _numbers(results)[rows]
 
 
 def _distinct(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, cached_property, partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any, TypedDict, Unpack, cast
 
@@ -28,6 +28,7 @@ from bridgetower.inference import (
     Outcome,
     choices,
     compute,
+    computed,
     decoded,
     encoded_bytes,
     encoded_images,
@@ -431,17 +432,23 @@ class Predictor:
             order.sort(key=lambda row: len(ids[row] or ()))  # so that batches hold little padding
         opened = partial(decoded, self.processor, batch_size=batch_size, num_workers=num_workers, device=self.device)
         shown = [None if some is None else opened(some) for some in (images, images_2)]
-        found: list[Any] = [None] * count
         batches = split_rows(range(count), batch_size)
-        for batch in counted(batches, "batches", shown=progress and len(batches) > 1):
-            rows = order[batch.start : batch.stop]
-            first, second = ([None] * len(rows) if each is None else list(islice(each, len(rows))) for each in shown)
-            items = [
-                Item(kind=kind, image=image, image_2=image_2, ids=ids[row], top=top)
-                for row, image, image_2 in zip(rows, first, second, strict=True)
-            ]
-            for row, outcome in zip(rows, compute(self.engine, self.processor, items), strict=True):
-                found[row] = outcome
+
+        def batches_of_items() -> Iterator[list[Item]]:
+            for batch in counted(batches, "batches", shown=progress and len(batches) > 1):
+                rows = order[batch.start : batch.stop]
+                first, second = (
+                    [None] * len(rows) if each is None else list(islice(each, len(rows))) for each in shown
+                )
+                yield [
+                    Item(kind=kind, image=image, image_2=image_2, ids=ids[row], top=top)
+                    for row, image, image_2 in zip(rows, first, second, strict=True)
+                ]
+
+        outcomes = chain.from_iterable(computed(self.engine, self.processor, batches_of_items()))
+        found: list[Any] = [None] * count
+        for row, outcome in zip(order, outcomes, strict=True):
+            found[row] = outcome
         return found
 
     def _matched(

@@ -200,6 +200,17 @@ class TestErrors:
             tiny.build().encode_image(tiny.images(2)[0])
 
 
+def test_texts_padded_for_compiled_layers_end_with_the_position_table():
+    model = tiny.build()
+    model.text_multiple = 8
+    longest = model.config.text.max_length
+    assert longest % 8
+    for length, padded in ((7, 8), (8, 8), (longest - 1, longest), (longest, longest)):
+        assert model.encode_text(torch.full((1, length), 5)).layers[0].shape[1] == padded
+    with pytest.raises(ValueError, match=f"text of {longest + 1} tokens; the position table holds {longest}"):
+        model.encode_text(torch.full((1, longest + 1), 5))
+
+
 class TestModes:
     def test_dropout_in_training_only(self):
         model = tiny.build()

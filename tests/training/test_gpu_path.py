@@ -1,20 +1,24 @@
 """The path of a step on a GPU, on pretended devices: nothing waits for the device, and layers are one graph."""
 
+import inspect
 from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jaxtyping
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tiny
+from bridgetower import inference
 from bridgetower.data.batch import IGNORED
 from bridgetower.data.captions import CaptionImages
 from bridgetower.data.config import DataConfig
 from bridgetower.engines.engine import TorchEngine
-from bridgetower.inference import encoded_images, encoded_texts
+from bridgetower.inference import Item, begun, computed, encoded_images, encoded_texts
 from bridgetower.model.bridgetower import BridgeTower
 from bridgetower.model.layers import autocast, on_meta
 from bridgetower.objectives.config import Phase, PretrainingConfig
@@ -45,7 +49,7 @@ class NoWaiting(TorchDispatchMode):
 
     def __enter__(self):
         self.patch, self.pinned = pytest.MonkeyPatch(), []  # kept, so that no other tensor gets their place
-        self.patch.setattr(torch.cuda, "is_available", lambda: True)
+        self.patch.setattr("bridgetower.model.layers.has_cuda", lambda: True)
         self.patch.setattr(Tensor, "pin_memory", lambda tensor: self.pinned.append(tensor) or tensor)
         return super().__enter__()
 
@@ -64,6 +68,8 @@ class NoWaiting(TorchDispatchMode):
             pinned = tensors[0].device == GPU or any(tensors[0] is each for each in self.pinned)
             if devices == {"cpu", "meta"} and not (kwargs.get("non_blocking") and pinned):
                 raise HostWaitsError(f"a copy that may block, {devices}")
+            if tensors[0].device == GPU and devices == {"cpu", "meta"}:
+                return torch.ones(tensors[0].shape, dtype=tensors[0].dtype)
         return func(*args, **kwargs)
 
 
@@ -175,6 +181,38 @@ def test_a_predictor_sends_bytes_and_does_not_wait(tiny_processor):
         fused = engine.fuse(engine.cache_image(image), engine.cache_text(text))
     assert [each.dtype for each in waiting.pinned if each.ndim == 4] == [torch.uint8]
     assert (fused.pooled.device, fused.pooled.dtype) == (GPU, torch.float16)
+
+
+def test_items_are_computed_without_waiting_and_constants_are_sent_once(tiny_processor):
+    engine = TorchEngine(on_gpu().eval(), GPU)
+    first, second = (torch.full((3, 24, 24), value, dtype=torch.uint8) for value in (0, 1))
+    items = [
+        Item(image=second),
+        Item(ids=(0, 5, 2)),
+        *(Item(kind=kind, image=image, ids=(0, 6, 2)) for kind in ("match", "score") for image in (second, first)),
+        Item(image=first, ids=(0, 7, 8, 2)),
+    ]
+    begin = inspect.unwrap(begun)
+    with torch.no_grad():  # in inference mode, `to` would come whole
+        with NoWaiting():
+            begin(engine, tiny_processor, items)
+        with NoWaiting() as waiting:
+            batch = begin(engine, tiny_processor, items)
+        outcomes = batch.outcomes()
+    assert {each.dtype for each in waiting.pinned} == {torch.uint8, torch.int64}
+    assert [np.shape(outcome) for outcome in outcomes] == [(12,), (12,), (), (), (2,), (2,), (32,)]
+
+
+def test_a_batch_is_read_when_the_next_one_has_begun(monkeypatch):
+    order = []
+
+    def beginning(engine, processor, items):
+        order.append(f"begun {items}")
+        return SimpleNamespace(outcomes=lambda: order.append(f"read {items}"))
+
+    monkeypatch.setattr(inference, "begun", beginning)
+    list(computed(None, None, iter("abc")))
+    assert order == ["begun a", "begun b", "read a", "begun c", "read b", "read c"]
 
 
 @pytest.mark.parametrize("positions", [None, torch.tensor([1, 8])])

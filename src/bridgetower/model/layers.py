@@ -6,7 +6,7 @@ import inspect
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from functools import cache, partial
 from typing import Any, ClassVar
 
 import torch
@@ -53,9 +53,14 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[obj
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
+@cache
+def has_cuda() -> bool:
+    return torch.cuda.is_available()
+
+
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Copies a tensor without waiting: to a GPU from pinned memory, as a copy of other memory may be waited for."""
-    if tensor.device.type == "cpu" != device.type and torch.cuda.is_available():
+    if tensor.device.type == "cpu" != device.type and has_cuda():
         tensor = tensor.pin_memory()  # itself if it is pinned
     return tensor.to(device, non_blocking=True)
 

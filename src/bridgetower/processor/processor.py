@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal, Self, TypeAlias
 
@@ -284,10 +284,9 @@ class Processor:
         if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] != 3:
             shape = list(pixels.shape)
             raise ValueError(f"pixels are {pixels.dtype} of shape {shape}; expected uint8 [batch, 3, h, w]")
-        mean, std = (  # the factor 255 sits in them, as in transformers, which is equal bit for bit
-            to_device((torch.tensor(values) * 255.0)[:, None, None], pixels.device)
-            for values in (self.config.image_mean, self.config.image_std)
-        )
+        # The factor 255 sits in them, as in transformers, which is equal bit for bit.
+        mean = _times_255(self.config.image_mean, pixels.device)
+        std = _times_255(self.config.image_std, pixels.device)
         return pixels.to(torch.float32).sub_(mean).div_(std)
 
     def texts(self, texts: Sequence[str], *, truncate: bool = False) -> TextBatch:
@@ -414,6 +413,12 @@ class Processor:
         if self.tokenizer is None or self._special is None:
             raise ValueError("this processor has no tokenizer; build it with Processor(config, load_tokenizer(folder))")
         return self.tokenizer, *self._special
+
+
+@lru_cache(maxsize=64)
+def _times_255(values: tuple[float, ...], device: torch.device) -> Float[Tensor, "3 1 1"]:
+    with torch.inference_mode(False):  # what is made in that mode could not be used in training
+        return to_device((torch.tensor(values) * 255.0)[:, None, None], device)
 
 
 def to_tensor(image: Image.Image | UInt8[np.ndarray, "h w 3"]) -> UInt8[Tensor, "3 h w"]:
