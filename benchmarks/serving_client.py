@@ -131,15 +131,19 @@ class Reply:
 class Connection:
     """A kept connection that costs the client next to nothing."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: Server, source: str | None = None) -> None:
+        """Takes the server, and the address that it sees as the client's; default: the system's choice."""
         self.server = server
+        self._local = None if source is None else (source, 0)
         self._reader: asyncio.StreamReader | None = None
         self.writer: asyncio.StreamWriter | None = None
 
     async def open(self) -> asyncio.StreamWriter:
         """Connects, if it is not connected."""
         if self.writer is None or self.writer.is_closing():
-            self._reader, self.writer = await asyncio.open_connection(self.server.host, self.server.port)
+            self._reader, self.writer = await asyncio.open_connection(
+                self.server.host, self.server.port, local_addr=self._local
+            )
         return self.writer
 
     async def send(self, request: bytes) -> Reply:

@@ -194,7 +194,7 @@ def test_what_cannot_be_served(refused, tiny_checkpoint, monkeypatch, tmp_path):
     monkeypatch.delenv(KEY, raising=False)
     monkeypatch.chdir(tmp_path)
     assert "neither a model nor an index is given; give --model MODEL" in refused("serve", "--port", "0")
-    assert "queue is 1" in refused("serve", "--model", tiny_checkpoint, "--queue", "1")
+    assert "queue is 0" in refused("serve", "--model", tiny_checkpoint, "--queue", "0")
     assert "add --index" in refused("serve", "--model", tiny_checkpoint, "--root", tmp_path, "--port", "0")
     assert "nothing-here" in refused("serve", "--model", "./nothing-here", "--port", "0")
     useless = ("serve", "--model", tiny_checkpoint, "--answer-model", tiny_checkpoint, "--port", "0")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from bridgetower.engines.config import FORMS, EngineName, Precision
 from bridgetower.engines.engine import Engine
 from bridgetower.files import replacing
-from bridgetower.serve.queues import Batcher
+from bridgetower.serve.queues import Scheduler, Work
 from search import resident
 from side_by_side.products import nodes, operations, rates, recorded
 from side_by_side.rows import Row, timed
@@ -196,13 +196,15 @@ def _repeated(request: Request) -> dict[str, Tensor]:
 
 def _in_batches(engine: Engine, requests: Sequence[Request]) -> Tensor:
     async def answers() -> list[Tensor]:
-        batcher = Batcher[Request, Tensor](partial(_matched, engine), max_batch=CLIENTS, queue=len(requests))
+        scheduler = Scheduler[Request, Tensor](
+            partial(_matched, engine), lambda _: Work("pairs", 1.0), lanes={"pairs": CLIENTS}, queue=len(requests)
+        )
 
         async def client(number: int) -> list[Tensor]:
-            return [(await batcher.submit([request]))[0] for request in requests[number::CLIENTS]]
+            return [(await scheduler.submit([request]))[0] for request in requests[number::CLIENTS]]
 
         found = await asyncio.gather(*map(client, range(CLIENTS)))
-        await batcher.close()
+        await scheduler.close()
         return [found[number % CLIENTS][number // CLIENTS] for number in range(len(requests))]
 
     return torch.cat(asyncio.run(answers()))

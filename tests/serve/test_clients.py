@@ -2,6 +2,7 @@
 
 import base64
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import openai
@@ -49,13 +50,14 @@ class TestOpenai:
         patient = openai.OpenAI(base_url=address, api_key=KEY, max_retries=5)
         refusals = locked.service.metrics.requests.labels("/v1/embeddings", "429")._value
         before = refusals.get()
-        with held_up(predictor) as gate, ThreadPoolExecutor(2) as pool:
-            first = pool.submit(patient.embeddings.create, model="tiny", input=["a"] * 8)
-            until(lambda: locked.service.batcher.admitted == 8)
-            second = pool.submit(patient.embeddings.create, model="tiny", input=["b"] * 8)
+        with held_up(predictor) as gate, ThreadPoolExecutor(3) as pool:
+            ask = partial(pool.submit, patient.embeddings.create, model="tiny")
+            admitted = [ask(input=[text] * 8) for text in "ab"]
+            until(lambda: locked.service.scheduler.admitted == 4)  # half of the queue
+            refused = ask(input=["c"] * 8)
             until(lambda: refusals.get() > before)
             gate.set()
-            assert [len(answer.result().data) for answer in (first, second)] == [8, 8]
+            assert [len(answer.result().data) for answer in (*admitted, refused)] == [8] * 3
 
 
 class TestPredictionGuard:

@@ -197,10 +197,10 @@ def test_decoding_holds_up_nothing(server, monkeypatch):
         asked = pool.submit(server.client.get, f"/v1/images/{digest}?size=64")
         assert at_work.acquire(timeout=20)
         assert server.client.get("/health").status_code == 200
-        assert server.service.batcher.admitted == 1
+        assert server.service.scheduler.admitted == server.service.costs["image"]
         gate.set()
         assert asked.result().status_code == 200
-    until(lambda: server.service.batcher.admitted == 0)
+    until(lambda: server.service.scheduler.admitted == 0)
 
 
 @pytest.fixture(scope="module")

@@ -3,17 +3,25 @@
 import asyncio
 import json
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 
+import httpx
 import pytest
 from starlette.responses import Response, StreamingResponse
 
 from bridgetower.serve.middleware import RequestLimitsMiddleware
-from served import PATIENCE, TEXTS, error_of, held_up, until
+from served import PATIENCE, TEXTS, error_of, held_up, started, until
 
 PATH = "/v1/embeddings"
 FOUR = {"input": TEXTS[:1] * 4}
 MIB = 2**20
+
+
+@pytest.fixture(scope="module")
+def patient(predictor):
+    with started(predictor, queue=9, max_items=4) as found:
+        yield found
 
 
 def connect(running):
@@ -66,8 +74,24 @@ def test_no_answer_in_time(hasty, predictor):
         error = error_of(response, 503)
         assert int(response.headers["retry-after"]) >= 1
         assert "no answer within 1.5 s" in error["message"]
-    until(lambda: hasty.service.batcher.admitted == 0)
+    until(lambda: hasty.service.scheduler.admitted == 0)
     assert hasty.client.post(PATH, json={"input": "a"}).status_code == 200
+
+
+def test_a_greedy_client_is_refused_and_others_are_not(patient, predictor):
+    """Its requests fill its share of the queue; those of another address are admitted, and answered in their turn."""
+    cost = patient.service.costs["text"]
+    greedy = httpx.Client(base_url=patient.client.base_url, transport=httpx.HTTPTransport(local_address="127.0.0.2"))
+    with greedy, held_up(predictor) as gate, ThreadPoolExecutor(8) as pool:
+        waiting = [pool.submit(greedy.post, PATH, json=FOUR, timeout=PATIENCE) for _ in range(3)]
+        until(lambda: patient.service.scheduler.admitted == 12 * cost)
+        response = greedy.post(PATH, json=FOUR)
+        assert error_of(response, 429)["code"] == "queue_full"
+        assert int(response.headers["retry-after"]) >= 1
+        others = [pool.submit(patient.client.post, PATH, json={"input": "a"}) for _ in range(3)]
+        until(lambda: patient.service.scheduler.admitted == 15 * cost)
+        gate.set()
+        assert [one.result().status_code for one in (*waiting, *others)] == [200] * 6
 
 
 def test_a_client_that_leaves_makes_room(hasty, predictor):
@@ -76,20 +100,20 @@ def test_a_client_that_leaves_makes_room(hasty, predictor):
         for connection in connections:
             connection.sendall(request(json.dumps(FOUR).encode()))
         for left in (8, 4, 0):
-            until(lambda left=left: hasty.service.batcher.admitted == left)
+            until(lambda left=left: hasty.service.scheduler.admitted == left * hasty.service.costs["text"])
             if left:
                 connections.pop().close()
     with connect(hasty) as connection:
         connection.sendall(request(b'{"inp', length=100))  # and leaves while it sends
     assert hasty.client.post(PATH, json={"input": "a"}).status_code == 200
-    assert hasty.service.batcher.admitted == 0
+    assert hasty.service.scheduler.admitted == 0
 
 
 async def nothing():
     return await asyncio.Event().wait() or {}
 
 
-async def ask(limits, body=b"a", method="POST", path="/"):
+async def ask(limits, body=b"a", method="POST", path="/", client="127.0.0.1"):
     """Sends a request, without its body if that is None, and returns the status of the answer."""
     statuses = []
     bodies = [] if body is None else [{"type": "http.request", "body": body}]
@@ -100,14 +124,15 @@ async def ask(limits, body=b"a", method="POST", path="/"):
     async def send(message):
         statuses.extend([message["status"]] if "status" in message else [])
 
-    await limits({"type": "http", "method": method, "path": path, "headers": []}, receive, send)
+    scope = {"type": "http", "method": method, "path": path, "headers": [], "client": (client, 1)}
+    await limits(scope, receive, send)
     return statuses[0]
 
 
 @pytest.mark.anyio
 class TestMiddleware:
     async def test_of_too_many_requests_the_one_that_stalls_longest_is_dropped(self):
-        limits = RequestLimitsMiddleware(Response(), max_body=10, timeout=60, requests=3)
+        limits = RequestLimitsMiddleware(Response(), max_body=10, timeout=60, requests=6)
         stalled = [asyncio.create_task(ask(limits, None)) for _ in range(3)]
         await asyncio.sleep(0)
         for number in range(2):
@@ -117,6 +142,22 @@ class TestMiddleware:
             await asyncio.sleep(0)
         assert not any(one.done() for one in stalled[2:])
         for one in stalled[2:]:
+            one.cancel()
+
+    async def test_one_client_s_requests_end_no_other_s(self):
+        """Of 8, one client may have 4; a fifth ends its own that stalls, and another's only if that has more."""
+        limits = RequestLimitsMiddleware(Response(), max_body=10, timeout=60, requests=8)
+        first = asyncio.create_task(ask(limits, None, client="203.0.113.9"))
+        await asyncio.sleep(0)
+        stalled = [asyncio.create_task(ask(limits, None)) for _ in range(3)]
+        await asyncio.sleep(0)
+        more = [asyncio.create_task(ask(limits, None)) for _ in range(2)]
+        await asyncio.sleep(0)
+        assert await stalled[0] == 429
+        assert await stalled[1] == 429
+        assert await ask(limits, client="203.0.113.8") == 200
+        assert not first.done()
+        for one in (first, *stalled, *more):
             one.cancel()
 
     async def test_requests_in_progress_have_a_limit(self):
@@ -132,7 +173,7 @@ class TestMiddleware:
             answered.append(scope["path"])
             await Response()(scope, receive, send)
 
-        limits = RequestLimitsMiddleware(app, max_body=10, timeout=60, requests=2)
+        limits = RequestLimitsMiddleware(app, max_body=10, timeout=60, requests=4)
         waiting = [asyncio.create_task(ask(limits, path="/waits")) for _ in range(2)]
         await asyncio.sleep(0)
         assert await ask(limits, path="/more") == 429
@@ -156,10 +197,13 @@ class TestMiddleware:
         limits = RequestLimitsMiddleware(app, max_body=100_000, timeout=60)
         large = [asyncio.create_task(ask(limits, bytes(100_000))) for _ in range(40)]
         await asyncio.sleep(0.1)
-        assert [await one for one in large if one.done()] == [429] * 17  # 23 are held: 800,000 / 34,464
+        assert [await one for one in large if one.done()] == [429] * 29  # 11 are held: half of 800,000 / 34,464
+        others = [asyncio.create_task(ask(limits, bytes(100_000), client="203.0.113.9")) for _ in range(5)]
+        await asyncio.sleep(0.1)
+        assert not any(one.done() for one in others)
         assert await ask(limits, bytes(60_000)) == 200
         gate.set()
-        await asyncio.gather(*large)
+        await asyncio.gather(*large, *others)
         assert [await ask(limits, bytes(100_000)) for _ in range(60)] == [200] * 60
 
     async def test_get_has_to_be_answered_in_time_too(self):

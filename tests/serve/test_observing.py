@@ -84,7 +84,7 @@ def test_requests_batches_and_memory(client, predictor):
     assert gained['bridgetower_request_seconds_count{route="/v1/embeddings"}'] == 3
     assert gained["bridgetower_batch_items_sum"] == 19
     assert gained["bridgetower_batch_items_count"] == gained["bridgetower_queue_seconds_count"] == 3
-    for name in ("items_admitted", "items_queued", "items_computing"):
+    for name in ("cost_admitted", "cost_queued", "cost_computing"):
         assert after[f"bridgetower_{name}"] == 0
     assert after["bridgetower_requests_in_flight"] == 1  # this one
     assert after["process_resident_memory_bytes"] > 10**7

@@ -215,7 +215,7 @@ def test_a_server_that_allows_hosts(predictor, place, looked_up):
         ("/v1/rerank", {"query": {"image": far}, "documents": ["a"]}),
         ("/v1/explain", {"image": far, "text": "a"}),
     ]
-    limits = {"queue": 5, "max_items": 5, "allow_host": ("slow.example", place), "timeout": 600.0}
+    limits = {"queue": 7, "max_items": 5, "allow_host": ("slow.example", place), "timeout": 600.0}
     with started(predictor, **limits) as server, ThreadPoolExecutor(len(requests)) as pool:
         for url, words in (
             (f"http://{place}{FILE}", "not public"),
@@ -229,8 +229,8 @@ def test_a_server_that_allows_hosts(predictor, place, looked_up):
                 assert len(error["message"]) <= 4003
                 assert error["code"] == "invalid_image"
         slow = [pool.submit(server.client.post, path, json=body) for path, body in requests]
-        until(lambda: server.service.batcher.admitted == 5)
-        response = server.client.post("/v1/embeddings", json={"input": far, **param})
+        until(lambda: server.service.scheduler.admitted == 3 + 2 * server.service.costs["image"])
+        response = server.client.post("/v1/match", json={"images": far, "texts": "b"})
         error = error_of(response, 429)
         assert (error["type"], error["code"]) == ("rate_limit_error", "queue_full")
         assert int(response.headers["retry-after"]) >= 1

@@ -79,7 +79,7 @@ def test_stopping_finishes_what_was_taken_in_and_logs_stay_open(predictor):
     with started(predictor, max_batch=2) as running, held_up(predictor) as gate, ThreadPoolExecutor(4) as pool:
         ask = partial(httpx.post, f"{running.client.base_url}/v1/embeddings", timeout=PATIENCE)
         waiting = [pool.submit(ask, json={"input": TEXTS * 3}) for _ in range(4)]
-        until(lambda: running.service.batcher.admitted == 36)
+        until(lambda: running.service.scheduler.admitted == 36 * running.service.costs["text"])
         running.server.stop()
         until(lambda: not _accepts(running.address))
         gate.set()
@@ -105,16 +105,19 @@ async def test_ready_while_it_runs_and_admits_what_it_can_do(predictor):
     assert not service.ready
     async with service.running():
         assert service.ready
-        with service.admission(3, "input", "tiny"):
-            assert service.batcher.admitted == 3
+        with service.admission({"pair": 1, "image": 2}, "input", "tiny"):
+            assert service.scheduler.admitted == 1 + 2 * service.costs["image"]
         for given, words in (
-            ((4, "input", None), "4 items, the limit is 3"),
-            ((1, "input", "other"), "this server has 'tiny'"),
-            ((1, "images", None, "answer"), "no vqa head .* name it with --answer-model when the server is started$"),
+            (({"text": 4}, "input", None), "4 items, the limit is 3"),
+            (({"text": 1}, "input", "other"), "this server has 'tiny'"),
+            (
+                ({"pair": 1}, "images", None, "answer"),
+                "no vqa head .* name it with --answer-model when the server is started$",
+            ),
         ):
             with pytest.raises(ApiError, match=words), service.admission(*given):
                 pass
-        assert service.batcher.admitted == 0
+        assert service.scheduler.admitted == 0
     assert not service.ready
 
 

@@ -20,7 +20,7 @@ from bridgetower.cli.output import log_to
 from bridgetower.cli.parsing import meant
 from bridgetower.extras import require
 from bridgetower.serve.config import ServeConfig
-from bridgetower.serve.replicas import Replica, limit_arenas, supervise
+from bridgetower.serve.replicas import Replica, limit_arenas, supervise, wait_passively
 
 if TYPE_CHECKING:
     from bridgetower.serve.service import Service
@@ -63,6 +63,7 @@ def serve(
     """
     require("serve")
     limit_arenas()
+    wait_passively()
     from bridgetower.serve.server import take_port
 
     config = options if options.api_key else replace(options, api_key=os.environ.get(KEY))
@@ -119,6 +120,7 @@ def _run_replica(
     """Serves in one of several processes, each of which listens at the port itself."""
     replica.settle()
     limit_arenas()
+    wait_passively()
     from bridgetower.serve.server import shared_port
 
     with reported():

@@ -7,7 +7,7 @@ import hmac
 import ipaddress
 import re
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from urllib.parse import parse_qs
 
 from granian.utils.proxies import wrap_asgi_with_proxy_headers
@@ -24,6 +24,7 @@ _LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]", "::1"})
 _VIDEO = re.compile(r"/v1/videos/([0-9a-f]{64})")
 _EXPIRY = re.compile(r"[0-9]{1,12}")
 _TOKEN_SECONDS = 6 * 3600  # longer than a video plays
+_IPV6_PREFIX = 64  # of the addresses of one customer
 
 
 def video_token(key: str, video: str, expiry: int | None = None) -> str:
@@ -31,6 +32,18 @@ def video_token(key: str, video: str, expiry: int | None = None) -> str:
     expiry = int(time.time()) + _TOKEN_SECONDS if expiry is None else expiry
     signature = hmac.new(b"video " + key.encode(), f"{video} {expiry}".encode(), hashlib.sha256).hexdigest()
     return f"{expiry}-{signature}"
+
+
+def client_of(scope: Scope) -> Hashable:
+    """Returns whom a request is from: its address, of IPv6 the network that one customer has."""
+    host = (scope.get("client") or [""])[0]
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:  # a proxy may send a name
+        return str(host)
+    if address.version == 4:
+        return address
+    return address.ipv4_mapped or ipaddress.ip_network((address, _IPV6_PREFIX), strict=False)
 
 
 class AuthMiddleware:

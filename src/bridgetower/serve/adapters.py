@@ -11,6 +11,7 @@ from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import to_json
 
 from bridgetower.inference import Item
+from bridgetower.serve.costs import Unit
 from bridgetower.serve.inputs import IMAGE
 from bridgetower.serve.model_routes import (
     ImagePart,
@@ -43,10 +44,11 @@ class EncodeResponse(BaseModel):
 async def encode(body: EncodeRequest, service: Served) -> Response:
     """OPEA's: the vector of a text, or of an image together with a text."""
     image, model = body.img_b64_str, service.main
-    with service.admission(1, "text", body.model, "embeddings" if image is None else None, images=[image]):
+    work: dict[Unit, int] = {"text" if image is None else "pair": 1}
+    with service.admission(work, "text", body.model, "embeddings" if image is None else None, images=[image]):
         (pixels,) = await model.images([image], "img_b64_str")
         (ids,) = await model.texts([body.text], "text", truncate=body.truncate)
-        (vector,) = await service.batcher.submit([Item(image=pixels, ids=ids)])
+        (vector,) = await service.scheduler.submit([Item(image=pixels, ids=ids)])
     return await json_of(lambda: {"embedding": vector.tolist()}, len(vector))
 
 

@@ -40,8 +40,8 @@ class ServeConfig:
         name: What clients call the model; default: what was loaded.
         max_batch: Most items (an image, a text or a pair) computed at once; default: 16 on a CPU, where more at
             once take as long in turn, and 64 on a GPU.
-        queue: Most items admitted and not yet answered; more are refused with status 429. Requests with URLs have as
-            many places of their own.
+        queue: Most work admitted and not yet answered, counted in pairs of an image and a text; a client may have half
+            of it, and gets status 429 for more. Requests with URLs have as much room of their own.
         timeout: Seconds until the response to a request begins, its upload included.
         max_body: Largest request body, in MiB.
         max_pixels: Largest image, in millions of pixels.
@@ -95,11 +95,6 @@ class ServeConfig:
                     fits = form(value)
                 if not fits:
                     raise ValueError(f"{name} has {value!r}; expected {expected}")
-        if self.queue < self.max_items:
-            raise ValueError(
-                f"queue is {self.queue}, so that a request of max_items {self.max_items} would always be refused; "
-                "raise queue or lower max_items"
-            )
 
 
 def is_loopback(host: str) -> bool:

@@ -24,7 +24,8 @@ from bridgetower.distributed import available_cores
 from bridgetower.inference import Item, Pixels, Tokens
 from bridgetower.processor import Processor, Resized, images
 from bridgetower.serve.errors import ApiError
-from bridgetower.serve.queues import Turn, Turns
+from bridgetower.serve.fairness import RequestJobs
+from bridgetower.serve.queues import Turns
 from bridgetower.serve.remote import RemoteImages
 
 IMAGE = (  # a red square, for examples
@@ -130,7 +131,7 @@ class Inputs:
     async def decoded(self, decode: Callable[[bytes], Any], sources: Sequence[str | None], param: str) -> list[Any]:
         """Decodes images; errors name them by their numbers in the field."""
 
-        async def one(turn: Turn, source: str | None, param: str) -> Any:
+        async def one(turn: RequestJobs[Any], source: str | None, param: str) -> Any:
             if source is None:
                 return None
             try:

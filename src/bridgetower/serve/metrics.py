@@ -39,9 +39,9 @@ class Metrics:
         about = "From the first byte of a request to the last of its response."
         self.request_seconds = histogram("request_seconds", about, ("route",))
         self.in_flight = gauge("requests_in_flight", "Requests that are read or answered now.")
-        self.admitted = gauge("items_admitted", "Items admitted and not yet answered.")
-        self.queued = gauge("items_queued", "Items that wait for a batch.")
-        self.computing = gauge("items_computing", "Items that are computed now.")
+        self.admitted = gauge("cost_admitted", "Cost of requests admitted and not yet answered, in pairs.")
+        self.queued = gauge("cost_queued", "Cost of items that wait for a batch.")
+        self.computing = gauge("cost_computing", "Cost of items that are computed now.")
         self.queue_seconds = histogram("queue_seconds", "Time that items of a request waited for a batch.")
         self.batch_items = histogram("batch_items", "Items computed together.", buckets=_ITEMS)
         self.batch_seconds = histogram("batch_seconds", "Time for a batch.")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Hashable
 from contextlib import suppress
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from bridgetower.serve.access import client_of
 from bridgetower.serve.errors import ApiError, failed
+from bridgetower.serve.fairness import CLIENT, Shares
 
 HEAD_BYTES = 2**16  # at most, of the head of a request
 _DRAIN = 5.0  # seconds for which the rest of a body is read after its response
@@ -21,21 +24,24 @@ _OWN = 2**16  # bytes of a body, or of an answer, for which there is always room
 class RequestLimitsMiddleware:
     """Limits the body of a request, the time for its response, and the responses that clients have not yet read.
 
-    Stalled clients are disconnected when others need the room: of too many requests, the one whose body has been
-    arriving for longest; of too many bytes of responses, the one that is read most slowly. GET and HEAD, and the first
-    64 KiB of a body, always have room. Of a client that disconnects, queued items are not computed.
+    Clients share the room for requests and for bodies. Stalled ones are disconnected when others need the room: of too
+    many requests, the one whose body has been arriving for longest; of too many bytes of responses, the one that is
+    read most slowly. GET and HEAD, and the first 64 KiB of a body, always have room. Of a client that disconnects,
+    queued items are not computed.
     """
 
     def __init__(self, app: ASGIApp, *, max_body: int, timeout: float, requests: int = _REQUESTS) -> None:
-        self._app, self._max_body, self.timeout, self._most = app, max_body, timeout, requests
+        self._app, self._max_body, self.timeout = app, max_body, timeout
         self.most_bytes = _BODIES * max_body
-        self._held = self._requests = 0
-        self._reading: dict[asyncio.Timeout, None] = {}  # that of the body which has been on its way for longest first
+        self._requests, self._bytes = Shares(requests), Shares(self.most_bytes)
+        self._reading: dict[asyncio.Timeout, Hashable] = {}  # clients whose bodies arrive, longest on its way first
         self.answers: set[_Answer] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         method, headers, body = scope["method"], Headers(scope=scope), bytearray()
         deadline = asyncio.get_running_loop().time() + self.timeout
+        client = client_of(scope)
+        CLIENT.set(client)
         try:
             if method in ("GET", "HEAD"):
                 if _has_body(headers):
@@ -44,28 +50,36 @@ class RequestLimitsMiddleware:
                 scope["method"] = "GET"  # every route of GET answers HEAD, without the body
                 await self._answer(scope, body, receive, send, deadline, head=method == "HEAD")
                 return
-            if self._requests >= self._most:
-                stalled = next((limit for limit in self._reading if not limit.expired()), None)
-                if stalled is None:
-                    raise _busy("too many requests at once")
-                del self._reading[stalled]
-                _expire(stalled)
-            self._requests += 1
-            try:
-                await self._read(headers, body, receive, deadline)
-                await self._answer(scope, body, receive, send, deadline)
-            finally:
-                self._requests -= 1
-                self._held -= _counted(body)
+            if not self._requests.fits(client, 1):
+                self._end_stalled(client)
+            with self._requests.holding(client, 1):
+                try:
+                    await self._read(headers, body, receive, deadline, client)
+                    await self._answer(scope, body, receive, send, deadline)
+                finally:
+                    self._bytes.add(client, -_counted(body))
         except ApiError as error:
             await error.response(scope)(scope, receive, send)
 
-    async def _read(self, headers: Headers, body: bytearray, receive: Receive, deadline: float) -> None:
+    def _end_stalled(self, client: Hashable) -> None:
+        """Ends the reading of the body that has been arriving for longest: this client's, or of one that has more."""
+        num_requests = self._requests.held_by(client)
+        for limit, owner in self._reading.items():
+            has_more = owner == client or self._requests.held_by(owner) > num_requests
+            if has_more and not limit.expired():
+                del self._reading[limit]
+                _expire(limit)
+                return
+        raise _busy("too many requests at once")
+
+    async def _read(
+        self, headers: Headers, body: bytearray, receive: Receive, deadline: float, client: Hashable
+    ) -> None:
         limit = asyncio.timeout_at(deadline)
-        self._reading[limit] = None
+        self._reading[limit] = client
         try:
             async with limit:
-                self._check(int(headers.get("content-length", "0")))
+                self._check_size(int(headers.get("content-length", "0")))
                 chunks, more = 0, True
                 while more:
                     message = await receive()
@@ -75,8 +89,10 @@ class RequestLimitsMiddleware:
                         raise _invalid("the body is sent in too many short chunks")
                     before = _counted(body)
                     body += message.get("body", b"")
-                    self._held += _counted(body) - before
-                    self._check(len(body))
+                    self._bytes.add(client, _counted(body) - before)
+                    self._check_size(len(body))
+                    if _counted(body) and not self._bytes.fits(client, 0):
+                        raise _busy("too many large requests at once")
                     chunks, more = chunks + 1, message.get("more_body", False)
         except TimeoutError:
             if limit not in self._reading:
@@ -86,12 +102,10 @@ class RequestLimitsMiddleware:
         finally:
             self._reading.pop(limit, None)
 
-    def _check(self, size: int) -> None:
+    def _check_size(self, size: int) -> None:
         if size > self._max_body:
             message = f"the body is larger than {self._max_body} bytes; send several requests, or smaller images"
             raise ApiError(413, message)
-        if self._held > self.most_bytes:
-            raise _busy("too many large requests at once")
 
     async def _answer(
         self, scope: Scope, body: bytearray, receive: Receive, send: Send, deadline: float, *, head: bool = False

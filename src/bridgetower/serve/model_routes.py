@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import partial
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self, cast
 
@@ -16,9 +16,10 @@ from fastapi import APIRouter, Response
 from PIL import Image
 from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, create_model, field_validator, model_validator
 
-from bridgetower.attention import Method, attention_of, view_of, words_of
+from bridgetower.attention import Method, view_of, words_of
 from bridgetower.inference import TEMPLATES, Choice, FilledWord, Item, Kind, Pixels, label_choices, prompts_of
 from bridgetower.serve.config import MOST_TOP
+from bridgetower.serve.costs import Unit
 from bridgetower.serve.errors import ApiError
 from bridgetower.serve.inputs import IMAGE, is_image
 from bridgetower.serve.schemas import (
@@ -40,7 +41,7 @@ from bridgetower.serve.schemas import (
     listed,
     usage,
 )
-from bridgetower.serve.service import Served, Service, Use
+from bridgetower.serve.service import Explaining, Served, Service, Use
 
 router = APIRouter(route_class=JsonRoute)
 
@@ -156,6 +157,12 @@ class EmbeddingsRequest(Body, json_schema_extra={"examples": _EMBEDDINGS}):
         return [Content(text=next(iter(texts), None), image=next(iter(images), None))]
 
 
+def _unit(content: Content) -> Unit:
+    if content.image is None:
+        return "text"
+    return "image" if content.text is None else "pair"
+
+
 class Embedding(BaseModel):
     object: Literal["embedding"] = "embedding"
     index: int
@@ -167,10 +174,11 @@ async def embedded(
 ) -> tuple[list[Item], list[torch.Tensor]]:
     """Computes a vector for each of some texts, images, or images with texts."""
     sources = [one.image for one in contents]
-    joint = all(one.image is not None and one.text is not None for one in contents)
-    with service.admission(len(contents), param, body.model, None if joint else "embeddings", images=sources):
+    units = Counter(_unit(one) for one in contents)
+    joint = set(units) == {"pair"}
+    with service.admission(units, param, body.model, None if joint else "embeddings", images=sources):
         items = await service.main.items(contents, param, truncate=body.truncate)
-        return items, await service.batcher.submit(items)
+        return items, await service.scheduler.submit(items)
 
 
 @router.post("/v1/embeddings", response_model=Listed[Embedding], responses=COMPUTING, tags=["embeddings"])
@@ -255,7 +263,9 @@ async def scored(
     same, model = {queries[0].text is None} == kinds, service.main
     sources = [one.image for one in (*queries, *documents)]
     use: Literal["embeddings", "match"] = "embeddings" if same else "match"
-    with service.admission(len(documents) + same * len(queries), param, body.model, use, images=sources):
+    compared = (*queries, *documents)
+    work: dict[Unit, int] = {_unit(compared[0]): len(compared)} if same else {"pair": len(documents)}
+    with service.admission(work, param, body.model, use, images=sources):
         asked = await model.items(queries, "query", truncate=body.truncate)
         items = await model.items(documents, param, truncate=body.truncate)
         repeated = asked * len(items) if len(asked) == 1 else asked
@@ -266,7 +276,7 @@ async def scored(
                 Item(kind="match", image=one.image if query.ids else query.image, ids=query.ids or one.ids)
                 for query, one in zip(repeated, items, strict=True)
             ]
-        outcomes = await service.batcher.submit(items)
+        outcomes = await service.scheduler.submit(items)
     if not same:
         return model.predictor.reranking.match(torch.tensor(outcomes)).tolist(), same, items
     vectors = torch.stack(outcomes)
@@ -321,7 +331,7 @@ async def _answered(use: Use, result: str, body: PairRequest, service: Service) 
         raise ApiError(400, f"{len(sources)} images and {len(given)} texts; expected as many of one as of the other")
     count = len(sources) * len(given) if all_pairs else len(sources) + len(sources_2)
     param, model = "images" if body.images else texts_param, service.model_for(use)
-    with service.admission(count, param, body.model, use, images=[*sources, *sources_2]):
+    with service.admission({"pair": count}, param, body.model, use, images=[*sources, *sources_2]):
         processor, top = model.predictor.processor, getattr(body, "top", None) or _ALL
         blank = processor.blank_image().pixels
         images = [blank if image is None else image for image in await model.images(sources, "images")]
@@ -338,7 +348,7 @@ async def _answered(use: Use, result: str, body: PairRequest, service: Service) 
         places = [(i, t) for i in range(len(images)) for t in (range(len(texts)) if all_pairs else [i])]
         kind, seconds = cast(Kind, use.replace("-", "_")), images_2 or [None] * len(images)
         items = [Item(kind=kind, image=images[i], image_2=seconds[i], ids=texts[t], top=top) for i, t in places]
-        outcomes = await service.batcher.submit(items)
+        outcomes = await service.scheduler.submit(items)
 
     def content() -> dict[str, Any]:
         if use == "match":
@@ -459,8 +469,8 @@ async def classify(body: ClassifyRequest, service: Served) -> Response:
     labels, top = body.labels, min(body.top or len(body.labels), len(body.labels))
     if body.images is None or body.texts is not None:
         raise ApiError(400, "labels are compared with images alone; give images and no texts", param="labels")
-    count = len(body.images) + len(labels) * len(body.templates)
-    with service.admission(count, "labels", body.model, "embeddings", images=body.images):
+    work: dict[Unit, int] = {"image": len(body.images), "text": len(labels) * len(body.templates)}
+    with service.admission(work, "labels", body.model, "embeddings", images=body.images):
         if len(body.images) * top > (most := MOST_TOP * service.config.max_items):
             message = f"labels: {len(body.images)} images with {top} labels each, the limit is {most}; send top"
             raise ApiError(413, message, param="labels")
@@ -471,7 +481,7 @@ async def classify(body: ClassifyRequest, service: Served) -> Response:
         images = await service.main.images(body.images, "images")
         texts = await service.main.texts(prompts, "labels", truncate=body.truncate)
         items = [*(Item(image=image) for image in images), *(Item(ids=ids) for ids in texts)]
-        vectors = torch.stack(await service.batcher.submit(items))
+        vectors = torch.stack(await service.scheduler.submit(items))
 
     def content() -> dict[str, Any]:
         model, count = service.main.predictor.model, len(images)
@@ -508,7 +518,7 @@ class ExplainResponse(BaseModel):
 @router.post("/v1/explain", response_model=ExplainResponse, responses=COMPUTING, tags=[_PAIRS])
 async def explain(body: ExplainRequest, service: Served) -> Response:
     """Compute where each word of a text looks in an image, or by Grad-CAM what of it decides the match."""
-    model, predictor, processor = service.main, service.main.predictor, service.main.predictor.processor
+    model, processor = service.main, service.main.predictor.processor
 
     def decoded(content: bytes) -> tuple[Pixels, str | None]:
         view = None
@@ -519,14 +529,15 @@ async def explain(body: ExplainRequest, service: Served) -> Response:
         return model.prepared(content).pixels, view
 
     use: Use | None = "match" if body.method == "gradcam" else None
-    with service.admission(1, "image", body.model, use, images=[body.image]):
+    unit: Unit = "gradient" if body.method == "gradcam" else "pair"
+    with service.admission({unit: 1}, "image", body.model, use, images=[body.image]):
         ((image, view),) = await model.decoded(decoded, [body.image], "image")
         (ids,) = await model.texts([body.text], "text", truncate=body.truncate)
         try:
             words_of(processor, ids)
         except ValueError as error:
             raise ApiError(400, str(error), param="text") from error
-        (attention,) = await service.batcher.submit([partial(attention_of, predictor, image, ids, body.method)])
+        (attention,) = await service.scheduler.submit([Explaining(image, ids, body.method)])
         response = {
             "model": model.name,
             "method": attention.method,

@@ -1,151 +1,225 @@
-"""Queues that serve requests in turn: items, computed in batches by one thread, and work for several threads."""
+"""Work of requests in turn: items of a model in batches, by one thread a lane, and what several threads prepare."""
 
 from __future__ import annotations
 
 import asyncio
 import math
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from threading import Condition, Thread
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from prometheus_client import Gauge
 
 from bridgetower.serve.errors import ApiError
+from bridgetower.serve.fairness import CLIENT, FairQueue, RequestJobs, Shares
 from bridgetower.serve.metrics import Metrics
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
-FETCHING = 500
-"""Requests at most that wait for other hosts; less than the server takes at once."""
+FETCHING = 1000
+"""Requests that wait for other hosts; a client may have half of them."""
 
+_BATCH_SECONDS = 0.1  # after which a batch is closed, by the rate so far
+_REQUEST_SHARE = 4  # a request counts as at most this part of the queue: what is more of it, it keeps itself
 _FAILED = 3  # batches in a row after which the model is taken for broken
-_SMOOTHING = 0.2  # of the newest batch in the rate that Retry-After is estimated from
+_SMOOTHING = 0.2  # of the newest batch in a rate
 
 
-class _Request(Generic[_Item, _Result]):
-    """Items of one `submit` that no batch has yet, and the results of those that were computed."""
+class Work(NamedTuple):
+    """How an item is computed: by which lane, and its cost."""
 
-    def __init__(self, items: Sequence[_Item]) -> None:
-        self.left, self.count, self.submitted = deque(items), len(items), time.perf_counter()
-        self.results: list[_Result] = []
+    lane: str
+    cost: float
+
+
+class _Submitted(Generic[_Result]):
+    """Results of the items of one `submit`, as far as they are known."""
+
+    def __init__(self, count: int, now: float) -> None:
+        self.since = now
         self.done: asyncio.Future[list[_Result]] = asyncio.get_running_loop().create_future()
+        self._results: dict[int, _Result] = {}
+        self._count = count
 
-    def add(self, outcome: _Result | BaseException) -> None:
+    def add(self, number: int, outcome: _Result | BaseException) -> None:
         if self.done.done():
             return
         if isinstance(outcome, BaseException):
             self.done.set_exception(outcome)
             return
-        self.results.append(outcome)
-        if len(self.results) == self.count:
-            self.done.set_result(self.results)
+        self._results[number] = outcome
+        if len(self._results) == self._count:
+            self.done.set_result([self._results[row] for row in range(self._count)])
 
 
-class Batcher(Generic[_Item, _Result]):
-    """Computes items in batches, in one thread; it never waits for a batch to fill: the next one gathers meanwhile."""
+@dataclass(frozen=True, eq=False)
+class _Job(Generic[_Item, _Result]):
+    submitted: _Submitted[_Result]
+    number: int  # of the item in its request
+    item: _Item
+    cost: float
+
+
+class _Lane(Generic[_Item, _Result]):
+    """A thread and what waits for it."""
+
+    def __init__(self, name: str, max_batch: int, queued: Gauge) -> None:
+        self.max_batch, self._queued = max_batch, queued
+        self.queue: FairQueue[_Job[_Item, _Result]] = FairQueue()
+        self.rate = math.inf  # cost per second
+        self.wake = asyncio.Event()
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix=f"model-{name}")
+
+    def next_batch(self) -> list[_Job[_Item, _Result]]:
+        """Takes jobs until the batch is full, or takes as long as a batch may."""
+        batch: list[_Job[_Item, _Result]] = []
+        seconds = 0.0
+        while self.queue and len(batch) < self.max_batch and seconds < _BATCH_SECONDS:
+            request, job = self.queue.take()
+            self._queued.dec(job.cost)
+            if job.submitted.done.done():  # nobody waits for it any more
+                continue
+            self.queue.charge(request, job.cost)
+            batch.append(job)
+            seconds += job.cost / self.rate
+        return batch
+
+
+def _smoothed(rate: float, newest: float) -> float:
+    return newest if math.isinf(rate) else rate + _SMOOTHING * (newest - rate)
+
+
+class Scheduler(Generic[_Item, _Result]):
+    """Admits requests by their cost and computes their items in batches, by weighted fair queueing.
+
+    Clients have equal shares of each lane, and of a client its requests. Each lane has a thread, so that what costs
+    little waits for nothing that costs much. A batch never waits to fill: the next one gathers meanwhile.
+    """
 
     def __init__(
         self,
         compute: Callable[[Sequence[_Item]], Sequence[_Result]],
+        work_of: Callable[[_Item], Work],
         *,
-        max_batch: int,
-        queue: int,
+        lanes: Mapping[str, int],
+        queue: float,
         metrics: Metrics | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._compute, self._max_batch, self._queue, self._metrics = compute, max_batch, queue, metrics or Metrics()
-        self._admitted: dict[bool, list[int]] = {False: [], True: []}  # items of each request, by whether it fetches
-        self._rate = float(max_batch)  # items per second
-        self._waiting: deque[_Request[_Item, _Result]] = deque()
-        self._wake = asyncio.Event()
-        self._closing, self._failed = False, 0  # batches in a row of which no item could be computed
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
-        self._work = asyncio.create_task(self._run())
+        """Starts threads.
+
+        Args:
+            compute: Returns the result of each of some items.
+            work_of: Returns the lane and the cost of an item.
+            lanes: Most items of a batch in each lane.
+            queue: Most cost that is admitted and not yet answered.
+            metrics: Where it is counted.
+            clock: Seconds.
+        """
+        self._compute, self._work_of = compute, work_of
+        self._queue, self._fetching, self._fetches = Shares(queue), Shares(queue), Shares(FETCHING)
+        self._metrics, self._clock = metrics or Metrics(), clock
+        self._rate = float(max(lanes.values()))  # cost per second
+        self._closing = False
+        self._failed = 0  # batches in a row of which no item could be computed
+        self._lanes = {name: _Lane[_Item, _Result](name, most, self._metrics.queued) for name, most in lanes.items()}
+        self._tasks = [asyncio.create_task(self._run(lane)) for lane in self._lanes.values()]
 
     @property
-    def admitted(self) -> int:
-        return sum(map(sum, self._admitted.values()))
+    def admitted(self) -> float:
+        return self._queue.held + self._fetching.held
 
     @property
     def alive(self) -> bool:
-        """Whether the loop that computes items is running, and not every one of the last batches failed."""
-        return not self._work.done() and self._failed < _FAILED
+        """Whether the loops that compute items are running, and not every one of the last batches failed."""
+        return not any(task.done() for task in self._tasks) and self._failed < _FAILED
 
     @contextmanager
-    def admission(self, count: int, *, fetches: bool = False) -> Iterator[None]:
-        """Reserves places for items of a request; those that fetch have their own, as hosts may be slow."""
-        admitted = self._admitted[fetches]
-        if sum(admitted) + count > self._queue or (fetches and len(admitted) == FETCHING):
-            seconds = max(1, math.ceil(sum(admitted) / self._rate))
-            message = f"the server is busy: too many items are queued; try again in {seconds} s"
+    def admission(self, cost: float, *, fetches: bool = False) -> Iterator[None]:
+        """Keeps room for a request; those that fetch have their own, as hosts may be slow."""
+        client = CLIENT.get()
+        shares = self._fetching if fetches else self._queue
+        counted = min(cost, shares.total / _REQUEST_SHARE)
+        if not shares.fits(client, counted) or (fetches and not self._fetches.fits(client, 1)):
+            seconds = max(1, math.ceil(shares.held / self._rate))
+            message = f"the server is busy: too much work is queued; try again in {seconds} s"
             raise ApiError(429, message, headers={"Retry-After": str(seconds)})
-        admitted.append(count)
-        self._metrics.admitted.inc(count)
-        try:
+        with ExitStack() as held:
+            held.enter_context(shares.holding(client, counted))
+            if fetches:
+                held.enter_context(self._fetches.holding(client, 1))
+            self._metrics.admitted.inc(counted)
+            held.callback(self._metrics.admitted.dec, counted)
             yield
-        finally:
-            admitted.remove(count)
-            self._metrics.admitted.dec(count)
 
     async def submit(self, items: Sequence[_Item]) -> list[_Result]:
         """Returns the results of items, which must have been admitted; if it is cancelled, they are dropped."""
         if not items:
             return []
-        request: _Request[_Item, _Result] = _Request(items)
-        self._waiting.append(request)
-        self._wake.set()
-        self._metrics.queued.inc(len(items))
+        submitted: _Submitted[_Result] = _Submitted(len(items), self._clock())
+        requests: dict[str, RequestJobs[_Job[_Item, _Result]]] = {}
+        for number, item in enumerate(items):
+            name, cost = self._work_of(item)
+            lane = self._lanes[name]
+            if name not in requests:
+                requests[name] = lane.queue.request()
+            lane.queue.add(requests[name], _Job(submitted, number, item, cost))
+            lane.wake.set()
+            self._metrics.queued.inc(cost)
         try:
-            return await request.done
+            return await submitted.done
         finally:
-            self._metrics.queued.dec(len(request.left))
+            for name, request in requests.items():
+                dropped = self._lanes[name].queue.drop(request)
+                self._metrics.queued.dec(sum(job.cost for job in dropped))
 
     async def close(self) -> None:
         """Computes what was submitted, then stops."""
         self._closing = True
-        self._wake.set()
-        await self._work
-        self._thread.shutdown()
+        for lane in self._lanes.values():
+            lane.wake.set()
+        await asyncio.gather(*self._tasks)
+        for lane in self._lanes.values():
+            lane.thread.shutdown()
 
-    async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
+    async def _run(self, lane: _Lane[_Item, _Result]) -> None:
         while True:
-            await self._wake.wait()
-            batch = self._next_batch()
-            if not batch:
-                if self._closing:
-                    return
-                self._wake.clear()
-                continue
-            started = time.perf_counter()
-            for request in dict.fromkeys(request for request, _ in batch):
-                self._metrics.queue_seconds.observe(started - request.submitted)
-            self._metrics.queued.dec(len(batch))
-            self._metrics.computing.set(len(batch))
-            outcomes = await loop.run_in_executor(self._thread, self._outcomes, [item for _, item in batch])
-            self._metrics.computing.set(0)
-            seconds = time.perf_counter() - started
-            self._rate += _SMOOTHING * (len(batch) / max(seconds, 1e-6) - self._rate)
-            self._metrics.batch_items.observe(len(batch))
-            self._metrics.batch_seconds.observe(seconds)
-            self._failed = self._failed + 1 if all(isinstance(one, BaseException) for one in outcomes) else 0
-            for (request, _), outcome in zip(batch, outcomes, strict=True):
-                request.add(outcome)
+            await lane.wake.wait()
+            batch = lane.next_batch()
+            if batch:
+                await self._compute_batch(lane, batch)
+            elif self._closing:
+                return
+            else:
+                lane.wake.clear()
 
-    def _next_batch(self) -> list[tuple[_Request[_Item, _Result], _Item]]:
-        """Takes items of the requests in turn, the same number of each while there are enough."""
-        waiting = deque(request for request in self._waiting if request.left and not request.done.done())
-        batch: list[tuple[_Request[_Item, _Result], _Item]] = []
-        while waiting and len(batch) < self._max_batch:
-            request = waiting.popleft()
-            share = max(1, (self._max_batch - len(batch)) // (len(waiting) + 1))
-            batch += [(request, request.left.popleft()) for _ in range(min(share, len(request.left)))]
-            if request.left:
-                waiting.append(request)
-        self._waiting = waiting
-        return batch
+    async def _compute_batch(self, lane: _Lane[_Item, _Result], batch: Sequence[_Job[_Item, _Result]]) -> None:
+        cost = sum(job.cost for job in batch)
+        started = self._clock()
+        for submitted in dict.fromkeys(job.submitted for job in batch):
+            self._metrics.queue_seconds.observe(started - submitted.since)
+        self._metrics.computing.inc(cost)
+
+        items = [job.item for job in batch]
+        outcomes = await asyncio.get_running_loop().run_in_executor(lane.thread, self._outcomes, items)
+
+        seconds = self._clock() - started
+        rate = cost / max(seconds, 1e-6)
+        lane.rate = _smoothed(lane.rate, rate)
+        self._rate = _smoothed(self._rate, rate)
+        self._metrics.computing.dec(cost)
+        self._metrics.batch_items.observe(len(batch))
+        self._metrics.batch_seconds.observe(seconds)
+
+        have_failed = all(isinstance(outcome, BaseException) for outcome in outcomes)
+        self._failed = self._failed + 1 if have_failed else 0
+        for job, outcome in zip(batch, outcomes, strict=True):
+            job.submitted.add(job.number, outcome)
 
     def _outcomes(self, items: Sequence[_Item]) -> list[_Result | BaseException]:
         """Computes items together, or if that fails each alone: those that can be computed are not to suffer."""
@@ -157,88 +231,79 @@ class Batcher(Generic[_Item, _Result]):
         return [outcome for item in items for outcome in self._outcomes([item])]
 
 
-class Turn:
-    """Work of one request that is not yet begun, and the time of its work so far."""
-
-    def __init__(self) -> None:
-        self.work: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
-        self.spent = self.last = (
-            0.0  # work in progress counts as long as the last; at least that of others when it came
-        )
-
-    def drop(self) -> None:
-        for future, _ in self.work:
-            future.cancel()
-        self.work.clear()
+class _ThreadWork(NamedTuple):
+    future: Future[Any]
+    function: Callable[[], Any]
 
 
 class Turns:
-    """Threads that work for the request with the least time so far, and do not keep the process from ending."""
+    """Threads that work for clients and their requests in turn, by time, and do not keep the process from ending."""
 
     def __init__(self, count: int, name: str, clock: Callable[[], float] = time.thread_time) -> None:
-        self._count, self._name, self._clock, self._started, self._closed = count, name, clock, 0, False
+        self._count, self._name, self._clock = count, name, clock
+        self._num_threads = 0
+        self._closed = False
         self._changed = Condition()
-        self._waiting: list[Turn] = []  # those with work; of those with the same time, the next one first
-        self._reached = 0.0  # `spent` of one that had its share of all work so far, from which newcomers begin
+        self._queue: FairQueue[_ThreadWork] = FairQueue()
 
     @contextmanager
-    def turn(self) -> Iterator[Turn]:
-        """Yields the queue of one request; at the end of the block, work that was not begun is dropped."""
-        turn = Turn()
+    def turn(self) -> Iterator[RequestJobs[_ThreadWork]]:
+        """Lends the place for work of one request; at the end of the block, what was not begun is dropped."""
+        with self._changed:
+            request = self._queue.request()
         try:
-            yield turn
+            yield request
         finally:
             with self._changed:
-                if turn.work:
-                    self._waiting.remove(turn)
-                    turn.drop()
+                dropped = self._queue.drop(request)
+            for work in dropped:
+                work.future.cancel()
 
-    async def run(self, turn: Turn, work: Callable[[], _Result]) -> _Result:
-        """Returns the result of work in a thread; if it is cancelled before it begins, it is not done."""
+    async def run(self, request: RequestJobs[_ThreadWork], function: Callable[[], _Result]) -> _Result:
+        """Returns the result of a function in a thread; if it is cancelled before it begins, it is not called."""
         future: Future[_Result] = Future()
         with self._changed:
             if self._closed:
                 raise RuntimeError("the threads are closed; do the work before")
-            if not turn.work:
-                turn.spent = max(turn.spent, self._reached)
-                self._waiting.append(turn)
-            turn.work.append((future, work))
+            self._queue.add(request, _ThreadWork(future, function))
             self._changed.notify()
-            if self._started < self._count:
-                self._started += 1
-                Thread(target=self._work, name=f"{self._name}-{self._started}", daemon=True).start()
+            if self._num_threads < self._count:
+                self._num_threads += 1
+                Thread(target=self._serve, name=f"{self._name}-{self._num_threads}", daemon=True).start()
         return await asyncio.wrap_future(future)
 
     def close(self) -> None:
         with self._changed:
             self._closed = True
-            for turn in self._waiting:
-                turn.drop()
+            for work in self._queue.jobs():
+                work.future.cancel()
             self._changed.notify_all()
 
-    def _work(self) -> None:
+    def _serve(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._closed)
+                self._changed.wait_for(lambda: self._queue or self._closed)
                 if self._closed:
                     return
-                turn = min(self._waiting, key=lambda waiting: waiting.spent)
-                self._waiting.remove(turn)
-                future, work = turn.work.popleft()
-                if turn.work:
-                    self._waiting.append(turn)
-                self._reached, expected = max(self._reached, turn.spent), turn.last
-                turn.spent += expected
+                request, work = self._queue.take()
+                expected = request.last_cost  # work in progress counts as much as the last
+                self._queue.charge(request, expected)
             begun = self._clock()
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(work())
-                except Exception as error:  # noqa: BLE001 - passed to the caller
-                    future.set_exception(error)
-                except BaseException as error:  # noqa: BLE001 - a panic in Rust, which only this work is to fail of
-                    future.set_exception(RuntimeError(f"{type(error).__name__}: {error}"))
-            del future, work  # else they would be held until the next one comes
+            _do(work)
+            del work  # else it would be held until the next one comes
             with self._changed:
-                turn.last = self._clock() - begun
-                turn.spent += turn.last - expected
-                self._reached += turn.last / (1 + len(self._waiting))  # else newcomers, one after the other, were first
+                seconds = self._clock() - begun
+                self._queue.charge(request, seconds - expected)
+                request.last_cost = seconds
+            del request
+
+
+def _do(work: _ThreadWork) -> None:
+    if not work.future.set_running_or_notify_cancel():
+        return
+    try:
+        work.future.set_result(work.function())
+    except Exception as error:  # noqa: BLE001 - passed to the caller
+        work.future.set_exception(error)
+    except BaseException as error:  # noqa: BLE001 - a panic in Rust, which only this work is to fail of
+        work.future.set_exception(RuntimeError(f"{type(error).__name__}: {error}"))

@@ -62,6 +62,14 @@ def limit_arenas() -> None:
         ctypes.CDLL(None).mallopt(_ARENA_MAX, _ARENAS)
 
 
+def wait_passively() -> None:
+    """Lets threads of a computation sleep when they wait, before torch is imported: else they hold cores from others.
+
+    Texts are computed beside images, and one computation's waiting threads would slow the other down.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 def share(cores: Sequence[int], number: int, count: int) -> Sequence[int]:
     if count > len(cores):
         raise ValueError(f"replicas is {count}, and there are {len(cores)} cores; expected {len(cores)} or fewer")

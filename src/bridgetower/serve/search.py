@@ -28,6 +28,7 @@ from bridgetower.search.config import Against
 from bridgetower.search.index import Hit, Indexed
 from bridgetower.search.searcher import RERANK, Searcher, candidates, fused, mean_vector, two_stages
 from bridgetower.serve.access import video_token
+from bridgetower.serve.costs import Unit
 from bridgetower.serve.errors import ApiError
 from bridgetower.serve.schemas import (
     COMPUTING,
@@ -138,14 +139,15 @@ async def search(body: SearchRequest, service: Served) -> Response:
     given = sum(part is not None for part in (body.query, body.image))
     if body.rerank is None:
         rerank = max(0, min(rerank, config.max_items - given))
-    with service.admission(given + rerank, "rerank", body.model, images=[body.image]):
+    work: dict[Unit, int] = {"text": body.query is not None, "image": body.image is not None, "pair": rerank}
+    with service.admission(work, "rerank", body.model, images=[body.image]):
         (image,) = await model.images([body.image], "image")
         texts = [] if body.query is None else await model.texts([body.query], "query", truncate=body.truncate)
         if against == "pairs" and image is not None and texts:
             items = [Item(image=image, ids=texts[0])]
         else:
             items = [*(Item(image=one) for one in [image] if one is not None), *(Item(ids=ids) for ids in texts)]
-        vector = mean_vector(torch.stack(await service.batcher.submit(items)))
+        vector = mean_vector(torch.stack(await service.scheduler.submit(items)))
         where: Any = body.where  # in SQL, since it was validated
         count = max(body.top, rerank, RERANK if body.against == "hybrid" else 0)
         reading = partial(_read, asked=where is not None, param="where")
@@ -166,7 +168,7 @@ async def search(body: SearchRequest, service: Served) -> Response:
             message = "none of the images that were found can be opened where the index has them; send rerank 0"
             raise ApiError(404, message, code="no_images") from error
         matched = [Item(kind="match", image=image.pixels, ids=texts[0]) for _, image in opened]
-        log_odds = await service.batcher.submit(matched)
+        log_odds = await service.scheduler.submit(matched)
         unrelated = await _read(searcher.unrelated, body.query, body.image)
         hits = two_stages([one for one, _ in opened], log_odds, others, searcher.predictor.reranking, unrelated)
         if body.against in ("words", "hybrid"):
@@ -236,7 +238,7 @@ async def image(
 ) -> Response:
     """Return an image of the index: small as JPEG, or as the file that was indexed."""
     index, headers = _searcher(service).index, {**_HEADERS, "ETag": (tag := f'"{id}-{size or "file"}"')}
-    with service.admission(1, "id", None):
+    with service.admission({"image": 1}, "id", None):
         copies = await _read(index.with_digest, id)
         if copies and tag in (if_none_match or ""):
             return Response(status_code=304, headers=headers)
@@ -293,7 +295,7 @@ async def video(
 ) -> Response:
     """Return the video of a moment, or a piece of at most 2 MiB of it if a range is asked for."""
     index = _searcher(service).index
-    with service.admission(1, "id", None):
+    with service.admission({"image": 1}, "id", None):
         moments = await _read(index.with_digest, id)
         stream, path = await asyncio.to_thread(_first, moments, lambda one: (index.open_video(one), one.path), "video")
     status = os.fstat(stream.fileno())

@@ -8,6 +8,7 @@ import logging
 import resource
 import signal
 import socket
+import sys
 import threading
 from contextlib import suppress
 from typing import Any
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 _CONNECTIONS = 4096  # read at once; further ones wait in the backlog, which is as long
 _FILES = 4 * _CONNECTIONS  # the model and the index need some too
 _PATIENCE = 10.0  # seconds for the head of a request, and between two requests of a connection
+_SWITCH = 0.0005  # seconds for which a thread of Python keeps others waiting; texts are computed beside images
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 # Granian configures logging, which closes the handlers that there are, and with some of them standard error.
@@ -65,6 +67,7 @@ def shared_port(address: tuple[str, int], family: int) -> socket.socket:
 def serve(service: Service, listener: socket.socket) -> None:
     """Serves at a bound socket until the process gets SIGTERM, SIGHUP or Ctrl-C, then finishes what it has."""
     server = Server(service, listener, connections=min(_CONNECTIONS, _open_files() // 4))
+    sys.setswitchinterval(_SWITCH)
     gc.collect()
     gc.freeze()  # what was loaded stays; collecting it again would stop the server for 0.15 s each time
     server.run()
@@ -120,7 +123,7 @@ class Server(Embedded):
 
     def stop(self) -> None:
         """Takes no more connections and finishes the requests that it has; may be called from any thread."""
-        logger.info("stopping: %d items are finished first", self._service.batcher.admitted)
+        logger.info("stopping: requests that were admitted are finished first")
         self._loop.call_soon_threadsafe(super().stop)
 
     def _init_shared_socket(self) -> None:

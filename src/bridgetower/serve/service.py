@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from fastapi import Depends, Request
 from torch import Tensor
 
 from bridgetower.attention import Explanation as Attention
-from bridgetower.inference import HEAD_OF, Choice, FilledWord, Item, Kind, assembled, choices
+from bridgetower.attention import Method, attention_of
+from bridgetower.inference import HEAD_OF, Choice, FilledWord, Item, Kind, Pixels, Tokens, assembled, choices
 from bridgetower.predictor import Predictor
 from bridgetower.processor.images import MEMORY_PER_PIXEL
 from bridgetower.serve.config import ServeConfig
+from bridgetower.serve.costs import Unit, unit_costs
 from bridgetower.serve.errors import ApiError
 from bridgetower.serve.inputs import Decoders, Inputs
 from bridgetower.serve.metrics import Metrics
-from bridgetower.serve.queues import Batcher
+from bridgetower.serve.queues import Scheduler, Work
 from bridgetower.serve.remote import RemoteImages
 
 if TYPE_CHECKING:
@@ -31,18 +34,28 @@ MIB = 2**20
 _DECODER_MEMORY = 64 * MIB  # beside that for pixels and files
 _HEADS: dict[str, str] = {"embeddings": "itc", "match": "itm", "fill-mask": "mlm"}
 
-QueueItem = Item | Callable[[], Attention]
-"""What is computed with others of its kind, or by itself."""
 
+@dataclass(frozen=True, eq=False)
+class Explaining:
+    """An image and a text whose attention is asked for, which is computed by itself."""
+
+    image: Pixels
+    ids: Tokens
+    method: Method
+
+
+QueueItem = Item | Explaining
 Outcome = Tensor | float | list[Choice] | list[list[FilledWord]] | Attention
 
 
-def compute(predictor_of: Callable[[Item], Predictor], items: Sequence[QueueItem]) -> list[Outcome]:
+def compute(predictor_of: Callable[[QueueItem], Predictor], items: Sequence[QueueItem]) -> list[Outcome]:
     """Returns for each item what the predictor's method for it returns, those of one model computed together."""
 
-    def computed(predictor: Predictor | None, rows: Sequence[int]) -> list[Outcome]:
-        if predictor is None:
-            return [items[row]() for row in rows]  # type: ignore[operator]
+    def computed(key: tuple[Predictor, type], rows: Sequence[int]) -> list[Outcome]:
+        predictor, kind = key
+        if kind is Explaining:
+            explained = [cast(Explaining, items[row]) for row in rows]
+            return [attention_of(predictor, one.image, one.ids, one.method) for one in explained]
         chosen = [cast(Item, items[row]) for row in rows]
         outcomes: list[Outcome] = [*predictor.compute(chosen)]
         for number, (item, found) in enumerate(zip(chosen, outcomes, strict=True)):
@@ -50,7 +63,22 @@ def compute(predictor_of: Callable[[Item], Predictor], items: Sequence[QueueItem
                 outcomes[number] = choices(found[None], predictor.class_names(HEAD_OF[item.kind]), item.top)[0]
         return outcomes
 
-    return assembled([predictor_of(item) if isinstance(item, Item) else None for item in items], computed)
+    return assembled([(predictor_of(item), type(item)) for item in items], computed)
+
+
+def unit_of(item: QueueItem) -> Unit:
+    if isinstance(item, Explaining):
+        return "gradient" if item.method == "gradcam" else "pair"
+    if item.ids is None:
+        return "image"
+    return "text" if item.image is None else "pair"
+
+
+def lane_of(item: QueueItem) -> str:
+    """Returns the name of the thread for an item: texts wait for no image, and images for nothing computed alone."""
+    if isinstance(item, Explaining):
+        return "explanations"
+    return "texts" if item.image is None else "images"
 
 
 class ServedModel(Inputs):
@@ -83,7 +111,7 @@ class ServedModel(Inputs):
 class Service:
     """A model behind a queue, perhaps with an index, and perhaps a second one that answers questions."""
 
-    batcher: Batcher[QueueItem, Any]  # from `running` on
+    scheduler: Scheduler[QueueItem, Any]  # from `running` on
 
     def __init__(
         self,
@@ -102,14 +130,16 @@ class Service:
         if answering is not None:
             self.models.append(ServedModel(answering.source, answering, decoders, remote))
         self.main, self.answering = self.models[0], self.models[-1]
+        self.costs = unit_costs(predictor.model.config, predictor.processor.config.max_length)
         self._warm = False
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Runs the queue during the block; at its end, admitted items are finished."""
-        self.batcher = Batcher(
-            lambda items: compute(lambda item: self.model_for(item.kind).predictor, items),
-            max_batch=self.max_batch,
+        self.scheduler = Scheduler(
+            lambda items: compute(self._predictor_of, items),
+            lambda item: Work(lane_of(item), self.costs[unit_of(item)]),
+            lanes={"texts": self.max_batch, "images": self.max_batch, "explanations": 1},
             queue=self.config.queue,
             metrics=self.metrics,
         )
@@ -120,7 +150,7 @@ class Service:
             ids = tuple(processor.token_ids([""])[0])
             first.append(Item(kind=kind, image=processor.blank_image().pixels, ids=ids))
         await asyncio.gather(
-            self.batcher.submit(first),
+            self.scheduler.submit(first),
             asyncio.to_thread(lambda: [model.predictor.fingerprint for model in self.models]),  # slow, and is kept
             asyncio.to_thread(self.main.warm),
         )
@@ -130,26 +160,26 @@ class Service:
             yield
         finally:
             self._warm = False
-            await self.batcher.close()
+            await self.scheduler.close()
             for model in self.models:
                 model.close()
 
     @property
     def ready(self) -> bool:
         """Whether it has computed something and still can."""
-        return self._warm and self.batcher.alive
+        return self._warm and self.scheduler.alive
 
     @contextmanager
     def admission(
         self,
-        count: int,
+        work: Mapping[Unit, int],
         param: str,
         name: str | None,
         use: Use | None = None,
         *,
         images: Iterable[str | None] = (),
     ) -> Iterator[None]:
-        """Checks that a request can be served, and keeps room for its items."""
+        """Checks that a request can be served, and keeps room for its items: so many of each kind."""
         model = self.main if use is None else self.model_for(use)
         if use is not None and (lacking := model.lacking(use)):
             raise ApiError(400, lacking, code="unsupported_by_model")
@@ -157,11 +187,17 @@ class Service:
             message = f"model is {name!r}; this server has {model.name!r}"
             more = " for this" if len(self.models) > 1 else ""
             raise ApiError(404, message + more, param="model", code="model_not_found")
+        count = sum(work.values())
         if count > self.config.max_items:
             message = f"{param}: {count} items, the limit is {self.config.max_items}; send several requests"
             raise ApiError(413, message, param=param)
-        with self.batcher.admission(count, fetches=self.main.fetches(images)):
+        cost = sum(self.costs[unit] * number for unit, number in work.items())
+        with self.scheduler.admission(cost, fetches=self.main.fetches(images)):
             yield
+
+    def _predictor_of(self, item: QueueItem) -> Predictor:
+        served = self.model_for(item.kind) if isinstance(item, Item) else self.main
+        return served.predictor
 
     def model_for(self, use: Use | Kind) -> ServedModel:
         """Returns the model for a use: the second one for uses of a fine-tuned head, if it has that head."""

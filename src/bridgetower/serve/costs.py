@@ -1,0 +1,31 @@
+"""What items cost to compute, by the sizes of the model."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from bridgetower.model.config import FusionConfig, ModelConfig, TextConfig, VisionConfig
+
+Unit = Literal["text", "image", "pair", "gradient"]
+
+_PARTS = 64  # of a pair that costs are rounded to: as a power of two, so that sums of costs are exact
+
+
+def unit_costs(config: ModelConfig, text_length: int) -> dict[Unit, float]:
+    """Returns the cost of each kind of item in pairs: an image matched with a text costs 1.
+
+    Multiply-adds of all layers count, with texts of the largest length; a backward pass costs twice its forward pass.
+    """
+    image = _layers(config.vision) * config.vision.num_tokens
+    text = _layers(config.text) * text_length
+    cross_attention = config.fusion.num_layers * 4 * config.fusion.hidden_size**2
+    fusion = (_layers(config.fusion) + cross_attention) * (config.vision.num_tokens + text_length)
+    pair = image + text + fusion
+    operations: dict[Unit, int] = {"text": text, "image": image, "pair": pair, "gradient": pair + 2 * fusion}
+    return {unit: max(1, round(_PARTS * count / pair)) / _PARTS for unit, count in operations.items()}
+
+
+def _layers(part: VisionConfig | TextConfig | FusionConfig) -> int:
+    """Multiply-adds of one token in all layers: projections of the attention, then both of the feed-forward layer."""
+    width = part.hidden_size
+    return part.num_layers * (4 * width**2 + 2 * width * part.intermediate_size)
