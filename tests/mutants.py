@@ -98,7 +98,7 @@ ARITHMETIC = {
 OPPOSITES = {"min": "max", "max": "min", "any": "all", "all": "any", "ceil": "floor", "floor": "ceil"}
 TYPES = {"Literal", "Annotated", "Callable", "ClassVar", "Optional", "Union", "Final", "tuple", "list", "dict", "type"}
 WORDING = {"help", "title", "description", "summary", "message", "stacklevel", "strict"}  # keywords; strict is of zip
-UNCHANGED_CALLS = {"debug", "info", "exception", "TypeVar", "NewType", "cast"}
+UNCHANGED_CALLS = {"sleep", "debug", "info", "exception", "TypeVar", "NewType", "cast"}
 IDENTIFIER = re.compile(r"[\w./-]+")
 STATEMENTS = (ast.Raise, ast.Return, ast.Continue, ast.Break)
 
@@ -852,6 +852,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print the verdicts as JSON lines")
     options = parser.parse_args(arguments)
     recordings = Recordings(ROOT / "build/mutants/coverage")
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))  # removes the copies of the project
     preload()
 
     missing = [] if options.as_recorded else recordings.missing(options.days)
