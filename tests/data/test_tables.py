@@ -130,6 +130,8 @@ class TestHeadings:
         (folder / "t.csv").write_text("image,caption,caption,,\n0.png,one,two,,\n")
         with pytest.raises(ValueError, match=r"t\.csv has the column caption twice; give each a name of its own"):
             list(read(folder / "t.csv"))
+        (folder / "t.csv").write_text("image,caption,,\n0.png,one,,\n")  # columns without a name are nobody's
+        assert content_of(folder / "t.csv") == [(png(0), "one")]
 
     def test_labels_and_answers(self, folder, caplog):
         caplog.set_level(logging.INFO)
@@ -283,6 +285,8 @@ class TestBase64:
         monkeypatch.setattr(reader, "_LONGEST_ROW", 2**20)
         (example,) = read(folder / "t.jsonl")
         assert example.problem == "it has more than 200 characters"
+        (folder / "t.jsonl").write_text(json.dumps({"image": LONG, "caption": "x" * 200}))
+        assert content_of(folder / "t.jsonl") == [(png(7, size=64), "x" * 200)]
 
     def test_a_set_and_its_limits(self, folder):
         rows = [{"image": LONG, "caption": "a"}, {"image": "data:image/png;base64,bm8gaW1hZ2U=", "caption": "b"}]
